@@ -1,0 +1,53 @@
+# Two commands carry the project: `make reproduce` and `make test`. Both can be repeated at any time.
+PYTHON ?= python3
+VENV   ?= .venv
+EXTRAS ?= test
+GRID   ?= configs/miniature.yaml
+
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready-$(EXTRAS)
+
+.PHONY: help env reproduce reproduce-all test lab base lint lock clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+env: $(READY)  ## the environment in .venv (once)
+
+# The stamp is written last, so an interrupted installation is taken up again.
+$(READY): pyproject.toml requirements.lock
+	@command -v $(PYTHON) >/dev/null || { echo "mllmu-nb needs Python 3.11 or newer, but '$(PYTHON)' was not found. Name another: make env PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "mllmu-nb needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -n 1). Name another: make env PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "'$(PYTHON)' cannot make virtual environments: its module venv is missing (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c requirements.lock -e '.[$(EXTRAS)]'
+	@touch $@
+
+reproduce: env  ## the miniature at 10 %: models, scores, tables, figures
+	$(BIN)/python -m mllmu_nb sweep $(GRID)
+
+reproduce-all: env  ## the same at 5, 10 and 15 %
+	$(BIN)/python -m mllmu_nb sweep $(GRID) --ratios 5 10 15
+
+test: env  ## unit tests and every notebook
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=900
+
+lab: env  ## JupyterLab on the first notebook
+	$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb
+
+base: env  ## build the shipped base models anew (an hour or two)
+	$(BIN)/python -m mllmu_nb.build_miniature
+
+lint: env  ## style of code and notebooks
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+# torch stays out, and so does what only torch asks for: the lock must not choose a CUDA version for anyone.
+lock:  ## renew requirements.lock (needs uv)
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate --no-header --quiet \
+		| grep -vE '^(torch|torchvision|triton|nvidia-[a-z0-9-]*|cuda-[a-z0-9-]*|setuptools|sympy|mpmath|networkx)==' > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+clean:  ## remove the environment and caches, never results
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache build *.egg-info
+	find mllmu_nb tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,33 @@
+"""What every test and every notebook run by the tests shares: a throw-away output folder and few threads."""
+
+import os
+import tempfile
+
+import pytest
+
+# Set at import, before any test module or kernel starts, so that nothing is ever written into the checkout.
+_output = tempfile.TemporaryDirectory(prefix="mllmu-nb-tests-", ignore_cleanup_errors=True)
+os.environ["MLLMU_NB_OUT"] = _output.name
+
+# The miniature is too small to gain from more threads, and many threads on small matrices are slower than two.
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+if "MPLBACKEND" not in os.environ:
+    # In this process only: in the environment it would also reach the kernels and silence their inline figures.
+    import matplotlib
+
+    matplotlib.use("Agg")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what nbmake collects as `notebook`, and run notebooks after the unit tests."""
+    for item in items:
+        if getattr(item, "nbmake", False):
+            item.add_marker(pytest.mark.notebook)
+    items.sort(key=lambda item: item.get_closest_marker("notebook") is not None)
+
+
+def pytest_unconfigure():
+    _output.cleanup()

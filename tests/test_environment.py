@@ -1,0 +1,225 @@
+"""The ways into the project agree: pyproject.toml, requirements.lock, environment.yml and the Makefile."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import version as installed
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import mllmu_nb
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
+LOCK = (ROOT / "requirements.lock").read_text().splitlines()
+PYTHONS = ("3.11", "3.12", "3.13")
+
+
+def requirements() -> list[Requirement]:
+    extras = PROJECT["optional-dependencies"].values()
+    return [Requirement(line) for line in [*PROJECT["dependencies"], *(line for extra in extras for line in extra)]]
+
+
+def locked(python: str) -> dict[str, list[str]]:
+    """Versions that the lock gives to each package on Linux with this Python; a sound lock gives one."""
+    environment = {
+        "python_version": python,
+        "python_full_version": f"{python}.7",
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "platform_machine": "x86_64",
+        "os_name": "posix",
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+    }
+    versions: dict[str, list[str]] = {}
+    for line in LOCK:
+        requirement = Requirement(line)
+        if requirement.marker is None or Marker(str(requirement.marker)).evaluate(environment):
+            [pin] = requirement.specifier
+            versions.setdefault(canonicalize_name(requirement.name), []).append(pin.version)
+    return versions
+
+
+# environment.yml
+
+
+def conda_specs() -> list[str]:
+    return [spec for spec in ENVIRONMENT["dependencies"] if isinstance(spec, str)]
+
+
+@pytest.mark.parametrize("spec", conda_specs())
+def test_conda_reads_every_spec(spec):
+    rattler = pytest.importorskip("rattler", reason="py-rattler, of the extra 'test', is not installed")
+    assert rattler.MatchSpec(spec, strict=True).name is not None
+
+
+def test_the_python_of_conda_is_one_the_package_takes():
+    [spec] = [spec for spec in conda_specs() if spec.startswith("python=")]
+    assert SpecifierSet(PROJECT["requires-python"]).contains(spec.removeprefix("python="))
+
+
+def test_conda_leaves_the_packages_to_pip_with_the_lock():
+    assert conda_specs()[-1] == "pip" and len(conda_specs()) == 2
+    assert ENVIRONMENT["dependencies"][-1] == {"pip": ["-c requirements.lock", "-e .[test]"]}
+
+
+def test_pip_reads_the_lines_as_conda_hands_them_over(tmp_path):
+    """conda writes the pip section into a file and runs pip on it in the project's folder."""
+    if Version(installed("setuptools")) < Version("77"):
+        pytest.skip("needs setuptools 77 or newer in this environment")
+    checkout = copy_of_the_package(tmp_path)
+    lines = checkout / "condaenv.requirements.txt"
+    lines.write_text("\n".join(ENVIRONMENT["dependencies"][-1]["pip"]) + "\n")
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run([*pip, "-r", lines.name], cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"Would install mllmu-nb-{mllmu_nb.__version__}" in done.stdout.replace("mllmu_nb-", "mllmu-nb-")
+
+
+# requirements.lock
+
+
+def test_the_lock_is_plain_pins():
+    pin = re.compile(r"[a-z0-9-]+==[0-9][0-9a-z.]*( ; .+)?")
+    assert LOCK
+    assert [line for line in LOCK if not pin.fullmatch(line)] == []
+
+
+def test_the_lock_names_no_registry():
+    assert [line for line in LOCK if "://" in line or line.startswith("-") or "@" in line] == []
+
+
+def test_the_lock_leaves_torch_and_its_companions_to_the_machine():
+    companions = re.compile(r"(torch|torchvision|torchaudio|triton|pytorch-triton|nvidia-.*|cuda-.*)==")
+    assert [line for line in LOCK if companions.match(line)] == []
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_lock_gives_each_package_one_version(python):
+    assert {name: found for name, found in locked(python).items() if len(found) != 1} == {}
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("requirement", requirements(), ids=lambda requirement: requirement.name)
+def test_the_bounds_admit_the_locked_version(requirement, python):
+    if requirement.name == "torch":
+        return
+    [version] = locked(python)[canonicalize_name(requirement.name)]
+    assert requirement.specifier.contains(version), f"{requirement} excludes the locked {version}"
+
+
+def test_no_dependency_names_a_kind_of_torch():
+    for requirement in requirements():
+        assert "+" not in str(requirement.specifier) and requirement.url is None
+    assert [r.name for r in requirements() if r.name.startswith("torch")] == ["torch"]
+
+
+# The package
+
+
+def copy_of_the_package(folder: Path) -> Path:
+    """What a build reads, copied, so that building leaves nothing behind in the checkout."""
+    checkout = folder / "checkout"
+    shutil.copytree(ROOT / "mllmu_nb", checkout / "mllmu_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "requirements.lock", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, checkout)
+    return checkout
+
+
+def test_the_wheel_holds_all_code_and_the_shipped_models(tmp_path):
+    if Version(installed("setuptools")) < Version("77"):
+        pytest.skip("needs setuptools 77 or newer in this environment")
+    checkout = copy_of_the_package(tmp_path)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run([*pip, "-w", str(tmp_path), "."], cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if name.startswith("mllmu_nb/")}
+    package = ROOT / "mllmu_nb"
+    written = {
+        path.relative_to(ROOT).as_posix()
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert packed == written
+
+
+def test_the_citation_is_of_this_version_and_of_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == mllmu_nb.__version__
+    assert citation["license"] == PROJECT["license"]
+    [paper] = citation["references"]
+    assert paper["doi"] == "10.18653/v1/2025.naacl-long.207"
+    assert [author["family-names"] for author in paper["authors"]] == "Liu Dou Jia Tan Zeng Yuan Jiang".split()
+
+
+# The Makefile
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def make_env(tmp_path: Path, python: str) -> subprocess.CompletedProcess:
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "-s", "env", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"]
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60)
+
+
+def pretending(tmp_path: Path, preamble: str, says: str) -> str:
+    """An executable that is this Python after `preamble`, and that says `says` when asked for its version."""
+    script = tmp_path / "python"
+    script.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && echo "{says}" && exit 0\n'
+        f'exec "{sys.executable}" -c \'import sys; {preamble}; exec(sys.argv[1])\' "$2"\n'
+    )
+    script.chmod(0o755)
+    return str(script)
+
+
+def the_line(done: subprocess.CompletedProcess) -> str:
+    """The one line that is not make's own last word."""
+    assert done.returncode != 0
+    [line] = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    return line
+
+
+@needs_make
+def test_an_old_python_gets_one_clear_line(tmp_path):
+    python = pretending(tmp_path, "sys.version_info = (3, 10, 13)", "Python 3.10.13")
+    line = the_line(make_env(tmp_path, python))
+    assert line.startswith(f"mllmu-nb needs Python 3.11 or newer, but '{python}' is Python 3.10.13.")
+    assert not (tmp_path / "venv").exists()
+
+
+@needs_make
+def test_a_missing_python_gets_one_clear_line(tmp_path):
+    line = the_line(make_env(tmp_path, "no-such-python"))
+    assert line.startswith("mllmu-nb needs Python 3.11 or newer, but 'no-such-python' was not found.")
+
+
+@needs_make
+def test_a_python_without_venv_gets_one_clear_line(tmp_path):
+    python = pretending(tmp_path, 'sys.modules["ensurepip"] = None', "Python 3.13.5")
+    line = the_line(make_env(tmp_path, python))
+    assert "its module venv is missing (on Debian and Ubuntu: apt install python3-venv)" in line
+    assert not (tmp_path / "venv").exists()
+
+
+# The tests themselves
+
+
+def test_tests_write_outside_the_checkout():
+    assert not Path(os.environ["MLLMU_NB_OUT"]).resolve().is_relative_to(ROOT)
