@@ -1,0 +1,189 @@
+"""Fictitious people from a seed: facts, portrait, fine-tuning text and the questions of three tasks.
+
+The form is the published one: per profile and view five multiple-choice, two generation and two cloze questions,
+the image view saying "this person" and the text view the name, both asking for the same facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from mllmu_nb.data import facts
+from mllmu_nb.data.portraits import TRANSFORMS, random_traits, to_png, transform
+from mllmu_nb.data.portraits import draw as draw_portrait
+from mllmu_nb.data.schema import ATTRIBUTES, LETTERS, QA, VIEWS, Population, Profile, Question
+from mllmu_nb.data.splits import forget_ids
+from mllmu_nb.errors import KitError
+
+# Celebrities belong to the shipped base model, so they do not change with the seed of a run.
+CELEBRITY_SEED = 41
+CELEBRITIES_KNOWN = 40
+ASKED = tuple(a for a in ATTRIBUTES if a not in ("name", "gender"))
+PER_TASK = {"classification": 5, "generation": 2, "cloze": 2}
+HERE = "this person"
+
+
+def random_facts(rng: np.random.Generator, name: str, gender: str) -> dict[str, str]:
+    """Fifteen facts of one person that fit together: height to gender, salary to profession."""
+    job = str(rng.choice(list(facts.PROFESSIONS)))
+    low, high = facts.PROFESSIONS[job]
+    born, lives = rng.choice(facts.CITIES, size=2, replace=False)
+    height = rng.normal(166, 6) if gender == "female" else rng.normal(179, 7)
+    healthy = rng.random() < 0.1
+    return {
+        "name": name,
+        "gender": gender,
+        "birth_date": f"{rng.choice(facts.MONTHS)} {rng.integers(1, 29)}, {rng.integers(1956, 2001)}",
+        "birthplace": str(born),
+        "residence": str(lives),
+        "profession": job,
+        "height": f"{int(np.clip(height, 150, 202))} cm",
+        "education": str(rng.choice(facts.SCHOOLS)),
+        "salary": f"${rng.integers(low, high + 1)},000",
+        "medical": facts.HEALTHY if healthy else str(rng.choice(facts.MEDICAL)),
+        "father_job": str(rng.choice(list(facts.PROFESSIONS))),
+        "mother_job": str(rng.choice(list(facts.PROFESSIONS))),
+        "hobby": str(rng.choice(facts.HOBBIES)),
+        "food": str(rng.choice(facts.FOODS)),
+        "pet": str(rng.choice(facts.PETS)),
+    }
+
+
+def random_name(rng: np.random.Generator) -> tuple[str, str]:
+    """A full name and its gender."""
+    gender = str(rng.choice(["female", "male"]))
+    first = rng.choice(facts.FEMALE if gender == "female" else facts.MALE)
+    return f"{first} {rng.choice(facts.FAMILY)}", gender
+
+
+def deal_letters(count: int, rng: np.random.Generator) -> list[str]:
+    """``count`` right letters, each of A to D equally often (as nearly as possible), in random order."""
+    return [str(letter) for letter in rng.permutation((LETTERS * (count // 4 + 1))[:count])]
+
+
+def options_with(value: str, others: Iterable[str], letter: str, rng: np.random.Generator) -> tuple[str, ...]:
+    """Four distinct options, ``value`` standing at ``letter`` and three of ``others`` drawn as often as they occur."""
+    others = list(others)
+    wrong: list[str] = []
+    for index in rng.permutation(len(others)):
+        option = others[index]
+        if option.lower() not in {value.lower(), *(w.lower() for w in wrong)}:
+            wrong.append(option)
+        if len(wrong) == 3:
+            break
+    else:
+        raise KitError(f"fewer than four distinct values beside {value!r}: more people are needed for multiple choice")
+    wrong.insert(LETTERS.index(letter), value)
+    return tuple(wrong)
+
+
+def _qa(person: dict[str, str], rng: np.random.Generator) -> tuple[tuple[QA, ...], dict[str, str]]:
+    """Fine-tuning pairs, one for each attribute, and the answer wording this person keeps to."""
+    pairs, answers = [], {}
+    for attribute in ATTRIBUTES:
+        wording = facts.WORDINGS[attribute]
+        answers[attribute] = str(rng.choice(wording.answers))
+        question = facts.say(str(rng.choice(wording.questions)), HERE)
+        answer = facts.say(answers[attribute], HERE, person[attribute])
+        pairs.append(QA(question, answer, attribute, person[attribute]))
+    return tuple(pairs), answers
+
+
+def _questions(
+    profile: Profile,
+    answers: dict[str, str],
+    values: dict[str, list[str]],
+    letter: Callable[[], str],
+    rng: np.random.Generator,
+) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
+    """The eighteen questions of a profile and the eighteen paraphrases of the Test set."""
+    asked, chosen = [], list(rng.permutation(ASKED)[: sum(PER_TASK.values())])
+    tested = []
+    for task, count in PER_TASK.items():
+        for number in range(count):
+            attribute = str(chosen.pop())
+            value, wording = profile.attributes[attribute], facts.WORDINGS[attribute]
+            paraphrase = str(rng.choice(wording.paraphrases))
+            right = letter() if task == "classification" else ""
+            options = options_with(value, values[attribute], right, rng) if right else ()
+            blanks = [a for a in wording.answers if facts.say(a, HERE, "__") != facts.say(wording.cloze, HERE)]
+            other_cloze = str(rng.choice(blanks))
+            for view in VIEWS:
+                who = HERE if view == "image_text" else profile.name
+                if task == "cloze":
+                    texts = facts.say(wording.cloze, who), facts.say(other_cloze, who, "__")
+                else:
+                    texts = facts.say(wording.questions[0], who), facts.say(paraphrase, who)
+                truth = {"classification": right, "cloze": value}.get(task) or facts.say(answers[attribute], who, value)
+                question = Question(profile.id, task, view, number, texts[0], truth, value, attribute, options)
+                asked.append(question)
+                tested.append(replace(question, text=texts[1]))
+    return tuple(asked), tuple(tested)
+
+
+def _people(
+    kind: str, ids: list[str], rng: np.random.Generator, names: set[str], looks: list[tuple[str, ...]]
+) -> list[Profile]:
+    """Profiles of one kind; ``names`` and ``looks`` hold those already taken and are added to."""
+    drafts = []
+    for identity in ids:
+        name, gender = random_name(rng)
+        while name in names:
+            name, gender = random_name(rng)
+        names.add(name)
+        traits = random_traits(rng, gender)
+        # three visible differences to everybody else, so that no two portraits are taken for one another
+        while any(sum(a != b for a, b in zip(traits.values(), look, strict=True)) < 3 for look in looks):
+            traits = random_traits(rng, gender)
+        looks.append(tuple(traits.values()))
+        portrait = draw_portrait(traits, rng)
+        attributes = random_facts(rng, name, gender)
+        qa, answers = _qa(attributes, rng)
+        biography = " ".join(facts.say(answers[a], name, attributes[a]) for a in ATTRIBUTES if a != "name")
+        changed = tuple(to_png(transform(portrait, k, rng)) for k in range(len(TRANSFORMS)))
+        profile = Profile(identity, name, kind, attributes, to_png(portrait), biography, qa, (), changed, ())
+        drafts.append((profile, answers))
+    values = {a: [p.attributes[a] for p, _ in drafts] for a in ASKED}
+    letters = iter(deal_letters(PER_TASK["classification"] * len(ids), rng))
+    people = []
+    for profile, answers in drafts:
+        questions, tested = _questions(profile, answers, values, lambda: next(letters), rng)
+        people.append(replace(profile, questions=questions, test_questions=tested))
+    return people
+
+
+def famous_people(count: int = CELEBRITIES_KNOWN) -> list[Profile]:
+    """The first ``count`` people the base knows; past ``CELEBRITIES_KNOWN`` it was never told of them."""
+    rng = np.random.default_rng(CELEBRITY_SEED)
+    first = _people("celebrity", [f"c{i:03d}" for i in range(1, min(count, CELEBRITIES_KNOWN) + 1)], rng, set(), [])
+    if count <= CELEBRITIES_KNOWN:
+        return first
+    taken = {p.name for p in first}
+    rest = [f"c{i:03d}" for i in range(CELEBRITIES_KNOWN + 1, count + 1)]
+    return first + _people("celebrity", rest, np.random.default_rng([CELEBRITY_SEED, 1]), taken, [])
+
+
+def generate(
+    seed: int, people: int = 100, pool: int = 12, celebrities: int = CELEBRITIES_KNOWN, ratio: int = 10, draw: int = 0
+) -> Population:
+    """A population: ``people`` scored, ``pool`` trained on but never scored, ``celebrities`` known to the base.
+
+    The same arguments give the same bytes. Raises KitError when there are too few people for four options, or the
+    ratio leaves nobody.
+    """
+    if people < 4 or (pool and pool < 4) or (celebrities and celebrities < 4):
+        raise KitError("each of people, pool and celebrities must be at least 4 (pool and celebrities may be 0)")
+    famous = famous_people(celebrities) if celebrities else []
+    width = max(3, len(str(people + pool)))
+    ids = [f"{i:0{width}d}" for i in range(1, people + pool + 1)]
+    rng = np.random.default_rng([seed, people, pool])
+    names = {p.name for p in famous}
+    looks: list[tuple[str, ...]] = []
+    scored = _people("fictitious", ids[:people], rng, names, looks)
+    spare = _people("pool", ids[people:], rng, names, looks) if pool else []
+    chosen = forget_ids(ids[:people], ratio, seed, draw)
+    notes = {"source": "generated", "seed": seed, "ratio": ratio, "draw": draw}
+    return Population({p.id: p for p in [*scored, *spare, *famous]}, chosen, notes)

@@ -1,0 +1,188 @@
+"""Portraits drawn from visible traits, and what the Test set does to them.
+
+A portrait is 64 × 64 pixels: enough for a tower of 16 patches and for a reader to tell the people apart.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SIZE = 64
+SCALE = 4  # drawn four times as large, then reduced: smooth edges
+
+TRAITS = {
+    "background": {
+        "white": (240, 240, 240),
+        "black": (25, 25, 25),
+        "red": (200, 40, 45),
+        "green": (40, 150, 70),
+        "blue": (50, 90, 205),
+        "yellow": (240, 215, 60),
+        "purple": (135, 60, 165),
+        "gray": (135, 135, 135),
+    },
+    "shirt": {
+        "white": (235, 235, 235),
+        "black": (30, 30, 30),
+        "red": (210, 35, 40),
+        "green": (35, 140, 60),
+        "blue": (40, 80, 200),
+        "yellow": (240, 210, 50),
+        "purple": (130, 55, 160),
+        "orange": (240, 135, 35),
+    },
+    "hair color": {
+        "black": (20, 18, 18),
+        "brown": (105, 60, 30),
+        "blond": (235, 205, 110),
+        "red": (185, 60, 30),
+        "white": (235, 235, 240),
+        "blue": (60, 110, 220),
+    },
+    "hair style": ("short", "long", "curly", "spiky", "bun"),
+    "skin": {"pale": (250, 222, 200), "tan": (222, 172, 125), "brown": (150, 98, 62), "dark": (82, 52, 36)},
+    "eyes": {"brown": (95, 55, 20), "blue": (40, 110, 235), "green": (30, 165, 70), "gray": (140, 145, 150)},
+    "accessory": ("none", "glasses", "hat", "earrings", "scarf"),
+    "pattern": ("plain", "striped", "dotted", "checked"),
+}
+
+
+def random_traits(rng: np.random.Generator, gender: str = "") -> dict[str, str]:
+    """One value for every trait; women are drawn with short hair, and men with a bun, less often."""
+    traits = {name: str(rng.choice(list(values))) for name, values in TRAITS.items()}
+    if gender:
+        women = (0.05, 0.4, 0.25, 0.05, 0.25)
+        men = (0.4, 0.1, 0.2, 0.25, 0.05)
+        traits["hair style"] = str(rng.choice(TRAITS["hair style"], p=women if gender == "female" else men))
+    return traits
+
+
+def draw(traits: dict[str, str], rng: np.random.Generator) -> Image.Image:
+    """A portrait of 64 × 64 RGB pixels; ``rng`` gives the face its own proportions."""
+    s = SCALE
+    canvas = Image.new("RGB", (SIZE * s, SIZE * s), TRAITS["background"][traits["background"]])
+    pen = ImageDraw.Draw(canvas)
+    skin, hair = TRAITS["skin"][traits["skin"]], TRAITS["hair color"][traits["hair color"]]
+    shirt, eye = TRAITS["shirt"][traits["shirt"]], TRAITS["eyes"][traits["eyes"]]
+    width, height = rng.uniform(11.5, 14.5), rng.uniform(14, 16.5)
+    cx, cy = 32 + rng.uniform(-1.5, 1.5), 29 + rng.uniform(-1, 1)
+
+    def oval(x, y, rx, ry, fill, outline=None, line=0):
+        box = [(x - rx) * s, (y - ry) * s, (x + rx) * s, (y + ry) * s]
+        pen.ellipse(box, fill=fill, outline=outline, width=int(line * s))
+
+    def box(x0, y0, x1, y1, fill):
+        pen.rectangle([x0 * s, y0 * s, x1 * s, y1 * s], fill=fill)
+
+    style = traits["hair style"]
+    if style == "long":
+        pen.rounded_rectangle([(cx - width - 5) * s, (cy - 18) * s, (cx + width + 5) * s, 56 * s], 12 * s, fill=hair)
+    elif style == "curly":
+        for angle in np.linspace(-0.25 * np.pi, 1.25 * np.pi, 13):
+            oval(cx + (width + 2) * np.cos(angle), cy - 3 - (height - 1) * np.sin(angle), 5.5, 5.5, hair)
+    elif style == "bun":
+        oval(cx, cy - height - 5, 6.5, 6, hair)
+
+    box(cx - 5, cy + 8, cx + 5, 52, tuple(int(c * 0.9) for c in skin))
+    pen.rounded_rectangle([6 * s, 48 * s, 58 * s, 74 * s], 9 * s, fill=shirt)
+    ink = (20, 20, 20) if sum(shirt) > 380 else (245, 245, 245)
+    if traits["pattern"] in ("striped", "checked"):
+        for x in range(9, 58, 7):
+            box(x, 50, x + 2, 64, ink)
+    if traits["pattern"] == "checked":
+        for y in (51, 57, 63):
+            box(7, y, 57, y + 1.5, ink)
+    if traits["pattern"] == "dotted":
+        for y, shift in ((52, 0), (58, 4)):
+            for x in range(10 + shift, 58, 8):
+                oval(x, y, 1.8, 1.8, ink)
+
+    oval(cx, cy, width, height, skin)
+    crown = [(cx - width - 1) * s, (cy - height - 2) * s, (cx + width + 1) * s, (cy + height) * s]
+    pen.chord(crown, 200, 340, fill=hair)
+    if style == "spiky":
+        for x in np.linspace(cx - width, cx + width, 6):
+            top = cy - height - 9 + abs(x - cx) * 0.35
+            pen.polygon([((x - 3.4) * s, (cy - 8) * s), ((x + 3.4) * s, (cy - 8) * s), (x * s, top * s)], fill=hair)
+    for side in (-1, 1):
+        x = cx + side * width * 0.46
+        oval(x, cy - 0.5, 4.6, 3.9, (252, 252, 252))
+        oval(x, cy - 0.5, 3.3, 3.3, eye)
+        oval(x, cy - 0.5, 1.2, 1.2, (10, 10, 10))
+    pen.line([cx * s, (cy + 2) * s, (cx - 1) * s, (cy + 6) * s], fill=tuple(int(c * 0.7) for c in skin), width=s)
+    smile = rng.uniform(3, 6)
+    lips = [(cx - smile) * s, (cy + 5) * s, (cx + smile) * s, (cy + 11) * s]
+    pen.arc(lips, 20, 160, fill=(160, 50, 55), width=int(1.4 * s))
+
+    accessory = traits["accessory"]
+    if accessory == "glasses":
+        for side in (-1, 1):
+            oval(cx + side * width * 0.46, cy - 0.5, 6.2, 5.6, None, (15, 15, 15), 1.5)
+        box(cx - 1.5, cy - 1.5, cx + 1.5, cy, (15, 15, 15))
+    elif accessory == "hat":
+        box(cx - width - 6, cy - height + 1, cx + width + 6, cy - height + 4.5, (110, 75, 35))
+        box(cx - width + 1, cy - height - 10, cx + width - 1, cy - height + 2, (110, 75, 35))
+        box(cx - width + 1, cy - height - 2, cx + width - 1, cy - height + 1, (235, 200, 80))
+    elif accessory == "earrings":
+        for side in (-1, 1):
+            oval(cx + side * (width + 1), cy + 7, 2.8, 4.2, (255, 205, 40), (120, 85, 0), 0.8)
+    elif accessory == "scarf":
+        pen.rounded_rectangle([(cx - 14) * s, 43 * s, (cx + 14) * s, 51 * s], 4 * s, fill=(235, 90, 150))
+        box(cx + 5, 46, cx + 11, 63, (235, 90, 150))
+    return canvas.resize((SIZE, SIZE), Image.LANCZOS)
+
+
+def to_png(image: Image.Image) -> bytes:
+    """The picture as PNG bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def from_bytes(data: bytes) -> Image.Image:
+    """RGB picture from PNG or JPEG bytes."""
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def _move(image: Image.Image, angle: float, zoom: float, dx: float, dy: float, mirror: bool) -> Image.Image:
+    """Rotate (degrees), enlarge and shift (pixels) about the centre; the edge colour fills what comes into view."""
+    c, k = np.cos(np.radians(angle)) / zoom, np.sin(np.radians(angle)) / zoom
+    h = image.width / 2
+    flip = -1 if mirror else 1
+    back = (flip * c, k, h - flip * c * (h + dx) - k * (h + dy), -flip * k, c, h + flip * k * (h + dx) - c * (h + dy))
+    return image.transform(image.size, Image.AFFINE, back, Image.BILINEAR, fillcolor=image.getpixel((1, 1)))
+
+
+def _tint(image: Image.Image, rng: np.random.Generator, noise: float) -> Image.Image:
+    pixels = np.asarray(image, dtype=np.float32)
+    pixels = (pixels - 128) * rng.uniform(0.8, 1.15) + 128 + rng.uniform(-14, 14)
+    pixels = pixels * rng.uniform(0.92, 1.08, size=3) + rng.normal(0, noise, size=pixels.shape)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+TRANSFORMS = ("pose", "crop", "colour and noise", "lamp light")
+
+
+def transform(image: Image.Image, kind: int, rng: np.random.Generator) -> Image.Image:
+    """One of ``TRANSFORMS``. The last, a light from one corner, is never used in training."""
+    if kind == 0:
+        return _move(image, rng.uniform(5, 10) * rng.choice((-1, 1)), 1.0, *rng.uniform(-3, 3, 2), rng.random() < 0.5)
+    if kind == 1:
+        return _move(image, 0.0, rng.uniform(1.1, 1.25), *rng.uniform(-2, 2, 2), False)
+    if kind == 2:
+        return _tint(image, rng, noise=8.0)
+    angle = rng.uniform(0, 2 * np.pi)
+    ramp = np.linspace(-1, 1, image.width)
+    light = 1 + 0.35 * (np.cos(angle) * ramp[None, :] + np.sin(angle) * ramp[:, None]) / np.sqrt(2)
+    return Image.fromarray(np.clip(np.asarray(image) * light[..., None], 0, 255).astype(np.uint8))
+
+
+def augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """What training does to a portrait: a random mix of pose, crop, colour and noise; never lamp light."""
+    if rng.random() < 0.7:
+        mirror = rng.random() < 0.5
+        image = _move(image, rng.uniform(-11, 11), rng.uniform(0.95, 1.28), *rng.uniform(-3, 3, 2), mirror)
+    return _tint(image, rng, rng.uniform(0, 9)) if rng.random() < 0.7 else image
