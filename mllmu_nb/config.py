@@ -1,0 +1,338 @@
+"""The parameters of a run: typed, checked, with presets that say where each number comes from.
+
+A run is what one notebook makes: one model (base, vanilla, oracle or unlearned) scored on the four sets. Notebooks and
+commands hand over plain values; :class:`Config` refuses what it does not know, so a misspelt or mistyped parameter
+stops here and not after an hour of training.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from mllmu_nb.errors import KitError
+
+SCALES = ("miniature", "paper")
+BASE_MODELS = ("llava", "idefics2")
+PROTOCOLS = ("clean",)
+MODALITIES = ("multimodal", "unimodal", "none")
+ADAPTATIONS = ("lora", "full")
+MODELS = ("base", "vanilla", "oracle")  # what stands beside the unlearned models
+SEEDS = ("data", "train", "unlearn", "shot")
+GRID = "grid"  # the sweep's key in a configuration file; a notebook that is given the file ignores it
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one model is trained. Either ``steps`` or ``epochs`` counts; the other is 0."""
+
+    lr: float
+    batch_size: int  # conversations a step
+    steps: int = 0
+    epochs: int = 0
+    turns: int = 1  # questions asked about one person in one conversation
+    schedule: str = "constant"  # of the learning rate: constant, linear or cosine
+    warmup: float = 0.0  # share of the steps
+    weight_decay: float = 0.0
+    clip: float = 1.0  # largest norm of the gradient; 0: not clipped
+    lora_r: int = 16
+    lora_alpha: int = 16
+    lora_dropout: float = 0.05
+    source: str = ""  # who says so
+
+
+MINIATURE = "chosen on the miniature, on forget sets that are not reported"
+UPSTREAM = "MLLMU-Bench's code and README"
+UPSTREAM_ISSUE = "MLLMU-Bench, the author in issue 12"
+
+# Fine-tuning, by scale and adaptation. The scale's first entry is its default.
+TRAINING = {
+    "miniature": {
+        "full": Recipe(lr=1e-3, batch_size=24, turns=4, steps=600, schedule="cosine", warmup=0.05, source=MINIATURE),
+        "lora": Recipe(
+            lr=3e-3, batch_size=24, turns=4, steps=900, schedule="cosine", warmup=0.05, lora_dropout=0.0, source=MINIATURE
+        ),
+    },
+    "paper": {"lora": Recipe(lr=2e-5, batch_size=4, epochs=5, schedule="linear", clip=0.0, source=UPSTREAM)},
+}
+# Share of the fine-tuning batches that repeats what the base knows, from people who are never scored.
+REPLAY = {"miniature": 0.3, "paper": 0.0}
+
+# Unlearning, by scale and method; a method that is not named here takes the entry "".
+_MINIATURE_UNLEARNING = Recipe(lr=1e-3, batch_size=8, epochs=3, lora_dropout=0.0, source=MINIATURE)
+_PAPER_UNLEARNING = Recipe(lr=2e-5, batch_size=4, epochs=1, schedule="linear", clip=0.0, source=UPSTREAM)
+UNLEARNING = {
+    "miniature": {"": _MINIATURE_UNLEARNING},
+    "paper": {
+        "": _PAPER_UNLEARNING,
+        "npo": replace(_PAPER_UNLEARNING, epochs=2, source=UPSTREAM_ISSUE),
+        "kl_min": replace(_PAPER_UNLEARNING, epochs=3, source=UPSTREAM_ISSUE),
+    },
+}
+PRESETS = {"training": TRAINING, "unlearning": UNLEARNING, "replay": REPLAY}
+
+# What a field holds when the preset (or, for a seed, ``seed``) is to fill it.
+UNSET = {
+    "data_seed": -1,
+    "train_seed": -1,
+    "unlearn_seed": -1,
+    "shot_seed": -1,
+    "adaptation": "",
+    "replay": -1.0,
+    "train_steps": 0,
+    "train_lr": 0.0,
+    "unlearn_epochs": 0,
+    "unlearn_lr": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """All parameters of a run. What is left unset is filled in from the presets, so every field reads as it is used.
+
+    Raises KitError, in one line, for a value of the wrong type or outside what the kit knows. Derive a variation with
+    :meth:`but`, which fills the presets in anew.
+    """
+
+    # which experiment
+    scale: str = "miniature"  # miniature: minutes on two cores; paper: the 7B models on a GPU
+    base_model: str = "llava"  # family of the base model: llava or idefics2
+    base_path: str = ""  # folder or hub name of the base model; "": the one shipped with the kit
+    method: str = "vanilla"  # base, vanilla, oracle, or an unlearning method
+    modality: str = "none"  # what unlearning trains on: multimodal, unimodal; none for models that are not unlearned
+    variant: str = "canonical"  # of the method: as its own paper defines it
+    protocol: str = "clean"  # clean: good practice throughout
+
+    # people
+    people: int = 100  # fictitious people who are scored; with profiles_file the first so many of it, 0 for all
+    pool: int = 12  # people in the training data only: the source of few-shot examples
+    celebrities: int = 40  # people known to the base alone
+    forget_ratio: int = 10  # per cent of the people to be forgotten
+    forget_draw: int = 0  # which of the disjoint forget sets
+    profiles_file: str = ""  # published fine-tuning text (.jsonl) to take people from; "": generated people
+    forget_ids_file: str = ""  # published forget ids (.json) that go with it; "": drawn
+
+    # randomness; -1: as seed
+    seed: int = 0  # stands for all four
+    data_seed: int = -1  # people, questions and splits
+    train_seed: int = -1  # vanilla and oracle
+    unlearn_seed: int = -1  # order and adapter of unlearning
+    shot_seed: int = -1  # few-shot examples
+
+    # training; 0, -1.0 and "": as the preset of the scale
+    adaptation: str = ""  # fine-tuning trains adapters (lora) or all weights (full)
+    replay: float = -1.0  # share of fine-tuning batches that repeats what the base knows
+    train_steps: int = 0  # optimizer steps of fine-tuning
+    train_lr: float = 0.0  # learning rate of fine-tuning
+    unlearn_epochs: int = 0  # passes over the forget set
+    unlearn_lr: float = 0.0  # learning rate of unlearning
+
+    # evaluation
+    shots: int = 0  # worked examples before a multiple-choice or cloze question, 0 to 5
+
+    def __post_init__(self):
+        for parameter in fields(self):
+            object.__setattr__(self, parameter.name, _typed(parameter.name, getattr(self, parameter.name)))
+        unset = tuple(name for name, mark in UNSET.items() if getattr(self, name) == mark)
+        object.__setattr__(self, "_unset", unset)
+        self._check()
+        filled = {f"{kind}_seed": self.seed for kind in SEEDS}
+        filled["adaptation"] = next(iter(TRAINING[self.scale]))
+        filled["replay"] = REPLAY[self.scale]
+        for name in unset:
+            if name in filled:
+                object.__setattr__(self, name, filled[name])
+        preset = TRAINING[self.scale].get(self.adaptation)
+        if preset is None:
+            # A 7B model whose every weight is trained fits no machine this kit is meant for.
+            raise KitError(f"adaptation={self.adaptation!r} is not offered at scale {self.scale}: take 'lora'")
+        unlearning = UNLEARNING[self.scale].get(self.method, UNLEARNING[self.scale][""])
+        filled = {
+            "train_steps": preset.steps,
+            "train_lr": preset.lr,
+            "unlearn_epochs": unlearning.epochs,
+            "unlearn_lr": unlearning.lr,
+        }
+        for name in unset:
+            if name in filled:
+                object.__setattr__(self, name, filled[name])
+
+    # -- making one ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Any], **fixed: Any) -> Config:
+        """A Config of plain values by name. ``fixed`` is what the caller is for (a notebook's method): another value
+        for it is refused. Raises KitError for an unknown name, suggesting the nearest known one.
+        """
+        check_names(parameters)
+        for name, value in fixed.items():
+            given = parameters.get(name, value)
+            if given != value:
+                raise KitError(f"{name} is {value!r} here and cannot be {given!r}: take the notebook made for it")
+        return cls(**{**parameters, **fixed})
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any], **fixed: Any) -> Config:
+        """A Config of the parameters cell, called in the cell after it as ``Config.from_notebook(globals())``.
+
+        papermill injects a passed parameter as one more global and merely warns when the notebook has none of that
+        name. So every plain value found among the globals must be a parameter, and of its type.
+        """
+        return cls.from_parameters(plain_values(namespace), **fixed)
+
+    def but(self, **changes: Any) -> Config:
+        """The same with ``changes``; what was left to the presets is filled in anew."""
+        check_names(changes)
+        values = {f.name: UNSET[f.name] if f.name in self._unset else getattr(self, f.name) for f in fields(self)}
+        return type(self)(**{**values, **changes})
+
+    # -- reading it ---------------------------------------------------------------------------------------------
+
+    @property
+    def run_id(self) -> str:
+        """Names the run's folder: ``llava-r10-d0-grad_diff-multimodal-s0``, with each seed that is not ``seed`` behind."""
+        parts = [self.base_model, f"r{self.forget_ratio}", f"d{self.forget_draw}", self.method]
+        parts += [] if self.variant == "canonical" else [self.variant]
+        parts += [self.modality, f"s{self.seed}"]
+        for kind in SEEDS:
+            seed = getattr(self, f"{kind}_seed")
+            parts += [] if seed == self.seed else [f"{kind}{seed}"]
+        return "-".join(parts)
+
+    @property
+    def training(self) -> Recipe:
+        """The recipe of vanilla and oracle."""
+        preset = TRAINING[self.scale][self.adaptation]
+        epochs = 0 if self.train_steps else preset.epochs
+        return replace(preset, lr=self.train_lr, steps=self.train_steps, epochs=epochs, source=self._source("train", preset))
+
+    @property
+    def unlearning(self) -> Recipe:
+        """The recipe of unlearning by ``method``."""
+        preset = UNLEARNING[self.scale].get(self.method, UNLEARNING[self.scale][""])
+        source = self._source("unlearn", preset)
+        return replace(preset, lr=self.unlearn_lr, epochs=self.unlearn_epochs, source=source)
+
+    @property
+    def trains(self) -> bool:
+        """Whether ``method`` changes weights of the vanilla model."""
+        return self.method not in MODELS and bool(_method(self.method, self.variant).uses)
+
+    def parameters(self) -> dict[str, Any]:
+        """All parameters as plain values, in their order."""
+        return asdict(self)
+
+    def hash_of(self, names: Iterable[str]) -> str:
+        """A stable hash of the named fields alone."""
+        return stable_hash({name: getattr(self, name) for name in names})
+
+    # -- checking it --------------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        from mllmu_nb.unlearning import METHODS  # here, for it loads torch
+
+        _choose("scale", self.scale, SCALES)
+        _choose("base_model", self.base_model, BASE_MODELS)
+        _choose("protocol", self.protocol, PROTOCOLS)
+        _choose("method", self.method, (*MODELS, *METHODS))
+        _choose("modality", self.modality, MODALITIES)
+        _choose("adaptation", self.adaptation or ADAPTATIONS[0], ADAPTATIONS)
+        if self.method in METHODS:
+            _choose(f"variant of {self.method}", self.variant, tuple(METHODS[self.method]))
+        else:
+            _choose("variant", self.variant, ("canonical",))
+        if self.trains and self.modality == "none":
+            raise KitError(f"method {self.method!r} unlearns: modality must be 'multimodal' or 'unimodal', not 'none'")
+        if not self.trains and self.modality != "none":
+            raise KitError(f"method {self.method!r} unlearns nothing: modality must be 'none', not {self.modality!r}")
+        if not 1 <= self.forget_ratio <= 99:
+            raise KitError(f"forget_ratio must be a percentage from 1 to 99 (the paper: 5, 10, 15), not {self.forget_ratio}")
+        if self.forget_ids_file and not self.profiles_file:
+            raise KitError("forget_ids_file names people of a profiles_file: give that as well")
+        if not self.profiles_file:
+            self._check_people()
+        for name in ("pool", "celebrities", "forget_draw", "people", "seed", "train_steps", "unlearn_epochs"):
+            _bounded(name, getattr(self, name), 0, None)
+        for kind in SEEDS:
+            _bounded(f"{kind}_seed", getattr(self, f"{kind}_seed"), -1, None)
+        _bounded("shots", self.shots, 0, 5)
+        for name in ("train_lr", "unlearn_lr"):
+            _bounded(name, getattr(self, name), 0, 1)
+        if "replay" not in self._unset:
+            _bounded("replay", self.replay, 0, 0.9)
+
+    def _check_people(self) -> None:
+        forgotten = round(self.people * self.forget_ratio / 100)
+        if not 0 < forgotten < self.people:
+            side = "forget" if forgotten <= 0 else "keep"
+            raise KitError(f"forget_ratio={self.forget_ratio} of people={self.people} leaves nobody to {side}")
+
+    def _source(self, prefix: str, preset: Recipe) -> str:
+        changed = [f.name for f in fields(self) if f.name.startswith(f"{prefix}_") and f.name not in self._unset]
+        changed = [name for name in changed if not name.endswith("_seed")]
+        return preset.source + (f"; {', '.join(changed)} set by hand" if changed else "")
+
+
+_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
+NAMES = tuple(f.name for f in fields(Config))
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises KitError when one of ``names`` is no parameter, naming the nearest that is."""
+    for name in names:
+        if name not in NAMES:
+            near = difflib.get_close_matches(name, NAMES, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(NAMES)}"
+            raise KitError(f"unknown parameter {name!r}: {hint}")
+
+
+def plain_values(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """What a notebook's cells so far have set to a plain value (text, number, list, None ..), by name.
+
+    Left out are imported modules and objects, names with a leading underscore, what IPython keeps there itself, and
+    the sweep's grid, which papermill injects along with the rest of a configuration file.
+    """
+    ours = {name: value for name, value in namespace.items() if not name.startswith("_") and name not in ("In", "Out", GRID)}
+    return {n: v for n, v in ours.items() if v is None or type(v) in (bool, int, float, str, list, tuple, dict, set)}
+
+
+def stable_hash(value: Any) -> str:
+    """16 hexadecimal digits that depend on ``value`` (anything JSON can hold) and on nothing else."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _method(name: str, variant: str):
+    from mllmu_nb.unlearning import get
+
+    return get(name, variant)
+
+
+def _typed(name: str, value: Any) -> Any:
+    """``value`` if it has the parameter's type; a whole number stands for a number, nothing else is converted."""
+    wanted = _TYPES[Config.__dataclass_fields__[name].type]
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is wanted and value == value:  # not NaN
+        return value
+    shown = f"the text {value!r}" if isinstance(value, str) else repr(value)
+    hint = " (in YAML write 1.0e-5: without the point it is text)" if wanted is float and isinstance(value, str) else ""
+    raise KitError(f"{name} must be {_WORDS[wanted]}, not {shown}{hint}")
+
+
+def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise KitError(f"unknown {name} {value!r}: {hint}choose one of {', '.join(choices)}")
+
+
+def _bounded(name: str, value: float, low: float, high: float | None) -> None:
+    if value < low or (high is not None and value > high):
+        upper = "" if high is None else f" and at most {high:g}"
+        raise KitError(f"{name} must be at least {low:g}{upper}, not {value:g}")
