@@ -31,7 +31,7 @@ MEASURES = (
 )
 TABLES = ("table1_data", "table2_main", "table2_by_view", "table2_differences", "cost")
 FEWEST_FIGURES = 5
-SMALLEST_TRUTH = 1e-9  # rounding of a mean that is written to a file and read back
+ROUNDING = 1e-9  # of a mean that is written to a file and read back
 
 
 def expected_models(grid: dict) -> set[tuple[str, str, int]]:
@@ -60,10 +60,9 @@ def check_scores(scores: pd.DataFrame, items: pd.DataFrame, models: set[tuple[st
             for task, scoring, metric, column, bounds in MEASURES:
                 for view in ("image_text", "text", "both"):
                     name = f"{method} {modality} {ratio} % {set_name} {task} {scoring} {metric} {view}"
-                    cell = mine.query(
-                        "set == @set_name and task == @task and scoring == @scoring and metric == @metric and view == @view"
-                    )
-                    asked = answers.query("set == @set_name and task == @task and scoring == @scoring")
+                    which = "set == @set_name and task == @task and scoring == @scoring"
+                    cell = mine.query(f"{which} and metric == @metric and view == @view")
+                    asked = answers.query(which)
                     asked = asked if view == "both" else asked[asked["view"] == view]
                     wrong += check_cell(name, cell, asked[column], bounds)
     return wrong
@@ -75,9 +74,9 @@ def check_cell(name: str, cell: pd.DataFrame, answers: pd.Series, bounds: tuple[
     row, (least, most) = cell.iloc[0], bounds
     if not least <= row["low"] <= row["value"] <= row["high"] <= most:
         return [f"{name}: {row['low']} ≤ {row['value']} ≤ {row['high']} does not hold within {least} to {most}"]
-    if not row["low"] < row["high"]:
-        return [f"{name}: the interval has no width"]
-    if row["n_items"] != len(answers) or abs(row["value"] - answers.mean()) > SMALLEST_TRUTH:
+    if row["metric"] == "accuracy" and row["value"] in (0, 1) and row["low"] == row["high"]:
+        return [f"{name}: all answers alike, but that is no certainty and the interval has no width"]
+    if row["n_items"] != len(answers) or abs(row["value"] - answers.mean()) > ROUNDING:
         return [f"{name}: {row['value']} of {row['n_items']}, but {answers.mean()} of {len(answers)} in the items"]
     return []
 
@@ -120,10 +119,11 @@ def check(grid: dict, folder: Path) -> list[str]:
     scale = grid.get("scale", "miniature")
     results = folder / "results" / scale
     runs = sorted(path.parent for path in results.glob("runs/*/items.parquet"))
-    if not runs or not (results / "scores.csv").is_file():
-        return [
-            f"results/{scale} holds {len(runs)} runs and {'a' if (results / 'scores.csv').is_file() else 'no'} scores.csv"
-        ]
+    missing = [
+        name for name, there in (("runs", runs), ("scores.csv", (results / "scores.csv").is_file())) if not there
+    ]
+    if missing:
+        return [f"results/{scale} has no {' and no '.join(missing)}"]
     items = pd.concat([pd.read_parquet(run / "items.parquet") for run in runs], ignore_index=True)
     # an empty cell of `scoring` means that there is only one way to score; an empty number is a missing one
     scores = pd.read_csv(results / "scores.csv").fillna({"scoring": "", "variant": ""})
