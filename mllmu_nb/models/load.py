@@ -1,0 +1,193 @@
+"""Base models in, adapters and fine-tuned weights in and out: safetensors only, every key accounted for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from mllmu_nb.errors import KitError
+
+HUB = {"llava": "llava-hf/llava-1.5-7b-hf", "idefics2": "HuggingFaceM4/idefics2-8b"}
+ASSETS = Path(__file__).parent.parent / "assets"
+SHIPPED = ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "recipe.json")
+
+# The language model is `language_model` in LLaVA and `text_model` in Idefics2. Full paths, since the vision tower's
+# attention has projections of the same names.
+LANGUAGE_LINEARS = r"model\.(language_model|text_model)\.layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj"
+
+
+def load_base(config) -> tuple[nn.Module, object]:
+    """The base model of a run and its processor, as (model, processor), the model in evaluation mode.
+
+    ``config`` has ``scale``, ``base_model`` and ``base_path``. The miniature is read from ``base_path`` or the folder
+    the package ships, checked against the hash in its recipe; any other scale from ``base_path`` or the hub. float32,
+    but bfloat16 for larger models on a GPU.
+    Raises KitError when a file is missing, altered or does not fit the architecture.
+    """
+    if config.base_model not in HUB:
+        raise KitError(f"unknown base model {config.base_model!r}: choose one of {', '.join(HUB)}")
+    miniature = config.scale == "miniature"
+    if miniature:
+        source = Path(config.base_path or ASSETS / f"{config.base_model}-miniature")
+        verify_shipped(source)
+    else:
+        source = config.base_path or HUB[config.base_model]
+    # Under `accelerate launch` every process has a GPU of its own.
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
+    small = miniature or device == "cpu"
+    try:
+        # PIL, since torchvision's resizing gives other pixels; eager, since it is faster at the smallest size.
+        processor = AutoProcessor.from_pretrained(source, backend="pil", local_files_only=miniature)
+        model, keys = AutoModelForImageTextToText.from_pretrained(
+            source,
+            dtype=torch.float32 if small else torch.bfloat16,
+            attn_implementation="eager" if miniature else "sdpa",
+            use_safetensors=True,
+            local_files_only=miniature,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise KitError(f"the base model {source} cannot be loaded: {str(error).splitlines()[0]}") from error
+    wrong = {kind: sorted(map(str, found)) for kind, found in keys.items() if found}
+    for kind, found in wrong.items():
+        raise KitError(f"the base model {source} does not fit its architecture: {kind.replace('_', ' ')} {_few(found)}")
+    if config.base_model == "idefics2":
+        processor.image_processor.do_image_splitting = False
+    return model.to(device).eval(), processor
+
+
+def verify_shipped(folder: Path) -> None:
+    """Raise KitError unless ``folder`` holds a whole miniature whose weights have the hash its recipe states."""
+    missing = [name for name in SHIPPED if not (folder / name).is_file()]
+    if missing:
+        raise KitError(f"the base model in {folder} lacks {', '.join(missing)}: run `make base` to rebuild it")
+    try:
+        stated = json.loads((folder / "recipe.json").read_text())["sha256"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise KitError(f"{folder / 'recipe.json'} states no sha256: run `make base` to rebuild it") from error
+    if hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() != stated:
+        raise KitError(
+            f"{folder / 'model.safetensors'} does not have the hash in recipe.json: run `make base` to rebuild it"
+        )
+
+
+def language_targets(model: nn.Module) -> list[str]:
+    """Full paths of the language model's attention and MLP projections, which adapters are attached to."""
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and re.fullmatch(LANGUAGE_LINEARS, name)
+    ]
+    if not found:
+        raise KitError("no language model was found in this model: its modules have other names than those known here")
+    return found
+
+
+def attach_lora(model: nn.Module, r: int = 16, alpha: int = 16, dropout: float = 0.05, seed: int = 0) -> PeftModel:
+    """Freeze ``model``, put a fresh adapter on its language model: A uniform (Kaiming), B zero, so nothing changes yet.
+
+    Raises KitError when anything but the adapters of :func:`language_targets` would train.
+    """
+    torch.manual_seed(seed)
+    settings = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=LANGUAGE_LINEARS)
+    return _attach(model, settings)
+
+
+def _attach(model: nn.Module, settings: LoraConfig) -> PeftModel:
+    expected = set(language_targets(model))
+    adapted = get_peft_model(model, settings)
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    reached = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in trained}
+    if reached != expected:
+        raise KitError(f"the adapter is not on the language model alone: see {_few(sorted(reached ^ expected))}")
+    return adapted.eval()  # peft leaves the new dropout layers switched on
+
+
+def merge(model: PeftModel) -> nn.Module:
+    """The plain model with the adapter's change added to its weights."""
+    return model.merge_and_unload()
+
+
+def count_trainable(model: nn.Module) -> int:
+    """Number of parameters that require a gradient."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _adapter_weights(model: PeftModel) -> dict[str, Tensor]:
+    """Under the names of peft's own files."""
+    return {name.replace(".default", ""): p for name, p in model.named_parameters() if ".lora_" in name}
+
+
+def save_adapter(model: PeftModel, folder: str | Path) -> None:
+    """Write the adapter in peft's layout (adapter_model.safetensors, adapter_config.json), without the base's path."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    replace(model.peft_config["default"], base_model_name_or_path=None).save_pretrained(folder)
+    _save(_adapter_weights(model), Path(folder) / "adapter_model.safetensors")
+
+
+def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
+    """Put a saved adapter on a plain model. KitError on a damaged file, or any missing, unexpected or misshapen key."""
+    try:
+        settings = LoraConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise KitError(f"there is no adapter in {folder}: {str(error).splitlines()[0]}") from error
+    stored = _read(Path(folder) / "adapter_model.safetensors")
+    adapted = _attach(model, replace(settings, inference_mode=False))
+    _fill(_adapter_weights(adapted), stored, Path(folder) / "adapter_model.safetensors")
+    return adapted
+
+
+def save_full(model: nn.Module, folder: str | Path) -> None:
+    """Write all weights to model.safetensors; tied ones once."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    _save(dict(model.named_parameters()), Path(folder) / "model.safetensors")
+
+
+def load_full(model: nn.Module, folder: str | Path) -> nn.Module:
+    """Fill ``model`` with weights written by :func:`save_full`; KitError as in :func:`load_adapter`."""
+    file = Path(folder) / "model.safetensors"
+    _fill(dict(model.named_parameters()), _read(file), file)
+    return model
+
+
+def _save(weights: Mapping[str, Tensor], file: Path) -> None:
+    save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, file)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise KitError(f"{file} is missing or damaged: {str(error).splitlines()[0]}") from error
+
+
+def _fill(weights: Mapping[str, Tensor], stored: Mapping[str, Tensor], file: Path) -> None:
+    shared = weights.keys() & stored.keys()
+    problems = {
+        "lacks": sorted(weights.keys() - stored.keys()),
+        "has unexpected": sorted(stored.keys() - weights.keys()),
+        "has other shapes for": sorted(name for name in shared if weights[name].shape != stored[name].shape),
+    }
+    found = "; ".join(f"{problem} {_few(names)}" for problem, names in problems.items() if names)
+    if found:
+        raise KitError(f"{file} does not fit the model: it {found}")
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(stored[name])
+
+
+def _few(names: list[str]) -> str:
+    """The first three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

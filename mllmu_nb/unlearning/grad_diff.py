@@ -1,0 +1,21 @@
+"""Gradient difference: up on forget, down on retain, in one step. Source: Liu, Liu & Stone 2022, arXiv 2203.12817."""
+
+from dataclasses import dataclass
+
+from mllmu_nb.unlearning.base import Method, mean_nll, register
+
+
+@register
+@dataclass(frozen=True)
+class GradientDifference(Method):
+    """L = −γ E_f ℓ̄ + α E_r ℓ̄"""
+
+    gamma: float = 1.0
+    alpha: float = 1.0
+
+    name = "grad_diff"
+    uses = ("forget", "retain")
+
+    def loss(self, scored, reference):
+        forget, retain = mean_nll(scored["forget"]), mean_nll(scored["retain"])
+        return -self.gamma * forget + self.alpha * retain, {"forget": forget.item(), "retain": retain.item()}
