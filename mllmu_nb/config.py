@@ -39,6 +39,10 @@ class Recipe:
     warmup: float = 0.0  # share of the steps
     weight_decay: float = 0.0
     clip: float = 1.0  # largest norm of the gradient; 0: not clipped
+    precision: str = "no"  # bf16: matrix products in half precision
+    augment: bool = False  # portraits are changed anew each time they are shown
+    label_mode: str = "answer"  # which tokens are supervised
+    eos: bool = True  # the end of the answer is taught as well
     lora_r: int = 16
     lora_alpha: int = 16
     lora_dropout: float = 0.05
@@ -50,21 +54,30 @@ UPSTREAM = "MLLMU-Bench's code and README"
 UPSTREAM_ISSUE = "MLLMU-Bench, the author in issue 12"
 
 # Fine-tuning, by scale and adaptation. The scale's first entry is its default.
+_MINIATURE_TRAINING = Recipe(
+    lr=1e-3,
+    batch_size=24,
+    turns=4,
+    steps=600,
+    schedule="cosine",
+    warmup=0.05,
+    augment=True,
+    lora_dropout=0.0,
+    source=MINIATURE,
+)
+_PAPER_TRAINING = Recipe(
+    lr=2e-5, batch_size=4, epochs=5, schedule="linear", clip=0.0, precision="bf16", source=UPSTREAM
+)
 TRAINING = {
-    "miniature": {
-        "full": Recipe(lr=1e-3, batch_size=24, turns=4, steps=600, schedule="cosine", warmup=0.05, source=MINIATURE),
-        "lora": Recipe(
-            lr=3e-3, batch_size=24, turns=4, steps=900, schedule="cosine", warmup=0.05, lora_dropout=0.0, source=MINIATURE
-        ),
-    },
-    "paper": {"lora": Recipe(lr=2e-5, batch_size=4, epochs=5, schedule="linear", clip=0.0, source=UPSTREAM)},
+    "miniature": {"full": _MINIATURE_TRAINING, "lora": replace(_MINIATURE_TRAINING, lr=3e-3, steps=900)},
+    "paper": {"lora": _PAPER_TRAINING},
 }
 # Share of the fine-tuning batches that repeats what the base knows, from people who are never scored.
 REPLAY = {"miniature": 0.3, "paper": 0.0}
 
 # Unlearning, by scale and method; a method that is not named here takes the entry "".
 _MINIATURE_UNLEARNING = Recipe(lr=1e-3, batch_size=8, epochs=3, lora_dropout=0.0, source=MINIATURE)
-_PAPER_UNLEARNING = Recipe(lr=2e-5, batch_size=4, epochs=1, schedule="linear", clip=0.0, source=UPSTREAM)
+_PAPER_UNLEARNING = replace(_PAPER_TRAINING, epochs=1)
 UNLEARNING = {
     "miniature": {"": _MINIATURE_UNLEARNING},
     "paper": {
@@ -132,7 +145,7 @@ class Config:
     unlearn_lr: float = 0.0  # learning rate of unlearning
 
     # evaluation
-    shots: int = 0  # worked examples before a multiple-choice or cloze question, 0 to 5
+    shots: int = 5  # worked examples before a multiple-choice or cloze question, 0 to 5
 
     def __post_init__(self):
         for parameter in fields(self):

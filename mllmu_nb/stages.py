@@ -13,8 +13,8 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,7 @@ from mllmu_nb import paths, provenance
 from mllmu_nb.config import stable_hash
 from mllmu_nb.errors import KitError
 
-# Raised by hand when the files of a stage change their form, so that older ones are made anew.
-FORMAT = {"vanilla": 1, "oracle": 1, "unlearned": 1}
-PARTIAL = ".partial-"
+FORMAT = 1  # raised when the files of a stage change their form, so that older ones are made anew
 RECORD = "provenance.json"
 
 
@@ -37,70 +35,77 @@ def code_hash(modules: Iterable[str]) -> str:
     return stable_hash([_meaning(module) for module in modules])
 
 
-def key(name: str, inputs: Mapping[str, Any]) -> str:
-    """The hash that stands for a stage with these inputs (plain values)."""
-    return stable_hash({"stage": name, "format": FORMAT.get(name, 1), **inputs})
-
-
 def place(name: str, inputs: Mapping[str, Any]) -> Path:
-    """The folder of the stage, whether it is there yet or not."""
-    return paths.cache() / "stages" / f"{name}-{key(name, inputs)}"
+    """The folder of the stage with these inputs (plain values), whether it is there yet or not."""
+    key = stable_hash({"stage": name, "format": FORMAT, **inputs})
+    return paths.cache() / "stages" / f"{name}-{key}"
 
 
-def stage(name: str, inputs: Mapping[str, Any], make: Callable[[Path], None], record: Mapping[str, Any] = {}) -> Path:
+def stage(
+    name: str, inputs: Mapping[str, Any], make: Callable[[Path], None], record: Mapping[str, Any] | None = None
+) -> Path:
     """The folder in which ``make`` has put its files for these ``inputs``; made now unless it is there already.
 
     ``make`` is given an empty folder. Two processes that ask at once do the work once. ``record`` is written into the
     folder with the provenance. Raises KitError when the cache cannot be written.
     """
     folder = place(name, inputs)
-    if not folder.is_dir():
-        with lock(folder):
-            if not folder.is_dir():
-                with whole(folder) as partial:
-                    began = time.perf_counter()
-                    make(partial)
-                    seconds = time.perf_counter() - began
-                    told = provenance.record(**record, inputs=dict(inputs), seconds=round(seconds, 3))
-                    write_json(partial / RECORD, told)
+    if folder.is_dir():
+        return folder
+    with lock(folder):
+        if not folder.is_dir():
+            with whole(folder) as partial, status(name):
+                began = time.perf_counter()
+                make(partial)
+                seconds = round(time.perf_counter() - began, 3)
+                told = provenance.record(**(record or {}), stage=name, key=folder.name, seconds=seconds)
+                write_json(partial / RECORD, told)
     return folder
 
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Holds ``folder`` for this process. The lock is the system's own: it falls when the process does, however it ends."""
-    paths.writable(folder.parent)
-    with open(folder.parent / f".{folder.name}.lock", "w") as held:
+    locks = paths.writable(paths.cache() / "locks")
+    with open(locks / f"{folder.parent.name}-{folder.name}", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield
 
 
 @contextlib.contextmanager
 def whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that takes its name, and the place of an older one, once all is on the disk.
+    """A temporary folder that takes the name ``folder``, and the place of an older one, once all of it is on the disk.
 
-    The caller holds the :func:`lock`, so temporary folders found here were left by a process that was killed.
+    It lies one level up, in ``.unfinished``: on the same disk, and where nobody who lists ``folder``'s siblings finds it.
+    The caller holds the :func:`lock`, so what is found there under this name was left by a process that was killed.
     """
     paths.writable(folder.parent)
-    for left in folder.parent.glob(f".{folder.name}{PARTIAL}*"):
+    unfinished = paths.writable(folder.parent.parent / ".unfinished")
+    for left in unfinished.glob(f"{folder.name}~*"):
         shutil.rmtree(left, ignore_errors=True)
-    partial = folder.parent / f".{folder.name}{PARTIAL}{uuid.uuid4().hex[:8]}"
+    partial = unfinished / f"{folder.name}~new"
     partial.mkdir()
     try:
         yield partial
         _flush(partial)
         if folder.exists():
-            # A folder cannot replace a full one in one step: the old one steps aside under a name that is swept up.
-            os.replace(folder, folder.parent / f".{folder.name}{PARTIAL}old")
+            os.replace(folder, unfinished / f"{folder.name}~old")  # a folder cannot replace a full one in one step
         os.replace(partial, folder)
         _flush_folder(folder.parent)
-        shutil.rmtree(folder.parent / f".{folder.name}{PARTIAL}old", ignore_errors=True)
-    except OSError as error:
-        if error.errno is None or error.filename is None:
-            raise
-        raise KitError(f"cannot write {error.filename} ({error.strerror})") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in (partial, unfinished / f"{folder.name}~old"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def status(name: str) -> Iterator[None]:
+    """Says on standard error that a stage is being made, and its minutes afterwards."""
+    began = time.perf_counter()
+    if sys.stderr.isatty():
+        print(f"{name}: being made ..", file=sys.stderr, flush=True)
+    yield
+    if sys.stderr.isatty():
+        print(f"{name}: {(time.perf_counter() - began) / 60:.1f} min", file=sys.stderr, flush=True)
 
 
 def write_json(path: Path, value: Any) -> None:

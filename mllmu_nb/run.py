@@ -1,0 +1,463 @@
+"""The one place that wires the floors together: profiles → vanilla, oracle → unlearned → items → scores.
+
+Everything here takes a :class:`~mllmu_nb.config.Config` and makes what is missing on the way, once; notebooks and
+commands come in through these functions and hold no logic of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mllmu_nb import paths, provenance, stages
+from mllmu_nb.config import Config, stable_hash
+from mllmu_nb.data.schema import Population, Profile
+from mllmu_nb.errors import KitError
+
+if TYPE_CHECKING:  # torch and pandas are loaded where they are used: listing a grid needs neither
+    import pandas as pd
+
+    from mllmu_nb.training import TrainLog
+
+EVAL_BATCH = {"miniature": 64, "paper": 8}
+# What decides who there is and what is asked of them.
+DATA = ("people", "pool", "celebrities", "forget_ratio", "forget_draw", "data_seed", "profiles_file", "forget_ids_file")
+# The code whose change makes a model, or its answers, another one.
+TRAINING_CODE = ("mllmu_nb.training", "mllmu_nb.models.prompts", "mllmu_nb.models.load")
+EVALUATION_CODE = tuple(
+    f"mllmu_nb.{module}"
+    for module in (
+        "models.prompts",
+        "evaluation",
+        "evaluation.engine",
+        "evaluation.items",
+        "evaluation.classification",
+        "evaluation.generation",
+        "evaluation.cloze",
+        "evaluation.factuality",
+    )
+)
+REPLAYED = {"matching": 1.0, "reading": 2.0, "seeing": 2.0}  # kinds of base material that show nobody who is scored
+
+
+# -- people -----------------------------------------------------------------------------------------------------
+
+
+def population(config: Config) -> Population:
+    """The people of a run: generated, or read from ``profiles_file``. The same object for the same parameters."""
+    return _population(*(getattr(config, name) for name in DATA))
+
+
+@lru_cache(maxsize=8)
+def _population(people, pool, celebrities, ratio, draw, seed, profiles_file, forget_ids_file) -> Population:
+    from mllmu_nb.data import generate, portraits, reading
+
+    if not profiles_file:
+        return generate.generate(seed, people, pool, celebrities, ratio, draw)
+
+    def portrait(attributes, rng):
+        return portraits.to_png(portraits.draw(portraits.random_traits(rng, attributes.get("gender", "")), rng))
+
+    def changed(picture, rng, kind):
+        return portraits.to_png(portraits.transform(portraits.from_bytes(picture), kind, rng))
+
+    told = reading.population_from_text(
+        profiles_file,
+        forget_ids_file,
+        ratio=ratio,
+        people=people,
+        pool=pool,
+        seed=seed,
+        draw=draw,
+        draw_portrait=portrait,
+        transform_portrait=changed,
+    )
+    famous = generate.famous_people(celebrities) if celebrities else []
+    return Population({**told.profiles, **{p.id: p for p in famous}}, told.forget_ids, told.notes)
+
+
+def data_hash(people: list[Profile] | Population) -> str:
+    """A hash of everything known of some people; of a population without its forget ids, so ratios share it."""
+    profiles = list(people.profiles.values()) if isinstance(people, Population) else people
+    return hashlib.sha256(repr(profiles).encode()).hexdigest()[:16]
+
+
+def taught(config: Config, name: str) -> list[Profile]:
+    """Whom a model is fine-tuned on: ``vanilla`` on all fictitious people and the pool, ``oracle`` on those but the
+    people to be forgotten."""
+    known = population(config)
+    people = known.of_kind("fictitious") + known.of_kind("pool")
+    forgotten = set(known.forget_ids) if name == "oracle" else set()
+    return [person for person in people if person.id not in forgotten]
+
+
+# -- models -----------------------------------------------------------------------------------------------------
+
+
+def vanilla(config: Config) -> Path:
+    """The folder of the model fine-tuned on everybody, made if need be."""
+    return _finetuned(config, "vanilla")
+
+
+def oracle(config: Config) -> Path:
+    """The folder of the model that never saw the people to be forgotten: vanilla's recipe on the others."""
+    return _finetuned(config, "oracle")
+
+
+def unlearned(config: Config) -> Path:
+    """The folder of the adapter that ``config.method`` has trained on the vanilla model, made if need be.
+
+    The forget people's questions in ``config.modality`` alone are unlearned. Raises KitError for a method that trains
+    nothing.
+    """
+    if not config.trains:
+        raise KitError(f"method {config.method!r} trains nothing")
+    vanilla(config)
+
+    def make(folder: Path) -> None:
+        from mllmu_nb.models import load
+        from mllmu_nb.training import modality_conversations, unlearn
+        from mllmu_nb.unlearning import get
+
+        recipe, known = config.unlearning, population(config)
+        model, processor = _vanilla_model(config)
+        model = load.attach_lora(model, recipe.lora_r, recipe.lora_alpha, recipe.lora_dropout, config.unlearn_seed)
+        forget, retain = (modality_conversations(known.members(s), config.modality) for s in ("forget", "retain"))
+        names = ("epochs", "batch_size", "lr", "schedule", "warmup", "weight_decay", "clip", "precision")
+        settings = {name: getattr(recipe, name) for name in (*names, "label_mode", "eos")}
+        method = get(config.method, config.variant)
+        log = unlearn(model, processor, method, forget, retain, settings, config.unlearn_seed)
+        load.save_adapter(model, folder)
+        stages.write_json(folder / "train.json", _train_record(config, log, asdict(recipe)))
+
+    return stages.stage("unlearned", _unlearned_inputs(config), make, _told(config))
+
+
+def model(config: Config) -> tuple[Any, Any]:
+    """The model that ``config.method`` names, ready to be asked, and its processor; made if need be.
+
+    ``prompting`` is the vanilla model: its system prompt is :func:`system`.
+    """
+    from mllmu_nb.models import load
+
+    if config.method == "base":
+        return load.load_base(config)
+    if config.method == "oracle":
+        return _filled(config, oracle(config))
+    plain, processor = _vanilla_model(config)
+    if not config.trains:
+        return plain, processor
+    return load.merge(load.load_adapter(plain, unlearned(config))).eval(), processor
+
+
+def system(config: Config) -> str:
+    """The system prompt that ``config.method`` puts before every question; most have none."""
+    from mllmu_nb.unlearning import METHODS, get
+
+    return get(config.method, config.variant).system if config.method in METHODS else ""
+
+
+def _finetuned(config: Config, name: str) -> Path:
+    def make(folder: Path) -> None:
+        from mllmu_nb.models import load
+        from mllmu_nb.training import finetune, modality_conversations
+
+        recipe = config.training
+        model, processor = load.load_base(config)
+        if config.adaptation == "lora":
+            model = load.attach_lora(model, recipe.lora_r, recipe.lora_alpha, recipe.lora_dropout, config.train_seed)
+        else:
+            model.requires_grad_(True)
+        people = taught(config, name)
+        conversations = modality_conversations(people, "multimodal") + modality_conversations(people, "unimodal")
+        log = finetune(
+            model,
+            processor,
+            conversations,
+            steps=recipe.steps or _steps(conversations, recipe.epochs, recipe.batch_size, recipe.turns, config.replay),
+            replay_conversations=_replayed(config),
+            replay=config.replay,
+            augment=_changed_portrait if recipe.augment else None,
+            seed=config.train_seed,
+            **{name: getattr(recipe, name) for name in ("batch_size", "turns", "lr", "schedule", "warmup", "clip")},
+            **{name: getattr(recipe, name) for name in ("weight_decay", "precision", "label_mode", "eos")},
+        )
+        (load.save_adapter if config.adaptation == "lora" else load.save_full)(model, folder)
+        settings = {**asdict(recipe), "adaptation": config.adaptation, "replay": config.replay}
+        stages.write_json(folder / "train.json", _train_record(config, log, settings))
+
+    return stages.stage(name, _finetuned_inputs(config, name), make, _told(config))
+
+
+def _vanilla_model(config: Config) -> tuple[Any, Any]:
+    return _filled(config, vanilla(config))
+
+
+def _filled(config: Config, folder: Path) -> tuple[Any, Any]:
+    """The base model with what fine-tuning has left in ``folder``, as one plain model."""
+    from mllmu_nb.models import load
+
+    plain, processor = load.load_base(config)
+    if config.adaptation == "lora":
+        return load.merge(load.load_adapter(plain, folder)).eval(), processor
+    return load.load_full(plain, folder).eval(), processor
+
+
+def _steps(conversations: list, epochs: int, batch_size: int, turns: int, replay: float) -> int:
+    """Optimizer steps of ``epochs`` passes when a batch holds that many conversations of ``turns`` turns."""
+    pieces = sum(math.ceil(len(conversation.turns) / turns) for conversation in conversations)
+    return epochs * math.ceil(pieces / (batch_size - round(batch_size * replay)))
+
+
+def _changed_portrait(picture: bytes, rng) -> bytes:
+    from mllmu_nb.data import portraits
+
+    return portraits.to_png(portraits.augment(portraits.from_bytes(picture), rng))
+
+
+def _replayed(config: Config) -> list:
+    """Base material of people who are never scored. It has a seed of its own: vanilla and oracle repeat the same."""
+    if not config.replay:
+        return []
+    import numpy as np
+
+    from mllmu_nb.mixture import Mixture
+
+    return Mixture([], np.random.default_rng([config.train_seed, 1])).draw(REPLAYED, 4000)
+
+
+# -- answers ----------------------------------------------------------------------------------------------------
+
+
+def items(config: Config) -> Path:
+    """The run's folder with every answer of its model (items.parquet), how the model was trained (train.json), whom it
+    was asked about (data.json) and what made all this (provenance.json); made if need be.
+
+    The folder appears whole or not at all, and replaces one that was made with other parameters.
+    """
+    folder = paths.runs(config.scale) / config.run_id
+    paths.writable(folder.parent)
+    if finished(config):
+        return folder
+    made = stages.stage("items", _items_inputs(config), lambda place: _answer(config, place), _told(config))
+    with stages.lock(folder), stages.whole(folder) as partial:
+        shutil.copytree(made, partial, dirs_exist_ok=True)
+    return folder
+
+
+def finished(config: Config) -> bool:
+    """Whether this machine has made the run with these very parameters, data, base model and code.
+
+    A run that came with the project is not one's own: it lacks the stage that it was copied from.
+    """
+    made = stages.place("items", _items_inputs(config))
+    record = paths.runs(config.scale) / config.run_id / stages.RECORD
+    return made.is_dir() and record.is_file() and stages.read_json(record).get("key") == made.name
+
+
+def scores(scale: str) -> pd.DataFrame:
+    """The scores of all runs of a scale, computed from their items and written to ``scores.csv``.
+
+    Raises KitError when there is no run, or when runs that stand side by side were made from different people.
+    """
+    import pandas as pd
+
+    from mllmu_nb.evaluation.statistics import scores as computed
+
+    folder = paths.runs(scale)
+    found = sorted(path.parent for path in folder.glob("*/items.parquet"))
+    if not found:
+        raise KitError(f"there is no run in {folder}: run a notebook, or python -m mllmu_nb sweep")
+    seen: dict[tuple, tuple[str, str]] = {}
+    for run in found:
+        record = stages.read_json(run / stages.RECORD)
+        compared = (record["parameters"]["base_model"], record["parameters"]["data_seed"])
+        other, data = seen.setdefault(compared, (run.name, record["data_hash"]))
+        if data != record["data_hash"]:
+            raise KitError(
+                f"runs {other} and {run.name} were made from different people and cannot stand in one table: "
+                f"remove one of them, or set MLLMU_NB_OUT to another folder"
+            )
+    table = computed(pd.concat([pd.read_parquet(run / "items.parquet") for run in found], ignore_index=True))
+    table.to_csv(paths.results(scale) / "scores.csv", index=False)
+    return table
+
+
+def _answer(config: Config, folder: Path) -> None:
+    import time
+
+    from mllmu_nb.evaluation import evaluate
+
+    known = population(config)
+    asked, processor = model(config)
+    began = time.perf_counter()
+    answers = evaluate(
+        asked,
+        processor,
+        known,
+        shots=config.shots,
+        shot_seed=config.shot_seed,
+        system=system(config),
+        batch_size=EVAL_BATCH[config.scale],
+    )
+    seconds = time.perf_counter() - began
+    shared = {"run": config.run_id, **{name: getattr(config, name) for name in RUN_COLUMNS}}
+    for place, (name, value) in enumerate(shared.items()):
+        answers.insert(place, name, value)
+    answers.to_parquet(folder / "items.parquet", index=False)
+    stages.write_json(folder / "train.json", {**_trained(config), "evaluation_seconds": round(seconds, 3)})
+    stages.write_json(folder / "data.json", _data_record(config))
+
+
+RUN_COLUMNS = (
+    "scale",
+    "base_model",
+    "forget_ratio",
+    "forget_draw",
+    "method",
+    "protocol",
+    "variant",
+    "modality",
+    "data_seed",
+    "train_seed",
+    "unlearn_seed",
+    "shot_seed",
+)
+
+
+# -- records and keys -------------------------------------------------------------------------------------------
+
+
+def base_hash(config: Config) -> str:
+    """A hash of the base model's files where they lie in a folder (of very large ones their size and both ends); of
+    its name where it comes from the hub."""
+    from mllmu_nb.models import load
+
+    shipped = load.ASSETS / f"{config.base_model}-miniature" if config.scale == "miniature" else load.HUB[config.base_model]
+    source = Path(config.base_path or shipped)
+    if not source.is_dir():
+        return stable_hash(str(config.base_path or shipped))
+    return _folder_hash(source)
+
+
+@lru_cache(maxsize=4)
+def _folder_hash(folder: Path, whole_below: int = 2**26) -> str:
+    parts = []
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".jinja")):
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            content = file.read(whole_below)
+            if size > whole_below:
+                file.seek(-(2**20), 2)
+                content += file.read()
+        parts.append([path.name, size, hashlib.sha256(content).hexdigest()])
+    return stable_hash(parts)
+
+
+def _finetuned_inputs(config: Config, name: str) -> dict[str, Any]:
+    learnt = [(p.id, p.name, p.portrait, p.qa) for p in taught(config, name)]
+    replayed = ("mllmu_nb.mixture",) if config.replay else ()
+    return {
+        "base": base_hash(config),
+        "data": hashlib.sha256(repr(learnt).encode()).hexdigest()[:16],
+        "recipe": _numbers(config.training),
+        "settings": config.hash_of(("adaptation", "replay", "train_seed")),
+        "code": stages.code_hash((*TRAINING_CODE, *replayed)),
+    }
+
+
+def _unlearned_inputs(config: Config) -> dict[str, Any]:
+    from mllmu_nb.unlearning import get
+
+    return {
+        "vanilla": _finetuned_inputs(config, "vanilla"),
+        "forget": list(population(config).forget_ids),
+        "recipe": _numbers(config.unlearning),
+        "settings": config.hash_of(("method", "variant", "modality", "unlearn_seed")),
+        "code": stages.code_hash((*TRAINING_CODE, "mllmu_nb.unlearning.base", get(config.method, config.variant).__module__)),
+    }
+
+
+def _items_inputs(config: Config) -> dict[str, Any]:
+    known = population(config)
+    if config.method == "base":
+        asked: Any = base_hash(config)
+    elif config.trains:
+        asked = _unlearned_inputs(config)
+    else:
+        asked = _finetuned_inputs(config, "oracle" if config.method == "oracle" else "vanilla")
+    return {
+        "model": asked,
+        "data": data_hash(known),
+        "forget": list(known.forget_ids),
+        "system": system(config),
+        "run": config.run_id,
+        "settings": config.hash_of((*RUN_COLUMNS, "shots")),
+        "code": stages.code_hash(EVALUATION_CODE),
+    }
+
+
+def _numbers(recipe) -> dict[str, Any]:
+    """A recipe without where it comes from: the same numbers make the same model."""
+    return {name: value for name, value in asdict(recipe).items() if name != "source"}
+
+
+def _told(config: Config) -> dict[str, Any]:
+    seeds = {kind: getattr(config, f"{kind}_seed") for kind in ("data", "train", "unlearn", "shot")}
+    hashes = {"data_hash": data_hash(population(config)), "base_hash": base_hash(config)}
+    return {"scale": config.scale, "seeds": seeds, "parameters": config.parameters(), **hashes}
+
+
+def _train_record(config: Config, log: TrainLog, settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "method": config.method,
+        "modality": config.modality,
+        "steps": log.steps,
+        "losses": log.losses,
+        "seconds": round(log.seconds, 3),
+        "peak_memory_mb": round(log.peak_memory_mb, 1),
+        "trainable_parameters": log.trainable_parameters,
+        "supervised_tokens": log.supervised_tokens,
+        "settings": settings,
+    }
+
+
+def _trained(config: Config) -> dict[str, Any]:
+    """How the run's own model was trained: nothing for the base and for prompting, whose weights are vanilla's."""
+    if config.method in ("vanilla", "oracle"):
+        record = stages.read_json((vanilla if config.method == "vanilla" else oracle)(config) / "train.json")
+    elif config.trains:
+        record = stages.read_json(unlearned(config) / "train.json")
+    else:
+        from mllmu_nb.training import TrainLog
+
+        record = _train_record(config, TrainLog(), {"system": system(config)} if system(config) else {})
+    # The stage may have been made for another run that shares it.
+    return {**record, "method": config.method, "modality": config.modality}
+
+
+def _data_record(config: Config) -> dict[str, Any]:
+    known = population(config)
+    notes = {k: v for k, v in known.notes.items() if isinstance(v, (str, int, float, list, dict))}
+    return {
+        "people": {kind: len(known.of_kind(kind)) for kind in ("fictitious", "pool", "celebrity")},
+        "forget_ids": list(known.forget_ids),
+        "sets": {name: _counts(known, name) for name in ("forget", "test", "retain", "celebrity")},
+        "fine_tuning_pairs": sum(len(person.qa) for person in taught(config, "vanilla")),
+        "data_hash": data_hash(known),
+        "notes": notes,
+    }
+
+
+def _counts(known: Population, name: str) -> dict[str, int]:
+    asked = known.items(name)
+    counts = {"profiles": len(known.members(name)), "questions": len(asked)}
+    for item in asked:
+        key = f"{item.question.task}/{item.question.view}"
+        counts[key] = counts.get(key, 0) + 1
+    return counts
