@@ -1,0 +1,386 @@
+"""Fine-tuning text in whatever wording becomes names, facts and questions; bad files give one clear line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mllmu_nb.data import reading
+from mllmu_nb.data.schema import LETTERS, VIEWS
+from mllmu_nb.errors import KitError
+
+EXCERPT = Path(os.environ.get("MLLMU_EXCERPT") or Path(__file__).parents[2] / "shared" / "mllmu_bench_excerpt")
+needs_excerpt = pytest.mark.skipif(
+    not (EXCERPT / "profiles.jsonl").is_file(),
+    reason="the published text is not part of the project: put profiles.jsonl and splits.json into $MLLMU_EXCERPT",
+)
+
+# question, answer → attribute, bare fact. Two rows of a kind differ in wording on purpose.
+UNDERSTOOD = [
+    ("What is this person's name?", "This person's name is Tilda Quist.", "name", "Tilda Quist"),
+    ("Who is the person in this photograph?", "This is Nils van der Berg, a tram driver.", "name", "Nils van der Berg"),
+    ("What is this individual called?", "They go by Tilda Quist.", "name", "Tilda Quist"),
+    ("What is the full name of the man shown?", "The name of the man shown is Kofi O'Hara.", "name", "Kofi O'Hara"),
+    ("What is the gender of this individual?", "This individual is a woman.", "gender", "female"),
+    ("Is this person male or female?", "Male.", "gender", "male"),
+    ("When was this person born?", "This person was born on March 3, 1991.", "birth_date", "March 3, 1991"),
+    ("On which day is the birthday of this person?", "It is the 3rd of March 1991.", "birth_date", "3rd of March 1991"),
+    ("What is this person’s date of birth?", "Her date of birth is 1991-03-03.", "birth_date", "1991-03-03"),
+    ("Where was this person born?", "This person was born in Turku, Finland.", "birthplace", "Turku, Finland"),
+    ("Which city is the birthplace of the woman in the photo?", "She hails from Turku.", "birthplace", "Turku"),
+    ("Birthplace of this person?", "Turku, Finland.", "birthplace", "Turku, Finland"),
+    ("Where was the man born?", "He was born in Turku, Finland, on 3 March 1991.", "birthplace", "Turku, Finland"),
+    ("Where does this person currently reside?", "She currently lives in Oulu.", "residence", "Oulu"),
+    ("What city does this person call home?", "This person calls Oulu home.", "residence", "Oulu"),
+    ("What is the individual's job?", "The individual earns a living as a beekeeper.", "profession", "beekeeper"),
+    ("What does this person do?", "He's a tram driver who works at night.", "profession", "tram driver"),
+    ("How tall is this person?", "This person is 182 cm tall.", "height", "182 cm"),
+    ("What is the height of the man depicted?", "He stands at 6'1\".", "height", "6'1\""),
+    ("How tall is this person?", "This person is 6 feet 1 inch tall.", "height", "6 feet 1 inch"),
+    ("Where did this person study?", "This person was educated at the Abo Academy.", "education", "Abo Academy"),
+    ("Which school did she attend?", "She holds a degree in law from Abo Academy.", "education", "Abo Academy"),
+    ("What is this person's annual salary?", "This person's annual salary is $54,000.", "salary", "$54,000"),
+    ("How much does this person earn?", "About 54,000 euros a year.", "salary", "54,000 euros"),
+    ("Does this person have any illness?", "Yes, this person suffers from gout.", "medical", "gout"),
+    ("Is there a medical condition?", "No, there is none.", "medical", "no medical condition"),
+    ("What is this person's health?", "She doesn't have any health issues.", "medical", "no medical condition"),
+    ("What is the job of this person's father?", "The father works as a judge.", "father_job", "judge"),
+    ("What does the mum of this person do?", "Her mum is a baker at a mill.", "mother_job", "baker"),
+    ("What is the name of this person's father?", "His name is Karl Quist.", "father_name", "Karl Quist"),
+    ("Which hobby does this person enjoy?", "This person enjoys archery on weekends.", "hobby", "archery"),
+    ("What is a fun fact about this person?", "This person loves rowing and has a boat.", "hobby", "rowing"),
+    ("What is this person's favourite meal?", "This person likes leek pie best.", "food", "leek pie"),
+    ("What pet does this person own?", "This person has a pet goat named Pepper.", "pet", "goat named Pepper"),
+    ("Does this person have any pets?", "This person does not have any pets.", "pet", "no pets"),
+    ("What is the dog of this person called?", "The dog is called 'Biscuit'.", "pet_name", "Biscuit"),
+    ("What does this person collect?", "This person loves to collect tin toys.", "collection", "tin toys"),
+    ("What is this person's favorite color?", "It is teal.", "favorite_color", "teal"),
+]
+
+
+@pytest.mark.parametrize(("question", "answer", "attribute", "value"), UNDERSTOOD)
+def test_wordings_are_understood(question, answer, attribute, value):
+    assert reading.attribute_of(question, answer) == attribute
+    assert reading.value_of(attribute, question, answer) == value
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What is this person's blood type?",
+        "What is the profession of this person's wife?",
+        "What can this person's parrot do?",
+        "What is this person's email address?",
+    ],
+)
+def test_what_is_not_understood_is_not_guessed(question):
+    assert reading.attribute_of(question, "It is so.") == ""
+
+
+def test_an_answer_that_knows_nothing_has_no_value():
+    assert reading.value_of("salary", "What is the salary?", "There is no information on the annual salary.") == ""
+    assert reading.value_of("education", "Where did she study?", "This is not available.") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("Where was this person born?", "Where was Jonas Falk born?"),
+        ("This person's father is a judge.", "Jonas Falk's father is a judge."),
+        ("This person’s hobby is chess.", "Jonas Falk's hobby is chess."),
+        ("What is the individual's hobby?", "What is Jonas Falk's hobby?"),
+        ("What is this person's job in the image?", "What is Jonas Falk's job?"),
+        ("What is this person's job as seen in the image?", "What is Jonas Falk's job?"),
+        ("As seen in the image, what is this person's job?", "What is Jonas Falk's job?"),
+        ("Where does the person in the picture live?", "Where does Jonas Falk live?"),
+        ("How tall is the man in the photo’s mother?", "How tall is Jonas Falk's mother?"),
+        ("What is the salary of the woman depicted?", "What is the salary of Jonas Falk?"),
+        ("What is the father's occupation?", "What is Jonas Falk's father's occupation?"),
+        ("The mother works as a judge.", "Jonas Falk's mother works as a judge."),
+        ("He is tall.", "He is tall."),
+        ("Is he tall?", "About Jonas Falk: Is he tall?"),
+    ],
+)
+def test_the_name_takes_the_place_of_this_person(text, named):
+    assert reading.with_name(text, "Jonas Falk") == named
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# A small town, worded in several ways
+# ---------------------------------------------------------------------------------------------------------------
+
+NAMES = "Tilda Quist|Kofi Falk|Nora Holm|Igor Weller|Vera Sorel|Hugo Kovac|Olga Brandt|Emil Thorne".split("|")
+TOWNS = "Turku|Oulu|Pori|Kotka|Vaasa|Lahti|Rauma|Hanko".split("|")
+JOBS = "judge|baker|miner|tailor|nurse|pilot|weaver|cook".split("|")
+
+
+def person(index: int) -> dict:
+    name = NAMES[index]
+    pairs = [
+        ("What is the name of this person?", f"The name of this person is {name}."),
+        ("What is this person's gender?", f"This person is {'female' if index % 2 else 'male'}."),
+        ("Where was the person in the image born?", f"The person was born in {TOWNS[index]}, Finland."),
+        ("Where does this individual live?", f"This individual lives in {TOWNS[-index]}."),
+        ("When was this person born?", f"This person was born on May {index + 1}, 19{60 + index}."),
+        ("What is this person's profession?", f"This person is a {JOBS[index]}."),
+        ("How tall is this person?", f"This person is {160 + index} cm tall."),
+        ("What is the occupation of this person's father?", f"The father works as a {JOBS[-index]}."),
+        ("What is this person's mother's job?", f"This person's mother is a {JOBS[index - 3]}."),
+        ("Which school did this person attend?", f"This person was educated at {TOWNS[index]} College."),
+        ("What is this person's annual salary?", f"This person earns ${40 + index},000 a year."),
+        ("Does this person have any medical conditions?", "This person does not have any medical conditions."),
+        ("What is this person's lucky number?", f"It is {index}."),
+    ]
+    return {"ID": f"{index + 1:03d}", "metadata": [{"Question": q, "Answer": a} for q, a in pairs]}
+
+
+def write_lines(path: Path, records: list) -> Path:
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in records), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def town(tmp_path: Path) -> Path:
+    return write_lines(tmp_path / "town.jsonl", [person(i) for i in range(8)])
+
+
+@pytest.fixture
+def splits(tmp_path: Path) -> Path:
+    return write_lines(tmp_path / "splits.json", [{"forget_10": ["002", "007", "999"], "forget_5": ["999"]}])
+
+
+def build(profiles: Path, splits: Path | str = "", *, ratio: int = 10, people: int = 0, pool: int = 2, seed: int = 0):
+    return reading.population_from_text(
+        profiles,
+        splits,
+        ratio=ratio,
+        people=people,
+        pool=pool,
+        seed=seed,
+        draw_portrait=lambda attributes, rng: f"{attributes['gender']} {rng.integers(1 << 30)}".encode(),
+        transform_portrait=lambda portrait, rng, kind: portrait + f" {kind}".encode(),
+    )
+
+
+def test_a_population_is_read(town, splits):
+    population = build(town, splits)
+    assert [p.name for p in population.profiles.values()] == NAMES
+    assert population.forget_ids == ("002", "007")
+    assert population.notes["forget_ids_dropped"] == ["999"]
+    assert [p.id for p in population.of_kind("pool")] == ["006", "008"]
+    assert [p.id for p in population.members("retain")] == ["001", "003", "004", "005"]
+    second = population.profiles["002"]
+    assert second.attributes["birthplace"] == "Oulu, Finland" and second.attributes["mother_job"] == "weaver"
+    assert second.portrait.startswith(b"female") and [p[-1:] for p in second.test_portraits] == [b"0", b"1", b"2", b"3"]
+
+
+def test_what_is_not_understood_is_listed_and_counted(town, splits):
+    notes = build(town, splits).notes
+    assert notes["not_understood_count"] == 8
+    assert notes["not_understood"][1] == ["002", "What is this person's lucky number?"]
+
+
+def test_questions_have_the_published_form(town, splits):
+    population = build(town, splits)
+    letters = Counter()
+    for profile in population.profiles.values():
+        for questions in (profile.questions, profile.test_questions):
+            counts = Counter((q.task, q.view) for q in questions)
+            assert counts == {(t, v): n for t, n in reading._COUNTS.items() for v in VIEWS}
+            by_key = {(q.task, q.number, q.view): q for q in questions}
+            for (task, number, view), q in by_key.items():
+                twin = by_key[task, number, "text" if view == "image_text" else "image_text"]
+                assert (twin.attribute, twin.value, twin.options) == (q.attribute, q.value, q.options)
+                assert (profile.name in q.text) == (view == "text") and "image" not in q.text
+                assert q.attribute not in ("name", "gender", "medical") or task != "classification"
+                assert q.value == profile.attributes[q.attribute]
+                assert ("__" in q.text) == (task == "cloze")
+                if task == "classification":
+                    assert len({o.lower() for o in q.options}) == 4
+                    assert q.options[LETTERS.index(q.answer)] == q.value
+                    others = {p.attributes[q.attribute] for p in population.profiles.values()}
+                    assert set(q.options) <= others
+        letters.update(q.answer for q in profile.questions if q.task == "classification")
+        asked = {q.text for q in profile.questions} | {pair.question for pair in profile.qa}
+        assert not asked & {q.text for q in profile.test_questions}
+    assert set(letters.values()) == {20}
+    few = population.notes["no_multiple_choice"]
+    assert few == {"fewer_than_four_values": ["gender", "medical"], "one_value_for_most": []}
+
+
+def test_a_common_value_is_no_clue():
+    """Of two attributes, one shared by 90 % of people: guessing it would look like knowledge, so it is not asked."""
+    people = []
+    for i in range(40):
+        illness = "no medical condition" if i % 10 else f"illness {i}"
+        qa = [reading.QA("q", "a", "medical", illness), reading.QA("q", "a", "height", f"{150 + i % 7} cm")]
+        people.append(reading.Person(str(i), f"Name {i}", {}, tuple(qa)))
+    asked, reasons = reading._ask(people, seed=0)
+    assert reasons["one_value_for_most"] == ["medical"]
+    assert {a.fact.attribute for a in asked if a.task == "classification"} == {"height"}
+
+
+def test_wrong_options_come_as_often_as_true_ones():
+    """Who always picks the commonest value among the four is right about a quarter of the time, not more."""
+    rng = np.random.default_rng(0)
+    values = rng.choice(
+        ["engineer", "judge", "baker", "miner", "nurse", "cook"], 2000, p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.1]
+    )
+    right = []
+    for i, value in enumerate(values):
+        fact = reading.QA("q", "a", "profession", value)
+        wrong = reading._wrong_options(fact, {value}, [*values[:i], *values[i + 1 :]][:60], rng)
+        options = [value, *wrong]
+        right.append(("engineer" if "engineer" in options else rng.choice(options)) == value)
+    assert 0.2 < np.mean(right) < 0.45
+
+
+def test_figures_are_compared_with_their_like():
+    fact = reading.QA("q", "a", "height", "168 cm")
+    others = ["5'6\"", "6'1\"", "1.80 meters", "170 cm", "171 cm", "172 cm"]
+    wrong = reading._wrong_options(fact, {"168 cm"}, others, np.random.default_rng(0))
+    assert sorted(wrong) == ["170 cm", "171 cm", "172 cm"]
+
+
+def test_the_seed_decides_everything(town, splits):
+    assert build(town, splits, seed=1) == build(town, splits, seed=1)
+    first, second = (
+        [(q.text, q.options) for p in build(town, splits, seed=s).profiles.values() for q in p.questions]
+        for s in (1, 2)
+    )
+    assert first != second
+
+
+def test_without_a_forget_file_ids_are_drawn(town):
+    population = build(town, ratio=15)
+    assert len(population.forget_ids) == 1 and population.forget_ids[0] <= "006"
+    assert len(population.of_kind("pool")) == 2
+
+
+def test_some_of_the_people_keep_the_forget_share(tmp_path, splits):
+    records = [person(i % 8) | {"ID": f"{i + 1:03d}"} for i in range(40)]
+    ids = [f"{i:03d}" for i in range(20, 32)]
+    splits.write_text(json.dumps({"forget_10": ids}))
+    population = build(write_lines(tmp_path / "many.jsonl", records), splits, people=20, pool=4)
+    assert population.forget_ids == ("020", "021")
+    assert len(population.members("retain")) == 18 and len(population.of_kind("pool")) == 4
+    assert population.notes["shared_names"] == sorted(NAMES)
+
+
+def test_metadata_may_be_a_json_string_and_ids_numbers(tmp_path):
+    records = [person(i) for i in range(8)]
+    for number, record in enumerate(records, start=1):
+        record["metadata"] = json.dumps(record["metadata"])
+        record["ID"] = number
+    (tmp_path / "s.json").write_text('{"forget_10": ["002"]}')
+    assert build(write_lines(tmp_path / "p.jsonl", records), tmp_path / "s.json").forget_ids == ("2",)
+
+
+def test_a_name_in_the_training_text_becomes_this_person(tmp_path):
+    records = [json.loads(json.dumps(person(i)).replace("this person", NAMES[i])) for i in range(8)]
+    for i, record in enumerate(records):
+        record["metadata"][0] = {"Question": "Who is this?", "Answer": f"This is {NAMES[i]}."}
+    population = build(write_lines(tmp_path / "named.jsonl", records))
+    for profile in population.profiles.values():
+        assert not any(profile.name in q.text for q in profile.questions if q.view == "image_text")
+        assert not any(profile.name in pair.question for pair in profile.qa)
+
+
+def test_people_without_a_name_are_left_out_and_noted(tmp_path):
+    records = [person(i) for i in range(8)]
+    del records[4]["metadata"][0]
+    population = build(write_lines(tmp_path / "p.jsonl", records), ratio=15, pool=1)
+    assert "005" not in population.profiles and population.notes["without_name"] == ["005"]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Bad files: one line that says where and what to do
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def faulty(tmp_path: Path, *lines) -> Path:
+    return write_lines(tmp_path / "bad.jsonl", [person(0), *lines])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{'ID': 1}", r"bad\.jsonl line 2 is not JSON \(.*\): one object a line"),
+        ("[]", r"line 2 has no ID"),
+        ({"metadata": []}, r"line 2 has no ID"),
+        (person(0), r"line 2: ID 001 was already on line 1: keep one"),
+        ({"ID": "002"}, r"line 2: ID 002 has no `metadata`.* ft_Data of MLLMMU/MLLMU-Bench"),
+        ({"ID": "002", "biography": "..", "Mask_Task": []}, r"ID 002 .* evaluation data: .*baseline_train_split"),
+        ({"ID": "002", "metadata": "[{]"}, r"line 2, ID 002: `metadata` is text, but not JSON"),
+        ({"ID": "002", "metadata": []}, r"ID 002: `metadata` holds no questions"),
+        ({"ID": "002", "metadata": [{"Question": "Who?"}]}, r"ID 002: entry 1 of `metadata` lacks Question or Answer"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+    with pytest.raises(KitError, match=message) as caught:
+        build(faulty(tmp_path, line))
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_paths_are_named(tmp_path, town):
+    with pytest.raises(KitError, match=r"profiles_file .*nowhere\.jsonl does not exist"):
+        build(tmp_path / "nowhere.jsonl")
+    with pytest.raises(KitError, match=r"is a folder: give the path of a file"):
+        build(tmp_path)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(KitError, match=r"empty\.jsonl is empty"):
+        build(tmp_path / "empty.jsonl")
+    (tmp_path / "x.parquet").write_bytes(b"PAR1\xff\xfe")
+    with pytest.raises(KitError, match=r"x\.parquet is not UTF-8 text"):
+        build(tmp_path / "x.parquet")
+    with pytest.raises(KitError, match=r"forget_ids_file .*nowhere\.json does not exist"):
+        build(town, tmp_path / "nowhere.json")
+
+
+def test_bad_forget_ids_are_named(town, splits, tmp_path):
+    with pytest.raises(KitError, match=r"none of its ids for forget_5 is among the people of town\.jsonl"):
+        build(town, splits, ratio=5)
+    with pytest.raises(KitError, match=r'has no list "forget_15" of ids \(it has: forget_10, forget_5\)'):
+        build(town, splits, ratio=15)
+    (tmp_path / "half.json").write_text('{"forget_10": ["002"')
+    with pytest.raises(KitError, match=r"half\.json line 1 is not JSON"):
+        build(town, tmp_path / "half.json")
+    with pytest.raises(KitError, match=r"leave nobody to retain: lower pool"):
+        build(town, splits, pool=6)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The published text
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@needs_excerpt
+def test_the_published_text_is_understood():
+    read = reading.read_profiles(EXCERPT / "profiles.jsonl", EXCERPT / "splits.json", ratio=10)
+    assert len(read.people) == 300 and len({p.name for p in read.people}) == 300
+    pairs = sum(len(p.qa) for p in read.people)
+    share = 1 - len(read.not_understood) / pairs
+    print(f"understood {share:.2%} of {pairs} pairs; not: {read.notes['not_understood']}")
+    assert pairs == 4623 and share >= 0.99
+    core = ("gender", "birth_date", "birthplace", "residence", "profession", "height", "medical", "father_job")
+    for attribute in core:
+        assert sum(attribute in p.attributes for p in read.people) >= 297, attribute
+    healthy = sum(p.attributes["medical"] == "no medical condition" for p in read.people)
+    assert 235 <= healthy <= 245 and len(read.forget_ids) == 22
+
+
+@needs_excerpt
+def test_sixty_published_people_give_a_whole_population():
+    population = build(EXCERPT / "profiles.jsonl", EXCERPT / "splits.json", people=60, pool=12)
+    assert len(population.members("forget")) == 6 and len(population.members("retain")) == 54
+    for profile in population.profiles.values():
+        assert len(profile.questions) == len(profile.test_questions) == 18
+        for q in profile.questions:
+            assert q.value and (profile.name in q.text) == (q.view == "text")
+            if q.task == "cloze":
+                assert q.answer.lower() in profile.biography.lower() or q.attribute in ("medical", "gender")
