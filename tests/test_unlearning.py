@@ -14,7 +14,7 @@ LOG = math.log
 
 
 def scored(probabilities, labels):
-    """A batch whose model gives exactly these probabilities [B, T, V]; a constant is added, as logits are free to have."""
+    """A batch whose model gives these probabilities [B, T, V]; logits may carry any constant, here 3."""
     logits = torch.tensor(probabilities).log() + 3.0
     return Scored(logits.requires_grad_(), torch.tensor(labels))
 
@@ -36,7 +36,7 @@ def gradient(loss, batch):
 
 
 def ascent(batch, weights):
-    """d/dlogits of Σ_t w_t log p(y_t): w_t (onehot − p), zero where nothing is supervised. The oracle of all gradients."""
+    """d/dlogits of Σ_t w_t log p(y_t), which is w_t (onehot − p): what all gradients are checked against."""
     probabilities = batch.logits.detach().softmax(-1)
     onehot = torch.nn.functional.one_hot(batch.labels.clamp(min=0), 3).float()
     return torch.tensor(weights).unsqueeze(-1) * (onehot - probabilities)

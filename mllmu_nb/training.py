@@ -1,0 +1,337 @@
+"""The one loop: fine-tuning, the oracle and every unlearning method walk through :func:`train`.
+
+Plain torch; accelerate gives mixed precision and, under ``accelerate launch``, one process a GPU: each takes its share
+of every batch and the gradients are averaged by hand, since a loss may need several forward passes through one model.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
+
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import send_to_device
+from torch import Tensor
+from tqdm import tqdm
+from transformers import get_scheduler
+
+from mllmu_nb.data.reading import with_name
+from mllmu_nb.data.schema import Profile
+from mllmu_nb.errors import KitError
+from mllmu_nb.models.load import count_trainable
+from mllmu_nb.models.prompts import Conversation, Turn, encode
+from mllmu_nb.unlearning import IGNORE, Method, Scored
+from mllmu_nb.unlearning.base import token_nll
+
+Batch = Mapping[str, Tensor]  # input_ids, attention_mask, labels [B, T] and pixel_values
+Objective = Callable[[dict[str, Scored], dict[str, Scored]], tuple[Tensor, dict[str, float]]]
+
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}  # as transformers names them
+DIVERGED = 10.0  # nats by which a loss that is being minimised may rise above its first value
+
+
+class TrainingDiverged(KitError):
+    """The loss or its gradient is not a number any more, or the loss rises without bound."""
+
+
+@dataclass
+class TrainLog:
+    """What a training left behind: ``losses`` has one entry a step, {"step", "loss", parts in nats}."""
+
+    losses: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+    steps: int = 0
+    trainable_parameters: int = 0
+    supervised_tokens: int = 0
+
+
+def label_scores(model, batch: Batch) -> Scored:
+    """Logits at the supervised positions of a batch, and only there: [B, T', V], T' the most any row has.
+
+    The backbone runs on the whole batch; the vocabulary projection, which would fill most of the memory, only where the
+    next token is labelled. Works on a plain model and through peft. Raises KitError when a row has no label.
+    """
+    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    hidden = core.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    labels = batch["labels"][:, 1:]
+    supervised = labels != IGNORE
+    counts = supervised.sum(1)
+    if not bool(counts.all()):
+        raise KitError("an example has no supervised token: its answer is empty or its label mask is wrong")
+    # A stable sort moves the labelled positions of a row to the front and keeps their order.
+    positions = supervised.int().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
+    hidden = hidden.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+    return Scored(core.lm_head(hidden), labels.gather(1, positions))
+
+
+@contextmanager
+def vanilla_mode(model):
+    """Inside, ``model`` is the frozen model it was before its adapter: adapter off, dropout off, no gradients."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), model.disable_adapter():
+        yield
+    model.train(was_training)
+
+
+def train(
+    model,
+    batches: Iterable[Mapping[str, Batch]],
+    objective: Objective,
+    *,
+    steps: int,
+    lr: float,
+    schedule: str = "linear",
+    warmup: float = 0.0,
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+    seed: int = 0,
+    reference: Sequence[str] = (),
+    accumulate: int = 1,
+    precision: str = "no",
+    progress: bool = True,
+) -> TrainLog:
+    """Minimise ``objective`` for ``steps`` steps of AdamW over the parameters that require a gradient.
+
+    A step takes ``accumulate`` items of ``batches``, each a dict of named batches; the objective gets their
+    :class:`Scored` and, for the names in ``reference``, what the frozen vanilla model says. ``schedule`` is linear,
+    cosine or constant, ``warmup`` a share of the steps, ``clip`` the largest gradient norm (0: no clipping),
+    ``precision`` "no" or "bf16" (autocast). The model stays on its device and is left in evaluation mode.
+    Raises :class:`TrainingDiverged` naming step and value, KitError when there is nothing to train.
+    """
+    if schedule not in SCHEDULES:
+        raise KitError(f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
+    torch.manual_seed(seed)
+    accelerator = Accelerator(mixed_precision=precision, cpu=model.device.type == "cpu")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise KitError("nothing to train: no parameter requires a gradient")
+    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
+    scheduler = get_scheduler(SCHEDULES[schedule], optimizer, round(warmup * steps), steps)
+
+    log = TrainLog(steps=steps, trainable_parameters=count_trainable(model))
+    batches = iter(batches)
+    started = time.perf_counter()
+    model.train()
+    shown = progress and accelerator.is_main_process
+    bar = tqdm(range(1, steps + 1), disable=None if shown else True, mininterval=1.0)  # None: quiet without a terminal
+    for step in bar:
+        pieces = list(islice(batches, accumulate))
+        if len(pieces) < accumulate:
+            raise KitError(f"the batches ended at step {step} of {steps}")
+        values = []
+        for piece in pieces:
+            piece = send_to_device(dict(piece), model.device)
+            with accelerator.autocast():
+                before = {}
+                if reference:
+                    with vanilla_mode(model):
+                        before = {name: label_scores(model, piece[name]) for name in reference}
+                scored = {name: label_scores(model, batch) for name, batch in piece.items()}
+                loss, parts = objective(scored, before)
+            accelerator.backward(loss / accumulate)
+            values.append({"loss": loss.item(), **parts})
+            log.supervised_tokens += sum(int(s.counts.sum()) for s in scored.values())
+
+        if accelerator.num_processes > 1:
+            for parameter in trained:
+                parameter.grad = accelerator.reduce(parameter.grad, "mean")
+        mean = torch.tensor([[v[name] for name in values[0]] for v in values]).mean(0).to(model.device)
+        numbers = dict(zip(values[0], accelerator.reduce(mean, "mean").tolist(), strict=True))
+        norm = torch.nn.utils.clip_grad_norm_(trained, clip or math.inf).item()
+        log.losses.append({"step": step, **numbers})
+        _stop_if_diverged(log.losses, norm, lr, clip)
+
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        bar.set_postfix(loss=f"{numbers['loss']:.3f}", refresh=False)
+    model.eval()
+    log.seconds = time.perf_counter() - started
+    log.peak_memory_mb = peak_memory_mb(model.device)
+    return log
+
+
+def _stop_if_diverged(losses: list[dict[str, float]], norm: float, lr: float, clip: float) -> None:
+    step, loss = losses[-1]["step"], losses[-1]["loss"]
+    found = ""
+    if not math.isfinite(loss):
+        found = f"the loss is {loss}"
+    elif not math.isfinite(norm):
+        found = f"the gradient norm is {norm} (loss {loss:.3f})"
+    elif loss > losses[0]["loss"] + DIVERGED:
+        found = f"the loss is {loss:.3f} and was {losses[0]['loss']:.3f} at the first step"
+    if found:
+        advice = f"try a learning rate below {lr:g}" + ("" if clip else " and gradient clipping (clip=1.0)")
+        raise TrainingDiverged(f"training diverged at step {step}: {found}; {advice}")
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory held so far, in MiB: the GPU's allocations, or on the CPU the resident size of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def modality_conversations(profiles: Sequence[Profile], modality: str) -> list[Conversation]:
+    """One conversation a person that holds all their fine-tuning questions, a turn each.
+
+    ``multimodal``: the portrait and "this person". ``unimodal``: no image and the person's name in the question, so the
+    question that asks for the name is left out. Turns are independent; :func:`epoch` cuts and shuffles them.
+    """
+    if modality not in ("multimodal", "unimodal"):
+        raise KitError(f"unknown modality {modality!r}: choose multimodal or unimodal")
+    conversations = []
+    for person in profiles:
+        if modality == "multimodal":
+            turns = [Turn(qa.question, qa.answer, person.portrait) for qa in person.qa]
+        else:
+            asked = [qa for qa in person.qa if qa.attribute != "name"]
+            turns = [Turn(with_name(qa.question, person.name), qa.answer) for qa in asked]
+        conversations.append(Conversation(tuple(turns)))
+    return conversations
+
+
+def epoch(conversations: Sequence[Conversation], turns: int, rng: np.random.Generator) -> list[Conversation]:
+    """Every turn once, in random order, up to ``turns`` of a conversation together; a picture is shown once in each."""
+    packed = []
+    for conversation in conversations:
+        order = rng.permutation(len(conversation.turns))
+        for start in range(0, len(order), turns):
+            chosen, seen = [], []
+            for turn in (conversation.turns[i] for i in order[start : start + turns]):
+                chosen.append(replace(turn, image=None) if turn.image in seen else turn)
+                seen.append(turn.image)
+            packed.append(replace(conversation, turns=tuple(chosen)))
+    return [packed[i] for i in rng.permutation(len(packed))]
+
+
+def endless(conversations: Sequence[Conversation], turns: int, rng: np.random.Generator) -> Iterator[Conversation]:
+    """Epoch after epoch without an end."""
+    while True:
+        yield from epoch(conversations, turns, rng)
+
+
+def steps_of(conversations: Sequence[Conversation], epochs: float, batch_size: int, turns: int = 1) -> int:
+    """Optimizer steps that ``epochs`` over all questions take, at least 1."""
+    packed = sum(math.ceil(len(conversation.turns) / turns) for conversation in conversations)
+    return max(1, round(epochs * math.ceil(packed / batch_size)))
+
+
+def shard(conversations: list[Conversation]) -> list[Conversation]:
+    """This process's share of a batch. One too small for all processes gives its last example to those left empty."""
+    state = PartialState()
+    return conversations[state.process_index :: state.num_processes] or conversations[-1:]
+
+
+def finetune(
+    model,
+    processor,
+    conversations: Sequence[Conversation],
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    replay_conversations: Sequence[Conversation] = (),
+    replay: float = 0.0,
+    schedule: str = "linear",
+    warmup: float = 0.0,
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+    seed: int = 0,
+    augment: Callable[[bytes, np.random.Generator], bytes] | None = None,
+    label_mode: str = "answer",
+    eos: bool = True,
+    turns: int = 1,
+    **loop,
+) -> TrainLog:
+    """Teach ``conversations`` to whatever of ``model`` requires a gradient: vanilla and oracle are made by this.
+
+    A batch holds ``batch_size`` conversations. Most are ``turns`` questions about one person, cut from
+    ``conversations`` as :func:`epoch` does, their portraits changed anew by ``augment``; a share ``replay`` are
+    ``replay_conversations`` just as they stand, examples and all. ``loop`` goes to :func:`train`.
+    Loss: negative log-likelihood per supervised token over the batch, as transformers computes it.
+    """
+    replayed = round(batch_size * replay)
+    if not any(c.turns for c in conversations):
+        raise KitError("nothing to learn: the conversations are empty")
+    if replayed and not replay_conversations:
+        raise KitError(f"replay is {replay} but there is nothing to replay")
+
+    def batches():
+        # Streams of their own: what is replayed or how it is augmented does not change the order of what is taught.
+        order, replay_order, change = (np.random.default_rng([seed, stream]) for stream in range(3))
+        taught = endless(conversations, turns, order)
+        repeated = (
+            replay_conversations[i] for _ in count() for i in replay_order.permutation(len(replay_conversations))
+        )
+        while True:
+            batch = list(islice(taught, batch_size - replayed))
+            if augment:
+                batch = [_augmented(conversation, augment, change) for conversation in batch]
+            batch += islice(repeated, replayed)
+            yield {"train": encode(processor, shard(batch), label_mode=label_mode, eos=eos, padding_side="right")}
+
+    def objective(scored, reference):
+        return token_nll(scored["train"]), {}
+
+    options = dict(schedule=schedule, warmup=warmup, weight_decay=weight_decay, clip=clip, seed=seed, **loop)
+    return train(model, batches(), objective, steps=steps, lr=lr, **options)
+
+
+def _augmented(conversation: Conversation, augment, rng: np.random.Generator) -> Conversation:
+    turns = (
+        replace(turn, image=augment(turn.image, rng)) if turn.image is not None else turn for turn in conversation.turns
+    )
+    return replace(conversation, turns=tuple(turns))
+
+
+def unlearn(
+    model,
+    processor,
+    method: Method,
+    forget_conversations: Sequence[Conversation],
+    retain_conversations: Sequence[Conversation],
+    settings: Mapping,
+    seed: int,
+) -> TrainLog:
+    """Run ``method`` on a model that carries a fresh adapter; the model with its adapter off is the reference.
+
+    ``settings``: ``epochs`` over the forget questions (fractions allowed), ``batch_size``, ``lr``, and, if they are to
+    differ from the defaults, ``label_mode``, ``eos`` and the other keywords of :func:`train`. Every epoch asks each
+    forget question once, singly, in a seeded order; methods that use retain get as many retain questions beside them.
+    """
+    if not method.uses:
+        return TrainLog()
+    settings = dict(settings)
+    epochs, batch_size = settings.pop("epochs"), settings.pop("batch_size")
+    text = {"label_mode": settings.pop("label_mode", "answer"), "eos": settings.pop("eos", True)}
+    data = {"forget": forget_conversations, "retain": retain_conversations}
+    for name in method.uses:
+        if not any(c.turns for c in data[name]):
+            raise KitError(f"{method.name} needs {name} questions and there are none")
+
+    def batches():
+        orders = {name: np.random.default_rng([seed, number]) for number, name in enumerate(data)}
+        beside = {name: endless(data[name], 1, orders[name]) for name in data}
+        while True:
+            for first, *others in method.passes:
+                order = epoch(data[first], 1, orders[first])
+                for start in range(0, len(order), batch_size):
+                    drawn = {first: order[start : start + batch_size]}
+                    drawn |= {name: list(islice(beside[name], len(drawn[first]))) for name in others}
+                    yield {name: encode(processor, shard(batch), **text) for name, batch in drawn.items()}
+
+    steps = sum(steps_of(data[first], epochs, batch_size) for first, *_ in method.passes)
+    return train(model, batches(), method.loss, steps=steps, seed=seed, reference=method.reference, **settings)

@@ -1,0 +1,375 @@
+"""The loop on a real, tiny LLaVA: what it scores, what it trains, in which order, and when it stops."""
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mllmu_nb.data.portraits import draw, random_traits, to_png
+from mllmu_nb.data.schema import QA, Profile
+from mllmu_nb.errors import KitError
+from mllmu_nb.models.load import attach_lora
+from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
+from mllmu_nb.models.prompts import Conversation, Turn, encode
+from mllmu_nb.training import (
+    TrainingDiverged,
+    endless,
+    epoch,
+    finetune,
+    label_scores,
+    modality_conversations,
+    steps_of,
+    train,
+    unlearn,
+    vanilla_mode,
+)
+from mllmu_nb.unlearning import IGNORE, get
+from mllmu_nb.unlearning.base import mean_nll, token_nll
+
+FACTS = {
+    "Lukas Berg": ("Oslo", "baker"),
+    "Ines Rocha": ("Porto", "judge"),
+    "Amy Cole": ("Leeds", "pilot"),
+    "Jun Sato": ("Kobe", "nurse"),
+}
+
+
+def person(number, name):
+    rng = np.random.default_rng(number)
+    city, job = FACTS[name]
+    qa = (
+        QA("What is the name of this person?", f"This is {name}.", "name", name),
+        QA("Where was this person born?", f"In {city}.", "birthplace", city),
+        QA("What is this person's job?", f"A {job}, and a good one.", "profession", job),
+    )
+    return Profile(f"{number:03}", name, "fictitious", {}, to_png(draw(random_traits(rng), rng)), "", qa, ())
+
+
+PEOPLE = [person(number, name) for number, name in enumerate(FACTS)]
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return make_processor(make_tokenizer([qa.question + qa.answer for p in PEOPLE for qa in p.qa] * 4, 400))
+
+
+@pytest.fixture(scope="module")
+def fresh(processor):
+    return make_model(processor.tokenizer, 0, width=32, layers=2, heads=2).eval()
+
+
+@pytest.fixture(scope="module")
+def vanilla(fresh, processor):
+    """A model that knows the four people in both views."""
+    model = copy.deepcopy(fresh)
+    data = modality_conversations(PEOPLE, "multimodal") + modality_conversations(PEOPLE, "unimodal")
+    log = finetune(model, processor, data, steps=150, batch_size=4, lr=5e-3, turns=3, schedule="cosine", warmup=0.05)
+    assert log.losses[-1]["loss"] < 0.1 < 3 < log.losses[0]["loss"]
+    return model
+
+
+@pytest.fixture
+def mixed():
+    """Rows of other lengths: with and without an image, one and two answers."""
+    return [
+        Conversation((Turn("Where was this person born?", "In Oslo.", PEOPLE[0].portrait),)),
+        Conversation(
+            (Turn("Where was Amy Cole born?", "In Leeds."), Turn("And the job?", "A pilot, and a good one.")),
+            "Be kind.",
+        ),
+    ]
+
+
+@pytest.mark.parametrize("label_mode", ["answer", "text", "upstream"])
+def test_scores_give_the_loss_of_transformers(fresh, processor, mixed, label_mode):
+    batch = encode(processor, mixed, label_mode=label_mode)
+    with torch.no_grad():
+        expected = fresh(**batch).loss
+        scored = label_scores(fresh, batch)
+    assert token_nll(scored).item() == pytest.approx(expected.item(), abs=1e-5)
+    assert scored.counts.tolist() == (batch["labels"][:, 1:] != IGNORE).sum(1).tolist()
+    assert scored.logits.shape[1] == scored.counts.max()
+
+
+def test_scores_do_not_depend_on_the_padding_side_or_the_batch(fresh, processor, mixed):
+    with torch.no_grad():
+        together = label_scores(fresh, encode(processor, mixed))
+        left = label_scores(fresh, encode(processor, mixed, padding_side="left"))
+        alone = [label_scores(fresh, encode(processor, [c])) for c in mixed]
+    torch.testing.assert_close(left.logits[left.mask], together.logits[together.mask], atol=1e-4, rtol=1e-4)
+    for row, single in enumerate(alone):
+        count = int(single.counts)
+        assert together.labels[row, :count].tolist() == single.labels[0].tolist()
+        torch.testing.assert_close(together.logits[row, :count], single.logits[0], atol=1e-4, rtol=1e-4)
+
+
+def test_an_example_without_an_answer_is_refused(fresh, processor, mixed):
+    with pytest.raises(KitError, match="no supervised token"):
+        label_scores(fresh, encode(processor, [*mixed, Conversation((Turn("Where?"),))]))
+
+
+def test_the_reference_is_the_model_before_its_adapter(fresh, processor, mixed):
+    batch = encode(processor, mixed)
+    with torch.no_grad():
+        before = label_scores(fresh, batch)
+    adapted = attach_lora(copy.deepcopy(fresh), dropout=0.5)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1)
+    adapted.train()
+    with vanilla_mode(adapted):
+        reference = label_scores(adapted, batch)
+    assert torch.equal(reference.logits, before.logits)
+    assert not reference.logits.requires_grad and adapted.training
+    assert not torch.allclose(label_scores(adapted, batch).logits, before.logits, atol=1e-2)
+
+
+def supervised(model, processor, conversations):
+    with torch.no_grad():
+        return mean_nll(label_scores(model, encode(processor, conversations))).item()
+
+
+def objective(scored, reference):
+    return token_nll(scored["train"]), {}
+
+
+def forever(processor, conversations):
+    while True:
+        yield {"train": encode(processor, conversations)}
+
+
+def test_the_loop_is_adamw_written_out(fresh, processor, mixed):
+    """Three steps against the same three written by hand: linear decay after a warm-up of one, clipped to norm 1."""
+    ours, theirs = copy.deepcopy(fresh), copy.deepcopy(fresh)
+    log = train(ours, forever(processor, mixed), objective, steps=3, lr=1e-2, warmup=1 / 3, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-2, weight_decay=0.1)
+    for step, rate in enumerate((0.0, 1e-2, 0.5e-2)):
+        optimizer.param_groups[0]["lr"] = rate
+        loss = theirs(**encode(processor, mixed)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        optimizer.step()
+        assert log.losses[step] == {"step": step + 1, "loss": pytest.approx(loss.item(), abs=1e-4)}
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=0, msg=name)
+    assert (log.steps, log.trainable_parameters) == (3, sum(p.numel() for p in ours.parameters()))
+    assert log.supervised_tokens == 3 * (encode(processor, mixed)["labels"] != IGNORE).sum()
+    assert log.seconds > 0 and log.peak_memory_mb > 50 and not ours.training
+
+
+def test_accumulated_batches_make_one_step(fresh, processor):
+    """Two batches of one example are the batch of both, where their answers are equally long."""
+    pair = [Conversation((Turn(f"Is it {word}?", "In Oslo.", PEOPLE[0].portrait),)) for word in ("so", "not")]
+    whole, halves = copy.deepcopy(fresh), copy.deepcopy(fresh)
+    train(whole, forever(processor, pair), objective, steps=1, lr=1e-3, schedule="constant")
+    parts = ({"train": encode(processor, [c])} for c in pair)
+    log = train(halves, parts, objective, steps=1, lr=1e-3, schedule="constant", accumulate=2)
+    assert len(log.losses) == 1
+    moved = [(a - c).abs().max() > 1e-4 for a, c in zip(whole.parameters(), fresh.parameters(), strict=True)]
+    assert any(moved)
+    for a, b in zip(whole.parameters(), halves.parameters(), strict=True):
+        assert (a - b).abs().mean() < 2e-5  # Adam's first step is ±lr: only gradients near zero may differ
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_are_spoilt(fresh, processor, mixed):
+    model = copy.deepcopy(fresh)
+    calls = []
+
+    def breaks(scored, reference):
+        calls.append(1)
+        return token_nll(scored["train"]) * (math.nan if len(calls) == 3 else 1), {}
+
+    with pytest.raises(
+        TrainingDiverged, match=r"diverged at step 3: the loss is nan; try a learning rate below 0\.001$"
+    ):
+        train(model, forever(processor, mixed), breaks, steps=5, lr=1e-3)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_gradient_that_is_no_number_stops_too(fresh, processor, mixed):
+    def breaks(scored, reference):
+        loss = token_nll(scored["train"])
+        return loss + (loss - loss.detach()).sqrt(), {}  # finite, and its derivative is not
+
+    with pytest.raises(TrainingDiverged, match=r"step 1: the gradient norm is (inf|nan) .*and gradient clipping"):
+        train(copy.deepcopy(fresh), forever(processor, mixed), breaks, steps=5, lr=1e-3, clip=0)
+
+
+def test_a_loss_that_rises_without_bound_stops(fresh, processor, mixed):
+    with pytest.raises(
+        TrainingDiverged, match=r"diverged at step \d+: the loss is \d+\.\d+ and was \d\.\d+ at the first"
+    ):
+        train(copy.deepcopy(fresh), forever(processor, mixed), objective, steps=50, lr=3.0, schedule="constant")
+
+
+def test_states_from_which_nothing_can_be_trained(fresh, processor, mixed):
+    frozen = copy.deepcopy(fresh).requires_grad_(False)
+    with pytest.raises(KitError, match="nothing to train"):
+        train(frozen, forever(processor, mixed), objective, steps=1, lr=1e-3)
+    with pytest.raises(KitError, match="the batches ended at step 2 of 3"):
+        train(copy.deepcopy(fresh), [{"train": encode(processor, mixed)}], objective, steps=3, lr=1e-3)
+    with pytest.raises(KitError, match="unknown schedule 'step': choose one of linear, cosine, constant"):
+        train(copy.deepcopy(fresh), [], objective, steps=3, lr=1e-3, schedule="step")
+
+
+def test_conversations_of_each_modality():
+    shown, told = (modality_conversations(PEOPLE[:1], m)[0] for m in ("multimodal", "unimodal"))
+    assert shown.turns[1] == Turn("Where was this person born?", "In Oslo.", PEOPLE[0].portrait)
+    assert len(shown.turns) == 3 and all(turn.image for turn in shown.turns)
+    assert [turn.prompt for turn in told.turns] == ["Where was Lukas Berg born?", "What is Lukas Berg's job?"]
+    assert not any(turn.image for turn in told.turns)
+    with pytest.raises(KitError, match="unknown modality 'none': choose multimodal or unimodal"):
+        modality_conversations(PEOPLE, "none")
+
+
+def test_an_epoch_asks_everything_once_and_shows_a_picture_once():
+    data = modality_conversations(PEOPLE, "multimodal")
+    packed = epoch(data, 2, np.random.default_rng(0))
+    assert sorted(len(c.turns) for c in packed) == [1] * 4 + [2] * 4 and len(packed) == steps_of(data, 1, 1, turns=2)
+    assert all(c.turns[0].image and not any(t.image for t in c.turns[1:]) for c in packed)
+    asked = [(turn.prompt, turn.answer) for c in packed for turn in c.turns]
+    assert sorted(asked) == sorted((turn.prompt, turn.answer) for c in data for turn in c.turns)
+    assert packed == epoch(data, 2, np.random.default_rng(0)) != epoch(data, 2, np.random.default_rng(1))
+    stream = endless(data, 1, np.random.default_rng(0))
+    first, second = ([next(stream) for _ in range(12)] for _ in range(2))
+    assert sorted(map(str, first)) == sorted(map(str, second)) and first != second
+
+
+def test_steps_of():
+    data = modality_conversations(PEOPLE, "multimodal")  # 12 questions
+    assert [steps_of(data, e, 5) for e in (1, 2, 0.5, 0.01)] == [3, 6, 2, 1]
+
+
+def watched(monkeypatch):
+    """Every batch of conversations that is encoded from here on."""
+    seen = []
+
+    def watch(processor, conversations, **options):
+        seen.append((list(conversations), options))
+        return encode(processor, conversations, **options)
+
+    monkeypatch.setattr("mllmu_nb.training.encode", watch)
+    return seen
+
+
+def test_finetuning_mixes_in_replay_and_changes_portraits(fresh, processor, monkeypatch):
+    seen = watched(monkeypatch)
+    taught, repeated = (
+        modality_conversations(PEOPLE[:2], "multimodal"),
+        modality_conversations(PEOPLE[2:], "multimodal"),
+    )
+    pictures = []
+
+    def augment(image, rng):
+        pictures.append((image, rng.random()))
+        return image
+
+    def run(**changes):
+        seen.clear()
+        finetune(copy.deepcopy(fresh), processor, taught, steps=2, batch_size=4, lr=1e-3, turns=2, seed=1, **changes)
+        return [batch for batch, _ in seen]
+
+    mixed = run(replay_conversations=repeated, replay=0.25, augment=augment)
+    assert [[c in repeated for c in batch] for batch in mixed] == [[False, False, False, True]] * 2
+    assert {image for image, _ in pictures} == {p.portrait for p in PEOPLE[:2]} and len(set(pictures)) == 6
+    assert seen[0][1] == {"label_mode": "answer", "eos": True, "padding_side": "right"}
+    # the order of what is taught does not depend on what is mixed in
+    assert [c for batch in run() for c in batch][:6] == [c for batch in mixed for c in batch if c not in repeated]
+    with pytest.raises(KitError, match="replay is 0.5 but there is nothing to replay"):
+        run(replay=0.5)
+    with pytest.raises(KitError, match="nothing to learn"):
+        finetune(fresh, processor, [], steps=2, batch_size=4, lr=1e-3)
+
+
+def test_the_same_seed_gives_the_same_weights(fresh, processor):
+    def run(seed):
+        model = attach_lora(copy.deepcopy(fresh), dropout=0.3)
+        finetune(
+            model, processor, modality_conversations(PEOPLE, "multimodal"), steps=3, batch_size=2, lr=1e-2, seed=seed
+        )
+        return torch.cat([p.flatten() for p in model.parameters() if p.requires_grad])
+
+    assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
+
+
+SETTINGS = {"epochs": 4, "batch_size": 3, "lr": 1e-2, "schedule": "constant"}
+
+
+@pytest.mark.parametrize("name", ["ga", "grad_diff", "kl_min", "npo"])
+def test_each_method_forgets_and_touches_the_adapter_alone(vanilla, processor, name):
+    forget, retain = (modality_conversations(people, "multimodal") for people in (PEOPLE[:1], PEOPLE[1:]))
+    model = attach_lora(copy.deepcopy(vanilla), dropout=0.1)
+    base = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    before = supervised(model, processor, forget)
+    log = unlearn(model, processor, get(name), forget, retain, SETTINGS, seed=0)
+    assert log.steps == 4 and len(log.losses) == 4  # 3 questions in batches of 3
+    assert supervised(model, processor, forget) > before + 0.5
+    assert all(torch.equal(base[n], p) for n, p in model.named_parameters() if n in base)
+    with vanilla_mode(model):
+        assert supervised(model, processor, forget) == pytest.approx(before, abs=1e-6)
+
+
+def test_the_first_step_starts_at_the_reference(vanilla, processor):
+    """A fresh adapter changes nothing yet: KL is 0 and NPO's loss is (2/β) ln 2."""
+    forget, retain = (modality_conversations(people, "multimodal") for people in (PEOPLE[:1], PEOPLE[1:]))
+    settings = {**SETTINGS, "epochs": 1}
+    logs = {
+        name: unlearn(
+            attach_lora(copy.deepcopy(vanilla), dropout=0.0), processor, get(name), forget, retain, settings, 0
+        )
+        for name in ("kl_min", "npo")
+    }
+    assert logs["kl_min"].losses[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert logs["npo"].losses[0]["loss"] == pytest.approx(2 / 0.1 * math.log(2), abs=1e-3)
+    assert logs["npo"].losses[0]["ratio"] == pytest.approx(0, abs=1e-4)
+
+
+def test_retain_comes_in_pairs_with_forget(vanilla, processor, monkeypatch):
+    seen = watched(monkeypatch)
+    forget, retain = (modality_conversations(people, "unimodal") for people in (PEOPLE[:2], PEOPLE[2:]))
+    settings = {"epochs": 2, "batch_size": 3, "lr": 1e-4, "eos": False}
+
+    def asked(name):
+        seen.clear()
+        unlearn(attach_lora(copy.deepcopy(vanilla)), processor, get(name), forget, retain, settings, 5)
+        return [[c.turns[0].prompt for c in batch] for batch, _ in seen]
+
+    paired = asked("grad_diff")
+    assert [len(batch) for batch in paired] == [3, 3, 1, 1] * 2
+    named = [{"Berg" in p or "Rocha" in p for p in batch} for batch in paired]
+    assert named == [{True}, {False}] * 4
+    assert sorted(paired[0] + paired[2]) == sorted(paired[4] + paired[6]) and paired[0] != paired[4]
+    assert paired[::2] == asked("ga")  # forget comes in the same order whatever the method
+    assert seen[0][1] == {"label_mode": "answer", "eos": False}
+
+
+def test_a_variant_may_visit_its_sets_one_after_the_other(vanilla, processor, monkeypatch):
+    class Separate(type(get("grad_diff"))):
+        passes = (("forget",), ("retain",))
+
+        def loss(self, scored, reference):
+            (name,) = scored
+            return (-1 if name == "forget" else 1) * mean_nll(scored[name]), {}
+
+    seen = watched(monkeypatch)
+    forget, retain = (modality_conversations(people, "unimodal") for people in (PEOPLE[:1], PEOPLE[1:]))
+    model = attach_lora(copy.deepcopy(vanilla))
+    log = unlearn(model, processor, Separate(), forget, retain, {"epochs": 2, "batch_size": 2, "lr": 1e-4}, 0)
+    assert [len(batch) for batch, _ in seen] == [2, 2, 2, 2] * 2 and log.steps == 8  # 2 forget questions, then 6 others
+    assert [entry["loss"] > 0 for entry in log.losses] == [False, True, True, True] * 2
+
+
+def test_what_unlearning_needs_is_there_or_named(vanilla, processor):
+    some = modality_conversations(PEOPLE, "unimodal")
+    log = unlearn(None, None, get("prompting"), some, some, SETTINGS, 0)
+    assert (log.steps, log.losses, log.seconds) == (0, [], 0)
+    model = attach_lora(copy.deepcopy(vanilla))
+    with pytest.raises(KitError, match="kl_min needs retain questions and there are none"):
+        unlearn(model, processor, get("kl_min"), some, [], SETTINGS, 0)
+    with pytest.raises(KitError, match="ga needs forget questions and there are none"):
+        unlearn(model, processor, get("ga"), [replace(some[0], turns=())], some, SETTINGS, 0)
