@@ -1,0 +1,634 @@
+"""The figures, drawn from a run's files: each function returns a matplotlib Figure, ``save`` writes it.
+
+Widths are those of a two-column paper (3.4 in a column, 7 in the page) and no text is smaller than 7 pt. Colours are
+Okabe and Ito's, safe for colour-blind readers; a method has the same colour and marker everywhere, and a filled mark
+means unlearned on image + text, a hollow one on text only. All bars are 95 % intervals over people.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.textpath import text_to_path
+from PIL import Image
+
+from mllmu_nb.data.schema import ATTRIBUTES, Profile
+from mllmu_nb.errors import KitError
+from mllmu_nb.reporting import (
+    CLOZE,
+    LETTER,
+    LIKELIHOOD,
+    MODALITIES,
+    ROUGE_L,
+    SETS,
+    VIEWS,
+    Measure,
+    Run,
+    in_order,
+    label,
+    models_in_order,
+)
+from mllmu_nb.reporting.tables import Numbers, numbers
+
+COLUMN, PAGE = 3.4, 7.0
+SMALL, NORMAL = 7.0, 8.0
+INK, GREY, PALE = "#222222", "#6b6b6b", "#d9d9d9"
+RIGHT, WRONG = "#0072B2", "#C04F00"  # Okabe-Ito blue and vermillion, the latter darkened to be read as text
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters on every machine
+    "font.size": NORMAL,
+    "axes.titlesize": NORMAL,
+    "axes.labelsize": SMALL,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "legend.fontsize": SMALL,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "axes.unicode_minus": True,
+    "hatch.linewidth": 0.6,
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
+}
+
+
+class Look(NamedTuple):
+    """How a method is drawn wherever it appears."""
+
+    colour: str
+    marker: str
+
+
+LOOKS = {
+    "base": Look("#56B4E9", "X"),
+    "vanilla": Look("#000000", "o"),
+    "ga": Look("#D55E00", "s"),
+    "grad_diff": Look("#0072B2", "^"),
+    "kl_min": Look("#009E73", "D"),
+    "npo": Look("#CC79A7", "v"),
+    "prompting": Look("#E69F00", "P"),
+    "oracle": Look("#6b6b6b", "*"),
+}
+NEWCOMER = Look("#8c6d1f", "h")  # a method that was added and has no look of its own yet
+
+
+def look(method: str) -> Look:
+    """The colour and marker of a method."""
+    return LOOKS.get(method, NEWCOMER)
+
+
+def styled(draw):
+    """Draw under the house style, whatever the caller's settings are."""
+
+    @functools.wraps(draw)
+    def within(*arguments, **named):
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(STYLE)
+            return draw(*arguments, **named)
+
+    return within
+
+
+@styled
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write ``stem``.png (200 dpi) and ``stem``.pdf without dates, so the same figure gives the same bytes."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        paths.append(stem.with_name(f"{stem.name}.{kind}"))
+        figure.savefig(paths[-1], metadata=metadata)
+    return paths
+
+
+# Text that fits
+
+
+def width_of(text: str, size: float = SMALL, weight: str = "normal") -> float:
+    """Width of a line of text in inches."""
+    font = FontProperties(family="DejaVu Sans", size=size, weight=weight)
+    return text_to_path.get_text_width_height_descent(text, font, False)[0] / 72
+
+
+def printable(text: str) -> str:
+    """One line of characters the font has; what it lacks (a model may write anything) is shown as a box."""
+    font = get_font(findfont(FontProperties(family="DejaVu Sans")))
+    return "".join(c if font.get_char_index(ord(c)) else "□" for c in " ".join(str(text).split()))
+
+
+def wrap(text: str, width: float, size: float = SMALL, weight: str = "normal", most: int = 3) -> list[str]:
+    """Break a text into at most ``most`` lines no wider than ``width`` inches; what is cut ends in an ellipsis."""
+
+    def fits(line: str) -> bool:
+        return width_of(line, size, weight) <= width
+
+    lines, line = [], ""
+    for word in printable(text).split(" "):
+        while word:
+            longer = f"{line} {word}" if line else word
+            if fits(longer):
+                line, word = longer, ""
+            elif line:
+                lines.append(line)
+                line = ""
+            else:
+                head = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or fits(word[:n]))
+                lines.append(word[:head])
+                word = word[head:]
+        if len(lines) > most:
+            break
+    lines += [line] if line else []
+    if len(lines) > most:
+        last = lines[most - 1]
+        while last and not fits(last + "…"):
+            last = last[:-1]
+        lines = [*lines[: most - 1], last.rstrip() + "…"]
+    return lines or [""]
+
+
+def spread(wanted: Sequence[float], gap: float, low: float = -math.inf, high: float = math.inf) -> list[float]:
+    """Places nearest to those wanted (least squares) that are ``gap`` apart, kept between ``low`` and ``high``."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    runs: list[tuple[float, int]] = []  # pooled neighbours: mean of (wanted − rank · gap), count
+    for rank, index in enumerate(order):
+        mean, count = wanted[index] - rank * gap, 1
+        while runs and runs[-1][0] > mean:
+            before, many = runs.pop()
+            mean, count = (mean * count + before * many) / (count + many), count + many
+        runs.append((mean, count))
+    flat = [mean for mean, count in runs for _ in range(count)]
+    top = high - (len(wanted) - 1) * gap
+    placed = [0.0] * len(wanted)
+    for rank, index in enumerate(order):
+        placed[index] = max(low, min(flat[rank], top)) + rank * gap
+    return placed
+
+
+def _page(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty page measured in inches from its upper left corner."""
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.axis("off")
+    return figure, axes
+
+
+LINE = 1.32 * SMALL / 72  # inches from one line of small text to the next
+
+
+def _write(axes: Axes, x: float, y: float, lines: Iterable[str], **look) -> float:
+    """Write lines downwards from (x, y) in inches; returns the y below them."""
+    for line in lines:
+        axes.text(x, y, line, va="top", parse_math=False, **({"fontsize": SMALL} | look))
+        y += LINE
+    return y
+
+
+# 1 Profiles
+
+
+@styled
+def profile_sheet(people: Sequence[Profile], facts: int = 8) -> Figure:
+    """Portrait, test portraits, the first ``facts`` facts and one question of each task for a handful of people."""
+    if not people:
+        raise KitError("the profile sheet needs at least one profile")
+    heights = [_person(None, person, 0.0, facts) for person in people]
+    figure, page = _page(PAGE, sum(heights) + 0.05)
+    top = 0.05
+    for number, (person, height) in enumerate(zip(people, heights, strict=True)):
+        if number:
+            page.plot([0.1, PAGE - 0.1], [top - 0.06] * 2, color=PALE, linewidth=0.6)
+        _person(page, person, top, facts)
+        top += height
+    return figure
+
+
+def _person(page: Axes | None, person: Profile, top: float, facts: int) -> float:
+    """Draw one person from ``top`` downwards (only measure when there is no page); returns the height needed."""
+    left, portrait, small = 0.1, 1.15, 0.5
+    tests, fact, ask = left + portrait + 0.12, 2.75, 4.78
+
+    def write(x, y, lines, **look):
+        return _write(page, x, y, lines, **look) if page else y + LINE * len(lines)
+
+    def picture(data, x, y, size):
+        if page:
+            box = page.inset_axes((x, y, size, size), transform=page.transData)
+            box.imshow(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), interpolation="nearest")
+            box.set(xticks=[], yticks=[])
+            for spine in box.spines.values():
+                spine.set(color=PALE, linewidth=0.6)
+
+    start = top + 0.05
+    picture(person.portrait, left, start, portrait)
+    heading = wrap(person.name, portrait, weight="bold", most=2)
+    low = [write(left, start + portrait + 0.05, heading, fontweight="bold")]
+    low[0] = write(left, low[0], [f"{person.id}, {person.kind}"], color=GREY)
+
+    if person.test_portraits:
+        below = write(tests, start, ["Test portraits"], color=GREY)
+        for number, data in enumerate(person.test_portraits[:4]):
+            picture(data, tests + (number % 2) * (small + 0.06), below + 0.03 + (number // 2) * (small + 0.06), small)
+        low.append(below + 0.03 + math.ceil(min(4, len(person.test_portraits)) / 2) * (small + 0.06))
+
+    known = [a for a in ATTRIBUTES if a != "name" and person.attributes.get(a)]
+    indent = 0.78
+    y = start
+    for attribute in known[:facts]:
+        value = wrap(person.attributes[attribute], ask - fact - indent - 0.12, most=2)
+        if page:
+            write(fact, y, [attribute.replace("_", " ")], color=GREY)
+        y = write(fact + indent, y, value)
+    low.append(y)
+
+    y, room = start, PAGE - ask - 0.1
+    for task, view in (("classification", "image_text"), ("generation", "text"), ("cloze", "image_text")):
+        asked = [q for q in person.questions if q.task == task and q.view == view]
+        if not asked:
+            continue
+        question = asked[0]
+        y = write(ask, y, wrap(question.text, room, most=3))
+        if question.options:
+            for letter, option in zip("ABCD", question.options, strict=False):
+                right = letter == question.answer
+                line = wrap(f"{letter}  {option}", room - 0.3, weight="bold" if right else "normal", most=1)
+                write(ask + 0.1, y, line, fontweight="bold" if right else "normal", color=RIGHT if right else INK)
+                y += LINE
+        else:
+            y = write(ask + 0.1, y, wrap(question.answer, room - 0.1, most=2), color=RIGHT)
+        y += 0.06
+    low.append(y)
+    return max(low) - top + 0.12
+
+
+# 2 Before and after
+
+
+@styled
+def before_after(runs: list[Run]) -> Figure:
+    """What one forgotten and one kept person is answered, by vanilla, every method, prompting and the oracle.
+
+    The person and the question are not picked for effect: the first, by id, that vanilla answers rightly in both
+    views (the very first one where there is none). Blue with ✓: the fact is in the answer; vermillion with ✗: not.
+    """
+    chosen = _side_by_side(runs)
+    vanilla = next((run for run in chosen if run["method"] == "vanilla"), None)
+    if vanilla is None:
+        raise KitError("the before-and-after figure needs a run of vanilla beside the unlearned ones")
+    shown = [(kind, *_example(vanilla, name)) for kind, name in (("Forgotten", "forget"), ("Kept", "retain"))]
+    left, gap = 0.1, 0.1
+    names = [label(run["method"], run["variant"], run["modality"]) for run in chosen]
+    first = max(width_of(name) for name in [*names, "Truth"]) + 0.15
+    column = (PAGE - left - first - 0.1 - 3 * gap) / 4
+    columns = [left + first + number * (column + gap) for number in range(4)]
+    questions = [question for _, _, pair in shown for question in pair]
+    asked = [wrap(q["question"], column, most=4) for q in questions]
+    truths = [wrap(q["value"] or q["answer_true"], column, weight="bold", most=2) for q in questions]
+    answers = [[_answer(run, q, column) for q in questions] for run in chosen]
+
+    def draw(page: Axes | None) -> float:
+        y = 0.08
+        if page:
+            for number, (kind, person, _) in enumerate(shown):
+                x = columns[2 * number]
+                _write(page, x, y, [f"{kind}: person {person}"], fontsize=NORMAL, fontweight="bold")
+                page.plot([x, columns[2 * number + 1] + column], [y + 0.17] * 2, color=GREY, linewidth=0.6)
+        y += 0.22
+        rows = [("Asked with", [[VIEWS[q["view"]]] for q in questions], {"color": GREY})]
+        rows += [("Question", asked, {}), ("Truth", truths, {"fontweight": "bold"})]
+        for name, texts, how in rows:
+            if page:
+                _write(page, left, y, [name], color=GREY)
+                for x, lines in zip(columns, texts, strict=True):
+                    _write(page, x, y, lines, **how)
+            y += LINE * max(map(len, texts)) + 0.04
+        for name, texts in zip(names, answers, strict=True):
+            y += 0.03
+            if page:
+                page.plot([left, PAGE - 0.1], [y - 0.035] * 2, color=PALE, linewidth=0.5)
+                _write(page, left, y, [name])
+                for x, (lines, colour) in zip(columns, texts, strict=True):
+                    _write(page, x, y, lines, color=colour)
+            y += LINE * max(len(lines) for lines, _ in texts) + 0.03
+        return y + 0.05
+
+    figure, page = _page(PAGE, draw(None))
+    draw(page)
+    return figure
+
+
+def _side_by_side(runs: list[Run]) -> list[Run]:
+    """One run of each method and modality, all of the first vanilla's forget draw and seeds, without the base."""
+    vanilla = [run for run in runs if run["method"] == "vanilla"]
+    anchor = vanilla[0] if vanilla else runs[0]
+    same = ("base_model", "protocol", "forget_ratio", "forget_draw", "data_seed", "train_seed")
+    found: dict[tuple, Run] = {}
+    for run in runs:
+        if run["method"] != "base" and all(run[c] == anchor[c] for c in same):
+            found.setdefault((run["method"], run["variant"], run["modality"]), run)
+    return [found[model] for model in models_in_order(found)]
+
+
+def _example(vanilla: Run, set_name: str) -> tuple[str, list[dict]]:
+    """The person and the two generation questions (image view, text view) on one fact; ``before_after`` has the rule."""
+    asked = vanilla.items[(vanilla.items["set"] == set_name) & (vanilla.items["task"] == "generation")]
+    asked = asked.assign(number=asked["question_id"].str.rsplit("/", n=1).str[-1])
+    pairs = [
+        group.set_index("view", drop=False).loc[list(VIEWS)]
+        for _, group in asked.sort_values("question_id").groupby(["profile", "number"], sort=True)
+        if set(group["view"]) == set(VIEWS)
+    ]
+    if not pairs:
+        raise KitError(f"run {vanilla.id} has no generation question asked in both views of the {set_name} set")
+    pair = next((p for p in pairs if (p["exact"] >= 0.5).all()), pairs[0])
+    return str(pair["profile"].iloc[0]), pair.to_dict("records")
+
+
+def _answer(run: Run, question: dict, width: float) -> tuple[list[str], str]:
+    """The wrapped answer of a run to a question and its colour; a run that was not asked shows a dash."""
+    same = (run.items["question_id"] == question["question_id"]) & (run.items["set"] == question["set"])
+    given = run.items[same]
+    if given.empty:
+        return ["–"], GREY
+    right = bool(given["exact"].iloc[0] >= 0.5)
+    text = given["answer"].iloc[0] or "(nothing)"
+    return wrap(f"{'✓' if right else '✗'} {text}", width, most=3), RIGHT if right else WRONG
+
+
+# 3 Forgetting against utility
+
+
+@styled
+def forgetting_utility(scores: pd.DataFrame, against_vanilla: pd.DataFrame, measure: Measure = LIKELIHOOD) -> Figure:
+    """What each method forgot (fall from vanilla on the forget set) against what it kept, one panel a utility set.
+
+    ``scores`` and ``against_vanilla`` are rows of ``pooled_scores`` and ``differences`` of one base model, protocol
+    and forget ratio; views are pooled. A method stands at the same height in all panels, where its name is written.
+    """
+    keep = ["method", "variant", "modality"]
+    utility = _cells(scores, measure)
+    fall = _cells(against_vanilla[against_vanilla["against"] == "vanilla"], measure)
+    fall = fall[fall["set"] == "forget"].set_index(keep)
+    models = [("vanilla", "canonical", "none")]
+    models += models_in_order(fall.index)
+    panels = [name for name in ("retain", "celebrity", "test") if (utility["set"] == name).any()]
+    if len(models) < 2 or not panels:
+        raise KitError("forgetting against utility needs vanilla and one unlearned model on forget and another set")
+
+    figure = Figure(figsize=(PAGE, 2.75), layout="constrained")
+    axes = figure.subplots(1, len(panels) + 1, sharey=True, width_ratios=[1] * len(panels) + [0.86])
+    heights = {}
+    for model in models:
+        row = fall.loc[model] if model in fall.index else {"value": 0.0, "low": 0.0, "high": 0.0}
+        heights[model] = [-row[c] * measure.times for c in ("value", "high", "low")]
+    for panel, name in zip(axes, panels, strict=False):
+        here = utility[utility["set"] == name].set_index(keep)
+        for model in models:
+            if model not in here.index:
+                continue
+            x, left, right = (here.loc[model, c] * measure.times for c in ("value", "low", "high"))
+            y, low, high = heights[model]
+            colour, marker = look(model[0])
+            panel.errorbar(
+                x,
+                y,
+                xerr=[[x - left], [right - x]],
+                yerr=[[y - low], [high - y]],
+                fmt="none",
+                ecolor=colour,
+                elinewidth=0.7,
+                alpha=0.55,
+                zorder=2,
+            )
+            _mark(panel, x, y, model)
+        panel.axhline(0, color=PALE, linewidth=0.6, zorder=0)
+        panel.set_title(SETS[name], loc="left", fontweight="bold")
+        panel.set_title("← better" if name == "test" else "better →", loc="right", fontsize=SMALL, color=GREY)
+    axes[0].set_ylabel("Forgotten: fall from vanilla\non the forget set, points")
+    seaborn.despine(figure)
+
+    axes[len(panels) // 2].set_xlabel(f"Accuracy by {measure.label.removesuffix(' %').lower()} on that set, %")
+    names = axes[-1]
+    names.axis("off")
+    names.set_xlim(0, 1)
+    figure.draw_without_rendering()
+    low, high = names.get_ylim()
+    gap = 1.25 * SMALL / 72 * (high - low) / (names.get_window_extent().height / figure.dpi)
+    places = spread([heights[m][0] for m in models], gap, low + gap / 2, high - gap / 2)
+    for model, place in zip(models, places, strict=True):
+        names.plot([0, 0.08, 0.12], [heights[model][0], place, place], color=PALE, linewidth=0.6, clip_on=False)
+        _mark(names, 0.17, place, model)
+        names.text(0.23, place, label(*model), va="center_baseline", fontsize=SMALL)
+    return figure
+
+
+def _mark(axes: Axes, x: float, y: float, model: tuple[str, str, str]) -> None:
+    colour, marker = look(model[0])
+    hollow = model[2] == "unimodal"
+    size = 34 if marker == "*" else 20
+    axes.scatter(
+        [x],
+        [y],
+        s=size,
+        marker=marker,
+        facecolor="white" if hollow else colour,
+        edgecolor=colour,
+        linewidth=1.0,
+        zorder=3,
+        clip_on=False,
+    )
+
+
+def _cells(frame: pd.DataFrame, measure: Measure, view: str = "both") -> pd.DataFrame:
+    """The rows of one measure and view that have a value."""
+    same = (frame["task"] == measure.task) & (frame["scoring"].fillna("") == measure.scoring)
+    same &= (frame["metric"] == measure.metric) & (frame["view"] == view)
+    return frame[same].dropna(subset=["value"])
+
+
+# 4 Multimodal against unimodal
+
+
+@styled
+def modality_bars(against_vanilla: pd.DataFrame, set_name: str = "forget") -> Figure:
+    """Difference to vanilla for each task (columns) and view (rows), unlearned on image + text or on text only.
+
+    ``against_vanilla``: rows of ``differences`` of one base model, protocol and forget ratio.
+    """
+    here = against_vanilla[(against_vanilla["against"] == "vanilla") & (against_vanilla["set"] == set_name)]
+    here = here[here["modality"].isin(MODALITIES)]
+    if here.empty:
+        raise KitError(f"no unlearned model was asked about the {set_name} set")
+    wanted = ((LIKELIHOOD, "Choice by likelihood"), (LETTER, "Choice by letter"))
+    wanted += ((ROUGE_L, "Generation, ROUGE-L"), (CLOZE, "Cloze"))
+    measures = [(m, title) for m, title in wanted if len(_cells(here, m)) > 0]
+    methods = in_order(here["method"])
+    figure = Figure(figsize=(PAGE, 3.5), layout="constrained")
+    axes = figure.subplots(len(VIEWS), len(measures), sharex=True, sharey=True, squeeze=False)
+    for row, (view, view_label) in enumerate(VIEWS.items()):
+        for column, (measure, title) in enumerate(measures):
+            panel = axes[row][column]
+            cells = _cells(here, measure, view).set_index(["method", "modality"])
+            for place, method in enumerate(methods):
+                for offset, modality in ((-0.2, "multimodal"), (0.2, "unimodal")):
+                    if (method, modality) not in cells.index:
+                        continue
+                    cell = cells.loc[(method, modality)]
+                    value, low, high = (100 * float(cell[c]) for c in ("value", "low", "high"))
+                    colour = look(method).colour
+                    fill = colour if modality == "multimodal" else "white"
+                    panel.bar(place + offset, value, 0.36, facecolor=fill, edgecolor=colour, linewidth=0.9, zorder=2)
+                    panel.errorbar(
+                        place + offset,
+                        value,
+                        yerr=[[value - low], [high - value]],
+                        fmt="none",
+                        ecolor=INK,
+                        elinewidth=0.7,
+                        capsize=1.5,
+                        capthick=0.7,
+                        zorder=3,
+                    )
+            panel.axhline(0, color=INK, linewidth=0.7, zorder=1)
+            panel.grid(axis="y", color=PALE, linewidth=0.4, zorder=0)
+            panel.tick_params(axis="x", length=0)
+            panel.set_xticks(range(len(methods)), [label(m).replace(" ", "\n", 1) for m in methods])
+            if row == 0:
+                panel.set_title(title, fontsize=NORMAL)
+        axes[row][0].set_ylabel(f"Asked with {view_label}:\ndifference to vanilla, points")
+    seaborn.despine(figure, bottom=True)
+    name = SETS[set_name]
+    figure.suptitle(
+        f"{name} set.  ■ unlearned on image + text   □ unlearned on text only", fontsize=SMALL, x=0.01, ha="left"
+    )
+    return figure
+
+
+# 5 Losses
+
+
+@styled
+def loss_curves(runs: list[Run]) -> Figure:
+    """The loss of every training, one panel a method, a line a run; long curves show a running mean over the raw one."""
+    trained = [run for run in runs if run.train.get("losses")]
+    if not trained:
+        raise KitError("no run has a training log with losses")
+    methods = in_order(run["method"] for run in trained)
+    columns = min(3, len(methods))
+    rows = math.ceil(len(methods) / columns)
+    figure = Figure(figsize=(PAGE if columns > 1 else COLUMN, 0.25 + 1.55 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in axes[len(methods) :]:
+        panel.axis("off")
+    endings = []
+    for place, (panel, method) in enumerate(zip(axes, methods, strict=False)):
+        mine = [run for run in trained if run["method"] == method]
+        ends: dict[str, list[float]] = {}
+        last = 0
+        for run in mine:
+            steps = np.array([entry["step"] for entry in run.train["losses"]])
+            losses = np.array([entry["loss"] for entry in run.train["losses"]], dtype=float)
+            smooth = pd.Series(losses).rolling(max(1, len(losses) // 25), min_periods=1, center=True).mean().to_numpy()
+            hollow = run["modality"] == "unimodal"
+            colour = look(method).colour
+            if len(losses) >= 50:
+                panel.plot(steps, losses, color=colour, linewidth=0.4, alpha=0.25)
+            panel.plot(steps, smooth, color=colour, linewidth=1.1, linestyle=(0, (3, 1.5)) if hollow else "-")
+            ends.setdefault(run["modality"], []).append(float(smooth[-1]))
+            last = max(last, int(steps[-1]))
+        panel.set_title(label(method), loc="left", fontweight="bold")
+        if place % columns == 0:
+            panel.set_ylabel("loss")
+        if place + columns >= len(methods):
+            panel.set_xlabel("step")
+        named = [m for m in MODALITIES if m in ends]
+        first = min(entry["step"] for run in mine for entry in run.train["losses"])
+        margin = 0.03 * max(1, last - first)
+        # names stand to the right of the curves, so the axis goes on past the last step
+        panel.set_xlim(first - margin, last + (0.52 * (last - first) if named else margin))
+        panel.set_xticks([t for t in panel.get_xticks() if first - margin <= t <= last + margin])
+        panel.spines["bottom"].set_bounds(first - margin, last + margin)
+        endings.append((panel, last, named, [float(np.mean(ends[m])) for m in named]))
+    seaborn.despine(figure)
+    figure.draw_without_rendering()
+    for panel, last, named, heights in endings:
+        low, high = panel.get_ylim()
+        gap = 1.25 * SMALL / 72 * (high - low) / (panel.get_window_extent().height / figure.dpi)
+        for modality, y in zip(named, spread(heights, gap, low + gap / 2, high - gap / 2), strict=True):
+            left, right = panel.get_xlim()
+            panel.text(last + 0.03 * (right - left), y, MODALITIES[modality], va="center", fontsize=SMALL)
+    return figure
+
+
+# Files
+
+CAPTIONS = {
+    "profiles": "Fictitious people: portrait, the transformed portraits of the Test set, facts, and a question a task "
+    "(the right answer in blue).",
+    "before_after": "One forgotten and one kept person (the first of each that vanilla answers rightly in both views), "
+    "asked by image and by text. Blue with a tick: the fact is in the answer; vermillion with a cross: it is not.",
+    "forgetting_utility": "Fall from vanilla on the forget set against accuracy on the other sets, views pooled. "
+    "Filled: unlearned on image + text; hollow: on text only. Bars: 95 % intervals over people.",
+    "modality_bars_forget": "Difference to vanilla on the forget set for each task and view. Filled: unlearned on "
+    "image + text; hollow: on text only. Bars: 95 % intervals of the paired difference over people.",
+    "modality_bars_retain": "The same on the retain set, where no difference is wanted.",
+    "losses": "Training losses. Solid: image + text (or the whole mixture for vanilla and oracle); dashed: text only.",
+}
+
+
+def write_all(
+    scale: str, runs_root: Path, out: Path, people: Sequence[Profile] = (), known: Numbers | None = None
+) -> list[Path]:
+    """Draw every figure of the runs under ``runs_root`` into ``out``, with ``captions.md``; returns the paths.
+
+    One file for each base model and forget ratio. The profile sheet is drawn of the first three of ``people``; a
+    figure whose runs are not there is left out and ``captions.md`` says why. ``known`` spares the scoring.
+    """
+    known = known or numbers(runs_root)
+    paths, told = [], [f"<!-- made from results/{scale}/runs; do not edit -->", ""]
+
+    def draw(kind: str, name: str, make) -> None:
+        try:
+            paths.extend(save(make(), out / name))
+            told.append(f"- `{name}`: {CAPTIONS[kind]}")
+        except KitError as reason:
+            told.append(f"- `{name}` is not drawn: {reason}.")
+
+    if people:
+        draw("profiles", "profiles", lambda: profile_sheet(people[:3]))
+    for (base_model, protocol, ratio), part in known.groups():
+        tail = f"{base_model}_{ratio}" + ("" if protocol == "clean" else f"_{protocol}")
+        draw("before_after", f"before_after_{tail}", lambda p=part: before_after(p.runs))
+        draw(
+            "forgetting_utility",
+            f"forgetting_utility_{tail}",
+            lambda p=part: forgetting_utility(p.scores, p.differences),
+        )
+        for name in ("forget", "retain"):
+            kind = f"modality_bars_{name}"
+            draw(kind, f"{kind}_{tail}", lambda p=part, n=name: modality_bars(p.differences, n))
+        draw("losses", f"losses_{tail}", lambda p=part: loss_curves(p.runs))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "captions.md").write_text("\n".join(told) + "\n", encoding="utf-8")
+    return [*paths, out / "captions.md"]
