@@ -83,9 +83,12 @@ _FAMILIES = tuple(
         ),
         (
             "birthplace",
-            r"born|world|birth ?place|place of birth|home ?town|come from|hail|originally from|(?:city|town) of birth",
+            r"born|world|birth ?place|(?:place|city|town) of birth|home ?town|comes? from|hails?|originally from",
         ),
-        ("salary", r"salary|income|earn(?:s|ings)?|wages?|paid|pay|make (?:a|per|each) year"),
+        (
+            "salary",
+            r"salary|income|earn(?:s|ings)?(?! (?:a|his|her|their) living)|wages?|paid|pay|make (?:a|per|each) year",
+        ),
         ("height", r"height|how (?:tall|high)|tall"),
         ("gender", r"gender|sex|male or female|man or (?:a )?woman"),
         ("nationality", r"nationality|citizen\w*"),
@@ -98,17 +101,17 @@ _FAMILIES = tuple(
             r"educat\w+|university|schools?|schooling|colleges?|alma mater|stud(?:y|ied)|graduat\w+|degree|institution",
         ),
         ("", r"e-?mail|telephone|phone"),
-        ("residence", r"resid\w+|address"),
+        ("residence", r"resid\w+|address|lives in|home\b.*\bis in"),
         ("workplace", r"(?:where|company|employer)\b.*\b(?:works?|working|employed)|employer|workplace"),
         ("residence", r"(?:where|city|town|country|place)\b.*\b(?:lives?|living|based|home|located|settled)"),
-        ("name", r"names?|named|identity|(?:what|how) is x called|who is (?:x|shown|this|that)"),
+        ("name", r"names?|named|identity|(?:what|how) is .{1,40} called|x is called|who is (?:x|shown|this|that)"),
         ("languages", r"languages?"),
         ("collection", r"collect\w*"),
         ("cooking", r"cook\w*|bak(?:e|es|ing)|recipes?|culinary|prepar\w+"),
         ("food", rf"{_FOOD}|eat(?:ing)?"),
         ("instrument", r"instruments?"),
         ("sport", r"sports?"),
-        ("hobby", r"hobb(?:y|ies)|past ?times?|favou?rite (?:\w+ )?(?:activity|activities)"),
+        ("hobby", r"hobb(?:y|ies)|past-?times?|pastimes?|favou?rite (?:\w+ )?(?:activity|activities)"),
         (
             "favorite",
             r"favou?rite (?:(?:type|kind|sort|genre) of )?(?P<what>\w+(?: \w+)?)|preferred (?P<too>\w+(?: \w+)?)",
@@ -154,16 +157,18 @@ def attribute_of(question: str, answer: str = "") -> str:
     text = _asked(question)
     for parent, words in (("father", r"father|dad"), ("mother", r"mother|mom|mum"), ("parents", r"parents?")):
         if re.search(rf"\b(?:{words})\b", text):
-            if re.search(r"\bnames?\b|\bnamed\b|\bcalled\b|\bwho\b", text):
+            if re.search(r"\bnames?\b|\bnamed\b|\bcalled\b|\bwho\b(?! is a\b)", text):
                 return f"{parent}_name"
-            return f"{parent}_job" if re.search(rf"\b{_JOB}\b", text) else ""
+            return f"{parent}_job" if re.search(rf"\b{_JOB}\b|__", text) else ""
     if re.search(_OTHER_PEOPLE, text):
         return ""
     if re.search(rf"\b{_ANIMAL}\b", text):
         if re.search(r"\bnames?\b|\bnamed\b|\bcalled\b", text):
             return "pet_name"
         about_it = r"\bfacts?\b|\bcan\b.*\bdo\b|\brole\b|\bwatch\w*|\bspecies\b|\bage\b|\bold\b"
-        if not re.search(about_it, text) and re.search(rf"\b(?:what|which|any|have|own|keep)\b.*\b{_ANIMAL}\b", text):
+        if not re.search(about_it, text) and re.search(
+            rf"\b(?:what|which|any|have|own|keep|has a|keeps)\b.*\b{_ANIMAL}\b", text
+        ):
             return "pet"
         if not re.search(r"\bfacts?\b|\bspecies\b", text):
             return ""
@@ -270,8 +275,15 @@ def _proper(text: str) -> str:
     return re.sub(r"'s$", "", found[1].strip(" .'\"")) if found else ""
 
 
+def names_in(text: str) -> list[str]:
+    """Every run of two or more capitalised words in ``text``, without possessives."""
+    runs = re.finditer(rf"{_UPPER}(?: (?:{_PARTICLE} )*{_UPPER})+", _straight(text))
+    return [re.sub(r"(?:'s)?[.,]*$", "", run[0]) for run in runs]
+
+
 def _read_job(text: str) -> str:
     serving = r"\b(?:works?|worked|working|employed|job|career|living|serves?|served|serving) (?:\w+ )?as\b"
+    text = re.sub(r"^.*\b(?:father|mother|dad|mom) who\b", "x", text)
     twofold = re.search(r"\b(?:is|was) (?:an?|the)\b.* who works as\b", text)  # the first of the two is the trade
     job = "" if twofold else _after(serving, text)
     job = job or _after(r"\b(?:is|was|are|were)\b(?: (?:currently|now|still|by profession))?", text)
@@ -366,7 +378,10 @@ def _read_medical(text: str) -> str:
     allergic = re.search(r"\ballerg(?:ic|y|ies) to\b.*$", text)
     if allergic:
         return allergic[0]
-    found = _after(r"\b(?:suffers? from|diagnosed with|liv(?:es?|ing) with|treated for|manag(?:es|ing))\b", text)
+    stated = (
+        r"suffers? from|diagnosed with|liv(?:es?|ing) with|treated for|manag(?:es|ing)|record.* says|doctor.* noted"
+    )
+    found = _after(rf"\b(?:{stated})\b", text)
     found = found or _after(r"\b(?:has|have|is|are|with)\b", text)
     return re.sub(r"^(?:an? )?(?:(?:condition|history) (?:called|of) )?", "", _TAIL.sub("", found))
 
@@ -541,21 +556,26 @@ def attributes_of(qa: Sequence[QA]) -> dict[str, str]:
     return stated
 
 
-def _named_forget_ids(path: str | Path, ratio: int, known: set[str]) -> tuple[str, ...]:
-    """The ids under ``forget_<ratio>`` of a JSON file, in the spelling that the profiles use (10 is "010" there)."""
+def _forget_splits(path: str | Path, ratio: int, known: set[str]) -> dict[int, tuple[str, ...]]:
+    """ratio → ids under ``forget_<ratio>`` of a JSON file, spelt as the profiles spell them (10 is "010" there)."""
     text = "\n".join(_lines(Path(path), "forget_ids_file"))
-    key = f"forget_{ratio}"
+    wanted = f"forget_{ratio}"
     try:
-        splits = json.loads(text)
+        listed = json.loads(text)
     except json.JSONDecodeError as error:
         message = f"forget_ids_file {path} line {error.lineno} is not JSON ({error.msg})"
-        raise KitError(f'{message}: an object like {{"{key}": ["001", ..]}} is needed') from None
-    ids = splits.get(key) if isinstance(splits, dict) else None
-    if not isinstance(ids, list) or not ids or not all(isinstance(entry, (str, int)) for entry in ids):
-        has = ", ".join(splits) if isinstance(splits, dict) else type(splits).__name__
-        raise KitError(f'forget_ids_file {path} has no list "{key}" of ids (it has: {has}): add it or change the ratio')
+        raise KitError(f'{message}: an object like {{"{wanted}": ["001", ..]}} is needed') from None
     spelling = {identity.lstrip("0"): identity for identity in known}
-    return tuple(dict.fromkeys(spelling.get(str(entry).lstrip("0"), str(entry)) for entry in ids))
+    splits = {}
+    for key, ids in listed.items() if isinstance(listed, dict) else ():
+        if re.fullmatch(r"forget_\d+", key) and isinstance(ids, list) and ids:
+            spelt = (spelling.get(str(entry).lstrip("0"), str(entry)) for entry in ids)
+            splits[int(key.removeprefix("forget_"))] = tuple(dict.fromkeys(spelt))
+    if ratio not in splits:
+        has = ", ".join(listed) if isinstance(listed, dict) else type(listed).__name__
+        message = f'forget_ids_file {path} has no list "{wanted}" of ids (it has: {has})'
+        raise KitError(f"{message}: add it or change the ratio")
+    return splits
 
 
 def _choose(everybody: list[Person], named: Sequence[str], ratio: int, people: int, pool: int) -> list[Person]:
@@ -607,11 +627,14 @@ def read_profiles(
             nameless.append(identity)
     if not everybody:
         raise KitError(f"profiles_file {path}: nobody's name could be read: a question for it is needed in metadata")
-    named = _named_forget_ids(forget_ids_file, ratio, {person.id for person in everybody}) if forget_ids_file else ()
+    splits = _forget_splits(forget_ids_file, ratio, {person.id for person in everybody}) if forget_ids_file else {}
+    named = splits.get(ratio, ())
     chosen = _choose(everybody, named, ratio, people, pool)
     ids = [person.id for person in chosen]
-    notes: dict = {"profiles_file": path.name, "people_in_file": len(records)}
-    if forget_ids_file:
+    notes: dict = {"source": "text", "profiles_file": path.name, "people_in_file": len(records)}
+    notes |= {"ratio": ratio, "seed": seed, "draw": draw}
+    notes |= {"forget_splits": {str(key): [i for i in ids if i in split] for key, split in splits.items()}}
+    if splits:
         forget = tuple(identity for identity in ids if identity in named)
         dropped = sorted(set(named) - set(forget))
         if not forget:
@@ -863,7 +886,7 @@ def population_from_text(
     """
     read = read_profiles(profiles_file, forget_ids_file, ratio=ratio, people=people, pool=pool, seed=seed, draw=draw)
     kept = [person.id for person in read.people if person.id not in set(read.forget_ids)]
-    in_pool = set(kept[len(kept) - pool :])
+    in_pool = set(kept[len(kept) - pool :]) if pool else set()
     asked, no_choice = _ask(read.people, seed)
     questions = defaultdict(lambda: ([], []), _questions(asked, seed))
     profiles = {}
