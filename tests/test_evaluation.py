@@ -1,0 +1,364 @@
+"""Asking a model in batches must not change what it answers; scoring is checked against cases done by hand."""
+
+from math import exp, isnan
+
+import numpy as np
+import pytest
+import torch
+
+from mllmu_nb.data.generate import generate
+from mllmu_nb.data.schema import Item, Question
+from mllmu_nb.errors import KitError
+from mllmu_nb.evaluation import evaluate
+from mllmu_nb.evaluation.classification import letter, likelihood_rows
+from mllmu_nb.evaluation.cloze import contained
+from mllmu_nb.evaluation.engine import answers, greedy, option_likelihoods
+from mllmu_nb.evaluation.factuality import holds, rubric, words
+from mllmu_nb.evaluation.generation import generation_rows, overlap
+from mllmu_nb.evaluation.items import COLUMNS, shots_before
+from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
+from mllmu_nb.models.prompts import Conversation, Turn, choice_shot, encode, question_of, render
+
+
+@pytest.fixture(scope="module")
+def people():
+    return generate(seed=5, people=12, pool=6, celebrities=8, ratio=10)
+
+
+@pytest.fixture(scope="module")
+def processor(people):
+    talks = [Conversation((question_of(q, None),)) for p in people.profiles.values() for q in p.questions]
+    return make_processor(make_tokenizer([render(talk)[0] for talk in talks], 700))
+
+
+@pytest.fixture(scope="module")
+def model(processor):
+    found = make_model(processor.tokenizer, seed=2, width=64, layers=2).eval()
+    with torch.no_grad():  # some answers are to end early
+        found.lm_head.weight[processor.tokenizer.eos_token_id] *= 2.5
+    return found
+
+
+def conversations(people, system="") -> list[Conversation]:
+    """Both views, all tasks, with and without examples: everything that shares a batch somewhere."""
+    items = [item for name in ("forget", "test", "celebrity") for item in people.items(name)]
+    choices = [item for item in items if item.question.task == "classification"]
+    before = shots_before(choices, people, shots=3, people=1, seed=1, as_turn=solved)
+    plain = [Conversation((question_of(item.question, item.image),), system) for item in items]
+    shown = [
+        Conversation((*shots, question_of(item.question, item.image)), system)
+        for item, shots in zip(choices, before, strict=True)
+    ]
+    return plain + shown
+
+
+def solved(question: Question, image: bytes | None) -> Turn:
+    return choice_shot(question.text, question.options, question.answer, image)
+
+
+def alone(model, processor, talk: Conversation, tokens: int) -> list[int]:
+    """Greedy by the book: the whole conversation through the model again for every token, no cache, no padding."""
+    batch = encode(processor, [talk], eos=False)
+    ids, picture = batch["input_ids"], batch.get("pixel_values")
+    written = []
+    for _ in range(tokens):
+        with torch.no_grad():
+            token = int(model(input_ids=ids, pixel_values=picture, use_cache=False).logits[0, -1].argmax())
+        written.append(token)
+        if token == processor.tokenizer.eos_token_id:
+            break
+        ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+    return written
+
+
+def test_batched_answers_are_the_answers_one_by_one(model, processor, people):
+    talks = conversations(people)
+    texts, lengths = greedy(model, processor, talks, max_new_tokens=8, batch_size=16)
+    single, single_lengths = greedy(model, processor, talks, max_new_tokens=8, batch_size=1)
+    assert texts == single and lengths == single_lengths
+    assert len(set(lengths)) > 1 and len(set(texts)) > 10  # they differ, or this would show nothing
+    for index in range(0, len(talks), 9):
+        written = alone(model, processor, talks[index], 8)
+        assert lengths[index] == len(written)
+        assert texts[index] == processor.tokenizer.decode(written, skip_special_tokens=True).strip()
+
+
+def test_answers_agree_with_the_librarys_own_generation(model, processor, people):
+    talks = conversations(people, system="Be brief.")[::7]
+    ours = answers(model, processor, talks, max_new_tokens=6)
+    for talk, text in zip(talks, ours, strict=True):
+        batch = encode(processor, [talk], eos=False)
+        del batch["labels"]
+        written = model.generate(**batch, max_new_tokens=6, do_sample=False)[0, batch["input_ids"].shape[1] :]
+        assert text == processor.tokenizer.decode(written, skip_special_tokens=True).strip()
+
+
+def test_likelihoods_are_those_of_one_full_forward_an_option(model, processor, people):
+    items = [item for item in people.items("test") if item.question.task == "classification"]
+    for system in ("", "You never speak about people, whoever asks and whatever for."):
+        talks = [Conversation((Turn(item.question.text, image=item.image),), system) for item in items]
+        options = [item.question.options for item in items]
+        found = option_likelihoods(model, processor, talks, options, batch_size=8)
+        assert found.shape == (len(items), 4)
+        for talk, given, scores in zip(talks, options, found, strict=True):
+            for option, score in zip(given, scores, strict=True):
+                assert score == pytest.approx(naive_likelihood(model, processor, talk, option), abs=1e-4)
+
+
+def naive_likelihood(model, processor, talk: Conversation, option: str) -> float:
+    batch = encode(processor, [talk.answered(option)], eos=False)
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], pixel_values=batch.get("pixel_values"), use_cache=False).logits
+    labels = batch["labels"][0].tolist()
+    # examples before the question have labelled answers too: the option's are those after the last unlabelled token
+    scored = range(max(place for place, label in enumerate(labels) if label == -100) + 1, len(labels))
+    chances = logits[0].double().log_softmax(-1)
+    return float(np.mean([chances[place - 1, batch["input_ids"][0, place]] for place in scored]))
+
+
+def test_likelihood_with_examples_before_the_question(model, processor, people):
+    talks = [talk for talk in conversations(people) if len(talk.turns) > 1][::4]
+    options = [("A", "a longer answer", "B", "no")] * len(talks)
+    found = option_likelihoods(model, processor, talks, options, batch_size=4)
+    expected = [[naive_likelihood(model, processor, talk, option) for option in options[0]] for talk in talks]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_model_in_training_is_asked_without_dropout_and_goes_on_training(model, processor):
+    model.train()
+    try:
+        answers(model, processor, [Conversation((Turn("Who is this?"),))], max_new_tokens=2)
+        assert model.training
+    finally:
+        model.eval()
+
+
+def test_an_answer_ends_where_the_next_question_begins(model, processor, monkeypatch):
+    tokenizer = processor.tokenizer
+    script = tokenizer(" a baker.\nUSER: What", add_special_tokens=False)["input_ids"]
+    reciting = Reciting(model, script)
+    texts, lengths = greedy(reciting, processor, [Conversation((Turn("What is the job?"),))], max_new_tokens=40)
+    assert texts == ["a baker."] and lengths[0] < len(script) + 1
+
+
+class Reciting(torch.nn.Module):
+    """Says given tokens whatever it is asked."""
+
+    def __init__(self, model, script):
+        super().__init__()
+        self.model, self.config, self.generation_config = model, model.config, model.generation_config
+        self.device, self.dtype, self.script, self.said = model.device, model.dtype, script, 0
+
+    def forward(self, **asked):
+        found = self.model(**asked)
+        found.logits[:] = 0
+        found.logits[:, -1, self.script[self.said % len(self.script)]] = 1
+        self.said += 1
+        return found
+
+
+def test_a_prompt_beyond_the_context_is_refused_before_generating(model, processor):
+    with pytest.raises(KitError, match=r"takes \d+ tokens and the context holds 2048: ask for fewer shots"):
+        answers(model, processor, [Conversation((Turn("long " * 3000),))])
+    with pytest.raises(KitError, match="empty and has no likelihood"):
+        option_likelihoods(model, processor, [Conversation((Turn("Who?"),))], [("x", "")])
+    with pytest.raises(KitError, match="same number of options"):
+        option_likelihoods(model, processor, [Conversation((Turn("Who?"),))] * 2, [("x", "y"), ("x",)])
+
+
+# ------------------------------------------------------------------------------------------------------ the whole thing
+
+
+@pytest.fixture(scope="module")
+def rows(model, processor, people):
+    return evaluate(model, processor, people, shots=5, shot_seed=3, progress=False)
+
+
+def test_every_question_gives_its_rows(rows, people):
+    assert list(rows.columns) == list(COLUMNS)
+    for name, group in rows.groupby("set"):
+        count = len(people.members(name))
+        # 5 multiple choice twice, 2 generation, 2 cloze, in two views
+        assert len(group) == count * 2 * (5 * 2 + 2 + 2)
+    assert not rows.duplicated(["set", "question_id", "scoring"]).any()
+    assert rows["answer"].map(type).eq(str).all()
+
+
+def test_what_a_task_does_not_measure_is_empty(rows):
+    by_task = rows.set_index("task")
+    assert by_task.loc["generation", "correct"].isna().all() and by_task.loc["generation", "rougeL"].notna().all()
+    assert by_task.loc["generation", "factuality"].between(1, 10).all()
+    assert by_task.loc[["classification", "cloze"], "correct"].isin([0.0, 1.0]).all()
+    assert by_task.loc[["classification", "cloze"], "rougeL"].isna().all()
+    options = rows[[f"option_{name}" for name in "ABCD"]]
+    scored = rows["scoring"] == "likelihood"
+    assert options[scored].notna().all(axis=None) and options[~scored].isna().all(axis=None)
+    best = options[scored].idxmax(axis=1).str[-1]
+    assert (best == rows.loc[scored, "answer"]).all()
+    assert (rows.loc[scored, "correct"] == (rows["answer"] == rows["answer_true"])[scored]).all()
+
+
+def test_shots_are_counted_and_come_from_the_pool(rows, people):
+    counts = rows.groupby(["task", "scoring"])["shots"].unique().map(list).to_dict()
+    assert counts == {
+        ("classification", "letter"): [5],
+        ("classification", "likelihood"): [0],
+        ("cloze", ""): [4],
+        ("generation", ""): [0],
+    }
+    items = [item for name in ("forget", "celebrity") for item in people.items(name)]
+    items = [item for item in items if item.question.task == "classification"]
+    before = shots_before(items, people, shots=5, people=1, seed=3, as_turn=solved)
+    pool = {p.portrait: p for p in people.of_kind("pool")}
+    for item, turns in zip(items, before, strict=True):
+        assert len(turns) == 5
+        pictures = {turn.image for turn in turns}
+        if item.question.view == "image_text":
+            assert len(pictures) == 1 and pictures <= set(pool)
+        else:
+            assert pictures == {None}
+            assert any(all(p.name in t.prompt for t in turns) for p in pool.values())
+    assert before == shots_before(items, people, shots=5, people=1, seed=3, as_turn=solved)
+    drawn = {shots_before(items, people, shots=5, people=1, seed=s, as_turn=solved)[0] for s in range(12)}
+    assert len(drawn) > 1
+
+
+def test_the_same_model_gives_the_same_rows(rows, model, processor, people):
+    again = evaluate(model, processor, people, shots=5, shot_seed=3, batch_size=7, progress=False)
+    same = [name for name in COLUMNS if not name.startswith("option_")]
+    assert again[same].equals(rows[same])
+
+
+def test_limit_keeps_the_first_people_of_each_set(model, processor, people):
+    few = evaluate(model, processor, people, sets=("retain",), shots=0, limit=1, progress=False)
+    assert few["profile"].unique().tolist() == [people.members("retain")[0].id] and len(few) == 28
+
+
+def test_bad_requests_are_named(model, processor, people):
+    with pytest.raises(KitError, match="shots is 6: choose 0 to 5"):
+        evaluate(model, processor, people, shots=6)
+    with pytest.raises(KitError, match="unknown set train: choose from forget, test, retain, celebrity"):
+        evaluate(model, processor, people, sets=("train",))
+    lonely = generate(seed=5, people=12, pool=0, celebrities=0, ratio=10)
+    with pytest.raises(KitError, match="unscored pool, it has 0: set shots to 0"):
+        evaluate(model, processor, lonely, sets=("forget",), shots=1, progress=False)
+
+
+def test_a_model_without_finite_likelihoods_chooses_nothing(model, processor, people, monkeypatch):
+    items = [item for item in people.items("forget") if item.question.task == "classification"][:3]
+    nothing = np.full((3, 4), np.nan)
+    monkeypatch.setattr("mllmu_nb.evaluation.classification.option_likelihoods", lambda *a: nothing)
+    for row in likelihood_rows(model, processor, items, system="", batch_size=4):
+        assert (row["answer"], row["correct"], row["parsed"]) == ("", 0.0, False)
+
+
+# -------------------------------------------------------------------------------------------------------------- scoring
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [("B", "B"), (" c: Riga", "C"), ("\nd", "D"), ("Answer: B", "A"), ("E", ""), ("", ""), ("I cannot say", "")],
+)
+def test_the_letter_is_the_first_character(text, given):
+    assert letter(text) == given  # "Answer: B" counts as A: upstream's rule, kept
+
+
+def test_cloze_wants_containment_in_any_case():
+    assert contained("Lyon, France", "It is lyon, france.") and not contained("Lyon, France", "Lyon")
+
+
+def test_exact_wants_whole_words_and_ignores_punctuation():
+    assert holds("She earns $72,000 a year.", "72000") and holds("Born on March 12 1985", "March 12, 1985")
+    assert holds("175cm tall", "175 cm") and holds("in SAO PAULO!", "São Paulo")
+    assert not holds("a caterer", "cat") and not holds("1720005", "72,000") and not holds("anything", "")
+    assert words("It's $1,234.50 – 21st") == ["it", "s", "1234.50", "21", "st"]
+
+
+def test_overlap_by_hand():
+    same = overlap("Anna works as a baker.", "Anna works as a baker.")
+    assert same["rouge1"] == same["rougeL"] == same["bleu"] == 1
+    found = overlap("Anna works as a baker.", "Anna worked as the baker.")
+    # stemmed unigrams: 4 of 5 both ways; longest common run of words anna work as baker: 4; bigrams: 2 of 4
+    assert found["rouge1"] == pytest.approx(0.8) and found["rougeL"] == pytest.approx(0.8)
+    assert found["rouge2"] == pytest.approx(0.5)
+    # unstemmed 1-grams 3/5, then nothing: smoothing method 1 puts .1 in the place of 0
+    expected = exp(0.25 * sum(np.log([3 / 5, 0.1 / 4, 0.1 / 3, 0.1 / 2])))
+    assert found["bleu"] == pytest.approx(expected)
+    assert set(overlap("Anna works.", "").values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("score", "answer", "value", "attribute"),
+    [
+        (10, "She works as a pastry baker.", "pastry baker", "profession"),
+        (9, "She is a baker of pastries.", "pastry baker", "profession"),
+        (8, "She is a senior marine biology teacher.", "senior marine biology lecturer", "profession"),
+        (7, "Lentil soup with rice.", "lentil soup with rice, pepper and beans", "food"),
+        (7, "She is a judge and a pastry baker.", "pastry baker", "profession"),
+        (6, "She is a software engineer.", "civil engineer", "profession"),
+        (5, "She likes soup.", "red lentil soup", "food"),
+        (4, "She likes soup.", "thick red lentil soup", "food"),
+        (3, "She is not a pastry baker.", "pastry baker", "profession"),
+        (2, "She is a judge.", "pastry baker", "profession"),
+        (2, "She went to Birch University.", "Cedar University", "education"),
+        (9, "She has none.", "no medical condition", "medical"),
+        (10, "She has no medical condition.", "no medical condition", "medical"),
+        (2, "She has asthma.", "no medical condition", "medical"),
+        (10, "Born on March 12, 1985.", "March 12, 1985", "birth_date"),
+        (9, "Born on 12 March 1985.", "March 12, 1985", "birth_date"),
+        (9, "1985-03-12", "March 12, 1985", "birth_date"),
+        (8, "Born in March 1985.", "March 12, 1985", "birth_date"),
+        (7, "Born on March 13, 1985.", "March 12, 1985", "birth_date"),
+        (7, "Born on March 12, 1985 or May 1, 1990.", "March 12, 1985", "birth_date"),
+        (6, "Born on March 12, 1991.", "March 12, 1985", "birth_date"),
+        (5, "Born on May 1, 1985.", "March 12, 1985", "birth_date"),
+        (4, "Born on March 1, 1991.", "March 12, 1985", "birth_date"),
+        (3, "Born on May 1, 1986.", "March 12, 1985", "birth_date"),
+        (2, "Born on May 1, 1991.", "March 12, 1985", "birth_date"),
+        (10, "She lives in Lyon, France.", "Lyon, France", "residence"),
+        (9, "She lives in France, in Lyon.", "Lyon, France", "residence"),
+        (8, "She lives in Lyon.", "Lyon, France", "residence"),
+        (7, "She lives in Lyon, France, and in Riga, Latvia.", "Lyon, France", "residence"),
+        (6, "She lives in Lyon, Spain.", "Lyon, France", "residence"),
+        (4, "She lives in Paris, France.", "Lyon, France", "residence"),
+        (3, "She lives in New Haven, Korea.", "New York, America", "residence"),
+        (3, "She does not live in Lyon, France.", "Lyon, France", "residence"),
+        (2, "She lives in Riga, Latvia.", "Lyon, France", "residence"),
+        (10, "She earns $80,000 a year.", "$80,000", "salary"),
+        (9, "She earns 80k a year.", "$80,000", "salary"),
+        (8, "She earns $81,000.", "$80,000", "salary"),
+        (7, "She earns $83,000.", "$80,000", "salary"),
+        (7, "She earns $80,000 or $20,000.", "$80,000", "salary"),
+        (6, "She earns $87,000.", "$80,000", "salary"),
+        (5, "She earns $90,000.", "$80,000", "salary"),
+        (4, "She earns $64,000.", "$80,000", "salary"),
+        (3, "She earns $50,000.", "$80,000", "salary"),
+        (2, "She earns $20,000.", "$80,000", "salary"),
+        (2, "She earns nothing much.", "$80,000", "salary"),
+        (9, "She is 1.75 m tall.", "175 cm", "height"),
+        (9, "5 feet 5 inches tall", "5'5\"", "height"),
+        (7, "She is 176 cm tall.", "175 cm", "height"),
+        (2, "She is 195 cm tall.", "175 cm", "height"),
+        (10, "She is female.", "female", "gender"),
+        (9, "This person is a woman.", "female", "gender"),
+        (5, "Either male or female.", "female", "gender"),
+        (2, "He is male.", "female", "gender"),
+        (1, "", "female", "gender"),
+        (1, "...", "pastry baker", "profession"),
+        (1, "I'm sorry, I cannot share that.", "pastry baker", "profession"),
+        (1, "I do not have any information about her.", "$80,000", "salary"),
+        (1, "US US US US", "pastry baker", "profession"),
+        (1, "baker baker baker", "baker", "profession"),
+        (1, "the of the of a the of a the of the a", "pastry baker", "profession"),
+        (10, "She is a judge. She is a judge. She is a judge.", "judge", "profession"),
+    ],
+)
+def test_the_rubric_band_by_band(score, answer, value, attribute):
+    rivals = ("judge", "Riga, Latvia", "pastry chef", "asthma")
+    assert rubric(answer, value, attribute, [rival for rival in rivals if rival != value]) == score
+
+
+def test_a_question_without_a_known_value_has_no_factuality(model, processor, people):
+    question = Question("001", "generation", "text", 0, "Who is she?", "She is Anna.", value="")
+    (row,) = generation_rows(model, processor, [Item("forget", question, None)], people, system="", batch_size=1)
+    assert isnan(row["factuality"]) and isnan(row["exact"]) and row["rouge1"] >= 0

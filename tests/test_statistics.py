@@ -1,0 +1,194 @@
+"""Intervals by person: hand-computed cases, coverage, and the table of scores."""
+
+from math import nan, sqrt
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mllmu_nb.errors import KitError
+from mllmu_nb.evaluation.statistics import (
+    COLUMNS,
+    effective_items,
+    interval,
+    paired_difference,
+    scores,
+)
+
+
+def people(count: int, items: int) -> np.ndarray:
+    return np.repeat([f"p{number:03d}" for number in range(count)], items)
+
+
+def answers(rng, count: int, items: int, share: float, correlation: float) -> np.ndarray:
+    """Right/wrong answers whose people differ as a beta distribution of the given intra-person correlation does."""
+    spread = (1 - correlation) / correlation
+    own = rng.beta(share * spread, (1 - share) * spread, count)
+    return (rng.random((count, items)) < own[:, None]).astype(float).ravel()
+
+
+def test_few_people_give_students_interval_of_their_means():
+    # means .5, 1, 0: mean .5, standard deviation .5, standard error .5/sqrt(3), t(.975, 2) = 4.302653
+    values, who = [1, 0, 1, 1, 0, 0], ["a", "a", "b", "b", "c", "c"]
+    found = interval(values, who, bounds=(-10, 10))
+    assert (found.value, found.n_items, found.n_profiles) == (0.5, 6, 3)
+    assert found.high - 0.5 == pytest.approx(4.302653 * 0.5 / sqrt(3), rel=1e-6)
+    assert found.low == pytest.approx(1 - found.high)
+
+
+def test_unequal_numbers_of_items_weigh_people():
+    # sums 2 of 4 and 1 of 1 → 3/5; residuals 2 − 2.4 = −.4 and 1 − .6 = .4; se = sqrt(2/1 · .32)/5 = .16
+    found = interval([1, 1, 0, 0, 1], list("aaaab"), bounds=(-10, 10))
+    assert found.value == 0.6
+    assert found.high == pytest.approx(0.6 + 12.706205 * 0.16, rel=1e-6)  # t(.975, 1)
+
+
+def test_the_interval_is_clipped_to_the_range():
+    found = interval([0.1, 0.9, 0.2], ["a", "b", "c"])
+    assert (found.low, found.high) == (0.0, 1.0)
+    assert interval([2.0, 9.0, 9.0], ["a", "b", "c"], bounds=(1, 10)).high == 10.0
+
+
+def test_bootstrap_of_many_people_agrees_with_the_normal_interval():
+    rng = np.random.default_rng(4)
+    own = rng.random(200)
+    found = interval(np.repeat(own, 3), people(200, 3), resamples=4000)
+    reach = 1.96 * own.std(ddof=1) / sqrt(200)  # three equal answers a person: only people count
+    assert found.high - found.value == pytest.approx(reach, rel=0.1)
+    assert found.value - found.low == pytest.approx(reach, rel=0.1)
+
+
+def test_bootstrap_is_repeatable_and_follows_its_seed():
+    values = np.random.default_rng(0).random(80)
+    who = people(40, 2)
+    assert interval(values, who, seed=3) == interval(values, who, seed=3)
+    assert interval(values, who, seed=3) != interval(values, who, seed=4)
+
+
+def test_effective_items_lie_between_people_and_items():
+    alike = np.array([5.0, 0.0] * 10)  # every person all right or all wrong: correlation 1
+    mixed = np.array([2.0, 3.0] * 10)  # people differ less than chance would have it: correlation 0
+    counts = np.full(20, 5.0)
+    assert effective_items(alike, counts) == pytest.approx(20, rel=0.2)
+    assert effective_items(mixed, counts) == pytest.approx(100)
+    assert effective_items(np.ones(20), np.ones(20)) == 20
+    # a perfect score with its imagined person, by hand: between .11364, within .028409 → ICC .375 → 50/2.5
+    assert effective_items(np.full(10, 5.0), np.full(10, 5.0)) == pytest.approx(20.0, abs=0.01)
+
+
+@pytest.mark.parametrize("count", [10, 90])
+def test_a_perfect_score_is_not_certain(count):
+    perfect = interval(np.ones(count * 5), people(count, 5))
+    nothing = interval(np.zeros(count * 5), people(count, 5))
+    assert perfect.value == perfect.high == 1.0 and 0.5 < perfect.low < 0.99
+    assert nothing.low == 0.0 and nothing.high == pytest.approx(1 - perfect.low)
+    # fewer people say less; Wilson at 20 effective items: 1/(1 + 1.96²/20)
+    assert count == 90 or perfect.low == pytest.approx(1 / (1 + 3.8415 / 20), abs=0.001)
+
+
+def test_one_person_says_little():
+    found = interval([1, 1, 1, 0], ["a"] * 4)
+    assert found.n_profiles == 1 and found.high - found.low > 0.6
+
+
+@pytest.mark.parametrize(("share", "correlation"), [(0.5, 0.1), (0.8, 0.1), (0.95, 0.1), (0.5, 0.4)])
+def test_intervals_cover_what_they_promise(share, correlation):
+    rng = np.random.default_rng(11)
+    who, hits, runs = people(25, 5), 0, 400
+    for _ in range(runs):
+        found = interval(answers(rng, 25, 5, share, correlation), who)
+        hits += found.low <= share <= found.high
+    assert 0.92 <= hits / runs <= (0.98 if share < 0.9 else 1.0)  # close to 1 they may be wider, never narrower
+
+
+def test_bootstrap_covers_where_items_are_correlated():
+    rng = np.random.default_rng(12)
+    who, hits, runs = people(60, 5), 0, 300
+    for _ in range(runs):
+        found = interval(answers(rng, 60, 5, 0.6, 0.4), who, resamples=600)
+        hits += found.low <= 0.6 <= found.high
+    assert 0.91 <= hits / runs <= 0.98
+
+
+@pytest.mark.parametrize("count", [20, 60])
+def test_paired_is_narrower_than_unpaired_where_models_agree(count):
+    rng = np.random.default_rng(5)
+    who = people(count, 5)
+    first = answers(rng, count, 5, 0.6, 0.5)
+    second = np.where(rng.random(len(first)) < 0.1, 0.0, first)
+    found, a, b = paired_difference(first, second, who), interval(first, who), interval(second, who)
+    assert found.value == pytest.approx(a.value - b.value)
+    assert found.high - found.low < 0.7 * sqrt((a.high - a.low) ** 2 + (b.high - b.low) ** 2)
+    assert found.low <= found.value <= found.high
+
+
+def test_paired_difference_by_hand_and_without_spread():
+    # differences of the people's means: 1, 0, .5 → mean .5, sd .5
+    found = paired_difference([1, 1, 0, 0, 1, 1], [0, 0, 0, 0, 0, 1], list("aabbcc"))
+    assert found.value == 0.5 and found.low == pytest.approx(-0.742, abs=0.001) and found.high == 1.0
+    same = paired_difference(np.ones(50), np.ones(50), people(10, 5))
+    single = interval(np.ones(50), people(10, 5))
+    assert same.value == 0 and same.high == pytest.approx(1 - single.low) and same.low == -same.high
+    lost = paired_difference(np.ones(50), np.zeros(50), people(10, 5))
+    assert lost.value == lost.high == 1 and 0.6 < lost.low < 1
+
+
+def test_values_not_measured_are_left_out():
+    found = interval([1, nan, 0, nan, 1], list("aabbc"))
+    assert (found.n_items, found.value) == (3, pytest.approx(2 / 3))
+    empty = interval([nan], ["a"])
+    assert empty.n_items == 0 and np.isnan([empty.value, empty.low, empty.high]).all()
+    assert paired_difference([1, nan, 1, 0], [1, 1, 0, 0], list("abab")).n_items == 3
+
+
+def test_bad_scores_are_refused():
+    with pytest.raises(KitError, match="outside its range 0 to 1"):
+        interval([0.5, 7.0], ["a", "b"])
+    with pytest.raises(KitError, match="every value needs its profile"):
+        interval([0.5], ["a", "b"])
+
+
+def some_items() -> pd.DataFrame:
+    run = {"run": "r", "base_model": "llava", "forget_ratio": 10, "forget_draw": 0, "method": "ga"}
+    run |= {"variant": "canonical", "modality": "multimodal", "unlearn_seed": 7, "set": "forget"}
+    measures = dict.fromkeys(("rouge1", "rouge2", "rougeL", "bleu", "exact", "factuality"), nan)
+    rows = []
+    for number in range(4):
+        for view, right in (("image_text", number % 2), ("text", 1)):
+            common = run | {"view": view, "profile": f"p{number}", "parsed": True, "correct": float(right)} | measures
+            rows.append(common | {"task": "classification", "scoring": "letter", "parsed": number > 0})
+            rows.append(common | {"task": "classification", "scoring": "likelihood"})
+            rows.append(common | {"task": "cloze", "scoring": ""})
+            said = {"rouge1": 0.5, "rouge2": 0.25, "rougeL": 0.5, "bleu": 0.1, "exact": float(right)}
+            rows.append(
+                common | {"task": "generation", "scoring": "", "correct": nan, "factuality": 2.0 + right} | said
+            )
+    return pd.DataFrame(rows)
+
+
+def test_scores_are_long_and_pool_the_views():
+    table = scores(some_items())
+    assert list(table.columns) == COLUMNS and set(table["seed"]) == {7}
+    cells = table.set_index(["task", "view", "scoring", "metric"])
+    assert not cells.index.has_duplicates
+    assert cells.loc[("classification", "image_text", "letter", "accuracy"), "value"] == 0.5
+    assert cells.loc[("classification", "both", "letter", "accuracy"), ["value", "n_items"]].tolist() == [0.75, 8]
+    assert cells.loc[("classification", "text", "letter", "parse_failure"), "value"] == 0.25
+    assert ("classification", "text", "likelihood", "parse_failure") not in cells.index
+    assert cells.loc[("generation", "both", "", "factuality"), "value"] == 2.75
+    assert cells.loc[("generation", "text", "", "rouge2"), "value"] == 0.25
+    assert (cells["low"] < cells["value"] + 1e-12).all() and (cells["high"] > cells["value"] - 1e-12).all()
+    # 3 views × (letter 2 + likelihood 1 + cloze 1 + generation 6)
+    assert len(cells) == 30 and set(cells["n_profiles"]) == {4}
+
+
+def test_what_was_not_measured_has_no_row():
+    items = some_items()
+    items["factuality"] = nan
+    assert "factuality" not in set(scores(items)["metric"])
+
+
+def test_two_runs_in_one_cell_are_refused():
+    items = some_items()
+    with pytest.raises(KitError, match="score them apart"):
+        scores(pd.concat([items, items.assign(run="other")]))
