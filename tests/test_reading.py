@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from mllmu_nb.data import reading
+from mllmu_nb.data.facts import WORDINGS, say
+from mllmu_nb.data.generate import random_facts
 from mllmu_nb.data.schema import LETTERS, VIEWS
 from mllmu_nb.errors import KitError
 
@@ -67,6 +69,17 @@ UNDERSTOOD = [
 def test_wordings_are_understood(question, answer, attribute, value):
     assert reading.attribute_of(question, answer) == attribute
     assert reading.value_of(attribute, question, answer) == value
+
+
+def test_every_wording_of_the_kit_is_understood():
+    person = random_facts(np.random.default_rng(5), "Tilda Quist", "female")
+    for attribute, wording in WORDINGS.items():
+        value = person[attribute]
+        for who in ("this person", "Tilda Quist"):
+            for question in (say(template, who) for template in wording.questions + wording.paraphrases):
+                for answer in (say(template, who, value) for template in wording.answers):
+                    assert reading.attribute_of(question, answer) == attribute, question
+                    assert reading.value_of(attribute, question, answer) == value, answer
 
 
 @pytest.mark.parametrize(
@@ -384,3 +397,16 @@ def test_sixty_published_people_give_a_whole_population():
             assert q.value and (profile.name in q.text) == (q.view == "text")
             if q.task == "cloze":
                 assert q.answer.lower() in profile.biography.lower() or q.attribute in ("medical", "gender")
+
+
+@needs_excerpt
+@pytest.mark.parametrize("who", ["this individual", "the person in the image", "the woman shown in this photo"])
+def test_the_published_text_is_understood_whoever_it_speaks_of(who):
+    """Said of anybody else, every pair means the same."""
+    lines = (EXCERPT / "profiles.jsonl").read_text(encoding="utf-8").splitlines()[:100]
+    for pair in (pair for line in lines for pair in json.loads(line)["metadata"]):
+        said = [pair["Question"], pair["Answer"]]
+        other = [t.replace("this person", who).replace("This person", who.capitalize()) for t in said]
+        attribute = reading.attribute_of(*said)
+        assert reading.attribute_of(*other) == attribute
+        assert reading.value_of(attribute, *other) == reading.value_of(attribute, *said)

@@ -284,19 +284,21 @@ def names_in(text: str) -> list[str]:
 def _read_job(text: str) -> str:
     serving = r"\b(?:works?|worked|working|employed|job|career|living|serves?|served|serving) (?:\w+ )?as\b"
     text = re.sub(r"^.*\b(?:father|mother|dad|mom) who\b", "x", text)
-    twofold = re.search(r"\b(?:is|was) (?:an?|the)\b.* who works as\b", text)  # the first of the two is the trade
+    twofold = re.search(
+        r"\b(?:is|was) (?:an?|the)\b.* (?:who|and|working)\b.* as\b", text
+    )  # the first of the two is the trade
     job = "" if twofold else _after(serving, text)
     job = job or _after(r"\b(?:is|was|are|were)\b(?: (?:currently|now|still|by profession))?", text)
     job = job or re.sub(r"^.*?\b(?:father|mother|dad|mom|x)\b ", "", text)
-    aside = r"who|that|which|working|at an?|at the|in (?:his|her|their)|by (?:profession|trade)|with an"
+    aside = r"who|and works|that|which|working|at an?|at the|in (?:his|her|their)|by (?:profession|trade)|with an"
     return _ARTICLE.sub("", re.sub(rf",? (?:{aside})\b.*$|, .*$", "", job))
 
 
 def _read_liking(text: str) -> str:
-    found = _after(rf"^.*?\b(?:{_VERBS_OF_LIKING})\b", text) or re.sub(r"^(?:x|he|she|they) ", "", text)
+    found = _after(rf"^.*?\b(?:{_VERBS_OF_LIKING})\b", text) or re.sub(r"^(?:x|he|she|they) ", "", text, flags=re.I)
     found = re.sub(r"^(?:to |doing |eating |an? (?:avid|keen|passionate) )", "", found)
     found = re.sub(r"^(?:an? )?(?:(?:huge |big |great )?fan|collector|reader|collection) of ", "", found)
-    return _TAIL.sub("", _TAIL.sub("", found))
+    return re.sub(r"^(?:an?|the) ", "", _TAIL.sub("", _TAIL.sub("", found)))
 
 
 def value_of(attribute: str, question: str, answer: str) -> str:
