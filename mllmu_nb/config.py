@@ -200,14 +200,13 @@ class Config:
     def but(self, **changes: Any) -> Config:
         """The same with ``changes``; what was left to the presets is filled in anew."""
         check_names(changes)
-        values = {f.name: UNSET[f.name] if f.name in self._unset else getattr(self, f.name) for f in fields(self)}
-        return type(self)(**{**values, **changes})
+        return type(self)(**{**self.given(), **changes})
 
     # -- reading it ---------------------------------------------------------------------------------------------
 
     @property
     def run_id(self) -> str:
-        """Names the run's folder: ``llava-r10-d0-grad_diff-multimodal-s0``, with each seed that is not ``seed`` behind."""
+        """Names the run's folder: ``llava-r10-d0-grad_diff-multimodal-s0``, then each seed that is not ``seed``."""
         parts = [self.base_model, f"r{self.forget_ratio}", f"d{self.forget_draw}", self.method]
         parts += [] if self.variant == "canonical" else [self.variant]
         parts += [self.modality, f"s{self.seed}"]
@@ -221,7 +220,8 @@ class Config:
         """The recipe of vanilla and oracle."""
         preset = TRAINING[self.scale][self.adaptation]
         epochs = 0 if self.train_steps else preset.epochs
-        return replace(preset, lr=self.train_lr, steps=self.train_steps, epochs=epochs, source=self._source("train", preset))
+        source = self._source("train", preset)
+        return replace(preset, lr=self.train_lr, steps=self.train_steps, epochs=epochs, source=source)
 
     @property
     def unlearning(self) -> Recipe:
@@ -238,6 +238,10 @@ class Config:
     def parameters(self) -> dict[str, Any]:
         """All parameters as plain values, in their order."""
         return asdict(self)
+
+    def given(self) -> dict[str, Any]:
+        """All parameters as they were given: what the presets filled in is unset again."""
+        return {name: UNSET[name] if name in self._unset else value for name, value in asdict(self).items()}
 
     def hash_of(self, names: Iterable[str]) -> str:
         """A stable hash of the named fields alone."""
@@ -263,7 +267,9 @@ class Config:
         if not self.trains and self.modality != "none":
             raise KitError(f"method {self.method!r} unlearns nothing: modality must be 'none', not {self.modality!r}")
         if not 1 <= self.forget_ratio <= 99:
-            raise KitError(f"forget_ratio must be a percentage from 1 to 99 (the paper: 5, 10, 15), not {self.forget_ratio}")
+            raise KitError(
+                f"forget_ratio must be from 1 to 99 per cent (the paper: 5, 10, 15), not {self.forget_ratio}"
+            )
         if self.forget_ids_file and not self.profiles_file:
             raise KitError("forget_ids_file names people of a profiles_file: give that as well")
         if not self.profiles_file:
@@ -310,8 +316,9 @@ def plain_values(namespace: Mapping[str, Any]) -> dict[str, Any]:
     Left out are imported modules and objects, names with a leading underscore, what IPython keeps there itself, and
     the sweep's grid, which papermill injects along with the rest of a configuration file.
     """
-    ours = {name: value for name, value in namespace.items() if not name.startswith("_") and name not in ("In", "Out", GRID)}
-    return {n: v for n, v in ours.items() if v is None or type(v) in (bool, int, float, str, list, tuple, dict, set)}
+    plain = (bool, int, float, str, list, tuple, dict, set, type(None))
+    ours = [name for name in namespace if not name.startswith("_") and name not in ("In", "Out", GRID)]
+    return {name: namespace[name] for name in ours if type(namespace[name]) in plain}
 
 
 def stable_hash(value: Any) -> str:

@@ -57,5 +57,5 @@ def writable(folder: Path) -> Path:
         probe.unlink()
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise KitError(f"cannot write to {folder} ({reason}): set MLLMU_NB_OUT to a folder that can be written") from None
+        raise KitError(f"cannot write to {folder} ({reason}): set MLLMU_NB_OUT to another folder") from None
     return folder

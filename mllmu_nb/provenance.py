@@ -49,7 +49,7 @@ def versions() -> dict[str, str]:
 
 
 def device() -> str:
-    """"cpu" with its architecture, or the name of the GPU."""
+    """The name of the GPU, or "cpu" with its architecture."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"

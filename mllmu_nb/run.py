@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mllmu_nb import paths, provenance, stages
+from mllmu_nb import paths, stages
 from mllmu_nb.config import Config, stable_hash
 from mllmu_nb.data.schema import Population, Profile
 from mllmu_nb.errors import KitError
@@ -81,19 +81,31 @@ def _population(people, pool, celebrities, ratio, draw, seed, profiles_file, for
     return Population({**told.profiles, **{p.id: p for p in famous}}, told.forget_ids, told.notes)
 
 
-def data_hash(people: list[Profile] | Population) -> str:
-    """A hash of everything known of some people; of a population without its forget ids, so ratios share it."""
-    profiles = list(people.profiles.values()) if isinstance(people, Population) else people
-    return hashlib.sha256(repr(profiles).encode()).hexdigest()[:16]
+def data_hash(config: Config) -> str:
+    """A hash of everything known of the people, without who is to be forgotten: ratios share it."""
+    return _data_hash(*(getattr(config, name) for name in DATA))
 
 
-def taught(config: Config, name: str) -> list[Profile]:
+@lru_cache(maxsize=64)
+def _data_hash(*data) -> str:
+    return _hash_of(list(_population(*data).profiles.values()))
+
+
+def _hash_of(people: Any) -> str:
+    return hashlib.sha256(repr(people).encode()).hexdigest()[:16]
+
+
+def taught(known: Population, name: str) -> list[Profile]:
     """Whom a model is fine-tuned on: ``vanilla`` on all fictitious people and the pool, ``oracle`` on those but the
     people to be forgotten."""
-    known = population(config)
     people = known.of_kind("fictitious") + known.of_kind("pool")
     forgotten = set(known.forget_ids) if name == "oracle" else set()
     return [person for person in people if person.id not in forgotten]
+
+
+@lru_cache(maxsize=64)
+def _taught_hash(name: str, *data) -> str:
+    return _hash_of([(p.id, p.name, p.portrait, p.qa) for p in taught(_population(*data), name)])
 
 
 # -- models -----------------------------------------------------------------------------------------------------
@@ -102,6 +114,11 @@ def taught(config: Config, name: str) -> list[Profile]:
 def vanilla(config: Config) -> Path:
     """The folder of the model fine-tuned on everybody, made if need be."""
     return _finetuned(config, "vanilla")
+
+
+def vanilla_place(config: Config) -> Path:
+    """Where the vanilla model of a run lies, or will."""
+    return stages.place("vanilla", _finetuned_inputs(config, "vanilla"))
 
 
 def oracle(config: Config) -> Path:
@@ -173,7 +190,7 @@ def _finetuned(config: Config, name: str) -> Path:
             model = load.attach_lora(model, recipe.lora_r, recipe.lora_alpha, recipe.lora_dropout, config.train_seed)
         else:
             model.requires_grad_(True)
-        people = taught(config, name)
+        people = taught(population(config), name)
         conversations = modality_conversations(people, "multimodal") + modality_conversations(people, "unimodal")
         log = finetune(
             model,
@@ -214,10 +231,11 @@ def _steps(conversations: list, epochs: int, batch_size: int, turns: int, replay
     return epochs * math.ceil(pieces / (batch_size - round(batch_size * replay)))
 
 
-def _changed_portrait(picture: bytes, rng) -> bytes:
+def _changed_portrait(picture, rng):
+    """A portrait (bytes) seen anew; base material, which comes as a picture, has been changed already."""
     from mllmu_nb.data import portraits
 
-    return portraits.to_png(portraits.augment(portraits.from_bytes(picture), rng))
+    return portraits.augment(portraits.from_bytes(picture), rng) if isinstance(picture, bytes) else picture
 
 
 def _replayed(config: Config) -> list:
@@ -228,7 +246,7 @@ def _replayed(config: Config) -> list:
 
     from mllmu_nb.mixture import Mixture
 
-    return Mixture([], np.random.default_rng([config.train_seed, 1])).draw(REPLAYED, 4000)
+    return Mixture([], np.random.default_rng([config.train_seed, 1]), faces=1000).draw(REPLAYED, 2000)
 
 
 # -- answers ----------------------------------------------------------------------------------------------------
@@ -333,16 +351,30 @@ RUN_COLUMNS = (
 # -- records and keys -------------------------------------------------------------------------------------------
 
 
+def check(config: Config) -> None:
+    """Raises KitError for what would stop a run later on: people who cannot be, a base model that is missing or
+    damaged, folders that cannot be written."""
+    from mllmu_nb.models.load import verify_shipped
+
+    population(config)
+    if config.scale == "miniature":
+        verify_shipped(Path(_base_source(config)))
+    for folder in (paths.runs(config.scale), paths.figures(config.scale), paths.cache()):
+        paths.writable(folder)
+
+
 def base_hash(config: Config) -> str:
     """A hash of the base model's files where they lie in a folder (of very large ones their size and both ends); of
     its name where it comes from the hub."""
-    from mllmu_nb.models import load
+    source = _base_source(config)
+    return _folder_hash(Path(source)) if Path(source).is_dir() else stable_hash(source)
 
-    shipped = load.ASSETS / f"{config.base_model}-miniature" if config.scale == "miniature" else load.HUB[config.base_model]
-    source = Path(config.base_path or shipped)
-    if not source.is_dir():
-        return stable_hash(str(config.base_path or shipped))
-    return _folder_hash(source)
+
+def _base_source(config: Config) -> str:
+    from mllmu_nb.models.load import ASSETS, HUB
+
+    shipped = {"miniature": ASSETS / f"{config.base_model}-miniature", "paper": HUB[config.base_model]}
+    return str(config.base_path or shipped[config.scale])
 
 
 @lru_cache(maxsize=4)
@@ -360,11 +392,10 @@ def _folder_hash(folder: Path, whole_below: int = 2**26) -> str:
 
 
 def _finetuned_inputs(config: Config, name: str) -> dict[str, Any]:
-    learnt = [(p.id, p.name, p.portrait, p.qa) for p in taught(config, name)]
     replayed = ("mllmu_nb.mixture",) if config.replay else ()
     return {
         "base": base_hash(config),
-        "data": hashlib.sha256(repr(learnt).encode()).hexdigest()[:16],
+        "data": _taught_hash(name, *(getattr(config, field) for field in DATA)),
         "recipe": _numbers(config.training),
         "settings": config.hash_of(("adaptation", "replay", "train_seed")),
         "code": stages.code_hash((*TRAINING_CODE, *replayed)),
@@ -374,12 +405,13 @@ def _finetuned_inputs(config: Config, name: str) -> dict[str, Any]:
 def _unlearned_inputs(config: Config) -> dict[str, Any]:
     from mllmu_nb.unlearning import get
 
+    method = get(config.method, config.variant)
     return {
         "vanilla": _finetuned_inputs(config, "vanilla"),
         "forget": list(population(config).forget_ids),
         "recipe": _numbers(config.unlearning),
         "settings": config.hash_of(("method", "variant", "modality", "unlearn_seed")),
-        "code": stages.code_hash((*TRAINING_CODE, "mllmu_nb.unlearning.base", get(config.method, config.variant).__module__)),
+        "code": stages.code_hash((*TRAINING_CODE, "mllmu_nb.unlearning.base", method.__module__)),
     }
 
 
@@ -393,7 +425,7 @@ def _items_inputs(config: Config) -> dict[str, Any]:
         asked = _finetuned_inputs(config, "oracle" if config.method == "oracle" else "vanilla")
     return {
         "model": asked,
-        "data": data_hash(known),
+        "data": data_hash(config),
         "forget": list(known.forget_ids),
         "system": system(config),
         "run": config.run_id,
@@ -409,7 +441,7 @@ def _numbers(recipe) -> dict[str, Any]:
 
 def _told(config: Config) -> dict[str, Any]:
     seeds = {kind: getattr(config, f"{kind}_seed") for kind in ("data", "train", "unlearn", "shot")}
-    hashes = {"data_hash": data_hash(population(config)), "base_hash": base_hash(config)}
+    hashes = {"data_hash": data_hash(config), "base_hash": base_hash(config)}
     return {"scale": config.scale, "seeds": seeds, "parameters": config.parameters(), **hashes}
 
 
@@ -448,8 +480,8 @@ def _data_record(config: Config) -> dict[str, Any]:
         "people": {kind: len(known.of_kind(kind)) for kind in ("fictitious", "pool", "celebrity")},
         "forget_ids": list(known.forget_ids),
         "sets": {name: _counts(known, name) for name in ("forget", "test", "retain", "celebrity")},
-        "fine_tuning_pairs": sum(len(person.qa) for person in taught(config, "vanilla")),
-        "data_hash": data_hash(known),
+        "fine_tuning_pairs": sum(len(person.qa) for person in taught(known, "vanilla")),
+        "data_hash": data_hash(config),
         "notes": notes,
     }
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import contextvars
 import fcntl
 import importlib.util
 import json
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +68,7 @@ def stage(
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Holds ``folder`` for this process. The lock is the system's own: it falls when the process does, however it ends."""
+    """Holds ``folder`` for this process. The lock is the system's, so it falls when the process ends in whatever way."""
     locks = paths.writable(paths.cache() / "locks")
     with open(locks / f"{folder.parent.name}-{folder.name}", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -76,7 +79,7 @@ def lock(folder: Path) -> Iterator[None]:
 def whole(folder: Path) -> Iterator[Path]:
     """A temporary folder that takes the name ``folder``, and the place of an older one, once all of it is on the disk.
 
-    It lies one level up, in ``.unfinished``: on the same disk, and where nobody who lists ``folder``'s siblings finds it.
+    It lies one level up, in ``.unfinished``: on the same disk, but not among the folders that look finished.
     The caller holds the :func:`lock`, so what is found there under this name was left by a process that was killed.
     """
     paths.writable(folder.parent)
@@ -99,13 +102,42 @@ def whole(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def status(name: str) -> Iterator[None]:
-    """Says on standard error that a stage is being made, and its minutes afterwards."""
+    """Says that a stage is being made and for how long: in a terminal in lines, in a notebook below the cell.
+
+    What a notebook keeps must be the same whether a stage was made or found, so there the line goes away in the end,
+    and with it what the cell has put out before: a cell makes its stages first and speaks afterwards.
+    """
     began = time.perf_counter()
-    if sys.stderr.isatty():
+    done = threading.Event()
+    notebook = _in_notebook()
+    if notebook:
+        from IPython.display import clear_output, display
+
+        line = display({"text/plain": f"{name}: being made .."}, raw=True, display_id=True)
+
+        def tell():
+            while not done.wait(2):
+                spent = int(time.perf_counter() - began)
+                line.update({"text/plain": f"{name}: being made .. {spent // 60}:{spent % 60:02d}"}, raw=True)
+
+        clock = threading.Thread(target=contextvars.copy_context().run, args=(tell,), daemon=True)
+        clock.start()
+    elif sys.stderr.isatty():
         print(f"{name}: being made ..", file=sys.stderr, flush=True)
-    yield
-    if sys.stderr.isatty():
-        print(f"{name}: {(time.perf_counter() - began) / 60:.1f} min", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        done.set()
+        if notebook:
+            clock.join()
+            clear_output()
+        elif sys.stderr.isatty():
+            print(f"{name}: {(time.perf_counter() - began) / 60:.1f} min", file=sys.stderr, flush=True)
+
+
+def _in_notebook() -> bool:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and hasattr(shell, "kernel")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -137,11 +169,12 @@ def _flush_folder(folder: Path) -> None:
         os.close(number)
 
 
+@lru_cache  # as it was when this process first asked, and loaded it
 def _meaning(module: str) -> str:
     tree = ast.parse(Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            if isinstance(body[0].value.value, str):
-                del body[0]
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
+            node
+        ):
+            del node.body[0]
     return ast.dump(tree)
