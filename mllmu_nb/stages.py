@@ -68,7 +68,7 @@ def stage(
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Holds ``folder`` for this process. The lock is the system's, so it falls when the process ends in whatever way."""
+    """Holds ``folder`` for this process. The lock is the system's: it falls with the process, however that ends."""
     locks = paths.writable(paths.cache() / "locks")
     with open(locks / f"{folder.parent.name}-{folder.name}", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

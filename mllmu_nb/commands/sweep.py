@@ -157,7 +157,7 @@ class Job:
     @cached_property
     def needs(self) -> Path | None:
         """The folder of the vanilla model that the run starts from; None for base and oracle, which need none."""
-            return None if self.config.method in ("base", "oracle") else run.vanilla_place(self.config)
+        return None if self.config.method in ("base", "oracle") else run.vanilla_place(self.config)
 
     def start(self, threads: int) -> None:
         """Starts papermill on the notebook, in the notebook's folder, with every parameter of the run."""
@@ -178,7 +178,7 @@ class Job:
 
     def succeeded(self) -> bool:
         """Whether the notebook came to its end and the run is there: found finished, or written since the start."""
-            return self.process.returncode == 0 and (run.finished(self.config) or _written(self.config) != self.before)
+        return self.process.returncode == 0 and (run.finished(self.config) or _written(self.config) != self.before)
 
     def why(self) -> str:
         """What went wrong, in one line: the error of the notebook's cell, else the last line of papermill's log."""
