@@ -1,7 +1,8 @@
 """The one loop: fine-tuning, the oracle and every unlearning method walk through :func:`train`.
 
-Plain torch; accelerate gives mixed precision and, under ``accelerate launch``, one process a GPU: each takes its share
-of every batch and the gradients are averaged by hand, since a loss may need several forward passes through one model.
+Plain torch; under ``accelerate launch`` there is one process a GPU: each takes its share of every batch, and accelerate
+averages the gradients at the end of a step, since a loss may need several forward passes through one model.
+(Its ``Accelerator`` allows one precision a process, which a notebook that trains twice would run into.)
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from itertools import count, islice
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import send_to_device
+from accelerate import PartialState
+from accelerate.utils import reduce, send_to_device
 from torch import Tensor
 from tqdm import tqdm
 from transformers import get_scheduler
@@ -109,10 +110,13 @@ def train(
     ``precision`` "no" or "bf16" (autocast). The model stays on its device and is left in evaluation mode.
     Raises :class:`TrainingDiverged` naming step and value, KitError when there is nothing to train.
     """
+    if precision not in ("no", "bf16"):
+        raise KitError(f"unknown precision {precision!r}: choose no or bf16")
     if schedule not in SCHEDULES:
         raise KitError(f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
     torch.manual_seed(seed)
-    accelerator = Accelerator(mixed_precision=precision, cpu=model.device.type == "cpu")
+    state = processes()
+    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise KitError("nothing to train: no parameter requires a gradient")
@@ -123,7 +127,7 @@ def train(
     batches = iter(batches)
     started = time.perf_counter()
     model.train()
-    shown = progress and accelerator.is_main_process
+    shown = progress and state.is_main_process
     bar = tqdm(range(1, steps + 1), disable=None if shown else True, mininterval=1.0)  # None: quiet without a terminal
     for step in bar:
         pieces = list(islice(batches, accumulate))
@@ -132,22 +136,22 @@ def train(
         values = []
         for piece in pieces:
             piece = send_to_device(dict(piece), model.device)
-            with accelerator.autocast():
+            with autocast:
                 before = {}
                 if reference:
                     with vanilla_mode(model):
                         before = {name: label_scores(model, piece[name]) for name in reference}
                 scored = {name: label_scores(model, batch) for name, batch in piece.items()}
                 loss, parts = objective(scored, before)
-            accelerator.backward(loss / accumulate)
+            (loss / accumulate).backward()
             values.append({"loss": loss.item(), **parts})
             log.supervised_tokens += sum(int(s.counts.sum()) for s in scored.values())
 
-        if accelerator.num_processes > 1:
+        if state.num_processes > 1:
             for parameter in trained:
-                parameter.grad = accelerator.reduce(parameter.grad, "mean")
+                parameter.grad = reduce(parameter.grad, "mean")
         mean = torch.tensor([[v[name] for name in values[0]] for v in values]).mean(0).to(model.device)
-        numbers = dict(zip(values[0], accelerator.reduce(mean, "mean").tolist(), strict=True))
+        numbers = dict(zip(values[0], reduce(mean, "mean").tolist(), strict=True))
         norm = torch.nn.utils.clip_grad_norm_(trained, clip or math.inf).item()
         log.losses.append({"step": step, **numbers})
         _stop_if_diverged(log.losses, norm, lr, clip)
@@ -229,9 +233,14 @@ def steps_of(conversations: Sequence[Conversation], epochs: float, batch_size: i
     return max(1, round(epochs * math.ceil(packed / batch_size)))
 
 
+def processes() -> PartialState:
+    """Which of how many processes this is: 0 of 1 unless a launcher started several."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def shard(conversations: list[Conversation]) -> list[Conversation]:
     """This process's share of a batch. One too small for all processes gives its last example to those left empty."""
-    state = PartialState()
+    state = processes()
     return conversations[state.process_index :: state.num_processes] or conversations[-1:]
 
 

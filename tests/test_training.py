@@ -1,8 +1,13 @@
 """The loop on a real, tiny LLaVA: what it scores, what it trains, in which order, and when it stops."""
 
 import copy
+import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +26,7 @@ from mllmu_nb.training import (
     finetune,
     label_scores,
     modality_conversations,
+    processes,
     steps_of,
     train,
     unlearn,
@@ -174,6 +180,19 @@ def test_accumulated_batches_make_one_step(fresh, processor):
     assert any(moved)
     for a, b in zip(whole.parameters(), halves.parameters(), strict=True):
         assert (a - b).abs().mean() < 2e-5  # Adam's first step is ±lr: only gradients near zero may differ
+
+
+def test_half_precision_learns_the_same_and_may_follow_full_precision(fresh, processor, mixed):
+    runs = {}
+    for precision in ("no", "bf16"):
+        model = copy.deepcopy(fresh)
+        log = train(model, forever(processor, mixed), objective, steps=8, lr=1e-2, precision=precision)
+        runs[precision] = [entry["loss"] for entry in log.losses]
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert runs["bf16"] == pytest.approx(runs["no"], rel=0.05) and runs["bf16"] != runs["no"]
+    assert runs["bf16"][-1] < runs["bf16"][0] - 1
+    with pytest.raises(KitError, match="unknown precision 'fp8': choose no or bf16"):
+        train(copy.deepcopy(fresh), [], objective, steps=1, lr=1e-2, precision="fp8")
 
 
 def test_a_loss_that_is_no_number_stops_before_the_weights_are_spoilt(fresh, processor, mixed):
@@ -373,3 +392,32 @@ def test_what_unlearning_needs_is_there_or_named(vanilla, processor):
         unlearn(model, processor, get("kl_min"), some, [], SETTINGS, 0)
     with pytest.raises(KitError, match="ga needs forget questions and there are none"):
         unlearn(model, processor, get("ga"), [replace(some[0], turns=())], some, SETTINGS, 0)
+
+
+def small_run(folder):
+    """Two epochs of KL-Min; what it lost and where the adapter went."""
+    processor = make_processor(make_tokenizer([qa.question + qa.answer for p in PEOPLE for qa in p.qa] * 4, 400))
+    model = attach_lora(make_model(processor.tokenizer, 0, width=32, layers=2, heads=2), dropout=0.0)
+    forget, retain = (modality_conversations(people, "multimodal") for people in (PEOPLE[:2], PEOPLE[2:]))
+    settings = {"epochs": 2, "batch_size": 4, "lr": 1e-3, "schedule": "constant", "clip": 0}
+    log = unlearn(model, processor, get("kl_min"), forget, retain, settings, 0)
+    state = processes()
+    moved = [p.double().sum().item() for p in model.parameters() if p.requires_grad]
+    file = Path(folder) / f"{state.process_index}-of-{state.num_processes}.json"
+    file.write_text(json.dumps([[entry["loss"] for entry in log.losses], moved]))
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    """A batch shared by two gives both the losses and the weights of one process that holds it all."""
+    small_run(tmp_path)
+    (tmp_path / "two.py").write_text(f"import {Path(__file__).stem} as test; test.small_run({str(tmp_path)!r})")
+    here = Path(__file__).parent
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "two.py"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (here, here.parent)))}
+    ended = subprocess.run(launch, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    one, first, second = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("0-of-1", "0-of-2", "1-of-2")
+    )
+    assert first == second
+    assert first[0] == pytest.approx(one[0], abs=1e-4) and first[1] == pytest.approx(one[1], abs=1e-3)
