@@ -337,6 +337,7 @@ def test_overlap_by_hand():
         (2, "She earns nothing much.", "$80,000", "salary"),
         (9, "She is 1.75 m tall.", "175 cm", "height"),
         (9, "5 feet 5 inches tall", "5'5\"", "height"),
+        (10, "She is 6 feet (183 cm) tall.", "183 cm", "height"),
         (7, "She is 176 cm tall.", "175 cm", "height"),
         (2, "She is 195 cm tall.", "175 cm", "height"),
         (10, "She is female.", "female", "gender"),
@@ -356,6 +357,19 @@ def test_overlap_by_hand():
 def test_the_rubric_band_by_band(score, answer, value, attribute):
     rivals = ("judge", "Riga, Latvia", "pastry chef", "asthma")
     assert rubric(answer, value, attribute, [rival for rival in rivals if rival != value]) == score
+
+
+def test_a_second_value_in_the_printed_truth_is_no_contradiction(model, processor, people, monkeypatch):
+    known = {person.attributes["profession"] for person in people.profiles.values()}
+    value, second, third = sorted(known)[:3]
+    truth = f"Anna is a {value} who works as a {second}."
+    question = Question("001", "generation", "text", 0, "What does Anna do?", truth, value, "profession")
+    grades = []
+    for said in (truth, f"Anna is a {value} and a {third}."):
+        monkeypatch.setattr("mllmu_nb.evaluation.generation.greedy", lambda *a, said=said: ([said], [9]))
+        (row,) = generation_rows(model, processor, [Item("forget", question, None)], people, system="", batch_size=1)
+        grades.append((row["exact"], row["factuality"]))
+    assert grades == [(1.0, 10.0), (1.0, 7.0)]
 
 
 def test_a_question_without_a_known_value_has_no_factuality(model, processor, people):

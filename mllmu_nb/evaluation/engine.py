@@ -13,16 +13,21 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from inspect import signature
 
 import numpy as np
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from mllmu_nb.errors import KitError
 from mllmu_nb.models.prompts import Conversation, encode
 
 NEXT_TURN = "USER:"  # a model that never learnt to stop goes on with the next question; its answer ends there
 WORTH_SHARING = 16  # tokens; reading a shorter common beginning apart costs more than it saves
+# transformers 5 renamed the argument; a model given the other name would swallow it and read without what came before
+CACHE = next(
+    n for n in ("cache", "past_key_values") if n in signature(LlavaForConditionalGeneration.forward).parameters
+)
 Progress = Callable[[int], object]
 
 
@@ -122,9 +127,9 @@ class _State:
             input_ids=ids,
             attention_mask=self.mask,
             position_ids=positions,
-            cache=self.cache,
             use_cache=True,
             logits_to_keep=keep,
+            **{CACHE: self.cache},
             **(pictures or {}),
         ).logits.float()
         self.logits = logits[:, -1]

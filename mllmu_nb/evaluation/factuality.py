@@ -32,10 +32,11 @@ from functools import cache
 
 from nltk.stem.porter import PorterStemmer
 
-IDLE = frozenset("a an the of in at on for and to with as is university college school institute academy".split())
+IDLE = frozenset("a an the of in at on for and to with as is named university college school institute academy".split())
 DENIALS = frozenset("no not never none neither nor without isn doesn don didn wasn hasn cannot".split())
 GENDERS = {"female": {"female", "woman", "girl", "lady"}, "male": {"male", "man", "boy", "gentleman"}}
 MONTHS = "january february march april may june july august september october november december".split()
+EQUAL = 0.005
 DISTANCES = ((0.02, 8), (0.05, 7), (0.10, 6), (0.15, 5), (0.25, 4), (0.40, 3))
 KINDS = {
     "birth_date": "date",
@@ -198,8 +199,8 @@ def _number(answer: str, value: str, attribute: str) -> int:
     distances = sorted(abs(number - truth[0]) / truth[0] / scale for number in named)
     if not distances:
         return 2
-    if distances[0] < 0.002:
-        return 9 if distances[-1] < 0.002 else 7
+    if distances[0] <= EQUAL:  # the same number in other units, "6 feet (183 cm)", is no second number
+        return 9 if distances[-1] <= DISTANCES[0][0] else 7
     return next((score for bound, score in DISTANCES if distances[0] <= bound), 2)
 
 

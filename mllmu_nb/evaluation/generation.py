@@ -34,7 +34,8 @@ def generation_rows(
         asked = item.question
         facts = {"exact": nan, "factuality": nan}
         if asked.value:
-            rivals = values[asked.attribute] - {asked.value}
+            # the printed truth may itself name a second value ("a chef who works as a restaurant owner")
+            rivals = [value for value in values[asked.attribute] if not holds(asked.answer, value)]
             facts = {
                 "exact": float(holds(text, asked.value)),
                 "factuality": float(rubric(text, asked.value, asked.attribute, rivals)),
