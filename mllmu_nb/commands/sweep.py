@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,7 @@ class Job:
     def start(self, threads: int) -> None:
         """Starts papermill on the notebook, in the notebook's folder, with every parameter of the run."""
         self.executed.parent.mkdir(parents=True, exist_ok=True)
+        self.executed.unlink(missing_ok=True)
         # Parameters as YAML of one line: written this way every value comes back with its type.
         given = yaml.safe_dump(self.config.given(), default_flow_style=True, width=10**6, sort_keys=False)
         command = [sys.executable, "-m", "papermill", str(self.notebook), str(self.executed), "-y", given]
@@ -201,17 +202,18 @@ def _written(config: Config) -> int:
     return record.stat().st_mtime_ns if record.exists() else 0
 
 
-def carry_out(jobs: list[Job], at_once: int, say: Callable[[str], None] = print) -> bool:
+def carry_out(jobs: list[Job], at_once: int) -> bool:
     """Executes the jobs, then writes scores, tables and figures of what there is. Whether every run is finished."""
+    say = partial(print, flush=True)
     began = time.perf_counter()
     waiting = [job for job in jobs if not run.finished(job.config)]
     say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished already, {at_once} at a time")
-    failed = _execute(waiting, at_once, say) if waiting else {}
+    failed = _execute(waiting, at_once, say)
+    for name, reason in failed.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr, flush=True)
     for scale in sorted({job.config.scale for job in jobs}):
         _report(scale, next(job.config for job in jobs if job.config.scale == scale), say)
     _tell_minutes(jobs, began, say)
-    for job, reason in failed.items():
-        print(f"failed: {job}: {reason}", file=sys.stderr)
     return not failed
 
 
@@ -241,6 +243,7 @@ def _execute(waiting: list[Job], at_once: int, say: Callable[[str], None]) -> di
                 waiting.remove(job)
                 job.start(threads)
                 running.append(job)
+                say(f"started            {job.config.run_id}")
             time.sleep(0.2)
     finally:
         for job in running:
@@ -266,17 +269,17 @@ def _report(scale: str, config: Config, say: Callable[[str], None]) -> None:
     known = run.population(config)
     shown = [person for name in ("forget", "retain", "celebrity") for person in known.members(name)[:1]]
     written = report.write_all(scale, shown, say)
-    say(f"{len(written)} files in {paths.results(scale)} and {paths.figures(scale)}: "
-        f"{(time.perf_counter() - began) / 60:.1f} min")  # fmt: skip
+    minutes = (time.perf_counter() - began) / 60
+    say(f"{len(written)} files in {paths.results(scale)} and {paths.figures(scale)}: {minutes:.1f} min")
 
 
 def _tell_minutes(jobs: list[Job], began: float, say: Callable[[str], None]) -> None:
     """Minutes of each stage, as the runs have noted them."""
-    say("minutes of   training  answers  method")
+    say("minutes:  training  answers")
     for job in jobs:
         folder = paths.runs(job.config.scale) / job.config.run_id
         if run.finished(job.config):
             told = read_json(folder / "train.json")
             training, answers = told["seconds"] / 60, told["evaluation_seconds"] / 60
-            say(f"             {training:8.1f}  {answers:7.1f}  {job.config.run_id}")
+            say(f"{training:18.1f} {answers:8.1f}  {job.config.run_id}")
     say(f"altogether {(time.perf_counter() - began) / 60:.1f} min")

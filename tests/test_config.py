@@ -1,0 +1,192 @@
+"""Parameters: what is refused and how it is said, what the presets fill in, what a run is called."""
+
+import ast
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_notebook
+
+from mllmu_nb import config as module
+from mllmu_nb.config import Config, plain_values, stable_hash
+from mllmu_nb.errors import KitError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "parameters, message",
+    [
+        ({"forgetratio": 10}, "unknown parameter 'forgetratio': did you mean 'forget_ratio'?"),
+        ({"seed": "1"}, "seed must be a whole number, not the text '1'"),
+        ({"seed": "false"}, "seed must be a whole number, not the text 'false'"),
+        ({"seed": True}, "seed must be a whole number, not True"),
+        ({"seed": 1.0}, "seed must be a whole number, not 1.0"),
+        ({"seed": None}, "seed must be a whole number, not None"),
+        ({"method": 3}, "method must be text, not 3"),
+        (
+            {"train_lr": "1e-5"},
+            "train_lr must be a number, not the text '1e-5' (in YAML write 1.0e-5: without the point it is text)",
+        ),
+        ({"train_lr": float("nan")}, "train_lr must be a number, not nan"),
+        ({"scale": "Paper"}, "unknown scale 'Paper': did you mean 'paper'? choose one of miniature, paper"),
+        ({"modality": "both"}, "unknown modality 'both': choose one of multimodal, unimodal, none"),
+        (
+            {"method": "ga", "modality": "none"},
+            "method 'ga' unlearns: modality must be 'multimodal' or 'unimodal', not 'none'",
+        ),
+        (
+            {"method": "oracle", "modality": "unimodal"},
+            "method 'oracle' unlearns nothing: modality must be 'none', not 'unimodal'",
+        ),
+        (
+            {"method": "prompting", "modality": "multimodal"},
+            "method 'prompting' unlearns nothing: modality must be 'none', not 'multimodal'",
+        ),
+        ({"forget_ratio": 0}, "forget_ratio must be from 1 to 99 per cent (the paper: 5, 10, 15), not 0"),
+        ({"forget_ratio": 100}, "forget_ratio must be from 1 to 99 per cent (the paper: 5, 10, 15), not 100"),
+        ({"forget_ratio": 0.1}, "forget_ratio must be a whole number, not 0.1"),
+        ({"forget_ratio": 5, "people": 8}, "forget_ratio=5 of people=8 leaves nobody to forget"),
+        ({"forget_ratio": 95, "people": 8}, "forget_ratio=95 of people=8 leaves nobody to keep"),
+        ({"shots": 6}, "shots must be at least 0 and at most 5, not 6"),
+        ({"pool": -1}, "pool must be at least 0, not -1"),
+        ({"replay": 1.5}, "replay must be at least 0 and at most 0.9, not 1.5"),
+        ({"scale": "paper", "adaptation": "full"}, "adaptation='full' is not offered at scale paper: take 'lora'"),
+        ({"forget_ids_file": "x.json"}, "forget_ids_file names people of a profiles_file: give that as well"),
+    ],
+)
+def test_bad_parameters_are_named_in_one_line(parameters, message):
+    with pytest.raises(KitError) as raised:
+        Config.from_parameters(parameters)
+    assert str(raised.value) == message
+
+
+def test_an_unknown_method_names_the_known_ones():
+    with pytest.raises(KitError) as raised:
+        Config.from_parameters({"method": "grad_dif"})
+    said = str(raised.value)
+    assert said.startswith("unknown method 'grad_dif': did you mean 'grad_diff'? choose one of base, vanilla, oracle, ")
+    assert all(name in said for name in ("ga", "kl_min", "npo", "prompting")) and "\n" not in said
+
+
+def test_a_whole_number_stands_for_a_number_and_nothing_else_is_converted():
+    assert type(Config.from_parameters({"replay": 0}).replay) is float
+
+
+def test_every_field_has_a_plain_type_and_a_meaning():
+    source = Path(module.__file__).read_text(encoding="utf-8").split("\n")
+    tree = ast.parse("\n".join(source))
+    [cls] = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Config"]
+    lines = {node.target.id: source[node.lineno - 1] for node in cls.body if isinstance(node, ast.AnnAssign)}
+    assert set(lines) == {f.name for f in fields(Config)}
+    for name, line in lines.items():
+        assert len(line.partition("  # ")[2]) > 5, f"{name} does not say what it means"
+    assert {f.type for f in fields(Config)} <= {"int", "float", "str", "bool"}
+
+
+def test_seed_fills_the_four_seeds_that_are_not_given():
+    config = Config(seed=3, shot_seed=7)
+    assert (config.data_seed, config.train_seed, config.unlearn_seed, config.shot_seed) == (3, 3, 3, 7)
+    assert config.but(seed=5).train_seed == 5 and config.but(seed=5).shot_seed == 7
+
+
+def test_presets_are_filled_in_anew_by_but():
+    small, large = Config(), Config().but(scale="paper")
+    assert large.training.lr == 2e-5 and large.training.batch_size == 4 and large.training.epochs == 5
+    assert large.adaptation == "lora" and large.replay == 0.0
+    assert small.training.lr != large.training.lr and small.but() == small
+
+
+@pytest.mark.parametrize("method, epochs", [("ga", 1), ("grad_diff", 1), ("npo", 2), ("kl_min", 3)])
+def test_unlearning_at_paper_scale_is_upstreams(method, epochs):
+    recipe = Config(scale="paper", method=method, modality="multimodal").unlearning
+    assert (recipe.lr, recipe.batch_size, recipe.epochs, recipe.schedule) == (2e-5, 4, epochs, "linear")
+    assert recipe.source.startswith("MLLMU-Bench")
+
+
+def test_every_preset_says_where_it_comes_from_and_an_override_says_so():
+    for scale in module.SCALES:
+        recipes = [*module.TRAINING[scale].values(), *module.UNLEARNING[scale].values()]
+        assert all(recipe.source and bool(recipe.steps) != bool(recipe.epochs) for recipe in recipes)
+    assert Config(train_lr=0.5).training.source.endswith("train_lr set by hand")
+    assert Config(train_seed=9).training.source == Config().training.source
+    assert Config(scale="paper", train_steps=7).training.epochs == 0
+
+
+def test_run_ids():
+    config = Config(method="grad_diff", modality="multimodal")
+    assert config.run_id == "llava-r10-d0-grad_diff-multimodal-s0"
+    assert Config(method="oracle", seed=2, forget_ratio=15).run_id == "llava-r15-d0-oracle-none-s2"
+    assert config.but(unlearn_seed=4).run_id == "llava-r10-d0-grad_diff-multimodal-s0-unlearn4"
+
+
+def test_given_and_parameters_survive_yaml():
+    config = Config(method="npo", modality="unimodal", unlearn_lr=1e-5, seed=1)
+    written = yaml.safe_dump(config.given(), default_flow_style=True, width=10**6)
+    again = Config.from_parameters(yaml.safe_load(written))
+    assert again == config and again.unlearning == config.unlearning
+    assert again.given()["train_lr"] == 0.0 and again.train_lr > 0
+
+
+def test_hash_depends_on_the_named_fields_alone():
+    config = Config()
+    assert config.hash_of(["seed"]) == config.but(shots=1).hash_of(["seed"]) != config.but(seed=1).hash_of(["seed"])
+    assert stable_hash({"b": 1, "a": [1.5, "é"]}) == stable_hash({"a": [1.5, "é"], "b": 1}) == "353ceb5a3856e4eb"
+
+
+def test_the_guard_sees_plain_globals_and_nothing_else():
+    namespace = {"In": [], "Out": {}, "_i": "x", "__name__": "__main__", "Path": Path, "np": sys, "grid": {"seed": [1]}}
+    assert plain_values({**namespace, "seed": 1, "sead": "2"}) == {"seed": 1, "sead": "2"}
+    assert Config.from_notebook({**namespace, "seed": 1}).seed == 1
+    with pytest.raises(KitError, match="unknown parameter 'sead': did you mean 'seed'"):
+        Config.from_notebook({**namespace, "seed": 1, "sead": "2"})
+
+
+def test_a_notebooks_own_method_cannot_be_another():
+    assert Config.from_notebook({"modality": "unimodal", "method": "ga"}, method="ga").method == "ga"
+    with pytest.raises(KitError, match="method is 'ga' here and cannot be 'npo': take the notebook made for it"):
+        Config.from_notebook({"modality": "unimodal", "method": "npo"}, method="ga")
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory):
+    cells = [
+        new_code_cell("from mllmu_nb.config import Config"),
+        new_code_cell("seed: int = 0  # seed\nmodality: str = 'multimodal'", metadata={"tags": ["parameters"]}),
+        new_code_cell("config = Config.from_notebook(globals(), method='ga')\nprint(config.run_id)"),
+    ]
+    made = new_notebook(cells=cells)
+    made.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path = tmp_path_factory.mktemp("notebook") / "03_ga.ipynb"
+    nbformat.write(made, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "arguments, outcome",
+    [
+        (["-f", "miniature.yaml"], "llava-r10-d0-ga-multimodal-s0"),
+        (["-y", "sead: 3"], "unknown parameter 'sead': did you mean 'seed'?"),
+        (["-p", "seed", "false"], "seed must be a whole number, not the text 'false'"),
+    ],
+)
+def test_the_guard_under_papermill(notebook, tmp_path, arguments, outcome):
+    """papermill itself only warns of an unknown parameter, and injects false as text."""
+    arguments = [str(CONFIGS[0].parent / a) if a.endswith(".yaml") else a for a in arguments]
+    command = [sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "out.ipynb"), "--no-progress-bar"]
+    told = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    outputs = str([cell.get("outputs") for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells])
+    assert outcome in (told.stderr if told.returncode else outputs)
+    assert (told.returncode == 0) == (arguments[0] == "-f")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_configuration_files_hold_known_parameters(path):
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    axes = content.pop("grid")
+    Config.from_notebook({**content, "grid": axes})
+    assert set(axes) <= set(module.NAMES) and not set(axes["method"]) - {"base", "vanilla", "oracle"} <= set()
