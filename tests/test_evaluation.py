@@ -72,13 +72,13 @@ def alone(model, processor, talk: Conversation, tokens: int) -> list[int]:
 
 
 def test_batched_answers_are_the_answers_one_by_one(model, processor, people):
-    talks = conversations(people)
-    texts, lengths = greedy(model, processor, talks, max_new_tokens=8, batch_size=16)
-    single, single_lengths = greedy(model, processor, talks, max_new_tokens=8, batch_size=1)
+    talks = conversations(people)[::4]
+    texts, lengths = greedy(model, processor, talks, max_new_tokens=6, batch_size=16)
+    single, single_lengths = greedy(model, processor, talks, max_new_tokens=6, batch_size=1)
     assert texts == single and lengths == single_lengths
     assert len(set(lengths)) > 1 and len(set(texts)) > 10  # they differ, or this would show nothing
-    for index in range(0, len(talks), 9):
-        written = alone(model, processor, talks[index], 8)
+    for index in range(0, len(talks), 4):
+        written = alone(model, processor, talks[index], 6)
         assert lengths[index] == len(written)
         assert texts[index] == processor.tokenizer.decode(written, skip_special_tokens=True).strip()
 
