@@ -20,7 +20,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         prog="python -m mllmu_nb", description="Unlearning in multimodal models, as notebooks."
     )
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(dest="command", required=True)
     modules = {}
     for name in COMMANDS:
         modules[name] = importlib.import_module("mllmu_nb.commands." + name)

@@ -1,0 +1,149 @@
+"""The wiring: from parameters to a run's files, on a base model that has learnt nothing and is tiny."""
+
+import hashlib
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from mllmu_nb import paths, run, stages
+from mllmu_nb.config import Config
+from mllmu_nb.data.schema import SETS
+from mllmu_nb.errors import KitError
+from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
+
+SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots": 0, "replay": 0.0}
+QUICK = {"train_steps": 2, "unlearn_epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLLMU_NB_OUT", str(tmp_path_factory.mktemp("out")))
+        folder = tmp_path_factory.mktemp("base")
+        tokenizer = make_tokenizer(["Where was this person born?", "USER: ASSISTANT: Just give ONE letter."], 400)
+        make_model(tokenizer, 0, width=32, layers=1, heads=2).save_pretrained(folder)
+        make_processor(tokenizer).save_pretrained(folder)
+        weights = (folder / "model.safetensors").read_bytes()
+        (folder / "recipe.json").write_text(json.dumps({"sha256": hashlib.sha256(weights).hexdigest()}))
+        yield Config(base_path=str(folder), **SMALL, **QUICK)
+
+
+@pytest.fixture(scope="module")
+def made(config):
+    """Folders of three runs that share a vanilla model."""
+    variations = {"vanilla": {}, "oracle": {"method": "oracle"}, "ga": {"method": "ga", "modality": "unimodal"}}
+    return {name: run.items(config.but(**changes)) for name, changes in variations.items()}
+
+
+def test_the_oracle_is_taught_vanillas_people_but_those_to_be_forgotten(config):
+    known = run.population(config)
+    everybody = [person.id for person in run.taught(known, "vanilla")]
+    kept = [person.id for person in run.taught(known, "oracle")]
+    assert len(everybody) == 20 and len(known.forget_ids) == 3
+    assert set(everybody) - set(kept) == set(known.forget_ids) and not any(name.startswith("c") for name in everybody)
+
+
+def test_vanilla_depends_on_what_is_taught_and_how_and_on_nothing_else(config):
+    place = run.vanilla_place(config)
+    same = ({"forget_ratio": 10}, {"forget_draw": 1}, {"method": "ga", "modality": "unimodal"}, {"shots": 2})
+    same += ({"shot_seed": 5}, {"unlearn_seed": 5}, {"unlearn_lr": 0.1}, {"celebrities": 10})
+    other = ({"people": 13}, {"data_seed": 1}, {"train_seed": 1}, {"train_lr": 0.1}, {"train_steps": 3})
+    other += ({"replay": 0.1}, {"adaptation": "lora"}, {"scale": "paper"})
+    assert {str(run.vanilla_place(config.but(**changes))) for changes in same} == {str(place)}
+    assert str(place) not in {str(run.vanilla_place(config.but(**changes))) for changes in other}
+
+
+def test_a_run_has_its_four_files_with_the_runs_columns_in_front(config, made):
+    for name, folder in made.items():
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "data.json",
+            "items.parquet",
+            "provenance.json",
+            "train.json",
+        ]
+        items = pd.read_parquet(folder / "items.parquet")
+        assert items.columns[0] == "run" and set(items["run"]) == {folder.name} and set(items["method"]) == {name}
+        assert set(items["set"]) == set(SETS) and set(items["data_seed"]) == {0}
+    assert set(pd.read_parquet(made["ga"] / "items.parquet")["modality"]) == {"unimodal"}
+
+
+def test_a_run_tells_how_its_own_model_was_trained(config, made):
+    told = {name: stages.read_json(folder / "train.json") for name, folder in made.items()}
+    assert told["vanilla"]["steps"] == told["oracle"]["steps"] == 2 == len(told["vanilla"]["losses"])
+    # 3 people, 14 questions each (the name is not asked for without a picture), 8 a step
+    assert told["ga"]["steps"] == 6 and told["ga"]["modality"] == "unimodal"
+    assert told["vanilla"]["trainable_parameters"] > told["ga"]["trainable_parameters"] > 0
+    data = stages.read_json(made["ga"] / "data.json")
+    assert data["people"] == {"fictitious": 12, "pool": 8, "celebrity": 8} and len(data["forget_ids"]) == 3
+    told = stages.read_json(made["ga"] / "provenance.json")
+    assert told["parameters"]["base_path"] and "/" not in told["parameters"]["base_path"]
+    assert told["seeds"] == {"data": 0, "train": 0, "unlearn": 0, "shot": 0} and told["base_hash"] and told["data_hash"]
+
+
+def test_unlearning_moves_the_vanilla_model_and_training_the_base(config, made):
+    def weight(**changes):
+        asked, _ = run.model(config.but(**changes))
+        return asked.state_dict()["model.language_model.layers.0.mlp.down_proj.weight"]
+
+    base, vanilla, ga = weight(method="base"), weight(), weight(method="ga", modality="unimodal")
+    assert not torch.equal(base, vanilla) and not torch.equal(vanilla, ga)
+    assert torch.equal(vanilla, weight(method="prompting"))
+
+
+def test_finished_runs_are_found_and_others_are_not(config, made, monkeypatch):
+    monkeypatch.setattr(run, "_answer", lambda *told: pytest.fail("made again"))
+    assert run.finished(config) and run.items(config) == made["vanilla"]
+    assert not run.finished(config.but(train_lr=0.5)), "the same name, another model"
+    assert not run.finished(config.but(method="prompting"))
+
+
+def test_a_run_that_came_with_the_project_is_not_ones_own(config, made):
+    """Its files are there, but not the stage they were copied from."""
+    stage = paths.cache() / "stages" / stages.read_json(made["oracle"] / stages.RECORD)["key"]
+    aside = stage.rename(stage.with_name("aside"))
+    assert not run.finished(config.but(method="oracle"))
+    aside.rename(stage)
+    assert run.finished(config.but(method="oracle"))
+
+
+def test_scores_are_computed_from_the_runs_and_refuse_to_mix_people(config, made):
+    table = run.scores("miniature")
+    assert {"vanilla", "oracle", "ga"} == set(table["method"])
+    assert len(pd.read_csv(paths.results("miniature") / "scores.csv")) == len(table)
+    record = made["ga"] / stages.RECORD
+    told = stages.read_json(record)
+    stages.write_json(record, {**told, "data_hash": "another"})
+    with pytest.raises(KitError, match="were made from different people and cannot stand in one table"):
+        run.scores("miniature")
+    stages.write_json(record, told)
+
+
+def test_without_runs_there_are_no_scores(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
+    with pytest.raises(KitError, match="there is no run in .*: run a notebook, or python -m mllmu_nb sweep"):
+        run.scores("miniature")
+
+
+def test_a_method_that_trains_nothing_is_not_unlearned(config):
+    with pytest.raises(KitError, match="method 'prompting' trains nothing"):
+        run.unlearned(config.but(method="prompting"))
+    assert "personal" in run.system(config.but(method="prompting")) and run.system(config) == ""
+
+
+def test_a_damaged_base_is_named_before_anything_is_written(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "out"))
+    with pytest.raises(KitError, match="lacks config.json"):
+        run.check(config.but(base_path=str(tmp_path)))
+    assert not (tmp_path / "out").exists()
+    run.check(config)
+
+
+def test_steps_of_epochs_count_pieces_of_conversations():
+    class Asked:
+        def __init__(self, turns):
+            self.turns = [None] * turns
+
+    # 15 and 14 turns make 4 pieces of up to 4 each: 8 pieces; a batch of 4 with a quarter replayed teaches 3 of them
+    assert run._steps([Asked(15), Asked(14)], epochs=2, batch_size=4, turns=4, replay=0.25) == 2 * 3
