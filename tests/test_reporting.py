@@ -44,15 +44,23 @@ MODELS = {
 }
 
 
-def made_up_items(method: str, modality: str, ratio: int = 10, draw: int = 0, seed: int = 0) -> pd.DataFrame:
+def made_up_items(
+    method: str,
+    modality: str,
+    ratio: int = 10,
+    draw: int = 0,
+    seed: int = 0,
+    people: int = PEOPLE,
+    famous: int = CELEBRITIES,
+) -> pd.DataFrame:
     """The items of one run: 5 multiple-choice questions in two scorings, 2 generation, 2 cloze, per person and view."""
     rng = np.random.default_rng(zlib.crc32(f"{method} {modality} {ratio} {draw} {seed}".encode()))
     forget = range(draw * ratio, (draw + 1) * ratio)
-    kept = [n for n in range(PEOPLE) if n not in forget]
+    kept = [n for n in range(people) if n not in forget]
     on_forget, on_retain, on_celebrities = MODELS[(method, modality)]
     chances = {"forget": on_forget, "test": tuple(0.9 * c for c in on_forget), "retain": on_retain}
     chances["celebrity"] = (on_celebrities, on_celebrities)
-    members = {"forget": forget, "test": forget, "retain": kept, "celebrity": range(CELEBRITIES)}
+    members = {"forget": forget, "test": forget, "retain": kept, "celebrity": range(famous)}
     tasks = (
         ("classification", "letter", 5),
         ("classification", "likelihood", 5),
@@ -60,8 +68,8 @@ def made_up_items(method: str, modality: str, ratio: int = 10, draw: int = 0, se
         ("cloze", "", 2),
     )
     rows = []
-    for set_name, people in members.items():
-        for person in people:
+    for set_name, numbers in members.items():
+        for person in numbers:
             profile = f"c{person:03d}" if set_name == "celebrity" else f"{person + 1:03d}"
             for view_number, view in enumerate(("image_text", "text")):
                 ability = rng.normal(0, 0.05)  # answers about one person go together
@@ -192,7 +200,7 @@ def person(number: int) -> Profile:
                  "who is shown in the picture beside the question?", "C", "x", "profession",
                  ("Teacher", "Environmental compliance engineer and consultant for municipal water", "Nurse", "Pilot")),
         Question(str(number), "generation", "text", 0, "Where does Maximiliana Featherstonehaugh-Cholmondeley live "
-                 "these days?", "She lives in Reykjavik, Iceland, and has done so for a number of years already.", "Iceland"),
+                 "these days?", "She lives in Reykjavik, Iceland, and has done so for a number of years.", "Iceland"),
         Question(str(number), "cloze", "image_text", 0, "This person was born on __.", "12 September 1971", "x"),
     )  # fmt: skip
     return Profile(
@@ -479,6 +487,21 @@ def test_names_stay_apart_when_methods_fall_alike(known):
     assert_readable(figures.forgetting_utility(known.scores, alike))
 
 
+def test_added_methods_find_their_place(tmp_path):
+    """Newcomers beside the paper's methods: more names than the figures usually hold."""
+    write_run(tmp_path, made_up_items("vanilla", "none", people=12, famous=5))
+    for number, modality in itertools.product(range(8), ("multimodal", "unimodal")):
+        items = made_up_items("ga", modality, people=12, famous=5, seed=number)
+        seeds = dict.fromkeys(reporting.SEED_COLUMNS, 0)
+        name = f"newcomer_{number}"
+        write_run(tmp_path, items.assign(method=name, run=f"{name}-{modality}", **seeds))
+    found = tables.numbers(tmp_path)
+    frame, _ = tables.main_table(found.runs, found.scores)
+    assert "newcomer_7" in set(frame["method"])
+    assert_readable(figures.forgetting_utility(found.scores, found.differences))
+    assert_readable(figures.modality_bars(found.differences))
+
+
 def test_spread_is_nearest_and_apart():
     assert figures.spread([0.0, 10.0], 1.0) == [0.0, 10.0]
     assert figures.spread([5.0, 5.0], 2.0) == pytest.approx([4.0, 6.0])
@@ -503,12 +526,11 @@ def test_figures_are_the_same_bytes_in_another_process(root, tmp_path):
         "import sys; from pathlib import Path; from mllmu_nb.reporting import figures, read_runs;"
         "figures.save(figures.loss_curves(read_runs(Path(sys.argv[1]))), Path(sys.argv[2]))"
     )
-    for seed in ("1", "2"):
-        environment = os.environ | {"PYTHONHASHSEED": seed, "SOURCE_DATE_EPOCH": ""}
-        environment.pop("SOURCE_DATE_EPOCH")
-        subprocess.run([sys.executable, "-c", code, str(root), str(tmp_path / seed)], check=True, env=environment)
+    environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(reporting.__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", code, str(root), str(tmp_path / "there")], check=True, env=environment)
+    figures.save(figures.loss_curves(reporting.read_runs(root)), tmp_path / "here")
     for kind in ("png", "pdf"):
-        assert (tmp_path / f"1.{kind}").read_bytes() == (tmp_path / f"2.{kind}").read_bytes()
+        assert (tmp_path / f"here.{kind}").read_bytes() == (tmp_path / f"there.{kind}").read_bytes()
 
 
 def test_a_figure_that_cannot_be_drawn_says_why(tmp_path):
@@ -563,9 +585,6 @@ def test_report_writes_everything_and_names_its_runs(root, tmp_path, monkeypatch
     assert names >= {"figures/miniature/profiles.png", "figures/miniature/forgetting_utility_llava_10.pdf"}
     scores = pd.read_csv(tmp_path / "results" / "miniature" / "scores.csv")
     assert {"value", "low", "high", "n_items", "n_profiles"} <= set(scores.columns)
-    again = {p: p.read_bytes() for p in written}
-    report.write_all("miniature", [person(1)], say=told.append)
-    assert again == {p: p.read_bytes() for p in written}
 
 
 def test_without_own_runs_the_committed_ones_are_used(root, tmp_path, monkeypatch):

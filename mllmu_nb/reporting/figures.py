@@ -21,6 +21,7 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import text_to_path
 from PIL import Image
 
@@ -90,7 +91,7 @@ LOOKS = {
     "prompting": Look("#E69F00", "P"),
     "oracle": Look("#6b6b6b", "*"),
 }
-NEWCOMER = Look("#8c6d1f", "h")  # a method that was added and has no look of its own yet
+NEWCOMER = Look("#8c6d1f", "h")  # a method that was added and has no line above yet
 
 
 def look(method: str) -> Look:
@@ -122,9 +123,16 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
+def _settle(figure: Figure) -> None:
+    """Lay the panels out once and for all, so that what is placed beside them afterwards stays there."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
 # Text that fits
 
 
+@functools.lru_cache(maxsize=4096)
 def width_of(text: str, size: float = SMALL, weight: str = "normal") -> float:
     """Width of a line of text in inches."""
     font = FontProperties(family="DejaVu Sans", size=size, weight=weight)
@@ -209,7 +217,7 @@ def _write(axes: Axes, x: float, y: float, lines: Iterable[str], **look) -> floa
 
 
 @styled
-def profile_sheet(people: Sequence[Profile], facts: int = 8) -> Figure:
+def profile_sheet(people: Sequence[Profile], facts: int = 11) -> Figure:
     """Portrait, test portraits, the first ``facts`` facts and one question of each task for a handful of people."""
     if not people:
         raise KitError("the profile sheet needs at least one profile")
@@ -351,7 +359,7 @@ def _side_by_side(runs: list[Run]) -> list[Run]:
 
 
 def _example(vanilla: Run, set_name: str) -> tuple[str, list[dict]]:
-    """The person and the two generation questions (image view, text view) on one fact; ``before_after`` has the rule."""
+    """The person and the two generation questions (image view, text view) on one fact, by ``before_after``'s rule."""
     asked = vanilla.items[(vanilla.items["set"] == set_name) & (vanilla.items["task"] == "generation")]
     asked = asked.assign(number=asked["question_id"].str.rsplit("/", n=1).str[-1])
     pairs = [
@@ -396,31 +404,25 @@ def forgetting_utility(scores: pd.DataFrame, against_vanilla: pd.DataFrame, meas
     if len(models) < 2 or not panels:
         raise KitError("forgetting against utility needs vanilla and one unlearned model on forget and another set")
 
-    figure = Figure(figsize=(PAGE, 2.75), layout="constrained")
-    axes = figure.subplots(1, len(panels) + 1, sharey=True, width_ratios=[1] * len(panels) + [0.86])
+    line = 1.25 * SMALL / 72  # inches a name needs
+    margin = 0.36 + max(width_of(label(*model)) for model in models)
+    height = max(2.75, 0.75 + line * len(models))
+    layout = ConstrainedLayoutEngine(rect=(0, 0, 1 - margin / PAGE, 1))
+    figure = Figure(figsize=(PAGE, height), layout=layout)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     heights = {}
     for model in models:
         row = fall.loc[model] if model in fall.index else {"value": 0.0, "low": 0.0, "high": 0.0}
         heights[model] = [-row[c] * measure.times for c in ("value", "high", "low")]
-    for panel, name in zip(axes, panels, strict=False):
+    for panel, name in zip(axes, panels, strict=True):
         here = utility[utility["set"] == name].set_index(keep)
         for model in models:
             if model not in here.index:
                 continue
             x, left, right = (here.loc[model, c] * measure.times for c in ("value", "low", "high"))
             y, low, high = heights[model]
-            colour, marker = look(model[0])
-            panel.errorbar(
-                x,
-                y,
-                xerr=[[x - left], [right - x]],
-                yerr=[[y - low], [high - y]],
-                fmt="none",
-                ecolor=colour,
-                elinewidth=0.7,
-                alpha=0.55,
-                zorder=2,
-            )
+            ends = {"xerr": [[x - left], [right - x]], "yerr": [[y - low], [high - y]]}
+            panel.errorbar(x, y, **ends, fmt="none", ecolor=look(model[0]).colour, elinewidth=0.7, alpha=0.55, zorder=2)
             _mark(panel, x, y, model)
         panel.axhline(0, color=PALE, linewidth=0.6, zorder=0)
         panel.set_title(SETS[name], loc="left", fontweight="bold")
@@ -429,17 +431,19 @@ def forgetting_utility(scores: pd.DataFrame, against_vanilla: pd.DataFrame, meas
     seaborn.despine(figure)
 
     axes[len(panels) // 2].set_xlabel(f"Accuracy by {measure.label.removesuffix(' %').lower()} on that set, %")
-    names = axes[-1]
+    _settle(figure)
+
+    place = axes[-1].get_position()
+    names = figure.add_axes((1 - margin / PAGE, place.y0, margin / PAGE, place.height), sharey=axes[-1])
     names.axis("off")
-    names.set_xlim(0, 1)
-    figure.draw_without_rendering()
+    names.set_xlim(0, margin)
     low, high = names.get_ylim()
-    gap = 1.25 * SMALL / 72 * (high - low) / (names.get_window_extent().height / figure.dpi)
+    gap = line * (high - low) / (place.height * height)
     places = spread([heights[m][0] for m in models], gap, low + gap / 2, high - gap / 2)
     for model, place in zip(models, places, strict=True):
-        names.plot([0, 0.08, 0.12], [heights[model][0], place, place], color=PALE, linewidth=0.6, clip_on=False)
-        _mark(names, 0.17, place, model)
-        names.text(0.23, place, label(*model), va="center_baseline", fontsize=SMALL)
+        names.plot([0.02, 0.14, 0.19], [heights[model][0], place, place], color=PALE, linewidth=0.6, clip_on=False)
+        _mark(names, 0.25, place, model)
+        names.text(0.33, place, label(*model), va="center_baseline", fontsize=SMALL)
     return figure
 
 
@@ -484,7 +488,11 @@ def modality_bars(against_vanilla: pd.DataFrame, set_name: str = "forget") -> Fi
     wanted += ((ROUGE_L, "Generation, ROUGE-L"), (CLOZE, "Cloze"))
     measures = [(m, title) for m, title in wanted if len(_cells(here, m)) > 0]
     methods = in_order(here["method"])
-    figure = Figure(figsize=(PAGE, 3.5), layout="constrained")
+    names = [label(method).replace(" ", "\n", 1) for method in methods]
+    room = 0.85 * PAGE / len(measures) / len(methods)  # inches for the name of a method, roughly
+    turned = any(width_of(line) > room for name in names for line in name.split("\n"))
+    names = [name.replace("\n", " ") for name in names] if turned else names
+    figure = Figure(figsize=(PAGE, 4.0 if turned else 3.5), layout="constrained")
     axes = figure.subplots(len(VIEWS), len(measures), sharex=True, sharey=True, squeeze=False)
     for row, (view, view_label) in enumerate(VIEWS.items()):
         for column, (measure, title) in enumerate(measures):
@@ -513,7 +521,7 @@ def modality_bars(against_vanilla: pd.DataFrame, set_name: str = "forget") -> Fi
             panel.axhline(0, color=INK, linewidth=0.7, zorder=1)
             panel.grid(axis="y", color=PALE, linewidth=0.4, zorder=0)
             panel.tick_params(axis="x", length=0)
-            panel.set_xticks(range(len(methods)), [label(m).replace(" ", "\n", 1) for m in methods])
+            panel.set_xticks(range(len(methods)), names, rotation=90 if turned else 0)
             if row == 0:
                 panel.set_title(title, fontsize=NORMAL)
         axes[row][0].set_ylabel(f"Asked with {view_label}:\ndifference to vanilla, points")
@@ -522,6 +530,7 @@ def modality_bars(against_vanilla: pd.DataFrame, set_name: str = "forget") -> Fi
     figure.suptitle(
         f"{name} set.  ■ unlearned on image + text   □ unlearned on text only", fontsize=SMALL, x=0.01, ha="left"
     )
+    _settle(figure)
     return figure
 
 
@@ -530,7 +539,7 @@ def modality_bars(against_vanilla: pd.DataFrame, set_name: str = "forget") -> Fi
 
 @styled
 def loss_curves(runs: list[Run]) -> Figure:
-    """The loss of every training, one panel a method, a line a run; long curves show a running mean over the raw one."""
+    """The loss of every training, one panel a method, a line a run; long ones as a running mean over the raw curve."""
     trained = [run for run in runs if run.train.get("losses")]
     if not trained:
         raise KitError("no run has a training log with losses")
@@ -571,7 +580,7 @@ def loss_curves(runs: list[Run]) -> Figure:
         panel.spines["bottom"].set_bounds(first - margin, last + margin)
         endings.append((panel, last, named, [float(np.mean(ends[m])) for m in named]))
     seaborn.despine(figure)
-    figure.draw_without_rendering()
+    _settle(figure)
     for panel, last, named, heights in endings:
         low, high = panel.get_ylim()
         gap = 1.25 * SMALL / 72 * (high - low) / (panel.get_window_extent().height / figure.dpi)
