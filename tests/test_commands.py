@@ -16,7 +16,6 @@ from nbformat.v4 import new_code_cell, new_notebook
 from mllmu_nb import __main__ as door
 from mllmu_nb import paths, run, stages
 from mllmu_nb.commands import sweep
-from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -182,7 +181,6 @@ def test_files_named_from_here_are_named_in_full(tmp_path, monkeypatch):
 NOTEBOOK = """
 from pathlib import Path
 from mllmu_nb import paths, stages
-from mllmu_nb.config import Config
 config = Config.from_notebook(globals())
 if config.method == "npo":
     raise ValueError("the adapter\\nhas burst")

@@ -1,6 +1,7 @@
 """Parameters: what is refused and how it is said, what the presets fill in, what a run is called."""
 
 import ast
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -178,7 +179,8 @@ def test_the_guard_under_papermill(notebook, tmp_path, arguments, outcome):
     """papermill itself only warns of an unknown parameter, and injects false as text."""
     arguments = [str(CONFIGS[0].parent / a) if a.endswith(".yaml") else a for a in arguments]
     command = [sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "out.ipynb"), "--no-progress-bar"]
-    told = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parent.parent)}
+    told = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment)
     outputs = str([cell.get("outputs") for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells])
     assert outcome in (told.stderr if told.returncode else outputs)
     assert (told.returncode == 0) == (arguments[0] == "-f")
