@@ -1,5 +1,6 @@
 """The one door: ``python -m mllmu_nb COMMAND``. An old Python can read this file, so that it can say it is old."""
 
+import signal
 import sys
 
 OLDEST = (3, 11)
@@ -39,4 +40,6 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
+    # A command that is told to end takes the processes it has started along, as it does after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *told: sys.exit(143))
     sys.exit(main())
