@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import itertools
 import json
@@ -44,6 +45,7 @@ MODELS = {
 }
 
 
+@functools.cache
 def made_up_items(
     method: str,
     modality: str,
@@ -335,7 +337,7 @@ def test_missing_cells_are_empty_and_say_why(written):
 def test_a_value_of_zero_is_printed_as_zero(tmp_path):
     write_run(tmp_path, made_up_items("vanilla", "none"))
     items = made_up_items("ga", "multimodal")
-    items.loc[items["task"] == "cloze", "correct"] = 0.0
+    items = items.assign(correct=items["correct"].mask(items["task"] == "cloze", 0.0))
     write_run(tmp_path, items)
     frame, sheets = tables.main_table(reporting.read_runs(tmp_path), tables.numbers(tmp_path).scores)
     zero = frame[(frame["method"] == "ga") & (frame["task"] == "cloze")]
