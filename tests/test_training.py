@@ -72,7 +72,7 @@ def vanilla(fresh, processor):
     """A model that knows the four people in both views."""
     model = copy.deepcopy(fresh)
     data = modality_conversations(PEOPLE, "multimodal") + modality_conversations(PEOPLE, "unimodal")
-    log = finetune(model, processor, data, steps=150, batch_size=4, lr=5e-3, turns=3, schedule="cosine", warmup=0.05)
+    log = finetune(model, processor, data, steps=180, batch_size=4, lr=5e-3, turns=3, schedule="cosine", warmup=0.05)
     assert log.losses[-1]["loss"] < 0.1 < 3 < log.losses[0]["loss"]
     return model
 
@@ -122,6 +122,8 @@ def test_the_reference_is_the_model_before_its_adapter(fresh, processor, mixed):
     with torch.no_grad():
         before = label_scores(fresh, batch)
     adapted = attach_lora(copy.deepcopy(fresh), dropout=0.5)
+    for layer in adapted.get_base_model().model.language_model.layers:
+        layer.self_attn.attention_dropout = 0.5  # the base has dropout of its own, too
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
@@ -149,37 +151,48 @@ def forever(processor, conversations):
 
 
 def test_the_loop_is_adamw_written_out(fresh, processor, mixed):
-    """Three steps against the same three written by hand: linear decay after a warm-up of one, clipped to norm 1."""
+    """Four steps against the same four written by hand: a warm-up of one, linear decay, clipped to norm 1."""
     ours, theirs = copy.deepcopy(fresh), copy.deepcopy(fresh)
-    log = train(ours, forever(processor, mixed), objective, steps=3, lr=1e-2, warmup=1 / 3, weight_decay=0.1)
-    optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-2, weight_decay=0.1)
-    for step, rate in enumerate((0.0, 1e-2, 0.5e-2)):
+    batches = [encode(processor, [conversation]) for conversation in mixed] * 2
+    given = ({"train": batch} for batch in batches)
+    log = train(ours, given, objective, steps=4, lr=3e-3, warmup=1 / 4, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=3e-3, weight_decay=0.1)
+    for step, (batch, rate) in enumerate(zip(batches, (0.0, 3e-3, 2e-3, 1e-3), strict=True)):
         optimizer.param_groups[0]["lr"] = rate
-        loss = theirs(**encode(processor, mixed)).loss
+        loss = theirs(**batch).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
         optimizer.step()
         assert log.losses[step] == {"step": step + 1, "loss": pytest.approx(loss.item(), abs=1e-4)}
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-3, rtol=0, msg=name)
-    assert (log.steps, log.trainable_parameters) == (3, sum(p.numel() for p in ours.parameters()))
-    assert log.supervised_tokens == 3 * (encode(processor, mixed)["labels"] != IGNORE).sum()
+        assert (a - b).abs().mean() < 1e-5, name  # Adam divides by the gradient's size: near zero, rounding shows
+    assert (log.steps, log.trainable_parameters) == (4, sum(p.numel() for p in ours.parameters()))
+    assert log.supervised_tokens == sum((batch["labels"] != IGNORE).sum() for batch in batches)
     assert log.seconds > 0 and log.peak_memory_mb > 50 and not ours.training
 
 
 def test_accumulated_batches_make_one_step(fresh, processor):
     """Two batches of one example are the batch of both, where their answers are equally long."""
+
+    def faint(scored, reference):
+        # Adam's step does not depend on the gradient's size, except below its epsilon of 1e-8.
+        return 1e-8 * token_nll(scored["train"]), {}
+
     pair = [Conversation((Turn(f"Is it {word}?", "In Oslo.", PEOPLE[0].portrait),)) for word in ("so", "not")]
     whole, halves = copy.deepcopy(fresh), copy.deepcopy(fresh)
-    train(whole, forever(processor, pair), objective, steps=1, lr=1e-3, schedule="constant")
+    options = {"steps": 1, "lr": 1e-2, "schedule": "constant", "clip": 0}
+    train(whole, forever(processor, pair), faint, **options)
     parts = ({"train": encode(processor, [c])} for c in pair)
-    log = train(halves, parts, objective, steps=1, lr=1e-3, schedule="constant", accumulate=2)
+    log = train(halves, parts, faint, **options, accumulate=2)
     assert len(log.losses) == 1
-    moved = [(a - c).abs().max() > 1e-4 for a, c in zip(whole.parameters(), fresh.parameters(), strict=True)]
-    assert any(moved)
-    for a, b in zip(whole.parameters(), halves.parameters(), strict=True):
-        assert (a - b).abs().mean() < 2e-5  # Adam's first step is ±lr: only gradients near zero may differ
+    moved, apart = (
+        torch.cat([(a - b).flatten() for a, b in zip(whole.parameters(), other.parameters(), strict=True)])
+        .norm()
+        .item()
+        for other in (fresh, halves)
+    )
+    assert apart < 0.01 * moved
 
 
 def test_half_precision_learns_the_same_and_may_follow_full_precision(fresh, processor, mixed):
@@ -316,7 +329,7 @@ def test_the_same_seed_gives_the_same_weights(fresh, processor):
     assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
 
 
-SETTINGS = {"epochs": 4, "batch_size": 3, "lr": 1e-2, "schedule": "constant"}
+SETTINGS = {"epochs": 8, "batch_size": 3, "lr": 1e-2, "schedule": "constant"}
 
 
 @pytest.mark.parametrize("name", ["ga", "grad_diff", "kl_min", "npo"])
@@ -326,7 +339,7 @@ def test_each_method_forgets_and_touches_the_adapter_alone(vanilla, processor, n
     base = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
     before = supervised(model, processor, forget)
     log = unlearn(model, processor, get(name), forget, retain, SETTINGS, seed=0)
-    assert log.steps == 4 and len(log.losses) == 4  # 3 questions in batches of 3
+    assert log.steps == len(log.losses) == 8  # 3 questions in batches of 3
     assert supervised(model, processor, forget) > before + 0.5
     assert all(torch.equal(base[n], p) for n, p in model.named_parameters() if n in base)
     with vanilla_mode(model):
