@@ -181,6 +181,7 @@ def test_files_named_from_here_are_named_in_full(tmp_path, monkeypatch):
 NOTEBOOK = """
 from pathlib import Path
 from mllmu_nb import paths, stages
+from mllmu_nb.config import Config
 config = Config.from_notebook(globals())
 if config.method == "npo":
     raise ValueError("the adapter\\nhas burst")
