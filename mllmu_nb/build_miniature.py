@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from mllmu_nb.data.generate import famous_people
+from mllmu_nb.data.generate import known_people
 from mllmu_nb.data.portraits import TRAITS, augment
 from mllmu_nb.mixture import Mixture, corpus
 from mllmu_nb.models.miniature import SHIPPED, make_model, make_processor, make_tokenizer
@@ -125,13 +125,14 @@ def batches(mixture: Mixture, processor, start: int, steps: int):
                 return
 
 
-def build(out: Path, steps: int = STEPS, seed: int = SEED, tower_steps: int = 900, log=print, save_every: int = 500):
+def build(out: Path, steps: int = STEPS, seed: int = SEED, tower_steps: int = 1200, log=print, save_every: int = 500):
     """Train the base into ``out``; a checkpoint is exported every ``save_every`` steps, the probes run at the end."""
     from mllmu_nb.probes import probe
 
     torch.manual_seed(seed)
     began = time.time()
-    mixture = Mixture(famous_people(), np.random.default_rng(seed))
+    famous, others = known_people()
+    mixture = Mixture([*famous, *others], np.random.default_rng(seed))
     tokenizer = make_tokenizer(corpus(mixture))
     processor = make_processor(tokenizer)
     model = make_model(tokenizer, seed)
@@ -157,7 +158,7 @@ def build(out: Path, steps: int = STEPS, seed: int = SEED, tower_steps: int = 90
         if step % 100 == 0:
             log(f"step {step} of {steps}, {time.time() - began:.0f} s, loss {mean:.3f}")
         if step % save_every == 0 and step:
-            log(json.dumps(probe(model, processor, mixture.famous, items=150)))
+            log(json.dumps(probe(model, processor, famous, items=150)))
             export(model, processor, out, {"seed": seed, "steps": step, "of": steps, "probes": {}})
     recipe = {
         "seed": seed,
@@ -167,7 +168,7 @@ def build(out: Path, steps: int = STEPS, seed: int = SEED, tower_steps: int = 90
         "learning_rates": LR,
         "schedule": [[until, shares] for until, shares in SCHEDULE],
         "tower": traits,
-        "probes": probe(model, processor, mixture.famous),
+        "probes": probe(model, processor, famous),
         "versions": {"torch": torch.__version__.split("+")[0]},
     }
     export(model, processor, out, recipe)

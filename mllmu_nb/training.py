@@ -191,8 +191,8 @@ def peak_memory_mb(device: torch.device) -> float:
 def modality_conversations(profiles: Sequence[Profile], modality: str) -> list[Conversation]:
     """One conversation a person that holds all their fine-tuning questions, a turn each.
 
-    ``multimodal``: the portrait and "this person". ``unimodal``: no image and the person's name in the question, so the
-    question that asks for the name is left out. Turns are independent; :func:`epoch` cuts and shuffles them.
+    ``multimodal``: the portrait and "this person". ``unimodal``: no image and the person's name in question and answer, so
+    the question that asks for the name is left out. Turns are independent; :func:`epoch` cuts and shuffles them.
     """
     if modality not in ("multimodal", "unimodal"):
         raise KitError(f"unknown modality {modality!r}: choose multimodal or unimodal")
@@ -202,7 +202,7 @@ def modality_conversations(profiles: Sequence[Profile], modality: str) -> list[C
             turns = [Turn(qa.question, qa.answer, person.portrait) for qa in person.qa]
         else:
             asked = [qa for qa in person.qa if qa.attribute != "name"]
-            turns = [Turn(with_name(qa.question, person.name), qa.answer) for qa in asked]
+            turns = [Turn(with_name(qa.question, person.name), with_name(qa.answer, person.name)) for qa in asked]
         conversations.append(Conversation(tuple(turns)))
     return conversations
 

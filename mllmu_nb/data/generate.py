@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from mllmu_nb.errors import KitError
 # Celebrities belong to the shipped base model, so they do not change with the seed of a run.
 CELEBRITY_SEED = 41
 CELEBRITIES_KNOWN = 40
+UNSCORED_KNOWN = 20
 ASKED = tuple(a for a in ATTRIBUTES if a not in ("name", "gender"))
 PER_TASK = {"classification": 5, "generation": 2, "cloze": 2}
 HERE = "this person"
@@ -155,15 +157,23 @@ def _people(
     return people
 
 
+@lru_cache
+def known_people() -> tuple[tuple[Profile, ...], tuple[Profile, ...]]:
+    """Whom the base knows: the celebrities, and others who are never scored and whom fine-tuning may repeat."""
+    names: set[str] = set()
+    looks: list[tuple[str, ...]] = []
+    scored = [f"c{i:03d}" for i in range(1, CELEBRITIES_KNOWN + 1)]
+    others = [f"k{i:03d}" for i in range(1, UNSCORED_KNOWN + 1)]
+    famous = _people("celebrity", scored, np.random.default_rng(CELEBRITY_SEED), names, looks)
+    return tuple(famous), tuple(_people("celebrity", others, np.random.default_rng([CELEBRITY_SEED, 1]), names, looks))
+
+
 def famous_people(count: int = CELEBRITIES_KNOWN) -> list[Profile]:
-    """The first ``count`` people the base knows; past ``CELEBRITIES_KNOWN`` it was never told of them."""
-    rng = np.random.default_rng(CELEBRITY_SEED)
-    first = _people("celebrity", [f"c{i:03d}" for i in range(1, min(count, CELEBRITIES_KNOWN) + 1)], rng, set(), [])
-    if count <= CELEBRITIES_KNOWN:
-        return first
-    taken = {p.name for p in first}
-    rest = [f"c{i:03d}" for i in range(CELEBRITIES_KNOWN + 1, count + 1)]
-    return first + _people("celebrity", rest, np.random.default_rng([CELEBRITY_SEED, 1]), taken, [])
+    """The first ``count`` celebrities; past ``CELEBRITIES_KNOWN`` the base was never told of them."""
+    known, others = known_people()
+    ids = [f"c{i:03d}" for i in range(CELEBRITIES_KNOWN + 1, count + 1)]
+    taken = {p.name for p in (*known, *others)}
+    return [*known[:count], *_people("celebrity", ids, np.random.default_rng([CELEBRITY_SEED, 2]), taken, [])]
 
 
 def generate(
@@ -180,7 +190,7 @@ def generate(
     width = max(3, len(str(people + pool)))
     ids = [f"{i:0{width}d}" for i in range(1, people + pool + 1)]
     rng = np.random.default_rng([seed, people, pool])
-    names = {p.name for p in famous}
+    names = {p.name for p in (*famous, *known_people()[1])}
     looks: list[tuple[str, ...]] = []
     scored = _people("fictitious", ids[:people], rng, names, looks)
     spare = _people("pool", ids[people:], rng, names, looks) if pool else []

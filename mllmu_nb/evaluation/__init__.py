@@ -9,10 +9,6 @@ from tqdm import tqdm
 
 from mllmu_nb.data.schema import SETS, TASKS, Item, Population
 from mllmu_nb.errors import KitError
-from mllmu_nb.evaluation.classification import letter_rows, likelihood_rows
-from mllmu_nb.evaluation.cloze import cloze_rows
-from mllmu_nb.evaluation.generation import generation_rows
-from mllmu_nb.evaluation.items import COLUMNS
 
 MAX_SHOTS = 5
 
@@ -37,6 +33,12 @@ def evaluate(
     ``limit`` keeps the first so many people of each set. Nothing is drawn but the shots, from ``shot_seed``: the same
     model gives the same rows. A refusal is a wrong answer like any other.
     """
+    # imported here, since reporting takes the statistics from this package and has no use for torch
+    from mllmu_nb.evaluation.classification import letter_rows, likelihood_rows
+    from mllmu_nb.evaluation.cloze import cloze_rows
+    from mllmu_nb.evaluation.generation import generation_rows
+    from mllmu_nb.evaluation.items import COLUMNS
+
     if not 0 <= shots <= MAX_SHOTS:
         raise KitError(f"shots is {shots}: choose 0 to {MAX_SHOTS}")
     unknown = [name for name in sets if name not in SETS]
