@@ -191,7 +191,7 @@ def peak_memory_mb(device: torch.device) -> float:
 def modality_conversations(profiles: Sequence[Profile], modality: str) -> list[Conversation]:
     """One conversation a person that holds all their fine-tuning questions, a turn each.
 
-    ``multimodal``: the portrait and "this person". ``unimodal``: no image and the person's name in question and answer, so
+    ``multimodal``: the portrait and "this person". ``unimodal``: no image, the person's name in question and answer;
     the question that asks for the name is left out. Turns are independent; :func:`epoch` cuts and shuffles them.
     """
     if modality not in ("multimodal", "unimodal"):

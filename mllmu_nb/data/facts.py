@@ -29,8 +29,8 @@ CITIES = (
     "Lisbon, Portugal|Riga, Latvia|Oslo, Norway|Cairo, Egypt|Lima, Peru|Hanoi, Vietnam|Dublin, Ireland|Quito, Ecuador|"
     "Athens, Greece|Vienna, Austria|Nairobi, Kenya|Osaka, Japan|Seville, Spain|Turin, Italy|Bergen, Norway|"
     "Lyon, France|Perth, Australia|Toronto, Canada|Denver, Colorado|Krakow, Poland|Accra, Ghana|Busan, Korea|"
-    "Tallinn, Estonia|Bogota, Colombia|Amman, Jordan|Malmo, Sweden|Porto, Portugal|Ghent, Belgium|Zagreb, Croatia|Havana, Cuba|"
-    "Jaipur, India|Tbilisi, Georgia"
+    "Tallinn, Estonia|Bogota, Colombia|Amman, Jordan|Malmo, Sweden|Porto, Portugal|Ghent, Belgium|Zagreb, Croatia|"
+    "Havana, Cuba|Jaipur, India|Tbilisi, Georgia"
 ).split("|")
 # profession → (plausible salary range in thousands of dollars, whether a degree is usual)
 PROFESSIONS = {
