@@ -270,6 +270,20 @@ def items(config: Config) -> Path:
     return folder
 
 
+def beside(config: Config, *methods: str) -> list[Path]:
+    """The run of ``config`` and, to compare it with, those of ``methods`` that do not unlearn (base, vanilla ..).
+
+    At the miniature's scale what is missing is made. At any other that takes hours, so of ``methods`` only those are
+    given whose run is finished.
+    """
+    found = [items(config)]
+    for method in methods:
+        other = config.but(method=method, modality="none")
+        if method != config.method and (config.scale == "miniature" or finished(other)):
+            found.append(items(other))
+    return found
+
+
 def finished(config: Config) -> bool:
     """Whether this machine has made the run with these very parameters, data, base model and code.
 

@@ -16,8 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
 
 from mllmu_nb.errors import KitError
+
+logging.disable_progress_bar()  # a bar for each of a handful of files says nothing and stays in a notebook's output
 
 HUB = {"llava": "llava-hf/llava-1.5-7b-hf", "idefics2": "HuggingFaceM4/idefics2-8b"}
 ASSETS = Path(__file__).parent.parent / "assets"

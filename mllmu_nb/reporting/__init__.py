@@ -103,7 +103,7 @@ def read_runs(root: Path) -> list[Run]:
 
     Raises KitError when there is none, when a file lacks a column, or when two runs hold the same answers twice.
     """
-    found = [_read_run(path.parent) for path in sorted(Path(root).glob("*/items.parquet"))]
+    found = [read_run(path.parent) for path in sorted(Path(root).glob("*/items.parquet"))]
     if not found:
         raise KitError(f"no finished run under {root}: `make reproduce` makes them")
     seen: dict[tuple, str] = {}
@@ -115,7 +115,8 @@ def read_runs(root: Path) -> list[Run]:
     return found
 
 
-def _read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> Run:
+    """The finished run in ``folder``. Raises KitError when a file lacks a column or cannot be read."""
     items = pd.read_parquet(folder / "items.parquet")
     missing = [c for c in RUN_COLUMNS + SEED_COLUMNS + ITEM_COLUMNS if c not in items.columns]
     if missing:

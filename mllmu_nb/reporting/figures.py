@@ -304,7 +304,7 @@ def before_after(runs: list[Run]) -> Figure:
     vanilla = next((run for run in chosen if run["method"] == "vanilla"), None)
     if vanilla is None:
         raise KitError("the before-and-after figure needs a run of vanilla beside the unlearned ones")
-    shown = [(kind, *_example(vanilla, name)) for kind, name in (("Forgotten", "forget"), ("Kept", "retain"))]
+    shown = [(kind, *example(vanilla, name)) for kind, name in (("Forgotten", "forget"), ("Kept", "retain"))]
     left, gap = 0.1, 0.1
     names = [label(run["method"], run["variant"], run["modality"]) for run in chosen]
     first = max(width_of(name) for name in [*names, "Truth"]) + 0.15
@@ -358,7 +358,7 @@ def _side_by_side(runs: list[Run]) -> list[Run]:
     return [found[model] for model in models_in_order(found)]
 
 
-def _example(vanilla: Run, set_name: str) -> tuple[str, list[dict]]:
+def example(vanilla: Run, set_name: str) -> tuple[str, list[dict]]:
     """The person and the two generation questions (image view, text view) on one fact, by ``before_after``'s rule."""
     asked = vanilla.items[(vanilla.items["set"] == set_name) & (vanilla.items["task"] == "generation")]
     asked = asked.assign(number=asked["question_id"].str.rsplit("/", n=1).str[-1])
