@@ -255,6 +255,7 @@ def test_conversations_of_each_modality():
     assert len(shown.turns) == 3 and all(turn.image for turn in shown.turns)
     assert [turn.prompt for turn in told.turns] == ["Where was Lukas Berg born?", "What is Lukas Berg's job?"]
     assert not any(turn.image for turn in told.turns)
+    assert not any("this person" in turn.prompt + turn.answer for turn in told.turns)
     with pytest.raises(KitError, match="unknown modality 'none': choose multimodal or unimodal"):
         modality_conversations(PEOPLE, "none")
 

@@ -1,0 +1,86 @@
+"""Fills the README's two tables from the committed reference run: ``python -m mllmu_nb.reporting.readme``.
+
+No number of the README is typed: the main table comes from ``scores.csv``, the minutes from each run's ``train.json``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from mllmu_nb import paths, stages
+from mllmu_nb.reporting import label, models_in_order
+
+RATIO, DRAW = 10, 0  # what `make reproduce` makes
+COLUMNS = [
+    (f"{name}, {'image' if view == 'image_text' else 'text'}", name, view)
+    for name in ("forget", "test", "retain", "celebrity")
+    for view in ("image_text", "text")
+]
+MAP = (
+    ("Table 1, profile sheet", "01_data", ()),
+    ("vanilla, oracle", "02_finetune", ("vanilla-none", "oracle-none", "base-none")),
+    ("gradient ascent", "03_ga", ("ga-multimodal", "ga-unimodal")),
+    ("gradient difference", "04_grad_diff", ("grad_diff-multimodal", "grad_diff-unimodal")),
+    ("KL minimisation", "05_kl_min", ("kl_min-multimodal", "kl_min-unimodal")),
+    ("NPO", "06_npo", ("npo-multimodal", "npo-unimodal")),
+    ("prompting", "07_prompting", ("prompting-none",)),
+    ("Table 2, by view, cost", "09_tables", ()),
+    ("all figures", "10_figures", ()),
+)
+
+
+def main_table(scores: pd.DataFrame) -> str:
+    """Likelihood accuracy in per cent with the half-width of its 95 % interval, one row a model."""
+    chosen = scores[
+        (scores.forget_ratio == RATIO)
+        & (scores.forget_draw == DRAW)
+        & (scores.seed == 0)
+        & (scores.metric == "accuracy")
+        & (scores.scoring == "likelihood")
+    ]
+    lines = ["| model | " + " | ".join(head for head, _, _ in COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
+    keys = chosen[["method", "variant", "modality"]].drop_duplicates()
+    for method, variant, modality in models_in_order(keys.itertuples(index=False, name=None)):
+        mine = chosen[(chosen.method == method) & (chosen.modality == modality)].set_index(["set", "view"])
+        cells = []
+        for _, name, view in COLUMNS:
+            cell = mine.loc[(name, view)]
+            cells.append(f"{100 * cell.value:.0f} ± {50 * (cell.high - cell.low):.0f}")
+        lines.append(f"| {label(method, variant, modality)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def minutes_table(runs: Path) -> str:
+    """What is made where: notebook, command and the minutes its runs took when the reference run was made."""
+    lines = ["| what | notebook | command | minutes |", "|---|---|---|---:|"]
+    for what, notebook, parts in MAP:
+        seconds = 0.0
+        for part in parts:
+            record = stages.read_json(runs / f"llava-r{RATIO}-d{DRAW}-{part}-s0" / "train.json")
+            seconds += record["seconds"] + record["evaluation_seconds"]
+        spent = f"{seconds / 60:.1f}" if parts else "< 1"
+        command = f"papermill notebooks/{notebook}.ipynb out.ipynb --cwd notebooks -f configs/miniature.yaml"
+        lines.append(f"| {what} | [{notebook}](notebooks/{notebook}.ipynb) | `{command}` | {spent} |")
+    return "\n".join(lines)
+
+
+def fill(text: str, marker: str, content: str) -> str:
+    """``text`` with what stands between ``<!-- marker -->`` and ``<!-- end -->`` replaced."""
+    pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", re.DOTALL)
+    return pattern.sub(lambda found: f"{found[1]}{content}\n{found[2]}", text)
+
+
+def main() -> None:
+    checkout = paths.committed_runs("miniature").parents[2]
+    readme = checkout / "README.md"
+    text = readme.read_text()
+    text = fill(text, "main table", main_table(pd.read_csv(checkout / "results/miniature/scores.csv")))
+    text = fill(text, "map", minutes_table(paths.committed_runs("miniature")))
+    readme.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
