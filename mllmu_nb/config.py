@@ -193,9 +193,14 @@ class Config:
         """A Config of the parameters cell, called in the cell after it as ``Config.from_notebook(globals())``.
 
         papermill injects a passed parameter as one more global and merely warns when the notebook has none of that
-        name. So every plain value found among the globals must be a parameter, and of its type.
+        name. So every plain value found among the globals must be a parameter, and of its type. When the cell is run
+        again, what the notebook itself has set since is left alone, unless it looks like a parameter misspelt.
         """
-        return cls.from_parameters(plain_values(namespace), **fixed)
+        found = plain_values(namespace)
+        if isinstance(namespace, dict):
+            first = namespace.setdefault("_first_found", set(found))
+            found = {k: v for k, v in found.items() if k in first or difflib.get_close_matches(k, NAMES, 1, cutoff=0.8)}
+        return cls.from_parameters(found, **fixed)
 
     def but(self, **changes: Any) -> Config:
         """The same with ``changes``; what was left to the presets is filled in anew."""

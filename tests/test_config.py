@@ -175,6 +175,17 @@ def notebook(tmp_path_factory):
         (["-p", "seed", "false"], "seed must be a whole number, not the text 'false'"),
     ],
 )
+def test_the_guard_may_be_run_again_in_a_notebook_that_has_gone_on():
+    cells = {"seed": 1}
+    assert Config.from_notebook(cells).seed == 1
+    cells |= {"seed": 2, "rows": [1, 2], "by_hand": 0.5}  # a parameter changed, and what the story has set
+    assert Config.from_notebook(cells).seed == 2
+    with pytest.raises(KitError, match="unknown parameter 'unlearn_epoch': did you mean 'unlearn_epochs'"):
+        Config.from_notebook({**cells, "unlearn_epoch": 2})
+    with pytest.raises(KitError, match="unknown parameter 'rows'"):
+        Config.from_notebook({"seed": 1, "rows": [1, 2]})
+
+
 def test_the_guard_under_papermill(notebook, tmp_path, arguments, outcome):
     """papermill itself only warns of an unknown parameter, and injects false as text."""
     arguments = [str(CONFIGS[0].parent / a) if a.endswith(".yaml") else a for a in arguments]

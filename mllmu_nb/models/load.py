@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -110,7 +111,9 @@ def attach_lora(model: nn.Module, r: int = 16, alpha: int = 16, dropout: float =
 
 def _attach(model: nn.Module, settings: LoraConfig) -> PeftModel:
     expected = set(language_targets(model))
-    adapted = get_peft_model(model, settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is to go
+        adapted = get_peft_model(model, settings)
     trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
     reached = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in trained}
     if reached != expected:

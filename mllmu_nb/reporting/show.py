@@ -92,9 +92,15 @@ def gallery(pictures: Mapping[str, bytes], width: int = 110) -> HTML:
     return HTML("".join(cells))
 
 
-def recipe(numbers: Recipe) -> pd.DataFrame:
+def recipe(numbers: Recipe) -> HTML:
     """How a model is trained, a number a row, and who says so."""
-    return pd.DataFrame({"value": {name: str(value) for name, value in asdict(numbers).items()}})
+    return table(pd.DataFrame({"value": {name: str(value) for name, value in asdict(numbers).items()}}))
+
+
+def table(frame: pd.DataFrame) -> HTML:
+    """A table whose texts are not cut short."""
+    with pd.option_context("display.max_colwidth", None):
+        return HTML(frame.to_html())
 
 
 def runs(folders: Iterable[Path]) -> list[Run]:
@@ -153,7 +159,8 @@ def four_sets(found: Sequence[Run], measures: Sequence[Measure] = (LIKELIHOOD, L
             value, low, high = (100 * end for end in (cell.value, cell.low, cell.high))
             panel.bar(x, value, 0.9 * width, linewidth=0.8, zorder=2, label=name(run), **_face(run))
             ends = {"yerr": [[value - low], [high - value]], "ecolor": figures.INK}
-            panel.errorbar(x, value, **ends, fmt="none", elinewidth=0.7, capsize=1.2, capthick=0.6, zorder=3)
+            panel.errorbar(x, value, **ends | {"ecolor": "white"}, fmt="none", elinewidth=2, zorder=3)
+            panel.errorbar(x, value, **ends, fmt="none", elinewidth=0.7, capsize=1.2, capthick=0.6, zorder=4)
         if measure.task == "classification":
             panel.axhline(CHANCE, color=figures.GREY, linewidth=0.7, linestyle=":", zorder=4)
         panel.set_xticks(range(len(SETS)), SETS.values())
