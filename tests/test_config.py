@@ -167,14 +167,6 @@ def notebook(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(
-    "arguments, outcome",
-    [
-        (["-f", "miniature.yaml"], "llava-r10-d0-ga-multimodal-s0"),
-        (["-y", "sead: 3"], "unknown parameter 'sead': did you mean 'seed'?"),
-        (["-p", "seed", "false"], "seed must be a whole number, not the text 'false'"),
-    ],
-)
 def test_the_guard_may_be_run_again_in_a_notebook_that_has_gone_on():
     cells = {"seed": 1}
     assert Config.from_notebook(cells).seed == 1
@@ -186,6 +178,14 @@ def test_the_guard_may_be_run_again_in_a_notebook_that_has_gone_on():
         Config.from_notebook({"seed": 1, "rows": [1, 2]})
 
 
+@pytest.mark.parametrize(
+    "arguments, outcome",
+    [
+        (["-f", "miniature.yaml"], "llava-r10-d0-ga-multimodal-s0"),
+        (["-y", "sead: 3"], "unknown parameter 'sead': did you mean 'seed'?"),
+        (["-p", "seed", "false"], "seed must be a whole number, not the text 'false'"),
+    ],
+)
 def test_the_guard_under_papermill(notebook, tmp_path, arguments, outcome):
     """papermill itself only warns of an unknown parameter, and injects false as text."""
     arguments = [str(CONFIGS[0].parent / a) if a.endswith(".yaml") else a for a in arguments]
