@@ -15,6 +15,7 @@ from itertools import product
 from pathlib import Path
 
 import pandas as pd
+import PIL.Image
 import seaborn
 from IPython.display import HTML, Image, Markdown
 from matplotlib.figure import Figure
@@ -58,9 +59,11 @@ def versions() -> str:
 
 def picture(figure: Figure, alt: str = "") -> Image:
     """A figure as a notebook keeps it: a PNG that has the same bytes whenever it is drawn."""
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=DPI, metadata={"Software": None})
-    return Image(data.getvalue(), alt=alt or None)
+    full, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(full, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.05)
+    # 256 colours are plenty for a chart, and a notebook is read in a browser
+    PIL.Image.open(full).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return Image(small.getvalue(), alt=alt or None)
 
 
 def drawn(draw: Callable[[], Figure], alt: str = "") -> Image | Markdown:
@@ -84,8 +87,7 @@ def text(written: str) -> HTML:
 def gallery(pictures: Mapping[str, bytes], width: int = 110) -> HTML:
     """PNG pictures in a row, each above its name."""
     cells = [
-        f'<figure style="display:inline-block;margin:4px 8px;width:{width}px"><img alt="{html.escape(name)}" '
-        f'width="{width}" src="data:image/png;base64,{base64.b64encode(data).decode("ascii")}">'
+        f'<figure style="display:inline-block;margin:4px 8px;width:{width}px">{_img(name, data, width)}'
         f"<figcaption><small>{html.escape(name)}</small></figcaption></figure>"
         for name, data in pictures.items()
     ]
@@ -122,19 +124,13 @@ def answers(known: Population, found: Sequence[Run]) -> HTML:
         person, asked = figures.example(vanilla, set_name)
         told.append(f"<h4>{html.escape(known.profiles[person].name)}, to be {heading}</h4>")
         for question in asked:
-            image = known.profiles[person].portrait if question["view"] == "image_text" else b""
+            picture = known.profiles[person].portrait if question["view"] == "image_text" else b""
+            asks = f"{html.escape(question['question'])}<br><small>truth: {html.escape(question['value'])}</small>"
+            told.append(f'<div style="margin-top:12px">{_img("portrait", picture, 96) if picture else ""} {asks}</div>')
             for run in found:
                 mine = run.items[(run.items["question_id"] == question["question_id"]) & (run.items["set"] == set_name)]
-                first = run is found[0]
-                told.append(
-                    show_answer_html(
-                        question["question"] if first else "",
-                        f"{name(run)}: {mine['answer'].iloc[0]}",
-                        question["value"] if run is found[-1] else "",
-                        right=bool(mine["exact"].iloc[0] >= 0.5),
-                        image=image if first else b"",
-                    )
-                )
+                right = bool(mine["exact"].iloc[0] >= 0.5)
+                told.append(show_answer_html(name(run), mine["answer"].iloc[0], right=right))
     return HTML("".join(told))
 
 
@@ -211,6 +207,12 @@ def changes(found: Sequence[Run], against: str = "vanilla", measure: Measure = L
     frame = pd.DataFrame(rows).round(1)
     frame = frame.sort_values(["set", "asked with"], key=lambda column: column.map(order), kind="stable")
     return frame.set_index(["method", "set", "asked with"])
+
+
+def _img(alt: str, data: bytes, width: int) -> str:
+    return (
+        f'<img alt="{html.escape(alt)}" width="{width}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+    )
 
 
 def _values(run: Run, set_name: str, view: str, measure: Measure) -> tuple[pd.Series, pd.Series]:
