@@ -1,0 +1,128 @@
+"""A notebook in JupyterLab as a newcomer meets it: a real server, a real (headless) browser, Run All Cells."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import nbformat
+import pytest
+
+from mllmu_nb import paths
+
+BOOK = "01_data.ipynb"  # needs no model
+ENDING = "people: all sound"  # what its last cell says
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
+    # without windowing every cell stays in the page, seen or not
+    "notebook-extension/tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
+}
+MINUTE = 60_000
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def chromium():
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    return found or pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+
+
+@pytest.fixture
+def playwright():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[browser]'")
+    with api.sync_playwright() as running:
+        yield running
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """JupyterLab on a copy of the notebook without its outputs, with settings of its own: (address, folder, token)."""
+    root, token = tmp_path / "notebooks", secrets.token_hex(8)
+    root.mkdir()
+    book = nbformat.read(paths.notebooks() / BOOK, as_version=4)
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(book, root / BOOK)
+    names = "CONFIG_DIR DATA_DIR RUNTIME_DIR LAB_SETTINGS_DIR LAB_WORKSPACES_DIR".split()
+    folders = {("JUPYTER" if n.startswith("LAB") else "JUPYTER_") + n: str(tmp_path / n) for n in names}
+    for name, setting in SETTINGS.items():
+        file = tmp_path / "LAB_SETTINGS_DIR" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(setting))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
+    command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}"]
+    command += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    log = open(tmp_path / "lab.log", "w")
+    server = subprocess.Popen(command, env=os.environ | folders, stdout=log, stderr=log, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while not _answers(f"{address}/api/status?token={token}"):
+            assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "lab.log").read_text()[-2000:]
+            time.sleep(0.3)
+        yield address, root, token
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+        log.close()
+
+
+def _answers(address):
+    try:
+        return urllib.request.urlopen(address, timeout=5).status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def test_run_all_cells_in_jupyterlab(chromium, playwright, lab):
+    address, root, token = lab
+    browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=FLAGS)
+    try:
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        problems = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(f"{address}/lab/tree/{BOOK}?token={token}&reset")
+        panel = page.locator(".jp-NotebookPanel:visible")
+        # the menu must wait for a kernel: without one it opens a dialog
+        panel.locator(".jp-Toolbar-kernelName", has_text="Python 3").wait_for(timeout=MINUTE)
+        page.locator("#jp-main-statusbar", has_text="Idle").wait_for(timeout=MINUTE)
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        panel.locator(".jp-OutputArea-output", has_text=ENDING).wait_for(timeout=3 * MINUTE)
+        # errors carry this type as well as what was written to stderr
+        assert panel.locator('[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts() == []
+        assert panel.locator(".jp-OutputArea-output img").count() > 1, "no picture is shown"
+        assert problems == []
+        page.keyboard.press("Control+s")
+        kept = _when_saved(root / BOOK)
+    finally:
+        browser.close()
+    for cell in (c for c in kept.cells if c.cell_type == "code"):
+        assert cell.execution_count and not [o for o in cell.outputs if o.output_type == "error"]
+
+
+def _when_saved(path):
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        book = nbformat.read(path, as_version=4)
+        if book.cells[-1].get("outputs"):
+            return book
+        time.sleep(0.3)
+    raise AssertionError("the notebook was not saved with its outputs")

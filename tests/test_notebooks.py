@@ -1,0 +1,179 @@
+"""The notebooks' form, without a kernel; and papermill's way through one of them. nbmake executes all of them."""
+
+import ast
+import difflib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import yaml
+
+from mllmu_nb import paths
+from mllmu_nb.commands.sweep import notebook_for
+from mllmu_nb.config import MODELS, NAMES, Config
+from mllmu_nb.unlearning import METHODS, get
+
+CONFIGS = paths.checkout() / "configs"
+BOOKS = sorted(paths.notebooks().glob("*.ipynb"))
+PAPER = "00_start_here 01_data 02_finetune 03_ga 04_grad_diff 05_kl_min 06_npo 07_prompting 08_evaluate 09_tables"
+LINES, BYTES = 30, 500_000
+TYPES = {"int": int, "float": float, "str": str, "bool": bool}
+DEFAULTS = {**Config().given(), **yaml.safe_load((CONFIGS / "miniature.yaml").read_text(encoding="utf-8"))}
+ELSEWHERE = re.compile(r"(?<![\w.:/<])/(home|Users|root|tmp|usr|opt|var|mnt|srv|private)/|\b[A-Z]:\\")
+
+
+@pytest.fixture(params=BOOKS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+@pytest.fixture
+def book(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(book):
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+def parameters_cell(book):
+    [place] = [i for i, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", [])]
+    return place
+
+
+def parameters(book):
+    """name → (type, default) of the parameters cell, each an annotated literal with a meaning beside it."""
+    source = book.cells[parameters_cell(book)].source
+    found = {}
+    for node in ast.parse(source).body:
+        assert isinstance(node, ast.AnnAssign), f"not of the form `name: type = literal`: {ast.unparse(node)}"
+        line = source.split("\n")[node.lineno - 1]
+        assert node.lineno == node.end_lineno and len(line.partition("  # ")[2]) > 5, f"{line!r} says no meaning"
+        found[node.target.id] = (node.annotation.id, ast.literal_eval(node.value))
+    return found
+
+
+def assigned(book):
+    """Names that the story sets in the notebook's own namespace."""
+    names = set()
+    for cell in book.cells[parameters_cell(book) + 1 :]:
+        if cell.cell_type == "code":
+            for node in ast.parse(cell.source).body:
+                inner = () if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else ast.walk(node)
+                comprehended = {n for c in inner if isinstance(c, ast.comprehension) for n in ast.walk(c.target)}
+                inner = () if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else ast.walk(node)
+                stored = [n for n in inner if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+                names |= {n.id for n in stored if n not in comprehended}
+    return names
+
+
+def test_the_papers_notebooks_are_there_and_numbered():
+    names = [path.stem for path in BOOKS]
+    assert {*PAPER.split(), "10_figures"} <= set(names)
+    assert all(re.fullmatch(r"\d\d_[a-z0-9_]+", name) for name in names)
+    assert [int(name[:2]) for name in names] == list(range(len(names))), "a number is missing or taken twice"
+
+
+def test_every_model_and_method_has_a_notebook():
+    for name in (*MODELS, *METHODS):
+        modality = "none" if name in MODELS or not get(name).uses else "multimodal"
+        assert notebook_for(Config(method=name, modality=modality)) in BOOKS
+
+
+def test_format(book):
+    nbformat.validate(book)
+    assert (book.nbformat, book.nbformat_minor) == (4, 5)
+    assert book.metadata.kernelspec.name == "python3"
+    ids = [cell["id"] for cell in book.cells]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[a-z0-9-]+", ident) and not re.fullmatch(r"[0-9a-f]{8}.*", ident) for ident in ids)
+
+
+def test_title_says_what_it_makes(path, book):
+    title = book.cells[0]
+    assert title.cell_type == "markdown" and title.source.startswith(f"# {path.stem[:2]} · ")
+    for row in ("makes", "in the paper", "needs", "minutes"):
+        assert f"| **{row}** |" in title.source
+    assert "2410.22108" in title.source
+
+
+def test_parameters_are_annotated_literals_of_the_kit(path, book):
+    found = parameters(book)
+    assert found and set(found) <= set(NAMES)
+    for name, (kind, default) in found.items():
+        assert Config.__dataclass_fields__[name].type == kind and type(default) is TYPES[kind], name
+        method = path.stem[3:]
+        unlearns = name == "modality" and method in METHODS and get(method).uses
+        assert default == ("multimodal" if unlearns else DEFAULTS[name]), f"{name}: not as in configs/miniature.yaml"
+
+
+def test_papermill_reads_every_parameter_with_type_and_meaning(path, book):
+    told = papermill.inspect_notebook(str(path))
+    assert {name: told[name]["inferred_type_name"] for name in told} == {n: k for n, (k, _) in parameters(book).items()}
+    assert all(entry["help"] for entry in told.values())
+
+
+def test_the_guard_follows_and_story_leaves_parameters_alone(book):
+    place = parameters_cell(book)
+    before, guard = book.cells[:place], book.cells[place + 1]
+    assert [cell.cell_type for cell in before] == ["markdown", "code"], "title and imports come before the parameters"
+    assert "Config.from_notebook(globals()" in guard.source
+    assert not assigned(book) & set(parameters(book))
+    # run again, the guard must not take one of the story's variables for a parameter misspelt
+    others = assigned(book) - set(NAMES)
+    assert not {name: near for name in others if (near := difflib.get_close_matches(name, NAMES, 1, cutoff=0.8))}
+
+
+def test_cells_are_short(book):
+    assert all(cell.source.count("\n") < LINES for cell in code_cells(book))
+
+
+def test_outputs_are_sound_and_the_same_everywhere(path, book):
+    assert path.stat().st_size < BYTES
+    assert "papermill" not in book.metadata and not any("execution" in cell.metadata for cell in book.cells)
+    for cell in code_cells(book):
+        for output in cell.outputs:
+            assert output.output_type != "error" and output.get("name") != "stderr", cell["id"]
+    text = json.dumps([{**cell, "outputs": [_text(o) for o in cell.get("outputs", [])]} for cell in book.cells])
+    text = re.sub(r"data:image/\w+;base64,[\w+/=]+", "", text)
+    for place in (ELSEWHERE, *(re.compile(re.escape(p)) for p in _here())):
+        assert not place.search(text), f"a path of this machine: {place.search(text)}"
+    assert not re.search(r"\b\d\d:\d\d:\d\d\b", text), "a time of day"
+
+
+def _text(output):
+    data = {kind: value for kind, value in output.get("data", {}).items() if not kind.startswith("image/")}
+    return {**output, "data": data}
+
+
+def _here():
+    return {str(paths.checkout()), str(Path.home()), sys.prefix, tempfile.gettempdir()} - {"/"}
+
+
+def run_papermill(tmp_path, *given):
+    book, out = paths.notebooks() / "01_data.ipynb", tmp_path / "out.ipynb"
+    command = [sys.executable, "-m", "papermill", str(book), str(out), "--cwd", str(book.parent), "--no-progress-bar"]
+    done = subprocess.run([*command, *given], capture_output=True, text=True, timeout=300)
+    return done, nbformat.read(out, as_version=4)
+
+
+def test_papermill_takes_a_configuration_file(tmp_path):
+    done, book = run_papermill(tmp_path, "-f", str(CONFIGS / "ci.yaml"), "-p", "seed", "5")
+    assert done.returncode == 0, done.stderr
+    injected = next(c for c in book.cells if "injected-parameters" in c.metadata.get("tags", []))
+    assert "seed = 5" in injected.source and "people = 20" in injected.source
+    assert "44 people: all sound" in book.cells[-1].outputs[0].text  # 20, 12 of the pool, 12 celebrities
+
+
+def test_a_misspelt_parameter_stops_at_the_guard(tmp_path):
+    done, book = run_papermill(tmp_path, "-p", "forget_ratoi", "5")
+    assert done.returncode == 1
+    assert "unknown parameter 'forget_ratoi': did you mean 'forget_ratio'?" in done.stderr
+    executed = [cell["id"] for cell in book.cells if cell.get("execution_count")]
+    assert "guard" in executed and "people" not in executed
