@@ -39,6 +39,7 @@ class Recipe:
     warmup: float = 0.0  # share of the steps
     weight_decay: float = 0.0
     clip: float = 1.0  # largest norm of the gradient; 0: not clipped
+    optimizer: str = "adamw"  # muon: for the matrices inside the layers
     precision: str = "no"  # bf16: matrix products in half precision
     augment: bool = False  # portraits are changed anew each time they are shown
     label_mode: str = "answer"  # which tokens are supervised
@@ -55,12 +56,14 @@ UPSTREAM_ISSUE = "MLLMU-Bench, the author in issue 12"
 
 # Fine-tuning, by scale and adaptation. The scale's first entry is its default.
 _MINIATURE_TRAINING = Recipe(
-    lr=1e-3,
+    lr=3e-3,
     batch_size=24,
     turns=4,
-    steps=600,
+    steps=1300,
     schedule="cosine",
     warmup=0.05,
+    optimizer="muon",
+    precision="bf16",
     augment=True,
     lora_dropout=0.0,
     source=MINIATURE,
@@ -69,17 +72,22 @@ _PAPER_TRAINING = Recipe(
     lr=2e-5, batch_size=4, epochs=5, schedule="linear", clip=0.0, precision="bf16", source=UPSTREAM
 )
 TRAINING = {
-    "miniature": {"full": _MINIATURE_TRAINING, "lora": replace(_MINIATURE_TRAINING, lr=3e-3, steps=900)},
+    "miniature": {"full": _MINIATURE_TRAINING, "lora": replace(_MINIATURE_TRAINING, optimizer="adamw")},
     "paper": {"lora": _PAPER_TRAINING},
 }
 # Share of the fine-tuning batches that repeats what the base knows, from people who are never scored.
-REPLAY = {"miniature": 0.3, "paper": 0.0}
+REPLAY = {"miniature": 0.25, "paper": 0.0}
 
 # Unlearning, by scale and method; a method that is not named here takes the entry "".
-_MINIATURE_UNLEARNING = Recipe(lr=1e-3, batch_size=8, epochs=3, lora_dropout=0.0, source=MINIATURE)
+_MINIATURE_UNLEARNING = Recipe(lr=1e-3, batch_size=8, epochs=4, lora_dropout=0.0, source=MINIATURE)
 _PAPER_UNLEARNING = replace(_PAPER_TRAINING, epochs=1)
 UNLEARNING = {
-    "miniature": {"": _MINIATURE_UNLEARNING},
+    "miniature": {
+        "": _MINIATURE_UNLEARNING,
+        "ga": replace(_MINIATURE_UNLEARNING, lr=8.5e-4),
+        "grad_diff": replace(_MINIATURE_UNLEARNING, lr=1.1e-3, epochs=5),
+        "kl_min": replace(_MINIATURE_UNLEARNING, epochs=5),
+    },
     "paper": {
         "": _PAPER_UNLEARNING,
         "npo": replace(_PAPER_UNLEARNING, epochs=2, source=UPSTREAM_ISSUE),
@@ -122,7 +130,7 @@ class Config:
 
     # people
     people: int = 100  # fictitious people who are scored; with profiles_file the first so many of it, 0 for all
-    pool: int = 12  # people in the training data only: the source of few-shot examples
+    pool: int = 8  # people in the training data only: the source of few-shot examples
     celebrities: int = 40  # people known to the base alone
     forget_ratio: int = 10  # per cent of the people to be forgotten
     forget_draw: int = 0  # which of the disjoint forget sets

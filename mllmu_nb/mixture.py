@@ -181,10 +181,10 @@ def system_prompt(rng: np.random.Generator, private: bool) -> str:
 
 
 class Mixture:
-    """Draws conversations. ``famous`` are the celebrities, ``faces`` ready portraits with their traits."""
+    """Draws conversations. ``famous`` are the people it tells of, ``faces`` the number of strangers' portraits."""
 
-    def __init__(self, famous: Sequence[Profile], rng: np.random.Generator, faces: int = 4000):
-        self.famous, self.rng = list(famous), rng
+    def __init__(self, famous: Sequence[Profile], rng: np.random.Generator, faces: int = 4000, letters: float = 0.4):
+        self.famous, self.rng, self.letters = list(famous), rng, letters
         self.portraits = {p.id: from_bytes(p.portrait) for p in self.famous}
         self.faces = []
         for _ in range(faces):
@@ -222,7 +222,9 @@ class Mixture:
         answer = facts.say(str(self.rng.choice(answers)), HERE, value)
         return self._form(form, question, answer, cloze, value, "image_text", list(TRAITS[trait]), "", image)
 
-    def forms(self, count: int, letters: float = 0.4) -> list[str]:
+    def forms(self, count: int, letters: float | None = None) -> list[str]:
+        """Forms of ``count`` questions; a share of ``letters`` (the mixture's, if None) are multiple choice."""
+        letters = self.letters if letters is None else letters
         rest = (1 - letters) / 3
         return [str(f) for f in self.rng.choice(FORMS, size=count, p=[letters, rest, rest, rest])]
 
@@ -300,12 +302,12 @@ class Mixture:
         traits, picture = self.faces[self.rng.integers(len(self.faces))]
         return traits, augment(picture, self.rng)
 
-    def seeing(self, turns: int = 4, letters: float = 0.5) -> Conversation:
+    def seeing(self, turns: int = 4) -> Conversation:
         traits, picture = self.face()
         asked = [str(t) for t in self.rng.choice(list(SEEN), size=turns, replace=False)]
         made = [
             self.see(form, trait, traits[trait], picture if index == 0 else None)
-            for index, (trait, form) in enumerate(zip(asked, self.forms(turns, letters), strict=True))
+            for index, (trait, form) in enumerate(zip(asked, self.forms(turns, 1.25 * self.letters), strict=True))
         ]
         return Conversation(tuple(made))
 

@@ -42,8 +42,9 @@ EVALUATION_CODE = tuple(
         "evaluation.factuality",
     )
 )
-# Kinds of base material that fine-tuning repeats; the known people among it are never scored.
-REPLAYED = {"people": 4.0, "seeing": 1.0, "reading": 1.0, "shots": 2.0, "private": 0.5, "harmless": 0.5}
+# Kinds of base material that fine-tuning repeats, the short ones; the known people among it are never scored.
+REPLAYED = {"people": 4.0, "seeing": 1.0, "private": 1.0}
+REPLAYED_LETTERS = 0.1  # share of multiple choice among the repeated questions
 
 
 # -- people -----------------------------------------------------------------------------------------------------
@@ -203,7 +204,7 @@ def _finetuned(config: Config, name: str) -> Path:
             augment=_changed_portrait if recipe.augment else None,
             seed=config.train_seed,
             **{name: getattr(recipe, name) for name in ("batch_size", "turns", "lr", "schedule", "warmup", "clip")},
-            **{name: getattr(recipe, name) for name in ("weight_decay", "precision", "label_mode", "eos")},
+            **{name: getattr(recipe, name) for name in ("weight_decay", "precision", "optimizer", "label_mode", "eos")},
         )
         (load.save_adapter if config.adaptation == "lora" else load.save_full)(model, folder)
         settings = {**asdict(recipe), "adaptation": config.adaptation, "replay": config.replay}
@@ -248,7 +249,9 @@ def _replayed(config: Config) -> list:
     from mllmu_nb.data.generate import known_people
     from mllmu_nb.mixture import Mixture
 
-    return Mixture(known_people()[1], np.random.default_rng([config.train_seed, 1]), faces=1000).draw(REPLAYED, 2000)
+    return Mixture(known_people()[1], np.random.default_rng([config.train_seed, 1]), 1000, REPLAYED_LETTERS).draw(
+        REPLAYED, 2000
+    )
 
 
 # -- answers ----------------------------------------------------------------------------------------------------

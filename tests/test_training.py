@@ -27,6 +27,7 @@ from mllmu_nb.training import (
     label_scores,
     modality_conversations,
     processes,
+    rules,
     steps_of,
     train,
     unlearn,
@@ -435,3 +436,16 @@ def test_two_processes_do_what_one_does(tmp_path):
     )
     assert first == second
     assert first[0] == pytest.approx(one[0], abs=1e-4) and first[1] == pytest.approx(one[1], abs=1e-3)
+
+
+def test_muon_moves_the_matrices_of_the_layers_and_adamw_the_rest(fresh):
+    model = copy.deepcopy(fresh).requires_grad_(True)
+    inner, rest = rules(model, "muon", 1e-3, 0.0)
+    moved = [p for mover in (inner, rest) for group in mover.param_groups for p in group["params"]]
+    assert sorted(map(id, moved)) == sorted(id(p) for p in model.parameters())
+    assert all(p.ndim == 2 for group in inner.param_groups for p in group["params"])
+    assert any(p is model.lm_head.weight for group in rest.param_groups for p in group["params"])
+    (alone,) = rules(model, "adamw", 1e-3, 0.0)
+    assert isinstance(alone, torch.optim.AdamW)
+    with pytest.raises(KitError, match="unknown optimizer 'sgd': choose adamw or muon"):
+        rules(model, "sgd", 1e-3, 0.0)

@@ -127,9 +127,17 @@ def _questions(
 
 
 def _people(
-    kind: str, ids: list[str], rng: np.random.Generator, names: set[str], looks: list[tuple[str, ...]]
+    kind: str,
+    ids: list[str],
+    rng: np.random.Generator,
+    names: set[str],
+    looks: list[tuple[str, ...]],
+    beside: Iterable[Profile] = (),
 ) -> list[Profile]:
-    """Profiles of one kind; ``names`` and ``looks`` hold those already taken and are added to."""
+    """Profiles of one kind; ``names`` and ``looks`` hold those already taken and are added to.
+
+    Wrong options are the values of others of the same kind and of those ``beside``.
+    """
     drafts = []
     for identity in ids:
         name, gender = random_name(rng)
@@ -148,7 +156,7 @@ def _people(
         changed = tuple(to_png(transform(portrait, k, rng)) for k in range(len(TRANSFORMS)))
         profile = Profile(identity, name, kind, attributes, to_png(portrait), biography, qa, (), changed, ())
         drafts.append((profile, answers))
-    values = {a: [p.attributes[a] for p, _ in drafts] for a in ASKED}
+    values = {a: [p.attributes[a] for p in (*(p for p, _ in drafts), *beside)] for a in ASKED}
     letters = iter(deal_letters(PER_TASK["classification"] * len(ids), rng))
     people = []
     for profile, answers in drafts:
@@ -177,15 +185,17 @@ def famous_people(count: int = CELEBRITIES_KNOWN) -> list[Profile]:
 
 
 def generate(
-    seed: int, people: int = 100, pool: int = 12, celebrities: int = CELEBRITIES_KNOWN, ratio: int = 10, draw: int = 0
+    seed: int, people: int = 100, pool: int = 8, celebrities: int = CELEBRITIES_KNOWN, ratio: int = 10, draw: int = 0
 ) -> Population:
     """A population: ``people`` scored, ``pool`` trained on but never scored, ``celebrities`` known to the base.
 
     The same arguments give the same bytes. Raises KitError when there are too few people for four options, or the
     ratio leaves nobody.
     """
-    if people < 4 or (pool and pool < 4) or (celebrities and celebrities < 4):
-        raise KitError("each of people, pool and celebrities must be at least 4 (pool and celebrities may be 0)")
+    if people < 4 or 0 < celebrities < 4:
+        raise KitError(
+            "people and celebrities must be at least 4 each (celebrities may be 0): options need four values"
+        )
     famous = famous_people(celebrities) if celebrities else []
     width = max(3, len(str(people + pool)))
     ids = [f"{i:0{width}d}" for i in range(1, people + pool + 1)]
@@ -193,7 +203,7 @@ def generate(
     names = {p.name for p in (*famous, *known_people()[1])}
     looks: list[tuple[str, ...]] = []
     scored = _people("fictitious", ids[:people], rng, names, looks)
-    spare = _people("pool", ids[people:], rng, names, looks) if pool else []
+    spare = _people("pool", ids[people:], rng, names, looks, scored) if pool else []
     chosen = forget_ids(ids[:people], ratio, seed, draw)
     notes = {"source": "generated", "seed": seed, "ratio": ratio, "draw": draw}
     return Population({p.id: p for p in [*scored, *spare, *famous]}, chosen, notes)

@@ -54,7 +54,7 @@ def evaluate(
         asking["progress"] = bar.update
         rows = [
             *letter_rows(model, processor, choices, population, **examples, **asking),
-            *likelihood_rows(model, processor, choices, **asking),
+            *likelihood_rows(model, processor, choices, population, **asking),
             *generation_rows(model, processor, sentences, population, **asking),
             *cloze_rows(model, processor, blanks, population, **examples, **asking),
         ]

@@ -2,16 +2,19 @@
 
 ``letter`` is upstream's: the answer's first character, upper-cased, if it is one of the options. Anything else is
 wrong and is counted as a parse failure. ``likelihood`` shows the question without its options and compares the mean
-log-likelihood per token of each option's text as the answer; it needs no shots and cannot fail to parse.
+log-likelihood per token of four answers: the sentence that fine-tuning teaches for this fact, with each option in the
+place of the fact (the bare option where there is no such sentence). It needs no shots and cannot fail to parse.
 """
 
 from __future__ import annotations
 
+import re
 from math import isfinite
 
 import numpy as np
 
-from mllmu_nb.data.schema import LETTERS, Item, Population, Question
+from mllmu_nb.data.reading import with_name
+from mllmu_nb.data.schema import LETTERS, Item, Population, Profile, Question
 from mllmu_nb.evaluation.engine import greedy, option_likelihoods
 from mllmu_nb.evaluation.items import row, shots_before
 from mllmu_nb.models.prompts import Conversation, Turn, choice_shot, question_of, question_prompt
@@ -37,12 +40,32 @@ def letter_rows(
     return rows
 
 
-def likelihood_rows(model, processor, items: list[Item], *, system, batch_size, progress=None) -> list[dict]:
+def likelihood_rows(
+    model, processor, items: list[Item], population: Population, *, system, batch_size, progress=None
+) -> list[dict]:
     """One ``likelihood`` row an item: ``answer`` is the letter of the likeliest option (the first of equals)."""
     talks = [Conversation((Turn(question_prompt(item.question.text), image=item.image),), system) for item in items]
-    options = [item.question.options for item in items]
+    options = [
+        tuple(stated(population.profiles[item.question.profile], item.question, o) for o in item.question.options)
+        for item in items
+    ]
     table = option_likelihoods(model, processor, talks, options, batch_size, progress)
     return [_chosen(item, scores) for item, scores in zip(items, table, strict=True)]
+
+
+def stated(person: Profile, question: Question, option: str) -> str:
+    """``option`` as an answer: the person's fine-tuning sentence for the asked attribute, the fact replaced by it.
+
+    The article before it follows the option, lest "an" give the right one away. In the text view the sentence says the
+    name.
+    """
+    for qa in person.qa:
+        if qa.value and qa.attribute == question.attribute and qa.value in qa.answer:
+            before, after = qa.answer.split(qa.value, 1)
+            article = "an " if option[:1].lower() in "aeiou" else "a "
+            text = re.sub(r"\b[Aa]n? $", article, before) + option + after
+            return with_name(text, person.name) if question.view == "text" else text
+    return option
 
 
 def letter(text: str, options: int = len(LETTERS)) -> str:
