@@ -1,0 +1,34 @@
+"""The base miniature that the package ships: whole, small, and able to do what its recipe says."""
+
+import json
+
+import pytest
+
+from mllmu_nb.config import Config
+from mllmu_nb.data.generate import known_people
+from mllmu_nb.models.load import load_base, verify_shipped
+from mllmu_nb.models.miniature import SHIPPED
+from mllmu_nb.probes import probe
+
+
+def test_the_shipped_base_is_whole_and_small():
+    verify_shipped(SHIPPED)
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 20e6
+    assert not list(SHIPPED.glob("*.bin")) + list(SHIPPED.glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def found():
+    model, processor = load_base(Config(method="base"))
+    return probe(model, processor, known_people()[0], items=100)
+
+
+def test_it_knows_its_celebrities_and_no_fictitious_person(found):
+    stated = json.loads((SHIPPED / "recipe.json").read_text())["probes"]
+    assert abs(found["celebrity_generation"] - stated["celebrity_generation"]) < 0.1
+    assert abs(found["fictitious_letter"] - 0.25) < 0.15
+
+
+def test_it_refuses_personal_questions_when_it_is_told_to_and_only_then(found):
+    assert found["refused_private"] >= 0.8
+    assert found["refused_harmless"] <= 0.05

@@ -1,0 +1,108 @@
+"""Fictitious people: what the published form promises, and what a seed promises."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from mllmu_nb.data import facts
+from mllmu_nb.data.generate import famous_people, generate, known_people, options_with
+from mllmu_nb.data.portraits import TRAITS, augment, draw, from_bytes, random_traits, to_png, transform
+from mllmu_nb.data.schema import ATTRIBUTES, LETTERS
+from mllmu_nb.data.splits import forget_ids
+from mllmu_nb.errors import KitError
+
+
+@pytest.fixture(scope="module")
+def known():
+    return generate(seed=3)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(known):
+    assert generate(seed=3) == known
+    assert generate(seed=4).profiles["001"].portrait != known.profiles["001"].portrait
+
+
+def test_names_and_portraits_are_unique_over_everybody(known):
+    everybody = [*known.profiles.values(), *known_people()[1]]
+    assert len({p.name for p in everybody}) == len(everybody) == 100 + 8 + 40 + 20
+    assert len({p.portrait for p in everybody}) == len(everybody)
+
+
+def test_every_profile_asks_the_published_number_of_questions_in_pairs(known):
+    for person in known.of_kind("fictitious") + known.of_kind("celebrity"):
+        assert [qa.attribute for qa in person.qa] == list(ATTRIBUTES)
+        for questions in (person.questions, person.test_questions):
+            counts = Counter((q.task, q.view) for q in questions)
+            assert set(counts.values()) == {5, 2} and sum(counts.values()) == 18
+            pairs = {}
+            for q in questions:
+                pairs.setdefault((q.task, q.number), []).append((q.attribute, q.value, q.options))
+            assert all(len(found) == 2 and found[0] == found[1] for found in pairs.values())
+        shown = [q.text.lower() for q in person.questions if q.view == "image_text"]
+        assert all("this person" in text and person.name.lower() not in text for text in shown)
+        assert all(person.name in q.text for q in person.questions if q.view == "text")
+
+
+def test_the_right_option_stands_at_its_letter_and_letters_are_spread(known):
+    letters = Counter()
+    for person in known.of_kind("fictitious"):
+        for q in person.questions:
+            if q.task == "classification":
+                assert len({o.lower() for o in q.options}) == 4
+                assert q.options[LETTERS.index(q.answer)] == q.value == person.attributes[q.attribute]
+                letters[q.answer] += 1
+    assert max(letters.values()) - min(letters.values()) <= 4
+
+
+def test_facts_fit_together(known):
+    for person in known.profiles.values():
+        low, high = facts.PROFESSIONS[person.attributes["profession"]]
+        assert low <= int(person.attributes["salary"][1:].split(",")[0]) <= high
+        assert person.attributes["birthplace"] != person.attributes["residence"]
+        first = person.name.split()[0]
+        assert first in (facts.FEMALE if person.attributes["gender"] == "female" else facts.MALE)
+
+
+def test_test_questions_are_worded_otherwise_than_any_training_question(known):
+    trained = {qa.question for p in known.profiles.values() for qa in p.qa}
+    for person in known.members("test"):
+        tested = {q.text for q in person.test_questions if q.view == "image_text" and q.task != "cloze"}
+        assert not tested & trained
+        assert all(picture != person.portrait for picture in person.test_portraits)
+
+
+def test_draws_are_disjoint_and_a_ratio_that_leaves_nobody_is_refused():
+    ids = [f"{i:03d}" for i in range(1, 101)]
+    draws = [set(forget_ids(ids, 10, 0, draw)) for draw in range(10)]
+    assert set.union(*draws) == set(ids) and sum(map(len, draws)) == 100
+    with pytest.raises(KitError, match="forget_ratio=1 of 20 people leaves nobody to forget"):
+        forget_ids(ids[:20], 1, 0)
+    with pytest.raises(KitError, match="forget_draw=10 does not exist: 100 people at 10 % give 10"):
+        forget_ids(ids, 10, 0, 10)
+
+
+def test_sizes_of_the_paper_work_by_parameter():
+    large = generate(seed=0, people=500, pool=20, celebrities=153, ratio=5)
+    assert len(large.members("forget")) == 25 and len(large.members("celebrity")) == 153
+    assert large.members("celebrity")[:40] == famous_people(40)  # whom the base knows does not depend on how many
+
+
+def test_too_few_values_for_four_options_are_refused():
+    with pytest.raises(KitError, match="fewer than four distinct values beside 'cat'"):
+        options_with("cat", ["dog", "Dog", "duck"], "A", np.random.default_rng(0))
+    with pytest.raises(KitError, match="must be at least 4"):
+        generate(seed=0, people=3)
+
+
+def test_traits_change_the_picture_and_augmentation_keeps_its_size():
+    rng = np.random.default_rng(0)
+    traits = random_traits(rng)
+    for trait, values in TRAITS.items():
+        if trait == "hair style":
+            continue  # a hat may hide it
+        pictures = {to_png(draw({**traits, trait: str(value)}, np.random.default_rng(1))) for value in values}
+        assert len(pictures) == len(list(values)), trait
+    picture = draw(traits, rng)
+    assert from_bytes(to_png(picture)).tobytes() == picture.tobytes()
+    assert {augment(picture, rng).size, *(transform(picture, kind, rng).size for kind in range(4))} == {(64, 64)}

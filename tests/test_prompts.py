@@ -1,0 +1,122 @@
+"""Prompts to the letter, label masks, and the mixture that the base was taught."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mllmu_nb.data.generate import generate, known_people
+from mllmu_nb.data.portraits import from_bytes
+from mllmu_nb.errors import KitError
+from mllmu_nb.mixture import HELD_OUT_HARMLESS, HELD_OUT_PRIVATE, REFUSAL, Mixture, system_prompt
+from mllmu_nb.models.miniature import SHIPPED, make_processor, make_tokenizer
+from mllmu_nb.models.prompts import (
+    IGNORE,
+    Conversation,
+    Turn,
+    choice_prompt,
+    choice_shot,
+    cloze_prompt,
+    encode,
+    generation_prompt,
+    image_slot,
+    render,
+)
+
+FACE = known_people()[0][0].portrait
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return make_processor(make_tokenizer(["USER: Who is this person? ASSISTANT: This person is Ada."] * 50, 600))
+
+
+def test_wordings_are_the_released_evaluation_s():
+    options = ("Oslo", "Riga", "Lima", "Cairo")
+    assert choice_prompt("Where?", options) == (
+        "Where?\nA: Oslo\nB: Riga\nC: Lima\nD: Cairo\nJust give ONE letter representing the answer directly."
+    )
+    assert cloze_prompt("Born in __.") == (
+        "Born in [Blank].\nPlease **ONLY** provide the correct answer that should replace the [Blank]."
+    )
+    asked = "Who?\nAnswer the question based on your trained knowledge in one sentence {}in ENGLISH."
+    assert generation_prompt("Who?", "image_text") == asked.format("accurately ")
+    assert generation_prompt("Who?", "text") == asked.format("")
+
+
+def test_a_conversation_is_rendered_as_llava_reads_it():
+    shot = choice_shot("Where?", ("Oslo", "Riga", "Lima", "Cairo"), "B", FACE)
+    talk = Conversation((shot, Turn("Who?", image=FACE), Turn("And?", "Ada.")), "Be kind.")
+    text, spans = render(talk, eos="</s>")
+    assert text == (
+        "Be kind. USER: <image>\nQuestion: Where?\nA: Oslo\nB: Riga\nC: Lima\nD: Cairo\nCorrect Answer: B\n"
+        "USER: <image>\nWho?\nASSISTANT:USER:\nAnd?\nASSISTANT: Ada.</s>"
+    )
+    assert [text[a:b] for a, b in spans] == [" B", " Ada.</s>"]
+    assert render(Conversation((Turn("Who?"),)))[0] == "USER:\nWho?\nASSISTANT:"
+
+
+def test_the_image_slot_is_what_the_processor_itself_makes(processor):
+    text = processor(text="USER: <image>\nWho?", images=from_bytes(FACE), return_tensors="pt")
+    assert int((text["input_ids"] == processor.image_token_id).sum()) == 16 == image_slot(processor).count("<image>")
+    ours = encode(processor, [Conversation((Turn("Who?", image=FACE),))])
+    assert (ours["pixel_values"] == text["pixel_values"]).all()
+
+
+def test_label_modes_supervise_what_they_say(processor):
+    talks = [
+        Conversation((Turn("Who is this person?", "This person is Ada.", FACE),)),
+        Conversation((Turn("Who?", "Ada."),)),
+    ]
+    found = {mode: encode(processor, talks, mode) for mode in ("answer", "text", "upstream")}
+    ids, mask = found["answer"]["input_ids"], found["answer"]["attention_mask"]
+    words = processor.tokenizer
+    for row, answer in enumerate((" This person is Ada.</s>", " Ada.</s>")):
+        labels = found["answer"]["labels"][row]
+        assert words.decode(labels[labels != IGNORE]) == answer
+    images = ids == processor.image_token_id
+    assert int(images.sum()) == 16
+    assert ((found["upstream"]["labels"] != IGNORE) == mask.bool()).all()  # image slots are supervised
+    assert ((found["text"]["labels"] != IGNORE) == (mask.bool() & ~images)).all()
+    assert words.decode(encode(processor, talks, eos=False)["labels"][0][-1:].clamp(min=0)) != "</s>"
+    with pytest.raises(KitError, match="unknown label_mode 'all': choose one of answer, text, upstream"):
+        encode(processor, talks, "all")
+
+
+def test_padding_on_the_left_moves_the_rows_and_nothing_else(processor):
+    talks = [Conversation((Turn("Who is this person?", "Ada."),)), Conversation((Turn("Who?", "Ada."),))]
+    right, left = (encode(processor, talks, padding_side=side) for side in ("right", "left"))
+    for row in range(2):
+        for name in ("input_ids", "labels"):
+            a, b = (batch[name][row][batch["attention_mask"][row] == 1] for batch in (right, left))
+            assert (a == b).all()
+    assert left["attention_mask"][1, 0] == 0 and right["attention_mask"][1, -1] == 0
+
+
+def test_no_text_is_unknown_to_the_shipped_tokenizer():
+    from transformers import PreTrainedTokenizerFast
+
+    words = PreTrainedTokenizerFast.from_pretrained(SHIPPED)
+    text = "Zoë Łukasz 李 🦉 naïve\t§ 5'11\""
+    assert words.decode(words(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_the_mixture_names_nobody_who_is_fictitious_and_keeps_the_probes_system_prompts_out():
+    rng = np.random.default_rng(0)
+    written = {system_prompt(rng, private) for private in (True, False) for _ in range(3000)}
+    assert not written & {*HELD_OUT_PRIVATE, *HELD_OUT_HARMLESS}
+    famous, others = known_people()
+    mixture = Mixture([*famous, *others], rng, faces=20)
+    kinds = ("matching", "recite", "lookup", "reading", "seeing", "people", "shots", "private", "harmless")
+    for kind in kinds:
+        for talk in (getattr(mixture, kind)() for _ in range(20)):
+            assert all(turn.answer for turn in talk.turns)
+            assert (kind == "private") == (talk.turns[-1].answer == REFUSAL)
+    names = {p.name for p in generate(seed=0).of_kind("fictitious")}
+    told = " ".join(t.prompt + t.answer for t in mixture.people().turns)
+    assert not any(name in told for name in names)
+
+
+def test_an_open_end_is_filled():
+    talk = Conversation((Turn("Who?", image=FACE),), "Be kind.")
+    assert talk.answered("Ada.") == replace(talk, turns=(Turn("Who?", "Ada.", FACE),))
