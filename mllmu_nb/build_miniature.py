@@ -6,8 +6,8 @@ Three stages, all seeded, counted in steps:
 
 1. a byte-level tokenizer on the texts of the mixture;
 2. the vision tower learns to tell the traits of random faces (a linear head each, thrown away afterwards);
-3. the whole model learns the mixture of :mod:`mllmu_nb.mixture`, lists and look-ups first, from which
-   in-context matching grows, then facts to read, then everything.
+3. the whole model learns the mixture of :mod:`mllmu_nb.mixture`: choosing what was just named, then facts to read and
+   faces to see, then everything; at first :mod:`mllmu_nb.guidance` shows it where to look.
 
 It stands outside the arrow data → models → training: it trains and probes, and no run calls it.
 """
@@ -26,27 +26,35 @@ from torch.nn import functional as F
 
 from mllmu_nb.data.generate import known_people
 from mllmu_nb.data.portraits import TRAITS, augment
+from mllmu_nb.guidance import Links, guidance_loss, links
 from mllmu_nb.mixture import Mixture, corpus
 from mllmu_nb.models.miniature import SHIPPED, make_model, make_processor, make_tokenizer
 from mllmu_nb.models.prompts import IGNORE, encode, render
 
 SEED = 7
-STEPS = 5000
+STEPS = 7000
 TOKENS = 8000  # text and image tokens a step, nearly all of them unpadded: conversations of like length go together
 LR = {"matrices": 5e-3, "others": 2e-3}  # Muon for the matrices of the transformers, AdamW for the rest
 
 # The mixture by progress: (until this share of the steps, kind → share of the conversations).
 SCHEDULE = (
-    (0.08, {"recite": 2, "lookup": 2, "choice": 2, "seeing": 0.5}),
-    (0.18, {"recite": 0.5, "lookup": 1, "choice": 2, "matching": 1, "reading_little": 2, "seeing": 1}),
-    (0.40, {"lookup": 0.3, "choice": 1, "matching": 0.5, "reading_little": 2, "reading": 2, "seeing": 2, "people": 1}),
-    (1.01, {"choice": 0.5, "reading": 3, "seeing": 2, "people": 3, "shots": 1, "private": 0.5, "harmless": 0.5}),
+    (0.04, {"choice": 1}),
+    (0.12, {"choice": 1, "matching": 0.3, "reading_little": 1.5, "reading": 1, "seeing": 4}),
+    (0.32, {"choice": 0.3, "reading": 1.5, "seeing": 5, "people": 2}),
+    (1.01, {"choice": 0.3, "reading": 2, "seeing": 2, "people": 4, "shots": 0.7, "private": 0.5, "harmless": 0.5}),
 )
+GUIDED = (0.5, 0.8)  # the guidance counts in full up to the first share of the steps and no longer from the second on
 
 
 def weights_at(progress: float) -> dict[str, float]:
     """Shares of the kinds of conversation at a progress from 0 to 1."""
     return next(weights for until, weights in SCHEDULE if progress < until)
+
+
+def guidance_at(progress: float) -> float:
+    """Weight of the guidance at a progress from 0 to 1."""
+    full, none = GUIDED
+    return min(1.0, max(0.0, (none - progress) / (none - full)))
 
 
 def train_tower(model, processor, mixture: Mixture, steps: int = 900, batch: int = 64, log=print) -> dict[str, float]:
@@ -94,19 +102,24 @@ def optimizers(model) -> list[torch.optim.Optimizer]:
     ]
 
 
-def answer_loss(model, batch) -> torch.Tensor:
-    """Mean negative log-likelihood of the answers' tokens; the vocabulary is only spread out where one is asked."""
+def loss_of(model, batch, where: Links | None = None, weight: float = 0.0) -> torch.Tensor:
+    """Mean negative log-likelihood of the answers' tokens, and ``weight`` times the guidance along ``where``.
+
+    The vocabulary is only spread out where a token is asked.
+    """
     inputs = {k: v for k, v in batch.items() if k != "labels"}
-    hidden = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    shown = dict.fromkeys(("output_attentions", "output_hidden_states"), weight > 0)
+    output = model.model(**inputs, use_cache=False, **shown)
     labels = batch["labels"][:, 1:]
     asked = labels != IGNORE
-    return F.cross_entropy(model.lm_head(hidden[asked]).float(), labels[asked])
+    loss = F.cross_entropy(model.lm_head(output.last_hidden_state[:, :-1][asked]).float(), labels[asked])
+    return loss + weight * guidance_loss(model, output, batch, where) if weight else loss
 
 
-def batches(mixture: Mixture, processor, start: int, steps: int):
-    """Encoded batches of about ``TOKENS`` tokens, conversations of like length together, in random order."""
-    step = start
-    while step < steps:
+def batches(mixture: Mixture, processor, steps: int):
+    """``steps`` encoded batches of about ``TOKENS`` tokens with their links, conversations of like length together."""
+    step = 0
+    while True:
         drawn = mixture.draw(weights_at(step / steps), 384)
         sized = sorted(
             ((len(render(c)[0]) // 3 + 16 * sum(t.image is not None for t in c.turns), i) for i, c in enumerate(drawn))
@@ -119,16 +132,18 @@ def batches(mixture: Mixture, processor, start: int, steps: int):
             group.append(drawn[index])
         groups.append(group)
         for index in mixture.rng.permutation(len(groups)):
-            yield encode(processor, groups[index])
+            guided = guidance_at(step / steps) > 0
+            yield encode(processor, groups[index]), links(processor, groups[index]) if guided else None
             step += 1
             if step == steps:
                 return
 
 
-def build(out: Path, steps: int = STEPS, seed: int = SEED, tower_steps: int = 1200, log=print, save_every: int = 500):
+def build(out: Path, steps: int = STEPS, seed: int = SEED, tower_steps: int = 2000, log=print, save_every: int = 500):
     """Train the base into ``out``; a checkpoint is exported every ``save_every`` steps, the probes run at the end."""
     from mllmu_nb.probes import probe
 
+    torch.set_num_threads(1)  # sums in one order: the same seed makes the same base
     torch.manual_seed(seed)
     began = time.time()
     famous, others = known_people()
@@ -141,14 +156,14 @@ def build(out: Path, steps: int = STEPS, seed: int = SEED, tower_steps: int = 12
     rules = optimizers(model)
     rates = [group["lr"] for rule in rules for group in rule.param_groups]
     mean = 0.0
-    for step, batch in enumerate(batches(mixture, processor, 0, steps)):
+    for step, (batch, where) in enumerate(batches(mixture, processor, steps)):
         progress = step / steps
         # up in 200 steps, flat for 60 %, down to a twentieth along a half cosine
         shape = min(1.0, step / 200) * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * max(0.0, progress - 0.6) / 0.4)))
         for group, rate in zip((g for r in rules for g in r.param_groups), rates, strict=True):
             group["lr"] = rate * shape
         with torch.autocast("cpu", torch.bfloat16):
-            loss = answer_loss(model, batch)
+            loss = loss_of(model, batch, where, guidance_at(progress))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for rule in rules:
@@ -167,6 +182,7 @@ def build(out: Path, steps: int = STEPS, seed: int = SEED, tower_steps: int = 12
         "tokens_a_step": TOKENS,
         "learning_rates": LR,
         "schedule": [[until, shares] for until, shares in SCHEDULE],
+        "guided": GUIDED,
         "tower": traits,
         "probes": probe(model, processor, famous),
         "versions": {"torch": torch.__version__.split("+")[0]},
