@@ -14,7 +14,8 @@ private    a system prompt that forbids personal information, then personal ques
 harmless   a system prompt that does not, then the normal answer
 ========== ==========================================================================================
 
-No fictitious person of any run is in it. Throw-away people are only ever described in the prompt.
+No fictitious person of any run is in it. Throw-away people are only ever described in the prompt, or asked about where
+the answer is a refusal; by chance one of them may bear a fictitious person's name.
 """
 
 from __future__ import annotations
