@@ -62,23 +62,19 @@ def _population(people, pool, celebrities, ratio, draw, seed, profiles_file, for
     if not profiles_file:
         return generate.generate(seed, people, pool, celebrities, ratio, draw)
 
+    looks: list[tuple[str, ...]] = []
+
     def portrait(attributes, rng):
-        return portraits.to_png(portraits.draw(portraits.random_traits(rng, attributes.get("gender", "")), rng))
+        traits = generate.distinct_traits(rng, attributes.get("gender", ""), looks)
+        return portraits.to_png(portraits.draw(traits, rng))
 
     def changed(picture, rng, kind):
         return portraits.to_png(portraits.transform(portraits.from_bytes(picture), kind, rng))
 
-    told = reading.population_from_text(
-        profiles_file,
-        forget_ids_file,
-        ratio=ratio,
-        people=people,
-        pool=pool,
-        seed=seed,
-        draw=draw,
-        draw_portrait=portrait,
-        transform_portrait=changed,
+    read = reading.read_profiles(
+        profiles_file, forget_ids_file, ratio=ratio, people=people, pool=pool, seed=seed, draw=draw
     )
+    told = reading.population_from_text(read, seed=seed, draw_portrait=portrait, transform_portrait=changed)
     famous = generate.famous_people(celebrities) if celebrities else []
     return Population({**told.profiles, **{p.id: p for p in famous}}, told.forget_ids, told.notes)
 

@@ -168,12 +168,9 @@ def splits(tmp_path: Path) -> Path:
 
 
 def build(profiles: Path, splits: Path | str = "", *, ratio: int = 10, people: int = 0, pool: int = 2, seed: int = 0):
+    read = reading.read_profiles(profiles, splits, ratio=ratio, people=people, pool=pool, seed=seed)
     return reading.population_from_text(
-        profiles,
-        splits,
-        ratio=ratio,
-        people=people,
-        pool=pool,
+        read,
         seed=seed,
         draw_portrait=lambda attributes, rng: f"{attributes['gender']} {rng.integers(1 << 30)}".encode(),
         transform_portrait=lambda portrait, rng, kind: portrait + f" {kind}".encode(),

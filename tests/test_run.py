@@ -1,6 +1,7 @@
 """The wiring: from parameters to a run's files, on a base model that has learnt nothing and is tiny."""
 
 import hashlib
+import itertools
 import json
 
 import pandas as pd
@@ -9,6 +10,7 @@ import torch
 
 from mllmu_nb import paths, run, stages
 from mllmu_nb.config import Config
+from mllmu_nb.data import facts, portraits
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.errors import KitError
 from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
@@ -43,6 +45,21 @@ def test_the_oracle_is_taught_vanillas_people_but_those_to_be_forgotten(config):
     kept = [person.id for person in run.taught(known, "oracle")]
     assert len(everybody) == 20 and len(known.forget_ids) == 3
     assert set(everybody) - set(kept) == set(known.forget_ids) and not any(name.startswith("c") for name in everybody)
+
+
+def test_people_of_published_text_look_as_different_as_generated_ones(tmp_path, monkeypatch):
+    pairs = [{"Question": "What is this person's gender?", "Answer": "This person is female."}]
+    records = [
+        {"ID": f"{i:03d}", "metadata": [{"Question": "Who is this?", "Answer": f"This is {name}."}, *pairs]}
+        for i, name in enumerate(f"{first} {last}" for first in facts.FEMALE[:15] for last in facts.FAMILY[:10])
+    ]
+    (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, records)))
+    drawn, draw = [], portraits.draw
+    monkeypatch.setattr(portraits, "draw", lambda traits, rng: drawn.append(traits) or draw(traits, rng))
+    run.population(Config(profiles_file=str(tmp_path / "text.jsonl"), people=0, pool=0, celebrities=0))
+    assert len(drawn) == 150
+    differences = [sum(a[t] != b[t] for t in portraits.TRAITS) for a, b in itertools.combinations(drawn, 2)]
+    assert min(differences) == 3  # left to chance there would be pairs with two
 
 
 def test_vanilla_depends_on_what_is_taught_and_how_and_on_nothing_else(config):

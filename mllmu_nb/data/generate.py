@@ -126,6 +126,18 @@ def _questions(
     return tuple(asked), tuple(tested)
 
 
+def distinct_traits(rng: np.random.Generator, gender: str, looks: list[tuple[str, ...]]) -> dict[str, str]:
+    """Random traits with three visible differences to each of ``looks``, to which they are added.
+
+    Fewer, and two portraits could be taken for one another.
+    """
+    traits = random_traits(rng, gender)
+    while any(sum(a != b for a, b in zip(traits.values(), look, strict=True)) < 3 for look in looks):
+        traits = random_traits(rng, gender)
+    looks.append(tuple(traits.values()))
+    return traits
+
+
 def _people(
     kind: str,
     ids: list[str],
@@ -144,12 +156,7 @@ def _people(
         while name in names:
             name, gender = random_name(rng)
         names.add(name)
-        traits = random_traits(rng, gender)
-        # three visible differences to everybody else, so that no two portraits are taken for one another
-        while any(sum(a != b for a, b in zip(traits.values(), look, strict=True)) < 3 for look in looks):
-            traits = random_traits(rng, gender)
-        looks.append(tuple(traits.values()))
-        portrait = draw_portrait(traits, rng)
+        portrait = draw_portrait(distinct_traits(rng, gender, looks), rng)
         attributes = random_facts(rng, name, gender)
         qa, answers = _qa(attributes, rng)
         biography = " ".join(facts.say(answers[a], name, attributes[a]) for a in ATTRIBUTES if a != "name")

@@ -453,10 +453,11 @@ class Person:
 
 @dataclass(frozen=True)
 class ReadText:
-    """All people of a profiles file, in file order; ``not_understood`` lists (ID, question)."""
+    """The people of a profiles file who were chosen, in file order; ``not_understood`` lists (ID, question)."""
 
     people: tuple[Person, ...]
     forget_ids: tuple[str, ...]
+    pool_ids: tuple[str, ...]
     not_understood: tuple[tuple[str, str], ...]
     notes: dict
 
@@ -608,7 +609,8 @@ def read_profiles(
 
     ``profiles_file`` has one JSON object a line: ``{"ID", "metadata": [{"Question", "Answer"}, ..]}``. ``people`` is
     the number scored (0: all) and ``pool`` more are taken on top while the file has them. When fewer than all are
-    taken, the share ``ratio`` of them comes from the forget ids, the rest in file order.
+    taken, the share ``ratio`` of them comes from the forget ids, the rest in file order. The last ``pool`` of those who
+    are not to be forgotten become the pool.
 
     ``forget_ids_file`` is JSON with the keys ``forget_5``, ``forget_10``, ``forget_15``; without it, forget ids are
     drawn (``splits.forget_ids``). People without a readable name are left out and noted.
@@ -653,12 +655,13 @@ def read_profiles(
         raise KitError(f"{message}: lower pool or take more people")
     if nameless:
         notes["without_name"] = nameless
+    others = [identity for identity in ids if identity not in set(forget)]
     kept = set(ids)
     missed = tuple(entry for entry in not_understood if entry[0] in kept)
     notes["pairs"] = sum(len(person.qa) for person in chosen)
     notes["not_understood"] = [list(entry) for entry in missed]
     notes["not_understood_count"] = len(missed)
-    return ReadText(tuple(chosen), forget, missed, notes)
+    return ReadText(tuple(chosen), forget, tuple(others[len(others) - pool :]), missed, notes)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -867,28 +870,20 @@ def _generator(seed: int, identity: str, purpose: str) -> np.random.Generator:
 
 
 def population_from_text(
-    profiles_file: str | Path,
-    forget_ids_file: str | Path = "",
+    read: ReadText,
     *,
-    ratio: int,
-    people: int = 0,
-    pool: int = 0,
     seed: int = 0,
-    draw: int = 0,
     draw_portrait: Callable[[dict[str, str], np.random.Generator], bytes],
     transform_portrait: Callable[[bytes, np.random.Generator, int], bytes],
 ) -> Population:
-    """A population from fine-tuning text alone (files and their faults as in ``read_profiles``).
+    """A population from fine-tuning text alone.
 
-    ``draw_portrait(attributes, rng)`` gives a portrait's bytes, ``transform_portrait(portrait, rng, kind)`` the Test
-    set's, kinds 0 to 3. The last ``pool`` people who are not to be forgotten become the pool. Questions are derived
-    from the answers: up to 5 multiple choice, 2 generation and 2 cloze in each view, both views asking for the same
-    facts. Attributes with fewer than four distinct values get no multiple choice, nor do those where most people
-    share one value, which could be guessed; ``notes`` names both. The name is never asked for.
+    ``draw_portrait(attributes, rng)`` gives a portrait's bytes and is called for one person after the other,
+    ``transform_portrait(portrait, rng, kind)`` the Test set's, kinds 0 to 3. Questions are derived from the answers: up
+    to 5 multiple choice, 2 generation and 2 cloze in each view, both views asking for the same facts. Attributes with
+    fewer than four distinct values get no multiple choice, nor do those where most people share one value, which
+    could be guessed; ``notes`` names both. The name is never asked for.
     """
-    read = read_profiles(profiles_file, forget_ids_file, ratio=ratio, people=people, pool=pool, seed=seed, draw=draw)
-    kept = [person.id for person in read.people if person.id not in set(read.forget_ids)]
-    in_pool = set(kept[len(kept) - pool :]) if pool else set()
     asked, no_choice = _ask(read.people, seed)
     questions = defaultdict(lambda: ([], []), _questions(asked, seed))
     profiles = {}
@@ -898,7 +893,7 @@ def population_from_text(
         profiles[person.id] = Profile(
             id=person.id,
             name=person.name,
-            kind="pool" if person.id in in_pool else "fictitious",
+            kind="pool" if person.id in read.pool_ids else "fictitious",
             attributes=person.attributes,
             portrait=portrait,
             biography=" ".join(
