@@ -38,6 +38,11 @@ def dirty() -> bool | None:
     return None if changed is None else bool(changed)
 
 
+def committed(path: str) -> str | None:
+    """A file of the checkout, named from its top, as the commit holds it; None where there is none, or no git."""
+    return _git("show", f"HEAD:./{path}")
+
+
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "mllmu_nb": __version__}
     for name in LIBRARIES:

@@ -26,7 +26,7 @@ def which_runs(scale: str) -> tuple[Path, str]:
         if found:
             own = len(found)
             if root.resolve() == paths.committed_runs(scale).resolve():
-                own = sum(map(_made_here, found))
+                own = sum(map(made_here, found))
             if own == len(found):
                 return root, "your own run"
             return (
@@ -36,7 +36,7 @@ def which_runs(scale: str) -> tuple[Path, str]:
     raise KitError(f"no finished run under {paths.runs(scale)}: `make reproduce` makes them")
 
 
-def _made_here(run: Path) -> bool:
+def made_here(run: Path) -> bool:
     """Whether the stage that a run was copied from is in the cache, which is never committed."""
     record = run / stages.RECORD
     key = stages.read_json(record).get("key") if record.is_file() else None
