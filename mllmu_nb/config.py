@@ -18,11 +18,20 @@ from mllmu_nb.errors import KitError
 
 SCALES = ("miniature", "paper")
 BASE_MODELS = ("llava", "idefics2")
-PROTOCOLS = ("clean",)
+PROTOCOLS = ("clean", "upstream")
 MODALITIES = ("multimodal", "unimodal", "none")
 ADAPTATIONS = ("lora", "full")
 MODELS = ("base", "vanilla", "oracle")  # what stands beside the unlearned models
 SEEDS = ("data", "train", "unlearn", "shot")
+# What a protocol sets, each with the words it knows; schedule "" is the one of the recipe.
+CHOICES = {
+    "label_mode": ("answer", "text", "upstream"),
+    "adapter_reach": ("language", "upstream"),
+    "eos": ("yes", "no"),
+    "shot_source": ("pool", "retain", "upstream", "none"),
+    "scoring": ("both", "letter"),
+    "schedule": ("constant", "linear", "cosine"),
+}
 GRID = "grid"  # the sweep's key in a configuration file; a notebook that is given the file ignores it
 
 
@@ -47,12 +56,15 @@ class Recipe:
     lora_r: int = 16
     lora_alpha: int = 16
     lora_dropout: float = 0.05
+    lora_init: str = "kaiming"  # of the adapter's A: kaiming (uniform) or gaussian
+    lora_reach: str = "language"  # which modules carry an adapter
     source: str = ""  # who says so
 
 
 MINIATURE = "chosen on the miniature, on forget sets that are not reported"
 UPSTREAM = "MLLMU-Bench's code and README"
 UPSTREAM_ISSUE = "MLLMU-Bench, the author in issue 12"
+PRACTICE = "good practice, for what reproductions of MLLMU-Bench ran into"
 
 # Fine-tuning, by scale and adaptation. The scale's first entry is its default.
 _MINIATURE_TRAINING = Recipe(
@@ -69,7 +81,14 @@ _MINIATURE_TRAINING = Recipe(
     source="chosen on the miniature, seed 0, by what vanilla remembers",
 )
 _PAPER_TRAINING = Recipe(
-    lr=2e-5, batch_size=4, epochs=5, schedule="linear", clip=0.0, precision="bf16", source=UPSTREAM
+    lr=2e-5,
+    batch_size=4,
+    epochs=5,
+    schedule="linear",
+    clip=0.0,
+    precision="bf16",
+    lora_init="gaussian",
+    source=UPSTREAM,
 )
 TRAINING = {
     "miniature": {"full": _MINIATURE_TRAINING, "lora": replace(_MINIATURE_TRAINING, optimizer="adamw")},
@@ -96,6 +115,43 @@ UNLEARNING = {
 }
 PRESETS = {"training": TRAINING, "unlearning": UNLEARNING, "replay": REPLAY}
 
+
+@dataclass(frozen=True)
+class Preset:
+    """A value and who says so."""
+
+    value: Any
+    source: str
+
+
+# What the word ``protocol`` stands for. Variant and epochs hang on the method: Config.protocol_presets adds them.
+PROTOCOL = {
+    "clean": {
+        "label_mode": Preset("answer", f"{PRACTICE}: image slots and questions are not what is to be forgotten"),
+        "adapter_reach": Preset("language", f"{PRACTICE}: 39,976,960 parameters of LLaVA-1.5-7B, as published"),
+        "eos": Preset("yes", f"{PRACTICE}: a model that never learnt to stop runs on"),
+        "shot_source": Preset("pool", f"{PRACTICE}: people who are taught and never scored"),
+        "scoring": Preset("both", f"{PRACTICE}: a model that knows an answer may fail to say its letter"),
+        "schedule": Preset("", "the recipe's own"),
+    },
+    "upstream": {
+        "label_mode": Preset("text", f"{UPSTREAM}: all but padding, image slots not yet being tokens at its time"),
+        "adapter_reach": Preset("upstream", f"{UPSTREAM}: linear layers by their bare names, wherever they are"),
+        "eos": Preset("no", UPSTREAM),
+        "shot_source": Preset("upstream", f"{UPSTREAM}: drawn from the people under evaluation"),
+        "scoring": Preset("letter", UPSTREAM),
+        "schedule": Preset("linear", UPSTREAM),
+    },
+}
+# At paper scale nobody is in training but those who are scored.
+RETAIN_SHOTS = Preset("retain", f"{PRACTICE}: a few retain people, taken out of scoring for every model")
+UPSTREAM_EPOCHS = {
+    "": Preset(1, f"{UPSTREAM} (README)"),
+    "ga": Preset(1, f"{UPSTREAM} (README; 1 to 2 says the author in issue 12)"),
+    "npo": Preset(2, UPSTREAM_ISSUE),
+    "kl_min": Preset(3, UPSTREAM_ISSUE),
+}
+
 # What a field holds when the preset (or, for a seed, ``seed``) is to fill it.
 UNSET = {
     "data_seed": -1,
@@ -108,6 +164,8 @@ UNSET = {
     "train_lr": 0.0,
     "unlearn_epochs": 0,
     "unlearn_lr": 0.0,
+    "variant": "",
+    **dict.fromkeys(CHOICES, ""),
 }
 
 
@@ -125,8 +183,8 @@ class Config:
     base_path: str = ""  # folder or hub name of the base model; "": the one shipped with the kit
     method: str = "vanilla"  # base, vanilla, oracle, or an unlearning method
     modality: str = "none"  # what unlearning trains on: multimodal, unimodal; none for models that are not unlearned
-    variant: str = "canonical"  # of the method: as its own paper defines it
-    protocol: str = "clean"  # clean: good practice throughout
+    protocol: str = "clean"  # clean: good practice throughout; upstream: as the released code behaves
+    variant: str = ""  # of the method: canonical (its own paper) or upstream; "": as the protocol
 
     # people
     people: int = 100  # fictitious people who are scored; with profiles_file the first so many of it, 0 for all
@@ -136,6 +194,8 @@ class Config:
     forget_draw: int = 0  # which of the disjoint forget sets
     profiles_file: str = ""  # published fine-tuning text (.jsonl) to take people from; "": generated people
     forget_ids_file: str = ""  # published forget ids (.json) that go with it; "": drawn
+    data_source: str = ""  # folder in the published layout, or its name on the hub; "": generated, or profiles_file
+    data_revision: str = ""  # commit of the hub's data to read; "": the newest
 
     # randomness; -1: as seed
     seed: int = 0  # stands for all four
@@ -151,36 +211,33 @@ class Config:
     train_lr: float = 0.0  # learning rate of fine-tuning
     unlearn_epochs: int = 0  # passes over the forget set
     unlearn_lr: float = 0.0  # learning rate of unlearning
+    schedule: str = ""  # of both learning rates: constant, linear or cosine; "": as the protocol, then the preset
+    label_mode: str = ""  # supervised tokens: answer, text (question too), upstream (image slots too); "": as protocol
+    eos: str = ""  # whether the end of an answer is taught: yes or no; "": as the protocol
+    adapter_reach: str = ""  # where adapters sit: language, or upstream (vision tower too); "": as the protocol
 
     # evaluation
     shots: int = 5  # worked examples before a multiple-choice or cloze question, 0 to 5
+    shot_source: str = ""  # whom they show: pool, retain, upstream (those under evaluation), none; "": as the protocol
+    scoring: str = ""  # of multiple choice: both (letter and likelihood) or letter; "": as the protocol
+    cyclic: bool = False  # ask every multiple-choice question in all four cyclic orders of its options
+    draws_file: str = ""  # random draws of another evaluation (draws.json) to be repeated; "": drawn by shot_seed
 
     def __post_init__(self):
         for parameter in fields(self):
             object.__setattr__(self, parameter.name, _typed(parameter.name, getattr(self, parameter.name)))
         unset = tuple(name for name, mark in UNSET.items() if getattr(self, name) == mark)
         object.__setattr__(self, "_unset", unset)
+        self._check_words()
+        self._fill({name: preset.value for name, preset in self.protocol_presets().items()})
         self._check()
-        filled = {f"{kind}_seed": self.seed for kind in SEEDS}
-        filled["adaptation"] = next(iter(TRAINING[self.scale]))
-        filled["replay"] = REPLAY[self.scale]
-        for name in unset:
-            if name in filled:
-                object.__setattr__(self, name, filled[name])
+        self._fill({f"{kind}_seed": self.seed for kind in SEEDS})
+        self._fill({"adaptation": next(iter(TRAINING[self.scale])), "replay": REPLAY[self.scale]})
         preset = TRAINING[self.scale].get(self.adaptation)
         if preset is None:
             # A 7B model whose every weight is trained fits no machine this kit is meant for.
             raise KitError(f"adaptation={self.adaptation!r} is not offered at scale {self.scale}: take 'lora'")
-        unlearning = UNLEARNING[self.scale].get(self.method, UNLEARNING[self.scale][""])
-        filled = {
-            "train_steps": preset.steps,
-            "train_lr": preset.lr,
-            "unlearn_epochs": unlearning.epochs,
-            "unlearn_lr": unlearning.lr,
-        }
-        for name in unset:
-            if name in filled:
-                object.__setattr__(self, name, filled[name])
+        self._fill({"train_steps": preset.steps, "train_lr": preset.lr, "unlearn_lr": self._unlearning_preset.lr})
 
     # -- making one ---------------------------------------------------------------------------------------------
 
@@ -219,14 +276,45 @@ class Config:
 
     @property
     def run_id(self) -> str:
-        """Names the run's folder: ``llava-r10-d0-grad_diff-multimodal-s0``, then each seed that is not ``seed``."""
-        parts = [self.base_model, f"r{self.forget_ratio}", f"d{self.forget_draw}", self.method]
-        parts += [] if self.variant == "canonical" else [self.variant]
-        parts += [self.modality, f"s{self.seed}"]
+        """Names the run's folder: ``llava-r10-d0-grad_diff-multimodal-s0``.
+
+        A protocol other than clean stands before the method; after it a variant that is not the protocol's, and at the
+        end each seed that is not ``seed`` and each word that is not the protocol's (``label_mode_text``).
+        """
+        other = {name: value for name, (_, value) in self.deviations().items()}
+        parts = [self.base_model, f"r{self.forget_ratio}", f"d{self.forget_draw}"]
+        parts += [] if self.protocol == "clean" else [self.protocol]
+        parts += [self.method, *([self.variant] if "variant" in other else []), self.modality, f"s{self.seed}"]
         for kind in SEEDS:
             seed = getattr(self, f"{kind}_seed")
             parts += [] if seed == self.seed else [f"{kind}{seed}"]
+        parts += [f"{name}_{other[name]}" for name in CHOICES if name in other]
+        parts += ["cyclic"] if self.cyclic else []
+        parts += ["replayed"] if self.draws_file else []
         return "-".join(parts)
+
+    def protocol_presets(self) -> dict[str, Preset]:
+        """What ``protocol`` stands for at this scale and for this method, by field, with its source."""
+        from mllmu_nb.unlearning import METHODS  # here, for it loads torch
+
+        found = dict(PROTOCOL[self.protocol])
+        if self.protocol == "clean" and self.scale == "paper":
+            found["shot_source"] = RETAIN_SHOTS
+        recipe = self._unlearning_preset
+        found["unlearn_epochs"] = Preset(recipe.epochs, recipe.source)
+        found["variant"] = Preset("canonical", "the method's own paper")
+        if self.protocol == "upstream":
+            found["unlearn_epochs"] = UPSTREAM_EPOCHS.get(self.method, UPSTREAM_EPOCHS[""])
+            if "upstream" in METHODS.get(self.method, ()):
+                found["variant"] = Preset("upstream", UPSTREAM)
+        return found
+
+    def deviations(self) -> dict[str, tuple[Any, Any]]:
+        """Where the run departs from its protocol: field → (the protocol's value, the run's)."""
+        found = {name: (preset.value, getattr(self, name)) for name, preset in self.protocol_presets().items()}
+        if not self.trains:
+            found.pop("unlearn_epochs")  # nothing is unlearned
+        return {name: (wanted, value) for name, (wanted, value) in found.items() if value != wanted}
 
     @property
     def training(self) -> Recipe:
@@ -234,14 +322,15 @@ class Config:
         preset = TRAINING[self.scale][self.adaptation]
         epochs = 0 if self.train_steps else preset.epochs
         source = self._source("train", preset)
-        return replace(preset, lr=self.train_lr, steps=self.train_steps, epochs=epochs, source=source)
+        recipe = replace(preset, lr=self.train_lr, steps=self.train_steps, epochs=epochs, source=source)
+        return self._as_protocol(recipe, adapters=self.adaptation == "lora")
 
     @property
     def unlearning(self) -> Recipe:
         """The recipe of unlearning by ``method``."""
-        preset = UNLEARNING[self.scale].get(self.method, UNLEARNING[self.scale][""])
-        source = self._source("unlearn", preset)
-        return replace(preset, lr=self.unlearn_lr, epochs=self.unlearn_epochs, source=source)
+        source = self._source("unlearn", self._unlearning_preset)
+        recipe = replace(self._unlearning_preset, lr=self.unlearn_lr, epochs=self.unlearn_epochs, source=source)
+        return self._as_protocol(recipe)
 
     @property
     def trains(self) -> bool:
@@ -260,9 +349,29 @@ class Config:
         """A stable hash of the named fields alone."""
         return stable_hash({name: getattr(self, name) for name in names})
 
-    # -- checking it --------------------------------------------------------------------------------------------
+    # -- filling and checking it --------------------------------------------------------------------------------
 
-    def _check(self) -> None:
+    def _fill(self, values: Mapping[str, Any]) -> None:
+        """Gives the fields that were left unset these values."""
+        for name, value in values.items():
+            if name in self._unset:
+                object.__setattr__(self, name, value)
+
+    @property
+    def _unlearning_preset(self) -> Recipe:
+        return UNLEARNING[self.scale].get(self.method, UNLEARNING[self.scale][""])
+
+    def _as_protocol(self, recipe: Recipe, adapters: bool = True) -> Recipe:
+        """The recipe with what protocol and fields say of every training."""
+        return replace(
+            recipe,
+            schedule=self.schedule or recipe.schedule,
+            label_mode=self.label_mode,
+            eos=self.eos == "yes",
+            lora_reach=self.adapter_reach if adapters else recipe.lora_reach,
+        )
+
+    def _check_words(self) -> None:
         from mllmu_nb.unlearning import METHODS  # here, for it loads torch
 
         _choose("scale", self.scale, SCALES)
@@ -270,11 +379,13 @@ class Config:
         _choose("protocol", self.protocol, PROTOCOLS)
         _choose("method", self.method, (*MODELS, *METHODS))
         _choose("modality", self.modality, MODALITIES)
-        _choose("adaptation", self.adaptation or ADAPTATIONS[0], ADAPTATIONS)
-        if self.method in METHODS:
-            _choose(f"variant of {self.method}", self.variant, tuple(METHODS[self.method]))
-        else:
-            _choose("variant", self.variant, ("canonical",))
+        given = {"adaptation": ADAPTATIONS, **CHOICES}
+        given[f"variant of {self.method}"] = tuple(METHODS.get(self.method, ("canonical",)))
+        for name, choices in given.items():
+            if value := getattr(self, name.partition(" ")[0]):
+                _choose(name, value, choices)
+
+    def _check(self) -> None:
         if self.trains and self.modality == "none":
             raise KitError(f"method {self.method!r} unlearns: modality must be 'multimodal' or 'unimodal', not 'none'")
         if not self.trains and self.modality != "none":
@@ -285,7 +396,11 @@ class Config:
             )
         if self.forget_ids_file and not self.profiles_file:
             raise KitError("forget_ids_file names people of a profiles_file: give that as well")
-        if not self.profiles_file:
+        if self.data_source and self.profiles_file:
+            raise KitError("people come from data_source or from profiles_file: give one of them")
+        if self.data_revision and not self.data_source:
+            raise KitError("data_revision says which data of a data_source to read: give that as well")
+        if not self.profiles_file and not self.data_source:
             self._check_people()
         for name in ("pool", "celebrities", "forget_draw", "people", "seed", "train_steps", "unlearn_epochs"):
             _bounded(name, getattr(self, name), 0, None)
@@ -306,6 +421,7 @@ class Config:
     def _source(self, prefix: str, preset: Recipe) -> str:
         changed = [f.name for f in fields(self) if f.name.startswith(f"{prefix}_") and f.name not in self._unset]
         changed = [name for name in changed if not name.endswith("_seed")]
+        changed += [name for name in ("schedule", "label_mode", "eos", "adapter_reach") if name in self.deviations()]
         return preset.source + (f"; {', '.join(changed)} set by hand" if changed else "")
 
 
@@ -355,6 +471,7 @@ def _typed(name: str, value: Any) -> Any:
         return value
     shown = f"the text {value!r}" if isinstance(value, str) else repr(value)
     hint = " (in YAML write 1.0e-5: without the point it is text)" if wanted is float and isinstance(value, str) else ""
+    hint = " (in YAML put yes and no in quotes)" if wanted is str and isinstance(value, bool) else hint
     raise KitError(f"{name} must be {_WORDS[wanted]}, not {shown}{hint}")
 
 

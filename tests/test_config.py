@@ -58,6 +58,21 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
         ({"replay": 1.5}, "replay must be at least 0 and at most 0.9, not 1.5"),
         ({"scale": "paper", "adaptation": "full"}, "adaptation='full' is not offered at scale paper: take 'lora'"),
         ({"forget_ids_file": "x.json"}, "forget_ids_file names people of a profiles_file: give that as well"),
+        (
+            {"protocol": "Upstream"},
+            "unknown protocol 'Upstream': did you mean 'upstream'? choose one of clean, upstream",
+        ),
+        ({"label_mode": "all"}, "unknown label_mode 'all': choose one of answer, text, upstream"),
+        ({"eos": False}, "eos must be text, not False (in YAML put yes and no in quotes)"),
+        ({"eos": "maybe"}, "unknown eos 'maybe': choose one of yes, no"),
+        ({"shot_source": "clean"}, "unknown shot_source 'clean': choose one of pool, retain, upstream, none"),
+        ({"cyclic": "true"}, "cyclic must be True or False, not the text 'true'"),
+        ({"variant": "upstream"}, "unknown variant of vanilla 'upstream': choose one of canonical"),
+        (
+            {"data_source": "here", "profiles_file": "x.jsonl"},
+            "people come from data_source or from profiles_file: give one of them",
+        ),
+        ({"data_revision": "4f2a"}, "data_revision says which data of a data_source to read: give that as well"),
     ],
 )
 def test_bad_parameters_are_named_in_one_line(parameters, message):
@@ -123,6 +138,77 @@ def test_run_ids():
     assert config.run_id == "llava-r10-d0-grad_diff-multimodal-s0"
     assert Config(method="oracle", seed=2, forget_ratio=15).run_id == "llava-r15-d0-oracle-none-s2"
     assert config.but(unlearn_seed=4).run_id == "llava-r10-d0-grad_diff-multimodal-s0-unlearn4"
+
+
+def test_one_word_sets_what_a_protocol_is_made_of():
+    """The words and numbers of the released code, by the facts that are known of it."""
+    clean = Config(method="npo", modality="multimodal")
+    words = ("label_mode", "eos", "adapter_reach", "shot_source", "scoring", "schedule", "unlearn_epochs")
+    assert [getattr(clean, name) for name in words] == ["answer", "yes", "language", "pool", "both", "", 4]
+    upstream = clean.but(protocol="upstream")
+    assert [getattr(upstream, name) for name in words] == ["text", "no", "upstream", "upstream", "letter", "linear", 2]
+    assert clean.but(scale="paper").shot_source == "retain"
+    assert upstream.but(method="ga").unlearn_epochs == upstream.but(method="grad_diff").unlearn_epochs == 1
+    assert not clean.deviations() and not upstream.deviations()
+
+
+def test_a_variant_belongs_to_the_methods_that_have_it(monkeypatch):
+    from mllmu_nb.unlearning import METHODS
+
+    monkeypatch.setitem(
+        METHODS, "npo", {"canonical": METHODS["npo"]["canonical"], "upstream": METHODS["ga"]["canonical"]}
+    )
+    upstream = Config(method="npo", modality="multimodal", protocol="upstream")
+    assert upstream.variant == "upstream" and upstream.but(method="prompting", modality="none").variant == "canonical"
+    assert upstream.run_id == "llava-r10-d0-upstream-npo-multimodal-s0"
+    canonical = upstream.but(variant="canonical")
+    assert canonical.deviations() == {"variant": ("upstream", "canonical")}
+    assert canonical.run_id == "llava-r10-d0-upstream-npo-canonical-multimodal-s0"
+
+
+def test_what_is_set_alone_is_told():
+    config = Config(protocol="upstream", eos="yes", label_mode="text")
+    assert config.deviations() == {"eos": ("no", "yes")} and config.but(eos="").deviations() == {}
+    assert config.run_id == "llava-r10-d0-upstream-vanilla-none-s0-eos_yes"
+    assert config.training.eos and config.training.source.endswith("eos set by hand")
+    asked = Config(cyclic=True, draws_file="draws.json", shot_source="none")
+    assert asked.run_id == "llava-r10-d0-vanilla-none-s0-shot_source_none-cyclic-replayed"
+    assert Config(unlearn_epochs=9).deviations() == {}  # vanilla unlearns nothing
+    assert Config(unlearn_epochs=9, method="ga", modality="unimodal").deviations() == {"unlearn_epochs": (4, 9)}
+
+
+def test_the_words_of_a_protocol_reach_the_recipes():
+    config = Config(protocol="upstream", method="ga", modality="multimodal", adaptation="lora")
+    for recipe in (config.training, config.unlearning):
+        assert (recipe.label_mode, recipe.eos, recipe.schedule, recipe.lora_reach) == (
+            "text",
+            False,
+            "linear",
+            "upstream",
+        )
+    assert config.but(adaptation="full").training.lora_reach == "language"  # it has no adapters
+    clean = config.but(protocol="clean")
+    assert (clean.training.schedule, clean.unlearning.schedule) == ("cosine", "constant")
+    assert (clean.unlearning.label_mode, clean.unlearning.eos, clean.unlearning.lora_reach) == (
+        "answer",
+        True,
+        "language",
+    )
+    assert clean.but(schedule="linear").training.schedule == "linear"
+
+
+def test_every_word_of_a_protocol_is_known_and_has_a_source():
+    from mllmu_nb.models.prompts import LABEL_MODES
+    from mllmu_nb.training import SCHEDULES
+
+    assert module.CHOICES["label_mode"] == LABEL_MODES and set(module.CHOICES["schedule"]) == set(SCHEDULES)
+    for scale in module.SCALES:
+        for protocol in module.PROTOCOLS:
+            presets = Config(scale=scale, protocol=protocol).protocol_presets()
+            assert {*module.CHOICES, "variant", "unlearn_epochs"} == set(presets)
+            assert all(preset.source for preset in presets.values())
+            for name, choices in module.CHOICES.items():
+                assert presets[name].value in (*choices, "") and (presets[name].value or name == "schedule")
 
 
 def test_given_and_parameters_survive_yaml():
