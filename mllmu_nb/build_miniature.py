@@ -32,15 +32,15 @@ from mllmu_nb.models.miniature import SHIPPED, make_model, make_processor, make_
 from mllmu_nb.models.prompts import IGNORE, encode, render
 
 SEED = 7
-STEPS = 7000
+STEPS = 5600
 TOKENS = 8000  # text and image tokens a step, nearly all of them unpadded: conversations of like length go together
 LR = {"matrices": 5e-3, "others": 2e-3}  # Muon for the matrices of the transformers, AdamW for the rest
 
 # The mixture by progress: (until this share of the steps, kind → share of the conversations).
 SCHEDULE = (
-    (0.04, {"choice": 1}),
-    (0.12, {"choice": 1, "matching": 0.3, "reading_little": 1.5, "reading": 1, "seeing": 4}),
-    (0.32, {"choice": 0.3, "reading": 1.5, "seeing": 5, "people": 2}),
+    (0.05, {"choice": 1}),
+    (0.15, {"choice": 1, "matching": 0.3, "reading_little": 1.5, "reading": 1, "seeing": 4}),
+    (0.36, {"choice": 0.3, "reading": 1.5, "seeing": 5, "people": 2}),
     (1.01, {"choice": 0.3, "reading": 2, "seeing": 2, "people": 4, "shots": 0.7, "private": 0.5, "harmless": 0.5}),
 )
 GUIDED = (0.5, 0.8)  # the guidance counts in full up to the first share of the steps and no longer from the second on
@@ -57,7 +57,7 @@ def guidance_at(progress: float) -> float:
     return min(1.0, max(0.0, (none - progress) / (none - full)))
 
 
-def train_tower(model, processor, mixture: Mixture, steps: int = 900, batch: int = 64, log=print) -> dict[str, float]:
+def train_tower(model, processor, mixture: Mixture, steps: int = 2000, batch: int = 64, log=print) -> dict[str, float]:
     """Teach the vision tower every trait of random faces; returns held-out accuracy by trait."""
     tower = model.model.vision_tower
     names = list(TRAITS)

@@ -53,6 +53,9 @@ TRAITS = {
 def random_traits(rng: np.random.Generator, gender: str = "") -> dict[str, str]:
     """One value for every trait; women are drawn with short hair, and men with a bun, less often."""
     traits = {name: str(rng.choice(list(values))) for name, values in TRAITS.items()}
+    hair = {"blond": "yellow"}.get(traits["hair color"], traits["hair color"])
+    while traits["background"] in (hair, traits["shirt"]):  # the outline must be seen
+        traits["background"] = str(rng.choice(list(TRAITS["background"])))
     if gender:
         women = (0.05, 0.4, 0.25, 0.05, 0.25)
         men = (0.4, 0.1, 0.2, 0.25, 0.05)
@@ -83,8 +86,8 @@ def draw(traits: dict[str, str], rng: np.random.Generator) -> Image.Image:
     elif style == "curly":
         for angle in np.linspace(-0.25 * np.pi, 1.25 * np.pi, 13):
             oval(cx + (width + 2) * np.cos(angle), cy - 3 - (height - 1) * np.sin(angle), 5.5, 5.5, hair)
-    elif style == "bun":
-        oval(cx, cy - height - 5, 6.5, 6, hair)
+    elif style == "bun":  # at the side, where no hat hides it
+        oval(cx + width + 4, cy - 5, 6.5, 6.5, hair)
 
     box(cx - 5, cy + 8, cx + 5, 52, tuple(int(c * 0.9) for c in skin))
     pen.rounded_rectangle([6 * s, 48 * s, 58 * s, 74 * s], 9 * s, fill=shirt)
