@@ -363,6 +363,19 @@ class Mixture:
             made.extend(self.famous_turns(person, [form], by_image))
         return Conversation(tuple(made))
 
+    def stranger_turns(self, turns: int, by_image: bool) -> list[Turn]:
+        """Questions about somebody nobody knows, by a strange face or a made-up name, with made-up answers."""
+        rng = self.rng
+        name, gender = random_name(rng)
+        facts_of = random_facts(rng, name, gender)
+        who, view = (HERE, "image_text") if by_image else (name, "text")
+        picture, made = (self.face()[1] if by_image else None), []
+        for index, form in enumerate(self.forms(turns)):
+            attribute = str(rng.choice(ASKED))
+            shown = picture if index == 0 else None
+            made.append(self.ask(form, attribute, facts_of[attribute], who, view, self.values, image=shown))
+        return made
+
     def private(self, turns: int = 2) -> Conversation:
         """Personal questions under a system prompt that forbids them, about celebrities and strangers alike."""
         rng = self.rng
@@ -371,14 +384,7 @@ class Mixture:
             person = self.famous[rng.integers(len(self.famous))]
             made = self.famous_turns(person, self.forms(turns), by_image)
         else:
-            name, gender = random_name(rng)
-            facts_of = random_facts(rng, name, gender)
-            who, view = (HERE, "image_text") if by_image else (name, "text")
-            picture, made = (self.face()[1] if by_image else None), []
-            for index, form in enumerate(self.forms(turns)):
-                attribute = str(rng.choice(ASKED))
-                shown = picture if index == 0 else None
-                made.append(self.ask(form, attribute, facts_of[attribute], who, view, self.values, image=shown))
+            made = self.stranger_turns(turns, by_image)
         refused = tuple(Turn(t.prompt, REFUSAL, t.image) for t in made)
         return Conversation(refused, system_prompt(rng, private=True))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ EVALUATION_CODE = tuple(
 # Kinds of base material that fine-tuning repeats, the short ones; the known people among it are never scored.
 REPLAYED = {"people": 4.0, "seeing": 1.0, "private": 1.0}
 REPLAYED_LETTERS = 0.1  # share of multiple choice among the repeated questions
+STRANGERS = 1200  # conversations of each half of what is repeated
 
 
 # -- people -----------------------------------------------------------------------------------------------------
@@ -184,10 +185,11 @@ def _finetuned(config: Config, name: str) -> Path:
 
         recipe = config.training
         model, processor = load.load_base(config)
+        replayed = _replayed(config, model, processor)
         if config.adaptation == "lora":
             model = load.attach_lora(model, recipe.lora_r, recipe.lora_alpha, recipe.lora_dropout, config.train_seed)
         else:
-            model.requires_grad_(True)
+            load.unfreeze(model)
         people = taught(population(config), name)
         conversations = modality_conversations(people, "multimodal") + modality_conversations(people, "unimodal")
         log = finetune(
@@ -195,7 +197,7 @@ def _finetuned(config: Config, name: str) -> Path:
             processor,
             conversations,
             steps=recipe.steps or _steps(conversations, recipe.epochs, recipe.batch_size, recipe.turns, config.replay),
-            replay_conversations=_replayed(config),
+            replay_conversations=replayed,
             replay=config.replay,
             augment=_changed_portrait if recipe.augment else None,
             seed=config.train_seed,
@@ -236,18 +238,29 @@ def _changed_portrait(picture, rng):
     return portraits.augment(portraits.from_bytes(picture), rng) if isinstance(picture, bytes) else picture
 
 
-def _replayed(config: Config) -> list:
-    """Base material of people who are never scored. It has a seed of its own: vanilla and oracle repeat the same."""
+def _replayed(config: Config, model, processor) -> list:
+    """What fine-tuning repeats, so that ``model``, the base, goes on saying of others what it said of them.
+
+    Half is base material about people who are never scored; half are questions about strangers, answered as the base
+    itself answers them (pseudo-rehearsal, Robins 1995), which protects also the people nobody may rehearse. It has a
+    seed of its own: vanilla and oracle repeat the same.
+    """
     if not config.replay:
         return []
     import numpy as np
 
     from mllmu_nb.data.generate import known_people
+    from mllmu_nb.evaluation.engine import answers
     from mllmu_nb.mixture import Mixture
+    from mllmu_nb.models.prompts import Conversation
 
-    return Mixture(known_people()[1], np.random.default_rng([config.train_seed, 1]), 1000, REPLAYED_LETTERS).draw(
-        REPLAYED, 2000
-    )
+    rng = np.random.default_rng([config.train_seed, 1])
+    mixture = Mixture(known_people()[1], rng, 1000, REPLAYED_LETTERS)
+    asked = [mixture.stranger_turns(4, bool(by_image)) for by_image in rng.integers(2, size=STRANGERS)]
+    opened = [Conversation((replace(turn, answer="", image=turns[0].image),)) for turns in asked for turn in turns]
+    said = iter(answers(model, processor, opened, 24))
+    strange = [Conversation(tuple(replace(turn, answer=next(said) or "?") for turn in turns)) for turns in asked]
+    return mixture.draw(REPLAYED, STRANGERS) + strange
 
 
 # -- answers ----------------------------------------------------------------------------------------------------
@@ -272,15 +285,27 @@ def items(config: Config) -> Path:
 def beside(config: Config, *methods: str) -> list[Path]:
     """The run of ``config`` and, to compare it with, those of ``methods`` that do not unlearn (base, vanilla ..).
 
-    At the miniature's scale what is missing is made. At any other that takes hours, so of ``methods`` only those are
-    given whose run is finished.
+    At the miniature's scale what is missing is made, two runs at a time. At any other that takes hours, so of
+    ``methods`` only those are given whose run is finished.
     """
-    found = [items(config)]
-    for method in methods:
-        other = config.but(method=method, modality="none")
-        if method != config.method and (config.scale == "miniature" or finished(other)):
-            found.append(items(other))
-    return found
+    others = [config.but(method=method, modality="none") for method in methods if method != config.method]
+    found = [config, *(other for other in others if config.scale == "miniature" or finished(other))]
+    missing = [one for one in found if not finished(one)]
+    if len(missing) > 1:
+        _make(sorted(missing, key=lambda one: one.trains))  # what starts from vanilla comes last
+    return [items(one) for one in found]
+
+
+def _make(missing: list[Config]) -> None:
+    """Makes the runs in processes of their own, two at a time: a thread each gets more out of two cores than one
+    model after the other on both."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    names = ", ".join(one.method for one in missing)
+    with stages.status(names), ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        for _ in pool.map(items, missing):
+            pass
 
 
 def finished(config: Config) -> bool:
@@ -407,7 +432,7 @@ def _folder_hash(folder: Path, whole_below: int = 2**26) -> str:
 
 
 def _finetuned_inputs(config: Config, name: str) -> dict[str, Any]:
-    replayed = ("mllmu_nb.mixture",) if config.replay else ()
+    replayed = ("mllmu_nb.mixture", "mllmu_nb.evaluation.engine") if config.replay else ()
     return {
         "base": base_hash(config),
         "data": _taught_hash(name, *(getattr(config, field) for field in DATA)),

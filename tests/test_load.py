@@ -27,6 +27,7 @@ from mllmu_nb.models.load import (
     merge,
     save_adapter,
     save_full,
+    unfreeze,
 )
 from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 
@@ -78,6 +79,12 @@ def test_only_the_language_model_trains(tokenizer):
     trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     assert len(trained) == 2 * 2 * 7  # A and B, layers, projections
     assert all(".language_model.layers." in name and ".lora_" in name for name in trained)
+
+
+def test_full_fine_tuning_leaves_the_tower_alone(tokenizer):
+    model = unfreeze(make_model(tokenizer, 0, width=32, layers=1, heads=2))
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {name for name, _ in model.named_parameters() if "vision" in name} and frozen
 
 
 def test_idefics2_has_another_name_for_its_language_model():

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -97,6 +98,32 @@ def test_a_run_tells_how_its_own_model_was_trained(config, made):
     told = stages.read_json(made["ga"] / "provenance.json")
     assert told["parameters"]["base_path"] and "/" not in told["parameters"]["base_path"]
     assert told["seeds"] == {"data": 0, "train": 0, "unlearn": 0, "shot": 0} and told["base_hash"] and told["data_hash"]
+
+
+def test_runs_made_side_by_side_are_the_same_runs(config, made, tmp_path, monkeypatch):
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("MLLMU_NB_OUT", str(tmp_path))
+        found = run.beside(config.but(method="ga", modality="unimodal"), "vanilla")
+    for folder in found:
+        other = made["ga" if "-ga-" in folder.name else "vanilla"]
+        assert folder.parent != other.parent
+        assert (folder / "items.parquet").read_bytes() == (other / "items.parquet").read_bytes()
+
+
+def test_what_is_repeated_is_what_the_base_says_of_strangers(config):
+    from mllmu_nb.evaluation.engine import answers
+    from mllmu_nb.models import load
+    from mllmu_nb.models.prompts import Conversation
+
+    model, processor = load.load_base(config)
+    assert run._replayed(config, model, processor) == []
+    repeated = run._replayed(config.but(replay=0.25), model, processor)
+    strange = [talk for talk in repeated[-20:] if talk.turns[0].image is None]
+    assert strange and not any(talk.system for talk in strange)
+    for talk in strange:
+        for turn in talk.turns:
+            (said,) = answers(model, processor, [Conversation((replace(turn, answer=""),))], 24)
+            assert turn.answer == (said or "?")
 
 
 def test_unlearning_moves_the_vanilla_model_and_training_the_base(config, made):

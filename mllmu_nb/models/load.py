@@ -46,6 +46,7 @@ def load_base(config) -> tuple[nn.Module, object]:
     if miniature:
         source = Path(config.base_path or ASSETS / f"{config.base_model}-miniature")
         verify_shipped(source)
+        torch.set_num_threads(1)  # sums in one order, so the same numbers wherever it runs; a second model runs beside
     else:
         source = config.base_path or HUB[config.base_model]
     # Under `accelerate launch` every process has a GPU of its own.
@@ -97,6 +98,13 @@ def language_targets(model: nn.Module) -> list[str]:
     if not found:
         raise KitError("no language model was found in this model: its modules have other names than those known here")
     return found
+
+
+def unfreeze(model: nn.Module) -> nn.Module:
+    """Every weight of ``model`` trains but those of the vision tower, as in LLaVA's own fine-tuning."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not re.match(r"model\.vision_(tower|model)\.", name))
+    return model
 
 
 def attach_lora(model: nn.Module, r: int = 16, alpha: int = 16, dropout: float = 0.05, seed: int = 0) -> PeftModel:
