@@ -1,6 +1,6 @@
 """Fills the README's two tables from the committed reference run: ``python -m mllmu_nb.reporting.readme``.
 
-No number of the README is typed: the main table comes from ``scores.csv``, the minutes from each run's ``train.json``.
+No number of the README is typed: the main table comes from the runs' answers, the minutes from each run's ``train.json``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from pathlib import Path
 import pandas as pd
 
 from mllmu_nb import paths, stages
-from mllmu_nb.reporting import label, models_in_order
+from mllmu_nb.reporting import all_items, label, models_in_order, read_runs
+from mllmu_nb.reporting.tables import pooled_scores
 
-RATIO, DRAW = 10, 0  # what `make reproduce` makes
+RATIO, DRAW = 10, 0  # what `make reproduce` makes; the main table pools all draws of the ratio
 COLUMNS = [
     (f"{name}, {'image' if view == 'image_text' else 'text'}", name, view)
     for name in ("forget", "test", "retain", "celebrity")
@@ -33,14 +34,8 @@ MAP = (
 
 
 def main_table(scores: pd.DataFrame) -> str:
-    """Likelihood accuracy in per cent with the half-width of its 95 % interval, one row a model."""
-    chosen = scores[
-        (scores.forget_ratio == RATIO)
-        & (scores.forget_draw == DRAW)
-        & (scores.seed == 0)
-        & (scores.metric == "accuracy")
-        & (scores.scoring == "likelihood")
-    ]
+    """Likelihood accuracy in per cent with the half-width of its 95 % interval, one row a model: ``pooled_scores``."""
+    chosen = scores[(scores.metric == "accuracy") & (scores.scoring == "likelihood")]
     lines = ["| model | " + " | ".join(head for head, _, _ in COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
     keys = chosen[["method", "variant", "modality"]].drop_duplicates()
     for method, variant, modality in models_in_order(keys.itertuples(index=False, name=None)):
@@ -77,7 +72,8 @@ def main() -> None:
     checkout = paths.committed_runs("miniature").parents[2]
     readme = checkout / "README.md"
     text = readme.read_text()
-    text = fill(text, "main table", main_table(pd.read_csv(checkout / "results/miniature/scores.csv")))
+    runs = [run for run in read_runs(paths.committed_runs("miniature")) if run["forget_ratio"] == RATIO]
+    text = fill(text, "main table", main_table(pooled_scores(all_items(runs))))
     text = fill(text, "map", minutes_table(paths.committed_runs("miniature")))
     readme.write_text(text)
 
