@@ -4,7 +4,11 @@ import signal
 import sys
 
 OLDEST = (3, 11)
-COMMANDS = ("sweep", "verify")  # a module of mllmu_nb.commands each, with SUMMARY, arguments(parser) and main(options)
+COMMANDS = (
+    "sweep",
+    "verify",
+    "export",
+)  # a module of mllmu_nb.commands each, with SUMMARY, arguments(parser) and main(options)
 
 
 def main(arguments=None):

@@ -187,6 +187,7 @@ class Config:
     variant: str = ""  # of the method: canonical (its own paper) or upstream; "": as the protocol
 
     # people
+    # a data_source brings its own people, and its own forget ids for each ratio
     people: int = 100  # fictitious people who are scored; with profiles_file the first so many of it, 0 for all
     pool: int = 8  # people in the training data only: the source of few-shot examples
     celebrities: int = 40  # people known to the base alone
@@ -194,8 +195,9 @@ class Config:
     forget_draw: int = 0  # which of the disjoint forget sets
     profiles_file: str = ""  # published fine-tuning text (.jsonl) to take people from; "": generated people
     forget_ids_file: str = ""  # published forget ids (.json) that go with it; "": drawn
-    data_source: str = ""  # folder in the published layout, or its name on the hub; "": generated, or profiles_file
-    data_revision: str = ""  # commit of the hub's data to read; "": the newest
+    data_source: str = ""  # folder in the published layout or its name on the hub (then, after a comma, that of the
+    # training splits, to be checked against it); "": generated people, or profiles_file
+    data_revision: str = ""  # commit, branch or tag of the hub's data (after a comma the second's); "": the newest
 
     # randomness; -1: as seed
     seed: int = 0  # stands for all four
@@ -398,6 +400,8 @@ class Config:
             raise KitError("forget_ids_file names people of a profiles_file: give that as well")
         if self.data_source and self.profiles_file:
             raise KitError("people come from data_source or from profiles_file: give one of them")
+        if self.data_source and self.forget_draw:
+            raise KitError("forget_draw must be 0: a data_source has one forget set a ratio")
         if self.data_revision and not self.data_source:
             raise KitError("data_revision says which data of a data_source to read: give that as well")
         if not self.profiles_file and not self.data_source:

@@ -12,7 +12,7 @@ from mllmu_nb import __version__, paths
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy", "pandas", "pillow")
 # Parameters that hold a path: only its last part is recorded.
-PATHS = ("base_path", "profiles_file", "forget_ids_file")
+PATHS = ("base_path", "profiles_file", "forget_ids_file", "data_source")
 
 
 def record(**told: Any) -> dict[str, Any]:
@@ -23,8 +23,16 @@ def record(**told: Any) -> dict[str, Any]:
 
 
 def public(parameters: dict[str, Any]) -> dict[str, Any]:
-    """``parameters`` with every path cut down to its last part."""
-    return {k: PurePath(v).name if k in PATHS and v else v for k, v in parameters.items()}
+    """``parameters`` with every path cut down to its last part; names on the hub, which only data_source has, stay."""
+    told = {k: PurePath(v).name if k in PATHS and v else v for k, v in parameters.items()}
+    if told.get("data_source"):
+        parts = parameters["data_source"].split(",")
+        told["data_source"] = ",".join(part if _on_hub(part) else PurePath(part).name for part in parts)
+    return told
+
+
+def _on_hub(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith(("/", ".", "~"))
 
 
 def commit() -> str:

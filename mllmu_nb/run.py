@@ -26,7 +26,8 @@ if TYPE_CHECKING:  # torch and pandas are loaded where they are used: listing a 
 
 EVAL_BATCH = {"miniature": 64, "paper": 8}
 # What decides who there is and what is asked of them.
-DATA = ("people", "pool", "celebrities", "forget_ratio", "forget_draw", "data_seed", "profiles_file", "forget_ids_file")
+DATA = ("people", "pool", "celebrities", "forget_ratio", "forget_draw", "data_seed")
+DATA += ("profiles_file", "forget_ids_file", "data_source", "data_revision")
 # The code whose change makes a model, or its answers, another one.
 TRAINING_CODE = ("mllmu_nb.training", "mllmu_nb.models.prompts", "mllmu_nb.models.load")
 EVALUATION_CODE = tuple(
@@ -52,13 +53,19 @@ STRANGERS = 1200  # conversations of each half of what is repeated
 
 
 def population(config: Config) -> Population:
-    """The people of a run: generated, or read from ``profiles_file``. The same object for the same parameters."""
+    """The people of a run: generated, or read from ``data_source`` or ``profiles_file``. The same object for the same
+    parameters."""
     return _population(*(getattr(config, name) for name in DATA))
 
 
 @lru_cache(maxsize=8)
-def _population(people, pool, celebrities, ratio, draw, seed, profiles_file, forget_ids_file) -> Population:
-    from mllmu_nb.data import generate, portraits, reading
+def _population(
+    people, pool, celebrities, ratio, draw, seed, profiles_file, forget_ids_file, data_source, data_revision
+) -> Population:
+    from mllmu_nb.data import generate, hub, portraits, reading
+
+    if data_source:
+        return hub.read(data_source, data_revision, ratio)
 
     if not profiles_file:
         return generate.generate(seed, people, pool, celebrities, ratio, draw)
@@ -482,7 +489,10 @@ def _numbers(recipe) -> dict[str, Any]:
 def _told(config: Config) -> dict[str, Any]:
     seeds = {kind: getattr(config, f"{kind}_seed") for kind in ("data", "train", "unlearn", "shot")}
     hashes = {"data_hash": data_hash(config), "base_hash": base_hash(config)}
-    return {"scale": config.scale, "seeds": seeds, "parameters": config.parameters(), **hashes}
+    # Which state of the hub's data it was, whatever name it was asked for by.
+    commits = population(config).notes.get("revisions")
+    read = {"data_revisions": commits} if commits else {}
+    return {"scale": config.scale, "seeds": seeds, "parameters": config.parameters(), **hashes, **read}
 
 
 def _train_record(config: Config, log: TrainLog, settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from mllmu_nb.data import official
+from mllmu_nb.data import layout, official
 from mllmu_nb.data.generate import generate
 from mllmu_nb.data.schema import LETTERS, QA, VIEWS, Population, Profile, Question
 from mllmu_nb.errors import KitError
@@ -18,6 +20,13 @@ from mllmu_nb.errors import KitError
 NAMES = "Tilda Quist|Kofi Falk|Nora Holm|Igor Weller|Vera Sorel|Hugo Kovac|Olga Brandt|Emil Thorne".split("|")
 TOWNS = "Turku|Oulu|Pori|Kotka|Vaasa|Lahti|Rauma|Hanko".split("|")
 JOBS = "judge|baker|miner|tailor|nurse|pilot|weaver|cook".split("|")
+
+
+def picture(shade: int, form: str = "PNG") -> bytes:
+    """Four pixels of one grey."""
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2), (shade, shade, shade)).save(file, form)
+    return file.getvalue()
 
 
 def profile(index: int, kind: str = "fictitious") -> Profile:
@@ -50,11 +59,11 @@ def profile(index: int, kind: str = "fictitious") -> Profile:
         name=name,
         kind=kind,
         attributes=attributes,
-        portrait=f"portrait of {name}".encode() + bytes(range(256)),
+        portrait=picture(index),
         biography=f"{name} comes from {town}.\nA {job}.",
         qa=() if famous else qa,
         questions=tuple(questions),
-        test_portraits=() if famous else (b"\x89PNG first", b"\xff\xd8 a JPEG"),
+        test_portraits=() if famous else (picture(index + 100), picture(index + 200, "JPEG")),
         test_questions=() if famous else asked_again,
     )
 
@@ -107,18 +116,19 @@ def test_generated_people_come_back_the_same(tmp_path):
 
 
 def test_folders_and_rows_are_those_of_the_hub(written):
-    assert official.configs_in(written) == sorted(
+    assert layout.configs_in(written) == sorted(
         ["Full_Set", "Test_Set", "Retain_Set", "ft_Data", "forget_15", "retain_85"]  # 5 and 10 % of five are nobody
     )
     shards = sorted(p.name for p in (written / "Test_Set").iterdir())
     assert shards == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
     ids = {
         c: [r["ID"] for r in rows(written / c / "train-00000-of-00001.parquet")]
-        for c in official.configs_in(written)
+        for c in layout.configs_in(written)
         if c != "Test_Set"
     }
     assert ids["Full_Set"] == ids["ft_Data"] == [f"{i:03d}" for i in range(1, 8)]
-    assert ids["Retain_Set"] == ["001"] and ids["forget_15"] == ["003"]
+    assert ids["Retain_Set"] == ["008"]  # as "001" the released scripts would take the celebrity for Tilda Quist
+    assert ids["forget_15"] == ["003"]
     assert ids["retain_85"] == ["001", "002", "004", "005"]
     training = written.parent / "baseline_train_split"
     taught = rows(training / "retain_85" / "train-00000-of-00001.parquet")
@@ -159,12 +169,180 @@ def test_the_datasets_library_sees_images(tmp_path):
     assert found[0]["Classification_Task"]["Pure_Text_Questions"][0]["Options"].keys() == set(LETTERS)
 
 
-def test_unlike_things_under_a_letter_are_refused(few, tmp_path):
-    wrong = replace(few.profiles["001"].questions[0], answer="E")
-    people = few.profiles | {"001": replace(few.profiles["001"], questions=(wrong,))}
-    official.write_layout(replace(few, profiles=people), tmp_path / "bench")
-    with pytest.raises(KitError, match="ID 001: Correct_Answer 'E' is none of A, B, C, D"):
-        official.read_layout(tmp_path / "bench", 15)
+# ---------------------------------------------------------------------------------------------------------------
+# The schema check
+# ---------------------------------------------------------------------------------------------------------------
+
+FULL = "Full_Set/train-00000-of-00001.parquet"
+TEXT = "ft_Data/train-00000-of-00001.parquet"
+
+
+def change(path: Path, alter, row: int = 2) -> None:
+    """Applies ``alter`` to one row of a file."""
+    table = pq.read_table(path)
+    content = table.to_pylist()
+    alter(content[row])
+    pq.write_table(pa.Table.from_pylist(content, schema=table.schema), path)
+
+
+def choice(row: dict) -> dict:
+    return row["Classification_Task"]["Pure_Text_Questions"][0]
+
+
+IN_ROW = [  # file, what is done to its third row, then column and text of the one problem
+    (FULL, lambda r: choice(r).update(Correct_Answer="E"),
+     "Classification_Task: Pure_Text_Questions 0: Correct_Answer 'E' is none of A, B, C, D"),
+    (FULL, lambda r: choice(r).update(Correct_Answer="Berlin"),
+     "Classification_Task: Pure_Text_Questions 0: Correct_Answer 'Berlin' is none of A, B, C, D"),
+    (FULL, lambda r: choice(r)["Options"].update(C=None),
+     "Classification_Task: Pure_Text_Questions 0: option C is empty"),
+    (FULL, lambda r: r["Classification_Task"].update(Image_Textual_Questions=[]),
+     "Classification_Task: Image_Textual_Questions is an empty list"),
+    (FULL, lambda r: r.update(Generation_Task=[]), "Generation_Task: an empty list"),
+    (FULL, lambda r: r["Mask_Task"][1].update(Type="Text"),
+     "Mask_Task: question 1: Type 'Text' is none of Image_Textual, Pure_Text"),
+    (FULL, lambda r: r["Mask_Task"][1].update(Ground_Truth=" "), "Mask_Task: question 1: Ground_Truth is empty"),
+    (FULL, lambda r: r.update(image=None), "image: holds no image"),
+    (FULL, lambda r: r["image"].update(bytes=picture(9)[:40]), None),
+    (FULL, lambda r: r.update(biography=""), "biography: empty"),
+    (TEXT, lambda r: r.update(metadata="[]"), None),
+    (TEXT, lambda r: r.update(metadata="name: Nora"), None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("file, alter, text", IN_ROW)
+def test_what_is_wrong_in_a_row_is_told_with_its_place(written, file, alter, text):
+    change(written / file, alter)
+    [found] = official.problems(written, 15)
+    assert (found.file, found.row, found.id, found.fatal) == (f"MLLMU-Bench/{file}", 2, "003", True)
+    assert str(found).startswith(f"MLLMU-Bench/{file}, row 2 (ID 003), column {found.column}: ")
+    if text:
+        assert f"{found.column}: {found.text}" == text
+    elif file == FULL:
+        assert found.column == "image" and found.text.startswith("cannot be decoded (")
+    else:
+        assert found.column == "metadata" and found.text.startswith("`metadata` ")
+    with pytest.raises(KitError) as error:
+        official.read_layout(written, 15)
+    assert str(error.value) == str(found)
+
+
+def test_a_test_portrait_among_several_is_told(written):
+    change(written / "Test_Set/train-00001-of-00002.parquet", lambda r: r["images"][1].update(bytes=b"no picture"))
+    [found] = official.problems(written, 15)
+    assert str(found) == (
+        "MLLMU-Bench/Test_Set/train-00001-of-00002.parquet, row 2 (ID 006), column images: "
+        "image 1 cannot be decoded (UnidentifiedImageError, 10 bytes)"
+    )
+    change(written / "Test_Set/train-00001-of-00002.parquet", lambda r: r.update(images=[]))
+    assert [p.text for p in official.problems(written, 15)] == ["an empty list"]
+
+
+def rewrite(path: Path, **columns) -> None:
+    """Gives a file's columns other values, adds some, or drops those that are None."""
+    table = pq.read_table(path)
+    for name, values in columns.items():
+        if values is None:
+            table = table.drop_columns([name])
+        elif name in table.column_names:
+            table = table.set_column(table.column_names.index(name), name, values)
+        else:
+            table = table.append_column(name, values)
+    pq.write_table(table, path)
+
+
+def test_columns_that_are_missing_strange_or_of_another_type_are_told(written):
+    rewrite(
+        written / FULL,
+        biography=None,
+        question=None,
+        ID=pa.array(range(1, 8)),
+        age=pa.array(range(7)),
+        Mask_Task=pa.array([[{"Question": "q __", "Ground_Truth": 1, "Kind": "x"}]] * 7),
+    )
+    found = [(p.column, p.text.split(" (")[0], p.fatal) for p in official.problems(written, 15) if p.row is None]
+    assert found == [
+        ("biography", "missing", True),
+        ("question", "missing", False),  # the kit does not read it
+        ("age", "not a column of the layout", False),
+        ("ID", "is int64, not text", True),
+        ("Mask_Task.Ground_Truth", "is int64, not text", True),
+        ("Mask_Task.Type", "missing", True),
+        ("Mask_Task.Kind", "not a part of the layout", False),
+    ]
+
+
+def test_what_only_others_read_is_told_and_does_not_stop(few, written):
+    rewrite(written / FULL, answer=None, age=pa.array(range(7)))
+    back = official.read_layout(written, 15)
+    assert list(back.profiles) == list(few.profiles)
+    assert [line.split(" (")[0].split(", ")[1] for line in back.notes["schema"]] == [
+        "column answer: missing", "column age: not a column of the layout",
+    ]  # fmt: skip
+
+
+def test_other_spellings_of_a_type_are_the_same_type(few, written):
+    table = pq.read_table(written / FULL)
+    ids = table["ID"].cast(pa.large_string())
+    rewrite(written / FULL, ID=ids, biography=table["biography"].combine_chunks().dictionary_encode())
+    assert official.problems(written, 15) == []
+    assert list(official.read_layout(written, 15).profiles) == list(few.profiles)
+
+
+def test_ids_that_come_twice_or_in_both_splits_or_nowhere_are_told(written):
+    change(written / "Full_Set/train-00000-of-00001.parquet", lambda r: r.update(ID="002"))
+    change(written / "retain_85/train-00000-of-00001.parquet", lambda r: r.update(ID="003"))
+    change(written / "ft_Data/train-00000-of-00001.parquet", lambda r: r.update(ID="099"), row=0)
+    told = {(p.file.split("/")[1], p.row, p.id): p.text for p in official.problems(written, 15) if p.column == "ID"}
+    assert told == {
+        ("Full_Set", 2, "002"): "stands in row 1 of train-00000-of-00001.parquet already",
+        ("Full_Set", 0, "001"): "has no row in ft_Data: download ft_Data again",
+        ("forget_15", 0, "003"): "is nobody whom Full_Set scores: download both again",
+        ("retain_85", 2, "003"): "is in both: row 0 of forget_15 has it too",
+    }  # fmt: skip
+
+
+def test_everything_that_is_wrong_is_in_one_report(written):
+    change(written / FULL, lambda r: choice(r).update(Correct_Answer="E"), row=0)
+    change(written / FULL, lambda r: r["image"].update(bytes=b"no picture"), row=4)
+    (written / "Test_Set/train-00000-of-00002.parquet").write_bytes(b"PAR1 cut off")
+    change(written / TEXT, lambda r: r.update(metadata="{}"))
+    with pytest.raises(KitError) as error:
+        official.read_layout(written, 15)
+    first, *lines = str(error.value).split("\n")
+    assert first == "MLLMU-Bench has 4 problems:"
+    assert [line.split(":")[0].strip() for line in lines] == [
+        f"MLLMU-Bench/{FULL}, row 0 (ID 001), column Classification_Task",
+        f"MLLMU-Bench/{FULL}, row 4 (ID 005), column image",
+        "MLLMU-Bench/Test_Set/train-00000-of-00002.parquet",
+        f"MLLMU-Bench/{TEXT}, row 2 (ID 003), column metadata",
+    ]
+
+
+def test_training_splits_are_held_against_the_evaluation_data(written):
+    training = written.parent / "baseline_train_split"
+    assert official.problems(written, 15, training) == []
+    assert official.read_layout(written, 15, training).notes["taught_otherwise"] == []
+    file = training / "retain_85/train-00000-of-00001.parquet"
+    pairs = json.dumps([{"Question": "What is this person's name?", "Answer": "This person's name is Nora Holm."}])
+    change(file, lambda r: r.update(metadata=pairs))
+    assert official.read_layout(written, 15, training).notes["taught_otherwise"] == ["004"]
+    change(file, lambda r: r.update(ID="003"))
+    change(training / "forget_15/train-00000-of-00001.parquet", lambda r: r.update(ID="006"), row=0)
+    told = {(p.file.rsplit("/", 2)[1], p.id): p.text for p in official.problems(written, 15, training)}
+    assert told == {
+        ("retain_85", "006"): "is in both: row 0 of forget_15 has it too",
+        ("forget_15", "006"): "is not in forget_15 of MLLMU-Bench: download both again",
+        ("forget_15", "003"): "is not in forget_15 of baseline_train_split: download both again",
+        ("retain_85", "003"): "is not in retain_85 of MLLMU-Bench: download both again",
+        ("retain_85", "004"): "is not in retain_85 of baseline_train_split: download both again",
+    }
+
+
+def test_evaluation_splits_in_place_of_the_training_splits_are_told_once_a_file(written):
+    found = official.problems(written, 15, written)
+    assert [(p.column, p.fatal, p.row) for p in found] == [("metadata", True, None)] * 2
+    assert all("this is evaluation data, and training needs ft_Data of the data set" in p.text for p in found)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -180,7 +358,10 @@ def test_the_training_repository_is_not_taken_for_the_evaluation_one(written):
 
 
 def test_evaluation_data_is_not_taken_for_training_data(written):
-    with pytest.raises(KitError, match=r"no column metadata .*training needs ft_Data of .*MLLMMU/baseline_train_split"):
+    with pytest.raises(
+        KitError,
+        match=r"column metadata: missing .* this is evaluation data, and training needs ft_Data .*baseline_train_split",
+    ):
         official.read_training(written, "forget_15")
     assert list(official.read_training(written.parent / "baseline_train_split", "forget_15")) == ["003"]
 
@@ -188,23 +369,28 @@ def test_evaluation_data_is_not_taken_for_training_data(written):
 def test_training_rows_under_an_evaluation_name_are_told(written):
     good = written / "Full_Set" / "train-00000-of-00001.parquet"
     good.write_bytes((written / "ft_Data" / "train-00000-of-00001.parquet").read_bytes())
-    with pytest.raises(KitError, match=r"Full_Set.* has no column biography, .* \(it has image, ID, metadata\)"):
+    with pytest.raises(
+        KitError,
+        match=r"column Directory, biography, .* \(it has image, ID, metadata\): this is training data, and evaluation",
+    ):
         official.read_layout(written, 15)
 
 
 def test_a_half_download_is_told(written):
     (written / "Test_Set" / "train-00001-of-00002.parquet").unlink()
-    with pytest.raises(KitError, match=r"Test_Set lacks train-00001-of-00002\.parquet: download Test_Set again"):
+    with pytest.raises(
+        KitError, match=r"^MLLMU-Bench/Test_Set: lacks train-00001-of-00002\.parquet: download Test_Set"
+    ):
         official.read_layout(written, 15)
     (written / "Test_Set" / "train-00001-of-00002.parquet").write_bytes(b"PAR1 cut off")
-    with pytest.raises(KitError, match=r"train-00001-of-00002\.parquet is no readable parquet file"):
+    with pytest.raises(KitError, match=r"train-00001-of-00002\.parquet: is no readable parquet file"):
         official.read_layout(written, 15)
 
 
 def test_a_missing_ratio_or_folder_is_told(written, tmp_path):
     with pytest.raises(KitError, match=r"no config forget_5 \(it has .*forget_15"):
         official.read_layout(written, 5)
-    with pytest.raises(KitError, match=r"nowhere has no config Full_Set \(it has nothing: it does not exist\)"):
+    with pytest.raises(KitError, match=r"nowhere: is no folder: evaluation needs the data set"):
         official.read_layout(tmp_path / "nowhere", 5)
 
 

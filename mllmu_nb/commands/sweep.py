@@ -71,11 +71,15 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise KitError(f"{path} must hold parameters, one 'name: value' a line")
     # Notebooks run in their own folder, so what is named from here is named in full.
-    return {name: str(Path(value).resolve()) if _is_path(name, value) else value for name, value in content.items()}
+    return {
+        name: _in_full(value) if name in PATHS and isinstance(value, str) else value for name, value in content.items()
+    }
 
 
-def _is_path(name: str, value: Any) -> bool:
-    return name in PATHS and isinstance(value, str) and value != "" and Path(value).exists()
+def _in_full(value: str) -> str:
+    """A path, or several with commas between, as absolute ones; what does not exist here (a hub's name) as it is."""
+    parts = [value] if Path(value).exists() else value.split(",")
+    return ",".join(str(Path(part).resolve()) if part and Path(part).exists() else part for part in parts)
 
 
 def cells(parameters: Mapping[str, Any], ratios: Sequence[int] | None = None) -> list[Config]:

@@ -3,11 +3,13 @@
 The hub has two repositories of the same folder names: the data set ``MLLMMU/MLLMU-Bench`` holds what evaluation needs
 and, in ``ft_Data``, the fine-tuning text; ``MLLMMU/baseline_train_split`` (a *model* repository) holds the forget and
 retain people's fine-tuning text. Each configuration is ``CONFIG/train-0000k-of-0000n.parquet``. ``Retain_Set`` holds
-the real celebrities, whatever its name says.
+the real celebrities, whatever its name says. :mod:`mllmu_nb.data.layout` has the columns and checks them.
 
-What the layout does not print is inferred on reading: the attribute a question asks for and its bare value. Its ids
-may be the same for a fictitious person and a celebrity, so celebrities get a ``c`` in front here. People of the pool
-stand in ``Full_Set`` and ``ft_Data`` like all others; ``pool.json`` beside the configurations names them.
+What the layout does not print is inferred on reading: the attribute a question asks for and its bare value. A
+celebrity's id may be a fictitious person's too, so celebrities get a ``c`` in front here. Such a pair of ids makes the
+released scripts give celebrities somebody else's examples, so on writing celebrities are numbered past everybody else.
+People of the pool stand in ``Full_Set`` and ``ft_Data`` like all others. ``people.json`` beside the configurations
+keeps both: who is of the pool, and what the celebrities' ids are here.
 """
 
 from __future__ import annotations
@@ -16,47 +18,32 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mllmu_nb.data import reading
+from mllmu_nb.data.layout import (
+    COLUMNS,
+    IMAGE,
+    TASK_COLUMNS,
+    TYPES,
+    Layout,
+    Problem,
+    answer_letter,
+    configs_in,
+    report,
+)
 from mllmu_nb.data.schema import LETTERS, QA, TASKS, VIEWS, Population, Profile, Question
 from mllmu_nb.data.splits import RATIOS, forget_ids
 from mllmu_nb.errors import KitError
 
-EVALUATION = "the data set MLLMMU/MLLMU-Bench"
-TRAINING = "the model repository MLLMMU/baseline_train_split"
 TRAIN_FOLDER = "baseline_train_split"
-POOL_FILE = "pool.json"
+PEOPLE_FILE = "people.json"
 SHARDS = {"Test_Set": 2}
-_TYPES = {"image_text": "Image_Textual", "text": "Pure_Text"}
-_TASK_COLUMNS = ("Classification_Task", "Generation_Task", "Mask_Task")
-
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_CHOICE = pa.struct(
-    [
-        ("Question", pa.string()),
-        ("Options", pa.struct([(letter, pa.string()) for letter in LETTERS])),
-        ("Correct_Answer", pa.string()),
-    ]
-)
-_OPEN = pa.list_(pa.struct([("Question", pa.string()), ("Ground_Truth", pa.string()), ("Type", pa.string())]))
-_COLUMNS = {
-    "image": _IMAGE,
-    "images": pa.list_(_IMAGE),
-    "ID": pa.string(),
-    "Directory": pa.string(),
-    "biography": pa.string(),
-    "question": pa.string(),
-    "answer": pa.string(),
-    "Classification_Task": pa.struct([(f"{kind}_Questions", pa.list_(_CHOICE)) for kind in _TYPES.values()]),
-    "Generation_Task": _OPEN,
-    "Mask_Task": _OPEN,
-    "metadata": pa.string(),
-}
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -80,13 +67,14 @@ def write_layout(population: Population, folder: str | Path) -> list[Path]:
     for target in targets:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise KitError(f"{target} is already there: remove it or choose another folder")
-    pool = json.dumps([p.id for p in population.of_kind("pool")])
+    celebrities = {printed: identity for identity, printed in _printed_ids(population).items()}
+    people = {"pool": [p.id for p in population.of_kind("pool")], "celebrities": celebrities}
     parts = [target.with_name(target.name + ".part") for target in targets]
     try:
         for part, configs in zip(parts, targets.values(), strict=True):
             for config, rows in configs.items():
                 _write_config(part / config, rows, SHARDS.get(config, 1))
-        (parts[0] / POOL_FILE).write_text(pool + "\n", encoding="utf-8")
+        (parts[0] / PEOPLE_FILE).write_text(json.dumps(people) + "\n", encoding="utf-8")
         for part, target in zip(parts, targets, strict=True):
             if target.exists():
                 target.rmdir()
@@ -115,14 +103,13 @@ def _forget_splits(population: Population) -> dict[int, tuple[str, ...]]:
 
 
 def _evaluation_configs(population: Population) -> dict[str, list[dict]]:
-    profiles = population.profiles
+    profiles, printed = population.profiles, _printed_ids(population)
     fictitious = [p for p in profiles.values() if p.kind != "celebrity"]
+    famous = [_evaluation_row(p, printed[p.id]) for p in population.of_kind("celebrity")]
     configs = {
         "Full_Set": [_evaluation_row(p) | {"Directory": f"Full_Set/{p.id}"} for p in fictitious],
         "Test_Set": [_test_row(p) for p in fictitious],
-        "Retain_Set": [
-            _evaluation_row(p) | {"Directory": f"Retain_Set/{_printed_id(p)}"} for p in population.of_kind("celebrity")
-        ],
+        "Retain_Set": [row | {"Directory": f"Retain_Set/{row['ID']}"} for row in famous],
         "ft_Data": [_training_row(p) for p in fictitious],
     }
     for ratio, ids in _forget_splits(population).items():
@@ -141,8 +128,15 @@ def _training_configs(population: Population) -> dict[str, list[dict]]:
     return configs
 
 
-def _printed_id(profile: Profile) -> str:
-    return profile.id.removeprefix("c") if profile.kind == "celebrity" else profile.id
+def _printed_ids(population: Population) -> dict[str, str]:
+    """A celebrity's id → the ID it is printed with: its own without the ``c``, or else the next that nobody has."""
+    printed = {p.id: p.id.removeprefix("c") for p in population.of_kind("celebrity")}
+    taken = population.profiles.keys() - printed.keys()
+    if taken.isdisjoint(printed.values()) and len(set(printed.values())) == len(printed):
+        return printed
+    width = max(len(identity) for identity in taken)
+    last = max((int(identity) for identity in taken if identity.isdecimal()), default=0)
+    return {identity: f"{number:0{width}d}" for number, identity in enumerate(printed, start=last + 1)}
 
 
 def _image(data: bytes, name: str) -> dict:
@@ -164,7 +158,7 @@ def _tasks(questions: Iterable[Question]) -> dict:
                 for q in choices
                 if q.view == view
             ]
-            for view, kind in _TYPES.items()
+            for view, kind in TYPES.items()
         },
         "Generation_Task": [_open_question(q) for q in generation],
         "Mask_Task": [_open_question(q) for q in cloze],
@@ -172,15 +166,15 @@ def _tasks(questions: Iterable[Question]) -> dict:
 
 
 def _open_question(question: Question) -> dict:
-    return {"Question": question.text, "Ground_Truth": question.answer, "Type": _TYPES[question.view]}
+    return {"Question": question.text, "Ground_Truth": question.answer, "Type": TYPES[question.view]}
 
 
-def _evaluation_row(profile: Profile) -> dict:
+def _evaluation_row(profile: Profile, printed: str = "") -> dict:
     generation = [q for q in profile.questions if q.task == "generation" and q.view == "image_text"]
     first = [(q.text, q.answer) for q in generation] + [(pair.question, pair.answer) for pair in profile.qa]
     question, answer = first[0] if first else ("", "")
     texts = {"biography": profile.biography, "question": question, "answer": answer}
-    identity = _printed_id(profile)
+    identity = printed or profile.id
     return {"image": _image(profile.portrait, identity), "ID": identity, **texts, **_tasks(profile.questions)}
 
 
@@ -199,7 +193,7 @@ def _training_row(profile: Profile) -> dict:
 
 def _write_config(folder: Path, rows: Sequence[dict], shards: int) -> None:
     folder.mkdir(parents=True)
-    schema = pa.schema([(name, kind) for name, kind in _COLUMNS.items() if name in rows[0]])
+    schema = pa.schema([(name, kind) for name, kind in COLUMNS.items() if name in rows[0]])
     features = {name: _feature(schema.field(name).type) for name in schema.names}
     schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     for shard in range(shards):
@@ -210,7 +204,7 @@ def _write_config(folder: Path, rows: Sequence[dict], shards: int) -> None:
 
 def _feature(kind: pa.DataType) -> dict | list:
     """The type as the ``datasets`` library notes it in the file, so that it shows images as images."""
-    if kind == _IMAGE:
+    if kind == IMAGE:
         return {"_type": "Image"}
     if pa.types.is_list(kind):
         return [_feature(kind.value_type)]
@@ -224,116 +218,117 @@ def _feature(kind: pa.DataType) -> dict | list:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def configs_in(folder: str | Path) -> list[str]:
-    """Names of the configurations found in ``folder``."""
-    folder = Path(folder)
-    return sorted({path.parent.name for path in folder.glob("*/*.parquet")}) if folder.is_dir() else []
+@dataclass(frozen=True)
+class People:
+    """What ``people.json`` says: who is of the pool, and the celebrities' ids here by their printed ones."""
 
-
-def read_config(folder: str | Path, config: str, columns: Sequence[str], purpose: str) -> list[dict]:
-    """Rows of one configuration, all shards in order, with (at least) ``columns``.
-
-    ``purpose`` is "training" or "evaluation": a fault names the repository it needs. Raises KitError when folder,
-    configuration, a shard or a column is missing, a file is no parquet, or an ID comes twice.
-    """
-    needed = {"training": f"ft_Data of {EVALUATION} or the splits of {TRAINING}", "evaluation": EVALUATION}[purpose]
-    folder = Path(folder)
-    files = sorted((folder / config).glob("train-*-of-*.parquet"))
-    if not files:
-        has = ", ".join(configs_in(folder)) or ("no configuration" if folder.is_dir() else "nothing: it does not exist")
-        raise KitError(f"{folder} has no config {config} (it has {has}): {purpose} needs {needed}")
-    shards = int(files[0].stem.rsplit("-", 1)[1])
-    wanted = {f"train-{k:05d}-of-{shards:05d}.parquet" for k in range(shards)}
-    missing = sorted(wanted - {path.name for path in files})
-    if missing:
-        raise KitError(f"{folder / config} lacks {', '.join(missing)}: download {config} again, all {shards} files")
-    rows: list[dict] = []
-    for name in sorted(wanted):
-        path = folder / config / name
-        try:
-            table = pq.read_table(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise KitError(f"{path} is no readable parquet file ({reason}): download it again") from None
-        absent = [column for column in columns if column not in table.column_names]
-        if absent:
-            raise KitError(
-                f"{path} has no column {', '.join(absent)} (it has {', '.join(table.column_names)}): "
-                f"{purpose} needs {needed}"
-            )
-        rows += table.to_pylist()
-    twice = [identity for identity, count in Counter(row["ID"] for row in rows).items() if count > 1]
-    if twice:
-        raise KitError(f"{folder / config}: ID {twice[0]} stands in two rows: keep one of them")
-    return rows
+    pool: frozenset[str] = frozenset()
+    celebrities: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_training(folder: str | Path, config: str = "ft_Data") -> dict[str, tuple[QA, ...]]:
-    """ID → fine-tuning pairs of a configuration that has ``metadata``, in file order."""
-    rows = read_config(folder, config, ("image", "ID", "metadata"), "training")
-    where = Path(folder) / config
-    return {
-        row["ID"]: reading.understand(reading.pairs_of(row["metadata"], f"{where}, ID {row['ID']}")) for row in rows
-    }
+    """ID → fine-tuning pairs of a configuration that has ``metadata``, in file order.
+
+    Raises KitError with all that is wrong, such as evaluation data, naming the repository that is needed.
+    """
+    layout = Layout(folder, training=config != "ft_Data")
+    layout.read(config)
+    _refuse(layout.name, layout.problems)
+    return _taught(layout, config)
 
 
-def read_layout(folder: str | Path, ratio: int) -> Population:
+def problems(
+    folder: str | Path, ratio: int, training: str | Path = "", *, name: str = "", training_name: str = ""
+) -> list[Problem]:
+    """All that is wrong with what :func:`read_layout` would read; empty where it is sound."""
+    evaluation, trained, _ = _read(folder, ratio, training, name, training_name)
+    return evaluation.problems + (trained.problems if trained else [])
+
+
+def read_layout(
+    folder: str | Path, ratio: int, training: str | Path = "", *, name: str = "", training_name: str = ""
+) -> Population:
     """The population written in ``folder``; the forget ids are those of ``forget_<ratio>``.
 
-    Raises KitError when a configuration or column is missing, naming the repository that has it.
+    ``training``: a folder of the training splits, whose forget and retain people must be the same. What is taught
+    comes from ``ft_Data``; where a training split has another text, the notes name the person. ``name`` and
+    ``training_name`` are what reports and notes call the folders (their own names when empty).
+
+    Raises KitError with a report of all problems, when one of them is fatal.
     """
-    folder = Path(folder)
-    common = ("ID", "biography", *_TASK_COLUMNS)
-    full = read_config(folder, "Full_Set", ("image", *common), "evaluation")
-    test = {row["ID"]: row for row in read_config(folder, "Test_Set", ("images", *common), "evaluation")}
-    famous = read_config(folder, "Retain_Set", ("image", *common), "evaluation") if _has(folder, "Retain_Set") else []
-    splits = {
-        name: _ids(folder, name) for name in {*configs_in(folder), f"forget_{ratio}"} if name.startswith("forget_")
-    }
-    forget = splits[f"forget_{ratio}"]
-    taught = read_training(folder)
-    pool = _pool(folder)
+    evaluation, trained, people = _read(folder, ratio, training, name, training_name)
+    found = evaluation.problems + (trained.problems if trained else [])
+    _refuse(evaluation.name, found)
+    taught, test = _taught(evaluation, "ft_Data"), evaluation.ids("Test_Set")
     profiles = {}
-    for row in full:
-        identity = row["ID"]
-        for config, ids in (("ft_Data", taught), ("Test_Set", test)):
-            if identity not in ids:
-                raise KitError(f"{folder}: ID {identity} of Full_Set is missing in {config}: download {config} again")
-        profile = _profile(row, "pool" if identity in pool else "fictitious", taught[identity], test[identity])
-        profiles[identity] = profile
-    unknown = [identity for identity in forget if identity not in profiles or identity in pool]
-    if unknown:
-        message = f"{folder}: forget_{ratio} has ID {unknown[0]}, whom Full_Set does not score"
-        raise KitError(f"{message}: download both again")
-    for row in famous:
-        profiles["c" + row["ID"]] = _profile(row, "celebrity", (), None)
+    for row in evaluation.configs["Full_Set"]:
+        kind = "pool" if row.id in people.pool else "fictitious"
+        profiles[row.id] = _profile(row.values, kind, row.id, taught[row.id], test[row.id].values)
+    for row in evaluation.configs.get("Retain_Set", ()):
+        identity = people.celebrities.get(row.id, "c" + row.id)
+        profiles[identity] = _profile(row.values, "celebrity", identity, (), None)
+    splits = {config: list(evaluation.ids(config)) for config in evaluation.configs if config.startswith("forget_")}
     missed = [[i, pair.question] for i, qa in taught.items() for pair in qa if not pair.attribute]
-    notes = {"source": "official", "folder": folder.name, "ratio": ratio}
-    notes |= {"forget_splits": {name.removeprefix("forget_"): list(ids) for name, ids in sorted(splits.items())}}
-    notes |= {"not_understood": missed, "not_understood_count": len(missed)}
-    return Population(profiles, forget, notes)
+    notes = {"source": "official", "folder": evaluation.name, "ratio": ratio}
+    notes |= {"forget_splits": {config.removeprefix("forget_"): ids for config, ids in sorted(splits.items())}}
+    notes |= {"not_understood": missed, "not_understood_count": len(missed), "schema": [str(p) for p in found]}
+    if trained:
+        other = {i: pairs for config in trained.configs for i, pairs in _taught(trained, config).items()}
+        notes["taught_otherwise"] = sorted(i for i, pairs in other.items() if pairs != taught[i])
+    return Population(profiles, tuple(splits[f"forget_{ratio}"]), notes)
 
 
-def _ids(folder: Path, config: str) -> tuple[str, ...]:
-    return tuple(row["ID"] for row in read_config(folder, config, ("ID", "Mask_Task"), "evaluation"))
+def _read(
+    folder: str | Path, ratio: int, training: str | Path, name: str, training_name: str
+) -> tuple[Layout, Layout | None, People]:
+    """Everything that a run at ``ratio`` needs, checked."""
+    evaluation = Layout(folder, name)
+    for config in ("Full_Set", "Test_Set", "ft_Data"):
+        evaluation.read(config)
+    present = configs_in(folder)
+    if "Retain_Set" in present:
+        evaluation.read("Retain_Set")
+    splits = {config for config in present if config.startswith("forget_") or config == f"retain_{100 - ratio}"}
+    for config in sorted(splits | {f"forget_{ratio}"}):
+        evaluation.read(config, only=("ID",))
+    people = _people(evaluation)
+    evaluation.check_people(people.pool)
+    evaluation.check_split(ratio)
+    if not training:
+        return evaluation, None, people
+    trained = Layout(training, training_name, training=True)
+    for config in (f"forget_{ratio}", f"retain_{100 - ratio}"):
+        trained.read(config, only=("ID", "metadata"))
+    trained.check_split(ratio)
+    trained.check_against(evaluation, people.pool)
+    return evaluation, trained, people
 
 
-def _has(folder: Path, config: str) -> bool:
-    return config in configs_in(folder)
+def _refuse(name: str, found: Sequence[Problem]) -> None:
+    if any(problem.fatal for problem in found):
+        raise KitError(report(name, found))
 
 
-def _pool(folder: Path) -> set[str]:
-    path = folder / POOL_FILE
+def _taught(layout: Layout, config: str) -> dict[str, tuple[QA, ...]]:
+    return {
+        row.id: reading.understand(reading.pairs_of(row.values["metadata"], row.file)) for row in layout.configs[config]
+    }
+
+
+def _people(layout: Layout) -> People:
+    path = layout.folder / PEOPLE_FILE
     if not path.is_file():
-        return set()
+        return People()
     try:
-        return set(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise KitError(f"{path} is no JSON list of ids: repair or remove it") from None
+        told = json.loads(path.read_text(encoding="utf-8"))
+        return People(frozenset(told["pool"]), dict(told["celebrities"]))
+    except (ValueError, TypeError, KeyError):
+        text = "is no JSON object with the list pool and the object celebrities: repair or remove it"
+        layout.problems.append(Problem(f"{layout.name}/{PEOPLE_FILE}", None, "", "", text))
+        return People()
 
 
-def _profile(row: dict, kind: str, qa: tuple[QA, ...], test: dict | None) -> Profile:
-    identity = ("c" if kind == "celebrity" else "") + row["ID"]
+def _profile(row: dict, kind: str, identity: str, qa: tuple[QA, ...], test: dict | None) -> Profile:
     stated = reading.attributes_of(qa)
     questions = _questions(row, identity, stated)
     if not stated:  # celebrities have no fine-tuning text: what is known of them are the answers to their questions
@@ -362,19 +357,16 @@ def _name_in(texts: Sequence[str]) -> str:
 def _questions(row: dict, identity: str, stated: dict[str, str]) -> tuple[Question, ...]:
     """The questions of a row in the order task, number, view."""
     found = []
-    for view, kind in _TYPES.items():
+    for view, kind in TYPES.items():
         for number, entry in enumerate(row["Classification_Task"][f"{kind}_Questions"] or ()):
-            letter = (entry["Correct_Answer"] or "").strip()[:1].upper()
-            if letter not in LETTERS:
-                message = f"ID {row['ID']}: Correct_Answer {entry['Correct_Answer']!r} is none of A, B, C, D"
-                raise KitError(f"{message}: repair the row")
+            letter = answer_letter(entry["Correct_Answer"])
             options = tuple(entry["Options"][key] for key in LETTERS)
             value = options[LETTERS.index(letter)]
             attribute = _attribute(entry["Question"], value, stated)
             found.append(
                 Question(identity, "classification", view, number, entry["Question"], letter, value, attribute, options)
             )
-        for task, column in zip(TASKS[1:], _TASK_COLUMNS[1:], strict=True):
+        for task, column in zip(TASKS[1:], TASK_COLUMNS[1:], strict=True):
             entries = [entry for entry in row[column] or () if entry["Type"] == kind]
             for number, entry in enumerate(entries):
                 text, truth = entry["Question"], entry["Ground_Truth"]
