@@ -6,6 +6,7 @@ import sys
 OLDEST = (3, 11)
 COMMANDS = (
     "sweep",
+    "evaluate",
     "verify",
     "export",
 )  # a module of mllmu_nb.commands each, with SUMMARY, arguments(parser) and main(options)

@@ -22,6 +22,7 @@ PROTOCOLS = ("clean", "upstream")
 MODALITIES = ("multimodal", "unimodal", "none")
 ADAPTATIONS = ("lora", "full")
 MODELS = ("base", "vanilla", "oracle")  # what stands beside the unlearned models
+YOURS = "yours"  # the method of a model that was made elsewhere: base_path, with adapter_path on it
 SEEDS = ("data", "train", "unlearn", "shot")
 # What a protocol sets, each with the words it knows; schedule "" is the one of the recipe.
 CHOICES = {
@@ -181,7 +182,8 @@ class Config:
     scale: str = "miniature"  # miniature: minutes on two cores; paper: the 7B models on a GPU
     base_model: str = "llava"  # family of the base model: llava or idefics2
     base_path: str = ""  # folder or hub name of the base model; "": the one shipped with the kit
-    method: str = "vanilla"  # base, vanilla, oracle, or an unlearning method
+    adapter_path: str = ""  # folder of an adapter on it that was trained elsewhere, for method yours
+    method: str = "vanilla"  # base, vanilla, oracle, an unlearning method, or yours: base_path as it is
     modality: str = "none"  # what unlearning trains on: multimodal, unimodal; none for models that are not unlearned
     protocol: str = "clean"  # clean: good practice throughout; upstream: as the released code behaves
     variant: str = ""  # of the method: canonical (its own paper) or upstream; "": as the protocol
@@ -337,7 +339,7 @@ class Config:
     @property
     def trains(self) -> bool:
         """Whether ``method`` changes weights of the vanilla model."""
-        return self.method not in MODELS and bool(_method(self.method, self.variant).uses)
+        return self.method not in (*MODELS, YOURS) and bool(_method(self.method, self.variant).uses)
 
     def parameters(self) -> dict[str, Any]:
         """All parameters as plain values, in their order."""
@@ -379,7 +381,7 @@ class Config:
         _choose("scale", self.scale, SCALES)
         _choose("base_model", self.base_model, BASE_MODELS)
         _choose("protocol", self.protocol, PROTOCOLS)
-        _choose("method", self.method, (*MODELS, *METHODS))
+        _choose("method", self.method, (*MODELS, YOURS, *METHODS))
         _choose("modality", self.modality, MODALITIES)
         given = {"adaptation": ADAPTATIONS, **CHOICES}
         given[f"variant of {self.method}"] = tuple(METHODS.get(self.method, ("canonical",)))
@@ -396,6 +398,8 @@ class Config:
             raise KitError(
                 f"forget_ratio must be from 1 to 99 per cent (the paper: 5, 10, 15), not {self.forget_ratio}"
             )
+        if self.adapter_path and self.method != YOURS:
+            raise KitError(f"adapter_path is asked as method {YOURS!r}, not {self.method!r}, which trains its own")
         if self.forget_ids_file and not self.profiles_file:
             raise KitError("forget_ids_file names people of a profiles_file: give that as well")
         if self.data_source and self.profiles_file:

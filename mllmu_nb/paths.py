@@ -30,6 +30,11 @@ def runs(scale: str) -> Path:
     return results(scale) / "runs"
 
 
+def evaluated(scale: str) -> Path:
+    """Of models that were made elsewhere: apart from the runs, which tables and figures are made of."""
+    return results(scale) / "evaluated"
+
+
 def figures(scale: str) -> Path:
     return root() / "figures" / scale
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllmu_nb import paths, stages
-from mllmu_nb.config import Config, stable_hash
-from mllmu_nb.data.schema import Population, Profile
+from mllmu_nb.config import YOURS, Config, stable_hash
+from mllmu_nb.data.schema import SETS, Population, Profile
 from mllmu_nb.errors import KitError
 
 if TYPE_CHECKING:  # torch and pandas are loaded where they are used: listing a grid needs neither
@@ -164,12 +165,19 @@ def unlearned(config: Config) -> Path:
 def model(config: Config) -> tuple[Any, Any]:
     """The model that ``config.method`` names, ready to be asked, and its processor; made if need be.
 
-    ``prompting`` is the vanilla model: its system prompt is :func:`system`.
+    ``prompting`` is the vanilla model: its system prompt is :func:`system`. ``yours`` is what lies in ``base_path``,
+    with the adapter of ``adapter_path`` merged into it.
     """
     from mllmu_nb.models import load
 
     if config.method == "base":
         return load.load_base(config)
+    if config.method == YOURS:
+        check(config)
+        plain, processor = load.load_whole(base_source(config), config.base_model, config.scale == "miniature")
+        if not config.adapter_path:
+            return plain, processor
+        return load.merge(load.load_any_adapter(plain, config.adapter_path)).eval(), processor
     if config.method == "oracle":
         return _filled(config, oracle(config))
     plain, processor = _vanilla_model(config)
@@ -284,6 +292,40 @@ def items(config: Config) -> Path:
     if finished(config):
         return folder
     made = stages.stage("items", _items_inputs(config), lambda place: _answer(config, place), _told(config))
+    return _copied(made, folder)
+
+
+def evaluated(config: Config, *, name: str = YOURS, sets: Sequence[str] = SETS, limit: int | None = None) -> Path:
+    """The folder with the four files of a run for a model that was made elsewhere (method ``yours``), made if need be.
+
+    Tables call it ``name``; ``sets`` and ``limit`` (so many people of each set) shorten the questions. The folder lies
+    apart from the runs, so that the tables and figures of those stay what they are.
+    """
+    called = config.run_id.replace(f"-{config.method}-", f"-{name}-")
+    folder = paths.evaluated(config.scale) / called
+    paths.writable(folder.parent)
+    asked = {"run": called, "method": name, "sets": list(sets), "limit": limit}
+    inputs = {**_items_inputs(config), **asked}
+    made = stages.stage("items", inputs, lambda place: _answer(config, place, **asked), {**_told(config), **asked})
+    return _copied(made, folder)
+
+
+def reference(config: Config) -> Path | None:
+    """The finished run of ``config``, to compare a model with: one's own, else the one that came with the project.
+
+    None where neither is there, or the one that came was about other people.
+    """
+    if finished(config):
+        return paths.runs(config.scale) / config.run_id
+    folder = paths.committed_runs(config.scale) / config.run_id
+    if not (folder / "data.json").is_file():
+        return None
+    told = stages.read_json(folder / "data.json")
+    same = told.get("data_hash") == data_hash(config) and told.get("forget_ids") == list(population(config).forget_ids)
+    return folder if same else None
+
+
+def _copied(made: Path, folder: Path) -> Path:
     with stages.lock(folder), stages.whole(folder) as partial:
         shutil.copytree(made, partial, dirs_exist_ok=True)
     return folder
@@ -353,7 +395,15 @@ def scores(scale: str) -> pd.DataFrame:
     return table
 
 
-def _answer(config: Config, folder: Path) -> None:
+def _answer(
+    config: Config,
+    folder: Path,
+    *,
+    run: str = "",
+    method: str = "",
+    sets: Sequence[str] = SETS,
+    limit: int | None = None,
+) -> None:
     import time
 
     from mllmu_nb.evaluation import evaluate
@@ -365,15 +415,18 @@ def _answer(config: Config, folder: Path) -> None:
         asked,
         processor,
         known,
+        sets=sets,
+        limit=limit,
         shots=config.shots,
         shot_seed=config.shot_seed,
         system=system(config),
         batch_size=EVAL_BATCH[config.scale],
     )
     seconds = time.perf_counter() - began
-    shared = {"run": config.run_id, **{name: getattr(config, name) for name in RUN_COLUMNS}}
-    for place, (name, value) in enumerate(shared.items()):
-        answers.insert(place, name, value)
+    shared = {"run": run or config.run_id, **{column: getattr(config, column) for column in RUN_COLUMNS}}
+    shared["method"] = method or config.method
+    for place, (column, value) in enumerate(shared.items()):
+        answers.insert(place, column, value)
     answers.to_parquet(folder / "items.parquet", index=False)
     stages.write_json(folder / "train.json", {**_trained(config), "evaluation_seconds": round(seconds, 3)})
     stages.write_json(folder / "data.json", _data_record(config))
@@ -401,11 +454,16 @@ RUN_COLUMNS = (
 def check(config: Config) -> None:
     """Raises KitError for what would stop a run later on: people who cannot be, a base model that is missing or
     damaged, folders that cannot be written."""
-    from mllmu_nb.models.load import verify_shipped
+    from mllmu_nb.models.load import check_any_adapter, check_whole, verify_shipped
 
     population(config)
-    if config.scale == "miniature":
-        verify_shipped(Path(_base_source(config)))
+    if config.method == YOURS:
+        if config.scale == "miniature" or Path(base_source(config)).is_dir():  # else it is a name on the hub
+            check_whole(base_source(config), config.base_model)
+        if config.adapter_path:
+            check_any_adapter(config.adapter_path)
+    elif config.scale == "miniature":
+        verify_shipped(Path(base_source(config)))
     for folder in (paths.runs(config.scale), paths.figures(config.scale), paths.cache()):
         paths.writable(folder)
 
@@ -413,11 +471,12 @@ def check(config: Config) -> None:
 def base_hash(config: Config) -> str:
     """A hash of the base model's files where they lie in a folder (of very large ones their size and both ends); of
     its name where it comes from the hub."""
-    source = _base_source(config)
+    source = base_source(config)
     return _folder_hash(Path(source)) if Path(source).is_dir() else stable_hash(source)
 
 
-def _base_source(config: Config) -> str:
+def base_source(config: Config) -> str:
+    """The folder or hub name that the base model is loaded from."""
     from mllmu_nb.models.load import ASSETS, HUB
 
     shipped = {"miniature": ASSETS / f"{config.base_model}-miniature", "paper": HUB[config.base_model]}
@@ -466,6 +525,8 @@ def _items_inputs(config: Config) -> dict[str, Any]:
     known = population(config)
     if config.method == "base":
         asked: Any = base_hash(config)
+    elif config.method == YOURS:
+        asked = [base_hash(config), _folder_hash(Path(config.adapter_path)) if config.adapter_path else ""]
     elif config.trains:
         asked = _unlearned_inputs(config)
     else:

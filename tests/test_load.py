@@ -254,5 +254,5 @@ def test_weights_that_do_not_fill_the_architecture_are_refused(tokenizer, tmp_pa
 def test_other_bases_are_refused(tmp_path):
     with pytest.raises(KitError, match="unknown base model 'llama': choose one of llava, idefics2"):
         load_base(run_of(tmp_path, base_model="llama"))
-    with pytest.raises(KitError, match="the base model .* cannot be loaded"):
+    with pytest.raises(KitError, match="the model .* cannot be loaded"):
         load_base(run_of(tmp_path, scale="paper"))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -49,6 +50,15 @@ def load_base(config) -> tuple[nn.Module, object]:
         torch.set_num_threads(1)  # sums in one order, so the same numbers wherever it runs; a second model runs beside
     else:
         source = config.base_path or HUB[config.base_model]
+    return load_whole(source, config.base_model, miniature)
+
+
+def load_whole(source: str | Path, base_model: str, miniature: bool) -> tuple[nn.Module, object]:
+    """A model and its processor as ``save_pretrained`` has written them into a folder, or as they lie on the hub.
+
+    What :func:`load_base` says of precision holds here. Raises KitError for weights that are no safetensors, and for
+    any key that is missing or unexpected.
+    """
     # Under `accelerate launch` every process has a GPU of its own.
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
     small = miniature or device == "cpu"
@@ -64,11 +74,13 @@ def load_base(config) -> tuple[nn.Module, object]:
             output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise KitError(f"the base model {source} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise KitError(f"the model {source} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if model.config.model_type != base_model:
+        raise KitError(f"the model {source} is of the family {model.config.model_type}, not {base_model}")
     wrong = {kind: sorted(map(str, found)) for kind, found in keys.items() if found}
     for kind, found in wrong.items():
-        raise KitError(f"the base model {source} does not fit its architecture: {kind.replace('_', ' ')} {_few(found)}")
-    if config.base_model == "idefics2":
+        raise KitError(f"the model {source} does not fit its architecture: {kind.replace('_', ' ')} {_few(found)}")
+    if base_model == "idefics2":
         processor.image_processor.do_image_splitting = False
     return model.to(device).eval(), processor
 
@@ -161,6 +173,82 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
     adapted = _attach(model, replace(settings, inference_mode=False))
     _fill(_adapter_weights(adapted), stored, Path(folder) / "adapter_model.safetensors")
     return adapted
+
+
+def check_whole(folder: str | Path, base_model: str) -> None:
+    """Raise KitError unless ``folder`` looks like a whole model of the family ``base_model`` that may be loaded.
+
+    Reads its config.json alone: an adapter, another architecture and pickled weights are named before anything is
+    loaded.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise KitError(f"there is no folder {folder}: name one that save_pretrained has written")
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise KitError(f"{folder} holds an adapter: name the model it goes on as well")
+    family = family_of(folder)
+    if family != base_model:
+        known = f"this is asked as {base_model}" if family in HUB else f"those known are {', '.join(HUB)}"
+        raise KitError(f"the model in {folder} is of the family {family}: {known}")
+    _check_safe(folder, "model")
+
+
+def family_of(folder: str | Path) -> str:
+    """The model_type that the config.json of ``folder`` states."""
+    return str(_json(Path(folder) / "config.json").get("model_type"))
+
+
+def check_any_adapter(folder: str | Path) -> None:
+    """Raise KitError unless ``folder`` holds a LoRA adapter in peft's layout, its weights as safetensors."""
+    kind = _json(Path(folder) / "adapter_config.json").get("peft_type")
+    if kind != "LORA":
+        raise KitError(f"the adapter in {folder} is of the kind {kind}: only LORA can be put on a model here")
+    _check_safe(Path(folder), "adapter_model")
+
+
+def load_any_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
+    """Put a LoRA adapter that others have trained on a plain model, whatever modules it sits on.
+
+    Names that an older transformers gave to the modules are translated by peft. Raises KitError as
+    :func:`check_any_adapter` does, for modules that the model does not have, and for any missing, unexpected or
+    misshapen key.
+    """
+    folder = Path(folder)
+    check_any_adapter(folder)
+    stored = _read(folder / "adapter_model.safetensors")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            adapted = get_peft_model(model, LoraConfig.from_pretrained(folder))
+            found = set_peft_model_state_dict(adapted, stored)
+    except (ValueError, RuntimeError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise KitError(f"the adapter in {folder} does not fit the model: {reason}") from error
+    lacking = [name for name in found.missing_keys if ".default" in name]
+    problems = {"lacks": lacking, "has unexpected": found.unexpected_keys}
+    told = "; ".join(f"{problem} {_few(sorted(names))}" for problem, names in problems.items() if names)
+    if told:
+        raise KitError(f"the adapter in {folder} does not fit the model: it {told}")
+    return adapted.eval()
+
+
+def _json(file: Path) -> dict:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no JSON"
+        raise KitError(f"cannot read {file}: {reason}") from None
+    if not isinstance(found, dict):
+        raise KitError(f"cannot read {file}: it holds no names and values")
+    return found
+
+
+def _check_safe(folder: Path, stem: str) -> None:
+    """Reading any other format of weights can run code that lies in the file."""
+    if not any(folder.glob(f"{stem}*.safetensors")):
+        other = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt"))
+        instead = f" but {_few(other)}" if other else ""
+        raise KitError(f"{folder} holds no {stem}.safetensors{instead}: only safetensors are loaded")
 
 
 def save_full(model: nn.Module, folder: str | Path) -> None:
