@@ -36,6 +36,7 @@ EVALUATION_CODE = tuple(
     for module in (
         "models.prompts",
         "evaluation",
+        "evaluation.draws",
         "evaluation.engine",
         "evaluation.items",
         "evaluation.classification",

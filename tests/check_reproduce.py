@@ -17,8 +17,8 @@ from PIL import Image
 TRAINED = {"ga", "grad_diff", "kl_min", "npo"}
 SETS = ("forget", "test", "retain", "celebrity")
 COLUMNS = (
-    "base_model forget_ratio forget_draw method variant modality seed set task view scoring metric "
-    "value low high n_items n_profiles"
+    "base_model forget_ratio forget_draw method protocol variant modality seed data_seed train_seed unlearn_seed "
+    "shot_seed set task view scoring metric value low high n_items n_profiles"
 ).split()
 # task, scoring, metric, the column of the items that it is the mean of, its range
 MEASURES = (

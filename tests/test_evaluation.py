@@ -4,21 +4,23 @@ from dataclasses import replace
 from math import exp, isnan
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from mllmu_nb.data.generate import generate
-from mllmu_nb.data.schema import QA, Item, Profile, Question
+from mllmu_nb.data.schema import QA, SETS, Item, Profile, Question
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import evaluate
-from mllmu_nb.evaluation.classification import letter, likelihood_rows, stated
+from mllmu_nb.evaluation.classification import by_letter, letter, letter_rows, likelihood_rows, stated
 from mllmu_nb.evaluation.cloze import contained
+from mllmu_nb.evaluation.draws import draw
 from mllmu_nb.evaluation.engine import answers, greedy, option_likelihoods
 from mllmu_nb.evaluation.factuality import holds, rubric, words
-from mllmu_nb.evaluation.generation import generation_rows, overlap
-from mllmu_nb.evaluation.items import COLUMNS, shots_before
+from mllmu_nb.evaluation.generation import generation_rows, known_values, overlap
+from mllmu_nb.evaluation.items import COLUMNS, CYCLIC_COLUMNS, shots_before
 from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
-from mllmu_nb.models.prompts import Conversation, Turn, choice_shot, encode, question_of, render
+from mllmu_nb.models.prompts import Conversation, Turn, choice_shot, encode, question_of, render, token_counts
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +46,17 @@ def conversations(people, system="") -> list[Conversation]:
     """Both views, all tasks, with and without examples: everything that shares a batch somewhere."""
     items = [item for name in ("forget", "test", "celebrity") for item in people.items(name)]
     choices = [item for item in items if item.question.task == "classification"]
-    before = shots_before(choices, people, shots=3, people=1, seed=1, as_turn=solved)
+    before = shots_before(choices, people, drawn(people, 1), 3, solved)
     plain = [Conversation((question_of(item.question, item.image),), system) for item in items]
     shown = [
         Conversation((*shots, question_of(item.question, item.image)), system)
         for item, shots in zip(choices, before, strict=True)
     ]
     return plain + shown
+
+
+def drawn(people, seed: int) -> dict:
+    return draw(people, SETS, shots=5, shot_source="pool", shot_seed=seed)
 
 
 def solved(question: Question, image: bytes | None) -> Turn:
@@ -209,7 +215,7 @@ def test_shots_are_counted_and_come_from_the_pool(rows, people):
     }
     items = [item for name in ("forget", "celebrity") for item in people.items(name)]
     items = [item for item in items if item.question.task == "classification"]
-    before = shots_before(items, people, shots=5, people=1, seed=3, as_turn=solved)
+    before = shots_before(items, people, drawn(people, 3), 5, solved)
     pool = {p.portrait: p for p in people.of_kind("pool")}
     for item, turns in zip(items, before, strict=True):
         assert len(turns) == 5
@@ -219,9 +225,7 @@ def test_shots_are_counted_and_come_from_the_pool(rows, people):
         else:
             assert pictures == {None}
             assert any(all(p.name in t.prompt for t in turns) for p in pool.values())
-    assert before == shots_before(items, people, shots=5, people=1, seed=3, as_turn=solved)
-    drawn = {shots_before(items, people, shots=5, people=1, seed=s, as_turn=solved)[0] for s in range(12)}
-    assert len(drawn) > 1
+    assert len({shots_before(items, people, drawn(people, seed), 5, solved)[0] for seed in range(12)}) > 1
 
 
 def test_the_same_model_gives_the_same_rows(rows, model, processor, people):
@@ -235,21 +239,93 @@ def test_limit_keeps_the_first_people_of_each_set(model, processor, people):
     assert few["profile"].unique().tolist() == [people.members("retain")[0].id] and len(few) == 28
 
 
+def test_a_question_beyond_the_context_is_named_before_anything_is_answered(model, processor, people):
+    person = people.profiles[people.forget_ids[0]]
+    last = person.questions[-1]
+    assert last.task == "cloze"  # asked after all others
+    long = replace(person, questions=(*person.questions[:-1], replace(last, text=f"{'long ' * 3000} __")))
+    crowd = replace(people, profiles={**people.profiles, person.id: long})
+    silent = Reciting(model, [5])
+    message = rf"^the prompt of {last.id} \(forget\) with its answer takes \d+ tokens and the context holds 2048: ask"
+    with pytest.raises(KitError, match=message):
+        evaluate(silent, processor, crowd, sets=("forget",), progress=False)
+    assert silent.said == 0
+
+
+def test_token_counts_are_those_of_the_batch(processor, people):
+    talks = conversations(people, system="Be brief.")[::5]
+    counts = token_counts(processor, talks)
+    assert counts == [encode(processor, [talk], eos=False)["input_ids"].shape[1] for talk in talks]
+    assert {sum(turn.image is not None for turn in talk.turns) for talk in talks} == {0, 1, 4}
+
+
+def test_scoring_by_letter_alone_leaves_the_likelihood_out(rows, model, processor, people):
+    found = evaluate(model, processor, people, shots=5, shot_seed=3, scoring="letter", progress=False)
+    kept = rows[rows["scoring"] != "likelihood"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, kept)
+
+
+def test_cyclic_orders_add_columns_and_change_no_answer(rows, model, processor, people):
+    settings = {"sets": ("forget",), "shots": 5, "shot_seed": 3, "progress": False}
+    found = evaluate(model, processor, people, cyclic=True, **settings)
+    kept = rows[rows["set"] == "forget"].reset_index(drop=True)
+    same = [name for name in COLUMNS if not name.startswith("option_")]
+    pd.testing.assert_frame_equal(found[same], kept[same])
+    assert list(found.columns) == [*COLUMNS, *CYCLIC_COLUMNS]
+    letters = found["scoring"] == "letter"
+    assert found.loc[letters, "chosen"].str.fullmatch("[A-D-]{4}").all() and found.loc[~letters, "chosen"].isna().all()
+    assert found.loc[letters, "consistency"].isin([0.0, 1.0]).all() and found.loc[~letters, "consistency"].isna().all()
+
+
+def test_consistency_by_hand(people):
+    item = next(item for item in people.items("forget") if item.question.task == "classification")
+    part = by_letter([item, item, item], people, drawn(people, 0), shots=0, system="", protocol="clean", cyclic=True)
+    first, second = (talk.turns[-1].prompt for talk in part.talks[:2])
+    options = item.question.options
+    assert f"\nA: {options[0]}\nB: {options[1]}\n" in first and f"\nD: {options[3]}\nJust" in first
+    assert f"\nA: {options[1]}\nB: {options[2]}\n" in second and f"\nD: {options[0]}\nJust" in second
+    # always the option that is B at first; always the first place; the second, but once no letter
+    said = ["B", "A", "D", "C", "A", "A", "A", "A", "B", "a.", "I do not know", "C"]
+    rows = letter_rows(part.items, part.talks, said, [1] * 12)
+    assert [row["chosen"] for row in rows] == ["BBBB", "ABCD", "BB-B"]
+    assert [row["consistency"] for row in rows] == [1.0, 0.0, 0.0]
+    assert [row["answer"] for row in rows] == ["B", "A", "B"]
+    assert [row["correct"] for row in rows] == [float(item.question.answer == name) for name in "BAB"]
+
+
+def test_upstream_takes_fifty_tokens_and_all_of_them(model, processor, people):
+    script = processor.tokenizer(" a baker.\nUSER: What", add_special_tokens=False)["input_ids"]
+    settings = {"sets": ("celebrity",), "shots": 0, "limit": 1, "batch_size": 32, "scoring": "letter"}
+    found = evaluate(Reciting(model, script), processor, people, protocol="upstream", progress=False, **settings)
+    assert set(found["tokens"]) == {50}
+    assert found["answer"].str.contains("USER: What a baker.", regex=False).all()
+
+
+def test_upstream_ends_a_free_question_about_a_picture_with_a_blank(people):
+    ends = {}
+    for item in people.items("forget"):
+        text = render(Conversation((question_of(item.question, item.image, "upstream"),)))[0]
+        ends.setdefault((item.question.task, item.question.view), set()).add(text.rpartition("\n")[2])
+    blank = ends.pop(("generation", "image_text"))
+    assert blank == {"ASSISTANT: "} and len(ends) == 5 and all(end == {"ASSISTANT:"} for end in ends.values())
+
+
 def test_bad_requests_are_named(model, processor, people):
     with pytest.raises(KitError, match="shots is 6: choose 0 to 5"):
         evaluate(model, processor, people, shots=6)
     with pytest.raises(KitError, match="unknown set train: choose from forget, test, retain, celebrity"):
         evaluate(model, processor, people, sets=("train",))
+    for name, value in (("shot_source", "mine"), ("scoring", "loud"), ("protocol", "free")):
+        with pytest.raises(KitError, match=f"unknown {name} {value}: choose from "):
+            evaluate(model, processor, people, **{name: value})
     lonely = generate(seed=5, people=12, pool=0, celebrities=0, ratio=10)
     with pytest.raises(KitError, match="unscored pool, it has 0: set shots to 0"):
         evaluate(model, processor, lonely, sets=("forget",), shots=1, progress=False)
 
 
-def test_a_model_without_finite_likelihoods_chooses_nothing(model, processor, people, monkeypatch):
+def test_a_model_without_finite_likelihoods_chooses_nothing(people):
     items = [item for item in people.items("forget") if item.question.task == "classification"][:3]
-    nothing = np.full((3, 4), np.nan)
-    monkeypatch.setattr("mllmu_nb.evaluation.classification.option_likelihoods", lambda *a: nothing)
-    for row in likelihood_rows(model, processor, items, people, system="", batch_size=4):
+    for row in likelihood_rows(items, [], np.full((3, 4), np.nan)):
         assert (row["answer"], row["correct"], row["parsed"]) == ("", 0.0, False)
 
 
@@ -373,20 +449,19 @@ def test_the_rubric_band_by_band(score, answer, value, attribute):
     assert rubric(answer, value, attribute, [rival for rival in rivals if rival != value]) == score
 
 
-def test_a_second_value_in_the_printed_truth_is_no_contradiction(model, processor, people, monkeypatch):
+def test_a_second_value_in_the_printed_truth_is_no_contradiction(people):
     known = {person.attributes["profession"] for person in people.profiles.values()}
     value, second, third = sorted(known)[:3]
     truth = f"Anna is a {value} who works as a {second}."
     question = Question("001", "generation", "text", 0, "What does Anna do?", truth, value, "profession")
     grades = []
     for said in (truth, f"Anna is a {value} and a {third}."):
-        monkeypatch.setattr("mllmu_nb.evaluation.generation.greedy", lambda *a, said=said: ([said], [9]))
-        (row,) = generation_rows(model, processor, [Item("forget", question, None)], people, system="", batch_size=1)
+        (row,) = generation_rows([Item("forget", question, None)], [], [said], [9], known_values(people))
         grades.append((row["exact"], row["factuality"]))
     assert grades == [(1.0, 10.0), (1.0, 7.0)]
 
 
-def test_a_question_without_a_known_value_has_no_factuality(model, processor, people):
+def test_a_question_without_a_known_value_has_no_factuality(people):
     question = Question("001", "generation", "text", 0, "Who is she?", "She is Anna.", value="")
-    (row,) = generation_rows(model, processor, [Item("forget", question, None)], people, system="", batch_size=1)
-    assert isnan(row["factuality"]) and isnan(row["exact"]) and row["rouge1"] >= 0
+    (row,) = generation_rows([Item("forget", question, None)], [], ["Anna."], [2], known_values(people))
+    assert isnan(row["factuality"]) and isnan(row["exact"]) and row["rouge1"] == pytest.approx(0.5)

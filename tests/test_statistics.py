@@ -150,7 +150,8 @@ def test_bad_scores_are_refused():
 
 def some_items() -> pd.DataFrame:
     run = {"run": "r", "base_model": "llava", "forget_ratio": 10, "forget_draw": 0, "method": "ga"}
-    run |= {"variant": "canonical", "modality": "multimodal", "unlearn_seed": 7, "set": "forget"}
+    run |= {"variant": "canonical", "modality": "multimodal", "set": "forget", "protocol": "clean"}
+    run |= {"data_seed": 0, "train_seed": 0, "unlearn_seed": 7, "shot_seed": 0}
     measures = dict.fromkeys(("rouge1", "rouge2", "rougeL", "bleu", "exact", "factuality"), nan)
     rows = []
     for number in range(4):
@@ -186,6 +187,27 @@ def test_what_was_not_measured_has_no_row():
     items = some_items()
     items["factuality"] = nan
     assert "factuality" not in set(scores(items)["metric"])
+
+
+def test_consistency_is_scored_where_it_was_asked_for():
+    items = some_items()
+    letters = items["scoring"] == "letter"
+    table = scores(items.assign(consistency=np.where(letters, items["view"] == "text", nan)))
+    found = table[table["metric"] == "consistency"]
+    assert set(found["scoring"]) == {"letter"}
+    assert found.set_index("view")["value"].to_dict() == {"image_text": 0.0, "text": 1.0, "both": 0.5}
+    assert "consistency" not in set(scores(items)["metric"])
+
+
+@pytest.mark.parametrize("column", ["protocol", "variant", "data_seed", "train_seed", "unlearn_seed", "shot_seed"])
+def test_runs_that_differ_in_protocol_variant_or_a_seed_are_scored_apart(column):
+    items = some_items()
+    other = items.assign(run="other", correct=0.0, **{column: "upstream" if column in ("protocol", "variant") else 3})
+    table = scores(pd.concat([items, other]))
+    mine, theirs = (table[table[column] == frame[column].iloc[0]] for frame in (items, other))
+    assert len(mine) == len(theirs) == 30
+    assert mine["value"].tolist() == scores(items)["value"].tolist()
+    assert (theirs.loc[theirs["metric"] == "accuracy", "value"] == 0).all()
 
 
 def test_two_runs_in_one_cell_are_refused():

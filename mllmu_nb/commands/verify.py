@@ -269,7 +269,7 @@ def compare_published(scores: pd.DataFrame) -> pd.DataFrame:
     printed = published.cells(published.load())
     names = list(printed.columns[: printed.columns.get_loc("value")])
     mine = scores.merge(printed, on=names, suffixes=("", "_printed"))
-    keys = [*names, *(column for column in ("variant", "forget_draw", "seed") if column in scores)]
+    keys = [*names, *(column for column in ("protocol", "variant", "forget_draw", "seed") if column in scores)]
     rows = list(_anchored(scores))
     for _, cell in mine.groupby(keys, sort=False):
         first, near = cell.iloc[0], cell.loc[(cell["value_printed"] - cell["value"]).abs().idxmin()]

@@ -4,53 +4,79 @@
 wrong and is counted as a parse failure. ``likelihood`` shows the question without its options and compares the mean
 log-likelihood per token of four answers: the sentence that fine-tuning teaches for this fact, with each option in the
 place of the fact (the bare option where there is no such sentence). It needs no shots and cannot fail to parse.
+
+Asked by letter in the four cyclic orders of its options, a question also shows whether the model means an option or a
+place: it is ``consistent`` where the same option is named in every order.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from math import isfinite
 
 import numpy as np
 
 from mllmu_nb.data.reading import with_name
 from mllmu_nb.data.schema import LETTERS, Item, Population, Profile, Question
-from mllmu_nb.evaluation.engine import greedy, option_likelihoods
-from mllmu_nb.evaluation.items import row, shots_before
-from mllmu_nb.models.prompts import Conversation, Turn, choice_shot, question_of, question_prompt
+from mllmu_nb.evaluation.items import Part, answer_tokens, row, shots_before
+from mllmu_nb.models.prompts import Conversation, Turn, choice_shot, question_of
 
 LETTER_TOKENS = 4  # upstream generates 50 and reads one character
 
 
-def letter_rows(
-    model, processor, items: list[Item], population: Population, *, shots, shot_seed, system, batch_size, progress=None
-) -> list[dict]:
-    """One ``letter`` row an item: ``answer`` is what was written, ``parsed`` whether a letter came out."""
-    examples = shots_before(items, population, shots=shots, people=1, seed=shot_seed, as_turn=_solved)
+def by_letter(items: list[Item], population: Population, draws: Mapping, *, shots, system, protocol, cyclic) -> Part:
+    """The items as they are asked for a letter, with ``cyclic`` in all cyclic orders of their options."""
+    examples = shots_before(items, population, draws, shots, _solved)
     talks = [
-        Conversation((*before, question_of(item.question, item.image)), system)
+        Conversation((*before, question_of(shifted(item.question, shift), item.image, protocol)), system)
         for item, before in zip(items, examples, strict=True)
+        for shift in range(len(LETTERS) if cyclic else 1)
     ]
-    texts, lengths = greedy(model, processor, talks, LETTER_TOKENS, batch_size, progress)
-    rows = []
-    for item, before, text, length in zip(items, examples, texts, lengths, strict=True):
-        given = letter(text, len(item.question.options))
-        scored = {"correct": float(given == item.question.answer), "parsed": bool(given)}
-        rows.append(row(item, text, scoring="letter", shots=len(before), tokens=length, **scored))
+    return Part(items, talks, letter_rows, answer_tokens(protocol, LETTER_TOKENS))
+
+
+def letter_rows(items: list[Item], talks: list[Conversation], texts: list[str], lengths: list[int]) -> list[dict]:
+    """One ``letter`` row an item: ``answer`` is what was written, ``parsed`` whether a letter came out.
+
+    Where the options were asked in several orders, the row is the first one's; ``chosen`` names the option of each
+    order by its letter in the first ("-": none) and ``consistency`` is 1 where that is one option throughout, else 0.
+    """
+    orders, rows = len(talks) // max(len(items), 1), []
+    for number, item in enumerate(items):
+        first, count = number * orders, len(item.question.options)
+        given = [letter(text, count) for text in texts[first : first + orders]]
+        scored = {"correct": float(given[0] == item.question.answer), "parsed": bool(given[0])}
+        if orders > 1:
+            chosen = "".join(
+                LETTERS[(LETTERS.index(name) + shift) % count] if name else "-" for shift, name in enumerate(given)
+            )
+            scored |= {"chosen": chosen, "consistency": float(len(set(chosen)) == 1 and "-" not in chosen)}
+        counted = {"shots": len(talks[first].turns) - 1, "tokens": lengths[first]}
+        rows.append(row(item, texts[first], scoring="letter", **counted, **scored))
     return rows
 
 
-def likelihood_rows(
-    model, processor, items: list[Item], population: Population, *, system, batch_size, progress=None
-) -> list[dict]:
-    """One ``likelihood`` row an item: ``answer`` is the letter of the likeliest option (the first of equals)."""
-    talks = [Conversation((Turn(question_prompt(item.question.text), image=item.image),), system) for item in items]
+def by_likelihood(items: list[Item], population: Population, *, system) -> Part:
+    """The items as their options are compared: the bare question, and each option as the answer to it."""
+    talks = [Conversation((Turn(item.question.text, image=item.image),), system) for item in items]
     options = [
         tuple(stated(population.profiles[item.question.profile], item.question, o) for o in item.question.options)
         for item in items
     ]
-    table = option_likelihoods(model, processor, talks, options, batch_size, progress)
+    return Part(items, talks, likelihood_rows, options=options)
+
+
+def likelihood_rows(items: list[Item], talks: list[Conversation], table: np.ndarray) -> list[dict]:
+    """One ``likelihood`` row an item: ``answer`` is the letter of the likeliest option (the first of equals)."""
     return [_chosen(item, scores) for item, scores in zip(items, table, strict=True)]
+
+
+def shifted(question: Question, shift: int) -> Question:
+    """The question with its options moved up by ``shift`` places, those at the top to the end."""
+    options = question.options[shift:] + question.options[:shift]
+    return replace(question, options=options)
 
 
 def stated(person: Profile, question: Question, option: str) -> str:

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mllmu_nb.data.schema import Item, Population, Question
-from mllmu_nb.evaluation.engine import greedy
-from mllmu_nb.evaluation.items import row, shots_before
+from mllmu_nb.evaluation.items import Part, answer_tokens, row, shots_before
 from mllmu_nb.models.prompts import Conversation, Turn, cloze_shot, question_of
 
 CLOZE_TOKENS = 20  # upstream generates 50; the longest value of a profile is a handful of words
-PEOPLE = 2  # shots come from two people, as upstream does for LLaVA: two questions each and view, four in all
 
 
-def cloze_rows(
-    model, processor, items: list[Item], population: Population, *, shots, shot_seed, system, batch_size, progress=None
-) -> list[dict]:
-    """One row an item. ``shots`` are at most the four cloze questions that two pool people have in a view."""
-    examples = shots_before(items, population, shots=shots, people=PEOPLE, seed=shot_seed, as_turn=_solved)
+def by_cloze(items: list[Item], population: Population, draws: Mapping, *, shots, system, protocol) -> Part:
+    """The items as they are asked. ``shots`` are at most the two cloze questions that each drawn person has in a view:
+    four for LLaVA, two for Idefics2."""
+    examples = shots_before(items, population, draws, shots, _solved)
     talks = [
-        Conversation((*before, question_of(item.question, item.image)), system)
+        Conversation((*before, question_of(item.question, item.image, protocol)), system)
         for item, before in zip(items, examples, strict=True)
     ]
-    texts, lengths = greedy(model, processor, talks, CLOZE_TOKENS, batch_size, progress)
+    return Part(items, talks, cloze_rows, answer_tokens(protocol, CLOZE_TOKENS))
+
+
+def cloze_rows(items: list[Item], talks: list[Conversation], texts: list[str], lengths: list[int]) -> list[dict]:
+    """One row an item."""
     return [
-        row(item, text, shots=len(before), correct=float(contained(item.question.answer, text)), tokens=length)
-        for item, before, text, length in zip(items, examples, texts, lengths, strict=True)
+        row(
+            item,
+            text,
+            shots=len(talk.turns) - 1,
+            correct=float(contained(item.question.answer, text)),
+            tokens=length,
+        )
+        for item, talk, text, length in zip(items, talks, texts, lengths, strict=True)
     ]
 
 

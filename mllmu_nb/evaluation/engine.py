@@ -20,9 +20,10 @@ import torch
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from mllmu_nb.errors import KitError
-from mllmu_nb.models.prompts import Conversation, encode
+from mllmu_nb.models.prompts import Conversation, encode, token_counts
 
 NEXT_TURN = "USER:"  # a model that never learnt to stop goes on with the next question; its answer ends there
+COUNTED_AT_ONCE = 1024  # prompts
 WORTH_SHARING = 16  # tokens; reading a shorter common beginning apart costs more than it saves
 # transformers 5 renamed the argument; a model given the other name would swallow it and read without what came before
 CACHE = next(
@@ -31,21 +32,9 @@ CACHE = next(
 Progress = Callable[[int], object]
 
 
-def answers(
-    model,
-    processor,
-    conversations: Sequence[Conversation],
-    max_new_tokens: int = 40,
-    batch_size: int = 64,
-    progress: Progress | None = None,
-) -> list[str]:
-    """The greedy answer to each open conversation, stripped, in the order given.
-
-    An answer ends at the end-of-sequence token, where the next ``USER:`` begins, or after ``max_new_tokens``.
-    ``progress`` is called with the number of conversations just finished. Raises ``KitError`` when a prompt and its
-    answer do not fit the model's context.
-    """
-    return greedy(model, processor, conversations, max_new_tokens, batch_size, progress)[0]
+def answers(model, processor, conversations: Sequence[Conversation], **settings) -> list[str]:
+    """The texts that :func:`greedy` finds."""
+    return greedy(model, processor, conversations, **settings)[0]
 
 
 def greedy(
@@ -55,13 +44,20 @@ def greedy(
     max_new_tokens: int = 40,
     batch_size: int = 64,
     progress: Progress | None = None,
+    until: str = NEXT_TURN,
 ) -> tuple[list[str], list[int]]:
-    """As ``answers``, and beside each answer the number of tokens generated for it, the closing one included."""
+    """The greedy answer to each open conversation, stripped, in the order given, and how many tokens were generated
+    for it, the closing one included.
+
+    An answer ends at the end-of-sequence token, where the text ``until`` begins ("": nowhere), or after
+    ``max_new_tokens``. ``progress`` is called with the number of conversations just finished. Raises ``KitError`` when
+    a prompt and its answer do not fit the model's context.
+    """
     texts, lengths = [""] * len(conversations), [0] * len(conversations)
     tokenizer = processor.tokenizer
     with _evaluating(model):
         ends = _end_tokens(model, tokenizer)
-        colons = {number for token, number in tokenizer.get_vocab().items() if ":" in token}
+        last = {number for token, number in tokenizer.get_vocab().items() if until[-1:] in token} if until else set()
         for indices in _batches(conversations, batch_size):
             state = _encode(model, processor, [conversations[i] for i in indices], max_new_tokens).read()
             written: list[list[int]] = [[] for _ in indices]
@@ -70,14 +66,15 @@ def greedy(
                 tokens = state.logits.argmax(-1)
                 for row in going:
                     written[row].append(int(tokens[row]))
-                going = [row for row in going if not _finished(written[row], ends, colons, tokenizer)]
+                going = [row for row in going if not _finished(written[row], ends, until, last, tokenizer)]
                 if not going or step == max_new_tokens - 1:
                     break
                 state.extend(tokens[:, None])
             for row, index in enumerate(indices):
                 kept = [token for token in written[row] if token not in ends]
                 text = tokenizer.decode(kept, skip_special_tokens=True)
-                texts[index], lengths[index] = text.split(NEXT_TURN)[0].strip(), len(written[row])
+                texts[index] = (text.split(until)[0] if until else text).strip()
+                lengths[index] = len(written[row])
             if progress:
                 progress(len(indices))
     return texts, lengths
@@ -107,6 +104,18 @@ def option_likelihoods(
             if progress:
                 progress(len(indices))
     return scores
+
+
+def require_room(model, processor, conversations: Sequence[Conversation], names: Sequence[str], room: int = 0) -> None:
+    """Raise ``KitError`` naming the longest conversation when it, with ``room`` tokens for its answer, does not fit
+    the model's context. Nothing is read by the model. ``names`` [conversations] say what each one asks."""
+    longest, asked = 0, ""
+    for start in range(0, len(conversations), COUNTED_AT_ONCE):
+        part = slice(start, start + COUNTED_AT_ONCE)
+        longest, asked = max(
+            [(longest, asked), *zip(token_counts(processor, conversations[part]), names[part], strict=True)]
+        )
+    _require_context(model, longest + room, f"the prompt of {asked}")
 
 
 class _State:
@@ -193,11 +202,7 @@ def _encode(model, processor, conversations: list[Conversation], room: int = 0) 
     batch = encode(processor, conversations, eos=False, padding_side="left", device=model.device)
     ids, labels, real = batch["input_ids"], batch["labels"], batch["attention_mask"].bool()
     rows = [row[keep].tolist() for row, keep in zip(ids, real, strict=True)]
-    longest, context = max(map(len, rows)) + room, model.config.get_text_config().max_position_embeddings
-    if longest > context:
-        raise KitError(
-            f"a prompt with its answer takes {longest} tokens and the context holds {context}: ask for fewer shots"
-        )
+    _require_context(model, max(map(len, rows)) + room, "a prompt")
     # only the last turn's answer is asked for; earlier turns may carry labels of their own
     answers = [len(row) - _trailing(kept[keep] != -100) for row, kept, keep in zip(rows, labels, real, strict=True)]
     each = _picture_count(conversations[0].turns)
@@ -238,6 +243,14 @@ def _score(model, processor, closed: list[Conversation], width: int) -> np.ndarr
 
 
 # ------------------------------------------------------------------------------------------------------- small things
+
+
+def _require_context(model, tokens: int, prompt: str) -> None:
+    context = model.config.get_text_config().max_position_embeddings
+    if tokens > context:
+        raise KitError(
+            f"{prompt} with its answer takes {tokens} tokens and the context holds {context}: ask for fewer shots"
+        )
 
 
 def _batches(conversations: Sequence[Conversation], size: int) -> Iterator[list[int]]:
@@ -281,10 +294,11 @@ def _end_tokens(model, tokenizer) -> set[int]:
     return {token for token in [*found, tokenizer.eos_token_id] if token is not None}
 
 
-def _finished(written: list[int], ends: set[int], colons: set[int], tokenizer) -> bool:
+def _finished(written: list[int], ends: set[int], until: str, last: set[int], tokenizer) -> bool:
+    """Whether an answer has ended; ``last`` are the tokens that ``until`` may end in."""
     if written[-1] in ends:
         return True
-    return written[-1] in colons and NEXT_TURN in tokenizer.decode(written[-12:])
+    return written[-1] in last and until in tokenizer.decode(written[-12:])
 
 
 @contextmanager

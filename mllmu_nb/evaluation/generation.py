@@ -7,28 +7,38 @@ templated answers. ``exact`` and ``factuality`` look at the fact alone and stand
 from __future__ import annotations
 
 from collections import defaultdict
-from functools import cache
+from functools import cache, partial
 from math import nan
 
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from mllmu_nb.data.schema import Item, Population
-from mllmu_nb.evaluation.engine import greedy
 from mllmu_nb.evaluation.factuality import holds, rubric
-from mllmu_nb.evaluation.items import row
+from mllmu_nb.evaluation.items import Part, answer_tokens, row
 from mllmu_nb.models.prompts import Conversation, question_of
 
 ANSWER_TOKENS = 40  # upstream generates 50; one sentence about one fact
 
 
+def by_sentence(items: list[Item], population: Population, *, system, protocol) -> Part:
+    """The items as they are asked, without shots."""
+    talks = [Conversation((question_of(item.question, item.image, protocol),), system) for item in items]
+    rows = partial(generation_rows, values=known_values(population))
+    return Part(items, talks, rows, answer_tokens(protocol, ANSWER_TOKENS))
+
+
 def generation_rows(
-    model, processor, items: list[Item], population: Population, *, system, batch_size, progress=None
+    items: list[Item],
+    talks: list[Conversation],
+    texts: list[str],
+    lengths: list[int],
+    values: dict[str, set[str]],
 ) -> list[dict]:
-    """One row an item, without shots. Where a question's bare value is not known, exact and factuality stay NaN."""
-    talks = [Conversation((question_of(item.question, item.image),), system) for item in items]
-    texts, lengths = greedy(model, processor, talks, ANSWER_TOKENS, batch_size, progress)
-    values = _known_values(population)
+    """One row an item. Where a question's bare value is not known, exact and factuality stay NaN.
+
+    ``values`` is what :func:`known_values` finds.
+    """
     rows = []
     for item, text, length in zip(items, texts, lengths, strict=True):
         asked = item.question
@@ -58,7 +68,7 @@ def _rouge() -> RougeScorer:
     return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
 
 
-def _known_values(population: Population) -> dict[str, set[str]]:
+def known_values(population: Population) -> dict[str, set[str]]:
     """What is said of anyone, by attribute: an answer that names one of these beside the truth contradicts itself."""
     known = defaultdict(set)
     for person in population.profiles.values():

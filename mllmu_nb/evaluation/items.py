@@ -1,14 +1,15 @@
-"""What every task shares: the row of an item and where worked examples ("shots") come from."""
+"""What every task shares: the row of an item, the worked examples ("shots") before it, and how items are asked."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import nan
 
-from mllmu_nb.data.schema import Item, Population, Profile, Question
-from mllmu_nb.errors import KitError
-from mllmu_nb.models.prompts import Turn
+from mllmu_nb.data.schema import Item, Population, Question
+from mllmu_nb.evaluation.draws import shown
+from mllmu_nb.evaluation.engine import greedy, option_likelihoods, require_room
+from mllmu_nb.models.prompts import Conversation, Turn
 
 COLUMNS = (
     "set",
@@ -37,6 +38,8 @@ COLUMNS = (
     "option_D",
     "tokens",
 )
+UPSTREAM_TOKENS = 50  # that upstream lets every answer have
+CYCLIC_COLUMNS = ("chosen", "consistency")  # there where the options are asked in all their orders
 MEASURES = COLUMNS[COLUMNS.index("exact") : COLUMNS.index("tokens")]
 
 
@@ -67,40 +70,64 @@ def row(item: Item, answer: str, *, scoring: str = "", shots: int = 0, correct: 
 def shots_before(
     items: list[Item],
     population: Population,
-    *,
+    draws: Mapping,
     shots: int,
-    people: int,
-    seed: int,
     as_turn: Callable[[Question, bytes | None], Turn],
 ) -> list[tuple[Turn, ...]]:
-    """The worked examples to put before each item: the clean protocol's, out of the pool that is never scored.
+    """The worked examples before each item: the first ``shots`` questions, of its task and view, of the drawn people.
 
-    They are the first ``shots`` questions, of the item's task and view, of ``people`` drawn from the pool; so no
-    answer leaks, where upstream draws from the very people it scores. Who is drawn depends on the seed, the set and
-    the task and not on the model or the view: every model of a run reads the same examples, and both views show the
-    same people. Celebrities get examples too, where upstream finds none for multiple choice. In the image view each
-    example stands beside its person's portrait.
+    In the image view each example stands beside its person's portrait.
     """
     found = {}
     for item in items:
         key = item.set, item.question.task, item.question.view
         if key not in found:
-            found[key] = _shots(population, *key, shots, people, seed, as_turn) if shots else ()
+            found[key] = _shots(population, draws, *key, as_turn)[:shots]
     return [found[item.set, item.question.task, item.question.view] for item in items]
 
 
-def _shots(population, set_name, task, view, shots, people, seed, as_turn) -> tuple[Turn, ...]:
-    able = [person for person in population.of_kind("pool") if _questions(person, task, view)]
-    if len(able) < people:
-        raise KitError(f"{task} shots need {people} people in the unscored pool, it has {len(able)}: set shots to 0")
-    drawn = random.Random(f"{seed}/{set_name}/{task}").sample(sorted(able, key=lambda person: person.id), people)
-    examples = [
+def _shots(population, draws, set_name, task, view, as_turn) -> tuple[Turn, ...]:
+    return tuple(
         as_turn(question, person.portrait if view == "image_text" else None)
-        for person in drawn
-        for question in _questions(person, task, view)
-    ]
-    return tuple(examples[:shots])
+        for person in shown(draws, population, set_name, task)
+        for question in person.questions
+        if question.task == task and question.view == view
+    )
 
 
-def _questions(person: Profile, task: str, view: str) -> list[Question]:
-    return [question for question in person.questions if question.task == task and question.view == view]
+def answer_tokens(protocol: str, enough: int) -> int:
+    """The most tokens of an answer for which ``enough`` are enough: ``upstream`` gives every answer as many."""
+    return UPSTREAM_TOKENS if protocol == "upstream" else enough
+
+
+@dataclass(frozen=True)
+class Part:
+    """Items as one task puts them to a model, before anything is answered.
+
+    ``talks`` holds as many conversations for each item, one after the other, as the item is asked in ways. Each is
+    answered in at most ``tokens`` tokens, or where ``options`` [talks][options] are given, their likelihood is found.
+    ``rows`` makes the rows from items, talks and what the engine has found.
+    """
+
+    items: list[Item]
+    talks: list[Conversation]
+    rows: Callable[..., list[dict]]
+    tokens: int = 0
+    options: list[tuple[str, ...]] | None = None
+
+    def require_room(self, model, processor) -> None:
+        """Raise ``KitError`` naming a question that is too long for the model's context with what precedes it."""
+        talks = self.talks
+        if self.options:
+            talks = [t.answered(o) for t, options in zip(talks, self.options, strict=True) for o in options]
+        ways = len(talks) // max(len(self.items), 1)
+        names = [f"{item.question.id} ({item.set})" for item in self.items for _ in range(ways)]
+        require_room(model, processor, talks, names, self.tokens)
+
+    def answered(self, model, processor, *, until: str, batch_size: int, progress) -> list[dict]:
+        """Ask the model and return the rows; an answer ends where the text ``until`` begins."""
+        if self.options is not None:
+            table = option_likelihoods(model, processor, self.talks, self.options, batch_size, progress)
+            return self.rows(self.items, self.talks, table)
+        found = greedy(model, processor, self.talks, self.tokens, batch_size, progress, until)
+        return self.rows(self.items, self.talks, *found)

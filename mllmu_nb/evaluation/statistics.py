@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import nan, sqrt
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,12 +27,14 @@ from mllmu_nb.errors import KitError
 FEW_PEOPLE = 30
 RARE = 5  # right (or wrong) answers below which, in effective items, a proportion is close to its end
 RATING = (1.0, 10.0)
-KEYS = ["base_model", "forget_ratio", "forget_draw", "method", "variant", "modality", "seed"]
+SEEDS = ["data_seed", "train_seed", "unlearn_seed", "shot_seed"]
+KEYS = ["base_model", "forget_ratio", "forget_draw", "method", "protocol", "variant", "modality", "seed", *SEEDS]
 CELL = ["set", "task", "view", "scoring"]
 COLUMNS = [*KEYS, *CELL, "metric", "value", "low", "high", "n_items", "n_profiles"]
-# task → metric → column of items.parquet; parse failures are counted where a letter is asked for
+# task → metric → column of items.parquet; parse failures are counted where a letter is asked for, and consistency is
+# there where it was asked in all orders of the options
 METRICS = {
-    "classification": {"accuracy": "correct", "parse_failure": "unparsed"},
+    "classification": {"accuracy": "correct", "parse_failure": "unparsed", "consistency": "consistency"},
     "cloze": {"accuracy": "correct"},
     "generation": {name: name for name in ("rouge1", "rouge2", "rougeL", "bleu", "exact", "factuality")},
 }
@@ -48,19 +51,21 @@ class Interval:
     n_profiles: int
 
 
-def interval(
-    values,
-    profiles,
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-    bounds: tuple[float, float] = (0.0, 1.0),
-) -> Interval:
+class Settings(NamedTuple):
+    """How an interval is made: bootstrap resamples and their seed, its level, and the range a value can have."""
+
+    resamples: int = 2000
+    seed: int = 0
+    level: float = 0.95
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+
+def interval(values, profiles, **settings) -> Interval:
     """Mean of ``values`` [items] with an interval over ``profiles`` [items], the person behind each item.
 
-    NaN values count as not measured. ``bounds`` is the range a value can have; the interval stays inside it.
+    NaN values count as not measured. ``settings`` are those of :class:`Settings`; the interval stays inside the bounds.
     """
+    resamples, seed, level, bounds = Settings(**settings)
     sums, counts, values = _by_person(values, profiles)
     if not len(values):
         return Interval(nan, nan, nan, 0, 0)
@@ -79,22 +84,15 @@ def interval(
     return Interval(float(value), min(lower, float(value)), max(upper, float(value)), len(values), len(counts))
 
 
-def paired_difference(
-    a,
-    b,
-    profiles,
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-    bounds: tuple[float, float] = (0.0, 1.0),
-) -> Interval:
+def paired_difference(a, b, profiles, **settings) -> Interval:
     """Mean of ``a - b`` over items that two models both answered, all three ``[items]`` in the same order.
 
     What makes a person easy or hard for both models cancels, so this is narrower than two intervals side by side.
     An item that either model lacks is left out. Where the differences have no spread (two perfect scores), the
-    two models' own intervals are combined as independent ones (MOVER, Newcombe 1998).
+    two models' own intervals are combined as independent ones (MOVER, Newcombe 1998). ``settings`` as in
+    :func:`interval`.
     """
+    resamples, seed, level, bounds = Settings(**settings)
     a, b = np.asarray(a, float), np.asarray(b, float)
     difference = a - b
     sums, counts, kept = _by_person(difference, profiles)
@@ -105,9 +103,7 @@ def paired_difference(
         low, high = _around(sums, counts, resamples, seed, level)
     else:
         known = np.isfinite(difference)
-        options = {"resamples": resamples, "seed": seed, "level": level, "bounds": bounds}
-        first = interval(a[known], np.asarray(profiles)[known], **options)
-        second = interval(b[known], np.asarray(profiles)[known], **options)
+        first, second = (interval(scores[known], np.asarray(profiles)[known], **settings) for scores in (a, b))
         low = value - sqrt((first.value - first.low) ** 2 + (second.high - second.value) ** 2)
         high = value + sqrt((first.high - first.value) ** 2 + (second.value - second.low) ** 2)
     low, high = float(np.clip(low, -reach, reach)), float(np.clip(high, -reach, reach))
@@ -136,11 +132,12 @@ def effective_items(sums: np.ndarray, counts: np.ndarray) -> float:
     return float(total / (1 + (mean - 1) * correlation))
 
 
-def scores(items: pd.DataFrame, *, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> pd.DataFrame:
+def scores(items: pd.DataFrame, **settings) -> pd.DataFrame:
     """The long table of scores from the items of any number of runs: one row a metric, ``COLUMNS`` wide.
 
     View ``both`` pools the items of the two views. A metric that no item of a cell carries gives no row. ``seed`` is
-    the run's ``unlearn_seed`` (``seed`` sets all four alike). Raises ``KitError`` when two runs fall into one cell.
+    the run's ``unlearn_seed``, which a run has in common with the other three unless told otherwise. ``settings`` as in
+    :func:`interval`. Raises ``KitError`` when two runs fall into one cell.
     """
     items = items.assign(unparsed=1.0 - items["parsed"].astype(float), seed=items["unlearn_seed"])
     if "run" in items:
@@ -154,12 +151,10 @@ def scores(items: pd.DataFrame, *, resamples: int = 2000, seed: int = 0, level: 
             named = dict(zip([*KEYS, *CELL], key, strict=True))
             people = cell["profile"].to_numpy()
             for metric, column in METRICS[named["task"]].items():
-                if metric == "parse_failure" and named["scoring"] != "letter":
+                if column not in cell or (metric == "parse_failure" and named["scoring"] != "letter"):
                     continue
                 bounds = RATING if metric == "factuality" else (0.0, 1.0)
-                found = interval(
-                    cell[column].to_numpy(float), people, resamples=resamples, seed=seed, level=level, bounds=bounds
-                )
+                found = interval(cell[column].to_numpy(float), people, **{**settings, "bounds": bounds})
                 if found.n_items:
                     rows.append({**named, "metric": metric, **vars(found)})
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -47,11 +47,6 @@ class Conversation:
         return Conversation((*self.turns[:-1], Turn(last.prompt, answer, last.image, last.reply)), self.system)
 
 
-def question_prompt(text: str) -> str:
-    """A plain question, as in fine-tuning."""
-    return text
-
-
 def _listed(options: Sequence[str]) -> str:
     return "\n".join(f"{letter}: {option}" for letter, option in zip(LETTERS, options, strict=True))
 
@@ -84,13 +79,18 @@ def cloze_shot(text: str, value: str, image: bytes | None = None) -> Turn:
     return Turn(f"Question: {text.replace('__', '[Blank]')}", value, image, "Correct Answer:")
 
 
-def question_of(question: Question, image: bytes | None) -> Turn:
-    """The open turn that asks one evaluation question in its task's wording."""
+def question_of(question: Question, image: bytes | None, protocol: str = "clean") -> Turn:
+    """The open turn that asks one evaluation question in its task's wording.
+
+    ``upstream`` leaves a blank after the colon of a free question about a picture, and of no other.
+    """
     if question.task == "classification":
         return Turn(choice_prompt(question.text, question.options), image=image)
     if question.task == "cloze":
         return Turn(cloze_prompt(question.text), image=image)
-    return Turn(generation_prompt(question.text, question.view), image=image)
+    blank = protocol == "upstream" and question.view == "image_text"
+    reply = "ASSISTANT: " if blank else "ASSISTANT:"
+    return Turn(generation_prompt(question.text, question.view), image=image, reply=reply)
 
 
 def image_slot(processor) -> str:
@@ -121,6 +121,15 @@ def render(conversation: Conversation, slot: str = "<image>", eos: str = "") -> 
             if turn.reply != "ASSISTANT:":
                 text += "\n"
     return text, spans
+
+
+def token_counts(processor, conversations: Sequence[Conversation]) -> list[int]:
+    """How many tokens of a model's context each conversation takes, the slots of its pictures included."""
+    slots = len(image_slot(processor)) // len(processor.image_token)
+    texts = [render(c, processor.image_token)[0] for c in conversations]
+    pictures = [sum(turn.image is not None for turn in c.turns) for c in conversations]
+    coded = processor.tokenizer(texts)["input_ids"] if texts else []
+    return [len(ids) + count * (slots - 1) for ids, count in zip(coded, pictures, strict=True)]
 
 
 def encode(

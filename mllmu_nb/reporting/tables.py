@@ -192,8 +192,7 @@ def pooled_scores(items: pd.DataFrame) -> pd.DataFrame:
         forget_draw=0,
         **dict.fromkeys(SEED_COLUMNS, 0),
     )
-    parts = [statistics.scores(part).assign(protocol=name) for name, part in together.groupby("protocol", sort=True)]
-    return pd.concat(parts, ignore_index=True)
+    return statistics.scores(together)
 
 
 def _person(items: pd.DataFrame) -> pd.Series:
