@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllmu_nb import paths, stages
-from mllmu_nb.config import YOURS, Config, stable_hash
+from mllmu_nb.config import YOURS, Config, Recipe, stable_hash
 from mllmu_nb.data.schema import SETS, Population, Profile
 from mllmu_nb.errors import KitError
 
@@ -104,10 +104,10 @@ def _hash_of(people: Any) -> str:
 
 
 def taught(known: Population, name: str) -> list[Profile]:
-    """Whom a model is fine-tuned on: ``vanilla`` on all fictitious people and the pool, ``oracle`` on those but the
-    people to be forgotten."""
+    """Whom a model is fine-tuned on: ``vanilla`` on all fictitious people and the pool, ``oracle`` and
+    ``retain_epoch`` on those but the people to be forgotten."""
     people = known.of_kind("fictitious") + known.of_kind("pool")
-    forgotten = set(known.forget_ids) if name == "oracle" else set()
+    forgotten = set() if name == "vanilla" else set(known.forget_ids)
     return [person for person in people if person.id not in forgotten]
 
 
@@ -134,6 +134,11 @@ def oracle(config: Config) -> Path:
     return _finetuned(config, "oracle")
 
 
+def retain_epoch(config: Config) -> Path:
+    """The folder of the model that upstream's NPO measures against: the oracle's recipe, for one epoch only."""
+    return _finetuned(config, "retain_epoch")
+
+
 def unlearned(config: Config) -> Path:
     """The folder of the adapter that ``config.method`` has trained on the vanilla model, made if need be.
 
@@ -142,21 +147,26 @@ def unlearned(config: Config) -> Path:
     """
     if not config.trains:
         raise KitError(f"method {config.method!r} trains nothing")
+    from mllmu_nb.unlearning import get
+
+    method = get(config.method, config.variant)
     vanilla(config)
+    if method.measured_elsewhere:
+        retain_epoch(config)
 
     def make(folder: Path) -> None:
         from mllmu_nb.models import load
         from mllmu_nb.training import modality_conversations, unlearn
-        from mllmu_nb.unlearning import get
 
         recipe, known = config.unlearning, population(config)
+        forget, retain = (modality_conversations(known.members(s), config.modality) for s in ("forget", "retain"))
+        # The other model is asked and let go before vanilla is loaded: two of 7B would not fit.
+        recorded = _recorded(config, {"forget": forget, "retain": retain}) if method.measured_elsewhere else None
         model, processor = _vanilla_model(config)
         model = load.attach_lora(model, recipe.lora_r, recipe.lora_alpha, recipe.lora_dropout, config.unlearn_seed)
-        forget, retain = (modality_conversations(known.members(s), config.modality) for s in ("forget", "retain"))
         names = ("epochs", "batch_size", "lr", "schedule", "warmup", "weight_decay", "clip", "precision")
         settings = {name: getattr(recipe, name) for name in (*names, "label_mode", "eos")}
-        method = get(config.method, config.variant)
-        log = unlearn(model, processor, method, forget, retain, settings, config.unlearn_seed)
+        log = unlearn(model, processor, method, forget, retain, settings, config.unlearn_seed, recorded)
         load.save_adapter(model, folder)
         stages.write_json(folder / "train.json", _train_record(config, log, asdict(recipe)))
 
@@ -199,7 +209,7 @@ def _finetuned(config: Config, name: str) -> Path:
         from mllmu_nb.models import load
         from mllmu_nb.training import finetune, modality_conversations
 
-        recipe = config.training
+        recipe = _recipe(config, name)
         model, processor = load.load_base(config)
         replayed = _replayed(config, model, processor)
         if config.adaptation == "lora":
@@ -225,6 +235,21 @@ def _finetuned(config: Config, name: str) -> Path:
         stages.write_json(folder / "train.json", _train_record(config, log, settings))
 
     return stages.stage(name, _finetuned_inputs(config, name), make, _told(config))
+
+
+def _recipe(config: Config, name: str) -> Recipe:
+    return replace(config.training, steps=0, epochs=1) if name == "retain_epoch" else config.training
+
+
+def _recorded(config: Config, asked: dict[str, list]) -> dict:
+    """What the model of :func:`retain_epoch` says about the questions whose reference ``config.method`` needs."""
+    from mllmu_nb.training import record
+    from mllmu_nb.unlearning import get
+
+    recipe = config.unlearning
+    options = {name: getattr(recipe, name) for name in ("batch_size", "label_mode", "eos", "precision")}
+    conversations = [c for name in get(config.method, config.variant).reference for c in asked[name]]
+    return record(*_filled(config, retain_epoch(config)), conversations, **options)
 
 
 def _vanilla_model(config: Config) -> tuple[Any, Any]:
@@ -503,7 +528,7 @@ def _finetuned_inputs(config: Config, name: str) -> dict[str, Any]:
     return {
         "base": base_hash(config),
         "data": _taught_hash(name, *(getattr(config, field) for field in DATA)),
-        "recipe": _numbers(config.training),
+        "recipe": _numbers(_recipe(config, name)),
         "settings": config.hash_of(("adaptation", "replay", "train_seed")),
         "code": stages.code_hash((*TRAINING_CODE, *replayed)),
     }
@@ -513,8 +538,10 @@ def _unlearned_inputs(config: Config) -> dict[str, Any]:
     from mllmu_nb.unlearning import get
 
     method = get(config.method, config.variant)
+    elsewhere = {"reference": _finetuned_inputs(config, "retain_epoch")} if method.measured_elsewhere else {}
     return {
         "vanilla": _finetuned_inputs(config, "vanilla"),
+        **elsewhere,
         "forget": list(population(config).forget_ids),
         "recipe": _numbers(config.unlearning),
         "settings": config.hash_of(("method", "variant", "modality", "unlearn_seed")),

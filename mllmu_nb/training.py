@@ -21,6 +21,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce, send_to_device
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import get_scheduler
 
@@ -29,11 +30,10 @@ from mllmu_nb.data.schema import Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.models.load import count_trainable
 from mllmu_nb.models.prompts import Conversation, Turn, encode
-from mllmu_nb.unlearning import IGNORE, Method, Scored
-from mllmu_nb.unlearning.base import token_nll
+from mllmu_nb.unlearning import IGNORE, Method, Recorded, Scored, token_log_probs, token_nll
 
-Batch = Mapping[str, Tensor]  # input_ids, attention_mask, labels [B, T] and pixel_values
-Objective = Callable[[dict[str, Scored], dict[str, Scored]], tuple[Tensor, dict[str, float]]]
+Batch = Mapping[str, Tensor]  # input_ids, attention_mask, labels [B, T], pixel_values; recorded [B, T'], see `record`
+Objective = Callable[[dict[str, Scored], dict[str, Scored | Recorded]], tuple[Tensor, dict[str, float]]]
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}  # as transformers names them
 DIVERGED = 10.0  # nats by which a loss that is being minimised may rise above its first value
@@ -55,15 +55,17 @@ class TrainLog:
     supervised_tokens: int = 0
 
 
-def label_scores(model, batch: Batch) -> Scored:
+def label_scores(model, batch: Batch, everywhere: bool = False) -> Scored:
     """Logits at the supervised positions of a batch, and only there: [B, T', V], T' the most any row has.
 
     The backbone runs on the whole batch; the vocabulary projection, which would fill most of the memory, only where the
-    next token is labelled. Works on a plain model and through peft. Raises KitError when a row has no label.
+    next token is labelled, or also ``everywhere`` on request. Works on a plain model and through peft. Raises KitError
+    when a row has no label.
     """
     core = model.get_base_model() if hasattr(model, "get_base_model") else model
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    hidden = core.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "recorded")}
+    states = core.model(**inputs, use_cache=False).last_hidden_state
+    hidden = states[:, :-1]
     labels = batch["labels"][:, 1:]
     supervised = labels != IGNORE
     counts = supervised.sum(1)
@@ -72,7 +74,7 @@ def label_scores(model, batch: Batch) -> Scored:
     # A stable sort moves the labelled positions of a row to the front and keeps their order.
     positions = supervised.int().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
     hidden = hidden.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-    return Scored(core.lm_head(hidden), labels.gather(1, positions))
+    return Scored(core.lm_head(hidden), labels.gather(1, positions), core.lm_head(states) if everywhere else None)
 
 
 @contextmanager
@@ -98,6 +100,8 @@ def train(
     clip: float = 1.0,
     seed: int = 0,
     reference: Sequence[str] = (),
+    everywhere: Sequence[str] = (),
+    rise: float = DIVERGED,
     accumulate: int = 1,
     precision: str = "no",
     optimizer: str = "adamw",
@@ -106,10 +110,12 @@ def train(
     """Minimise ``objective`` for ``steps`` steps of ``optimizer`` (:func:`rules`) over what requires a gradient.
 
     A step takes ``accumulate`` items of ``batches``, each a dict of named batches; the objective gets their
-    :class:`Scored` and, for the names in ``reference``, what the frozen vanilla model says. ``schedule`` is linear,
-    cosine or constant, ``warmup`` a share of the steps, ``clip`` the largest gradient norm (0: no clipping),
-    ``precision`` "no" or "bf16" (autocast). The model stays on its device and is left in evaluation mode.
-    Raises :class:`TrainingDiverged` naming step and value, KitError when there is nothing to train.
+    :class:`Scored` (at all positions for the names in ``everywhere``) and, for the names in ``reference``, what the
+    frozen vanilla model says, or what a batch has ``recorded`` of another one. ``schedule`` is linear, cosine or
+    constant, ``warmup`` a share of the steps, ``clip`` the largest gradient norm (0: no clipping), ``precision`` "no"
+    or "bf16" (autocast). The model stays on its device and is left in evaluation mode.
+    Raises :class:`TrainingDiverged` naming step and value when the loss is no number or ``rise`` nats above its first
+    value, KitError when there is nothing to train.
     """
     if precision not in ("no", "bf16"):
         raise KitError(f"unknown precision {precision!r}: choose no or bf16")
@@ -139,10 +145,13 @@ def train(
             piece = send_to_device(dict(piece), model.device)
             with autocast:
                 before = {}
-                if reference:
+                if named := [name for name in reference if name in piece]:
                     with vanilla_mode(model):
-                        before = {name: label_scores(model, piece[name]) for name in reference}
-                scored = {name: label_scores(model, batch) for name, batch in piece.items()}
+                        before = {name: label_scores(model, piece[name], name in everywhere) for name in named}
+                scored = {name: label_scores(model, batch, name in everywhere) for name, batch in piece.items()}
+                for name, batch in piece.items():
+                    if "recorded" in batch:
+                        before[name] = Recorded(batch["recorded"], scored[name].labels)
                 loss, parts = objective(scored, before)
             (loss / accumulate).backward()
             values.append({"loss": loss.item(), **parts})
@@ -155,7 +164,7 @@ def train(
         numbers = dict(zip(values[0], reduce(mean, "mean").tolist(), strict=True))
         norm = torch.nn.utils.clip_grad_norm_(trained, clip or math.inf).item()
         log.losses.append({"step": step, **numbers})
-        _stop_if_diverged(log.losses, norm, lr, clip)
+        _stop_if_diverged(log.losses, norm, lr, clip, rise)
 
         for mover, scheduler in zip(movers, schedulers, strict=True):
             mover.step()
@@ -188,14 +197,14 @@ def rules(model, optimizer: str, lr: float, weight_decay: float) -> list[torch.o
     return found
 
 
-def _stop_if_diverged(losses: list[dict[str, float]], norm: float, lr: float, clip: float) -> None:
+def _stop_if_diverged(losses: list[dict[str, float]], norm: float, lr: float, clip: float, rise: float) -> None:
     step, loss = losses[-1]["step"], losses[-1]["loss"]
     found = ""
     if not math.isfinite(loss):
         found = f"the loss is {loss}"
     elif not math.isfinite(norm):
         found = f"the gradient norm is {norm} (loss {loss:.3f})"
-    elif loss > losses[0]["loss"] + DIVERGED:
+    elif loss > losses[0]["loss"] + rise:
         found = f"the loss is {loss:.3f} and was {losses[0]['loss']:.3f} at the first step"
     if found:
         advice = f"try a learning rate below {lr:g}" + ("" if clip else " and gradient clipping (clip=1.0)")
@@ -328,6 +337,32 @@ def _augmented(conversation: Conversation, augment, rng: np.random.Generator) ->
     return replace(conversation, turns=tuple(turns))
 
 
+def record(
+    model,
+    processor,
+    conversations: Sequence[Conversation],
+    *,
+    batch_size: int,
+    label_mode: str = "answer",
+    eos: bool = True,
+    precision: str = "no",
+) -> dict[Conversation, Tensor]:
+    """What ``model`` (in evaluation mode) says about each question on its own: log p of its supervised tokens in nats.
+
+    That is all a method measures against, so the model can leave the memory before the one to be trained comes in.
+    """
+    questions = [replace(conversation, turns=(turn,)) for conversation in conversations for turn in conversation.turns]
+    kept: dict[Conversation, Tensor] = {}
+    for start in range(0, len(questions), batch_size):
+        asked = questions[start : start + batch_size]
+        batch = send_to_device(encode(processor, asked, label_mode=label_mode, eos=eos), model.device)
+        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            scored = label_scores(model, batch)
+            rows = zip(asked, token_log_probs(scored).cpu(), scored.counts.tolist(), strict=True)
+        kept |= {question: row[:count].clone() for question, row, count in rows}
+    return kept
+
+
 def unlearn(
     model,
     processor,
@@ -336,12 +371,17 @@ def unlearn(
     retain_conversations: Sequence[Conversation],
     settings: Mapping,
     seed: int,
+    recorded: Mapping[Conversation, Tensor] | None = None,
 ) -> TrainLog:
-    """Run ``method`` on a model that carries a fresh adapter; the model with its adapter off is the reference.
+    """Run ``method`` on a model that carries a fresh adapter; the model with its adapter off is the reference, unless
+    the method asks for another one: what that one said is ``recorded`` (:func:`record`).
 
     ``settings``: ``epochs`` over the forget questions (fractions allowed), ``batch_size``, ``lr``, and, if they are to
     differ from the defaults, ``label_mode``, ``eos`` and the other keywords of :func:`train`. Every epoch asks each
     forget question once, singly, in a seeded order; methods that use retain get as many retain questions beside them.
+    One that visits its sets one after the other asks each question of every set once an epoch. One optimizer and one
+    schedule span all passes and epochs; how the released code's schedule goes on from pass to pass is unknown, chosen
+    because the learning rate then falls to 0 once, at the end of training, as it does for the other methods.
     """
     if not method.uses:
         return TrainLog()
@@ -352,6 +392,18 @@ def unlearn(
     for name in method.uses:
         if not any(c.turns for c in data[name]):
             raise KitError(f"{method.name} needs {name} questions and there are none")
+    if recorded is None and method.measured_elsewhere:
+        raise KitError(f"{method.name} ({method.variant}) needs what the model {method.reference_model} has recorded")
+    separate = len(method.passes) > 1
+    if separate and epochs != int(epochs):
+        raise KitError(f"{method.name} ({method.variant}) walks through whole epochs: {epochs:g} is not one")
+
+    def coded(name: str, batch: list[Conversation]) -> Batch:
+        mine = shard(batch)
+        tensors = encode(processor, mine, **text)
+        if recorded is not None and name in method.reference:
+            tensors["recorded"] = pad_sequence([recorded[question] for question in mine], batch_first=True)
+        return tensors
 
     def batches():
         orders = {name: np.random.default_rng([seed, number]) for number, name in enumerate(data)}
@@ -362,7 +414,10 @@ def unlearn(
                 for start in range(0, len(order), batch_size):
                     drawn = {first: order[start : start + batch_size]}
                     drawn |= {name: list(islice(beside[name], len(drawn[first]))) for name in others}
-                    yield {name: encode(processor, shard(batch), **text) for name, batch in drawn.items()}
+                    yield {name: coded(name, batch) for name, batch in drawn.items()}
 
     steps = sum(steps_of(data[first], epochs, batch_size) for first, *_ in method.passes)
-    return train(model, batches(), method.loss, steps=steps, seed=seed, reference=method.reference, **settings)
+    options = {"reference": method.reference if recorded is None else (), "everywhere": method.everywhere}
+    if separate:  # the loss is another quantity from pass to pass, so how far it is above the first says nothing
+        options["rise"] = math.inf
+    return train(model, batches(), method.loss, steps=steps, seed=seed, **options, **settings)

@@ -2,13 +2,29 @@
 
 import importlib.util
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from mllmu_nb import unlearning
 from mllmu_nb.errors import KitError
-from mllmu_nb.unlearning import IGNORE, METHODS, Scored, get
-from mllmu_nb.unlearning.base import mean_kl, mean_nll, sequence_log_probs, token_nll
+from mllmu_nb.unlearning import (
+    IGNORE,
+    METHODS,
+    Method,
+    Recorded,
+    Scored,
+    bring,
+    get,
+    mean_kl,
+    mean_nll,
+    register,
+    sequence_log_probs,
+    summed_kl,
+    token_log_probs,
+    token_nll,
+)
 
 LOG = math.log
 
@@ -123,15 +139,22 @@ def test_npo():
     torch.testing.assert_close(gradient(loss, now), ascent(now, [[weight / 2, weight / 2], [1 / 2, 0.0]]))
 
 
-@pytest.mark.parametrize(("tokens", "weight"), [(5, 0.76), (20, 0.24)])
-def test_npo_weight_one_nat_per_token_above_the_reference(tokens, weight):
-    """The weight with which an answer still pulls, after each of its tokens has lost one nat."""
+@pytest.mark.parametrize(
+    ("variant", "tokens", "weight"),
+    [("canonical", 5, 0.76), ("canonical", 20, 0.24), ("upstream", 5, 0.80), ("upstream", 20, 0.80)],
+)
+def test_npo_weight_one_nat_per_token_above_the_reference(variant, tokens, weight):
+    """The weight with which an answer still pulls, after each of its tokens has lost one nat.
+
+    Canonical 2σ(−.1 · tokens): 2 / (1 + e^.5) = .755 and 2 / (1 + e^2) = .238. Upstream 2σ(−.4) = 2 / (1 + e^.4) =
+    .803 at any length, of a loss that is a mean over the tokens.
+    """
     labels = [[0] * tokens]
     now = scored([[[0.2, 0.4, 0.4]] * tokens], labels)
     p = 0.2 * math.e
     before = scored([[[p, (1 - p) / 2, (1 - p) / 2]] * tokens], labels)
-    loss, _ = get("npo").loss({"forget": now}, {"forget": before})
-    plain = gradient(sequence_log_probs(now).sum(), now)
+    loss, _ = get("npo", variant).loss({"forget": now}, {"forget": before})
+    plain = gradient(sequence_log_probs(now).sum() if variant == "canonical" else -token_nll(now), now)
     ratio = gradient(loss, now) / plain
     assert ratio.flatten().tolist() == pytest.approx([weight] * tokens * 3, abs=0.005)
 
@@ -142,6 +165,103 @@ def test_npo_stays_finite_far_from_the_reference():
     loss, _ = get("npo").loss({"forget": now}, {"forget": before})
     # 20 tokens × 30 ln 10 nats: −(2/β) log σ(β·1381.6) ≈ 0 and (2/β)·β·1381.6 for the two
     assert loss.item() == pytest.approx(2 * 20 * 30 * LOG(10) / 2, rel=1e-4)
+
+
+def everywhere(probabilities, labels, supervised):
+    """A batch scored at all its positions [B, S, V], of which ``supervised`` [B, T] say where the labelled ones are."""
+    logits = (torch.tensor(probabilities).log() + 3.0).requires_grad_()
+    rows = torch.arange(len(labels)).unsqueeze(-1)
+    return Scored(logits[rows, torch.tensor(supervised)], torch.tensor(labels), logits)
+
+
+def test_upstream_gradient_ascent_takes_every_token_alike():
+    batch = forget()
+    loss, parts = get("ga", "upstream").loss({"forget": batch}, {})
+    # ln 2 + ln 8 + ln 4 = 6 ln 2 over three tokens: 2 ln 2
+    assert loss.item() == pytest.approx(-2 * LOG(2), abs=1e-6)
+    assert parts == {"forget": pytest.approx(2 * LOG(2), abs=1e-6)}
+    torch.testing.assert_close(gradient(loss, batch), ascent(batch, [[1 / 3, 1 / 3], [1 / 3, 0.0]]))
+    # two halves and one eighth: (ln 2 + ln 2 + ln 8) / 3 = 5/3 ln 2, where a mean over answers has (ln 2 + ln 8) / 2
+    uneven = scored([[HALF, HALF], [EIGHTH, EVEN]], [[0, 0], [0, IGNORE]])
+    assert get("ga", "upstream").loss({"forget": uneven}, {})[0].item() == pytest.approx(-5 / 3 * LOG(2), abs=1e-6)
+    assert get("ga").loss({"forget": uneven}, {})[0].item() == pytest.approx(-2 * LOG(2), abs=1e-6)
+
+
+def test_upstream_gradient_difference_goes_up_and_down_in_steps_of_their_own():
+    method, lost, kept = get("grad_diff", "upstream"), forget(), retain()
+    assert method.passes == (("forget",), ("retain",))
+    up, parts = method.loss({"forget": lost}, {})
+    assert up.item() == pytest.approx(-2 * LOG(2), abs=1e-6) and parts == {"forget": -up.item()}
+    torch.testing.assert_close(gradient(up, lost), ascent(lost, [[1 / 3, 1 / 3], [1 / 3, 0.0]]))
+    down, parts = method.loss({"retain": kept}, {})
+    assert down.item() == pytest.approx(LOG(2), abs=1e-6) and parts == {"retain": down.item()}
+    torch.testing.assert_close(gradient(down, kept), -ascent(kept, [[1 / 2, 1 / 2]]))
+
+
+def test_summed_kl_counts_every_position():
+    """Two rows of three positions. At a position KL(HALF ‖ EVEN) is 1/4 ln 2 and KL(EVEN ‖ HALF) as much: 1/4 ln(1/2)
+    + 1/4 ln 1 + 1/2 ln 2. Four of the six differ, and two of these are not supervised: 4 · 1/4 ln 2 / 2 rows.
+    """
+    now = everywhere([[EVEN, HALF, HALF], [EVEN, EVEN, HALF]], [[2, IGNORE], [2, 2]], [[0, 0], [0, 1]])
+    before = everywhere([[HALF, HALF, EVEN], [HALF, HALF, HALF]], [[2, IGNORE], [2, 2]], [[0, 0], [0, 1]])
+    kl = summed_kl(before, now)
+    assert kl.item() == pytest.approx(4 * LOG(2) / 4 / 2, abs=1e-6)
+    # dKL(q‖p)/dlogits = p − q at every position, padding or not, over two rows
+    expected = (torch.tensor([[EVEN, HALF, HALF], [EVEN, EVEN, HALF]]) - before.everywhere.softmax(-1)) / 2
+    torch.testing.assert_close(torch.autograd.grad(kl, now.everywhere)[0], expected.detach())
+    # averaged over the supervised tokens it is 1/4 ln 2, however long the sequences are
+    assert mean_kl(before, now).item() == pytest.approx(LOG(2) / 4, abs=1e-6)
+
+
+def test_summed_kl_is_what_pytorch_calls_batchmean():
+    torch.manual_seed(0)
+    before, now = (Scored(torch.empty(0), torch.empty(0), torch.randn(3, 7, 11)) for _ in range(2))
+    theirs = torch.nn.functional.kl_div(
+        now.everywhere.log_softmax(-1), before.everywhere.softmax(-1), reduction="batchmean"
+    )
+    torch.testing.assert_close(summed_kl(before, now), theirs)
+
+
+def test_upstream_kl_minimization():
+    method = get("kl_min", "upstream", alpha=3.0)
+    lost = forget()
+    up, parts = method.loss({"forget": lost}, {})
+    assert up.item() == pytest.approx(-2 * LOG(2), abs=1e-6) and parts == {"forget": -up.item()}
+    torch.testing.assert_close(gradient(up, lost), ascent(lost, [[1 / 3, 1 / 3], [1 / 3, 0.0]]))
+    # One row of three positions, the middle one labelled with a token of probability 1/2; the other two have moved
+    # from HALF to EVEN, 1/4 ln 2 each: ℓ̄_r = ln 2, KL = 2 · 1/4 ln 2 / 1
+    now = everywhere([[EVEN, HALF, EVEN]], [[0]], [[1]])
+    before = everywhere([[HALF, HALF, HALF]], [[0]], [[1]])
+    down, parts = method.loss({"retain": now}, {"retain": before})
+    assert parts == {"retain": pytest.approx(LOG(2), abs=1e-6), "kl": pytest.approx(LOG(2) / 2, abs=1e-6)}
+    assert down.item() == pytest.approx(LOG(2) + 3 * LOG(2) / 2, abs=1e-6)
+    moved = torch.tensor([EVEN]) - torch.tensor([HALF])  # p − q, three times for α; at the middle p − onehot alone
+    middle = torch.tensor([HALF]) - torch.tensor([[1.0, 0.0, 0.0]])
+    expected = torch.stack([3 * moved, middle, 3 * moved], 1)
+    torch.testing.assert_close(torch.autograd.grad(down, now.everywhere)[0], expected)
+
+
+def test_upstream_npo():
+    now = forget()
+    # now 6 ln 2 over three tokens, 2 ln 2 a token. The reference: 1/2, 1/2 and 1/4, so 4 ln 2 over three
+    before = scored([[HALF, HALF], [QUARTER, EVEN]], [[0, 0], [1, IGNORE]])
+    excess, beta = 2 * LOG(2) - 4 / 3 * LOG(2), 0.4
+    loss, parts = get("npo", "upstream").loss({"forget": now}, {"forget": before})
+    assert loss.item() == pytest.approx(2 / beta * LOG(1 + math.exp(-beta * excess)), abs=1e-5)
+    assert parts == {"forget": pytest.approx(2 * LOG(2), abs=1e-6), "excess": pytest.approx(excess, abs=1e-6)}
+    # ascent on the batch's mean, all of it weighted by 2σ(−β excess)
+    weight = 2 / (1 + math.exp(beta * excess))
+    torch.testing.assert_close(gradient(loss, now), ascent(now, [[weight / 3, weight / 3], [weight / 3, 0.0]]))
+
+
+def test_what_was_recorded_of_a_model_stands_for_it():
+    batch = forget()
+    kept = Recorded(token_log_probs(batch).detach(), batch.labels)
+    assert kept.counts.tolist() == [2, 1]
+    for quantity in (token_log_probs, sequence_log_probs, mean_nll, token_nll):
+        assert torch.equal(quantity(kept), quantity(batch))
+    loss, parts = get("npo", "upstream").loss({"forget": batch}, {"forget": kept})
+    assert parts["excess"] == 0 and loss.item() == pytest.approx(2 / 0.4 * LOG(2), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["ga", "grad_diff", "kl_min", "npo"])
@@ -176,6 +296,20 @@ def test_methods_state_what_they_need():
     }
 
 
+def test_upstream_variants_state_what_they_need():
+    given = ("uses", "passes", "reference", "reference_model", "everywhere")
+    needs = {name: [getattr(get(name, "upstream"), told) for told in given] for name in METHODS if name != "prompting"}
+    both = (("forget",), ("retain",))
+    assert needs == {
+        "ga": [("forget",), (("forget",),), (), "vanilla", ()],
+        "grad_diff": [("forget", "retain"), both, (), "vanilla", ()],
+        "kl_min": [("forget", "retain"), both, ("retain",), "vanilla", ("retain",)],
+        "npo": [("forget",), (("forget",),), ("forget",), "retain_epoch", ()],
+    }
+    assert [name for name in METHODS if get(name).measured_elsewhere or get(name).everywhere] == []
+    assert get("npo", "upstream").measured_elsewhere and not get("kl_min", "upstream").measured_elsewhere
+
+
 def test_prompting_is_a_system_prompt():
     assert "personal-related information" in get("prompting").system
     assert get("prompting").passes == () and get("ga").system == ""
@@ -184,8 +318,10 @@ def test_prompting_is_a_system_prompt():
 def test_unknown_names_are_refused_by_name():
     with pytest.raises(KitError, match="unknown method 'gax': choose one of ga, grad_diff, kl_min, npo, prompting"):
         get("gax")
-    with pytest.raises(KitError, match="npo has no variant 'upstream': choose one of canonical"):
-        get("npo", "upstream")
+    with pytest.raises(KitError, match="npo has no variant 'upstraem': choose one of canonical, upstream"):
+        get("npo", "upstraem")
+    with pytest.raises(KitError, match="prompting has no variant 'upstream': choose one of canonical"):
+        get("prompting", "upstream")
     with pytest.raises(KitError, match="npo has no setting 'gamma': it takes beta"):
         get("npo", gamma=1.0)
 
@@ -222,10 +358,34 @@ def test_a_package_outside_adds_a_method_and_a_variant(tmp_path, monkeypatch):
 
 
 def test_a_name_taken_is_not_taken_twice():
-    from mllmu_nb.unlearning import Method, register
-
     with pytest.raises(KitError, match="'ga' .canonical. is registered already"):
 
         @register
         class Other(Method):
             name = "ga"
+
+
+def test_a_reference_that_nobody_makes_is_refused():
+    with pytest.raises(KitError, match="odd has no reference_model 'gpt': choose one of vanilla, retain_epoch"):
+
+        @register
+        class Odd(Method):
+            name, reference, reference_model = "odd", ("forget",), "gpt"
+
+
+def test_modules_named_in_the_environment_bring_their_methods(tmp_path, monkeypatch):
+    known = {name: dict(variants) for name, variants in METHODS.items()}
+    monkeypatch.setattr("mllmu_nb.unlearning.base.METHODS", known)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "brought.py").write_text(OUTSIDE)
+    bring("")
+    assert list(known) == list(METHODS)
+    bring(" brought, ")
+    assert list(known) == [*METHODS, "nothing"] and known["grad_diff"].keys() - METHODS["grad_diff"].keys()
+    with pytest.raises(KitError, match="MLLMU_NB_METHODS names 'yours', which cannot be imported: No module named"):
+        bring("brought,yours")
+
+
+def test_every_file_of_the_package_is_imported():
+    files = {file.stem for file in Path(unlearning.__file__).parent.glob("*.py")} - {"__init__", "base"}
+    assert files == set(METHODS)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch.nn.functional import logsigmoid
 
-from mllmu_nb.unlearning.base import Method, mean_nll, register, sequence_log_probs
+from mllmu_nb.unlearning.base import Method, mean_nll, register, sequence_log_probs, token_nll
 
 
 @register
@@ -25,3 +25,25 @@ class NegativePreference(Method):
         ratio = sequence_log_probs(scored["forget"]) - sequence_log_probs(reference["forget"])
         loss = -2 / self.beta * logsigmoid(-self.beta * ratio).mean()
         return loss, {"forget": mean_nll(scored["forget"]).item(), "ratio": ratio.mean().item()}
+
+
+@register
+@dataclass(frozen=True)
+class UpstreamNegativePreference(Method):
+    """L = −(2/β) log σ(β (ℓ̄_θ − ℓ̄_θref)), each ℓ̄ one mean over the labelled tokens of the batch; θ_ref is the base
+    model after one epoch on the retain people, while optimisation starts from θ₀. Source: MLLMU-Bench's released code.
+
+    Its gradient is that of ascent on the batch, weighted by 2σ(−β (ℓ̄_θ − ℓ̄_θref)), however long the answers are.
+    """
+
+    beta: float = 0.4
+
+    name, variant = "npo", "upstream"
+    reference = ("forget",)
+    reference_model = "retain_epoch"
+
+    def loss(self, scored, reference):
+        forget = token_nll(scored["forget"])
+        excess = forget - token_nll(reference["forget"])
+        loss = -2 / self.beta * logsigmoid(self.beta * excess)
+        return loss, {"forget": forget.item(), "excess": excess.item()}
