@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import weakref
 from dataclasses import replace
 
 import pandas as pd
@@ -134,6 +135,31 @@ def test_unlearning_moves_the_vanilla_model_and_training_the_base(config, made):
     base, vanilla, ga = weight(method="base"), weight(), weight(method="ga", modality="unimodal")
     assert not torch.equal(base, vanilla) and not torch.equal(vanilla, ga)
     assert torch.equal(vanilla, weight(method="prompting"))
+
+
+def test_upstream_npo_has_a_reference_of_its_own_that_makes_way_for_vanilla(config, made, monkeypatch):
+    upstream = config.but(method="npo", modality="unimodal", variant="upstream")
+    filled, models, present = run._filled, [], []
+
+    def watched(config, folder):
+        present.append((folder.name.partition("-")[0], sum(model() is not None for model in models)))
+        model, processor = filled(config, folder)
+        models.append(weakref.ref(model))
+        return model, processor
+
+    monkeypatch.setattr(run, "_filled", watched)
+    told = stages.read_json(run.unlearned(upstream) / "train.json")
+    assert present == [("retain_epoch", 0), ("vanilla", 0)], "no model, or no other model, may be in memory then"
+    reference = stages.read_json(run.retain_epoch(upstream) / "train.json")
+    # 17 people in two views, 14 or 15 questions each, which is 4 pieces of up to 4: 136 pieces in batches of 24
+    assert reference["steps"] == 6 and told["losses"][0]["excess"] != 0
+    assert {p.id for p in run.taught(run.population(config), "retain_epoch")} == {
+        p.id for p in run.taught(run.population(config), "oracle")
+    }
+    # it is part of what decides the result, and of no other method's
+    shorter = upstream.but(train_lr=0.5)
+    assert run._unlearned_inputs(shorter)["reference"] != run._unlearned_inputs(upstream)["reference"]
+    assert "reference" not in run._unlearned_inputs(upstream.but(variant="canonical"))
 
 
 def test_finished_runs_are_found_and_others_are_not(config, made, monkeypatch):

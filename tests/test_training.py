@@ -27,14 +27,14 @@ from mllmu_nb.training import (
     label_scores,
     modality_conversations,
     processes,
+    record,
     rules,
     steps_of,
     train,
     unlearn,
     vanilla_mode,
 )
-from mllmu_nb.unlearning import IGNORE, get
-from mllmu_nb.unlearning.base import mean_nll, token_nll
+from mllmu_nb.unlearning import IGNORE, Method, get, mean_nll, token_log_probs, token_nll
 
 FACTS = {
     "Lukas Berg": ("Oslo", "baker"),
@@ -111,6 +111,16 @@ def test_scores_do_not_depend_on_the_padding_side_or_the_batch(fresh, processor,
         count = int(single.counts)
         assert together.labels[row, :count].tolist() == single.labels[0].tolist()
         torch.testing.assert_close(together.logits[row, :count], single.logits[0], atol=1e-4, rtol=1e-4)
+
+
+def test_scores_at_every_position_are_the_models_logits(fresh, processor, mixed):
+    batch = encode(processor, mixed)
+    with torch.no_grad():
+        plain, all_over = label_scores(fresh, batch), label_scores(fresh, batch, everywhere=True)
+        logits = fresh(**batch).logits
+    assert plain.everywhere is None and torch.equal(plain.logits, all_over.logits)
+    assert logits.shape[:2] == batch["input_ids"].shape and not batch["attention_mask"].all(), "no padding to look at"
+    torch.testing.assert_close(all_over.everywhere, logits)
 
 
 def test_an_example_without_an_answer_is_refused(fresh, processor, mixed):
@@ -396,6 +406,105 @@ def test_a_variant_may_visit_its_sets_one_after_the_other(vanilla, processor, mo
     log = unlearn(model, processor, Separate(), forget, retain, {"epochs": 2, "batch_size": 2, "lr": 1e-4}, 0)
     assert [len(batch) for batch, _ in seen] == [2, 2, 2, 2] * 2 and log.steps == 8  # 2 forget questions, then 6 others
     assert [entry["loss"] > 0 for entry in log.losses] == [False, True, True, True] * 2
+
+
+UPSTREAM = {"epochs": 2, "batch_size": 2, "lr": 1e-3, "clip": 0}
+
+
+def test_upstream_passes_are_adamw_written_out(vanilla, processor, monkeypatch):
+    """GradDiff as released: every epoch up on the forget set, then down on the retain set, a step a batch, one linear
+    schedule over all of them."""
+    forget, retain = (modality_conversations(people, "unimodal") for people in (PEOPLE[:2], PEOPLE[2:]))
+    ours, theirs = (attach_lora(copy.deepcopy(vanilla), dropout=0.0) for _ in range(2))
+    seen, steps = watched(monkeypatch), []
+    move = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a: steps.append(len(seen)) or move(self, *a))
+    log = unlearn(ours, processor, get("grad_diff", "upstream"), forget, retain, UPSTREAM, 0)
+    assert steps == list(range(1, 9)), "one batch a step: 2 epochs of 2 forget and 2 retain batches"
+    lost = [{"Berg" in c.turns[0].prompt or "Rocha" in c.turns[0].prompt for c in batch} for batch, _ in seen]
+    assert lost == [{True}, {True}, {False}, {False}] * 2
+    assert [sorted(set(entry) - {"step", "loss"}) for entry in log.losses] == [["forget"]] * 2 + [["retain"]] * 2 + [
+        ["forget"]
+    ] * 2 + [["retain"]] * 2
+    monkeypatch.undo()
+    optimizer = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
+    theirs.train()
+    for step, (batch, _) in enumerate(seen):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (8 - step) / 8
+        loss = theirs(**encode(processor, batch)).loss
+        optimizer.zero_grad()
+        (-loss if step % 4 < 2 else loss).backward()
+        optimizer.step()
+        assert abs(log.losses[step]["loss"]) == pytest.approx(loss.item(), abs=1e-4)
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert (a - b).abs().mean() < 1e-5, name
+
+
+def test_upstream_kl_is_summed_over_padding_and_image_slots(vanilla, processor, monkeypatch):
+    """Nothing moves at a rate of 0, so the logged loss is that of the adapter as it stood, beside the plain model's."""
+    forget, retain = (modality_conversations(people, "multimodal") for people in (PEOPLE[:1], PEOPLE[1:]))
+    model = attach_lora(copy.deepcopy(vanilla), dropout=0.0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.3)
+    seen = watched(monkeypatch)
+    settings = {**UPSTREAM, "epochs": 1, "batch_size": 3, "lr": 0.0, "label_mode": "text", "eos": False}
+    log = unlearn(model, processor, get("kl_min", "upstream"), forget, retain, settings, 0)
+    monkeypatch.undo()
+    batch = encode(processor, seen[1][0], label_mode="text", eos=False)
+    with torch.no_grad():
+        before, now = vanilla(**batch).logits.log_softmax(-1), model(**batch).logits.log_softmax(-1)
+        loss = model(**batch).loss
+    everywhere = (before.exp() * (before - now)).sum(-1)
+    padding, image = batch["attention_mask"] == 0, batch["input_ids"] == processor.image_token_id
+    assert everywhere[padding].sum() > 0.01 and everywhere[image].sum() > 0.01
+    assert log.losses[1]["kl"] == pytest.approx(everywhere.sum().item() / 3, rel=1e-3)
+    assert log.losses[1]["retain"] == pytest.approx(loss.item(), abs=1e-4)
+    assert log.losses[1]["loss"] == pytest.approx(log.losses[1]["retain"] + log.losses[1]["kl"], rel=1e-5)
+
+
+def test_a_recorded_model_gives_each_question_its_own_numbers(vanilla, processor):
+    data = modality_conversations(PEOPLE[:2], "multimodal")
+    kept = record(vanilla, processor, data, batch_size=4)
+    assert len(kept) == 6 and {len(c.turns) for c in kept} == {1}
+    for question in epoch(data, 1, np.random.default_rng(0)):
+        with torch.no_grad():
+            alone = token_log_probs(label_scores(vanilla, encode(processor, [question])))[0]
+        torch.testing.assert_close(kept[question], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_upstream_npo_measures_against_what_was_recorded(fresh, vanilla, processor, monkeypatch):
+    """It starts from vanilla, and far below the reference: here a model that has learnt nothing."""
+    forget = modality_conversations(PEOPLE[:2], "multimodal")
+    kept = record(fresh, processor, forget, batch_size=4)
+    seen = watched(monkeypatch)
+    model, method = attach_lora(copy.deepcopy(vanilla), dropout=0.0), get("npo", "upstream")
+    log = unlearn(model, processor, method, forget, [], {**UPSTREAM, "batch_size": 3}, 0, kept)
+    monkeypatch.undo()
+    batch = encode(processor, seen[0][0])
+    with torch.no_grad():
+        excess = vanilla(**batch).loss.item() - fresh(**batch).loss.item()
+    assert excess < -3 and log.losses[0]["excess"] == pytest.approx(excess, abs=1e-4)
+    assert log.losses[0]["loss"] == pytest.approx(2 / 0.4 * math.log1p(math.exp(-0.4 * excess)), abs=1e-3)
+    assert log.losses[-1]["excess"] > excess
+    with pytest.raises(KitError, match="npo .upstream. needs what the model retain_epoch has recorded"):
+        unlearn(model, processor, method, forget, [], UPSTREAM, 0)
+
+
+def test_a_loss_that_changes_from_pass_to_pass_is_no_divergence(vanilla, processor):
+    class Leap(Method):
+        name, uses, passes = "leap", ("forget", "retain"), (("forget",), ("retain",))
+
+        def loss(self, scored, reference):
+            (name,) = scored
+            return token_nll(scored[name]) + (100 if name == "retain" else 0), {}
+
+    model, some = attach_lora(copy.deepcopy(vanilla)), modality_conversations(PEOPLE[:1], "unimodal")
+    log = unlearn(model, processor, Leap(), some, some, {**UPSTREAM, "epochs": 1}, 0)
+    assert log.losses[1]["loss"] > log.losses[0]["loss"] + 90
+    with pytest.raises(KitError, match="leap .canonical. walks through whole epochs: 0.5 is not one"):
+        unlearn(model, processor, Leap(), some, some, {**UPSTREAM, "epochs": 0.5}, 0)
 
 
 def test_what_unlearning_needs_is_there_or_named(vanilla, processor):
