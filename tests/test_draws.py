@@ -125,6 +125,13 @@ def test_upstream_draws_a_portrait_for_each_test_person_and_task(people):
     assert _scored(people, "test", of(people, "none")) == people.items("test")
 
 
+def test_a_set_without_people_draws_nobody(people):
+    unknown = replace(people, profiles={i: p for i, p in people.profiles.items() if p.kind != "celebrity"})
+    found = of(unknown, "upstream")
+    assert set(found["shots"]) == {"forget", "test", "retain"}
+    check(found, unknown, SETS, shots=5, shot_source="upstream")
+
+
 def test_too_few_people_are_named(people):
     lonely = replace(people, forget_ids=people.forget_ids[:1])
     with pytest.raises(

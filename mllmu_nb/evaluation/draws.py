@@ -51,7 +51,8 @@ def draw(
     """All draws of an evaluation of ``sets``, from ``shot_seed`` alone: one model is asked what any other is.
 
     A draw depends on its set and task and not on the view, nor on which other sets are asked. ``family`` is the base
-    model's; ``shots`` = 0 draws nobody. Raises ``KitError`` when there are too few people to draw from.
+    model's; ``shots`` = 0 draws nobody, and so does a set without people. Raises ``KitError`` when there are too few
+    people to draw from.
     """
     found: dict[str, Any] = {"shot_source": shot_source, "shot_seed": shot_seed, "shots": {}, "test_image": {}}
     if _needs_people(shots, shot_source):
@@ -61,6 +62,7 @@ def draw(
                 for task, count in PEOPLE[family].items()
             }
             for name in sets
+            if population.members(name)
         }
     if protocol == "upstream" and "test" in sets:
         for person in population.members("test"):
@@ -103,7 +105,7 @@ def check(
     if draws["shot_source"] != shot_source:
         raise KitError(f"the draws are for shot_source {draws['shot_source']!r}: it cannot be {shot_source!r} here")
     if _needs_people(shots, shot_source):
-        for name in sets:
+        for name in filter(population.members, sets):
             able = {person.id for person in _people(population, name, shot_source)}
             for task, count in PEOPLE[family].items():
                 _check_people(_entry(draws["shots"], name, task), able, count, f"{task} shots of {name}")
