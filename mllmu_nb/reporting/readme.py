@@ -1,6 +1,6 @@
 """Fills the README's two tables from the committed reference run: ``python -m mllmu_nb.reporting.readme``.
 
-No number of the README is typed: the main table comes from the runs' answers, the minutes from each run's ``train.json``.
+No number of the README is typed: the main table comes from the runs' answers, the minutes from their ``train.json``.
 """
 
 from __future__ import annotations
