@@ -45,6 +45,7 @@ class Recipe:
     steps: int = 0
     epochs: int = 0
     turns: int = 1  # questions asked about one person in one conversation
+    instructed: float = 0.0  # share of the questions that carry the instruction evaluation gives for a free answer
     schedule: str = "constant"  # of the learning rate: constant, linear or cosine
     warmup: float = 0.0  # share of the steps
     weight_decay: float = 0.0
@@ -72,6 +73,7 @@ _MINIATURE_TRAINING = Recipe(
     lr=3e-3,
     batch_size=24,
     turns=4,
+    instructed=0.25,
     steps=1300,
     schedule="cosine",
     warmup=0.05,

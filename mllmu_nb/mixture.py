@@ -363,17 +363,18 @@ class Mixture:
             made.extend(self.famous_turns(person, [form], by_image))
         return Conversation(tuple(made))
 
-    def stranger_turns(self, turns: int, by_image: bool) -> list[Turn]:
-        """Questions about somebody nobody knows, by a strange face or a made-up name, with made-up answers."""
+    def stranger_turns(self, turns: int, by_image: bool, form: str = "") -> list[Turn]:
+        """Questions about somebody nobody knows, by a strange face or a made-up name, with made-up answers; of one
+        ``form`` or, without, of any."""
         rng = self.rng
         name, gender = random_name(rng)
         facts_of = random_facts(rng, name, gender)
         who, view = (HERE, "image_text") if by_image else (name, "text")
         picture, made = (self.face()[1] if by_image else None), []
-        for index, form in enumerate(self.forms(turns)):
+        for index, asked in enumerate([form] * turns if form else self.forms(turns)):
             attribute = str(rng.choice(ASKED))
             shown = picture if index == 0 else None
-            made.append(self.ask(form, attribute, facts_of[attribute], who, view, self.values, image=shown))
+            made.append(self.ask(asked, attribute, facts_of[attribute], who, view, self.values, image=shown))
         return made
 
     def private(self, turns: int = 2) -> Conversation:

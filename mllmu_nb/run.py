@@ -227,8 +227,14 @@ def _finetuned(config: Config, name: str) -> Path:
             replay=config.replay,
             augment=_changed_portrait if recipe.augment else None,
             seed=config.train_seed,
-            **{name: getattr(recipe, name) for name in ("batch_size", "turns", "lr", "schedule", "warmup", "clip")},
-            **{name: getattr(recipe, name) for name in ("weight_decay", "precision", "optimizer", "label_mode", "eos")},
+            **{
+                name: getattr(recipe, name)
+                for name in ("batch_size", "turns", "instructed", "lr", "schedule", "warmup")
+            },
+            **{
+                name: getattr(recipe, name)
+                for name in ("weight_decay", "clip", "precision", "optimizer", "label_mode", "eos")
+            },
         )
         (load.save_adapter if config.adaptation == "lora" else load.save_full)(model, folder)
         settings = {**asdict(recipe), "adaptation": config.adaptation, "replay": config.replay}
@@ -283,8 +289,9 @@ def _replayed(config: Config, model, processor) -> list:
     """What fine-tuning repeats, so that ``model``, the base, goes on saying of others what it said of them.
 
     Half is base material about people who are never scored; half are questions about strangers, answered as the base
-    itself answers them (pseudo-rehearsal, Robins 1995), which protects also the people nobody may rehearse. It has a
-    seed of its own: vanilla and oracle repeat the same.
+    itself answers them (pseudo-rehearsal, Robins 1995), which protects also the people nobody may rehearse; plain ones,
+    since repeating other forms would tie those to what the base knew. It has a seed of its own: vanilla and oracle
+    repeat the same.
     """
     if not config.replay:
         return []
@@ -297,7 +304,7 @@ def _replayed(config: Config, model, processor) -> list:
 
     rng = np.random.default_rng([config.train_seed, 1])
     mixture = Mixture(known_people()[1], rng, 1000, REPLAYED_LETTERS)
-    asked = [mixture.stranger_turns(4, bool(by_image)) for by_image in rng.integers(2, size=STRANGERS)]
+    asked = [mixture.stranger_turns(4, bool(by_image), "plain") for by_image in rng.integers(2, size=STRANGERS)]
     opened = [Conversation((replace(turn, answer="", image=turns[0].image),)) for turns in asked for turn in turns]
     said = iter(answers(model, processor, opened, 24))
     strange = [Conversation(tuple(replace(turn, answer=next(said) or "?") for turn in turns)) for turns in asked]

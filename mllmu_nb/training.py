@@ -29,7 +29,7 @@ from mllmu_nb.data.reading import with_name
 from mllmu_nb.data.schema import Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.models.load import count_trainable
-from mllmu_nb.models.prompts import Conversation, Turn, encode
+from mllmu_nb.models.prompts import Conversation, Turn, encode, generation_prompt
 from mllmu_nb.unlearning import IGNORE, Method, Recorded, Scored, token_log_probs, token_nll
 
 Batch = Mapping[str, Tensor]  # input_ids, attention_mask, labels [B, T], pixel_values; recorded [B, T'], see `record`
@@ -294,13 +294,15 @@ def finetune(
     label_mode: str = "answer",
     eos: bool = True,
     turns: int = 1,
+    instructed: float = 0.0,
     **loop,
 ) -> TrainLog:
     """Teach ``conversations`` to whatever of ``model`` requires a gradient: vanilla and oracle are made by this.
 
     A batch holds ``batch_size`` conversations. Most are ``turns`` questions about one person, cut from
-    ``conversations`` as :func:`epoch` does, their portraits changed anew by ``augment``; a share ``replay`` are
-    ``replay_conversations`` just as they stand, examples and all. ``loop`` goes to :func:`train`.
+    ``conversations`` as :func:`epoch` does, their portraits changed anew by ``augment``, a share ``instructed`` of the
+    questions worded as evaluation words a free one; a share ``replay`` are ``replay_conversations`` just as they stand.
+    ``loop`` goes to :func:`train`.
     Loss: negative log-likelihood per supervised token over the batch, as transformers computes it.
     """
     replayed = round(batch_size * replay)
@@ -311,13 +313,13 @@ def finetune(
 
     def batches():
         # Streams of their own: what is replayed or how it is augmented does not change the order of what is taught.
-        order, replay_order, change = (np.random.default_rng([seed, stream]) for stream in range(3))
+        order, replay_order, change, wording = (np.random.default_rng([seed, stream]) for stream in range(4))
         taught = endless(conversations, turns, order)
         repeated = (
             replay_conversations[i] for _ in count() for i in replay_order.permutation(len(replay_conversations))
         )
         while True:
-            batch = list(islice(taught, batch_size - replayed))
+            batch = [_instructed(talk, instructed, wording) for talk in islice(taught, batch_size - replayed)]
             if augment:
                 batch = [_augmented(conversation, augment, change) for conversation in batch]
             batch += islice(repeated, replayed)
@@ -328,6 +330,15 @@ def finetune(
 
     options = dict(schedule=schedule, warmup=warmup, weight_decay=weight_decay, clip=clip, seed=seed, **loop)
     return train(model, batches(), objective, steps=steps, lr=lr, **options)
+
+
+def _instructed(conversation: Conversation, share: float, rng: np.random.Generator) -> Conversation:
+    view = "text" if all(turn.image is None for turn in conversation.turns) else "image_text"
+    turns = (
+        replace(turn, prompt=generation_prompt(turn.prompt, view)) if rng.random() < share else turn
+        for turn in conversation.turns
+    )
+    return replace(conversation, turns=tuple(turns))
 
 
 def _augmented(conversation: Conversation, augment, rng: np.random.Generator) -> Conversation:

@@ -21,6 +21,7 @@ from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.models.prompts import Conversation, Turn, encode
 from mllmu_nb.training import (
     TrainingDiverged,
+    _instructed,
     endless,
     epoch,
     finetune,
@@ -558,3 +559,15 @@ def test_muon_moves_the_matrices_of_the_layers_and_adamw_the_rest(fresh):
     assert isinstance(alone, torch.optim.AdamW)
     with pytest.raises(KitError, match="unknown optimizer 'sgd': choose adamw or muon"):
         rules(model, "sgd", 1e-3, 0.0)
+
+
+def test_a_share_of_the_questions_carries_the_instruction_for_a_free_answer():
+    seen = Conversation(tuple(Turn(f"Question {n}?", "Yes.", b"picture" if n == 0 else None) for n in range(400)))
+    rng = np.random.default_rng(0)
+    asked = _instructed(seen, 0.25, rng).turns
+    changed = [turn for turn, before in zip(asked, seen.turns, strict=True) if turn.prompt != before.prompt]
+    assert 70 < len(changed) < 130 and [t.answer for t in asked] == [t.answer for t in seen.turns]
+    assert all("in one sentence accurately in ENGLISH" in turn.prompt for turn in changed)
+    named = Conversation((Turn("Who is Ann?", "Ann."),))
+    assert "accurately" not in _instructed(named, 1.0, rng).turns[0].prompt
+    assert _instructed(named, 0.0, rng) == named
