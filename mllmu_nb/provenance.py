@@ -12,7 +12,7 @@ from mllmu_nb import __version__, paths
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy", "pandas", "pillow")
 # Parameters that hold a path: only its last part is recorded.
-PATHS = ("base_path", "adapter_path", "profiles_file", "forget_ids_file", "data_source")
+PATHS = ("base_path", "adapter_path", "profiles_file", "forget_ids_file", "data_source", "draws_file")
 
 
 def record(**told: Any) -> dict[str, Any]:

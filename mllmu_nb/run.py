@@ -29,6 +29,8 @@ EVAL_BATCH = {"miniature": 64, "paper": 8}
 # What decides who there is and what is asked of them.
 DATA = ("people", "pool", "celebrities", "forget_ratio", "forget_draw", "data_seed")
 DATA += ("profiles_file", "forget_ids_file", "data_source", "data_revision")
+# What decides how it is asked; draws_file is looked into.
+ASKING = ("shot_source", "scoring", "cyclic")
 # The code whose change makes a model, or its answers, another one.
 TRAINING_CODE = ("mllmu_nb.training", "mllmu_nb.models.prompts", "mllmu_nb.models.load")
 EVALUATION_CODE = tuple(
@@ -38,6 +40,7 @@ EVALUATION_CODE = tuple(
         "evaluation",
         "evaluation.draws",
         "evaluation.engine",
+        "evaluation.draws",
         "evaluation.items",
         "evaluation.classification",
         "evaluation.generation",
@@ -163,7 +166,7 @@ def unlearned(config: Config) -> Path:
         # The other model is asked and let go before vanilla is loaded: two of 7B would not fit.
         recorded = _recorded(config, {"forget": forget, "retain": retain}) if method.measured_elsewhere else None
         model, processor = _vanilla_model(config)
-        model = load.attach_lora(model, recipe.lora_r, recipe.lora_alpha, recipe.lora_dropout, config.unlearn_seed)
+        model = _with_adapter(model, recipe, config.unlearn_seed)
         names = ("epochs", "batch_size", "lr", "schedule", "warmup", "weight_decay", "clip", "precision")
         settings = {name: getattr(recipe, name) for name in (*names, "label_mode", "eos")}
         log = unlearn(model, processor, method, forget, retain, settings, config.unlearn_seed, recorded)
@@ -194,7 +197,7 @@ def model(config: Config) -> tuple[Any, Any]:
     plain, processor = _vanilla_model(config)
     if not config.trains:
         return plain, processor
-    return load.merge(load.load_adapter(plain, unlearned(config))).eval(), processor
+    return load.merge(load.load_adapter(plain, unlearned(config), config.adapter_reach)).eval(), processor
 
 
 def system(config: Config) -> str:
@@ -202,6 +205,13 @@ def system(config: Config) -> str:
     from mllmu_nb.unlearning import METHODS, get
 
     return get(config.method, config.variant).system if config.method in METHODS else ""
+
+
+def _with_adapter(model: Any, recipe: Recipe, seed: int) -> Any:
+    from mllmu_nb.models import load
+
+    shape = (recipe.lora_r, recipe.lora_alpha, recipe.lora_dropout)
+    return load.attach_lora(model, *shape, seed, reach=recipe.lora_reach, init=recipe.lora_init)
 
 
 def _finetuned(config: Config, name: str) -> Path:
@@ -213,7 +223,7 @@ def _finetuned(config: Config, name: str) -> Path:
         model, processor = load.load_base(config)
         replayed = _replayed(config, model, processor)
         if config.adaptation == "lora":
-            model = load.attach_lora(model, recipe.lora_r, recipe.lora_alpha, recipe.lora_dropout, config.train_seed)
+            model = _with_adapter(model, recipe, config.train_seed)
         else:
             load.unfreeze(model)
         people = taught(population(config), name)
@@ -268,7 +278,7 @@ def _filled(config: Config, folder: Path) -> tuple[Any, Any]:
 
     plain, processor = load.load_base(config)
     if config.adaptation == "lora":
-        return load.merge(load.load_adapter(plain, folder)).eval(), processor
+        return load.merge(load.load_adapter(plain, folder, config.adapter_reach)).eval(), processor
     return load.load_full(plain, folder).eval(), processor
 
 
@@ -316,7 +326,8 @@ def _replayed(config: Config, model, processor) -> list:
 
 def items(config: Config) -> Path:
     """The run's folder with every answer of its model (items.parquet), how the model was trained (train.json), whom it
-    was asked about (data.json) and what made all this (provenance.json); made if need be.
+    was asked about (data.json), what chance decided in asking (draws.json) and what made all this (provenance.json);
+    made if need be.
 
     The folder appears whole or not at all, and replaces one that was made with other parameters.
     """
@@ -442,6 +453,7 @@ def _answer(
     from mllmu_nb.evaluation import evaluate
 
     known = population(config)
+    drawn = _draws(config, known, sets)
     asked, processor = model(config)
     began = time.perf_counter()
     answers = evaluate(
@@ -452,6 +464,8 @@ def _answer(
         limit=limit,
         shots=config.shots,
         shot_seed=config.shot_seed,
+        draws=drawn,
+        **{name: getattr(config, name) for name in (*ASKING, "protocol")},
         system=system(config),
         batch_size=EVAL_BATCH[config.scale],
     )
@@ -463,6 +477,17 @@ def _answer(
     answers.to_parquet(folder / "items.parquet", index=False)
     stages.write_json(folder / "train.json", {**_trained(config), "evaluation_seconds": round(seconds, 3)})
     stages.write_json(folder / "data.json", _data_record(config))
+    stages.write_json(folder / "draws.json", drawn)
+
+
+def _draws(config: Config, known: Population, sets: Sequence[str]) -> dict[str, Any]:
+    """What chance decides when the run is asked: drawn, or read from ``draws_file``."""
+    from mllmu_nb.evaluation import draws
+
+    if config.draws_file:
+        return draws.read(config.draws_file)
+    asking = {name: getattr(config, name) for name in ("shots", "shot_source", "shot_seed", "protocol")}
+    return draws.draw(known, sets, family=config.base_model, **asking)
 
 
 RUN_COLUMNS = (
@@ -490,6 +515,7 @@ def check(config: Config) -> None:
     from mllmu_nb.models.load import check_any_adapter, check_whole, verify_shipped
 
     population(config)
+    _draws_hash(config)
     if config.method == YOURS:
         if config.scale == "miniature" or Path(base_source(config)).is_dir():  # else it is a name on the hub
             check_whole(base_source(config), config.base_model)
@@ -572,9 +598,20 @@ def _items_inputs(config: Config) -> dict[str, Any]:
         "forget": list(known.forget_ids),
         "system": system(config),
         "run": config.run_id,
-        "settings": config.hash_of((*RUN_COLUMNS, "shots")),
+        "settings": config.hash_of((*RUN_COLUMNS, "shots", *ASKING)),
+        "draws": _draws_hash(config),
         "code": stages.code_hash(EVALUATION_CODE),
     }
+
+
+def _draws_hash(config: Config) -> str:
+    """A hash of the draws to be repeated. Raises KitError when the file is not there."""
+    if not config.draws_file:
+        return ""
+    try:
+        return hashlib.sha256(Path(config.draws_file).read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise KitError(f"cannot read draws_file {config.draws_file}: {error.strerror}") from None
 
 
 def _numbers(recipe) -> dict[str, Any]:
@@ -587,8 +624,14 @@ def _told(config: Config) -> dict[str, Any]:
     hashes = {"data_hash": data_hash(config), "base_hash": base_hash(config)}
     # Which state of the hub's data it was, whatever name it was asked for by.
     commits = population(config).notes.get("revisions")
-    read = {"data_revisions": commits} if commits else {}
-    return {"scale": config.scale, "seeds": seeds, "parameters": config.parameters(), **hashes, **read}
+    return {
+        "scale": config.scale,
+        "seeds": seeds,
+        "parameters": config.parameters(),
+        "deviations": {name: list(values) for name, values in config.deviations().items()},  # the protocol's, the run's
+        **hashes,
+        **({"data_revisions": commits} if commits else {}),
+    }
 
 
 def _train_record(config: Config, log: TrainLog, settings: dict[str, Any]) -> dict[str, Any]:

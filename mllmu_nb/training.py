@@ -159,7 +159,9 @@ def train(
 
         if state.num_processes > 1:
             for parameter in trained:
-                parameter.grad = reduce(parameter.grad, "mean")
+                # an adapter on the vision tower has no gradient where no picture was shown
+                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = reduce(grad, "mean")
         mean = torch.tensor([[v[name] for name in values[0]] for v in values]).mean(0).to(model.device)
         numbers = dict(zip(values[0], reduce(mean, "mean").tolist(), strict=True))
         norm = torch.nn.utils.clip_grad_norm_(trained, clip or math.inf).item()

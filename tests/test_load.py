@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPVisionConfig,
@@ -25,9 +27,11 @@ from mllmu_nb.models.load import (
     load_base,
     load_full,
     merge,
+    reached,
     save_adapter,
     save_full,
     unfreeze,
+    upstream_targets,
 )
 from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 
@@ -56,8 +60,11 @@ def shaken(adapted):
     return adapted
 
 
-def test_llava_7b_trains_as_many_parameters_as_published():
-    """r 16 on the seven projections of 32 layers: 16 × (4 × 2 × 4096 + 3 × (4096 + 11008)) × 32."""
+GOLDEN = Path(__file__).parent / f"adapter_reach_transformers{transformers.__version__.split('.')[0]}.json"
+
+
+def llava_7b():
+    """LLaVA-1.5-7B in its true shapes, without a weight."""
     config = LlavaConfig(
         text_config=LlamaConfig(vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32),
         vision_config=CLIPVisionConfig(
@@ -70,8 +77,92 @@ def test_llava_7b_trains_as_many_parameters_as_published():
         ),
     )
     with torch.device("meta"):
-        adapted = attach_lora(LlavaForConditionalGeneration(config))
-    assert count_trainable(adapted) == 39_976_960 == 16 * (4 * 2 * 4096 + 3 * (4096 + 11008)) * 32
+        return LlavaForConditionalGeneration(config)
+
+
+def idefics2_8b():
+    """Idefics2-8B in its true shapes: Mistral-7B, SigLIP-so400m and a perceiver of three layers between them."""
+    vision = dict(
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=27,
+        num_attention_heads=16,
+        image_size=980,
+        patch_size=14,
+    )
+    text = dict(model_type="mistral", vocab_size=32003)
+    with torch.device("meta"):
+        return Idefics2ForConditionalGeneration(Idefics2Config(text_config=text, vision_config=vision))
+
+
+# By hand: r 16 × (inputs + outputs) of each matrix × layers. Both language models have 32 layers of width 4096.
+LLAMA = 16 * 32 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
+CLIP_QKV = 16 * 24 * 3 * (1024 + 1024)
+CLIP_REST = 16 * 24 * ((1024 + 1024) + 2 * (1024 + 4096))
+MISTRAL = 16 * 32 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+PROJECTION = 16 * (2 * (1152 + 14336) + (14336 + 4096))
+PERCEIVER = 16 * 3 * (2 * (4096 + 1536) + 2 * (4096 + 384) + 3 * (4096 + 16384))
+SIGLIP_QKV = 16 * 27 * 3 * (1152 + 1152)
+
+
+@pytest.mark.parametrize(
+    ("model", "reach", "count"),
+    [
+        (llava_7b, "language", LLAMA),
+        (llava_7b, "upstream", LLAMA + CLIP_QKV + CLIP_REST),
+        (idefics2_8b, "language", MISTRAL),
+        (idefics2_8b, "upstream", MISTRAL + PROJECTION + PERCEIVER + SIGLIP_QKV),
+    ],
+)
+def test_true_shapes_train_as_many_parameters_as_counted_by_hand(model, reach, count):
+    assert (LLAMA, LLAMA + CLIP_QKV + CLIP_REST) == (39_976_960, 47_054_848)  # as published
+    with torch.device("meta"):
+        assert count_trainable(attach_lora(model(), reach=reach, init="gaussian")) == count
+
+
+@pytest.mark.parametrize("model", [llava_7b, idefics2_8b])
+def test_what_each_reach_touches_is_known_for_this_transformers(model):
+    """A release that renames modules moves upstream's rule: then this fails, and the new list belongs in a new file."""
+    known = json.loads(GOLDEN.read_text(encoding="utf-8"))[model.__name__]
+    plain = model()
+    assert {reach: reached(plain, reach) for reach in ("language", "upstream")} == known
+
+
+def test_upstreams_rule_reached_less_when_the_towers_path_said_vision_model():
+    """As in transformers 4.45: the tower is entered by the names it shares with the language model."""
+    model = llava_7b()
+    tower = torch.nn.Module()
+    tower.vision_model = model.model.vision_tower
+    model.model.vision_tower = tower
+    found = [model.get_submodule(name) for name in upstream_targets(model)]
+    assert 16 * sum(linear.in_features + linear.out_features for linear in found) == 42_336_256 == LLAMA + CLIP_QKV
+
+
+def test_upstreams_reach_trains_where_it_says_and_comes_back(tokenizer, tmp_path):
+    adapted = shaken(attach_lora(tiny(tokenizer), reach="upstream", seed=2))
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert any("vision_tower" in name for name in trained)
+    assert not [name for name in trained if "multi_modal_projector" in name or "lm_head" in name]
+    save_adapter(adapted, tmp_path)
+    torch.testing.assert_close(logits(load_adapter(tiny(tokenizer), tmp_path, "upstream")), logits(adapted))
+    with pytest.raises(KitError, match=r"not on the language model alone: see model\.vision_tower"):
+        load_adapter(tiny(tokenizer), tmp_path)
+    save_adapter(attach_lora(tiny(tokenizer)), tmp_path)
+    with pytest.raises(KitError, match=r"not where upstream's rule puts it: see model\.vision_tower"):
+        load_adapter(tiny(tokenizer), tmp_path, "upstream")
+
+
+def test_a_gaussian_start_has_the_spread_of_one_over_r_and_a_uniform_one_its_bound(tokenizer):
+    name = "base_model.model.model.language_model.layers.0.mlp.down_proj.lora_A.default.weight"
+    gaussian, uniform = (
+        attach_lora(tiny(tokenizer), r=16, init=init).get_parameter(name).detach() for init in ("gaussian", "kaiming")
+    )
+    assert gaussian.std().item() == pytest.approx(1 / 16, rel=0.1)  # of 16 × 96 values
+    assert uniform.abs().max().item() == pytest.approx(96**-0.5, rel=0.02)
+    with pytest.raises(KitError, match="unknown init 'zero': choose one of kaiming, gaussian"):
+        attach_lora(tiny(tokenizer), init="zero")
+    with pytest.raises(KitError, match="unknown adapter_reach 'all': choose one of language, upstream"):
+        attach_lora(tiny(tokenizer), reach="all")
 
 
 def test_only_the_language_model_trains(tokenizer):

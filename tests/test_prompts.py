@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from transformers import CLIPImageProcessor, LlavaProcessor
 
 from mllmu_nb.data.generate import generate, known_people
 from mllmu_nb.data.portraits import from_bytes
@@ -22,6 +23,7 @@ from mllmu_nb.models.prompts import (
     generation_prompt,
     image_slot,
     render,
+    supervised,
 )
 
 FACE = known_people()[0][0].portrait
@@ -82,6 +84,40 @@ def test_label_modes_supervise_what_they_say(processor):
     assert words.decode(encode(processor, talks, eos=False)["labels"][0][-1:].clamp(min=0)) != "</s>"
     with pytest.raises(KitError, match="unknown label_mode 'all': choose one of answer, text, upstream"):
         encode(processor, talks, "all")
+
+
+def test_label_modes_counted_by_kind_of_token(processor):
+    """In LLaVA-1.5's true picture size: 336 pixels in patches of 14 make 576 slots."""
+    side = {"height": 336, "width": 336}
+    pictures = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size=side)
+    words = processor.tokenizer
+    true = LlavaProcessor(
+        pictures, words, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1
+    )
+    talks = [
+        Conversation((Turn("Who is this person?", "This person is Ada.", FACE),)),
+        Conversation((Turn("Who?", "Ada."),)),
+    ]
+
+    def length(*texts):
+        return sum(len(words(text, add_special_tokens=False)["input_ids"]) for text in texts)
+
+    answer, image = length(" This person is Ada.", " Ada."), 576
+    # the beginning token of both rows, role words, question and line breaks; cut where a picture or an answer stands
+    question = 2 + length("USER: ", "\nWho is this person?\nASSISTANT:", "USER:\nWho?\nASSISTANT:")
+    first = 1 + length("USER: ", "\nWho is this person?\nASSISTANT:", " This person is Ada.") + image + 1
+    second = 1 + length("USER:\nWho?\nASSISTANT:", " Ada.") + 1
+    there = {"answer": answer, "eos": 2, "question": question, "image": image, "padding": first - second}
+    learnt = {
+        "answer": {"answer": answer, "eos": 2},
+        "text": {"answer": answer, "eos": 2, "question": question},
+        "upstream": {"answer": answer, "eos": 2, "question": question, "image": image},
+    }
+    for mode, kinds in learnt.items():
+        assert supervised(true, talks, mode) == {kind: (kinds.get(kind, 0), n) for kind, n in there.items()}
+    assert supervised(true, talks, "text", eos=False)["eos"] == (0, 0)
+    given = true(text="USER: <image>\nWho?", images=from_bytes(FACE), return_tensors="pt")
+    assert int((given["input_ids"] == true.image_token_id).sum()) == image  # the processor's own count
 
 
 def test_padding_on_the_left_moves_the_rows_and_nothing_else(processor):

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,10 @@ SHIPPED = ("config.json", "model.safetensors", "processor_config.json", "tokeniz
 # The language model is `language_model` in LLaVA and `text_model` in Idefics2. Full paths, since the vision tower's
 # attention has projections of the same names.
 LANGUAGE_LINEARS = r"model\.(language_model|text_model)\.layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj"
+# What upstream's rule means to spare. It gathers bare names outside of these, and then takes every module so named.
+SPARED = ("multi_modal_projector", "vision_model", "lm_head")
+REACHES = ("language", "upstream")
+INITS = {"kaiming": True, "gaussian": "gaussian"}  # of an adapter's A, as peft names them
 
 
 def load_base(config) -> tuple[nn.Module, object]:
@@ -119,25 +124,66 @@ def unfreeze(model: nn.Module) -> nn.Module:
     return model
 
 
-def attach_lora(model: nn.Module, r: int = 16, alpha: int = 16, dropout: float = 0.05, seed: int = 0) -> PeftModel:
-    """Freeze ``model``, put a fresh adapter on its language model: A uniform (Kaiming), B zero, so nothing changes yet.
+def upstream_targets(model: nn.Module) -> list[str]:
+    """Full paths of the linear layers that the released code's rule reaches, in this version of transformers.
 
-    Raises KitError when anything but the adapters of :func:`language_targets` would train.
+    The rule: every linear layer whose bare name is also borne by one outside of :data:`SPARED`. So it reaches into the
+    vision tower by way of shared names, and all through it where the tower's path does not say ``vision_model``.
     """
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    names = {name.rsplit(".", 1)[-1] for name in linears if not any(part in name for part in SPARED)}
+    return [name for name in linears if name.rsplit(".", 1)[-1] in names]
+
+
+def reached(model: nn.Module, reach: str) -> dict[str, int]:
+    """What adapters of that ``reach`` sit on: path, a star for the layer's number → how many modules."""
+    return dict(Counter(re.sub(r"\.\d+\.", ".*.", name) for name in _targets(model, reach)))
+
+
+def attach_lora(
+    model: nn.Module,
+    r: int = 16,
+    alpha: int = 16,
+    dropout: float = 0.05,
+    seed: int = 0,
+    *,
+    reach: str = "language",
+    init: str = "kaiming",
+) -> PeftModel:
+    """Freeze ``model`` and put a fresh adapter on it: A uniform (Kaiming) or gaussian, B zero, so nothing changes yet.
+
+    ``reach``: ``language`` (:func:`language_targets`) or ``upstream`` (:func:`upstream_targets`). Raises KitError when
+    anything but the adapters of its modules would train.
+    """
+    if init not in INITS:
+        raise KitError(f"unknown init {init!r}: choose one of {', '.join(INITS)}")
+    if reach == "language":
+        where = LANGUAGE_LINEARS
+    else:
+        where = rf".*\.({'|'.join(sorted({name.rsplit('.', 1)[-1] for name in _targets(model, reach)}))})"
     torch.manual_seed(seed)
-    settings = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=LANGUAGE_LINEARS)
-    return _attach(model, settings)
+    settings = LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=where, init_lora_weights=INITS[init]
+    )
+    return _attach(model, settings, reach)
 
 
-def _attach(model: nn.Module, settings: LoraConfig) -> PeftModel:
-    expected = set(language_targets(model))
+def _targets(model: nn.Module, reach: str) -> list[str]:
+    if reach not in REACHES:
+        raise KitError(f"unknown adapter_reach {reach!r}: choose one of {', '.join(REACHES)}")
+    return language_targets(model) if reach == "language" else upstream_targets(model)
+
+
+def _attach(model: nn.Module, settings: LoraConfig, reach: str) -> PeftModel:
+    expected = set(_targets(model, reach))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is to go
         adapted = get_peft_model(model, settings)
     trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
-    reached = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in trained}
-    if reached != expected:
-        raise KitError(f"the adapter is not on the language model alone: see {_few(sorted(reached ^ expected))}")
+    found = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in trained}
+    if found != expected:
+        where = {"language": "on the language model alone", "upstream": "where upstream's rule puts it"}[reach]
+        raise KitError(f"the adapter is not {where}: see {_few(sorted(found ^ expected))}")
     return adapted.eval()  # peft leaves the new dropout layers switched on
 
 
@@ -163,14 +209,17 @@ def save_adapter(model: PeftModel, folder: str | Path) -> None:
     _save(_adapter_weights(model), Path(folder) / "adapter_model.safetensors")
 
 
-def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
-    """Put a saved adapter on a plain model. KitError on a damaged file, or any missing, unexpected or misshapen key."""
+def load_adapter(model: nn.Module, folder: str | Path, reach: str = "language") -> PeftModel:
+    """Put a saved adapter of that ``reach`` (as for :func:`attach_lora`) on a plain model.
+
+    KitError on a damaged file, on another reach, or on any missing, unexpected or misshapen key.
+    """
     try:
         settings = LoraConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise KitError(f"there is no adapter in {folder}: {str(error).splitlines()[0]}") from error
     stored = _read(Path(folder) / "adapter_model.safetensors")
-    adapted = _attach(model, replace(settings, inference_mode=False))
+    adapted = _attach(model, replace(settings, inference_mode=False), reach)
     _fill(_adapter_weights(adapted), stored, Path(folder) / "adapter_model.safetensors")
     return adapted
 

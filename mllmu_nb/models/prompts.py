@@ -18,6 +18,7 @@ from mllmu_nb.data.schema import LETTERS, Question
 from mllmu_nb.errors import KitError
 
 LABEL_MODES = ("answer", "text", "upstream")
+KINDS = ("answer", "eos", "question", "image", "padding")  # of tokens
 IGNORE = -100
 
 
@@ -174,3 +175,20 @@ def encode(
         images = [from_bytes(i) if isinstance(i, bytes) else i for i in images]
         batch["pixel_values"] = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
     return {k: v.to(device) for k, v in batch.items()} if device is not None else batch
+
+
+def supervised(
+    processor, conversations: Sequence[Conversation], label_mode: str = "answer", eos: bool = True
+) -> dict[str, tuple[int, int]]:
+    """How many tokens of each kind a batch supervises, and how many of that kind it holds, in the order of KINDS.
+
+    ``answer`` without its closing ``eos``; ``question`` is all other text, role words and the beginning token with it.
+    """
+    batch = encode(processor, conversations, label_mode, eos)
+    ids, padding = batch["input_ids"], batch["attention_mask"] == 0
+    image = ids == processor.image_token_id
+    answered = encode(processor, conversations, "answer", eos)["labels"] != IGNORE
+    closing = answered & (ids == processor.tokenizer.eos_token_id)
+    parts = (answered & ~closing, closing, ~(answered | image | padding), image, padding)
+    learnt = batch["labels"] != IGNORE
+    return {kind: (int((part & learnt).sum()), int(part.sum())) for kind, part in zip(KINDS, parts, strict=True)}
