@@ -66,6 +66,7 @@ class Recipe:
 MINIATURE = "chosen on the miniature, on forget sets that are not reported"
 UPSTREAM = "MLLMU-Bench's code and README"
 UPSTREAM_ISSUE = "MLLMU-Bench, the author in issue 12"
+BY_HAND = "set by hand"
 PRACTICE = "good practice, for what reproductions of MLLMU-Bench ran into"
 
 # Fine-tuning, by scale and adaptation. The scale's first entry is its default.
@@ -117,6 +118,28 @@ UNLEARNING = {
     },
 }
 PRESETS = {"training": TRAINING, "unlearning": UNLEARNING, "replay": REPLAY}
+# Who says so where it is not the recipe's own source.
+OTHER_SOURCES = {
+    "miniature": {
+        "turns": "unknown, chosen because a picture is then read once for four questions about it",
+        "optimizer": "unknown, chosen because a model of a million parameters learns in half the steps with muon",
+        "precision": "unknown, chosen because it is faster on two cores",
+        "augment": "unknown, chosen because a small portrait shown alike every time would be learnt by its pixels",
+        "weight_decay": UPSTREAM,
+        "clip": "unknown, chosen because ascent takes steps without bound otherwise",
+        "lora_r": UPSTREAM,
+        "lora_alpha": UPSTREAM,
+        "lora_dropout": "unknown, chosen because an unlearning of some twenty steps is noisy enough without",
+        "lora_init": "peft's own",
+        "replay": "unknown, chosen because so small a model forgets what it does not repeat",
+    },
+    "paper": {
+        "precision": "unknown, chosen because in float32, as upstream trains, 7B parameters leave one GPU no room",
+        "replay": UPSTREAM,
+    },
+}
+# The word of the protocol that a number of a recipe hangs on.
+WORDS = {"schedule": "schedule", "label_mode": "label_mode", "eos": "eos", "lora_reach": "adapter_reach"}
 
 
 @dataclass(frozen=True)
@@ -315,6 +338,23 @@ class Config:
                 found["variant"] = Preset("upstream", UPSTREAM)
         return found
 
+    def sources(self) -> dict[str, str]:
+        """Who says so, for every word of the protocol and every value of the recipes (``training.lr``).
+
+        What nobody has published is "unknown, chosen because ..".
+        """
+        presets, other = self.protocol_presets(), self.deviations()
+        words = {name: BY_HAND if name in other else preset.source for name, preset in presets.items()}
+        known = OTHER_SOURCES[self.scale]
+        found = {**words, "replay": known["replay"] if "replay" in self._unset else BY_HAND}
+        for kind, recipe in (("training", self.training), ("unlearning", self.unlearning)):
+            found |= {
+                f"{kind}.{f.name}": known.get(f.name, recipe.source) for f in fields(recipe) if f.name != "source"
+            }
+            ruled = {name: word for name, word in WORDS.items() if presets[word].value or word in other}
+            found |= {f"{kind}.{name}": words[word] for name, word in ruled.items()}
+        return {**found, "unlearning.epochs": words["unlearn_epochs"]}
+
     def deviations(self) -> dict[str, tuple[Any, Any]]:
         """Where the run departs from its protocol: field → (the protocol's value, the run's)."""
         found = {name: (preset.value, getattr(self, name)) for name, preset in self.protocol_presets().items()}
@@ -432,7 +472,7 @@ class Config:
         changed = [f.name for f in fields(self) if f.name.startswith(f"{prefix}_") and f.name not in self._unset]
         changed = [name for name in changed if not name.endswith("_seed")]
         changed += [name for name in ("schedule", "label_mode", "eos", "adapter_reach") if name in self.deviations()]
-        return preset.source + (f"; {', '.join(changed)} set by hand" if changed else "")
+        return preset.source + (f"; {', '.join(changed)} {BY_HAND}" if changed else "")
 
 
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool}

@@ -211,6 +211,29 @@ def test_every_word_of_a_protocol_is_known_and_has_a_source():
                 assert presets[name].value in (*choices, "") and (presets[name].value or name == "schedule")
 
 
+def test_every_value_says_who_says_so():
+    for scale in module.SCALES:
+        for protocol in module.PROTOCOLS:
+            config = Config(scale=scale, protocol=protocol, method="ga", modality="multimodal")
+            sources = config.sources()
+            named = {f"{kind}.{f.name}" for kind in ("training", "unlearning") for f in fields(module.Recipe)}
+            named -= {"training.source", "unlearning.source"}
+            assert set(sources) == {*named, *config.protocol_presets(), "replay"}
+            assert all(sources.values()) and module.BY_HAND not in sources.values()
+            if (scale, protocol) == ("paper", "upstream"):
+                told = ("MLLMU-Bench", "unknown, chosen because ")
+                assert not [source for name, source in sources.items() if not source.startswith(told)]
+    changed = Config(eos="no", unlearn_epochs=9, replay=0.5, method="ga", modality="multimodal").sources()
+    assert {name for name, source in changed.items() if source == module.BY_HAND} == {
+        "eos",
+        "training.eos",
+        "unlearning.eos",
+        "unlearn_epochs",
+        "unlearning.epochs",
+        "replay",
+    }
+
+
 def test_given_and_parameters_survive_yaml():
     config = Config(method="npo", modality="unimodal", unlearn_lr=1e-5, seed=1)
     written = yaml.safe_dump(config.given(), default_flow_style=True, width=10**6)
