@@ -310,5 +310,7 @@ def test_the_guard_under_papermill(notebook, tmp_path, arguments, outcome):
 def test_configuration_files_hold_known_parameters(path):
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     axes = content.pop("grid")
-    Config.from_notebook({**content, "grid": axes})
+    config = Config.from_notebook({**content, "grid": axes})
+    assert config.protocol == ("upstream" if config.scale == "paper" and "clean" not in path.stem else "clean")
+    assert not config.deviations()
     assert set(axes) <= set(module.NAMES) and not set(axes["method"]) - {"base", "vanilla", "oracle"} <= set()
