@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from tqdm import tqdm
@@ -12,6 +12,9 @@ from tqdm import tqdm
 from mllmu_nb.config import BASE_MODELS, CHOICES, PROTOCOLS
 from mllmu_nb.data.schema import SETS, TASKS, Item, Population
 from mllmu_nb.errors import KitError
+
+if TYPE_CHECKING:
+    from mllmu_nb.evaluation.items import Part
 
 MAX_SHOTS = 5
 
@@ -50,11 +53,7 @@ def evaluate(
     does not fit the model's context with what precedes it.
     """
     # imported here, since reporting takes the statistics from this package and has no use for torch
-    from mllmu_nb.evaluation.classification import by_letter, by_likelihood
-    from mllmu_nb.evaluation.cloze import by_cloze
     from mllmu_nb.evaluation.draws import check, draw
-    from mllmu_nb.evaluation.engine import NEXT_TURN
-    from mllmu_nb.evaluation.generation import by_sentence
     from mllmu_nb.evaluation.items import COLUMNS, CYCLIC_COLUMNS
 
     if not 0 <= shots <= MAX_SHOTS:
@@ -75,23 +74,41 @@ def evaluate(
     if draws is None:
         draws = draw(population, sets, shot_seed=shot_seed, **drawing)
     check(draws, population, sets, **drawing)
+    asking = {"shots": shots, "scoring": scoring, "cyclic": cyclic, "protocol": protocol, "system": system}
+    parts = asked(population, draws, sets=sets, limit=limit, **asking)
+    for part in parts:
+        part.require_room(model, processor)
+    total = sum(len(part.talks) for part in parts)
+    # without a terminal (papermill, logs) the bar stays silent
+    with tqdm(total=total, desc="items", unit="item", mininterval=1.0, disable=None if progress else True) as bar:
+        rows = [row for part in parts for row in part.answered(model, processor, batch_size, bar.update)]
+    return pd.DataFrame(rows, columns=[*COLUMNS, *(CYCLIC_COLUMNS if cyclic else ())])
+
+
+def asked(
+    population: Population,
+    draws: Mapping[str, Any],
+    *,
+    sets: Sequence[str] = SETS,
+    limit: int | None = None,
+    shots: int = MAX_SHOTS,
+    scoring: str = "both",
+    cyclic: bool = False,
+    protocol: str = "clean",
+    system: str = "",
+) -> list[Part]:
+    """What ``evaluate`` asks a model, task by task, before anything is answered; settings as there."""
+    from mllmu_nb.evaluation.classification import by_letter, by_likelihood
+    from mllmu_nb.evaluation.cloze import by_cloze
+    from mllmu_nb.evaluation.generation import by_sentence
+
     items = [item for name in sets for item in _of_first_people(_scored(population, name, draws), limit)]
     choices, sentences, blanks = ([item for item in items if item.question.task == task] for task in TASKS)
     asking = {"system": system, "protocol": protocol}
     parts = [by_letter(choices, population, draws, shots=shots, cyclic=cyclic, **asking)]
     parts += [by_likelihood(choices, population, system=system)] if scoring == "both" else []
-    parts += [
-        by_sentence(sentences, population, **asking),
-        by_cloze(blanks, population, draws, shots=shots, **asking),
-    ]
-    for part in parts:
-        part.require_room(model, processor)
-    asking = {"until": "" if protocol == "upstream" else NEXT_TURN, "batch_size": batch_size}
-    total = sum(len(part.talks) for part in parts)
-    # without a terminal (papermill, logs) the bar stays silent
-    with tqdm(total=total, desc="items", unit="item", mininterval=1.0, disable=None if progress else True) as bar:
-        rows = [row for part in parts for row in part.answered(model, processor, progress=bar.update, **asking)]
-    return pd.DataFrame(rows, columns=[*COLUMNS, *(CYCLIC_COLUMNS if cyclic else ())])
+    parts += [by_sentence(sentences, population, **asking)]
+    return parts + [by_cloze(blanks, population, draws, shots=shots, **asking)]
 
 
 def _scored(population: Population, name: str, draws: Mapping[str, Any]) -> list[Item]:

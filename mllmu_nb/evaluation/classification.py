@@ -20,7 +20,7 @@ import numpy as np
 
 from mllmu_nb.data.reading import with_name
 from mllmu_nb.data.schema import LETTERS, Item, Population, Profile, Question
-from mllmu_nb.evaluation.items import Part, answer_tokens, row, shots_before
+from mllmu_nb.evaluation.items import Part, ending, row, shots_before
 from mllmu_nb.models.prompts import Conversation, Turn, choice_shot, question_of
 
 LETTER_TOKENS = 4  # upstream generates 50 and reads one character
@@ -34,7 +34,7 @@ def by_letter(items: list[Item], population: Population, draws: Mapping, *, shot
         for item, before in zip(items, examples, strict=True)
         for shift in range(len(LETTERS) if cyclic else 1)
     ]
-    return Part(items, talks, letter_rows, answer_tokens(protocol, LETTER_TOKENS))
+    return Part(items, talks, letter_rows, **ending(protocol, LETTER_TOKENS))
 
 
 def letter_rows(items: list[Item], talks: list[Conversation], texts: list[str], lengths: list[int]) -> list[dict]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mllmu_nb.data.schema import Item, Population, Question
-from mllmu_nb.evaluation.items import Part, answer_tokens, row, shots_before
+from mllmu_nb.evaluation.items import Part, ending, row, shots_before
 from mllmu_nb.models.prompts import Conversation, Turn, cloze_shot, question_of
 
 CLOZE_TOKENS = 20  # upstream generates 50; the longest value of a profile is a handful of words
@@ -19,7 +19,7 @@ def by_cloze(items: list[Item], population: Population, draws: Mapping, *, shots
         Conversation((*before, question_of(item.question, item.image, protocol)), system)
         for item, before in zip(items, examples, strict=True)
     ]
-    return Part(items, talks, cloze_rows, answer_tokens(protocol, CLOZE_TOKENS))
+    return Part(items, talks, cloze_rows, **ending(protocol, CLOZE_TOKENS))
 
 
 def cloze_rows(items: list[Item], talks: list[Conversation], texts: list[str], lengths: list[int]) -> list[dict]:

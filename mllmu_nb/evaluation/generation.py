@@ -15,7 +15,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from mllmu_nb.data.schema import Item, Population
 from mllmu_nb.evaluation.factuality import holds, rubric
-from mllmu_nb.evaluation.items import Part, answer_tokens, row
+from mllmu_nb.evaluation.items import Part, ending, row
 from mllmu_nb.models.prompts import Conversation, question_of
 
 ANSWER_TOKENS = 40  # upstream generates 50; one sentence about one fact
@@ -25,7 +25,7 @@ def by_sentence(items: list[Item], population: Population, *, system, protocol) 
     """The items as they are asked, without shots."""
     talks = [Conversation((question_of(item.question, item.image, protocol),), system) for item in items]
     rows = partial(generation_rows, values=known_values(population))
-    return Part(items, talks, rows, answer_tokens(protocol, ANSWER_TOKENS))
+    return Part(items, talks, rows, **ending(protocol, ANSWER_TOKENS))
 
 
 def generation_rows(

@@ -8,7 +8,7 @@ from math import nan
 
 from mllmu_nb.data.schema import Item, Population, Question
 from mllmu_nb.evaluation.draws import shown
-from mllmu_nb.evaluation.engine import greedy, option_likelihoods, require_room
+from mllmu_nb.evaluation.engine import NEXT_TURN, greedy, option_likelihoods, require_room
 from mllmu_nb.models.prompts import Conversation, Turn
 
 COLUMNS = (
@@ -95,9 +95,12 @@ def _shots(population, draws, set_name, task, view, as_turn) -> tuple[Turn, ...]
     )
 
 
-def answer_tokens(protocol: str, enough: int) -> int:
-    """The most tokens of an answer for which ``enough`` are enough: ``upstream`` gives every answer as many."""
-    return UPSTREAM_TOKENS if protocol == "upstream" else enough
+def ending(protocol: str, enough: int) -> dict[str, int | str]:
+    """How long an answer may be for which ``enough`` tokens are enough: ``upstream`` gives all as many, and takes them
+    whole."""
+    if protocol == "upstream":
+        return {"tokens": UPSTREAM_TOKENS, "until": ""}
+    return {"tokens": enough, "until": NEXT_TURN}
 
 
 @dataclass(frozen=True)
@@ -105,14 +108,16 @@ class Part:
     """Items as one task puts them to a model, before anything is answered.
 
     ``talks`` holds as many conversations for each item, one after the other, as the item is asked in ways. Each is
-    answered in at most ``tokens`` tokens, or where ``options`` [talks][options] are given, their likelihood is found.
-    ``rows`` makes the rows from items, talks and what the engine has found.
+    answered in at most ``tokens`` tokens and up to the text ``until`` ("": whatever it says); or where ``options``
+    [talks][options] are given, their likelihood is found. ``rows`` makes the rows from items, talks and what the engine
+    has found.
     """
 
     items: list[Item]
     talks: list[Conversation]
     rows: Callable[..., list[dict]]
     tokens: int = 0
+    until: str = NEXT_TURN
     options: list[tuple[str, ...]] | None = None
 
     def require_room(self, model, processor) -> None:
@@ -124,10 +129,10 @@ class Part:
         names = [f"{item.question.id} ({item.set})" for item in self.items for _ in range(ways)]
         require_room(model, processor, talks, names, self.tokens)
 
-    def answered(self, model, processor, *, until: str, batch_size: int, progress) -> list[dict]:
-        """Ask the model and return the rows; an answer ends where the text ``until`` begins."""
+    def answered(self, model, processor, batch_size: int, progress=None) -> list[dict]:
+        """Ask the model and return the rows."""
         if self.options is not None:
             table = option_likelihoods(model, processor, self.talks, self.options, batch_size, progress)
             return self.rows(self.items, self.talks, table)
-        found = greedy(model, processor, self.talks, self.tokens, batch_size, progress, until)
+        found = greedy(model, processor, self.talks, self.tokens, batch_size, progress, self.until)
         return self.rows(self.items, self.talks, *found)
