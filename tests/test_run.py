@@ -89,6 +89,23 @@ def test_a_run_has_its_five_files_with_the_runs_columns_in_front(config, made):
     assert set(pd.read_parquet(made["ga"] / "items.parquet")["modality"]) == {"unimodal"}
 
 
+def test_draws_are_kept_and_those_of_a_file_are_checked_before_anything_is_trained(config, made, tmp_path):
+    kept = stages.read_json(made["ga"] / "draws.json")
+    assert kept["shot_source"] == "pool" and kept["shots"] == {}  # without shots nobody is drawn
+    path = tmp_path / "draws.json"
+    again = config.but(shots=3, draws_file=str(path))
+    people = {"classification": ["013"], "cloze": ["014", "013"]}
+    stages.write_json(path, {"shot_source": "pool", "shots": dict.fromkeys(SETS, people)})
+    run.check(again)
+    stages.write_json(
+        path, {"shot_source": "pool", "shots": dict.fromkeys(SETS, {**people, "classification": ["001"]})}
+    )
+    with pytest.raises(KitError, match="name '001' for the classification shots of forget, who is not among"):
+        run.check(again)
+    with pytest.raises(KitError, match="classification shots need 1 people in the unscored pool, it has 0"):
+        run.check(config.but(shots=3, pool=0))
+
+
 def test_a_run_tells_how_its_own_model_was_trained(config, made):
     told = {name: stages.read_json(folder / "train.json") for name, folder in made.items()}
     assert told["vanilla"]["steps"] == told["oracle"]["steps"] == 2 == len(told["vanilla"]["losses"])
