@@ -9,6 +9,7 @@ COMMANDS = (
     "evaluate",
     "verify",
     "export",
+    "doctor",
 )  # a module of mllmu_nb.commands each, with SUMMARY, arguments(parser) and main(options)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # torch and pandas are loaded where they are used: listing a 
 
     from mllmu_nb.training import TrainLog
 
+PROMPTED = ("llava",)  # families that models.prompts renders
 EVAL_BATCH = {"miniature": 64, "paper": 8}
 # What decides who there is and what is asked of them.
 DATA = ("people", "pool", "celebrities", "forget_ratio", "forget_draw", "data_seed")
@@ -40,6 +41,7 @@ EVALUATION_CODE = tuple(
         "evaluation",
         "evaluation.draws",
         "evaluation.engine",
+        "evaluation.draws",
         "evaluation.items",
         "evaluation.classification",
         "evaluation.generation",
@@ -339,7 +341,7 @@ def items(config: Config) -> Path:
 
 
 def evaluated(config: Config, *, name: str = YOURS, sets: Sequence[str] = SETS, limit: int | None = None) -> Path:
-    """The folder with the four files of a run for a model that was made elsewhere (method ``yours``), made if need be.
+    """The folder with the files of a run for a model that was made elsewhere (method ``yours``), made if need be.
 
     Tables call it ``name``; ``sets`` and ``limit`` (so many people of each set) shorten the questions. The folder lies
     apart from the runs, so that the tables and figures of those stay what they are.
@@ -480,19 +482,13 @@ def _answer(
 
 
 def _draws(config: Config, known: Population, sets: Sequence[str]) -> dict[str, Any]:
-    """What chance decides when the run is asked: drawn, or read from ``draws_file``.
-
-    Raises KitError for a file that does not fit, and where there are too few people to draw from.
-    """
+    """What chance decides when the run is asked: drawn, or read from ``draws_file``."""
     from mllmu_nb.evaluation import draws
 
-    asking = {name: getattr(config, name) for name in ("shots", "shot_source", "protocol")}
-    asking["family"] = config.base_model
-    if not config.draws_file:
-        return draws.draw(known, sets, shot_seed=config.shot_seed, **asking)
-    found = draws.read(config.draws_file)
-    draws.check(found, known, sets, **asking)
-    return found
+    if config.draws_file:
+        return draws.read(config.draws_file)
+    asking = {name: getattr(config, name) for name in ("shots", "shot_source", "shot_seed", "protocol")}
+    return draws.draw(known, sets, family=config.base_model, **asking)
 
 
 RUN_COLUMNS = (
@@ -516,10 +512,12 @@ RUN_COLUMNS = (
 
 def check(config: Config) -> None:
     """Raises KitError for what would stop a run later on: people who cannot be, a base model that is missing or
-    damaged, draws that do not fit, folders that cannot be written."""
+    damaged, folders that cannot be written."""
     from mllmu_nb.models.load import check_any_adapter, check_whole, verify_shipped
 
-    _draws(config, population(config), SETS)
+    check_family(config)
+    population(config)
+    _draws_hash(config)
     if config.method == YOURS:
         if config.scale == "miniature" or Path(base_source(config)).is_dir():  # else it is a name on the hub
             check_whole(base_source(config), config.base_model)
@@ -529,6 +527,14 @@ def check(config: Config) -> None:
         verify_shipped(Path(base_source(config)))
     for folder in (paths.runs(config.scale), paths.figures(config.scale), paths.cache()):
         paths.writable(folder)
+
+
+def check_family(config: Config) -> None:
+    """Raises KitError for a family that can be loaded and whose prompts cannot be written yet."""
+    if config.base_model not in PROMPTED:
+        raise KitError(
+            f"base_model {config.base_model!r} can be loaded, but its prompts are not written yet: take 'llava'"
+        )
 
 
 def base_hash(config: Config) -> str:
