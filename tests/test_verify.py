@@ -225,6 +225,13 @@ def test_what_nobody_printed_stays_empty():
         verify.compare_published(scores_of(0.5, 0.4, 0.6, method="ga", modality="unimodal"))
 
 
+def test_cells_that_nobody_printed_are_kept_without_a_verdict():
+    scores = pd.concat([scores_of(0.57, 0.3, 0.8), scores_of(0.4, 0.3, 0.5, metric="exact")])
+    found = verify.compare_published(scores).set_index("metric")
+    assert found.loc["exact", ["published", "source", "verdict"]].tolist() == ["", "", ""]
+    assert found.loc["exact", "value"] == 0.4 and found["verdict"].iloc[0] == "within 0.005"
+
+
 def test_published_figures_in_the_kits_units():
     found = published.cells(published.load())
     assert found["value"].between(0, 1).all() and set(found["scoring"]) == {"", "letter"}
@@ -234,6 +241,16 @@ def test_published_figures_in_the_kits_units():
     anchors = found[(found["value"] == 0.5708) & (found["metric"] == "rougeL")]
     assert len(anchors) == 3 and set(anchors["method"]) == {"vanilla"}
     assert abs(published.ANCHOR - anchors["value"].iloc[0]) < 5e-5
+
+
+def test_one_run_may_be_named_wherever_it_lies(own, reference, tmp_path, capsys):
+    shutil.move(own, tmp_path / "elsewhere")
+    assert door.main(["verify", "--run", str(tmp_path / "elsewhere"), "--against", str(reference)]) == 0
+    assert "120 cells: 120 same" in capsys.readouterr().out
+    assert door.main(["verify", "--run", str(tmp_path / "none")]) == 2
+    assert f"there is no finished run in {tmp_path / 'none'}: it has no items.parquet" in capsys.readouterr().err
+    assert door.main(["verify", str(tmp_path / "grid.yaml"), "--run", str(own)]) == 2
+    assert "error: --run names one finished run" in capsys.readouterr().err
 
 
 def test_generated_people_are_not_compared_with_published_figures(own, tmp_path, capsys):

@@ -234,7 +234,7 @@ def test_references_are_found_by_the_people_they_were_asked_about(folder, tmp_pa
         (["--limit", "0"], "--limit must be at least 1, not 0"),
         (["--name", "my-ga"], "--name must be letters, digits, _ and . (it is part of a folder's name), not 'my-ga'"),
         (["--name", "vanilla", "--vanilla", "x"], "--name vanilla makes the model its own reference"),
-        (["--oracle", "nowhere"], "--oracle: there is no finished run in nowhere: it has no items.parquet"),
+        (["--oracle", "nowhere"], "there is no finished run in nowhere: it has no items.parquet"),
         (["--adapter", "nowhere"], "cannot read nowhere/adapter_config.json: No such file or directory"),
         (["--config", "nowhere.yaml"], "cannot read nowhere.yaml: No such file or directory"),
         (["--model", "nowhere"], "there is no folder nowhere: name one that save_pretrained has written"),

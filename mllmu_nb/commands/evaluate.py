@@ -133,10 +133,7 @@ def _reference(named: Path | None, own: Config, plain: Config, method: str, name
     if named is None:
         found = None if method == name else run.reference(plain.but(method=method, base_model=own.base_model))
         return read_run(found) if found else None
-    if not (named / "items.parquet").is_file():
-        raise KitError(f"--{method}: there is no finished run in {named}: it has no items.parquet")
-    known = run.population(own)
-    reference = read_run(named)
+    known, reference = run.population(own), read_run(named)
     comparison.check_reference(reference, method, own.base_model, run.data_hash(own), known.forget_ids)
     _tell_asked(own, named, method)
     return reference

@@ -50,19 +50,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against", type=Path, metavar="FOLDER", help="a folder with scores.csv, in place of the committed reference"
     )
+    parser.add_argument(
+        "--run", type=Path, metavar="FOLDER", help="the one run to compare, such as evaluate leaves, in place of all"
+    )
     parser.add_argument("--rerun", action="store_true", help="make the runs of the configuration anew, from nothing")
 
 
 def main(options: argparse.Namespace) -> int:
     """Prints the verdicts. 0 when no cell is off or missing, else 1; KitError where there is nothing to compare."""
+    from mllmu_nb.reporting import read_run
+
     if options.rerun and not options.config:
         raise KitError("--rerun needs the configuration file of what to make anew, such as configs/miniature.yaml")
+    if options.run and (options.config or options.rerun):
+        raise KitError("--run names one finished run: give it without a configuration and without --rerun")
     configs = sweep.cells(sweep.read(options.config)) if options.config else []
-    scale = configs[0].scale if configs else Config.scale
+    given = read_run(options.run) if options.run else None
+    scale = given["scale"] if given else configs[0].scale if configs else Config.scale
     every_cell = paths.cache() / f"verify-{scale}.csv"
     if options.rerun and not _rerun(options.config):
         return 1
-    root, runs = chosen(scale, {config.run_id for config in configs})
+    root, runs = chosen(scale, {config.run_id for config in configs}) if not given else (options.run.parent, [given])
     if scale == "paper" and not options.against:
         verdicts = _published(runs)
     else:
@@ -246,7 +254,7 @@ def _published(runs: Sequence[Run]) -> pd.DataFrame:
         print("No run under protocol upstream, which is what others ran: the levels may differ for that reason.")
     scores = statistics.scores(all_items(upstream or runs))
     verdicts = compare_published(scores)
-    for cell in verdicts.itertuples():
+    for cell in verdicts[verdicts["published"] != ""].itertuples():
         names = (cell.forget_ratio, cell.method, cell.modality, cell.set, cell.task, cell.view, cell.metric)
         print(
             f"{cell.verdict or 'not measured'}: {' '.join(map(str, names))}: {cell.value:.4f} [{cell.low:.4f}, "
@@ -256,8 +264,8 @@ def _published(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def compare_published(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row a printed cell that ``scores`` has, the anchor's first: names, value, low, high, ``published`` (all that
-    was printed, in the kit's unit), ``source`` (of the nearest one) and ``verdict``.
+    """One row a cell of ``scores``, the anchor's first: names, value, low, high, ``published`` (all that was printed,
+    in the kit's unit), ``source`` (of the nearest one) and ``verdict``, all three empty where nothing was printed.
 
     The anchor is ``same`` where it equals its value, ``within 0.005`` where it is that close, else ``off``; its row has
     no value and no verdict where it was not measured. Raises KitError where nothing has a counterpart.
@@ -283,7 +291,9 @@ def compare_published(scores: pd.DataFrame) -> pd.DataFrame:
         rows[-1]["verdict"] = verdict
     if not any(row["verdict"] for row in rows):
         raise KitError("no cell of these runs was published: figures are known for LLaVA-1.5-7B at 5 and 10 %")
-    return pd.DataFrame(rows)
+    unknown = scores.merge(printed[names].drop_duplicates(), on=names, how="left", indicator=True)
+    unknown = unknown.loc[unknown["_merge"] == "left_only", [*keys, "value", "low", "high"]]
+    return pd.concat([pd.DataFrame(rows), unknown.assign(published="", source="", verdict="")], ignore_index=True)
 
 
 def _anchored(scores: pd.DataFrame) -> Iterable[dict[str, Any]]:

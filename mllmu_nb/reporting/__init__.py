@@ -116,7 +116,9 @@ def read_runs(root: Path) -> list[Run]:
 
 
 def read_run(folder: Path) -> Run:
-    """The finished run in ``folder``. Raises KitError when a file lacks a column or cannot be read."""
+    """The finished run in ``folder``. Raises KitError when there is none, or a file lacks a column or is no JSON."""
+    if not (folder / "items.parquet").is_file():
+        raise KitError(f"there is no finished run in {folder}: it has no items.parquet")
     items = pd.read_parquet(folder / "items.parquet")
     missing = [c for c in RUN_COLUMNS + SEED_COLUMNS + ITEM_COLUMNS if c not in items.columns]
     if missing:
