@@ -7,6 +7,7 @@ What is finished is skipped, so a sweep that was stopped goes on where it was. `
 from __future__ import annotations
 
 import argparse
+import inspect
 import itertools
 import json
 import os
@@ -22,7 +23,7 @@ from typing import Any
 import yaml
 
 from mllmu_nb import paths, run
-from mllmu_nb.config import GRID, MODELS, Config, check_names
+from mllmu_nb.config import GRID, MODELS, YOURS, Config, check_names
 from mllmu_nb.errors import KitError
 from mllmu_nb.provenance import PATHS
 from mllmu_nb.stages import RECORD, read_json
@@ -128,13 +129,30 @@ def share(configs: list[Config], shard: str) -> list[Config]:
 
 
 def notebook_for(config: Config) -> Path:
-    """The notebook that makes a run: the method's own, or the one on fine-tuning for a model that is not unlearned."""
+    """The notebook that makes a run: the method's own, or the one on fine-tuning for a model that is not unlearned.
+
+    That of a method from outside the package may lie beside the method's file. Raises KitError unless there is one.
+    """
+    if config.method == YOURS:
+        raise KitError("a model that was made elsewhere is asked by python -m mllmu_nb evaluate, not by a sweep")
     name = FINETUNE if config.method in MODELS else config.method
-    found = sorted(paths.notebooks().glob(f"*_{name}.ipynb"))
+    places = [paths.notebooks(), *_outside(config)]
+    found = sorted({path for place in places for path in place.glob(f"*_{name}.ipynb")})
     if len(found) != 1:
         what = "several notebooks" if found else "no notebook"
-        raise KitError(f"there is {what} for method {config.method!r}: *_{name}.ipynb in {paths.notebooks()}")
+        where = " and ".join(str(place) for place in places)
+        raise KitError(f"there is {what} for method {config.method!r}: *_{name}.ipynb in {where}")
     return found[0]
+
+
+def _outside(config: Config) -> list[Path]:
+    """The folder of the method's file, where that is not the package's."""
+    from mllmu_nb.unlearning import METHODS
+
+    if config.method not in METHODS:
+        return []
+    folder = Path(inspect.getfile(METHODS[config.method][config.variant])).resolve().parent
+    return [] if paths.PACKAGE in folder.parents else [folder]
 
 
 # -- the runs ---------------------------------------------------------------------------------------------------
