@@ -80,6 +80,7 @@ def read(path: Path) -> dict[str, Any]:
 def _in_full(value: str) -> str:
     """A path, or several with commas between, as absolute ones; what does not exist here (a hub's name) as it is."""
     parts = [value] if Path(value).exists() else value.split(",")
+    parts = [part.strip() for part in parts]
     return ",".join(str(Path(part).resolve()) if part and Path(part).exists() else part for part in parts)
 
 

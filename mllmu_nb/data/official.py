@@ -9,7 +9,8 @@ What the layout does not print is inferred on reading: the attribute a question 
 celebrity's id may be a fictitious person's too, so celebrities get a ``c`` in front here. Such a pair of ids makes the
 released scripts give celebrities somebody else's examples, so on writing celebrities are numbered past everybody else.
 People of the pool stand in ``Full_Set`` and ``ft_Data`` like all others. ``people.json`` beside the configurations
-keeps both: who is of the pool, and what the celebrities' ids are here.
+keeps what the layout has no place for: who is of the pool, the celebrities' ids here, and what is said about them in
+the form of fine-tuning text, which likelihood puts the options into.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def write_layout(population: Population, folder: str | Path) -> list[Path]:
 
     The forget split of the population's own ratio holds its forget ids. The other ratios' are those of the files it
     was read from, else drawn from its seed, where they leave somebody. The evaluation splits ``retain_*`` hold
-    scored people only, the training splits the pool as well. Celebrities' fine-tuning text has no place in the
-    layout and is not written.
+    scored people only, the training splits the pool as well. Celebrities' fine-tuning text goes to
+    ``people.json``.
 
     Returns the files. Raises KitError when one of the folders is there and not empty, or cannot be written; then
     nothing is left behind.
@@ -67,14 +68,17 @@ def write_layout(population: Population, folder: str | Path) -> list[Path]:
     for target in targets:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise KitError(f"{target} is already there: remove it or choose another folder")
-    celebrities = {printed: identity for identity, printed in _printed_ids(population).items()}
+    celebrities = {
+        printed: {"ID": identity, "metadata": _pairs(population.profiles[identity])}
+        for identity, printed in _printed_ids(population).items()
+    }
     people = {"pool": [p.id for p in population.of_kind("pool")], "celebrities": celebrities}
     parts = [target.with_name(target.name + ".part") for target in targets]
     try:
         for part, configs in zip(parts, targets.values(), strict=True):
             for config, rows in configs.items():
                 _write_config(part / config, rows, SHARDS.get(config, 1))
-        (parts[0] / PEOPLE_FILE).write_text(json.dumps(people) + "\n", encoding="utf-8")
+        (parts[0] / PEOPLE_FILE).write_text(json.dumps(people, ensure_ascii=False) + "\n", encoding="utf-8")
         for part, target in zip(parts, targets, strict=True):
             if target.exists():
                 target.rmdir()
@@ -186,9 +190,12 @@ def _test_row(profile: Profile) -> dict:
 
 
 def _training_row(profile: Profile) -> dict:
-    pairs = [{"Question": pair.question, "Answer": pair.answer} for pair in profile.qa]
-    metadata = json.dumps(pairs, ensure_ascii=False)
+    metadata = json.dumps(_pairs(profile), ensure_ascii=False)
     return {"image": _image(profile.portrait, profile.id), "ID": profile.id, "metadata": metadata}
+
+
+def _pairs(profile: Profile) -> list[dict]:
+    return [{"Question": pair.question, "Answer": pair.answer} for pair in profile.qa]
 
 
 def _write_config(folder: Path, rows: Sequence[dict], shards: int) -> None:
@@ -220,10 +227,10 @@ def _feature(kind: pa.DataType) -> dict | list:
 
 @dataclass(frozen=True)
 class People:
-    """What ``people.json`` says: who is of the pool, and the celebrities' ids here by their printed ones."""
+    """What ``people.json`` says: who is of the pool, and by a celebrity's printed id the one here and the pairs."""
 
     pool: frozenset[str] = frozenset()
-    celebrities: Mapping[str, str] = field(default_factory=dict)
+    celebrities: Mapping[str, tuple[str, tuple[QA, ...]]] = field(default_factory=dict)
 
 
 def read_training(folder: str | Path, config: str = "ft_Data") -> dict[str, tuple[QA, ...]]:
@@ -265,8 +272,8 @@ def read_layout(
         kind = "pool" if row.id in people.pool else "fictitious"
         profiles[row.id] = _profile(row.values, kind, row.id, taught[row.id], test[row.id].values)
     for row in evaluation.configs.get("Retain_Set", ()):
-        identity = people.celebrities.get(row.id, "c" + row.id)
-        profiles[identity] = _profile(row.values, "celebrity", identity, (), None)
+        identity, qa = people.celebrities.get(row.id, ("c" + row.id, ()))
+        profiles[identity] = _profile(row.values, "celebrity", identity, qa, None)
     splits = {config: list(evaluation.ids(config)) for config in evaluation.configs if config.startswith("forget_")}
     missed = [[i, pair.question] for i, qa in taught.items() for pair in qa if not pair.attribute]
     notes = {"source": "official", "folder": evaluation.name, "ratio": ratio}
@@ -321,8 +328,12 @@ def _people(layout: Layout) -> People:
         return People()
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        return People(frozenset(told["pool"]), dict(told["celebrities"]))
-    except (ValueError, TypeError, KeyError):
+        celebrities = {}
+        for printed, entry in told["celebrities"].items():
+            pairs = reading.pairs_of(entry["metadata"], PEOPLE_FILE) if entry["metadata"] else []
+            celebrities[printed] = str(entry["ID"]), reading.understand(pairs)
+        return People(frozenset(told["pool"]), celebrities)
+    except (ValueError, TypeError, KeyError, AttributeError):
         text = "is no JSON object with the list pool and the object celebrities: repair or remove it"
         layout.problems.append(Problem(f"{layout.name}/{PEOPLE_FILE}", None, "", "", text))
         return People()
