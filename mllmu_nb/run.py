@@ -41,7 +41,6 @@ EVALUATION_CODE = tuple(
         "evaluation",
         "evaluation.draws",
         "evaluation.engine",
-        "evaluation.draws",
         "evaluation.items",
         "evaluation.classification",
         "evaluation.generation",
@@ -482,13 +481,19 @@ def _answer(
 
 
 def _draws(config: Config, known: Population, sets: Sequence[str]) -> dict[str, Any]:
-    """What chance decides when the run is asked: drawn, or read from ``draws_file``."""
+    """What chance decides when the run is asked: drawn, or read from ``draws_file``.
+
+    Raises KitError for a file that does not fit, and where there are too few people to draw from.
+    """
     from mllmu_nb.evaluation import draws
 
-    if config.draws_file:
-        return draws.read(config.draws_file)
-    asking = {name: getattr(config, name) for name in ("shots", "shot_source", "shot_seed", "protocol")}
-    return draws.draw(known, sets, family=config.base_model, **asking)
+    asking = {name: getattr(config, name) for name in ("shots", "shot_source", "protocol")}
+    asking["family"] = config.base_model
+    if not config.draws_file:
+        return draws.draw(known, sets, shot_seed=config.shot_seed, **asking)
+    found = draws.read(config.draws_file)
+    draws.check(found, known, sets, **asking)
+    return found
 
 
 RUN_COLUMNS = (
@@ -512,12 +517,11 @@ RUN_COLUMNS = (
 
 def check(config: Config) -> None:
     """Raises KitError for what would stop a run later on: people who cannot be, a base model that is missing or
-    damaged, folders that cannot be written."""
+    damaged, draws that do not fit, folders that cannot be written."""
     from mllmu_nb.models.load import check_any_adapter, check_whole, verify_shipped
 
     check_family(config)
-    population(config)
-    _draws_hash(config)
+    _draws(config, population(config), SETS)
     if config.method == YOURS:
         if config.scale == "miniature" or Path(base_source(config)).is_dir():  # else it is a name on the hub
             check_whole(base_source(config), config.base_model)
