@@ -71,11 +71,11 @@ PRACTICE = "good practice, for what reproductions of MLLMU-Bench ran into"
 
 # Fine-tuning, by scale and adaptation. The scale's first entry is its default.
 _MINIATURE_TRAINING = Recipe(
-    lr=3e-3,
+    lr=2.5e-3,
     batch_size=24,
     turns=4,
-    instructed=0.25,
-    steps=1300,
+    instructed=0.5,
+    steps=1400,
     schedule="cosine",
     warmup=0.05,
     optimizer="muon",
