@@ -101,15 +101,20 @@ TRAINING = {
 # Share of the fine-tuning batches that repeats what the base knows, from people who are never scored.
 REPLAY = {"miniature": 0.25, "paper": 0.0}
 
-# Unlearning, by scale and method; a method that is not named here takes the entry "".
-_MINIATURE_UNLEARNING = Recipe(lr=1e-3, batch_size=8, epochs=4, lora_dropout=0.0, source=MINIATURE)
+# Unlearning, by scale and method, or method and modality; one that is not named here takes the entry "".
+_MINIATURE_UNLEARNING = Recipe(lr=1.5e-3, batch_size=8, epochs=4, schedule="linear", lora_dropout=0.0, source=MINIATURE)
 _PAPER_UNLEARNING = replace(_PAPER_TRAINING, epochs=1)
 UNLEARNING = {
     "miniature": {
         "": _MINIATURE_UNLEARNING,
-        "ga": replace(_MINIATURE_UNLEARNING, lr=8.5e-4),
-        "grad_diff": replace(_MINIATURE_UNLEARNING, lr=1.1e-3, epochs=5),
-        "kl_min": replace(_MINIATURE_UNLEARNING, epochs=5),
+        ("ga", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=1.5e-3, epochs=3),
+        ("ga", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=1.55e-3, epochs=3),
+        ("grad_diff", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=4e-3),
+        ("grad_diff", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=3e-3),
+        ("kl_min", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=2.2e-3),
+        ("kl_min", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=1.9e-3),
+        ("npo", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=1.5e-3, epochs=3),
+        ("npo", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=1.6e-3, epochs=3),
     },
     "paper": {
         "": _PAPER_UNLEARNING,
@@ -405,7 +410,9 @@ class Config:
 
     @property
     def _unlearning_preset(self) -> Recipe:
-        return UNLEARNING[self.scale].get(self.method, UNLEARNING[self.scale][""])
+        recipes = UNLEARNING[self.scale]
+        known = (recipes.get(key) for key in ((self.method, self.modality), self.method, ""))
+        return next(recipe for recipe in known if recipe)
 
     def _as_protocol(self, recipe: Recipe, adapters: bool = True) -> Recipe:
         """The recipe with what protocol and fields say of every training."""

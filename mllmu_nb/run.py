@@ -316,7 +316,7 @@ def _replayed(config: Config, model, processor) -> list:
     mixture = Mixture(known_people()[1], rng, 1000, REPLAYED_LETTERS)
     asked = [mixture.stranger_turns(4, bool(by_image), "plain") for by_image in rng.integers(2, size=STRANGERS)]
     opened = [Conversation((replace(turn, answer="", image=turns[0].image),)) for turns in asked for turn in turns]
-    said = iter(answers(model, processor, opened, 24))
+    said = iter(answers(model, processor, opened, max_new_tokens=24))
     strange = [Conversation(tuple(replace(turn, answer=next(said) or "?") for turn in turns)) for turns in asked]
     return mixture.draw(REPLAYED, STRANGERS) + strange
 

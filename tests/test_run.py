@@ -141,7 +141,7 @@ def test_what_is_repeated_is_what_the_base_says_of_strangers(config):
     assert strange and not any(talk.system for talk in strange)
     for talk in strange:
         for turn in talk.turns:
-            (said,) = answers(model, processor, [Conversation((replace(turn, answer=""),))], 24)
+            (said,) = answers(model, processor, [Conversation((replace(turn, answer=""),))], max_new_tokens=24)
             assert turn.answer == (said or "?")
 
 
