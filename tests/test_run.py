@@ -145,6 +145,30 @@ def test_what_is_repeated_is_what_the_base_says_of_strangers(config):
             assert turn.answer == (said or "?")
 
 
+def test_a_protocol_reaches_training_and_questions_and_its_draws_can_be_repeated(config):
+    asked = config.but(protocol="upstream", method="ga", modality="multimodal", adaptation="lora", eos="yes")
+    folder = run.items(asked)
+    settings = stages.read_json(folder / "train.json")["settings"]
+    words = {"label_mode": "text", "eos": True, "lora_reach": "upstream", "schedule": "linear", "epochs": 1}
+    assert words.items() <= settings.items()
+    adapter = stages.read_json(run.unlearned(asked) / "adapter_config.json")
+    assert "fc1" in adapter["target_modules"]  # of the vision tower
+    told = stages.read_json(folder / stages.RECORD)
+    assert told["deviations"] == {"eos": ["no", "yes"]} and folder.name.endswith("upstream-ga-multimodal-s0-eos_yes")
+    items = pd.read_parquet(folder / "items.parquet")
+    assert set(items["scoring"]) == {"letter", ""} and set(items["protocol"]) == {"upstream"}
+    drawn = stages.read_json(folder / "draws.json")
+    assert drawn["shot_source"] == "upstream" and len(drawn["test_image"]) == 3
+
+    again = asked.but(draws_file=str(folder / "draws.json"), shot_seed=5)
+    repeated = run.items(again)
+    assert stages.read_json(repeated / "draws.json") == drawn
+    told = ["question_id", "view", "answer"]
+    pd.testing.assert_frame_equal(pd.read_parquet(repeated / "items.parquet")[told], items[told])
+    with pytest.raises(KitError, match="cannot read draws_file .*nowhere.json: No such file"):
+        run.check(asked.but(draws_file="nowhere.json"))
+
+
 def test_unlearning_moves_the_vanilla_model_and_training_the_base(config, made):
     def weight(**changes):
         asked, _ = run.model(config.but(**changes))
