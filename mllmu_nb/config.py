@@ -107,14 +107,14 @@ _PAPER_UNLEARNING = replace(_PAPER_TRAINING, epochs=1)
 UNLEARNING = {
     "miniature": {
         "": _MINIATURE_UNLEARNING,
-        ("ga", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=1.5e-3, epochs=3),
-        ("ga", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=1.55e-3, epochs=3),
-        ("grad_diff", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=4e-3),
-        ("grad_diff", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=3e-3),
-        ("kl_min", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=2.2e-3),
+        ("ga", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=1.65e-3, epochs=3),
+        ("ga", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=1.75e-3, epochs=3),
+        ("grad_diff", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=3e-3),
+        ("grad_diff", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=2.6e-3),
+        ("kl_min", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=2.7e-3),
         ("kl_min", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=1.9e-3),
-        ("npo", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=1.5e-3, epochs=3),
-        ("npo", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=1.6e-3, epochs=3),
+        ("npo", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=1.7e-3, epochs=3),
+        ("npo", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=1.8e-3, epochs=3),
     },
     "paper": {
         "": _PAPER_UNLEARNING,

@@ -144,7 +144,7 @@ def test_one_word_sets_what_a_protocol_is_made_of():
     """The words and numbers of the released code, by the facts that are known of it."""
     clean = Config(method="npo", modality="multimodal")
     words = ("label_mode", "eos", "adapter_reach", "shot_source", "scoring", "schedule", "unlearn_epochs")
-    assert [getattr(clean, name) for name in words] == ["answer", "yes", "language", "pool", "both", "", 4]
+    assert [getattr(clean, name) for name in words] == ["answer", "yes", "language", "pool", "both", "", 3]
     upstream = clean.but(protocol="upstream")
     assert [getattr(upstream, name) for name in words] == ["text", "no", "upstream", "upstream", "letter", "linear", 2]
     assert clean.but(scale="paper").shot_source == "retain"
