@@ -10,6 +10,7 @@ COMMANDS = (
     "verify",
     "export",
     "doctor",
+    "differences",
 )  # a module of mllmu_nb.commands each, with SUMMARY, arguments(parser) and main(options)
 
 

@@ -35,6 +35,11 @@ def evaluated(scale: str) -> Path:
     return results(scale) / "evaluated"
 
 
+def differences(scale: str) -> Path:
+    """What each difference between the released code and the papers changes: answers of models that are no run."""
+    return results(scale) / "differences"
+
+
 def figures(scale: str) -> Path:
     return root() / "figures" / scale
 
@@ -47,6 +52,11 @@ def cache() -> Path:
 def committed_runs(scale: str) -> Path:
     """The reference run that comes with the project, wherever one's own results go."""
     return checkout() / "results" / scale / "runs"
+
+
+def committed_differences(scale: str) -> Path:
+    """The measurement of the differences that comes with the project."""
+    return committed_runs(scale).parent / "differences"
 
 
 def notebooks() -> Path:

@@ -1,0 +1,257 @@
+"""What each difference between the released code and the methods' own papers changes: one at a time, all else equal.
+
+An :class:`Arm` is one unlearning. Without an ``ingredient`` it is the canonical method with the miniature's preset.
+With one it is the same with a single piece of the released code in it: vanilla, people, learning rate and epochs stay.
+The classes below are the canonical methods with that piece; they are not registered, since nobody's baseline is made of
+them.
+
+Reading and drawing what :func:`measure` has left is :mod:`mllmu_nb.reporting.differences`.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mllmu_nb import paths, provenance, run, stages
+from mllmu_nb.config import Config
+from mllmu_nb.errors import KitError
+from mllmu_nb.unlearning import Method, mean_nll, summed_kl
+from mllmu_nb.unlearning.ga import GradientAscent
+from mllmu_nb.unlearning.grad_diff import GradientDifference
+from mllmu_nb.unlearning.kl_min import KLMinimization
+from mllmu_nb.unlearning.npo import NegativePreference
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mllmu_nb.data.schema import Population
+    from mllmu_nb.models.prompts import Conversation
+    from mllmu_nb.training import TrainLog
+
+VIEW = {"multimodal": "image_text", "unimodal": "text"}  # what a model is asked with: as it was unlearned
+ASKED = ("forget", "retain")
+SHOT_SOURCES = ("none", "pool", "upstream")
+SHOT_DRAWS = 20
+COLUMNS = ("set", "task", "view", "scoring", "profile", "question_id", "correct", "exact")
+CODE = (*run.TRAINING_CODE, *run.EVALUATION_CODE, "mllmu_nb.unlearning.base", "mllmu_nb.differences")
+
+
+class SequentialGradientDifference(GradientDifference):
+    """The canonical terms in steps of their own: all through forget, then all through retain, in every epoch."""
+
+    variant = "sequential"
+    passes = (("forget",), ("retain",))
+
+    def loss(self, scored, reference):
+        [(name, batch)] = scored.items()
+        nll = mean_nll(batch)
+        return {"forget": -self.gamma, "retain": self.alpha}[name] * nll, {name: nll.item()}
+
+
+class SummedKLMinimization(KLMinimization):
+    """The canonical objective, its KL summed over every position and divided by the batch size."""
+
+    variant = "summed"
+    everywhere = ("retain",)
+
+    def loss(self, scored, reference):
+        forget, kl = mean_nll(scored["forget"]), summed_kl(reference["retain"], scored["retain"])
+        return -forget + self.alpha * kl, {"forget": forget.item(), "kl": kl.item()}
+
+
+class RetainEpochPreference(NegativePreference):
+    """The canonical objective against θ_ref, the base model after one epoch on the retain people, instead of θ_0."""
+
+    variant = "retain_epoch"
+    reference_model = "retain_epoch"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One unlearning: ``method``, and the ``ingredient`` in which it is not canonical ("": in none).
+
+    ``label_mode`` is that of unlearning alone; vanilla was taught its answers. ``few`` cuts the retain questions down
+    to as many as there are to forget.
+    """
+
+    method: Method
+    ingredient: str = ""
+    label_mode: str = "answer"
+    few: bool = False
+    modalities: tuple[str, ...] = tuple(VIEW)
+
+
+ARMS = (
+    Arm(GradientDifference()),
+    Arm(SequentialGradientDifference(), "passes", few=True),
+    Arm(SequentialGradientDifference(), "whole_passes"),
+    Arm(GradientDifference(), "labels_text", label_mode="text"),
+    Arm(
+        GradientDifference(), "labels_upstream", label_mode="upstream", modalities=("multimodal",)
+    ),  # no image: as text
+    Arm(GradientAscent()),
+    Arm(GradientAscent(), "labels_text", label_mode="text"),
+    Arm(GradientAscent(), "labels_upstream", label_mode="upstream", modalities=("multimodal",)),
+    Arm(KLMinimization()),
+    Arm(SummedKLMinimization(), "summed_kl"),
+    Arm(NegativePreference()),
+    Arm(RetainEpochPreference(), "retain_epoch"),
+)
+
+
+def measure(
+    config: Config, forget_draws: Sequence[int] = (0,), arms: Sequence[Arm] = ARMS, shot_draws: int = SHOT_DRAWS
+) -> Path:
+    """The folder with the answers of every arm on every forget draw (unlearned.parquet), those of vanilla after the
+    shots of ``shot_draws`` draws (shots.parquet) and how they were made (provenance.json); made if need be.
+
+    ``config`` says who and how; its method, modality and forget draw are passed over. What was finished before is not
+    done again. Raises KitError for another scale than the miniature's.
+    """
+    import pandas as pd
+
+    if config.scale != "miniature" or config.adaptation != "full":
+        raise KitError("the differences are measured on the miniature, all of whose weights are fine-tuned")
+    plain = config.but(method="vanilla", modality="none", forget_draw=0)
+    target = paths.differences(config.scale)
+    paths.writable(target.parent)
+    made = [
+        unlearned(plain.but(method=arm.method.name, modality=modality, forget_draw=draw), arm)
+        for draw, arm in ((draw, arm) for draw in forget_draws for arm in arms)
+        for modality in arm.modalities
+    ]
+    shown = shots(plain, shot_draws)
+    records = [stages.read_json(one / "train.json") for one in made]
+    told = {"forget_draws": list(forget_draws), "shot_draws": shot_draws, "unlearned": records}
+    told |= {"shots_seconds": stages.read_json(shown / stages.RECORD)["seconds"]}
+    hashes = {"data_hash": run.data_hash(plain), "base_hash": run.base_hash(plain)}
+    with stages.lock(target), stages.whole(target) as partial:
+        answers = pd.concat([pd.read_parquet(one / "items.parquet") for one in made], ignore_index=True)
+        answers.to_parquet(partial / "unlearned.parquet", index=False)
+        shutil.copy(shown / "shots.parquet", partial)
+        written = provenance.record(scale=plain.scale, parameters=plain.parameters(), **hashes, **told)
+        stages.write_json(partial / stages.RECORD, written)
+    return target
+
+
+def unlearned(config: Config, arm: Arm) -> Path:
+    """The folder with the answers (items.parquet) of ``arm``, whose preset and people are those of ``config``, and with
+    how it was trained (train.json); made if need be."""
+    known = run.population(config)
+    recipe = replace(config.unlearning, label_mode=arm.label_mode)
+    inputs = {
+        "vanilla": run.vanilla_place(config).name,
+        "forget": list(known.forget_ids),
+        "recipe": asdict(replace(recipe, source="")),
+        "arm": [type(arm.method).__name__, asdict(arm.method), arm.ingredient, arm.few],
+        "settings": config.hash_of(("method", "modality", "unlearn_seed", "forget_draw")),
+        "code": stages.code_hash((*CODE, f"mllmu_nb.unlearning.{arm.method.name}")),
+    }
+
+    def make(place: Path) -> None:
+        model, processor, log = _trained(config, arm, known, recipe)
+        answers = _answers(model, processor, known, VIEW[config.modality])
+        shared = {"method": arm.method.name, "ingredient": arm.ingredient, "modality": config.modality}
+        shared |= {"forget_draw": config.forget_draw}
+        for position, (column, value) in enumerate(shared.items()):
+            answers.insert(position, column, value)
+        answers.to_parquet(place / "items.parquet", index=False)
+        numbers = {"lr": recipe.lr, "epochs": recipe.epochs, "label_mode": recipe.label_mode, "steps": log.steps}
+        numbers |= {"seconds": round(log.seconds, 3), "supervised_tokens": log.supervised_tokens}
+        stages.write_json(place / "train.json", {**shared, **numbers, "last": log.losses[-1]})
+
+    return stages.stage("difference", inputs, make)
+
+
+def shots(config: Config, draws: int = SHOT_DRAWS) -> Path:
+    """The folder with vanilla's letters and filled blanks about the forget people (shots.parquet), once without worked
+    examples and after those of ``draws`` draws from each source; made if need be."""
+    known = run.population(config)
+    inputs = {
+        "vanilla": run.vanilla_place(config).name,
+        "data": run.data_hash(config),
+        "forget": list(known.forget_ids),
+        "shots": [config.shots, draws],
+        "code": stages.code_hash(CODE),
+    }
+
+    def make(place: Path) -> None:
+        import pandas as pd
+
+        model, processor = run.model(config)
+        rows = [
+            {"source": source, "shot_seed": seed, **row}
+            for source in SHOT_SOURCES
+            for seed in range(1 if source == "none" else draws)
+            for row in _shown(model, processor, known, config.shots, source, seed)
+        ]
+        columns = ["source", "shot_seed", *(c for c in COLUMNS if c != "exact")]
+        pd.DataFrame(rows, columns=columns).to_parquet(place / "shots.parquet", index=False)
+
+    return stages.stage("difference-shots", inputs, make)
+
+
+# ------------------------------------------------------------------------------------------------------------- inside
+
+
+def _trained(config: Config, arm: Arm, known: Population, recipe) -> tuple[Any, Any, TrainLog]:
+    """The model after ``arm``, ready to be asked, its processor and the log of the training."""
+    from mllmu_nb.models import load
+    from mllmu_nb.training import modality_conversations, record, unlearn
+
+    forget, retain = (modality_conversations(known.members(name), config.modality) for name in ASKED)
+    if arm.few:
+        retain = _as_many(retain, forget, config.unlearn_seed)
+    text = {"batch_size": recipe.batch_size, "label_mode": recipe.label_mode, "eos": recipe.eos}
+    recorded = None
+    if arm.method.measured_elsewhere:
+        other, processor = load.load_base(config)
+        recorded = record(load.load_full(other, run.retain_epoch(config)).eval(), processor, forget, **text)
+    model, processor = run.model(config.but(method="vanilla", modality="none"))
+    shape = (recipe.lora_r, recipe.lora_alpha, recipe.lora_dropout)
+    model = load.attach_lora(model, *shape, config.unlearn_seed, reach=recipe.lora_reach, init=recipe.lora_init)
+    names = ("epochs", "lr", "schedule", "warmup", "weight_decay", "clip", "precision")
+    settings = {**{name: getattr(recipe, name) for name in names}, **text}
+    if len(arm.method.passes) == 1:
+        settings["rise"] = math.inf  # a KL that is summed is another quantity: its height says nothing
+    log = unlearn(model, processor, arm.method, forget, retain, settings, config.unlearn_seed, recorded)
+    return load.merge(model).eval(), processor, log
+
+
+def _as_many(conversations: list[Conversation], others: list[Conversation], seed: int) -> list[Conversation]:
+    """As many questions of ``conversations``, drawn at random, as ``others`` hold."""
+    questions = [replace(one, turns=(turn,)) for one in conversations for turn in one.turns]
+    order = np.random.default_rng(seed).permutation(len(questions))
+    return [questions[i] for i in order[: sum(len(one.turns) for one in others)]]
+
+
+def _answers(model, processor, known: Population, view: str) -> pd.DataFrame:
+    """What the likelihood chooses and what is said freely about the people of ``ASKED``, asked in one view."""
+    import pandas as pd
+
+    from mllmu_nb.evaluation.classification import by_likelihood
+    from mllmu_nb.evaluation.generation import by_sentence
+
+    items = [item for name in ASKED for item in known.items(name) if item.question.view == view]
+    choices, sentences = ([i for i in items if i.question.task == task] for task in ("classification", "generation"))
+    parts = [by_likelihood(choices, known, system=""), by_sentence(sentences, known, system="", protocol="clean")]
+    rows = [row for part in parts for row in part.answered(model, processor, run.EVAL_BATCH["miniature"])]
+    return pd.DataFrame(rows)[list(COLUMNS)]
+
+
+def _shown(model, processor, known: Population, count: int, source: str, seed: int) -> Iterator[dict]:
+    """Letters and blanks of the forget people after ``count`` shots from ``source``."""
+    from mllmu_nb.evaluation import asked, draws
+
+    drawn = draws.draw(known, ["forget"], shots=count, shot_source=source, shot_seed=seed)
+    letters, _, blanks = asked(known, drawn, sets=["forget"], shots=count, scoring="letter")
+    for part in (letters, blanks):
+        part.require_room(model, processor)
+        yield from part.answered(model, processor, run.EVAL_BATCH["miniature"])
