@@ -75,7 +75,7 @@ _MINIATURE_TRAINING = Recipe(
     batch_size=24,
     turns=4,
     instructed=0.5,
-    steps=1400,
+    steps=1300,
     schedule="cosine",
     warmup=0.05,
     optimizer="muon",
@@ -99,7 +99,7 @@ TRAINING = {
     "paper": {"lora": _PAPER_TRAINING},
 }
 # Share of the fine-tuning batches that repeats what the base knows, from people who are never scored.
-REPLAY = {"miniature": 0.25, "paper": 0.0}
+REPLAY = {"miniature": 0.125, "paper": 0.0}
 
 # Unlearning, by scale and method, or method and modality; one that is not named here takes the entry "".
 _MINIATURE_UNLEARNING = Recipe(lr=1.5e-3, batch_size=8, epochs=4, schedule="linear", lora_dropout=0.0, source=MINIATURE)
