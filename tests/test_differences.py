@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mllmu_nb import __main__ as door
-from mllmu_nb import differences, run, stages
+from mllmu_nb import differences, paths, run, stages
 from mllmu_nb.config import Config
 from mllmu_nb.differences import ARMS, RetainEpochPreference, SequentialGradientDifference, SummedKLMinimization
 from mllmu_nb.errors import KitError
@@ -225,3 +225,29 @@ def test_every_ingredient_has_its_row_in_the_figure():
     figure = told.figure(told.changes(pd.DataFrame(rows).drop_duplicates()))
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == [f"{one.what}:\n{one.released}" for one in told.TOLD.values()]
+
+
+def test_ones_own_measurement_comes_before_the_committed_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
+    with pytest.raises(KitError, match="not measured at scale paper: `python -m mllmu_nb differences`"):
+        told.found("paper")
+    committed = paths.committed_differences("miniature")
+    assert told.found("miniature") == committed
+    own = paths.differences("miniature")
+    own.mkdir(parents=True)
+    (own / "unlearned.parquet").touch()
+    assert told.found("miniature") == own
+
+
+def test_the_committed_measurement_is_whole():
+    folder = paths.committed_differences("miniature")
+    answers, shots = told.read(folder)
+    made = {
+        (m, i, o) for m, i, o in answers[["method", "ingredient", "modality"]].drop_duplicates().itertuples(index=False)
+    }
+    assert made == {(arm.method.name, arm.ingredient, modality) for arm in ARMS for modality in arm.modalities}
+    assert shots.groupby("source")["shot_seed"].nunique().to_dict() == {"none": 1, "pool": 20, "upstream": 20}
+    kept, again = pd.read_csv(folder / "differences.csv"), told.changes(answers)
+    pd.testing.assert_frame_equal(kept, again, check_dtype=False)
+    record = stages.read_json(folder / stages.RECORD)
+    assert len(record["unlearned"]) == len(made) * len(record["forget_draws"]) and record["dirty"] is False

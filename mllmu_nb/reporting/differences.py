@@ -14,6 +14,7 @@ from mllmu_nb import paths
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import statistics
 from mllmu_nb.reporting import MODALITIES, SETS, Measure, figures
+from mllmu_nb.reporting.show import CHANCE
 
 NOTHING = "no difference shown"
 COMMAND = "python -m mllmu_nb differences"
@@ -137,14 +138,15 @@ def figure(table: pd.DataFrame) -> Figure:
             for cell in here[same].itertuples():
                 value, low, high = (100 * end for end in (cell.value, cell.low, cell.high))
                 colour = figures.look(key[0]).colour
-                bar = {"xerr": [[value - low], [high - value]], "ecolor": colour, "elinewidth": 1.0}
+                bar = {"xerr": [[value - low], [high - value]], "ecolor": colour, "elinewidth": 1.0, "capsize": 2.0}
                 face = colour if modality == "multimodal" else "white"
-                mark = {"marker": figures.look(key[0]).marker, "markersize": 4.5, "markeredgecolor": colour}
+                mark = {"marker": figures.look(key[0]).marker, "markersize": 3.4, "markeredgecolor": colour}
                 panel.errorbar(value, place + offset, **bar, **mark, markerfacecolor=face, linestyle="none")
         panel.axvline(0, color=figures.INK, linewidth=0.7, zorder=0)
         panel.grid(axis="x", color=figures.PALE, linewidth=0.4)
         panel.set_title(f"{SETS[set_name]}, {measure.label}", fontsize=figures.NORMAL)
         panel.tick_params(axis="y", length=0)
+        panel.set_xticks([-50, 0, 50, 100])
     names = [f"{TOLD[key].what}:\n{TOLD[key].released}" for key in rows]
     axes[0].set_yticks(range(len(rows)), names)
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
@@ -211,7 +213,10 @@ def shot_figure(shots: pd.DataFrame) -> Figure:
             heights = place - 0.08 + (rng.uniform(-0.14, 0.14, len(means)) if len(means) > 1 else np.zeros(1))
             panel.scatter(means, heights, s=13, color=figures.RIGHT, alpha=0.65, linewidth=0)
         panel.set_title(name, fontsize=figures.NORMAL)
-        panel.set_xlim(-2, 102)
+        panel.set_xlim(-2, 100 * table["high"].max() + 10)
+        if task == "classification":
+            panel.axvline(CHANCE, color=figures.GREY, linewidth=0.7, linestyle=":", zorder=0)
+            panel.text(CHANCE, -0.42, " chance", color=figures.GREY, fontsize=figures.SMALL)
         panel.grid(axis="x", color=figures.PALE, linewidth=0.4)
         panel.tick_params(axis="y", length=0)
     axes[0].set_yticks(range(len(SOURCES)), [text.replace(": ", ":\n") for text in SOURCES.values()])

@@ -30,6 +30,7 @@ MAP = (
     ("prompting", "07_prompting", ("prompting-none",)),
     ("Table 2, by view, cost", "09_tables", ()),
     ("all figures", "10_figures", ()),
+    ("what the released code does", "11_released_code", ()),
 )
 
 
