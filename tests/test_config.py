@@ -174,7 +174,7 @@ def test_what_is_set_alone_is_told():
     asked = Config(cyclic=True, draws_file="draws.json", shot_source="none")
     assert asked.run_id == "llava-r10-d0-vanilla-none-s0-shot_source_none-cyclic-replayed"
     assert Config(unlearn_epochs=9).deviations() == {}  # vanilla unlearns nothing
-    assert Config(unlearn_epochs=9, method="ga", modality="unimodal").deviations() == {"unlearn_epochs": (4, 9)}
+    assert Config(unlearn_epochs=9, method="ga", modality="unimodal").deviations() == {"unlearn_epochs": (3, 9)}
 
 
 def test_the_words_of_a_protocol_reach_the_recipes():
@@ -188,7 +188,7 @@ def test_the_words_of_a_protocol_reach_the_recipes():
         )
     assert config.but(adaptation="full").training.lora_reach == "language"  # it has no adapters
     clean = config.but(protocol="clean")
-    assert (clean.training.schedule, clean.unlearning.schedule) == ("cosine", "constant")
+    assert (clean.training.schedule, clean.unlearning.schedule) == ("cosine", "linear")
     assert (clean.unlearning.label_mode, clean.unlearning.eos, clean.unlearning.lora_reach) == (
         "answer",
         True,

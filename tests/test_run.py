@@ -165,7 +165,7 @@ def test_a_protocol_reaches_training_and_questions_and_its_draws_can_be_repeated
     assert stages.read_json(repeated / "draws.json") == drawn
     told = ["question_id", "view", "answer"]
     pd.testing.assert_frame_equal(pd.read_parquet(repeated / "items.parquet")[told], items[told])
-    with pytest.raises(KitError, match="cannot read draws_file .*nowhere.json: No such file"):
+    with pytest.raises(KitError, match="the draws .*nowhere.json cannot be read: No such file"):
         run.check(asked.but(draws_file="nowhere.json"))
 
 

@@ -87,12 +87,14 @@ def test_a_figure_without_its_runs_says_so():
 
 
 def test_comparisons_are_made_at_the_miniatures_scale_only(monkeypatch):
-    made = []
+    made, together = [], []
+    monkeypatch.setattr(run, "_make", lambda missing: together.extend(one.method for one in missing))
     monkeypatch.setattr(run, "items", lambda config: made.append((config.method, config.modality)) or config.run_id)
     monkeypatch.setattr(run, "finished", lambda config: config.method == "vanilla")
     config = Config(method="ga", modality="unimodal", unlearn_lr=1e-4)
     assert len(run.beside(config, "vanilla", "oracle")) == 3
     assert made == [("ga", "unimodal"), ("vanilla", "none"), ("oracle", "none")]
-    made.clear()
+    assert together == ["oracle", "ga"], "what is missing is made side by side, and what builds on it last"
+    made.clear(), together.clear()
     run.beside(config.but(scale="paper"), "vanilla", "oracle")
-    assert made == [("ga", "unimodal"), ("vanilla", "none")], "hours of work nobody asked for"
+    assert made == [("ga", "unimodal"), ("vanilla", "none")] and not together, "hours of work nobody asked for"
