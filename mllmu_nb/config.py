@@ -130,6 +130,7 @@ PRESETS = {"training": TRAINING, "unlearning": UNLEARNING, "replay": REPLAY}
 OTHER_SOURCES = {
     "miniature": {
         "turns": "unknown, chosen because a picture is then read once for four questions about it",
+        "instructed": "unknown, chosen because so small a model does not carry plain answers over to other wordings",
         "optimizer": "unknown, chosen because a model of a million parameters learns in half the steps with muon",
         "precision": "unknown, chosen because it is faster on two cores",
         "augment": "unknown, chosen because a small portrait shown alike every time would be learnt by its pixels",

@@ -138,7 +138,10 @@ def oracle(config: Config) -> Path:
 
 
 def retain_epoch(config: Config) -> Path:
-    """The folder of the model that upstream's NPO measures against: the oracle's recipe, for one epoch only."""
+    """The folder of the model that upstream's NPO measures against: the oracle's recipe, for one epoch only.
+
+    Its other settings are unknown, chosen because they are the vanilla's it is compared with.
+    """
     return _finetuned(config, "retain_epoch")
 
 
