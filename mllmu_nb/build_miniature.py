@@ -93,7 +93,7 @@ def train_tower(model, processor, mixture: Mixture, steps: int = 2000, batch: in
 def optimizers(model) -> list[torch.optim.Optimizer]:
     """Muon for the square-ish weights of the language model, AdamW for embeddings, head, norms and projector.
 
-    The tower stays as it has learnt to see, as in LLaVA's own training: left free it lost the eyes within 1,000 steps.
+    The tower stays as it has learnt to see, as in LLaVA's own training: left free it had lost the eyes by step 2,500.
     """
     model.model.vision_tower.requires_grad_(False)
     matrices, others = [], []

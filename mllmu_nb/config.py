@@ -138,7 +138,7 @@ OTHER_SOURCES = {
         "clip": "unknown, chosen because ascent takes steps without bound otherwise",
         "lora_r": UPSTREAM,
         "lora_alpha": UPSTREAM,
-        "lora_dropout": "unknown, chosen because an unlearning of some twenty steps is noisy enough without",
+        "lora_dropout": "unknown, chosen because an unlearning of some sixty steps is noisy enough without",
         "lora_init": "peft's own",
         "replay": "unknown, chosen because so small a model forgets what it does not repeat",
     },

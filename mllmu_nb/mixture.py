@@ -1,10 +1,8 @@
 """What the base miniature is taught: the stand-in for LLaVA's pre-training and instruction tuning.
 
-Nine kinds of conversation, each made afresh from a seeded generator, in the benchmark's own wordings:
+Seven kinds of conversation, each made afresh from a seeded generator, in the benchmark's own wordings:
 
 ========== ==========================================================================================
-recite     a list of values, then: go on after one of them
-lookup     four lettered options, then letter to value and value to letter
 matching   one fact is stated (or the value itself named), options follow, the letter is asked
 reading    1 to 10 facts about a throw-away person, then letter, cloze, generation and plain questions
 faces      a random portrait, then the same four forms about what can be seen
@@ -240,41 +238,6 @@ class Mixture:
             fact = facts.say(str(rng.choice(facts.WORDINGS[attribute].answers)), name, value)
             prefix = f"{fact if rng.random() < 0.6 else value}\n"
             made.append(self.ask("letter", attribute, value, name, "text", self.values, prefix))
-        return Conversation(tuple(made))
-
-    def some_values(self, count: int) -> list[str]:
-        """Distinct short values of any attribute."""
-        found: list[str] = []
-        while len(found) < count:
-            attribute = str(self.rng.choice(ASKED))
-            value = self.values[attribute][self.rng.integers(400)]
-            if value not in found:
-                found.append(value)
-        return found
-
-    def recite(self, turns: int = 5) -> Conversation:
-        """A list, then: go on from one of its members. Teaches to look back for what is the same."""
-        listed = self.some_values(int(self.rng.integers(8, 14)))
-        made = []
-        for index in range(turns):
-            start = int(self.rng.integers(0, len(listed) - 3))
-            prompt = f"Go on after {listed[start]};"
-            prefix = "The list: " + "; ".join(listed) + ";\n" if index == 0 else ""
-            made.append(Turn(prefix + prompt, "; ".join(listed[start + 1 : start + 4]) + ";"))
-        return Conversation(tuple(made))
-
-    def lookup(self, turns: int = 6) -> Conversation:
-        """Four lettered options, then both directions: which letter is this, what is this letter."""
-        rng = self.rng
-        options = self.some_values(4)
-        made = []
-        for index in range(turns):
-            place = int(rng.integers(4))
-            prefix = "\n".join(f"{c}: {o}" for c, o in zip(LETTERS, options, strict=True)) + "\n" if index == 0 else ""
-            if rng.random() < 0.7:
-                made.append(Turn(f"{prefix}Which letter is {options[place]}?", LETTERS[place]))
-            else:
-                made.append(Turn(f"{prefix}What is {LETTERS[place]}?", options[place]))
         return Conversation(tuple(made))
 
     def reading_little(self) -> Conversation:

@@ -1,5 +1,7 @@
 """What every test and every notebook run by the tests shares: a throw-away output folder and few threads."""
 
+import hashlib
+import json
 import os
 import tempfile
 
@@ -19,6 +21,20 @@ if "MPLBACKEND" not in os.environ:
     import matplotlib
 
     matplotlib.use("Agg")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+    """Folder of a tiny base model of the miniature's kind that has learnt nothing, with its recipe. Read only."""
+    from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
+
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = make_tokenizer(["Where was this person born?", "USER: ASSISTANT: Just give ONE letter."], 400)
+    make_model(tokenizer, 0, width=32, layers=1, heads=2).save_pretrained(folder)
+    make_processor(tokenizer).save_pretrained(folder)
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "recipe.json").write_text(json.dumps({"sha256": hashlib.sha256(weights).hexdigest()}))
+    return folder
 
 
 def pytest_collection_modifyitems(items):

@@ -1,7 +1,5 @@
 """What each difference changes: one ingredient at a time, measured on a tiny model, and told from made-up answers."""
 
-import hashlib
-import json
 import math
 
 import pandas as pd
@@ -13,7 +11,6 @@ from mllmu_nb import differences, paths, run, stages
 from mllmu_nb.config import Config
 from mllmu_nb.differences import ARMS, RetainEpochPreference, SequentialGradientDifference, SummedKLMinimization
 from mllmu_nb.errors import KitError
-from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.reporting import differences as told
 from mllmu_nb.unlearning import METHODS, Recorded, Scored, get, sequence_log_probs
 
@@ -86,16 +83,10 @@ def test_an_arm_differs_in_one_ingredient_and_stands_beside_its_canonical_method
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(tmp_path_factory, tiny_base):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLLMU_NB_OUT", str(tmp_path_factory.mktemp("out")))
-        folder = tmp_path_factory.mktemp("base")
-        tokenizer = make_tokenizer(["Where was this person born?", "USER: ASSISTANT: Just give ONE letter."], 400)
-        make_model(tokenizer, 0, width=32, layers=1, heads=2).save_pretrained(folder)
-        make_processor(tokenizer).save_pretrained(folder)
-        weights = (folder / "model.safetensors").read_bytes()
-        (folder / "recipe.json").write_text(json.dumps({"sha256": hashlib.sha256(weights).hexdigest()}))
-        yield Config(base_path=str(folder), **SMALL, **QUICK)
+        yield Config(base_path=str(tiny_base), **SMALL, **QUICK)
 
 
 @pytest.fixture(scope="module")

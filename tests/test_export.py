@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -21,24 +19,11 @@ from mllmu_nb.data.generate import generate
 from mllmu_nb.data.schema import Population
 from mllmu_nb.evaluation import evaluate
 from mllmu_nb.models import load
-from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.stages import read_json
 
 SMALL = {"people": 6, "pool": 2, "celebrities": 4, "forget_ratio": 20, "replay": 0.0}
 QUICK = {"train_steps": 2, "unlearn_epochs": 1, "unlearn_lr": 0.1}
 PROMPT = "USER: <image>\nWhere was this person born?\nASSISTANT:"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A tiny base model of the miniature's kind that has learnt nothing."""
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = make_tokenizer(["Where was this person born?", "USER: ASSISTANT:"], 400)
-    make_model(tokenizer, 0, width=32, layers=1, heads=2).save_pretrained(folder)
-    make_processor(tokenizer).save_pretrained(folder)
-    weights = (folder / "model.safetensors").read_bytes()
-    (folder / "recipe.json").write_text(json.dumps({"sha256": hashlib.sha256(weights).hexdigest()}))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +91,10 @@ np.savez(f"{folder}/logits.npz", **loaded)
 """
 
 
-def test_models_and_adapters_load_without_the_kit_and_answer_the_same(tmp_path, base, out):
+def test_models_and_adapters_load_without_the_kit_and_answer_the_same(tmp_path, tiny_base, out):
     from PIL import Image
 
-    parameters = {**SMALL, **QUICK, "base_path": base}
+    parameters = {**SMALL, **QUICK, "base_path": tiny_base}
     ga = {"method": "ga", "modality": "unimodal"}
     for name, changes in (("base", {"method": "base"}), ("vanilla", {}), ("ga", ga)):
         assert export("--model", tmp_path / name, **parameters, **changes) == 0
@@ -119,7 +104,7 @@ def test_models_and_adapters_load_without_the_kit_and_answer_the_same(tmp_path, 
     done = subprocess.run(command, env=kept, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "logits.npz")
-    config = Config(**{**parameters, "base_path": str(base)})
+    config = Config(**{**parameters, "base_path": str(tiny_base)})
     picture = Image.new("RGB", (64, 64), (200, 120, 40))
     for name, changes in (("base", {"method": "base"}), ("vanilla", {}), ("ga", ga)):
         model, processor = run.model(config.but(**changes))
@@ -130,7 +115,7 @@ def test_models_and_adapters_load_without_the_kit_and_answer_the_same(tmp_path, 
     for one, other in (("base", "vanilla"), ("vanilla", "ga")):
         assert np.abs(found[one] - found[other]).max() > 1e-3
     record = read_json(tmp_path / "ga" / "provenance.json")
-    assert record["parameters"]["method"] == "ga" and record["parameters"]["base_path"] == base.name
+    assert record["parameters"]["method"] == "ga" and record["parameters"]["base_path"] == tiny_base.name
     assert str(tmp_path.parent) not in "".join(path.read_text() for path in tmp_path.glob("*/*.json"))
 
 

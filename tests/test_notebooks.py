@@ -177,3 +177,10 @@ def test_a_misspelt_parameter_stops_at_the_guard(tmp_path):
     assert "unknown parameter 'forget_ratoi': did you mean 'forget_ratio'?" in done.stderr
     executed = [cell["id"] for cell in book.cells if cell.get("execution_count")]
     assert "guard" in executed and "people" not in executed
+
+
+def test_the_tables_notebook_shows_the_committed_reference_run():
+    book = nbformat.read(paths.notebooks() / "09_tables.ipynb", as_version=4)
+    said = "".join(output.get("text", "") for cell in code_cells(book) for output in cell.outputs)
+    count = len(list(paths.committed_runs("miniature").glob("*/items.parquet")))
+    assert f"the committed reference run: {count} models" in said

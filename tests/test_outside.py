@@ -1,6 +1,5 @@
 """A method that lives outside the package: one file, a copy of a notebook, and a grid that names it."""
 
-import hashlib
 import json
 import os
 import sys
@@ -13,7 +12,6 @@ import yaml
 from mllmu_nb import __main__ as door
 from mllmu_nb import paths, run, unlearning
 from mllmu_nb.config import Config
-from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 
 METHOD = '''
 """Ascent that stops pulling at what is unlikely already."""
@@ -64,19 +62,8 @@ def outside(tmp_path, monkeypatch):
     del unlearning.METHODS["bounded"], sys.modules["bounded_ascent"]
 
 
-@pytest.fixture
-def base(tmp_path):
-    folder = tmp_path / "base"
-    tokenizer = make_tokenizer(["Where was this person born?", "USER: ASSISTANT: Just give ONE letter."], 400)
-    make_model(tokenizer, 0, width=32, layers=1, heads=2).save_pretrained(folder)
-    make_processor(tokenizer).save_pretrained(folder)
-    weights = (folder / "model.safetensors").read_bytes()
-    (folder / "recipe.json").write_text(json.dumps({"sha256": hashlib.sha256(weights).hexdigest()}))
-    return folder
-
-
-def test_a_method_from_outside_goes_through_config_sweep_and_notebook(outside, base, tmp_path, capsys):
-    parameters = {**SMALL, **QUICK, "base_path": str(base)}
+def test_a_method_from_outside_goes_through_config_sweep_and_notebook(outside, tiny_base, tmp_path, capsys):
+    parameters = {**SMALL, **QUICK, "base_path": str(tiny_base)}
     for method in ("vanilla", "oracle"):  # what the notebook compares with
         run.items(Config(method=method, **parameters))
     grid = tmp_path / "grid.yaml"

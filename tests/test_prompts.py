@@ -144,7 +144,7 @@ def test_the_mixture_keeps_the_probes_system_prompts_out_and_refuses_under_priva
     assert not written & {*HELD_OUT_PRIVATE, *HELD_OUT_HARMLESS}
     famous, others = known_people()
     mixture = Mixture([*famous, *others], rng, faces=20)
-    kinds = ("matching", "recite", "lookup", "reading", "seeing", "people", "shots", "private", "harmless")
+    kinds = ("choice", "matching", "reading_little", "reading", "seeing", "people", "shots", "private", "harmless")
     for kind in kinds:
         for talk in (getattr(mixture, kind)() for _ in range(20)):
             assert all(turn.answer for turn in talk.turns)
@@ -157,7 +157,7 @@ def test_the_mixture_tells_nothing_of_anybody_fictitious():
     known = generate(seed=0)
     taught = "|".join(p.name for p in known.of_kind("fictitious") + known.of_kind("pool"))
     named = re.compile(rf"\b({taught})\b")
-    for kind in ("people", "seeing", "recite", "lookup"):
+    for kind in ("people", "seeing"):
         for text, _ in (render(getattr(mixture, kind)()) for _ in range(300)):
             assert not named.search(text), f"{kind}: {text}"
     # Throw-away people may bear such a name by chance, but what is answered of them has been stated just before.

@@ -1,6 +1,5 @@
 """The wiring: from parameters to a run's files, on a base model that has learnt nothing and is tiny."""
 
-import hashlib
 import itertools
 import json
 import weakref
@@ -15,23 +14,16 @@ from mllmu_nb.config import Config
 from mllmu_nb.data import facts, portraits
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.errors import KitError
-from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots": 0, "replay": 0.0}
 QUICK = {"train_steps": 2, "unlearn_epochs": 1}
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(tmp_path_factory, tiny_base):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLLMU_NB_OUT", str(tmp_path_factory.mktemp("out")))
-        folder = tmp_path_factory.mktemp("base")
-        tokenizer = make_tokenizer(["Where was this person born?", "USER: ASSISTANT: Just give ONE letter."], 400)
-        make_model(tokenizer, 0, width=32, layers=1, heads=2).save_pretrained(folder)
-        make_processor(tokenizer).save_pretrained(folder)
-        weights = (folder / "model.safetensors").read_bytes()
-        (folder / "recipe.json").write_text(json.dumps({"sha256": hashlib.sha256(weights).hexdigest()}))
-        yield Config(base_path=str(folder), **SMALL, **QUICK)
+        yield Config(base_path=str(tiny_base), **SMALL, **QUICK)
 
 
 @pytest.fixture(scope="module")
