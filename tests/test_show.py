@@ -53,6 +53,12 @@ def test_references_are_shown_where_nothing_is_unlearned():
     assert (found.xs(("Oracle", "Forget"), level=("method", "set"))["points"] == -100).all()
 
 
+def test_where_nothing_is_there_to_compare_with_there_are_no_changes():
+    """A sweep may come to the base while vanilla is still being made."""
+    found = show.changes([made_up("base"), made_up("oracle", forget=0.0)])
+    assert found.empty and "points" in found.columns
+
+
 def test_answers_are_shown_as_text_beside_vanillas():
     person = SimpleNamespace(name="Amina <b>", portrait=PICTURE)
     known = SimpleNamespace(profiles={f"{n:03d}": person for n in range(12)})

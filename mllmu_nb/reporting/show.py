@@ -190,7 +190,8 @@ def curves(x: Sequence[float], lines: Mapping[str, Sequence[float]], xlabel: str
 def changes(found: Sequence[Run], against: str = "vanilla", measure: Measure = LIKELIHOOD) -> pd.DataFrame:
     """What differs from ``against``, question by question, in percentage points with the 95 % interval over people.
 
-    The last column says what the interval allows: a difference is claimed only where it excludes 0.
+    The last column says what the interval allows: a difference is claimed only where it excludes 0. Without a run of
+    ``against``, as when a sweep has not come to it yet, there is no row.
     """
     table = tables.differences(all_items(list(found)), [measure])
     table = table[(table["against"] == against) & table["view"].isin(list(VIEWS))]
@@ -204,9 +205,10 @@ def changes(found: Sequence[Run], against: str = "vanilla", measure: Measure = L
         claim = "lower" if high < 0 else "higher" if low > 0 else "no difference shown"
         rows.append(at | {"points": value, "low": low, "high": high, "people": one["n_profiles"], "reads as": claim})
     order = {name: place for place, name in enumerate([*SETS.values(), *VIEWS.values()])}
-    frame = pd.DataFrame(rows).round(1)
+    keys = ["method", "set", "asked with"]
+    frame = pd.DataFrame(rows, columns=[*keys, "points", "low", "high", "people", "reads as"]).round(1)
     frame = frame.sort_values(["set", "asked with"], key=lambda column: column.map(order), kind="stable")
-    return frame.set_index(["method", "set", "asked with"])
+    return frame.set_index(keys)
 
 
 def _img(alt: str, data: bytes, width: int) -> str:
