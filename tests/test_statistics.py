@@ -9,9 +9,13 @@ import pytest
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation.statistics import (
     COLUMNS,
+    Interval,
     effective_items,
+    equivalence,
+    holm,
     interval,
     paired_difference,
+    paired_p,
     scores,
 )
 
@@ -131,6 +135,58 @@ def test_paired_difference_by_hand_and_without_spread():
     assert same.value == 0 and same.high == pytest.approx(1 - single.low) and same.low == -same.high
     lost = paired_difference(np.ones(50), np.zeros(50), people(10, 5))
     assert lost.value == lost.high == 1 and 0.6 < lost.low < 1
+
+
+def test_paired_p_by_hand_and_where_everybody_differs_alike():
+    # differences of the people's means 1, 0, .5: t = .5 / (.5/sqrt 3) = sqrt 3 on 2 degrees, p = 1 - t/sqrt(2 + t²)
+    p = paired_p([1, 1, 0, 0, 1, 1], [0, 0, 0, 0, 0, 1], list("aabbcc"))
+    assert p == pytest.approx(1 - sqrt(3 / 5))
+    assert paired_p([0.5, 0.5], [0.5, 0.5], ["a", "b"]) == 1.0
+    assert paired_p(np.ones(8), np.zeros(8), list("aabbccdd")) == 2**-3  # four people, all in one direction
+    assert paired_p([1.0, 1.0], [0.0, 0.0], ["a", "a"]) == 1.0  # one person says nothing
+    assert np.isnan(paired_p([nan], [1.0], ["a"]))
+
+
+def test_paired_p_says_what_the_interval_says():
+    rng, agreed = np.random.default_rng(6), set()
+    for count in (8, 25, 60):
+        who = np.repeat(np.arange(count), rng.integers(2, 7, count))
+        for share in (0.45, 0.55, 0.65):
+            a, b = (rng.random(len(who)) < share), (rng.random(len(who)) < 0.45)
+            found, p = paired_difference(a, b, who), paired_p(a, b, who)
+            if count < 30 or abs(p - 0.05) > 0.02:
+                assert (p < 0.05) == (found.low > 0 or found.high < 0)
+                agreed.add(p < 0.05)
+    assert agreed == {True, False}
+
+
+def test_holm_by_hand():
+    # sorted .01, .02, .03, .04 times 4, 3, 2, 1 = .04, .06, .06, .04 and never falling; NaN is no comparison
+    assert holm([0.03, 0.01, nan, 0.04, 0.02]) == pytest.approx([0.06, 0.04, nan, 0.06, 0.06], nan_ok=True)
+    assert holm([0.7, 0.6]).tolist() == [1.0, 1.0]
+    assert holm([]).shape == (0,) and np.isnan(holm([nan])).all()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (-0.02, 0.04, "inside"),
+        (-0.05, 0.05, "inside"),
+        (0.06, 0.2, "outside"),
+        (-0.2, -0.06, "outside"),
+        (0.02, 0.08, "undecided"),  # not 0, and maybe not relevant either
+        (-0.2, 0.2, "undecided"),
+        (nan, nan, "undecided"),
+    ],
+)
+def test_equivalence(low, high, verdict):
+    assert equivalence(Interval((low + high) / 2, low, high, 10, 5), 0.05) == verdict
+
+
+@pytest.mark.parametrize("margin", [0.0, -0.05, nan])
+def test_a_margin_must_be_positive(margin):
+    with pytest.raises(KitError, match="must be above 0"):
+        equivalence(Interval(0.0, -0.1, 0.1, 10, 5), margin)
 
 
 def test_values_not_measured_are_left_out():
