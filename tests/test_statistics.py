@@ -17,6 +17,7 @@ from mllmu_nb.evaluation.statistics import (
     paired_difference,
     paired_p,
     scores,
+    variance_split,
 )
 
 
@@ -187,6 +188,58 @@ def test_equivalence(low, high, verdict):
 def test_a_margin_must_be_positive(margin):
     with pytest.raises(KitError, match="must be above 0"):
         equivalence(Interval(0.0, -0.1, 0.1, 10, 5), margin)
+
+
+def one_at_a_time(values: dict[str, list[float]], base: float) -> pd.DataFrame:
+    """A base run with every factor at 0, and for each factor one run for each further level."""
+    rows = [dict.fromkeys(values, 0) | {"value": base}]
+    for name, found in values.items():
+        rows += [dict.fromkeys(values, 0) | {name: level, "value": v} for level, v in enumerate(found, start=1)]
+    return pd.DataFrame(rows)
+
+
+def test_variance_split_by_hand():
+    table = one_at_a_time({"forget_draw": [0.4, 0.6], "train_seed": [0.52, 0.48], "shot_seed": []}, base=0.5)
+    table["se"] = 0.06
+    found = variance_split(table, ["forget_draw", "train_seed", "shot_seed"], se="se").set_index("factor")
+    # var(.5, .4, .6) = .01, less .06² = .0064; chi-square on 2 degrees: 2 · .01/7.3778 and 2 · .01/.050636
+    draw = found.loc["forget_draw"]
+    assert draw["levels"] == 3 and draw["variance"] == pytest.approx(0.0064) and draw["sd"] == pytest.approx(0.08)
+    assert draw["low"] == 0.0 and draw["high"] == pytest.approx(0.39498 - 0.0036, rel=1e-4)
+    # var(.5, .52, .48) = .0004 is less than sampling makes: 0, and its upper end is kept
+    training = found.loc["train_seed"]
+    assert (training["variance"], training["sd"], training["low"]) == (0, 0, 0)
+    assert training["high"] == pytest.approx(2 * 0.0004 / 0.050636 - 0.0036, rel=1e-3)
+    assert found.loc["shot_seed", "levels"] == 1 and np.isnan(found.loc["shot_seed", "variance"])
+    # each factor its own error, or none
+    own = variance_split(table, ["forget_draw", "train_seed", "shot_seed"], se={"forget_draw": "se"})
+    assert own["variance"].tolist()[:2] == pytest.approx([0.0064, 0.0004])
+
+
+def test_variance_split_of_a_crossed_design_keeps_factors_apart():
+    draws, seeds = np.meshgrid([-0.1, 0.0, 0.1], [-0.02, 0.02], indexing="ij")
+    table = pd.DataFrame({"value": (0.5 + draws + seeds).ravel(), "draw": np.repeat([0, 1, 2], 2), "seed": [0, 1] * 3})
+    found = variance_split(table, ["draw", "seed"]).set_index("factor")
+    assert found["variance"].tolist() == pytest.approx([0.01, 0.0008])
+    assert found["levels"].tolist() == [3, 2]  # a level counts once, in however many groups it is
+
+
+def test_variance_split_covers_what_it_promises():
+    rng, hits, runs = np.random.default_rng(8), 0, 300
+    for _ in range(runs):  # true standard deviation .1, sampling error .05
+        found = 0.5 + rng.normal(0, 0.1, 6) + rng.normal(0, 0.05, 6)
+        table = pd.DataFrame({"seed": range(6), "value": found, "se": 0.05})
+        row = variance_split(table, ["seed"], se="se").iloc[0]
+        hits += row["low"] <= 0.01 <= row["high"]
+    assert 0.92 <= hits / runs <= 0.98
+
+
+def test_variance_split_refuses_what_it_cannot_split():
+    table = one_at_a_time({"draw": [0.4], "seed": [0.5]}, base=0.5)
+    with pytest.raises(KitError, match="lacks the columns turn"):
+        variance_split(table, ["draw", "turn"])
+    with pytest.raises(KitError, match="two rows have draw 0, seed 0"):
+        variance_split(pd.concat([table, table.head(1)]), ["draw", "seed"])
 
 
 def test_values_not_measured_are_left_out():
