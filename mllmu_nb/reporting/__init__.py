@@ -63,6 +63,7 @@ LETTER = Measure("Letter %", "classification", "letter", "accuracy", 100, 1)
 LIKELIHOOD = Measure("Likelihood %", "classification", "likelihood", "accuracy", 100, 1)
 ROUGE_L = Measure("ROUGE-L", "generation", "", "rougeL", 1, 3)
 FACTUALITY = Measure("Factuality", "generation", "", "factuality", 1, 2)
+EXACT = Measure("Exact %", "generation", "", "exact", 100, 1)
 CLOZE = Measure("Cloze %", "cloze", "", "accuracy", 100, 1)
 MAIN = (LETTER, LIKELIHOOD, ROUGE_L, FACTUALITY, CLOZE)
 EVERYTHING = (
@@ -73,7 +74,7 @@ EVERYTHING = (
     Measure("ROUGE-2", "generation", "", "rouge2", 1, 3),
     ROUGE_L,
     Measure("BLEU", "generation", "", "bleu", 1, 3),
-    Measure("Exact %", "generation", "", "exact", 100, 1),
+    EXACT,
     FACTUALITY,
     CLOZE,
 )

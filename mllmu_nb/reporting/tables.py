@@ -69,7 +69,7 @@ class Sheet:
             for _, cells in rows:
                 for _, reason in cells:
                     if reason and reason not in reasons:
-                        reasons[reason] = _letter(len(reasons))
+                        reasons[reason] = letter(len(reasons))
         return reasons
 
     def markdown(self) -> str:
@@ -142,9 +142,9 @@ def _latex_cell(text: str) -> str:
     return rf"{value}{{\scriptsize\,$\pm$\,{half}}}" if sign else value
 
 
-def _letter(number: int) -> str:
+def letter(number: int) -> str:
     """0 → a, 25 → z, 26 → aa."""
-    return (_letter(number // 26 - 1) if number >= 26 else "") + chr(ord("a") + number % 26)
+    return (letter(number // 26 - 1) if number >= 26 else "") + chr(ord("a") + number % 26)
 
 
 LATEX = {
@@ -188,14 +188,15 @@ def pooled_scores(items: pd.DataFrame) -> pd.DataFrame:
     """
     together = items.assign(
         run="pooled",
-        profile=_person(items),
+        profile=persons(items),
         forget_draw=0,
         **dict.fromkeys(SEED_COLUMNS, 0),
     )
     return statistics.scores(together)
 
 
-def _person(items: pd.DataFrame) -> pd.Series:
+def persons(items: pd.DataFrame) -> pd.Series:
+    """Who each row is about: profile "007" of another data seed is another person."""
     return items["data_seed"].astype(str) + ":" + items["profile"].astype(str)
 
 
@@ -216,7 +217,7 @@ def differences(items: pd.DataFrame, measures: Iterable[Measure] = MAIN) -> pd.D
             reference = asked[asked["method"] == against].drop_duplicates(PAIRED_ON)
             others = asked[~asked["method"].isin((against, "base"))]
             pairs = others.merge(reference[[*PAIRED_ON, "value"]], on=PAIRED_ON, suffixes=("", "_reference"))
-            pairs["person"] = _person(pairs)
+            pairs["person"] = persons(pairs)
             keys = ["base_model", "protocol", "forget_ratio", "method", "variant", "modality", "set"]
             for names, group in pairs.groupby(keys, sort=True):
                 for view in (*VIEWS, "both"):
@@ -315,12 +316,13 @@ def _groups(runs: list[Run]) -> list[tuple[tuple[str, str, int], list[Run]]]:
     return sorted(grouped.items())
 
 
-def _title(key: tuple[str, str, int], runs: list[Run]) -> str:
+def group_title(key: tuple[str, str, int], runs: list[Run]) -> str:
+    """What runs that share a table have in common, as its caption says it."""
     base_model, protocol, ratio = key
     return f"{BASES.get(base_model, base_model)} ({runs[0]['scale']}), forget {ratio} %, {protocol} protocol"
 
 
-def _name(kind: str, key: tuple[str, str, int]) -> str:
+def latex_label(kind: str, key: tuple[str, str, int]) -> str:
     """The LaTeX label of a table; the clean protocol goes unnamed."""
     base_model, protocol, ratio = key
     return f"{kind}-{base_model}-{ratio}" + ("" if protocol == "clean" else f"-{protocol}")
@@ -370,7 +372,7 @@ def data_statistics(runs: list[Run]) -> tuple[pd.DataFrame, list[Sheet]]:
             totals = [total + number for total, number in zip(totals, numbers, strict=True)]
         spans = [("", 2), *((TASK_NAMES[task], len(VIEWS)) for task in TASKS), ("", 1)]
         heads = ["People", "Images", *(name.capitalize() for _ in TASKS for name in VIEWS.values()), "Questions"]
-        sheet = Sheet(f"Data: {_title(key, group)}", _name("data", key), "Set", spans, heads)
+        sheet = Sheet(f"Data: {group_title(key, group)}", latex_label("data", key), "Set", spans, heads)
         if data:
             kinds = data["people"]
             totals[0] = kinds["fictitious"] + kinds["celebrity"]
@@ -434,7 +436,7 @@ def _by_method(
         lookup = _lookup(numbers_here)
         heads = [m.label + f" {DIRECTION[s]}" for s in SETS for m in MAIN]
         spans = [(text, len(MAIN)) for text in SETS.values()]
-        sheet = Sheet(caption(_title(key, group)), _name(name, key), "Method", spans, heads)
+        sheet = Sheet(caption(group_title(key, group)), latex_label(name, key), "Method", spans, heads)
         if signed:
             sheet.columns = [m.label.replace(" %", ", points") for _ in SETS for m in MAIN]
         for heading, rows in blocks(group):
@@ -467,9 +469,9 @@ def by_view_table(runs: list[Run], scores: pd.DataFrame) -> tuple[pd.DataFrame, 
         here = _at(scores, key)
         lookup = _lookup(here)
         for set_name, set_label in SETS.items():
-            title = f"By view, {set_label} set: {_title(key, group)}"
+            title = f"By view, {set_label} set: {group_title(key, group)}"
             heads = [m.label for m in EVERYTHING]
-            sheet = Sheet(title, _name(f"view-{set_name}", key), "Method, asked with", [("", len(heads))], heads)
+            sheet = Sheet(title, latex_label(f"view-{set_name}", key), "Method, asked with", [("", len(heads))], heads)
             for heading, rows in blocks(group):
                 body = []
                 for row in rows:
@@ -515,9 +517,11 @@ def cost_table(runs: list[Run]) -> tuple[pd.DataFrame, list[Sheet]]:
                 record |= {column: value, f"{column}_note": why}
             body.append((row.full_name, [*cells, (str(len(mine)) if mine else "", "" if mine else cells[0][1])]))
             long.append(record)
-        title = f"Cost of training: {_title(key, group)}"
+        title = f"Cost of training: {group_title(key, group)}"
         remark = "Means over the runs of a row; memory is the largest. Seconds depend on the machine."
-        sheets.append(Sheet(title, _name("cost", key), "Method", [("", len(heads))], heads, [("", body)], [remark]))
+        sheets.append(
+            Sheet(title, latex_label("cost", key), "Method", [("", len(heads))], heads, [("", body)], [remark])
+        )
     return pd.DataFrame(long), sheets
 
 
@@ -597,6 +601,11 @@ def write_all(scale: str, runs_root: Path, out: Path, known: Numbers | None = No
         "table2_differences": difference_table(known.runs, known.differences),
         "cost": cost_table(known.runs),
     }
+    return write_sheets(made, scale, out)
+
+
+def write_sheets(made: dict[str, tuple[pd.DataFrame, list[Sheet]]], scale: str, out: Path) -> list[Path]:
+    """Write each named (long frame, sheets) as CSV, Markdown and LaTeX into ``out``; returns the paths."""
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for stem, (frame, sheets) in made.items():
