@@ -144,6 +144,11 @@ def all_items(runs: list[Run]) -> pd.DataFrame:
     return pd.concat([run.items for run in runs], ignore_index=True)
 
 
+def persons(items: pd.DataFrame) -> pd.Series:
+    """Who each row is about: profile "007" of another data seed is another person."""
+    return items["data_seed"].astype(str) + ":" + items["profile"].astype(str)
+
+
 def in_order(methods) -> list[str]:
     """Methods as tables print them: the known ones in the paper's order, a newcomer before prompting and oracle."""
     order = list(METHODS)

@@ -36,6 +36,7 @@ from mllmu_nb.reporting import (
     in_order,
     label,
     models_in_order,
+    persons,
     read_runs,
 )
 
@@ -193,11 +194,6 @@ def pooled_scores(items: pd.DataFrame) -> pd.DataFrame:
         **dict.fromkeys(SEED_COLUMNS, 0),
     )
     return statistics.scores(together)
-
-
-def persons(items: pd.DataFrame) -> pd.Series:
-    """Who each row is about: profile "007" of another data seed is another person."""
-    return items["data_seed"].astype(str) + ":" + items["profile"].astype(str)
 
 
 PAIRED_ON = ["base_model", "protocol", "forget_ratio", "forget_draw", "data_seed", "train_seed", "set", "question_id"]
