@@ -44,6 +44,7 @@ class Recipe:
     batch_size: int  # conversations a step
     steps: int = 0
     epochs: int = 0
+    alpha: float = 1.0  # weight of the retain term, in methods that have one
     turns: int = 1  # questions asked about one person in one conversation
     instructed: float = 0.0  # share of the questions that carry the instruction evaluation gives for a free answer
     schedule: str = "constant"  # of the learning rate: constant, linear or cosine
@@ -104,20 +105,20 @@ REPLAY = {"miniature": 0.125, "paper": 0.0}
 # Unlearning, by scale and method, or method and modality; one that is not named here takes the entry "".
 # The gradient is cut at a tenth: Adam remembers small gradients too long to meet their growth with steps of even size.
 _MINIATURE_UNLEARNING = Recipe(
-    lr=1.75e-3, batch_size=8, epochs=4, schedule="linear", clip=0.1, lora_dropout=0.0, source=MINIATURE
+    lr=1.75e-3, batch_size=8, steps=72, schedule="linear", clip=0.1, lora_dropout=0.0, source=MINIATURE
 )
 _PAPER_UNLEARNING = replace(_PAPER_TRAINING, epochs=1)
 UNLEARNING = {
     "miniature": {
         "": _MINIATURE_UNLEARNING,
-        ("ga", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=1.85e-3, epochs=3),
-        ("ga", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=1.85e-3, epochs=3),
+        ("ga", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=1.85e-3, steps=54),
+        ("ga", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=1.85e-3, steps=54),
         ("grad_diff", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=4e-3),
         ("grad_diff", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=3e-3),
         ("kl_min", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=3.6e-3),
         ("kl_min", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=2.3e-3),
-        ("npo", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=1.8e-3, epochs=3),
-        ("npo", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=1.9e-3, epochs=3),
+        ("npo", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=1.8e-3, steps=54),
+        ("npo", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=1.9e-3, steps=54),
     },
     "paper": {
         "": _PAPER_UNLEARNING,
@@ -159,7 +160,7 @@ class Preset:
     source: str
 
 
-# What the word ``protocol`` stands for. Variant and epochs hang on the method: Config.protocol_presets adds them.
+# What the word ``protocol`` stands for. Variant and length hang on the method: Config.protocol_presets adds them.
 PROTOCOL = {
     "clean": {
         "label_mode": Preset("answer", f"{PRACTICE}: image slots and questions are not what is to be forgotten"),
@@ -187,6 +188,7 @@ UPSTREAM_EPOCHS = {
     "kl_min": Preset(3, UPSTREAM_ISSUE),
 }
 
+LENGTHS = ("unlearn_steps", "unlearn_epochs")  # of unlearning, said the one way or the other
 # What a field holds when the preset (or, for a seed, ``seed``) is to fill it.
 UNSET = {
     "data_seed": -1,
@@ -197,8 +199,10 @@ UNSET = {
     "replay": -1.0,
     "train_steps": 0,
     "train_lr": 0.0,
+    "unlearn_steps": 0,
     "unlearn_epochs": 0,
     "unlearn_lr": 0.0,
+    "unlearn_alpha": 0.0,
     "variant": "",
     **dict.fromkeys(CHOICES, ""),
 }
@@ -247,8 +251,10 @@ class Config:
     replay: float = -1.0  # share of fine-tuning batches that repeats what the base knows
     train_steps: int = 0  # optimizer steps of fine-tuning
     train_lr: float = 0.0  # learning rate of fine-tuning
-    unlearn_epochs: int = 0  # passes over the forget set
+    unlearn_steps: int = 0  # optimizer steps of unlearning
+    unlearn_epochs: int = 0  # or its passes over the forget set
     unlearn_lr: float = 0.0  # learning rate of unlearning
+    unlearn_alpha: float = 0.0  # weight of its retain term, for grad_diff and kl_min
     schedule: str = ""  # of both learning rates: constant, linear or cosine; "": as the protocol, then the preset
     label_mode: str = ""  # supervised tokens: answer, text (question too), upstream (image slots too); "": as protocol
     eos: str = ""  # whether the end of an answer is taught: yes or no; "": as the protocol
@@ -267,7 +273,9 @@ class Config:
         unset = tuple(name for name, mark in UNSET.items() if getattr(self, name) == mark)
         object.__setattr__(self, "_unset", unset)
         self._check_words()
-        self._fill({name: preset.value for name, preset in self.protocol_presets().items()})
+        self._fill(
+            {name: preset.value for name, preset in self.protocol_presets().items() if name not in self._length()}
+        )
         self._check()
         self._fill({f"{kind}_seed": self.seed for kind in SEEDS})
         self._fill({"adaptation": next(iter(TRAINING[self.scale])), "replay": REPLAY[self.scale]})
@@ -339,9 +347,13 @@ class Config:
         if self.protocol == "clean" and self.scale == "paper":
             found["shot_source"] = RETAIN_SHOTS
         recipe = self._unlearning_preset
+        found["unlearn_steps"] = Preset(recipe.steps, recipe.source)
         found["unlearn_epochs"] = Preset(recipe.epochs, recipe.source)
+        found["unlearn_alpha"] = Preset(recipe.alpha, recipe.source)
         found["variant"] = Preset("canonical", "the method's own paper")
         if self.protocol == "upstream":
+            found["unlearn_alpha"] = Preset(1.0, UPSTREAM)
+            found["unlearn_steps"] = Preset(0, UPSTREAM)
             found["unlearn_epochs"] = UPSTREAM_EPOCHS.get(self.method, UPSTREAM_EPOCHS[""])
             if "upstream" in METHODS.get(self.method, ()):
                 found["variant"] = Preset("upstream", UPSTREAM)
@@ -362,13 +374,17 @@ class Config:
             }
             ruled = {name: word for name, word in WORDS.items() if presets[word].value or word in other}
             found |= {f"{kind}.{name}": words[word] for name, word in ruled.items()}
-        return {**found, "unlearning.epochs": words["unlearn_epochs"]}
+        return {
+            **found,
+            **{f"unlearning.{name.removeprefix('unlearn_')}": words[name] for name in (*LENGTHS, "unlearn_alpha")},
+        }
 
     def deviations(self) -> dict[str, tuple[Any, Any]]:
         """Where the run departs from its protocol: field → (the protocol's value, the run's)."""
         found = {name: (preset.value, getattr(self, name)) for name, preset in self.protocol_presets().items()}
-        if not self.trains:
-            found.pop("unlearn_epochs")  # nothing is unlearned
+        for name in (*LENGTHS, "unlearn_alpha"):
+            if not (self.trains and getattr(self, name)):  # nothing is unlearned, or its length is said the other way
+                found.pop(name)
         return {name: (wanted, value) for name, (wanted, value) in found.items() if value != wanted}
 
     @property
@@ -384,7 +400,9 @@ class Config:
     def unlearning(self) -> Recipe:
         """The recipe of unlearning by ``method``."""
         source = self._source("unlearn", self._unlearning_preset)
-        recipe = replace(self._unlearning_preset, lr=self.unlearn_lr, epochs=self.unlearn_epochs, source=source)
+        length = {name.removeprefix("unlearn_"): getattr(self, name) for name in LENGTHS}
+        numbers = {"lr": self.unlearn_lr, "alpha": self.unlearn_alpha, **length}
+        recipe = replace(self._unlearning_preset, **numbers, source=source)
         return self._as_protocol(recipe)
 
     @property
@@ -411,6 +429,10 @@ class Config:
         for name, value in values.items():
             if name in self._unset:
                 object.__setattr__(self, name, value)
+
+    @property
+    def _weighs_retain(self) -> bool:
+        return self.trains and "alpha" in (f.name for f in fields(_method(self.method, self.variant)))
 
     @property
     def _unlearning_preset(self) -> Recipe:
@@ -442,6 +464,13 @@ class Config:
             if value := getattr(self, name.partition(" ")[0]):
                 _choose(name, value, choices)
 
+    def _length(self) -> tuple[str, ...]:
+        """The two ways to say how long unlearning is, where one of them is given: then the other one stays 0."""
+        given = [name for name in LENGTHS if name not in self._unset]
+        if len(given) > 1:
+            raise KitError(f"{' and '.join(LENGTHS)} both say how long unlearning is: give one of them")
+        return LENGTHS if given else ()
+
     def _check(self) -> None:
         if self.trains and self.modality == "none":
             raise KitError(f"method {self.method!r} unlearns: modality must be 'multimodal' or 'unimodal', not 'none'")
@@ -463,13 +492,25 @@ class Config:
             raise KitError("data_revision says which data of a data_source to read: give that as well")
         if not self.profiles_file and not self.data_source:
             self._check_people()
-        for name in ("pool", "celebrities", "forget_draw", "people", "seed", "train_steps", "unlearn_epochs"):
+        for name in (
+            "pool",
+            "celebrities",
+            "forget_draw",
+            "people",
+            "seed",
+            "train_steps",
+            "unlearn_steps",
+            "unlearn_epochs",
+        ):
             _bounded(name, getattr(self, name), 0, None)
         for kind in SEEDS:
             _bounded(f"{kind}_seed", getattr(self, f"{kind}_seed"), -1, None)
         _bounded("shots", self.shots, 0, 5)
         for name in ("train_lr", "unlearn_lr"):
             _bounded(name, getattr(self, name), 0, 1)
+        _bounded("unlearn_alpha", self.unlearn_alpha, 0, None)
+        if "unlearn_alpha" not in self._unset and not self._weighs_retain:
+            raise KitError(f"unlearn_alpha weighs a retain term, and method {self.method!r} has none")
         if "replay" not in self._unset:
             _bounded("replay", self.replay, 0, 0.9)
 

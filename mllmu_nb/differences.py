@@ -1,7 +1,7 @@
 """What each difference between the released code and the methods' own papers changes: one at a time, all else equal.
 
 An :class:`Arm` is one unlearning. Without an ``ingredient`` it is the canonical method with the miniature's preset.
-With one it is the same with a single piece of the released code in it: vanilla, people, learning rate and epochs stay.
+With one it is the same with a single piece of the released code in it: vanilla, people, learning rate and length stay.
 The classes below are the canonical methods with that piece; they are not registered, since nobody's baseline is made of
 them.
 
@@ -163,7 +163,7 @@ def unlearned(config: Config, arm: Arm) -> Path:
         for position, (column, value) in enumerate(shared.items()):
             answers.insert(position, column, value)
         answers.to_parquet(place / "items.parquet", index=False)
-        numbers = {"lr": recipe.lr, "epochs": recipe.epochs, "label_mode": recipe.label_mode, "steps": log.steps}
+        numbers = {"lr": recipe.lr, "label_mode": recipe.label_mode, "steps": log.steps}
         numbers |= {"seconds": round(log.seconds, 3), "supervised_tokens": log.supervised_tokens}
         stages.write_json(place / "train.json", {**shared, **numbers, "last": log.losses[-1]})
 
@@ -204,7 +204,7 @@ def shots(config: Config, draws: int = SHOT_DRAWS) -> Path:
 def _trained(config: Config, arm: Arm, known: Population, recipe) -> tuple[Any, Any, TrainLog]:
     """The model after ``arm``, ready to be asked, its processor and the log of the training."""
     from mllmu_nb.models import load
-    from mllmu_nb.training import modality_conversations, record, unlearn
+    from mllmu_nb.training import modality_conversations, record, steps_of, unlearn
 
     forget, retain = (modality_conversations(known.members(name), config.modality) for name in ASKED)
     if arm.few:
@@ -217,11 +217,15 @@ def _trained(config: Config, arm: Arm, known: Population, recipe) -> tuple[Any, 
     model, processor = run.model(config.but(method="vanilla", modality="none"))
     shape = (recipe.lora_r, recipe.lora_alpha, recipe.lora_dropout)
     model = load.attach_lora(model, *shape, config.unlearn_seed, reach=recipe.lora_reach, init=recipe.lora_init)
-    names = ("epochs", "lr", "schedule", "warmup", "weight_decay", "clip", "precision")
+    names = ("steps", "epochs", "lr", "schedule", "warmup", "weight_decay", "clip", "precision")
     settings = {**{name: getattr(recipe, name) for name in names}, **text}
+    if len(arm.method.passes) > 1 and recipe.steps:  # as many whole passes as come closest
+        settings |= {"steps": 0, "epochs": max(1, round(recipe.steps / steps_of(forget, 1, recipe.batch_size)))}
     if len(arm.method.passes) == 1:
         settings["rise"] = math.inf  # a KL that is summed is another quantity: its height says nothing
-    log = unlearn(model, processor, arm.method, forget, retain, settings, config.unlearn_seed, recorded)
+    log = unlearn(
+        model, processor, run.weighted(arm.method, recipe), forget, retain, settings, config.unlearn_seed, recorded
+    )
     return load.merge(model).eval(), processor, log
 
 

@@ -10,7 +10,7 @@ import hashlib
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # torch and pandas are loaded where they are used: listing a 
     import pandas as pd
 
     from mllmu_nb.training import TrainLog
+    from mllmu_nb.unlearning import Method
 
 PROMPTED = ("llava",)  # families that models.prompts renders
 EVAL_BATCH = {"miniature": 64, "paper": 8}
@@ -153,9 +154,8 @@ def unlearned(config: Config) -> Path:
     """
     if not config.trains:
         raise KitError(f"method {config.method!r} trains nothing")
-    from mllmu_nb.unlearning import get
 
-    method = get(config.method, config.variant)
+    method = objective(config)
     vanilla(config)
     if method.measured_elsewhere:
         retain_epoch(config)
@@ -170,13 +170,25 @@ def unlearned(config: Config) -> Path:
         recorded = _recorded(config, {"forget": forget, "retain": retain}) if method.measured_elsewhere else None
         model, processor = _vanilla_model(config)
         model = _with_adapter(model, recipe, config.unlearn_seed)
-        names = ("epochs", "batch_size", "lr", "schedule", "warmup", "weight_decay", "clip", "precision")
+        names = ("steps", "epochs", "batch_size", "lr", "schedule", "warmup", "weight_decay", "clip", "precision")
         settings = {name: getattr(recipe, name) for name in (*names, "label_mode", "eos")}
         log = unlearn(model, processor, method, forget, retain, settings, config.unlearn_seed, recorded)
         load.save_adapter(model, folder)
         stages.write_json(folder / "train.json", _train_record(config, log, asdict(recipe)))
 
     return stages.stage("unlearned", _unlearned_inputs(config), make, _told(config))
+
+
+def objective(config: Config) -> Method:
+    """The unlearning method of ``config``, its retain term, if it has one, weighed as the recipe says."""
+    from mllmu_nb.unlearning import get
+
+    return weighted(get(config.method, config.variant), config.unlearning)
+
+
+def weighted(method: Method, recipe: Recipe) -> Method:
+    """``method`` with the weight that ``recipe`` gives to a retain term, where it has one."""
+    return replace(method, alpha=recipe.alpha) if "alpha" in (f.name for f in fields(method)) else method
 
 
 def model(config: Config) -> tuple[Any, Any]:
@@ -263,11 +275,10 @@ def _recipe(config: Config, name: str) -> Recipe:
 def _recorded(config: Config, asked: dict[str, list]) -> dict:
     """What the model of :func:`retain_epoch` says about the questions whose reference ``config.method`` needs."""
     from mllmu_nb.training import record
-    from mllmu_nb.unlearning import get
 
     recipe = config.unlearning
     options = {name: getattr(recipe, name) for name in ("batch_size", "label_mode", "eos", "precision")}
-    conversations = [c for name in get(config.method, config.variant).reference for c in asked[name]]
+    conversations = [c for name in objective(config).reference for c in asked[name]]
     return record(*_filled(config, retain_epoch(config)), conversations, **options)
 
 
@@ -585,9 +596,7 @@ def _finetuned_inputs(config: Config, name: str) -> dict[str, Any]:
 
 
 def _unlearned_inputs(config: Config) -> dict[str, Any]:
-    from mllmu_nb.unlearning import get
-
-    method = get(config.method, config.variant)
+    method = objective(config)
     elsewhere = {"reference": _finetuned_inputs(config, "retain_epoch")} if method.measured_elsewhere else {}
     return {
         "vanilla": _finetuned_inputs(config, "vanilla"),

@@ -389,17 +389,18 @@ def unlearn(
     """Run ``method`` on a model that carries a fresh adapter; the model with its adapter off is the reference, unless
     the method asks for another one: what that one said is ``recorded`` (:func:`record`).
 
-    ``settings``: ``epochs`` over the forget questions (fractions allowed), ``batch_size``, ``lr``, and, if they are to
-    differ from the defaults, ``label_mode``, ``eos`` and the other keywords of :func:`train`. Every epoch asks each
-    forget question once, singly, in a seeded order; methods that use retain get as many retain questions beside them.
-    One that visits its sets one after the other asks each question of every set once an epoch. One optimizer and one
-    schedule span all passes and epochs; how the released code's schedule goes on from pass to pass is unknown, chosen
-    because the learning rate then falls to 0 once, at the end of training, as it does for the other methods.
+    ``settings``: optimizer ``steps`` or ``epochs`` over the forget questions (fractions allowed), ``batch_size``,
+    ``lr``, and, if they are to differ from the defaults, ``label_mode``, ``eos`` and the other keywords of
+    :func:`train`. Every epoch asks each forget question once, singly, in a seeded order; methods that use retain get as
+    many retain questions beside them. One that visits its sets one after the other asks each question of every set once
+    an epoch and takes whole epochs. One optimizer and one schedule span all passes and epochs; how the released code's
+    schedule goes on from pass to pass is unknown, chosen because the learning rate then falls to 0 once, at the end of
+    training, as it does for the other methods.
     """
     if not method.uses:
         return TrainLog()
     settings = dict(settings)
-    epochs, batch_size = settings.pop("epochs"), settings.pop("batch_size")
+    epochs, steps, batch_size = settings.pop("epochs", 0), settings.pop("steps", 0), settings.pop("batch_size")
     text = {"label_mode": settings.pop("label_mode", "answer"), "eos": settings.pop("eos", True)}
     data = {"forget": forget_conversations, "retain": retain_conversations}
     for name in method.uses:
@@ -408,8 +409,9 @@ def unlearn(
     if recorded is None and method.measured_elsewhere:
         raise KitError(f"{method.name} ({method.variant}) needs what the model {method.reference_model} has recorded")
     separate = len(method.passes) > 1
-    if separate and epochs != int(epochs):
-        raise KitError(f"{method.name} ({method.variant}) walks through whole epochs: {epochs:g} is not one")
+    if separate and (steps or epochs != int(epochs)):
+        given = f"{steps} steps are" if steps else f"{epochs:g} is"
+        raise KitError(f"{method.name} ({method.variant}) walks through whole epochs: {given} not one")
 
     def coded(name: str, batch: list[Conversation]) -> Batch:
         mine = shard(batch)
@@ -429,7 +431,7 @@ def unlearn(
                     drawn |= {name: list(islice(beside[name], len(drawn[first]))) for name in others}
                     yield {name: coded(name, batch) for name, batch in drawn.items()}
 
-    steps = sum(steps_of(data[first], epochs, batch_size) for first, *_ in method.passes)
+    steps = steps or sum(steps_of(data[first], epochs, batch_size) for first, *_ in method.passes)
     options = {"reference": method.reference if recorded is None else (), "everywhere": method.everywhere}
     if separate:  # the loss is another quantity from pass to pass, so how far it is above the first says nothing
         options["rise"] = math.inf

@@ -13,6 +13,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
 from mllmu_nb import config as module
+from mllmu_nb import run
 from mllmu_nb.config import Config, plain_values, stable_hash
 from mllmu_nb.errors import KitError
 
@@ -143,10 +144,12 @@ def test_run_ids():
 def test_one_word_sets_what_a_protocol_is_made_of():
     """The words and numbers of the released code, by the facts that are known of it."""
     clean = Config(method="npo", modality="multimodal")
-    words = ("label_mode", "eos", "adapter_reach", "shot_source", "scoring", "schedule", "unlearn_epochs")
-    assert [getattr(clean, name) for name in words] == ["answer", "yes", "language", "pool", "both", "", 3]
+    words = ("label_mode", "eos", "adapter_reach", "shot_source", "scoring", "schedule")
+    assert [getattr(clean, name) for name in words] == ["answer", "yes", "language", "pool", "both", ""]
+    assert clean.unlearn_steps > 0 and clean.unlearn_epochs == 0
     upstream = clean.but(protocol="upstream")
-    assert [getattr(upstream, name) for name in words] == ["text", "no", "upstream", "upstream", "letter", "linear", 2]
+    assert [getattr(upstream, name) for name in words] == ["text", "no", "upstream", "upstream", "letter", "linear"]
+    assert upstream.unlearn_steps == 0 and upstream.unlearn_epochs == 2
     assert clean.but(scale="paper").shot_source == "retain"
     assert upstream.but(method="ga").unlearn_epochs == upstream.but(method="grad_diff").unlearn_epochs == 1
     assert not clean.deviations() and not upstream.deviations()
@@ -174,7 +177,27 @@ def test_what_is_set_alone_is_told():
     asked = Config(cyclic=True, draws_file="draws.json", shot_source="none")
     assert asked.run_id == "llava-r10-d0-vanilla-none-s0-shot_source_none-cyclic-replayed"
     assert Config(unlearn_epochs=9).deviations() == {}  # vanilla unlearns nothing
-    assert Config(unlearn_epochs=9, method="ga", modality="unimodal").deviations() == {"unlearn_epochs": (3, 9)}
+    assert Config(unlearn_epochs=9, method="ga", modality="unimodal").deviations() == {"unlearn_epochs": (0, 9)}
+
+
+def test_unlearning_is_so_many_steps_or_so_many_passes_long():
+    config = Config(method="ga", modality="unimodal")
+    longer, passes = config.but(unlearn_steps=9), config.but(unlearn_epochs=2)
+    assert longer.deviations() == {"unlearn_steps": (config.unlearn_steps, 9)}
+    assert (longer.unlearning.steps, longer.unlearning.epochs) == (9, 0)
+    assert (passes.unlearning.steps, passes.unlearning.epochs) == (0, 2)
+    assert config.but(protocol="upstream", unlearn_steps=9).unlearning.epochs == 0
+    with pytest.raises(KitError, match="unlearn_steps and unlearn_epochs both say how long unlearning is"):
+        longer.but(unlearn_epochs=2)
+
+
+def test_the_weight_of_a_retain_term_is_for_methods_that_have_one():
+    config = Config(method="kl_min", modality="multimodal")
+    assert run.objective(config.but(unlearn_alpha=7)).alpha == 7
+    assert config.but(unlearn_alpha=7).deviations() == {"unlearn_alpha": (config.unlearn_alpha, 7)}
+    assert config.but(protocol="upstream").unlearn_alpha == 1 == config.but(scale="paper").unlearn_alpha
+    with pytest.raises(KitError, match="unlearn_alpha weighs a retain term, and method 'ga' has none"):
+        config.but(method="ga", unlearn_alpha=7)
 
 
 def test_the_words_of_a_protocol_reach_the_recipes():
@@ -205,7 +228,7 @@ def test_every_word_of_a_protocol_is_known_and_has_a_source():
     for scale in module.SCALES:
         for protocol in module.PROTOCOLS:
             presets = Config(scale=scale, protocol=protocol).protocol_presets()
-            assert {*module.CHOICES, "variant", "unlearn_epochs"} == set(presets)
+            assert {*module.CHOICES, *module.LENGTHS, "unlearn_alpha", "variant"} == set(presets)
             assert all(preset.source for preset in presets.values())
             for name, choices in module.CHOICES.items():
                 assert presets[name].value in (*choices, "") and (presets[name].value or name == "schedule")

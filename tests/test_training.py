@@ -506,6 +506,8 @@ def test_a_loss_that_changes_from_pass_to_pass_is_no_divergence(vanilla, process
     assert log.losses[1]["loss"] > log.losses[0]["loss"] + 90
     with pytest.raises(KitError, match="leap .canonical. walks through whole epochs: 0.5 is not one"):
         unlearn(model, processor, Leap(), some, some, {**UPSTREAM, "epochs": 0.5}, 0)
+    with pytest.raises(KitError, match="walks through whole epochs: 3 steps are not one"):
+        unlearn(model, processor, Leap(), some, some, {**UPSTREAM, "epochs": 0, "steps": 3}, 0)
 
 
 def test_what_unlearning_needs_is_there_or_named(vanilla, processor):
