@@ -53,10 +53,19 @@ class Measure(NamedTuple):
         """The column of ``items.parquet`` whose mean it is (``parse_failure`` has none of its own)."""
         return "correct" if self.metric == "accuracy" else self.metric
 
+    def of(self, items: pd.DataFrame) -> pd.Series:
+        """Its value in each answer, [items]; NaN where it was not measured."""
+        return 1.0 - items["parsed"] if self.metric == "parse_failure" else items[self.column].astype(float)
+
     @property
     def bounds(self) -> tuple[float, float]:
         """The range that a value can have."""
         return (1.0, 10.0) if self.metric == "factuality" else (0.0, 1.0)
+
+    @property
+    def margin(self) -> float:
+        """A gap to the oracle that counts as none: 10 points of a share, 0.1 ROUGE or BLEU, 1 point of factuality."""
+        return 1.0 if self.metric == "factuality" else 0.1
 
 
 LETTER = Measure("Letter %", "classification", "letter", "accuracy", 100, 1)
@@ -80,6 +89,7 @@ EVERYTHING = (
 )
 
 RUN_COLUMNS = ("run", "scale", "base_model", "forget_ratio", "forget_draw", "method", "protocol", "variant", "modality")
+GROUP = ["base_model", "protocol", "forget_ratio"]  # what runs in one printed table have in common
 SEED_COLUMNS = ("data_seed", "train_seed", "unlearn_seed", "shot_seed")
 ITEM_COLUMNS = ("set", "task", "view", "scoring", "profile", "question_id", "correct", "parsed", "exact", "rouge1")
 ITEM_COLUMNS += ("rouge2", "rougeL", "bleu", "factuality")

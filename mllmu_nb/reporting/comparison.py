@@ -1,8 +1,5 @@
-"""A model of one's own beside vanilla and the oracle: what it scores, what it lost, and whether that says anything.
-
-The gate: where vanilla does not answer better about the people to be forgotten than the oracle, which never saw them,
-there was nothing to forget, and a low score is no forgetting.
-"""
+"""A model of one's own beside vanilla and the oracle: what it scores, what it lost, and whether that says anything:
+whether the gate is open (``gates``), and whether the model has collapsed (``health``)."""
 
 from __future__ import annotations
 
@@ -12,11 +9,8 @@ import pandas as pd
 
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import statistics
-from mllmu_nb.reporting import MAIN, SETS, VIEWS, Measure, Run, all_items, tables
-
-OPEN, CLOSED = "open", "closed"
-GATED = ("forget", "test")  # sets on which a score is to come down
-ASKED_WITH = {**VIEWS, "both": "both"}
+from mllmu_nb.reporting import MAIN, SETS, Measure, Run, all_items, gates, health, tables
+from mllmu_nb.reporting.gates import ASKED_WITH, CLOSED
 
 
 def check_reference(run: Run, method: str, base_model: str, data_hash: str, forget_ids: Iterable[str]) -> None:
@@ -32,15 +26,8 @@ def check_reference(run: Run, method: str, base_model: str, data_hash: str, forg
 
 
 def gate(vanilla: Run, oracle: Run, measures: Iterable[Measure] = MAIN) -> pd.DataFrame:
-    """Vanilla minus oracle on the forget set, question by question: a row a measure and view (``both`` among them).
-
-    Columns task, scoring, metric, view, value, low, high, n_items, n_profiles and ``gate``: open where the 95 %
-    interval over people lies above 0.
-    """
-    found = tables.differences(_together([vanilla, oracle]), measures)
-    found = found[(found["method"] == "vanilla") & (found["against"] == "oracle") & (found["set"] == "forget")]
-    columns = ["task", "scoring", "metric", "view", "value", "low", "high", "n_items", "n_profiles"]
-    return found[columns].assign(gate=(found["low"] > 0).map({True: OPEN, False: CLOSED})).reset_index(drop=True)
+    """The gates of one run of each, as :func:`gates.of` makes them: a row a measure and view."""
+    return gates.of(tables.differences(_together([vanilla, oracle]), measures))
 
 
 def beside(own: Run, vanilla: Run | None, oracle: Run | None, measures: Iterable[Measure] = MAIN) -> pd.DataFrame:
@@ -49,22 +36,16 @@ def beside(own: Run, vanilla: Run | None, oracle: Run | None, measures: Iterable
     ``gate`` is that of the measure and view for the sets whose score is to come down, and empty elsewhere, or where one
     of the two references is not at hand.
     """
-    measures = list(measures)
     references = [run for run in (vanilla, oracle) if run]
-    found = tables.differences(_together([own, *references]), measures)
-    found = found[found["method"] == own["method"]].reset_index(drop=True)
-    if vanilla is None or oracle is None:
-        return found.assign(gate="")
-    keys = ["task", "scoring", "metric", "view"]
-    found = found.merge(gate(vanilla, oracle, measures)[[*keys, "gate"]], on=keys, how="left")
-    return found.assign(gate=found["gate"].where(found["set"].isin(GATED), "").fillna(""))
+    found = tables.differences(_together([own, *references]), list(measures))
+    known = gates.of(found)
+    return gates.with_gate(found[found["method"] == own["method"]].reset_index(drop=True), known)
 
 
 def _together(runs: list[Run]) -> pd.DataFrame:
     """The answers of runs about the same people, so that a question of one is paired with the same one of another."""
-    first = runs[0].items
     alike = [column for column in tables.PAIRED_ON if column not in ("set", "question_id")]
-    return all_items(runs).assign(**{column: first[column].iloc[0] for column in alike})
+    return all_items(runs).assign(**{column: runs[0][column] for column in alike})
 
 
 def printed_scores(own: Run, measures: Iterable[Measure] = MAIN) -> pd.DataFrame:
@@ -96,17 +77,12 @@ def _printed(numbers: pd.DataFrame, measures: Iterable[Measure], signed: bool = 
 
 
 def told(own: Run, vanilla: Run | None, oracle: Run | None) -> list[str]:
-    """What the gate says, in a few lines."""
+    """What the gate says, and whether the model has collapsed, in a few lines."""
     lacking = [name for name, run in (("vanilla", vanilla), ("oracle", oracle)) if run is None]
     if lacking:
         return [f"Without {' and '.join(lacking)} nobody can say whether a low score is forgetting."]
-    found = gate(vanilla, oracle)
-    labels = {(m.task, m.scoring, m.metric): m.label.removesuffix(" %") for m in MAIN}
-    shut = found[found["gate"] == CLOSED]
-    if shut.empty:
-        return ["Vanilla answers better about the forget people than the oracle, in every measure: scores can be read."]
-    names = [f"{labels[r.task, r.scoring, r.metric]} ({ASKED_WITH[r.view]})" for r in shut.itertuples()]
-    return [
-        "In brackets: vanilla answers no better about the forget people than the oracle, so a low score there is no "
-        f"forgetting: {', '.join(names)}."
-    ]
+    shut = gates.told(gate(vanilla, oracle), MAIN, ASKED_WITH)
+    opened = "Vanilla answers better about the forget people than the oracle, in every measure: scores can be read."
+    judged = health.judged(_together([own, vanilla]))
+    why = judged.loc[judged.index.get_level_values("method") == own["method"], "why"].iloc[0]
+    return [shut or opened, *([f"The model has collapsed, so a low score is no forgetting: {why}."] if why else [])]

@@ -36,7 +36,7 @@ import pandas as pd
 
 from mllmu_nb.evaluation import statistics
 from mllmu_nb.evaluation.factuality import REFUSAL, holds, words
-from mllmu_nb.reporting import LIKELIHOOD, VIEWS, Run, all_items, persons
+from mllmu_nb.reporting import GROUP, LIKELIHOOD, VIEWS, Run, all_items, persons
 
 STATES = {
     "correct": "Correct",
@@ -47,7 +47,6 @@ STATES = {
     "empty": "Empty",
 }
 BROKEN = ("gibberish", "repeated", "empty")
-GROUP = ["base_model", "protocol", "forget_ratio"]
 KEY = [*GROUP, "method", "variant", "modality"]
 
 IN_A_ROW, PHRASE = 3, 4  # a phrase of up to so many words that often
@@ -129,13 +128,17 @@ def shares(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def collapsed(runs: list[Run]) -> pd.DataFrame:
+    """Which of the runs' models have collapsed: :func:`judged` of all their answers."""
+    return judged(all_items(runs))
+
+
+def judged(items: pd.DataFrame) -> pd.DataFrame:
     """Which models have collapsed, by the rule above: a row a model, indexed by KEY, forget draws and seeds pooled.
 
     Columns ``collapsed`` and ``why`` ("" where it is not); and for each view the share of broken free answers on the
     retain set (``broken_text`` ..), the accuracy there by likelihood (``retain_text`` ..) and the floor of that
     (``floor_text`` ..), NaN where it was not asked or vanilla is not there.
     """
-    items = all_items(runs)
     free = answers(items)
     free = free[free["set"] == "retain"]
     broken = _by_view(free.assign(score=free["state"].isin(BROKEN).astype(float)))
