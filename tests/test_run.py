@@ -66,13 +66,14 @@ def test_vanilla_depends_on_what_is_taught_and_how_and_on_nothing_else(config):
     assert str(place) not in {str(run.vanilla_place(config.but(**changes))) for changes in other}
 
 
-def test_a_run_has_its_five_files_with_the_runs_columns_in_front(config, made):
+def test_a_run_has_its_six_files_with_the_runs_columns_in_front(config, made):
     for name, folder in made.items():
         assert sorted(path.name for path in folder.iterdir()) == [
             "data.json",
             "draws.json",
             "items.parquet",
             "provenance.json",
+            "tokens.parquet",
             "train.json",
         ]
         items = pd.read_parquet(folder / "items.parquet")

@@ -16,6 +16,7 @@ from mllmu_nb import __main__ as door
 from mllmu_nb import paths, run, stages
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
+from mllmu_nb.evaluation.tokens import STORED
 from mllmu_nb.models.load import check_any_adapter, check_whole, load_any_adapter, load_whole, merge
 from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.reporting import LIKELIHOOD, ROUGE_L, Run, comparison
@@ -178,7 +179,14 @@ def test_a_model_is_asked_what_every_run_is_asked_and_compared_question_by_quest
     assert yours == out / "results" / "miniature" / "evaluated" / "llava-r25-d0-yours-none-s0"
     answers, same = pd.read_parquet(base / "items.parquet"), pd.read_parquet(yours / "items.parquet")
     assert set(same["method"]) == {"yours"}
-    pd.testing.assert_frame_equal(answers.drop(columns=["run", "method"]), same.drop(columns=["run", "method"]))
+    # the shipped base, and not the one it started from, says how fluent a model made elsewhere is
+    own = ["run", "method", "fluency"]
+    pd.testing.assert_frame_equal(answers.drop(columns=own), same.drop(columns=own))
+    spoken = (same["task"] == "generation") & (same["answer"] != "")
+    assert spoken.any() and same["fluency"].notna().equals(spoken)
+    taught, read = (pd.read_parquet(place / "tokens.parquet") for place in (base, yours))
+    assert len(read) == 3 * 29 + 25 * 29 and read.drop(columns=list(STORED)).equals(taught.drop(columns=list(STORED)))
+    assert all((a == b).all() for a, b in zip(read["log_probs"], taught["log_probs"], strict=True))
 
     references = {name: put_reference(base, tmp_path / name, name, right) for name, right in TRUTH.items()}
     put_adapter(model, tmp_path / "adapter")

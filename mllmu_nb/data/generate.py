@@ -191,6 +191,21 @@ def famous_people(count: int = CELEBRITIES_KNOWN) -> list[Profile]:
     return [*known[:count], *_people("celebrity", ids, np.random.default_rng([CELEBRITY_SEED, 2]), taken, [])]
 
 
+FRESH = 25  # people nobody was taught: each has 14 or 15 sentences, and 1 % of them is to be three or more
+
+
+def fresh_people(
+    seed: int, people: int = 100, pool: int = 8, celebrities: int = CELEBRITIES_KNOWN, count: int = FRESH
+) -> list[Profile]:
+    """``count`` people of the same kind as those of :func:`generate`, who are in no training set.
+
+    They share no name with anybody there, and no portrait that could be taken for one of the fictitious people's.
+    """
+    scored, _, names, looks = _generated(seed, people, pool, celebrities)
+    ids = [f"f{i:03d}" for i in range(1, count + 1)]
+    return _people("fresh", ids, np.random.default_rng([seed, people, pool, 1]), set(names), list(looks), scored)
+
+
 def generate(
     seed: int, people: int = 100, pool: int = 8, celebrities: int = CELEBRITIES_KNOWN, ratio: int = 10, draw: int = 0
 ) -> Population:
@@ -203,14 +218,29 @@ def generate(
         raise KitError(
             "people and celebrities must be at least 4 each (celebrities may be 0): options need four values"
         )
+    ids = _ids(people + pool)
+    scored, spare, _, _ = _generated(seed, people, pool, celebrities)
     famous = famous_people(celebrities) if celebrities else []
-    width = max(3, len(str(people + pool)))
-    ids = [f"{i:0{width}d}" for i in range(1, people + pool + 1)]
+    chosen = forget_ids(ids[:people], ratio, seed, draw)
+    notes = {"source": "generated", "seed": seed, "ratio": ratio, "draw": draw}
+    return Population({p.id: p for p in [*scored, *spare, *famous]}, chosen, notes)
+
+
+def _ids(count: int) -> list[str]:
+    width = max(3, len(str(count)))
+    return [f"{i:0{width}d}" for i in range(1, count + 1)]
+
+
+@lru_cache(maxsize=4)
+def _generated(
+    seed: int, people: int, pool: int, celebrities: int
+) -> tuple[list[Profile], list[Profile], set[str], list[tuple[str, ...]]]:
+    """The scored people and the pool, and all names and looks that are taken."""
+    famous = famous_people(celebrities) if celebrities else []
+    ids = _ids(people + pool)
     rng = np.random.default_rng([seed, people, pool])
     names = {p.name for p in (*famous, *known_people()[1])}
     looks: list[tuple[str, ...]] = []
     scored = _people("fictitious", ids[:people], rng, names, looks)
     spare = _people("pool", ids[people:], rng, names, looks, scored) if pool else []
-    chosen = forget_ids(ids[:people], ratio, seed, draw)
-    notes = {"source": "generated", "seed": seed, "ratio": ratio, "draw": draw}
-    return Population({p.id: p for p in [*scored, *spare, *famous]}, chosen, notes)
+    return scored, spare, names, looks

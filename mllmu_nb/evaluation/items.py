@@ -32,6 +32,7 @@ COLUMNS = (
     "rougeL",
     "bleu",
     "factuality",
+    "fluency",
     "option_A",
     "option_B",
     "option_C",

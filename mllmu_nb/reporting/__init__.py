@@ -137,6 +137,8 @@ def read_run(folder: Path) -> Run:
     if items.empty:
         raise KitError(f"{folder / 'items.parquet'} holds no answer: make the run again")
     items["scoring"] = items["scoring"].fillna("")
+    if "fluency" not in items:  # runs made before it was measured
+        items["fluency"] = float("nan")
     return Run(folder.name, items, _read_json(folder / "train.json"), _read_json(folder / "data.json"))
 
 
