@@ -10,7 +10,7 @@ COMMANDS = (
     "verify",
     "export",
     "doctor",
-    "study",
+    "differences",
 )  # a module of mllmu_nb.commands each, with SUMMARY, arguments(parser) and main(options)
 
 

@@ -123,6 +123,14 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
+def add(figure: Figure, stem: Path, caption: str) -> list[Path]:
+    """``save`` a figure that another report draws, and put its caption below those that ``write_all`` has written."""
+    paths = save(figure, stem)
+    with (stem.parent / "captions.md").open("a", encoding="utf-8") as captions:
+        captions.write(f"- `{stem.name}`: {caption}\n")
+    return paths
+
+
 def _settle(figure: Figure) -> None:
     """Lay the panels out once and for all, so that what is placed beside them afterwards stays there."""
     figure.draw_without_rendering()
