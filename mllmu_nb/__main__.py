@@ -10,7 +10,7 @@ COMMANDS = (
     "verify",
     "export",
     "doctor",
-    "differences",
+    "study",
 )  # a module of mllmu_nb.commands each, with SUMMARY, arguments(parser) and main(options)
 
 

@@ -35,9 +35,9 @@ def evaluated(scale: str) -> Path:
     return results(scale) / "evaluated"
 
 
-def differences(scale: str) -> Path:
-    """What each difference between the released code and the papers changes: answers of models that are no run."""
-    return results(scale) / "differences"
+def study(scale: str, name: str) -> Path:
+    """What a study has measured: answers of models that are no run, and what is told of them."""
+    return results(scale) / name
 
 
 def figures(scale: str) -> Path:
@@ -54,9 +54,9 @@ def committed_runs(scale: str) -> Path:
     return checkout() / "results" / scale / "runs"
 
 
-def committed_differences(scale: str) -> Path:
-    """The measurement of the differences that comes with the project."""
-    return committed_runs(scale).parent / "differences"
+def committed_study(scale: str, name: str) -> Path:
+    """The study that comes with the project."""
+    return committed_runs(scale).parent / name
 
 
 def notebooks() -> Path:

@@ -7,11 +7,18 @@ import pytest
 import torch
 
 from mllmu_nb import __main__ as door
-from mllmu_nb import differences, paths, run, stages
+from mllmu_nb import paths, run, stages
 from mllmu_nb.config import Config
-from mllmu_nb.differences import ARMS, RetainEpochPreference, SequentialGradientDifference, SummedKLMinimization
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import differences as told
+from mllmu_nb.reporting import studies
+from mllmu_nb.studies import differences
+from mllmu_nb.studies.differences import (
+    ARMS,
+    RetainEpochPreference,
+    SequentialGradientDifference,
+    SummedKLMinimization,
+)
 from mllmu_nb.unlearning import METHODS, Recorded, Scored, get, sequence_log_probs
 
 LN2 = math.log(2)
@@ -93,7 +100,7 @@ def config(tmp_path_factory, tiny_base):
 def measured(config):
     # every ingredient's code is walked through; the modality changes nothing in it
     arms = [differences.Arm(a.method, a.ingredient, a.label_mode, a.few, ("multimodal",)) for a in ARMS]
-    return differences.measure(config, [0], arms, shot_draws=2)
+    return differences.measure(config, [0], arms, shot_draws=2, jobs=1)
 
 
 def test_the_canonical_arm_is_the_run_of_the_methods_notebook(config, measured):
@@ -130,7 +137,7 @@ def test_what_is_measured_is_found_again(config, measured, monkeypatch):
 
 
 def test_only_the_miniature_is_measured(config):
-    with pytest.raises(KitError, match="measured on the miniature"):
+    with pytest.raises(KitError, match="made on the miniature"):
         differences.measure(config.but(scale="paper", unlearn_epochs=0, train_steps=0))
 
 
@@ -142,9 +149,9 @@ def test_shots_are_drawn_anew_and_none_are_asked_once(measured):
     }
 
 
-def test_the_command_refuses_no_draws(capsys):
-    assert door.main(["differences", "--draws", "0"]) == 2
-    assert capsys.readouterr().err == "error: --draws must be at least 1, not 0\n"
+def test_the_command_refuses_draws_that_cannot_be(capsys):
+    assert door.main(["study", "differences", "--draws", "0", "-1"]) == 2
+    assert capsys.readouterr().err == "error: --draws are numbers of forget sets from 0 on, not -1\n"
 
 
 # -- what is told of it -----------------------------------------------------------------------------------------
@@ -218,20 +225,22 @@ def test_every_ingredient_has_its_row_in_the_figure():
     assert labels == [f"{one.what}:\n{one.released}" for one in told.TOLD.values()]
 
 
-def test_ones_own_measurement_comes_before_the_committed_one(tmp_path, monkeypatch):
+def test_ones_own_study_comes_before_the_committed_one(tmp_path, monkeypatch):
     monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
-    with pytest.raises(KitError, match="not measured at scale paper: `python -m mllmu_nb differences`"):
-        told.found("paper")
-    committed = paths.committed_differences("miniature")
-    assert told.found("miniature") == committed
-    own = paths.differences("miniature")
+    with pytest.raises(KitError, match="not there at scale paper: `python -m mllmu_nb study differences`"):
+        studies.found("differences", "paper")
+    committed = paths.committed_study("miniature", "differences")
+    assert studies.found("differences") == committed
+    assert studies.line(committed) == "the study that comes with the project, forget draws [0, 1]"
+    own = paths.study("miniature", "differences")
     own.mkdir(parents=True)
-    (own / "unlearned.parquet").touch()
-    assert told.found("miniature") == own
+    stages.write_json(own / stages.RECORD, {"forget_draws": [3]})
+    assert studies.found("differences") == own
+    assert studies.line(own) == "your own study, forget draws [3]"
 
 
 def test_the_committed_measurement_is_whole():
-    folder = paths.committed_differences("miniature")
+    folder = paths.committed_study("miniature", "differences")
     answers, shots = told.read(folder)
     made = {
         (m, i, o) for m, i, o in answers[["method", "ingredient", "modality"]].drop_duplicates().itertuples(index=False)

@@ -339,7 +339,7 @@ def test_a_value_of_zero_is_printed_as_zero(tmp_path):
     items = made_up_items("ga", "multimodal")
     items = items.assign(correct=items["correct"].mask(items["task"] == "cloze", 0.0))
     write_run(tmp_path, items)
-    frame, sheets = tables.main_table(reporting.read_runs(tmp_path), tables.numbers(tmp_path).scores)
+    frame, sheets = tables.main_table(tables.numbers(tmp_path))
     zero = frame[(frame["method"] == "ga") & (frame["task"] == "cloze")]
     assert (zero["value"] == 0).all() and (zero["note"] == "").all()
     assert "0.0 ±" in sheets[0].markdown()
@@ -410,7 +410,7 @@ def test_forget_draws_are_pooled_not_averaged(tmp_path):
                 continue
             write_run(tmp_path, made_up_items(*model, draw=draw))
     found = tables.numbers(tmp_path)
-    frame, sheets = tables.main_table(found.runs, found.scores)
+    frame, sheets = tables.main_table(found)
     row = frame[(frame["method"] == "ga") & (frame["set"] == "forget") & (frame["scoring"] == "likelihood")].iloc[0]
     parts = [made_up_items("ga", "multimodal", draw=draw) for draw in (0, 1)]
     pooled = pd.concat([p[(p["set"] == "forget") & (p["scoring"] == "likelihood")] for p in parts])
@@ -419,9 +419,114 @@ def test_forget_draws_are_pooled_not_averaged(tmp_path):
     assert "GA (image + text) 2" in sheets[0].markdown() and "Vanilla 3" in sheets[0].markdown()
 
 
+@pytest.fixture(scope="module")
+def telling(tmp_path_factory) -> tables.Numbers:
+    """Three draws of five models. Letters are as good as the oracle's: their gate is closed. NPO, text only, says one
+    word and chooses at random; GA on both is the oracle."""
+    folder = tmp_path_factory.mktemp("telling") / "runs"
+    for draw in range(3):
+        perfect = made_up_items("oracle", "none", draw=draw, people=30, famous=5)
+        for model in (("vanilla", "none"), ("oracle", "none"), ("ga", "multimodal"), ("npo", "unimodal")):
+            items = made_up_items(*model, draw=draw, people=30, famous=5)
+            if model[0] == "ga":
+                items = perfect.assign(**{c: items[c] for c in ("run", "method", "modality")})
+            if model[0] == "npo":
+                asked = items["task"] == "generation"
+                items = items.assign(
+                    answer=items["answer"].mask(asked, "The The The"), exact=items["exact"].mask(asked, 0)
+                )
+            letters = items["scoring"] == "letter"
+            items = items.assign(correct=items["correct"].mask(letters, perfect["correct"]))
+            write_run(folder, items)
+    return tables.numbers(folder)
+
+
+def test_a_closed_gate_stands_in_brackets_and_is_explained_everywhere(telling):
+    """Vanilla's letters are the oracle's; by likelihood it knows three in four more."""
+    shut = telling.gates.set_index(["scoring", "metric", "view"])["gate"]
+    assert (shut["letter"] == "closed").all() and (shut["likelihood"] == "open").all()
+    for make in (tables.main_table, tables.difference_table, tables.oracle_gap_table, tables.by_view_table):
+        frame, sheets = make(telling)
+        here = frame[frame["value"].notna() & (frame["metric"] == "accuracy")]
+        gated = here["set"].isin(("forget", "test"))
+        assert set(here.loc[gated & (here["scoring"] == "letter"), "gate"]) == {"closed"}
+        assert set(here.loc[gated & (here["scoring"] == "likelihood"), "gate"]) == {"open"}
+        assert set(here.loc[~gated, "gate"]) == {""}
+        for sheet in sheets:
+            cells = {column: set() for column in sheet.columns}
+            for _, rows in sheet.blocks:
+                for (text, _), column in (
+                    cell for _, row in rows for cell in zip(row[:10], sheet.columns, strict=False)
+                ):
+                    cells[column] |= {text.startswith("(")} if text else set()
+            asked = "retain" not in sheet.name and "celebrity" not in sheet.name
+            letter = next(column for column in sheet.columns if column.startswith("Letter"))
+            likelihood = next(column for column in sheet.columns if column.startswith("Likelihood"))
+            assert cells[letter] == {asked} and cells[likelihood] == {False}, sheet.name
+            assert ("In brackets: gate closed" in sheet.markdown()) == asked
+            assert ("Letter" in sheet.latex().partition("gate closed")[2]) == asked
+    printed = tables.gate_table(telling)[1][0].markdown()
+    assert printed.count(", closed") == 3 and printed.splitlines()[4].startswith("| Letter, points |")
+
+
+def test_without_an_oracle_the_gate_is_unknown_and_said_to_be(tmp_path):
+    write_run(tmp_path, made_up_items("vanilla", "none", people=12, famous=5))
+    write_run(tmp_path, made_up_items("ga", "multimodal", people=12, famous=5))
+    frame, sheets = tables.main_table(tables.numbers(tmp_path))
+    assert set(frame["gate"]) == {""}
+    assert "Without vanilla and the oracle nobody can say whether a low score is forgetting." in sheets[0].markdown()
+
+
+def test_a_model_that_says_one_word_is_marked_wherever_it_is_named(telling):
+    assert list(telling.collapsed) == [("llava", "clean", 10, "npo", "canonical", "unimodal")]
+    for make in (tables.main_table, tables.difference_table, tables.oracle_gap_table, tables.by_view_table):
+        frame, sheets = make(telling)
+        assert frame.groupby("method")["collapsed"].all().to_dict() | {"npo": True} == {
+            name: name == "npo" for name in frame["method"].unique()
+        }
+        assert frame.loc[frame["method"] == "npo", "collapsed"].any()
+        for sheet in sheets:
+            assert "‡ Collapsed, so a low score is no forgetting" in sheet.markdown()
+            assert r"$\ddagger$" in sheet.latex() and "‡" not in sheet.latex()
+            named = [name for _, rows in sheet.blocks for name, _ in rows if "‡" in name]
+            assert named and all(name.startswith("NPO") for name in named)
+    for make in (tables.cost_table, tables.health_table):
+        assert any("NPO (text only) ‡" in sheet.markdown() for sheet in make(telling)[1])
+
+
+def test_a_model_that_is_the_oracle_is_inside_and_one_that_forgot_nothing_is_outside(telling):
+    frame, sheets = tables.oracle_gap_table(telling)
+    here = frame[(frame["set"] == "forget") & (frame["view"] == "both") & (frame["scoring"] == "likelihood")]
+    here = here.dropna(subset="value").set_index("method")
+    assert here["verdict"].to_dict() == {"vanilla": "outside", "ga": "inside", "npo": "outside"}
+    same = here.loc["ga"]
+    assert same["value"] == 0 and same["low"] < 0 < same["high"] <= same["margin"]
+    line = next(line for line in sheets[0].markdown().splitlines() if line.startswith("| GA (image + text)"))
+    assert "+0.0 ± " in line and line.split(" | ")[3].endswith(" =")
+    assert "margin 10 points, 0.1 of ROUGE and BLEU, 1 point of factuality" in sheets[0].title
+    vanilla = next(line for line in sheets[0].latex().splitlines() if line.startswith("Vanilla"))
+    assert r"$\neq$" in vanilla.split(" & ")[3]
+    wide = here.loc["vanilla"]
+    assert tables.verdict(dict(wide) | {"low": -0.05, "high": 0.12}, reporting.LIKELIHOOD) == "undecided"
+    assert tables.verdict(dict(wide) | {"low": -0.9, "high": 0.9}, reporting.FACTUALITY) == "inside"
+
+
+def test_health_adds_up_and_its_reasons_stand_below(telling):
+    frame, sheets = tables.health_table(telling)
+    whole = frame.groupby(["method", "modality", "set", "view"])["value"].sum()
+    assert whole.to_numpy() == pytest.approx(1)
+    repeated = frame[(frame["method"] == "npo") & (frame["state"] == "repeated")]
+    assert (
+        (repeated["value"] == 1).all() and (repeated["low"] < 1).all() and repeated["why"].str.contains("100 %").all()
+    )
+    text = sheets[0].markdown()
+    assert "‡ NPO (text only): 100 % of answers broken (image + text)" in text
+    assert "only their form tells gibberish" in text
+
+
 def test_every_table_comes_in_three_forms(written):
     assert {f.suffix for f in written.iterdir()} == {".csv", ".md", ".tex"}
-    assert len(list(written.iterdir())) == 15
+    assert len(list(written.iterdir())) == 24
 
 
 # Figures
@@ -498,7 +603,7 @@ def test_added_methods_find_their_place(tmp_path):
         name = f"newcomer_{number}"
         write_run(tmp_path, items.assign(method=name, run=f"{name}-{modality}", **seeds))
     found = tables.numbers(tmp_path)
-    frame, _ = tables.main_table(found.runs, found.scores)
+    frame, _ = tables.main_table(found)
     assert "newcomer_7" in set(frame["method"])
     assert_readable(figures.forgetting_utility(found.scores, found.differences))
     assert_readable(figures.modality_bars(found.differences))

@@ -1,4 +1,4 @@
-"""What :mod:`mllmu_nb.differences` has measured, as a table and two figures; every number comes with its interval."""
+"""What :mod:`mllmu_nb.studies.differences` has measured, as a table and two figures, every number with its interval."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
 
-from mllmu_nb import paths
-from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import statistics
 from mllmu_nb.reporting import MODALITIES, SETS, Measure, figures
 from mllmu_nb.reporting.show import CHANCE
 
 NOTHING = "no difference shown"
-COMMAND = "python -m mllmu_nb differences"
 
 
 class Told(NamedTuple):
@@ -47,17 +44,14 @@ SOURCES = {"none": "none", "pool": "clean: from the unscored pool", "upstream": 
 TASKS = {"classification": "Letter", "cloze": "Cloze"}
 
 
-def found(scale: str) -> Path:
-    """The folder of one's own measurement, else that of the one that came with the project. KitError without both."""
-    for folder in (paths.differences(scale), paths.committed_differences(scale)):
-        if (folder / "unlearned.parquet").is_file():
-            return folder
-    raise KitError(f"the differences are not measured at scale {scale}: `{COMMAND}` does it on the miniature")
-
-
 def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The answers of the unlearned models, and vanilla's after shots."""
     return pd.read_parquet(folder / "unlearned.parquet"), pd.read_parquet(folder / "shots.parquet")
+
+
+def measured(folder: Path) -> pd.DataFrame:
+    """The table of :func:`changes` from a study's folder."""
+    return changes(read(folder)[0])
 
 
 def changes(answers: pd.DataFrame) -> pd.DataFrame:

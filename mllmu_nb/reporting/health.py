@@ -30,6 +30,7 @@ base was never taught the retain people.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import cache
 
 import pandas as pd
@@ -169,3 +170,21 @@ def _by_view(scored: pd.DataFrame) -> dict[tuple, statistics.Interval]:
         (names[:-1], names[-1]): statistics.interval(part["score"], part["person"])
         for names, part in scored.groupby([*KEY, "view"], sort=False)
     }
+
+
+def told(collapsed: Collection) -> list[str]:
+    """What stands below a table or figure in which models are marked, none where no model has collapsed."""
+    if not collapsed:
+        return []
+    return [
+        "‡ Collapsed, so a low score is no forgetting, and the model is not ranked: in one of the views more than half "
+        "of its free answers about the Retain people are empty, repeated or gibberish, or its choices by likelihood "
+        "there lie below halfway between chance and vanilla."
+    ]
+
+
+def lacking(runs: list[Run]) -> list[str]:
+    """What stands below the table where the base's likelihood of the answers is not in the runs."""
+    if all("fluency" in run.items and run.items["fluency"].notna().any() for run in runs):
+        return []
+    return ["These runs lack the base's likelihood of the answers: only their form tells gibberish."]

@@ -11,7 +11,7 @@ from mllmu_nb import paths, stages
 from mllmu_nb.data.schema import Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import statistics
-from mllmu_nb.reporting import all_items, figures, health, leakage, ranking, tables
+from mllmu_nb.reporting import all_items, figures, gates, leakage, ranking, tables
 
 COMMITTED = "the committed reference run"
 
@@ -53,14 +53,13 @@ def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], N
     say(f"Tables and figures of {source}.")
     out = paths.writable(paths.results(scale))
     known = tables.numbers(runs_root)
-    statistics.scores(all_items(known.runs)).to_csv(out / "scores.csv", index=False)
+    gates.with_gate(statistics.scores(all_items(known.runs)), known.gates).to_csv(out / "scores.csv", index=False)
     written = [out / "scores.csv"]
     written += tables.write_all(scale, runs_root, out / "tables", known)
     pictures = paths.writable(paths.figures(scale))
     written += figures.write_all(scale, runs_root, pictures, people, known)
-    dead = health.collapsed(known.runs).query("collapsed")["why"].to_dict()
-    written += ranking.write_all(scale, known, out / "tables", pictures, dead)
-    return written + leakage.write_all(scale, known, out / "tables", pictures, dead)
+    written += ranking.write_all(scale, known, out / "tables", pictures, known.collapsed)
+    return written + leakage.write_all(scale, known, out / "tables", pictures, known.collapsed)
 
 
 def show_answer_html(question: str, answer: str, truth: str = "", right: bool | None = None, image: bytes = b"") -> str:

@@ -2,7 +2,11 @@
 
 Table 1 counts people and questions; Table 2 has one row a method, one block a trained modality and, for each of the
 four sets, the five measures with the views pooled; the by-view table carries everything else; the differences table
-sets every method beside vanilla and beside the oracle on the same questions; the cost table tells what it took.
+sets every method beside vanilla and beside the oracle on the same questions, the gap table says of every measure
+whether it is where the oracle's is; the gate table says which measures can show forgetting at all, the health table
+what kind of answers a model gives, and the cost table what it took.
+
+A score behind a closed gate stands in brackets, and a collapsed model has ‡ behind its name; a line below says why.
 
 Several forget draws or seeds of one method are pooled answer by answer and scored again, because each draw forgets
 other people. A cell that cannot be filled stays empty and carries the letter of a footnote that says why.
@@ -10,9 +14,11 @@ other people. A cell that cannot be filled stays empty and carries the letter of
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +29,8 @@ from mllmu_nb.reporting import (
     BASES,
     DIRECTION,
     EVERYTHING,
+    EXACT,
+    GROUP,
     MAIN,
     METHODS,
     MODALITIES,
@@ -33,6 +41,8 @@ from mllmu_nb.reporting import (
     Measure,
     Run,
     all_items,
+    gates,
+    health,
     in_order,
     label,
     models_in_order,
@@ -165,6 +175,8 @@ LATEX = {
     "−": r"$-$",
     "τ": r"$\tau$",
     "–": "--",
+    "≠": r"$\neq$",
+    "‡": r"$\ddagger$",
 }
 
 
@@ -198,6 +210,7 @@ def pooled_scores(items: pd.DataFrame) -> pd.DataFrame:
 
 
 PAIRED_ON = ["base_model", "protocol", "forget_ratio", "forget_draw", "data_seed", "train_seed", "set", "question_id"]
+NEEDED = [*PAIRED_ON, "method", "variant", "modality", "view", "profile"]
 
 
 def differences(items: pd.DataFrame, measures: Iterable[Measure] = MAIN) -> pd.DataFrame:
@@ -206,16 +219,16 @@ def differences(items: pd.DataFrame, measures: Iterable[Measure] = MAIN) -> pd.D
     One row for ``against`` (vanilla, oracle) × method × modality × set × view (with ``both``) × measure: ``value``,
     ``low``, ``high`` in the measure's own unit (0–1, factuality 1–10), ``n_items``, ``n_profiles``.
     """
+    keys = [*GROUP, "method", "variant", "modality", "set"]
     rows = []
     for measure in measures:
         asked = items[(items["task"] == measure.task) & (items["scoring"] == measure.scoring)]
-        asked = asked.assign(value=asked[measure.column].astype(float)).dropna(subset=["value"])
+        asked = asked.assign(value=measure.of(asked))[[*NEEDED, "value"]].dropna(subset=["value"])
         for against in ("vanilla", "oracle"):
             reference = asked[asked["method"] == against].drop_duplicates(PAIRED_ON)
             others = asked[~asked["method"].isin((against, "base"))]
             pairs = others.merge(reference[[*PAIRED_ON, "value"]], on=PAIRED_ON, suffixes=("", "_reference"))
             pairs["person"] = persons(pairs)
-            keys = ["base_model", "protocol", "forget_ratio", "method", "variant", "modality", "set"]
             for names, group in pairs.groupby(keys, sort=True):
                 for view in (*VIEWS, "both"):
                     part = group if view == "both" else group[group["view"] == view]
@@ -234,6 +247,16 @@ def differences(items: pd.DataFrame, measures: Iterable[Measure] = MAIN) -> pd.D
     return pd.DataFrame(rows, columns=columns)
 
 
+VERDICTS = {"inside": "=", "outside": "≠", "undecided": "?"}
+COLLAPSED = "‡"
+
+
+def verdict(cell: Mapping, measure: Measure) -> str:
+    """Whether a gap to the oracle (value, low, high) is none: inside, outside or undecided of the measure's margin."""
+    found = statistics.Interval(cell["value"], cell["low"], cell["high"], cell["n_items"], cell["n_profiles"])
+    return statistics.equivalence(found, measure.margin)
+
+
 def written(value: float, low: float, high: float, measure: Measure, signed: bool = False) -> str:
     """``51.7 ± 4.1``: the value and half the width of its interval in the measure's printed unit; "" for NaN."""
     if pd.isna(value):
@@ -242,6 +265,11 @@ def written(value: float, low: float, high: float, measure: Measure, signed: boo
     if pd.isna(low) or pd.isna(high):
         return number
     return f"{number} ± {(high - low) / 2 * measure.times:.{measure.digits}f}"
+
+
+def bracketed(text: str, gate: str) -> str:
+    """A cell's text, in brackets behind a closed gate."""
+    return f"({text})" if text and gate == gates.CLOSED else text
 
 
 # What is in the runs, and why a cell is empty
@@ -289,10 +317,13 @@ class Reasons:
         for run in runs:
             self.items.setdefault((run["method"], run["variant"], run["modality"]), []).append(run.items)
 
-    def why(self, row: Row, set_name: str, measure: Measure) -> str:
+    def why(self, row: Row, set_name: str, measure: Measure, against: str = "") -> str:
+        """``against``: the model whose answers to the same questions are needed as well."""
         frames = self.items.get((row.method, row.variant, row.modality))
         if not frames:
             return f"No run of {row.full_name} was found."
+        if against:
+            return f"No {against} answer to the same questions, or none of its own."
         run, where = f"The run of {row.full_name}", f"the {SETS[set_name]} set"
         frames = [f[f["set"] == set_name] for f in frames]
         if all(f.empty for f in frames):
@@ -384,7 +415,7 @@ def data_statistics(runs: list[Run]) -> tuple[pd.DataFrame, list[Sheet]]:
     return pd.DataFrame(rows), sheets
 
 
-def main_table(runs: list[Run], scores: pd.DataFrame) -> tuple[pd.DataFrame, list[Sheet]]:
+def main_table(known: Numbers) -> tuple[pd.DataFrame, list[Sheet]]:
     """Table 2: a row a method and a block a trained modality; four sets × five measures, views pooled."""
 
     def caption(title):
@@ -394,14 +425,15 @@ def main_table(runs: list[Run], scores: pd.DataFrame) -> tuple[pd.DataFrame, lis
         "± is half the width of the 95 % interval over people (its limits are in the CSV). Letter is the option letter "
         "the model writes, Likelihood the option it finds likeliest. Arrows: where a good method goes."
     )
-    pooled = scores[scores["view"] == "both"]
-    return _by_method(runs, pooled, caption, "main", remark)
+    pooled = known.scores[known.scores["view"] == "both"]
+    return _by_method(known, pooled, caption, "main", remark)
 
 
-def difference_table(runs: list[Run], found: pd.DataFrame) -> tuple[pd.DataFrame, list[Sheet]]:
+def difference_table(known: Numbers) -> tuple[pd.DataFrame, list[Sheet]]:
     """Table 2 again as paired differences: to vanilla (what unlearning changed) and to the oracle (what is left)."""
     sheets, frames = [], []
     for against in ("vanilla", "oracle"):
+        found = known.differences
         part = found[(found["against"] == against) & (found["view"] == "both")]
 
         def caption(title, against=against):
@@ -409,14 +441,14 @@ def difference_table(runs: list[Run], found: pd.DataFrame) -> tuple[pd.DataFrame
 
         skip = ("base", against)
         remark = "± is half the width of the 95 % interval of the paired difference over people."
-        frame, made = _by_method(runs, part, caption, f"to-{against}", remark, skip=skip, signed=True, against=against)
+        frame, made = _by_method(known, part, caption, f"to-{against}", remark, skip=skip, signed=True, against=against)
         sheets += made
         frames.append(frame.assign(against=against))
     return pd.concat(frames, ignore_index=True), sheets
 
 
 def _by_method(
-    runs: list[Run],
+    known: Numbers,
     numbers: pd.DataFrame,
     caption: Callable[[str], str],
     name: str,
@@ -427,16 +459,16 @@ def _by_method(
 ) -> tuple[pd.DataFrame, list[Sheet]]:
     """The layout of Table 2 filled from a frame with value, low, high per method × modality × set × measure."""
     long, sheets = [], []
-    for key, group in _groups(runs):
-        reasons = Reasons(group)
+    for key, part in known.groups():
+        reasons = Reasons(part.runs)
         numbers_here = _at(numbers, key)
         lookup = _lookup(numbers_here)
         heads = [m.label + f" {DIRECTION[s]}" for s in SETS for m in MAIN]
         spans = [(text, len(MAIN)) for text in SETS.values()]
-        sheet = Sheet(caption(group_title(key, group)), latex_label(name, key), "Method", spans, heads)
+        sheet = Sheet(caption(group_title(key, part.runs)), latex_label(name, key), "Method", spans, heads)
         if signed:
-            sheet.columns = [m.label.replace(" %", ", points") for _ in SETS for m in MAIN]
-        for heading, rows in blocks(group):
+            sheet.columns = [_in_points(m) for _ in SETS for m in MAIN]
+        for heading, rows in blocks(part.runs):
             body = []
             for row in rows:
                 if row.method in skip:
@@ -445,49 +477,139 @@ def _by_method(
                 for set_name in SETS:
                     for measure in MAIN:
                         cell = lookup.get((row, set_name, "both", measure.task, measure.scoring, measure.metric))
-                        why = "" if cell else reasons.why(row, set_name, measure)
-                        if not cell and not why.startswith("No run") and against:
-                            why = f"No {against} answer to the same questions, or none of its own."
-                        text = written(cell["value"], cell["low"], cell["high"], measure, signed) if cell else ""
-                        cells.append((text, why))
-                        long.append(_long_row(key, heading, row, set_name, "both", measure, cell, why))
-                body.append((row.name, cells))
+                        why = "" if cell else reasons.why(row, set_name, measure, against)
+                        cells.append((_printed(cell, measure, signed), why))
+                        long.append(_long_row(key, heading, row, set_name, "both", measure, cell, why, part))
+                body.append((part.marked(key, row, row.name), cells))
             sheet.blocks.append((heading, body))
-        sheet.remarks = [remark, " ".join([_people(numbers_here), _repeats(group)])]
+        sheet.remarks = [remark, *part.warnings(MAIN), " ".join([_people(numbers_here), _repeats(part.runs)])]
         sheets.append(sheet)
     return pd.DataFrame(long), sheets
 
 
-def by_view_table(runs: list[Run], scores: pd.DataFrame) -> tuple[pd.DataFrame, list[Sheet]]:
+def by_view_table(known: Numbers) -> tuple[pd.DataFrame, list[Sheet]]:
     """Everything: for each ratio and set, two rows a method (asked with the image, asked in text) and all measures."""
     long, sheets = [], []
-    for key, group in _groups(runs):
-        reasons = Reasons(group)
-        here = _at(scores, key)
-        lookup = _lookup(here)
+    for key, part in known.groups():
+        reasons = Reasons(part.runs)
+        lookup = _lookup(part.scores)
         for set_name, set_label in SETS.items():
-            title = f"By view, {set_label} set: {group_title(key, group)}"
+            title = f"By view, {set_label} set: {group_title(key, part.runs)}"
             heads = [m.label for m in EVERYTHING]
             sheet = Sheet(title, latex_label(f"view-{set_name}", key), "Method, asked with", [("", len(heads))], heads)
-            for heading, rows in blocks(group):
+            for heading, rows in blocks(part.runs):
                 body = []
-                for row in rows:
-                    for view, view_label in VIEWS.items():
-                        cells = []
-                        for measure in EVERYTHING:
-                            cell = lookup.get((row, set_name, view, measure.task, measure.scoring, measure.metric))
-                            why = "" if cell else reasons.why(row, set_name, measure)
-                            text = written(cell["value"], cell["low"], cell["high"], measure) if cell else ""
-                            cells.append((text, why))
-                            long.append(_long_row(key, heading, row, set_name, view, measure, cell, why))
-                        body.append((f"{row.name}, {view_label}", cells))
+                for row, (view, view_label) in itertools.product(rows, VIEWS.items()):
+                    cells = []
+                    for measure in EVERYTHING:
+                        cell = lookup.get((row, set_name, view, measure.task, measure.scoring, measure.metric))
+                        why = "" if cell else reasons.why(row, set_name, measure)
+                        cells.append((_printed(cell, measure), why))
+                        long.append(_long_row(key, heading, row, set_name, view, measure, cell, why, part))
+                    body.append((f"{part.marked(key, row, row.name)}, {view_label}", cells))
                 sheet.blocks.append((heading, body))
-            sheet.remarks = ["± is half the width of the 95 % interval over people.", _repeats(group)]
+            warnings = part.warnings(EVERYTHING if set_name in gates.GATED else (), VIEWS)
+            sheet.remarks = ["± is half the width of the 95 % interval over people.", *warnings, _repeats(part.runs)]
             sheets.append(sheet)
     return pd.DataFrame(long), sheets
 
 
-def cost_table(runs: list[Run]) -> tuple[pd.DataFrame, list[Sheet]]:
+def oracle_gap_table(known: Numbers) -> tuple[pd.DataFrame, list[Sheet]]:
+    """Method minus oracle in every measure, two-sided: below the oracle is as wrong as above it.
+
+    A sheet a ratio and set, a row a method and modality, views pooled; behind each gap = (inside the margin), ≠
+    (outside) or ? (undecided). The CSV has the views apart as well, with ``margin`` and ``verdict``.
+    """
+    caption = "margin 10 points, 0.1 of ROUGE and BLEU, 1 point of factuality"
+    remark = (
+        "Method minus oracle, question by question; ± is half the width of the 95 % interval over people. The interval "
+        "lies within the margin: =, as the oracle; outside of it: ≠, not as the oracle; neither: ?, undecided."
+    )
+    long, sheets = [], []
+    for key, part in known.groups():
+        reasons = Reasons(part.runs)
+        lookup = _lookup(part.differences[part.differences["against"] == "oracle"])
+        for set_name, set_label in SETS.items():
+            title = f"Gap to the oracle ({caption}), {set_label} set, views pooled: {group_title(key, part.runs)}"
+            heads = [_in_points(m) for m in EVERYTHING]
+            sheet = Sheet(title, latex_label(f"gap-{set_name}", key), "Method", [("", len(heads))], heads)
+            body = []
+            for row in _all_rows(part.runs):
+                if row.method in ("base", "oracle"):
+                    continue
+                cells = []
+                for measure, view in itertools.product(EVERYTHING, gates.ASKED_WITH):
+                    cell = lookup.get((row, set_name, view, measure.task, measure.scoring, measure.metric))
+                    why = "" if cell else reasons.why(row, set_name, measure, "oracle")
+                    said = verdict(cell, measure) if cell else ""
+                    record = _long_row(key, "", row, set_name, view, measure, cell, why, part)
+                    long.append(record | {"margin": measure.margin, "verdict": said})
+                    if view == "both":
+                        cells.append((_printed(cell, measure, True, VERDICTS.get(said, "")), why))
+                body.append((part.marked(key, row, row.full_name), cells))
+            sheet.blocks.append(("", body))
+            warnings = part.warnings(EVERYTHING if set_name in gates.GATED else ())
+            sheet.remarks = [remark, *warnings, _repeats(part.runs)]
+            sheets.append(sheet)
+    return pd.DataFrame(long).drop(columns="block", errors="ignore"), sheets
+
+
+def gate_table(known: Numbers) -> tuple[pd.DataFrame, list[Sheet]]:
+    """Which measures can show forgetting: vanilla minus oracle on the forget set, a row a measure, a column a view."""
+    remark = (
+        "Vanilla minus oracle on the forget set, question by question; ± is half the width of the 95 % interval over "
+        "people. Closed: the interval does not lie above 0, so nothing shows that there was something to forget."
+    )
+    sheets = []
+    for key, part in known.groups():
+        title = f"Memorisation gate: {group_title(key, part.runs)}"
+        heads = [text.capitalize() for text in gates.ASKED_WITH.values()]
+        sheet = Sheet(title, latex_label("gate", key), "Measure", [("Asked with", len(heads))], heads)
+        cells = part.gates.set_index(gates.AT).to_dict("index")
+        body = []
+        for measure in (m for m in EVERYTHING if m.metric != "parse_failure"):
+            found = [cells.get((measure.task, measure.scoring, measure.metric, view)) for view in gates.ASKED_WITH]
+            lacking = "Vanilla or the oracle has no such answers."
+            texts = [
+                (f"{_printed(c | {'gate': ''}, measure, True)}, {c['gate']}", "") if c else ("", lacking) for c in found
+            ]
+            body.append((_in_points(measure), texts))
+        sheet.blocks, sheet.remarks = [("", body)], [remark, _repeats(part.runs)]
+        sheets.append(sheet)
+    return known.gates, sheets
+
+
+def health_table(known: Numbers) -> tuple[pd.DataFrame, list[Sheet]]:
+    """What kind of answer a free answer is: a sheet a ratio and set, two rows a method (by view), a column a state."""
+    remark = "Share of the free answers; ± is half the width of the 95 % interval over people. A row adds up to 100."
+    sheets = []
+    for key, part in known.groups():
+        whys = [f"{COLLAPSED} {label(*model[3:])}: {why}" for model, why in part.collapsed.items()]
+        cells = part.states.set_index([*health.KEY[3:], "set", "view", "state"])[["value", "low", "high"]].T.to_dict()
+        for set_name, set_label in SETS.items():
+            title = f"Health of free answers, {set_label} set: {group_title(key, part.runs)}"
+            heads = [f"{text} %" for text in health.STATES.values()]
+            sheet = Sheet(title, latex_label(f"health-{set_name}", key), "Method, asked with", [("", 6)], heads)
+            body = []
+            for row, (view, view_label) in itertools.product(_all_rows(part.runs), VIEWS.items()):
+                found = [cells.get((*_triple(row), set_name, view, state)) for state in health.STATES]
+                lacking = f"No free answers of {row.full_name} on the {set_label} set."
+                texts = [(written(*c.values(), EXACT), "") if c else ("", lacking) for c in found]
+                body.append((f"{part.marked(key, row, row.full_name)}, {view_label}", texts))
+            sheet.blocks = [("", body)]
+            sheet.remarks = [
+                remark,
+                *health.told(part.collapsed),
+                *whys,
+                *health.lacking(part.runs),
+                _repeats(part.runs),
+            ]
+            sheets.append(sheet)
+    told = known.states.merge(known.judged[[*health.KEY, "collapsed", "why"]], on=health.KEY, how="left")
+    return told, sheets
+
+
+def cost_table(known: Numbers) -> tuple[pd.DataFrame, list[Sheet]]:
     """What each model took: training seconds, peak memory (MB), trainable parameters, optimiser steps.
 
     Means over the runs of a row (memory: the largest); seconds are of the machine that ran them.
@@ -496,13 +618,13 @@ def cost_table(runs: list[Run]) -> tuple[pd.DataFrame, list[Sheet]]:
     fields += (("trainable_parameters", "Trainable parameters", 0), ("steps", "Steps", 0))
     heads = [head for _, head, _ in fields] + ["Runs"]
     long, sheets = [], []
-    for key, group in _groups(runs):
-        rows = models_in_order(_triple(row) for _, block in blocks(group) for row in block)
+    for key, part in known.groups():
         body = []
-        for row in (Row(*model) for model in rows):
-            mine = [r for r in group if (r["method"], r["variant"], r["modality"]) == _triple(row)]
+        for row in _all_rows(part.runs):
+            mine = [r for r in part.runs if (r["method"], r["variant"], r["modality"]) == _triple(row)]
             record = dict(zip(("base_model", "protocol", "forget_ratio"), key, strict=True))
             record |= {"method": row.method, "variant": row.variant, "modality": row.modality, "runs": len(mine)}
+            record |= {"collapsed": part.has_collapsed(key, row)}
             cells = []
             for column, head, digits in fields:
                 values = [r.train[column] for r in mine if r.train.get(column) is not None]
@@ -512,13 +634,14 @@ def cost_table(runs: list[Run]) -> tuple[pd.DataFrame, list[Sheet]]:
                 why = "" if values else _why_no_cost(row, mine, head)
                 cells.append((f"{value:,.{digits}f}" if values else "", why))
                 record |= {column: value, f"{column}_note": why}
-            body.append((row.full_name, [*cells, (str(len(mine)) if mine else "", "" if mine else cells[0][1])]))
+            cells.append((str(len(mine)) if mine else "", "" if mine else cells[0][1]))
+            body.append((part.marked(key, row, row.full_name), cells))
             long.append(record)
-        title = f"Cost of training: {group_title(key, group)}"
+        title = f"Cost of training: {group_title(key, part.runs)}"
         remark = "Means over the runs of a row; memory is the largest. Seconds depend on the machine."
-        sheets.append(
-            Sheet(title, latex_label("cost", key), "Method", [("", len(heads))], heads, [("", body)], [remark])
-        )
+        sheet = Sheet(title, latex_label("cost", key), "Method", [("", len(heads))], heads, [("", body)])
+        sheet.remarks = [remark, *health.told(part.collapsed)]
+        sheets.append(sheet)
     return pd.DataFrame(long), sheets
 
 
@@ -528,6 +651,16 @@ def _why_no_cost(row: Row, mine: list[Run], head: str) -> str:
     if not any(run.train for run in mine):
         return f"The run of {row.full_name} has no train.json."
     return f"{head.split(',')[0]} was not recorded in the run of {row.full_name}."
+
+
+def _all_rows(runs: list[Run]) -> list[Row]:
+    """The rows of all blocks, each once."""
+    return [Row(*m) for m in models_in_order(_triple(row) for _, block in blocks(runs) for row in block)]
+
+
+def _in_points(measure: Measure) -> str:
+    """The head of a column of differences."""
+    return measure.label.replace(" %", ", points")
 
 
 def _triple(row: Row) -> tuple[str, str, str]:
@@ -550,13 +683,22 @@ def _lookup(numbers: pd.DataFrame) -> dict[tuple, dict]:
     return found
 
 
-def _long_row(key, heading, row, set_name, view, measure, cell, why) -> dict:
+def _printed(cell: Mapping | None, measure: Measure, signed: bool = False, more: str = "") -> str:
+    """A cell as it is printed, ``more`` behind it: "" where there is none, in brackets behind a closed gate."""
+    if not cell:
+        return ""
+    text = written(cell["value"], cell["low"], cell["high"], measure, signed) + (f" {more}" if more else "")
+    return bracketed(text, cell["gate"])
+
+
+def _long_row(key, heading, row, set_name, view, measure, cell, why, part) -> dict:
     base_model, protocol, ratio = key
     at = {"base_model": base_model, "protocol": protocol, "forget_ratio": ratio, "block": heading}
     at |= {"method": row.method, "variant": row.variant, "modality": row.modality, "set": set_name, "view": view}
     at |= {"task": measure.task, "scoring": measure.scoring, "metric": measure.metric}
     cell = cell or {}
-    return at | {c: cell.get(c) for c in ("value", "low", "high", "n_items", "n_profiles")} | {"note": why}
+    at |= {c: cell.get(c) for c in ("value", "low", "high", "n_items", "n_profiles")} | {"note": why}
+    return at | {"gate": cell.get("gate", ""), "collapsed": part.has_collapsed(key, row)}
 
 
 # Files
@@ -564,25 +706,52 @@ def _long_row(key, heading, row, set_name, view, measure, cell, why) -> dict:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What tables and figures are made of: the runs, their pooled scores and the paired differences."""
+    """What tables and figures are made of.
+
+    The runs, their pooled ``scores`` and the paired ``differences`` in EVERYTHING, both with the column ``gate``; the
+    ``gates``; the shares of the ``states`` of the free answers, and which models are ``judged`` to have collapsed.
+    """
 
     runs: list[Run]
     scores: pd.DataFrame
     differences: pd.DataFrame
+    gates: pd.DataFrame
+    states: pd.DataFrame
+    judged: pd.DataFrame
 
     def groups(self) -> list[tuple[tuple[str, str, int], Numbers]]:
         """The same, apart for each base model, protocol and forget ratio."""
-        return [
-            (key, Numbers(group, _at(self.scores, key), _at(self.differences, key)))
-            for key, group in _groups(self.runs)
-        ]
+        frames = (self.scores, self.differences, self.gates, self.states, self.judged)
+        return [(key, Numbers(group, *(_at(frame, key) for frame in frames))) for key, group in _groups(self.runs)]
+
+    @cached_property
+    def collapsed(self) -> dict[tuple, str]:
+        """(base model, protocol, forget ratio, method, variant, modality) of each collapsed model → why it is one."""
+        rows = self.judged[self.judged["collapsed"]]
+        return {tuple(row[column] for column in health.KEY): row["why"] for row in rows.to_dict("records")}
+
+    def has_collapsed(self, key: tuple[str, str, int], row: Row) -> bool:
+        return (*key, *_triple(row)) in self.collapsed
+
+    def marked(self, key: tuple[str, str, int], row: Row, name: str) -> str:
+        """The name of a row, with ‡ behind it where the model has collapsed."""
+        return f"{name} {COLLAPSED}" if self.has_collapsed(key, row) else name
+
+    def warnings(self, measures: Iterable[Measure], views: Iterable[str] = ("both",)) -> list[str]:
+        """Lines below a table: what the gates of ``measures`` say (none for a set without gates), and what ‡ means."""
+        shut = gates.told(self.gates, measures, views) if measures else ""
+        return [*([shut] if shut else []), *health.told(self.collapsed)]
 
 
 def numbers(runs_root: Path) -> Numbers:
     """Read the runs under ``runs_root`` and score them."""
     runs = read_runs(runs_root)
     items = all_items(runs)
-    return Numbers(runs, pooled_scores(items), differences(items))
+    found = differences(items, EVERYTHING)
+    opened = gates.of(found)
+    scored = gates.with_gate(pooled_scores(items), opened)
+    states, judged = health.shares(items), health.judged(items).reset_index()
+    return Numbers(runs, scored, gates.with_gate(found, opened), opened, states, judged)
 
 
 def write_all(scale: str, runs_root: Path, out: Path, known: Numbers | None = None) -> list[Path]:
@@ -593,10 +762,13 @@ def write_all(scale: str, runs_root: Path, out: Path, known: Numbers | None = No
     known = known or numbers(runs_root)
     made = {
         "table1_data": data_statistics(known.runs),
-        "table2_main": main_table(known.runs, known.scores),
-        "table2_by_view": by_view_table(known.runs, known.scores),
-        "table2_differences": difference_table(known.runs, known.differences),
-        "cost": cost_table(known.runs),
+        "table2_main": main_table(known),
+        "table2_by_view": by_view_table(known),
+        "table2_differences": difference_table(known),
+        "table_oracle_gap": oracle_gap_table(known),
+        "table_gate": gate_table(known),
+        "table_health": health_table(known),
+        "cost": cost_table(known),
     }
     return write_sheets(made, scale, out)
 

@@ -11,7 +11,6 @@ Reading and drawing what :func:`measure` has left is :mod:`mllmu_nb.reporting.di
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mllmu_nb import paths, provenance, run, stages
+from mllmu_nb import paths, run, stages, studies
 from mllmu_nb.config import Config
-from mllmu_nb.errors import KitError
+from mllmu_nb.studies import models
 from mllmu_nb.unlearning import Method, mean_nll, summed_kl
 from mllmu_nb.unlearning.ga import GradientAscent
 from mllmu_nb.unlearning.grad_diff import GradientDifference
@@ -29,18 +28,16 @@ from mllmu_nb.unlearning.kl_min import KLMinimization
 from mllmu_nb.unlearning.npo import NegativePreference
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from mllmu_nb.data.schema import Population
     from mllmu_nb.models.prompts import Conversation
     from mllmu_nb.training import TrainLog
 
-VIEW = {"multimodal": "image_text", "unimodal": "text"}  # what a model is asked with: as it was unlearned
-ASKED = ("forget", "retain")
+NAME = "differences"
+DRAWS = (0, 1)
 SHOT_SOURCES = ("none", "pool", "upstream")
 SHOT_DRAWS = 20
 COLUMNS = ("set", "task", "view", "scoring", "profile", "question_id", "correct", "exact")
-CODE = (*run.TRAINING_CODE, *run.EVALUATION_CODE, "mllmu_nb.unlearning.base", "mllmu_nb.differences")
+CODE = (*models.CODE, "mllmu_nb.studies.differences")
 
 
 class SequentialGradientDifference(GradientDifference):
@@ -85,7 +82,7 @@ class Arm:
     ingredient: str = ""
     label_mode: str = "answer"
     few: bool = False
-    modalities: tuple[str, ...] = tuple(VIEW)
+    modalities: tuple[str, ...] = tuple(models.VIEW)
 
 
 ARMS = (
@@ -107,7 +104,11 @@ ARMS = (
 
 
 def measure(
-    config: Config, forget_draws: Sequence[int] = (0,), arms: Sequence[Arm] = ARMS, shot_draws: int = SHOT_DRAWS
+    config: Config,
+    forget_draws: Sequence[int] = DRAWS,
+    arms: Sequence[Arm] = ARMS,
+    shot_draws: int = SHOT_DRAWS,
+    jobs: int = studies.JOBS,
 ) -> Path:
     """The folder with the answers of every arm on every forget draw (unlearned.parquet), those of vanilla after the
     shots of ``shot_draws`` draws (shots.parquet) and how they were made (provenance.json); made if need be.
@@ -117,28 +118,24 @@ def measure(
     """
     import pandas as pd
 
-    if config.scale != "miniature" or config.adaptation != "full":
-        raise KitError("the differences are measured on the miniature, all of whose weights are fine-tuned")
-    plain = config.but(method="vanilla", modality="none", forget_draw=0)
-    target = paths.differences(config.scale)
-    paths.writable(target.parent)
-    made = [
-        unlearned(plain.but(method=arm.method.name, modality=modality, forget_draw=draw), arm)
+    plain = studies.miniature(config.but(method="vanilla", modality="none", forget_draw=0))
+    paths.writable(paths.study(plain.scale, NAME).parent)
+    if any(arm.method.measured_elsewhere for arm in arms):  # once, before two ask for it
+        for draw in forget_draws:
+            run.retain_epoch(plain.but(forget_draw=draw))
+    tasks = [
+        (plain.but(method=arm.method.name, modality=modality, forget_draw=draw), arm)
         for draw, arm in ((draw, arm) for draw in forget_draws for arm in arms)
         for modality in arm.modalities
     ]
+    made = studies.each(_unlearned, tasks, jobs)
     shown = shots(plain, shot_draws)
-    records = [stages.read_json(one / "train.json") for one in made]
-    told = {"forget_draws": list(forget_draws), "shot_draws": shot_draws, "unlearned": records}
+    told = {"forget_draws": list(forget_draws), "shot_draws": shot_draws}
+    told |= {"unlearned": [stages.read_json(one / "train.json") for one in made]}
     told |= {"shots_seconds": stages.read_json(shown / stages.RECORD)["seconds"]}
-    hashes = {"data_hash": run.data_hash(plain), "base_hash": run.base_hash(plain)}
-    with stages.lock(target), stages.whole(target) as partial:
-        answers = pd.concat([pd.read_parquet(one / "items.parquet") for one in made], ignore_index=True)
-        answers.to_parquet(partial / "unlearned.parquet", index=False)
-        shutil.copy(shown / "shots.parquet", partial)
-        written = provenance.record(scale=plain.scale, parameters=plain.parameters(), **hashes, **told)
-        stages.write_json(partial / stages.RECORD, written)
-    return target
+    answers = pd.concat([pd.read_parquet(one / "items.parquet") for one in made], ignore_index=True)
+    tables = {"unlearned": answers, "shots": pd.read_parquet(shown / "shots.parquet")}
+    return studies.write(NAME, plain, tables, told)
 
 
 def unlearned(config: Config, arm: Arm) -> Path:
@@ -157,7 +154,9 @@ def unlearned(config: Config, arm: Arm) -> Path:
 
     def make(place: Path) -> None:
         model, processor, log = _trained(config, arm, known, recipe)
-        answers = _answers(model, processor, known, VIEW[config.modality])
+        everyone = {name: [person.id for person in known.members(name)] for name in models.ASKED}
+        view = models.VIEW[config.modality]
+        answers = models.likelihood_and_sentences(model, processor, known, [view], everyone)[list(COLUMNS)]
         shared = {"method": arm.method.name, "ingredient": arm.ingredient, "modality": config.modality}
         shared |= {"forget_draw": config.forget_draw}
         for position, (column, value) in enumerate(shared.items()):
@@ -201,32 +200,31 @@ def shots(config: Config, draws: int = SHOT_DRAWS) -> Path:
 # ------------------------------------------------------------------------------------------------------------- inside
 
 
+def _unlearned(task: tuple[Config, Arm]) -> Path:
+    return unlearned(*task)
+
+
 def _trained(config: Config, arm: Arm, known: Population, recipe) -> tuple[Any, Any, TrainLog]:
     """The model after ``arm``, ready to be asked, its processor and the log of the training."""
     from mllmu_nb.models import load
-    from mllmu_nb.training import modality_conversations, record, steps_of, unlearn
+    from mllmu_nb.training import record, steps_of
 
-    forget, retain = (modality_conversations(known.members(name), config.modality) for name in ASKED)
+    talks = models.conversations(known, config.modality)
     if arm.few:
-        retain = _as_many(retain, forget, config.unlearn_seed)
-    text = {"batch_size": recipe.batch_size, "label_mode": recipe.label_mode, "eos": recipe.eos}
+        talks["retain"] = _as_many(talks["retain"], talks["forget"], config.unlearn_seed)
     recorded = None
     if arm.method.measured_elsewhere:
-        other, processor = load.load_base(config)
-        recorded = record(load.load_full(other, run.retain_epoch(config)).eval(), processor, forget, **text)
-    model, processor = run.model(config.but(method="vanilla", modality="none"))
-    shape = (recipe.lora_r, recipe.lora_alpha, recipe.lora_dropout)
-    model = load.attach_lora(model, *shape, config.unlearn_seed, reach=recipe.lora_reach, init=recipe.lora_init)
-    names = ("steps", "epochs", "lr", "schedule", "warmup", "weight_decay", "clip", "precision")
-    settings = {**{name: getattr(recipe, name) for name in names}, **text}
+        reference, processor = load.load_base(config)
+        reference = load.load_full(reference, run.retain_epoch(config)).eval()
+        text = {"batch_size": recipe.batch_size, "label_mode": recipe.label_mode, "eos": recipe.eos}
+        recorded = record(reference, processor, talks["forget"], **text)
+    other = {}
     if len(arm.method.passes) > 1 and recipe.steps:  # as many whole passes as come closest
-        settings |= {"steps": 0, "epochs": max(1, round(recipe.steps / steps_of(forget, 1, recipe.batch_size)))}
+        passes = recipe.steps / steps_of(talks["forget"], 1, recipe.batch_size)
+        other = {"steps": 0, "epochs": max(1, round(passes))}
     if len(arm.method.passes) == 1:
-        settings["rise"] = math.inf  # a KL that is summed is another quantity: its height says nothing
-    log = unlearn(
-        model, processor, run.weighted(arm.method, recipe), forget, retain, settings, config.unlearn_seed, recorded
-    )
-    return load.merge(model).eval(), processor, log
+        other = {"rise": math.inf}  # a KL that is summed is another quantity: its height says nothing
+    return models.trained(config, arm.method, recipe, talks, recorded, **other)
 
 
 def _as_many(conversations: list[Conversation], others: list[Conversation], seed: int) -> list[Conversation]:
@@ -234,20 +232,6 @@ def _as_many(conversations: list[Conversation], others: list[Conversation], seed
     questions = [replace(one, turns=(turn,)) for one in conversations for turn in one.turns]
     order = np.random.default_rng(seed).permutation(len(questions))
     return [questions[i] for i in order[: sum(len(one.turns) for one in others)]]
-
-
-def _answers(model, processor, known: Population, view: str) -> pd.DataFrame:
-    """What the likelihood chooses and what is said freely about the people of ``ASKED``, asked in one view."""
-    import pandas as pd
-
-    from mllmu_nb.evaluation.classification import by_likelihood
-    from mllmu_nb.evaluation.generation import by_sentence
-
-    items = [item for name in ASKED for item in known.items(name) if item.question.view == view]
-    choices, sentences = ([i for i in items if i.question.task == task] for task in ("classification", "generation"))
-    parts = [by_likelihood(choices, known, system=""), by_sentence(sentences, known, system="", protocol="clean")]
-    rows = [row for part in parts for row in part.answered(model, processor, run.EVAL_BATCH["miniature"])]
-    return pd.DataFrame(rows)[list(COLUMNS)]
 
 
 def _shown(model, processor, known: Population, count: int, source: str, seed: int) -> Iterator[dict]:

@@ -1,0 +1,142 @@
+"""The cliff: how much is forgotten and how much kept at every learning rate and length, for every method alike.
+
+A :class:`Setting` is one unlearning with the miniature's preset but for its rate and its number of optimizer steps.
+Every method has as many settings as any other, on the same people: forget sets of :data:`DRAWS`, which no run reports,
+so a setting that is chosen here has not seen the people it is judged by. Which is chosen says
+:func:`mllmu_nb.reporting.cliff.choose`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from mllmu_nb import paths, run, stages, studies
+from mllmu_nb.config import Config
+from mllmu_nb.reporting import cliff as told
+from mllmu_nb.studies import models
+
+NAME = "cliff"
+DRAWS = (5, 6, 7, 8, 9)  # forget sets that are never reported
+KEPT = 40  # retain people who are asked, drawn anew for each forget set
+# Learning rates are multiples of a method's own: what one clips, sums or anchors, another does not.
+RATES = {"ga": 2e-3, "grad_diff": 4e-3, "kl_min": 4e-3, "npo": 2e-3}
+MULTIPLES = tuple(1.5**power for power in (-2, -1, 0, 1, 2))
+STEPS = (10, 20, 40, 80)
+COLUMNS = ["set", "task", "view", "profile", "question_id", "correct", "exact", "answer"]
+CODE = (*models.CODE, "mllmu_nb.studies.cliff")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to unlearn: the preset of ``method`` and ``modality`` but for rate and optimizer steps."""
+
+    method: str
+    modality: str
+    lr: float
+    steps: int
+
+
+def grid(
+    methods: Sequence[str] = models.METHODS,
+    modalities: Sequence[str] = tuple(models.VIEW),
+    multiples: Sequence[float] = MULTIPLES,
+    steps: Sequence[int] = STEPS,
+) -> list[Setting]:
+    """Every method at every rate and length: the same number of settings each. Rates have two digits."""
+    return [
+        Setting(method, modality, float(f"{RATES[method] * multiple:.1e}"), length)
+        for method in methods
+        for modality in modalities
+        for multiple in multiples
+        for length in steps
+    ]
+
+
+def measure(
+    config: Config,
+    forget_draws: Sequence[int] = DRAWS,
+    settings: Sequence[Setting] = (),
+    kept: int = KEPT,
+    jobs: int = studies.JOBS,
+) -> Path:
+    """The folder with what every setting leaves (answers.parquet, settings.parquet) and how it was made
+    (provenance.json); made if need be. ``settings`` are those of :func:`grid` when none are given.
+
+    ``config`` says who and how; its method, modality and forget draw are passed over. Raises KitError for another scale
+    than the miniature's.
+    """
+    plain = studies.miniature(config)
+    paths.writable(paths.study(plain.scale, NAME).parent)
+    start = Setting("vanilla", "none", 0.0, 0)  # what every setting starts from
+    tasks = [
+        (plain.but(forget_draw=draw), setting, kept)
+        for setting in (start, *(settings or grid()))
+        for draw in forget_draws
+    ]
+    made = studies.each(_left, tasks, jobs)
+    records = pd.DataFrame([stages.read_json(folder / "train.json") for folder in made])
+    answers = pd.concat([pd.read_parquet(folder / "items.parquet") for folder in made], ignore_index=True)
+    record = {
+        "forget_draws": list(forget_draws),
+        "kept": kept,
+        "core_seconds": round(float(records["core_seconds"].sum()), 1),
+    }
+    return studies.write(NAME, plain, {"answers": told.compact(answers), "settings": records}, record)
+
+
+def left(config: Config, setting: Setting, kept: int = KEPT) -> Path:
+    """The folder with what is known after ``setting`` about the forget people of ``config`` and ``kept`` others, asked
+    in both views (items.parquet), and how it was trained (train.json); made if need be.
+
+    Where training diverged there is no answer, and train.json says so.
+    """
+    import time
+
+    from mllmu_nb.training import TrainingDiverged, steps_of
+
+    known = run.population(config)
+    own = config.but(method=setting.method, modality=setting.modality)
+    trains = setting.steps > 0
+    recipe = replace(own.unlearning, lr=setting.lr, steps=setting.steps, epochs=0)
+    inputs = {
+        "vanilla": run.vanilla_place(config).name,
+        "forget": list(known.forget_ids),
+        "setting": asdict(setting),
+        "recipe": asdict(replace(recipe, source="")),
+        "asked": [kept, config.data_seed, config.forget_draw],
+        "settings": config.hash_of(("unlearn_seed",)),
+        "code": stages.code_hash((*CODE, *([f"mllmu_nb.unlearning.{setting.method}"] if trains else []))),
+    }
+
+    def make(place: Path) -> None:
+        from mllmu_nb.unlearning import get
+
+        began, passes, diverged = time.process_time(), 0.0, ""
+        people = {"forget": list(known.forget_ids)}
+        people["retain"] = models.some(known, "retain", kept, [config.data_seed, config.forget_draw])
+        try:
+            if trains:
+                talks = models.conversations(known, setting.modality)
+                passes = setting.steps / steps_of(talks["forget"], 1, recipe.batch_size)
+                model, processor, _ = models.trained(own, get(setting.method), recipe, talks, progress=False)
+            else:
+                model, processor = run.model(own)
+        except TrainingDiverged as reason:
+            people, diverged = {}, str(reason)
+            model, processor = run.model(config)  # is asked nothing
+        answers = models.likelihood_and_sentences(model, processor, known, models.VIEW.values(), people)
+        shared = {**asdict(setting), "forget_draw": config.forget_draw}
+        answers.reindex(columns=COLUMNS).assign(**shared).to_parquet(place / "items.parquet", index=False)
+        log = {**shared, "passes": passes, "alpha": recipe.alpha, "diverged": diverged}
+        log["core_seconds"] = round(time.process_time() - began, 3)
+        stages.write_json(place / "train.json", log)
+
+    return stages.stage(NAME, inputs, make)
+
+
+def _left(task: tuple[Config, Setting, int]) -> Path:
+    return left(*task)
