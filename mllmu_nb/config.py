@@ -105,20 +105,20 @@ REPLAY = {"miniature": 0.125, "paper": 0.0}
 # Unlearning, by scale and method, or method and modality; one that is not named here takes the entry "".
 # The gradient is cut at a tenth: Adam remembers small gradients too long to meet their growth with steps of even size.
 _MINIATURE_UNLEARNING = Recipe(
-    lr=1.75e-3, batch_size=8, steps=72, schedule="linear", clip=0.1, lora_dropout=0.0, source=MINIATURE
+    lr=4e-3, batch_size=8, steps=20, schedule="linear", clip=0.1, lora_dropout=0.0, source=MINIATURE
 )
 _PAPER_UNLEARNING = replace(_PAPER_TRAINING, epochs=1)
 UNLEARNING = {
     "miniature": {
         "": _MINIATURE_UNLEARNING,
-        ("ga", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=1.85e-3, steps=54),
-        ("ga", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=1.85e-3, steps=54),
-        ("grad_diff", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=4e-3),
-        ("grad_diff", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=3e-3),
-        ("kl_min", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=3.6e-3),
-        ("kl_min", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=2.3e-3),
-        ("npo", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=1.8e-3, steps=54),
-        ("npo", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=1.9e-3, steps=54),
+        ("ga", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=5.2e-3, steps=20),
+        ("ga", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=4.5e-3, steps=20),
+        ("grad_diff", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=4e-3, steps=160, alpha=4.0),
+        ("grad_diff", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=4e-3, steps=160, alpha=4.0),
+        ("kl_min", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=3e-3, steps=160, alpha=4.0),
+        ("kl_min", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=3e-3, steps=100, alpha=4.0),
+        ("npo", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=5.2e-3, steps=20),
+        ("npo", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=4.5e-3, steps=20),
     },
     "paper": {
         "": _PAPER_UNLEARNING,

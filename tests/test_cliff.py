@@ -14,18 +14,17 @@ from mllmu_nb.studies import cliff, models
 from mllmu_nb.training import TrainingDiverged
 
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots": 0, "replay": 0.0, "train_steps": 2}
+FEW = [cliff.Setting("ga", "unimodal", lr, steps) for lr in (1e-3, 2e-3) for steps in (2, 7)]
 LEFT = {"diverged": 0, "passes": 1.0, "low": 0.0, "high": 1.0, "n_items": 10, "n_profiles": 5}
 
 
 def test_every_method_has_the_same_budget_on_draws_that_no_run_reports():
     grid = cliff.grid()
     counts = pd.DataFrame([vars(setting) for setting in grid]).groupby(["method", "modality"]).size()
-    assert len(counts) == 8 and set(counts) == {20} and len(set(grid)) == 160
+    assert len(counts) == 8 and set(counts) == {15} and len(set(grid)) == 120
     assert not {0, 1, 2} & set(cliff.DRAWS)
     known = [set(run.population(Config(forget_draw=draw)).forget_ids) for draw in (0, 1, 2, *cliff.DRAWS)]
-    assert sum(map(len, known)) == len(set.union(*known)) == 80, "forget sets overlap"
-    rates = sorted({setting.lr for setting in grid if setting.method == "ga"})
-    assert rates == [8.9e-4, 1.3e-3, 2e-3, 3e-3, 4.5e-3]
+    assert sum(map(len, known)) == len(set.union(*known)) == 60, "forget sets overlap"
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,7 @@ def config(tmp_path_factory, tiny_base):
 
 @pytest.fixture(scope="module")
 def measured(config):
-    return cliff.measure(config, [1, 2], cliff.grid(["ga"], ["unimodal"], [0.5, 1], [2, 7]), kept=4, jobs=1)
+    return cliff.measure(config, [1, 2], FEW, kept=4, jobs=1)
 
 
 def test_what_is_asked_and_how_long_was_trained(measured, config):
@@ -79,7 +78,7 @@ def test_a_training_that_diverges_is_a_result_and_not_the_end(config, monkeypatc
     found = told.table(told.compact(answers), settings)
     assert set(found["diverged"]) == {1} and found["value"].isna().all()
     with pytest.raises(KitError, match="every setting of ga diverged"):
-        told.choose(found)
+        told.choose(pd.concat([table(), found]))
 
 
 # -- the rule ---------------------------------------------------------------------------------------------------
@@ -98,39 +97,44 @@ def made_up(lr, forget, retain, other=None, broken=0.0, diverged=0, steps=10, mo
     return rows
 
 
+def table(*settings, start=0.97):
+    """The cells of vanilla and of some settings."""
+    vanilla = [{**row, "method": "vanilla", "modality": "none"} for row in made_up(0.0, start, 0.98)]
+    return pd.DataFrame(vanilla + [row for setting in settings for row in setting])
+
+
 def chosen(*settings):
-    return told.choose(pd.DataFrame([row for setting in settings for row in setting])).iloc[0]
+    return told.choose(table(*settings)).iloc[0]
 
 
-def test_the_rule_takes_the_most_forgotten_that_keeps_enough_in_both_views():
-    mild, good, steep = made_up(1e-3, 0.9, 0.97), made_up(2e-3, 0.7, 0.85), made_up(3e-3, 0.3, 0.84)
+def test_the_rule_takes_what_keeps_most_of_those_that_fall_far_enough():
+    mild, good, steep = made_up(1e-3, 0.73, 0.97), made_up(2e-3, 0.72, 0.85), made_up(3e-3, 0.3, 0.84)
     best = chosen(mild, good, steep)
-    assert (best["lr"], best["forget"], best["retain"], best["kept"]) == (2e-3, 0.7, 0.85, True)
-    assert chosen(mild, made_up(2e-3, 0.7, 0.9, other=0.8))["lr"] == 1e-3  # the view that was not trained counts
-    assert chosen(mild, made_up(2e-3, 0.7, 0.9, broken=0.51))["lr"] == 1e-3
-    assert chosen(mild, made_up(2e-3, 0.7, 0.9, diverged=1))["lr"] == 1e-3
-    assert chosen(made_up(2e-3, 0.7, 0.9, steps=20), made_up(3e-3, 0.7, 0.9, steps=10))["steps"] == 10
+    assert (best["lr"], best["forget"], best["retain"], best["fit"]) == (2e-3, 0.72, 0.85, True)
+    assert best["fall"] == pytest.approx(0.25)
+    assert chosen(steep, made_up(2e-3, 0.7, 0.9, other=0.8))["lr"] == 3e-3  # the view that was not trained counts
+    assert chosen(steep, made_up(2e-3, 0.7, 0.9, broken=0.51))["lr"] == 3e-3
+    assert chosen(steep, made_up(2e-3, 0.7, 0.9, diverged=1))["lr"] == 3e-3
+    assert chosen(made_up(2e-3, 0.7, 0.9, steps=20), made_up(3e-3, 0.6, 0.9, steps=10))["steps"] == 10
 
 
-def test_where_nothing_keeps_enough_the_rule_says_so_and_takes_what_keeps_most():
-    best = chosen(made_up(1e-3, 0.9, 0.6), made_up(2e-3, 0.2, 0.5), made_up(3e-3, 0.8, 0.8, other=0.55))
-    assert (best["lr"], best["kept"]) == (1e-3, False)
-    rows = pd.DataFrame(made_up(1e-3, 0.9, 0.6))
-    assert told.printed(rows)[""].tolist() == ["no setting keeps enough"]
+def test_where_nothing_falls_far_enough_the_rule_says_so_and_takes_what_falls_furthest_unbroken():
+    best = chosen(made_up(1e-3, 0.9, 0.6), made_up(2e-3, 0.2, 0.5, broken=0.6), made_up(3e-3, 0.8, 0.55))
+    assert (best["lr"], best["fit"]) == (3e-3, False)
+    assert told.printed(table(made_up(1e-3, 0.9, 0.6)))[""].tolist() == ["no setting falls so far unbroken"]
+    assert chosen(made_up(1e-3, 0.9, 0.6, broken=0.7), made_up(2e-3, 0.2, 0.5, broken=0.6))["lr"] == 2e-3
 
 
 def test_vanilla_is_no_setting():
-    vanilla = [{**row, "method": "vanilla", "modality": "none"} for row in made_up(0.0, 0.98, 0.98)]
-    found = pd.DataFrame(vanilla + made_up(1e-3, 0.9, 0.9))
-    assert told.sides(found)["method"].tolist() == ["ga"]
+    assert told.sides(table(made_up(1e-3, 0.9, 0.9)))["method"].tolist() == ["ga"]
 
 
 def test_the_map_shows_every_setting_and_marks_two():
-    found = pd.DataFrame(
-        made_up(1e-3, 0.9, 0.97)
-        + made_up(2e-3, 0.7, 0.9)
-        + made_up(1e-3, math.nan, math.nan, diverged=2, steps=20)
-        + made_up(2e-3, 0.3, 0.3, steps=20)
+    found = table(
+        made_up(1e-3, 0.9, 0.97),
+        made_up(2e-3, 0.7, 0.9),
+        made_up(1e-3, math.nan, math.nan, diverged=2, steps=20),
+        made_up(2e-3, 0.3, 0.3, steps=20),
     )
     drawn = told.figure(found, "unimodal", {"ga": (1e-3 * math.sqrt(2), 10 * math.sqrt(2))})
     forget, retain = drawn.axes[:2]

@@ -16,7 +16,7 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import statistics
 from mllmu_nb.reporting import METHODS, MODALITIES, VIEWS, figures, health, in_order
 
-FLOOR = 0.85  # of what retain people's options are found by likelihood, in each view
+FALL = 0.25  # by which the forget people's options are found less often than vanilla finds them
 MOST_BROKEN = 0.5
 SETTING = ["method", "modality", "lr", "steps"]
 CELL = ["set", "view", "measure"]
@@ -68,14 +68,16 @@ def table(answers: pd.DataFrame, settings: pd.DataFrame) -> pd.DataFrame:
 
 
 def sides(found: pd.DataFrame) -> pd.DataFrame:
-    """A row a setting: ``forget``, the likelihood of the forget people in the view that was trained; ``retain``, that
-    of the retain people in the view where it is lower; ``broken``, the share of broken free answers about them where
-    that is higher; ``passes`` and ``diverged``."""
+    """A row a setting: ``forget``, the likelihood of the forget people in the view that was trained, and ``fall``, by
+    how much it is lower than vanilla's; ``retain``, that of the retain people in the view where it is lower;
+    ``broken``, the share of broken free answers about them where that is higher; ``passes`` and ``diverged``."""
+    start = found[found["modality"] == "none"].set_index(CELL)["value"]
     rows = []
     for key, cells in found[found["modality"] != "none"].groupby(SETTING, sort=False):
         by = cells.set_index(CELL)["value"]
         row = dict(zip(SETTING, key, strict=True)) | cells.iloc[0][["passes", "diverged"]].to_dict()
-        row["forget"] = by["forget", TRAINED[row["modality"]], "likelihood"]
+        trained = ("forget", TRAINED[row["modality"]], "likelihood")
+        row["forget"], row["fall"] = by[trained], start[trained] - by[trained]
         row["retain"] = min(by["retain", view, "likelihood"] for view in VIEWS)
         row["broken"] = max(by["retain", view, "broken"] for view in VIEWS)
         rows.append(row)
@@ -85,22 +87,23 @@ def sides(found: pd.DataFrame) -> pd.DataFrame:
 def choose(found: pd.DataFrame) -> pd.DataFrame:
     """The setting of each method and modality, by one rule, on forget sets that no run reports.
 
-    Of those that keep at least :data:`FLOOR` of the retain people's options in both views and whose free answers about
-    them are not broken in more than half, the one after which the forget people's options are found least often in the
-    view that was trained. Where none keeps so much, the one that keeps most. A setting that diverged once is none.
-    Rows as in :func:`sides`, and ``kept``: whether the floor was.
+    Of those after which the forget people's options are found less often by at least :data:`FALL` in the view that was
+    trained, and whose free answers about the retain people are not broken in more than half, the one that keeps most of
+    the retain people's options in the view where it keeps less. Where none is so, the one that falls furthest without
+    breaking, or at all. A setting that diverged once is none. Rows as in :func:`sides`, and ``fit``: whether it falls
+    so far unbroken.
     """
     chosen = []
     for _, settings in sides(found).groupby(["method", "modality"], sort=False):
         whole = settings[settings["diverged"] == 0]
         if whole.empty:
             raise KitError(f"every setting of {settings['method'].iloc[0]} diverged: the rates are far too high")
-        fit = whole[(whole["retain"] >= FLOOR) & (whole["broken"] <= MOST_BROKEN)]
+        sound = whole[whole["broken"] <= MOST_BROKEN]
+        fit = sound[sound["fall"] >= FALL]
+        among, by = (fit, "retain") if len(fit) else (sound if len(sound) else whole, "fall")
         # equally good ones: the shorter, then the gentler
-        order = [("forget", True)] if len(fit) else [("retain", False)]
-        columns, ascending = zip(*order, ("steps", True), ("lr", True), strict=True)
-        best = (fit if len(fit) else whole).sort_values(list(columns), ascending=list(ascending), kind="stable")
-        chosen.append({**best.iloc[0].to_dict(), "kept": bool(len(fit))})
+        best = among.sort_values([by, "steps", "lr"], ascending=[False, True, True], kind="stable")
+        chosen.append({**best.iloc[0].to_dict(), "fit": bool(len(fit))})
     return pd.DataFrame(chosen)
 
 
@@ -113,7 +116,7 @@ def printed(found: pd.DataFrame) -> pd.DataFrame:
             "steps": f"{one.steps:.0f} ({one.passes:.1f} passes)",
             "forget, %": f"{100 * one.forget:.0f}",
             "retain, worse view, %": f"{100 * one.retain:.0f}",
-            "": "" if one.kept else "no setting keeps enough",
+            "": "" if one.fit else "no setting falls so far unbroken",
         }
     frame = pd.DataFrame.from_dict(rows, orient="index").fillna("")
     frame.index = pd.MultiIndex.from_tuples(list(rows), names=["method", "unlearned on"])
