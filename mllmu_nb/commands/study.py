@@ -17,6 +17,8 @@ SUMMARY = "measure on the miniature what no single run can show"
 STUDIES = {
     "differences": "what each difference between the released code and the papers changes",
     "cliff": "learning rate by length: how much is forgotten, how much kept",
+    "modality": "the paper's headline claim, at equal retain",
+    "variance": "how much forget set, training, unlearning order and shots each make of a score's spread",
 }
 
 

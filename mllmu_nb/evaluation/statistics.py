@@ -130,7 +130,7 @@ def paired_p(a, b, profiles) -> float:
     people = len(counts)
     if people == 1 or np.ptp(sums / counts) == 0:
         return 2.0 ** (1 - people) if sums.any() else 1.0
-    return float(2 * student.sf(abs(sums.sum() / counts.sum()) / _error(sums, counts), people - 1))
+    return float(2 * student.sf(abs(sums.sum() / counts.sum()) / standard_error(sums, counts), people - 1))
 
 
 def holm(p_values) -> np.ndarray:
@@ -258,11 +258,11 @@ def _around(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int, lev
         weights = _resampled(people, resamples, seed)
         return tuple(np.quantile((weights @ sums) / (weights @ counts), [tail, 1 - tail]))
     value = sums.sum() / counts.sum()
-    reach = student.ppf(1 - tail, people - 1) * _error(sums, counts)
+    reach = student.ppf(1 - tail, people - 1) * standard_error(sums, counts)
     return value - reach, value + reach
 
 
-def _error(sums: np.ndarray, counts: np.ndarray) -> float:
+def standard_error(sums: np.ndarray, counts: np.ndarray) -> float:
     """Standard error of a mean over items, from what each person adds to the sum beyond their share of it."""
     people, residuals = len(counts), sums - sums.sum() / counts.sum() * counts
     return sqrt(people / (people - 1) * (residuals**2).sum()) / counts.sum()

@@ -168,6 +168,7 @@ def figure(found: pd.DataFrame) -> Figure:
         top = number * step
         sides = (-reach, 0) if claim.lower == "unimodal" else (0, reach)
         axes.fill_betweenx([top - 1.4, top + len(methods) - 0.4], *sides, color=figures.PALE, alpha=0.45, linewidth=0)
+        axes.plot([0, 0], [top - 0.5, top + len(methods) - 0.4], color=figures.INK, linewidth=0.7)
         told = here.loc[POOLED, "verdict"] if POOLED in here.index else ""
         axes.text(-reach, top - 0.95, f" {claim.label}: {told}", va="center", fontweight="bold")
         for place, method in enumerate(methods):
@@ -175,7 +176,6 @@ def figure(found: pd.DataFrame) -> Figure:
             names.append("all methods" if method == POOLED else METHODS.get(method, method))
             if method in here.index and np.isfinite(here.loc[method, "value"]):
                 _bar(axes, here.loc[method], top + place, method)
-    axes.axvline(0, color=figures.INK, linewidth=0.7)
     axes.set_xlim(-reach, reach)
     axes.set_ylim(len(claims) * step - 1.4, -1.5)
     axes.set_yticks(ticks, names)

@@ -20,7 +20,7 @@ from mllmu_nb.studies import models
 
 NAME = "variance"
 DRAWS = (0, 1, 2, 3, 4)
-# The first level of each is the one that the others are changed around.
+# The lowest level of each is the one that the others are changed around.
 LEVELS = {"forget_draw": DRAWS, "train_seed": (0, 1, 2), "unlearn_seed": (0, 1, 2, 3, 4), "shot_seed": (0, 1, 2, 3, 4)}
 CODE = (*models.CODE, "mllmu_nb.studies.variance")
 
@@ -38,7 +38,7 @@ def measure(
     ``config`` says who and how; its method, modality and forget draw are passed over, its seeds but ``data_seed`` are
     the ``levels``'. Raises KitError for another scale than the miniature's, and where the levels forget everybody.
     """
-    levels = {**levels, "forget_draw": tuple(forget_draws)}
+    levels = {name: sorted(values) for name, values in {**levels, "forget_draw": forget_draws}.items()}
     first = {name: values[0] for name, values in levels.items()}
     plain = studies.miniature(config.but(method="vanilla", modality="none", **first))
     paths.writable(paths.study(plain.scale, NAME).parent)
@@ -59,7 +59,7 @@ def measure(
     made = studies.each(_level, tasks, jobs)
     people = pd.concat([pd.read_parquet(folder / "people.parquet") for folder in made], ignore_index=True)
     seconds = [stages.read_json(folder / "train.json")["core_seconds"] for folder in made]
-    record = {"forget_draws": list(forget_draws), "levels": {name: list(values) for name, values in levels.items()}}
+    record = {"forget_draws": list(forget_draws), "levels": levels}
     record |= {"kept": len(kept), "core_seconds": round(sum(seconds), 1)}
     texts = {name: "category" for name in people if not pd.api.types.is_numeric_dtype(people[name])}
     return studies.write(NAME, plain, {"people": people.astype(texts)}, record)
