@@ -1,6 +1,8 @@
 """Intervals by person: hand-computed cases, coverage, and the table of scores."""
 
+import importlib.util
 from math import nan, sqrt
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,8 @@ from mllmu_nb.evaluation.statistics import (
     scores,
     variance_split,
 )
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 def people(count: int, items: int) -> np.ndarray:
@@ -91,6 +95,20 @@ def test_a_perfect_score_is_not_certain(count):
     assert count == 90 or perfect.low == pytest.approx(1 / (1 + 3.8415 / 20), abs=0.001)
 
 
+def test_no_interval_of_a_score_without_spread_is_a_point():
+    rng = np.random.default_rng(9)
+    for count in (1, 2, 5, 10, 29, 30, 75, 150):
+        who = np.repeat(np.arange(count), rng.integers(1, 12, count))
+        for score in (0.0, 0.1, 0.7, 1.0):
+            alike = np.full(len(who), score)
+            found = interval(alike, who)
+            assert found.low <= score <= found.high and found.high - found.low > 0.5 / len(who)
+            both = paired_difference(alike, alike, who)
+            assert both.low < -0.5 / len(who) and both.high > 0.5 / len(who)
+        apart = paired_difference(np.ones(len(who)), np.zeros(len(who)), who)
+        assert apart.high - apart.low > 0.5 / len(who)
+
+
 def test_one_person_says_little():
     found = interval([1, 1, 1, 0], ["a"] * 4)
     assert found.n_profiles == 1 and found.high - found.low > 0.6
@@ -113,6 +131,54 @@ def test_bootstrap_covers_where_items_are_correlated():
         found = interval(answers(rng, 60, 5, 0.6, 0.4), who, resamples=600)
         hits += found.low <= 0.6 <= found.high
     assert 0.91 <= hits / runs <= 0.98
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("coverage_benchmark", BENCHMARKS / "coverage.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    return pd.read_csv(BENCHMARKS / "coverage.csv", keep_default_na=False)
+
+
+def test_the_table_of_coverage_is_whole_and_keeps_its_promise(benchmark, simulated):
+    grid = pd.MultiIndex.from_product(
+        [benchmark.STATISTICS, benchmark.ACCURACIES, benchmark.PROFILES, benchmark.CORRELATIONS, benchmark.ITEMS]
+    )
+    assert set(simulated.set_index(benchmark.CELL).index) == set(grid) and len(simulated) == len(grid)
+    assert (simulated["runs"] >= 2000).all() and benchmark.missed(simulated).empty
+    promised = (simulated["profiles"] >= 10) & (simulated["accuracy"] <= 0.8)
+    assert simulated.loc[promised, "coverage"].between(0.92, 0.97).all()
+    assert (simulated["beware"] != "").eq(~promised).all(), "every other cell is warned against, and no promised one"
+
+
+def test_the_table_of_coverage_is_what_the_intervals_do(benchmark, simulated):
+    # Wilson's and Student's intervals both occur here
+    [mine] = simulated[(simulated[benchmark.CELL] == ["interval", 0.8, 10, 0.1, 4]).all(axis=1)].to_dict("records")
+    again = benchmark.cover(mine["runs"], 0, 0.8, 10, 0.1, 4)[0]
+    assert again["coverage"] == pytest.approx(mine["coverage"], abs=1e-4)
+    assert again["half_width"] == pytest.approx(mine["half_width"], abs=1e-5)
+
+
+def test_simulated_answers_have_the_accuracy_and_correlation_of_their_cell(benchmark):
+    first, second = benchmark.answers(np.random.default_rng(1), 400, 50, 10, 0.8, 0.4)
+    for found, share in ((first, 0.8), (second, 0.7)):
+        means = found.reshape(400 * 50, 10).mean(axis=1)
+        assert means.mean() == pytest.approx(share, abs=0.01)
+        # variance of a person's mean of ten: p (1 - p) / 10 · (1 + 9 · .4)
+        assert means.var() == pytest.approx(share * (1 - share) * 0.46, rel=0.05)
+    assert 0.2 < np.corrcoef(first.ravel(), second.ravel())[0, 1] < 0.8  # the same people and questions
+
+
+def test_a_cell_that_misses_the_bar_is_named(benchmark, simulated):
+    broken = simulated.assign(coverage=np.where(simulated["profiles"] == 25, 0.9, simulated["coverage"]))
+    assert set(benchmark.missed(broken)["profiles"]) == {25} and set(benchmark.missed(broken)["accuracy"]) == {0.5, 0.8}
+    assert "too narrow" in benchmark.beware(broken[broken["profiles"] == 25].iloc[0])
 
 
 @pytest.mark.parametrize("count", [20, 60])

@@ -8,6 +8,12 @@ works on sums and counts per person:
 - fewer: Student's t on the people's means, weighted by their items (the linearised ratio estimator).
 - right/wrong scores close to 0 or 1, where both fail, and scores without any spread: Wilson's interval on the
   effective number of items, so that a perfect score on few people does not pretend to be certain.
+
+``benchmarks/coverage.py`` simulates how often the intervals hold the truth, ``benchmarks/coverage.csv`` is its table.
+From 10 people on and up to an accuracy of .8, single scores and paired differences are covered within 92 to 97 %. With
+Wilson taking over at 5 effective right or wrong answers, 10 people with 4 questions each were covered 98 % at .8; at
+``RARE`` they are not. Elsewhere: of 5 people whose answers are correlated a score is covered less (t trusts five means
+too much); close to 1 up to 25 people are covered more, and more people with strongly correlated answers a little less.
 """
 
 from __future__ import annotations
@@ -28,7 +34,7 @@ from statsmodels.stats.proportion import proportion_confint
 from mllmu_nb.errors import KitError
 
 FEW_PEOPLE = 30
-RARE = 5  # right (or wrong) answers below which, in effective items, a proportion is close to its end
+RARE = 3.5  # right (or wrong) answers below which, in effective items, a proportion is close to its end
 RATING = (1.0, 10.0)
 SEEDS = ["data_seed", "train_seed", "unlearn_seed", "shot_seed"]
 KEYS = ["base_model", "forget_ratio", "forget_draw", "method", "protocol", "variant", "modality", "seed", *SEEDS]
@@ -102,7 +108,7 @@ def paired_difference(a, b, profiles, **settings) -> Interval:
     if not len(kept):
         return Interval(nan, nan, nan, 0, 0)
     value, reach = float(sums.sum() / counts.sum()), bounds[1] - bounds[0]
-    if len(counts) > 1 and np.ptp(sums / counts) > 0:
+    if len(counts) > 1 and not _alike(sums, counts):
         low, high = _around(sums, counts, resamples, seed, level)
     else:
         known = np.isfinite(difference)
@@ -128,7 +134,7 @@ def paired_p(a, b, profiles) -> float:
     if not kept.any():
         return 1.0
     people = len(counts)
-    if people == 1 or np.ptp(sums / counts) == 0:
+    if people == 1 or _alike(sums, counts):
         return 2.0 ** (1 - people) if sums.any() else 1.0
     return float(2 * student.sf(abs(sums.sum() / counts.sum()) / standard_error(sums, counts), people - 1))
 
@@ -252,6 +258,11 @@ def _by_person(values, profiles) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.bincount(codes, values), np.bincount(codes).astype(float), values
 
 
+def _alike(sums: np.ndarray, counts: np.ndarray) -> bool:
+    """Whether people have one mean; up to rounding, or .1 scored twice and thrice would have a spread of 1e-17."""
+    return bool(np.ptp(sums / counts) < 1e-9)
+
+
 def _around(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int, level: float) -> tuple[float, float]:
     people, tail = len(counts), (1 - level) / 2
     if people >= FEW_PEOPLE:
@@ -291,7 +302,7 @@ def _component(table: pd.DataFrame, factor: str, others: list[str], value: str, 
 
 def _is_close_to_an_end(values: np.ndarray, sums: np.ndarray, counts: np.ndarray, bounds) -> bool:
     low, high = bounds
-    if len(counts) == 1 or np.ptp(sums / counts) == 0:
+    if len(counts) == 1 or _alike(sums, counts):
         return True
     if not np.isin(values, bounds).all():
         return False
