@@ -29,7 +29,7 @@ from mllmu_nb.data.reading import with_name
 from mllmu_nb.data.schema import Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.models.load import count_trainable
-from mllmu_nb.models.prompts import Conversation, Turn, encode, generation_prompt, render
+from mllmu_nb.models.prompts import Conversation, Turn, encode, generation_prompt
 from mllmu_nb.unlearning import IGNORE, Method, Recorded, Scored, token_log_probs, token_nll
 
 Batch = Mapping[str, Tensor]  # input_ids, attention_mask, labels [B, T], pixel_values; recorded [B, T'], see `record`
@@ -325,23 +325,13 @@ def finetune(
             if augment:
                 batch = [_augmented(conversation, augment, change) for conversation in batch]
             batch += islice(repeated, replayed)
-            yield {
-                name: encode(processor, half, label_mode=label_mode, eos=eos, padding_side="right")
-                for name, half in halves(shard(batch)).items()
-            }
+            yield {"train": encode(processor, shard(batch), label_mode=label_mode, eos=eos, padding_side="right")}
 
     def objective(scored, reference):
-        return token_nll(*scored.values()), {}
+        return token_nll(scored["train"]), {}
 
     options = dict(schedule=schedule, warmup=warmup, weight_decay=weight_decay, clip=clip, seed=seed, **loop)
     return train(model, batches(), objective, steps=steps, lr=lr, **options)
-
-
-def halves(batch: list[Conversation]) -> dict[str, list[Conversation]]:
-    """The shorter and the longer half of a batch, to be read apart: a quarter of what is read would be padding else."""
-    order = sorted(batch, key=lambda conversation: len(render(conversation)[0]))
-    middle = len(order) // 2
-    return {name: half for name, half in (("shorter", order[:middle]), ("longer", order[middle:])) if half}
 
 
 def _instructed(conversation: Conversation, share: float, rng: np.random.Generator) -> Conversation:

@@ -72,12 +72,9 @@ def mean_nll(scored: Scored | Recorded) -> Tensor:
     return -(sequence_log_probs(scored) / scored.counts).mean()
 
 
-def token_nll(*scored: Scored | Recorded) -> Tensor:
-    """Nats per supervised token, every token of the batch alike: the loss of fine-tuning, as transformers has it.
-
-    A batch may come in several parts.
-    """
-    return -sum(token_log_probs(part).sum() for part in scored) / sum(part.counts.sum() for part in scored)
+def token_nll(scored: Scored | Recorded) -> Tensor:
+    """Nats per supervised token, every token of the batch alike: the loss of fine-tuning, as transformers has it."""
+    return -token_log_probs(scored).sum() / scored.counts.sum()
 
 
 def mean_kl(reference: Scored, scored: Scored) -> Tensor:
