@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from mllmu_nb.reporting import LETTER, LIKELIHOOD, VIEWS, Run, all_items, tables
+from mllmu_nb.reporting import LETTER, LIKELIHOOD, VIEWS, Run, all_items, gates, health, tables
 
 FACTS = 2  # numbers 0 and 1, each asked in both views
 
@@ -29,12 +29,17 @@ def run(method: str, modality: str, right: Callable[[int, str, int], bool], draw
     return Run(shared["run"], frame.assign(**shared), {}, {})
 
 
-def numbers(models: dict[tuple[str, str], Callable], draws: int = 3, sets=("forget",)) -> tables.Numbers:
-    """The runs of (method, modality) → who is right about what, on ``draws`` disjoint forget sets."""
-    runs = [run(*model, right, draw, sets) for model, right in models.items() for draw in range(draws)]
-    return of(runs)
+def numbers(models: dict[tuple[str, str], Callable], draws: int = 3, sets=("forget",), dead=()) -> tables.Numbers:
+    """The runs of (method, modality) → who is right about what, on ``draws`` disjoint forget sets; ``dead``: see of."""
+    return of([run(*model, right, draw, sets) for model, right in models.items() for draw in range(draws)], dead)
 
 
-def of(runs: list[Run]) -> tables.Numbers:
+def of(runs: list[Run], dead=()) -> tables.Numbers:
+    """What ``tables.numbers`` makes of these runs; of the models, the ``dead`` (method, modality) have collapsed."""
     items = all_items(runs)
-    return tables.Numbers(runs, tables.pooled_scores(items), tables.differences(items, (LETTER, LIKELIHOOD)))
+    found = tables.differences(items, (LETTER, LIKELIHOOD))
+    judged = items[health.KEY].drop_duplicates()
+    judged["collapsed"] = [model in dead for model in zip(judged["method"], judged["modality"], strict=True)]
+    judged = judged.assign(why="half of its answers broken")
+    states = pd.DataFrame(columns=health.KEY)
+    return tables.Numbers(runs, tables.pooled_scores(items), found, gates.of(found), states, judged)

@@ -23,7 +23,7 @@ MODELS = {VANILLA: in_view(2, 2), ORACLE: in_view(1, 0), GA: in_view(0, 2)}
 
 
 def matrix(models=MODELS) -> pd.DataFrame:
-    found = leakage.matrix(all_items(hand_made.numbers(models).runs), (LIKELIHOOD,))
+    found = leakage.matrix(hand_made.numbers(models))
     return found.set_index(["method", "view"])
 
 
@@ -43,12 +43,19 @@ def test_a_view_behind_a_closed_gate_is_marked_and_so_is_the_difference_of_both(
 
 
 def test_table_and_figure_mark_gates_and_collapsed_models():
-    known = hand_made.numbers(MODELS | {ORACLE: in_view(1, 2)})
-    dead = {("llava", "clean", 10, "ga", "canonical", "multimodal"): "broken"}
-    frame, [sheet] = leakage.leakage_table(known, dead)
+    models = MODELS | {ORACLE: in_view(1, 2)}
+    frame, [sheet] = leakage.leakage_table(hand_made.numbers(models, dead={GA}))
     text = sheet.markdown()
-    assert "| GA ‡ | −50.0 ± " in text and "(+0.0 ± " in text and "In brackets" in text and "‡ Collapsed" in text
-    assert "**Unlearned on image + text**" in text and "‡ " not in leakage.leakage_table(known)[1][0].markdown()
+    assert (
+        "| GA ‡ | −50.0 ± " in text
+        and "(+0.0 ± " in text
+        and "In brackets: gate closed" in text
+        and "‡ Collapsed" in text
+    )
+    assert (
+        "**Unlearned on image + text**" in text
+        and "‡ " not in leakage.leakage_table(hand_made.numbers(models))[1][0].markdown()
+    )
     assert frame.set_index("method")["collapsed"].to_dict() == {"vanilla": False, "ga": True}
     drawn = leakage.figure(frame)
     written = [label.get_text() for label in drawn.findobj(Text)]

@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import LIKELIHOOD, published, ranking
 
-NPO = ("npo", "canonical", "multimodal")
+NPO = ("npo", "multimodal")
 
 
 def place(view: str, number: int) -> int:
@@ -35,8 +35,8 @@ MODELS = {
 }
 
 
-def ranked(models=MODELS, collapsed=ranking.NOBODY, draws=3):
-    found = ranking.rank(hand_made.numbers(models, draws), collapsed, (LIKELIHOOD,))
+def ranked(models=MODELS, dead=()):
+    found = ranking.rank(hand_made.numbers(models, dead=dead), (LIKELIHOOD,))
     return found.methods.set_index("method"), found.pairs.set_index(["a", "b"])
 
 
@@ -69,9 +69,9 @@ def test_holm_runs_over_all_pairs_of_the_table():
 
 
 def test_the_collapsed_are_marked_and_never_ranked():
-    methods, pairs = ranked(collapsed={NPO: "60 % of answers broken"})
+    methods, pairs = ranked(dead={NPO})
     assert methods.loc["npo", "standing"] == "collapsed" and pd.isna(methods.loc["npo", "place"])
-    assert methods.loc["npo", "note"] == "NPO (image + text) has collapsed: 60 % of answers broken."
+    assert methods.loc["npo", "note"] == "NPO (image + text) has collapsed: half of its answers broken."
     assert methods.loc["npo", "value"] == -0.25, "its gap stays to be seen"
     assert len(pairs) == 3 and not any("NPO" in name for pair in pairs.index for name in pair)
     assert methods.loc[["grad_diff", "ga", "kl_min"], "place"].tolist() == [1, 2, 3]
@@ -117,13 +117,13 @@ def test_groups_share_a_letter_exactly_if_they_are_not_told_apart():
 
 
 def test_table_and_figure_show_places_letters_and_who_is_not_ranked():
-    known = hand_made.numbers(MODELS)
-    frame, [sheet] = ranking.table(known, {("llava", "clean", 10, *NPO): "half of it broken"})
+    known = hand_made.numbers(MODELS, dead={NPO})
+    frame, [sheet] = ranking.table(known)
     text = sheet.markdown()
     assert "| Grad. Diff. | +0.0 ± " in text and "| 1 a |" in text and "| 3 c |" in text
-    assert "NPO (image + text) has collapsed: half of it broken." in text
+    assert "NPO (image + text) has collapsed: half of its answers broken." in text
     assert frame.loc[frame["method"] == "npo", "place"].isna().all()
-    drawn = ranking.figure(ranking.rank(known, {NPO: "half of it broken"}))
+    drawn = ranking.figure(ranking.rank(known))
     written = [label.get_text() for label in drawn.findobj(Text)]
     assert "1  Grad. Diff." in written and "NPO (collapsed)" in written and "3  KL Min." in written
 
@@ -186,11 +186,11 @@ def test_lists_that_cannot_be_compared_say_why():
 
 
 def test_the_collapsed_are_in_scores_and_not_in_the_ranking():
-    known = hand_made.numbers(MODELS)
+    known = hand_made.numbers(MODELS, dead={NPO})
     theirs = printed(npo=30, grad_diff=40, kl_min=50, ga=45)
-    [row] = ranking.agreement(known, theirs, {NPO: "broken"}).to_dict("records")
+    [row] = ranking.agreement(known, theirs).to_dict("records")
     assert (row["tau"], row["n"], row["n_gap"]) == (1, 4, 3) and math.isnan(row["tau_gap"])
-    _, [sheet] = ranking.tau_table(known, theirs, {("llava", "clean", 10, *NPO): "broken"})
+    _, [sheet] = ranking.tau_table(known, theirs)
     assert "The others have collapsed, and fewer than 4 are no list." in sheet.markdown()
 
 

@@ -10,7 +10,7 @@ both, AccR the share of retain facts that are right in both (the measures of UMU
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from mllmu_nb.reporting import (
     Measure,
     all_items,
     figures,
-    gates,
+    health,
     in_order,
     label,
     models_in_order,
@@ -41,7 +41,7 @@ from mllmu_nb.reporting import (
     tables,
 )
 from mllmu_nb.reporting.gates import CLOSED, OPEN
-from mllmu_nb.reporting.ranking import MEASURE, MODEL, NOBODY
+from mllmu_nb.reporting.ranking import MEASURE, MODEL
 from mllmu_nb.reporting.tables import Numbers
 
 MEASURES = (LIKELIHOOD, EXACT, CLOZE)
@@ -53,32 +53,30 @@ COLOURS = colormaps["PuOr_r"]
 # Matrix
 
 
-def matrix(items: pd.DataFrame, measures: Sequence[Measure] = MEASURES) -> pd.DataFrame:
-    """The rows of :func:`tables.differences` to the oracle on the forget set, for each view asked in.
+def matrix(known: Numbers) -> pd.DataFrame:
+    """The gaps to the oracle on the forget set in MEASURES, for each view asked in: rows of ``tables.differences``.
 
     Rows of the view ``text - image`` hold the difference between the two gaps of a model, fact by fact: above 0 more is
-    left in text, below 0 more is left with the image. ``gate`` is "closed" where vanilla is not above the oracle in
-    that view (in one of the two for a row of both), and "open" elsewhere.
+    left in text, below 0 more is left with the image. ``gate`` is that of the view, and closed for a row of both where
+    one of them is; ``collapsed`` says whether the model has.
     """
-    forget = items[items["set"] == "forget"]
-    known = tables.differences(forget, measures)
-    opened = gates.of(known)
-    opened = set(_tuples(opened[opened["gate"] == OPEN], [*GROUP, *MEASURE, "view"]))
-    found = known[(known["against"] == "oracle") & known["view"].isin(VIEWS)]
-    found = pd.concat([found, _across(forget, measures)], ignore_index=True)
-
-    def gate(group_and_measure: tuple, view: str) -> str:
+    gaps = known.differences.query("against == 'oracle' and set == 'forget'")
+    gaps = gaps[gaps["view"].isin(VIEWS) & pd.Series(_tuples(gaps, MEASURE), gaps.index).isin(map(_at, MEASURES))]
+    items = all_items(known.runs)
+    found = pd.concat([gaps, _across(items[items["set"] == "forget"])], ignore_index=True)
+    opened = set(_tuples(known.gates[known.gates["gate"] == OPEN], [*GROUP, *MEASURE, "view"]))
+    gate = []
+    for *cell, view in _tuples(found, [*GROUP, *MEASURE, "view"]):
         views = VIEWS if view == ACROSS else [view]
-        return OPEN if all((*group_and_measure, one) in opened for one in views) else CLOSED
+        gate.append(OPEN if all((*cell, one) in opened for one in views) else CLOSED)
+    collapsed = [model in known.collapsed for model in _tuples(found, [*GROUP, *MODEL])]
+    return found.assign(gate=gate, collapsed=collapsed)
 
-    at = _tuples(found, [*GROUP, *MEASURE, "view"])
-    return found.assign(gate=[gate(rest, view) for *rest, view in at])
 
-
-def _across(forget: pd.DataFrame, measures: Sequence[Measure]) -> pd.DataFrame:
+def _across(forget: pd.DataFrame) -> pd.DataFrame:
     """For each model the gap in text minus the gap with the image, on the same facts."""
     rows = []
-    for measure in measures:
+    for measure in MEASURES:
         facts = paired_facts(forget, measure)
         same = [*GROUP, "forget_draw", "data_seed", "train_seed", "profile", "number"]
         oracle = facts[facts["method"] == "oracle"].drop_duplicates(same)
@@ -116,13 +114,9 @@ def paired_facts(items: pd.DataFrame, measure: Measure) -> pd.DataFrame:
     return facts.rename(columns={"score": "image_text", "score_text": "text"}).reset_index(drop=True)
 
 
-def leakage_table(known: Numbers, collapsed: Mapping[tuple, str] = NOBODY) -> tuple[pd.DataFrame, list[tables.Sheet]]:
-    """The matrix, a sheet a group of runs: blocks are trained in, columns asked in.
-
-    ``collapsed`` is (base model, protocol, forget ratio, method, variant, modality) → why, of models that are marked.
-    """
-    found = matrix(all_items(known.runs))
-    found = found.assign(collapsed=[model in collapsed for model in _tuples(found, [*GROUP, *MODEL])])
+def leakage_table(known: Numbers) -> tuple[pd.DataFrame, list[tables.Sheet]]:
+    """The matrix, a sheet a group of runs: blocks are trained in, columns asked in."""
+    found = matrix(known)
     columns = [(measure, view) for measure in MEASURES for view in (*VIEWS, ACROSS)]
     sheets = []
     for key, part in known.groups():
@@ -142,7 +136,7 @@ def leakage_table(known: Numbers, collapsed: Mapping[tuple, str] = NOBODY) -> tu
         sheet.remarks = [
             "Points, ± half the 95 % interval over people. Image, Text: gap to the oracle (0) asked that way. "
             "Text − image: how much more is left in text than with the image, on the same facts.",
-            *_marks(here),
+            *part.warnings(MEASURES, VIEWS),
         ]
         sheets.append(sheet)
     return found, sheets
@@ -162,7 +156,7 @@ def _blocks(here: pd.DataFrame) -> list[tuple[str, list[tuple]]]:
 
 def _named(model: tuple[str, str, str], row: list[dict | None]) -> str:
     dead = any(cell and cell["collapsed"] for cell in row)
-    return label(*model[:2]) + (" ‡" if dead else "")
+    return label(*model[:2]) + (f" {tables.COLLAPSED}" if dead else "")
 
 
 def _printed(cell: dict | None, measure: Measure) -> tuple[str, str]:
@@ -170,16 +164,7 @@ def _printed(cell: dict | None, measure: Measure) -> tuple[str, str]:
     if not cell:
         return "", "Not asked of the oracle, or of the model."
     text = tables.written(cell["value"], cell["low"], cell["high"], measure, signed=True)
-    return (f"({text})" if cell["gate"] == CLOSED else text), ""
-
-
-def _marks(here: pd.DataFrame) -> list[str]:
-    lines = []
-    if (here["gate"] == CLOSED).any():
-        lines.append("In brackets: vanilla is not above the oracle there, so there was nothing to forget.")
-    if here["collapsed"].any():
-        lines.append("‡ Collapsed: it answers nothing well, so a gap near 0 is no forgetting.")
-    return lines
+    return tables.bracketed(text, cell["gate"]), ""
 
 
 # Figure
@@ -226,7 +211,7 @@ def _frame(panel: Axes, models: list[tuple], grid: list[list[dict | None]]) -> N
     """Names of rows and columns, and lines between methods and between measures."""
     names = []
     for (method, variant, modality), row in zip(models, grid, strict=True):
-        dead = " ‡" if any(cell and cell["collapsed"] for cell in row) else ""
+        dead = f" {tables.COLLAPSED}" if any(cell and cell["collapsed"] for cell in row) else ""
         names.append(label(method, variant) + dead + (f"\n{MODALITIES[modality]}" if modality in MODALITIES else ""))
     panel.set_yticks(np.arange(len(models)) + 0.5, names, rotation=0)
     panel.set_xticks(np.arange(2 * len(MEASURES)) + 0.5, ["image", "text"] * len(MEASURES), rotation=0)
@@ -264,10 +249,10 @@ def alignment(items: pd.DataFrame, measures: Sequence[Measure] = MEASURES) -> pd
     return pd.DataFrame(rows, columns=[*columns, "n_profiles"])
 
 
-def alignment_table(known: Numbers, collapsed: Mapping[tuple, str] = NOBODY) -> tuple[pd.DataFrame, list[tables.Sheet]]:
-    """AccF and AccR, a sheet a group of runs; ``collapsed`` as in :func:`leakage_table`."""
+def alignment_table(known: Numbers) -> tuple[pd.DataFrame, list[tables.Sheet]]:
+    """AccF and AccR, a sheet a group of runs."""
     found = alignment(all_items(known.runs))
-    found = found.assign(collapsed=[model in collapsed for model in _tuples(found, [*GROUP, *MODEL])])
+    found = found.assign(collapsed=[model in known.collapsed for model in _tuples(found, [*GROUP, *MODEL])])
     columns = [(metric, measure) for metric in ALIGNMENT for measure in MEASURES]
     sheets = []
     for key, part in known.groups():
@@ -287,7 +272,7 @@ def alignment_table(known: Numbers, collapsed: Mapping[tuple, str] = NOBODY) -> 
         sheet.remarks = [
             "± is half the 95 % interval over people. A fact is asked once with the image and once in text. The oracle "
             "guesses some facts rightly: AccF should come up to its value, and AccR stay at vanilla's.",
-            *(["‡ Collapsed: it answers nothing well."] if here["collapsed"].any() else []),
+            *health.told(part.collapsed),
         ]
         sheets.append(sheet)
     return found, sheets
@@ -307,12 +292,10 @@ CAPTION = (
 )
 
 
-def write_all(
-    scale: str, known: Numbers, out: Path, pictures: Path, collapsed: Mapping[tuple, str] = NOBODY
-) -> list[Path]:
+def write_all(scale: str, known: Numbers, out: Path, pictures: Path) -> list[Path]:
     """Write ``table_leakage`` and ``table_alignment``, and a heat map a group of runs; returns the paths."""
-    found, sheets = leakage_table(known, collapsed)
-    made = {"table_leakage": (found, sheets), "table_alignment": alignment_table(known, collapsed)}
+    found, sheets = leakage_table(known)
+    made = {"table_leakage": (found, sheets), "table_alignment": alignment_table(known)}
     paths = tables.write_sheets(made, scale, out)
     for key, here in found.groupby(GROUP, sort=True):
         stem = tables.latex_label("leakage", key).replace("-", "_")

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +53,6 @@ MEASURE = ["task", "scoring", "metric"]
 DRAW = ["data_seed", "forget_draw"]
 PAIR_COLUMNS = ["block", *MEASURE, "a", "b", "difference", "low", "high", "n_profiles", "p"]
 RANKED, COLLAPSED, CLOSED = "ranked", "collapsed", "gate closed"
-NOBODY: Mapping[tuple, str] = MappingProxyType({})
 
 
 class Ranking(NamedTuple):
@@ -81,16 +79,15 @@ def forget_sets(items: pd.DataFrame) -> int:
     return count
 
 
-def rank(part: Numbers, collapsed: Mapping[tuple, str] = NOBODY, measures: Iterable[Measure] = MAIN) -> Ranking:
+def rank(part: Numbers, measures: Iterable[Measure] = MAIN) -> Ranking:
     """The methods of one base model, protocol and forget ratio, ranked for every trained modality and measure.
 
-    Views are pooled. Prompting trains nothing and stands in both blocks. ``collapsed`` is (method, variant, modality)
-    → why, of models that no longer answer: they keep their gap but have no place, and neither has anybody behind a
-    closed gate. Raises KitError as :func:`forget_sets` does.
+    Views are pooled. Prompting trains nothing and stands in both blocks. A collapsed model keeps its gap but has no
+    place, and neither has anybody behind a closed gate. Raises KitError as :func:`forget_sets` does.
     """
     items = all_items(part.runs)
     sets = forget_sets(items)
-    methods = pd.DataFrame(_gaps(part, items, sets, collapsed, measures))
+    methods = pd.DataFrame(_gaps(part, items, sets, measures))
     rows = []
     for measure in measures:
         answers = _answers(items, measure)
@@ -105,6 +102,11 @@ def rank(part: Numbers, collapsed: Mapping[tuple, str] = NOBODY, measures: Itera
     return Ranking(_placed(methods, pairs), pairs)
 
 
+def _collapsed(part: Numbers) -> dict[tuple[str, str, str], str]:
+    """(method, variant, modality) of each collapsed model of one base model, protocol and forget ratio → why."""
+    return {model[len(GROUP) :]: why for model, why in part.collapsed.items()}
+
+
 def _at(measure: Measure) -> tuple[str, str, str]:
     return measure.task, measure.scoring, measure.metric
 
@@ -114,14 +116,14 @@ def _of(frame: pd.DataFrame, columns: Sequence[str], values: Sequence) -> pd.Dat
     return frame[frame[list(columns)].eq(list(values)).all(axis=1)]
 
 
-def _gaps(part: Numbers, items: pd.DataFrame, sets: int, collapsed: Mapping, measures) -> Iterable[dict]:
+def _gaps(part: Numbers, items: pd.DataFrame, sets: int, measures: Iterable[Measure]) -> Iterable[dict]:
     """The gap of every row of the table to the oracle, and whether and why not it takes part in the ranking."""
     forget = part.differences.query("against == 'oracle' and set == 'forget' and view == 'both'")
     lookup = {tuple(cell[c] for c in (*MODEL, *MEASURE)): cell for cell in forget.to_dict("records")}
-    opened = _of(gates.of(part.differences), ["view", "gate"], ["both", gates.OPEN])
+    opened = _of(part.gates, ["view", "gate"], ["both", gates.OPEN])
     opened = set(opened[MEASURE].itertuples(index=False, name=None))
     asked = items[items["set"] == "forget"].drop_duplicates([*MODEL, *DRAW]).groupby(MODEL).size()
-    reasons = tables.Reasons(part.runs)
+    reasons, collapsed = tables.Reasons(part.runs), _collapsed(part)
     for measure, (block, rows) in itertools.product(measures, tables.blocks(part.runs)):
         for row in (row for row in rows if row.method not in UNRANKED):
             model, at = (row.method, row.variant, row.modality), _at(measure)
@@ -195,32 +197,24 @@ def shared_letters(names: Sequence[str], apart: Iterable[frozenset]) -> dict[str
     return {name: "".join(tables.letter(i) for i, group in enumerate(groups) if name in group) for name in names}
 
 
-def rank_all(known: Numbers, collapsed: Mapping[tuple, str] = NOBODY) -> tuple[dict[tuple, Ranking], list[str]]:
-    """(base model, protocol, forget ratio) → its ranking, and a line for each that cannot be ranked, saying why.
-
-    ``collapsed`` is (base model, protocol, forget ratio, method, variant, modality) → why.
-    """
+def rank_all(known: Numbers) -> tuple[dict[tuple, Ranking], list[str]]:
+    """(base model, protocol, forget ratio) → its ranking, and a line for each that cannot be ranked, saying why."""
     found, refused = {}, []
     for key, part in known.groups():
         try:
-            found[key] = rank(part, _here(collapsed, key))
+            found[key] = rank(part)
         except KitError as reason:
             refused.append(f"Not ranked: {tables.group_title(key, part.runs)}, since {reason}.")
     return found, refused
 
 
-def table(known: Numbers, collapsed: Mapping[tuple, str] = NOBODY) -> tuple[pd.DataFrame, list[tables.Sheet]]:
+def table(known: Numbers) -> tuple[pd.DataFrame, list[tables.Sheet]]:
     """Place, letters and gap of every method, a sheet for each ranking; what cannot be ranked is named in a remark."""
-    found, refused = rank_all(known, collapsed)
+    found, refused = rank_all(known)
     sheets = [_sheet(key, part, found[key]) for key, part in known.groups() if key in found]
     sheets = sheets or [tables.Sheet("Ranking by the distance to the oracle", "ranking", "Method", [], [])]
     sheets[-1].remarks += refused
     return _joined({key: one.methods for key, one in found.items()}), sheets
-
-
-def _here(collapsed: Mapping[tuple, str], key: tuple[str, str, int]) -> dict[tuple, str]:
-    """The collapsed models of one base model, protocol and forget ratio: (method, variant, modality) → why."""
-    return {model[3:]: why for model, why in collapsed.items() if model[:3] == key}
 
 
 def _joined(frames: dict[tuple, pd.DataFrame]) -> pd.DataFrame:
@@ -343,7 +337,7 @@ def lists(printed: pd.DataFrame) -> list[tuple[dict, pd.DataFrame]]:
     return [(dict(zip(keys, key, strict=True)), one) for key, one in named.groupby(keys, sort=True)]
 
 
-def agreement(part: Numbers, printed: pd.DataFrame, collapsed: Mapping[tuple, str] = NOBODY) -> pd.DataFrame:
+def agreement(part: Numbers, printed: pd.DataFrame) -> pd.DataFrame:
     """Kendall's τ of our order to each list of at least four shared methods, whatever it is.
 
     Both sides are the same measure on the same set and view, ours unlearned on image + text as the sources do. ``tau``
@@ -357,7 +351,7 @@ def agreement(part: Numbers, printed: pd.DataFrame, collapsed: Mapping[tuple, st
         family = published.OURS["base_model"].get(at["base_model"])
         if len(one) >= SHARED and family == part.runs[0]["base_model"]:
             known = {"n": len(one), "methods": _told(one["method"]), "note": ""}
-            rows.append(at | known | _taus(part, at, one, collapsed))
+            rows.append(at | known | _taus(part, at, one))
     columns = [
         "source",
         "base_model",
@@ -374,7 +368,7 @@ def agreement(part: Numbers, printed: pd.DataFrame, collapsed: Mapping[tuple, st
     return pd.DataFrame(rows, columns=[*columns, "n_gap", "tau_gap", "p_gap", "note"])
 
 
-def _taus(part: Numbers, at: dict, one: pd.DataFrame, collapsed: Mapping) -> dict:
+def _taus(part: Numbers, at: dict, one: pd.DataFrame) -> dict:
     """The columns of :func:`agreement` that compare; only a ``note`` where nothing can be compared."""
     there = published.COUNTERPARTS.get(at["metric"])
     where = {column: published.OURS[column].get(at[column]) for column in ("set", "view")}
@@ -389,7 +383,7 @@ def _taus(part: Numbers, at: dict, one: pd.DataFrame, collapsed: Mapping) -> dic
     theirs = one.set_index("method")["value"]
     found = {"n": len(shared), "methods": _told(shared), "smallest_p": smallest_p(len(shared))}
     found |= dict(zip(("tau", "p"), tau([scores[m] for m in shared], theirs[shared]), strict=True))
-    alive = [method for method in shared if (method, "canonical", "multimodal") not in collapsed]
+    alive = [method for method in shared if (method, "canonical", "multimodal") not in _collapsed(part)]
     found["n_gap"] = len(alive)
     if len(alive) >= SHARED:
         worse = theirs[alive] if DIRECTION[where["set"]] == DOWN else -theirs[alive]
@@ -408,9 +402,7 @@ def _told(methods: Iterable[str]) -> str:
     return ", ".join(label(method) for method in in_order(methods))
 
 
-def tau_table(
-    known: Numbers, printed: pd.DataFrame, collapsed: Mapping[tuple, str] = NOBODY
-) -> tuple[pd.DataFrame, list[tables.Sheet]]:
+def tau_table(known: Numbers, printed: pd.DataFrame) -> tuple[pd.DataFrame, list[tables.Sheet]]:
     """Agreement of every group of runs that can be ranked with the lists that others printed, a sheet each."""
     frames, sheets = [], []
     for key, part in known.groups():
@@ -418,7 +410,7 @@ def tau_table(
             forget_sets(all_items(part.runs))
         except KitError:
             continue
-        found = agreement(part, printed, _here(collapsed, key))
+        found = agreement(part, printed)
         frames.append(found.assign(our_protocol=key[1], our_forget_ratio=key[2]))
         sheets.append(_tau_sheet(key, part, found, printed))
     bare = tables.Sheet("Kendall's τ to published lists", "tau", "List", [], [], [], ["No runs that can be ranked."])
@@ -469,13 +461,11 @@ CAPTION = (
 )
 
 
-def write_all(
-    scale: str, known: Numbers, out: Path, pictures: Path, collapsed: Mapping[tuple, str] = NOBODY
-) -> list[Path]:
+def write_all(scale: str, known: Numbers, out: Path, pictures: Path) -> list[Path]:
     """Write ``table_ranking`` with its comparisons, ``table_tau``, and a figure for each ranking; returns the paths."""
-    made = {"table_ranking": table(known, collapsed), "table_tau": tau_table(known, published.load(), collapsed)}
+    made = {"table_ranking": table(known), "table_tau": tau_table(known, published.load())}
     paths = tables.write_sheets(made, scale, out)
-    found, _ = rank_all(known, collapsed)
+    found, _ = rank_all(known)
     paths.append(out / "table_ranking_pairs.csv")
     _joined({key: one.pairs for key, one in found.items()}).to_csv(paths[-1], index=False)
     for key, one in found.items():

@@ -58,8 +58,8 @@ def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], N
     written += tables.write_all(scale, runs_root, out / "tables", known)
     pictures = paths.writable(paths.figures(scale))
     written += figures.write_all(scale, runs_root, pictures, people, known)
-    written += ranking.write_all(scale, known, out / "tables", pictures, known.collapsed)
-    return written + leakage.write_all(scale, known, out / "tables", pictures, known.collapsed)
+    written += ranking.write_all(scale, known, out / "tables", pictures)
+    return written + leakage.write_all(scale, known, out / "tables", pictures)
 
 
 def show_answer_html(question: str, answer: str, truth: str = "", right: bool | None = None, image: bytes = b"") -> str:
