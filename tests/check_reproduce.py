@@ -8,12 +8,15 @@ What is wrong is listed, one line each, and the exit status is 1.
 import json
 import math
 import sys
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import yaml
 from PIL import Image
 
+MODEL = ("method", "modality", "forget_ratio", "forget_draw")  # what tells the models of a grid apart
+Model = tuple[str, str, int, int]
 TRAINED = {"ga", "grad_diff", "kl_min", "npo"}
 SETS = ("forget", "test", "retain", "celebrity")
 COLUMNS = (
@@ -34,32 +37,31 @@ FIGURES = ("profiles", "before_after", "forgetting_utility", "losses")  # beginn
 ROUNDING = 1e-9  # of a mean that is written to a file and read back
 
 
-def expected_models(grid: dict) -> set[tuple[str, str, int]]:
-    """(method, modality, forget ratio) of every model the grid asks for."""
+def expected_models(grid: dict) -> set[Model]:
+    """Every model the grid asks for."""
     axes = grid["grid"]
-    ratios = axes.get("forget_ratio", [grid["forget_ratio"]])
+    ratios = axes.get("forget_ratio", [grid.get("forget_ratio", 10)])
+    draws = axes.get("forget_draw", [grid.get("forget_draw", 0)])
     found = set()
-    for method in axes["method"]:
-        for modality in axes["modality"] if method in TRAINED else ["none"]:
-            found |= {(method, modality, ratio) for ratio in ratios}
+    for method, ratio, draw in product(axes["method"], ratios, draws):
+        found |= {(method, modality, ratio, draw) for modality in (axes["modality"] if method in TRAINED else ["none"])}
     return found
 
 
-def check_scores(scores: pd.DataFrame, items: pd.DataFrame, models: set[tuple[str, str, int]]) -> list[str]:
+def check_scores(scores: pd.DataFrame, items: pd.DataFrame, models: set[Model]) -> list[str]:
     """Every expected cell is there once, within its range and interval, and is the mean of its answers."""
     if list(scores.columns) != COLUMNS:
         return [f"scores.csv has the columns {list(scores.columns)}"]
     wrong = []
-    there = set(scores[["method", "modality", "forget_ratio"]].itertuples(index=False, name=None))
+    there = set(scores[list(MODEL)].itertuples(index=False, name=None))
     wrong += [f"no scores of {model}" for model in sorted(models - there)]
     wrong += [f"scores of {model}, which the grid does not ask for" for model in sorted(there - models)]
-    for method, modality, ratio in sorted(models & there):
-        mine = scores.query("method == @method and modality == @modality and forget_ratio == @ratio")
-        answers = items.query("method == @method and modality == @modality and forget_ratio == @ratio")
+    for model in sorted(models & there):
+        mine, answers = (frame[(frame[list(MODEL)] == model).all(axis=1)] for frame in (scores, items))
         for set_name in SETS:
             for task, scoring, metric, column, bounds in MEASURES:
                 for view in ("image_text", "text", "both"):
-                    name = f"{method} {modality} {ratio} % {set_name} {task} {scoring} {metric} {view}"
+                    name = f"{model} {set_name} {task} {scoring} {metric} {view}"
                     which = "set == @set_name and task == @task and scoring == @scoring"
                     cell = mine.query(f"{which} and metric == @metric and view == @view")
                     asked = answers.query(which)
@@ -129,7 +131,7 @@ def check(grid: dict, folder: Path) -> list[str]:
     # an empty cell of `scoring` means that there is only one way to score; an empty number is a missing one
     scores = pd.read_csv(results / "scores.csv").fillna({"scoring": "", "variant": ""})
     models = expected_models(grid)
-    compares = {"multimodal", "unimodal"} <= {modality for _, modality, _ in models}
+    compares = {"multimodal", "unimodal"} <= {modality for _, modality, *_ in models}
     drawn = FIGURES + ("modality_bars_forget", "modality_bars_retain") * compares
     wrong = [line for run in runs for line in check_training(run)]
     return wrong + check_scores(scores, items, models) + check_files(results, folder / "figures" / scale, drawn)
