@@ -151,8 +151,8 @@ def figure(found: pd.DataFrame, modality: str, presets: Mapping[str, tuple[float
                 panel.set_title(METHODS.get(method, method), fontsize=figures.NORMAL)
             if column == 0:
                 panel.set_ylabel(f"{title}\nsteps (passes)")
-            else:
-                panel.set_yticklabels([])
+            elif set(settings["steps"]) == set(here.loc[here["method"] == methods[column - 1], "steps"]):
+                panel.set_yticklabels([])  # as its neighbour's
     bar = result.colorbar(image, ax=axes, shrink=0.6, pad=0.01, aspect=30)
     bar.set_label("Right option likeliest, %", fontsize=figures.SMALL)
     bar.outline.set_visible(False)
