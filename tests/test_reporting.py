@@ -11,11 +11,13 @@ import os
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -562,8 +564,10 @@ def drawn(known: tables.Numbers) -> dict[str, Figure]:
     return {
         "profiles": figures.profile_sheet([person(1), person(2), person(3)]),
         "before_after": figures.before_after(known.runs),
-        "forgetting_utility": figures.forgetting_utility(known.scores, known.differences),
-        "modality_bars": figures.modality_bars(known.differences),
+        "forgetting_utility": figures.forgetting_utility(known),
+        "modality_bars": figures.modality_bars(known),
+        "oracle_gap": figures.oracle_gap(known),
+        "health": figures.health_bars(known),
         "losses": figures.loss_curves(known.runs),
     }
 
@@ -573,11 +577,64 @@ def gallery(known):
     return drawn(known)
 
 
-@pytest.mark.parametrize("name", ["profiles", "before_after", "forgetting_utility", "modality_bars", "losses"])
+DRAWN = ["profiles", "before_after", "forgetting_utility", "modality_bars", "oracle_gap", "health", "losses"]
+
+
+@pytest.mark.parametrize("name", DRAWN)
 def test_a_figure_is_readable(gallery, name):
     figure = gallery[name]
     assert figure.get_figwidth() in (figures.COLUMN, figures.PAGE)
     assert_readable(figure)
+
+
+def test_what_is_behind_a_closed_gate_is_grey_and_says_so(telling):
+    """Letters are in grey, likelihood keeps its colours; on Retain nothing is gated."""
+
+    def colours(figure, title):
+        panel = next(axes for axes in figure.axes if axes.get_title() == title)
+        return {to_hex(bar.get_edgecolor()) for bar in panel.patches}
+
+    forget, retain = figures.modality_bars(telling, "forget"), figures.modality_bars(telling, "retain")
+    assert colours(forget, "Choice by letter") == {figures.CLOSED} != colours(forget, "Choice by likelihood")
+    assert figures.CLOSED not in colours(retain, "Choice by letter")
+    for figure in (forget, figures.oracle_gap(telling), figures.forgetting_utility(telling, reporting.LETTER)):
+        assert any(text.startswith("In grey: gate closed") for text, _, _ in texts(figure))
+        assert_readable(figure)
+    for figure in (retain, figures.forgetting_utility(telling)):
+        assert not any("gate" in text for text, _, _ in texts(figure))
+
+
+def test_a_collapsed_model_is_marked_in_every_figure(telling):
+    made = [figures.forgetting_utility(telling), figures.oracle_gap(telling), figures.health_bars(telling)]
+    made += [figures.before_after(telling.runs, telling.collapsed)]
+    for figure in made:
+        found = [text for text, _, _ in texts(figure)]
+        marked = {text for text in found if text.endswith(" ‡")}
+        assert marked == {"NPO (text only) ‡"} and any(text.startswith("‡ Collapsed") for text in found)
+        assert_readable(figure)
+    bars = figures.modality_bars(telling)
+    assert [text for text, _, _ in texts(bars)].count("‡") == 8, "a mark a panel, over the one collapsed model's bar"
+    losses = [text for text, _, _ in texts(figures.loss_curves(telling.runs, telling.collapsed))]
+    assert "text only ‡" in losses and "image + text ‡" not in losses
+    assert_readable(bars)
+
+
+def test_the_gap_figure_shows_the_tables_verdicts(telling):
+    figure = figures.oracle_gap(telling, [reporting.LIKELIHOOD])
+    signs = [text.get_text() for text in figure.axes[0].texts]
+    assert signs == ["≠", "=", "≠"]  # vanilla, GA, which is the oracle, NPO
+
+
+def test_health_bars_are_the_shares(telling):
+    figure = figures.health_bars(telling)
+    panel = next(axes for axes in figure.axes if axes.get_title(loc="left") == "Forget, text")
+    rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    shown = telling.states[(telling.states["set"] == "forget") & (telling.states["view"] == "text")]
+    for row, method in enumerate(["vanilla", "ga", "npo", "oracle"]):
+        widths = [bar.get_width() for bar in panel.patches if round(bar.get_y() + bar.get_height() / 2) == row]
+        values = shown[(shown["method"] == method) & (shown["value"] > 0)]["value"]
+        assert sorted(widths) == pytest.approx(sorted(values)) and sum(widths) == pytest.approx(1)
+    assert rows == ["Vanilla", "GA (image + text)", "NPO (text only) ‡", "Oracle"]
 
 
 def test_the_check_of_overlaps_can_fail():
@@ -591,7 +648,7 @@ def test_the_check_of_overlaps_can_fail():
 def test_names_stay_apart_when_methods_fall_alike(known):
     """All methods at nearly the same height: the names are spread, the marks are not."""
     alike = known.differences.assign(value=-0.3, low=-0.32, high=-0.28)
-    assert_readable(figures.forgetting_utility(known.scores, alike))
+    assert_readable(figures.forgetting_utility(replace(known, differences=alike)))
 
 
 def test_added_methods_find_their_place(tmp_path):
@@ -605,8 +662,8 @@ def test_added_methods_find_their_place(tmp_path):
     found = tables.numbers(tmp_path)
     frame, _ = tables.main_table(found)
     assert "newcomer_7" in set(frame["method"])
-    assert_readable(figures.forgetting_utility(found.scores, found.differences))
-    assert_readable(figures.modality_bars(found.differences))
+    assert_readable(figures.forgetting_utility(found))
+    assert_readable(figures.modality_bars(found))
 
 
 def test_spread_is_nearest_and_apart():

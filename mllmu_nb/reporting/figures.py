@@ -2,15 +2,17 @@
 
 Widths are those of a two-column paper (3.4 in a column, 7 in the page) and no text is smaller than 7 pt. Colours are
 Okabe and Ito's, safe for colour-blind readers; a method has the same colour and marker everywhere, and a filled mark
-means unlearned on image + text, a hollow one on text only. All bars are 95 % intervals over people.
+means unlearned on image + text, a hollow one on text only. All bars are 95 % intervals over people. What stands behind
+a closed gate is drawn in grey and a collapsed model has ‡ behind its name; a line below the figure says why.
 """
 
 from __future__ import annotations
 
 import functools
 import io
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,21 +33,25 @@ from mllmu_nb.reporting import (
     CLOZE,
     LETTER,
     LIKELIHOOD,
+    MAIN,
     MODALITIES,
     ROUGE_L,
     SETS,
     VIEWS,
     Measure,
     Run,
+    gates,
+    health,
     in_order,
     label,
     models_in_order,
 )
-from mllmu_nb.reporting.tables import Numbers, numbers
+from mllmu_nb.reporting.tables import COLLAPSED, VERDICTS, Numbers, numbers, verdict
 
 COLUMN, PAGE = 3.4, 7.0
 SMALL, NORMAL = 7.0, 8.0
 INK, GREY, PALE = "#222222", "#6b6b6b", "#d9d9d9"
+CLOSED = "#b0b0b0"  # what stands behind a closed gate; the oracle's grey is darker
 RIGHT, WRONG = "#0072B2", "#C04F00"  # Okabe-Ito blue and vermillion, the latter darkened to be read as text
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters on every machine
@@ -221,6 +227,35 @@ def _write(axes: Axes, x: float, y: float, lines: Iterable[str], **look) -> floa
     return y
 
 
+# What stands below
+
+
+def _named(model: tuple[str, str, str], collapsed: Collection[tuple]) -> str:
+    """The name of a (method, variant, modality), marked where it is among the ``collapsed``."""
+    return label(*model) + (f" {COLLAPSED}" if tuple(model) in {key[-3:] for key in collapsed} else "")
+
+
+def _below(lines: Iterable[str], width: float = PAGE) -> list[str]:
+    """The lines below a figure, broken to its width in inches."""
+    return [line for text in lines if text for line in wrap(text, width - 0.15, most=5)]
+
+
+def _foot(figure: Figure, lines: list[str]) -> float:
+    """Write ``lines`` (of ``_below``) at the foot of a figure; returns the share of its height they take."""
+    step = LINE / figure.get_figheight()
+    for number, line in enumerate(reversed(lines)):
+        place = 0.3 * step + number * step
+        figure.text(
+            0.08 / figure.get_figwidth(), place, line, fontsize=SMALL, color=GREY, va="bottom", parse_math=False
+        )
+    return (len(lines) + 0.6) * step if lines else 0.0
+
+
+def _shut(known: Numbers, measure: Measure, view: str, set_name: str) -> bool:
+    """Whether a panel of one set, measure and view stands behind a closed gate."""
+    return set_name in gates.GATED and bool(gates.shut(known.gates, [measure], [view]))
+
+
 # 1 Profiles
 
 
@@ -302,7 +337,7 @@ def _person(page: Axes | None, person: Profile, top: float, facts: int) -> float
 
 
 @styled
-def before_after(runs: list[Run]) -> Figure:
+def before_after(runs: list[Run], collapsed: Collection[tuple] = ()) -> Figure:
     """What one forgotten and one kept person is answered, by vanilla, every method, prompting and the oracle.
 
     The person and the question are not picked for effect: the first, by id, that vanilla answers rightly in both
@@ -314,7 +349,8 @@ def before_after(runs: list[Run]) -> Figure:
         raise KitError("the before-and-after figure needs a run of vanilla beside the unlearned ones")
     shown = [(kind, *example(vanilla, name)) for kind, name in (("Forgotten", "forget"), ("Kept", "retain"))]
     left, gap = 0.1, 0.1
-    names = [label(run["method"], run["variant"], run["modality"]) for run in chosen]
+    names = [_named((run["method"], run["variant"], run["modality"]), collapsed) for run in chosen]
+    told = _below(health.told(collapsed) if any(COLLAPSED in name for name in names) else [])
     first = max(width_of(name) for name in [*names, "Truth"]) + 0.15
     column = (PAGE - left - first - 0.1 - 3 * gap) / 4
     columns = [left + first + number * (column + gap) for number in range(4)]
@@ -349,8 +385,9 @@ def before_after(runs: list[Run]) -> Figure:
             y += LINE * max(len(lines) for lines, _ in texts) + 0.03
         return y + 0.05
 
-    figure, page = _page(PAGE, draw(None))
+    figure, page = _page(PAGE, draw(None) + LINE * (len(told) + 0.6 * bool(told)))
     draw(page)
+    _foot(figure, told)
     return figure
 
 
@@ -396,15 +433,16 @@ def _answer(run: Run, question: dict, width: float) -> tuple[list[str], str]:
 
 
 @styled
-def forgetting_utility(scores: pd.DataFrame, against_vanilla: pd.DataFrame, measure: Measure = LIKELIHOOD) -> Figure:
+def forgetting_utility(known: Numbers, measure: Measure = LIKELIHOOD) -> Figure:
     """What each method forgot (fall from vanilla on the forget set) against what it kept, one panel a utility set.
 
-    ``scores`` and ``against_vanilla`` are rows of ``pooled_scores`` and ``differences`` of one base model, protocol
-    and forget ratio; views are pooled. A method stands at the same height in all panels, where its name is written.
+    ``known`` is one of the ``groups`` of ``numbers``; views are pooled. A method stands at the same height in all
+    panels, where its name is written.
     """
     keep = ["method", "variant", "modality"]
-    utility = _cells(scores, measure)
-    fall = _cells(against_vanilla[against_vanilla["against"] == "vanilla"], measure)
+    utility = _cells(known.scores, measure)
+    fall = _cells(known.differences[known.differences["against"] == "vanilla"], measure)
+    shut = _shut(known, measure, "both", "forget")
     fall = fall[fall["set"] == "forget"].set_index(keep)
     models = [("vanilla", "canonical", "none")]
     models += models_in_order(fall.index)
@@ -413,10 +451,13 @@ def forgetting_utility(scores: pd.DataFrame, against_vanilla: pd.DataFrame, meas
         raise KitError("forgetting against utility needs vanilla and one unlearned model on forget and another set")
 
     line = 1.25 * SMALL / 72  # inches a name needs
-    margin = 0.36 + max(width_of(label(*model)) for model in models)
-    height = max(2.75, 0.75 + line * len(models))
-    layout = ConstrainedLayoutEngine(rect=(0, 0, 1 - margin / PAGE, 1))
-    figure = Figure(figsize=(PAGE, height), layout=layout)
+    labels = [_named(model, known.collapsed) for model in models]
+    margin = 0.36 + max(map(width_of, labels))
+    told = _below([gates.told(known.gates, [measure], ["both"], "In grey"), *health.told(known.collapsed)])
+    height = max(2.75, 0.75 + line * len(models)) + LINE * len(told)
+    figure = Figure(figsize=(PAGE, height))
+    foot = _foot(figure, told)
+    figure.set_layout_engine(ConstrainedLayoutEngine(rect=(0.01, foot, 0.99 - margin / PAGE, 1 - foot)))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     heights = {}
     for model in models:
@@ -430,8 +471,8 @@ def forgetting_utility(scores: pd.DataFrame, against_vanilla: pd.DataFrame, meas
             x, left, right = (here.loc[model, c] * measure.times for c in ("value", "low", "high"))
             y, low, high = heights[model]
             ends = {"xerr": [[x - left], [right - x]], "yerr": [[y - low], [high - y]]}
-            panel.errorbar(x, y, **ends, fmt="none", ecolor=look(model[0]).colour, elinewidth=0.7, alpha=0.55, zorder=2)
-            _mark(panel, x, y, model)
+            panel.errorbar(x, y, **ends, fmt="none", ecolor=_colour(model, shut), elinewidth=0.7, alpha=0.55, zorder=2)
+            _mark(panel, x, y, model, shut)
         panel.axhline(0, color=PALE, linewidth=0.6, zorder=0)
         panel.set_title(SETS[name], loc="left", fontweight="bold")
         panel.set_title("← better" if name == "test" else "better →", loc="right", fontsize=SMALL, color=GREY)
@@ -448,15 +489,20 @@ def forgetting_utility(scores: pd.DataFrame, against_vanilla: pd.DataFrame, meas
     low, high = names.get_ylim()
     gap = line * (high - low) / (place.height * height)
     places = spread([heights[m][0] for m in models], gap, low + gap / 2, high - gap / 2)
-    for model, place in zip(models, places, strict=True):
+    for model, text, place in zip(models, labels, places, strict=True):
         names.plot([0.02, 0.14, 0.19], [heights[model][0], place, place], color=PALE, linewidth=0.6, clip_on=False)
-        _mark(names, 0.25, place, model)
-        names.text(0.33, place, label(*model), va="center_baseline", fontsize=SMALL)
+        _mark(names, 0.25, place, model, shut)
+        names.text(0.33, place, text, va="center_baseline", fontsize=SMALL)
     return figure
 
 
-def _mark(axes: Axes, x: float, y: float, model: tuple[str, str, str]) -> None:
-    colour, marker = look(model[0])
+def _colour(model: tuple[str, str, str], shut: bool = False) -> str:
+    """The colour of a model; grey behind a closed gate."""
+    return CLOSED if shut else look(model[0]).colour
+
+
+def _mark(axes: Axes, x: float, y: float, model: tuple[str, str, str], shut: bool = False) -> None:
+    colour, marker = _colour(model, shut), look(model[0]).marker
     hollow = model[2] == "unimodal"
     size = 34 if marker == "*" else 20
     axes.scatter(
@@ -483,12 +529,12 @@ def _cells(frame: pd.DataFrame, measure: Measure, view: str = "both") -> pd.Data
 
 
 @styled
-def modality_bars(against_vanilla: pd.DataFrame, set_name: str = "forget") -> Figure:
+def modality_bars(known: Numbers, set_name: str = "forget") -> Figure:
     """Difference to vanilla for each task (columns) and view (rows), unlearned on image + text or on text only.
 
-    ``against_vanilla``: rows of ``differences`` of one base model, protocol and forget ratio.
+    ``known`` is one of the ``groups`` of ``numbers``. A collapsed model has ‡ above its bar.
     """
-    here = against_vanilla[(against_vanilla["against"] == "vanilla") & (against_vanilla["set"] == set_name)]
+    here = known.differences[(known.differences["against"] == "vanilla") & (known.differences["set"] == set_name)]
     here = here[here["modality"].isin(MODALITIES)]
     if here.empty:
         raise KitError(f"no unlearned model was asked about the {set_name} set")
@@ -500,21 +546,31 @@ def modality_bars(against_vanilla: pd.DataFrame, set_name: str = "forget") -> Fi
     room = 0.85 * PAGE / len(measures) / len(methods)  # inches for the name of a method, roughly
     turned = any(width_of(line) > room for name in names for line in name.split("\n"))
     names = [name.replace("\n", " ") for name in names] if turned else names
-    figure = Figure(figsize=(PAGE, 4.0 if turned else 3.5), layout="constrained")
+    shut = gates.told(known.gates, [m for m, _ in measures], VIEWS, "In grey") if set_name in gates.GATED else ""
+    told = _below([shut, *health.told(known.collapsed)])
+    wrecked = {key[-3:] for key in known.collapsed}
+    figure = Figure(figsize=(PAGE, (4.0 if turned else 3.5) + LINE * len(told)))
+    foot = _foot(figure, told)
+    figure.set_layout_engine(ConstrainedLayoutEngine(rect=(0, foot, 1, 1 - foot)))
     axes = figure.subplots(len(VIEWS), len(measures), sharex=True, sharey=True, squeeze=False)
     for row, (view, view_label) in enumerate(VIEWS.items()):
         for column, (measure, title) in enumerate(measures):
             panel = axes[row][column]
             cells = _cells(here, measure, view).set_index(["method", "modality"])
+            closed = _shut(known, measure, view, set_name)
             for place, method in enumerate(methods):
                 for offset, modality in ((-0.2, "multimodal"), (0.2, "unimodal")):
                     if (method, modality) not in cells.index:
                         continue
                     cell = cells.loc[(method, modality)]
                     value, low, high = (100 * float(cell[c]) for c in ("value", "low", "high"))
-                    colour = look(method).colour
-                    fill = colour if modality == "multimodal" else "white"
-                    panel.bar(place + offset, value, 0.36, facecolor=fill, edgecolor=colour, linewidth=0.9, zorder=2)
+                    model = (method, cell["variant"], modality)
+                    colour = _colour(model, closed)
+                    face = {"facecolor": colour if modality == "multimodal" else "white", "edgecolor": colour}
+                    panel.bar(place + offset, value, 0.36, linewidth=0.9, zorder=2, **face)
+                    if model in wrecked:
+                        at = {"xy": (place + offset, max(0.0, high)), "xytext": (0, 1), "textcoords": "offset points"}
+                        panel.annotate(COLLAPSED, **at, ha="center", va="bottom", fontsize=SMALL, annotation_clip=False)
                     panel.errorbar(
                         place + offset,
                         value,
@@ -538,15 +594,141 @@ def modality_bars(against_vanilla: pd.DataFrame, set_name: str = "forget") -> Fi
     figure.suptitle(
         f"{name} set.  ■ unlearned on image + text   □ unlearned on text only", fontsize=SMALL, x=0.01, ha="left"
     )
+    low, high = axes[0][0].get_ylim()
+    axes[0][0].set_ylim(low, high + 0.12 * (high - low) * bool(wrecked))  # room for the marks above the bars
     _settle(figure)
     return figure
 
 
-# 5 Losses
+# 5 Gap to the oracle
 
 
 @styled
-def loss_curves(runs: list[Run]) -> Figure:
+def oracle_gap(known: Numbers, measures: Sequence[Measure] = MAIN) -> Figure:
+    """Each model minus the oracle in each of ``measures``, on Forget (above) and Retain, with the verdict beside it.
+
+    The band is the measure's margin. ``known`` is one of the ``groups`` of ``numbers``; views are pooled.
+    """
+    found = known.differences[known.differences["against"] == "oracle"]
+    keep = ["method", "variant", "modality"]
+    measures = [m for m in measures if len(_cells(found, m))]
+    models = models_in_order(found[keep].itertuples(index=False, name=None))
+    panels = [name for name in ("forget", "retain") if (found["set"] == name).any()]
+    if not models or not panels or not measures:
+        raise KitError("the gap to the oracle needs a run of the oracle and another one about the same people")
+    shut = gates.told(known.gates, measures, ["both"], "In grey")
+    key = "Band: the margin. = inside it, as the oracle; ≠ outside, not as the oracle; ? undecided. "
+    key += "Bars: 95 % intervals over people."
+    told = _below([key, shut, *health.told(known.collapsed)])
+    figure = Figure(figsize=(PAGE, 0.55 + len(panels) * (0.3 + 1.2 * LINE * len(models)) + LINE * len(told)))
+    foot = _foot(figure, told)
+    figure.set_layout_engine(ConstrainedLayoutEngine(rect=(0, foot, 1, 1 - foot)))
+    axes = figure.subplots(len(panels), len(measures), sharey=True, sharex="col", squeeze=False)
+    for (row, name), (column, measure) in itertools.product(enumerate(panels), enumerate(measures)):
+        panel = axes[row][column]
+        cells = _cells(found[found["set"] == name], measure).set_index(keep).to_dict("index")
+        closed = _shut(known, measure, "both", name)
+        panel.axvspan(*(end * measure.margin * measure.times for end in (-1, 1)), color=PALE, alpha=0.6, linewidth=0)
+        panel.axvline(0, color=GREY, linewidth=0.6)
+        for place, model in enumerate(models):
+            if model not in cells:
+                continue
+            value, low, high = (cells[model][end] * measure.times for end in ("value", "low", "high"))
+            panel.plot([low, high], [place] * 2, color=_colour(model, closed), linewidth=1.0)
+            _mark(panel, value, place, model, closed)
+            sign = VERDICTS[verdict(cells[model], measure)]
+            panel.text(1.03, place, sign, transform=panel.get_yaxis_transform(), va="center", fontsize=SMALL)
+        panel.set_ylim(len(models) - 0.4, -0.6)
+        panel.set_yticks(range(len(models)), [_named(model, known.collapsed) for model in models])
+        panel.tick_params(axis="y", length=0)
+        if row == 0:
+            panel.set_title(measure.label.replace(" %", ""), fontsize=NORMAL)
+        if row == len(panels) - 1:
+            panel.set_xlabel("minus oracle, points" if measure.times == 100 else "minus oracle")
+        if column == 0:
+            panel.set_ylabel(f"{SETS[name]} set", fontweight="bold")
+    seaborn.despine(figure, left=True)
+    _settle(figure)
+    return figure
+
+
+# 6 Health
+
+STATE_LOOKS = {  # from right to broken; Okabe and Ito's colours, and a pattern on what is no answer
+    "correct": ("#0072B2", "", "white"),
+    "wrong": ("#E69F00", "", INK),
+    "refusal": ("#CC79A7", "", INK),
+    "gibberish": ("#d9d9d9", "////", INK),
+    "repeated": ("#9a9a9a", "", INK),
+    "empty": ("#ffffff", "", INK),
+}
+
+
+@styled
+def health_bars(known: Numbers, least: float = 0.12) -> Figure:
+    """What kind of answer each model's free answers are: a bar a model, on Forget and Retain, asked by either view.
+
+    Shares of at least ``least`` are written into the bar. ``known`` is one of the ``groups`` of ``numbers``.
+    """
+    keep = ["method", "variant", "modality"]
+    states = known.states
+    models = models_in_order(states[keep].itertuples(index=False, name=None))
+    panels = [(name, view) for name in ("forget", "retain") for view in VIEWS if (states["set"] == name).any()]
+    if not panels:
+        raise KitError("no run was asked for a free answer about the forget or the retain people")
+    told = _below(health.told(known.collapsed))
+    figure = Figure(figsize=(PAGE, 0.75 + 1.35 * LINE * len(models) + LINE * len(told)))
+    foot = _foot(figure, told)
+    head = 1.6 * LINE / figure.get_figheight()
+    figure.set_layout_engine(ConstrainedLayoutEngine(rect=(0, foot, 1, 1 - foot - head)))
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for panel, (name, view) in zip(axes, panels, strict=True):
+        here = states[(states["set"] == name) & (states["view"] == view)]
+        shares = here.set_index([*keep, "state"])["value"].to_dict()
+        for place, model in enumerate(models):
+            left = 0.0
+            for state, (colour, hatch, ink) in STATE_LOOKS.items():
+                share = shares.get((*model, state), 0.0)
+                if share:
+                    face = {"facecolor": colour, "hatch": hatch, "edgecolor": GREY, "linewidth": 0.4}
+                    panel.barh(place, share, 0.8, left=left, **face)
+                if share >= least:
+                    boxed = {"facecolor": colour, "edgecolor": "none", "pad": 0.6} if hatch else None
+                    text = f"{100 * share:.0f}"
+                    panel.text(
+                        left + share / 2, place, text, ha="center", va="center", color=ink, fontsize=SMALL, bbox=boxed
+                    )
+                left += share
+        panel.set_title(f"{SETS[name]}, {VIEWS[view]}", loc="left", fontsize=NORMAL)
+        panel.set(xlim=(0, 1), ylim=(len(models) - 0.5, -0.5), xticks=[])
+        panel.set_yticks(range(len(models)), [_named(model, known.collapsed) for model in models])
+        panel.tick_params(axis="y", length=0)
+    seaborn.despine(figure, left=True, bottom=True)
+    _settle(figure)
+    _states_named(figure, head)
+    return figure
+
+
+def _states_named(figure: Figure, head: float) -> None:
+    """The states in their colours above the panels, in the order in which they stand in a bar."""
+    page = figure.add_axes((0, 1 - head, 1, head))
+    page.set(xlim=(0, figure.get_figwidth()), ylim=(0, 1))
+    page.axis("off")
+    x, shown = 0.1, page.text
+    shown(x, 0.4, "% of free answers:", va="center", fontsize=SMALL)
+    x += width_of("% of free answers:") + 0.15
+    for state, (colour, hatch, _) in STATE_LOOKS.items():
+        text = health.STATES[state].lower()
+        page.barh(0.4, 0.14, 0.5, left=x, facecolor=colour, hatch=hatch, edgecolor=GREY, linewidth=0.4)
+        shown(x + 0.2, 0.4, text, va="center", fontsize=SMALL)
+        x += 0.2 + width_of(text) + 0.2
+
+
+# 7 Losses
+
+
+@styled
+def loss_curves(runs: list[Run], collapsed: Collection[tuple] = ()) -> Figure:
     """The loss of every training, one panel a method, a line a run; long ones as a running mean over the raw curve."""
     trained = [run for run in runs if run.train.get("losses")]
     if not trained:
@@ -554,7 +736,12 @@ def loss_curves(runs: list[Run]) -> Figure:
     methods = in_order(run["method"] for run in trained)
     columns = min(3, len(methods))
     rows = math.ceil(len(methods) / columns)
-    figure = Figure(figsize=(PAGE if columns > 1 else COLUMN, 0.25 + 1.55 * rows), layout="constrained")
+    width = PAGE if columns > 1 else COLUMN
+    wrecked = {key[-3:] for key in collapsed} & {(run["method"], run["variant"], run["modality"]) for run in trained}
+    told = _below(health.told(wrecked), width)
+    figure = Figure(figsize=(width, 0.25 + 1.55 * rows + LINE * len(told)))
+    foot = _foot(figure, told)
+    figure.set_layout_engine(ConstrainedLayoutEngine(rect=(0, foot, 1, 1 - foot)))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel in axes[len(methods) :]:
         panel.axis("off")
@@ -580,21 +767,23 @@ def loss_curves(runs: list[Run]) -> Figure:
         if place + columns >= len(methods):
             panel.set_xlabel("step")
         named = [m for m in MODALITIES if m in ends]
+        broken = {modality for name, _, modality in wrecked if name == method}
         first = min(entry["step"] for run in mine for entry in run.train["losses"])
         margin = 0.03 * max(1, last - first)
         # names stand to the right of the curves, so the axis goes on past the last step
-        panel.set_xlim(first - margin, last + (0.52 * (last - first) if named else margin))
+        panel.set_xlim(first - margin, last + ((0.75 if broken else 0.52) * (last - first) if named else margin))
         panel.set_xticks([t for t in panel.get_xticks() if first - margin <= t <= last + margin])
         panel.spines["bottom"].set_bounds(first - margin, last + margin)
-        endings.append((panel, last, named, [float(np.mean(ends[m])) for m in named]))
+        texts = [MODALITIES[m] + (f" {COLLAPSED}" if m in broken else "") for m in named]
+        endings.append((panel, last, texts, [float(np.mean(ends[m])) for m in named]))
     seaborn.despine(figure)
     _settle(figure)
-    for panel, last, named, heights in endings:
+    for panel, last, texts, heights in endings:
         low, high = panel.get_ylim()
         gap = 1.25 * SMALL / 72 * (high - low) / (panel.get_window_extent().height / figure.dpi)
-        for modality, y in zip(named, spread(heights, gap, low + gap / 2, high - gap / 2), strict=True):
+        for text, y in zip(texts, spread(heights, gap, low + gap / 2, high - gap / 2), strict=True):
             left, right = panel.get_xlim()
-            panel.text(last + 0.03 * (right - left), y, MODALITIES[modality], va="center", fontsize=SMALL)
+            panel.text(last + 0.03 * (right - left), y, text, va="center", fontsize=SMALL)
     return figure
 
 
@@ -610,6 +799,10 @@ CAPTIONS = {
     "modality_bars_forget": "Difference to vanilla on the forget set for each task and view. Filled: unlearned on "
     "image + text; hollow: on text only. Bars: 95 % intervals of the paired difference over people.",
     "modality_bars_retain": "The same on the retain set, where no difference is wanted.",
+    "oracle_gap": "Each model minus the oracle on Forget and Retain, views pooled; the band is the margin within which "
+    "it counts as the oracle (10 points, 0.1 ROUGE, 1 point of factuality). Bars: 95 % intervals over people.",
+    "health": "What kind of answer the free answers are, per cent, by set and view. Broken answers (gibberish, "
+    "repeated, empty) stand to the right.",
     "losses": "Training losses. Solid: image + text (or the whole mixture for vanilla and oracle); dashed: text only.",
 }
 
@@ -636,16 +829,17 @@ def write_all(
         draw("profiles", "profiles", lambda: profile_sheet(people[:3]))
     for (base_model, protocol, ratio), part in known.groups():
         tail = f"{base_model}_{ratio}" + ("" if protocol == "clean" else f"_{protocol}")
-        draw("before_after", f"before_after_{tail}", lambda p=part: before_after(p.runs))
-        draw(
-            "forgetting_utility",
-            f"forgetting_utility_{tail}",
-            lambda p=part: forgetting_utility(p.scores, p.differences),
-        )
-        for name in ("forget", "retain"):
-            kind = f"modality_bars_{name}"
-            draw(kind, f"{kind}_{tail}", lambda p=part, n=name: modality_bars(p.differences, n))
-        draw("losses", f"losses_{tail}", lambda p=part: loss_curves(p.runs))
+        draws = {
+            "before_after": lambda p=part: before_after(p.runs, p.collapsed),
+            "forgetting_utility": lambda p=part: forgetting_utility(p),
+            "modality_bars_forget": lambda p=part: modality_bars(p, "forget"),
+            "modality_bars_retain": lambda p=part: modality_bars(p, "retain"),
+            "oracle_gap": lambda p=part: oracle_gap(p),
+            "health": lambda p=part: health_bars(p),
+            "losses": lambda p=part: loss_curves(p.runs, p.collapsed),
+        }
+        for kind, make in draws.items():
+            draw(kind, f"{kind}_{tail}", make)
     out.mkdir(parents=True, exist_ok=True)
     (out / "captions.md").write_text("\n".join(told) + "\n", encoding="utf-8")
     return [*paths, out / "captions.md"]

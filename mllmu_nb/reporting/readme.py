@@ -6,13 +6,14 @@ No number of the README is typed: the main table comes from the runs' answers, t
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from mllmu_nb import paths, stages
-from mllmu_nb.reporting import all_items, label, models_in_order, read_runs
-from mllmu_nb.reporting.tables import pooled_scores
+from mllmu_nb.reporting import LIKELIHOOD, VIEWS, label, models_in_order
+from mllmu_nb.reporting.tables import COLLAPSED, Numbers, bracketed, numbers
 
 RATIO, DRAW = 10, 0  # what `make reproduce` makes; the main table pools all draws of the ratio
 COLUMNS = [
@@ -34,8 +35,12 @@ MAP = (
 )
 
 
-def main_table(scores: pd.DataFrame) -> str:
-    """Likelihood accuracy in per cent with the half-width of its 95 % interval, one row a model: ``pooled_scores``."""
+def main_table(scores: pd.DataFrame, collapsed: Collection[tuple] = (), told: Sequence[str] = ()) -> str:
+    """Likelihood accuracy in per cent with the half-width of its 95 % interval, one row a model.
+
+    ``scores`` are those of ``tables.numbers``: a cell behind a closed gate stands in brackets, a model whose (method,
+    variant, modality) ends one of the ``collapsed`` has ‡ behind its name, and ``told`` stands below.
+    """
     chosen = scores[(scores.metric == "accuracy") & (scores.scoring == "likelihood")]
     lines = ["| model | " + " | ".join(head for head, _, _ in COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
     keys = chosen[["method", "variant", "modality"]].drop_duplicates()
@@ -44,9 +49,16 @@ def main_table(scores: pd.DataFrame) -> str:
         cells = []
         for _, name, view in COLUMNS:
             cell = mine.loc[(name, view)]
-            cells.append(f"{100 * cell.value:.0f} ± {50 * (cell.high - cell.low):.0f}")
-        lines.append(f"| {label(method, variant, modality)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            cells.append(bracketed(f"{100 * cell.value:.0f} ± {50 * (cell.high - cell.low):.0f}", cell.gate))
+        mark = f" {COLLAPSED}" if (method, variant, modality) in {key[-3:] for key in collapsed} else ""
+        lines.append(f"| {label(method, variant, modality)}{mark} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, *(f"\n{line}" for line in told)])
+
+
+def pooled_table(known: Numbers) -> str:
+    """:func:`main_table` of the clean runs at RATIO, with all that is to be said about them."""
+    part = next(part for (_, protocol, ratio), part in known.groups() if (protocol, ratio) == ("clean", RATIO))
+    return main_table(part.scores, part.collapsed, part.warnings([LIKELIHOOD], VIEWS))
 
 
 def minutes_table(runs: Path) -> str:
@@ -74,8 +86,7 @@ def main() -> None:
     checkout = paths.committed_runs("miniature").parents[2]
     readme = checkout / "README.md"
     text = readme.read_text()
-    runs = [run for run in read_runs(paths.committed_runs("miniature")) if run["forget_ratio"] == RATIO]
-    text = fill(text, "main table", main_table(pooled_scores(all_items(runs))))
+    text = fill(text, "main table", pooled_table(numbers(paths.committed_runs("miniature"))))
     text = fill(text, "map", minutes_table(paths.committed_runs("miniature")))
     readme.write_text(text)
 
