@@ -25,7 +25,7 @@ from PIL import Image
 from mllmu_nb import reporting
 from mllmu_nb.data.schema import QA, Profile, Question
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting import figures, published, report, tables
+from mllmu_nb.reporting import figures, gates, published, readme, report, tables
 
 PEOPLE, CELEBRITIES = 100, 40
 FACTS = ("profession", "residence", "food", "pet", "hobby")
@@ -780,3 +780,13 @@ def test_what_a_model_wrote_is_never_markup():
     assert "<script>" not in shown and "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
     assert "&lt;i&gt;" in shown and "&amp;" in shown and "✗" in shown
     assert 'src="data:image/png;base64,' in report.show_answer_html("q", "a", image=b"\x89PNG123")
+
+
+def test_the_readmes_table_marks_what_is_closed_and_what_has_collapsed(telling):
+    closed = telling.gates.assign(gate=telling.gates["gate"].mask(telling.gates["view"] == "text", "closed"))
+    known = replace(telling, gates=closed, scores=gates.with_gate(telling.scores, closed))
+    made = readme.pooled_table(known)
+    row = {line.split(" | ")[0]: line.split(" | ")[1:] for line in made.splitlines()}
+    cells = row["| NPO (text only) ‡"]
+    assert [cell.startswith("(") for cell in cells[:6]] == [False, True, False, True, False, False]
+    assert "‡ Collapsed" in made and "gate closed" in made and "Likelihood (text)" in made
