@@ -1,11 +1,13 @@
 """Forget quality: what is read off a model token by token, and what is computed from it, against cases done by hand."""
 
 import zlib
+from math import exp
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from mllmu_nb import run
 from mllmu_nb.config import Config
@@ -16,6 +18,8 @@ from mllmu_nb.evaluation import evaluate, tokens
 from mllmu_nb.evaluation.draws import draw
 from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.models.prompts import Conversation, Turn, encode, question_of
+from mllmu_nb.reporting import GROUP, Run, quality
+from mllmu_nb.reporting.tables import Numbers
 from mllmu_nb.unlearning import Scored
 
 SYSTEM = "You never speak about people."
@@ -161,3 +165,180 @@ def test_people_who_are_read_have_no_fresh_ones_beside_them():
 def test_without_fresh_people_only_the_forget_people_are_read(model, processor, people):
     found = tokens.sentences(model, processor, {"forget": people.members("forget"), "fresh": []})
     assert set(found["member"]) == {"forget"} and len(found) == 29
+
+
+# what is computed from it
+
+
+def test_extraction_strength_counts_right_tokens_from_the_end():
+    strength = quality.extraction_strength
+    assert strength([True, True, True, True]) == 1
+    assert strength([True, True, True, False]) == 0  # only the last is wrong
+    assert strength([True, False, True, True]) == pytest.approx(2 / 4)  # k = 2 of 4
+    assert strength([False, True, True, True, True]) == pytest.approx(4 / 5)
+    assert strength([False]) == 0 and strength([True]) == 1
+
+
+def test_exact_memorisation_is_a_share_of_tokens():
+    assert quality.exact_memorisation(np.array([True, False, True, True])) == 0.75
+
+
+def test_the_truth_ratio_takes_the_geometric_mean_of_the_wrong_options():
+    # per token the right one, B, has .5 and the wrong ones .1, .2 and .4: (.1 · .2 · .4)^(1/3) = .2
+    found = quality.log_truth_ratio(np.log([0.1, 0.5, 0.2, 0.4]), 1)
+    assert exp(found) == pytest.approx(0.2 / 0.5)
+    assert quality.log_truth_ratio([-1.0, -1.0, -1.0, -1.0], 3) == 0
+
+
+def test_min_k_is_the_mean_of_the_least_likely_fifth():
+    values = np.array([-1.0, -9.0, -2.0, -3.0, -0.5, -7.0, -4.0, -0.1, -0.2, -0.3])
+    assert quality.least(values) == pytest.approx(-8.0)  # two of ten
+    assert quality.least(values[:4]) == -9.0  # a fifth of four is none: one
+    assert quality.least(values, 1.0) == pytest.approx(values.mean())
+
+
+def sentences_of(rng, people: int, shift: float, member: str, each: int = 12) -> pd.DataFrame:
+    who = np.repeat([f"{member}{n}" for n in range(people)], each)
+    return pd.DataFrame({"member": member, "person": who, "loss": rng.normal(shift, 1, people * each)})
+
+
+def test_the_area_is_half_without_a_difference_and_the_librarys_with_one():
+    rng = np.random.default_rng(0)
+    same = pd.concat([sentences_of(rng, 40, 0, "forget"), sentences_of(rng, 40, 0, "fresh")])
+    value, low, high = quality.Pairs([same], "loss").auc()
+    assert abs(value - 0.5) < 0.06 and low < 0.5 < high
+    apart = pd.concat([sentences_of(rng, 10, 1, "forget"), sentences_of(rng, 25, 0, "fresh")]).round(1)  # ties
+    pairs = quality.Pairs([apart], "loss")
+    value, low, high = pairs.auc()
+    assert value == pytest.approx(roc_auc_score(apart["member"] == "forget", apart["loss"]))
+    assert 0.5 < low < value < high and pairs.auc() == (value, low, high)  # the same draws every time
+
+
+def test_models_of_several_forget_sets_are_each_compared_with_its_own_fresh_sentences():
+    rng = np.random.default_rng(1)
+    parts = []
+    for level in (0.0, 50.0):  # another model, another scale: pooled blindly its fresh ones beat the first's people
+        ours = sentences_of(rng, 5, level + 1, "forget")
+        ours["person"] += f"/{level}"
+        parts.append(pd.concat([ours, sentences_of(rng, 8, level, "fresh")]))
+    apart = [quality.Pairs([part], "loss").auc()[0] for part in parts]
+    both = quality.Pairs(parts, "loss")
+    assert both.auc()[0] == pytest.approx(np.mean(apart)) and both.count.shape == (10, 8)
+
+
+def test_a_perfect_area_is_not_certain_and_a_model_is_not_different_from_itself():
+    rng = np.random.default_rng(2)
+    perfect = pd.concat([sentences_of(rng, 5, 99, "forget"), sentences_of(rng, 25, 0, "fresh")])
+    value, low, high = quality.Pairs([perfect], "loss").auc()
+    assert value == 1 and low < 0.7 and high == pytest.approx(1)
+    value, low, high = quality.Pairs([perfect], "loss").minus(quality.Pairs([perfect], "loss"))
+    assert value == 0 and low < 0 < high
+
+
+def test_the_true_positive_rate_is_read_where_few_fresh_ones_pass():
+    fresh = pd.DataFrame({"member": "fresh", "person": "f", "loss": np.arange(100.0)})
+    ours = pd.DataFrame({"member": "forget", "person": "p", "loss": [98.5, 97.5, 94.5, 93.5]})
+    part = pd.concat([ours, fresh])
+    assert quality.tpr([part], "loss", 0.01) == 0.25  # one of a hundred fresh ones lies above 98.5
+    assert quality.tpr([part], "loss", 0.05) == 0.75
+
+
+def test_distances_of_distributions():
+    rng = np.random.default_rng(3)
+    people = np.repeat(np.arange(30), 5)
+    a, b = rng.beta(2, 2, 150), rng.beta(2, 2, 150)
+    distance, chance = quality.jensen_shannon(a, b, people)
+    assert 0 < distance <= chance < 1
+    low, high = np.full(150, 0.05), np.full(150, 0.95)
+    distance, chance = quality.jensen_shannon(low, high, people)
+    assert distance == pytest.approx(1) and chance < 0.5  # nothing in common
+    assert quality.ks(low, high)[0] == 1 and quality.ks(low, high)[1] < -80
+    assert quality.ks(a, a) == (0, 0)
+
+
+# runs
+
+
+def made_run(method: str, p_right: float, log_p: float, fresh: int = 25, people: int = 10) -> Run:
+    """A run whose model gives the true option ``p_right``, the taught tokens ``log_p`` and those of fresh people −3."""
+    rng = np.random.default_rng(len(method))
+    at = {"run": method, "scale": "miniature", "base_model": "llava", "forget_ratio": 10, "forget_draw": 0}
+    at |= {"method": method, "protocol": "clean", "variant": "canonical"}
+    at |= {"modality": "multimodal" if method == "ga" else "none"}
+    at |= dict.fromkeys(("data_seed", "train_seed", "unlearn_seed", "shot_seed"), 0)
+    rows, read = [], []
+    for view in ("image_text", "text"):
+        for n in range(people * 5):
+            options = np.log([p_right, *[(1 - p_right) / 3] * 3]) + rng.normal(0, 0.1, 4)
+            told = {"set": "forget", "task": "classification", "view": view, "scoring": "likelihood"}
+            told |= {"profile": f"{n // 5:03d}", "question_id": f"{n // 5:03d}/classification/{view}/{n % 5}"}
+            rows.append(
+                at | told | {"answer_true": "A"} | {f"option_{x}": v for x, v in zip("ABCD", options, strict=True)}
+            )
+        for member, count, level in (("forget", people, log_p), ("fresh", fresh, -3.0)):
+            for n in range(count * 14):
+                values = rng.normal(level, 1, 6)
+                read.append(
+                    {"profile": f"{member}{n // 14}", "member": member, "view": view, "zlib_bytes": 40}
+                    | {"question_id": f"{member}{n // 14}/finetuning/{view}/{n % 14}", "log_probs": values}
+                    | {"spread": values, "right": values > -2}
+                )
+    return Run(method, pd.DataFrame(rows), {}, {}, pd.DataFrame(read))
+
+
+def known(*runs: Run) -> Numbers:
+    nothing = pd.DataFrame(columns=[*GROUP, "collapsed"]).astype({"forget_ratio": int, "collapsed": bool})
+    return Numbers(list(runs), *[nothing] * 5)
+
+
+def of(found: pd.DataFrame, method: str, metric: str, view: str = "text") -> pd.Series:
+    row = found[(found["method"] == method) & (found["metric"] == metric) & (found["view"] == view)]
+    return row.iloc[0]
+
+
+def test_a_model_that_knows_is_told_from_the_oracle_by_every_measure(tmp_path):
+    here = known(made_run("vanilla", 0.9, -0.1), made_run("ga", 0.25, -3.0), made_run("oracle", 0.25, -3.0))
+    found, sheets = quality.table(here)
+    assert of(found, "vanilla", "truth_ratio")["value"] == pytest.approx(1 / (1 + 0.9 / (0.1 / 3)), abs=0.02)
+    assert of(found, "vanilla", "ks_log10_p")["value"] < -20 < -2 < of(found, "ga", "ks_log10_p")["value"]
+    assert of(found, "vanilla", "js")["value"] > of(found, "vanilla", "js_chance")["value"]
+    for metric in ("exact_memorisation", "extraction_strength", "loss", "auc_loss", "auc_zlib", "auc_min_k"):
+        row = of(found, "vanilla", metric)
+        assert row["to_oracle_low"] > 0 and row["low"] < row["value"] <= row["high"]
+        row = of(found, "ga", metric)
+        assert row["to_oracle_low"] < 0.1 and row["to_oracle_high"] > -0.1
+    assert of(found, "vanilla", "tpr_1_loss")["value"] > 0.9 and of(found, "oracle", "tpr_5_loss")["value"] < 0.15
+    assert np.isnan(of(found, "oracle", "auc_loss")["to_oracle"])
+    assert found["value"].notna().sum() + (found["note"] != "").sum() == len(found)  # a value or a reason
+    values, gaps = (sheet.markdown() for sheet in sheets)
+    assert "Vanilla, text" in values and "Oracle, text" in values and "Oracle, text" not in gaps
+    written = quality.write_all("miniature", here, tmp_path / "tables", tmp_path)
+    assert {path.name for path in written} == {
+        *(f"table_forget_quality.{kind}" for kind in ("csv", "md", "tex")),
+        *(f"forget_quality_llava_10.{kind}" for kind in ("png", "pdf")),
+    }
+    assert "`forget_quality_llava_10`: How far" in (tmp_path / "captions.md").read_text()
+
+
+def test_without_fresh_people_only_the_difference_to_the_oracle_is_told():
+    found = quality.measured(known(made_run("vanilla", 0.9, -0.1, fresh=0), made_run("oracle", 0.25, -3.0, fresh=0)))
+    row = of(found, "vanilla", "auc_loss")
+    assert np.isnan(row["value"]) and "nobody was taught" in row["note"]
+    assert of(found, "vanilla", "loss")["to_oracle"] == pytest.approx(2.9, abs=0.1)
+    assert of(found, "vanilla", "extraction_strength")["to_oracle_low"] > 0.5
+
+
+def test_one_per_cent_of_few_is_not_told():
+    few = [made_run("vanilla", 0.9, -0.1, fresh=21), made_run("oracle", 0.25, -3.0, fresh=21)]
+    row = of(quality.measured(known(*few)), "vanilla", "tpr_1_loss")
+    assert np.isnan(row["value"]) and row["note"] == "1 % needs 300 fresh sentences: 294 there."
+
+
+def test_runs_of_earlier_versions_lack_the_tokens_and_say_so():
+    old = Run("vanilla", made_run("vanilla", 0.9, -0.1).items, {}, {})
+    found, sheets = quality.table(known(old, made_run("oracle", 0.25, -3.0)))
+    assert of(found, "vanilla", "truth_ratio")["to_oracle_high"] < 0
+    assert np.isnan(of(found, "vanilla", "auc_loss")["value"])
+    assert "The run kept no tokens.parquet" in sheets[0].markdown()
+    bare = Run("vanilla", old.items.drop(columns=["option_A", "answer_true"]), {}, {})
+    assert "no choices by likelihood" in of(quality.measured(known(bare)), "vanilla", "ks")["note"]

@@ -97,12 +97,16 @@ ITEM_COLUMNS += ("rouge2", "rougeL", "bleu", "factuality")
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run: its answers and the two JSON files beside them (empty where a file is not there)."""
+    """One finished run: its answers and the two JSON files beside them (empty where a file is not there).
+
+    ``tokens`` is what its model gives each token of the taught sentences; None for runs made before that was kept.
+    """
 
     id: str
     items: pd.DataFrame
     train: dict
     data: dict
+    tokens: pd.DataFrame | None = None
 
     def __getitem__(self, column: str):
         """A run-level column (``method``, ``modality``, ``forget_ratio`` ..), the same in every row of the items."""
@@ -139,7 +143,9 @@ def read_run(folder: Path) -> Run:
     items["scoring"] = items["scoring"].fillna("")
     if "fluency" not in items:  # runs made before it was measured
         items["fluency"] = float("nan")
-    return Run(folder.name, items, _read_json(folder / "train.json"), _read_json(folder / "data.json"))
+    kept = folder / "tokens.parquet"
+    tokens = pd.read_parquet(kept) if kept.is_file() else None
+    return Run(folder.name, items, _read_json(folder / "train.json"), _read_json(folder / "data.json"), tokens)
 
 
 def _read_json(path: Path) -> dict:

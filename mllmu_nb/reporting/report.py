@@ -11,7 +11,7 @@ from mllmu_nb import paths, stages
 from mllmu_nb.data.schema import Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import statistics
-from mllmu_nb.reporting import all_items, figures, gates, leakage, ranking, tables
+from mllmu_nb.reporting import all_items, figures, gates, leakage, quality, ranking, tables
 
 COMMITTED = "the committed reference run"
 
@@ -59,6 +59,7 @@ def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], N
     pictures = paths.writable(paths.figures(scale))
     written += figures.write_all(scale, runs_root, pictures, people, known)
     written += ranking.write_all(scale, known, out / "tables", pictures)
+    written += quality.write_all(scale, known, out / "tables", pictures)
     return written + leakage.write_all(scale, known, out / "tables", pictures)
 
 
