@@ -395,6 +395,7 @@ def figure(found: pd.DataFrame, collapsed: Collection[tuple] = ()) -> Figure:
     if not shown:
         raise KitError("the forget quality figure needs an oracle and another model asked about the same people")
     models = models_in_order(zip(gaps["method"], gaps["variant"], gaps["modality"], strict=True))
+    names = [label(*model) + f" {COLLAPSED}" * (model in collapsed) for model in models]
     result = Figure(figsize=(PAGE, 1.0 + 0.17 * len(models) * len(VIEWS)), layout="constrained")
     axes = result.subplots(len(VIEWS), len(shown), sharex="col", sharey=True, squeeze=False)
     for row, (view, asked_with) in enumerate(VIEWS.items()):
@@ -408,9 +409,7 @@ def figure(found: pd.DataFrame, collapsed: Collection[tuple] = ()) -> Figure:
                 if model in cells.index:
                     columns = ("to_oracle", "to_oracle_low", "to_oracle_high")
                     _gap(panel, place, [measure.times * cells.loc[model, c] for c in columns], model)
-            panel.set_yticks(
-                range(len(models)), [label(*model) + f" {COLLAPSED}" * (model in collapsed) for model in models]
-            )
+            panel.set_yticks(range(len(models)), names)
             panel.tick_params(axis="y", length=0)
             if row == 0:
                 panel.set_title(title)
