@@ -148,3 +148,12 @@ def test_the_map_shows_every_setting_and_marks_two():
     assert np.isnan(outside.axes[0].lines[0].get_xydata()[0, 0])
     with pytest.raises(KitError, match="no setting unlearned on image \\+ text"):
         told.figure(found, "multimodal")
+
+
+def test_lengths_are_named_beside_every_method_that_has_its_own():
+    alike = made_up(1e-3, 0.9, 0.97) + made_up(1e-3, 0.7, 0.9, steps=20)
+    longer = [{**row, "method": "kl_min", "steps": 8 * row["steps"]} for row in alike]
+    shared = [{**row, "method": "npo"} for row in alike]
+    drawn = told.figure(table(alike, [{**row, "method": "grad_diff"} for row in alike], longer, shared), "unimodal")
+    labels = [[label.get_text() for label in panel.get_yticklabels()] for panel in drawn.axes[:4]]
+    assert labels == [["10 (1.0)", "20 (1.0)"], ["", ""], ["80 (1.0)", "160 (1.0)"], ["10 (1.0)", "20 (1.0)"]]
