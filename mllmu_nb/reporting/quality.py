@@ -396,7 +396,7 @@ def figure(found: pd.DataFrame, collapsed: Collection[tuple] = ()) -> Figure:
         raise KitError("the forget quality figure needs an oracle and another model asked about the same people")
     models = models_in_order(zip(gaps["method"], gaps["variant"], gaps["modality"], strict=True))
     names = [label(*model) + f" {COLLAPSED}" * (model in collapsed) for model in models]
-    result = Figure(figsize=(PAGE, 1.0 + 0.17 * len(models) * len(VIEWS)), layout="constrained")
+    result = Figure(figsize=(PAGE, 1.0 + max(1.4, 0.17 * len(models)) * len(VIEWS)), layout="constrained")
     axes = result.subplots(len(VIEWS), len(shown), sharex="col", sharey=True, squeeze=False)
     for row, (view, asked_with) in enumerate(VIEWS.items()):
         for column, (measure, title) in enumerate(shown):
