@@ -32,6 +32,8 @@ MAP = (
     ("Table 2, by view, cost", "09_tables", ()),
     ("all figures", "10_figures", ()),
     ("what the released code does", "11_released_code", ()),
+    ("the cliff", "13_cliff", ()),
+    ("the headline claim, sources of spread", "14_modality", ()),
 )
 
 
