@@ -23,8 +23,9 @@ import seaborn
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
+from mllmu_nb import paths
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting import figures, published
+from mllmu_nb.reporting import figures, published, read_run
 
 CORRELATIONS = (0.0, 0.1, 0.4)
 LIKELY = 0.1
@@ -46,6 +47,11 @@ def people_behind(set_name: str, ratio: int, task: str) -> int:
     forget = FICTITIOUS * ratio // 100
     size = {"Forget": forget, "Test": forget, "Retain": FICTITIOUS - forget, "Real Celebrity": CELEBRITIES}[set_name]
     return size - (0 if (set_name, task) == ("Real Celebrity", "classification") else SHOWN[task])
+
+
+def lender() -> pd.DataFrame:
+    """Answers of the committed vanilla model, whose people's spread stands in for that of published models."""
+    return read_run(paths.committed_runs("miniature") / "llava-r10-d0-vanilla-none-s0").items
 
 
 def spread(items: pd.DataFrame, set_name: str, view: str, metric: str) -> float:

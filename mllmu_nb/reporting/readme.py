@@ -34,6 +34,7 @@ MAP = (
     ("what the released code does", "11_released_code", ()),
     ("the cliff", "13_cliff", ()),
     ("the headline claim, sources of spread", "14_modality", ()),
+    ("which published gaps exceed the noise", "15_noise", ()),
 )
 
 
