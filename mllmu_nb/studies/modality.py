@@ -21,8 +21,8 @@ from mllmu_nb.studies import models
 
 NAME = "modality"
 DRAWS = (0, 1, 2)
-POINTS = 8
-KEPT = 40  # retain people who are asked, drawn anew for each forget set
+POINTS = 6
+KEPT = 30  # retain people who are asked, drawn anew for each forget set
 CODE = (*models.CODE, "mllmu_nb.studies.modality")
 
 
