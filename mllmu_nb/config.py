@@ -112,13 +112,13 @@ _PAPER_UNLEARNING = replace(_PAPER_TRAINING, epochs=1)
 UNLEARNING = {
     "miniature": {
         "": _MINIATURE_UNLEARNING,
-        ("ga", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=5.3e-3, steps=20),
+        ("ga", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=5.6e-3, steps=20),
         ("ga", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=5.2e-3, steps=20),
         ("grad_diff", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=4e-3, steps=160, alpha=4.0),
         ("grad_diff", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=4e-3, steps=170, alpha=4.0),
         ("kl_min", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=3e-3, steps=160, alpha=4.0),
         ("kl_min", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=2e-3, steps=160, alpha=4.0),
-        ("npo", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=5.5e-3, steps=20),
+        ("npo", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=5.6e-3, steps=20),
         ("npo", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=5.2e-3, steps=20),
     },
     "paper": {
