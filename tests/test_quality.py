@@ -235,6 +235,31 @@ def test_a_perfect_area_is_not_certain_and_a_model_is_not_different_from_itself(
     assert value == 0 and low < 0 < high
 
 
+def test_an_area_of_few_people_has_students_interval():
+    rng = np.random.default_rng(4)
+    few = pd.concat([sentences_of(rng, 5, 0.5, "forget"), sentences_of(rng, 25, 0, "fresh")])
+    pairs = quality.Pairs([few], "loss")
+    value, low, high = pairs.auc()
+    reach = 2.776 * pairs._drawn(pairs.higher).std(ddof=1)  # t of .975 with 4 degrees
+    assert (value - low, high - value) == pytest.approx((reach, reach), rel=1e-3)
+    a_low, a_high = np.quantile(pairs._drawn(pairs.higher), [0.025, 0.975])
+    assert low < a_low and a_high < high  # wider than the percentiles
+    alone = pd.concat([sentences_of(rng, 1, 0.5, "forget"), sentences_of(rng, 25, 0, "fresh")])
+    value, low, high = quality.Pairs([alone], "loss").auc()
+    assert low < 0.2 and high > 0.9  # one person says little
+
+
+def test_an_area_close_to_one_is_not_certain_either():
+    rng = np.random.default_rng(2)
+    ours, fresh = sentences_of(rng, 5, 99, "forget"), sentences_of(rng, 25, 0, "fresh")
+    ours.loc[0, "loss"] = -99  # one sentence of sixty
+    pairs = quality.Pairs([pd.concat([ours, fresh])], "loss")
+    value, low, high = pairs.auc()
+    assert value == pytest.approx(59 / 60) and low < 0.6 and value < high <= 1
+    gap, low, high = pairs.minus(quality.Pairs([pd.concat([ours.assign(loss=99.0), fresh])], "loss"))
+    assert gap == pytest.approx(-1 / 60) and low < -0.3 and high > 0.3
+
+
 def test_the_true_positive_rate_is_read_where_few_fresh_ones_pass():
     fresh = pd.DataFrame({"member": "fresh", "person": "f", "loss": np.arange(100.0)})
     ours = pd.DataFrame({"member": "forget", "person": "p", "loss": [98.5, 97.5, 94.5, 93.5]})
@@ -318,6 +343,65 @@ def test_a_model_that_knows_is_told_from_the_oracle_by_every_measure(tmp_path):
         *(f"forget_quality_llava_10.{kind}" for kind in ("png", "pdf")),
     }
     assert "`forget_quality_llava_10`: How far" in (tmp_path / "captions.md").read_text()
+
+
+def test_a_measure_by_which_vanilla_knows_nothing_stands_behind_a_closed_gate(tmp_path):
+    # letters know, sentences do not: by the truth ratio there was something to forget, by what was taught not
+    here = known(made_run("vanilla", 0.9, -3.0), made_run("ga", 0.25, -3.0), made_run("oracle", 0.25, -3.0))
+    found, (values, gaps) = quality.table(here)
+    gate = found.set_index(["method", "view", "metric"])["gate"].to_dict()
+    for method in ("vanilla", "ga", "oracle"):
+        for metric in ("truth_ratio", "ks", "js_chance"):
+            assert gate[method, "text", metric] == "open"
+        for metric in ("extraction_strength", "loss", "auc_loss", "tpr_5_loss", "tpr_1_min_k_pp"):
+            assert gate[method, "text", metric] == "closed"
+    rows = {name: [text for text, _ in cells] for _, body in values.blocks for name, cells in body}
+    assert not rows["GA, text"][0].startswith("(") and all(text[0] + text[-1] == "()" for text in rows["GA, text"][5:])
+    assert "In brackets: gate closed" in values.markdown() and "Truth" not in values.remarks[1]
+    assert "Exact mem., Extraction, log p, AUC by LOSS" in gaps.markdown()
+    assert "Grey: gate closed" in quality.figure(found)._supxlabel.get_text()
+    quality.write_all("miniature", here, tmp_path, tmp_path)
+    assert "Grey: gate closed" in (tmp_path / "captions.md").read_text()
+    bare = quality.measured(known(made_run("ga", 0.25, -3.0), made_run("oracle", 0.25, -3.0)))
+    assert set(bare["gate"]) == {""} and "nobody can say" in quality.told(bare, quality.SHOWN)
+
+
+def test_a_gap_is_judged_by_its_margin():
+    runs = [made_run("vanilla", 0.9, -0.1, people=40), made_run("ga", 0.25, -3.0, people=40)]
+    found, sheets = quality.table(known(*runs, made_run("oracle", 0.25, -3.0, people=40)))
+    for metric in ("truth_ratio", "exact_memorisation", "extraction_strength", "auc_loss"):
+        assert of(found, "vanilla", metric)["verdict"] == "outside" and of(found, "ga", metric)["verdict"] == "inside"
+        assert of(found, "ga", metric)["margin"] == 0.1
+    assert of(found, "ga", "loss")["verdict"] == "" and np.isnan(of(found, "ga", "loss")["margin"])
+    assert of(found, "oracle", "auc_loss")["verdict"] == ""
+    assert " ≠ |" in sheets[1].markdown() and " = |" in sheets[1].markdown() and "≠ |" not in sheets[0].markdown()
+    wide = quality._judged(
+        quality._row("auc_loss", gap=quality.Interval(0.0, -0.2, 0.2, 10, 10)) | {"n_items": 10, "n_profiles": 10}
+    )
+    assert wide["verdict"] == "undecided"
+
+
+@pytest.mark.parametrize("level", [-300.0, -np.inf])
+def test_a_model_that_has_collapsed_stops_no_report(level):
+    runs = [made_run(name, p, log_p) for name, p, log_p in (("vanilla", 0.9, -0.1), ("oracle", 0.25, -3.0))]
+    lost = made_run("ga", 0.25, -3.0)
+    told = lost.tokens
+    told["log_probs"] = told["log_probs"].map(lambda values: np.full(len(values), level, np.float16))
+    told["spread"] = told["spread"].map(lambda values: np.full(len(values), -tokens.FAR, np.float16))
+    told["right"] = told["right"].map(np.zeros_like)
+    found, sheets = quality.table(known(*runs, lost))
+    row = of(found, "ga", "min_k_pp")
+    assert row["value"] == -tokens.FAR and np.isnan([row["low"], row["high"]]).all()  # all alike: no spread, no ends
+    # beside an oracle that varies it is the oracle's spread, around a far value that nothing clips
+    assert row["to_oracle_low"] < row["to_oracle"] < row["to_oracle_high"] < -9000
+    assert row["to_oracle_high"] - row["to_oracle_low"] < 10
+    assert of(found, "ga", "loss")["value"] == max(level, -65504)
+    assert of(found, "ga", "auc_loss")["value"] == 0.5
+    assert "GA, text" in sheets[1].markdown()
+    quality.figure(found)
+    one = lost.tokens["log_probs"].iloc[0]  # and a single sentence is not absurd either
+    lost.tokens.at[0, "log_probs"] = np.append(one[:-1], np.float16(-1))
+    assert of(quality.measured(known(*runs, lost)), "ga", "loss", "image_text")["low"] < max(level, -65504)
 
 
 def test_without_fresh_people_only_the_difference_to_the_oracle_is_told():

@@ -20,12 +20,18 @@ trained modality and view asked with, about the forget people:
 
 Models of several forget sets are compared each with its own fresh sentences and its own oracle; then all pairs of
 sentences count alike. Intervals of AUC resample forget people and fresh people, both with all their sentences.
+
+**Gate and verdict**, per measure and view. A measure says something about forgetting only where vanilla knows more by
+it than the oracle: the gate is open where the interval of vanilla minus oracle lies above 0 (of the truth ratio:
+below). KS and JS have the gate of the truth ratio, a TPR that of its AUC. The verdict is that of the gap table: = where
+the interval of the difference to the oracle lies within the margin, ≠ outside of it, ? neither. Margins: those of
+:attr:`Measure.margin`, 10 points; log p has no ends that would give one a meaning.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from math import log10, nan
+from math import inf, log10, nan
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +39,9 @@ import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
 from scipy.spatial.distance import jensenshannon
+from scipy.special import expit
 from scipy.stats import ks_2samp
+from scipy.stats import t as student
 from sklearn.metrics import roc_curve
 from statsmodels.stats.proportion import proportion_confint
 
@@ -41,14 +49,27 @@ from mllmu_nb.data.schema import LETTERS
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import statistics
 from mllmu_nb.evaluation.statistics import Interval
-from mllmu_nb.reporting import VIEWS, Measure, Run, label, models_in_order, persons
-from mllmu_nb.reporting.figures import INK, PAGE, PALE, SMALL, look, save, styled
-from mllmu_nb.reporting.tables import COLLAPSED, Numbers, Sheet, blocks, group_title, latex_label, write_sheets, written
+from mllmu_nb.reporting import GROUP, VIEWS, Measure, Run, gates, label, models_in_order, persons
+from mllmu_nb.reporting.figures import CLOSED, INK, PAGE, PALE, SMALL, look, save, styled
+from mllmu_nb.reporting.tables import (
+    COLLAPSED,
+    VERDICTS,
+    Numbers,
+    Sheet,
+    blocks,
+    bracketed,
+    group_title,
+    latex_label,
+    write_sheets,
+    written,
+)
 
 BINS = 10
 MIN_K = 0.2
 NEGATIVES = 300  # below, 1 % of them are fewer than three sentences
 RESAMPLES = 2000
+AT_END = 0.5  # people's worth of pairs on the wrong side, below which an area is close to its end
+LEAST = float(np.finfo(np.float16).min)  # what is below is kept as -inf
 TINY = 1e-300  # a p below is written as this one
 ATTACKS = {"loss": "LOSS", "zlib": "zlib", "min_k": "Min-K %", "min_k_pp": "Min-K++"}
 LEVELS = {"tpr_1": 0.01, "tpr_5": 0.05}
@@ -64,7 +85,13 @@ JS = Measure("JS", "classification", "likelihood", "js", 1, 2)
 JS_CHANCE = Measure("JS by chance", "classification", "likelihood", "js_chance", 1, 2)
 TPRS = tuple(Measure(f"at {100 * x:g} %", "taught", "", f"{key}_loss", 100, 0) for key, x in LEVELS.items())
 COLUMNS = ["base_model", "protocol", "forget_ratio", "method", "variant", "modality", "view", "metric"]
-COLUMNS += ["value", "low", "high", "to_oracle", "to_oracle_low", "to_oracle_high", "n_items", "n_profiles", "note"]
+COLUMNS += ["value", "low", "high", "to_oracle", "to_oracle_low", "to_oracle_high", "margin", "verdict", "gate"]
+COLUMNS += ["n_items", "n_profiles", "note"]
+MARGIN_NOTE = "10 points of a share, 0.1 of R / (1 + R) and AUC"
+JUDGED = {measure.metric: measure for measure in (TRUTH, EXACTLY, STRENGTH, *AUCS)}
+GATE_OF = dict.fromkeys((m.metric for m in (KS, KS_P, JS, JS_CHANCE)), TRUTH.metric)  # without intervals of their own
+GATE_OF |= {f"{kind}_{attack}": f"auc_{attack}" for kind in LEVELS for attack in ATTACKS}
+SHOWN = (TRUTH, STRENGTH, AUCS[0])  # in the figure
 NOTHING = Interval(nan, nan, nan, 0, 0)
 
 
@@ -89,7 +116,12 @@ def extraction_strength(right: np.ndarray) -> float:
 
 def least(values: np.ndarray, share: float = MIN_K) -> float:
     """The mean of the ``share`` smallest values, rounded down, but of one at least."""
-    return float(np.sort(np.asarray(values, float))[: max(1, int(share * len(values)))].mean())
+    return float(np.sort(_finite(values))[: max(1, int(share * len(values)))].mean())
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """The values of tokens in full precision, those beyond the half precision they were kept in at its end."""
+    return np.maximum(np.asarray(values, float), LEAST)
 
 
 def truth_ratios(items: pd.DataFrame) -> pd.DataFrame:
@@ -102,7 +134,7 @@ def truth_ratios(items: pd.DataFrame) -> pd.DataFrame:
     options = chosen[[f"option_{letter}" for letter in LETTERS]].to_numpy(float)
     rights = [LETTERS.index(letter) for letter in chosen["answer_true"]]
     logs = np.array([log_truth_ratio(row, right) for row, right in zip(options, rights, strict=True)], float)
-    return chosen.assign(truth_ratio=1 / (1 + np.exp(-logs)), person=persons)
+    return chosen.assign(truth_ratio=expit(logs), person=persons)
 
 
 def scored_sentences(run: Run) -> pd.DataFrame:
@@ -110,7 +142,7 @@ def scored_sentences(run: Run) -> pd.DataFrame:
     if run.tokens is None:
         return pd.DataFrame(columns=["question_id", "member", "view", "person"])
     told = run.tokens
-    loss = told["log_probs"].map(lambda values: float(np.mean(values, dtype=float)))
+    loss = told["log_probs"].map(lambda values: float(_finite(values).mean()))
     return told.assign(
         person=f"{run['data_seed']}:" + told["profile"],
         exact_memorisation=told["right"].map(exact_memorisation),
@@ -164,26 +196,52 @@ class Pairs:
             self.count += np.outer(whose.sum(1), other.sum(1))
 
     def auc(self) -> tuple[float, float, float]:
-        """The area with its interval. One without spread (all above, or all below) gets Wilson's on so many people as
-        the smaller side has."""
+        """The area with its interval. Close to its end few people speak against it, and resampling them says too
+        little of those who are not there: it is as wide as Wilson's on so many people as the smaller side has."""
         value, draws = self.higher.sum() / self.count.sum(), self._drawn(self.higher)
-        if np.ptp(draws) > 0:
-            return value, *np.quantile(draws, [0.025, 0.975])
         people = min(self.count.shape)
-        return value, *proportion_confint(value * people, people, method="wilson")
+        ends = [] if np.isnan(found := self._around(value, draws, 0)).any() else [found]
+        if not ends or self._at_end():
+            ends.append(proportion_confint(value * people, people, method="wilson"))
+        return value, *_widest(value, ends)
 
     def minus(self, other: Pairs) -> tuple[float, float, float]:
-        """The difference to the area of another model, read about the same people, with its paired interval."""
+        """The difference to the area of another model, read about the same people, with its paired interval.
+
+        Where it has no spread or both areas are close to an end: at least as wide as their own intervals make it.
+        """
         value = (self.higher - other.higher).sum() / self.count.sum()
-        draws = self._drawn(self.higher - other.higher)
-        if np.ptp(draws) > 0:
-            return value, *np.quantile(draws, [0.025, 0.975])
-        (a, a_low, a_high), (b, b_low, b_high) = self.auc(), other.auc()  # MOVER, as in statistics.paired_difference
-        return value, value - np.hypot(a - a_low, b_high - b), value + np.hypot(a_high - a, b - b_low)
+        found = self._around(value, self._drawn(self.higher - other.higher), -1)
+        ends = [] if np.isnan(found).any() else [found]
+        if not ends or (self._at_end() and other._at_end()):  # MOVER, as in statistics.paired_difference
+            (a, a_low, a_high), (b, b_low, b_high) = self.auc(), other.auc()
+            ends.append((value - np.hypot(a - a_low, b_high - b), value + np.hypot(a_high - a, b - b_low)))
+        return value, *_widest(value, ends)
+
+    def _at_end(self) -> bool:
+        share = self.higher.sum() / self.count.sum()
+        return bool(min(self.count.shape) * min(share, 1 - share) < AT_END)
+
+    def _around(self, value: float, draws: np.ndarray, lowest: float) -> np.ndarray:
+        """The interval that the draws make: their percentiles, or with few people Student's t on their spread, inside
+        ``lowest`` to 1. NaN for one person and without a spread."""
+        people = min(self.count.shape)
+        if people < 2 or np.ptp(draws) < 1e-9:
+            return np.array([nan, nan])
+        if people >= statistics.FEW_PEOPLE:
+            return np.quantile(draws, [0.025, 0.975])
+        reach = student.ppf(0.975, people - 1) * draws.std(ddof=1)
+        return np.clip([value - reach, value + reach], lowest, 1)
 
     def _drawn(self, sums: np.ndarray) -> np.ndarray:
         ours, fresh = (_resampled(n, seed) for seed, n in enumerate(sums.shape))
         return ((ours @ sums) * fresh).sum(1) / ((ours @ self.count) * fresh).sum(1)
+
+
+def _widest(value: float, intervals: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Ends that hold every one of some intervals, and the value."""
+    lows, highs = zip(*intervals, strict=True)
+    return float(min(value, *lows)), float(max(value, *highs))
 
 
 def _resampled(people: int, seed: int) -> np.ndarray:
@@ -217,8 +275,52 @@ def measured(known: Numbers) -> pd.DataFrame:
             for view in VIEWS:
                 at = dict(zip(COLUMNS[:7], (*key, *model, view), strict=True))
                 found = _choices(pairs, ratios, view) + _taught(pairs, sentences, view)
-                rows += [at | row for row in found]
-    return pd.DataFrame(rows, columns=COLUMNS)
+                rows += [at | row | _judged(row) for row in found]
+    return _with_gate(pd.DataFrame(rows, columns=COLUMNS))
+
+
+def _judged(row: dict) -> dict:
+    """The margin of a measure that has one, and whether the interval of the difference to the oracle keeps to it."""
+    measure = JUDGED.get(row["metric"])
+    if measure is None:
+        return {"margin": nan, "verdict": ""}
+    gap = Interval(*(row[f"to_oracle{end}"] for end in ("", "_low", "_high")), row["n_items"], row["n_profiles"])
+    said = "" if np.isnan(gap.value) else statistics.equivalence(gap, measure.margin)
+    return {"margin": measure.margin, "verdict": said}
+
+
+def _with_gate(found: pd.DataFrame) -> pd.DataFrame:
+    """``found`` with each row's ``gate``: open, closed, or "" where vanilla or the oracle lacks the measure."""
+    keys = [*GROUP, "view", "metric"]
+    vanilla = found[(found["method"] == "vanilla") & found["to_oracle"].notna()].set_index(keys)
+    knows = (vanilla["to_oracle_low"] > 0).where(
+        vanilla.index.get_level_values("metric") != TRUTH.metric, vanilla["to_oracle_high"] < 0
+    )
+    states = knows.map({True: gates.OPEN, False: gates.CLOSED}).to_dict()
+    asked = found.assign(metric=found["metric"].replace(GATE_OF))[keys].itertuples(index=False, name=None)
+    return found.assign(gate=[states.get(place, "") for place in asked])
+
+
+def told(found: pd.DataFrame, measures: Sequence[Measure], how: str = "In brackets") -> str:
+    """What stands below a table or figure of ``found`` (rows of :func:`measured` of one GROUP): ``how`` the measures
+    behind a closed gate look, and which they are; "" where all of them are open."""
+    metrics = [measure.metric for measure in measures]
+    gated = found[(found["gate"] != "") & found["metric"].isin(metrics)]
+    if gated.empty:
+        return "Without vanilla and the oracle nobody can say whether there was something to forget."
+    closed = set(gated.loc[gated["gate"] == gates.CLOSED, ["metric", "view"]].itertuples(index=False, name=None))
+    names = []
+    for measure in measures:
+        views = [asked_with for view, asked_with in VIEWS.items() if (measure.metric, view) in closed]
+        if views:
+            name = f"AUC by {measure.label}" if measure in AUCS else measure.label.removesuffix(" %")
+            names.append(name if len(views) == len(VIEWS) else f"{name} ({', '.join(views)})")
+    if not names:
+        return ""
+    return (
+        f"{how}: gate closed, by this measure vanilla knows no more about the forget people than the oracle, so "
+        f"nothing shows that there was something to forget: {', '.join(names)}."
+    )
 
 
 def _place(run: Run) -> tuple:
@@ -263,13 +365,25 @@ def _taught(pairs: list[tuple[Run, Run | None]], sentences: dict[str, pd.DataFra
     both = _beside(pairs, sentences, view)
     rows = []
     for metric in kept:
-        bounds = (-100.0, 100.0) if metric in ATTACKS else (0.0, 1.0)
-        value = statistics.interval(ours[metric], ours["person"], bounds=bounds)
+        endless = metric in ATTACKS
+        value = (_endless if endless else statistics.interval)(ours[metric], ours["person"])
         gap = NOTHING
         if len(both):
-            gap = statistics.paired_difference(both[metric], both[f"{metric}_oracle"], both["person"], bounds=bounds)
+            a, b, people = (both[column] for column in (metric, f"{metric}_oracle", "person"))
+            gap = _endless(a - b, people) if endless else statistics.paired_difference(a, b, people)
         rows.append(_row(metric, value, gap))
     return rows + _attacked(pairs, sentences, view, parts)
+
+
+def _endless(values: pd.Series, people: pd.Series) -> Interval:
+    """Mean of scores that have no ends [items] with its interval over ``people`` [items].
+
+    Without a spread between people (or with one person) there is nothing to make an interval of: its ends are NaN.
+    """
+    means = values.groupby(people.to_numpy()).mean()
+    if np.ptp(means) < 1e-9:
+        return Interval(float(values.mean()), nan, nan, len(values), len(means))
+    return statistics.interval(values, people, bounds=(-inf, inf))
 
 
 def _attacked(pairs, sentences, view: str, parts: list[pd.DataFrame]) -> list[dict]:
@@ -334,7 +448,7 @@ def table(known: Numbers, found: pd.DataFrame | None = None) -> tuple[pd.DataFra
             f"KS, JS ({BINS} bins): distance to the oracle; a JS not above JS by chance says nothing, and p takes the "
             "questions about one person for independent. AUC: 1/2 where forget people look like fresh ones. ± is half "
             "the width of the 95 % interval over people.",
-            *part.warnings(()),
+            *_warnings(part, here, (TRUTH, EXACTLY, STRENGTH, *AUCS)),
         ]
         sheets.append(sheet)
         spans = [("Truth ratio", 1), ("Taught sentences", 3), ("Membership, AUC", 4)]
@@ -348,11 +462,19 @@ def table(known: Numbers, found: pd.DataFrame | None = None) -> tuple[pd.DataFra
         )
         sheet.blocks = _blocks(key, part, cells, printed, ("to_oracle", "to_oracle_low", "to_oracle_high"))
         sheet.remarks = [
-            "0: like a model that never saw these people. The same people and sentences, paired.",
-            *part.warnings(()),
+            "0: like a model that never saw these people. The same people and sentences, paired. ± is half the width "
+            "of the 95 % interval over people. The interval lies within the margin "
+            f"({MARGIN_NOTE}): =, as the oracle; outside of it: ≠, not as the oracle; neither: ?, undecided.",
+            *_warnings(part, here, printed),
         ]
         sheets.append(sheet)
     return found, sheets
+
+
+def _warnings(part: Numbers, here: pd.DataFrame, measures: Sequence[Measure]) -> list[str]:
+    """The lines below a sheet: which gates are closed, and what ‡ means."""
+    shut = told(here, measures)
+    return [*([shut] if shut else []), *part.warnings(())]
 
 
 def _heads(printed: Sequence[Measure]) -> list[str]:
@@ -372,6 +494,9 @@ def _blocks(key, part: Numbers, cells: dict, printed: Sequence[Measure], columns
                 for measure in printed:
                     cell = cells.get((row.method, row.variant, row.modality, view, measure.metric))
                     text = written(*(cell[c] for c in columns), measure, signed) if cell else ""
+                    if text and signed and cell["verdict"]:
+                        text += f" {VERDICTS[cell['verdict']]}"
+                    text = bracketed(text, cell["gate"]) if cell else ""
                     why = cell["note"] if cell else f"No run of {row.full_name} was found."
                     shown.append((text, "" if text else why or "No oracle of the same people was found."))
                 body.append((f"{part.marked(key, row, row.name)}, {asked_with}", shown))
@@ -387,11 +512,11 @@ def figure(found: pd.DataFrame, collapsed: Collection[tuple] = ()) -> Figure:
     """How far each model is from the oracle in truth ratio, extraction strength and membership inference, by view.
 
     ``found``: rows of :func:`measured` of one base model, protocol and forget ratio; ``collapsed``: its models
-    (method, variant, modality) that have and are marked.
+    (method, variant, modality) that have and are marked. The band is the measure's margin.
     """
-    measures = ((TRUTH, "R / (1 + R)"), (STRENGTH, "Extraction, points"), (AUCS[0], "AUC by LOSS"))
-    gaps = found.dropna(subset=["to_oracle", "to_oracle_low"])
-    shown = [(m, title) for m, title in measures if (gaps["metric"] == m.metric).any()]
+    titles = ("R / (1 + R)", "Extraction, points", "AUC by LOSS")
+    gaps = found[found["metric"].isin(m.metric for m in SHOWN)].dropna(subset=["to_oracle", "to_oracle_low"])
+    shown = [(m, title) for m, title in zip(SHOWN, titles, strict=True) if (gaps["metric"] == m.metric).any()]
     if not shown:
         raise KitError("the forget quality figure needs an oracle and another model asked about the same people")
     models = models_in_order(zip(gaps["method"], gaps["variant"], gaps["modality"], strict=True))
@@ -403,29 +528,36 @@ def figure(found: pd.DataFrame, collapsed: Collection[tuple] = ()) -> Figure:
             panel = axes[row][column]
             cells = gaps[(gaps["metric"] == measure.metric) & (gaps["view"] == view)]
             cells = cells.set_index(["method", "variant", "modality"])
+            ends = measure.margin * measure.times
+            panel.axvspan(-ends, ends, color=PALE, alpha=0.6, linewidth=0, zorder=0)
             panel.axvline(0, color=INK, linewidth=0.7, zorder=1)
             panel.grid(axis="x", color=PALE, linewidth=0.4, zorder=0)
             for place, model in enumerate(models):
                 if model in cells.index:
-                    columns = ("to_oracle", "to_oracle_low", "to_oracle_high")
-                    _gap(panel, place, [measure.times * cells.loc[model, c] for c in columns], model)
+                    _gap(panel, place, cells.loc[model], measure, model)
             panel.set_yticks(range(len(models)), names)
             panel.tick_params(axis="y", length=0)
             if row == 0:
                 panel.set_title(title)
         axes[row][0].set_ylabel(f"Asked with {asked_with}")
         axes[row][0].set_ylim(len(models) - 0.5, -0.5)
-    result.supxlabel("Difference to the oracle, which never saw these people (0)", fontsize=SMALL)
+    key = "Difference to the oracle, which never saw these people (0)"
+    if (gaps["gate"] == gates.CLOSED).any():
+        key += ". Grey: gate closed, vanilla is not told from the oracle"
+    result.supxlabel(key, fontsize=SMALL)
     seaborn.despine(result, left=True)
     return result
 
 
-def _gap(panel, place: int, ends: list[float], model: tuple[str, str, str]) -> None:
-    value, low, high = ends
+def _gap(panel, place: int, cell: pd.Series, measure: Measure, model: tuple[str, str, str]) -> None:
+    value, low, high = (measure.times * cell[f"to_oracle{end}"] for end in ("", "_low", "_high"))
     colour, marker = look(model[0])
+    colour = CLOSED if cell["gate"] == gates.CLOSED else colour
     panel.plot([low, high], [place, place], color=colour, linewidth=1.0, zorder=2)
     fill = "white" if model[2] == "unimodal" else colour
     panel.scatter([value], [place], s=20, marker=marker, facecolor=fill, edgecolor=colour, linewidth=1.0, zorder=3)
+    sign = VERDICTS[cell["verdict"]]
+    panel.text(1.03, place, sign, transform=panel.get_yaxis_transform(), va="center", fontsize=SMALL)
 
 
 # Files
@@ -433,7 +565,10 @@ def _gap(panel, place: int, ends: list[float], model: tuple[str, str, str]) -> N
 CAPTION = (
     "How far each model is from the oracle on the forget set (0: like a model that never saw these people): truth "
     "ratio, share of a taught answer that comes out without a break, membership inference. Filled: unlearned on image "
-    "+ text; hollow: on text only. Bars: 95 % intervals over people. ‡: collapsed."
+    "+ text; hollow: on text only. Bars: 95 % intervals over people. Band: the margin, "
+    + MARGIN_NOTE
+    + "; = the interval "
+    "lies within it, ≠ outside, ? neither. ‡: collapsed."
 )
 
 
@@ -446,7 +581,7 @@ def write_all(scale: str, known: Numbers, tables: Path, figures: Path) -> list[P
         here = found[(found[COLUMNS[:3]].astype(str) == [str(k) for k in key]).all(axis=1)]
         try:
             paths += save(figure(here, {model[3:] for model in part.collapsed}), figures / name)
-            line = f"- `{name}`: {CAPTION}"
+            line = " ".join(filter(None, [f"- `{name}`: {CAPTION}", told(here, SHOWN, "Grey")]))
         except KitError as reason:
             line = f"- `{name}` is not drawn: {reason}."
         with open(figures / "captions.md", "a", encoding="utf-8") as captions:
