@@ -136,7 +136,7 @@ def test_the_map_shows_every_setting_and_marks_two():
         made_up(1e-3, math.nan, math.nan, diverged=2, steps=20),
         made_up(2e-3, 0.3, 0.3, steps=20),
     )
-    drawn = told.figure(found, "unimodal", {"ga": (1e-3 * math.sqrt(2), 10 * math.sqrt(2))})
+    drawn = told.figure(found, "unimodal", {("ga", "unimodal"): (1e-3 * math.sqrt(2), 10 * math.sqrt(2))})
     forget, retain = drawn.axes[:2]
     assert [text.get_text() for text in forget.texts] == ["90", "70", "×", "30"]
     assert [text.get_text() for text in retain.texts] == ["97", "90", "×", "30"]
@@ -144,10 +144,27 @@ def test_the_map_shows_every_setting_and_marks_two():
     assert frame.get_xy() == (0.5, -0.5)
     np.testing.assert_allclose([line.get_xydata()[0] for line in forget.lines], 0.5)  # halfway on both axes
     assert [label.get_text() for label in forget.get_yticklabels()] == ["10 (1.0)", "20 (1.0)"]
-    outside = told.figure(found, "unimodal", {"ga": (1e-2, 10)})
+    assert "outside" not in drawn.get_supxlabel()
+    outside = told.figure(found, "unimodal", {("ga", "unimodal"): (1e-2, 10), ("ga", "multimodal"): (1e-3, 10)})
     assert np.isnan(outside.axes[0].lines[0].get_xydata()[0, 0])
+    assert outside.get_supxlabel().endswith("outside the map, without a ring: GA 1.0e-02, 10 steps")
     with pytest.raises(KitError, match="no setting unlearned on image \\+ text"):
         told.figure(found, "multimodal")
+
+
+@pytest.mark.parametrize(
+    "used, where",
+    [
+        ((2e-3, 10), "2.0e-03, 10 steps: as chosen"),
+        ((1e-3, 20), "1.0e-03, 20 steps: on the grid"),
+        ((1.5e-3, 20), "1.5e-03, 20 steps: between its settings"),
+        ((2e-3, 21), "2.0e-03, 21 steps: outside the grid"),
+    ],
+)
+def test_what_the_kit_uses_stands_beside_what_is_chosen(used, where):
+    settings = [made_up(lr, 0.7, retain) for lr, retain in ((1e-3, 0.8), (2e-3, 0.9))]
+    settings += [made_up(lr, 0.3, 0.3, steps=20) for lr in (1e-3, 2e-3)]
+    assert told.printed(table(*settings), {("ga", "unimodal"): used})["the kit's"].tolist() == [where]
 
 
 def test_lengths_are_named_beside_every_method_that_has_its_own():

@@ -2,18 +2,19 @@
 
 import math
 
+import hand_made
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
-from mllmu_nb import run, stages
+from mllmu_nb import paths, run, stages
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import statistics
 from mllmu_nb.reporting import modality as told
-from mllmu_nb.reporting.studies import by_person
+from mllmu_nb.reporting.studies import by_person, gates_of
 from mllmu_nb.studies import modality, models
 from mllmu_nb.unlearning import get
 
@@ -170,7 +171,60 @@ def test_a_known_difference_is_found_and_judged():
     assert verdicts["cloze", "both"] == told.NOT_SUPPORTED and verdicts["likelihood", "image_text"] == told.SUPPORTED
     printed = told.printed(other)
     assert printed.index.tolist() == [claim.label for claim in told.CLAIMS]
-    assert printed["verdict"].tolist() == [told.NOT_SUPPORTED] * 3 + [told.SUPPORTED] * 2
+    verdicts = [told.NOT_SUPPORTED] * 3 + [told.SUPPORTED] * 2
+    assert printed["verdict"].tolist() == [f"{verdict} (gate not known)" for verdict in verdicts]
+
+
+def test_a_verdict_behind_a_closed_gate_says_so():
+    at = {"task": "classification", "metric": "accuracy", "view": "image_text"}
+    known = [{**at, "scoring": "letter", "gate": "closed"}, {**at, "scoring": "likelihood", "gate": "open"}]
+    known += [{**at, "scoring": "letter", "gate": "open", "view": "both"}]  # another view has its own
+    found = told.table(made_up({"unimodal": 0.6, "multimodal": 0.2}), pd.DataFrame(known), resamples=50)
+    assert set(found.loc[(found["measure"] == "letter") & (found["view"] == "image_text"), "gate"]) == {"closed"}
+    assert told.printed(found)["verdict"].tolist()[3:] == ["supported (gate closed)", "supported"]
+    headings = [text.get_text().strip() for text in told.figure(found).axes[0].texts]
+    assert headings[3:] == [
+        "Classification with image, letter: supported (gate closed)",
+        "Classification with image, likelihood: supported",
+    ]
+
+
+def test_all_methods_together_have_no_range_of_retain():
+    found = told.table(made_up({"unimodal": 0.6, "multimodal": 0.2}), resamples=50).set_index("method")
+    ends = found[["retain_low", "retain_high"]]
+    assert ends.loc[told.POOLED].isna().all(axis=None) and ends.drop(told.POOLED).notna().all(axis=None)
+
+
+def test_a_studys_gates_are_those_of_the_runs_about_its_people(tmp_path, monkeypatch):
+    """Vanilla knows all and the oracle nothing by likelihood; by letter both know the same. Other people, another ratio
+    and another method tell nothing."""
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
+    monkeypatch.setattr(paths, "committed_runs", lambda scale: tmp_path / "none")
+    folder = paths.study("miniature", "modality")
+    folder.mkdir(parents=True)
+    parameters = {"base_model": "llava", "protocol": "clean", "forget_ratio": 10, "train_seed": 0}
+    stages.write_json(folder / stages.RECORD, {"data_hash": "ours", "parameters": parameters})
+
+    def finished(name, method, knows, data_hash="ours", ratio=10):
+        place = paths.runs("miniature") / f"llava-{name}-{method}-none-s0"
+        place.mkdir(parents=True)
+        items = hand_made.run(method, "none", lambda person, view, number: knows).items.assign(forget_ratio=ratio)
+        items.loc[items["scoring"] == "letter", "correct"] = 1.0
+        items.to_parquet(place / "items.parquet", index=False)
+        stages.write_json(place / "data.json", {"data_hash": data_hash})
+
+    finished("a", "vanilla", True)
+    assert gates_of(folder).empty, "without the oracle nobody can say"
+    finished("b", "oracle", True, "theirs")
+    finished("c", "oracle", True, ratio=5)
+    assert gates_of(folder).empty
+    finished("d", "oracle", False)
+    found = gates_of(folder).set_index(["scoring", "view"])["gate"].to_dict()
+    assert found == {
+        (scoring, view): gate
+        for scoring, gate in (("likelihood", "open"), ("letter", "closed"))
+        for view in ("image_text", "text", "both")
+    }
 
 
 def test_the_interval_is_as_wide_as_people_vary():
@@ -204,7 +258,7 @@ def test_the_figures_show_every_claim_and_method():
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == ["GA", "NPO", "all methods"] * len(told.CLAIMS)
     headings = [text.get_text().strip() for text in figure.axes[0].texts]
-    assert headings[0] == "Generation, ROUGE-L: supported" and len(headings) == len(told.CLAIMS)
+    assert headings[0] == "Generation, ROUGE-L: supported (gate not known)" and len(headings) == len(told.CLAIMS)
     curves = told.curves(people)
     assert len(curves.axes) == 2 * len(told.CLAIMS)
     assert all(len(panel.lines) == 2 for panel in curves.axes)

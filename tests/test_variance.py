@@ -109,6 +109,24 @@ def test_what_the_sampling_of_people_makes_is_taken_off():
     assert split.loc[("both", "unlearn_seed"), "sd"] < 0.1 / math.sqrt(40)
 
 
+def test_so_it_is_of_what_models_differ_by():
+    """Three models that differ by each person's own chance alone. What is common to them is no part of it."""
+    people = made_up({}, models=("ga", "grad_diff", "npo"))
+    own, common = np.random.default_rng(2).normal(0, 5, (3, 40)), np.random.default_rng(3).normal(0, 12, 40)
+    people["score"] = 25 + (own + common).ravel()
+    found = told.scores(people)
+    found = found[found["view"] == "both"]
+    expected = (np.var(own - own.mean(0), axis=1, ddof=1) * 3 / 2 / 40 / 50**2).mean()
+    assert (found["se_models"] ** 2).mean() == pytest.approx(expected)
+    split = told.table(people).set_index(["view", "factor"]).loc[("both", "model")]
+    assert split["variance"] == pytest.approx(max(found["value"].var() - expected, 0.0), abs=1e-12)
+    assert split["low"] == 0, "nothing but sampling: not shown to matter"
+    apart = people.assign(score=people["score"] + 5 * (people["method"] == "npo"))  # by a tenth
+    assert told.table(apart).set_index(["view", "factor"]).loc[("both", "model"), "low"] > 0
+    alone = told.scores(people[people["method"] == "ga"])
+    assert alone["se_models"].isna().all()
+
+
 def test_other_people_have_their_own_error_and_no_paired_one():
     people = made_up({"forget_draw": [0, 0.1]}, models=("ga",))
     people["set"] = "forget"

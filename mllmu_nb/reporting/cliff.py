@@ -23,7 +23,10 @@ CELL = ["set", "view", "measure"]
 MEASURES = {"likelihood": ("classification", "correct"), "exact": ("generation", "exact")}
 MEASURES |= {"broken": ("generation", "broken")}
 TRAINED = {"multimodal": "image_text", "unimodal": "text"}
+OUTSIDE = "outside the grid"
 COLUMNS = [*SETTING, "passes", "diverged", *CELL, "value", "low", "high", "n_items", "n_profiles"]
+
+Presets = Mapping[tuple[str, str], tuple[float, float]]  # (method, modality) → (rate, steps)
 
 
 def read(folder: Path) -> pd.DataFrame:
@@ -85,7 +88,8 @@ def sides(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def choose(found: pd.DataFrame) -> pd.DataFrame:
-    """The setting of each method and modality, by one rule, on forget sets that no run reports.
+    """The setting of each method and modality, by one rule. On whom, and how fresh they are:
+    :mod:`mllmu_nb.studies.cliff`.
 
     Of those after which the forget people's options are found less often by at least :data:`FALL` in the view that was
     trained, and whose free answers about the retain people are not broken in more than half, the one that keeps most of
@@ -107,10 +111,14 @@ def choose(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(chosen)
 
 
-def printed(found: pd.DataFrame) -> pd.DataFrame:
-    """The chosen settings as they are read: rate, length, and per cent of forget and retain."""
-    rows = {}
+def printed(found: pd.DataFrame, presets: Presets | None = None) -> pd.DataFrame:
+    """The chosen settings as they are read: rate, length, and per cent of forget and retain.
+
+    With ``presets``, (method, modality) → (rate, steps), also what the kit uses and where that lies on the grid.
+    """
+    rows, grid = {}, sides(found).groupby(["method", "modality"])
     for one in choose(found).itertuples():
+        key = one.method, one.modality
         rows[METHODS.get(one.method, one.method), MODALITIES[one.modality]] = {
             "rate": f"{one.lr:.1e}",
             "steps": f"{one.steps:.0f} ({one.passes:.1f} passes)",
@@ -118,17 +126,23 @@ def printed(found: pd.DataFrame) -> pd.DataFrame:
             "retain, worse view, %": f"{100 * one.retain:.0f}",
             "": "" if one.fit else "no setting falls so far unbroken",
         }
+        if presets and key in presets:
+            used = presets[key]
+            where = "as chosen" if used == (one.lr, one.steps) else _where(grid.get_group(key), *used)
+            rows[METHODS.get(one.method, one.method), MODALITIES[one.modality]]["the kit's"] = (
+                f"{_named(*used)}: {where}"
+            )
     frame = pd.DataFrame.from_dict(rows, orient="index").fillna("")
     frame.index = pd.MultiIndex.from_tuples(list(rows), names=["method", "unlearned on"])
     return frame
 
 
 @figures.styled
-def figure(found: pd.DataFrame, modality: str, presets: Mapping[str, tuple[float, float]] | None = None) -> Figure:
+def figure(found: pd.DataFrame, modality: str, presets: Presets | None = None) -> Figure:
     """Forget (trained view) above retain (worse view) of every setting of ``modality``, a column a method, in per cent.
 
-    The frame marks the chosen setting; the ring what ``presets`` say the kit uses, method → (rate, steps), where it
-    lies within the grid.
+    The frame marks the chosen setting; the ring what ``presets`` say the kit uses, (method, modality) → (rate, steps).
+    One that lies outside the grid has no ring but is named below.
     """
     here = sides(found)
     here = here[here["modality"] == modality]
@@ -138,15 +152,18 @@ def figure(found: pd.DataFrame, modality: str, presets: Mapping[str, tuple[float
     result = Figure(figsize=(figures.PAGE, 4.3), layout="constrained")
     axes = result.subplots(2, len(methods), squeeze=False)
     names = ("forget", f"Forget, {VIEWS[TRAINED[modality]]}"), ("retain", "Retain, worse view")
+    outside = []
     for column, method in enumerate(methods):
-        settings = here[here["method"] == method]
+        settings, used = here[here["method"] == method], (presets or {}).get((method, modality))
+        if used and _where(settings, *used) == OUTSIDE:
+            outside.append(f"{METHODS.get(method, method)} {_named(*used)}")
         for row, (name, title) in enumerate(names):
             panel = axes[row][column]
             image = _map(panel, settings, name)
             chosen = best.loc[(method, modality)]
             _frame(panel, settings, chosen["lr"], chosen["steps"])
-            if presets and method in presets:
-                _ring(panel, settings, *presets[method])
+            if used:
+                _ring(panel, settings, *used)
             if row == 0:
                 panel.set_title(METHODS.get(method, method), fontsize=figures.NORMAL)
             if column == 0:
@@ -156,7 +173,10 @@ def figure(found: pd.DataFrame, modality: str, presets: Mapping[str, tuple[float
     bar = result.colorbar(image, ax=axes, shrink=0.6, pad=0.01, aspect=30)
     bar.set_label("Right option likeliest, %", fontsize=figures.SMALL)
     bar.outline.set_visible(False)
-    result.supxlabel("Learning rate, thousandths.  Frame: the chosen setting; ring: the kit's", fontsize=figures.SMALL)
+    below = "Learning rate, thousandths.  Frame: the chosen setting; ring: the kit's"
+    if outside:
+        below += f"\nThe kit's setting lies outside the map, without a ring: {'; '.join(outside)}"
+    result.supxlabel(below, fontsize=figures.SMALL)
     return result
 
 
@@ -178,6 +198,18 @@ def _place(values: pd.Series, value: float) -> float:
     """Where ``value`` lies among the ordered values of an axis, on a logarithmic scale; NaN outside them."""
     axis = np.log(np.sort(values.unique()))
     return float(np.interp(math.log(value), axis, np.arange(len(axis)), left=math.nan, right=math.nan))
+
+
+def _where(settings: pd.DataFrame, lr: float, steps: float) -> str:
+    """Where a rate and length lie on the grid of some settings."""
+    place = np.array([_place(settings["lr"], lr), _place(settings["steps"], steps)])
+    if np.isnan(place).any():
+        return OUTSIDE
+    return "on the grid" if np.allclose(place, place.round()) else "between its settings"
+
+
+def _named(lr: float, steps: float) -> str:
+    return f"{lr:.1e}, {steps:.0f} steps"
 
 
 def _frame(panel: Axes, settings: pd.DataFrame, lr: float, steps: float) -> None:

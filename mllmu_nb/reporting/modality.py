@@ -7,7 +7,12 @@ checkpoints forget is interpolated linearly over retain, and the difference, tex
 over the retain values that both trainings pass through.
 
 The interval resamples people, the same ones in all trainings and checkpoints (forget and retain people apart), and
-takes Student's t on the resamples' spread, with as many degrees as there are forget people less one.
+takes Student's t on the resamples' spread, with as many degrees as there are forget people less one. Another vanilla
+model or another order of unlearning is not in it: there is one training a method, modality and forget set. Each claim
+is judged at 95 % by itself, without Holm's correction for how many there are.
+
+Where vanilla is not shown to know more than the oracle there was nothing to forget: ``gate`` says so, and a verdict
+behind a closed gate is none about forgetting.
 """
 
 from __future__ import annotations
@@ -23,16 +28,16 @@ from matplotlib.lines import Line2D
 from scipy.stats import t as student
 
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting import METHODS, MODALITIES, VIEWS, figures, in_order
-from mllmu_nb.reporting.studies import MEASURES
+from mllmu_nb.reporting import METHODS, MODALITIES, VIEWS, figures, gates, in_order
+from mllmu_nb.reporting.studies import MEASURES, gates_of
 
 RESAMPLES = 2000
 LOST = 0.05  # share of resamples whose trainings meet nowhere, above which there is no interval
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 POOLED = "all"
 SIDES = ("unimodal", "multimodal")
-COLUMNS = ["measure", "view", "method", "claimed", "unimodal", "multimodal", "value", "low", "high", "verdict"]
-COLUMNS += ["retain_low", "retain_high", "n_profiles"]
+COLUMNS = ["measure", "view", "method", "claimed", "unimodal", "multimodal", "value", "low", "high"]
+COLUMNS += ["verdict", "gate", "retain_low", "retain_high", "n_profiles"]
 
 
 class Claim(NamedTuple):
@@ -68,7 +73,7 @@ class Walks(NamedTuple):
 
 def measured(folder: Path) -> pd.DataFrame:
     """The table of :func:`table` from a study's folder."""
-    return table(read(folder))
+    return table(read(folder), gates_of(folder))
 
 
 def read(folder: Path) -> pd.DataFrame:
@@ -76,13 +81,17 @@ def read(folder: Path) -> pd.DataFrame:
     return pd.read_parquet(folder / "people.parquet")
 
 
-def table(people: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
+def table(
+    people: pd.DataFrame, known: pd.DataFrame | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> pd.DataFrame:
     """Forget after text-only minus forget after image + text unlearning, at equal retain: a row a measure, view and
     method, and one with all methods averaged (``all``).
 
     ``unimodal`` and ``multimodal`` are the two means over the retain values from ``retain_low`` to ``retain_high``,
-    ``value`` their difference with its 95 % interval; NaN where the trainings have no retain value in common. A
-    ``verdict`` stands where the claim says something (``claimed``: which training leaves less).
+    ``value`` their difference with its 95 % interval; NaN where the trainings have no retain value in common. Methods
+    have their own ranges of retain, so ``all`` has none. A ``verdict`` stands where the claim says something
+    (``claimed``: which training leaves less); ``gate`` is that of the measure and view in ``known``
+    (:func:`~mllmu_nb.reporting.studies.gates_of`), "" where it has none.
     """
     people = _numbered(people)
     methods = in_order(people["method"])
@@ -90,6 +99,9 @@ def table(people: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0) -> pd
     kept = _walks(retain, methods)
     kept_means = kept.means(_weights(kept.scores.shape[-1], resamples, seed))
     claims = {(claim.measure, claim.view): claim.lower for claim in CLAIMS}
+    gate = (
+        {} if known is None else {tuple(at): state for *at, state in known[[*gates.AT, "gate"]].itertuples(index=False)}
+    )
     rows = []
     for measure in MEASURES:
         for view in (*VIEWS, "both"):
@@ -101,10 +113,13 @@ def table(people: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0) -> pd
             count = left.scores.shape[-1]
             levels = _levels(kept_means, left.means(_weights(count, resamples, seed + 1)))
             claimed = claims.get((measure, view), "")
+            shared = {"measure": measure, "view": view, "claimed": claimed, "n_profiles": count}
+            shared["gate"] = gate.get((*MEASURES[measure][1:4], view), "")
             for name, mine in _with_pooled(levels, methods):
-                row = {"measure": measure, "view": view, "method": name, "claimed": claimed, "n_profiles": count}
-                rows.append(row | _cell(mine, count, claimed))
-    return pd.DataFrame(rows, columns=COLUMNS)
+                rows.append({**shared, "method": name} | _cell(mine, count, claimed))
+    found = pd.DataFrame(rows, columns=COLUMNS)
+    found.loc[found["method"] == POOLED, ["retain_low", "retain_high"]] = np.nan
+    return found
 
 
 def verdict(low: float, high: float, claimed: str) -> str:
@@ -114,6 +129,11 @@ def verdict(low: float, high: float, claimed: str) -> str:
     if claimed == "multimodal":
         low, high = -high, -low
     return SUPPORTED if high < 0 else NOT_SUPPORTED if low > 0 else UNDECIDED
+
+
+def spoken(verdict: str, gate: str) -> str:
+    """A verdict with what it hangs on: ``supported (gate closed)`` has no knowledge behind it that could have gone."""
+    return verdict if gate == gates.OPEN else f"{verdict} (gate {gate or 'not known'})"
 
 
 def printed(found: pd.DataFrame) -> pd.DataFrame:
@@ -127,7 +147,7 @@ def printed(found: pd.DataFrame) -> pd.DataFrame:
                 "text only, %": f"{100 * one.unimodal:.0f}",
                 "image + text, %": f"{100 * one.multimodal:.0f}",
                 "difference": f"{100 * one.value:+.1f} ({100 * one.low:.1f} to {100 * one.high:.1f})",
-                "verdict": one.verdict,
+                "verdict": spoken(one.verdict, one.gate),
             }
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -138,6 +158,9 @@ def at_equal_retain(kept: np.ndarray, left: np.ndarray) -> np.ndarray:
     ``kept`` and ``left`` are the two trainings' retain and forget at their points, [2, points]. Between neighbouring
     retain values forget is linear; points that keep equally much count as their mean. [4]: two means, low and high end;
     NaN where no retain value is in common.
+
+    The points are put in the order of their retain, not of time. Where a retain term brings back what was lost, retain
+    goes down and up again, and the line then runs through points of the way down and of the way up by turns.
     """
     low, high = kept.min(1).max(), kept.max(1).min()
     if not low < high:
@@ -155,7 +178,7 @@ def at_equal_retain(kept: np.ndarray, left: np.ndarray) -> np.ndarray:
 @figures.styled
 def figure(found: pd.DataFrame) -> Figure:
     """The differences with their intervals: a group a claim, its methods above their mean. The pale side is the one
-    the claim points to."""
+    the claim points to; the heading says the verdict, and where the gate is not open."""
     methods = [*in_order(set(found["method"]) - {POOLED}), POOLED]
     claims = [c for c in CLAIMS if ((found["measure"] == c.measure) & (found["view"] == c.view)).any()]
     step = len(methods) + 1.4
@@ -169,7 +192,7 @@ def figure(found: pd.DataFrame) -> Figure:
         sides = (-reach, 0) if claim.lower == "unimodal" else (0, reach)
         axes.fill_betweenx([top - 1.4, top + len(methods) - 0.4], *sides, color=figures.PALE, alpha=0.45, linewidth=0)
         axes.plot([0, 0], [top - 0.5, top + len(methods) - 0.4], color=figures.INK, linewidth=0.7)
-        told = here.loc[POOLED, "verdict"] if POOLED in here.index else ""
+        told = spoken(*here.loc[POOLED, ["verdict", "gate"]]) if POOLED in here.index else ""
         axes.text(-reach, top - 0.95, f" {claim.label}: {told}", va="center", fontweight="bold")
         for place, method in enumerate(methods):
             ticks.append(top + place)

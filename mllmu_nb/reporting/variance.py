@@ -43,13 +43,13 @@ def table(people: pd.DataFrame) -> pd.DataFrame:
     """The standard deviation that each source makes of each score: a row a set, view, measure and factor.
 
     ``sd`` with its 95 % limits ``low`` and ``high`` (shares of 1), ``levels`` how many were tried. What the sampling of
-    people makes of it is taken off: where a level asks other people the error of the score, where all ask the same that
-    of the difference. Shots say nothing of what is asked without them.
+    people makes of it is taken off: where a level asks other people the error of the score, where all ask the same, as
+    methods and modalities always do, that of the difference. Shots say nothing of what is asked without them.
     """
     found = scores(people)
     rows = []
     for cell, runs in found.groupby(CELL, sort=False):
-        errors = dict.fromkeys(FACTORS, "se_paired")
+        errors = dict.fromkeys(FACTORS, "se_paired") | {MODEL: "se_models"}
         if cell[0] == "forget":
             errors["forget_draw"] = "se"
         split = statistics.variance_split(runs, [*FACTORS, MODEL], "value", errors)
@@ -64,7 +64,9 @@ def scores(people: pd.DataFrame) -> pd.DataFrame:
     """The score of each model at each level: a row a set, view (``both`` among them), measure, model and level.
 
     ``value``; ``se`` its standard error over people; ``se_paired`` that of its difference to the first level, over √2:
-    NaN for the first level itself and where other people were asked. KitError where a model lacks the first level.
+    NaN for the first level itself and where other people were asked. ``se_models`` is that of its difference to the
+    mean of the ``k`` models at the same level, times √(k / (k - 1)), so that the mean of its squares is what sampling
+    makes of the models' variance; NaN for a single one. KitError where a model lacks the first level.
     """
     people = people.astype({name: str for name in people.select_dtypes("category")})
     people = people.assign(model=people["method"] + " " + people["modality"])
@@ -74,6 +76,7 @@ def scores(people: pd.DataFrame) -> pd.DataFrame:
         asked = people if view == "both" else people[people["view"] == view]
         summed = asked.groupby(["set", "measure", MODEL, *FACTORS, "profile"], sort=False)[["score", "items"]].sum()
         summed = summed[summed["items"] > 0].reset_index()
+        summed["apart"] = _apart(summed)
         for (set_name, measure, model), runs in summed.groupby(["set", "measure", MODEL], sort=False):
             levels = {key: level.set_index("profile") for key, level in runs.groupby(list(FACTORS), sort=False)}
             plain = levels.get(tuple(first.values()))
@@ -139,6 +142,13 @@ def figure(found: pd.DataFrame) -> Figure:
 # ------------------------------------------------------------------------------------------------------------- inside
 
 
+def _apart(summed: pd.DataFrame) -> pd.Series:
+    """What each row's score differs by from the mean of the ``k`` models about this person, times √(k / (k - 1))."""
+    alike = summed.groupby(["set", "measure", *FACTORS, "profile"], sort=False)["score"]
+    models = alike.transform("size")
+    return (summed["score"] - alike.transform("mean")) * np.sqrt(models / (models - 1).where(models > 1))
+
+
 def _score(level: pd.DataFrame, plain: pd.DataFrame) -> dict[str, float]:
     sums, counts = level["score"].to_numpy(), level["items"].to_numpy(float)
     alone = statistics.standard_error(sums, counts) if len(level) > 1 else nan
@@ -146,4 +156,5 @@ def _score(level: pd.DataFrame, plain: pd.DataFrame) -> dict[str, float]:
     if level is not plain and len(level) > 1 and set(level.index) == set(plain.index):
         other = plain.reindex(level.index)
         paired = statistics.standard_error(sums - other["score"].to_numpy(), counts) / sqrt(2)
-    return {"value": float(sums.sum() / counts.sum()), "se": alone, "se_paired": paired}
+    apart = statistics.standard_error(level["apart"].to_numpy(), counts) if len(level) > 1 else nan
+    return {"value": float(sums.sum() / counts.sum()), "se": alone, "se_paired": paired, "se_models": apart}

@@ -3,7 +3,8 @@ image + text, at equal retain.
 
 Each method unlearns the forget sets of :data:`DRAWS` with its preset, once in each modality, and is asked at
 :data:`POINTS` points of that one training. Where the two trainings keep equally much is found by interpolation, in
-:mod:`mllmu_nb.reporting.modality`.
+:mod:`mllmu_nb.reporting.modality`. One vanilla model, and one order of unlearning a forget set: what another of either
+would change is not measured here, but in :mod:`mllmu_nb.studies.variance`.
 """
 
 from __future__ import annotations
