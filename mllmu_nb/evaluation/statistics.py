@@ -15,9 +15,9 @@ Wilson taking over at 5 effective right or wrong answers, 10 people with 4 quest
 ``RARE`` they are not. These paired differences are of models that disagree often, the second a tenth worse. Of models
 that hardly disagree but for a few people forgotten as a whole (12 to 20 % of them), the spread of the people asked says
 too little and intervals are wider (see :func:`paired_difference`): an interval within ±.1 was false in under 4 % of the
-runs, and the truth was covered in 93 to 100 %, but in 84 % with 10 people, almost perfect scores and 15 % forgotten:
-where none of the ten was forgotten, the interval just misses them. Elsewhere: of 5 people whose answers are correlated a score is covered less (t trusts five means
-too much); close to 1 up to 25 people are covered more, and more people with strongly correlated answers a little less.
+runs, and the truth was covered in 93 to 100 %, but in 84 % with 10 people, almost perfect scores and 15 % forgotten.
+Elsewhere: of 5 people whose answers are correlated a score is covered less (t trusts five means too much); close to 1
+up to 25 people are covered more, and more people with strongly correlated answers a little less.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ def paired_p(a, b, profiles) -> float:
     """Two-sided p of no mean difference between two models, arguments as in :func:`paired_difference`.
 
     Student's t of the people's differences, weighted by their items: the test that the interval turned round is, to the
-    letter below 30 people and nearly so above, where the interval is a bootstrap; only where models hardly disagree is the
-    interval wider. A sign-flip test would agree within
+    letter below 30 people and nearly so above, where the interval is a bootstrap; only where models hardly disagree is
+    the interval wider. A sign-flip test would agree within
     noise, but has no p below 2^(1 - people), which Holm over many comparisons never lets pass. It is used only where t
     cannot be, because all people differ alike: then only their number speaks. NaN where no item is common.
     """
