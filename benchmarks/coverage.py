@@ -1,6 +1,6 @@
 """How often the kit's 95 % intervals hold the truth, on simulated people, and what ten thousand resamples cost.
 
-    python benchmarks/coverage.py [--runs 4000] [--table benchmarks/coverage.csv]
+    python benchmarks/coverage.py [--runs 4000] [--table benchmarks/coverage.csv] [--only sparse]
     python benchmarks/coverage.py --speed
 
 Simulated is what the intervals are made for: people of whom each has an own chance of a right answer, drawn from a
@@ -28,16 +28,20 @@ from scipy.stats import beta
 
 from mllmu_nb import paths
 from mllmu_nb.errors import KitError
-from mllmu_nb.evaluation.statistics import interval, paired_difference, scores
+from mllmu_nb.evaluation.statistics import equivalence, interval, paired_difference, scores
 
 ACCURACIES, PROFILES, CORRELATIONS = (0.5, 0.8, 0.95), (5, 10, 25, 75), (0.0, 0.1, 0.4)
 ITEMS = (10, 4)  # questions a person: multiple choice of both views, generation or cloze of both views
 STATISTICS = ("interval", "paired_difference")
 BEHIND, SHARED = 0.1, 0.5
+# accuracy of both models and the share of people that the second has forgotten; ten questions a person
+SPARSE, ANEW, MARGIN = ((0.98, 0.12), (0.98, 0.15), (0.6, 0.2)), 0.05, 0.1
+FAMILIES = (*STATISTICS, "sparse")
 BAR = (0.92, 0.97)
 PROMISED = (10, 0.8)  # from so many people on, up to this accuracy, the bar has to be met
 STATED, MEASURED = ["set", "task", "view", "scoring"], ["correct", "rouge1", "rouge2", "rougeL", "bleu", "factuality"]
-CELL = ["statistic", "accuracy", "profiles", "correlation", "items"]
+ROUNDED = ["coverage", "error", "half_width", "inside"]
+CELL = ["statistic", "accuracy", "profiles", "correlation", "items", "forgotten"]
 
 
 def chances(quantiles: np.ndarray, accuracy: float, correlation: float) -> np.ndarray:
@@ -59,45 +63,70 @@ def answers(rng, runs: int, people: int, items: int, accuracy: float, correlatio
     return tuple(found)
 
 
-def cover(runs: int, seed: int, accuracy: float, people: int, correlation: float, items: int) -> list[dict]:
-    """One row for each statistic in one cell of the grid."""
+def hardly_disagreeing(rng, runs: int, people: int, items: int, accuracy: float, forgotten: float):
+    """Right/wrong answers of two models that differ in little but the people forgotten, each [runs, people · items]."""
+    first, anew = (rng.random((runs, people, items)) < accuracy for _ in range(2))
+    second = np.where(rng.random(first.shape) < ANEW, anew, first)
+    second &= rng.random((runs, people, 1)) >= forgotten
+    return tuple(one.reshape(runs, -1).astype(float) for one in (first, second))
+
+
+def cover(statistic: str, runs: int, seed: int, accuracy: float, people: int, correlation: float, items: int) -> dict:
+    """The row of one statistic in one cell of the grid."""
     cell = [int(1000 * accuracy), people, int(1000 * correlation), items]
     first, second = answers(np.random.default_rng([seed, *cell]), runs, people, items, accuracy, correlation)
-    who, rows = np.repeat(np.arange(people), items), []
-    for statistic, truth in zip(STATISTICS, (accuracy, BEHIND), strict=True):
-        if statistic == "interval":
-            found = [interval(a, who) for a in first]
-        else:
-            found = [paired_difference(a, b, who) for a, b in zip(first, second, strict=True)]
-        low, high = np.array([[each.low, each.high] for each in found]).T
-        # a limit that is the truth up to rounding holds it
-        coverage = float(((low <= truth + 1e-9) & (truth - 1e-9 <= high)).mean())
-        row = dict(zip(CELL, (statistic, accuracy, people, correlation, items), strict=True))
-        row |= {"coverage": coverage, "error": sqrt(coverage * (1 - coverage) / runs)}
-        rows.append(row | {"half_width": float((high - low).mean() / 2), "runs": runs})
-    return rows
+    who, at = np.repeat(np.arange(people), items), (statistic, accuracy, people, correlation, items, 0.0)
+    if statistic == "interval":
+        return held([interval(a, who) for a in first], accuracy, at)
+    return held([paired_difference(a, b, who) for a, b in zip(first, second, strict=True)], BEHIND, at)
+
+
+def cover_sparse(runs: int, seed: int, accuracy: float, people: int, forgotten: float) -> dict:
+    """The row of one cell of models that hardly disagree."""
+    rng, items = np.random.default_rng([seed, int(1000 * accuracy), people, int(1000 * forgotten)]), ITEMS[0]
+    both = hardly_disagreeing(rng, runs, people, items, accuracy, forgotten)
+    found = [paired_difference(a, b, np.repeat(np.arange(people), items)) for a, b in zip(*both, strict=True)]
+    inside = float(np.mean([equivalence(each, MARGIN) == "inside" for each in found]))
+    at = ("sparse", accuracy, people, 0.0, items, forgotten)
+    return held(found, accuracy * forgotten, at) | {"inside": inside}
+
+
+def held(found: list, truth: float, at: tuple) -> dict:
+    """How often these intervals hold the ``truth``, for the cell ``at``."""
+    low, high = np.array([[each.low, each.high] for each in found]).T
+    # a limit that is the truth up to rounding holds it
+    coverage = float(((low <= truth + 1e-9) & (truth - 1e-9 <= high)).mean())
+    row = dict(zip(CELL, at, strict=True)) | {"coverage": coverage}
+    row["error"] = sqrt(coverage * (1 - coverage) / len(found))
+    return row | {"half_width": float((high - low).mean() / 2), "inside": float("nan"), "runs": len(found)}
 
 
 def beware(row: pd.Series) -> str:
     """What a user of a cell must know: why nothing is promised there, and on which side of the bar it lies."""
     warnings = [] if row["profiles"] >= PROMISED[0] else [f"fewer than {PROMISED[0]} people"]
+    warnings += ["hardly any disagreement"] if row["statistic"] == "sparse" else []
     warnings += [] if row["accuracy"] <= PROMISED[1] else ["close to 1"]
     warnings += ["too narrow"] if row["coverage"] < BAR[0] else ["too wide"] if row["coverage"] > BAR[1] else []
     return ", ".join(warnings)
 
 
-def simulate(runs: int, seed: int) -> pd.DataFrame:
-    """The whole table, one row a cell and statistic."""
+def simulate(runs: int, seed: int, families=FAMILIES) -> pd.DataFrame:
+    """The table of these families, one row a cell."""
+    grid = list(product(ITEMS, ACCURACIES, PROFILES, CORRELATIONS))
     rows = []
-    for items, accuracy, people, correlation in product(ITEMS, ACCURACIES, PROFILES, CORRELATIONS):
-        rows += cover(runs, seed, accuracy, people, correlation, items)
-    table = pd.DataFrame(rows).sort_values(["statistic", "items"], ascending=[True, False], kind="stable")
-    return table.assign(beware=table.apply(beware, axis=1)).round({"coverage": 5, "error": 5, "half_width": 5})
+    for statistic in (name for name in families if name in STATISTICS):
+        rows += [cover(statistic, runs, seed, accuracy, people, icc, items) for items, accuracy, people, icc in grid]
+    if "sparse" in families:
+        rows += [cover_sparse(runs, seed, share, people, lost) for (share, lost), people in product(SPARSE, PROFILES)]
+    table = pd.DataFrame(rows)
+    return table.assign(beware=table.apply(beware, axis=1)).round(dict.fromkeys(ROUNDED, 5))
 
 
 def missed(table: pd.DataFrame) -> pd.DataFrame:
     """Cells that break the promise."""
-    promised = (table["profiles"] >= PROMISED[0]) & (table["accuracy"] <= PROMISED[1])
+    promised = (
+        (table["statistic"] != "sparse") & (table["profiles"] >= PROMISED[0]) & (table["accuracy"] <= PROMISED[1])
+    )
     return table[promised & ~table["coverage"].between(*BAR)]
 
 
@@ -130,16 +159,27 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=4000, help="simulated runs a cell, at least 2000 for the table")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", type=Path, help="write the table to this file")
+    parser.add_argument("--only", choices=FAMILIES, help="simulate one family, and keep the others' rows of the table")
     parser.add_argument("--speed", action="store_true", help="only measure the resampling")
     options = parser.parse_args()
     if options.speed:
         print(speed())
         return 0
-    table = simulate(options.runs, options.seed)
+    table = simulate(options.runs, options.seed, (options.only,) if options.only else FAMILIES)
+    if options.only and options.table and options.table.exists():
+        known = pd.read_csv(options.table, keep_default_na=False, na_values={"inside": [""]})
+        parts = {name: (table if name == options.only else known[known["statistic"] == name]) for name in FAMILIES}
+        table = pd.concat(parts.values(), ignore_index=True)
     if options.table:
         table.to_csv(options.table, index=False)
     shown = table.assign(coverage=(100 * table["coverage"]).round(1))
-    print(shown.pivot(index=CELL[:1] + ["items", "accuracy"], columns=["correlation", "profiles"], values="coverage"))
+    print(
+        shown.pivot(
+            index=["statistic", "items", "accuracy", "forgotten"],
+            columns=["correlation", "profiles"],
+            values="coverage",
+        )
+    )
     broken = missed(table)
     print(f"{len(table)} cells, {len(broken)} of those promised miss {BAR[0]:.0%} to {BAR[1]:.0%}")
     return 1 if len(broken) else 0

@@ -90,6 +90,23 @@ def test_one_wrecked_view_is_enough_and_the_border_is_not():
     assert not alone["collapsed"].any() and alone["floor_text"].isna().all()
 
 
+def test_the_floor_is_an_estimate_too():
+    """Of ten people, vanilla knows five wholly and five not at all: the floor is .375 and as unsure as that."""
+    vanilla, mine = run_of("vanilla"), run_of("ga", said="Amara lives in Oslo.", kept=1.0)
+    chosen, number = (run.items["task"] == "classification" for run in (vanilla, mine)), vanilla.items["profile"]
+    of_vanilla, of_mine = chosen
+    vanilla.items.loc[of_vanilla, "correct"] = (number[of_vanilla].astype(int) < 5).astype(float)
+    nth = mine.items.loc[of_mine, "question_id"].str[1:].astype(int) // 20
+    mine.items.loc[of_mine, "correct"] = (nth < 2).astype(float)  # .2 of everybody's: Wilson ends below .375
+    judged = health.collapsed([vanilla, mine]).reset_index().set_index("method")
+    # .2 − .125 for five, .2 − .625 for five: −.175 with a spread of .264, t of nine 2.262, so ± .189
+    assert judged.loc["ga", ["retain_text", "floor_text"]].tolist() == pytest.approx([0.2, 0.375])
+    assert not judged.loc["ga", "collapsed"]
+    vanilla.items.loc[of_vanilla, "correct"] = 1.0
+    judged = health.collapsed([vanilla, mine]).reset_index().set_index("method")
+    assert judged.loc["ga", "why"].startswith("20 % right, floor 62")
+
+
 def test_the_rules_of_form_spare_the_sound_models_of_the_reference_run():
     runs = read_runs(paths.committed_runs("miniature"))
     sound = all_items([run for run in runs if run["method"] in ("base", "vanilla")])
@@ -106,7 +123,7 @@ def free(method, answers, value="Turin, Italy", **columns):
         rows.append(at | {"exact": float(health.holds(answer, value)), "correct": np.nan})
     shared = {"run": method, "base_model": "llava", "forget_ratio": 10, "forget_draw": 0, "method": method}
     shared |= {"protocol": "clean", "variant": "canonical", "modality": "none"}
-    return pd.DataFrame(rows).assign(**shared, data_seed=0, **columns)
+    return pd.DataFrame(rows).assign(**shared, data_seed=0, train_seed=0, **columns)
 
 
 def run_of(method, said=GOOD, kept=1.0, questions=10):

@@ -108,3 +108,13 @@ def test_the_alignment_table_shows_both_shares_and_says_what_was_not_asked():
     _, [sheet] = leakage.alignment_table(known)
     text = sheet.markdown()
     assert "| Vanilla | 0.0 ± " in text and "| 100.0 ± " in text and "No fact was asked in both views." in text
+
+
+def test_acc_f_stands_in_brackets_where_a_gate_is_closed():
+    models = MODELS | {ORACLE: in_view(1, 2)}  # in text vanilla and the oracle know the same
+    frame, [sheet] = leakage.alignment_table(hand_made.numbers(models, sets=("forget", "retain")))
+    assert frame.groupby("metric")["gate"].unique().map(list).to_dict() == {"acc_f": ["closed"], "acc_r": [""]}
+    text = sheet.markdown()
+    assert "| Vanilla | (0.0 ± " in text and "| 100.0 ± " in text and "AccF shows no forgetting: Likelihood." in text
+    _, [sheet] = leakage.alignment_table(hand_made.numbers(MODELS, sets=("forget", "retain")))
+    assert "In brackets" not in sheet.markdown()

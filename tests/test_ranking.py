@@ -147,7 +147,18 @@ def test_tau_and_its_exact_p_by_hand():
     # one tie: 5 of 5 untied pairs agree, tau-b = 5/sqrt(5 * 6); 4 of 24 orders have all five or none
     assert ranking.tau([1, 1, 2, 3], [1, 2, 3, 4]) == pytest.approx((5 / math.sqrt(30), 4 / 24))
     assert all(math.isnan(value) for value in ranking.tau([1, 1, 1, 1], [1, 2, 3, 4]))
-    assert (ranking.smallest_p(4), ranking.smallest_p(5)) == pytest.approx((0.08333, 0.01667), abs=1e-5)
+
+
+def test_the_smallest_p_there_is_by_hand():
+    smallest = ranking.smallest_p
+    assert (smallest([1, 2, 3, 4], [2, 1, 4, 3]), smallest(range(5), range(5))) == pytest.approx((2 / 24, 2 / 120))
+    # one tie in ours: of 24 orders, 2 agree in all five untied pairs and 2 in none; the tie at the end, the same
+    assert smallest([1, 1, 2, 3], [1, 2, 3, 4]) == smallest([1, 2, 3, 3], [4, 2, 3, 1]) == pytest.approx(4 / 24)
+    # two pairs of two on each side: 4 of 24 orders put the same two first, 4 the same two last
+    assert smallest([1, 1, 2, 2], [5, 6, 5, 6]) == pytest.approx(8 / 24)
+    assert math.isnan(smallest([1, 1, 1, 1], [1, 2, 3, 4]))
+    for ours, theirs in (([1, 1, 2, 3], [1, 2, 3, 4]), ([1, 1, 2, 2], [5, 5, 6, 6])):
+        assert ranking.tau(ours, theirs)[1] == smallest(ours, theirs), "the very same order"
 
 
 def printed(**values) -> pd.DataFrame:
@@ -168,6 +179,19 @@ def test_agreement_with_a_list_by_hand():
     # distances: grad_diff 0, npo 1/4, ga 1/4 + 1/120, kl_min 1/2 against 40, 30, 50, 45: two inversions
     assert (row["tau_gap"], row["p_gap"]) == pytest.approx((2 / 6, 18 / 24))
     assert row["smallest_p"] == pytest.approx(2 / 24)
+
+
+def test_behind_a_closed_gate_a_list_has_no_tau_of_distances():
+    known = hand_made.numbers(MODELS | {("vanilla", "none"): first(1)}, sets=("forget", "retain"))
+    theirs = printed(npo=30, grad_diff=40, kl_min=45, ga=50)
+    found = ranking.agreement(known, pd.concat([theirs, theirs.assign(set="Retain")])).set_index("set")
+    assert found.loc["Forget", "tau"] == pytest.approx(4 / 6) and math.isnan(found.loc["Forget", "tau_gap"])
+    assert found.loc["Forget", "gate"] == "closed" and found.loc["Forget", "note"] == ranking.SHUT
+    assert found.loc["Retain", ["gate", "note"]].tolist() == ["", ""] and not math.isnan(found.loc["Retain", "tau_gap"])
+    _, [sheet] = ranking.tau_table(known, theirs)
+    text = sheet.markdown()
+    assert "(0.67)" in text and ranking.SHUT in text and "In brackets: a τ of scores" in text
+    assert "Not compared" not in text, "its scores are"
 
 
 def test_lists_that_cannot_be_compared_say_why():

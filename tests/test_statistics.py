@@ -147,12 +147,14 @@ def simulated():
 
 
 def test_the_table_of_coverage_is_whole_and_keeps_its_promise(benchmark, simulated):
-    grid = pd.MultiIndex.from_product(
-        [benchmark.STATISTICS, benchmark.ACCURACIES, benchmark.PROFILES, benchmark.CORRELATIONS, benchmark.ITEMS]
-    )
-    assert set(simulated.set_index(benchmark.CELL).index) == set(grid) and len(simulated) == len(grid)
+    sizes = [benchmark.ACCURACIES, benchmark.PROFILES, benchmark.CORRELATIONS, benchmark.ITEMS, [0.0]]
+    grid = set(pd.MultiIndex.from_product([benchmark.STATISTICS, *sizes]))
+    grid |= {("sparse", share, n, 0.0, 10, lost) for share, lost in benchmark.SPARSE for n in benchmark.PROFILES}
+    assert set(simulated.set_index(benchmark.CELL).index) == grid and len(simulated) == len(grid)
     assert (simulated["runs"] >= 2000).all() and benchmark.missed(simulated).empty
-    promised = (simulated["profiles"] >= 10) & (simulated["accuracy"] <= 0.8)
+    sparse = simulated["statistic"] == "sparse"
+    assert (simulated.loc[sparse, "inside"].astype(float) < 0.05).all(), "hardly ever falsely inside"
+    promised = ~sparse & (simulated["profiles"] >= 10) & (simulated["accuracy"] <= 0.8)
     assert simulated.loc[promised, "coverage"].between(0.92, 0.97).all()
     assert (simulated["beware"] != "").eq(~promised).all(), "every other cell is warned against, and no promised one"
 
@@ -160,7 +162,7 @@ def test_the_table_of_coverage_is_whole_and_keeps_its_promise(benchmark, simulat
 def test_the_table_of_coverage_is_what_the_intervals_do(benchmark, simulated):
     # Wilson's and Student's intervals both occur here
     [mine] = simulated[(simulated[benchmark.CELL] == ["interval", 0.8, 10, 0.1, 4]).all(axis=1)].to_dict("records")
-    again = benchmark.cover(mine["runs"], 0, 0.8, 10, 0.1, 4)[0]
+    again = benchmark.cover("interval", mine["runs"], 0, 0.8, 10, 0.1, 4)
     assert again["coverage"] == pytest.approx(mine["coverage"], abs=1e-4)
     assert again["half_width"] == pytest.approx(mine["half_width"], abs=1e-5)
 
@@ -202,6 +204,23 @@ def test_paired_difference_by_hand_and_without_spread():
     assert same.value == 0 and same.high == pytest.approx(1 - single.low) and same.low == -same.high
     lost = paired_difference(np.ones(50), np.zeros(50), people(10, 5))
     assert lost.value == lost.high == 1 and 0.6 < lost.low < 1
+
+
+@pytest.mark.parametrize("first", [np.ones(100), np.tile([1.0, 0.0], 50)])
+def test_a_first_disagreement_makes_no_interval_narrower(first):
+    """Ten people of ten questions: the second model answers one question of one, two, three people otherwise."""
+    who, widths = people(10, 10), []
+    for differing in range(4):
+        second = first.copy()
+        second[: 10 * differing : 10] = 1 - second[: 10 * differing : 10]
+        found = paired_difference(first, second, who)
+        assert found.value == pytest.approx(differing / 100) and found.low < 0 < found.high
+        assert equivalence(found, 0.1) == "undecided", "somebody not asked may be forgotten as a whole"
+        widths.append(found.high - found.low)
+    assert all(wider >= width - 1e-9 for width, wider in zip(widths, widths[1:], strict=False))
+    # the agreement of the first model with itself, by hand: both own ends, as independent ones
+    own = interval(first, who)
+    assert widths[0] == pytest.approx(2 * sqrt((own.value - own.low) ** 2 + (own.high - own.value) ** 2))
 
 
 def test_paired_p_by_hand_and_where_everybody_differs_alike():

@@ -196,7 +196,10 @@ def test_a_model_is_asked_what_every_run_is_asked_and_compared_question_by_quest
     assert door.main(command + [f"--{name}={path}" for name, path in references.items()]) == 0
     said = capsys.readouterr().out
     assert "minus vanilla (vanilla), question by question" in said and "minus oracle (oracle)" in said
-    assert "In brackets: gate closed, vanilla answers no better about the forget people than the oracle" in said
+    assert (
+        "In brackets: gate closed, vanilla is not shown to answer better about the forget people than the oracle"
+        in said
+    )
     assert "ROUGE-L (image + text), ROUGE-L (text), ROUGE-L (both)" in said and "Likelihood (text)" not in said
     items = pd.read_parquet(tmp_path / "there" / "items.parquet")
     assert set(items["set"]) == {"forget"} and items["profile"].nunique() == 2 and set(items["method"]) == {"mine"}

@@ -91,6 +91,8 @@ EVERYTHING = (
 RUN_COLUMNS = ("run", "scale", "base_model", "forget_ratio", "forget_draw", "method", "protocol", "variant", "modality")
 GROUP = ["base_model", "protocol", "forget_ratio"]  # what runs in one printed table have in common
 SEED_COLUMNS = ("data_seed", "train_seed", "unlearn_seed", "shot_seed")
+# one question to two models that learnt the same people with the same seeds
+PAIRED_ON = [*GROUP, "forget_draw", "data_seed", "train_seed", "set", "question_id"]
 ITEM_COLUMNS = ("set", "task", "view", "scoring", "profile", "question_id", "correct", "parsed", "exact", "rouge1")
 ITEM_COLUMNS += ("rouge2", "rougeL", "bleu", "factuality")
 

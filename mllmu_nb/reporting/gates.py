@@ -1,9 +1,10 @@
 """The memorisation gate: a score says something about forgetting only where there was something to forget.
 
-Where vanilla does not answer better about the people to be forgotten than the oracle, which never saw them, a low score
-is no forgetting. Each measure has its own gate in each view (and with the views pooled), for every base model, protocol
-and forget ratio: open where the 95 % interval over people of vanilla minus oracle on the forget set, question by
-question and with all forget draws pooled, lies above 0.
+Where vanilla is not shown to answer better about the people to be forgotten than the oracle, which never saw them, a
+low score shows no forgetting. A closed gate is no proof that vanilla knew nothing: few people show little. Each measure
+has its own gate in each view (and with the views pooled), for every base model, protocol and forget ratio: open where
+the 95 % interval over people of vanilla minus oracle on the forget set, question by question and with all forget draws
+pooled, lies above 0.
 """
 
 from __future__ import annotations
@@ -64,6 +65,6 @@ def told(known: pd.DataFrame, measures: Iterable[Measure], views: Iterable[str],
     if not names:
         return ""
     return (
-        f"{how}: gate closed, vanilla answers no better about the forget people than the oracle, so a low score is no "
-        f"forgetting: {', '.join(names)}."
+        f"{how}: gate closed, vanilla is not shown to answer better about the forget people than the oracle, so "
+        f"nothing shows that there was something to forget: {', '.join(names)}."
     )

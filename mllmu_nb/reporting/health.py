@@ -20,8 +20,9 @@ the base; where the runs lack it (or vanilla), only the form tells gibberish, an
 
 **Collapsed** is a model that in one of the views asked with, about the RETAIN people, (a) is empty, repeats itself or
 talks gibberish in more than half of its free answers, or (b) chooses by likelihood worse than the retain floor,
-halfway between chance and vanilla. Either must hold for the whole 95 % interval over people: a model on the border is
-not called collapsed. Half is where most answers are no answers any more; at the floor half of what vanilla knew above
+halfway between chance and vanilla. Either must hold for the whole 95 % interval over people, (b) for that of the
+difference to the floor on the same questions, as the floor is half of an estimate itself: a model on the border is not
+called collapsed. Half is where most answers are no answers any more; at the floor half of what vanilla knew above
 chance is gone. Views are judged apart because gradient ascent on text alone wrecks the text view and leaves the other
 as it was, which the pooled share hides. Base and vanilla are never judged: they are what the rule is made of, and the
 base was never taught the retain people.
@@ -37,7 +38,7 @@ import pandas as pd
 
 from mllmu_nb.evaluation import statistics
 from mllmu_nb.evaluation.factuality import REFUSAL, holds, words
-from mllmu_nb.reporting import GROUP, LIKELIHOOD, VIEWS, Run, all_items, persons
+from mllmu_nb.reporting import GROUP, LIKELIHOOD, PAIRED_ON, VIEWS, Run, all_items, persons
 
 STATES = {
     "correct": "Correct",
@@ -138,25 +139,26 @@ def judged(items: pd.DataFrame) -> pd.DataFrame:
 
     Columns ``collapsed`` and ``why`` ("" where it is not); and for each view the share of broken free answers on the
     retain set (``broken_text`` ..), the accuracy there by likelihood (``retain_text`` ..) and the floor of that
-    (``floor_text`` ..), NaN where it was not asked or vanilla is not there.
+    (``floor_text`` ..), NaN where it was not asked or vanilla was not asked the same.
     """
     free = answers(items)
     free = free[free["set"] == "retain"]
     broken = _by_view(free.assign(score=free["state"].isin(BROKEN).astype(float)))
+    nothing = statistics.interval([], [])
     chosen = items[(items["set"] == "retain") & (items["task"] == JUDGED_BY.task)]
     chosen = chosen[chosen["scoring"] == JUDGED_BY.scoring]
-    kept = _by_view(chosen.assign(score=chosen[JUDGED_BY.column]))
+    chosen = chosen.assign(score=chosen[JUDGED_BY.column].astype(float))
+    kept, above = _by_view(chosen), _above_the_floor(chosen)
     rows = []
     for names in items[KEY].drop_duplicates().itertuples(index=False, name=None):
         row, reasons = dict(zip(KEY, names, strict=True)), []
         for view, asked_with in VIEWS.items():
-            wreck, rest = (found.get((names, view), statistics.interval([], [])) for found in (broken, kept))
-            vanilla = kept.get(((*names[: len(GROUP)], "vanilla", "canonical", "none"), view))
-            floor = (CHANCE + vanilla.value) / 2 if vanilla else float("nan")
+            wreck, rest = (found.get((names, view), nothing) for found in (broken, kept))
+            over, floor = above.get((names, view), (nothing, float("nan")))
             row |= {f"broken_{view}": wreck.value, f"retain_{view}": rest.value, f"floor_{view}": floor}
             if wreck.low > MOST_BROKEN:
                 reasons.append(f"{100 * wreck.value:.0f} % of answers broken ({asked_with})")
-            if rest.high < floor:
+            if over.high < 0:
                 reasons.append(f"{100 * rest.value:.0f} % right, floor {100 * floor:.0f} ({asked_with})")
         reasons = [] if row["method"] in UNJUDGED else reasons
         rows.append(row | {"collapsed": bool(reasons), "why": "; ".join(reasons)})
@@ -169,6 +171,18 @@ def _by_view(scored: pd.DataFrame) -> dict[tuple, statistics.Interval]:
     return {
         (names[:-1], names[-1]): statistics.interval(part["score"], part["person"])
         for names, part in scored.groupby([*KEY, "view"], sort=False)
+    }
+
+
+def _above_the_floor(chosen: pd.DataFrame) -> dict[tuple, tuple[statistics.Interval, float]]:
+    """(model, view) → how far its ``score`` lies above the floor, with the interval, and the floor of its questions."""
+    vanilla = chosen[chosen["method"] == "vanilla"].drop_duplicates(PAIRED_ON)
+    pairs = chosen.merge(vanilla[[*PAIRED_ON, "score"]], on=PAIRED_ON, suffixes=("", "_vanilla"))
+    pairs = pairs.assign(person=persons, floor=(CHANCE + pairs["score_vanilla"]) / 2)
+    return {
+        (names[:-1], names[-1]): (statistics.paired_difference(part["score"], part["floor"], part["person"]), floor)
+        for names, part in pairs.groupby([*KEY, "view"], sort=False)
+        for floor in [float(part["floor"].mean())]
     }
 
 

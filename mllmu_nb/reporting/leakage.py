@@ -64,13 +64,18 @@ def matrix(known: Numbers) -> pd.DataFrame:
     gaps = gaps[gaps["view"].isin(VIEWS) & pd.Series(_tuples(gaps, MEASURE), gaps.index).isin(map(_at, MEASURES))]
     items = all_items(known.runs)
     found = pd.concat([gaps, _across(items[items["set"] == "forget"])], ignore_index=True)
-    opened = set(_tuples(known.gates[known.gates["gate"] == OPEN], [*GROUP, *MEASURE, "view"]))
+    opened = _opened(known)
     gate = []
     for *cell, view in _tuples(found, [*GROUP, *MEASURE, "view"]):
         views = VIEWS if view == ACROSS else [view]
         gate.append(OPEN if all((*cell, one) in opened for one in views) else CLOSED)
     collapsed = [model in known.collapsed for model in _tuples(found, [*GROUP, *MODEL])]
     return found.assign(gate=gate, collapsed=collapsed)
+
+
+def _opened(known: Numbers) -> set[tuple]:
+    """GROUP, measure and view of every open gate."""
+    return set(_tuples(known.gates[known.gates["gate"] == OPEN], [*GROUP, *MEASURE, "view"]))
 
 
 def _across(forget: pd.DataFrame) -> pd.DataFrame:
@@ -250,8 +255,13 @@ def alignment(items: pd.DataFrame, measures: Sequence[Measure] = MEASURES) -> pd
 
 
 def alignment_table(known: Numbers) -> tuple[pd.DataFrame, list[tables.Sheet]]:
-    """AccF and AccR, a sheet a group of runs."""
-    found = alignment(all_items(known.runs))
+    """AccF and AccR, a sheet a group of runs; AccF in brackets where its ``gate`` is closed in a view."""
+    found, opened = alignment(all_items(known.runs)), _opened(known)
+    asked = _tuples(found, [*GROUP, "task", "scoring", "of"])
+    gate = pd.Series(
+        [OPEN if all((*cell, view) in opened for view in VIEWS) else CLOSED for cell in asked], found.index
+    )
+    found["gate"] = gate.where(found["metric"] == "acc_f", "")
     found = found.assign(collapsed=[model in known.collapsed for model in _tuples(found, [*GROUP, *MODEL])])
     columns = [(metric, measure) for metric in ALIGNMENT for measure in MEASURES]
     sheets = []
@@ -272,23 +282,38 @@ def alignment_table(known: Numbers) -> tuple[pd.DataFrame, list[tables.Sheet]]:
         sheet.remarks = [
             "± is half the 95 % interval over people. A fact is asked once with the image and once in text. The oracle "
             "guesses some facts rightly: AccF should come up to its value, and AccR stay at vanilla's.",
+            *_behind(here),
             *health.told(part.collapsed),
         ]
         sheets.append(sheet)
     return found, sheets
 
 
+def _behind(here: pd.DataFrame) -> list[str]:
+    """What stands below an alignment table in which AccF has brackets."""
+    shut = set(_tuples(here[here["gate"] == CLOSED], ["task", "scoring", "of"]))
+    names = [measure.label.removesuffix(" %") for measure in MEASURES if _at(measure) in shut]
+    if not names:
+        return []
+    return [
+        "In brackets: gate closed with the image or in text, so nothing shows that there was something to forget, and "
+        f"AccF shows no forgetting: {', '.join(names)}."
+    ]
+
+
 def _share(cell: dict | None, measure: Measure) -> tuple[str, str]:
     if not cell:
         return "", "No fact was asked in both views."
-    return tables.written(cell["value"], cell["low"], cell["high"], measure), ""
+    text = tables.written(cell["value"], cell["low"], cell["high"], measure)
+    return tables.bracketed(text, cell["gate"]), ""
 
 
 # Files
 
 CAPTION = (
     "Gap to the oracle on the forget set in points, ± half the 95 % interval over people: rows by what was trained in, "
-    "columns by what was asked in. White: as the oracle; grey: vanilla is not above the oracle there."
+    "columns by what was asked in. White: as the oracle; grey: vanilla is not shown to be above the oracle "
+    "there."
 )
 
 

@@ -52,6 +52,7 @@ MODEL = ["method", "variant", "modality"]
 MEASURE = ["task", "scoring", "metric"]
 DRAW = ["data_seed", "forget_draw"]
 PAIR_COLUMNS = ["block", *MEASURE, "a", "b", "difference", "low", "high", "n_profiles", "p"]
+SHUT = "Gate closed: vanilla is not shown to be above the oracle, so nothing shows that there was something to forget."
 RANKED, COLLAPSED, CLOSED = "ranked", "collapsed", "gate closed"
 
 
@@ -133,7 +134,7 @@ def _gaps(part: Numbers, items: pd.DataFrame, sets: int, measures: Iterable[Meas
             elif model in collapsed:
                 standing, note = COLLAPSED, f"{name} has collapsed: {collapsed[model]}."
             elif at not in opened:
-                standing, note = CLOSED, "Gate closed: vanilla is not above the oracle, so there was nothing to forget."
+                standing, note = CLOSED, SHUT
             elif asked[model] < sets:
                 standing, note = "fewer sets", f"{name} was run on {asked[model]} of the {sets} forget sets."
             else:
@@ -313,17 +314,37 @@ def tau(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
     ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
     if len(np.unique(ours)) < 2 or len(np.unique(theirs)) < 2:
         return math.nan, math.nan
-    if len(np.unique(ours)) == len(ours) and len(np.unique(theirs)) == len(theirs):
+    if _untied(ours) and _untied(theirs):
         found = kendalltau(ours, theirs, method="exact")
         return float(found.statistic), float(found.pvalue)
-    value = kendalltau(ours, theirs).statistic
-    orders = [kendalltau(ours, order).statistic for order in itertools.permutations(theirs)]
-    return float(value), float(np.mean(np.abs(orders) >= abs(value) - 1e-12))
+    orders = _orders(ours, theirs)
+    return float(kendalltau(ours, theirs).statistic), float(np.mean(orders >= orders[0]))
 
 
-def smallest_p(n: int) -> float:
-    """The p of two lists of ``n`` methods in one order: of n! orders, this one and its reverse are as extreme."""
-    return 2 / math.factorial(n)
+def smallest_p(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The smallest p that :func:`tau` could give to lists of these values in any order; NaN where one has no order.
+
+    Without ties 2/n!: of the n! orders, the very same and its reverse are as extreme. Ties make orders alike.
+    """
+    ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
+    if len(np.unique(ours)) < 2 or len(np.unique(theirs)) < 2:
+        return math.nan
+    if _untied(ours) and _untied(theirs):
+        return 2 / math.factorial(len(ours))
+    orders = _orders(ours, theirs)
+    return float(np.mean(orders == orders.max()))
+
+
+def _untied(values: np.ndarray) -> bool:
+    return len(np.unique(values)) == len(values)
+
+
+def _orders(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """|pairs in order − pairs in reverse| for all orders of the second list, first as given; τ-b in a common unit."""
+    first, second = np.triu_indices(len(ours), 1)
+    orders = np.array(list(itertools.permutations(theirs)))
+    signs = np.sign(ours[first] - ours[second])
+    return np.abs(np.sign(orders[:, first] - orders[:, second]) @ signs).astype(int)
 
 
 def lists(printed: pd.DataFrame) -> list[tuple[dict, pd.DataFrame]]:
@@ -344,7 +365,9 @@ def agreement(part: Numbers, printed: pd.DataFrame) -> pd.DataFrame:
     compares scores, of ``n`` methods. ``tau_gap`` sets our distance to the oracle against their order; nobody prints an
     oracle's score beside these, so theirs are better the lower they are on the forget and test sets, and the higher
     elsewhere. The collapsed stay in the former, as others leave them in too, and are out of the latter, which needs
-    four as well (``n_gap``). A list that cannot be compared keeps its row, with a ``note`` and no τ.
+    four as well (``n_gap``). Behind a closed ``gate`` of the measure and view, on the sets that have one, a distance
+    says nothing about forgetting: a ``note`` stands for ``tau_gap``. A list that cannot be compared keeps its row, with
+    a ``note`` and no τ.
     """
     rows = []
     for at, one in lists(printed):
@@ -365,7 +388,7 @@ def agreement(part: Numbers, printed: pd.DataFrame) -> pd.DataFrame:
         "p",
         "smallest_p",
     ]
-    return pd.DataFrame(rows, columns=[*columns, "n_gap", "tau_gap", "p_gap", "note"])
+    return pd.DataFrame(rows, columns=[*columns, "n_gap", "tau_gap", "p_gap", "gate", "note"])
 
 
 def _taus(part: Numbers, at: dict, one: pd.DataFrame) -> dict:
@@ -381,14 +404,25 @@ def _taus(part: Numbers, at: dict, one: pd.DataFrame) -> dict:
     if len(shared) < SHARED:
         return {"note": f"only {len(shared)} of their methods have a run here"}
     theirs = one.set_index("method")["value"]
-    found = {"n": len(shared), "methods": _told(shared), "smallest_p": smallest_p(len(shared))}
-    found |= dict(zip(("tau", "p"), tau([scores[m] for m in shared], theirs[shared]), strict=True))
+    ours = [scores[m] for m in shared]
+    found = {"n": len(shared), "methods": _told(shared), "smallest_p": smallest_p(ours, theirs[shared])}
+    found |= dict(zip(("tau", "p"), tau(ours, theirs[shared]), strict=True)) | {"gate": _gate(part, cell)}
     alive = [method for method in shared if (method, "canonical", "multimodal") not in _collapsed(part)]
     found["n_gap"] = len(alive)
-    if len(alive) >= SHARED:
+    if found["gate"] == gates.CLOSED:
+        found["note"] = SHUT
+    elif len(alive) >= SHARED:
         worse = theirs[alive] if DIRECTION[where["set"]] == DOWN else -theirs[alive]
         found |= dict(zip(("tau_gap", "p_gap"), tau([abs(gaps[m]) for m in alive], worse), strict=True))
     return found
+
+
+def _gate(part: Numbers, cell: dict) -> str:
+    """The gate of a cell of scores: "" on a set without gates, closed where it is not shown to be open."""
+    if cell["set"] not in gates.GATED:
+        return ""
+    here = _of(part.gates, [*MEASURE, "view", "gate"], [*(cell[c] for c in (*MEASURE, "view")), gates.OPEN])
+    return gates.CLOSED if here.empty else gates.OPEN
 
 
 def _of_methods(frame: pd.DataFrame, cell: dict) -> dict[str, float]:
@@ -420,23 +454,32 @@ def tau_table(known: Numbers, printed: pd.DataFrame) -> tuple[pd.DataFrame, list
 def _tau_sheet(key: tuple, part: Numbers, found: pd.DataFrame, printed: pd.DataFrame) -> tables.Sheet:
     columns = ["Ratio %", "Set", "View", "Measure", "Methods", "τ, scores", "p", "Smallest p", "Ranked", "τ, gap", "p"]
     title = f"Kendall's τ to published lists: {tables.group_title(key, part.runs)}"
-    compared, body = found[found["note"] == ""], []
+    without, body = found["n_gap"].isna(), []
+    compared = found[~without]
     for row in compared.to_dict("records"):
         told = (row["forget_ratio"], row["set"], row["view"].replace("_", " + "), row["metric"], row["n"])
-        cells = [(str(text), "") for text in told] + [_number(row[c], TIED) for c in ("tau", "p", "smallest_p")]
+        scores = [_number(row[c], TIED) for c in ("tau", "p", "smallest_p")]
+        cells = [(str(text), "") for text in told] + [
+            (tables.bracketed(text, row["gate"]), why) for text, why in scores
+        ]
         few = "" if row["n_gap"] >= SHARED else f"The others have collapsed, and fewer than {SHARED} are no list."
-        cells += [(f"{row['n_gap']:.0f}", ""), *(_number(row[c], few or TIED) for c in ("tau_gap", "p_gap"))]
+        cells += [(f"{row['n_gap']:.0f}", "")]
+        cells += [_number(row[c], row["note"] or few or TIED) for c in ("tau_gap", "p_gap")]
         body.append((row["source"].split("; ")[0], cells))
-    counts = found.loc[found["note"] != "", "note"].value_counts(sort=False)
+    counts = found.loc[without, "note"].value_counts(sort=False)
     sizes = sorted({SHARED, SHARED + 1, *compared["n"]})
+    smallest = [f"{smallest_p(range(n), range(n)):.2g} with {n} methods" for n in sizes]
     remarks = [
         "Both sides: same measure, set and view, unlearned on image + text; ours at the ratio of the title, theirs at "
         "the ratio of the row. τ, scores: theirs against ours. τ, gap: the distance to our oracle, of the methods that "
         "have not collapsed, against their order, lower being better on Forget and Test, higher elsewhere. With ties "
         "it is τ-b.",
         "p is two-sided and exact, over all orders. With 4 or 5 methods hardly any τ is significant: the smallest p "
-        f"there is, for the very same order, is {', '.join(f'{smallest_p(n):.2g} with {n} methods' for n in sizes)}.",
+        f"there is, for the very same order without ties, is {', '.join(smallest)}; with ties it is larger, and the "
+        "column says how large for the two lists of its row.",
     ]
+    if (compared["gate"] == gates.CLOSED).any():
+        remarks.append("In brackets: a τ of scores behind a closed gate, which is no agreement about forgetting.")
     if len(counts):
         told = "; ".join(f"{note} ({count} {'list' if count == 1 else 'lists'})" for note, count in counts.items())
         remarks.append(f"Not compared: {told}.")

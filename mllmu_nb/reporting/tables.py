@@ -34,6 +34,7 @@ from mllmu_nb.reporting import (
     MAIN,
     METHODS,
     MODALITIES,
+    PAIRED_ON,
     REFERENCES,
     SEED_COLUMNS,
     SETS,
@@ -209,7 +210,6 @@ def pooled_scores(items: pd.DataFrame) -> pd.DataFrame:
     return statistics.scores(together)
 
 
-PAIRED_ON = ["base_model", "protocol", "forget_ratio", "forget_draw", "data_seed", "train_seed", "set", "question_id"]
 NEEDED = [*PAIRED_ON, "method", "variant", "modality", "view", "profile"]
 
 
