@@ -182,7 +182,7 @@ def unlearned(config: Config) -> Path:
 
     def make(folder: Path) -> None:
         from mllmu_nb.models import load
-        from mllmu_nb.training import DIVERGED, modality_conversations, unlearn
+        from mllmu_nb.training import modality_conversations, unlearn
 
         recipe, known = config.unlearning, population(config)
         forget, retain = (modality_conversations(known.members(s), config.modality) for s in ("forget", "retain"))
@@ -192,8 +192,7 @@ def unlearned(config: Config) -> Path:
         model = _with_adapter(model, recipe, config.unlearn_seed)
         names = ("steps", "epochs", "batch_size", "lr", "schedule", "warmup", "weight_decay", "clip", "precision")
         settings = {name: getattr(recipe, name) for name in (*names, "label_mode", "eos")}
-        if len(method.passes) == 1:  # a retain term that weighs more moves the loss more
-            settings["rise"] = DIVERGED * max(1.0, recipe.alpha)
+        settings |= limit(method, recipe)
         log = unlearn(model, processor, method, forget, retain, settings, config.unlearn_seed, recorded)
         load.save_adapter(model, folder)
         stages.write_json(folder / "train.json", _train_record(config, log, asdict(recipe)))
@@ -211,6 +210,14 @@ def objective(config: Config) -> Method:
 def weighted(method: Method, recipe: Recipe) -> Method:
     """``method`` with the weight that ``recipe`` gives to a retain term, where it has one."""
     return replace(method, alpha=recipe.alpha) if "alpha" in (f.name for f in fields(method)) else method
+
+
+def limit(method: Method, recipe: Recipe) -> dict[str, float]:
+    """How far the loss of unlearning may rise before it counts as diverged: a retain term that weighs more moves it
+    more. A method that visits its sets one after the other has its own rule."""
+    from mllmu_nb.training import DIVERGED
+
+    return {"rise": DIVERGED * max(1.0, recipe.alpha)} if len(method.passes) == 1 else {}
 
 
 def model(config: Config) -> tuple[Any, Any]:

@@ -221,7 +221,7 @@ def _trained(config: Config, arm: Arm, known: Population, recipe) -> tuple[Any, 
     other = {}
     if len(arm.method.passes) > 1 and recipe.steps:  # as many whole passes as come closest
         passes = recipe.steps / steps_of(talks["forget"], 1, recipe.batch_size)
-        other = {"steps": 0, "epochs": max(1, round(passes))}
+        recipe = replace(recipe, steps=0, epochs=max(1, round(passes)))
     if len(arm.method.passes) == 1:
         other = {"rise": math.inf}  # a KL that is summed is another quantity: its height says nothing
     return models.trained(config, arm.method, recipe, talks, recorded, **other)

@@ -66,7 +66,8 @@ def along(
     talks = (list(conversations[name]) for name in ASKED)
     with _copies(model, steps) as found:
         weighted = run.weighted(method, recipe)
-        log = unlearn(model, processor, weighted, *talks, {**settings, **other}, config.unlearn_seed, recorded)
+        settings |= run.limit(method, recipe) | other
+        log = unlearn(model, processor, weighted, *talks, settings, config.unlearn_seed, recorded)
     found[log.steps] = model
     return {step: load.merge(one).eval() for step, one in found.items()}, processor, log
 
