@@ -161,7 +161,7 @@ def test_the_table_of_coverage_is_whole_and_keeps_its_promise(benchmark, simulat
 
 def test_the_table_of_coverage_is_what_the_intervals_do(benchmark, simulated):
     # Wilson's and Student's intervals both occur here
-    [mine] = simulated[(simulated[benchmark.CELL] == ["interval", 0.8, 10, 0.1, 4]).all(axis=1)].to_dict("records")
+    [mine] = simulated[(simulated[benchmark.CELL] == ["interval", 0.8, 10, 0.1, 4, 0.0]).all(axis=1)].to_dict("records")
     again = benchmark.cover("interval", mine["runs"], 0, 0.8, 10, 0.1, 4)
     assert again["coverage"] == pytest.approx(mine["coverage"], abs=1e-4)
     assert again["half_width"] == pytest.approx(mine["half_width"], abs=1e-5)
