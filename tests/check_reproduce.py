@@ -21,7 +21,7 @@ TRAINED = {"ga", "grad_diff", "kl_min", "npo"}
 SETS = ("forget", "test", "retain", "celebrity")
 COLUMNS = (
     "base_model forget_ratio forget_draw method protocol variant modality seed data_seed train_seed unlearn_seed "
-    "shot_seed set task view scoring metric value low high n_items n_profiles"
+    "shot_seed set task view scoring metric value low high n_items n_profiles gate"
 ).split()
 # task, scoring, metric, the column of the items that it is the mean of, its range
 MEASURES = (
