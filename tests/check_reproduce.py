@@ -57,7 +57,7 @@ def check_scores(scores: pd.DataFrame, items: pd.DataFrame, models: set[Model]) 
     wrong += [f"no scores of {model}" for model in sorted(models - there)]
     wrong += [f"scores of {model}, which the grid does not ask for" for model in sorted(there - models)]
     for model in sorted(models & there):
-        mine, answers = (frame[(frame[list(MODEL)] == model).all(axis=1)] for frame in (scores, items))
+        mine, answers = (frame[(frame[list(MODEL)] == list(model)).all(axis=1)] for frame in (scores, items))
         for set_name in SETS:
             for task, scoring, metric, column, bounds in MEASURES:
                 for view in ("image_text", "text", "both"):
