@@ -4,13 +4,14 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from mllmu_nb import run
 from mllmu_nb.config import Config
 from mllmu_nb.data.schema import SETS, VIEWS
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting import Run, show
+from mllmu_nb.reporting import LIKELIHOOD, Run, figures, show
 
 PICTURE = b"\x89PNG"
 
@@ -104,3 +105,14 @@ def test_comparisons_are_made_at_the_miniatures_scale_only(monkeypatch):
     made.clear(), together.clear()
     run.beside(config.but(scale="paper"), "vanilla", "oracle")
     assert made == [("ga", "unimodal"), ("vanilla", "none")] and not together, "hours of work nobody asked for"
+
+
+def test_bars_behind_a_closed_gate_are_grey_and_the_line_below_says_why():
+    """Vanilla knows no more of the forget people than the oracle here; Retain has no gate."""
+    known = [made_up("vanilla", forget=0.2), made_up("ga", "multimodal", forget=0.2), made_up("oracle", forget=0.2)]
+    figure = show.four_sets(known, (LIKELIHOOD,))
+    colours = [to_hex(bar.get_facecolor()) for bar in figure.axes[0].patches]
+    assert colours[:6] == [figures.CLOSED] * 6 and figures.CLOSED not in colours[6:]
+    assert "In grey: gate closed" in figure.get_supxlabel()
+    known[0] = made_up("vanilla")
+    assert not show.four_sets(known, (LIKELIHOOD,)).get_supxlabel()

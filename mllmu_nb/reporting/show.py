@@ -19,6 +19,7 @@ import PIL.Image
 import seaborn
 from IPython.display import HTML, Image, Markdown
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from mllmu_nb import provenance
 from mllmu_nb.config import Config, Recipe
@@ -36,6 +37,7 @@ from mllmu_nb.reporting import (
     Run,
     all_items,
     figures,
+    gates,
     label,
     models_in_order,
     read_run,
@@ -138,10 +140,13 @@ def answers(known: Population, found: Sequence[Run]) -> HTML:
 def four_sets(found: Sequence[Run], measures: Sequence[Measure] = (LIKELIHOOD, LETTER, ROUGE_L)) -> Figure:
     """Bars of several runs on the four sets: a row a view, a column a measure, 95 % intervals over people, in per cent.
 
-    Hollow bars are of models unlearned on text only; the dotted line of a choice among four is chance.
+    Hollow bars are of models unlearned on text only; the dotted line of a choice among four is chance. Where vanilla
+    and the oracle are among the runs, forget and test bars of a measure whose gate is closed are grey.
     """
     if not found:
         raise KitError("there is no run to show")
+    known = gates.of(tables.differences(all_items(list(found)), measures))
+    closed = gates.shut(known, measures, VIEWS)
     figure = Figure(figsize=(figures.PAGE, 3.9), layout="constrained")
     axes = figure.subplots(len(VIEWS), len(measures), sharex=True, sharey=True, squeeze=False)
     width = 0.84 / len(found)
@@ -153,7 +158,10 @@ def four_sets(found: Sequence[Run], measures: Sequence[Measure] = (LIKELIHOOD, L
                 continue
             x = place + (number - (len(found) - 1) / 2) * width
             value, low, high = (100 * end for end in (cell.value, cell.low, cell.high))
-            panel.bar(x, value, 0.9 * width, linewidth=0.8, zorder=2, label=name(run), **_face(run))
+            face = _face(run)
+            if set_name in gates.GATED and (measure, view) in closed:
+                face = {part: "white" if colour == "white" else figures.CLOSED for part, colour in face.items()}
+            panel.bar(x, value, 0.9 * width, linewidth=0.8, zorder=2, **face)
             ends = {"yerr": [[value - low], [high - value]], "ecolor": figures.INK}
             panel.errorbar(x, value, **ends | {"ecolor": "white"}, fmt="none", elinewidth=2, zorder=3)
             panel.errorbar(x, value, **ends, fmt="none", elinewidth=0.7, capsize=1.2, capthick=0.6, zorder=4)
@@ -167,9 +175,11 @@ def four_sets(found: Sequence[Run], measures: Sequence[Measure] = (LIKELIHOOD, L
         if column == 0:
             panel.set_ylabel(f"Asked with {view_label}, %")
     seaborn.despine(figure, bottom=True)
-    handles, names = axes[0][0].get_legend_handles_labels()
-    once = dict(zip(names, handles, strict=True))
+    once = {name(run): Patch(linewidth=0.8, **_face(run)) for run in found}
     figure.legend(once.values(), once, loc="outside upper center", ncols=len(once), frameon=False)
+    if closed:
+        below = textwrap.fill(gates.told(known, measures, VIEWS, "In grey"), 110)
+        figure.supxlabel(below, fontsize=figures.SMALL, color=figures.GREY, x=0.01, ha="left")
     return figure
 
 
