@@ -283,7 +283,7 @@ def _finetuned(config: Config, name: str) -> Path:
             seed=config.train_seed,
             **{
                 name: getattr(recipe, name)
-                for name in ("batch_size", "turns", "instructed", "lr", "schedule", "warmup")
+                for name in ("batch_size", "turns", "together", "instructed", "lr", "schedule", "warmup")
             },
             **{
                 name: getattr(recipe, name)

@@ -29,7 +29,8 @@ from mllmu_nb.data.reading import with_name
 from mllmu_nb.data.schema import Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.models.load import count_trainable
-from mllmu_nb.models.prompts import Conversation, Turn, encode, generation_prompt
+from mllmu_nb.models.prompts import Conversation, Turn, encode, generation_prompt, token_counts
+from mllmu_nb.muon import Muon
 from mllmu_nb.unlearning import IGNORE, Method, Recorded, Scored, token_log_probs, token_nll
 
 Batch = Mapping[str, Tensor]  # input_ids, attention_mask, labels [B, T], pixel_values; recorded [B, T'], see `record`
@@ -193,7 +194,7 @@ def rules(model, optimizer: str, lr: float, weight_decay: float) -> list[torch.o
     rest = [p for _, p in trained if id(p) not in chosen]
     found: list[torch.optim.Optimizer] = []
     if inner:
-        found.append(torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+        found.append(Muon(inner, lr, weight_decay))
     if rest:
         found.append(torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay))
     return found
@@ -297,6 +298,7 @@ def finetune(
     eos: bool = True,
     turns: int = 1,
     instructed: float = 0.0,
+    together: int = 1,
     **loop,
 ) -> TrainLog:
     """Teach ``conversations`` to whatever of ``model`` requires a gradient: vanilla and oracle are made by this.
@@ -304,10 +306,11 @@ def finetune(
     A batch holds ``batch_size`` conversations. Most are ``turns`` questions about one person, cut from
     ``conversations`` as :func:`epoch` does, their portraits changed anew by ``augment``, a share ``instructed`` of the
     questions worded as evaluation words a free one; a share ``replay`` are ``replay_conversations`` just as they stand.
+    So many batches are drawn ``together`` and dealt out by length, so that little of a batch is padding; 1: just as drawn.
     ``loop`` goes to :func:`train`.
     Loss: negative log-likelihood per supervised token over the batch, as transformers computes it.
     """
-    replayed = round(batch_size * replay)
+    replayed = round(together * batch_size * replay)
     if not any(c.turns for c in conversations):
         raise KitError("nothing to learn: the conversations are empty")
     if replayed and not replay_conversations:
@@ -315,23 +318,33 @@ def finetune(
 
     def batches():
         # Streams of their own: what is replayed or how it is augmented does not change the order of what is taught.
-        order, replay_order, change, wording = (np.random.default_rng([seed, stream]) for stream in range(4))
+        order, replay_order, change, wording, mixing = (np.random.default_rng([seed, stream]) for stream in range(5))
         taught = endless(conversations, turns, order)
         repeated = (
             replay_conversations[i] for _ in count() for i in replay_order.permutation(len(replay_conversations))
         )
         while True:
-            batch = [_instructed(talk, instructed, wording) for talk in islice(taught, batch_size - replayed)]
+            drawn = [_instructed(talk, instructed, wording) for talk in islice(taught, together * batch_size - replayed)]
             if augment:
-                batch = [_augmented(conversation, augment, change) for conversation in batch]
-            batch += islice(repeated, replayed)
-            yield {"train": encode(processor, shard(batch), label_mode=label_mode, eos=eos, padding_side="right")}
+                drawn = [_augmented(conversation, augment, change) for conversation in drawn]
+            drawn += islice(repeated, replayed)
+            for batch in _of_like_length(processor, drawn, batch_size, mixing):
+                yield {"train": encode(processor, shard(batch), label_mode=label_mode, eos=eos, padding_side="right")}
 
     def objective(scored, reference):
         return token_nll(scored["train"]), {}
 
     options = dict(schedule=schedule, warmup=warmup, weight_decay=weight_decay, clip=clip, seed=seed, **loop)
     return train(model, batches(), objective, steps=steps, lr=lr, **options)
+
+
+def _of_like_length(
+    processor, conversations: list[Conversation], batch_size: int, rng: np.random.Generator
+) -> list[list[Conversation]]:
+    """The conversations in batches of like length; the batches are in random order, each in the order given."""
+    by_length = np.argsort(token_counts(processor, conversations), kind="stable")
+    starts = rng.permutation(range(0, len(conversations), batch_size))
+    return [[conversations[i] for i in sorted(by_length[start : start + batch_size])] for start in starts]
 
 
 def _instructed(conversation: Conversation, share: float, rng: np.random.Generator) -> Conversation:

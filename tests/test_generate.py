@@ -1,5 +1,6 @@
 """Fictitious people: what the published form promises, and what a seed promises."""
 
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -42,6 +43,28 @@ def test_every_profile_asks_the_published_number_of_questions_in_pairs(known):
         shown = [q.text.lower() for q in person.questions if q.view == "image_text"]
         assert all("this person" in text and person.name.lower() not in text for text in shown)
         assert all(person.name in q.text for q in person.questions if q.view == "text")
+
+
+def test_evaluation_asks_in_the_words_of_fine_tuning_and_a_question_has_one_wording_of_its_answer(known):
+    answered = {}
+    for person in known.of_kind("fictitious") + known.of_kind("pool"):
+        told = {qa.attribute: qa for qa in person.qa}
+        for qa in person.qa:
+            wording = qa.answer[:1].lower() + qa.answer[1:].replace(qa.value, "__").replace(" an __", " a __")
+            answered.setdefault((qa.attribute, qa.question), set()).add(wording)
+        for q in person.questions:
+            if q.view == "image_text" and q.task != "cloze":
+                assert q.text == told[q.attribute].question
+            if q.view == "image_text" and q.task == "generation":
+                assert q.answer == told[q.attribute].answer
+    assert all(len(wordings) == 1 for wordings in answered.values())
+    assert len(answered) == sum(len(facts.WORDINGS[attribute].questions) for attribute in ATTRIBUTES)  # all are asked
+
+
+def test_the_celebrities_are_those_the_shipped_base_knows():
+    known = [p for people in known_people() for p in people]
+    facts_of = "\n".join(f"{p.name}: {sorted(p.attributes.items())}" for p in known)
+    assert hashlib.sha256(facts_of.encode()).hexdigest()[:16] == "afc93159fa770dfe"
 
 
 def test_the_right_option_stands_at_its_letter_and_letters_are_spread(known):

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from mllmu_nb.data.schema import QA, Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.models.load import attach_lora
 from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
-from mllmu_nb.models.prompts import Conversation, Turn, encode
+from mllmu_nb.models.prompts import Conversation, Turn, encode, token_counts
+from mllmu_nb.muon import Muon, orthogonal
 from mllmu_nb.training import (
     TrainingDiverged,
     _instructed,
@@ -331,6 +333,24 @@ def test_finetuning_mixes_in_replay_and_changes_portraits(fresh, processor, monk
         finetune(fresh, processor, [], steps=2, batch_size=4, lr=1e-3)
 
 
+def test_batches_that_are_drawn_together_hold_the_same_with_less_padding(fresh, processor, monkeypatch):
+    seen = watched(monkeypatch)
+    taught = modality_conversations(PEOPLE, "multimodal") + modality_conversations(PEOPLE, "unimodal")
+
+    def run(together):
+        seen.clear()
+        options = {"steps": 4, "batch_size": 3, "lr": 1e-3, "turns": 2, "seed": 1, "together": together}
+        finetune(copy.deepcopy(fresh), processor, taught, **options)
+        return [batch for batch, _ in seen]
+
+    def longest(batches):
+        return sum(max(token_counts(processor, batch)) for batch in batches)
+
+    plain, sorted_out = run(1), run(4)
+    assert Counter(c for batch in plain for c in batch) == Counter(c for batch in sorted_out for c in batch)
+    assert longest(sorted_out) < longest(plain) and sorted_out != plain
+
+
 def test_the_same_seed_gives_the_same_weights(fresh, processor):
     def run(seed):
         model = attach_lora(copy.deepcopy(fresh), dropout=0.3)
@@ -561,6 +581,35 @@ def test_muon_moves_the_matrices_of_the_layers_and_adamw_the_rest(fresh):
     assert isinstance(alone, torch.optim.AdamW)
     with pytest.raises(KitError, match="unknown optimizer 'sgd': choose adamw or muon"):
         rules(model, "sgd", 1e-3, 0.0)
+
+
+def test_muon_steps_as_that_of_torch_does_without_its_half_precision():
+    torch.manual_seed(0)
+    shapes = [(8, 8), (24, 8), (8, 24), (8, 8)]
+    ours, theirs = ([torch.nn.Parameter(torch.full(shape, 0.5)) for shape in shapes] for _ in range(2))
+    movers = (
+        Muon(ours, 1e-2, 0.1),
+        torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(5):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape)
+            b.grad = a.grad.clone()
+        for mover in movers:
+            mover.step()
+    for a, b in zip(ours, theirs, strict=True):
+        moved = (a - 0.5).norm()
+        assert moved > 0.04 and (a - b).norm() < 0.02 * moved
+
+
+def test_muon_turns_a_matrix_into_an_orthogonal_one():
+    matrices = torch.randn(3, 6, 20, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(orthogonal(matrices.mT), orthogonal(matrices).mT)
+    sizes = torch.linalg.svdvals(orthogonal(matrices))
+    assert sizes.min() > 0.6 and sizes.max() < 1.3
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    nearest = u @ v
+    assert (torch.nn.functional.cosine_similarity(orthogonal(matrices).flatten(1), nearest.flatten(1)) > 0.97).all()
 
 
 def test_a_share_of_the_questions_carries_the_instruction_for_a_free_answer():

@@ -96,14 +96,19 @@ MONTHS = ("January|February|March|April|May|June|July|August|September|October|N
 class Wording:
     """How one attribute is talked about.
 
-    ``questions``: the first is the evaluation's, all occur in fine-tuning. ``paraphrases``: asked of the Test set
-    only. ``answers``: each person sticks to one of them for an attribute. ``cloze``: ``__`` is the blank.
+    ``questions``: each person is asked in one of them, in fine-tuning as in evaluation. ``paraphrases``: asked of the
+    Test set only. ``answers``: the first as many answer the questions, each its own; a wording of the answer that does
+    not hang on the question would be one more thing to remember of everybody. ``cloze``: ``__`` is the blank.
     """
 
     questions: tuple[str, ...]
     paraphrases: tuple[str, ...]
     answers: tuple[str, ...]
     cloze: str
+
+    def answer_to(self, question: str) -> str:
+        """The wording in which one of ``questions`` is answered."""
+        return self.answers[self.questions.index(question)]
 
 
 WORDINGS = {

@@ -82,32 +82,38 @@ def options_with(value: str, others: Iterable[str], letter: str, rng: np.random.
     return tuple(wrong)
 
 
-def _qa(person: dict[str, str], rng: np.random.Generator) -> tuple[tuple[QA, ...], dict[str, str]]:
-    """Fine-tuning pairs, one for each attribute, and the answer wording this person keeps to."""
-    pairs, answers = [], {}
+def _qa(person: dict[str, str], rng: np.random.Generator) -> tuple[tuple[QA, ...], dict[str, tuple[str, str]]]:
+    """Fine-tuning pairs, one for each attribute, and the wordings of question and answer this person keeps to."""
+    pairs, worded = [], {}
     for attribute in ATTRIBUTES:
         wording = facts.WORDINGS[attribute]
-        answers[attribute] = str(rng.choice(wording.answers))
-        question = facts.say(str(rng.choice(wording.questions)), HERE)
-        answer = facts.say(answers[attribute], HERE, person[attribute])
-        pairs.append(QA(question, answer, attribute, person[attribute]))
-    return tuple(pairs), answers
+        # A draw that is not used: the facts of the celebrities, whom the shipped base knows, come later in this stream.
+        rng.choice(wording.answers)
+        question = str(rng.choice(wording.questions))
+        worded[attribute] = question, wording.answer_to(question)
+        asked, said = (facts.say(text, HERE, person[attribute]) for text in worded[attribute])
+        pairs.append(QA(asked, said, attribute, person[attribute]))
+    return tuple(pairs), worded
 
 
 def _questions(
     profile: Profile,
-    answers: dict[str, str],
+    worded: dict[str, tuple[str, str]],
     values: dict[str, list[str]],
     letter: Callable[[], str],
     rng: np.random.Generator,
 ) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
-    """The eighteen questions of a profile and the eighteen paraphrases of the Test set."""
+    """The eighteen questions of a profile, in the words of fine-tuning, and the Test set's eighteen paraphrases.
+
+    The sentence of a cloze question is the same for everybody.
+    """
     asked, chosen = [], list(rng.permutation(ASKED)[: sum(PER_TASK.values())])
     tested = []
     for task, count in PER_TASK.items():
         for number in range(count):
             attribute = str(chosen.pop())
             value, wording = profile.attributes[attribute], facts.WORDINGS[attribute]
+            asks, says = worded[attribute]
             paraphrase = str(rng.choice(wording.paraphrases))
             right = letter() if task == "classification" else ""
             options = options_with(value, values[attribute], right, rng) if right else ()
@@ -118,8 +124,8 @@ def _questions(
                 if task == "cloze":
                     texts = facts.say(wording.cloze, who), facts.say(other_cloze, who, "__")
                 else:
-                    texts = facts.say(wording.questions[0], who), facts.say(paraphrase, who)
-                truth = {"classification": right, "cloze": value}.get(task) or facts.say(answers[attribute], who, value)
+                    texts = facts.say(asks, who), facts.say(paraphrase, who)
+                truth = {"classification": right, "cloze": value}.get(task) or facts.say(says, who, value)
                 question = Question(profile.id, task, view, number, texts[0], truth, value, attribute, options)
                 asked.append(question)
                 tested.append(replace(question, text=texts[1]))
@@ -158,16 +164,16 @@ def _people(
         names.add(name)
         portrait = draw_portrait(distinct_traits(rng, gender, looks), rng)
         attributes = random_facts(rng, name, gender)
-        qa, answers = _qa(attributes, rng)
-        biography = " ".join(facts.say(answers[a], name, attributes[a]) for a in ATTRIBUTES if a != "name")
+        qa, worded = _qa(attributes, rng)
+        biography = " ".join(facts.say(worded[a][1], name, attributes[a]) for a in ATTRIBUTES if a != "name")
         changed = tuple(to_png(transform(portrait, k, rng)) for k in range(len(TRANSFORMS)))
         profile = Profile(identity, name, kind, attributes, to_png(portrait), biography, qa, (), changed, ())
-        drafts.append((profile, answers))
+        drafts.append((profile, worded))
     values = {a: [p.attributes[a] for p in (*(p for p, _ in drafts), *beside)] for a in ASKED}
     letters = iter(deal_letters(PER_TASK["classification"] * len(ids), rng))
     people = []
-    for profile, answers in drafts:
-        questions, tested = _questions(profile, answers, values, lambda: next(letters), rng)
+    for profile, worded in drafts:
+        questions, tested = _questions(profile, worded, values, lambda: next(letters), rng)
         people.append(replace(profile, questions=questions, test_questions=tested))
     return people
 
