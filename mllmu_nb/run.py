@@ -34,7 +34,7 @@ DATA += ("profiles_file", "forget_ids_file", "data_source", "data_revision")
 # What decides how it is asked; draws_file is looked into.
 ASKING = ("shot_source", "scoring", "cyclic")
 # The code whose change makes a model, or its answers, another one.
-TRAINING_CODE = ("mllmu_nb.training", "mllmu_nb.models.prompts", "mllmu_nb.models.load")
+TRAINING_CODE = ("mllmu_nb.training", "mllmu_nb.muon", "mllmu_nb.models.prompts", "mllmu_nb.models.load")
 EVALUATION_CODE = tuple(
     f"mllmu_nb.{module}"
     for module in (

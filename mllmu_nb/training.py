@@ -324,7 +324,9 @@ def finetune(
             replay_conversations[i] for _ in count() for i in replay_order.permutation(len(replay_conversations))
         )
         while True:
-            drawn = [_instructed(talk, instructed, wording) for talk in islice(taught, together * batch_size - replayed)]
+            drawn = [
+                _instructed(talk, instructed, wording) for talk in islice(taught, together * batch_size - replayed)
+            ]
             if augment:
                 drawn = [_augmented(conversation, augment, change) for conversation in drawn]
             drawn += islice(repeated, replayed)
