@@ -306,7 +306,7 @@ def finetune(
     A batch holds ``batch_size`` conversations. Most are ``turns`` questions about one person, cut from
     ``conversations`` as :func:`epoch` does, their portraits changed anew by ``augment``, a share ``instructed`` of the
     questions worded as evaluation words a free one; a share ``replay`` are ``replay_conversations`` just as they stand.
-    So many batches are drawn ``together`` and dealt out by length, so that little of a batch is padding; 1: just as drawn.
+    So many batches are drawn ``together`` and dealt out by length, so that little of a batch is padding; 1: as drawn.
     ``loop`` goes to :func:`train`.
     Loss: negative log-likelihood per supervised token over the batch, as transformers computes it.
     """
