@@ -35,7 +35,7 @@ test: env  ## unit tests and every notebook
 lab: env  ## JupyterLab on the first notebook
 	$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb
 
-base: env  ## build the shipped base models anew (an hour or two)
+base: env  ## build the shipped base models anew (an hour; many on a CPU without bfloat16)
 	$(BIN)/python -m mllmu_nb.build_miniature
 
 lint: env  ## style of code and notebooks
