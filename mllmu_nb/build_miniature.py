@@ -9,7 +9,7 @@ Three stages, all seeded, counted in steps:
 3. projector and language model learn the mixture of :mod:`mllmu_nb.mixture`: choosing what was just named, then facts
    to read and faces to see, then everything; at first :mod:`mllmu_nb.guidance` shows it where to look.
 
-It computes in half precision, which a CPU needs instructions for (AVX-512 BF16, AMX): an hour there, many hours on others.
+It computes in half precision: an hour on a CPU with instructions for it (AVX-512 BF16, AMX), many hours on others.
 It stands outside the arrow data → models → training: it trains and probes, and no run calls it.
 """
 
