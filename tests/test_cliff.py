@@ -108,14 +108,14 @@ def chosen(*settings):
 
 
 def test_the_rule_takes_what_keeps_most_of_those_that_fall_far_enough():
-    mild, good, steep = made_up(1e-3, 0.73, 0.97), made_up(2e-3, 0.72, 0.85), made_up(3e-3, 0.3, 0.84)
+    mild, good, steep = made_up(1e-3, 0.68, 0.97), made_up(2e-3, 0.66, 0.85), made_up(3e-3, 0.3, 0.84)
     best = chosen(mild, good, steep)
-    assert (best["lr"], best["forget"], best["retain"], best["fit"]) == (2e-3, 0.72, 0.85, True)
-    assert best["fall"] == pytest.approx(0.25)
-    assert chosen(steep, made_up(2e-3, 0.7, 0.9, other=0.8))["lr"] == 3e-3  # the view that was not trained counts
-    assert chosen(steep, made_up(2e-3, 0.7, 0.9, broken=0.51))["lr"] == 3e-3
-    assert chosen(steep, made_up(2e-3, 0.7, 0.9, diverged=1))["lr"] == 3e-3
-    assert chosen(made_up(2e-3, 0.7, 0.9, steps=20), made_up(3e-3, 0.6, 0.9, steps=10))["steps"] == 10
+    assert (best["lr"], best["forget"], best["retain"], best["fit"]) == (2e-3, 0.66, 0.85, True)
+    assert best["fall"] == pytest.approx(0.31)
+    assert chosen(steep, made_up(2e-3, 0.6, 0.9, other=0.8))["lr"] == 3e-3  # the view that was not trained counts
+    assert chosen(steep, made_up(2e-3, 0.6, 0.9, broken=0.51))["lr"] == 3e-3
+    assert chosen(steep, made_up(2e-3, 0.6, 0.9, diverged=1))["lr"] == 3e-3
+    assert chosen(made_up(2e-3, 0.6, 0.9, steps=20), made_up(3e-3, 0.5, 0.9, steps=10))["steps"] == 10
 
 
 def test_where_nothing_falls_far_enough_the_rule_says_so_and_takes_what_falls_furthest_unbroken():
@@ -132,13 +132,13 @@ def test_vanilla_is_no_setting():
 def test_the_map_shows_every_setting_and_marks_two():
     found = table(
         made_up(1e-3, 0.9, 0.97),
-        made_up(2e-3, 0.7, 0.9),
+        made_up(2e-3, 0.6, 0.9),
         made_up(1e-3, math.nan, math.nan, diverged=2, steps=20),
         made_up(2e-3, 0.3, 0.3, steps=20),
     )
     drawn = told.figure(found, "unimodal", {("ga", "unimodal"): (1e-3 * math.sqrt(2), 10 * math.sqrt(2))})
     forget, retain = drawn.axes[:2]
-    assert [text.get_text() for text in forget.texts] == ["90", "70", "×", "30"]
+    assert [text.get_text() for text in forget.texts] == ["90", "60", "×", "30"]
     assert [text.get_text() for text in retain.texts] == ["97", "90", "×", "30"]
     [frame] = forget.patches
     assert frame.get_xy() == (0.5, -0.5)
@@ -162,7 +162,7 @@ def test_the_map_shows_every_setting_and_marks_two():
     ],
 )
 def test_what_the_kit_uses_stands_beside_what_is_chosen(used, where):
-    settings = [made_up(lr, 0.7, retain) for lr, retain in ((1e-3, 0.8), (2e-3, 0.9))]
+    settings = [made_up(lr, 0.6, retain) for lr, retain in ((1e-3, 0.8), (2e-3, 0.9))]
     settings += [made_up(lr, 0.3, 0.3, steps=20) for lr in (1e-3, 2e-3)]
     assert told.printed(table(*settings), {("ga", "unimodal"): used})["the kit's"].tolist() == [where]
 
