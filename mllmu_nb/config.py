@@ -104,7 +104,7 @@ TRAINING = {
 REPLAY = {"miniature": 0.125, "paper": 0.0}
 
 # Unlearning, by scale and method, or method and modality; one that is not named here takes the entry "".
-# Rates and lengths are those that the study of the cliff chooses by its rule (notebook 13), or lie between its settings.
+# Rates and lengths are those that the rule of the study of the cliff chooses (notebook 13), or between its settings.
 # The gradient is cut at a tenth: Adam remembers small gradients too long to meet their growth with steps of even size.
 _MINIATURE_UNLEARNING = Recipe(
     lr=3e-3, batch_size=8, steps=35, schedule="linear", clip=0.1, lora_dropout=0.0, source=MINIATURE
