@@ -276,7 +276,7 @@ def _finetuned(config: Config, name: str) -> Path:
             model,
             processor,
             conversations,
-            steps=recipe.steps or _steps(conversations, recipe.epochs, recipe.batch_size, recipe.turns, config.replay),
+            steps=recipe.steps or _steps(conversations, recipe, config.replay),
             replay_conversations=replayed,
             replay=config.replay,
             augment=_changed_portrait if recipe.augment else None,
@@ -325,10 +325,11 @@ def _filled(config: Config, folder: Path) -> tuple[Any, Any]:
     return load.load_full(plain, folder).eval(), processor
 
 
-def _steps(conversations: list, epochs: int, batch_size: int, turns: int, replay: float) -> int:
-    """Optimizer steps of ``epochs`` passes when a batch holds that many conversations of ``turns`` turns."""
-    pieces = sum(math.ceil(len(conversation.turns) / turns) for conversation in conversations)
-    return epochs * math.ceil(pieces / (batch_size - round(batch_size * replay)))
+def _steps(conversations: list, recipe: Recipe, replay: float) -> int:
+    """Optimizer steps of the recipe's epochs, each of which teaches every turn once."""
+    pieces = sum(math.ceil(len(conversation.turns) / recipe.turns) for conversation in conversations)
+    drawn = recipe.together * recipe.batch_size
+    return recipe.epochs * math.ceil(recipe.together * pieces / (drawn - round(drawn * replay)))
 
 
 def _changed_portrait(picture, rng):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mllmu_nb import paths, run, stages
-from mllmu_nb.config import Config
+from mllmu_nb.config import Config, Recipe
 from mllmu_nb.data import facts, portraits
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.errors import KitError
@@ -186,8 +186,8 @@ def test_upstream_npo_has_a_reference_of_its_own_that_makes_way_for_vanilla(conf
     told = stages.read_json(run.unlearned(upstream) / "train.json")
     assert present == [("retain_epoch", 0), ("vanilla", 0)], "no model, or no other model, may be in memory then"
     reference = stages.read_json(run.retain_epoch(upstream) / "train.json")
-    # 17 people in two views, 14 or 15 questions each, which is 4 pieces of up to 4: 136 pieces in batches of 24
-    assert reference["steps"] == 6 and told["losses"][0]["excess"] != 0
+    # 17 people in two views, 14 or 15 questions each, which is 4 pieces of up to 4: 136 pieces in batches of 12
+    assert reference["steps"] == 12 and told["losses"][0]["excess"] != 0
     assert {p.id for p in run.taught(run.population(config), "retain_epoch")} == {
         p.id for p in run.taught(run.population(config), "oracle")
     }
@@ -251,4 +251,8 @@ def test_steps_of_epochs_count_pieces_of_conversations():
             self.turns = [None] * turns
 
     # 15 and 14 turns make 4 pieces of up to 4 each: 8 pieces; a batch of 4 with a quarter replayed teaches 3 of them
-    assert run._steps([Asked(15), Asked(14)], epochs=2, batch_size=4, turns=4, replay=0.25) == 2 * 3
+    recipe = Recipe(lr=1.0, epochs=2, batch_size=4, turns=4)
+    assert run._steps([Asked(15), Asked(14)], recipe, replay=0.25) == 2 * 3
+    # an eighth of four such batches is 2 of 16, so one teaches 3.5 of the 8
+    assert run._steps([Asked(15), Asked(14)], replace(recipe, together=4), replay=0.125) == 2 * 3
+    assert run._steps([Asked(28), Asked(28)], replace(recipe, together=4), replay=0.125) == 2 * 4  # alone: 5 each
