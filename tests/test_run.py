@@ -255,4 +255,4 @@ def test_steps_of_epochs_count_pieces_of_conversations():
     assert run._steps([Asked(15), Asked(14)], recipe, replay=0.25) == 2 * 3
     # an eighth of four such batches is 2 of 16, so one teaches 3.5 of the 8
     assert run._steps([Asked(15), Asked(14)], replace(recipe, together=4), replay=0.125) == 2 * 3
-    assert run._steps([Asked(28), Asked(28)], replace(recipe, together=4), replay=0.125) == 2 * 4  # alone: 5 each
+    assert run._steps([Asked(28), Asked(28)], replace(recipe, together=4), replay=0.125) == 2 * 4
