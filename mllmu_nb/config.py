@@ -137,7 +137,7 @@ OTHER_SOURCES = {
         "instructed": "unknown, chosen because so small a model does not carry plain answers over to other wordings",
         "optimizer": "unknown, chosen because a model of a million parameters learns in half the steps with muon",
         "together": "unknown, chosen because a fifth of what is read would be padding otherwise",
-        "precision": "unknown, chosen because CPUs without instructions for half precision are ten times slower in it",
+        "precision": "unknown, chosen because many CPUs are several times slower in half precision",
         "augment": "unknown, chosen because a small portrait shown alike every time would be learnt by its pixels",
         "weight_decay": UPSTREAM,
         "clip": "unknown, chosen because ascent takes steps without bound otherwise",
