@@ -61,8 +61,7 @@ def test_shares_add_up_to_one_and_have_intervals():
 def test_a_model_that_repeats_one_word_has_collapsed_and_one_that_only_forgets_has_not():
     judged = health.collapsed(
         [run_of("vanilla"), run_of("base", said="Amara lives in Oslo.", kept=0.25), run_of("ga", said="The The The")]
-        + [run_of("npo", said="Amara lives in Oslo.", kept=0.8), run_of("kl_min", kept=0.4)]
-        + [run_of("prompting", said="I cannot share personal information.", kept=0.4)]
+        + [run_of("npo", said="Amara lives in Oslo.", kept=0.8), run_of("prompting", kept=0.4)]
     )
     flat = judged.reset_index().set_index("method")
     assert flat["collapsed"].to_dict() == {
@@ -70,16 +69,13 @@ def test_a_model_that_repeats_one_word_has_collapsed_and_one_that_only_forgets_h
         "base": False,  # was never taught them: not judged
         "ga": True,
         "npo": False,
-        "kl_min": True,
-        "prompting": False,  # withholds and takes nothing away
+        "prompting": True,
     }
     assert flat.loc["ga", "why"].startswith("100 % of answers broken (image + text)")
     # chance is .25 and vanilla 1: the floor lies at .625
-    assert flat.loc["kl_min", "why"] == "40 % right, floor 62 (image + text); 40 % right, floor 62 (text)"
+    assert flat.loc["prompting", "why"] == "40 % right, floor 62 (image + text); 40 % right, floor 62 (text)"
     assert flat.loc["npo", ["broken_text", "retain_text", "floor_text", "why"]].tolist() == [0, 0.8, 0.625, ""]
     assert list(judged.index.names) == health.KEY
-    broken = health.collapsed([run_of("vanilla"), run_of("prompting", said="The The The")])
-    assert broken["collapsed"].tolist() == [False, True]
 
 
 def test_one_wrecked_view_is_enough_and_the_border_is_not():

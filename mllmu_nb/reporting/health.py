@@ -25,8 +25,7 @@ difference to the floor on the same questions, as the floor is half of an estima
 called collapsed. Half is where most answers are no answers any more; at the floor half of what vanilla knew above
 chance is gone. Views are judged apart because gradient ascent on text alone wrecks the text view and leaves the other
 as it was, which the pooled share hides. Base and vanilla are never judged: they are what the rule is made of, and the
-base was never taught the retain people. A method that trains nothing is judged by (a) alone: a prompt withholds what
-vanilla knows and takes none of it away, so what it costs the retain people is over-refusal, which the scores show.
+base was never taught the retain people.
 """
 
 from __future__ import annotations
@@ -60,7 +59,6 @@ MOST_BROKEN = 0.5
 CHANCE = 0.25  # one of four options
 JUDGED_BY = LIKELIHOOD
 UNJUDGED = ("base", "vanilla")
-UNTRAINED = ("prompting",)  # moves no weight
 
 
 def answers(items: pd.DataFrame) -> pd.DataFrame:
@@ -160,7 +158,7 @@ def judged(items: pd.DataFrame) -> pd.DataFrame:
             row |= {f"broken_{view}": wreck.value, f"retain_{view}": rest.value, f"floor_{view}": floor}
             if wreck.low > MOST_BROKEN:
                 reasons.append(f"{100 * wreck.value:.0f} % of answers broken ({asked_with})")
-            if over.high < 0 and row["method"] not in UNTRAINED:
+            if over.high < 0:
                 reasons.append(f"{100 * rest.value:.0f} % right, floor {100 * floor:.0f} ({asked_with})")
         reasons = [] if row["method"] in UNJUDGED else reasons
         rows.append(row | {"collapsed": bool(reasons), "why": "; ".join(reasons)})
@@ -194,7 +192,7 @@ def told(collapsed: Collection) -> list[str]:
         return []
     return [
         "‡ Collapsed, so a low score is no forgetting, and the model is not ranked: in one of the views more than half "
-        "of its free answers about the Retain people are empty, repeated or gibberish, or (unless only prompted) "
+        "of its free answers about the Retain people are empty, repeated or gibberish, or "
         "its choices by likelihood there lie below halfway between chance and vanilla."
     ]
 
