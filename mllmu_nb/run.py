@@ -20,9 +20,7 @@ from mllmu_nb.config import YOURS, Config, Recipe, stable_hash
 from mllmu_nb.data.schema import SETS, Population, Profile
 from mllmu_nb.errors import KitError
 
-if TYPE_CHECKING:  # torch and pandas are loaded where they are used: listing a grid needs neither
-    import pandas as pd
-
+if TYPE_CHECKING:  # torch is loaded where it is used: listing a grid does not need it
     from mllmu_nb.training import TrainLog
     from mllmu_nb.unlearning import Method
 
@@ -455,19 +453,10 @@ def finished(config: Config) -> bool:
     return made.is_dir() and record.is_file() and stages.read_json(record).get("key") == made.name
 
 
-def scores(scale: str) -> pd.DataFrame:
-    """The scores of all runs of a scale, computed from their items and written to ``scores.csv``.
-
-    Raises KitError when there is no run, or when runs that stand side by side were made from different people.
-    """
-    import pandas as pd
-
-    from mllmu_nb.evaluation.statistics import scores as computed
-
-    folder = paths.runs(scale)
-    found = sorted(path.parent for path in folder.glob("*/items.parquet"))
-    if not found:
-        raise KitError(f"there is no run in {folder}: run a notebook, or python -m mllmu_nb sweep")
+def comparable(scale: str) -> list[Path]:
+    """The folders of the runs of a scale. Raises KitError when runs that would stand side by side were made from
+    different people."""
+    found = sorted(path.parent for path in paths.runs(scale).glob("*/items.parquet"))
     seen: dict[tuple, tuple[str, str]] = {}
     for run in found:
         record = stages.read_json(run / stages.RECORD)
@@ -478,9 +467,7 @@ def scores(scale: str) -> pd.DataFrame:
                 f"runs {other} and {run.name} were made from different people and cannot stand in one table: "
                 f"remove one of them, or set MLLMU_NB_OUT to another folder"
             )
-    table = computed(pd.concat([pd.read_parquet(run / "items.parquet") for run in found], ignore_index=True))
-    table.to_csv(paths.results(scale) / "scores.csv", index=False)
-    return table
+    return found
 
 
 def _answer(

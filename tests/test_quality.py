@@ -338,11 +338,11 @@ def test_a_model_that_knows_is_told_from_the_oracle_by_every_measure(tmp_path):
     values, gaps = (sheet.markdown() for sheet in sheets)
     assert "Vanilla, text" in values and "Oracle, text" in values and "Oracle, text" not in gaps
     written = quality.write_all("miniature", here, tmp_path / "tables", tmp_path)
-    assert {path.name for path in written} == {
+    assert {path.name for path in written.paths} == {
         *(f"table_forget_quality.{kind}" for kind in ("csv", "md", "tex")),
         *(f"forget_quality_llava_10.{kind}" for kind in ("png", "pdf")),
     }
-    assert "`forget_quality_llava_10`: How far" in (tmp_path / "captions.md").read_text()
+    assert written.captions[0].startswith("- `forget_quality_llava_10`: How far")
 
 
 def test_a_measure_by_which_vanilla_knows_nothing_stands_behind_a_closed_gate(tmp_path):
@@ -360,8 +360,7 @@ def test_a_measure_by_which_vanilla_knows_nothing_stands_behind_a_closed_gate(tm
     assert "In brackets: gate closed" in values.markdown() and "Truth" not in values.remarks[1]
     assert "Exact mem., Extraction, log p, AUC by LOSS" in gaps.markdown()
     assert "Grey: gate closed" in quality.figure(found)._supxlabel.get_text()
-    quality.write_all("miniature", here, tmp_path, tmp_path)
-    assert "Grey: gate closed" in (tmp_path / "captions.md").read_text()
+    assert "Grey: gate closed" in quality.write_all("miniature", here, tmp_path, tmp_path).captions[0]
     bare = quality.measured(known(made_run("ga", 0.25, -3.0), made_run("oracle", 0.25, -3.0)))
     assert set(bare["gate"]) == {""} and "nobody can say" in quality.told(bare, quality.SHOWN)
 

@@ -699,10 +699,10 @@ def test_figures_are_the_same_bytes_in_another_process(root, tmp_path):
 
 def test_a_figure_that_cannot_be_drawn_says_why(tmp_path):
     write_run(tmp_path / "runs", made_up_items("vanilla", "none"))
-    paths = figures.write_all("miniature", tmp_path / "runs", tmp_path / "out")
-    told = (tmp_path / "out" / "captions.md").read_text()
-    assert "`modality_bars_forget_llava_10` is not drawn: no unlearned model" in told
-    assert {p.name for p in paths} >= {"losses_llava_10.png", "before_after_llava_10.pdf", "captions.md"}
+    [(key, part)] = tables.numbers(tmp_path / "runs").groups()
+    paths, told = figures.write_group(key, part, tmp_path / "out")
+    assert any("`modality_bars_forget_llava_10` is not drawn: no unlearned model" in line for line in told)
+    assert {p.name for p in paths} >= {"losses_llava_10.png", "before_after_llava_10.pdf"}
     assert not (tmp_path / "out" / "modality_bars_forget_llava_10.png").exists()
 
 
@@ -749,6 +749,9 @@ def test_report_writes_everything_and_names_its_runs(root, tmp_path, monkeypatch
     assert names >= {"figures/miniature/profiles.png", "figures/miniature/forgetting_utility_llava_10.pdf"}
     scores = pd.read_csv(tmp_path / "results" / "miniature" / "scores.csv")
     assert {"value", "low", "high", "n_items", "n_profiles"} <= set(scores.columns)
+    alone = {path: path.read_bytes() for path in written}
+    shared = report.write_all("miniature", [person(1)], say=told.append, jobs=2)
+    assert shared == written and all(path.read_bytes() == alone[path] for path in shared)
 
 
 def test_without_own_runs_the_committed_ones_are_used(root, tmp_path, monkeypatch):

@@ -285,13 +285,12 @@ def _next(waiting: list[Job], running: list[Job]) -> Job | None:
 def _report(scale: str, config: Config, say: Callable[[str], None]) -> None:
     from mllmu_nb.reporting import report
 
-    if not any(paths.runs(scale).glob("*/items.parquet")):
-        return
     began = time.perf_counter()
-    run.scores(scale)
+    if not run.comparable(scale):
+        return
     known = run.population(config)
     shown = [person for name in ("forget", "retain", "celebrity") for person in known.members(name)[:1]]
-    written = report.write_all(scale, shown, say)
+    written = report.write_all(scale, shown, say, jobs=os.cpu_count() or 1)
     minutes = (time.perf_counter() - began) / 60
     say(f"{len(written)} files in {paths.results(scale)} and {paths.figures(scale)}: {minutes:.1f} min")
 

@@ -237,9 +237,10 @@ def scores(items: pd.DataFrame, **settings) -> pd.DataFrame:
         runs = items.groupby(KEYS, observed=True, dropna=False)["run"].unique()
         for shared in runs[runs.map(len) > 1]:
             raise KitError(f"runs {' and '.join(shared)} would be one row of the scores: score them apart")
-    both = items.assign(view="both")
+    measured = dict.fromkeys(column for columns in METRICS.values() for column in columns.values())
+    items = items[[*KEYS, *CELL, "profile", *(column for column in measured if column in items)]]  # a cell is a copy
     rows = []
-    for view_items in (items, both):
+    for view_items in (items, items.assign(view="both")):
         for key, cell in view_items.groupby([*KEYS, *CELL], sort=False, observed=True, dropna=False):
             named = dict(zip([*KEYS, *CELL], key, strict=True))
             people = cell["profile"].to_numpy()

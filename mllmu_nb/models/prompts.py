@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -163,8 +164,11 @@ def encode(
         ids[row, where] = torch.tensor(tokens)
         mask[row, where] = 1
         if label_mode == "answer":
-            kept = [any(s < b and a < e for s, e in spans) for a, b in offsets]
-            labels[row, where] = torch.tensor([t if k else IGNORE for t, k in zip(tokens, kept, strict=True)])
+            starts, stops = np.array(offsets).T
+            kept = np.zeros(len(tokens), bool)
+            for start, stop in spans:
+                kept |= (start < stops) & (starts < stop)
+            labels[row, where] = torch.from_numpy(np.where(kept, tokens, IGNORE))
         else:
             labels[row, where] = torch.tensor(tokens)
     if label_mode == "text":
@@ -172,9 +176,17 @@ def encode(
     batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     images = [turn.image for c in conversations for turn in c.turns if turn.image is not None]
     if images:
-        images = [from_bytes(i) if isinstance(i, bytes) else i for i in images]
-        batch["pixel_values"] = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        batch["pixel_values"] = _pixels(processor, images)
     return {k: v.to(device) for k, v in batch.items()} if device is not None else batch
+
+
+def _pixels(processor, images: Sequence[bytes | Image.Image]) -> torch.Tensor:
+    """What the image processor makes of each picture [images, 3, H, W]; one that comes again is read once."""
+    keys = [image if isinstance(image, bytes) else id(image) for image in images]
+    distinct = dict(zip(keys, images, strict=True))
+    place = {key: number for number, key in enumerate(distinct)}
+    read = [from_bytes(image) if isinstance(image, bytes) else image for image in distinct.values()]
+    return processor.image_processor(images=read, return_tensors="pt")["pixel_values"][[place[key] for key in keys]]
 
 
 def supervised(

@@ -12,7 +12,7 @@ import functools
 import io
 import itertools
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ from mllmu_nb.reporting import (
     label,
     models_in_order,
 )
-from mllmu_nb.reporting.tables import COLLAPSED, VERDICTS, Numbers, numbers, verdict
+from mllmu_nb.reporting.tables import COLLAPSED, VERDICTS, Numbers, verdict
 
 COLUMN, PAGE = 3.4, 7.0
 SMALL, NORMAL = 7.0, 8.0
@@ -129,12 +129,25 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-def add(figure: Figure, stem: Path, caption: str) -> list[Path]:
-    """``save`` a figure that another report draws, and put its caption below those that ``write_all`` has written."""
-    paths = save(figure, stem)
-    with (stem.parent / "captions.md").open("a", encoding="utf-8") as captions:
-        captions.write(f"- `{stem.name}`: {caption}\n")
-    return paths
+class Written(NamedTuple):
+    """The files of some figures and the lines that ``captions.md`` has on them."""
+
+    paths: list[Path]
+    captions: list[str]
+
+
+def put(stem: Path, caption: str, make: Callable[[], Figure]) -> Written:
+    """``save`` the figure that ``make`` draws; where it cannot be drawn (KitError), the line says why."""
+    try:
+        return Written(save(make(), stem), [f"- `{stem.name}`: {caption}"])
+    except KitError as reason:
+        return Written([], [f"- `{stem.name}` is not drawn: {reason}."])
+
+
+def together(parts: Iterable[Written]) -> Written:
+    """Several as one."""
+    parts = list(parts)
+    return Written([p for part in parts for p in part.paths], [line for part in parts for line in part.captions])
 
 
 def _settle(figure: Figure) -> None:
@@ -807,39 +820,22 @@ CAPTIONS = {
 }
 
 
-def write_all(
-    scale: str, runs_root: Path, out: Path, people: Sequence[Profile] = (), known: Numbers | None = None
-) -> list[Path]:
-    """Draw every figure of the runs under ``runs_root`` into ``out``, with ``captions.md``; returns the paths.
+def write_profiles(people: Sequence[Profile], out: Path) -> Written:
+    """The sheet of the first three of ``people``."""
+    return put(out / "profiles", CAPTIONS["profiles"], lambda: profile_sheet(people[:3]))
 
-    One file for each base model and forget ratio. The profile sheet is drawn of the first three of ``people``; a
-    figure whose runs are not there is left out and ``captions.md`` says why. ``known`` spares the scoring.
-    """
-    known = known or numbers(runs_root)
-    paths, told = [], [f"<!-- made from results/{scale}/runs; do not edit -->", ""]
 
-    def draw(kind: str, name: str, make) -> None:
-        try:
-            paths.extend(save(make(), out / name))
-            told.append(f"- `{name}`: {CAPTIONS[kind]}")
-        except KitError as reason:
-            told.append(f"- `{name}` is not drawn: {reason}.")
-
-    if people:
-        draw("profiles", "profiles", lambda: profile_sheet(people[:3]))
-    for (base_model, protocol, ratio), part in known.groups():
-        tail = f"{base_model}_{ratio}" + ("" if protocol == "clean" else f"_{protocol}")
-        draws = {
-            "before_after": lambda p=part: before_after(p.runs, p.collapsed),
-            "forgetting_utility": lambda p=part: forgetting_utility(p),
-            "modality_bars_forget": lambda p=part: modality_bars(p, "forget"),
-            "modality_bars_retain": lambda p=part: modality_bars(p, "retain"),
-            "oracle_gap": lambda p=part: oracle_gap(p),
-            "health": lambda p=part: health_bars(p),
-            "losses": lambda p=part: loss_curves(p.runs, p.collapsed),
-        }
-        for kind, make in draws.items():
-            draw(kind, f"{kind}_{tail}", make)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "captions.md").write_text("\n".join(told) + "\n", encoding="utf-8")
-    return [*paths, out / "captions.md"]
+def write_group(key: tuple[str, str, int], part: Numbers, out: Path) -> Written:
+    """Every figure of one base model, protocol and forget ratio (``key``), of which ``part`` holds all there is."""
+    base_model, protocol, ratio = key
+    tail = f"{base_model}_{ratio}" + ("" if protocol == "clean" else f"_{protocol}")
+    draws = {
+        "before_after": lambda: before_after(part.runs, part.collapsed),
+        "forgetting_utility": lambda: forgetting_utility(part),
+        "modality_bars_forget": lambda: modality_bars(part, "forget"),
+        "modality_bars_retain": lambda: modality_bars(part, "retain"),
+        "oracle_gap": lambda: oracle_gap(part),
+        "health": lambda: health_bars(part),
+        "losses": lambda: loss_curves(part.runs, part.collapsed),
+    }
+    return together(put(out / f"{kind}_{tail}", CAPTIONS[kind], make) for kind, make in draws.items())

@@ -116,7 +116,7 @@ def shares(items: pd.DataFrame) -> pd.DataFrame:
     Columns value, low, high (95 % interval over people), n_items, n_profiles; the values of a model, set and view add
     up to 1.
     """
-    told = answers(items).assign(person=persons)
+    told = answers(items).assign(person=persons)[[*KEY, "set", "view", "state", "person"]]
     rows = []
     for view in (*VIEWS, "both"):
         asked = told if view == "both" else told[told["view"] == view]
@@ -167,7 +167,7 @@ def judged(items: pd.DataFrame) -> pd.DataFrame:
 
 def _by_view(scored: pd.DataFrame) -> dict[tuple, statistics.Interval]:
     """(model, view) → mean of ``score`` with its interval over people."""
-    scored = scored.assign(person=persons)
+    scored = scored.assign(person=persons)[[*KEY, "view", "score", "person"]]
     return {
         (names[:-1], names[-1]): statistics.interval(part["score"], part["person"])
         for names, part in scored.groupby([*KEY, "view"], sort=False)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -317,12 +318,12 @@ CAPTION = (
 )
 
 
-def write_all(scale: str, known: Numbers, out: Path, pictures: Path) -> list[Path]:
-    """Write ``table_leakage`` and ``table_alignment``, and a heat map a group of runs; returns the paths."""
+def write_all(scale: str, known: Numbers, out: Path, pictures: Path) -> figures.Written:
+    """Write ``table_leakage`` and ``table_alignment`` into ``out``, a heat map a group of runs into ``pictures``."""
     found, sheets = leakage_table(known)
     made = {"table_leakage": (found, sheets), "table_alignment": alignment_table(known)}
-    paths = tables.write_sheets(made, scale, out)
+    written = [figures.Written(tables.write_sheets(made, scale, out), [])]
     for key, here in found.groupby(GROUP, sort=True):
-        stem = tables.latex_label("leakage", key).replace("-", "_")
-        paths += figures.add(figure(here), pictures / stem, CAPTION)
-    return paths
+        stem = pictures / tables.latex_label("leakage", key).replace("-", "_")
+        written.append(figures.put(stem, CAPTION, partial(figure, here)))
+    return figures.together(written)

@@ -31,6 +31,7 @@ the interval of the difference to the oracle lies within the margin, ≠ outside
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from math import inf, log10, nan
 from pathlib import Path
 
@@ -50,7 +51,7 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import statistics
 from mllmu_nb.evaluation.statistics import Interval
 from mllmu_nb.reporting import GROUP, VIEWS, Measure, Run, gates, label, models_in_order, persons
-from mllmu_nb.reporting.figures import CLOSED, INK, PAGE, PALE, SMALL, look, save, styled
+from mllmu_nb.reporting.figures import CLOSED, INK, PAGE, PALE, SMALL, Written, look, put, styled, together
 from mllmu_nb.reporting.tables import (
     COLLAPSED,
     VERDICTS,
@@ -151,7 +152,7 @@ def scored_sentences(run: Run) -> pd.DataFrame:
         zlib=loss / told["zlib_bytes"],
         min_k=told["log_probs"].map(least),
         min_k_pp=told["spread"].map(least),
-    )
+    ).drop(columns=["log_probs", "right", "spread"])
 
 
 # Two models
@@ -572,18 +573,13 @@ CAPTION = (
 )
 
 
-def write_all(scale: str, known: Numbers, tables: Path, figures: Path) -> list[Path]:
-    """Write ``table_forget_quality`` into ``tables`` and a figure a group, with its caption, into ``figures``."""
+def write_all(scale: str, known: Numbers, tables: Path, figures: Path) -> Written:
+    """Write ``table_forget_quality`` into ``tables`` and a figure a group into ``figures``."""
     found, sheets = table(known)
-    paths = write_sheets({"table_forget_quality": (found, sheets)}, scale, tables)
+    made = [Written(write_sheets({"table_forget_quality": (found, sheets)}, scale, tables), [])]
     for key, part in known.groups():
-        name = latex_label("forget_quality", key).replace("-", "_")
+        stem = figures / latex_label("forget_quality", key).replace("-", "_")
         here = found[(found[COLUMNS[:3]].astype(str) == [str(k) for k in key]).all(axis=1)]
-        try:
-            paths += save(figure(here, {model[3:] for model in part.collapsed}), figures / name)
-            line = " ".join(filter(None, [f"- `{name}`: {CAPTION}", told(here, SHOWN, "Grey")]))
-        except KitError as reason:
-            line = f"- `{name}` is not drawn: {reason}."
-        with open(figures / "captions.md", "a", encoding="utf-8") as captions:
-            captions.write(line + "\n")
-    return paths
+        caption = " ".join(filter(None, [CAPTION, told(here, SHOWN, "Grey")]))
+        made.append(put(stem, caption, partial(figure, here, {model[3:] for model in part.collapsed})))
+    return together(made)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -504,13 +505,15 @@ CAPTION = (
 )
 
 
-def write_all(scale: str, known: Numbers, out: Path, pictures: Path) -> list[Path]:
-    """Write ``table_ranking`` with its comparisons, ``table_tau``, and a figure for each ranking; returns the paths."""
+def write_all(scale: str, known: Numbers, out: Path, pictures: Path) -> figures.Written:
+    """Write ``table_ranking``, its comparisons and ``table_tau`` into ``out``, a figure a ranking into ``pictures``."""
     made = {"table_ranking": table(known), "table_tau": tau_table(known, published.load())}
     paths = tables.write_sheets(made, scale, out)
     found, _ = rank_all(known)
     paths.append(out / "table_ranking_pairs.csv")
     _joined({key: one.pairs for key, one in found.items()}).to_csv(paths[-1], index=False)
+    written = [figures.Written(paths, [])]
     for key, one in found.items():
-        paths += figures.add(figure(one), pictures / tables.latex_label("ranking", key).replace("-", "_"), CAPTION)
-    return paths
+        stem = pictures / tables.latex_label("ranking", key).replace("-", "_")
+        written.append(figures.put(stem, CAPTION, partial(figure, one)))
+    return figures.together(written)

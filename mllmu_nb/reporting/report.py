@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from mllmu_nb import paths, stages
@@ -43,24 +45,40 @@ def made_here(run: Path) -> bool:
     return bool(key) and (paths.cache() / "stages" / key).is_dir()
 
 
-def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], None] = print) -> list[Path]:
+def write_all(
+    scale: str, people: Sequence[Profile] = (), say: Callable[[str], None] = print, jobs: int = 1
+) -> list[Path]:
     """Write ``scores.csv``, all tables and all figures of a scale; returns the written files.
 
-    ``people`` are shown on the profile sheet, which is left as it is without them. ``say`` is told which runs were
-    used.
+    ``people`` are shown on the profile sheet, which is left as it is without them. A figure whose runs are not there
+    is left out and ``captions.md`` says why. ``say`` is told which runs were used; ``jobs`` processes share the work.
     """
     runs_root, source = which_runs(scale)
     say(f"Tables and figures of {source}.")
-    out = paths.writable(paths.results(scale))
+    out, pictures = paths.writable(paths.results(scale)), paths.writable(paths.figures(scale))
     known = tables.numbers(runs_root)
-    gates.with_gate(statistics.scores(all_items(known.runs)), known.gates).to_csv(out / "scores.csv", index=False)
-    written = [out / "scores.csv"]
-    written += tables.write_all(scale, runs_root, out / "tables", known)
-    pictures = paths.writable(paths.figures(scale))
-    written += figures.write_all(scale, runs_root, pictures, people, known)
-    written += ranking.write_all(scale, known, out / "tables", pictures)
-    written += quality.write_all(scale, known, out / "tables", pictures)
-    return written + leakage.write_all(scale, known, out / "tables", pictures)
+    work: list[tuple] = [(figures.write_profiles, people, pictures)] if people else []
+    work += [(figures.write_group, key, part, pictures) for key, part in known.groups()]
+    work += [(part.write_all, scale, known, out / "tables", pictures) for part in (ranking, quality, leakage)]
+    work += [(_write_tables, scale, runs_root, known, out)]
+    written = figures.together(_carried_out(work, jobs))
+    heading = [f"<!-- made from results/{scale}/runs; do not edit -->", ""]
+    (pictures / "captions.md").write_text("\n".join([*heading, *written.captions]) + "\n", encoding="utf-8")
+    return [*written.paths, pictures / "captions.md"]
+
+
+def _carried_out(work: list[tuple], jobs: int) -> list[figures.Written]:
+    """What each (function, arguments ..) returns, in the order given."""
+    if jobs == 1:
+        return [function(*arguments) for function, *arguments in work]
+    with ProcessPoolExecutor(min(jobs, len(work)), mp_context=get_context("spawn")) as pool:
+        return [done.result() for done in [pool.submit(*one) for one in work]]
+
+
+def _write_tables(scale: str, runs_root: Path, known: tables.Numbers, out: Path) -> figures.Written:
+    scores = gates.with_gate(statistics.scores(all_items(known.runs)), known.gates)
+    scores.to_csv(out / "scores.csv", index=False)
+    return figures.Written([out / "scores.csv", *tables.write_all(scale, runs_root, out / "tables", known)], [])
 
 
 def show_answer_html(question: str, answer: str, truth: str = "", right: bool | None = None, image: bytes = b"") -> str:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from mllmu_nb.data.schema import TASKS
@@ -230,12 +231,14 @@ def differences(items: pd.DataFrame, measures: Iterable[Measure] = MAIN) -> pd.D
             pairs = others.merge(reference[[*PAIRED_ON, "value"]], on=PAIRED_ON, suffixes=("", "_reference"))
             pairs["person"] = persons(pairs)
             for names, group in pairs.groupby(keys, sort=True):
+                ours, theirs, people, views = (
+                    group[c].to_numpy() for c in ("value", "value_reference", "person", "view")
+                )
                 for view in (*VIEWS, "both"):
-                    part = group if view == "both" else group[group["view"] == view]
-                    if part.empty:
+                    part = np.full(len(views), True) if view == "both" else views == view
+                    if not part.any():
                         continue
-                    ours, theirs, people = (part[c].to_numpy() for c in ("value", "value_reference", "person"))
-                    found = statistics.paired_difference(ours, theirs, people, bounds=measure.bounds)
+                    found = statistics.paired_difference(ours[part], theirs[part], people[part], bounds=measure.bounds)
                     rows.append(
                         dict(zip(keys, names, strict=True))
                         | {"against": against, "task": measure.task, "view": view, "scoring": measure.scoring}
