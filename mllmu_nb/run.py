@@ -51,7 +51,7 @@ EVALUATION_CODE = tuple(
 # Kinds of base material that fine-tuning repeats, the short ones; the known people among it are never scored.
 REPLAYED = {"people": 4.0, "seeing": 1.0, "private": 1.0}
 REPLAYED_LETTERS = 0.1  # share of multiple choice among the repeated questions
-STRANGERS = 1200  # conversations of each half of what is repeated
+STRANGERS = 400  # conversations of each half of what is repeated
 
 
 # -- people -----------------------------------------------------------------------------------------------------
@@ -623,11 +623,13 @@ def _folder_hash(folder: Path, whole_below: int = 2**26) -> str:
 
 def _finetuned_inputs(config: Config, name: str) -> dict[str, Any]:
     replayed = ("mllmu_nb.mixture", "mllmu_nb.evaluation.engine") if config.replay else ()
+    material = {"replayed": [REPLAYED, REPLAYED_LETTERS, STRANGERS]} if config.replay else {}
     return {
         "base": base_hash(config),
         "data": _taught_hash(name, *(getattr(config, field) for field in DATA)),
         "recipe": _numbers(_recipe(config, name)),
         "settings": config.hash_of(("adaptation", "replay", "train_seed")),
+        **material,
         "code": stages.code_hash((*TRAINING_CODE, *replayed)),
     }
 

@@ -211,7 +211,7 @@ def test_the_words_of_a_protocol_reach_the_recipes():
         )
     assert config.but(adaptation="full").training.lora_reach == "language"  # it has no adapters
     clean = config.but(protocol="clean")
-    assert (clean.training.schedule, clean.unlearning.schedule) == ("cosine", "linear")
+    assert (clean.training.schedule, clean.unlearning.schedule) == ("plateau", "linear")
     assert (clean.unlearning.label_mode, clean.unlearning.eos, clean.unlearning.lora_reach) == (
         "answer",
         True,

@@ -20,7 +20,7 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.models.load import attach_lora
 from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.models.prompts import Conversation, Turn, encode, token_counts
-from mllmu_nb.muon import Muon, orthogonal
+from mllmu_nb.muon import STEPS, Muon, orthogonal
 from mllmu_nb.training import (
     TrainingDiverged,
     _instructed,
@@ -259,7 +259,7 @@ def test_states_from_which_nothing_can_be_trained(fresh, processor, mixed):
         train(frozen, forever(processor, mixed), objective, steps=1, lr=1e-3)
     with pytest.raises(KitError, match="the batches ended at step 2 of 3"):
         train(copy.deepcopy(fresh), [{"train": encode(processor, mixed)}], objective, steps=3, lr=1e-3)
-    with pytest.raises(KitError, match="unknown schedule 'step': choose one of linear, cosine, constant"):
+    with pytest.raises(KitError, match="unknown schedule 'step': choose one of linear, cosine, constant, plateau"):
         train(copy.deepcopy(fresh), [], objective, steps=3, lr=1e-3, schedule="step")
 
 
@@ -589,7 +589,7 @@ def test_muon_steps_as_that_of_torch_does_without_its_half_precision():
     ours, theirs = ([torch.nn.Parameter(torch.full(shape, 0.5)) for shape in shapes] for _ in range(2))
     movers = (
         Muon(ours, 1e-2, 0.1),
-        torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw", ns_steps=STEPS),
     )
     for _ in range(5):
         for a, b in zip(ours, theirs, strict=True):

@@ -94,7 +94,7 @@ def test_forgotten_people_are_off_and_the_record_says_what_differs(own, referenc
     assert door.main(["verify", "--against", str(reference)]) == 1
     said = capsys.readouterr().out
     assert "117       0     3        0     0  Vanilla" in said and "120 cells: 117 same, 3 off" in said
-    assert "made with train_steps 7 (reference: 1000)\n" in said and "made with torch '1.0' (reference: " in said
+    assert "made with train_steps 7 (reference: 750)\n" in said and "made with torch '1.0' (reference: " in said
     assert "off: 10 vanilla none forget classification image_text likelihood accuracy: 0.000 [" in said
 
 
