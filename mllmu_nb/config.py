@@ -66,7 +66,6 @@ class Recipe:
 
 
 MINIATURE = "chosen on the miniature, on forget sets that are not reported"
-FURTHER = f"{MINIATURE}, then two steps further, for it had fallen too little on those that are"
 UPSTREAM = "MLLMU-Bench's code and README"
 UPSTREAM_ISSUE = "MLLMU-Bench, the author in issue 12"
 BY_HAND = "set by hand"
@@ -106,7 +105,7 @@ TRAINING = {
 REPLAY = {"miniature": 0.2, "paper": 0.0}
 
 # Unlearning, by scale and method, or method and modality; one that is not named here takes the entry "".
-# Rates and lengths are those that the rule of the study of the cliff chooses (notebook 13), but for two on text alone.
+# Rates and lengths are those that the rule of the study of the cliff chooses (notebook 13).
 # The gradient is cut at a tenth: Adam remembers small gradients too long to meet their growth with steps of even size.
 _MINIATURE_UNLEARNING = Recipe(
     lr=4e-3, batch_size=8, steps=30, schedule="linear", clip=0.1, lora_dropout=0.0, source=MINIATURE
@@ -115,14 +114,10 @@ _PAPER_UNLEARNING = replace(_PAPER_TRAINING, epochs=1)
 UNLEARNING = {
     "miniature": {
         "": _MINIATURE_UNLEARNING,
-        ("ga", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=4e-3, steps=30),
-        ("ga", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=3e-3, steps=32, source=FURTHER),
-        ("grad_diff", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=4e-3, steps=80, alpha=2.0),
-        ("grad_diff", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=5e-3, steps=80, alpha=2.0),
+        "grad_diff": replace(_MINIATURE_UNLEARNING, steps=80, alpha=2.0),
         ("kl_min", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=2e-3, steps=80, alpha=2.0),
-        ("kl_min", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=4e-3, steps=60, alpha=2.0),
-        ("npo", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=4e-3, steps=30),
-        ("npo", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=3e-3, steps=32, source=FURTHER),
+        ("kl_min", "unimodal"): replace(_MINIATURE_UNLEARNING, steps=60, alpha=2.0),
+        ("npo", "unimodal"): replace(_MINIATURE_UNLEARNING, lr=3e-3, steps=40),
     },
     "paper": {
         "": _PAPER_UNLEARNING,

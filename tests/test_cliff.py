@@ -108,10 +108,10 @@ def chosen(*settings):
 
 
 def test_the_rule_takes_what_keeps_most_of_those_that_fall_far_enough():
-    mild, good, steep = made_up(1e-3, 0.68, 0.97), made_up(2e-3, 0.66, 0.85), made_up(3e-3, 0.3, 0.84)
+    mild, good, steep = made_up(1e-3, 0.63, 0.97), made_up(2e-3, 0.61, 0.85), made_up(3e-3, 0.3, 0.84)
     best = chosen(mild, good, steep)
-    assert (best["lr"], best["forget"], best["retain"], best["fit"]) == (2e-3, 0.66, 0.85, True)
-    assert best["fall"] == pytest.approx(0.31)
+    assert (best["lr"], best["forget"], best["retain"], best["fit"]) == (2e-3, 0.61, 0.85, True)
+    assert best["fall"] == pytest.approx(0.36)
     assert chosen(steep, made_up(2e-3, 0.6, 0.9, other=0.8))["lr"] == 3e-3  # the view that was not trained counts
     assert chosen(steep, made_up(2e-3, 0.6, 0.9, broken=0.51))["lr"] == 3e-3
     assert chosen(steep, made_up(2e-3, 0.6, 0.9, diverged=1))["lr"] == 3e-3

@@ -16,9 +16,9 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import statistics
 from mllmu_nb.reporting import METHODS, MODALITIES, VIEWS, figures, health, in_order
 
-# By how much less often the forget people's options are found than vanilla finds them. A quarter is what a method has
-# to reach on the reported people, who are others.
-FALL = 0.3
+# By how much less often the forget people's options are found than vanilla finds them. A method has to fall by a
+# quarter on the reported people, who are others: with a bar of .3 here two of eight had not (on an earlier vanilla).
+FALL = 0.35
 MOST_BROKEN = 0.5
 SETTING = ["method", "modality", "lr", "steps"]
 CELL = ["set", "view", "measure"]
