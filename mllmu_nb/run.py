@@ -420,25 +420,25 @@ def _copied(made: Path, folder: Path) -> Path:
 def beside(config: Config, *methods: str) -> list[Path]:
     """The run of ``config`` and, to compare it with, those of ``methods`` that do not unlearn (base, vanilla ..).
 
-    At the miniature's scale what is missing is made, two runs at a time. At any other that takes hours, so of
+    At the miniature's scale what is missing is made, all side by side. At any other that takes hours, so of
     ``methods`` only those are given whose run is finished.
     """
     others = [config.but(method=method, modality="none") for method in methods if method != config.method]
     found = [config, *(other for other in others if config.scale == "miniature" or finished(other))]
     missing = [one for one in found if not finished(one)]
     if len(missing) > 1:
-        _make(sorted(missing, key=lambda one: one.trains))  # what starts from vanilla comes last
+        _make(missing)
     return [items(one) for one in found]
 
 
 def _make(missing: list[Config]) -> None:
-    """Makes the runs in processes of their own, two at a time: a thread each gets more out of two cores than one
-    model after the other on both."""
+    """Makes the runs in processes of their own, all at once: a thread each gets more out of two cores than one model
+    after the other on both, and what waits for another's model takes no core meanwhile."""
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     names = ", ".join(one.method for one in missing)
-    with stages.status(names), ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with stages.status(names), ProcessPoolExecutor(len(missing), mp_context=get_context("spawn")) as pool:
         for _ in pool.map(items, missing):
             pass
 
