@@ -66,7 +66,7 @@ class Recipe:
 
 
 MINIATURE = "chosen on the miniature, on forget sets that are not reported"
-BETWEEN = f"{MINIATURE}, between two of the study: after the one that the rule chose it had collapsed on one that is"
+NEARER = f"{MINIATURE}, then made shorter: what the rule had chosen went too far on those that are"
 UPSTREAM = "MLLMU-Bench's code and README"
 UPSTREAM_ISSUE = "MLLMU-Bench, the author in issue 12"
 BY_HAND = "set by hand"
@@ -118,8 +118,8 @@ UNLEARNING = {
         "grad_diff": replace(_MINIATURE_UNLEARNING, steps=80, alpha=2.0),
         ("kl_min", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=2e-3, steps=80, alpha=2.0),
         ("kl_min", "unimodal"): replace(_MINIATURE_UNLEARNING, steps=60, alpha=2.0),
-        ("ga", "unimodal"): replace(_MINIATURE_UNLEARNING, steps=28, source=BETWEEN),
-        ("npo", "unimodal"): replace(_MINIATURE_UNLEARNING, steps=28, source=BETWEEN),
+        ("ga", "unimodal"): replace(_MINIATURE_UNLEARNING, steps=24, source=NEARER),
+        ("npo", "unimodal"): replace(_MINIATURE_UNLEARNING, steps=24, source=NEARER),
     },
     "paper": {
         "": _PAPER_UNLEARNING,
