@@ -118,8 +118,8 @@ UNLEARNING = {
         "grad_diff": replace(_MINIATURE_UNLEARNING, steps=80, alpha=2.0),
         ("kl_min", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=2e-3, steps=80, alpha=2.0),
         ("kl_min", "unimodal"): replace(_MINIATURE_UNLEARNING, steps=60, alpha=2.0),
-        ("ga", "unimodal"): replace(_MINIATURE_UNLEARNING, steps=24, source=NEARER),
-        ("npo", "unimodal"): replace(_MINIATURE_UNLEARNING, steps=24, source=NEARER),
+        ("ga", "unimodal"): replace(_MINIATURE_UNLEARNING, steps=25, source=NEARER),
+        ("npo", "unimodal"): replace(_MINIATURE_UNLEARNING, steps=25, source=NEARER),
     },
     "paper": {
         "": _PAPER_UNLEARNING,
