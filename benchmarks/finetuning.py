@@ -20,6 +20,7 @@ from mllmu_nb import run, training
 from mllmu_nb.config import Config
 from mllmu_nb.data.portraits import augment, from_bytes
 from mllmu_nb.models import load
+from mllmu_nb.muon import STEPS
 
 ARMS = {
     "as it is": {},
@@ -30,7 +31,7 @@ ARMS = {
 
 
 def torchs_muon(inner, lr, weight_decay):
-    return torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    return torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw", ns_steps=STEPS)
 
 
 def seconds(config: Config, steps: int, muon: bool = False, **changes) -> float:

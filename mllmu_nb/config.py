@@ -66,14 +66,14 @@ class Recipe:
 
 
 MINIATURE = "chosen on the miniature, on forget sets that are not reported"
-MOVED = f"{MINIATURE}, then moved: with what the rule had chosen those that are fell too far, or not by a quarter"
+MOVED = f"{MINIATURE}, then moved, for with the rule's choice the reported ones fell too far or too little"
 UPSTREAM = "MLLMU-Bench's code and README"
 UPSTREAM_ISSUE = "MLLMU-Bench, the author in issue 12"
 BY_HAND = "set by hand"
 PRACTICE = "good practice, for what reproductions of MLLMU-Bench ran into"
 
 # Fine-tuning, by scale and adaptation. The scale's first entry is its default.
-# A rate that falls only at the end learns in three quarters of the steps that cosine's takes.
+# The rate falls only at the end: after 800 steps vanilla remembered more than with cosine's.
 _MINIATURE_TRAINING = Recipe(
     lr=3e-3,
     batch_size=12,

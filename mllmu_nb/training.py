@@ -193,8 +193,8 @@ def rules(model, optimizer: str, lr: float, weight_decay: float) -> list[torch.o
     """What moves the parameters that require a gradient.
 
     ``adamw`` moves all of them, as the paper's code does. ``muon`` moves the matrices inside the layers by Muon and the
-    rest (embeddings, head, norms, projector) by AdamW at half the rate: a model of a million parameters learns people
-    in about half the steps, and forgets less of whom it knew than with one rate for all.
+    rest (embeddings, head, norms, projector) by AdamW at half the rate, so that whom the model knew before is
+    forgotten less: a model of a million parameters learns people in about half the steps.
     """
     if optimizer not in ("adamw", "muon"):
         raise KitError(f"unknown optimizer {optimizer!r}: choose adamw or muon")

@@ -212,7 +212,7 @@ def test_the_sweep_runs_notebooks_skips_finished_ones_and_names_what_failed(
     assert door.main(["sweep", put_grid(tmp_path, grid)]) == 1
     said = capsys.readouterr()
     executed = out / ".cache" / "notebooks" / "miniature" / "llava-r10-d0-npo-unimodal-s3.ipynb"
-    assert "3 runs, 1 of them finished already, 2 at a time" in said.out
+    assert "3 runs, 1 of them finished already, 3 at a time" in said.out
     reason = f"failed: llava-r10-d0-npo-unimodal-s3: ValueError: the adapter has burst (see {executed})\n"
     assert said.err == reason and executed.exists()
     record = stages.read_json(paths.runs("miniature") / "llava-r10-d0-ga-unimodal-s3" / stages.RECORD)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from transformers import CLIPImageProcessor, LlavaProcessor
 
 from mllmu_nb.data.generate import generate, known_people
@@ -45,6 +46,15 @@ def test_wordings_are_the_released_evaluation_s():
     asked = "Who?\nAnswer the question based on your trained knowledge in one sentence {}in ENGLISH."
     assert generation_prompt("Who?", "image_text") == asked.format("accurately ")
     assert generation_prompt("Who?", "text") == asked.format("")
+
+
+def test_a_picture_that_comes_again_is_the_same_as_read_alone(processor):
+    first, second = (person.portrait for person in known_people()[0][:2])
+    opened = from_bytes(second)
+    shown = [first, second, first, opened, opened]
+    together = encode(processor, [Conversation(tuple(Turn("Who?", "Ann.", image) for image in shown))])["pixel_values"]
+    alone = [encode(processor, [Conversation((Turn("Who?", "Ann.", image),))])["pixel_values"] for image in shown]
+    assert (together == torch.cat(alone)).all() and not (together[0] == together[1]).all()
 
 
 def test_a_conversation_is_rendered_as_llava_reads_it():

@@ -570,6 +570,16 @@ def test_two_processes_do_what_one_does(tmp_path):
     assert first[0] == pytest.approx(one[0], abs=1e-4) and first[1] == pytest.approx(one[1], abs=1e-3)
 
 
+def test_a_plateau_rises_stays_and_falls_over_the_last_third(fresh, processor, mixed, monkeypatch):
+    rates = []
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self, closure=None: rates.append(self.param_groups[0]["lr"]) or None
+    )
+    model, options = copy.deepcopy(fresh).requires_grad_(True), {"schedule": "plateau", "warmup": 0.2}
+    train(model, forever(processor, mixed), objective, steps=10, lr=1.0, progress=False, **options)
+    assert rates == pytest.approx([0, 0.5, 1, 1, 1, 1, 1, 1, 2 / 3, 1 / 3])
+
+
 def test_muon_moves_the_matrices_of_the_layers_and_adamw_the_rest(fresh):
     model = copy.deepcopy(fresh).requires_grad_(True)
     inner, rest = rules(model, "muon", 1e-3, 0.0)
@@ -577,8 +587,9 @@ def test_muon_moves_the_matrices_of_the_layers_and_adamw_the_rest(fresh):
     assert sorted(map(id, moved)) == sorted(id(p) for p in model.parameters())
     assert all(p.ndim == 2 for group in inner.param_groups for p in group["params"])
     assert any(p is model.lm_head.weight for group in rest.param_groups for p in group["params"])
+    assert [group["lr"] for mover in (inner, rest) for group in mover.param_groups] == [1e-3, 0.5e-3]
     (alone,) = rules(model, "adamw", 1e-3, 0.0)
-    assert isinstance(alone, torch.optim.AdamW)
+    assert isinstance(alone, torch.optim.AdamW) and alone.param_groups[0]["lr"] == 1e-3
     with pytest.raises(KitError, match="unknown optimizer 'sgd': choose adamw or muon"):
         rules(model, "sgd", 1e-3, 0.0)
 

@@ -57,9 +57,10 @@ def write_all(
     say(f"Tables and figures of {source}.")
     out, pictures = paths.writable(paths.results(scale)), paths.writable(paths.figures(scale))
     known = tables.numbers(runs_root)
-    work: list[tuple] = [(figures.write_profiles, people, pictures)] if people else []
+    work: list[tuple] = [(quality.write_all, scale, known, out / "tables", pictures)]  # the longest, so it goes first
+    work += [(figures.write_profiles, people, pictures)] if people else []
     work += [(figures.write_group, key, part, pictures) for key, part in known.groups()]
-    work += [(part.write_all, scale, known, out / "tables", pictures) for part in (ranking, quality, leakage)]
+    work += [(part.write_all, scale, known, out / "tables", pictures) for part in (ranking, leakage)]
     work += [(_write_tables, scale, runs_root, known, out)]
     written = figures.together(_carried_out(work, jobs))
     heading = [f"<!-- made from results/{scale}/runs; do not edit -->", ""]
