@@ -29,8 +29,8 @@ reproduce: env  ## the miniature at 10 %: models, scores, tables, figures
 reproduce-all: env  ## the same at 5, 10 and 15 %
 	$(BIN)/python -m mllmu_nb sweep $(GRID) --ratios 5 10 15
 
-test: env  ## unit tests and every notebook
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=900
+test: env  ## unit tests and, beside them, every notebook
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder --nbmake --nbmake-timeout=900
 
 lab: env  ## JupyterLab on the first notebook
 	$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb

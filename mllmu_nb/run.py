@@ -358,7 +358,7 @@ def _replayed(config: Config, model, processor) -> list:
     mixture = Mixture(known_people()[1], rng, 1000, REPLAYED_LETTERS)
     asked = [mixture.stranger_turns(4, bool(by_image), "plain") for by_image in rng.integers(2, size=STRANGERS)]
     opened = [Conversation((replace(turn, answer="", image=turns[0].image),)) for turns in asked for turn in turns]
-    said = iter(answers(model, processor, opened, max_new_tokens=24))
+    said = iter(answers(model, processor, opened, max_new_tokens=24, batch_size=256))  # short ones
     strange = [Conversation(tuple(replace(turn, answer=next(said) or "?") for turn in turns)) for turns in asked]
     return mixture.draw(REPLAYED, STRANGERS) + strange
 
@@ -569,7 +569,7 @@ RUN_COLUMNS = (
 def check(config: Config) -> None:
     """Raises KitError for what would stop a run later on: people who cannot be, a base model that is missing or
     damaged, draws that do not fit, folders that cannot be written."""
-    from mllmu_nb.models.load import check_any_adapter, check_whole, verify_shipped
+    from mllmu_nb.models.files import check_any_adapter, check_whole, verify_shipped
 
     check_family(config)
     _draws(config, population(config), SETS)
@@ -601,7 +601,7 @@ def base_hash(config: Config) -> str:
 
 def base_source(config: Config) -> str:
     """The folder or hub name that the base model is loaded from."""
-    from mllmu_nb.models.load import ASSETS, HUB
+    from mllmu_nb.models.files import ASSETS, HUB
 
     shipped = {"miniature": ASSETS / f"{config.base_model}-miniature", "paper": HUB[config.base_model]}
     return str(config.base_path or shipped[config.scale])

@@ -37,12 +37,26 @@ def tiny_base(tmp_path_factory):
     return folder
 
 
-def pytest_collection_modifyitems(items):
-    """Mark what nbmake collects as `notebook`, and run notebooks after the unit tests."""
+def pytest_collection_modifyitems(config, items):
+    """Mark what nbmake collects as `notebook`, and run notebooks after the unit tests; beside them they start first."""
     for item in items:
         if getattr(item, "nbmake", False):
             item.add_marker(pytest.mark.notebook)
-    items.sort(key=lambda item: item.get_closest_marker("notebook") is not None)
+    first = hasattr(config, "workerinput")  # one of several processes
+    items.sort(key=lambda item: (item.get_closest_marker("notebook") is None) == first)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Of several processes one runs the notebooks, in order, since each finds what those before it have made."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class NotebooksTogether(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return "notebooks" if file.endswith(".ipynb") else file
+
+    return NotebooksTogether(config, log)
 
 
 def pytest_unconfigure():

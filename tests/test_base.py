@@ -6,7 +6,8 @@ import pytest
 
 from mllmu_nb.config import Config
 from mllmu_nb.data.generate import known_people
-from mllmu_nb.models.load import load_base, verify_shipped
+from mllmu_nb.models.files import verify_shipped
+from mllmu_nb.models.load import load_base
 from mllmu_nb.models.miniature import SHIPPED
 from mllmu_nb.probes import probe
 

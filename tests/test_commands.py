@@ -123,7 +123,7 @@ def test_a_missing_configuration_a_missing_notebook_and_a_missing_base_are_named
 def test_an_output_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, notebooks, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "file"))
-    monkeypatch.setattr("mllmu_nb.models.load.verify_shipped", lambda folder: None)
+    monkeypatch.setattr("mllmu_nb.models.files.verify_shipped", lambda folder: None)
     put_notebook(notebooks, "02_finetune.ipynb")
     assert door.main(["sweep", put_grid(tmp_path, "seed: 0\n")]) == 2
     where = tmp_path / "file" / "results" / "miniature" / "runs"

@@ -156,12 +156,29 @@ class Reciting(torch.nn.Module):
         self.model, self.config, self.generation_config = model, model.config, model.generation_config
         self.device, self.dtype, self.script, self.said = model.device, model.dtype, script, 0
 
+    def set_attn_implementation(self, name):
+        self.model.set_attn_implementation(name)
+
     def forward(self, **asked):
         found = self.model(**asked)
         found.logits[:] = 0
         found.logits[:, -1, self.script[self.said % len(self.script)]] = 1
         self.said += 1
         return found
+
+
+def test_a_model_is_asked_with_fused_attention_and_put_back(model, processor):
+    layers = model.model.language_model.layers
+    kinds = []
+    hook = layers[0].register_forward_hook(
+        lambda layer, *rest: kinds.append(layer.self_attn.config._attn_implementation)
+    )
+    model.train()
+    answers(model, processor, [Conversation((Turn("Who?"),))], max_new_tokens=2)
+    hook.remove()
+    assert set(kinds) == {"sdpa"}
+    assert model.training and layers[0].self_attn.config._attn_implementation == "eager"
+    model.eval()
 
 
 def test_a_prompt_beyond_the_context_is_refused_before_generating(model, processor):
@@ -361,7 +378,7 @@ def test_exact_wants_whole_words_and_ignores_punctuation():
     assert holds("She earns $72,000 a year.", "72000") and holds("Born on March 12 1985", "March 12, 1985")
     assert holds("175cm tall", "175 cm") and holds("in SAO PAULO!", "São Paulo")
     assert not holds("a caterer", "cat") and not holds("1720005", "72,000") and not holds("anything", "")
-    assert words("It's $1,234.50 – 21st") == ["it", "s", "1234.50", "21", "st"]
+    assert words("It's $1,234.50 – 21st") == ("it", "s", "1234.50", "21", "st")
 
 
 def test_overlap_by_hand():

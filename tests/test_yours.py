@@ -17,7 +17,8 @@ from mllmu_nb import paths, run, stages
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation.tokens import STORED
-from mllmu_nb.models.load import check_any_adapter, check_whole, load_any_adapter, load_whole, merge
+from mllmu_nb.models.files import check_any_adapter, check_whole
+from mllmu_nb.models.load import load_any_adapter, load_whole, merge
 from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.reporting import LIKELIHOOD, ROUGE_L, Run, comparison
 

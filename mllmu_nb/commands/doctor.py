@@ -197,7 +197,7 @@ def shape_of(config: Config):
     """The transformers configuration of the base model: from its folder or the hub's cache, else as published."""
     from transformers import AutoConfig
 
-    from mllmu_nb.models.load import HUB
+    from mllmu_nb.models.files import HUB
     from mllmu_nb.models.memory import published_shape
 
     source = run.base_source(config)
@@ -240,7 +240,7 @@ def people(configs: Sequence[Config]) -> Iterator[Finding]:
 
 def base(config: Config) -> Iterator[Finding]:
     """The base model: whole, unaltered and of the right family, by its files alone."""
-    from mllmu_nb.models import load
+    from mllmu_nb.models import files
 
     source = run.base_source(config)
     try:
@@ -251,9 +251,9 @@ def base(config: Config) -> Iterator[Finding]:
     if config.scale == "miniature" or Path(source).is_dir():
         try:
             if config.scale == "miniature":
-                load.verify_shipped(Path(source))
+                files.verify_shipped(Path(source))
             else:
-                load.check_whole(source, config.base_model)
+                files.check_whole(source, config.base_model)
         except KitError as error:
             yield Finding("base model", PROBLEM, str(error), "see base_path in the configuration")
             return

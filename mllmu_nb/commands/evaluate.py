@@ -119,7 +119,7 @@ def _in_full(path: str | Path) -> str:
 
 
 def _family(model: str, otherwise: str) -> str:
-    from mllmu_nb.models.load import family_of
+    from mllmu_nb.models.files import family_of
 
     folder = Path(model).expanduser()
     found = family_of(folder) if (folder / "config.json").is_file() else otherwise

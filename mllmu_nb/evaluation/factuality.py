@@ -27,10 +27,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
-from functools import cache
-
-from nltk.stem.porter import PorterStemmer
+from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
 
 IDLE = frozenset("a an the of in at on for and to with as is named university college school institute academy".split())
 DENIALS = frozenset("no not never none neither nor without isn doesn don didn wasn hasn cannot".split())
@@ -78,11 +76,12 @@ def rubric(answer: str, value: str, attribute: str = "", rivals: Iterable[str] =
     return score
 
 
-def words(text: str) -> list[str]:
+@lru_cache(maxsize=2**16)  # one answer is held against everybody's value
+def words(text: str) -> tuple[str, ...]:
     """Lower-case words and numbers without punctuation, accents or thousands separators: ``$72,000`` → ``72000``."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold()
     plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain)
-    return re.findall(r"\d+(?:\.\d+)?|[^\W\d_]+", plain)
+    return tuple(re.findall(r"\d+(?:\.\d+)?|[^\W\d_]+", plain))
 
 
 def holds(answer: str, value: str) -> bool:
@@ -90,7 +89,7 @@ def holds(answer: str, value: str) -> bool:
     return bool(words(value)) and _place_of(words(answer), words(value)) is not None
 
 
-def _place_of(said: list[str], sought: list[str]) -> int | None:
+def _place_of(said: Sequence[str], sought: Sequence[str]) -> int | None:
     width = len(sought)
     return next((i for i in range(len(said) - width + 1) if said[i : i + width] == sought), None)
 
@@ -110,7 +109,7 @@ def _gibberish(answer: str) -> bool:
     return sum(c.isalnum() for c in visible) < 0.5 * len(visible)
 
 
-def _denied(said: list[str], truth: list[str]) -> bool:
+def _denied(said: Sequence[str], truth: Sequence[str]) -> bool:
     """A denying word among the three before the value."""
     start = _place_of(said, truth) or 0
     return bool(DENIALS & set(said[max(0, start - 3) : start]))
@@ -141,6 +140,9 @@ def _stems(text: str) -> set[str]:
 
 @cache
 def _stem(word: str) -> str:
+    # imported here, since the report reads answers, grades none, and nltk takes a second to come in
+    from nltk.stem.porter import PorterStemmer
+
     return PorterStemmer().stem(word)
 
 

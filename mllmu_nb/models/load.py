@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import ctypes
 import os
 import re
 import warnings
@@ -22,16 +21,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from mllmu_nb.errors import KitError
+from mllmu_nb.models.files import ASSETS, HUB, check_any_adapter, few, verify_shipped
 
 logging.disable_progress_bar()  # a bar for each of a handful of files says nothing and stays in a notebook's output
-
-HUB = {"llava": "llava-hf/llava-1.5-7b-hf", "idefics2": "HuggingFaceM4/idefics2-8b"}
-ASSETS = Path(__file__).parent.parent / "assets"
-SHIPPED = ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "recipe.json")
 
 # The language model is `language_model` in LLaVA and `text_model` in Idefics2. Full paths, since the vision tower's
 # attention has projections of the same names.
 LANGUAGE_LINEARS = r"model\.(language_model|text_model)\.layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj"
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 # What upstream's rule means to spare. It gathers bare names outside of these, and then takes every module so named.
 SPARED = ("multi_modal_projector", "vision_model", "lm_head")
 REACHES = ("language", "upstream")
@@ -53,6 +50,7 @@ def load_base(config) -> tuple[nn.Module, object]:
         source = Path(config.base_path or ASSETS / f"{config.base_model}-miniature")
         verify_shipped(source)
         torch.set_num_threads(1)  # sums in one order, so the same numbers wherever it runs; a second model runs beside
+        _keep_memory()
     else:
         source = config.base_path or HUB[config.base_model]
     return load_whole(source, config.base_model, miniature)
@@ -68,7 +66,7 @@ def load_whole(source: str | Path, base_model: str, miniature: bool) -> tuple[nn
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
     small = miniature or device == "cpu"
     try:
-        # PIL, since torchvision's resizing gives other pixels; eager, since it is faster at the smallest size.
+        # PIL, since torchvision's resizing gives other pixels; eager, since the miniature trains faster with it.
         processor = AutoProcessor.from_pretrained(source, backend="pil", local_files_only=miniature)
         model, keys = AutoModelForImageTextToText.from_pretrained(
             source,
@@ -84,25 +82,19 @@ def load_whole(source: str | Path, base_model: str, miniature: bool) -> tuple[nn
         raise KitError(f"the model {source} is of the family {model.config.model_type}, not {base_model}")
     wrong = {kind: sorted(map(str, found)) for kind, found in keys.items() if found}
     for kind, found in wrong.items():
-        raise KitError(f"the model {source} does not fit its architecture: {kind.replace('_', ' ')} {_few(found)}")
+        raise KitError(f"the model {source} does not fit its architecture: {kind.replace('_', ' ')} {few(found)}")
     if base_model == "idefics2":
         processor.image_processor.do_image_splitting = False
     return model.to(device).eval(), processor
 
 
-def verify_shipped(folder: Path) -> None:
-    """Raise KitError unless ``folder`` holds a whole miniature whose weights have the hash its recipe states."""
-    missing = [name for name in SHIPPED if not (folder / name).is_file()]
-    if missing:
-        raise KitError(f"the base model in {folder} lacks {', '.join(missing)}: run `make base` to rebuild it")
-    try:
-        stated = json.loads((folder / "recipe.json").read_text())["sha256"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise KitError(f"{folder / 'recipe.json'} states no sha256: run `make base` to rebuild it") from error
-    if hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() != stated:
-        raise KitError(
-            f"{folder / 'model.safetensors'} does not have the hash in recipe.json: run `make base` to rebuild it"
-        )
+def _keep_memory() -> None:
+    """Have glibc, where that is the allocator, keep the memory of large tensors: to give it back and fetch it anew at
+    every step takes time."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(M_MMAP_THRESHOLD, 2**30)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def language_targets(model: nn.Module) -> list[str]:
@@ -183,7 +175,7 @@ def _attach(model: nn.Module, settings: LoraConfig, reach: str) -> PeftModel:
     found = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in trained}
     if found != expected:
         where = {"language": "on the language model alone", "upstream": "where upstream's rule puts it"}[reach]
-        raise KitError(f"the adapter is not {where}: see {_few(sorted(found ^ expected))}")
+        raise KitError(f"the adapter is not {where}: see {few(sorted(found ^ expected))}")
     return adapted.eval()  # peft leaves the new dropout layers switched on
 
 
@@ -224,37 +216,6 @@ def load_adapter(model: nn.Module, folder: str | Path, reach: str = "language") 
     return adapted
 
 
-def check_whole(folder: str | Path, base_model: str) -> None:
-    """Raise KitError unless ``folder`` looks like a whole model of the family ``base_model`` that may be loaded.
-
-    Reads its config.json alone: an adapter, another architecture and pickled weights are named before anything is
-    loaded.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise KitError(f"there is no folder {folder}: name one that save_pretrained has written")
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise KitError(f"{folder} holds an adapter: name the model it goes on as well")
-    family = family_of(folder)
-    if family != base_model:
-        known = f"this is asked as {base_model}" if family in HUB else f"those known are {', '.join(HUB)}"
-        raise KitError(f"the model in {folder} is of the family {family}: {known}")
-    _check_safe(folder, "model")
-
-
-def family_of(folder: str | Path) -> str:
-    """The model_type that the config.json of ``folder`` states."""
-    return str(_json(Path(folder) / "config.json").get("model_type"))
-
-
-def check_any_adapter(folder: str | Path) -> None:
-    """Raise KitError unless ``folder`` holds a LoRA adapter in peft's layout, its weights as safetensors."""
-    kind = _json(Path(folder) / "adapter_config.json").get("peft_type")
-    if kind != "LORA":
-        raise KitError(f"the adapter in {folder} is of the kind {kind}: only LORA can be put on a model here")
-    _check_safe(Path(folder), "adapter_model")
-
-
 def load_any_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
     """Put a LoRA adapter that others have trained on a plain model, whatever modules it sits on.
 
@@ -275,29 +236,10 @@ def load_any_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
         raise KitError(f"the adapter in {folder} does not fit the model: {reason}") from error
     lacking = [name for name in found.missing_keys if ".default" in name]
     problems = {"lacks": lacking, "has unexpected": found.unexpected_keys}
-    told = "; ".join(f"{problem} {_few(sorted(names))}" for problem, names in problems.items() if names)
+    told = "; ".join(f"{problem} {few(sorted(names))}" for problem, names in problems.items() if names)
     if told:
         raise KitError(f"the adapter in {folder} does not fit the model: it {told}")
     return adapted.eval()
-
-
-def _json(file: Path) -> dict:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no JSON"
-        raise KitError(f"cannot read {file}: {reason}") from None
-    if not isinstance(found, dict):
-        raise KitError(f"cannot read {file}: it holds no names and values")
-    return found
-
-
-def _check_safe(folder: Path, stem: str) -> None:
-    """Reading any other format of weights can run code that lies in the file."""
-    if not any(folder.glob(f"{stem}*.safetensors")):
-        other = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt"))
-        instead = f" but {_few(other)}" if other else ""
-        raise KitError(f"{folder} holds no {stem}.safetensors{instead}: only safetensors are loaded")
 
 
 def save_full(model: nn.Module, folder: str | Path) -> None:
@@ -331,14 +273,9 @@ def _fill(weights: Mapping[str, Tensor], stored: Mapping[str, Tensor], file: Pat
         "has unexpected": sorted(stored.keys() - weights.keys()),
         "has other shapes for": sorted(name for name in shared if weights[name].shape != stored[name].shape),
     }
-    found = "; ".join(f"{problem} {_few(names)}" for problem, names in problems.items() if names)
+    found = "; ".join(f"{problem} {few(names)}" for problem, names in problems.items() if names)
     if found:
         raise KitError(f"{file} does not fit the model: it {found}")
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(stored[name])
-
-
-def _few(names: list[str]) -> str:
-    """The first three names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
