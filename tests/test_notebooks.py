@@ -184,3 +184,11 @@ def test_the_tables_notebook_shows_the_committed_reference_run():
     said = "".join(output.get("text", "") for cell in code_cells(book) for output in cell.outputs)
     count = len(list(paths.committed_runs("miniature").glob("*/items.parquet")))
     assert f"the committed reference run: {count} models" in said
+
+
+def test_a_notebook_tested_alone_is_kept_out_of_the_checkout_too():
+    """The settings of ``conftest.py``, the throw-away output folder among them, hold wherever pytest is pointed at."""
+    book = paths.notebooks() / "00_start_here.ipynb"
+    command = [sys.executable, "-m", "pytest", "--nbmake", "--collect-only", "-q", "-m", "notebook", str(book)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=paths.PACKAGE.parent)
+    assert done.returncode == 0 and book.name in done.stdout, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""What every test and every notebook run by the tests shares: a throw-away output folder and few threads."""
+"""What every test and every notebook run by pytest shares: a throw-away output folder and few threads."""
 
 import hashlib
 import json
