@@ -1,4 +1,4 @@
-"""What makes an evaluation fast here: a run's questions as they are asked, and with one choice taken back.
+"""What keeping memory spares an evaluation: a run's questions as they are asked, and with memory given back.
 
     python benchmarks/evaluation.py [--limit PEOPLE] [--rounds N]
 
@@ -13,7 +13,7 @@ import os
 import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import nullcontext
 from multiprocessing import get_context
 from statistics import median
 from unittest import mock
@@ -26,21 +26,17 @@ from mllmu_nb.config import Config
 from mllmu_nb.evaluation import evaluate
 from mllmu_nb.models import load
 
-ARMS = ("as it is", "attention written out", "memory given back")
+ARMS = ("as it is", "memory given back")
 
 
 def measured(arm: str, limit: int) -> tuple[float, pd.DataFrame]:
     """Seconds that the evaluation takes, loading left out, and its rows."""
-    with ExitStack() as changes:
-        if arm == "memory given back":
-            changes.enter_context(mock.patch.object(load, "_keep_memory"))
+    with mock.patch.object(load, "_keep_memory") if arm == "memory given back" else nullcontext():
         model, processor = load.load_base(Config())
-        if arm == "attention written out":
-            changes.enter_context(mock.patch.object(model, "set_attn_implementation"))
-        known = run.population(Config())
-        began = time.perf_counter()
-        rows = evaluate(model, processor, known, limit=limit, progress=False)
-        return time.perf_counter() - began, rows
+    known = run.population(Config())
+    began = time.perf_counter()
+    rows = evaluate(model, processor, known, limit=limit, progress=False)
+    return time.perf_counter() - began, rows
 
 
 def main() -> None:

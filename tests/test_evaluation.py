@@ -156,29 +156,12 @@ class Reciting(torch.nn.Module):
         self.model, self.config, self.generation_config = model, model.config, model.generation_config
         self.device, self.dtype, self.script, self.said = model.device, model.dtype, script, 0
 
-    def set_attn_implementation(self, name):
-        self.model.set_attn_implementation(name)
-
     def forward(self, **asked):
         found = self.model(**asked)
         found.logits[:] = 0
         found.logits[:, -1, self.script[self.said % len(self.script)]] = 1
         self.said += 1
         return found
-
-
-def test_a_model_is_asked_with_fused_attention_and_put_back(model, processor):
-    layers = model.model.language_model.layers
-    kinds = []
-    hook = layers[0].register_forward_hook(
-        lambda layer, *rest: kinds.append(layer.self_attn.config._attn_implementation)
-    )
-    model.train()
-    answers(model, processor, [Conversation((Turn("Who?"),))], max_new_tokens=2)
-    hook.remove()
-    assert set(kinds) == {"sdpa"}
-    assert model.training and layers[0].self_attn.config._attn_implementation == "eager"
-    model.eval()
 
 
 def test_a_prompt_beyond_the_context_is_refused_before_generating(model, processor):

@@ -303,12 +303,11 @@ def _finished(written: list[int], ends: set[int], until: str, last: set[int], to
 
 @contextmanager
 def _evaluating(model):
-    """No dropout and no gradients inside, and fused attention, which is faster where long prompts are read at once;
-    the model is put back as it was afterwards."""
-    was_training, attention = model.training, model.config._attn_implementation
-    model.eval().set_attn_implementation("sdpa")
+    """No dropout and no gradients inside; the model's mode is put back afterwards."""
+    was_training = model.training
+    model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(was_training).set_attn_implementation(attention)
+        model.train(was_training)

@@ -66,7 +66,7 @@ def load_whole(source: str | Path, base_model: str, miniature: bool) -> tuple[nn
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
     small = miniature or device == "cpu"
     try:
-        # PIL, since torchvision's resizing gives other pixels; eager, since the miniature trains faster with it.
+        # PIL, since torchvision's resizing gives other pixels; eager, since it is faster at the smallest size.
         processor = AutoProcessor.from_pretrained(source, backend="pil", local_files_only=miniature)
         model, keys = AutoModelForImageTextToText.from_pretrained(
             source,
