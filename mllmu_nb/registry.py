@@ -1,0 +1,73 @@
+"""Names for what can be added: methods, families, metrics and steps after unlearning register themselves on import.
+
+A module of the package is imported because it lies in its package's folder; one outside is imported because the
+environment variable MLLMU_NB_EXTENSIONS names it. Nothing is listed by hand.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import pkgutil
+from collections.abc import Iterator
+from typing import Any
+
+from mllmu_nb.errors import KitError
+
+EXTENSIONS = "MLLMU_NB_EXTENSIONS"
+
+
+class Registry:
+    """Entries by key (a name or a tuple of names), in the order in which they were added; ``kind`` is for messages."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._entries: dict[Any, Any] = {}
+
+    def add(self, key: Any, entry: Any) -> Any:
+        """Adds and returns ``entry``. Adding the same definition again (a module reloaded) replaces it; KitError for a
+        key that another module has taken."""
+        other = self._entries.get(key)
+        if other is not None and other.__module__ != entry.__module__:
+            raise KitError(f"{self.kind} {_printed(key)} is registered already, by {other.__module__}")
+        self._entries[key] = entry
+        return entry
+
+    def get(self, key: Any) -> Any:
+        """The entry. Raises KitError naming the nearest key, or all keys, when there is none."""
+        if key not in self._entries:
+            names = [_printed(known) for known in self._entries]
+            near = difflib.get_close_matches(_printed(key), names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
+            raise KitError(f"unknown {self.kind} {_printed(key)!r}: {hint}")
+        return self._entries[key]
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self._entries
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._entries)
+
+    def values(self) -> list[Any]:
+        return list(self._entries.values())
+
+
+def _printed(key: Any) -> str:
+    return " ".join(str(part) for part in key if part) if isinstance(key, tuple) else str(key)
+
+
+def import_all(package: Any) -> None:
+    """Imports every module of a package, so that what they define is registered, and then the extensions."""
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    load_extensions()
+
+
+def load_extensions() -> None:
+    """Imports the modules that MLLMU_NB_EXTENSIONS names, with commas between. KitError for one that cannot be."""
+    for name in filter(None, map(str.strip, os.environ.get(EXTENSIONS, "").split(","))):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise KitError(f"{EXTENSIONS} names {name!r}, which cannot be imported: {error}") from error
