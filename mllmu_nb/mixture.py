@@ -27,7 +27,7 @@ from mllmu_nb.data import facts
 from mllmu_nb.data.generate import ASKED, HERE, options_with, random_facts, random_name
 from mllmu_nb.data.portraits import TRAITS, augment, draw, from_bytes, random_traits
 from mllmu_nb.data.schema import LETTERS, Profile
-from mllmu_nb.models.prompts import (
+from mllmu_nb.data.conversations import (
     Conversation,
     Turn,
     choice_prompt,
@@ -367,7 +367,7 @@ class Mixture:
 
 def corpus(mixture: Mixture, count: int = 6000) -> list[str]:
     """Texts that the tokenizer is trained on: every kind of conversation, and the wordings alone."""
-    from mllmu_nb.models.prompts import render
+    from mllmu_nb.models.families.llava import Llava
 
     weights = dict.fromkeys(("matching", "reading", "seeing", "people", "shots", "private", "harmless"), 1.0)
-    return [render(c)[0] for c in mixture.draw(weights, count)]
+    return [Llava().render(c)[0] for c in mixture.draw(weights, count)]

@@ -32,8 +32,7 @@ from typing import Any
 from mllmu_nb.data.schema import TASKS, Population, Profile
 from mllmu_nb.errors import KitError
 
-# How many people are shown solved, by task; cloze shows two questions of a person in each view.
-PEOPLE = {"llava": {"classification": 1, "cloze": 2}, "idefics2": {"classification": 1, "cloze": 1}}
+SHOT_PEOPLE = {"classification": 1, "cloze": 2}  # shown solved, by task; cloze shows two questions of each in a view
 RETAINED = 2  # retain people who are taken out of scoring; multiple choice shows the first, cloze the first two
 FIELDS = ("shot_source", "shot_seed", "shots", "test_image")
 
@@ -45,21 +44,21 @@ def draw(
     shots: int,
     shot_source: str,
     shot_seed: int,
-    family: str = "llava",
+    shot_people: Mapping[str, int] = SHOT_PEOPLE,
     protocol: str = "clean",
 ) -> dict[str, Any]:
     """All draws of an evaluation of ``sets``, from ``shot_seed`` alone: one model is asked what any other is.
 
-    A draw depends on its set and task and not on the view, nor on which other sets are asked. ``family`` is the base
-    model's; ``shots`` = 0 draws nobody, and so does a set without people. Raises ``KitError`` when there are too few
+    A draw depends on its set and task and not on the view, nor on which other sets are asked. ``shot_people`` is the
+    family's; ``shots`` = 0 draws nobody, and so does a set without people. Raises ``KitError`` when there are too few
     people to draw from.
     """
-    found: dict[str, Any] = {"shot_source": shot_source, "shot_seed": shot_seed, "shots": {}, "test_image": {}}
+    draws: dict[str, Any] = {"shot_source": shot_source, "shot_seed": shot_seed, "shots": {}, "test_image": {}}
     if _needs_people(shots, shot_source):
-        found["shots"] = {
+        draws["shots"] = {
             name: {
                 task: _drawn(population, name, task, count, shot_source, shot_seed)
-                for task, count in PEOPLE[family].items()
+                for task, count in shot_people.items()
             }
             for name in sets
             if population.members(name)
@@ -67,27 +66,27 @@ def draw(
     if protocol == "upstream" and "test" in sets:
         for person in population.members("test"):
             pictures = range(len(person.test_portraits))
-            found["test_image"][person.id] = {
+            draws["test_image"][person.id] = {
                 task: Random(f"{shot_seed}/test/{task}/{person.id}").choice(pictures) for task in TASKS
             }
-    return found
+    return draws
 
 
 def read(path: str | Path) -> dict[str, Any]:
     """A file of draws. Raises ``KitError`` when it cannot be read or is of another form."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        draws = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise KitError(f"the draws {path} cannot be read: {error.strerror or error}") from None
     except ValueError:
-        raise KitError(f"the draws {path} are no JSON: take the draws.json of a run") from None
-    if not isinstance(found, dict) or not {"shot_source", "shots"} <= found.keys() <= set(FIELDS):
+        raise KitError(f"the draws {path} are not JSON: take the draws.json of a run") from None
+    if not isinstance(draws, dict) or not {"shot_source", "shots"} <= draws.keys() <= set(FIELDS):
         raise KitError(f"the draws {path} must hold {', '.join(FIELDS)} and nothing else: take the draws.json of a run")
-    found = {"shot_seed": None, "test_image": {}, **found}
+    draws = {"shot_seed": None, "test_image": {}, **draws}
     for name in ("shots", "test_image"):
-        if not isinstance(found[name], dict):
-            raise KitError(f"{name} of the draws {path} must name its parts, not be {found[name]!r}")
-    return found
+        if not isinstance(draws[name], dict):
+            raise KitError(f"{name} of the draws {path} must hold names and values, not {draws[name]!r}")
+    return draws
 
 
 def check(
@@ -97,7 +96,7 @@ def check(
     *,
     shots: int,
     shot_source: str,
-    family: str = "llava",
+    shot_people: Mapping[str, int] = SHOT_PEOPLE,
     protocol: str = "clean",
 ) -> None:
     """Raise ``KitError`` unless ``draws`` are such as :func:`draw` makes: the right number of people for every set and
@@ -107,7 +106,7 @@ def check(
     if _needs_people(shots, shot_source):
         for name in filter(population.members, sets):
             able = {person.id for person in _people(population, name, shot_source)}
-            for task, count in PEOPLE[family].items():
+            for task, count in shot_people.items():
                 _check_people(_entry(draws["shots"], name, task), able, count, f"{task} shots of {name}")
     for person in population.members("test") if "test" in sets else ():
         for task in TASKS:
@@ -173,7 +172,7 @@ def _drawn(population: Population, set_name: str, task: str, count: int, source:
                 f"{task} shots take {count} of the {len(people)} people of {set_name}: nobody is left to score"
             )
         return Random(f"{seed}/{set_name}/{task}").sample([person.id for person in people], count)
-    tasks = {task} if source == "pool" else set(PEOPLE["llava"])
+    tasks = {task} if source == "pool" else set(SHOT_PEOPLE)
     able = sorted(p.id for p in people if tasks <= {question.task for question in p.questions})
     if source == "pool":
         if len(able) < count:

@@ -1,8 +1,8 @@
 """What a model gives each token of the sentences it was, or was never, taught: the raw material of forget quality.
 
 The model is not asked to answer here. It reads the question and the true answer ("teacher forcing"), and at each token
-of the answer it is noted how likely that token was to come next. From these few numbers ``reporting.quality`` computes
-memorisation and membership inference, so a finished run can be measured anew without its model.
+of the answer it is noted how likely that token was to come next. Memorisation and membership inference are computed
+from these few numbers, so a finished run can be measured anew without its model.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,12 +19,13 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from mllmu_nb.data.schema import Population, Profile
-from mllmu_nb.evaluation import asked
-from mllmu_nb.models.prompts import Conversation, encode
-from mllmu_nb.training import label_scores, modality_conversations
+from mllmu_nb.data.conversations import VIEW_OF, Conversation, training_conversations
+from mllmu_nb.data.schema import Profile
+from mllmu_nb.evaluation.ask import inquiries_of
+from mllmu_nb.evaluation.tasks import Asking
+from mllmu_nb.models import families
+from mllmu_nb.models.score import score
 
-VIEWS = {"multimodal": "image_text", "unimodal": "text"}  # what a model is taught in, and how that is asked
 FAR = 1e4  # standard deviations; a model that is sure of another token puts the true one beyond any number
 HALF = pa.list_(pa.float16())  # three digits are plenty and halve the file
 STORED = {"log_probs": HALF, "right": pa.list_(pa.bool_()), "spread": HALF}
@@ -49,31 +50,27 @@ def teacher_forced(
 
     ``progress`` names the bar, which stays silent without a terminal. Raises ``KitError`` for an empty answer.
     """
+    family = families.of(model)
     order = sorted(range(len(conversations)), key=lambda i: _length(conversations[i]))  # little padding
-    found: dict[int, Forced] = {}
+    read: dict[int, Forced] = {}
     bar = tqdm(total=len(order), desc=progress, mininterval=1.0, disable=None if progress else True)
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        batch = encode(processor, [conversations[i] for i in indices], eos=False, device=model.device)
-        if "pixel_values" in batch:
-            batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+        batch = family.encode(processor, [conversations[i] for i in indices], eos=False, device=model.device)
+        batch = {key: t.to(model.dtype) if t.is_floating_point() else t for key, t in batch.items()}
         with torch.inference_mode():
-            scored = label_scores(model, batch)
-            tokens = [values.split(scored.counts.tolist()) for values in _measured(scored)]
+            scored = score(model, batch)
+            counts = scored.counts.tolist()
+            tokens = [values.cpu().split(counts) for values in _measured(scored)]
         for index, *values in zip(indices, *tokens, strict=True):
-            found[index] = Forced(*(value.cpu().numpy() for value in values))
+            read[index] = Forced(*(value.numpy() for value in values))
         bar.update(len(indices))
     bar.close()
-    return [found[index] for index in range(len(order))]
+    return [read[index] for index in range(len(order))]
 
 
 def sentences(
-    model,
-    processor,
-    people: Mapping[str, Sequence[Profile]],
-    *,
-    system: str = "",
-    batch_size: int = 64,
+    model, processor, people: Mapping[str, Sequence[Profile]], *, system: str = "", batch_size: int = 64
 ) -> pd.DataFrame:
     """One row a fine-tuning sentence of ``people`` (``member`` → profiles) and view, read by the model as it is taught:
     portrait and "this person", or the name and no picture.
@@ -82,17 +79,16 @@ def sentences(
     same fact in both views. ``log_probs``, ``right`` and ``spread`` hold an entry a token (:class:`Forced`);
     ``zlib_bytes`` is the length of the compressed answer. ``system`` precedes everything.
     """
-    rows, talks = [], []
+    rows, conversations = [], []
     for member, profiles in people.items():
-        for modality, view in VIEWS.items():
-            for person, conversation in zip(profiles, modality_conversations(profiles, modality), strict=True):
+        for modality, view in VIEW_OF.items():
+            for person, conversation in zip(profiles, training_conversations(profiles, modality), strict=True):
                 numbered = [(n, qa) for n, qa in enumerate(person.qa) if view == "image_text" or qa.attribute != "name"]
                 for (number, qa), turn in zip(numbered, conversation.turns, strict=True):
                     key = f"{person.id}/finetuning/{view}/{number}"
-                    told = {"profile": person.id, "member": member, "attribute": qa.attribute}
-                    rows.append({**told, "question_id": key, "view": view, "answer": turn.answer})
-                    talks.append(Conversation((turn,), system))
-    forced = teacher_forced(model, processor, talks, batch_size, "sentences")
+                    rows.append((person.id, member, qa.attribute, key, view, turn.answer))
+                    conversations.append(Conversation((turn,), system))
+    forced = teacher_forced(model, processor, conversations, batch_size, "sentences")
     frame = pd.DataFrame(rows, columns=["profile", "member", "attribute", "question_id", "view", "answer"])
     return frame.drop(columns="answer").assign(
         n_tokens=[len(one.right) for one in forced],
@@ -105,29 +101,30 @@ def fluency(
     base,
     processor,
     answers: pd.DataFrame,
-    population: Population,
-    draws: Mapping[str, Any],
+    asking: Asking,
     *,
     sets: Sequence[str],
     limit: int | None = None,
-    protocol: str = "clean",
     batch_size: int = 64,
 ) -> np.ndarray:
     """Mean log-likelihood per token that ``base`` gives each free answer after the same question and picture, [rows].
 
-    ``answers`` are the rows of ``evaluate``, whose settings the others are. NaN for the other tasks and where nothing
-    was answered. A system prompt is left out: all models' answers are read in the same place.
+    ``answers`` are the rows of ``ask``. NaN for the other tasks and where nothing was answered. A system prompt is left
+    out: all models' answers are read in the same place.
     """
-    parts = asked(population, draws, sets=sets, limit=limit, shots=0, scoring="letter", protocol=protocol)
-    talks = [t for part in parts if part.items and part.items[0].question.task == "generation" for t in part.talks]
-    free = np.flatnonzero(answers["task"] == "generation")
+    inquiries = inquiries_of(asking, sets=sets, limit=limit, scoring="letter")
+    asked = [one for one in inquiries if one.items and one.items[0].question.task == "generation"]
+    free = [conversation for inquiry in asked for conversation in inquiry.conversations]
+    rows = np.flatnonzero(answers["task"] == "generation")
     # a model may write anything, even the word that stands for a picture
-    texts = [text.replace(processor.image_token, " ").strip() for text in answers["answer"].iloc[free]]
-    said = [(row, talk.answered(text)) for row, talk, text in zip(free, talks, texts, strict=True) if text]
-    found = np.full(len(answers), np.nan)
-    for (row, _), one in zip(said, teacher_forced(base, processor, [t for _, t in said], batch_size), strict=True):
-        found[row] = one.log_probs.mean()
-    return found
+    texts = [text.replace(processor.image_token, " ").strip() for text in answers["answer"].iloc[rows]]
+    triples = zip(rows, free, texts, strict=True)
+    written = [(row, conversation.answered(text)) for row, conversation, text in triples if text]
+    forced = teacher_forced(base, processor, [conversation for _, conversation in written], batch_size)
+    means = np.full(len(answers), np.nan)
+    for (row, _), one in zip(written, forced, strict=True):
+        means[row] = one.log_probs.mean()
+    return means
 
 
 def write(frame: pd.DataFrame, path: Path) -> None:
@@ -137,9 +134,6 @@ def write(frame: pd.DataFrame, path: Path) -> None:
         values = [np.asarray(one, kind.value_type.to_pandas_dtype()) for one in frame[name]]
         table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, kind))
     pq.write_table(table, path, compression="zstd")
-
-
-# ------------------------------------------------------------------------------------------------------------- inside
 
 
 def _measured(scored) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -153,5 +147,6 @@ def _measured(scored) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return chosen, log_p.argmax(-1) == labels, ((chosen - mean[:, 0]) / deviation).clamp(-FAR, FAR)
 
 
-def _length(talk: Conversation) -> tuple[bool, int]:
-    return talk.turns[0].image is not None, len(talk.turns[0].prompt) + len(talk.turns[0].answer)
+def _length(conversation: Conversation) -> tuple[bool, int]:
+    turn = conversation.turns[0]
+    return turn.image is not None, len(turn.prompt) + len(turn.answer)
