@@ -36,7 +36,7 @@ lab: env  ## JupyterLab on the first notebook
 	$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb
 
 base: env  ## build the shipped base models anew (an hour; many on a CPU without bfloat16)
-	$(BIN)/python -m mllmu_nb.build_miniature
+	$(BIN)/python tools/base_model/build.py
 
 lint: env  ## style of code and notebooks
 	$(BIN)/python -m ruff check .
