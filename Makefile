@@ -45,9 +45,10 @@ lab: env  ## JupyterLab on the first notebook
 base: env  ## build the shipped base models anew (an hour; many on a CPU without bfloat16)
 	"$(BIN)/python" tools/base_model/build.py
 
-lint: env  ## style of code and notebooks
+lint: env  ## style of code and notebooks, and which module imports which
 	"$(BIN)/python" -m ruff check .
 	"$(BIN)/python" -m ruff format --check .
+	"$(BIN)/lint-imports" --no-logo --no-cache
 
 # torch stays out, and so does what only torch asks for: the lock must not choose a CUDA version for anyone.
 lock:  ## renew requirements.lock (needs uv)
