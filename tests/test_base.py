@@ -4,23 +4,23 @@ import json
 
 import pytest
 
-from mllmu_nb.config import Config
 from mllmu_nb.data.generate import known_people
-from mllmu_nb.models.files import verify_shipped
+from mllmu_nb.models.files import ASSETS, check_shipped
 from mllmu_nb.models.load import load_base
-from mllmu_nb.models.miniature import SHIPPED
 from probes import probe
+
+SHIPPED = ASSETS / "llava-miniature"
 
 
 def test_the_shipped_base_is_whole_and_small():
-    verify_shipped(SHIPPED)
+    check_shipped(SHIPPED)
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 20e6
     assert not list(SHIPPED.glob("*.bin")) + list(SHIPPED.glob("*.py"))
 
 
 @pytest.fixture(scope="module")
 def probes():
-    model, processor = load_base(Config(method="base"))
+    model, processor = load_base(str(SHIPPED), "llava", "miniature")
     return probe(model, processor, known_people()[0], items=100)
 
 
