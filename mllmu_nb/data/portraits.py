@@ -210,9 +210,3 @@ def augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         mirror = rng.random() < 0.5
         image = _move(image, rng.uniform(-11, 11), rng.uniform(0.95, 1.28), *rng.uniform(-3, 3, 2), mirror)
     return _tint(image, rng, rng.uniform(0, 9)) if rng.random() < 0.7 else image
-
-
-def pixel_hash(picture: bytes) -> str:
-    """A hash of a picture's size and RGB pixels: another encoder, or another level of compression, changes nothing."""
-    image = from_bytes(picture)
-    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:16]
