@@ -493,7 +493,6 @@ def check(config: Config) -> None:
         if config.adapter_path:
             check_adapter(Path(config.adapter_path))
     elif config.scale == "miniature":
-        config.family.render(Conversation(()), "", "")
         check_shipped(Path(source))
     config.family.render(Conversation(()), "", "")
     draws_of(config, population(config), SETS)
@@ -571,6 +570,7 @@ def _record(config: Config) -> dict[str, Any]:
     commits = population(config).notes.get("revisions")
     return {
         "scale": config.scale,
+        "base_label": config.family.label,
         "seeds": {name.removesuffix("_seed"): getattr(config, name) for name in SEEDS},
         "parameters": config.parameters(),
         "deviations": {name: list(pair) for name, pair in config.deviations().items()},  # the protocol's, the run's
