@@ -33,8 +33,8 @@ NOT_VARIED = {*RUN, "seed", "settings"}  # parameters that a run's columns hold 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run. ``answers`` are joined with their questions and the run's columns, ``sentences`` with the latter
-    (None where they were not kept); ``record`` is its provenance, ``train`` how its model was trained."""
+    """One finished run. ``answers`` are joined with their questions and the run's columns, ``sentences`` with the
+    latter (None where they were not kept); ``record`` is its provenance, ``train`` how its model was trained."""
 
     folder: Path
     record: dict
@@ -72,7 +72,7 @@ def columns_of(record: dict) -> dict[str, Any]:
 
 
 def read_run(folder: Path) -> Run:
-    """The finished run in ``folder``. Raises KitError when there is none, or its files are not those that were written."""
+    """The finished run in ``folder``. Raises KitError when there is none, or a file is not as it was written."""
     if not (folder / "answers.parquet").is_file() or not (folder / RECORD).is_file():
         raise KitError(f"there is no finished run in {folder}: it lacks answers.parquet or {RECORD}")
     if not is_whole(folder):
