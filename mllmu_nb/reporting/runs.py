@@ -55,6 +55,11 @@ class Run:
         """Resolved parameters, the method's hyper-parameters among them."""
         return {**self.record["parameters"], **self.record["parameters"]["settings"]}
 
+    @cached_property
+    def items(self) -> pd.DataFrame:
+        """The answers with a column a metric."""
+        return item_scores(self.answers)
+
     @property
     def label(self) -> str:
         return label(*(self[column] for column in MODEL))
