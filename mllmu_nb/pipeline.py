@@ -76,7 +76,7 @@ def _population(
     if not profiles_file:
         return generate.generate(seed, people, pool, celebrities, ratio, draw)
 
-    looks: list[tuple[str, ...]] = []
+    looks = generate.Looks()
 
     def portrait(attributes, rng):
         traits = generate.distinct_traits(rng, attributes.get("gender", ""), looks)
