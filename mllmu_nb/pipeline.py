@@ -69,14 +69,16 @@ def _state(path: str | Path) -> tuple:
 def _population(
     people, pool, celebrities, ratio, draw, seed, profiles_file, forget_ids_file, data_source, data_revision, files
 ) -> Population:
-    from mllmu_nb.data import generate, hub, reading
+    from mllmu_nb.data import generate, hub
+    from mllmu_nb.data.text.people import read_profiles
+    from mllmu_nb.data.text.questions import population_from_text
 
     if data_source:
         return hub.read(data_source, data_revision, ratio)
     if not profiles_file:
         return generate.generate(seed, people, pool, celebrities, ratio, draw)
 
-    looks: list[tuple[str, ...]] = []
+    looks = generate.Looks()
 
     def portrait(attributes, rng):
         traits = generate.distinct_traits(rng, attributes.get("gender", ""), looks)
@@ -85,10 +87,8 @@ def _population(
     def changed(picture, rng, kind):
         return portraits.to_png(portraits.transform(portraits.from_bytes(picture), kind, rng))
 
-    text = reading.read_profiles(
-        profiles_file, forget_ids_file, ratio=ratio, people=people, pool=pool, seed=seed, draw=draw
-    )
-    known = reading.population_from_text(text, seed=seed, draw_portrait=portrait, transform_portrait=changed)
+    text = read_profiles(profiles_file, forget_ids_file, ratio=ratio, people=people, pool=pool, seed=seed, draw=draw)
+    known = population_from_text(text, seed=seed, draw_portrait=portrait, transform_portrait=changed)
     famous = generate.famous_people(celebrities) if celebrities else []
     return Population({**known.profiles, **{p.id: p for p in famous}}, known.forget_ids, known.notes)
 
