@@ -338,7 +338,7 @@ def _imports(nodes, module: str) -> dict[str, set[str]]:
 
 
 def _counts(name: str, module: str) -> bool:
-    """Whether ``name``, which ``module`` imports, is of the kit, of its own package, or a file beside its single file."""
+    """Whether ``name``, which ``module`` imports, is of the kit, of its own package or a file beside its only file."""
     top, own = name.split(".")[0], module.split(".")[0]
     if top in ("mllmu_nb", own):
         return True
