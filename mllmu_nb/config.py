@@ -245,9 +245,11 @@ class Config(BaseModel):
 
     @property
     def _unlearning_preset(self) -> Recipe:
-        preset = _recipe(self.scale, "unlearning")
-        own = self._method_class.recipe(self.scale, self.modality)
-        if self.protocol == "upstream" and self.variant != "upstream":
+        """Of the protocol's variant: another variant in its place has another loss, at the same rate and length."""
+        preset, classes = _recipe(self.scale, "unlearning"), unlearning.variants(self.method)
+        usual = "upstream" if self.protocol == "upstream" else "canonical"
+        own = classes.get(usual, self._method_class).recipe(self.scale, self.modality)
+        if self.protocol == "upstream" and usual not in classes:
             own = Recipe(epochs=1, lr=own.lr, source=own.source)  # the released code has no such method: one pass
         return own.over(preset)
 
@@ -290,7 +292,8 @@ class Config(BaseModel):
             if self.unlearn_steps is None and self.unlearn_epochs is None:
                 self._fill(unlearn_steps=preset.steps, unlearn_epochs=float(preset.epochs))
             self._fill(unlearn_steps=0, unlearn_epochs=0.0, unlearn_lr=preset.lr)
-            settings = {**preset.settings, **settings}
+            usual = {name: v for name, v in preset.settings.items() if name in self._method_class.hyper_parameters()}
+            settings = {**usual, **settings}
         else:  # the same model whatever they are
             self._set(unlearn_steps=None, unlearn_epochs=None, unlearn_lr=None)
         defaults = _setting_names(self.method, self.after, self.variant)
