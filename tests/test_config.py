@@ -194,7 +194,7 @@ def test_what_is_set_alone_deviates():
     kl_min = Config(method="kl_min", modality="multimodal")
     assert kl_min.but(alpha=7).deviations() == {"alpha": (2.0, 7.0)} and kl_min.but(alpha=2.0).deviations() == {}
     canonical = Config(**NPO, protocol="upstream", variant="canonical")
-    assert canonical.deviations() == {"variant": ("upstream", "canonical"), "unlearn_epochs": (2, 1)}
+    assert canonical.deviations() == {"variant": ("upstream", "canonical")} and canonical.unlearn_epochs == 2
 
 
 def test_unlearning_is_so_many_steps_or_so_many_passes_long():
