@@ -214,8 +214,8 @@ def unlearned(config: Config) -> Stage:
         sets = {name: training_conversations(known.members(name), config.modality) for name in ("forget", "retain")}
         stored = None
         if other:  # asked and let go before vanilla is loaded: two of 7B would not fit
-            streams = {method.all_streams()[name].set for name in method.needs.reference}
-            asked = [conversation for name in sorted(streams) for conversation in sets[name]]
+            streams = dict.fromkeys(method.all_streams()[name] for name in method.needs.reference)
+            asked = [stream.changed(conversation) for stream in streams for conversation in sets[stream.set]]
             stored = reference_log_probs(*filled(config, other), asked, recipe)
         model, processor = filled(config, vanilla)
         model = adapters.attach(model, recipe, config.unlearn_seed, method.trains)
