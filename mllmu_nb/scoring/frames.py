@@ -9,6 +9,8 @@ view, n_tokens, log_probs, right, spread (arrays [tokens]), zlib_bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 SEEDS = ["data_seed", "train_seed", "unlearn_seed", "shot_seed"]
@@ -30,6 +32,11 @@ REFERENCES = ("vanilla", "oracle")
 def persons(rows: pd.DataFrame) -> pd.Series:
     """Who each row is about: profile "007" of another data seed is another person."""
     return rows["data_seed"].astype(str) + ":" + rows["profile"].astype(str)
+
+
+def filled(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """``rows`` with "" for a parameter that a run does not have, so that it can be grouped by."""
+    return rows.assign(**{column: rows[column].astype(object).where(rows[column].notna(), "") for column in by})
 
 
 def is_model(rows: pd.DataFrame, method: str) -> pd.Series:

@@ -34,7 +34,7 @@ from math import nan
 import pandas as pd
 
 from mllmu_nb.scoring.factuality import REFUSAL, holds, mostly_symbols, words, words_once
-from mllmu_nb.scoring.frames import GROUP, MODEL, VIEWS, is_model, of_metric, persons
+from mllmu_nb.scoring.frames import GROUP, MODEL, VIEWS, filled, is_model, of_metric, persons
 from mllmu_nb.scoring.registry import by_key, each, metric
 from mllmu_nb.scoring.summary import NOTHING, paired, summaries
 
@@ -116,6 +116,7 @@ def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     floor of that (``floor_text`` ..), NaN where it was not asked or vanilla was not asked the same.
     """
     key = [*GROUP, *MODEL, *by]
+    items = filled(items, by)
     retain = items[items["set"] == "retain"].assign(person=persons)
     broken, chosen = (by_key()[names] for names in (BROKEN_SHARE, JUDGED_BY))
     free, choices = of_metric(retain, *broken.key[:2]), of_metric(retain, *chosen.key[:2])

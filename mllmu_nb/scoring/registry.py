@@ -67,6 +67,11 @@ class Metric:
         return self.task, self.scoring, self.name
 
     @property
+    def is_compared(self) -> bool:
+        """Whether a difference to vanilla or the oracle says anything."""
+        return self.margin is not None or self.knowledge != 0
+
+    @property
     def shown_as_gap(self) -> str:
         """The label over a difference: points, where the score itself is in per cent."""
         return self.label.replace(" %", ", points")

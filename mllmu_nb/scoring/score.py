@@ -23,6 +23,7 @@ from mllmu_nb.scoring.frames import (
     SEEDS,
     TAUGHT,
     VIEWS,
+    filled,
     is_model,
     of_metric,
     persons,
@@ -72,7 +73,7 @@ def run_scores(items: pd.DataFrame, known: pd.DataFrame | None = None) -> pd.Dat
     Columns RUN_KEYS, CELL, metric, value, low, high, n_items, n_profiles, and with ``known`` gates (:func:`gates.gates`
     of the cells) ``gate``. View ``both`` pools the two views. A metric that no answer of a cell carries gives no row.
     """
-    items = items.assign(person=persons(items), seed=items["unlearn_seed"])
+    items = items.assign(person=persons, seed=items["unlearn_seed"])
     rows = []
     for task, scoring, group in _by_task(metrics(per="answer", table="scores")):
         asked = of_metric(items, task, scoring)
@@ -85,7 +86,7 @@ def run_scores(items: pd.DataFrame, known: pd.DataFrame | None = None) -> pd.Dat
 def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequence[str] = ()) -> pd.DataFrame:
     """The one long frame of scores: every metric of every model, with all forget draws and seeds pooled.
 
-    ``items`` are scored, ``sentences`` as read. A row for each GROUP (base_model, protocol, forget_ratio), MODEL
+    ``items`` are scored, ``sentences`` as read, None where no run kept any. A row for each GROUP (base_model, protocol, forget_ratio), MODEL
     (method, variant, modality, after; and the parameters ``by`` that a grid varies), ``against`` ("": the level of a
     score; "vanilla", "oracle": its paired difference to that model), set, task, view (``both``: pooled), scoring and
     metric. Columns value, low, high (95 % interval over people), n_items, n_profiles, n_replicates (runs), ``gate``
@@ -97,7 +98,7 @@ def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequen
     belongs into ``by``.
     """
     key = [*GROUP, *MODEL, *by]
-    items = items.assign(person=persons(items))
+    items = filled(items, by).assign(person=persons)
     _refuse_twins(items, key)
     answered = [one for one in metrics(per="answer") if one.task != TAUGHT]
     answered = [one for one in answered if not one.optional or items[one.column].notna().any()]
@@ -106,7 +107,7 @@ def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequen
     frames = [_values(items, answered, models, key)]
     frames += [pd.DataFrame(_of_models(items, [one for one in compared if one.task != TAUGHT], models, key))]
     if sentences is not None:
-        taught = sentence_scores(sentences.assign(person=persons(sentences)))
+        taught = sentence_scores(filled(sentences, by).assign(person=persons))
         frames += [_values(taught, metrics(per="answer", task=TAUGHT), models, key)]
         frames += [pd.DataFrame(_of_models(taught, [one for one in compared if one.task == TAUGHT], models, key))]
     frames += [pd.DataFrame(across_views(items, key))]
@@ -125,20 +126,25 @@ def _values(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, 
     """Metrics with one value a row: a level and differences for every model, set and view, or a note why not."""
     values = []
     for task, scoring, group in _by_task(wanted):
-        columns = [one.column for one in group]
-        asked = of_metric(rows, task, scoring)[
-            list(dict.fromkeys([*key, *PAIRED_ON, "view", "person", "run", *columns]))
-        ]
+        asked = of_metric(rows, task, scoring)
+        asked = asked[list(dict.fromkeys([*key, *PAIRED_ON, "view", "person", "run", *(one.column for one in group)]))]
         for against in ("", *REFERENCES):
-            here = paired(asked, against, columns) if against else asked
-            here = here[~is_model(here, against)]
+            here, shown = asked, group
+            if against:
+                shown = [one for one in group if one.is_compared]
+                here = paired(asked, against, [one.column for one in shown])
+                here = here[~is_model(here, against)]
             for view in (here, here.assign(view=POOLED)):
-                summarised = summaries(view, [*key, "set", "view"], group, minus=bool(against))
+                summarised = summaries(view, [*key, "set", "view"], shown, minus=bool(against))
                 values += [row | {"against": against} for row in summarised]
-    places = [(s, one.task, v, one.scoring, one.name) for one in wanted for s in one.sets for v in (*VIEWS, POOLED)]
-    grid = pd.concat([models[~is_model(models, against)].assign(against=against) for against in ("", *REFERENCES)])
-    grid = grid.merge(pd.DataFrame(places, columns=[*CELL, "metric"]), how="cross")
-    result = grid.merge(pd.DataFrame(values, columns=[*key, *PLACE, *VALUES]), on=[*key, *PLACE], how="left")
+    grid = []
+    for against in ("", *REFERENCES):
+        shown = [one for one in wanted if one.is_compared or not against]
+        places = [(s, one.task, v, one.scoring, one.name) for one in shown for s in one.sets for v in (*VIEWS, POOLED)]
+        places = pd.DataFrame(places, columns=[*CELL, "metric"]).assign(against=against)
+        grid.append(models[~is_model(models, against)].merge(places, how="cross"))
+    values = pd.DataFrame(values, columns=[*key, *PLACE, *VALUES])
+    result = pd.concat(grid).merge(values, on=[*key, *PLACE], how="left")
     return result.assign(note=_notes(result, rows, key))
 
 
@@ -147,7 +153,7 @@ def _notes(cells: pd.DataFrame, rows: pd.DataFrame, key: list[str]) -> list[str]
     asked = set()
     for columns in ([*key, "set"], [*key, "set", "task", "scoring"]):
         asked |= set(rows[columns].drop_duplicates().astype(str).itertuples(index=False, name=None))
-    notes, metrics_by_key = [], by_key()
+    notes, known = [], by_key()
     for row in cells.to_dict("records"):
         task, scoring, where = row["task"], row["scoring"], f"the {row['set']} set"
         at = (*(str(row[column]) for column in key), row["set"])
@@ -160,9 +166,10 @@ def _notes(cells: pd.DataFrame, rows: pd.DataFrame, key: list[str]) -> list[str]
         elif at not in asked:
             notes.append(f"The run asked nothing of {where}.")
         elif (*at, task, scoring) not in asked:
-            notes.append(f"The run asked no {TASKS[task]} questions{scoring and f' scored by {scoring}'} of {where}.")
+            scored = f" scored by {scoring}" if scoring else ""
+            notes.append(f"The run asked no {TASKS[task]} questions{scored} of {where}.")
         else:
-            label = metrics_by_key[task, scoring, row["metric"]].label.removesuffix(" %")
+            label = known[task, scoring, row["metric"]].label.removesuffix(" %")
             notes.append(f"The run has no {label} score on {where}.")
     return notes
 
@@ -171,18 +178,20 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
     """Metrics of a whole model beside its oracle, with the views apart."""
     result = []
     for (task, scoring, group), view, set_name in product(_by_task(wanted), VIEWS, SETS):
-        here = of_metric(rows[rows["view"] == view], task, scoring)
+        group = [one for one in group if set_name in one.sets]
+        if not group:
+            continue
+        here = of_metric(rows, task, scoring)
+        here = here[here["view"] == view]
         if task != TAUGHT:  # what was taught about forget people is compared with what nobody was taught
             here = here[here["set"] == set_name]
-        if not (wanted_here := [one for one in group if set_name in one.sets]):
-            continue
         runs = [(part.iloc[0], part) for _, part in here.groupby("run", sort=False)]
         oracles = {tuple(first[PEOPLE]): part for first, part in runs if (first["method"], first["after"]) == ORACLE}
         for model in models.to_dict("records"):
             of_oracle = (model["method"], model["after"]) == ORACLE
             mine = [(first, part) for first, part in runs if all(first[c] == model[c] for c in key)]
             theirs = [None if of_oracle else oracles.get(tuple(first[PEOPLE])) for first, _ in mine]
-            for one in wanted_here:
+            for one in group:
                 at = {**model, "set": set_name, "task": task, "view": view, "scoring": scoring, "metric": one.name}
                 level, difference, note = _compared(one, [part for _, part in mine], theirs)
                 if one.per == "model":
