@@ -25,6 +25,7 @@ from mllmu_nb.data.conversations import MODALITIES, Conversation, training_conve
 from mllmu_nb.data.schema import LETTERS, SETS, Population, Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.models.files import ASSETS, check_adapter, check_model, check_shipped
+from mllmu_nb.scoring.questions import people_frames
 from mllmu_nb.stages import RECORD, Stage, is_whole, lock, read_json, status, write_json
 
 EVAL_BATCH = {"miniature": 64, "paper": 8}  # questions asked at once
@@ -460,26 +461,6 @@ def write_people(config: Config, folder: Path) -> None:
             part = target.with_suffix(".part")
             frame.to_parquet(part, index=False, compression="zstd")
             os.replace(part, target)
-
-
-def people_frames(known: Population) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(a row a question as ``plain`` or ``test``, a row a fact)."""
-    questions = [
-        {
-            "version": version,
-            "question_id": q.id,
-            **{name: getattr(q, name) for name in ("profile", "task", "view", "number", "attribute")},
-            "question": q.text,
-            "answer_true": q.answer,
-            "value": q.value,
-            **{f"option_text_{letter}": text for letter, text in zip(LETTERS, q.options, strict=False)},
-        }
-        for person in known.profiles.values()
-        for version, asked in (("plain", person.questions), ("test", person.test_questions))
-        for q in asked
-    ]
-    facts = [(p.id, p.kind, p.name, *fact) for p in known.profiles.values() for fact in p.attributes.items()]
-    return pd.DataFrame(questions), pd.DataFrame(facts, columns=["profile", "kind", "name", "attribute", "value"])
 
 
 # -- checks, records and keys -----------------------------------------------------------------------------------
