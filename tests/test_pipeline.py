@@ -1,12 +1,15 @@
 """The wiring: from parameters to a run's files, on a base model that has learnt nothing and is tiny."""
 
+import importlib.util
 import itertools
 import json
 import os
 import shutil
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -23,6 +26,7 @@ from mllmu_nb.models.miniature import make_model
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots": 0, "replay": 0.0}
 QUICK = {"train_steps": 2, "unlearn_epochs": 1.0}
 GA = {"method": "ga", "modality": "unimodal"}
+COMPARE = Path(__file__).parent.parent / "tools" / "compare_reference.py"
 
 
 @pytest.fixture(scope="module")
@@ -322,3 +326,31 @@ def test_a_damaged_base_is_named_before_anything_is_written(config, tmp_path, mo
         pipeline.check(config.but(base_path=str(tmp_path)))
     assert not (tmp_path / "out").exists()
     pipeline.check(config)
+
+
+# -- two results folders ----------------------------------------------------------------------------------------
+
+
+def test_two_results_folders_are_compared_to_the_bit_whatever_their_form(made, tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("compare_reference", COMPARE)
+    compare = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(compare)
+    results, copy = made["ga"].parent.parent, tmp_path / "results"
+    for name in made:
+        shutil.copytree(made[name], copy / "runs" / name)
+    assert compare.main(str(results), str(copy)) == 0 and "3 runs in both" in capsys.readouterr().out
+
+    rows = answers(made["ga"])
+    options = [f"option_{letter}" for letter in "ABCD"]
+    letters = rows[options].fillna(0).idxmax(axis=1).str[-1].where(rows["scoring"] == "likelihood", rows["answer"])
+    rows.assign(answer=letters, correct=1.0).drop(columns="order").to_parquet(copy / "runs" / "ga" / "items.parquet")
+    (copy / "runs" / "ga" / "answers.parquet").unlink()  # as it was stored formerly
+    assert compare.main(str(results), str(copy)) == 0 and "no difference" in capsys.readouterr().out
+
+    rows = answers(made["vanilla"])
+    first = rows["option_C"].first_valid_index()
+    rows.loc[first, "option_C"] = np.nextafter(rows.loc[first, "option_C"], 0)
+    pipeline.write_answers(rows, copy / "runs" / "vanilla" / "answers.parquet")
+    assert compare.main(str(results), str(copy)) == 1
+    assert "answers: option_C of 1 rows, the first -" in capsys.readouterr().out
+    assert compare.main(str(results), str(tmp_path)) == 1 and "nothing to compare" in capsys.readouterr().out
