@@ -389,7 +389,8 @@ def beside(config: Config, *methods: str) -> list[Path]:
     At the miniature's scale what is missing is made, all side by side. At any other that takes hours, so of
     ``methods`` only those are given whose run is finished.
     """
-    others = [config.but(method=m, modality="none", after="") for m in methods if m != config.method]
+    plain = {"modality": "none", "variant": None, "after": ""}
+    others = [config.but(method=method, **plain) for method in methods if method != config.method]
     chosen = [config, *(other for other in others if config.scale == "miniature" or finished(other))]
     missing = [one for one in chosen if not finished(one)]
     if len(missing) > 1:
@@ -484,16 +485,22 @@ def check(config: Config) -> None:
 
 
 def check_comparable(configs: Sequence[Config]) -> None:
-    """Raises KitError when runs of ``configs`` would stand in one table with finished runs about other people."""
-    for config in configs:
-        root = paths.runs(paths.results(config.scale))
-        for record in (read_json(path) for path in sorted(root.glob(f"*/{RECORD}"))):
-            same = all(record["parameters"][name] == getattr(config, name) for name in ("base_model", "data_seed"))
-            if same and record["data_hash"] != data_hash(config):
-                raise KitError(
-                    f"run {record['run']} in {root} was made from other people than {config.run_id} would be, and they "
-                    "cannot stand in one table: move it away, or set MLLMU_NB_OUT to another folder"
-                )
+    """Raises KitError when the runs of ``configs`` would stand in one table with runs about other people of the same
+    base model and data_seed: finished ones, but for those that ``configs`` make anew, or each other."""
+    own = {run_folder(config): config for config in configs}
+    folders = sorted({folder.parent for folder in own})
+    others = [path for folder in folders for path in sorted(folder.glob(f"*/{RECORD}")) if path.parent not in own]
+    runs = [(one["run"], one["parameters"], one["data_hash"]) for one in map(read_json, others)]
+    runs += [(config.run_id, config.parameters(), data_hash(config)) for config in own.values()]
+    first: dict[tuple, tuple[str, str]] = {}
+    for run_id, parameters, people in runs:
+        key = tuple(parameters[name] for name in ("scale", "base_model", "data_seed"))
+        other, known = first.setdefault(key, (run_id, people))
+        if people != known:
+            raise KitError(
+                f"runs {other} and {run_id} are about different people and cannot stand in one table: "
+                "move one of them away, or set MLLMU_NB_OUT to another folder"
+            )
 
 
 def base_source(config: Config) -> str:
