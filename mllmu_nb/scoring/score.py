@@ -30,7 +30,7 @@ from mllmu_nb.scoring.frames import (
 )
 from mllmu_nb.scoring.gates import gates, with_gate
 from mllmu_nb.scoring.leakage import across_views
-from mllmu_nb.scoring.registry import TASKS, Metric, NotMeasured, by_key, metrics
+from mllmu_nb.scoring.registry import TASKS, Metric, NotMeasured, by_key, metrics, no_pair
 from mllmu_nb.scoring.summary import NOTHING, paired, summaries
 from mllmu_nb.statistics.intervals import Interval, equivalence
 
@@ -86,13 +86,13 @@ def run_scores(items: pd.DataFrame, known: pd.DataFrame | None = None) -> pd.Dat
 def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequence[str] = ()) -> pd.DataFrame:
     """The one long frame of scores: every metric of every model, with all forget draws and seeds pooled.
 
-    ``items`` are scored, ``sentences`` as read, None where no run kept any. A row for each GROUP (base_model, protocol, forget_ratio), MODEL
-    (method, variant, modality, after; and the parameters ``by`` that a grid varies), ``against`` ("": the level of a
-    score; "vanilla", "oracle": its paired difference to that model), set, task, view (``both``: pooled), scoring and
-    metric. Columns value, low, high (95 % interval over people), n_items, n_profiles, n_replicates (runs), ``gate``
-    ("open", "closed", "" where there is none), ``verdict`` of a difference to the oracle ("inside", "outside",
-    "undecided" of the metric's margin, or "") and ``note`` (why value is NaN, or ""). Besides the metrics of the
-    registry: the views and metrics of :mod:`~mllmu_nb.scoring.leakage`.
+    ``items`` are scored, ``sentences`` as read, None where no run kept any. A row for each GROUP (base_model, protocol,
+    forget_ratio), MODEL (method, variant, modality, after; and the parameters ``by`` that a grid varies), ``against``
+    ("": the level of a score; "vanilla", "oracle": its paired difference to that model), set, task, view (``both``:
+    pooled), scoring and metric. Columns value, low, high (95 % interval over people), n_items, n_profiles, n_replicates
+    (runs), ``gate`` ("open", "closed", "" where there is none), ``verdict`` of a difference to the oracle ("inside",
+    "outside", "undecided" of the metric's margin, or "") and ``note`` (why value is NaN, or ""). Besides the metrics of
+    the registry it has the views and metrics of :mod:`~mllmu_nb.scoring.leakage`.
 
     Raises KitError where two runs of one model agree in people and seeds: they differ in another parameter, which
     belongs into ``by``.
@@ -160,7 +160,7 @@ def _notes(cells: pd.DataFrame, rows: pd.DataFrame, key: list[str]) -> list[str]
         if not isnan(row["value"]):
             notes.append("")
         elif row["against"]:
-            notes.append(f"No {row['against']} answer to the same questions, or none of its own.")
+            notes.append(no_pair(row["against"]))
         elif task == TAUGHT:
             notes.append("The run has no sentences.parquet.")
         elif at not in asked:
@@ -211,7 +211,7 @@ def _compared(one: Metric, ours: list[pd.DataFrame], theirs: list) -> tuple[Inte
     except NotMeasured as reason:
         return None, None, str(reason)
     level, difference = outcome if one.per == "model" else (None, outcome)
-    return level, difference, "No oracle was asked the same questions."
+    return level, difference, no_pair("oracle")
 
 
 def _row(summary: Interval | None, replicates: int) -> dict:
