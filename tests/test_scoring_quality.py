@@ -130,7 +130,7 @@ def test_a_model_that_has_collapsed_stops_nothing(level):
 def test_without_fresh_people_only_the_difference_to_the_oracle_is_known():
     table = measured(made("vanilla", 0.9, -0.1, fresh=0), made("oracle", 0.25, -3.0, fresh=0))
     row = quality(table, "vanilla", "auc_loss")
-    assert np.isnan(row["value"]) and "nobody was taught" in row["note"]
+    assert np.isnan(row["value"]) and "no model was taught" in row["note"]
     assert quality(table, "vanilla", "loss", "oracle")["value"] == pytest.approx(2.9, abs=0.1)
     assert quality(table, "vanilla", "extraction_strength", "oracle")["low"] > 0.5
 

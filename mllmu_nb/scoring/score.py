@@ -183,17 +183,19 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
             continue
         here = of_metric(rows, task, scoring)
         here = here[here["view"] == view]
-        if task != TAUGHT:  # what was taught about forget people is compared with what nobody was taught
+        if task != TAUGHT:  # sentences about forget people are compared with those about fresh ones
             here = here[here["set"] == set_name]
-        runs = [(part.iloc[0], part) for _, part in here.groupby("run", sort=False)]
-        oracles = {tuple(first[PEOPLE]): part for first, part in runs if (first["method"], first["after"]) == ORACLE}
+        runs = [(answers.iloc[0], answers) for _, answers in here.groupby("run", sort=False)]
+        oracles = {
+            tuple(first[PEOPLE]): answers for first, answers in runs if (first["method"], first["after"]) == ORACLE
+        }
         for model in models.to_dict("records"):
             of_oracle = (model["method"], model["after"]) == ORACLE
-            mine = [(first, part) for first, part in runs if all(first[c] == model[c] for c in key)]
+            mine = [(first, answers) for first, answers in runs if all(first[c] == model[c] for c in key)]
             theirs = [None if of_oracle else oracles.get(tuple(first[PEOPLE])) for first, _ in mine]
             for one in group:
                 at = {**model, "set": set_name, "task": task, "view": view, "scoring": scoring, "metric": one.name}
-                level, difference, note = _compared(one, [part for _, part in mine], theirs)
+                level, difference, note = _compared(one, [answers for _, answers in mine], theirs)
                 if one.per == "model":
                     result.append(at | {"against": "", "note": "" if level else note} | _row(level, len(mine)))
                 if not of_oracle:
