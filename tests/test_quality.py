@@ -1,11 +1,13 @@
 """Forget quality: what is read off a model token by token, and what is computed from it, against cases done by hand."""
 
 import zlib
+from math import exp
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from mllmu_nb import run
 from mllmu_nb.config import Config
@@ -165,6 +167,120 @@ def test_without_fresh_people_only_the_forget_people_are_read(model, processor, 
     assert set(found["member"]) == {"forget"} and len(found) == 29
 
 
+# what is computed from it
+
+
+def test_extraction_strength_counts_right_tokens_from_the_end():
+    strength = quality.extraction_strength
+    assert strength([True, True, True, True]) == 1
+    assert strength([True, True, True, False]) == 0  # only the last is wrong
+    assert strength([True, False, True, True]) == pytest.approx(2 / 4)  # k = 2 of 4
+    assert strength([False, True, True, True, True]) == pytest.approx(4 / 5)
+    assert strength([False]) == 0 and strength([True]) == 1
+
+
+def test_exact_memorisation_is_a_share_of_tokens():
+    assert quality.exact_memorisation(np.array([True, False, True, True])) == 0.75
+
+
+def test_the_truth_ratio_takes_the_geometric_mean_of_the_wrong_options():
+    # per token the right one, B, has .5 and the wrong ones .1, .2 and .4: (.1 · .2 · .4)^(1/3) = .2
+    found = quality.log_truth_ratio(np.log([0.1, 0.5, 0.2, 0.4]), 1)
+    assert exp(found) == pytest.approx(0.2 / 0.5)
+    assert quality.log_truth_ratio([-1.0, -1.0, -1.0, -1.0], 3) == 0
+
+
+def test_min_k_is_the_mean_of_the_least_likely_fifth():
+    values = np.array([-1.0, -9.0, -2.0, -3.0, -0.5, -7.0, -4.0, -0.1, -0.2, -0.3])
+    assert quality.least(values) == pytest.approx(-8.0)  # two of ten
+    assert quality.least(values[:4]) == -9.0  # a fifth of four is none: one
+    assert quality.least(values, 1.0) == pytest.approx(values.mean())
+
+
+def sentences_of(rng, people: int, shift: float, member: str, each: int = 12) -> pd.DataFrame:
+    who = np.repeat([f"{member}{n}" for n in range(people)], each)
+    return pd.DataFrame({"member": member, "person": who, "loss": rng.normal(shift, 1, people * each)})
+
+
+def test_the_area_is_half_without_a_difference_and_the_librarys_with_one():
+    rng = np.random.default_rng(0)
+    same = pd.concat([sentences_of(rng, 40, 0, "forget"), sentences_of(rng, 40, 0, "fresh")])
+    value, low, high = quality.Pairs([same], "loss").auc()
+    assert abs(value - 0.5) < 0.06 and low < 0.5 < high
+    apart = pd.concat([sentences_of(rng, 10, 1, "forget"), sentences_of(rng, 25, 0, "fresh")]).round(1)  # ties
+    pairs = quality.Pairs([apart], "loss")
+    value, low, high = pairs.auc()
+    assert value == pytest.approx(roc_auc_score(apart["member"] == "forget", apart["loss"]))
+    assert 0.5 < low < value < high and pairs.auc() == (value, low, high)  # the same draws every time
+
+
+def test_models_of_several_forget_sets_are_each_compared_with_its_own_fresh_sentences():
+    rng = np.random.default_rng(1)
+    parts = []
+    for level in (0.0, 50.0):  # another model, another scale: pooled blindly its fresh ones beat the first's people
+        ours = sentences_of(rng, 5, level + 1, "forget")
+        ours["person"] += f"/{level}"
+        parts.append(pd.concat([ours, sentences_of(rng, 8, level, "fresh")]))
+    apart = [quality.Pairs([part], "loss").auc()[0] for part in parts]
+    both = quality.Pairs(parts, "loss")
+    assert both.auc()[0] == pytest.approx(np.mean(apart)) and both.count.shape == (10, 8)
+
+
+def test_a_perfect_area_is_not_certain_and_a_model_is_not_different_from_itself():
+    rng = np.random.default_rng(2)
+    perfect = pd.concat([sentences_of(rng, 5, 99, "forget"), sentences_of(rng, 25, 0, "fresh")])
+    value, low, high = quality.Pairs([perfect], "loss").auc()
+    assert value == 1 and low < 0.7 and high == pytest.approx(1)
+    value, low, high = quality.Pairs([perfect], "loss").minus(quality.Pairs([perfect], "loss"))
+    assert value == 0 and low < 0 < high
+
+
+def test_an_area_of_few_people_has_students_interval():
+    rng = np.random.default_rng(4)
+    few = pd.concat([sentences_of(rng, 5, 0.5, "forget"), sentences_of(rng, 25, 0, "fresh")])
+    pairs = quality.Pairs([few], "loss")
+    value, low, high = pairs.auc()
+    reach = 2.776 * pairs._drawn(pairs.higher).std(ddof=1)  # t of .975 with 4 degrees
+    assert (value - low, high - value) == pytest.approx((reach, reach), rel=1e-3)
+    a_low, a_high = np.quantile(pairs._drawn(pairs.higher), [0.025, 0.975])
+    assert low < a_low and a_high < high  # wider than the percentiles
+    alone = pd.concat([sentences_of(rng, 1, 0.5, "forget"), sentences_of(rng, 25, 0, "fresh")])
+    value, low, high = quality.Pairs([alone], "loss").auc()
+    assert low < 0.2 and high > 0.9  # one person says little
+
+
+def test_an_area_close_to_one_is_not_certain_either():
+    rng = np.random.default_rng(2)
+    ours, fresh = sentences_of(rng, 5, 99, "forget"), sentences_of(rng, 25, 0, "fresh")
+    ours.loc[0, "loss"] = -99  # one sentence of sixty
+    pairs = quality.Pairs([pd.concat([ours, fresh])], "loss")
+    value, low, high = pairs.auc()
+    assert value == pytest.approx(59 / 60) and low < 0.6 and value < high <= 1
+    gap, low, high = pairs.minus(quality.Pairs([pd.concat([ours.assign(loss=99.0), fresh])], "loss"))
+    assert gap == pytest.approx(-1 / 60) and low < -0.3 and high > 0.3
+
+
+def test_the_true_positive_rate_is_read_where_few_fresh_ones_pass():
+    fresh = pd.DataFrame({"member": "fresh", "person": "f", "loss": np.arange(100.0)})
+    ours = pd.DataFrame({"member": "forget", "person": "p", "loss": [98.5, 97.5, 94.5, 93.5]})
+    part = pd.concat([ours, fresh])
+    assert quality.tpr([part], "loss", 0.01) == 0.25  # one of a hundred fresh ones lies above 98.5
+    assert quality.tpr([part], "loss", 0.05) == 0.75
+
+
+def test_distances_of_distributions():
+    rng = np.random.default_rng(3)
+    people = np.repeat(np.arange(30), 5)
+    a, b = rng.beta(2, 2, 150), rng.beta(2, 2, 150)
+    distance, chance = quality.jensen_shannon(a, b, people)
+    assert 0 < distance <= chance < 1
+    low, high = np.full(150, 0.05), np.full(150, 0.95)
+    distance, chance = quality.jensen_shannon(low, high, people)
+    assert distance == pytest.approx(1) and chance < 0.5  # nothing in common
+    assert quality.ks(low, high)[0] == 1 and quality.ks(low, high)[1] < -80
+    assert quality.ks(a, a) == (0, 0)
+
+
 # runs
 
 
@@ -218,7 +334,7 @@ def test_a_model_that_knows_is_told_from_the_oracle_by_every_measure(tmp_path):
         assert row["to_oracle_low"] < 0.1 and row["to_oracle_high"] > -0.1
     assert of(found, "vanilla", "tpr_1_loss")["value"] > 0.9 and of(found, "oracle", "tpr_5_loss")["value"] < 0.15
     assert np.isnan(of(found, "oracle", "auc_loss")["to_oracle"])
-    assert found["value"].isna().eq(found["note"] != "").all(), "a value or a reason, never both or neither"
+    assert found["value"].notna().sum() + (found["note"] != "").sum() == len(found)  # a value or a reason
     values, gaps = (sheet.markdown() for sheet in sheets)
     assert "Vanilla, text" in values and "Oracle, text" in values and "Oracle, text" not in gaps
     written = quality.write_all("miniature", here, tmp_path / "tables", tmp_path)
@@ -285,6 +401,20 @@ def test_a_model_that_has_collapsed_stops_no_report(level):
     one = lost.tokens["log_probs"].iloc[0]  # and a single sentence is not absurd either
     lost.tokens.at[0, "log_probs"] = np.append(one[:-1], np.float16(-1))
     assert of(quality.measured(known(*runs, lost)), "ga", "loss", "image_text")["low"] < max(level, -65504)
+
+
+def test_without_fresh_people_only_the_difference_to_the_oracle_is_told():
+    found = quality.measured(known(made_run("vanilla", 0.9, -0.1, fresh=0), made_run("oracle", 0.25, -3.0, fresh=0)))
+    row = of(found, "vanilla", "auc_loss")
+    assert np.isnan(row["value"]) and "nobody was taught" in row["note"]
+    assert of(found, "vanilla", "loss")["to_oracle"] == pytest.approx(2.9, abs=0.1)
+    assert of(found, "vanilla", "extraction_strength")["to_oracle_low"] > 0.5
+
+
+def test_one_per_cent_of_few_is_not_told():
+    few = [made_run("vanilla", 0.9, -0.1, fresh=21), made_run("oracle", 0.25, -3.0, fresh=21)]
+    row = of(quality.measured(known(*few)), "vanilla", "tpr_1_loss")
+    assert np.isnan(row["value"]) and row["note"] == "1 % needs 300 fresh sentences: 294 there."
 
 
 def test_runs_of_earlier_versions_lack_the_tokens_and_say_so():
