@@ -112,11 +112,9 @@ def test_the_floor_is_an_estimate_too():
 
 
 def test_the_rules_of_form_spare_the_sound_models_of_the_reference_run():
-    sound = [
-        *paths.committed_runs("miniature").glob("*-base-*"),
-        *paths.committed_runs("miniature").glob("*-vanilla-*"),
-    ]
-    items = pd.concat([pd.read_parquet(folder / "items.parquet", columns=["task", "answer"]) for folder in sound])
+    runs = paths.runs(paths.reference())
+    sound = [*runs.glob("base-*"), *runs.glob("vanilla-*")]
+    items = pd.concat([pd.read_parquet(folder / "answers.parquet", columns=["task", "answer"]) for folder in sound])
     forms = items.loc[items["task"] == "generation", "answer"].map(form_of)
     assert len(forms) > 1000 and (forms != "").mean() < 0.001
 
