@@ -198,8 +198,8 @@ def test_a_grid_goes_over_hyper_parameters_and_leaves_them_out_where_a_method_ha
     settings = [(c.method, c.settings.get("beta"), c.unlearn_lr) for c in configs if c.method != "vanilla"]
     assert settings[:2] == [("ga", None, 1e-3), ("ga", None, 2e-3)] and len(configs) == 1 + 2 + 4
     assert settings[2:] == [("npo", 0.1, 1e-3), ("npo", 0.1, 2e-3), ("npo", 1.0, 1e-3), ("npo", 1.0, 2e-3)]
-    assert sweep.describe(npo)[npo[1].run_id] == "NPO, unimodal, unlearn_lr 0.002, beta 0.1"
-    assert sweep.describe(npo[:1]) == {npo[0].run_id: "NPO, unimodal"}
+    assert sweep.describe(npo)[npo[1].run_id] == "NPO (text only), unlearn_lr 0.002, beta 0.1"
+    assert sweep.describe(npo[:1]) == {npo[0].run_id: "NPO (text only)"}
     variants = sweep.cells({"grid": {"method": ["vanilla", "npo"], "modality": ["unimodal"], "variant": ["upstream"]}})
     assert [config.variant for config in variants] == ["canonical", "upstream"]
 
@@ -302,11 +302,13 @@ def test_the_sweep_runs_notebooks_skips_finished_ones_and_names_what_failed(
     said = capsys.readouterr()
     executed = out / ".cache" / "notebooks" / "miniature"
     assert "4 runs, 1 of them finished already, 3 at a time" in said.out
-    assert f"  {npo.run_id:32}  NPO, unimodal\n" in said.out and f"      10.0      0.5  {vanilla.run_id}\n" in said.out
+    assert (
+        f"  {npo.run_id:32}  NPO (text only)\n" in said.out and f"      10.0      0.5  {vanilla.run_id}\n" in said.out
+    )
     reasons = sorted(said.err.splitlines())
     place = executed / f"{npo.run_id}.ipynb"
-    assert reasons[1:] == [f"failed: {npo.run_id} (NPO, unimodal): ValueError: the adapter has burst (see {place})"]
-    assert reasons[0].startswith(f"failed: {killed.run_id} (KL Min., unimodal, alpha 0.25): its kernel was killed, ")
+    assert reasons[1:] == [f"failed: {npo.run_id} (NPO (text only)): ValueError: the adapter has burst (see {place})"]
+    assert reasons[0].startswith(f"failed: {killed.run_id} (KL Min. (text only)): its kernel was killed, ")
     record = stages.read_json(pipeline.run_folder(made) / stages.RECORD)
     assert record.pop("settings")["alpha"] == 0.25
     assert record == {"run": made.run_id, "lr": 1e-5, "seed": 3, "here": "notebooks"}

@@ -51,9 +51,9 @@ def main(options: argparse.Namespace) -> int:
     if "data" in folders:
         export_data(config, folders["data"])
     if "model" in folders:
-        export_model(config, folders["model"])
+        write(config, folders["model"], lambda place: save_model(config, place))
     if "adapter" in folders:
-        export_adapter(config, stage, folders["adapter"])
+        write(config, folders["adapter"], lambda place: copy_adapter(config, stage, place))
     return 0
 
 
@@ -90,30 +90,23 @@ def export_data(config: Config, folder: Path) -> None:
         print(f"{sum(target in path.parents for path in written):4} files in {target}")
 
 
-def export_model(config: Config, folder: Path) -> None:
-    """Writes the model of ``config``, made if need be, as one plain model with its processor."""
-
-    def fill(place: Path) -> None:
-        model, processor = pipeline.model(config)
-        model.save_pretrained(place)
-        processor.save_pretrained(place)
-
-    _write(config, folder, fill)
+def save_model(config: Config, place: Path) -> None:
+    """The model of ``config``, made if need be, as one plain model with its processor."""
+    model, processor = pipeline.model(config)
+    model.save_pretrained(place)
+    processor.save_pretrained(place)
 
 
-def export_adapter(config: Config, stage: Stage, folder: Path) -> None:
-    """Writes the adapter of ``stage``, made if need be, as peft keeps it, with the processor."""
-    from mllmu_nb.models import load
+def copy_adapter(config: Config, stage: Stage, place: Path) -> None:
+    """The adapter of ``stage``, made if need be, as peft keeps it, with the processor."""
+    from mllmu_nb.models.load import load_base
 
-    def fill(place: Path) -> None:
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            shutil.copyfile(stage.get() / name, place / name)
-        load.load_base(pipeline.base_source(config), config.base_model, config.scale)[1].save_pretrained(place)
-
-    _write(config, folder, fill)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(stage.get() / name, place / name)
+    load_base(pipeline.base_source(config), config.base_model, config.scale)[1].save_pretrained(place)
 
 
-def _write(config: Config, folder: Path, fill: Callable[[Path], None]) -> None:
+def write(config: Config, folder: Path, fill: Callable[[Path], None]) -> None:
     """Has ``fill`` write into ``folder``, which appears whole, with what made it, or not at all."""
     paths.writable(folder.parent)
     unfinished = folder.with_name(f"{folder.name}.part")

@@ -34,6 +34,7 @@ SUMMARY = "run a grid of notebooks, then write scores, tables and figures"
 FIRST = ("vanilla", "oracle", "base")  # the others wait for vanilla, so it goes first and an oracle beside it
 JOBS = {"miniature": 3, "paper": 1}  # a third notebook starts while two fill two cores; a 7B model fills its GPU
 FINETUNE = "finetune"  # the notebook of the models that are not unlearned
+MODEL = ("method", "variant", "modality", "after")  # what a model's printed name holds
 MEMORY = "most often for want of memory: try fewer --jobs"
 
 say = partial(print, flush=True)
@@ -41,9 +42,8 @@ say = partial(print, flush=True)
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="configuration file, such as configs/miniature.yaml")
-    parser.add_argument(
-        "--ratios", type=int, nargs="+", metavar="R", help="forget ratios in per cent, for the grid's own"
-    )
+    about = "forget ratios in per cent, in place of the grid's"
+    parser.add_argument("--ratios", type=int, nargs="+", metavar="R", help=about)
     parser.add_argument("--jobs", type=int, metavar="N", help="notebooks at a time (miniature: 3, else 1)")
     parser.add_argument("--shard", metavar="I/N", help="only every N-th run, from the I-th: the grid over N machines")
 
@@ -107,9 +107,7 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise KitError(f"{path} must hold parameters, one 'name: value' a line")
     # Notebooks run in their own folder, so what is named from here is named in full.
-    return {
-        name: _in_full(value) if name in PATHS and isinstance(value, str) else value for name, value in content.items()
-    }
+    return content | {name: _in_full(content[name]) for name in PATHS if isinstance(content.get(name), str)}
 
 
 def _in_full(value: str) -> str:
@@ -145,8 +143,9 @@ def cells(parameters: Mapping[str, Any], ratios: Sequence[int] | None = None) ->
         other = found.setdefault(config.run_id, config)
         if any(getattr(config, name) != getattr(other, name) for name in PATHS):  # a run's name has their last part
             raise KitError(f"two runs of the grid would be called {config.run_id}: give their files different names")
-    place = {method: number for number, method in enumerate(FIRST)}
-    return sorted(found.values(), key=lambda config: place.get(config.method, len(FIRST)))
+    return sorted(
+        found.values(), key=lambda config: FIRST.index(config.method) if config.method in FIRST else len(FIRST)
+    )
 
 
 def _is_many(value: Any) -> bool:
@@ -155,15 +154,15 @@ def _is_many(value: Any) -> bool:
 
 def _hyper_parameters(parameters: Mapping[str, Any]) -> set[str]:
     """Names of those of the method and of the step after it."""
-    method, step = (parameters.get(name, Config.model_fields[name].default) for name in ("method", "after"))
-    own = {name for variant in unlearning.variants(method).values() for name in variant.hyper_parameters()}
-    return own | set(after_steps.settings_of(step))
+    variants = unlearning.variants(parameters.get("method", "vanilla")).values()
+    own = {name for variant in variants for name in variant.hyper_parameters()}
+    return own | set(after_steps.settings_of(parameters.get("after", "")))
 
 
 def fitting(parameters: Mapping[str, Any], optional: Iterable[str] = ()) -> dict[str, Any]:
     """The parameters as its method can take them: modality ``none`` where it trains nothing, and of the ``optional``
     names only those that concern it."""
-    variants = unlearning.variants(parameters.get("method", Config.model_fields["method"].default))
+    variants = unlearning.variants(parameters.get("method", "vanilla"))
     trains = any(variant.streams for variant in variants.values())
     own = _hyper_parameters(parameters) | {name for name in Config.model_fields if trains or "unlearn_" not in name}
     values = {name: value for name, value in parameters.items() if name in own or name not in optional}
@@ -184,16 +183,16 @@ def share(configs: list[Config], shard: str) -> list[Config]:
 
 
 def describe(configs: Sequence[Config]) -> dict[str, str]:
-    """Run id → what it stands for: the method, what it trains on, and the parameters in which the runs differ."""
+    """Run id → what it stands for: the model as tables call it, and the parameters in which the runs differ."""
+    from mllmu_nb.reporting.runs import label
+
     values = {config.run_id: {**config.parameters(), **config.settings} for config in configs}
-    given = dict.fromkeys(name for config in configs for name in config.given() if name not in ("method", "modality"))
-    differ = [name for name in given if len({repr(own.get(name)) for own in values.values()}) > 1]
+    given = dict.fromkeys(name for config in configs for name in config.given() if name not in MODEL)
+    kinds = {name: {repr(own[name]) for own in values.values() if own.get(name) is not None} for name in given}
     described = {}
-    for config in configs:
-        own, variants = values[config.run_id], unlearning.variants(config.method)
-        label = variants[config.variant].label if variants else config.method.capitalize()
-        words = [label, *([config.modality] if config.trains else [])]
-        described[config.run_id] = ", ".join([*words, *(f"{name} {own[name]}" for name in differ if name in own)])
+    for run_id, own in values.items():
+        more = [f"{name} {own[name]}" for name in given if len(kinds[name]) > 1 and own.get(name) is not None]
+        described[run_id] = ", ".join([label(*(own[name] for name in MODEL)), *more])
     return described
 
 
