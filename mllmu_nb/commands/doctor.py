@@ -61,7 +61,7 @@ def examine(check, configs: Sequence[Config]) -> Finding:
     try:
         return check(configs)
     except Exception as error:
-        return Finding(PROBLEM, textwrap.shorten(str(error), 500) or type(error).__name__)
+        return Finding(PROBLEM, " ".join(str(error).split())[:500] or type(error).__name__)
 
 
 def name(check) -> str:
