@@ -58,7 +58,9 @@ def main(options: argparse.Namespace) -> int:
         say(f"--shard {options.shard}: nothing to do, for the grid has {len(every)} runs")
         return 0
     jobs = [Job(config, notebook_for(config)) for config in configs]
-    check(configs)
+    pipeline.check_comparable(configs)
+    for config in configs:
+        pipeline.check(config)
     began, names = time.perf_counter(), describe(configs)
     waiting = [job for job in jobs if not pipeline.finished(job.config)]
     at_once = options.jobs or min(JOBS[config.scale] for config in configs)
@@ -194,21 +196,6 @@ def describe(configs: Sequence[Config]) -> dict[str, str]:
         more = [f"{name} {own[name]}" for name in given if len(kinds[name]) > 1 and own.get(name) is not None]
         described[run_id] = ", ".join([label(*(own[name] for name in MODEL)), *more])
     return described
-
-
-def check(configs: Sequence[Config]) -> None:
-    """Raises KitError for what would stop one of the runs, or the report on all of them, after the compute is spent."""
-    seen: dict[tuple, Config] = {}
-    for config in configs:
-        other = seen.setdefault((config.scale, config.base_model, config.data_seed), config)
-        if pipeline.data_hash(other) != pipeline.data_hash(config):
-            raise KitError(
-                f"runs {other.run_id} and {config.run_id} of the grid are about different people of one data_seed, and "
-                "cannot stand in one table: sweep them apart, with MLLMU_NB_OUT set to two folders"
-            )
-    pipeline.check_comparable(configs)
-    for config in configs:
-        pipeline.check(config)
 
 
 def notebook_for(config: Config) -> Path:
