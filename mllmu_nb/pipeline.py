@@ -19,7 +19,7 @@ import pandas as pd
 
 from mllmu_nb import after as after_steps
 from mllmu_nb import paths, pinning
-from mllmu_nb.config import SEEDS, YOURS, Config, stable_hash
+from mllmu_nb.config import SEEDS, YOURS, Config, public, stable_hash
 from mllmu_nb.data import portraits
 from mllmu_nb.data.conversations import MODALITIES, Conversation, training_conversations
 from mllmu_nb.data.schema import LETTERS, SETS, Population, Profile
@@ -485,8 +485,8 @@ def check(config: Config) -> None:
 
 
 def check_comparable(configs: Sequence[Config]) -> None:
-    """Raises KitError when the runs of ``configs`` would stand in one table with runs about other people of the same
-    base model and data_seed: finished ones, but for those that ``configs`` make anew, or each other."""
+    """Raises KitError when runs of ``configs`` would stand in one table with runs about other people, although all that
+    decides the people is the same: a file that they name was changed. A grid over people is another matter."""
     own = {run_folder(config): config for config in configs}
     folders = sorted({folder.parent for folder in own})
     others = [path for folder in folders for path in sorted(folder.glob(f"*/{RECORD}")) if path.parent not in own]
@@ -494,7 +494,8 @@ def check_comparable(configs: Sequence[Config]) -> None:
     runs += [(config.run_id, config.parameters(), data_hash(config)) for config in own.values()]
     first: dict[tuple, tuple[str, str]] = {}
     for run_id, parameters, people in runs:
-        key = tuple(parameters[name] for name in ("scale", "base_model", "data_seed"))
+        known_by = public({name: parameters[name] for name in DATA if not name.startswith("forget_")})
+        key = (parameters["scale"], parameters["base_model"], *known_by.values())
         other, known = first.setdefault(key, (run_id, people))
         if people != known:
             raise KitError(

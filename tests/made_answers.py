@@ -19,7 +19,7 @@ def run(method: str, modality: str = "none", draw: int = 0, **more) -> dict:
     """The columns of a run."""
     names = {"run": f"{method}-{modality}-{draw}", "scale": "miniature", "base_model": "llava", "forget_ratio": 10}
     names |= {"forget_draw": draw, "method": method, "protocol": "clean", "variant": "canonical", "modality": modality}
-    return names | {"after": "", **dict.fromkeys(SEEDS, 0)} | more
+    return names | {"after": "", "taught": "", **dict.fromkeys(SEEDS, 0)} | more
 
 
 def choices(right: Right, draw: int = 0, sets: Iterable[str] = ("forget",), **columns) -> pd.DataFrame:

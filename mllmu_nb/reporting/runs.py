@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from mllmu_nb import paths, unlearning
+from mllmu_nb.config import stable_hash
 from mllmu_nb.errors import KitError
 from mllmu_nb.scoring.frames import GROUP, MODEL, RUN, SEEDS
 from mllmu_nb.scoring.gates import gates
@@ -28,6 +29,7 @@ MODALITIES = {"multimodal": "image + text", "unimodal": "text only"}
 REFERENCES = {"base": "Base", "vanilla": "Vanilla", "oracle": "Oracle"}
 COLLAPSED = "‡"
 OWN, COMMITTED = "your own run", "the committed reference run"
+TAUGHT_BY = ("base_path", "adaptation", "replay", "train_steps", "train_lr", "schedule", "label_mode", "eos")
 NOT_VARIED = {*RUN, "seed", "settings"}  # parameters that a run's columns hold already
 
 
@@ -73,6 +75,7 @@ class Run:
 def columns_of(record: dict) -> dict[str, Any]:
     """The columns that say which run a row is of; ``name`` is what a model that was made elsewhere is called."""
     parameters = {**record["parameters"], "run": record["run"], "scale": record["scale"]}
+    parameters["taught"] = stable_hash([record["data_hash"], *(parameters[name] for name in TAUGHT_BY)])
     return {column: parameters[column] for column in RUN} | ({"method": record["name"]} if record.get("name") else {})
 
 

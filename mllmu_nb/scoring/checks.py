@@ -135,4 +135,4 @@ def _run(method: str) -> dict:
     names = {"run": method, "scale": "sample", "base_model": "llava", "forget_ratio": 10, "forget_draw": 0}
     model = dict(zip(MODEL, (method, "canonical", "multimodal" if method == "ga" else "none", ""), strict=True))
     every = names | {"protocol": "clean"} | model | dict.fromkeys(SEEDS, 0)
-    return {column: every[column] for column in RUN}
+    return {column: every.get(column, "") for column in RUN}

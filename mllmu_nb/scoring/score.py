@@ -46,6 +46,7 @@ def item_scores(items: pd.DataFrame) -> pd.DataFrame:
     """``items`` (any number of runs, see :mod:`~mllmu_nb.scoring.frames`) with a column a metric, NaN where an answer
     has none, and ``parsed``. Of a question asked in several orders of its options the row of order 0 is kept."""
     items = items.reset_index(drop=True)
+    items = items if "taught" in items else items.assign(taught="")
     scored = _scored(items, [one for one in metrics(per="answer") if one.task != TAUGHT])
     scored = scored.assign(parsed=choice.parsed(items))
     return scored[scored["order"] == 0].reset_index(drop=True)
@@ -54,6 +55,7 @@ def item_scores(items: pd.DataFrame) -> pd.DataFrame:
 def sentence_scores(sentences: pd.DataFrame) -> pd.DataFrame:
     """``sentences`` (any number of runs) with a column a metric of sentences, and set, task and scoring."""
     sentences = sentences.assign(set=sentences["member"], task=TAUGHT, scoring="").reset_index(drop=True)
+    sentences = sentences if "taught" in sentences else sentences.assign(taught="")
     scored = _scored(sentences, metrics(per="answer", task=TAUGHT))
     return scored.drop(columns=["log_probs", "right", "spread"])
 
