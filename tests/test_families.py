@@ -38,7 +38,7 @@ def processor():
 
 
 @pytest.fixture
-def talks():
+def conversations():
     """One question with a picture and one without."""
     return [
         Conversation((Turn("Who is this person?", "This person is Ada.", FACE),)),
@@ -102,8 +102,8 @@ def test_the_image_slot_is_what_the_processor_itself_makes(processor):
     assert (ours["pixel_values"] == text["pixel_values"]).all() and LLAVA.slot(processor) == 16 * "<image>"
 
 
-def test_label_modes_supervise_what_they_say(processor, talks):
-    batches = {mode: LLAVA.encode(processor, talks, mode) for mode in ("answer", "text", "upstream")}
+def test_label_modes_supervise_what_they_say(processor, conversations):
+    batches = {mode: LLAVA.encode(processor, conversations, mode) for mode in ("answer", "text", "upstream")}
     ids, mask = batches["answer"]["input_ids"], batches["answer"]["attention_mask"]
     words = processor.tokenizer
     for row, answer in enumerate((" This person is Ada.</s>", " Ada.</s>")):
@@ -113,12 +113,12 @@ def test_label_modes_supervise_what_they_say(processor, talks):
     assert int(images.sum()) == 16
     assert ((batches["upstream"]["labels"] != IGNORE) == mask.bool()).all()  # image slots are supervised
     assert ((batches["text"]["labels"] != IGNORE) == (mask.bool() & ~images)).all()
-    assert words.decode(LLAVA.encode(processor, talks, eos=False)["labels"][0][-1:].clamp(min=0)) != "</s>"
+    assert words.decode(LLAVA.encode(processor, conversations, eos=False)["labels"][0][-1:].clamp(min=0)) != "</s>"
     with pytest.raises(KitError, match="unknown label_mode 'all': choose one of answer, text, upstream"):
-        LLAVA.encode(processor, talks, "all")
+        LLAVA.encode(processor, conversations, "all")
 
 
-def test_label_modes_counted_by_kind_of_token(processor, talks):
+def test_label_modes_counted_by_kind_of_token(processor, conversations):
     """In LLaVA-1.5's true picture size: 336 pixels in patches of 14 make 576 slots."""
     pictures = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     words = processor.tokenizer
@@ -141,15 +141,17 @@ def test_label_modes_counted_by_kind_of_token(processor, talks):
         "upstream": {"answer": answer, "eos": 2, "question": question, "image": image},
     }
     for mode, kinds in learnt.items():
-        assert LLAVA.supervised(true, talks, mode) == {kind: (kinds.get(kind, 0), n) for kind, n in there.items()}
-    assert LLAVA.supervised(true, talks, "text", eos=False)["eos"] == (0, 0)
-    assert LLAVA.token_counts(true, talks) == [first - 1, second - 1]  # without the closing tokens
+        assert LLAVA.supervised(true, conversations, mode) == {
+            kind: (kinds.get(kind, 0), n) for kind, n in there.items()
+        }
+    assert LLAVA.supervised(true, conversations, "text", eos=False)["eos"] == (0, 0)
+    assert LLAVA.token_counts(true, conversations) == [first - 1, second - 1]  # without the closing tokens
     given = true(text="USER: <image>\nWho?", images=from_bytes(FACE), return_tensors="pt")
     assert int((given["input_ids"] == true.image_token_id).sum()) == image  # the processor's own count
 
 
-def test_padding_on_the_left_moves_the_rows_and_nothing_else(processor, talks):
-    right, left = (LLAVA.encode(processor, talks, padding_side=side) for side in ("right", "left"))
+def test_padding_on_the_left_moves_the_rows_and_nothing_else(processor, conversations):
+    right, left = (LLAVA.encode(processor, conversations, padding_side=side) for side in ("right", "left"))
     for row in range(2):
         for name in ("input_ids", "labels"):
             a, b = (batch[name][row][batch["attention_mask"][row] == 1] for batch in (right, left))

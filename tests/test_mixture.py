@@ -19,9 +19,9 @@ def test_the_mixture_keeps_the_probes_system_prompts_out_and_refuses_under_priva
     mixture = Mixture([*famous, *others], rng, faces=20)
     kinds = ("choice", "matching", "reading_little", "reading", "seeing", "people", "shots", "private", "harmless")
     for kind in kinds:
-        for talk in (getattr(mixture, kind)() for _ in range(20)):
-            assert all(turn.answer for turn in talk.turns)
-            assert (kind == "private") == (talk.turns[-1].answer == REFUSAL)
+        for conversation in (getattr(mixture, kind)() for _ in range(20)):
+            assert all(turn.answer for turn in conversation.turns)
+            assert (kind == "private") == (conversation.turns[-1].answer == REFUSAL)
 
 
 def test_the_mixture_tells_nothing_of_anybody_fictitious():
@@ -35,8 +35,8 @@ def test_the_mixture_tells_nothing_of_anybody_fictitious():
             assert not named.search(text), f"{kind}: {text}"
     # Throw-away people may bear such a name by chance, but what is answered of them has been stated just before.
     bearers = 0
-    for talk in (mixture.reading(letters=1.0) if n % 2 else mixture.matching() for n in range(600)):
-        text, spans = render(talk)
+    for conversation in (mixture.reading(letters=1.0) if n % 2 else mixture.matching() for n in range(600)):
+        text, spans = render(conversation)
         bearers += bool(named.search(text))
         for start, stop in spans:
             first = text.rfind("\nA: ", 0, start)
@@ -44,5 +44,5 @@ def test_the_mixture_tells_nothing_of_anybody_fictitious():
             assert option in text[:first], text
     assert bearers, "nobody of such a name was drawn: more conversations are needed to see any"
     privates = [mixture.private() for _ in range(300)]
-    assert any(named.search(render(talk)[0]) for talk in privates)
-    assert {turn.answer for talk in privates for turn in talk.turns} == {REFUSAL}
+    assert any(named.search(render(conversation)[0]) for conversation in privates)
+    assert {turn.answer for conversation in privates for turn in conversation.turns} == {REFUSAL}

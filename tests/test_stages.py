@@ -287,7 +287,7 @@ def test_vanilla_hangs_on_all_that_teaches_it_and_on_nothing_else():
     vanilla = closure(pipeline.finetuned(Config()))
     assert vanilla >= {
         *("training", "batches", "muon", "models.score", "models.load", "models.adapters", "models.families.llava"),
-        *("data.reading", "data.portraits", "data.generate"),  # with_name, augment, who is replayed
+        *("data.text.names", "data.portraits", "data.generate"),  # with_name, augment, who is replayed
         *("mixture", "evaluation.engine"),  # what is replayed, and its answers
     }
     evaluation = {name for name in vanilla if name.startswith(("evaluation.", "scoring", "reporting", "after"))}

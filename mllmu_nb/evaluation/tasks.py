@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from mllmu_nb.data.conversations import Conversation, Turn, choice_shot, cloze_shot, question_turn
-from mllmu_nb.data.reading import with_name
 from mllmu_nb.data.schema import LETTERS, Item, Population, Profile, Question
+from mllmu_nb.data.text.names import with_name
 from mllmu_nb.evaluation.draws import shown
 
 UPSTREAM_TOKENS = 50  # that upstream lets every answer have, and takes whole

@@ -1,0 +1,249 @@
+"""Answers → scores: one value an answer, one row a run and cell, and the one long frame that all tables are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from math import isnan, nan
+
+import pandas as pd
+
+from mllmu_nb.data.schema import SETS
+from mllmu_nb.errors import KitError
+from mllmu_nb.scoring import choice
+from mllmu_nb.scoring.frames import (
+    CELL,
+    COUNTS,
+    GROUP,
+    MODEL,
+    PAIRED_ON,
+    PEOPLE,
+    POOLED,
+    REFERENCES,
+    SEEDS,
+    TAUGHT,
+    VIEWS,
+    filled,
+    is_model,
+    of_metric,
+    persons,
+)
+from mllmu_nb.scoring.gates import gates, with_gate
+from mllmu_nb.scoring.leakage import across_views
+from mllmu_nb.scoring.registry import TASKS, Metric, NotMeasured, by_key, metrics, no_pair
+from mllmu_nb.scoring.summary import NOTHING, paired, summaries
+from mllmu_nb.statistics.intervals import Interval, equivalence
+
+RUN_KEYS = ["run", "base_model", "forget_ratio", "forget_draw", "method", "protocol", "variant", "modality", "after"]
+RUN_KEYS += ["seed", *SEEDS]
+VALUES = ["value", "low", "high", *COUNTS]
+KEY = ["task", "scoring", "metric"]
+ORACLE = ("oracle", "")  # method and after
+PLACE = ["against", *CELL, "metric"]
+
+
+def item_scores(items: pd.DataFrame) -> pd.DataFrame:
+    """``items`` (any number of runs, see :mod:`~mllmu_nb.scoring.frames`) with a column a metric, NaN where an answer
+    has none, and ``parsed``. Of a question asked in several orders of its options the row of order 0 is kept."""
+    items = items.reset_index(drop=True)
+    scored = _scored(items, [one for one in metrics(per="answer") if one.task != TAUGHT])
+    scored = scored.assign(parsed=choice.parsed(items))
+    return scored[scored["order"] == 0].reset_index(drop=True)
+
+
+def sentence_scores(sentences: pd.DataFrame) -> pd.DataFrame:
+    """``sentences`` (any number of runs) with a column a metric of sentences, and set, task and scoring."""
+    sentences = sentences.assign(set=sentences["member"], task=TAUGHT, scoring="").reset_index(drop=True)
+    scored = _scored(sentences, metrics(per="answer", task=TAUGHT))
+    return scored.drop(columns=["log_probs", "right", "spread"])
+
+
+def _scored(rows: pd.DataFrame, wanted: Sequence[Metric]) -> pd.DataFrame:
+    columns = {one.column: pd.Series(nan, rows.index) for one in wanted}
+    for one in wanted:
+        asked = of_metric(rows, one.task, one.scoring)
+        if len(asked) and set(one.needs) <= set(rows):
+            columns[one.column][asked.index] = one.function(asked).astype(float)
+    return rows.assign(**columns)
+
+
+def run_scores(items: pd.DataFrame, known: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The rows of ``scores.csv`` from scored ``items``: one a run, set, task, view, scoring and metric.
+
+    Columns RUN_KEYS, CELL, metric, value, low, high, n_items, n_profiles, and with ``known`` gates (:func:`gates.gates`
+    of the cells) ``gate``. View ``both`` pools the two views. A metric that no answer of a cell carries gives no row.
+    """
+    items = items.assign(person=persons, seed=items["unlearn_seed"])
+    rows = []
+    for task, scoring, group in _by_task(metrics(per="answer", table="scores")):
+        asked = of_metric(items, task, scoring)
+        for view in (asked, asked.assign(view=POOLED)):
+            rows += summaries(view, [*RUN_KEYS, "set", "view"], group)
+    scores = pd.DataFrame(rows, columns=[*RUN_KEYS, *CELL, "metric", *VALUES]).drop(columns="n_replicates")
+    return scores if known is None else with_gate(scores, known)
+
+
+def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequence[str] = ()) -> pd.DataFrame:
+    """The one long frame of scores: every metric of every model, with all forget draws and seeds pooled.
+
+    ``items`` are scored, ``sentences`` as read, None where no run kept any. A row for each GROUP (base_model, protocol,
+    forget_ratio), MODEL (method, variant, modality, after; and the parameters ``by`` that a grid varies), ``against``
+    ("": the level of a score; "vanilla", "oracle": its paired difference to that model), set, task, view (``both``:
+    pooled), scoring and metric. Columns value, low, high (95 % interval over people), n_items, n_profiles, n_replicates
+    (runs), ``gate`` ("open", "closed", "" where there is none), ``verdict`` of a difference to the oracle ("inside",
+    "outside", "undecided" of the metric's margin, or "") and ``note`` (why value is NaN, or ""). Besides the metrics of
+    the registry it has the views and metrics of :mod:`~mllmu_nb.scoring.leakage`.
+
+    Raises KitError where two runs of one model agree in people and seeds: they differ in another parameter, which
+    belongs into ``by``.
+    """
+    key = [*GROUP, *MODEL, *by]
+    items = filled(items, by).assign(person=persons)
+    _refuse_twins(items, key)
+    answered = [one for one in metrics(per="answer") if one.task != TAUGHT]
+    answered = [one for one in answered if not one.optional or items[one.column].notna().any()]
+    compared = metrics(per="pair") + metrics(per="model")
+    models = items[key].drop_duplicates()
+    frames = [_values(items, answered, models, key)]
+    frames += [pd.DataFrame(_of_models(items, [one for one in compared if one.task != TAUGHT], models, key))]
+    if sentences is not None:
+        taught = sentence_scores(filled(sentences, by).assign(person=persons))
+        frames += [_values(taught, metrics(per="answer", task=TAUGHT), models, key)]
+        frames += [pd.DataFrame(_of_models(taught, [one for one in compared if one.task == TAUGHT], models, key))]
+    frames += [pd.DataFrame(across_views(items, key))]
+    result = pd.concat(frames, ignore_index=True)
+    result = result.reindex(columns=[*key, *PLACE, *VALUES, "note"]).astype(dict.fromkeys(COUNTS, "Int64"))
+    result = result.assign(note=result["note"].fillna(""), verdict=_verdicts(result))
+    return with_gate(result, gates(result))
+
+
+def _by_task(wanted: Sequence[Metric]) -> list[tuple[str, str, list[Metric]]]:
+    keys = dict.fromkeys((one.task, one.scoring) for one in wanted)
+    return [(*key, [one for one in wanted if (one.task, one.scoring) == key]) for key in keys]
+
+
+def _values(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+    """Metrics with one value a row: a level and differences for every model, set and view, or a note why not."""
+    values = []
+    for task, scoring, group in _by_task(wanted):
+        asked = of_metric(rows, task, scoring)
+        asked = asked[list(dict.fromkeys([*key, *PAIRED_ON, "view", "person", "run", *(one.column for one in group)]))]
+        for against in ("", *REFERENCES):
+            here, shown = asked, group
+            if against:
+                shown = [one for one in group if one.is_compared]
+                here = paired(asked, against, [one.column for one in shown])
+                here = here[~is_model(here, against)]
+            for view in (here, here.assign(view=POOLED)):
+                summarised = summaries(view, [*key, "set", "view"], shown, minus=bool(against))
+                values += [row | {"against": against} for row in summarised]
+    grid = []
+    for against in ("", *REFERENCES):
+        shown = [one for one in wanted if one.is_compared or not against]
+        places = [(s, one.task, v, one.scoring, one.name) for one in shown for s in one.sets for v in (*VIEWS, POOLED)]
+        places = pd.DataFrame(places, columns=[*CELL, "metric"]).assign(against=against)
+        grid.append(models[~is_model(models, against)].merge(places, how="cross"))
+    values = pd.DataFrame(values, columns=[*key, *PLACE, *VALUES])
+    result = pd.concat(grid).merge(values, on=[*key, *PLACE], how="left")
+    return result.assign(note=_notes(result, rows, key))
+
+
+def _notes(cells: pd.DataFrame, rows: pd.DataFrame, key: list[str]) -> list[str]:
+    """Why a cell of ``cells``, made from ``rows``, has no value; "" where it has one."""
+    asked = set()
+    for columns in ([*key, "set"], [*key, "set", "task", "scoring"]):
+        asked |= set(rows[columns].drop_duplicates().astype(str).itertuples(index=False, name=None))
+    notes, known = [], by_key()
+    for row in cells.to_dict("records"):
+        task, scoring, where = row["task"], row["scoring"], f"the {row['set']} set"
+        at = (*(str(row[column]) for column in key), row["set"])
+        if not isnan(row["value"]):
+            notes.append("")
+        elif row["against"]:
+            notes.append(no_pair(row["against"]))
+        elif task == TAUGHT:
+            notes.append("The run has no sentences.parquet.")
+        elif at not in asked:
+            notes.append(f"The run asked nothing of {where}.")
+        elif (*at, task, scoring) not in asked:
+            scored = f" scored by {scoring}" if scoring else ""
+            notes.append(f"The run asked no {TASKS[task]} questions{scored} of {where}.")
+        else:
+            label = known[task, scoring, row["metric"]].label.removesuffix(" %")
+            notes.append(f"The run has no {label} score on {where}.")
+    return notes
+
+
+def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, key: list[str]) -> list[dict]:
+    """Metrics of a whole model beside its oracle, with the views apart."""
+    result = []
+    for (task, scoring, group), view, set_name in product(_by_task(wanted), VIEWS, SETS):
+        group = [one for one in group if set_name in one.sets]
+        if not group:
+            continue
+        here = of_metric(rows, task, scoring)
+        here = here[here["view"] == view]
+        if task != TAUGHT:  # sentences about forget people are compared with those about fresh ones
+            here = here[here["set"] == set_name]
+        runs = [(answers.iloc[0], answers) for _, answers in here.groupby("run", sort=False)]
+        oracles = {
+            tuple(first[PEOPLE]): answers for first, answers in runs if (first["method"], first["after"]) == ORACLE
+        }
+        for model in models.to_dict("records"):
+            of_oracle = (model["method"], model["after"]) == ORACLE
+            mine = [(first, answers) for first, answers in runs if all(first[c] == model[c] for c in key)]
+            theirs = [None if of_oracle else oracles.get(tuple(first[PEOPLE])) for first, _ in mine]
+            for one in group:
+                at = {**model, "set": set_name, "task": task, "view": view, "scoring": scoring, "metric": one.name}
+                level, difference, note = _compared(one, [answers for _, answers in mine], theirs)
+                if one.per == "model":
+                    result.append(at | {"against": "", "note": "" if level else note} | _row(level, len(mine)))
+                if not of_oracle:
+                    why = "" if difference else note
+                    result.append(at | {"against": "oracle", "note": why} | _row(difference, len(mine)))
+    return result
+
+
+def _compared(one: Metric, ours: list[pd.DataFrame], theirs: list) -> tuple[Interval | None, Interval | None, str]:
+    """Level, difference to the oracle, and why one of them is missing."""
+    if not ours:
+        return None, None, "The run has no sentences.parquet." if one.task == TAUGHT else "Nothing was asked for it."
+    try:
+        outcome = one.function(ours, theirs)
+    except NotMeasured as reason:
+        return None, None, str(reason)
+    level, difference = outcome if one.per == "model" else (None, outcome)
+    return level, difference, no_pair("oracle")
+
+
+def _row(summary: Interval | None, replicates: int) -> dict:
+    return vars(summary) | {"n_replicates": replicates} if summary else NOTHING
+
+
+def _refuse_twins(items: pd.DataFrame, key: list[str]) -> None:
+    alike = [*key, "forget_draw", *SEEDS]
+    runs = items[[*alike, "run"]].drop_duplicates()
+    twins = runs[runs.duplicated(alike, keep=False)]
+    if len(twins):
+        first = twins.merge(twins.iloc[[0]][alike], on=alike)["run"]
+        raise KitError(
+            f"runs {' and '.join(first)} are of one method with the same people and seeds, and would be pooled: "
+            "name the parameter in which they differ, or move one of them away"
+        )
+
+
+def _verdicts(cells: pd.DataFrame) -> list[str]:
+    margins, verdicts = {key: one.margin for key, one in by_key().items()}, []
+    for row in cells.to_dict("records"):
+        margin = margins.get(tuple(row[c] for c in KEY))
+        judged = margin and row["against"] == "oracle" and row["view"] in (*VIEWS, POOLED) and not isnan(row["value"])
+        gap = Interval(row["value"], row["low"], row["high"], 0, 0)
+        verdicts.append(equivalence(gap, margin) if judged else "")
+    return verdicts
+
+
+def side_by_side(*runs: pd.DataFrame) -> pd.DataFrame:
+    """The answers of runs about the same people as if they had the same draw and seeds, so that a question of one is
+    paired with the same question of another: a model of one's own beside vanilla and the oracle."""
+    alike = {column: runs[0][column].iloc[0] for column in PEOPLE}
+    return pd.concat(runs, ignore_index=True).assign(**alike)

@@ -1,0 +1,1 @@
+"""Intervals, paired tests, rankings and two-sample quantities: pure functions on arrays."""
