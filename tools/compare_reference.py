@@ -166,8 +166,8 @@ def main(before: str, after: str) -> int:
         print(pd.DataFrame(table).fillna(MISSING).to_string(index=False))
     print(f"{len(shared)} runs in both, {len(old) - len(shared)} only before, {len(new) - len(shared)} only after")
     print(line)
-    print("\n".join(problems) or ("no difference" if shared else "nothing to compare"))
-    return 1 if problems or not shared else 0
+    print("\n".join(problems) or ("no difference" if table else "nothing to compare"))
+    return 1 if problems or not table else 0
 
 
 if __name__ == "__main__":
