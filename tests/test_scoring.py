@@ -381,3 +381,17 @@ def test_where_a_good_method_goes():
     assert [known["rougeL"].goal(name) for name in ("forget", "test", "retain", "celebrity")] == ["↓", "↓", "↑", "↑"]
     assert [known["truth_ratio"].goal(name) for name in ("forget", "retain")] == ["↑", "↓"]
     assert known["parse_failure"].goal("forget") == "" and known["exact"].shown_as_gap == "Exact, points"
+
+
+def test_models_are_compared_with_the_vanilla_that_was_taught_as_they_were():
+    """A grid over vanilla's own training: each GA has the vanilla of its rate beside it, not the first one."""
+    everybody, half, nobody = (lambda *_: True), (lambda person, *_: person < 5), (lambda *_: False)
+    frames = [
+        choices(right, **run(method, modality, taught=rate, train_lr=rate) | {"run": f"{method}-{rate}"})
+        for rate, knows in (("0.1", everybody), ("0.2", half))
+        for (method, modality), right in {VANILLA: knows, GA: nobody}.items()
+    ]
+    frame = cells(item_scores(pd.concat(frames, ignore_index=True)), by=["train_lr"])
+    levels = frame.query("method == 'ga' and against == 'vanilla' and set == 'forget' and scoring == 'letter'")
+    levels = levels.query("view == 'both' and metric == 'accuracy'").set_index("train_lr")["value"]
+    assert levels["0.1"] == -1.0 and levels["0.2"] == -0.5
