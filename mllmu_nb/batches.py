@@ -158,7 +158,7 @@ def unlearning_batches(
     beside = {name: endless(sets[name], 1, rngs[name]) for name in ORDERS}
 
     def encoded(name: str, drawn: Sequence[Conversation]) -> Batch:
-        mine = [_changed(c, streams[name].change) for c in shard(list(drawn))]
+        mine = [streams[name].changed(c) for c in shard(list(drawn))]
         batch = family.encode(processor, mine, recipe.label_mode, recipe.eos)
         if stored is not None and name in method.needs.reference:
             batch["stored_log_probs"] = pad_sequence([stored[question] for question in mine], batch_first=True)
@@ -174,9 +174,3 @@ def unlearning_batches(
                     if other != first:
                         drawn[other] = list(islice(beside[other], len(drawn[first])))
                 yield {name: encoded(name, drawn[streams[name].set]) for name in names}
-
-
-def _changed(conversation: Conversation, change: Callable | None) -> Conversation:
-    if change is None:
-        return conversation
-    return replace(conversation, turns=tuple(change(turn, number) for number, turn in enumerate(conversation.turns)))

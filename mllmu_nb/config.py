@@ -20,12 +20,13 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from mllmu_nb import after as after_steps
 from mllmu_nb import unlearning
 from mllmu_nb.errors import KitError
 from mllmu_nb.models import families
-from mllmu_nb.unlearning.base import Method, Recipe
+from mllmu_nb.unlearning.base import Method, Recipe, typed
 
 PRESETS = Path(__file__).parent / "presets"
 REFERENCES = ("base", "vanilla", "oracle")  # models that stand beside the unlearned ones
@@ -43,8 +44,8 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 
 
 class Config(BaseModel):
-    """All parameters of a run. What is left None is filled in from seed, protocol and presets: every field reads as it is
-    used. Raises KitError, in one line, for a value of the wrong type or outside what the kit knows.
+    """All parameters of a run. What is left None is filled in from seed, protocol and presets, so every field reads as
+    it is used. Raises KitError, in one line, for a value of the wrong type or outside what the kit knows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -121,8 +122,10 @@ class Config(BaseModel):
             if given != value:
                 raise KitError(f"{name} is {value!r} here and cannot be {given!r}: take the notebook made for it")
         values = {**parameters, **fixed}
-        settings = dict(values.pop("settings", {}))
-        settings |= {name: values.pop(name) for name in list(values) if name not in cls.model_fields}
+        settings = values.pop("settings", {})
+        if not isinstance(settings, Mapping):
+            raise KitError(f"settings must be {_KINDS['dict_type']}, not {settings!r:.60}")
+        settings = dict(settings) | {name: values.pop(name) for name in list(values) if name not in cls.model_fields}
         method = values.get("method", "vanilla")
         check_names(settings, _setting_names(method, values.get("after", "")), method)
         return cls(**values, settings={name: value for name, value in settings.items() if value is not None})
@@ -163,7 +166,8 @@ class Config(BaseModel):
         """The resolved parameters that are not neutral: what was filled in, and what differs from its default. Only the
         last part of a path counts: what lies there is hashed by the stages."""
         values = public({name: getattr(self, name) for name in type(self).model_fields if name not in _NOT_IDENTITY})
-        own = {name: value for name, value in values.items() if value != _neutral(name)}
+        fields = type(self).model_fields
+        own = {name: value for name, value in values.items() if value != _neutral(fields[name])}
         neutral = _setting_names(self.method, self.after, self.variant)
         settings = {name: value for name, value in self.settings.items() if value != neutral.get(name)}
         return {**own, **({"settings": settings} if settings else {})}
@@ -219,7 +223,8 @@ class Config(BaseModel):
         names = [*_protocol(self.protocol), "schedule", "unlearn_steps", "unlearn_epochs"]
         plain = self.but(**dict.fromkeys(names), settings={})
         pairs = {name: (getattr(plain, name), getattr(self, name)) for name in names}
-        pairs |= {name: (plain.settings.get(name), value) for name, value in self.settings.items()}
+        by_hand = self._given["settings"]
+        pairs |= {name: (plain.settings.get(name), self.settings[name]) for name in by_hand}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
     def hash_of(self, names: Iterable[str]) -> str:
@@ -240,9 +245,11 @@ class Config(BaseModel):
 
     @property
     def _unlearning_preset(self) -> Recipe:
-        preset = _recipe(self.scale, "unlearning")
-        own = self._method_class.recipe(self.scale, self.modality)
-        if self.protocol == "upstream" and self.variant != "upstream":
+        """Of the protocol's variant: another variant in its place has another loss, at the same rate and length."""
+        preset, classes = _recipe(self.scale, "unlearning"), unlearning.variants(self.method)
+        usual = "upstream" if self.protocol == "upstream" else "canonical"
+        own = classes.get(usual, self._method_class).recipe(self.scale, self.modality)
+        if self.protocol == "upstream" and usual not in classes:
             own = Recipe(epochs=1, lr=own.lr, source=own.source)  # the released code has no such method: one pass
         return own.over(preset)
 
@@ -260,9 +267,11 @@ class Config(BaseModel):
 
     def _fill(self, **values: Any) -> None:
         """Gives the fields that are still None these values."""
+        self._set(**{name: value for name, value in values.items() if getattr(self, name) is None})
+
+    def _set(self, **values: Any) -> None:
         for name, value in values.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
+            object.__setattr__(self, name, value)
 
     def _complete(self) -> None:
         self._fill(**dict.fromkeys(SEEDS, self.seed))
@@ -283,9 +292,18 @@ class Config(BaseModel):
             if self.unlearn_steps is None and self.unlearn_epochs is None:
                 self._fill(unlearn_steps=preset.steps, unlearn_epochs=float(preset.epochs))
             self._fill(unlearn_steps=0, unlearn_epochs=0.0, unlearn_lr=preset.lr)
-            settings = {**preset.settings, **settings}
+            usual = {name: v for name, v in preset.settings.items() if name in self._method_class.hyper_parameters()}
+            settings = {**usual, **settings}
+        else:  # the same model whatever they are
+            self._set(unlearn_steps=None, unlearn_epochs=None, unlearn_lr=None)
         defaults = _setting_names(self.method, self.after, self.variant)
-        object.__setattr__(self, "settings", {**defaults, **settings})
+        for name in settings:
+            if name not in defaults:
+                chosen = f"method {self.method!r} ({self.variant})" + (f" and {self.after!r}" if self.after else "")
+                raise KitError(f"{name} is no hyper-parameter of {chosen}: it has {', '.join(defaults) or 'none'}")
+        owners = dict.fromkeys(after_steps.settings_of(self.after), self.after)
+        values = {name: typed(owners.get(name, self.method), name, v, defaults[name]) for name, v in settings.items()}
+        self._set(settings={**defaults, **values})
 
     def _check_words(self) -> None:
         for name in PATHS:
@@ -306,10 +324,8 @@ class Config(BaseModel):
             raise KitError(f"method {self.method!r} unlearns nothing: modality must be 'none', not {self.modality!r}")
         if self.unlearn_steps and self.unlearn_epochs:
             raise KitError("unlearn_steps and unlearn_epochs both say how long unlearning is: give one of them")
-        if self.trains:
-            unlearning.get(self.method, self.variant, **{k: v for k, v in self.settings.items() if k in self._own})
-            if not (self.unlearn_steps or self.unlearn_epochs):
-                raise KitError("unlearn_steps or unlearn_epochs must be above 0: 0 of both trains nothing")
+        if self.trains and not (self.unlearn_steps or self.unlearn_epochs):
+            raise KitError("unlearn_steps or unlearn_epochs must be above 0: 0 of both trains nothing")
         for name, needed, only in (
             ("adapter_path", self.method == YOURS, f"is asked as method {YOURS!r}, not {self.method!r}"),
             ("forget_ids_file", self.profiles_file, "names people of a profiles_file: give that as well"),
@@ -326,17 +342,12 @@ class Config(BaseModel):
                 side = "forget" if forgotten <= 0 else "keep"
                 raise KitError(f"forget_ratio={self.forget_ratio} of people={self.people} leaves nobody to {side}")
 
-    @property
-    def _own(self) -> dict[str, Any]:
-        return self._method_class.hyper_parameters()
-
 
 _NOT_IDENTITY = ("seed", "settings")
 
 
-def _neutral(name: str) -> Any:
+def _neutral(field: FieldInfo) -> Any:
     """The value at which a parameter changes nothing: its default, or for one that presets fill in what it declares."""
-    field = Config.model_fields[name]
     return (field.json_schema_extra or {}).get("neutral", field.default)
 
 
@@ -420,9 +431,8 @@ def _recipe(scale: str, *keys: str) -> Recipe:
 
 
 def sources(config: Config) -> dict[str, str]:
-    """Who says so, for every number of both recipes (``training.lr``) and every word of the protocol.
-
-    What nobody has published is "unknown, chosen because ..".
+    """Who says so, for every number of both recipes (``training.lr``), every hyper-parameter and every word of the
+    protocol. What nobody has published is "unknown, chosen because ..".
     """
     known, deviations = _presets(config.scale)["sources"], config.deviations()
     words = {name: preset["source"] for name, preset in _protocol(config.protocol).items()}
@@ -434,6 +444,10 @@ def sources(config: Config) -> dict[str, str]:
         for f in dataclass_fields(recipe)
         if f.name not in ("source", "settings")
     }
+    preset = config._unlearning_preset if config.trains else Recipe()
+    for name in config.settings:
+        source = preset.source if name in preset.settings else "the method's file"
+        numbers[f"unlearning.{name}"] = BY_HAND if name in config._given["settings"] else source
     return {**words, "replay": known["replay"] if config._given["replay"] is None else BY_HAND, **numbers}
 
 

@@ -15,6 +15,7 @@ import inspect
 import json
 import os
 import shutil
+import symtable
 import sys
 import threading
 import time
@@ -235,7 +236,7 @@ def status(name: str) -> Iterator[None]:
 
 def code_hash(*roots: Any) -> str:
     """A hash of what ``roots`` do: of a function, the definitions of its module that it uses; of these, and of the
-    module of any other object, all modules of the same package that they import, one after the other.
+    module of any other object, all modules of the kit or of their own package that they import, one after the other.
 
     Modules count by their syntax tree without docstrings, with the YAML file of the same name, so wording and layout
     change nothing. What a registry finds is not imported by name: adding a method's file changes no other's hash.
@@ -282,23 +283,34 @@ class _Source:
 
 def _add_definition(source: _Source, node: ast.AST, used: dict[str, str]) -> None:
     """Adds a definition, those of its module that it names, and the modules that it imports."""
-    key = f"{source.name}:{getattr(node, 'name', '')}:{getattr(node, 'lineno', 0) if not hasattr(node, 'name') else ''}"
+    key = f"{source.name}: {ast.dump(node)}"
     if key in used:
         return
-    used[key] = ast.dump(node)
+    used[key] = ""
     inside = _imports([n for n in ast.walk(node) if isinstance(n, ast.stmt)], source.name)
     for module in (module for modules in inside.values() for module in modules):
         _add_module(module, used)
-    for name in {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}:
+    for name in _names_of_module(node):
         if name in source.definitions:
             _add_definition(source, source.definitions[name], used)
         for module in source.imports.get(name, ()):
             _add_module(module, used)
 
 
+def _names_of_module(node: ast.AST) -> set[str]:
+    """The names that a definition takes from around it; a variable of its own that bears such a name is none."""
+
+    def free(table: symtable.SymbolTable) -> set[str]:
+        outermost = table.get_type() == "module"
+        own = {s.get_name() for s in table.get_symbols() if (s.is_referenced() if outermost else s.is_global())}
+        return own.union(*map(free, table.get_children()))
+
+    return free(symtable.symtable(ast.unparse(node), "definition", "exec"))
+
+
 def _add_module(module: str, used: dict[str, str]) -> None:
     """Adds a module, its parent packages and all that they import of the same top package."""
-    if module in used or module in NOT_CODE:
+    if module in used or module in NOT_CODE or not _path(module):  # a folder without __init__.py has no code
         return
     source = _source(module)
     used[module] = ast.dump(source.tree) + source.data
@@ -310,18 +322,36 @@ def _add_module(module: str, used: dict[str, str]) -> None:
 
 
 def _imports(nodes, module: str) -> dict[str, set[str]]:
-    """Local name → modules of the kit, or of ``module``'s own top package, that import statements bring in."""
-    tops, named = ("mllmu_nb", module.split(".")[0]), {}
+    """Local name → modules that import statements bring in, of those whose code counts (:func:`_counts`)."""
+    named: dict[str, set[str]] = {}
     for node in nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:
-                if alias.name.split(".")[0] in tops:
+                if _counts(alias.name, module):
                     named.setdefault(alias.asname or alias.name.split(".")[0], set()).add(alias.name)
-        elif isinstance(node, ast.ImportFrom) and not node.level and node.module.split(".")[0] in tops:
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                named.setdefault(alias.asname or alias.name, set()).add(inner if _is_module(inner) else node.module)
+        elif isinstance(node, ast.ImportFrom):
+            origin = _absolute(node, module)
+            for alias in node.names if _counts(origin, module) else ():
+                inner = f"{origin}.{alias.name}"
+                named.setdefault(alias.asname or alias.name, set()).add(inner if _is_module(inner) else origin)
     return named
+
+
+def _counts(name: str, module: str) -> bool:
+    """Whether ``name``, which ``module`` imports, is of the kit, of its own package or a file beside its only file."""
+    top, own = name.split(".")[0], module.split(".")[0]
+    if top in ("mllmu_nb", own):
+        return True
+    single = "." not in module and _path(module).stem == module
+    return single and _is_module(top) and (place := _path(top)) is not None and place.parent == _path(module).parent
+
+
+def _absolute(node: ast.ImportFrom, module: str) -> str:
+    """The full name of the module that ``from .. import`` names in ``module``."""
+    if not node.level:
+        return node.module
+    package = module if _path(module).name == "__init__.py" else module.rpartition(".")[0]
+    return importlib.util.resolve_name("." * node.level + (node.module or ""), package)
 
 
 @cache
@@ -334,8 +364,7 @@ def _is_module(name: str) -> bool:
 
 @cache  # as it was when this process first asked, and loaded it
 def _source(module: str) -> _Source:
-    origin = getattr(sys.modules.get(module), "__file__", None) or importlib.util.find_spec(module).origin
-    path = Path(origin)
+    path = _path(module)
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
@@ -344,6 +373,12 @@ def _source(module: str) -> _Source:
             node.body = [n for n in node.body if not (isinstance(n, ast.If) and _name(n.test) == "TYPE_CHECKING")]
     data = path.with_suffix(".yaml")
     return _Source(module, tree, _digest(data)["sha256"] if data.is_file() else "")
+
+
+def _path(module: str) -> Path | None:
+    """A module's file; None where it has none."""
+    file = getattr(sys.modules.get(module), "__file__", None) or importlib.util.find_spec(module).origin
+    return Path(file) if file else None
 
 
 def _name(node: ast.AST) -> str:

@@ -7,17 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mllmu_nb.models.prompts import Conversation, Turn, encode, question_of
 from sklearn.metrics import roc_auc_score
 
 from mllmu_nb import run
 from mllmu_nb.config import Config
 from mllmu_nb.data.generate import fresh_people, generate
-from mllmu_nb.data.reading import with_name
 from mllmu_nb.data.schema import SETS
+from mllmu_nb.data.text.names import with_name
 from mllmu_nb.evaluation import evaluate, tokens
 from mllmu_nb.evaluation.draws import draw
 from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
-from mllmu_nb.models.prompts import Conversation, Turn, encode, question_of
 from mllmu_nb.reporting import GROUP, Run, quality
 from mllmu_nb.reporting.tables import Numbers
 from mllmu_nb.unlearning import Scored

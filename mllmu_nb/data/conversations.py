@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mllmu_nb.data.reading import with_name
 from mllmu_nb.data.schema import LETTERS, Profile, Question
+from mllmu_nb.data.text.names import with_name
 from mllmu_nb.errors import KitError
 
 if TYPE_CHECKING:

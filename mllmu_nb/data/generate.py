@@ -7,8 +7,11 @@ the image view saying "this person" and the text view the name, both asking for 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import combinations
+from string import ascii_uppercase
 
 import numpy as np
 
@@ -26,6 +29,8 @@ UNSCORED_KNOWN = 20
 ASKED = tuple(a for a in ATTRIBUTES if a not in ("name", "gender"))
 PER_TASK = {"classification": 5, "generation": 2, "cloze": 2}
 HERE = "this person"
+TRIES = 500  # of a look that differs enough; 2,000 people need up to 60
+MOST = 100_000  # people; names with a middle initial would last for 129,600
 
 
 def random_facts(rng: np.random.Generator, name: str, gender: str) -> dict[str, str]:
@@ -54,11 +59,12 @@ def random_facts(rng: np.random.Generator, name: str, gender: str) -> dict[str, 
     }
 
 
-def random_name(rng: np.random.Generator) -> tuple[str, str]:
-    """A full name and its gender."""
+def random_name(rng: np.random.Generator, initial: bool = False) -> tuple[str, str]:
+    """A full name, with a middle initial or without, and its gender."""
     gender = str(rng.choice(["female", "male"]))
     first = rng.choice(facts.FEMALE if gender == "female" else facts.MALE)
-    return f"{first} {rng.choice(facts.FAMILY)}", gender
+    middle = f" {rng.choice(list(ascii_uppercase))}." if initial else ""
+    return f"{first}{middle} {rng.choice(facts.FAMILY)}", gender
 
 
 def deal_letters(count: int, rng: np.random.Generator) -> list[str]:
@@ -132,16 +138,34 @@ def _questions(
     return tuple(asked), tuple(tested)
 
 
-def distinct_traits(rng: np.random.Generator, gender: str, looks: list[tuple[str, ...]]) -> dict[str, str]:
-    """Random traits with three visible differences to each of ``looks``, to which they are added.
+@dataclass
+class Looks:
+    """The looks of portraits that are taken. Each new one differs from all of them in at least ``differences`` traits;
+    fewer than three, and two portraits could be taken for one another, but some 3,000 people use up what there is."""
 
-    Fewer, and two portraits could be taken for one another.
-    """
-    traits = random_traits(rng, gender)
-    while any(sum(a != b for a, b in zip(traits.values(), look, strict=True)) < 3 for look in looks):
-        traits = random_traits(rng, gender)
-    looks.append(tuple(traits.values()))
-    return traits
+    differences: int = 3
+    taken: set[tuple] = field(default_factory=set)
+
+    def take(self, traits: dict[str, str]) -> bool:
+        """Adds the look of ``traits`` unless it is too near to another."""
+        pairs = tuple(traits.items())
+        # two looks that share so many traits are the same in one of these selections
+        if any(chosen in self.taken for chosen in combinations(pairs, len(pairs) + 1 - self.differences)):
+            return False
+        for size in range(len(pairs) - 2, len(pairs) + 1):
+            self.taken.update(combinations(pairs, size))
+        return True
+
+
+def distinct_traits(rng: np.random.Generator, gender: str, looks: Looks) -> dict[str, str]:
+    """Random traits of a look that is not taken; now it is. Where none turns up, ``looks`` asks for less difference."""
+    while looks.differences:
+        for _ in range(TRIES):
+            traits = random_traits(rng, gender)
+            if looks.take(traits):
+                return traits
+        looks.differences -= 1
+    return random_traits(rng, gender)
 
 
 def _people(
@@ -149,7 +173,7 @@ def _people(
     ids: list[str],
     rng: np.random.Generator,
     names: set[str],
-    looks: list[tuple[str, ...]],
+    looks: Looks,
     beside: Iterable[Profile] = (),
 ) -> list[Profile]:
     """Profiles of one kind; ``names`` and ``looks`` hold those already taken and are added to.
@@ -157,10 +181,12 @@ def _people(
     Wrong options are the values of others of the same kind and of those ``beside``.
     """
     drafts = []
+    plain = {f"{first} {family}" for first in (*facts.FEMALE, *facts.MALE) for family in facts.FAMILY}
     for identity in ids:
-        name, gender = random_name(rng)
+        initial = plain <= names
+        name, gender = random_name(rng, initial)
         while name in names:
-            name, gender = random_name(rng)
+            name, gender = random_name(rng, initial)
         names.add(name)
         portrait = draw_portrait(distinct_traits(rng, gender, looks), rng)
         attributes = random_facts(rng, name, gender)
@@ -182,7 +208,7 @@ def _people(
 def known_people() -> tuple[tuple[Profile, ...], tuple[Profile, ...]]:
     """Whom the base knows: the celebrities, and others who are never scored and whom fine-tuning may repeat."""
     names: set[str] = set()
-    looks: list[tuple[str, ...]] = []
+    looks = Looks()
     scored = [f"c{i:03d}" for i in range(1, CELEBRITIES_KNOWN + 1)]
     others = [f"k{i:03d}" for i in range(1, UNSCORED_KNOWN + 1)]
     famous = _people("celebrity", scored, np.random.default_rng(CELEBRITY_SEED), names, looks)
@@ -191,10 +217,11 @@ def known_people() -> tuple[tuple[Profile, ...], tuple[Profile, ...]]:
 
 def famous_people(count: int = CELEBRITIES_KNOWN) -> list[Profile]:
     """The first ``count`` celebrities; past ``CELEBRITIES_KNOWN`` the base was never told of them."""
+    _check_count(count)
     known, others = known_people()
     ids = [f"c{i:03d}" for i in range(CELEBRITIES_KNOWN + 1, count + 1)]
     taken = {p.name for p in (*known, *others)}
-    return [*known[:count], *_people("celebrity", ids, np.random.default_rng([CELEBRITY_SEED, 2]), taken, [])]
+    return [*known[:count], *_people("celebrity", ids, np.random.default_rng([CELEBRITY_SEED, 2]), taken, Looks())]
 
 
 FRESH = 25  # people nobody was taught: each has 14 or 15 sentences, and 1 % of them is to be three or more
@@ -209,7 +236,7 @@ def fresh_people(
     """
     scored, _, names, looks = _generated(seed, people, pool, celebrities)
     ids = [f"f{i:03d}" for i in range(1, count + 1)]
-    return _people("fresh", ids, np.random.default_rng([seed, people, pool, 1]), set(names), list(looks), scored)
+    return _people("fresh", ids, np.random.default_rng([seed, people, pool, 1]), set(names), deepcopy(looks), scored)
 
 
 def generate(
@@ -224,12 +251,20 @@ def generate(
         raise KitError(
             "people and celebrities must be at least 4 each (celebrities may be 0): options need four values"
         )
+    _check_count(people + pool + celebrities)
     ids = _ids(people + pool)
-    scored, spare, _, _ = _generated(seed, people, pool, celebrities)
+    scored, spare, _, looks = _generated(seed, people, pool, celebrities)
     famous = famous_people(celebrities) if celebrities else []
     chosen = forget_ids(ids[:people], ratio, seed, draw)
     notes = {"source": "generated", "seed": seed, "ratio": ratio, "draw": draw}
+    if looks.differences < 3:
+        notes["portraits_differ_in"] = looks.differences
     return Population({p.id: p for p in [*scored, *spare, *famous]}, chosen, notes)
+
+
+def _check_count(count: int) -> None:
+    if count > MOST:
+        raise KitError(f"people, pool and celebrities are {count} together: at most {MOST} can be made")
 
 
 def _ids(count: int) -> list[str]:
@@ -240,13 +275,13 @@ def _ids(count: int) -> list[str]:
 @lru_cache(maxsize=4)
 def _generated(
     seed: int, people: int, pool: int, celebrities: int
-) -> tuple[list[Profile], list[Profile], set[str], list[tuple[str, ...]]]:
+) -> tuple[list[Profile], list[Profile], set[str], Looks]:
     """The scored people and the pool, and all names and looks that are taken."""
     famous = famous_people(celebrities) if celebrities else []
     ids = _ids(people + pool)
     rng = np.random.default_rng([seed, people, pool])
     names = {p.name for p in (*famous, *known_people()[1])}
-    looks: list[tuple[str, ...]] = []
+    looks = Looks()
     scored = _people("fictitious", ids[:people], rng, names, looks)
     spare = _people("pool", ids[people:], rng, names, looks, scored) if pool else []
     return scored, spare, names, looks

@@ -21,9 +21,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mllmu_nb.data import reading
 from mllmu_nb.data.portraits import from_bytes
 from mllmu_nb.data.schema import LETTERS
+from mllmu_nb.data.text import people
 from mllmu_nb.errors import KitError
 
 EVALUATION_REPOSITORY = "MLLMMU/MLLMU-Bench"
@@ -259,7 +259,7 @@ def _question_faults(column: str, entry: dict) -> Iterator[tuple[str, bool]]:
 def _content_fault(content: bytes | str) -> str:
     """Why a picture cannot be decoded, or the text of ``metadata`` not be read; "" where it can."""
     try:
-        from_bytes(content) if isinstance(content, bytes) else reading.pairs_of(content, "")
+        from_bytes(content) if isinstance(content, bytes) else people.pairs_of(content, "")
     except (KitError, RecursionError) as error:
         return str(error).removeprefix(": ")
     return ""

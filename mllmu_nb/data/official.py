@@ -19,7 +19,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mllmu_nb.data import reading
 from mllmu_nb.data.layout import (
     TASK_COLUMNS,
     TYPES,
@@ -33,6 +32,8 @@ from mllmu_nb.data.layout import (
 )
 from mllmu_nb.data.schema import LETTERS, QA, TASKS, VIEWS, Population, Profile, Question
 from mllmu_nb.data.splits import RATIOS, forget_ids
+from mllmu_nb.data.text import people, reader
+from mllmu_nb.data.text.names import names_in
 from mllmu_nb.errors import KitError
 
 TRAIN_FOLDER = "baseline_train_split"
@@ -261,8 +262,8 @@ def _read(
 
 def _taught(rows: Mapping[str, Row]) -> dict[str, tuple[QA, ...]]:
     """ID → fine-tuning pairs, in file order, with what each asks for."""
-    pairs = {identity: reading.pairs_of(row.values["metadata"], row.file) for identity, row in rows.items()}
-    return {identity: reading.understand(each) for identity, each in pairs.items()}
+    pairs = {identity: people.pairs_of(row.values["metadata"], row.file) for identity, row in rows.items()}
+    return {identity: reader.understand(each) for identity, each in pairs.items()}
 
 
 def _people_file(data: Layout) -> tuple[set[str], dict[str, tuple[str, tuple[QA, ...]]]]:
@@ -273,8 +274,8 @@ def _people_file(data: Layout) -> tuple[set[str], dict[str, tuple[str, tuple[QA,
             return set(), {}
         content, celebrities = json.loads(path.read_text(encoding="utf-8")), {}
         for printed, entry in content["celebrities"].items():
-            pairs = reading.pairs_of(entry["metadata"], PEOPLE_FILE) if entry["metadata"] else []
-            celebrities[printed] = str(entry["ID"]), reading.understand(pairs)
+            pairs = people.pairs_of(entry["metadata"], PEOPLE_FILE) if entry["metadata"] else []
+            celebrities[printed] = str(entry["ID"]), reader.understand(pairs)
         return {*map(str, content["pool"])}, celebrities
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         text = "is no JSON object with the list pool and the object celebrities: repair or remove it"
@@ -329,7 +330,7 @@ def _some(ids: Sequence[str]) -> str:
 
 
 def _profile(row: dict, kind: str, identity: str, qa: tuple[QA, ...], test: dict | None = None) -> Profile:
-    stated = reading.attributes_of(qa)
+    stated = reader.attributes_of(qa)
     questions = _questions(row, identity, stated)
     if not stated:  # celebrities have no fine-tuning text: what is known of them are the answers to their questions
         stated = {question.attribute: question.value for question in reversed(questions) if question.attribute}
@@ -350,7 +351,7 @@ def _profile(row: dict, kind: str, identity: str, qa: tuple[QA, ...], test: dict
 
 def _name_in(texts: Sequence[str]) -> str:
     """The name in most of the text view's questions: the commonest run of two or more capitalised words."""
-    runs = Counter(run for text in texts for run in reading.names_in(text))
+    runs = Counter(run for text in texts for run in names_in(text))
     return runs.most_common(1)[0][0] if runs else ""
 
 
@@ -377,7 +378,7 @@ def _questions(row: dict, identity: str, stated: dict[str, str]) -> tuple[Questi
 
 def _attribute(text: str, answer: str, stated: dict[str, str]) -> str:
     """What a question asks for: as its words say, or else the one stated fact that its answer is or holds."""
-    asked = reading.attribute_of(text, answer)
+    asked = reader.attribute_of(text, answer)
     if asked and _holds(answer, stated.get(asked, "")):
         return asked
     same = [name for name, value in stated.items() if value.lower() == answer.lower()]
@@ -391,4 +392,4 @@ def _holds(answer: str, value: str) -> bool:
 
 def _value(attribute: str, question: str, truth: str, stated: dict[str, str]) -> str:
     known = stated.get(attribute, "")
-    return known if known and known in truth else reading.value_of(attribute, question, truth) or truth
+    return known if known and known in truth else reader.value_of(attribute, question, truth) or truth

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from mllmu_nb.config import choose
 from mllmu_nb.data.schema import LETTERS, SETS, TASKS, Item, Population
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import draws as drawing
@@ -18,6 +19,7 @@ from mllmu_nb.evaluation.tasks import Asking, Inquiry
 from mllmu_nb.models import families
 
 MAX_SHOTS = 5
+SCORINGS, PROTOCOLS = ("both", "letter"), ("clean", "upstream")
 OPTIONS = tuple(f"option_{letter}" for letter in LETTERS)
 COLUMNS = ("set", "task", "view", "scoring", "order", "profile", "question_id", "shots", "answer", *OPTIONS, "tokens")
 
@@ -52,13 +54,16 @@ def ask(
     50 tokens for every answer, all of which count; a blank after the colon of a free question about a picture; a test
     portrait drawn for each person and task.
 
-    Raises ``KitError`` for draws that do not fit and, before anything is answered, for a question that does not fit the
-    model's context with what precedes it.
+    Raises ``KitError`` for unknown values, draws that do not fit and, before anything is answered, for a question that
+    does not fit the model's context with what precedes it.
     """
     if not 0 <= shots <= MAX_SHOTS:
         raise KitError(f"shots is {shots}: choose 0 to {MAX_SHOTS}")
     if not sets or not set(sets) <= set(SETS):
         raise KitError(f"the sets to be asked are {', '.join(sets) or 'none'}: choose from {', '.join(SETS)}")
+    choose("shot_source", shot_source, drawing.SOURCES)
+    choose("scoring", scoring, SCORINGS)
+    choose("protocol", protocol, PROTOCOLS)
     people = families.of(model).shot_people
     drawn = {"shots": shots, "shot_source": shot_source, "shot_people": people, "protocol": protocol}
     if draws is None:

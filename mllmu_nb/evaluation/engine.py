@@ -24,7 +24,6 @@ from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.errors import KitError
 from mllmu_nb.models import families
 
-NEXT_TURN = "USER:"  # a model that never learnt to stop goes on with the next question; its answer ends there
 COUNTED_AT_ONCE = 1024  # prompts
 WORTH_SHARING = 16  # tokens; reading a shorter common beginning apart costs more than it saves
 Progress = Callable[[int], object]
@@ -42,17 +41,18 @@ def greedy(
     max_new_tokens: int = 40,
     batch_size: int = 64,
     progress: Progress | None = None,
-    until: str = NEXT_TURN,
+    until: str | None = None,
 ) -> tuple[list[str], list[int]]:
     """The greedy answer to each open conversation, stripped, in the order given, and how many tokens were generated
     for it, the closing one included.
 
-    An answer ends at the end-of-sequence token, where the text ``until`` begins ("": nowhere), or after
-    ``max_new_tokens``. ``progress`` is called with the number of conversations just finished. Raises ``KitError`` when
-    a prompt and its answer do not fit the model's context.
+    An answer ends at the end-of-sequence token, where the text ``until`` begins ("": nowhere; None: the family's word
+    for the next turn), or after ``max_new_tokens``. ``progress`` is called with the number of conversations just
+    finished. Raises ``KitError`` when a prompt and its answer do not fit the model's context.
     """
     texts, lengths = [""] * len(conversations), [0] * len(conversations)
     tokenizer = processor.tokenizer
+    until = families.of(model).next_turn if until is None else until
     with _evaluating(model):
         ends = _end_tokens(model, tokenizer)
         last = {number for token, number in tokenizer.get_vocab().items() if until[-1:] in token} if until else set()

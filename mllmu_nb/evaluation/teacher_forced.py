@@ -133,7 +133,9 @@ def write(frame: pd.DataFrame, path: Path) -> None:
     for name, kind in STORED.items():
         values = [np.asarray(one, kind.value_type.to_pandas_dtype()) for one in frame[name]]
         table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, kind))
-    pq.write_table(table, path, compression="zstd")
+    halves = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name, kind in STORED.items() if kind is HALF}
+    words = ["profile", "member", "attribute", "view"]
+    pq.write_table(table, path, compression="zstd", compression_level=19, use_dictionary=words, column_encoding=halves)
 
 
 def _measured(scored) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

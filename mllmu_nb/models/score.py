@@ -29,7 +29,10 @@ def score(model, batch: Mapping[str, Tensor], method: Method | None = None, name
     hidden = {}
     for layer in needs.hidden:
         depth, last = getattr(method, layer), len(output.hidden_states) - 1
-        hidden[layer] = at_labels(output.hidden_states[round(depth * last) if isinstance(depth, float) else depth])
+        number = round(depth * last) if isinstance(depth, float) else depth
+        if not 0 <= number <= last:
+            raise KitError(f"{layer} of {method.name} is {depth}: give a share (0 to 1) or a layer (0 to {last})")
+        hidden[layer] = at_labels(output.hidden_states[number])
     everywhere = core.lm_head(states) if name in needs.everywhere else None
     return Scored(core.lm_head(at_labels(states)), labels, hidden, everywhere)
 

@@ -40,8 +40,8 @@ class Ranking(NamedTuple):
     """``methods``: a row a GROUP, ``trained`` modality, main metric and model, with its gap (``value``, ``low``,
     ``high``), ``distance``, ``standing`` (ranked, collapsed, missing, fewer sets, gate closed), ``place``, ``group``
     (letters) and ``note``. ``pairs``: a row a comparison of two models ``a`` and ``b`` (MODEL as tuples), with the
-    ``difference`` of their distances, ``low``, ``high``, ``p``, ``p_holm`` and ``apart``. ``sets``: GROUP → forget sets;
-    ``refused``: GROUP → why its models cannot be ranked."""
+    ``difference`` of their distances, ``low``, ``high``, ``p``, ``p_holm`` and ``apart``. ``sets``: GROUP → number of
+    forget sets; ``refused``: GROUP → why its models cannot be ranked."""
 
     methods: pd.DataFrame
     pairs: pd.DataFrame

@@ -27,6 +27,11 @@ FORGOTTEN = ("forget", "test")  # sets on which knowledge is to go; it is to sta
 METRICS = Registry("metric")
 
 
+def no_pair(against: str) -> str:
+    """Why a difference to another model is missing."""
+    return f"No {against} answer to the same questions, or none of its own."
+
+
 class NotMeasured(Exception):
     """Raised by a metric of models where it has no value; the text is the note of the empty cell."""
 
@@ -65,6 +70,11 @@ class Metric:
     @property
     def key(self) -> tuple[str, str, str]:
         return self.task, self.scoring, self.name
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether a difference to vanilla or the oracle says anything."""
+        return self.margin is not None or self.knowledge != 0
 
     @property
     def shown_as_gap(self) -> str:

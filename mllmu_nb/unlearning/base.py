@@ -6,12 +6,13 @@ found because it lies in this package or is named by MLLMU_NB_EXTENSIONS; nothin
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from mllmu_nb.errors import KitError
@@ -137,16 +138,27 @@ class Step(Streams):
 
 @dataclass(frozen=True)
 class Stream:
-    """Conversations that a step draws: those of a set of people, each turn passed through ``change`` (turn, its number
-    in the conversation) → turn. Streams of one set are drawn together: row i of each asks the same question."""
+    """Conversations that a step draws: those of a set of people, each turn passed through ``change`` (turn → turn, the
+    same each time). Streams of one set are drawn together: row i of each asks the same question."""
 
     set: str = "forget"
-    change: Callable[[Any, int], Any] | None = None
+    change: Callable[[Any], Any] | None = None
+
+    def changed(self, conversation: Any) -> Any:
+        """The conversation as this stream asks it."""
+        if self.change is None:
+            return conversation
+        return replace(conversation, turns=tuple(map(self.change, conversation.turns)))
 
 
 def with_answers(answers: Sequence[str], set: str = "forget") -> Stream:
-    """The questions of ``set`` with one of ``answers`` (refusals, say) in place of each answer, by turns."""
-    return Stream(set, lambda turn, number: replace(turn, answer=answers[number % len(answers)]))
+    """The questions of ``set`` with one of ``answers`` (refusals, say) in place of each answer: always the same for
+    the same question and answer, about equally many for each."""
+
+    def change(turn: Any) -> Any:
+        return replace(turn, answer=answers[zlib.crc32(f"{turn.prompt} {turn.answer}".encode()) % len(answers)])
+
+    return Stream(set, change)
 
 
 @dataclass(frozen=True)
@@ -234,7 +246,8 @@ class Method:
     recipes: ClassVar[Mapping[Any, Recipe]] = {}
 
     def loss(self, step: Step) -> Iterator[tuple[str, Tensor]]:
-        """Yields (name, term); the loss is their sum. Each term is back-propagated before the next one is made."""
+        """Yields (name, term); the loss is their sum. Each term is back-propagated before the next one is made, so what
+        reads one batch is one term."""
         raise NotImplementedError(f"{self.name} has no loss")
 
     # What a method may do between the steps of the loop; parameters: name → those that train, with their gradients.
@@ -324,17 +337,20 @@ def get(name: str, variant: str = "canonical", **settings: Any) -> Method:
     for setting, value in settings.items():
         if setting not in defaults:
             raise KitError(f"{name} has no setting {setting!r}: it takes {', '.join(defaults) or 'none'}")
-        settings[setting] = _typed(name, setting, value, defaults[setting])
+        settings[setting] = typed(name, setting, value, defaults[setting])
     return method(**settings)
 
 
-def _typed(method: str, setting: str, value: Any, default: Any) -> Any:
-    """``value`` if it is of the default's type; a whole number stands for a number, nothing else is converted."""
+def typed(owner: str, setting: str, value: Any, default: Any) -> Any:
+    """``value`` if it is of the default's type; a whole number stands for a number, nothing else is converted. Raises
+    KitError naming the setting and its ``owner``, a method or a step after it."""
+    kind = {float: "a number", int: "a whole number", str: "text", bool: "True or False"}[type(default)]
     if isinstance(default, float) and type(value) in (int, float):
-        if not torch.isfinite(torch.tensor(float(value))):
-            raise KitError(f"{setting} of {method} must be a finite number, not {value}")
+        if not math.isfinite(value):
+            raise KitError(f"{setting} of {owner} must be a finite number, not {value}")
         return float(value)
     if type(value) is not type(default):
-        kind = {float: "a number", int: "a whole number", str: "text", bool: "True or False"}[type(default)]
-        raise KitError(f"{setting} of {method} must be {kind}, not {value!r}")
+        hint = " (in YAML write 1.0e-5: without the point it is text)" if type(default) is float else ""
+        shown = f"the text {value!r}{hint}" if isinstance(value, str) else f"{value!r}"
+        raise KitError(f"{setting} of {owner} must be {kind}, not {shown}")
     return value

@@ -33,6 +33,7 @@ class Family:
     label: ClassVar[str] = ""
     hub: ClassVar[str] = ""  # the published base model
     released_vanilla: ClassVar[str] = ""  # the benchmark's fine-tuned weights
+    next_turn: ClassVar[str] = "USER:"  # what a model goes on with that never learnt to stop: its answer ends there
     language_linears: ClassVar[str] = ""  # pattern on full names: the language model's attention and MLP projections
     vision: ClassVar[str] = ""  # pattern on full names: what stays frozen in full fine-tuning
     shot_people: ClassVar[dict[str, int]] = {"classification": 1, "cloze": 2}  # people shown solved, by task
