@@ -122,7 +122,10 @@ def _terms(method: Method, names: Sequence[str], filling: float, who: str) -> di
         _require(isinstance(name, str) and name not in terms, f"{who}: each term of the loss needs a name of its own")
         scalar = isinstance(term, torch.Tensor) and term.ndim == 0 and bool(term.isfinite())
         _require(scalar, f"{who}: {name} must be a finite tensor without dimensions")
-        term.backward()
+        try:
+            term.backward()
+        except RuntimeError as error:
+            raise KitError(f"{who}: {name} cannot be back-propagated: {str(error).split('.')[0]}") from error
         terms[name] = term.item()
     _require(terms, f"{who}: its loss yields no term for {', '.join(names)}")
     tensors = [t for s in batches.values() for t in (s.logits, s.everywhere, *s.hidden.values()) if t is not None]
@@ -146,6 +149,7 @@ def check_family(family: Family, model: torch.nn.Module, processor: Any) -> None
         Conversation((Turn("Who is this person?", "This is Ann.", ann), Turn("And the job?", "A pilot."))),
         Conversation((Turn("Who is this person?", "This is Ann.", bea),)),
         Conversation((Turn("Where was Bea born?", "In Oslo."),), "Be kind."),
+        Conversation((Turn("And what does Ann do for a living?", "Ann is a pilot."),), "Be kind."),
     ]
     _check_encoding(family, processor, conversations, who)
     _check_reading(family, model.eval(), processor, conversations, who)
@@ -171,7 +175,10 @@ def _check_encoding(family: Family, processor: Any, conversations: list[Conversa
 
 @torch.no_grad()
 def _check_reading(family: Family, model: Any, processor: Any, conversations: list[Conversation], who: str) -> None:
-    alone = [score(model, family.encode(processor, [c], eos=False)) for c in conversations]
+    try:
+        alone = [score(model, family.encode(processor, [c], eos=False)) for c in conversations]
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise KitError(f"{who}: the model cannot read what is encoded: {str(error).splitlines()[0]}") from error
     for side in ("right", "left"):
         together = score(model, family.encode(processor, conversations, eos=False, padding_side=side))
         for row, one in enumerate(alone):
@@ -179,10 +186,10 @@ def _check_reading(family: Family, model: Any, processor: Any, conversations: li
             _require(same, f"{who}: a row padded on the {side} computes something else than alone")
     first, second = (alone[row].logits[0, 0] for row in (0, 1))
     _require(not torch.allclose(first, second, atol=1e-6), f"{who}: another picture changes nothing")
-    for conversation, one in zip(conversations[1:], alone[1:], strict=True):
-        likelihood = option_likelihoods(model, processor, [conversation], [[conversation.turns[-1].answer]])
-        same = np.isclose(likelihood.item(), -one.mean_nll.item(), atol=1e-4, rtol=1e-3)
-        _require(same, f"{who}: the likelihood of an answer is another in evaluation than in training")
+    options = [[c.turns[0].answer] for c in conversations[1:]]
+    likelihoods = option_likelihoods(model, processor, conversations[1:], options)[:, 0]
+    same = np.allclose(likelihoods, [-one.mean_nll.item() for one in alone[1:]], atol=1e-4, rtol=1e-3)
+    _require(same, f"{who}: the likelihood of an answer is another in evaluation than in training")
     opened = [c.answered("") for c in conversations]
     single = [answers(model, processor, [c], max_new_tokens=5)[0] for c in opened]
     _require(answers(model, processor, opened, max_new_tokens=5) == single, f"{who}: answers depend on the batch")

@@ -19,12 +19,13 @@ import pandas as pd
 
 from mllmu_nb import after as after_steps
 from mllmu_nb import paths, pinning
-from mllmu_nb.config import SEEDS, YOURS, Config, stable_hash
+from mllmu_nb.config import SEEDS, YOURS, Config, public, stable_hash
 from mllmu_nb.data import portraits
 from mllmu_nb.data.conversations import MODALITIES, Conversation, training_conversations
 from mllmu_nb.data.schema import LETTERS, SETS, Population, Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.models.files import ASSETS, check_adapter, check_model, check_shipped
+from mllmu_nb.scoring.questions import people_frames
 from mllmu_nb.stages import RECORD, Stage, is_whole, lock, read_json, status, write_json
 
 EVAL_BATCH = {"miniature": 64, "paper": 8}  # questions asked at once
@@ -388,7 +389,8 @@ def beside(config: Config, *methods: str) -> list[Path]:
     At the miniature's scale what is missing is made, all side by side. At any other that takes hours, so of
     ``methods`` only those are given whose run is finished.
     """
-    others = [config.but(method=m, modality="none", after="") for m in methods if m != config.method]
+    plain = {"modality": "none", "variant": None, "after": ""}
+    others = [config.but(method=method, **plain) for method in methods if method != config.method]
     chosen = [config, *(other for other in others if config.scale == "miniature" or finished(other))]
     missing = [one for one in chosen if not finished(one)]
     if len(missing) > 1:
@@ -462,26 +464,6 @@ def write_people(config: Config, folder: Path) -> None:
             os.replace(part, target)
 
 
-def people_frames(known: Population) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(a row a question as ``plain`` or ``test``, a row a fact)."""
-    questions = [
-        {
-            "version": version,
-            "question_id": q.id,
-            **{name: getattr(q, name) for name in ("profile", "task", "view", "number", "attribute")},
-            "question": q.text,
-            "answer_true": q.answer,
-            "value": q.value,
-            **{f"option_text_{letter}": text for letter, text in zip(LETTERS, q.options, strict=False)},
-        }
-        for person in known.profiles.values()
-        for version, asked in (("plain", person.questions), ("test", person.test_questions))
-        for q in asked
-    ]
-    facts = [(p.id, p.kind, p.name, *fact) for p in known.profiles.values() for fact in p.attributes.items()]
-    return pd.DataFrame(questions), pd.DataFrame(facts, columns=["profile", "kind", "name", "attribute", "value"])
-
-
 # -- checks, records and keys -----------------------------------------------------------------------------------
 
 
@@ -503,16 +485,23 @@ def check(config: Config) -> None:
 
 
 def check_comparable(configs: Sequence[Config]) -> None:
-    """Raises KitError when runs of ``configs`` would stand in one table with finished runs about other people."""
-    for config in configs:
-        root = paths.runs(paths.results(config.scale))
-        for record in (read_json(path) for path in sorted(root.glob(f"*/{RECORD}"))):
-            same = all(record["parameters"][name] == getattr(config, name) for name in ("base_model", "data_seed"))
-            if same and record["data_hash"] != data_hash(config):
-                raise KitError(
-                    f"run {record['run']} in {root} was made from other people than {config.run_id} would be, and they "
-                    "cannot stand in one table: move it away, or set MLLMU_NB_OUT to another folder"
-                )
+    """Raises KitError when runs of ``configs`` would stand in one table with runs about other people, although all that
+    decides the people is the same: a file that they name was changed. A grid over people is another matter."""
+    own = {run_folder(config): config for config in configs}
+    folders = sorted({folder.parent for folder in own})
+    others = [path for folder in folders for path in sorted(folder.glob(f"*/{RECORD}")) if path.parent not in own]
+    runs = [(one["run"], one["parameters"], one["data_hash"]) for one in map(read_json, others)]
+    runs += [(config.run_id, config.parameters(), data_hash(config)) for config in own.values()]
+    first: dict[tuple, tuple[str, str]] = {}
+    for run_id, parameters, people in runs:
+        known_by = public({name: parameters[name] for name in DATA if not name.startswith("forget_")})
+        key = (parameters["scale"], parameters["base_model"], *known_by.values())
+        other, known = first.setdefault(key, (run_id, people))
+        if people != known:
+            raise KitError(
+                f"runs {other} and {run_id} are about different people and cannot stand in one table: "
+                "move one of them away, or set MLLMU_NB_OUT to another folder"
+            )
 
 
 def base_source(config: Config) -> str:

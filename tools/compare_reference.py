@@ -91,11 +91,10 @@ def differing(before: pd.DataFrame, after: pd.DataFrame) -> Iterator[str]:
         yield f"{len(before)} rows before, {len(after)} after"
         return
     for name in before.columns:
-        pairs = zip(before[name], after[name], strict=True)
-        rows = [number for number, pair in enumerate(pairs) if not _equal(*pair)]
-        if rows:
-            first = rows[0]
-            yield f"{name} of {len(rows)} rows, first {before[name][first]!r:.60} → {after[name][first]!r:.60}"
+        pairs = zip(before[name].tolist(), after[name].tolist(), strict=True)
+        others = [pair for pair in pairs if not _equal(*pair)]
+        if others:
+            yield f"{name} of {len(others)} rows, the first {others[0][0]!r:.60} → {others[0][1]!r:.60}"
 
 
 def _equal(before, after) -> bool:
@@ -167,8 +166,8 @@ def main(before: str, after: str) -> int:
         print(pd.DataFrame(table).fillna(MISSING).to_string(index=False))
     print(f"{len(shared)} runs in both, {len(old) - len(shared)} only before, {len(new) - len(shared)} only after")
     print(line)
-    print("\n".join(problems) or ("no difference" if shared else "nothing to compare"))
-    return 1 if problems or not shared else 0
+    print("\n".join(problems) or ("no difference" if table else "nothing to compare"))
+    return 1 if problems or not table else 0
 
 
 if __name__ == "__main__":

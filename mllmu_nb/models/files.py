@@ -83,9 +83,14 @@ def few(names: list[str]) -> str:
 
 
 def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
+    """Raises OSError when the file cannot be written."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, file)
+    try:
+        save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, file)
+    except SafetensorError as error:  # what the library makes of a full disk
+        raise OSError(str(error)) from error
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

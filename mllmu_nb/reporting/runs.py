@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from mllmu_nb import paths, unlearning
+from mllmu_nb.config import stable_hash
 from mllmu_nb.errors import KitError
 from mllmu_nb.scoring.frames import GROUP, MODEL, RUN, SEEDS
 from mllmu_nb.scoring.gates import gates
 from mllmu_nb.scoring.health import judged
+from mllmu_nb.scoring.questions import with_questions
 from mllmu_nb.scoring.ranking import Ranking, ranking
 from mllmu_nb.scoring.score import cells, item_scores, run_scores
 from mllmu_nb.stages import RECORD, is_whole, read_json
@@ -27,7 +30,7 @@ MODALITIES = {"multimodal": "image + text", "unimodal": "text only"}
 REFERENCES = {"base": "Base", "vanilla": "Vanilla", "oracle": "Oracle"}
 COLLAPSED = "‡"
 OWN, COMMITTED = "your own run", "the committed reference run"
-QUESTION = ["version", "question_id"]  # what answers are joined with their questions on
+TAUGHT_BY = ("base_path", "adaptation", "replay", "train_steps", "train_lr", "schedule", "label_mode", "eos")
 NOT_VARIED = {*RUN, "seed", "settings"}  # parameters that a run's columns hold already
 
 
@@ -60,6 +63,11 @@ class Run:
         """The answers with a column a metric."""
         return item_scores(self.answers)
 
+    def values(self, names: Iterable[str]) -> list[Any]:
+        """The values of parameters, "" for those that the run does not have."""
+        values = (self.parameters.get(name) for name in names)
+        return ["" if value is None else value for value in values]
+
     @property
     def label(self) -> str:
         return label(*(self[column] for column in MODEL))
@@ -73,6 +81,7 @@ class Run:
 def columns_of(record: dict) -> dict[str, Any]:
     """The columns that say which run a row is of; ``name`` is what a model that was made elsewhere is called."""
     parameters = {**record["parameters"], "run": record["run"], "scale": record["scale"]}
+    parameters["taught"] = stable_hash([record["data_hash"], *(parameters[name] for name in TAUGHT_BY)])
     return {column: parameters[column] for column in RUN} | ({"method": record["name"]} if record.get("name") else {})
 
 
@@ -87,9 +96,8 @@ def read_run(folder: Path) -> Run:
     answers = pd.read_parquet(folder / "answers.parquet")
     if answers.empty:
         raise KitError(f"{folder / 'answers.parquet'} holds no answer: make the run again")
-    answers = answers.assign(version=answers["set"].eq("test").map({True: "test", False: "plain"}), **own)
-    questions = _questions(paths.people(folder.parent.parent), record["data_hash"])
-    answers = answers.merge(questions, on=QUESTION, how="left", validate="many_to_one").drop(columns="version")
+    people = _people(paths.people(folder.parent.parent), record["data_hash"])
+    answers = with_questions(answers.assign(**own), *people)
     if answers["question"].isna().any():
         raise KitError(f"the run in {folder} answers questions that its people's table lacks: make the run again")
     stored = folder / "sentences.parquet"
@@ -97,15 +105,13 @@ def read_run(folder: Path) -> Run:
     return Run(folder, record, read_json(folder / "train.json"), answers, sentences)
 
 
-def _questions(folder: Path, data_hash: str) -> pd.DataFrame:
-    """Everybody's questions, with all values that anybody has for the attribute asked for."""
+def _people(folder: Path, data_hash: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The questions and facts of the people whom runs were asked about."""
     try:
         questions, facts = (pd.read_parquet(folder / f"{data_hash}{end}.parquet") for end in ("", "-facts"))
     except (OSError, ValueError) as error:
         raise KitError(f"the questions {data_hash} in {folder} cannot be read ({error}): make a run again") from None
-    values = {attribute: tuple(rows.unique()) for attribute, rows in facts.groupby("attribute")["value"]}
-    rivals = [values.get(attribute, ()) for attribute in questions["attribute"]]
-    return questions.drop(columns=["profile", "task", "view", "number"]).assign(rivals=rivals)
+    return questions, facts
 
 
 def read_runs(results: Path) -> list[Run]:
@@ -138,11 +144,14 @@ def varied(runs: Iterable[Run]) -> list[str]:
     return sorted(name for name, by_model in values.items() if any(len(one) > 1 for one in by_model.values()))
 
 
-def items_of(runs: Sequence[Run]) -> pd.DataFrame:
-    """The answers of runs, scored: one row an answer, a column a metric."""
-    by = varied(runs)
-    frames = [run.answers.assign(**{name: run.parameters.get(name) for name in by}) for run in runs]
-    return item_scores(pd.concat(frames, ignore_index=True))
+def items_of(runs: Sequence[Run], by: Sequence[str] | None = None) -> pd.DataFrame:
+    """The answers of runs, scored: one row an answer, a column a metric and each parameter ``by`` (`varied` ones)."""
+    by = varied(runs) if by is None else by
+    return item_scores(pd.concat([_with_values(run.answers, run, by) for run in runs], ignore_index=True))
+
+
+def _with_values(rows: pd.DataFrame, run: Run, names: Sequence[str]) -> pd.DataFrame:
+    return rows.assign(**dict(zip(names, run.values(names), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -158,13 +167,11 @@ class Scores:
 
     @classmethod
     def of(cls, runs: Sequence[Run]) -> Scores:
-        runs, by = list(runs), varied(runs)
-        items = items_of(runs)
-        sentences = [run.sentences for run in runs if run.sentences is not None]
-        more = {run.id: {name: run.parameters.get(name) for name in by} for run in runs}
+        # by value and not by id: the draws of a bootstrap follow the order of the people
+        runs, by = sorted(runs, key=lambda run: [run[column] for column in RUN[1:]]), varied(runs)
+        items = items_of(runs, by)
+        sentences = [_with_values(run.sentences, run, by) for run in runs if run.sentences is not None]
         taught = pd.concat(sentences, ignore_index=True) if sentences else None
-        if taught is not None and by:
-            taught = taught.assign(**{name: taught["run"].map(lambda run, n=name: more[run][n]) for name in by})
         return cls(runs, items, cells(items, taught, by), judged(items, by), by)
 
     @classmethod
@@ -173,6 +180,10 @@ class Scores:
 
     def groups(self) -> list[tuple[tuple, Scores]]:
         """The same, apart for each base model, protocol and forget ratio."""
+        return self._groups
+
+    @cached_property
+    def _groups(self) -> list[tuple[tuple, Scores]]:
         return [(key, self._only(key)) for key in sorted({tuple(run[c] for c in GROUP) for run in self.runs})]
 
     def _only(self, key: tuple) -> Scores:
@@ -200,17 +211,15 @@ class Scores:
 
     def models(self) -> list[tuple]:
         """(method, variant, modality, after, and the varied parameters) of every model, in the order of the tables."""
-        rows = self.cells[[*MODEL, *self.by]].drop_duplicates().itertuples(index=False, name=None)
-        return sorted(rows, key=lambda model: (*_place(model), tuple(map(str, model[len(MODEL) :]))))
+        return models_in_order(map(self.model_of, self.runs))
+
+    def model_of(self, run: Run) -> tuple:
+        return (*(run[column] for column in MODEL), *run.values(self.by))
 
     def name(self, model: tuple) -> str:
         """The printed name of a model, with the values of the varied parameters."""
-        values = [f"{name} {value}" for name, value in zip(self.by, model[len(MODEL) :], strict=True) if _said(value)]
+        values = [f"{name} {value}" for name, value in zip(self.by, model[len(MODEL) :], strict=True) if value != ""]
         return ", ".join([label(*model[: len(MODEL)]), *values])
-
-
-def _said(value: Any) -> bool:
-    return not (value is None or value == "" or value != value)
 
 
 def run_table(runs: Sequence[Run]) -> pd.DataFrame:
@@ -245,7 +254,7 @@ def in_order(methods: Iterable[str]) -> list[str]:
 
 
 def models_in_order(models: Iterable[tuple]) -> list[tuple]:
-    """(method, variant, modality ..) in the order of the tables: image + text before text only."""
+    """(method, variant, modality ..), each once, in the order of the tables: image + text before text only."""
     return sorted(set(models), key=_place)
 
 
@@ -259,4 +268,5 @@ def _rank(method: str) -> int:
 def _place(model: tuple) -> tuple:
     method, variant, modality, *more = model
     places = ["none", *MODALITIES]
-    return _rank(method), method, variant, places.index(modality) if modality in places else 9, *more[:1]
+    rest = [(value, "") if isinstance(value, int | float) else (inf, str(value)) for value in more]
+    return _rank(method), method, variant, places.index(modality) if modality in places else 9, *rest

@@ -21,6 +21,7 @@ from mllmu_nb.data.schema import LETTERS
 from mllmu_nb.scoring.registry import metric
 
 OPTIONS = tuple(f"option_{letter}" for letter in LETTERS)
+PLACES = {letter: place for place, letter in enumerate(LETTERS)}
 TEXTS = tuple(f"option_text_{letter}" for letter in LETTERS)
 LETTER = {"task": "classification", "scoring": "letter"}
 LIKELIHOOD = {"task": "classification", "scoring": "likelihood"}
@@ -44,9 +45,8 @@ def likelihood_accuracy(items: pd.DataFrame) -> pd.Series:
 @metric("consistency", label="Consistent %", knowledge=0, optional=True, margin=0.1, **LETTER)
 def consistency(items: pd.DataFrame) -> pd.Series:
     """1 where one option is named in all four orders, else 0; NaN for a question asked in one order only."""
-    named = letters(items).map({letter: place for place, letter in enumerate(LETTERS)})
-    # order n moves the options up by n places; the place in order 0, NaN where no option is named
-    option = (named + items["order"]) % counts(items)
+    # order n moves the options up by n places; this is the place in order 0, NaN where no option is named
+    option = (letters(items).map(PLACES).astype(float) + items["order"]) % counts(items)
     questions = option.groupby([items["run"], items["set"], items["question_id"]])
     same = (questions.transform("nunique") == 1) & (questions.transform("count") == questions.transform("size"))
     return same.astype(float).where(questions.transform("size") > 1)
@@ -55,7 +55,7 @@ def consistency(items: pd.DataFrame) -> pd.Series:
 @metric("truth_ratio", label="R / (1 + R)", times=1, digits=2, knowledge=-1, margin=0.1, table="quality", **LIKELIHOOD)
 def truth_ratio(items: pd.DataFrame) -> pd.Series:
     rows = items[items["answer_true"].isin(LETTERS)]
-    right = rows["answer_true"].map(LETTERS.index)
+    right = rows["answer_true"].map(PLACES)
     logs = [log_truth_ratio(*row) for row in zip(rows[list(OPTIONS)].to_numpy(float), right, strict=True)]
     return pd.Series(expit(np.array(logs, float)), rows.index).reindex(items.index)
 
@@ -69,8 +69,7 @@ def log_truth_ratio(likelihoods: np.ndarray, right: int) -> float:
 def letters(items: pd.DataFrame) -> pd.Series:
     """The letter each answer gives, or "" when its first character is none of the question's letters."""
     first = items["answer"].str.strip().str[:1].str.upper()
-    place = first.map({letter: place for place, letter in enumerate(LETTERS)})
-    return first.where(place < counts(items), "")
+    return first.where(first.map(PLACES).astype(float) < counts(items), "")
 
 
 def likeliest(items: pd.DataFrame) -> pd.Series:
@@ -94,5 +93,6 @@ def parsed(items: pd.DataFrame) -> pd.Series:
     result = pd.Series(True, items.index)
     for scoring, choose in (("letter", letters), ("likelihood", likeliest)):
         rows = items[items["scoring"] == scoring]
-        result[rows.index] = choose(rows) != ""
+        if len(rows):
+            result[rows.index] = choose(rows) != ""
     return result

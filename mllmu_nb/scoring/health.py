@@ -35,7 +35,7 @@ import pandas as pd
 
 from mllmu_nb.scoring.factuality import REFUSAL, holds, mostly_symbols, words, words_once
 from mllmu_nb.scoring.frames import GROUP, MODEL, VIEWS, filled, is_model, of_metric, persons
-from mllmu_nb.scoring.registry import by_key, each, metric
+from mllmu_nb.scoring.registry import Metric, by_key, each, metric
 from mllmu_nb.scoring.summary import NOTHING, paired, summaries
 
 STATES = {
@@ -123,19 +123,22 @@ def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     pairs = paired(choices, "vanilla", [chosen.column])
     pairs[f"{chosen.column}_reference"] = (CHANCE + pairs[f"{chosen.column}_reference"]) / 2
     floors = pairs.groupby([*key, "view"], dropna=False)[f"{chosen.column}_reference"].mean()
-    by_view = [
-        {tuple(row[c] for c in (*key, "view")): row for row in summaries(rows, [*key, "set", "view"], [one], minus)}
-        for rows, one, minus in ((free, broken, False), (choices, chosen, False), (pairs, chosen, True))
-    ]
-    verdicts = []
+
+    def by_model_and_view(rows: pd.DataFrame, metric: Metric, minus: bool = False) -> dict[tuple, dict]:
+        cells = summaries(rows, [*key, "view"], [metric], minus)
+        return {tuple(cell[column] for column in (*key, "view")): cell for cell in cells}
+
+    shares, levels = by_model_and_view(free, broken), by_model_and_view(choices, chosen)
+    differences, verdicts = by_model_and_view(pairs, chosen, minus=True), []
     for model in items[key].drop_duplicates().to_dict("records"):
         row, reasons = dict(model), []
         for view, label in VIEWS.items():
-            wreck, kept, above = (rows.get((*model.values(), view), NOTHING) for rows in by_view)
-            floor = floors.get((*model.values(), view), nan)
-            row |= {f"broken_{view}": wreck["value"], f"retain_{view}": kept["value"], f"floor_{view}": floor}
-            if wreck["low"] > MOST_BROKEN:
-                reasons.append(f"{100 * wreck['value']:.0f} % of answers broken ({label})")
+            at = (*model.values(), view)
+            share, kept, above = (cells.get(at, NOTHING) for cells in (shares, levels, differences))
+            floor = floors.get(at, nan)
+            row |= {f"broken_{view}": share["value"], f"retain_{view}": kept["value"], f"floor_{view}": floor}
+            if share["low"] > MOST_BROKEN:
+                reasons.append(f"{100 * share['value']:.0f} % of answers broken ({label})")
             if above["high"] < 0:
                 reasons.append(f"{100 * kept['value']:.0f} % right, floor {100 * floor:.0f} ({label})")
         reasons = [] if row["method"] in UNJUDGED and not row["after"] else reasons

@@ -14,7 +14,7 @@ from math import nan
 import numpy as np
 import pandas as pd
 
-from mllmu_nb.scoring.registry import NotMeasured, metric
+from mllmu_nb.scoring.registry import NotMeasured, metric, no_pair
 from mllmu_nb.statistics.intervals import Interval
 from mllmu_nb.statistics.samples import jensen_shannon, ks
 
@@ -38,7 +38,7 @@ def distance(
             pairs = run[[*columns, "person"]].merge(oracle[columns], on="question_id", suffixes=("", "_oracle"))
             asked.append(pairs.dropna())
     if not asked or (both := pd.concat(asked)).empty:
-        raise NotMeasured("No oracle was asked the same questions.")
+        raise NotMeasured(no_pair("oracle"))
     people = both["person"].to_numpy()
     value = function(both["truth_ratio"].to_numpy(), both["truth_ratio_oracle"].to_numpy(), people)
     return Interval(value, nan, nan, len(both), len(pd.unique(people)))

@@ -30,7 +30,7 @@ from mllmu_nb.scoring.frames import (
 )
 from mllmu_nb.scoring.gates import gates, with_gate
 from mllmu_nb.scoring.leakage import across_views
-from mllmu_nb.scoring.registry import TASKS, Metric, NotMeasured, by_key, metrics
+from mllmu_nb.scoring.registry import TASKS, Metric, NotMeasured, by_key, metrics, no_pair
 from mllmu_nb.scoring.summary import NOTHING, paired, summaries
 from mllmu_nb.statistics.intervals import Interval, equivalence
 
@@ -46,6 +46,7 @@ def item_scores(items: pd.DataFrame) -> pd.DataFrame:
     """``items`` (any number of runs, see :mod:`~mllmu_nb.scoring.frames`) with a column a metric, NaN where an answer
     has none, and ``parsed``. Of a question asked in several orders of its options the row of order 0 is kept."""
     items = items.reset_index(drop=True)
+    items = items if "taught" in items else items.assign(taught="")
     scored = _scored(items, [one for one in metrics(per="answer") if one.task != TAUGHT])
     scored = scored.assign(parsed=choice.parsed(items))
     return scored[scored["order"] == 0].reset_index(drop=True)
@@ -54,6 +55,7 @@ def item_scores(items: pd.DataFrame) -> pd.DataFrame:
 def sentence_scores(sentences: pd.DataFrame) -> pd.DataFrame:
     """``sentences`` (any number of runs) with a column a metric of sentences, and set, task and scoring."""
     sentences = sentences.assign(set=sentences["member"], task=TAUGHT, scoring="").reset_index(drop=True)
+    sentences = sentences if "taught" in sentences else sentences.assign(taught="")
     scored = _scored(sentences, metrics(per="answer", task=TAUGHT))
     return scored.drop(columns=["log_probs", "right", "spread"])
 
@@ -86,13 +88,13 @@ def run_scores(items: pd.DataFrame, known: pd.DataFrame | None = None) -> pd.Dat
 def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequence[str] = ()) -> pd.DataFrame:
     """The one long frame of scores: every metric of every model, with all forget draws and seeds pooled.
 
-    ``items`` are scored, ``sentences`` as read, None where no run kept any. A row for each GROUP (base_model, protocol, forget_ratio), MODEL
-    (method, variant, modality, after; and the parameters ``by`` that a grid varies), ``against`` ("": the level of a
-    score; "vanilla", "oracle": its paired difference to that model), set, task, view (``both``: pooled), scoring and
-    metric. Columns value, low, high (95 % interval over people), n_items, n_profiles, n_replicates (runs), ``gate``
-    ("open", "closed", "" where there is none), ``verdict`` of a difference to the oracle ("inside", "outside",
-    "undecided" of the metric's margin, or "") and ``note`` (why value is NaN, or ""). Besides the metrics of the
-    registry: the views and metrics of :mod:`~mllmu_nb.scoring.leakage`.
+    ``items`` are scored, ``sentences`` as read, None where no run kept any. A row for each GROUP (base_model, protocol,
+    forget_ratio), MODEL (method, variant, modality, after; and the parameters ``by`` that a grid varies), ``against``
+    ("": the level of a score; "vanilla", "oracle": its paired difference to that model), set, task, view (``both``:
+    pooled), scoring and metric. Columns value, low, high (95 % interval over people), n_items, n_profiles, n_replicates
+    (runs), ``gate`` ("open", "closed", "" where there is none), ``verdict`` of a difference to the oracle ("inside",
+    "outside", "undecided" of the metric's margin, or "") and ``note`` (why value is NaN, or ""). Besides the metrics of
+    the registry it has the views and metrics of :mod:`~mllmu_nb.scoring.leakage`.
 
     Raises KitError where two runs of one model agree in people and seeds: they differ in another parameter, which
     belongs into ``by``.
@@ -160,7 +162,7 @@ def _notes(cells: pd.DataFrame, rows: pd.DataFrame, key: list[str]) -> list[str]
         if not isnan(row["value"]):
             notes.append("")
         elif row["against"]:
-            notes.append(f"No {row['against']} answer to the same questions, or none of its own.")
+            notes.append(no_pair(row["against"]))
         elif task == TAUGHT:
             notes.append("The run has no sentences.parquet.")
         elif at not in asked:
@@ -183,17 +185,19 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
             continue
         here = of_metric(rows, task, scoring)
         here = here[here["view"] == view]
-        if task != TAUGHT:  # what was taught about forget people is compared with what nobody was taught
+        if task != TAUGHT:  # sentences about forget people are compared with those about fresh ones
             here = here[here["set"] == set_name]
-        runs = [(part.iloc[0], part) for _, part in here.groupby("run", sort=False)]
-        oracles = {tuple(first[PEOPLE]): part for first, part in runs if (first["method"], first["after"]) == ORACLE}
+        runs = [(answers.iloc[0], answers) for _, answers in here.groupby("run", sort=False)]
+        oracles = {
+            tuple(first[PEOPLE]): answers for first, answers in runs if (first["method"], first["after"]) == ORACLE
+        }
         for model in models.to_dict("records"):
             of_oracle = (model["method"], model["after"]) == ORACLE
-            mine = [(first, part) for first, part in runs if all(first[c] == model[c] for c in key)]
+            mine = [(first, answers) for first, answers in runs if all(first[c] == model[c] for c in key)]
             theirs = [None if of_oracle else oracles.get(tuple(first[PEOPLE])) for first, _ in mine]
             for one in group:
                 at = {**model, "set": set_name, "task": task, "view": view, "scoring": scoring, "metric": one.name}
-                level, difference, note = _compared(one, [part for _, part in mine], theirs)
+                level, difference, note = _compared(one, [answers for _, answers in mine], theirs)
                 if one.per == "model":
                     result.append(at | {"against": "", "note": "" if level else note} | _row(level, len(mine)))
                 if not of_oracle:
@@ -211,7 +215,7 @@ def _compared(one: Metric, ours: list[pd.DataFrame], theirs: list) -> tuple[Inte
     except NotMeasured as reason:
         return None, None, str(reason)
     level, difference = outcome if one.per == "model" else (None, outcome)
-    return level, difference, "No oracle was asked the same questions."
+    return level, difference, no_pair("oracle")
 
 
 def _row(summary: Interval | None, replicates: int) -> dict:

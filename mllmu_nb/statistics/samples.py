@@ -46,7 +46,7 @@ class Sample(NamedTuple):
     people: np.ndarray
 
 
-Parts = Sequence[tuple[Sample, Sample]]  # (positives, negatives) of each model: scores of two models are not compared
+PerModel = Sequence[tuple[Sample, Sample]]  # positives and negatives; scores of two models are not compared
 
 
 class Pairs:
@@ -56,10 +56,10 @@ class Pairs:
     scores higher (half for a tie), and how many there are.
     """
 
-    def __init__(self, parts: Parts):
-        people = [np.unique(np.concatenate([sides[i].people for sides in parts]).astype(str)) for i in (0, 1)]
+    def __init__(self, models: PerModel):
+        people = [np.unique(np.concatenate([sides[i].people for sides in models]).astype(str)) for i in (0, 1)]
         self.higher, self.count = np.zeros((2, *map(len, people)))
-        for positives, negatives in parts:
+        for positives, negatives in models:
             ours, theirs = (
                 p[:, None] == side.people.astype(str) for p, side in zip(people, (positives, negatives), strict=True)
             )
@@ -117,10 +117,10 @@ def _widest(value: float, intervals: Sequence[Sequence[float]]) -> tuple[float, 
     return float(min(value, *lows)), float(max(value, *highs))
 
 
-def tpr(parts: Parts, level: float) -> float:
-    """Share of positives that are found where at most ``level`` of the negatives are, each model by its own bar."""
+def tpr(models: PerModel, level: float) -> float:
+    """Share of positives above the bar that at most ``level`` of the negatives pass, each model with its own."""
     hits = total = 0
-    for positives, negatives in parts:
+    for positives, negatives in models:
         ranked = np.sort(negatives.values)[::-1]
         allowed = (np.arange(len(ranked) + 1) / len(ranked) <= level).sum() - 1
         bar = ranked[allowed] if allowed < len(ranked) else -np.inf

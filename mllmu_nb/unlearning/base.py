@@ -246,7 +246,8 @@ class Method:
     recipes: ClassVar[Mapping[Any, Recipe]] = {}
 
     def loss(self, step: Step) -> Iterator[tuple[str, Tensor]]:
-        """Yields (name, term); the loss is their sum. Each term is back-propagated before the next one is made."""
+        """Yields (name, term); the loss is their sum. Each term is back-propagated before the next one is made, so what
+        reads one batch is one term."""
         raise NotImplementedError(f"{self.name} has no loss")
 
     # What a method may do between the steps of the loop; parameters: name → those that train, with their gradients.
