@@ -245,18 +245,21 @@ class Config(BaseModel):
 
     @property
     def _unlearning_preset(self) -> Recipe:
-        """Of the protocol's variant: another variant in its place has another loss, at the same rate and length."""
+        """Of the protocol's variant: another variant in its place has another loss, at the same rate and length. The
+        label_mode is that which the run's own variant declares."""
         preset, classes = _recipe(self.scale, "unlearning"), unlearning.variants(self.method)
         usual = "upstream" if self.protocol == "upstream" else "canonical"
         own = classes.get(usual, self._method_class).recipe(self.scale, self.modality)
         if self.protocol == "upstream" and usual not in classes:
             own = Recipe(epochs=1, lr=own.lr, source=own.source)  # the released code has no such method: one pass
-        return own.over(preset)
+        return replace(own.over(preset), label_mode=self._method_class.recipe(self.scale, self.modality).label_mode)
 
     def _words(self, preset: Recipe) -> dict[str, Any]:
-        """What protocol and parameters say of every training."""
-        words = {name: getattr(self, name) for name in ("label_mode", "eos", "adapter_reach")}
-        return {**words, "schedule": self.schedule or preset.schedule}
+        """What protocol and parameters say of every training. A word that the preset says itself (the label_mode that a
+        method declares) gives way only to one that was given."""
+        names = ("label_mode", "eos", "adapter_reach")
+        free = [name for name in names if getattr(preset, name) is None or self._given[name] is not None]
+        return {**{name: getattr(self, name) for name in free}, "schedule": self.schedule or preset.schedule}
 
     def _source(self, preset: Recipe, prefix: str) -> str:
         given = [name for name, value in self._given.items() if value is not None]
