@@ -170,7 +170,7 @@ def test_forget_draws_are_pooled_not_averaged():
     assert "GA (image + text) 2; Vanilla 3" in sheet.markdown()
 
 
-@pytest.mark.parametrize("method", ["vanilla", "ga", "mine"])
+@pytest.mark.parametrize("method", ["ga", "mine"])
 def test_one_run_alone_fills_what_it_can(method):
     """Whatever is missing, no table fails, and what cannot be known is empty."""
     scores = Scores.of([make(method, lambda q: True, modality="multimodal" if method == "ga" else "none", **FEW)])
