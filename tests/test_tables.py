@@ -27,10 +27,10 @@ def frame(name: str, scores: Scores) -> pd.DataFrame:
 def line(text: str, *starts: str) -> list[str]:
     """The cells of the first row that begins so, behind the last of ``starts``."""
     *before, start = starts
-    for part in before:
-        text = text.split(part, 1)[1]
-    found = next(line for line in text.splitlines() if line.startswith(f"| {start}"))
-    return [cell.strip() for cell in found.strip("| ").split(" | ")[1:]]
+    for mark in before:
+        text = text.split(mark, 1)[1]
+    row = next(line for line in text.splitlines() if line.startswith(f"| {start}"))
+    return [cell.strip() for cell in row.strip("| ").split(" | ")[1:]]
 
 
 @pytest.fixture(scope="module")
