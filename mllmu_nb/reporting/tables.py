@@ -380,7 +380,7 @@ def registered() -> Registry:
 def sheets(name: str, scores: Scores) -> list[Sheet]:
     """The printed tables of one name: one or more for each base model, protocol and forget ratio."""
     make: Callable[[Scores], Iterator[Sheet]] = registered().get(name)
-    return [sheet for _, part in scores.groups() for sheet in make(part)]
+    return [sheet for _, group in scores.groups() for sheet in make(group)]
 
 
 def write_tables(scores: Scores, folder: Path, source: str) -> list[Path]:
