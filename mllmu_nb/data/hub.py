@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mllmu_nb.data import official
-from mllmu_nb.data.layout import EVALUATION_REPOSITORY, TRAINING_REPOSITORY, Problem
+from mllmu_nb.data.layout import EVALUATION_REPOSITORY, TRAINING_REPOSITORY
 from mllmu_nb.data.schema import Population
 from mllmu_nb.errors import KitError
 
@@ -39,12 +39,6 @@ def read(data_source: str, data_revision: str, ratio: int) -> Population:
     population = official.read_layout(folders[0], ratio, *folders[1:], names=names)
     revisions = {name: commit for name, commit in zip(names, commits, strict=True) if commit}
     return replace(population, notes={**population.notes, "revisions": revisions})
-
-
-def problems(data_source: str, data_revision: str, ratio: int) -> list[Problem]:
-    """All that is wrong in ``data_source``. Raises KitError only when there is nothing to look at."""
-    folders, names, _ = zip(*_sources(data_source, data_revision, ratio), strict=True)
-    return official.problems(folders[0], ratio, *folders[1:], names=names)
 
 
 def _sources(data_source: str, data_revision: str, ratio: int) -> list[Source]:

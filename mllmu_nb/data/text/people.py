@@ -41,6 +41,11 @@ def pairs_of(metadata: object, where: str) -> list[tuple[str, str]]:
     return pairs
 
 
+def some(ids: Sequence[str]) -> str:
+    """The first five of ``ids``, and how many they are if there are more."""
+    return ", ".join(ids[:5]) + (f" .. ({len(ids)} in all)" if len(ids) > 5 else "")
+
+
 def read_profiles(
     profiles_file: str | Path,
     forget_ids_file: str | Path = "",
@@ -179,10 +184,8 @@ def _forget_splits(path: Path, ratio: int, known: Sequence[str], profiles: Path)
     for key, ids in table.items() if isinstance(table, dict) else ():
         if re.fullmatch(r"forget_\d+", key) and isinstance(ids, list) and ids:
             if unknown := [str(entry) for entry in ids if str(entry).lstrip("0") not in spelling]:
-                names = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-                raise KitError(
-                    f"forget_ids_file {path}: {key} lists {names}, nobody of {profiles}: remove what is wrong"
-                )
+                text = f"{key} lists {some(unknown)}, nobody of {profiles}: remove what is wrong"
+                raise KitError(f"forget_ids_file {path}: {text}")
             splits[int(key.removeprefix("forget_"))] = tuple(dict.fromkeys(spelling[str(e).lstrip("0")] for e in ids))
     if ratio not in splits:
         has = ", ".join(table) if isinstance(table, dict) else type(table).__name__
