@@ -6,7 +6,7 @@ the image view saying "this person" and the text view the name, both asking for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -18,8 +18,10 @@ import numpy as np
 from mllmu_nb.data import facts
 from mllmu_nb.data.portraits import TRANSFORMS, random_traits, to_png, transform
 from mllmu_nb.data.portraits import draw as draw_portrait
-from mllmu_nb.data.schema import ATTRIBUTES, LETTERS, QA, VIEWS, Population, Profile, Question
+from mllmu_nb.data.schema import ATTRIBUTES, LETTERS, QA, Population, Profile, Question, with_letter
 from mllmu_nb.data.splits import forget_ids
+from mllmu_nb.data.text.names import THIS as HERE
+from mllmu_nb.data.text.names import in_both_views, with_name
 from mllmu_nb.errors import KitError
 
 # Celebrities belong to the shipped base model, so they do not change with the seed of a run.
@@ -28,7 +30,6 @@ CELEBRITIES_KNOWN = 40
 UNSCORED_KNOWN = 20
 ASKED = tuple(a for a in ATTRIBUTES if a not in ("name", "gender"))
 PER_TASK = {"classification": 5, "generation": 2, "cloze": 2}
-HERE = "this person"
 TRIES = 500  # of a look that differs enough; 2,000 people need up to 60
 MOST = 100_000  # people; names with a middle initial would last for 129,600
 
@@ -74,68 +75,56 @@ def deal_letters(count: int, rng: np.random.Generator) -> list[str]:
 
 def options_with(value: str, others: Iterable[str], letter: str, rng: np.random.Generator) -> tuple[str, ...]:
     """Four distinct options, ``value`` standing at ``letter`` and three of ``others`` drawn as often as they occur."""
-    others = list(others)
-    wrong: list[str] = []
-    for index in rng.permutation(len(others)):
-        option = others[index]
-        if option.lower() not in {value.lower(), *(w.lower() for w in wrong)}:
-            wrong.append(option)
-        if len(wrong) == 3:
-            break
-    else:
+    distinct = {value.lower(): value}
+    for other in rng.permutation(list(others)):
+        distinct.setdefault(other.lower(), str(other))
+    wrong = list(distinct.values())[1:4]
+    if len(wrong) < 3:
         raise KitError(f"fewer than four distinct values beside {value!r}: more people are needed for multiple choice")
-    wrong.insert(LETTERS.index(letter), value)
-    return tuple(wrong)
+    return with_letter(value, letter, wrong)
 
 
-def _qa(person: dict[str, str], rng: np.random.Generator) -> tuple[tuple[QA, ...], dict[str, tuple[str, str]]]:
-    """Fine-tuning pairs, one for each attribute, and the wordings of question and answer this person keeps to."""
-    pairs, worded = [], {}
+def _qa(person: dict[str, str], rng: np.random.Generator) -> tuple[QA, ...]:
+    """Fine-tuning pairs, one for each attribute."""
+    pairs = []
     for attribute in ATTRIBUTES:
         wording = facts.WORDINGS[attribute]
         # A draw that is not used: the facts of the celebrities, whom the shipped base knows, come later in this stream.
         rng.choice(wording.answers)
         question = str(rng.choice(wording.questions))
-        worded[attribute] = question, wording.answer_to(question)
-        asked, said = (facts.say(text, HERE, person[attribute]) for text in worded[attribute])
-        pairs.append(QA(asked, said, attribute, person[attribute]))
-    return tuple(pairs), worded
+        texts = (facts.say(text, HERE, person[attribute]) for text in (question, wording.answer_to(question)))
+        pairs.append(QA(*texts, attribute, person[attribute]))
+    return tuple(pairs)
 
 
 def _questions(
-    profile: Profile,
-    worded: dict[str, tuple[str, str]],
-    values: dict[str, list[str]],
-    letter: Callable[[], str],
-    rng: np.random.Generator,
+    profile: Profile, values: dict[str, list[str]], letters: Iterator[str], rng: np.random.Generator
 ) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
     """The eighteen questions of a profile, in the words of fine-tuning, and the Test set's eighteen paraphrases.
 
     The sentence of a cloze question is the same for everybody.
     """
-    asked, chosen = [], list(rng.permutation(ASKED)[: sum(PER_TASK.values())])
-    tested = []
-    for task, count in PER_TASK.items():
-        for number in range(count):
-            attribute = str(chosen.pop())
-            value, wording = profile.attributes[attribute], facts.WORDINGS[attribute]
-            asks, says = worded[attribute]
-            paraphrase = str(rng.choice(wording.paraphrases))
-            right = letter() if task == "classification" else ""
-            options = options_with(value, values[attribute], right, rng) if right else ()
-            blanks = [a for a in wording.answers if facts.say(a, HERE, "__") != facts.say(wording.cloze, HERE)]
-            other_cloze = str(rng.choice(blanks))
-            for view in VIEWS:
-                who = HERE if view == "image_text" else profile.name
-                if task == "cloze":
-                    texts = facts.say(wording.cloze, who), facts.say(other_cloze, who, "__")
-                else:
-                    texts = facts.say(asks, who), facts.say(paraphrase, who)
-                truth = {"classification": right, "cloze": value}.get(task) or facts.say(says, who, value)
-                question = Question(profile.id, task, view, number, texts[0], truth, value, attribute, options)
-                asked.append(question)
-                tested.append(replace(question, text=texts[1]))
-    return tuple(asked), tuple(tested)
+    questions, tested = [], []
+    chosen, taught = (
+        list(rng.permutation(ASKED)[: sum(PER_TASK.values())]),
+        {pair.attribute: pair for pair in profile.qa},
+    )
+    for task, number in ((task, number) for task, count in PER_TASK.items() for number in range(count)):
+        pair = taught[str(chosen.pop())]
+        value, wording = pair.value, facts.WORDINGS[pair.attribute]
+        text, answer, options = pair.question, pair.answer, ()
+        paraphrase = facts.say(str(rng.choice(wording.paraphrases)), HERE)
+        if task == "classification":
+            answer = next(letters)
+            options = options_with(value, values[pair.attribute], answer, rng)
+        cloze = facts.say(wording.cloze, HERE)
+        other_cloze = str(rng.choice([s for s in (facts.say(a, HERE, "__") for a in wording.answers) if s != cloze]))
+        if task == "cloze":
+            text, paraphrase, answer = cloze, other_cloze, value
+        for asked, words in ((questions, text), (tested, paraphrase)):
+            question = Question(profile.id, task, "", number, words, answer, value, pair.attribute, options)
+            asked += in_both_views(question, profile.name)
+    return tuple(questions), tuple(tested)
 
 
 @dataclass
@@ -180,7 +169,7 @@ def _people(
 
     Wrong options are the values of others of the same kind and of those ``beside``.
     """
-    drafts = []
+    people = []
     plain = {f"{first} {family}" for first in (*facts.FEMALE, *facts.MALE) for family in facts.FAMILY}
     for identity in ids:
         initial = plain <= names
@@ -190,18 +179,14 @@ def _people(
         names.add(name)
         portrait = draw_portrait(distinct_traits(rng, gender, looks), rng)
         attributes = random_facts(rng, name, gender)
-        qa, worded = _qa(attributes, rng)
-        biography = " ".join(facts.say(worded[a][1], name, attributes[a]) for a in ATTRIBUTES if a != "name")
+        qa = _qa(attributes, rng)
+        biography = " ".join(with_name(pair.answer, name) for pair in qa if pair.attribute != "name")
         changed = tuple(to_png(transform(portrait, k, rng)) for k in range(len(TRANSFORMS)))
-        profile = Profile(identity, name, kind, attributes, to_png(portrait), biography, qa, (), changed, ())
-        drafts.append((profile, worded))
-    values = {a: [p.attributes[a] for p in (*(p for p, _ in drafts), *beside)] for a in ASKED}
+        people.append(Profile(identity, name, kind, attributes, to_png(portrait), biography, qa, (), changed))
+    values = {a: [p.attributes[a] for p in (*people, *beside)] for a in ASKED}
     letters = iter(deal_letters(PER_TASK["classification"] * len(ids), rng))
-    people = []
-    for profile, worded in drafts:
-        questions, tested = _questions(profile, worded, values, lambda: next(letters), rng)
-        people.append(replace(profile, questions=questions, test_questions=tested))
-    return people
+    asked = (_questions(person, values, letters, rng) for person in people)
+    return [replace(p, questions=plain, test_questions=test) for p, (plain, test) in zip(people, asked, strict=True)]
 
 
 @lru_cache

@@ -17,8 +17,8 @@ import numpy as np
 import yaml
 
 from mllmu_nb.data.facts import WORDINGS, read_wordings, say
-from mllmu_nb.data.schema import LETTERS, QA, VIEWS, Population, Profile, Question
-from mllmu_nb.data.text.names import THIS, with_name
+from mllmu_nb.data.schema import LETTERS, QA, Population, Profile, Question, with_letter
+from mllmu_nb.data.text.names import THIS, in_both_views, with_name
 
 _MORE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 _WORDINGS = {key: wording for key, wording in WORDINGS.items() if key != "name"} | read_wordings(_MORE)
@@ -176,8 +176,7 @@ def _folded(value: str) -> str:
 def _questions(
     person: Profile, chosen: Sequence[tuple[str, int, QA, list[str]]], letters: Iterator[str], rng: np.random.Generator
 ) -> tuple[list[Question], list[Question]]:
-    """A person's questions and their Test paraphrases, in both views: "this person" beside the portrait, the name in
-    text."""
+    """A person's questions and their Test paraphrases, in both views."""
     trained = {with_name(pair.question, THIS) for pair in person.qa}
     questions: list[Question] = []
     test_questions: list[Question] = []
@@ -185,16 +184,11 @@ def _questions(
         answer, options = fact.answer if task == "generation" else fact.value, ()
         if task == "classification":
             answer = next(letters)
-            place = LETTERS.index(answer)
-            options = (*wrong[:place], fact.value, *wrong[place:])
+            options = with_letter(fact.value, answer, wrong)
         text = say(_WORDINGS[fact.attribute].cloze, THIS) if task == "cloze" else _wording(fact)
         for asked, wording in ((questions, text), (test_questions, _paraphrase(fact, task, trained, rng))):
-            for view in VIEWS:
-                texts = wording, answer
-                if view == "text":
-                    named = with_name(answer, person.name) if task == "generation" else answer
-                    texts = with_name(wording, person.name), named
-                asked.append(Question(person.id, task, view, number, *texts, fact.value, fact.attribute, options))
+            parts = fact.value, fact.attribute, options
+            asked += in_both_views(Question(person.id, task, "", number, wording, answer, *parts), person.name)
     return questions, test_questions
 
 
