@@ -1,8 +1,7 @@
-"""What a profile is: the types that every floor above passes around.
+"""Profiles, their questions and populations; each field carries what a column of the published layout holds.
 
-They carry the columns of the published layout (``ID``, ``biography``, ``metadata``, ``Classification_Task``,
-``Generation_Task``, ``Mask_Task``, images) and, beside them, what generated profiles know and published ones
-do not print: which attribute a question asks for and the bare value that answers it.
+Beside the columns stand what generated profiles know and published ones do not print: which attribute a question asks
+for, and the bare value that answers it.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 ATTRIBUTES = tuple(
-    "name gender birth_date birthplace residence profession height education salary medical father_job mother_job hobby "
-    "food pet".split()
+    "name gender birth_date birthplace residence profession height education salary medical father_job mother_job"
+    " hobby food pet".split()
 )
 TASKS = ("classification", "generation", "cloze")
 VIEWS = ("image_text", "text")
