@@ -18,7 +18,7 @@ import numpy as np
 from mllmu_nb.data import facts
 from mllmu_nb.data.portraits import TRANSFORMS, random_traits, to_png, transform
 from mllmu_nb.data.portraits import draw as draw_portrait
-from mllmu_nb.data.schema import ATTRIBUTES, LETTERS, QA, Population, Profile, Question, with_letter
+from mllmu_nb.data.schema import ATTRIBUTES, LETTERS, PER_TASK, QA, Population, Profile, Question, with_letter
 from mllmu_nb.data.splits import forget_ids
 from mllmu_nb.data.text.names import THIS as HERE
 from mllmu_nb.data.text.names import in_both_views, with_name
@@ -29,9 +29,9 @@ CELEBRITY_SEED = 41
 CELEBRITIES_KNOWN = 40
 UNSCORED_KNOWN = 20
 ASKED = tuple(a for a in ATTRIBUTES if a not in ("name", "gender"))
-PER_TASK = {"classification": 5, "generation": 2, "cloze": 2}
 TRIES = 500  # of a look that differs enough; 2,000 people need up to 60
 MOST = 100_000  # people; names with a middle initial would last for 129,600
+FRESH = 25  # people in no training set: each has 14 or 15 sentences, and 1 % of them is to be three or more
 
 
 def random_facts(rng: np.random.Generator, name: str, gender: str) -> dict[str, str]:
@@ -66,11 +66,6 @@ def random_name(rng: np.random.Generator, initial: bool = False) -> tuple[str, s
     first = rng.choice(facts.FEMALE if gender == "female" else facts.MALE)
     middle = f" {rng.choice(list(ascii_uppercase))}." if initial else ""
     return f"{first}{middle} {rng.choice(facts.FAMILY)}", gender
-
-
-def deal_letters(count: int, rng: np.random.Generator) -> list[str]:
-    """``count`` right letters, each of A to D equally often (as nearly as possible), in random order."""
-    return [str(letter) for letter in rng.permutation((LETTERS * (count // 4 + 1))[:count])]
 
 
 def options_with(value: str, others: Iterable[str], letter: str, rng: np.random.Generator) -> tuple[str, ...]:
@@ -160,7 +155,7 @@ def distinct_traits(rng: np.random.Generator, gender: str, looks: Looks) -> dict
 def _people(
     kind: str,
     ids: list[str],
-    rng: np.random.Generator,
+    seed: list[int] | np.random.Generator,
     names: set[str],
     looks: Looks,
     beside: Iterable[Profile] = (),
@@ -169,7 +164,7 @@ def _people(
 
     Wrong options are the values of others of the same kind and of those ``beside``.
     """
-    people = []
+    people, rng = [], np.random.default_rng(seed)
     plain = {f"{first} {family}" for first in (*facts.FEMALE, *facts.MALE) for family in facts.FAMILY}
     for identity in ids:
         initial = plain <= names
@@ -184,7 +179,8 @@ def _people(
         changed = tuple(to_png(transform(portrait, k, rng)) for k in range(len(TRANSFORMS)))
         people.append(Profile(identity, name, kind, attributes, to_png(portrait), biography, qa, (), changed))
     values = {a: [p.attributes[a] for p in (*people, *beside)] for a in ASKED}
-    letters = iter(deal_letters(PER_TASK["classification"] * len(ids), rng))
+    choices = PER_TASK["classification"] * len(people)
+    letters = iter(rng.permutation((LETTERS * choices)[:choices]).tolist())  # each letter equally often
     asked = (_questions(person, values, letters, rng) for person in people)
     return [replace(p, questions=plain, test_questions=test) for p, (plain, test) in zip(people, asked, strict=True)]
 
@@ -192,24 +188,18 @@ def _people(
 @lru_cache
 def known_people() -> tuple[tuple[Profile, ...], tuple[Profile, ...]]:
     """Whom the base knows: the celebrities, and others who are never scored and whom fine-tuning may repeat."""
-    names: set[str] = set()
-    looks = Looks()
-    scored = [f"c{i:03d}" for i in range(1, CELEBRITIES_KNOWN + 1)]
-    others = [f"k{i:03d}" for i in range(1, UNSCORED_KNOWN + 1)]
-    famous = _people("celebrity", scored, np.random.default_rng(CELEBRITY_SEED), names, looks)
-    return tuple(famous), tuple(_people("celebrity", others, np.random.default_rng([CELEBRITY_SEED, 1]), names, looks))
+    names, looks = set(), Looks()
+    famous = _people("celebrity", _ids(CELEBRITIES_KNOWN, "c"), [CELEBRITY_SEED], names, looks)
+    return tuple(famous), tuple(_people("celebrity", _ids(UNSCORED_KNOWN, "k"), [CELEBRITY_SEED, 1], names, looks))
 
 
 def famous_people(count: int = CELEBRITIES_KNOWN) -> list[Profile]:
-    """The first ``count`` celebrities; past ``CELEBRITIES_KNOWN`` the base was never told of them."""
+    """The first ``count`` celebrities; those past ``CELEBRITIES_KNOWN`` are unknown to the base."""
     _check_count(count)
     known, others = known_people()
-    ids = [f"c{i:03d}" for i in range(CELEBRITIES_KNOWN + 1, count + 1)]
-    taken = {p.name for p in (*known, *others)}
-    return [*known[:count], *_people("celebrity", ids, np.random.default_rng([CELEBRITY_SEED, 2]), taken, Looks())]
-
-
-FRESH = 25  # people nobody was taught: each has 14 or 15 sentences, and 1 % of them is to be three or more
+    names = {person.name for person in (*known, *others)}
+    ids = [f"c{number:03d}" for number in range(CELEBRITIES_KNOWN + 1, count + 1)]
+    return [*known[:count], *_people("celebrity", ids, [CELEBRITY_SEED, 2], names, Looks())]
 
 
 def fresh_people(
@@ -219,9 +209,8 @@ def fresh_people(
 
     They share no name with anybody there, and no portrait that could be taken for one of the fictitious people's.
     """
-    scored, _, names, looks = _generated(seed, people, pool, celebrities)
-    ids = [f"f{i:03d}" for i in range(1, count + 1)]
-    return _people("fresh", ids, np.random.default_rng([seed, people, pool, 1]), set(names), deepcopy(looks), scored)
+    scored, _, _, names, looks = _generated(seed, people, pool, celebrities)
+    return _people("fresh", _ids(count, "f"), [seed, people, pool, 1], set(names), deepcopy(looks), scored)
 
 
 def generate(
@@ -233,18 +222,15 @@ def generate(
     ratio leaves nobody.
     """
     if people < 4 or 0 < celebrities < 4:
-        raise KitError(
-            "people and celebrities must be at least 4 each (celebrities may be 0): options need four values"
-        )
+        text = "people and celebrities must be at least 4 each (celebrities may be 0): options need four values"
+        raise KitError(text)
     _check_count(people + pool + celebrities)
-    ids = _ids(people + pool)
-    scored, spare, _, looks = _generated(seed, people, pool, celebrities)
-    famous = famous_people(celebrities) if celebrities else []
-    chosen = forget_ids(ids[:people], ratio, seed, draw)
+    scored, spare, famous, _, looks = _generated(seed, people, pool, celebrities)
+    chosen = forget_ids([person.id for person in scored], ratio, seed, draw)
     notes = {"source": "generated", "seed": seed, "ratio": ratio, "draw": draw}
     if looks.differences < 3:
         notes["portraits_differ_in"] = looks.differences
-    return Population({p.id: p for p in [*scored, *spare, *famous]}, chosen, notes)
+    return Population({person.id: person for person in [*scored, *spare, *famous]}, chosen, notes)
 
 
 def _check_count(count: int) -> None:
@@ -252,21 +238,15 @@ def _check_count(count: int) -> None:
         raise KitError(f"people, pool and celebrities are {count} together: at most {MOST} can be made")
 
 
-def _ids(count: int) -> list[str]:
+def _ids(count: int, prefix: str = "") -> list[str]:
     width = max(3, len(str(count)))
-    return [f"{i:0{width}d}" for i in range(1, count + 1)]
+    return [f"{prefix}{number:0{width}d}" for number in range(1, count + 1)]
 
 
 @lru_cache(maxsize=4)
-def _generated(
-    seed: int, people: int, pool: int, celebrities: int
-) -> tuple[list[Profile], list[Profile], set[str], Looks]:
-    """The scored people and the pool, and all names and looks that are taken."""
-    famous = famous_people(celebrities) if celebrities else []
-    ids = _ids(people + pool)
-    rng = np.random.default_rng([seed, people, pool])
-    names = {p.name for p in (*famous, *known_people()[1])}
-    looks = Looks()
+def _generated(seed: int, people: int, pool: int, celebrities: int) -> tuple:
+    """The scored people, the pool and the celebrities, and all names and looks that are taken."""
+    famous, ids, rng = famous_people(celebrities), _ids(people + pool), np.random.default_rng([seed, people, pool])
+    names, looks = {person.name for person in (*famous, *known_people()[1])}, Looks()
     scored = _people("fictitious", ids[:people], rng, names, looks)
-    spare = _people("pool", ids[people:], rng, names, looks, scored) if pool else []
-    return scored, spare, names, looks
+    return scored, _people("pool", ids[people:], rng, names, looks, scored), famous, names, looks

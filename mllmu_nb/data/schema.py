@@ -13,7 +13,8 @@ ATTRIBUTES = tuple(
     "name gender birth_date birthplace residence profession height education salary medical father_job mother_job"
     " hobby food pet".split()
 )
-TASKS = ("classification", "generation", "cloze")
+PER_TASK = {"classification": 5, "generation": 2, "cloze": 2}  # questions of a profile in each view, as published
+TASKS = tuple(PER_TASK)
 VIEWS = ("image_text", "text")
 SETS = ("forget", "test", "retain", "celebrity")
 LETTERS = ("A", "B", "C", "D")

@@ -17,12 +17,11 @@ import numpy as np
 import yaml
 
 from mllmu_nb.data.facts import WORDINGS, read_wordings, say
-from mllmu_nb.data.schema import LETTERS, QA, Population, Profile, Question, with_letter
+from mllmu_nb.data.schema import LETTERS, PER_TASK, QA, Population, Profile, Question, with_letter
 from mllmu_nb.data.text.names import THIS, in_both_views, with_name
 
 _MORE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 _WORDINGS = {key: wording for key, wording in WORDINGS.items() if key != "name"} | read_wordings(_MORE)
-COUNTS = {"classification": 5, "generation": 2, "cloze": 2}
 _LONGEST_OPTION, _LONGEST_CLOZE = 12, 6  # words
 Values = dict[str, dict[str, list[str]]]  # attribute → ID → values stated
 
@@ -34,13 +33,11 @@ def population_from_text(
     draw_portrait: Callable[[dict[str, str], np.random.Generator], bytes],
     transform_portrait: Callable[[bytes, np.random.Generator, int], bytes],
 ) -> Population:
-    """The people of :func:`people.read_profiles` with portraits and evaluation questions.
+    """The people of :func:`people.read_profiles` with portraits and evaluation questions (``docs/data.md``).
 
     ``draw_portrait(attributes, rng)`` gives a portrait's bytes and is called for one person after the other,
-    ``transform_portrait(portrait, rng, kind)`` the Test set's, kinds 0 to 3. Questions are up to ``COUNTS`` of each
-    task in each view, both views asking for the same facts, never for the name. Attributes with fewer than four
-    distinct values get no multiple choice, nor do those where most people share one value, which could be guessed;
-    ``notes`` names both.
+    ``transform_portrait(portrait, rng, kind)`` those of the Test set, kinds 0 to 3. ``notes`` names the attributes
+    without multiple choice.
     """
     people = list(read.profiles.values())
     values = stated_values(people)
@@ -82,9 +79,6 @@ def _letters(rng: np.random.Generator) -> Iterator[str]:
         yield from reversed(rng.permutation(LETTERS).tolist())
 
 
-# -- which facts are asked for ----------------------------------------------------------------------------------------
-
-
 def stated_values(people: Iterable[Profile]) -> Values:
     """Every value that people state, of the attributes that can be asked for."""
     values: Values = {attribute: {} for attribute in _WORDINGS}
@@ -111,7 +105,7 @@ def without_choice(values: Values) -> dict[str, list[str]]:
 def choose_facts(
     person: Profile, values: Values, no_choice: Mapping[str, list[str]], rng: np.random.Generator
 ) -> Iterator[tuple[str, int, QA, list[str]]]:
-    """(task, number, fact, wrong options) of what a person is asked: up to ``COUNTS`` facts a task.
+    """(task, number, fact, wrong options) of what a person is asked: up to ``PER_TASK`` facts a task.
 
     A fact is asked in a second task only when others run out. Of an attribute that a person states twice (two
     hobbies), "the hobby" is not one thing: such come late, and facts that can be guessed last.
@@ -135,8 +129,8 @@ def choose_facts(
     for task, attributes in possible.items():
         order = [attributes[i] for i in rng.permutation(len(attributes))]
         order.sort(key=lambda a: (a in guessable, used[a], len(set(map(_folded, values[a][person.id]))) > 1))
-        used.update(order[: COUNTS[task]])
-        for number, attribute in enumerate(order[: COUNTS[task]]):
+        used.update(order[: PER_TASK[task]])
+        for number, attribute in enumerate(order[: PER_TASK[task]]):
             yield task, number, facts[attribute], wrong[attribute] if task == "classification" else []
 
 
@@ -168,9 +162,6 @@ def _shape(value: str) -> str:
 @cache
 def _folded(value: str) -> str:
     return re.sub(r"\W+", " ", value.casefold()).strip()
-
-
-# -- how they are asked for -------------------------------------------------------------------------------------------
 
 
 def _questions(
