@@ -78,12 +78,9 @@ def _configs(population: Population, training: bool) -> dict[str, list[Profile]]
 def _forget_splits(population: Population) -> dict[int, tuple[str, ...]]:
     """ratio → forget ids: the population's own, those its notes keep of the file it came from, else drawn."""
     notes, scored = population.notes, [person.id for person in population.of_kind("fictitious")]
-    share = 100 * len(population.forget_ids) / len(scored)
-    own = notes.get("ratio") or min(RATIOS, key=lambda ratio: abs(ratio - share))
-    known = notes.get("forget_splits", {})
-    seed, draw = notes.get("seed", 0), notes.get("draw", 0)
-    splits = {own: population.forget_ids}
-    for ratio in sorted(set(RATIOS) - {own}):
+    known, seed, draw = notes.get("forget_splits", {}), notes.get("seed", 0), notes.get("draw", 0)
+    splits = {notes["ratio"]: population.forget_ids}
+    for ratio in sorted(set(RATIOS) - splits.keys()):
         if str(ratio) in known:
             splits[ratio] = tuple(identity for identity in known[str(ratio)] if identity in scored)
         elif (draw + 1) * round(len(scored) * ratio / 100) in range(1, len(scored)):

@@ -32,11 +32,10 @@ def with_person(text: str, name: str) -> str:
 
 
 def with_name(text: str, name: str) -> str:
-    """Say the name where ``text`` says "this person", as the text-only view needs it.
+    """Say the name where ``text`` says "this person", "the woman shown" and the like, as the text view needs it.
 
-    "this individual", "the person in the picture", "the woman shown" and the like count too; possessives become
-    "Jonas's"; "in the image" goes, since there is none. A question that names nobody afterwards ("What is the
-    father's occupation?") gets the name as well. Upstream replaces the words "this person" only.
+    "in the image" goes, since there is none; a question that names nobody ("What is the father's occupation?") gets the
+    name as well. Upstream replaces the words "this person" only.
     """
     capital = text[:1].isupper()
     text = re.sub(rf"^(?:as )?(?:{_SHOWN} )?in {_PLACE}, ", "", straight(text), flags=re.I)

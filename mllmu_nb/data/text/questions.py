@@ -1,7 +1,4 @@
-"""Evaluation questions from the facts of published people, and the population they make.
-
-Wrong options are what other people answered to the same question.
-"""
+"""Evaluation questions from the facts of published people, and the population they make (``docs/data.md``)."""
 
 from __future__ import annotations
 
@@ -107,8 +104,7 @@ def choose_facts(
 ) -> Iterator[tuple[str, int, QA, list[str]]]:
     """(task, number, fact, wrong options) of what a person is asked: up to ``PER_TASK`` facts a task.
 
-    A fact is asked in a second task only when others run out. Of an attribute that a person states twice (two
-    hobbies), "the hobby" is not one thing: such come late, and facts that can be guessed last.
+    Asked before, stated twice ("the hobby" is not one thing) or easily guessed: such facts come last.
     """
     guessable = {attribute for attributes in no_choice.values() for attribute in attributes}
     facts: dict[str, QA] = {}
@@ -135,11 +131,7 @@ def choose_facts(
 
 
 def wrong_options(fact: QA, own: set[str], others: Sequence[str], rng: np.random.Generator) -> list[str]:
-    """Three values of other people, drawn as often as they occur, none of them true, all distinct; [] if too few.
-
-    Drawing people rather than distinct values keeps a common value as common among the wrong options as among the
-    right ones: who knows nobody and picks the commonest is right no more often than by chance.
-    """
+    """Three values of other people, drawn as often as they occur, none of them true, all distinct; [] if too few."""
     drawn = [others[i] for i in rng.permutation(len(others))]
     drawn.sort(key=lambda value: _shape(value) != _shape(fact.value))  # stable: likeness first, then chance
     options: dict[str, str] = {}
