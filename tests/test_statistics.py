@@ -68,13 +68,6 @@ def test_bootstrap_of_many_people_agrees_with_the_normal_interval():
     assert found.value - found.low == pytest.approx(reach, rel=0.1)
 
 
-def test_bootstrap_is_repeatable_and_follows_its_seed():
-    values = np.random.default_rng(0).random(80)
-    who = people(40, 2)
-    assert interval(values, who, seed=3) == interval(values, who, seed=3)
-    assert interval(values, who, seed=3) != interval(values, who, seed=4)
-
-
 def test_effective_items_lie_between_people_and_items():
     alike = np.array([5.0, 0.0] * 10)  # every person all right or all wrong: correlation 1
     mixed = np.array([2.0, 3.0] * 10)  # people differ less than chance would have it: correlation 0

@@ -1,4 +1,4 @@
-"""How far two samples are from each other, and how well one is told from the other."""
+"""How far two samples are from each other, and how well one is told from the other: docs/scoring.md ("Intervals")."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def ks(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
 
 
 def jensen_shannon(ours: np.ndarray, theirs: np.ndarray, people: np.ndarray) -> tuple[float, float]:
-    """The distance (base 2, 0 to 1) of two histograms over [0, 1] in BINS equal bins, and its 95 % level by chance.
+    """The distance (base 2, 0 to 1) of two histograms over [0, 1], and its 95 % level by chance; all [questions].
 
-    All three are [questions]. By chance: in each draw the two models change places for about half of the ``people``.
+    By chance: in each draw the two models change places for about half of the ``people``.
     """
     codes = pd.factorize(people)[0]
     edges = np.linspace(0, 1, BINS + 1)
@@ -68,9 +68,7 @@ class Pairs:
             self.count += np.outer(ours.sum(1), theirs.sum(1))
 
     def auc(self) -> tuple[float, float, float]:
-        """The area with its interval, people of both sides resampled. Close to its end few people speak against it, and
-        resampling says too little of people not asked: there it is at least as wide as Wilson's on so many people as
-        the smaller side has."""
+        """The area with its interval, people of both sides resampled; close to its end at least as wide as Wilson's."""
         value, people = self.higher.sum() / self.count.sum(), min(self.count.shape)
         ends = self._around(value, self._resampled(self.higher), 0)
         if not ends or self._at_end():
@@ -80,8 +78,7 @@ class Pairs:
     def minus(self, other: Pairs) -> tuple[float, float, float]:
         """The difference to the area of another model of the same people, with its paired interval.
 
-        Where it has no spread or both areas are close to an end: at least as wide as their own intervals make it
-        (MOVER, as in :func:`~mllmu_nb.statistics.paired_difference`).
+        Without a spread, or where both areas are close to an end, at least as wide as their own make it (MOVER).
         """
         difference = self.higher - other.higher
         value = difference.sum() / self.count.sum()
@@ -96,8 +93,7 @@ class Pairs:
         return bool(min(self.count.shape) * min(share, 1 - share) < AT_END)
 
     def _around(self, value: float, resampled: np.ndarray, lowest: float) -> list:
-        """The interval that the resamples make: their percentiles, or with few people Student's t on their spread,
-        inside ``lowest`` to 1. None for one person and without a spread."""
+        """The interval that the resamples make, inside ``lowest`` to 1: none for one person and without a spread."""
         people = min(self.count.shape)
         if people < 2 or not np.ptp(resampled) >= SAME:  # NaN where a resample has no pair
             return []
