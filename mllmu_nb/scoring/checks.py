@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import product
+from collections.abc import Iterator
+from itertools import chain, product
 from math import isfinite
 
 import numpy as np
@@ -29,64 +30,61 @@ FORMS += [("classification", "likelihood", 0), ("generation", "", 0), ("cloze", 
 
 def check_metric(metric: Metric) -> None:
     """Raises KitError saying which promise ``metric`` breaks; made-up answers of three models are enough to see it."""
-    _check_declaration(metric)
     rows, score = (sample_sentences(), sentence_scores) if metric.task == TAUGHT else (sample_items(), item_scores)
+    check = _values
     if metric.per != "answer":
-        _check_models(metric, of_metric(score(rows), metric.task, metric.scoring))
-    else:
-        _check_values(metric, rows if metric.task == TAUGHT else of_metric(rows, metric.task, metric.scoring))
+        rows, check = score(rows), _levels
+    asked = rows if metric.task == TAUGHT else of_metric(rows, metric.task, metric.scoring)
+    for kept, problem in chain(_declaration(metric), check(metric, asked)):
+        if not kept:
+            raise KitError(f"metric {' '.join(filter(None, metric.key))}: {problem}")
 
 
-def _check_declaration(metric: Metric) -> None:
+# Each yields whether a promise is kept, and the problem if it is not
+
+
+def _declaration(metric: Metric) -> Iterator[tuple[bool, str]]:
     low, high = metric.bounds
     alike = [one.name for one in metrics(task=metric.task, scoring=metric.scoring, column=metric.column, per="answer")]
     stored = set(sample_items()) | set(sample_sentences())
-    for kept, problem in (
-        (metric.label, "it needs a label"),
-        (low < high, f"its bounds {low} and {high} are no range"),
-        (metric.times > 0 and metric.digits >= 0, "it is printed as times × value with digits, neither below 0"),
-        (metric.margin is None or metric.margin > 0, f"its margin {metric.margin} must be above 0, or None"),
-        (metric.knowledge in (-1, 0, 1), "knowledge is 1, -1 or 0"),
-        (metric.per in PER, "per is answer, model or pair"),
-        (metric.table in (*TABLES, ""), f"its table is one of {', '.join(TABLES)}, or none"),
-        (metric.sets and set(metric.sets) <= set(SETS), f"its sets are some of {', '.join(SETS)}"),
-        (metric.column not in stored, f"its column {metric.column} is one of the stored ones: give it another"),
-        (metric.per != "answer" or len(alike) < 2, f"{' and '.join(alike)} share the column {metric.column}"),
-    ):
-        _require(metric, kept, problem)
+    yield metric.label, "it needs a label"
+    yield low < high, f"its bounds {low} and {high} are no range"
+    yield metric.times > 0 and metric.digits >= 0, "it is printed as times × value with digits, neither below 0"
+    yield metric.margin is None or metric.margin > 0, f"its margin {metric.margin} must be above 0, or None"
+    yield metric.knowledge in (-1, 0, 1), "knowledge is 1, -1 or 0"
+    yield metric.per in PER, f"per is one of {', '.join(PER)}"
+    yield metric.table in (*TABLES, ""), f"its table is one of {', '.join(TABLES)}, or none"
+    yield metric.sets and set(metric.sets) <= set(SETS), f"its sets are some of {', '.join(SETS)}"
+    yield metric.column not in stored, f"its column {metric.column} is one of the stored ones: give it another"
+    yield metric.per != "answer" or len(alike) < 2, f"{' and '.join(alike)} share the column {metric.column}"
 
 
-def _check_values(metric: Metric, rows: pd.DataFrame) -> None:
+def _values(metric: Metric, rows: pd.DataFrame) -> Iterator[tuple[bool, str]]:
     before = rows.copy(deep=True)
     values = metric.function(rows)
-    _require(metric, before.equals(rows), "it changes the rows it is given")
-    _require(metric, isinstance(values, pd.Series) and values.index.equals(rows.index), "one value a row, same index")
+    yield before.equals(rows), "it changes the rows it is given"
+    yield isinstance(values, pd.Series) and values.index.equals(rows.index), "one value a row, same index"
     numbers, (low, high) = values.astype(float), metric.bounds
     outside = numbers[(numbers < low) | (numbers > high)]
-    _require(metric, outside.empty, f"values such as {outside.head(1).tolist()} lie outside {low:g} to {high:g}")
-    _require(metric, numbers.notna().any(), "it has no value for any of the sample answers")
-    _require(metric, numbers.equals(metric.function(rows).astype(float)), "it is not the same the second time")
+    yield outside.empty, f"values such as {outside.head(1).tolist()} lie outside {low:g} to {high:g}"
+    yield numbers.notna().any(), "it has no value for any of the sample answers"
+    yield numbers.equals(metric.function(rows).astype(float)), "it is not the same the second time"
     mixed = metric.function(rows.sample(frac=1, random_state=0)).reindex(rows.index).astype(float)
-    _require(metric, np.allclose(numbers, mixed, rtol=1e-9, equal_nan=True), "it depends on the order of the rows")
-    _require(metric, metric.function(rows.head(0)).empty, "it fails where there is no answer")
+    yield np.allclose(numbers, mixed, rtol=1e-9, equal_nan=True), "it depends on the order of the rows"
+    yield metric.function(rows.head(0)).empty, "it has values where there is no answer"
 
 
-def _check_models(metric: Metric, rows: pd.DataFrame) -> None:
+def _levels(metric: Metric, rows: pd.DataFrame) -> Iterator[tuple[bool, str]]:
     rows = rows[(rows["view"] == "text") & ((metric.task == TAUGHT) | rows["set"].isin(metric.sets))]
-    unlearned, oracle = ([rows[rows["method"] == name]] for name in ("ga", "oracle"))
+    unlearned, oracle = (rows[rows["method"] == name] for name in ("ga", "oracle"))
     try:
-        results = [metric.function(ours, [oracle[0]]) for ours in (unlearned, oracle)]
+        results = [metric.function([ours], [oracle]) for ours in (unlearned, oracle)]
     except NotMeasured:
         return  # the sample has few people
     (level, difference), (_, same) = (one if metric.per == "model" else (None, one) for one in results)
-    _require(metric, difference is not None, "beside an oracle it has no difference")
-    _require(metric, level is None or metric.bounds[0] <= level.value <= metric.bounds[1], "a level out of its bounds")
-    _require(metric, isfinite(difference.value) and same.value == 0, "a model is not at 0 beside itself")
-
-
-def _require(metric: Metric, kept: bool, problem: str) -> None:
-    if not kept:
-        raise KitError(f"metric {' '.join(filter(None, metric.key))}: {problem}")
+    yield difference is not None, "beside an oracle it has no difference"
+    yield level is None or metric.bounds[0] <= level.value <= metric.bounds[1], "a level out of its bounds"
+    yield isfinite(difference.value) and same.value == 0, "a model is not at 0 beside itself"
 
 
 def sample_items() -> pd.DataFrame:

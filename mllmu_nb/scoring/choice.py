@@ -75,12 +75,12 @@ def distance(
     ours: Sequence, theirs: Sequence, function: Callable[[np.ndarray, np.ndarray, np.ndarray], float]
 ) -> Interval:
     """``function`` of the truth ratios of the questions that the model and its oracle were both asked, and of whom."""
-    columns, asked = ["question_id", "truth_ratio"], [pd.DataFrame()]
+    columns, asked = ["question_id", "truth_ratio"], []
     for run, oracle in zip(ours, theirs, strict=True):
         if oracle is not None:
             pairs = run[[*columns, "person"]].merge(oracle[columns], on="question_id", suffixes=("", "_oracle"))
             asked.append(pairs.dropna())
-    if (both := pd.concat(asked)).empty:
+    if not asked or (both := pd.concat(asked)).empty:
         raise NotMeasured(no_pair("oracle"))
     people = both["person"].to_numpy()
     value = function(both["truth_ratio"].to_numpy(), both["truth_ratio_oracle"].to_numpy(), people)

@@ -25,13 +25,12 @@ FORGOTTEN = ("forget", "test")  # sets on which knowledge is to go; it is to sta
 METRICS = Registry("metric")
 
 
-def no_pair(against: str) -> str:
-    """Why a difference to another model is missing."""
-    return f"No {against} answer to the same questions, or none of its own."
-
-
 class NotMeasured(Exception):
     """Raised by a metric of models where it has no value; the text is the note of the empty cell."""
+
+
+def no_pair(against: str) -> str:
+    return f"No {against} answer to the same questions, or none of its own."
 
 
 @dataclass(frozen=True, kw_only=True)

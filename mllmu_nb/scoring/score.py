@@ -213,13 +213,11 @@ def _refuse_twins(items: pd.DataFrame, key: list[str]) -> None:
 
 
 def _verdicts(cells: pd.DataFrame) -> list[str]:
-    margins, verdicts = {key: one.margin for key, one in by_key().items()}, []
-    for row in cells.to_dict("records"):
-        margin = margins.get(tuple(row[c] for c in KEY))
-        judged = margin and row["against"] == "oracle" and row["view"] in (*VIEWS, POOLED) and not isnan(row["value"])
-        gap = Interval(row["value"], row["low"], row["high"], 0, 0)
-        verdicts.append(equivalence(gap, margin) if judged else "")
-    return verdicts
+    margins = {key: one.margin for key, one in by_key().items()}
+    judged = (cells["against"] == "oracle") & cells["view"].isin([*VIEWS, POOLED]) & cells["value"].notna()
+    margin = [margins.get(key) for key in cells[KEY].itertuples(index=False, name=None)]
+    gaps = (Interval(*ends, 0, 0) for ends in cells[["value", "low", "high"]].to_numpy(float))
+    return [equivalence(gap, m) if known and m else "" for known, m, gap in zip(judged, margin, gaps, strict=True)]
 
 
 def side_by_side(*runs: pd.DataFrame) -> pd.DataFrame:

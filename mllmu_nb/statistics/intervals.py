@@ -97,7 +97,9 @@ def paired_difference(a, b, profiles, bounds: tuple[float, float] = (0.0, 1.0), 
         return Interval(nan, nan, nan, 0, 0)
     own = [(scores[measured], profiles[measured]) for scores in (a, b)]
     low, high = _around(people, resamples) if len(people.counts) > 1 else (people.mean, people.mean)
-    if people.alike or _few(people.sums) or all(_close_to_an_end(_by_person(*scores), bounds) for scores in own):
+    differing = (np.abs(people.sums) > SAME).sum()  # people, between the two models
+    few = differing < min(RARE, len(people.sums) / 2)
+    if people.alike or few or all(_close_to_an_end(_by_person(*scores), bounds) for scores in own):
         first, second = (interval(*scores, bounds, resamples) for scores in own)
         (down, up), (down_b, up_b) = ((m.value - m.low, m.high - m.value) for m in (first, second))
         agreeing = max(hypot(down, up), hypot(down_b, up_b))  # so that a first disagreement makes nothing narrower
@@ -192,11 +194,6 @@ def _around(people: ByPerson, resamples: int) -> tuple[float, float]:
         return tuple(np.quantile((weights @ people.sums) / (weights @ people.counts), [TAIL, 1 - TAIL]))
     reach = student.ppf(1 - TAIL, count - 1) * standard_error(people.sums, people.counts)
     return people.mean - reach, people.mean + reach
-
-
-def _few(differences: np.ndarray) -> bool:
-    """Whether fewer than RARE people, and fewer than half of them, differ at all between two models."""
-    return bool((np.abs(differences) > SAME).sum() < min(RARE, len(differences) / 2))
 
 
 def _close_to_an_end(people: ByPerson, bounds: tuple[float, float]) -> bool:
