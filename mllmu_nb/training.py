@@ -26,7 +26,7 @@ from transformers import get_scheduler
 from mllmu_nb import pinning
 from mllmu_nb.batches import Batch, finetuning_batches, finetuning_steps, unlearning_batches, unlearning_steps
 from mllmu_nb.data.conversations import Conversation
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import KitError, choose
 from mllmu_nb.models import families
 from mllmu_nb.models.load import count_trainable
 from mllmu_nb.models.score import labelled, score
@@ -169,8 +169,7 @@ def make_optimizers(trained: Mapping[str, Tensor], recipe: Recipe) -> list[torch
     learns people in about half the steps, and forgets fewer of those it knew."""
     if not trained:
         raise KitError("nothing to train: no parameter requires a gradient")
-    if recipe.optimizer not in ("adamw", "muon"):
-        raise KitError(f"unknown optimizer {recipe.optimizer!r}: choose adamw or muon")
+    choose("optimizer", recipe.optimizer, ("adamw", "muon"))
     inner = {n: p for n, p in trained.items() if recipe.optimizer == "muon" and p.ndim == 2 and ".layers." in n}
     rest = [p for name, p in trained.items() if name not in inner]
     optimizers: list[torch.optim.Optimizer] = []
@@ -185,8 +184,7 @@ def make_optimizers(trained: Mapping[str, Tensor], recipe: Recipe) -> list[torch
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int):
     """The learning rate's schedule. How the released code's goes on from pass to pass is unknown; here one schedule
     spans all of training."""
-    if recipe.schedule not in SCHEDULES:
-        raise KitError(f"unknown schedule {recipe.schedule!r}: choose one of {', '.join(SCHEDULES)}")
+    choose("schedule", recipe.schedule, SCHEDULES)
     plateau = recipe.schedule == "plateau"
     more = {"num_decay_steps": round(DECAY * steps), "decay_type": "linear"} if plateau else {}
     return get_scheduler(SCHEDULES[recipe.schedule], optimizer, round(recipe.warmup * steps), steps, more)
@@ -248,8 +246,7 @@ def taken(batches: Iterator, count: int, step: int, steps: int) -> list:
 
 
 def _half(recipe: Recipe, device: torch.device) -> bool:
-    if recipe.precision not in ("no", "bf16"):
-        raise KitError(f"unknown precision {recipe.precision!r}: choose no or bf16")
+    choose("precision", recipe.precision, ("no", "bf16"))
     if recipe.precision == "bf16" and device.type == "cpu" and pinning.pinned():
         raise KitError(
             "bf16 on a CPU whose bits are pinned is about 200 times slower than float32: "

@@ -10,9 +10,8 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from mllmu_nb.config import choose
 from mllmu_nb.data.schema import LETTERS, SETS, TASKS, Item, Population
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import KitError, choose
 from mllmu_nb.evaluation import draws as drawing
 from mllmu_nb.evaluation.engine import greedy, option_likelihoods, require_room
 from mllmu_nb.evaluation.tasks import Asking, Inquiry

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import set_peft_model_state_dict
 from torch import Tensor, nn
 
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import KitError, choose
 from mllmu_nb.models import families
 from mllmu_nb.models.files import check_adapter, few, fill, read_weights, save_weights
 from mllmu_nb.unlearning.base import Recipe
@@ -27,8 +27,7 @@ def attach(model: nn.Module, recipe: Recipe, seed: int, where: str = "") -> Peft
     ``where`` (a method's own pattern on full paths) or else ``recipe.adapter_reach`` says which modules carry one.
     Raises KitError when anything else would train.
     """
-    if recipe.lora_init not in INITS:
-        raise KitError(f"unknown init {recipe.lora_init!r}: choose one of {', '.join(INITS)}")
+    choose("init", recipe.lora_init, INITS)
     reach, own = where or recipe.adapter_reach, families.of(model)
     torch.manual_seed(seed)
     settings = LoraConfig(

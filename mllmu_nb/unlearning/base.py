@@ -6,20 +6,21 @@ found because it lies in this package or is named by MLLMU_NB_EXTENSIONS; nothin
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import KitError, choose, invalid
 from mllmu_nb.registry import Registry
 
 IGNORE = -100  # the label of a position that is not supervised
 REFERENCE_MODELS = ("vanilla", "retain_epoch")
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 SETS = ("forget", "retain")  # of people, that a stream can draw from
 
 
@@ -298,16 +299,12 @@ def register(method: type[Method]) -> type[Method]:
     """Class decorator: makes ``method`` known under its name and variant. KitError for a faulty declaration."""
     if not method.name:
         raise KitError(f"the unlearning method {method.__name__} has no name")
-    if method.reference_model not in REFERENCE_MODELS:
-        known = ", ".join(REFERENCE_MODELS)
-        raise KitError(f"{method.name} has no reference_model {method.reference_model!r}: choose one of {known}")
+    choose(f"reference_model of {method.name}", method.reference_model, REFERENCE_MODELS)
     streams = method.all_streams()
     for name in (*method.needs.reference, *method.needs.everywhere, *(n for names in method.passes for n in names)):
-        if name not in streams:
-            raise KitError(f"{method.name} names the stream {name!r}, and has {', '.join(streams) or 'none'}")
+        choose(f"stream of {method.name}", name, streams)
     for name, stream in streams.items():
-        if stream.set not in SETS:
-            raise KitError(f"{method.name}: stream {name} draws from {stream.set!r}: choose {' or '.join(SETS)}")
+        choose(f"set of {method.name}'s stream {name}", stream.set, SETS)
     return METHODS.add((method.name, method.variant), method)
 
 
@@ -325,18 +322,14 @@ def names() -> list[str]:
 def get(name: str, variant: str = "canonical", **settings: Any) -> Method:
     """The method ``name`` with ``settings`` for its hyper-parameters (``get("npo", beta=0.4)``).
 
-    Raises KitError naming what there is when the method, the variant or a setting is unknown, or not of its type.
+    Raises KitError when the method, the variant or a setting is unknown, or a setting is not of its type.
     """
-    known = variants(name)
-    if not known:
-        raise KitError(f"unknown method {name!r}: choose one of {', '.join(names())}")
-    if variant not in known:
-        raise KitError(f"{name} has no variant {variant!r}: choose one of {', '.join(known)}")
-    method = known[variant]
+    choose("method", name, names())
+    choose(f"variant of {name}", variant, variants(name))
+    method = variants(name)[variant]
     defaults = method.hyper_parameters()
     for setting, value in settings.items():
-        if setting not in defaults:
-            raise KitError(f"{name} has no setting {setting!r}: it takes {', '.join(defaults) or 'none'}")
+        choose(f"setting of {name}", setting, defaults)
         settings[setting] = typed(name, setting, value, defaults[setting])
     return method(**settings)
 
@@ -344,13 +337,7 @@ def get(name: str, variant: str = "canonical", **settings: Any) -> Method:
 def typed(owner: str, setting: str, value: Any, default: Any) -> Any:
     """``value`` if it is of the default's type; a whole number stands for a number, nothing else is converted. Raises
     KitError naming the setting and its ``owner``, a method or a step after it."""
-    kind = {float: "a number", int: "a whole number", str: "text", bool: "True or False"}[type(default)]
-    if isinstance(default, float) and type(value) in (int, float):
-        if not math.isfinite(value):
-            raise KitError(f"{setting} of {owner} must be a finite number, not {value}")
-        return float(value)
-    if type(value) is not type(default):
-        hint = " (in YAML write 1.0e-5: without the point it is text)" if type(default) is float else ""
-        shown = f"the text {value!r}{hint}" if isinstance(value, str) else f"{value!r}"
-        raise KitError(f"{setting} of {owner} must be {kind}, not {shown}")
-    return value
+    try:
+        return TypeAdapter(type(default), config=STRICT).validate_python(value)
+    except ValidationError as error:
+        raise invalid(error, f"{setting} of {owner}") from None

@@ -15,7 +15,7 @@ import torch
 
 from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.data.portraits import from_bytes
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import KitError, choose
 from mllmu_nb.registry import Registry
 
 LABEL_MODES = ("answer", "text", "upstream")
@@ -107,8 +107,7 @@ class Family:
         ``label_mode``: ``answer`` supervises the answers only (each with its end-of-sequence token when ``eos``),
         ``text`` every token of text, ``upstream`` everything but padding, image slots included. Never truncates.
         """
-        if label_mode not in LABEL_MODES:
-            raise KitError(f"unknown label_mode {label_mode!r}: choose one of {', '.join(LABEL_MODES)}")
+        choose("label_mode", label_mode, LABEL_MODES)
         tokenizer = processor.tokenizer
         slot, end = self.slot(processor), tokenizer.eos_token if eos else ""
         rendered = [self.render(c, slot, end) for c in conversations]
