@@ -164,7 +164,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise KitError(f"cannot read {path}: {error}") from None
+        reason = getattr(error, "strerror", None) or "it is not JSON"
+        raise KitError(f"cannot read {path}: {reason}") from None
     if not isinstance(value, dict):
         raise KitError(f"cannot read {path}: it holds no names and values")
     return value

@@ -71,6 +71,11 @@ class TrainLog:
     trainable_parameters: int = 0
     supervised_tokens: int = 0
 
+    def record(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What is stored beside the model: the log and those ``settings`` that are not None."""
+        rounded = {"seconds": round(self.seconds, 3), "peak_memory_mb": round(self.peak_memory_mb, 1)}
+        return {**vars(self), **rounded, "settings": {name: v for name, v in settings.items() if v is not None}}
+
 
 def train(
     model,

@@ -354,8 +354,8 @@ def test_states_from_which_nothing_can_be_trained(fresh, processor, mixed):
         train(copy.deepcopy(fresh), FineTuning(), [{"train": encode(processor, mixed)}], PLAIN, steps=3)
     for changed, message in (
         ({"schedule": "step"}, "unknown schedule 'step': choose one of linear, cosine, constant, plateau"),
-        ({"precision": "fp8"}, "unknown precision 'fp8': choose no or bf16"),
-        ({"optimizer": "sgd"}, "unknown optimizer 'sgd': choose adamw or muon"),
+        ({"precision": "fp8"}, "unknown precision 'fp8': choose one of no, bf16"),
+        ({"optimizer": "sgd"}, "unknown optimizer 'sgd': choose one of adamw, muon"),
     ):
         with pytest.raises(KitError, match=message):
             train(copy.deepcopy(fresh), FineTuning(), [], replace(PLAIN, **changed), steps=3)
