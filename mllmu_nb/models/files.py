@@ -28,10 +28,7 @@ def check_shipped(folder: Path) -> None:
 
 
 def check_model(folder: Path, base_model: str) -> None:
-    """Raise KitError unless ``folder`` looks like a whole model of the family ``base_model`` that may be loaded.
-
-    An adapter, another architecture and pickled weights are named before anything is loaded.
-    """
+    """Raise KitError unless ``folder`` holds a model of the family ``base_model`` as safetensors; nothing is loaded."""
     if not folder.is_dir():
         raise KitError(f"there is no folder {folder}: name one that save_pretrained has written")
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
