@@ -568,7 +568,7 @@ def test_upstream_npo_measures_against_what_was_stored(fresh, vanilla, processor
     assert excess < -3
     assert log.losses[0]["loss"] == pytest.approx(2 / 0.4 * math.log1p(math.exp(-0.4 * excess)), abs=1e-3)
     assert log.losses[-1]["loss"] < log.losses[0]["loss"]
-    with pytest.raises(KitError, match="npo .upstream. needs what the model retain_epoch says"):
+    with pytest.raises(KitError, match="npo .upstream. needs the log-probabilities of retain_epoch"):
         unlearn(model, processor, method, known, recipe, 0)
 
 
