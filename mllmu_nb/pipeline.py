@@ -232,6 +232,11 @@ def unlearned(config: Config) -> Stage:
     return Stage("unlearned", inputs, make, (config.family, method), _record(config))
 
 
+def _trained_on_base(config: Config) -> Stage:
+    """The fine-tuned model that a method is, or starts from."""
+    return finetuned(config, "oracle" if config.method == "oracle" else "vanilla")
+
+
 def filled(config: Config, stage: Stage) -> tuple[Any, Any]:
     """The base model with the weights or adapter of a stage, made if need be, as one plain model; its processor."""
     from mllmu_nb.models import adapters, load
@@ -256,7 +261,7 @@ def model(config: Config) -> tuple[Any, Any]:
         if config.adapter_path:
             loaded = adapters.merge(adapters.load_foreign(loaded, Path(config.adapter_path)))
     else:
-        loaded, processor = filled(config, finetuned(config, "oracle" if config.method == "oracle" else "vanilla"))
+        loaded, processor = filled(config, _trained_on_base(config))
         if config.trains:
             loaded = adapters.merge(adapters.load(loaded, unlearned(config).get()))
     if config.after:
@@ -408,7 +413,7 @@ def trained_record(config: Config) -> dict[str, Any]:
     """How the run's own model was trained: nothing for the base and for prompting, whose weights are vanilla's."""
     model = {"method": config.method, "modality": config.modality}
     if config.method in ("vanilla", "oracle") or config.trains:
-        stage = unlearned(config) if config.trains else finetuned(config, config.method)
+        stage = unlearned(config) if config.trains else _trained_on_base(config)
         return {**model, **read_json(stage.get() / "train.json")}
     from mllmu_nb.training import TrainLog
 
@@ -500,11 +505,10 @@ def _folder_or_name_hash(source: str) -> str:
 def _folder_hash(folder: Path, state: tuple, whole_below: int = 2**26) -> str:
     hashes = []
     for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".jinja")):
-        size = path.stat().st_size
         with open(path, "rb") as file:
-            content = file.read(whole_below)
+            content, size = file.read(whole_below), path.stat().st_size
             if size > whole_below:
-                file.seek(-(2**20), 2)
+                file.seek(-(2**20), os.SEEK_END)
                 content += file.read()
         hashes.append([path.name, size, hashlib.sha256(content).hexdigest()])
     return stable_hash(hashes)
@@ -519,14 +523,11 @@ def _model_key(config: Config) -> tuple[Any, str]:
         adapter = _folder_or_name_hash(config.adapter_path) if config.adapter_path else ""
         judge = base_source(config.but(base_path="")) if config.scale == "miniature" else ""
         return [base_hash(config), adapter], judge
-    if config.trains:
-        return unlearned(config).key, base_source(config)
-    return finetuned(config, "oracle" if config.method == "oracle" else "vanilla").key, base_source(config)
+    return (unlearned(config) if config.trains else _trained_on_base(config)).key, base_source(config)
 
 
 def _record(config: Config) -> dict[str, Any]:
-    # Which state of the hub's data it was, whatever name it was asked for by.
-    commits = population(config).notes.get("revisions")
+    commits = population(config).notes.get("revisions")  # of the hub's data
     return {
         "scale": config.scale,
         "base_label": config.family.label,
