@@ -16,7 +16,6 @@ from mllmu_nb.errors import KitError
 
 FILE = Path(__file__).with_name("published_results.csv")
 COLUMNS = ("base_model", "forget_ratio", "method", "set", "view", "metric", "value", "kind", "source")
-KINDS = ("published", "re-evaluation", "reproduction")
 LIST = ["source", "base_model", "forget_ratio", "set", "view", "metric"]  # what the figures of one list share
 
 # Three independent reports of the released LLaVA vanilla weights agree to the last digit: whoever evaluates those
@@ -76,20 +75,6 @@ def load(path: Path = FILE) -> pd.DataFrame:
     if figures["source"].isna().any():
         raise KitError(f"{path}, row {figures['source'].isna().idxmax() + 2}: a figure needs its source")
     return figures[list(COLUMNS)].assign(value=values, forget_ratio=figures["forget_ratio"].astype(int))
-
-
-def wide(figures: pd.DataFrame) -> pd.DataFrame:
-    """Figures as a table: a row a source, base model, ratio and method, a column a set, view and metric.
-
-    Unknown cells are NaN. Figures that one source prints twice under the same heading are a KitError: they cannot share
-    a cell.
-    """
-    rows, columns = ["source", "base_model", "forget_ratio", "method"], ["set", "view", "metric"]
-    twice = figures[figures.duplicated(rows + columns, keep=False)]
-    if len(twice):
-        first = twice.iloc[0]
-        raise KitError(f"{first['source']} has two figures for {first['method']}, {first['set']}, {first['metric']}")
-    return figures.pivot(index=rows, columns=columns, values="value")
 
 
 def cells(figures: pd.DataFrame) -> pd.DataFrame:

@@ -5,8 +5,8 @@ module that MLLMU_NB_EXTENSIONS names:
 
     @table("table_mine")
     def mine(scores):  # the scores of one base model, protocol and forget ratio
-        columns = [column(one, set="forget", view="both") for one in metrics(main=True)]
-        yield grid(scores, "My table", "mine", rows(scores), columns, {"against": ""})
+        columns = [column(one, set="forget") for one in metrics(main=True)]
+        yield grid(scores, "My table", "mine", [("", scores.models())], columns, {"against": "", "view": "both"})
 
 A cell behind a closed gate stands in brackets, a collapsed model has ‡ behind its name, and a cell without a value is
 empty and carries the letter of a footnote that says why. Text is inert in every form, whatever it holds.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
@@ -64,27 +65,15 @@ def value_text(cell: Mapping[str, Any], metric: Metric, signed: bool = False) ->
     return number if pd.isna(low) else f"{number} ± {(high - low) / 2 * metric.times:.{metric.digits}f}"
 
 
-def level(cell: Mapping[str, Any], metric: Metric) -> str:
-    """A score as tables print it, in brackets behind a closed gate."""
-    return bracketed(value_text(cell, metric), cell["gate"])
-
-
-def difference(cell: Mapping[str, Any], metric: Metric) -> str:
-    """A difference, with its sign."""
-    return bracketed(value_text(cell, metric, signed=True), cell["gate"])
-
-
-def gap(cell: Mapping[str, Any], metric: Metric) -> str:
-    """A difference to the oracle, and the sign of its verdict behind it."""
-    text = f"{value_text(cell, metric, signed=True)} {VERDICT_SIGNS.get(cell['verdict'], '')}"
-    return bracketed(text.strip(), cell["gate"])
+def cell_text(cell: Mapping[str, Any], metric: Metric, signed: bool = False, verdict: bool = False) -> str:
+    """A cell as tables print it: a difference ``signed``, with the sign of its ``verdict`` where that is asked for, and
+    all in brackets behind a closed gate."""
+    sign = f" {VERDICT_SIGNS[cell['verdict']]}" if verdict and cell["verdict"] else ""
+    return bracketed(value_text(cell, metric, signed) + sign, cell["gate"])
 
 
 def bracketed(text: str, gate: str) -> str:
     return f"({text})" if text and gate == CLOSED else text
-
-
-BRACKETING = (level, difference, gap)
 
 
 # -- one printed table ------------------------------------------------------------------------------------------
@@ -203,24 +192,22 @@ def _one_line(text: str) -> str:
 # -- from cells to a sheet --------------------------------------------------------------------------------------
 
 
-class Axis(NamedTuple):
-    """A row or column: its text, the columns of the cells that it fixes, a column's heading above, and the metric where
-    it is one's own (`column` and `metric_row` make these)."""
+class Column(NamedTuple):
+    """A column of scores: its heading, the columns of the cells that it fixes, its metric, and the heading that it has
+    above with others."""
 
-    text: str
+    head: str
     where: Mapping[str, Any]
+    metric: Metric
     span: str = ""
-    metric: Metric | None = None
 
 
-def column(metric: Metric, /, text: str | None = None, span: str = "", **where: Any) -> Axis:
+def column(metric: Metric, /, head: str = "", span: str = "", **where: Any) -> Column:
     """The column of a metric; ``where`` fixes more, such as set and view."""
-    return Axis(
-        metric.label if text is None else text, {**dict(zip(KEY, metric.key, strict=True)), **where}, span, metric
-    )
+    return Column(head or metric.label, {**dict(zip(KEY, metric.key, strict=True)), **where}, metric, span)
 
 
-Blocks = Sequence[tuple[str, Sequence[Axis]]]  # (heading, rows)
+Blocks = Sequence[tuple[str, Sequence[tuple]]]  # (heading, models)
 
 
 def grid(
@@ -228,48 +215,68 @@ def grid(
     title: str,
     label: str,
     blocks: Blocks,
-    columns: Sequence[Axis],
+    columns: Sequence[Column],
     where: Mapping[str, Any],
     *,
-    first: str = "Method",
-    cell: Callable[[Mapping[str, Any], Metric], str] = level,
+    signed: bool = False,
+    verdict: bool = False,
+    by_view: bool = False,
     remarks: Sequence[str] = (HALF_WIDTH,),
     absent: str = "Not measured in these runs.",
     frame: pd.DataFrame | None = None,
     people: bool = False,
 ) -> Sheet:
-    """A sheet of the cells that ``where``, a row and a column name together, printed by ``cell``.
+    """A sheet with a row a model, or with ``by_view`` a row a model and view, of the cells that ``where``, row and
+    column name together; ``signed`` and ``verdict`` as in :func:`cell_text`.
 
-    ``scores`` are of one GROUP. Below stand ``remarks``, then what brackets and ‡ mean where there are any, then, with
-    ``people``, how many people a set has, and how many runs a row pools. ``absent`` is why a cell is empty that the
-    scores do not have. ``frame`` are the rows of the CSV where it holds more than what is printed.
+    ``scores`` are of one GROUP. Below stand ``remarks``, then what brackets and ‡ mean where there are any, then how
+    many ``people`` each set has, if they are asked for, and how many runs a row pools. ``absent`` is why a cell is
+    empty that the scores do not have. ``frame`` are the rows of the CSV where it holds more than what is printed.
     """
-    key = [*MODEL, *scores.by, *PLACE]
+    key, group = [*MODEL, *scores.by, *PLACE], dict(zip(GROUP, group_of(scores), strict=True))
     known = {tuple(row[c] for c in key): row for row in select(scores, **where).to_dict("records")}
-    group = dict(zip(GROUP, group_of(scores), strict=True))
-    models, printed, missing, body = set(scores.models()), [], [], []
-    for heading, rows in blocks:
-        lines = []
-        for row in rows:
+    nothing = {"value": nan, "low": nan, "high": nan, "gate": "", "verdict": ""}
+    sheet = new_sheet(scores, title, label, "Method, asked with" if by_view else "Method", columns)
+    printed, missing = [], []
+    for heading, models in blocks:
+        rows = []
+        for model, view in ((model, view) for model in models for view in (VIEWS if by_view else [""])):
+            own = dict(zip([*MODEL, *scores.by], model, strict=True)) | ({"view": view} if view else {})
             texts = []
-            for head in columns:
-                at = {**group, **where, **row.where, **head.where}
+            for one in columns:
+                at = {**where, **own, **one.where}
                 found = known.get(tuple(at[c] for c in key))
                 if found is None:
-                    found = {**at, "value": nan, "low": nan, "high": nan, "gate": "", "verdict": ""}
-                    found["note"] = _why_absent(scores, at, models) or absent
+                    found = {**group, **at, **nothing, "note": _why_absent(scores, model, at["against"]) or absent}
                     missing.append(found)
                 printed.append(found)
-                texts.append((cell(found, head.metric or row.metric), found["note"]))
-            lines.append((row.text, texts))
-        body.append((heading, lines))
-    rows_of_csv = pd.DataFrame(printed) if frame is None else pd.concat([frame, pd.DataFrame(missing)])
-    result = Sheet(f"{title}: {group_title(scores)}", sheet_label(label, scores), first, [], body)
-    result.columns = [(head.span, head.text) for head in columns]
-    result.frame = _csv_rows(scores, rows_of_csv.drop_duplicates(key))
-    result.remarks = [*remarks, *closed_gates(scores, printed if cell in BRACKETING else []), *result.collapsed_note()]
-    result.remarks.append(" ".join([*([_people(printed)] if people else []), repeats(scores)]))
-    return result
+                texts.append((cell_text(found, one.metric, signed, verdict), found["note"]))
+            rows.append((row_name(scores, model, bool(heading)) + (f", {VIEWS[view]}" if view else ""), texts))
+        sheet.blocks.append((heading, rows))
+    frame = pd.DataFrame(printed) if frame is None else pd.concat([frame, pd.DataFrame(missing)])
+    sheet.frame = csv_rows(scores, frame.drop_duplicates(key))
+    sheet.remarks = [*remarks, *closed_gates(scores, printed), *sheet.collapsed_note()]
+    sheet.remarks.append(" ".join([*([_people(printed)] if people else []), repeats(scores)]))
+    return sheet
+
+
+def new_sheet(scores: Scores, title: str, label: str, first: str, columns: Iterable[Any], **rest: Any) -> Sheet:
+    """A sheet whose title and label say what the runs have in common; ``columns`` are Columns or pairs of texts."""
+    heads = [(one.span, one.head) if isinstance(one, Column) else one for one in columns]
+    return Sheet(f"{title}: {group_title(scores)}", sheet_label(label, scores), first, heads, **rest)
+
+
+def row_name(scores: Scores, model: tuple, short: bool) -> str:
+    """A model's name, with ‡ where it has collapsed; ``short`` where the heading of its block has the modality."""
+    method, variant, modality, *rest = model
+    mark = f" {COLLAPSED}" if (*group_of(scores), *model) in scores.collapsed else ""
+    return scores.name((method, variant, "none" if short else modality, *rest)) + mark
+
+
+def _why_absent(scores: Scores, model: tuple, against: str) -> str:
+    if model not in scores.models():
+        return f"There is no run of {scores.name(model)}."
+    return f"It is the {against}." if model[0] == against and not model[3] else ""
 
 
 def select(scores: Scores, **where: Any) -> pd.DataFrame:
@@ -286,14 +293,7 @@ def select_metrics(scores: Scores, metrics: Iterable[Metric], **where: Any) -> p
     return rows[[key in keys for key in zip(*(rows[c] for c in KEY), strict=True)]]
 
 
-def _why_absent(scores: Scores, at: Mapping[str, Any], models: set[tuple]) -> str:
-    model = tuple(at[c] for c in (*MODEL, *scores.by))
-    if model not in models:
-        return f"There is no run of {scores.name(model)}."
-    return f"It is the {at['against']}." if at["method"] == at["against"] and not at["after"] else ""
-
-
-def _csv_rows(scores: Scores, rows: pd.DataFrame) -> pd.DataFrame:
+def csv_rows(scores: Scores, rows: pd.DataFrame) -> pd.DataFrame:
     """Cells as the CSV has them: with the margin of verdicts, and which models have collapsed and why."""
     margins = {key: metric.margin for key, metric in by_key().items()}
     models = rows[[*GROUP, *MODEL, *scores.by]].itertuples(index=False, name=None)
@@ -330,19 +330,13 @@ def closed_gates(scores: Scores, cells: Iterable[Mapping[str, Any]], how: str = 
 
 
 def _people(cells: Iterable[Mapping[str, Any]]) -> str:
-    counts: dict[str, int] = {}
-    for cell in cells:
-        if not pd.isna(cell["value"]):
-            counts[cell["set"]] = max(counts.get(cell["set"], 0), int(cell["n_profiles"]))
-    return "People: " + ", ".join(f"{name.capitalize()} {count}" for name, count in counts.items()) + "."
+    counts = pd.DataFrame(cells).dropna(subset=["value"]).groupby("set", sort=False)["n_profiles"].max()
+    return "People: " + ", ".join(f"{name.capitalize()} {int(count)}" for name, count in counts.items()) + "."
 
 
 def repeats(scores: Scores) -> str:
     """How many forget draws and seeds each model has, once where they agree, by name where not."""
-    counts: dict[str, int] = {}
-    for run in scores.runs:
-        name = scores.name(scores.model_of(run))
-        counts[name] = counts.get(name, 0) + 1
+    counts = Counter(scores.name(scores.model_of(run)) for run in scores.runs)
     if len(set(counts.values())) > 1:
         listed = "; ".join(f"{name} {count}" for name, count in counts.items())
         return f"Runs (forget draws, seeds) pooled in each row: {listed}."
