@@ -43,33 +43,24 @@ RIGHT, WRONG = "#0072B2", "#C04F00"  # Okabe and Ito's blue and vermillion, the 
 FONT = "DejaVu Sans"  # comes with matplotlib: the same letters on every machine
 STYLE = {
     "font.family": FONT,
-    "font.size": NORMAL,
-    "axes.titlesize": NORMAL,
-    "axes.labelsize": SMALL,
-    "xtick.labelsize": SMALL,
-    "ytick.labelsize": SMALL,
-    "legend.fontsize": SMALL,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": GREY,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
+    **dict.fromkeys(("font.size", "axes.titlesize"), NORMAL),
+    **dict.fromkeys(("axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"), SMALL),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), GREY),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width", "hatch.linewidth"), 0.6),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2.5),
+    "axes.prop_cycle": matplotlib.cycler(color=["#D55E00", "#CC79A7", "#009E73", "#0072B2"]),
     "axes.axisbelow": True,
     "grid.color": PALE,
     "grid.linewidth": 0.4,
     "legend.frameon": False,
-    "hatch.linewidth": 0.6,
     "pdf.fonttype": 42,
     "savefig.dpi": 200,
 }
 styled = matplotlib.style.context(STYLE, after_reset=True)  # a decorator; whatever the caller's settings are
+
+
+Limits = tuple[float, float] | None  # of an interval
 
 
 class Look(NamedTuple):
@@ -180,23 +171,17 @@ def panels(rows: int, columns: int, size: tuple[float, float], below: Iterable[s
 
 
 def mark(
-    panel: Axes,
-    x: float,
-    y: float,
-    look: Look,
-    across: Sequence[float] | None = None,
-    along: Sequence[float] | None = None,
-    thickness: float = 1.0,
+    panel: Axes, x: float, y: float, look: Look, across: Limits = None, along: Limits = None, thickness: float = 1.0
 ) -> None:
     """A model's mark with its interval: ``across`` in x, ``along`` in y, each (low, high)."""
-    reach = {
-        name: [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]]
-        for name, value, ends in (("xerr", x, across), ("yerr", y, along))
-        if ends is not None
-    }
-    size = 5.8 if look.marker == "*" else 4.4
-    face = {"markerfacecolor": look.colour if look.filled else "white", "markersize": size, "markeredgewidth": 1.0}
-    panel.errorbar(x, y, **reach, fmt=look.marker, color=look.colour, elinewidth=thickness, **face)
+    how = {"markerfacecolor": face(look)["facecolor"], "markersize": 5.8 if look.marker == "*" else 4.4}
+    how |= {"xerr": _reach(x, across), "yerr": _reach(y, along), "elinewidth": thickness}
+    panel.errorbar(x, y, fmt=look.marker, color=look.colour, **how)
+
+
+def _reach(value: float, limits: Limits) -> list[list[float]] | None:
+    """How far an interval goes to both sides, as matplotlib wants it."""
+    return limits and [[max(0.0, value - limits[0])], [max(0.0, limits[1] - value)]]
 
 
 def look_of(row: Mapping[str, Any], colour: str = "colour") -> Look:
@@ -204,38 +189,36 @@ def look_of(row: Mapping[str, Any], colour: str = "colour") -> Look:
     return Look(row.get(colour, INK), row.get("marker", "o"), row.get("filled", True))
 
 
-def legend(figure: Figure, looks: Mapping[str, Look]) -> None:
-    """Names and colours above the panels."""
-    patches = [Patch(linewidth=0.8, **_face(one)) for one in looks.values()]
-    figure.legend(patches, looks, loc="outside upper left", ncols=len(looks), handlelength=1.2, columnspacing=1.5)
+def legend(figure: Figure, faces: Mapping[str, Mapping[str, Any]]) -> None:
+    """Names above the panels, each beside a patch of this face."""
+    patches = [Patch(linewidth=0.8, **one) for one in faces.values()]
+    figure.legend(patches, faces, loc="outside upper left", ncols=len(faces), handlelength=1.2, columnspacing=1.5)
 
 
-def _face(look: Look) -> dict[str, str]:
+def face(look: Look) -> dict[str, str]:
+    """Colours of a bar or patch."""
     return {"facecolor": look.colour if look.filled else "white", "edgecolor": look.colour}
 
 
 def _values(frame: pd.DataFrame, column: str) -> list:
     """The values of a column, each once, by its categories or else in the order of the rows; one "" for no column."""
-    if not column:
-        return [""]
-    ordered = isinstance(frame[column].dtype, pd.CategoricalDtype)
-    return list(
-        frame[column].cat.remove_unused_categories().cat.categories if ordered else dict.fromkeys(frame[column])
-    )
+    if column and isinstance(frame[column].dtype, pd.CategoricalDtype):
+        return list(frame[column].cat.remove_unused_categories().cat.categories)
+    return list(dict.fromkeys(frame[column])) if column else [""]
 
 
-def _facets(frame: pd.DataFrame, row: str, column: str):
-    """(row, column) numbers and the rows of ``frame`` in each panel."""
-    for (i, one), (j, other) in product(enumerate(_values(frame, row)), enumerate(_values(frame, column))):
-        here = frame[frame[row] == one] if row else frame
-        yield i, j, here[here[column] == other] if column else here
-
-
-def _headings(axes: np.ndarray, frame: pd.DataFrame, row: str, column: str) -> None:
-    for panel, name in zip(axes[0], _values(frame, column), strict=True):
-        panel.set_title(name)
-    for panel, name in zip(axes[:, 0], _values(frame, row), strict=True):
-        panel.set_ylabel(name)
+def _facets(
+    frame: pd.DataFrame, row: str, column: str, size: tuple[float, float], below: Iterable[str], **sharing: Any
+) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """A figure with a panel for each value of the columns ``row`` and ``column``, and the rows of ``frame`` in each."""
+    rows, columns = _values(frame, row), _values(frame, column)
+    figure, axes = panels(len(rows), len(columns), size, below, **sharing)
+    cells = []
+    for (i, above), (j, beside) in product(enumerate(rows), enumerate(columns)):
+        here = frame[frame[row] == above] if row else frame
+        cells.append((axes[i][j], here[here[column] == beside] if column else here))
+        axes[i][j].set(title="" if i else beside, ylabel="" if j else above)
+    return figure, cells
 
 
 def forest(
@@ -251,34 +234,30 @@ def forest(
     band: str = "",
     right: str = "",
     above: bool = False,
-    at: float = 0.0,
-    xlabel: str = "",
     below: Iterable[str] = (),
-    width: float = PAGE,
 ) -> Figure:
     """A mark with its interval for every row of ``frame``: a line a value of ``y``, a panel a ``row`` and ``column``.
 
-    All but the last five are names of columns. ``x`` is the value, ``limits`` its interval; ``colour``, marker and
+    All but the last two are names of columns. ``x`` is the value, ``limits`` its interval; ``colour``, marker and
     filled are the look. Rows that differ in ``dodge`` stand side by side on a line. ``band``: half the width of a grey
-    band around ``at``, where a line stands; ``right``: text to the right of a panel. With ``above`` each panel has an
-    order of its own, and the names stand above the marks.
+    band around 0; ``right``: text to the right of a panel. With ``above`` each panel has an order of its own, and the
+    names stand above the marks. ``below``: texts at the foot.
     """
-    rows, columns, names, sides = (_values(frame, name) for name in (row, column, y, dodge))
-    most = max(len(here) for _, _, here in _facets(frame, row, column)) if above else len(names)
+    names, sides, labels = (_values(frame, name) for name in (y, dodge, row))
+    most = frame.groupby([name for name in (row, column) if name]).size().max() if above else len(names)
     step = 2.2 * LINE if above else 1.25 * LINE * max(1.0, 0.8 * len(sides))
-    size = width, 0.35 + len(rows) * (0.25 + step * most) + LINE * bool(xlabel)
-    figure, axes = panels(len(rows), len(columns), size, below, sharex="col", sharey=not above)
-    for i, j, here in _facets(frame, row, column):
-        panel = axes[i][j]
-        panel.axvline(at, color=GREY, linewidth=0.6, zorder=1)
+    tall = max(step * most, *(width_of(line) for label in labels for line in label.split("\n")))  # they stand upright
+    size = PAGE, 0.35 + len(labels) * (0.25 + tall)
+    figure, facets = _facets(frame, row, column, size, below, sharex="col", sharey=not above)
+    for panel, here in facets:
+        panel.axvline(0, color=GREY, linewidth=0.6, zorder=1)
         if band and len(here):
             reach = here[band].max()
-            panel.axvspan(at - reach, at + reach, color=PALE, alpha=0.6, linewidth=0, zorder=0)
+            panel.axvspan(-reach, reach, color=PALE, alpha=0.6, linewidth=0, zorder=0)
         for number, one in enumerate(here.to_dict("records")):
             place = number if above else names.index(one[y])
-            if dodge:
-                place += (sides.index(one[dodge]) - (len(sides) - 1) / 2) * 0.68 / len(sides)
-            mark(panel, one[x], place, look_of(one, colour), across=[one[name] for name in limits])
+            place += (sides.index(one[dodge]) - (len(sides) - 1) / 2) * 0.68 / len(sides) if dodge else 0
+            mark(panel, one[x], place, look_of(one, colour), across=tuple(one[name] for name in limits))
             if above:
                 _above(panel, place, one[y], one[right] if right else "", one.get("ink", INK))
             elif right:
@@ -287,9 +266,6 @@ def forest(
         panel.set_ylim(most - 0.5, -0.9 if above else -0.6)
         panel.set_yticks([] if above else range(len(names)), None if above else names)
         panel.tick_params(axis="y", length=0)
-        if i == len(rows) - 1:
-            panel.set_xlabel(xlabel)
-    _headings(axes, frame, row, column)
     seaborn.despine(figure, left=True)
     return figure
 
@@ -305,9 +281,6 @@ def bars(
     frame: pd.DataFrame,
     *,
     x: str,
-    y: str = "value",
-    limits: tuple[str, str] = ("low", "high"),
-    colour: str = "colour",
     row: str = "",
     column: str = "",
     dodge: str = "",
@@ -316,40 +289,38 @@ def bars(
     height: float = 3.5,
     below: Iterable[str] = (),
 ) -> Figure:
-    """A bar with its interval for every row of ``frame``: a group a value of ``x``, in it one a value of ``dodge``, a
-    panel a ``row`` and ``column``. ``line``: height of a dotted line in a panel, NaN for none; ``above``: text above a
-    bar. All but ``height`` (in) and ``below`` are names of columns; ``colour`` and filled are the look."""
-    rows, columns, names, sides = (_values(frame, name) for name in (row, column, x, dodge))
-    room = 0.85 * PAGE / len(columns) / len(names)  # inches for a name, roughly
+    """A bar of ``value`` with its interval (low, high) for every row of ``frame``: a group a value of ``x``, in it a
+    bar a value of ``dodge``, a panel a ``row`` and ``column``. ``line``: height of a dotted line in a panel, NaN for
+    none; ``above``: text above a bar. All but ``height`` (in) and ``below`` are names of columns; colour and filled
+    are the look."""
+    names, sides = _values(frame, x), _values(frame, dodge)
+    room = 0.85 * PAGE / len(_values(frame, column)) / len(names)  # inches for a name, roughly
     turned = any(width_of(word) > room for name in names for word in name.split())
     labels = names if turned else ["\n".join(wrap(name, 0.9 * room)) for name in names]
     size = PAGE, height + (max(map(width_of, names)) - 0.2 if turned else 0)
-    figure, axes = panels(len(rows), len(columns), size, below, sharex=True, sharey=True)
+    figure, facets = _facets(frame, row, column, size, below, sharex=True, sharey=True)
     width = 0.84 / len(sides)
-    for i, j, here in _facets(frame, row, column):
-        panel = axes[i][j]
+    for panel, here in facets:
         for one in here.to_dict("records"):
             place = names.index(one[x]) + (sides.index(one[dodge] if dodge else "") - (len(sides) - 1) / 2) * width
-            value, low, high = (one[name] for name in (y, *limits))
-            reach = {"yerr": [[max(0.0, value - low)], [max(0.0, high - value)]], "capsize": 1.5, "capthick": 0.7}
-            look = look_of(one, colour)
-            panel.bar(place, value, 0.9 * width, linewidth=0.9, zorder=2, **_face(look))
+            look, value, ends = look_of(one), one["value"], (one["low"], one["high"])
+            panel.bar(place, value, 0.9 * width, linewidth=0.9, zorder=2, **face(look))
             dark = look.filled and relative_luminance(look.colour) < 0.1
             halo = {"path_effects": [withStroke(linewidth=2, foreground="white")]} if dark else {}
-            panel.errorbar(place, value, **reach, **halo, fmt="none", ecolor=INK, elinewidth=0.7, zorder=3)
+            how = {"fmt": "none", "ecolor": INK, "elinewidth": 0.7, "capsize": 1.5, "capthick": 0.7, "zorder": 3}
+            panel.errorbar(place, value, yerr=_reach(value, ends), **how, **halo)
             if above and one[above]:
                 offset = {"xytext": (0, 1), "textcoords": "offset points", "ha": "center", "va": "bottom"}
-                panel.annotate(one[above], (place, max(0.0, high)), **offset, fontsize=SMALL)
+                panel.annotate(one[above], (place, max(0.0, ends[1])), **offset, fontsize=SMALL)
         panel.axhline(0, color=INK, linewidth=0.7, zorder=1)
         if line and here[line].notna().any():
             panel.axhline(here[line].max(), color=GREY, linewidth=0.7, linestyle=":", zorder=4)
         panel.grid(axis="y")
         panel.set_xticks(range(len(names)), labels, rotation=90 if turned else 0)
         panel.tick_params(axis="x", length=0)
-    _headings(axes, frame, row, column)
     if above and frame[above].any():
-        low, high = axes[0][0].get_ylim()
-        axes[0][0].set_ylim(low, high + 0.12 * (high - low))  # room for what stands above the bars
+        low, high = figure.axes[0].get_ylim()
+        figure.axes[0].set_ylim(low, high + 0.12 * (high - low))  # room for what stands above the bars
     seaborn.despine(figure, bottom=True)
     return figure
 
@@ -412,7 +383,7 @@ def name_ends(figure: Figure, ends: Sequence[End]) -> None:
                 offset = ScaledTranslation(16 / 72, up / 72, figure.dpi_scale_trans)
                 place = {"transform": panel.get_yaxis_transform() + offset, "clip_on": False, "zorder": 5}
                 size = {"s": 34 if end.look.marker == "*" else 20, "marker": end.look.marker, "linewidth": 1.0}
-                panel.scatter(1, end.height, **size, **_face(end.look), **place)
+                panel.scatter(1, end.height, **size, **face(end.look), **place)
 
 
 class Page:
