@@ -179,9 +179,9 @@ def test_a_study_of_an_older_vanilla_says_so_first(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "reference", lambda: reference)
     lines = {name: base.provenance_line(study) for name, study in studies.items()}
     assert lines["cliff"] == "the study that comes with the project, forget draws [5, 6, 7]"
-    older = "made with an older vanilla: data_hash b050e47cb91915ee where it is"
+    older = "made with an older vanilla: data_hash b050e47cb91915ee (now"
     assert all(lines[name].startswith(older) for name in ("differences", "modality", "variance"))
-    assert "train_steps 1300 where it is 750 now; the study that comes" in lines["variance"]
+    assert "train_steps 1300 (now 750); the study that comes" in lines["variance"]
 
 
 def test_ones_own_study_comes_before_the_committed_one(tmp_path, monkeypatch):

@@ -28,11 +28,11 @@ from mllmu_nb.batches import steps_of
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import training_conversations
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting.runs import read_run
+from mllmu_nb.reporting.runs import Scores, read_run
 from mllmu_nb.scoring.frames import GROUP, POOLED, REFERENCES, VIEWS, of_metric
-from mllmu_nb.scoring.gates import AT, gates
+from mllmu_nb.scoring.gates import AT
 from mllmu_nb.scoring.registry import by_key
-from mllmu_nb.scoring.score import cells, item_scores
+from mllmu_nb.scoring.score import item_scores
 from mllmu_nb.stages import RECORD, lock, read_json, write_json
 
 METHODS = ("ga", "grad_diff", "kl_min", "npo")
@@ -221,7 +221,7 @@ class Measured:
             alike = {f: r for f, r in records.items() if self.is_of(r) and r["data_hash"] == self.record["data_hash"]}
             chosen = {f: method for f, r in alike.items() if (method := r["parameters"]["method"]) in REFERENCES}
             if set(chosen.values()) == set(REFERENCES):
-                return gates(cells(pd.concat([read_run(folder).items for folder in chosen], ignore_index=True)))
+                return Scores.of([read_run(folder) for folder in chosen]).gates
         return pd.DataFrame(columns=[*AT, "gate"])
 
 
@@ -250,7 +250,7 @@ def provenance_line(measured: Measured) -> str:
         return line
     ours, theirs = ({**one, **one["parameters"]} for one in (measured.record, vanilla))
     names = [name for name in ("data_hash", "base_hash", "train_steps") if ours[name] != theirs[name]]
-    older = ", ".join(f"{name} {ours[name]} where it is {theirs[name]} now" for name in names)
+    older = ", ".join(f"{name} {ours[name]} (now {theirs[name]})" for name in names)
     return f"made with an older vanilla: {older}; {line}" if older else line
 
 

@@ -206,7 +206,7 @@ def figure(found: pd.DataFrame) -> Figure:
     points = {name: 100 * rows[name] for name in ("value", "low", "high")}
     names = rows["method"].map(lambda method: "all methods" if method == POOLED else method_label(method))
     below = "Forget after text only minus after image + text, points, at equal retain.  Pale: as claimed"
-    drawn = plots.forest(rows.assign(name=names, **points, **looks), y="name", row="label", below=[below])
+    drawn = plots.forest(rows.assign(name=names, **points, **looks), y="name", row="measure", below=[below])
     pooled = only(rows, method=POOLED).to_dict("records")
     for panel, one in zip(drawn.axes, pooled, strict=True):
         panel.set_ylabel("")
