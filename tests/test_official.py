@@ -358,6 +358,17 @@ def test_what_a_question_that_is_not_understood_asks_for_is_unknown(written):
     assert (remarkable.answer, remarkable.attribute, remarkable.value) == ("Many people know the face.", "", "")
 
 
+def test_a_fact_that_an_answer_leaves_open_is_no_attribute_of_a_celebrity(written):
+    def ask(row):
+        for entry in row["Generation_Task"]:
+            entry["Ground_Truth"] = "There is no information on this."
+
+    change(written / "Retain_Set/train-00000-of-00001.parquet", ask, row=0)
+    celebrity = official.read_layout(written, 15).profiles["c001"]
+    assert {q.value for q in celebrity.questions if q.task == "generation"} == {""}
+    assert set(celebrity.attributes) == {"name", "birthplace", "height"}
+
+
 def in_ids(problems) -> dict:
     """Configuration and ID → text of the problems with IDs."""
     return {(p.file.split("/")[1], p.id): p.text for p in problems if p.column == "ID"}

@@ -295,7 +295,7 @@ def _profile(row: dict, kind: str, identity: str, qa: tuple[QA, ...], test: dict
     stated = reader.attributes_of(qa)
     questions = _questions(row, identity, stated)
     if not stated:  # celebrities have no fine-tuning text: what is known of them are the answers to their questions
-        stated = {question.attribute: question.value for question in reversed(questions) if question.attribute}
+        stated = {q.attribute: q.value for q in reversed(questions) if q.attribute and q.value}
     name = stated.get("name") or _name_in([question.text for question in questions if question.view == "text"])
     return Profile(
         id=identity,
@@ -324,7 +324,7 @@ def _questions(row: dict, identity: str, stated: dict[str, str]) -> tuple[Questi
         entries = {"classification": row["Classification_Task"][f"{kind}_Questions"]}
         for task, column in OPEN_COLUMNS.items():
             entries[task] = [entry for entry in row[column] if entry["Type"] == kind]
-        for task, number, entry in ((task, *each) for task, some in entries.items() for each in enumerate(some)):
+        for task, number, entry in ((task, *each) for task, listed in entries.items() for each in enumerate(listed)):
             text, options = entry["Question"], ()
             if task == "classification":
                 answer, options = answer_letter(entry["Correct_Answer"]), tuple(map(entry["Options"].get, LETTERS))
