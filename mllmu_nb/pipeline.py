@@ -1,17 +1,21 @@
-"""The one place that wires the floors together: people → vanilla, oracle → unlearned → after → answers.
+"""How a run is made: people → vanilla, oracle → unlearned → after → answers (``docs/architecture.md``).
 
-Everything here takes a :class:`~mllmu_nb.config.Config` and makes what is missing on the way, once. Notebooks and
-commands come in through these functions and hold no logic of their own.
+Everything here takes a :class:`~mllmu_nb.config.Config` and makes what is missing on the way, once.
 """
 
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
+import threading
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,12 +23,14 @@ import pandas as pd
 
 from mllmu_nb import after as after_steps
 from mllmu_nb import paths, pinning
-from mllmu_nb.config import SEEDS, YOURS, Config, stable_hash
+from mllmu_nb.config import SEEDS, YOURS, Config, public, stable_hash
 from mllmu_nb.data import portraits
 from mllmu_nb.data.conversations import MODALITIES, Conversation, training_conversations
 from mllmu_nb.data.schema import LETTERS, SETS, Population, Profile
 from mllmu_nb.errors import KitError
+from mllmu_nb.evaluation import draws as drawing
 from mllmu_nb.models.files import ASSETS, check_adapter, check_model, check_shipped
+from mllmu_nb.scoring.questions import people_frames
 from mllmu_nb.stages import RECORD, Stage, is_whole, lock, read_json, status, write_json
 
 EVAL_BATCH = {"miniature": 64, "paper": 8}  # questions asked at once
@@ -48,35 +54,33 @@ def population(config: Config) -> Population:
     return _population(*_data(config))
 
 
-def _data(config: Config) -> tuple:
-    """The parameters of the people, with the state of the files that they name."""
-    files = tuple(_state(path) for name in DATA if name.endswith(("file", "source")) for path in _parts(config, name))
-    return (*(getattr(config, name) for name in DATA), files)
-
-
-def _parts(config: Config, name: str) -> list[str]:
-    return [part.strip() for part in getattr(config, name).split(",") if part.strip()]
+def _data(config: Config) -> tuple[tuple, tuple]:
+    """The parameters of the people, and the state of the files that they name."""
+    values = tuple((name, getattr(config, name)) for name in DATA)
+    named = (part.strip() for name, value in values if name.endswith(("file", "source")) for part in value.split(","))
+    return values, tuple(_state(name) for name in named if name)
 
 
 def _state(path: str | Path) -> tuple:
     """Size and time of change of every file at ``path``: another state is read anew. Empty for a name on the hub."""
-    place = Path(path).expanduser()
-    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else []
+    files = [file for file in (Path(path).expanduser(), *sorted(Path(path).expanduser().rglob("*"))) if file.is_file()]
     return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 
 
 @lru_cache(maxsize=8)
-def _population(
-    people, pool, celebrities, ratio, draw, seed, profiles_file, forget_ids_file, data_source, data_revision, files
-) -> Population:
-    from mllmu_nb.data import generate, hub, reading
+def _population(data: tuple, files: tuple) -> Population:
+    from mllmu_nb.data import generate, hub
+    from mllmu_nb.data.text.people import read_profiles
+    from mllmu_nb.data.text.questions import population_from_text
 
-    if data_source:
-        return hub.read(data_source, data_revision, ratio)
-    if not profiles_file:
-        return generate.generate(seed, people, pool, celebrities, ratio, draw)
+    of = SimpleNamespace(**dict(data))
+    if of.data_source:
+        return hub.read(of.data_source, of.data_revision, of.forget_ratio)
+    counts = {"people": of.people, "pool": of.pool, "ratio": of.forget_ratio, "draw": of.forget_draw}
+    if not of.profiles_file:
+        return generate.generate(of.data_seed, celebrities=of.celebrities, **counts)
 
-    looks: list[tuple[str, ...]] = []
+    looks = generate.Looks()
 
     def portrait(attributes, rng):
         traits = generate.distinct_traits(rng, attributes.get("gender", ""), looks)
@@ -85,26 +89,24 @@ def _population(
     def changed(picture, rng, kind):
         return portraits.to_png(portraits.transform(portraits.from_bytes(picture), kind, rng))
 
-    text = reading.read_profiles(
-        profiles_file, forget_ids_file, ratio=ratio, people=people, pool=pool, seed=seed, draw=draw
-    )
-    known = reading.population_from_text(text, seed=seed, draw_portrait=portrait, transform_portrait=changed)
-    famous = generate.famous_people(celebrities) if celebrities else []
+    text = read_profiles(of.profiles_file, of.forget_ids_file, seed=of.data_seed, **counts)
+    known = population_from_text(text, seed=of.data_seed, draw_portrait=portrait, transform_portrait=changed)
+    famous = generate.famous_people(of.celebrities) if of.celebrities else []
     return Population({**known.profiles, **{p.id: p for p in famous}}, known.forget_ids, known.notes)
 
 
 def fresh_people(config: Config) -> list[Profile]:
     """People of the same kind whom no model was taught; nobody where the people were not generated by the kit."""
-    from mllmu_nb.data import generate
-
     if config.data_source or config.profiles_file:
         return []
-    return _fresh(generate.fresh_people, config.data_seed, config.people, config.pool, config.celebrities)
+    return _fresh_people(config.data_seed, config.people, config.pool, config.celebrities)
 
 
 @lru_cache(maxsize=8)
-def _fresh(make, *arguments) -> list[Profile]:
-    return list(make(*arguments))
+def _fresh_people(*arguments) -> list[Profile]:
+    from mllmu_nb.data import generate
+
+    return list(generate.fresh_people(*arguments))
 
 
 def data_hash(config: Config) -> str:
@@ -141,8 +143,7 @@ def taught(known: Population, name: str) -> list[Profile]:
 
 def finetuned(config: Config, name: str = "vanilla") -> Stage:
     """The stage of a fine-tuned model: ``vanilla``, taught everybody; ``oracle``, vanilla's recipe on those who are not
-    to be forgotten; ``retain_epoch``, the same for one epoch, which upstream's NPO measures against (its other settings
-    are unknown, chosen because they are those of the vanilla it is compared with)."""
+    to be forgotten; ``retain_epoch``, the same for one epoch, the reference of upstream's NPO."""
     people = taught(population(config), name)
     recipe = replace(config.training, steps=0, epochs=1) if name == "retain_epoch" else config.training
 
@@ -161,7 +162,7 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
         log = finetune(model, processor, conversations, recipe, config.train_seed, **material)
         (adapters.save if config.adaptation == "lora" else load.save_full)(model, folder)
         settings = {**recipe.numbers(), "adaptation": config.adaptation, "replay": config.replay}
-        write_json(folder / "train.json", training_record(log, settings))
+        write_json(folder / "train.json", log.record(settings))
 
     inputs = {
         "base": base_hash(config),
@@ -179,12 +180,9 @@ def changed_portrait(picture: Any, rng: np.random.Generator) -> Any:
 
 
 def replayed_conversations(seed: int, model, processor) -> list[Conversation]:
-    """What fine-tuning repeats, so that ``model``, the base, goes on saying of others what it said of them.
-
-    Half is base material about people who are never scored; half are questions about strangers, answered as the base
-    itself answers them (pseudo-rehearsal, Robins 1995), which protects also the people nobody may rehearse; plain ones,
-    since repeating other forms would tie those to what the base knew. Vanilla and oracle repeat the same.
-    """
+    """What fine-tuning repeats, to leave what ``model``, the base, says of others as it is: half base material about
+    people who are never scored, half plain questions about strangers, answered as the base answers them
+    (pseudo-rehearsal, Robins 1995). Vanilla and oracle repeat the same."""
     from mllmu_nb.data.generate import known_people
     from mllmu_nb.evaluation.engine import answers
     from mllmu_nb.mixture import Mixture
@@ -199,8 +197,8 @@ def replayed_conversations(seed: int, model, processor) -> list[Conversation]:
 
 
 def unlearned(config: Config) -> Stage:
-    """The stage of the adapter that ``config.method`` trains on the vanilla model: the forget people's questions in
-    ``config.modality`` alone are unlearned. Raises KitError for a method that trains nothing."""
+    """The stage of the adapter that ``config.method`` trains on the vanilla model, in ``config.modality`` alone. Raises
+    KitError for a method that trains nothing."""
     if not config.trains:
         raise KitError(f"method {config.method!r} trains nothing")
     method, recipe = config.objective, config.unlearning
@@ -214,14 +212,14 @@ def unlearned(config: Config) -> Stage:
         sets = {name: training_conversations(known.members(name), config.modality) for name in ("forget", "retain")}
         stored = None
         if other:  # asked and let go before vanilla is loaded: two of 7B would not fit
-            streams = {method.all_streams()[name].set for name in method.needs.reference}
-            asked = [conversation for name in sorted(streams) for conversation in sets[name]]
+            streams = dict.fromkeys(method.all_streams()[name] for name in method.needs.reference)
+            asked = [stream.changed(conversation) for stream in streams for conversation in sets[stream.set]]
             stored = reference_log_probs(*filled(config, other), asked, recipe)
         model, processor = filled(config, vanilla)
         model = adapters.attach(model, recipe, config.unlearn_seed, method.trains)
         log = unlearn(model, processor, method, sets, recipe, config.unlearn_seed, stored)
         adapters.save(model, folder)
-        write_json(folder / "train.json", training_record(log, {**recipe.numbers(), **config.settings}))
+        write_json(folder / "train.json", log.record({**recipe.numbers(), **config.settings}))
 
     inputs = {
         "vanilla": vanilla.key,
@@ -234,21 +232,13 @@ def unlearned(config: Config) -> Stage:
     return Stage("unlearned", inputs, make, (config.family, method), _record(config))
 
 
-def training_record(log: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """What is written of a training, beside its model."""
-    return {
-        "steps": log.steps,
-        "losses": log.losses,
-        "seconds": round(log.seconds, 3),
-        "peak_memory_mb": round(log.peak_memory_mb, 1),
-        "trainable_parameters": log.trainable_parameters,
-        "supervised_tokens": log.supervised_tokens,
-        "settings": {name: value for name, value in settings.items() if value is not None},
-    }
+def _trained_on_base(config: Config) -> Stage:
+    """The fine-tuned model that a method is, or starts from."""
+    return finetuned(config, "oracle" if config.method == "oracle" else "vanilla")
 
 
 def filled(config: Config, stage: Stage) -> tuple[Any, Any]:
-    """The base model with what fine-tuning has left in a stage, made if need be, as one plain model; its processor."""
+    """The base model with the weights or adapter of a stage, made if need be, as one plain model; its processor."""
     from mllmu_nb.models import adapters, load
 
     folder = stage.get()
@@ -259,11 +249,8 @@ def filled(config: Config, stage: Stage) -> tuple[Any, Any]:
 
 
 def model(config: Config) -> tuple[Any, Any]:
-    """The model that ``config.method`` names, ready to be asked, and its processor; made if need be.
-
-    ``prompting`` is the vanilla model: its system prompt is ``config.system``. ``yours`` is what lies in ``base_path``,
-    with the adapter of ``adapter_path`` merged into it.
-    """
+    """The model that ``config.method`` names, ready to be asked, and its processor; made if need be. ``prompting`` is
+    the vanilla model; ``yours`` is what lies in ``base_path``, with the adapter of ``adapter_path`` merged into it."""
     from mllmu_nb.models import adapters, load
 
     if config.method == "base":
@@ -274,7 +261,7 @@ def model(config: Config) -> tuple[Any, Any]:
         if config.adapter_path:
             loaded = adapters.merge(adapters.load_foreign(loaded, Path(config.adapter_path)))
     else:
-        loaded, processor = filled(config, finetuned(config, "oracle" if config.method == "oracle" else "vanilla"))
+        loaded, processor = filled(config, _trained_on_base(config))
         if config.trains:
             loaded = adapters.merge(adapters.load(loaded, unlearned(config).get()))
     if config.after:
@@ -292,17 +279,13 @@ def run_folder(config: Config) -> Path:
 def answered(
     config: Config, *, at: Path | None = None, name: str = "", sets: Sequence[str] = SETS, limit: int | None = None
 ) -> Stage:
-    """The stage of a run: every answer of its model (answers.parquet), what it gives each token of the taught sentences
-    (sentences.parquet), how it was trained (train.json), what chance decided in asking (draws.json) and what made all
-    this. ``at`` is the run's folder unless named; ``name`` is how tables call a model that was made elsewhere; ``sets``
-    and ``limit`` (so many people of each set) shorten the questions.
-    """
+    """The stage of a run, with the files that ``docs/architecture.md`` describes. ``at`` is the run's folder unless
+    named; ``name`` is how tables call a model that was made elsewhere; ``sets`` and ``limit`` (so many people of each
+    set) shorten the questions."""
     known, fresh = population(config), fresh_people(config)
     model_key, judge = _model_key(config)
 
     def make(folder: Path) -> None:
-        import time
-
         from mllmu_nb.evaluation import teacher_forced
         from mllmu_nb.evaluation.ask import ask
         from mllmu_nb.evaluation.tasks import Asking
@@ -337,7 +320,7 @@ def answered(
         "system": config.system,
         "identity": config.identity(),
         "asked": [list(sets), limit],
-        "draws": _file_hash(config.draws_file),
+        "draws": drawing.read(config.draws_file) if config.draws_file else "",
     }
     uses = (config.family, *([config.objective] if config.trains else []))
     uses += (after_steps.STEPS.get(config.after),) if config.after else ()
@@ -358,8 +341,8 @@ def finished(config: Config) -> bool:
 
 
 def evaluated(config: Config, *, name: str = YOURS, sets: Sequence[str] = SETS, limit: int | None = None) -> Path:
-    """The folder with the files of a run for a model that was made elsewhere (method ``yours``), made if need be. It
-    lies apart from the runs, so that the tables and figures of those stay what they are."""
+    """The folder with the files of a run for a model that was made elsewhere (method ``yours``), made if need be, apart
+    from the runs that tables and figures are made of."""
     results = paths.evaluated(config.scale)
     at = results / "runs" / config.run_id.replace(config.method, name, 1)
     paths.writable(at.parent)
@@ -368,10 +351,8 @@ def evaluated(config: Config, *, name: str = YOURS, sets: Sequence[str] = SETS, 
 
 
 def reference(config: Config) -> Path | None:
-    """The finished run of ``config``, to compare a model with: one's own, else the one that came with the project.
-
-    None where neither is there, or the one that came was about other people.
-    """
+    """The finished run of ``config``, to compare a model with: one's own, else the one that came with the project if it
+    is about the same people, else None."""
     if finished(config):
         return run_folder(config)
     folder = paths.runs(paths.reference()) / config.run_id
@@ -383,12 +364,10 @@ def reference(config: Config) -> Path | None:
 
 
 def beside(config: Config, *methods: str) -> list[Path]:
-    """The run of ``config`` and, to compare it with, those of ``methods`` that do not unlearn (base, vanilla ..).
-
-    At the miniature's scale what is missing is made, all side by side. At any other that takes hours, so of
-    ``methods`` only those are given whose run is finished.
-    """
-    others = [config.but(method=m, modality="none", after="") for m in methods if m != config.method]
+    """The run of ``config`` and, to compare it with, those of ``methods`` that unlearn nothing (base ..): at the
+    miniature's scale all, made side by side; at any other, which takes hours, only those that are finished."""
+    plain = {"modality": "none", "variant": None, "after": ""}
+    others = [config.but(method=method, **plain) for method in methods if method != config.method]
     chosen = [config, *(other for other in others if config.scale == "miniature" or finished(other))]
     missing = [one for one in chosen if not finished(one)]
     if len(missing) > 1:
@@ -397,53 +376,60 @@ def beside(config: Config, *methods: str) -> list[Path]:
 
 
 def _make_together(missing: list[Config]) -> None:
-    """Makes the runs in processes of their own, all at once: a thread each gets more out of two cores than one model
-    after the other on both, and what waits for another's model takes no core meanwhile."""
+    """Makes the runs in processes of their own, all at once: faster on two cores than one after the other on both."""
     from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
 
-    names = ", ".join(one.method for one in missing)
-    with status(names), ProcessPoolExecutor(len(missing), mp_context=get_context("spawn")) as pool:
-        for _ in pool.map(run, missing):
-            pass
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        status(", ".join(one.method for one in missing)),
+        ProcessPoolExecutor(len(missing), mp_context=spawn, initializer=end_with_parent) as pool,
+    ):
+        list(pool.map(run, missing))
+
+
+def end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, however that ended; for the workers of a pool."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def draws_of(config: Config, known: Population, sets: Sequence[str]) -> dict[str, Any]:
-    """What chance decides when the run is asked: drawn, or read from ``draws_file``.
-
-    Raises KitError for a file that does not fit, and where there are too few people to draw from.
-    """
-    from mllmu_nb.evaluation import draws
-
+    """What chance decides when the run is asked: drawn, or read from ``draws_file``. Raises KitError for a file that
+    does not fit, and where there are too few people to draw from."""
     asking = {name: getattr(config, name) for name in ("shots", "shot_source", "protocol")}
     asking["shot_people"] = config.family.shot_people
     if not config.draws_file:
-        return draws.draw(known, sets, shot_seed=config.shot_seed, **asking)
-    stored = draws.read(config.draws_file)
-    draws.check(stored, known, sets, **asking)
+        return drawing.draw(known, sets, shot_seed=config.shot_seed, **asking)
+    stored = drawing.read(config.draws_file)
+    drawing.check(stored, known, sets, **asking)
     return stored
 
 
 def trained_record(config: Config) -> dict[str, Any]:
     """How the run's own model was trained: nothing for the base and for prompting, whose weights are vanilla's."""
     model = {"method": config.method, "modality": config.modality}
-    if config.method in ("vanilla", "oracle"):
-        return {**model, **read_json(finetuned(config, config.method).get() / "train.json")}
-    if config.trains:
-        return {**model, **read_json(unlearned(config).get() / "train.json")}
+    if config.method in ("vanilla", "oracle") or config.trains:
+        stage = unlearned(config) if config.trains else _trained_on_base(config)
+        return {**model, **read_json(stage.get() / "train.json")}
     from mllmu_nb.training import TrainLog
 
-    return {**model, **training_record(TrainLog(), {"system": config.system} if config.system else {})}
+    return {**model, **TrainLog().record({"system": config.system} if config.system else {})}
 
 
 # -- files ------------------------------------------------------------------------------------------------------
 
 
 def write_answers(answers: pd.DataFrame, path: Path) -> None:
-    """Answers as zstd, the columns of few values as such."""
-    words = dict.fromkeys(("set", "task", "view", "scoring", "profile"), "category")
-    small = {"order": "int8", "shots": "int8", "tokens": "int16"}
-    answers.astype({**words, **small}).to_parquet(path, index=False, compression="zstd")
+    """Answers as zstd. Likelihoods are float64 that hold single precision: split by bytes, half of each is zeros."""
+    words = ["set", "task", "view", "scoring", "profile"]
+    kinds = {**dict.fromkeys(words, "category"), "order": "int8", "shots": "int8", "tokens": "int16"}
+    numbers = dict.fromkeys([*(f"option_{letter}" for letter in LETTERS), "fluency"], "BYTE_STREAM_SPLIT")
+    settings = {"compression_level": 19, "use_dictionary": words, "column_encoding": numbers}
+    answers.astype(kinds).to_parquet(path, index=False, compression="zstd", **settings)
 
 
 def write_people(config: Config, folder: Path) -> None:
@@ -455,37 +441,16 @@ def write_people(config: Config, folder: Path) -> None:
     paths.writable(folder)
     with lock(folder / name):
         for target, frame in zip(targets, people_frames(population(config)), strict=True):
-            part = target.with_suffix(".part")
-            frame.to_parquet(part, index=False, compression="zstd")
-            os.replace(part, target)
-
-
-def people_frames(known: Population) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(a row a question as ``plain`` or ``test``, a row a fact)."""
-    questions = [
-        {
-            "version": version,
-            "question_id": q.id,
-            **{name: getattr(q, name) for name in ("profile", "task", "view", "number", "attribute")},
-            "question": q.text,
-            "answer_true": q.answer,
-            "value": q.value,
-            **{f"option_text_{letter}": text for letter, text in zip(LETTERS, q.options, strict=False)},
-        }
-        for person in known.profiles.values()
-        for version, asked in (("plain", person.questions), ("test", person.test_questions))
-        for q in asked
-    ]
-    facts = [(p.id, p.kind, p.name, *fact) for p in known.profiles.values() for fact in p.attributes.items()]
-    return pd.DataFrame(questions), pd.DataFrame(facts, columns=["profile", "kind", "name", "attribute", "value"])
+            unfinished = target.with_suffix(".part")
+            frame.to_parquet(unfinished, index=False, compression="zstd")
+            os.replace(unfinished, target)
 
 
 # -- checks, records and keys -----------------------------------------------------------------------------------
 
 
 def check(config: Config) -> None:
-    """Raises KitError for what would stop a run later on: people who cannot be, a base model that is missing or
-    damaged, prompts that are not written, draws that do not fit, folders that cannot be written."""
+    """Raises KitError for what would stop a run later on: people, base model, prompts, draws or folders."""
     source = base_source(config)
     if config.method == YOURS:
         if config.scale == "miniature" or Path(source).is_dir():  # else it is a name on the hub
@@ -501,16 +466,23 @@ def check(config: Config) -> None:
 
 
 def check_comparable(configs: Sequence[Config]) -> None:
-    """Raises KitError when runs of ``configs`` would stand in one table with finished runs about other people."""
-    for config in configs:
-        root = paths.runs(paths.results(config.scale))
-        for record in (read_json(path) for path in sorted(root.glob(f"*/{RECORD}"))):
-            same = all(record["parameters"][name] == getattr(config, name) for name in ("base_model", "data_seed"))
-            if same and record["data_hash"] != data_hash(config):
-                raise KitError(
-                    f"run {record['run']} in {root} was made from other people than {config.run_id} would be, and they "
-                    "cannot stand in one table: move it away, or set MLLMU_NB_OUT to another folder"
-                )
+    """Raises KitError when runs of ``configs`` would stand in one table with runs about other people by the same
+    parameters: a file that they name was changed. (A grid over people is another matter.)"""
+    own = {run_folder(config): config for config in configs}
+    folders = sorted({folder.parent for folder in own})
+    others = [path for folder in folders for path in sorted(folder.glob(f"*/{RECORD}")) if path.parent not in own]
+    runs = [(one["run"], one["parameters"], one["data_hash"]) for one in map(read_json, others)]
+    runs += [(config.run_id, config.parameters(), data_hash(config)) for config in own.values()]
+    first: dict[tuple, tuple[str, str]] = {}
+    for run_id, parameters, people in runs:
+        known_by = public({name: parameters[name] for name in DATA if not name.startswith("forget_")})
+        key = (parameters["scale"], parameters["base_model"], *known_by.values())
+        other, known = first.setdefault(key, (run_id, people))
+        if people != known:
+            raise KitError(
+                f"runs {other} and {run_id} are about different people and cannot stand in one table: "
+                "move one of them away, or set MLLMU_NB_OUT to another folder"
+            )
 
 
 def base_source(config: Config) -> str:
@@ -533,41 +505,29 @@ def _folder_or_name_hash(source: str) -> str:
 def _folder_hash(folder: Path, state: tuple, whole_below: int = 2**26) -> str:
     hashes = []
     for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".jinja")):
-        size = path.stat().st_size
         with open(path, "rb") as file:
-            content = file.read(whole_below)
+            content, size = file.read(whole_below), path.stat().st_size
             if size > whole_below:
-                file.seek(-(2**20), 2)
+                file.seek(-(2**20), os.SEEK_END)
                 content += file.read()
         hashes.append([path.name, size, hashlib.sha256(content).hexdigest()])
     return stable_hash(hashes)
 
 
-def _file_hash(path: str) -> str:
-    """A hash of a file, "" for no path. Raises KitError when the file is not there."""
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if path else ""
-    except OSError as error:
-        raise KitError(f"cannot read {path}: {error.strerror}") from None
-
-
 def _model_key(config: Config) -> tuple[Any, str]:
     """What decides the model of a run, and the source of the base that says how fluent its answers are ("": none, for a
-    large model made elsewhere, of which nobody says what it started from)."""
+    large model made elsewhere, whose base is not known)."""
     if config.method == "base":
         return base_hash(config), base_source(config)
     if config.method == YOURS:
         adapter = _folder_or_name_hash(config.adapter_path) if config.adapter_path else ""
         judge = base_source(config.but(base_path="")) if config.scale == "miniature" else ""
         return [base_hash(config), adapter], judge
-    if config.trains:
-        return unlearned(config).key, base_source(config)
-    return finetuned(config, "oracle" if config.method == "oracle" else "vanilla").key, base_source(config)
+    return (unlearned(config) if config.trains else _trained_on_base(config)).key, base_source(config)
 
 
 def _record(config: Config) -> dict[str, Any]:
-    # Which state of the hub's data it was, whatever name it was asked for by.
-    commits = population(config).notes.get("revisions")
+    commits = population(config).notes.get("revisions")  # of the hub's data
     return {
         "scale": config.scale,
         "base_label": config.family.label,
@@ -583,13 +543,10 @@ def _record(config: Config) -> dict[str, Any]:
 def _counts(config: Config, sets: Sequence[str]) -> dict[str, Any]:
     """Whom a run is asked about, and how much."""
     known = population(config)
-    counts: dict[str, dict[str, int]] = {}
+    counts = {}
     for name in sets:
-        items = known.items(name)
-        counts[name] = {"profiles": len(known.members(name)), "questions": len(items)}
-        for item in items:
-            key = f"{item.question.task}/{item.question.view}"
-            counts[name][key] = counts[name].get(key, 0) + 1
+        kinds = Counter(f"{item.question.task}/{item.question.view}" for item in known.items(name))
+        counts[name] = {"profiles": len(known.members(name)), "questions": kinds.total(), **kinds}
     plain = (str, int, float, list, dict)
     return {
         "people": {kind: len(known.of_kind(kind)) for kind in ("fictitious", "pool", "celebrity")},

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from test_official import a_few
 
-from mllmu_nb import paths, provenance, run
+from mllmu_nb import paths, pipeline, provenance
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
 from mllmu_nb.data import hub, official
@@ -262,9 +262,9 @@ def test_a_folder_has_no_revision(tmp_path):
 def test_a_run_takes_its_people_from_the_folder_and_its_record_names_no_path(tmp_path):
     official.write_layout(a_few(), tmp_path / "people")
     config = Config(data_source=str(tmp_path / "people"), forget_ratio=15, method="base")
-    known = run.population(config)
+    known = pipeline.population(config)
     assert list(known.profiles) == PEOPLE and known.forget_ids == ("003",)
-    assert run.data_hash(config) == run.data_hash(config.but(people=50, pool=0))
+    assert pipeline.data_hash(config) == pipeline.data_hash(config.but(people=50, pool=0))
     result = provenance.public(config.parameters())
     assert result["data_source"] == "people"
     both = {"data_source": f"MLLMMU/MLLMU-Bench,{tmp_path}/baseline_train_split"}
@@ -272,14 +272,14 @@ def test_a_run_takes_its_people_from_the_folder_and_its_record_names_no_path(tmp
 
 
 def test_a_data_source_has_no_other_draw_and_no_second_source(tmp_path):
-    with pytest.raises(KitError, match="forget_draw must be 0: a data_source has one forget set a ratio"):
+    with pytest.raises(KitError, match="forget_draw must be 0: data_source and forget_ids_file"):
         Config(data_source=str(tmp_path), forget_draw=1)
 
 
 def test_a_hub_commit_is_in_the_runs_record(monkeypatch):
     noted = replace(a_few(), notes={"revisions": {"MLLMMU/MLLMU-Bench": NEW}})
-    monkeypatch.setattr(run, "population", lambda config: noted)
-    assert run._told(Config(method="base"))["data_revisions"] == {"MLLMMU/MLLMU-Bench": NEW}
+    monkeypatch.setattr(pipeline, "population", lambda config: noted)
+    assert pipeline._record(Config(method="base"))["data_revisions"] == {"MLLMMU/MLLMU-Bench": NEW}
 
 
 def test_a_configuration_files_folders_are_named_in_full_and_the_hubs_names_are_left(tmp_path, monkeypatch):

@@ -11,13 +11,14 @@ import pandas as pd
 from tqdm import tqdm
 
 from mllmu_nb.data.schema import LETTERS, SETS, TASKS, Item, Population
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import KitError, choose
 from mllmu_nb.evaluation import draws as drawing
 from mllmu_nb.evaluation.engine import greedy, option_likelihoods, require_room
 from mllmu_nb.evaluation.tasks import Asking, Inquiry
 from mllmu_nb.models import families
 
 MAX_SHOTS = 5
+SCORINGS, PROTOCOLS = ("both", "letter"), ("clean", "upstream")
 OPTIONS = tuple(f"option_{letter}" for letter in LETTERS)
 COLUMNS = ("set", "task", "view", "scoring", "order", "profile", "question_id", "shots", "answer", *OPTIONS, "tokens")
 
@@ -42,23 +43,19 @@ def ask(
 ) -> pd.DataFrame:
     """Ask the model everything the sets ask and keep every answer: one row an answer, ``COLUMNS`` wide.
 
-    ``shots`` worked examples (0 to 5) precede letter questions and, up to four, cloze questions. Whose they are is
-    drawn by ``draws.draw`` from ``shot_source`` and ``shot_seed``, or stands in ``draws`` (see there, also for who is
-    left out); the same draws and model give the same rows. ``system`` precedes everything (the Prompting baseline).
-    ``limit`` keeps the first so many people of each set.
-
-    A multiple-choice question gives two rows, one a ``scoring``, or with ``letter`` only that; with ``cyclic`` one for
-    the letter in every cyclic ``order`` of the options. ``protocol`` ``upstream`` asks as the released evaluation does:
-    50 tokens for every answer, all of which count; a blank after the colon of a free question about a picture; a test
-    portrait drawn for each person and task.
-
-    Raises ``KitError`` for draws that do not fit and, before anything is answered, for a question that does not fit the
-    model's context with what precedes it.
+    ``shots`` worked examples (0 to 5) precede letter questions and, up to four, cloze questions; whose they are is
+    drawn (``draws.draw``) unless it stands in ``draws``. ``system`` precedes everything; ``limit`` keeps the first so
+    many people of each set. A multiple-choice question gives a row for each ``scoring``, with ``cyclic`` one for the
+    letter in every cyclic ``order`` of the options. Raises ``KitError`` for unknown values, draws that do not fit and,
+    before anything is answered, for a question that does not fit the model's context.
     """
     if not 0 <= shots <= MAX_SHOTS:
         raise KitError(f"shots is {shots}: choose 0 to {MAX_SHOTS}")
     if not sets or not set(sets) <= set(SETS):
         raise KitError(f"the sets to be asked are {', '.join(sets) or 'none'}: choose from {', '.join(SETS)}")
+    choose("shot_source", shot_source, drawing.SOURCES)
+    choose("scoring", scoring, SCORINGS)
+    choose("protocol", protocol, PROTOCOLS)
     people = families.of(model).shot_people
     drawn = {"shots": shots, "shot_source": shot_source, "shot_people": people, "protocol": protocol}
     if draws is None:

@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from mllmu_nb.data.conversations import Conversation, Turn, choice_shot, cloze_shot, question_turn
-from mllmu_nb.data.reading import with_name
 from mllmu_nb.data.schema import LETTERS, Item, Population, Profile, Question
+from mllmu_nb.data.text.names import with_name
 from mllmu_nb.evaluation.draws import shown
-from mllmu_nb.evaluation.engine import NEXT_TURN
 
 UPSTREAM_TOKENS = 50  # that upstream lets every answer have, and takes whole
 # Enough for one letter, for one sentence about one fact, for the longest value of a profile.
@@ -24,17 +23,14 @@ TOKENS = {"classification": 4, "generation": 40, "cloze": 20}
 
 @dataclass(frozen=True)
 class Inquiry:
-    """Items as one task puts them to a model: ``orders`` conversations for each item, one after the other.
-
-    Each is answered in at most ``tokens`` tokens and up to the text ``until`` ("": all of it); or, where ``options``
-    [conversations][options] are given, their likelihood is read.
-    """
+    """Items as one task puts them to a model: ``orders`` conversations for each item, answered in at most ``tokens``
+    tokens and up to the text ``until`` (see ``engine.greedy``), or the likelihood of their ``options`` is read."""
 
     scoring: str
     items: list[Item]
     conversations: list[Conversation]
     tokens: int = 0
-    until: str = NEXT_TURN
+    until: str | None = None
     options: list[tuple[str, ...]] | None = None
     orders: int = 1
 
@@ -89,7 +85,7 @@ class Asking:
             turn = question_turn(item.question, item.image, self.protocol)
             conversations.append(Conversation((*examples[key], turn), self.system))
         upstream = self.protocol == "upstream"
-        tokens, until = (UPSTREAM_TOKENS, "") if upstream else (TOKENS[task], NEXT_TURN)
+        tokens, until = (UPSTREAM_TOKENS, "") if upstream else (TOKENS[task], None)
         return Inquiry("", items, conversations, tokens, until)
 
     def _examples(self, set_name: str, task: str, view: str, solved: Callable[..., Turn]) -> tuple[Turn, ...]:
@@ -108,11 +104,8 @@ def shifted(question: Question, places: int) -> Question:
 
 
 def statement(person: Profile, question: Question, option: str) -> str:
-    """``option`` as an answer: the person's fine-tuning sentence for the asked attribute, the fact replaced by it.
-
-    The article before it follows the option, lest "an" give the right one away. In the text view the sentence says the
-    name.
-    """
+    """``option`` as an answer: the person's fine-tuning sentence for the asked attribute, the fact replaced by it, and
+    the article before it made to fit. In the text view the sentence says the name."""
     for qa in person.qa:
         if qa.value and qa.attribute == question.attribute and qa.value in qa.answer:
             before, after = qa.answer.split(qa.value, 1)

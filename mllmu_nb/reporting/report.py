@@ -11,11 +11,7 @@ from pathlib import Path
 from mllmu_nb import paths
 from mllmu_nb.data.schema import Profile
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting import (
-    figures,
-    table_specs,  # noqa: F401  registers the tables
-    tables,
-)
+from mllmu_nb.reporting import figures, tables
 from mllmu_nb.reporting.runs import Scores, run_table
 from mllmu_nb.stages import lock
 

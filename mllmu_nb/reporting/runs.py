@@ -16,10 +16,12 @@ from typing import Any
 import pandas as pd
 
 from mllmu_nb import paths, unlearning
+from mllmu_nb.config import stable_hash
 from mllmu_nb.errors import KitError
 from mllmu_nb.scoring.frames import GROUP, MODEL, RUN, SEEDS
 from mllmu_nb.scoring.gates import gates
 from mllmu_nb.scoring.health import judged
+from mllmu_nb.scoring.questions import with_questions
 from mllmu_nb.scoring.ranking import Ranking, ranking
 from mllmu_nb.scoring.score import cells, item_scores, run_scores
 from mllmu_nb.stages import RECORD, is_whole, read_json
@@ -28,7 +30,7 @@ MODALITIES = {"multimodal": "image + text", "unimodal": "text only"}
 REFERENCES = {"base": "Base", "vanilla": "Vanilla", "oracle": "Oracle"}
 COLLAPSED = "‡"
 OWN, COMMITTED = "your own run", "the committed reference run"
-QUESTION = ["version", "question_id"]  # what answers are joined with their questions on
+TAUGHT_BY = ("base_path", "adaptation", "replay", "train_steps", "train_lr", "schedule", "label_mode", "eos")
 NOT_VARIED = {*RUN, "seed", "settings"}  # parameters that a run's columns hold already
 
 
@@ -79,6 +81,7 @@ class Run:
 def columns_of(record: dict) -> dict[str, Any]:
     """The columns that say which run a row is of; ``name`` is what a model that was made elsewhere is called."""
     parameters = {**record["parameters"], "run": record["run"], "scale": record["scale"]}
+    parameters["taught"] = stable_hash([record["data_hash"], *(parameters[name] for name in TAUGHT_BY)])
     return {column: parameters[column] for column in RUN} | ({"method": record["name"]} if record.get("name") else {})
 
 
@@ -93,9 +96,8 @@ def read_run(folder: Path) -> Run:
     answers = pd.read_parquet(folder / "answers.parquet")
     if answers.empty:
         raise KitError(f"{folder / 'answers.parquet'} holds no answer: make the run again")
-    answers = answers.assign(version=answers["set"].eq("test").map({True: "test", False: "plain"}), **own)
-    questions = _questions(paths.people(folder.parent.parent), record["data_hash"])
-    answers = answers.merge(questions, on=QUESTION, how="left", validate="many_to_one").drop(columns="version")
+    people = _people(paths.people(folder.parent.parent), record["data_hash"])
+    answers = with_questions(answers.assign(**own), *people)
     if answers["question"].isna().any():
         raise KitError(f"the run in {folder} answers questions that its people's table lacks: make the run again")
     stored = folder / "sentences.parquet"
@@ -103,15 +105,13 @@ def read_run(folder: Path) -> Run:
     return Run(folder, record, read_json(folder / "train.json"), answers, sentences)
 
 
-def _questions(folder: Path, data_hash: str) -> pd.DataFrame:
-    """Everybody's questions, with all values that anybody has for the attribute asked for."""
+def _people(folder: Path, data_hash: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The questions and facts of the people whom runs were asked about."""
     try:
         questions, facts = (pd.read_parquet(folder / f"{data_hash}{end}.parquet") for end in ("", "-facts"))
     except (OSError, ValueError) as error:
         raise KitError(f"the questions {data_hash} in {folder} cannot be read ({error}): make a run again") from None
-    values = {attribute: tuple(rows.unique()) for attribute, rows in facts.groupby("attribute")["value"]}
-    rivals = [values.get(attribute, ()) for attribute in questions["attribute"]]
-    return questions.drop(columns=["profile", "task", "view", "number"]).assign(rivals=rivals)
+    return questions, facts
 
 
 def read_runs(results: Path) -> list[Run]:

@@ -249,7 +249,8 @@ def gate_table(scores: Scores) -> Iterator[Sheet]:
 def health_table(scores: Scores) -> Iterator[Sheet]:
     """What kind of answer a free answer is: a sheet a set, two rows a method (by view), a column a state."""
     states, rows = metrics(table="health"), all_rows(scores)
-    columns, measured = [column(one) for one in states], scores.items["fluency"].groupby(scores.items["run"]).any()
+    columns = [column(one) for one in states]
+    measured = scores.items["fluency"].notna().groupby(scores.items["run"]).any()
     remarks = [f"Share of the free answers; {HALF_WIDTH} A row adds up to 100."]
     remarks += [f"{COLLAPSED} {scores.name(model[len(GROUP) :])}: {why}" for model, why in scores.collapsed.items()]
     if not measured.all():

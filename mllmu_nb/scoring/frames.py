@@ -1,13 +1,8 @@
-"""Names of the columns that every frame of scores has, and who an answer is about.
-
-``items`` has one row an answer: RUN columns, then set, task, view, scoring, order, profile, question_id, shots, answer,
-option_A .. option_D (log-likelihoods), tokens, fluency, and of the question attribute, question, answer_true, value,
-option_text_A .. option_text_D, and ``rivals`` (all values that anybody has for the attribute).
-``sentences`` has one row a taught sentence: RUN columns, then profile, member (forget, fresh), attribute, question_id,
-view, n_tokens, log_probs, right, spread (arrays [tokens]), zlib_bytes.
-"""
+"""Names of the columns that every frame of scores has, and who an answer is about; docs/scoring.md ("The frames")."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -15,11 +10,12 @@ SEEDS = ["data_seed", "train_seed", "unlearn_seed", "shot_seed"]
 GROUP = ["base_model", "protocol", "forget_ratio"]  # what runs in one printed table have in common
 MODEL = ["method", "variant", "modality", "after"]
 RUN = ["run", "scale", "base_model", "forget_ratio", "forget_draw", "method", "protocol", "variant", "modality"]
-RUN += ["after", *SEEDS]
+RUN += ["after", *SEEDS, "taught"]  # taught: a hash of all that decides the vanilla model that the run starts from
 CELL = ["set", "task", "view", "scoring"]
+KEY = ["task", "scoring", "metric"]  # of a metric
 COUNTS = ["n_items", "n_profiles", "n_replicates"]
 DRAW = ["data_seed", "forget_draw"]
-PEOPLE = [*GROUP, *DRAW, "train_seed"]  # models that learnt the same people with the same seeds
+PEOPLE = [*GROUP, *DRAW, "train_seed", "taught"]  # models that learnt the same people in the same way
 PAIRED_ON = [*PEOPLE, "set", "question_id"]  # one question to two of them
 VIEWS = {"image_text": "image + text", "text": "text"}
 POOLED = "both"
@@ -30,6 +26,11 @@ REFERENCES = ("vanilla", "oracle")
 def persons(rows: pd.DataFrame) -> pd.Series:
     """Who each row is about: profile "007" of another data seed is another person."""
     return rows["data_seed"].astype(str) + ":" + rows["profile"].astype(str)
+
+
+def filled(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """``rows`` with "" for a parameter that a run does not have, so that it can be grouped by."""
+    return rows.assign(**{column: rows[column].astype(object).where(rows[column].notna(), "") for column in by})
 
 
 def is_model(rows: pd.DataFrame, method: str) -> pd.Series:

@@ -44,7 +44,11 @@ class UpstreamKLMinimization(Method):
     streams = ("forget", "retain")
     passes = (("forget",), ("retain",))
     needs = Needs(reference=("retain",), everywhere=("retain",))
-    recipes = dict.fromkeys(("miniature", "paper"), Recipe(epochs=3, source=AUTHOR))
+    recipes = {
+        ("miniature", "multimodal"): Recipe(lr=3e-3, epochs=3, source=f"{AUTHOR}; learning rate {MOVED}"),
+        "miniature": Recipe(epochs=3, source=AUTHOR),
+        "paper": Recipe(epochs=3, source=AUTHOR),
+    }
 
     def loss(self, step):
         if "forget" in step:
