@@ -108,11 +108,11 @@ def words(figure: Figure) -> list[str]:
 
 def assert_readable(figure: Figure) -> None:
     """No text smaller than 7 pt, none outside the page, none over another."""
-    found, page = texts(figure), figure.bbox
-    for text, box, size in found:
+    shown, page = texts(figure), figure.bbox
+    for text, box, size in shown:
         assert size >= 7, text
         assert box.x0 >= -0.5 and box.y0 >= -0.5 and box.x1 <= page.x1 + 0.5 and box.y1 <= page.y1 + 0.5, text
-    for (one, a, _), (other, b, _) in itertools.combinations(found, 2):
+    for (one, a, _), (other, b, _) in itertools.combinations(shown, 2):
         wide, high = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
         assert not (wide > 1 and high > 1), f"{one!r} lies over {other!r}"
 
@@ -269,10 +269,10 @@ def test_what_is_behind_a_closed_gate_is_grey_and_says_so(marked):
 
 def test_a_collapsed_model_is_marked_in_every_figure(marked):
     for name in ("forgetting_utility", "oracle_gap", "health", "before_after", "leakage", "forget_quality"):
-        found = words(figures.FIGURES.get(name)(marked))
-        names = {text.replace("\n", " ") for text in found if text.endswith(" ‡")}
+        shown = words(figures.FIGURES.get(name)(marked))
+        names = {text.replace("\n", " ") for text in shown if text.endswith(" ‡")}
         assert names in ({"NPO (text only) ‡"}, {"NPO text only ‡"}), name
-        assert any("‡ Collapsed" in text for text in found), name
+        assert any("‡ Collapsed" in text for text in shown), name
     assert words(figures.modality_bars_forget(marked)).count("‡") == 8, "a mark a panel, over its bar"
     lost = words(figures.losses(marked))
     assert "text only ‡" in lost and "image + text ‡" not in lost and any("‡ Collapsed" in text for text in lost)

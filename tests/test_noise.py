@@ -75,15 +75,15 @@ def test_the_spread_is_that_of_the_peoples_means(items):
 
 
 def test_gaps_of_accuracies(items):
-    found = printed("classification_acc", {"Vanilla": 60.0, "GA": 40.0, "NPO": 38.0})
-    table = noise.gaps(found, items).set_index(["first", "second", "correlation"])
+    figures = printed("classification_acc", {"Vanilla": 60.0, "GA": 40.0, "NPO": 38.0})
+    table = noise.gaps(figures, items).set_index(["first", "second", "correlation"])
     table = table.sort_index()
     assert len(table) == 9 and set(table["people"]) == {24} and set(table["questions"]) == {5}
     assert table.loc[("Vanilla", "GA", 0.0), "gap"] == pytest.approx(0.2)
     # 20 points at a mean of .5: more than 18.1, less than 18.1 · sqrt(1.4) = 21.4
     assert table["verdict"].xs(("Vanilla", "GA")).tolist() == [noise.EXCEEDS, noise.COULD, noise.COULD]
     assert set(table["verdict"].xs(("GA", "NPO"))) == {noise.COULD}
-    pooled = noise.gaps(found.assign(view="unstated"), items)
+    pooled = noise.gaps(figures.assign(view="unstated"), items)
     assert set(pooled["questions"]) == {10}
 
 
@@ -106,8 +106,8 @@ def test_what_cannot_be_said_is_said_and_only_one_source_is_compared(items):
 
 
 def test_shares_count_pairs_and_not_rows(items):
-    found = printed("classification_acc", {"Vanilla": 60.0, "GA": 40.0, "NPO": 38.0})
-    table = noise.gaps(pd.concat([found, printed("aggregate", {"GA": 1.0, "NPO": 2.0})]), items)
+    figures = printed("classification_acc", {"Vanilla": 60.0, "GA": 40.0, "NPO": 38.0})
+    table = noise.gaps(pd.concat([figures, printed("aggregate", {"GA": 1.0, "NPO": 2.0})]), items)
     counted = noise.shares(table, ["task"])
     # without correlation both gaps to vanilla, with .1 the one of 22 points, with .4 none
     assert counted.loc["classification"].tolist() == pytest.approx([2 / 3, 1 / 3, 0, 3])

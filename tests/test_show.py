@@ -41,12 +41,12 @@ def ga():
 
 
 def test_a_difference_is_claimed_only_where_the_interval_allows(vanilla, ga, oracle):
-    found = show.changes([vanilla, ga, oracle])
-    assert set(found.index.get_level_values("method")) == {"GA (image + text)"}, "references are not asked about"
-    forget = found.loc[("GA (image + text)", "Forget", "text")]
+    changes = show.changes([vanilla, ga, oracle])
+    assert set(changes.index.get_level_values("method")) == {"GA (image + text)"}, "references are not asked about"
+    forget = changes.loc[("GA (image + text)", "Forget", "text")]
     assert forget["points"] == -80 and forget["reads as"] == "lower" and forget["people"] == 10
-    assert found.loc[("GA (image + text)", "Retain", "text"), "reads as"] == "no difference shown"
-    assert list(found.index.get_level_values("set")) == [
+    assert changes.loc[("GA (image + text)", "Retain", "text"), "reads as"] == "no difference shown"
+    assert list(changes.index.get_level_values("set")) == [
         name for name in ("Forget", "Test", "Retain", "Celebrity") for _ in VIEWS
     ]
     more = show.changes([vanilla, ga, oracle], "oracle")
@@ -54,14 +54,14 @@ def test_a_difference_is_claimed_only_where_the_interval_allows(vanilla, ga, ora
 
 
 def test_references_are_shown_where_nothing_is_unlearned(vanilla, oracle):
-    found = show.changes([vanilla, oracle])
-    assert (found.xs(("Oracle", "Forget"), level=("method", "set"))["points"] == -100).all()
+    changes = show.changes([vanilla, oracle])
+    assert (changes.xs(("Oracle", "Forget"), level=("method", "set"))["points"] == -100).all()
 
 
 def test_where_nothing_is_there_to_compare_with_there_are_no_changes(oracle):
     """A sweep may come to the base while vanilla is still being made."""
-    found = show.changes([make("base", right(0.0), **SMALL), oracle])
-    assert found.empty and "points" in found.columns
+    changes = show.changes([make("base", right(0.0), **SMALL), oracle])
+    assert changes.empty and "points" in changes.columns
 
 
 def test_answers_are_shown_as_text_beside_vanillas(vanilla, oracle):
@@ -137,9 +137,9 @@ def test_a_picture_carries_the_alt_text_of_its_figure():
 
 def test_a_figure_without_its_runs_says_so():
     def draw() -> Figure:
-        raise KitError("no run was found")
+        raise KitError("no run is there")
 
-    assert show.drawn(draw).data == "*Not drawn: no run was found.*"
+    assert show.drawn(draw).data == "*Not drawn: no run is there.*"
     assert show.drawn(lambda: Figure((1, 1)), "white").alt == "white"
 
 

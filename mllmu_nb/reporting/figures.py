@@ -260,10 +260,10 @@ def _side_by_side(items: pd.DataFrame, scores: Scores) -> dict[tuple, pd.DataFra
     same = ["forget_draw", "data_seed", "train_seed"]
     first = start[same].sort_values(same).iloc[:1].to_dict("records")
     free = free[(free[same] == first[0]).all(axis=1)] if first else free
-    found: dict[tuple, pd.DataFrame] = {}
+    by_model: dict[tuple, pd.DataFrame] = {}
     for _, answers in free.groupby("run"):
-        found.setdefault(tuple(answers[column].iloc[0] for column in (*MODEL, *scores.by)), answers)
-    return {model: found[model] for model in scores.models() if model in found}
+        by_model.setdefault(tuple(answers[column].iloc[0] for column in (*MODEL, *scores.by)), answers)
+    return {model: by_model[model] for model in scores.models() if model in by_model}
 
 
 def example(vanilla: pd.DataFrame, set_name: str) -> list[dict]:
@@ -298,7 +298,7 @@ def forgetting_utility(scores: Scores, metric: tuple[str, str, str] = LIKELIHOOD
     """Forgetting against utility. Fall from vanilla on the forget set against accuracy on the other sets, views pooled.
     Filled: unlearned on image + text; hollow: on text only. Bars: 95 % intervals over people."""
     wanted = [by_key()[metric]]
-    fall = rows(scores, wanted, ["forget"], [POOLED], against="vanilla")
+    fall = rows(scores, wanted, ["forget"], [POOLED], against="vanilla").query("method != 'base'")
     utility = rows(scores, wanted, ["retain", "celebrity", "test"], [POOLED]).query("method != 'base'")
     if fall.empty or utility.empty:
         raise KitError("forgetting against utility needs vanilla and one unlearned model on forget and another set")
@@ -331,19 +331,19 @@ def forgetting_utility(scores: Scores, metric: tuple[str, str, str] = LIKELIHOOD
 def _modality_bars(scores: Scores, set_name: str) -> Figure:
     """Difference to vanilla for each metric (columns) and view (rows), unlearned on image + text or on text only."""
     wanted = [metric for metric in metrics(main=True) if metric.bounds == (0.0, 1.0)]  # those that fit one axis
-    found = rows(scores, wanted, [set_name], list(VIEWS), against="vanilla", percent=True)
-    found = found[found["modality"].isin(MODALITIES)]
-    if found.empty:
+    changes = rows(scores, wanted, [set_name], list(VIEWS), against="vanilla", percent=True)
+    changes = changes[changes["modality"].isin(MODALITIES)]
+    if changes.empty:
         raise KitError(f"no unlearned model was asked about the {set_name} set")
     labels = {model: scores.name((*model[:2], "none", *model[3:])) for model in scores.models()}
-    found = found.assign(
-        method_label=ordered(found["model"].map(labels), labels.values()),
-        modality=ordered(found["modality"], MODALITIES),
-        asked=found["view_label"].cat.rename_categories("Asked with {}:\ndifference to vanilla, points".format),
-        dagger=[COLLAPSED if name.endswith(COLLAPSED) else "" for name in found["name"]],
+    changes = changes.assign(
+        method_label=ordered(changes["model"].map(labels), labels.values()),
+        modality=ordered(changes["modality"], MODALITIES),
+        asked=changes["view_label"].cat.rename_categories("Asked with {}:\ndifference to vanilla, points".format),
+        dagger=[COLLAPSED if name.endswith(COLLAPSED) else "" for name in changes["name"]],
     )
     places = {"row": "asked", "column": "metric_label", "x": "method_label", "dodge": "modality"}
-    drawn = plots.bars(found, **places, above="dagger", below=notes(scores, found))
+    drawn = plots.bars(changes, **places, above="dagger", below=notes(scores, changes))
     names = [f"{set_name.capitalize()} set, unlearned on image + text", "unlearned on text only"]
     plots.legend(drawn, {names[0]: plots.face(Look(INK, "s")), names[1]: plots.face(Look(INK, "s", filled=False))})
     return drawn
@@ -367,11 +367,11 @@ def oracle_gap(scores: Scores) -> Figure:
     """Gap to the oracle. Each model minus the oracle on Forget and Retain, views pooled; the band is the margin within
     which it counts as the oracle (10 points, 0.1 ROUGE, 1 point of factuality). Bars: 95 % intervals over people."""
     wanted = metrics(main=True)
-    found = rows(scores, wanted, ["forget", "retain"], [POOLED], against="oracle").query("method != 'base'")
-    if found.empty:
+    gaps = rows(scores, wanted, ["forget", "retain"], [POOLED], against="oracle").query("method != 'base'")
+    if gaps.empty:
         raise KitError("the gap to the oracle needs a run of the oracle and another one about the same people")
-    below = [ORACLE_KEY, *notes(scores, found)]
-    return plots.forest(found, y="name", row="set_label", column="gap_label", band="margin", right="sign", below=below)
+    below = [ORACLE_KEY, *notes(scores, gaps)]
+    return plots.forest(gaps, y="name", row="set_label", column="gap_label", band="margin", right="sign", below=below)
 
 
 @figure("forget_quality", "gap of each model to the oracle in three measures of forget quality, a row a view")
@@ -381,12 +381,12 @@ def forget_quality(scores: Scores) -> Figure:
     intervals over people. Band: the margin, 10 points of a share, 0.1 of R / (1 + R) and AUC."""
     wanted = [by_key()["classification", "likelihood", "truth_ratio"], by_key()[TAUGHT, "", "extraction_strength"]]
     wanted += [replace(by_key()[TAUGHT, "", "auc_loss"], label="AUC by LOSS")]
-    found = rows(scores, wanted, ["forget"], list(VIEWS), against="oracle")
-    if found.empty:
+    gaps = rows(scores, wanted, ["forget"], list(VIEWS), against="oracle")
+    if gaps.empty:
         raise KitError("the forget quality figure needs an oracle and another model asked about the same people")
-    found["asked"] = found["view_label"].cat.rename_categories("Asked with {}".format)
-    below = [ORACLE_KEY, *notes(scores, found)]
-    return plots.forest(found, y="name", row="asked", column="gap_label", band="margin", right="sign", below=below)
+    gaps["asked"] = gaps["view_label"].cat.rename_categories("Asked with {}".format)
+    below = [ORACLE_KEY, *notes(scores, gaps)]
+    return plots.forest(gaps, y="name", row="asked", column="gap_label", band="margin", right="sign", below=below)
 
 
 @figure("ranking", "gap of each method to the oracle, nearest first, with place and letters, a row a trained modality")
@@ -400,11 +400,11 @@ def ranking_by_gap(scores: Scores) -> Figure:
         )
     if group_of(scores) in scores.ranking.refused:
         raise KitError(scores.ranking.refused[group_of(scores)])
-    found = scores.ranking.methods.dropna(subset=["value"])
-    if found.empty:
+    methods = scores.ranking.methods.dropna(subset=["value"])
+    if methods.empty:
         raise KitError("no method was asked what the oracle was asked about the forget set")
     lines = []
-    for row in found.to_dict("records"):
+    for row in methods.to_dict("records"):
         metric, ranked = by_key()[row["task"], row["scoring"], row["metric"]], row["standing"] == ranking.RANKED
         look = plots.look(row["method"], row["variant"], row["modality"])
         name = label(row["method"], row["variant"], after=row["after"])
@@ -423,12 +423,12 @@ def leakage(scores: Scores) -> Figure:
     what was trained in, columns by what was asked in. White: as the oracle; grey: vanilla is not shown to be above the
     oracle there."""
     wanted = metrics(by_fact=True)
-    found = rows(scores, wanted, ["forget"], list(VIEWS), against="oracle").query("method != 'base'")
-    if found.empty:
+    gaps = rows(scores, wanted, ["forget"], list(VIEWS), against="oracle").query("method != 'base'")
+    if gaps.empty:
         raise KitError("no model was asked what the oracle was asked about the forget set")
-    half = ((found["high"] - found["low"]) / 2).round(9)  # so that 7.5 is printed alike wherever it comes from
-    texts = [f"{gap:+.0f}\n± {reach:.0f}".replace("-", "−") for gap, reach in zip(found["value"], half, strict=True)]
-    cells = found.assign(text=texts, closed=found["gate"] != gates.OPEN)
+    half = ((gaps["high"] - gaps["low"]) / 2).round(9)  # so that 7.5 is printed alike wherever it comes from
+    texts = [f"{gap:+.0f}\n± {reach:.0f}".replace("-", "−") for gap, reach in zip(gaps["value"], half, strict=True)]
+    cells = gaps.assign(text=texts, closed=gaps["gate"] != gates.OPEN)
     cells = cells.pivot(index="name", columns=["metric_label", "view_label"], values=["value", "text", "closed"])
     values, texts, closed = (cells[name].sort_index(axis=1) for name in ("value", "text", "closed"))
     names = [name.replace(" (", "\n").replace(")", "") for name in values.index]
@@ -470,14 +470,14 @@ def health(scores: Scores, least: float = 0.12) -> Figure:
     """Health of the free answers. What kind of answer the free answers are, per cent, by set and view. Broken answers
     (gibberish, repeated, empty) stand to the right."""
     wanted = [by_key()["generation", "", state] for state in STATES]
-    found = rows(scores, wanted, ["forget", "retain"], list(VIEWS))
-    if found.empty:
+    shown = rows(scores, wanted, ["forget", "retain"], list(VIEWS))
+    if shown.empty:
         raise KitError("no run was asked for a free answer about the forget or the retain people")
-    asked = list(found.groupby(["set_label", "view_label"]))
-    names = list(found["name"].cat.remove_unused_categories().cat.categories)
+    asked = list(shown.groupby(["set_label", "view_label"]))
+    names = list(shown["name"].cat.remove_unused_categories().cat.categories)
     size = PAGE, 0.75 + 1.35 * LINE * len(names)
     key = f"Shares of the free answers, per cent; those under {100 * least:.0f} are not written."
-    drawn, axes = plots.panels(1, len(asked), size, [key, *notes(scores, found)], sharey=True)
+    drawn, axes = plots.panels(1, len(asked), size, [key, *notes(scores, shown)], sharey=True)
     for panel, ((set_label, view_label), here) in zip(axes[0], asked, strict=True):
         shares = here.pivot(index="name", columns="metric", values="value").reindex(index=names).fillna(0) / 100
         left = np.zeros(len(names))

@@ -1,4 +1,4 @@
-"""Which printed gaps exceed the noise: what differences between published figures can be told from chance.
+"""Which printed gaps exceed the noise: which differences between published figures are more than chance.
 
 Papers print a figure a method and no interval. How far two of them must lie apart follows from the numbers of people
 and questions behind them, which the benchmark fixes (:func:`people_behind`), and from how alike the answers about one

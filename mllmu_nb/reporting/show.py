@@ -124,8 +124,8 @@ def recipe(config: Config) -> HTML:
 
 def runs(folders: Iterable[Path]) -> list[Run]:
     """The runs in these folders, in the order of the tables."""
-    found = {run.id: run for run in map(read_run, folders)}
-    return [found[run] for *_, run in models_in_order((*(r[c] for c in MODEL), r.id) for r in found.values())]
+    by_id = {run.id: run for run in map(read_run, folders)}
+    return [by_id[run] for *_, run in models_in_order((*(r[c] for c in MODEL), r.id) for r in by_id.values())]
 
 
 def _scores(some: Sequence[Run]) -> Scores:
@@ -167,13 +167,13 @@ def four_sets(some: Sequence[Run], metrics: Sequence[Key] = (LIKELIHOOD, LETTER,
     and the oracle are among the runs, forget and test bars of a metric whose gate is closed are grey.
     """
     scores, wanted = _scores(some), [by_key()[key] for key in metrics]
-    found = figures.rows(scores, wanted, list(SETS), list(VIEWS), percent=True)
-    chance = (found["task"] == "classification").map({True: 100 * CHANCE})
-    found = found.assign(asked=found["view_label"].cat.rename_categories("Asked with {}, %".format), chance=chance)
+    levels = figures.rows(scores, wanted, list(SETS), list(VIEWS), percent=True)
+    chance = (levels["task"] == "classification").map({True: 100 * CHANCE})
+    levels = levels.assign(asked=levels["view_label"].cat.rename_categories("Asked with {}, %".format), chance=chance)
     places = {"x": "set_label", "dodge": "name", "row": "asked", "column": "metric_label", "line": "chance"}
-    figure = plots.bars(found, **places, height=3.6, below=figures.notes(scores, found))
+    figure = plots.bars(levels, **places, height=3.6, below=figures.notes(scores, levels))
     figure.axes[0].set_ylim(0, 105)
-    models = found.drop_duplicates("name").sort_values("name").to_dict("records")
+    models = levels.drop_duplicates("name").sort_values("name").to_dict("records")
     plots.legend(figure, {row["name"]: plots.face(plots.look(*row["model"][:3])) for row in models})
     return figure
 
@@ -200,10 +200,10 @@ def changes(some: Sequence[Run], against: str = "vanilla", metric: Key = LIKELIH
     ``against``, as when a sweep has not come to it yet, there is no row.
     """
     scores = _scores(some)
-    found = figures.rows(scores, [by_key()[metric]], list(SETS), list(VIEWS), against, percent=True)
-    unlearned = ~found["method"].isin(REFERENCES)
-    found = found[unlearned] if unlearned.any() else found
-    columns = {"method": found["model"].map(scores.name), "set": found["set_label"], "asked with": found["view_label"]}
-    columns |= {"points": found["value"], "low": found["low"], "high": found["high"], "people": found["n_profiles"]}
-    columns["reads as"] = np.select([found["high"] < 0, found["low"] > 0], ["lower", "higher"], "no difference shown")
+    cells = figures.rows(scores, [by_key()[metric]], list(SETS), list(VIEWS), against, percent=True)
+    unlearned = ~cells["method"].isin(REFERENCES)
+    cells = cells[unlearned] if unlearned.any() else cells
+    columns = {"method": cells["model"].map(scores.name), "set": cells["set_label"], "asked with": cells["view_label"]}
+    columns |= {"points": cells["value"], "low": cells["low"], "high": cells["high"], "people": cells["n_profiles"]}
+    columns["reads as"] = np.select([cells["high"] < 0, cells["low"] > 0], ["lower", "higher"], "no difference shown")
     return pd.DataFrame(columns).astype({"set": str, "asked with": str}).round(1).set_index(list(columns)[:3])
