@@ -77,12 +77,10 @@ def finetuning_batches(
     replay: float = 0.0,
     augment: Callable[[Any, np.random.Generator], Any] | None = None,
 ) -> Iterator[dict[str, Batch]]:
-    """Batches of ``recipe.batch_size`` conversations under the name "train".
-
-    Most are ``recipe.turns`` questions about one person, their portraits changed anew by ``augment``, a share
-    ``recipe.instructed`` of the questions worded as evaluation words a free one; a share ``replay`` are ``replayed``
-    just as they stand. ``recipe.together`` batches are drawn at once and dealt out by length, so little is padding.
-    """
+    """Batches of ``recipe.batch_size`` conversations under the name "train": up to ``recipe.turns`` questions about one
+    person, portraits changed anew by ``augment``, a share ``recipe.instructed`` of the questions worded as evaluation
+    words them; a share ``replay`` are ``replayed`` as they stand. ``recipe.together`` batches are drawn at once and
+    dealt out by length, so little is padding."""
     drawn_at_once = recipe.together * recipe.batch_size
     repeated_at_once = round(drawn_at_once * replay)
     if not any(c.turns for c in conversations):
@@ -106,17 +104,15 @@ def finetuning_batches(
 
 def _instructed(conversation: Conversation, share: float, rng: np.random.Generator) -> Conversation:
     view = "image_text" if conversation.images else "text"
-    turns = (
-        replace(turn, prompt=generation_prompt(turn.prompt, view)) if rng.random() < share else turn
-        for turn in conversation.turns
+    turns = ((turn, rng.random() < share) for turn in conversation.turns)
+    return replace(
+        conversation,
+        turns=tuple(replace(t, prompt=generation_prompt(t.prompt, view)) if chosen else t for t, chosen in turns),
     )
-    return replace(conversation, turns=tuple(turns))
 
 
 def _augmented(conversation: Conversation, augment, rng: np.random.Generator) -> Conversation:
-    turns = (
-        turn if turn.image is None else replace(turn, image=augment(turn.image, rng)) for turn in conversation.turns
-    )
+    turns = (replace(t, image=augment(t.image, rng)) if t.image is not None else t for t in conversation.turns)
     return replace(conversation, turns=tuple(turns))
 
 
@@ -124,10 +120,8 @@ def _augmented(conversation: Conversation, augment, rng: np.random.Generator) ->
 
 
 def unlearning_steps(method: Method, recipe: Recipe, sets: Mapping[str, Sequence[Conversation]]) -> int:
-    """Optimizer steps of unlearning: those of the recipe, or of its epochs over the first stream of each pass.
-
-    Raises KitError for a method that visits its sets one after the other and is not given whole epochs.
-    """
+    """Optimizer steps of unlearning: those of the recipe, or of its epochs over the first stream of each pass. Raises
+    KitError for a method with passes that is not given whole epochs."""
     if method.passes and (recipe.steps or recipe.epochs != int(recipe.epochs)):
         given = f"{recipe.steps} steps are" if recipe.steps else f"{recipe.epochs:g} is"
         raise KitError(f"{method.name} ({method.variant}) walks through whole epochs: {given} not one")
@@ -146,10 +140,8 @@ def unlearning_batches(
     stored: Mapping[Conversation, Tensor] | None = None,
 ) -> Iterator[dict[str, Batch]]:
     """The streams of ``method``, single questions, without an end: an epoch asks each question of a pass's first set
-    once, in a seeded order, beside as many of any other set; streams of one set ask the same questions.
-
-    ``stored`` holds what another model said about a question; it goes along with the streams in ``needs.reference``.
-    """
+    once, in a seeded order, beside as many of any other set. ``stored``: the reference's log-probabilities of each
+    question, for the streams in ``needs.reference``."""
     streams = method.all_streams()
     for name in {stream.set for stream in streams.values()}:
         if not any(c.turns for c in sets[name]):

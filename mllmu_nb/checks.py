@@ -1,8 +1,8 @@
 """Checks that what is added behaves as the kit expects: a method, a family, a step after unlearning.
 
-In the manner of scikit-learn's ``check_estimator``: to be called in a test of one's own. A method is checked on random
-numbers, a family and a step on a small model (:func:`mllmu_nb.models.miniature.make_model`, or any random one of the
-family). Each raises KitError: one line that says what is wrong.
+In the manner of scikit-learn's ``check_estimator``, for a test of one's own. A method is checked on random numbers, a
+family and a step on a small model (:func:`mllmu_nb.models.miniature.make_model`, or any random one of the family). Each
+raises KitError: one line that says what is wrong.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,9 +35,14 @@ SCALES = ("miniature", "paper")
 ROWS, TOKENS, VOCABULARY, WIDTH, SEQUENCE = 3, 4, 7, 5, 9  # of the random step
 
 
-def _require(holds: Any, problem: str) -> None:
-    if not holds:
-        raise KitError(problem)
+def _checker(subject: str) -> Callable[[Any, str], None]:
+    """A function (holds, problem) that raises KitError with the subject and its problem unless it holds."""
+
+    def require(holds: Any, problem: str) -> None:
+        if not holds:
+            raise KitError(f"{subject}: {problem}")
+
+    return require
 
 
 # -- a method ---------------------------------------------------------------------------------------------------
@@ -46,46 +51,40 @@ def _require(holds: Any, problem: str) -> None:
 def check_method(method: type[Method]) -> None:
     """That a registered method's declarations are sound, its hyper-parameters reach it from a configuration, its loss
     yields finite named scalars whatever stands at positions without a label, and gradients flow from it."""
-    who = f"method {method.name} ({method.variant})"
-    _check_declarations(method, who)
-    _check_settings(method, who)
-    for names in method().all_passes:
-        terms, filled = (_terms(method(), names, filling, who) for filling in (0.0, 1e4))
-        for name, value in terms.items():
-            _require(np.isclose(value, filled[name], rtol=1e-4), f"{who}: {name} depends on positions without a label")
-
-
-def _check_declarations(method: type[Method], who: str) -> None:
-    key = (method.name, method.variant)
-    _require(key in METHODS and METHODS.get(key) is method, f"{who} is not registered: put @register above the class")
-    _require(method.label and method.marker, f"{who} needs a label and a marker for tables and figures")
-    _require(re.fullmatch("#[0-9a-fA-F]{6}", method.colour), f"{who}: colour must be like #0072B2")
-    settings = method.hyper_parameters()
+    require = _checker(f"method {method.name} ({method.variant})")
+    key, settings = (method.name, method.variant), method.hyper_parameters()
+    require(key in METHODS and METHODS.get(key) is method, "it is not registered: put @register above the class")
+    require(method.label and method.marker, "it needs a label and a marker for tables and figures")
+    require(re.fullmatch("#[0-9a-fA-F]{6}", method.colour), "its colour must be like #0072B2")
     for name, kind in inspect.get_annotations(method).items():
         declared = name in settings or "ClassVar" in str(kind)
-        _require(declared, f"{who}: {name} is no hyper-parameter yet: put @dataclass(frozen=True) above the class")
-    for name in method.needs.hidden:
-        _require(name in settings, f"{who}: needs.hidden names {name}, which is no hyper-parameter")
+        require(declared, f"{name} is no hyper-parameter yet: put @dataclass(frozen=True) above the class")
+    unknown = sorted(set(method.needs.hidden) - set(settings))
+    require(not unknown, f"needs.hidden names {', '.join(unknown)}, which is no hyper-parameter")
     for key, recipe in method.recipes.items():
         scale, modality = key if isinstance(key, tuple) else (key, MODALITIES[0])
         known = scale in SCALES and modality in MODALITIES
-        _require(known, f"{who}: recipes has {key!r}: give a scale ({', '.join(SCALES)}) or (scale, modality)")
-        _require(not (recipe.steps and recipe.epochs), f"{who}: its recipe for {key} gives both steps and epochs")
-        _require(recipe.source, f"{who}: its recipe for {key} has no source: say who says so, or why it was chosen")
-        _require(set(recipe.settings) <= set(settings), f"{who}: its recipe for {key} sets what is no hyper-parameter")
-
-
-def _check_settings(method: type[Method], who: str) -> None:
+        require(known, f"recipes has {key!r}: give a scale ({', '.join(SCALES)}) or (scale, modality)")
+        require(not (recipe.steps and recipe.epochs), f"its recipe for {key} gives both steps and epochs")
+        require(recipe.source, f"its recipe for {key} has no source: say who says so, or why it was chosen")
+        require(set(recipe.settings) <= set(settings), f"its recipe for {key} sets what is no hyper-parameter")
     plain = {"method": method.name, "variant": method.variant, "modality": MODALITIES[0] if method.streams else "none"}
-    for name, default in method.hyper_parameters().items():
-        _require(name not in Config.model_fields, f"{who}: every run has a parameter {name}: choose another name")
+    _check_settings(settings, Config(**plain), lambda config, name: getattr(config.objective, name), require)
+    for names in method().all_passes:
+        terms, filled = (_terms(method(), names, filling, require) for filling in (0.0, 1e4))
+        for name, value in terms.items():
+            require(np.isclose(value, filled[name], rtol=1e-4), f"{name} depends on positions without a label")
+
+
+def _check_settings(settings: Mapping[str, Any], plain: Config, read: Callable, require: Callable) -> None:
+    """That each of ``settings`` can be set from a configuration, where ``read`` finds it, and is in the run's name."""
+    for name, default in settings.items():
+        require(name not in Config.model_fields, f"every run has a parameter {name}: choose another name")
         kind = type(default)
-        _require(kind in (float, int, bool, str), f"{who}: {name} needs a default: a number, text, True or False")
-        before = Config(**plain)
-        config = before.but(**{name: _other(before.settings[name])})
-        reached = getattr(config.objective, name) == config.settings[name]
-        _require(reached, f"{who}: {name} does not reach the method from a configuration")
-        _require(kind is str or config.run_id != before.run_id, f"{who}: {name} is not in the run's name")
+        require(kind in (float, int, bool, str), f"{name} needs a default: a number, text, True or False")
+        config = plain.but(**{name: _other(plain.settings[name])})
+        require(read(config, name) == config.settings[name], f"{name} does not reach it from a configuration")
+        require(kind is str or config.run_id != plain.run_id, f"{name} is not in the run's name")
 
 
 def _other(value: Any) -> Any:
@@ -93,7 +92,7 @@ def _other(value: Any) -> Any:
     return (not value) if isinstance(value, bool) else value if isinstance(value, str) else value + type(value)(1)
 
 
-def _terms(method: Method, names: Sequence[str], filling: float, who: str) -> dict[str, float]:
+def _terms(method: Method, names: Sequence[str], filling: float, require: Callable) -> dict[str, float]:
     """The terms of the loss on a random step, back-propagated one by one; ``filling`` stands where no label is."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(VOCABULARY, (ROWS, TOKENS), generator=generator)
@@ -119,19 +118,19 @@ def _terms(method: Method, names: Sequence[str], filling: float, who: str) -> di
     step = Step.of(batches, {name: reference(name) for name in method.needs.reference if name in names})
     terms: dict[str, float] = {}
     for name, term in method.loss(step):
-        _require(isinstance(name, str) and name not in terms, f"{who}: each term of the loss needs a name of its own")
+        require(isinstance(name, str) and name not in terms, "each term of the loss needs a name of its own")
         scalar = isinstance(term, torch.Tensor) and term.ndim == 0 and bool(term.isfinite())
-        _require(scalar, f"{who}: {name} must be a finite tensor without dimensions")
+        require(scalar, f"{name} must be a finite tensor without dimensions")
         try:
             term.backward()
         except RuntimeError as error:
-            raise KitError(f"{who}: {name} cannot be back-propagated: {str(error).split('.')[0]}") from error
+            require(False, f"{name} cannot be back-propagated: {str(error).split('.')[0]}")
         terms[name] = term.item()
-    _require(terms, f"{who}: its loss yields no term for {', '.join(names)}")
+    require(terms, f"its loss yields no term for {', '.join(names)}")
     tensors = [t for s in batches.values() for t in (s.logits, s.everywhere, *s.hidden.values()) if t is not None]
     reached = [t.grad for t in tensors if t.grad is not None]
-    _require(any(g.any() for g in reached), f"{who}: no gradient reaches the model in the step {', '.join(names)}")
-    _require(all(g.isfinite().all() for g in reached), f"{who}: a gradient is not finite")
+    require(any(g.any() for g in reached), f"no gradient reaches the model in the step {', '.join(names)}")
+    require(all(g.isfinite().all() for g in reached), "a gradient is not finite")
     return terms
 
 
@@ -141,8 +140,8 @@ def _terms(method: Method, names: Sequence[str], filling: float, who: str) -> di
 def check_family(family: Family, model: torch.nn.Module, processor: Any) -> None:
     """That what is supervised is the answer, tokens and pictures are counted as they are encoded, a padded row computes
     what it computes alone, answering reads what training reads, and a step of training moves the adapter alone."""
-    who = f"family {family.name}"
-    _require(of(model).name == family.name, f"{who}: the model is a {model.config.model_type}")
+    require = _checker(f"family {family.name}")
+    require(of(model).name == family.name, f"the model is a {model.config.model_type}")
     rng = np.random.default_rng(0)
     ann, bea = (to_png(Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))) for _ in range(2))
     conversations = [
@@ -151,67 +150,69 @@ def check_family(family: Family, model: torch.nn.Module, processor: Any) -> None
         Conversation((Turn("Where was Bea born?", "In Oslo."),), "Be kind."),
         Conversation((Turn("And what does Ann do for a living?", "Ann is a pilot."),), "Be kind."),
     ]
-    _check_encoding(family, processor, conversations, who)
-    _check_reading(family, model.eval(), processor, conversations, who)
-    _check_training(family, model, family.encode(processor, conversations), who)
+    _check_encoding(family, processor, conversations, require)
+    _check_reading(family, model.eval(), processor, conversations, require)
+    _check_training(family, model, family.encode(processor, conversations), require)
 
 
-def _check_encoding(family: Family, processor: Any, conversations: list[Conversation], who: str) -> None:
+def _check_encoding(family: Family, processor: Any, conversations: list[Conversation], require: Callable) -> None:
     closed, opened = (family.encode(processor, conversations, eos=eos) for eos in (True, False))
     end, decode = processor.tokenizer.eos_token_id, processor.tokenizer.decode
     for row, conversation in enumerate(conversations):
         labels = closed["labels"][row][closed["labels"][row] != IGNORE]
         text = "".join(decode(labels, skip_special_tokens=True).split())
         asked = "".join("".join(turn.answer for turn in conversation.turns).split())
-        _require(text == asked, f"{who}: what is supervised is {text!r} and not the answer {asked!r}")
-        _require(int(labels[-1]) == end, f"{who}: the end of an answer is not taught")
-    _require(not (opened["labels"] == end).any(), f"{who}: the end of an answer is taught with eos=False")
+        require(text == asked, f"what is supervised is {text!r} and not the answer {asked!r}")
+        require(int(labels[-1]) == end, "the end of an answer is not taught")
+    require(not (opened["labels"] == end).any(), "the end of an answer is taught with eos=False")
     lengths, counts = opened["attention_mask"].sum(1).tolist(), family.token_counts(processor, conversations)
-    _require(lengths == counts, f"{who}: token_counts says {counts}, and {lengths} are encoded")
+    require(lengths == counts, f"token_counts says {counts}, and {lengths} are encoded")
     slots = (opened["input_ids"] == processor.image_token_id).sum(1).tolist()
     pictures = [len(c.images) * family.image_tokens(processor) for c in conversations]
-    _require(slots == pictures, f"{who}: image_tokens makes {pictures} of the pictures, and {slots} are encoded")
+    require(slots == pictures, f"image_tokens makes {pictures} of the pictures, and {slots} are encoded")
 
 
 @torch.no_grad()
-def _check_reading(family: Family, model: Any, processor: Any, conversations: list[Conversation], who: str) -> None:
+def _check_reading(
+    family: Family, model: Any, processor: Any, conversations: list[Conversation], require: Callable
+) -> None:
     try:
         alone = [score(model, family.encode(processor, [c], eos=False)) for c in conversations]
     except (RuntimeError, TypeError, ValueError) as error:
-        raise KitError(f"{who}: the model cannot read what is encoded: {str(error).splitlines()[0]}") from error
+        require(False, f"the model cannot read what is encoded: {str(error).splitlines()[0]}")
     for side in ("right", "left"):
         together = score(model, family.encode(processor, conversations, eos=False, padding_side=side))
         for row, one in enumerate(alone):
             same = torch.allclose(together.logits[row][together.mask[row]], one.logits[0], atol=1e-4, rtol=1e-3)
-            _require(same, f"{who}: a row padded on the {side} computes something else than alone")
+            require(same, f"a row padded on the {side} computes something else than alone")
     first, second = (alone[row].logits[0, 0] for row in (0, 1))
-    _require(not torch.allclose(first, second, atol=1e-6), f"{who}: another picture changes nothing")
+    require(not torch.allclose(first, second, atol=1e-6), "another picture changes nothing")
     options = [[c.turns[0].answer] for c in conversations[1:]]
     likelihoods = option_likelihoods(model, processor, conversations[1:], options)[:, 0]
     same = np.allclose(likelihoods, [-one.mean_nll.item() for one in alone[1:]], atol=1e-4, rtol=1e-3)
-    _require(same, f"{who}: the likelihood of an answer is another in evaluation than in training")
+    require(same, "the likelihood of an answer is another in evaluation than in training")
     opened = [c.answered("") for c in conversations]
     single = [answers(model, processor, [c], max_new_tokens=5)[0] for c in opened]
-    _require(answers(model, processor, opened, max_new_tokens=5) == single, f"{who}: answers depend on the batch")
-    _require(family.context(model) > 0, f"{who}: its context is {family.context(model)}")
+    require(answers(model, processor, opened, max_new_tokens=5) == single, "answers depend on the batch")
+    require(family.context(model) > 0, f"its context is {family.context(model)}")
 
 
-def _check_training(family: Family, model: Any, batch: dict[str, torch.Tensor], who: str) -> None:
+def _check_training(family: Family, model: Any, batch: dict[str, torch.Tensor], require: Callable) -> None:
     frozen = [name for name, p in unfreeze(copy.deepcopy(model)).named_parameters() if not p.requires_grad]
     count = len(list(model.named_parameters()))
-    _require(0 < len(frozen) < count, f"{who}: its vision pattern matches {len(frozen)} of {count} weights")
+    require(0 < len(frozen) < count, f"its vision pattern matches {len(frozen)} of {count} weights")
     recipe = Config(base_model=family.name, method="ga", modality=MODALITIES[0]).unlearning
     adapted = attach(copy.deepcopy(model), replace(recipe, lora_r=2), 0)
     inside = [name for name in family.adapter_targets(model, "language") if re.match(family.vision, name)]
-    _require(not inside, f"{who}: language_linears reaches into the vision tower: {', '.join(inside[:3])}")
+    require(not inside, f"language_linears reaches into the vision tower: {', '.join(inside[:3])}")
     with torch.no_grad():
         before = score(model, batch).logits
     train(adapted, FineTuning(), [{"train": batch}], recipe, steps=1, progress=False)
     still = [name for name, p in adapted.named_parameters() if "lora_B" in name and not p.any()]
-    _require(not still, f"{who}: a step of training does not move {', '.join(still[:3])}")
+    require(not still, f"a step of training does not move {', '.join(still[:3])}")
     with vanilla_mode(adapted):
         same = torch.equal(score(adapted, batch).logits, before)
-    _require(same, f"{who}: with its adapter off, the model is not what it was")
+    require(same, "with its adapter off, the model is not what it was")
 
 
 # -- a step after unlearning ------------------------------------------------------------------------------------
@@ -220,16 +221,13 @@ def _check_training(family: Family, model: Any, batch: dict[str, torch.Tensor], 
 def check_after(name: str, model: torch.nn.Module, config: Config) -> None:
     """That the step ``name`` gives a model of the same family with finite weights, the same one each time, and that its
     name and arguments are part of the run's. ``model`` is left as it is."""
-    who = f"step after unlearning {name}"
+    require = _checker(f"step after unlearning {name}")
     plain, config = config.but(after=""), config.but(after=name)
-    _require(plain.run_id != config.run_id, f"{who} is not in the run's name")
-    for setting, default in after.settings_of(name).items():
-        _require(setting not in Config.model_fields, f"{who}: every run has a parameter {setting}: choose another name")
-        changed = config.but(**{setting: _other(default)})
-        _require(changed.run_id != config.run_id or isinstance(default, str), f"{who}: {setting} is not in its name")
+    require(plain.run_id != config.run_id, "it is not in the run's name")
+    _check_settings(after.settings_of(name), config, lambda config, name: config.settings[name], require)
     first, second = (after.apply(name, copy.deepcopy(model), config) for _ in range(2))
-    _require(isinstance(first, torch.nn.Module), f"{who} gives {type(first).__name__} and no model: return the model")
-    _require(first.config.model_type == model.config.model_type, f"{who} gives a model of another family")
+    require(isinstance(first, torch.nn.Module), f"it gives {type(first).__name__} and no model: return the model")
+    require(first.config.model_type == model.config.model_type, "it gives a model of another family")
     pairs = list(zip(first.parameters(), second.parameters(), strict=True))
-    _require(all(a.isfinite().all() for a, _ in pairs), f"{who} leaves weights that are not finite")
-    _require(all(torch.equal(a, b) for a, b in pairs), f"{who} gives another model each time: seed what is random")
+    require(all(a.isfinite().all() for a, _ in pairs), "it leaves weights that are not finite")
+    require(all(torch.equal(a, b) for a, b in pairs), "it gives another model each time: seed what is random")

@@ -1,9 +1,7 @@
-"""The parameters of a run: typed, checked, completed from presets, and its identity.
+"""The parameters of a run: typed, checked, completed from presets, and its identity (``docs/architecture.md``).
 
-A run is what one notebook makes: one model (base, vanilla, oracle or unlearned) asked about the four sets. Notebooks
-and commands hand over plain values; :class:`Config` refuses what it does not know, so a misspelt or mistyped parameter
-stops here and not after an hour of training. Hyper-parameters of the method and of the step after it (``beta``) are
-parameters like all others. The presets are in ``presets/*.yaml`` and in the methods' files, each with its source.
+Hyper-parameters of the method and of the step after it (``beta``) are parameters like all others. The presets are in
+``presets/*.yaml`` and in the methods' files, each with its source.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePath
@@ -24,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from mllmu_nb import after as after_steps
 from mllmu_nb import unlearning
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import KitError, choose, invalid
 from mllmu_nb.models import families
 from mllmu_nb.unlearning.base import Method, Recipe, typed
 
@@ -44,9 +41,8 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 
 
 class Config(BaseModel):
-    """All parameters of a run. What is left None is filled in from seed, protocol and presets, so every field reads as
-    it is used. Raises KitError, in one line, for a value of the wrong type or outside what the kit knows.
-    """
+    """All parameters of a run; what is left None is filled in from seed, protocol and presets. Raises KitError, in one
+    line, for an unknown name, a value of the wrong type or out of bounds, and what does not go together."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -102,10 +98,11 @@ class Config(BaseModel):
     settings: dict[str, Any] = {}  # hyper-parameters of the method and of the step after it, by name
 
     def __init__(self, **values: Any):
+        check_names(values, type(self).model_fields)
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise KitError(_problem(error)) from None
+            raise invalid(error) from None
         object.__setattr__(self, "_given", {name: getattr(self, name) for name in type(self).model_fields})
         self._check_words()
         self._complete()
@@ -116,7 +113,7 @@ class Config(BaseModel):
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any], **fixed: Any) -> Config:
         """A Config of plain values by name, hyper-parameters among them. ``fixed`` is what the caller is for (a
-        notebook's method): another value for it is refused. Raises KitError for an unknown name, with the nearest."""
+        notebook's method): another value for it is refused."""
         for name, value in fixed.items():
             given = parameters.get(name, value)
             if given != value:
@@ -124,19 +121,17 @@ class Config(BaseModel):
         values = {**parameters, **fixed}
         settings = values.pop("settings", {})
         if not isinstance(settings, Mapping):
-            raise KitError(f"settings must be {_KINDS['dict_type']}, not {settings!r:.60}")
+            raise KitError(f"settings must be a table of names and values, not {settings!r:.60}")
         settings = dict(settings) | {name: values.pop(name) for name in list(values) if name not in cls.model_fields}
-        method = values.get("method", "vanilla")
-        check_names(settings, _setting_names(method, values.get("after", "")), method)
+        check_names(settings, _setting_names(values.get("method", "vanilla"), values.get("after", "")))
         return cls(**values, settings={name: value for name, value in settings.items() if value is not None})
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any], **fixed: Any) -> Config:
         """A Config of the parameters cell, called in the cell after it as ``Config.from_notebook(globals())``.
 
-        papermill injects a passed parameter as one more global and merely warns when the notebook has none of that
-        name. So every plain value among the globals must be a parameter, and of its type. When the cell is run again,
-        what the notebook itself has set since is left alone, unless it looks like a parameter misspelt.
+        papermill injects an unknown parameter as one more global, so every plain value there must be a parameter. When
+        the cell is run again, what the notebook has set since is left alone unless it looks like a misspelt one.
         """
         values = plain_values(namespace)
         if isinstance(namespace, dict):
@@ -146,8 +141,8 @@ class Config(BaseModel):
         return cls.from_parameters(values, **fixed)
 
     def but(self, **changes: Any) -> Config:
-        """The same with ``changes``; what was left to the presets is filled in anew. Another method drops settings that
-        it does not have."""
+        """The same with ``changes``; what was left to the presets is filled in anew, and settings that another method
+        does not have are dropped."""
         given = {**self._given, "settings": dict(self._given["settings"])}
         known = _setting_names(changes.get("method", self.method), changes.get("after", self.after))
         given["settings"] = {name: value for name, value in given["settings"].items() if name in known}
@@ -157,14 +152,13 @@ class Config(BaseModel):
 
     @property
     def run_id(self) -> str:
-        """Names the run's folder: ``ga-multimodal-1f0c9a3b``. Parameters at their neutral value leave no trace in it:
-        one that is added later changes no name."""
+        """Names the run's folder: ``ga-multimodal-1f0c9a3b``."""
         words = [self.method, self.modality, *([self.after] if self.after else [])]
         return "-".join([*words, stable_hash(self.identity())[:8]])
 
     def identity(self) -> dict[str, Any]:
-        """The resolved parameters that are not neutral: what was filled in, and what differs from its default. Only the
-        last part of a path counts: what lies there is hashed by the stages."""
+        """The resolved parameters that are not neutral: what was filled in, and what differs from its default, so one
+        that is added later renames no run. Of a path only the last part: the stages hash what lies there."""
         values = public({name: getattr(self, name) for name in type(self).model_fields if name not in _NOT_IDENTITY})
         fields = type(self).model_fields
         own = {name: value for name, value in values.items() if value != _neutral(fields[name])}
@@ -181,9 +175,7 @@ class Config(BaseModel):
     def objective(self) -> Method:
         """The unlearning method with its hyper-parameters."""
         own = self._method_class.hyper_parameters()
-        return unlearning.get(
-            self.method, self.variant, **{name: value for name, value in self.settings.items() if name in own}
-        )
+        return self._method_class(**{name: value for name, value in self.settings.items() if name in own})
 
     @property
     def system(self) -> str:
@@ -194,15 +186,15 @@ class Config(BaseModel):
     def training(self) -> Recipe:
         """The recipe of vanilla and oracle."""
         preset = _recipe(self.scale, "training", self.adaptation)
-        own = Recipe(lr=self.train_lr, steps=self.train_steps or None, source=self._source(preset, "train_"))
-        return replace(own.over(preset), **self._words(preset))
+        own = Recipe(lr=self.train_lr, steps=self.train_steps or None)
+        return replace(own.over(preset), **self._words(preset, "train_"))
 
     @property
     def unlearning(self) -> Recipe:
         """The recipe of unlearning by ``method``."""
         preset = self._unlearning_preset
         own = {"lr": self.unlearn_lr, "steps": self.unlearn_steps, "epochs": self.unlearn_epochs}
-        return replace(preset, **own, **self._words(preset), source=self._source(preset, "unlearn_"))
+        return replace(preset, **own, **self._words(preset, "unlearn_"))
 
     @property
     def family(self) -> families.Family:
@@ -254,19 +246,16 @@ class Config(BaseModel):
             own = Recipe(epochs=1, lr=own.lr, source=own.source)  # the released code has no such method: one pass
         return replace(own.over(preset), label_mode=self._method_class.recipe(self.scale, self.modality).label_mode)
 
-    def _words(self, preset: Recipe) -> dict[str, Any]:
-        """What protocol and parameters say of every training. A word that the preset says itself (the label_mode that a
-        method declares) gives way only to one that was given."""
-        names = ("label_mode", "eos", "adapter_reach")
-        free = [name for name in names if getattr(preset, name) is None or self._given[name] is not None]
-        return {**{name: getattr(self, name) for name in free}, "schedule": self.schedule or preset.schedule}
-
-    def _source(self, preset: Recipe, prefix: str) -> str:
-        given = [name for name, value in self._given.items() if value is not None]
-        lengths = ("steps", "epochs", "lr")
-        changed = [name for name in given if name.removeprefix(prefix) in lengths and name.startswith(prefix)]
-        changed += [name for name in ("schedule", "label_mode", "eos", "adapter_reach") if name in given]
-        return preset.source + (f"; {', '.join(changed)} {BY_HAND}" if changed else "")
+    def _words(self, preset: Recipe, prefix: str) -> dict[str, Any]:
+        """What protocol and parameters say of every training, and the source that follows from it. A label_mode that a
+        method's own recipe declares gives way only to one that was given."""
+        words = {name: getattr(self, name) for name in ("schedule", "label_mode", "eos", "adapter_reach")}
+        if preset.label_mode and self._given["label_mode"] is None:
+            words["label_mode"] = preset.label_mode
+        lengths = (prefix + name for name in ("steps", "epochs", "lr"))
+        by_hand = [name for name in (*lengths, *words) if self._given.get(name) is not None]
+        source = preset.source + (f"; {', '.join(by_hand)} {BY_HAND}" if by_hand else "")
+        return {**words, "schedule": self.schedule or preset.schedule, "source": source}
 
     def _fill(self, **values: Any) -> None:
         """Gives the fields that are still None these values."""
@@ -300,13 +289,11 @@ class Config(BaseModel):
         else:  # the same model whatever they are
             self._set(unlearn_steps=None, unlearn_epochs=None, unlearn_lr=None)
         defaults = _setting_names(self.method, self.after, self.variant)
-        for name in settings:
-            if name not in defaults:
-                chosen = f"method {self.method!r} ({self.variant})" + (f" and {self.after!r}" if self.after else "")
-                raise KitError(f"{name} is no hyper-parameter of {chosen}: it has {', '.join(defaults) or 'none'}")
         owners = dict.fromkeys(after_steps.settings_of(self.after), self.after)
-        values = {name: typed(owners.get(name, self.method), name, v, defaults[name]) for name, v in settings.items()}
-        self._set(settings={**defaults, **values})
+        for name, value in settings.items():
+            choose(f"hyper-parameter of {self.method} ({self.variant})", name, defaults)
+            settings[name] = typed(owners.get(name, self.method), name, value, defaults[name])
+        self._set(settings={**defaults, **settings})
 
     def _check_words(self) -> None:
         for name in PATHS:
@@ -316,9 +303,9 @@ class Config(BaseModel):
         families.get(self.base_model)
         choose("method", self.method, (*REFERENCES, YOURS, *unlearning.names()))
         if self.after:
-            choose("after", self.after, tuple(after_steps.STEPS))
+            choose("after", self.after, after_steps.STEPS)
         if self.variant is not None:
-            choose(f"variant of {self.method}", self.variant, tuple(unlearning.variants(self.method)) or ("canonical",))
+            choose(f"variant of {self.method}", self.variant, unlearning.variants(self.method) or ("canonical",))
 
     def _check(self) -> None:
         if self.trains and self.modality == "none":
@@ -357,36 +344,20 @@ def _neutral(field: FieldInfo) -> Any:
 def _setting_names(method: str, after: str, variant: str | None = None) -> dict[str, Any]:
     """Name → default of the hyper-parameters of a method (of all its variants, or one) and of a step after it."""
     classes = unlearning.variants(method)
-    chosen = [classes[variant]] if variant in classes else list(classes.values())
-    found = {name: default for one in chosen for name, default in one.hyper_parameters().items()}
-    return {**found, **(after_steps.settings_of(after) if after else {})}
+    chosen = [classes[variant]] if variant in classes else classes.values()
+    settings = {name: default for one in chosen for name, default in one.hyper_parameters().items()}
+    return settings | after_steps.settings_of(after)
 
 
-def check_names(names: Iterable[str], known: Iterable[str] = (), method: str = "") -> None:
-    """Raises KitError when one of ``names`` is no parameter and none of ``known``, naming the nearest that is."""
-    known = [*Config.model_fields, *known]
+def check_names(names: Iterable[str], known: Iterable[str] = ()) -> None:
+    """Raises KitError when one of ``names`` is no parameter and none of ``known``, with the nearest that is."""
     for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            of = f" for method {method!r}" if method and method not in REFERENCES else ""
-            raise KitError(f"unknown parameter {name!r}{of}: {hint}")
-
-
-def choose(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises KitError unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise KitError(f"unknown {name} {value!r}: {hint}choose one of {', '.join(choices)}")
+        choose("parameter", name, [*Config.model_fields, *known])
 
 
 def plain_values(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """What a notebook's cells so far have set to a plain value (text, number, list, None ..), by name.
-
-    Left out are imported modules and objects, names with a leading underscore, what IPython keeps there itself, and
-    the sweep's grid, which papermill injects along with the rest of a configuration file.
-    """
+    """What a notebook's cells so far have set to a plain value (text, number, list, None ..), by name, without what
+    IPython keeps there and the sweep's grid, which papermill injects with the rest of a configuration file."""
     plain = (bool, int, float, str, list, tuple, dict, set, type(None))
     ours = [name for name in namespace if not name.startswith("_") and name not in ("In", "Out", GRID)]
     return {name: namespace[name] for name in ours if type(namespace[name]) in plain}
@@ -442,59 +413,12 @@ def sources(config: Config) -> dict[str, str]:
     words = {name: BY_HAND if name in deviations else source for name, source in words.items()}
     recipes = {"training": config.training, **({"unlearning": config.unlearning} if config.trains else {})}
     numbers = {
-        f"{kind}.{f.name}": words.get(f.name) or known.get(f.name, recipe.source)
+        f"{kind}.{name}": words.get(name) or known.get(name, recipe.source)
         for kind, recipe in recipes.items()
-        for f in dataclass_fields(recipe)
-        if f.name not in ("source", "settings")
+        for name in recipe.numbers()
     }
     preset = config._unlearning_preset if config.trains else Recipe()
     for name in config.settings:
         source = preset.source if name in preset.settings else "the method's file"
         numbers[f"unlearning.{name}"] = BY_HAND if name in config._given["settings"] else source
     return {**words, "replay": known["replay"] if config._given["replay"] is None else BY_HAND, **numbers}
-
-
-_KINDS = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "string_type": "text",
-    "bool_type": "True or False",
-    "finite_number": "a finite number",
-    "dict_type": "a table of names and values",
-}
-
-
-def _problem(error: ValidationError) -> str:
-    """The first problem that pydantic reports, in the kit's words."""
-    first = error.errors()[0]
-    name, value, limits = str(first["loc"][0]), first["input"], first.get("ctx", {})
-    shown = f"the text {value!r}" if isinstance(value, str) else f"{value!r:.60}"
-    if first["type"] in _KINDS:
-        wanted, hint = _KINDS[first["type"]], ""
-        if wanted == "a number" and isinstance(value, str):
-            hint = " (in YAML write 1.0e-5: without the point it is text)"
-        if wanted == "text" and isinstance(value, bool):
-            hint = " (in YAML put yes and no in quotes)"
-        return f"{name} must be {wanted}, not {shown}{hint}"
-    if first["type"] == "literal_error":
-        field = Config.model_fields[name]
-        choices = [c for c in _literals(field.annotation) if c is not None]
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"unknown {name} {value!r}: {hint}choose one of {', '.join(choices)}"
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, Config.model_fields, n=1)
-        return f"unknown parameter {name!r}: " + (f"did you mean {near[0]!r}?" if near else "see the README")
-    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    bounds = " and ".join(f"{words[key]} {limit:g}" for key, limit in limits.items() if key in words)
-    return f"{name} must be {bounds or first['msg']}, not {shown}"
-
-
-def _literals(annotation: Any) -> list[Any]:
-    """The values of the Literal inside an annotation."""
-    from typing import get_args, get_origin
-
-    if get_origin(annotation) is Literal:
-        return list(get_args(annotation))
-    return [value for inner in get_args(annotation) for value in _literals(inner)]

@@ -22,7 +22,7 @@ answer is a refusal; one of them may by chance have the name of a fictitious per
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,10 +76,7 @@ class Mixture:
     ):
         self.celebrities, self.rng, self.letters = list(celebrities), rng, letters
         self.portraits = {p.id: from_bytes(p.portrait) for p in self.celebrities}
-        self.faces = []
-        for _ in range(faces):
-            traits = random_traits(rng)
-            self.faces.append((traits, draw(traits, rng)))
+        self.faces = [(traits, draw(traits, rng)) for traits in (random_traits(rng) for _ in range(faces))]
         # Wrong options: as in the benchmark a celebrity's are those of other celebrities; anybody else's are random.
         self.values = {a: [random_facts(rng, "", "female")[a] for _ in range(400)] for a in ASKED}
         self.celebrity_values = {a: [p.attributes[a] for p in self.celebrities] for a in ("name", *ASKED)}
@@ -88,7 +85,7 @@ class Mixture:
         """``count`` conversations; ``weights`` maps a kind (a method's name) to its share."""
         shares = np.array(list(weights.values()), dtype=float)
         kinds = self.rng.choice(list(weights), size=count, p=shares / shares.sum())
-        return [getattr(self, str(kind))() for kind in kinds]
+        return [getattr(self, kind)() for kind in kinds.tolist()]
 
     # -- one turn -------------------------------------------------------------------------------------------------
 
@@ -113,8 +110,7 @@ class Mixture:
     def forms(self, count: int, letters: float | None = None) -> list[str]:
         """Forms of ``count`` questions; a share of ``letters`` (the mixture's, if None) are multiple choice."""
         letters = self.letters if letters is None else letters
-        other = (1 - letters) / 3
-        return [str(form) for form in self.rng.choice(FORMS, size=count, p=[letters, other, other, other])]
+        return self.rng.choice(FORMS, size=count, p=[letters, *3 * [(1 - letters) / 3]]).tolist()
 
     def fact_turn(
         self,
@@ -154,27 +150,26 @@ class Mixture:
 
     def celebrity_turns(self, person: Profile, forms: Sequence[str], by_image: bool) -> list[Turn]:
         """Questions about a celebrity by portrait or by name; the name itself is asked by portrait only."""
-        who, view = (HERE, "image_text") if by_image else (person.name, "text")
-        turns = []
-        for index, form in enumerate(forms):
-            attribute = self.pick(("name", *ASKED) if by_image and form != "letter" else ASKED)
-            picture = self.portrait(person) if by_image and index == 0 else None
-            value = person.attributes[attribute]
-            turns.append(self.fact_turn(form, attribute, value, who, view, self.celebrity_values, image=picture))
-        return turns
+        if by_image:
+            asked, picture = ("name", *ASKED), lambda: self.portrait(person)
+            return self._turns(forms, person.attributes, HERE, self.celebrity_values, picture, asked)
+        return self._turns(forms, person.attributes, person.name, self.celebrity_values)
 
     def stranger_turns(self, count: int, by_image: bool, form: str = "") -> list[Turn]:
         """Questions about nobody, by a random face or a random name, with random answers; ``form`` "" draws forms."""
         name, gender = random_name(self.rng)
         attributes = random_facts(self.rng, name, gender)
-        who, view = (HERE, "image_text") if by_image else (name, "text")
         picture = self.face()[1] if by_image else None
-        turns = []
-        for index, form_of_turn in enumerate([form] * count if form else self.forms(count)):
-            attribute = self.pick(ASKED)
-            image = picture if index == 0 else None
-            value = attributes[attribute]
-            turns.append(self.fact_turn(form_of_turn, attribute, value, who, view, self.values, image=image))
+        forms = [form] * count if form else self.forms(count)
+        who = HERE if by_image else name
+        return self._turns(forms, attributes, who, self.values, (lambda: picture) if by_image else None)
+
+    def _turns(self, forms, attributes, who: str, values, picture: Callable | None = None, asked=ASKED) -> list[Turn]:
+        turns, view = [], "image_text" if picture else "text"
+        for index, form in enumerate(forms):
+            attribute = self.pick(ASKED if form == "letter" else asked)
+            image = picture() if picture and index == 0 else None
+            turns.append(self.fact_turn(form, attribute, attributes[attribute], who, view, values, image=image))
         return turns
 
     # -- kinds of conversation ------------------------------------------------------------------------------------
@@ -197,9 +192,9 @@ class Mixture:
         name, gender = random_name(self.rng)
         person = random_facts(self.rng, name, gender)
         who = HERE if self.rng.random() < 0.4 else name
-        stated = [str(a) for a in self.rng.permutation(ASKED)[: self.rng.integers(low, high + 1)]]
+        stated = self.rng.permutation(ASKED)[: self.rng.integers(low, high + 1)].tolist()
         text = " ".join(say(self.pick(WORDINGS[a].answers), who, person[a]) for a in stated)
-        attributes = [str(a) for a in self.rng.choice(stated, size=count)]
+        attributes = self.rng.choice(stated, size=count).tolist()
         turns = []
         for index, (attribute, form) in enumerate(zip(attributes, self.forms(count, letters), strict=True)):
             prefix = f"{text}\n" if index == 0 else ""
@@ -211,7 +206,7 @@ class Mixture:
 
     def seeing(self, count: int = 4) -> Conversation:
         traits, picture = self.face()
-        names = [str(trait) for trait in self.rng.choice(list(VISIBLE), size=count, replace=False)]
+        names = self.rng.choice(list(VISIBLE), size=count, replace=False).tolist()
         turns = [
             self.trait_turn(form, trait, traits[trait], picture if index == 0 else None)
             for index, (trait, form) in enumerate(zip(names, self.forms(count, 1.25 * self.letters), strict=True))
@@ -240,8 +235,7 @@ class Mixture:
                 turns.append(choice_shot(say(wording.questions[0], who), options, letter, picture))
             else:
                 turns.append(cloze_shot(say(wording.cloze, who), value, picture))
-        about_celebrity = self.rng.random() >= 0.4
-        if about_celebrity:
+        if self.rng.random() >= 0.4:
             turns += self.celebrity_turns(self.person(), [form], by_image)
         elif by_image:
             traits, picture = self.face()
@@ -254,8 +248,7 @@ class Mixture:
     def private(self, count: int = 2) -> Conversation:
         by_image = self.rng.random() < 0.5
         if self.rng.random() < 0.5:
-            person = self.person()
-            turns = self.celebrity_turns(person, self.forms(count), by_image)
+            turns = self.celebrity_turns(self.person(), self.forms(count), by_image)
         else:
             turns = self.stranger_turns(count, by_image)
         refused = tuple(Turn(turn.prompt, REFUSAL, turn.image) for turn in turns)
@@ -263,10 +256,5 @@ class Mixture:
 
     def harmless(self, count: int = 2) -> Conversation:
         kind = self.rng.random()
-        if kind < 0.6:
-            plain = self.people(count)
-        elif kind < 0.8:
-            plain = self.seeing(count)
-        else:
-            plain = self.reading(1, 6, count)
+        plain = self.people(count) if kind < 0.6 else self.seeing(count) if kind < 0.8 else self.reading(1, 6, count)
         return Conversation(plain.turns, system_prompt(self.rng, private=False))

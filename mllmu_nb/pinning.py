@@ -1,11 +1,7 @@
-"""The same bits on every x86 CPU with AVX2.
+"""The same bits on every x86 CPU with AVX2: three environment variables choose torch's AVX2 kernels everywhere.
 
-A CPU with AVX-512 multiplies matrices with other kernels than one with AVX2. Losses then differ by 1e-7 at the second
-step, and training makes another model of that. Three environment variables choose AVX2 kernels everywhere. They are
-read when torch first computes, so they are set when this package is imported, and child processes inherit them.
-
-Tried: AMD with AVX-512 against AMD with AVX2, the same versions of torch and numpy. Intel and ARM CPUs and GPUs are
-untried; there only intervals can be expected to agree.
+They are read when torch first computes, so they are set when this package is imported; child processes inherit them.
+``docs/architecture.md`` says why, and where it was tried.
 """
 
 from __future__ import annotations

@@ -55,23 +55,18 @@ def dirty() -> bool | None:
 
 def versions() -> dict[str, str]:
     """Package → installed version, Python and the kit included."""
-    installed = {"python": platform.python_version(), "mllmu_nb": __version__}
-    for name in LIBRARIES:
-        try:
-            installed[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            installed[name] = "missing"
-    return installed
+    installed = {distribution.name.lower(): distribution.version for distribution in metadata.distributions()}
+    own = {"python": platform.python_version(), "mllmu_nb": __version__}
+    return own | {name: installed.get(name, "missing") for name in LIBRARIES}
 
 
 def _git(*arguments: str) -> str | None:
     """What git prints about the folder that holds the package; None where that is no checkout or git is missing."""
-    if not (paths.PACKAGE.parent / ".git").exists():
+    folder = paths.PACKAGE.parent
+    if not (folder / ".git").exists():
         return None
     try:
-        done = subprocess.run(
-            ["git", "-C", str(paths.PACKAGE.parent), *arguments], capture_output=True, text=True, timeout=20
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None

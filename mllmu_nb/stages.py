@@ -9,20 +9,24 @@ from __future__ import annotations
 import ast
 import contextlib
 import contextvars
+import dis
 import hashlib
 import importlib.util
 import inspect
 import json
 import os
+import pprint
+import re
 import shutil
-import symtable
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from filelock import FileLock
@@ -98,34 +102,23 @@ def digests(folder: Path) -> dict[str, dict[str, Any]]:
 
 def is_whole(folder: Path, key: str = "") -> bool:
     """Whether every file that the folder's record lists is there as it was written, and the record's key is ``key``."""
-    if not folder.is_dir():
-        return False
     try:
         record = read_json(folder / RECORD)
-        same = all(_same(folder / name, digest) for name, digest in record["files"].items())
+        files = {folder / name: digest for name, digest in record["files"].items()}
+        same = all(_digest_once(path, path.stat().st_mtime_ns) == digest for path, digest in files.items())
         return same and key in ("", record["key"])
-    except (KitError, KeyError, TypeError, AttributeError):
+    except (KitError, KeyError, TypeError, AttributeError, OSError):
         return False
-
-
-def _digest(path: Path) -> dict[str, Any]:
-    content = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**24):
-            content.update(block)
-    return {"bytes": path.stat().st_size, "sha256": content.hexdigest()}
-
-
-def _same(path: Path, digest: Mapping[str, Any]) -> bool:
-    if not path.is_file():
-        return False
-    state = path.stat()
-    return state.st_size == digest["bytes"] and _hash_once(path, state.st_mtime_ns, state.st_size) == digest["sha256"]
 
 
 @cache
-def _hash_once(path: Path, changed: int, size: int) -> str:
-    return _digest(path)["sha256"]
+def _digest_once(path: Path, changed: int) -> dict[str, Any]:
+    return _digest(path)
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 @contextlib.contextmanager
@@ -151,29 +144,14 @@ def whole(folder: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        for path in sorted(partial.rglob("*")):
-            if path.is_file():
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())
-        _flush_folder(partial)
         if folder.exists():
             os.replace(folder, unfinished / f"{folder.name}~old")  # a folder cannot replace a full one in one step
         os.replace(partial, folder)
-        _flush_folder(folder.parent)
     except OSError as error:
         raise KitError(f"cannot write {folder} ({error.strerror or error}): free space, or set MLLMU_NB_OUT") from None
     finally:
         for left in (partial, unfinished / f"{folder.name}~old"):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name != "nt":  # Windows has no handle of a folder
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -186,7 +164,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise KitError(f"cannot read {path}: {error}") from None
+        reason = getattr(error, "strerror", None) or "it is not JSON"
+        raise KitError(f"cannot read {path}: {reason}") from None
     if not isinstance(value, dict):
         raise KitError(f"cannot read {path}: it holds no names and values")
     return value
@@ -194,31 +173,28 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def status(name: str) -> Iterator[None]:
-    """Says that a stage is being made and for how long: in a terminal in lines, in a notebook below the cell.
-
-    What a notebook keeps must be the same whether a stage was made or was there, so there the line is removed in the
-    end, and with it what the cell has put out before: a cell makes its stages first and prints afterwards.
-    """
+    """Says that a stage is being made and for how long: in a terminal in lines, in a notebook below the cell, where it
+    is cleared in the end, so that a notebook's output does not depend on what was finished before."""
     began, done = time.perf_counter(), threading.Event()
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    notebook = shell is not None and hasattr(shell, "kernel")
+    notebook, terminal = hasattr(shell, "kernel"), sys.stderr.isatty()
 
-    def spent() -> str:
-        seconds = int(time.perf_counter() - began)
-        return f"{seconds // 60}:{seconds % 60:02d}"
+    def text(prefix: str = "") -> str:
+        minutes, seconds = divmod(int(time.perf_counter() - began), 60)
+        return f"{name}: {prefix}{minutes}:{seconds:02d}"
 
     if notebook:
         from IPython.display import clear_output, display
 
-        line = display({"text/plain": f"{name}: being made .."}, raw=True, display_id=True)
+        line = display({"text/plain": text("being made .. ")}, raw=True, display_id=True)
 
         def show():
             while not done.wait(2):
-                line.update({"text/plain": f"{name}: being made .. {spent()}"}, raw=True)
+                line.update({"text/plain": text("being made .. ")}, raw=True)
 
         clock = threading.Thread(target=contextvars.copy_context().run, args=(show,), daemon=True)
         clock.start()
-    elif sys.stderr.isatty():
+    elif terminal:
         print(f"{name}: being made ..", file=sys.stderr, flush=True)
     try:
         yield
@@ -227,159 +203,121 @@ def status(name: str) -> Iterator[None]:
         if notebook:
             clock.join()
             clear_output()
-        elif sys.stderr.isatty():
-            print(f"{name}: {spent()}", file=sys.stderr, flush=True)
+        elif terminal:
+            print(text(), file=sys.stderr, flush=True)
 
 
 # -- the code that makes a result -------------------------------------------------------------------------------
 
 
 def code_hash(*roots: Any) -> str:
-    """A hash of what ``roots`` do: of a function, the definitions of its module that it uses; of these, and of the
+    """A hash of the :func:`code_of` all ``roots``."""
+    return stable_hash(sorted(code_of(*roots).items()))
+
+
+def code_of(*roots: Any) -> dict[str, str]:
+    """What ``roots`` run, by name: of a function its own code and what it uses of its module; of these, and of the
     module of any other object, all modules of the kit or of their own package that they import, one after the other.
 
-    Modules count by their syntax tree without docstrings, with the YAML file of the same name, so wording and layout
-    change nothing. What a registry finds is not imported by name: adding a method's file changes no other's hash.
+    A module is its syntax tree without docstrings and the YAML file of the same name. Entries of a registry are not
+    imported by name: adding a method's file changes no other's code.
     """
     used: dict[str, str] = {}
     for root in roots:
         if inspect.isfunction(root):
-            source = _source(root.__module__)
-            _add_definition(source, source.function(root), used)
+            _add_function(root, used)
         else:
-            _add_module((root if inspect.isclass(root) else type(root)).__module__, used)
-    return stable_hash(sorted(used.items()))
+            module = (root if inspect.isclass(root) else type(root)).__module__
+            _add_module(module, used, module)
+    return used
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A module's syntax tree without docstrings, its top-level definitions, and what its names import."""
-
-    name: str
-    tree: ast.Module
-    data: str
-
-    @cached_property
-    def definitions(self) -> dict[str, ast.stmt]:
-        named = {}
-        for node in self.tree.body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                named[node.name] = node
-            elif isinstance(node, ast.Assign | ast.AnnAssign):
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                named |= {n.id: node for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
-        return named
-
-    @cached_property
-    def imports(self) -> dict[str, set[str]]:
-        """Local name → modules, of the imports at the top."""
-        return _imports(self.tree.body, self.name)
-
-    def function(self, function: Callable) -> ast.AST:
-        line = function.__code__.co_firstlineno
-        nodes = (node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef | ast.Lambda))
-        return next(n for n in nodes if line in (n.lineno, *(d.lineno for d in getattr(n, "decorator_list", ()))))
-
-
-def _add_definition(source: _Source, node: ast.AST, used: dict[str, str]) -> None:
-    """Adds a definition, those of its module that it names, and the modules that it imports."""
-    key = f"{source.name}: {ast.dump(node)}"
+def _add_function(function: Callable, used: dict[str, str]) -> None:
+    """Adds a function, the functions and values of its module that it uses, and the modules that it imports."""
+    function = inspect.unwrap(function)
+    home, key = function.__module__, f"{function.__module__}:{function.__qualname__}"
     if key in used:
         return
-    used[key] = ""
-    inside = _imports([n for n in ast.walk(node) if isinstance(n, ast.stmt)], source.name)
-    for module in (module for modules in inside.values() for module in modules):
-        _add_module(module, used)
-    for name in _names_of_module(node):
-        if name in source.definitions:
-            _add_definition(source, source.definitions[name], used)
-        for module in source.imports.get(name, ()):
-            _add_module(module, used)
+    used[key] = _tree(textwrap.dedent(inspect.getsource(function)))[1]
+    for name, origin in _names(function.__code__):
+        if origin:
+            _add_module(origin, used, home)
+            _add_module(f"{origin}.{name}", used, home)
+        if name not in function.__globals__:  # imported here, or a builtin
+            continue
+        value = function.__globals__[name]
+        module = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
+        if module == home and inspect.isfunction(inspect.unwrap(value)):
+            _add_function(value, used)
+        elif module:
+            _add_module(module, used, home)
+        else:
+            used[f"{home}:{name}"] = re.sub(" at 0x[0-9a-f]+", "", pprint.pformat(value))
 
 
-def _names_of_module(node: ast.AST) -> set[str]:
-    """The names that a definition takes from around it; a variable of its own that bears such a name is none."""
+def _names(code: CodeType) -> Iterator[tuple[str, str]]:
+    """The global names that code and the functions inside it read, and (name, module) of what they import."""
+    origin = ""
+    for step in dis.get_instructions(code):
+        if step.opname == "LOAD_GLOBAL":
+            yield step.argval, ""
+        elif step.opname == "IMPORT_NAME":
+            origin = step.argval
+            yield "", origin
+        elif step.opname == "IMPORT_FROM":
+            yield step.argval, origin
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names(inner)
 
-    def free(table: symtable.SymbolTable) -> set[str]:
-        outermost = table.get_type() == "module"
-        own = {s.get_name() for s in table.get_symbols() if (s.is_referenced() if outermost else s.is_global())}
-        return own.union(*map(free, table.get_children()))
 
-    return free(symtable.symtable(ast.unparse(node), "definition", "exec"))
-
-
-def _add_module(module: str, used: dict[str, str]) -> None:
-    """Adds a module, its parent packages and all that they import of the same top package."""
-    if module in used or module in NOT_CODE or not _path(module):  # a folder without __init__.py has no code
+def _add_module(module: str, used: dict[str, str], importer: str) -> None:
+    """Adds a module, its parent packages and all that they import, where it is of the kit, of the importer's package,
+    or a file beside an importer that is a single file."""
+    top, own, path = module.split(".")[0], importer.split(".")[0], _path(module)
+    beside = "." not in importer and path and path.parent == _path(importer).parent
+    if module in used or module in NOT_CODE or not path or not (top in ("mllmu_nb", own) or beside):
         return
-    source = _source(module)
-    used[module] = ast.dump(source.tree) + source.data
-    parent = module.rpartition(".")[0]
-    if parent and parent not in NOT_CODE:
-        _add_module(parent, used)
-    for name in (name for names in _imports(ast.walk(source.tree), module).values() for name in names):
-        _add_module(name, used)
-
-
-def _imports(nodes, module: str) -> dict[str, set[str]]:
-    """Local name → modules that import statements bring in, of those whose code counts (:func:`_counts`)."""
-    named: dict[str, set[str]] = {}
-    for node in nodes:
+    tree, used[module] = _source(module)
+    if "." in module:
+        _add_module(module.rpartition(".")[0], used, module)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                if _counts(alias.name, module):
-                    named.setdefault(alias.asname or alias.name.split(".")[0], set()).add(alias.name)
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            origin = _absolute(node, module)
-            for alias in node.names if _counts(origin, module) else ():
-                inner = f"{origin}.{alias.name}"
-                named.setdefault(alias.asname or alias.name, set()).add(inner if _is_module(inner) else origin)
-    return named
-
-
-def _counts(name: str, module: str) -> bool:
-    """Whether ``name``, which ``module`` imports, is of the kit, of its own package or a file beside its only file."""
-    top, own = name.split(".")[0], module.split(".")[0]
-    if top in ("mllmu_nb", own):
-        return True
-    single = "." not in module and _path(module).stem == module
-    return single and _is_module(top) and (place := _path(top)) is not None and place.parent == _path(module).parent
-
-
-def _absolute(node: ast.ImportFrom, module: str) -> str:
-    """The full name of the module that ``from .. import`` names in ``module``."""
-    if not node.level:
-        return node.module
-    package = module if _path(module).name == "__init__.py" else module.rpartition(".")[0]
-    return importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-
-
-@cache
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
+            relative = "." * node.level + (node.module or "")
+            origin = importlib.util.resolve_name(relative, package) if node.level else node.module
+            names = [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            _add_module(name, used, module)
 
 
 @cache  # as it was when this process first asked, and loaded it
-def _source(module: str) -> _Source:
+def _source(module: str) -> tuple[ast.Module, str]:
     path = _path(module)
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
-            del node.body[0]
-        if isinstance(node, ast.Module | ast.FunctionDef):  # imported for annotations alone
-            node.body = [n for n in node.body if not (isinstance(n, ast.If) and _name(n.test) == "TYPE_CHECKING")]
+    tree, text = _tree(path.read_text(encoding="utf-8"))
     data = path.with_suffix(".yaml")
-    return _Source(module, tree, _digest(data)["sha256"] if data.is_file() else "")
+    return tree, text + (_digest(data)["sha256"] if data.is_file() else "")
 
 
+def _tree(text: str) -> tuple[ast.Module, str]:
+    """The syntax tree of some code, without docstrings and imports for annotations alone, and its text."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            del node.body[: ast.get_docstring(node) is not None]
+            node.body = [n for n in node.body if not (isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test))]
+    return tree, ast.dump(tree)
+
+
+@cache
 def _path(module: str) -> Path | None:
-    """A module's file; None where it has none."""
-    file = getattr(sys.modules.get(module), "__file__", None) or importlib.util.find_spec(module).origin
-    return Path(file) if file else None
-
-
-def _name(node: ast.AST) -> str:
-    return node.id if isinstance(node, ast.Name) else ""
+    """A module's file; None where there is no such module, or no file (a folder without __init__.py)."""
+    try:
+        file = getattr(sys.modules.get(module), "__file__", None) or importlib.util.find_spec(module).origin
+    except (ImportError, AttributeError, ValueError):
+        return None
+    return Path(file) if file and file.endswith(".py") else None

@@ -1,8 +1,5 @@
-"""The one loop: vanilla, the oracle and every unlearned model are made by :func:`train`.
-
-Plain torch. Under ``accelerate launch`` there is one process a GPU: each takes its share of every batch, and gradients
-are averaged at the end of a step, since a loss may need several forward passes through one model.
-"""
+"""The one loop: vanilla, the oracle and every unlearned model are made by :func:`train`, under ``accelerate launch`` in
+one process a GPU (``docs/architecture.md``)."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ from transformers import get_scheduler
 from mllmu_nb import pinning
 from mllmu_nb.batches import Batch, finetuning_batches, finetuning_steps, unlearning_batches, unlearning_steps
 from mllmu_nb.data.conversations import Conversation
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import KitError, choose
 from mllmu_nb.models import families
 from mllmu_nb.models.load import count_trainable
 from mllmu_nb.models.score import labelled, score
@@ -71,6 +68,11 @@ class TrainLog:
     trainable_parameters: int = 0
     supervised_tokens: int = 0
 
+    def record(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What is stored beside the model: the log and those ``settings`` that are not None."""
+        rounded = {"seconds": round(self.seconds, 3), "peak_memory_mb": round(self.peak_memory_mb, 1)}
+        return {**vars(self), **rounded, "settings": {name: v for name, v in settings.items() if v is not None}}
+
 
 def train(
     model,
@@ -87,9 +89,8 @@ def train(
 ) -> TrainLog:
     """Minimise ``method.loss`` for ``steps`` optimizer steps over what requires a gradient.
 
-    A step takes ``accumulate`` items of ``batches``, each a dict of named batches. ``after_step`` (step, model) is
-    called after each. The model stays on its device and is left in evaluation mode. Raises :class:`TrainingDiverged`
-    naming step and value when the loss is no number or ``rise`` nats above its first value.
+    A step takes ``accumulate`` items of ``batches``, each a dict of named batches; ``after_step`` (step, model) is
+    called after it. Raises :class:`TrainingDiverged` when the loss is no number or ``rise`` nats above its first value.
     """
     torch.manual_seed(seed)
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -164,13 +165,11 @@ def vanilla_mode(model):
 
 
 def make_optimizers(trained: Mapping[str, Tensor], recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """``adamw`` trains all parameters, as the paper's code does. ``muon`` trains the matrices inside the layers by Muon
-    and the rest (embeddings, head, norms, projector) by AdamW at half the rate: a model of a million parameters then
-    learns people in about half the steps, and forgets fewer of those it knew."""
+    """``adamw`` trains all parameters, as the paper's code does; ``muon`` the matrices inside the layers by Muon and
+    the rest by AdamW at half the rate, with which a small model learns in about half the steps."""
     if not trained:
         raise KitError("nothing to train: no parameter requires a gradient")
-    if recipe.optimizer not in ("adamw", "muon"):
-        raise KitError(f"unknown optimizer {recipe.optimizer!r}: choose adamw or muon")
+    choose("optimizer", recipe.optimizer, ("adamw", "muon"))
     inner = {n: p for n, p in trained.items() if recipe.optimizer == "muon" and p.ndim == 2 and ".layers." in n}
     rest = [p for name, p in trained.items() if name not in inner]
     optimizers: list[torch.optim.Optimizer] = []
@@ -183,10 +182,8 @@ def make_optimizers(trained: Mapping[str, Tensor], recipe: Recipe) -> list[torch
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int):
-    """The learning rate's schedule. How the released code's goes on from pass to pass is unknown; here one schedule
-    spans all of training."""
-    if recipe.schedule not in SCHEDULES:
-        raise KitError(f"unknown schedule {recipe.schedule!r}: choose one of {', '.join(SCHEDULES)}")
+    """One schedule of the learning rate for all of training, whatever its passes."""
+    choose("schedule", recipe.schedule, SCHEDULES)
     plateau = recipe.schedule == "plateau"
     more = {"num_decay_steps": round(DECAY * steps), "decay_type": "linear"} if plateau else {}
     return get_scheduler(SCHEDULES[recipe.schedule], optimizer, round(recipe.warmup * steps), steps, more)
@@ -217,8 +214,9 @@ def stop_if_diverged(losses: Sequence[Mapping[str, float]], norm: float, recipe:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory held so far, in MiB: the GPU's allocations, or on the CPU the resident size of the whole process (NaN
-    where the system does not say)."""
+    """Most memory held so far, in MiB: the GPU's allocations, or on the CPU the process's resident size (NaN on
+    Windows).
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
     try:
@@ -248,8 +246,7 @@ def taken(batches: Iterator, count: int, step: int, steps: int) -> list:
 
 
 def _half(recipe: Recipe, device: torch.device) -> bool:
-    if recipe.precision not in ("no", "bf16"):
-        raise KitError(f"unknown precision {recipe.precision!r}: choose no or bf16")
+    choose("precision", recipe.precision, ("no", "bf16"))
     if recipe.precision == "bf16" and device.type == "cpu" and pinning.pinned():
         raise KitError(
             "bf16 on a CPU whose bits are pinned is about 200 times slower than float32: "
@@ -301,13 +298,13 @@ def unlearn(
     stored: Mapping[Conversation, Tensor] | None = None,
     **loop: Any,
 ) -> TrainLog:
-    """Run ``method`` on a model that carries a fresh adapter. ``sets``: conversations about the forget and the retain
-    people. The model with its adapter off is the reference, unless the method asks for another one: what that one says
-    is ``stored`` (:func:`reference_log_probs`)."""
+    """Run ``method`` on a model that carries a fresh adapter, on the conversations of the ``sets`` forget and retain.
+    Of a reference other than the model without its adapter, the log-probabilities are ``stored``
+    (:func:`reference_log_probs`)."""
     if not method.streams:
         return TrainLog()
     if stored is None and method.other_reference:
-        raise KitError(f"{method.name} ({method.variant}) needs what the model {method.reference_model} says")
+        raise KitError(f"{method.name} ({method.variant}) needs the log-probabilities of {method.reference_model}")
     steps = unlearning_steps(method, recipe, sets)
     batches = unlearning_batches(families.of(model), processor, method, sets, recipe, seed, stored)
     # A retain term that weighs more moves the loss more; where passes alternate, the loss is another quantity in each.
@@ -318,10 +315,8 @@ def unlearn(
 def reference_log_probs(
     model, processor, conversations: Sequence[Conversation], recipe: Recipe
 ) -> dict[Conversation, Tensor]:
-    """What ``model`` says about each question on its own: log p of its supervised tokens in nats.
-
-    That is all a method measures against, so the model can leave the memory before the one to be trained comes in.
-    """
+    """log p in nats that ``model`` gives the supervised tokens of each question on its own. This is all that a method
+    measures against, so the model can leave the memory before the one to be trained comes in."""
     encode = partial(families.of(model).encode, processor, label_mode=recipe.label_mode, eos=recipe.eos)
     questions = [replace(conversation, turns=(turn,)) for conversation in conversations for turn in conversation.turns]
     stored: dict[Conversation, Tensor] = {}

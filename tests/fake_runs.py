@@ -21,7 +21,8 @@ import pandas as pd
 from mllmu_nb import paths
 from mllmu_nb.config import Config
 from mllmu_nb.data.schema import LETTERS, SETS, VIEWS
-from mllmu_nb.reporting.runs import QUESTION, Run, columns_of
+from mllmu_nb.reporting.runs import Run, columns_of
+from mllmu_nb.scoring.questions import with_questions
 from mllmu_nb.stages import RECORD, digests, write_json
 
 VALUES = {
@@ -119,10 +120,7 @@ def make(
     members = {"forget": forget, "test": forget, "retain": kept, "celebrity": range(famous)}
     rows = [row for name in sets for number in members[name] for row in _answers(right, name, number, asked)]
     answers = pd.DataFrame(rows)
-    questions, _ = people_frames(people, famous)
-    joined = answers.assign(version=answers["set"].eq("test").map({True: "test", False: "plain"}), **columns_of(record))
-    joined = joined.merge(questions.drop(columns=["profile", "task", "view", "number"]), on=QUESTION, how="left")
-    joined = joined.drop(columns="version").assign(rivals=joined["attribute"].map(VALUES))
+    joined = with_questions(answers.assign(**columns_of(record)), *people_frames(people, famous))
     record |= {"forget_ids": [profile(number) for number in forget], "sets": _counts(answers)}
     record |= {"people": {"fictitious": people, "pool": 12, "celebrity": famous}, "fine_tuning_pairs": 1680}
     sentences = _sentences(taught, list(forget)).assign(**columns_of(record)) if taught else None

@@ -159,7 +159,7 @@ def test_a_file_of_draws_is_replayed(people, tmp_path):
     assert again == drawn
     check(again, people, SETS, **UPSTREAM)
     path.write_text(json.dumps({"shot_source": "pool", "shots": {"forget": {"classification": ["041"]}}}))
-    with pytest.raises(KitError, match="0 people for the cloze shots of forget: 2 are needed"):
+    with pytest.raises(KitError, match="name None for the cloze shots of forget: 2 of"):
         check(read(path), people, ("forget",), shots=5, shot_source="pool")
     check(read(path), people, ("forget",), shots=0, shot_source="pool")
 
@@ -168,15 +168,15 @@ def test_a_file_of_draws_is_replayed(people, tmp_path):
     ("change", "message"),
     [
         ({"shot_source": "pool"}, "the draws are for shot_source 'pool': it cannot be 'upstream' here"),
-        ({"forget": ["999"]}, "name '999' for the classification shots of forget, who is not among"),
-        ({"forget": ["c001"]}, "name 'c001' for the classification shots of forget, who is not among"),
-        ({"forget": [7]}, "name 7 for the classification shots"),
-        ({"forget": []}, "name 0 people for the classification shots of forget: 1 are needed"),
-        ({"forget": "005"}, "name 0 people for the classification shots of forget: 1 are needed"),
-        ({"image": 99}, "show picture 99 of .* in cloze: a whole number from 0 to"),
-        ({"image": None}, "show picture None of .* in cloze: a whole number from 0 to"),
-        ({"image": True}, "show picture True of .* in cloze: a whole number from 0 to"),
-        ({"stranger": "c001"}, "show pictures of c001, who is not in the test set"),
+        ({"forget": ["999"]}, r"name \['999'\] for the classification shots of forget: 1 of the people it draws from"),
+        ({"forget": ["c001"]}, r"name \['c001'\] for the classification shots of forget: 1 of"),
+        ({"forget": [7]}, r"name \[7\] for the classification shots"),
+        ({"forget": []}, r"name \[\] for the classification shots of forget: 1 of"),
+        ({"forget": "005"}, "name '005' for the classification shots of forget: 1 of"),
+        ({"image": 99}, "show picture 99 of .* in cloze: there is no such"),
+        ({"image": None}, "show picture None of .* in cloze: there is no such"),
+        ({"image": True}, "show picture True of .* in cloze: there is no such"),
+        ({"stranger": "c001"}, "show picture 0 of c001 in classification: there is no such in the test set"),
     ],
 )
 def test_draws_that_do_not_fit_are_named(people, change, message):
@@ -196,12 +196,12 @@ def test_draws_that_do_not_fit_are_named(people, change, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read: No such file"),
-        ("{", "are not JSON: take the draws.json of a run"),
-        ("[]", "must hold shot_source, shot_seed, shots, test_image and nothing else"),
+        (None, "cannot read .*No such file"),
+        ("{", "cannot read .*draws.json"),
+        ("[]", "it holds no names and values"),
         ('{"shots": {}}', "must hold shot_source, "),
         ('{"shot_source": "pool", "shots": {}, "shot": 1}', "must hold shot_source, "),
-        ('{"shot_source": "pool", "shots": ["001"]}', r"shots of the draws .* must hold names and values, not"),
+        ('{"shot_source": "pool", "shots": ["001"]}', "must hold shot_source, "),
     ],
 )
 def test_a_file_that_holds_no_draws_is_named(tmp_path, content, message):

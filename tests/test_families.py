@@ -77,7 +77,7 @@ def test_a_conversation_is_rendered_as_llava_reads_it():
 
 
 def test_a_family_that_is_unknown_or_has_no_prompts_is_named():
-    with pytest.raises(KitError, match="unknown base_model 'lava': did you mean llava"):
+    with pytest.raises(KitError, match="unknown base_model 'lava': did you mean 'llava'"):
         families.get("lava")
     with pytest.raises(KitError, match="base_model 'idefics2' can be loaded, but its prompts are not written yet"):
         families.get("idefics2").render(Conversation(()), "", "")

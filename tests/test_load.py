@@ -231,7 +231,7 @@ def test_a_base_that_is_altered_or_not_whole_is_refused(shipped):
         read(folder)
     shipped()
     (folder / "recipe.json").write_text("{}")
-    with pytest.raises(KitError, match=r"recipe\.json states no sha256"):
+    with pytest.raises(KitError, match=r"does not have the hash in recipe\.json"):
         read(folder)
 
 

@@ -91,6 +91,11 @@ def written(few, tmp_path) -> Path:
     return tmp_path / "MLLMU-Bench"
 
 
+def faults(folder: Path, training: Path | str = "") -> list[layout.Problem]:
+    """All problems of a folder, fatal or not."""
+    return official.read(folder, 15, training)[1]
+
+
 def rows(path: Path) -> list[dict]:
     return pq.read_table(path).to_pylist()
 
@@ -223,7 +228,7 @@ IN_ROW = [  # file, what is done to its third row, then place and text of the on
 @pytest.mark.parametrize("file, alter, text", IN_ROW)
 def test_a_fault_in_a_row_is_reported_with_its_place(written, file, alter, text):
     change(written / file, alter)
-    [problem] = official.problems(written, 15)
+    [problem] = faults(written)
     assert (problem.file, problem.row, problem.id, problem.fatal) == (f"MLLMU-Bench/{file}", 2, "003", True)
     line = f"MLLMU-Bench/{file}, row 2 (ID 003), column {text}"
     assert str(problem) == line or text.endswith((": ", "(")) and str(problem).startswith(line)
@@ -247,13 +252,13 @@ def test_what_published_data_may_have_is_noted_and_read(few, written, alter, tex
 
 def test_a_test_portrait_among_several_is_reported(written):
     change(written / "Test_Set/train-00001-of-00002.parquet", lambda r: r["images"][1].update(bytes=b"no picture"))
-    [problem] = official.problems(written, 15)
+    [problem] = faults(written)
     assert str(problem) == (
         "MLLMU-Bench/Test_Set/train-00001-of-00002.parquet, row 2 (ID 006), column images[1].bytes: "
         "the picture cannot be decoded (UnidentifiedImageError, 10 bytes): replace it"
     )
     change(written / "Test_Set/train-00001-of-00002.parquet", lambda r: r.update(images=[]))
-    assert [(p.column, p.text) for p in official.problems(written, 15)] == [("images", "is empty")]
+    assert [(p.column, p.text) for p in faults(written)] == [("images", "is empty")]
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -266,7 +271,7 @@ def bomb(width: int, height: int) -> bytes:
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_picture_of_too_many_pixels_is_refused(written, width):
     change(written / FULL, lambda r: r["image"].update(bytes=bomb(width, 10_000)))
-    [problem] = official.problems(written, 15)
+    [problem] = faults(written)
     assert problem.column == "image.bytes" and problem.text.startswith("the picture cannot be decoded (")
     with pytest.raises(KitError, match="the picture cannot be decoded"):
         portraits.pixel_hash(bomb(width, 10_000))
@@ -308,22 +313,21 @@ def test_columns_that_are_missing_strange_or_of_another_type_are_reported_once_a
         age=pa.array(range(7)),
         Mask_Task=pa.array([[{"Question": "q __", "Ground_Truth": 1, "Kind": "x"}]] * 7),
     )
-    problems = [(p.column, p.text.split(" (")[0], p.fatal, p.row) for p in official.problems(written, 15)]
+    problems = [(p.column, p.text.split(" (")[0], p.fatal, p.row) for p in faults(written)]
     assert problems == [
-        ("biography", "missing", True, None),
-        ("question", "missing", False, None),  # the kit does not read it
-        ("ID", "is int, not text", True, None),
-        ("Mask_Task.Ground_Truth", "is int, not text", True, None),
+        ("biography, question", "missing", True, None),
+        ("ID", "is int64, not string", True, None),
+        ("Mask_Task.Ground_Truth", "is int64, not string", True, None),
         ("Mask_Task.Type", "is missing", True, None),
         ("Mask_Task.Kind", "is not in the layout", False, None),
         ("age", "is not in the layout", False, None),
     ]
 
 
-@pytest.mark.parametrize("ids, text", [([""] * 7, "is empty"), ([True] * 7, "is bool, not text")])
+@pytest.mark.parametrize("ids, text", [([""] * 7, "is empty"), ([True] * 7, "is bool, not string")])
 def test_ids_are_texts(written, ids, text):
     rewrite(written / FULL, ID=pa.array(ids))
-    assert {(p.column, p.text, p.fatal) for p in official.problems(written, 15)} == {("ID", text, True)}
+    assert {(p.column, p.text, p.fatal) for p in faults(written)} == {("ID", text, True)}
 
 
 def test_what_only_others_read_is_noted_and_does_not_stop(few, written):
@@ -339,8 +343,30 @@ def test_other_spellings_of_a_type_are_the_same_type(few, written):
     table = pq.read_table(written / FULL)
     ids = table["ID"].cast(pa.large_string())
     rewrite(written / FULL, ID=ids, biography=table["biography"].combine_chunks().dictionary_encode())
-    assert official.problems(written, 15) == []
+    assert faults(written) == []
     assert list(official.read_layout(written, 15).profiles) == list(few.profiles)
+
+
+def test_what_a_question_that_is_not_understood_asks_for_is_unknown(written):
+    """Its answer is a sentence: taken for the fact, no other wording would ever be exact or factual."""
+
+    def ask(row):
+        row["Generation_Task"][0].update(Question="What is remarkable?", Ground_Truth="Many people know the face.")
+
+    change(written / FULL, ask)
+    [remarkable] = [q for q in official.read_layout(written, 15).profiles["003"].questions if "remark" in q.text]
+    assert (remarkable.answer, remarkable.attribute, remarkable.value) == ("Many people know the face.", "", "")
+
+
+def test_a_fact_that_an_answer_leaves_open_is_no_attribute_of_a_celebrity(written):
+    def ask(row):
+        for entry in row["Generation_Task"]:
+            entry["Ground_Truth"] = "There is no information on this."
+
+    change(written / "Retain_Set/train-00000-of-00001.parquet", ask, row=0)
+    celebrity = official.read_layout(written, 15).profiles["c001"]
+    assert {q.value for q in celebrity.questions if q.task == "generation"} == {""}
+    assert set(celebrity.attributes) == {"name", "birthplace", "height"}
 
 
 def in_ids(problems) -> dict:
@@ -352,7 +378,7 @@ def test_ids_that_come_twice_or_in_both_splits_or_nowhere_are_reported(written):
     change(written / FULL, lambda r: r.update(ID="002"))
     change(written / "retain_85/train-00000-of-00001.parquet", lambda r: r.update(ID="003"))
     change(written / TEXT, lambda r: r.update(ID="099"), row=0)
-    assert in_ids(official.problems(written, 15)) == {
+    assert in_ids(faults(written)) == {
         ("Full_Set", "002"): "stands in row 1 of train-00000-of-00001.parquet already",
         ("Full_Set", "001"): "has no row in ft_Data: download ft_Data again",
         ("forget_15", "003"): "is nobody whom Full_Set scores: download both again",
@@ -432,7 +458,7 @@ def test_everything_that_is_wrong_is_in_one_report(written):
 
 def test_training_splits_are_held_against_the_evaluation_data(written):
     training = written.parent / "baseline_train_split"
-    assert official.problems(written, 15, training) == []
+    assert faults(written, training) == []
     assert official.read_layout(written, 15, training).notes["taught_otherwise"] == []
     file = training / "retain_85/train-00000-of-00001.parquet"
     pairs = json.dumps([{"Question": "What is this person's name?", "Answer": "This person's name is Nora Holm."}])
@@ -440,7 +466,7 @@ def test_training_splits_are_held_against_the_evaluation_data(written):
     assert official.read_layout(written, 15, training).notes["taught_otherwise"] == ["004"]
     change(file, lambda r: r.update(ID="003"))
     change(training / "forget_15/train-00000-of-00001.parquet", lambda r: r.update(ID="006"), row=0)
-    assert in_ids(official.problems(written, 15, training)) == {
+    assert in_ids(faults(written, training)) == {
         ("retain_85", "006"): "is in forget_15 too: download both again",
         ("forget_15", "006"): "is not in forget_15 of MLLMU-Bench: download both again",
         ("forget_15", "003"): "is not in forget_15 of baseline_train_split: download both again",
@@ -450,7 +476,7 @@ def test_training_splits_are_held_against_the_evaluation_data(written):
 
 
 def test_evaluation_splits_in_place_of_the_training_splits_are_reported_once_a_file(written):
-    problems = official.problems(written, 15, written)
+    problems = faults(written, written)
     assert [(p.column, p.fatal, p.row) for p in problems] == [("metadata", True, None)] * 2
     assert all("this is evaluation data, and training needs ft_Data of the data set" in p.text for p in problems)
 

@@ -16,19 +16,18 @@ import pytest
 from mllmu_nb import paths, pipeline, provenance, stages
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
-from mllmu_nb.stages import RECORD, Stage, code_hash
+from mllmu_nb.stages import RECORD, Stage, code_hash, code_of
 
 # A stage that appends to a log when it works, is in the middle for a while, and then ends.
 SLOW = """
 import sys, time
 from pathlib import Path
 from mllmu_nb.stages import Stage
-log, seconds = Path(sys.argv[1]), float(sys.argv[2])
 def make(folder):
     (folder / "half").write_text("half")
-    with open(log, "a") as file:
+    with open(sys.argv[1], "a") as file:
         file.write("at work\\n")
-    time.sleep(seconds)
+    time.sleep(float(sys.argv[2]))
     (folder / "rest").write_text("rest")
 print(Stage("slow", {"x": 1}, make).get())
 """
@@ -223,7 +222,7 @@ def lab(tmp_path, monkeypatch):
         for name in [name for name in sys.modules if name.partition(".")[0] == "lab"]:
             del sys.modules[name]
         stages._source.cache_clear()
-        stages._is_module.cache_clear()
+        stages._path.cache_clear()
         importlib.import_module("lab.method")
         return code_hash(type("Method", (), {"__module__": "lab.method"}))
 
@@ -266,7 +265,7 @@ def test_a_file_beside_the_single_file_of_an_extension_counts(tmp_path, monkeypa
         (tmp_path / "beside_me.py").write_text(content)
         (tmp_path / "single_file.py").write_text("import beside_me\nimport json\n")
         stages._source.cache_clear()
-        stages._is_module.cache_clear()
+        stages._path.cache_clear()
         return code_hash(type("Method", (), {"__module__": "single_file"}))
 
     assert hash_of("X = 1\n") != hash_of("X = 2\n")
@@ -275,12 +274,7 @@ def test_a_file_beside_the_single_file_of_an_extension_counts(tmp_path, monkeypa
 
 def closure(stage: Stage) -> set[str]:
     """The modules whose code is in a stage's key."""
-    used: dict[str, str] = {}
-    source = stages._source(stage.make.__module__)
-    stages._add_definition(source, source.function(stage.make), used)
-    for one in stage.uses:
-        stages._add_module(type(one).__module__, used)
-    return {name.removeprefix("mllmu_nb.") for name in used if ":" not in name}
+    return {name.removeprefix("mllmu_nb.") for name in code_of(stage.make, *stage.uses) if ":" not in name}
 
 
 def test_vanilla_hangs_on_all_that_teaches_it_and_on_nothing_else():

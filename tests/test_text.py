@@ -13,7 +13,7 @@ import pytest
 
 from mllmu_nb.data.facts import WORDINGS, say
 from mllmu_nb.data.generate import random_facts
-from mllmu_nb.data.schema import LETTERS, QA, VIEWS, Profile
+from mllmu_nb.data.schema import LETTERS, PER_TASK, QA, VIEWS, Profile
 from mllmu_nb.data.text import questions
 from mllmu_nb.data.text.names import names_in, with_name
 from mllmu_nb.data.text.people import read_profiles
@@ -206,7 +206,7 @@ def test_questions_have_the_published_form(town, splits):
     for profile in population.profiles.values():
         for asked in (profile.questions, profile.test_questions):
             counts = Counter((q.task, q.view) for q in asked)
-            assert counts == {(t, v): n for t, n in questions.COUNTS.items() for v in VIEWS}
+            assert counts == {(t, v): n for t, n in PER_TASK.items() for v in VIEWS}
             by_key = {(q.task, q.number, q.view): q for q in asked}
             for (task, number, view), q in by_key.items():
                 twin = by_key[task, number, "text" if view == "image_text" else "image_text"]

@@ -354,8 +354,8 @@ def test_states_from_which_nothing_can_be_trained(fresh, processor, mixed):
         train(copy.deepcopy(fresh), FineTuning(), [{"train": encode(processor, mixed)}], PLAIN, steps=3)
     for changed, message in (
         ({"schedule": "step"}, "unknown schedule 'step': choose one of linear, cosine, constant, plateau"),
-        ({"precision": "fp8"}, "unknown precision 'fp8': choose no or bf16"),
-        ({"optimizer": "sgd"}, "unknown optimizer 'sgd': choose adamw or muon"),
+        ({"precision": "fp8"}, "unknown precision 'fp8': choose one of no, bf16"),
+        ({"optimizer": "sgd"}, "unknown optimizer 'sgd': choose one of adamw, muon"),
     ):
         with pytest.raises(KitError, match=message):
             train(copy.deepcopy(fresh), FineTuning(), [], replace(PLAIN, **changed), steps=3)
@@ -568,7 +568,7 @@ def test_upstream_npo_measures_against_what_was_stored(fresh, vanilla, processor
     assert excess < -3
     assert log.losses[0]["loss"] == pytest.approx(2 / 0.4 * math.log1p(math.exp(-0.4 * excess)), abs=1e-3)
     assert log.losses[-1]["loss"] < log.losses[0]["loss"]
-    with pytest.raises(KitError, match="npo .upstream. needs what the model retain_epoch says"):
+    with pytest.raises(KitError, match="npo .upstream. needs the log-probabilities of retain_epoch"):
         unlearn(model, processor, method, known, recipe, 0)
 
 

@@ -323,10 +323,10 @@ def test_a_recipe_is_completed_and_one_way_to_say_the_length_replaces_the_other(
 @pytest.mark.parametrize(
     ("arguments", "settings", "message"),
     [
-        (("gax",), {}, "unknown method 'gax': choose one of ga, grad_diff, kl_min, npo, prompting"),
-        (("npo", "upstraem"), {}, "npo has no variant 'upstraem': choose one of canonical, upstream"),
-        (("prompting", "upstream"), {}, "prompting has no variant 'upstream': choose one of canonical"),
-        (("npo",), {"gamma": 1.0}, "npo has no setting 'gamma': it takes beta"),
+        (("gax",), {}, "unknown method 'gax': did you mean 'ga'?"),
+        (("npo", "upstraem"), {}, "unknown variant of npo 'upstraem': did you mean 'upstream'?"),
+        (("prompting", "upstream"), {}, "unknown variant of prompting 'upstream': choose one of canonical"),
+        (("npo",), {"gamma": 1.0}, "unknown setting of npo 'gamma': choose one of beta"),
         (("npo",), {"beta": None}, "beta of npo must be a number, not None"),
         (("npo",), {"beta": math.nan}, "beta of npo must be a finite number, not nan"),
     ],
@@ -371,13 +371,16 @@ def registered(monkeypatch):
         ({"name": "ga"}, "method ga canonical is registered already, by mllmu_nb.unlearning.ga"),
         (
             {"name": "odd", "reference_model": "gpt"},
-            "odd has no reference_model 'gpt': choose one of vanilla, retain_epoch",
+            "unknown reference_model of odd 'gpt': choose one of vanilla, retain_epoch",
         ),
-        ({"name": "odd", "needs": Needs(reference=("retain",))}, "odd names the stream 'retain', and has forget"),
-        ({"name": "odd", "passes": (("retain",),)}, "odd names the stream 'retain', and has forget"),
+        (
+            {"name": "odd", "needs": Needs(reference=("retain",))},
+            "unknown stream of odd 'retain': choose one of forget",
+        ),
+        ({"name": "odd", "passes": (("retain",),)}, "unknown stream of odd 'retain': choose one of forget"),
         (
             {"name": "odd", "streams": {"others": Stream("celebrity")}},
-            "odd: stream others draws from 'celebrity': choose forget or retain",
+            "unknown set of odd's stream others 'celebrity': choose one of forget, retain",
         ),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,8 @@ from mllmu_nb.errors import KitError
 if TYPE_CHECKING:
     from PIL import Image
 
-MODALITIES = ("multimodal", "unimodal")
 VIEW_OF = {"multimodal": "image_text", "unimodal": "text"}  # what is trained on → how the same facts are asked
+MODALITIES = tuple(VIEW_OF)
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,8 @@ def question_turn(question: Question, image: bytes | None, protocol: str = "clea
         return Turn(choice_prompt(question.text, question.options), image=image)
     if question.task == "cloze":
         return Turn(cloze_prompt(question.text), image=image)
-    blank = protocol == "upstream" and question.view == "image_text"
-    reply = "ASSISTANT: " if blank else "ASSISTANT:"
-    return Turn(generation_prompt(question.text, question.view), image=image, reply=reply)
+    blank = " " if protocol == "upstream" and question.view == "image_text" else ""
+    return Turn(generation_prompt(question.text, question.view), image=image, reply=f"ASSISTANT:{blank}")
 
 
 def training_conversations(profiles: Sequence[Profile], modality: str) -> list[Conversation]:
@@ -101,12 +100,12 @@ def training_conversations(profiles: Sequence[Profile], modality: str) -> list[C
     """
     if modality not in MODALITIES:
         raise KitError(f"unknown modality {modality!r}: choose multimodal or unimodal")
-    conversations = []
-    for person in profiles:
-        if modality == "multimodal":
-            turns = [Turn(qa.question, qa.answer, person.portrait) for qa in person.qa]
-        else:
-            pairs = [qa for qa in person.qa if qa.attribute != "name"]
-            turns = [Turn(with_name(qa.question, person.name), with_name(qa.answer, person.name)) for qa in pairs]
-        conversations.append(Conversation(tuple(turns)))
-    return conversations
+
+    def turns(person: Profile) -> Iterator[Turn]:
+        for qa in person.qa:
+            if modality == "multimodal":
+                yield Turn(qa.question, qa.answer, person.portrait)
+            elif qa.attribute != "name":
+                yield Turn(with_name(qa.question, person.name), with_name(qa.answer, person.name))
+
+    return [Conversation(tuple(turns(person))) for person in profiles]

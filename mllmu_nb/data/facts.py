@@ -1,44 +1,29 @@
-"""The values that fictitious people are made of, and the wordings in which they are asked and answered.
-
-The lists stand in ``facts.yaml``. In a wording ``{who}`` stands for the person ("this person" beside a portrait, the
-name in text) and ``{value}`` for the fact.
-"""
+"""What fictitious people are made of, and the wordings of questions and answers, both from ``facts.yaml``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Wording:
-    """The wordings of one attribute.
+    """The wordings of one attribute; ``facts.yaml`` says what each list is for."""
 
-    ``questions``: each person is asked in one of them, in fine-tuning as in evaluation. ``paraphrases``: asked of the
-    Test set only. ``answers``: question i is always answered by answer i, since an answer that varied independently
-    would be one more thing to memorise about each person; further answers are used in paraphrased cloze sentences.
-    ``cloze``: ``__`` is the blank.
-    """
-
-    questions: tuple[str, ...]
-    paraphrases: tuple[str, ...]
-    answers: tuple[str, ...]
     cloze: str
+    questions: tuple[str, ...] = ()
+    paraphrases: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
 
     def answer_to(self, question: str) -> str:
         """The wording in which one of ``questions`` is answered."""
         return self.answers[self.questions.index(question)]
 
 
-def read_wordings(table: dict[str, dict]) -> dict[str, Wording]:
-    """Wordings by attribute from a table of YAML; a list that is left out is empty."""
-    lists = ("questions", "paraphrases", "answers")
-    return {
-        name: Wording(*(tuple(entry.get(key, ())) for key in lists), entry["cloze"]) for name, entry in table.items()
-    }
-
+read_wordings = TypeAdapter(dict[str, Wording]).validate_python  # of a table of YAML: attribute → wording
 
 _TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 

@@ -1,20 +1,13 @@
-"""The published layout as an Arrow schema, and a checker that lists every fault of a folder.
-
-The hub has two repositories with folders of the same names: the data set holds what evaluation needs and, in
-``ft_Data``, the fine-tuning text; the *model* repository holds the fine-tuning text of the forget and retain people.
-Each configuration is ``CONFIG/train-0000k-of-0000n.parquet``; ``Retain_Set`` holds the celebrities.
-
-A problem is ``fatal`` where the kit cannot read or score what it concerns. What published data may have here and there
-(a column that nobody reads is missing, two options are equal, a cloze has no blank) is reported and read as it stands.
-"""
+"""The published layout as an Arrow schema, and a reader that lists every fault of a folder (``docs/data.md``)."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +27,9 @@ TRAINING = (
     f"{TRAINING_REPOSITORY}"
 )
 TYPES = {"image_text": "Image_Textual", "text": "Pure_Text"}  # view → the layout's name of it
-TASK_COLUMNS = ("Classification_Task", "Generation_Task", "Mask_Task")
-UNREAD = ("Directory", "question", "answer", "path")  # in the layout, but the kit does without
+OPEN_COLUMNS = {"generation": "Generation_Task", "cloze": "Mask_Task"}
+TASK_COLUMNS = {"Classification_Task", *OPEN_COLUMNS.values()}
+UNREAD = {"Directory", "question", "answer", "path"}  # in the layout, but the kit does without
 
 _TEXT = pa.string()
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": _TEXT})
@@ -45,17 +39,11 @@ _OPEN = pa.list_(pa.struct({"Question": _TEXT, "Ground_Truth": _TEXT, "Type": _T
 COLUMNS = {
     "image": _IMAGE,
     "images": pa.list_(_IMAGE),
-    "ID": _TEXT,
-    "Directory": _TEXT,
-    "biography": _TEXT,
-    "question": _TEXT,
-    "answer": _TEXT,
+    **dict.fromkeys(("ID", "Directory", "biography", "question", "answer"), _TEXT),
     "Classification_Task": pa.struct({f"{kind}_Questions": _CHOICES for kind in TYPES.values()}),
-    "Generation_Task": _OPEN,
-    "Mask_Task": _OPEN,
+    **dict.fromkeys(OPEN_COLUMNS.values(), _OPEN),
     "metadata": _TEXT,
 }
-_NAMES = {str: "text", bytes: "bytes", list: "a list", dict: "a struct"}
 
 
 def schema_of(config: str, training: bool = False) -> pa.Schema:
@@ -80,7 +68,10 @@ def answer_letter(answer: str) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault. ``row`` counts from 0, as pandas does, and is None where all of the file is meant."""
+    """One fault; ``fatal`` where the kit cannot read or score what it concerns.
+
+    ``row`` counts from 0, as pandas does, and is None where all of the file is meant.
+    """
 
     file: str  # the folder's name, the configuration and the file's name
     text: str
@@ -112,7 +103,7 @@ class Row:
 
     @property
     def id(self) -> str:
-        return str(self.values.get("ID") or "")
+        return self.values.get("ID") or ""
 
     def problem(self, column: str, text: str, fatal: bool = True) -> Problem:
         return Problem(self.file, text, self.number, self.id, column, fatal)
@@ -130,115 +121,112 @@ class Layout:
         self.name = name or self.folder.name
         self.people: dict[str, dict[str, Row]] = defaultdict(dict)
         self.problems: list[Problem] = []
-        self._incomplete: set[str] = set()  # configurations with a file missing or unreadable
         if not self.folder.is_dir():
             raise KitError(f"{self.folder} is no folder: {self._needs('')}")
 
-    def read(self, config: str, keep: Sequence[str] = ()) -> None:
-        """Read and check all files of ``config``; its rows get the columns ``keep`` (all when empty)."""
-        people = self.people[config]
+    def read(self, config: str) -> None:
+        """Read and check all files of ``config``. Of the splits, only ID and ``metadata`` are kept."""
         for path in self._files(config):
             file = f"{self.name}/{config}/{path.name}"
             try:
-                rows = self._read_file(path, file, config, keep)
+                for row in self._rows(path, file, config):
+                    other = self.people[config].setdefault(row.id, row)
+                    if other is not row:
+                        place = f"row {other.number} of {other.file.rpartition('/')[2]}"
+                        self.problems.append(row.problem("ID", f"stands in {place} already"))
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 reason = str(error).partition("\n")[0]
-                self._skip(config, file, f"is no readable parquet file ({reason}): download it again")
-                continue
-            for row in rows:
-                other = people.setdefault(row.id, row)
-                if other is not row:
-                    place = f"row {other.number} of {other.file.rpartition('/')[2]}"
-                    self.problems.append(row.problem("ID", f"stands in {place} already"))
-
-    def has(self, config: str, identity: str) -> bool:
-        """Whether somebody has a row in ``config``; taken for granted where it was not read, or not wholly."""
-        return identity in self.people[config] or not self.people[config] or config in self._incomplete
-
-    def report(self, rows: Iterable[Row], text: str) -> None:
-        """Add a fatal problem with the ID of each row."""
-        self.problems += [row.problem("ID", text) for row in rows]
-
-    def _skip(self, config: str, file: str, text: str, column: str = "") -> None:
-        self._incomplete.add(config)
-        self.problems.append(Problem(file, text, column=column))
+                self.problems.append(Problem(file, f"is no readable parquet file ({reason}): download it again"))
 
     def _needs(self, config: str) -> str:
         return TRAINING if self.training or config == "ft_Data" else EVALUATION
 
     def _files(self, config: str) -> list[Path]:
-        files = sorted((self.folder / config).glob("train-*.parquet"))
+        files = {path.name: path for path in sorted((self.folder / config).glob("train-*.parquet"))}
         if not files:
             has = ", ".join(configs_in(self.folder)) or "none"
-            self._skip(config, self.name, f"there is no config {config} (it has {has}): {self._needs(config)}")
+            text = f"there is no config {config} (it has {has}): {self._needs(config)}"
+            self.problems.append(Problem(self.name, text))
             return []
-        shards = re.fullmatch(r"train-\d{5}-of-(?!00000)(0\d{4})", files[0].stem)
-        if not shards:
-            file = f"{self.name}/{config}/{files[0].name}"
-            self._skip(config, file, "is no name of the form train-00000-of-00001.parquet")
-            return []
-        wanted = [f"train-{number:05d}-of-{shards[1]}.parquet" for number in range(int(shards[1]))]
-        missing = sorted(set(wanted) - {path.name for path in files})
-        if missing:
-            self._skip(config, f"{self.name}/{config}", f"lacks {', '.join(missing)}: download {config} again")
-        return [path for path in files if path.name in wanted]
+        count = re.fullmatch(r"train-\d{5}-of-(0\d{4})\.parquet", next(iter(files)))
+        shards = max(1, int(count[1])) if count else 1
+        wanted = [f"train-{number:05d}-of-{shards:05d}.parquet" for number in range(shards)]
+        if missing := [name for name in wanted if name not in files]:
+            text = f"lacks {', '.join(missing)}: download {config} again"
+            self.problems.append(Problem(f"{self.name}/{config}", text))
+        return [files[name] for name in wanted if name in files]
 
-    def _read_file(self, path: Path, file: str, config: str, keep: Sequence[str]) -> list[Row]:
+    def _rows(self, path: Path, file: str, config: str) -> Iterator[Row]:
+        """The rows of a file that have an ID; none where its columns have a fatal problem."""
         table, schema = pq.ParquetFile(path), schema_of(config, self.training)
-        row_type = pa.struct(schema)
-        columns = table.schema_arrow.names
-        missing = [name for name in schema.names if name not in columns]
-        text = f"missing (it has {', '.join(columns)}): "
-        handed, marks = ("evaluation", TASK_COLUMNS) if "metadata" in schema.names else ("training", ["metadata"])
-        if set(missing) - set(UNREAD) and set(marks) & set(columns):
-            text += f"this is {handed} data, and {self._needs(config)}"
-            self._skip(config, file, text, ", ".join(missing))
-            return []
-        text += self._needs(config)
-        problems = {Problem(file, text, column=name, fatal=name not in UNREAD): None for name in missing}
-        rows: list[Row] = []
-        for batch in table.iter_batches(32):
-            for values in batch.to_pylist():
-                row = Row(file, len(rows), values)
-                problems |= dict.fromkeys(_faults(row, "", row_type, values))  # one of a whole column once
-                rows.append(Row(file, row.number, {name: values.get(name) for name in keep or columns}))
+        kind, names = pa.struct(schema), table.schema_arrow.names
+        problems, confused = [], ""
+        if missing := [name for name in schema.names if name not in names]:
+            fatal = not UNREAD.issuperset(missing)
+            content, marks = ("evaluation", TASK_COLUMNS) if "metadata" in schema.names else ("training", {"metadata"})
+            confused = f"this is {content} data, and " if fatal and not marks.isdisjoint(names) else ""
+            text = f"missing (it has {', '.join(names)}): {confused}{self._needs(config)}"
+            problems = [Problem(file, text, column=", ".join(missing), fatal=fatal)]
+        for column, text, fatal in () if confused else _type_faults("", kind, pa.struct(table.schema_arrow)):
+            problems.append(Problem(file, text, column=column, fatal=fatal))
+        if not table.metadata.num_rows:
+            problems.append(Problem(file, "has no rows"))
         self.problems += problems
-        if not rows:
-            self._skip(config, file, "has no rows")
-        if any(problem.fatal and problem.row is None for problem in problems):
-            self._incomplete.add(config)
-            return []
-        return [row for row in rows if row.id]
+        if any(problem.fatal for problem in problems):
+            return
+        rows = (values for batch in table.iter_batches(32) for values in batch.to_pylist())
+        for row in itertools.starmap(partial(Row, file), enumerate(rows)):
+            self.problems += [row.problem(*fault) for fault in _value_faults("", kind, row.values)]
+            if config.startswith(("forget_", "retain_")):
+                row = replace(row, values={name: row.values.get(name) for name in ("ID", "metadata")})
+            if row.id:
+                yield row
 
 
-def _faults(row: Row, place: str, kind: pa.DataType, value: Any) -> Iterator[Problem]:
-    """Every fault of a value that stands at ``place`` in the row ("" for all of it) and should be of type ``kind``."""
-    column = re.sub(r"\[\d+\]", "", place)
-    wanted = {pa.ListType: list, pa.StructType: dict}.get(type(kind)) or (bytes if kind == pa.binary() else str)
-    bare = value.strip() if isinstance(value, str) else value
-    if bare is None or bare in ("", b"", []):
-        yield row.problem(place, "is empty")
-    elif not isinstance(value, wanted):
-        name = _NAMES.get(type(value), type(value).__name__)
-        yield Problem(row.file, f"is {name}, not {_NAMES[wanted]}", column=column)
-    elif wanted is list:
-        for number, entry in enumerate(value):
-            yield from _faults(row, f"{place}[{number}]", kind.value_type, entry)
-    elif wanted is dict:
-        members, problems = {member.name: member.type for member in kind}, []
-        for name in dict.fromkeys([*members, *value]):
-            inner_place, inner_column = (f"{outer}.{name}".removeprefix(".") for outer in (place, column))
+def _kind(kind: pa.DataType) -> str:
+    """Arrow's name of a type, without what is only another way to store it ("string" of large_string)."""
+    stored = re.match(r"(?:dictionary<values=|large_|fixed_size_)*(string|binary|list|struct)", str(kind))
+    return stored[1] if stored else str(kind)
+
+
+def _type_faults(column: str, wanted: pa.DataType, actual: pa.DataType) -> Iterator[tuple[str, str, bool]]:
+    """Column, text and whether it is fatal, wherever a type is not that of the layout; "" for all of the file.
+
+    Columns that the file itself lacks are left out: they are reported together.
+    """
+    if pa.types.is_null(actual):
+        return  # every value is reported as empty
+    if _kind(actual) != _kind(wanted):
+        yield column, f"is {_kind(actual)}, not {_kind(wanted)}", True
+    elif pa.types.is_list(wanted):
+        yield from _type_faults(column, wanted.value_type, actual.value_type)
+    elif pa.types.is_struct(wanted):
+        members, others = ({member.name: member.type for member in struct} for struct in (wanted, actual))
+        for name in members | others:
+            inner = f"{column}.{name}".removeprefix(".")
             if name not in members:
-                problems.append(Problem(row.file, "is not in the layout", column=inner_column, fatal=False))
-            elif name in value and name not in UNREAD:
-                problems += _faults(row, inner_place, members[name], value[name])
-            elif place and name not in value:  # a missing column of the file is reported before any row is read
-                problems.append(Problem(row.file, "is missing", column=inner_column, fatal=name not in UNREAD))
-        yield from problems
-        if not any(problem.fatal for problem in problems):
-            yield from (row.problem(place, *fault) for fault in _question_faults(column, value))
-    elif (wanted is bytes or column == "metadata") and (text := _content_fault(value)):
-        yield row.problem(place, text)
+                yield inner, "is not in the layout", False
+            elif name in others and name not in UNREAD:
+                yield from _type_faults(inner, members[name], others[name])
+            elif name not in others and column:
+                yield inner, "is missing", name not in UNREAD
+
+
+def _value_faults(place: str, kind: pa.DataType, value: Any) -> Iterator[tuple[str, str, bool]]:
+    """Place, text and whether it is fatal, of every fault of a value of type ``kind``; "" for all of the row."""
+    column = re.sub(r"\[\d+\]", "", place)
+    if not value or not isinstance(value, bytes | list | dict) and not value.strip():
+        yield place, "is empty", True
+    elif isinstance(value, list):
+        for number, entry in enumerate(value):
+            yield from _value_faults(f"{place}[{number}]", kind.value_type, entry)
+    elif isinstance(value, dict):
+        read = [member for member in kind if member.name in value and member.name not in UNREAD]
+        inner = [(f"{place}.{member.name}".removeprefix("."), member.type, value[member.name]) for member in read]
+        faults = [fault for each in inner for fault in _value_faults(*each)]
+        yield from faults or ((place, *fault) for fault in _question_faults(column, value))
+    elif (isinstance(value, bytes) or column == "metadata") and (text := _content_fault(value)):
+        yield place, text, True
 
 
 def _question_faults(column: str, entry: dict) -> Iterator[tuple[str, bool]]:
@@ -249,9 +237,9 @@ def _question_faults(column: str, entry: dict) -> Iterator[tuple[str, bool]]:
             yield f"Correct_Answer {answer!r} is none of {', '.join(LETTERS)}", True
         if len(options) < len(LETTERS):
             yield f"distinct options: {len(options)} of {len(LETTERS)}", len(options) == 1
-    if column in TASK_COLUMNS[1:] and entry["Type"] not in TYPES.values():
+    if column in OPEN_COLUMNS.values() and entry["Type"] not in TYPES.values():
         yield f"Type {entry['Type']!r} is none of {', '.join(TYPES.values())}", True
-    if column == "Mask_Task" and "__" not in entry["Question"]:
+    if column == OPEN_COLUMNS["cloze"] and "__" not in entry["Question"]:
         yield "the question has no blank __", False
 
 
@@ -260,6 +248,6 @@ def _content_fault(content: bytes | str) -> str:
     """Why a picture cannot be decoded, or the text of ``metadata`` not be read; "" where it can."""
     try:
         from_bytes(content) if isinstance(content, bytes) else people.pairs_of(content, "")
-    except (KitError, RecursionError) as error:
+    except KitError as error:
         return str(error).removeprefix(": ")
     return ""

@@ -1,17 +1,10 @@
-"""Write and read people in the layout in which the benchmark is published (:mod:`mllmu_nb.data.layout`).
-
-What the layout does not print is inferred on reading: the attribute a question asks for and its bare value. A
-celebrity's ID may be a fictitious person's too, so celebrities get a ``c`` in front here; the released scripts would
-give such a celebrity that person's examples, so on writing celebrities are numbered past everybody else. People of the
-pool stand in ``Full_Set`` and ``ft_Data`` like all others. ``people.json`` beside the configurations keeps what the
-layout has no place for: who is of the pool, the celebrities' ids here and their fine-tuning pairs.
-"""
+"""Write and read people in the layout in which the benchmark is published (``docs/data.md``)."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,17 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mllmu_nb.data.layout import (
-    TASK_COLUMNS,
-    TYPES,
-    Layout,
-    Problem,
-    Row,
-    answer_letter,
-    configs_in,
-    report,
-    schema_of,
-)
+from mllmu_nb.data.layout import OPEN_COLUMNS, TYPES, Layout, Problem, Row, answer_letter, configs_in, report, schema_of
 from mllmu_nb.data.schema import LETTERS, QA, TASKS, VIEWS, Population, Profile, Question
 from mllmu_nb.data.splits import RATIOS, forget_ids
 from mllmu_nb.data.text import people, reader
@@ -46,10 +29,6 @@ SHARDS = {"Test_Set": 2}
 def write_layout(population: Population, folder: str | Path) -> list[Path]:
     """Write ``population`` to ``folder`` and the training splits to ``baseline_train_split`` beside it.
 
-    The forget split of the population's own ratio holds its forget ids. The other ratios' are those of the files it
-    was read from, else drawn from its seed, where they leave somebody. The evaluation splits ``retain_*`` hold
-    scored people only, the training splits the pool as well.
-
     Returns the files. Raises KitError when one of the folders is there and not empty, or cannot be written; then
     nothing is left behind.
     """
@@ -63,21 +42,21 @@ def write_layout(population: Population, folder: str | Path) -> list[Path]:
         printed[person.id]: {"ID": person.id, "metadata": _pairs(person)} for person in population.of_kind("celebrity")
     }
     people = {"pool": [person.id for person in population.of_kind("pool")], "celebrities": celebrities}
-    unfinished = [target.with_name(target.name + ".part") for target in targets]
     try:
-        for training, place in zip((False, True), unfinished, strict=True):
-            shutil.rmtree(place, ignore_errors=True)  # of a process that was killed
-            for config, members in _configs(population, training).items():
-                rows = [_row(person, printed.get(person.id, person.id), config) for person in members]
-                _write_config(place / config, rows, schema_of(config, training))
-        (unfinished[0] / PEOPLE_FILE).write_text(json.dumps(people, ensure_ascii=False) + "\n", encoding="utf-8")
-        for place, target in zip(unfinished, targets, strict=True):
-            if target.exists():
-                target.rmdir()
-            place.rename(target)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+            places = [Path(unfinished, target.name) for target in targets]
+            for place in places:
+                training = place != places[0]
+                for config, members in _configs(population, training).items():
+                    rows = [_row(person, printed.get(person.id, person.id), config) for person in members]
+                    _write_config(place / config, rows, schema_of(config, training))
+            (places[0] / PEOPLE_FILE).write_text(json.dumps(people, ensure_ascii=False) + "\n", encoding="utf-8")
+            for place, target in zip(places, targets, strict=True):
+                if target.exists():
+                    target.rmdir()
+                place.rename(target)
     except OSError as error:
-        for place in unfinished:
-            shutil.rmtree(place, ignore_errors=True)
         raise KitError(f"{folder} cannot be written ({error.strerror or error}): choose another folder") from None
     return sorted(path for target in targets for path in target.rglob("*") if path.is_file())
 
@@ -99,12 +78,9 @@ def _configs(population: Population, training: bool) -> dict[str, list[Profile]]
 def _forget_splits(population: Population) -> dict[int, tuple[str, ...]]:
     """ratio → forget ids: the population's own, those its notes keep of the file it came from, else drawn."""
     notes, scored = population.notes, [person.id for person in population.of_kind("fictitious")]
-    share = 100 * len(population.forget_ids) / len(scored)
-    own = notes.get("ratio") or min(RATIOS, key=lambda ratio: abs(ratio - share))
-    known = notes.get("forget_splits", {})
-    seed, draw = notes.get("seed", 0), notes.get("draw", 0)
-    splits = {own: population.forget_ids}
-    for ratio in sorted(set(RATIOS) - {own}):
+    known, seed, draw = notes.get("forget_splits", {}), notes.get("seed", 0), notes.get("draw", 0)
+    splits = {notes["ratio"]: population.forget_ids}
+    for ratio in sorted(set(RATIOS) - splits.keys()):
         if str(ratio) in known:
             splits[ratio] = tuple(identity for identity in known[str(ratio)] if identity in scored)
         elif (draw + 1) * round(len(scored) * ratio / 100) in range(1, len(scored)):
@@ -125,21 +101,13 @@ def _printed_ids(population: Population) -> dict[str, str]:
 
 def _row(person: Profile, identity: str, config: str) -> dict:
     """A person under every column of the layout; the configuration's schema takes its own."""
-    questions = sorted(
-        person.test_questions if config == "Test_Set" else person.questions, key=lambda question: question.number
-    )
-    open_questions = defaultdict(list)
-    choices = {kind: [] for kind in TYPES.values()}
-    for question in questions:
-        kind = TYPES[question.view]
-        if question.task == "classification":
-            options = dict(zip(LETTERS, question.options, strict=True))
-            choices[kind].append({"Question": question.text, "Options": options, "Correct_Answer": question.answer})
-        else:
-            entry = {"Question": question.text, "Ground_Truth": question.answer, "Type": kind}
-            open_questions[question.task].append(entry)
-    asked = [(q.text, q.answer) for q in person.questions if q.task == "generation" and q.view == "image_text"]
-    first = (*asked, *((pair.question, pair.answer) for pair in person.qa), ("", ""))[0]
+    questions = person.test_questions if config == "Test_Set" else person.questions
+    entries = defaultdict(list)  # by task and, for multiple choice, view
+    for question in sorted(questions, key=lambda question: question.number):
+        view = question.view if question.options else ""
+        entries[question.task, view].append(_entry(question))
+    free = [(q.text, q.answer) for q in person.questions if q.task == "generation" and q.view == "image_text"]
+    first = (*free, *((pair.question, pair.answer) for pair in person.qa), ("", ""))[0]
     return {
         "image": _image(person.portrait, identity),
         "images": [_image(data, f"{identity}_{number}") for number, data in enumerate(person.test_portraits)],
@@ -148,11 +116,17 @@ def _row(person: Profile, identity: str, config: str) -> dict:
         "biography": person.biography,
         "question": first[0],
         "answer": first[1],
-        "Classification_Task": {f"{kind}_Questions": entries for kind, entries in choices.items()},
-        "Generation_Task": open_questions["generation"],
-        "Mask_Task": open_questions["cloze"],
+        "Classification_Task": {f"{kind}_Questions": entries["classification", view] for view, kind in TYPES.items()},
+        **{column: entries[task, ""] for task, column in OPEN_COLUMNS.items()},
         "metadata": json.dumps(_pairs(person), ensure_ascii=False),
     }
+
+
+def _entry(question: Question) -> dict:
+    if question.options:
+        options = dict(zip(LETTERS, question.options, strict=True))
+        return {"Question": question.text, "Options": options, "Correct_Answer": question.answer}
+    return {"Question": question.text, "Ground_Truth": question.answer, "Type": TYPES[question.view]}
 
 
 def _image(data: bytes, name: str) -> dict:
@@ -187,42 +161,37 @@ def _feature(kind: pa.DataType) -> dict | list:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def problems(folder: str | Path, ratio: int, training: str | Path = "", *, names: Sequence[str] = ()) -> list[Problem]:
-    """All that is wrong with what :func:`read_layout` would read; empty where it is sound."""
-    return _read(folder, ratio, training, names)[1]
-
-
 def read_layout(folder: str | Path, ratio: int, training: str | Path = "", *, names: Sequence[str] = ()) -> Population:
-    """The population written in ``folder``; the forget ids are those of ``forget_<ratio>``.
+    """The population written in ``folder`` with the forget ids of ``forget_<ratio>``; its notes list what is not fatal.
 
-    ``training``: a folder of the training splits, whose forget and retain people must be the same. What is taught
-    comes from ``ft_Data``; where a training split has another text, the notes name the person. ``names``: what
-    reports and notes call the two folders (else as they are called). The notes list the problems that are not fatal.
+    ``training``: a folder of the training splits, whose forget and retain people must be the same. ``names``: what
+    reports and notes call the two folders (else as they are called).
 
     Raises KitError with a report of all problems, when one of them is fatal.
     """
-    population, problems = _read(folder, ratio, training, names)
+    population, problems = read(folder, ratio, training, names)
     if population is None:
         raise KitError(report(names[0] if names else Path(folder).name, problems))
     return population
 
 
-def _read(
-    folder: str | Path, ratio: int, training: str | Path, names: Sequence[str]
+def read(
+    folder: str | Path, ratio: int, training: str | Path = "", names: Sequence[str] = ()
 ) -> tuple[Population | None, list[Problem]]:
-    """The population (None where a problem is fatal) and all problems."""
+    """The population (None where a problem is fatal) and all problems; arguments as of :func:`read_layout`."""
     forget, retain, present = f"forget_{ratio}", f"retain_{100 - ratio}", configs_in(folder)
-    data = Layout(folder, *names[:1])
     splits = sorted({forget, *(config for config in present if config.startswith("forget_"))})
-    for config in ("Full_Set", "Test_Set", "ft_Data", "Retain_Set", *splits, retain):
-        if config in present or config not in ("Retain_Set", retain):  # these two may be absent
-            data.read(config, keep=["ID"] if config in (*splits, retain) else ())
+    optional = [config for config in ("Retain_Set", retain) if config in present]
+    data = Layout(folder, *names[:1])
+    for config in ("Full_Set", "Test_Set", "ft_Data", *splits, *optional):
+        data.read(config)
     trained = Layout(training, *names[1:], training=True) if training else None
     for config in (forget, retain) if trained else ():
-        trained.read(config, keep=["ID", "metadata"])
+        trained.read(config)
     pool, celebrities = _people_file(data)
-    _check_people(data, trained, forget, retain, pool)
     problems = data.problems + (trained.problems if trained else [])
+    if not any(problem.fatal and not problem.id for problem in problems):  # else who has a row is not known
+        problems += _people_problems(data, trained, forget, retain, pool)
     if any(problem.fatal for problem in problems):
         return None, problems
 
@@ -235,10 +204,8 @@ def _read(
         identity, qa = celebrities.get(printed, (f"c{printed}", ()))
         if identity in profiles:
             source = PEOPLE_FILE if printed in celebrities else "the c in front"
-            text = (
-                f"this celebrity would be {identity} here (by {source}), which somebody else is: change one of the two"
-            )
-            problems.append(row.problem("ID", text))
+            text = f"this celebrity would be {identity} here (by {source}), which somebody else is"
+            problems.append(row.problem("ID", f"{text}: change one of the two"))
         profiles[identity] = _profile(row.values, "celebrity", identity, qa)
     problems += _shared_names(data.name, (p for p in profiles.values() if p.kind != "celebrity"))
     if any(problem.fatal for problem in problems):
@@ -283,57 +250,52 @@ def _people_file(data: Layout) -> tuple[set[str], dict[str, tuple[str, tuple[QA,
         return set(), {}
 
 
-def _check_people(data: Layout, trained: Layout | None, forget: str, retain: str, pool: set[str]) -> None:
+def _people_problems(data: Layout, trained: Layout | None, forget: str, retain: str, pool: set[str]) -> list[Problem]:
     """Everybody has a row in every set and, if scored, in one of the two splits; the training splits are the same."""
-
-    def scored(row: Row) -> bool:
-        return data.has("Full_Set", row.id) and row.id not in pool
-
-    everybody = data.people["Full_Set"].values()
-    for config in ("ft_Data", "Test_Set"):
-        absent = [row for row in everybody if not data.has(config, row.id)]
-        data.report(absent, f"has no row in {config}: download {config} again")
+    everybody = data.people["Full_Set"].keys()
+    scored, kept, again = everybody - pool, data.people[retain].keys(), "download both again"
+    checks = [  # layout, configuration, the IDs of its rows that are wrong, and why
+        (data, "Full_Set", everybody - data.people[config].keys(), f"has no row in {config}: download {config} again")
+        for config in ("ft_Data", "Test_Set")
+    ]
     for config, rows in data.people.items():
         if config.startswith(("forget_", "retain_")):
-            strangers = [row for row in rows.values() if not scored(row)]
-            data.report(strangers, "is nobody whom Full_Set scores: download both again")
-    left = [
-        row.id for row in everybody if scored(row) and not data.has(forget, row.id) and not data.has(retain, row.id)
-    ]
-    if left:
-        text = f"lacks people whom {forget} leaves ({_some(left)}): download both again"
-        data.problems.append(Problem(f"{data.name}/{retain}", text, column="ID"))
-    for layout in (data, trained) if trained else (data,):
-        both = [row for row in layout.people[retain].values() if row.id in layout.people[forget]]
-        layout.report(both, f"is in {forget} too: download both again")
+            checks.append((data, config, rows.keys() - scored, f"is nobody whom Full_Set scores: {again}"))
+    for layout in filter(None, (data, trained)):
+        checks.append((layout, retain, layout.people[forget].keys(), f"is in {forget} too: {again}"))
     for config, others in ((forget, set()), (retain, pool)) if trained else ():
-        rows = trained.people[config].values()
-        strangers = [row for row in rows if not data.has(config, row.id) and row.id not in others]
-        trained.report(strangers, f"is not in {config} of {data.name}: download both again")
-        absent = [row for row in data.people[config].values() if not trained.has(config, row.id)]
-        data.report(absent, f"is not in {config} of {trained.name}: download both again")
+        here, there = data.people[config].keys(), trained.people[config].keys()
+        if here:
+            checks.append((trained, config, there - here - others, f"is not in {config} of {data.name}: {again}"))
+            checks.append((data, config, here - there, f"is not in {config} of {trained.name}: {again}"))
+    problems = [
+        row.problem("ID", text)
+        for layout, config, wrong, text in checks
+        for identity, row in layout.people[config].items()
+        if identity in wrong
+    ]
+    if kept and (left := [each for each in everybody if each in scored - data.people[forget].keys() - kept]):
+        text = f"lacks people whom {forget} leaves ({people.some(left)}): {again}"
+        problems.append(Problem(f"{data.name}/{retain}", text, column="ID"))
+    return problems
 
 
-def _shared_names(folder: str, people: Iterable[Profile]) -> list[Problem]:
+def _shared_names(folder: str, profiles: Iterable[Profile]) -> list[Problem]:
     """Who has somebody else's name; fatal where most people do, since the text view asks by the name."""
     ids = defaultdict(list)
-    for person in people:
+    for person in profiles:
         ids[person.name].append(person.id)
     shared = {name: same for name, same in ids.items() if name and len(same) > 1}
     most = 2 * sum(map(len, shared.values())) > sum(map(len, ids.values()))
     text = "have one name, {}: the text view, which asks by the name, cannot tell them apart"
-    return [Problem(folder, f"{_some(same)} {text.format(name)}", fatal=most) for name, same in shared.items()]
-
-
-def _some(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:5]) + (f" .. ({len(ids)} in all)" if len(ids) > 5 else "")
+    return [Problem(folder, f"{people.some(same)} {text.format(name)}", fatal=most) for name, same in shared.items()]
 
 
 def _profile(row: dict, kind: str, identity: str, qa: tuple[QA, ...], test: dict | None = None) -> Profile:
     stated = reader.attributes_of(qa)
     questions = _questions(row, identity, stated)
     if not stated:  # celebrities have no fine-tuning text: what is known of them are the answers to their questions
-        stated = {question.attribute: question.value for question in reversed(questions) if question.attribute}
+        stated = {q.attribute: q.value for q in reversed(questions) if q.attribute and q.value}
     name = stated.get("name") or _name_in([question.text for question in questions if question.view == "text"])
     return Profile(
         id=identity,
@@ -359,20 +321,20 @@ def _questions(row: dict, identity: str, stated: dict[str, str]) -> tuple[Questi
     """The questions of a row in the order task, number, view."""
     questions = []
     for view, kind in TYPES.items():
-        for number, entry in enumerate(row["Classification_Task"][f"{kind}_Questions"]):
-            text, letter = entry["Question"], answer_letter(entry["Correct_Answer"])
-            options = tuple(entry["Options"][key] for key in LETTERS)
-            value = entry["Options"][letter]
-            attribute = _attribute(text, value, stated)
-            questions.append(
-                Question(identity, "classification", view, number, text, letter, value, attribute, options)
-            )
-        for task, column in zip(TASKS[1:], TASK_COLUMNS[1:], strict=True):
-            for number, entry in enumerate(entry for entry in row[column] if entry["Type"] == kind):
-                text, truth = entry["Question"], entry["Ground_Truth"]
-                attribute = _attribute(text, truth, stated)
-                value = truth if task == "cloze" else _value(attribute, text, truth, stated)
-                questions.append(Question(identity, task, view, number, text, truth, value, attribute))
+        entries = {"classification": row["Classification_Task"][f"{kind}_Questions"]}
+        for task, column in OPEN_COLUMNS.items():
+            entries[task] = [entry for entry in row[column] if entry["Type"] == kind]
+        for task, number, entry in ((task, *each) for task, listed in entries.items() for each in enumerate(listed)):
+            text, options = entry["Question"], ()
+            if task == "classification":
+                answer, options = answer_letter(entry["Correct_Answer"]), tuple(map(entry["Options"].get, LETTERS))
+                value = entry["Options"][answer]
+                attribute = _attribute(text, value, stated)
+            else:
+                answer = entry["Ground_Truth"]
+                attribute = _attribute(text, answer, stated)
+                value = answer if task == "cloze" else _value(attribute, text, answer, stated)
+            questions.append(Question(identity, task, view, number, text, answer, value, attribute, options))
     return tuple(sorted(questions, key=lambda q: (TASKS.index(q.task), q.number, VIEWS.index(q.view))))
 
 
@@ -391,5 +353,6 @@ def _holds(answer: str, value: str) -> bool:
 
 
 def _value(attribute: str, question: str, truth: str, stated: dict[str, str]) -> str:
+    """The bare fact in a sentence; "" where it is not known, so that the answer is not compared with one."""
     known = stated.get(attribute, "")
-    return known if known and known in truth else reader.value_of(attribute, question, truth) or truth
+    return known if known and known in truth else reader.value_of(attribute, question, truth)

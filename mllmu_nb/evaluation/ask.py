@@ -10,9 +10,8 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from mllmu_nb.config import choose
 from mllmu_nb.data.schema import LETTERS, SETS, TASKS, Item, Population
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import KitError, choose
 from mllmu_nb.evaluation import draws as drawing
 from mllmu_nb.evaluation.engine import greedy, option_likelihoods, require_room
 from mllmu_nb.evaluation.tasks import Asking, Inquiry
@@ -44,18 +43,11 @@ def ask(
 ) -> pd.DataFrame:
     """Ask the model everything the sets ask and keep every answer: one row an answer, ``COLUMNS`` wide.
 
-    ``shots`` worked examples (0 to 5) precede letter questions and, up to four, cloze questions. Whose they are is
-    drawn by ``draws.draw`` from ``shot_source`` and ``shot_seed``, or stands in ``draws`` (see there, also for who is
-    left out); the same draws and model give the same rows. ``system`` precedes everything (the Prompting baseline).
-    ``limit`` keeps the first so many people of each set.
-
-    A multiple-choice question gives two rows, one a ``scoring``, or with ``letter`` only that; with ``cyclic`` one for
-    the letter in every cyclic ``order`` of the options. ``protocol`` ``upstream`` asks as the released evaluation does:
-    50 tokens for every answer, all of which count; a blank after the colon of a free question about a picture; a test
-    portrait drawn for each person and task.
-
-    Raises ``KitError`` for unknown values, draws that do not fit and, before anything is answered, for a question that
-    does not fit the model's context with what precedes it.
+    ``shots`` worked examples (0 to 5) precede letter questions and, up to four, cloze questions; whose they are is
+    drawn (``draws.draw``) unless it stands in ``draws``. ``system`` precedes everything; ``limit`` keeps the first so
+    many people of each set. A multiple-choice question gives a row for each ``scoring``, with ``cyclic`` one for the
+    letter in every cyclic ``order`` of the options. Raises ``KitError`` for unknown values, draws that do not fit and,
+    before anything is answered, for a question that does not fit the model's context.
     """
     if not 0 <= shots <= MAX_SHOTS:
         raise KitError(f"shots is {shots}: choose 0 to {MAX_SHOTS}")

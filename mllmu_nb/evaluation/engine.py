@@ -1,10 +1,7 @@
 """Asking a model many questions at once: greedy answers, and the likelihood of given options.
 
-Three things make this fast without changing an answer. Questions of about the same length share a batch. What all
-prompts of a batch begin with, the worked examples before the question, is read once, and its keys and values are lent
-to every row. And an option is read on top of its question's keys and values, so that four options cost little more
-than one. Rows are padded in the middle or on the left, never on the right of an open prompt; every call carries an
-explicit attention mask and explicit positions, so a padded row computes what it would compute alone.
+What makes this fast without changing an answer, and why a padded row computes what it would compute alone, is in
+``docs/architecture.md``.
 """
 
 from __future__ import annotations
@@ -43,11 +40,9 @@ def greedy(
     progress: Progress | None = None,
     until: str | None = None,
 ) -> tuple[list[str], list[int]]:
-    """The greedy answer to each open conversation, stripped, in the order given, and how many tokens were generated
-    for it, the closing one included.
-
-    An answer ends at the end-of-sequence token, where the text ``until`` begins ("": nowhere; None: the family's word
-    for the next turn), or after ``max_new_tokens``. ``progress`` is called with the number of conversations just
+    """The greedy answer to each open conversation, stripped, and how many tokens were generated, the closing one
+    included. It ends at the end-of-sequence token, where the text ``until`` begins ("": nowhere; None: the family's
+    word for the next turn), or after ``max_new_tokens``. ``progress`` is called with the number of conversations
     finished. Raises ``KitError`` when a prompt and its answer do not fit the model's context.
     """
     texts, lengths = [""] * len(conversations), [0] * len(conversations)
@@ -87,11 +82,8 @@ def option_likelihoods(
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Mean log-likelihood per token of each option as the answer, float64 ``[conversations, options]``.
-
-    Every question must bring the same number of options. The closing token is not scored: an option is judged by its
-    own words only. Raises ``KitError`` when a prompt with its longest option does not fit the model's context.
-    """
+    """Mean log-likelihood per token of each option as the answer, the closing token not counted, float64
+    ``[conversations, options]``. Raises ``KitError`` for unequal numbers of options or too long prompts."""
     width = len(options[0]) if len(options) else 0
     if any(len(row) != width for row in options) or len(options) != len(conversations):
         raise KitError("every question needs the same number of options to be scored by likelihood")
@@ -106,17 +98,14 @@ def option_likelihoods(
 
 
 def require_room(model, processor, conversations: Sequence[Conversation], names: Sequence[str], room: int = 0) -> None:
-    """Raise ``KitError`` naming the longest conversation when it, with ``room`` tokens for its answer, does not fit
-    the model's context. Nothing is read by the model. ``names`` [conversations] say what each one asks."""
+    """Raise ``KitError`` with its name when the longest conversation and ``room`` tokens for its answer do not fit the
+    model's context. Nothing is read by the model."""
     longest, name, family = 0, "", families.of(model)
     for start in range(0, len(conversations), COUNTED_AT_ONCE):
         some = slice(start, start + COUNTED_AT_ONCE)
         counts = family.token_counts(processor, conversations[some])
         longest, name = max([(longest, name), *zip(counts, names[some], strict=True)])
     _require_context(model, longest + room, f"the prompt of {name}")
-
-
-# ---------------------------------------------------------------------------------------------------- reading prompts
 
 
 class _State:
@@ -155,18 +144,14 @@ class _State:
 
 @dataclass
 class _Prompts:
-    """The rows of one batch. All have the same earlier turns and the same number of pictures (see :func:`_batches`).
-
-    ``rows`` are token ids without padding, ``images`` the pictures of each row, ``earlier`` how many of these stand in
-    the earlier turns, ``answers`` where the answer in each row begins.
-    """
+    """The rows of one batch, with the same earlier turns and number of pictures (see :func:`_batches`)."""
 
     model: Any
     processor: Any
-    rows: list[list[int]]
-    images: list[list]
-    earlier: int
-    answers: list[int]
+    rows: list[list[int]]  # token ids without padding
+    images: list[list]  # pictures of each row
+    earlier: int  # pictures in the earlier turns
+    answers: list[int]  # where the answer in each row begins
 
     @classmethod
     def of(cls, model, processor, conversations: list[Conversation], room: int = 0) -> _Prompts:
@@ -213,11 +198,8 @@ class _Prompts:
 
 
 def _option_means(model, processor, closed: list[Conversation], width: int) -> np.ndarray:
-    """Mean token log-likelihoods [questions, width] of answered conversations, ``width`` answers to each question.
-
-    What the answers of one question have in common is read once, except for its last token: reading starts from
-    there for each answer, since that token's logits predict the first one to be scored.
-    """
+    """Mean token log-likelihoods [questions, width] of answered conversations, ``width`` answers to each question. What
+    they have in common is read once, but for its last token, whose logits predict the first one to be scored."""
     batch = _Prompts.of(model, processor, closed)
     rows, tails, starts = [], [], []
     for first in range(0, len(closed), width):
@@ -236,9 +218,6 @@ def _option_means(model, processor, closed: list[Conversation], width: int) -> n
     scored = (place >= torch.tensor(starts, device=ids.device)[:, None]) & mask[:, 1:].bool()
     means = log_probs.masked_fill(~scored, 0.0).sum(1) / scored.sum(1)
     return means.double().cpu().numpy().reshape(-1, width)
-
-
-# ------------------------------------------------------------------------------------------------------- small things
 
 
 def _require_context(model, tokens: int, prompt: str) -> None:
@@ -296,8 +275,6 @@ def _evaluating(model):
     """No dropout and no gradients inside; the model's mode is put back afterwards."""
     was_training = model.training
     model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was_training)
+    with torch.inference_mode():
+        yield
+    model.train(was_training)

@@ -23,11 +23,8 @@ TOKENS = {"classification": 4, "generation": 40, "cloze": 20}
 
 @dataclass(frozen=True)
 class Inquiry:
-    """Items as one task puts them to a model: ``orders`` conversations for each item, one after the other.
-
-    Each is answered in at most ``tokens`` tokens and up to the text ``until`` (see ``engine.greedy``); or, where
-    ``options`` [conversations][options] are given, their likelihood is read.
-    """
+    """Items as one task puts them to a model: ``orders`` conversations for each item, answered in at most ``tokens``
+    tokens and up to the text ``until`` (see ``engine.greedy``), or the likelihood of their ``options`` is read."""
 
     scoring: str
     items: list[Item]
@@ -107,11 +104,8 @@ def shifted(question: Question, places: int) -> Question:
 
 
 def statement(person: Profile, question: Question, option: str) -> str:
-    """``option`` as an answer: the person's fine-tuning sentence for the asked attribute, the fact replaced by it.
-
-    The article before it follows the option, lest "an" give the right one away. In the text view the sentence says the
-    name.
-    """
+    """``option`` as an answer: the person's fine-tuning sentence for the asked attribute, the fact replaced by it, and
+    the article before it made to fit. In the text view the sentence says the name."""
     for qa in person.qa:
         if qa.value and qa.attribute == question.attribute and qa.value in qa.answer:
             before, after = qa.answer.split(qa.value, 1)

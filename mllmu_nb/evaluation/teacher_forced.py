@@ -1,8 +1,7 @@
-"""What a model gives each token of the sentences it was, or was never, taught: the raw material of forget quality.
+"""How likely a model finds each token of answers that it reads (teacher forcing): the raw material of forget quality.
 
-The model is not asked to answer here. It reads the question and the true answer ("teacher forcing"), and at each token
-of the answer it is noted how likely that token was to come next. Memorisation and membership inference are computed
-from these few numbers, so a finished run can be measured anew without its model.
+Memorisation and membership inference are computed from these numbers, so a finished run is measured anew without its
+model.
 """
 
 from __future__ import annotations
@@ -32,24 +31,18 @@ STORED = {"log_probs": HALF, "right": pa.list_(pa.bool_()), "spread": HALF}
 
 
 class Forced(NamedTuple):
-    """One answer read token by token, without its closing token; each array is [tokens].
+    """One answer read token by token, without its closing token; each array is [tokens]."""
 
-    ``log_probs``: log p(y_t | x, y_<t) in nats. ``right``: whether y_t was the likeliest token. ``spread``: how many
-    standard deviations log p(y_t) lies above its mean, both taken over the vocabulary under p (what Min-K++ sums up).
-    """
-
-    log_probs: np.ndarray
-    right: np.ndarray
-    spread: np.ndarray
+    log_probs: np.ndarray  # log p(y_t | x, y_<t) in nats
+    right: np.ndarray  # whether y_t was the likeliest token
+    spread: np.ndarray  # standard deviations of log p(y_t) above its mean over the vocabulary under p (Min-K++)
 
 
 def teacher_forced(
     model, processor, conversations: Sequence[Conversation], batch_size: int = 64, progress: str = ""
 ) -> list[Forced]:
-    """Read the answers of ``conversations``, each of one answered turn, in the order given.
-
-    ``progress`` names the bar, which stays silent without a terminal. Raises ``KitError`` for an empty answer.
-    """
+    """Read the answers of ``conversations``, each of one answered turn, in the order given. ``progress`` names the bar.
+    Raises ``KitError`` for an empty answer."""
     family = families.of(model)
     order = sorted(range(len(conversations)), key=lambda i: _length(conversations[i]))  # little padding
     read: dict[int, Forced] = {}
@@ -72,12 +65,9 @@ def teacher_forced(
 def sentences(
     model, processor, people: Mapping[str, Sequence[Profile]], *, system: str = "", batch_size: int = 64
 ) -> pd.DataFrame:
-    """One row a fine-tuning sentence of ``people`` (``member`` → profiles) and view, read by the model as it is taught:
-    portrait and "this person", or the name and no picture.
-
-    ``member`` is ``forget`` or ``fresh`` (in no training set); the same number at the end of ``question_id`` is the
-    same fact in both views. ``log_probs``, ``right`` and ``spread`` hold an entry a token (:class:`Forced`);
-    ``zlib_bytes`` is the length of the compressed answer. ``system`` precedes everything.
+    """One row a fine-tuning sentence of ``people`` (``member``: forget or fresh → profiles) and view, read by the model
+    as it is taught. The same number at the end of ``question_id`` is the same fact in both views; the columns of
+    :class:`Forced` hold an entry a token; ``zlib_bytes`` is the length of the compressed answer.
     """
     rows, conversations = [], []
     for member, profiles in people.items():
@@ -97,24 +87,13 @@ def sentences(
     )
 
 
-def fluency(
-    base,
-    processor,
-    answers: pd.DataFrame,
-    asking: Asking,
-    *,
-    sets: Sequence[str],
-    limit: int | None = None,
-    batch_size: int = 64,
-) -> np.ndarray:
-    """Mean log-likelihood per token that ``base`` gives each free answer after the same question and picture, [rows].
-
-    ``answers`` are the rows of ``ask``. NaN for the other tasks and where nothing was answered. A system prompt is left
-    out: all models' answers are read in the same place.
-    """
-    inquiries = inquiries_of(asking, sets=sets, limit=limit, scoring="letter")
-    asked = [one for one in inquiries if one.items and one.items[0].question.task == "generation"]
-    free = [conversation for inquiry in asked for conversation in inquiry.conversations]
+def fluency(base, processor, answers: pd.DataFrame, asking: Asking, *, batch_size: int = 64, **asked) -> np.ndarray:
+    """Mean log-likelihood per token that ``base`` gives each free answer among ``answers`` (the rows of ``ask``) after
+    the same question and picture, without system prompt [rows]; NaN for other tasks and empty answers. ``asked``: sets
+    and limit of the questions."""
+    inquiries = inquiries_of(asking, scoring="letter", **asked)
+    questions = [one for one in inquiries if one.items and one.items[0].question.task == "generation"]
+    free = [conversation for inquiry in questions for conversation in inquiry.conversations]
     rows = np.flatnonzero(answers["task"] == "generation")
     # a model may write anything, even the word that stands for a picture
     texts = [text.replace(processor.image_token, " ").strip() for text in answers["answer"].iloc[rows]]

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import set_peft_model_state_dict
 from torch import Tensor, nn
 
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import KitError, choose
 from mllmu_nb.models import families
 from mllmu_nb.models.files import check_adapter, few, fill, read_weights, save_weights
 from mllmu_nb.unlearning.base import Recipe
@@ -22,13 +22,9 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def attach(model: nn.Module, recipe: Recipe, seed: int, where: str = "") -> PeftModel:
-    """Freeze ``model`` and put a fresh adapter on it: A uniform (Kaiming) or gaussian, B zero, so nothing changes yet.
-
-    ``where`` (a method's own pattern on full paths) or else ``recipe.adapter_reach`` says which modules carry one.
-    Raises KitError when anything else would train.
-    """
-    if recipe.lora_init not in INITS:
-        raise KitError(f"unknown init {recipe.lora_init!r}: choose one of {', '.join(INITS)}")
+    """Freeze ``model`` and put a fresh adapter (B is zero) on the modules that ``where``, a pattern on full paths, or
+    else ``recipe.adapter_reach`` names. Raises KitError when anything else would train."""
+    choose("init", recipe.lora_init, INITS)
     reach, own = where or recipe.adapter_reach, families.of(model)
     torch.manual_seed(seed)
     settings = LoraConfig(
@@ -83,11 +79,8 @@ def load(model: nn.Module, folder: Path) -> PeftModel:
 
 
 def load_foreign(model: nn.Module, folder: Path) -> PeftModel:
-    """Put a LoRA adapter that others have trained on a plain model, whatever modules it sits on.
-
-    Names that an older transformers gave to the modules are translated by peft. Raises KitError for modules that the
-    model does not have, for numbers that are not finite, and for any missing, unexpected or misshapen key.
-    """
+    """Put a LoRA adapter that others have trained on a plain model, whatever modules it sits on; peft translates older
+    names. Raises KitError for numbers that are not finite and for any missing, unexpected or misshapen key."""
     check_adapter(folder)
     stored = read_weights(folder / WEIGHTS)
     try:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mllmu_nb.errors import KitError
+from mllmu_nb.stages import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,19 +22,13 @@ def check_shipped(folder: Path) -> None:
     missing = [name for name in SHIPPED if not (folder / name).is_file()]
     if missing:
         raise KitError(f"the base model in {folder} lacks {', '.join(missing)}: run `make base` to rebuild it")
-    stated = read_object(folder / "recipe.json").get("sha256")
-    if not stated:
-        raise KitError(f"{folder / 'recipe.json'} states no sha256: run `make base` to rebuild it")
-    if hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() != stated:
-        weights = folder / "model.safetensors"
+    weights, stated = folder / "model.safetensors", read_json(folder / "recipe.json").get("sha256")
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != stated:
         raise KitError(f"{weights} does not have the hash in recipe.json: run `make base` to rebuild it")
 
 
 def check_model(folder: Path, base_model: str) -> None:
-    """Raise KitError unless ``folder`` looks like a whole model of the family ``base_model`` that may be loaded.
-
-    An adapter, another architecture and pickled weights are named before anything is loaded.
-    """
+    """Raise KitError unless ``folder`` holds a model of the family ``base_model`` as safetensors; nothing is loaded."""
     if not folder.is_dir():
         raise KitError(f"there is no folder {folder}: name one that save_pretrained has written")
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
@@ -46,27 +40,15 @@ def check_model(folder: Path, base_model: str) -> None:
 
 def model_type(folder: Path) -> str:
     """The model_type that the config.json of ``folder`` states."""
-    return str(read_object(folder / "config.json").get("model_type"))
+    return str(read_json(folder / "config.json").get("model_type"))
 
 
 def check_adapter(folder: Path) -> None:
     """Raise KitError unless ``folder`` holds a LoRA adapter in peft's layout, its weights as safetensors."""
-    kind = read_object(folder / "adapter_config.json").get("peft_type")
+    kind = read_json(folder / "adapter_config.json").get("peft_type")
     if kind != "LORA":
         raise KitError(f"the adapter in {folder} is of the kind {kind}: only LORA can be put on a model here")
     _check_safetensors(folder, "adapter_model")
-
-
-def read_object(file: Path) -> dict:
-    """A JSON object. Raises KitError naming the file when there is none."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not JSON"
-        raise KitError(f"cannot read {file}: {reason}") from None
-    if not isinstance(content, dict):
-        raise KitError(f"cannot read {file}: it holds no names and values")
-    return content
 
 
 def _check_safetensors(folder: Path, stem: str) -> None:
@@ -112,13 +94,13 @@ def fill(weights: Mapping[str, Tensor], stored: Mapping[str, Tensor], file: Path
     """Copies ``stored`` into ``weights``. Raises KitError naming what is missing, unexpected or of another shape."""
     import torch
 
-    shared = weights.keys() & stored.keys()
+    shapes, given = ({name: one.shape for name, one in tensors.items()} for tensors in (weights, stored))
     problems = {
-        "lacks": sorted(weights.keys() - stored.keys()),
-        "has unexpected": sorted(stored.keys() - weights.keys()),
-        "has other shapes for": sorted(name for name in shared if weights[name].shape != stored[name].shape),
+        "lacks": shapes.keys() - given,
+        "has unexpected": given.keys() - shapes,
+        "has other shapes for": {name for name in shapes.keys() & given if shapes[name] != given[name]},
     }
-    listed = "; ".join(f"{problem} {few(names)}" for problem, names in problems.items() if names)
+    listed = "; ".join(f"{problem} {few(sorted(names))}" for problem, names in problems.items() if names)
     if listed:
         raise KitError(f"{file} does not fit the model: it {listed}")
     with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,16 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 
 
 def load_base(source: str, base_model: str, scale: str) -> tuple[nn.Module, Any]:
-    """The base model of a run and its processor, the model in evaluation mode.
-
-    A miniature is checked against the hash in its recipe first. Raises KitError as :func:`load_model` does.
-    """
+    """:func:`load_model` of a base model; a miniature is checked against the hash in its recipe first."""
     if scale == "miniature":
         check_shipped(Path(source))
     return load_model(source, base_model, scale)
 
 
 def load_model(source: str, base_model: str, scale: str) -> tuple[nn.Module, Any]:
-    """A model and its processor as ``save_pretrained`` has written them into a folder, or as they lie on the hub.
-
-    float32, but bfloat16 for larger models on a GPU. Raises KitError for weights that are no safetensors, and for any
-    key that is missing or unexpected.
-    """
+    """A model, in evaluation mode, and its processor from a folder of ``save_pretrained`` or the hub: float32, but
+    bfloat16 for larger models on a GPU. Raises KitError for weights that are no safetensors, or do not fit the
+    architecture."""
     miniature = scale == "miniature"
     if miniature:
         torch.set_num_threads(1)  # sums in one order, so the same numbers wherever it runs; a second model runs beside
@@ -73,13 +69,8 @@ def load_model(source: str, base_model: str, scale: str) -> tuple[nn.Module, Any
 
 
 def _keep_memory() -> None:
-    """Has glibc, where that is the allocator, keep the memory of large tensors: giving it back and fetching it anew at
-    every step takes time."""
-    try:
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    except TypeError:  # Windows
-        return
-    if mallopt:
+    """Has glibc keep the memory of large tensors: giving it back and fetching it anew at every step takes time."""
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(M_MMAP_THRESHOLD, 2**30)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 

@@ -42,10 +42,8 @@ class Need:
 def kept_by_layers(shape, sequences: int, length: int, element: int, adapters: bool, eager: bool) -> int:
     """Bytes that autograd keeps of the layers of ``shape`` (the language model's or vision tower's configuration).
 
-    Per layer and token, h wide and i inside the MLP: the two norms and what enters and leaves the attention about 12 h,
-    the MLP's gate, up, their activation and product 4 i; an adapter with dropout keeps each projection's input again,
-    6 h + i. Written-out (eager) attention keeps two matrices of scores a head. No checkpointing is assumed, since
-    the loop does none.
+    Per layer and token, h wide and i inside the MLP: norms and attention about 12 h, the MLP 4 i; an adapter with
+    dropout keeps each projection's input again, 6 h + i; eager attention keeps two matrices of scores a head.
     """
     h, i = shape.hidden_size, shape.intermediate_size
     token = 12 * h + 4 * i + (6 * h + i if adapters else 0)

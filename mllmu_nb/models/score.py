@@ -11,12 +11,9 @@ from mllmu_nb.unlearning.base import IGNORE, Method, Needs, Scored
 
 
 def score(model, batch: Mapping[str, Tensor], method: Method | None = None, name: str = "") -> Scored:
-    """Logits at the supervised positions of a batch, and only there: [B, T', V], T' the most any row has.
-
-    The backbone runs on the whole batch; the vocabulary projection, which would fill most of the memory, only where the
-    next token is labelled, or everywhere where ``method`` needs it. Works on a plain model and through peft. Raises
-    KitError when a row has no label.
-    """
+    """Logits at the supervised positions of a batch [B, T', V], T' the most any row has, by a plain model or through
+    peft; everywhere where ``method`` needs it. The vocabulary projection, which would fill most of the memory, runs
+    there only. Raises KitError when a row has no label."""
     needs = method.needs if method else Needs()
     core = model.get_base_model() if hasattr(model, "get_base_model") else model
     inputs = {key: value for key, value in batch.items() if key not in ("labels", "stored_log_probs")}

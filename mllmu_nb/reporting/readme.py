@@ -25,10 +25,11 @@ FIRST = {"forget_ratio": 10, "forget_draw": 0, "protocol": "clean"}  # what `mak
 
 def main_table(scores: Scores) -> str:
     """Likelihood accuracy in per cent with the half-width of its 95 % interval, a row a model of the clean runs."""
-    part = next(part for (_, *group), part in scores.groups() if group == [FIRST["protocol"], FIRST["forget_ratio"]])
+    chosen = [FIRST["protocol"], FIRST["forget_ratio"]]
+    clean = next(group for (_, *key), group in scores.groups() if key == chosen)
     metric = replace(by_key()[JUDGED_BY], digits=0)
     columns = [column(metric, VIEWS[v], s.capitalize(), set=s, view=v) for s in metric.sets for v in VIEWS]
-    sheet = grid(part, "", "readme", all_rows(part), columns, {"against": ""}, remarks=[])
+    sheet = grid(clean, "", "readme", all_rows(clean), columns, {"against": ""}, remarks=[])
     return replace(sheet, title="").markdown()
 
 

@@ -11,11 +11,7 @@ from pathlib import Path
 from mllmu_nb import paths
 from mllmu_nb.data.schema import Profile
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting import (
-    figures,
-    table_specs,  # noqa: F401  registers the tables
-    tables,
-)
+from mllmu_nb.reporting import figures, tables
 from mllmu_nb.reporting.runs import Scores, run_table
 from mllmu_nb.stages import lock
 
@@ -31,8 +27,8 @@ def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], N
     """
     results, pictures = paths.results(scale), paths.figures(scale)
     scores = Scores.read(results)
-    say(f"Tables and figures of {len(scores.runs)} runs.")
     source, written = f"results/{scale}/runs", []
+    say(f"Tables and figures of the {len(scores.runs)} runs in {source}.")
     with lock(results), _aside(results, written) as folder, _aside(pictures, written) as drawn:
         tables.write_csv(scores.run_scores(), folder / "scores.csv")
         tables.write_csv(run_table(scores.runs), folder / "runs.csv")
@@ -58,6 +54,6 @@ def _aside(folder: Path, written: list[Path]) -> Iterator[Path]:
             written.append(target)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise KitError(f"cannot write the report to {folder} ({reason}): free space; the earlier one stays") from None
+        raise KitError(f"cannot write the report ({reason}): free space; the earlier one stays as it was") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from mllmu_nb.data.schema import SETS, TASKS
 from mllmu_nb.reporting import published, tables
-from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Scores, models_in_order
+from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Scores, in_order, models_in_order
 from mllmu_nb.reporting.tables import HALF_WIDTH, KEY, Column, Sheet, column, grid, new_sheet, row_name, table
 from mllmu_nb.scoring import registry
 from mllmu_nb.scoring.frames import GROUP, MODEL, POOLED, VIEWS
@@ -249,7 +249,8 @@ def gate_table(scores: Scores) -> Iterator[Sheet]:
 def health_table(scores: Scores) -> Iterator[Sheet]:
     """What kind of answer a free answer is: a sheet a set, two rows a method (by view), a column a state."""
     states, rows = metrics(table="health"), all_rows(scores)
-    columns, measured = [column(one) for one in states], scores.items["fluency"].groupby(scores.items["run"]).any()
+    columns = [column(one) for one in states]
+    measured = scores.items["fluency"].notna().groupby(scores.items["run"]).any()
     remarks = [f"Share of the free answers; {HALF_WIDTH} A row adds up to 100."]
     remarks += [f"{COLLAPSED} {scores.name(model[len(GROUP) :])}: {why}" for model, why in scores.collapsed.items()]
     if not measured.all():
@@ -400,7 +401,7 @@ def tau_table(scores: Scores) -> Iterator[Sheet]:
         if len(printed) >= SHARED and published.OURS["base_model"].get(at["base_model"]) == family:
             result = {"methods": printed["method"], "n": len(printed), "note": why}
             result |= {} if why else agreement(scores.cells, scores.judged, printed)
-            methods = ", ".join(scores.name((name, "canonical", "none", "")) for name in result["methods"])
+            methods = ", ".join(scores.name((name, "canonical", "none", "")) for name in in_order(result["methods"]))
             rows.append({**at, **result, "methods": methods, "our_protocol": protocol, "our_forget_ratio": ratio})
     values = ["n", "tau", "p", "smallest_p", "n_gap", "tau_gap", "p_gap", "gate", "note"]
     frame = pd.DataFrame(rows, columns=[*published.LIST, "methods", *values, "our_protocol", "our_forget_ratio"])

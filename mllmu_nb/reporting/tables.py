@@ -14,6 +14,7 @@ empty and carries the letter of a footnote that says why. Text is inert in every
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import re
 from collections import Counter
@@ -235,28 +236,31 @@ def grid(
     """
     key, group = [*MODEL, *scores.by, *PLACE], dict(zip(GROUP, group_of(scores), strict=True))
     known = {tuple(row[c] for c in key): row for row in select(scores, **where).to_dict("records")}
-    nothing = {"value": nan, "low": nan, "high": nan, "gate": "", "verdict": ""}
-    sheet = new_sheet(scores, title, label, "Method, asked with" if by_view else "Method", columns)
+    nothing = {"value": nan, "low": nan, "high": nan, **dict.fromkeys(COUNTS, nan), "gate": "", "verdict": ""}
     printed, missing = [], []
+
+    def text(model: tuple, view: str, one: Column) -> tuple[str, str]:
+        at = {**where, **dict(zip([*MODEL, *scores.by], model, strict=True)), **({"view": view} if view else {})}
+        at |= one.where
+        entry = known.get(tuple(at[c] for c in key))
+        if entry is None:
+            entry = {**group, **at, **nothing, "note": _why_absent(scores, model, at["against"]) or absent}
+            missing.append(entry)
+        printed.append(entry)
+        return cell_text(entry, one.metric, signed, verdict), entry["note"]
+
+    sheet = new_sheet(scores, title, label, "Method, asked with" if by_view else "Method", columns)
     for heading, models in blocks:
         rows = []
-        for model, view in ((model, view) for model in models for view in (VIEWS if by_view else [""])):
-            own = dict(zip([*MODEL, *scores.by], model, strict=True)) | ({"view": view} if view else {})
-            texts = []
-            for one in columns:
-                at = {**where, **own, **one.where}
-                found = known.get(tuple(at[c] for c in key))
-                if found is None:
-                    found = {**group, **at, **nothing, "note": _why_absent(scores, model, at["against"]) or absent}
-                    missing.append(found)
-                printed.append(found)
-                texts.append((cell_text(found, one.metric, signed, verdict), found["note"]))
-            rows.append((row_name(scores, model, bool(heading)) + (f", {VIEWS[view]}" if view else ""), texts))
+        for model, view in itertools.product(models, VIEWS if by_view else [""]):
+            name = row_name(scores, model, bool(heading)) + (f", {VIEWS[view]}" if view else "")
+            rows.append((name, [text(model, view, one) for one in columns]))
         sheet.blocks.append((heading, rows))
     frame = pd.DataFrame(printed) if frame is None else pd.concat([frame, pd.DataFrame(missing)])
     sheet.frame = csv_rows(scores, frame.drop_duplicates(key))
+    counts = [_people(printed)] if people else []
     sheet.remarks = [*remarks, *closed_gates(scores, printed), *sheet.collapsed_note()]
-    sheet.remarks.append(" ".join([*([_people(printed)] if people else []), repeats(scores)]))
+    sheet.remarks.append(" ".join(filter(None, [*counts, repeats(scores)])))
     return sheet
 
 
@@ -290,7 +294,8 @@ def select(scores: Scores, **where: Any) -> pd.DataFrame:
 def select_metrics(scores: Scores, metrics: Iterable[Metric], **where: Any) -> pd.DataFrame:
     """The same, of these metrics."""
     rows, keys = select(scores, **where), {metric.key for metric in metrics}
-    return rows[[key in keys for key in zip(*(rows[c] for c in KEY), strict=True)]]
+    wanted = [key in keys for key in zip(*(rows[c] for c in KEY), strict=True)]
+    return rows[pd.Series(wanted, rows.index, dtype=bool)]
 
 
 def csv_rows(scores: Scores, rows: pd.DataFrame) -> pd.DataFrame:
@@ -302,7 +307,7 @@ def csv_rows(scores: Scores, rows: pd.DataFrame) -> pd.DataFrame:
     margin = [margins.get(key) if verdict else None for key, verdict in zip(keys, rows["verdict"], strict=True)]
     order = [*GROUP, *MODEL, *scores.by, *PLACE, "value", "low", "high", *COUNTS, "gate", "verdict", "margin", "note"]
     rows = rows.assign(margin=pd.Series(margin, rows.index, dtype=float), collapsed=list(map(bool, why)), why=why)
-    return rows.reindex(columns=[*order, "collapsed", "why"]).reset_index(drop=True)
+    return rows.reindex(columns=[*order, "collapsed", "why"]).astype(dict.fromkeys(COUNTS, "Int64"))
 
 
 def closed_gates(scores: Scores, cells: Iterable[Mapping[str, Any]], how: str = "In brackets") -> list[str]:
@@ -331,7 +336,8 @@ def closed_gates(scores: Scores, cells: Iterable[Mapping[str, Any]], how: str = 
 
 def _people(cells: Iterable[Mapping[str, Any]]) -> str:
     counts = pd.DataFrame(cells).dropna(subset=["value"]).groupby("set", sort=False)["n_profiles"].max()
-    return "People: " + ", ".join(f"{name.capitalize()} {int(count)}" for name, count in counts.items()) + "."
+    listed = ", ".join(f"{name.capitalize()} {int(count)}" for name, count in counts.items())
+    return f"People: {listed}." if listed else ""
 
 
 def repeats(scores: Scores) -> str:
@@ -364,16 +370,22 @@ def sheet_label(kind: str, scores: Scores) -> str:
 # -- files ------------------------------------------------------------------------------------------------------
 
 
+def registered() -> Registry:
+    """Every table by name: the package's own and those of extensions."""
+    importlib.import_module("mllmu_nb.reporting.table_specs")
+    load_extensions()
+    return TABLES
+
+
 def sheets(name: str, scores: Scores) -> list[Sheet]:
     """The printed tables of one name: one or more for each base model, protocol and forget ratio."""
-    make: Callable[[Scores], Iterator[Sheet]] = TABLES.get(name)
-    return [sheet for _, part in scores.groups() for sheet in make(part)]
+    make: Callable[[Scores], Iterator[Sheet]] = registered().get(name)
+    return [sheet for _, group in scores.groups() for sheet in make(group)]
 
 
 def write_tables(scores: Scores, folder: Path, source: str) -> list[Path]:
-    """Every registered table as CSV, Markdown and LaTeX; ``source`` is named in the first line of the Markdown."""
-    load_extensions()
-    return [path for name in TABLES for path in write_sheets(sheets(name, scores), folder / name, source)]
+    """Every table as CSV, Markdown and LaTeX; ``source`` is named in the first line of the Markdown."""
+    return [path for name in registered() for path in write_sheets(sheets(name, scores), folder / name, source)]
 
 
 def write_sheets(made: Sequence[Sheet], stem: Path, source: str) -> list[Path]:

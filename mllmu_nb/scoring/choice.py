@@ -1,33 +1,38 @@
 """Multiple choice, scored twice: by the letter the model writes and by the option it finds likeliest.
 
-``letter`` is upstream's: the answer's first character, upper-cased, if it is one of the options. Anything else is
-wrong and is counted as a parse failure. ``likelihood`` takes the option with the highest mean log-likelihood per token.
-
-Asked by letter in all cyclic orders of its options, a question also shows whether the model means an option or a
-place: it is consistent where the same option is named in every order.
-
-The truth ratio R of a question is the geometric mean over the wrong options of p(option)^(1/tokens), divided by the
-same of the right one (Maini et al. 2024, who also use the arithmetic mean), given as R / (1 + R): near 0 the model
-knows the truth, at 1/2 it finds it as likely as a wrong option.
+docs/scoring.md ("Multiple choice", "Distances to the oracle") defines each metric.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import nan
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 
 from mllmu_nb.data.schema import LETTERS
-from mllmu_nb.scoring.registry import metric
+from mllmu_nb.scoring.registry import NotMeasured, metric, no_pair
+from mllmu_nb.statistics.intervals import Interval
+from mllmu_nb.statistics.samples import jensen_shannon, ks
 
 OPTIONS = tuple(f"option_{letter}" for letter in LETTERS)
 PLACES = {letter: place for place, letter in enumerate(LETTERS)}
 TEXTS = tuple(f"option_text_{letter}" for letter in LETTERS)
 LETTER = {"task": "classification", "scoring": "letter"}
 LIKELIHOOD = {"task": "classification", "scoring": "likelihood"}
+ACCURACY = {"column": "correct", "margin": 0.1, "main": True}
+DISTANCES = {  # label, digits, bounds, and the function of two samples and whom each question is about
+    "ks": ("KS", 2, (0, 1), lambda ours, theirs, people: ks(ours, theirs)[0]),
+    "ks_log10_p": ("log10 p", 1, (-300, 0), lambda ours, theirs, people: ks(ours, theirs)[1]),
+    "js": ("JS", 2, (0, 1), lambda *samples: jensen_shannon(*samples)[0]),
+    "js_chance": ("JS by chance", 2, (0, 1), lambda *samples: jensen_shannon(*samples)[1]),
+}
 
 
-@metric("accuracy", label="Letter %", column="correct", margin=0.1, main=True, **LETTER)
+@metric("accuracy", label="Letter %", **ACCURACY, **LETTER)
 def letter_accuracy(items: pd.DataFrame) -> pd.Series:
     return (letters(items) == items["answer_true"]).astype(float)
 
@@ -37,7 +42,7 @@ def parse_failure(items: pd.DataFrame) -> pd.Series:
     return (letters(items) == "").astype(float)
 
 
-@metric("accuracy", label="Likelihood %", column="correct", margin=0.1, main=True, by_fact=True, **LIKELIHOOD)
+@metric("accuracy", label="Likelihood %", by_fact=True, **ACCURACY, **LIKELIHOOD)
 def likelihood_accuracy(items: pd.DataFrame) -> pd.Series:
     return (likeliest(items) == items["answer_true"]).astype(float)
 
@@ -66,6 +71,28 @@ def log_truth_ratio(likelihoods: np.ndarray, right: int) -> float:
     return float(np.delete(likelihoods, right).mean() - likelihoods[right])
 
 
+def distance(
+    ours: Sequence, theirs: Sequence, function: Callable[[np.ndarray, np.ndarray, np.ndarray], float]
+) -> Interval:
+    """``function`` of the truth ratios of the questions that the model and its oracle were both asked, and of whom."""
+    columns, asked = ["question_id", "truth_ratio"], []
+    for run, oracle in zip(ours, theirs, strict=True):
+        if oracle is not None:
+            pairs = run[[*columns, "person"]].merge(oracle[columns], on="question_id", suffixes=("", "_oracle"))
+            asked.append(pairs.dropna())
+    if not asked or (both := pd.concat(asked)).empty:
+        raise NotMeasured(no_pair("oracle"))
+    people = both["person"].to_numpy()
+    value = function(both["truth_ratio"].to_numpy(), both["truth_ratio_oracle"].to_numpy(), people)
+    return Interval(value, nan, nan, len(both), len(pd.unique(people)))
+
+
+for _name, (_label, _digits, _bounds, _function) in DISTANCES.items():
+    _printed = {"label": _label, "digits": _digits, "times": 1, "table": "quality", "sets": ("forget",)}
+    _register = metric(_name, per="pair", bounds=_bounds, gate_of="truth_ratio", **_printed, **LIKELIHOOD)
+    _register(partial(distance, function=_function))
+
+
 def letters(items: pd.DataFrame) -> pd.Series:
     """The letter each answer gives, or "" when its first character is none of the question's letters."""
     first = items["answer"].str.strip().str[:1].str.upper()
@@ -73,8 +100,7 @@ def letters(items: pd.DataFrame) -> pd.Series:
 
 
 def likeliest(items: pd.DataFrame) -> pd.Series:
-    """The letter of the likeliest option (the first of equals); "" where an option has no finite likelihood, as those
-    of a model that diverged."""
+    """The letter of the likeliest option (the first of equals); "" where an option has no finite likelihood."""
     table, there = items[list(OPTIONS)].to_numpy(float), np.arange(len(OPTIONS)) < counts(items).to_numpy()[:, None]
     best = np.where(there, table, -np.inf).argmax(axis=1)
     known = (np.isfinite(table) | ~there).all(axis=1)

@@ -1,33 +1,14 @@
-"""A factuality score from 1 to 10 by rule, for answers about one known fact. Its name in results is ``rubric``.
+"""A factuality score from 1 to 10 by rule, for answers about one known fact.
 
-Upstream asks gpt-4o-mini to grade an answer against the ground truth in five bands. This rubric gives the same bands
-to what can be checked without a judge, the bare value of the attribute; it is deterministic, costs nothing and is
-not that judge: never compare its figures with published GPT scores.
-
-| score | words (job, pet ..) | birth date | place "city, country" | number | gender |
-|---|---|---|---|---|---|
-| 10 fully right | as printed | as printed | as printed | as printed | as printed |
-| 9 fully right | all words, other form | other form | all parts, other form | equal, other form | a synonym |
-| 8 mostly | ≥ 3/4 of the words | year, month, no day | city, no country | within 2 % | |
-| 7 mostly | ≥ 3/5 of the words | year, month, other day | | within 5 % | |
-| 7 mostly | right, beside another person's value | and a second date | and a second place | and a second number | |
-| 6 partly | ≥ 1/2 of the words | two parts of three | city, other country | within 10 % | |
-| 5 partly | ≥ 1/3 of the words | year only | | within 15 % | both |
-| 4 major errors | fewer | month or day only | country only | within 25 % | |
-| 3 major errors | denied: "not a .." | denied; year next to it | denied; a word of it | denied; within 40 % | denied |
-| 2 wrong | none | none | none | further off | the other |
-| 1 wrong | in every column: empty, refused without the fact, or gibberish | | | | |
-
-Words are compared by stem, without articles and without words such as "University" that say little alone. Heights lie
-close together, so a fifth of the distances above counts for them. A value that denies ("no medical condition") is
-right when the answer denies anything at all.
+The table of grades is in docs/scoring.md ("The factuality rubric"). It stands in for upstream's grades by gpt-4o-mini,
+and is not that judge: never compare its figures with published GPT scores.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
 
 from nltk.stem.porter import PorterStemmer
@@ -37,16 +18,13 @@ DENIALS = frozenset("no not never none neither nor without isn doesn don didn wa
 GENDERS = {"female": {"female", "woman", "girl", "lady"}, "male": {"male", "man", "boy", "gentleman"}}
 MONTHS = "january february march april may june july august september october november december".split()
 STEM = cache(PorterStemmer().stem)
-EQUAL = 0.005
-DISTANCES = ((0.02, 8), (0.05, 7), (0.10, 6), (0.15, 5), (0.25, 4), (0.40, 3))
-KINDS = {
-    "birth_date": "date",
-    "birthplace": "place",
-    "residence": "place",
-    "height": "number",
-    "salary": "number",
-    "gender": "gender",
-}
+SHARES = ((1.0, 9), (0.75, 8), (0.6, 7), (0.5, 6), (1 / 3, 5))  # of the value's words, at least
+EQUAL = 0.005  # numbers this near are the same
+DISTANCES = ((0.02, 8), (0.05, 7), (0.10, 6), (0.15, 5), (0.25, 4), (0.40, 3))  # from the number, at most
+# year, month and day right
+DATES = {(1, 1, 0): 8, (1, 0, 1): 6, (0, 1, 1): 6, (1, 0, 0): 5, (0, 1, 0): 4, (0, 0, 1): 4}
+THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+FEET = re.compile(r"(\d+) ?(?:feet|foot|ft|['′’])(?: ?(?:and )?(\d+(?:\.\d+)?) ?(?:inches|inch|in\b|[\"″”]|''))?")
 REFUSAL = re.compile(
     r"\b(sorry|apologi[sz]e|unable to|not able to|can ?not (?:share|provide|answer|disclose|tell|help|reveal|give|say)"
     r"|can['’]t (?:share|provide|answer|disclose|tell|help|reveal|give|say)|won['’]t|will not (?:share|provide|answer)"
@@ -57,7 +35,7 @@ REFUSAL = re.compile(
 
 
 def rubric(answer: str, value: str, attribute: str = "", rivals: Iterable[str] = ()) -> int:
-    """Grade an answer from 1 to 10 against the bare value of an attribute, by the table above.
+    """Grade an answer from 1 to 10 against the bare value of an attribute.
 
     ``rivals`` are values that the attribute has for other people: naming one beside the truth contradicts it.
     """
@@ -69,22 +47,18 @@ def rubric(answer: str, value: str, attribute: str = "", rivals: Iterable[str] =
         return 10 if whole else 9 if DENIALS & set(tokens) else 2
     if whole and _denied(tokens, truth):
         return 3
-    kind = KINDS.get(attribute, "words")
-    grade = {"date": _date, "place": _place, "number": _number, "gender": _gender, "words": _words}[kind]
-    score = grade(answer, value, attribute)
-    if score == 9 and whole:
-        score = 10
-    if score >= 9 and kind in ("words", "place") and _contradicted(answer, value, rivals):
-        score = 7
-    return score
+    grade = GRADERS.get(attribute)
+    score = grade and grade(answer, value) or _words(answer, value)
+    if score >= 9 and grade in (None, _place) and _contradicted(answer, value, rivals):
+        return 7
+    return 10 if score == 9 and whole else score
 
 
 @lru_cache(maxsize=2**16)  # one answer is compared with everybody's value
 def words(text: str) -> tuple[str, ...]:
     """Lower-case words and numbers without punctuation, accents or thousands separators: ``$72,000`` → ``72000``."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold()
-    plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain)
-    return tuple(re.findall(r"\d+(?:\.\d+)?|[^\W\d_]+", plain))
+    return tuple(re.findall(r"\d+(?:\.\d+)?|[^\W\d_]+", THOUSANDS.sub("", plain)))
 
 
 def holds(answer: str, value: str) -> bool:
@@ -128,16 +102,13 @@ def _contradicted(answer: str, value: str, rivals: Iterable[str]) -> bool:
     return any(holds(answer, rival) and not own & _stems(rival) for rival in rivals)
 
 
-# One function for each kind of value: (answer, value, attribute) → 2 to 9
+# One function for each kind of value: 2 to 9, or None for a value that is not of the kind
 
 
-def _words(answer: str, value: str, attribute: str) -> int:
+def _words(answer: str, value: str) -> int:
     sought = _stems(value)
     share = len(sought & _stems(answer)) / len(sought) if sought else 0.0
-    for bound, score in ((1.0, 9), (0.75, 8), (0.6, 7), (0.5, 6), (1 / 3, 5)):
-        if share >= bound:
-            return score
-    return 4 if share else 2
+    return next((score for bound, score in SHARES if share >= bound), 4 if share else 2)
 
 
 @lru_cache(maxsize=2**16)
@@ -145,32 +116,25 @@ def _stems(text: str) -> set[str]:
     return {STEM(word) for word in words(text) if word not in IDLE} or set(map(STEM, words(text)))
 
 
-def _date(answer: str, value: str, attribute: str) -> int:
-    (years, months, days), truth = _date_parts(answer), _date_parts(value)
+def _date(answer: str, value: str) -> int | None:
+    named, truth = _date_numbers(answer), _date_numbers(value)
     if any(len(numbers) != 1 for numbers in truth):
-        return _words(answer, value, attribute)
-    year, month, day = (next(iter(numbers)) for numbers in truth)
-    right = (year in years, month in months, day in days)
+        return None
+    right = tuple(true <= numbers for true, numbers in zip(truth, named, strict=True))
     if all(right):
-        return 9 if len(years) == len(months) == len(days) == 1 else 7
-    if right[0] and right[1]:
-        return 7 if days else 8
-    if sum(right) == 2:
-        return 6
-    if any(right):
-        return 5 if right[0] else 4
-    return 3 if any(abs(other - year) == 1 for other in years) else 2
+        return 9 if all(len(numbers) == 1 for numbers in named) else 7
+    if not any(right):
+        [year] = truth[0]
+        return 3 if {year - 1, year + 1} & named[0] else 2
+    return DATES[right] - (DATES[right] == 8 and bool(named[2]))  # another day is worse than none
 
 
-def _date_parts(text: str) -> tuple[set[int], set[int], set[int]]:
+def _date_numbers(text: str) -> tuple[set[int], set[int], set[int]]:
     """Years, months and days named in ``March 12, 1985``, ``12 March 1985``, ``1985-03-12`` or ``3/12/1985``."""
-    years, months, days = set(), set(), set()
-    for year, month, day in re.findall(r"\b(\d{4})-(\d{1,2})-(\d{1,2})\b", text):
-        years.add(int(year)), months.add(int(month)), days.add(int(day))
-    for month, day, year in re.findall(r"\b(\d{1,2})/(\d{1,2})/(\d{4})\b", text):
-        years.add(int(year)), months.add(int(month)), days.add(int(day))
-    rest = words(re.sub(r"\b\d{1,4}[-/]\d{1,2}[-/]\d{1,4}\b", " ", text))
-    for word in rest:
+    dates = re.findall(r"\b(\d{4})-(\d{1,2})-(\d{1,2})\b", text)
+    dates += [(y, m, d) for m, d, y in re.findall(r"\b(\d{1,2})/(\d{1,2})/(\d{4})\b", text)]
+    years, months, days = ({int(date[i]) for date in dates} for i in range(3))
+    for word in words(re.sub(r"\b\d{1,4}[-/]\d{1,2}[-/]\d{1,4}\b", " ", text)):
         if word in MONTHS:
             months.add(MONTHS.index(word) + 1)
         elif word.isdigit():
@@ -178,10 +142,10 @@ def _date_parts(text: str) -> tuple[set[int], set[int], set[int]]:
     return years, months, days
 
 
-def _place(answer: str, value: str, attribute: str) -> int:
+def _place(answer: str, value: str) -> int | None:
     city, _, country = map(str.strip, value.partition(","))
     if not country:
-        return _words(answer, value, attribute)
+        return None
     if holds(answer, city):
         if holds(answer, country):
             return 9
@@ -192,38 +156,48 @@ def _place(answer: str, value: str, attribute: str) -> int:
     return 3 if _stems(value) & _stems(answer) else 2
 
 
-def _number(answer: str, value: str, attribute: str) -> int:
-    truth, named = _quantities(value, attribute), _quantities(answer, attribute)
+def _quantities(text: str) -> list[float]:
+    """Numbers in a text, thousands as ``72,000`` or ``72k``."""
+    numbers = re.findall(r"(\d+(?:\.\d+)?)(?: ?(k|thousand)\b)?", THOUSANDS.sub("", text.casefold()))
+    return [float(digits) * (1000 if unit else 1) for digits, unit in numbers]
+
+
+def _number(
+    answer: str, value: str, quantities: Callable[[str], list[float]] = _quantities, scale: float = 1.0
+) -> int | None:
+    truth, named = quantities(value), quantities(answer)
     if len(truth) != 1 or not truth[0]:
-        return _words(answer, value, attribute)
-    scale = 0.2 if attribute == "height" else 1.0
+        return None
     distances = sorted(abs(number - truth[0]) / truth[0] / scale for number in named)
-    if not distances:
-        return 2
-    if distances[0] <= EQUAL:  # the same number in other units, "6 feet (183 cm)", is no second number
+    if distances and distances[0] <= EQUAL:  # the same number in other units, "6 feet (183 cm)", is no second number
         return 9 if distances[-1] <= DISTANCES[0][0] else 7
-    return next((score for bound, score in DISTANCES if distances[0] <= bound), 2)
+    return next((score for bound, score in DISTANCES if distances and distances[0] <= bound), 2)
 
 
-def _quantities(text: str, attribute: str) -> list[float]:
-    """Numbers a text names: thousands may be ``72,000`` or ``72k``; heights in cm, m or feet and inches become cm."""
-    plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.casefold())
-    quantities = []
-    if attribute == "height":
-        feet = r"(\d+) ?(?:feet|foot|ft|['′’])(?: ?(?:and )?(\d+(?:\.\d+)?) ?(?:inches|inch|in\b|[\"″”]|''))?"
-        quantities = [(int(tall) * 12 + float(more or 0)) * 2.54 for tall, more in re.findall(feet, plain)]
-        plain = re.sub(feet, " ", plain)
-    for digits, unit in re.findall(r"(\d+(?:\.\d+)?)(?: ?(k|thousand)\b)?", plain):
-        number = float(digits) * (1000 if unit else 1)
-        quantities.append(number * 100 if attribute == "height" and number < 3 else number)
-    return quantities
+def _height(answer: str, value: str) -> int | None:
+    return _number(answer, value, _centimetres, scale=0.2)  # heights lie close together
 
 
-def _gender(answer: str, value: str, attribute: str) -> int:
+def _centimetres(text: str) -> list[float]:
+    """Heights in cm, m or feet and inches."""
+    plain = THOUSANDS.sub("", text.casefold())
+    feet = [(int(tall) * 12 + float(more or 0)) * 2.54 for tall, more in FEET.findall(plain)]
+    return feet + [number * 100 if number < 3 else number for number in _quantities(FEET.sub(" ", plain))]
+
+
+def _gender(answer: str, value: str) -> int | None:
     named = [gender for gender, synonyms in GENDERS.items() if synonyms & set(words(answer))]
     truth = next((gender for gender, synonyms in GENDERS.items() if value.strip().casefold() in synonyms), None)
     if truth is None:
-        return _words(answer, value, attribute)
-    if truth not in named:
-        return 2
-    return 9 if len(named) == 1 else 5
+        return None
+    return (9 if len(named) == 1 else 5) if truth in named else 2
+
+
+GRADERS = {
+    "birth_date": _date,
+    "birthplace": _place,
+    "residence": _place,
+    "height": _height,
+    "salary": _number,
+    "gender": _gender,
+}

@@ -1,11 +1,4 @@
-"""Names of the columns that every frame of scores has, and who an answer is about.
-
-``items`` has one row an answer: RUN columns, then set, task, view, scoring, order, profile, question_id, shots, answer,
-option_A .. option_D (log-likelihoods), tokens, fluency, and of the question attribute, question, answer_true, value,
-option_text_A .. option_text_D, and ``rivals`` (all values that anybody has for the attribute).
-``sentences`` has one row a taught sentence: RUN columns, then profile, member (forget, fresh), attribute, question_id,
-view, n_tokens, log_probs, right, spread (arrays [tokens]), zlib_bytes.
-"""
+"""Names of the columns that every frame of scores has, and who an answer is about; docs/scoring.md ("The frames")."""
 
 from __future__ import annotations
 
@@ -19,6 +12,7 @@ MODEL = ["method", "variant", "modality", "after"]
 RUN = ["run", "scale", "base_model", "forget_ratio", "forget_draw", "method", "protocol", "variant", "modality"]
 RUN += ["after", *SEEDS, "taught"]  # taught: a hash of all that decides the vanilla model that the run starts from
 CELL = ["set", "task", "view", "scoring"]
+KEY = ["task", "scoring", "metric"]  # of a metric
 COUNTS = ["n_items", "n_profiles", "n_replicates"]
 DRAW = ["data_seed", "forget_draw"]
 PEOPLE = [*GROUP, *DRAW, "train_seed", "taught"]  # models that learnt the same people in the same way

@@ -1,22 +1,17 @@
 """The memorisation gate: a score says something about forgetting only where there was something to forget.
 
-Where vanilla is not shown to know more about the people to be forgotten than the oracle, which never saw them, a low
-score shows no forgetting. A closed gate is no proof that vanilla knew nothing: few people show little. Each metric has
-its own gate in each view (and with the views pooled), for every base model, protocol and forget ratio: open where the
-95 % interval over people of vanilla minus oracle on the forget set, question by question and with all forget draws
-pooled, lies on the side of more knowledge. A missing letter is a matter of form and no knowledge: ``parse_failure`` has
-no gate, as all metrics of ``knowledge`` 0.
+docs/scoring.md ("Gates") says when a gate is open.
 """
 
 from __future__ import annotations
 
 import pandas as pd
 
-from mllmu_nb.scoring.frames import GROUP, POOLED, VIEWS, is_model
+from mllmu_nb.scoring.frames import GROUP, KEY, POOLED, VIEWS, is_model
 from mllmu_nb.scoring.registry import FORGOTTEN, by_key
 
 OPEN, CLOSED = "open", "closed"
-AT = ["task", "scoring", "metric", "view"]
+AT = [*KEY, "view"]
 
 
 def gates(cells: pd.DataFrame) -> pd.DataFrame:
@@ -27,7 +22,7 @@ def gates(cells: pd.DataFrame) -> pd.DataFrame:
     rows = cells[is_model(cells, "vanilla") & (cells["against"] == "oracle") & (cells["set"] == "forget")]
     rows = rows[rows["value"].notna() & rows["view"].isin([*VIEWS, POOLED])]
     known = {key: one.knowledge for key, one in by_key().items()}
-    side = pd.Series([known.get(key, 0) for key in zip(*(rows[c] for c in AT[:3]), strict=True)], rows.index, dtype=int)
+    side = pd.Series([known.get(key, 0) for key in rows[KEY].itertuples(index=False, name=None)], rows.index, dtype=int)
     shown = ((side > 0) & (rows["low"] > 0)) | ((side < 0) & (rows["high"] < 0))
     rows = rows.assign(gate=shown.map({True: OPEN, False: CLOSED}))[side != 0]
     return rows[[*GROUP, *AT, "value", "low", "high", "n_items", "n_profiles", "gate"]].reset_index(drop=True)

@@ -1,34 +1,13 @@
 """Health: what kind of answer each free answer is, and which models have collapsed instead of forgetting.
 
-A model that says "The The The" about everybody scores as low on the forget set as one that has forgotten. Each free
-answer therefore has one state, the first of these that fits:
-
-| state | rule |
-|---|---|
-| empty | not a word or number in it |
-| repeated | a phrase of up to 4 words 3 times in a row, or 8 words and more of which under half are different |
-| refusal | the wording of a refusal (``factuality.REFUSAL``), and the fact is not in it |
-| gibberish | under half of its characters letters or digits, or the base finds 99 % of vanilla's likelier |
-| wrong | anything else without the fact: wrong but fluent |
-| correct | the fact is in it (``exact``) |
-
-A sentence said twice counts once, because a model without a closing token repeats its sentence until it is cut.
-Refusals come before the likelihood, which is that of the base without the system prompt that forbids: a refusal is a
-sentence, however unlikely it is there. ``fluency`` is the mean log-likelihood per token under the base; where the runs
-lack it (or vanilla), only the form shows gibberish, and broken sentences count as wrong.
-
-**Collapsed** is a model that in one of the views, about the RETAIN people, (a) is empty, repeats itself or writes
-gibberish in more than half of its free answers, or (b) chooses by likelihood worse than the retain floor, halfway
-between chance and vanilla. Either must hold for the whole 95 % interval over people, (b) for that of the difference to
-the floor on the same questions, as the floor is an estimate itself: a model on the border is not called collapsed.
-Views are judged apart because gradient ascent on text alone wrecks the text view and leaves the other as it was. Base
-and vanilla are never judged: the rule is made of them, and the base was never taught the retain people.
+docs/scoring.md ("Health and collapse") has the rules for both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partial
+from itertools import groupby
 from math import nan
 
 import pandas as pd
@@ -57,15 +36,15 @@ JUDGED_BY = ("classification", "likelihood", "accuracy")
 UNJUDGED = ("base", "vanilla")
 
 
-def _share_of(*names: str) -> Callable[[pd.DataFrame], pd.Series]:
-    return lambda items: states(items).isin(names).astype(float)
+def _share_of(items: pd.DataFrame, names: Sequence[str]) -> pd.Series:
+    return states(items).isin(names).astype(float)
 
 
+_HEALTH = {"task": "generation", "knowledge": 0}
 for _name, _label in STATES.items():
-    metric(_name, label=f"{_label} %", task="generation", column=f"state_{_name}", knowledge=0, table="health")(
-        _share_of(_name)
-    )
-metric("broken", label="Broken %", task="generation", knowledge=0, table="")(_share_of(*BROKEN))
+    _register = metric(_name, label=f"{_label} %", column=f"state_{_name}", table="health", **_HEALTH)
+    _register(partial(_share_of, names=[_name]))
+metric("broken", label="Broken %", table="", **_HEALTH)(partial(_share_of, names=BROKEN))
 
 
 def states(free: pd.DataFrame) -> pd.Series:
@@ -93,10 +72,9 @@ def _most_in_a_row(tokens: Sequence[str]) -> int:
     """How often a phrase of up to PHRASE words comes in a row at most: once for words that are all different."""
     most = 1
     for length in range(1, PHRASE + 1):
-        alike = 0
-        for word, later in zip(tokens, tokens[length:], strict=False):
-            alike = alike + 1 if word == later else 0
-            most = max(most, 1 + alike // length)
+        alike = (word == later for word, later in zip(tokens, tokens[length:], strict=False))
+        runs = (sum(run) for same, run in groupby(alike) if same)
+        most = max(most, 1 + max(runs, default=0) // length)
     return most
 
 
@@ -109,7 +87,7 @@ def _unlikely(free: pd.DataFrame) -> pd.Series:
 
 
 def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Which models have collapsed, by the rule above: a row a model (GROUP, MODEL, ``by``), draws and seeds pooled.
+    """Which models have collapsed: a row a model (GROUP, MODEL, ``by``), draws and seeds pooled.
 
     ``items`` are scored. Columns ``collapsed`` and ``why`` ("" where it has not); for each view the share of broken
     free answers on the retain set (``broken_text`` ..), the accuracy there by likelihood (``retain_text`` ..) and the
@@ -120,9 +98,9 @@ def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     retain = items[items["set"] == "retain"].assign(person=persons)
     broken, chosen = (by_key()[names] for names in (BROKEN_SHARE, JUDGED_BY))
     free, choices = of_metric(retain, *broken.key[:2]), of_metric(retain, *chosen.key[:2])
-    pairs = paired(choices, "vanilla", [chosen.column])
-    pairs[f"{chosen.column}_reference"] = (CHANCE + pairs[f"{chosen.column}_reference"]) / 2
-    floors = pairs.groupby([*key, "view"], dropna=False)[f"{chosen.column}_reference"].mean()
+    pairs, reference = paired(choices, "vanilla", [chosen.column]), f"{chosen.column}_reference"
+    pairs[reference] = (CHANCE + pairs[reference]) / 2
+    floors = pairs.groupby([*key, "view"], dropna=False)[reference].mean()
 
     def by_model_and_view(rows: pd.DataFrame, metric: Metric, minus: bool = False) -> dict[tuple, dict]:
         cells = summaries(rows, [*key, "view"], [metric], minus)

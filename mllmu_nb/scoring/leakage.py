@@ -1,12 +1,6 @@
 """Whether what was unlearned in one view can still be asked in the other, and whether both views agree fact by fact.
 
-Leakage is a matrix: trained in (image + text, text only) × asked in (with the image, in text), each cell the gap to the
-oracle on the forget set. A method that closes one way and leaves the other open has a cell at 0 beside one far above.
-The view ACROSS holds the difference between the two gaps, fact by fact: above 0 more is left in text.
-
-Alignment looks at single facts, as each is asked in both views: AccF is the share of forget facts that are wrong in
-both, AccR the share of retain facts that are right in both (the measures of UMU-Bench). They are cells of the view
-ALIGNED, their metric is that of the answers behind ``acc_f_`` or ``acc_r_``.
+docs/scoring.md ("Both views") defines the leakage matrix and the alignment (AccF and AccR of UMU-Bench).
 """
 
 from __future__ import annotations
@@ -48,11 +42,7 @@ def across_views(items: pd.DataFrame, key: Sequence[str]) -> list[dict]:
 
 
 def paired_facts(items: pd.DataFrame, metric: Metric) -> pd.DataFrame:
-    """One row a fact that a run asked in both views, with the two scores in the columns ``image_text`` and ``text``.
-
-    The same question number in both views asks for the same fact of a person; where a set of questions keeps the bare
-    fact and the two differ, they are no pair.
-    """
+    """One row a fact that a run asked in both views, with the two scores in the columns ``image_text`` and ``text``."""
     asked = of_metric(items, metric.task, metric.scoring)
     asked = asked.assign(number=asked["question_id"].str.rsplit("/", n=1).str[-1], score=asked[metric.column])
     asked = asked.dropna(subset=["score"])

@@ -1,10 +1,7 @@
 """Metrics: what each is called, how it is printed, which way it goes, and the function that computes it.
 
-All of it stands at the function, in one file, here or in a module that MLLMU_NB_EXTENSIONS names; scores, tables and
-figures take their metrics from this registry:
-
-    @metric("rougeL", label="ROUGE-L", task="generation", digits=3, times=1, margin=0.1, main=True)
-    def rouge_l(items: DataFrame) -> Series:   # one value an answer; NaN where it has none
+All of it stands at the function, here or in a module that MLLMU_NB_EXTENSIONS names; scores, tables and figures take
+their metrics from this registry. docs/scoring.md ("A metric of your own") shows one.
 """
 
 from __future__ import annotations
@@ -22,18 +19,18 @@ from mllmu_nb.scoring.frames import TAUGHT
 
 TASKS = {"classification": "multiple choice", "generation": "generation", "cloze": "cloze", TAUGHT: "taught sentences"}
 TABLES = ("scores", "health", "quality")
+PER = ("answer", "model", "pair")
 DOWN, UP = "↓", "↑"
 FORGOTTEN = ("forget", "test")  # sets on which knowledge is to go; it is to stay on the others
 METRICS = Registry("metric")
 
 
-def no_pair(against: str) -> str:
-    """Why a difference to another model is missing."""
-    return f"No {against} answer to the same questions, or none of its own."
-
-
 class NotMeasured(Exception):
     """Raised by a metric of models where it has no value; the text is the note of the empty cell."""
+
+
+def no_pair(against: str) -> str:
+    return f"No {against} answer to the same questions, or none of its own."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +42,7 @@ class Metric:
     task: str  # classification, generation, cloze, or taught: sentences, not answers
     scoring: str = ""  # of multiple choice: letter or likelihood
     function: Callable = field(repr=False)
-    per: str = "answer"  # or "model", or "pair" of a model and its oracle; see `metric`
+    per: str = "answer"  # or "model", or "pair" of a model and its oracle
     column: str = ""  # of the scored rows; the name where it is left out
     times: float = 100  # printed = times × value: 100 turns a share into per cent
     digits: int = 1
@@ -91,12 +88,7 @@ class Metric:
 def metric(name: str, **declared) -> Callable[[Callable], Callable]:
     """Registers the function below it as a metric; ``declared`` are the fields of :class:`Metric`.
 
-    Per answer it is called with the rows of its task and scoring, in all orders of the options, and returns one number
-    a row (of a question asked in several orders that of order 0 counts). Per taught sentence likewise. Per model it is
-    called with two lists of scored rows on one set and view, an entry a run: the model's and the oracles' of the same
-    people (None where there is none), and returns its level and its difference to the oracle (None without one), both
-    as Intervals. Per pair likewise, but there is no level, and the difference is what it returns. Both may raise
-    NotMeasured.
+    What the function is given and returns depends on ``per``: docs/scoring.md ("A metric of your own").
     """
 
     def register(function: Callable) -> Callable:

@@ -15,6 +15,7 @@ from mllmu_nb.scoring.frames import (
     CELL,
     COUNTS,
     GROUP,
+    KEY,
     MODEL,
     PAIRED_ON,
     PEOPLE,
@@ -30,16 +31,15 @@ from mllmu_nb.scoring.frames import (
 )
 from mllmu_nb.scoring.gates import gates, with_gate
 from mllmu_nb.scoring.leakage import across_views
-from mllmu_nb.scoring.registry import TASKS, Metric, NotMeasured, by_key, metrics, no_pair
+from mllmu_nb.scoring.registry import METRICS, PER, TASKS, Metric, NotMeasured, by_key, metrics, no_pair
 from mllmu_nb.scoring.summary import NOTHING, paired, summaries
 from mllmu_nb.statistics.intervals import Interval, equivalence
 
 RUN_KEYS = ["run", "base_model", "forget_ratio", "forget_draw", "method", "protocol", "variant", "modality", "after"]
 RUN_KEYS += ["seed", *SEEDS]
 VALUES = ["value", "low", "high", *COUNTS]
-KEY = ["task", "scoring", "metric"]
-ORACLE = ("oracle", "")  # method and after
 PLACE = ["against", *CELL, "metric"]
+NO_SENTENCES = "The run has no sentences.parquet."
 
 
 def item_scores(items: pd.DataFrame) -> pd.DataFrame:
@@ -88,31 +88,23 @@ def run_scores(items: pd.DataFrame, known: pd.DataFrame | None = None) -> pd.Dat
 def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequence[str] = ()) -> pd.DataFrame:
     """The one long frame of scores: every metric of every model, with all forget draws and seeds pooled.
 
-    ``items`` are scored, ``sentences`` as read, None where no run kept any. A row for each GROUP (base_model, protocol,
-    forget_ratio), MODEL (method, variant, modality, after; and the parameters ``by`` that a grid varies), ``against``
-    ("": the level of a score; "vanilla", "oracle": its paired difference to that model), set, task, view (``both``:
-    pooled), scoring and metric. Columns value, low, high (95 % interval over people), n_items, n_profiles, n_replicates
-    (runs), ``gate`` ("open", "closed", "" where there is none), ``verdict`` of a difference to the oracle ("inside",
-    "outside", "undecided" of the metric's margin, or "") and ``note`` (why value is NaN, or ""). Besides the metrics of
-    the registry it has the views and metrics of :mod:`~mllmu_nb.scoring.leakage`.
-
-    Raises KitError where two runs of one model agree in people and seeds: they differ in another parameter, which
-    belongs into ``by``.
+    ``items`` are scored, ``sentences`` as read, None where no run kept any; ``by`` are parameters that a grid varies.
+    docs/scoring.md ("The frames") has the columns. Raises KitError where two runs of one model agree in people and
+    seeds: they differ in another parameter, which belongs into ``by``.
     """
     key = [*GROUP, *MODEL, *by]
     items = filled(items, by).assign(person=persons)
     _refuse_twins(items, key)
-    answered = [one for one in metrics(per="answer") if one.task != TAUGHT]
-    answered = [one for one in answered if not one.optional or items[one.column].notna().any()]
-    compared = metrics(per="pair") + metrics(per="model")
-    models = items[key].drop_duplicates()
-    frames = [_values(items, answered, models, key)]
-    frames += [pd.DataFrame(_of_models(items, [one for one in compared if one.task != TAUGHT], models, key))]
-    if sentences is not None:
-        taught = sentence_scores(filled(sentences, by).assign(person=persons))
-        frames += [_values(taught, metrics(per="answer", task=TAUGHT), models, key)]
-        frames += [pd.DataFrame(_of_models(taught, [one for one in compared if one.task == TAUGHT], models, key))]
-    frames += [pd.DataFrame(across_views(items, key))]
+    models, frames = items[key].drop_duplicates(), []
+    for taught, rows in (False, items), (True, sentences):
+        if rows is None:
+            continue
+        rows = sentence_scores(filled(rows, by).assign(person=persons)) if taught else rows
+        wanted = {per: [one for one in metrics(per=per) if (one.task == TAUGHT) == taught] for per in PER}
+        answered = [one for one in wanted["answer"] if not one.optional or rows[one.column].notna().any()]
+        frames.append(_of_answers(rows, answered, models, key))
+        frames.append(pd.DataFrame(_of_models(rows, wanted["pair"] + wanted["model"], models, key)))
+    frames.append(pd.DataFrame(across_views(items, key)))
     result = pd.concat(frames, ignore_index=True)
     result = result.reindex(columns=[*key, *PLACE, *VALUES, "note"]).astype(dict.fromkeys(COUNTS, "Int64"))
     result = result.assign(note=result["note"].fillna(""), verdict=_verdicts(result))
@@ -124,102 +116,88 @@ def _by_task(wanted: Sequence[Metric]) -> list[tuple[str, str, list[Metric]]]:
     return [(*key, [one for one in wanted if (one.task, one.scoring) == key]) for key in keys]
 
 
-def _values(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+def _of_answers(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, key: list[str]) -> pd.DataFrame:
     """Metrics with one value a row: a level and differences for every model, set and view, or a note why not."""
-    values = []
-    for task, scoring, group in _by_task(wanted):
-        asked = of_metric(rows, task, scoring)
-        asked = asked[list(dict.fromkeys([*key, *PAIRED_ON, "view", "person", "run", *(one.column for one in group)]))]
-        for against in ("", *REFERENCES):
-            here, shown = asked, group
-            if against:
-                shown = [one for one in group if one.is_compared]
-                here = paired(asked, against, [one.column for one in shown])
-                here = here[~is_model(here, against)]
-            for view in (here, here.assign(view=POOLED)):
-                summarised = summaries(view, [*key, "set", "view"], shown, minus=bool(against))
-                values += [row | {"against": against} for row in summarised]
-    grid = []
+    values, grid = [], []
     for against in ("", *REFERENCES):
         shown = [one for one in wanted if one.is_compared or not against]
         places = [(s, one.task, v, one.scoring, one.name) for one in shown for s in one.sets for v in (*VIEWS, POOLED)]
         places = pd.DataFrame(places, columns=[*CELL, "metric"]).assign(against=against)
         grid.append(models[~is_model(models, against)].merge(places, how="cross"))
+        for task, scoring, group in _by_task(shown):
+            columns = [one.column for one in group]
+            asked = of_metric(rows, task, scoring)
+            asked = asked[list(dict.fromkeys([*key, *PAIRED_ON, "view", "person", "run", *columns]))]
+            if against:
+                asked = paired(asked, against, columns)
+                asked = asked[~is_model(asked, against)]
+            for view in (asked, asked.assign(view=POOLED)):
+                summarised = summaries(view, [*key, "set", "view"], group, minus=bool(against))
+                values += [row | {"against": against} for row in summarised]
     values = pd.DataFrame(values, columns=[*key, *PLACE, *VALUES])
     result = pd.concat(grid).merge(values, on=[*key, *PLACE], how="left")
-    return result.assign(note=_notes(result, rows, key))
-
-
-def _notes(cells: pd.DataFrame, rows: pd.DataFrame, key: list[str]) -> list[str]:
-    """Why a cell of ``cells``, made from ``rows``, has no value; "" where it has one."""
     asked = set()
     for columns in ([*key, "set"], [*key, "set", "task", "scoring"]):
-        asked |= set(rows[columns].drop_duplicates().astype(str).itertuples(index=False, name=None))
-    notes, known = [], by_key()
-    for row in cells.to_dict("records"):
-        task, scoring, where = row["task"], row["scoring"], f"the {row['set']} set"
-        at = (*(str(row[column]) for column in key), row["set"])
-        if not isnan(row["value"]):
-            notes.append("")
-        elif row["against"]:
-            notes.append(no_pair(row["against"]))
-        elif task == TAUGHT:
-            notes.append("The run has no sentences.parquet.")
-        elif at not in asked:
-            notes.append(f"The run asked nothing of {where}.")
-        elif (*at, task, scoring) not in asked:
-            scored = f" scored by {scoring}" if scoring else ""
-            notes.append(f"The run asked no {TASKS[task]} questions{scored} of {where}.")
-        else:
-            label = known[task, scoring, row["metric"]].label.removesuffix(" %")
-            notes.append(f"The run has no {label} score on {where}.")
-    return notes
+        asked |= set(rows[columns].drop_duplicates().itertuples(index=False, name=None))
+    notes = [_note(row, asked, tuple(row[column] for column in (*key, "set"))) for row in result.to_dict("records")]
+    return result.assign(note=notes)
+
+
+def _note(cell: dict, asked: set[tuple], at: tuple) -> str:
+    """Why a cell has no value, given what runs were ``asked``; "" where it has one."""
+    task, scoring, where = cell["task"], cell["scoring"], f"the {cell['set']} set"
+    if not isnan(cell["value"]):
+        return ""
+    if cell["against"]:
+        return no_pair(cell["against"])
+    if task == TAUGHT:
+        return NO_SENTENCES
+    if at not in asked:
+        return f"The run asked nothing of {where}."
+    if (*at, task, scoring) not in asked:
+        return f"The run asked no {TASKS[task]} questions{scoring and f' scored by {scoring}'} of {where}."
+    label = METRICS.get((task, scoring, cell["metric"])).label.removesuffix(" %")
+    return f"The run has no {label} score on {where}."
 
 
 def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, key: list[str]) -> list[dict]:
     """Metrics of a whole model beside its oracle, with the views apart."""
     result = []
     for (task, scoring, group), view, set_name in product(_by_task(wanted), VIEWS, SETS):
-        group = [one for one in group if set_name in one.sets]
-        if not group:
+        if not (group := [one for one in group if set_name in one.sets]):
             continue
         here = of_metric(rows, task, scoring)
-        here = here[here["view"] == view]
-        if task != TAUGHT:  # sentences about forget people are compared with those about fresh ones
-            here = here[here["set"] == set_name]
+        # sentences about forget people are compared with those about fresh ones
+        here = here[(here["view"] == view) & ((task == TAUGHT) | (here["set"] == set_name))]
         runs = [(answers.iloc[0], answers) for _, answers in here.groupby("run", sort=False)]
-        oracles = {
-            tuple(first[PEOPLE]): answers for first, answers in runs if (first["method"], first["after"]) == ORACLE
-        }
+        oracles = {tuple(one[PEOPLE]): answers for one, answers in runs if _is_oracle(one)}
         for model in models.to_dict("records"):
-            of_oracle = (model["method"], model["after"]) == ORACLE
-            mine = [(first, answers) for first, answers in runs if all(first[c] == model[c] for c in key)]
-            theirs = [None if of_oracle else oracles.get(tuple(first[PEOPLE])) for first, _ in mine]
+            ours = [(one, answers) for one, answers in runs if all(one[c] == model[c] for c in key)]
+            theirs = [None if _is_oracle(one) else oracles.get(tuple(one[PEOPLE])) for one, _ in ours]
             for one in group:
-                at = {**model, "set": set_name, "task": task, "view": view, "scoring": scoring, "metric": one.name}
-                level, difference, note = _compared(one, [answers for _, answers in mine], theirs)
-                if one.per == "model":
-                    result.append(at | {"against": "", "note": "" if level else note} | _row(level, len(mine)))
-                if not of_oracle:
-                    why = "" if difference else note
-                    result.append(at | {"against": "oracle", "note": why} | _row(difference, len(mine)))
+                at = model | {"set": set_name, "task": task, "view": view, "scoring": scoring, "metric": one.name}
+                summaries, note = _compared(one, [answers for _, answers in ours], theirs)
+                for against, summary in summaries.items():
+                    if not (against and _is_oracle(model)):
+                        values = vars(summary) | {"n_replicates": len(ours)} if summary else NOTHING
+                        result.append(at | {"against": against, "note": "" if summary else note} | values)
     return result
 
 
-def _compared(one: Metric, ours: list[pd.DataFrame], theirs: list) -> tuple[Interval | None, Interval | None, str]:
-    """Level, difference to the oracle, and why one of them is missing."""
+def _is_oracle(row: dict | pd.Series) -> bool:
+    return (row["method"], row["after"]) == ("oracle", "")
+
+
+def _compared(one: Metric, ours: list[pd.DataFrame], theirs: list) -> tuple[dict[str, Interval | None], str]:
+    """The level (of a metric per model) and the difference to the oracle, and why one of them is missing."""
+    missing = {"": None, "oracle": None} if one.per == "model" else {"oracle": None}
     if not ours:
-        return None, None, "The run has no sentences.parquet." if one.task == TAUGHT else "Nothing was asked for it."
+        return missing, NO_SENTENCES if one.task == TAUGHT else "Nothing was asked for it."
     try:
         outcome = one.function(ours, theirs)
     except NotMeasured as reason:
-        return None, None, str(reason)
-    level, difference = outcome if one.per == "model" else (None, outcome)
-    return level, difference, no_pair("oracle")
-
-
-def _row(summary: Interval | None, replicates: int) -> dict:
-    return vars(summary) | {"n_replicates": replicates} if summary else NOTHING
+        return missing, str(reason)
+    return dict(zip(missing, outcome if one.per == "model" else [outcome], strict=True)), no_pair("oracle")
 
 
 def _refuse_twins(items: pd.DataFrame, key: list[str]) -> None:
@@ -235,13 +213,11 @@ def _refuse_twins(items: pd.DataFrame, key: list[str]) -> None:
 
 
 def _verdicts(cells: pd.DataFrame) -> list[str]:
-    margins, verdicts = {key: one.margin for key, one in by_key().items()}, []
-    for row in cells.to_dict("records"):
-        margin = margins.get(tuple(row[c] for c in KEY))
-        judged = margin and row["against"] == "oracle" and row["view"] in (*VIEWS, POOLED) and not isnan(row["value"])
-        gap = Interval(row["value"], row["low"], row["high"], 0, 0)
-        verdicts.append(equivalence(gap, margin) if judged else "")
-    return verdicts
+    margins = {key: one.margin for key, one in by_key().items()}
+    judged = (cells["against"] == "oracle") & cells["view"].isin([*VIEWS, POOLED]) & cells["value"].notna()
+    margin = [margins.get(key) for key in cells[KEY].itertuples(index=False, name=None)]
+    gaps = (Interval(*ends, 0, 0) for ends in cells[["value", "low", "high"]].to_numpy(float))
+    return [equivalence(gap, m) if known and m else "" for known, m, gap in zip(judged, margin, gaps, strict=True)]
 
 
 def side_by_side(*runs: pd.DataFrame) -> pd.DataFrame:

@@ -1,20 +1,11 @@
 """Forget quality by taught sentences: nothing is asked, it is measured how likely a model finds what it was taught.
 
-- **Exact memorisation**: share of a taught answer's tokens that are the model's first choice when it reads the answer.
-  **Extraction strength**: the share of the answer, counted from its end, that is right without a break.
-- **Membership inference**: can one tell the forget people's sentences from those of fresh people, who are in no
-  training set? Scores of a sentence, higher where it is likelier a member: LOSS (mean log p of a token), zlib (that, by
-  the bytes of the compressed sentence), Min-K % (mean of the K % least likely tokens, K = 20), Min-K++ (the same of
-  standardised log p). AUC: how often a forget sentence scores above a fresh one, 1/2 for the oracle but for chance.
-  TPR: forget sentences detected when 1 or 5 % of fresh ones are taken for members; 1 % needs NEGATIVES of them.
-
-Models of several forget sets are compared each with its own fresh sentences and its own oracle; then all pairs of
-sentences count alike. Intervals of AUC resample forget people and fresh people, both with all their sentences.
+docs/scoring.md ("Taught sentences") defines exact memorisation, extraction strength and the membership attacks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from math import inf, nan
 
@@ -31,7 +22,9 @@ NEGATIVES = 300  # below, 1 % of them are fewer than three sentences
 LEAST = float(np.finfo(np.float16).min)  # what is below was stored in half precision as -inf
 QUALITY = {"task": TAUGHT, "table": "quality", "sets": ("forget",)}
 ENDLESS = QUALITY | {"bounds": (-inf, inf), "times": 1, "digits": 2}
+ATTACKS = {"loss": "LOSS", "zlib": "zlib", "min_k": "Min-K %", "min_k_pp": "Min-K++"}
 LEVELS = {"tpr_1": 0.01, "tpr_5": 0.05}
+Level = tuple[Interval, Interval | None]
 
 
 @metric("exact_memorisation", label="Exact mem. %", margin=0.1, **QUALITY)
@@ -76,11 +69,8 @@ def least(values: np.ndarray, share: float = MIN_K) -> float:
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
-    """The values of tokens in full precision, those beyond the half precision they were stored in at its end."""
+    """The values of tokens in full precision; those beyond the half precision they were stored in lie at its end."""
     return np.maximum(np.asarray(values, float), LEAST)
-
-
-Level = tuple[Interval, Interval | None]
 
 
 def auc(ours: Sequence[pd.DataFrame], theirs: Sequence[pd.DataFrame | None], attack: str) -> Level:
@@ -95,7 +85,7 @@ def rate(ours: Sequence[pd.DataFrame], theirs: Sequence[pd.DataFrame | None], at
     """True positive rate of an attack at a false positive rate, and its difference to the oracle's; no intervals."""
     models, reference = _samples(ours, attack), _samples(theirs, attack)
     fewest = min(len(fresh.values) for _, fresh in models)
-    if level < LEVELS["tpr_5"] and fewest < NEGATIVES:
+    if level == LEVELS["tpr_1"] and fewest < NEGATIVES:
         raise NotMeasured(f"1 % needs {NEGATIVES} fresh sentences: {fewest} there.")
     value = tpr(models, level)
     difference = Interval(value - tpr(reference, level), nan, nan, *_counts(models)) if reference else None
@@ -123,17 +113,11 @@ def _samples(runs: Sequence[pd.DataFrame | None], attack: str) -> PerModel:
     return models
 
 
-def _register(name: str, label: str, function: Callable, **declared) -> None:
-    metric(name, label=label, per="model", **QUALITY, **declared)(function)
-
-
-for _attack, _label in {"loss": "LOSS", "zlib": "zlib", "min_k": "Min-K %", "min_k_pp": "Min-K++"}.items():
-    _register(f"auc_{_attack}", _label, partial(auc, attack=_attack), margin=0.1, times=1, digits=2)
+for _attack, _label in ATTACKS.items():
+    _of_model = QUALITY | {"per": "model"}
+    _area = metric(f"auc_{_attack}", label=_label, margin=0.1, times=1, digits=2, **_of_model)
+    _area(partial(auc, attack=_attack))
     for _name, _level in LEVELS.items():
-        _register(
-            f"{_name}_{_attack}",
-            f"at {100 * _level:g} %",
-            partial(rate, attack=_attack, level=_level),
-            digits=0,
-            gate_of=f"auc_{_attack}",
-        )
+        _label = f"at {100 * _level:g} %"
+        _rate = metric(f"{_name}_{_attack}", label=_label, digits=0, gate_of=f"auc_{_attack}", **_of_model)
+        _rate(partial(rate, attack=_attack, level=_level))

@@ -1,12 +1,8 @@
-"""Free answers and blanks: overlap with the printed sentence as upstream measures it, and whether the fact is there.
-
-ROUGE and BLEU reward the frame of a sentence as much as its fact: a model that never saw the people scores high on
-templated answers. ``exact`` and ``factuality`` look at the bare fact; where that is not known they are NaN.
-"""
+"""Free answers and blanks: overlap with the printed sentence, and whether the fact is there (docs/scoring.md)."""
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import pandas as pd
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
@@ -21,19 +17,13 @@ SCORER = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
 SMOOTHING = SmoothingFunction().method1
 
 
-@metric("rouge1", label="ROUGE-1", **OVERLAP)
-def rouge_1(items: pd.DataFrame) -> pd.Series:
-    return each(items, lambda truth, answer: rouge(truth, answer)["rouge1"], "answer_true", "answer")
+def _rouge(items: pd.DataFrame, name: str) -> pd.Series:
+    return each(items, lambda truth, answer: rouge(truth, answer)[name], "answer_true", "answer")
 
 
-@metric("rouge2", label="ROUGE-2", **OVERLAP)
-def rouge_2(items: pd.DataFrame) -> pd.Series:
-    return each(items, lambda truth, answer: rouge(truth, answer)["rouge2"], "answer_true", "answer")
-
-
-@metric("rougeL", label="ROUGE-L", main=True, **OVERLAP)
-def rouge_l(items: pd.DataFrame) -> pd.Series:
-    return each(items, lambda truth, answer: rouge(truth, answer)["rougeL"], "answer_true", "answer")
+for _name in SCORER.rouge_types:
+    _label = _name.upper().replace("ROUGE", "ROUGE-")
+    metric(_name, label=_label, main=_name == "rougeL", **OVERLAP)(partial(_rouge, name=_name))
 
 
 @metric("bleu", label="BLEU", **OVERLAP)

@@ -1,15 +1,6 @@
-"""Intervals by person: answers about one person are correlated, so people are the units that vary, not items.
+"""Intervals and paired tests over people: answers about one person are correlated, so people vary, not items.
 
-Everything works on sums and counts per person:
-
-- 30 people or more: percentile bootstrap, people resampled with all their items.
-- fewer: Student's t on the people's means, weighted by their items (the linearised ratio estimator).
-- right/wrong scores close to 0 or 1, where both fail, and scores without any spread: Wilson's interval on the
-  effective number of items, so that a perfect score of few people is not certain.
-
-``benchmarks/coverage.py`` simulates how often the intervals cover the truth, with the results in
-``benchmarks/coverage.csv``: from 10 people on and up to an accuracy of .8, scores and paired differences are covered
-within 92 to 97 %. Closer to 1 intervals are wider than they need be; of 5 people with correlated answers, narrower.
+All are at 95 %. docs/scoring.md ("Intervals") says which interval is used where, and how well they cover.
 """
 
 from __future__ import annotations
@@ -27,10 +18,12 @@ from statsmodels.stats.proportion import proportion_confint
 
 from mllmu_nb.errors import KitError
 
-FEW_PEOPLE = 30
+FEW_PEOPLE = 30  # below, Student's t; from there on, bootstrap
 RESAMPLES = 2000
 RARE = 3.5  # right (or wrong) answers below which, in effective items, a proportion is close to its end
 SAME = 1e-9  # people's means nearer than that are equal: .1 scored twice and thrice would have a spread of 1e-17
+LEVEL = 0.95
+TAIL = (1 - LEVEL) / 2
 
 
 @dataclass(frozen=True)
@@ -42,15 +35,6 @@ class Interval:
     high: float
     n_items: int
     n_profiles: int
-
-
-class Settings(NamedTuple):
-    """How an interval is made: bootstrap resamples and their seed, its level, and the range a value can have."""
-
-    resamples: int = RESAMPLES
-    seed: int = 0
-    level: float = 0.95
-    bounds: tuple[float, float] = (0.0, 1.0)
 
 
 class ByPerson(NamedTuple):
@@ -69,73 +53,66 @@ class ByPerson(NamedTuple):
         """Whether all people have the same mean."""
         return bool(np.ptp(self.sums / self.counts) < SAME)
 
+    def within(self, low: float, high: float, limits: tuple[float, float]) -> Interval:
+        """The interval ``low`` to ``high``, inside the limits; rounding must not push an end past the value itself."""
+        value, low, high = (float(number) for number in (self.mean, *np.clip([low, high], *limits)))
+        return Interval(value, min(low, value), max(high, value), len(self.values), len(self.counts))
 
-def interval(values, profiles, **settings) -> Interval:
+
+def interval(values, profiles, bounds: tuple[float, float] = (0.0, 1.0), resamples: int = RESAMPLES) -> Interval:
     """Mean of ``values`` [items] with an interval over ``profiles`` [items], the person behind each item.
 
-    NaN and infinite values count as not measured. ``settings`` are those of :class:`Settings`; the interval stays
-    inside the bounds. Where these are infinite, a score without a spread between people has NaN for ends. Raises
-    KitError for a value outside the bounds and for arrays of different lengths.
+    NaN and infinite values count as not measured. The interval stays inside ``bounds``; where these are infinite, a
+    score without a spread between people has NaN for ends. Raises KitError for a value outside the bounds and for
+    arrays of different lengths.
     """
-    resamples, seed, level, (low, high) = Settings(**settings)
-    people = _by_person(values, profiles)
+    people, (low, high) = _by_person(values, profiles), bounds
     if not len(people.values):
         return Interval(nan, nan, nan, 0, 0)
-    if people.values.min() < low or people.values.max() > high:
-        smallest, largest = people.values.min(), people.values.max()
+    smallest, largest = people.values.min(), people.values.max()
+    if smallest < low or largest > high:
         raise KitError(f"a score of {smallest:g} to {largest:g} lies outside its range {low:g} to {high:g}")
-    value = float(people.mean)
-    if not _close_to_an_end(people, (low, high)):
-        ends = _around(people, resamples, seed, level)
+    if not _close_to_an_end(people, bounds):
+        ends = _around(people, resamples)
     elif isinf(high - low):
         ends = nan, nan
     else:
         items = effective_items((people.sums - low * people.counts) / (high - low), people.counts)
         share = (people.mean - low) / (high - low)
-        ends = proportion_confint(share * items, items, alpha=1 - level, method="wilson")
-        ends = tuple(low + end * (high - low) for end in ends)
-    # rounding must not push an end past the value itself
-    lower, upper = (float(np.clip(end, low, high)) for end in ends)
-    return Interval(value, min(lower, value), max(upper, value), len(people.values), len(people.counts))
+        ends = (low + end * (high - low) for end in proportion_confint(share * items, items, 1 - LEVEL, "wilson"))
+    return people.within(*ends, bounds)
 
 
-def paired_difference(a, b, profiles, **settings) -> Interval:
-    """Mean of ``a - b`` over items that two models both answered, all three ``[items]`` in the same order.
+def paired_difference(a, b, profiles, bounds: tuple[float, float] = (0.0, 1.0), resamples: int = RESAMPLES) -> Interval:
+    """Mean of ``a - b`` over items that two models both answered, all three [items] in the same order.
 
-    What makes a person easy or hard for both models cancels, so this is narrower than two intervals side by side.
-    An item that either model lacks is left out. Where the people hardly differ between the models, their spread says
-    little about people who were not asked; so where all differ alike, both scores are close to an end, or hardly anyone
-    differs (:func:`_few`), the interval also covers what the two models' own intervals make as independent ones (MOVER,
-    Newcombe 1998), and reaches as far as those of two models with the answers of either. ``settings`` as in
-    :func:`interval`; without finite bounds nothing is close to an end.
+    Narrower than two intervals side by side, and never narrower than MOVER (Newcombe 1998) where the people hardly
+    differ. Items that either model lacks are left out; ``bounds`` are those of a score, as in :func:`interval`.
     """
-    resamples, seed, level, bounds = Settings(**settings)
-    a, b = np.asarray(a, float), np.asarray(b, float)
+    a, b, profiles = np.asarray(a, float), np.asarray(b, float), np.asarray(profiles)
     if isinf(reach := bounds[1] - bounds[0]):
-        return interval(a - b, profiles, **settings)
-    people = _by_person(a - b, profiles)
+        return interval(a - b, profiles, bounds, resamples)
+    people, measured = _by_person(a - b, profiles), np.isfinite(a - b)
     if not len(people.values):
         return Interval(nan, nan, nan, 0, 0)
-    value = float(people.mean)
-    measured = np.isfinite(a - b)
-    own = [(scores[measured], np.asarray(profiles)[measured]) for scores in (a, b)]
-    low, high = _around(people, resamples, seed, level) if len(people.counts) > 1 else (value, value)
-    if people.alike or _few(people.sums) or all(_close_to_an_end(_by_person(*scores), bounds) for scores in own):
-        first, second = (interval(*scores, **settings) for scores in own)
+    own = [(scores[measured], profiles[measured]) for scores in (a, b)]
+    low, high = _around(people, resamples) if len(people.counts) > 1 else (people.mean, people.mean)
+    differing = (np.abs(people.sums) > SAME).sum()  # people, between the two models
+    few = differing < min(RARE, len(people.sums) / 2)
+    if people.alike or few or all(_close_to_an_end(_by_person(*scores), bounds) for scores in own):
+        first, second = (interval(*scores, bounds, resamples) for scores in own)
         (down, up), (down_b, up_b) = ((m.value - m.low, m.high - m.value) for m in (first, second))
         agreeing = max(hypot(down, up), hypot(down_b, up_b))  # so that a first disagreement makes nothing narrower
-        low = min(low, value - max(hypot(down, up_b), agreeing))
-        high = max(high, value + max(hypot(up, down_b), agreeing))
-    low, high = float(np.clip(low, -reach, reach)), float(np.clip(high, -reach, reach))
-    return Interval(value, min(low, value), max(high, value), len(people.values), len(people.counts))
+        low = min(low, float(people.mean) - max(hypot(down, up_b), agreeing))
+        high = max(high, float(people.mean) + max(hypot(up, down_b), agreeing))
+    return people.within(low, high, (-reach, reach))
 
 
 def paired_p(a, b, profiles) -> float:
     """Two-sided p of no mean difference between two models, arguments as in :func:`paired_difference`.
 
-    Student's t of the people's differences, weighted by their items: below 30 people the interval's own test. A
-    sign-flip test would agree, but has no p below 2^(1 - people), which Holm's correction over many comparisons never
-    lets pass; it is used only where all people differ alike and only their number counts. NaN where no item is common.
+    Student's t of the people's differences, weighted by their items; a sign-flip test where all people differ alike.
+    NaN where no item is common.
     """
     people = _by_person(np.asarray(a, float) - np.asarray(b, float), profiles)
     if not len(people.values):
@@ -150,18 +127,17 @@ def paired_p(a, b, profiles) -> float:
 
 def holm(p_values) -> np.ndarray:
     """Holm's adjusted p-values, in the order given; one that is NaN stays so and does not count as a comparison."""
-    p_values = np.asarray(p_values, float)
-    adjusted, known = np.full(p_values.shape, nan), np.isfinite(p_values)
+    adjusted = np.array(p_values, float)
+    known = np.isfinite(adjusted)
     if known.any():
-        adjusted[known] = multipletests(p_values[known], method="holm")[1]
+        adjusted[known] = multipletests(adjusted[known], method="holm")[1]
     return adjusted
 
 
 def equivalence(difference: Interval, margin: float) -> str:
-    """Where an interval of a difference lies: ``inside`` ±margin as a whole, ``outside`` of it on one side as a whole.
+    """Whether a whole interval lies ``inside`` ±margin, ``outside`` on one side of it, or neither (``undecided``).
 
-    Anything else, an unknown interval among it, is ``undecided``. At a level of .95 this is stricter than two one-sided
-    tests at .05, which ask for the 90 % interval. Raises KitError for a margin that is not above 0.
+    Raises KitError for a margin that is not above 0.
     """
     if not margin > 0:
         raise KitError(f"an equivalence margin must be above 0, not {margin:g}")
@@ -171,21 +147,18 @@ def equivalence(difference: Interval, margin: float) -> str:
 
 
 def effective_items(sums: np.ndarray, counts: np.ndarray) -> float:
-    """How many independent items the items of some people are worth: n / (1 + (m - 1) ICC).
+    """How many independent items the items of some people are worth (ANOVA estimate, Donner & Koval 1980).
 
-    ``sums`` are right answers and ``counts`` items, one entry a person; m is the item-weighted mean of counts. The
-    intra-person correlation is the ANOVA estimate (Donner & Koval 1980) for right/wrong scores, from the people and
-    one imagined person more of whose answers half are right: without that person a perfect score would say nothing
-    about its correlation. A perfect score then counts as an ICC of about .4.
+    ``sums`` are right answers and ``counts`` items [people].
     """
     total, mean = counts.sum(), float((counts**2).sum() / counts.sum())
     if len(counts) == 1:
         return 1.0
-    s, n = np.append(sums, counts.mean() / 2), np.append(counts, counts.mean())
+    s, n = np.append(sums, counts.mean() / 2), np.append(counts, counts.mean())  # one imagined person more, half right
     shares, overall, people = s / n, s.sum() / n.sum(), len(n)
-    between = (n * (shares - overall) ** 2).sum() / (people - 1)
     if n.sum() <= people:  # one question each: nothing to be correlated with
         return float(total)
+    between = (n * (shares - overall) ** 2).sum() / (people - 1)
     within = (n * shares * (1 - shares)).sum() / (n.sum() - people)
     size = (n.sum() - (n**2).sum() / n.sum()) / (people - 1)
     correlation = float(np.clip((between - within) / (between + (size - 1) * within), 0.0, 1.0))
@@ -214,19 +187,13 @@ def _by_person(values, profiles) -> ByPerson:
     return ByPerson(np.bincount(codes, values), np.bincount(codes).astype(float), values)
 
 
-def _around(people: ByPerson, resamples: int, seed: int, level: float) -> tuple[float, float]:
-    count, tail = len(people.counts), (1 - level) / 2
+def _around(people: ByPerson, resamples: int) -> tuple[float, float]:
+    count = len(people.counts)
     if count >= FEW_PEOPLE:
-        weights = resample_counts(count, resamples, seed)
-        return tuple(np.quantile((weights @ people.sums) / (weights @ people.counts), [tail, 1 - tail]))
-    reach = student.ppf(1 - tail, count - 1) * standard_error(people.sums, people.counts)
+        weights = resample_counts(count, resamples, 0)
+        return tuple(np.quantile((weights @ people.sums) / (weights @ people.counts), [TAIL, 1 - TAIL]))
+    reach = student.ppf(1 - TAIL, count - 1) * standard_error(people.sums, people.counts)
     return people.mean - reach, people.mean + reach
-
-
-def _few(differences: np.ndarray) -> bool:
-    """Whether fewer than RARE people, and fewer than half of them, differ at all between two models."""
-    differing = (np.abs(differences) > SAME).sum()
-    return bool(differing < min(RARE, len(differences) / 2))
 
 
 def _close_to_an_end(people: ByPerson, bounds: tuple[float, float]) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Hashable, Iterable, Sequence
+from math import nan
 
 import numpy as np
 from scipy.stats import kendalltau
@@ -13,8 +13,7 @@ from scipy.stats import kendalltau
 def shared_letters(names: Sequence[Hashable], apart: Iterable[frozenset]) -> dict[Hashable, str]:
     """Letters by name, such that two names share one exactly if they are not ``apart``; "a" holds the first name.
 
-    Starts with one group of all and splits it at every pair told apart, dropping groups that lie in another (insert and
-    absorb, Piepho 2004).
+    Splits one group of all at every pair, dropping groups that lie in another (insert and absorb, Piepho 2004).
     """
     groups = [frozenset(names)]
     for pair in apart:
@@ -36,40 +35,21 @@ def kendall_tau(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, 
     With ties it is τ-b, and p the share of all orders of the second list with a τ as far from 0.
     """
     ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
-    if not (_ordered(ours) and _ordered(theirs)):
-        return math.nan, math.nan
-    if _untied(ours) and _untied(theirs):
+    distinct, count = [len(np.unique(values)) for values in (ours, theirs)], len(ours)
+    if min(distinct, default=0) < 2:
+        return nan, nan
+    if distinct == [count, count]:
         result = kendalltau(ours, theirs, method="exact")
         return float(result.statistic), float(result.pvalue)
-    orders = _orders(ours, theirs)
-    return float(kendalltau(ours, theirs).statistic), float(np.mean(orders >= orders[0]))
+    # |pairs in order − pairs in reverse| of all orders, the first as given: τ-b in a common unit
+    first, second = np.triu_indices(count, 1)
+    orders = np.array(list(itertools.permutations(theirs)))
+    signs = np.sign(ours[first] - ours[second])
+    agreeing = np.abs(np.sign(orders[:, first] - orders[:, second]) @ signs)
+    return float(kendalltau(ours, theirs).statistic), float(np.mean(agreeing >= agreeing[0]))
 
 
 def smallest_p(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The smallest p that :func:`kendall_tau` could give to lists of these values in any order; NaN without an order.
-
-    Without ties 2/n!: of the n! orders, the very same and its reverse are as extreme. Ties make orders alike.
-    """
-    ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
-    if not (_ordered(ours) and _ordered(theirs)):
-        return math.nan
-    if _untied(ours) and _untied(theirs):
-        return 2 / math.factorial(len(ours))
-    orders = _orders(ours, theirs)
-    return float(np.mean(orders == orders.max()))
-
-
-def _ordered(values: np.ndarray) -> bool:
-    return len(np.unique(values)) > 1
-
-
-def _untied(values: np.ndarray) -> bool:
-    return len(np.unique(values)) == len(values)
-
-
-def _orders(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """|pairs in order − pairs in reverse| for all orders of the second list, first as given; τ-b in a common unit."""
-    first, second = np.triu_indices(len(ours), 1)
-    orders = np.array(list(itertools.permutations(theirs)))
-    signs = np.sign(ours[first] - ours[second])
-    return np.abs(np.sign(orders[:, first] - orders[:, second]) @ signs).astype(int)
+    """The smallest p that :func:`kendall_tau` could give to lists of these values in any order (2/n! without ties)."""
+    ours, theirs = sorted(ours), sorted(theirs)
+    return min(kendall_tau(ours, order)[1] for order in (theirs, theirs[::-1]))

@@ -1,4 +1,4 @@
-"""How far two samples are from each other, and how well one is told from the other."""
+"""How far two samples are from each other, and how well one is told from the other: docs/scoring.md ("Intervals")."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def ks(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
 
 
 def jensen_shannon(ours: np.ndarray, theirs: np.ndarray, people: np.ndarray) -> tuple[float, float]:
-    """The distance (base 2, 0 to 1) of two histograms over [0, 1] in BINS equal bins, and its 95 % level by chance.
+    """The distance (base 2, 0 to 1) of two histograms over [0, 1], and its 95 % level by chance; all [questions].
 
-    All three are [questions]. By chance: in each draw the two models change places for about half of the ``people``.
+    By chance: in each draw the two models change places for about half of the ``people``.
     """
     codes = pd.factorize(people)[0]
     edges = np.linspace(0, 1, BINS + 1)
@@ -68,53 +68,46 @@ class Pairs:
             self.count += np.outer(ours.sum(1), theirs.sum(1))
 
     def auc(self) -> tuple[float, float, float]:
-        """The area with its interval, people of both sides resampled. Close to its end few people speak against it, and
-        resampling says too little of people not asked: there it is at least as wide as Wilson's on so many people as
-        the smaller side has."""
+        """The area with its interval, people of both sides resampled; close to its end at least as wide as Wilson's."""
         value, people = self.higher.sum() / self.count.sum(), min(self.count.shape)
-        ends = self._around(value, self._resampled(self.higher), 0)
+        ends = self._resampled(self.higher, 0)
         if not ends or self._at_end():
             ends.append(proportion_confint(value * people, people, method="wilson"))
-        return value, *_widest(value, ends)
+        return _widest(value, ends)
 
     def minus(self, other: Pairs) -> tuple[float, float, float]:
         """The difference to the area of another model of the same people, with its paired interval.
 
-        Where it has no spread or both areas are close to an end: at least as wide as their own intervals make it
-        (MOVER, as in :func:`~mllmu_nb.statistics.paired_difference`).
+        Without a spread, or where both areas are close to an end, at least as wide as their own make it (MOVER).
         """
         difference = self.higher - other.higher
-        value = difference.sum() / self.count.sum()
-        ends = self._around(value, self._resampled(difference), -1)
+        value, ends = difference.sum() / self.count.sum(), self._resampled(difference, -1)
         if not ends or (self._at_end() and other._at_end()):
             (a, a_low, a_high), (b, b_low, b_high) = self.auc(), other.auc()
             ends.append((value - np.hypot(a - a_low, b_high - b), value + np.hypot(a_high - a, b - b_low)))
-        return value, *_widest(value, ends)
+        return _widest(value, ends)
 
     def _at_end(self) -> bool:
         share = self.higher.sum() / self.count.sum()
         return bool(min(self.count.shape) * min(share, 1 - share) < AT_END)
 
-    def _around(self, value: float, resampled: np.ndarray, lowest: float) -> list:
-        """The interval that the resamples make: their percentiles, or with few people Student's t on their spread,
-        inside ``lowest`` to 1. None for one person and without a spread."""
-        people = min(self.count.shape)
-        if people < 2 or not np.ptp(resampled) >= SAME:  # NaN where a resample has no pair
+    def _resampled(self, sums: np.ndarray, lowest: float) -> list:
+        """The interval of a share of all pairs, inside ``lowest`` to 1: none for one person and without a spread."""
+        ours, theirs = (resample_counts(n, RESAMPLES, seed) for seed, n in enumerate(sums.shape))
+        shares = ((ours @ sums) * theirs).sum(1) / ((ours @ self.count) * theirs).sum(1)
+        people, value = min(sums.shape), sums.sum() / self.count.sum()
+        if people < 2 or not np.ptp(shares) >= SAME:  # NaN where a resample has no pair
             return []
         if people >= FEW_PEOPLE:
-            return [np.quantile(resampled, [0.025, 0.975])]
-        reach = student.ppf(0.975, people - 1) * resampled.std(ddof=1)
+            return [np.quantile(shares, [0.025, 0.975])]
+        reach = student.ppf(0.975, people - 1) * shares.std(ddof=1)
         return [np.clip([value - reach, value + reach], lowest, 1)]
 
-    def _resampled(self, sums: np.ndarray) -> np.ndarray:
-        ours, theirs = (resample_counts(n, RESAMPLES, seed) for seed, n in enumerate(sums.shape))
-        return ((ours @ sums) * theirs).sum(1) / ((ours @ self.count) * theirs).sum(1)
 
-
-def _widest(value: float, intervals: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Ends that hold every one of some intervals, and the value."""
+def _widest(value: float, intervals: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """The value, and ends that hold every one of some intervals and the value."""
     lows, highs = zip(*intervals, strict=True)
-    return float(min(value, *lows)), float(max(value, *highs))
+    return value, float(min(value, *lows)), float(max(value, *highs))
 
 
 def tpr(models: PerModel, level: float) -> float:

@@ -15,23 +15,12 @@ from mllmu_nb.errors import KitError
 def variance_split(
     table: pd.DataFrame, factors: Sequence[str], value: str = "value", se: str | Mapping[str, str] | None = None
 ) -> pd.DataFrame:
-    """How much of the variance of one score each factor (forget_draw, train_seed ..) makes, one row a factor.
+    """How much of the variance of one score each factor makes; see docs/scoring.md ("Variance components").
 
-    ``table`` has a row a run of one method on one metric: one factor changed at a time, or all crossed. A factor is
-    judged by the groups of rows that agree in all the others: the pooled variance within them, less the mean of the
-    squared ``se`` there, which is what sampling makes of it (Searle, Casella and McCulloch 1992). So a factor's share
-    holds its interactions with the others, and what a repeated run would vary by itself.
-
-    ``se`` is the column of a value's standard error, as far as levels do not share it; or a column for each factor, if
-    they differ, with nothing taken off where a factor has none. Where each level asks other people (forget draws) that
-    is the error of the score itself; where all ask the same, only the paired difference's over sqrt(2): the whole error
-    would take off what they have in common, which never was in the variance.
-
-    Columns: factor, levels, variance, sd, low, high. The last two limit the variance at 95 %: chi-square on levels - 1
-    degrees, however many groups a level is in, as its effect is the same in them; exact for normal effects without
-    ``se``, and as wide as the levels are few (of three, the upper end is 146 times the lower). A negative estimate is
-    given as 0; a factor that never varies alone has NaN. Raises KitError when a column is missing or two rows agree in
-    every factor.
+    ``table`` has a row a run; ``se`` is the column of a value's standard error as far as levels do not share it, or a
+    column for each factor. Columns: factor, levels, variance, sd, and the 95 % limits of the variance, low and high;
+    NaN for a factor that never varies alone. Raises KitError when a column is missing or two rows agree in every
+    factor. Source: Searle, Casella and McCulloch 1992.
     """
     factors = list(factors)
     errors = dict.fromkeys(factors, se) if isinstance(se, str) else dict(se or {})

@@ -1,25 +1,25 @@
 """What an unlearning method is made of: scored batches, a loss that yields its terms, and what it declares.
 
-Pure torch: a method sees logits, labels and hidden states, never a model, a tokenizer or a file. A method's file is
-found because it lies in this package or is named by MLLMU_NB_EXTENSIONS; nothing else names it.
+A method sees logits, labels and hidden states, never a model, a tokenizer or a file.
 """
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import KitError, choose, invalid
 from mllmu_nb.registry import Registry
 
 IGNORE = -100  # the label of a position that is not supervised
 REFERENCE_MODELS = ("vanilla", "retain_epoch")
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 SETS = ("forget", "retain")  # of people, that a stream can draw from
 
 
@@ -54,12 +54,9 @@ class _Answers:
 
 @dataclass(frozen=True)
 class Scored(_Answers):
-    """What a model says about a batch: ``logits`` [B, T, V] in which ``logits[:, t]`` predicts ``labels[:, t]``.
-
-    ``labels`` [B, T] hold token ids, and :data:`IGNORE` where nothing is supervised; such positions count nowhere.
-    ``hidden`` maps a name of :attr:`Needs.hidden` to the states of that layer at the same positions [B, T, H];
-    ``everywhere`` [B, S, V] are the logits at all positions of the padded batch, image slots and padding among them.
-    """
+    """What a model says about a batch: ``logits`` [B, T, V], of which ``logits[:, t]`` predicts ``labels[:, t]`` [B, T]
+    (:data:`IGNORE`: not supervised). ``hidden``: a name of :attr:`Needs.hidden` → that layer's states [B, T, H];
+    ``everywhere``: the logits [B, S, V] at all positions of the padded batch."""
 
     logits: Tensor
     labels: Tensor
@@ -92,10 +89,8 @@ def mean_kl(reference: Scored, scored: Scored) -> Tensor:
 
 
 def summed_kl(reference: Scored, scored: Scored) -> Tensor:
-    """KL(p_reference ‖ p_scored) in nats, summed over every position there is and divided by the batch size (a scalar).
-
-    As the released code has it, image slots and padding weigh as much as the answer.
-    """
+    """KL(p_reference ‖ p_scored) in nats, a scalar: summed over every position there is, image slots and padding too,
+    and divided by the batch size, as the released code has it."""
     before, after = (s.everywhere.float().log_softmax(-1) for s in (reference, scored))
     return (before.exp() * (before - after)).sum() / len(after)
 
@@ -122,8 +117,8 @@ class Streams:
 
 
 class Step(Streams):
-    """One step of training as a loss sees it: ``step.forget`` is a :class:`Scored` batch, scored when it is first read;
-    ``step.reference.forget`` is what the reference model says about the same batch."""
+    """One step of training as a loss sees it: ``step.forget`` is a :class:`Scored` batch, scored when it is first read,
+    ``step.reference.forget`` the same batch scored by the reference model."""
 
     def __init__(self, read: Callable[[str], Any], names: Sequence[str], reference: Streams | None = None):
         super().__init__(read, names)
@@ -138,8 +133,8 @@ class Step(Streams):
 
 @dataclass(frozen=True)
 class Stream:
-    """Conversations that a step draws: those of a set of people, each turn passed through ``change`` (turn → turn, the
-    same each time). Streams of one set are drawn together: row i of each asks the same question."""
+    """Conversations that a step draws from a set of people, each turn passed through ``change`` (turn → turn). Streams
+    of one set are drawn together: row i of each asks the same question."""
 
     set: str = "forget"
     change: Callable[[Any], Any] | None = None
@@ -152,8 +147,7 @@ class Stream:
 
 
 def with_answers(answers: Sequence[str], set: str = "forget") -> Stream:
-    """The questions of ``set`` with one of ``answers`` (refusals, say) in place of each answer: always the same for
-    the same question and answer, about equally many for each."""
+    """The questions of ``set`` with one of ``answers`` (refusals, say) in place of each answer, always the same one."""
 
     def change(turn: Any) -> Any:
         return replace(turn, answer=answers[zlib.crc32(f"{turn.prompt} {turn.answer}".encode()) % len(answers)])
@@ -163,24 +157,17 @@ def with_answers(answers: Sequence[str], set: str = "forget") -> Stream:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a loss reads beside the logits at supervised positions, by names of streams.
+    """What a loss reads beside the logits at supervised positions."""
 
-    ``reference``: streams about which the reference model is asked too. ``everywhere``: streams scored at all
-    positions. ``hidden``: names of hyper-parameters that hold a layer, as a share of the depth (0 to 1) or a whole
-    number; its states are in ``step.forget.hidden[name]``.
-    """
-
-    reference: tuple[str, ...] = ()
-    everywhere: tuple[str, ...] = ()
-    hidden: tuple[str, ...] = ()
+    reference: tuple[str, ...] = ()  # streams that the reference model scores too
+    everywhere: tuple[str, ...] = ()  # streams scored at all positions
+    hidden: tuple[str, ...] = ()  # hyper-parameters that hold a layer: a share of the depth (0 to 1) or a number
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one model is trained. What a method's recipe leaves None is filled in from the preset of the scale.
-
-    Either ``steps`` or ``epochs`` counts; the other is 0.
-    """
+    """How one model is trained; None is filled in from the preset of the scale. Of ``steps`` and ``epochs`` one is
+    0."""
 
     lr: float | None = None
     steps: int | None = None  # optimizer steps
@@ -220,48 +207,40 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Method:
-    """An unlearning method. Its fields are its hyper-parameters; each can be set from configuration and papermill.
-
-    Class attributes declare the rest. ``streams``: what one step draws, names or name → :class:`Stream`, the first
-    setting the length of an epoch; empty for a method that trains nothing. ``needs``: see :class:`Needs`.
-    ``reference_model``: ``vanilla``, the frozen model that unlearning starts from, or ``retain_epoch``, the base model
-    after one epoch on the retain people. ``passes``: the streams of each step when an epoch visits sets one after the
-    other. ``trains``: a pattern on full module names, where adapters sit; "" leaves it to the parameter adapter_reach.
-    ``system``: a prompt before every question at evaluation. ``recipes``: scale, or (scale, modality), → Recipe.
-    ``colour`` and ``marker``: how figures draw it.
-    """
+    """An unlearning method. Its fields are its hyper-parameters; class attributes declare the rest."""
 
     name: ClassVar[str] = ""
     variant: ClassVar[str] = "canonical"
     label: ClassVar[str] = ""
-    colour: ClassVar[str] = "#8c6d1f"
+    colour: ClassVar[str] = "#8c6d1f"  # in figures
     marker: ClassVar[str] = "h"
     order: ClassVar[int] = 50  # place among the methods in tables
+    # What one step draws; the first sets the length of an epoch, and () is a method that trains nothing.
     streams: ClassVar[tuple[str, ...] | Mapping[str, Stream]] = ("forget",)
     needs: ClassVar[Needs] = Needs()
-    reference_model: ClassVar[str] = "vanilla"
-    passes: ClassVar[tuple[tuple[str, ...], ...]] = ()
-    trains: ClassVar[str] = ""
-    system: ClassVar[str] = ""
-    recipes: ClassVar[Mapping[Any, Recipe]] = {}
+    reference_model: ClassVar[str] = "vanilla"  # or retain_epoch, the base model after one epoch on the retain people
+    passes: ClassVar[tuple[tuple[str, ...], ...]] = ()  # streams of each step, where an epoch visits sets in turn
+    trains: ClassVar[str] = ""  # where adapters sit, a pattern on full module names; "": as adapter_reach says
+    system: ClassVar[str] = ""  # a prompt before every question at evaluation
+    recipes: ClassVar[Mapping[Any, Recipe]] = {}  # by scale or (scale, modality)
 
     def loss(self, step: Step) -> Iterator[tuple[str, Tensor]]:
-        """Yields (name, term); the loss is their sum. Each term is back-propagated before the next one is made, so what
+        """Yields (name, term); the loss is their sum. Each is back-propagated before the next one is made, so all that
         reads one batch is one term."""
         raise NotImplementedError(f"{self.name} has no loss")
 
-    # What a method may do between the steps of the loop; parameters: name → those that train, with their gradients.
+    # Hooks of the loop; parameters: name → those that train, with their gradients.
 
     def after_backward(self, term: str, parameters: Mapping[str, Tensor]) -> None:
-        """Called when the gradient of a term has been added."""
+        """The gradient of a term has been added."""
 
     def before_update(self, parameters: Mapping[str, Tensor]) -> None:
-        """Called when all terms are in and clipped, before the optimizer moves the parameters."""
+        """All gradients are in and clipped; the optimizer has not moved the parameters yet."""
 
     def after_update(self, parameters: Mapping[str, Tensor]) -> None:
-        """Called when the optimizer has moved the parameters."""
+        """The optimizer has moved the parameters."""
 
-    # -- what follows from the declarations
+    # What follows from the declarations.
 
     @classmethod
     def all_streams(cls) -> dict[str, Stream]:
@@ -298,16 +277,12 @@ def register(method: type[Method]) -> type[Method]:
     """Class decorator: makes ``method`` known under its name and variant. KitError for a faulty declaration."""
     if not method.name:
         raise KitError(f"the unlearning method {method.__name__} has no name")
-    if method.reference_model not in REFERENCE_MODELS:
-        known = ", ".join(REFERENCE_MODELS)
-        raise KitError(f"{method.name} has no reference_model {method.reference_model!r}: choose one of {known}")
+    choose(f"reference_model of {method.name}", method.reference_model, REFERENCE_MODELS)
     streams = method.all_streams()
     for name in (*method.needs.reference, *method.needs.everywhere, *(n for names in method.passes for n in names)):
-        if name not in streams:
-            raise KitError(f"{method.name} names the stream {name!r}, and has {', '.join(streams) or 'none'}")
+        choose(f"stream of {method.name}", name, streams)
     for name, stream in streams.items():
-        if stream.set not in SETS:
-            raise KitError(f"{method.name}: stream {name} draws from {stream.set!r}: choose {' or '.join(SETS)}")
+        choose(f"set of {method.name}'s stream {name}", stream.set, SETS)
     return METHODS.add((method.name, method.variant), method)
 
 
@@ -323,34 +298,22 @@ def names() -> list[str]:
 
 
 def get(name: str, variant: str = "canonical", **settings: Any) -> Method:
-    """The method ``name`` with ``settings`` for its hyper-parameters (``get("npo", beta=0.4)``).
-
-    Raises KitError naming what there is when the method, the variant or a setting is unknown, or not of its type.
-    """
-    known = variants(name)
-    if not known:
-        raise KitError(f"unknown method {name!r}: choose one of {', '.join(names())}")
-    if variant not in known:
-        raise KitError(f"{name} has no variant {variant!r}: choose one of {', '.join(known)}")
-    method = known[variant]
+    """The method ``name`` with ``settings`` for its hyper-parameters (``get("npo", beta=0.4)``). KitError for what is
+    unknown or not of its type."""
+    choose("method", name, names())
+    choose(f"variant of {name}", variant, variants(name))
+    method = variants(name)[variant]
     defaults = method.hyper_parameters()
     for setting, value in settings.items():
-        if setting not in defaults:
-            raise KitError(f"{name} has no setting {setting!r}: it takes {', '.join(defaults) or 'none'}")
+        choose(f"setting of {name}", setting, defaults)
         settings[setting] = typed(name, setting, value, defaults[setting])
     return method(**settings)
 
 
 def typed(owner: str, setting: str, value: Any, default: Any) -> Any:
-    """``value`` if it is of the default's type; a whole number stands for a number, nothing else is converted. Raises
-    KitError naming the setting and its ``owner``, a method or a step after it."""
-    kind = {float: "a number", int: "a whole number", str: "text", bool: "True or False"}[type(default)]
-    if isinstance(default, float) and type(value) in (int, float):
-        if not math.isfinite(value):
-            raise KitError(f"{setting} of {owner} must be a finite number, not {value}")
-        return float(value)
-    if type(value) is not type(default):
-        hint = " (in YAML write 1.0e-5: without the point it is text)" if type(default) is float else ""
-        shown = f"the text {value!r}{hint}" if isinstance(value, str) else f"{value!r}"
-        raise KitError(f"{setting} of {owner} must be {kind}, not {shown}")
-    return value
+    """``value`` if it is of the default's type (a whole number stands for a number). Raises KitError naming the setting
+    and its ``owner``, a method or a step after it."""
+    try:
+        return TypeAdapter(type(default), config=STRICT).validate_python(value)
+    except ValidationError as error:
+        raise invalid(error, f"{setting} of {owner}") from None

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from mllmu_nb.data.schema import VIEWS, Question
 
 THIS = "this person"
 _PLACE = r"(?:the|this|that) (?:image|picture|photo(?:graph)?|portrait|biography|bio|profile|description)"
@@ -28,11 +32,10 @@ def with_person(text: str, name: str) -> str:
 
 
 def with_name(text: str, name: str) -> str:
-    """Say the name where ``text`` says "this person", as the text-only view needs it.
+    """Say the name where ``text`` says "this person", "the woman shown" and the like, as the text view needs it.
 
-    "this individual", "the person in the picture", "the woman shown" and the like count too; possessives become
-    "Jonas's"; "in the image" goes, since there is none. A question that names nobody afterwards ("What is the
-    father's occupation?") gets the name as well. Upstream replaces the words "this person" only.
+    "in the image" goes, since there is none; a question that names nobody ("What is the father's occupation?") gets the
+    name as well. Upstream replaces the words "this person" only.
     """
     capital = text[:1].isupper()
     text = re.sub(rf"^(?:as )?(?:{_SHOWN} )?in {_PLACE}, ", "", straight(text), flags=re.I)
@@ -43,6 +46,15 @@ def with_name(text: str, name: str) -> str:
     if name not in text and text.endswith("?"):
         text = f"About {name}: {text}"
     return text[:1].upper() + text[1:] if capital else text
+
+
+def in_both_views(question: Question, name: str) -> Iterator[Question]:
+    """``question``, worded for the image view, and the same with ``name``: also in the sentence that answers it."""
+    for view in VIEWS:
+        text, answer = question.text, question.answer
+        if view == "text":
+            text, answer = with_name(text, name), with_name(answer, name) if question.task == "generation" else answer
+        yield replace(question, view=view, text=text, answer=answer)
 
 
 def names_in(text: str) -> list[str]:

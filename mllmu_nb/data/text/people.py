@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,11 @@ def pairs_of(metadata: object, where: str) -> list[tuple[str, str]]:
     return pairs
 
 
+def some(ids: Sequence[str]) -> str:
+    """The first five of ``ids``, and how many they are if there are more."""
+    return ", ".join(ids[:5]) + (f" .. ({len(ids)} in all)" if len(ids) > 5 else "")
+
+
 def read_profiles(
     profiles_file: str | Path,
     forget_ids_file: str | Path = "",
@@ -53,14 +58,8 @@ def read_profiles(
 ) -> Population:
     """The people of published fine-tuning text, without portraits and questions, and who of them is to be forgotten.
 
-    ``profiles_file`` has one JSON object a line: ``{"ID", "metadata": [{"Question", "Answer"}, ..]}``. ``people`` is
-    the number scored (0: all) and ``pool`` more are taken on top while the file has them. When fewer than all are
-    taken, the share ``ratio`` (per cent) of them comes from the forget ids, the rest in file order. The last ``pool``
-    of those who are not to be forgotten become the pool. ``forget_ids_file`` is JSON with the keys ``forget_5``,
-    ``forget_10``, ``forget_15``; without it, forget ids are drawn (``splits.forget_ids``). People without a readable
-    name are left out and noted.
-
-    Raises KitError for every fault of the files, naming file, line and ID.
+    ``people``: how many are scored (0: all), with ``pool`` more; ``ratio`` in per cent. The files and the choice are
+    described in ``docs/data.md``. Raises KitError for every fault of the files, naming file, line and ID.
     """
     if forget_ids_file and draw:
         raise KitError(
@@ -70,36 +69,41 @@ def read_profiles(
     path = Path(profiles_file)
     lines, read = _read_lines(path)
     stated = {identity: attributes_of(qa) for identity, qa in read.items()}
-    named = [identity for identity in read if "name" in stated[identity]]
-    if not named:
+    names = {identity: facts["name"] for identity, facts in stated.items() if "name" in facts}
+    if not names:
         raise KitError(f"profiles_file {path}: nobody's name could be read: a question for it is needed in metadata")
-    _check_names({lines[identity.lstrip("0")]: stated[identity]["name"] for identity in named}, path)
+    name, count = Counter(names.values()).most_common(1)[0]
+    if count > 2:  # two are noted, as published text may have them
+        shared = ", ".join(str(lines[identity]) for identity in names if names[identity] == name)
+        text = f"{count} people are called {name!r}, and a question in text names nothing else"
+        raise KitError(f"{path} lines {shared}: {text}: give each a name of their own")
     splits = _forget_splits(Path(forget_ids_file), ratio, list(read), path) if forget_ids_file else {}
     listed = splits.get(ratio, ())
-    ids = _choose(named, listed, ratio, people, pool)
+    ids = _choose(list(names), listed, ratio, people, pool)
     forget = tuple(i for i in ids if i in listed) if splits else forget_ids(ids[: len(ids) - pool], ratio, seed, draw)
     if not forget:
         raise KitError(f"forget_ids_file {forget_ids_file}: nobody's name of forget_{ratio} could be read in {path}")
-    if len(ids) - pool <= len(forget):
+    others = [identity for identity in ids if identity not in forget]
+    if len(others) <= pool:
         message = f"{len(ids)} people less {len(forget)} to forget and {pool} in the pool leave nobody to retain"
         raise KitError(f"{message}: lower pool or take more people")
 
-    notes: dict = {"source": "text", "profiles_file": path.name, "people_in_file": len(read)}
-    notes |= {"ratio": ratio, "seed": seed, "draw": draw}
-    notes |= {"forget_splits": {str(key): [i for i in ids if i in split] for key, split in splits.items()}}
-    if dropped := sorted(set(listed) - set(forget)):
-        notes["forget_ids_dropped"] = dropped
-    if nameless := [identity for identity in read if identity not in set(named)]:
-        notes["without_name"] = nameless
-    missed = [[identity, pair.question] for identity in ids for pair in read[identity] if not pair.attribute]
-    notes |= {"pairs": sum(len(read[i]) for i in ids), "not_understood": missed, "not_understood_count": len(missed)}
-    others = [identity for identity in ids if identity not in forget]
-    pooled = set(others[len(others) - pool :])
+    pooled = others[len(others) - pool :]
     profiles = {}
     for identity in ids:
-        name, kind = stated[identity]["name"], "pool" if identity in pooled else "fictitious"
-        qa = tuple(_without_name(pair, name) for pair in read[identity])
-        profiles[identity] = Profile(identity, name, kind, stated[identity], b"", "", qa, ())
+        kind, qa = "pool" if identity in pooled else "fictitious", read[identity]
+        qa = tuple(_without_name(pair, names[identity]) for pair in qa)
+        profiles[identity] = Profile(identity, names[identity], kind, stated[identity], b"", "", qa, ())
+    missed = [[identity, pair.question] for identity in ids for pair in read[identity] if not pair.attribute]
+    notes = {"source": "text", "profiles_file": path.name, "people_in_file": len(read)}
+    notes |= {"ratio": ratio, "seed": seed, "draw": draw}
+    notes |= {"forget_splits": {str(key): [i for i in ids if i in split] for key, split in splits.items()}}
+    left_out = {
+        "forget_ids_dropped": sorted(set(listed) - set(forget)),
+        "without_name": [i for i in read if i not in names],
+    }
+    notes |= {key: left for key, left in left_out.items() if left}
+    notes |= {"pairs": sum(len(read[i]) for i in ids), "not_understood": missed, "not_understood_count": len(missed)}
     return Population(profiles, forget, notes)
 
 
@@ -122,8 +126,9 @@ def _parsed(text: str, what: str, needed: str) -> Any:
 
 
 def _read_lines(path: Path) -> tuple[dict[str, int], dict[str, tuple[QA, ...]]]:
-    """ID without leading zeros → line, and ID → understood pairs, of every line of a JSON-lines file."""
+    """ID → line, and ID → understood pairs, of every line of a JSON-lines file."""
     lines: dict[str, int] = {}
+    numbers: dict[str, int] = {}  # a forget_ids_file may write 1 for 001
     read = {}
     for number, line in enumerate(_contents(path, "profiles_file").split("\n"), start=1):
         if not line.strip():
@@ -136,14 +141,12 @@ def _read_lines(path: Path) -> tuple[dict[str, int], dict[str, tuple[QA, ...]]]:
         identity = str(identity)
         if re.fullmatch(r"[ck]\d{3,}", identity):
             raise KitError(f"{where}: ID {identity} is a celebrity's, as c and k with a number are: give another ID")
-        if identity.lstrip("0") in lines:  # a forget_ids_file may write 1 for 001
-            first = lines[identity.lstrip("0")]
+        if (first := numbers.setdefault(identity.lstrip("0"), number)) != number:
             raise KitError(f"{where}: ID {identity} was already on line {first}: keep one of the two")
-        lines[identity.lstrip("0")] = number
         if "metadata" not in record:
             kind = "evaluation data" if {"Classification_Task", "biography"} & record.keys() else "no training data"
             raise KitError(f"{where}: ID {identity} has no `metadata`, it is {kind}: {_NEEDED}")
-        read[identity] = understand(pairs_of(record["metadata"], f"{where}, ID {identity}"))
+        lines[identity], read[identity] = number, understand(pairs_of(record["metadata"], f"{where}, ID {identity}"))
     if not read:
         raise KitError(f"profiles_file {path} is empty: {_A_LINE}")
     return lines, read
@@ -158,17 +161,6 @@ def _without_name(pair: QA, name: str) -> QA:
     return replace(pair, question=question, answer=answer[:1].upper() + answer[1:])
 
 
-def _check_names(names: Mapping[int, str], path: Path) -> None:
-    """KitError when three or more ``names`` (by line) are one; the population notes two, as published text may have."""
-    name, count = Counter(names.values()).most_common(1)[0]
-    if count > 2:
-        shared = ", ".join(str(line) for line in names if names[line] == name)
-        raise KitError(
-            f"{path} lines {shared}: {count} people are called {name!r}, and a question in text names nothing else: "
-            "give each a name of their own"
-        )
-
-
 def _forget_splits(path: Path, ratio: int, known: Sequence[str], profiles: Path) -> dict[int, tuple[str, ...]]:
     """ratio → ids under ``forget_<ratio>`` of a JSON file, spelt as the profiles spell them (10 is "010" there)."""
     wanted = f"forget_{ratio}"
@@ -179,15 +171,14 @@ def _forget_splits(path: Path, ratio: int, known: Sequence[str], profiles: Path)
     for key, ids in table.items() if isinstance(table, dict) else ():
         if re.fullmatch(r"forget_\d+", key) and isinstance(ids, list) and ids:
             if unknown := [str(entry) for entry in ids if str(entry).lstrip("0") not in spelling]:
-                names = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-                raise KitError(
-                    f"forget_ids_file {path}: {key} lists {names}, nobody of {profiles}: remove what is wrong"
-                )
+                text = f"{key} lists {some(unknown)}, nobody of {profiles}: remove what is wrong"
+                raise KitError(f"forget_ids_file {path}: {text}")
             splits[int(key.removeprefix("forget_"))] = tuple(dict.fromkeys(spelling[str(e).lstrip("0")] for e in ids))
     if ratio not in splits:
         has = ", ".join(table) if isinstance(table, dict) else type(table).__name__
-        message = f'forget_ids_file {path} has no list "{wanted}" of ids (it has: {has})'
-        raise KitError(f"{message}: add it or change the ratio")
+        raise KitError(
+            f'forget_ids_file {path} has no list "{wanted}" of ids (it has: {has}): add it or change the ratio'
+        )
     return splits
 
 

@@ -1,7 +1,4 @@
-"""Evaluation questions from the facts of published people, and the population they make.
-
-Wrong options are what other people answered to the same question.
-"""
+"""Evaluation questions from the facts of published people, and the population they make (``docs/data.md``)."""
 
 from __future__ import annotations
 
@@ -17,12 +14,11 @@ import numpy as np
 import yaml
 
 from mllmu_nb.data.facts import WORDINGS, read_wordings, say
-from mllmu_nb.data.schema import LETTERS, QA, VIEWS, Population, Profile, Question
-from mllmu_nb.data.text.names import THIS, with_name
+from mllmu_nb.data.schema import LETTERS, PER_TASK, QA, Population, Profile, Question, with_letter
+from mllmu_nb.data.text.names import THIS, in_both_views, with_name
 
 _MORE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 _WORDINGS = {key: wording for key, wording in WORDINGS.items() if key != "name"} | read_wordings(_MORE)
-COUNTS = {"classification": 5, "generation": 2, "cloze": 2}
 _LONGEST_OPTION, _LONGEST_CLOZE = 12, 6  # words
 Values = dict[str, dict[str, list[str]]]  # attribute → ID → values stated
 
@@ -34,13 +30,11 @@ def population_from_text(
     draw_portrait: Callable[[dict[str, str], np.random.Generator], bytes],
     transform_portrait: Callable[[bytes, np.random.Generator, int], bytes],
 ) -> Population:
-    """The people of :func:`people.read_profiles` with portraits and evaluation questions.
+    """The people of :func:`people.read_profiles` with portraits and evaluation questions (``docs/data.md``).
 
     ``draw_portrait(attributes, rng)`` gives a portrait's bytes and is called for one person after the other,
-    ``transform_portrait(portrait, rng, kind)`` the Test set's, kinds 0 to 3. Questions are up to ``COUNTS`` of each
-    task in each view, both views asking for the same facts, never for the name. Attributes with fewer than four
-    distinct values get no multiple choice, nor do those where most people share one value, which could be guessed;
-    ``notes`` names both.
+    ``transform_portrait(portrait, rng, kind)`` those of the Test set, kinds 0 to 3. ``notes`` names the attributes
+    without multiple choice.
     """
     people = list(read.profiles.values())
     values = stated_values(people)
@@ -82,9 +76,6 @@ def _letters(rng: np.random.Generator) -> Iterator[str]:
         yield from reversed(rng.permutation(LETTERS).tolist())
 
 
-# -- which facts are asked for ----------------------------------------------------------------------------------------
-
-
 def stated_values(people: Iterable[Profile]) -> Values:
     """Every value that people state, of the attributes that can be asked for."""
     values: Values = {attribute: {} for attribute in _WORDINGS}
@@ -111,10 +102,9 @@ def without_choice(values: Values) -> dict[str, list[str]]:
 def choose_facts(
     person: Profile, values: Values, no_choice: Mapping[str, list[str]], rng: np.random.Generator
 ) -> Iterator[tuple[str, int, QA, list[str]]]:
-    """(task, number, fact, wrong options) of what a person is asked: up to ``COUNTS`` facts a task.
+    """(task, number, fact, wrong options) of what a person is asked: up to ``PER_TASK`` facts a task.
 
-    A fact is asked in a second task only when others run out. Of an attribute that a person states twice (two
-    hobbies), "the hobby" is not one thing: such come late, and facts that can be guessed last.
+    Asked before, stated twice ("the hobby" is not one thing) or easily guessed: such facts come last.
     """
     guessable = {attribute for attributes in no_choice.values() for attribute in attributes}
     facts: dict[str, QA] = {}
@@ -135,17 +125,13 @@ def choose_facts(
     for task, attributes in possible.items():
         order = [attributes[i] for i in rng.permutation(len(attributes))]
         order.sort(key=lambda a: (a in guessable, used[a], len(set(map(_folded, values[a][person.id]))) > 1))
-        used.update(order[: COUNTS[task]])
-        for number, attribute in enumerate(order[: COUNTS[task]]):
+        used.update(order[: PER_TASK[task]])
+        for number, attribute in enumerate(order[: PER_TASK[task]]):
             yield task, number, facts[attribute], wrong[attribute] if task == "classification" else []
 
 
 def wrong_options(fact: QA, own: set[str], others: Sequence[str], rng: np.random.Generator) -> list[str]:
-    """Three values of other people, drawn as often as they occur, none of them true, all distinct; [] if too few.
-
-    Drawing people rather than distinct values keeps a common value as common among the wrong options as among the
-    right ones: who knows nobody and picks the commonest is right no more often than by chance.
-    """
+    """Three values of other people, drawn as often as they occur, none of them true, all distinct; [] if too few."""
     drawn = [others[i] for i in rng.permutation(len(others))]
     drawn.sort(key=lambda value: _shape(value) != _shape(fact.value))  # stable: likeness first, then chance
     options: dict[str, str] = {}
@@ -170,14 +156,10 @@ def _folded(value: str) -> str:
     return re.sub(r"\W+", " ", value.casefold()).strip()
 
 
-# -- how they are asked for -------------------------------------------------------------------------------------------
-
-
 def _questions(
     person: Profile, chosen: Sequence[tuple[str, int, QA, list[str]]], letters: Iterator[str], rng: np.random.Generator
 ) -> tuple[list[Question], list[Question]]:
-    """A person's questions and their Test paraphrases, in both views: "this person" beside the portrait, the name in
-    text."""
+    """A person's questions and their Test paraphrases, in both views."""
     trained = {with_name(pair.question, THIS) for pair in person.qa}
     questions: list[Question] = []
     test_questions: list[Question] = []
@@ -185,16 +167,11 @@ def _questions(
         answer, options = fact.answer if task == "generation" else fact.value, ()
         if task == "classification":
             answer = next(letters)
-            place = LETTERS.index(answer)
-            options = (*wrong[:place], fact.value, *wrong[place:])
+            options = with_letter(fact.value, answer, wrong)
         text = say(_WORDINGS[fact.attribute].cloze, THIS) if task == "cloze" else _wording(fact)
         for asked, wording in ((questions, text), (test_questions, _paraphrase(fact, task, trained, rng))):
-            for view in VIEWS:
-                texts = wording, answer
-                if view == "text":
-                    named = with_name(answer, person.name) if task == "generation" else answer
-                    texts = with_name(wording, person.name), named
-                asked.append(Question(person.id, task, view, number, *texts, fact.value, fact.attribute, options))
+            parts = fact.value, fact.attribute, options
+            asked += in_both_views(Question(person.id, task, "", number, wording, answer, *parts), person.name)
     return questions, test_questions
 
 

@@ -1,8 +1,4 @@
-"""What a published question asks for, and the bare value in its answer, by the rules of ``reader.yaml``.
-
-The published training split prints questions and answers only. What they are about is read from families of words, not
-from a list of known sentences; what is not understood is left to be listed and counted.
-"""
+"""What a published question asks for, and the bare value in its answer, by the rules of ``reader.yaml``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What the kit asks of a family of models (LLaVA, Idefics2 ..). One file a family; nobody else asks for its name.
-
-A family says how a conversation is written for it, how many tokens a picture takes and which tensors it becomes, where
-adapters go, and how long its context is. All else (label masks, padding, counting) follows from that and is here.
-"""
+"""A family of models (LLaVA, Idefics2 ..): how conversations are written and encoded for it, and where adapters go."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ import torch
 
 from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.data.portraits import from_bytes
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import KitError, choose
 from mllmu_nb.registry import Registry
 
 LABEL_MODES = ("answer", "text", "upstream")
@@ -49,11 +45,8 @@ class Family:
         raise NotImplementedError
 
     def pictures(self, processor, rows: Sequence[Sequence[Any]]) -> dict[str, torch.Tensor]:
-        """The tensors that the pictures of a batch become, a list of pictures a row; {} when there is none.
-
-        Here: ``pixel_values`` [all pictures, 3, H, W], row after row, as LLaVA takes them. A picture that comes again
-        is processed once.
-        """
+        """The tensors that the pictures of a batch become, a list of pictures a row; {} when there is none. Here:
+        ``pixel_values`` [all pictures, 3, H, W], row after row; a picture that comes again is processed once."""
         images = [image for row in rows for image in row]
         if not images:
             return {}
@@ -102,13 +95,10 @@ class Family:
         device=None,
         pictures: bool = True,
     ) -> dict[str, torch.Tensor]:
-        """A batch: ``input_ids``, ``attention_mask``, ``labels`` [B, T] and the tensors of :meth:`pictures`.
-
-        ``label_mode``: ``answer`` supervises the answers only (each with its end-of-sequence token when ``eos``),
-        ``text`` every token of text, ``upstream`` everything but padding, image slots included. Never truncates.
-        """
-        if label_mode not in LABEL_MODES:
-            raise KitError(f"unknown label_mode {label_mode!r}: choose one of {', '.join(LABEL_MODES)}")
+        """A batch: ``input_ids``, ``attention_mask``, ``labels`` [B, T] and the tensors of :meth:`pictures`; nothing is
+        truncated. ``label_mode``: ``answer`` supervises the answers only (each with its end-of-sequence token when
+        ``eos``), ``text`` every token of text, ``upstream`` everything but padding, image slots included."""
+        choose("label_mode", label_mode, LABEL_MODES)
         tokenizer = processor.tokenizer
         slot, end = self.slot(processor), tokenizer.eos_token if eos else ""
         rendered = [self.render(c, slot, end) for c in conversations]
@@ -139,10 +129,8 @@ class Family:
     def supervised(
         self, processor, conversations: Sequence[Conversation], label_mode: str = "answer", eos: bool = True
     ) -> dict[str, tuple[int, int]]:
-        """Tokens of each kind in a batch, in the order of TOKEN_KINDS: kind → (supervised, in the batch).
-
-        ``answer`` is without its closing ``eos``; ``question`` is all other text, role words included.
-        """
+        """Of each kind of token, (supervised, in the batch). ``answer`` is without its closing ``eos``; ``question`` is
+        all other text, role words included."""
         batch = self.encode(processor, conversations, label_mode, eos)
         ids, padding = batch["input_ids"], batch["attention_mask"] == 0
         image = ids == processor.image_token_id
@@ -155,12 +143,10 @@ class Family:
         }
 
     def adapter_pattern(self, model: torch.nn.Module, reach: str) -> str:
-        """A pattern that the full path of a linear layer matches as a whole where an adapter sits on it.
-
-        ``language``: the language model's attention and MLP projections. ``upstream``: the released code's rule in this
-        version of transformers, every linear layer whose bare name is also borne by one outside of :data:`SPARED`; so
-        it reaches into the vision tower by way of shared names. Any other text is searched for in the paths.
-        """
+        """A pattern that matches the full paths of the linear layers with an adapter. ``language``: the language
+        model's attention and MLP projections. ``upstream``: the released code's rule, every layer whose bare name is
+        also borne by one outside of :data:`SPARED`, so also some of the vision tower. Any other text is searched in the
+        paths."""
         if reach == "language":
             return self.language_linears
         if reach == "upstream":
