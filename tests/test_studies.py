@@ -84,10 +84,10 @@ def test_a_study_is_one_file_outside_the_package(toy, made, capsys, monkeypatch)
     assert {*STUDIES, "toy"} <= set(listed) and listed["toy"] == "how much a rate matters"
     study = base.read("toy")
     assert study.folder == made and base.provenance_line(study) == "your own study, forget draws [1]"
-    found = toy.table(study)
-    assert set(found["unlearn_lr"]) == {1e-3, 2e-3} and set(found["measure"]) == set(toy.measures)
+    result = toy.table(study)
+    assert set(result["unlearn_lr"]) == {1e-3, 2e-3} and set(result["measure"]) == set(toy.measures)
     # two people of each set; both views
-    counts = found[found["unlearn_lr"] == 1e-3].set_index("measure")["items"].to_dict()
+    counts = result[result["unlearn_lr"] == 1e-3].set_index("measure")["items"].to_dict()
     assert counts == {"likelihood": 40, "letter": 40, "rougeL": 16, "exact": 16, "cloze": 16}
 
 
@@ -264,21 +264,21 @@ def test_draws_are_pooled_and_a_diverged_training_is_counted():
     row |= {"set": "forget", "measure": "likelihood"}
     scores = [{**row, "forget_draw": draw, "profile": f"{draw}{n}", "score": n} for draw in (0, 1) for n in range(5)]
     settings = pd.DataFrame([{**row, "passes": 0.5, "diverged": reason} for reason in ("", "", "at step 3")])
-    found = cliff.table(measured(pd.DataFrame(scores), settings))
-    assert len(found) == 2 * 2 * 3 and set(found["diverged"]) == {1} and set(found["passes"]) == {0.5}
-    cell = base.only(found, set="forget", view="text", measure="likelihood").iloc[0]
+    result = cliff.table(measured(pd.DataFrame(scores), settings))
+    assert len(result) == 2 * 2 * 3 and set(result["diverged"]) == {1} and set(result["passes"]) == {0.5}
+    cell = base.only(result, set="forget", view="text", measure="likelihood").iloc[0]
     assert (cell["value"], cell["n_items"], cell["n_profiles"]) == (20 / 50, 50, 10)
-    assert base.only(found, set="retain")["value"].isna().all()
+    assert base.only(result, set="retain")["value"].isna().all()
 
 
 def test_the_map_shows_every_setting_and_marks_two():
-    found = cells(
+    result = cells(
         setting(1e-3, 0.9, 0.97),
         setting(2e-3, 0.6, 0.9),
         setting(1e-3, math.nan, math.nan, diverged=2, steps=20),
         setting(2e-3, 0.3, 0.3, steps=20),
     )
-    drawn = cliff.figure(found, "unimodal", {("ga", "unimodal"): (1e-3 * math.sqrt(2), 10 * math.sqrt(2))})
+    drawn = cliff.figure(result, "unimodal", {("ga", "unimodal"): (1e-3 * math.sqrt(2), 10 * math.sqrt(2))})
     forget, retain = drawn.axes[:2]
     assert [text.get_text() for text in forget.texts] == ["90", "60", "×", "30"]
     assert [text.get_text() for text in retain.texts] == ["97", "90", "×", "30"]
@@ -286,10 +286,10 @@ def test_the_map_shows_every_setting_and_marks_two():
     assert frame.get_xy() == (0.5, -0.5)
     np.testing.assert_allclose([line.get_xydata()[0] for line in forget.lines], 0.5)  # halfway on both axes
     assert [label.get_text() for label in forget.get_yticklabels()] == ["10 (1.0)", "20 (1.0)"]
-    outside = cliff.figure(found, "unimodal", {("ga", "unimodal"): (1e-2, 10), ("ga", "multimodal"): (1e-3, 10)})
+    outside = cliff.figure(result, "unimodal", {("ga", "unimodal"): (1e-2, 10), ("ga", "multimodal"): (1e-3, 10)})
     assert outside.get_supxlabel().endswith("outside the map, without a ring: GA 1.0e-02, 10 steps")
     with pytest.raises(KitError, match="no setting unlearned on image \\+ text"):
-        cliff.figure(found, "multimodal")
+        cliff.figure(result, "multimodal")
 
 
 @pytest.mark.parametrize(
@@ -338,8 +338,8 @@ def test_the_summed_kl_stands_where_the_mean_stood():
     before = scored([[HALF]], [[2]], [[HALF, HALF, HALF, HALF]])
     batches = {"forget": scored([[HALF]], [[0]]), "retain": now}
     for variant, kl in (("summed_kl", 3 / 4 * LN2), ("canonical", 1 / 4 * LN2)):
-        found = terms(get("kl_min", variant, alpha=2.0), batches, {"retain": before})
-        assert found == {"forget": pytest.approx(-LN2), "kl": pytest.approx(2 * kl)}
+        result = terms(get("kl_min", variant, alpha=2.0), batches, {"retain": before})
+        assert result == {"forget": pytest.approx(-LN2), "kl": pytest.approx(2 * kl)}
 
 
 def test_against_a_model_that_never_knew_the_answer_npo_pulls_harder():
@@ -403,13 +403,13 @@ def likely(variant, right, set_name="forget", draw=0, modality="multimodal", met
 def test_differences_are_paired_and_pooled_over_draws():
     rows = likely("canonical", [1, 1, 0, 0]) + likely("labels_text", [1, 0, 0, 0])
     rows += likely("canonical", [1, 1, 1, 1], draw=1) + likely("labels_text", [0, 0, 1, 1], draw=1)
-    found = differences.table(measured(pd.DataFrame(rows))).iloc[0]
-    assert (found["canonical"], found["released"], found["value"]) == (6 / 8, 3 / 8, -3 / 8)
+    result = differences.table(measured(pd.DataFrame(rows))).iloc[0]
+    assert (result["canonical"], result["released"], result["value"]) == (6 / 8, 3 / 8, -3 / 8)
     # by person -1/2, -1, 0, 0 over two draws: mean -.375, sd .4787, Student's t with 3 degrees 3.182
     half = 3.1824 * 0.47871 / 2
-    assert found["high"] == pytest.approx(half - 0.375, abs=1e-3)
-    assert found["low"] == -1.0  # -1.137, which no difference can be
-    assert found["verdict"] == differences.NO_DIFFERENCE and (found["n_items"], found["n_profiles"]) == (8, 4)
+    assert result["high"] == pytest.approx(half - 0.375, abs=1e-3)
+    assert result["low"] == -1.0  # -1.137, which no difference can be
+    assert result["verdict"] == differences.NO_DIFFERENCE and (result["n_items"], result["n_profiles"]) == (8, 4)
 
 
 def test_a_verdict_is_given_where_the_interval_leaves_nought_out():
@@ -558,8 +558,8 @@ def walks(ends, people=30, items=20, methods=("ga", "npo"), gates=(), seed=0):
 
 def test_a_known_difference_is_found_and_judged():
     ends = {"unimodal": 0.2, "multimodal": 0.6, ("unimodal", "letter"): 0.6, ("unimodal", "likelihood"): 0.61}
-    found = modality.table(walks(ends), resamples=200).set_index(["measure", "view", "method"])
-    pooled = found.xs(modality.POOLED, level="method")
+    result = modality.table(walks(ends), resamples=200).set_index(["measure", "view", "method"])
+    pooled = result.xs(modality.POOLED, level="method")
     # in straight lines over the same retain: means of 1 and the end, so half the difference of the ends
     assert pooled.loc[("cloze", "both"), "value"] == pytest.approx(-0.2, abs=0.02)
     assert pooled.loc[("cloze", "both"), "unimodal"] == pytest.approx(0.6, abs=0.02)
@@ -567,19 +567,19 @@ def test_a_known_difference_is_found_and_judged():
         assert pooled.loc[(measure, "both"), "verdict"] == modality.SUPPORTED
     assert pooled.loc[("letter", "image_text"), "verdict"] == modality.UNDECIDED
     assert pooled.loc[("cloze", "text"), "verdict"] == "", "no claim is made of it"
-    assert set(found["n_profiles"]) == {30}
-    ranges = found[["retain_low", "retain_high"]].isna().all(axis=1)
-    assert (ranges == (found.index.get_level_values("method") == modality.POOLED)).all()
+    assert set(result["n_profiles"]) == {30}
+    ranges = result[["retain_low", "retain_high"]].isna().all(axis=1)
+    assert (ranges == (result.index.get_level_values("method") == modality.POOLED)).all()
 
 
 def test_a_verdict_behind_a_closed_gate_says_so():
     at = ("classification", "letter", "accuracy", "image_text", "closed")
     gates = [at, ("classification", "likelihood", "accuracy", "image_text", "open")]
     gates += [(*at[:3], "both", "open")]  # another view has its own
-    found = modality.table(walks({"unimodal": 0.6, "multimodal": 0.2}, gates=gates), resamples=50)
+    result = modality.table(walks({"unimodal": 0.6, "multimodal": 0.2}, gates=gates), resamples=50)
     verdicts = ["not supported (gate not known)"] * 3 + ["supported (gate closed)", "supported"]
-    assert modality.printed(found)["verdict"].tolist() == verdicts
-    drawn = modality.figure(found)
+    assert modality.printed(result)["verdict"].tolist() == verdicts
+    drawn = modality.figure(result)
     assert [panel.get_title(loc="left").partition(": ")[2] for panel in drawn.axes] == verdicts
     names = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
     assert names == ["GA", "NPO", "all methods"]
@@ -660,26 +660,26 @@ def split(scores):
 
 def test_the_split_finds_what_was_put_in():
     effects = {"forget_draw": [0, 0.1, -0.1], "train_seed": [0, 0.02, -0.02], "unlearn_seed": [0, 0, 0]}
-    found = split(spread(effects | {"shot_seed": [0, 0.01]}))
+    result = split(spread(effects | {"shot_seed": [0, 0.01]}))
     # everyone moves alike, so the differences have no error: sd of (0, .1, -.1) is .1, of (0, .01) it is .01 / √2
     expected = {"forget_draw": 0.1, "train_seed": 0.02, "unlearn_seed": 0.0, "shot_seed": 0.01 / math.sqrt(2)}
     expected["model"] = 0.01 / math.sqrt(2)
-    assert found["sd"].to_dict() == pytest.approx(expected, abs=1e-9)
-    assert found["levels"].to_dict() == {**dict.fromkeys(variance.FACTORS, 3), "shot_seed": 2, "model": 2}
+    assert result["sd"].to_dict() == pytest.approx(expected, abs=1e-9)
+    assert result["levels"].to_dict() == {**dict.fromkeys(variance.FACTORS, 3), "shot_seed": 2, "model": 2}
     # chi-square with 2 degrees: .0506 and 7.378
-    assert found.loc["forget_draw", "high"] == pytest.approx(0.1 * math.sqrt(2 / 0.050636), rel=1e-3)
-    assert found.loc["forget_draw", "low"] == pytest.approx(0.1 * math.sqrt(2 / 7.3778), rel=1e-3)
+    assert result.loc["forget_draw", "high"] == pytest.approx(0.1 * math.sqrt(2 / 0.050636), rel=1e-3)
+    assert result.loc["forget_draw", "low"] == pytest.approx(0.1 * math.sqrt(2 / 7.3778), rel=1e-3)
 
 
 def test_what_the_sampling_of_people_makes_is_taken_off():
     """Levels that differ by each person's own chance alone: the spread of their means is all sampling."""
     scores = spread({"unlearn_seed": [0.0] * 5}, models=("ga",))
     scores["score"] += np.random.default_rng(1).normal(0, 5, len(scores))
-    found = variance.levels(scores)
-    found = found[(found["view"] == "text") & (found["unlearn_seed"] > 0)]
+    result = variance.levels(scores)
+    result = result[(result["view"] == "text") & (result["unlearn_seed"] > 0)]
     # one person's noise has sd 5 of 50 items: a mean of 40 has .1 / √40; the paired error over √2 is just that
-    assert found["se_paired"].mean() == pytest.approx(0.1 / math.sqrt(40), rel=0.15)
-    assert (found["se_paired"] < found["se"]).any()
+    assert result["se_paired"].mean() == pytest.approx(0.1 / math.sqrt(40), rel=0.15)
+    assert (result["se_paired"] < result["se"]).any()
     assert split(scores).loc["unlearn_seed", "sd"] < 0.1 / math.sqrt(40)
 
 
@@ -688,11 +688,11 @@ def test_so_it_is_of_what_models_differ_by():
     scores = spread({}, models=("ga", "grad_diff", "npo"))
     own, common = np.random.default_rng(2).normal(0, 5, (3, 40)), np.random.default_rng(3).normal(0, 12, 40)
     scores["score"] = 25 + (own + common).ravel()
-    found = variance.levels(scores).query("view == 'text'")
+    result = variance.levels(scores).query("view == 'text'")
     expected = (np.var(own - own.mean(0), axis=1, ddof=1) * 3 / 2 / 40 / 50**2).mean()
-    assert (found["se_models"] ** 2).mean() == pytest.approx(expected)
+    assert (result["se_models"] ** 2).mean() == pytest.approx(expected)
     model = split(scores).loc["model"]
-    assert model["variance"] == pytest.approx(max(found["value"].var() - expected, 0.0), abs=1e-12)
+    assert model["variance"] == pytest.approx(max(result["value"].var() - expected, 0.0), abs=1e-12)
     assert model["low"] == 0, "nothing but sampling: not shown to matter"
     apart = scores.assign(score=scores["score"] + 5 * (scores["method"] == "npo"))  # by a tenth
     assert split(apart).loc["model", "low"] > 0
@@ -711,8 +711,8 @@ def test_who_is_forgotten_at_some_level_is_not_asked_as_kept():
 def test_other_people_have_their_own_error_and_no_paired_one():
     scores = spread({"forget_draw": [0, 0.1]}, models=("ga",)).assign(set="forget")
     scores.loc[scores["forget_draw"] == 1, "profile"] = "other " + scores["profile"]
-    found = variance.levels(scores)
-    assert found["se_paired"].isna().all() and found["se"].notna().all()
+    result = variance.levels(scores)
+    assert result["se_paired"].isna().all() and result["se"].notna().all()
     assert np.isfinite(split(scores).loc["forget_draw", "variance"])
 
 

@@ -24,9 +24,8 @@ import numpy as np
 import pandas as pd
 
 from mllmu_nb import paths, pipeline, provenance, registry
-from mllmu_nb.batches import steps_of
+from mllmu_nb.batches import steps_of, unlearning_steps
 from mllmu_nb.config import Config
-from mllmu_nb.data.conversations import training_conversations
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting.runs import Scores, read_run
 from mllmu_nb.scoring.frames import GROUP, POOLED, REFERENCES, VIEWS, of_metric
@@ -34,6 +33,7 @@ from mllmu_nb.scoring.gates import AT
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.scoring.score import item_scores
 from mllmu_nb.stages import RECORD, lock, read_json, write_json
+from mllmu_nb.studies import path
 
 METHODS = ("ga", "grad_diff", "kl_min", "npo")
 TRAINED_VIEW = {"multimodal": "image_text", "unimodal": "text"}  # modality → the view in which the same is asked
@@ -168,13 +168,13 @@ def _run(task: tuple[Config, Path, Sequence[str], int | None]) -> str:
 def _training(study: Study, config: Config, folder: Path, diverged: str) -> dict:
     """A row of settings.csv."""
     row = study.values(config.parameters() | config.settings) | {"unlearn_lr": config.unlearn_lr or 0}
-    if not config.trains or diverged:
-        return row | {"steps": 0, "passes": 0.0, "supervised_tokens": 0, "diverged": diverged}
-    train = read_json(folder / "train.json")
-    conversations = training_conversations(pipeline.population(config).members("forget"), config.modality)
-    passes = train["steps"] / steps_of(conversations, 1, config.unlearning.batch_size)
-    numbers = {name: train[name] for name in ("steps", "supervised_tokens")}
-    return row | numbers | {"passes": passes, "diverged": ""}
+    row |= {"steps": 0, "passes": 0.0, "supervised_tokens": 0, "diverged": diverged}
+    if config.trains:
+        sets = path.conversations(config)
+        row["steps"] = unlearning_steps(config.objective, config.unlearning, sets)
+        row["passes"] = row["steps"] / steps_of(sets["forget"], 1, config.unlearning.batch_size)
+        row["supervised_tokens"] = 0 if diverged else read_json(folder / "train.json")["supervised_tokens"]
+    return row
 
 
 def by_person(items: pd.DataFrame, setting: Sequence[str], measures: Iterable[str]) -> pd.DataFrame:
@@ -217,7 +217,7 @@ class Measured:
         those of the runs of vanilla and the oracle about the same people, one's own or else those that came with the
         project. No row where there are none."""
         for results in (paths.results(self.record["scale"]), paths.reference()):
-            records = {path.parent: read_json(path) for path in sorted(paths.runs(results).glob(f"*/{RECORD}"))}
+            records = {file.parent: read_json(file) for file in sorted(paths.runs(results).glob(f"*/{RECORD}"))}
             alike = {f: r for f, r in records.items() if self.is_of(r) and r["data_hash"] == self.record["data_hash"]}
             chosen = {f: method for f, r in alike.items() if (method := r["parameters"]["method"]) in REFERENCES}
             if set(chosen.values()) == set(REFERENCES):

@@ -17,13 +17,12 @@ import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
 
-from mllmu_nb import pipeline
 from mllmu_nb.batches import steps_of
 from mllmu_nb.config import Config
-from mllmu_nb.data.conversations import training_conversations
 from mllmu_nb.reporting import plots
 from mllmu_nb.reporting.runs import MODALITIES
 from mllmu_nb.statistics.intervals import interval, paired_difference
+from mllmu_nb.studies import path
 from mllmu_nb.studies.base import MEASURES, TRAINED_VIEW, Measured, Study, answers, label, only, register
 
 SHOT_DRAWS = 20
@@ -72,8 +71,7 @@ def whole_epochs(config: Config) -> Config:
     """The same; where the method walks through whole epochs, as many as come closest to the canonical steps."""
     if not config.objective.passes or not config.unlearn_steps:
         return config
-    conversations = training_conversations(pipeline.population(config).members("forget"), config.modality)
-    epochs = config.unlearn_steps / steps_of(conversations, 1, config.unlearning.batch_size)
+    epochs = config.unlearn_steps / steps_of(path.conversations(config)["forget"], 1, config.unlearning.batch_size)
     return config.but(unlearn_steps=None, unlearn_epochs=float(max(1, round(epochs))))
 
 

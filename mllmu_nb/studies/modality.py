@@ -181,11 +181,11 @@ def with_gate(verdict: str, gate: str) -> str:
     return verdict if gate == OPEN else f"{verdict} (gate {gate or 'not known'})"
 
 
-def printed(found: pd.DataFrame) -> pd.DataFrame:
+def printed(gaps: pd.DataFrame) -> pd.DataFrame:
     """The claims as they are read, all methods averaged, in per cent and points."""
     rows = {}
     for claim in CLAIMS:
-        for one in only(found, measure=claim.measure, view=claim.view, method=POOLED).itertuples():
+        for one in only(gaps, measure=claim.measure, view=claim.view, method=POOLED).itertuples():
             rows[claim.label] = {
                 "said to leave less": MODALITIES[claim.lower],
                 "text only, %": f"{100 * one.unimodal:.0f}",
@@ -197,11 +197,11 @@ def printed(found: pd.DataFrame) -> pd.DataFrame:
 
 
 @plots.styled
-def figure(found: pd.DataFrame) -> Figure:
+def figure(gaps: pd.DataFrame) -> Figure:
     """The differences with their intervals: a panel a claim, its methods above their mean. The pale side is the one
     the claim points to; the heading says the verdict, and where the gate is not open."""
     keys, claims = ["measure", "view"], pd.DataFrame(CLAIMS)
-    rows = claims.merge(found, on=keys)
+    rows = claims.merge(gaps, on=keys)
     looks = pd.DataFrame([plots.look(one) if one != POOLED else plots.Look(plots.INK, "o") for one in rows["method"]])
     points = {name: 100 * rows[name] for name in ("value", "low", "high")}
     names = rows["method"].map(lambda method: "all methods" if method == POOLED else method_label(method))

@@ -20,10 +20,16 @@ from mllmu_nb.stages import Stage
 POINTS = 10
 
 
+def conversations(config: Config) -> dict[str, list[Conversation]]:
+    """What ``config`` unlearns and what it keeps, by set."""
+    known = pipeline.population(config)
+    return {name: training_conversations(known.members(name), config.modality) for name in ("forget", "retain")}
+
+
 def steps_of(config: Config, points: int = POINTS) -> list[int]:
     """The optimizer steps after which the adapter is kept."""
-    length = unlearning_steps(config.objective, config.unlearning, _conversations(config))
-    return sorted({max(1, round(length * part / points)) for part in range(1, points + 1)})
+    length = unlearning_steps(config.objective, config.unlearning, conversations(config))
+    return sorted({max(1, round(length * number / points)) for number in range(1, points + 1)})
 
 
 def path(config: Config, points: int = POINTS) -> Stage:
@@ -38,10 +44,10 @@ def path(config: Config, points: int = POINTS) -> Stage:
             if step in steps:
                 adapters.save(model, folder / f"step-{step}")
 
-        sets, stored = _conversations(config), None
+        sets, stored = conversations(config), None
         if method.other_reference:
             other, processor = pipeline.filled(config, pipeline.finetuned(config, method.other_reference))
-            asked = [conversation for name in sorted(sets) for conversation in sets[name]]
+            asked = [conversation for taught in sets.values() for conversation in taught]
             stored = reference_log_probs(other, processor, asked, recipe)
         model, processor = pipeline.filled(config, pipeline.finetuned(config))
         model = adapters.attach(model, recipe, config.unlearn_seed, method.trains)
@@ -63,8 +69,3 @@ def at_point(model: Any, config: Config, step: int = 0, points: int = POINTS) ->
         return model
     vanilla, _ = pipeline.filled(plain, pipeline.finetuned(plain))
     return adapters.merge(adapters.load(vanilla, path(plain, points).get() / f"step-{step}"))
-
-
-def _conversations(config: Config) -> dict[str, list[Conversation]]:
-    known = pipeline.population(config)
-    return {name: training_conversations(known.members(name), config.modality) for name in ("forget", "retain")}
