@@ -16,6 +16,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+import torch
+from packaging.requirements import Requirement
+
 from mllmu_nb import paths, pinning, pipeline, provenance
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
@@ -80,8 +84,6 @@ def lines(name: str, result: Result) -> str:
 
 def versions(configs: Configs) -> Result:
     """Whether every dependency is there in a version that the kit takes, and whether it is the tested one."""
-    from packaging.requirements import Requirement
-
     lock = paths.checkout() / "requirements.lock"
     text = lock.read_text(encoding="utf-8") if lock.is_file() else ""
     pins = [Requirement(line) for line in text.splitlines() if line.strip() and not line.startswith("#")]
@@ -108,8 +110,6 @@ def versions(configs: Configs) -> Result:
 
 def device(configs: Configs) -> Result:
     """What the runs are computed on, and whether to the bit as on other machines with AVX2."""
-    import torch
-
     machine, gpu = provenance.machine(), torch.cuda.is_available()
     variables = ", ".join(f"{name}={value}" for name, value in machine["bits"].items() if value)
     text = (
@@ -127,22 +127,16 @@ def device(configs: Configs) -> Result:
 
 def memory(configs: Configs) -> Result:
     """The memory against what the most demanding of the runs needs."""
-    import psutil
-    import torch
-
     gpu = torch.cuda.is_available()
     total = torch.cuda.get_device_properties(0).total_memory if gpu else psutil.virtual_memory().total
     limit = Path("/sys/fs/cgroup/memory.max")  # of a container
     if not gpu and limit.is_file() and limit.read_text().strip().isdigit():
         total = min(total, int(limit.read_text()))
-    need, there = most_memory(configs, gpu), total / GIB
-    listed = ", ".join(f"{what} {size:.1f}" for what, size in need.items())
-    text = f"about {sum(need.values()):.1f} GiB needed ({listed}); {there:.1f} GiB there"
-    if sum(need.values()) > there:
-        return Result(PROBLEM, text, "take a device with more; fewer shots need less while questions are asked")
-    if sum(need.values()) > TIGHT * there:
-        return Result(WARNING, text, "the estimate leaves out an allocator's reserve: it may not fit")
-    return Result(OK, text)
+    need = most_memory(configs, gpu)
+    share, listed = sum(need.values()) * GIB / total, ", ".join(f"{what} {size:.1f}" for what, size in need.items())
+    text = f"about {sum(need.values()):.1f} GiB needed ({listed}); {total / GIB:.1f} GiB there"
+    advice = "take a device with more: the estimate leaves out an allocator's reserve; fewer shots need less"
+    return Result(OK, text) if share <= TIGHT else Result(WARNING if share <= 1 else PROBLEM, text, advice)
 
 
 def most_memory(configs: Configs, gpu: bool) -> dict[str, float]:

@@ -82,8 +82,9 @@ def reference(named: Path | None, config: Config, plain: Config, method: str, na
     run, forget_ids = read_run(named), pipeline.population(config).forget_ids
     beside.check_reference(run, method, config.base_model, pipeline.data_hash(config), forget_ids)
     for parameter in pipeline.ASKING:
-        if run.parameters[parameter] != getattr(config, parameter):
-            print(f"{method} was asked with {parameter} {run.parameters[parameter]!r}, your model with another")
+        theirs, own = run.parameters[parameter], getattr(config, parameter)
+        if theirs != own:
+            print(f"{method} was asked with {parameter} {theirs!r}, your model with {own!r}")
     return run
 
 

@@ -2,8 +2,8 @@
 
 ``--data`` writes the people, with the training splits in ``baseline_train_split`` beside the folder. ``--model`` writes
 the run's model, adapters merged, with its processor; ``from_pretrained`` of transformers loads it without this kit.
-``--adapter`` writes the adapter alone, for ``peft`` to put on the model it was trained on: vanilla for an unlearned one,
-else the base.
+``--adapter`` writes the adapter alone, for ``peft`` to put on the model that was trained: vanilla for an unlearned
+one, else the base.
 """
 
 from __future__ import annotations

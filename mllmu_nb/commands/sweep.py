@@ -210,7 +210,7 @@ def notebook_for(config: Config) -> Path:
     pattern = f"*_{config.method if variants else FINETUNE}.ipynb"
     notebooks = [path for place in places for path in place.glob(pattern)]
     if len(notebooks) != 1:
-        count, where = len(notebooks) or "no", " and ".join(sorted(map(str, places)))
+        count, where = len(notebooks), " and ".join(sorted(map(str, places)))
         raise KitError(f"there must be one notebook for method {config.method!r}, not {count}: {pattern} in {where}")
     return notebooks[0]
 

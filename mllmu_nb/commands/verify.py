@@ -8,8 +8,9 @@ Every cell of the scores, computed from the stored answers, gets a verdict:
 - ``off``: neither. ``missing``: the reference has the cell and the run lacks it. Empty: the reference lacks it.
 
 The reference is the run that comes with the project, or the folder named by ``--against``. At paper scale it is what
-others printed (:mod:`mllmu_nb.reporting.published`), first the anchor, which is ``same`` within 0.005 and else ``off``.
-Printed figures have no interval and sources differ in level, so a cell gets the best verdict of its sources.
+others printed (:mod:`mllmu_nb.reporting.published`), first the anchor (the released weights' score), which is ``same``
+within 0.005 and else ``off``. Printed figures have no interval and sources differ in level, so a cell gets the best
+verdict of its sources.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from mllmu_nb import paths, pipeline, stages
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
-
-if TYPE_CHECKING:  # loaded where they are used: asking for the usage needs neither
-    import pandas as pd
-
-    from mllmu_nb.reporting.runs import Run
+from mllmu_nb.scoring.frames import CELL
 
 SUMMARY = "compare scores, cell by cell, with the reference run or with published figures"
 SAME, WITHIN, OFF, MISSING = "same", "within interval", "off", "missing"
 ROUNDING = 1e-9  # of a mean that was written to a file and read back
 NUMBERS = ["value", "low", "high"]
 REFERENCE = [f"{name}_reference" for name in NUMBERS]
+KEYS = ["run", *CELL, "metric"]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,8 +84,7 @@ def main(options: argparse.Namespace) -> int:
         print(cells.groupby(["run", "verdict"]).size().unstack(fill_value=0).rename(columns={"": "new"}).to_string())
         shown = cells[cells["verdict"].isin([OFF, MISSING])]
     if len(shown):
-        columns = ["verdict", "forget_ratio", "run", "set", "task", "view", "scoring", "metric", *NUMBERS]
-        columns += [name for name in (*REFERENCE, "published", "source") if name in shown]
+        columns = ["verdict", *KEYS, *NUMBERS, *(name for name in (*REFERENCE, "published", "source") if name in shown)]
         print(shown[columns].to_string(index=False, float_format="{:.3f}".format))
     every_cell = paths.writable(cache) / f"verify-{scale}.csv"
     cells.to_csv(every_cell, index=False)
@@ -122,13 +122,9 @@ def damages(folder: Path) -> list[str]:
 
 def read_scores(folder: Path) -> pd.DataFrame:
     """scores.csv of ``folder``."""
-    import pandas as pd
-
-    from mllmu_nb.scoring.frames import CELL
-
     try:
         scores = pd.read_csv(folder / "scores.csv", keep_default_na=False)
-        return scores[["run", *CELL, "metric"]].join(scores[NUMBERS].apply(pd.to_numeric))
+        return scores[KEYS].join(scores[NUMBERS].apply(pd.to_numeric))
     except OSError:
         raise KitError(f"there is no scores.csv in {folder}: name a folder that holds one by --against") from None
     except (ValueError, KeyError) as error:
@@ -139,16 +135,11 @@ def read_scores(folder: Path) -> pd.DataFrame:
 def compare(scores: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
     """The cells of the runs in ``scores`` beside the reference and a verdict. Raises KitError when the reference
     has none of these runs, or a cell twice."""
-    import pandas as pd
-
-    from mllmu_nb.scoring.frames import CELL
-
     reference = reference[reference["run"].isin(scores["run"])]
     if reference.empty:
         raise KitError("the reference has none of these runs, which are named by their parameters")
-    keys = ["run", *CELL, "metric"]
     try:
-        cells = scores.merge(reference, "outer", keys, suffixes=("", "_reference"), validate="one_to_one")
+        cells = scores.merge(reference, "outer", KEYS, suffixes=("", "_reference"), validate="one_to_one")
     except pd.errors.MergeError:
         raise KitError("scores.csv of the reference has two values for one cell of one run") from None
     return cells.assign(verdict=verdicts(cells))
@@ -156,15 +147,13 @@ def compare(scores: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
 
 def verdicts(cells: pd.DataFrame, rounding: Any = 0.0) -> Any:
     """A verdict for each row, from value, low and high of both sides."""
-    import numpy as np
-
     value, low, high, other, other_low, other_high = (cells[name] for name in (*NUMBERS, *REFERENCE))
     alike = (value - other).abs() <= rounding + ROUNDING
     within = other.between(low, high) | value.between(other_low, other_high)
     return np.select([other.isna(), value.isna(), alike, within], ["", MISSING, SAME, WITHIN], OFF)
 
 
-def print_differences(runs: Sequence[Run], reference: Path) -> None:
+def print_differences(runs: Sequence, reference: Path) -> None:
     """In what the runs' records differ from the reference's: most often this is why a cell does."""
     lines: Counter[str] = Counter()
     for run in runs:
@@ -186,7 +175,7 @@ def made_with(record: Mapping[str, Any]) -> dict[str, Any]:
 # -- against what was printed -----------------------------------------------------------------------------------
 
 
-def published_people(runs: Sequence[Run]) -> list[Run]:
+def published_people(runs: Sequence) -> list:
     """The runs under protocol ``upstream``, which is what others ran, all where there is none. Raises KitError for runs
     about other people than the published ones."""
     for run in runs:
@@ -202,30 +191,31 @@ def compare_published(scores: pd.DataFrame) -> pd.DataFrame:
     """The cells of ``scores``, first the anchor's (once more), with ``published`` (all that was printed for it, in the
     kit's unit), ``source`` (of the figure that agrees best) and ``verdict``; all three empty where nothing was printed.
     Raises KitError where nothing has a counterpart."""
-    import pandas as pd
-
     from mllmu_nb.reporting import published
 
     anchor = pd.DataFrame([published.ANCHOR_CELL]).assign(value=published.ANCHOR, rounding=published.ANCHOR_WITHIN)
     anchor = anchor.assign(source=f"anchor; {published.ANCHOR_SOURCE}")
-    exact = scores.assign(low=scores["value"], high=scores["value"])  # the anchor's margin takes the interval's place
-    cells = pd.concat([_best(exact, anchor, "inner"), _best(scores, published.cells(published.load()), "left")])
+    cells = [_best(scores, anchor, exact=True), _best(scores, published.cells(published.load()))]
+    if cells[0].empty:
+        print(f"not measured: the anchor, {published.ANCHOR:.4f} ({published.ANCHOR_SOURCE})")
+    cells = pd.concat(cells, ignore_index=True)
     if not cells["verdict"].any():
         raise KitError("no cell of these runs was published: figures are known for LLaVA-1.5-7B at 5 and 10 %")
     return cells
 
 
-def _best(scores: pd.DataFrame, printed: pd.DataFrame, how: str) -> pd.DataFrame:
-    """``scores`` merged with ``printed`` (value, rounding, source), a row a cell: the figure that agrees best."""
+def _best(scores: pd.DataFrame, printed: pd.DataFrame, exact: bool = False) -> pd.DataFrame:
+    """``scores`` merged with ``printed`` (value, rounding, source), a row a cell: the figure that agrees best. ``exact``:
+    only the cells that were printed, and intervals do not count."""
     keys = [name for name in printed if name not in ("value", "rounding", "source")]
-    cells = scores.assign(cell=range(len(scores))).merge(printed, how, keys, suffixes=("", "_reference"))
-    cells = cells.assign(low_reference=cells["value_reference"], high_reference=cells["value_reference"])
-    cells["verdict"] = verdicts(cells, cells["rounding"])
-    figures = cells["value_reference"].map("{:.4f}".format, na_action="ignore").fillna("")
-    cells["published"] = figures.groupby(cells["cell"]).transform(lambda group: " ".join(sorted(group)))
-    order = {
-        "verdict": cells["verdict"].map([SAME, WITHIN, OFF, ""].index),
-        "away": (cells["value_reference"] - cells["value"]).abs(),
-    }
-    cells = cells.loc[cells.assign(**order).sort_values(["cell", "verdict", "away"]).drop_duplicates("cell").index]
-    return cells[[*scores, "published", "source", "verdict"]].fillna({"source": ""})
+    cells = scores.assign(cell=range(len(scores))).merge(
+        printed, "inner" if exact else "left", keys, suffixes=("", "_reference")
+    )
+    other = cells["value_reference"]
+    cells = cells.assign(low_reference=other, high_reference=other, away=(other - cells["value"]).abs())
+    figures = pd.Series([f"{value:.4f}" if value == value else "" for value in other], cells.index, dtype=str)
+    published = figures.groupby(cells["cell"]).transform(lambda group: " ".join(sorted(group)))
+    judged = cells.assign(low=cells["value"], high=cells["value"]) if exact else cells
+    cells = cells.assign(verdict=verdicts(judged, cells["rounding"]), published=published)
+    order = cells.assign(rank=cells["verdict"].map([SAME, WITHIN, OFF, ""].index)).sort_values(["cell", "rank", "away"])
+    return order.drop_duplicates("cell")[[*scores, "published", "source", "verdict"]].fillna({"source": ""})
