@@ -230,12 +230,15 @@ def test_a_model_is_compared_with_its_references_question_by_question(
     [place] = paths.runs(paths.evaluated("miniature")).iterdir()
     items = read_run(place).items
     assert set(items["set"]) == {"forget"} and items["profile"].nunique() == 2 and set(items["method"]) == {"mine"}
-    found = pd.read_csv(tmp_path / "there" / "comparison.csv", keep_default_na=False)
-    likely = found[(found["scoring"] == "likelihood") & (found["view"] == "both")].set_index("against")
+    table = pd.read_csv(tmp_path / "there" / "comparison.csv", keep_default_na=False)
+    likely = table[(table["scoring"] == "likelihood") & (table["view"] == "both") & (table["metric"] == "accuracy")]
+    likely = likely[likely["set"] == "forget"].set_index("against")
     right = items.loc[items["scoring"] == "likelihood", "correct"].mean()
     values = likely.loc[["vanilla", "oracle"], "value"].astype(float)
     assert values.to_dict() == pytest.approx({"vanilla": right - 1, "oracle": right})
-    assert set(likely["gate"]) == {"open"} and len(pd.read_csv(tmp_path / "there" / "scores.csv"))
+    assert set(likely.loc[["vanilla", "oracle"], "gate"]) == {"open"} and len(
+        pd.read_csv(tmp_path / "there" / "scores.csv")
+    )
     record = stages.read_json(tmp_path / "there" / stages.RECORD)
     assert record["limit"] == 2 and list(record["sets"]) == ["forget"]
     assert record["parameters"]["adapter_path"] == "adapter" and record["name"] == "mine"

@@ -7,6 +7,7 @@ people: the runs that are named, or else those made here or come with the projec
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 from pathlib import Path
@@ -50,15 +51,15 @@ def main(options: argparse.Namespace) -> int:
         raise KitError(f"--name {options.name} makes the model its own reference: leave out --{options.name}")
     if options.out and options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise KitError(f"{options.out} is already there: remove it or choose another folder")
-    model, adapter = (Path(path).expanduser() for path in (options.model, options.adapter))
+    model, adapter = (sweep.absolute(os.path.expanduser(path)) for path in (options.model, options.adapter))
     given = sweep.read(options.config) if options.config else {}
     given = {name: value for name, value in given.items() if name not in (GRID, "variant", "after", "adapter_path")}
     plain = Config.from_parameters({**given, "method": "vanilla", "modality": "none"})
     config = plain.but(
         method=YOURS,
-        base_path=str(model.resolve()) if model.exists() else options.model,  # a name on the hub
-        adapter_path=str(adapter.resolve()) if adapter.exists() else options.adapter,
-        base_model=model_type(model) if (model / "config.json").is_file() else plain.base_model,
+        base_path=model,
+        adapter_path=adapter,
+        base_model=model_type(Path(model)) if Path(model, "config.json").is_file() else plain.base_model,
     )
     pipeline.check(config)
     references = {name: reference(getattr(options, name), config, plain, name, options.name) for name in REFERENCES}

@@ -116,10 +116,10 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise KitError(f"{path} must hold parameters, one 'name: value' a line")
     # Notebooks run in their own folder, so paths are absolute.
-    return content | {name: _absolute(content[name]) for name in PATHS if isinstance(content.get(name), str)}
+    return content | {name: absolute(content[name]) for name in PATHS if isinstance(content.get(name), str)}
 
 
-def _absolute(value: str) -> str:
+def absolute(value: str) -> str:
     """A path, or several with commas between, in full; what does not exist here (a name on the hub) as it is."""
     entries = [entry.strip() for entry in ([value] if os.path.exists(value) else value.split(","))]
     return ",".join(str(Path(entry).resolve()) if entry and os.path.exists(entry) else entry for entry in entries)

@@ -205,8 +205,8 @@ def compare_published(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _best(scores: pd.DataFrame, printed: pd.DataFrame, exact: bool = False) -> pd.DataFrame:
-    """``scores`` merged with ``printed`` (value, rounding, source), a row a cell: the figure that agrees best. ``exact``:
-    only the cells that were printed, and intervals do not count."""
+    """``scores`` merged with ``printed`` (value, rounding, source), a row a cell: the figure that agrees best. With
+    ``exact`` only the cells that were printed, and intervals do not count."""
     keys = [name for name in printed if name not in ("value", "rounding", "source")]
     cells = scores.assign(cell=range(len(scores))).merge(
         printed, "inner" if exact else "left", keys, suffixes=("", "_reference")
