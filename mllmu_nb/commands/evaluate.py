@@ -74,13 +74,14 @@ def main(options: argparse.Namespace) -> int:
 def reference(named: Path | None, config: Config, plain: Config, method: str, name: str):
     """The run of vanilla or the oracle: the one named, else one of the same people, where there is any. Raises KitError
     for one of another model or other people; prints in what else it was asked in another way."""
-    from mllmu_nb.reporting import beside
     from mllmu_nb.reporting.runs import read_run
 
     if named is None:
         folder = None if method == name else pipeline.reference(plain.but(method=method, base_model=config.base_model))
         return read_run(folder) if folder else None
     run, forget_ids = read_run(named), pipeline.population(config).forget_ids
+    from mllmu_nb.reporting import beside
+
     beside.check_reference(run, method, config.base_model, pipeline.data_hash(config), forget_ids)
     for parameter in pipeline.ASKING:
         theirs, own = run.parameters[parameter], getattr(config, parameter)
