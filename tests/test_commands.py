@@ -136,7 +136,7 @@ def test_a_missing_configuration_a_missing_notebook_and_a_missing_base_are_named
     assert capsys.readouterr().err == f"error: cannot read {tmp_path / 'none.yaml'}: No such file or directory\n"
     grid = put_grid(tmp_path, {"base_path": str(tmp_path / "no base")})
     assert door.main(["sweep", grid]) == 2
-    assert "there is no notebook for method 'vanilla': *_finetune.ipynb in" in capsys.readouterr().err
+    assert "there must be one notebook for method 'vanilla', not 0: *_finetune.ipynb in" in capsys.readouterr().err
     put_notebook(notebooks, "02_finetune.ipynb")
     assert door.main(["sweep", grid]) == 2
     said = capsys.readouterr().err
@@ -197,8 +197,8 @@ def test_a_grid_goes_over_hyper_parameters_and_leaves_them_out_where_a_method_ha
     settings = [(c.method, c.settings.get("beta"), c.unlearn_lr) for c in configs if c.method != "vanilla"]
     assert settings[:2] == [("ga", None, 1e-3), ("ga", None, 2e-3)] and len(configs) == 1 + 2 + 4
     assert settings[2:] == [("npo", 0.1, 1e-3), ("npo", 0.1, 2e-3), ("npo", 1.0, 1e-3), ("npo", 1.0, 2e-3)]
-    assert sweep.describe(npo)[npo[1].run_id] == "NPO (text only), unlearn_lr 0.002, beta 0.1"
-    assert sweep.describe(npo[:1]) == {npo[0].run_id: "NPO (text only)"}
+    assert sweep.labels(npo)[npo[1].run_id] == "NPO (text only), unlearn_lr 0.002, beta 0.1"
+    assert sweep.labels(npo[:1]) == {npo[0].run_id: "NPO (text only)"}
     variants = sweep.cells({"grid": {"method": ["vanilla", "npo"], "modality": ["unimodal"], "variant": ["upstream"]}})
     assert [config.variant for config in variants] == ["canonical", "upstream"]
 
@@ -242,7 +242,7 @@ def test_a_methods_notebook_may_lie_beside_its_file(notebooks, tmp_path, monkeyp
     monkeypatch.setattr(sweep.inspect, "getfile", lambda method: str(tmp_path / "own" / "ga.py"))
     (tmp_path / "own").mkdir()
     put_notebook(tmp_path / "own", "99_ga.ipynb")
-    with pytest.raises(KitError, match="there is several notebooks for method 'ga'"):
+    with pytest.raises(KitError, match="there must be one notebook for method 'ga', not 2"):
         sweep.notebook_for(config)
     (notebooks / "03_ga.ipynb").unlink()
     assert sweep.notebook_for(config) == tmp_path / "own" / "99_ga.ipynb"
@@ -322,21 +322,21 @@ def test_the_sweep_runs_notebooks_skips_finished_ones_and_names_what_failed(
 )
 def test_a_notebook_that_a_signal_ended_is_said_to_be(out, code, reason):
     job = sweep.Job(Config(), Path("x.ipynb"), SimpleNamespace(returncode=code))
-    assert job.why().startswith(f"ended by {reason}")
+    assert job.problem().startswith(f"ended by {reason}")
 
 
 def test_why_a_notebook_failed_is_its_cells_error_or_the_logs_last_line(out):
     job = sweep.Job(Config(), Path("x.ipynb"), SimpleNamespace(returncode=1))
-    assert job.why() == "its log is empty"
+    assert job.problem() == "its log is empty"
     job.executed.parent.mkdir(parents=True)
     job.log.write_text("starting\nNo module named papermill\n\n")
     job.executed.write_text("[1]")
-    assert job.why() == "No module named papermill"
+    assert job.problem() == "No module named papermill"
     output = {"output_type": "error", "ename": "KitError", "evalue": "no\nspace"}
     job.executed.write_text(json.dumps({"cells": [{"cell_type": "markdown"}, {"outputs": [output]}]}))
-    assert job.why() == "KitError: no space"
+    assert job.problem() == "KitError: no space"
     job.process.returncode = 0
-    assert job.why() == "the notebook came to its end without making the run"
+    assert job.problem().startswith("the notebook came to its end without making the run")
 
 
 class Pretended(sweep.Job):
@@ -347,7 +347,7 @@ class Pretended(sweep.Job):
 
     def start(self, threads):
         self.began = time.perf_counter()
-        method, place = self.config.method, self.needs
+        method, place = self.config.method, self.vanilla
         self.history.append(method)
         broken = method == "vanilla" and self.fails
 
@@ -361,11 +361,8 @@ class Pretended(sweep.Job):
         self.thread.start()
         self.process = SimpleNamespace(poll=lambda: None if self.thread.is_alive() else 0, returncode=int(broken))
 
-    def succeeded(self):
-        return not self.process.returncode
-
-    def why(self):
-        return "no memory"
+    def problem(self):
+        return "no memory" if self.process.returncode else ""
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -1,7 +1,7 @@
-"""``python -m mllmu_nb doctor configs/paper-llava.yaml``: what would stop the configuration's runs, before they start.
+"""``python -m mllmu_nb doctor CONFIG``: what would stop the configuration's runs, in seconds, before they start.
 
-No weights are loaded and nothing is trained or asked: it takes seconds, most of them for reading the people. The hub is
-asked only for what has to come from it and is not in the cache; whether there is a token is said, the token never.
+A check takes the runs and returns a :class:`Result`. None loads weights; the hub is asked only for what has to be
+downloaded; whether there is a token is printed, never the token.
 """
 
 from __future__ import annotations
@@ -11,30 +11,35 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
+
+import psutil
+import torch
+from packaging.requirements import Requirement
 
 from mllmu_nb import paths, pinning, pipeline, provenance
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.errors import KitError
-from mllmu_nb.models import files
+from mllmu_nb.models.files import check_model
 
 SUMMARY = "what is missing for a configuration's runs, before compute is spent"
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
-WIDTH = 120
 GIB = 2**30
 TIGHT = 0.8  # share of the memory above which the estimate is too close to it
-PATIENCE = 5  # seconds that the hub is given to answer
+TIMEOUT = 5  # seconds that the hub is given to answer
 ANSWERS = 2**22  # bytes of a run's answers and records, rounded up
 KERNEL = "python3"  # the name in the notebooks' metadata
 
+Configs = Sequence[Config]
 
-class Finding(NamedTuple):
-    """What a check says: a verdict, what is there, and what to do about it."""
+
+class Result(NamedTuple):
+    """What a check says: a verdict, the state of things, and what to do about it."""
 
     verdict: str
     text: str
@@ -46,52 +51,43 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Prints the table. 1 when there is a problem, else 0; KitError for a configuration that cannot be read."""
+    """Prints a line a check. 1 when there is a problem, else 0; KitError for a configuration that cannot be read."""
     configs = sweep.cells(sweep.read(options.config))
-    text = f"{len(configs)} runs, scale {configs[0].scale}, {configs[0].base_model}"
-    findings = {"configuration": Finding(OK, text), **{name(check): examine(check, configs) for check in CHECKS}}
-    print(table(findings))
-    verdicts = [finding.verdict for finding in findings.values()]
+    verdicts = []
+    for check in CHECKS:
+        result = examine(check, configs)
+        print(lines(check.__name__, result))
+        verdicts.append(result.verdict)
     print(f"{verdicts.count(PROBLEM)} problems, {verdicts.count(WARNING)} warnings")
     return 1 if PROBLEM in verdicts else 0
 
 
-def examine(check, configs: Sequence[Config]) -> Finding:
-    """What ``check`` says about the runs ``configs``; an error of any kind is a problem."""
+def examine(check: Callable[[Configs], Result], configs: Configs) -> Result:
+    """What ``check`` returns for the runs; an error of any kind is a problem."""
     try:
         return check(configs)
     except Exception as error:
-        return Finding(PROBLEM, " ".join(str(error).split())[:500] or type(error).__name__)
+        return Result(PROBLEM, " ".join(str(error).split())[:500] or type(error).__name__)
 
 
-def name(check) -> str:
-    return check.__name__.replace("_", " ")
-
-
-def table(findings: dict[str, Finding]) -> str:
-    """The findings as aligned text: verdict, what was looked at, what is there, and on the next line what to do."""
-    wide = max(map(len, findings))
-    lines = []
-    for what, finding in findings.items():
-        start = f"{finding.verdict:8} {what:{wide}}  "
-        rest = " " * len(start)
-        lines += textwrap.wrap(finding.text, WIDTH, initial_indent=start, subsequent_indent=rest)
-        advice = f"-> {finding.advice}" if finding.advice else ""
-        lines += textwrap.wrap(advice, WIDTH, initial_indent=rest, subsequent_indent=f"{rest}   ")
-    return "\n".join(lines)
+def lines(name: str, result: Result) -> str:
+    """Verdict, name and text, and below what to do; aligned and wrapped."""
+    start = f"{result.verdict:8} {name:8}  "
+    rest = " " * len(start)
+    wrapped = textwrap.wrap(result.text, 120, initial_indent=start, subsequent_indent=rest)
+    advice = f"-> {result.advice}" if result.advice else ""
+    return "\n".join(wrapped + textwrap.wrap(advice, 120, initial_indent=rest, subsequent_indent=f"{rest}   "))
 
 
 # -- the machine ------------------------------------------------------------------------------------------------
 
 
-def versions(configs: Sequence[Config]) -> Finding:
+def versions(configs: Configs) -> Result:
     """Whether every dependency is there in a version that the kit takes, and whether it is the tested one."""
-    from packaging.requirements import Requirement
-
     lock = paths.checkout() / "requirements.lock"
-    lines = lock.read_text(encoding="utf-8").splitlines() if lock.is_file() else []
-    pins = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
-    tested = {pin.name: str(pin.specifier).lstrip("=") for pin in pins if not pin.marker or pin.marker.evaluate()}
+    text = lock.read_text(encoding="utf-8") if lock.is_file() else ""
+    pins = [Requirement(line) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    tested = {pin.name: pin.specifier for pin in pins if not pin.marker or pin.marker.evaluate()}
     wrong, untested = [], []
     for needed in map(Requirement, metadata.requires("mllmu-nb") or []):
         if needed.marker and not needed.marker.evaluate({"extra": ""}):
@@ -103,76 +99,56 @@ def versions(configs: Sequence[Config]) -> Finding:
             continue
         if not needed.specifier.contains(version, prereleases=True):
             wrong.append(f"{needed.name} {version} (needs {needed.specifier})")
-        elif tested.get(needed.name, version) != version:
+        elif version not in tested.get(needed.name, [version]):
             untested.append(f"{needed.name} {version} (tested: {tested[needed.name]})")
     if wrong:
-        return Finding(PROBLEM, "; ".join(wrong), "run `make env`, or install with -c requirements.lock")
+        return Result(PROBLEM, "; ".join(wrong), "run `make env`, or install with -c requirements.lock")
     if untested:
-        return Finding(WARNING, "; ".join(untested), "scores may differ in the last digits from the reference")
-    return Finding(OK, ", ".join(" ".join(pair) for pair in provenance.versions().items()))
+        return Result(WARNING, "; ".join(untested), "scores may differ in the last digits from the reference")
+    return Result(OK, ", ".join(map(" ".join, provenance.versions().items())))
 
 
-def device(configs: Sequence[Config]) -> Finding:
-    """What the runs are computed on."""
-    import torch
-
+def device(configs: Configs) -> Result:
+    """What the runs are computed on, and whether to the bit as on other machines with AVX2."""
     machine, gpu = provenance.machine(), torch.cuda.is_available()
-    text = machine["device"] if gpu else f"{machine['device']}, {machine['cpu']}, {os.cpu_count()} cores"
+    variables = ", ".join(f"{name}={value}" for name, value in machine["bits"].items() if value)
+    text = (
+        f"{machine['device']}, {machine['cpu']}, {os.cpu_count()} cores, {machine['capability']} kernels, {variables}"
+    )
     if configs[0].scale != "miniature" and not gpu:
-        return Finding(PROBLEM, text, "the 7B models need a GPU: on a CPU a run takes weeks")
+        return Result(PROBLEM, text, "the 7B models need a GPU: on a CPU a run takes weeks")
     if gpu and not torch.cuda.is_bf16_supported():
-        return Finding(PROBLEM, f"{text}, without bfloat16", "take a GPU of the year 2020 or later")
-    return Finding(OK, text)
+        return Result(PROBLEM, f"{text}, without bfloat16", "take a GPU of the year 2020 or later")
+    if not gpu and not pinning.pinned():
+        advice = f"expect scores within the reference's intervals; on x86 leave {', '.join(machine['bits'])} unset"
+        return Result(WARNING, f"not pinned: {text}", advice)
+    return Result(OK, text)
 
 
-def bits(configs: Sequence[Config]) -> Finding:
-    """Whether this machine computes the very numbers that others with AVX2 do."""
-    machine = provenance.machine()
-    chosen = ", ".join(f"{variable}={value}" for variable, value in machine["bits"].items() if value)
-    text = f"{machine['capability']} kernels, {chosen or 'nothing is set'}"
-    if pinning.pinned() or not machine["device"].startswith("cpu"):
-        return Finding(OK, text)
-    advice = f"expect scores within the reference's intervals; on x86 leave {', '.join(machine['bits'])} unset"
-    return Finding(WARNING, f"not pinned: {text}", advice)
-
-
-def memory(configs: Sequence[Config]) -> Finding:
+def memory(configs: Configs) -> Result:
     """The memory against what the most demanding of the runs needs."""
-    import psutil
-    import torch
-
     gpu = torch.cuda.is_available()
-    needed, made_of = most_needed(configs, gpu)
-    there = torch.cuda.get_device_properties(0).total_memory if gpu else psutil.virtual_memory().total
+    total = torch.cuda.get_device_properties(0).total_memory if gpu else psutil.virtual_memory().total
     limit = Path("/sys/fs/cgroup/memory.max")  # of a container
     if not gpu and limit.is_file() and limit.read_text().strip().isdigit():
-        there = min(there, int(limit.read_text()))
-    text = f"about {needed / GIB:.1f} GiB needed ({made_of}); {there / GIB:.1f} GiB there"
-    if needed > there:
-        return Finding(PROBLEM, text, "take a device with more; fewer shots need less while questions are asked")
-    if needed > TIGHT * there:
-        return Finding(WARNING, text, "the estimate leaves out an allocator's reserve: it may not fit")
-    return Finding(OK, text)
+        total = min(total, int(limit.read_text()))
+    need = most_memory(configs, gpu)
+    share, listed = sum(need.values()) * GIB / total, ", ".join(f"{what} {size:.1f}" for what, size in need.items())
+    text = f"about {sum(need.values()):.1f} GiB needed ({listed}); {total / GIB:.1f} GiB there"
+    advice = "take a device with more: the estimate leaves out an allocator's reserve; fewer shots need less"
+    return Result(OK, text) if share <= TIGHT else Result(WARNING if share <= 1 else PROBLEM, text, advice)
 
 
-def most_needed(configs: Sequence[Config], gpu: bool) -> tuple[int, str]:
-    """Bytes that the most demanding of the runs needs, and what they are made of."""
-    from mllmu_nb.models.memory import LIBRARIES
-
+def most_memory(configs: Configs, gpu: bool) -> dict[str, float]:
+    """GiB that the most demanding of the runs needs, by what they hold."""
     model = _estimate(configs[0], gpu)
-    asking = model.answering(pipeline.EVAL_BATCH[configs[0].scale], max(config.shots for config in configs))
-    recipes = [(c.training, c.adaptation == "full", "") for c in configs if c.method != "base"]
-    recipes += [(c.unlearning, False, c.objective.trains) for c in configs if c.trains]
-    trainings = [model.training(*one) for number, one in enumerate(recipes) if one not in recipes[:number]]
-    most = max([asking, *trainings], key=lambda need: need.most)
-    text = f"{most.parameters:,} parameters {most.weights / GIB:.1f}"
-    if most.trained:
-        text += f", {most.trained:,} trained with their states {most.states / GIB:.1f}"
-    text += f", estimated: kept for the gradient {most.kept / GIB:.1f}, or keys and values {asking.cache / GIB:.1f}"
-    return most.most, f"{text}, libraries {LIBRARIES / GIB:.1f}"
+    needs = [model.answering(pipeline.EVAL_BATCH[configs[0].scale], max(config.shots for config in configs))]
+    needs += [model.training(c.training, c.adaptation == "full") for c in configs if c.method != "base"]
+    needs += [model.training(c.unlearning, False, c.objective.trains) for c in configs if c.trains]
+    return max(needs, key=lambda need: sum(need.values()))
 
 
-def _estimate(config: Config, gpu: bool):
+def _estimate(config: Config, gpu: bool = False):
     """Of the base model, by its configuration from its folder or the hub's cache, else as it was published."""
     from transformers import AutoConfig
 
@@ -188,82 +164,20 @@ def _estimate(config: Config, gpu: bool):
     return Estimate(shape, element=2 if gpu and not miniature else 4, eager=miniature)
 
 
-# -- people, base model and hub ---------------------------------------------------------------------------------
+def disk(configs: Configs) -> Result:
+    """Free space against the models, adapters and answers that the runs leave, and a base model to be downloaded."""
+    model, first = _estimate(configs[0]), configs[0]
+    numbers = sum(model.trained(c.unlearning, False, c.objective.trains) for c in configs if c.trains)
+    finetuned = model.parameters if first.adaptation == "full" else model.trained(first.training, full=False)
+    numbers += finetuned * len({config.method == "oracle" for config in configs})  # vanilla and the oracle
+    needed = 2 * (4 * numbers + len(configs) * ANSWERS) + download_size(first)  # each is written aside first
+    free = shutil.disk_usage(next(place for place in (paths.root(), *paths.root().parents) if place.exists())).free
+    text = f"about {needed / GIB:.1f} GiB needed, downloads included, and {free / GIB:.1f} GiB free"
+    advice = "free some, or set MLLMU_NB_OUT (and HF_HOME) to another disk"
+    return Result(PROBLEM, text, advice) if needed > free else Result(OK, text)
 
 
-def people(configs: Sequence[Config]) -> Finding:
-    """The people of every ratio and draw: read or generated, which checks their schema, and their hash."""
-    forgotten = []
-    for config in {tuple(getattr(config, name) for name in pipeline.DATA): config for config in configs}.values():
-        if remote := _remote(config):
-            return Finding(OK, f"{', '.join(remote)}: read, and their schema checked, when they are downloaded")
-        known = pipeline.population(config)
-        forgotten.append(f"{len(known.forget_ids)} to be forgotten at {config.forget_ratio} %")
-    kinds = ", ".join(f"{len(known.of_kind(kind))} {kind}" for kind in ("fictitious", "pool", "celebrity"))
-    text = f"{kinds}; {', '.join(forgotten)}; hash {pipeline.data_hash(config)}"
-    if odd := known.notes.get("schema"):
-        return Finding(WARNING, f"{text}; {'; '.join(odd)}", "nothing that a run reads is concerned")
-    return Finding(OK, text)
-
-
-def _remote(config: Config) -> list[str]:
-    """The data sources of ``config`` that are names on the hub."""
-    sources = [part.strip() for part in config.data_source.split(",") if part.strip()]
-    return [source for source in sources if not os.path.exists(os.path.expanduser(source))]
-
-
-def base_model(configs: Sequence[Config]) -> Finding:
-    """Whether it is whole, unaltered and of the right family, by its files alone."""
-    config, source = configs[0], pipeline.base_source(configs[0])
-    config.family.render(Conversation(()), "", "")
-    if config.scale == "miniature":
-        files.check_shipped(Path(source))
-    if size := _download_size(config):
-        return Finding(OK, f"{source}, from the hub: about {size / GIB:.0f} GiB to download, not in the cache yet")
-    if not Path(source).is_dir():
-        return Finding(OK, f"{source}, in the hub's cache")
-    files.check_model(Path(source), config.base_model)
-    return Finding(OK, f"{Path(source).name}, hash {pipeline.base_hash(config)}")
-
-
-def _download_size(config: Config) -> int:
-    """Bytes of the base model in half precision, 0 where it need not be downloaded."""
-    from huggingface_hub import try_to_load_from_cache
-
-    from mllmu_nb.models.memory import Estimate
-
-    source, names = pipeline.base_source(config), ("config.json", "model.safetensors.index.json")
-    if config.scale == "miniature" or Path(source).is_dir():
-        return 0
-    if all(isinstance(try_to_load_from_cache(source, name), str) for name in names):
-        return 0
-    return 2 * Estimate(config.family.published_shape(), element=2, eager=False).parameters
-
-
-def hub(configs: Sequence[Config]) -> Finding:
-    """Whether the hub answers for what has to come from it, and whether there is a token."""
-    from huggingface_hub import HfApi, get_token
-
-    wanted = {pipeline.base_source(configs[0]): "model"} if _download_size(configs[0]) else {}
-    for config in configs:  # the people are a data set, their training splits are kept as a model
-        wanted |= {source: "model" if number else "dataset" for number, source in enumerate(_remote(config))}
-    if not wanted:
-        return Finding(OK, "not needed")
-    token = get_token()
-    api, shown = HfApi(os.environ.get("HF_ENDPOINT"), token), "a token is set" if token else "no token is set"
-    for source, kind in wanted.items():
-        try:
-            api.repo_info(source, repo_type=kind, timeout=PATIENCE)
-        except Exception as error:  # of the network, the hub or the name: several libraries' own kinds
-            advice = "check the spelling, HF_TOKEN and HF_ENDPOINT, or name folders by base_path and data_source"
-            return Finding(PROBLEM, f"{source}: {str(error).splitlines()[0]}; {shown}", advice)
-    return Finding(OK, f"{', '.join(wanted)} can be had; {shown}")
-
-
-# -- notebooks and folders --------------------------------------------------------------------------------------
-
-
-def kernel(configs: Sequence[Config]) -> Finding:
+def kernel(configs: Configs) -> Result:
     """Whether the notebooks' kernel exists and is of this very Python."""
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
@@ -271,35 +185,84 @@ def kernel(configs: Sequence[Config]) -> Finding:
     try:
         command = KernelSpecManager().get_kernel_spec(KERNEL).argv[0]
     except NoSuchKernel:
-        return Finding(PROBLEM, f"there is no Jupyter kernel {KERNEL}", advice)
-    # a bare "python" is started as this one; an environment's python is most often a link to one that several
-    # environments share, so folders are compared
-    command = sys.executable if command in ("python", "python3") else shutil.which(command)
-    if command is None or Path(command).absolute().parent != Path(sys.executable).absolute().parent:
-        return Finding(WARNING, f"{KERNEL} runs another Python than this one", advice)
-    return Finding(OK, f"{KERNEL}, of this Python")
+        return Result(PROBLEM, f"there is no Jupyter kernel {KERNEL}", advice)
+    # jupyter starts a bare "python" as this one; the Python of an environment is a link that several may share
+    command = sys.executable if command in ("python", "python3") else command
+    if Path(shutil.which(command) or "none").absolute().parent != Path(sys.executable).absolute().parent:
+        return Result(WARNING, f"{KERNEL} runs another Python than this one", advice)
+    return Result(OK, f"{KERNEL}, of this Python")
 
 
-def disk(configs: Sequence[Config]) -> Finding:
-    """Free space against the models, adapters and answers that the runs leave, and a base model to be downloaded."""
-    model, recipe = _estimate(configs[0], gpu=False), configs[0].training
-    finetuned = model.parameters if configs[0].adaptation == "full" else model.trained(recipe, full=False)
-    numbers = finetuned * len({config.method == "oracle" for config in configs})  # vanilla and the oracle
-    numbers += sum(model.trained(c.unlearning, False, c.objective.trains) for c in configs if c.trains)
-    download = _download_size(configs[0])
-    needed = 2 * (4 * numbers + len(configs) * ANSWERS) + download  # each is written aside first
-    free = shutil.disk_usage(next(place for place in (paths.root(), *paths.root().parents) if place.exists())).free
-    included = ", the download among them," if download else ""
-    text = f"about {needed / GIB:.1f} GiB needed{included} and {free / GIB:.1f} GiB free"
-    advice = "free some, or set MLLMU_NB_OUT (and HF_HOME) to another disk"
-    return Finding(PROBLEM, text, advice) if needed > free else Finding(OK, text)
+# -- what the runs read and write -------------------------------------------------------------------------------
 
 
-def folders(configs: Sequence[Config]) -> Finding:
-    """Whether results, figures and the cache can be written."""
-    for folder in (pipeline.run_folder(configs[0]).parent, paths.figures(configs[0].scale), paths.cache()):
-        paths.writable(folder)
-    return Finding(OK, f"results, figures and cache can be written under {paths.root()}")
+def people(configs: Configs) -> Result:
+    """The people of every ratio and draw: read or generated, which checks their schema, and their hash."""
+    if remote := _remote(configs[0]):
+        return Result(OK, f"{', '.join(remote)}: read, and their schema checked, when they are downloaded")
+    distinct = list({tuple(getattr(config, name) for name in pipeline.DATA): config for config in configs}.values())
+    known = [pipeline.population(config) for config in distinct]
+    kinds = ", ".join(f"{len(known[0].of_kind(kind))} {kind}" for kind in ("fictitious", "pool", "celebrity"))
+    forget = [
+        f"{len(p.forget_ids)} to be forgotten at {c.forget_ratio} %" for c, p in zip(distinct, known, strict=True)
+    ]
+    text = f"{kinds}; {', '.join(forget)}; hash {pipeline.data_hash(distinct[0])}"
+    if problems := known[0].notes.get("schema"):
+        return Result(WARNING, f"{text}; {'; '.join(problems)}", "nothing that a run reads is concerned")
+    return Result(OK, text)
 
 
-CHECKS = (versions, device, bits, memory, people, base_model, hub, kernel, disk, folders)
+def inputs(configs: Configs) -> Result:
+    """Base model, prompts, worked examples and folders, as a sweep checks them before it starts."""
+    source, size = pipeline.base_source(configs[0]), download_size(configs[0])
+    for config in configs:
+        config.family.render(Conversation(()), "", "")
+        if not _remote(config):
+            pipeline.check(config)
+    text = f"{len(configs)} runs, scale {configs[0].scale}, under {paths.root()}; base model {Path(source).name}"
+    if Path(source).is_dir():
+        check_model(Path(source), configs[0].base_model)
+        return Result(OK, f"{text}, hash {pipeline.base_hash(configs[0])}")
+    return Result(OK, f"{text}, " + (f"about {size / GIB:.0f} GiB to download" if size else "in the hub's cache"))
+
+
+def hub(configs: Configs) -> Result:
+    """Whether the hub answers for what has to come from it, and whether there is a token."""
+    from huggingface_hub import HfApi, get_token
+
+    wanted = {pipeline.base_source(configs[0]): "model"} if download_size(configs[0]) else {}
+    for config in configs:  # the people are a data set, their training splits are kept as a model
+        wanted |= {source: "model" if number else "dataset" for number, source in enumerate(_remote(config))}
+    if not wanted:
+        return Result(OK, "not needed")
+    api, token = (
+        HfApi(os.environ.get("HF_ENDPOINT"), get_token()),
+        "a token is set" if get_token() else "no token is set",
+    )
+    for source, kind in wanted.items():
+        try:
+            api.repo_info(source, repo_type=kind, timeout=TIMEOUT)
+        except Exception as error:  # of the network, the hub or the name: several libraries' own kinds
+            advice = "check the spelling, HF_TOKEN and HF_ENDPOINT, or name folders by base_path and data_source"
+            return Result(PROBLEM, f"{source}: {str(error).splitlines()[0]}; {token}", advice)
+    return Result(OK, f"{', '.join(wanted)} can be downloaded; {token}")
+
+
+def _remote(config: Config) -> list[str]:
+    """The data sources of ``config`` that are names on the hub."""
+    sources = [source.strip() for source in config.data_source.split(",") if source.strip()]
+    return [source for source in sources if not os.path.exists(os.path.expanduser(source))]
+
+
+def download_size(config: Config) -> int:
+    """Bytes of the base model in half precision, 0 where it need not be downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    source, names = pipeline.base_source(config), ("config.json", "model.safetensors.index.json")
+    if config.scale == "miniature" or Path(source).is_dir():
+        return 0
+    cached = all(isinstance(try_to_load_from_cache(source, name), str) for name in names)
+    return 0 if cached else 2 * _estimate(config).parameters
+
+
+CHECKS = (versions, device, memory, disk, kernel, people, inputs, hub)

@@ -1,16 +1,16 @@
 """``python -m mllmu_nb export``: the people of a run in the published layout, its model as others load it.
 
-``--data FOLDER`` writes the people as :func:`mllmu_nb.data.official.write_layout` does, with the training splits in
-``baseline_train_split`` beside the folder. ``--model FOLDER`` writes the run's model, adapters merged, with processor
-and tokenizer; ``from_pretrained`` of transformers loads the folder without this kit. ``--adapter FOLDER`` writes the
-adapter alone, for ``peft`` to put on the model it was trained on: vanilla for an unlearned one, else the base.
+``--data`` writes the people, with the training splits in ``baseline_train_split`` beside the folder. ``--model`` writes
+the run's model, adapters merged, with its processor; ``from_pretrained`` of transformers loads it without this kit.
+``--adapter`` writes the adapter alone, for ``peft`` to put on the model that was trained: vanilla for an unlearned
+one, else the base.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
 
 import yaml
@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Writes what is asked for and says what it was. KitError where a folder is taken or there is no such model."""
+    """Writes what is asked for and prints what it was. KitError where a folder is taken or there is no such model."""
     folders = {kind: getattr(options, kind).expanduser().resolve() for kind in KINDS if getattr(options, kind)}
     if not folders:
         raise KitError("name what to write: --data FOLDER, --model FOLDER or --adapter FOLDER")
@@ -45,15 +45,14 @@ def main(options: argparse.Namespace) -> int:
             raise KitError(f"{folder} is already there: remove it or choose another folder")
     if config.system and folders.keys() != {"data"}:
         raise KitError(f"method {config.method!r} changes no weights, it asks with a system prompt: export vanilla")
-    stage = adapter_stage(config)
-    if "adapter" in folders and not stage:
+    stages = {"model": None, "adapter": adapter_stage(config)}
+    if "adapter" in folders and not stages["adapter"]:
         raise KitError(f"{config.method} has no adapter: take --model")
-    if "data" in folders:
-        export_data(config, folders["data"])
-    if "model" in folders:
-        write(config, folders["model"], lambda place: save_model(config, place))
-    if "adapter" in folders:
-        write(config, folders["adapter"], lambda place: copy_adapter(config, stage, place))
+    for kind, folder in folders.items():
+        if kind == "data":
+            write_people(config, folder)
+        else:
+            write_model(config, folder, stages[kind])
     return 0
 
 
@@ -73,13 +72,11 @@ def adapter_stage(config: Config) -> Stage | None:
     """The stage with the adapter of ``config.method``; None where it has none."""
     if config.trains:
         return pipeline.unlearned(config)
-    if config.adaptation == "lora" and config.method in ("vanilla", "oracle"):
-        return pipeline.finetuned(config, config.method)
-    return None
+    finetuned = config.adaptation == "lora" and config.method in ("vanilla", "oracle")
+    return pipeline.finetuned(config, config.method) if finetuned else None
 
 
-def export_data(config: Config, folder: Path) -> None:
-    """Writes the people of ``config`` in the published layout. Raises KitError where a folder is taken."""
+def write_people(config: Config, folder: Path) -> None:
     from mllmu_nb.data import official
 
     people = pipeline.population(config)
@@ -90,42 +87,34 @@ def export_data(config: Config, folder: Path) -> None:
         print(f"{sum(target in path.parents for path in written):4} files in {target}")
 
 
-def save_model(config: Config, place: Path) -> None:
-    """The model of ``config``, made if need be, as one plain model with its processor."""
-    model, processor = pipeline.model(config)
-    model.save_pretrained(place)
-    processor.save_pretrained(place)
-
-
-def copy_adapter(config: Config, stage: Stage, place: Path) -> None:
-    """The adapter of ``stage``, made if need be, as peft keeps it, with the processor."""
+def write_model(config: Config, folder: Path, adapter: Stage | None) -> None:
+    """The model of ``config``, or its ``adapter``, made if need be, with the processor and what made it. The folder
+    appears whole or not at all."""
     from mllmu_nb.models.load import load_base
 
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        shutil.copyfile(stage.get() / name, place / name)
-    load_base(pipeline.base_source(config), config.base_model, config.scale)[1].save_pretrained(place)
-
-
-def write(config: Config, folder: Path, fill: Callable[[Path], None]) -> None:
-    """Has ``fill`` write into ``folder``, which appears whole, with what made it, or not at all."""
     paths.writable(folder.parent)
-    unfinished = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
     try:
-        unfinished.mkdir()
-        fill(unfinished)
-        hashes = {"data_hash": pipeline.data_hash(config), "base_hash": pipeline.base_hash(config)}
-        record = provenance.record(scale=config.scale, parameters=config.parameters(), **hashes)
-        write_json(unfinished / RECORD, record)
-        if folder.exists():
-            folder.rmdir()  # it is empty
-        unfinished.rename(folder)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+            place = Path(temporary) / folder.name
+            place.mkdir()
+            if adapter:
+                _, processor = load_base(pipeline.base_source(config), config.base_model, config.scale)
+                for name in ("adapter_config.json", "adapter_model.safetensors"):
+                    shutil.copyfile(adapter.get() / name, place / name)
+            else:
+                model, processor = pipeline.model(config)
+                model.save_pretrained(place)
+            processor.save_pretrained(place)
+            hashes = {"data_hash": pipeline.data_hash(config), "base_hash": pipeline.base_hash(config)}
+            record = provenance.record(scale=config.scale, parameters=config.parameters(), **hashes)
+            write_json(place / RECORD, record)
+            if folder.exists():
+                folder.rmdir()  # it is empty
+            place.rename(folder)
     except Exception as error:
         if not isinstance(error, OSError) and "os error" not in str(error):  # safetensors and tokenizers write in Rust
             raise
         reason = getattr(error, "strerror", None) or error
         raise KitError(f"{folder} cannot be written ({reason}): free space, or choose another folder") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     print(f"{config.method} {config.modality}".removesuffix(" none") + f": {size:.1f} MB in {folder}")

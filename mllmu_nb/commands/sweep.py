@@ -1,8 +1,7 @@
-"""``python -m mllmu_nb sweep configs/miniature.yaml``: a grid of runs, one notebook in a process of its own for each.
+"""``python -m mllmu_nb sweep CONFIG``: a grid of runs, each one notebook in a process of its own.
 
 A configuration file holds parameters and, under ``grid``, lists of values for some of them, hyper-parameters of methods
-among them (``beta: [0.1, 1.0]``); the runs are their product. What is finished is skipped, so a sweep that was stopped
-goes on where it was. ``papermill -f`` takes the same file.
+included; the runs are their product. Finished runs are skipped, so a sweep that was stopped continues where it was.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from mllmu_nb import after as after_steps
 from mllmu_nb import paths, pipeline, unlearning
 from mllmu_nb.config import GRID, PATHS, YOURS, Config, check_names
 from mllmu_nb.errors import KitError
-from mllmu_nb.stages import RECORD, read_json
+from mllmu_nb.stages import read_json
 
 SUMMARY = "run a grid of notebooks, then write scores, tables and figures"
-FIRST = ("vanilla", "oracle", "base")  # the others wait for vanilla, so it goes first and an oracle beside it
+FIRST = ("vanilla", "oracle", "base")  # the others need vanilla's model, so it goes first and an oracle beside it
 JOBS = {"miniature": 3, "paper": 1}  # a third notebook starts while two fill two cores; a 7B model fills its GPU
 FINETUNE = "finetune"  # the notebook of the models that are not unlearned
 MODEL = ("method", "variant", "modality", "after")  # what a model's printed name holds
@@ -57,22 +56,21 @@ def main(options: argparse.Namespace) -> int:
     if not configs:
         say(f"--shard {options.shard}: nothing to do, for the grid has {len(every)} runs")
         return 0
-    jobs = [Job(config, notebook_for(config)) for config in configs]
+    jobs, began, names = [Job(config, notebook_for(config)) for config in configs], time.perf_counter(), labels(configs)
     pipeline.check_comparable(configs)
     for config in configs:
         pipeline.check(config)
-    began, names = time.perf_counter(), describe(configs)
     waiting = [job for job in jobs if not pipeline.finished(job.config)]
     at_once = options.jobs or min(JOBS[config.scale] for config in configs)
     say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished already, {at_once} at a time")
-    for job in jobs:
-        say(f"  {job.config.run_id:32}  {names[job.config.run_id]}")
+    for run_id, name in names.items():
+        say(f"  {run_id:32}  {name}")
     failed = execute(waiting, at_once)
-    for name, reason in failed.items():
-        print(f"failed: {name} ({names[name]}): {reason}", file=sys.stderr, flush=True)
+    for run_id, reason in failed.items():
+        print(f"failed: {run_id} ({names[run_id]}): {reason}", file=sys.stderr, flush=True)
     finished = [config for config in configs if pipeline.finished(config)]
-    for scale in sorted({config.scale for config in finished}):
-        write_report(scale, next(config for config in finished if config.scale == scale))
+    for scale, config in {config.scale: config for config in reversed(finished)}.items():
+        write_report(scale, config)
     say("minutes:  training  answers")
     for config in finished:
         record = read_json(pipeline.run_folder(config) / "train.json")
@@ -81,77 +79,77 @@ def main(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def write_report(scale: str, config: Config) -> None:
+    """Writes scores, tables and figures of all finished runs of a scale, with portraits of the people of ``config``."""
+    from mllmu_nb.reporting import report
+
+    began, known = time.perf_counter(), pipeline.population(config)
+    shown = [person for name in ("forget", "retain", "celebrity") for person in known.members(name)[:1]]
+    written = report.write_all(scale, shown, say)
+    minutes = (time.perf_counter() - began) / 60
+    say(f"{len(written)} files in {paths.results(scale)} and {paths.figures(scale)}: {minutes:.1f} min")
+
+
 # -- the grid ---------------------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
     """Refuses a key that stands twice in one mapping; YAML would take the last one."""
 
-    def compose_mapping_node(self, anchor):
-        node = super().compose_mapping_node(anchor)
-        seen: list[Any] = []
-        for key, _ in node.value:
-            if key.value in seen:
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value]
+        for number, (key, _) in enumerate(node.value):
+            if key.value in names[:number]:
                 raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands twice", problem_mark=key.start_mark)
-            seen.append(key.value)
-        return node
+        return super().construct_mapping(node, deep)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The parameters of a configuration file, the grid among them. Raises KitError naming what is wrong with it."""
+    """The parameters of a configuration file, the grid included. Raises KitError naming what is wrong with it."""
     try:
         with open(path, encoding="utf-8") as file:
             content = yaml.load(file, _Loader)
     except OSError as error:
         raise KitError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or a number without end
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or too many digits
         raise KitError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise KitError(f"{path} must hold parameters, one 'name: value' a line")
-    # Notebooks run in their own folder, so what is named from here is named in full.
-    return content | {name: _in_full(content[name]) for name in PATHS if isinstance(content.get(name), str)}
+    # Notebooks run in their own folder, so paths are absolute.
+    return content | {name: absolute(content[name]) for name in PATHS if isinstance(content.get(name), str)}
 
 
-def _in_full(value: str) -> str:
-    """A path, or several with commas between, as absolute ones; what does not exist here (a hub's name) as it is."""
-    parts = [part.strip() for part in ([value] if os.path.exists(value) else value.split(","))]
-    return ",".join(str(Path(part).resolve()) if part and os.path.exists(part) else part for part in parts)
+def absolute(value: str) -> str:
+    """A path, or several with commas between, in full; what does not exist here (a name on the hub) as it is."""
+    entries = [entry.strip() for entry in ([value] if os.path.exists(value) else value.split(","))]
+    return ",".join(str(Path(entry).resolve()) if entry and os.path.exists(entry) else entry for entry in entries)
 
 
 def cells(parameters: Mapping[str, Any], ratios: Sequence[int] | None = None) -> list[Config]:
-    """The runs of a grid, each once, those first that others build on.
-
-    A method is combined only with the axes that concern it: one that trains nothing with no modality and no learning
-    rate, and none with another method's variants and hyper-parameters. Raises KitError for an unknown parameter, for an
-    axis that is no list of single values, and for a run that cannot be.
+    """The runs of a grid, each once, those first that others build on; a method is combined only with the axes that
+    concern it. Raises KitError for an unknown parameter, an axis that is no list of single values, an impossible run.
     """
-    fixed = {name: value for name, value in parameters.items() if name != GRID}
-    axes = parameters.get(GRID)
+    fixed, axes = {name: value for name, value in parameters.items() if name != GRID}, parameters.get(GRID)
     if not isinstance(axes, Mapping | None):
         raise KitError("grid must hold lists by parameter, such as 'method: [vanilla, ga]'")
     axes = dict(axes or {}) | ({"forget_ratio": list(ratios)} if ratios else {})
+    many = (list, dict, set, tuple)
     for name, values in axes.items():
-        if not isinstance(values, list) or not values or any(map(_is_many, values)):
+        if not isinstance(values, list) or not values or any(isinstance(value, many) for value in values):
             raise KitError(f"grid: {name} must be a list of values, such as [{values}]"[:200])
     for name, value in fixed.items():
-        if _is_many(value):
+        if isinstance(value, many):
             raise KitError(f"{name} must be one value, not {value}: put a list of values under grid"[:200])
     combinations = [fixed | dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     hyper_parameters = {name for one in combinations for name in _hyper_parameters(one)}
     check_names([*fixed, *axes], hyper_parameters)
-    found: dict[str, Config] = {}
-    for chosen in combinations:
-        config = Config.from_parameters(fitting(chosen, {*axes, *hyper_parameters}))
-        other = found.setdefault(config.run_id, config)
-        if any(getattr(config, name) != getattr(other, name) for name in PATHS):  # a run's name has their last part
+    configs: dict[str, Config] = {}
+    for one in combinations:
+        config = Config.from_parameters(fitting(one, {*axes, *hyper_parameters}))
+        other = configs.setdefault(config.run_id, config)
+        if any(getattr(config, name) != getattr(other, name) for name in PATHS):  # a run id has file names, not folders
             raise KitError(f"two runs of the grid would be called {config.run_id}: give their files different names")
-    return sorted(
-        found.values(), key=lambda config: FIRST.index(config.method) if config.method in FIRST else len(FIRST)
-    )
-
-
-def _is_many(value: Any) -> bool:
-    return isinstance(value, list | dict | set | tuple)
+    return sorted(configs.values(), key=lambda config: (*FIRST, config.method).index(config.method))
 
 
 def _hyper_parameters(parameters: Mapping[str, Any]) -> set[str]:
@@ -162,21 +160,20 @@ def _hyper_parameters(parameters: Mapping[str, Any]) -> set[str]:
 
 
 def fitting(parameters: Mapping[str, Any], optional: Iterable[str] = ()) -> dict[str, Any]:
-    """The parameters as its method can take them: modality ``none`` where it trains nothing, and of the ``optional``
-    names only those that concern it."""
+    """The parameters without those of the ``optional`` names that do not concern the method: another method's
+    hyper-parameters and variants; and for one that trains nothing the rates of unlearning. Its modality is none."""
     variants = unlearning.variants(parameters.get("method", "vanilla"))
     trains = any(variant.streams for variant in variants.values())
     own = _hyper_parameters(parameters) | {name for name in Config.model_fields if trains or "unlearn_" not in name}
+    own -= set() if parameters.get("variant") in (None, *variants) else {"variant"}
     values = {name: value for name, value in parameters.items() if name in own or name not in optional}
-    if values.get("variant") not in (None, *variants) and "variant" in optional:
-        del values["variant"]
     return values if trains else {**values, "modality": "none"}
 
 
 def share(configs: list[Config], shard: str) -> list[Config]:
     """Every n-th run, from the i-th, of "i/n"."""
     try:
-        index, number = (int(part) for part in shard.split("/"))
+        index, number = map(int, shard.split("/"))
     except ValueError:
         raise KitError(f"--shard must be I/N, such as 1/4, not {shard!r}") from None
     if not 1 <= index <= number:
@@ -184,39 +181,38 @@ def share(configs: list[Config], shard: str) -> list[Config]:
     return configs[index - 1 :: number]
 
 
-def describe(configs: Sequence[Config]) -> dict[str, str]:
-    """Run id → what it stands for: the model as tables call it, and the parameters in which the runs differ."""
+def labels(configs: Sequence[Config]) -> dict[str, str]:
+    """Run id → the model as tables call it, and the parameters in which the runs differ."""
     from mllmu_nb.reporting.runs import label
 
     values = {config.run_id: {**config.parameters(), **config.settings} for config in configs}
     given = dict.fromkeys(name for config in configs for name in config.given() if name not in MODEL)
-    kinds = {name: {repr(own[name]) for own in values.values() if own.get(name) is not None} for name in given}
-    described = {}
-    for run_id, own in values.items():
-        more = [f"{name} {own[name]}" for name in given if len(kinds[name]) > 1 and own.get(name) is not None]
-        described[run_id] = ", ".join([label(*(own[name] for name in MODEL)), *more])
-    return described
+    varied = [
+        name for name in given if len({str(own[name]) for own in values.values() if own.get(name) is not None}) > 1
+    ]
+    return {
+        run_id: ", ".join(
+            [label(*map(own.get, MODEL)), *(f"{name} {own[name]}" for name in varied if own.get(name) is not None)]
+        )
+        for run_id, own in values.items()
+    }
 
 
 def notebook_for(config: Config) -> Path:
-    """The notebook that makes a run: the method's own, or the one on fine-tuning for a model that is not unlearned.
-
-    That of a method from outside the package may lie beside the method's file. Raises KitError unless there is one.
-    """
+    """The notebook that makes a run: the method's own, which may lie beside a method's file outside the package, or
+    the one on fine-tuning for a model that is not unlearned. Raises KitError unless there is one."""
     if config.method == YOURS:
         raise KitError("a model that was made elsewhere is asked by python -m mllmu_nb evaluate, not by a sweep")
-    variants = unlearning.variants(config.method)
-    name = config.method if variants else FINETUNE
-    places = [paths.notebooks()]
+    variants, places = unlearning.variants(config.method), {paths.notebooks()}
     if variants:
         folder = Path(inspect.getfile(variants[config.variant])).resolve().parent
-        places += [folder] if paths.PACKAGE not in folder.parents else []
-    found = sorted({path for place in places for path in place.glob(f"*_{name}.ipynb")})
-    if len(found) != 1:
-        what = "several notebooks" if found else "no notebook"
-        where = " and ".join(map(str, places))
-        raise KitError(f"there is {what} for method {config.method!r}: *_{name}.ipynb in {where}")
-    return found[0]
+        places |= set() if paths.PACKAGE in folder.parents else {folder}
+    pattern = f"*_{config.method if variants else FINETUNE}.ipynb"
+    notebooks = [path for place in places for path in place.glob(pattern)]
+    if len(notebooks) != 1:
+        count, where = len(notebooks), " and ".join(sorted(map(str, places)))
+        raise KitError(f"there must be one notebook for method {config.method!r}, not {count}: {pattern} in {where}")
+    return notebooks[0]
 
 
 # -- the runs ---------------------------------------------------------------------------------------------------
@@ -229,7 +225,6 @@ class Job:
     config: Config
     notebook: Path
     process: subprocess.Popen | None = None
-    before: int = 0  # when the run's record was last written, as the job started
     began: float = 0.0
 
     @property
@@ -241,74 +236,64 @@ class Job:
         return self.executed.with_suffix(".log")
 
     @cached_property
-    def needs(self) -> Path | None:
-        """The folder of the vanilla model that the run starts from; None for base and oracle, which need none."""
+    def vanilla(self) -> Path | None:
+        """The folder of the vanilla model that the run starts from; None for base and oracle."""
         return None if self.config.method in ("base", "oracle") else pipeline.finetuned(self.config).folder
 
     def start(self, threads: int) -> None:
         """Starts papermill on the notebook, in the notebook's folder, with the parameters that were given."""
         self.executed.parent.mkdir(parents=True, exist_ok=True)
         self.executed.unlink(missing_ok=True)
-        # Parameters as YAML of one line: written this way every value comes back with its type.
+        # Parameters as YAML of one line: so every value comes back with its type.
         given = yaml.safe_dump(self.config.given(), default_flow_style=True, width=10**6, sort_keys=False)
         command = [sys.executable, "-m", "papermill", str(self.notebook), str(self.executed), "-y", given]
         command += ["--cwd", str(self.notebook.parent), "--no-progress-bar"]
         environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ}
-        self.before, self.began = self.written(), time.perf_counter()
+        self.began = time.perf_counter()
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
-    def written(self) -> int:
-        record = pipeline.run_folder(self.config) / RECORD
-        return record.stat().st_mtime_ns if record.exists() else 0
-
-    def succeeded(self) -> bool:
-        """Whether the notebook came to its end and the run is there: found finished, or written since the start."""
-        return self.process.returncode == 0 and (pipeline.finished(self.config) or self.written() != self.before)
-
-    def why(self) -> str:
-        """What went wrong, in one line: the signal that ended it, the error of the notebook's cell, or the last line of
-        papermill's log."""
-        if self.process.returncode < 0:
-            number = -self.process.returncode
-            return f"ended by signal {number} ({signal.strsignal(number)})" + f", {MEMORY}" * (number == 9)
-        if self.process.returncode == 0:
-            return "the notebook came to its end without making the run"
+    def problem(self) -> str:
+        """What went wrong, in one line: the signal that ended the process, the error of the notebook's cell, or the
+        last line of papermill's log. "" where the run is finished."""
+        code = self.process.returncode
+        if code < 0:
+            return f"ended by signal {-code} ({signal.strsignal(-code)})" + f", {MEMORY}" * (code == -9)
+        if code == 0:
+            made = pipeline.finished(self.config)
+            return "" if made else "the notebook came to its end without making the run, or code was changed meanwhile"
         try:
-            for cell in json.loads(self.executed.read_text(encoding="utf-8"))["cells"]:
-                for output in cell.get("outputs", []):
-                    if output.get("output_type") == "error":
-                        return f"{output['ename']}: {' '.join(output['evalue'].split())}"
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # papermill never came to write it, or was stopped while it did
-        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n") if self.log.exists() else []
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
-        return f"its kernel was killed, {MEMORY}" if "DeadKernelError" in last else last
+            cells = json.loads(self.executed.read_text(encoding="utf-8"))["cells"]
+            outputs = [output for cell in cells for output in cell.get("outputs", [])]
+            error = next(output for output in outputs if output["output_type"] == "error")
+            return f"{error['ename']}: {' '.join(error['evalue'].split())}"
+        except (OSError, ValueError, LookupError, TypeError, StopIteration):
+            pass  # papermill was stopped before it wrote the notebook, or while it did
+        lines = (
+            self.log.read_text(encoding="utf-8", errors="replace").strip().split("\n") if self.log.exists() else [""]
+        )
+        return f"its kernel was killed, {MEMORY}" if "DeadKernelError" in lines[-1] else lines[-1] or "its log is empty"
 
 
-def execute(waiting: Sequence[Job], at_once: int) -> dict[str, str]:
-    """Runs all of ``waiting``; what failed, by run id, with the reason."""
-    threads = max(1, (os.cpu_count() or 1) // at_once)
-    total, done, failed = len(waiting), 0, {}
-    waiting, running = list(waiting), []
-    broken: set[Path] = set()  # vanilla models that could not be made
+def execute(jobs: Sequence[Job], at_once: int) -> dict[str, str]:
+    """Runs all ``jobs``; run id → reason of those that failed. A job waits while another makes its vanilla model."""
+    threads, waiting, running = max(1, (os.cpu_count() or 1) // at_once), list(jobs), []
+    failed: dict[str, str] = {}
     try:
         while waiting or running:
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
-                done += 1
-                good = job.succeeded()
-                minutes = (time.perf_counter() - job.began) / 60
-                say(f"[{done}/{total}] {minutes:5.1f} min  {job.config.run_id}" + ("" if good else "  FAILED"))
-                if not good:
+                minutes, problem = (time.perf_counter() - job.began) / 60, job.problem()
+                place = f"[{len(jobs) - len(waiting) - len(running)}/{len(jobs)}]"
+                say(f"{place} {minutes:5.1f} min  {job.config.run_id}" + "  FAILED" * bool(problem))
+                if problem:
                     shown = job.executed if job.executed.exists() else job.log
-                    failed[job.config.run_id] = f"{job.why()} (see {shown})"
-                    if job.needs and not job.needs.is_dir():
-                        broken.add(job.needs)
-            for job in [job for job in waiting if job.needs in broken]:
-                waiting.remove(job)
-                done += 1
-                failed[job.config.run_id] = "not tried, since the vanilla model it starts from could not be made"
+                    failed[job.config.run_id] = f"{problem} (see {shown})"
+                if problem and job.vanilla and not job.vanilla.is_dir():
+                    lost = [other for other in waiting if other.vanilla == job.vanilla]
+                    waiting = [other for other in waiting if other not in lost]
+                    reason = "not tried, since the vanilla model it starts from could not be made"
+                    failed |= {other.config.run_id: reason for other in lost}
             while len(running) < at_once and (job := _next(waiting, running)):
                 waiting.remove(job)
                 job.start(threads)
@@ -323,18 +308,7 @@ def execute(waiting: Sequence[Job], at_once: int) -> dict[str, str]:
     return failed
 
 
-def _next(waiting: list[Job], running: list[Job]) -> Job | None:
-    """The first job that would not sit and wait for a model that another one is making."""
-    being_made = {job.needs for job in running}
-    return next((job for job in waiting if not (place := job.needs) or place.is_dir() or place not in being_made), None)
-
-
-def write_report(scale: str, config: Config) -> None:
-    """Writes scores, tables and figures of all finished runs of a scale; people of ``config`` are shown in them."""
-    from mllmu_nb.reporting import report
-
-    began, known = time.perf_counter(), pipeline.population(config)
-    shown = [person for name in ("forget", "retain", "celebrity") for person in known.members(name)[:1]]
-    written = report.write_all(scale, shown, say)
-    minutes = (time.perf_counter() - began) / 60
-    say(f"{len(written)} files in {paths.results(scale)} and {paths.figures(scale)}: {minutes:.1f} min")
+def _next(waiting: Sequence[Job], running: Sequence[Job]) -> Job | None:
+    """The first job that need not wait for a vanilla model that another one is making."""
+    being_made = {job.vanilla for job in running if job.vanilla and not job.vanilla.is_dir()}
+    return next((job for job in waiting if job.vanilla not in being_made), None)
