@@ -23,14 +23,16 @@ from mllmu_nb.scoring.gates import gates
 from mllmu_nb.scoring.health import judged
 from mllmu_nb.scoring.questions import with_questions
 from mllmu_nb.scoring.ranking import Ranking, ranking
+from mllmu_nb.scoring.registry import metrics
 from mllmu_nb.scoring.score import cells, item_scores, run_scores
-from mllmu_nb.stages import RECORD, is_whole, read_json
+from mllmu_nb.stages import RECORD, Stage, is_whole, read_json
 
 MODALITIES = {"multimodal": "image + text", "unimodal": "text only"}
 REFERENCES = {"base": "Base", "vanilla": "Vanilla", "oracle": "Oracle"}
 COLLAPSED = "‡"
 OWN, COMMITTED = "your own run", "the committed reference run"
 TAUGHT_BY = ("base_path", "adaptation", "replay", "train_steps", "train_lr", "schedule", "label_mode", "eos")
+FRAMES = ("items", "cells", "judged")
 NOT_VARIED = {*RUN, "seed", "settings"}  # parameters that a run's columns hold already
 
 
@@ -154,6 +156,10 @@ def _with_values(rows: pd.DataFrame, run: Run, names: Sequence[str]) -> pd.DataF
     return rows.assign(**dict(zip(names, run.values(names), strict=True)))
 
 
+def _in_order(runs: Iterable[Run]) -> list[Run]:
+    return sorted(runs, key=lambda run: [run[column] for column in RUN[1:]])
+
+
 @dataclass(frozen=True)
 class Scores:
     """What tables and figures are made of: runs, their scored ``items``, the long frame ``cells``, and which models are
@@ -168,7 +174,7 @@ class Scores:
     @classmethod
     def of(cls, runs: Sequence[Run]) -> Scores:
         # by value and not by id: the draws of a bootstrap follow the order of the people
-        runs, by = sorted(runs, key=lambda run: [run[column] for column in RUN[1:]]), varied(runs)
+        runs, by = _in_order(runs), varied(runs)
         items = items_of(runs, by)
         sentences = [_with_values(run.sentences, run, by) for run in runs if run.sentences is not None]
         taught = pd.concat(sentences, ignore_index=True) if sentences else None
@@ -176,7 +182,21 @@ class Scores:
 
     @classmethod
     def read(cls, results: Path) -> Scores:
-        return cls.of(read_runs(results))
+        """The scores of all runs of ``results``. Intervals take a while, so the frames are kept in the cache: their key
+        holds what the answers are and the code of every metric."""
+        runs = read_runs(results)
+        if by := varied(runs):
+            return cls.of(runs)  # their columns hold values of several kinds, which a file cannot
+
+        def make(folder: Path) -> None:
+            scores = cls.of(runs)
+            for name in FRAMES:
+                getattr(scores, name).drop(columns="rivals", errors="ignore").to_parquet(folder / f"{name}.parquet")
+
+        inputs = {"runs": [[run.id, columns_of(run.record), run.record["files"]] for run in runs]}
+        functions = (getattr(metric.function, "func", metric.function) for metric in metrics())
+        folder = Stage("scores", inputs, make, tuple(functions)).get()
+        return cls(_in_order(runs), *(pd.read_parquet(folder / f"{name}.parquet") for name in FRAMES), by)
 
     def groups(self) -> list[tuple[tuple, Scores]]:
         """The same, apart for each base model, protocol and forget ratio."""
