@@ -96,6 +96,7 @@ def read_run(folder: Path) -> Run:
     record = read_json(folder / RECORD)
     own = columns_of(record)
     answers = pd.read_parquet(folder / "answers.parquet")
+    answers = answers.astype(dict.fromkeys(answers.select_dtypes("category"), str))
     if answers.empty:
         raise KitError(f"{folder / 'answers.parquet'} holds no answer: make the run again")
     people = _people(paths.people(folder.parent.parent), record["data_hash"])
