@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from mllmu_nb import after as after_steps
 from mllmu_nb import unlearning
-from mllmu_nb.errors import KitError, choose, invalid
+from mllmu_nb.errors import KitError, choose, invalid, print_in_one_line
 from mllmu_nb.models import families
 from mllmu_nb.unlearning.base import Method, Recipe, typed
 
@@ -133,6 +133,7 @@ class Config(BaseModel):
         papermill injects an unknown parameter as one more global, so every plain value there must be a parameter. When
         the cell is run again, what the notebook has set since is left alone unless it looks like a misspelt one.
         """
+        print_in_one_line()
         values = plain_values(namespace)
         if isinstance(namespace, dict):
             first = namespace.setdefault("_first_parameters", set(values))

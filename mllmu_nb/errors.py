@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -47,3 +48,14 @@ def invalid(error: ValidationError, name: str = "") -> KitError:
     limits = [f"{LIMITS[key]} {limit:g}" for key, limit in first.get("ctx", {}).items() if key in LIMITS]
     wanted = limits[0] if limits else TYPES.get(kind, first["msg"])
     return KitError(f"{name} must be {wanted}, not {shown}{HINTS.get((kind, type(value)), '')}")
+
+
+def print_in_one_line() -> None:
+    """In a notebook, a KitError is from now on shown without a traceback."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is not None:
+
+        def show(shell, kind, error, traceback, tb_offset=None):
+            shell._showtraceback(kind, error, [f"{kind.__name__}: {error}"])
+
+        shell.set_custom_exc((KitError,), show)
