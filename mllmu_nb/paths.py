@@ -20,7 +20,10 @@ def checkout() -> Path:
 def root() -> Path:
     """The folder everything is written under: the environment variable MLLMU_NB_OUT, else the checkout."""
     named = os.environ.get(OUT)
-    return Path(os.path.expanduser(named)).resolve() if named else checkout()
+    try:
+        return Path(named).expanduser().resolve() if named else checkout()
+    except RuntimeError:
+        raise KitError(f"{OUT}={named!r} names a home folder that does not exist: set it to another folder") from None
 
 
 def results(scale: str) -> Path:

@@ -275,6 +275,8 @@ def _evaluating(model):
     """No dropout and no gradients inside; the model's mode is put back afterwards."""
     was_training = model.training
     model.eval()
-    with torch.inference_mode():
-        yield
-    model.train(was_training)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
