@@ -15,10 +15,12 @@ import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 from pydantic import Field
 
+from mllmu_nb import after as after_steps
 from mllmu_nb import config as module
 from mllmu_nb import paths, unlearning
 from mllmu_nb.config import BY_HAND, Config, plain_values, public, sources, stable_hash
 from mllmu_nb.errors import KitError
+from mllmu_nb.registry import Registry
 from mllmu_nb.unlearning import Recipe
 
 CONFIGS = sorted((paths.checkout() / "configs").glob("*.yaml"))
@@ -82,7 +84,6 @@ def config_of(**parameters):
             "data_source and profiles_file both bring people: give one of them",
         ),
         ({"adapter_path": "x"}, "adapter_path is asked as method 'yours', not 'vanilla'"),
-        ({"after": "int3"}, "unknown after 'int3': there is none"),
         ({"base_path": " "}, "base_path must be a path or empty, not ' '"),
         ({"settings": 3}, "settings must be a table of names and values, not 3"),
         ({**NPO, "bata": 2.5}, "unknown parameter 'bata': did you mean 'beta'?"),
@@ -99,6 +100,12 @@ def test_bad_parameters_are_named_in_one_line(parameters, message):
     with pytest.raises(KitError) as error:
         Config.from_parameters(parameters)
     assert str(error.value) == message
+
+
+def test_an_unknown_step_after_unlearning_is_named(monkeypatch):
+    monkeypatch.setattr(after_steps, "STEPS", Registry("step after unlearning"))  # a study brings one of its own
+    with pytest.raises(KitError, match="^unknown after 'int3': there is none$"):
+        Config(after="int3")
 
 
 def test_an_unknown_method_names_the_known_ones():

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mllmu_nb import paths, pipeline, stages, training
+from mllmu_nb import checks, paths, pipeline, stages, training
 from mllmu_nb.commands import study as command
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
@@ -138,7 +138,7 @@ def test_sums_give_the_interval_of_the_answers():
     [
         (["differences", "--draws", "0", "-1"], "--draws are numbers of forget sets from 0 on, not -1"),
         (["cliff", "--jobs", "0"], "--jobs must be at least 1, not 0"),
-        (["clif"], "unknown study 'clif': did you mean cliff?"),
+        (["clif"], "unknown study 'clif': did you mean 'cliff'?"),
     ],
 )
 def test_the_command_refuses_what_cannot_be(arguments, message):
@@ -374,6 +374,11 @@ def test_a_setting_differs_in_one_piece_and_stands_beside_its_canonical_method()
         )
         # 80 steps of 8 over 150 questions (140 by name) are 4.2 (4.4) epochs
         assert one.unlearn_epochs == (4 if variant.endswith("passes") else 0)
+
+
+@pytest.mark.parametrize("key", differences.PIECES, ids=" ".join)
+def test_every_variant_passes_the_checks(key):
+    checks.check_method(variants(key[0])[key[1]])
 
 
 def test_a_way_down_as_long_as_the_way_up_is_that_long(config):

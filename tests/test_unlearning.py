@@ -284,7 +284,8 @@ def test_padding_has_no_influence(name, junk):
 
 
 def test_what_the_equations_do_not_show():
-    apart, others = (("forget",), ("retain",)), {m.name + " " + m.variant: m() for m in METHODS.values()}
+    ours = [m for m in METHODS.values() if m.__module__.startswith("mllmu_nb.unlearning.")]  # studies have variants too
+    apart, others = (("forget",), ("retain",)), {m.name + " " + m.variant: m() for m in ours}
     assert {name for name, method in others.items() if method.passes} == {"grad_diff upstream", "kl_min upstream"}
     assert get("grad_diff", "upstream").passes == get("kl_min", "upstream").passes == apart
     assert {name for name, method in others.items() if method.other_reference} == {"npo upstream"}
@@ -399,11 +400,8 @@ def test_modules_named_in_the_environment_bring_their_methods(registered, tmp_pa
     )
     monkeypatch.setenv(registry.EXTENSIONS, " brought, ")
     registry.load_extensions()
-    assert "nothing" in unlearning.names() and set(unlearning.variants("grad_diff")) == {
-        "canonical",
-        "upstream",
-        "another",
-    }
+    assert "nothing" in unlearning.names()
+    assert {"canonical", "upstream", "another"} <= set(unlearning.variants("grad_diff"))
     registry.load_extensions()  # once more changes nothing
     monkeypatch.setenv(registry.EXTENSIONS, "brought,yours")
     with pytest.raises(KitError, match="MLLMU_NB_EXTENSIONS names 'yours', which cannot be imported: No module named"):

@@ -53,5 +53,6 @@ class RetainEpochPreference(NegativePreference):
 
 for _method in (GradientAscent, GradientDifference):
     for _mode in ("text", "upstream"):  # all text, the question too; and the slots of the picture as well
-        _declared = {"variant": f"labels_{_mode}", "recipes": {"miniature": Recipe(label_mode=_mode)}}
+        _recipe = Recipe(label_mode=_mode, source="MLLMU-Bench's code and README")
+        _declared = {"variant": f"labels_{_mode}", "recipes": {"miniature": _recipe}}
         register(type(f"{_mode.title()}Label{_method.__name__}", (_method,), _declared))
