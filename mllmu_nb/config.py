@@ -50,6 +50,7 @@ class Config(BaseModel):
     scale: Literal["miniature", "paper"] = "miniature"  # minutes on two cores, or the 7B models on a GPU
     base_model: str = "llava"  # family of the base model
     base_path: str = ""  # folder or hub name of the base model; "": the one shipped with the kit
+    base_revision: str = ""  # commit, branch or tag of a base model from the hub; "": the newest
     adapter_path: str = ""  # folder of an adapter on it that was trained elsewhere, for method yours
     method: str = "vanilla"  # base, vanilla, oracle, an unlearning method, or yours: base_path as it is
     modality: Literal["multimodal", "unimodal", "none"] = "none"  # what unlearning trains on

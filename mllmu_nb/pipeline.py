@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +29,7 @@ from mllmu_nb.data.conversations import MODALITIES, Conversation, training_conve
 from mllmu_nb.data.schema import LETTERS, SETS, Population, Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import draws as drawing
-from mllmu_nb.models.files import ASSETS, check_adapter, check_model, check_shipped
+from mllmu_nb.models.files import ASSETS, check_adapter, check_model, check_shipped, commit
 from mllmu_nb.scoring.questions import people_frames
 from mllmu_nb.stages import RECORD, Stage, is_whole, lock, read_json, status, write_json
 
@@ -151,7 +151,7 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
         from mllmu_nb.models import adapters, load
         from mllmu_nb.training import finetune
 
-        model, processor = load.load_base(base_source(config), config.base_model, config.scale)
+        model, processor = load.load_base(*base_of(config))
         replayed = replayed_conversations(config.train_seed, model, processor) if config.replay else []
         if config.adaptation == "lora":
             model = adapters.attach(model, recipe, config.train_seed)
@@ -171,7 +171,7 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
         "settings": config.hash_of(("adaptation", "replay", "train_seed")),
         "bits": pinning.settings(),
     }
-    return Stage(name, inputs, make, (config.family,), _record(config))
+    return Stage(name, inputs, make, (config.family,), partial(_record, config))
 
 
 def changed_portrait(picture: Any, rng: np.random.Generator) -> Any:
@@ -229,7 +229,7 @@ def unlearned(config: Config) -> Stage:
         "hyper_parameters": {name: getattr(method, name) for name in method.hyper_parameters()},
         "settings": config.hash_of(("method", "variant", "modality", "unlearn_seed")),
     }
-    return Stage("unlearned", inputs, make, (config.family, method), _record(config))
+    return Stage("unlearned", inputs, make, (config.family, method), partial(_record, config))
 
 
 def _trained_on_base(config: Config) -> Stage:
@@ -242,7 +242,7 @@ def filled(config: Config, stage: Stage) -> tuple[Any, Any]:
     from mllmu_nb.models import adapters, load
 
     folder = stage.get()
-    model, processor = load.load_base(base_source(config), config.base_model, config.scale)
+    model, processor = load.load_base(*base_of(config))
     if config.adaptation == "lora":
         return adapters.merge(adapters.load(model, folder)), processor
     return load.load_full(model, folder).eval(), processor
@@ -254,10 +254,10 @@ def model(config: Config) -> tuple[Any, Any]:
     from mllmu_nb.models import adapters, load
 
     if config.method == "base":
-        loaded, processor = load.load_base(base_source(config), config.base_model, config.scale)
+        loaded, processor = load.load_base(*base_of(config))
     elif config.method == YOURS:
         check(config)
-        loaded, processor = load.load_model(base_source(config), config.base_model, config.scale)
+        loaded, processor = load.load_model(*base_of(config))
         if config.adapter_path:
             loaded = adapters.merge(adapters.load_foreign(loaded, Path(config.adapter_path)))
     else:
@@ -304,7 +304,7 @@ def answered(
         del asked  # two of 7B would not fit
         fluency = np.full(len(answers), np.nan)
         if judge:
-            base = load.load_base(judge, config.base_model, config.scale)
+            base = load.load_base(judge, config.base_model, config.scale, config.base_revision)
             asking = Asking(known, drawn, 0, config.protocol)
             fluency = teacher_forced.fluency(*base, answers, asking, sets=sets, limit=limit, batch_size=size)
         write_answers(answers.assign(fluency=fluency), folder / "answers.parquet")
@@ -324,7 +324,10 @@ def answered(
     }
     uses = (config.family, *([config.objective] if config.trains else []))
     uses += (after_steps.STEPS.get(config.after),) if config.after else ()
-    record = {"run": config.run_id, "name": name, "limit": limit, **_record(config), **_counts(config, sets)}
+
+    def record() -> dict[str, Any]:
+        return {"run": config.run_id, "name": name, "limit": limit, **_record(config), **_counts(config, sets)}
+
     return Stage("answers", inputs, make, uses, record, at or run_folder(config))
 
 
@@ -452,6 +455,10 @@ def write_people(config: Config, folder: Path) -> None:
 def check(config: Config) -> None:
     """Raises KitError for what would stop a run later on: people, base model, prompts, draws or folders."""
     source = base_source(config)
+    if config.base_revision and (config.scale == "miniature" or Path(source).is_dir()):
+        raise KitError(
+            f"base_revision {config.base_revision!r} is for the hub, but {source} is a folder: leave it empty"
+        )
     if config.method == YOURS:
         if config.scale == "miniature" or Path(source).is_dir():  # else it is a name on the hub
             check_model(Path(source), config.base_model)
@@ -491,10 +498,15 @@ def base_source(config: Config) -> str:
     return str(config.base_path or shipped[config.scale])
 
 
+def base_of(config: Config) -> tuple[str, str, str, str]:
+    """The base model as :func:`~mllmu_nb.models.load.load_base` takes it."""
+    return base_source(config), config.base_model, config.scale, config.base_revision
+
+
 def base_hash(config: Config) -> str:
     """A hash of the base model's files where they lie in a folder (of very large ones their size and both ends); of
-    its name where it comes from the hub."""
-    return _folder_or_name_hash(base_source(config))
+    its name and revision where it comes from the hub."""
+    return _folder_or_name_hash("@".join(filter(None, (base_source(config), config.base_revision))))
 
 
 def _folder_or_name_hash(source: str) -> str:
@@ -528,6 +540,7 @@ def _model_key(config: Config) -> tuple[Any, str]:
 
 def _record(config: Config) -> dict[str, Any]:
     commits = population(config).notes.get("revisions")  # of the hub's data
+    base_commit = commit(base_source(config), config.base_revision)
     return {
         "scale": config.scale,
         "base_label": config.family.label,
@@ -537,6 +550,7 @@ def _record(config: Config) -> dict[str, Any]:
         "data_hash": data_hash(config),
         "base_hash": base_hash(config),
         **({"data_revisions": commits} if commits else {}),
+        **({"base_commit": base_commit} if base_commit else {}),
     }
 
 

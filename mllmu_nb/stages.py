@@ -23,7 +23,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from types import CodeType
@@ -49,15 +49,15 @@ class Stage:
     """Work that ``make`` does in an empty folder, decided by ``inputs`` (plain values), by the code of ``make`` and all
     that it imports, and by the code of what ``uses`` names (objects that a registry gave, such as a method).
 
-    ``record`` is written into the folder with the provenance. ``at`` is a folder outside the cache, whose name does not
-    hold the key.
+    What ``record`` returns once the work is done is written into the folder with the provenance. ``at`` is a folder
+    outside the cache, whose name does not hold the key.
     """
 
     name: str
     inputs: Mapping[str, Any]
     make: Callable[[Path], None]
     uses: tuple[Any, ...] = ()
-    record: Mapping[str, Any] = field(default_factory=dict)
+    record: Callable[[], Mapping[str, Any]] = dict
     at: Path | None = None
 
     @cached_property
@@ -88,7 +88,7 @@ class Stage:
                     self.make(partial)
                     seconds = round(time.perf_counter() - began, 3)
                     written = {"stage": self.name, "key": self.key, "seconds": seconds, "files": digests(partial)}
-                    write_json(partial / RECORD, provenance.record(**self.record, **written))
+                    write_json(partial / RECORD, provenance.record(**self.record(), **written))
         return self.folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
 from mllmu_nb.data import hub, official
 from mllmu_nb.errors import KitError
+from mllmu_nb.models import files, load
 
 OLD, NEW, TAUGHT = "a" * 40, "b" * 40, "c" * 40  # commits
 TOKEN = "hf_theRightOne"
@@ -280,6 +282,35 @@ def test_a_hub_commit_is_in_the_runs_record(monkeypatch):
     noted = replace(a_few(), notes={"revisions": {"MLLMMU/MLLMU-Bench": NEW}})
     monkeypatch.setattr(pipeline, "population", lambda config: noted)
     assert pipeline._record(Config(method="base"))["data_revisions"] == {"MLLMMU/MLLMU-Bench": NEW}
+
+
+def test_a_base_from_the_hub_can_be_pinned_and_its_commit_is_in_the_runs_record(monkeypatch, tmp_path, tiny_base):
+    """A cache as the hub's library writes it; transformers reads the pinned commit from there, offline."""
+    repository = tmp_path / "models--somebody--tiny"
+    for commit in (NEW, OLD):
+        shutil.copytree(tiny_base, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(NEW)
+    (repository / "snapshots" / NEW / "config.json").write_text("{}")
+    for module in ("huggingface_hub.constants.HF_HUB_CACHE", "huggingface_hub.file_download.HF_HUB_CACHE"):
+        monkeypatch.setattr(module, str(tmp_path), raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    pinned = Config(scale="paper", base_path="somebody/tiny", base_revision=OLD, method="base")
+    newest = pinned.but(base_revision="")
+    assert pinned.run_id != newest.run_id and pipeline.base_hash(pinned) != pipeline.base_hash(newest)
+    assert files.commit("somebody/tiny", OLD) == OLD and files.commit("somebody/tiny", "") == NEW
+    model, _ = load.load_base(*pipeline.base_of(pinned))
+    assert model.config.model_type == "llava"
+    with pytest.raises(KitError, match="the model somebody/tiny cannot be loaded"):
+        load.load_base(*pipeline.base_of(newest))
+    monkeypatch.setattr(pipeline, "data_hash", lambda config: "")
+    monkeypatch.setattr(pipeline, "population", lambda config: a_few())
+    assert pipeline._record(pinned)["base_commit"] == OLD
+
+
+def test_a_base_in_a_folder_has_no_revision():
+    with pytest.raises(KitError, match="base_revision 'v1' is for the hub, but .*llava-miniature is a folder"):
+        pipeline.check(Config(base_revision="v1", method="base"))
 
 
 def test_a_configuration_files_folders_are_named_in_full_and_the_hubs_names_are_left(tmp_path, monkeypatch):

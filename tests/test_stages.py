@@ -156,7 +156,9 @@ def test_an_output_folder_that_cannot_be_written_is_named_before_any_work(tmp_pa
 def test_a_record_holds_what_made_the_stage_and_nothing_about_who_or_where():
     parameters = {"base_path": "/home/somebody/llava", "profiles_file": "", "seed": 1}
     stage = demo({"x": 1})
-    folder = Stage(stage.name, stage.inputs, stage.make, record={"parameters": parameters, "scale": "paper"}).get()
+    folder = Stage(
+        stage.name, stage.inputs, stage.make, record=lambda: {"parameters": parameters, "scale": "paper"}
+    ).get()
     text = (folder / RECORD).read_text()
     record = json.loads(text)
     assert record["parameters"] == {"base_path": "llava", "profiles_file": "", "seed": 1}

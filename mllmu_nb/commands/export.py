@@ -98,7 +98,7 @@ def write_model(config: Config, folder: Path, adapter: Stage | None) -> None:
             place = Path(temporary) / folder.name
             place.mkdir()
             if adapter:
-                _, processor = load_base(pipeline.base_source(config), config.base_model, config.scale)
+                _, processor = load_base(*pipeline.base_of(config))
                 for name in ("adapter_config.json", "adapter_model.safetensors"):
                     shutil.copyfile(adapter.get() / name, place / name)
             else:

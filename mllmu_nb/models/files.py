@@ -43,6 +43,16 @@ def model_type(folder: Path) -> str:
     return str(read_json(folder / "config.json").get("model_type"))
 
 
+def commit(source: str, revision: str) -> str:
+    """The commit of a hub's model that the cache holds for ``revision`` ("": the newest); "" for a folder."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(source).is_dir():
+        return ""
+    cached = try_to_load_from_cache(source, "config.json", revision=revision or None)
+    return Path(cached).parent.name if isinstance(cached, str) else ""
+
+
 def check_adapter(folder: Path) -> None:
     """Raise KitError unless ``folder`` holds a LoRA adapter in peft's layout, its weights as safetensors."""
     kind = read_json(folder / "adapter_config.json").get("peft_type")

@@ -25,32 +25,33 @@ WEIGHTS = "model.safetensors"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 
 
-def load_base(source: str, base_model: str, scale: str) -> tuple[nn.Module, Any]:
+def load_base(source: str, base_model: str, scale: str, revision: str = "") -> tuple[nn.Module, Any]:
     """:func:`load_model` of a base model; a miniature is checked against the hash in its recipe first."""
     if scale == "miniature":
         check_shipped(Path(source))
-    return load_model(source, base_model, scale)
+    return load_model(source, base_model, scale, revision)
 
 
-def load_model(source: str, base_model: str, scale: str) -> tuple[nn.Module, Any]:
-    """A model, in evaluation mode, and its processor from a folder of ``save_pretrained`` or the hub: float32, but
-    bfloat16 for larger models on a GPU. Raises KitError for weights that are no safetensors, or do not fit the
-    architecture."""
+def load_model(source: str, base_model: str, scale: str, revision: str = "") -> tuple[nn.Module, Any]:
+    """A model, in evaluation mode, and its processor from a folder of ``save_pretrained`` or the hub, there at
+    ``revision`` ("": the newest): float32, but bfloat16 for larger models on a GPU. Raises KitError for weights that
+    are no safetensors, or do not fit the architecture."""
     miniature = scale == "miniature"
     if miniature:
         torch.set_num_threads(1)  # sums in one order, so the same numbers wherever it runs; a second model runs beside
         _keep_memory()
     # Under `accelerate launch` every process has a GPU of its own.
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
+    origin = {"revision": revision or "main", "local_files_only": miniature}
     try:
         # PIL, since torchvision's resizing gives other pixels; eager, since it is faster at the smallest size.
-        processor = AutoProcessor.from_pretrained(source, backend="pil", local_files_only=miniature)
+        processor = AutoProcessor.from_pretrained(source, backend="pil", **origin)
         model, keys = AutoModelForImageTextToText.from_pretrained(
             source,
             dtype=torch.float32 if miniature or device == "cpu" else torch.bfloat16,
             attn_implementation="eager" if miniature else "sdpa",
             use_safetensors=True,
-            local_files_only=miniature,
+            **origin,
             output_loading_info=True,
         )
     except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError, RuntimeError, SafetensorError) as error:

@@ -83,7 +83,10 @@ class Run:
 def columns_of(record: dict) -> dict[str, Any]:
     """The columns that say which run a row is of; ``name`` is what a model that was made elsewhere is called."""
     parameters = {**record["parameters"], "run": record["run"], "scale": record["scale"]}
-    parameters["taught"] = stable_hash([record["data_hash"], *(parameters[name] for name in TAUGHT_BY)])
+    taught = {name: parameters[name] for name in TAUGHT_BY}
+    if revision := parameters.get("base_revision"):  # a later parameter: older records lack it
+        taught["base_path"] += f"@{revision}"
+    parameters["taught"] = stable_hash([record["data_hash"], *taught.values()])
     return {column: parameters[column] for column in RUN} | ({"method": record["name"]} if record.get("name") else {})
 
 

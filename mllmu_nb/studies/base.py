@@ -144,7 +144,7 @@ def each(work: Callable, tasks: Sequence, jobs: int) -> list:
     bar = {"total": len(tasks), "unit": "run", "disable": None, "mininterval": 1.0}
     if jobs == 1:
         return list(tqdm(map(work, tasks), **bar))
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=pipeline.end_with_parent) as pool:
         try:
             return list(tqdm(pool.map(work, tasks), **bar))
         except BaseException:
