@@ -4,8 +4,15 @@ VENV   ?= .venv
 EXTRAS ?= test
 GRID   ?= configs/miniature.yaml
 
+# Paths are quoted below, so that they may hold blanks; a ~ that the shell has left (zsh, dash) is expanded here.
+override PYTHON := $(patsubst ~/%,$(HOME)/%,$(PYTHON))
+override VENV   := $(patsubst ~/%,$(HOME)/%,$(VENV))
+override GRID   := $(patsubst ~/%,$(HOME)/%,$(GRID))
+
+EMPTY  :=
+BLANK  := $(EMPTY) $(EMPTY)
 BIN    := $(VENV)/bin
-READY  := $(VENV)/.ready-$(EXTRAS)
+READY  := $(subst $(BLANK),\ ,$(VENV)/.ready-$(EXTRAS))
 
 .PHONY: help env reproduce reproduce-all test lab base lint lock clean
 
@@ -16,31 +23,32 @@ env: $(READY)  ## the environment in .venv (once)
 
 # The stamp is written last, so an interrupted installation is taken up again.
 $(READY): pyproject.toml requirements.lock
-	@command -v $(PYTHON) >/dev/null || { echo "mllmu-nb needs Python 3.11 or newer, but '$(PYTHON)' was not found. Name another: make env PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "mllmu-nb needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -n 1). Name another: make env PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "'$(PYTHON)' cannot make virtual environments: its module venv is missing (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c requirements.lock -e '.[$(EXTRAS)]'
-	@touch $@
+	@command -v "$(PYTHON)" >/dev/null || { echo "mllmu-nb needs Python 3.11 or newer, but '$(PYTHON)' was not found. Name another: make env PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "mllmu-nb needs Python 3.11 or newer, but '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1 | head -n 1). Name another: make env PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "'$(PYTHON)' cannot make virtual environments: its module venv is missing (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
+	"$(PYTHON)" -m venv "$(VENV)"
+	"$(BIN)/python" -m pip install --disable-pip-version-check --quiet -c requirements.lock -e '.[$(EXTRAS)]'
+	@touch "$@"
 
 reproduce: env  ## the miniature at 10 %: models, scores, tables, figures
-	$(BIN)/python -m mllmu_nb sweep $(GRID)
+	"$(BIN)/python" -m mllmu_nb sweep "$(GRID)"
 
 reproduce-all: env  ## the same at 5, 10 and 15 %
-	$(BIN)/python -m mllmu_nb sweep $(GRID) --ratios 5 10 15
+	"$(BIN)/python" -m mllmu_nb sweep "$(GRID)" --ratios 5 10 15
 
 test: env  ## unit tests and, beside them, every notebook
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder --nbmake --nbmake-timeout=900
+	"$(BIN)/python" -m pytest -n 2 --no-loadscope-reorder --nbmake --nbmake-timeout=900
 
 lab: env  ## JupyterLab on the first notebook
-	$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb
+	"$(BIN)/python" -m jupyterlab notebooks/00_start_here.ipynb
 
 base: env  ## build the shipped base models anew (an hour; many on a CPU without bfloat16)
-	$(BIN)/python -m mllmu_nb.build_miniature
+	"$(BIN)/python" tools/base_model/build.py
 
-lint: env  ## style of code and notebooks
-	$(BIN)/python -m ruff check .
-	$(BIN)/python -m ruff format --check .
+lint: env  ## style of code and notebooks, and which module imports which
+	"$(BIN)/python" -m ruff check .
+	"$(BIN)/python" -m ruff format --check .
+	"$(BIN)/lint-imports" --no-logo --no-cache
 
 # torch stays out, and so does what only torch asks for: the lock must not choose a CUDA version for anyone.
 lock:  ## renew requirements.lock (needs uv)
@@ -49,5 +57,5 @@ lock:  ## renew requirements.lock (needs uv)
 	mv requirements.lock.new requirements.lock
 
 clean:  ## remove the environment and caches, never results
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf "$(VENV)" .cache .pytest_cache .ruff_cache build *.egg-info
 	find mllmu_nb tests -name __pycache__ -type d -prune -exec rm -rf {} +

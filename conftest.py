@@ -1,4 +1,4 @@
-"""What every test and every notebook run by pytest shares: a throw-away output folder and few threads."""
+"""What every test and every notebook run by pytest shares: a throw-away output folder, few threads, pinned bits."""
 
 import hashlib
 import json
@@ -6,6 +6,10 @@ import os
 import tempfile
 
 import pytest
+
+from mllmu_nb.pinning import pin
+
+pin()  # before anything imports torch, and for the kernels and processes that tests start
 
 # Set at import, before any test module or kernel starts, so that nothing is ever written into the checkout.
 _output = tempfile.TemporaryDirectory(prefix="mllmu-nb-tests-", ignore_cleanup_errors=True)

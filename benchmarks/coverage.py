@@ -28,7 +28,7 @@ from scipy.stats import beta
 
 from mllmu_nb import paths
 from mllmu_nb.errors import KitError
-from mllmu_nb.evaluation.statistics import equivalence, interval, paired_difference, scores
+from mllmu_nb.statistics.intervals import equivalence, interval, paired_difference
 
 ACCURACIES, PROFILES, CORRELATIONS = (0.5, 0.8, 0.95), (5, 10, 25, 75), (0.0, 0.1, 0.4)
 ITEMS = (10, 4)  # questions a person: multiple choice of both views, generation or cloze of both views
@@ -145,7 +145,8 @@ def speed(resamples: int = 10_000, by_hand: int = 50) -> str:
     [folder] = [path for path in paths.committed_runs("miniature").glob("*-r10-d0-vanilla-*") if path.is_dir()]
     items = pd.read_parquet(folder / "items.parquet")
     start = time.perf_counter()
-    table = scores(items, resamples=resamples)
+    cells = [(cell[c], cell["profile"]) for _, cell in items.groupby(STATED) for c in MEASURED if cell[c].count()]
+    table = [interval(*cell, resamples=resamples, bounds=(0, 10)) for cell in cells]
     ours = time.perf_counter() - start
     start = time.perf_counter()
     resampled_by_hand(items, by_hand)

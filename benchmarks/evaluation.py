@@ -19,11 +19,10 @@ from statistics import median
 from unittest import mock
 
 import pandas as pd
-import torch
 
-from mllmu_nb import run
+from mllmu_nb import pipeline, provenance
 from mllmu_nb.config import Config
-from mllmu_nb.evaluation import evaluate
+from mllmu_nb.evaluation.ask import ask
 from mllmu_nb.models import load
 
 ARMS = ("as it is", "memory given back")
@@ -31,11 +30,12 @@ ARMS = ("as it is", "memory given back")
 
 def measured(arm: str, limit: int) -> tuple[float, pd.DataFrame]:
     """Seconds that the evaluation takes, loading left out, and its rows."""
+    config = Config(method="base")
     with mock.patch.object(load, "_keep_memory") if arm == "memory given back" else nullcontext():
-        model, processor = load.load_base(Config())
-    known = run.population(Config())
+        model, processor = pipeline.model(config)
+    known = pipeline.population(config)
     began = time.perf_counter()
-    rows = evaluate(model, processor, known, limit=limit, progress=False)
+    rows = ask(model, processor, known, limit=limit, progress=False)
     return time.perf_counter() - began, rows
 
 
@@ -43,18 +43,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--limit", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
-    spent, rows = defaultdict(list), {}
+    options = parser.parse_args()
+    seconds, rows = defaultdict(list), {}
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        for _ in range(asked.rounds):
+        for _ in range(options.rounds):
             for arm in ARMS:
-                seconds, rows[arm] = pool.submit(measured, arm, asked.limit).result()
-                spent[arm].append(seconds)
-    print(f"{torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores, one thread; {len(rows[ARMS[0]])} rows")
+                spent, rows[arm] = pool.submit(measured, arm, options.limit).result()
+                seconds[arm].append(spent)
+    machine = provenance.machine()
+    print(f"{machine['cpu']}, {machine['capability']}, {os.cpu_count()} cores, one thread; {len(rows[ARMS[0]])} rows")
     print("| arm | times as long | rows |\n|---|---:|---|")
     for arm in ARMS:
         same = "the same" if rows[arm].equals(rows[ARMS[0]]) else "others"
-        print(f"| {arm} | {median(spent[arm]) / median(spent[ARMS[0]]):.2f} | {same} |")
+        print(f"| {arm} | {median(seconds[arm]) / median(seconds[ARMS[0]]):.2f} | {same} |")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python benchmarks/finetuning.py [--steps N] [--rounds N]
 
-Each arm trains the shipped base for a few steps on the same people, the arms taking turns; the ratio is that of the
-medians over the rounds. What half precision costs or saves hangs on the CPU, so the table names it.
+Each arm trains the shipped base for a few steps on the same people, in a process of its own, the arms taking turns; the
+ratio is that of the medians over the rounds. What half precision costs or saves hangs on the CPU, so the table names
+it; it is measured unpinned, since bfloat16 is refused where the bits are pinned.
 """
 
 from __future__ import annotations
@@ -11,52 +12,49 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
 from statistics import median
 from unittest import mock
 
-import torch
-
-from mllmu_nb import run, training
+from mllmu_nb import pinning, pipeline, provenance
 from mllmu_nb.config import Config
-from mllmu_nb.data.portraits import augment, from_bytes
-from mllmu_nb.models import load
-from mllmu_nb.muon import STEPS
+from mllmu_nb.data.conversations import MODALITIES, training_conversations
 
+# Arm → whether the CPU's own kernels are used, whether Muon is torch's, changes of the recipe.
 ARMS = {
-    "as it is": {},
-    "matrix products in bfloat16": {"precision": "bf16"},
-    "Muon of torch, in bfloat16": {"muon": True},
-    "batches as drawn, not by length": {"together": 1},
+    "as it is": (False, False, {}),
+    "the CPU's own kernels, bits not pinned": (True, False, {}),
+    "the same, matrix products in bfloat16": (True, False, {"precision": "bf16"}),
+    "Muon of torch, in bfloat16": (True, True, {}),
+    "batches as drawn, not by length": (False, False, {"together": 1}),
 }
 
 
-def torchs_muon(inner, lr, weight_decay):
-    return torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw", ns_steps=STEPS)
+def measured(arm: str, steps: int) -> float:
+    """Seconds that ``steps`` of the recipe take, loading and replay left out."""
+    import torch
 
+    from mllmu_nb import training
+    from mllmu_nb.models import load
+    from mllmu_nb.muon import STEPS
 
-def seconds(config: Config, steps: int, muon: bool = False, **changes) -> float:
-    """How long ``steps`` of the recipe with ``changes`` take, loading and replay left out."""
-    recipe = config.training
-    model, processor = load.load_base(config)
+    def torchs_muon(inner, lr, weight_decay):
+        return torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw", ns_steps=STEPS)
+
+    _, foreign, changes = ARMS[arm]
+    config = Config(method="base")
+    model, processor = pipeline.model(config)
     load.unfreeze(model)
-    people = run.taught(run.population(config), "vanilla")
-    talks = [
-        *training.modality_conversations(people, "multimodal"),
-        *training.modality_conversations(people, "unimodal"),
-    ]
-    names = ("batch_size", "turns", "together", "instructed", "lr", "precision", "optimizer")
-    options = {name: getattr(recipe, name) for name in names} | changes
-    with mock.patch.object(training, "Muon", torchs_muon) if muon else mock.MagicMock():
+    people = pipeline.taught(pipeline.population(config), "vanilla")
+    conversations = [c for modality in MODALITIES for c in training_conversations(people, modality)]
+    recipe = replace(config.training, steps=steps, **changes)
+    with mock.patch.object(training, "Muon", torchs_muon) if foreign else mock.MagicMock():
         began = time.perf_counter()
-        training.finetune(
-            model,
-            processor,
-            talks,
-            steps=steps,
-            augment=lambda picture, rng: augment(from_bytes(picture), rng),
-            progress=False,
-            **options,
-        )
+        settings = {"augment": pipeline.changed_portrait, "progress": False}
+        training.finetune(model, processor, conversations, recipe, config.train_seed, **settings)
         return time.perf_counter() - began
 
 
@@ -64,17 +62,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
-    torch.set_num_threads(1)
-    config = Config()
-    spent = {arm: [] for arm in ARMS}
-    for _ in range(asked.rounds):
-        for arm, changes in ARMS.items():
-            spent[arm].append(seconds(config, asked.steps, **changes))
-    print(f"{torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores, one thread; {asked.steps} steps")
+    options = parser.parse_args()
+    seconds, pinned = defaultdict(list), pinning.settings()
+    others = {name: value for name, value in os.environ.items() if name not in (*pinned, pinning.UNPINNED)}
+    for _ in range(options.rounds):
+        for arm, (unpinned, *_) in ARMS.items():
+            environment = others | ({pinning.UNPINNED: "1"} if unpinned else pinned)  # which a new process starts with
+            with mock.patch.dict(os.environ, environment, clear=True):
+                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                    seconds[arm].append(pool.submit(measured, arm, options.steps).result())
+    machine = provenance.machine()
+    print(f"{machine['cpu']}, {os.cpu_count()} cores, one thread; {options.steps} steps")
     print("| arm | times as long |\n|---|---:|")
-    for arm, found in spent.items():
-        print(f"| {arm} | {median(found) / median(spent['as it is']):.2f} |")
+    for arm, spent in seconds.items():
+        print(f"| {arm} | {median(spent) / median(seconds['as it is']):.2f} |")
 
 
 if __name__ == "__main__":

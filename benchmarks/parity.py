@@ -9,6 +9,9 @@ answers part, so that rounding decides; such items are listed. Any other differe
 
 from __future__ import annotations
 
+import mllmu_nb  # noqa: F401, before torch: it pins the kernels
+
+# isort: split
 import argparse
 import sys
 from typing import NamedTuple
@@ -16,15 +19,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mllmu_nb import run
-from mllmu_nb.config import PROTOCOLS, Config
+from mllmu_nb import pipeline
+from mllmu_nb.config import Config
+from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.errors import KitError
-from mllmu_nb.evaluation import asked
-from mllmu_nb.evaluation.draws import draw
+from mllmu_nb.evaluation.ask import PROTOCOLS, inquiries_of
 from mllmu_nb.evaluation.engine import greedy, option_likelihoods
-from mllmu_nb.evaluation.items import Part
-from mllmu_nb.models.prompts import Conversation, encode
+from mllmu_nb.evaluation.tasks import Asking, Inquiry
+from mllmu_nb.models import families
 
 TIE = 1e-4  # of logits, and of mean log-likelihoods per token
 
@@ -38,40 +41,42 @@ class Difference(NamedTuple):
     gap: float
 
 
-def compare(model, processor, part: Part, batch_size: int) -> tuple[list[Difference], float]:
-    """The items of ``part`` that differ, and the largest difference between two likelihoods of an option (else 0)."""
-    ways = len(part.talks) // max(len(part.items), 1)
-    names = [f"{item.set} {item.question.id}" for item in part.items for _ in range(ways)]
-    if part.options is not None:
-        tables = [option_likelihoods(model, processor, part.talks, part.options, size) for size in (batch_size, 1)]
-        found = []
+def compare(model, processor, inquiry: Inquiry, batch_size: int) -> tuple[list[Difference], float]:
+    """The items that differ, and the largest difference between two likelihoods of an option (else 0)."""
+    names = [f"{item.set} {item.question.id}" for item in inquiry.items for _ in range(inquiry.orders)]
+    sizes, asked = (batch_size, 1), inquiry.conversations
+    if inquiry.options is not None:
+        tables = [option_likelihoods(model, processor, asked, inquiry.options, size) for size in sizes]
+        differences = []
         for name, many, one in zip(names, *tables, strict=True):
             if many.argmax() != one.argmax():
                 best, second = sorted(one)[:-3:-1]
-                found.append(Difference(name, f"option {many.argmax()}", f"option {one.argmax()}", best - second))
-        return found, float(np.abs(tables[0] - tables[1]).max(initial=0.0))
+                chosen = f"option {many.argmax()}", f"option {one.argmax()}"
+                differences.append(Difference(name, *chosen, best - second))
+        return differences, float(np.abs(tables[0] - tables[1]).max(initial=0.0))
     (texts, lengths), (alone, lengths_alone) = (
-        greedy(model, processor, part.talks, part.tokens, size, until=part.until) for size in (batch_size, 1)
+        greedy(model, processor, asked, inquiry.tokens, size, until=inquiry.until) for size in sizes
     )
     return [
-        Difference(names[i], texts[i], alone[i], parting_gap(model, processor, part.talks[i], texts[i], part.tokens))
-        for i in range(len(part.talks))
+        Difference(names[i], texts[i], alone[i], parting_gap(model, processor, asked[i], texts[i], inquiry.tokens))
+        for i in range(len(asked))
         if (texts[i], lengths[i]) != (alone[i], lengths_alone[i])
     ], 0.0
 
 
 @torch.inference_mode()
-def parting_gap(model, processor, talk: Conversation, text: str, tokens: int) -> float:
+def parting_gap(model, processor, conversation: Conversation, text: str, tokens: int) -> float:
     """How far apart the two best tokens are where the model, asked alone and without a cache, leaves ``text``."""
-    batch = encode(processor, [talk], eos=False, device=model.device)
+    batch = families.of(model).encode(processor, [conversation], eos=False, device=model.device)
+    pictures = {name: tensor for name, tensor in batch.items() if name not in ("input_ids", "attention_mask", "labels")}
     ids, written, gap = batch["input_ids"], [], float("inf")
     for _ in range(tokens):
-        logits = model(input_ids=ids, pixel_values=batch.get("pixel_values"), use_cache=False).logits[0, -1].float()
+        logits = model(input_ids=ids, use_cache=False, **pictures).logits[0, -1].float()
         best, second = logits.topk(2).values.tolist()
         gap, token = best - second, int(logits.argmax())
         written.append(token)
-        said = processor.tokenizer.decode(written, skip_special_tokens=True).strip()
-        if token == processor.tokenizer.eos_token_id or not text.startswith(said):
+        so_far = processor.tokenizer.decode(written, skip_special_tokens=True).strip()
+        if token == processor.tokenizer.eos_token_id or not text.startswith(so_far):
             break
         ids = torch.cat([ids, ids.new_tensor([[token]])], dim=1)
     return gap
@@ -86,20 +91,16 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args()
     config = Config(method=options.method, protocol=options.protocol)
-    model, processor = run.model(config)
-    asking = {"shots": config.shots, "protocol": config.protocol}
-    drawing = {"shot_source": config.shot_source, "shot_seed": config.shot_seed, "family": config.base_model}
-    known = run.population(config)
-    drawn = draw(known, options.sets, **drawing, **asking)
-    parts = asked(
-        known, drawn, sets=options.sets, limit=options.limit, **asking
-    )  # both scorings, whatever the protocol
+    model, processor = pipeline.model(config)
+    known = pipeline.population(config)
+    asking = Asking(known, pipeline.draws_of(config, known, options.sets), config.shots, config.protocol)
+    inquiries = inquiries_of(asking, sets=options.sets, limit=options.limit)  # both scorings, whatever the protocol
     count, differences = 0, []
-    for name, part in zip(("letter", "likelihood", "generation", "cloze"), parts, strict=True):
-        found, apart = compare(model.float(), processor, part, options.batch_size)
-        count, differences = count + len(part.talks), differences + found
-        told = f", likelihoods at most {apart:.1e} apart" if part.options is not None else ""
-        print(f"{name}: {len(part.talks)} asked, {len(found)} answered otherwise one by one{told}", flush=True)
+    for name, inquiry in zip(("letter", "likelihood", "generation", "cloze"), inquiries, strict=True):
+        own, apart = compare(model.float(), processor, inquiry, options.batch_size)
+        count, differences = count + len(inquiry.conversations), differences + own
+        more = f", likelihoods at most {apart:.1e} apart" if inquiry.options is not None else ""
+        print(f"{name}: {len(inquiry.conversations)} asked, {len(own)} answered otherwise one by one{more}", flush=True)
     others = [difference for difference in differences if not difference.gap <= TIE]
     for difference in differences:
         kind = "tie" if difference.gap <= TIE else "DIFFERENT"

@@ -1,8 +1,12 @@
-"""The helper package behind the notebooks: data → models → training, unlearning → evaluation → reporting."""
+"""The helper package behind the notebooks: data → models → training ← unlearning → evaluation → scoring → reporting."""
 
 import warnings
 
-__version__ = "0.1.0"
+from mllmu_nb.pinning import pin
 
-# Bars are drawn in text here; that a notebook could draw others with one more package is nothing to warn of.
+__version__ = "0.2.0"
+
+pin()  # before torch is imported
+
+# Progress is drawn as text; that a notebook could draw it as a widget with one more package needs no warning.
 warnings.filterwarnings("ignore", message="IProgress not found")

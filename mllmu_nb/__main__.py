@@ -4,21 +4,15 @@ import signal
 import sys
 
 OLDEST = (3, 11)
-COMMANDS = (
-    "sweep",
-    "evaluate",
-    "verify",
-    "export",
-    "doctor",
-    "study",
-)  # a module of mllmu_nb.commands each, with SUMMARY, arguments(parser) and main(options)
+# A module of mllmu_nb.commands each, with SUMMARY, arguments(parser) and main(options).
+COMMANDS = ("sweep", "evaluate", "verify", "export", "doctor", "study")
 
 
 def main(arguments=None):
     """Runs a command and returns its exit status; what is wrong with the input is one line on standard error."""
     if sys.version_info[:2] < OLDEST:
-        found = ".".join(str(part) for part in sys.version_info[:3])
-        print("mllmu_nb needs Python %d.%d or newer, but this is %s" % (OLDEST + (found,)), file=sys.stderr)  # noqa: UP031
+        version = ".".join(str(number) for number in sys.version_info[:3])
+        print("mllmu_nb needs Python %d.%d or newer, but this is %s" % (OLDEST + (version,)), file=sys.stderr)  # noqa: UP031
         return 2
     import argparse
     import importlib
@@ -29,17 +23,18 @@ def main(arguments=None):
         prog="python -m mllmu_nb", description="Unlearning in multimodal models, as notebooks."
     )
     subparsers = parser.add_subparsers(dest="command", required=True)
-    modules = {}
-    for name in COMMANDS:
-        modules[name] = importlib.import_module("mllmu_nb.commands." + name)
-        modules[name].arguments(
-            subparsers.add_parser(name, help=modules[name].SUMMARY, description=modules[name].SUMMARY)
-        )
-    options = parser.parse_args(arguments)
     try:
-        return modules[options.command].main(options)
+        for name in COMMANDS:
+            module = importlib.import_module("mllmu_nb.commands." + name)
+            module.arguments(subparsers.add_parser(name, help=module.SUMMARY, description=module.SUMMARY))
+        options = parser.parse_args(arguments)
+        return sys.modules["mllmu_nb.commands." + options.command].main(options)
     except KitError as error:
         print("error: " + str(error), file=sys.stderr)
+        return 2
+    except OSError as error:  # a disk that is full, a file that may not be read
+        reason = " ".join(str(error.strerror or error).split())
+        print("error: cannot read or write %s (%s)" % (error.filename or "a file", reason), file=sys.stderr)  # noqa: UP031
         return 2
     except KeyboardInterrupt:
         print("stopped; what is finished is kept, and the same command goes on from there", file=sys.stderr)
@@ -48,5 +43,5 @@ def main(arguments=None):
 
 if __name__ == "__main__":
     # A command that is told to end takes the processes it has started along, as it does after Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda *told: sys.exit(143))
+    signal.signal(signal.SIGTERM, lambda *received: sys.exit(143))
     sys.exit(main())

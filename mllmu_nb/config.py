@@ -1,8 +1,7 @@
-"""The parameters of a run: typed, checked, with presets that say where each number comes from.
+"""The parameters of a run: typed, checked, completed from presets, and its identity (``docs/architecture.md``).
 
-A run is what one notebook makes: one model (base, vanilla, oracle or unlearned) scored on the four sets. Notebooks and
-commands hand over plain values; :class:`Config` refuses what it does not know, so a misspelt or mistyped parameter
-stops here and not after an hour of training.
+Hyper-parameters of the method and of the step after it (``beta``) are parameters like all others. The presets are in
+``presets/*.yaml`` and in the methods' files, each with its source.
 """
 
 from __future__ import annotations
@@ -11,547 +10,374 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import replace
+from functools import cache
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal
 
-from mllmu_nb.errors import KitError
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
-SCALES = ("miniature", "paper")
-BASE_MODELS = ("llava", "idefics2")
-PROTOCOLS = ("clean", "upstream")
-MODALITIES = ("multimodal", "unimodal", "none")
-ADAPTATIONS = ("lora", "full")
-MODELS = ("base", "vanilla", "oracle")  # what stands beside the unlearned models
+from mllmu_nb import after as after_steps
+from mllmu_nb import unlearning
+from mllmu_nb.errors import KitError, choose, invalid, print_in_one_line
+from mllmu_nb.models import families
+from mllmu_nb.unlearning.base import Method, Recipe, typed
+
+PRESETS = Path(__file__).parent / "presets"
+REFERENCES = ("base", "vanilla", "oracle")  # models that stand beside the unlearned ones
 YOURS = "yours"  # the method of a model that was made elsewhere: base_path, with adapter_path on it
-SEEDS = ("data", "train", "unlearn", "shot")
-# What a protocol sets, each with the words it knows; schedule "" is the one of the recipe.
-CHOICES = {
-    "label_mode": ("answer", "text", "upstream"),
-    "adapter_reach": ("language", "upstream"),
-    "eos": ("yes", "no"),
-    "shot_source": ("pool", "retain", "upstream", "none"),
-    "scoring": ("both", "letter"),
-    "schedule": ("constant", "linear", "cosine", "plateau"),
-}
+SEEDS = ("data_seed", "train_seed", "unlearn_seed", "shot_seed")
+PATHS = ("base_path", "adapter_path", "profiles_file", "forget_ids_file", "data_source", "draws_file")
 GRID = "grid"  # the sweep's key in a configuration file; a notebook that is given the file ignores it
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one model is trained. Either ``steps`` or ``epochs`` counts; the other is 0."""
-
-    lr: float
-    batch_size: int  # conversations a step
-    steps: int = 0
-    epochs: int = 0
-    alpha: float = 1.0  # weight of the retain term, in methods that have one
-    turns: int = 1  # questions asked about one person in one conversation
-    together: int = 1  # batches drawn at once and dealt out by length
-    instructed: float = 0.0  # share of the questions that carry the instruction evaluation gives for a free answer
-    schedule: str = "constant"  # of the learning rate: constant, linear, cosine or plateau (which falls late)
-    warmup: float = 0.0  # share of the steps
-    weight_decay: float = 0.0
-    clip: float = 1.0  # largest norm of the gradient; 0: not clipped
-    optimizer: str = "adamw"  # muon: for the matrices inside the layers
-    precision: str = "no"  # bf16: matrix products in half precision
-    augment: bool = False  # portraits are changed anew each time they are shown
-    label_mode: str = "answer"  # which tokens are supervised
-    eos: bool = True  # the end of the answer is taught as well
-    lora_r: int = 16
-    lora_alpha: int = 16
-    lora_dropout: float = 0.05
-    lora_init: str = "kaiming"  # of the adapter's A: kaiming (uniform) or gaussian
-    lora_reach: str = "language"  # which modules carry an adapter
-    source: str = ""  # who says so
-
-
-MINIATURE = "chosen on the miniature, on forget sets that are not reported"
-MOVED = f"{MINIATURE}, then moved, for with the rule's choice the reported ones fell too far or too little"
-UPSTREAM = "MLLMU-Bench's code and README"
-UPSTREAM_ISSUE = "MLLMU-Bench, the author in issue 12"
 BY_HAND = "set by hand"
-PRACTICE = "good practice, for what reproductions of MLLMU-Bench ran into"
+MOST_PEOPLE = 20_000
 
-# Fine-tuning, by scale and adaptation. The scale's first entry is its default.
-# The rate falls only at the end: after 800 steps vanilla remembered more than with cosine's.
-_MINIATURE_TRAINING = Recipe(
-    lr=3e-3,
-    batch_size=12,
-    turns=4,
-    together=8,
-    instructed=0.1,
-    steps=750,
-    schedule="plateau",
-    warmup=0.05,
-    optimizer="muon",
-    augment=True,
-    lora_dropout=0.0,
-    source="chosen on the miniature, seed 0, by what vanilla remembers",
-)
-_PAPER_TRAINING = Recipe(
-    lr=2e-5,
-    batch_size=4,
-    epochs=5,
-    schedule="linear",
-    clip=0.0,
-    precision="bf16",
-    lora_init="gaussian",
-    source=UPSTREAM,
-)
-TRAINING = {
-    "miniature": {"full": _MINIATURE_TRAINING, "lora": replace(_MINIATURE_TRAINING, optimizer="adamw")},
-    "paper": {"lora": _PAPER_TRAINING},
-}
-# Share of the fine-tuning batches that repeats what the base knows, from people who are never scored.
-REPLAY = {"miniature": 0.2, "paper": 0.0}
-
-# Unlearning, by scale and method, or method and modality; one that is not named here takes the entry "".
-# Rates and lengths are those that the rule of the study of the cliff chooses (notebook 13), but for three.
-# The gradient is cut at a tenth: Adam remembers small gradients too long to meet their growth with steps of even size.
-_MINIATURE_UNLEARNING = Recipe(
-    lr=4e-3, batch_size=8, steps=30, schedule="linear", clip=0.1, lora_dropout=0.0, source=MINIATURE
-)
-_PAPER_UNLEARNING = replace(_PAPER_TRAINING, epochs=1)
-UNLEARNING = {
-    "miniature": {
-        "": _MINIATURE_UNLEARNING,
-        "grad_diff": replace(_MINIATURE_UNLEARNING, steps=80, alpha=2.0),
-        ("kl_min", "multimodal"): replace(_MINIATURE_UNLEARNING, lr=3e-3, steps=75, alpha=2.0, source=MOVED),
-        ("kl_min", "unimodal"): replace(_MINIATURE_UNLEARNING, steps=60, alpha=2.0),
-        ("ga", "unimodal"): replace(_MINIATURE_UNLEARNING, steps=25, source=MOVED),
-        ("npo", "unimodal"): replace(_MINIATURE_UNLEARNING, steps=25, source=MOVED),
-    },
-    "paper": {
-        "": _PAPER_UNLEARNING,
-        "npo": replace(_PAPER_UNLEARNING, epochs=2, source=UPSTREAM_ISSUE),
-        "kl_min": replace(_PAPER_UNLEARNING, epochs=3, source=UPSTREAM_ISSUE),
-    },
-}
-PRESETS = {"training": TRAINING, "unlearning": UNLEARNING, "replay": REPLAY}
-# Who says so where it is not the recipe's own source.
-OTHER_SOURCES = {
-    "miniature": {
-        "turns": "unknown, chosen because a picture is then read once for four questions about it",
-        "instructed": "unknown, chosen because so small a model does not carry plain answers over to other wordings",
-        "optimizer": "unknown, chosen because a model of a million parameters learns in half the steps with muon",
-        "together": "unknown, chosen because a fifth of what is read would be padding otherwise",
-        "precision": "unknown, chosen because many CPUs are several times slower in half precision",
-        "augment": "unknown, chosen because a small portrait shown alike every time would be learnt by its pixels",
-        "weight_decay": UPSTREAM,
-        "clip": "unknown, chosen because ascent takes steps without bound otherwise",
-        "lora_r": UPSTREAM,
-        "lora_alpha": UPSTREAM,
-        "lora_dropout": "unknown, chosen because an unlearning of some sixty steps is noisy enough without",
-        "lora_init": "peft's own",
-        "replay": "unknown, chosen because so small a model forgets what it does not repeat",
-    },
-    "paper": {
-        "precision": "unknown, chosen because in float32, as upstream trains, 7B parameters leave one GPU no room",
-        "replay": UPSTREAM,
-    },
-}
-# The word of the protocol that a number of a recipe hangs on.
-WORDS = {"schedule": "schedule", "label_mode": "label_mode", "eos": "eos", "lora_reach": "adapter_reach"}
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Count = Annotated[int, Field(ge=0)]
+People = Annotated[int, Field(ge=0, le=MOST_PEOPLE)]
+Rate = Annotated[float, Field(gt=0, le=1)]
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A value and who says so."""
+class Config(BaseModel):
+    """All parameters of a run; what is left None is filled in from seed, protocol and presets. Raises KitError, in one
+    line, for an unknown name, a value of the wrong type or out of bounds, and what does not go together."""
 
-    value: Any
-    source: str
-
-
-# What the word ``protocol`` stands for. Variant and length hang on the method: Config.protocol_presets adds them.
-PROTOCOL = {
-    "clean": {
-        "label_mode": Preset("answer", f"{PRACTICE}: image slots and questions are not what is to be forgotten"),
-        "adapter_reach": Preset("language", f"{PRACTICE}: 39,976,960 parameters of LLaVA-1.5-7B, as published"),
-        "eos": Preset("yes", f"{PRACTICE}: a model that never learnt to stop runs on"),
-        "shot_source": Preset("pool", f"{PRACTICE}: people who are taught and never scored"),
-        "scoring": Preset("both", f"{PRACTICE}: a model that knows an answer may fail to say its letter"),
-        "schedule": Preset("", "the recipe's own"),
-    },
-    "upstream": {
-        "label_mode": Preset("text", f"{UPSTREAM}: all but padding, image slots not yet being tokens at its time"),
-        "adapter_reach": Preset("upstream", f"{UPSTREAM}: linear layers by their bare names, wherever they are"),
-        "eos": Preset("no", UPSTREAM),
-        "shot_source": Preset("upstream", f"{UPSTREAM}: drawn from the people under evaluation"),
-        "scoring": Preset("letter", UPSTREAM),
-        "schedule": Preset("linear", UPSTREAM),
-    },
-}
-# At paper scale nobody is in training but those who are scored.
-RETAIN_SHOTS = Preset("retain", f"{PRACTICE}: a few retain people, taken out of scoring for every model")
-UPSTREAM_EPOCHS = {
-    "": Preset(1, f"{UPSTREAM} (README)"),
-    "ga": Preset(1, f"{UPSTREAM} (README; 1 to 2 says the author in issue 12)"),
-    "npo": Preset(2, UPSTREAM_ISSUE),
-    "kl_min": Preset(3, UPSTREAM_ISSUE),
-}
-
-LENGTHS = ("unlearn_steps", "unlearn_epochs")  # of unlearning, said the one way or the other
-# What a field holds when the preset (or, for a seed, ``seed``) is to fill it.
-UNSET = {
-    "data_seed": -1,
-    "train_seed": -1,
-    "unlearn_seed": -1,
-    "shot_seed": -1,
-    "adaptation": "",
-    "replay": -1.0,
-    "train_steps": 0,
-    "train_lr": 0.0,
-    "unlearn_steps": 0,
-    "unlearn_epochs": 0,
-    "unlearn_lr": 0.0,
-    "unlearn_alpha": 0.0,
-    "variant": "",
-    **dict.fromkeys(CHOICES, ""),
-}
-
-
-@dataclass(frozen=True)
-class Config:
-    """All parameters of a run. What is left unset is filled in from the presets, so every field reads as it is used.
-
-    Raises KitError, in one line, for a value of the wrong type or outside what the kit knows. Derive a variation with
-    :meth:`but`, which fills the presets in anew.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     # which experiment
-    scale: str = "miniature"  # miniature: minutes on two cores; paper: the 7B models on a GPU
-    base_model: str = "llava"  # family of the base model: llava or idefics2
+    scale: Literal["miniature", "paper"] = "miniature"  # minutes on two cores, or the 7B models on a GPU
+    base_model: str = "llava"  # family of the base model
     base_path: str = ""  # folder or hub name of the base model; "": the one shipped with the kit
+    base_revision: str = ""  # commit, branch or tag of a base model from the hub; "": the newest
     adapter_path: str = ""  # folder of an adapter on it that was trained elsewhere, for method yours
     method: str = "vanilla"  # base, vanilla, oracle, an unlearning method, or yours: base_path as it is
-    modality: str = "none"  # what unlearning trains on: multimodal, unimodal; none for models that are not unlearned
-    protocol: str = "clean"  # clean: good practice throughout; upstream: as the released code behaves
-    variant: str = ""  # of the method: canonical (its own paper) or upstream; "": as the protocol
+    modality: Literal["multimodal", "unimodal", "none"] = "none"  # what unlearning trains on
+    protocol: Literal["clean", "upstream"] = "clean"  # good practice throughout, or as the released code behaves
+    variant: str | None = None  # of the method: canonical (its own paper) or upstream; None: as the protocol
+    after: str = ""  # a step after unlearning, by name
 
-    # people
-    # a data_source brings its own people, and its own forget ids for each ratio
-    people: int = 100  # fictitious people who are scored; with profiles_file the first so many of it, 0 for all
-    pool: int = 8  # people in the training data only: the source of few-shot examples
-    celebrities: int = 40  # people known to the base alone
-    forget_ratio: int = 10  # per cent of the people to be forgotten
-    forget_draw: int = 0  # which of the disjoint forget sets
-    profiles_file: str = ""  # published fine-tuning text (.jsonl) to take people from; "": generated people
+    # people; a data_source brings its own people, and its own forget ids for each ratio
+    people: People = 100  # fictitious people who are scored; with profiles_file the first so many of it, 0 for all
+    pool: People = 8  # people in the training data only: the source of few-shot examples
+    celebrities: People = 40  # people known to the base alone
+    forget_ratio: Annotated[int, Field(ge=1, le=99)] = 10  # per cent of the people to be forgotten
+    forget_draw: Count = 0  # which of the disjoint forget sets
+    profiles_file: str = ""  # published fine-tuning text (.jsonl) to take people from
     forget_ids_file: str = ""  # published forget ids (.json) that go with it; "": drawn
-    data_source: str = ""  # folder in the published layout or its name on the hub (then, after a comma, that of the
-    # training splits, to be checked against it); "": generated people, or profiles_file
-    data_revision: str = ""  # commit, branch or tag of the hub's data (after a comma the second's); "": the newest
+    data_source: str = ""  # folder in the published layout or its name on the hub (, that of the training splits)
+    data_revision: str = ""  # commit, branch or tag of the hub's data (, of the training splits); "": the newest
 
-    # randomness; -1: as seed
-    seed: int = 0  # stands for all four
-    data_seed: int = -1  # people, questions and splits
-    train_seed: int = -1  # vanilla and oracle
-    unlearn_seed: int = -1  # order and adapter of unlearning
-    shot_seed: int = -1  # few-shot examples
+    # randomness
+    seed: Seed = 0  # stands for all four
+    data_seed: Seed | None = None  # people, questions and splits
+    train_seed: Seed | None = None  # vanilla and oracle
+    unlearn_seed: Seed | None = None  # order and adapter of unlearning
+    shot_seed: Seed | None = None  # few-shot examples
 
-    # training; 0, -1.0 and "": as the preset of the scale
-    adaptation: str = ""  # fine-tuning trains adapters (lora) or all weights (full)
-    replay: float = -1.0  # share of fine-tuning batches that repeats what the base knows
-    train_steps: int = 0  # optimizer steps of fine-tuning
-    train_lr: float = 0.0  # learning rate of fine-tuning
-    unlearn_steps: int = 0  # optimizer steps of unlearning
-    unlearn_epochs: int = 0  # or its passes over the forget set
-    unlearn_lr: float = 0.0  # learning rate of unlearning
-    unlearn_alpha: float = 0.0  # weight of its retain term, for grad_diff and kl_min
-    schedule: str = ""  # of both rates: constant, linear, cosine or plateau; "": as the protocol, then the preset
-    label_mode: str = ""  # supervised tokens: answer, text (question too), upstream (image slots too); "": as protocol
-    eos: str = ""  # whether the end of an answer is taught: yes or no; "": as the protocol
-    adapter_reach: str = ""  # where adapters sit: language, or upstream (vision tower too); "": as the protocol
+    # training
+    adaptation: Literal["lora", "full"] | None = None  # fine-tuning trains adapters or all weights
+    replay: Annotated[float, Field(ge=0, le=0.9)] | None = None  # share of fine-tuning that repeats what the base knows
+    train_steps: Count | None = None  # optimizer steps of fine-tuning
+    train_lr: Rate | None = None  # learning rate of fine-tuning
+    unlearn_steps: Count | None = None  # optimizer steps of unlearning
+    unlearn_epochs: Annotated[float, Field(ge=0)] | None = None  # or its passes over the forget set
+    unlearn_lr: Rate | None = None  # learning rate of unlearning
+    schedule: Literal["constant", "linear", "cosine", "plateau"] | None = None  # of both rates
+    label_mode: Literal["answer", "text", "upstream"] | None = None  # supervised tokens
+    eos: bool | None = None  # whether the end of an answer is taught
+    adapter_reach: Literal["language", "upstream"] | None = None  # where adapters sit
 
     # evaluation
-    shots: int = 5  # worked examples before a multiple-choice or cloze question, 0 to 5
-    shot_source: str = ""  # whom they show: pool, retain, upstream (those under evaluation), none; "": as the protocol
-    scoring: str = ""  # of multiple choice: both (letter and likelihood) or letter; "": as the protocol
+    shots: Annotated[int, Field(ge=0, le=5)] = 5  # worked examples before a multiple-choice or cloze question
+    shot_source: Literal["pool", "retain", "upstream", "none"] | None = None  # whom they show
+    scoring: Literal["both", "letter"] | None = None  # of multiple choice: letter and likelihood, or letter
     cyclic: bool = False  # ask every multiple-choice question in all four cyclic orders of its options
     draws_file: str = ""  # random draws of another evaluation (draws.json) to be repeated; "": drawn by shot_seed
 
-    def __post_init__(self):
-        for parameter in fields(self):
-            object.__setattr__(self, parameter.name, _typed(parameter.name, getattr(self, parameter.name)))
-        unset = tuple(name for name, mark in UNSET.items() if getattr(self, name) == mark)
-        object.__setattr__(self, "_unset", unset)
+    settings: dict[str, Any] = {}  # hyper-parameters of the method and of the step after it, by name
+
+    def __init__(self, **values: Any):
+        check_names(values, type(self).model_fields)
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise invalid(error) from None
+        object.__setattr__(self, "_given", {name: getattr(self, name) for name in type(self).model_fields})
         self._check_words()
-        self._fill(
-            {name: preset.value for name, preset in self.protocol_presets().items() if name not in self._length()}
-        )
+        self._complete()
         self._check()
-        self._fill({f"{kind}_seed": self.seed for kind in SEEDS})
-        self._fill({"adaptation": next(iter(TRAINING[self.scale])), "replay": REPLAY[self.scale]})
-        preset = TRAINING[self.scale].get(self.adaptation)
-        if preset is None:
-            # A 7B model whose every weight is trained fits no machine this kit is meant for.
-            raise KitError(f"adaptation={self.adaptation!r} is not offered at scale {self.scale}: take 'lora'")
-        self._fill({"train_steps": preset.steps, "train_lr": preset.lr, "unlearn_lr": self._unlearning_preset.lr})
 
     # -- making one ---------------------------------------------------------------------------------------------
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any], **fixed: Any) -> Config:
-        """A Config of plain values by name. ``fixed`` is what the caller is for (a notebook's method): another value
-        for it is refused. Raises KitError for an unknown name, suggesting the nearest known one.
-        """
-        check_names(parameters)
+        """A Config of plain values by name, hyper-parameters among them. ``fixed`` is what the caller is for (a
+        notebook's method): another value for it is refused."""
         for name, value in fixed.items():
             given = parameters.get(name, value)
             if given != value:
                 raise KitError(f"{name} is {value!r} here and cannot be {given!r}: take the notebook made for it")
-        return cls(**{**parameters, **fixed})
+        values = {**parameters, **fixed}
+        settings = values.pop("settings", {})
+        if not isinstance(settings, Mapping):
+            raise KitError(f"settings must be a table of names and values, not {settings!r:.60}")
+        settings = dict(settings) | {name: values.pop(name) for name in list(values) if name not in cls.model_fields}
+        check_names(settings, _setting_names(values.get("method", "vanilla"), values.get("after", "")))
+        return cls(**values, settings={name: value for name, value in settings.items() if value is not None})
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any], **fixed: Any) -> Config:
         """A Config of the parameters cell, called in the cell after it as ``Config.from_notebook(globals())``.
 
-        papermill injects a passed parameter as one more global and merely warns when the notebook has none of that
-        name. So every plain value found among the globals must be a parameter, and of its type. When the cell is run
-        again, what the notebook itself has set since is left alone, unless it looks like a parameter misspelt.
+        papermill injects an unknown parameter as one more global, so every plain value there must be a parameter. When
+        the cell is run again, what the notebook has set since is left alone unless it looks like a misspelt one.
         """
-        found = plain_values(namespace)
+        print_in_one_line()
+        values = plain_values(namespace)
         if isinstance(namespace, dict):
-            first = namespace.setdefault("_first_found", set(found))
-            found = {k: v for k, v in found.items() if k in first or difflib.get_close_matches(k, NAMES, 1, cutoff=0.8)}
-        return cls.from_parameters(found, **fixed)
+            first = namespace.setdefault("_first_parameters", set(values))
+            near = {name for name in values if difflib.get_close_matches(name, cls.model_fields, 1, cutoff=0.8)}
+            values = {name: value for name, value in values.items() if name in first or name in near}
+        return cls.from_parameters(values, **fixed)
 
     def but(self, **changes: Any) -> Config:
-        """The same with ``changes``; what was left to the presets is filled in anew."""
-        check_names(changes)
-        return type(self)(**{**self.given(), **changes})
+        """The same with ``changes``; what was left to the presets is filled in anew, and settings that another method
+        does not have are dropped."""
+        given = {**self._given, "settings": dict(self._given["settings"])}
+        known = _setting_names(changes.get("method", self.method), changes.get("after", self.after))
+        given["settings"] = {name: value for name, value in given["settings"].items() if name in known}
+        return type(self).from_parameters({**given, **changes})
 
     # -- reading it ---------------------------------------------------------------------------------------------
 
     @property
     def run_id(self) -> str:
-        """Names the run's folder: ``llava-r10-d0-grad_diff-multimodal-s0``.
+        """Names the run's folder: ``ga-multimodal-1f0c9a3b``."""
+        words = [self.method, self.modality, *([self.after] if self.after else [])]
+        return "-".join([*words, stable_hash(self.identity())[:8]])
 
-        A protocol other than clean stands before the method; after it a variant that is not the protocol's, and at the
-        end each seed that is not ``seed`` and each word that is not the protocol's (``label_mode_text``).
-        """
-        other = {name: value for name, (_, value) in self.deviations().items()}
-        parts = [self.base_model, f"r{self.forget_ratio}", f"d{self.forget_draw}"]
-        parts += [] if self.protocol == "clean" else [self.protocol]
-        parts += [self.method, *([self.variant] if "variant" in other else []), self.modality, f"s{self.seed}"]
-        for kind in SEEDS:
-            seed = getattr(self, f"{kind}_seed")
-            parts += [] if seed == self.seed else [f"{kind}{seed}"]
-        parts += [f"{name}_{other[name]}" for name in CHOICES if name in other]
-        parts += ["cyclic"] if self.cyclic else []
-        parts += ["replayed"] if self.draws_file else []
-        return "-".join(parts)
-
-    def protocol_presets(self) -> dict[str, Preset]:
-        """What ``protocol`` stands for at this scale and for this method, by field, with its source."""
-        from mllmu_nb.unlearning import METHODS  # here, for it loads torch
-
-        found = dict(PROTOCOL[self.protocol])
-        if self.protocol == "clean" and self.scale == "paper":
-            found["shot_source"] = RETAIN_SHOTS
-        recipe = self._unlearning_preset
-        found["unlearn_steps"] = Preset(recipe.steps, recipe.source)
-        found["unlearn_epochs"] = Preset(recipe.epochs, recipe.source)
-        found["unlearn_alpha"] = Preset(recipe.alpha, recipe.source)
-        found["variant"] = Preset("canonical", "the method's own paper")
-        if self.protocol == "upstream":
-            found["unlearn_alpha"] = Preset(1.0, UPSTREAM)
-            found["unlearn_steps"] = Preset(0, UPSTREAM)
-            found["unlearn_epochs"] = UPSTREAM_EPOCHS.get(self.method, UPSTREAM_EPOCHS[""])
-            if "upstream" in METHODS.get(self.method, ()):
-                found["variant"] = Preset("upstream", UPSTREAM)
-        return found
-
-    def sources(self) -> dict[str, str]:
-        """Who says so, for every word of the protocol and every value of the recipes (``training.lr``).
-
-        What nobody has published is "unknown, chosen because ..".
-        """
-        presets, other = self.protocol_presets(), self.deviations()
-        words = {name: BY_HAND if name in other else preset.source for name, preset in presets.items()}
-        known = OTHER_SOURCES[self.scale]
-        found = {**words, "replay": known["replay"] if "replay" in self._unset else BY_HAND}
-        for kind, recipe in (("training", self.training), ("unlearning", self.unlearning)):
-            found |= {
-                f"{kind}.{f.name}": known.get(f.name, recipe.source) for f in fields(recipe) if f.name != "source"
-            }
-            ruled = {name: word for name, word in WORDS.items() if presets[word].value or word in other}
-            found |= {f"{kind}.{name}": words[word] for name, word in ruled.items()}
-        return {
-            **found,
-            **{f"unlearning.{name.removeprefix('unlearn_')}": words[name] for name in (*LENGTHS, "unlearn_alpha")},
-        }
-
-    def deviations(self) -> dict[str, tuple[Any, Any]]:
-        """Where the run departs from its protocol: field → (the protocol's value, the run's)."""
-        found = {name: (preset.value, getattr(self, name)) for name, preset in self.protocol_presets().items()}
-        for name in (*LENGTHS, "unlearn_alpha"):
-            if not (self.trains and getattr(self, name)):  # nothing is unlearned, or its length is said the other way
-                found.pop(name)
-        return {name: (wanted, value) for name, (wanted, value) in found.items() if value != wanted}
-
-    @property
-    def training(self) -> Recipe:
-        """The recipe of vanilla and oracle."""
-        preset = TRAINING[self.scale][self.adaptation]
-        epochs = 0 if self.train_steps else preset.epochs
-        source = self._source("train", preset)
-        recipe = replace(preset, lr=self.train_lr, steps=self.train_steps, epochs=epochs, source=source)
-        return self._as_protocol(recipe, adapters=self.adaptation == "lora")
-
-    @property
-    def unlearning(self) -> Recipe:
-        """The recipe of unlearning by ``method``."""
-        source = self._source("unlearn", self._unlearning_preset)
-        length = {name.removeprefix("unlearn_"): getattr(self, name) for name in LENGTHS}
-        numbers = {"lr": self.unlearn_lr, "alpha": self.unlearn_alpha, **length}
-        recipe = replace(self._unlearning_preset, **numbers, source=source)
-        return self._as_protocol(recipe)
+    def identity(self) -> dict[str, Any]:
+        """The resolved parameters that are not neutral: what was filled in, and what differs from its default, so one
+        that is added later renames no run. Of a path only the last part: the stages hash what lies there."""
+        values = public({name: getattr(self, name) for name in type(self).model_fields if name not in _NOT_IDENTITY})
+        fields = type(self).model_fields
+        own = {name: value for name, value in values.items() if value != _neutral(fields[name])}
+        neutral = _setting_names(self.method, self.after, self.variant)
+        settings = {name: value for name, value in self.settings.items() if value != neutral.get(name)}
+        return {**own, **({"settings": settings} if settings else {})}
 
     @property
     def trains(self) -> bool:
         """Whether ``method`` changes weights of the vanilla model."""
-        return self.method not in (*MODELS, YOURS) and bool(_method(self.method, self.variant).uses)
-
-    def parameters(self) -> dict[str, Any]:
-        """All parameters as plain values, in their order."""
-        return asdict(self)
-
-    def given(self) -> dict[str, Any]:
-        """All parameters as they were given: what the presets filled in is unset again."""
-        return {name: UNSET[name] if name in self._unset else value for name, value in asdict(self).items()}
-
-    def hash_of(self, names: Iterable[str]) -> str:
-        """A stable hash of the named fields alone."""
-        return stable_hash({name: getattr(self, name) for name in names})
-
-    # -- filling and checking it --------------------------------------------------------------------------------
-
-    def _fill(self, values: Mapping[str, Any]) -> None:
-        """Gives the fields that were left unset these values."""
-        for name, value in values.items():
-            if name in self._unset:
-                object.__setattr__(self, name, value)
+        return bool(unlearning.variants(self.method)) and bool(self._method_class.streams)
 
     @property
-    def _weighs_retain(self) -> bool:
-        return self.trains and "alpha" in (f.name for f in fields(_method(self.method, self.variant)))
+    def objective(self) -> Method:
+        """The unlearning method with its hyper-parameters."""
+        own = self._method_class.hyper_parameters()
+        return self._method_class(**{name: value for name, value in self.settings.items() if name in own})
+
+    @property
+    def system(self) -> str:
+        """The system prompt before every question; most methods have none."""
+        return self._method_class.system if unlearning.variants(self.method) else ""
+
+    @property
+    def training(self) -> Recipe:
+        """The recipe of vanilla and oracle."""
+        preset = _recipe(self.scale, "training", self.adaptation)
+        own = Recipe(lr=self.train_lr, steps=self.train_steps or None)
+        return replace(own.over(preset), **self._words(preset, "train_"))
+
+    @property
+    def unlearning(self) -> Recipe:
+        """The recipe of unlearning by ``method``."""
+        preset = self._unlearning_preset
+        own = {"lr": self.unlearn_lr, "steps": self.unlearn_steps, "epochs": self.unlearn_epochs}
+        return replace(preset, **own, **self._words(preset, "unlearn_"))
+
+    @property
+    def family(self) -> families.Family:
+        return families.get(self.base_model)
+
+    def parameters(self) -> dict[str, Any]:
+        """All parameters as plain values, resolved, in their order."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+    def given(self) -> dict[str, Any]:
+        """The parameters that were given and are not their defaults, flat, as papermill takes them."""
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        values = {name: value for name, value in self._given.items() if name != "settings" and value != defaults[name]}
+        return {**values, **self._given["settings"]}
+
+    def deviations(self) -> dict[str, tuple[Any, Any]]:
+        """Where the run departs from its protocol: parameter → (the protocol's value, the run's)."""
+        names = [*_protocol(self.protocol), "schedule", "unlearn_steps", "unlearn_epochs"]
+        plain = self.but(**dict.fromkeys(names), settings={})
+        pairs = {name: (getattr(plain, name), getattr(self, name)) for name in names}
+        by_hand = self._given["settings"]
+        pairs |= {name: (plain.settings.get(name), self.settings[name]) for name in by_hand}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+    def hash_of(self, names: Iterable[str]) -> str:
+        """A stable hash of the named parameters alone."""
+        return stable_hash({name: getattr(self, name) for name in names})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and self.parameters() == other.parameters()
+
+    def __hash__(self) -> int:
+        return hash(stable_hash(self.parameters()))
+
+    # -- completing and checking it -----------------------------------------------------------------------------
+
+    @property
+    def _method_class(self) -> type[Method]:
+        return unlearning.variants(self.method)[self.variant]
 
     @property
     def _unlearning_preset(self) -> Recipe:
-        recipes = UNLEARNING[self.scale]
-        known = (recipes.get(key) for key in ((self.method, self.modality), self.method, ""))
-        return next(recipe for recipe in known if recipe)
+        """Of the protocol's variant: another variant in its place has another loss, at the same rate and length. The
+        label_mode is that which the run's own variant declares."""
+        preset, classes = _recipe(self.scale, "unlearning"), unlearning.variants(self.method)
+        usual = "upstream" if self.protocol == "upstream" else "canonical"
+        own = classes.get(usual, self._method_class).recipe(self.scale, self.modality)
+        if self.protocol == "upstream" and usual not in classes:
+            own = Recipe(epochs=1, lr=own.lr, source=own.source)  # the released code has no such method: one pass
+        return replace(own.over(preset), label_mode=self._method_class.recipe(self.scale, self.modality).label_mode)
 
-    def _as_protocol(self, recipe: Recipe, adapters: bool = True) -> Recipe:
-        """The recipe with what protocol and fields say of every training."""
-        return replace(
-            recipe,
-            schedule=self.schedule or recipe.schedule,
-            label_mode=self.label_mode,
-            eos=self.eos == "yes",
-            lora_reach=self.adapter_reach if adapters else recipe.lora_reach,
-        )
+    def _words(self, preset: Recipe, prefix: str) -> dict[str, Any]:
+        """What protocol and parameters say of every training, and the source that follows from it. A label_mode that a
+        method's own recipe declares gives way only to one that was given."""
+        words = {name: getattr(self, name) for name in ("schedule", "label_mode", "eos", "adapter_reach")}
+        if preset.label_mode and self._given["label_mode"] is None:
+            words["label_mode"] = preset.label_mode
+        lengths = (prefix + name for name in ("steps", "epochs", "lr"))
+        by_hand = [name for name in (*lengths, *words) if self._given.get(name) is not None]
+        source = preset.source + (f"; {', '.join(by_hand)} {BY_HAND}" if by_hand else "")
+        return {**words, "schedule": self.schedule or preset.schedule, "source": source}
+
+    def _fill(self, **values: Any) -> None:
+        """Gives the fields that are still None these values."""
+        self._set(**{name: value for name, value in values.items() if getattr(self, name) is None})
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _complete(self) -> None:
+        self._fill(**dict.fromkeys(SEEDS, self.seed))
+        protocol = {name: preset.get(self.scale, preset["value"]) for name, preset in _protocol(self.protocol).items()}
+        if protocol["variant"] not in unlearning.variants(self.method):
+            protocol["variant"] = "canonical"
+        self._fill(**protocol)
+        presets = _presets(self.scale)
+        self._fill(adaptation=presets["adaptation"], replay=presets["replay"])
+        if self.adaptation not in presets["training"]:
+            # A 7B model whose every weight is trained fits no machine this kit is meant for.
+            raise KitError(f"adaptation={self.adaptation!r} is not offered at scale {self.scale}: take 'lora'")
+        training = _recipe(self.scale, "training", self.adaptation)
+        self._fill(train_lr=training.lr, train_steps=training.steps)
+        settings = dict(self.settings)
+        if self.trains:
+            preset = self._unlearning_preset
+            if self.unlearn_steps is None and self.unlearn_epochs is None:
+                self._fill(unlearn_steps=preset.steps, unlearn_epochs=float(preset.epochs))
+            self._fill(unlearn_steps=0, unlearn_epochs=0.0, unlearn_lr=preset.lr)
+            usual = {name: v for name, v in preset.settings.items() if name in self._method_class.hyper_parameters()}
+            settings = {**usual, **settings}
+        else:  # the same model whatever they are
+            self._set(unlearn_steps=None, unlearn_epochs=None, unlearn_lr=None)
+        defaults = _setting_names(self.method, self.after, self.variant)
+        owners = dict.fromkeys(after_steps.settings_of(self.after), self.after)
+        for name, value in settings.items():
+            choose(f"hyper-parameter of {self.method} ({self.variant})", name, defaults)
+            settings[name] = typed(owners.get(name, self.method), name, value, defaults[name])
+        self._set(settings={**defaults, **settings})
 
     def _check_words(self) -> None:
-        from mllmu_nb.unlearning import METHODS  # here, for it loads torch
-
-        _choose("scale", self.scale, SCALES)
-        _choose("base_model", self.base_model, BASE_MODELS)
-        _choose("protocol", self.protocol, PROTOCOLS)
-        _choose("method", self.method, (*MODELS, YOURS, *METHODS))
-        _choose("modality", self.modality, MODALITIES)
-        given = {"adaptation": ADAPTATIONS, **CHOICES}
-        given[f"variant of {self.method}"] = tuple(METHODS.get(self.method, ("canonical",)))
-        for name, choices in given.items():
-            if value := getattr(self, name.partition(" ")[0]):
-                _choose(name, value, choices)
-
-    def _length(self) -> tuple[str, ...]:
-        """The two ways to say how long unlearning is, where one of them is given: then the other one stays 0."""
-        given = [name for name in LENGTHS if name not in self._unset]
-        if len(given) > 1:
-            raise KitError(f"{' and '.join(LENGTHS)} both say how long unlearning is: give one of them")
-        return LENGTHS if given else ()
+        for name in PATHS:
+            value = getattr(self, name)
+            if value and not value.strip() or "\0" in value:
+                raise KitError(f"{name} must be a path or empty, not {value!r}")
+        families.get(self.base_model)
+        choose("method", self.method, (*REFERENCES, YOURS, *unlearning.names()))
+        if self.after:
+            choose("after", self.after, after_steps.STEPS)
+        if self.variant is not None:
+            choose(f"variant of {self.method}", self.variant, unlearning.variants(self.method) or ("canonical",))
 
     def _check(self) -> None:
         if self.trains and self.modality == "none":
             raise KitError(f"method {self.method!r} unlearns: modality must be 'multimodal' or 'unimodal', not 'none'")
         if not self.trains and self.modality != "none":
             raise KitError(f"method {self.method!r} unlearns nothing: modality must be 'none', not {self.modality!r}")
-        if not 1 <= self.forget_ratio <= 99:
-            raise KitError(
-                f"forget_ratio must be from 1 to 99 per cent (the paper: 5, 10, 15), not {self.forget_ratio}"
-            )
-        if self.adapter_path and self.method != YOURS:
-            raise KitError(f"adapter_path is asked as method {YOURS!r}, not {self.method!r}, which trains its own")
-        if self.forget_ids_file and not self.profiles_file:
-            raise KitError("forget_ids_file names people of a profiles_file: give that as well")
-        if self.data_source and self.profiles_file:
-            raise KitError("people come from data_source or from profiles_file: give one of them")
-        if self.data_source and self.forget_draw:
-            raise KitError("forget_draw must be 0: a data_source has one forget set a ratio")
-        if self.data_revision and not self.data_source:
-            raise KitError("data_revision says which data of a data_source to read: give that as well")
-        if not self.profiles_file and not self.data_source:
-            self._check_people()
-        for name in (
-            "pool",
-            "celebrities",
-            "forget_draw",
-            "people",
-            "seed",
-            "train_steps",
-            "unlearn_steps",
-            "unlearn_epochs",
+        if self.unlearn_steps and self.unlearn_epochs:
+            raise KitError("unlearn_steps and unlearn_epochs both say how long unlearning is: give one of them")
+        if self.trains and not (self.unlearn_steps or self.unlearn_epochs):
+            raise KitError("unlearn_steps or unlearn_epochs must be above 0: 0 of both trains nothing")
+        for name, needed, only in (
+            ("adapter_path", self.method == YOURS, f"is asked as method {YOURS!r}, not {self.method!r}"),
+            ("forget_ids_file", self.profiles_file, "names people of a profiles_file: give that as well"),
+            ("data_source", not self.profiles_file, "and profiles_file both bring people: give one of them"),
+            ("data_revision", self.data_source, "says which data of a data_source to read: give that as well"),
         ):
-            _bounded(name, getattr(self, name), 0, None)
-        for kind in SEEDS:
-            _bounded(f"{kind}_seed", getattr(self, f"{kind}_seed"), -1, None)
-        _bounded("shots", self.shots, 0, 5)
-        for name in ("train_lr", "unlearn_lr"):
-            _bounded(name, getattr(self, name), 0, 1)
-        _bounded("unlearn_alpha", self.unlearn_alpha, 0, None)
-        if "unlearn_alpha" not in self._unset and not self._weighs_retain:
-            raise KitError(f"unlearn_alpha weighs a retain term, and method {self.method!r} has none")
-        if "replay" not in self._unset:
-            _bounded("replay", self.replay, 0, 0.9)
-
-    def _check_people(self) -> None:
-        forgotten = round(self.people * self.forget_ratio / 100)
-        if not 0 < forgotten < self.people:
-            side = "forget" if forgotten <= 0 else "keep"
-            raise KitError(f"forget_ratio={self.forget_ratio} of people={self.people} leaves nobody to {side}")
-
-    def _source(self, prefix: str, preset: Recipe) -> str:
-        changed = [f.name for f in fields(self) if f.name.startswith(f"{prefix}_") and f.name not in self._unset]
-        changed = [name for name in changed if not name.endswith("_seed")]
-        changed += [name for name in ("schedule", "label_mode", "eos", "adapter_reach") if name in self.deviations()]
-        return preset.source + (f"; {', '.join(changed)} {BY_HAND}" if changed else "")
+            if getattr(self, name) and not needed:
+                raise KitError(f"{name} {only}")
+        if self.forget_draw and (self.data_source or self.forget_ids_file):
+            raise KitError("forget_draw must be 0: data_source and forget_ids_file have one forget set a ratio")
+        if not self.profiles_file and not self.data_source:
+            forgotten = round(self.people * self.forget_ratio / 100)
+            if not 0 < forgotten < self.people:
+                side = "forget" if forgotten <= 0 else "keep"
+                raise KitError(f"forget_ratio={self.forget_ratio} of people={self.people} leaves nobody to {side}")
 
 
-_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
-_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
-NAMES = tuple(f.name for f in fields(Config))
+_NOT_IDENTITY = ("seed", "settings")
 
 
-def check_names(names: Iterable[str]) -> None:
-    """Raises KitError when one of ``names`` is no parameter, naming the nearest that is."""
+def _neutral(field: FieldInfo) -> Any:
+    """The value at which a parameter changes nothing: its default, or for one that presets fill in what it declares."""
+    return (field.json_schema_extra or {}).get("neutral", field.default)
+
+
+def _setting_names(method: str, after: str, variant: str | None = None) -> dict[str, Any]:
+    """Name → default of the hyper-parameters of a method (of all its variants, or one) and of a step after it."""
+    classes = unlearning.variants(method)
+    chosen = [classes[variant]] if variant in classes else classes.values()
+    settings = {name: default for one in chosen for name, default in one.hyper_parameters().items()}
+    return settings | after_steps.settings_of(after)
+
+
+def check_names(names: Iterable[str], known: Iterable[str] = ()) -> None:
+    """Raises KitError when one of ``names`` is no parameter and none of ``known``, with the nearest that is."""
     for name in names:
-        if name not in NAMES:
-            near = difflib.get_close_matches(name, NAMES, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(NAMES)}"
-            raise KitError(f"unknown parameter {name!r}: {hint}")
+        choose("parameter", name, [*Config.model_fields, *known])
 
 
 def plain_values(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """What a notebook's cells so far have set to a plain value (text, number, list, None ..), by name.
-
-    Left out are imported modules and objects, names with a leading underscore, what IPython keeps there itself, and
-    the sweep's grid, which papermill injects along with the rest of a configuration file.
-    """
+    """What a notebook's cells so far have set to a plain value (text, number, list, None ..), by name, without what
+    IPython keeps there and the sweep's grid, which papermill injects with the rest of a configuration file."""
     plain = (bool, int, float, str, list, tuple, dict, set, type(None))
     ours = [name for name in namespace if not name.startswith("_") and name not in ("In", "Out", GRID)]
     return {name: namespace[name] for name in ours if type(namespace[name]) in plain}
+
+
+def public(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """``parameters`` with every path cut down to its last part; names on the hub, which only data_source has, stay."""
+
+    def shown(part: str) -> str:
+        on_hub = part.count("/") == 1 and not part.startswith(("/", ".", "~"))
+        return part if on_hub else PurePath(part).name
+
+    values = dict(parameters)
+    for name in PATHS:
+        if values.get(name):
+            cut = shown if name == "data_source" else lambda part: PurePath(part).name
+            values[name] = ",".join(map(cut, values[name].split(",")))
+    return values
 
 
 def stable_hash(value: Any) -> str:
@@ -560,33 +386,41 @@ def stable_hash(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _method(name: str, variant: str):
-    from mllmu_nb.unlearning import get
-
-    return get(name, variant)
+# -- presets ----------------------------------------------------------------------------------------------------
 
 
-def _typed(name: str, value: Any) -> Any:
-    """``value`` if it has the parameter's type; a whole number stands for a number, nothing else is converted."""
-    wanted = _TYPES[Config.__dataclass_fields__[name].type]
-    if wanted is float and type(value) is int:
-        return float(value)
-    if type(value) is wanted and value == value:  # not NaN
-        return value
-    shown = f"the text {value!r}" if isinstance(value, str) else repr(value)
-    hint = " (in YAML write 1.0e-5: without the point it is text)" if wanted is float and isinstance(value, str) else ""
-    hint = " (in YAML put yes and no in quotes)" if wanted is str and isinstance(value, bool) else hint
-    raise KitError(f"{name} must be {_WORDS[wanted]}, not {shown}{hint}")
+@cache
+def _presets(name: str) -> dict[str, Any]:
+    return yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
-def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise KitError(f"unknown {name} {value!r}: {hint}choose one of {', '.join(choices)}")
+def _protocol(name: str) -> dict[str, dict[str, Any]]:
+    """Parameter → its value under a protocol, a scale's own value, and who says so."""
+    return _presets("protocols")[name]
 
 
-def _bounded(name: str, value: float, low: float, high: float | None) -> None:
-    if value < low or (high is not None and value > high):
-        upper = "" if high is None else f" and at most {high:g}"
-        raise KitError(f"{name} must be at least {low:g}{upper}, not {value:g}")
+def _recipe(scale: str, *keys: str) -> Recipe:
+    values: Any = _presets(scale)
+    for key in keys:
+        values = values[key]
+    return Recipe(**values)
+
+
+def sources(config: Config) -> dict[str, str]:
+    """Who says so, for every number of both recipes (``training.lr``), every hyper-parameter and every word of the
+    protocol. What nobody has published is "unknown, chosen because ..".
+    """
+    known, deviations = _presets(config.scale)["sources"], config.deviations()
+    words = {name: preset["source"] for name, preset in _protocol(config.protocol).items()}
+    words = {name: BY_HAND if name in deviations else source for name, source in words.items()}
+    recipes = {"training": config.training, **({"unlearning": config.unlearning} if config.trains else {})}
+    numbers = {
+        f"{kind}.{name}": words.get(name) or known.get(name, recipe.source)
+        for kind, recipe in recipes.items()
+        for name in recipe.numbers()
+    }
+    preset = config._unlearning_preset if config.trains else Recipe()
+    for name in config.settings:
+        source = preset.source if name in preset.settings else "the method's file"
+        numbers[f"unlearning.{name}"] = BY_HAND if name in config._given["settings"] else source
+    return {**words, "replay": known["replay"] if config._given["replay"] is None else BY_HAND, **numbers}

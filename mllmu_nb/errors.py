@@ -1,5 +1,61 @@
 """The one kind of error a user is meant to read: a single line that says what is wrong and what to do."""
 
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "string": "text",
+    "bool": "True or False",
+    "dict": "a table of names and values",
+    "finite": "a finite number",
+}
+LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+HINTS = {  # of what YAML reads otherwise than it was meant
+    ("float", str): " (in YAML write 1.0e-5: without the point it is text)",
+    ("string", bool): " (in YAML put yes and no in quotes)",
+}
+
 
 class KitError(ValueError):
     """Bad input or a state the kit cannot go on from; commands print its message and exit with 2."""
+
+
+def choose(name: str, value: Any, known: Iterable[Any]) -> None:
+    """Raises KitError, with the nearest or with all choices, unless ``value`` is one of ``known``."""
+    known = list(known)
+    if value not in known:
+        near = difflib.get_close_matches(str(value), list(map(str, known)), n=1)
+        listed = f"choose one of {', '.join(map(str, known))}" if known else "there is none"
+        raise KitError(f"unknown {name} {value!r}: {f'did you mean {near[0]!r}?' if near else listed}")
+
+
+def invalid(error: ValidationError, name: str = "") -> KitError:
+    """The first problem that pydantic has with a parameter, or with the value called ``name``, in one line."""
+    first = error.errors()[0]
+    name, value, kind = name or str(first["loc"][0]), first["input"], first["type"].split("_")[0]
+    shown = f"the text {value!r}" if isinstance(value, str) else f"{value!r:.60}"
+    if kind == "literal":
+        return KitError(f"unknown {name} {value!r}: choose {first['ctx']['expected']}")
+    limits = [f"{LIMITS[key]} {limit:g}" for key, limit in first.get("ctx", {}).items() if key in LIMITS]
+    wanted = limits[0] if limits else TYPES.get(kind, first["msg"])
+    return KitError(f"{name} must be {wanted}, not {shown}{HINTS.get((kind, type(value)), '')}")
+
+
+def print_in_one_line() -> None:
+    """In a notebook, a KitError is from now on shown without a traceback."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is not None:
+
+        def show(shell, kind, error, traceback, tb_offset=None):
+            shell._showtraceback(kind, error, [f"{kind.__name__}: {error}"])
+
+        shell.set_custom_exc((KitError,), show)

@@ -13,26 +13,21 @@ STEPS = 3  # torch's are 5; vanilla remembers as much with fewer
 
 
 def orthogonal(matrices: Tensor, steps: int = STEPS) -> Tensor:
-    """The nearest thing to an orthogonal matrix for each of ``matrices`` [N, rows, columns], by Newton and Schulz.
-
-    Large singular values end near 1, between about .7 and 1.2, which does for a direction; small ones stay below.
-    """
+    """The nearest orthogonal matrix to each of ``matrices`` [N, rows, columns], roughly, by Newton and Schulz: large
+    singular values end between about .7 and 1.2, small ones stay below."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
-    found = matrices.mT if tall else matrices
-    found = found / found.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    result = matrices.mT if tall else matrices
+    result = result / result.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
-        gram = found @ found.mT
-        found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
-    return found.mT if tall else found
+        gram = result @ result.mT
+        result = torch.baddbmm(result, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), result, beta=a)
+    return result.mT if tall else result
 
 
 class Muon(torch.optim.Optimizer):
-    """torch.optim.Muon (momentum .95, Nesterov, steps as long as AdamW's) without its bfloat16.
-
-    A CPU without instructions for bfloat16 takes over half a second for a step of torch's, longer than for the rest of
-    the training. Matrices of one shape go together.
-    """
+    """torch.optim.Muon (momentum .95, Nesterov, steps as long as AdamW's) without its bfloat16, which many CPUs compute
+    more slowly than all the rest of the training. Matrices of one shape go together."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0, momentum: float = 0.95):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})

@@ -9,6 +9,7 @@ from pathlib import Path
 from mllmu_nb.errors import KitError
 
 PACKAGE = Path(__file__).resolve().parent
+OUT = "MLLMU_NB_OUT"
 
 
 def checkout() -> Path:
@@ -18,16 +19,35 @@ def checkout() -> Path:
 
 def root() -> Path:
     """The folder everything is written under: the environment variable MLLMU_NB_OUT, else the checkout."""
-    named = os.environ.get("MLLMU_NB_OUT")
-    return Path(named).expanduser().resolve() if named else checkout()
+    named = os.environ.get(OUT)
+    try:
+        return Path(named).expanduser().resolve() if named else checkout()
+    except RuntimeError:
+        raise KitError(f"{OUT}={named!r} names a home folder that does not exist: set it to another folder") from None
 
 
 def results(scale: str) -> Path:
+    """A user's own results; git ignores them."""
     return root() / "results" / scale
 
 
-def runs(scale: str) -> Path:
-    return results(scale) / "runs"
+def figures(scale: str) -> Path:
+    return root() / "figures" / scale
+
+
+def reference() -> Path:
+    """The results of the reference run that comes with the project."""
+    return checkout() / "results" / "reference"
+
+
+def runs(results: Path) -> Path:
+    """The runs among results: a folder each."""
+    return results / "runs"
+
+
+def people(results: Path) -> Path:
+    """The questions and facts of the people whom the runs were asked about."""
+    return results / "people"
 
 
 def evaluated(scale: str) -> Path:
@@ -35,28 +55,14 @@ def evaluated(scale: str) -> Path:
     return results(scale) / "evaluated"
 
 
-def study(scale: str, name: str) -> Path:
-    """What a study has measured: answers of models that are no run, and what is told of them."""
-    return results(scale) / name
-
-
-def figures(scale: str) -> Path:
-    return root() / "figures" / scale
+def study(results: Path, name: str) -> Path:
+    """What a study has measured."""
+    return results / "studies" / name
 
 
 def cache() -> Path:
     """What can be made again: models, adapters, executed notebooks. Never committed."""
     return root() / ".cache"
-
-
-def committed_runs(scale: str) -> Path:
-    """The reference run that comes with the project, wherever one's own results go."""
-    return checkout() / "results" / scale / "runs"
-
-
-def committed_study(scale: str, name: str) -> Path:
-    """The study that comes with the project."""
-    return committed_runs(scale).parent / name
 
 
 def notebooks() -> Path:
@@ -72,5 +78,5 @@ def writable(folder: Path) -> Path:
         probe.unlink()
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise KitError(f"cannot write to {folder} ({reason}): set MLLMU_NB_OUT to another folder") from None
+        raise KitError(f"cannot write to {folder} ({reason}): set {OUT} to another folder") from None
     return folder

@@ -5,34 +5,41 @@ from __future__ import annotations
 import platform
 import subprocess
 from importlib import metadata
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any
 
-from mllmu_nb import __version__, paths
+from mllmu_nb import __version__, paths, pinning
+from mllmu_nb.config import public
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy", "pandas", "pillow")
-# Parameters that hold a path: only its last part is recorded.
-PATHS = ("base_path", "adapter_path", "profiles_file", "forget_ids_file", "data_source", "draws_file")
 
 
-def record(**told: Any) -> dict[str, Any]:
-    """The provenance of a result made now; ``told`` adds what the caller knows (parameters, seeds, hashes, scale)."""
-    if "parameters" in told:
-        told["parameters"] = public(told["parameters"])
-    return {"commit": commit(), "dirty": dirty(), "versions": versions(), "device": device(), **told}
+def record(**known: Any) -> dict[str, Any]:
+    """The provenance of a result made now; ``known`` adds what the caller knows (parameters, seeds, hashes, scale)."""
+    if "parameters" in known:
+        known["parameters"] = public(known["parameters"])
+    return {"commit": commit(), "dirty": dirty(), "versions": versions(), **machine(), **known}
 
 
-def public(parameters: dict[str, Any]) -> dict[str, Any]:
-    """``parameters`` with every path cut down to its last part; names on the hub, which only data_source has, stay."""
-    told = {k: PurePath(v).name if k in PATHS and v else v for k, v in parameters.items()}
-    if told.get("data_source"):
-        parts = parameters["data_source"].split(",")
-        told["data_source"] = ",".join(part if _on_hub(part) else PurePath(part).name for part in parts)
-    return told
+def machine() -> dict[str, Any]:
+    """What decides the bits: device, CPU model, the kernels that torch chose, threads, the variables that pin them."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if gpu else f"cpu ({platform.machine()})",
+        "cpu": cpu_model(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "bits": pinning.settings(),
+    }
 
 
-def _on_hub(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith(("/", ".", "~"))
+def cpu_model() -> str:
+    """The CPU's name as the system gives it, "" where it does not."""
+    description = Path("/proc/cpuinfo")
+    lines = description.read_text().splitlines() if description.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def commit() -> str:
@@ -46,36 +53,20 @@ def dirty() -> bool | None:
     return None if changed is None else bool(changed)
 
 
-def committed(path: str) -> str | None:
-    """A file of the checkout, named from its top, as the commit holds it; None where there is none, or no git."""
-    return _git("show", f"HEAD:./{path}")
-
-
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "mllmu_nb": __version__}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "missing"
-    return found
-
-
-def device() -> str:
-    """The name of the GPU, or "cpu" with its architecture."""
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
+    """Package → installed version, Python and the kit included."""
+    installed = {distribution.name.lower(): distribution.version for distribution in metadata.distributions()}
+    own = {"python": platform.python_version(), "mllmu_nb": __version__}
+    return own | {name: installed.get(name, "missing") for name in LIBRARIES}
 
 
 def _git(*arguments: str) -> str | None:
     """What git prints about the folder that holds the package; None where that is no checkout or git is missing."""
-    if not (paths.PACKAGE.parent / ".git").exists():
+    folder = paths.PACKAGE.parent
+    if not (folder / ".git").exists():
         return None
     try:
-        told = subprocess.run(
-            ["git", "-C", str(paths.PACKAGE.parent), *arguments], capture_output=True, text=True, timeout=20
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return None
-    return told.stdout.strip() if told.returncode == 0 else None

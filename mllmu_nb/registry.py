@@ -6,14 +6,13 @@ environment variable MLLMU_NB_EXTENSIONS names it. Nothing is listed by hand.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import pkgutil
 from collections.abc import Iterator
 from typing import Any
 
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import KitError, choose
 
 EXTENSIONS = "MLLMU_NB_EXTENSIONS"
 
@@ -35,12 +34,9 @@ class Registry:
         return entry
 
     def get(self, key: Any) -> Any:
-        """The entry. Raises KitError naming the nearest key, or all keys, when there is none."""
+        """The entry. Raises KitError with the nearest key, or all keys, when there is none."""
         if key not in self._entries:
-            names = [_printed(known) for known in self._entries]
-            near = difflib.get_close_matches(_printed(key), names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
-            raise KitError(f"unknown {self.kind} {_printed(key)!r}: {hint}")
+            choose(self.kind, _printed(key), map(_printed, self._entries))
         return self._entries[key]
 
     def __contains__(self, key: Any) -> bool:

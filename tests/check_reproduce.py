@@ -1,10 +1,12 @@
 """Check what `make reproduce` left behind: python tests/check_reproduce.py GRID FOLDER.
 
 GRID is the grid that was run (a YAML file of configs/), FOLDER what holds results/ and figures/ (MLLMU_NB_OUT, or the
-checkout). Everything is read from the files, without the package, and scores are computed again from the answers.
-What is wrong is listed, one line each, and the exit status is 1.
+checkout). Everything is read from the files, without the package; scores whose rule is one line are computed again from
+the stored answers, the others are checked for their range and counts. What is wrong is listed, one line each, and the
+exit status is 1.
 """
 
+import hashlib
 import json
 import math
 import sys
@@ -14,27 +16,60 @@ from pathlib import Path
 import pandas as pd
 import yaml
 from PIL import Image
+from rouge_score.rouge_scorer import RougeScorer
 
 MODEL = ("method", "modality", "forget_ratio", "forget_draw")  # what tells the models of a grid apart
 Model = tuple[str, str, int, int]
 TRAINED = {"ga", "grad_diff", "kl_min", "npo"}
 SETS = ("forget", "test", "retain", "celebrity")
 COLUMNS = (
-    "base_model forget_ratio forget_draw method protocol variant modality seed data_seed train_seed unlearn_seed "
+    "run base_model forget_ratio forget_draw method protocol variant modality after data_seed train_seed unlearn_seed "
     "shot_seed set task view scoring metric value low high n_items n_profiles gate"
 ).split()
-# task, scoring, metric, the column of the items that it is the mean of, its range
+OPTIONS = [f"option_{letter}" for letter in "ABCD"]
+ROUGE = RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def letter(row) -> bool:
+    return row.answer.strip()[:1].upper() == row.answer_true
+
+
+def likeliest(row) -> bool:
+    options = [getattr(row, name) for name in OPTIONS]
+    return "ABCD"[options.index(max(options))] == row.answer_true
+
+
+def contained(row) -> bool:
+    return row.answer_true.strip().lower() in row.answer.lower()
+
+
+def rouge_l(row) -> float:
+    return ROUGE.score(row.answer_true, row.answer)["rougeL"].fmeasure
+
+
+# task, scoring, metric, what an answer is worth (None: not one line), its range
 MEASURES = (
-    ("classification", "letter", "accuracy", "correct", (0, 1)),
-    ("classification", "likelihood", "accuracy", "correct", (0, 1)),
-    ("generation", "", "rougeL", "rougeL", (0, 1)),
-    ("generation", "", "exact", "exact", (0, 1)),
-    ("generation", "", "factuality", "factuality", (1, 10)),
-    ("cloze", "", "accuracy", "correct", (0, 1)),
+    ("classification", "letter", "accuracy", letter, (0, 1)),
+    ("classification", "likelihood", "accuracy", likeliest, (0, 1)),
+    ("generation", "", "rougeL", rouge_l, (0, 1)),
+    ("generation", "", "exact", None, (0, 1)),
+    ("generation", "", "factuality", None, (1, 10)),
+    ("cloze", "", "accuracy", contained, (0, 1)),
 )
 TABLES = ("table1_data", "table2_main", "table2_by_view", "table2_differences", "cost")
 FIGURES = ("profiles", "before_after", "forgetting_utility", "losses")  # beginnings of their names
 ROUNDING = 1e-9  # of a mean that is written to a file and read back
+
+
+def read_run(run: Path) -> pd.DataFrame:
+    """The answers of a run with their questions and the run's parameters."""
+    record = json.loads((run / "provenance.json").read_text())
+    answers = pd.read_parquet(run / "answers.parquet")
+    questions = pd.read_parquet(run.parent.parent / "people" / f"{record['data_hash']}.parquet")
+    version = ["test" if name == "test" else "plain" for name in answers["set"]]
+    questions = questions[["version", "question_id", "answer_true"]]
+    answers = answers.assign(version=version).merge(questions, on=["version", "question_id"], validate="many_to_one")
+    return answers.assign(**{name: record["parameters"][name] for name in MODEL})
 
 
 def expected_models(grid: dict) -> set[Model]:
@@ -48,29 +83,30 @@ def expected_models(grid: dict) -> set[Model]:
     return found
 
 
-def check_scores(scores: pd.DataFrame, items: pd.DataFrame, models: set[Model]) -> list[str]:
+def check_scores(scores: pd.DataFrame, answers: pd.DataFrame, models: set[Model]) -> list[str]:
     """Every expected cell is there once, within its range and interval, and is the mean of its answers."""
-    if list(scores.columns) != COLUMNS:
-        return [f"scores.csv has the columns {list(scores.columns)}"]
+    if missing := [name for name in COLUMNS if name not in scores]:
+        return [f"scores.csv lacks the columns {', '.join(missing)}"]
     wrong = []
     there = set(scores[list(MODEL)].itertuples(index=False, name=None))
     wrong += [f"no scores of {model}" for model in sorted(models - there)]
     wrong += [f"scores of {model}, which the grid does not ask for" for model in sorted(there - models)]
     for model in sorted(models & there):
-        mine, answers = (frame[(frame[list(MODEL)] == list(model)).all(axis=1)] for frame in (scores, items))
+        mine, given = (frame[(frame[list(MODEL)] == list(model)).all(axis=1)] for frame in (scores, answers))
         for set_name in SETS:
-            for task, scoring, metric, column, bounds in MEASURES:
+            for task, scoring, metric, worth, bounds in MEASURES:
                 for view in ("image_text", "text", "both"):
                     name = f"{model} {set_name} {task} {scoring} {metric} {view}"
                     which = "set == @set_name and task == @task and scoring == @scoring"
                     cell = mine.query(f"{which} and metric == @metric and view == @view")
-                    asked = answers.query(which)
-                    asked = asked if view == "both" else asked[asked["view"] == view]
-                    wrong += check_cell(name, cell, asked[column], bounds)
+                    asked = given.query(which + ("" if view == "both" else " and view == @view"))
+                    values = [worth(row) for row in asked.itertuples()] if worth else None
+                    wrong += check_cell(name, cell, len(asked), values, bounds)
     return wrong
 
 
-def check_cell(name: str, cell: pd.DataFrame, answers: pd.Series, bounds: tuple[float, float]) -> list[str]:
+def check_cell(name: str, cell: pd.DataFrame, count: int, values: list | None, bounds: tuple) -> list[str]:
+    """``values`` are what the ``count`` answers are worth, None where that is not computed here."""
     if len(cell) != 1:
         return [f"{name}: {len(cell)} rows instead of one"]
     row, (least, most) = cell.iloc[0], bounds
@@ -78,16 +114,23 @@ def check_cell(name: str, cell: pd.DataFrame, answers: pd.Series, bounds: tuple[
         return [f"{name}: {row['low']} ≤ {row['value']} ≤ {row['high']} does not hold within {least} to {most}"]
     if row["metric"] == "accuracy" and row["value"] in (0, 1) and row["low"] == row["high"]:
         return [f"{name}: all answers alike, but that is no certainty and the interval has no width"]
-    if row["n_items"] != len(answers) or abs(row["value"] - answers.mean()) > ROUNDING:
-        return [f"{name}: {row['value']} of {row['n_items']}, but {answers.mean()} of {len(answers)} in the items"]
+    mean = sum(values) / count if values else row["value"]
+    if row["n_items"] != count or abs(row["value"] - mean) > ROUNDING:
+        return [f"{name}: {row['value']} of {row['n_items']}, but {mean} of {count} in the answers"]
     return []
 
 
-def check_training(run: Path) -> list[str]:
-    """A model that was trained has finite losses, one that was not has none; fine-tuning must have learnt something."""
-    log, provenance = json.loads((run / "train.json").read_text()), json.loads((run / "provenance.json").read_text())
+def check_run(run: Path) -> list[str]:
+    """Its files are those that its record lists, and a model that was trained has finite losses, one that was not has
+    none; fine-tuning must have learnt something."""
+    log, record = json.loads((run / "train.json").read_text()), json.loads((run / "provenance.json").read_text())
     losses, method = [step["loss"] for step in log["losses"]], log["method"]
-    wrong = [] if provenance else [f"{run.name}: provenance.json is empty"]
+    wrong = [
+        f"{run.name}: {name} is not the file that was written"
+        for name, written in record["files"].items()
+        if hashlib.sha256((run / name).read_bytes()).hexdigest() != written["sha256"]
+    ]
+    wrong += [f"{run.name}: the record has no {name}" for name in ("commit", "versions", "bits") if not record[name]]
     if method in TRAINED | {"vanilla", "oracle"}:
         if not losses or log["steps"] < 1 or log["trainable_parameters"] < 1 or not all(map(math.isfinite, losses)):
             wrong.append(f"{run.name}: train.json shows no sound training")
@@ -121,20 +164,18 @@ def check(grid: dict, folder: Path) -> list[str]:
     """What is wrong with the outcome of ``grid`` in ``folder``; empty when all is well."""
     scale = grid.get("scale", "miniature")
     results = folder / "results" / scale
-    runs = sorted(path.parent for path in results.glob("runs/*/items.parquet"))
-    missing = [
-        name for name, there in (("runs", runs), ("scores.csv", (results / "scores.csv").is_file())) if not there
-    ]
-    if missing:
+    runs = sorted(path.parent for path in results.glob("runs/*/answers.parquet"))
+    there = {"runs": runs, "scores.csv": (results / "scores.csv").is_file()}
+    if missing := [name for name, found in there.items() if not found]:
         return [f"results/{scale} has no {' and no '.join(missing)}"]
-    items = pd.concat([pd.read_parquet(run / "items.parquet") for run in runs], ignore_index=True)
+    answers = pd.concat([read_run(run) for run in runs], ignore_index=True)
     # an empty cell of `scoring` means that there is only one way to score; an empty number is a missing one
     scores = pd.read_csv(results / "scores.csv").fillna({"scoring": "", "variant": ""})
     models = expected_models(grid)
     compares = {"multimodal", "unimodal"} <= {modality for _, modality, *_ in models}
     drawn = FIGURES + ("modality_bars_forget", "modality_bars_retain") * compares
-    wrong = [line for run in runs for line in check_training(run)]
-    return wrong + check_scores(scores, items, models) + check_files(results, folder / "figures" / scale, drawn)
+    wrong = [line for run in runs for line in check_run(run)]
+    return wrong + check_scores(scores, answers, models) + check_files(results, folder / "figures" / scale, drawn)
 
 
 def main(grid_file: str, folder: str) -> int:

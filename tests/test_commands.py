@@ -1,12 +1,13 @@
 """The door and the sweep: bad input in one line, the grid, and notebooks run in processes."""
 
-import argparse
 import ast
+import json
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -14,8 +15,9 @@ import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
 from mllmu_nb import __main__ as door
-from mllmu_nb import paths, run, stages
+from mllmu_nb import paths, pipeline, stages
 from mllmu_nb.commands import sweep
+from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -46,7 +48,8 @@ def put_notebook(folder: Path, name: str, code: str = "") -> None:
 
 def put_grid(tmp_path: Path, content) -> str:
     path = tmp_path / "grid.yaml"
-    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    content = content if isinstance(content, str | bytes) else yaml.safe_dump(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return str(path)
 
 
@@ -54,12 +57,17 @@ def ids(configs):
     return [config.run_id for config in configs]
 
 
+def models(configs):
+    return [(config.method, config.modality) for config in configs]
+
+
 # -- the door ---------------------------------------------------------------------------------------------------
 
 
 def test_an_old_python_is_told_so_and_can_read_the_file(monkeypatch, capsys):
     ast.parse(Path(door.__file__).read_text(encoding="utf-8"), feature_version=(3, 8))
-    ast.parse((paths.PACKAGE / "__init__.py").read_text(encoding="utf-8"), feature_version=(3, 8))
+    for name in ("__init__.py", "pinning.py"):
+        ast.parse((paths.PACKAGE / name).read_text(encoding="utf-8"), feature_version=(3, 8))
     monkeypatch.setattr(sys, "version_info", (3, 8, 10, "final", 0))
     assert door.main(["sweep", "nothing.yaml"]) == 2
     assert capsys.readouterr().err == "mllmu_nb needs Python 3.11 or newer, but this is 3.8.10\n"
@@ -71,13 +79,31 @@ def test_an_old_python_is_told_so_and_can_read_the_file(monkeypatch, capsys):
         ("forget_ratio: 10\nmethod: gaa\n", "unknown method 'gaa': did you mean 'ga'?"),
         ("forgetratio: 10\n", "unknown parameter 'forgetratio': did you mean 'forget_ratio'?"),
         ("grid: {metod: [ga]}\n", "unknown parameter 'metod': did you mean 'method'?"),
+        ("grid: {method: [npo], modality: [unimodal], bta: [1.0]}\n", "unknown parameter 'bta': did you mean 'beta'?"),
+        ("grid: {method: [ga, vanilla], beta: [1.0]}\n", "unknown parameter 'beta'"),
         ("grid: {method: ga}\n", "grid: method must be a list of values, such as [ga]"),
+        ("grid: {method: [[ga, npo]]}\n", "grid: method must be a list of values"),
+        ("grid: {after: [{a: 1}]}\n", "grid: after must be a list of values"),
+        ("method: [ga, npo]\n", "method must be one value, not ['ga', 'npo']: put a list of values under grid"),
         ("grid: [ga]\n", "grid must hold lists by parameter, such as 'method: [vanilla, ga]'"),
+        ("grid: 0\n", "grid must hold lists by parameter"),
+        ("grid: ''\n", "grid must hold lists by parameter"),
         ("train_lr: 1e-5\n", "train_lr must be a number, not the text '1e-5'"),
         ("people: 20\nforget_ratio: 1\n", "forget_ratio=1 of people=20 leaves nobody to forget"),
         ("people: 20\nforget_ratio: 50\nforget_draw: 2\n", "forget_draw=2 does not exist"),
         ("- ga\n", "must hold parameters, one 'name: value' a line"),
         ("a: [\n", "is no YAML: while parsing"),
+        ("seed: 0\nmethod: ga\nseed: 1\n", "'seed' stands twice in"),
+        ("grid: {method: [ga], method: [npo]}\n", "'method' stands twice in"),
+        ("1: 2\n", "unknown parameter 1"),
+        ("~: 2\n", "unknown parameter None"),
+        ("yes: 2\n", "unknown parameter True"),
+        ("? [a, b]\n: 2\n", "is no YAML: while constructing a mapping"),
+        (f"seed: {'1' * 5000}\n", "is no YAML: Exceeds the limit"),
+        ("[" * 5000, "is no YAML: "),
+        ('base_path: "a\\0b"\n', "base_path must be a path or empty, not 'a\\x00b'"),
+        (b"\xff\xfe\x00", "is no YAML: "),
+        ("seed: !!python/object:os.system {}\n", "is no YAML: could not determine a constructor"),
     ],
 )
 def test_a_bad_configuration_is_named_in_one_line_and_nothing_is_written(
@@ -97,7 +123,7 @@ def test_a_bad_configuration_is_named_in_one_line_and_nothing_is_written(
         (["--shard", "3/2"], "--shard 3/2: the first number goes from 1 to the second"),
         (["--shard", "half"], "--shard must be I/N, such as 1/4, not 'half'"),
         (["--jobs", "0"], "--jobs must be at least 1, not 0"),
-        (["--ratios", "0"], "forget_ratio must be from 1 to 99 per cent (the paper: 5, 10, 15), not 0"),
+        (["--ratios", "0"], "forget_ratio must be at least 1, not 0"),
     ],
 )
 def test_bad_options_are_named_in_one_line(out, arguments, message, capsys):
@@ -110,7 +136,7 @@ def test_a_missing_configuration_a_missing_notebook_and_a_missing_base_are_named
     assert capsys.readouterr().err == f"error: cannot read {tmp_path / 'none.yaml'}: No such file or directory\n"
     grid = put_grid(tmp_path, {"base_path": str(tmp_path / "no base")})
     assert door.main(["sweep", grid]) == 2
-    assert "there is no notebook for method 'vanilla': *_finetune.ipynb in" in capsys.readouterr().err
+    assert "there must be one notebook for method 'vanilla', not 0: *_finetune.ipynb in" in capsys.readouterr().err
     put_notebook(notebooks, "02_finetune.ipynb")
     assert door.main(["sweep", grid]) == 2
     said = capsys.readouterr().err
@@ -123,7 +149,6 @@ def test_a_missing_configuration_a_missing_notebook_and_a_missing_base_are_named
 def test_an_output_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, notebooks, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "file"))
-    monkeypatch.setattr("mllmu_nb.models.files.verify_shipped", lambda folder: None)
     put_notebook(notebooks, "02_finetune.ipynb")
     assert door.main(["sweep", put_grid(tmp_path, "seed: 0\n")]) == 2
     where = tmp_path / "file" / "results" / "miniature" / "runs"
@@ -133,29 +158,69 @@ def test_an_output_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch,
     )
 
 
+def test_a_full_disk_is_named_in_one_line(monkeypatch, tmp_path, capsys):
+    def full(*given):
+        raise OSError(28, "No space left on device", "scores.csv")
+
+    monkeypatch.setattr(sweep, "read", full)
+    assert door.main(["sweep", "x.yaml"]) == 2
+    assert capsys.readouterr().err == "error: cannot read or write scores.csv (No space left on device)\n"
+
+
 def test_without_a_command_usage_is_shown():
-    told = subprocess.run([sys.executable, "-m", "mllmu_nb"], capture_output=True, text=True, cwd=CONFIGS.parent)
-    assert told.returncode == 2 and "sweep" in told.stderr and "Traceback" not in told.stderr
+    command = [sys.executable, "-m", "mllmu_nb"]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=CONFIGS.parent)
+    assert shown.returncode == 2 and "sweep" in shown.stderr and "Traceback" not in shown.stderr
 
 
 # -- the grid ---------------------------------------------------------------------------------------------------
 
 
 def test_a_grid_is_the_product_with_each_untrained_model_once_and_vanilla_first():
-    found = sweep.cells(
-        {"people": 40, "grid": {"method": ["ga", "base", "vanilla"], "modality": ["multimodal", "unimodal"]}}
-    )
-    assert ids(found) == [
-        "llava-r10-d0-vanilla-none-s0",
-        "llava-r10-d0-base-none-s0",
-        "llava-r10-d0-ga-multimodal-s0",
-        "llava-r10-d0-ga-unimodal-s0",
-    ]
-    assert {config.people for config in found} == {40}
+    axes = {"method": ["ga", "base", "vanilla"], "modality": ["multimodal", "unimodal"]}
+    configs = sweep.cells({"people": 40, "grid": axes})
+    assert models(configs) == [("vanilla", "none"), ("base", "none"), ("ga", "multimodal"), ("ga", "unimodal")]
+    assert {config.people for config in configs} == {40}
     assert len(sweep.cells({"grid": {"method": ["vanilla"], "forget_ratio": [5]}}, ratios=[5, 10, 15])) == 3
-    assert ids(sweep.cells({"method": "npo", "modality": "unimodal"})) == ["llava-r10-d0-npo-unimodal-s0"]
-    with pytest.raises(KitError, match="two runs of the grid are called llava-r10-d0-vanilla-none-s0"):
-        sweep.cells({"grid": {"method": ["vanilla"], "people": [40, 50]}})
+    assert models(sweep.cells({"method": "npo", "modality": "unimodal"})) == [("npo", "unimodal")]
+
+
+def test_a_grid_goes_over_hyper_parameters_and_leaves_them_out_where_a_method_has_none():
+    axes = {
+        "method": ["vanilla", "ga", "npo"],
+        "modality": ["unimodal"],
+        "beta": [0.1, 1.0],
+        "unlearn_lr": [1e-3, 2e-3],
+    }
+    configs = sweep.cells({"grid": axes})
+    npo = [config for config in configs if config.method == "npo"]
+    settings = [(c.method, c.settings.get("beta"), c.unlearn_lr) for c in configs if c.method != "vanilla"]
+    assert settings[:2] == [("ga", None, 1e-3), ("ga", None, 2e-3)] and len(configs) == 1 + 2 + 4
+    assert settings[2:] == [("npo", 0.1, 1e-3), ("npo", 0.1, 2e-3), ("npo", 1.0, 1e-3), ("npo", 1.0, 2e-3)]
+    assert sweep.labels(npo)[npo[1].run_id] == "NPO (text only), unlearn_lr 0.002, beta 0.1"
+    assert sweep.labels(npo[:1]) == {npo[0].run_id: "NPO (text only)"}
+    variants = sweep.cells({"grid": {"method": ["vanilla", "npo"], "modality": ["unimodal"], "variant": ["upstream"]}})
+    assert [config.variant for config in variants] == ["canonical", "upstream"]
+
+
+def test_equal_runs_are_made_once_and_files_of_one_name_are_not_mixed_up(tmp_path):
+    assert len(sweep.cells({"grid": {"seed": [0, 0], "train_seed": [0]}})) == 1
+    for name in "ab":
+        (tmp_path / name / "base").mkdir(parents=True)
+    axes = {"base_path": [str(tmp_path / name / "base") for name in "ab"]}
+    with pytest.raises(KitError, match="two runs of the grid would be called vanilla-none-.*different names"):
+        sweep.cells({"grid": axes})
+
+
+def test_people_who_cannot_stand_beside_finished_runs_are_refused_before_the_compute(tmp_path, out, notebooks, capsys):
+    put_notebook(notebooks, "02_finetune.ipynb")
+    other = pipeline.run_folder(Config(people=30))
+    other.mkdir(parents=True)
+    # the same parameters, and yet other people: a file that was changed since
+    record = {"run": other.name, "parameters": Config(people=20).parameters(), "data_hash": "other"}
+    stages.write_json(other / stages.RECORD, record)
+    assert door.main(["sweep", put_grid(tmp_path, {"people": 20})]) == 2
+    assert f"error: runs {other.name} and vanilla-none-" in capsys.readouterr().err
 
 
 def test_shards_are_disjoint_and_complete():
@@ -163,6 +228,24 @@ def test_shards_are_disjoint_and_complete():
     parts = [sweep.share(configs, f"{number}/4") for number in range(1, 5)]
     assert len(configs) == 36 and sorted(ids(sum(parts, []))) == sorted(ids(configs))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_a_shard_without_a_run_has_nothing_to_do(tmp_path, out, capsys):
+    assert door.main(["sweep", put_grid(tmp_path, {"seed": 0}), "--shard", "7/9"]) == 0
+    assert capsys.readouterr().out == "--shard 7/9: nothing to do, for the grid has 1 runs\n"
+
+
+def test_a_methods_notebook_may_lie_beside_its_file(notebooks, tmp_path, monkeypatch):
+    put_notebook(notebooks, "03_ga.ipynb")
+    config = Config(method="ga", modality="unimodal")
+    assert sweep.notebook_for(config) == notebooks / "03_ga.ipynb"
+    monkeypatch.setattr(sweep.inspect, "getfile", lambda method: str(tmp_path / "own" / "ga.py"))
+    (tmp_path / "own").mkdir()
+    put_notebook(tmp_path / "own", "99_ga.ipynb")
+    with pytest.raises(KitError, match="there must be one notebook for method 'ga', not 2"):
+        sweep.notebook_for(config)
+    (notebooks / "03_ga.ipynb").unlink()
+    assert sweep.notebook_for(config) == tmp_path / "own" / "99_ga.ipynb"
 
 
 def test_files_named_from_here_are_named_in_full(tmp_path, monkeypatch):
@@ -177,57 +260,94 @@ def test_files_named_from_here_are_named_in_full(tmp_path, monkeypatch):
 
 # -- the runs ---------------------------------------------------------------------------------------------------
 
-# Stands for a method's notebook: leaves the record of a run, as `run.items` does, or breaks where it is told to.
+# Stands for a method's notebook: leaves the record of a run, as the pipeline does, or breaks where it is told to.
 NOTEBOOK = """
+import os, signal
 from pathlib import Path
-from mllmu_nb import paths, stages
+from mllmu_nb import pipeline, stages
 from mllmu_nb.config import Config
 config = Config.from_notebook(globals())
 if config.method == "npo":
     raise ValueError("the adapter\\nhas burst")
-folder = paths.runs(config.scale) / config.run_id
+if config.method == "kl_min":
+    os.kill(os.getpid(), signal.SIGKILL)
+folder = pipeline.run_folder(config)
+known = {"lr": config.unlearn_lr, "seed": config.seed, "settings": config.settings, "here": Path.cwd().name}
 with stages.lock(folder), stages.whole(folder) as partial:
-    stages.write_json(partial / stages.RECORD, {"lr": config.unlearn_lr, "seed": config.seed, "here": Path.cwd().name})
+    stages.write_json(partial / stages.RECORD, {"run": config.run_id, **known})
+    stages.write_json(partial / "train.json", {"seconds": 60, "evaluation_seconds": 30})
 """
 
 
 def test_the_sweep_runs_notebooks_skips_finished_ones_and_names_what_failed(
     tmp_path, out, notebooks, monkeypatch, capsys
 ):
-    def finished(config):
-        return (paths.runs(config.scale) / config.run_id / stages.RECORD).exists()
-
-    monkeypatch.setattr(run, "finished", finished)
-    monkeypatch.setattr(run, "check", lambda config: None)
-    monkeypatch.setattr(run, "vanilla_place", lambda config: tmp_path)
-    monkeypatch.setattr(sweep, "_tell_minutes", lambda *told: None)
+    reported = []
+    monkeypatch.setattr(pipeline, "finished", lambda config: (pipeline.run_folder(config) / stages.RECORD).exists())
+    monkeypatch.setattr(pipeline, "check", lambda config: None)
+    monkeypatch.setattr(pipeline, "check_comparable", lambda configs: None)
+    monkeypatch.setattr(pipeline, "finetuned", lambda config: SimpleNamespace(folder=tmp_path))
+    monkeypatch.setattr(sweep, "write_report", lambda scale, config: reported.append((scale, config.run_id)))
     monkeypatch.setenv("PYTHONPATH", str(paths.PACKAGE.parent))
     for number, name in enumerate(METHODS):
         put_notebook(notebooks, f"{number:02d}_{name}.ipynb", NOTEBOOK)
-    grid = {"unlearn_lr": 1e-5, "seed": 3, "grid": {"method": ["vanilla", "npo", "ga"], "modality": ["unimodal"]}}
-    there = paths.runs("miniature") / "llava-r10-d0-vanilla-none-s3"
+    axes = {"method": ["vanilla", "npo", "kl_min", "grad_diff"], "modality": ["unimodal"]}
+    grid = {"unlearn_lr": 1e-5, "seed": 3, "alpha": 0.25, "grid": axes}
+    vanilla, npo, killed, made = sweep.cells(grid)
+    there = pipeline.run_folder(vanilla)
     there.mkdir(parents=True)
     (there / stages.RECORD).write_text("{}")
+    stages.write_json(there / "train.json", {"seconds": 600, "evaluation_seconds": 30})
 
     assert door.main(["sweep", put_grid(tmp_path, grid)]) == 1
     said = capsys.readouterr()
-    executed = out / ".cache" / "notebooks" / "miniature" / "llava-r10-d0-npo-unimodal-s3.ipynb"
-    assert "3 runs, 1 of them finished already, 3 at a time" in said.out
-    reason = f"failed: llava-r10-d0-npo-unimodal-s3: ValueError: the adapter has burst (see {executed})\n"
-    assert said.err == reason and executed.exists()
-    record = stages.read_json(paths.runs("miniature") / "llava-r10-d0-ga-unimodal-s3" / stages.RECORD)
-    assert record == {"lr": 1e-5, "seed": 3, "here": "notebooks"}
+    executed = out / ".cache" / "notebooks" / "miniature"
+    assert "4 runs, 1 of them finished already, 3 at a time" in said.out
+    assert (
+        f"  {npo.run_id:32}  NPO (text only)\n" in said.out and f"      10.0      0.5  {vanilla.run_id}\n" in said.out
+    )
+    reasons = sorted(said.err.splitlines())
+    place = executed / f"{npo.run_id}.ipynb"
+    assert reasons[1:] == [f"failed: {npo.run_id} (NPO (text only)): ValueError: the adapter has burst (see {place})"]
+    assert reasons[0].startswith(f"failed: {killed.run_id} (KL Min. (text only)): its kernel was killed, ")
+    record = stages.read_json(pipeline.run_folder(made) / stages.RECORD)
+    assert record.pop("settings")["alpha"] == 0.25
+    assert record == {"run": made.run_id, "lr": 1e-5, "seed": 3, "here": "notebooks"}
     assert (there / stages.RECORD).read_text() == "{}", "a finished run is left alone"
+    assert reported == [("miniature", vanilla.run_id)]
+
+
+@pytest.mark.parametrize(
+    "code, reason", [(-9, "signal 9 (Killed), most often for want of memory"), (-15, "signal 15 (")]
+)
+def test_a_notebook_that_a_signal_ended_is_said_to_be(out, code, reason):
+    job = sweep.Job(Config(), Path("x.ipynb"), SimpleNamespace(returncode=code))
+    assert job.problem().startswith(f"ended by {reason}")
+
+
+def test_why_a_notebook_failed_is_its_cells_error_or_the_logs_last_line(out):
+    job = sweep.Job(Config(), Path("x.ipynb"), SimpleNamespace(returncode=1))
+    assert job.problem() == "its log is empty"
+    job.executed.parent.mkdir(parents=True)
+    job.log.write_text("starting\nNo module named papermill\n\n")
+    job.executed.write_text("[1]")
+    assert job.problem() == "No module named papermill"
+    output = {"output_type": "error", "ename": "KitError", "evalue": "no\nspace"}
+    job.executed.write_text(json.dumps({"cells": [{"cell_type": "markdown"}, {"outputs": [output]}]}))
+    assert job.problem() == "KitError: no space"
+    job.process.returncode = 0
+    assert job.problem().startswith("the notebook came to its end without making the run")
 
 
 class Pretended(sweep.Job):
     """A job that takes a moment and is noted down, in place of papermill."""
 
     history: list = []
+    fails = False
 
     def start(self, threads):
         self.began = time.perf_counter()
-        method, place = self.config.method, run.vanilla_place(self.config)
+        method, place = self.config.method, self.vanilla
         self.history.append(method)
         broken = method == "vanilla" and self.fails
 
@@ -239,26 +359,23 @@ class Pretended(sweep.Job):
 
         self.thread = threading.Thread(target=work)
         self.thread.start()
-        self.process = argparse.Namespace(poll=lambda: None if self.thread.is_alive() else 0, returncode=int(broken))
+        self.process = SimpleNamespace(poll=lambda: None if self.thread.is_alive() else 0, returncode=int(broken))
 
-    def succeeded(self):
-        return not self.process.returncode
-
-    def why(self):
-        return "no memory"
+    def problem(self):
+        return "no memory" if self.process.returncode else ""
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_runs_wait_for_the_vanilla_model_they_share(tmp_path, out, monkeypatch, fails):
-    monkeypatch.setattr(run, "vanilla_place", lambda config: tmp_path / "vanilla")
-    monkeypatch.setattr(Pretended, "fails", fails, raising=False)
+    monkeypatch.setattr(pipeline, "finetuned", lambda config: SimpleNamespace(folder=tmp_path / "vanilla"))
+    monkeypatch.setattr(Pretended, "fails", fails)
     monkeypatch.setattr(Pretended, "history", [])
     configs = sweep.cells({"grid": {"method": ["ga", "oracle", "vanilla"], "modality": ["unimodal", "multimodal"]}})
     jobs = [Pretended(config, Path("x.ipynb")) for config in configs]
-    failed = sweep._execute(jobs, 3, lambda line: None)
+    failed = sweep.execute(jobs, 3)
     assert jobs[0].config.method == "vanilla" and jobs[0].others == ["vanilla", "oracle"], "nobody else could start"
     if fails:
-        assert failed.pop("llava-r10-d0-vanilla-none-s0").startswith("no memory (see ")
+        assert failed.pop(jobs[0].config.run_id).startswith("no memory (see ")
         assert set(failed.values()) == {"not tried, since the vanilla model it starts from could not be made"}
         assert len(failed) == 2 and "ga" not in Pretended.history
     else:

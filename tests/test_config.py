@@ -1,23 +1,36 @@
 """Parameters: what is refused and how it is said, what the presets fill in, what a run is called."""
 
 import ast
+import itertools
 import os
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Annotated
 
 import nbformat
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
+from pydantic import Field
 
+from mllmu_nb import after as after_steps
 from mllmu_nb import config as module
-from mllmu_nb import run
-from mllmu_nb.config import Config, plain_values, stable_hash
+from mllmu_nb import paths, unlearning
+from mllmu_nb.config import BY_HAND, Config, plain_values, public, sources, stable_hash
 from mllmu_nb.errors import KitError
+from mllmu_nb.registry import Registry
+from mllmu_nb.unlearning import Recipe
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+CONFIGS = sorted((paths.checkout() / "configs").glob("*.yaml"))
+YAML_HINT = "(in YAML write 1.0e-5: without the point it is text)"
+SCALES, PROTOCOLS = ("miniature", "paper"), ("clean", "upstream")
+NPO = {"method": "npo", "modality": "multimodal"}
+
+
+def config_of(**parameters):
+    return Config.from_parameters(parameters)
 
 
 @pytest.mark.parametrize(
@@ -28,15 +41,13 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
         ({"seed": "false"}, "seed must be a whole number, not the text 'false'"),
         ({"seed": True}, "seed must be a whole number, not True"),
         ({"seed": 1.0}, "seed must be a whole number, not 1.0"),
-        ({"seed": None}, "seed must be a whole number, not None"),
+        ({"people": None}, "people must be a whole number, not None"),
         ({"method": 3}, "method must be text, not 3"),
-        (
-            {"train_lr": "1e-5"},
-            "train_lr must be a number, not the text '1e-5' (in YAML write 1.0e-5: without the point it is text)",
-        ),
-        ({"train_lr": float("nan")}, "train_lr must be a number, not nan"),
-        ({"scale": "Paper"}, "unknown scale 'Paper': did you mean 'paper'? choose one of miniature, paper"),
-        ({"modality": "both"}, "unknown modality 'both': choose one of multimodal, unimodal, none"),
+        ({"train_lr": "1e-5"}, f"train_lr must be a number, not the text '1e-5' {YAML_HINT}"),
+        ({"train_lr": float("nan")}, "train_lr must be a finite number, not nan"),
+        ({"unlearn_lr": 0.0}, "unlearn_lr must be above 0, not 0.0"),
+        ({"scale": "Paper"}, "unknown scale 'Paper': choose 'miniature' or 'paper'"),
+        ({"modality": "both"}, "unknown modality 'both': choose 'multimodal', 'unimodal' or 'none'"),
         (
             {"method": "ga", "modality": "none"},
             "method 'ga' unlearns: modality must be 'multimodal' or 'unimodal', not 'none'",
@@ -49,60 +60,84 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
             {"method": "prompting", "modality": "multimodal"},
             "method 'prompting' unlearns nothing: modality must be 'none', not 'multimodal'",
         ),
-        ({"forget_ratio": 0}, "forget_ratio must be from 1 to 99 per cent (the paper: 5, 10, 15), not 0"),
-        ({"forget_ratio": 100}, "forget_ratio must be from 1 to 99 per cent (the paper: 5, 10, 15), not 100"),
+        ({"forget_ratio": 0}, "forget_ratio must be at least 1, not 0"),
+        ({"forget_ratio": 100}, "forget_ratio must be at most 99, not 100"),
         ({"forget_ratio": 0.1}, "forget_ratio must be a whole number, not 0.1"),
         ({"forget_ratio": 5, "people": 8}, "forget_ratio=5 of people=8 leaves nobody to forget"),
         ({"forget_ratio": 95, "people": 8}, "forget_ratio=95 of people=8 leaves nobody to keep"),
-        ({"shots": 6}, "shots must be at least 0 and at most 5, not 6"),
+        ({"shots": 6}, "shots must be at most 5, not 6"),
         ({"pool": -1}, "pool must be at least 0, not -1"),
-        ({"replay": 1.5}, "replay must be at least 0 and at most 0.9, not 1.5"),
+        ({"replay": 1.5}, "replay must be at most 0.9, not 1.5"),
         ({"scale": "paper", "adaptation": "full"}, "adaptation='full' is not offered at scale paper: take 'lora'"),
         ({"forget_ids_file": "x.json"}, "forget_ids_file names people of a profiles_file: give that as well"),
         (
             {"protocol": "Upstream"},
-            "unknown protocol 'Upstream': did you mean 'upstream'? choose one of clean, upstream",
+            "unknown protocol 'Upstream': choose 'clean' or 'upstream'",
         ),
-        ({"label_mode": "all"}, "unknown label_mode 'all': choose one of answer, text, upstream"),
-        ({"eos": False}, "eos must be text, not False (in YAML put yes and no in quotes)"),
-        ({"eos": "maybe"}, "unknown eos 'maybe': choose one of yes, no"),
-        ({"shot_source": "clean"}, "unknown shot_source 'clean': choose one of pool, retain, upstream, none"),
-        ({"cyclic": "true"}, "cyclic must be True or False, not the text 'true'"),
+        ({"label_mode": "all"}, "unknown label_mode 'all': choose 'answer', 'text' or 'upstream'"),
+        ({"eos": "no"}, "eos must be True or False, not the text 'no'"),
+        ({"method": False}, "method must be text, not False (in YAML put yes and no in quotes)"),
         ({"variant": "upstream"}, "unknown variant of vanilla 'upstream': choose one of canonical"),
+        ({"data_revision": "4f2a"}, "data_revision says which data of a data_source to read: give that as well"),
         (
             {"data_source": "here", "profiles_file": "x.jsonl"},
-            "people come from data_source or from profiles_file: give one of them",
+            "data_source and profiles_file both bring people: give one of them",
         ),
-        ({"data_revision": "4f2a"}, "data_revision says which data of a data_source to read: give that as well"),
+        ({"adapter_path": "x"}, "adapter_path is asked as method 'yours', not 'vanilla'"),
+        ({"base_path": " "}, "base_path must be a path or empty, not ' '"),
+        ({"settings": 3}, "settings must be a table of names and values, not 3"),
+        ({**NPO, "bata": 2.5}, "unknown parameter 'bata': did you mean 'beta'?"),
+        ({**NPO, "beta": "2.5"}, f"beta of npo must be a number, not the text '2.5' {YAML_HINT}"),
+        ({**NPO, "beta": True}, "beta of npo must be a number, not True"),
+        ({**NPO, "beta": float("inf")}, "beta of npo must be a finite number, not inf"),
+        (
+            {**NPO, "method": "grad_diff", "variant": "upstream", "alpha": 2.0},
+            "unknown hyper-parameter of grad_diff (upstream) 'alpha': there is none",
+        ),
     ],
 )
 def test_bad_parameters_are_named_in_one_line(parameters, message):
-    with pytest.raises(KitError) as raised:
+    with pytest.raises(KitError) as error:
         Config.from_parameters(parameters)
-    assert str(raised.value) == message
+    assert str(error.value) == message
+
+
+def test_an_unknown_step_after_unlearning_is_named(monkeypatch):
+    monkeypatch.setattr(after_steps, "STEPS", Registry("step after unlearning"))  # a study brings one of its own
+    with pytest.raises(KitError, match="^unknown after 'int3': there is none$"):
+        Config(after="int3")
 
 
 def test_an_unknown_method_names_the_known_ones():
-    with pytest.raises(KitError) as raised:
-        Config.from_parameters({"method": "grad_dif"})
-    said = str(raised.value)
-    assert said.startswith("unknown method 'grad_dif': did you mean 'grad_diff'? choose one of base, vanilla, oracle, ")
-    assert all(name in said for name in ("ga", "kl_min", "npo", "prompting")) and "\n" not in said
+    with pytest.raises(KitError) as error:
+        Config(method="xyz")
+    message = str(error.value)
+    assert message.startswith("unknown method 'xyz': choose one of base, vanilla, oracle, ")
+    assert all(name in message for name in ("ga", "kl_min", "npo", "prompting")) and "\n" not in message
+    with pytest.raises(KitError, match="unknown method 'grad_dif': did you mean 'grad_diff'"):
+        Config(method="grad_dif")
+    with pytest.raises(KitError, match="unknown parameter 'alpha': choose one of "):
+        config_of(**{**NPO, "method": "ga"}, alpha=2.0)
 
 
 def test_a_whole_number_stands_for_a_number_and_nothing_else_is_converted():
-    assert type(Config.from_parameters({"replay": 0}).replay) is float
+    assert type(Config(replay=0).replay) is float
+    assert (
+        config_of(**NPO, beta=3) == config_of(**NPO, beta=3.0)
+        and type(config_of(**NPO, beta=3).settings["beta"]) is float
+    )
 
 
-def test_every_field_has_a_plain_type_and_a_meaning():
+def test_every_field_has_a_meaning():
     source = Path(module.__file__).read_text(encoding="utf-8").split("\n")
-    tree = ast.parse("\n".join(source))
-    [cls] = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Config"]
-    lines = {node.target.id: source[node.lineno - 1] for node in cls.body if isinstance(node, ast.AnnAssign)}
-    assert set(lines) == {f.name for f in fields(Config)}
+    [cls] = [n for n in ast.parse("\n".join(source)).body if isinstance(n, ast.ClassDef) and n.name == "Config"]
+    lines = {node.target.id: source[node.end_lineno - 1] for node in cls.body if isinstance(node, ast.AnnAssign)}
+    assert set(lines) == set(Config.model_fields)
     for name, line in lines.items():
         assert len(line.partition("  # ")[2]) > 5, f"{name} does not say what it means"
-    assert {f.type for f in fields(Config)} <= {"int", "float", "str", "bool"}
+
+
+# -- what presets and protocols fill in -------------------------------------------------------------------------
 
 
 def test_seed_fills_the_four_seeds_that_are_not_given():
@@ -116,6 +151,7 @@ def test_presets_are_filled_in_anew_by_but():
     assert large.training.lr == 2e-5 and large.training.batch_size == 4 and large.training.epochs == 5
     assert large.adaptation == "lora" and large.replay == 0.0
     assert small.training.lr != large.training.lr and small.but() == small
+    assert config_of(**NPO, beta=None, unlearn_lr=None, data_seed=None) == Config(**NPO)
 
 
 @pytest.mark.parametrize("method, epochs", [("ga", 1), ("grad_diff", 1), ("npo", 2), ("kl_min", 3)])
@@ -125,150 +161,161 @@ def test_unlearning_at_paper_scale_is_upstreams(method, epochs):
     assert recipe.source.startswith("MLLMU-Bench")
 
 
-def test_every_preset_says_where_it_comes_from_and_an_override_says_so():
-    for scale in module.SCALES:
-        recipes = [*module.TRAINING[scale].values(), *module.UNLEARNING[scale].values()]
-        assert all(recipe.source and bool(recipe.steps) != bool(recipe.epochs) for recipe in recipes)
-    assert Config(train_lr=0.5).training.source.endswith("train_lr set by hand")
-    assert Config(train_seed=9).training.source == Config().training.source
-    assert Config(scale="paper", train_steps=7).training.epochs == 0
-
-
-def test_run_ids():
-    config = Config(method="grad_diff", modality="multimodal")
-    assert config.run_id == "llava-r10-d0-grad_diff-multimodal-s0"
-    assert Config(method="oracle", seed=2, forget_ratio=15).run_id == "llava-r15-d0-oracle-none-s2"
-    assert config.but(unlearn_seed=4).run_id == "llava-r10-d0-grad_diff-multimodal-s0-unlearn4"
-
-
 def test_one_word_sets_what_a_protocol_is_made_of():
     """The words and numbers of the released code, by the facts that are known of it."""
-    clean = Config(method="npo", modality="multimodal")
-    words = ("label_mode", "eos", "adapter_reach", "shot_source", "scoring", "schedule")
-    assert [getattr(clean, name) for name in words] == ["answer", "yes", "language", "pool", "both", ""]
+    clean = Config(**NPO)
+    words = ("variant", "label_mode", "eos", "adapter_reach", "shot_source", "scoring", "schedule")
+    assert [getattr(clean, w) for w in words] == ["canonical", "answer", True, "language", "pool", "both", None]
     assert clean.unlearn_steps > 0 and clean.unlearn_epochs == 0
     upstream = clean.but(protocol="upstream")
-    assert [getattr(upstream, name) for name in words] == ["text", "no", "upstream", "upstream", "letter", "linear"]
+    released = ["upstream", "text", False, "upstream", "upstream", "letter", "linear"]
+    assert [getattr(upstream, w) for w in words] == released
     assert upstream.unlearn_steps == 0 and upstream.unlearn_epochs == 2
+    assert (clean.objective.beta, upstream.objective.beta) == (0.1, 0.4)
     assert clean.but(scale="paper").shot_source == "retain"
     assert upstream.but(method="ga").unlearn_epochs == upstream.but(method="grad_diff").unlearn_epochs == 1
+    assert upstream.but(method="prompting", modality="none").variant == "canonical"  # it has no other
     assert not clean.deviations() and not upstream.deviations()
 
 
-def test_a_variant_belongs_to_the_methods_that_have_it(monkeypatch):
-    from mllmu_nb.unlearning import METHODS
+def test_the_words_of_a_protocol_reach_the_recipes():
+    config = Config(protocol="upstream", method="ga", modality="multimodal", adaptation="lora")
+    clean = config.but(protocol="clean")
 
-    monkeypatch.setitem(
-        METHODS, "npo", {"canonical": METHODS["npo"]["canonical"], "upstream": METHODS["ga"]["canonical"]}
-    )
-    upstream = Config(method="npo", modality="multimodal", protocol="upstream")
-    assert upstream.variant == "upstream" and upstream.but(method="prompting", modality="none").variant == "canonical"
-    assert upstream.run_id == "llava-r10-d0-upstream-npo-multimodal-s0"
-    canonical = upstream.but(variant="canonical")
-    assert canonical.deviations() == {"variant": ("upstream", "canonical")}
-    assert canonical.run_id == "llava-r10-d0-upstream-npo-canonical-multimodal-s0"
+    def words(recipe):
+        return recipe.label_mode, recipe.eos, recipe.schedule, recipe.adapter_reach
+
+    assert words(config.training) == words(config.unlearning) == ("text", False, "linear", "upstream")
+    assert words(clean.training) == ("answer", True, "plateau", "language")
+    assert words(clean.unlearning) == ("answer", True, "linear", "language")
+    assert clean.but(schedule="constant").training.schedule == "constant"
 
 
-def test_what_is_set_alone_is_told():
-    config = Config(protocol="upstream", eos="yes", label_mode="text")
-    assert config.deviations() == {"eos": ("no", "yes")} and config.but(eos="").deviations() == {}
-    assert config.run_id == "llava-r10-d0-upstream-vanilla-none-s0-eos_yes"
+def test_what_is_set_alone_deviates():
+    config = Config(protocol="upstream", eos=True, label_mode="text")
+    assert config.deviations() == {"eos": (False, True)} and config.but(eos=None).deviations() == {}
     assert config.training.eos and config.training.source.endswith("eos set by hand")
-    asked = Config(cyclic=True, draws_file="draws.json", shot_source="none")
-    assert asked.run_id == "llava-r10-d0-vanilla-none-s0-shot_source_none-cyclic-replayed"
     assert Config(unlearn_epochs=9).deviations() == {}  # vanilla unlearns nothing
-    assert Config(unlearn_epochs=9, method="ga", modality="unimodal").deviations() == {"unlearn_epochs": (0, 9)}
+    ga = Config(method="ga", modality="unimodal")
+    assert ga.but(unlearn_epochs=9).deviations() == {"unlearn_steps": (25, 0), "unlearn_epochs": (0, 9)}
+    kl_min = Config(method="kl_min", modality="multimodal")
+    assert kl_min.but(alpha=7).deviations() == {"alpha": (2.0, 7.0)} and kl_min.but(alpha=2.0).deviations() == {}
+    canonical = Config(**NPO, protocol="upstream", variant="canonical")
+    assert canonical.deviations() == {"variant": ("upstream", "canonical")} and canonical.unlearn_epochs == 2
 
 
 def test_unlearning_is_so_many_steps_or_so_many_passes_long():
     config = Config(method="ga", modality="unimodal")
     longer, passes = config.but(unlearn_steps=9), config.but(unlearn_epochs=2)
-    assert longer.deviations() == {"unlearn_steps": (config.unlearn_steps, 9)}
     assert (longer.unlearning.steps, longer.unlearning.epochs) == (9, 0)
     assert (passes.unlearning.steps, passes.unlearning.epochs) == (0, 2)
     assert config.but(protocol="upstream", unlearn_steps=9).unlearning.epochs == 0
     with pytest.raises(KitError, match="unlearn_steps and unlearn_epochs both say how long unlearning is"):
         longer.but(unlearn_epochs=2)
+    with pytest.raises(KitError, match="must be above 0: 0 of both trains nothing"):
+        config.but(unlearn_steps=0)
 
 
-def test_the_weight_of_a_retain_term_is_for_methods_that_have_one():
+def test_hyper_parameters_reach_the_method_and_zero_can_be_said():
     config = Config(method="kl_min", modality="multimodal")
-    assert run.objective(config.but(unlearn_alpha=7)).alpha == 7
-    assert config.but(unlearn_alpha=7).deviations() == {"unlearn_alpha": (config.unlearn_alpha, 7)}
-    assert config.but(protocol="upstream").unlearn_alpha == 1 == config.but(scale="paper").unlearn_alpha
-    with pytest.raises(KitError, match="unlearn_alpha weighs a retain term, and method 'ga' has none"):
-        config.but(method="ga", unlearn_alpha=7)
-
-
-def test_the_words_of_a_protocol_reach_the_recipes():
-    config = Config(protocol="upstream", method="ga", modality="multimodal", adaptation="lora")
-    for recipe in (config.training, config.unlearning):
-        assert (recipe.label_mode, recipe.eos, recipe.schedule, recipe.lora_reach) == (
-            "text",
-            False,
-            "linear",
-            "upstream",
-        )
-    assert config.but(adaptation="full").training.lora_reach == "language"  # it has no adapters
-    clean = config.but(protocol="clean")
-    assert (clean.training.schedule, clean.unlearning.schedule) == ("plateau", "linear")
-    assert (clean.unlearning.label_mode, clean.unlearning.eos, clean.unlearning.lora_reach) == (
-        "answer",
-        True,
-        "language",
-    )
-    assert clean.but(schedule="linear").training.schedule == "linear"
-
-
-def test_every_word_of_a_protocol_is_known_and_has_a_source():
-    from mllmu_nb.models.prompts import LABEL_MODES
-    from mllmu_nb.training import SCHEDULES
-
-    assert module.CHOICES["label_mode"] == LABEL_MODES and set(module.CHOICES["schedule"]) == set(SCHEDULES)
-    for scale in module.SCALES:
-        for protocol in module.PROTOCOLS:
-            presets = Config(scale=scale, protocol=protocol).protocol_presets()
-            assert {*module.CHOICES, *module.LENGTHS, "unlearn_alpha", "variant"} == set(presets)
-            assert all(preset.source for preset in presets.values())
-            for name, choices in module.CHOICES.items():
-                assert presets[name].value in (*choices, "") and (presets[name].value or name == "schedule")
+    assert config.objective.alpha == 2.0 and config.but(alpha=0.0).objective.alpha == 0.0
+    assert config.but(alpha=0.0).settings == {"alpha": 0.0}
+    assert config.but(protocol="upstream").objective.alpha == 1 == config.but(scale="paper").objective.alpha
+    assert config.but(alpha=7).but(method="npo").settings == {"beta": 0.1}, "another method has no alpha"
 
 
 def test_every_value_says_who_says_so():
-    for scale in module.SCALES:
-        for protocol in module.PROTOCOLS:
-            config = Config(scale=scale, protocol=protocol, method="ga", modality="multimodal")
-            sources = config.sources()
-            named = {f"{kind}.{f.name}" for kind in ("training", "unlearning") for f in fields(module.Recipe)}
-            named -= {"training.source", "unlearning.source"}
-            assert set(sources) == {*named, *config.protocol_presets(), "replay"}
-            assert all(sources.values()) and module.BY_HAND not in sources.values()
-            if (scale, protocol) == ("paper", "upstream"):
-                told = ("MLLMU-Bench", "unknown, chosen because ")
-                assert not [source for name, source in sources.items() if not source.startswith(told)]
-    changed = Config(eos="no", unlearn_epochs=9, replay=0.5, method="ga", modality="multimodal").sources()
-    assert {name for name, source in changed.items() if source == module.BY_HAND} == {
-        "eos",
-        "training.eos",
-        "unlearning.eos",
-        "unlearn_epochs",
-        "unlearning.epochs",
-        "replay",
+    for scale, protocol in itertools.product(SCALES, PROTOCOLS):
+        config = Config(scale=scale, protocol=protocol, method="kl_min", modality="multimodal")
+        known = sources(config)
+        numbers = {f.name for f in fields(Recipe)} - {"source", "settings"}
+        numbers = {f"{kind}.{name}" for kind in ("training", "unlearning") for name in numbers}
+        words = {"variant", "label_mode", "adapter_reach", "eos", "shot_source", "scoring", "replay"}
+        schedule = {"schedule"} if protocol == "upstream" else set()
+        assert set(known) == numbers | words | schedule | {"unlearning.alpha"}
+        assert all(known.values()) and BY_HAND not in known.values()
+        if (scale, protocol) == ("paper", "upstream"):
+            published = ("MLLMU-Bench", "unknown, chosen because ", "the method's file")
+            assert not [source for source in known.values() if not source.startswith(published)]
+    changed = sources(config_of(eos=False, alpha=3.0, replay=0.5, method="kl_min", modality="multimodal"))
+    by_hand = {name for name, source in changed.items() if source == BY_HAND}
+    assert by_hand == {"eos", "training.eos", "unlearning.eos", "replay", "unlearning.alpha"}
+    assert Config(train_lr=0.5).training.source.endswith("train_lr set by hand")
+    assert Config(train_seed=9).training.source == Config().training.source
+
+
+def test_every_recipe_is_whole():
+    for scale, protocol, method, modality in itertools.product(
+        SCALES, PROTOCOLS, unlearning.names(), ("multimodal", "unimodal")
+    ):
+        if not unlearning.variants(method)["canonical"].streams:
+            continue
+        config = Config(scale=scale, protocol=protocol, method=method, modality=modality)
+        for recipe in (config.training, config.unlearning):
+            assert None not in recipe.numbers().values() and bool(recipe.steps) != bool(recipe.epochs)
+
+
+# -- what a run is called ---------------------------------------------------------------------------------------
+
+
+def test_a_grid_makes_as_many_runs_as_it_has_points():
+    axes = {
+        "unlearn_lr": [1e-3, 2e-3],
+        "unlearn_steps": [20, 40],
+        "beta": [0.1, 0.5],
+        "people": [40, 100],
+        "unlearn_seed": [0, 1],
     }
+    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    runs = [config_of(**NPO, **point).run_id for point in points]
+    assert len(set(runs)) == len(points) and all(run.startswith("npo-multimodal-") for run in runs)
+    assert {config_of(**point, **NPO).run_id for point in reversed(points)} == set(runs), "order changes nothing"
 
 
-def test_given_and_parameters_survive_yaml():
-    config = Config(method="npo", modality="unimodal", unlearn_lr=1e-5, seed=1)
+def test_a_run_is_called_by_what_is_resolved_and_not_by_how_it_was_given():
+    plain = Config(**NPO)
+    assert plain.run_id == "npo-multimodal-b9cd17fe", "a default has changed, or what identity is made of"
+    assert config_of(**NPO, unlearn_steps=30, beta=0.1, seed=0, data_seed=0).run_id == plain.run_id
+    assert plain.but(base_path="/here/base").run_id == plain.but(base_path="/there/base").run_id != plain.run_id
+    vanilla = plain.but(method="vanilla", modality="none")
+    assert vanilla.but(unlearn_lr=1e-3, unlearn_steps=3).run_id == vanilla.run_id, "it unlearns nothing"
+
+
+def test_a_parameter_that_comes_later_renames_no_run():
+    class Later(Config):
+        flash: bool = False
+        depth: Annotated[int | None, Field(json_schema_extra={"neutral": 4})] = None
+
+        def _complete(self):
+            super()._complete()
+            self._fill(depth=4)
+
+    assert Later(**NPO).depth == 4 and Later(**NPO).run_id == Config(**NPO).run_id
+    assert len({Later(**NPO, **more).run_id for more in ({}, {"flash": True}, {"depth": 5})}) == 3
+
+
+def test_given_parameters_survive_yaml():
+    config = config_of(method="npo", modality="unimodal", unlearn_lr=1e-5, seed=1, beta=0, eos=False, after="")
     written = yaml.safe_dump(config.given(), default_flow_style=True, width=10**6)
     again = Config.from_parameters(yaml.safe_load(written))
-    assert again == config and again.unlearning == config.unlearning
-    assert again.given()["train_lr"] == 0.0 and again.train_lr > 0
+    assert again == config and again.run_id == config.run_id and again.unlearning == config.unlearning
+    assert set(config.given()) == {"method", "modality", "unlearn_lr", "seed", "beta", "eos"}
+    assert hash(again) == hash(config)
 
 
-def test_hash_depends_on_the_named_fields_alone():
+def test_hashes_depend_on_the_named_fields_alone():
     config = Config()
     assert config.hash_of(["seed"]) == config.but(shots=1).hash_of(["seed"]) != config.but(seed=1).hash_of(["seed"])
     assert stable_hash({"b": 1, "a": [1.5, "é"]}) == stable_hash({"a": [1.5, "é"], "b": 1}) == "353ceb5a3856e4eb"
+
+
+def test_paths_are_cut_down_to_their_last_part():
+    shown = public({"base_path": "/home/somebody/llava", "data_source": "~/mine, MLLMMU/MLLMU-Bench", "seed": 1})
+    assert shown["base_path"] == "llava" and "somebody" not in str(shown) and shown["seed"] == 1
+    assert shown["data_source"].split(",")[0] == "mine" and "MLLMMU/MLLMU-Bench" in shown["data_source"]
+
+
+# -- the guard of a notebook ------------------------------------------------------------------------------------
 
 
 def test_the_guard_sees_plain_globals_and_nothing_else():
@@ -285,20 +332,6 @@ def test_a_notebooks_own_method_cannot_be_another():
         Config.from_notebook({"modality": "unimodal", "method": "npo"}, method="ga")
 
 
-@pytest.fixture(scope="module")
-def notebook(tmp_path_factory):
-    cells = [
-        new_code_cell("from mllmu_nb.config import Config"),
-        new_code_cell("seed: int = 0  # seed\nmodality: str = 'multimodal'", metadata={"tags": ["parameters"]}),
-        new_code_cell("config = Config.from_notebook(globals(), method='ga')\nprint(config.run_id)"),
-    ]
-    made = new_notebook(cells=cells)
-    made.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    path = tmp_path_factory.mktemp("notebook") / "03_ga.ipynb"
-    nbformat.write(made, path)
-    return path
-
-
 def test_the_guard_may_be_run_again_in_a_notebook_that_has_gone_on():
     cells = {"seed": 1}
     assert Config.from_notebook(cells).seed == 1
@@ -310,23 +343,36 @@ def test_the_guard_may_be_run_again_in_a_notebook_that_has_gone_on():
         Config.from_notebook({"seed": 1, "rows": [1, 2]})
 
 
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory):
+    cells = [
+        new_code_cell("from mllmu_nb.config import Config"),
+        new_code_cell("seed: int = 0\nmodality: str = 'multimodal'", metadata={"tags": ["parameters"]}),
+        new_code_cell("config = Config.from_notebook(globals(), method='npo')\nprint(config.objective, config.people)"),
+    ]
+    made = new_notebook(cells=cells)
+    made.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path = tmp_path_factory.mktemp("notebook") / "06_npo.ipynb"
+    nbformat.write(made, path)
+    return path
+
+
 @pytest.mark.parametrize(
-    "arguments, outcome",
+    "arguments, status, outcome",
     [
-        (["-f", "miniature.yaml"], "llava-r10-d0-ga-multimodal-s0"),
-        (["-y", "sead: 3"], "unknown parameter 'sead': did you mean 'seed'?"),
-        (["-p", "seed", "false"], "seed must be a whole number, not the text 'false'"),
+        (["-f", "CONFIGS/miniature.yaml", "-p", "beta", "2.5"], 0, "NegativePreference(beta=2.5) 100"),
+        (["-y", "sead: 3"], 1, "unknown parameter 'sead': did you mean 'seed'?"),
+        (["-p", "seed", "false"], 1, "seed must be a whole number, not the text 'false'"),
     ],
 )
-def test_the_guard_under_papermill(notebook, tmp_path, arguments, outcome):
-    """papermill itself only warns of an unknown parameter, and injects false as text."""
-    arguments = [str(CONFIGS[0].parent / a) if a.endswith(".yaml") else a for a in arguments]
+def test_the_guard_under_papermill(notebook, tmp_path, arguments, status, outcome):
+    """papermill itself only warns of a name that the notebook has not, and injects false as text."""
+    arguments = [argument.replace("CONFIGS", str(CONFIGS[0].parent)) for argument in arguments]
     command = [sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "out.ipynb"), "--no-progress-bar"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parent.parent)}
-    told = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    environment = {**os.environ, "PYTHONPATH": str(paths.PACKAGE.parent)}
+    ended = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment)
     outputs = str([cell.get("outputs") for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells])
-    assert outcome in (told.stderr if told.returncode else outputs)
-    assert (told.returncode == 0) == (arguments[0] == "-f")
+    assert outcome in (ended.stderr if status else outputs) and ended.returncode == status
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -335,5 +381,5 @@ def test_configuration_files_hold_known_parameters(path):
     axes = content.pop("grid")
     config = Config.from_notebook({**content, "grid": axes})
     assert config.protocol == ("upstream" if config.scale == "paper" and "clean" not in path.stem else "clean")
-    assert not config.deviations()
-    assert set(axes) <= set(module.NAMES) and not set(axes["method"]) - {"base", "vanilla", "oracle"} <= set()
+    assert not config.deviations() and set(axes) <= set(Config.model_fields)
+    assert set(axes["method"]) <= {*module.REFERENCES, *unlearning.names()}

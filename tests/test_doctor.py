@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from mllmu_nb import __main__ as door
+from mllmu_nb import paths, pinning, provenance
 from mllmu_nb.commands import doctor
 from mllmu_nb.config import Config
-from mllmu_nb.errors import KitError
-from mllmu_nb.models import load, memory
+from mllmu_nb.models import adapters, families, load, memory
 from mllmu_nb.models.miniature import make_model, make_tokenizer
+from mllmu_nb.unlearning.base import Recipe
 
 PAPER = Config(scale="paper", people=500)
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25}
@@ -31,10 +32,12 @@ def endpoint(monkeypatch):
     told = SimpleNamespace(status=200, asked=[], wait=0.0)
 
     class Hub(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self):
+        def do_GET(self):
             told.asked.append((self.path, self.headers.get("Authorization")))
             self.send_response(told.status)
+            self.send_header("Content-Length", "13")
             self.end_headers()
+            self.wfile.write(b'{"id": "a/b"}')
 
         def log_message(self, *said):
             pass
@@ -42,116 +45,147 @@ def endpoint(monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     told.url = f"http://127.0.0.1:{server.server_address[1]}"
-    for name in ("http_proxy", "HTTP_PROXY", "HF_TOKEN"):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", told.url)
-    monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_secret")
     yield told
     server.shutdown()
     server.server_close()
 
 
-def verdicts(findings):
-    return {one.what: one.verdict for one in findings}
-
-
 # -- the whole ----------------------------------------------------------------------------------------------------
 
 
 def test_a_sound_configuration_has_no_problem_and_no_weights_are_loaded(tmp_path, monkeypatch, capsys):
-    for name in ("load_base", "load_whole", "load_adapter"):
-        monkeypatch.setattr(load, name, lambda *given: pytest.fail("weights were loaded"))
-    monkeypatch.setattr(doctor, "_asked", lambda *given: pytest.fail("the hub was asked"))
+    for module, name in ((load, "load_base"), (load, "load_model"), (adapters, "load")):
+        monkeypatch.setattr(module, name, lambda *given: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda *given: pytest.fail("the hub was asked"))
     grid = tmp_path / "grid.yaml"
     grid.write_text(json.dumps({**SMALL, "grid": {"method": ["vanilla", "ga"], "modality": ["multimodal"]}}))
     assert door.main(["doctor", str(grid)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["ok", "configuration", "2", "runs,", "scale", "miniature,", "llava"]
     assert lines[-1].startswith("0 problems, ") and not any(line.startswith("problem") for line in lines[:-1])
-    told = "\n".join(lines)
-    for part in (
-        "12 fictitious, 8 pool, 8 celebrity; 3 to be forgotten at 25 %; hash ",
+    shown = " ".join(" ".join(lines).split())
+    people = "12 fictitious, 8 pool, 8 celebrity; 3 to be forgotten at 25 %; hash "
+    for text in (
+        people,
+        "2 runs, scale miniature",
         "not needed",
         "llava-miniature",
+        provenance.cpu_model(),
+        "MKL_CBWR=",
     ):
-        assert part in told
-    place = lines[0].index("2 runs")
-    assert all(line[place - 1] == " " and len(line) <= doctor.WIDTH for line in lines[:-1]), "aligned"
+        assert text in shown
+    place = lines[0].index("python")
+    assert all(line[place - 1] == " " and len(line) <= 120 for line in lines[:-1]), "aligned"
 
 
 def test_a_problem_sets_the_exit_status_and_says_what_to_do(tmp_path, monkeypatch, capsys):
     grid = tmp_path / "grid.yaml"
     grid.write_text(json.dumps({**SMALL, "base_path": str(tmp_path / "none")}))
+    assert door.main(["doctor", str(grid)]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "problem inputs the base model in" in shown and "lacks config.json" in shown
+    assert "problem memory unknown, for the shape of" in shown
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "file"))
-    assert door.main(["doctor", str(grid)]) == 1
-    told = " ".join(capsys.readouterr().out.split())
-    assert "problem base model the base model in" in told and "-> see base_path in the configuration" in told
-    assert "problem memory unknown, for the shape of" in told
-    assert "problem folders cannot write to" in told and "-> set MLLMU_NB_OUT to a folder that is yours" in told
+    written = doctor.examine(doctor.inputs, [Config(**SMALL)])
+    assert written.text.startswith("cannot write to ") and "set MLLMU_NB_OUT to another folder" in written.text
     assert door.main(["doctor", str(tmp_path / "no.yaml")]) == 2
 
 
-# -- part by part -------------------------------------------------------------------------------------------------
+def test_a_check_that_breaks_is_a_problem_and_the_others_go_on():
+    def broken(configs):
+        raise RuntimeError("no such\nthing")
+
+    assert doctor.examine(broken, []) == ("problem", "no such thing", "")
 
 
-def test_versions_outside_the_bounds_are_a_problem_and_untested_ones_a_warning(monkeypatch):
-    found = {"torch": "2.0", "pandas": "2.9.9"}
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["torch>=2.9", "nbmake>=1.5; extra == 'test'"])
-    monkeypatch.setattr(doctor, "_installed", found.get)
-    (one,) = doctor.versions()
-    assert one.verdict == "problem" and one.found == "torch 2.0 (needs >=2.9)"
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["pandas>=2.2", "gone"])
-    (one,) = doctor.versions()
-    assert one.found == "gone missing (needs any)"
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["pandas>=2.2"])
-    monkeypatch.setattr(doctor, "_tested", lambda: {"pandas": "3.1.1"})
-    (one,) = doctor.versions()
-    assert one.verdict == "warning" and one.found == "pandas 2.9.9 (tested: 3.1.1)"
-    monkeypatch.setattr(doctor, "_tested", dict)
-    assert [one.verdict for one in doctor.versions()] == ["ok"]
+# -- check by check -----------------------------------------------------------------------------------------------
 
 
-def test_the_lock_says_what_was_tested():
-    assert doctor._tested()["transformers"].startswith("5.") and "torch" not in doctor._tested()
+def test_versions_outside_the_bounds_are_a_problem_and_untested_ones_a_warning(monkeypatch, tmp_path):
+    installed = {"torch": "2.0", "pandas": "2.9.9"}
+
+    def version(name):
+        if name not in installed:
+            raise doctor.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    needed = []
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: needed)
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    monkeypatch.setattr(paths, "checkout", lambda: tmp_path)
+    needed[:] = ["torch>=2.9", "nbmake>=1.5; extra == 'test'", "gone"]
+    assert doctor.versions([])[:2] == ("problem", "torch 2.0 (needs >=2.9); gone is missing")
+    needed[:] = ["pandas>=2.2"]
+    assert doctor.versions([]).verdict == "ok"
+    (tmp_path / "requirements.lock").write_text("# made\npandas==3.1.1\nother==1; sys_platform == 'none'\n")
+    assert doctor.versions([])[:2] == ("warning", "pandas 2.9.9 (tested: ==3.1.1)")
 
 
 @pytest.mark.parametrize("there, verdict", [(80, "ok"), (48, "warning"), (24, "problem")])
 def test_memory_is_compared_with_what_the_largest_run_needs(monkeypatch, there, verdict):
-    monkeypatch.setattr(doctor, "most_needed", lambda configs, gpu: (44 * doctor.GIB, "made up"))
-    monkeypatch.setattr(doctor, "memory", lambda: there * doctor.GIB)
+    monkeypatch.setattr(doctor, "most_memory", lambda configs, gpu: {"weights": 43.0, "libraries": 1.0})
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=there * doctor.GIB))
+    monkeypatch.setattr(doctor.Path, "is_file", lambda path: False)  # no container
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = {one.what: one for one in doctor.device([PAPER])}
-    assert found["memory"].verdict == verdict
-    assert found["memory"].found == f"about 44.0 GiB needed (made up); {there}.0 GiB there"
-    assert found["device"].verdict == "problem" and "the 7B models need a GPU" in found["device"].advice
+    finding = doctor.memory([PAPER])
+    assert finding[:2] == (verdict, f"about 44.0 GiB needed (weights 43.0, libraries 1.0); {there}.0 GiB there")
+    device = doctor.device([PAPER])
+    assert device.verdict == "problem" and "the 7B models need a GPU" in device.advice
+
+
+@pytest.mark.parametrize(
+    "changed, verdict", [({}, "ok"), ({"MKL_CBWR": ""}, "warning"), ({"ATEN_CPU_CAPABILITY": "default"}, "warning")]
+)
+def test_bits_that_are_not_pinned_are_a_warning(monkeypatch, changed, verdict):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name, value in {**pinning.VARIABLES, **changed}.items():
+        monkeypatch.setenv(name, value)
+    assert doctor.device([Config()]).verdict == verdict
 
 
 def test_the_7b_run_needs_its_published_parameters_and_no_file(monkeypatch):
-    monkeypatch.setattr(
-        "transformers.AutoConfig.from_pretrained", lambda *a, **k: (_ for _ in ()).throw(OSError("none"))
-    )
-    needed, parts = doctor.most_needed([Config(scale="paper", people=500, protocol="clean")], gpu=True)
-    assert parts.startswith("7,063,427,072 parameters 13.2, 39,976,960 trained with their states 0.6, estimated: ")
-    assert 25 < needed / doctor.GIB < 60  # a GPU of 24 GiB is too small without checkpointing, one of 80 is not
-    small, _ = doctor.most_needed([Config(scale="paper", people=500, method="base")], gpu=True)
-    assert 13.2 * doctor.GIB < small < needed
+    def missing(*given, **more):
+        raise OSError("none")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", missing)
+    need = doctor.most_memory([PAPER], gpu=True)
+    assert need["weights"] == pytest.approx(2 * 7_063_427_072 / doctor.GIB)
+    assert need["trained with their states"] == pytest.approx(16 * 39_976_960 / doctor.GIB)
+    assert 25 < sum(need.values()) < 60  # a GPU of 24 GiB is too small without checkpointing, one of 80 is not
+    small = doctor.most_memory([PAPER.but(method="base")], gpu=True)
+    assert "activations" not in small and 13.2 < sum(small.values()) < sum(need.values())
 
 
 @pytest.mark.parametrize("family, parameters", [("llava", 7_063_427_072), ("idefics2", 8_402_768_112)])
 def test_the_published_shapes_have_the_published_size(family, parameters):
-    assert memory.need(memory.published_shape(family), element=2, eager=False).weights == 2 * parameters
+    assert memory.Estimate(families.get(family).published_shape(), element=2, eager=False).parameters == parameters
+
+
+@pytest.mark.parametrize("where", ["", "mlp.down_proj"])
+def test_the_adapter_that_is_counted_is_the_one_that_is_attached(where):
+    model = make_model(make_tokenizer(["Where was this person born?"], 300), 0, width=64, layers=3, heads=4)
+    for reach in ("language", "upstream"):
+        recipe = Recipe(lora_r=4, lora_alpha=4, lora_dropout=0.0, lora_init="kaiming", adapter_reach=reach)
+        counted = memory.Estimate(model.config, element=4, eager=True).trained(recipe, full=False, where=where)
+        fresh = make_model(make_tokenizer(["Where was this person born?"], 300), 0, width=64, layers=3, heads=4)
+        assert counted == load.count_trainable(adapters.attach(fresh, recipe, 0, where)) > 0
+    whole = memory.Estimate(model.config, element=4, eager=True)
+    assert 0 < whole.trained(recipe, full=True) == load.count_trainable(load.unfreeze(model)) < whole.parameters
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.05])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_the_estimate_of_what_is_kept_is_near_what_autograd_keeps(attention, dropout):
     """Counted by its hooks on a model of another shape than those the formula is meant for."""
-    tokenizer = make_tokenizer(["Where was this person born?"], 300)
-    model = make_model(tokenizer, 0, width=64, layers=3, heads=4)
+    model = make_model(make_tokenizer(["Where was this person born?"], 300), 0, width=64, layers=3, heads=4)
     model.set_attn_implementation(attention)
-    adapted = load.attach_lora(model, dropout=dropout).train()
+    recipe = Recipe(lora_r=16, lora_alpha=16, lora_dropout=dropout, lora_init="kaiming", adapter_reach="language")
+    adapted = adapters.attach(model, recipe, 0).train()
     own = {p.untyped_storage().data_ptr() for p in adapted.parameters()}
     kept = {}
 
@@ -166,27 +200,27 @@ def test_the_estimate_of_what_is_kept_is_near_what_autograd_keeps(attention, dro
         core.model.language_model(inputs_embeds=embedded, use_cache=False)
     counted = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     text = core.config.text_config
-    estimate = memory.kept_by_layers(text, 4, 96, 4, adapters=dropout > 0, eager=attention == "eager")
+    estimate = memory.activations(text, 4, 96, 4, adapters=dropout > 0, eager=attention == "eager")
     assert 0.9 < estimate / counted < 1.5
 
 
 def test_people_that_cannot_be_are_a_problem_and_strange_ones_a_warning(tmp_path, monkeypatch):
-    (one,) = doctor.people([Config(data_source=str(tmp_path))])
-    assert one.verdict == "problem" and "Full_Set" in one.found
+    finding = doctor.examine(doctor.people, [Config(data_source=str(tmp_path))])
+    assert finding.verdict == "problem" and "Full_Set" in finding.text
     known = SimpleNamespace(forget_ids=("1",), of_kind=lambda kind: [1], notes={"schema": ["a column is strange"]})
-    monkeypatch.setattr(doctor.run, "population", lambda config: known)
-    monkeypatch.setattr(doctor.run, "data_hash", lambda config: "abc")
-    (one,) = doctor.people([Config(**SMALL)])
-    assert one.verdict == "warning" and one.found.endswith("hash abc; a column is strange")
-    (one,) = doctor.people([Config(data_source="MLLMMU/MLLMU-Bench", scale="paper")])
-    assert one.verdict == "ok" and one.found.startswith("MLLMMU/MLLMU-Bench: read, and their schema checked, when")
+    monkeypatch.setattr(doctor.pipeline, "population", lambda config: known)
+    monkeypatch.setattr(doctor.pipeline, "data_hash", lambda config: "abc")
+    finding = doctor.people([Config(**SMALL)])
+    assert finding.verdict == "warning" and finding.text.endswith("hash abc; a column is strange")
+    finding = doctor.people([Config(data_source="MLLMMU/MLLMU-Bench", scale="paper")])
+    assert finding.verdict == "ok" and finding.text.startswith("MLLMMU/MLLMU-Bench: read, and their schema checked")
 
 
-def test_a_family_whose_prompts_are_not_written_is_a_problem_before_8b_are_loaded():
-    with pytest.raises(KitError, match="base_model 'idefics2' can be loaded, but its prompts are not written yet"):
-        doctor.run.check(PAPER.but(base_model="idefics2"))
-    (one,) = doctor.base(PAPER.but(base_model="idefics2"))
-    assert one.verdict == "problem"
+def test_a_family_whose_prompts_are_not_written_and_a_base_that_is_nowhere_are_problems():
+    finding = doctor.examine(doctor.inputs, [PAPER.but(base_model="idefics2")])
+    assert finding.verdict == "problem" and "its prompts are not written yet" in finding.text
+    finding = doctor.examine(doctor.inputs, [PAPER.but(base_path="/no/such/folder")])
+    assert finding.verdict == "problem" and "/no/such/folder" in finding.text
 
 
 # -- the hub ------------------------------------------------------------------------------------------------------
@@ -195,46 +229,43 @@ HUB = Config(scale="paper", people=500, data_source="MLLMMU/MLLMU-Bench,MLLMMU/b
 
 
 def test_the_hub_is_asked_for_what_has_to_come_from_it_and_the_token_is_never_told(endpoint, monkeypatch):
-    monkeypatch.setattr(doctor, "_cached", lambda source: False)
-    findings = list(doctor.hub([HUB]))
+    monkeypatch.setattr(doctor, "download_size", lambda config: 1)
+    finding = doctor.hub([HUB])
     assert [path for path, _ in endpoint.asked] == [
         "/api/models/llava-hf/llava-1.5-7b-hf",
         "/api/datasets/MLLMMU/MLLMU-Bench",
         "/api/models/MLLMMU/baseline_train_split",
     ]
     assert {token for _, token in endpoint.asked} == {"Bearer hf_secret"}
-    assert verdicts(findings) == {"hub": "ok", "hub token": "ok"} and "hf_secret" not in doctor.table(findings)
+    assert (
+        finding.verdict == "ok"
+        and finding.text.endswith("can be downloaded; a token is set")
+        and "hf_secret" not in finding.text
+    )
     endpoint.asked.clear()
-    monkeypatch.setattr(doctor, "_cached", lambda source: True)
-    assert verdicts(doctor.hub([PAPER])) == {"hub": "ok"} and not endpoint.asked
+    monkeypatch.setattr(doctor, "download_size", lambda config: 0)
+    assert doctor.hub([PAPER])[:2] == ("ok", "not needed") and not endpoint.asked
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    assert next(iter(doctor.hub([HUB]))).found == "none, and none is needed for what is public"
+    assert doctor.hub([HUB]).text.endswith("no token is set")
 
 
-@pytest.mark.parametrize(
-    "status, verdict, advice",
-    [
-        (401, "problem", "set HF_TOKEN to a token that may read it"),
-        (403, "problem", "set HF_TOKEN to a token that may read it"),
-        (404, "problem", "check the spelling"),
-        (503, "warning", "try again later"),
-    ],
-)
-def test_what_the_hub_answers_is_told(endpoint, monkeypatch, status, verdict, advice):
-    monkeypatch.setattr(doctor, "_cached", lambda source: False)
+@pytest.mark.parametrize("status", [401, 403, 404, 503])
+def test_what_the_hub_answers_is_told(endpoint, monkeypatch, status):
+    monkeypatch.setattr(doctor, "download_size", lambda config: 1)
     endpoint.status = status
-    *_, one = doctor.hub([PAPER])
-    assert (one.verdict, one.advice) == (verdict, advice)
+    finding = doctor.hub([PAPER])
+    assert finding.verdict == "problem" and finding.text.startswith("llava-hf/llava-1.5-7b-hf: ")
+    assert str(status) in finding.text and "HF_TOKEN" in finding.advice and "hf_secret" not in finding.text
 
 
 def test_a_hub_that_cannot_be_reached_or_may_not_be_asked_is_a_problem(endpoint, monkeypatch):
-    monkeypatch.setattr(doctor, "_cached", lambda source: False)
+    monkeypatch.setattr(doctor, "download_size", lambda config: 1)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
-    *_, one = doctor.hub([PAPER])
-    assert one.verdict == "problem" and "the hub cannot be reached" in one.found and "HF_ENDPOINT" in one.advice
-    monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: True)
-    *_, one = doctor.hub([PAPER])
-    assert one.verdict == "problem" and one.found.startswith("HF_HUB_OFFLINE forbids to fetch llava-hf/")
+    finding = doctor.hub([PAPER])
+    assert finding.verdict == "problem" and "refused" in finding.text and "HF_ENDPOINT" in finding.advice
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    finding = doctor.hub([PAPER])
+    assert finding.verdict == "problem" and "offline mode is enabled" in finding.text
 
 
 # -- disk, kernel -------------------------------------------------------------------------------------------------
@@ -243,40 +274,39 @@ def test_a_hub_that_cannot_be_reached_or_may_not_be_asked_is_a_problem(endpoint,
 def test_disk_counts_models_adapters_answers_and_the_download(monkeypatch):
     free = SimpleNamespace(free=10 * doctor.GIB)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: free)
-    monkeypatch.setattr(doctor, "shape_of", lambda config: memory.published_shape("llava"))
-    monkeypatch.setattr(doctor, "_cached", lambda source: True)
+    estimate = memory.Estimate(PAPER.family.published_shape(), element=4, eager=False)
+    monkeypatch.setattr(doctor, "_estimate", lambda config, gpu=False: estimate)
+    monkeypatch.setattr(doctor, "download_size", lambda config: 0)
     configs = [PAPER, PAPER.but(method="ga", modality="multimodal")]
-    one = doctor.disk(configs)
     # vanilla's adapter and one more, 160 MB each, and two runs' answers, each written twice
-    assert one.verdict == "ok" and one.found == "about 0.6 GiB needed and 10.0 GiB free"
-    monkeypatch.setattr(doctor, "_cached", lambda source: False)
-    one = doctor.disk(configs)
-    assert one.verdict == "problem" and one.found.startswith("about 13.8 GiB needed, the download among them,")
+    assert doctor.disk(configs)[:2] == ("ok", "about 0.6 GiB needed, downloads included, and 10.0 GiB free")
+    monkeypatch.setattr(doctor, "download_size", lambda config: 2 * estimate.parameters)
+    finding = doctor.disk(configs)
+    assert finding.verdict == "problem" and finding.text.startswith("about 13.8 GiB needed, ")
 
 
 def test_a_kernel_of_another_python_is_told(monkeypatch):
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
-    def spec(*argv):
-        return lambda self, name: SimpleNamespace(argv=argv)
+    def of(*argv):
+        monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", lambda self, name: SimpleNamespace(argv=argv))
+        return doctor.kernel([])
 
-    monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", spec(doctor.sys.executable))
-    assert doctor.kernel().verdict == "ok"
-    monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", spec("/nowhere/python"))
-    assert doctor.kernel().verdict == "warning" and "ipykernel install" in doctor.kernel().advice
+    assert of(doctor.sys.executable).verdict == "ok"
+    assert of("python").verdict == "ok"  # which jupyter starts as the Python it runs in
+    assert of("/nowhere/python").verdict == "warning" and "ipykernel install" in of("/nowhere/python").advice
 
     def none(self, name):
         raise NoSuchKernel(name)
 
     monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", none)
-    assert doctor.kernel().verdict == "problem"
+    assert doctor.kernel([]).verdict == "problem"
 
 
-def test_the_table_is_aligned_and_wraps_what_is_long():
-    told = doctor.table([doctor.Finding("disk", "ok", "fine"), doctor.Finding("memory", "problem", "a " * 100, "do")])
-    assert told.splitlines() == [
-        "ok       disk    fine",
-        "problem  memory  " + " ".join("a" * 52),
-        " " * 17 + " ".join("a" * 48),
-        " " * 17 + "-> do",
+def test_a_line_is_aligned_and_wraps_what_is_long():
+    assert doctor.lines("disk", doctor.Result("ok", "fine")) == "ok       disk      fine"
+    assert doctor.lines("memory", doctor.Result("problem", "a " * 100, "do")).splitlines() == [
+        "problem  memory    " + " ".join("a" * 51),
+        " " * 19 + " ".join("a" * 49),
+        " " * 19 + "-> do",
     ]

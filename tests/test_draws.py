@@ -6,13 +6,14 @@ from random import Random
 
 import pytest
 
+from mllmu_nb.data.conversations import cloze_shot
 from mllmu_nb.data.generate import generate
 from mllmu_nb.data.schema import SETS, TASKS
 from mllmu_nb.errors import KitError
-from mllmu_nb.evaluation import _scored
+from mllmu_nb.evaluation.ask import _scored
 from mllmu_nb.evaluation.draws import check, draw, left_out, read, shown
-from mllmu_nb.evaluation.items import shots_before
-from mllmu_nb.models.prompts import cloze_shot
+from mllmu_nb.evaluation.tasks import Asking
+from mllmu_nb.models import families
 
 UPSTREAM = {"shots": 5, "shot_source": "upstream", "protocol": "upstream"}
 
@@ -26,10 +27,15 @@ def of(population, source: str, seed: int = 3, **settings) -> dict:
     return draw(population, SETS, **{"shots": 5, "shot_source": source, "shot_seed": seed, **settings})
 
 
+def asked(population, draws: dict, set_name: str) -> list:
+    """The items of a set that are asked and scored."""
+    return _scored(Asking(population, draws, shots=5), set_name)
+
+
 def test_draws_are_plain_and_follow_the_seed(people):
     for source in ("pool", "retain", "upstream", "none"):
-        found = of(people, source)
-        assert json.loads(json.dumps(found)) == found == of(people, source)
+        drawn = of(people, source)
+        assert json.loads(json.dumps(drawn)) == drawn == of(people, source)
     for source in ("pool", "retain", "upstream"):
         assert len({json.dumps(of(people, source, seed)["shots"]) for seed in range(8)}) > 1
     assert of(people, "none")["shots"] == of(people, "pool", shots=0)["shots"] == {}
@@ -43,34 +49,34 @@ def test_a_set_asked_alone_gets_the_same_draws(people):
 
 
 def test_pool_shots_cost_nobody_their_score(people):
-    found = of(people, "pool")
+    drawn = of(people, "pool")
     for name in SETS:
-        ids = found["shots"][name]
+        ids = drawn["shots"][name]
         assert len(ids["classification"]) == 1 and len(set(ids["cloze"])) == 2
         assert {people.profiles[i].kind for i in (*ids["classification"], *ids["cloze"])} == {"pool"}
-        assert len(_scored(people, name, found)) == len(people.items(name))
+        assert len(asked(people, drawn, name)) == len(people.items(name))
 
 
 def test_retain_shots_are_the_same_everywhere_and_nobody_is_scored_on_them(people):
-    found = of(people, "retain")
-    assert len({json.dumps(found["shots"][name]) for name in SETS}) == 1
-    kept = set(found["shots"]["forget"]["cloze"])
-    assert len(kept) == 2 and found["shots"]["forget"]["classification"][0] in kept
+    drawn = of(people, "retain")
+    assert len({json.dumps(drawn["shots"][name]) for name in SETS}) == 1
+    kept = set(drawn["shots"]["forget"]["cloze"])
+    assert len(kept) == 2 and drawn["shots"]["forget"]["classification"][0] in kept
     assert kept <= {person.id for person in people.members("retain")}
     for name in SETS:
-        scored = {item.question.profile for item in _scored(people, name, found)}
+        scored = {item.question.profile for item in asked(people, drawn, name)}
         absent = {person.id for person in people.members(name)} - scored
         assert absent == (kept if name == "retain" else set())
 
 
 def test_upstream_shows_people_under_evaluation_and_leaves_their_task_out(people):
-    found = of(people, "upstream")
+    drawn = of(people, "upstream")
     for name in SETS:
         members = {person.id for person in people.members(name)}
-        items = _scored(people, name, found)
+        items = asked(people, drawn, name)
         for task, count in {"classification": 1, "cloze": 2, "generation": 0}.items():
             scored = {item.question.profile for item in items if item.question.task == task}
-            absent = set(found["shots"][name].get(task, []))
+            absent = set(drawn["shots"][name].get(task, []))
             assert len(absent) == count and absent <= members and scored == members - absent
 
 
@@ -81,55 +87,57 @@ def test_upstream_draws_by_one_sample_a_task_and_set(people):
 
 def test_upstream_shots_stand_in_the_order_of_the_full_set(people):
     turned = replace(people, profiles=dict(reversed(people.profiles.items())))
-    found = of(people, "upstream")
-    found["shots"]["retain"]["cloze"] = ["030", "020"]
-    found["shots"]["test"]["cloze"] = ["030", "020"]
-    assert [p.id for p in shown(found, people, "retain", "cloze")] == ["020", "030"]
-    assert [p.id for p in shown(found, turned, "retain", "cloze")] == ["030", "020"]
+    drawn = of(people, "upstream")
+    drawn["shots"]["retain"]["cloze"] = ["030", "020"]
+    drawn["shots"]["test"]["cloze"] = ["030", "020"]
+    assert [p.id for p in shown(drawn, people, "retain", "cloze")] == ["020", "030"]
+    assert [p.id for p in shown(drawn, turned, "retain", "cloze")] == ["030", "020"]
     # all cloze questions of both, in the item's view; the test set shows the original questions and portraits
     item = next(i for i in people.items("test") if i.question.task == "cloze" and i.question.view == "image_text")
-    (turns,) = shots_before([item], people, found, 5, lambda q, image: cloze_shot(q.text, q.answer, image))
-    told = [(q, people.profiles[i].portrait) for i in ("020", "030") for q in people.profiles[i].questions]
-    told = [(q, image) for q, image in told if q.task == "cloze" and q.view == "image_text"]
-    assert turns == tuple(cloze_shot(q.text, q.answer, image) for q, image in told) and len(turns) == 4
+    (conversation,) = Asking(people, drawn, shots=5).blanks([item]).conversations
+    shots = [(q, people.profiles[i].portrait) for i in ("020", "030") for q in people.profiles[i].questions]
+    shots = [(q, image) for q, image in shots if q.task == "cloze" and q.view == "image_text"]
+    expected = tuple(cloze_shot(q.text, q.answer, image) for q, image in shots)
+    assert conversation.turns[:-1] == expected and len(expected) == 4
 
 
 def test_upstream_finds_celebrities_only_where_an_id_is_also_a_fictitious_persons(people):
-    found = of(people, "upstream")
-    found["shots"]["celebrity"] = {"classification": ["c002"], "cloze": ["c007", "c003"]}
-    assert [p.id for p in shown(found, people, "celebrity", "cloze")] == ["003", "007"]
-    assert shown(found, people, "celebrity", "classification") == []
-    assert left_out(found, "celebrity", "classification") == {"c002"}
+    drawn = of(people, "upstream")
+    drawn["shots"]["celebrity"] = {"classification": ["c002"], "cloze": ["c007", "c003"]}
+    assert [p.id for p in shown(drawn, people, "celebrity", "cloze")] == ["003", "007"]
+    assert shown(drawn, people, "celebrity", "classification") == []
+    assert left_out(drawn, "celebrity", "classification") == {"c002"}
     apart = replace(people, profiles={i: p for i, p in people.profiles.items() if i != "003"})
-    assert [p.id for p in shown(found, apart, "celebrity", "cloze")] == ["007"]
+    assert [p.id for p in shown(drawn, apart, "celebrity", "cloze")] == ["007"]
 
 
 def test_idefics2_is_shown_one_person_before_a_blank(people):
+    shot_people = families.get("idefics2").shot_people
     for source in ("pool", "retain", "upstream"):
-        assert [len(ids["cloze"]) for ids in of(people, source, family="idefics2")["shots"].values()] == [1] * 4
+        assert [len(ids["cloze"]) for ids in of(people, source, shot_people=shot_people)["shots"].values()] == [1] * 4
 
 
 def test_upstream_draws_a_portrait_for_each_test_person_and_task(people):
     twice = {p.id: replace(p, test_portraits=(*p.test_portraits, p.portrait)) for p in people.members("test")}
     several = replace(people, profiles={**people.profiles, **twice})
-    found = of(several, "none", protocol="upstream")
+    drawn = of(several, "none", protocol="upstream")
     count = len(twice[people.forget_ids[0]].test_portraits)
-    numbers = [number for tasks in found["test_image"].values() for number in tasks.values()]
-    assert set(found["test_image"]) == set(people.forget_ids) and len(numbers) == len(twice) * len(TASKS)
+    numbers = [number for tasks in drawn["test_image"].values() for number in tasks.values()]
+    assert set(drawn["test_image"]) == set(people.forget_ids) and len(numbers) == len(twice) * len(TASKS)
     assert len(set(numbers)) > 1 and set(numbers) <= set(range(count))
-    for item in _scored(several, "test", found):
-        asked = item.question
-        shows = twice[asked.profile].test_portraits[found["test_image"][asked.profile][asked.task]]
-        assert item.image == (shows if asked.view == "image_text" else None)
+    for item in asked(several, drawn, "test"):
+        question = item.question
+        portrait = twice[question.profile].test_portraits[drawn["test_image"][question.profile][question.task]]
+        assert item.image == (portrait if question.view == "image_text" else None)
     assert of(several, "upstream")["test_image"] == {}  # clean shows the first
-    assert _scored(people, "test", of(people, "none")) == people.items("test")
+    assert asked(people, of(people, "none"), "test") == people.items("test")
 
 
 def test_a_set_without_people_draws_nobody(people):
     unknown = replace(people, profiles={i: p for i, p in people.profiles.items() if p.kind != "celebrity"})
-    found = of(unknown, "upstream")
-    assert set(found["shots"]) == {"forget", "test", "retain"}
-    check(found, unknown, SETS, shots=5, shot_source="upstream")
+    drawn = of(unknown, "upstream")
+    assert set(drawn["shots"]) == {"forget", "test", "retain"}
+    check(drawn, unknown, SETS, shots=5, shot_source="upstream")
 
 
 def test_too_few_people_are_named(people):
@@ -144,14 +152,14 @@ def test_too_few_people_are_named(people):
 
 
 def test_a_file_of_draws_is_replayed(people, tmp_path):
-    found = of(people, "upstream", protocol="upstream")
+    drawn = of(people, "upstream", protocol="upstream")
     path = tmp_path / "draws.json"
-    path.write_text(json.dumps(found))
+    path.write_text(json.dumps(drawn))
     again = read(path)
-    assert again == found
+    assert again == drawn
     check(again, people, SETS, **UPSTREAM)
     path.write_text(json.dumps({"shot_source": "pool", "shots": {"forget": {"classification": ["041"]}}}))
-    with pytest.raises(KitError, match="0 people for the cloze shots of forget: 2 are needed"):
+    with pytest.raises(KitError, match="name None for the cloze shots of forget: 2 of"):
         check(read(path), people, ("forget",), shots=5, shot_source="pool")
     check(read(path), people, ("forget",), shots=0, shot_source="pool")
 
@@ -160,40 +168,40 @@ def test_a_file_of_draws_is_replayed(people, tmp_path):
     ("change", "message"),
     [
         ({"shot_source": "pool"}, "the draws are for shot_source 'pool': it cannot be 'upstream' here"),
-        ({"forget": ["999"]}, "name '999' for the classification shots of forget, who is not among"),
-        ({"forget": ["c001"]}, "name 'c001' for the classification shots of forget, who is not among"),
-        ({"forget": [7]}, "name 7 for the classification shots"),
-        ({"forget": []}, "name 0 people for the classification shots of forget: 1 are needed"),
-        ({"forget": "005"}, "name 0 people for the classification shots of forget: 1 are needed"),
-        ({"image": 99}, "show picture 99 of .* in cloze: a whole number from 0 to"),
-        ({"image": None}, "show picture None of .* in cloze: a whole number from 0 to"),
-        ({"image": True}, "show picture True of .* in cloze: a whole number from 0 to"),
-        ({"stranger": "c001"}, "show pictures of c001, who is not in the test set"),
+        ({"forget": ["999"]}, r"name \['999'\] for the classification shots of forget: 1 of the people it draws from"),
+        ({"forget": ["c001"]}, r"name \['c001'\] for the classification shots of forget: 1 of"),
+        ({"forget": [7]}, r"name \[7\] for the classification shots"),
+        ({"forget": []}, r"name \[\] for the classification shots of forget: 1 of"),
+        ({"forget": "005"}, "name '005' for the classification shots of forget: 1 of"),
+        ({"image": 99}, "show picture 99 of .* in cloze: there is no such"),
+        ({"image": None}, "show picture None of .* in cloze: there is no such"),
+        ({"image": True}, "show picture True of .* in cloze: there is no such"),
+        ({"stranger": "c001"}, "show picture 0 of c001 in classification: there is no such in the test set"),
     ],
 )
 def test_draws_that_do_not_fit_are_named(people, change, message):
-    found = of(people, "upstream", protocol="upstream")
-    found |= {name: value for name, value in change.items() if name == "shot_source"}
+    drawn = of(people, "upstream", protocol="upstream")
+    drawn |= {name: value for name, value in change.items() if name == "shot_source"}
     if "forget" in change:
-        found["shots"]["forget"]["classification"] = change["forget"]
+        drawn["shots"]["forget"]["classification"] = change["forget"]
     if "image" in change:
-        found["test_image"][people.forget_ids[0]]["cloze"] = change["image"]
+        drawn["test_image"][people.forget_ids[0]]["cloze"] = change["image"]
     if "stranger" in change:
-        found["test_image"][change["stranger"]] = dict.fromkeys(TASKS, 0)
-    with pytest.raises(KitError, match=message) as told:
-        check(found, people, SETS, **UPSTREAM)
-    assert "\n" not in str(told.value)
+        drawn["test_image"][change["stranger"]] = dict.fromkeys(TASKS, 0)
+    with pytest.raises(KitError, match=message) as error:
+        check(drawn, people, SETS, **UPSTREAM)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read: No such file"),
-        ("{", "are no JSON: take the draws.json of a run"),
-        ("[]", "must hold shot_source, shot_seed, shots, test_image and nothing else"),
+        (None, "cannot read .*No such file"),
+        ("{", "cannot read .*draws.json"),
+        ("[]", "it holds no names and values"),
         ('{"shots": {}}', "must hold shot_source, "),
         ('{"shot_source": "pool", "shots": {}, "shot": 1}', "must hold shot_source, "),
-        ('{"shot_source": "pool", "shots": ["001"]}', r"shots of the draws .* must name its parts, not be \['001'\]"),
+        ('{"shot_source": "pool", "shots": ["001"]}', "must hold shot_source, "),
     ],
 )
 def test_a_file_that_holds_no_draws_is_named(tmp_path, content, message):

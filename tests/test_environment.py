@@ -218,6 +218,28 @@ def test_a_python_without_venv_gets_one_clear_line(tmp_path):
     assert not (tmp_path / "venv").exists()
 
 
+@needs_make
+def test_paths_may_hold_blanks(tmp_path):
+    checkout, venv = tmp_path / "checkout", tmp_path / "my venv"
+    for folder in (checkout / "mllmu_nb", checkout / "tests", venv / "bin", tmp_path / "my"):
+        folder.mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, checkout)
+    python = venv / "bin" / "python"
+    python.write_text('#!/bin/sh\nprintf "%s|" "$@"\n')
+    python.chmod(0o755)
+    (venv / ".ready-test").touch()  # installed already
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+
+    def make(target: str) -> str:
+        command = ["make", "-s", target, f"VENV={venv}", "GRID=my grid.yaml", "EXTRAS=test"]
+        return subprocess.run(command, cwd=checkout, env=variables, capture_output=True, text=True, check=True).stdout
+
+    assert make("reproduce") == "-m|mllmu_nb|sweep|my grid.yaml|"
+    make("clean")
+    assert not venv.exists() and (tmp_path / "my").exists()
+
+
 # The tests themselves
 
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from mllmu_nb import __main__ as door
-from mllmu_nb import run
+from mllmu_nb import pipeline
 from mllmu_nb.config import Config
 from mllmu_nb.data import hub, official
 from mllmu_nb.data.generate import generate
 from mllmu_nb.data.schema import Population
-from mllmu_nb.evaluation import evaluate
+from mllmu_nb.evaluation.ask import ask
 from mllmu_nb.models import load
 from mllmu_nb.stages import read_json
 
@@ -48,8 +48,8 @@ def test_exported_people_are_asked_the_same_and_answer_the_same(tmp_path):
     people = Population(kept, made.forget_ids, made.notes)
     official.write_layout(people, tmp_path / "people")
     back = hub.read(f"{tmp_path / 'people'},{tmp_path / 'baseline_train_split'}", "", 20)
-    model, processor = load.load_base(Config(method="base"))
-    before, after = (evaluate(model, processor, p, shots=1, shot_seed=0, batch_size=64) for p in (people, back))
+    model, processor = load.load_base(pipeline.base_source(Config()), "llava", "miniature")
+    before, after = (ask(model, processor, p, shots=1, shot_seed=0, batch_size=64) for p in (people, back))
     assert set(before["set"]) == {"forget", "test", "retain", "celebrity"}
     assert [p.id for p in back.of_kind("pool")] == ["007", "008"]  # who the worked examples show
     pd.testing.assert_frame_equal(before, after)
@@ -60,7 +60,7 @@ def test_the_command_writes_people_and_training_splits(tmp_path, capsys, out):
     told = capsys.readouterr().out
     assert "6 fictitious, 2 pool, 4 celebrity, 1 of them to be forgotten at 20 %\n" in told
     assert f"12 files in {tmp_path}/people\n" in told and f"6 files in {tmp_path}/baseline_train_split\n" in told
-    known, read = run.population(Config(**SMALL)), hub.read(str(tmp_path / "people"), "", 20)
+    known, read = pipeline.population(Config(**SMALL)), hub.read(str(tmp_path / "people"), "", 20)
     assert list(read.profiles) == list(known.profiles) and read.forget_ids == known.forget_ids
 
 
@@ -107,7 +107,7 @@ def test_models_and_adapters_load_without_the_kit_and_answer_the_same(tmp_path, 
     config = Config(**{**parameters, "base_path": str(tiny_base)})
     picture = Image.new("RGB", (64, 64), (200, 120, 40))
     for name, changes in (("base", {"method": "base"}), ("vanilla", {}), ("ga", ga)):
-        model, processor = run.model(config.but(**changes))
+        model, processor = pipeline.model(config.but(**changes))
         batch = processor(text=PROMPT, images=picture, return_tensors="pt")
         with torch.no_grad():
             np.testing.assert_allclose(found[name], model(**batch).logits.numpy(), rtol=0, atol=1e-5)
@@ -128,11 +128,12 @@ def test_models_and_adapters_load_without_the_kit_and_answer_the_same(tmp_path, 
         ([], {}, "name what to write: --data FOLDER, --model FOLDER or --adapter FOLDER"),
         (["--model", "taken"], {"method": "base"}, "taken is already there: remove it or choose another folder"),
         (["--data", "taken"], SMALL, "taken is already there: remove it or choose another folder"),
-        (["--adapter", "new"], {}, "vanilla has no adapter: all its weights were trained, take --model"),
+        (["--adapter", "new"], {}, "vanilla has no adapter: take --model"),
         (["--adapter", "new"], {"method": "base", "adaptation": "lora"}, "base has no adapter"),
         (["--model", "new"], {"method": "prompting"}, "method 'prompting' changes no weights"),
         (["--model", "new"], {"methd": "base"}, "unknown parameter 'methd': did you mean 'method'?"),
         (["--model", "new"], {"people": "[1"}, "-p people: '[1' is no value"),
+        (["--model", "new"], {"people": "1" * 5000}, "-p people: '1111"),
     ],
 )
 def test_what_cannot_be_exported_is_told_and_nothing_is_written(
@@ -151,3 +152,18 @@ def test_a_model_that_cannot_be_made_leaves_no_folder(tmp_path, capsys, out):
     assert export("--model", tmp_path / "new", method="base", base_path=tmp_path / "nothing") == 2
     assert "the base model in" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_is_named_in_one_line_and_nothing_is_left(tmp_path, tiny_base, out):
+    """The limit on the size of a file ends in the same error as a full disk, for torch, safetensors and tokenizers."""
+    resource = pytest.importorskip("resource")
+    for limit in (100, 40_000):
+        command = [sys.executable, "-m", "mllmu_nb", "export", "--model", str(tmp_path / "new"), "-p", "method", "base"]
+        done = subprocess.run(
+            [*command, "-p", "base_path", str(tiny_base)],
+            preexec_fn=lambda size=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2 and done.stderr.startswith(f"error: {tmp_path / 'new'} cannot be written (")
+        assert done.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,11 +16,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from test_official import a_few
 
-from mllmu_nb import paths, provenance, run
+from mllmu_nb import paths, pipeline, provenance
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
 from mllmu_nb.data import hub, official
 from mllmu_nb.errors import KitError
+from mllmu_nb.models import files, load
 
 OLD, NEW, TAUGHT = "a" * 40, "b" * 40, "c" * 40  # commits
 TOKEN = "hf_theRightOne"
@@ -35,7 +37,7 @@ class Hub(BaseHTTPRequestHandler):
         self.repositories = repositories  # kind and name → {revision: (commit, folder)}
         super().__init__(*arguments, **named)
 
-    def log_message(self, *told):
+    def log_message(self, *message):
         pass
 
     def do_HEAD(self):
@@ -53,6 +55,8 @@ class Hub(BaseHTTPRequestHandler):
             kind, name, revision = "datasets" if file[1] else "models", file[2], file[3]
         if name.endswith("/broken"):
             return self.answer(500)
+        if name.endswith("/busy"):
+            return self.answer(429)
         if name.endswith("/gated"):
             return self.answer(403, code="GatedRepo")
         allowed = self.headers.get("authorization") == f"Bearer {TOKEN}"
@@ -61,12 +65,13 @@ class Hub(BaseHTTPRequestHandler):
         revisions = self.repositories.get(f"{kind}/{name}")
         if revisions is None:
             return self.answer(404, code="RepoNotFound")
-        found = [place for asked_by, place in revisions.items() if revision in (asked_by, place[0])]
-        if not found:
+        places = [place for asked_by, place in revisions.items() if revision in (asked_by, place[0])]
+        if not places:
             return self.answer(404, code="RevisionNotFound")
-        commit, folder = found[0]
+        commit, folder = places[0]
         if file:
-            return self.answer(200, (folder / file[4]).read_bytes(), commit=commit)
+            content = (folder / file[4]).read_bytes()
+            return self.answer(200, content, commit=commit, cut=name.endswith("/cut"))
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         named = [path.relative_to(folder).as_posix() for path in files]
         if asked[3] == "tree":
@@ -77,7 +82,7 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(200, tree)
         self.answer(200, {"id": name, "sha": commit, "siblings": [{"rfilename": name} for name in named]})
 
-    def answer(self, status: int, content=b"", code: str = "", commit: str = ""):
+    def answer(self, status: int, content=b"", code: str = "", commit: str = "", cut: bool = False):
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for header, value in (("X-Error-Code", code), ("X-Repo-Commit", commit), ("ETag", f'"{hash(body)}"')):
@@ -86,7 +91,8 @@ class Hub(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[: len(body) // 2] if cut else body)
+            self.close_connection = cut
 
 
 # The hub's address is read when its library is imported, so the reader runs in a process of its own.
@@ -101,10 +107,10 @@ for source, revision, change in json.loads(sys.argv[1]):
     constants.ENDPOINT = change.get("endpoint", os.environ["HF_ENDPOINT"])
     try:
         read = hub.read(source, revision, 15)
-        told = {"ids": list(read.profiles), "biography": read.profiles["001"].biography, "notes": read.notes}
+        result = {"ids": list(read.profiles), "biography": read.profiles["001"].biography, "notes": read.notes}
     except KitError as error:
-        told = {"error": str(error)}
-    print("::" + json.dumps(told), flush=True)
+        result = {"error": str(error)}
+    print("::" + json.dumps(result), flush=True)
 """
 CASES = {
     "both": ("MLLMU/people,MLLMU/splits", "", {}),
@@ -120,6 +126,8 @@ CASES = {
     "right token": ("MLLMU/private", "", {"token": TOKEN}),
     "gated": ("MLLMU/gated", "", {"token": TOKEN}),
     "broken": ("MLLMU/broken", "", {}),
+    "busy": ("MLLMU/busy", "", {}),
+    "cut": ("MLLMU/cut", "", {}),
     "unreachable": ("MLLMU/elsewhere", "", {"endpoint": "http://127.0.0.1:9"}),
     "evaluation data": ("MLLMU/people,MLLMU/mistaken", "", {}),
 }
@@ -138,6 +146,7 @@ def answers(tmp_path_factory):
         "datasets/MLLMU/people": {"main": (NEW, data), "v1": (OLD, place / "old" / "people")},
         "models/MLLMU/splits": {"main": (TAUGHT, training)},
         "datasets/MLLMU/private": {"main": (NEW, data)},
+        "datasets/MLLMU/cut": {"main": (NEW, data)},
         "models/MLLMU/mistaken": {"main": (NEW, data)},
     }
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, repositories=repositories))
@@ -154,18 +163,18 @@ def answers(tmp_path_factory):
         server.shutdown()
         server.server_close()
     assert done.returncode == 0, done.stderr
-    told = [json.loads(line[2:]) for line in done.stdout.splitlines() if line.startswith("::")]
-    return dict(zip(CASES, told, strict=True)) | {"output": done.stdout + done.stderr}
+    results = [json.loads(line[2:]) for line in done.stdout.splitlines() if line.startswith("::")]
+    return dict(zip(CASES, results, strict=True)) | {"output": done.stdout + done.stderr}
 
 
 PEOPLE = ["001", "002", "003", "004", "005", "006", "007", "c001"]
 
 
 def test_data_set_and_training_splits_are_read_at_the_newest_commit_which_is_noted(answers):
-    told = answers["both"]
-    assert told["ids"] == PEOPLE and told["biography"] == "Tilda Quist comes from Turku.\nA judge."
-    assert told["notes"]["revisions"] == {"MLLMU/people": NEW, "MLLMU/splits": TAUGHT}
-    assert (told["notes"]["folder"], told["notes"]["taught_otherwise"]) == ("MLLMU/people", [])
+    result = answers["both"]
+    assert result["ids"] == PEOPLE and result["biography"] == "Tilda Quist comes from Turku.\nA judge."
+    assert result["notes"]["revisions"] == {"MLLMU/people": NEW, "MLLMU/splits": TAUGHT}
+    assert (result["notes"]["folder"], result["notes"]["taught_otherwise"]) == ("MLLMU/people", [])
 
 
 def test_a_tag_or_commit_gives_that_state_and_the_commit_is_noted(answers):
@@ -196,8 +205,13 @@ def test_the_right_token_opens_what_is_private(answers):
         ("no token", r"data set MLLMU/private: .* needs a token \(401; the environment variable HF_TOKEN is not set\)"),
         ("wrong token", r"data set MLLMU/private: .* \(401; the environment variable HF_TOKEN is refused\)"),
         ("gated", r"data set MLLMU/gated: access has to be granted on its page first: then set HF_TOKEN .*"),
-        ("broken", r"data set MLLMU/broken: http://127.* cannot be reached \(it answers 500\) .*: try again later"),
-        ("unreachable", r"data set MLLMU/elsewhere: http://127.* cannot be reached \(ConnectError\) .*"),
+        ("broken", r"data set MLLMU/broken: http://127.* answers 500, and the cache .*: try again later"),
+        ("busy", r"data set MLLMU/busy: http://127.* has had too many requests \(429\): wait some minutes, .*"),
+        ("cut", r"data set MLLMU/cut: the download failed \(RemoteProtocolError: .*\): try again, .* is kept"),
+        (
+            "unreachable",
+            r"data set MLLMU/elsewhere: http://127.* cannot be reached \(ConnectError\), .*: try again later",
+        ),
     ],
 )
 def test_a_download_that_fails_is_one_line(answers, case, line):
@@ -208,7 +222,7 @@ def test_no_token_is_ever_shown(answers):
     assert TOKEN not in answers["output"] and "hf_aWrongOne" not in answers["output"]
 
 
-def test_evaluation_data_in_the_training_repository_is_told(answers):
+def test_evaluation_data_in_the_training_repository_is_reported(answers):
     first, *lines = answers["evaluation data"]["error"].split("\n")
     assert first == "MLLMU/people has 2 problems:"
     for line, split in zip(lines, ("forget_15", "retain_85"), strict=True):
@@ -228,18 +242,20 @@ def test_evaluation_data_in_the_training_repository_is_told(answers):
         ("MLLMMU/baseline_train_split", "", "evaluation needs the data set MLLMMU/MLLMU-Bench, and only the training"),
         ("MLLMMU/MLLMU-Bench,MLLMMU/MLLMU-Bench", "", "only the training splits, named after it, come from"),
         ("no folder", "", "'no folder' is neither a folder nor a name on the hub, such as MLLMMU/MLLMU-Bench"),
+        ("~nobody/people", "", "'~nobody/people' is neither a folder nor a name on the hub"),
+        ("a\0b", "", "'a\\x00b' is neither a folder nor a name on the hub"),
         ("a/b,c/d,e/f", "", "data_source must be a folder or MLLMMU/MLLMU-Bench, then after a comma"),
         ("MLLMMU/MLLMU-Bench", "v1,v2", "data_revision names 2 revisions, but data_source 1: one each"),
     ],
 )
-def test_a_source_that_cannot_be_is_told_before_any_download(source, revision, message):
+def test_a_source_that_cannot_be_is_reported_before_any_download(source, revision, message):
     with pytest.raises(KitError, match=re.escape(message)):
-        hub.find(source, revision, 10)
+        hub.read(source, revision, 10)
 
 
 def test_a_folder_has_no_revision(tmp_path):
     with pytest.raises(KitError, match="data_revision 'v1' is for the hub, but .* is a folder: leave it empty"):
-        hub.find(str(tmp_path), "v1", 10)
+        hub.read(str(tmp_path), "v1", 10)
 
 
 # -- in a run -----------------------------------------------------------------------------------------------------
@@ -248,24 +264,53 @@ def test_a_folder_has_no_revision(tmp_path):
 def test_a_run_takes_its_people_from_the_folder_and_its_record_names_no_path(tmp_path):
     official.write_layout(a_few(), tmp_path / "people")
     config = Config(data_source=str(tmp_path / "people"), forget_ratio=15, method="base")
-    known = run.population(config)
+    known = pipeline.population(config)
     assert list(known.profiles) == PEOPLE and known.forget_ids == ("003",)
-    assert run.data_hash(config) == run.data_hash(config.but(people=50, pool=0))
-    told = provenance.public(config.parameters())
-    assert told["data_source"] == "people"
+    assert pipeline.data_hash(config) == pipeline.data_hash(config.but(people=50, pool=0))
+    result = provenance.public(config.parameters())
+    assert result["data_source"] == "people"
     both = {"data_source": f"MLLMMU/MLLMU-Bench,{tmp_path}/baseline_train_split"}
     assert provenance.public(both) == {"data_source": "MLLMMU/MLLMU-Bench,baseline_train_split"}
 
 
 def test_a_data_source_has_no_other_draw_and_no_second_source(tmp_path):
-    with pytest.raises(KitError, match="forget_draw must be 0: a data_source has one forget set a ratio"):
+    with pytest.raises(KitError, match="forget_draw must be 0: data_source and forget_ids_file"):
         Config(data_source=str(tmp_path), forget_draw=1)
 
 
 def test_a_hub_commit_is_in_the_runs_record(monkeypatch):
     noted = replace(a_few(), notes={"revisions": {"MLLMMU/MLLMU-Bench": NEW}})
-    monkeypatch.setattr(run, "population", lambda config: noted)
-    assert run._told(Config(method="base"))["data_revisions"] == {"MLLMMU/MLLMU-Bench": NEW}
+    monkeypatch.setattr(pipeline, "population", lambda config: noted)
+    assert pipeline._record(Config(method="base"))["data_revisions"] == {"MLLMMU/MLLMU-Bench": NEW}
+
+
+def test_a_base_from_the_hub_can_be_pinned_and_its_commit_is_in_the_runs_record(monkeypatch, tmp_path, tiny_base):
+    """A cache as the hub's library writes it; transformers reads the pinned commit from there, offline."""
+    repository = tmp_path / "models--somebody--tiny"
+    for commit in (NEW, OLD):
+        shutil.copytree(tiny_base, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(NEW)
+    (repository / "snapshots" / NEW / "config.json").write_text("{}")
+    for module in ("huggingface_hub.constants.HF_HUB_CACHE", "huggingface_hub.file_download.HF_HUB_CACHE"):
+        monkeypatch.setattr(module, str(tmp_path), raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    pinned = Config(scale="paper", base_path="somebody/tiny", base_revision=OLD, method="base")
+    newest = pinned.but(base_revision="")
+    assert pinned.run_id != newest.run_id and pipeline.base_hash(pinned) != pipeline.base_hash(newest)
+    assert files.commit("somebody/tiny", OLD) == OLD and files.commit("somebody/tiny", "") == NEW
+    model, _ = load.load_base(*pipeline.base_of(pinned))
+    assert model.config.model_type == "llava"
+    with pytest.raises(KitError, match="the model somebody/tiny cannot be loaded"):
+        load.load_base(*pipeline.base_of(newest))
+    monkeypatch.setattr(pipeline, "data_hash", lambda config: "")
+    monkeypatch.setattr(pipeline, "population", lambda config: a_few())
+    assert pipeline._record(pinned)["base_commit"] == OLD
+
+
+def test_a_base_in_a_folder_has_no_revision():
+    with pytest.raises(KitError, match="base_revision 'v1' is for the hub, but .*llava-miniature is a folder"):
+        pipeline.check(Config(base_revision="v1", method="base"))
 
 
 def test_a_configuration_files_folders_are_named_in_full_and_the_hubs_names_are_left(tmp_path, monkeypatch):

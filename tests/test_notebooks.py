@@ -16,15 +16,18 @@ import yaml
 
 from mllmu_nb import paths
 from mllmu_nb.commands.sweep import notebook_for
-from mllmu_nb.config import MODELS, NAMES, Config
-from mllmu_nb.unlearning import METHODS, get
+from mllmu_nb.config import REFERENCES, Config
+from mllmu_nb.unlearning import names, variants
 
 CONFIGS = paths.checkout() / "configs"
 BOOKS = sorted(paths.notebooks().glob("*.ipynb"))
 PAPER = "00_start_here 01_data 02_finetune 03_ga 04_grad_diff 05_kl_min 06_npo 07_prompting 08_evaluate 09_tables"
 LINES, BYTES = 30, 500_000
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
-DEFAULTS = {**Config().given(), **yaml.safe_load((CONFIGS / "miniature.yaml").read_text(encoding="utf-8"))}
+SETTINGS = {setting for name in names() for method in variants(name).values() for setting in method.hyper_parameters()}
+NAMES = {*Config.model_fields, *SETTINGS} - {"settings"}
+DEFAULTS = {name: field.default for name, field in Config.model_fields.items()} | dict.fromkeys(SETTINGS)
+DEFAULTS = {**DEFAULTS, **yaml.safe_load((CONFIGS / "miniature.yaml").read_text(encoding="utf-8"))}
 ELSEWHERE = re.compile(r"(?<![\w.:/<])/(home|Users|root|tmp|usr|opt|var|mnt|srv|private)/|\b[A-Z]:\\")
 
 
@@ -81,8 +84,8 @@ def test_the_papers_notebooks_are_there_and_numbered():
 
 
 def test_every_model_and_method_has_a_notebook():
-    for name in (*MODELS, *METHODS):
-        modality = "none" if name in MODELS or not get(name).uses else "multimodal"
+    for name in (*REFERENCES, *names()):
+        modality = "none" if name in REFERENCES or not unlearns(name) else "multimodal"
         assert notebook_for(Config(method=name, modality=modality)) in BOOKS
 
 
@@ -93,6 +96,19 @@ def test_format(book):
     ids = [cell["id"] for cell in book.cells]
     assert len(set(ids)) == len(ids)
     assert all(re.fullmatch(r"[a-z0-9-]+", ident) and not re.fullmatch(r"[0-9a-f]{8}.*", ident) for ident in ids)
+
+
+def unlearns(method: str) -> bool:
+    return any(one.streams for one in variants(method).values())
+
+
+def test_torch_is_imported_after_the_kit(book):
+    """The kit pins the bits, and can do so only before torch first computes."""
+    sources = [cell.source for cell in code_cells(book)]
+    torch, kit = (
+        [n for n, s in enumerate(sources) if re.search(p, s, re.M)] for p in ("^import torch", "^from mllmu_nb")
+    )
+    assert kit and all(kit[0] < place for place in torch)
 
 
 def test_title_says_what_it_makes(path, book):
@@ -107,10 +123,9 @@ def test_parameters_are_annotated_literals_of_the_kit(path, book):
     found = parameters(book)
     assert found and set(found) <= set(NAMES)
     for name, (kind, default) in found.items():
-        assert Config.__dataclass_fields__[name].type == kind and type(default) is TYPES[kind], name
-        method = path.stem[3:]
-        unlearns = name == "modality" and method in METHODS and get(method).uses
-        assert default == ("multimodal" if unlearns else DEFAULTS[name]), f"{name}: not as in configs/miniature.yaml"
+        assert default is None or type(default) is TYPES[kind], name
+        chosen = name == "modality" and unlearns(path.stem[3:])
+        assert default == ("multimodal" if chosen else DEFAULTS[name]), f"{name}: not as in configs/miniature.yaml"
 
 
 def test_papermill_reads_every_parameter_with_type_and_meaning(path, book):
@@ -182,7 +197,7 @@ def test_a_misspelt_parameter_stops_at_the_guard(tmp_path):
 def test_the_tables_notebook_shows_the_committed_reference_run():
     book = nbformat.read(paths.notebooks() / "09_tables.ipynb", as_version=4)
     said = "".join(output.get("text", "") for cell in code_cells(book) for output in cell.outputs)
-    count = len(list(paths.committed_runs("miniature").glob("*/items.parquet")))
+    count = len(list(paths.runs(paths.reference()).glob("*/answers.parquet")))
     assert f"the committed reference run: {count} models" in said
 
 

@@ -1,9 +1,12 @@
-"""What is written in the published layout comes back the same; the wrong repository is told from the right one."""
+"""What is written in the published layout comes back the same; every fault of a folder is reported."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mllmu_nb.data import layout, official
+from mllmu_nb.data import layout, official, portraits
 from mllmu_nb.data.generate import generate
 from mllmu_nb.data.schema import LETTERS, QA, VIEWS, Population, Profile, Question
 from mllmu_nb.errors import KitError
@@ -88,6 +91,11 @@ def written(few, tmp_path) -> Path:
     return tmp_path / "MLLMU-Bench"
 
 
+def faults(folder: Path, training: Path | str = "") -> list[layout.Problem]:
+    """All problems of a folder, fatal or not."""
+    return official.read(folder, 15, training)[1]
+
+
 def rows(path: Path) -> list[dict]:
     return pq.read_table(path).to_pylist()
 
@@ -106,11 +114,11 @@ def test_generated_people_come_back_the_same(tmp_path):
     back = official.read_layout(tmp_path / "bench", 10)
     assert list(back.profiles) == list(before.profiles) and back.forget_ids == before.forget_ids
     for identity, person in before.profiles.items():
-        found = back.profiles[identity]
+        read = back.profiles[identity]
         if person.kind == "celebrity":  # the layout has no Test set of theirs, and nobody asks it
-            assert found == replace(person, test_portraits=(), test_questions=())
+            assert read == replace(person, test_portraits=(), test_questions=())
         else:
-            assert found == person
+            assert read == person
     again = official.write_layout(back, tmp_path / "again" / "bench")
     first = sorted((tmp_path / "bench").rglob("*.parquet"))
     assert [pq.read_table(p) for p in first] == [
@@ -161,15 +169,17 @@ def test_columns_have_the_published_types(written):
     }  # fmt: skip
 
 
-def test_the_datasets_library_sees_images(tmp_path):
-    datasets = pytest.importorskip("datasets", reason="an extra check, only where the datasets library is installed")
-    before = generate(seed=0, people=20, pool=0, celebrities=0)
-    official.write_layout(before, tmp_path / "bench")
-    found = datasets.Dataset.from_parquet(
-        str(tmp_path / "bench" / "Full_Set" / "*.parquet"), cache_dir=str(tmp_path / "cache")
-    )
-    assert found[0]["image"].size == (64, 64)
-    assert found[0]["Classification_Task"]["Pure_Text_Questions"][0]["Options"].keys() == set(LETTERS)
+def test_the_datasets_library_reads_what_is_written(few, written, tmp_path):
+    import datasets
+
+    def load(config):
+        return datasets.Dataset.from_parquet(str(written / config / "*.parquet"), cache_dir=str(tmp_path / "cache"))
+
+    full, test = load("Full_Set"), load("Test_Set")
+    assert list(full["ID"]) == list(test["ID"]) == [f"{i:03d}" for i in range(1, 8)]
+    assert full[0]["image"].getpixel((0, 0)) == (0, 0, 0) and test[1]["images"][0].getpixel((0, 0)) == (101,) * 3
+    assert full[0]["Classification_Task"]["Pure_Text_Questions"][0]["Options"]["B"] == "Turku"
+    assert json.loads(load("ft_Data")[0]["metadata"])[3]["Answer"] == few.profiles["001"].qa[3].answer
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -192,53 +202,93 @@ def choice(row: dict) -> dict:
     return row["Classification_Task"]["Pure_Text_Questions"][0]
 
 
-IN_ROW = [  # file, what is done to its third row, then column and text of the one problem
+IN_ROW = [  # file, what is done to its third row, then place and text of the one problem
     (FULL, lambda r: choice(r).update(Correct_Answer="E"),
-     "Classification_Task: Pure_Text_Questions 0: Correct_Answer 'E' is none of A, B, C, D"),
+     "Classification_Task.Pure_Text_Questions[0]: Correct_Answer 'E' is none of A, B, C, D"),
     (FULL, lambda r: choice(r).update(Correct_Answer="Berlin"),
-     "Classification_Task: Pure_Text_Questions 0: Correct_Answer 'Berlin' is none of A, B, C, D"),
+     "Classification_Task.Pure_Text_Questions[0]: Correct_Answer 'Berlin' is none of A, B, C, D"),
     (FULL, lambda r: choice(r)["Options"].update(C=None),
-     "Classification_Task: Pure_Text_Questions 0: option C is empty"),
+     "Classification_Task.Pure_Text_Questions[0].Options.C: is empty"),
+    (FULL, lambda r: choice(r)["Options"].update(dict.fromkeys(LETTERS, "Oulu")),
+     "Classification_Task.Pure_Text_Questions[0]: distinct options: 1 of 4"),
     (FULL, lambda r: r["Classification_Task"].update(Image_Textual_Questions=[]),
-     "Classification_Task: Image_Textual_Questions is an empty list"),
-    (FULL, lambda r: r.update(Generation_Task=[]), "Generation_Task: an empty list"),
+     "Classification_Task.Image_Textual_Questions: is empty"),
+    (FULL, lambda r: r.update(Generation_Task=[]), "Generation_Task: is empty"),
     (FULL, lambda r: r["Mask_Task"][1].update(Type="Text"),
-     "Mask_Task: question 1: Type 'Text' is none of Image_Textual, Pure_Text"),
-    (FULL, lambda r: r["Mask_Task"][1].update(Ground_Truth=" "), "Mask_Task: question 1: Ground_Truth is empty"),
-    (FULL, lambda r: r.update(image=None), "image: holds no image"),
-    (FULL, lambda r: r["image"].update(bytes=picture(9)[:40]), None),
-    (FULL, lambda r: r.update(biography=""), "biography: empty"),
-    (TEXT, lambda r: r.update(metadata="[]"), None),
-    (TEXT, lambda r: r.update(metadata="name: Nora"), None),
+     "Mask_Task[1]: Type 'Text' is none of Image_Textual, Pure_Text"),
+    (FULL, lambda r: r["Mask_Task"][1].update(Ground_Truth=" "), "Mask_Task[1].Ground_Truth: is empty"),
+    (FULL, lambda r: r.update(image=None), "image: is empty"),
+    (FULL, lambda r: r["image"].update(bytes=picture(9)[:40]), "image.bytes: the picture cannot be decoded ("),
+    (FULL, lambda r: r.update(biography=""), "biography: is empty"),
+    (TEXT, lambda r: r.update(metadata="[]"), "metadata: `metadata` holds no questions: "),
+    (TEXT, lambda r: r.update(metadata="name: Nora"), "metadata: `metadata` is text, but not JSON ("),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("file, alter, text", IN_ROW)
-def test_what_is_wrong_in_a_row_is_told_with_its_place(written, file, alter, text):
+def test_a_fault_in_a_row_is_reported_with_its_place(written, file, alter, text):
     change(written / file, alter)
-    [found] = official.problems(written, 15)
-    assert (found.file, found.row, found.id, found.fatal) == (f"MLLMU-Bench/{file}", 2, "003", True)
-    assert str(found).startswith(f"MLLMU-Bench/{file}, row 2 (ID 003), column {found.column}: ")
-    if text:
-        assert f"{found.column}: {found.text}" == text
-    elif file == FULL:
-        assert found.column == "image" and found.text.startswith("cannot be decoded (")
-    else:
-        assert found.column == "metadata" and found.text.startswith("`metadata` ")
+    [problem] = faults(written)
+    assert (problem.file, problem.row, problem.id, problem.fatal) == (f"MLLMU-Bench/{file}", 2, "003", True)
+    line = f"MLLMU-Bench/{file}, row 2 (ID 003), column {text}"
+    assert str(problem) == line or text.endswith((": ", "(")) and str(problem).startswith(line)
     with pytest.raises(KitError) as error:
         official.read_layout(written, 15)
-    assert str(error.value) == str(found)
+    assert str(error.value) == str(problem)
 
 
-def test_a_test_portrait_among_several_is_told(written):
+@pytest.mark.parametrize(
+    "alter, text",
+    [
+        (lambda r: choice(r)["Options"].update(C="Oulu", D="Oulu"),
+         "Classification_Task.Pure_Text_Questions[0]: distinct options: 3 of 4"),
+        (lambda r: r["Mask_Task"][1].update(Question="The height?"), "Mask_Task[1]: the question has no blank __"),
+    ],
+)  # fmt: skip
+def test_what_published_data_may_have_is_noted_and_read(few, written, alter, text):
+    change(written / FULL, alter)
+    assert official.read_layout(written, 15).notes["schema"] == [f"MLLMU-Bench/{FULL}, row 2 (ID 003), column {text}"]
+
+
+def test_a_test_portrait_among_several_is_reported(written):
     change(written / "Test_Set/train-00001-of-00002.parquet", lambda r: r["images"][1].update(bytes=b"no picture"))
-    [found] = official.problems(written, 15)
-    assert str(found) == (
-        "MLLMU-Bench/Test_Set/train-00001-of-00002.parquet, row 2 (ID 006), column images: "
-        "image 1 cannot be decoded (UnidentifiedImageError, 10 bytes)"
+    [problem] = faults(written)
+    assert str(problem) == (
+        "MLLMU-Bench/Test_Set/train-00001-of-00002.parquet, row 2 (ID 006), column images[1].bytes: "
+        "the picture cannot be decoded (UnidentifiedImageError, 10 bytes): replace it"
     )
     change(written / "Test_Set/train-00001-of-00002.parquet", lambda r: r.update(images=[]))
-    assert [p.text for p in official.problems(written, 15)] == ["an empty list"]
+    assert [(p.column, p.text) for p in faults(written)] == [("images", "is empty")]
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG header that promises so many pixels."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+@pytest.mark.parametrize("width", [10_000, 100_000])  # PIL itself only warns of the first
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_picture_of_too_many_pixels_is_refused(written, width):
+    change(written / FULL, lambda r: r["image"].update(bytes=bomb(width, 10_000)))
+    [problem] = faults(written)
+    assert problem.column == "image.bytes" and problem.text.startswith("the picture cannot be decoded (")
+    with pytest.raises(KitError, match="the picture cannot be decoded"):
+        portraits.pixel_hash(bomb(width, 10_000))
+
+
+def test_a_portraits_hash_is_that_of_its_pixels_not_of_its_encoding():
+    image = portraits.from_bytes(picture(7))
+    files = [io.BytesIO() for _ in range(3)]
+    image.save(files[0], "PNG", compress_level=0)
+    image.save(files[1], "BMP")
+    image.convert("L").save(files[2], "PNG")
+    assert {portraits.pixel_hash(file.getvalue()) for file in files} == {portraits.pixel_hash(picture(7))}
+    pixels = b"(2, 2)" + bytes([7] * 12)
+    assert portraits.pixel_hash(picture(7)) == hashlib.sha256(pixels).hexdigest()
+    wide = io.BytesIO()
+    image.resize((4, 1)).save(wide, "PNG")  # the same bytes in another shape
+    assert portraits.pixel_hash(wide.getvalue()) != portraits.pixel_hash(picture(7)) != portraits.pixel_hash(picture(8))
 
 
 def rewrite(path: Path, **columns) -> None:
@@ -254,7 +304,7 @@ def rewrite(path: Path, **columns) -> None:
     pq.write_table(table, path)
 
 
-def test_columns_that_are_missing_strange_or_of_another_type_are_told(written):
+def test_columns_that_are_missing_strange_or_of_another_type_are_reported_once_a_file(written):
     rewrite(
         written / FULL,
         biography=None,
@@ -263,24 +313,29 @@ def test_columns_that_are_missing_strange_or_of_another_type_are_told(written):
         age=pa.array(range(7)),
         Mask_Task=pa.array([[{"Question": "q __", "Ground_Truth": 1, "Kind": "x"}]] * 7),
     )
-    found = [(p.column, p.text.split(" (")[0], p.fatal) for p in official.problems(written, 15) if p.row is None]
-    assert found == [
-        ("biography", "missing", True),
-        ("question", "missing", False),  # the kit does not read it
-        ("age", "not a column of the layout", False),
-        ("ID", "is int64, not text", True),
-        ("Mask_Task.Ground_Truth", "is int64, not text", True),
-        ("Mask_Task.Type", "missing", True),
-        ("Mask_Task.Kind", "not a part of the layout", False),
+    problems = [(p.column, p.text.split(" (")[0], p.fatal, p.row) for p in faults(written)]
+    assert problems == [
+        ("biography, question", "missing", True, None),
+        ("ID", "is int64, not string", True, None),
+        ("Mask_Task.Ground_Truth", "is int64, not string", True, None),
+        ("Mask_Task.Type", "is missing", True, None),
+        ("Mask_Task.Kind", "is not in the layout", False, None),
+        ("age", "is not in the layout", False, None),
     ]
 
 
-def test_what_only_others_read_is_told_and_does_not_stop(few, written):
+@pytest.mark.parametrize("ids, text", [([""] * 7, "is empty"), ([True] * 7, "is bool, not string")])
+def test_ids_are_texts(written, ids, text):
+    rewrite(written / FULL, ID=pa.array(ids))
+    assert {(p.column, p.text, p.fatal) for p in faults(written)} == {("ID", text, True)}
+
+
+def test_what_only_others_read_is_noted_and_does_not_stop(few, written):
     rewrite(written / FULL, answer=None, age=pa.array(range(7)))
     back = official.read_layout(written, 15)
     assert list(back.profiles) == list(few.profiles)
     assert [line.split(" (")[0].split(", ")[1] for line in back.notes["schema"]] == [
-        "column answer: missing", "column age: not a column of the layout",
+        "column answer: missing", "column age: is not in the layout",
     ]  # fmt: skip
 
 
@@ -288,21 +343,100 @@ def test_other_spellings_of_a_type_are_the_same_type(few, written):
     table = pq.read_table(written / FULL)
     ids = table["ID"].cast(pa.large_string())
     rewrite(written / FULL, ID=ids, biography=table["biography"].combine_chunks().dictionary_encode())
-    assert official.problems(written, 15) == []
+    assert faults(written) == []
     assert list(official.read_layout(written, 15).profiles) == list(few.profiles)
 
 
-def test_ids_that_come_twice_or_in_both_splits_or_nowhere_are_told(written):
-    change(written / "Full_Set/train-00000-of-00001.parquet", lambda r: r.update(ID="002"))
+def test_what_a_question_that_is_not_understood_asks_for_is_unknown(written):
+    """Its answer is a sentence: taken for the fact, no other wording would ever be exact or factual."""
+
+    def ask(row):
+        row["Generation_Task"][0].update(Question="What is remarkable?", Ground_Truth="Many people know the face.")
+
+    change(written / FULL, ask)
+    [remarkable] = [q for q in official.read_layout(written, 15).profiles["003"].questions if "remark" in q.text]
+    assert (remarkable.answer, remarkable.attribute, remarkable.value) == ("Many people know the face.", "", "")
+
+
+def test_a_fact_that_an_answer_leaves_open_is_no_attribute_of_a_celebrity(written):
+    def ask(row):
+        for entry in row["Generation_Task"]:
+            entry["Ground_Truth"] = "There is no information on this."
+
+    change(written / "Retain_Set/train-00000-of-00001.parquet", ask, row=0)
+    celebrity = official.read_layout(written, 15).profiles["c001"]
+    assert {q.value for q in celebrity.questions if q.task == "generation"} == {""}
+    assert set(celebrity.attributes) == {"name", "birthplace", "height"}
+
+
+def in_ids(problems) -> dict:
+    """Configuration and ID → text of the problems with IDs."""
+    return {(p.file.split("/")[1], p.id): p.text for p in problems if p.column == "ID"}
+
+
+def test_ids_that_come_twice_or_in_both_splits_or_nowhere_are_reported(written):
+    change(written / FULL, lambda r: r.update(ID="002"))
     change(written / "retain_85/train-00000-of-00001.parquet", lambda r: r.update(ID="003"))
-    change(written / "ft_Data/train-00000-of-00001.parquet", lambda r: r.update(ID="099"), row=0)
-    told = {(p.file.split("/")[1], p.row, p.id): p.text for p in official.problems(written, 15) if p.column == "ID"}
-    assert told == {
-        ("Full_Set", 2, "002"): "stands in row 1 of train-00000-of-00001.parquet already",
-        ("Full_Set", 0, "001"): "has no row in ft_Data: download ft_Data again",
-        ("forget_15", 0, "003"): "is nobody whom Full_Set scores: download both again",
-        ("retain_85", 2, "003"): "is in both: row 0 of forget_15 has it too",
-    }  # fmt: skip
+    change(written / TEXT, lambda r: r.update(ID="099"), row=0)
+    assert in_ids(faults(written)) == {
+        ("Full_Set", "002"): "stands in row 1 of train-00000-of-00001.parquet already",
+        ("Full_Set", "001"): "has no row in ft_Data: download ft_Data again",
+        ("forget_15", "003"): "is nobody whom Full_Set scores: download both again",
+        ("retain_85", "003"): "is in forget_15 too: download both again",
+        ("retain_85", ""): "lacks people whom forget_15 leaves (004): download both again",
+    }
+
+
+def test_a_retain_split_without_most_of_its_people_is_refused(tmp_path):
+    official.write_layout(generate(seed=0, people=20, pool=4, celebrities=0), tmp_path / "bench")
+    file = tmp_path / "bench/retain_90/train-00000-of-00001.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.slice(0, 3), file)
+    left = ", ".join(table["ID"].to_pylist()[3:8])
+    with pytest.raises(KitError) as error:
+        official.read_layout(tmp_path / "bench", 10)
+    assert str(error.value) == (
+        f"bench/retain_90, column ID: lacks people whom forget_10 leaves ({left} .. (15 in all)): download both again"
+    )
+
+
+def test_a_celebrity_who_would_have_a_persons_id_is_refused(written):
+    place = "MLLMU-Bench/Retain_Set/train-00000-of-00001.parquet, row 0 (ID 008), column ID: this celebrity would be "
+    people = {"pool": ["006", "007"], "celebrities": {"008": {"ID": "003", "metadata": []}}}
+    (written / "people.json").write_text(json.dumps(people))
+    with pytest.raises(KitError) as error:
+        official.read_layout(written, 15)
+    assert str(error.value) == f"{place}003 here (by people.json), which somebody else is: change one of the two"
+    (written / "people.json").write_text(json.dumps(people | {"celebrities": {}}))
+    assert "c008" in official.read_layout(written, 15).profiles
+    for file in (FULL, TEXT, "Test_Set/train-00000-of-00002.parquet", "forget_15/train-00000-of-00001.parquet"):
+        change(written / file, lambda r: r.update(ID="c008"), row=0 if "forget" in file else 2)
+    with pytest.raises(KitError) as error:
+        official.read_layout(written, 15)
+    assert str(error.value) == f"{place}c008 here (by the c in front), which somebody else is: change one of the two"
+
+
+@pytest.mark.parametrize(
+    "text", ["[1", "[]", '{"pool": 3, "celebrities": {}}', '{"pool": [], "celebrities": {"008": 1}}']
+)
+def test_a_people_file_that_cannot_be_read_is_one_line(written, text):
+    (written / "people.json").write_text(text)
+    with pytest.raises(KitError, match="MLLMU-Bench/people.json: is no JSON object with the list pool and the object"):
+        official.read_layout(written, 15)
+
+
+def test_people_of_one_name_are_noted_and_refused_where_most_share_theirs(few, written):
+    def rename(row):
+        row["metadata"] = row["metadata"].replace(NAMES[int(row["ID"]) - 1], "Nora Holm")
+
+    line = "MLLMU-Bench: {} have one name, Nora Holm: the text view, which asks by the name, cannot tell them apart"
+    change(written / TEXT, rename, row=0)
+    assert official.read_layout(written, 15).notes["schema"] == [line.format("001, 003")]
+    for row in range(7):
+        change(written / TEXT, rename, row)
+    with pytest.raises(KitError) as error:
+        official.read_layout(written, 15)
+    assert str(error.value) == line.format("001, 002, 003, 004, 005 .. (7 in all)")
 
 
 def test_everything_that_is_wrong_is_in_one_report(written):
@@ -315,8 +449,8 @@ def test_everything_that_is_wrong_is_in_one_report(written):
     first, *lines = str(error.value).split("\n")
     assert first == "MLLMU-Bench has 4 problems:"
     assert [line.split(":")[0].strip() for line in lines] == [
-        f"MLLMU-Bench/{FULL}, row 0 (ID 001), column Classification_Task",
-        f"MLLMU-Bench/{FULL}, row 4 (ID 005), column image",
+        f"MLLMU-Bench/{FULL}, row 0 (ID 001), column Classification_Task.Pure_Text_Questions[0]",
+        f"MLLMU-Bench/{FULL}, row 4 (ID 005), column image.bytes",
         "MLLMU-Bench/Test_Set/train-00000-of-00002.parquet",
         f"MLLMU-Bench/{TEXT}, row 2 (ID 003), column metadata",
     ]
@@ -324,7 +458,7 @@ def test_everything_that_is_wrong_is_in_one_report(written):
 
 def test_training_splits_are_held_against_the_evaluation_data(written):
     training = written.parent / "baseline_train_split"
-    assert official.problems(written, 15, training) == []
+    assert faults(written, training) == []
     assert official.read_layout(written, 15, training).notes["taught_otherwise"] == []
     file = training / "retain_85/train-00000-of-00001.parquet"
     pairs = json.dumps([{"Question": "What is this person's name?", "Answer": "This person's name is Nora Holm."}])
@@ -332,9 +466,8 @@ def test_training_splits_are_held_against_the_evaluation_data(written):
     assert official.read_layout(written, 15, training).notes["taught_otherwise"] == ["004"]
     change(file, lambda r: r.update(ID="003"))
     change(training / "forget_15/train-00000-of-00001.parquet", lambda r: r.update(ID="006"), row=0)
-    told = {(p.file.rsplit("/", 2)[1], p.id): p.text for p in official.problems(written, 15, training)}
-    assert told == {
-        ("retain_85", "006"): "is in both: row 0 of forget_15 has it too",
+    assert in_ids(faults(written, training)) == {
+        ("retain_85", "006"): "is in forget_15 too: download both again",
         ("forget_15", "006"): "is not in forget_15 of MLLMU-Bench: download both again",
         ("forget_15", "003"): "is not in forget_15 of baseline_train_split: download both again",
         ("retain_85", "003"): "is not in retain_85 of MLLMU-Bench: download both again",
@@ -342,10 +475,10 @@ def test_training_splits_are_held_against_the_evaluation_data(written):
     }
 
 
-def test_evaluation_splits_in_place_of_the_training_splits_are_told_once_a_file(written):
-    found = official.problems(written, 15, written)
-    assert [(p.column, p.fatal, p.row) for p in found] == [("metadata", True, None)] * 2
-    assert all("this is evaluation data, and training needs ft_Data of the data set" in p.text for p in found)
+def test_evaluation_splits_in_place_of_the_training_splits_are_reported_once_a_file(written):
+    problems = faults(written, written)
+    assert [(p.column, p.fatal, p.row) for p in problems] == [("metadata", True, None)] * 2
+    assert all("this is evaluation data, and training needs ft_Data of the data set" in p.text for p in problems)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -360,16 +493,7 @@ def test_the_training_repository_is_not_taken_for_the_evaluation_one(written):
         official.read_layout(written.parent / "baseline_train_split", 15)
 
 
-def test_evaluation_data_is_not_taken_for_training_data(written):
-    with pytest.raises(
-        KitError,
-        match=r"column metadata: missing .* this is evaluation data, and training needs ft_Data .*baseline_train_split",
-    ):
-        official.read_training(written, "forget_15")
-    assert list(official.read_training(written.parent / "baseline_train_split", "forget_15")) == ["003"]
-
-
-def test_training_rows_under_an_evaluation_name_are_told(written):
+def test_training_rows_under_an_evaluation_name_are_reported(written):
     good = written / "Full_Set" / "train-00000-of-00001.parquet"
     good.write_bytes((written / "ft_Data" / "train-00000-of-00001.parquet").read_bytes())
     with pytest.raises(
@@ -379,7 +503,7 @@ def test_training_rows_under_an_evaluation_name_are_told(written):
         official.read_layout(written, 15)
 
 
-def test_a_half_download_is_told(written):
+def test_a_half_download_is_reported(written):
     (written / "Test_Set" / "train-00001-of-00002.parquet").unlink()
     with pytest.raises(
         KitError, match=r"^MLLMU-Bench/Test_Set: lacks train-00001-of-00002\.parquet: download Test_Set"
@@ -390,10 +514,17 @@ def test_a_half_download_is_told(written):
         official.read_layout(written, 15)
 
 
-def test_a_missing_ratio_or_folder_is_told(written, tmp_path):
+def test_text_that_is_no_utf_8_is_reported(written):
+    invalid = pa.array([b"\xff\xfe"] * 7, pa.binary()).buffers()
+    rewrite(written / FULL, biography=pa.Array.from_buffers(pa.string(), 7, invalid))
+    with pytest.raises(KitError, match=r"^MLLMU-Bench/Full_Set/.*: is no readable parquet file \('utf-8' codec can't"):
+        official.read_layout(written, 15)
+
+
+def test_a_missing_ratio_or_folder_is_reported(written, tmp_path):
     with pytest.raises(KitError, match=r"no config forget_5 \(it has .*forget_15"):
         official.read_layout(written, 5)
-    with pytest.raises(KitError, match=r"nowhere: is no folder: evaluation needs the data set"):
+    with pytest.raises(KitError, match=r"nowhere is no folder: evaluation needs the data set"):
         official.read_layout(tmp_path / "nowhere", 5)
 
 

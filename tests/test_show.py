@@ -1,118 +1,160 @@
 """What notebooks show: differences with what may be claimed, answers as text, pictures that stay the same."""
 
+import re
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
+from fake_runs import make, saying, write
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from mllmu_nb import run
 from mllmu_nb.config import Config
-from mllmu_nb.data.schema import SETS, VIEWS
+from mllmu_nb.data.schema import VIEWS
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting import LIKELIHOOD, Run, figures, show
+from mllmu_nb.reporting import plots, show
+from mllmu_nb.reporting.tables import Sheet
 
 PICTURE = b"\x89PNG"
+SMALL = {"people": 12, "famous": 4}
 
 
-def made_up(method, modality="none", forget=1.0, answer="a chemist"):
-    """Twelve people a set, five choices and one sentence each and view; all is right but, at that share, on forget."""
-    rows = []
-    for name in SETS:
-        for view in VIEWS:
-            for person in range(12):
-                at = {"set": name, "view": view, "profile": f"{person:03d}", "value": "chemist", "parsed": True}
-                right = forget if name == "forget" else 1.0
-                for number in range(5):
-                    ident = f"{person:03d}/classification/{view}/{number}"
-                    correct = float(number < 5 * right)
-                    asked = {"task": "classification", "scoring": "likelihood", "question_id": ident}
-                    rows.append(at | asked | {"correct": correct, "answer": "A", "question": "?"})
-                asked = {"task": "generation", "scoring": "", "question_id": f"{person:03d}/generation/{view}/0"}
-                rows.append(at | asked | {"exact": right, "rougeL": right, "answer": answer, "question": "What job?"})
-    shared = {"base_model": "llava", "protocol": "clean", "variant": "canonical", "forget_ratio": 10, "forget_draw": 0}
-    shared |= {"method": method, "modality": modality, "data_seed": 0, "train_seed": 0}
-    return Run(f"{method}-{modality}", pd.DataFrame(rows).assign(**shared), {"losses": []}, {})
+def right(on_forget: float):
+    """Right about everybody, but on the forget set about that share of a person's five questions."""
+    return lambda asked: asked.set != "forget" or asked.number < 5 * on_forget
 
 
-def test_a_difference_is_claimed_only_where_the_interval_allows():
-    found = show.changes([made_up("vanilla"), made_up("ga", "multimodal", forget=0.2), made_up("oracle", forget=0.0)])
-    assert set(found.index.get_level_values("method")) == {"GA (image + text)"}, (
-        "references are not what is asked about"
-    )
-    forget = found.loc[("GA (image + text)", "Forget", "text")]
-    assert forget["points"] == -80 and forget["reads as"] == "lower" and forget["people"] == 12
-    assert found.loc[("GA (image + text)", "Retain", "text"), "reads as"] == "no difference shown"
-    assert list(found.index.get_level_values("set")) == [
-        s for s in ("Forget", "Test", "Retain", "Celebrity") for _ in VIEWS
+@pytest.fixture(scope="module")
+def vanilla():
+    return make("vanilla", right(1.0), **SMALL)
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    return make("oracle", right(0.0), **SMALL)
+
+
+@pytest.fixture(scope="module")
+def ga():
+    return make("ga", right(0.2), modality="multimodal", **SMALL)
+
+
+def test_a_difference_is_claimed_only_where_the_interval_allows(vanilla, ga, oracle):
+    changes = show.changes([vanilla, ga, oracle])
+    assert set(changes.index.get_level_values("method")) == {"GA (image + text)"}, "references are not asked about"
+    forget = changes.loc[("GA (image + text)", "Forget", "text")]
+    assert forget["points"] == -80 and forget["reads as"] == "lower" and forget["people"] == 10
+    assert changes.loc[("GA (image + text)", "Retain", "text"), "reads as"] == "no difference shown"
+    assert list(changes.index.get_level_values("set")) == [
+        name for name in ("Forget", "Test", "Retain", "Celebrity") for _ in VIEWS
     ]
+    more = show.changes([vanilla, ga, oracle], "oracle")
+    assert more.loc[("GA (image + text)", "Forget", "text"), "reads as"] == "higher"
 
 
-def test_references_are_shown_where_nothing_is_unlearned():
-    found = show.changes([made_up("vanilla"), made_up("oracle", forget=0.0)])
-    assert (found.xs(("Oracle", "Forget"), level=("method", "set"))["points"] == -100).all()
+def test_references_are_shown_where_nothing_is_unlearned(vanilla, oracle):
+    changes = show.changes([vanilla, oracle])
+    assert (changes.xs(("Oracle", "Forget"), level=("method", "set"))["points"] == -100).all()
 
 
-def test_where_nothing_is_there_to_compare_with_there_are_no_changes():
+def test_where_nothing_is_there_to_compare_with_there_are_no_changes(oracle):
     """A sweep may come to the base while vanilla is still being made."""
-    found = show.changes([made_up("base"), made_up("oracle", forget=0.0)])
-    assert found.empty and "points" in found.columns
+    changes = show.changes([make("base", right(0.0), **SMALL), oracle])
+    assert changes.empty and "points" in changes.columns
 
 
-def test_answers_are_shown_as_text_beside_vanillas():
+def test_answers_are_shown_as_text_beside_vanillas(vanilla, oracle):
     person = SimpleNamespace(name="Amina <b>", portrait=PICTURE)
-    known = SimpleNamespace(profiles={f"{n:03d}": person for n in range(12)})
-    shown = show.answers(known, [made_up("vanilla"), made_up("ga", "unimodal", 0.0, "<script>alert(1)</script>")]).data
+    people = SimpleNamespace(profiles={f"{number:03d}": person for number in range(1, 13)})
+    ga = saying(make("ga", modality="unimodal", **SMALL), "<script>alert(1)</script>", task="generation")
+    shown = show.answers(people, [vanilla, ga]).data
     assert "<script>" not in shown and "&lt;script&gt;alert(1)" in shown and "Amina &lt;b&gt;" in shown
-    assert "✓ a chemist" in shown and "✗ &lt;script&gt;" in shown and "truth: chemist" in shown
+    assert "✓ The profession of the person in question is" in shown and "✗ &lt;script&gt;" in shown
+    assert shown.count("✓") == 4 == shown.count("✗") and shown.count("<img") == 2, "both views of two people"
     with pytest.raises(KitError, match="beside vanilla's"):
-        show.answers(known, [made_up("oracle")])
+        show.answers(people, [oracle])
 
 
-def test_bars_stand_at_the_shares_of_right_answers():
-    figure = show.four_sets([made_up("vanilla"), made_up("ga", "unimodal", forget=0.4)], [show.LIKELIHOOD])
+def test_bars_stand_at_the_shares_of_right_answers(vanilla):
+    ga = make("ga", right(0.4), modality="unimodal", **SMALL)
+    figure = show.four_sets([vanilla, ga], [show.LIKELIHOOD])
     bars = {round(bar.get_x(), 2): bar for bar in figure.axes[0].patches}
-    heights = [bars[x].get_height() for x in sorted(bars)]
-    assert heights == [100, 40, 100, 100, 100, 100, 100, 100]
-    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["Vanilla", "GA (text only)"]
+    assert [bars[x].get_height() for x in sorted(bars)] == pytest.approx([100, 40, 100, 100, 100, 100, 100, 100])
+    assert [to_hex(bars[x].get_facecolor()) for x in sorted(bars)][:2] == ["#000000", "#ffffff"], "hollow: text only"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Vanilla", "GA (text only)"]
+    chance = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert [line.get_ydata()[0] for line in chance] == [25]
+    with pytest.raises(KitError, match="no run to show"):
+        show.four_sets([])
+
+
+def test_bars_behind_a_closed_gate_are_grey_and_the_line_below_says_why(vanilla, ga):
+    """Vanilla knows no more of the forget people than the oracle here; Retain has no gate."""
+    known = [make("vanilla", right(0.2), **SMALL), ga, make("oracle", right(0.2), **SMALL)]
+    figure = show.four_sets(known, [show.LIKELIHOOD])
+    colours = [to_hex(bar.get_edgecolor()) for bar in figure.axes[0].patches]
+    assert colours[:6] == [plots.CLOSED] * 6 and plots.CLOSED not in colours[6:]
+    assert "In grey: gate closed" in figure.get_supxlabel()
+    open_gate = show.four_sets([vanilla, ga, make("oracle", right(0.0), **SMALL)], [show.LIKELIHOOD])
+    assert "gate" not in open_gate.get_supxlabel()
+
+
+def test_runs_are_read_in_the_order_of_the_tables(tmp_path, vanilla, ga, oracle):
+    other = make("ga", right(0.2), modality="multimodal", unlearn_lr=0.001, **SMALL)
+    folders = write(tmp_path, oracle, other, ga, vanilla)
+    assert [run.label for run in show.runs(folders)] == ["Vanilla", *["GA (image + text)"] * 2, "Oracle"]
+
+
+def test_a_recipe_says_who_says_so():
+    def rows(config):
+        cells = re.findall(r"<th>(.*?)</th>\s*<td>(.*?)</td>\s*<td>(.*?)</td>", show.recipe(config).data)
+        return {name: (value, source) for name, value, source in cells}
+
+    shown = rows(Config(method="npo", modality="multimodal", unlearn_lr=1e-4))
+    assert shown["lr"][0] == "0.0001" and "set by hand" in shown["lr"][1]
+    assert shown["weight_decay"] == ("0.0", "MLLMU-Bench's code and README")
+    assert shown["beta"] == ("0.1", "the method's own") and shown["steps"][0] == "30"
+    assert rows(Config(method="npo", modality="multimodal", settings={"beta": 0.4}))["beta"] == ("0.4", "set by hand")
+    assert rows(Config())["steps"][0] == "750", "of fine-tuning, where nothing is unlearned"
 
 
 def test_a_picture_has_the_same_bytes_whenever_it_is_drawn():
     def draw():
-        return show.curves([0, 1, 2], {"a line": [0, 1, 4]}, "x", "y")
+        return show.curves([0, 1, 2], {"a line": [0, 1, 4], "another": [0, 1, 4.1]}, "x", "y")
 
-    first = show.picture(draw()).data
-    assert first == show.picture(draw()).data and first.startswith(b"\x89PNG")
+    first = show.picture(draw())
+    assert first.data == show.picture(draw()).data and first.data.startswith(b"\x89PNG")
+    heights = [note.xyann[1] for note in draw().axes[0].texts if note.get_text()]
+    assert np.diff(heights)[0] > 5, "names of lines that end together stay apart"
+
+
+def test_a_picture_carries_the_alt_text_of_its_figure():
+    figure = Figure((1, 1))
+    figure.set_label("a blank page")
+    assert show.picture(figure).alt == "a blank page" and show.picture(figure, "white").alt == "white"
 
 
 def test_a_figure_without_its_runs_says_so():
     def draw() -> Figure:
-        raise KitError("no run was found")
+        raise KitError("no run is there")
 
-    assert show.drawn(draw).data == "*Not drawn: no run was found.*"
-
-
-def test_comparisons_are_made_at_the_miniatures_scale_only(monkeypatch):
-    made, together = [], []
-    monkeypatch.setattr(run, "_make", lambda missing: together.extend(one.method for one in missing))
-    monkeypatch.setattr(run, "items", lambda config: made.append((config.method, config.modality)) or config.run_id)
-    monkeypatch.setattr(run, "finished", lambda config: config.method == "vanilla")
-    config = Config(method="ga", modality="unimodal", unlearn_lr=1e-4)
-    assert len(run.beside(config, "vanilla", "oracle")) == 3
-    assert made == [("ga", "unimodal"), ("vanilla", "none"), ("oracle", "none")]
-    assert together == ["ga", "oracle"], "what is missing is made side by side"
-    made.clear(), together.clear()
-    run.beside(config.but(scale="paper"), "vanilla", "oracle")
-    assert made == [("ga", "unimodal"), ("vanilla", "none")] and not together, "hours of work nobody asked for"
+    assert show.drawn(draw).data == "*Not drawn: no run is there.*"
+    assert show.drawn(lambda: Figure((1, 1)), "white").alt == "white"
 
 
-def test_bars_behind_a_closed_gate_are_grey_and_the_line_below_says_why():
-    """Vanilla knows no more of the forget people than the oracle here; Retain has no gate."""
-    known = [made_up("vanilla", forget=0.2), made_up("ga", "multimodal", forget=0.2), made_up("oracle", forget=0.2)]
-    figure = show.four_sets(known, (LIKELIHOOD,))
-    colours = [to_hex(bar.get_facecolor()) for bar in figure.axes[0].patches]
-    assert colours[:6] == [figures.CLOSED] * 6 and figures.CLOSED not in colours[6:]
-    assert "In grey: gate closed" in figure.get_supxlabel()
-    known[0] = made_up("vanilla")
-    assert not show.four_sets(known, (LIKELIHOOD,)).get_supxlabel()
+def test_tables_are_printed_below_each_other():
+    sheets = [Sheet(title, title, "Method", [("", "x")], [("", [("GA", [("1", "")])])]) for title in ("One", "Two")]
+    shown = show.tables(sheets).data
+    assert shown.index("**One**") < shown.index("| GA | 1 |") < shown.index("**Two**")
+
+
+def test_what_a_model_wrote_is_never_markup():
+    shown = show.answer_html("Who is <i>this</i>?", "<script>alert(1)</script>", 'a "b" & c', right=False)
+    assert "<script>" not in shown and "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
+    assert "&lt;i&gt;" in shown and "&amp;" in shown and "✗" in shown
+    assert 'src="data:image/png;base64,' in show.answer_html("q", "a", image=PICTURE)
+    assert "(nothing)" in show.answer_html("q", "") and "<script>" not in show.text("<script>").data
+    assert "<script>" not in show.table(pd.DataFrame({"answer": ["<script>"]})).data
+    pictures = show.gallery({"<script>": PICTURE, "a photo": b"\xff\xd8"}).data
+    assert "<script>" not in pictures and "image/png" in pictures and "image/jpeg" in pictures

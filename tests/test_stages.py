@@ -1,6 +1,7 @@
-"""Stages: made once, whole or not at all, by one process at a time; and what they say about themselves."""
+"""Stages: made once, whole or not at all, by one process at a time; named by inputs and code; what they record."""
 
 import getpass
+import importlib
 import json
 import os
 import signal
@@ -12,22 +13,23 @@ from pathlib import Path
 
 import pytest
 
-from mllmu_nb import paths, provenance, stages
+from mllmu_nb import paths, pipeline, provenance, stages
+from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
+from mllmu_nb.stages import RECORD, Stage, code_hash, code_of
 
-# A stage that appends to a log when it works, says when it is in the middle, and takes its time.
+# A stage that appends to a log when it works, is in the middle for a while, and then ends.
 SLOW = """
 import sys, time
 from pathlib import Path
-from mllmu_nb import stages
-log, seconds = Path(sys.argv[1]), float(sys.argv[2])
+from mllmu_nb.stages import Stage
 def make(folder):
     (folder / "half").write_text("half")
-    with open(log, "a") as file:
+    with open(sys.argv[1], "a") as file:
         file.write("at work\\n")
-    time.sleep(seconds)
+    time.sleep(float(sys.argv[2]))
     (folder / "rest").write_text("rest")
-print(stages.stage("slow", {"x": 1}, make))
+print(Stage("slow", {"x": 1}, make).get())
 """
 
 
@@ -37,36 +39,72 @@ def out(tmp_path, monkeypatch):
     return tmp_path / "out"
 
 
-def write(text, calls=None):
+def demo(inputs, text="one", calls=None, at=None):
     def make(folder: Path):
         (folder / "file").write_text(text)
         if calls is not None:
             calls.append(text)
 
-    return make
+    return Stage("demo", inputs, make, at=at)
 
 
-def slow(log: Path, seconds: float) -> subprocess.Popen:
+@pytest.fixture
+def slow(tmp_path):
+    """Starts the slow stage in a process of its own: → (process, its log)."""
+    file, log = tmp_path / "slow.py", tmp_path / "log"
+    file.write_text(SLOW)
     environment = {**os.environ, "PYTHONPATH": str(paths.PACKAGE.parent)}
-    command = [sys.executable, "-c", SLOW, str(log), str(seconds)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    def start(seconds: float) -> subprocess.Popen:
+        command = [sys.executable, str(file), str(log), str(seconds)]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    return start, log
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=30):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
 
 
+# -- made once, whole or not at all -----------------------------------------------------------------------------
+
+
 def test_the_same_inputs_are_made_once_and_others_anew():
     calls = []
-    first = stages.stage("demo", {"lr": 0.1, "ids": ["a"]}, write("one", calls))
-    again = stages.stage("demo", {"ids": ["a"], "lr": 0.1}, write("two", calls))
-    other = stages.stage("demo", {"lr": 0.2, "ids": ["a"]}, write("three", calls))
+    first = demo({"lr": 0.1, "ids": ["a"]}, "one", calls).get()
+    again = demo({"ids": ["a"], "lr": 0.1}, "two", calls).get()
+    other = demo({"lr": 0.2, "ids": ["a"]}, "three", calls).get()
     assert first == again != other and calls == ["one", "three"]
-    assert (first / "file").read_text() == "one"
-    assert stages.place("demo", {"lr": 0.1, "ids": ["a"]}) == first
+    assert (first / "file").read_text() == "one" and demo({"lr": 0.1, "ids": ["a"]}).finished
+    assert first.parent == paths.cache() / "stages" and first.name.startswith("demo-")
+
+
+@pytest.mark.parametrize("text", ["[1]", "{}", "{", '{"files": 3}', '{"files": {"file": "x"}, "key": "demo"}'])
+def test_a_record_that_says_nothing_is_made_anew(text):
+    folder = demo({}).get()
+    (folder / RECORD).write_text(text)
+    assert not demo({}).finished and demo({}).get() == folder and demo({}).finished
+
+
+@pytest.mark.parametrize("content", [b"on", b"two", b"", None], ids=["truncated", "edited", "empty", "missing"])
+def test_a_file_that_is_not_as_it_was_written_is_made_anew(content):
+    folder, calls = demo({}).get(), []
+    (folder / "file").unlink()
+    if content is not None:
+        (folder / "file").write_bytes(content)
+    assert not stages.is_whole(folder)
+    assert demo({}, calls=calls).get() == folder and calls == ["one"] and (folder / "file").read_text() == "one"
+
+
+def test_a_folder_that_is_named_otherwise_gives_way_to_one_of_another_key(out):
+    place, calls = out / "runs" / "a", []
+    for inputs in ({"lr": 0.1}, {"lr": 0.1}, {"lr": 0.2}):
+        assert demo(inputs, str(inputs), calls, at=place).get() == place
+    assert calls == ["{'lr': 0.1}", "{'lr': 0.2}"] and (place / "file").read_text() == "{'lr': 0.2}"
+    assert [path.name for path in place.parent.iterdir()] == ["a"], "nothing lies beside finished folders"
 
 
 def test_a_stage_that_fails_leaves_nothing(out):
@@ -75,64 +113,59 @@ def test_a_stage_that_fails_leaves_nothing(out):
         raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError):
-        stages.stage("demo", {}, make)
-    assert not stages.place("demo", {}).exists()
+        Stage("demo", {}, make).get()
     assert [path for path in out.rglob("*") if path.is_file() and "locks" not in path.parts] == []
-    assert (stages.stage("demo", {}, write("whole")) / "file").read_text() == "whole"
+    assert (demo({}).get() / "file").read_text() == "one"
 
 
-def test_two_processes_do_the_work_once(tmp_path):
-    log = tmp_path / "log"
-    both = [slow(log, 1.0), slow(log, 1.0)]
-    said = [process.communicate(timeout=30)[0] for process in both]
-    assert said[0] == said[1] and [process.returncode for process in both] == [0, 0]
+def test_two_processes_do_the_work_once(slow):
+    start, log = slow
+    both = [start(1.0), start(1.0)]
+    printed = [process.communicate(timeout=60)[0] for process in both]
+    assert printed[0] == printed[1] and [process.returncode for process in both] == [0, 0]
     assert log.read_text() == "at work\n"
 
 
-def test_a_killed_stage_is_swept_up_and_made_by_the_next_run(tmp_path, out):
-    log = tmp_path / "log"
-    process = slow(log, 60)
+def test_a_killed_stage_is_made_by_the_next_run(slow, out):
+    start, log = slow
+    process = start(60)
     wait_for(log.exists)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    place = stages.place("slow", {"x": 1})
-    left = list((out / ".cache" / ".unfinished").iterdir())
-    assert not place.exists() and [(path / "half").read_text() for path in left] == ["half"]
-    told = slow(log, 0).communicate(timeout=30)[0]
-    assert told.strip() == str(place) and (place / "rest").read_text() == "rest"
+    [left] = (out / ".cache" / ".unfinished").iterdir()
+    assert (left / "half").read_text() == "half" and not list((out / ".cache").glob("stages/*"))
+    place = Path(start(0).communicate(timeout=60)[0].strip())
+    assert (place / "rest").read_text() == "rest" and stages.is_whole(place)
     assert list((out / ".cache" / ".unfinished").iterdir()) == []
-
-
-def test_a_whole_folder_takes_the_place_of_an_older_one(out):
-    folder = out / "runs" / "a"
-    for text in ("old", "new"):
-        with stages.lock(folder), stages.whole(folder) as partial:
-            (partial / text).write_text(text)
-            assert folder.exists() == (text == "new"), "the old one stays until the new one is done"
-    assert [path.name for path in folder.iterdir()] == ["new"]
-    assert [path.name for path in folder.parent.glob("*")] == ["a"], "nothing lies beside finished folders"
 
 
 def test_an_output_folder_that_cannot_be_written_is_named_before_any_work(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "file"))
     calls = []
-    with pytest.raises(KitError) as raised:
-        stages.stage("demo", {}, write("one", calls))
+    with pytest.raises(KitError) as error:
+        demo({}, calls=calls).get()
     where = tmp_path / "file" / ".cache" / "locks"
-    assert str(raised.value) == f"cannot write to {where} (Not a directory): set MLLMU_NB_OUT to another folder"
+    assert str(error.value) == f"cannot write to {where} (Not a directory): set MLLMU_NB_OUT to another folder"
     assert calls == []
 
 
-def test_a_stage_tells_what_made_it_and_nothing_about_who_or_where():
+# -- what is recorded -------------------------------------------------------------------------------------------
+
+
+def test_a_record_holds_what_made_the_stage_and_nothing_about_who_or_where():
     parameters = {"base_path": "/home/somebody/llava", "profiles_file": "", "seed": 1}
-    folder = stages.stage("demo", {"x": 1}, write("one"), {"parameters": parameters, "scale": "miniature"})
-    text = (folder / stages.RECORD).read_text()
-    told = json.loads(text)
-    assert told["parameters"] == {"base_path": "llava", "profiles_file": "", "seed": 1}
-    assert told["scale"] == "miniature" and told["key"] == folder.name and told["seconds"] >= 0
-    assert {"python", "torch", "transformers", "peft", "mllmu_nb"} <= set(told["versions"])
-    assert told["device"] and "commit" in told and "dirty" in told
+    stage = demo({"x": 1})
+    folder = Stage(
+        stage.name, stage.inputs, stage.make, record=lambda: {"parameters": parameters, "scale": "paper"}
+    ).get()
+    text = (folder / RECORD).read_text()
+    record = json.loads(text)
+    assert record["parameters"] == {"base_path": "llava", "profiles_file": "", "seed": 1}
+    assert record["scale"] == "paper" and record["key"] == folder.name and record["seconds"] >= 0
+    assert record["files"] == {"file": {"bytes": 3, "sha256": stages._digest(folder / "file")["sha256"]}}
+    assert {"python", "torch", "transformers", "peft", "mllmu_nb"} <= set(record["versions"])
+    assert record["device"] and "bits" in record and "commit" in record and "dirty" in record
     for private in (str(Path.home()), str(paths.root()), socket.gethostname(), f"/{getpass.getuser()}/"):
         assert private not in text
 
@@ -142,22 +175,144 @@ def test_without_git_the_commit_is_unknown(monkeypatch):
     assert (provenance.commit(), provenance.dirty()) == ("unknown", None)
 
 
-def test_code_counts_and_its_wording_does_not(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def hash_of(source):
-        (tmp_path / "a_method.py").write_text(source)
-        stages._meaning.cache_clear()
-        return stages.code_hash(["a_method"])
-
-    plain = hash_of('"""Loss."""\ndef loss(x):\n    """Doc."""\n    return -x\n')
-    assert plain == hash_of('"""Another."""\n\n\ndef loss(x):  # why\n    return (-x)\n')
-    assert plain != hash_of('"""Loss."""\ndef loss(x):\n    return x\n')
-
-
 def test_unreadable_json_is_named(tmp_path):
     (tmp_path / "train.json").write_text("{")
     with pytest.raises(KitError, match="cannot read .*train.json"):
         stages.read_json(tmp_path / "train.json")
     with pytest.raises(ValueError):
         stages.write_json(tmp_path / "x.json", {"loss": float("nan")})
+
+
+# -- the code in a key ------------------------------------------------------------------------------------------
+
+METHOD = '''"""Loss."""
+from lab import helper
+from .scale import SCALE
+
+def loss(x):
+    return helper.minus(x)
+'''
+REWORDED = '''"""Another docstring."""
+
+from lab import helper
+from .scale import SCALE
+
+
+def loss(x):  # why
+    """Doc."""
+    return (helper.minus(x))
+'''
+MINUS = "def minus(x):\n    return -x\n"
+PACKAGE = {
+    "__init__.py": "",
+    "method.py": METHOD,
+    "helper.py": MINUS,
+    "scale.py": "SCALE = 2\n",
+    "unused.py": "VALUE = 1\n",
+}
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """A package of its own on the path: write(file=content) → the code hash of its module ``method``."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "lab").mkdir()
+
+    def write(**files):
+        for name, content in {**PACKAGE, **files}.items():
+            (tmp_path / "lab" / name).write_text(content)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "lab"]:
+            del sys.modules[name]
+        stages._source.cache_clear()
+        stages._path.cache_clear()
+        importlib.import_module("lab.method")
+        return code_hash(type("Method", (), {"__module__": "lab.method"}))
+
+    yield write
+    stages._source.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lab"]:
+        del sys.modules[name]
+
+
+def test_code_that_is_imported_counts_and_wording_and_layout_do_not(lab):
+    plain = lab()
+    same = ({}, {"method.py": REWORDED}, {"unused.py": "VALUE = 2\n"}, {"helper.py": "def minus(x): return -x\n"})
+    assert {lab(**files) for files in same} == {plain}
+    changed = (
+        {"method.py": METHOD.replace("return", "return 2 *")},
+        {"helper.py": MINUS.replace("-x", "1 - x")},
+        {"scale.py": "SCALE = 3\n"},  # by a relative import
+        {"__init__.py": "import warnings\n"},
+        {"helper.yaml": "beta: 1\n"},  # a module's own data
+    )
+    assert len({plain, *(lab(**files) for files in changed)}) == 6
+
+
+def test_of_a_function_only_what_it_uses_counts(lab):
+    def hash_of(text):
+        lab(**{"method.py": text})
+        return code_hash(sys.modules["lab.method"].make)
+
+    text = "FIRST, SECOND = 1, 2\nother = lambda x: x\n\ndef make(x):\n    other = x\n    return FIRST\n"
+    plain = hash_of(text)
+    moved = text.replace("\ndef", "# a comment\n\n\ndef").replace("FIRST, SECOND", "\nFIRST, SECOND")
+    assert hash_of(moved) == hash_of(text.replace("lambda x: x", "lambda x: 2")) == plain, "make has its own `other`"
+    assert hash_of(text.replace("1, 2", "3, 2")) != plain
+
+
+def test_a_file_beside_the_single_file_of_an_extension_counts(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def hash_of(content):
+        (tmp_path / "beside_me.py").write_text(content)
+        (tmp_path / "single_file.py").write_text("import beside_me\nimport json\n")
+        stages._source.cache_clear()
+        stages._path.cache_clear()
+        return code_hash(type("Method", (), {"__module__": "single_file"}))
+
+    assert hash_of("X = 1\n") != hash_of("X = 2\n")
+    stages._source.cache_clear()
+
+
+def closure(stage: Stage) -> set[str]:
+    """The modules whose code is in a stage's key."""
+    return {name.removeprefix("mllmu_nb.") for name in code_of(stage.make, *stage.uses) if ":" not in name}
+
+
+def test_vanilla_hangs_on_all_that_teaches_it_and_on_nothing_else():
+    vanilla = closure(pipeline.finetuned(Config()))
+    assert vanilla >= {
+        *("training", "batches", "muon", "models.score", "models.load", "models.adapters", "models.families.llava"),
+        *("data.text.names", "data.portraits", "data.generate"),  # with_name, augment, who is replayed
+        *("mixture", "evaluation.engine"),  # what is replayed, and its answers
+    }
+    evaluation = {name for name in vanilla if name.startswith(("evaluation.", "scoring", "reporting", "after"))}
+    assert evaluation == {"evaluation.engine"}
+    assert {name for name in vanilla if name.startswith("unlearning.")} == {"unlearning.base"}
+    kl_min = closure(pipeline.unlearned(Config(method="kl_min", modality="unimodal")))
+    assert {name for name in kl_min if name.startswith("unlearning.")} == {"unlearning.base", "unlearning.kl_min"}
+
+
+SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25}
+
+
+def test_adding_a_method_leaves_every_other_key_as_it_was(tmp_path):
+    code = f"""
+from mllmu_nb import pipeline, unlearning
+from mllmu_nb.config import Config
+print(pipeline.finetuned(Config(**{SMALL})).key)
+for name in set(unlearning.names()) - {{"prompting"}}:
+    print(name, pipeline.unlearned(Config(method=name, modality="multimodal", **{SMALL})).key)
+"""
+    method = "from mllmu_nb.unlearning import *\n\n@register\nclass Odd(Method):\n    name = label = 'odd'\n"
+    (tmp_path / "odd_method.py").write_text(method)
+    started = []
+    for extensions in ("", "odd_method"):
+        places = os.pathsep.join([str(tmp_path), str(paths.PACKAGE.parent)])
+        environment = {**os.environ, "PYTHONPATH": places, "MLLMU_NB_EXTENSIONS": extensions}
+        started.append(
+            subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+        )
+    before, after = (set(process.communicate()[0].splitlines()) for process in started)
+    [added] = after - before
+    assert len(before) == 5 and before < after and added.startswith("odd unlearned-")

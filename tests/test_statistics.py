@@ -1,16 +1,16 @@
-"""Intervals by person: hand-computed cases, coverage, and the table of scores."""
+"""Intervals by person, variance, rankings and two samples: cases computed by hand, and coverage."""
 
 import importlib.util
-from math import nan, sqrt
+from math import inf, nan, sqrt
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import mannwhitneyu
 
 from mllmu_nb.errors import KitError
-from mllmu_nb.evaluation.statistics import (
-    COLUMNS,
+from mllmu_nb.statistics.intervals import (
     Interval,
     effective_items,
     equivalence,
@@ -18,9 +18,11 @@ from mllmu_nb.evaluation.statistics import (
     interval,
     paired_difference,
     paired_p,
-    scores,
-    variance_split,
+    resample_counts,
 )
+from mllmu_nb.statistics.ranking import kendall_tau, letter, shared_letters, smallest_p
+from mllmu_nb.statistics.samples import Pairs, Sample, jensen_shannon, ks, tpr
+from mllmu_nb.statistics.variance import variance_split
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -67,13 +69,6 @@ def test_bootstrap_of_many_people_agrees_with_the_normal_interval():
     assert found.value - found.low == pytest.approx(reach, rel=0.1)
 
 
-def test_bootstrap_is_repeatable_and_follows_its_seed():
-    values = np.random.default_rng(0).random(80)
-    who = people(40, 2)
-    assert interval(values, who, seed=3) == interval(values, who, seed=3)
-    assert interval(values, who, seed=3) != interval(values, who, seed=4)
-
-
 def test_effective_items_lie_between_people_and_items():
     alike = np.array([5.0, 0.0] * 10)  # every person all right or all wrong: correlation 1
     mixed = np.array([2.0, 3.0] * 10)  # people differ less than chance would have it: correlation 0
@@ -85,14 +80,14 @@ def test_effective_items_lie_between_people_and_items():
     assert effective_items(np.full(10, 5.0), np.full(10, 5.0)) == pytest.approx(20.0, abs=0.01)
 
 
-@pytest.mark.parametrize("count", [10, 90])
-def test_a_perfect_score_is_not_certain(count):
+# with the imagined person half right the ICC is .375, so 5 answers a person are worth 5/2.5 = 2 independent ones;
+# Wilson's lower end of a perfect score is 1/(1 + 1.96²/items)
+@pytest.mark.parametrize(("count", "items"), [(10, 20), (90, 180)])
+def test_a_perfect_score_is_not_certain(count, items):
     perfect = interval(np.ones(count * 5), people(count, 5))
     nothing = interval(np.zeros(count * 5), people(count, 5))
-    assert perfect.value == perfect.high == 1.0 and 0.5 < perfect.low < 0.99
+    assert perfect.value == perfect.high == 1.0 and perfect.low == pytest.approx(1 / (1 + 3.8415 / items), abs=1e-5)
     assert nothing.low == 0.0 and nothing.high == pytest.approx(1 - perfect.low)
-    # fewer people say less; Wilson at 20 effective items: 1/(1 + 1.96²/20)
-    assert count == 90 or perfect.low == pytest.approx(1 / (1 + 3.8415 / 20), abs=0.001)
 
 
 def test_no_interval_of_a_score_without_spread_is_a_point():
@@ -342,69 +337,128 @@ def test_bad_scores_are_refused():
         interval([0.5], ["a", "b"])
 
 
-def some_items() -> pd.DataFrame:
-    run = {"run": "r", "base_model": "llava", "forget_ratio": 10, "forget_draw": 0, "method": "ga"}
-    run |= {"variant": "canonical", "modality": "multimodal", "set": "forget", "protocol": "clean"}
-    run |= {"data_seed": 0, "train_seed": 0, "unlearn_seed": 7, "shot_seed": 0}
-    measures = dict.fromkeys(("rouge1", "rouge2", "rougeL", "bleu", "exact", "factuality"), nan)
-    rows = []
-    for number in range(4):
-        for view, right in (("image_text", number % 2), ("text", 1)):
-            common = run | {"view": view, "profile": f"p{number}", "parsed": True, "correct": float(right)} | measures
-            rows.append(common | {"task": "classification", "scoring": "letter", "parsed": number > 0})
-            rows.append(common | {"task": "classification", "scoring": "likelihood"})
-            rows.append(common | {"task": "cloze", "scoring": ""})
-            said = {"rouge1": 0.5, "rouge2": 0.25, "rougeL": 0.5, "bleu": 0.1, "exact": float(right)}
-            rows.append(
-                common | {"task": "generation", "scoring": "", "correct": nan, "factuality": 2.0 + right} | said
-            )
-    return pd.DataFrame(rows)
+def test_a_score_without_ends_has_students_interval_and_none_without_spread():
+    found = interval([-3.0, -1.0, -9.0, -7.0], list("aabb"), bounds=(-inf, inf))
+    # means -2 and -8: standard error 3, t(.975, 1) = 12.706
+    assert (found.value, found.low) == (-5.0, pytest.approx(-5 - 12.706205 * 3))
+    alike = interval([-3.0, -3.0], ["a", "b"], bounds=(-inf, inf))
+    assert alike.value == -3.0 and np.isnan([alike.low, alike.high]).all()
+    both = paired_difference([-1.0, -2.0, -5.0], [-2.0, -4.0, -5.0], list("abc"), bounds=(-inf, inf))
+    assert both == interval([1.0, 2.0, 0.0], list("abc"), bounds=(-inf, inf))
 
 
-def test_scores_are_long_and_pool_the_views():
-    table = scores(some_items())
-    assert list(table.columns) == COLUMNS and set(table["seed"]) == {7}
-    cells = table.set_index(["task", "view", "scoring", "metric"])
-    assert not cells.index.has_duplicates
-    assert cells.loc[("classification", "image_text", "letter", "accuracy"), "value"] == 0.5
-    assert cells.loc[("classification", "both", "letter", "accuracy"), ["value", "n_items"]].tolist() == [0.75, 8]
-    assert cells.loc[("classification", "text", "letter", "parse_failure"), "value"] == 0.25
-    assert ("classification", "text", "likelihood", "parse_failure") not in cells.index
-    assert cells.loc[("generation", "both", "", "factuality"), "value"] == 2.75
-    assert cells.loc[("generation", "text", "", "rouge2"), "value"] == 0.25
-    assert (cells["low"] < cells["value"] + 1e-12).all() and (cells["high"] > cells["value"] - 1e-12).all()
-    # 3 views × (letter 2 + likelihood 1 + cloze 1 + generation 6)
-    assert len(cells) == 30 and set(cells["n_profiles"]) == {4}
+# rankings
 
 
-def test_what_was_not_measured_has_no_row():
-    items = some_items()
-    items["factuality"] = nan
-    assert "factuality" not in set(scores(items)["metric"])
+def test_groups_share_a_letter_exactly_if_they_are_not_told_apart():
+    def letters(names, *apart):
+        return shared_letters(list(names), [frozenset(pair) for pair in apart])
+
+    assert letters("abc") == {"a": "a", "b": "a", "c": "a"}
+    assert letters("ab", "ab") == {"a": "a", "b": "b"}
+    assert letters("abcd", "ad", "bd") == {"a": "a", "b": "a", "c": "ab", "d": "b"}
+    # the nearest and the next are apart and the third, less certain, is neither's loser: no single ladder can say so
+    assert letters("abc", "ab") == {"a": "a", "b": "b", "c": "ab"}
+    assert letters("") == {} and [letter(n) for n in (0, 25, 26, 27, 52)] == ["a", "z", "aa", "ab", "ba"]
 
 
-def test_consistency_is_scored_where_it_was_asked_for():
-    items = some_items()
-    letters = items["scoring"] == "letter"
-    table = scores(items.assign(consistency=np.where(letters, items["view"] == "text", nan)))
-    found = table[table["metric"] == "consistency"]
-    assert set(found["scoring"]) == {"letter"}
-    assert found.set_index("view")["value"].to_dict() == {"image_text": 0.0, "text": 1.0, "both": 0.5}
-    assert "consistency" not in set(scores(items)["metric"])
+def test_tau_and_its_exact_p_by_hand():
+    assert kendall_tau([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx((1, 2 / 24))
+    # of 24 orders, 1 + 3 have at most one inversion, as many at least five
+    assert kendall_tau([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx((4 / 6, 8 / 24))
+    # one tie: 5 of 5 untied pairs agree, tau-b = 5/sqrt(5 * 6); 4 of 24 orders have all five or none
+    assert kendall_tau([1, 1, 2, 3], [1, 2, 3, 4]) == pytest.approx((5 / sqrt(30), 4 / 24))
+    assert np.isnan(kendall_tau([1, 1, 1, 1], [1, 2, 3, 4])).all()
 
 
-@pytest.mark.parametrize("column", ["protocol", "variant", "data_seed", "train_seed", "unlearn_seed", "shot_seed"])
-def test_runs_that_differ_in_protocol_variant_or_a_seed_are_scored_apart(column):
-    items = some_items()
-    other = items.assign(run="other", correct=0.0, **{column: "upstream" if column in ("protocol", "variant") else 3})
-    table = scores(pd.concat([items, other]))
-    mine, theirs = (table[table[column] == frame[column].iloc[0]] for frame in (items, other))
-    assert len(mine) == len(theirs) == 30
-    assert mine["value"].tolist() == scores(items)["value"].tolist()
-    assert (theirs.loc[theirs["metric"] == "accuracy", "value"] == 0).all()
+def test_the_smallest_p_there_is_by_hand():
+    assert (smallest_p([1, 2, 3, 4], [2, 1, 4, 3]), smallest_p(range(5), range(5))) == pytest.approx((2 / 24, 2 / 120))
+    # one tie in ours: of 24 orders, 2 agree in all five untied pairs and 2 in none; the tie at the end, the same
+    assert smallest_p([1, 1, 2, 3], [1, 2, 3, 4]) == smallest_p([1, 2, 3, 3], [4, 2, 3, 1]) == pytest.approx(4 / 24)
+    # two pairs of two on each side: 4 of 24 orders put the same two first, 4 the same two last
+    assert smallest_p([1, 1, 2, 2], [5, 6, 5, 6]) == pytest.approx(8 / 24)
+    assert np.isnan(smallest_p([1, 1, 1, 1], [1, 2, 3, 4]))
+    for ours, theirs in (([1, 1, 2, 3], [1, 2, 3, 4]), ([1, 1, 2, 2], [5, 5, 6, 6])):
+        assert kendall_tau(ours, theirs)[1] == smallest_p(ours, theirs), "the very same order"
 
 
-def test_two_runs_in_one_cell_are_refused():
-    items = some_items()
-    with pytest.raises(KitError, match="score them apart"):
-        scores(pd.concat([items, items.assign(run="other")]))
+# two samples
+
+
+def sample(rng, count: int, shift: float, name: str = "p", each: int = 12) -> Sample:
+    who = np.repeat([f"{name}{n}" for n in range(count)], each)
+    return Sample(rng.normal(shift, 1, count * each), who)
+
+
+def test_the_area_is_half_without_a_difference_and_the_librarys_with_one():
+    rng = np.random.default_rng(0)
+    value, low, high = Pairs([(sample(rng, 40, 0), sample(rng, 40, 0))]).auc()
+    assert abs(value - 0.5) < 0.06 and low < 0.5 < high
+    ours, fresh = (Sample(one.values.round(1), one.people) for one in (sample(rng, 10, 1), sample(rng, 25, 0)))  # ties
+    pairs = Pairs([(ours, fresh)])
+    value, low, high = pairs.auc()
+    # Mann and Whitney's U over all pairs is the area
+    assert value == pytest.approx(mannwhitneyu(ours.values, fresh.values).statistic / (120 * 300))
+    assert 0.5 < low < value < high and pairs.auc() == (value, low, high)  # the same draws every time
+
+
+def test_models_of_several_forget_sets_are_each_compared_with_its_own_negatives():
+    rng, parts = np.random.default_rng(1), []
+    for level in (0.0, 50.0):  # another model, another scale: pooled blindly its negatives beat the first's positives
+        parts.append((sample(rng, 5, level + 1, f"{level}/"), sample(rng, 8, level)))
+    both = Pairs(parts)
+    assert both.auc()[0] == pytest.approx(np.mean([Pairs([part]).auc()[0] for part in parts]))
+    assert both.count.shape == (10, 8)
+
+
+def test_an_area_close_to_its_end_is_not_certain_and_a_model_is_not_different_from_itself():
+    rng = np.random.default_rng(2)
+    ours, fresh = sample(rng, 5, 99), sample(rng, 25, 0)
+    perfect = Pairs([(ours, fresh)])
+    value, low, high = perfect.auc()
+    assert value == 1 and low < 0.7 and high == pytest.approx(1)
+    value, low, high = perfect.minus(perfect)
+    assert value == 0 and low < 0 < high
+    ours.values[0] = -99  # one sentence of sixty
+    value, low, high = Pairs([(ours, fresh)]).auc()
+    assert value == pytest.approx(59 / 60) and low < 0.6 and value < high <= 1
+    gap, low, high = Pairs([(ours, fresh)]).minus(perfect)
+    assert gap == pytest.approx(-1 / 60) and low < -0.3 and high > 0.3
+
+
+def test_an_area_of_few_people_has_students_interval():
+    rng = np.random.default_rng(4)
+    pairs = Pairs([(sample(rng, 5, 0.5), sample(rng, 25, 0))])
+    value, low, high = pairs.auc()
+    drawn = [resample_counts(count, 2000, side) for side, count in enumerate(pairs.count.shape)]
+    sums = [np.einsum("ri,ij,rj->r", drawn[0], pairs_of, drawn[1]) for pairs_of in (pairs.higher, pairs.count)]
+    resampled = sums[0] / sums[1]
+    reach = 2.776 * resampled.std(ddof=1)  # t of .975 with 4 degrees
+    assert (value - low, high - value) == pytest.approx((reach, reach), rel=1e-3)
+    percentiles = np.quantile(resampled, [0.025, 0.975])
+    assert low < percentiles[0] and percentiles[1] < high
+    value, low, high = Pairs([(sample(rng, 1, 0.5), sample(rng, 25, 0))]).auc()
+    assert low < 0.2 and high > 0.9  # one person says little
+
+
+def test_the_true_positive_rate_is_read_where_few_negatives_pass():
+    who = np.array(["p"] * 4)
+    ours, fresh = Sample(np.array([98.5, 97.5, 94.5, 93.5]), who), Sample(np.arange(100.0), np.array(["f"] * 100))
+    assert tpr([(ours, fresh)], 0.01) == 0.25  # one of a hundred negatives lies above 98.5
+    assert tpr([(ours, fresh)], 0.05) == 0.75
+    alike = Sample(np.full(100, 95.0), fresh.people)  # they pass all at once or not at all
+    assert tpr([(ours, alike)], 0.05) == 0.5 and tpr([(ours, fresh), (ours, alike)], 0.01) == (1 + 2) / 8
+    assert tpr([(ours, fresh)], 1.0) == 1.0
+
+
+def test_distances_of_distributions():
+    rng = np.random.default_rng(3)
+    who = np.repeat(np.arange(30), 5)
+    a, b = rng.beta(2, 2, 150), rng.beta(2, 2, 150)
+    distance, chance = jensen_shannon(a, b, who)
+    assert 0 < distance <= chance < 1
+    low, high = np.full(150, 0.05), np.full(150, 0.95)
+    distance, chance = jensen_shannon(low, high, who)
+    assert distance == pytest.approx(1) and chance < 0.5  # nothing in common
+    assert ks(low, high)[0] == 1 and ks(low, high)[1] < -80
+    assert ks(a, a) == (0, 0)

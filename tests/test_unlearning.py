@@ -1,29 +1,31 @@
 """Every method's loss against values worked out by hand, and its gradient against a formula of its own."""
 
-import importlib.util
 import math
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from mllmu_nb import unlearning
+from mllmu_nb import registry, unlearning
+from mllmu_nb.data.conversations import Conversation, Turn
 from mllmu_nb.errors import KitError
 from mllmu_nb.unlearning import (
     IGNORE,
     METHODS,
     Method,
-    Recorded,
+    Needs,
+    Recipe,
+    ReferenceLogProbs,
     Scored,
-    bring,
+    Step,
+    Stream,
     get,
     mean_kl,
-    mean_nll,
     register,
-    sequence_log_probs,
     summed_kl,
-    token_log_probs,
-    token_nll,
+    with_answers,
 )
 
 LOG = math.log
@@ -47,8 +49,21 @@ def retain():
     return scored([[EVEN, HALF]], [[2, 0]])
 
 
+def uneven():
+    return scored([[HALF, HALF], [EIGHTH, EVEN]], [[0, 0], [0, IGNORE]])
+
+
+def terms(method, reference=None, **batches):
+    """Name → term of the loss on these batches."""
+    return dict(method.loss(Step.of(batches, reference)))
+
+
+def values(loss):
+    return {name: term.item() for name, term in loss.items()}
+
+
 def gradient(loss, batch):
-    return torch.autograd.grad(loss, batch.logits)[0]
+    return torch.autograd.grad(loss, batch.logits, retain_graph=True)[0]
 
 
 def ascent(batch, weights):
@@ -58,144 +73,50 @@ def ascent(batch, weights):
     return torch.tensor(weights).unsqueeze(-1) * (onehot - probabilities)
 
 
-def test_mean_nll_averages_each_answer_first():
-    # (ln 2 + ln 8) / 2 = 2 ln 2 for the first answer, ln 4 = 2 ln 2 for the second
-    assert mean_nll(forget()).item() == pytest.approx(2 * LOG(2), abs=1e-6)
-    uneven = scored([[HALF, HALF], [EIGHTH, EVEN]], [[0, 0], [0, IGNORE]])
-    assert mean_nll(uneven).item() == pytest.approx((LOG(2) + LOG(8)) / 2, abs=1e-6)
-    assert token_nll(uneven).item() == pytest.approx((LOG(2) + LOG(2) + LOG(8)) / 3, abs=1e-6)
+def near(**numbers):
+    return pytest.approx(numbers, abs=1e-5)
 
 
-def test_sequence_log_probs_are_sums_with_their_counts():
+# -- what a batch can say ---------------------------------------------------------------------------------------
+
+
+def test_means_and_sums_of_a_batch():
     batch = forget()
-    assert sequence_log_probs(batch).tolist() == pytest.approx([-4 * LOG(2), -2 * LOG(2)], abs=1e-6)
+    assert batch.summed_log_probs.tolist() == pytest.approx([-4 * LOG(2), -2 * LOG(2)], abs=1e-6)
     assert batch.counts.tolist() == [2, 1]
+    # (ln 2 + ln 8) / 2 = 2 ln 2 for the first answer, ln 4 = 2 ln 2 for the second
+    assert batch.mean_nll.tolist() == pytest.approx([2 * LOG(2)] * 2, abs=1e-6)
+    # an answer's mean first (ln 2, ln 8), or one mean over the three tokens
+    assert uneven().mean_nll.tolist() == pytest.approx([LOG(2), LOG(8)], abs=1e-6)
+    assert uneven().token_nll.item() == pytest.approx((LOG(2) + LOG(2) + LOG(8)) / 3, abs=1e-6)
 
 
-def test_gradient_ascent():
+def test_what_was_stored_of_a_model_stands_for_it():
     batch = forget()
-    loss, parts = get("ga").loss({"forget": batch}, {})
-    assert loss.item() == pytest.approx(-2 * LOG(2), abs=1e-6)
-    assert parts == {"forget": pytest.approx(2 * LOG(2), abs=1e-6)}
-    # +log p, averaged over 2 sequences, and over 2 and 1 tokens
-    torch.testing.assert_close(gradient(loss, batch), ascent(batch, [[1 / 4, 1 / 4], [1 / 2, 0.0]]))
-
-
-def test_gradient_difference_weighs_both_sets():
-    lost, kept = forget(), retain()
-    loss, parts = get("grad_diff", gamma=2.0, alpha=3.0).loss({"forget": lost, "retain": kept}, {})
-    # retain: two tokens of probability 1/2, so ln 2 each
-    assert loss.item() == pytest.approx(-2 * 2 * LOG(2) + 3 * LOG(2), abs=1e-6)
-    assert parts["retain"] == pytest.approx(LOG(2), abs=1e-6)
-    grad_lost, grad_kept = torch.autograd.grad(loss, (lost.logits, kept.logits))
-    torch.testing.assert_close(grad_lost, 2 * ascent(lost, [[1 / 4, 1 / 4], [1 / 2, 0.0]]))
-    torch.testing.assert_close(grad_kept, -3 * ascent(kept, [[1 / 2, 1 / 2]]))
-
-
-def test_gradient_difference_defaults_are_one():
-    assert (get("grad_diff").gamma, get("grad_diff").alpha) == (1.0, 1.0)
-
-
-def test_kl_minimization():
-    lost, now = forget(), scored([[EVEN, HALF]], [[2, 0]])
-    before = scored([[HALF, HALF]], [[2, 0]])
-    loss, parts = get("kl_min").loss({"forget": lost, "retain": now}, {"retain": before})
-    # first token: 1/2 ln(1/2 / 1/4) + 1/4 ln 1 + 1/4 ln(1/4 / 1/2) = 1/4 ln 2; second: the same distribution, 0
-    kl = (LOG(2) / 4 + 0) / 2
-    assert parts == {"forget": pytest.approx(2 * LOG(2), abs=1e-6), "kl": pytest.approx(kl, abs=1e-6)}
-    assert loss.item() == pytest.approx(-2 * LOG(2) + kl, abs=1e-6)
-    # dKL(q‖p)/dlogits = p − q at each token, averaged over the two
-    expected = (torch.tensor([[EVEN, HALF]]) - torch.tensor([[HALF, HALF]])) / 2
-    torch.testing.assert_close(gradient(loss, now), expected)
+    stored = ReferenceLogProbs(batch.log_probs.detach(), batch.labels)
+    assert stored.counts.tolist() == [2, 1]
+    for name in ("log_probs", "summed_log_probs", "mean_nll", "token_nll"):
+        assert torch.equal(getattr(stored, name), getattr(batch, name))
+    loss = terms(get("npo", "upstream"), {"forget": stored}, forget=batch)
+    assert values(loss) == near(forget=2 / 0.4 * LOG(2))
 
 
 def test_kl_runs_from_the_reference_to_the_model():
     """KL is not symmetric: this one is KL(reference ‖ model)."""
     before, now = scored([[EIGHTH]], [[0]]), scored([[HALF]], [[0]])
     forward = LOG(0.125 / 0.5) / 8 + LOG(0.125 / 0.25) / 8 + 0.75 * LOG(0.75 / 0.25)
-    assert mean_kl(before, now).item() == pytest.approx(forward, abs=1e-6)
+    assert mean_kl(before, now).tolist() == pytest.approx([forward], abs=1e-6)
     assert mean_kl(now, before).item() != pytest.approx(forward, abs=1e-2)
-
-
-def test_kl_of_a_model_with_itself_is_zero_and_pulls_nowhere():
-    batch = forget()
-    kl = mean_kl(forget(), batch)
-    assert kl.item() == pytest.approx(0, abs=1e-7)
-    torch.testing.assert_close(gradient(kl, batch), torch.zeros_like(batch.logits), atol=1e-7, rtol=0)
-
-
-def test_npo():
-    now = forget()
-    before = scored([[HALF, HALF], [QUARTER, EVEN]], [[0, 0], [1, IGNORE]])
-    before = Scored(before.logits.detach(), now.labels)
-    # the first answer was ln(1/2) + ln(1/4) and is ln(1/2) + ln(1/8): ratio −ln 2; the second is as it was: ratio 0
-    beta = 0.1
-    loss, parts = get("npo").loss({"forget": now}, {"forget": before})
-    expected = -(2 / beta) * (LOG(1 / (1 + math.exp(beta * -LOG(2)))) + LOG(1 / 2)) / 2
-    assert loss.item() == pytest.approx(expected, abs=1e-5)
-    assert parts["ratio"] == pytest.approx(-LOG(2) / 2, abs=1e-6)
-    # gradient ascent's, each answer weighted by 2σ(β ratio) and its tokens summed
-    weight = 2 / (1 + math.exp(beta * LOG(2)))
-    torch.testing.assert_close(gradient(loss, now), ascent(now, [[weight / 2, weight / 2], [1 / 2, 0.0]]))
-
-
-@pytest.mark.parametrize(
-    ("variant", "tokens", "weight"),
-    [("canonical", 5, 0.76), ("canonical", 20, 0.24), ("upstream", 5, 0.80), ("upstream", 20, 0.80)],
-)
-def test_npo_weight_one_nat_per_token_above_the_reference(variant, tokens, weight):
-    """The weight with which an answer still pulls, after each of its tokens has lost one nat.
-
-    Canonical 2σ(−.1 · tokens): 2 / (1 + e^.5) = .755 and 2 / (1 + e^2) = .238. Upstream 2σ(−.4) = 2 / (1 + e^.4) =
-    .803 at any length, of a loss that is a mean over the tokens.
-    """
-    labels = [[0] * tokens]
-    now = scored([[[0.2, 0.4, 0.4]] * tokens], labels)
-    p = 0.2 * math.e
-    before = scored([[[p, (1 - p) / 2, (1 - p) / 2]] * tokens], labels)
-    loss, _ = get("npo", variant).loss({"forget": now}, {"forget": before})
-    plain = gradient(sequence_log_probs(now).sum() if variant == "canonical" else -token_nll(now), now)
-    ratio = gradient(loss, now) / plain
-    assert ratio.flatten().tolist() == pytest.approx([weight] * tokens * 3, abs=0.005)
-
-
-def test_npo_stays_finite_far_from_the_reference():
-    now = scored([[[1e-30, 0.5, 0.5]] * 20, [[1.0, 1e-30, 1e-30]] * 20], [[0] * 20] * 2)
-    before = scored([[[1.0, 1e-30, 1e-30]] * 20, [[1e-30, 0.5, 0.5]] * 20], [[0] * 20] * 2)
-    loss, _ = get("npo").loss({"forget": now}, {"forget": before})
-    # 20 tokens × 30 ln 10 nats: −(2/β) log σ(β·1381.6) ≈ 0 and (2/β)·β·1381.6 for the two
-    assert loss.item() == pytest.approx(2 * 20 * 30 * LOG(10) / 2, rel=1e-4)
+    own = mean_kl(forget(), batch := forget())
+    assert own.tolist() == pytest.approx([0, 0], abs=1e-7)
+    torch.testing.assert_close(gradient(own.sum(), batch), torch.zeros_like(batch.logits), atol=1e-7, rtol=0)
 
 
 def everywhere(probabilities, labels, supervised):
     """A batch scored at all its positions [B, S, V], of which ``supervised`` [B, T] say where the labelled ones are."""
     logits = (torch.tensor(probabilities).log() + 3.0).requires_grad_()
     rows = torch.arange(len(labels)).unsqueeze(-1)
-    return Scored(logits[rows, torch.tensor(supervised)], torch.tensor(labels), logits)
-
-
-def test_upstream_gradient_ascent_takes_every_token_alike():
-    batch = forget()
-    loss, parts = get("ga", "upstream").loss({"forget": batch}, {})
-    # ln 2 + ln 8 + ln 4 = 6 ln 2 over three tokens: 2 ln 2
-    assert loss.item() == pytest.approx(-2 * LOG(2), abs=1e-6)
-    assert parts == {"forget": pytest.approx(2 * LOG(2), abs=1e-6)}
-    torch.testing.assert_close(gradient(loss, batch), ascent(batch, [[1 / 3, 1 / 3], [1 / 3, 0.0]]))
-    # two halves and one eighth: (ln 2 + ln 2 + ln 8) / 3 = 5/3 ln 2, where a mean over answers has (ln 2 + ln 8) / 2
-    uneven = scored([[HALF, HALF], [EIGHTH, EVEN]], [[0, 0], [0, IGNORE]])
-    assert get("ga", "upstream").loss({"forget": uneven}, {})[0].item() == pytest.approx(-5 / 3 * LOG(2), abs=1e-6)
-    assert get("ga").loss({"forget": uneven}, {})[0].item() == pytest.approx(-2 * LOG(2), abs=1e-6)
-
-
-def test_upstream_gradient_difference_goes_up_and_down_in_steps_of_their_own():
-    method, lost, kept = get("grad_diff", "upstream"), forget(), retain()
-    assert method.passes == (("forget",), ("retain",))
-    up, parts = method.loss({"forget": lost}, {})
-    assert up.item() == pytest.approx(-2 * LOG(2), abs=1e-6) and parts == {"forget": -up.item()}
-    torch.testing.assert_close(gradient(up, lost), ascent(lost, [[1 / 3, 1 / 3], [1 / 3, 0.0]]))
-    down, parts = method.loss({"retain": kept}, {})
-    assert down.item() == pytest.approx(LOG(2), abs=1e-6) and parts == {"retain": down.item()}
-    torch.testing.assert_close(gradient(down, kept), -ascent(kept, [[1 / 2, 1 / 2]]))
+    return Scored(logits[rows, torch.tensor(supervised)], torch.tensor(labels), everywhere=logits)
 
 
 def test_summed_kl_counts_every_position():
@@ -210,31 +131,116 @@ def test_summed_kl_counts_every_position():
     expected = (torch.tensor([[EVEN, HALF, HALF], [EVEN, EVEN, HALF]]) - before.everywhere.softmax(-1)) / 2
     torch.testing.assert_close(torch.autograd.grad(kl, now.everywhere)[0], expected.detach())
     # averaged over the supervised tokens it is 1/4 ln 2, however long the sequences are
-    assert mean_kl(before, now).item() == pytest.approx(LOG(2) / 4, abs=1e-6)
-
-
-def test_summed_kl_is_what_pytorch_calls_batchmean():
-    torch.manual_seed(0)
-    before, now = (Scored(torch.empty(0), torch.empty(0), torch.randn(3, 7, 11)) for _ in range(2))
+    assert mean_kl(before, now).tolist() == pytest.approx([LOG(2) / 4] * 2, abs=1e-6)
     theirs = torch.nn.functional.kl_div(
         now.everywhere.log_softmax(-1), before.everywhere.softmax(-1), reduction="batchmean"
     )
-    torch.testing.assert_close(summed_kl(before, now), theirs)
+    torch.testing.assert_close(kl, theirs)
+
+
+# -- the methods as their papers define them --------------------------------------------------------------------
+
+
+def test_gradient_ascent():
+    batch = forget()
+    loss = terms(get("ga"), forget=batch)
+    assert values(loss) == near(forget=-2 * LOG(2))
+    # +log p, averaged over 2 sequences, and over 2 and 1 tokens
+    torch.testing.assert_close(gradient(loss["forget"], batch), ascent(batch, [[1 / 4, 1 / 4], [1 / 2, 0.0]]))
+
+
+def test_gradient_difference_weighs_both_sets():
+    lost, kept = forget(), retain()
+    assert (get("grad_diff").gamma, get("grad_diff").alpha) == (1.0, 1.0)
+    loss = terms(get("grad_diff", gamma=2.0, alpha=3.0), forget=lost, retain=kept)
+    # retain: two tokens of probability 1/2, so ln 2 each
+    assert values(loss) == near(forget=-2 * 2 * LOG(2), retain=3 * LOG(2))
+    torch.testing.assert_close(gradient(loss["forget"], lost), 2 * ascent(lost, [[1 / 4, 1 / 4], [1 / 2, 0.0]]))
+    torch.testing.assert_close(gradient(loss["retain"], kept), -3 * ascent(kept, [[1 / 2, 1 / 2]]))
+
+
+def test_kl_minimization():
+    now, before = scored([[EVEN, HALF]], [[2, 0]]), scored([[HALF, HALF]], [[2, 0]])
+    loss = terms(get("kl_min", alpha=2.0), {"retain": before}, forget=forget(), retain=now)
+    # first token: 1/2 ln(1/2 / 1/4) + 1/4 ln 1 + 1/4 ln(1/4 / 1/2) = 1/4 ln 2; second: the same distribution, 0
+    assert values(loss) == near(forget=-2 * LOG(2), kl=2 * (LOG(2) / 4 + 0) / 2)
+    # dKL(q‖p)/dlogits = p − q at each token, averaged over the two
+    torch.testing.assert_close(gradient(loss["kl"], now), torch.tensor([[EVEN, HALF]]) - torch.tensor([[HALF, HALF]]))
+
+
+def test_npo():
+    now = forget()
+    before = scored([[HALF, HALF], [QUARTER, EVEN]], [[0, 0], [1, IGNORE]])
+    before = Scored(before.logits.detach(), now.labels)
+    # the first answer was ln(1/2) + ln(1/4) and is ln(1/2) + ln(1/8): ratio −ln 2; the second is as it was: ratio 0
+    beta = 0.1
+    loss = terms(get("npo"), {"forget": before}, forget=now)
+    assert values(loss) == near(forget=-(2 / beta) * (LOG(1 / (1 + math.exp(beta * -LOG(2)))) + LOG(1 / 2)) / 2)
+    # gradient ascent's, each answer weighted by 2σ(β ratio) and its tokens summed
+    weight = 2 / (1 + math.exp(beta * LOG(2)))
+    torch.testing.assert_close(gradient(loss["forget"], now), ascent(now, [[weight / 2, weight / 2], [1 / 2, 0.0]]))
+
+
+@pytest.mark.parametrize(
+    ("variant", "tokens", "weight"),
+    [("canonical", 5, 0.76), ("canonical", 20, 0.24), ("upstream", 5, 0.80), ("upstream", 20, 0.80)],
+)
+def test_npo_weight_one_nat_per_token_above_the_reference(variant, tokens, weight):
+    """The weight with which an answer still pulls, after each of its tokens has lost one nat.
+
+    Canonical 2σ(−.1 · tokens): 2 / (1 + e^.5) = .755 and 2 / (1 + e^2) = .238. Upstream 2σ(−.4) = 2 / (1 + e^.4) =
+    .803 at any length, of a loss that is a mean over the tokens.
+    """
+    labels, p = [[0] * tokens], 0.2 * math.e
+    now = scored([[[0.2, 0.4, 0.4]] * tokens], labels)
+    before = scored([[[p, (1 - p) / 2, (1 - p) / 2]] * tokens], labels)
+    loss = terms(get("npo", variant), {"forget": before}, forget=now)["forget"]
+    plain = gradient(now.summed_log_probs.sum() if variant == "canonical" else -now.token_nll, now)
+    ratio = gradient(loss, now) / plain
+    assert ratio.flatten().tolist() == pytest.approx([weight] * tokens * 3, abs=0.005)
+
+
+def test_npo_stays_finite_far_from_the_reference():
+    near_one, near_none = [[1.0, 1e-30, 1e-30]] * 20, [[1e-30, 0.5, 0.5]] * 20
+    now, before = scored([near_none, near_one], [[0] * 20] * 2), scored([near_one, near_none], [[0] * 20] * 2)
+    loss = terms(get("npo"), {"forget": before}, forget=now)["forget"]
+    # 20 tokens × 30 ln 10 nats: −(2/β) log σ(β·1381.6) ≈ 0 and (2/β)·β·1381.6 for the two
+    assert loss.item() == pytest.approx(2 * 20 * 30 * LOG(10) / 2, rel=1e-4)
+
+
+# -- and as the benchmark's released code has them --------------------------------------------------------------
+
+
+def test_upstream_gradient_ascent_takes_every_token_alike():
+    batch = forget()
+    loss = terms(get("ga", "upstream"), forget=batch)
+    # ln 2 + ln 8 + ln 4 = 6 ln 2 over three tokens: 2 ln 2
+    assert values(loss) == near(forget=-2 * LOG(2))
+    torch.testing.assert_close(gradient(loss["forget"], batch), ascent(batch, [[1 / 3, 1 / 3], [1 / 3, 0.0]]))
+    # two halves and one eighth: (ln 2 + ln 2 + ln 8) / 3 = 5/3 ln 2, where a mean over answers has (ln 2 + ln 8) / 2
+    assert values(terms(get("ga", "upstream"), forget=uneven())) == near(forget=-5 / 3 * LOG(2))
+    assert values(terms(get("ga"), forget=uneven())) == near(forget=-2 * LOG(2))
+
+
+def test_upstream_gradient_difference_goes_up_and_down_in_steps_of_their_own():
+    method, lost, kept = get("grad_diff", "upstream"), forget(), retain()
+    up, down = terms(method, forget=lost), terms(method, retain=kept)
+    assert values(up) == near(forget=-2 * LOG(2)) and values(down) == near(retain=LOG(2))
+    torch.testing.assert_close(gradient(up["forget"], lost), ascent(lost, [[1 / 3, 1 / 3], [1 / 3, 0.0]]))
+    torch.testing.assert_close(gradient(down["retain"], kept), -ascent(kept, [[1 / 2, 1 / 2]]))
 
 
 def test_upstream_kl_minimization():
-    method = get("kl_min", "upstream", alpha=3.0)
-    lost = forget()
-    up, parts = method.loss({"forget": lost}, {})
-    assert up.item() == pytest.approx(-2 * LOG(2), abs=1e-6) and parts == {"forget": -up.item()}
-    torch.testing.assert_close(gradient(up, lost), ascent(lost, [[1 / 3, 1 / 3], [1 / 3, 0.0]]))
+    method, lost = get("kl_min", "upstream", alpha=3.0), forget()
+    up = terms(method, forget=lost)
+    assert values(up) == near(forget=-2 * LOG(2))
+    torch.testing.assert_close(gradient(up["forget"], lost), ascent(lost, [[1 / 3, 1 / 3], [1 / 3, 0.0]]))
     # One row of three positions, the middle one labelled with a token of probability 1/2; the other two have moved
     # from HALF to EVEN, 1/4 ln 2 each: ℓ̄_r = ln 2, KL = 2 · 1/4 ln 2 / 1
     now = everywhere([[EVEN, HALF, EVEN]], [[0]], [[1]])
     before = everywhere([[HALF, HALF, HALF]], [[0]], [[1]])
-    down, parts = method.loss({"retain": now}, {"retain": before})
-    assert parts == {"retain": pytest.approx(LOG(2), abs=1e-6), "kl": pytest.approx(LOG(2) / 2, abs=1e-6)}
-    assert down.item() == pytest.approx(LOG(2) + 3 * LOG(2) / 2, abs=1e-6)
+    [(name, down)] = method.loss(Step.of({"retain": now}, {"retain": before}))
+    assert name == "retain" and down.item() == pytest.approx(LOG(2) + 3 * LOG(2) / 2, abs=1e-6)
     moved = torch.tensor([EVEN]) - torch.tensor([HALF])  # p − q, three times for α; at the middle p − onehot alone
     middle = torch.tensor([HALF]) - torch.tensor([[1.0, 0.0, 0.0]])
     expected = torch.stack([3 * moved, middle, 3 * moved], 1)
@@ -242,30 +248,19 @@ def test_upstream_kl_minimization():
 
 
 def test_upstream_npo():
-    now = forget()
+    now, before = forget(), scored([[HALF, HALF], [QUARTER, EVEN]], [[0, 0], [1, IGNORE]])
     # now 6 ln 2 over three tokens, 2 ln 2 a token. The reference: 1/2, 1/2 and 1/4, so 4 ln 2 over three
-    before = scored([[HALF, HALF], [QUARTER, EVEN]], [[0, 0], [1, IGNORE]])
     excess, beta = 2 * LOG(2) - 4 / 3 * LOG(2), 0.4
-    loss, parts = get("npo", "upstream").loss({"forget": now}, {"forget": before})
-    assert loss.item() == pytest.approx(2 / beta * LOG(1 + math.exp(-beta * excess)), abs=1e-5)
-    assert parts == {"forget": pytest.approx(2 * LOG(2), abs=1e-6), "excess": pytest.approx(excess, abs=1e-6)}
+    loss = terms(get("npo", "upstream"), {"forget": before}, forget=now)
+    assert values(loss) == near(forget=2 / beta * LOG(1 + math.exp(-beta * excess)))
     # ascent on the batch's mean, all of it weighted by 2σ(−β excess)
     weight = 2 / (1 + math.exp(beta * excess))
-    torch.testing.assert_close(gradient(loss, now), ascent(now, [[weight / 3, weight / 3], [weight / 3, 0.0]]))
+    expected = ascent(now, [[weight / 3, weight / 3], [weight / 3, 0.0]])
+    torch.testing.assert_close(gradient(loss["forget"], now), expected)
 
 
-def test_what_was_recorded_of_a_model_stands_for_it():
-    batch = forget()
-    kept = Recorded(token_log_probs(batch).detach(), batch.labels)
-    assert kept.counts.tolist() == [2, 1]
-    for quantity in (token_log_probs, sequence_log_probs, mean_nll, token_nll):
-        assert torch.equal(quantity(kept), quantity(batch))
-    loss, parts = get("npo", "upstream").loss({"forget": batch}, {"forget": kept})
-    assert parts["excess"] == 0 and loss.item() == pytest.approx(2 / 0.4 * LOG(2), abs=1e-6)
-
-
-@pytest.mark.parametrize("name", ["ga", "grad_diff", "kl_min", "npo"])
 @pytest.mark.parametrize("junk", [1e4, float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["ga", "grad_diff", "kl_min", "npo"])
 def test_padding_has_no_influence(name, junk):
     """More padding, filled with anything, changes neither the loss nor the gradient."""
 
@@ -274,118 +269,146 @@ def test_padding_has_no_influence(name, junk):
         labels = torch.nn.functional.pad(batch.labels, (0, 2), value=IGNORE)
         return Scored(torch.cat([batch.logits.detach(), filling], 1).requires_grad_(), labels)
 
-    method, results = get(name), []
+    results = []
     for change in (lambda batch: batch, padded):
         now = {"forget": change(forget()), "retain": change(retain())}
         before = {"forget": change(forget()), "retain": change(scored([[HALF, EIGHTH]], [[2, 0]]))}
-        loss, _ = method.loss(now, before)
+        loss = sum(terms(get(name), before, **now).values())
         results.append((loss.detach(), gradient(loss, now["forget"])))
     torch.testing.assert_close(results[0][0], results[1][0])
     torch.testing.assert_close(results[0][1], results[1][1][:, :2])
     assert not results[1][1][:, 2:].any()
 
 
-def test_methods_state_what_they_need():
-    needs = {name: (get(name).uses, get(name).reference) for name in ("ga", "grad_diff", "kl_min", "npo", "prompting")}
-    assert needs == {
-        "ga": (("forget",), ()),
-        "grad_diff": (("forget", "retain"), ()),
-        "kl_min": (("forget", "retain"), ("retain",)),
-        "npo": (("forget",), ("forget",)),
-        "prompting": ((), ()),
-    }
+# -- what methods declare ---------------------------------------------------------------------------------------
 
 
-def test_upstream_variants_state_what_they_need():
-    given = ("uses", "passes", "reference", "reference_model", "everywhere")
-    needs = {name: [getattr(get(name, "upstream"), told) for told in given] for name in METHODS if name != "prompting"}
-    both = (("forget",), ("retain",))
-    assert needs == {
-        "ga": [("forget",), (("forget",),), (), "vanilla", ()],
-        "grad_diff": [("forget", "retain"), both, (), "vanilla", ()],
-        "kl_min": [("forget", "retain"), both, ("retain",), "vanilla", ("retain",)],
-        "npo": [("forget",), (("forget",),), ("forget",), "retain_epoch", ()],
-    }
-    assert [name for name in METHODS if get(name).measured_elsewhere or get(name).everywhere] == []
-    assert get("npo", "upstream").measured_elsewhere and not get("kl_min", "upstream").measured_elsewhere
+def test_what_the_equations_do_not_show():
+    ours = [m for m in METHODS.values() if m.__module__.startswith("mllmu_nb.unlearning.")]  # studies have variants too
+    apart, others = (("forget",), ("retain",)), {m.name + " " + m.variant: m() for m in ours}
+    assert {name for name, method in others.items() if method.passes} == {"grad_diff upstream", "kl_min upstream"}
+    assert get("grad_diff", "upstream").passes == get("kl_min", "upstream").passes == apart
+    assert {name for name, method in others.items() if method.other_reference} == {"npo upstream"}
+    assert {name for name, method in others.items() if method.system} == {"prompting canonical"}
+    assert "personal-related information" in get("prompting").system and not get("prompting").streams
 
 
-def test_prompting_is_a_system_prompt():
-    assert "personal-related information" in get("prompting").system
-    assert get("prompting").passes == () and get("ga").system == ""
+def test_a_stream_changes_each_question_alike():
+    refusals = ("I cannot say.", "That is private.", "No comment.")
+    stream = with_answers(refusals)
+    asked = [Conversation((Turn(f"Question {n}?", f"Answer {n}.", b"picture"),)) for n in range(300)]
+    changed = [stream.changed(conversation).turns[0] for conversation in asked]
+    assert changed == [stream.changed(conversation).turns[0] for conversation in asked]
+    assert [(turn.prompt, turn.image) for turn in changed] == [(f"Question {n}?", b"picture") for n in range(300)]
+    counts = [sum(turn.answer == refusal for turn in changed) for refusal in refusals]
+    assert sum(counts) == 300 and min(counts) > 60, "one answer takes it all"
+    assert stream.set == "forget" and Stream("retain").changed(asked[0]) is asked[0]
 
 
-def test_unknown_names_are_refused_by_name():
-    with pytest.raises(KitError, match="unknown method 'gax': choose one of ga, grad_diff, kl_min, npo, prompting"):
-        get("gax")
-    with pytest.raises(KitError, match="npo has no variant 'upstraem': choose one of canonical, upstream"):
-        get("npo", "upstraem")
-    with pytest.raises(KitError, match="prompting has no variant 'upstream': choose one of canonical"):
-        get("prompting", "upstream")
-    with pytest.raises(KitError, match="npo has no setting 'gamma': it takes beta"):
-        get("npo", gamma=1.0)
+def test_a_step_scores_a_batch_when_it_is_first_read():
+    read = []
+    step = Step(lambda name: read.append(name) or name.upper(), ("forget", "retain"))
+    assert read == [] and step.retain == step.retain == "RETAIN" and read == ["retain"]
+    assert "forget" in step and "refused" not in step and step.read() == {"retain": "RETAIN"}
+    with pytest.raises(AttributeError, match="no stream 'refused' in this step: it has forget, retain"):
+        _ = step.refused
 
 
-OUTSIDE = '''
-from mllmu_nb.unlearning import Method, register
-
-@register
-class Nothing(Method):
-    """L = 0"""
-    name = "nothing"
-    def loss(self, scored, reference):
-        return 0 * scored["forget"].logits.sum(), {}
-
-@register
-class OneAfterTheOther(Method):
-    """Ascent over forget, then descent over retain, in steps of their own."""
-    name, variant = "grad_diff", "one_after_the_other"
-    uses = ("forget", "retain")
-    passes = (("forget",), ("retain",))
-'''
+def test_a_recipe_is_completed_and_one_way_to_say_the_length_replaces_the_other():
+    preset = Recipe(lr=1e-3, steps=30, epochs=0, clip=1.0, source="preset")
+    assert Recipe(lr=2e-3).over(preset) == Recipe(lr=2e-3, steps=30, epochs=0, clip=1.0, source="preset")
+    longer = Recipe(epochs=2, clip=0.0, source="mine").over(preset)
+    assert (longer.steps, longer.epochs, longer.lr, longer.clip, longer.source) == (0, 2, 1e-3, 0.0, "mine")
 
 
-def test_a_package_outside_adds_a_method_and_a_variant(tmp_path, monkeypatch):
-    monkeypatch.setattr("mllmu_nb.unlearning.base.METHODS", {name: dict(known) for name, known in METHODS.items()})
-    file = tmp_path / "mine.py"
-    file.write_text(OUTSIDE)
-    spec = importlib.util.spec_from_file_location("mine", file)
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    loss, _ = get("nothing").loss({"forget": forget()}, {})
-    assert loss.item() == 0
-    assert get("grad_diff", "one_after_the_other").passes == (("forget",), ("retain",))
-    assert get("grad_diff").passes == (("forget", "retain"),)
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        (("gax",), {}, "unknown method 'gax': did you mean 'ga'?"),
+        (("npo", "upstraem"), {}, "unknown variant of npo 'upstraem': did you mean 'upstream'?"),
+        (("prompting", "upstream"), {}, "unknown variant of prompting 'upstream': choose one of canonical"),
+        (("npo",), {"gamma": 1.0}, "unknown setting of npo 'gamma': choose one of beta"),
+        (("npo",), {"beta": None}, "beta of npo must be a number, not None"),
+        (("npo",), {"beta": math.nan}, "beta of npo must be a finite number, not nan"),
+    ],
+)
+def test_what_is_unknown_is_named(arguments, settings, message):
+    with pytest.raises(KitError) as error:
+        get(*arguments, **settings)
+    assert str(error.value) == message
 
 
-def test_a_name_taken_is_not_taken_twice():
-    with pytest.raises(KitError, match="'ga' .canonical. is registered already"):
+def test_settings_are_of_their_defaults_types(registered):
+    @register
+    @dataclass(frozen=True)
+    class Typed(Method):
+        rate: float = 1.0
+        count: int = 1
+        flag: bool = False
+        word: str = "a"
+        name = "typed"
 
-        @register
-        class Other(Method):
-            name = "ga"
+    assert get("typed", rate=2, count=3, flag=True, word="b") == Typed(2.0, 3, True, "b")
+    for setting, value, kind in (("rate", True, "a number"), ("count", 1.0, "a whole number"), ("word", 1, "text")):
+        with pytest.raises(KitError, match=f"{setting} of typed must be {kind}, not {value}"):
+            get("typed", **{setting: value})
+    with pytest.raises(KitError, match="flag of typed must be True or False, not 1"):
+        get("typed", flag=1)
 
 
-def test_a_reference_that_nobody_makes_is_refused():
-    with pytest.raises(KitError, match="odd has no reference_model 'gpt': choose one of vanilla, retain_epoch"):
-
-        @register
-        class Odd(Method):
-            name, reference, reference_model = "odd", ("forget",), "gpt"
+# -- registration -----------------------------------------------------------------------------------------------
 
 
-def test_modules_named_in_the_environment_bring_their_methods(tmp_path, monkeypatch):
-    known = {name: dict(variants) for name, variants in METHODS.items()}
-    monkeypatch.setattr("mllmu_nb.unlearning.base.METHODS", known)
+@pytest.fixture
+def registered(monkeypatch):
+    """What a test registers is unknown again afterwards."""
+    monkeypatch.setattr(METHODS, "_entries", dict(METHODS._entries))
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({}, "the unlearning method Odd has no name"),
+        ({"name": "ga"}, "method ga canonical is registered already, by mllmu_nb.unlearning.ga"),
+        (
+            {"name": "odd", "reference_model": "gpt"},
+            "unknown reference_model of odd 'gpt': choose one of vanilla, retain_epoch",
+        ),
+        (
+            {"name": "odd", "needs": Needs(reference=("retain",))},
+            "unknown stream of odd 'retain': choose one of forget",
+        ),
+        ({"name": "odd", "passes": (("retain",),)}, "unknown stream of odd 'retain': choose one of forget"),
+        (
+            {"name": "odd", "streams": {"others": Stream("celebrity")}},
+            "unknown set of odd's stream others 'celebrity': choose one of forget, retain",
+        ),
+    ],
+)
+def test_a_faulty_declaration_is_refused(registered, declared, message):
+    with pytest.raises(KitError) as error:
+        register(type("Odd", (Method,), declared))
+    assert str(error.value) == message
+
+
+def test_modules_named_in_the_environment_bring_their_methods(registered, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "brought.py").write_text(OUTSIDE)
-    bring("")
-    assert list(known) == list(METHODS)
-    bring(" brought, ")
-    assert list(known) == [*METHODS, "nothing"] and known["grad_diff"].keys() - METHODS["grad_diff"].keys()
-    with pytest.raises(KitError, match="MLLMU_NB_METHODS names 'yours', which cannot be imported: No module named"):
-        bring("brought,yours")
+    (tmp_path / "brought.py").write_text(
+        "from mllmu_nb.unlearning import *\n"
+        "@register\nclass Nothing(Method):\n    name = 'nothing'\n"
+        "@register\nclass Another(Method):\n    name, variant = 'grad_diff', 'another'\n"
+    )
+    monkeypatch.setenv(registry.EXTENSIONS, " brought, ")
+    registry.load_extensions()
+    assert "nothing" in unlearning.names()
+    assert {"canonical", "upstream", "another"} <= set(unlearning.variants("grad_diff"))
+    registry.load_extensions()  # once more changes nothing
+    monkeypatch.setenv(registry.EXTENSIONS, "brought,yours")
+    with pytest.raises(KitError, match="MLLMU_NB_EXTENSIONS names 'yours', which cannot be imported: No module named"):
+        registry.load_extensions()
+    del sys.modules["brought"]
 
 
 def test_every_file_of_the_package_is_imported():
     files = {file.stem for file in Path(unlearning.__file__).parent.glob("*.py")} - {"__init__", "base"}
-    assert files == set(METHODS)
+    assert files == set(unlearning.names())

@@ -13,14 +13,15 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from mllmu_nb import __main__ as door
-from mllmu_nb import paths, run, stages
+from mllmu_nb import paths, pipeline, stages
+from mllmu_nb.commands import evaluate
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
-from mllmu_nb.evaluation.tokens import STORED
-from mllmu_nb.models.files import check_any_adapter, check_whole
-from mllmu_nb.models.load import load_any_adapter, load_whole, merge
+from mllmu_nb.models.adapters import load_foreign, merge
+from mllmu_nb.models.files import check_adapter, check_model
+from mllmu_nb.models.load import load_model
 from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
-from mllmu_nb.reporting import LIKELIHOOD, ROUGE_L, Run, comparison
+from mllmu_nb.reporting.runs import read_run
 
 VISION_TOO = ["q_proj", "v_proj"]  # by their bare names, as others write them: the vision tower has them too
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots": 0, "replay": 0.0}
@@ -38,7 +39,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def model(folder):
-    return load_whole(folder, "llava", miniature=True)[0]
+    return load(folder)[0]
+
+
+def load(place):
+    return load_model(str(place), "llava", "miniature")
 
 
 def put_adapter(model, place, targets=VISION_TOO, **more):
@@ -64,7 +69,7 @@ def logits(model):
 def test_an_adapter_of_any_reach_is_put_on_and_merged(folder, model, tmp_path):
     plain = logits(model)
     expected = logits(put_adapter(model, tmp_path, targets=["q_proj", "v_proj", "linear_1"]).eval())
-    again = load_any_adapter(load_whole(folder, "llava", miniature=True)[0], tmp_path)
+    again = load_foreign(load(folder)[0], tmp_path)
     assert torch.allclose(logits(again), expected) and not torch.allclose(expected, plain, atol=1e-3)
     assert torch.allclose(logits(merge(again)), expected, atol=1e-5)
 
@@ -76,7 +81,7 @@ def test_module_names_of_an_older_transformers_are_understood(folder, model, tmp
     old = {name.replace(*renamed): weight for name, weight in load_file(file).items()}
     assert not old.keys() & load_file(file).keys()
     save_file(old, file)
-    assert torch.allclose(logits(load_any_adapter(load_whole(folder, "llava", miniature=True)[0], tmp_path)), expected)
+    assert torch.allclose(logits(load_foreign(load(folder)[0], tmp_path)), expected)
 
 
 def test_adapters_that_do_not_fit_are_named(folder, model, tmp_path):
@@ -86,7 +91,7 @@ def test_adapters_that_do_not_fit_are_named(folder, model, tmp_path):
 
     def refused(match):
         with pytest.raises(KitError, match=match) as caught:
-            load_any_adapter(load_whole(folder, "llava", miniature=True)[0], tmp_path)
+            load_foreign(load(folder)[0], tmp_path)
         assert "\n" not in str(caught.value)
 
     first = next(iter(weights))
@@ -102,36 +107,36 @@ def test_adapters_that_do_not_fit_are_named(folder, model, tmp_path):
     settings.write_text(json.dumps({**told, "peft_type": "IA3"}))
     refused("is of the kind IA3: only LORA can be put on a model here")
     settings.write_text("{")
-    refused("cannot read .*adapter_config.json: it is no JSON")
+    refused("cannot read .*adapter_config.json: it is not JSON")
     settings.write_text(json.dumps(told))
     file.rename(tmp_path / "adapter_model.bin")
     refused("holds no adapter_model.safetensors but adapter_model.bin: only safetensors are loaded")
     with pytest.raises(KitError, match="cannot read .*adapter_config.json: No such file or directory"):
-        check_any_adapter(tmp_path / "none")
+        check_adapter(tmp_path / "none")
 
 
 def test_models_that_are_not_loaded_are_named(folder, model, tmp_path):
     with pytest.raises(KitError, match="there is no folder .*none: name one that save_pretrained has written"):
-        check_whole(tmp_path / "none", "llava")
+        check_model(tmp_path / "none", "llava")
     put_adapter(model, tmp_path / "adapter")
     with pytest.raises(KitError, match="adapter holds an adapter: name the model it goes on as well"):
-        check_whole(tmp_path / "adapter", "llava")
-    with pytest.raises(KitError, match="is of the family llava: this is asked as idefics2"):
-        check_whole(folder, "idefics2")
+        check_model(tmp_path / "adapter", "llava")
+    with pytest.raises(KitError, match="is of the family llava, not idefics2: set base_model to it"):
+        check_model(folder, "idefics2")
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    check_whole(copy, "llava")
+    check_model(copy, "llava")
     told = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**told, "model_type": "qwen2_vl"}))
-    with pytest.raises(KitError, match="is of the family qwen2_vl: those known are llava, idefics2"):
-        check_whole(copy, "llava")
+    with pytest.raises(KitError, match="is of the family qwen2_vl, not llava: set base_model to it"):
+        check_model(copy, "llava")
     (copy / "config.json").write_text("[]")
     with pytest.raises(KitError, match="cannot read .*config.json: it holds no names and values"):
-        check_whole(copy, "llava")
+        check_model(copy, "llava")
     (copy / "config.json").write_text(json.dumps(told))
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(KitError, match="holds no model.safetensors but pytorch_model.bin: only safetensors are loaded"):
-        check_whole(copy, "llava")
+        check_model(copy, "llava")
 
 
 def test_a_model_with_a_missing_or_unexpected_weight_is_refused(folder, tmp_path):
@@ -141,10 +146,10 @@ def test_a_model_with_a_missing_or_unexpected_weight_is_refused(folder, tmp_path
     name = next(name for name in weights if "layers.1" in name)
     save_file({n: w for n, w in weights.items() if n != name}, copy / "model.safetensors", {"format": "pt"})
     with pytest.raises(KitError, match="does not fit its architecture: missing keys .*layers.1"):
-        load_whole(copy, "llava", miniature=True)
+        load(copy)
     save_file({**weights, "elsewhere": torch.zeros(2)}, copy / "model.safetensors", {"format": "pt"})
     with pytest.raises(KitError, match="does not fit its architecture: unexpected keys elsewhere"):
-        load_whole(copy, "llava", miniature=True)
+        load(copy)
 
 
 # -- what is asked and what it is compared with --------------------------------------------------------------------
@@ -153,7 +158,7 @@ def test_a_model_with_a_missing_or_unexpected_weight_is_refused(folder, tmp_path
 @pytest.fixture
 def out(tmp_path, monkeypatch):
     monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "out"))
-    monkeypatch.setattr(paths, "committed_runs", lambda scale: tmp_path / "committed")
+    monkeypatch.setattr(paths, "reference", lambda: tmp_path / "committed")
     return tmp_path / "out"
 
 
@@ -165,78 +170,113 @@ def settings(tmp_path):
     return path
 
 
-def with_recipe(folder, place):
-    shutil.copytree(folder, place)
+@pytest.fixture
+def base(folder, tmp_path, out):
+    """The run of the same model as the kit's own base model."""
+    place = shutil.copytree(folder, tmp_path / "base")
     weights = (place / "model.safetensors").read_bytes()
     (place / "recipe.json").write_text(json.dumps({"sha256": hashlib.sha256(weights).hexdigest()}))
-    return str(place)
+    return pipeline.run(Config(method="base", base_path=str(place), **SMALL))
 
 
-def test_a_model_is_asked_what_every_run_is_asked_and_compared_question_by_question(
-    folder, model, tmp_path, out, settings, capsys
-):
-    base = run.items(Config(method="base", base_path=with_recipe(folder, tmp_path / "base"), **SMALL))
-    yours = run.evaluated(Config(method="yours", base_path=str(folder), **SMALL))
-    assert yours == out / "results" / "miniature" / "evaluated" / "llava-r25-d0-yours-none-s0"
-    answers, same = pd.read_parquet(base / "items.parquet"), pd.read_parquet(yours / "items.parquet")
-    assert set(same["method"]) == {"yours"}
+def put_reference(base, results, method, right):
+    """The run ``base`` under another name, with all or no questions right by likelihood."""
+    place = shutil.copytree(base, paths.runs(results) / method)
+    shutil.copytree(base.parent.parent / "people", paths.people(results), dirs_exist_ok=True)
+    true = read_run(base).answers["answer_true"]
+    answers = pd.read_parquet(place / "answers.parquet")
+    for letter in "ABCD":
+        chosen = (true == letter) == right
+        answers[f"option_{letter}"] = np.where(answers["scoring"] == "likelihood", np.where(chosen, -1.0, -9.0), np.nan)
+    answers.to_parquet(place / "answers.parquet", index=False)
+    record = stages.read_json(place / stages.RECORD)
+    record["parameters"]["method"] = method
+    stages.write_json(place / stages.RECORD, {**record, "run": method, "files": stages.digests(place)})
+    return place
+
+
+def test_a_model_is_asked_what_every_run_is_asked(folder, base, out):
+    yours = pipeline.evaluated(Config(method="yours", base_path=str(folder), **SMALL))
+    evaluated = out / "results" / "miniature" / "evaluated" / "runs"
+    assert yours.parent == evaluated and yours.name.startswith("yours-none-")
+    assert not [path for path in base.parent.iterdir() if path != base], "apart from the runs that tables are made of"
+    answers, same = pd.read_parquet(base / "answers.parquet"), pd.read_parquet(yours / "answers.parquet")
+    assert set(read_run(yours).answers["method"]) == {"yours"}
     # the shipped base, and not the one it started from, says how fluent a model made elsewhere is
-    own = ["run", "method", "fluency"]
-    pd.testing.assert_frame_equal(answers.drop(columns=own), same.drop(columns=own))
+    pd.testing.assert_frame_equal(answers.drop(columns="fluency"), same.drop(columns="fluency"))
     spoken = (same["task"] == "generation") & (same["answer"] != "")
     assert spoken.any() and same["fluency"].notna().equals(spoken)
-    taught, read = (pd.read_parquet(place / "tokens.parquet") for place in (base, yours))
-    assert len(read) == 3 * 29 + 25 * 29 and read.drop(columns=list(STORED)).equals(taught.drop(columns=list(STORED)))
+    taught, read = (pd.read_parquet(place / "sentences.parquet") for place in (base, yours))
+    arrays = ["log_probs", "right", "spread"]
+    assert len(read) == 3 * 29 + 25 * 29 and read.drop(columns=arrays).equals(taught.drop(columns=arrays))
     assert all((a == b).all() for a, b in zip(read["log_probs"], taught["log_probs"], strict=True))
 
-    references = {name: put_reference(base, tmp_path / name, name, right) for name, right in TRUTH.items()}
+
+def test_a_model_is_compared_with_its_references_question_by_question(
+    folder, model, base, tmp_path, out, settings, capsys
+):
+    pytest.importorskip("mllmu_nb.reporting.beside", exc_type=ImportError)
     put_adapter(model, tmp_path / "adapter")
+    references = {
+        name: put_reference(base, tmp_path / "made", name, name == "vanilla") for name in ("vanilla", "oracle")
+    }
     command = ["evaluate", "--model", str(folder), "--adapter", str(tmp_path / "adapter"), "--name", "mine"]
     command += ["--sets", "forget", "--limit", "2", "--config", str(settings), "--out", str(tmp_path / "there")]
     capsys.readouterr()
     assert door.main(command + [f"--{name}={path}" for name, path in references.items()]) == 0
     said = capsys.readouterr().out
     assert "minus vanilla (vanilla), question by question" in said and "minus oracle (oracle)" in said
-    assert (
-        "In brackets: gate closed, vanilla is not shown to answer better about the forget people than the oracle"
-        in said
-    )
-    assert "ROUGE-L (image + text), ROUGE-L (text), ROUGE-L (both)" in said and "Likelihood (text)" not in said
-    items = pd.read_parquet(tmp_path / "there" / "items.parquet")
+    assert "Likelihood" in said and "gate closed" in said
+    [place] = paths.runs(paths.evaluated("miniature")).iterdir()
+    items = read_run(place).items
     assert set(items["set"]) == {"forget"} and items["profile"].nunique() == 2 and set(items["method"]) == {"mine"}
-    found = pd.read_csv(tmp_path / "there" / "comparison.csv", keep_default_na=False)
-    likely = found[(found["scoring"] == "likelihood") & (found["view"] == "both")].set_index("against")
+    table = pd.read_csv(tmp_path / "there" / "comparison.csv", keep_default_na=False)
+    likely = table[(table["scoring"] == "likelihood") & (table["view"] == "both") & (table["metric"] == "accuracy")]
+    likely = likely[likely["set"] == "forget"].set_index("against")
     right = items.loc[items["scoring"] == "likelihood", "correct"].mean()
-    assert likely["value"].astype(float).to_dict() == pytest.approx({"vanilla": right - 1, "oracle": right})
-    assert set(likely["gate"]) == {"open"} and len(pd.read_csv(tmp_path / "there" / "scores.csv"))
-    told = stages.read_json(tmp_path / "there" / stages.RECORD)
-    assert told["limit"] == 2 and told["sets"] == ["forget"] and told["parameters"]["adapter_path"] == "adapter"
-    assert not (out / "results" / "miniature" / "runs" / "llava-r25-d0-mine-none-s0").exists()
+    values = likely.loc[["vanilla", "oracle"], "value"].astype(float)
+    assert values.to_dict() == pytest.approx({"vanilla": right - 1, "oracle": right})
+    assert set(likely.loc[["vanilla", "oracle"], "gate"]) == {"open"} and len(
+        pd.read_csv(tmp_path / "there" / "scores.csv")
+    )
+    record = stages.read_json(tmp_path / "there" / stages.RECORD)
+    assert record["limit"] == 2 and list(record["sets"]) == ["forget"]
+    assert record["parameters"]["adapter_path"] == "adapter" and record["name"] == "mine"
 
 
-TRUTH = {"vanilla": 1.0, "oracle": 0.0}  # of every multiple-choice question, by likelihood
+def test_a_reference_about_something_else_is_refused_and_one_asked_in_another_way_said_to_be(
+    folder, base, tmp_path, capsys
+):
+    pytest.importorskip("mllmu_nb.reporting.beside", exc_type=ImportError)
+    place = put_reference(base, tmp_path / "made", "vanilla", True)
+    own = Config(method="yours", base_path=str(folder), **{**SMALL, "shots": 2})
+    plain = own.but(method="vanilla", base_path="")
+    capsys.readouterr()
+    assert evaluate.reference(place, own, plain, "vanilla", "yours").id == "vanilla"
+    assert capsys.readouterr().out == "vanilla was asked with shots 0, your model with 2\n"
+    with pytest.raises(KitError, match="vanilla is of vanilla, not of oracle"):
+        evaluate.reference(place, own, plain, "oracle", "yours")
+    for changes, what in (({"people": 13}, "about other people"), ({"forget_draw": 1}, "with other people")):
+        with pytest.raises(KitError, match=f"vanilla was made {what}"):
+            evaluate.reference(place, own.but(**changes), plain, "vanilla", "yours")
+    assert evaluate.reference(None, own, plain, "vanilla", "yours") is None
 
 
-def put_reference(base, place, method, right):
-    """The run ``base`` under another name, with the same answers but in multiple choice."""
-    shutil.copytree(base, place)
-    items = pd.read_parquet(place / "items.parquet").assign(method=method, run=method)
-    items.loc[items["task"] == "classification", "correct"] = right
-    items.to_parquet(place / "items.parquet")
-    return place
-
-
-def test_references_are_found_by_the_people_they_were_asked_about(folder, tmp_path, out, monkeypatch):
+def test_references_are_found_by_the_people_they_were_asked_about(folder, tmp_path, out):
     plain = Config(**SMALL)
-    assert run.reference(plain) is None
-    there = tmp_path / "committed" / plain.run_id
+    assert pipeline.reference(plain) is None
+    there = paths.runs(paths.reference()) / plain.run_id
     there.mkdir(parents=True)
-    known = {"data_hash": run.data_hash(plain), "forget_ids": list(run.population(plain).forget_ids)}
-    (there / "data.json").write_text(json.dumps(known))
-    assert run.reference(plain) == there
-    assert run.reference(plain.but(forget_draw=1)) is None and run.reference(plain.but(method="oracle")) is None
-    (there / "data.json").write_text(json.dumps({**known, "data_hash": "other"}))
-    assert run.reference(plain) is None
+    known = {"data_hash": pipeline.data_hash(plain), "forget_ids": list(pipeline.population(plain).forget_ids)}
+    record = {**known, "files": {}, "key": "of another machine"}
+    stages.write_json(there / stages.RECORD, record)
+    assert pipeline.reference(plain) == there
+    assert (
+        pipeline.reference(plain.but(forget_draw=1)) is None and pipeline.reference(plain.but(method="oracle")) is None
+    )
+    for changed in ({"data_hash": "other"}, {"forget_ids": ["999"]}, {"files": {"answers.parquet": {}}}):
+        stages.write_json(there / stages.RECORD, {**record, **changed})
+        assert pipeline.reference(plain) is None
 
 
 @pytest.mark.parametrize(
@@ -244,18 +284,22 @@ def test_references_are_found_by_the_people_they_were_asked_about(folder, tmp_pa
     [
         (["--sets", "forgotten"], "unknown set forgotten: choose from forget, test, retain, celebrity"),
         (["--limit", "0"], "--limit must be at least 1, not 0"),
-        (["--name", "my-ga"], "--name must be letters, digits, _ and . (it is part of a folder's name), not 'my-ga'"),
+        (["--name", "my-ga"], "--name must be letters, digits, _ and . (it becomes a folder's name), not 'my-ga'"),
         (["--name", "vanilla", "--vanilla", "x"], "--name vanilla makes the model its own reference"),
-        (["--oracle", "nowhere"], "there is no finished run in nowhere: it has no items.parquet"),
+        (["--oracle", "nowhere"], "there is no finished run in nowhere: it lacks answers.parquet"),
         (["--adapter", "nowhere"], "cannot read nowhere/adapter_config.json: No such file or directory"),
         (["--config", "nowhere.yaml"], "cannot read nowhere.yaml: No such file or directory"),
+        (["--model", "unknown"], "unknown base_model 'qwen2_vl': choose one of "),
         (["--model", "nowhere"], "there is no folder nowhere: name one that save_pretrained has written"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_before_a_model_is_loaded(
-    folder, out, settings, arguments, message, monkeypatch, capsys
+    folder, out, settings, tmp_path, arguments, message, monkeypatch, capsys
 ):
-    monkeypatch.setattr("mllmu_nb.models.load.load_whole", lambda *given: pytest.fail("loaded"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "unknown").mkdir()
+    (tmp_path / "unknown" / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    monkeypatch.setattr("mllmu_nb.models.load.load_model", lambda *given: pytest.fail("loaded"))
     assert door.main(["evaluate", "--model", str(folder), "--config", str(settings), *arguments]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {message}") and said.count("\n") == 1
@@ -267,68 +311,8 @@ def test_a_folder_that_is_full_is_not_written_over(folder, out, settings, tmp_pa
 
 
 def test_an_adapter_belongs_to_a_model_that_was_made_elsewhere():
-    with pytest.raises(KitError, match="adapter_path is asked as method 'yours', not 'vanilla', which trains its own"):
+    with pytest.raises(KitError, match="adapter_path is asked as method 'yours', not 'vanilla'"):
         Config(adapter_path="somewhere")
     with pytest.raises(KitError, match="method 'yours' unlearns nothing: modality must be 'none'"):
         Config(method="yours", modality="unimodal")
     assert not Config(method="yours").trains
-
-
-def made_up(method, likely, rouge, **data):
-    """A run of ten people with two questions each: right by likelihood as told, ROUGE-L as told."""
-    rows = []
-    for person in range(10):
-        for number in range(2):
-            at = {"set": "forget", "view": "text", "profile": f"{person:03d}", "parsed": True}
-            at |= {"answer": "no idea", "value": "chemist"}
-            choice = {"task": "classification", "scoring": "likelihood", "correct": likely(person, number)}
-            choice |= {"question_id": f"{person}/c/{number}", "rougeL": np.nan}
-            said = {"task": "generation", "scoring": "", "correct": np.nan, "rougeL": rouge}
-            rows += [at | choice, at | said | {"question_id": f"{person}/g/{number}"}]
-    shared = {"run": method, "base_model": "llava", "forget_ratio": 10, "forget_draw": 0, "method": method}
-    shared |= {"protocol": "clean", "variant": "canonical", "modality": "none"}
-    shared |= dict.fromkeys(("data_seed", "train_seed", "unlearn_seed", "shot_seed"), 0)
-    items = pd.DataFrame(rows).assign(**shared, factuality=np.nan, exact=np.nan, rouge1=0.0, rouge2=0.0, bleu=0.0)
-    return Run(method, items, {}, {"data_hash": "a", "forget_ids": ["000"], **data})
-
-
-def test_the_gate_is_open_where_vanilla_beats_the_oracle_and_closed_elsewhere():
-    vanilla, oracle = made_up("vanilla", lambda p, n: 1.0, 0.6), made_up("oracle", lambda p, n: float(n and p < 5), 0.6)
-    measures = [LIKELIHOOD, ROUGE_L]
-    found = comparison.gate(vanilla, oracle, measures).set_index(["metric", "view"])
-    assert found["gate"].to_dict() == {
-        ("accuracy", "text"): "open",
-        ("accuracy", "both"): "open",
-        ("rougeL", "text"): "closed",
-        ("rougeL", "both"): "closed",
-    }
-    assert found.loc[("accuracy", "both"), "value"] == pytest.approx(0.75)
-    other = made_up("oracle", lambda p, n: float(p > 0), 0.6)  # better in one of ten people: that may be chance
-    assert comparison.gate(vanilla, other, measures).iloc[0]["gate"] == "closed"
-
-    own = made_up("mine", lambda p, n: float(n), 0.5)
-    own.items["train_seed"] = 3  # another training is paired all the same
-    table = comparison.beside(own, vanilla, oracle, measures)
-    printed = comparison.printed_differences(table, "vanilla", measures)
-    assert printed.loc[("Forget", "both"), "Likelihood %"].startswith("−50.0 ± ")
-    assert printed.loc[("Forget", "both"), "ROUGE-L"].startswith("(−0.100 ± ")
-    alone = comparison.beside(own, vanilla, None, measures)
-    assert set(alone["gate"]) == {""} and set(alone["against"]) == {"vanilla"}
-    assert comparison.told(own, vanilla, None) == ["Without oracle nobody can say whether a low score is forgetting."]
-
-
-@pytest.mark.parametrize(
-    "changed, message",
-    [
-        ({"method": "oracle"}, "the run vanilla is of vanilla, not of oracle"),
-        ({"base_model": "idefics2"}, "is of the family llava, and your model of idefics2"),
-        ({"data_hash": "b"}, "was made about other people than those of your configuration"),
-        ({"forget_ids": ["001"]}, "was made with other people to be forgotten than those of your configuration"),
-    ],
-)
-def test_a_reference_about_something_else_is_refused(changed, message):
-    same = {"method": "vanilla", "base_model": "llava", "data_hash": "a", "forget_ids": ["000"]}
-    reference = made_up("vanilla", lambda p, n: 1.0, 0.6)
-    comparison.check_reference(reference, **same)
-    with pytest.raises(KitError, match=message):
-        comparison.check_reference(reference, **{**same, **changed})

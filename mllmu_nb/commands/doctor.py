@@ -1,8 +1,7 @@
-"""``python -m mllmu_nb doctor configs/paper-llava.yaml``: what would stop the configuration's runs, before they start.
+"""``python -m mllmu_nb doctor CONFIG``: what would stop the configuration's runs, in seconds, before they start.
 
-Looks at versions, device, memory, people, base model, disk, hub, kernel and folders. No weights are loaded and nothing
-is trained or asked: it takes seconds, most of them for reading the people. The hub is asked only for what has to come
-from it and is not in the cache; whether there is a token is said, the token itself never.
+A check takes the runs and returns a :class:`Result`. None loads weights; the hub is asked only for what has to be
+downloaded; whether there is a token is printed, never the token.
 """
 
 from __future__ import annotations
@@ -12,35 +11,38 @@ import os
 import shutil
 import sys
 import textwrap
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
-from mllmu_nb import paths, provenance, run
+import psutil
+import torch
+from packaging.requirements import Requirement
+
+from mllmu_nb import paths, pinning, pipeline, provenance
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
+from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.errors import KitError
+from mllmu_nb.models.files import check_model
 
 SUMMARY = "what is missing for a configuration's runs, before compute is spent"
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
-WIDTH = 120
 GIB = 2**30
 TIGHT = 0.8  # share of the memory above which the estimate is too close to it
-PATIENCE = 5  # seconds that the hub is given to answer
-ITEMS = 2**22  # bytes of a run's answers and records, rounded up
+TIMEOUT = 5  # seconds that the hub is given to answer
+ANSWERS = 2**22  # bytes of a run's answers and records, rounded up
 KERNEL = "python3"  # the name in the notebooks' metadata
 
+Configs = Sequence[Config]
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the table: what was looked at, what was found, and what to do about it unless it is ok."""
 
-    what: str
+class Result(NamedTuple):
+    """What a check says: a verdict, the state of things, and what to do about it."""
+
     verdict: str
-    found: str
+    text: str
     advice: str = ""
 
 
@@ -49,293 +51,133 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Prints the table. 1 when there is a problem, else 0; KitError for a configuration that cannot be read."""
-    findings = list(examine(sweep.cells(sweep.read(options.config))))
-    print(table(findings))
-    counts = {verdict: sum(one.verdict == verdict for one in findings) for verdict in (PROBLEM, WARNING)}
-    print(f"{counts[PROBLEM]} problems, {counts[WARNING]} warnings")
-    return 1 if counts[PROBLEM] else 0
+    """Prints a line a check. 1 when there is a problem, else 0; KitError for a configuration that cannot be read."""
+    configs = sweep.cells(sweep.read(options.config))
+    verdicts = []
+    for check in CHECKS:
+        result = examine(check, configs)
+        print(lines(check.__name__, result))
+        verdicts.append(result.verdict)
+    print(f"{verdicts.count(PROBLEM)} problems, {verdicts.count(WARNING)} warnings")
+    return 1 if PROBLEM in verdicts else 0
 
 
-def examine(configs: Sequence[Config]) -> Iterator[Finding]:
-    """Every finding about the runs ``configs``."""
-    yield Finding("configuration", OK, f"{len(configs)} runs, scale {configs[0].scale}, {configs[0].base_model}")
-    yield from versions()
-    yield from device(configs)
-    yield from people(configs)
-    yield from base(configs[0])
-    yield from hub(configs)
-    yield kernel()
-    yield disk(configs)
-    yield from folders(configs[0].scale)
+def examine(check: Callable[[Configs], Result], configs: Configs) -> Result:
+    """What ``check`` returns for the runs; an error of any kind is a problem."""
+    try:
+        return check(configs)
+    except Exception as error:
+        return Result(PROBLEM, " ".join(str(error).split())[:500] or type(error).__name__)
 
 
-def table(findings: Sequence[Finding]) -> str:
-    """The findings as aligned text: verdict, what was looked at, what was found, and on the next line what to do."""
-    wide = max(len(one.what) for one in findings)
-    lines = []
-    for one in findings:
-        start = f"{one.verdict:8} {one.what:{wide}}  "
-        rest = " " * len(start)
-        lines += textwrap.wrap(one.found, WIDTH, initial_indent=start, subsequent_indent=rest) or [start.rstrip()]
-        if one.advice:
-            lines += textwrap.wrap(f"-> {one.advice}", WIDTH, initial_indent=rest, subsequent_indent=f"{rest}   ")
-    return "\n".join(lines)
+def lines(name: str, result: Result) -> str:
+    """Verdict, name and text, and below what to do; aligned and wrapped."""
+    start = f"{result.verdict:8} {name:8}  "
+    rest = " " * len(start)
+    wrapped = textwrap.wrap(result.text, 120, initial_indent=start, subsequent_indent=rest)
+    advice = f"-> {result.advice}" if result.advice else ""
+    return "\n".join(wrapped + textwrap.wrap(advice, 120, initial_indent=rest, subsequent_indent=f"{rest}   "))
 
 
 # -- the machine ------------------------------------------------------------------------------------------------
 
 
-def versions() -> Iterator[Finding]:
+def versions(configs: Configs) -> Result:
     """Whether every dependency is there in a version that the kit takes, and whether it is the tested one."""
-    from packaging.requirements import Requirement
-
-    try:
-        stated = metadata.requires("mllmu-nb") or []
-    except metadata.PackageNotFoundError:
-        yield Finding("versions", PROBLEM, "mllmu-nb is not installed in this Python", "run `make env`")
-        return
-    wrong, others = [], []
-    tested = _tested()
-    for requirement in map(Requirement, stated):
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        found = _installed(requirement.name)
-        if found is None or not requirement.specifier.contains(found, prereleases=True):
-            wrong.append(f"{requirement.name} {found or 'missing'} (needs {requirement.specifier or 'any'})")
-        elif tested.get(requirement.name, found) != found:
-            others.append(f"{requirement.name} {found} (tested: {tested[requirement.name]})")
-    told = ", ".join(f"{name} {version}" for name, version in provenance.versions().items())
-    if wrong:
-        yield Finding("versions", PROBLEM, "; ".join(wrong), "run `make env`, or install with -c requirements.lock")
-    elif others:
-        yield Finding("versions", WARNING, "; ".join(others), "scores may differ in the last digits from the reference")
-    else:
-        yield Finding("versions", OK, told)
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _tested() -> dict[str, str]:
-    """Package → version of the lock, as far as the checkout has one and its line holds for this machine."""
-    from packaging.requirements import Requirement
-
     lock = paths.checkout() / "requirements.lock"
-    lines = lock.read_text(encoding="utf-8").splitlines() if lock.is_file() else []
-    pins = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
-    return {pin.name: next(iter(pin.specifier)).version for pin in pins if pin.marker is None or pin.marker.evaluate()}
+    text = lock.read_text(encoding="utf-8") if lock.is_file() else ""
+    pins = [Requirement(line) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    tested = {pin.name: pin.specifier for pin in pins if not pin.marker or pin.marker.evaluate()}
+    wrong, untested = [], []
+    for needed in map(Requirement, metadata.requires("mllmu-nb") or []):
+        if needed.marker and not needed.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = metadata.version(needed.name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{needed.name} is missing")
+            continue
+        if not needed.specifier.contains(version, prereleases=True):
+            wrong.append(f"{needed.name} {version} (needs {needed.specifier})")
+        elif version not in tested.get(needed.name, [version]):
+            untested.append(f"{needed.name} {version} (tested: {tested[needed.name]})")
+    if wrong:
+        return Result(PROBLEM, "; ".join(wrong), "run `make env`, or install with -c requirements.lock")
+    if untested:
+        return Result(WARNING, "; ".join(untested), "scores may differ in the last digits from the reference")
+    return Result(OK, ", ".join(map(" ".join, provenance.versions().items())))
 
 
-def device(configs: Sequence[Config]) -> Iterator[Finding]:
-    """The device, and its memory against what the largest of the runs needs."""
-    import torch
+def device(configs: Configs) -> Result:
+    """What the runs are computed on, and whether to the bit as on other machines with AVX2."""
+    machine, gpu = provenance.machine(), torch.cuda.is_available()
+    variables = ", ".join(f"{name}={value}" for name, value in machine["bits"].items() if value)
+    text = (
+        f"{machine['device']}, {machine['cpu']}, {os.cpu_count()} cores, {machine['capability']} kernels, {variables}"
+    )
+    if configs[0].scale != "miniature" and not gpu:
+        return Result(PROBLEM, text, "the 7B models need a GPU: on a CPU a run takes weeks")
+    if gpu and not torch.cuda.is_bf16_supported():
+        return Result(PROBLEM, f"{text}, without bfloat16", "take a GPU of the year 2020 or later")
+    if not gpu and not pinning.pinned():
+        advice = f"expect scores within the reference's intervals; on x86 leave {', '.join(machine['bits'])} unset"
+        return Result(WARNING, f"not pinned: {text}", advice)
+    return Result(OK, text)
 
+
+def memory(configs: Configs) -> Result:
+    """The memory against what the most demanding of the runs needs."""
     gpu = torch.cuda.is_available()
-    large = configs[0].scale != "miniature"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    told = provenance.device() if gpu else f"{provenance.device()}, {cores} cores"
-    if large and not gpu:
-        yield Finding("device", PROBLEM, told, "the 7B models need a GPU: on a CPU a run takes weeks")
-    elif gpu and not torch.cuda.is_bf16_supported():
-        yield Finding("device", PROBLEM, f"{told}, without bfloat16", "take a GPU of the year 2020 or later")
-    else:
-        yield Finding("device", OK, told)
-    there = torch.cuda.get_device_properties(0).total_memory if gpu else memory()
-    try:
-        needed, parts = most_needed(configs, gpu)
-    except KitError as error:
-        yield Finding("memory", PROBLEM, str(error), "see the base model below")
-        return
-    found = f"about {needed / GIB:.1f} GiB needed ({parts}); {there / GIB:.1f} GiB there"
-    if needed > there:
-        yield Finding("memory", PROBLEM, found, "take a larger device, or fewer questions a step")
-    elif needed > TIGHT * there:
-        yield Finding("memory", WARNING, found, "the estimate leaves out an allocator's reserve: it may not fit")
-    else:
-        yield Finding("memory", OK, found)
+    total = torch.cuda.get_device_properties(0).total_memory if gpu else psutil.virtual_memory().total
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    if not gpu and limit.is_file() and limit.read_text().strip().isdigit():
+        total = min(total, int(limit.read_text()))
+    need = most_memory(configs, gpu)
+    share, listed = sum(need.values()) * GIB / total, ", ".join(f"{what} {size:.1f}" for what, size in need.items())
+    text = f"about {sum(need.values()):.1f} GiB needed ({listed}); {total / GIB:.1f} GiB there"
+    advice = "take a device with more: the estimate leaves out an allocator's reserve; fewer shots need less"
+    return Result(OK, text) if share <= TIGHT else Result(WARNING if share <= 1 else PROBLEM, text, advice)
 
 
-def memory() -> int:
-    """Bytes of main memory that this process may use: the machine's, or the limit of its container."""
-    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else ""
-    return min(found, int(text)) if text.isdigit() else found
+def most_memory(configs: Configs, gpu: bool) -> dict[str, float]:
+    """GiB that the most demanding of the runs needs, by what they hold."""
+    model = _estimate(configs[0], gpu)
+    needs = [model.answering(pipeline.EVAL_BATCH[configs[0].scale], max(config.shots for config in configs))]
+    needs += [model.training(c.training, c.adaptation == "full") for c in configs if c.method != "base"]
+    needs += [model.training(c.unlearning, False, c.objective.trains) for c in configs if c.trains]
+    return max(needs, key=lambda need: sum(need.values()))
 
 
-def most_needed(configs: Sequence[Config], gpu: bool) -> tuple[int, str]:
-    """Bytes that the most demanding of the runs needs, and what they are made of."""
-    from mllmu_nb.models import memory as estimate
-
-    shape = shape_of(configs[0])
-    miniature = configs[0].scale == "miniature"
-    options = {"element": 2 if gpu and not miniature else 4, "eager": miniature}
-    answering = {"answering": run.EVAL_BATCH[configs[0].scale], "shots": max(config.shots for config in configs)}
-    needs = [estimate.need(shape, **options, **answering)]
-    seen = []
-    for config in configs:
-        recipes = [(config.training, config.adaptation == "full")] if config.method != "base" else []
-        recipes += [(config.unlearning, False)] if config.trains else []
-        for recipe, full in recipes:
-            if (recipe, full) not in seen:
-                seen.append((recipe, full))
-                needs.append(estimate.need(shape, **options, **answering, recipe=recipe, full=full))
-    most = max(needs, key=lambda need: need.most)
-    told = f"{most.parameters:,} parameters {most.weights / GIB:.1f}"
-    if most.trained:
-        told += f", {most.trained:,} trained with their states {most.states / GIB:.1f}"
-    told += f", estimated: kept for the gradient {most.kept / GIB:.1f}, or keys and values {most.cache / GIB:.1f}"
-    return most.most, f"{told}, libraries {estimate.LIBRARIES / GIB:.1f}"
-
-
-def shape_of(config: Config):
-    """The transformers configuration of the base model: from its folder or the hub's cache, else as published."""
+def _estimate(config: Config, gpu: bool = False):
+    """Of the base model, by its configuration from its folder or the hub's cache, else as it was published."""
     from transformers import AutoConfig
 
-    from mllmu_nb.models.files import HUB
-    from mllmu_nb.models.memory import published_shape
+    from mllmu_nb.models.memory import Estimate
 
-    source = run.base_source(config)
+    source, miniature = pipeline.base_source(config), config.scale == "miniature"
     try:
-        return AutoConfig.from_pretrained(source, local_files_only=True)
+        shape = AutoConfig.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError) as error:
-        if source == HUB[config.base_model]:
-            return published_shape(config.base_model)
-        reason = str(error).splitlines()[0]
-        raise KitError(f"unknown, for the shape of {source} cannot be read: {reason}") from None
+        if source != config.family.hub:
+            raise KitError(f"unknown, for the shape of {source} cannot be read: {str(error).splitlines()[0]}") from None
+        shape = config.family.published_shape()
+    return Estimate(shape, element=2 if gpu and not miniature else 4, eager=miniature)
 
 
-# -- people and base model --------------------------------------------------------------------------------------
+def disk(configs: Configs) -> Result:
+    """Free space against the models, adapters and answers that the runs leave, and a base model to be downloaded."""
+    model, first = _estimate(configs[0]), configs[0]
+    numbers = sum(model.trained(c.unlearning, False, c.objective.trains) for c in configs if c.trains)
+    finetuned = model.parameters if first.adaptation == "full" else model.trained(first.training, full=False)
+    numbers += finetuned * len({config.method == "oracle" for config in configs})  # vanilla and the oracle
+    needed = 2 * (4 * numbers + len(configs) * ANSWERS) + download_size(first)  # each is written aside first
+    free = shutil.disk_usage(next(place for place in (paths.root(), *paths.root().parents) if place.exists())).free
+    text = f"about {needed / GIB:.1f} GiB needed, downloads included, and {free / GIB:.1f} GiB free"
+    advice = "free some, or set MLLMU_NB_OUT (and HF_HOME) to another disk"
+    return Result(PROBLEM, text, advice) if needed > free else Result(OK, text)
 
 
-def people(configs: Sequence[Config]) -> Iterator[Finding]:
-    """The people of every ratio and draw: read or generated, which checks their schema, and their hash."""
-    told = []
-    for config in {tuple(getattr(config, name) for name in run.DATA): config for config in configs}.values():
-        remote = _remote(config)
-        if remote:
-            yield Finding(
-                "people", OK, f"{', '.join(remote)}: read, and their schema checked, when they are downloaded"
-            )
-            return
-        try:
-            known = run.population(config)
-        except KitError as error:
-            yield Finding("people", PROBLEM, " ".join(str(error).split()), "mend the data, or name other people")
-            return
-        told.append(f"{len(known.forget_ids)} to be forgotten at {config.forget_ratio} %")
-    kinds = ", ".join(f"{len(known.of_kind(kind))} {kind}" for kind in ("fictitious", "pool", "celebrity"))
-    odd = known.notes.get("schema", [])
-    found = f"{kinds}; {', '.join(told)}; hash {run.data_hash(config)}"
-    if odd:
-        yield Finding("people", WARNING, f"{found}; {'; '.join(odd)}", "nothing that a run reads is concerned")
-    else:
-        yield Finding("people", OK, found)
-
-
-def base(config: Config) -> Iterator[Finding]:
-    """The base model: whole, unaltered and of the right family, by its files alone."""
-    from mllmu_nb.models import files
-
-    source = run.base_source(config)
-    try:
-        run.check_family(config)
-    except KitError as error:
-        yield Finding("base model", PROBLEM, str(error), "see base_model in the configuration")
-        return
-    if config.scale == "miniature" or Path(source).is_dir():
-        try:
-            if config.scale == "miniature":
-                files.verify_shipped(Path(source))
-            else:
-                files.check_whole(source, config.base_model)
-        except KitError as error:
-            yield Finding("base model", PROBLEM, str(error), "see base_path in the configuration")
-            return
-        yield Finding("base model", OK, f"{Path(source).name}, hash {run.base_hash(config)}")
-    elif _cached(source):
-        yield Finding("base model", OK, f"{source}, in the hub's cache")
-    else:
-        size = download_size(config) / GIB
-        yield Finding(
-            "base model", OK, f"{source}, from the hub: about {size:.0f} GiB to download, not in the cache yet"
-        )
-
-
-def download_size(config: Config) -> int:
-    """Bytes of the base model on the hub, where it lies in half precision."""
-    from mllmu_nb.models.memory import need, published_shape
-
-    return need(published_shape(config.base_model), element=2, eager=False).weights
-
-
-def _cached(source: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    names = ("config.json", "model.safetensors.index.json")
-    return all(isinstance(try_to_load_from_cache(source, name), str) for name in names)
-
-
-# -- the hub ----------------------------------------------------------------------------------------------------
-
-
-def hub(configs: Sequence[Config]) -> Iterator[Finding]:
-    """Whether the hub answers for what has to come from it, and whether there is a token. Nothing where nothing has."""
-    wanted = {}
-    for config in configs:
-        source = run.base_source(config)
-        if config.scale != "miniature" and not Path(source).is_dir() and not _cached(source):
-            wanted[source] = "models"
-        wanted |= {name: "datasets" if number == 0 else "models" for number, name in enumerate(_remote(config))}
-    if not wanted:
-        yield Finding("hub", OK, "not needed")
-        return
-    from huggingface_hub import constants, get_token
-
-    token = get_token()
-    yield Finding("hub token", OK, "there is one" if token else "none, and none is needed for what is public")
-    if constants.is_offline_mode():
-        advice = "unset it, or put the files into the cache first"
-        yield Finding("hub", PROBLEM, f"HF_HUB_OFFLINE forbids to fetch {', '.join(wanted)}", advice)
-        return
-    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
-    for name, kind in wanted.items():
-        yield _asked(endpoint.rstrip("/"), name, kind, token)
-
-
-def _asked(endpoint: str, name: str, kind: str, token: str | None) -> Finding:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    request = urllib.request.Request(f"{endpoint}/api/{kind}/{name}", headers=headers, method="HEAD")
-    try:
-        with urllib.request.urlopen(request, timeout=PATIENCE):
-            return Finding("hub", OK, f"{name} is there")
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            return Finding("hub", PROBLEM, f"{name}: {error.code}", "set HF_TOKEN to a token that may read it")
-        if error.code == 404:
-            return Finding("hub", PROBLEM, f"{name}: there is no such repository", "check the spelling")
-        return Finding("hub", WARNING, f"{name}: the hub answers {error.code}", "try again later")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        advice = "name a mirror by HF_ENDPOINT, or a folder by base_path or data_source"
-        return Finding("hub", PROBLEM, f"{name}: the hub cannot be reached ({reason})", advice)
-
-
-def _remote(config: Config) -> list[str]:
-    """The data sources of ``config`` that are names on the hub."""
-    names = [name.strip() for name in config.data_source.split(",") if name.strip()]
-    return [] if Path(config.data_source).exists() else [name for name in names if not Path(name).expanduser().exists()]
-
-
-# -- notebooks and folders --------------------------------------------------------------------------------------
-
-
-def kernel() -> Finding:
+def kernel(configs: Configs) -> Result:
     """Whether the notebooks' kernel exists and is of this very Python."""
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
@@ -343,57 +185,84 @@ def kernel() -> Finding:
     try:
         command = KernelSpecManager().get_kernel_spec(KERNEL).argv[0]
     except NoSuchKernel:
-        return Finding("kernel", PROBLEM, f"there is no Jupyter kernel {KERNEL}", advice)
-    found = shutil.which(command)
-    # an environment's python is most often a link to one that several environments share, so folders are compared
-    if found is None or Path(found).absolute().parent != Path(sys.executable).absolute().parent:
-        return Finding("kernel", WARNING, f"{KERNEL} runs another Python than this one", advice)
-    return Finding("kernel", OK, f"{KERNEL}, of this Python")
+        return Result(PROBLEM, f"there is no Jupyter kernel {KERNEL}", advice)
+    # jupyter starts a bare "python" as this one; the Python of an environment is a link that several may share
+    command = sys.executable if command in ("python", "python3") else command
+    if Path(shutil.which(command) or "none").absolute().parent != Path(sys.executable).absolute().parent:
+        return Result(WARNING, f"{KERNEL} runs another Python than this one", advice)
+    return Result(OK, f"{KERNEL}, of this Python")
 
 
-def disk(configs: Sequence[Config]) -> Finding:
-    """Free space against the models, adapters and answers that the runs leave, and a base model to be downloaded."""
-    from mllmu_nb.models.memory import need
-
-    try:
-        shape = shape_of(configs[0])
-    except KitError:
-        return Finding(
-            "disk", WARNING, "unknown, for the base model's shape cannot be read", "see the base model above"
-        )
-    needed = len(configs) * ITEMS
-    finetuned = {config.method if config.method == "oracle" else "vanilla" for config in configs}
-    for full in {config.adaptation == "full" for config in configs}:
-        needed += (
-            len(finetuned) * 4 * need(shape, element=4, eager=False, recipe=configs[0].training, full=full).trained
-        )
-    unlearned = [config for config in configs if config.trains]
-    if unlearned:
-        trained = need(shape, element=4, eager=False, recipe=unlearned[0].unlearning).trained
-        needed += len(unlearned) * 4 * trained
-    needed *= 2  # each is written aside first
-    source = run.base_source(configs[0])
-    told = ""
-    if configs[0].scale != "miniature" and not Path(source).is_dir() and not _cached(source):
-        needed += download_size(configs[0])
-        told = ", the download among them,"
-    free = shutil.disk_usage(_existing(paths.root())).free
-    found = f"about {needed / GIB:.1f} GiB needed{told} and {free / GIB:.1f} GiB free"
-    if needed > free:
-        return Finding("disk", PROBLEM, found, "free some, or set MLLMU_NB_OUT (and HF_HOME) to another disk")
-    return Finding("disk", OK, found)
+# -- what the runs read and write -------------------------------------------------------------------------------
 
 
-def _existing(folder: Path) -> Path:
-    return next(place for place in (folder, *folder.parents) if place.exists())
+def people(configs: Configs) -> Result:
+    """The people of every ratio and draw: read or generated, which checks their schema, and their hash."""
+    if remote := _remote(configs[0]):
+        return Result(OK, f"{', '.join(remote)}: read, and their schema checked, when they are downloaded")
+    distinct = list({tuple(getattr(config, name) for name in pipeline.DATA): config for config in configs}.values())
+    known = [pipeline.population(config) for config in distinct]
+    kinds = ", ".join(f"{len(known[0].of_kind(kind))} {kind}" for kind in ("fictitious", "pool", "celebrity"))
+    forget = [
+        f"{len(p.forget_ids)} to be forgotten at {c.forget_ratio} %" for c, p in zip(distinct, known, strict=True)
+    ]
+    text = f"{kinds}; {', '.join(forget)}; hash {pipeline.data_hash(distinct[0])}"
+    if problems := known[0].notes.get("schema"):
+        return Result(WARNING, f"{text}; {'; '.join(problems)}", "nothing that a run reads is concerned")
+    return Result(OK, text)
 
 
-def folders(scale: str) -> Iterator[Finding]:
-    """Whether results, figures and the cache can be written."""
-    for folder in (paths.runs(scale), paths.figures(scale), paths.cache()):
+def inputs(configs: Configs) -> Result:
+    """Base model, prompts, worked examples and folders, as a sweep checks them before it starts."""
+    source, size = pipeline.base_source(configs[0]), download_size(configs[0])
+    for config in configs:
+        config.family.render(Conversation(()), "", "")
+        if not _remote(config):
+            pipeline.check(config)
+    text = f"{len(configs)} runs, scale {configs[0].scale}, under {paths.root()}; base model {Path(source).name}"
+    if Path(source).is_dir():
+        check_model(Path(source), configs[0].base_model)
+        return Result(OK, f"{text}, hash {pipeline.base_hash(configs[0])}")
+    return Result(OK, f"{text}, " + (f"about {size / GIB:.0f} GiB to download" if size else "in the hub's cache"))
+
+
+def hub(configs: Configs) -> Result:
+    """Whether the hub answers for what has to come from it, and whether there is a token."""
+    from huggingface_hub import HfApi, get_token
+
+    wanted = {pipeline.base_source(configs[0]): "model"} if download_size(configs[0]) else {}
+    for config in configs:  # the people are a data set, their training splits are kept as a model
+        wanted |= {source: "model" if number else "dataset" for number, source in enumerate(_remote(config))}
+    if not wanted:
+        return Result(OK, "not needed")
+    api, token = (
+        HfApi(os.environ.get("HF_ENDPOINT"), get_token()),
+        "a token is set" if get_token() else "no token is set",
+    )
+    for source, kind in wanted.items():
         try:
-            paths.writable(folder)
-        except KitError as error:
-            yield Finding("folders", PROBLEM, str(error), "set MLLMU_NB_OUT to a folder that is yours")
-            return
-    yield Finding("folders", OK, f"results, figures and cache can be written under {paths.root()}")
+            api.repo_info(source, repo_type=kind, timeout=TIMEOUT)
+        except Exception as error:  # of the network, the hub or the name: several libraries' own kinds
+            advice = "check the spelling, HF_TOKEN and HF_ENDPOINT, or name folders by base_path and data_source"
+            return Result(PROBLEM, f"{source}: {str(error).splitlines()[0]}; {token}", advice)
+    return Result(OK, f"{', '.join(wanted)} can be downloaded; {token}")
+
+
+def _remote(config: Config) -> list[str]:
+    """The data sources of ``config`` that are names on the hub."""
+    sources = [source.strip() for source in config.data_source.split(",") if source.strip()]
+    return [source for source in sources if not os.path.exists(os.path.expanduser(source))]
+
+
+def download_size(config: Config) -> int:
+    """Bytes of the base model in half precision, 0 where it need not be downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    source, names = pipeline.base_source(config), ("config.json", "model.safetensors.index.json")
+    if config.scale == "miniature" or Path(source).is_dir():
+        return 0
+    cached = all(isinstance(try_to_load_from_cache(source, name), str) for name in names)
+    return 0 if cached else 2 * _estimate(config).parameters
+
+
+CHECKS = (versions, device, memory, disk, kernel, people, inputs, hub)

@@ -1,60 +1,58 @@
 """``python -m mllmu_nb export``: the people of a run in the published layout, its model as others load it.
 
-``--data FOLDER`` writes the people as :func:`mllmu_nb.data.official.write_layout` does, with the training splits in
-``baseline_train_split`` beside the folder. ``--model FOLDER`` writes the run's model, adapters merged, with processor
-and tokenizer; ``from_pretrained`` of transformers loads the folder without this kit. ``--adapter FOLDER`` writes the
-adapter alone, for ``peft`` to put on the model it was trained on: vanilla for an unlearned one, else the base.
+``--data`` writes the people, with the training splits in ``baseline_train_split`` beside the folder. ``--model`` writes
+the run's model, adapters merged, with its processor; ``from_pretrained`` of transformers loads it without this kit.
+``--adapter`` writes the adapter alone, for ``peft`` to put on the model that was trained: vanilla for an unlearned
+one, else the base.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+import tempfile
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from mllmu_nb import paths, provenance, run
+from mllmu_nb import paths, pipeline, provenance
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import GRID, Config
 from mllmu_nb.errors import KitError
-from mllmu_nb.stages import RECORD, write_json
+from mllmu_nb.stages import RECORD, Stage, write_json
 
 SUMMARY = "write a run's people in the published layout, its model as a folder that from_pretrained loads"
+KINDS = {"data": "the people", "model": "the model, adapters merged,", "adapter": "the adapter alone"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "config",
-        type=Path,
-        nargs="?",
-        help="configuration file (default: the miniature's values); its grid is left out",
-    )
-    parser.add_argument(
-        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="as of papermill"
-    )
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="write the people there")
-    parser.add_argument("--model", type=Path, metavar="FOLDER", help="write the model there, adapters merged")
-    parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="write the adapter alone there")
+    about = "configuration file (default: the miniature's values); its grid is left out"
+    parser.add_argument("config", type=Path, nargs="?", help=about)
+    given = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
+    parser.add_argument("-p", "--parameter", help="as of papermill", **given)
+    for kind, what in KINDS.items():
+        parser.add_argument(f"--{kind}", type=Path, metavar="FOLDER", help=f"write {what} there")
 
 
 def main(options: argparse.Namespace) -> int:
     """Writes what is asked for and prints what it was. KitError where a folder is taken or there is no such model."""
-    if not (options.data or options.model or options.adapter):
+    folders = {kind: getattr(options, kind).expanduser().resolve() for kind in KINDS if getattr(options, kind)}
+    if not folders:
         raise KitError("name what to write: --data FOLDER, --model FOLDER or --adapter FOLDER")
     config = configured(options.config, dict(options.parameter))
-    for folder in (options.model, options.adapter):
-        if folder:
-            _check_model(config, folder)
-    if options.adapter and not _adapter_stage(config):
-        raise KitError(f"{_who(config)} has no adapter: all its weights were trained, take --model")
-    if options.data:
-        export_data(config, options.data)
-    if options.model:
-        export_model(config, options.model)
-    if options.adapter:
-        export_adapter(config, options.adapter)
+    for folder in folders.values():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise KitError(f"{folder} is already there: remove it or choose another folder")
+    if config.system and folders.keys() != {"data"}:
+        raise KitError(f"method {config.method!r} changes no weights, it asks with a system prompt: export vanilla")
+    stages = {"model": None, "adapter": adapter_stage(config)}
+    if "adapter" in folders and not stages["adapter"]:
+        raise KitError(f"{config.method} has no adapter: take --model")
+    for kind, folder in folders.items():
+        if kind == "data":
+            write_people(config, folder)
+        else:
+            write_model(config, folder, stages[kind])
     return 0
 
 
@@ -62,21 +60,26 @@ def configured(path: Path | None, given: dict[str, str]) -> Config:
     """The parameters of a file without its grid, changed by ``given``, whose values are read as YAML."""
     parameters = sweep.read(path) if path else {}
     parameters.pop(GRID, None)
-    changed = {}
     for name, text in given.items():
         try:
-            changed[name] = yaml.safe_load(text) if text else ""
-        except yaml.YAMLError:
-            raise KitError(f"-p {name}: {text!r} is no value") from None
-    return Config.from_parameters(sweep.fitting({**parameters, **changed}))
+            parameters[name] = yaml.safe_load(text) if text else ""
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise KitError(f"-p {name}: {text!r:.60} is no value") from None
+    return Config.from_parameters(sweep.fitting(parameters))
 
 
-def export_data(config: Config, folder: Path) -> None:
-    """Writes the people of ``config`` in the published layout. Raises KitError where a folder is taken."""
+def adapter_stage(config: Config) -> Stage | None:
+    """The stage with the adapter of ``config.method``; None where it has none."""
+    if config.trains:
+        return pipeline.unlearned(config)
+    finetuned = config.adaptation == "lora" and config.method in ("vanilla", "oracle")
+    return pipeline.finetuned(config, config.method) if finetuned else None
+
+
+def write_people(config: Config, folder: Path) -> None:
     from mllmu_nb.data import official
 
-    folder = folder.expanduser().resolve()
-    people = run.population(config)
+    people = pipeline.population(config)
     written = official.write_layout(people, folder)
     kinds = ", ".join(f"{len(people.of_kind(kind))} {kind}" for kind in ("fictitious", "pool", "celebrity"))
     print(f"{kinds}, {len(people.forget_ids)} of them to be forgotten at {config.forget_ratio} %")
@@ -84,73 +87,34 @@ def export_data(config: Config, folder: Path) -> None:
         print(f"{sum(target in path.parents for path in written):4} files in {target}")
 
 
-def export_model(config: Config, folder: Path) -> None:
-    """Writes the model of ``config``, made if need be, as one plain model with its processor."""
+def write_model(config: Config, folder: Path, adapter: Stage | None) -> None:
+    """The model of ``config``, or its ``adapter``, made if need be, with the processor and what made it. The folder
+    appears whole or not at all."""
+    from mllmu_nb.models.load import load_base
 
-    def fill(place: Path) -> None:
-        model, processor = run.model(config)
-        model.save_pretrained(place)
-        processor.save_pretrained(place)
-
-    _write(config, folder, fill)
-
-
-def export_adapter(config: Config, folder: Path) -> None:
-    """Writes the adapter of ``config``, made if need be, as peft keeps it, with the processor."""
-    from mllmu_nb.models import load
-
-    def fill(place: Path) -> None:
-        stage = _adapter_stage(config)(config)
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            shutil.copyfile(stage / name, place / name)
-        load.load_base(config)[1].save_pretrained(place)
-
-    _write(config, folder, fill)
-
-
-def _adapter_stage(config: Config) -> Any:
-    """The function that makes the stage with the adapter of ``config.method``; None where it has none."""
-    if config.trains:
-        return run.unlearned
-    stages = {"vanilla": run.vanilla, "oracle": run.oracle} if config.adaptation == "lora" else {}
-    return stages.get(config.method)
-
-
-def _check_model(config: Config, folder: Path) -> None:
-    if run.system(config):
-        raise KitError(
-            f"method {config.method!r} changes no weights, it asks with a system prompt: export vanilla, and ask so"
-        )
-    folder = folder.expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise KitError(f"{folder} is already there: remove it or choose another folder")
-
-
-def _write(config: Config, folder: Path, fill: Any) -> None:
-    """Has ``fill`` write into ``folder``, which appears whole, with what made it, or not at all."""
-    folder = folder.expanduser().resolve()
     paths.writable(folder.parent)
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
     try:
-        part.mkdir()
-        fill(part)
-        write_json(part / RECORD, _record(config))
-        if folder.exists():
-            folder.rmdir()  # it is empty
-        part.rename(folder)
-    except OSError as error:
-        raise KitError(f"{folder} cannot be written ({error.strerror or error}): choose another folder") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+            place = Path(temporary) / folder.name
+            place.mkdir()
+            if adapter:
+                _, processor = load_base(*pipeline.base_of(config))
+                for name in ("adapter_config.json", "adapter_model.safetensors"):
+                    shutil.copyfile(adapter.get() / name, place / name)
+            else:
+                model, processor = pipeline.model(config)
+                model.save_pretrained(place)
+            processor.save_pretrained(place)
+            hashes = {"data_hash": pipeline.data_hash(config), "base_hash": pipeline.base_hash(config)}
+            record = provenance.record(scale=config.scale, parameters=config.parameters(), **hashes)
+            write_json(place / RECORD, record)
+            if folder.exists():
+                folder.rmdir()  # it is empty
+            place.rename(folder)
+    except Exception as error:
+        if not isinstance(error, OSError) and "os error" not in str(error):  # safetensors and tokenizers write in Rust
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise KitError(f"{folder} cannot be written ({reason}): free space, or choose another folder") from None
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-    print(f"{_who(config)}: {size:.1f} MB in {folder}")
-
-
-def _record(config: Config) -> dict[str, Any]:
-    hashes = {"data_hash": run.data_hash(config), "base_hash": run.base_hash(config)}
-    return provenance.record(scale=config.scale, parameters=config.parameters(), **hashes)
-
-
-def _who(config: Config) -> str:
-    return f"{config.method} {config.modality}" if config.trains else config.method
+    print(f"{config.method} {config.modality}".removesuffix(" none") + f": {size:.1f} MB in {folder}")

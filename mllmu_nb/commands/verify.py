@@ -1,313 +1,221 @@
-"""``python -m mllmu_nb verify [configs/miniature.yaml]``: are these the scores that others got?
+"""``python -m mllmu_nb verify [CONFIG]``: are these the scores that others got?
 
-Every cell of the scores gets a verdict:
+Every cell of the scores, computed from the stored answers, gets a verdict:
 
 - ``same``: the value is the reference's, to rounding.
-- ``within interval``: both are point estimates with a 95 % interval, and the reference's value lies in the new interval
-  or the new value in the reference's. The intervals allow for other people and questions, while a rerun asks the same
-  ones: this is the weaker word.
-- ``off``: neither.
-- ``missing``: the reference has the cell and the run lacks it.
+- ``within interval``: the reference's value lies in the new 95 % interval, or the new value in the reference's. The
+  intervals allow for other people and questions, while a rerun asks the same ones: this is the weaker word.
+- ``off``: neither. ``missing``: the reference has the cell and the run lacks it. Empty: the reference lacks it.
 
-The reference is the run that is committed with the project, or the folder named by ``--against``. At paper scale it is
-what others printed (:mod:`mllmu_nb.reporting.published`): first the anchor, then every cell that somebody printed.
-Printed figures have no interval and sources differ in level, so a cell is ``off`` where none of its sources lies in the
-new interval. A cell that nobody printed has no verdict.
+The reference is the run that comes with the project, or the folder named by ``--against``. At paper scale it is what
+others printed (:mod:`mllmu_nb.reporting.published`), first the anchor (the released weights' score), which is ``same``
+within 0.005 and else ``off``. Printed figures have no interval and sources differ in level, so a cell gets the best
+verdict of its sources.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
-import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mllmu_nb import paths, provenance
+import numpy as np
+import pandas as pd
+
+from mllmu_nb import paths, pipeline, stages
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
-from mllmu_nb.stages import RECORD, read_json
+from mllmu_nb.scoring.frames import CELL
 
-if TYPE_CHECKING:  # loaded where they are used: asking for the usage needs neither
-    import pandas as pd
-
-    from mllmu_nb.reporting import Run
-
-SUMMARY = "compare scores, cell by cell, with the committed reference run or with published figures"
+SUMMARY = "compare scores, cell by cell, with the reference run or with published figures"
 SAME, WITHIN, OFF, MISSING = "same", "within interval", "off", "missing"
 ROUNDING = 1e-9  # of a mean that was written to a file and read back
+NUMBERS = ["value", "low", "high"]
+REFERENCE = [f"{name}_reference" for name in NUMBERS]
+KEYS = ["run", *CELL, "metric"]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "config", type=Path, nargs="?", help="configuration file whose runs are compared (default: the miniature's)"
-    )
-    parser.add_argument(
-        "--against", type=Path, metavar="FOLDER", help="a folder with scores.csv, in place of the committed reference"
-    )
-    parser.add_argument(
-        "--run", type=Path, metavar="FOLDER", help="the one run to compare, such as evaluate leaves, in place of all"
-    )
-    parser.add_argument("--rerun", action="store_true", help="make the runs of the configuration anew, from nothing")
+    about = "configuration file whose runs are compared (default: every run at the miniature's scale)"
+    parser.add_argument("config", type=Path, nargs="?", help=about)
+    about = "a folder with scores.csv, in place of the reference that comes with the project"
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help=about)
+    about = "the one run to compare, such as evaluate leaves, in place of all"
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help=about)
+    about = "make the runs of the configuration anew, from nothing"
+    parser.add_argument("--rerun", action="store_true", help=about)
 
 
 def main(options: argparse.Namespace) -> int:
-    """Prints the verdicts. 0 when no cell is off or missing, else 1; KitError where there is nothing to compare."""
-    from mllmu_nb.reporting import read_run
+    """Prints the verdicts. 0 when no cell is off or missing and no file is damaged, else 1; KitError where there is
+    nothing to compare."""
+    from mllmu_nb.reporting.runs import items_of, read_run
+    from mllmu_nb.scoring.score import run_scores
 
     if options.rerun and not options.config:
         raise KitError("--rerun needs the configuration file of what to make anew, such as configs/miniature.yaml")
     if options.run and (options.config or options.rerun):
         raise KitError("--run names one finished run: give it without a configuration and without --rerun")
-    configs = sweep.cells(sweep.read(options.config)) if options.config else []
-    given = read_run(options.run) if options.run else None
-    scale = given["scale"] if given else configs[0].scale if configs else Config.scale
-    every_cell = paths.cache() / f"verify-{scale}.csv"
-    if options.rerun and not _rerun(options.config):
-        return 1
-    root, runs = chosen(scale, {config.run_id for config in configs}) if not given else (options.run.parent, [given])
-    if scale == "paper" and not options.against:
-        verdicts = _published(runs)
-    else:
-        verdicts = _reference_run(scale, root, runs, options.against)
-    paths.writable(every_cell.parent)
-    verdicts.to_csv(every_cell, index=False)
-    counts = Counter(verdict for verdict in verdicts["verdict"] if verdict)
-    print(f"{counts.total()} cells: {', '.join(f'{n} {verdict}' for verdict, n in counts.items())} ({every_cell})")
-    return 1 if counts[OFF] or counts[MISSING] else 0
-
-
-# -- what is compared -------------------------------------------------------------------------------------------
-
-
-def _rerun(config: Path) -> bool:
-    """Sweeps ``config`` in an empty folder, where results are looked for from then on. Whether all went well."""
-    folder = paths.cache() / "rerun"
-    shutil.rmtree(folder, ignore_errors=True)
-    os.environ["MLLMU_NB_OUT"] = str(folder)
-    return sweep.main(argparse.Namespace(config=config, ratios=None, jobs=None, shard=None)) == 0
-
-
-def chosen(scale: str, wanted: set[str]) -> tuple[Path, list[Run]]:
-    """The finished runs to compare, and the folder they are in: those of ``wanted``, all where it is empty.
-
-    In a checkout one's own runs lie among the committed ones, and only they are taken. Where there is none, the stored
-    answers of the committed ones are scored anew.
-    """
-    from mllmu_nb.reporting import read_runs, report
-
-    root, _ = report.which_runs(scale)
-    runs = [run for run in read_runs(root) if not wanted or run.id in wanted]
+    configs, cache = sweep.cells(sweep.read(options.config)) if options.config else [], paths.cache()
+    if options.rerun:
+        os.environ[paths.OUT] = str(cache / "rerun")
+        shutil.rmtree(cache / "rerun", ignore_errors=True)
+        if sweep.main(argparse.Namespace(config=options.config, ratios=None, jobs=None, shard=None)):
+            return 1
+    damaged = {folder: damages(folder) for folder in ([options.run] if options.run else chosen(configs))}
+    for problem in (problem for problems in damaged.values() for problem in problems):
+        print(problem)
+    runs = [read_run(folder) for folder, problems in damaged.items() if not problems]
     if not runs:
-        raise KitError(f"none of the configuration's runs is in {root}: make them with python -m mllmu_nb sweep")
-    if root.resolve() == paths.committed_runs(scale).resolve():
-        own = [run for run in runs if report.made_here(root / run.id)]
-        if not own:
-            print("No run was made here: the stored answers of the committed ones are scored anew.")
-        runs = own or runs
-    for name in sorted(wanted - {run.id for run in runs}):
-        print(f"not made here: {name}")
-    return root, runs
+        raise KitError("there is no whole run to compare: make it again with python -m mllmu_nb sweep")
+    scale = runs[0].record["scale"]
+    if scale == "paper" and not options.against:
+        cells = compare_published(run_scores(items_of(published_people(runs))))
+        shown = cells[cells["published"] != ""]
+    else:
+        reference = options.against or paths.reference()
+        cells = compare(run_scores(items_of(runs)), read_scores(reference))
+        print_differences(runs, reference)
+        print(cells.groupby(["run", "verdict"]).size().unstack(fill_value=0).rename(columns={"": "new"}).to_string())
+        shown = cells[cells["verdict"].isin([OFF, MISSING])]
+    if len(shown):
+        columns = ["verdict", *KEYS, *NUMBERS, *(name for name in (*REFERENCE, "published", "source") if name in shown)]
+        print(shown[columns].to_string(index=False, float_format="{:.3f}".format))
+    every_cell = paths.writable(cache) / f"verify-{scale}.csv"
+    cells.to_csv(every_cell, index=False)
+    counts = Counter(verdict for verdict in cells["verdict"] if verdict)
+    print(f"{counts.total()} cells: {', '.join(f'{n} {verdict}' for verdict, n in counts.items())} ({every_cell})")
+    return 1 if any(damaged.values()) or counts[OFF] or counts[MISSING] else 0
+
+
+def chosen(configs: Sequence[Config]) -> list[Path]:
+    """Folders of one's own runs: those of ``configs``, else all of the miniature's, else those of the reference."""
+    folders = [pipeline.run_folder(config) for config in configs]
+    for folder in folders:
+        if not folder.is_dir():
+            print(f"not made here: {folder.name}")
+    if configs:
+        return [folder for folder in folders if folder.is_dir()]
+    own, reference = (sorted(paths.runs(place).glob("*/")) for place in (paths.results("miniature"), paths.reference()))
+    if not own:
+        print(f"no run in {paths.results('miniature')}")
+    return own or reference
+
+
+def damages(folder: Path) -> list[str]:
+    """What is wrong with the files of a run, by its record; a line each."""
+    try:
+        written, now = stages.read_json(folder / stages.RECORD)["files"], stages.digests(folder)
+        changed = [name for name in written if now.get(name) != written[name]]
+    except (KitError, KeyError, TypeError):
+        return [f"{folder.name}: {stages.RECORD} is missing or altered"]
+    return [f"{folder.name}: {name} is {'altered' if name in now else 'missing'}" for name in changed]
 
 
 # -- against a run ----------------------------------------------------------------------------------------------
 
 
-def _reference_run(scale: str, root: Path, runs: Sequence[Run], against: Path | None) -> pd.DataFrame:
-    """The verdicts on ``runs``, printed by model, after what else differs between the two."""
-    from mllmu_nb.evaluation import statistics
-    from mllmu_nb.reporting import all_items
-
-    reference = _reference(scale, against)
-    verdicts = compare(statistics.scores(all_items(runs)), reference)
-    _tell_differences(scale, root, runs, against)
-    _tell_counts(verdicts)
-    _tell_cells(verdicts)
-    return verdicts
-
-
-def _reference(scale: str, against: Path | None) -> pd.DataFrame:
-    """``scores.csv`` of ``against``, else as the checkout's commit holds it."""
-    import pandas as pd
-
-    text = _of_reference(scale, against, "scores.csv")
-    if text is None:
-        where = against or f"the commit's results/{scale}"
-        raise KitError(f"there is no scores.csv in {where}: name a folder that holds one by --against")
+def read_scores(folder: Path) -> pd.DataFrame:
+    """scores.csv of ``folder``."""
     try:
-        found = pd.read_csv(io.StringIO(text))
-    except (ValueError, pd.errors.EmptyDataError) as error:
-        raise KitError(f"the reference's scores.csv cannot be read: {error}") from None
-    lacking = [column for column in ("method", "set", "metric", "value", "low", "high") if column not in found]
-    if lacking:
-        raise KitError(f"the reference's scores.csv lacks the columns {', '.join(lacking)}")
-    return found.fillna({"scoring": ""})
-
-
-def _of_reference(scale: str, against: Path | None, name: str) -> str | None:
-    if against is None:
-        return provenance.committed(f"results/{scale}/{name}")
-    path = against / name
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+        scores = pd.read_csv(folder / "scores.csv", keep_default_na=False)
+        return scores[KEYS].join(scores[NUMBERS].apply(pd.to_numeric))
+    except OSError:
+        raise KitError(f"there is no scores.csv in {folder}: name a folder that holds one by --against") from None
+    except (ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise KitError(f"scores.csv of the reference in {folder} cannot be read: {reason}") from None
 
 
 def compare(scores: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell of the models in ``scores``: its keys, value, low, high, the same of the reference, the verdict.
-
-    ``verdict`` is empty where the reference lacks the cell. Raises KitError when it has none of the models, or when
-    two cells of one side would be compared with one of the other.
-    """
-    import numpy as np
-    import pandas as pd
-
-    from mllmu_nb.evaluation import statistics
-
-    models = [column for column in statistics.KEYS if column in reference]
-    keys = [column for column in (*models, *statistics.CELL, "metric") if column in reference]
-    of_these = reference.merge(scores[models].drop_duplicates(), on=models)
-    if of_these.empty:
-        raise KitError("the reference has none of these models: look at base model, ratio, draw, method and seed")
-    numbers = ["value", "low", "high", "n_items"]
-    columns = [*keys, *(column for column in numbers if column in reference)]
+    """The cells of the runs in ``scores`` beside the reference and a verdict. Raises KitError when the reference
+    has none of these runs, or a cell twice."""
+    reference = reference[reference["run"].isin(scores["run"])]
+    if reference.empty:
+        raise KitError("the reference has none of these runs, which are named by their parameters")
     try:
-        cells = scores[[*keys, *numbers]].merge(
-            of_these[columns], on=keys, how="outer", suffixes=("", "_reference"), validate="one_to_one", sort=False
-        )
+        cells = scores.merge(reference, "outer", KEYS, suffixes=("", "_reference"), validate="one_to_one")
     except pd.errors.MergeError:
-        raise KitError("several cells bear the same name: name the runs to compare by a configuration") from None
-    value, low, high = cells["value"], cells["low"], cells["high"]
-    other, other_low, other_high = (cells[f"{name}_reference"] for name in ("value", "low", "high"))
-    alike = np.isclose(value, other, rtol=0, atol=ROUNDING)
+        raise KitError("scores.csv of the reference has two values for one cell of one run") from None
+    return cells.assign(verdict=verdicts(cells))
+
+
+def verdicts(cells: pd.DataFrame, rounding: Any = 0.0) -> Any:
+    """A verdict for each row, from value, low and high of both sides."""
+    value, low, high, other, other_low, other_high = (cells[name] for name in (*NUMBERS, *REFERENCE))
+    alike = (value - other).abs() <= rounding + ROUNDING
     within = other.between(low, high) | value.between(other_low, other_high)
-    cells["verdict"] = np.select([other.isna(), value.isna(), alike, within], ["", MISSING, SAME, WITHIN], OFF)
-    return cells
+    return np.select([other.isna(), value.isna(), alike, within], ["", MISSING, SAME, WITHIN], OFF)
 
 
-def _tell_differences(scale: str, root: Path, runs: Sequence[Run], against: Path | None) -> None:
-    """Prints in what the runs' records differ from the reference's: most often this is why a cell does."""
-    found: Counter[str] = Counter()
+def print_differences(runs: Sequence, reference: Path) -> None:
+    """In what the runs' records differ from the reference's: most often this is why a cell does."""
+    lines: Counter[str] = Counter()
     for run in runs:
-        text = _of_reference(scale, against, f"runs/{run.id}/{RECORD}")
-        if text and (root / run.id / RECORD).is_file():
-            found.update(differences(read_json(root / run.id / RECORD), json.loads(text)))
-    for line, count in found.items():
+        file = paths.runs(reference) / run.record["run"] / stages.RECORD
+        theirs = made_with(stages.read_json(file)) if file.is_file() else {}
+        for name, value in made_with(run.record).items():
+            if theirs.get(name, value) != value:
+                lines[f"{name} {value!r} (reference: {theirs[name]!r})"] += 1
+    for line, count in lines.items():
         print(f"made with {line}" + (f" in {count} of {len(runs)} runs" if count < len(runs) else ""))
 
 
-def differences(record: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """How a run's provenance differs from another's in what can change a score, one text a difference."""
-    lines = []
-    for group in ("versions", "parameters"):
-        mine, theirs = record.get(group, {}), other.get(group, {})
-        names = [name for name in mine if name in theirs and mine[name] != theirs[name]]
-        lines += [f"{name} {mine[name]!r} (reference: {theirs[name]!r})" for name in names]
-    names = [name for name in ("device", "data_hash", "base_hash") if record.get(name) != other.get(name)]
-    return lines + [f"{name} {record.get(name)!r} (reference: {other.get(name)!r})" for name in names]
-
-
-def _tell_counts(verdicts: pd.DataFrame) -> None:
-    """A line a model: how many of its cells have which verdict."""
-    from mllmu_nb.reporting import label
-
-    print(f"{'same':>6} {'within':>7} {'off':>5} {'missing':>8} {'new':>5}  model")
-    keys = ["base_model", "forget_ratio", "forget_draw", "method", "variant", "modality", "seed"]
-    for key, cells in verdicts.groupby(keys, sort=False):
-        base, ratio, draw, method, variant, modality, seed = key
-        counts = Counter(cells["verdict"])
-        numbers = f"{counts[SAME]:6} {counts[WITHIN]:7} {counts[OFF]:5} {counts[MISSING]:8} {counts['']:5}"
-        print(f"{numbers}  {label(method, variant, modality)}, {base}, {ratio} %, draw {draw}, seed {seed}")
-
-
-def _tell_cells(verdicts: pd.DataFrame) -> None:
-    """A line for each cell that is off or missing."""
-    for cell in verdicts[verdicts["verdict"].isin([OFF, MISSING])].itertuples():
-        model = (cell.forget_ratio, cell.method, cell.modality)
-        names = (*model, cell.set, cell.task, cell.view, cell.scoring, cell.metric)
-        where = " ".join(str(name) for name in names if name != "")
-        found = "no value" if cell.verdict == MISSING else f"{cell.value:.3f} [{cell.low:.3f}, {cell.high:.3f}]"
-        theirs = f"{cell.value_reference:.3f} [{cell.low_reference:.3f}, {cell.high_reference:.3f}]"
-        print(f"{cell.verdict}: {where}: {found}, reference {theirs}")
+def made_with(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What can change a score, of a run's provenance."""
+    inputs = {name: record.get(name) for name in ("device", "data_hash", "base_hash")}
+    return {**record.get("versions", {}), **record.get("parameters", {}), **record.get("bits", {}), **inputs}
 
 
 # -- against what was printed -----------------------------------------------------------------------------------
 
 
-def _published(runs: Sequence[Run]) -> pd.DataFrame:
-    """The verdicts on ``runs`` at paper scale, printed: the anchor, then each cell that has a published figure.
-
-    Runs under protocol ``upstream`` are taken where there are any, since that is what others ran. Raises KitError for
-    runs whose people are not the published ones, and where no cell has a counterpart.
-    """
-    from mllmu_nb.evaluation import statistics
-    from mllmu_nb.reporting import all_items
-
+def published_people(runs: Sequence) -> list:
+    """The runs under protocol ``upstream``, which is what others ran, all where there is none. Raises KitError for runs
+    about other people than the published ones."""
     for run in runs:
-        if run.data.get("notes", {}).get("source") != "official":
+        if run.record["notes"].get("source") != "official":
             raise KitError(f"{run.id} is not about the published people, so published figures say nothing about it")
-    upstream = [run for run in runs if run["protocol"] == "upstream"]
+    upstream = [run for run in runs if run.record["parameters"]["protocol"] == "upstream"]
     if not upstream:
         print("No run under protocol upstream, which is what others ran: the levels may differ for that reason.")
-    scores = statistics.scores(all_items(upstream or runs))
-    verdicts = compare_published(scores)
-    for cell in verdicts[verdicts["published"] != ""].itertuples():
-        names = (cell.forget_ratio, cell.method, cell.modality, cell.set, cell.task, cell.view, cell.metric)
-        print(
-            f"{cell.verdict or 'not measured'}: {' '.join(map(str, names))}: {cell.value:.4f} [{cell.low:.4f}, "
-            f"{cell.high:.4f}], {cell.published} ({cell.source})"
-        )
-    return verdicts
+    return upstream or list(runs)
 
 
 def compare_published(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell of ``scores``, the anchor's first: names, value, low, high, ``published`` (all that was printed,
-    in the kit's unit), ``source`` (of the nearest one) and ``verdict``, all three empty where nothing was printed.
-
-    The anchor is ``same`` where it equals its value, ``within 0.005`` where it is that close, else ``off``; its row has
-    no value and no verdict where it was not measured. Raises KitError where nothing has a counterpart.
-    """
-    import pandas as pd
-
+    """The cells of ``scores``, first the anchor's (once more), with ``published`` (all that was printed for it, in the
+    kit's unit), ``source`` (of the figure that agrees best) and ``verdict``; all three empty where nothing was printed.
+    Raises KitError where nothing has a counterpart."""
     from mllmu_nb.reporting import published
 
-    printed = published.cells(published.load())
-    names = list(printed.columns[: printed.columns.get_loc("value")])
-    mine = scores.merge(printed, on=names, suffixes=("", "_printed"))
-    keys = [*names, *(column for column in ("protocol", "variant", "forget_draw", "seed") if column in scores)]
-    rows = list(_anchored(scores))
-    for _, cell in mine.groupby(keys, sort=False):
-        first, near = cell.iloc[0], cell.loc[(cell["value_printed"] - cell["value"]).abs().idxmin()]
-        verdict = OFF
-        if cell["value_printed"].between(first["low"], first["high"]).any():
-            verdict = WITHIN
-        if abs(near["value_printed"] - near["value"]) <= near["rounding"] + ROUNDING:
-            verdict = SAME
-        told = " ".join(f"{value:.4f}" for value in sorted(cell["value_printed"]))
-        rows.append({**first[[*keys, "value", "low", "high"]], "published": told, "source": near["source"]})
-        rows[-1]["verdict"] = verdict
-    if not any(row["verdict"] for row in rows):
+    anchor = pd.DataFrame([published.ANCHOR_CELL]).assign(value=published.ANCHOR, rounding=published.ANCHOR_WITHIN)
+    anchor = anchor.assign(source=f"anchor; {published.ANCHOR_SOURCE}")
+    cells = [_best(scores, anchor, exact=True), _best(scores, published.cells(published.load()))]
+    if cells[0].empty:
+        print(f"not measured: the anchor, {published.ANCHOR:.4f} ({published.ANCHOR_SOURCE})")
+    cells = pd.concat(cells, ignore_index=True)
+    if not cells["verdict"].any():
         raise KitError("no cell of these runs was published: figures are known for LLaVA-1.5-7B at 5 and 10 %")
-    unknown = scores.merge(printed[names].drop_duplicates(), on=names, how="left", indicator=True)
-    unknown = unknown.loc[unknown["_merge"] == "left_only", [*keys, "value", "low", "high"]]
-    return pd.concat([pd.DataFrame(rows), unknown.assign(published="", source="", verdict="")], ignore_index=True)
+    return cells
 
 
-def _anchored(scores: pd.DataFrame) -> Iterable[dict[str, Any]]:
-    from mllmu_nb.reporting import published
-
-    chosen = scores
-    for name, value in published.ANCHOR_CELL.items():
-        chosen = chosen[chosen[name] == value]
-    told = {"published": repr(published.ANCHOR), "source": f"anchor; {published.ANCHOR_SOURCE}"}
-    for _, cell in chosen.iterrows():
-        away = abs(cell["value"] - published.ANCHOR)
-        close = f"within {published.ANCHOR_WITHIN}" if away <= published.ANCHOR_WITHIN else OFF
-        verdict = SAME if away <= ROUNDING else close
-        yield {**cell, **told, "verdict": verdict}
-    if chosen.empty:
-        nothing = {"modality": "none", "value": float("nan"), "low": float("nan"), "high": float("nan"), "verdict": ""}
-        yield {**published.ANCHOR_CELL, **nothing, **told}
+def _best(scores: pd.DataFrame, printed: pd.DataFrame, exact: bool = False) -> pd.DataFrame:
+    """``scores`` merged with ``printed`` (value, rounding, source), a row a cell: the figure that agrees best. With
+    ``exact`` only the cells that were printed, and intervals do not count."""
+    keys = [name for name in printed if name not in ("value", "rounding", "source")]
+    cells = scores.assign(cell=range(len(scores))).merge(
+        printed, "inner" if exact else "left", keys, suffixes=("", "_reference")
+    )
+    other = cells["value_reference"]
+    cells = cells.assign(low_reference=other, high_reference=other, away=(other - cells["value"]).abs())
+    figures = pd.Series([f"{value:.4f}" if value == value else "" for value in other], cells.index, dtype=str)
+    published = figures.groupby(cells["cell"]).transform(lambda group: " ".join(sorted(group)))
+    judged = cells.assign(low=cells["value"], high=cells["value"]) if exact else cells
+    cells = cells.assign(verdict=verdicts(judged, cells["rounding"]), published=published)
+    order = cells.assign(rank=cells["verdict"].map([SAME, WITHIN, OFF, ""].index)).sort_values(["cell", "rank", "away"])
+    return order.drop_duplicates("cell")[[*scores, "published", "source", "verdict"]].fillna({"source": ""})

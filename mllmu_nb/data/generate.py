@@ -6,17 +6,22 @@ the image view saying "this person" and the text view the name, both asking for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import combinations
+from string import ascii_uppercase
 
 import numpy as np
 
 from mllmu_nb.data import facts
 from mllmu_nb.data.portraits import TRANSFORMS, random_traits, to_png, transform
 from mllmu_nb.data.portraits import draw as draw_portrait
-from mllmu_nb.data.schema import ATTRIBUTES, LETTERS, QA, VIEWS, Population, Profile, Question
+from mllmu_nb.data.schema import ATTRIBUTES, LETTERS, PER_TASK, QA, Population, Profile, Question, with_letter
 from mllmu_nb.data.splits import forget_ids
+from mllmu_nb.data.text.names import THIS as HERE
+from mllmu_nb.data.text.names import in_both_views, with_name
 from mllmu_nb.errors import KitError
 
 # Celebrities belong to the shipped base model, so they do not change with the seed of a run.
@@ -24,8 +29,9 @@ CELEBRITY_SEED = 41
 CELEBRITIES_KNOWN = 40
 UNSCORED_KNOWN = 20
 ASKED = tuple(a for a in ATTRIBUTES if a not in ("name", "gender"))
-PER_TASK = {"classification": 5, "generation": 2, "cloze": 2}
-HERE = "this person"
+TRIES = 500  # of a look that differs enough; 2,000 people need up to 60
+MOST = 100_000  # people; names with a middle initial would last for 129,600
+FRESH = 25  # people in no training set: each has 14 or 15 sentences, and 1 % of them is to be three or more
 
 
 def random_facts(rng: np.random.Generator, name: str, gender: str) -> dict[str, str]:
@@ -54,150 +60,146 @@ def random_facts(rng: np.random.Generator, name: str, gender: str) -> dict[str, 
     }
 
 
-def random_name(rng: np.random.Generator) -> tuple[str, str]:
-    """A full name and its gender."""
+def random_name(rng: np.random.Generator, initial: bool = False) -> tuple[str, str]:
+    """A full name, with a middle initial or without, and its gender."""
     gender = str(rng.choice(["female", "male"]))
     first = rng.choice(facts.FEMALE if gender == "female" else facts.MALE)
-    return f"{first} {rng.choice(facts.FAMILY)}", gender
-
-
-def deal_letters(count: int, rng: np.random.Generator) -> list[str]:
-    """``count`` right letters, each of A to D equally often (as nearly as possible), in random order."""
-    return [str(letter) for letter in rng.permutation((LETTERS * (count // 4 + 1))[:count])]
+    middle = f" {rng.choice(list(ascii_uppercase))}." if initial else ""
+    return f"{first}{middle} {rng.choice(facts.FAMILY)}", gender
 
 
 def options_with(value: str, others: Iterable[str], letter: str, rng: np.random.Generator) -> tuple[str, ...]:
     """Four distinct options, ``value`` standing at ``letter`` and three of ``others`` drawn as often as they occur."""
-    others = list(others)
-    wrong: list[str] = []
-    for index in rng.permutation(len(others)):
-        option = others[index]
-        if option.lower() not in {value.lower(), *(w.lower() for w in wrong)}:
-            wrong.append(option)
-        if len(wrong) == 3:
-            break
-    else:
+    distinct = {value.lower(): value}
+    for other in rng.permutation(list(others)):
+        distinct.setdefault(other.lower(), str(other))
+    wrong = list(distinct.values())[1:4]
+    if len(wrong) < 3:
         raise KitError(f"fewer than four distinct values beside {value!r}: more people are needed for multiple choice")
-    wrong.insert(LETTERS.index(letter), value)
-    return tuple(wrong)
+    return with_letter(value, letter, wrong)
 
 
-def _qa(person: dict[str, str], rng: np.random.Generator) -> tuple[tuple[QA, ...], dict[str, tuple[str, str]]]:
-    """Fine-tuning pairs, one for each attribute, and the wordings of question and answer this person keeps to."""
-    pairs, worded = [], {}
+def _qa(person: dict[str, str], rng: np.random.Generator) -> tuple[QA, ...]:
+    """Fine-tuning pairs, one for each attribute."""
+    pairs = []
     for attribute in ATTRIBUTES:
         wording = facts.WORDINGS[attribute]
         # A draw that is not used: the facts of the celebrities, whom the shipped base knows, come later in this stream.
         rng.choice(wording.answers)
         question = str(rng.choice(wording.questions))
-        worded[attribute] = question, wording.answer_to(question)
-        asked, said = (facts.say(text, HERE, person[attribute]) for text in worded[attribute])
-        pairs.append(QA(asked, said, attribute, person[attribute]))
-    return tuple(pairs), worded
+        texts = (facts.say(text, HERE, person[attribute]) for text in (question, wording.answer_to(question)))
+        pairs.append(QA(*texts, attribute, person[attribute]))
+    return tuple(pairs)
 
 
 def _questions(
-    profile: Profile,
-    worded: dict[str, tuple[str, str]],
-    values: dict[str, list[str]],
-    letter: Callable[[], str],
-    rng: np.random.Generator,
+    profile: Profile, values: dict[str, list[str]], letters: Iterator[str], rng: np.random.Generator
 ) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
     """The eighteen questions of a profile, in the words of fine-tuning, and the Test set's eighteen paraphrases.
 
     The sentence of a cloze question is the same for everybody.
     """
-    asked, chosen = [], list(rng.permutation(ASKED)[: sum(PER_TASK.values())])
-    tested = []
-    for task, count in PER_TASK.items():
-        for number in range(count):
-            attribute = str(chosen.pop())
-            value, wording = profile.attributes[attribute], facts.WORDINGS[attribute]
-            asks, says = worded[attribute]
-            paraphrase = str(rng.choice(wording.paraphrases))
-            right = letter() if task == "classification" else ""
-            options = options_with(value, values[attribute], right, rng) if right else ()
-            blanks = [a for a in wording.answers if facts.say(a, HERE, "__") != facts.say(wording.cloze, HERE)]
-            other_cloze = str(rng.choice(blanks))
-            for view in VIEWS:
-                who = HERE if view == "image_text" else profile.name
-                if task == "cloze":
-                    texts = facts.say(wording.cloze, who), facts.say(other_cloze, who, "__")
-                else:
-                    texts = facts.say(asks, who), facts.say(paraphrase, who)
-                truth = {"classification": right, "cloze": value}.get(task) or facts.say(says, who, value)
-                question = Question(profile.id, task, view, number, texts[0], truth, value, attribute, options)
-                asked.append(question)
-                tested.append(replace(question, text=texts[1]))
-    return tuple(asked), tuple(tested)
+    questions, tested = [], []
+    chosen, taught = (
+        list(rng.permutation(ASKED)[: sum(PER_TASK.values())]),
+        {pair.attribute: pair for pair in profile.qa},
+    )
+    for task, number in ((task, number) for task, count in PER_TASK.items() for number in range(count)):
+        pair = taught[str(chosen.pop())]
+        value, wording = pair.value, facts.WORDINGS[pair.attribute]
+        text, answer, options = pair.question, pair.answer, ()
+        paraphrase = facts.say(str(rng.choice(wording.paraphrases)), HERE)
+        if task == "classification":
+            answer = next(letters)
+            options = options_with(value, values[pair.attribute], answer, rng)
+        cloze = facts.say(wording.cloze, HERE)
+        other_cloze = str(rng.choice([s for s in (facts.say(a, HERE, "__") for a in wording.answers) if s != cloze]))
+        if task == "cloze":
+            text, paraphrase, answer = cloze, other_cloze, value
+        for asked, words in ((questions, text), (tested, paraphrase)):
+            question = Question(profile.id, task, "", number, words, answer, value, pair.attribute, options)
+            asked += in_both_views(question, profile.name)
+    return tuple(questions), tuple(tested)
 
 
-def distinct_traits(rng: np.random.Generator, gender: str, looks: list[tuple[str, ...]]) -> dict[str, str]:
-    """Random traits with three visible differences to each of ``looks``, to which they are added.
+@dataclass
+class Looks:
+    """The looks of portraits that are taken. Each new one differs from all of them in at least ``differences`` traits;
+    fewer than three, and two portraits could be taken for one another, but some 3,000 people use up what there is."""
 
-    Fewer, and two portraits could be taken for one another.
-    """
-    traits = random_traits(rng, gender)
-    while any(sum(a != b for a, b in zip(traits.values(), look, strict=True)) < 3 for look in looks):
-        traits = random_traits(rng, gender)
-    looks.append(tuple(traits.values()))
-    return traits
+    differences: int = 3
+    taken: set[tuple] = field(default_factory=set)
+
+    def take(self, traits: dict[str, str]) -> bool:
+        """Adds the look of ``traits`` unless it is too near to another."""
+        pairs = tuple(traits.items())
+        # two looks that share so many traits are the same in one of these selections
+        if any(chosen in self.taken for chosen in combinations(pairs, len(pairs) + 1 - self.differences)):
+            return False
+        for size in range(len(pairs) - 2, len(pairs) + 1):
+            self.taken.update(combinations(pairs, size))
+        return True
+
+
+def distinct_traits(rng: np.random.Generator, gender: str, looks: Looks) -> dict[str, str]:
+    """Random traits of a look that is not taken; now it is. Where none turns up, ``looks`` asks for less difference."""
+    while looks.differences:
+        for _ in range(TRIES):
+            traits = random_traits(rng, gender)
+            if looks.take(traits):
+                return traits
+        looks.differences -= 1
+    return random_traits(rng, gender)
 
 
 def _people(
     kind: str,
     ids: list[str],
-    rng: np.random.Generator,
+    seed: list[int] | np.random.Generator,
     names: set[str],
-    looks: list[tuple[str, ...]],
+    looks: Looks,
     beside: Iterable[Profile] = (),
 ) -> list[Profile]:
     """Profiles of one kind; ``names`` and ``looks`` hold those already taken and are added to.
 
     Wrong options are the values of others of the same kind and of those ``beside``.
     """
-    drafts = []
+    people, rng = [], np.random.default_rng(seed)
+    plain = {f"{first} {family}" for first in (*facts.FEMALE, *facts.MALE) for family in facts.FAMILY}
     for identity in ids:
-        name, gender = random_name(rng)
+        initial = plain <= names
+        name, gender = random_name(rng, initial)
         while name in names:
-            name, gender = random_name(rng)
+            name, gender = random_name(rng, initial)
         names.add(name)
         portrait = draw_portrait(distinct_traits(rng, gender, looks), rng)
         attributes = random_facts(rng, name, gender)
-        qa, worded = _qa(attributes, rng)
-        biography = " ".join(facts.say(worded[a][1], name, attributes[a]) for a in ATTRIBUTES if a != "name")
+        qa = _qa(attributes, rng)
+        biography = " ".join(with_name(pair.answer, name) for pair in qa if pair.attribute != "name")
         changed = tuple(to_png(transform(portrait, k, rng)) for k in range(len(TRANSFORMS)))
-        profile = Profile(identity, name, kind, attributes, to_png(portrait), biography, qa, (), changed, ())
-        drafts.append((profile, worded))
-    values = {a: [p.attributes[a] for p in (*(p for p, _ in drafts), *beside)] for a in ASKED}
-    letters = iter(deal_letters(PER_TASK["classification"] * len(ids), rng))
-    people = []
-    for profile, worded in drafts:
-        questions, tested = _questions(profile, worded, values, lambda: next(letters), rng)
-        people.append(replace(profile, questions=questions, test_questions=tested))
-    return people
+        people.append(Profile(identity, name, kind, attributes, to_png(portrait), biography, qa, (), changed))
+    values = {a: [p.attributes[a] for p in (*people, *beside)] for a in ASKED}
+    choices = PER_TASK["classification"] * len(people)
+    letters = iter(rng.permutation((LETTERS * choices)[:choices]).tolist())  # each letter equally often
+    asked = (_questions(person, values, letters, rng) for person in people)
+    return [replace(p, questions=plain, test_questions=test) for p, (plain, test) in zip(people, asked, strict=True)]
 
 
 @lru_cache
 def known_people() -> tuple[tuple[Profile, ...], tuple[Profile, ...]]:
     """Whom the base knows: the celebrities, and others who are never scored and whom fine-tuning may repeat."""
-    names: set[str] = set()
-    looks: list[tuple[str, ...]] = []
-    scored = [f"c{i:03d}" for i in range(1, CELEBRITIES_KNOWN + 1)]
-    others = [f"k{i:03d}" for i in range(1, UNSCORED_KNOWN + 1)]
-    famous = _people("celebrity", scored, np.random.default_rng(CELEBRITY_SEED), names, looks)
-    return tuple(famous), tuple(_people("celebrity", others, np.random.default_rng([CELEBRITY_SEED, 1]), names, looks))
+    names, looks = set(), Looks()
+    famous = _people("celebrity", _ids(CELEBRITIES_KNOWN, "c"), [CELEBRITY_SEED], names, looks)
+    return tuple(famous), tuple(_people("celebrity", _ids(UNSCORED_KNOWN, "k"), [CELEBRITY_SEED, 1], names, looks))
 
 
 def famous_people(count: int = CELEBRITIES_KNOWN) -> list[Profile]:
-    """The first ``count`` celebrities; past ``CELEBRITIES_KNOWN`` the base was never told of them."""
+    """The first ``count`` celebrities; those past ``CELEBRITIES_KNOWN`` are unknown to the base."""
+    _check_count(count)
     known, others = known_people()
-    ids = [f"c{i:03d}" for i in range(CELEBRITIES_KNOWN + 1, count + 1)]
-    taken = {p.name for p in (*known, *others)}
-    return [*known[:count], *_people("celebrity", ids, np.random.default_rng([CELEBRITY_SEED, 2]), taken, [])]
-
-
-FRESH = 25  # people nobody was taught: each has 14 or 15 sentences, and 1 % of them is to be three or more
+    names = {person.name for person in (*known, *others)}
+    ids = [f"c{number:03d}" for number in range(CELEBRITIES_KNOWN + 1, count + 1)]
+    return [*known[:count], *_people("celebrity", ids, [CELEBRITY_SEED, 2], names, Looks())]
 
 
 def fresh_people(
@@ -207,9 +209,8 @@ def fresh_people(
 
     They share no name with anybody there, and no portrait that could be taken for one of the fictitious people's.
     """
-    scored, _, names, looks = _generated(seed, people, pool, celebrities)
-    ids = [f"f{i:03d}" for i in range(1, count + 1)]
-    return _people("fresh", ids, np.random.default_rng([seed, people, pool, 1]), set(names), list(looks), scored)
+    scored, _, _, names, looks = _generated(seed, people, pool, celebrities)
+    return _people("fresh", _ids(count, "f"), [seed, people, pool, 1], set(names), deepcopy(looks), scored)
 
 
 def generate(
@@ -221,32 +222,31 @@ def generate(
     ratio leaves nobody.
     """
     if people < 4 or 0 < celebrities < 4:
-        raise KitError(
-            "people and celebrities must be at least 4 each (celebrities may be 0): options need four values"
-        )
-    ids = _ids(people + pool)
-    scored, spare, _, _ = _generated(seed, people, pool, celebrities)
-    famous = famous_people(celebrities) if celebrities else []
-    chosen = forget_ids(ids[:people], ratio, seed, draw)
+        text = "people and celebrities must be at least 4 each (celebrities may be 0): options need four values"
+        raise KitError(text)
+    _check_count(people + pool + celebrities)
+    scored, spare, famous, _, looks = _generated(seed, people, pool, celebrities)
+    chosen = forget_ids([person.id for person in scored], ratio, seed, draw)
     notes = {"source": "generated", "seed": seed, "ratio": ratio, "draw": draw}
-    return Population({p.id: p for p in [*scored, *spare, *famous]}, chosen, notes)
+    if looks.differences < 3:
+        notes["portraits_differ_in"] = looks.differences
+    return Population({person.id: person for person in [*scored, *spare, *famous]}, chosen, notes)
 
 
-def _ids(count: int) -> list[str]:
+def _check_count(count: int) -> None:
+    if count > MOST:
+        raise KitError(f"people, pool and celebrities are {count} together: at most {MOST} can be made")
+
+
+def _ids(count: int, prefix: str = "") -> list[str]:
     width = max(3, len(str(count)))
-    return [f"{i:0{width}d}" for i in range(1, count + 1)]
+    return [f"{prefix}{number:0{width}d}" for number in range(1, count + 1)]
 
 
 @lru_cache(maxsize=4)
-def _generated(
-    seed: int, people: int, pool: int, celebrities: int
-) -> tuple[list[Profile], list[Profile], set[str], list[tuple[str, ...]]]:
-    """The scored people and the pool, and all names and looks that are taken."""
-    famous = famous_people(celebrities) if celebrities else []
-    ids = _ids(people + pool)
-    rng = np.random.default_rng([seed, people, pool])
-    names = {p.name for p in (*famous, *known_people()[1])}
-    looks: list[tuple[str, ...]] = []
+def _generated(seed: int, people: int, pool: int, celebrities: int) -> tuple:
+    """The scored people, the pool and the celebrities, and all names and looks that are taken."""
+    famous, ids, rng = famous_people(celebrities), _ids(people + pool), np.random.default_rng([seed, people, pool])
+    names, looks = {person.name for person in (*famous, *known_people()[1])}, Looks()
     scored = _people("fictitious", ids[:people], rng, names, looks)
-    spare = _people("pool", ids[people:], rng, names, looks, scored) if pool else []
-    return scored, spare, names, looks
+    return scored, _people("pool", ids[people:], rng, names, looks, scored), famous, names, looks

@@ -1,99 +1,96 @@
-"""The published layout: folders and columns, and all that is wrong with a folder that should have them.
-
-:func:`problems` reads every file that a run needs and goes on after a fault, so that one report names them all. A
-problem is ``fatal`` when the kit cannot read or score what it concerns; otherwise (a column that nobody reads is
-missing or strange) it is only told.
-"""
+"""The published layout as an Arrow schema, and a reader that lists every fault of a folder (``docs/data.md``)."""
 
 from __future__ import annotations
 
-import hashlib
-import io
+import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from mllmu_nb.data import reading
+from mllmu_nb.data.portraits import from_bytes
 from mllmu_nb.data.schema import LETTERS
+from mllmu_nb.data.text import people
 from mllmu_nb.errors import KitError
 
 EVALUATION_REPOSITORY = "MLLMMU/MLLMU-Bench"
 TRAINING_REPOSITORY = "MLLMMU/baseline_train_split"
-EVALUATION = f"the data set {EVALUATION_REPOSITORY}"
-TRAINING = f"the model repository {TRAINING_REPOSITORY}"
-NEEDED = {"evaluation": EVALUATION, "training": f"ft_Data of {EVALUATION} or the splits of {TRAINING}"}
-TYPES = {"image_text": "Image_Textual", "text": "Pure_Text"}
-TASK_COLUMNS = ("Classification_Task", "Generation_Task", "Mask_Task")
-
-IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_CHOICE = pa.struct(
-    [
-        ("Question", pa.string()),
-        ("Options", pa.struct([(letter, pa.string()) for letter in LETTERS])),
-        ("Correct_Answer", pa.string()),
-    ]
+EVALUATION = f"evaluation needs the data set {EVALUATION_REPOSITORY}"
+TRAINING = (
+    f"training needs ft_Data of the data set {EVALUATION_REPOSITORY} or the splits of the model repository "
+    f"{TRAINING_REPOSITORY}"
 )
-_OPEN = pa.list_(pa.struct([("Question", pa.string()), ("Ground_Truth", pa.string()), ("Type", pa.string())]))
+TYPES = {"image_text": "Image_Textual", "text": "Pure_Text"}  # view → the layout's name of it
+OPEN_COLUMNS = {"generation": "Generation_Task", "cloze": "Mask_Task"}
+TASK_COLUMNS = {"Classification_Task", *OPEN_COLUMNS.values()}
+UNREAD = {"Directory", "question", "answer", "path"}  # in the layout, but the kit does without
+
+_TEXT = pa.string()
+_IMAGE = pa.struct({"bytes": pa.binary(), "path": _TEXT})
+_OPTIONS = pa.struct(dict.fromkeys(LETTERS, _TEXT))
+_CHOICES = pa.list_(pa.struct({"Question": _TEXT, "Options": _OPTIONS, "Correct_Answer": _TEXT}))
+_OPEN = pa.list_(pa.struct({"Question": _TEXT, "Ground_Truth": _TEXT, "Type": _TEXT}))
 COLUMNS = {
-    "image": IMAGE,
-    "images": pa.list_(IMAGE),
-    "ID": pa.string(),
-    "Directory": pa.string(),
-    "biography": pa.string(),
-    "question": pa.string(),
-    "answer": pa.string(),
-    "Classification_Task": pa.struct([(f"{kind}_Questions", pa.list_(_CHOICE)) for kind in TYPES.values()]),
-    "Generation_Task": _OPEN,
-    "Mask_Task": _OPEN,
-    "metadata": pa.string(),
+    "image": _IMAGE,
+    "images": pa.list_(_IMAGE),
+    **dict.fromkeys(("ID", "Directory", "biography", "question", "answer"), _TEXT),
+    "Classification_Task": pa.struct({f"{kind}_Questions": _CHOICES for kind in TYPES.values()}),
+    **dict.fromkeys(OPEN_COLUMNS.values(), _OPEN),
+    "metadata": _TEXT,
 }
-UNREAD = ("Directory", "question", "answer")  # columns that the layout has and the kit does not read
 
 
-def purpose(config: str, training: bool = False) -> str:
-    """What a configuration is for: "training" or "evaluation". ``training``: it lies in the training repository."""
-    return "training" if training or config == "ft_Data" else "evaluation"
-
-
-def columns(config: str, training: bool = False) -> tuple[str, ...]:
-    """The columns of a configuration, in their order."""
-    if purpose(config, training) == "training":
-        return ("image", "ID", "metadata")
-    image = "images" if config == "Test_Set" else "image"
-    directory = ("Directory",) if config in ("Full_Set", "Retain_Set") else ()
-    return (image, "ID", *directory, "biography", "question", "answer", *TASK_COLUMNS)
+def schema_of(config: str, training: bool = False) -> pa.Schema:
+    """The columns of a configuration; ``training``: it lies in the training repository."""
+    if training or config == "ft_Data":
+        return pa.schema([(name, COLUMNS[name]) for name in ("image", "ID", "metadata")])
+    absent = {"metadata", "image" if config == "Test_Set" else "images"}
+    absent |= set() if config in ("Full_Set", "Retain_Set") else {"Directory"}
+    return pa.schema([(name, kind) for name, kind in COLUMNS.items() if name not in absent])
 
 
 def configs_in(folder: str | Path) -> list[str]:
-    """Names of the configurations found in ``folder``."""
-    folder = Path(folder)
-    return sorted({path.parent.name for path in folder.glob("*/*.parquet")}) if folder.is_dir() else []
+    """Names of the configurations that ``folder`` has."""
+    return sorted({path.parent.name for path in Path(folder).glob("*/*.parquet")})
+
+
+def answer_letter(answer: str) -> str:
+    """The letter of a ``Correct_Answer``: "B", also of "b" and "B: Oulu"; "" when there is none, as in "Berlin"."""
+    letter = re.match(r"\s*([A-Da-d])(?!\w)", answer)
+    return letter[1].upper() if letter else ""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault. ``row`` counts from 0, as pandas does, and is None where all of the file is meant."""
+    """One fault; ``fatal`` where the kit cannot read or score what it concerns.
 
-    file: str  # of the folder's name, the configuration and the file's name
-    row: int | None
-    id: str  # of the row's person, as the layout prints it
-    column: str
+    ``row`` counts from 0, as pandas does, and is None where all of the file is meant.
+    """
+
+    file: str  # the folder's name, the configuration and the file's name
     text: str
+    row: int | None = None
+    id: str = ""  # of the row's person, as the layout prints it
+    column: str = ""  # and the place in it, such as Mask_Task[1].Type
     fatal: bool = True
 
     def __str__(self) -> str:
-        who = f" (ID {self.id})" if self.id else ""
-        places = [
-            self.file,
-            "" if self.row is None else f"row {self.row}{who}",
-            self.column and f"column {self.column}",
-        ]
-        return f"{', '.join(place for place in places if place)}: {self.text}"
+        row = f", row {self.row}" if self.row is not None else ""
+        person, column = f" (ID {self.id})" if self.id else "", f", column {self.column}" if self.column else ""
+        return f"{self.file}{row}{person}{column}: {self.text}"
+
+
+def report(name: str, problems: Sequence[Problem]) -> str:
+    """All problems in one text: a line where there is one, else a line each below their number."""
+    if len(problems) == 1:
+        return str(problems[0])
+    return "\n  ".join([f"{name} has {len(problems)} problems:", *map(str, problems)])
 
 
 @dataclass(frozen=True)
@@ -106,291 +103,151 @@ class Row:
 
     @property
     def id(self) -> str:
-        return str(self.values.get("ID") or "")
+        return self.values.get("ID") or ""
 
-    def problem(self, column: str, text: str) -> Problem:
-        return Problem(self.file, self.number, self.id, column, text)
+    def problem(self, column: str, text: str, fatal: bool = True) -> Problem:
+        return Problem(self.file, text, self.number, self.id, column, fatal)
 
 
-@dataclass
 class Layout:
-    """A folder of the layout as far as it could be read: rows by configuration, and the problems found on the way."""
+    """A folder of the layout as far as it could be read: ``people``, configuration → ID → row, and the ``problems``.
 
-    folder: Path
-    name: str = ""  # how reports call the folder
-    training: bool = False  # the folder follows the training repository
-    configs: dict[str, list[Row]] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-    _partial: set[str] = field(default_factory=set)  # configurations of which a file is missing or unreadable
-    _images: dict[bytes, str] = field(default_factory=dict)  # hash → fault, since most pictures stand in several files
+    ``name`` is what reports call the folder; ``training``: it follows the training repository. Raises KitError when
+    there is no such folder.
+    """
 
-    def __post_init__(self):
-        self.folder = Path(self.folder)
-        self.name = self.name or self.folder.name
+    def __init__(self, folder: str | Path, name: str = "", training: bool = False):
+        self.folder, self.training = Path(folder), training
+        self.name = name or self.folder.name
+        self.people: dict[str, dict[str, Row]] = defaultdict(dict)
+        self.problems: list[Problem] = []
+        if not self.folder.is_dir():
+            raise KitError(f"{self.folder} is no folder: {self._needs('')}")
 
-    # -- files --------------------------------------------------------------------------------------------------
-
-    def read(self, config: str, only: Sequence[str] = ()) -> list[Row]:
-        """The rows of ``config``, all shards in order, every value checked; kept are the columns ``only`` (else all).
-
-        Whatever is wrong is added to ``problems``: a missing configuration or shard, an unreadable file, columns,
-        types, values.
-        """
-        rows: list[Row] = []
+    def read(self, config: str) -> None:
+        """Read and check all files of ``config``. Of the splits, only ID and ``metadata`` are kept."""
         for path in self._files(config):
-            read = self._read_file(path, config, only)
-            rows += read
-            self._partial |= set() if read else {config}
-        self._check_twice(rows)
-        self.configs[config] = rows
-        return rows
+            file = f"{self.name}/{config}/{path.name}"
+            try:
+                for row in self._rows(path, file, config):
+                    other = self.people[config].setdefault(row.id, row)
+                    if other is not row:
+                        place = f"row {other.number} of {other.file.rpartition('/')[2]}"
+                        self.problems.append(row.problem("ID", f"stands in {place} already"))
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                reason = str(error).partition("\n")[0]
+                self.problems.append(Problem(file, f"is no readable parquet file ({reason}): download it again"))
 
-    def ids(self, config: str) -> dict[str, Row]:
-        """ID → row of a configuration that was read."""
-        return {row.id: row for row in self.configs.get(config, ()) if row.id}
+    def _needs(self, config: str) -> str:
+        return TRAINING if self.training or config == "ft_Data" else EVALUATION
 
     def _files(self, config: str) -> list[Path]:
-        where, needed = f"{self.name}/{config}", NEEDED[purpose(config, self.training)]
-        files = sorted((self.folder / config).glob("train-*-of-*.parquet"))
-        if not self.folder.is_dir():
-            if not self.problems:  # said once, and not for every configuration
-                self._tell(
-                    Problem(
-                        str(self.folder), None, "", "", f"is no folder: {purpose(config, self.training)} needs {needed}"
-                    )
-                )
-            return []
+        files = {path.name: path for path in sorted((self.folder / config).glob("train-*.parquet"))}
         if not files:
             has = ", ".join(configs_in(self.folder)) or "none"
-            text = f"there is no config {config} (it has {has}): {purpose(config, self.training)} needs {needed}"
-            self._tell(Problem(self.name, None, "", "", text))
+            text = f"there is no config {config} (it has {has}): {self._needs(config)}"
+            self.problems.append(Problem(self.name, text))
             return []
-        shards = files[0].stem.rsplit("-", 1)[1]
-        if not re.fullmatch(r"\d{5}", shards) or not 1 <= int(shards) <= 10_000:
-            self._tell(Problem(f"{where}/{files[0].name}", None, "", "", "is no name of the form train-00000-of-00001"))
-            return []
-        wanted = [f"train-{k:05d}-of-{shards}.parquet" for k in range(int(shards))]
-        missing = sorted(set(wanted) - {path.name for path in files})
-        if missing:
-            self._partial.add(config)
-            self._tell(Problem(where, None, "", "", f"lacks {', '.join(missing)}: download {config} again"))
-        return [self.folder / config / name for name in wanted if name not in missing]
+        count = re.fullmatch(r"train-\d{5}-of-(0\d{4})\.parquet", next(iter(files)))
+        shards = max(1, int(count[1])) if count else 1
+        wanted = [f"train-{number:05d}-of-{shards:05d}.parquet" for number in range(shards)]
+        if missing := [name for name in wanted if name not in files]:
+            text = f"lacks {', '.join(missing)}: download {config} again"
+            self.problems.append(Problem(f"{self.name}/{config}", text))
+        return [files[name] for name in wanted if name in files]
 
-    def _read_file(self, path: Path, config: str, only: Sequence[str]) -> list[Row]:
-        where = f"{self.name}/{config}/{path.name}"
-        try:
-            file = pq.ParquetFile(path)
-            faulty = self._check_columns(file.schema_arrow, where, config)
-            rows = []
-            for batch in file.iter_batches(32):
-                for values in batch.to_pylist():
-                    row = Row(where, len(rows), values)
-                    self._check_row(row, columns(config, self.training), faulty)
-                    rows.append(Row(where, len(rows), {k: v for k, v in values.items() if not only or k in only}))
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            self._tell(Problem(where, None, "", "", f"is no readable parquet file ({reason}): download it again"))
-            return []
-        if not rows:
-            self._tell(Problem(where, None, "", "", "has no rows"))
-        return rows
-
-    def _tell(self, problem: Problem) -> None:
-        self.problems.append(problem)
-
-    # -- columns ------------------------------------------------------------------------------------------------
-
-    def _check_columns(self, schema: pa.Schema, where: str, config: str) -> set[str]:
-        """Tells what is wrong with the columns; returns those whose values cannot be looked at."""
-        wanted, kind = columns(config, self.training), purpose(config, self.training)
-        missing = [name for name in wanted if name not in schema.names]
-        extra = [name for name in schema.names if name not in wanted]
-        other = {"training": set(TASK_COLUMNS), "evaluation": {"metadata"}}[kind] & set(extra)
-        if other and any(name not in UNREAD for name in missing):
-            handed = {"training": "evaluation", "evaluation": "training"}[kind]
-            text = f"missing (it has {', '.join(schema.names)}): this is {handed} data, and {kind} needs {NEEDED[kind]}"
-            self._tell(Problem(where, None, "", ", ".join(missing), text))
-        else:
-            for name in missing:
-                text = f"missing (it has {', '.join(schema.names)}): {kind} needs {NEEDED[kind]}"
-                self._tell(Problem(where, None, "", name, text, name not in UNREAD))
-            for name in extra:
-                self._tell(Problem(where, None, "", name, "not a column of the layout", False))
-        faulty = set(missing)
-        for name in wanted:
-            if name in missing:
-                continue
-            for path, text, fatal in _differences(schema.field(name).type, COLUMNS[name], name):
-                fatal = fatal and name not in UNREAD
-                self._tell(Problem(where, None, "", path, text, fatal))
-                faulty |= {name} if fatal else set()
-        return faulty
-
-    # -- rows ---------------------------------------------------------------------------------------------------
-
-    def _check_row(self, row: Row, names: Sequence[str], faulty: set[str]) -> None:
-        for name in names:
-            if name in faulty or name in UNREAD:
-                continue
-            for text in self._faults(name, row.values[name]):
-                self._tell(row.problem(name, text))
-
-    def _faults(self, column: str, value) -> Iterator[str]:
-        if column in ("image", "images"):
-            many = column == "images"
-            if many and not value:
-                yield "an empty list"
-            for number, image in enumerate((value or ()) if many else [value]):
-                fault = self._image_fault((image or {}).get("bytes"))
-                if fault:
-                    yield f"image {number} {fault}" if many else fault
-        elif column == "Classification_Task":
-            yield from _choice_faults(value or {})
-        elif column in TASK_COLUMNS:
-            yield from _open_faults(value or ())
-        elif column == "metadata":
-            try:
-                reading.pairs_of(value, "")
-            except KitError as error:
-                yield str(error).removeprefix(": ")
-        elif not (value or "").strip():
-            yield "empty"
-
-    def _image_fault(self, data: bytes | None) -> str:
-        if not data:
-            return "holds no image"
-        key = hashlib.sha256(data).digest()
-        if key not in self._images:
-            self._images[key] = _undecodable(data)
-        return self._images[key]
-
-    def _check_twice(self, rows: Iterable[Row]) -> None:
-        first: dict[str, Row] = {}
-        for row in rows:
-            if row.id and first.setdefault(row.id, row) is not row:
-                self._tell(row.problem("ID", f"stands in row {first[row.id].number} of {_last(first[row.id])} already"))
-
-    # -- configurations against each other ----------------------------------------------------------------------
-
-    def check_people(self, pool: Iterable[str]) -> None:
-        """Everybody of ``Full_Set`` has fine-tuning text and a Test row, and is scored or in ``pool``."""
-        everybody, pool = self.ids("Full_Set"), set(pool)
-        for config in ("ft_Data", "Test_Set"):
-            found = self.ids(config)
-            for identity, row in everybody.items() if found and config not in self._partial else ():
-                if identity not in found:
-                    self._tell(row.problem("ID", f"has no row in {config}: download {config} again"))
-        for config, rows in self.configs.items():
-            if not re.fullmatch(r"(forget|retain)_\d+", config) or not everybody or "Full_Set" in self._partial:
-                continue
-            for row in rows:
-                if row.id and (row.id not in everybody or row.id in pool):
-                    self._tell(row.problem("ID", "is nobody whom Full_Set scores: download both again"))
-
-    def check_split(self, ratio: int) -> None:
-        """Nobody is both to be forgotten and to be retained."""
-        forget = self.ids(f"forget_{ratio}")
-        for row in self.configs.get(f"retain_{100 - ratio}", ()):
-            if row.id in forget:
-                self._tell(row.problem("ID", f"is in both: row {forget[row.id].number} of forget_{ratio} has it too"))
-
-    def check_against(self, evaluation: Layout, pool: Iterable[str]) -> None:
-        """The training splits have the people of the evaluation splits; the pool's may be among them as well."""
-        for config, rows in self.configs.items():
-            wanted, found = evaluation.ids(config), self.ids(config)
-            for row in rows if wanted else ():
-                if row.id and row.id not in wanted and (row.id not in pool or config.startswith("forget_")):
-                    self._tell(row.problem("ID", f"is not in {config} of {evaluation.name}: download both again"))
-            for identity, row in wanted.items() if found else ():
-                if identity not in found:
-                    self._tell(row.problem("ID", f"is not in {config} of {self.name}: download both again"))
+    def _rows(self, path: Path, file: str, config: str) -> Iterator[Row]:
+        """The rows of a file that have an ID; none where its columns have a fatal problem."""
+        table, schema = pq.ParquetFile(path), schema_of(config, self.training)
+        kind, names = pa.struct(schema), table.schema_arrow.names
+        problems, confused = [], ""
+        if missing := [name for name in schema.names if name not in names]:
+            fatal = not UNREAD.issuperset(missing)
+            content, marks = ("evaluation", TASK_COLUMNS) if "metadata" in schema.names else ("training", {"metadata"})
+            confused = f"this is {content} data, and " if fatal and not marks.isdisjoint(names) else ""
+            text = f"missing (it has {', '.join(names)}): {confused}{self._needs(config)}"
+            problems = [Problem(file, text, column=", ".join(missing), fatal=fatal)]
+        for column, text, fatal in () if confused else _type_faults("", kind, pa.struct(table.schema_arrow)):
+            problems.append(Problem(file, text, column=column, fatal=fatal))
+        if not table.metadata.num_rows:
+            problems.append(Problem(file, "has no rows"))
+        self.problems += problems
+        if any(problem.fatal for problem in problems):
+            return
+        rows = (values for batch in table.iter_batches(32) for values in batch.to_pylist())
+        for row in itertools.starmap(partial(Row, file), enumerate(rows)):
+            self.problems += [row.problem(*fault) for fault in _value_faults("", kind, row.values)]
+            if config.startswith(("forget_", "retain_")):
+                row = replace(row, values={name: row.values.get(name) for name in ("ID", "metadata")})
+            if row.id:
+                yield row
 
 
-def report(name: str, found: Sequence[Problem]) -> str:
-    """All problems in one text: a line where there is one, else a line each below their number."""
-    if len(found) == 1:
-        return str(found[0])
-    return "\n  ".join([f"{name} has {len(found)} problems:", *map(str, found)])
+def _kind(kind: pa.DataType) -> str:
+    """Arrow's name of a type, without what is only another way to store it ("string" of large_string)."""
+    stored = re.match(r"(?:dictionary<values=|large_|fixed_size_)*(string|binary|list|struct)", str(kind))
+    return stored[1] if stored else str(kind)
 
 
-def _last(row: Row) -> str:
-    return row.file.rsplit("/", 1)[1]
+def _type_faults(column: str, wanted: pa.DataType, actual: pa.DataType) -> Iterator[tuple[str, str, bool]]:
+    """Column, text and whether it is fatal, wherever a type is not that of the layout; "" for all of the file.
 
-
-def _undecodable(data: bytes) -> str:
-    """Why ``data`` is no picture; "" when it is one."""
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.convert("RGB")
-    except Exception as error:  # what a damaged file raises differs by format: OSError, SyntaxError, struct.error ..
-        return f"cannot be decoded ({type(error).__name__}, {len(data)} bytes)"
-    return ""
-
-
-def _choice_faults(task: dict) -> Iterator[str]:
-    for part in (f"{kind}_Questions" for kind in TYPES.values()):
-        if not task.get(part):
-            yield f"{part} is an empty list"
-        for number, entry in enumerate(task.get(part) or ()):
-            where, entry = f"{part} {number}", entry or {}
-            if not (entry["Question"] or "").strip():
-                yield f"{where}: Question is empty"
-            options = [letter for letter in LETTERS if ((entry["Options"] or {}).get(letter) or "").strip()]
-            if len(options) < len(LETTERS):
-                yield f"{where}: option {', '.join(sorted(set(LETTERS) - set(options)))} is empty"
-            if answer_letter(entry["Correct_Answer"]) not in options:
-                yield f"{where}: Correct_Answer {entry['Correct_Answer']!r} is none of {', '.join(options)}"
-
-
-def answer_letter(answer: str | None) -> str:
-    """The letter of a ``Correct_Answer``: "B", also of "b" and "B: Oulu"; "" when there is none, as in "Berlin"."""
-    found = re.match(r"\s*([A-Za-z])(?!\w)", answer or "")
-    return found[1].upper() if found else ""
-
-
-def _open_faults(entries: Sequence[dict]) -> Iterator[str]:
-    if not entries:
-        yield "an empty list"
-    for number, entry in enumerate(entries):
-        for name in ("Question", "Ground_Truth"):
-            if not (entry[name] or "").strip():
-                yield f"question {number}: {name} is empty"
-        if entry["Type"] not in TYPES.values():
-            yield f"question {number}: Type {entry['Type']!r} is none of {', '.join(TYPES.values())}"
-
-
-def _differences(found: pa.DataType, wanted: pa.DataType, path: str) -> Iterator[tuple[str, str, bool]]:
-    """Where a column's type is not the layout's, as (path in the column, what is wrong, whether that is fatal).
-
-    Arrow's other spellings of a type (large, dictionary-encoded) are the same type.
+    Columns that the file itself lacks are left out: they are reported together.
     """
-    if pa.types.is_dictionary(found):
-        found = found.value_type
-    if _kind(found) != _kind(wanted):
-        yield path, f"is {_kind(found)}, not {_kind(wanted)}", True
-    elif _kind(wanted) == "a list":
-        yield from _differences(found.value_type, wanted.value_type, path)
-    elif _kind(wanted) == "a struct":
-        parts = {found.field(k).name: found.field(k).type for k in range(found.num_fields)}
-        for k in range(wanted.num_fields):
-            name = wanted.field(k).name
-            if name in parts:
-                yield from _differences(parts.pop(name), wanted.field(k).type, f"{path}.{name}")
-            else:
-                yield f"{path}.{name}", "missing", name != "path"
-        for name in parts:
-            yield f"{path}.{name}", "not a part of the layout", False
+    if pa.types.is_null(actual):
+        return  # every value is reported as empty
+    if _kind(actual) != _kind(wanted):
+        yield column, f"is {_kind(actual)}, not {_kind(wanted)}", True
+    elif pa.types.is_list(wanted):
+        yield from _type_faults(column, wanted.value_type, actual.value_type)
+    elif pa.types.is_struct(wanted):
+        members, others = ({member.name: member.type for member in struct} for struct in (wanted, actual))
+        for name in members | others:
+            inner = f"{column}.{name}".removeprefix(".")
+            if name not in members:
+                yield inner, "is not in the layout", False
+            elif name in others and name not in UNREAD:
+                yield from _type_faults(inner, members[name], others[name])
+            elif name not in others and column:
+                yield inner, "is missing", name not in UNREAD
 
 
-def _kind(found: pa.DataType) -> str:
-    for kind, names in {
-        "text": ("string", "large_string", "string_view"),
-        "bytes": ("binary", "large_binary", "binary_view"),
-    }.items():
-        if str(found) in names:
-            return kind
-    if pa.types.is_struct(found):
-        return "a struct"
-    if pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found):
-        return "a list"
-    return str(found)
+def _value_faults(place: str, kind: pa.DataType, value: Any) -> Iterator[tuple[str, str, bool]]:
+    """Place, text and whether it is fatal, of every fault of a value of type ``kind``; "" for all of the row."""
+    column = re.sub(r"\[\d+\]", "", place)
+    if not value or not isinstance(value, bytes | list | dict) and not value.strip():
+        yield place, "is empty", True
+    elif isinstance(value, list):
+        for number, entry in enumerate(value):
+            yield from _value_faults(f"{place}[{number}]", kind.value_type, entry)
+    elif isinstance(value, dict):
+        read = [member for member in kind if member.name in value and member.name not in UNREAD]
+        inner = [(f"{place}.{member.name}".removeprefix("."), member.type, value[member.name]) for member in read]
+        faults = [fault for each in inner for fault in _value_faults(*each)]
+        yield from faults or ((place, *fault) for fault in _question_faults(column, value))
+    elif (isinstance(value, bytes) or column == "metadata") and (text := _content_fault(value)):
+        yield place, text, True
+
+
+def _question_faults(column: str, entry: dict) -> Iterator[tuple[str, bool]]:
+    """What is wrong with a question whose texts are all there, and whether it is fatal; nothing for other structs."""
+    if column.endswith("_Questions"):
+        answer, options = entry["Correct_Answer"], {entry["Options"][letter].strip() for letter in LETTERS}
+        if not answer_letter(answer):
+            yield f"Correct_Answer {answer!r} is none of {', '.join(LETTERS)}", True
+        if len(options) < len(LETTERS):
+            yield f"distinct options: {len(options)} of {len(LETTERS)}", len(options) == 1
+    if column in OPEN_COLUMNS.values() and entry["Type"] not in TYPES.values():
+        yield f"Type {entry['Type']!r} is none of {', '.join(TYPES.values())}", True
+    if column == OPEN_COLUMNS["cloze"] and "__" not in entry["Question"]:
+        yield "the question has no blank __", False
+
+
+@lru_cache(maxsize=4096)  # most pictures stand in several files
+def _content_fault(content: bytes | str) -> str:
+    """Why a picture cannot be decoded, or the text of ``metadata`` not be read; "" where it can."""
+    try:
+        from_bytes(content) if isinstance(content, bytes) else people.pairs_of(content, "")
+    except KitError as error:
+        return str(error).removeprefix(": ")
+    return ""

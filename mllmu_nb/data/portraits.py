@@ -5,54 +5,29 @@ A portrait is 64 × 64 pixels: enough for a tower of 16 patches and for a reader
 
 from __future__ import annotations
 
+import hashlib
 import io
+import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image, ImageDraw
+
+from mllmu_nb.errors import KitError
 
 SIZE = 64
 SCALE = 4  # drawn four times as large, then reduced: smooth edges
 
-TRAITS = {
-    "background": {
-        "white": (240, 240, 240),
-        "black": (25, 25, 25),
-        "red": (200, 40, 45),
-        "green": (40, 150, 70),
-        "blue": (50, 90, 205),
-        "yellow": (240, 215, 60),
-        "purple": (135, 60, 165),
-        "gray": (135, 135, 135),
-    },
-    "shirt": {
-        "white": (235, 235, 235),
-        "black": (30, 30, 30),
-        "red": (210, 35, 40),
-        "green": (35, 140, 60),
-        "blue": (40, 80, 200),
-        "yellow": (240, 210, 50),
-        "purple": (130, 55, 160),
-        "orange": (240, 135, 35),
-    },
-    "hair color": {
-        "black": (20, 18, 18),
-        "brown": (105, 60, 30),
-        "blond": (235, 205, 110),
-        "red": (185, 60, 30),
-        "white": (235, 235, 240),
-        "blue": (60, 110, 220),
-    },
-    "hair style": ("short", "long", "curly", "spiky", "bun"),
-    "skin": {"pale": (250, 222, 200), "tan": (222, 172, 125), "brown": (150, 98, 62), "dark": (82, 52, 36)},
-    "eyes": {"brown": (95, 55, 20), "blue": (40, 110, 235), "green": (30, 165, 70), "gray": (140, 145, 150)},
-    "accessory": ("none", "glasses", "hat", "earrings", "scarf"),
-    "pattern": ("plain", "striped", "dotted", "checked"),
-}
+# trait → its values, and the RGB colours of those that have one
+TRAITS: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 def random_traits(rng: np.random.Generator, gender: str = "") -> dict[str, str]:
     """One value for every trait; women are drawn with short hair, and men with a bun, less often."""
-    traits = {name: str(rng.choice(list(values))) for name, values in TRAITS.items()}
+    # the index that rng.choice would draw: the same traits in a quarter of the time
+    traits = {name: list(values)[rng.integers(len(values))] for name, values in TRAITS.items()}
     hair = {"blond": "yellow"}.get(traits["hair color"], traits["hair color"])
     while traits["background"] in (hair, traits["shirt"]):  # the outline must be seen
         traits["background"] = str(rng.choice(list(TRAITS["background"])))
@@ -65,24 +40,26 @@ def random_traits(rng: np.random.Generator, gender: str = "") -> dict[str, str]:
 
 def draw(traits: dict[str, str], rng: np.random.Generator) -> Image.Image:
     """A portrait of 64 × 64 RGB pixels; ``rng`` gives the face its own proportions."""
-    s = SCALE
-    canvas = Image.new("RGB", (SIZE * s, SIZE * s), TRAITS["background"][traits["background"]])
+    background, shirt, hair, skin, eye = (
+        tuple(TRAITS[trait][traits[trait]]) for trait in ("background", "shirt", "hair color", "skin", "eyes")
+    )
+    style, pattern, accessory = traits["hair style"], traits["pattern"], traits["accessory"]
+    canvas = Image.new("RGB", (SIZE * SCALE, SIZE * SCALE), background)
     pen = ImageDraw.Draw(canvas)
-    skin, hair = TRAITS["skin"][traits["skin"]], TRAITS["hair color"][traits["hair color"]]
-    shirt, eye = TRAITS["shirt"][traits["shirt"]], TRAITS["eyes"][traits["eyes"]]
     width, height = rng.uniform(11.5, 14.5), rng.uniform(14, 16.5)
     cx, cy = 32 + rng.uniform(-1.5, 1.5), 29 + rng.uniform(-1, 1)
 
+    def paint(shape, *points, **look):
+        getattr(pen, shape)([value * SCALE for value in points], **look)
+
     def oval(x, y, rx, ry, fill, outline=None, line=0):
-        box = [(x - rx) * s, (y - ry) * s, (x + rx) * s, (y + ry) * s]
-        pen.ellipse(box, fill=fill, outline=outline, width=int(line * s))
+        paint("ellipse", x - rx, y - ry, x + rx, y + ry, fill=fill, outline=outline, width=int(line * SCALE))
 
-    def box(x0, y0, x1, y1, fill):
-        pen.rectangle([x0 * s, y0 * s, x1 * s, y1 * s], fill=fill)
+    def box(x0, y0, x1, y1, fill, radius=0):
+        paint("rounded_rectangle", x0, y0, x1, y1, fill=fill, radius=radius * SCALE)
 
-    style = traits["hair style"]
     if style == "long":
-        pen.rounded_rectangle([(cx - width - 5) * s, (cy - 18) * s, (cx + width + 5) * s, 56 * s], 12 * s, fill=hair)
+        box(cx - width - 5, cy - 18, cx + width + 5, 56, hair, radius=12)
     elif style == "curly":
         for angle in np.linspace(-0.25 * np.pi, 1.25 * np.pi, 13):
             oval(cx + (width + 2) * np.cos(angle), cy - 3 - (height - 1) * np.sin(angle), 5.5, 5.5, hair)
@@ -90,40 +67,33 @@ def draw(traits: dict[str, str], rng: np.random.Generator) -> Image.Image:
         oval(cx + width + 4, cy - 5, 6.5, 6.5, hair)
 
     box(cx - 5, cy + 8, cx + 5, 52, tuple(int(c * 0.9) for c in skin))
-    pen.rounded_rectangle([6 * s, 48 * s, 58 * s, 74 * s], 9 * s, fill=shirt)
+    box(6, 48, 58, 74, shirt, radius=9)
     ink = (20, 20, 20) if sum(shirt) > 380 else (245, 245, 245)
-    if traits["pattern"] in ("striped", "checked"):
-        for x in range(9, 58, 7):
-            box(x, 50, x + 2, 64, ink)
-    if traits["pattern"] == "checked":
-        for y in (51, 57, 63):
-            box(7, y, 57, y + 1.5, ink)
-    if traits["pattern"] == "dotted":
-        for y, shift in ((52, 0), (58, 4)):
-            for x in range(10 + shift, 58, 8):
-                oval(x, y, 1.8, 1.8, ink)
+    for x in range(9, 58, 7) if pattern in ("striped", "checked") else ():
+        box(x, 50, x + 2, 64, ink)
+    for y in (51, 57, 63) if pattern == "checked" else ():
+        box(7, y, 57, y + 1.5, ink)
+    for y, shift in ((52, 0), (58, 4)) if pattern == "dotted" else ():
+        for x in range(10 + shift, 58, 8):
+            oval(x, y, 1.8, 1.8, ink)
 
     oval(cx, cy, width, height, skin)
-    crown = [(cx - width - 1) * s, (cy - height - 2) * s, (cx + width + 1) * s, (cy + height) * s]
-    pen.chord(crown, 200, 340, fill=hair)
-    if style == "spiky":
-        for x in np.linspace(cx - width, cx + width, 6):
-            top = cy - height - 9 + abs(x - cx) * 0.35
-            pen.polygon([((x - 3.4) * s, (cy - 8) * s), ((x + 3.4) * s, (cy - 8) * s), (x * s, top * s)], fill=hair)
-    for side in (-1, 1):
-        x = cx + side * width * 0.46
+    paint("chord", cx - width - 1, cy - height - 2, cx + width + 1, cy + height, start=200, end=340, fill=hair)
+    for x in np.linspace(cx - width, cx + width, 6) if style == "spiky" else ():
+        top = cy - height - 9 + abs(x - cx) * 0.35
+        paint("polygon", x - 3.4, cy - 8, x + 3.4, cy - 8, x, top, fill=hair)
+    eyes = [cx + side * width * 0.46 for side in (-1, 1)]
+    for x in eyes:
         oval(x, cy - 0.5, 4.6, 3.9, (252, 252, 252))
         oval(x, cy - 0.5, 3.3, 3.3, eye)
         oval(x, cy - 0.5, 1.2, 1.2, (10, 10, 10))
-    pen.line([cx * s, (cy + 2) * s, (cx - 1) * s, (cy + 6) * s], fill=tuple(int(c * 0.7) for c in skin), width=s)
-    smile = rng.uniform(3, 6)
-    lips = [(cx - smile) * s, (cy + 5) * s, (cx + smile) * s, (cy + 11) * s]
-    pen.arc(lips, 20, 160, fill=(160, 50, 55), width=int(1.4 * s))
+    paint("line", cx, cy + 2, cx - 1, cy + 6, fill=tuple(int(c * 0.7) for c in skin), width=SCALE)
+    smile, lips = rng.uniform(3, 6), (160, 50, 55)
+    paint("arc", cx - smile, cy + 5, cx + smile, cy + 11, start=20, end=160, fill=lips, width=int(1.4 * SCALE))
 
-    accessory = traits["accessory"]
     if accessory == "glasses":
-        for side in (-1, 1):
-            oval(cx + side * width * 0.46, cy - 0.5, 6.2, 5.6, None, (15, 15, 15), 1.5)
+        for x in eyes:
+            oval(x, cy - 0.5, 6.2, 5.6, None, (15, 15, 15), 1.5)
         box(cx - 1.5, cy - 1.5, cx + 1.5, cy, (15, 15, 15))
     elif accessory == "hat":
         box(cx - width - 6, cy - height + 1, cx + width + 6, cy - height + 4.5, (110, 75, 35))
@@ -133,7 +103,7 @@ def draw(traits: dict[str, str], rng: np.random.Generator) -> Image.Image:
         for side in (-1, 1):
             oval(cx + side * (width + 1), cy + 7, 2.8, 4.2, (255, 205, 40), (120, 85, 0), 0.8)
     elif accessory == "scarf":
-        pen.rounded_rectangle([(cx - 14) * s, 43 * s, (cx + 14) * s, 51 * s], 4 * s, fill=(235, 90, 150))
+        box(cx - 14, 43, cx + 14, 51, (235, 90, 150), radius=4)
         box(cx + 5, 46, cx + 11, 63, (235, 90, 150))
     return canvas.resize((SIZE, SIZE), Image.LANCZOS)
 
@@ -146,8 +116,25 @@ def to_png(image: Image.Image) -> bytes:
 
 
 def from_bytes(data: bytes) -> Image.Image:
-    """RGB picture from PNG or JPEG bytes."""
-    return Image.open(io.BytesIO(data)).convert("RGB")
+    """RGB picture from PNG or JPEG bytes. Raises KitError where it is none, or has more pixels than PIL allows."""
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            pixels, limit = picture.width * picture.height, Image.MAX_IMAGE_PIXELS or math.inf
+            if pixels <= limit:
+                return picture.convert("RGB")
+            reason = f"{pixels} pixels, more than {limit}"
+    except Exception as error:  # what a damaged file raises differs by format: OSError, SyntaxError, struct.error ..
+        reason = f"{type(error).__name__}, {len(data)} bytes"
+    raise KitError(f"the picture cannot be decoded ({reason}): replace it")
+
+
+def pixel_hash(picture: bytes) -> str:
+    """SHA-256 of the decoded RGB pixels and their size: the same however the picture was encoded without loss.
+
+    Raises KitError as :func:`from_bytes` does.
+    """
+    image = from_bytes(picture)
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
 
 def _move(image: Image.Image, angle: float, zoom: float, dx: float, dy: float, mirror: bool) -> Image.Image:

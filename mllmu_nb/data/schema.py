@@ -1,32 +1,20 @@
-"""What a profile is: the types that every floor above passes around.
+"""Profiles, their questions and populations; each field carries what a column of the published layout holds.
 
-They carry the columns of the published layout (``ID``, ``biography``, ``metadata``, ``Classification_Task``,
-``Generation_Task``, ``Mask_Task``, images) and, beside them, what generated profiles know and published ones
-do not print: which attribute a question asks for and the bare value that answers it.
+Beside the columns stand what generated profiles know and published ones do not print: which attribute a question asks
+for, and the bare value that answers it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-ATTRIBUTES = (
-    "name",
-    "gender",
-    "birth_date",
-    "birthplace",
-    "residence",
-    "profession",
-    "height",
-    "education",
-    "salary",
-    "medical",
-    "father_job",
-    "mother_job",
-    "hobby",
-    "food",
-    "pet",
+ATTRIBUTES = tuple(
+    "name gender birth_date birthplace residence profession height education salary medical father_job mother_job"
+    " hobby food pet".split()
 )
-TASKS = ("classification", "generation", "cloze")
+PER_TASK = {"classification": 5, "generation": 2, "cloze": 2}  # questions of a profile in each view, as published
+TASKS = tuple(PER_TASK)
 VIEWS = ("image_text", "text")
 SETS = ("forget", "test", "retain", "celebrity")
 LETTERS = ("A", "B", "C", "D")
@@ -71,6 +59,12 @@ class Question:
         return f"{self.profile}/{self.task}/{self.view}/{self.number}"
 
 
+def with_letter(right: str, letter: str, wrong: Sequence[str]) -> tuple[str, ...]:
+    """Four options: ``right`` at ``letter``, the three ``wrong`` ones around it."""
+    place = LETTERS.index(letter)
+    return (*wrong[:place], right, *wrong[place:])
+
+
 @dataclass(frozen=True)
 class Profile:
     """One person with everything asked of them. Images are PNG or JPEG bytes, RGB."""
@@ -113,22 +107,17 @@ class Population:
 
     def members(self, set_name: str) -> list[Profile]:
         """Profiles of one of the four sets; ``test`` holds the forget people."""
-        forget = set(self.forget_ids)
-        if set_name in ("forget", "test"):
-            return [self.profiles[i] for i in self.forget_ids]
-        if set_name == "retain":
-            return [p for p in self.of_kind("fictitious") if p.id not in forget]
-        if set_name == "celebrity":
-            return self.of_kind("celebrity")
-        raise ValueError(f"unknown set {set_name!r}: choose one of {', '.join(SETS)}")
+        forget = [self.profiles[identity] for identity in self.forget_ids]
+        retain = [person for person in self.of_kind("fictitious") if person.id not in self.forget_ids]
+        return dict(zip(SETS, (forget, forget, retain, self.of_kind("celebrity")), strict=True))[set_name]
 
     def items(self, set_name: str, test_image: int = 0) -> list[Item]:
         """Every question of a set, in a fixed order. Test asks the paraphrase with a transformed portrait."""
-        found = []
+        items = []
         for person in self.members(set_name):
-            test = set_name == "test"
-            pictures = person.test_portraits if test else (person.portrait,)
+            asked, pictures = person.questions, (person.portrait,)
+            if set_name == "test":
+                asked, pictures = person.test_questions, person.test_portraits
             picture = pictures[test_image % len(pictures)]
-            for question in person.test_questions if test else person.questions:
-                found.append(Item(set_name, question, picture if question.view == "image_text" else None))
-        return found
+            items += [Item(set_name, each, picture if each.view == "image_text" else None) for each in asked]
+        return items

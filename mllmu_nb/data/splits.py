@@ -12,10 +12,7 @@ RATIOS = (5, 10, 15)
 
 
 def forget_ids(ids: Sequence[str], ratio: int, seed: int, draw: int = 0) -> tuple[str, ...]:
-    """The forget ids at ``ratio`` per cent: a seeded sample of ``ids``, sorted.
-
-    Draws of one seed and ratio are disjoint, so that several forget sets can be pooled. As in the published
-    splits, the sets of different ratios are drawn apart and are not nested.
+    """The forget ids at ``ratio`` per cent: a seeded sample of ``ids``, sorted; draws of a seed and ratio are disjoint.
 
     Raises KitError when the ratio leaves nobody to forget or nobody to keep, or the draw lies past the last one.
     """

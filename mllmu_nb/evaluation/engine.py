@@ -1,39 +1,33 @@
-"""Asking a model many questions at once: greedy answers and the likelihood of given options.
+"""Asking a model many questions at once: greedy answers, and the likelihood of given options.
 
-Three things make this fast without changing an answer. Questions of about the same length share a batch. What all
-prompts of a batch begin with, the worked examples before the question, is read once and its keys and values are lent
-to every row. And an option is read on top of its question's keys and values, so that four options cost little more
-than one. Rows are padded in the middle or on the left, never on the right of an open prompt; every call carries an
-explicit attention mask and explicit positions, so a padded row computes what it would compute alone.
+What makes this fast without changing an answer, and why a padded row computes what it would compute alone, is in
+``docs/architecture.md``.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache, LlavaForConditionalGeneration
+from transformers import DynamicCache
 
+from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.errors import KitError
-from mllmu_nb.models.prompts import Conversation, encode, token_counts
+from mllmu_nb.models import families
 
-NEXT_TURN = "USER:"  # a model that never learnt to stop goes on with the next question; its answer ends there
 COUNTED_AT_ONCE = 1024  # prompts
 WORTH_SHARING = 16  # tokens; reading a shorter common beginning apart costs more than it saves
-# transformers 5 renamed the argument; a model given the other name would swallow it and read without what came before
-CACHE = next(
-    n for n in ("cache", "past_key_values") if n in signature(LlavaForConditionalGeneration.forward).parameters
-)
 Progress = Callable[[int], object]
 
 
 def answers(model, processor, conversations: Sequence[Conversation], **settings) -> list[str]:
-    """The texts that :func:`greedy` finds."""
+    """The texts of :func:`greedy`."""
     return greedy(model, processor, conversations, **settings)[0]
 
 
@@ -44,28 +38,28 @@ def greedy(
     max_new_tokens: int = 40,
     batch_size: int = 64,
     progress: Progress | None = None,
-    until: str = NEXT_TURN,
+    until: str | None = None,
 ) -> tuple[list[str], list[int]]:
-    """The greedy answer to each open conversation, stripped, in the order given, and how many tokens were generated
-    for it, the closing one included.
-
-    An answer ends at the end-of-sequence token, where the text ``until`` begins ("": nowhere), or after
-    ``max_new_tokens``. ``progress`` is called with the number of conversations just finished. Raises ``KitError`` when
-    a prompt and its answer do not fit the model's context.
+    """The greedy answer to each open conversation, stripped, and how many tokens were generated, the closing one
+    included. It ends at the end-of-sequence token, where the text ``until`` begins ("": nowhere; None: the family's
+    word for the next turn), or after ``max_new_tokens``. ``progress`` is called with the number of conversations
+    finished. Raises ``KitError`` when a prompt and its answer do not fit the model's context.
     """
     texts, lengths = [""] * len(conversations), [0] * len(conversations)
     tokenizer = processor.tokenizer
+    until = families.of(model).next_turn if until is None else until
     with _evaluating(model):
         ends = _end_tokens(model, tokenizer)
         last = {number for token, number in tokenizer.get_vocab().items() if until[-1:] in token} if until else set()
         for indices in _batches(conversations, batch_size):
-            state = _encode(model, processor, [conversations[i] for i in indices], max_new_tokens).read()
+            state = _Prompts.of(model, processor, [conversations[i] for i in indices], max_new_tokens).read()
             written: list[list[int]] = [[] for _ in indices]
             going = list(range(len(indices)))
             for step in range(max_new_tokens):
                 tokens = state.logits.argmax(-1)
-                for row in going:
-                    written[row].append(int(tokens[row]))
+                for row, token in enumerate(tokens.tolist()):
+                    if row in going:
+                        written[row].append(token)
                 going = [row for row in going if not _finished(written[row], ends, until, last, tokenizer)]
                 if not going or step == max_new_tokens - 1:
                     break
@@ -88,11 +82,8 @@ def option_likelihoods(
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Mean log-likelihood per token of each option as the answer, float64 ``[conversations, options]``.
-
-    Every question must bring the same number of options. The closing token is not scored: an option is judged by its
-    own words only. Raises ``KitError`` when a prompt with its longest option does not fit the model's context.
-    """
+    """Mean log-likelihood per token of each option as the answer, the closing token not counted, float64
+    ``[conversations, options]``. Raises ``KitError`` for unequal numbers of options or too long prompts."""
     width = len(options[0]) if len(options) else 0
     if any(len(row) != width for row in options) or len(options) != len(conversations):
         raise KitError("every question needs the same number of options to be scored by likelihood")
@@ -100,22 +91,21 @@ def option_likelihoods(
     with _evaluating(model):
         for indices in _batches(conversations, batch_size):
             closed = [conversations[i].answered(option) for i in indices for option in options[i]]
-            scores[indices] = _score(model, processor, closed, width)
+            scores[indices] = _option_means(model, processor, closed, width)
             if progress:
                 progress(len(indices))
     return scores
 
 
 def require_room(model, processor, conversations: Sequence[Conversation], names: Sequence[str], room: int = 0) -> None:
-    """Raise ``KitError`` naming the longest conversation when it, with ``room`` tokens for its answer, does not fit
-    the model's context. Nothing is read by the model. ``names`` [conversations] say what each one asks."""
-    longest, asked = 0, ""
+    """Raise ``KitError`` with its name when the longest conversation and ``room`` tokens for its answer do not fit the
+    model's context. Nothing is read by the model."""
+    longest, name, family = 0, "", families.of(model)
     for start in range(0, len(conversations), COUNTED_AT_ONCE):
-        part = slice(start, start + COUNTED_AT_ONCE)
-        longest, asked = max(
-            [(longest, asked), *zip(token_counts(processor, conversations[part]), names[part], strict=True)]
-        )
-    _require_context(model, longest + room, f"the prompt of {asked}")
+        some = slice(start, start + COUNTED_AT_ONCE)
+        counts = family.token_counts(processor, conversations[some])
+        longest, name = max([(longest, name), *zip(counts, names[some], strict=True)])
+    _require_context(model, longest + room, f"the prompt of {name}")
 
 
 class _State:
@@ -126,19 +116,21 @@ class _State:
 
     def __init__(self, model, rows: int):
         self.model, self.cache, self.logits = model, DynamicCache(), None
+        self.family = families.of(model)
+        # transformers 5 renamed the argument; a model given the other name would swallow it and read without it
+        self.argument = "cache" if "cache" in signature(type(model).forward).parameters else "past_key_values"
         self.mask = torch.zeros(rows, 0, dtype=torch.long, device=model.device)
 
     def extend(self, ids: torch.Tensor, mask=None, pictures: dict | None = None, keep: int = 1) -> torch.Tensor:
         """Read ``ids`` [rows, T]; ``mask`` [rows, T] marks the real ones. Returns logits [rows, keep (0: T), V]."""
         self.mask = torch.cat([self.mask, torch.ones_like(ids) if mask is None else mask], dim=1)
-        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         logits = self.model(
             input_ids=ids,
             attention_mask=self.mask,
-            position_ids=positions,
+            position_ids=self.family.positions(self.mask)[:, -ids.shape[1] :],
             use_cache=True,
             logits_to_keep=keep,
-            **{CACHE: self.cache},
+            **{self.argument: self.cache},
             **(pictures or {}),
         ).logits.float()
         self.logits = logits[:, -1]
@@ -152,76 +144,63 @@ class _State:
 
 @dataclass
 class _Prompts:
-    """The rows of one batch. All have the same earlier turns and the same number of pictures (see ``_batches``).
+    """The rows of one batch, with the same earlier turns and number of pictures (see :func:`_batches`)."""
 
-    ``pictures`` holds the tensors that belong to the pictures, ``[rows, pictures of a row, ...]``; ``earlier`` is how
-    many of a row's pictures stand in the earlier turns; ``listed`` says that the model takes all pictures of a batch
-    as one list (LLaVA) and not row by row (Idefics2); ``answers`` is where the answer in each row begins.
-    """
+    model: Any
+    processor: Any
+    rows: list[list[int]]  # token ids without padding
+    images: list[list]  # pictures of each row
+    earlier: int  # pictures in the earlier turns
+    answers: list[int]  # where the answer in each row begins
 
-    model: torch.nn.Module
-    rows: list[list[int]]
-    pictures: dict[str, torch.Tensor]
-    earlier: int
-    listed: bool
-    answers: list[int]
+    @classmethod
+    def of(cls, model, processor, conversations: list[Conversation], room: int = 0) -> _Prompts:
+        """The prompts of conversations; ``room`` tokens of the model's context are kept for the answer."""
+        batch = families.of(model).encode(processor, conversations, eos=False, padding_side="left", pictures=False)
+        ids, labels, real = batch["input_ids"], batch["labels"], batch["attention_mask"].bool()
+        rows = [row[keep].tolist() for row, keep in zip(ids, real, strict=True)]
+        _require_context(model, max(map(len, rows)) + room, "a prompt")
+        # only the last turn's answer is asked for; earlier turns may carry labels of their own
+        ends = [_trailing(kept[keep] != -100) for kept, keep in zip(labels, real, strict=True)]
+        answers = [len(row) - end for row, end in zip(rows, ends, strict=True)]
+        earlier = len(Conversation(conversations[0].turns[:-1]).images)
+        return cls(model, processor, rows, [c.images for c in conversations], earlier, answers)
 
     def read(self) -> _State:
         """Read all rows; the state's logits predict what comes after each."""
         shared = self._shared_length() if len(self.rows) > 1 else 0
-        state = _State(self.model, 1 if shared else len(self.rows))
+        state, device = _State(self.model, 1 if shared else len(self.rows)), self.model.device
         if shared:
-            beginning, mask = _pad([self.rows[0][:shared]], "left", self.model.device)
-            state.extend(beginning, mask, self._pictures(slice(1), slice(self.earlier)))
+            beginning, mask = _pad([self.rows[0][:shared]], "left", device)
+            state.extend(beginning, mask, self._pictures([self.images[0][: self.earlier]]))
             state.spread(len(self.rows))
-        rest, mask = _pad([row[shared:] for row in self.rows], "left", self.model.device)
-        state.extend(rest, mask, self._pictures(slice(None), slice(self.earlier if shared else 0, None)))
+        rest, mask = _pad([row[shared:] for row in self.rows], "left", device)
+        state.extend(rest, mask, self._pictures([row[self.earlier if shared else 0 :] for row in self.images]))
         return state
 
     def _shared_length(self) -> int:
         """How many tokens all rows begin with: the earlier pictures are among them, the question's own is not."""
-        length = _common(self.rows)
-        length = min(length, min(map(len, self.rows)) - 1)
+        length = min(_common(self.rows), min(map(len, self.rows)) - 1)
         places = [place for place, token in enumerate(self.rows[0]) if token == self.model.config.image_token_id]
         if places:
-            own = self.earlier * (len(places) // self.pictures["pixel_values"].shape[1])
+            own = self.earlier * (len(places) // len(self.images[0]))
             if own and length <= places[own - 1]:
                 return 0
             length = min([length, *places[own : own + 1]])
         return length if length >= WORTH_SHARING else 0
 
-    def _pictures(self, rows: slice, which: slice) -> dict[str, torch.Tensor]:
-        chosen = {name: values[rows, which] for name, values in self.pictures.items()}
-        if any(values.shape[1] == 0 for values in chosen.values()):
-            return {}
-        return {name: values.flatten(0, 1) if self.listed else values for name, values in chosen.items()}
+    def _pictures(self, rows: list[list]) -> dict[str, torch.Tensor]:
+        tensors = families.of(self.model).pictures(self.processor, rows)
+        return {
+            name: tensor.to(self.model.device, self.model.dtype if tensor.is_floating_point() else None)
+            for name, tensor in tensors.items()
+        }
 
 
-def _encode(model, processor, conversations: list[Conversation], room: int = 0) -> _Prompts:
-    """The prompts of one batch; ``room`` tokens of the model's context are kept for the answer."""
-    batch = encode(processor, conversations, eos=False, padding_side="left", device=model.device)
-    ids, labels, real = batch["input_ids"], batch["labels"], batch["attention_mask"].bool()
-    rows = [row[keep].tolist() for row, keep in zip(ids, real, strict=True)]
-    _require_context(model, max(map(len, rows)) + room, "a prompt")
-    # only the last turn's answer is asked for; earlier turns may carry labels of their own
-    answers = [len(row) - _trailing(kept[keep] != -100) for row, kept, keep in zip(rows, labels, real, strict=True)]
-    each = _picture_count(conversations[0].turns)
-    pictures = {name: batch[name] for name in ("pixel_values", "pixel_attention_mask") if name in batch}
-    listed = bool(pictures) and pictures["pixel_values"].ndim == 4
-    if listed:
-        pictures = {name: values.unflatten(0, (len(rows), each)) for name, values in pictures.items()}
-    if pictures:
-        pictures["pixel_values"] = pictures["pixel_values"].to(model.dtype)
-    return _Prompts(model, rows, pictures, _picture_count(conversations[0].turns[:-1]), listed, answers)
-
-
-def _score(model, processor, closed: list[Conversation], width: int) -> np.ndarray:
-    """Mean token log-likelihoods [questions, width] of answered conversations, ``width`` answers to each question.
-
-    What the answers of one question have in common is read once, except for its last token: reading starts from
-    there for each answer, since that token's logits predict the first one to be scored.
-    """
-    batch = _encode(model, processor, closed)
+def _option_means(model, processor, closed: list[Conversation], width: int) -> np.ndarray:
+    """Mean token log-likelihoods [questions, width] of answered conversations, ``width`` answers to each question. What
+    they have in common is read once, but for its last token, whose logits predict the first one to be scored."""
+    batch = _Prompts.of(model, processor, closed)
     rows, tails, starts = [], [], []
     for first in range(0, len(closed), width):
         answered, begins = batch.rows[first : first + width], batch.answers[first : first + width]
@@ -231,22 +210,18 @@ def _score(model, processor, closed: list[Conversation], width: int) -> np.ndarr
         rows.append(answered[0][:cut])
         tails += [row[cut:] for row in answered]
         starts += [begin - cut for begin in begins]
-    pictures = {name: values[::width] for name, values in batch.pictures.items()}
-    state = replace(batch, rows=rows, pictures=pictures).read()
+    state = replace(batch, rows=rows, images=batch.images[::width]).read()
     state.spread(width)
     ids, mask = _pad(tails, "right", model.device)
-    found = state.extend(ids, mask, keep=0)[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    log_probs = state.extend(ids, mask, keep=0)[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     place = torch.arange(1, ids.shape[1], device=ids.device)
     scored = (place >= torch.tensor(starts, device=ids.device)[:, None]) & mask[:, 1:].bool()
-    means = found.masked_fill(~scored, 0.0).sum(1) / scored.sum(1)
+    means = log_probs.masked_fill(~scored, 0.0).sum(1) / scored.sum(1)
     return means.double().cpu().numpy().reshape(-1, width)
 
 
-# ------------------------------------------------------------------------------------------------------- small things
-
-
 def _require_context(model, tokens: int, prompt: str) -> None:
-    context = model.config.get_text_config().max_position_embeddings
+    context = families.of(model).context(model)
     if tokens > context:
         raise KitError(
             f"{prompt} with its answer takes {tokens} tokens and the context holds {context}: ask for fewer shots"
@@ -256,8 +231,8 @@ def _require_context(model, tokens: int, prompt: str) -> None:
 def _batches(conversations: Sequence[Conversation], size: int) -> Iterator[list[int]]:
     """Indices of conversations to be asked together: same earlier turns, as many pictures, about the same length."""
     groups = defaultdict(list)
-    for index, talk in enumerate(conversations):
-        groups[talk.system, talk.turns[:-1], _picture_count(talk.turns)].append(index)
+    for index, conversation in enumerate(conversations):
+        groups[conversation.system, conversation.turns[:-1], len(conversation.images)].append(index)
     for group in groups.values():
         group.sort(key=lambda index: len(conversations[index].turns[-1].prompt))
         yield from (group[start : start + size] for start in range(0, len(group), size))
@@ -284,21 +259,15 @@ def _trailing(flags: torch.Tensor) -> int:
     return int(flags.flip(0).long().cumprod(0).sum())
 
 
-def _picture_count(turns: Iterable) -> int:
-    return sum(turn.image is not None for turn in turns)
-
-
 def _end_tokens(model, tokenizer) -> set[int]:
     named = model.generation_config.eos_token_id
-    found = named if isinstance(named, list) else [named]
-    return {token for token in [*found, tokenizer.eos_token_id] if token is not None}
+    ends = named if isinstance(named, list) else [named]
+    return {token for token in [*ends, tokenizer.eos_token_id] if token is not None}
 
 
 def _finished(written: list[int], ends: set[int], until: str, last: set[int], tokenizer) -> bool:
     """Whether an answer has ended; ``last`` are the tokens that ``until`` may end in."""
-    if written[-1] in ends:
-        return True
-    return written[-1] in last and until in tokenizer.decode(written[-12:])
+    return written[-1] in ends or (written[-1] in last and until in tokenizer.decode(written[-12:]))
 
 
 @contextmanager

@@ -1,80 +1,70 @@
-"""What a model's folder holds, looked at without loading it: nothing here needs torch, so a grid of runs is checked at
-once."""
+"""Files of models: what a folder holds, looked at without loading it, and weights in and out as safetensors."""
 
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mllmu_nb.errors import KitError
+from mllmu_nb.stages import read_json
 
-HUB = {"llava": "llava-hf/llava-1.5-7b-hf", "idefics2": "HuggingFaceM4/idefics2-8b"}
+if TYPE_CHECKING:
+    from torch import Tensor
+
 ASSETS = Path(__file__).parent.parent / "assets"
 SHIPPED = ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "recipe.json")
 
 
-def verify_shipped(folder: Path) -> None:
+def check_shipped(folder: Path) -> None:
     """Raise KitError unless ``folder`` holds a whole miniature whose weights have the hash its recipe states."""
     missing = [name for name in SHIPPED if not (folder / name).is_file()]
     if missing:
         raise KitError(f"the base model in {folder} lacks {', '.join(missing)}: run `make base` to rebuild it")
-    try:
-        stated = json.loads((folder / "recipe.json").read_text())["sha256"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise KitError(f"{folder / 'recipe.json'} states no sha256: run `make base` to rebuild it") from error
-    if hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() != stated:
-        raise KitError(
-            f"{folder / 'model.safetensors'} does not have the hash in recipe.json: run `make base` to rebuild it"
-        )
+    weights, stated = folder / "model.safetensors", read_json(folder / "recipe.json").get("sha256")
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != stated:
+        raise KitError(f"{weights} does not have the hash in recipe.json: run `make base` to rebuild it")
 
 
-def check_whole(folder: str | Path, base_model: str) -> None:
-    """Raise KitError unless ``folder`` looks like a whole model of the family ``base_model`` that may be loaded.
-
-    Reads its config.json alone: an adapter, another architecture and pickled weights are named before anything is
-    loaded.
-    """
-    folder = Path(folder)
+def check_model(folder: Path, base_model: str) -> None:
+    """Raise KitError unless ``folder`` holds a model of the family ``base_model`` as safetensors; nothing is loaded."""
     if not folder.is_dir():
         raise KitError(f"there is no folder {folder}: name one that save_pretrained has written")
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise KitError(f"{folder} holds an adapter: name the model it goes on as well")
-    family = family_of(folder)
-    if family != base_model:
-        known = f"this is asked as {base_model}" if family in HUB else f"those known are {', '.join(HUB)}"
-        raise KitError(f"the model in {folder} is of the family {family}: {known}")
-    _check_safe(folder, "model")
+    if (family := model_type(folder)) != base_model:
+        raise KitError(f"the model in {folder} is of the family {family}, not {base_model}: set base_model to it")
+    _check_safetensors(folder, "model")
 
 
-def family_of(folder: str | Path) -> str:
+def model_type(folder: Path) -> str:
     """The model_type that the config.json of ``folder`` states."""
-    return str(_json(Path(folder) / "config.json").get("model_type"))
+    return str(read_json(folder / "config.json").get("model_type"))
 
 
-def check_any_adapter(folder: str | Path) -> None:
+def commit(source: str, revision: str) -> str:
+    """The commit of a hub's model that the cache holds for ``revision`` ("": the newest); "" for a folder."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(source).is_dir():
+        return ""
+    cached = try_to_load_from_cache(source, "config.json", revision=revision or None)
+    return Path(cached).parent.name if isinstance(cached, str) else ""
+
+
+def check_adapter(folder: Path) -> None:
     """Raise KitError unless ``folder`` holds a LoRA adapter in peft's layout, its weights as safetensors."""
-    kind = _json(Path(folder) / "adapter_config.json").get("peft_type")
+    kind = read_json(folder / "adapter_config.json").get("peft_type")
     if kind != "LORA":
         raise KitError(f"the adapter in {folder} is of the kind {kind}: only LORA can be put on a model here")
-    _check_safe(Path(folder), "adapter_model")
+    _check_safetensors(folder, "adapter_model")
 
 
-def _json(file: Path) -> dict:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no JSON"
-        raise KitError(f"cannot read {file}: {reason}") from None
-    if not isinstance(found, dict):
-        raise KitError(f"cannot read {file}: it holds no names and values")
-    return found
-
-
-def _check_safe(folder: Path, stem: str) -> None:
+def _check_safetensors(folder: Path, stem: str) -> None:
     """Reading any other format of weights can run code that lies in the file."""
     if not any(folder.glob(f"{stem}*.safetensors")):
-        other = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt"))
+        other = sorted(path.name for kind in ("*.bin", "*.pt") for path in folder.glob(kind))
         instead = f" but {few(other)}" if other else ""
         raise KitError(f"{folder} holds no {stem}.safetensors{instead}: only safetensors are loaded")
 
@@ -82,3 +72,47 @@ def _check_safe(folder: Path, stem: str) -> None:
 def few(names: list[str]) -> str:
     """The first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
+    """Raises OSError when the file cannot be written."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, file)
+    except SafetensorError as error:  # what the library makes of a full disk
+        raise OSError(str(error)) from error
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Raises KitError for a file that is missing or damaged, and for a number in it that is not finite."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise KitError(f"{file} is missing or damaged: {str(error).splitlines()[0]}") from error
+    broken = [name for name, weight in weights.items() if weight.is_floating_point() and not weight.isfinite().all()]
+    if broken:
+        raise KitError(f"{file} holds numbers that are not finite: see {few(broken)}")
+    return weights
+
+
+def fill(weights: Mapping[str, Tensor], stored: Mapping[str, Tensor], file: Path) -> None:
+    """Copies ``stored`` into ``weights``. Raises KitError naming what is missing, unexpected or of another shape."""
+    import torch
+
+    shapes, given = ({name: one.shape for name, one in tensors.items()} for tensors in (weights, stored))
+    problems = {
+        "lacks": shapes.keys() - given,
+        "has unexpected": given.keys() - shapes,
+        "has other shapes for": {name for name in shapes.keys() & given if shapes[name] != given[name]},
+    }
+    listed = "; ".join(f"{problem} {few(sorted(names))}" for problem, names in problems.items() if names)
+    if listed:
+        raise KitError(f"{file} does not fit the model: it {listed}")
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(stored[name])

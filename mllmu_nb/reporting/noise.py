@@ -1,19 +1,20 @@
-"""Which printed gaps exceed the noise: what differences between published figures can be told from chance.
+"""Which printed gaps exceed the noise: which differences between published figures are more than chance.
 
 Papers print a figure a method and no interval. How far two of them must lie apart follows from the numbers of people
-and questions behind them, which the benchmark fixes (``people_behind``), and from how alike the answers about one
-person are, which nobody prints: it is assumed, .1 unless told otherwise, with 0 and .4 as its range. A gap exceeds the
-noise where it is larger than the difference that a comparison at 95 % finds with 80 % power:
+and questions behind them, which the benchmark fixes (:func:`people_behind`), and from how alike the answers about one
+person are, which nobody prints: a correlation is assumed, .1 with a range from 0 to .4. A gap exceeds the noise where
+it is larger than the difference that a comparison at 95 % detects with 80 % power:
 
     detectable = (1.96 + 0.84) · sqrt((1 - together) · (v1 + v2))
 
 v1 and v2 are the two figures' variances and ``together`` the correlation of the two models' figures over people: 0
-unless told otherwise, as no paper prints answers. Models of one vanilla model agree more than that, so a paired
-comparison could tell more apart.
+unless it is given, as no paper prints answers. Models of one vanilla model agree more than that, so a paired comparison
+could detect more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from math import nan, sqrt
 
@@ -25,7 +26,9 @@ from scipy.stats import norm
 
 from mllmu_nb import paths
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting import figures, published, read_run
+from mllmu_nb.reporting import plots, published
+from mllmu_nb.reporting.runs import columns_of, read_run
+from mllmu_nb.stages import RECORD, read_json
 
 CORRELATIONS = (0.0, 0.1, 0.4)
 LIKELY = 0.1
@@ -49,17 +52,21 @@ def people_behind(set_name: str, ratio: int, task: str) -> int:
     return size - (0 if (set_name, task) == ("Real Celebrity", "classification") else SHOWN[task])
 
 
-def lender() -> pd.DataFrame:
-    """Answers of the committed vanilla model, whose people's spread stands in for that of published models."""
-    return read_run(paths.committed_runs("miniature") / "llava-r10-d0-vanilla-none-s0").items
+def vanilla_items() -> pd.DataFrame:
+    """Scored answers of the committed vanilla model, whose people's spread stands in for that of published models."""
+    wanted = {"method": "vanilla", "after": "", "forget_ratio": 10, "forget_draw": 0, "train_seed": 0}
+    for record in sorted(paths.runs(paths.reference()).glob(f"*/{RECORD}")):
+        if wanted.items() <= columns_of(read_json(record)).items():
+            return read_run(record.parent).items
+    raise KitError(f"no run of vanilla at 10 % under {paths.runs(paths.reference())}: it is committed, so check it out")
 
 
 def spread(items: pd.DataFrame, set_name: str, view: str, metric: str) -> float:
-    """Standard deviation over people of their mean score, from the answers of one run (``items.parquet``).
+    """Standard deviation over people of their mean score, from the scored answers of one run.
 
     Forget and retain people were taught alike, so both stand for the fictitious ones.
     """
-    names = ["celebrity"] if set_name == "Real Celebrity" else ["test"] if set_name == "Test" else ["forget", "retain"]
+    names = {"Real Celebrity": ["celebrity"], "Test": ["test"]}.get(set_name, ["forget", "retain"])
     asked = items[items["set"].isin(names) & (items["task"] == "generation")]
     asked = asked if view == "both" else asked[asked["view"] == view]
     means = asked.groupby("profile")[metric].mean()
@@ -69,7 +76,7 @@ def spread(items: pd.DataFrame, set_name: str, view: str, metric: str) -> float:
 
 
 def detectable(first: float, second: float, people: int, each: int, correlation: float, together: float = 0.0) -> float:
-    """The smallest difference of two shares of right answers that is found with 80 % power at 95 %, as a share.
+    """The smallest difference of two shares of right answers that is detected with 80 % power at 95 %, as a share.
 
     Both are means over ``people`` with ``each`` questions, whose answers are correlated by ``correlation``: n answers
     are worth n / (1 + (each - 1) · correlation). Their variance is that of the mean of both shares.
@@ -79,17 +86,19 @@ def detectable(first: float, second: float, people: int, each: int, correlation:
     return REACH * sqrt(2 * (1 - together) * variance)
 
 
-def gaps(found: pd.DataFrame, items: pd.DataFrame, correlations=CORRELATIONS, together: float = 0.0) -> pd.DataFrame:
+def gaps(
+    figures: pd.DataFrame, items: pd.DataFrame, correlations: Sequence[float] = CORRELATIONS, together: float = 0.0
+) -> pd.DataFrame:
     """Every pair of methods that one source prints in one cell: a row a pair and assumed correlation.
 
-    ``found`` as from :func:`published.load`; ``items`` are the answers of the run that lends its people's spread to
-    ROUGE and BLEU, whose correlation is in that spread and not assumed. Columns: CELL, ``task``, ``first``, ``second``,
-    ``gap`` (first minus second, a share; of a measure that is not known, in its source's unit), ``people``,
-    ``questions`` (a person), ``correlation``, ``detectable`` and ``verdict``. A measure whose numbers of questions are
+    ``figures`` as from :func:`published.load`; ``items`` are the answers of the run whose people's spread stands in for
+    ROUGE and BLEU; their correlation is in that spread and not assumed. Columns: CELL, ``task``, ``first``, ``second``,
+    ``gap`` (first minus second, a share; of a metric that is not known, in its source's unit), ``people``,
+    ``questions`` (a person), ``correlation``, ``detectable`` and ``verdict``. A metric whose numbers of questions are
     not known has NaN and says so.
     """
     rows = []
-    for key, cell in found.dropna(subset=["value"]).groupby(CELL, sort=False):
+    for key, cell in figures.dropna(subset=["value"]).groupby(CELL, sort=False):
         named = dict(zip(CELL, key, strict=True))
         for a, b in combinations(cell.itertuples(), 2):
             for correlation in correlations:
@@ -99,60 +108,12 @@ def gaps(found: pd.DataFrame, items: pd.DataFrame, correlations=CORRELATIONS, to
     return pd.DataFrame(rows, columns=columns)
 
 
-def shares(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Gaps for each group of ``gaps``' rows: their number and the share that exceeds the noise at each correlation."""
-    known = table[table["verdict"] != UNKNOWN].assign(exceeds=table["verdict"] == EXCEEDS)
-    wide = known.pivot_table(index=by, columns="correlation", values="exceeds", aggfunc="mean", sort=False)
-    return wide.assign(gaps=known.groupby(by).size() // known["correlation"].nunique()).rename_axis(columns=None)
-
-
-@figures.styled
-def figure(table: pd.DataFrame) -> Figure:
-    """Each gap in units of the detectable one: a mark at the likely correlation, a line over the assumed range.
-
-    A row a task, set and ratio, one column; right of the line at 1 a gap exceeds the noise, and the share that does is
-    written beside the row.
-    """
-    known = table[table["verdict"] != UNKNOWN]
-    known = known.assign(ratio=known["gap"].abs() / known["detectable"].where(known["detectable"] > 0, np.inf))
-    keys = ["task", "set", "forget_ratio"]
-    order = {task: place for place, task in enumerate(TASKS)}
-    rows = sorted(known[keys].drop_duplicates().itertuples(index=False, name=None), key=lambda k: (order[k[0]], *k[1:]))
-    if not rows:
-        raise KitError("no gap has a known number of questions")
-    result = Figure(figsize=(figures.COLUMN, 0.7 + 0.36 * len(rows)), layout="constrained")
-    axes = result.subplots()
-    most = known["ratio"].max()
-    for place, key in enumerate(rows):
-        here = known[(known[keys] == list(key)).all(axis=1)]
-        pairs = here.groupby(["source", "base_model", "view", "metric", "first", "second"], sort=False)["ratio"]
-        low, high = pairs.min().to_numpy(), pairs.max().to_numpy()
-        middle = here[here["correlation"] == LIKELY]["ratio"].to_numpy()
-        beside = place + np.linspace(-0.3, 0.3, len(middle))[np.argsort(np.argsort(middle, kind="stable"))]
-        colours = np.where(middle > 1, figures.RIGHT, figures.GREY)
-        axes.hlines(beside, low, high, color=colours, linewidth=0.4, alpha=0.6)
-        axes.scatter(middle, beside, s=4, color=colours, linewidth=0, zorder=3)
-        told = f"{(middle > 1).sum()} of {len(middle)}"
-        axes.text(1.02, place, told, transform=axes.get_yaxis_transform(), va="center", fontsize=figures.SMALL)
-    axes.axvline(1, color=figures.INK, linewidth=0.7)
-    names = [f"{TASKS[task]}, {name.replace('Real ', '')}, {ratio} %" for task, name, ratio in rows]
-    axes.set_yticks(range(len(rows)), names)
-    axes.set_xscale("function", functions=(np.sqrt, np.square))  # room for the small ones
-    axes.set_xticks([tick for tick in (0, 1, 2, 5, 10, 20, 50) if tick <= most or tick <= 1])
-    axes.set(xlim=(0, 1.05 * max(most, 1.0)), ylim=(len(rows) - 0.5, -0.5))
-    axes.set_xlabel("printed gap ÷ smallest detectable gap")
-    axes.text(1.02, -0.6, "exceed", transform=axes.get_yaxis_transform(), fontsize=figures.SMALL)
-    axes.tick_params(axis="y", length=0)
-    seaborn.despine(result, left=True)
-    return result
-
-
 def _judged(cell: dict, first: float, second: float, items: pd.DataFrame, correlation: float, together: float) -> dict:
     """What :func:`gaps` says of one pair of figures, which are in the unit of their source."""
     counterpart = published.COUNTERPARTS.get(cell["metric"])
     if counterpart is None:
-        said = {"task": "", "gap": first - second, "people": nan, "questions": nan}
-        return said | {"detectable": nan, "verdict": UNKNOWN}
+        unknown = dict.fromkeys(("people", "questions", "detectable"), nan)
+        return {"task": "", "gap": first - second, **unknown, "verdict": UNKNOWN}
     first, second = first / counterpart.times, second / counterpart.times
     view = published.OURS["view"][cell["view"]]
     people = people_behind(cell["set"], cell["forget_ratio"], counterpart.task)
@@ -160,8 +121,50 @@ def _judged(cell: dict, first: float, second: float, items: pd.DataFrame, correl
     if counterpart.metric == "accuracy":
         limit = detectable(first, second, people, each, correlation, together)
     else:
-        deviation = spread(items, cell["set"], view, counterpart.metric)
-        limit = REACH * deviation * sqrt(2 * (1 - together) / people)
+        limit = REACH * spread(items, cell["set"], view, counterpart.metric) * sqrt(2 * (1 - together) / people)
     verdict = EXCEEDS if abs(first - second) > limit else COULD
-    said = {"task": counterpart.task, "gap": first - second, "people": people, "questions": each}
-    return said | {"detectable": limit, "verdict": verdict}
+    known = {"task": counterpart.task, "gap": first - second, "people": people, "questions": each}
+    return known | {"detectable": limit, "verdict": verdict}
+
+
+def shares(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Gaps for each group of ``gaps``' rows: their number and the share that exceeds the noise at each correlation."""
+    known = table[table["verdict"] != UNKNOWN].assign(exceeds=table["verdict"] == EXCEEDS)
+    wide = known.pivot_table(index=by, columns="correlation", values="exceeds", aggfunc="mean", sort=False)
+    return wide.assign(gaps=known.groupby(by).size() // known["correlation"].nunique()).rename_axis(columns=None)
+
+
+@plots.styled
+def figure(table: pd.DataFrame) -> Figure:
+    """Each gap in units of the detectable one: a mark at the likely correlation, a line over the assumed range.
+
+    A row a task, set and ratio; right of the line at 1 a gap exceeds the noise, and how many do is written beside it.
+    """
+    known = table[table["verdict"] != UNKNOWN]
+    known = known.assign(ratio=known["gap"].abs() / known["detectable"].where(known["detectable"] > 0, np.inf))
+    known["task"] = pd.Categorical(known["task"], list(TASKS))
+    rows = list(known.groupby(["task", "set", "forget_ratio"]))
+    if not rows:
+        raise KitError("no gap has a known number of questions")
+    result, [[axes]] = plots.panels(1, 1, (plots.COLUMN, 0.7 + 0.36 * len(rows)))
+    right = {"transform": axes.get_yaxis_transform(), "fontsize": plots.SMALL}
+    for place, (_, here) in enumerate(rows):
+        pairs = here.groupby(["source", "base_model", "view", "metric", "first", "second"], sort=False)["ratio"]
+        middle = here[here["correlation"] == LIKELY]["ratio"].to_numpy()
+        heights = place + np.linspace(-0.3, 0.3, len(middle))[np.argsort(np.argsort(middle, kind="stable"))]
+        colours = np.where(middle > 1, plots.RIGHT, plots.GREY)
+        axes.hlines(heights, pairs.min(), pairs.max(), color=colours, linewidth=0.4, alpha=0.6)
+        axes.scatter(middle, heights, s=4, color=colours, linewidth=0, zorder=3)
+        axes.text(1.02, place, f"{(middle > 1).sum()} of {len(middle)}", va="center", **right)
+    axes.axvline(1, color=plots.INK, linewidth=0.7)
+    names = [f"{TASKS[task]}, {name.replace('Real ', '')}, {ratio} %" for (task, name, ratio), _ in rows]
+    axes.set_yticks(range(len(rows)), names)
+    axes.set_xscale("function", functions=(np.sqrt, np.square))  # room for the small ones
+    most = max(known["ratio"].max(), 1.0)
+    axes.set_xticks([tick for tick in (0, 1, 2, 5, 10, 20, 50) if tick <= most])
+    axes.set(xlim=(0, 1.05 * most), ylim=(len(rows) - 0.5, -0.5))
+    axes.set_xlabel("printed gap ÷ smallest detectable gap")
+    axes.text(1.02, -0.6, "exceed", **right)
+    axes.tick_params(axis="y", length=0)
+    seaborn.despine(result, left=True)
+    return result

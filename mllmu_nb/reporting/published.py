@@ -8,7 +8,7 @@ paper's own Table 2 could not be read in full: what is not in the file is unknow
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -16,45 +16,10 @@ from mllmu_nb.errors import KitError
 
 FILE = Path(__file__).with_name("published_results.csv")
 COLUMNS = ("base_model", "forget_ratio", "method", "set", "view", "metric", "value", "kind", "source")
-KINDS = ("published", "re-evaluation", "reproduction")
-
-
-def load(path: Path = FILE) -> pd.DataFrame:
-    """Every known figure: COLUMNS, with ``forget_ratio`` in percent and ``value`` NaN where the file leaves it empty.
-
-    Raises KitError when a column is missing, a value is no number or a row has no source.
-    """
-    found = pd.read_csv(path)
-    missing = [column for column in COLUMNS if column not in found.columns]
-    if missing:
-        raise KitError(f"{path} lacks the columns {', '.join(missing)}")
-    values = pd.to_numeric(found["value"], errors="coerce")
-    broken = found["value"].notna() & values.isna()
-    if broken.any():
-        raise KitError(f"{path}, row {broken.idxmax() + 2}: {found['value'][broken.idxmax()]!r} is not a number")
-    if found["source"].isna().any():
-        raise KitError(f"{path}, row {found['source'].isna().idxmax() + 2}: a figure needs its source")
-    return found[list(COLUMNS)].assign(value=values, forget_ratio=found["forget_ratio"].astype(int))
-
-
-def wide(found: pd.DataFrame) -> pd.DataFrame:
-    """Figures as a table: a row a source, base model, ratio and method, a column a set, view and metric.
-
-    Unknown cells are NaN. Figures that one source prints twice under the same heading are a KitError: they cannot share
-    a cell.
-    """
-    rows, columns = ["source", "base_model", "forget_ratio", "method"], ["set", "view", "metric"]
-    twice = found[found.duplicated(rows + columns, keep=False)]
-    if len(twice):
-        first = twice.iloc[0]
-        raise KitError(f"{first['source']} has two figures for {first['method']}, {first['set']}, {first['metric']}")
-    return found.pivot(index=rows, columns=columns, values="value")
-
-
-# -- the same figures as cells of scores.csv ----------------------------------------------------------------------
+LIST = ["source", "base_model", "forget_ratio", "set", "view", "metric"]  # what the figures of one list share
 
 # Three independent reports of the released LLaVA vanilla weights agree to the last digit: whoever evaluates those
-# weights and finds another value has set something up differently. An own vanilla may differ by its training.
+# weights and gets another value has set something up differently. An own vanilla may differ by its training.
 ANCHOR = 0.5708306366835779
 ANCHOR_WITHIN = 0.005
 ANCHOR_SOURCE = "MLLMU-Bench repository, issues #11 and #20"
@@ -82,11 +47,8 @@ class Counterpart(NamedTuple):
 COUNTERPARTS = {
     "classification_acc": Counterpart("classification", "letter", "accuracy", 100, 5e-5),
     "cloze_acc": Counterpart("cloze", "", "accuracy", 100, 5e-5),
-    "rougeL": Counterpart("generation", "", "rougeL", 1, 5e-4),
     "rouge": Counterpart("generation", "", "rougeL", 1, 5e-4),  # which ROUGE is not said; the paper's is ROUGE-L
-    "rouge1": Counterpart("generation", "", "rouge1", 1, 5e-4),
-    "rouge2": Counterpart("generation", "", "rouge2", 1, 5e-4),
-    "bleu": Counterpart("generation", "", "bleu", 1, 5e-4),
+    **{name: Counterpart("generation", "", name, 1, 5e-4) for name in ("rougeL", "rouge1", "rouge2", "bleu")},
 }
 OURS = {
     "base_model": {"LLaVA-1.5-7B": "llava"},
@@ -97,19 +59,52 @@ OURS = {
 }
 
 
-def cells(found: pd.DataFrame) -> pd.DataFrame:
+def load(path: Path = FILE) -> pd.DataFrame:
+    """Every known figure: COLUMNS, with ``forget_ratio`` in percent and ``value`` NaN where the file leaves it empty.
+
+    Raises KitError when a column is missing, a value is no number or a row has no source.
+    """
+    figures = pd.read_csv(path)
+    missing = [column for column in COLUMNS if column not in figures.columns]
+    if missing:
+        raise KitError(f"{path} lacks the columns {', '.join(missing)}")
+    values = pd.to_numeric(figures["value"], errors="coerce")
+    broken = figures["value"].notna() & values.isna()
+    if broken.any():
+        raise KitError(f"{path}, row {broken.idxmax() + 2}: {figures['value'][broken.idxmax()]!r} is not a number")
+    if figures["source"].isna().any():
+        raise KitError(f"{path}, row {figures['source'].isna().idxmax() + 2}: a figure needs its source")
+    return figures[list(COLUMNS)].assign(value=values, forget_ratio=figures["forget_ratio"].astype(int))
+
+
+def cells(figures: pd.DataFrame) -> pd.DataFrame:
     """The figures of :func:`load` that have a counterpart among the kit's, under the names of ``scores.csv``.
 
     Columns: base_model, forget_ratio, method, modality, set, task, view, scoring, metric, value (in the kit's unit),
-    rounding, source. Left out is what names another model, method or measure. Sources name no modality; they unlearn
-    on image + text, as the released scripts do unless told otherwise.
+    rounding, source. Left out is what names another model, method or metric. Sources name no modality; they unlearn
+    on image + text, as the released scripts do unless they are asked otherwise.
     """
-    named = found.dropna(subset=["value"]).copy()
-    for column, names in OURS.items():
-        named[column] = named[column].map(names)
+    named = figures.dropna(subset=["value"])
+    named = named.assign(**{column: named[column].map(names) for column, names in OURS.items()})
     named = named[named["metric"].isin(COUNTERPARTS.keys())].dropna(subset=list(OURS))
-    there = pd.DataFrame([COUNTERPARTS[metric] for metric in named["metric"]], index=named.index)
-    named["modality"] = named["method"].map(lambda method: "none" if method == "vanilla" else "multimodal")
-    named = named.assign(value=named["value"] / there["times"], **{c: there[c] for c in ("task", "scoring", "metric")})
+    ours = pd.DataFrame([COUNTERPARTS[metric] for metric in named["metric"]], named.index, Counterpart._fields)
+    named = named.assign(modality=named["method"].map(lambda name: "none" if name == "vanilla" else "multimodal"))
+    named = named.assign(**ours.drop(columns="times"), value=named["value"] / ours["times"])
     columns = ["base_model", "forget_ratio", "method", "modality", "set", "task", "view", "scoring", "metric"]
-    return named.assign(rounding=there["rounding"])[[*columns, "value", "rounding", "source"]].reset_index(drop=True)
+    return named[[*columns, "value", "rounding", "source"]].reset_index(drop=True)
+
+
+def lists(figures: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame, str]]:
+    """The lists of unlearning methods that others printed: LIST as the source has it; a row a method of ours, in the
+    words of ``scores.csv``, empty where our scores have no such cell; and then why. Vanilla is no unlearning method."""
+    methods = figures["method"].map({name: ours for name, ours in OURS["method"].items() if ours != "vanilla"})
+    printed = figures.assign(method=methods).dropna(subset=["value", "method"])
+    result = []
+    for names, rows in printed.groupby(LIST, sort=True):
+        at = dict(zip(LIST, names, strict=True))
+        where = {column: OURS[column].get(at[column]) for column in ("set", "view")}
+        counterpart = COUNTERPARTS.get(at["metric"])
+        why = "" if counterpart and all(where.values()) else f"{at['metric'].split(' (')[0]} has no counterpart here"
+        fields = {} if why else {name: getattr(counterpart, name) for name in ("task", "scoring", "metric")}
+        result.append((at, rows[["method", "value"]].assign(**where, **fields), why))
+    return result

@@ -1,97 +1,72 @@
-"""Fills the README's two tables from the committed reference run: ``python -m mllmu_nb.reporting.readme``.
+"""Fills the README's two tables from the reference run: ``python -m mllmu_nb.reporting.readme``.
 
-No number of the README is typed: the main table comes from the runs' answers, the minutes from their ``train.json``.
+No number of the README is typed: the main table comes from the runs' answers, the minutes from their train.json, and
+the notebooks say themselves what they make.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
+from mllmu_nb import paths
+from mllmu_nb.reporting.runs import Run, Scores
+from mllmu_nb.reporting.table_specs import all_rows
+from mllmu_nb.reporting.tables import column, grid
+from mllmu_nb.scoring.frames import VIEWS
+from mllmu_nb.scoring.health import JUDGED_BY
+from mllmu_nb.scoring.registry import by_key
 
-from mllmu_nb import paths, stages
-from mllmu_nb.reporting import LIKELIHOOD, VIEWS, label, models_in_order
-from mllmu_nb.reporting.tables import COLLAPSED, Numbers, bracketed, numbers
-
-RATIO, DRAW = 10, 0  # what `make reproduce` makes; the main table pools all draws of the ratio
-COLUMNS = [
-    (f"{name}, {'image' if view == 'image_text' else 'text'}", name, view)
-    for name in ("forget", "test", "retain", "celebrity")
-    for view in ("image_text", "text")
-]
-MAP = (
-    ("Table 1, profile sheet", "01_data", ()),
-    ("vanilla, oracle", "02_finetune", ("vanilla-none", "oracle-none", "base-none")),
-    ("gradient ascent", "03_ga", ("ga-multimodal", "ga-unimodal")),
-    ("gradient difference", "04_grad_diff", ("grad_diff-multimodal", "grad_diff-unimodal")),
-    ("KL minimisation", "05_kl_min", ("kl_min-multimodal", "kl_min-unimodal")),
-    ("NPO", "06_npo", ("npo-multimodal", "npo-unimodal")),
-    ("prompting", "07_prompting", ("prompting-none",)),
-    ("Table 2, by view, cost", "09_tables", ()),
-    ("all figures", "10_figures", ()),
-    ("what the released code does", "11_released_code", ()),
-    ("the cliff", "13_cliff", ()),
-    ("the headline claim, sources of spread", "14_modality", ()),
-    ("which published gaps exceed the noise", "15_noise", ()),
-)
+FIRST = {"forget_ratio": 10, "forget_draw": 0, "protocol": "clean"}  # what `make reproduce` makes
 
 
-def main_table(scores: pd.DataFrame, collapsed: Collection[tuple] = (), told: Sequence[str] = ()) -> str:
-    """Likelihood accuracy in per cent with the half-width of its 95 % interval, one row a model.
-
-    ``scores`` are those of ``tables.numbers``: a cell behind a closed gate stands in brackets, a model whose (method,
-    variant, modality) ends one of the ``collapsed`` has ‡ behind its name, and ``told`` stands below.
-    """
-    chosen = scores[(scores.metric == "accuracy") & (scores.scoring == "likelihood")]
-    lines = ["| model | " + " | ".join(head for head, _, _ in COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
-    keys = chosen[["method", "variant", "modality"]].drop_duplicates()
-    for method, variant, modality in models_in_order(keys.itertuples(index=False, name=None)):
-        mine = chosen[(chosen.method == method) & (chosen.modality == modality)].set_index(["set", "view"])
-        cells = []
-        for _, name, view in COLUMNS:
-            cell = mine.loc[(name, view)]
-            cells.append(bracketed(f"{100 * cell.value:.0f} ± {50 * (cell.high - cell.low):.0f}", cell.gate))
-        mark = f" {COLLAPSED}" if (method, variant, modality) in {key[-3:] for key in collapsed} else ""
-        lines.append(f"| {label(method, variant, modality)}{mark} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, *(f"\n{line}" for line in told)])
+def main_table(scores: Scores) -> str:
+    """Likelihood accuracy in per cent with the half-width of its 95 % interval, a row a model of the clean runs."""
+    chosen = [FIRST["protocol"], FIRST["forget_ratio"]]
+    clean = next(group for (_, *key), group in scores.groups() if key == chosen)
+    metric = replace(by_key()[JUDGED_BY], digits=0)
+    columns = [column(metric, VIEWS[v], s.capitalize(), set=s, view=v) for s in metric.sets for v in VIEWS]
+    sheet = grid(clean, "", "readme", all_rows(clean), columns, {"against": ""}, remarks=[])
+    return replace(sheet, title="").markdown()
 
 
-def pooled_table(known: Numbers) -> str:
-    """:func:`main_table` of the clean runs at RATIO, with all that is to be said about them."""
-    part = next(part for (_, protocol, ratio), part in known.groups() if (protocol, ratio) == ("clean", RATIO))
-    return main_table(part.scores, part.collapsed, part.warnings([LIKELIHOOD], VIEWS))
-
-
-def minutes_table(runs: Path) -> str:
+def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
     """What is made where: notebook, command and the minutes of a run of it when the reference run was made.
 
-    Two runs are made at a time: a notebook's parts count half together, and no less than the longest alone.
+    Two runs are made at a time: those of a notebook count half together, and no less than the longest alone.
     """
     lines = ["| what | notebook | command | minutes, with what it needs there |", "|---|---|---|---:|"]
-    for what, notebook, parts in MAP:
-        told = [stages.read_json(runs / f"llava-r{RATIO}-d{DRAW}-{part}-s0" / "train.json") for part in parts]
-        seconds = [record["seconds"] + record["evaluation_seconds"] for record in told]
-        spent = f"{max(sum(seconds) / 2, *seconds, 0) / 60:.1f}" if parts else "< 1"
-        command = f"papermill notebooks/{notebook}.ipynb out.ipynb --cwd notebooks -f configs/miniature.yaml"
-        lines.append(f"| {what} | [{notebook}](notebooks/{notebook}.ipynb) | `{command}` | {spent} |")
+    first = [run for run in runs if all(run[name] == value for name, value in FIRST.items())]
+    for path in notebooks:
+        title, makes = _header(path)
+        made = [run.train for run in first if run["method"] in re.findall(r"`(\w+)`", makes)]
+        seconds = [train["seconds"] + train["evaluation_seconds"] for train in made]
+        spent = f"{max(sum(seconds) / 2, *seconds, 0) / 60:.1f}" if seconds else "< 1"
+        command = f"papermill notebooks/{path.name} out.ipynb --cwd notebooks -f configs/miniature.yaml"
+        lines.append(f"| {title} | [{path.stem}](notebooks/{path.name}) | `{command}` | {spent} |")
     return "\n".join(lines)
+
+
+def _header(notebook: Path) -> tuple[str, str]:
+    """The title of a notebook and its line on what it makes."""
+    text = "".join(json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"])
+    return re.search(r"^# \d+ · (.+)$", text, re.MULTILINE)[1], re.search(r"\*\*makes\*\* \|(.+)", text)[1]
 
 
 def fill(text: str, marker: str, content: str) -> str:
     """``text`` with what stands between ``<!-- marker -->`` and ``<!-- end -->`` replaced."""
     pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", re.DOTALL)
-    return pattern.sub(lambda found: f"{found[1]}{content}\n{found[2]}", text)
+    return pattern.sub(lambda match: f"{match[1]}{content.rstrip()}\n{match[2]}", text)
 
 
 def main() -> None:
-    checkout = paths.committed_runs("miniature").parents[2]
-    readme = checkout / "README.md"
-    text = readme.read_text()
-    text = fill(text, "main table", pooled_table(numbers(paths.committed_runs("miniature"))))
-    text = fill(text, "map", minutes_table(paths.committed_runs("miniature")))
-    readme.write_text(text)
+    readme, scores = paths.checkout() / "README.md", Scores.read(paths.reference())
+    text = fill(readme.read_text(encoding="utf-8"), "main table", main_table(scores))
+    text = fill(text, "map", map_table(scores.runs, sorted(paths.notebooks().glob("*.ipynb"))))
+    readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

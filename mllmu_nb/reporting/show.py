@@ -1,6 +1,7 @@
-"""What more than one notebook shows: pictures, small tables and answers, made from the files of runs or from profiles.
+"""What more than one notebook shows: pictures, small tables and answers, made from the files of runs or from people.
 
-Nothing here depends on when or where it is made, so a notebook that is executed again keeps its outputs.
+Nothing here depends on when or where it is made, so a notebook that is executed again keeps its outputs. What a model
+wrote is escaped: it is shown as text and never run as markup.
 """
 
 from __future__ import annotations
@@ -10,62 +11,54 @@ import html
 import io
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
-from itertools import product
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import PIL.Image
 import seaborn
 from IPython.display import HTML, Image, Markdown
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from mllmu_nb import provenance
-from mllmu_nb.config import Config, Recipe
-from mllmu_nb.data.schema import Population
+from mllmu_nb.config import BY_HAND, Config, sources
+from mllmu_nb.data.schema import SETS, Population
 from mllmu_nb.errors import KitError
-from mllmu_nb.evaluation import statistics
-from mllmu_nb.reporting import (
-    LETTER,
-    LIKELIHOOD,
-    REFERENCES,
-    ROUGE_L,
-    SETS,
-    VIEWS,
-    Measure,
-    Run,
-    all_items,
-    figures,
-    gates,
-    label,
-    models_in_order,
-    read_run,
-    tables,
-)
-from mllmu_nb.reporting.report import show_answer_html
+from mllmu_nb.reporting import figures, plots
+from mllmu_nb.reporting.runs import REFERENCES, Run, Scores, models_in_order, read_run
+from mllmu_nb.reporting.tables import Sheet
+from mllmu_nb.scoring.frames import MODEL, VIEWS
+from mllmu_nb.scoring.health import CHANCE
+from mllmu_nb.scoring.registry import by_key
 
 DPI = 110
-CHANCE = 25  # per cent, of four options
+LIKELIHOOD, LETTER, ROUGE_L = figures.LIKELIHOOD, ("classification", "letter", "accuracy"), ("generation", "", "rougeL")
+Key = tuple[str, str, str]  # task, scoring, metric
+
+
+# -- text and pictures ----------------------------------------------------------------------------------------------
 
 
 def line(config: Config) -> str:
-    """What a notebook's results are of: run, scale and versions, and nothing that passes."""
+    """What a notebook's results are of: run, scale and versions."""
     return f"run {config.run_id}, scale {config.scale}\n{versions()}"
 
 
 def versions() -> str:
-    """The versions of all that takes part."""
+    """The versions of everything that decides results."""
     return textwrap.fill(", ".join(f"{name} {version}" for name, version in provenance.versions().items()), 110)
 
 
+@plots.styled
 def picture(figure: Figure, alt: str = "") -> Image:
-    """A figure as a notebook keeps it: a PNG that has the same bytes whenever it is drawn."""
+    """A figure as a notebook keeps it: a PNG that has the same bytes whenever it is drawn, with ``alt`` or the figure's
+    own alt text."""
     full, small = io.BytesIO(), io.BytesIO()
     figure.savefig(full, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.05)
     # 256 colours are plenty for a chart, and a notebook is read in a browser
     PIL.Image.open(full).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE).save(small, "PNG", optimize=True)
-    return Image(small.getvalue(), alt=alt or None)
+    return Image(small.getvalue(), alt=alt or figure.get_label() or None)
 
 
 def drawn(draw: Callable[[], Figure], alt: str = "") -> Image | Markdown:
@@ -76,29 +69,14 @@ def drawn(draw: Callable[[], Figure], alt: str = "") -> Image | Markdown:
         return Markdown(f"*Not drawn: {reason}.*")
 
 
-def sheets(made: tuple[pd.DataFrame, list[tables.Sheet]]) -> Markdown:
-    """The printed tables among what a function of ``tables`` has made."""
-    return Markdown("\n".join(sheet.markdown() for sheet in made[1]))
+def tables(sheets: Iterable[Sheet]) -> Markdown:
+    """Printed tables (of ``tables.sheets``)."""
+    return Markdown("\n".join(sheet.markdown() for sheet in sheets))
 
 
 def text(written: str) -> HTML:
     """A prompt or an answer, shown as it is written."""
     return HTML(f'<pre style="white-space:pre-wrap">{html.escape(written)}</pre>')
-
-
-def gallery(pictures: Mapping[str, bytes], width: int = 110) -> HTML:
-    """PNG pictures in a row, each above its name."""
-    cells = [
-        f'<figure style="display:inline-block;margin:4px 8px;width:{width}px">{_img(name, data, width)}'
-        f"<figcaption><small>{html.escape(name)}</small></figcaption></figure>"
-        for name, data in pictures.items()
-    ]
-    return HTML("".join(cells))
-
-
-def recipe(numbers: Recipe) -> HTML:
-    """How a model is trained, a number a row, and who says so."""
-    return table(pd.DataFrame({"value": {name: str(value) for name, value in asdict(numbers).items()}}))
 
 
 def table(frame: pd.DataFrame) -> HTML:
@@ -107,138 +85,125 @@ def table(frame: pd.DataFrame) -> HTML:
         return HTML(frame.to_html())
 
 
+def gallery(pictures: Mapping[str, bytes], width: int = 110) -> HTML:
+    """PNG or JPEG pictures in a row, each above its name."""
+    cells = [
+        f'<figure style="display:inline-block;margin:4px 8px;width:{width}px">{_img(name, data, width)}'
+        f"<figcaption><small>{html.escape(name)}</small></figcaption></figure>"
+        for name, data in pictures.items()
+    ]
+    return HTML("".join(cells))
+
+
+def answer_html(question: str, answer: str, truth: str = "", right: bool | None = None, image: bytes = b"") -> str:
+    """One question and its answer as HTML."""
+    colour, sign = {True: (plots.RIGHT, "✓ "), False: (plots.WRONG, "✗ "), None: ("inherit", "")}[right]
+    lines = [f"<div>{html.escape(question)}</div>"]
+    lines.append(f'<div style="color:{colour}">{sign}{html.escape(answer) or "(nothing)"}</div>')
+    lines += [f"<div><small>truth: {html.escape(truth)}</small></div>"] if truth else []
+    shown = _img("portrait", image, 96) if image else ""
+    return f'<div style="display:flex;gap:12px;margin:6px 0">{shown}<div>{"".join(lines)}</div></div>'
+
+
+def _img(alt: str, data: bytes, width: int) -> str:
+    kind, encoded = "png" if data.startswith(b"\x89PNG") else "jpeg", base64.b64encode(data).decode()
+    return f'<img alt="{html.escape(alt)}" width="{width}" src="data:image/{kind};base64,{encoded}">'
+
+
+def recipe(config: Config) -> HTML:
+    """How the model of a configuration is trained, and who says so: a number and its source a row."""
+    kind, known, deviations = "unlearning" if config.trains else "training", sources(config), config.deviations()
+    rows = {name: (str(value), known[f"{kind}.{name}"]) for name, value in getattr(config, kind).numbers().items()}
+    for name, value in config.settings.items():
+        rows[name] = str(value), BY_HAND if name in deviations else "the method's own"
+    return table(pd.DataFrame.from_dict(rows, orient="index", columns=["value", "source"]))
+
+
+# -- runs -----------------------------------------------------------------------------------------------------------
+
+
 def runs(folders: Iterable[Path]) -> list[Run]:
     """The runs in these folders, in the order of the tables."""
-    found = {(one["method"], one["variant"], one["modality"]): one for one in map(read_run, folders)}
-    return [found[model] for model in models_in_order(found)]
+    by_id = {run.id: run for run in map(read_run, folders)}
+    return [by_id[run] for *_, run in models_in_order((*(r[c] for c in MODEL), r.id) for r in by_id.values())]
 
 
-def answers(known: Population, found: Sequence[Run]) -> HTML:
-    """What one forgotten and one kept person is answered by each of the runs, vanilla among them, in both views.
+def _scores(some: Sequence[Run]) -> Scores:
+    """Scores of the runs' answers."""
+    if not some:
+        raise KitError("there is no run to show")
+    return Scores.of([replace(run, sentences=None) for run in some])
+
+
+def answers(people: Population, some: Sequence[Run]) -> HTML:
+    """What each of the runs, vanilla among them, answers about one forgotten and one kept person, in both views.
 
     The people are those of the before-and-after figure: not picked for effect, the first that vanilla answers rightly.
     """
-    vanilla = next((run for run in found if run["method"] == "vanilla"), None)
+    vanilla = next((run for run in some if run["method"] == "vanilla"), None)
     if vanilla is None:
         raise KitError("answers are shown beside vanilla's: its run is missing")
-    told = []
+    lines = []
     for heading, set_name in (("forgotten", "forget"), ("kept", "retain")):
-        person, asked = figures.example(vanilla, set_name)
-        told.append(f"<h4>{html.escape(known.profiles[person].name)}, to be {heading}</h4>")
-        for question in asked:
-            picture = known.profiles[person].portrait if question["view"] == "image_text" else b""
-            asks = f"{html.escape(question['question'])}<br><small>truth: {html.escape(question['value'])}</small>"
-            told.append(f'<div style="margin-top:12px">{_img("portrait", picture, 96) if picture else ""} {asks}</div>')
-            for run in found:
-                mine = run.items[(run.items["question_id"] == question["question_id"]) & (run.items["set"] == set_name)]
-                right = bool(mine["exact"].iloc[0] >= 0.5)
-                told.append(show_answer_html(name(run), mine["answer"].iloc[0], right=right))
-    return HTML("".join(told))
+        questions = figures.example(vanilla.items, set_name)
+        person = people.profiles[questions[0]["profile"]]
+        lines.append(f"<h4>{html.escape(person.name)}, to be {heading}</h4>")
+        for question in questions:
+            portrait = _img("portrait", person.portrait, 96) if question["view"] == "image_text" else ""
+            asked = f"{html.escape(question['question'])}<br><small>truth: {html.escape(question['value'])}</small>"
+            lines.append(f'<div style="margin-top:12px">{portrait} {asked}</div>')
+            for run in some:
+                same = (run.items["question_id"] == question["question_id"]) & (run.items["set"] == set_name)
+                for given in run.items[same].head(1).to_dict("records"):
+                    lines.append(answer_html(run.label, given["answer"], right=bool(given["exact"] >= 0.5)))
+    return HTML("".join(lines))
 
 
-@figures.styled
-def four_sets(found: Sequence[Run], measures: Sequence[Measure] = (LIKELIHOOD, LETTER, ROUGE_L)) -> Figure:
-    """Bars of several runs on the four sets: a row a view, a column a measure, 95 % intervals over people, in per cent.
+@plots.styled
+def four_sets(some: Sequence[Run], metrics: Sequence[Key] = (LIKELIHOOD, LETTER, ROUGE_L)) -> Figure:
+    """Bars of several runs on the four sets: a row a view, a column a metric, 95 % intervals over people, in per cent.
 
     Hollow bars are of models unlearned on text only; the dotted line of a choice among four is chance. Where vanilla
-    and the oracle are among the runs, forget and test bars of a measure whose gate is closed are grey.
+    and the oracle are among the runs, forget and test bars of a metric whose gate is closed are grey.
     """
-    if not found:
-        raise KitError("there is no run to show")
-    known = gates.of(tables.differences(all_items(list(found)), measures))
-    closed = gates.shut(known, measures, VIEWS)
-    figure = Figure(figsize=(figures.PAGE, 3.9), layout="constrained")
-    axes = figure.subplots(len(VIEWS), len(measures), sharex=True, sharey=True, squeeze=False)
-    width = 0.84 / len(found)
-    for (row, (view, view_label)), (column, measure) in product(enumerate(VIEWS.items()), enumerate(measures)):
-        panel = axes[row][column]
-        for (place, set_name), (number, run) in product(enumerate(SETS), enumerate(found)):
-            cell = statistics.interval(*_values(run, set_name, view, measure), bounds=measure.bounds)
-            if not cell.n_items:
-                continue
-            x = place + (number - (len(found) - 1) / 2) * width
-            value, low, high = (100 * end for end in (cell.value, cell.low, cell.high))
-            face = _face(run)
-            if set_name in gates.GATED and (measure, view) in closed:
-                face = {part: "white" if colour == "white" else figures.CLOSED for part, colour in face.items()}
-            panel.bar(x, value, 0.9 * width, linewidth=0.8, zorder=2, **face)
-            ends = {"yerr": [[value - low], [high - value]], "ecolor": figures.INK}
-            panel.errorbar(x, value, **ends | {"ecolor": "white"}, fmt="none", elinewidth=2, zorder=3)
-            panel.errorbar(x, value, **ends, fmt="none", elinewidth=0.7, capsize=1.2, capthick=0.6, zorder=4)
-        if measure.task == "classification":
-            panel.axhline(CHANCE, color=figures.GREY, linewidth=0.7, linestyle=":", zorder=4)
-        panel.set_xticks(range(len(SETS)), SETS.values())
-        panel.tick_params(axis="x", length=0)
-        panel.set_ylim(0, 105)
-        if row == 0:
-            panel.set_title(measure.label.removesuffix(" %"), fontsize=figures.NORMAL)
-        if column == 0:
-            panel.set_ylabel(f"Asked with {view_label}, %")
-    seaborn.despine(figure, bottom=True)
-    once = {name(run): Patch(linewidth=0.8, **_face(run)) for run in found}
-    figure.legend(once.values(), once, loc="outside upper center", ncols=len(once), frameon=False)
-    if closed:
-        below = textwrap.fill(gates.told(known, measures, VIEWS, "In grey"), 110)
-        figure.supxlabel(below, fontsize=figures.SMALL, color=figures.GREY, x=0.01, ha="left")
+    scores, wanted = _scores(some), [by_key()[key] for key in metrics]
+    levels = figures.rows(scores, wanted, list(SETS), list(VIEWS), percent=True)
+    chance = (levels["task"] == "classification").map({True: 100 * CHANCE})
+    levels = levels.assign(asked=levels["view_label"].cat.rename_categories("Asked with {}, %".format), chance=chance)
+    places = {"x": "set_label", "dodge": "name", "row": "asked", "column": "metric_label", "line": "chance"}
+    figure = plots.bars(levels, **places, height=3.6, below=figures.notes(scores, levels))
+    figure.axes[0].set_ylim(0, 105)
+    models = levels.drop_duplicates("name").sort_values("name").to_dict("records")
+    plots.legend(figure, {row["name"]: plots.face(plots.look(*row["model"][:3])) for row in models})
     return figure
 
 
-@figures.styled
+@plots.styled
 def curves(x: Sequence[float], lines: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -> Figure:
     """A few lines over one axis, each named at its end."""
-    figure = Figure(figsize=(figures.PAGE * 0.72, 2.5), layout="constrained")
-    axes = figure.subplots()
-    palette = [figures.look(name).colour for name in ("ga", "npo", "kl_min", "grad_diff")]
-    for colour, (name, y) in zip(palette, lines.items(), strict=False):
-        axes.plot(x, y, color=colour)
-        axes.annotate(name, (x[-1], y[-1]), (4, 0), textcoords="offset points", va="center", color=colour)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
+    figure, [[panel]] = plots.panels(1, 1, (plots.PAGE * 0.72, 2.5))
+    ends = []
+    for name, y in lines.items():
+        [curve] = panel.plot(x, y)
+        ends.append(plots.End(panel, y[-1], name, curve.get_color()))
+    panel.set(xlabel=xlabel, ylabel=ylabel)
+    panel.set_xmargin(0.02)
     seaborn.despine(figure)
+    plots.name_ends(figure, ends)
     return figure
 
 
-def changes(found: Sequence[Run], against: str = "vanilla", measure: Measure = LIKELIHOOD) -> pd.DataFrame:
+def changes(some: Sequence[Run], against: str = "vanilla", metric: Key = LIKELIHOOD) -> pd.DataFrame:
     """What differs from ``against``, question by question, in percentage points with the 95 % interval over people.
 
     The last column says what the interval allows: a difference is claimed only where it excludes 0. Without a run of
     ``against``, as when a sweep has not come to it yet, there is no row.
     """
-    table = tables.differences(all_items(list(found)), [measure])
-    table = table[(table["against"] == against) & table["view"].isin(list(VIEWS))]
-    if not table["method"].isin(REFERENCES).all():
-        table = table[~table["method"].isin(REFERENCES)]
-    rows = []
-    for one in table.to_dict("records"):
-        value, low, high = (100 * one[name] for name in ("value", "low", "high"))
-        at = {"method": label(one["method"], one["variant"], one["modality"])}
-        at |= {"set": SETS[one["set"]], "asked with": VIEWS[one["view"]]}
-        claim = "lower" if high < 0 else "higher" if low > 0 else "no difference shown"
-        rows.append(at | {"points": value, "low": low, "high": high, "people": one["n_profiles"], "reads as": claim})
-    order = {name: place for place, name in enumerate([*SETS.values(), *VIEWS.values()])}
-    keys = ["method", "set", "asked with"]
-    frame = pd.DataFrame(rows, columns=[*keys, "points", "low", "high", "people", "reads as"]).round(1)
-    frame = frame.sort_values(["set", "asked with"], key=lambda column: column.map(order), kind="stable")
-    return frame.set_index(keys)
-
-
-def _img(alt: str, data: bytes, width: int) -> str:
-    return (
-        f'<img alt="{html.escape(alt)}" width="{width}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
-    )
-
-
-def _values(run: Run, set_name: str, view: str, measure: Measure) -> tuple[pd.Series, pd.Series]:
-    items = run.items
-    same = (items["set"] == set_name) & (items["view"] == view)
-    same &= (items["task"] == measure.task) & (items["scoring"] == measure.scoring)
-    return items.loc[same, measure.column].astype(float), items.loc[same, "profile"]
-
-
-def name(run: Run) -> str:
-    """The model of a run as tables and figures call it."""
-    return label(run["method"], run["variant"], run["modality"])
-
-
-def _face(run: Run) -> dict[str, str]:
-    colour = figures.look(run["method"]).colour
-    return {"facecolor": "white" if run["modality"] == "unimodal" else colour, "edgecolor": colour}
+    scores = _scores(some)
+    cells = figures.rows(scores, [by_key()[metric]], list(SETS), list(VIEWS), against, percent=True)
+    unlearned = ~cells["method"].isin(REFERENCES)
+    cells = cells[unlearned] if unlearned.any() else cells
+    columns = {"method": cells["model"].map(scores.name), "set": cells["set_label"], "asked with": cells["view_label"]}
+    columns |= {"points": cells["value"], "low": cells["low"], "high": cells["high"], "people": cells["n_profiles"]}
+    columns["reads as"] = np.select([cells["high"] < 0, cells["low"] > 0], ["lower", "higher"], "no difference shown")
+    return pd.DataFrame(columns).astype({"set": str, "asked with": str}).round(1).set_index(list(columns)[:3])

@@ -1,245 +1,239 @@
 """What each difference between the released code and the methods' own papers changes: one at a time, all else equal.
 
-An :class:`Arm` is one unlearning. Without an ``ingredient`` it is the canonical method with the miniature's preset.
-With one it is the same with a single piece of the released code in it: vanilla, people, learning rate and length stay.
-The classes below are the canonical methods with that piece; they are not registered, since nobody's baseline is made of
-them.
-
-Reading and drawing what :func:`measure` has left is :mod:`mllmu_nb.reporting.differences`.
+A setting is one unlearning: the canonical method with the miniature's preset, or its variant with a single piece of the
+released code in it (:mod:`~mllmu_nb.studies.released_code`); vanilla, people, learning rate and length stay. Label
+modes differ in unlearning alone: vanilla was taught its answers. Beside them, vanilla itself is asked about the forget
+people after worked examples ("shots") from other sources, in many draws.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib.figure import Figure
 
-from mllmu_nb import paths, run, stages, studies
+from mllmu_nb.batches import steps_of
 from mllmu_nb.config import Config
-from mllmu_nb.studies import models
-from mllmu_nb.unlearning import Method, mean_nll, summed_kl
-from mllmu_nb.unlearning.ga import GradientAscent
-from mllmu_nb.unlearning.grad_diff import GradientDifference
-from mllmu_nb.unlearning.kl_min import KLMinimization
-from mllmu_nb.unlearning.npo import NegativePreference
+from mllmu_nb.reporting import plots
+from mllmu_nb.reporting.runs import MODALITIES
+from mllmu_nb.statistics.intervals import interval, paired_difference
+from mllmu_nb.studies import path
+from mllmu_nb.studies.base import MEASURES, TRAINED_VIEW, Measured, Study, answers, label, only, register
 
-if TYPE_CHECKING:
-    from mllmu_nb.data.schema import Population
-    from mllmu_nb.models.prompts import Conversation
-    from mllmu_nb.training import TrainLog
-
-NAME = "differences"
-DRAWS = (0, 1)
-SHOT_SOURCES = ("none", "pool", "upstream")
 SHOT_DRAWS = 20
-COLUMNS = ("set", "task", "view", "scoring", "profile", "question_id", "correct", "exact")
-CODE = (*models.CODE, "mllmu_nb.studies.differences")
+SOURCES = {"none": "none", "pool": "clean: from the unscored pool", "upstream": "upstream: from those asked about"}
+CHANCE = 25  # per cent, of four options
+NO_DIFFERENCE = "no difference shown"
+SHOWN = ("likelihood", "exact")
+AFTER_SHOTS = ("letter", "cloze")
+KEYS = ["method", "variant", "modality", "set", "measure"]
 
 
-class SequentialGradientDifference(GradientDifference):
-    """The canonical terms in steps of their own: all through forget, then all through retain, in every epoch."""
+class Piece(NamedTuple):
+    """How one variant is printed: what differs, and how it is in the paper and in the released code."""
 
-    variant = "sequential"
-    passes = (("forget",), ("retain",))
-
-    def loss(self, scored, reference):
-        [(name, batch)] = scored.items()
-        nll = mean_nll(batch)
-        return {"forget": -self.gamma, "retain": self.alpha}[name] * nll, {name: nll.item()}
+    what: str
+    paper: str
+    released: str
 
 
-class SummedKLMinimization(KLMinimization):
-    """The canonical objective, its KL summed over every position and divided by the batch size."""
-
-    variant = "summed"
-    everywhere = ("retain",)
-
-    def loss(self, scored, reference):
-        forget, kl = mean_nll(scored["forget"]), summed_kl(reference["retain"], scored["retain"])
-        return -forget + self.alpha * kl, {"forget": forget.item(), "kl": kl.item()}
-
-
-class RetainEpochPreference(NegativePreference):
-    """The canonical objective against θ_ref, the base model after one epoch on the retain people, instead of θ_0."""
-
-    variant = "retain_epoch"
-    reference_model = "retain_epoch"
+PIECES = {
+    ("grad_diff", "passes"): Piece("Grad. Diff., walk", "both terms in a step", "a pass up, one as long down"),
+    ("grad_diff", "whole_passes"): Piece("Grad. Diff., walk", "both terms in a step", "a pass up, all retain down"),
+    ("grad_diff", "labels_text"): Piece("Grad. Diff., labels", "answer", "all text"),
+    ("grad_diff", "labels_upstream"): Piece("Grad. Diff., labels", "answer", "all text and image slots"),
+    ("ga", "labels_text"): Piece("GA, labels", "answer", "all text"),
+    ("ga", "labels_upstream"): Piece("GA, labels", "answer", "all text and image slots"),
+    ("kl_min", "summed_kl"): Piece("KL Min., KL", "mean over answer tokens", "sum over all positions"),
+    ("npo", "retain_epoch"): Piece("NPO, reference", "θ₀ (vanilla)", "θ_ref (one epoch on retain)"),
+}
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One unlearning: ``method``, and the ``ingredient`` in which it is not canonical ("": in none).
-
-    ``label_mode`` is that of unlearning alone; vanilla was taught its answers. ``few`` cuts the retain questions down
-    to as many as there are to forget.
-    """
-
-    method: Method
-    ingredient: str = ""
-    label_mode: str = "answer"
-    few: bool = False
-    modalities: tuple[str, ...] = tuple(models.VIEW)
-
-
-ARMS = (
-    Arm(GradientDifference()),
-    Arm(SequentialGradientDifference(), "passes", few=True),
-    Arm(SequentialGradientDifference(), "whole_passes"),
-    Arm(GradientDifference(), "labels_text", label_mode="text"),
-    Arm(
-        GradientDifference(), "labels_upstream", label_mode="upstream", modalities=("multimodal",)
-    ),  # no image: as text
-    Arm(GradientAscent()),
-    Arm(GradientAscent(), "labels_text", label_mode="text"),
-    Arm(GradientAscent(), "labels_upstream", label_mode="upstream", modalities=("multimodal",)),
-    Arm(KLMinimization()),
-    Arm(SummedKLMinimization(), "summed_kl"),
-    Arm(NegativePreference()),
-    Arm(RetainEpochPreference(), "retain_epoch"),
-)
-
-
-def measure(
-    config: Config,
-    forget_draws: Sequence[int] = DRAWS,
-    arms: Sequence[Arm] = ARMS,
-    shot_draws: int = SHOT_DRAWS,
-    jobs: int = studies.JOBS,
-) -> Path:
-    """The folder with the answers of every arm on every forget draw (unlearned.parquet), those of vanilla after the
-    shots of ``shot_draws`` draws (shots.parquet) and how they were made (provenance.json); made if need be.
-
-    ``config`` says who and how; its method, modality and forget draw are passed over. What was finished before is not
-    done again. Raises KitError for another scale than the miniature's.
-    """
-    import pandas as pd
-
-    plain = studies.miniature(config.but(method="vanilla", modality="none", forget_draw=0))
-    paths.writable(paths.study(plain.scale, NAME).parent)
-    if any(arm.method.measured_elsewhere for arm in arms):  # once, before two ask for it
-        for draw in forget_draws:
-            run.retain_epoch(plain.but(forget_draw=draw))
-    tasks = [
-        (plain.but(method=arm.method.name, modality=modality, forget_draw=draw), arm)
-        for draw, arm in ((draw, arm) for draw in forget_draws for arm in arms)
-        for modality in arm.modalities
+def grid(config: Config, draws: Sequence[int]) -> list[Config]:
+    """Every canonical method and its variants; then vanilla after the shots of each draw from each source."""
+    models = [(method, "canonical") for method in dict.fromkeys(method for method, _ in PIECES)] + list(PIECES)
+    trained = [
+        whole_epochs(config.but(method=method, variant=variant, modality=modality, forget_draw=draw))
+        for draw, (method, variant), modality in product(draws, models, TRAINED_VIEW)
+        if (variant, modality) != ("labels_upstream", "unimodal")  # without a picture the same as labels_text
     ]
-    made = studies.each(_unlearned, tasks, jobs)
-    shown = shots(plain, shot_draws)
-    told = {"forget_draws": list(forget_draws), "shot_draws": shot_draws}
-    told |= {"unlearned": [stages.read_json(one / "train.json") for one in made]}
-    told |= {"shots_seconds": stages.read_json(shown / stages.RECORD)["seconds"]}
-    answers = pd.concat([pd.read_parquet(one / "items.parquet") for one in made], ignore_index=True)
-    tables = {"unlearned": answers, "shots": pd.read_parquet(shown / "shots.parquet")}
-    return studies.write(NAME, plain, tables, told)
+    shots = [(source, seed) for source in SOURCES for seed in range(SHOT_DRAWS if source != "none" else 1)]
+    plain = config.but(forget_draw=draws[0], scoring="letter")
+    return trained + [plain.but(shot_source=source, shot_seed=seed) for source, seed in shots]
 
 
-def unlearned(config: Config, arm: Arm) -> Path:
-    """The folder with the answers (items.parquet) of ``arm``, whose preset and people are those of ``config``, and with
-    how it was trained (train.json); made if need be."""
-    known = run.population(config)
-    recipe = replace(config.unlearning, label_mode=arm.label_mode)
-    inputs = {
-        "vanilla": run.vanilla_place(config).name,
-        "forget": list(known.forget_ids),
-        "recipe": asdict(replace(recipe, source="")),
-        "arm": [type(arm.method).__name__, asdict(arm.method), arm.ingredient, arm.few],
-        "settings": config.hash_of(("method", "modality", "unlearn_seed", "forget_draw")),
-        "code": stages.code_hash((*CODE, f"mllmu_nb.unlearning.{arm.method.name}")),
-    }
-
-    def make(place: Path) -> None:
-        model, processor, log = _trained(config, arm, known, recipe)
-        everyone = {name: [person.id for person in known.members(name)] for name in models.ASKED}
-        view = models.VIEW[config.modality]
-        answers = models.likelihood_and_sentences(model, processor, known, [view], everyone)[list(COLUMNS)]
-        shared = {"method": arm.method.name, "ingredient": arm.ingredient, "modality": config.modality}
-        shared |= {"forget_draw": config.forget_draw}
-        for position, (column, value) in enumerate(shared.items()):
-            answers.insert(position, column, value)
-        answers.to_parquet(place / "items.parquet", index=False)
-        numbers = {"lr": recipe.lr, "label_mode": recipe.label_mode, "steps": log.steps}
-        numbers |= {"seconds": round(log.seconds, 3), "supervised_tokens": log.supervised_tokens}
-        stages.write_json(place / "train.json", {**shared, **numbers, "last": log.losses[-1]})
-
-    return stages.stage("difference", inputs, make)
+def whole_epochs(config: Config) -> Config:
+    """The same; where the method walks through whole epochs, as many as come closest to the canonical steps."""
+    if not config.objective.passes or not config.unlearn_steps:
+        return config
+    epochs = config.unlearn_steps / steps_of(path.conversations(config)["forget"], 1, config.unlearning.batch_size)
+    return config.but(unlearn_steps=None, unlearn_epochs=float(max(1, round(epochs))))
 
 
-def shots(config: Config, draws: int = SHOT_DRAWS) -> Path:
-    """The folder with vanilla's letters and filled blanks about the forget people (shots.parquet), once without worked
-    examples and after those of ``draws`` draws from each source; made if need be."""
-    known = run.population(config)
-    inputs = {
-        "vanilla": run.vanilla_place(config).name,
-        "data": run.data_hash(config),
-        "forget": list(known.forget_ids),
-        "shots": [config.shots, draws],
-        "code": stages.code_hash(CODE),
-    }
+def table(measured: Measured) -> pd.DataFrame:
+    """Each variant minus the canonical method, question by question, pooled over the forget draws, each model asked in
+    the view that it was trained on.
 
-    def make(place: Path) -> None:
-        import pandas as pd
-
-        model, processor = run.model(config)
-        rows = [
-            {"source": source, "shot_seed": seed, **row}
-            for source in SHOT_SOURCES
-            for seed in range(1 if source == "none" else draws)
-            for row in _shown(model, processor, known, config.shots, source, seed)
-        ]
-        columns = ["source", "shot_seed", *(c for c in COLUMNS if c != "exact")]
-        pd.DataFrame(rows, columns=columns).to_parquet(place / "shots.parquet", index=False)
-
-    return stages.stage("difference-shots", inputs, make)
+    A row a method, variant, modality, set and measure: ``canonical`` and ``released`` are the two means, ``value``
+    their difference with its 95 % interval over people ``low`` to ``high``, all from -1 to 1; ``n_items``,
+    ``n_profiles``, and ``verdict``: lower or higher where the interval excludes 0.
+    """
+    scores = measured.scores[measured.scores["view"] == measured.scores["modality"].map(TRAINED_VIEW)]
+    scores = scores[scores["items"] > 0]
+    canonical = only(scores, variant="canonical")
+    same = ["method", "modality", "forget_draw", "set", "measure", "profile"]
+    pairs = scores.merge(canonical[[*same, "score", "items"]], on=[*same, "items"], suffixes=("", "_canonical"))
+    rows = []
+    for piece in PIECES:
+        groups = only(pairs, method=piece[0], variant=piece[1], measure=SHOWN).groupby(KEYS)
+        for key, cell in groups:
+            (ours, people), (theirs, _) = answers(cell), answers(cell, "score_canonical")
+            gap = paired_difference(ours, theirs, people)
+            verdict = "lower" if gap.high < 0 else "higher" if gap.low > 0 else NO_DIFFERENCE
+            means = {"canonical": float(theirs.mean()), "released": float(ours.mean())}
+            rows.append(dict(zip(KEYS, key, strict=True)) | means | vars(gap) | {"verdict": verdict})
+    return pd.DataFrame(rows)
 
 
-# ------------------------------------------------------------------------------------------------------------- inside
+def printed(changes: pd.DataFrame) -> pd.DataFrame:
+    """The main table: a row a difference and modality, in per cent; ``26 → 31 (−2 to 12)`` is the canonical score, the
+    other one and the interval of their difference."""
+    rows = {}
+    for (method, variant, modality), group in changes.groupby(["method", "variant", "modality"], sort=False):
+        piece, cells, differing = PIECES[method, variant], {}, []
+        for set_name, measure in product(("forget", "retain"), SHOWN):
+            name = _named(set_name, measure)
+            for cell in only(group, set=set_name, measure=measure).itertuples():
+                canonical, released, low, high = map(_whole, (cell.canonical, cell.released, cell.low, cell.high))
+                cells[name] = f"{canonical} → {released} ({low} to {high})"
+                differing += [] if cell.verdict == NO_DIFFERENCE else [f"{name} {cell.verdict}"]
+        rows[(*piece, MODALITIES[modality])] = cells | {"verdict": "; ".join(differing) or NO_DIFFERENCE}
+    frame = pd.DataFrame.from_dict(rows, orient="index").fillna("")
+    names = ["difference", "in the paper", "in the released code", "unlearned on"]
+    frame.index = pd.MultiIndex.from_tuples(list(rows), names=names)
+    return frame
 
 
-def _unlearned(task: tuple[Config, Arm]) -> Path:
-    return unlearned(*task)
+@plots.styled
+def figure(changes: pd.DataFrame) -> Figure:
+    """The differences with their intervals: a row a variant, a column a set and metric."""
+    panels = [_named(set_name, measure) for measure in SHOWN for set_name in ("forget", "retain")]
+    rows = []
+    for one in changes.to_dict("records"):
+        piece = PIECES[one["method"], one["variant"]]
+        look = plots.look(one["method"], modality=one["modality"])._asdict()
+        places = {"panel": _named(one["set"], one["measure"]), "modality": one["modality"]}
+        points = {name: 100 * one[name] for name in ("value", "low", "high")}
+        rows.append({"piece": f"{piece.what}:\n{piece.released}", **places, **points, **look})
+    frame = pd.DataFrame(rows)
+    frame["panel"] = pd.Categorical(frame["panel"], panels)
+    below = (
+        "With the released code's way minus without, points.  Filled: unlearned and asked on image + text; hollow: on "
+    )
+    below += "text only"
+    drawn = plots.forest(frame, y="piece", column="panel", dodge="modality", below=[below])
+    drawn.set_figheight(drawn.get_figheight() + 0.1 * frame["piece"].nunique())  # names have two lines
+    for panel in drawn.axes:
+        panel.set_xlim(1.05 * frame["low"].min(), 1.05 * frame["high"].max())
+    return drawn
 
 
-def _trained(config: Config, arm: Arm, known: Population, recipe) -> tuple[Any, Any, TrainLog]:
-    """The model after ``arm``, ready to be asked, its processor and the log of the training."""
-    from mllmu_nb.models import load
-    from mllmu_nb.training import record, steps_of
-
-    talks = models.conversations(known, config.modality)
-    if arm.few:
-        talks["retain"] = _as_many(talks["retain"], talks["forget"], config.unlearn_seed)
-    recorded = None
-    if arm.method.measured_elsewhere:
-        reference, processor = load.load_base(config)
-        reference = load.load_full(reference, run.retain_epoch(config)).eval()
-        text = {"batch_size": recipe.batch_size, "label_mode": recipe.label_mode, "eos": recipe.eos}
-        recorded = record(reference, processor, talks["forget"], **text)
-    other = {}
-    if len(arm.method.passes) > 1 and recipe.steps:  # as many whole passes as come closest
-        passes = recipe.steps / steps_of(talks["forget"], 1, recipe.batch_size)
-        recipe = replace(recipe, steps=0, epochs=max(1, round(passes)))
-    if len(arm.method.passes) == 1:
-        other = {"rise": math.inf}  # a KL that is summed is another quantity: its height says nothing
-    return models.trained(config, arm.method, recipe, talks, recorded, **other)
+def _named(set_name: str, measure: str) -> str:
+    return f"{set_name.capitalize()}, {label(measure).lower()}"
 
 
-def _as_many(conversations: list[Conversation], others: list[Conversation], seed: int) -> list[Conversation]:
-    """As many questions of ``conversations``, drawn at random, as ``others`` hold."""
-    questions = [replace(one, turns=(turn,)) for one in conversations for turn in one.turns]
-    order = np.random.default_rng(seed).permutation(len(questions))
-    return [questions[i] for i in order[: sum(len(one.turns) for one in others)]]
+def _whole(share: float) -> str:
+    """A share in whole per cent, without a minus before nought."""
+    return f"{round(100 * share)}".replace("-", "−")
 
 
-def _shown(model, processor, known: Population, count: int, source: str, seed: int) -> Iterator[dict]:
-    """Letters and blanks of the forget people after ``count`` shots from ``source``."""
-    from mllmu_nb.evaluation import asked, draws
+# -- shots ------------------------------------------------------------------------------------------------------
 
-    drawn = draws.draw(known, ["forget"], shots=count, shot_source=source, shot_seed=seed)
-    letters, _, blanks = asked(known, drawn, sets=["forget"], shots=count, scoring="letter")
-    for part in (letters, blanks):
-        part.require_room(model, processor)
-        yield from part.answered(model, processor, run.EVAL_BATCH["miniature"])
+
+def shots(measured: Measured) -> pd.DataFrame:
+    """Vanilla's scores after the shots of every draw: a row a shot_source, shot_seed, measure and profile."""
+    asked = only(measured.scores, method="vanilla", set="forget", measure=AFTER_SHOTS)
+    keys = ["shot_source", "shot_seed", "measure", "profile"]
+    return asked.groupby(keys, sort=False)[["score", "items"]].sum().reset_index()
+
+
+def spread(shots: pd.DataFrame) -> pd.DataFrame:
+    """What the choice of the shots does to one and the same model's score on the forget set, a row a task and source.
+
+    Over the draws: ``mean``, ``lowest``, ``highest`` and standard deviation ``sd``. Beside it ``low`` and ``high``, the
+    95 % interval over people of the first draw alone, which is what one evaluation would report around ``first``.
+    """
+    rows = []
+    for measure, source in product(AFTER_SHOTS, SOURCES):
+        here = only(shots, measure=measure, shot_source=source)
+        sums = here.groupby("shot_seed")[["score", "items"]].sum()
+        means = sums["score"] / sums["items"]
+        first = interval(*answers(only(here, shot_seed=means.index[0])))
+        row = {"task": MEASURES[measure][0], "source": source, "draws": len(means), "mean": means.mean()}
+        row |= {"lowest": means.min(), "highest": means.max(), "sd": means.std(ddof=1), "first": first.value}
+        rows.append(row | {name: getattr(first, name) for name in ("low", "high", "n_items", "n_profiles")})
+    return pd.DataFrame(rows)
+
+
+def shot_changes(shots: pd.DataFrame) -> pd.DataFrame:
+    """What each source of shots changes against none, and upstream's against the pool's, question by question.
+
+    A question's score is its mean over the draws that asked it. Columns task, what, value, low, high, n_items,
+    n_profiles.
+    """
+    means = shots.groupby(["shot_source", "measure", "profile"], sort=False)[["score", "items"]].mean().reset_index()
+    rows = []
+    for measure, (one, other) in product(AFTER_SHOTS, (("pool", "none"), ("upstream", "none"), ("upstream", "pool"))):
+        a, b = (only(means, measure=measure, shot_source=source) for source in (one, other))
+        pairs = a.merge(b, on=["profile", "items"], suffixes=("", "_other"))
+        (ours, people), (theirs, _) = answers(pairs), answers(pairs, "score_other")
+        gap = paired_difference(ours, theirs, people)
+        rows.append({"task": MEASURES[measure][0], "what": f"{one} − {other}", **vars(gap)})
+    return pd.DataFrame(rows)
+
+
+@plots.styled
+def shot_figure(shots: pd.DataFrame) -> Figure:
+    """A dot a draw for each source of shots, above the interval over people that the first draw alone would report."""
+    below = "Right about the forget people, %.  Dots: a draw each.  Bar: the interval over people that the first draw "
+    figure, axes = plots.panels(
+        1, len(AFTER_SHOTS), (plots.PAGE, 2.2), [f"{below}alone would report"], sharey=True, sharex=True
+    )
+    rng = np.random.default_rng(0)  # jitter, so that equal scores are seen to be several
+    cells = spread(shots)
+    for panel, measure in zip(axes[0], AFTER_SHOTS, strict=True):
+        for place, source in enumerate(SOURCES):
+            cell = only(cells, task=MEASURES[measure][0], source=source).iloc[0]
+            ends = [100 * cell["low"], 100 * cell["high"]]
+            panel.plot(ends, [place + 0.24] * 2, color=plots.INK, linewidth=1.1, marker="|", markersize=5)
+            sums = only(shots, measure=measure, shot_source=source).groupby("shot_seed")[["score", "items"]].sum()
+            jitter = rng.uniform(-0.14, 0.14, len(sums)) if len(sums) > 1 else 0.0
+            dots = {"s": 13, "color": plots.RIGHT, "alpha": 0.65, "linewidth": 0}
+            panel.scatter(100 * sums["score"] / sums["items"], np.full(len(sums), place - 0.08) + jitter, **dots)
+        panel.set_title(label(measure))
+        panel.grid(axis="x")
+        panel.tick_params(axis="y", length=0)
+    axes[0][0].axvline(CHANCE, color=plots.GREY, linewidth=0.7, linestyle=":", zorder=0)
+    axes[0][0].text(CHANCE, -0.42, " chance", color=plots.GREY, fontsize=plots.SMALL)
+    axes[0][0].set_yticks(range(len(SOURCES)), [text.replace(": ", ":\n") for text in SOURCES.values()])
+    axes[0][0].set_ylim(len(SOURCES) - 0.5, -0.5)
+    seaborn.despine(figure, left=True)
+    return figure
+
+
+STUDY = register(
+    Study(
+        "differences",
+        "what each difference between the released code and the papers changes",
+        *(grid, table, printed),
+        draws=(0, 1),
+        by=("shot_source", "shot_seed"),
+        measures=(*SHOWN, *AFTER_SHOTS),
+        sets=lambda config: ("forget", "retain") if config.trains else ("forget",),
+    )
+)

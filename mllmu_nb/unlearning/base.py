@@ -1,164 +1,319 @@
-"""What every unlearning method is made of: scored batches, three quantities on them, and the registry.
+"""What an unlearning method is made of: scored batches, a loss that yields its terms, and what it declares.
 
-Pure torch: a method sees logits and labels, never a model, a tokenizer or a file.
+A method sees logits, labels and hidden states, never a model, a tokenizer or a file.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import ClassVar
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any, ClassVar
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import KitError, choose, invalid
+from mllmu_nb.registry import Registry
 
 IGNORE = -100  # the label of a position that is not supervised
 REFERENCE_MODELS = ("vanilla", "retain_epoch")
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+SETS = ("forget", "retain")  # of people, that a stream can draw from
 
 
-@dataclass(frozen=True)
-class Scored:
-    """What a model says about a batch: ``logits`` [B, T, V] in which ``logits[:, t]`` predicts ``labels[:, t]``.
+class _Answers:
+    """What every batch of answers can say, from ``log_probs`` [B, T] and ``labels`` [B, T]."""
 
-    ``labels`` [B, T] hold token ids, and :data:`IGNORE` where nothing is supervised; such positions count nowhere,
-    whatever their logits are. ``everywhere`` [B, S, V] are the logits at all positions of the batch as it was padded,
-    image slots and padding among them: only for a method that asks for them.
-    """
-
-    logits: Tensor
-    labels: Tensor
-    everywhere: Tensor | None = None
-
-    @property
+    @cached_property
     def mask(self) -> Tensor:
         """[B, T], true where a token is supervised."""
         return self.labels != IGNORE
 
-    @property
+    @cached_property
     def counts(self) -> Tensor:
-        """[B], supervised tokens of each sequence."""
+        """[B], supervised tokens of each answer."""
         return self.mask.sum(1)
+
+    @cached_property
+    def summed_log_probs(self) -> Tensor:
+        """log p(y | x) = −ℓ in nats [B], summed over the supervised tokens."""
+        return self.log_probs.sum(1)
+
+    @cached_property
+    def mean_nll(self) -> Tensor:
+        """ℓ̄ in nats per supervised token [B], each answer averaged over its own tokens."""
+        return -(self.summed_log_probs / self.counts)
+
+    @cached_property
+    def token_nll(self) -> Tensor:
+        """Nats per supervised token (a scalar), every token of the batch alike: the loss of fine-tuning."""
+        return -self.log_probs.sum() / self.counts.sum()
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """What was kept of a model that is no longer in memory: ``log_probs`` [B, T], log p(y_t | x, y_<t) of each label in
-    nats and 0 where nothing is supervised. It takes the place of a :class:`Scored` wherever no more is needed.
-    """
+class Scored(_Answers):
+    """What a model says about a batch: ``logits`` [B, T, V], of which ``logits[:, t]`` predicts ``labels[:, t]`` [B, T]
+    (:data:`IGNORE`: not supervised). ``hidden``: a name of :attr:`Needs.hidden` → that layer's states [B, T, H];
+    ``everywhere``: the logits [B, S, V] at all positions of the padded batch."""
+
+    logits: Tensor
+    labels: Tensor
+    hidden: Mapping[str, Tensor] = field(default_factory=dict)
+    everywhere: Tensor | None = None
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """log p(y_t | x, y_<t) in nats [B, T], 0 at positions that are not supervised."""
+        mask = self.mask
+        chosen = self.logits[mask].float().log_softmax(-1).gather(-1, self.labels[mask].unsqueeze(-1)).squeeze(-1)
+        return chosen.new_zeros(mask.shape).masked_scatter(mask, chosen)
+
+
+@dataclass(frozen=True)
+class ReferenceLogProbs(_Answers):
+    """What was stored of a model that is no longer in memory: ``log_probs`` [B, T] as in :class:`Scored`."""
 
     log_probs: Tensor
     labels: Tensor
 
-    mask = Scored.mask
-    counts = Scored.counts
-
-
-def token_log_probs(scored: Scored | Recorded) -> Tensor:
-    """log p(y_t | x, y_<t) in nats [B, T], 0 at positions that are not supervised."""
-    if isinstance(scored, Recorded):
-        return scored.log_probs
-    mask = scored.mask
-    chosen = scored.logits[mask].float().log_softmax(-1).gather(-1, scored.labels[mask].unsqueeze(-1)).squeeze(-1)
-    return chosen.new_zeros(mask.shape).masked_scatter(mask, chosen)
-
-
-def sequence_log_probs(scored: Scored | Recorded) -> Tensor:
-    """log p(y | x) = −ℓ in nats [B], summed over the supervised tokens."""
-    return token_log_probs(scored).sum(1)
-
-
-def mean_nll(scored: Scored | Recorded) -> Tensor:
-    """E ℓ̄: nats per supervised token, averaged over each answer and then over the batch (a scalar)."""
-    return -(sequence_log_probs(scored) / scored.counts).mean()
-
-
-def token_nll(scored: Scored | Recorded) -> Tensor:
-    """Nats per supervised token, every token of the batch alike: the loss of fine-tuning, as transformers has it."""
-    return -token_log_probs(scored).sum() / scored.counts.sum()
-
 
 def mean_kl(reference: Scored, scored: Scored) -> Tensor:
-    """E mean_t KL(p_reference ‖ p_scored) in nats over the whole vocabulary, at the supervised positions (a scalar)."""
+    """mean_t KL(p_reference ‖ p_scored) in nats [B] over the whole vocabulary, at the supervised positions."""
     mask = scored.mask
     before, after = (s.logits[mask].float().log_softmax(-1) for s in (reference, scored))
     divergence = (before.exp() * (before - after)).sum(-1)
     per_token = divergence.new_zeros(mask.shape).masked_scatter(mask, divergence)
-    return (per_token.sum(1) / scored.counts).mean()
+    return per_token.sum(1) / scored.counts
 
 
 def summed_kl(reference: Scored, scored: Scored) -> Tensor:
-    """KL(p_reference ‖ p_scored) in nats, summed over every position there is and divided by the batch size (a scalar).
-
-    As the released code has it, image slots and padding weigh as much as the answer.
-    """
+    """KL(p_reference ‖ p_scored) in nats, a scalar: summed over every position there is, image slots and padding too,
+    and divided by the batch size, as the released code has it."""
     before, after = (s.everywhere.float().log_softmax(-1) for s in (reference, scored))
     return (before.exp() * (before - after)).sum() / len(after)
 
 
+class Streams:
+    """Batches by stream name, each read when it is first asked for: ``streams.forget``."""
+
+    def __init__(self, read: Callable[[str], Any], names: Sequence[str]):
+        self._read, self.names, self._batches = read, tuple(names), {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self.names:
+            raise AttributeError(f"there is no stream {name!r} in this step: it has {', '.join(self.names)}")
+        if name not in self._batches:
+            self._batches[name] = self._read(name)
+        return self._batches[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def read(self) -> dict[str, Any]:
+        """The batches that were asked for so far, by name."""
+        return dict(self._batches)
+
+
+class Step(Streams):
+    """One step of training as a loss sees it: ``step.forget`` is a :class:`Scored` batch, scored when it is first read,
+    ``step.reference.forget`` the same batch scored by the reference model."""
+
+    def __init__(self, read: Callable[[str], Any], names: Sequence[str], reference: Streams | None = None):
+        super().__init__(read, names)
+        self.reference = reference if reference is not None else Streams(read, ())
+
+    @classmethod
+    def of(cls, batches: Mapping[str, Any], reference: Mapping[str, Any] | None = None) -> Step:
+        """A step of batches that are scored already, for tests and notebooks."""
+        reference = reference or {}
+        return cls(batches.__getitem__, batches, Streams(reference.__getitem__, reference))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Conversations that a step draws from a set of people, each turn passed through ``change`` (turn → turn). Streams
+    of one set are drawn together: row i of each asks the same question."""
+
+    set: str = "forget"
+    change: Callable[[Any], Any] | None = None
+
+    def changed(self, conversation: Any) -> Any:
+        """The conversation as this stream asks it."""
+        if self.change is None:
+            return conversation
+        return replace(conversation, turns=tuple(map(self.change, conversation.turns)))
+
+
+def with_answers(answers: Sequence[str], set: str = "forget") -> Stream:
+    """The questions of ``set`` with one of ``answers`` (refusals, say) in place of each answer, always the same one."""
+
+    def change(turn: Any) -> Any:
+        return replace(turn, answer=answers[zlib.crc32(f"{turn.prompt} {turn.answer}".encode()) % len(answers)])
+
+    return Stream(set, change)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a loss reads beside the logits at supervised positions."""
+
+    reference: tuple[str, ...] = ()  # streams that the reference model scores too
+    everywhere: tuple[str, ...] = ()  # streams scored at all positions
+    hidden: tuple[str, ...] = ()  # hyper-parameters that hold a layer: a share of the depth (0 to 1) or a number
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one model is trained; None is filled in from the preset of the scale. Of ``steps`` and ``epochs`` one is
+    0."""
+
+    lr: float | None = None
+    steps: int | None = None  # optimizer steps
+    epochs: float | None = None  # or passes over the forget set (fine-tuning: over everything)
+    batch_size: int | None = None  # conversations a step
+    schedule: str | None = None  # of the learning rate: constant, linear, cosine or plateau (which falls late)
+    warmup: float | None = None  # share of the steps
+    weight_decay: float | None = None
+    clip: float | None = None  # largest norm of the gradient; 0: not clipped
+    optimizer: str | None = None  # adamw, or muon for the matrices inside the layers
+    precision: str | None = None  # no, or bf16: matrix products in half precision
+    label_mode: str | None = None  # which tokens are supervised: answer, text, upstream
+    eos: bool | None = None  # whether the end of the answer is taught
+    lora_r: int | None = None
+    lora_alpha: int | None = None
+    lora_dropout: float | None = None
+    lora_init: str | None = None  # of the adapter's A: kaiming (uniform) or gaussian
+    adapter_reach: str | None = None  # where adapters sit: language, upstream
+    turns: int | None = None  # fine-tuning: questions about one person in one conversation
+    together: int | None = None  # fine-tuning: batches drawn at once and dealt out by length
+    instructed: float | None = None  # fine-tuning: share of questions with evaluation's instruction for a free answer
+    augment: bool | None = None  # fine-tuning: portraits are changed anew each time they are shown
+    settings: Mapping[str, Any] = field(default_factory=dict)  # hyper-parameters of the method at this scale
+    source: str = ""  # who says so
+
+    def over(self, preset: Recipe) -> Recipe:
+        """This recipe, completed by ``preset`` where it says nothing. One way to say the length replaces the other."""
+        own = {name: value for name, value in asdict(self).items() if value not in (None, "", {})}
+        if "steps" in own or "epochs" in own:
+            own = {"steps": 0, "epochs": 0, **own}
+        return replace(preset, **own)
+
+    def numbers(self) -> dict[str, Any]:
+        """The recipe without where it comes from: the same numbers make the same model."""
+        return {name: value for name, value in asdict(self).items() if name not in ("source", "settings")}
+
+
 @dataclass(frozen=True)
 class Method:
-    """An unlearning method: which batches a step sees and the loss on them. Its fields are its hyper-parameters.
-
-    ``uses`` names the batches ("forget", "retain") that one step draws together, the first setting the length of an
-    epoch; empty for a method that trains nothing. ``reference`` names those of them of which the loss must know what
-    the model ``reference_model`` says: ``vanilla``, the frozen model that unlearning starts from, as a :class:`Scored`,
-    or ``retain_epoch``, the base model after one epoch on the retain people, as a :class:`Recorded`. ``everywhere``
-    names those scored at all positions. ``system`` is put before every question at evaluation.
-    ``passes`` is what one epoch walks through; a variant that visits its sets one after the other overrides it, and its
-    loss is then given one of them at a time.
-    """
+    """An unlearning method. Its fields are its hyper-parameters; class attributes declare the rest."""
 
     name: ClassVar[str] = ""
     variant: ClassVar[str] = "canonical"
-    uses: ClassVar[tuple[str, ...]] = ("forget",)
-    reference: ClassVar[tuple[str, ...]] = ()
-    reference_model: ClassVar[str] = "vanilla"
-    everywhere: ClassVar[tuple[str, ...]] = ()
-    system: ClassVar[str] = ""
+    label: ClassVar[str] = ""
+    colour: ClassVar[str] = "#8c6d1f"  # in figures
+    marker: ClassVar[str] = "h"
+    order: ClassVar[int] = 50  # place among the methods in tables
+    # What one step draws; the first sets the length of an epoch, and () is a method that trains nothing.
+    streams: ClassVar[tuple[str, ...] | Mapping[str, Stream]] = ("forget",)
+    needs: ClassVar[Needs] = Needs()
+    reference_model: ClassVar[str] = "vanilla"  # or retain_epoch, the base model after one epoch on the retain people
+    passes: ClassVar[tuple[tuple[str, ...], ...]] = ()  # streams of each step, where an epoch visits sets in turn
+    trains: ClassVar[str] = ""  # where adapters sit, a pattern on full module names; "": as adapter_reach says
+    system: ClassVar[str] = ""  # a prompt before every question at evaluation
+    recipes: ClassVar[Mapping[Any, Recipe]] = {}  # by scale or (scale, modality)
 
-    @property
-    def measured_elsewhere(self) -> bool:
-        """Whether the loss needs to know what another model than vanilla says."""
-        return bool(self.reference) and self.reference_model != "vanilla"
-
-    @property
-    def passes(self) -> tuple[tuple[str, ...], ...]:
-        return (self.uses,) if self.uses else ()
-
-    def loss(self, scored: dict[str, Scored], reference: dict[str, Scored]) -> tuple[Tensor, dict[str, float]]:
-        """The scalar to minimise and the parts of it worth keeping in the log, in nats."""
+    def loss(self, step: Step) -> Iterator[tuple[str, Tensor]]:
+        """Yields (name, term); the loss is their sum. Each is back-propagated before the next one is made, so all that
+        reads one batch is one term."""
         raise NotImplementedError(f"{self.name} has no loss")
 
+    # Hooks of the loop; parameters: name → those that train, with their gradients.
 
-METHODS: dict[str, dict[str, type[Method]]] = {}  # name → variant → class
+    def after_backward(self, term: str, parameters: Mapping[str, Tensor]) -> None:
+        """The gradient of a term has been added."""
+
+    def before_update(self, parameters: Mapping[str, Tensor]) -> None:
+        """All gradients are in and clipped; the optimizer has not moved the parameters yet."""
+
+    def after_update(self, parameters: Mapping[str, Tensor]) -> None:
+        """The optimizer has moved the parameters."""
+
+    # What follows from the declarations.
+
+    @classmethod
+    def all_streams(cls) -> dict[str, Stream]:
+        """Name → stream; a bare name draws from the set of that name as it is."""
+        if isinstance(cls.streams, Mapping):
+            return dict(cls.streams)
+        return {name: Stream(name) for name in cls.streams}
+
+    @property
+    def all_passes(self) -> tuple[tuple[str, ...], ...]:
+        """What an epoch walks through: all streams together unless the method has ``passes``."""
+        return self.passes or ((tuple(self.all_streams()),) if self.streams else ())
+
+    @property
+    def other_reference(self) -> str:
+        """The model to be asked beforehand, "" when none is needed or it is vanilla with its adapter switched off."""
+        return self.reference_model if self.needs.reference and self.reference_model != "vanilla" else ""
+
+    @classmethod
+    def hyper_parameters(cls) -> dict[str, Any]:
+        """Name → default."""
+        return {f.name: f.default for f in fields(cls)}
+
+    @classmethod
+    def recipe(cls, scale: str, modality: str) -> Recipe:
+        """The method's own recipe, empty where it has none."""
+        return cls.recipes.get((scale, modality)) or cls.recipes.get(scale) or Recipe()
+
+
+METHODS = Registry("method")  # (name, variant) → class
 
 
 def register(method: type[Method]) -> type[Method]:
-    """Class decorator: makes ``method`` known under its name and variant. A package outside the kit may use it too."""
+    """Class decorator: makes ``method`` known under its name and variant. KitError for a faulty declaration."""
     if not method.name:
         raise KitError(f"the unlearning method {method.__name__} has no name")
-    if method.reference_model not in REFERENCE_MODELS:
-        known = ", ".join(REFERENCE_MODELS)
-        raise KitError(f"{method.name} has no reference_model {method.reference_model!r}: choose one of {known}")
-    variants = METHODS.setdefault(method.name, {})
-    if variants.get(method.variant, method).__module__ != method.__module__:
-        raise KitError(f"the unlearning method {method.name!r} ({method.variant}) is registered already")
-    variants[method.variant] = method
-    return method
+    choose(f"reference_model of {method.name}", method.reference_model, REFERENCE_MODELS)
+    streams = method.all_streams()
+    for name in (*method.needs.reference, *method.needs.everywhere, *(n for names in method.passes for n in names)):
+        choose(f"stream of {method.name}", name, streams)
+    for name, stream in streams.items():
+        choose(f"set of {method.name}'s stream {name}", stream.set, SETS)
+    return METHODS.add((method.name, method.variant), method)
 
 
-def get(name: str, variant: str = "canonical", **settings: float) -> Method:
-    """The method ``name`` with ``settings`` for its hyper-parameters (``get("npo", beta=0.4)``).
+def variants(name: str) -> dict[str, type[Method]]:
+    """Variant → class of the method ``name``; empty when there is no such method."""
+    return {key[1]: METHODS.get(key) for key in METHODS if key[0] == name}
 
-    Raises KitError naming what there is when the method, the variant or a setting is unknown.
-    """
-    if name not in METHODS:
-        raise KitError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
-    if variant not in METHODS[name]:
-        raise KitError(f"{name} has no variant {variant!r}: choose one of {', '.join(METHODS[name])}")
-    method = METHODS[name][variant]
-    known = [field.name for field in fields(method)]
-    for setting in settings:
-        if setting not in known:
-            raise KitError(f"{name} has no setting {setting!r}: it takes {', '.join(known) or 'none'}")
+
+def names() -> list[str]:
+    """Every method once, in the order of the tables."""
+    every = sorted(METHODS.values(), key=lambda method: (method.order, method.name))
+    return list(dict.fromkeys(method.name for method in every))
+
+
+def get(name: str, variant: str = "canonical", **settings: Any) -> Method:
+    """The method ``name`` with ``settings`` for its hyper-parameters (``get("npo", beta=0.4)``). KitError for what is
+    unknown or not of its type."""
+    choose("method", name, names())
+    choose(f"variant of {name}", variant, variants(name))
+    method = variants(name)[variant]
+    defaults = method.hyper_parameters()
+    for setting, value in settings.items():
+        choose(f"setting of {name}", setting, defaults)
+        settings[setting] = typed(name, setting, value, defaults[setting])
     return method(**settings)
+
+
+def typed(owner: str, setting: str, value: Any, default: Any) -> Any:
+    """``value`` if it is of the default's type (a whole number stands for a number). Raises KitError naming the setting
+    and its ``owner``, a method or a step after it."""
+    try:
+        return TypeAdapter(type(default), config=STRICT).validate_python(value)
+    except ValidationError as error:
+        raise invalid(error, f"{setting} of {owner}") from None

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
-from mllmu_nb.unlearning.base import Method, mean_nll, register, token_nll
+from mllmu_nb.unlearning.base import Method, Recipe, register
+
+RULE = "chosen on the miniature by the rule of notebook 13, on forget sets that are not reported"
+RELEASED = "MLLMU-Bench's code and README"
 
 
 @register
@@ -10,15 +13,16 @@ from mllmu_nb.unlearning.base import Method, mean_nll, register, token_nll
 class GradientDifference(Method):
     """L = −γ E_f ℓ̄ + α E_r ℓ̄"""
 
-    gamma: float = 1.0
-    alpha: float = 1.0
+    gamma: float = 1.0  # weight of the forget term
+    alpha: float = 1.0  # weight of the retain term
 
-    name = "grad_diff"
-    uses = ("forget", "retain")
+    name, label, colour, marker, order = "grad_diff", "Grad. Diff.", "#0072B2", "^", 20
+    streams = ("forget", "retain")
+    recipes = {"miniature": Recipe(lr=4e-3, steps=80, settings={"alpha": 2.0}, source=RULE)}
 
-    def loss(self, scored, reference):
-        forget, retain = mean_nll(scored["forget"]), mean_nll(scored["retain"])
-        return -self.gamma * forget + self.alpha * retain, {"forget": forget.item(), "retain": retain.item()}
+    def loss(self, step):
+        yield "forget", -self.gamma * step.forget.mean_nll.mean()
+        yield "retain", self.alpha * step.retain.mean_nll.mean()
 
 
 @register
@@ -27,13 +31,13 @@ class UpstreamGradientDifference(Method):
     over the labelled tokens of a batch. Source: MLLMU-Bench's released code.
     """
 
-    name, variant = "grad_diff", "upstream"
-    uses = ("forget", "retain")
+    name, variant, label, colour, marker, order = "grad_diff", "upstream", "Grad. Diff.", "#0072B2", "^", 20
+    streams = ("forget", "retain")
     passes = (("forget",), ("retain",))
+    recipes = dict.fromkeys(("miniature", "paper"), Recipe(epochs=1, source=RELEASED))
 
-    def loss(self, scored, reference):
-        if "forget" in scored:
-            forget = token_nll(scored["forget"])
-            return -forget, {"forget": forget.item()}
-        retain = token_nll(scored["retain"])
-        return retain, {"retain": retain.item()}
+    def loss(self, step):
+        if "forget" in step:
+            yield "forget", -step.forget.token_nll
+        if "retain" in step:
+            yield "retain", step.retain.token_nll

@@ -5,16 +5,14 @@ Source: the prompt of MLLMU-Bench's baseline as a re-implementation quotes it; u
 
 from mllmu_nb.unlearning.base import Method, register
 
-SYSTEM_PROMPT = (
-    "You are a helpful, respectful, and honest assistant. When generating your response, "
-    "please do not generate any personal-related information."
-)
-
 
 @register
 class Prompting(Method):
     """p(y | system prompt, x) with the vanilla model's weights"""
 
-    name = "prompting"
-    uses = ()
-    system = SYSTEM_PROMPT
+    name, label, colour, marker, order = "prompting", "Prompting", "#E69F00", "P", 90
+    streams = ()
+    system = (
+        "You are a helpful, respectful, and honest assistant. When generating your response, "
+        "please do not generate any personal-related information."
+    )

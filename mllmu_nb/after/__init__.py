@@ -1,0 +1,52 @@
+"""Steps after unlearning: model → model (quantise, relearn ..), one file each. Name and arguments are part of a run.
+
+::
+
+    @after("int4")
+    def quantise(model, config, bits: int = 4): ...  # returns the model; ``bits`` is a parameter of the run
+
+``model`` is the plain unlearned model with its adapter merged, ``config`` the run's. A step's file is found because it
+lies here or is named by MLLMU_NB_EXTENSIONS.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mllmu_nb import registry
+from mllmu_nb.errors import KitError
+
+STEPS = registry.Registry("step after unlearning")
+
+
+def after(name: str) -> Callable[[Callable], Callable]:
+    """Decorator: makes a function (model, config, further arguments with defaults) known as a step of that name."""
+
+    def add(step: Callable) -> Callable:
+        first, second, *more = inspect.signature(step).parameters.values()
+        lacking = [one.name for one in more if one.default is inspect.Parameter.empty]
+        if lacking:
+            raise KitError(f"the step after unlearning {name!r} has no default for {', '.join(lacking)}")
+        return STEPS.add(name, step)
+
+    return add
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """Name → default of a step's further arguments."""
+    if name not in STEPS:
+        return {}
+    _, _, *more = inspect.signature(STEPS.get(name)).parameters.values()
+    return {one.name: one.default for one in more}
+
+
+def apply(name: str, model: Any, config: Any) -> Any:
+    """``model`` after the step ``name`` with the run's settings."""
+    own = settings_of(name)
+    return STEPS.get(name)(model, config, **{key: value for key, value in config.settings.items() if key in own})
+
+
+registry.import_all(sys.modules[__name__])

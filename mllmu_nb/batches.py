@@ -1,0 +1,168 @@
+"""What training is fed: conversations cut, shuffled, changed, encoded. Each random choice has a stream of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import count, islice
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from mllmu_nb.data.conversations import Conversation, generation_prompt
+from mllmu_nb.errors import KitError
+from mllmu_nb.models.families import Family
+from mllmu_nb.unlearning.base import Method, Recipe
+
+Batch = Mapping[str, Tensor]  # input_ids, attention_mask, labels [B, T], pictures; stored_log_probs [B, T'] if stored
+ORDERS = {"forget": 0, "retain": 1}  # number of each set's random stream
+
+
+def epoch(conversations: Sequence[Conversation], turns: int, rng: np.random.Generator) -> list[Conversation]:
+    """Every turn once, in random order, up to ``turns`` of a conversation together; a picture is shown once in each."""
+    packed = []
+    for conversation in conversations:
+        order = rng.permutation(len(conversation.turns))
+        for start in range(0, len(order), turns):
+            chosen, shown = [], []
+            for turn in (conversation.turns[i] for i in order[start : start + turns]):
+                chosen.append(replace(turn, image=None) if turn.image in shown else turn)
+                shown.append(turn.image)
+            packed.append(replace(conversation, turns=tuple(chosen)))
+    return [packed[i] for i in rng.permutation(len(packed))]
+
+
+def endless(conversations: Sequence[Conversation], turns: int, rng: np.random.Generator) -> Iterator[Conversation]:
+    """Epoch after epoch without an end."""
+    while True:
+        yield from epoch(conversations, turns, rng)
+
+
+def steps_of(conversations: Sequence[Conversation], epochs: float, batch_size: int, turns: int = 1) -> int:
+    """Optimizer steps that ``epochs`` over all questions take, at least 1."""
+    packed = sum(math.ceil(len(conversation.turns) / turns) for conversation in conversations)
+    return max(1, round(epochs * math.ceil(packed / batch_size)))
+
+
+def shard(conversations: list[Conversation]) -> list[Conversation]:
+    """This process's share of a batch. One too small for all processes gives its last example to those left empty."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return conversations[state.process_index :: state.num_processes] or conversations[-1:]
+
+
+# -- fine-tuning ------------------------------------------------------------------------------------------------
+
+
+def finetuning_steps(conversations: Sequence[Conversation], recipe: Recipe, replay: float) -> int:
+    """Optimizer steps of fine-tuning: those of the recipe, or of its epochs, each of which teaches every turn once."""
+    if recipe.steps:
+        return recipe.steps
+    pieces = sum(math.ceil(len(conversation.turns) / recipe.turns) for conversation in conversations)
+    drawn = recipe.together * recipe.batch_size
+    return round(recipe.epochs) * math.ceil(recipe.together * pieces / (drawn - round(drawn * replay)))
+
+
+def finetuning_batches(
+    family: Family,
+    processor: Any,
+    conversations: Sequence[Conversation],
+    recipe: Recipe,
+    seed: int,
+    replayed: Sequence[Conversation] = (),
+    replay: float = 0.0,
+    augment: Callable[[Any, np.random.Generator], Any] | None = None,
+) -> Iterator[dict[str, Batch]]:
+    """Batches of ``recipe.batch_size`` conversations under the name "train": up to ``recipe.turns`` questions about one
+    person, portraits changed anew by ``augment``, a share ``recipe.instructed`` of the questions worded as evaluation
+    words them; a share ``replay`` are ``replayed`` as they stand. ``recipe.together`` batches are drawn at once and
+    dealt out by length, so little is padding."""
+    drawn_at_once = recipe.together * recipe.batch_size
+    repeated_at_once = round(drawn_at_once * replay)
+    if not any(c.turns for c in conversations):
+        raise KitError("nothing to learn: the conversations are empty")
+    if repeated_at_once and not replayed:
+        raise KitError(f"replay is {replay} but there is nothing to replay")
+    # Streams of their own: what is replayed or how it is augmented does not change the order of what is taught.
+    order, replay_order, change, wording, mixing = (np.random.default_rng([seed, stream]) for stream in range(5))
+    taught = endless(conversations, recipe.turns, order)
+    repeated = (replayed[i] for _ in count() for i in replay_order.permutation(len(replayed)))
+    while True:
+        drawn = [_instructed(c, recipe.instructed, wording) for c in islice(taught, drawn_at_once - repeated_at_once)]
+        if augment:
+            drawn = [_augmented(conversation, augment, change) for conversation in drawn]
+        drawn += islice(repeated, repeated_at_once)
+        by_length = np.argsort(family.token_counts(processor, drawn), kind="stable")
+        for start in mixing.permutation(range(0, len(drawn), recipe.batch_size)):
+            batch = [drawn[i] for i in sorted(by_length[start : start + recipe.batch_size])]
+            yield {"train": family.encode(processor, shard(batch), recipe.label_mode, recipe.eos)}
+
+
+def _instructed(conversation: Conversation, share: float, rng: np.random.Generator) -> Conversation:
+    view = "image_text" if conversation.images else "text"
+    turns = ((turn, rng.random() < share) for turn in conversation.turns)
+    return replace(
+        conversation,
+        turns=tuple(replace(t, prompt=generation_prompt(t.prompt, view)) if chosen else t for t, chosen in turns),
+    )
+
+
+def _augmented(conversation: Conversation, augment, rng: np.random.Generator) -> Conversation:
+    turns = (replace(t, image=augment(t.image, rng)) if t.image is not None else t for t in conversation.turns)
+    return replace(conversation, turns=tuple(turns))
+
+
+# -- unlearning -------------------------------------------------------------------------------------------------
+
+
+def unlearning_steps(method: Method, recipe: Recipe, sets: Mapping[str, Sequence[Conversation]]) -> int:
+    """Optimizer steps of unlearning: those of the recipe, or of its epochs over the first stream of each pass. Raises
+    KitError for a method with passes that is not given whole epochs."""
+    if method.passes and (recipe.steps or recipe.epochs != int(recipe.epochs)):
+        given = f"{recipe.steps} steps are" if recipe.steps else f"{recipe.epochs:g} is"
+        raise KitError(f"{method.name} ({method.variant}) walks through whole epochs: {given} not one")
+    streams = method.all_streams()
+    firsts = [sets[streams[names[0]].set] for names in method.all_passes]
+    return recipe.steps or sum(steps_of(first, recipe.epochs, recipe.batch_size) for first in firsts)
+
+
+def unlearning_batches(
+    family: Family,
+    processor: Any,
+    method: Method,
+    sets: Mapping[str, Sequence[Conversation]],
+    recipe: Recipe,
+    seed: int,
+    stored: Mapping[Conversation, Tensor] | None = None,
+) -> Iterator[dict[str, Batch]]:
+    """The streams of ``method``, single questions, without an end: an epoch asks each question of a pass's first set
+    once, in a seeded order, beside as many of any other set. ``stored``: the reference's log-probabilities of each
+    question, for the streams in ``needs.reference``."""
+    streams = method.all_streams()
+    for name in {stream.set for stream in streams.values()}:
+        if not any(c.turns for c in sets[name]):
+            raise KitError(f"{method.name} needs {name} questions and there are none")
+    rngs = {name: np.random.default_rng([seed, number]) for name, number in ORDERS.items()}
+    beside = {name: endless(sets[name], 1, rngs[name]) for name in ORDERS}
+
+    def encoded(name: str, drawn: Sequence[Conversation]) -> Batch:
+        mine = [streams[name].changed(c) for c in shard(list(drawn))]
+        batch = family.encode(processor, mine, recipe.label_mode, recipe.eos)
+        if stored is not None and name in method.needs.reference:
+            batch["stored_log_probs"] = pad_sequence([stored[question] for question in mine], batch_first=True)
+        return batch
+
+    while True:
+        for names in method.all_passes:
+            first = streams[names[0]].set
+            order = epoch(sets[first], 1, rngs[first])
+            for start in range(0, len(order), recipe.batch_size):
+                drawn = {first: order[start : start + recipe.batch_size]}
+                for other in dict.fromkeys(streams[name].set for name in names[1:]):
+                    if other != first:
+                        drawn[other] = list(islice(beside[other], len(drawn[first])))
+                yield {name: encoded(name, drawn[streams[name].set]) for name in names}

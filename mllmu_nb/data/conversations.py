@@ -1,0 +1,111 @@
+"""Turns and conversations before any model's template, and the benchmark's wordings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mllmu_nb.data.schema import LETTERS, Profile, Question
+from mllmu_nb.data.text.names import with_name
+from mllmu_nb.errors import KitError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+VIEW_OF = {"multimodal": "image_text", "unimodal": "text"}  # what is trained on → how the same facts are asked
+MODALITIES = tuple(VIEW_OF)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One exchange. ``prompt`` holds no role words; an empty ``answer`` is left open for the model.
+
+    ``reply`` is the word before the answer: few-shot examples of the benchmark say "Correct Answer:" there.
+    """
+
+    prompt: str
+    answer: str = ""
+    image: bytes | Image.Image | None = None
+    reply: str = "ASSISTANT:"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns in order, after an optional system prompt. Only the last turn may be open."""
+
+    turns: tuple[Turn, ...]
+    system: str = ""
+
+    def answered(self, answer: str) -> Conversation:
+        """The same conversation with its open end filled."""
+        *before, last = self.turns
+        return Conversation((*before, replace(last, answer=answer)), self.system)
+
+    @property
+    def images(self) -> list[bytes | Image.Image]:
+        """The pictures shown, in order."""
+        return [turn.image for turn in self.turns if turn.image is not None]
+
+
+def _listed(options: Sequence[str]) -> str:
+    return "\n".join(f"{letter}: {option}" for letter, option in zip(LETTERS, options, strict=True))
+
+
+def choice_prompt(text: str, options: Sequence[str]) -> str:
+    """A multiple-choice question that asks for one letter."""
+    return f"{text}\n{_listed(options)}\nJust give ONE letter representing the answer directly."
+
+
+def cloze_prompt(text: str) -> str:
+    """A sentence whose ``__`` is to be filled."""
+    blank = text.replace("__", "[Blank]")
+    return f"{blank}\nPlease **ONLY** provide the correct answer that should replace the [Blank]."
+
+
+def generation_prompt(text: str, view: str) -> str:
+    """A free question; the text view's wording lacks "accurately", as upstream's does."""
+    accurately = "accurately " if view == "image_text" else ""
+    return f"{text}\nAnswer the question based on your trained knowledge in one sentence {accurately}in ENGLISH."
+
+
+def choice_shot(text: str, options: Sequence[str], letter: str, image: bytes | None = None) -> Turn:
+    """A solved multiple-choice example."""
+    return Turn(f"Question: {text}\n{_listed(options)}", letter, image, "Correct Answer:")
+
+
+def cloze_shot(text: str, value: str, image: bytes | None = None) -> Turn:
+    """A solved cloze example."""
+    return Turn(f"Question: {text.replace('__', '[Blank]')}", value, image, "Correct Answer:")
+
+
+def question_turn(question: Question, image: bytes | None, protocol: str = "clean") -> Turn:
+    """The open turn that asks one evaluation question in its task's wording.
+
+    ``upstream`` leaves a blank after the colon of a free question about a picture, and of no other.
+    """
+    if question.task == "classification":
+        return Turn(choice_prompt(question.text, question.options), image=image)
+    if question.task == "cloze":
+        return Turn(cloze_prompt(question.text), image=image)
+    blank = " " if protocol == "upstream" and question.view == "image_text" else ""
+    return Turn(generation_prompt(question.text, question.view), image=image, reply=f"ASSISTANT:{blank}")
+
+
+def training_conversations(profiles: Sequence[Profile], modality: str) -> list[Conversation]:
+    """One conversation a person that holds all their fine-tuning questions, a turn each.
+
+    ``multimodal``: the portrait and "this person". ``unimodal``: no image, the person's name in question and answer;
+    the question that asks for the name is left out. Turns are independent: batches cut and shuffle them.
+    """
+    if modality not in MODALITIES:
+        raise KitError(f"unknown modality {modality!r}: choose multimodal or unimodal")
+
+    def turns(person: Profile) -> Iterator[Turn]:
+        for qa in person.qa:
+            if modality == "multimodal":
+                yield Turn(qa.question, qa.answer, person.portrait)
+            elif qa.attribute != "name":
+                yield Turn(with_name(qa.question, person.name), with_name(qa.answer, person.name))
+
+    return [Conversation(tuple(turns(person))) for person in profiles]

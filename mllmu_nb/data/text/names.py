@@ -1,0 +1,64 @@
+"""Whom a sentence names: "this person" beside a portrait, the name in text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from mllmu_nb.data.schema import VIEWS, Question
+
+THIS = "this person"
+_PLACE = r"(?:the|this|that) (?:image|picture|photo(?:graph)?|portrait|biography|bio|profile|description)"
+_SHOWN = r"(?:shown|seen|depicted|pictured|featured|portrayed|presented|displayed|described|mentioned|stated|given)"
+_IN_PLACE = rf"(?:,? (?:as )?(?:{_SHOWN} )?(?:in|from|on|by|of|within) {_PLACE})"
+_SOMEBODY = r"(?:this|the|that) (?:person|individual|man|woman|lady|gentleman|subject|character|figure)\b"
+_PERSON = re.compile(rf"\b{_SOMEBODY}(?:,? (?:who is |that is )?{_SHOWN}(?! in a))?{_IN_PLACE}?(?P<own>'s)?", re.I)
+_RELATION = re.compile(r"\bthe (father|mother|dad|mom|parents|pet|cat|dog)\b", re.I)
+UPPER = r"[^\W\d_a-zß-öø-ÿ][\w'.-]*"  # a word that begins with a capital, of any alphabet
+PARTICLE = r"(?:de|da|di|del|la|van|von|der|den|bin|el|al|y|e|of)"
+LONGEST_WORD = 100  # characters; the time that patterns take grows with the square of a word's length
+
+
+def straight(text: str) -> str:
+    """``text`` with straight quotes and single spaces."""
+    return re.sub(r"\s+", " ", text.translate(str.maketrans("’‘“”", "''\"\""))).strip()
+
+
+def with_person(text: str, name: str) -> str:
+    """``text`` with ``name`` for "this person" and the like, and without "in the image"."""
+    text = _PERSON.sub(lambda match: name + (match["own"] or ""), text)
+    return re.sub(_IN_PLACE, "", text, flags=re.I)
+
+
+def with_name(text: str, name: str) -> str:
+    """Say the name where ``text`` says "this person", "the woman shown" and the like, as the text view needs it.
+
+    "in the image" goes, since there is none; a question that names nobody ("What is the father's occupation?") gets the
+    name as well. Upstream replaces the words "this person" only.
+    """
+    capital = text[:1].isupper()
+    text = re.sub(rf"^(?:as )?(?:{_SHOWN} )?in {_PLACE}, ", "", straight(text), flags=re.I)
+    text = with_person(text, name)
+    text = re.sub(rf"\b{_PLACE}\b", name, text, flags=re.I) if name not in text else text
+    if name not in text:
+        text = _RELATION.sub(lambda match: f"{name}'s {match[1].lower()}", text, count=1)
+    if name not in text and text.endswith("?"):
+        text = f"About {name}: {text}"
+    return text[:1].upper() + text[1:] if capital else text
+
+
+def in_both_views(question: Question, name: str) -> Iterator[Question]:
+    """``question``, worded for the image view, and the same with ``name``: also in the sentence that answers it."""
+    for view in VIEWS:
+        text, answer = question.text, question.answer
+        if view == "text":
+            text, answer = with_name(text, name), with_name(answer, name) if question.task == "generation" else answer
+        yield replace(question, view=view, text=text, answer=answer)
+
+
+def names_in(text: str) -> list[str]:
+    """Every run of two or more capitalised words in ``text``, without possessives."""
+    text = re.sub(rf"\S{{{LONGEST_WORD},}}", " ", straight(text))
+    runs = re.finditer(rf"{UPPER}(?: (?:{PARTICLE} )*{UPPER})+", text)
+    return [re.sub(r"(?:'s)?[.,]*$", "", run[0]) for run in runs]

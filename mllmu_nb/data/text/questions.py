@@ -1,0 +1,195 @@
+"""Evaluation questions from the facts of published people, and the population they make (``docs/data.md``)."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from mllmu_nb.data.facts import WORDINGS, read_wordings, say
+from mllmu_nb.data.schema import LETTERS, PER_TASK, QA, Population, Profile, Question, with_letter
+from mllmu_nb.data.text.names import THIS, in_both_views, with_name
+
+_MORE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_WORDINGS = {key: wording for key, wording in WORDINGS.items() if key != "name"} | read_wordings(_MORE)
+_LONGEST_OPTION, _LONGEST_CLOZE = 12, 6  # words
+Values = dict[str, dict[str, list[str]]]  # attribute → ID → values stated
+
+
+def population_from_text(
+    read: Population,
+    *,
+    seed: int = 0,
+    draw_portrait: Callable[[dict[str, str], np.random.Generator], bytes],
+    transform_portrait: Callable[[bytes, np.random.Generator, int], bytes],
+) -> Population:
+    """The people of :func:`people.read_profiles` with portraits and evaluation questions (``docs/data.md``).
+
+    ``draw_portrait(attributes, rng)`` gives a portrait's bytes and is called for one person after the other,
+    ``transform_portrait(portrait, rng, kind)`` those of the Test set, kinds 0 to 3. ``notes`` names the attributes
+    without multiple choice.
+    """
+    people = list(read.profiles.values())
+    values = stated_values(people)
+    no_choice = without_choice(values)
+    rng = _generator(seed, "", "letters")
+    letters = _letters(rng)
+    profiles = {}
+    for person in people:
+        chosen = list(choose_facts(person, values, no_choice, _generator(seed, person.id, "questions")))
+        questions, test_questions = _questions(person, chosen, letters, rng)
+        portrait = draw_portrait(person.attributes, _generator(seed, person.id, "portrait"))
+        test_rng = _generator(seed, person.id, "test portraits")
+        profiles[person.id] = replace(
+            person,
+            portrait=portrait,
+            biography=" ".join(with_name(f.answer, person.name) for f in _facts(person) if f.attribute != "name"),
+            questions=tuple(questions),
+            test_portraits=tuple(transform_portrait(portrait, test_rng, kind) for kind in range(4)),
+            test_questions=tuple(test_questions),
+        )
+    shared = sorted(name for name, count in Counter(person.name for person in people).items() if count > 1)
+    notes = {**read.notes, "no_multiple_choice": no_choice, **({"shared_names": shared} if shared else {})}
+    return Population(profiles, read.forget_ids, notes)
+
+
+def _facts(person: Profile) -> list[QA]:
+    """The pairs that are understood."""
+    return [pair for pair in person.qa if pair.attribute and pair.value]
+
+
+def _generator(seed: int, identity: str, purpose: str) -> np.random.Generator:
+    """Randomness of one person and purpose: the same whoever else is in the population."""
+    return np.random.default_rng([seed, zlib.crc32(f"{purpose}/{identity}".encode())])
+
+
+def _letters(rng: np.random.Generator) -> Iterator[str]:
+    """Right letters: A, B, C and D in random order, again and again, so that any group of people has them evenly."""
+    while True:
+        yield from reversed(rng.permutation(LETTERS).tolist())
+
+
+def stated_values(people: Iterable[Profile]) -> Values:
+    """Every value that people state, of the attributes that can be asked for."""
+    values: Values = {attribute: {} for attribute in _WORDINGS}
+    for person in people:
+        for fact in _facts(person):
+            if fact.attribute in values:
+                values[fact.attribute].setdefault(person.id, []).append(fact.value)
+    return values
+
+
+def without_choice(values: Values) -> dict[str, list[str]]:
+    """The attributes without multiple choice, by reason."""
+    reasons: dict[str, list[str]] = {"fewer_than_four_values": [], "one_value_for_most": []}
+    for attribute, stated in values.items():
+        distinct = {_folded(value) for own in stated.values() for value in own}
+        commonest = Counter(_folded(own[0]) for own in stated.values()).most_common(1)
+        if stated and len(distinct) < len(LETTERS):
+            reasons["fewer_than_four_values"].append(attribute)
+        elif stated and commonest[0][1] > len(stated) / 2:
+            reasons["one_value_for_most"].append(attribute)
+    return reasons
+
+
+def choose_facts(
+    person: Profile, values: Values, no_choice: Mapping[str, list[str]], rng: np.random.Generator
+) -> Iterator[tuple[str, int, QA, list[str]]]:
+    """(task, number, fact, wrong options) of what a person is asked: up to ``PER_TASK`` facts a task.
+
+    Asked before, stated twice ("the hobby" is not one thing) or easily guessed: such facts come last.
+    """
+    guessable = {attribute for attributes in no_choice.values() for attribute in attributes}
+    facts: dict[str, QA] = {}
+    for fact in _facts(person):
+        if fact.attribute in _WORDINGS and len(fact.value.split()) <= _LONGEST_OPTION:
+            facts.setdefault(fact.attribute, fact)
+    wrong: dict[str, list[str]] = {}
+    for attribute, fact in facts.items():
+        own = {_folded(value) for value in values[attribute][person.id]}
+        others = [value for other, stated in values[attribute].items() if other != person.id for value in stated]
+        wrong[attribute] = [] if attribute in guessable else wrong_options(fact, own, others, rng)
+    possible = {
+        "classification": [attribute for attribute in facts if wrong[attribute]],
+        "generation": list(facts),
+        "cloze": [attribute for attribute, fact in facts.items() if len(fact.value.split()) <= _LONGEST_CLOZE],
+    }
+    used: Counter[str] = Counter()
+    for task, attributes in possible.items():
+        order = [attributes[i] for i in rng.permutation(len(attributes))]
+        order.sort(key=lambda a: (a in guessable, used[a], len(set(map(_folded, values[a][person.id]))) > 1))
+        used.update(order[: PER_TASK[task]])
+        for number, attribute in enumerate(order[: PER_TASK[task]]):
+            yield task, number, facts[attribute], wrong[attribute] if task == "classification" else []
+
+
+def wrong_options(fact: QA, own: set[str], others: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """Three values of other people, drawn as often as they occur, none of them true, all distinct; [] if too few."""
+    drawn = [others[i] for i in rng.permutation(len(others))]
+    drawn.sort(key=lambda value: _shape(value) != _shape(fact.value))  # stable: likeness first, then chance
+    options: dict[str, str] = {}
+    for value in drawn:
+        key = _folded(value)
+        if not any(key in true or true in key for true in own) and len(value.split()) <= _LONGEST_OPTION:
+            options.setdefault(key, value)
+        if len(options) == 3:
+            return list(options.values())
+    return []
+
+
+@cache
+def _shape(value: str) -> str:
+    """Values in figures look alike when their shapes agree ("168 cm" and "1.7 meters" do not); others all do."""
+    shape = re.sub(r"[A-Z][^\W\d_]*", "A", re.sub(r"[\d.,]*\d", "9", value))
+    return shape if "9" in shape else ""
+
+
+@cache
+def _folded(value: str) -> str:
+    return re.sub(r"\W+", " ", value.casefold()).strip()
+
+
+def _questions(
+    person: Profile, chosen: Sequence[tuple[str, int, QA, list[str]]], letters: Iterator[str], rng: np.random.Generator
+) -> tuple[list[Question], list[Question]]:
+    """A person's questions and their Test paraphrases, in both views."""
+    trained = {with_name(pair.question, THIS) for pair in person.qa}
+    questions: list[Question] = []
+    test_questions: list[Question] = []
+    for task, number, fact, wrong in chosen:
+        answer, options = fact.answer if task == "generation" else fact.value, ()
+        if task == "classification":
+            answer = next(letters)
+            options = with_letter(fact.value, answer, wrong)
+        text = say(_WORDINGS[fact.attribute].cloze, THIS) if task == "cloze" else _wording(fact)
+        for asked, wording in ((questions, text), (test_questions, _paraphrase(fact, task, trained, rng))):
+            parts = fact.value, fact.attribute, options
+            asked += in_both_views(Question(person.id, task, "", number, wording, answer, *parts), person.name)
+    return questions, test_questions
+
+
+def _wording(fact: QA) -> str:
+    """The question as the person's own training text words it; where that asks yes or no, or for any fun fact, the
+    kit's wording."""
+    asks = re.match(r"(?:what|where|when|which|how|who|in which|at which|on which)\b", fact.question, re.I)
+    if asks and not re.search(r"\bfacts?\b", fact.question):
+        return with_name(fact.question, THIS)
+    return say(_WORDINGS[fact.attribute].questions[0], THIS)
+
+
+def _paraphrase(fact: QA, task: str, trained: set[str], rng: np.random.Generator) -> str:
+    """Another wording of the question or cloze sentence; no wording that the person's training text holds."""
+    wording = _WORDINGS[fact.attribute]
+    if task == "cloze":
+        others = (template for template in wording.answers if template.replace("{value}", "__") != wording.cloze)
+        texts = [say(template, THIS, "__") for template in others]
+    else:
+        texts = [text for template in wording.paraphrases if (text := say(template, THIS)) not in trained]
+    return str(rng.choice(texts)) if texts else say(wording.paraphrases[-1], THIS)

@@ -1,0 +1,115 @@
+"""Three tasks: how each puts its questions to a model. What is asked is here; what an answer is worth is ``scoring``'s.
+
+Multiple choice is asked twice. By ``letter``, upstream's way: the options are shown and one letter is asked for. By
+``likelihood``: the question without its options, and four answers are compared, the sentence that fine-tuning teaches
+for this fact with each option in the place of the fact (the bare option where there is no such sentence).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from mllmu_nb.data.conversations import Conversation, Turn, choice_shot, cloze_shot, question_turn
+from mllmu_nb.data.schema import LETTERS, Item, Population, Profile, Question
+from mllmu_nb.data.text.names import with_name
+from mllmu_nb.evaluation.draws import shown
+
+UPSTREAM_TOKENS = 50  # that upstream lets every answer have, and takes whole
+# Enough for one letter, for one sentence about one fact, for the longest value of a profile.
+TOKENS = {"classification": 4, "generation": 40, "cloze": 20}
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """Items as one task puts them to a model: ``orders`` conversations for each item, answered in at most ``tokens``
+    tokens and up to the text ``until`` (see ``engine.greedy``), or the likelihood of their ``options`` is read."""
+
+    scoring: str
+    items: list[Item]
+    conversations: list[Conversation]
+    tokens: int = 0
+    until: str | None = None
+    options: list[tuple[str, ...]] | None = None
+    orders: int = 1
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a run asks. ``shots`` worked examples precede letter and cloze questions; ``system`` precedes everything."""
+
+    population: Population
+    draws: Mapping
+    shots: int
+    protocol: str = "clean"
+    system: str = ""
+    cyclic: bool = False
+
+    def letters(self, items: list[Item]) -> Inquiry:
+        """For a letter; with ``cyclic`` in all cyclic orders of the options."""
+
+        def solved(question: Question, image: bytes | None) -> Turn:
+            return choice_shot(question.text, question.options, question.answer, image)
+
+        orders = len(LETTERS) if self.cyclic else 1
+        turned = [replace(item, question=shifted(item.question, order)) for item in items for order in range(orders)]
+        inquiry = self._open("classification", turned, solved)
+        return replace(inquiry, scoring="letter", items=items, orders=orders)
+
+    def likelihoods(self, items: list[Item]) -> Inquiry:
+        """For the likelihood of the options."""
+        conversations = [Conversation((Turn(i.question.text, image=i.image),), self.system) for i in items]
+        people = (self.population.profiles[item.question.profile] for item in items)
+        options = [
+            tuple(statement(person, item.question, option) for option in item.question.options)
+            for person, item in zip(people, items, strict=True)
+        ]
+        return Inquiry("likelihood", items, conversations, options=options)
+
+    def sentences(self, items: list[Item]) -> Inquiry:
+        """For a free answer, without shots."""
+        return self._open("generation", items)
+
+    def blanks(self, items: list[Item]) -> Inquiry:
+        """For the words that fill a blank. A drawn person has two cloze questions in a view."""
+        return self._open("cloze", items, lambda question, image: cloze_shot(question.text, question.answer, image))
+
+    def _open(self, task: str, items: list[Item], solved: Callable[..., Turn] | None = None) -> Inquiry:
+        examples: dict[tuple, tuple[Turn, ...]] = {}
+        conversations = []
+        for item in items:
+            key = item.set, item.question.task, item.question.view
+            if key not in examples:
+                examples[key] = self._examples(*key, solved)[: self.shots] if solved else ()
+            turn = question_turn(item.question, item.image, self.protocol)
+            conversations.append(Conversation((*examples[key], turn), self.system))
+        upstream = self.protocol == "upstream"
+        tokens, until = (UPSTREAM_TOKENS, "") if upstream else (TOKENS[task], None)
+        return Inquiry("", items, conversations, tokens, until)
+
+    def _examples(self, set_name: str, task: str, view: str, solved: Callable[..., Turn]) -> tuple[Turn, ...]:
+        """Solved questions of the drawn people, in the image view each beside its person's portrait."""
+        return tuple(
+            solved(question, person.portrait if view == "image_text" else None)
+            for person in shown(self.draws, self.population, set_name, task)
+            for question in person.questions
+            if question.task == task and question.view == view
+        )
+
+
+def shifted(question: Question, places: int) -> Question:
+    """The question with its options moved up by so many places, those at the top to the end."""
+    return replace(question, options=question.options[places:] + question.options[:places])
+
+
+def statement(person: Profile, question: Question, option: str) -> str:
+    """``option`` as an answer: the person's fine-tuning sentence for the asked attribute, the fact replaced by it, and
+    the article before it made to fit. In the text view the sentence says the name."""
+    for qa in person.qa:
+        if qa.value and qa.attribute == question.attribute and qa.value in qa.answer:
+            before, after = qa.answer.split(qa.value, 1)
+            article = "an " if option[:1].lower() in "aeiou" else "a "
+            text = re.sub(r"\b[Aa]n? $", article, before) + option + after
+            return with_name(text, person.name) if question.view == "text" else text
+    return option

@@ -1,0 +1,133 @@
+"""How likely a model finds each token of answers that it reads (teacher forcing): the raw material of forget quality.
+
+Memorisation and membership inference are computed from these numbers, so a finished run is measured anew without its
+model.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from mllmu_nb.data.conversations import VIEW_OF, Conversation, training_conversations
+from mllmu_nb.data.schema import Profile
+from mllmu_nb.evaluation.ask import inquiries_of
+from mllmu_nb.evaluation.tasks import Asking
+from mllmu_nb.models import families
+from mllmu_nb.models.score import score
+
+FAR = 1e4  # standard deviations; a model that is sure of another token puts the true one beyond any number
+HALF = pa.list_(pa.float16())  # three digits are plenty and halve the file
+STORED = {"log_probs": HALF, "right": pa.list_(pa.bool_()), "spread": HALF}
+
+
+class Forced(NamedTuple):
+    """One answer read token by token, without its closing token; each array is [tokens]."""
+
+    log_probs: np.ndarray  # log p(y_t | x, y_<t) in nats
+    right: np.ndarray  # whether y_t was the likeliest token
+    spread: np.ndarray  # standard deviations of log p(y_t) above its mean over the vocabulary under p (Min-K++)
+
+
+def teacher_forced(
+    model, processor, conversations: Sequence[Conversation], batch_size: int = 64, progress: str = ""
+) -> list[Forced]:
+    """Read the answers of ``conversations``, each of one answered turn, in the order given. ``progress`` names the bar.
+    Raises ``KitError`` for an empty answer."""
+    family = families.of(model)
+    order = sorted(range(len(conversations)), key=lambda i: _length(conversations[i]))  # little padding
+    read: dict[int, Forced] = {}
+    bar = tqdm(total=len(order), desc=progress, mininterval=1.0, disable=None if progress else True)
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        batch = family.encode(processor, [conversations[i] for i in indices], eos=False, device=model.device)
+        batch = {key: t.to(model.dtype) if t.is_floating_point() else t for key, t in batch.items()}
+        with torch.inference_mode():
+            scored = score(model, batch)
+            counts = scored.counts.tolist()
+            tokens = [values.cpu().split(counts) for values in _measured(scored)]
+        for index, *values in zip(indices, *tokens, strict=True):
+            read[index] = Forced(*(value.numpy() for value in values))
+        bar.update(len(indices))
+    bar.close()
+    return [read[index] for index in range(len(order))]
+
+
+def sentences(
+    model, processor, people: Mapping[str, Sequence[Profile]], *, system: str = "", batch_size: int = 64
+) -> pd.DataFrame:
+    """One row a fine-tuning sentence of ``people`` (``member``: forget or fresh → profiles) and view, read by the model
+    as it is taught. The same number at the end of ``question_id`` is the same fact in both views; the columns of
+    :class:`Forced` hold an entry a token; ``zlib_bytes`` is the length of the compressed answer.
+    """
+    rows, conversations = [], []
+    for member, profiles in people.items():
+        for modality, view in VIEW_OF.items():
+            for person, conversation in zip(profiles, training_conversations(profiles, modality), strict=True):
+                numbered = [(n, qa) for n, qa in enumerate(person.qa) if view == "image_text" or qa.attribute != "name"]
+                for (number, qa), turn in zip(numbered, conversation.turns, strict=True):
+                    key = f"{person.id}/finetuning/{view}/{number}"
+                    rows.append((person.id, member, qa.attribute, key, view, turn.answer))
+                    conversations.append(Conversation((turn,), system))
+    forced = teacher_forced(model, processor, conversations, batch_size, "sentences")
+    frame = pd.DataFrame(rows, columns=["profile", "member", "attribute", "question_id", "view", "answer"])
+    return frame.drop(columns="answer").assign(
+        n_tokens=[len(one.right) for one in forced],
+        **{name: [getattr(one, name) for one in forced] for name in Forced._fields},
+        zlib_bytes=[len(zlib.compress(answer.encode())) for answer in frame["answer"]],
+    )
+
+
+def fluency(base, processor, answers: pd.DataFrame, asking: Asking, *, batch_size: int = 64, **asked) -> np.ndarray:
+    """Mean log-likelihood per token that ``base`` gives each free answer among ``answers`` (the rows of ``ask``) after
+    the same question and picture, without system prompt [rows]; NaN for other tasks and empty answers. ``asked``: sets
+    and limit of the questions."""
+    inquiries = inquiries_of(asking, scoring="letter", **asked)
+    questions = [one for one in inquiries if one.items and one.items[0].question.task == "generation"]
+    free = [conversation for inquiry in questions for conversation in inquiry.conversations]
+    rows = np.flatnonzero(answers["task"] == "generation")
+    # a model may write anything, even the word that stands for a picture
+    texts = [text.replace(processor.image_token, " ").strip() for text in answers["answer"].iloc[rows]]
+    triples = zip(rows, free, texts, strict=True)
+    written = [(row, conversation.answered(text)) for row, conversation, text in triples if text]
+    forced = teacher_forced(base, processor, [conversation for _, conversation in written], batch_size)
+    means = np.full(len(answers), np.nan)
+    for (row, _), one in zip(written, forced, strict=True):
+        means[row] = one.log_probs.mean()
+    return means
+
+
+def write(frame: pd.DataFrame, path: Path) -> None:
+    """Write what ``sentences`` gives, in half precision."""
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    for name, kind in STORED.items():
+        values = [np.asarray(one, kind.value_type.to_pandas_dtype()) for one in frame[name]]
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, kind))
+    halves = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name, kind in STORED.items() if kind is HALF}
+    words = ["profile", "member", "attribute", "view"]
+    pq.write_table(table, path, compression="zstd", compression_level=19, use_dictionary=words, column_encoding=halves)
+
+
+def _measured(scored) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The three quantities of :class:`Forced` for all supervised tokens of a batch, one after the other."""
+    mask = scored.mask
+    labels, log_p = scored.labels[mask], scored.logits[mask].float().log_softmax(-1)
+    chosen = log_p.gather(-1, labels[:, None])[:, 0]
+    p = log_p.exp()
+    mean = (p * log_p).sum(-1, keepdim=True)
+    deviation = (p * (log_p - mean) ** 2).sum(-1).sqrt().clamp(min=1e-6)  # 0 where one token has all of p
+    return chosen, log_p.argmax(-1) == labels, ((chosen - mean[:, 0]) / deviation).clamp(-FAR, FAR)
+
+
+def _length(conversation: Conversation) -> tuple[bool, int]:
+    turn = conversation.turns[0]
+    return turn.image is not None, len(turn.prompt) + len(turn.answer)

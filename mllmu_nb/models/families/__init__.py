@@ -1,0 +1,8 @@
+"""Families of models, one file each. Every module here is imported, and so are the extensions."""
+
+from mllmu_nb import registry
+from mllmu_nb.models.families.base import FAMILIES, LABEL_MODES, TOKEN_KINDS, Family, get, of, register
+
+__all__ = ["FAMILIES", "LABEL_MODES", "TOKEN_KINDS", "Family", "get", "of", "register"]
+
+registry.import_all(__import__(__name__, fromlist=["base"]))

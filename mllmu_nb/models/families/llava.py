@@ -1,0 +1,42 @@
+"""LLaVA-1.5: a CLIP tower, a projector, a Llama."""
+
+from __future__ import annotations
+
+from mllmu_nb.data.conversations import Conversation
+from mllmu_nb.models.families.base import Family, register
+
+
+@register
+class Llava(Family):
+    """``{system} USER: <image>\\n{prompt}\\nASSISTANT: {answer}{eos}``; few-shot examples end with a line break."""
+
+    name, label = "llava", "LLaVA"
+    hub, released_vanilla = "llava-hf/llava-1.5-7b-hf", "MLLMMU/LLaVA_Vanilla"
+    language_linears = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj"
+    vision = r"model\.vision_tower\."
+
+    def render(self, conversation: Conversation, slot: str = "<image>", eos: str = "") -> tuple[str, list]:
+        """An open end stops at ``ASSISTANT:`` without a blank, so that the answer's first token carries it."""
+        text, spans = (f"{conversation.system} " if conversation.system else ""), []
+        for turn in conversation.turns:
+            # without a picture upstream's few-shot and choice prompts keep the line break after "USER:"
+            opening = "USER:" if turn.image is None else f"USER: {slot}"
+            text += f"{opening}\n{turn.prompt}\n{turn.reply}"
+            if turn.answer:
+                start = len(text)
+                text += f" {turn.answer}{eos if turn.reply == 'ASSISTANT:' else ''}"
+                spans.append((start, len(text)))
+                if turn.reply != "ASSISTANT:":
+                    text += "\n"
+        return text, spans
+
+    def image_tokens(self, processor) -> int:
+        side = processor.image_processor.crop_size
+        rows, columns = side["height"] // processor.patch_size, side["width"] // processor.patch_size
+        count = rows * columns + processor.num_additional_image_tokens
+        return count - 1 if processor.vision_feature_select_strategy == "default" else count
+
+    def published_shape(self):
+        from transformers import LlavaConfig
+
+        return LlavaConfig(text_config={"model_type": "llama", "vocab_size": 32064})  # all else is the class's default

@@ -1,0 +1,46 @@
+"""What a model says about the supervised tokens of a batch: the one forward pass of training and of teacher forcing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from mllmu_nb.errors import KitError
+from mllmu_nb.unlearning.base import IGNORE, Method, Needs, Scored
+
+
+def score(model, batch: Mapping[str, Tensor], method: Method | None = None, name: str = "") -> Scored:
+    """Logits at the supervised positions of a batch [B, T', V], T' the most any row has, by a plain model or through
+    peft; everywhere where ``method`` needs it. The vocabulary projection, which would fill most of the memory, runs
+    there only. Raises KitError when a row has no label."""
+    needs = method.needs if method else Needs()
+    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inputs = {key: value for key, value in batch.items() if key not in ("labels", "stored_log_probs")}
+    output = core.model(**inputs, use_cache=False, output_hidden_states=bool(needs.hidden))
+    states, (positions, labels) = output.last_hidden_state, labelled(batch)
+
+    def at_labels(values: Tensor) -> Tensor:
+        return values[:, :-1].gather(1, positions.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+
+    hidden = {}
+    for layer in needs.hidden:
+        depth, last = getattr(method, layer), len(output.hidden_states) - 1
+        number = round(depth * last) if isinstance(depth, float) else depth
+        if not 0 <= number <= last:
+            raise KitError(f"{layer} of {method.name} is {depth}: give a share (0 to 1) or a layer (0 to {last})")
+        hidden[layer] = at_labels(output.hidden_states[number])
+    everywhere = core.lm_head(states) if name in needs.everywhere else None
+    return Scored(core.lm_head(at_labels(states)), labels, hidden, everywhere)
+
+
+def labelled(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Positions [B, T'] whose next token is labelled, in their order, and the labels there."""
+    labels = batch["labels"][:, 1:]
+    supervised = labels != IGNORE
+    counts = supervised.sum(1)
+    if not bool(counts.all()):
+        raise KitError("an example has no supervised token: its answer is empty or its label mask is wrong")
+    # A stable sort moves the labelled positions of a row to the front and keeps their order.
+    positions = supervised.int().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
+    return positions, labels.gather(1, positions)

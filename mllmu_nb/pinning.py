@@ -1,0 +1,49 @@
+"""The same bits on every x86 CPU with AVX2: three environment variables choose torch's AVX2 kernels everywhere.
+
+They are read when torch first computes, so they are set when this package is imported; child processes inherit them.
+``docs/architecture.md`` says why, and where it was tried.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import warnings
+from pathlib import Path
+
+VARIABLES = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+UNPINNED = "MLLMU_NB_UNPINNED"  # set to anything: for building bases, whose bfloat16 is 200 times slower when pinned
+
+
+def pin() -> None:
+    """Sets what is not set yet. Warns in one line when torch is loaded already and may have chosen its kernels."""
+    if os.environ.get(UNPINNED) or not _has_avx2():
+        return
+    missing = [name for name in VARIABLES if name not in os.environ]
+    if missing and "torch" in sys.modules:
+        warnings.warn(
+            "torch was imported before mllmu_nb, so results may differ in bits from those of other CPUs: "
+            "import mllmu_nb first",
+            stacklevel=3,
+        )
+    for name in missing:
+        os.environ[name] = VARIABLES[name]
+
+
+def settings() -> dict[str, str]:
+    """The variables that decide the bits, as they are: "" where one is not set."""
+    return {name: os.environ.get(name, "") for name in VARIABLES}
+
+
+def pinned() -> bool:
+    """Whether all of them have the values that pin the bits."""
+    return all(os.environ.get(name, "").lower() == value.lower() for name, value in VARIABLES.items())
+
+
+def _has_avx2() -> bool:
+    """Forcing AVX2 kernels on a CPU without them would crash. Other systems than Linux do not say: x86 is trusted."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    description = Path("/proc/cpuinfo")
+    return " avx2" in description.read_text() if description.is_file() else True

@@ -1,0 +1,83 @@
+"""A model of one's own beside vanilla and the oracle: what it scores, what it lost, and whether that says anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+
+from mllmu_nb.data.schema import SETS
+from mllmu_nb.errors import KitError
+from mllmu_nb.reporting.runs import Run, Scores
+from mllmu_nb.reporting.tables import ASKED_IN, cell_text, closed_gates, select, select_metrics
+from mllmu_nb.scoring.frames import MODEL
+from mllmu_nb.scoring.health import judged
+from mllmu_nb.scoring.registry import metrics
+from mllmu_nb.scoring.score import cells, item_scores, side_by_side
+
+
+def check_reference(run: Run, method: str, base_model: str, data_hash: str, forget_ids: Iterable[str]) -> None:
+    """Raises KitError unless ``run`` is of ``method`` and family ``base_model``, and was asked about these people."""
+    if run["method"] != method:
+        raise KitError(f"the run {run.id} is of {run['method']}, not of {method}")
+    if run["base_model"] != base_model:
+        raise KitError(f"the run {run.id} is of the family {run['base_model']}, and your model of {base_model}")
+    mine = {"data_hash": data_hash, "forget_ids": list(forget_ids)}
+    for name, what in (("data_hash", "about other people"), ("forget_ids", "with other people to be forgotten")):
+        if run.record.get(name) != mine[name]:
+            raise KitError(f"the run {run.id} was made {what} than those of your configuration: look at data and ratio")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """``own`` and those references of the same people that are at hand."""
+
+    own: Run
+    vanilla: Run | None = None
+    oracle: Run | None = None
+
+    @cached_property
+    def scores(self) -> Scores:
+        """The scores of all of them, paired question by question whatever their seeds."""
+        runs = [run for run in (self.own, self.vanilla, self.oracle) if run]
+        items = item_scores(side_by_side(*(run.answers for run in runs)))
+        return Scores(runs, items, cells(items), judged(items), [])
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """The model's own rows of the long frame: its scores, and its differences to the references."""
+        return select(self.scores, **self._model)
+
+    @property
+    def _model(self) -> dict:
+        return {column: self.own[column] for column in MODEL}
+
+    def table(self, against: str = "") -> pd.DataFrame:
+        """Its scores as they are read, ``51.7 ± 4.1``, or its differences to ``against`` (vanilla, oracle), in brackets
+        behind a closed gate: a row a set and view, a column a main metric."""
+        known = {metric.key: metric for metric in metrics(main=True)}
+        rows = select_metrics(self.scores, known.values(), **self._model, against=against, view=list(ASKED_IN))
+        texts: dict[tuple[str, str], dict[str, str]] = {(s, v): {} for s in SETS for v in ASKED_IN}
+        for cell in rows.dropna(subset=["value"]).to_dict("records"):
+            metric = known[cell["task"], cell["scoring"], cell["metric"]]
+            head = metric.shown_as_gap if against else metric.label
+            texts[cell["set"], cell["view"]][head] = cell_text(cell, metric, signed=bool(against))
+        shown = {(s.capitalize(), ASKED_IN[v]): texts[s, v] for s, v in texts if texts[s, v]}
+        frame = pd.DataFrame(shown.values()).fillna("")
+        if shown:
+            frame.index = pd.MultiIndex.from_tuples(shown, names=["set", "asked with"])
+        return frame
+
+    def remarks(self) -> list[str]:
+        """What the gates allow to be read, and whether the model has collapsed, in a few lines."""
+        lacking = [name for name in ("vanilla", "oracle") if getattr(self, name) is None]
+        if lacking:
+            return [f"Without {' and '.join(lacking)} nobody can say whether a low score is forgetting."]
+        rows = select_metrics(self.scores, metrics(main=True), set="forget", view=list(ASKED_IN))
+        closed = closed_gates(self.scores, rows.to_dict("records"))
+        opened = "Vanilla answers better about the forget people than the oracle, in every metric: scores can be read."
+        why = next((why for model, why in self.scores.collapsed.items() if model[3] == self.own["method"]), "")
+        collapsed = f"The model has collapsed, so a low score is no forgetting: {why}."
+        return [*(closed or [opened]), *([collapsed] if why else [])]

@@ -1,0 +1,419 @@
+"""How figures look, and the few shapes they have: intervals, bars with intervals, a heat map, names beside lines, a
+page of text and pictures.
+
+Widths are those of a two-column paper (3.4 in a column, 7 in the page) and no text is smaller than 7 pt. Colours are
+Okabe and Ito's, safe for colour-blind readers. A method has the same colour and marker everywhere, those of its class;
+a filled mark means unlearned on image + text, a hollow one on text only; grey stands behind a closed gate.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+from matplotlib.textpath import text_to_path
+from matplotlib.transforms import ScaledTranslation
+from PIL import Image
+from scipy.optimize import isotonic_regression
+from seaborn.utils import relative_luminance
+
+from mllmu_nb import unlearning
+
+COLUMN, PAGE = 3.4, 7.0  # inches
+SMALL, NORMAL = 7.0, 8.0  # points
+LINE = 1.32 * SMALL / 72  # inches from one line of small text to the next
+INK, GREY, PALE = "#222222", "#6b6b6b", "#d9d9d9"
+CLOSED = "#b0b0b0"  # what stands behind a closed gate; the oracle's grey is darker
+RIGHT, WRONG = "#0072B2", "#C04F00"  # Okabe and Ito's blue and vermillion, the latter darkened to be read as text
+FONT = "DejaVu Sans"  # comes with matplotlib: the same letters on every machine
+STYLE = {
+    "font.family": FONT,
+    **dict.fromkeys(("font.size", "axes.titlesize"), NORMAL),
+    **dict.fromkeys(("axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"), SMALL),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), GREY),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width", "hatch.linewidth"), 0.6),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2.5),
+    "axes.prop_cycle": matplotlib.cycler(color=["#D55E00", "#CC79A7", "#009E73", "#0072B2"]),
+    "axes.axisbelow": True,
+    "grid.color": PALE,
+    "grid.linewidth": 0.4,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
+}
+styled = matplotlib.style.context(STYLE, after_reset=True)  # a decorator; whatever the caller's settings are
+
+
+Limits = tuple[float, float] | None  # of an interval
+
+
+class Look(NamedTuple):
+    """How a model is drawn wherever it appears."""
+
+    colour: str
+    marker: str
+    filled: bool = True
+
+
+REFERENCES = {"base": Look("#56B4E9", "X"), "vanilla": Look("#000000", "o"), "oracle": Look("#6b6b6b", "*")}
+
+
+def look(method: str, variant: str = "canonical", modality: str = "none") -> Look:
+    """Colour and marker of a method; hollow where it was unlearned on text only."""
+    classes = unlearning.variants(method)
+    own = classes.get(variant) or next(iter(classes.values()), unlearning.Method)
+    known = REFERENCES.get(method) or Look(own.colour, own.marker)
+    return known._replace(filled=modality != "unimodal")
+
+
+@styled
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write ``stem``.png (200 dpi) and ``stem``.pdf without dates, so the same figure gives the same bytes."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    settle(figure)
+    paths = []
+    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        paths.append(stem.with_name(f"{stem.name}.{kind}"))
+        figure.savefig(paths[-1], metadata=metadata)
+    return paths
+
+
+def settle(figure: Figure) -> None:
+    """Lays the panels out for good, so that what is placed beside them afterwards stays there."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
+# -- text that fits -----------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4096)
+def width_of(text: str, size: float = SMALL, weight: str = "normal") -> float:
+    """Width of a line of text in inches."""
+    font = FontProperties(family=FONT, size=size, weight=weight)
+    return text_to_path.get_text_width_height_descent(text, font, False)[0] / 72
+
+
+def printable(text: str) -> str:
+    """One line of characters the font has; what it lacks (a model may write anything) is shown as a box."""
+    font = get_font(findfont(FontProperties(family=FONT)))
+    return "".join(c if font.get_char_index(ord(c)) else "□" for c in " ".join(str(text).split()))
+
+
+def wrap(text: str, width: float, size: float = SMALL, weight: str = "normal", most: int = 3) -> list[str]:
+    """``text`` in at most ``most`` lines no wider than ``width`` inches; what is cut ends in an ellipsis."""
+
+    def fits(line: str) -> bool:
+        return width_of(line, size, weight) <= width
+
+    lines = [""]
+    for word in printable(text).split(" "):
+        while word and len(lines) <= most:
+            longer = f"{lines[-1]} {word}".lstrip()
+            if fits(longer):
+                lines[-1], word = longer, ""
+            elif lines[-1]:
+                lines.append("")
+            else:  # a word wider than the line
+                end = max(n for n in range(1, len(word)) if n == 1 or fits(word[:n]))
+                lines[-1:], word = [word[:end], ""], word[end:]
+    if len(lines) > most:
+        last = lines[most - 1]
+        while not fits(f"{last}…"):
+            last = last[:-1]
+        lines = [*lines[: most - 1], f"{last.rstrip()}…"]
+    return lines
+
+
+def below_lines(texts: Iterable[str], width: float = PAGE) -> list[str]:
+    """The lines below a figure, broken to its width."""
+    return [line for text in texts if text for line in wrap(text, width - 0.15, most=6)]
+
+
+def spread(wanted: Sequence[float], gap: float, low: float = -math.inf, high: float = math.inf) -> list[float]:
+    """Places nearest to those wanted (least squares) that are ``gap`` apart, kept between ``low`` and ``high``."""
+    order = np.argsort(wanted, kind="stable")
+    steps = gap * np.arange(len(order))
+    placed = np.empty(len(order))
+    nearest = isotonic_regression(np.asarray(wanted, float)[order] - steps).x
+    placed[order] = np.maximum(low, np.minimum(nearest, high - steps[-1])) + steps
+    return placed.tolist()
+
+
+# -- panels -------------------------------------------------------------------------------------------------------
+
+
+def panels(rows: int, columns: int, size: tuple[float, float], below: Iterable[str] = (), **sharing: Any):
+    """A figure of ``size`` inches with ``rows`` × ``columns`` panels, and its axes [rows, columns]; the texts ``below``
+    stand in grey at its foot and add to its height."""
+    lines = below_lines(below, size[0])
+    figure = Figure((size[0], size[1] + LINE * len(lines)), layout="constrained")
+    if lines:
+        look = {"fontsize": SMALL, "color": GREY, "linespacing": 1.15, "parse_math": False}
+        figure.supxlabel("\n".join(lines), x=0.08 / size[0], ha="left", **look)
+    return figure, figure.subplots(rows, columns, squeeze=False, **sharing)
+
+
+def mark(
+    panel: Axes, x: float, y: float, look: Look, across: Limits = None, along: Limits = None, thickness: float = 1.0
+) -> None:
+    """A model's mark with its interval: ``across`` in x, ``along`` in y, each (low, high)."""
+    how = {"markerfacecolor": face(look)["facecolor"], "markersize": 5.8 if look.marker == "*" else 4.4}
+    how |= {"xerr": _reach(x, across), "yerr": _reach(y, along), "elinewidth": thickness}
+    panel.errorbar(x, y, fmt=look.marker, color=look.colour, **how)
+
+
+def _reach(value: float, limits: Limits) -> list[list[float]] | None:
+    """How far an interval goes to both sides, as matplotlib wants it."""
+    return limits and [[max(0.0, value - limits[0])], [max(0.0, limits[1] - value)]]
+
+
+def look_of(row: Mapping[str, Any], colour: str = "colour") -> Look:
+    """The look in the columns ``colour``, marker and filled of a row; a filled point where they are missing."""
+    return Look(row.get(colour, INK), row.get("marker", "o"), row.get("filled", True))
+
+
+def legend(figure: Figure, faces: Mapping[str, Mapping[str, Any]]) -> None:
+    """Names above the panels, each beside a patch of this face."""
+    patches = [Patch(linewidth=0.8, **one) for one in faces.values()]
+    figure.legend(patches, faces, loc="outside upper left", ncols=len(faces), handlelength=1.2, columnspacing=1.5)
+
+
+def face(look: Look) -> dict[str, str]:
+    """Colours of a bar or patch."""
+    return {"facecolor": look.colour if look.filled else "white", "edgecolor": look.colour}
+
+
+def _values(frame: pd.DataFrame, column: str) -> list:
+    """The values of a column, each once, by its categories or else in the order of the rows; one "" for no column."""
+    if column and isinstance(frame[column].dtype, pd.CategoricalDtype):
+        return list(frame[column].cat.remove_unused_categories().cat.categories)
+    return list(dict.fromkeys(frame[column])) if column else [""]
+
+
+def _facets(
+    frame: pd.DataFrame, row: str, column: str, size: tuple[float, float], below: Iterable[str], **sharing: Any
+) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """A figure with a panel for each value of the columns ``row`` and ``column``, and the rows of ``frame`` in each."""
+    rows, columns = _values(frame, row), _values(frame, column)
+    figure, axes = panels(len(rows), len(columns), size, below, **sharing)
+    cells = []
+    for (i, above), (j, beside) in product(enumerate(rows), enumerate(columns)):
+        here = frame[frame[row] == above] if row else frame
+        cells.append((axes[i][j], here[here[column] == beside] if column else here))
+        axes[i][j].set(title="" if i else beside, ylabel="" if j else above)
+    return figure, cells
+
+
+def forest(
+    frame: pd.DataFrame,
+    *,
+    y: str,
+    x: str = "value",
+    limits: tuple[str, str] = ("low", "high"),
+    colour: str = "colour",
+    row: str = "",
+    column: str = "",
+    dodge: str = "",
+    band: str = "",
+    right: str = "",
+    above: bool = False,
+    below: Iterable[str] = (),
+) -> Figure:
+    """A mark with its interval for every row of ``frame``: a line a value of ``y``, a panel a ``row`` and ``column``.
+
+    All but the last two are names of columns. ``x`` is the value, ``limits`` its interval; ``colour``, marker and
+    filled are the look. Rows that differ in ``dodge`` stand side by side on a line. ``band``: half the width of a grey
+    band around 0; ``right``: text to the right of a panel. With ``above`` each panel has an order of its own, and the
+    names stand above the marks. ``below``: texts at the foot.
+    """
+    names, sides, labels = (_values(frame, name) for name in (y, dodge, row))
+    most = frame.groupby([name for name in (row, column) if name]).size().max() if above else len(names)
+    step = 2.2 * LINE if above else 1.25 * LINE * max(1.0, 0.8 * len(sides))
+    tall = max(step * most, *(width_of(line) for label in labels for line in label.split("\n")))  # they stand upright
+    size = PAGE, 0.35 + len(labels) * (0.25 + tall)
+    figure, facets = _facets(frame, row, column, size, below, sharex="col", sharey=not above)
+    for panel, here in facets:
+        panel.axvline(0, color=GREY, linewidth=0.6, zorder=1)
+        if band and len(here):
+            reach = here[band].max()
+            panel.axvspan(-reach, reach, color=PALE, alpha=0.6, linewidth=0, zorder=0)
+        for number, one in enumerate(here.to_dict("records")):
+            place = number if above else names.index(one[y])
+            place += (sides.index(one[dodge]) - (len(sides) - 1) / 2) * 0.68 / len(sides) if dodge else 0
+            mark(panel, one[x], place, look_of(one, colour), across=tuple(one[name] for name in limits))
+            if above:
+                _above(panel, place, one[y], one[right] if right else "", one.get("ink", INK))
+            elif right:
+                across = panel.get_yaxis_transform()
+                panel.text(1.03, place, one[right], transform=across, va="center", fontsize=SMALL)
+        panel.set_ylim(most - 0.5, -0.9 if above else -0.6)
+        panel.set_yticks([] if above else range(len(names)), None if above else names)
+        panel.tick_params(axis="y", length=0)
+    seaborn.despine(figure, left=True)
+    return figure
+
+
+def _above(panel: Axes, place: float, name: str, right: str, ink: str) -> None:
+    look = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": SMALL, "zorder": 1.5}
+    look["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over the line at 0, below the intervals
+    panel.annotate(name, (0, place), xytext=(0, 4), color=ink, **look)
+    panel.annotate(right, (1, place), xytext=(0, 4), ha="right", **look)
+
+
+def bars(
+    frame: pd.DataFrame,
+    *,
+    x: str,
+    row: str = "",
+    column: str = "",
+    dodge: str = "",
+    line: str = "",
+    above: str = "",
+    height: float = 3.5,
+    below: Iterable[str] = (),
+) -> Figure:
+    """A bar of ``value`` with its interval (low, high) for every row of ``frame``: a group a value of ``x``, in it a
+    bar a value of ``dodge``, a panel a ``row`` and ``column``. ``line``: height of a dotted line in a panel, NaN for
+    none; ``above``: text above a bar. All but ``height`` (in) and ``below`` are names of columns; colour and filled
+    are the look."""
+    names, sides = _values(frame, x), _values(frame, dodge)
+    room = 0.85 * PAGE / len(_values(frame, column)) / len(names)  # inches for a name, roughly
+    turned = any(width_of(word) > room for name in names for word in name.split())
+    labels = names if turned else ["\n".join(wrap(name, 0.9 * room)) for name in names]
+    size = PAGE, height + (max(map(width_of, names)) - 0.2 if turned else 0)
+    figure, facets = _facets(frame, row, column, size, below, sharex=True, sharey=True)
+    width = 0.84 / len(sides)
+    for panel, here in facets:
+        for one in here.to_dict("records"):
+            place = names.index(one[x]) + (sides.index(one[dodge] if dodge else "") - (len(sides) - 1) / 2) * width
+            look, value, ends = look_of(one), one["value"], (one["low"], one["high"])
+            panel.bar(place, value, 0.9 * width, linewidth=0.9, zorder=2, **face(look))
+            dark = look.filled and relative_luminance(look.colour) < 0.1
+            halo = {"path_effects": [withStroke(linewidth=2, foreground="white")]} if dark else {}
+            how = {"fmt": "none", "ecolor": INK, "elinewidth": 0.7, "capsize": 1.5, "capthick": 0.7, "zorder": 3}
+            panel.errorbar(place, value, yerr=_reach(value, ends), **how, **halo)
+            if above and one[above]:
+                offset = {"xytext": (0, 1), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+                panel.annotate(one[above], (place, max(0.0, ends[1])), **offset, fontsize=SMALL)
+        panel.axhline(0, color=INK, linewidth=0.7, zorder=1)
+        if line and here[line].notna().any():
+            panel.axhline(here[line].max(), color=GREY, linewidth=0.7, linestyle=":", zorder=4)
+        panel.grid(axis="y")
+        panel.set_xticks(range(len(names)), labels, rotation=90 if turned else 0)
+        panel.tick_params(axis="x", length=0)
+    if above and frame[above].any():
+        low, high = figure.axes[0].get_ylim()
+        figure.axes[0].set_ylim(low, high + 0.12 * (high - low))  # room for what stands above the bars
+    seaborn.despine(figure, bottom=True)
+    return figure
+
+
+def heat(
+    panel: Axes,
+    values: pd.DataFrame,
+    texts: np.ndarray,
+    colours: Colormap,
+    limits: tuple[float, float],
+    closed: np.ndarray | None = None,
+    **bar: Any,
+) -> None:
+    """A heat map of ``values`` [rows, columns] with ``texts`` in its cells, grey where ``closed``; ``bar`` is how its
+    colour bar is drawn. NaN is grey as well."""
+    grey = values.isna().to_numpy() if closed is None else closed
+    panel.set_facecolor(PALE)
+    scale = {"vmin": limits[0], "vmax": limits[1], "cmap": colours, "linewidths": 0.8, "cbar_kws": bar}
+    seaborn.heatmap(values, mask=grey, ax=panel, **scale)
+    for (y, x), text in np.ndenumerate(texts):
+        share = (values.iloc[y, x] - limits[0]) / (limits[1] - limits[0])
+        shade = relative_luminance(PALE if grey[y, x] else colours(share))
+        ink = "white" if shade < 0.21 else INK  # whichever has more contrast
+        panel.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=SMALL, color=ink)
+    panel.tick_params(length=0, rotation=0)
+
+
+class End(NamedTuple):
+    """What is named to the right of a panel: at this height, by this text, with the mark of this look if it has one."""
+
+    panel: Axes
+    height: float
+    text: str
+    colour: str = INK
+    look: Look | None = None
+
+
+def name_ends(figure: Figure, ends: Sequence[End]) -> None:
+    """Writes names to the right of panels, each at its height or, where several are close, as near as they fit; a thin
+    line leads there. The layout of the figure is final afterwards."""
+    at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "annotation_clip": False}
+    notes = []
+    for end in ends:
+        start = (24 if end.look else 7, 0)
+        text = {"color": end.colour, "fontsize": SMALL, "va": "center"}
+        notes.append(end.panel.annotate(end.text, (1, end.height), start, **at, **text))
+    settle(figure)
+    leader = {"arrowstyle": "-", "color": PALE, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
+    for panel in dict.fromkeys(end.panel for end in ends):
+        mine = [(end, note) for end, note in zip(ends, notes, strict=True) if end.panel is panel]
+        low, high = panel.get_ylim()
+        points, gap = 72 * panel.get_window_extent().height / figure.dpi, 1.3 * SMALL
+        heights = [points * (end.height - low) / (high - low) for end, _ in mine]
+        places = spread(heights, gap, gap / 2, points - gap / 2)
+        for (end, note), up in zip(mine, np.subtract(places, heights), strict=True):
+            note.xyann = (note.xyann[0], up)
+            if end.look or abs(up) > 1:
+                panel.annotate("", (1, end.height), (14 if end.look else 6, up), **at, arrowprops=leader)
+            if end.look:
+                offset = ScaledTranslation(16 / 72, up / 72, figure.dpi_scale_trans)
+                place = {"transform": panel.get_yaxis_transform() + offset, "clip_on": False, "zorder": 5}
+                size = {"s": 34 if end.look.marker == "*" else 20, "marker": end.look.marker, "linewidth": 1.0}
+                panel.scatter(1, end.height, **size, **face(end.look), **place)
+
+
+class Page:
+    """A page measured in inches from its upper left corner, as high as what is put on it."""
+
+    def __init__(self, width: float = PAGE):
+        self.figure, self.width = Figure((width, 1.0)), width
+        self.axes = self.figure.add_axes((0, 0, 1, 1))
+        self.axes.set(xlim=(0, width), ylim=(1, 0))
+        self.axes.axis("off")
+
+    def write(self, x: float, y: float, lines: Iterable[str], **look: Any) -> float:
+        """Lines downwards from (x, y); returns the y below them."""
+        for line in lines:
+            self.axes.text(x, y, line, va="top", parse_math=False, **({"fontsize": SMALL} | look))
+            y += LINE
+        return y
+
+    def rule(self, y: float, left: float, right: float, colour: str = PALE) -> None:
+        self.axes.plot([left, right], [y, y], color=colour, linewidth=0.6)
+
+    def picture(self, data: bytes, x: float, y: float, size: float) -> None:
+        """A PNG or JPEG as a square of ``size``."""
+        box = self.axes.inset_axes((x, y, size, size), transform=self.axes.transData)
+        box.imshow(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), interpolation="nearest")
+        box.set(xticks=[], yticks=[])
+        box.spines[:].set(color=PALE, linewidth=0.6)
+
+    def cut(self, bottom: float) -> Figure:
+        """The page down to ``bottom``."""
+        self.figure.set_size_inches(self.width, bottom)
+        self.axes.set_ylim(bottom, 0)
+        return self.figure

@@ -1,0 +1,296 @@
+"""Finished runs, read from their files and scored: what every table and figure starts from.
+
+Results are a folder with ``runs/<run id>`` (answers.parquet, train.json, draws.json, provenance.json ..) and ``people``
+(questions and facts, once for the people of a data hash). Nothing here loads a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mllmu_nb import paths, unlearning
+from mllmu_nb.config import stable_hash
+from mllmu_nb.errors import KitError
+from mllmu_nb.scoring.frames import GROUP, MODEL, RUN, SEEDS
+from mllmu_nb.scoring.gates import gates
+from mllmu_nb.scoring.health import judged
+from mllmu_nb.scoring.questions import with_questions
+from mllmu_nb.scoring.ranking import Ranking, ranking
+from mllmu_nb.scoring.registry import metrics
+from mllmu_nb.scoring.score import cells, item_scores, run_scores
+from mllmu_nb.stages import RECORD, Stage, is_whole, read_json
+
+MODALITIES = {"multimodal": "image + text", "unimodal": "text only"}
+REFERENCES = {"base": "Base", "vanilla": "Vanilla", "oracle": "Oracle"}
+COLLAPSED = "‡"
+OWN, COMMITTED = "your own run", "the committed reference run"
+TAUGHT_BY = ("base_path", "adaptation", "replay", "train_steps", "train_lr", "schedule", "label_mode", "eos")
+FRAMES = ("items", "cells", "judged")
+NOT_VARIED = {*RUN, "seed", "settings"}  # parameters that a run's columns hold already
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run. ``answers`` are joined with their questions and the run's columns, ``sentences`` with the
+    latter (None where they were not kept); ``record`` is its provenance, ``train`` how its model was trained."""
+
+    folder: Path
+    record: dict
+    train: dict
+    answers: pd.DataFrame
+    sentences: pd.DataFrame | None
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    def __getitem__(self, column: str) -> Any:
+        """A column of the run (``method``, ``modality``, ``forget_ratio`` ..)."""
+        return columns_of(self.record)[column]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Resolved parameters, the method's hyper-parameters among them."""
+        return {**self.record["parameters"], **self.record["parameters"]["settings"]}
+
+    @cached_property
+    def items(self) -> pd.DataFrame:
+        """The answers with a column a metric."""
+        return item_scores(self.answers)
+
+    def values(self, names: Iterable[str]) -> list[Any]:
+        """The values of parameters, "" for those that the run does not have."""
+        values = (self.parameters.get(name) for name in names)
+        return ["" if value is None else value for value in values]
+
+    @property
+    def label(self) -> str:
+        return label(*(self[column] for column in MODEL))
+
+    @property
+    def base_label(self) -> str:
+        """The printed name of the base model's family."""
+        return self.record.get("base_label") or self["base_model"]
+
+
+def columns_of(record: dict) -> dict[str, Any]:
+    """The columns that say which run a row is of; ``name`` is what a model that was made elsewhere is called."""
+    parameters = {**record["parameters"], "run": record["run"], "scale": record["scale"]}
+    taught = {name: parameters[name] for name in TAUGHT_BY}
+    if revision := parameters.get("base_revision"):  # a later parameter: older records lack it
+        taught["base_path"] += f"@{revision}"
+    parameters["taught"] = stable_hash([record["data_hash"], *taught.values()])
+    return {column: parameters[column] for column in RUN} | ({"method": record["name"]} if record.get("name") else {})
+
+
+def read_run(folder: Path) -> Run:
+    """The finished run in ``folder``. Raises KitError when there is none, or a file is not as it was written."""
+    if not (folder / "answers.parquet").is_file() or not (folder / RECORD).is_file():
+        raise KitError(f"there is no finished run in {folder}: it lacks answers.parquet or {RECORD}")
+    if not is_whole(folder):
+        raise KitError(f"a file of the run in {folder} was changed or cut off: make the run again")
+    record = read_json(folder / RECORD)
+    own = columns_of(record)
+    answers = pd.read_parquet(folder / "answers.parquet")
+    answers = answers.astype(dict.fromkeys(answers.select_dtypes("category"), str))
+    if answers.empty:
+        raise KitError(f"{folder / 'answers.parquet'} holds no answer: make the run again")
+    people = _people(paths.people(folder.parent.parent), record["data_hash"])
+    answers = with_questions(answers.assign(**own), *people)
+    if answers["question"].isna().any():
+        raise KitError(f"the run in {folder} answers questions that its people's table lacks: make the run again")
+    stored = folder / "sentences.parquet"
+    sentences = pd.read_parquet(stored).assign(**own) if stored.is_file() else None
+    return Run(folder, record, read_json(folder / "train.json"), answers, sentences)
+
+
+def _people(folder: Path, data_hash: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The questions and facts of the people whom runs were asked about."""
+    try:
+        questions, facts = (pd.read_parquet(folder / f"{data_hash}{end}.parquet") for end in ("", "-facts"))
+    except (OSError, ValueError) as error:
+        raise KitError(f"the questions {data_hash} in {folder} cannot be read ({error}): make a run again") from None
+    return questions, facts
+
+
+def read_runs(results: Path) -> list[Run]:
+    """Every finished run of ``results``, in the order of their ids. Raises KitError when there is none, or one is
+    damaged."""
+    folders = sorted(path.parent for path in paths.runs(results).glob(f"*/{RECORD}"))
+    if not folders:
+        raise KitError(f"no finished run under {paths.runs(results)}: `make reproduce` makes them")
+    return [read_run(folder) for folder in folders]
+
+
+def which_results(scale: str) -> tuple[Path, str]:
+    """The results that are shown and how to call them: one's own where there are any, else the committed ones."""
+    own = paths.results(scale)
+    if any(paths.runs(own).glob(f"*/{RECORD}")):
+        return own, OWN
+    if scale == "miniature" and any(paths.runs(paths.reference()).glob(f"*/{RECORD}")):
+        return paths.reference(), COMMITTED
+    raise KitError(f"no finished run under {paths.runs(own)}: `make reproduce` makes them")
+
+
+def varied(runs: Iterable[Run]) -> list[str]:
+    """Parameters beside the model's own columns in which runs of one model differ, as when a grid goes over a rate."""
+    values: dict[str, dict[tuple, set[str]]] = {}
+    for run in runs:
+        model = tuple(str(run[column]) for column in (*GROUP, *MODEL))
+        for name, value in run.parameters.items():
+            if name not in NOT_VARIED:
+                values.setdefault(name, {}).setdefault(model, set()).add(repr(value))
+    return sorted(name for name, by_model in values.items() if any(len(one) > 1 for one in by_model.values()))
+
+
+def items_of(runs: Sequence[Run], by: Sequence[str] | None = None) -> pd.DataFrame:
+    """The answers of runs, scored: one row an answer, a column a metric and each parameter ``by`` (`varied` ones)."""
+    by = varied(runs) if by is None else by
+    return item_scores(pd.concat([_with_values(run.answers, run, by) for run in runs], ignore_index=True))
+
+
+def _with_values(rows: pd.DataFrame, run: Run, names: Sequence[str]) -> pd.DataFrame:
+    return rows.assign(**dict(zip(names, run.values(names), strict=True)))
+
+
+def _in_order(runs: Iterable[Run]) -> list[Run]:
+    return sorted(runs, key=lambda run: [run[column] for column in RUN[1:]])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What tables and figures are made of: runs, their scored ``items``, the long frame ``cells``, and which models are
+    ``judged`` to have collapsed; ``by`` names the parameters that a grid varies."""
+
+    runs: list[Run]
+    items: pd.DataFrame
+    cells: pd.DataFrame
+    judged: pd.DataFrame
+    by: list[str]
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> Scores:
+        # by value and not by id: the draws of a bootstrap follow the order of the people
+        runs, by = _in_order(runs), varied(runs)
+        items = items_of(runs, by)
+        sentences = [_with_values(run.sentences, run, by) for run in runs if run.sentences is not None]
+        taught = pd.concat(sentences, ignore_index=True) if sentences else None
+        return cls(runs, items, cells(items, taught, by), judged(items, by), by)
+
+    @classmethod
+    def read(cls, results: Path) -> Scores:
+        """The scores of all runs of ``results``. Intervals take a while, so the frames are kept in the cache: their key
+        holds what the answers are and the code of every metric."""
+        runs = read_runs(results)
+        if by := varied(runs):
+            return cls.of(runs)  # their columns hold values of several kinds, which a file cannot
+
+        def make(folder: Path) -> None:
+            scores = cls.of(runs)
+            for name in FRAMES:
+                getattr(scores, name).drop(columns="rivals", errors="ignore").to_parquet(folder / f"{name}.parquet")
+
+        inputs = {"runs": [[run.id, columns_of(run.record), run.record["files"]] for run in runs]}
+        functions = (getattr(metric.function, "func", metric.function) for metric in metrics())
+        folder = Stage("scores", inputs, make, tuple(functions)).get()
+        return cls(_in_order(runs), *(pd.read_parquet(folder / f"{name}.parquet") for name in FRAMES), by)
+
+    def groups(self) -> list[tuple[tuple, Scores]]:
+        """The same, apart for each base model, protocol and forget ratio."""
+        return self._groups
+
+    @cached_property
+    def _groups(self) -> list[tuple[tuple, Scores]]:
+        return [(key, self._only(key)) for key in sorted({tuple(run[c] for c in GROUP) for run in self.runs})]
+
+    def _only(self, key: tuple) -> Scores:
+        runs = [run for run in self.runs if tuple(run[c] for c in GROUP) == key]
+        frames = (frame[frame[GROUP].eq(list(key)).all(axis=1)] for frame in (self.items, self.cells, self.judged))
+        return Scores(runs, *frames, self.by)
+
+    @cached_property
+    def gates(self) -> pd.DataFrame:
+        return gates(self.cells)
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        return ranking(self.items, self.cells, self.judged)
+
+    @cached_property
+    def collapsed(self) -> dict[tuple, str]:
+        """GROUP and model of each collapsed model → why it is one."""
+        rows = self.judged[self.judged["collapsed"]].to_dict("records")
+        return {tuple(row[c] for c in (*GROUP, *MODEL, *self.by)): row["why"] for row in rows}
+
+    def run_scores(self) -> pd.DataFrame:
+        """The rows of ``scores.csv``."""
+        return run_scores(self.items, self.gates)
+
+    def models(self) -> list[tuple]:
+        """(method, variant, modality, after, and the varied parameters) of every model, in the order of the tables."""
+        return models_in_order(map(self.model_of, self.runs))
+
+    def model_of(self, run: Run) -> tuple:
+        return (*(run[column] for column in MODEL), *run.values(self.by))
+
+    def name(self, model: tuple) -> str:
+        """The printed name of a model, with the values of the varied parameters."""
+        values = [f"{name} {value}" for name, value in zip(self.by, model[len(MODEL) :], strict=True) if value != ""]
+        return ", ".join([label(*model[: len(MODEL)]), *values])
+
+
+def run_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """The table of runs that lies beside them: what each id stands for, with every parameter that varies."""
+    parameters = pd.DataFrame([run.parameters for run in runs]).drop(columns="settings")
+    varying = [name for name in parameters if parameters[name].map(repr).nunique() > 1]
+    columns = list(dict.fromkeys([*RUN[1:], *SEEDS, *varying]))
+    table = pd.DataFrame([{**run.parameters, **columns_of(run.record)} for run in runs])
+    return table.reindex(columns=["run", *columns])
+
+
+# -- names and order --------------------------------------------------------------------------------------------
+
+
+def method_label(method: str) -> str:
+    """The printed name of a method, its own where the registry knows it."""
+    classes = unlearning.variants(method)
+    return REFERENCES.get(method) or (next(iter(classes.values())).label if classes else "") or method
+
+
+def label(method: str, variant: str = "canonical", modality: str = "none", after: str = "") -> str:
+    """The printed name: ``GA``, ``GA (text only)``, ``NPO (upstream, image + text)``, ``GA, int4 (text only)``."""
+    more = [variant] if variant not in ("", "canonical") else []
+    more += [MODALITIES[modality]] if modality in MODALITIES else []
+    name = f"{method_label(method)}, {after}" if after else method_label(method)
+    return name + (f" ({', '.join(more)})" if more else "")
+
+
+def in_order(methods: Iterable[str]) -> list[str]:
+    """Methods as tables print them: base, vanilla, the unlearning methods by their ``order``, prompting, oracle."""
+    return sorted(set(methods), key=lambda method: (_rank(method), method))
+
+
+def models_in_order(models: Iterable[tuple]) -> list[tuple]:
+    """(method, variant, modality ..), each once, in the order of the tables: image + text before text only."""
+    return sorted(set(models), key=_place)
+
+
+def _rank(method: str) -> int:
+    classes = unlearning.variants(method)
+    return {"base": -2, "vanilla": -1, "oracle": 1000}.get(method) or (
+        next(iter(classes.values())).order if classes else 60
+    )
+
+
+def _place(model: tuple) -> tuple:
+    method, variant, modality, *more = model
+    places = ["none", *MODALITIES]
+    rest = [(value, "") if isinstance(value, int | float) else (inf, str(value)) for value in more]
+    return _rank(method), method, variant, places.index(modality) if modality in places else 9, *rest

@@ -1,0 +1,1 @@
+"""From stored answers to scores: a registry of metrics, and pure functions from answers to one long frame."""

@@ -1,0 +1,124 @@
+"""Multiple choice, scored twice: by the letter the model writes and by the option it finds likeliest.
+
+docs/scoring.md ("Multiple choice", "Distances to the oracle") defines each metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import nan
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from mllmu_nb.data.schema import LETTERS
+from mllmu_nb.scoring.registry import NotMeasured, metric, no_pair
+from mllmu_nb.statistics.intervals import Interval
+from mllmu_nb.statistics.samples import jensen_shannon, ks
+
+OPTIONS = tuple(f"option_{letter}" for letter in LETTERS)
+PLACES = {letter: place for place, letter in enumerate(LETTERS)}
+TEXTS = tuple(f"option_text_{letter}" for letter in LETTERS)
+LETTER = {"task": "classification", "scoring": "letter"}
+LIKELIHOOD = {"task": "classification", "scoring": "likelihood"}
+ACCURACY = {"column": "correct", "margin": 0.1, "main": True}
+DISTANCES = {  # label, digits, bounds, and the function of two samples and whom each question is about
+    "ks": ("KS", 2, (0, 1), lambda ours, theirs, people: ks(ours, theirs)[0]),
+    "ks_log10_p": ("log10 p", 1, (-300, 0), lambda ours, theirs, people: ks(ours, theirs)[1]),
+    "js": ("JS", 2, (0, 1), lambda *samples: jensen_shannon(*samples)[0]),
+    "js_chance": ("JS by chance", 2, (0, 1), lambda *samples: jensen_shannon(*samples)[1]),
+}
+
+
+@metric("accuracy", label="Letter %", **ACCURACY, **LETTER)
+def letter_accuracy(items: pd.DataFrame) -> pd.Series:
+    return (letters(items) == items["answer_true"]).astype(float)
+
+
+@metric("parse_failure", label="No letter %", margin=0.1, knowledge=0, **LETTER)
+def parse_failure(items: pd.DataFrame) -> pd.Series:
+    return (letters(items) == "").astype(float)
+
+
+@metric("accuracy", label="Likelihood %", by_fact=True, **ACCURACY, **LIKELIHOOD)
+def likelihood_accuracy(items: pd.DataFrame) -> pd.Series:
+    return (likeliest(items) == items["answer_true"]).astype(float)
+
+
+@metric("consistency", label="Consistent %", knowledge=0, optional=True, margin=0.1, **LETTER)
+def consistency(items: pd.DataFrame) -> pd.Series:
+    """1 where one option is named in all four orders, else 0; NaN for a question asked in one order only."""
+    # order n moves the options up by n places; this is the place in order 0, NaN where no option is named
+    option = (letters(items).map(PLACES).astype(float) + items["order"]) % counts(items)
+    questions = option.groupby([items["run"], items["set"], items["question_id"]])
+    same = (questions.transform("nunique") == 1) & (questions.transform("count") == questions.transform("size"))
+    return same.astype(float).where(questions.transform("size") > 1)
+
+
+@metric("truth_ratio", label="R / (1 + R)", times=1, digits=2, knowledge=-1, margin=0.1, table="quality", **LIKELIHOOD)
+def truth_ratio(items: pd.DataFrame) -> pd.Series:
+    rows = items[items["answer_true"].isin(LETTERS)]
+    right = rows["answer_true"].map(PLACES)
+    logs = [log_truth_ratio(*row) for row in zip(rows[list(OPTIONS)].to_numpy(float), right, strict=True)]
+    return pd.Series(expit(np.array(logs, float)), rows.index).reindex(items.index)
+
+
+def log_truth_ratio(likelihoods: np.ndarray, right: int) -> float:
+    """log R of one question from the mean log-likelihoods per token of its options, ``right`` being the true one's."""
+    likelihoods = np.asarray(likelihoods, float)
+    return float(np.delete(likelihoods, right).mean() - likelihoods[right])
+
+
+def distance(
+    ours: Sequence, theirs: Sequence, function: Callable[[np.ndarray, np.ndarray, np.ndarray], float]
+) -> Interval:
+    """``function`` of the truth ratios of the questions that the model and its oracle were both asked, and of whom."""
+    columns, asked = ["question_id", "truth_ratio"], []
+    for run, oracle in zip(ours, theirs, strict=True):
+        if oracle is not None:
+            pairs = run[[*columns, "person"]].merge(oracle[columns], on="question_id", suffixes=("", "_oracle"))
+            asked.append(pairs.dropna())
+    if not asked or (both := pd.concat(asked)).empty:
+        raise NotMeasured(no_pair("oracle"))
+    people = both["person"].to_numpy()
+    value = function(both["truth_ratio"].to_numpy(), both["truth_ratio_oracle"].to_numpy(), people)
+    return Interval(value, nan, nan, len(both), len(pd.unique(people)))
+
+
+for _name, (_label, _digits, _bounds, _function) in DISTANCES.items():
+    _printed = {"label": _label, "digits": _digits, "times": 1, "table": "quality", "sets": ("forget",)}
+    _register = metric(_name, per="pair", bounds=_bounds, gate_of="truth_ratio", **_printed, **LIKELIHOOD)
+    _register(partial(distance, function=_function))
+
+
+def letters(items: pd.DataFrame) -> pd.Series:
+    """The letter each answer gives, or "" when its first character is none of the question's letters."""
+    first = items["answer"].str.strip().str[:1].str.upper()
+    return first.where(first.map(PLACES).astype(float) < counts(items), "")
+
+
+def likeliest(items: pd.DataFrame) -> pd.Series:
+    """The letter of the likeliest option (the first of equals); "" where an option has no finite likelihood."""
+    table, there = items[list(OPTIONS)].to_numpy(float), np.arange(len(OPTIONS)) < counts(items).to_numpy()[:, None]
+    best = np.where(there, table, -np.inf).argmax(axis=1)
+    known = (np.isfinite(table) | ~there).all(axis=1)
+    return pd.Series(np.where(known, np.array(LETTERS)[best], ""), items.index)
+
+
+def counts(items: pd.DataFrame) -> pd.Series:
+    """How many options each question has: those with a text, or four where the texts are not there."""
+    if not set(TEXTS) <= set(items):
+        return pd.Series(len(LETTERS), items.index)
+    return (items[list(TEXTS)].fillna("") != "").sum(axis=1)
+
+
+def parsed(items: pd.DataFrame) -> pd.Series:
+    """Whether an option came out of each answer; true of answers to other tasks."""
+    result = pd.Series(True, items.index)
+    for scoring, choose in (("letter", letters), ("likelihood", likeliest)):
+        rows = items[items["scoring"] == scoring]
+        if len(rows):
+            result[rows.index] = choose(rows) != ""
+    return result

@@ -1,0 +1,203 @@
+"""A factuality score from 1 to 10 by rule, for answers about one known fact.
+
+The table of grades is in docs/scoring.md ("The factuality rubric"). It stands in for upstream's grades by gpt-4o-mini,
+and is not that judge: never compare its figures with published GPT scores.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, lru_cache
+
+from nltk.stem.porter import PorterStemmer
+
+IDLE = frozenset("a an the of in at on for and to with as is named university college school institute academy".split())
+DENIALS = frozenset("no not never none neither nor without isn doesn don didn wasn hasn cannot".split())
+GENDERS = {"female": {"female", "woman", "girl", "lady"}, "male": {"male", "man", "boy", "gentleman"}}
+MONTHS = "january february march april may june july august september october november december".split()
+STEM = cache(PorterStemmer().stem)
+SHARES = ((1.0, 9), (0.75, 8), (0.6, 7), (0.5, 6), (1 / 3, 5))  # of the value's words, at least
+EQUAL = 0.005  # numbers this near are the same
+DISTANCES = ((0.02, 8), (0.05, 7), (0.10, 6), (0.15, 5), (0.25, 4), (0.40, 3))  # from the number, at most
+# year, month and day right
+DATES = {(1, 1, 0): 8, (1, 0, 1): 6, (0, 1, 1): 6, (1, 0, 0): 5, (0, 1, 0): 4, (0, 0, 1): 4}
+THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+FEET = re.compile(r"(\d+) ?(?:feet|foot|ft|['′’])(?: ?(?:and )?(\d+(?:\.\d+)?) ?(?:inches|inch|in\b|[\"″”]|''))?")
+REFUSAL = re.compile(
+    r"\b(sorry|apologi[sz]e|unable to|not able to|can ?not (?:share|provide|answer|disclose|tell|help|reveal|give|say)"
+    r"|can['’]t (?:share|provide|answer|disclose|tell|help|reveal|give|say)|won['’]t|will not (?:share|provide|answer)"
+    r"|do(?:es)? ?n[o'’]t (?:know|have (?:any |that |this |the )?information)|do not (?:know|have)|no information"
+    r"|not comfortable|personal information|private information|confidential)\b",
+    re.IGNORECASE,
+)
+
+
+def rubric(answer: str, value: str, attribute: str = "", rivals: Iterable[str] = ()) -> int:
+    """Grade an answer from 1 to 10 against the bare value of an attribute.
+
+    ``rivals`` are values that the attribute has for other people: naming one beside the truth contradicts it.
+    """
+    tokens, truth = words(answer), words(value)
+    whole = holds(answer, value)
+    if not tokens or _gibberish(answer) or (REFUSAL.search(answer) and not whole):
+        return 1
+    if truth and truth[0] in DENIALS:
+        return 10 if whole else 9 if DENIALS & set(tokens) else 2
+    if whole and _denied(tokens, truth):
+        return 3
+    grade = GRADERS.get(attribute)
+    score = grade and grade(answer, value) or _words(answer, value)
+    if score >= 9 and grade in (None, _place) and _contradicted(answer, value, rivals):
+        return 7
+    return 10 if score == 9 and whole else score
+
+
+@lru_cache(maxsize=2**16)  # one answer is compared with everybody's value
+def words(text: str) -> tuple[str, ...]:
+    """Lower-case words and numbers without punctuation, accents or thousands separators: ``$72,000`` → ``72000``."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold()
+    return tuple(re.findall(r"\d+(?:\.\d+)?|[^\W\d_]+", THOUSANDS.sub("", plain)))
+
+
+def holds(answer: str, value: str) -> bool:
+    """Whether the value stands in the answer: whole words in a row, whatever the case and punctuation."""
+    return bool(words(value)) and _position(words(answer), words(value)) is not None
+
+
+def words_once(answer: str) -> tuple[str, ...]:
+    """The words of an answer with each sentence once: a model without a closing token repeats one until it is cut."""
+    return words(". ".join(dict.fromkeys(sentence.strip() for sentence in re.split(r"[.!?\n]+", answer))))
+
+
+def mostly_symbols(answer: str) -> bool:
+    """Whether under half of the characters are letters or digits."""
+    visible = [c for c in answer if not c.isspace()]
+    return sum(c.isalnum() for c in visible) < 0.5 * len(visible)
+
+
+def _position(tokens: Sequence[str], sought: Sequence[str]) -> int | None:
+    width = len(sought)
+    return next((i for i in range(len(tokens) - width + 1) if tokens[i : i + width] == sought), None)
+
+
+def _gibberish(answer: str) -> bool:
+    """A word three times in a row, few different words in a long answer, or characters that are no text."""
+    tokens, once = words(answer), words_once(answer)
+    if any(a == b == c for a, b, c in zip(tokens, tokens[1:], tokens[2:], strict=False)):
+        return True
+    return (len(once) >= 8 and len(set(once)) < 0.4 * len(once)) or mostly_symbols(answer)
+
+
+def _denied(tokens: Sequence[str], truth: Sequence[str]) -> bool:
+    """A denying word among the three before the value."""
+    start = _position(tokens, truth) or 0
+    return bool(DENIALS & set(tokens[max(0, start - 3) : start]))
+
+
+def _contradicted(answer: str, value: str, rivals: Iterable[str]) -> bool:
+    """Whether the answer also names another person's value, one that shares no telling word with the truth."""
+    own = _stems(value)
+    return any(holds(answer, rival) and not own & _stems(rival) for rival in rivals)
+
+
+# One function for each kind of value: 2 to 9, or None for a value that is not of the kind
+
+
+def _words(answer: str, value: str) -> int:
+    sought = _stems(value)
+    share = len(sought & _stems(answer)) / len(sought) if sought else 0.0
+    return next((score for bound, score in SHARES if share >= bound), 4 if share else 2)
+
+
+@lru_cache(maxsize=2**16)
+def _stems(text: str) -> set[str]:
+    return {STEM(word) for word in words(text) if word not in IDLE} or set(map(STEM, words(text)))
+
+
+def _date(answer: str, value: str) -> int | None:
+    named, truth = _date_numbers(answer), _date_numbers(value)
+    if any(len(numbers) != 1 for numbers in truth):
+        return None
+    right = tuple(true <= numbers for true, numbers in zip(truth, named, strict=True))
+    if all(right):
+        return 9 if all(len(numbers) == 1 for numbers in named) else 7
+    if not any(right):
+        [year] = truth[0]
+        return 3 if {year - 1, year + 1} & named[0] else 2
+    return DATES[right] - (DATES[right] == 8 and bool(named[2]))  # another day is worse than none
+
+
+def _date_numbers(text: str) -> tuple[set[int], set[int], set[int]]:
+    """Years, months and days named in ``March 12, 1985``, ``12 March 1985``, ``1985-03-12`` or ``3/12/1985``."""
+    dates = re.findall(r"\b(\d{4})-(\d{1,2})-(\d{1,2})\b", text)
+    dates += [(y, m, d) for m, d, y in re.findall(r"\b(\d{1,2})/(\d{1,2})/(\d{4})\b", text)]
+    years, months, days = ({int(date[i]) for date in dates} for i in range(3))
+    for word in words(re.sub(r"\b\d{1,4}[-/]\d{1,2}[-/]\d{1,4}\b", " ", text)):
+        if word in MONTHS:
+            months.add(MONTHS.index(word) + 1)
+        elif word.isdigit():
+            (years if len(word) == 4 else days).add(int(word))
+    return years, months, days
+
+
+def _place(answer: str, value: str) -> int | None:
+    city, _, country = map(str.strip, value.partition(","))
+    if not country:
+        return None
+    if holds(answer, city):
+        if holds(answer, country):
+            return 9
+        # "Lyon, Spain": a comma and a capital right after the city name another country
+        return 6 if re.search(re.escape(city) + r"\s*,\s*[A-Z]", answer, re.IGNORECASE) else 8
+    if holds(answer, country):
+        return 4
+    return 3 if _stems(value) & _stems(answer) else 2
+
+
+def _quantities(text: str) -> list[float]:
+    """Numbers in a text, thousands as ``72,000`` or ``72k``."""
+    numbers = re.findall(r"(\d+(?:\.\d+)?)(?: ?(k|thousand)\b)?", THOUSANDS.sub("", text.casefold()))
+    return [float(digits) * (1000 if unit else 1) for digits, unit in numbers]
+
+
+def _number(
+    answer: str, value: str, quantities: Callable[[str], list[float]] = _quantities, scale: float = 1.0
+) -> int | None:
+    truth, named = quantities(value), quantities(answer)
+    if len(truth) != 1 or not truth[0]:
+        return None
+    distances = sorted(abs(number - truth[0]) / truth[0] / scale for number in named)
+    if distances and distances[0] <= EQUAL:  # the same number in other units, "6 feet (183 cm)", is no second number
+        return 9 if distances[-1] <= DISTANCES[0][0] else 7
+    return next((score for bound, score in DISTANCES if distances and distances[0] <= bound), 2)
+
+
+def _height(answer: str, value: str) -> int | None:
+    return _number(answer, value, _centimetres, scale=0.2)  # heights lie close together
+
+
+def _centimetres(text: str) -> list[float]:
+    """Heights in cm, m or feet and inches."""
+    plain = THOUSANDS.sub("", text.casefold())
+    feet = [(int(tall) * 12 + float(more or 0)) * 2.54 for tall, more in FEET.findall(plain)]
+    return feet + [number * 100 if number < 3 else number for number in _quantities(FEET.sub(" ", plain))]
+
+
+def _gender(answer: str, value: str) -> int | None:
+    named = [gender for gender, synonyms in GENDERS.items() if synonyms & set(words(answer))]
+    truth = next((gender for gender, synonyms in GENDERS.items() if value.strip().casefold() in synonyms), None)
+    if truth is None:
+        return None
+    return (9 if len(named) == 1 else 5) if truth in named else 2
+
+
+GRADERS = {
+    "birth_date": _date,
+    "birthplace": _place,
+    "residence": _place,
+    "height": _height,
+    "salary": _number,
+    "gender": _gender,
+}

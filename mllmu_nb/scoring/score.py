@@ -1,0 +1,227 @@
+"""Answers → scores: one value an answer, one row a run and cell, and the one long frame that all tables are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from math import isnan, nan
+
+import pandas as pd
+
+from mllmu_nb.data.schema import SETS
+from mllmu_nb.errors import KitError
+from mllmu_nb.scoring import choice
+from mllmu_nb.scoring.frames import (
+    CELL,
+    COUNTS,
+    GROUP,
+    KEY,
+    MODEL,
+    PAIRED_ON,
+    PEOPLE,
+    POOLED,
+    REFERENCES,
+    SEEDS,
+    TAUGHT,
+    VIEWS,
+    filled,
+    is_model,
+    of_metric,
+    persons,
+)
+from mllmu_nb.scoring.gates import gates, with_gate
+from mllmu_nb.scoring.leakage import across_views
+from mllmu_nb.scoring.registry import METRICS, PER, TASKS, Metric, NotMeasured, by_key, metrics, no_pair
+from mllmu_nb.scoring.summary import NOTHING, paired, summaries
+from mllmu_nb.statistics.intervals import Interval, equivalence
+
+RUN_KEYS = ["run", "base_model", "forget_ratio", "forget_draw", "method", "protocol", "variant", "modality", "after"]
+RUN_KEYS += ["seed", *SEEDS]
+VALUES = ["value", "low", "high", *COUNTS]
+PLACE = ["against", *CELL, "metric"]
+NO_SENTENCES = "The run has no sentences.parquet."
+
+
+def item_scores(items: pd.DataFrame) -> pd.DataFrame:
+    """``items`` (any number of runs, see :mod:`~mllmu_nb.scoring.frames`) with a column a metric, NaN where an answer
+    has none, and ``parsed``. Of a question asked in several orders of its options the row of order 0 is kept."""
+    items = items.reset_index(drop=True)
+    items = items if "taught" in items else items.assign(taught="")
+    scored = _scored(items, [one for one in metrics(per="answer") if one.task != TAUGHT])
+    scored = scored.assign(parsed=choice.parsed(items))
+    return scored[scored["order"] == 0].reset_index(drop=True)
+
+
+def sentence_scores(sentences: pd.DataFrame) -> pd.DataFrame:
+    """``sentences`` (any number of runs) with a column a metric of sentences, and set, task and scoring."""
+    sentences = sentences.assign(set=sentences["member"], task=TAUGHT, scoring="").reset_index(drop=True)
+    sentences = sentences if "taught" in sentences else sentences.assign(taught="")
+    scored = _scored(sentences, metrics(per="answer", task=TAUGHT))
+    return scored.drop(columns=["log_probs", "right", "spread"])
+
+
+def _scored(rows: pd.DataFrame, wanted: Sequence[Metric]) -> pd.DataFrame:
+    columns = {one.column: pd.Series(nan, rows.index) for one in wanted}
+    for one in wanted:
+        asked = of_metric(rows, one.task, one.scoring)
+        if len(asked) and set(one.needs) <= set(rows):
+            columns[one.column][asked.index] = one.function(asked).astype(float)
+    return rows.assign(**columns)
+
+
+def run_scores(items: pd.DataFrame, known: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The rows of ``scores.csv`` from scored ``items``: one a run, set, task, view, scoring and metric.
+
+    Columns RUN_KEYS, CELL, metric, value, low, high, n_items, n_profiles, and with ``known`` gates (:func:`gates.gates`
+    of the cells) ``gate``. View ``both`` pools the two views. A metric that no answer of a cell carries gives no row.
+    """
+    items = items.assign(person=persons, seed=items["unlearn_seed"])
+    rows = []
+    for task, scoring, group in _by_task(metrics(per="answer", table="scores")):
+        asked = of_metric(items, task, scoring)
+        for view in (asked, asked.assign(view=POOLED)):
+            rows += summaries(view, [*RUN_KEYS, "set", "view"], group)
+    scores = pd.DataFrame(rows, columns=[*RUN_KEYS, *CELL, "metric", *VALUES]).drop(columns="n_replicates")
+    return scores if known is None else with_gate(scores, known)
+
+
+def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequence[str] = ()) -> pd.DataFrame:
+    """The one long frame of scores: every metric of every model, with all forget draws and seeds pooled.
+
+    ``items`` are scored, ``sentences`` as read, None where no run kept any; ``by`` are parameters that a grid varies.
+    docs/scoring.md ("The frames") has the columns. Raises KitError where two runs of one model agree in people and
+    seeds: they differ in another parameter, which belongs into ``by``.
+    """
+    key = [*GROUP, *MODEL, *by]
+    items = filled(items, by).assign(person=persons)
+    _refuse_twins(items, key)
+    models, frames = items[key].drop_duplicates(), []
+    for taught, rows in (False, items), (True, sentences):
+        if rows is None:
+            continue
+        rows = sentence_scores(filled(rows, by).assign(person=persons)) if taught else rows
+        wanted = {per: [one for one in metrics(per=per) if (one.task == TAUGHT) == taught] for per in PER}
+        answered = [one for one in wanted["answer"] if not one.optional or rows[one.column].notna().any()]
+        frames.append(_of_answers(rows, answered, models, key))
+        frames.append(pd.DataFrame(_of_models(rows, wanted["pair"] + wanted["model"], models, key)))
+    frames.append(pd.DataFrame(across_views(items, key)))
+    result = pd.concat(frames, ignore_index=True)
+    result = result.reindex(columns=[*key, *PLACE, *VALUES, "note"]).astype(dict.fromkeys(COUNTS, "Int64"))
+    result = result.assign(note=result["note"].fillna(""), verdict=_verdicts(result))
+    return with_gate(result, gates(result))
+
+
+def _by_task(wanted: Sequence[Metric]) -> list[tuple[str, str, list[Metric]]]:
+    keys = dict.fromkeys((one.task, one.scoring) for one in wanted)
+    return [(*key, [one for one in wanted if (one.task, one.scoring) == key]) for key in keys]
+
+
+def _of_answers(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+    """Metrics with one value a row: a level and differences for every model, set and view, or a note why not."""
+    values, grid = [], []
+    for against in ("", *REFERENCES):
+        shown = [one for one in wanted if one.is_compared or not against]
+        places = [(s, one.task, v, one.scoring, one.name) for one in shown for s in one.sets for v in (*VIEWS, POOLED)]
+        places = pd.DataFrame(places, columns=[*CELL, "metric"]).assign(against=against)
+        grid.append(models[~is_model(models, against)].merge(places, how="cross"))
+        for task, scoring, group in _by_task(shown):
+            columns = [one.column for one in group]
+            asked = of_metric(rows, task, scoring)
+            asked = asked[list(dict.fromkeys([*key, *PAIRED_ON, "view", "person", "run", *columns]))]
+            if against:
+                asked = paired(asked, against, columns)
+                asked = asked[~is_model(asked, against)]
+            for view in (asked, asked.assign(view=POOLED)):
+                summarised = summaries(view, [*key, "set", "view"], group, minus=bool(against))
+                values += [row | {"against": against} for row in summarised]
+    values = pd.DataFrame(values, columns=[*key, *PLACE, *VALUES])
+    result = pd.concat(grid).merge(values, on=[*key, *PLACE], how="left")
+    asked = set()
+    for columns in ([*key, "set"], [*key, "set", "task", "scoring"]):
+        asked |= set(rows[columns].drop_duplicates().itertuples(index=False, name=None))
+    notes = [_note(row, asked, tuple(row[column] for column in (*key, "set"))) for row in result.to_dict("records")]
+    return result.assign(note=notes)
+
+
+def _note(cell: dict, asked: set[tuple], at: tuple) -> str:
+    """Why a cell has no value, given what runs were ``asked``; "" where it has one."""
+    task, scoring, where = cell["task"], cell["scoring"], f"the {cell['set']} set"
+    if not isnan(cell["value"]):
+        return ""
+    if cell["against"]:
+        return no_pair(cell["against"])
+    if task == TAUGHT:
+        return NO_SENTENCES
+    if at not in asked:
+        return f"The run asked nothing of {where}."
+    if (*at, task, scoring) not in asked:
+        return f"The run asked no {TASKS[task]} questions{scoring and f' scored by {scoring}'} of {where}."
+    label = METRICS.get((task, scoring, cell["metric"])).label.removesuffix(" %")
+    return f"The run has no {label} score on {where}."
+
+
+def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, key: list[str]) -> list[dict]:
+    """Metrics of a whole model beside its oracle, with the views apart."""
+    result = []
+    for (task, scoring, group), view, set_name in product(_by_task(wanted), VIEWS, SETS):
+        if not (group := [one for one in group if set_name in one.sets]):
+            continue
+        here = of_metric(rows, task, scoring)
+        # sentences about forget people are compared with those about fresh ones
+        here = here[(here["view"] == view) & ((task == TAUGHT) | (here["set"] == set_name))]
+        runs = [(answers.iloc[0], answers) for _, answers in here.groupby("run", sort=False)]
+        oracles = {tuple(one[PEOPLE]): answers for one, answers in runs if _is_oracle(one)}
+        for model in models.to_dict("records"):
+            ours = [(one, answers) for one, answers in runs if all(one[c] == model[c] for c in key)]
+            theirs = [None if _is_oracle(one) else oracles.get(tuple(one[PEOPLE])) for one, _ in ours]
+            for one in group:
+                at = model | {"set": set_name, "task": task, "view": view, "scoring": scoring, "metric": one.name}
+                summaries, note = _compared(one, [answers for _, answers in ours], theirs)
+                for against, summary in summaries.items():
+                    if not (against and _is_oracle(model)):
+                        values = vars(summary) | {"n_replicates": len(ours)} if summary else NOTHING
+                        result.append(at | {"against": against, "note": "" if summary else note} | values)
+    return result
+
+
+def _is_oracle(row: dict | pd.Series) -> bool:
+    return (row["method"], row["after"]) == ("oracle", "")
+
+
+def _compared(one: Metric, ours: list[pd.DataFrame], theirs: list) -> tuple[dict[str, Interval | None], str]:
+    """The level (of a metric per model) and the difference to the oracle, and why one of them is missing."""
+    missing = {"": None, "oracle": None} if one.per == "model" else {"oracle": None}
+    if not ours:
+        return missing, NO_SENTENCES if one.task == TAUGHT else "Nothing was asked for it."
+    try:
+        outcome = one.function(ours, theirs)
+    except NotMeasured as reason:
+        return missing, str(reason)
+    return dict(zip(missing, outcome if one.per == "model" else [outcome], strict=True)), no_pair("oracle")
+
+
+def _refuse_twins(items: pd.DataFrame, key: list[str]) -> None:
+    alike = [*key, "forget_draw", *SEEDS]
+    runs = items[[*alike, "run"]].drop_duplicates()
+    twins = runs[runs.duplicated(alike, keep=False)]
+    if len(twins):
+        first = twins.merge(twins.iloc[[0]][alike], on=alike)["run"]
+        raise KitError(
+            f"runs {' and '.join(first)} are of one method with the same people and seeds, and would be pooled: "
+            "name the parameter in which they differ, or move one of them away"
+        )
+
+
+def _verdicts(cells: pd.DataFrame) -> list[str]:
+    margins = {key: one.margin for key, one in by_key().items()}
+    judged = (cells["against"] == "oracle") & cells["view"].isin([*VIEWS, POOLED]) & cells["value"].notna()
+    margin = [margins.get(key) for key in cells[KEY].itertuples(index=False, name=None)]
+    gaps = (Interval(*ends, 0, 0) for ends in cells[["value", "low", "high"]].to_numpy(float))
+    return [equivalence(gap, m) if known and m else "" for known, m, gap in zip(judged, margin, gaps, strict=True)]
+
+
+def side_by_side(*runs: pd.DataFrame) -> pd.DataFrame:
+    """The answers of runs about the same people as if they had the same draw and seeds, so that a question of one is
+    paired with the same question of another: a model of one's own beside vanilla and the oracle."""
+    alike = {column: runs[0][column].iloc[0] for column in PEOPLE}
+    return pd.concat(runs, ignore_index=True).assign(**alike)

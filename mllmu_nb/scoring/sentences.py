@@ -1,0 +1,123 @@
+"""Forget quality by taught sentences: nothing is asked, it is measured how likely a model finds what it was taught.
+
+docs/scoring.md ("Taught sentences") defines exact memorisation, extraction strength and the membership attacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from math import inf, nan
+
+import numpy as np
+import pandas as pd
+
+from mllmu_nb.scoring.frames import TAUGHT
+from mllmu_nb.scoring.registry import NotMeasured, metric
+from mllmu_nb.statistics.intervals import Interval
+from mllmu_nb.statistics.samples import Pairs, PerModel, Sample, tpr
+
+MIN_K = 0.2
+NEGATIVES = 300  # below, 1 % of them are fewer than three sentences
+LEAST = float(np.finfo(np.float16).min)  # what is below was stored in half precision as -inf
+QUALITY = {"task": TAUGHT, "table": "quality", "sets": ("forget",)}
+ENDLESS = QUALITY | {"bounds": (-inf, inf), "times": 1, "digits": 2}
+ATTACKS = {"loss": "LOSS", "zlib": "zlib", "min_k": "Min-K %", "min_k_pp": "Min-K++"}
+LEVELS = {"tpr_1": 0.01, "tpr_5": 0.05}
+Level = tuple[Interval, Interval | None]
+
+
+@metric("exact_memorisation", label="Exact mem. %", margin=0.1, **QUALITY)
+def exact_memorisation(sentences: pd.DataFrame) -> pd.Series:
+    return sentences["right"].map(lambda right: float(np.mean(right)))
+
+
+@metric("extraction_strength", label="Extraction %", margin=0.1, **QUALITY)
+def extraction_strength(sentences: pd.DataFrame) -> pd.Series:
+    return sentences["right"].map(strength)
+
+
+@metric("loss", label="log p", **ENDLESS)
+def loss(sentences: pd.DataFrame) -> pd.Series:
+    return sentences["log_probs"].map(lambda values: float(_finite(values).mean()))
+
+
+@metric("zlib", label="log p / byte", **ENDLESS)
+def zlib(sentences: pd.DataFrame) -> pd.Series:
+    return loss(sentences) / sentences["zlib_bytes"]
+
+
+@metric("min_k", label="Min-K %, log p", **ENDLESS)
+def min_k(sentences: pd.DataFrame) -> pd.Series:
+    return sentences["log_probs"].map(least)
+
+
+@metric("min_k_pp", label="Min-K++", **ENDLESS)
+def min_k_pp(sentences: pd.DataFrame) -> pd.Series:
+    return sentences["spread"].map(least)
+
+
+def strength(right: np.ndarray) -> float:
+    """1 − k/n, k the fewest of n tokens after which all are the first choice: 0 where not even the last is."""
+    wrong = np.flatnonzero(~np.asarray(right, bool))
+    return 1 - (wrong[-1] + 1) / len(right) if len(wrong) else 1.0
+
+
+def least(values: np.ndarray, share: float = MIN_K) -> float:
+    """The mean of the ``share`` smallest values, rounded down, but of one at least."""
+    return float(np.sort(_finite(values))[: max(1, int(share * len(values)))].mean())
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """The values of tokens in full precision; those beyond the half precision they were stored in lie at its end."""
+    return np.maximum(np.asarray(values, float), LEAST)
+
+
+def auc(ours: Sequence[pd.DataFrame], theirs: Sequence[pd.DataFrame | None], attack: str) -> Level:
+    """Area under the ROC curve of an attack, and its difference to the oracle's."""
+    models, reference = _samples(ours, attack), _samples(theirs, attack)
+    pairs = Pairs(models)
+    difference = Interval(*pairs.minus(Pairs(reference)), *_counts(models)) if reference else None
+    return Interval(*pairs.auc(), *_counts(models)), difference
+
+
+def rate(ours: Sequence[pd.DataFrame], theirs: Sequence[pd.DataFrame | None], attack: str, level: float) -> Level:
+    """True positive rate of an attack at a false positive rate, and its difference to the oracle's; no intervals."""
+    models, reference = _samples(ours, attack), _samples(theirs, attack)
+    fewest = min(len(fresh.values) for _, fresh in models)
+    if level == LEVELS["tpr_1"] and fewest < NEGATIVES:
+        raise NotMeasured(f"1 % needs {NEGATIVES} fresh sentences: {fewest} there.")
+    value = tpr(models, level)
+    difference = Interval(value - tpr(reference, level), nan, nan, *_counts(models)) if reference else None
+    return Interval(value, nan, nan, *_counts(models)), difference
+
+
+def _counts(models: PerModel) -> tuple[int, int]:
+    """How many sentences, forget and fresh, and about how many people."""
+    people = [set().union(*(side.people for side in sides)) for sides in zip(*models, strict=True)]
+    return sum(len(side.values) for sides in models for side in sides), sum(map(len, people))
+
+
+def _samples(runs: Sequence[pd.DataFrame | None], attack: str) -> PerModel:
+    """The forget and the fresh sentences of each run; none where a run is missing. Raises NotMeasured without fresh."""
+    if any(run is None or run.empty for run in runs):
+        return []
+    models = []
+    for run in runs:
+        values, people, member = run[attack].to_numpy(float), run["person"].to_numpy(str), run["member"].to_numpy(str)
+        models.append(tuple(Sample(values[member == side], people[member == side]) for side in ("forget", "fresh")))
+    if not all(len(fresh.values) for _, fresh in models):
+        raise NotMeasured(
+            "There are no fresh people, whom no model was taught: only differences to the oracle are known."
+        )
+    return models
+
+
+for _attack, _label in ATTACKS.items():
+    _of_model = QUALITY | {"per": "model"}
+    _area = metric(f"auc_{_attack}", label=_label, margin=0.1, times=1, digits=2, **_of_model)
+    _area(partial(auc, attack=_attack))
+    for _name, _level in LEVELS.items():
+        _label = f"at {100 * _level:g} %"
+        _rate = metric(f"{_name}_{_attack}", label=_label, digits=0, gate_of=f"auc_{_attack}", **_of_model)
+        _rate(partial(rate, attack=_attack, level=_level))

@@ -1,0 +1,16 @@
+"""The weights of the language model rounded to a few levels a row, as a toy of quantisation."""
+
+import torch
+
+from mllmu_nb.after import after
+
+
+@after("rounded")
+def rounded(model, config, bits: int = 4):
+    largest = 2 ** (bits - 1) - 1
+    for path in config.family.adapter_targets(model, "language"):
+        weight = model.get_submodule(path).weight
+        with torch.no_grad():
+            step = weight.abs().amax(1, keepdim=True) / largest
+            weight.copy_((weight / step).round() * step)
+    return model

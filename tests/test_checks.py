@@ -1,0 +1,157 @@
+"""The checks for additions: ours pass, and each kind of mistake is named."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from mllmu_nb import after, checks, unlearning
+from mllmu_nb.config import Config
+from mllmu_nb.errors import KitError
+from mllmu_nb.models import families
+from mllmu_nb.models.families.llava import Llava
+from mllmu_nb.models.load import load_base
+from mllmu_nb.models.miniature import make_model
+from mllmu_nb.unlearning import METHODS, Method, Needs, Recipe, register
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    """What a test registers is unknown again afterwards."""
+    for one in (METHODS, families.FAMILIES, after.STEPS):
+        monkeypatch.setattr(one, "_entries", dict(one._entries))
+
+
+@pytest.mark.parametrize("key", list(METHODS), ids=" ".join)
+def test_every_method_passes(key):
+    checks.check_method(METHODS.get(key))
+
+
+class Mine(Method):
+    """Ascent, to be spoilt."""
+
+    name, label = "mine", "Mine"
+
+    def loss(self, step):
+        yield "forget", -step.forget.mean_nll.mean()
+
+
+def spoilt(**attributes):
+    """The method with other attributes, or of another loss."""
+    loss = attributes.pop("yields", None)
+    if loss:
+        attributes["loss"] = lambda self, step: iter(loss(step))
+    return register(dataclass(frozen=True)(type("Spoilt", (Mine,), {"__module__": __name__, **attributes})))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "problem"),
+    [
+        ({"label": ""}, "needs a label and a marker"),
+        ({"colour": "red"}, "colour must be like #0072B2"),
+        ({"needs": Needs(hidden=("layer",))}, "needs.hidden names layer, which is no hyper-parameter"),
+        ({"recipes": {"tiny": Recipe(lr=1e-3, steps=3, source="me")}}, "recipes has 'tiny': give a scale"),
+        ({"recipes": {"paper": Recipe(lr=1e-3)}}, "its recipe for paper has no source"),
+        ({"recipes": {"paper": Recipe(steps=3, epochs=3, source="me")}}, "gives both steps and epochs"),
+        ({"recipes": {"paper": Recipe(settings={"beta": 3.0}, source="me")}}, "sets what is no hyper-parameter"),
+        ({"__annotations__": {"scale": "float"}, "scale": 1.0}, "every run has a parameter scale: choose another name"),
+        ({"__annotations__": {"beta": "list"}, "beta": ()}, "beta needs a default: a number, text, True or False"),
+        ({"yields": lambda step: []}, "its loss yields no term for forget"),
+        ({"yields": lambda step: [("forget", step.forget.mean_nll)]}, "forget must be a finite tensor without dim"),
+        ({"yields": lambda step: [("forget", step.forget.token_nll / 0)]}, "forget must be a finite tensor"),
+        (
+            {"yields": lambda step: [("a", step.forget.token_nll), ("b", step.forget.token_nll)]},
+            "b cannot be back-prop",
+        ),
+        ({"yields": lambda step: [("a", 0 * step.forget.token_nll)]}, "no gradient reaches the model"),
+        ({"yields": lambda step: [("a", step.forget.logits.mean())]}, "a depends on positions without a label"),
+    ],
+)
+def test_a_mistake_in_a_method_is_named(attributes, problem):
+    with pytest.raises(KitError) as error:
+        checks.check_method(spoilt(**attributes))
+    assert str(error.value).startswith("method mine (canonical)") and problem in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_method_must_be_registered_and_a_dataclass():
+    with pytest.raises(KitError, match="is not registered: put @register above the class"):
+        checks.check_method(Mine)
+
+    @register
+    class Bare(Mine):
+        beta: float = 0.1
+
+    with pytest.raises(KitError, match="beta is no hyper-parameter yet: put @dataclass.frozen=True. above the class"):
+        checks.check_method(Bare)
+
+
+# -- families ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base):
+    """A random LLaVA whose attention depends on positions more than a fresh one's."""
+    _, processor = load_base(str(tiny_base), "llava", "miniature")
+    made = make_model(processor.tokenizer, 0, width=32, layers=2, heads=2)
+    for layer in made.model.language_model.layers:
+        for part in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+            part.weight.data *= 8
+    return made, processor
+
+
+def test_llava_passes_and_its_model_is_left_as_it_was(model):
+    before = {name: p.clone() for name, p in model[0].named_parameters()}
+    checks.check_family(families.get("llava"), *model)
+    assert all(torch.equal(p, before[name]) and p.requires_grad for name, p in model[0].named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("attributes", "problem"),
+    [
+        (
+            {"render": lambda self, c, slot="", eos="": (Llava().render(c, slot, eos)[0], [(0, 4)])},
+            "not the answer",
+        ),
+        ({"image_tokens": lambda self, processor: 4}, "cannot read what is encoded: Image features and image tokens"),
+        (
+            {"token_counts": lambda self, processor, conversations: [1] * len(conversations)},
+            "token_counts says [1, 1, 1, 1]",
+        ),
+        ({"pictures": lambda self, p, rows: {k: 0 * v for k, v in Llava.pictures(self, p, rows).items()}}, "picture"),
+        ({"positions": lambda self, mask: 3 * Llava.positions(self, mask)}, "likelihood of an answer is another"),
+        ({"vision": "nowhere"}, "its vision pattern matches 0 of"),
+        ({"language_linears": r".*(q_proj|v_proj)"}, "language_linears reaches into the vision tower"),
+    ],
+)
+def test_a_mistake_in_a_family_is_named(model, attributes, problem):
+    families.FAMILIES._entries["llava"] = type("Spoilt", (Llava,), attributes)
+    with pytest.raises(KitError) as error:
+        checks.check_family(families.get("llava"), *model)
+    assert problem in str(error.value)
+
+
+# -- steps after unlearning -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "problem"),
+    [
+        (lambda model, config: None, "gives NoneType and no model: return the model"),
+        (lambda model, config: [p.data.fill_(torch.nan) for p in model.parameters()] and model, "not finite"),
+        (lambda model, config: [p.data.normal_() for p in model.parameters()] and model, "another model each time"),
+        (lambda model, config, seed=0: model, "every run has a parameter seed: choose another name"),
+    ],
+)
+def test_a_mistake_in_a_step_after_unlearning_is_named(model, step, problem):
+    after.after("spoilt")(step)
+    with pytest.raises(KitError, match=problem):
+        checks.check_after("spoilt", model[0], Config())
+
+
+def test_a_step_that_does_nothing_passes_and_one_without_defaults_is_refused(model):
+    after.after("nothing")(lambda model, config, bits=4: model)
+    checks.check_after("nothing", model[0], Config(method="ga", modality="multimodal"))
+    with pytest.raises(KitError, match="the step after unlearning 'int4' has no default for bits"):
+        after.after("int4")(lambda model, config, bits: model)
+    assert unlearning.names() and "int4" not in after.STEPS

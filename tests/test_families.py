@@ -1,0 +1,220 @@
+"""Families: prompts to the letter, label masks, pictures, and the modules that adapters sit on."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForImageTextToText, CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
+
+from mllmu_nb.data.conversations import (
+    Conversation,
+    Turn,
+    choice_prompt,
+    choice_shot,
+    cloze_prompt,
+    generation_prompt,
+)
+from mllmu_nb.data.generate import known_people
+from mllmu_nb.data.portraits import from_bytes
+from mllmu_nb.errors import KitError
+from mllmu_nb.models import families
+from mllmu_nb.models.adapters import attach
+from mllmu_nb.models.load import count_trainable
+from mllmu_nb.models.miniature import SHIPPED, make_processor, make_tokenizer
+from mllmu_nb.unlearning import IGNORE, Recipe
+
+FACE, OTHER = (person.portrait for person in known_people()[0][:2])
+LLAVA = families.get("llava")
+GOLDEN = Path(__file__).parent / f"adapter_reach_transformers{transformers.__version__.split('.')[0]}.json"
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return make_processor(make_tokenizer(["USER: Who is this person? ASSISTANT: This person is Ada."] * 50, 600))
+
+
+@pytest.fixture
+def conversations():
+    """One question with a picture and one without."""
+    return [
+        Conversation((Turn("Who is this person?", "This person is Ada.", FACE),)),
+        Conversation((Turn("Who?", "Ada."),)),
+    ]
+
+
+# -- wordings ---------------------------------------------------------------------------------------------------
+
+
+def test_wordings_are_the_released_evaluation_s():
+    options = ("Oslo", "Riga", "Lima", "Cairo")
+    assert choice_prompt("Where?", options) == (
+        "Where?\nA: Oslo\nB: Riga\nC: Lima\nD: Cairo\nJust give ONE letter representing the answer directly."
+    )
+    assert cloze_prompt("Born in __.") == (
+        "Born in [Blank].\nPlease **ONLY** provide the correct answer that should replace the [Blank]."
+    )
+    worded = "Who?\nAnswer the question based on your trained knowledge in one sentence {}in ENGLISH."
+    assert generation_prompt("Who?", "image_text") == worded.format("accurately ")
+    assert generation_prompt("Who?", "text") == worded.format("")
+
+
+def test_a_conversation_is_rendered_as_llava_reads_it():
+    shot = choice_shot("Where?", ("Oslo", "Riga", "Lima", "Cairo"), "B", FACE)
+    conversation = Conversation((shot, Turn("Who?", image=FACE), Turn("And?", "Ada.")), "Be kind.")
+    text, spans = LLAVA.render(conversation, eos="</s>")
+    assert text == (
+        "Be kind. USER: <image>\nQuestion: Where?\nA: Oslo\nB: Riga\nC: Lima\nD: Cairo\nCorrect Answer: B\n"
+        "USER: <image>\nWho?\nASSISTANT:USER:\nAnd?\nASSISTANT: Ada.</s>"
+    )
+    assert [text[a:b] for a, b in spans] == [" B", " Ada.</s>"]
+    assert LLAVA.render(Conversation((Turn("Who?"),)))[0] == "USER:\nWho?\nASSISTANT:"
+    opened = Conversation((Turn("Who?", image=FACE),), "Be kind.")
+    assert opened.answered("Ada.") == Conversation((Turn("Who?", "Ada.", FACE),), "Be kind.")
+
+
+def test_a_family_that_is_unknown_or_has_no_prompts_is_named():
+    with pytest.raises(KitError, match="unknown base_model 'lava': did you mean 'llava'"):
+        families.get("lava")
+    with pytest.raises(KitError, match="base_model 'idefics2' can be loaded, but its prompts are not written yet"):
+        families.get("idefics2").render(Conversation(()), "", "")
+
+
+# -- what is encoded --------------------------------------------------------------------------------------------
+
+
+def test_a_picture_that_comes_again_is_the_same_as_read_alone(processor):
+    opened = from_bytes(OTHER)
+    shown = [FACE, OTHER, FACE, opened, opened]
+    together = LLAVA.pictures(processor, [shown[:2], [], shown[2:]])["pixel_values"]
+    alone = [LLAVA.pictures(processor, [[image]])["pixel_values"] for image in shown]
+    assert (together == torch.cat(alone)).all() and not (together[0] == together[1]).all()
+    assert LLAVA.pictures(processor, [[], []]) == {}
+
+
+def test_the_image_slot_is_what_the_processor_itself_makes(processor):
+    text = processor(text="USER: <image>\nWho?", images=from_bytes(FACE), return_tensors="pt")
+    assert int((text["input_ids"] == processor.image_token_id).sum()) == 16 == LLAVA.image_tokens(processor)
+    ours = LLAVA.encode(processor, [Conversation((Turn("Who?", image=FACE),))])
+    assert (ours["pixel_values"] == text["pixel_values"]).all() and LLAVA.slot(processor) == 16 * "<image>"
+
+
+def test_label_modes_supervise_what_they_say(processor, conversations):
+    batches = {mode: LLAVA.encode(processor, conversations, mode) for mode in ("answer", "text", "upstream")}
+    ids, mask = batches["answer"]["input_ids"], batches["answer"]["attention_mask"]
+    words = processor.tokenizer
+    for row, answer in enumerate((" This person is Ada.</s>", " Ada.</s>")):
+        labels = batches["answer"]["labels"][row]
+        assert words.decode(labels[labels != IGNORE]) == answer
+    images = ids == processor.image_token_id
+    assert int(images.sum()) == 16
+    assert ((batches["upstream"]["labels"] != IGNORE) == mask.bool()).all()  # image slots are supervised
+    assert ((batches["text"]["labels"] != IGNORE) == (mask.bool() & ~images)).all()
+    assert words.decode(LLAVA.encode(processor, conversations, eos=False)["labels"][0][-1:].clamp(min=0)) != "</s>"
+    with pytest.raises(KitError, match="unknown label_mode 'all': choose one of answer, text, upstream"):
+        LLAVA.encode(processor, conversations, "all")
+
+
+def test_label_modes_counted_by_kind_of_token(processor, conversations):
+    """In LLaVA-1.5's true picture size: 336 pixels in patches of 14 make 576 slots."""
+    pictures = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    words = processor.tokenizer
+    true = LlavaProcessor(
+        pictures, words, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1
+    )
+
+    def length(*texts):
+        return sum(len(words(text, add_special_tokens=False)["input_ids"]) for text in texts)
+
+    answer, image = length(" This person is Ada.", " Ada."), 576
+    # the beginning token of both rows, role words, question and line breaks; cut where a picture or an answer stands
+    question = 2 + length("USER: ", "\nWho is this person?\nASSISTANT:", "USER:\nWho?\nASSISTANT:")
+    first = 1 + length("USER: ", "\nWho is this person?\nASSISTANT:", " This person is Ada.") + image + 1
+    second = 1 + length("USER:\nWho?\nASSISTANT:", " Ada.") + 1
+    there = {"answer": answer, "eos": 2, "question": question, "image": image, "padding": first - second}
+    learnt = {
+        "answer": {"answer": answer, "eos": 2},
+        "text": {"answer": answer, "eos": 2, "question": question},
+        "upstream": {"answer": answer, "eos": 2, "question": question, "image": image},
+    }
+    for mode, kinds in learnt.items():
+        assert LLAVA.supervised(true, conversations, mode) == {
+            kind: (kinds.get(kind, 0), n) for kind, n in there.items()
+        }
+    assert LLAVA.supervised(true, conversations, "text", eos=False)["eos"] == (0, 0)
+    assert LLAVA.token_counts(true, conversations) == [first - 1, second - 1]  # without the closing tokens
+    given = true(text="USER: <image>\nWho?", images=from_bytes(FACE), return_tensors="pt")
+    assert int((given["input_ids"] == true.image_token_id).sum()) == image  # the processor's own count
+
+
+def test_padding_on_the_left_moves_the_rows_and_nothing_else(processor, conversations):
+    right, left = (LLAVA.encode(processor, conversations, padding_side=side) for side in ("right", "left"))
+    for row in range(2):
+        for name in ("input_ids", "labels"):
+            a, b = (batch[name][row][batch["attention_mask"][row] == 1] for batch in (right, left))
+            assert (a == b).all()
+    assert left["attention_mask"][1, 0] == 0 and right["attention_mask"][1, -1] == 0
+    assert LLAVA.positions(torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])).tolist() == [
+        [0, 0, 0, 1, 2],
+        [0, 1, 2, 2, 2],
+    ]
+
+
+def test_no_text_is_unknown_to_the_shipped_tokenizer():
+    words = PreTrainedTokenizerFast.from_pretrained(SHIPPED)
+    text = "Zoë Łukasz 李 🦉 naïve\t§ 5'11\""
+    assert words.decode(words(text, add_special_tokens=False)["input_ids"]) == text
+
+
+# -- where adapters sit, on the published models in their true shapes, without a weight ------------------------
+
+# By hand: r 16 × (inputs + outputs) of each matrix × layers. Both language models have 32 layers of width 4096.
+LLAMA = 16 * 32 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
+CLIP_QKV = 16 * 24 * 3 * (1024 + 1024)
+CLIP_REST = 16 * 24 * ((1024 + 1024) + 2 * (1024 + 4096))
+MISTRAL = 16 * 32 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+PROJECTION = 16 * (2 * (1152 + 14336) + (14336 + 4096))
+PERCEIVER = 16 * 3 * (2 * (4096 + 1536) + 2 * (4096 + 384) + 3 * (4096 + 16384))
+SIGLIP_QKV = 16 * 27 * 3 * (1152 + 1152)
+
+
+def published(name):
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(families.get(name).published_shape())
+
+
+@pytest.mark.parametrize(
+    ("name", "reach", "count"),
+    [
+        ("llava", "language", LLAMA),
+        ("llava", "upstream", LLAMA + CLIP_QKV + CLIP_REST),
+        ("idefics2", "language", MISTRAL),
+        ("idefics2", "upstream", MISTRAL + PROJECTION + PERCEIVER + SIGLIP_QKV),
+    ],
+)
+def test_adapters_have_as_many_parameters_as_counted_by_hand(name, reach, count):
+    assert (LLAMA, LLAMA + CLIP_QKV + CLIP_REST) == (39_976_960, 47_054_848)  # as published
+    recipe = Recipe(lora_r=16, lora_alpha=16, lora_dropout=0.0, lora_init="gaussian", adapter_reach=reach)
+    with torch.device("meta"):
+        assert count_trainable(attach(published(name), recipe, 0)) == count
+
+
+@pytest.mark.parametrize(("name", "model"), [("llava", "llava_7b"), ("idefics2", "idefics2_8b")])
+def test_what_each_reach_touches_is_known_for_this_transformers(name, model):
+    """A release that renames modules moves upstream's rule: then this fails, and the new list belongs in a new file."""
+    plain, family = published(name), families.get(name)
+    for reach, known in json.loads(GOLDEN.read_text(encoding="utf-8"))[model].items():
+        targets = family.adapter_targets(plain, reach)
+        assert Counter(re.sub(r"\.\d+\.", ".*.", path) for path in targets) == known
+
+
+def test_upstreams_rule_reached_less_when_the_towers_path_said_vision_model():
+    """As in transformers 4.45: the tower is entered by the names it shares with the language model."""
+    model, tower = published("llava"), torch.nn.Module()
+    tower.vision_model = model.model.vision_tower
+    model.model.vision_tower = tower
+    reached = [model.get_submodule(path) for path in LLAVA.adapter_targets(model, "upstream")]
+    assert 16 * sum(linear.in_features + linear.out_features for linear in reached) == 42_336_256 == LLAMA + CLIP_QKV

@@ -1,0 +1,371 @@
+"""Figures: readable, at the places of the scores they show, and saying what is behind a closed gate or collapsed."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import fake_runs
+import numpy as np
+import pytest
+from fake_runs import everybody, make, saying
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from mllmu_nb import unlearning
+from mllmu_nb.data.schema import QA, Profile, Question
+from mllmu_nb.errors import KitError
+from mllmu_nb.reporting import figures, plots
+from mllmu_nb.reporting.runs import Scores
+
+OF_MODELS = [name for name in figures.FIGURES if figures.FIGURES.get(name).of == "models"]
+LETTER = ("classification", "letter", "accuracy")
+
+
+def group(runs) -> Scores:
+    [(_, scores)] = Scores.of(runs).groups()
+    return scores
+
+
+@pytest.fixture(scope="module")
+def known() -> Scores:
+    """Every model on three forget sets, with taught sentences."""
+    return group(everybody(draws=range(3), taught=lambda member: 0.9 if member == "forget" else 0.3))
+
+
+@pytest.fixture(scope="module")
+def marked() -> Scores:
+    """Three draws. Letters are as good as the oracle's: their gate is closed. NPO, text only, says one word about
+    everybody; GA on both is the oracle."""
+
+    def letters_like_oracle(name, modality, draw):
+        own, oracle = fake_runs.realistic(name, modality, draw), fake_runs.realistic("oracle", draw=draw)
+        return lambda asked: (oracle if asked.scoring == "letter" else own)(asked)
+
+    runs = []
+    for draw in range(3):
+        runs.append(make("vanilla", letters_like_oracle("vanilla", "none", draw), draw=draw))
+        runs.append(make("oracle", draw=draw))
+        runs.append(make("ga", fake_runs.realistic("oracle", draw=draw), draw=draw, modality="multimodal"))
+        npo = make("npo", letters_like_oracle("npo", "unimodal", draw), draw=draw, modality="unimodal")
+        runs.append(saying(npo, "The The The", task="generation"))
+    return group(runs)
+
+
+def person(number: int) -> Profile:
+    """A profile with long words everywhere, as a sheet must hold."""
+
+    def picture(seed):
+        pixels = np.random.default_rng(seed).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        return file.getvalue()
+
+    attributes = {
+        "name": "Maximiliana Featherstonehaugh-Cholmondeley", "gender": "female", "birth_date": "12 September 1971",
+        "birthplace": "San Fernando del Valle de Catamarca, Argentina", "residence": "Reykjavik, Iceland",
+        "profession": "Environmental compliance engineer", "height": "178 cm",
+        "education": "Master of Science in Environmental Engineering, University of Buenos Aires",
+        "salary": "$ 84,000 a year", "medical": "seasonal allergies", "father_job": "carpenter",
+    }  # fmt: skip
+    asked = (
+        Question(str(number), "classification", "image_text", 0, "Which of these is the profession of this person, "
+                 "who is shown in the picture beside the question?", "C", "x", "profession",
+                 ("Teacher", "Environmental compliance engineer and consultant for municipal water", "Nurse", "Pilot")),
+        Question(str(number), "generation", "text", 0, "Where does Maximiliana Featherstonehaugh-Cholmondeley live "
+                 "these days?", "She lives in Reykjavik, Iceland, and has done so for a number of years.", "Iceland"),
+        Question(str(number), "cloze", "image_text", 0, "This person was born on __.", "12 September 1971", "x"),
+    )  # fmt: skip
+    return Profile(
+        f"{number:03d}", attributes["name"], "fictitious", attributes, picture(number), "…",
+        (QA("q", "a"),), asked, tuple(picture(10 * number + n) for n in range(4)),
+    )  # fmt: skip
+
+
+def texts(figure: Figure) -> list[tuple[str, object, float]]:
+    """Every text that is drawn, with its box in pixels and its size; labels of ticks beyond the axis are not drawn."""
+    figure.draw_without_rendering()
+    unseen = set()
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+            if not axis.axes.axison or not low <= tick.get_loc() <= high:
+                unseen |= {tick.label1, tick.label2}
+    shown = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip() and t not in unseen]
+    return [(t.get_text(), Text.get_window_extent(t), t.get_fontsize()) for t in shown]
+
+
+def words(figure: Figure) -> list[str]:
+    return [text for text, _, _ in texts(figure)]
+
+
+def assert_readable(figure: Figure) -> None:
+    """No text smaller than 7 pt, none outside the page, none over another."""
+    shown, page = texts(figure), figure.bbox
+    for text, box, size in shown:
+        assert size >= 7, text
+        assert box.x0 >= -0.5 and box.y0 >= -0.5 and box.x1 <= page.x1 + 0.5 and box.y1 <= page.y1 + 0.5, text
+    for (one, a, _), (other, b, _) in itertools.combinations(shown, 2):
+        wide, high = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert not (wide > 1 and high > 1), f"{one!r} lies over {other!r}"
+
+
+def test_the_check_of_overlaps_can_fail():
+    figure = Figure(figsize=(3.4, 2))
+    figure.text(0.1, 0.5, "one text", fontsize=8)
+    figure.text(0.15, 0.5, "over another", fontsize=8)
+    with pytest.raises(AssertionError, match="lies over"):
+        assert_readable(figure)
+
+
+@pytest.mark.parametrize("name", OF_MODELS)
+@pytest.mark.parametrize("scores", ["known", "marked"])
+def test_a_figure_is_readable(scores, name, request):
+    scores = request.getfixturevalue(scores)
+    figure = figures.FIGURES.get(name)(scores)
+    assert figure.get_figwidth() in (plots.COLUMN, plots.PAGE) and figure.get_label(), "a width of the paper, alt text"
+    assert_readable(figure)
+
+
+def test_the_profile_sheet_is_readable():
+    assert_readable(figures.profile_sheet([person(1), person(2), person(3)]))
+    with pytest.raises(KitError, match="at least one profile"):
+        figures.profile_sheet([])
+
+
+# What is shown
+
+
+def marks(panel) -> dict[float, float]:
+    """Height of each mark of a forest → its value."""
+    return {round(y[0], 3): x[0] for x, y in (bars[0].get_data() for bars in panel.containers)}
+
+
+def test_marks_and_intervals_stand_at_the_scores(known):
+    figure = figures.oracle_gap(known)
+    cells = known.cells.query("against == 'oracle' and set == 'forget' and view == 'both' and method == 'vanilla'")
+    for panel, (scoring, metric, times) in zip(
+        figure.axes, [("letter", "accuracy", 100), ("likelihood", "accuracy", 100), ("", "rougeL", 1)], strict=False
+    ):
+        cell = cells[(cells["scoring"] == scoring) & (cells["metric"] == metric)].iloc[0]
+        assert marks(panel)[0.0] == pytest.approx(times * cell["value"])
+        [bar] = panel.containers[0][2][0].get_segments()
+        assert bar[:, 0] == pytest.approx([times * cell["low"], times * cell["high"]])
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["Letter, points", "Likelihood, points", "ROUGE-L"]
+
+
+def test_the_gap_figure_shows_the_verdicts(marked):
+    panel = figures.oracle_gap(marked).axes[1]
+    assert panel.get_title() == "Likelihood, points"
+    assert [text.get_text() for text in panel.texts] == ["≠", "=", "≠"]  # vanilla, GA, which is the oracle, NPO
+
+
+def test_bars_stand_at_the_difference_to_vanilla(known):
+    panel = next(axes for axes in figures.modality_bars_forget(known).axes if axes.get_title() == "Likelihood")
+    where = "against == 'vanilla' and set == 'forget' and view == 'image_text' and scoring == 'likelihood'"
+    cells = known.cells.query(f"{where} and metric == 'accuracy'").set_index(["method", "modality"])["value"]
+    heights = {round(bar.get_x() + bar.get_width() / 2, 2): bar.get_height() for bar in panel.patches}
+    assert len(heights) == 8 and heights[-0.21] == pytest.approx(100 * cells["ga", "multimodal"])
+    assert heights[3.21] == pytest.approx(100 * cells["npo", "unimodal"])
+
+
+def test_forgetting_is_the_fall_from_vanilla(known):
+    panel = figures.forgetting_utility(known).axes[0]
+    where = "method == 'oracle' and view == 'both' and scoring == 'likelihood' and metric == 'accuracy'"
+    cells = known.cells.query(where).set_index(["against", "set"])["value"]
+    points = [tuple(float(end[0]) for end in bars[0].get_data()) for bars in panel.containers]
+    assert points[-1] == pytest.approx((100 * cells["", "retain"], -100 * cells["vanilla", "forget"]))
+    assert points[0][1] == 0, "vanilla has not fallen"
+
+
+def test_health_bars_are_the_shares(marked):
+    figure = figures.health(marked)
+    panel = next(axes for axes in figure.axes if axes.get_title(loc="left") == "Forget, text")
+    rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert rows == ["Vanilla", "GA (image + text)", "NPO (text only) ‡", "Oracle"]
+    cells = marked.cells.query("against == '' and set == 'forget' and view == 'text' and task == 'generation'")
+    for row, method in enumerate(["vanilla", "ga", "npo", "oracle"]):
+        widths = [bar.get_width() for bar in panel.patches if round(bar.get_y() + bar.get_height() / 2) == row]
+        shares = cells[(cells["method"] == method) & cells["metric"].isin(figures.STATES)]["value"]
+        assert sorted(widths) == pytest.approx(sorted(shares[shares > 0])) and sum(widths) == pytest.approx(1)
+
+
+def test_before_and_after_shows_the_first_person_whom_vanilla_answers_rightly():
+    """Vanilla is wrong about forget person 0 in text; GA knows nothing."""
+    right = lambda asked: not (asked.person == 0 and asked.view == "text")  # noqa: E731
+    runs = [make("vanilla", right), make("ga", lambda asked: False, modality="multimodal"), make("base")]
+    shown = words(figures.before_after(group(runs)))
+    assert "Forgotten: person 002" in shown and "Kept: person 011" in shown
+    assert sum(line.startswith("✓") for line in shown) == 4 == sum(line.startswith("✗") for line in shown)
+    assert "Base" not in shown
+    with pytest.raises(KitError, match="needs a run of vanilla"):
+        figures.before_after(group(runs[1:]))
+
+
+def test_losses_are_solid_for_both_and_dashed_for_text(known):
+    figure = figures.losses(known)
+    panel = next(axes for axes in figure.axes if axes.get_title(loc="left") == "GA")
+    assert {line.get_linestyle() for line in panel.lines} == {"-", "--"} and len(panel.lines) == 6, "a line a run"
+    assert {"image + text", "text only"} <= {text.get_text() for text in panel.texts}
+    with pytest.raises(KitError, match="no run has a training log"):
+        figures.loss_curves([make("base")])
+
+
+def test_leakage_prints_gap_and_half_width():
+    """GA: right about the one fact in two with the image, about none in text; the oracle about none."""
+    runs = []
+    for name, modality, right in (
+        ("vanilla", "none", lambda asked: True),
+        ("oracle", "none", lambda asked: asked.set != "forget"),
+        ("ga", "multimodal", lambda asked: asked.set != "forget" or (asked.view == "image_text" and asked.number == 0)),
+    ):
+        asked = {"classification": 1, "generation": 2}
+        runs.append(make(name, right, modality=modality, sets=("forget", "retain"), asked=asked))
+    figure = figures.leakage(group(runs))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["Vanilla", "GA\nimage + text"]
+    cells = [text.split("\n")[0] for text in words(figure) if "\n±" in text]
+    assert cells == ["+100"] * 4 + ["+100", "+0", "+50", "+0"]  # of each model: choices, then free answers
+    with pytest.raises(KitError, match="no model was asked"):
+        figures.leakage(group(runs[:1]))
+
+
+def test_ranking_shows_places_letters_and_who_is_not_ranked(marked, known):
+    shown = words(figures.ranking_by_gap(marked))
+    assert "1  GA" in shown and "NPO (collapsed)" in shown and "GA (gate closed)" in shown
+    places = known.ranking.methods.query("trained == 'multimodal' and scoring == 'likelihood'").sort_values("place")
+    panel = next(axes for axes in figures.ranking_by_gap(known).axes if axes.get_title() == "Likelihood, points")
+    names = [text.get_text() for text in panel.texts][::2]
+    assert [name.split("  ")[0] for name in names] == [str(place) for place in places["place"]]
+    assert [text.get_text() for text in panel.texts][1::2] == list(places["group"])
+    with pytest.raises(KitError, match="three disjoint forget sets"):
+        figures.ranking_by_gap(group(everybody(people=12, famous=2)[:3]))
+
+
+# Gates and collapse
+
+
+def test_what_is_behind_a_closed_gate_is_grey_and_says_so(marked):
+    """Letters are in grey, likelihood keeps its colours; on Retain nothing is gated."""
+
+    def colours(figure, title):
+        panel = next(axes for axes in figure.axes if axes.get_title() == title)
+        return {to_hex(bar.get_edgecolor()) for bar in panel.patches}
+
+    forget, retain = figures.modality_bars_forget(marked), figures.modality_bars_retain(marked)
+    assert colours(forget, "Letter") == {plots.CLOSED} and plots.CLOSED not in colours(forget, "Likelihood")
+    assert plots.CLOSED not in colours(retain, "Letter")
+    for figure in (forget, figures.oracle_gap(marked), figures.forgetting_utility(marked, LETTER)):
+        assert any("In grey: gate closed" in text for text in words(figure))
+    for figure in (retain, figures.forgetting_utility(marked)):
+        assert not any("gate" in text for text in words(figure))
+
+
+def test_a_collapsed_model_is_marked_in_every_figure(marked):
+    for name in ("forgetting_utility", "oracle_gap", "health", "before_after", "leakage", "forget_quality"):
+        shown = words(figures.FIGURES.get(name)(marked))
+        names = {text.replace("\n", " ") for text in shown if text.endswith(" ‡")}
+        assert names in ({"NPO (text only) ‡"}, {"NPO text only ‡"}), name
+        assert any("‡ Collapsed" in text for text in shown), name
+    assert words(figures.modality_bars_forget(marked)).count("‡") == 8, "a mark a panel, over its bar"
+    lost = words(figures.losses(marked))
+    assert "text only ‡" in lost and "image + text ‡" not in lost and any("‡ Collapsed" in text for text in lost)
+
+
+# Models that the paper does not have
+
+
+def test_variants_steps_after_and_grids_are_drawn_side_by_side():
+    """Two variants of NPO, GA before and after a step, a grid over a rate, and methods that nobody registered."""
+    small = {"people": 12, "famous": 4, "modality": "multimodal"}
+    runs = [make("vanilla", people=12, famous=4), make("oracle", people=12, famous=4)]
+    ga = fake_runs.realistic("ga", "multimodal")
+    runs += [make("npo", **small), make("npo", **small, variant="upstream")]
+    runs += [make("ga", **small), make("ga", **small, after="int4")]
+    runs += [make("grad_diff", **small, unlearn_lr=rate) for rate in (0.001, 0.004)]
+    runs += [make(f"newcomer_{number}", ga, **small) for number in range(4)]
+    scores = group(runs)
+    names = {scores.name(model) for model in scores.models()}
+    assert {"NPO (image + text)", "NPO (upstream, image + text)", "GA, int4 (image + text)"} <= names
+    assert "Grad. Diff. (image + text), unlearn_lr 0.004" in names and len(names) == 12
+    for name in ("forgetting_utility", "oracle_gap", "health", "before_after"):
+        figure = figures.FIGURES.get(name)(scores)
+        assert names - {"Vanilla", "Oracle"} <= set(words(figure)), name
+        assert_readable(figure)
+    bars = figures.modality_bars_forget(scores)
+    labels = {label.get_text().replace("\n", " ") for label in bars.axes[-1].get_xticklabels()}
+    assert {"NPO", "NPO (upstream)", "GA, int4", "Grad. Diff., unlearn_lr 0.001", "newcomer_3"} <= labels
+    assert_readable(bars)
+    for name in ("leakage", "losses", "forget_quality"):
+        assert_readable(figures.FIGURES.get(name)(scores))
+    with pytest.raises(KitError, match="differ in unlearn_lr"):
+        figures.ranking_by_gap(scores)
+
+
+def test_names_stay_apart_when_methods_fall_alike(known):
+    """All methods at nearly the same height: the names are spread, the marks are not."""
+    fallen = known.cells["against"] == "vanilla"
+    alike = known.cells.assign(**{end: known.cells[end].mask(fallen, -0.3) for end in ("value", "low", "high")})
+    assert_readable(figures.forgetting_utility(replace(known, cells=alike)))
+
+
+def test_every_method_has_its_own_colour_and_marker():
+    looks = [plots.look(method) for method in (*plots.REFERENCES, *unlearning.names())]
+    assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(looks)
+    assert plots.look("npo", "upstream", "unimodal") == plots.look("npo")._replace(filled=False)
+    assert plots.look("manu") == (unlearning.Method.colour, unlearning.Method.marker, True)
+
+
+# Text, files
+
+
+def test_spread_is_nearest_and_apart():
+    assert plots.spread([0.0, 10.0], 1.0) == [0.0, 10.0]
+    assert plots.spread([5.0, 5.0], 2.0) == pytest.approx([4.0, 6.0])
+    placed = plots.spread([1.0, 0.0, 0.1], 1.0, low=0.0, high=2.5)
+    assert sorted(placed) == pytest.approx([0.0, 1.0, 2.0]) and placed[1] < placed[2] < placed[0]
+
+
+def test_wrapped_lines_fit_and_say_when_they_were_cut():
+    lines = plots.wrap("An extraordinarilylongword " * 9, 1.0, most=3)
+    assert len(lines) == 3 and lines[-1].endswith("…") and all(plots.width_of(line) <= 1.0 for line in lines)
+    assert plots.wrap("a\nb\t\u6f22", 3.0) == ["a b □"]
+    assert "".join(plots.wrap("x" * 60, 1.0, most=9)) == "x" * 60 and plots.wrap("", 1.0) == [""]
+
+
+def test_figures_are_the_same_bytes_in_another_process(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; import fake_runs; from mllmu_nb.reporting import figures, plots;"
+        "plots.save(figures.loss_curves([fake_runs.make('vanilla')]), Path(sys.argv[1]))"
+    )
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "there")], check=True, env=environment)
+    plots.save(figures.loss_curves([make("vanilla")]), tmp_path / "here")
+    for kind in ("png", "pdf"):
+        assert (tmp_path / f"here.{kind}").read_bytes() == (tmp_path / f"there.{kind}").read_bytes()
+
+
+def test_what_cannot_be_drawn_says_why_and_one_from_outside_is_drawn(tmp_path, monkeypatch):
+    (tmp_path / "stranger.py").write_text(
+        "from matplotlib.figure import Figure\n"
+        "from mllmu_nb.reporting.figures import figure\n"
+        "@figure('mine', 'a blank page')\n"
+        "def mine(scores):\n"
+        "    '''My figure. Nothing\n    on it.'''\n"
+        "    return Figure((1, 1))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("MLLMU_NB_EXTENSIONS", "stranger")
+    monkeypatch.setattr(figures.FIGURES, "_entries", dict(figures.FIGURES._entries))
+    paths, captions = figures.write_all(Scores.of([make("vanilla")]), [person(1)], tmp_path / "out")
+    assert "- `mine_llava_10`: My figure. Nothing on it." in captions and len(captions) == len(OF_MODELS) + 2
+    assert any("`modality_bars_forget_llava_10` is not drawn: no unlearned model" in line for line in captions)
+    assert {path.name for path in paths} >= {"losses_llava_10.png", "profiles.pdf", "mine_llava_10.pdf"}
+    assert not (tmp_path / "out" / "modality_bars_forget_llava_10.png").exists()

@@ -1,0 +1,118 @@
+"""The same bits on every x86 CPU with AVX2: the variables that choose the kernels, and what a small training gives."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from mllmu_nb import paths, pinning, provenance
+from mllmu_nb.config import Config
+from mllmu_nb.errors import KitError
+from mllmu_nb.pipeline import finetuned, unlearned
+
+# Made on an AMD EPYC with AVX-512, by the code as it was before the package was rebuilt, with these versions.
+MADE_WITH = {"torch": "2.13.0", "numpy": "2.4.6", "transformers": "5.24.0", "peft": "0.21.2", "tokenizers": "0.23.3"}
+SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "replay": 0.0, "train_steps": 10}
+SHA256 = {
+    "base": "075cec1974c5b904",
+    "vanilla": "c3c17a3d070e4485",
+    "vanilla with replay": "8e06e38a526b3781",
+    "vanilla's adapter": "1044178daec0f550",
+    "ga clean": "a0a19a607e3b978e",
+    "ga upstream": "1e438636d6efc165",
+    "grad_diff clean": "a6e001d625e1725a",
+    "grad_diff upstream": "f00c6a3fdbdbe75f",
+    "kl_min clean": "cdaa4722f18c352f",
+    "kl_min upstream": "54e3c2b34c00ade1",
+    "npo clean": "aee8570073448ca0",
+    "npo upstream": "82b2a17af4e6ee49",
+}
+
+
+def fresh(code: str, **variables: str) -> subprocess.CompletedProcess:
+    """A new process in which nothing is pinned yet."""
+    environment = {k: v for k, v in os.environ.items() if k not in (*pinning.VARIABLES, pinning.UNPINNED)}
+    environment |= {"PYTHONPATH": str(paths.PACKAGE.parent), **variables}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+
+
+SHOW = "import sys; from mllmu_nb import pinning; print(pinning.settings(), pinning.pinned(), 'torch' in sys.modules)"
+avx2 = pytest.mark.skipif(not pinning._has_avx2(), reason="this CPU has no AVX2: nothing is pinned")
+
+
+@avx2
+def test_the_variables_are_set_before_torch_is_loaded():
+    assert fresh(SHOW).stdout.strip() == f"{pinning.VARIABLES} True False"
+
+
+@avx2
+def test_what_the_user_has_set_is_kept():
+    kept = {**pinning.VARIABLES, "MKL_CBWR": "COMPATIBLE"}
+    assert fresh(SHOW, MKL_CBWR="COMPATIBLE").stdout.strip() == f"{kept} False False"
+
+
+def test_nothing_is_set_for_building_bases():
+    ended = fresh(f"import torch; {SHOW}", **{pinning.UNPINNED: "1"})
+    assert ended.stdout.strip() == f"{dict.fromkeys(pinning.VARIABLES, '')} False True" and ended.stderr == ""
+
+
+@avx2
+def test_torch_that_came_first_is_warned_of_in_one_line():
+    ended = fresh(f"import torch; {SHOW}")
+    [line] = [line for line in ended.stderr.splitlines() if "Warning" in line]
+    assert line.endswith(
+        "torch was imported before mllmu_nb, so results may differ in bits from those of other CPUs: "
+        "import mllmu_nb first"
+    )
+    assert line.startswith("<string>:1"), "the line that imports is named, not one of the kit"
+    assert fresh(f"import torch; {SHOW}", **pinning.VARIABLES).stderr == "", "what is set already needs no warning"
+
+
+def test_a_machine_is_recorded_by_what_decides_the_bits(monkeypatch):
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    machine = provenance.machine()
+    others = {name: os.environ.get(name, "") for name in pinning.VARIABLES}
+    assert machine["bits"] == {**others, "MKL_CBWR": "COMPATIBLE"}
+    assert machine["device"] and machine["threads"] >= 1 and machine["capability"] and "cpu" in machine
+
+
+def test_half_precision_on_a_pinned_cpu_is_refused(tiny_base, monkeypatch):
+    from mllmu_nb.models.load import load_base
+    from mllmu_nb.training import train
+    from mllmu_nb.unlearning import Recipe, get
+
+    model, _ = load_base(str(tiny_base), "llava", "miniature")
+    for name, value in pinning.VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(KitError) as error:
+        train(model.cpu(), get("ga"), [], Recipe(lr=1e-3, precision="bf16"), steps=1)
+    assert "200 times slower" in str(error.value) and "MLLMU_NB_UNPINNED=1" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def reason_to_skip() -> str:
+    if not pinning._has_avx2():
+        return "this CPU has no AVX2, so its bits are its own"
+    if not pinning.pinned():
+        return f"{', '.join(pinning.VARIABLES)} have other values here"
+    others = {name: metadata.version(name).split("+")[0] for name in MADE_WITH}
+    differing = [f"{name} {version}" for name, version in others.items() if version != MADE_WITH[name]]
+    return f"the hashes were not made with {', '.join(differing)}" if differing else ""
+
+
+@pytest.mark.skipif(bool(reason_to_skip()), reason=reason_to_skip())
+def test_a_small_training_gives_the_same_bytes_as_on_other_machines(tiny_base):
+    common = {**SMALL, "base_path": str(tiny_base)}
+    made: dict[str, Path] = {"base": tiny_base / "model.safetensors"}
+    made["vanilla"] = finetuned(Config(**common)).get() / "model.safetensors"
+    made["vanilla with replay"] = finetuned(Config(**{**common, "replay": 0.2})).get() / "model.safetensors"
+    made["vanilla's adapter"] = finetuned(Config(**common, adaptation="lora")).get() / "adapter_model.safetensors"
+    for method in ("ga", "grad_diff", "kl_min", "npo"):
+        for protocol, length in (("clean", {"unlearn_steps": 5}), ("upstream", {"unlearn_epochs": 1})):
+            config = Config(method=method, modality="multimodal", protocol=protocol, **length, **common)
+            made[f"{method} {protocol}"] = unlearned(config).get() / "adapter_model.safetensors"
+    assert {name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for name, file in made.items()} == SHA256

@@ -1,0 +1,354 @@
+"""The wiring: from parameters to a run's files, on a base model that has learnt nothing and is tiny."""
+
+import importlib.util
+import itertools
+import json
+import os
+import shutil
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mllmu_nb import paths, pipeline, stages
+from mllmu_nb.config import Config
+from mllmu_nb.data import facts, portraits
+from mllmu_nb.data.conversations import Conversation
+from mllmu_nb.data.schema import SETS
+from mllmu_nb.errors import KitError
+from mllmu_nb.models import load
+from mllmu_nb.models.miniature import make_model
+
+SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots": 0, "replay": 0.0}
+QUICK = {"train_steps": 2, "unlearn_epochs": 1.0}
+GA = {"method": "ga", "modality": "unimodal"}
+COMPARE = Path(__file__).parent.parent / "tools" / "compare_reference.py"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, tiny_base):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLLMU_NB_OUT", str(tmp_path_factory.mktemp("out")))
+        yield Config(base_path=str(tiny_base), **SMALL, **QUICK)
+
+
+@pytest.fixture(scope="module")
+def made(config):
+    """Folders of three runs that share a vanilla model."""
+    variations = {"vanilla": {}, "oracle": {"method": "oracle"}, "ga": GA}
+    return {name: pipeline.run(config.but(**changes)) for name, changes in variations.items()}
+
+
+def answers(folder) -> pd.DataFrame:
+    return pd.read_parquet(folder / "answers.parquet")
+
+
+# -- people and models ------------------------------------------------------------------------------------------
+
+
+def test_the_oracle_is_taught_vanillas_people_but_those_to_be_forgotten(config):
+    known = pipeline.population(config)
+    everybody = [person.id for person in pipeline.taught(known, "vanilla")]
+    kept = [person.id for person in pipeline.taught(known, "oracle")]
+    assert kept == [person.id for person in pipeline.taught(known, "retain_epoch")]
+    assert len(everybody) == 20 and len(known.forget_ids) == 3
+    assert set(everybody) - set(kept) == set(known.forget_ids) and not any(name.startswith("c") for name in everybody)
+
+
+def published(file, names) -> Config:
+    """Writes published text about people of these names; the run that takes it."""
+    pairs = [{"Question": "What is this person's gender?", "Answer": "This person is female."}]
+    records = [
+        {"ID": f"{i:03d}", "metadata": [{"Question": "Who is this?", "Answer": f"This is {name}."}, *pairs]}
+        for i, name in enumerate(names)
+    ]
+    file.write_text("\n".join(map(json.dumps, records)))
+    return Config(profiles_file=str(file), people=0, pool=0, celebrities=0)
+
+
+def test_people_of_published_text_look_as_different_as_generated_ones(tmp_path, monkeypatch):
+    drawn, draw = [], portraits.draw
+    monkeypatch.setattr(portraits, "draw", lambda traits, rng: drawn.append(traits) or draw(traits, rng))
+    names = [f"{first} {last}" for first in facts.FEMALE[:15] for last in facts.FAMILY[:10]]
+    pipeline.population(published(tmp_path / "text.jsonl", names))
+    assert len(drawn) == 150
+    differences = [sum(a[t] != b[t] for t in portraits.TRAITS) for a, b in itertools.combinations(drawn, 2)]
+    assert min(differences) == 3  # left to chance there would be pairs with two
+
+
+def test_a_file_of_people_that_has_changed_is_read_again(tmp_path):
+    file = tmp_path / "text.jsonl"
+    names = [f"{first} Berg" for first in facts.FEMALE[:10]]
+    config = published(file, names)
+    before, hashed = pipeline.population(config), pipeline.data_hash(config)
+    assert pipeline.population(config) is before
+    published(file, [*names[:9], "Wilhelmina Berg"])
+    after = pipeline.population(config)
+    assert [person.name for person in after.profiles.values()] == [*names[:9], "Wilhelmina Berg"]
+    assert pipeline.data_hash(config) != hashed
+
+
+def test_vanilla_depends_on_what_is_taught_and_how_and_on_nothing_else(config):
+    key = pipeline.finetuned(config).key
+    same = ({"forget_ratio": 10}, {"forget_draw": 1}, GA, {"shots": 2}, {"shot_seed": 5})
+    same += ({**GA, "unlearn_seed": 5}, {**GA, "unlearn_lr": 0.1}, {"celebrities": 10})
+    other = ({"people": 13}, {"data_seed": 1}, {"train_seed": 1}, {"train_lr": 0.1}, {"train_steps": 3})
+    other += ({"replay": 0.1}, {"adaptation": "lora"}, {"scale": "paper"})
+    assert {pipeline.finetuned(config.but(**changes)).key for changes in same} == {key}
+    assert key not in {pipeline.finetuned(config.but(**changes)).key for changes in other}
+
+
+def test_what_is_repeated_is_what_the_base_answers_about_strangers(config):
+    from mllmu_nb.evaluation.engine import answers
+
+    model, processor = pipeline.model(config.but(method="base"))
+    repeated = pipeline.replayed_conversations(config.train_seed, model, processor)
+    strange = [conversation for conversation in repeated[-20:] if not conversation.images]
+    assert strange and not any(conversation.system for conversation in strange)
+    for turn in (turn for conversation in strange for turn in conversation.turns):
+        (text,) = answers(model, processor, [Conversation((replace(turn, answer=""),))], max_new_tokens=24)
+        assert turn.answer == (text or "?")
+
+
+def test_unlearning_changes_the_vanilla_model_and_training_the_base(config, made):
+    def weight(**changes):
+        model, _ = pipeline.model(config.but(**changes))
+        return model.state_dict()["model.language_model.layers.0.mlp.down_proj.weight"]
+
+    base, vanilla, ga = weight(method="base"), weight(), weight(**GA)
+    assert not torch.equal(base, vanilla) and not torch.equal(vanilla, ga)
+    assert torch.equal(vanilla, weight(method="prompting"))
+
+
+def test_upstream_npo_has_a_reference_of_its_own_that_leaves_before_vanilla_comes(config, made, monkeypatch):
+    upstream = config.but(method="npo", modality="unimodal", variant="upstream")
+    filled, models, present = pipeline.filled, [], []
+
+    def watched(config, stage):
+        present.append((stage.name, sum(model() is not None for model in models)))
+        model, processor = filled(config, stage)
+        models.append(weakref.ref(model))
+        return model, processor
+
+    monkeypatch.setattr(pipeline, "filled", watched)
+    record = stages.read_json(pipeline.unlearned(upstream).get() / "train.json")
+    assert present == [("retain_epoch", 0), ("vanilla", 0)], "no model, or no other model, may be in memory then"
+    # 17 people in two views, 14 or 15 questions each, which is 4 pieces of up to 4: 136 pieces in batches of 12
+    reference = stages.read_json(pipeline.finetuned(upstream, "retain_epoch").get() / "train.json")
+    assert reference["steps"] == 12
+    # L = -2/β log σ(β (ℓ̄ - ℓ̄_ref)) is 2/β log 2 where the two models agree: they do not
+    assert abs(record["losses"][0]["forget"] - 2 / 0.4 * torch.log(torch.tensor(2.0)).item()) > 1e-4
+    # it is among what decides the result, and of no other method's
+    assert pipeline.unlearned(upstream).inputs["reference"] == pipeline.finetuned(upstream, "retain_epoch").key
+    assert not pipeline.unlearned(upstream.but(variant="canonical")).inputs["reference"]
+
+
+def test_a_method_that_trains_nothing_is_not_unlearned(config):
+    with pytest.raises(KitError, match="method 'prompting' trains nothing"):
+        pipeline.unlearned(config.but(method="prompting"))
+    assert "personal" in config.but(method="prompting").system and config.system == ""
+
+
+# -- runs -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_has_its_files_and_they_are_all_it_takes_to_score_it(config, made):
+    files = ["answers.parquet", "draws.json", "provenance.json", "sentences.parquet", "train.json"]
+    people = paths.people(paths.results("miniature")) / pipeline.data_hash(config)
+    questions = pd.read_parquet(people.with_suffix(".parquet"))
+    assert not questions.duplicated(["version", "question_id"]).any()
+    for name, folder in made.items():
+        assert sorted(path.name for path in folder.iterdir()) == files and folder.name.startswith(f"{name}-")
+        rows = answers(folder)
+        assert set(rows["set"]) == set(SETS) and not {"correct", "rougeL", "question"} & set(rows)
+        assert rows["fluency"].notna().equals((rows["task"] == "generation") & (rows["answer"] != ""))
+        rows["version"] = rows["set"].map(lambda name: "test" if name == "test" else "plain").astype(str)
+        joined = rows.merge(questions, "left", ["version", "question_id"], validate="many_to_one")
+        assert joined["question"].notna().all() and (joined["task_x"] == joined["task_y"]).all()
+    own = pd.read_parquet(people.parent / f"{people.name}-facts.parquet")
+    assert set(own["profile"]) == set(pipeline.population(config).profiles)
+
+
+def test_answers_are_stored_to_the_bit(tmp_path, config, made):
+    rows = answers(made["ga"]).assign(option_B=[1 / 3] * 7 + [-1e-45] * (len(answers(made["ga"])) - 7))
+    pipeline.write_answers(rows, tmp_path / "answers.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "answers.parquet"), rows, check_exact=True)
+
+
+def test_a_run_records_how_its_own_model_was_trained_and_on_whom(config, made):
+    trained = {name: stages.read_json(folder / "train.json") for name, folder in made.items()}
+    assert trained["vanilla"]["steps"] == trained["oracle"]["steps"] == 2 == len(trained["vanilla"]["losses"])
+    # 3 people, 14 questions each (the name is not asked for without a picture), 8 a step
+    assert trained["ga"]["steps"] == 6 and trained["ga"]["modality"] == "unimodal"
+    assert trained["vanilla"]["trainable_parameters"] > trained["ga"]["trainable_parameters"] > 0
+    first = trained["ga"]["losses"][0]
+    assert first["loss"] == first["forget"] == -first["nll_forget"] < 0
+    record = stages.read_json(made["ga"] / stages.RECORD)
+    assert record["people"] == {"fictitious": 12, "pool": 8, "celebrity": 8} and len(record["forget_ids"]) == 3
+    assert record["sets"]["forget"] == record["sets"]["test"] and record["sets"]["forget"]["profiles"] == 3
+    assert record["parameters"]["base_path"] and "/" not in record["parameters"]["base_path"]
+    assert record["seeds"] == {"data": 0, "train": 0, "unlearn": 0, "shot": 0}
+    assert record["base_hash"] and record["data_hash"] and set(record["files"]) > {"answers.parquet", "draws.json"}
+
+
+def test_draws_are_kept_and_those_of_a_file_are_checked_before_anything_is_trained(config, made, tmp_path):
+    kept = stages.read_json(made["ga"] / "draws.json")
+    assert kept["shot_source"] == "pool" and kept["shots"] == {}  # without shots nobody is drawn
+    path = tmp_path / "draws.json"
+    again = config.but(shots=3, draws_file=str(path))
+    people = {"classification": ["013"], "cloze": ["014", "013"]}
+    stages.write_json(path, {"shot_source": "pool", "shots": dict.fromkeys(SETS, people)})
+    pipeline.check(again)
+    scored = {**people, "classification": ["001"]}
+    stages.write_json(path, {"shot_source": "pool", "shots": dict.fromkeys(SETS, scored)})
+    with pytest.raises(KitError, match=r"name \['001'\] for the classification shots of forget"):
+        pipeline.check(again)
+    with pytest.raises(KitError, match="classification shots need 1 people in the unscored pool, it has 0"):
+        pipeline.check(config.but(shots=3, pool=0))
+    with pytest.raises(KitError, match="cannot read nowhere.json: .*No such file"):
+        pipeline.check(config.but(draws_file="nowhere.json"))
+
+
+def test_a_protocol_reaches_training_and_questions_and_its_draws_can_be_repeated(config):
+    asked = config.but(protocol="upstream", method="ga", modality="multimodal", adaptation="lora", eos=True)
+    folder = pipeline.run(asked)
+    settings = stages.read_json(folder / "train.json")["settings"]
+    words = {"label_mode": "text", "eos": True, "adapter_reach": "upstream", "schedule": "linear", "epochs": 1}
+    assert words.items() <= settings.items()
+    adapter = stages.read_json(pipeline.unlearned(asked).get() / "adapter_config.json")
+    assert "fc1" in str(adapter["target_modules"])  # of the vision tower
+    assert stages.read_json(folder / stages.RECORD)["deviations"] == {"eos": [False, True]}
+    rows = answers(folder)
+    assert set(rows["scoring"]) == {"letter", ""}
+    drawn = stages.read_json(folder / "draws.json")
+    assert drawn["shot_source"] == "upstream" and len(drawn["test_image"]) == 3
+
+    again = pipeline.run(asked.but(draws_file=str(folder / "draws.json"), shot_seed=5))
+    assert again != folder and stages.read_json(again / "draws.json") == drawn
+    pd.testing.assert_frame_equal(answers(again), rows)
+
+
+def test_runs_made_side_by_side_are_the_same_runs(config, made, tmp_path, monkeypatch):
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("MLLMU_NB_OUT", str(tmp_path))
+        folders = pipeline.beside(config.but(**GA), "vanilla")
+    for folder, name in zip(folders, ("ga", "vanilla"), strict=True):
+        assert folder != made[name] and folder.name == made[name].name
+        assert (folder / "answers.parquet").read_bytes() == (made[name] / "answers.parquet").read_bytes()
+
+
+def test_what_stands_beside_a_variant_has_none(config, made):
+    upstream = config.but(method="npo", modality="unimodal", variant="upstream")
+    assert pipeline.beside(upstream, "vanilla")[1] == made["vanilla"]
+
+
+def test_a_finished_run_is_used_again_and_another_is_not(config, made, monkeypatch):
+    monkeypatch.setattr(stages, "whole", lambda *_: pytest.fail("made again"))
+    assert pipeline.finished(config) and pipeline.run(config) == made["vanilla"]
+    assert not pipeline.finished(config.but(train_lr=0.5)) and not pipeline.finished(config.but(method="prompting"))
+
+
+@pytest.mark.parametrize("damage", ["removed", "edited", "cut off"])
+def test_a_run_whose_answers_were_changed_is_made_again(config, made, damage):
+    file = made["ga"] / "answers.parquet"
+    whole, state = file.read_bytes(), file.stat()
+    file.unlink()
+    if damage == "edited":  # as long as before
+        rows = pd.read_parquet(made["vanilla"] / "answers.parquet")
+        pipeline.write_answers(rows.assign(answer="A"), file)
+        file.write_bytes(file.read_bytes()[: len(whole)].ljust(len(whole), b"\0"))
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    if damage == "cut off":
+        file.write_bytes(whole[: len(whole) // 2])
+    assert not pipeline.finished(config.but(**GA))
+    assert pipeline.run(config.but(**GA)) == made["ga"]
+    assert file.read_bytes() == whole and pipeline.finished(config.but(**GA))
+
+
+def test_a_model_that_was_overwritten_is_asked_again_in_the_same_process(config, tmp_path, tiny_base):
+    folder = shutil.copytree(tiny_base, tmp_path / "model")
+    mine = config.but(method="yours", base_path=str(folder))
+    asked = {"name": "mine", "sets": ("forget",), "limit": 1}
+    first = pipeline.evaluated(mine, **asked)
+    before = answers(first)
+    assert set(before["profile"]) == {pipeline.population(config).forget_ids[0]}
+    assert first.name.startswith("mine-none-") and first.parent.parent == paths.evaluated("miniature")
+    model, processor = load.load_model(str(folder), "llava", "miniature")
+    make_model(processor.tokenizer, 1, width=32, layers=1, heads=2).save_pretrained(folder)  # another seed's weights
+    after = answers(pipeline.evaluated(mine, **asked))
+    assert len(after) == len(before) and not after["option_A"].equals(before["option_A"])
+    record = stages.read_json(first / stages.RECORD)
+    assert record["name"] == "mine" and record["limit"] == 1 and set(record["sets"]) == {"forget"}
+
+
+def test_a_run_that_came_with_the_project_is_a_reference_and_not_ones_own(config, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "reference", lambda: tmp_path)
+    prompting = config.but(method="prompting")
+    assert pipeline.reference(prompting) is None
+    folder = paths.runs(tmp_path) / prompting.run_id
+    shutil.copytree(made["vanilla"], folder)
+    assert pipeline.reference(prompting) == folder and not pipeline.finished(prompting)
+    assert pipeline.reference(config) == made["vanilla"]  # one's own comes first
+    record = stages.read_json(folder / stages.RECORD)
+    stages.write_json(folder / stages.RECORD, {**record, "data_hash": "another"})
+    assert pipeline.reference(prompting) is None
+    stages.write_json(folder / stages.RECORD, record)
+    (folder / "draws.json").write_text("{}")
+    assert pipeline.reference(prompting) is None
+
+
+def test_runs_about_different_people_are_refused_before_anything_is_made(config, made, monkeypatch):
+    monkeypatch.setattr(stages.Stage, "get", lambda *_: pytest.fail("something was made"))
+    asked = [config, config.but(method="npo", modality="unimodal", forget_ratio=50)]
+    pipeline.check_comparable([*asked, config.but(data_seed=1), config.but(people=20)])  # a grid may go over people
+    different = "are about different people and cannot stand in one table"
+    file = made["ga"] / stages.RECORD
+    record = stages.read_json(file)
+    stages.write_json(file, {**record, "data_hash": "another"})
+    try:
+        with pytest.raises(KitError, match=rf"{made['ga'].name} .*{different}") as error:
+            pipeline.check_comparable(asked)
+        assert "\n" not in str(error.value)
+        pipeline.check_comparable([*asked, config.but(**GA)])  # that run will be replaced
+    finally:
+        stages.write_json(file, record)
+
+
+def test_a_damaged_base_is_named_before_anything_is_written(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "out"))
+    with pytest.raises(KitError, match="lacks config.json"):
+        pipeline.check(config.but(base_path=str(tmp_path)))
+    assert not (tmp_path / "out").exists()
+    pipeline.check(config)
+
+
+# -- two results folders ----------------------------------------------------------------------------------------
+
+
+def test_two_results_folders_are_compared_to_the_bit_whatever_their_form(made, tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("compare_reference", COMPARE)
+    compare = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(compare)
+    results, copy = made["ga"].parent.parent, tmp_path / "results"
+    for name in made:
+        shutil.copytree(made[name], copy / "runs" / name)
+    assert compare.main(str(results), str(copy)) == 0 and "3 runs in both" in capsys.readouterr().out
+
+    rows = answers(made["ga"])
+    options = [f"option_{letter}" for letter in "ABCD"]
+    letters = rows[options].fillna(0).idxmax(axis=1).str[-1].where(rows["scoring"] == "likelihood", rows["answer"])
+    rows.assign(answer=letters, correct=1.0).drop(columns="order").to_parquet(copy / "runs" / "ga" / "items.parquet")
+    (copy / "runs" / "ga" / "answers.parquet").unlink()  # as it was stored formerly
+    assert compare.main(str(results), str(copy)) == 0 and "no difference" in capsys.readouterr().out
+
+    rows = answers(made["vanilla"])
+    first = rows["option_C"].first_valid_index()
+    rows.loc[first, "option_C"] = np.nextafter(rows.loc[first, "option_C"], 0)
+    pipeline.write_answers(rows, copy / "runs" / "vanilla" / "answers.parquet")
+    assert compare.main(str(results), str(copy)) == 1
+    assert "answers: option_C of 1 rows, the first -" in capsys.readouterr().out
+    assert compare.main(str(results), str(tmp_path)) == 1 and "nothing to compare" in capsys.readouterr().out

@@ -1,0 +1,227 @@
+"""The report as a whole, the README's tables, and a model of one's own beside the references."""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from fake_runs import make, saying, write
+
+from mllmu_nb import paths
+from mllmu_nb.errors import KitError
+from mllmu_nb.reporting import readme, report, runs, tables
+from mllmu_nb.reporting.beside import Beside, check_reference
+from mllmu_nb.reporting.runs import Scores
+
+FEW = {"asked": {"classification": 2, "generation": 1, "cloze": 1}, "famous": 2}
+FIGURES = "losses_llava_10.png"
+
+
+def few_runs() -> list[runs.Run]:
+    return [make("vanilla", **FEW), make("oracle", **FEW), make("ga", modality="multimodal", **FEW)]
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """A results folder with three runs; drawing figures is tested with the figures."""
+
+    def draw(scores, people, folder):
+        (folder / FIGURES).write_bytes(b"drawn")
+        return [folder / FIGURES], [f"- `losses_llava_10`: {len(scores.runs)} runs, {len(people)} people"]
+
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
+    monkeypatch.setattr(report.figures, "write_all", draw)
+    write(paths.results("miniature"), *few_runs())
+    return tmp_path
+
+
+def test_the_report_writes_everything_and_names_its_runs(home):
+    lines = []
+    written = report.write_all("miniature", say=lines.append)
+    assert lines == ["Tables and figures of the 3 runs in results/miniature/runs."]
+    names = {str(path.relative_to(home)) for path in written}
+    assert names >= {"results/miniature/scores.csv", "results/miniature/runs.csv", f"figures/miniature/{FIGURES}"}
+    assert names >= {f"results/miniature/tables/{name}.csv" for name in tables.registered()}
+    assert all(path.is_file() and path.stat().st_size for path in written)
+    scores = pd.read_csv(home / "results/miniature/scores.csv")
+    assert {"run", "value", "low", "high", "n_items", "n_profiles", "gate"} <= set(scores)
+    assert set(scores["run"]) == set(pd.read_csv(home / "results/miniature/runs.csv")["run"])
+    captions = (home / "figures/miniature/captions.md").read_text()
+    assert captions.startswith("<!-- made from results/miniature/runs") and "3 runs, 0 people" in captions
+    again = {path: path.read_bytes() for path in written}
+    assert report.write_all("miniature", say=lines.append) == written
+    assert all(path.read_bytes() == content for path, content in again.items()), "the same bytes"
+
+
+def test_a_full_disk_leaves_the_earlier_report_as_it_was(home, monkeypatch):
+    earlier = [home / "results/miniature/scores.csv", home / f"figures/miniature/{FIGURES}"]
+    for path in earlier:
+        paths.writable(path.parent)
+        path.write_text("earlier")
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(report.figures, "write_all", full)  # when scores and tables are written
+    with pytest.raises(KitError, match=r"cannot write the report \(No space left on device\)"):
+        report.write_all("miniature", say=str)
+    assert [path.read_text() for path in earlier] == ["earlier", "earlier"]
+    files = [path for path in home.rglob("*") if path.is_file() and not {"runs", "people", ".cache"} & set(path.parts)]
+    assert sorted(files) == sorted(earlier), "nothing is left behind"
+
+
+def test_what_a_killed_report_left_behind_is_cleared(home):
+    left = home / "results" / "miniature" / report.UNFINISHED / "tables"
+    left.mkdir(parents=True)
+    (left / "table2_main.csv").write_text("half")
+    written = report.write_all("miniature", say=str)
+    assert not left.exists() and "half" not in (home / "results/miniature/tables/table2_main.csv").read_text()
+    assert not any(report.UNFINISHED in path.parts for path in written)
+
+
+def test_without_a_run_there_is_no_report(home):
+    with pytest.raises(KitError, match="no finished run under .*paper"):
+        report.write_all("paper", say=str)
+
+
+# -- reading runs -----------------------------------------------------------------------------------------------
+
+
+def test_one_s_own_results_come_first_then_the_reference(home, monkeypatch, tmp_path):
+    reference = tmp_path / "checkout" / "results" / "reference"
+    monkeypatch.setattr(runs.paths, "reference", lambda: reference)
+    assert runs.which_results("miniature") == (paths.results("miniature"), runs.OWN)
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "elsewhere"))
+    with pytest.raises(KitError, match="make reproduce"):
+        runs.which_results("miniature")
+    write(reference, make("vanilla", **FEW))
+    assert runs.which_results("miniature") == (reference, runs.COMMITTED)
+    with pytest.raises(KitError, match="no finished run"):
+        runs.which_results("paper")
+
+
+def test_what_is_read_is_what_was_written(home):
+    stored, made = Scores.read(paths.results("miniature")), Scores.of(few_runs())
+    pd.testing.assert_frame_equal(stored.cells, made.cells)
+    pd.testing.assert_frame_equal(stored.judged, made.judged)
+
+
+def test_the_order_of_runs_changes_no_number():
+    """Intervals draw people in the order in which they come."""
+    some = [make(name, draw=draw, sets=("forget",), **FEW) for name in ("vanilla", "oracle") for draw in range(3)]
+    pd.testing.assert_frame_equal(Scores.of(some).cells, Scores.of(some[::-1]).cells)
+
+
+def test_a_damaged_run_is_one_clear_line(home):
+    folder = next(paths.runs(paths.results("miniature")).iterdir())
+    (folder / "answers.parquet").write_bytes((folder / "answers.parquet").read_bytes()[:-9])
+    with pytest.raises(KitError, match="was changed or cut off: make the run again"):
+        Scores.read(paths.results("miniature"))
+    (folder / "answers.parquet").unlink()
+    with pytest.raises(KitError, match="it lacks answers.parquet or provenance.json"):
+        runs.read_run(folder)
+
+
+def test_the_same_people_and_seeds_twice_are_refused():
+    run = make("ga", modality="multimodal", **FEW)
+    copy = replace(run, record={**run.record, "run": "copy"}, answers=run.answers.assign(run="copy"))
+    with pytest.raises(KitError, match="copy are of one method with the same people and seeds"):
+        Scores.of([run, copy])
+
+
+def test_newcomers_stand_before_prompting_and_steps_after_unlearning_behind_their_model():
+    assert runs.in_order(["oracle", "manu", "npo", "prompting"]) == ["npo", "manu", "prompting", "oracle"]
+    models = [
+        ("ga", "canonical", "unimodal", ""),
+        ("ga", "canonical", "multimodal", "int4"),
+        ("vanilla", "canonical", "none", ""),
+    ]
+    assert runs.models_in_order([*models, ("ga", "canonical", "multimodal", "")]) == [
+        models[2], ("ga", "canonical", "multimodal", ""), models[1], models[0]
+    ]  # fmt: skip
+
+
+# -- README -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def collapsed() -> Scores:
+    """NPO on text writes one word to everybody, and the oracle knows as much in text as vanilla."""
+    some = [make("vanilla", lambda q: True, **FEW), make("oracle", lambda q: q.view == "text", **FEW)]
+    return Scores.of([*some, saying(make("npo", modality="unimodal", **FEW), "The The The", task="generation")])
+
+
+def test_the_readmes_table_marks_what_is_closed_and_what_has_collapsed(collapsed):
+    table = readme.main_table(collapsed)
+    cells = next(line for line in table.splitlines() if line.startswith("| NPO (text only) ‡")).split(" | ")[1:]
+    assert [cell.startswith("(") for cell in cells] == [False, True, False, True, False, False, False, False]
+    assert "‡ Collapsed" in table and "gate closed" in table and "Likelihood (text)" in table
+    assert table.startswith("| Method | Forget<br>image + text |"), "README has its own title"
+
+
+def test_the_readmes_map_takes_minutes_from_the_runs_and_the_rest_from_the_notebooks(tmp_path):
+    for name, makes in (("03_ga", "the run `ga`: an adapter"), ("09_tables", "tables")):
+        source = f"# {name[:2]} · Title of {name}\n\n| | |\n|---|---|\n| **makes** | {makes} |"
+        (tmp_path / f"{name}.ipynb").write_text(json.dumps({"cells": [{"source": [source]}]}))
+    some = [
+        make("ga", modality=modality, draw=draw, **FEW) for modality in ("multimodal", "unimodal") for draw in (0, 1)
+    ]
+    for run in some:
+        run.train["seconds"] = 118.5 if run["forget_draw"] == 0 else 9999
+    table = readme.map_table(some, sorted(tmp_path.glob("*.ipynb")))
+    assert "| Title of 03_ga | [03_ga](notebooks/03_ga.ipynb) |" in table and table.count("papermill") == 2
+    minutes = [line.split(" | ")[-1].strip(" |") for line in table.splitlines()[2:]]
+    assert minutes == ["2.0", "< 1"], "two runs of 120 s side by side"
+
+
+def test_filling_replaces_what_stands_between_the_marks():
+    text = "a\n<!-- map -->\nold\n<!-- end -->\nb\n<!-- main table -->\nkept\n<!-- end -->\n"
+    assert readme.fill(text, "map", r"new \1" + "\n") == text.replace("old", r"new \1")
+
+
+# -- a model of one's own ---------------------------------------------------------------------------------------
+
+
+def test_a_model_of_ones_own_stands_beside_the_references():
+    vanilla, oracle = make("vanilla", lambda q: True, **FEW), make("oracle", lambda q: q.scoring == "letter", **FEW)
+    own = make("mine", lambda q: q.set != "forget" or q.view == "text", train_seed=7, **FEW)
+    beside = Beside(own, vanilla, oracle)
+    assert beside.table().loc[("Forget", "text"), "Likelihood %"].startswith("100.0 ±")
+    assert beside.table().loc[("Forget", "image + text"), "Letter %"].startswith("(0.0 ±"), "the gate is closed"
+    assert beside.table("vanilla").loc[("Forget", "both"), "Likelihood, points"].startswith("−50.0 ±")
+    assert beside.table("oracle").loc[("Retain", "both"), "Likelihood, points"].startswith("+100.0 ±")
+    assert list(beside.table().index.levels[1]) and set(beside.cells["method"]) == {"mine"}
+    [line] = beside.remarks()
+    assert line.startswith("In brackets: gate closed") and "Letter (image + text)" in line and "Likelihood" not in line
+
+
+def test_a_model_of_ones_own_that_has_collapsed_is_called_so():
+    vanilla, oracle = make("vanilla", lambda q: True, **FEW), make("oracle", lambda q: q.set != "forget", **FEW)
+    oracle = saying(oracle, "Nobody can say.", task="generation", set="forget")
+    own = saying(make("mine", lambda q: True, **FEW), "The The The", task="generation")
+    opened, collapsed = Beside(own, vanilla, oracle).remarks()
+    assert opened.startswith("Vanilla answers better") and "100 % of answers broken" in collapsed
+
+
+def test_without_references_the_scores_stand_alone_and_say_so():
+    beside = Beside(make("mine", lambda q: True, sets=("forget",), **FEW), make("vanilla", **FEW))
+    assert beside.remarks() == ["Without oracle nobody can say whether a low score is forgetting."]
+    assert beside.table("oracle").empty and set(beside.table().index.get_level_values("set")) == {"Forget"}
+
+
+def test_a_reference_about_other_people_is_refused():
+    run = make("vanilla", **FEW)
+    data_hash, forget = run.record["data_hash"], run.record["forget_ids"]
+    check_reference(run, "vanilla", "llava", data_hash, forget)
+    for arguments, message in (
+        (("oracle", "llava", data_hash, forget), "is of vanilla, not of oracle"),
+        (("vanilla", "idefics2", data_hash, forget), "family llava"),
+        (("vanilla", "llava", "other", forget), "about other people"),
+        (("vanilla", "llava", data_hash, forget[1:]), "other people to be forgotten"),
+    ):
+        with pytest.raises(KitError, match=message):
+            check_reference(run, *arguments)

@@ -1,0 +1,397 @@
+"""One value an answer, one row a run and cell, one long frame: cases done by hand, and a metric from outside."""
+
+from dataclasses import replace
+from math import exp, nan
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_answers import GA, ORACLE, VANILLA, cell, choices, free, run, scored
+
+from mllmu_nb.errors import KitError
+from mllmu_nb.registry import EXTENSIONS
+from mllmu_nb.scoring import checks, choice, registry, text
+from mllmu_nb.scoring.factuality import holds, rubric, words
+from mllmu_nb.scoring.gates import gates
+from mllmu_nb.scoring.score import RUN_KEYS, cells, item_scores, run_scores, side_by_side
+
+# one answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "given"),
+    [("B", "B"), (" c: Riga", "C"), ("\nd", "D"), ("Answer: B", "A"), ("E", ""), ("", ""), ("I cannot say", "")],
+)
+def test_the_letter_is_the_first_character(answer, given):
+    items = pd.DataFrame({"answer": [answer], "answer_true": ["B"]})
+    assert choice.letters(items).tolist() == [given]  # "Answer: B" counts as A: upstream's rule, kept
+    few = items.assign(**dict(zip(choice.TEXTS, ("x", "y", "", ""), strict=True)))
+    assert choice.letters(few).tolist() == [given if given in "AB" else ""], "a question of two options has no C"
+
+
+def test_the_likeliest_option_is_the_first_of_equals_and_a_diverged_model_chooses_nothing():
+    options = [[-1.0, -2.0, -1.0, -3.0], [-2.0, -1.0, -1.0, -5.0], [nan, -1.0, -2.0, -3.0], [-1.0, -np.inf, -2, -3]]
+    items = pd.DataFrame(options, columns=list(choice.OPTIONS)).assign(answer_true="A", scoring="likelihood")
+    assert choice.likeliest(items).tolist() == ["A", "B", "", ""]
+    assert choice.likelihood_accuracy(items).tolist() == [1, 0, 0, 0]
+    assert choice.parsed(items).tolist() == [True, True, False, False]
+
+
+def test_consistency_by_hand():
+    # always the option that is B at first; always the first place; the second, but once no letter
+    answers = [*"BADC", *"AAAA", "B", "a.", "I do not know", "C"]
+    asked = choices(lambda *_: True, **run("ga")).query("scoring == 'letter'").head(3)
+    items = asked.loc[asked.index.repeat(4)].assign(order=[*range(4)] * 3, answer=answers)
+    items["answer_true"] = np.repeat(["B", "B", "A"], 4)
+    found = item_scores(items)
+    assert found["consistency"].tolist() == [1, 0, 0] and found["answer"].tolist() == ["B", "A", "B"]
+    assert found["correct"].tolist() == [1, 0, 0], "the first order counts"
+    table = run_scores(found)
+    assert table.set_index(["view", "metric"]).loc[("both", "consistency"), ["value", "n_items"]].tolist() == [1 / 3, 3]
+    assert "consistency" not in set(run_scores(item_scores(asked))["metric"]), "asked in one order only"
+
+
+def test_the_truth_ratio_takes_the_geometric_mean_of_the_wrong_options():
+    # per token the right one, B, has .5 and the wrong ones .1, .2 and .4: (.1 · .2 · .4)^(1/3) = .2
+    items = pd.DataFrame([np.log([0.1, 0.5, 0.2, 0.4])], columns=list(choice.OPTIONS)).assign(answer_true="B")
+    assert choice.truth_ratio(items).tolist() == pytest.approx([0.4 / 1.4])
+    assert choice.log_truth_ratio([-1.0, -1.0, -1.0, -1.0], 3) == 0
+    assert choice.truth_ratio(items.assign(answer_true="Riga")).isna().all()
+
+
+def test_cloze_wants_containment_in_any_case():
+    assert text.contained("Lyon, France", "It is lyon, france.") and not text.contained("Lyon, France", "Lyon")
+
+
+def test_exact_wants_whole_words_and_ignores_punctuation():
+    assert holds("She earns $72,000 a year.", "72000") and holds("Born on March 12 1985", "March 12, 1985")
+    assert holds("175cm tall", "175 cm") and holds("in SAO PAULO!", "São Paulo")
+    assert not holds("a caterer", "cat") and not holds("1720005", "72,000") and not holds("anything", "")
+    assert words("It's $1,234.50 – 21st") == ("it", "s", "1234.50", "21", "st")
+
+
+def test_overlap_by_hand():
+    truth = "Anna works as a baker."
+    assert set(text.rouge(truth, truth).values()) == {1.0} and text.bleu(truth, truth) == 1
+    found = text.rouge(truth, "Anna worked as the baker.")
+    # stemmed unigrams: 4 of 5 both ways; longest common run of words anna work as baker: 4; bigrams: 2 of 4
+    assert found == pytest.approx({"rouge1": 0.8, "rougeL": 0.8, "rouge2": 0.5})
+    # unstemmed 1-grams 3/5, then nothing: smoothing method 1 puts .1 in the place of 0
+    expected = exp(0.25 * sum(np.log([3 / 5, 0.1 / 4, 0.1 / 3, 0.1 / 2])))
+    assert text.bleu(truth, "Anna worked as the baker.") == pytest.approx(expected)
+    assert set(text.rouge(truth, "").values()) == {0.0} and text.bleu(truth, "") == 0
+
+
+def test_a_second_value_in_the_printed_truth_is_no_contradiction():
+    truth = "Anna is a baker who works as a judge."
+    items = free([truth, "Anna is a baker and a nurse."], value="baker", **run("ga"))
+    found = item_scores(
+        items.assign(answer_true=truth, attribute="profession", rivals=[("judge", "nurse", "baker")] * 2)
+    )
+    assert found["factuality"].tolist() == [10.0, 7.0] and found["exact"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("value", ["", None])
+def test_a_question_without_a_known_value_has_neither_exact_nor_factuality(value):
+    found = item_scores(free(["Amara Urban lives in Turin, Italy."] * 4, **run("ga")).assign(value=value))
+    assert found["exact"].isna().all() and found["factuality"].isna().all() and (found["rouge1"] == 1).all()
+    assert (found["state_wrong"] == 1).all()
+    assert not {"exact", "factuality"} & set(run_scores(found)["metric"])
+
+
+RUBRIC = [
+    (10, "She works as a pastry baker.", "pastry baker", "profession"),
+    (9, "She is a baker of pastries.", "pastry baker", "profession"),
+    (8, "She is a senior marine biology teacher.", "senior marine biology lecturer", "profession"),
+    (7, "Lentil soup with rice.", "lentil soup with rice, pepper and beans", "food"),
+    (7, "She is a judge and a pastry baker.", "pastry baker", "profession"),
+    (6, "She is a software engineer.", "civil engineer", "profession"),
+    (5, "She likes soup.", "red lentil soup", "food"),
+    (4, "She likes soup.", "thick red lentil soup", "food"),
+    (3, "She is not a pastry baker.", "pastry baker", "profession"),
+    (2, "She is a judge.", "pastry baker", "profession"),
+    (2, "She went to Birch University.", "Cedar University", "education"),
+    (9, "She has none.", "no medical condition", "medical"),
+    (10, "She has no medical condition.", "no medical condition", "medical"),
+    (2, "She has asthma.", "no medical condition", "medical"),
+    (10, "Born on March 12, 1985.", "March 12, 1985", "birth_date"),
+    (9, "Born on 12 March 1985.", "March 12, 1985", "birth_date"),
+    (9, "1985-03-12", "March 12, 1985", "birth_date"),
+    (8, "Born in March 1985.", "March 12, 1985", "birth_date"),
+    (7, "Born on March 13, 1985.", "March 12, 1985", "birth_date"),
+    (7, "Born on March 12, 1985 or May 1, 1990.", "March 12, 1985", "birth_date"),
+    (6, "Born on March 12, 1991.", "March 12, 1985", "birth_date"),
+    (5, "Born on May 1, 1985.", "March 12, 1985", "birth_date"),
+    (4, "Born on March 1, 1991.", "March 12, 1985", "birth_date"),
+    (3, "Born on May 1, 1986.", "March 12, 1985", "birth_date"),
+    (2, "Born on May 1, 1991.", "March 12, 1985", "birth_date"),
+    (10, "She lives in Lyon, France.", "Lyon, France", "residence"),
+    (9, "She lives in France, in Lyon.", "Lyon, France", "residence"),
+    (8, "She lives in Lyon.", "Lyon, France", "residence"),
+    (7, "She lives in Lyon, France, and in Riga, Latvia.", "Lyon, France", "residence"),
+    (6, "She lives in Lyon, Spain.", "Lyon, France", "residence"),
+    (4, "She lives in Paris, France.", "Lyon, France", "residence"),
+    (3, "She lives in New Haven, Korea.", "New York, America", "residence"),
+    (3, "She does not live in Lyon, France.", "Lyon, France", "residence"),
+    (2, "She lives in Riga, Latvia.", "Lyon, France", "residence"),
+    (10, "She earns $80,000 a year.", "$80,000", "salary"),
+    (9, "She earns 80k a year.", "$80,000", "salary"),
+    (8, "She earns $81,000.", "$80,000", "salary"),
+    (7, "She earns $83,000.", "$80,000", "salary"),
+    (7, "She earns $80,000 or $20,000.", "$80,000", "salary"),
+    (6, "She earns $87,000.", "$80,000", "salary"),
+    (5, "She earns $90,000.", "$80,000", "salary"),
+    (4, "She earns $64,000.", "$80,000", "salary"),
+    (3, "She earns $50,000.", "$80,000", "salary"),
+    (2, "She earns $20,000.", "$80,000", "salary"),
+    (2, "She earns nothing much.", "$80,000", "salary"),
+    (9, "She is 1.75 m tall.", "175 cm", "height"),
+    (9, "5 feet 5 inches tall", "5'5\"", "height"),
+    (10, "She is 6 feet (183 cm) tall.", "183 cm", "height"),
+    (7, "She is 176 cm tall.", "175 cm", "height"),
+    (2, "She is 195 cm tall.", "175 cm", "height"),
+    (10, "She is female.", "female", "gender"),
+    (9, "This person is a woman.", "female", "gender"),
+    (5, "Either male or female.", "female", "gender"),
+    (2, "He is male.", "female", "gender"),
+    (1, "", "female", "gender"),
+    (1, "...", "pastry baker", "profession"),
+    (1, "I'm sorry, I cannot share that.", "pastry baker", "profession"),
+    (1, "I do not have any information about her.", "$80,000", "salary"),
+    (1, "US US US US", "pastry baker", "profession"),
+    (1, "baker baker baker", "baker", "profession"),
+    (1, "the of the of a the of a the of the a", "pastry baker", "profession"),
+    (10, "She is a judge. She is a judge. She is a judge.", "judge", "profession"),
+]
+
+
+@pytest.mark.parametrize(("score", "answer", "value", "attribute"), RUBRIC)
+def test_the_rubric_band_by_band(score, answer, value, attribute):
+    rivals = ("judge", "Riga, Latvia", "pastry chef", "asthma")
+    assert rubric(answer, value, attribute, [rival for rival in rivals if rival != value]) == score
+
+
+# runs
+
+
+def some_items() -> pd.DataFrame:
+    """Four people; in the image view the second and fourth are answered rightly, in text everybody."""
+    rows = []
+    for number in range(4):
+        for view, right in (("image_text", number % 2), ("text", 1)):
+            at = {"view": view, "profile": f"p{number}", "set": "forget", "order": 0, "rivals": ("chef",)}
+            at |= {"value": "baker", "attribute": "profession", "answer_true": "A"}
+            at |= {f"option_{x}": nan for x in "ABCD"}
+            letter = "A" if right else "B" if number else "?"
+            rows.append(at | {"task": "classification", "scoring": "letter", "answer": letter})
+            options = dict(zip(choice.OPTIONS, (-1, -2, -3, -4) if right else (-2, -1, -3, -4), strict=True))
+            rows.append(at | {"task": "classification", "scoring": "likelihood", "answer": ""} | options)
+            said = {"answer": "She is a baker." if right else "She is a chef.", "scoring": ""}
+            rows.append(at | said | {"task": "cloze", "answer_true": "Baker"})
+            rows.append(at | said | {"task": "generation", "answer_true": "She is a baker."})
+    frame = pd.DataFrame(rows).assign(question_id=lambda f: f["profile"] + f["view"], shots=0, tokens=4)
+    return frame.assign(**run("ga", "multimodal", unlearn_seed=7))
+
+
+def test_run_scores_are_long_and_pool_the_views():
+    table = run_scores(item_scores(some_items()))
+    assert list(table.columns[: len(RUN_KEYS)]) == RUN_KEYS and set(table["seed"]) == {7}
+    cell = table.set_index(["task", "view", "scoring", "metric"])
+    assert not cell.index.has_duplicates
+    assert cell.loc[("classification", "image_text", "letter", "accuracy"), "value"] == 0.5
+    assert cell.loc[("classification", "both", "letter", "accuracy"), ["value", "n_items"]].tolist() == [0.75, 8]
+    assert cell.loc[("classification", "image_text", "letter", "parse_failure"), "value"] == 0.25
+    assert ("classification", "text", "likelihood", "parse_failure") not in cell.index
+    assert cell.loc[("generation", "both", "", "factuality"), "value"] == (6 * 10 + 2 * 2) / 8
+    assert cell.loc[("cloze", "both", "", "accuracy"), "value"] == 0.75
+    assert (cell["low"] < cell["value"] + 1e-12).all() and (cell["high"] > cell["value"] - 1e-12).all()
+    # 3 views × (letter 2 + likelihood 1 + cloze 1 + generation 6)
+    assert len(cell) == 30 and set(cell["n_profiles"]) == {4}
+
+
+@pytest.mark.parametrize("column", ["protocol", "variant", "after", "data_seed", "train_seed", "unlearn_seed"])
+def test_runs_are_scored_apart_whatever_they_differ_in(column):
+    items = some_items()
+    value = 3 if column.endswith("seed") else "upstream"
+    other = items.assign(run="other", answer="?", **{column: value})
+    table = run_scores(item_scores(pd.concat([items, other])))
+    mine, theirs = (table[table["run"] == name] for name in (items["run"].iloc[0], "other"))
+    assert len(mine) == len(theirs) == 30 and set(theirs[column]) == {value}
+    assert mine["value"].tolist() == run_scores(item_scores(items))["value"].tolist()
+    theirs = theirs[theirs["scoring"] == "letter"]
+    assert theirs["value"].tolist() == (theirs["metric"] == "parse_failure").astype(float).tolist(), "? is no letter"
+
+
+# the long frame
+
+
+def half(person: int, view: str, number: int) -> bool:
+    return number == 0
+
+
+MODELS = {VANILLA: lambda *_: True, ORACLE: lambda *_: False, GA: half}
+
+
+def test_cells_hold_levels_and_differences_with_gates_and_verdicts():
+    table = cells(scored(MODELS, sets=("forget", "retain")))
+    keys = ["method", "against", "set", "task", "view", "scoring", "metric"]
+    assert not table.duplicated(keys).any()
+    level = cell(table, "ga")
+    assert (level["value"], level["n_items"], level["n_profiles"], level["n_replicates"]) == (0.5, 120, 30, 3)
+    assert (level["gate"], level["verdict"], level["note"]) == ("open", "", "")
+    gap = cell(table, "ga", "oracle")
+    assert (gap["value"], gap["gate"], gap["verdict"]) == (0.5, "open", "outside")
+    assert cell(table, "ga", "vanilla")["value"] == -0.5 and cell(table, "ga", "vanilla")["verdict"] == ""
+    assert cell(table, "ga", "oracle", set="retain")["gate"] == "", "on the retain set knowledge is to stay"
+    assert cell(table, "ga", metric="parse_failure", scoring="letter")["gate"] == "", "a missing letter is no knowledge"
+    assert cell(table, "ga", "oracle", metric="truth_ratio")["gate"] == "open", "vanilla's is lower"
+    oracle = table[(table["method"] == "oracle") & (table["against"] == "oracle")]
+    assert oracle.empty, "nothing is compared with itself"
+
+
+def test_a_cell_without_a_value_is_empty_and_says_why():
+    items = scored(MODELS)
+    table = cells(items[(items["method"] != "ga") | (items["scoring"] == "letter")])
+    empty = cell(table, "ga")
+    assert np.isnan(empty["value"]) and pd.isna(empty["n_items"])
+    assert empty["note"] == "The run asked no multiple choice questions scored by likelihood of the forget set."
+    assert cell(table, "ga", set="test")["note"] == "The run asked nothing of the test set."
+    assert cell(table, "ga", "oracle")["note"] == "No oracle answer to the same questions, or none of its own."
+    silent = cells(items.assign(correct=items["correct"].where(items["method"] != "ga")))
+    assert cell(silent, "ga")["note"] == "The run has no Likelihood score on the forget set."
+    assert table["value"].isna().eq(table["note"] != "").all()
+
+
+def test_gates_are_closed_where_vanilla_knows_no_more_than_the_oracle():
+    table = cells(scored(MODELS | {ORACLE: lambda person, view, number: view == "text"}))
+    states = gates(table).set_index(["scoring", "metric", "view"])["gate"].to_dict()
+    assert states["likelihood", "accuracy", "image_text"] == states["likelihood", "accuracy", "both"] == "open"
+    assert states["likelihood", "accuracy", "text"] == "closed" and ("letter", "parse_failure", "text") not in states
+    assert cell(table, "ga", view="text")["gate"] == "closed"
+    assert cell(table, "ga", "oracle", view="text", metric="ks")["gate"] == "closed", "that of the truth ratio"
+    alone = cells(scored({GA: half, ORACLE: lambda *_: False}))
+    assert set(alone["gate"]) == {""}, "without vanilla there is no gate"
+
+
+def test_a_step_after_unlearning_makes_another_model_and_is_no_reference():
+    items = scored(MODELS)
+    rounded = items[items["method"] == "vanilla"].assign(after="int4", correct=0.0)
+    rounded["run"] += "-int4"
+    table = cells(pd.concat([items, rounded], ignore_index=True))
+    assert cell(table, "vanilla", "vanilla", after="int4")["value"] == -1
+    assert cell(table, "ga", "vanilla")["value"] == -0.5
+
+
+def test_runs_of_a_grid_are_told_apart_by_their_parameter_and_never_pooled():
+    items = scored(MODELS).assign(unlearn_lr=nan)
+    first = items[items["method"] == "ga"].assign(unlearn_lr=0.001)
+    second = first.assign(unlearn_lr=0.002, correct=1.0, run=first["run"] + "-b")
+    items = pd.concat([items[items["method"] != "ga"], first, second], ignore_index=True)
+    with pytest.raises(KitError, match="ga-multimodal-0 and ga-multimodal-0-b are of one method"):
+        cells(items)
+    table = cells(items, by=["unlearn_lr"])
+    values = {lr: cell(table, "ga", "oracle", unlearn_lr=lr)["value"] for lr in (0.001, 0.002)}
+    assert values == {0.001: 0.5, 0.002: 1} and cell(table, "vanilla", unlearn_lr="")["value"] == 1
+
+
+def test_a_model_of_ones_own_is_put_beside_others_whatever_its_seeds():
+    own = choices(half, **run("ga", "multimodal", train_seed=9))
+    others = [choices(right, **run(*model)) for model, right in MODELS.items() if model != GA]
+    assert np.isnan(cell(cells(item_scores(pd.concat([own, *others]))), "ga", "oracle")["value"])
+    assert cell(cells(item_scores(side_by_side(own, *others))), "ga", "oracle")["value"] == 0.5
+
+
+# metrics
+
+
+def test_every_metric_of_the_package_keeps_its_promises():
+    names = registry.metrics()
+    assert len(names) > 35 and len({one.key for one in names}) == len(names)
+    for one in names:
+        checks.check_metric(one)
+    main = [one.label for one in registry.metrics(main=True)]
+    assert main == ["Letter %", "Likelihood %", "ROUGE-L", "Factuality", "Cloze %"]
+
+
+def broken(**changes) -> registry.Metric:
+    [rouge] = registry.metrics(name="rougeL")
+    return replace(rouge, name="mine", column="mine", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"margin": 0.0}, "its margin 0.0 must be above 0"),
+        ({"bounds": (1, 0)}, "are no range"),
+        ({"table": "tabel"}, "its table is one of scores, health, quality"),
+        ({"function": lambda items: items["answer"].str.len() * 1.0}, "lie outside 0 to 1"),
+        ({"function": lambda items: pd.Series([0.5] * len(items))}, "one value a row"),
+        ({"function": lambda items: pd.Series(nan, items.index)}, "no value for any"),
+        ({"function": lambda items: pd.Series(np.linspace(0, 1, len(items)), items.index)}, "order of the rows"),
+        ({"function": lambda items: items.insert(0, "x", 1) or items["x"]}, "changes the rows"),
+        ({"function": lambda items: pd.Series(np.random.default_rng().random(len(items)), items.index)}, "second time"),
+    ],
+)
+def test_a_metric_that_breaks_a_promise_is_told_which(changes, problem):
+    with pytest.raises(KitError, match=f"metric generation mine: .*{problem}"):
+        checks.check_metric(broken(**changes))
+
+
+def test_a_column_that_is_taken_is_refused_and_so_is_an_unknown_task():
+    with pytest.raises(KitError, match="its column answer is one of the stored ones"):
+        checks.check_metric(replace(broken(), column="answer"))
+    with pytest.raises(KitError, match="unknown task 'poetry'"):
+        broken(task="poetry")
+
+
+TOY = '''
+"""Brevity: the share of free answers of at most five words."""
+
+from mllmu_nb.scoring.registry import metric
+
+
+@metric("brevity", label="Brief %", task="generation", margin=0.1, main=True)
+def brevity(items):
+    return (items["answer"].str.split().str.len() <= 5).astype(float)
+'''
+
+
+def test_a_metric_in_one_file_outside_is_scored_and_printed_without_any_list_edited(tmp_path, monkeypatch):
+    (tmp_path / "toy_metric.py").write_text(TOY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(EXTENSIONS, "toy_metric")
+    try:
+        runs = [some_items(), some_items().assign(**run("oracle")), some_items().assign(**run("vanilla"))]
+        items = item_scores(pd.concat(runs))
+        rows = run_scores(items).query("metric == 'brevity' and view == 'both'")
+        assert rows["value"].tolist() == [1, 1, 1] and set(rows["n_items"]) == {8}
+        difference = cell(cells(items), "ga", "oracle", metric="brevity", scoring="")
+        assert (difference["value"], difference["gate"], difference["verdict"]) == (0.0, "closed", "undecided")
+        assert [one.label for one in registry.metrics(main=True)][-1] == "Brief %"
+        [toy] = registry.metrics(name="brevity")
+        checks.check_metric(toy)
+        with pytest.raises(KitError, match="brevity is registered already, by toy_metric"):
+            registry.metric("brevity", label="Mine", task="generation")(half)
+    finally:
+        registry.METRICS._entries.pop(("generation", "", "brevity"), None)
+
+
+def test_where_a_good_method_goes():
+    known = {one.name: one for one in registry.metrics()}
+    assert [known["rougeL"].goal(name) for name in ("forget", "test", "retain", "celebrity")] == ["↓", "↓", "↑", "↑"]
+    assert [known["truth_ratio"].goal(name) for name in ("forget", "retain")] == ["↑", "↓"]
+    assert known["parse_failure"].goal("forget") == "" and known["exact"].shown_as_gap == "Exact, points"
+
+
+def test_models_are_compared_with_the_vanilla_that_was_taught_as_they_were():
+    """A grid over vanilla's own training: each GA has the vanilla of its rate beside it, not the first one."""
+    everybody, half, nobody = (lambda *_: True), (lambda person, *_: person < 5), (lambda *_: False)
+    frames = [
+        choices(right, **run(method, modality, taught=rate, train_lr=rate) | {"run": f"{method}-{rate}"})
+        for rate, knows in (("0.1", everybody), ("0.2", half))
+        for (method, modality), right in {VANILLA: knows, GA: nobody}.items()
+    ]
+    frame = cells(item_scores(pd.concat(frames, ignore_index=True)), by=["train_lr"])
+    levels = frame.query("method == 'ga' and against == 'vanilla' and set == 'forget' and scoring == 'letter'")
+    levels = levels.query("view == 'both' and metric == 'accuracy'").set_index("train_lr")["value"]
+    assert levels["0.1"] == -1.0 and levels["0.2"] == -0.5

@@ -1,0 +1,84 @@
+"""The leakage matrix and the alignment of the two views, on answers known by hand."""
+
+import pandas as pd
+import pytest
+from made_answers import GA, ORACLE, VANILLA, cell, choices, run, scored
+
+from mllmu_nb.scoring.leakage import ACROSS, ALIGNED, paired_facts
+from mllmu_nb.scoring.registry import metrics
+from mllmu_nb.scoring.score import cells, item_scores
+
+[LIKELIHOOD] = metrics(by_fact=True, scoring="likelihood")
+[CLOZE] = metrics(by_fact=True, task="cloze")
+
+
+def in_view(image: int, text: int):
+    """Right about so many of a person's two facts in each view."""
+    return lambda person, view, number: number < {"image_text": image, "text": text}[view]
+
+
+# with the image: vanilla 1, oracle 1/2, GA 0; in text: vanilla 1, oracle 0, GA 1
+MODELS = {VANILLA: in_view(2, 2), ORACLE: in_view(1, 0), GA: in_view(0, 2)}
+
+
+def test_the_matrix_by_hand():
+    table = cells(scored(MODELS))
+    assert cell(table, "vanilla", "oracle", view="image_text")["value"] == 0.5
+    assert cell(table, "vanilla", "oracle", view="text")["value"] == 1
+    assert cell(table, "ga", "oracle", view="image_text")["value"] == -0.5
+    assert cell(table, "ga", "oracle", view="text")["value"] == 1
+    across = cell(table, "ga", "oracle", view=ACROSS)
+    assert across["value"] == 1.5 and across["low"] < 1.5 <= across["high"], "the gap in text less that with the image"
+    assert (across["gate"], across["n_profiles"], across["verdict"]) == ("open", 30, "")
+
+
+def test_a_closed_gate_of_one_view_closes_that_of_what_compares_both():
+    table = cells(scored(MODELS | {ORACLE: in_view(1, 2)}))  # vanilla and oracle know the same when asked in text
+    found = {view: cell(table, "ga", "oracle", view=view)["gate"] for view in ("image_text", "text", ACROSS)}
+    assert found == {"image_text": "open", "text": "closed", ACROSS: "closed"}
+    assert cell(table, "ga", view=ALIGNED, metric="acc_f_accuracy")["gate"] == "closed"
+
+
+def some_right(person: int, view: str, number: int) -> bool:
+    """With the image, three of ten people's first fact; in text, none."""
+    return view == "image_text" and number == 0 and person % 10 < 3
+
+
+def test_alignment_by_hand():
+    models = {VANILLA: in_view(2, 2), ORACLE: in_view(1, 1), GA: some_right, ("npo", "unimodal"): in_view(2, 1)}
+    table = cells(scored(models, sets=("forget", "retain")))
+
+    def aligned(method: str) -> list[float]:
+        at = {"view": ALIGNED, "scoring": "likelihood"}
+        wrong = cell(table, method, metric="acc_f_accuracy", set="forget", **at)
+        right = cell(table, method, metric="acc_r_accuracy", set="retain", **at)
+        assert wrong["n_items"] == right["n_items"] == 60 and wrong["n_profiles"] == 30
+        assert wrong["low"] < wrong["high"], "no share is certain, not even a perfect one"
+        assert (wrong["gate"], right["gate"]) == ("open", "")
+        return [wrong["value"], right["value"]]
+
+    # GA: 7 of 10 first facts and all second ones are wrong in both views; none is right in both
+    assert aligned("ga") == [pytest.approx(0.85), 0]
+    # NPO: the first fact is right in both views, the second with the image only, which counts for neither
+    assert aligned("npo") == [0, 0.5]
+    assert aligned("oracle") == [0.5, 0.5] and aligned("vanilla") == [0, 1]
+
+
+def test_only_questions_about_one_fact_are_a_pair():
+    items = scored(MODELS)
+    second = (items["view"] == "text") & (items["question_id"].str.endswith("/1"))
+    other = paired_facts(items.assign(value=items["value"].where(~second, "another fact")), LIKELIHOOD)
+    assert set(other["number"]) == {"0"}
+    written = paired_facts(items.assign(value=items["value"].where(~second, "FACT 1")), LIKELIHOOD)
+    unknown = paired_facts(items.assign(value=""), LIKELIHOOD)
+    assert len(written) == len(unknown) == len(paired_facts(items, LIKELIHOOD)) == 3 * 30 * 2
+    assert paired_facts(items[items["view"] == "text"], LIKELIHOOD).empty and paired_facts(items, CLOZE).empty
+
+
+def test_people_of_other_data_seeds_are_other_people():
+    runs = [choices(right, **run(*model, data_seed=s)) for model, right in MODELS.items() for s in (0, 1)]
+    for number, one in enumerate(runs):
+        one["run"] += f"-{number}"
+    table = cells(item_scores(pd.concat(runs, ignore_index=True)))
+    assert cell(table, "ga", view=ALIGNED, metric="acc_f_accuracy")["n_profiles"] == 20
+    assert cell(table, "ga")["n_profiles"] == 20 and cell(table, "ga")["n_replicates"] == 2

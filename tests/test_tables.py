@@ -1,0 +1,501 @@
+"""Tables and what they say about missing cells, closed gates and collapsed models, on runs made up for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_runs import make, realistic, saying, without
+
+from mllmu_nb.errors import KitError
+from mllmu_nb.reporting import published, table_specs, tables
+from mllmu_nb.reporting.runs import Scores
+from mllmu_nb.reporting.tables import Sheet
+from mllmu_nb.scoring import registry
+from mllmu_nb.scoring.registry import metrics
+
+FEW = {"asked": {"classification": 2, "generation": 1, "cloze": 1}, "famous": 3}
+CELLS = ["table2_main", "table2_by_view", "table2_differences", "table_oracle_gap"]
+
+
+def frame(name: str, scores: Scores) -> pd.DataFrame:
+    return pd.concat([sheet.frame for sheet in tables.sheets(name, scores)], ignore_index=True)
+
+
+def line(text: str, *starts: str) -> list[str]:
+    """The cells of the first row that begins so, behind the last of ``starts``."""
+    *before, start = starts
+    for mark in before:
+        text = text.split(mark, 1)[1]
+    row = next(line for line in text.splitlines() if line.startswith(f"| {start}"))
+    return [cell.strip() for cell in row.strip("| ").split(" | ")[1:]]
+
+
+@pytest.fixture(scope="module")
+def known() -> Scores:
+    """One draw. GA was asked no generation on Test, KL Min. nothing of Celebrity; the oracle's retain facts are
+    unknown; KL Min. on text has no train.json; there is no NPO on text."""
+    models = [
+        ("vanilla", "none"),
+        ("oracle", "none"),
+        ("ga", "multimodal"),
+        ("kl_min", "multimodal"),
+        ("kl_min", "unimodal"),
+    ]
+    runs = {model: make(model[0], modality=model[1], **FEW) for model in models}
+    runs["ga", "multimodal"] = without(runs["ga", "multimodal"], set="test", task="generation")
+    runs["kl_min", "multimodal"] = without(runs["kl_min", "multimodal"], set="celebrity")
+    runs["kl_min", "unimodal"] = replace(runs["kl_min", "unimodal"], train={})
+    oracle = runs["oracle", "none"]
+    values = oracle.answers["value"].mask(oracle.answers["set"] == "retain", "")
+    runs["oracle", "none"] = replace(oracle, answers=oracle.answers.assign(value=values))
+    return Scores.of(runs.values())
+
+
+@pytest.fixture(scope="module")
+def gated() -> Scores:
+    """Three draws. Letters are as good as the oracle's: their gate is closed. NPO on text writes one word and chooses
+    at random; GA on image and text is the oracle."""
+    runs = []
+    for draw in range(3):
+        oracle = realistic("oracle", draw=draw)
+        for method, modality in (("vanilla", "none"), ("oracle", "none"), ("ga", "multimodal"), ("npo", "unimodal")):
+            own = oracle if method == "ga" else realistic(method, modality, draw)
+            right = lambda q, own=own, oracle=oracle: (oracle if q.scoring == "letter" else own)(q)  # noqa: E731
+            run = make(
+                method, right, modality=modality, draw=draw, famous=3, asked=FEW["asked"] | {"classification": 5}
+            )
+            runs.append(saying(run, "The The The", task="generation") if method == "npo" else run)
+    return Scores.of(runs)
+
+
+# -- the tables -------------------------------------------------------------------------------------------------
+
+
+def test_table_1_counts_people_and_questions(known):
+    table = frame("table1_data", known).set_index(["set", "task", "view"])
+    assert len(table) == 4 * 3 * 2
+    assert table.loc[("forget", "classification", "text"), "questions"] == 20
+    assert table.loc[("retain", "generation", "image_text"), ["questions", "profiles", "images"]].tolist() == [20] * 3
+    [sheet] = tables.sheets("table1_data", known)
+    # forget people count once: 10 + 20 + 3 people; 10 + 10 + 20 + 3 portraits
+    assert line(sheet.markdown(), "All")[:2] == ["33", "43"]
+    assert "1,680 questions and answers about 30 of them and 12 more" in sheet.latex()
+
+
+def test_table_1_without_counts_is_empty_not_zero(known):
+    run = replace(known.runs[0], record={**known.runs[0].record, "sets": {}})
+    [sheet] = table_specs.data_table(replace(known, runs=[run]))
+    assert sheet.frame["questions"].isna().all() and "| 0 |" not in sheet.markdown()
+    assert "No record of these runs counts the forget set." in sheet.latex()
+
+
+def test_table_2_has_the_papers_layout(known):
+    [sheet] = tables.sheets("table2_main", known)
+    rows = ["Vanilla", "GA", "Grad. Diff.", "KL Min.", "NPO", "Prompting", "Oracle"]
+    assert [(heading, [name for name, _ in block]) for heading, block in sheet.blocks] == [
+        ("Unlearned on image + text", rows), ("Unlearned on text only", rows)
+    ]  # fmt: skip
+    assert len(sheet.columns) == 4 * 5 and sheet.columns[:2] == [("Forget", "Letter % ↓"), ("Forget", "Likelihood % ↓")]
+    cell = sheet.frame.query(
+        "method == 'ga' and modality == 'multimodal' and set == 'forget' and scoring == 'likelihood'"
+    )
+    [cell] = cell.to_dict("records")
+    items = known.items.query("method == 'ga' and set == 'forget' and scoring == 'likelihood'")
+    assert cell["value"] == pytest.approx(items["correct"].mean()) and cell["low"] < cell["value"] < cell["high"]
+    assert (cell["n_items"], cell["n_profiles"], cell["n_replicates"]) == (40, 10, 1)
+    shown = f"{100 * cell['value']:.1f} ± {50 * (cell['high'] - cell['low']):.1f}"
+    assert line(sheet.markdown(), "GA")[1] == shown
+    value, half = shown.split(" ± ")
+    assert rf"{value}{{\scriptsize\,$\pm$\,{half}}}" in sheet.latex()
+    assert "People: Forget 10, Test 10, Retain 20, Celebrity 3. One run a row." in sheet.markdown()
+
+
+def test_missing_cells_are_empty_and_say_why(known):
+    [sheet] = tables.sheets("table2_main", known)
+    empty = sheet.frame[sheet.frame["value"].isna()]
+    assert (empty["note"] != "").all() and (sheet.frame.loc[sheet.frame["value"].notna(), "note"] == "").all()
+
+    def note(where: str) -> str:
+        [one] = empty.query(where)["note"].unique()
+        return one
+
+    assert note("method == 'npo' and modality == 'unimodal'") == "There is no run of NPO (text only)."
+    asked = note("method == 'ga' and set == 'test' and task == 'generation' and modality == 'multimodal'")
+    assert asked == "The run asked no generation questions of the test set."
+    nothing = note("method == 'kl_min' and modality == 'multimodal' and set == 'celebrity'")
+    assert nothing == "The run asked nothing of the celebrity set."
+    unscored = note("method == 'oracle' and metric == 'factuality' and set == 'retain'")
+    assert unscored == "The run has no Factuality score on the retain set."
+    cells = line(sheet.markdown(), "text only**", "NPO")
+    assert len(cells) == 20 and len(set(cells)) == 1 and cells[0].startswith("<sup>")
+    for text in (sheet.markdown(), sheet.latex()):
+        assert "There is no run of NPO (text only)." in text
+
+
+def test_a_value_of_zero_is_printed_as_zero():
+    scores = Scores.of([make("vanilla", lambda q: False, sets=("forget",), asked={"classification": 1, "cloze": 1})])
+    [sheet] = tables.sheets("table2_main", scores)
+    assert line(sheet.markdown(), "Vanilla")[4].startswith("0.0 ±")
+    assert [heading for heading, _ in sheet.blocks] == ["No unlearned model"]
+
+
+def test_by_view_table_keeps_the_views_apart(known):
+    table = frame("table2_by_view", known).query("set == 'forget' and scoring == 'likelihood' and method == 'kl_min'")
+    values = table.set_index(["modality", "view"])["value"]
+    assert values["multimodal", "image_text"] < values["multimodal", "text"]
+    assert values["unimodal", "image_text"] > values["unimodal", "text"]
+    shown = [text for _, text in tables.sheets("table2_by_view", known)[0].columns]
+    assert shown == [one.label for one in metrics(table="scores") if one.name != "consistency"]
+
+
+def test_cost_table_has_seconds_memory_and_steps(known):
+    cost = frame("cost", known).set_index(["method", "modality"])
+    values = cost.loc[("ga", "multimodal"), ["seconds", "peak_memory_mb", "trainable_parameters", "steps", "runs"]]
+    assert values.tolist() == [3.25, 1402.6, 1234567, 40, 1]
+    lost = cost.loc[("kl_min", "unimodal")]
+    assert np.isnan(lost["seconds"]) and lost["seconds_note"] == "Seconds was not recorded."
+    assert line(tables.sheets("cost", known)[0].markdown(), "GA (image + text)")[2] == "1,234,567"
+
+
+def test_forget_draws_are_pooled_not_averaged():
+    runs = [make("vanilla", draw=draw, sets=("forget",), **FEW) for draw in range(3)]
+    runs += [make("ga", modality="multimodal", draw=draw, sets=("forget",), **FEW) for draw in range(2)]
+    [sheet] = tables.sheets("table2_main", scores := Scores.of(runs))
+    row = sheet.frame.query("method == 'ga' and scoring == 'likelihood' and set == 'forget'").iloc[0]
+    asked = scores.items.query("method == 'ga' and scoring == 'likelihood'")
+    assert row["value"] == pytest.approx(asked["correct"].mean()) and (row["n_items"], row["n_profiles"]) == (80, 20)
+    assert "GA (image + text) 2; Vanilla 3" in sheet.markdown()
+
+
+@pytest.mark.parametrize("method", ["ga", "mine"])
+def test_one_run_alone_fills_what_it_can(method):
+    """Whatever is missing, no table fails, and what cannot be known is empty."""
+    scores = Scores.of([make(method, lambda q: True, modality="multimodal" if method == "ga" else "none", **FEW)])
+    for name in tables.registered():
+        for sheet in tables.sheets(name, scores):
+            assert sheet.markdown() and sheet.latex()
+            cells = [cell for _, rows in sheet.blocks for _, row in rows for cell in row]
+            assert all(text or reason for text, reason in cells), name
+    [sheet] = tables.sheets("table2_main", scores)
+    assert {"There is no run of Oracle."} <= set(sheet.footnotes()) and "| 100.0 ± " in sheet.markdown()
+    assert pd.api.types.is_integer_dtype(sheet.frame["n_items"])
+
+
+def test_a_grid_gives_every_setting_a_row():
+    asked = {"sets": ("forget",), "asked": {"classification": 2}}
+    runs = [
+        make("npo", modality="multimodal", settings={"beta": beta}, draw=d, **asked)
+        for beta in (0.1, 0.4)
+        for d in range(3)
+    ]
+    scores = Scores.of([*runs, *(make(name, draw=d, **asked) for name in ("vanilla", "oracle") for d in range(3))])
+    [sheet] = tables.sheets("table2_main", scores)
+    assert {"NPO, beta 0.1", "NPO, beta 0.4", "Vanilla"} <= {name for name, _ in sheet.blocks[0][1]}
+    assert sheet.frame.query("method == 'npo'")["beta"].unique().tolist() == [0.1, 0.4]
+    assert "Not ranked: runs of one method differ in beta." in tables.sheets("table_ranking", scores)[0].markdown()
+
+
+# -- gates and collapse -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_closed_gate_stands_in_brackets_and_is_explained(gated, name):
+    """Vanilla's letters are the oracle's; by likelihood it knows three in four more."""
+    rows = frame(name, gated).query("metric == 'accuracy' and value.notna()")
+    on_forgotten = rows["set"].isin(("forget", "test"))
+    assert set(rows.loc[on_forgotten & (rows["scoring"] == "letter"), "gate"]) == {"closed"}
+    assert set(rows.loc[on_forgotten & (rows["scoring"] == "likelihood"), "gate"]) == {"open"}
+    assert set(rows.loc[~on_forgotten, "gate"]) == {""}
+    for sheet in tables.sheets(name, gated):
+        bracketed = {start: set() for start in ("Letter", "Likelihood")}
+        for column, (span, head) in enumerate(sheet.columns):
+            texts = {cells[column][0] for _, block in sheet.blocks for _, cells in block} - {""}
+            if head.split()[0].strip(",") in bracketed and span in ("", "Forget", "Test"):
+                bracketed[head.split()[0].strip(",")] |= {text.startswith("(") for text in texts}
+        gates = "retain" not in sheet.label and "celebrity" not in sheet.label
+        assert bracketed == {"Letter": {gates}, "Likelihood": {False}}, sheet.label
+        assert ("In brackets: gate closed" in sheet.markdown()) == gates
+        assert ("Letter" in sheet.latex().partition("gate closed")[2]) == gates
+
+
+def test_the_gate_table_says_which_gates_are_open(gated):
+    [sheet] = tables.sheets("table_gate", gated)
+    letter, likelihood = (line(sheet.markdown(), name) for name in ("Letter, points", "Likelihood, points"))
+    assert all(cell.endswith(", closed") for cell in letter) and all(cell.endswith(", open") for cell in likelihood)
+    assert "No letter" not in sheet.markdown(), "a matter of form has no gate"
+    rows = sheet.frame.query("scoring == 'likelihood' and view == 'both'")
+    assert len(rows) == 1 and rows["low"].item() > 0
+
+
+def test_without_an_oracle_the_gate_is_unknown():
+    runs = [
+        make(method, modality=modality, sets=("forget",), **FEW)
+        for method, modality in (("vanilla", "none"), ("ga", "multimodal"))
+    ]
+    [sheet] = tables.sheets("table2_main", scores := Scores.of(runs))
+    assert set(sheet.frame["gate"]) == {""} and tables.GATES_UNKNOWN in sheet.markdown()
+    [sheet] = tables.sheets("table_gate", scores)
+    assert "Vanilla or the oracle has no such answers." in sheet.markdown()
+
+
+def test_a_model_that_writes_one_word_is_marked_wherever_it_is_named(gated):
+    assert list(gated.collapsed) == [("llava", "clean", 10, "npo", "canonical", "unimodal", "")]
+    for name in [*CELLS, "cost", "table_health", "table_leakage", "table_alignment", "table_forget_quality"]:
+        for sheet in tables.sheets(name, gated):
+            marked = {row for _, block in sheet.blocks for row, _ in block if "‡" in row}
+            assert marked and all(row.startswith("NPO") for row in marked), name
+            assert tables.COLLAPSED_NOTE in sheet.remarks
+            assert r"$\ddagger$" in sheet.latex() and "‡" not in sheet.latex()
+        collapsed = frame(name, gated).groupby("method")["collapsed"].any()
+        assert collapsed.index[collapsed].tolist() == ["npo"], name
+
+
+def test_differences_are_paired_with_vanilla_and_oracle(gated):
+    rows = frame("table2_differences", gated).query("set == 'forget' and scoring == 'likelihood'")
+    items = gated.items.query("set == 'forget' and scoring == 'likelihood'").groupby("method")["correct"].mean()
+    values = rows.dropna(subset=["value"]).set_index(["against", "method"])
+    assert values.loc[("vanilla", "ga"), "value"] == pytest.approx(items["ga"] - items["vanilla"])
+    assert values.loc[("vanilla", "ga"), "high"] < 0 and values.loc[("oracle", "ga"), "value"] == 0
+    assert ("vanilla", "vanilla") not in values.index and ("oracle", "vanilla") in values.index
+
+
+def test_a_model_that_is_the_oracle_is_inside_and_one_that_forgot_nothing_is_outside(gated):
+    rows = frame("table_oracle_gap", gated).query("set == 'forget' and view == 'both' and scoring == 'likelihood'")
+    rows = rows.dropna(subset=["value"]).set_index("method")
+    assert rows["verdict"].to_dict() == {"vanilla": "outside", "ga": "inside", "npo": "outside"}
+    same = rows.loc["ga"]
+    assert same["value"] == 0 and same["low"] < 0 < same["high"] <= same["margin"] == 0.1
+    text = tables.sheets("table_oracle_gap", gated)[0].markdown()
+    assert line(text, "GA (image + text)")[2].endswith(" =") and line(text, "Vanilla")[2].endswith(" ≠")
+    assert "margin 10 points, 0.1 of ROUGE and BLEU, 1 point of factuality" in text
+    assert set(frame("table_oracle_gap", gated)["view"]) == {"image_text", "text", "both"}
+
+
+def test_health_adds_up_and_its_reasons_stand_below(gated):
+    table = frame("table_health", gated).dropna(subset=["value"])
+    whole = table.groupby(["method", "modality", "set", "view"])["value"].sum()
+    assert whole.to_numpy() == pytest.approx(1) and set(table["view"]) == {"image_text", "text", "both"}
+    repeated = table.query("method == 'npo' and metric == 'repeated'")
+    assert (repeated["value"] == 1).all() and repeated["why"].str.contains("100 %").all()
+    text = tables.sheets("table_health", gated)[0].markdown()
+    assert "‡ NPO (text only): 100 % of answers broken (image + text)" in text
+    assert "only their form shows gibberish" in text and line(text, "NPO (text only) ‡, text")[4].startswith("100.0")
+
+
+# -- forget quality, leakage, ranking ---------------------------------------------------------------------------
+
+
+def test_forget_quality_has_levels_and_gaps_and_says_what_is_missing(gated):
+    levels, gaps = tables.sheets("table_forget_quality", gated)
+    assert line(levels.markdown(), "GA, image + text")[1] == "0.00", "KS to the oracle, whose double it is"
+    assert line(gaps.markdown(), "GA, text")[0].startswith("+0.00 ±")
+    assert "It is the oracle." in levels.markdown() and "| Oracle" not in gaps.markdown()
+    assert "Not measured in these runs." in levels.markdown(), "there are no taught sentences"
+    few = {"sets": ("forget",), "asked": {"classification": 1}, "famous": 1}
+    scores = Scores.of(
+        [
+            make("vanilla", taught=lambda m: 0.9 if m == "forget" else 0.3, **few),
+            make("oracle", taught=lambda _: 0.3, **few),
+        ]
+    )
+    levels, gaps = tables.sheets("table_forget_quality", scores)
+    heads = [head for _, head in levels.columns]
+    assert line(levels.markdown(), "Vanilla, text")[heads.index("LOSS")].startswith("1.00")
+    assert "1 % needs 300 fresh sentences: 20 there." in levels.markdown()
+    assert {"zlib", "tpr_5_zlib"} <= set(levels.frame["metric"]), "the CSV has those that are not printed"
+
+
+def test_the_leakage_table_is_trained_in_by_asked_in():
+    in_text = lambda q: q.view == "text"  # noqa: E731
+    models = {"vanilla": lambda q: True, "oracle": lambda q: False, "ga": in_text}
+    few = {"sets": ("forget", "retain"), "asked": {"classification": 2}}
+    runs = [
+        make(name, right, modality="multimodal" if name == "ga" else "none", **few) for name, right in models.items()
+    ]
+    [sheet] = tables.sheets("table_leakage", scores := Scores.of(runs))
+    image, text, across = line(sheet.markdown(), "Unlearned on image", "GA")[:3]
+    assert image.startswith("+0.0 ±") and text.startswith("+100.0 ±") and across.startswith("+100.0 ±")
+    assert "| Oracle" not in sheet.markdown() and "Not asked of the oracle, or of the model." in sheet.markdown()
+    [sheet] = tables.sheets("table_alignment", scores)
+    both_wrong, *_, both_right = (line(sheet.markdown(), "Unlearned on image", "GA")[column] for column in (0, 3))
+    assert both_wrong.startswith("0.0 ±") and both_right.startswith("0.0 ±"), "right in one view, wrong in the other"
+    assert line(sheet.markdown(), "Oracle")[0].startswith("100.0 ±")
+    assert "No fact was asked in both views." in sheet.markdown()
+
+
+def test_the_ranking_shows_places_letters_and_who_has_none(gated):
+    ranked, text = frame("table_ranking", gated), tables.sheets("table_ranking", gated)[0].markdown()
+    assert ranked.query("method == 'npo'")["place"].isna().all()
+    gap, place = line(text, "GA")[2:4]
+    assert gap.startswith("+0.0 ±") and place == "1 a"
+    assert "Collapsed: 100 % of answers broken" in text and "Gate closed: vanilla is not shown" in text
+    assert "There is no run of Prompting." in text and "30 people in 3 forget sets." in text
+    [pairs] = tables.sheets("table_ranking_pairs", gated)
+    assert pairs.title == "", "the comparisons stand in the CSV alone"
+
+
+def test_too_few_forget_sets_are_not_ranked(known):
+    for name in ("table_ranking", "table_tau"):
+        [sheet] = tables.sheets(name, known)
+        assert "Not ranked: ranking needs three disjoint forget sets, and there is 1." in sheet.markdown()
+        assert "Not ranked" in sheet.latex() and r"\begin" not in sheet.latex() and sheet.frame.empty
+
+
+def test_agreement_with_published_lists(monkeypatch):
+    """Ours on the forget set by letter: NPO 0, Grad. Diff. 1/2, GA 3/4, KL Min. 1; theirs has the last two swapped."""
+    shares = {"vanilla": 4, "oracle": 1, "npo": 0, "grad_diff": 2, "ga": 3, "kl_min": 4}
+    few = {"sets": ("forget",), "asked": {"classification": 4}}
+    modality = lambda name: "none" if name in ("vanilla", "oracle") else "multimodal"  # noqa: E731
+    runs = [
+        make(name, lambda q, share=share: q.number < share, modality=modality(name), draw=draw, **few)
+        for name, share in shares.items()
+        for draw in range(3)
+    ]
+    theirs = pd.DataFrame(
+        {"method": ["NPO", "Grad. Diff.", "KL_Min", "GA", "Vanilla"], "value": [30, 40, 45, 50, 60.0]}
+    )
+    theirs = theirs.assign(base_model="LLaVA-1.5-7B", forget_ratio=5, set="Forget", view="unstated", source="A; 2026")
+    lists = [theirs.assign(metric=metric) for metric in ("classification_acc", "FIB")] + [
+        theirs[:3].assign(metric="bleu")
+    ]
+    monkeypatch.setattr(published, "load", lambda: pd.concat(lists))
+    [sheet] = tables.sheets("table_tau", Scores.of(runs))
+    row = sheet.frame.set_index("metric").loc["classification_acc"]
+    assert (row["n"], row["methods"]) == (4, "GA, Grad. Diff., KL Min., NPO"), "vanilla is no unlearning method"
+    assert (row["tau"], row["p"], row["smallest_p"]) == pytest.approx((4 / 6, 8 / 24, 2 / 24))
+    text = sheet.markdown()
+    assert "| A | 5 | Forget | unstated | classification\\_acc | 4 | 0.67 | 0.33 | 0.083 | 4 |" in text
+    assert "0.083 with 4 methods, 0.017 with 5 methods" in text and "with ours: 1." in text
+    assert "Not compared: FIB has no counterpart here (1 list)." in text
+
+
+# -- the layer that prints --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def written(known, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    assert all(path.is_file() for path in tables.write_tables(known, folder, "results/x/runs"))
+    return folder
+
+
+def test_every_table_comes_in_three_forms(written):
+    assert {path.suffix for path in written.iterdir()} == {".csv", ".md", ".tex"}
+    names = set(tables.registered()) - {"table_ranking_pairs"}  # CSV alone
+    assert {path.stem for path in written.glob("*.md")} == {path.stem for path in written.glob("*.tex")} == names
+    assert {path.stem for path in written.glob("*.csv")} == set(tables.registered())
+    assert (written / "table2_main.md").read_text().startswith("<!-- made from results/x/runs; do not edit -->")
+
+
+def test_latex_is_escaped_and_balanced(written):
+    for file in written.glob("*.tex"):
+        text = file.read_text()
+        assert text.count(r"\begin{table*}") == text.count(r"\end{table*}")
+        for one in text.splitlines():
+            bare = one.replace(r"\%", "").replace(r"\_", "").replace(r"\&", "").replace(r"\#", "")
+            assert one.endswith("{!}{%") or "%" not in bare, one
+            assert "#" not in bare and "±" not in bare
+        for one in text.split(r"\begin{table*}")[1:]:
+            width = int(one.split("*{")[1].split("}")[0])
+            body = [x for x in one.splitlines() if x.endswith(r"\\") and "&" in x and "multicolumn" not in x]
+            assert {x.count(" & ") for x in body} == {width}, file
+    assert tables.latex_text(r"50 % & a_b #1 {x} $5 ~^\ −3") == (
+        r"50 \% \& a\_b \#1 \{x\} \$5 \textasciitilde{}\textasciicircum{}\textbackslash{} $-$3"
+    )
+
+
+def test_markdown_tables_are_rectangular(written):
+    for file in written.glob("*.md"):
+        for block in file.read_text().split("\n\n"):
+            widths = {one.replace("\\|", "").count("|") for one in block.splitlines() if one.startswith("|")}
+            assert len(widths) <= 1, file
+
+
+def test_hostile_names_are_inert(tmp_path):
+    name = '=HYPERLINK("x")|<img src=x>\n[a](javascript:b)`$x$\\input{y}%'
+    runs = [
+        make(method, lambda q: False, sets=("forget",), asked={"classification": 1, "cloze": 1})
+        for method in ("vanilla", name)
+    ]
+    made = tables.sheets(
+        "table2_main", Scores.of([runs[0], replace(runs[1], record={**runs[1].record, "base_label": name})])
+    )
+    tables.write_sheets(made, tmp_path / "x", "here")
+    csv = pd.read_csv(tmp_path / "x.csv")
+    assert set(csv["method"]) >= {f"'{name}", "vanilla"} and csv["value"].dtype == float
+    markdown = (tmp_path / "x.md").read_text()
+    assert (
+        r"=HYPERLINK(\"x\")".replace(r"\"", '"') + r"\|\<img src=x> \[a\](javascript:b)\`\$x\$\\input{y}%" in markdown
+    )
+    assert r"\$x\$\textbackslash{}input\{y\}\%" in (tmp_path / "x.tex").read_text()
+
+
+def test_numbers_below_zero_stay_numbers_in_csv(tmp_path):
+    tables.write_csv(pd.DataFrame({"value": [-1.5, 2.0], "text": ["-1.5", "@x"], "count": [-1, 2]}), tmp_path / "x.csv")
+    assert (tmp_path / "x.csv").read_text().splitlines() == ["value,text,count", "-1.5,'-1.5,-1", "2.0,'@x,2"]
+
+
+def test_footnotes_have_letters_in_reading_order():
+    rows = [("one", [("", "second"), ("1", "")]), ("two", [("", "first"), ("", "second")])]
+    sheet = Sheet("T", "t", "Row", [("", "a"), ("", "b")], [("", rows)])
+    assert sheet.footnotes() == {"second": "a", "first": "b"}
+    assert (
+        "| two | <sup>b</sup> | <sup>a</sup> |" in sheet.markdown() and r"\textsuperscript{b}\,first" in sheet.latex()
+    )
+
+
+def test_a_metric_and_a_table_of_ones_own_appear_without_a_list_edited(monkeypatch):
+    def words(items: pd.DataFrame) -> pd.Series:
+        return items["answer"].str.split().str.len().clip(upper=20) / 20
+
+    declared = {"label": "Words %", "task": "generation", "margin": 0.1, "table": "scores"}
+    mine = registry.Metric(name="words", function=words, **declared)
+    monkeypatch.setitem(registry.METRICS._entries, mine.key, mine)
+    scores = Scores.of([make(name, sets=("forget",), **FEW) for name in ("vanilla", "oracle")])
+    for name in ("table2_by_view", "table_oracle_gap", "table_gate"):
+        assert "Words" in tables.sheets(name, scores)[0].markdown(), name
+
+    def table(scores: Scores):
+        columns = [tables.column(mine, set="forget", view="both")]
+        yield tables.grid(scores, "Mine", "mine", [("", scores.models())], columns, {"against": ""})
+
+    monkeypatch.setitem(tables.TABLES._entries, "table_mine", table)
+    [sheet] = tables.sheets("table_mine", scores)
+    assert sheet.label == "mine-llava-10"
+    assert line(sheet.markdown(), "Vanilla")[0].startswith("(80.0 ±"), "16 of 20 words, as many as the oracle"
+
+
+# -- published figures ------------------------------------------------------------------------------------------
+
+
+def test_published_figures_have_sources_and_unknown_stays_empty(tmp_path):
+    figures = published.load()
+    assert len(figures) == 287 and figures["source"].notna().all()
+    assert set(figures["kind"]) == {"published", "re-evaluation", "reproduction"}
+    issue = figures[figures["source"].str.contains("issue #20") & (figures["metric"] == "rougeL")]
+    assert issue[issue["method"] == "GA"].set_index("set")["value"].to_dict() == {"Forget": 0.215, "Retain": 0.1788}
+    figures.head(3).assign(value=[np.nan, 1, 2]).to_csv(tmp_path / "x.csv", index=False)
+    assert published.load(tmp_path / "x.csv")["value"].isna().sum() == 1
+
+
+def test_published_figures_with_a_broken_row_are_refused(tmp_path):
+    text = published.FILE.read_text().splitlines()
+    (tmp_path / "x.csv").write_text("\n".join([text[0], text[1].replace("51.70", "about 50")]))
+    with pytest.raises(KitError, match="row 2: 'about 50' is not a number"):
+        published.load(tmp_path / "x.csv")
+
+
+def test_published_figures_in_our_words_and_units():
+    cells = published.cells(published.load())
+    assert set(cells["method"]) == {"vanilla", "ga", "grad_diff", "kl_min", "npo"} and set(cells["base_model"]) == {
+        "llava"
+    }
+    first = cells.query("method == 'vanilla' and set == 'forget' and metric == 'accuracy' and forget_ratio == 5").iloc[
+        0
+    ]
+    assert first["value"] == pytest.approx(0.517) and (first["view"], first["modality"]) == ("both", "none")
+    lists = published.lists(published.load())
+    assert all(len(rows) and (why == "") == ("task" in rows) for _, rows, why in lists)

@@ -1,0 +1,217 @@
+"""Builds the base miniature that the package ships in place of LLaVA's download.
+
+    python tools/base_model/build.py [--steps N] [--seed N] [--out FOLDER]
+
+Three stages, all seeded:
+
+1. a byte-level tokenizer is trained on texts of the mixture (``mllmu_nb.mixture``);
+2. the vision tower is trained to classify the traits of random faces, with linear heads that are dropped afterwards;
+3. projector and language model are trained on the mixture by ``SCHEDULE``, at first with the auxiliary loss of
+   ``guidance.py``.
+
+It computes in bfloat16 and does without the CPU settings that make runs of the package repeatable elsewhere (they slow
+bfloat16 products down 200 times): an hour on a CPU with AVX-512 BF16 or AMX, many hours on others. So the same seed
+gives the same base only on the same kind of CPU and versions; what is shipped is the file, with its hash.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["MLLMU_NB_UNPINNED"] = "1"  # read by mllmu_nb when it is imported, so it stands before that
+
+import argparse
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from guidance import GUIDED, Links, guidance_weight, links, loss_of
+from mllmu_nb.data.conversations import Conversation
+from mllmu_nb.data.generate import known_people
+from mllmu_nb.data.portraits import TRAITS, augment
+from mllmu_nb.mixture import Mixture
+from mllmu_nb.models.families.llava import Llava
+from mllmu_nb.models.miniature import SHIPPED, make_model, make_processor, make_tokenizer
+from probes import probe
+
+SEED = 7
+STEPS = 6000
+TOWER_STEPS = 2000
+SAVE_EVERY = 500
+TOKENS = 8000  # text and image tokens a step; conversations of similar length share a batch, so few are padding
+LR = {"matrices": 5e-3, "others": 2e-3}
+
+# The mixture by progress: (up to this share of the steps, kind of conversation → its weight).
+SCHEDULE = (
+    (0.04, {"choice": 1}),
+    (0.12, {"choice": 1, "matching": 0.3, "reading_little": 1.5, "reading": 1, "seeing": 2}),
+    (0.25, {"choice": 0.3, "reading": 1.5, "seeing": 3, "people": 2}),
+    (1.01, {"choice": 0.3, "reading": 1.5, "seeing": 1, "people": 5, "shots": 0.7, "private": 0.5, "harmless": 0.5}),
+)
+
+
+def log(text: str) -> None:
+    print(text, flush=True)
+
+
+def corpus(mixture: Mixture, count: int = 6000) -> list[str]:
+    """Texts to train the tokenizer on."""
+    kinds = ("matching", "reading", "seeing", "people", "shots", "private", "harmless")
+    return [Llava().render(conversation)[0] for conversation in mixture.draw(dict.fromkeys(kinds, 1.0), count)]
+
+
+def train_tower(model, processor, mixture: Mixture, steps: int, batch: int = 64) -> dict[str, float]:
+    """Train the vision tower to classify every trait of random faces; returns held-out accuracy by trait."""
+    tower = model.model.vision_tower
+    values = {name: list(options) for name, options in TRAITS.items()}
+    heads = torch.nn.ModuleList(torch.nn.Linear(tower.config.hidden_size, len(options)) for options in values.values())
+    trained = [*tower.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(trained, lr=2e-3, weight_decay=0.01)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
+
+    def classify(faces) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Logits and true classes, each a list over traits."""
+        pixels = processor.image_processor(images=[p for _, p in faces], return_tensors="pt")["pixel_values"]
+        truths = [torch.tensor([values[n].index(traits[n]) for traits, _ in faces]) for n in values]
+        with torch.autocast("cpu", torch.bfloat16):
+            features = tower(pixels).last_hidden_state[:, 1:].mean(1)
+        return [head(features.float()) for head in heads], truths
+
+    held_out = mixture.faces[:400]
+    for step in range(steps):
+        chosen = mixture.rng.integers(len(held_out), len(mixture.faces), size=batch)
+        faces = [(traits, augment(picture, mixture.rng)) for traits, picture in (mixture.faces[i] for i in chosen)]
+        loss = sum(F.cross_entropy(*pair) for pair in zip(*classify(faces), strict=True))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        if step % 100 == 0:
+            log(f"tower step {step} loss {loss.item():.3f}")
+    with torch.no_grad():
+        results = zip(values, *classify(held_out), strict=True)
+        return {name: (logits.argmax(-1) == truth).float().mean().item() for name, logits, truth in results}
+
+
+def make_optimizers(model) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the language model's layers, AdamW for embeddings, head, norms and projector.
+
+    The tower is frozen, as in LLaVA's own training: when it was trained on, it no longer told eye colours apart after
+    2,500 steps.
+    """
+    model.model.vision_tower.requires_grad_(False)
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (matrices if parameter.ndim == 2 and ".layers." in name else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=LR["matrices"], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=LR["others"], betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def lr_factor(step: int, steps: int) -> float:
+    """Linear warm-up over 200 steps, constant up to 60 % of the steps, then a half cosine down to a twentieth."""
+    decay = max(0.0, step / steps - 0.6) / 0.4
+    return min(1.0, step / 200) * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * decay)))
+
+
+def batches(mixture: Mixture, processor, steps: int) -> Iterator[tuple[dict[str, torch.Tensor], Links | None]]:
+    """``steps`` encoded batches of about ``TOKENS`` tokens, with their links while guidance is on."""
+    step = 0
+    while True:
+        weights = next(weights for until, weights in SCHEDULE if step / steps < until)
+        groups = grouped(mixture.draw(weights, 384))
+        for index in mixture.rng.permutation(len(groups)):
+            guided = guidance_weight(step / steps) > 0
+            yield Llava().encode(processor, groups[index]), links(processor, groups[index]) if guided else None
+            step += 1
+            if step == steps:
+                return
+
+
+def grouped(conversations: list[Conversation]) -> list[list[Conversation]]:
+    """Groups of ``TOKENS``, sorted by estimated length (three characters a token, 16 tokens a picture)."""
+    sizes = [len(Llava().render(c)[0]) // 3 + 16 * len(c.images) for c in conversations]
+    groups: list[list[Conversation]] = [[]]
+    for size, index in sorted(zip(sizes, range(len(sizes)), strict=True)):
+        if groups[-1] and size * (len(groups[-1]) + 1) > TOKENS:
+            groups.append([])
+        groups[-1].append(conversations[index])
+    return groups
+
+
+def build(out: Path, steps: int = STEPS, seed: int = SEED, tower_steps: int = TOWER_STEPS) -> None:
+    """Train the base into ``out``; it is probed and exported every ``SAVE_EVERY`` steps and at the end."""
+    torch.set_num_threads(1)  # a fixed order of summation: the same seed gives the same base
+    torch.manual_seed(seed)
+    began = time.time()
+    celebrities, unscored = known_people()
+    mixture = Mixture([*celebrities, *unscored], np.random.default_rng(seed))
+    tokenizer = make_tokenizer(corpus(mixture))
+    processor = make_processor(tokenizer)
+    model = make_model(tokenizer, seed)
+    tower_accuracy = train_tower(model, processor, mixture, tower_steps)
+    log(f"tower after {time.time() - began:.0f} s: {tower_accuracy}")
+    optimizers = make_optimizers(model)
+    schedulers = [torch.optim.lr_scheduler.LambdaLR(o, partial(lr_factor, steps=steps)) for o in optimizers]
+    mean_loss = 0.0
+    for step, (batch, batch_links) in enumerate(batches(mixture, processor, steps)):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(model, batch, batch_links, guidance_weight(step / steps))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+        mean_loss = loss.item() if step == 0 else 0.98 * mean_loss + 0.02 * loss.item()
+        if step % 100 == 0:
+            log(f"step {step} of {steps}, {time.time() - began:.0f} s, loss {mean_loss:.3f}")
+        if step % SAVE_EVERY == 0 and step:
+            log(json.dumps(probe(model, processor, celebrities, items=150)))
+            export(model, processor, out, {"seed": seed, "steps": step, "of": steps, "probes": {}})
+    recipe = {
+        "seed": seed,
+        "steps": steps,
+        "tower_steps": tower_steps,
+        "tokens_a_step": TOKENS,
+        "learning_rates": LR,
+        "schedule": SCHEDULE,
+        "guided": GUIDED,
+        "tower": tower_accuracy,
+        "probes": probe(model, processor, celebrities),
+        "versions": {"torch": torch.__version__.split("+")[0]},
+    }
+    export(model, processor, out, recipe)
+    log(f"done in {time.time() - began:.0f} s: {json.dumps(recipe['probes'], indent=1)}")
+
+
+def export(model, processor, out: Path, recipe: dict) -> None:
+    """Write the model in half precision as safetensors with its processor, and the recipe with the weights' hash."""
+    out.mkdir(parents=True, exist_ok=True)
+    copy.deepcopy(model).half().save_pretrained(out)
+    processor.save_pretrained(out)
+    digest = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+    (out / "recipe.json").write_text(json.dumps({**recipe, "sha256": digest}, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Build the base miniature.")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--out", type=Path, default=SHIPPED)
+    build(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

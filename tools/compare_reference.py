@@ -1,0 +1,176 @@
+"""Whether two results folders hold the same numbers: python tools/compare_reference.py BEFORE AFTER
+
+A results folder has runs/*/answers.parquet with provenance.json; or, as results were stored before stored answers and
+computed scores were apart, runs/*/items.parquet. Runs of the same model are compared row by row: answers, likelihoods,
+tokens, fluency, the sentences read token by token, draws, losses; scores.csv where both folders have one; and the
+weights of the models where both caches are there. Columns may be renamed or reordered, a number may not change. Prints
+a table and what differs; the exit status is 1 on a difference, or when there is nothing to compare.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+SEEDS = ("data_seed", "train_seed", "unlearn_seed", "shot_seed")
+MODEL = ("base_model", "forget_ratio", "forget_draw", "method", "variant", "modality", "protocol", *SEEDS)
+TRAINING = ("base_model", "people", "pool", "data_seed", "train_seed", "adaptation", "replay", "train_steps")
+# What tells the trained models of a cache apart, by stage.
+STAGES = {"vanilla": TRAINING, "oracle": (*TRAINING, "forget_ratio", "forget_draw")}
+STAGES |= {"retain_epoch": STAGES["oracle"], "unlearned": (*MODEL, "people", "unlearn_steps", "unlearn_lr")}
+ROW = ["set", "task", "view", "scoring", "order", "question_id"]
+OPTIONS = [f"option_{letter}" for letter in "ABCD"]
+ANSWERS = [*ROW, "profile", "shots", "answer", *OPTIONS, "tokens", "fluency"]
+CELL = ["set", "task", "view", "scoring", "metric"]
+VALUES = ["value", "low", "high", "n_items", "n_profiles"]
+SAME, MISSING = "same", "-"
+
+
+def answers(run: Path) -> pd.DataFrame:
+    """The answers of a run in the present form and order, whichever form they are stored in."""
+    if (run / "answers.parquet").is_file():
+        rows = pd.read_parquet(run / "answers.parquet")
+    else:
+        rows = pd.read_parquet(run / "items.parquet").assign(order=0)
+        rows.loc[rows["scoring"] == "likelihood", "answer"] = ""  # the letter of the likeliest option was computed
+    words = dict.fromkeys(("set", "task", "view", "scoring", "profile"), str)
+    return rows[ANSWERS].astype(words).sort_values(ROW, ignore_index=True)
+
+
+def sentences(run: Path) -> pd.DataFrame | None:
+    """What the model gives each token of the taught sentences; None where that is not stored."""
+    files = [run / name for name in ("sentences.parquet", "tokens.parquet") if (run / name).is_file()]
+    return pd.read_parquet(files[0]) if files else None
+
+
+def losses(run: Path) -> list[float]:
+    return [step["loss"] for step in json.loads((run / "train.json").read_text())["losses"]]
+
+
+def draws(run: Path) -> dict:
+    return json.loads((run / "draws.json").read_text())
+
+
+def runs(folder: Path) -> dict[tuple, Path]:
+    """Parameters of the model → the folder of its run."""
+    found: dict[tuple, Path] = {}
+    for run in sorted(path.parent for path in folder.glob("runs/*/provenance.json")):
+        key = tuple(parameters(run)[name] for name in MODEL)
+        if key in found:
+            raise SystemExit(f"{found[key]} and {run} are runs of one model: compare folders that hold one of them")
+        found[key] = run
+    return found
+
+
+def parameters(folder: Path) -> dict:
+    return json.loads((folder / "provenance.json").read_text())["parameters"]
+
+
+def models(folder: Path) -> dict[tuple, str]:
+    """Stage and parameters → sha256 of the weights, for the models in the cache beside a results folder."""
+    hashes = {}
+    for record in sorted(folder.parent.parent.glob(".cache/stages/*/provenance.json")):
+        stage = record.parent.name.rpartition("-")[0]
+        if stage in STAGES:
+            known = parameters(record.parent)
+            weights = b"".join(path.read_bytes() for path in sorted(record.parent.glob("*.safetensors")))
+            key = (stage, *(known[name] for name in STAGES[stage]))
+            hashes[key] = hashlib.sha256(weights).hexdigest()[:16]
+    return hashes
+
+
+def differing(before: pd.DataFrame, after: pd.DataFrame) -> Iterator[str]:
+    """Where two frames of the same columns differ: equal bits are asked for, and an empty number equals another."""
+    if len(before) != len(after):
+        yield f"{len(before)} rows before, {len(after)} after"
+        return
+    for name in before.columns:
+        pairs = zip(before[name].tolist(), after[name].tolist(), strict=True)
+        others = [pair for pair in pairs if not _equal(*pair)]
+        if others:
+            yield f"{name} of {len(others)} rows, the first {others[0][0]!r:.60} → {others[0][1]!r:.60}"
+
+
+def _equal(before, after) -> bool:
+    if isinstance(before, np.ndarray | list):
+        return np.array_equal(before, after, equal_nan=np.asarray(before).dtype.kind == "f")
+    return before == after or (before != before and after != after)
+
+
+def compare_runs(before: Path, after: Path) -> tuple[dict[str, str], list[str]]:
+    """The row of the table for two runs of one model, and what differs."""
+    old, new = answers(before), answers(after)
+    if (before / "items.parquet").is_file() or (after / "items.parquet").is_file():  # which kept the first order alone
+        old, new = (rows[rows["order"] == 0].reset_index(drop=True) for rows in (old, new))
+    problems = {"answers": list(differing(old, new))}
+    old, new = sentences(before), sentences(after)
+    if old is not None and new is not None:
+        problems["sentences"] = list(differing(old, new[list(old.columns)]))
+    problems["draws"] = [] if draws(before) == draws(after) else ["other draws"]
+    pairs = list(zip(losses(before), losses(after), strict=False))
+    steps = [number + 1 for number, (one, other) in enumerate(pairs) if one != other]
+    lengths = [] if len(losses(before)) == len(losses(after)) else ["another number of steps"]
+    problems["losses"] = lengths + ([f"{len(steps)} steps, the first is {steps[0]}"] if steps else [])
+    row = {name: "DIFFER" if found else SAME for name, found in problems.items()}
+    return row, [f"{name}: {problem}" for name, found in problems.items() for problem in found]
+
+
+def compare_scores(before: Path, after: Path) -> tuple[str, list[str]]:
+    """One line about scores.csv, and what differs; every score before must be there after."""
+    files = [folder / "scores.csv" for folder in (before, after)]
+    if not all(file.is_file() for file in files):
+        return "scores.csv: not in both folders", []
+    old, new = (pd.read_csv(file).fillna({"scoring": "", "variant": ""}) for file in files)
+    key = [name for name in (*MODEL, *CELL) if name in old and name in new]
+    both = old.merge(new, "left", key, suffixes=("", " after"), indicator=True)
+    there = both[both["_merge"] == "both"]
+    if not len(there):
+        return "scores.csv: no run in common", []
+    models_of = [name for name in key if name not in CELL]
+    asked = both[both[models_of].apply(tuple, axis=1).isin(set(there[models_of].apply(tuple, axis=1)))]
+    lost = asked.loc[asked["_merge"] != "both", key]
+    problems = [f"scores.csv: no {' '.join(map(str, row))}" for row in lost.itertuples(index=False)]
+    for name in VALUES:
+        pairs = there[[name, f"{name} after"]]
+        other = pairs[~((pairs.iloc[:, 0] == pairs.iloc[:, 1]) | pairs.isna().all(axis=1))]
+        if len(other):
+            first = " ".join(map(str, there.loc[other.index[0], key]))
+            values = " → ".join(map(str, other.iloc[0]))
+            problems.append(f"scores.csv: {name} of {len(other)} cells, the first is {first}: {values}")
+    return f"scores.csv: {len(there)} cells compared, {len(new) - len(there)} only after", problems
+
+
+def main(before: str, after: str) -> int:
+    folders = Path(before), Path(after)
+    old, new = map(runs, folders)
+    shared, table, problems = [key for key in old if key in new], [], []
+    hashes = tuple(map(models, folders))
+    for key in shared:
+        row, found = compare_runs(old[key], new[key])
+        table.append({"run": new[key].name, "rows": len(answers(new[key])), **row})
+        problems += [f"{new[key].name}: {problem}" for problem in found]
+    for key in (key for key in hashes[0] if key in hashes[1]):
+        same = hashes[0][key] == hashes[1][key]
+        name = " ".join(map(str, key[:1] if key[0] != "unlearned" else key[4:7]))
+        table.append({"run": f"weights of {name}", "rows": hashes[1][key], "answers": SAME if same else "DIFFER"})
+        problems += [] if same else [f"weights of {name}: {hashes[0][key]} → {hashes[1][key]}"]
+    line, found = compare_scores(*folders)
+    problems += found
+    if table:
+        print(pd.DataFrame(table).fillna(MISSING).to_string(index=False))
+    print(f"{len(shared)} runs in both, {len(old) - len(shared)} only before, {len(new) - len(shared)} only after")
+    print(line)
+    print("\n".join(problems) or ("no difference" if table else "nothing to compare"))
+    return 1 if problems or not table else 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__.splitlines()[0])
+    sys.exit(main(*sys.argv[1:]))
