@@ -51,6 +51,13 @@ def test_consistency_by_hand():
     assert "consistency" not in set(run_scores(item_scores(asked))["metric"]), "asked in one order only"
 
 
+def test_answers_of_one_model_need_no_columns_of_a_run():
+    """As notebook 00 scores what it has just asked."""
+    items = choices(half, **run("ga"))
+    bare = item_scores(items.drop(columns=list(run("ga"))))
+    pd.testing.assert_series_equal(bare["correct"], item_scores(items)["correct"])
+
+
 def test_the_truth_ratio_takes_the_geometric_mean_of_the_wrong_options():
     # per token the right one, B, has .5 and the wrong ones .1, .2 and .4: (.1 · .2 · .4)^(1/3) = .2
     items = pd.DataFrame([np.log([0.1, 0.5, 0.2, 0.4])], columns=list(choice.OPTIONS)).assign(answer_true="B")

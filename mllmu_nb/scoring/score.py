@@ -44,9 +44,10 @@ NO_SENTENCES = "The run has no sentences.parquet."
 
 def item_scores(items: pd.DataFrame) -> pd.DataFrame:
     """``items`` (any number of runs, see :mod:`~mllmu_nb.scoring.frames`) with a column a metric, NaN where an answer
-    has none, and ``parsed``. Of a question asked in several orders of its options the row of order 0 is kept."""
+    has none, and ``parsed``. Of a question asked in several orders of its options the row of order 0 is kept. Answers
+    without a column ``run``, such as those of a model that was just asked, count as one run's."""
     items = items.reset_index(drop=True)
-    items = items if "taught" in items else items.assign(taught="")
+    items = items.assign(**{column: "" for column in ("run", "taught") if column not in items})
     scored = _scored(items, [one for one in metrics(per="answer") if one.task != TAUGHT])
     scored = scored.assign(parsed=choice.parsed(items))
     return scored[scored["order"] == 0].reset_index(drop=True)
