@@ -187,6 +187,7 @@ def test_the_reference_is_what_comes_with_the_project(own, made, monkeypatch, ca
     assert door.main(["verify"]) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"no run in {paths.results('miniature')}\n") and f"{count(made)} same" in said
+    assert "cells of the committed reference itself, since there is no run of yours: " in said
 
 
 @pytest.mark.parametrize(

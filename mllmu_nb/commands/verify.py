@@ -41,7 +41,7 @@ KEYS = ["run", *CELL, "metric"]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    about = "configuration file whose runs are compared (default: every run at the miniature's scale)"
+    about = "configuration file whose runs are compared (default: your runs at the miniature's scale)"
     parser.add_argument("config", type=Path, nargs="?", help=about)
     about = "a folder with scores.csv, in place of the reference that comes with the project"
     parser.add_argument("--against", type=Path, metavar="FOLDER", help=about)
@@ -79,7 +79,8 @@ def main(options: argparse.Namespace) -> int:
         shown = cells[cells["published"] != ""]
     else:
         reference = options.against or paths.reference()
-        cells = compare(run_scores(items_of(runs)), read_scores(reference))
+        theirs = read_scores(reference)  # first: a wrong folder is named before anything is computed
+        cells = compare(run_scores(items_of(runs)), theirs)
         print_differences(runs, reference)
         print(cells.groupby(["run", "verdict"]).size().unstack(fill_value=0).rename(columns={"": "new"}).to_string())
         shown = cells[cells["verdict"].isin([OFF, MISSING])]
@@ -89,7 +90,9 @@ def main(options: argparse.Namespace) -> int:
     every_cell = paths.writable(cache) / f"verify-{scale}.csv"
     cells.to_csv(every_cell, index=False)
     counts = Counter(verdict for verdict in cells["verdict"] if verdict)
-    print(f"{counts.total()} cells: {', '.join(f'{n} {verdict}' for verdict, n in counts.items())} ({every_cell})")
+    itself = runs[0].folder.parent == paths.runs(paths.reference())
+    whose = "cells of the committed reference itself, since there is no run of yours" if itself else "cells"
+    print(f"{counts.total()} {whose}: {', '.join(f'{n} {verdict}' for verdict, n in counts.items())} ({every_cell})")
     return 1 if any(damaged.values()) or counts[OFF] or counts[MISSING] else 0
 
 
