@@ -215,7 +215,6 @@ def test_a_model_is_asked_what_every_run_is_asked(folder, base, out):
 def test_a_model_is_compared_with_its_references_question_by_question(
     folder, model, base, tmp_path, out, settings, capsys
 ):
-    pytest.importorskip("mllmu_nb.reporting.beside", exc_type=ImportError)
     put_adapter(model, tmp_path / "adapter")
     references = {
         name: put_reference(base, tmp_path / "made", name, name == "vanilla") for name in ("vanilla", "oracle")
@@ -247,7 +246,6 @@ def test_a_model_is_compared_with_its_references_question_by_question(
 def test_a_reference_about_something_else_is_refused_and_one_asked_in_another_way_said_to_be(
     folder, base, tmp_path, capsys
 ):
-    pytest.importorskip("mllmu_nb.reporting.beside", exc_type=ImportError)
     place = put_reference(base, tmp_path / "made", "vanilla", True)
     own = Config(method="yours", base_path=str(folder), **{**SMALL, "shots": 2})
     plain = own.but(method="vanilla", base_path="")
