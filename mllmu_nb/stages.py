@@ -131,7 +131,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the name ``folder``, and the place of an older one, once all of it is on the disk.
+    """A temporary folder that takes the name ``folder``, and the place of an older one, once all of it is written.
 
     It lies one level up, in ``.unfinished``: on the same disk, but not among the folders that look finished.
     The caller holds the :func:`lock`, so what is there under this name was left by a process that was killed.

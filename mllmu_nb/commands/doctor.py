@@ -241,7 +241,8 @@ def hub(configs: Configs) -> Result:
     )
     for source, kind in wanted.items():
         try:
-            api.repo_info(source, repo_type=kind, timeout=TIMEOUT)
+            revision = configs[0].base_revision if source == pipeline.base_source(configs[0]) else ""
+            api.repo_info(source, repo_type=kind, revision=revision or None, timeout=TIMEOUT)
         except Exception as error:  # of the network, the hub or the name: several libraries' own kinds
             advice = "check the spelling, HF_TOKEN and HF_ENDPOINT, or name folders by base_path and data_source"
             return Result(PROBLEM, f"{source}: {str(error).splitlines()[0]}; {token}", advice)
@@ -261,7 +262,8 @@ def download_size(config: Config) -> int:
     source, names = pipeline.base_source(config), ("config.json", "model.safetensors.index.json")
     if config.scale == "miniature" or Path(source).is_dir():
         return 0
-    cached = all(isinstance(try_to_load_from_cache(source, name), str) for name in names)
+    revision = config.base_revision or None
+    cached = all(isinstance(try_to_load_from_cache(source, name, revision=revision), str) for name in names)
     return 0 if cached else 2 * _estimate(config).parameters
 
 

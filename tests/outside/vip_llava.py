@@ -8,7 +8,7 @@ from mllmu_nb.models.families.llava import Llava
 class VipLlava(Llava):
     """``{system}###Human: <image>\\n{prompt}###Assistant: {answer}{eos}``"""
 
-    name, label, hub, released_vanilla = "vipllava", "VIP-LLaVA", "llava-hf/vip-llava-7b-hf", ""
+    name, label, hub = "vipllava", "VIP-LLaVA", "llava-hf/vip-llava-7b-hf"
     next_turn = "###Human:"
 
     def render(self, conversation, slot="<image>", eos=""):

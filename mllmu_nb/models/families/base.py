@@ -19,7 +19,6 @@ TOKEN_KINDS = ("answer", "eos", "question", "image", "padding")
 IGNORE = -100
 # What upstream's rule for adapters means to spare; it then takes every module of a bare name that occurs elsewhere.
 SPARED = ("multi_modal_projector", "vision_model", "lm_head")
-REACHES = ("language", "upstream")
 
 
 class Family:
@@ -28,7 +27,6 @@ class Family:
     name: ClassVar[str] = ""  # the model_type that transformers gives it
     label: ClassVar[str] = ""
     hub: ClassVar[str] = ""  # the published base model
-    released_vanilla: ClassVar[str] = ""  # the benchmark's fine-tuned weights
     next_turn: ClassVar[str] = "USER:"  # what a model goes on with that never learnt to stop: its answer ends there
     language_linears: ClassVar[str] = ""  # pattern on full names: the language model's attention and MLP projections
     vision: ClassVar[str] = ""  # pattern on full names: what stays frozen in full fine-tuning

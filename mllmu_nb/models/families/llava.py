@@ -11,7 +11,7 @@ class Llava(Family):
     """``{system} USER: <image>\\n{prompt}\\nASSISTANT: {answer}{eos}``; few-shot examples end with a line break."""
 
     name, label = "llava", "LLaVA"
-    hub, released_vanilla = "llava-hf/llava-1.5-7b-hf", "MLLMMU/LLaVA_Vanilla"
+    hub = "llava-hf/llava-1.5-7b-hf"
     language_linears = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj"
     vision = r"model\.vision_tower\."
 
