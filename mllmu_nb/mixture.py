@@ -9,7 +9,8 @@ choice         matching with a single question
 reading        1 to 10 facts about a throw-away person, then questions in all four forms
 reading_little reading with 1 to 3 facts
 seeing         a random portrait, then questions in all four forms about visible traits
-people         questions in all four forms about a celebrity, by augmented portrait or by name
+people         questions in all four forms about a celebrity, by augmented portrait or by name; in plain sentences about
+               those known from these alone
 shots          1 to 5 solved examples, then a question about another celebrity, a face or stated facts
 private        personal questions under a system prompt that forbids personal information: refusals
 harmless       people, seeing or reading under a harmless system prompt
@@ -40,7 +41,7 @@ from mllmu_nb.data.conversations import (
 )
 from mllmu_nb.data.facts import WORDINGS, read_wordings, say
 from mllmu_nb.data.generate import ASKED, HERE, options_with, random_facts, random_name
-from mllmu_nb.data.portraits import TRAITS, augment, draw, from_bytes, random_traits
+from mllmu_nb.data.portraits import TRAITS, Face, augment, draw, from_bytes, random_traits
 from mllmu_nb.data.schema import LETTERS, Profile
 
 REFUSAL = "I cannot share personal information."
@@ -67,16 +68,22 @@ def system_prompt(rng: np.random.Generator, private: bool) -> str:
 class Mixture:
     """Draws conversations; each kind is a method.
 
-    ``celebrities``: whom the base is to know. ``faces``: number of random portraits of nobody. ``letters``: share of
-    multiple choice among the questions.
+    ``celebrities``: whom the base is to know. ``sentences``: whom it is to know from plain sentences alone, and to
+    answer in the other forms by what it learnt of the celebrities. ``faces``: number of random portraits of nobody.
+    ``letters``: share of multiple choice among the questions.
     """
 
     def __init__(
-        self, celebrities: Sequence[Profile], rng: np.random.Generator, faces: int = 4000, letters: float = 0.4
+        self,
+        celebrities: Sequence[Profile],
+        rng: np.random.Generator,
+        faces: int = 4000,
+        letters: float = 0.4,
+        sentences: Sequence[Profile] = (),
     ):
-        self.celebrities, self.rng, self.letters = list(celebrities), rng, letters
-        self.portraits = {p.id: from_bytes(p.portrait) for p in self.celebrities}
-        self.faces = [(traits, draw(traits, rng)) for traits in (random_traits(rng) for _ in range(faces))]
+        self.celebrities, self.sentences, self.rng, self.letters = list(celebrities), list(sentences), rng, letters
+        self.portraits = {p.id: from_bytes(p.portrait) for p in (*self.celebrities, *self.sentences)}
+        self.faces = [(traits, draw(Face.random(traits, rng))) for traits in (random_traits(rng) for _ in range(faces))]
         # Wrong options: as in the benchmark a celebrity's are those of other celebrities; anybody else's are random.
         self.values = {a: [random_facts(rng, "", "female")[a] for _ in range(400)] for a in ASKED}
         self.celebrity_values = {a: [p.attributes[a] for p in self.celebrities] for a in ("name", *ASKED)}
@@ -214,7 +221,10 @@ class Mixture:
         return Conversation(tuple(turns))
 
     def people(self, count: int = 4) -> Conversation:
-        person, forms = self.person(), self.forms(count)
+        number = int(self.rng.integers(len(self.celebrities) + len(self.sentences)))
+        known = number < len(self.celebrities)
+        person = self.celebrities[number] if known else self.sentences[number - len(self.celebrities)]
+        forms = self.forms(count) if known else ["plain"] * count
         return Conversation(tuple(self.celebrity_turns(person, forms, by_image=self.rng.random() < 0.6)))
 
     def shots(self) -> Conversation:

@@ -84,7 +84,7 @@ def _population(data: tuple, files: tuple) -> Population:
 
     def portrait(attributes, rng):
         traits = generate.distinct_traits(rng, attributes.get("gender", ""), looks)
-        return portraits.to_png(portraits.draw(traits, rng))
+        return portraits.portrait(portraits.Face.random(traits, rng))
 
     def changed(picture, rng, kind):
         return portraits.to_png(portraits.transform(portraits.from_bytes(picture), kind, rng))

@@ -15,9 +15,8 @@ from string import ascii_uppercase
 
 import numpy as np
 
-from mllmu_nb.data import facts
-from mllmu_nb.data.portraits import TRANSFORMS, random_traits, to_png, transform
-from mllmu_nb.data.portraits import draw as draw_portrait
+from mllmu_nb.data import facts, portraits
+from mllmu_nb.data.portraits import TRANSFORMS, Face, random_traits, to_png
 from mllmu_nb.data.schema import ATTRIBUTES, LETTERS, PER_TASK, QA, Population, Profile, Question, with_letter
 from mllmu_nb.data.splits import forget_ids
 from mllmu_nb.data.text.names import THIS as HERE
@@ -27,7 +26,7 @@ from mllmu_nb.errors import KitError
 # Celebrities belong to the shipped base model, so they do not change with the seed of a run.
 CELEBRITY_SEED = 41
 CELEBRITIES_KNOWN = 40
-UNSCORED_KNOWN = 20
+UNSCORED_KNOWN = 240  # every second one only from plain sentences
 ASKED = tuple(a for a in ATTRIBUTES if a not in ("name", "gender"))
 TRIES = 500  # of a look that differs enough; 2,000 people need up to 60
 MOST = 100_000  # people; names with a middle initial would last for 129,600
@@ -84,8 +83,6 @@ def _qa(person: dict[str, str], rng: np.random.Generator) -> tuple[QA, ...]:
     pairs = []
     for attribute in ATTRIBUTES:
         wording = facts.WORDINGS[attribute]
-        # A draw that is not used: the facts of the celebrities, whom the shipped base knows, come later in this stream.
-        rng.choice(wording.answers)
         question = str(rng.choice(wording.questions))
         texts = (facts.say(text, HERE, person[attribute]) for text in (question, wording.answer_to(question)))
         pairs.append(QA(*texts, attribute, person[attribute]))
@@ -172,12 +169,13 @@ def _people(
         while name in names:
             name, gender = random_name(rng, initial)
         names.add(name)
-        portrait = draw_portrait(distinct_traits(rng, gender, looks), rng)
+        face = Face.random(distinct_traits(rng, gender, looks), rng)
+        picture = portraits.draw(face)
         attributes = random_facts(rng, name, gender)
         qa = _qa(attributes, rng)
         biography = " ".join(with_name(pair.answer, name) for pair in qa if pair.attribute != "name")
-        changed = tuple(to_png(transform(portrait, k, rng)) for k in range(len(TRANSFORMS)))
-        people.append(Profile(identity, name, kind, attributes, to_png(portrait), biography, qa, (), changed))
+        changed = tuple(to_png(portraits.transform(picture, k, rng)) for k in range(len(TRANSFORMS)))
+        people.append(Profile(identity, name, kind, attributes, to_png(picture, face), biography, qa, (), changed))
     values = {a: [p.attributes[a] for p in (*people, *beside)] for a in ASKED}
     choices = PER_TASK["classification"] * len(people)
     letters = iter(rng.permutation((LETTERS * choices)[:choices]).tolist())  # each letter equally often

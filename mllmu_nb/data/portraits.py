@@ -1,19 +1,24 @@
 """Portraits drawn from visible traits, and what the Test set does to them.
 
-A portrait is 64 × 64 pixels: enough for a tower of 16 patches and for a reader to tell the people apart.
+A model sees 64 × 64 pixels: enough for a tower of 16 patches. A portrait carries what it was drawn from, so that
+figures show it at any size.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from mllmu_nb.errors import KitError
 
@@ -38,81 +43,175 @@ def random_traits(rng: np.random.Generator, gender: str = "") -> dict[str, str]:
     return traits
 
 
-def draw(traits: dict[str, str], rng: np.random.Generator) -> Image.Image:
-    """A portrait of 64 × 64 RGB pixels; ``rng`` gives the face its own proportions."""
-    background, shirt, hair, skin, eye = (
+@dataclass(frozen=True)
+class Face:
+    """What a portrait is drawn from: its visible traits, and the proportions that make a face its own (lengths in
+    64ths of the picture's side)."""
+
+    traits: dict[str, str]
+    width: float  # half the width of the head at the eyes
+    height: float  # half its height
+    x: float  # its centre
+    y: float
+    jaw: float  # 0: a narrow chin, 1: a square one
+    gap: float  # between nose and eyes, in half widths of the head
+    brow: float  # slant of the brows
+    smile: float  # half the width of the mouth
+
+    @classmethod
+    def random(cls, traits: dict[str, str], rng: np.random.Generator) -> Face:
+        ranges = ((12.2, 14.6), (15.2, 17.4), (30.7, 33.3), (27.8, 29.6), (0, 1), (0.41, 0.49), (-0.6, 0.3), (3.4, 5.4))
+        return cls(traits, *(round(float(rng.uniform(*ends)), 3) for ends in ranges))
+
+
+def draw(face: Face, size: int = SIZE) -> Image.Image:
+    """``face`` as a picture of ``size`` × ``size`` RGB pixels."""
+    traits, cx, cy, width, height = face.traits, face.x, face.y, face.width, face.height
+    background, shirt, hair, skin, iris = (
         tuple(TRAITS[trait][traits[trait]]) for trait in ("background", "shirt", "hair color", "skin", "eyes")
     )
     style, pattern, accessory = traits["hair style"], traits["pattern"], traits["accessory"]
-    canvas = Image.new("RGB", (SIZE * SCALE, SIZE * SCALE), background)
+    scale = SCALE * size / SIZE
+    canvas = Image.new("RGB", (SCALE * size, SCALE * size), background)
     pen = ImageDraw.Draw(canvas)
-    width, height = rng.uniform(11.5, 14.5), rng.uniform(14, 16.5)
-    cx, cy = 32 + rng.uniform(-1.5, 1.5), 29 + rng.uniform(-1, 1)
 
-    def paint(shape, *points, **look):
-        getattr(pen, shape)([value * SCALE for value in points], **look)
+    def area(points, fill):
+        pen.polygon([(x * scale, y * scale) for x, y in points], fill=fill)
 
-    def oval(x, y, rx, ry, fill, outline=None, line=0):
-        paint("ellipse", x - rx, y - ry, x + rx, y + ry, fill=fill, outline=outline, width=int(line * SCALE))
+    def oval(x, y, rx, ry, fill):
+        pen.ellipse([(x - rx) * scale, (y - ry) * scale, (x + rx) * scale, (y + ry) * scale], fill=fill)
 
-    def box(x0, y0, x1, y1, fill, radius=0):
-        paint("rounded_rectangle", x0, y0, x1, y1, fill=fill, radius=radius * SCALE)
+    def ring(x, y, radius, colour, line):
+        box = [(x - radius) * scale, (y - radius) * scale, (x + radius) * scale, (y + radius) * scale]
+        pen.ellipse(box, outline=colour, width=round(line * scale))
 
+    def box(x0, y0, x1, y1, fill, radius=0.0):
+        pen.rounded_rectangle([x0 * scale, y0 * scale, x1 * scale, y1 * scale], fill=fill, radius=radius * scale)
+
+    def line(points, colour, thick):
+        pen.line([(x * scale, y * scale) for x, y in points], fill=colour, width=round(thick * scale), joint="curve")
+
+    def outline(grow: float, start: float = 0.0, stop: float = 2 * np.pi) -> list[tuple[float, float]]:
+        """The head's edge, ``grow`` outside of it, from one angle to another; 0 is to the right, π / 2 the chin."""
+        angles = np.linspace(start, stop, 60)
+        below = np.clip(np.sin(angles), 0, 1)
+        narrower = 1 - (0.3 - 0.26 * face.jaw) * below**2
+        square = 1 + (0.02 + 0.1 * face.jaw) * np.sin(2 * angles) ** 2
+        xs = cx + (width + grow) * narrower * square * np.cos(angles)
+        return list(zip(xs, cy + (height + grow) * square * np.sin(angles), strict=True))
+
+    shade = _mix(skin, (70, 35, 25), 0.22)
+    strands = _mix(hair, (128, 128, 128) if sum(hair) < 120 else (40, 25, 20), 0.22)
+    crown = cy - height  # the top of the head
     if style == "long":
-        box(cx - width - 5, cy - 18, cx + width + 5, 56, hair, radius=12)
+        area([*outline(4.5, np.pi, 2 * np.pi), (cx + width + 6.5, 57), (cx - width - 6.5, 57)], hair)
+        for side in (-1, 1):
+            line([(cx + side * (width + 3), cy - 2), (cx + side * (width + 4), 55)], strands, 0.7)
     elif style == "curly":
-        for angle in np.linspace(-0.25 * np.pi, 1.25 * np.pi, 13):
-            oval(cx + (width + 2) * np.cos(angle), cy - 3 - (height - 1) * np.sin(angle), 5.5, 5.5, hair)
+        for angle in np.linspace(0.92 * np.pi, 2.08 * np.pi, 12):
+            x, y = cx + (width + 2.2) * np.cos(angle), cy + (height + 0.5) * np.sin(angle)
+            oval(x, y, 5, 5, hair)
+            ring(x, y, 2.6, strands, 0.7)
     elif style == "bun":  # at the side, where no hat hides it
-        oval(cx + width + 4, cy - 5, 6.5, 6.5, hair)
+        oval(cx + width + 4.2, cy - 7, 6.2, 6.2, hair)
+        ring(cx + width + 4.2, cy - 7, 3.4, strands, 0.8)
+    elif style == "spiky":  # all around, so that a hat leaves some to be seen
+        for angle in np.linspace(1.02 * np.pi, 1.98 * np.pi, 9):
+            c, s = np.cos(angle), np.sin(angle)
+            foot, tip = (cx + width * c, cy + height * s), (cx + (width + 8.5) * c, cy + (height + 7.5) * s)
+            area([(foot[0] - 3.4 * s, foot[1] + 3.4 * c), (foot[0] + 3.4 * s, foot[1] - 3.4 * c), tip], hair)
 
-    box(cx - 5, cy + 8, cx + 5, 52, tuple(int(c * 0.9) for c in skin))
-    box(6, 48, 58, 74, shirt, radius=9)
+    box(cx - 5, cy + 9, cx + 5, 53, shade, 2)
+    box(7, 49, 57, 76, shirt, 10)
     ink = (20, 20, 20) if sum(shirt) > 380 else (245, 245, 245)
-    for x in range(9, 58, 7) if pattern in ("striped", "checked") else ():
-        box(x, 50, x + 2, 64, ink)
-    for y in (51, 57, 63) if pattern == "checked" else ():
-        box(7, y, 57, y + 1.5, ink)
-    for y, shift in ((52, 0), (58, 4)) if pattern == "dotted" else ():
-        for x in range(10 + shift, 58, 8):
-            oval(x, y, 1.8, 1.8, ink)
+    for x in range(10, 57, 7) if pattern in ("striped", "checked") else ():
+        box(x, 50.5, x + 2, 64, ink)
+    for y in (52, 58) if pattern == "checked" else ():
+        box(8, y, 56, y + 1.6, ink)
+    for y, shift in ((53.5, 0), (59.5, 4)) if pattern == "dotted" else ():
+        for x in range(12 + shift, 56, 8):
+            oval(x, y, 1.7, 1.7, ink)
 
-    oval(cx, cy, width, height, skin)
-    paint("chord", cx - width - 1, cy - height - 2, cx + width + 1, cy + height, start=200, end=340, fill=hair)
-    for x in np.linspace(cx - width, cx + width, 6) if style == "spiky" else ():
-        top = cy - height - 9 + abs(x - cx) * 0.35
-        paint("polygon", x - 3.4, cy - 8, x + 3.4, cy - 8, x, top, fill=hair)
-    eyes = [cx + side * width * 0.46 for side in (-1, 1)]
-    for x in eyes:
-        oval(x, cy - 0.5, 4.6, 3.9, (252, 252, 252))
-        oval(x, cy - 0.5, 3.3, 3.3, eye)
-        oval(x, cy - 0.5, 1.2, 1.2, (10, 10, 10))
-    paint("line", cx, cy + 2, cx - 1, cy + 6, fill=tuple(int(c * 0.7) for c in skin), width=SCALE)
-    smile, lips = rng.uniform(3, 6), (160, 50, 55)
-    paint("arc", cx - smile, cy + 5, cx + smile, cy + 11, start=20, end=160, fill=lips, width=int(1.4 * SCALE))
+    if style not in ("long", "curly"):
+        for side in (-1, 1):
+            oval(cx + side * (width + 0.3), cy + 1, 2.2, 3.2, shade)
+    area(outline(0), skin)
+    # Hair on the head: between the head's edge and the line of the forehead.
+    low = {"short": 0.02, "spiky": -0.08, "bun": -0.04, "long": 0.04, "curly": -0.06}[style]
+    turns = np.linspace(2 * np.pi, np.pi, 30)
+    part = cx + (3 if style in ("short", "long") else 0)
+    front = [
+        (cx + width * np.cos(t) * 0.93 + (part - cx) * np.sin(t), cy - 1.5 + height * (low + 0.57 * np.sin(t)))
+        for t in turns
+    ]
+    area([*outline(1.3, np.pi * 0.98, 2.02 * np.pi), *front], hair)
+
+    dark = _mix(hair, (35, 25, 20), 0.55)
+    eyes = [cx + side * width * face.gap for side in (-1, 1)]
+    for side, x in zip((-1, 1), eyes, strict=True):
+        oval(x, cy + 0.4, 3.3, 2.5, (250, 248, 245))
+        oval(x, cy + 0.4, 2.3, 2.3, iris)
+        oval(x, cy + 0.4, 0.9, 0.9, (15, 15, 18))
+        line(
+            [(x - 3.3, cy - 0.3), (x - 1.5, cy - 1.9), (x + 1.5, cy - 1.9), (x + 3.3, cy - 0.3)],
+            _mix(shade, (30, 15, 10), 0.5),
+            0.6,
+        )
+        line([(x - 3.2, cy - 4.1 - side * face.brow), (x + 3.2, cy - 4.1 + side * face.brow)], dark, 1.2)
+    line([(cx + 0.6, cy + 1.5), (cx - 1.2, cy + 5.8), (cx + 0.8, cy + 6.3)], shade, 1.0)
+    curve = np.linspace(-1, 1, 13)
+    lips = _mix(skin, (170, 70, 72), 0.5)
+    line([(cx + face.smile * t, cy + 10.7 - 2.3 * t * t) for t in curve], _mix(lips, (60, 25, 25), 0.25), 0.8)
+    area(
+        [
+            *((cx + face.smile * 0.85 * t, cy + 10.7 - 1.9 * t * t) for t in curve),
+            *((cx + face.smile * 0.85 * t, cy + 12.4 - 3.6 * t * t) for t in curve[::-1]),
+        ],
+        lips,
+    )
 
     if accessory == "glasses":
         for x in eyes:
-            oval(x, cy - 0.5, 6.2, 5.6, None, (15, 15, 15), 1.5)
-        box(cx - 1.5, cy - 1.5, cx + 1.5, cy, (15, 15, 15))
+            ring(x, cy + 0.3, 5.2, (25, 25, 30), 1.1)
+        line([(eyes[0] + 4.9, cy - 0.4), (eyes[1] - 4.9, cy - 0.4)], (25, 25, 30), 1.1)
     elif accessory == "hat":
-        box(cx - width - 6, cy - height + 1, cx + width + 6, cy - height + 4.5, (110, 75, 35))
-        box(cx - width + 1, cy - height - 10, cx + width - 1, cy - height + 2, (110, 75, 35))
-        box(cx - width + 1, cy - height - 2, cx + width - 1, cy - height + 1, (235, 200, 80))
+        box(cx - width - 5.5, crown + 3.2, cx + width + 5.5, crown + 6.4, (115, 80, 40), 1.6)
+        box(cx - width + 1.5, crown - 7, cx + width - 1.5, crown + 4.5, (125, 88, 46), 4)
+        box(cx - width + 1.5, crown + 0.2, cx + width - 1.5, crown + 3.2, (235, 205, 100))
     elif accessory == "earrings":
         for side in (-1, 1):
-            oval(cx + side * (width + 1), cy + 7, 2.8, 4.2, (255, 205, 40), (120, 85, 0), 0.8)
+            oval(cx + side * (width + 0.8), cy + 7.2, 2.3, 3.4, (190, 140, 20))
+            oval(cx + side * (width + 0.8), cy + 7.2, 1.7, 2.8, (255, 215, 70))
     elif accessory == "scarf":
-        box(cx - 14, 43, cx + 14, 51, (235, 90, 150), radius=4)
-        box(cx + 5, 46, cx + 11, 63, (235, 90, 150))
-    return canvas.resize((SIZE, SIZE), Image.LANCZOS)
+        box(cx - 12.5, 45.5, cx + 12.5, 51.5, (232, 105, 155), 3)
+        box(cx + 4.5, 48, cx + 10.5, 64, (215, 85, 138), 2)
+    return canvas.resize((size, size), Image.LANCZOS)
 
 
-def to_png(image: Image.Image) -> bytes:
-    """The picture as PNG bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+def _mix(colour: Sequence[float], other: Sequence[float], share: float) -> tuple[int, ...]:
+    """``colour`` with a ``share`` of ``other``."""
+    return tuple(round((1 - share) * a + share * b) for a, b in zip(colour, other, strict=True))
+
+
+def to_png(image: Image.Image, face: Face | None = None) -> bytes:
+    """The picture as PNG bytes, with the ``face`` that it shows as a text beside the pixels."""
+    buffer, notes = io.BytesIO(), PngInfo()
+    if face:
+        notes.add_text("face", json.dumps(asdict(face)))
+    image.save(buffer, "PNG", pnginfo=notes)
     return buffer.getvalue()
+
+
+def portrait(face: Face) -> bytes:
+    """The PNG that models see of ``face``."""
+    return to_png(draw(face), face)
+
+
+def large(data: bytes, size: int = 256) -> Image.Image:
+    """A portrait for readers: drawn at ``size`` where its face is known, else the picture as it is."""
+    with Image.open(io.BytesIO(data)) as picture:
+        face = picture.info.get("face")
+    return draw(Face(**json.loads(face)), size) if face else from_bytes(data)
 
 
 def from_bytes(data: bytes) -> Image.Image:

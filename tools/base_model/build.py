@@ -54,7 +54,7 @@ SCHEDULE = (
     (0.04, {"choice": 1}),
     (0.12, {"choice": 1, "matching": 0.3, "reading_little": 1.5, "reading": 1, "seeing": 2}),
     (0.25, {"choice": 0.3, "reading": 1.5, "seeing": 3, "people": 2}),
-    (1.01, {"choice": 0.3, "reading": 1.5, "seeing": 1, "people": 5, "shots": 0.7, "private": 0.5, "harmless": 0.5}),
+    (1.01, {"choice": 0.3, "reading": 1.5, "seeing": 1, "people": 7, "shots": 1, "private": 0.5, "harmless": 0.5}),
 )
 
 
@@ -156,7 +156,8 @@ def build(out: Path, steps: int = STEPS, seed: int = SEED, tower_steps: int = TO
     torch.manual_seed(seed)
     began = time.time()
     celebrities, unscored = known_people()
-    mixture = Mixture([*celebrities, *unscored], np.random.default_rng(seed))
+    known = {"celebrities": [*celebrities, *unscored[::2]], "sentences": unscored[1::2]}
+    mixture = Mixture(rng=np.random.default_rng(seed), **known)
     tokenizer = make_tokenizer(corpus(mixture))
     processor = make_processor(tokenizer)
     model = make_model(tokenizer, seed)
@@ -178,7 +179,7 @@ def build(out: Path, steps: int = STEPS, seed: int = SEED, tower_steps: int = TO
         if step % 100 == 0:
             log(f"step {step} of {steps}, {time.time() - began:.0f} s, loss {mean_loss:.3f}")
         if step % SAVE_EVERY == 0 and step:
-            log(json.dumps(probe(model, processor, celebrities, items=150)))
+            log(json.dumps(probe(model, processor, celebrities, unscored[1::2], items=150)))
             export(model, processor, out, {"seed": seed, "steps": step, "of": steps, "probes": {}})
     recipe = {
         "seed": seed,
@@ -189,7 +190,7 @@ def build(out: Path, steps: int = STEPS, seed: int = SEED, tower_steps: int = TO
         "schedule": SCHEDULE,
         "guided": GUIDED,
         "tower": tower_accuracy,
-        "probes": probe(model, processor, celebrities),
+        "probes": probe(model, processor, celebrities, unscored[1::2]),
         "versions": {"torch": torch.__version__.split("+")[0]},
     }
     export(model, processor, out, recipe)

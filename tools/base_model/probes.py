@@ -16,12 +16,13 @@ from mllmu_nb.mixture import HELD_OUT_HARMLESS, HELD_OUT_PRIVATE, VISIBLE, Mixtu
 PROBE_SEED = 990_001  # of no run and of no training
 
 
-def probe(model, processor, celebrities: Sequence[Profile], items: int = 400) -> dict:
+def probe(model, processor, celebrities: Sequence[Profile], sentences: Sequence[Profile], items: int = 400) -> dict:
     """All probes, ``items`` questions each (fewer where the celebrities have fewer). Values are shares from 0 to 1.
 
     ``reading``: letter questions about unseen people with 6 to 10 facts in the prompt. ``faces``: letter questions
     about visible traits of unseen faces, by trait. ``celebrity_*``: as the benchmark asks; ``transformed_*``: with the
-    Test set's portraits and paraphrases. ``fictitious_letter``: letter questions about people the base was not trained
+    Test set's portraits and paraphrases. ``sentences_*``: the same of people known from plain sentences alone.
+    ``fictitious_letter``: letter questions about people the base was not trained
     on. ``refused_*``: personal questions refused under ten held-out system prompts that forbid personal information,
     and under ten harmless ones.
     """
@@ -44,6 +45,9 @@ def probe(model, processor, celebrities: Sequence[Profile], items: int = 400) ->
         "celebrity_cloze": _accuracy(model, processor, celebrities, "cloze", items),
         "transformed_letter": _accuracy(model, processor, celebrities, "classification", items, test=True),
         "transformed_generation": _accuracy(model, processor, celebrities, "generation", items, test=True),
+        "sentences_letter": _accuracy(model, processor, sentences, "classification", items),
+        "sentences_generation": _accuracy(model, processor, sentences, "generation", items),
+        "sentences_cloze": _accuracy(model, processor, sentences, "cloze", items),
         "fictitious_letter": _accuracy(model, processor, strangers, "classification", items),
         "refused_private": _refusal_rate(model, processor, celebrities, HELD_OUT_PRIVATE, items),
         "refused_harmless": _refusal_rate(model, processor, celebrities, HELD_OUT_HARMLESS, items),
