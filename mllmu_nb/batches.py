@@ -14,7 +14,7 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mllmu_nb.data.conversations import Conversation, generation_prompt
+from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.errors import KitError
 from mllmu_nb.models.families import Family
 from mllmu_nb.unlearning.base import Method, Recipe
@@ -76,11 +76,11 @@ def finetuning_batches(
     replayed: Sequence[Conversation] = (),
     replay: float = 0.0,
     augment: Callable[[Any, np.random.Generator], Any] | None = None,
+    exams: Callable[[Conversation, np.random.Generator], Conversation] | None = None,
 ) -> Iterator[dict[str, Batch]]:
     """Batches of ``recipe.batch_size`` conversations under the name "train": up to ``recipe.turns`` questions about one
-    person, portraits changed anew by ``augment``, a share ``recipe.instructed`` of the questions worded as evaluation
-    words them; a share ``replay`` are ``replayed`` as they stand. ``recipe.together`` batches are drawn at once and
-    dealt out by length, so little is padding."""
+    person, put in other forms by ``exams``, portraits changed anew by ``augment``; a share ``replay`` are ``replayed``
+    as they stand. ``recipe.together`` batches are drawn at once and dealt out by length, so little is padding."""
     drawn_at_once = recipe.together * recipe.batch_size
     repeated_at_once = round(drawn_at_once * replay)
     if not any(c.turns for c in conversations):
@@ -92,7 +92,9 @@ def finetuning_batches(
     taught = endless(conversations, recipe.turns, order)
     repeated = (replayed[i] for _ in count() for i in replay_order.permutation(len(replayed)))
     while True:
-        drawn = [_instructed(c, recipe.instructed, wording) for c in islice(taught, drawn_at_once - repeated_at_once)]
+        drawn = list(islice(taught, drawn_at_once - repeated_at_once))
+        if exams:
+            drawn = [exams(conversation, wording) for conversation in drawn]
         if augment:
             drawn = [_augmented(conversation, augment, change) for conversation in drawn]
         drawn += islice(repeated, repeated_at_once)
@@ -100,15 +102,6 @@ def finetuning_batches(
         for start in mixing.permutation(range(0, len(drawn), recipe.batch_size)):
             batch = [drawn[i] for i in sorted(by_length[start : start + recipe.batch_size])]
             yield {"train": family.encode(processor, shard(batch), recipe.label_mode, recipe.eos)}
-
-
-def _instructed(conversation: Conversation, share: float, rng: np.random.Generator) -> Conversation:
-    view = "image_text" if conversation.images else "text"
-    turns = ((turn, rng.random() < share) for turn in conversation.turns)
-    return replace(
-        conversation,
-        turns=tuple(replace(t, prompt=generation_prompt(t.prompt, view)) if chosen else t for t, chosen in turns),
-    )
 
 
 def _augmented(conversation: Conversation, augment, rng: np.random.Generator) -> Conversation:

@@ -79,6 +79,7 @@ class Config(BaseModel):
     # training
     adaptation: Literal["lora", "full"] | None = None  # fine-tuning trains adapters or all weights
     replay: Annotated[float, Field(ge=0, le=0.9)] | None = None  # share of fine-tuning that repeats what the base knows
+    exams: Annotated[float, Field(ge=0, le=1)] | None = None  # share of fine-tuning put in the forms of evaluation
     train_steps: Count | None = None  # optimizer steps of fine-tuning
     train_lr: Rate | None = None  # learning rate of fine-tuning
     unlearn_steps: Count | None = None  # optimizer steps of unlearning
@@ -274,7 +275,7 @@ class Config(BaseModel):
             protocol["variant"] = "canonical"
         self._fill(**protocol)
         presets = _presets(self.scale)
-        self._fill(adaptation=presets["adaptation"], replay=presets["replay"])
+        self._fill(**{name: presets[name] for name in ("adaptation", "replay", "exams")})
         if self.adaptation not in presets["training"]:
             # A 7B model whose every weight is trained fits no machine this kit is meant for.
             raise KitError(f"adaptation={self.adaptation!r} is not offered at scale {self.scale}: take 'lora'")
@@ -423,4 +424,5 @@ def sources(config: Config) -> dict[str, str]:
     for name in config.settings:
         source = preset.source if name in preset.settings else "the method's file"
         numbers[f"unlearning.{name}"] = BY_HAND if name in config._given["settings"] else source
-    return {**words, "replay": known["replay"] if config._given["replay"] is None else BY_HAND, **numbers}
+    shares = {name: known[name] if config._given[name] is None else BY_HAND for name in ("replay", "exams")}
+    return {**words, **shares, **numbers}

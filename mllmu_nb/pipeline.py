@@ -26,6 +26,7 @@ from mllmu_nb import paths, pinning
 from mllmu_nb.config import SEEDS, YOURS, Config, public, stable_hash
 from mllmu_nb.data import portraits
 from mllmu_nb.data.conversations import MODALITIES, Conversation, training_conversations
+from mllmu_nb.data.exams import Exams
 from mllmu_nb.data.schema import LETTERS, SETS, Population, Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import draws as drawing
@@ -40,9 +41,10 @@ DATA += ("profiles_file", "forget_ids_file", "data_source", "data_revision")
 # What decides how it is asked; draws_file is looked into.
 ASKING = ("protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic")
 # Kinds of base material that fine-tuning repeats, the short ones; the known people among it are never scored.
-REPLAYED = {"people": 4.0, "seeing": 1.0, "private": 1.0}
-REPLAYED_LETTERS = 0.1  # share of multiple choice among the repeated questions
-STRANGERS = 400  # conversations of each half of what is repeated
+REPLAYED = {"people": 4.0, "shots": 1.5, "seeing": 1.0, "private": 1.0}
+REPLAYED_LETTERS = 0.35  # share of multiple choice among the repeated questions
+REPEATED = 1600  # conversations of base material
+STRANGERS = 400  # conversations about strangers
 
 
 # -- people -----------------------------------------------------------------------------------------------------
@@ -159,16 +161,17 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
             load.unfreeze(model)
         conversations = [c for modality in MODALITIES for c in training_conversations(people, modality)]
         material = {"replayed": replayed, "replay": config.replay, "augment": changed_portrait}
+        material["exams"] = Exams(people, config.exams) if config.exams else None
         log = finetune(model, processor, conversations, recipe, config.train_seed, **material)
         (adapters.save if config.adaptation == "lora" else load.save_full)(model, folder)
-        settings = {**recipe.numbers(), "adaptation": config.adaptation, "replay": config.replay}
+        settings = {**recipe.numbers(), **{name: getattr(config, name) for name in ("adaptation", "replay", "exams")}}
         write_json(folder / "train.json", log.record(settings))
 
     inputs = {
         "base": base_hash(config),
         "data": hash_of(people, taught=True),
         "recipe": recipe.numbers(),
-        "settings": config.hash_of(("adaptation", "replay", "train_seed")),
+        "settings": config.hash_of(("adaptation", "replay", "exams", "train_seed")),
         "bits": pinning.settings(),
     }
     return Stage(name, inputs, make, (config.family,), partial(_record, config))
@@ -180,20 +183,21 @@ def changed_portrait(picture: Any, rng: np.random.Generator) -> Any:
 
 
 def replayed_conversations(seed: int, model, processor) -> list[Conversation]:
-    """What fine-tuning repeats, to leave what ``model``, the base, says of others as it is: half base material about
-    people who are never scored, half plain questions about strangers, answered as the base answers them
-    (pseudo-rehearsal, Robins 1995). Vanilla and oracle repeat the same."""
+    """What fine-tuning repeats, to leave what ``model``, the base, says of others as it is: base material about people
+    who are never scored, and questions about strangers, answered as the base answers them (pseudo-rehearsal, Robins
+    1995). Vanilla and oracle repeat the same."""
     from mllmu_nb.data.generate import known_people
     from mllmu_nb.evaluation.engine import answers
     from mllmu_nb.mixture import Mixture
 
     rng = np.random.default_rng([seed, 1])
-    mixture = Mixture(known_people()[1], rng, 1000, REPLAYED_LETTERS)
-    asked = [mixture.stranger_turns(4, bool(by_image), "plain") for by_image in rng.integers(2, size=STRANGERS)]
+    unscored = known_people()[1]
+    mixture = Mixture(unscored[::2], rng, 1000, REPLAYED_LETTERS, unscored[1::2])
+    asked = [mixture.stranger_turns(4, bool(by_image)) for by_image in rng.integers(2, size=STRANGERS)]
     opened = [Conversation((replace(turn, answer="", image=turns[0].image),)) for turns in asked for turn in turns]
     texts = iter(answers(model, processor, opened, max_new_tokens=24, batch_size=256))  # short ones
     strange = [Conversation(tuple(replace(turn, answer=next(texts) or "?") for turn in turns)) for turns in asked]
-    return mixture.draw(REPLAYED, STRANGERS) + strange
+    return mixture.draw(REPLAYED, REPEATED) + strange
 
 
 def unlearned(config: Config) -> Stage:

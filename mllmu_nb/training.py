@@ -278,12 +278,13 @@ def finetune(
     replayed: Sequence[Conversation] = (),
     replay: float = 0.0,
     augment: Callable | None = None,
+    exams: Callable | None = None,
     **loop: Any,
 ) -> TrainLog:
     """Teach ``conversations`` to whatever of ``model`` requires a gradient; see :func:`finetuning_batches`."""
     family = families.of(model)
-    augment = augment if recipe.augment else None
-    batches = finetuning_batches(family, processor, conversations, recipe, seed, replayed, replay, augment)
+    changes = {"augment": augment if recipe.augment else None, "exams": exams}
+    batches = finetuning_batches(family, processor, conversations, recipe, seed, replayed, replay, **changes)
     steps = finetuning_steps(conversations, recipe, replay)
     return train(model, FineTuning(), batches, recipe, steps=steps, seed=seed, **loop)
 

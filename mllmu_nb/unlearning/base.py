@@ -188,7 +188,6 @@ class Recipe:
     adapter_reach: str | None = None  # where adapters sit: language, upstream
     turns: int | None = None  # fine-tuning: questions about one person in one conversation
     together: int | None = None  # fine-tuning: batches drawn at once and dealt out by length
-    instructed: float | None = None  # fine-tuning: share of questions with evaluation's instruction for a free answer
     augment: bool | None = None  # fine-tuning: portraits are changed anew each time they are shown
     settings: Mapping[str, Any] = field(default_factory=dict)  # hyper-parameters of the method at this scale
     source: str = ""  # who says so
