@@ -17,9 +17,9 @@ import torch
 from accelerate import PartialState
 
 from mllmu_nb import pinning
-from mllmu_nb.batches import _instructed, endless, epoch, finetuning_batches, steps_of, unlearning_batches
+from mllmu_nb.batches import endless, epoch, finetuning_batches, steps_of, unlearning_batches
 from mllmu_nb.data.conversations import Conversation, Turn, training_conversations
-from mllmu_nb.data.portraits import draw, random_traits, to_png
+from mllmu_nb.data.portraits import Face, portrait, random_traits
 from mllmu_nb.data.schema import QA, Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.models import families
@@ -50,7 +50,7 @@ LLAVA = families.get("llava")
 LORA = {"lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.0, "lora_init": "kaiming", "adapter_reach": "language"}
 PLAIN = Recipe(
     lr=1e-3, steps=0, epochs=0, batch_size=3, schedule="constant", warmup=0.0, weight_decay=0.0, clip=1.0,
-    optimizer="adamw", precision="no", label_mode="answer", eos=True, turns=1, together=1, instructed=0.0,
+    optimizer="adamw", precision="no", label_mode="answer", eos=True, turns=1, together=1,
     augment=False, **LORA,
 )  # fmt: skip
 UNLEARN = replace(PLAIN, epochs=8, lr=1e-2)
@@ -65,7 +65,7 @@ def person(number, name):
         QA("Where was this person born?", f"In {city}.", "birthplace", city),
         QA("What is this person's job?", f"A {job}, and a good one.", "profession", job),
     )
-    return Profile(f"{number:03}", name, "fictitious", {}, to_png(draw(random_traits(rng), rng)), "", qa, ())
+    return Profile(f"{number:03}", name, "fictitious", {}, portrait(Face.random(random_traits(rng), rng)), "", qa, ())
 
 
 PEOPLE = [person(number, name) for number, name in enumerate(FACTS)]
@@ -433,18 +433,6 @@ def test_batches_that_are_drawn_together_hold_the_same_with_less_padding(process
 
     assert Counter(c for batch in plain for c in batch) == Counter(c for batch in dealt for c in batch)
     assert padded(dealt) < padded(plain) and dealt != plain
-
-
-def test_a_share_of_the_questions_carries_the_instruction_for_a_free_answer():
-    seen = Conversation(tuple(Turn(f"Question {n}?", "Yes.", b"picture" if n == 0 else None) for n in range(400)))
-    rng = np.random.default_rng(0)
-    worded = _instructed(seen, 0.25, rng).turns
-    changed = [turn for turn, before in zip(worded, seen.turns, strict=True) if turn.prompt != before.prompt]
-    assert 70 < len(changed) < 130 and [t.answer for t in worded] == [t.answer for t in seen.turns]
-    assert all("in one sentence accurately in ENGLISH" in turn.prompt for turn in changed)
-    named = Conversation((Turn("Who is Ann?", "Ann."),))
-    assert "accurately" not in _instructed(named, 1.0, rng).turns[0].prompt
-    assert _instructed(named, 0.0, rng) == named
 
 
 def test_the_same_seed_gives_the_same_weights(fresh, processor):
