@@ -9,7 +9,6 @@ a filled mark means unlearned on image + text, a hollow one on text only; grey s
 from __future__ import annotations
 
 import functools
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
@@ -28,11 +27,11 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import text_to_path
 from matplotlib.transforms import ScaledTranslation
-from PIL import Image
 from scipy.optimize import isotonic_regression
 from seaborn.utils import relative_luminance
 
 from mllmu_nb import unlearning
+from mllmu_nb.data.portraits import large
 
 COLUMN, PAGE = 3.4, 7.0  # inches
 SMALL, NORMAL = 7.0, 8.0  # points
@@ -406,9 +405,9 @@ class Page:
         self.axes.plot([left, right], [y, y], color=colour, linewidth=0.6)
 
     def picture(self, data: bytes, x: float, y: float, size: float) -> None:
-        """A PNG or JPEG as a square of ``size``."""
+        """A portrait as a square of ``size``, drawn fine where its face is known."""
         box = self.axes.inset_axes((x, y, size, size), transform=self.axes.transData)
-        box.imshow(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), interpolation="nearest")
+        box.imshow(np.asarray(large(data)), interpolation="antialiased")
         box.set(xticks=[], yticks=[])
         box.spines[:].set(color=PALE, linewidth=0.6)
 

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 from mllmu_nb import provenance
 from mllmu_nb.config import BY_HAND, Config, sources
+from mllmu_nb.data import portraits
 from mllmu_nb.data.schema import SETS, Population
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, plots
@@ -106,8 +107,8 @@ def answer_html(question: str, answer: str, truth: str = "", right: bool | None 
 
 
 def _img(alt: str, data: bytes, width: int) -> str:
-    kind, encoded = "png" if data.startswith(b"\x89PNG") else "jpeg", base64.b64encode(data).decode()
-    return f'<img alt="{html.escape(alt)}" width="{width}" src="data:image/{kind};base64,{encoded}">'
+    encoded = base64.b64encode(portraits.to_png(portraits.large(data, 2 * width))).decode()
+    return f'<img alt="{html.escape(alt)}" width="{width}" src="data:image/png;base64,{encoded}">'
 
 
 def recipe(config: Config) -> HTML:
