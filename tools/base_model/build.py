@@ -1,13 +1,15 @@
 """Builds the base miniature that the package ships in place of LLaVA's download.
 
-    python tools/base_model/build.py [--steps N] [--seed N] [--out FOLDER]
+    python tools/base_model/build.py [--steps N] [--more N] [--seed N] [--resume FOLDER] [--out FOLDER]
 
-Three stages, all seeded:
+Four stages, all seeded:
 
 1. a byte-level tokenizer is trained on texts of the mixture (``mllmu_nb.mixture``);
 2. the vision tower is trained to classify the traits of random faces, with linear heads that are dropped afterwards;
 3. projector and language model are trained on the mixture by ``SCHEDULE``, at first with the auxiliary loss of
-   ``guidance.py``.
+   ``guidance.py``;
+4. ``--more`` steps on the last mixture from ``MORE_HEIGHT`` of the learning rate down: so many people are not learnt
+   before the rate falls, and a rate that stays high keeps little. ``--resume`` starts here, from an exported folder.
 
 It computes in bfloat16 and does without the CPU settings that make runs of the package repeatable elsewhere (they slow
 bfloat16 products down 200 times): an hour on a CPU with AVX-512 BF16 or AMX, many hours on others. So the same seed
@@ -39,11 +41,14 @@ from mllmu_nb.data.generate import known_people
 from mllmu_nb.data.portraits import TRAITS, augment
 from mllmu_nb.mixture import Mixture
 from mllmu_nb.models.families.llava import Llava
+from mllmu_nb.models.load import load_base
 from mllmu_nb.models.miniature import SHIPPED, make_model, make_processor, make_tokenizer
 from probes import probe
 
 SEED = 7
 STEPS = 6000
+MORE = 3000
+MORE_HEIGHT = 0.5
 TOWER_STEPS = 2000
 SAVE_EVERY = 500
 TOKENS = 8000  # text and image tokens a step; conversations of similar length share a batch, so few are padding
@@ -119,20 +124,26 @@ def make_optimizers(model) -> list[torch.optim.Optimizer]:
     ]
 
 
-def lr_factor(step: int, steps: int) -> float:
-    """Linear warm-up over 200 steps, constant up to 60 % of the steps, then a half cosine down to a twentieth."""
-    decay = max(0.0, step / steps - 0.6) / 0.4
-    return min(1.0, step / 200) * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * decay)))
+def lr_factor(step: int, steps: int, flat: float = 0.6, height: float = 1.0) -> float:
+    """Linear warm-up over 200 steps to ``height``, constant up to ``flat`` of the steps, then a half cosine down to a
+    twentieth."""
+    decay = max(0.0, step / steps - flat) / (1 - flat)
+    return height * min(1.0, step / 200) * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * decay)))
 
 
-def batches(mixture: Mixture, processor, steps: int) -> Iterator[tuple[dict[str, torch.Tensor], Links | None]]:
-    """``steps`` encoded batches of about ``TOKENS`` tokens, with their links while guidance is on."""
+def batches(
+    mixture: Mixture, processor, steps: int, first: float = 0.0
+) -> Iterator[tuple[dict[str, torch.Tensor], Links | None]]:
+    """``steps`` encoded batches of about ``TOKENS`` tokens, with their links while guidance is on; the progress of
+    ``SCHEDULE`` goes from ``first`` to 1."""
     step = 0
     while True:
-        weights = next(weights for until, weights in SCHEDULE if step / steps < until)
+        progress = first + (1 - first) * step / steps
+        weights = next(weights for until, weights in SCHEDULE if progress < until)
         groups = grouped(mixture.draw(weights, 384))
         for index in mixture.rng.permutation(len(groups)):
-            guided = guidance_weight(step / steps) > 0
+            progress = first + (1 - first) * step / steps
+            guided = guidance_weight(progress) > 0
             yield Llava().encode(processor, groups[index]), links(processor, groups[index]) if guided else None
             step += 1
             if step == steps:
@@ -150,25 +161,52 @@ def grouped(conversations: list[Conversation]) -> list[list[Conversation]]:
     return groups
 
 
-def build(out: Path, steps: int = STEPS, seed: int = SEED, tower_steps: int = TOWER_STEPS) -> None:
+def build(
+    out: Path,
+    steps: int = STEPS,
+    more: int = MORE,
+    seed: int = SEED,
+    resume: Path | None = None,
+    tower: int = TOWER_STEPS,
+) -> None:
     """Train the base into ``out``; it is probed and exported every ``SAVE_EVERY`` steps and at the end."""
     torch.set_num_threads(1)  # a fixed order of summation: the same seed gives the same base
     torch.manual_seed(seed)
-    began = time.time()
     celebrities, unscored = known_people()
     known = {"celebrities": [*celebrities, *unscored[::2]], "sentences": unscored[1::2]}
-    mixture = Mixture(rng=np.random.default_rng(seed), **known)
-    tokenizer = make_tokenizer(corpus(mixture))
-    processor = make_processor(tokenizer)
-    model = make_model(tokenizer, seed)
-    tower_accuracy = train_tower(model, processor, mixture, tower_steps)
-    log(f"tower after {time.time() - began:.0f} s: {tower_accuracy}")
+    recipe = {"seed": seed, "steps": steps, "more": more, "tower_steps": tower, "tokens_a_step": TOKENS}
+    recipe |= {"learning_rates": LR, "more_height": MORE_HEIGHT, "schedule": SCHEDULE, "guided": GUIDED}
+    if resume:
+        model, processor = load_base(str(resume), "llava", "miniature")
+        recipe["tower"] = json.loads((resume / "recipe.json").read_text())["tower"]
+    else:
+        mixture = Mixture(rng=np.random.default_rng(seed), **known)
+        tokenizer = make_tokenizer(corpus(mixture))
+        processor, model = make_processor(tokenizer), make_model(tokenizer, seed)
+        recipe["tower"] = train_tower(model, processor, mixture, tower)
+        log(f"tower: {recipe['tower']}")
+        train(model, processor, mixture, steps, out, recipe)
+    if more:
+        mixture = Mixture(rng=np.random.default_rng([seed, 2]), **known)
+        train(model, processor, mixture, more, out, recipe, first=1.0, flat=0.3, height=MORE_HEIGHT)
+    recipe["probes"] = probe(model, processor, celebrities, unscored[1::2])
+    recipe["versions"] = {"torch": torch.__version__.split("+")[0]}
+    export(model, processor, out, recipe)
+    log(json.dumps(recipe["probes"], indent=1))
+
+
+def train(model, processor, mixture: Mixture, steps: int, out: Path, recipe: dict, first=0.0, **rates) -> None:
+    """One stage of training on the mixture, from the progress ``first`` of its schedule on; ``rates`` as
+    :func:`lr_factor` takes them."""
+    began, mean_loss = time.time(), 0.0
     optimizers = make_optimizers(model)
-    schedulers = [torch.optim.lr_scheduler.LambdaLR(o, partial(lr_factor, steps=steps)) for o in optimizers]
-    mean_loss = 0.0
-    for step, (batch, batch_links) in enumerate(batches(mixture, processor, steps)):
+    factor = partial(lr_factor, steps=steps, **rates)
+    schedulers = [torch.optim.lr_scheduler.LambdaLR(o, factor) for o in optimizers]
+    model.train()
+    for step, (batch, batch_links) in enumerate(batches(mixture, processor, steps, first)):
         with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(model, batch, batch_links, guidance_weight(step / steps))
+            weight = guidance_weight(first + (1 - first) * step / steps)
+            loss = loss_of(model, batch, batch_links, weight)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
@@ -179,22 +217,9 @@ def build(out: Path, steps: int = STEPS, seed: int = SEED, tower_steps: int = TO
         if step % 100 == 0:
             log(f"step {step} of {steps}, {time.time() - began:.0f} s, loss {mean_loss:.3f}")
         if step % SAVE_EVERY == 0 and step:
-            log(json.dumps(probe(model, processor, celebrities, unscored[1::2], items=150)))
-            export(model, processor, out, {"seed": seed, "steps": step, "of": steps, "probes": {}})
-    recipe = {
-        "seed": seed,
-        "steps": steps,
-        "tower_steps": tower_steps,
-        "tokens_a_step": TOKENS,
-        "learning_rates": LR,
-        "schedule": SCHEDULE,
-        "guided": GUIDED,
-        "tower": tower_accuracy,
-        "probes": probe(model, processor, celebrities, unscored[1::2]),
-        "versions": {"torch": torch.__version__.split("+")[0]},
-    }
-    export(model, processor, out, recipe)
-    log(f"done in {time.time() - began:.0f} s: {json.dumps(recipe['probes'], indent=1)}")
+            log(json.dumps(probe(model, processor, mixture.celebrities[:40], mixture.sentences, items=150)))
+            model.train()
+            export(model, processor, out, {**recipe, "reached": step, "probes": {}})
 
 
 def export(model, processor, out: Path, recipe: dict) -> None:
@@ -209,6 +234,8 @@ def export(model, processor, out: Path, recipe: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the base miniature.")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--more", type=int, default=MORE)
+    parser.add_argument("--resume", type=Path)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--out", type=Path, default=SHIPPED)
     build(**vars(parser.parse_args()))
