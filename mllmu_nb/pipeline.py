@@ -40,11 +40,10 @@ DATA = ("people", "pool", "celebrities", "forget_ratio", "forget_draw", "data_se
 DATA += ("profiles_file", "forget_ids_file", "data_source", "data_revision")
 # What decides how it is asked; draws_file is looked into.
 ASKING = ("protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic")
-# Kinds of base material that fine-tuning repeats, the short ones; the known people among it are never scored.
+# Kinds of base material that fine-tuning repeats.
 REPLAYED = {"people": 4.0, "shots": 1.5, "seeing": 1.0, "private": 1.0}
 REPLAYED_LETTERS = 0.35  # share of multiple choice among the repeated questions
-REPEATED = 1600  # conversations of base material
-STRANGERS = 400  # conversations about strangers
+REPEATED = 4000  # conversations, each met about twice
 
 
 # -- people -----------------------------------------------------------------------------------------------------
@@ -154,7 +153,7 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
         from mllmu_nb.training import finetune
 
         model, processor = load.load_base(*base_of(config))
-        replayed = replayed_conversations(config.train_seed, model, processor) if config.replay else []
+        replayed = replayed_conversations(config.train_seed) if config.replay else []
         if config.adaptation == "lora":
             model = adapters.attach(model, recipe, config.train_seed)
         else:
@@ -182,22 +181,15 @@ def changed_portrait(picture: Any, rng: np.random.Generator) -> Any:
     return portraits.augment(portraits.from_bytes(picture), rng) if isinstance(picture, bytes) else picture
 
 
-def replayed_conversations(seed: int, model, processor) -> list[Conversation]:
-    """What fine-tuning repeats, to leave what ``model``, the base, says of others as it is: base material about people
-    who are never scored, and questions about strangers, answered as the base answers them (pseudo-rehearsal, Robins
-    1995). Vanilla and oracle repeat the same."""
+def replayed_conversations(seed: int) -> list[Conversation]:
+    """What fine-tuning repeats, so that the base's knowledge stays: material of the base's own training about whom it
+    knows, celebrities among them. Vanilla and oracle repeat the same."""
     from mllmu_nb.data.generate import known_people
-    from mllmu_nb.evaluation.engine import answers
     from mllmu_nb.mixture import Mixture
 
-    rng = np.random.default_rng([seed, 1])
-    unscored = known_people()[1]
-    mixture = Mixture(unscored[::2], rng, 1000, REPLAYED_LETTERS, unscored[1::2])
-    asked = [mixture.stranger_turns(4, bool(by_image)) for by_image in rng.integers(2, size=STRANGERS)]
-    opened = [Conversation((replace(turn, answer="", image=turns[0].image),)) for turns in asked for turn in turns]
-    texts = iter(answers(model, processor, opened, max_new_tokens=24, batch_size=256))  # short ones
-    strange = [Conversation(tuple(replace(turn, answer=next(texts) or "?") for turn in turns)) for turns in asked]
-    return mixture.draw(REPLAYED, REPEATED) + strange
+    celebrities, unscored = known_people()
+    known = [*celebrities, *unscored[::2]]
+    return Mixture(known, np.random.default_rng([seed, 1]), 1000, REPLAYED_LETTERS).draw(REPLAYED, REPEATED)
 
 
 def unlearned(config: Config) -> Stage:
