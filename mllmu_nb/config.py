@@ -63,14 +63,14 @@ class Config(BaseModel):
     pool: People = 8  # people in the training data only: the source of few-shot examples
     celebrities: People = 40  # people known to the base alone
     forget_ratio: Annotated[int, Field(ge=1, le=99)] = 10  # per cent of the people to be forgotten
-    forget_draw: Count = 0  # which of the disjoint forget sets
+    replicate: Count = 0  # which of the disjoint forget sets, with seeds of training, order and shots of its own
     profiles_file: str = ""  # published fine-tuning text (.jsonl) to take people from
     forget_ids_file: str = ""  # published forget ids (.json) that go with it; "": drawn
     data_source: str = ""  # folder in the published layout or its name on the hub (, that of the training splits)
     data_revision: str = ""  # commit, branch or tag of the hub's data (, of the training splits); "": the newest
 
     # randomness
-    seed: Seed = 0  # stands for all four
+    seed: Seed = 0  # stands for all four, of which replicate r adds r to the last three
     data_seed: Seed | None = None  # people, questions and splits
     train_seed: Seed | None = None  # vanilla and oracle
     unlearn_seed: Seed | None = None  # order and adapter of unlearning
@@ -269,7 +269,8 @@ class Config(BaseModel):
             object.__setattr__(self, name, value)
 
     def _complete(self) -> None:
-        self._fill(**dict.fromkeys(SEEDS, self.seed))
+        # a vanilla model depends on its replicate's seed alone, so all ratios and forget sets of a replicate share it
+        self._fill(data_seed=self.seed, **dict.fromkeys(SEEDS[1:], (self.seed + self.replicate) % 2**32))
         protocol = {name: preset.get(self.scale, preset["value"]) for name, preset in _protocol(self.protocol).items()}
         if protocol["variant"] not in unlearning.variants(self.method):
             protocol["variant"] = "canonical"
@@ -327,8 +328,6 @@ class Config(BaseModel):
         ):
             if getattr(self, name) and not needed:
                 raise KitError(f"{name} {only}")
-        if self.forget_draw and (self.data_source or self.forget_ids_file):
-            raise KitError("forget_draw must be 0: data_source and forget_ids_file have one forget set a ratio")
         if not self.profiles_file and not self.data_source:
             forgotten = round(self.people * self.forget_ratio / 100)
             if not 0 < forgotten < self.people:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from collections import Counter
@@ -36,7 +37,7 @@ from mllmu_nb.stages import RECORD, Stage, is_whole, lock, read_json, status, wr
 
 EVAL_BATCH = {"miniature": 64, "paper": 8}  # questions asked at once
 # What decides who there is, and what is asked of them.
-DATA = ("people", "pool", "celebrities", "forget_ratio", "forget_draw", "data_seed")
+DATA = ("people", "pool", "celebrities", "forget_ratio", "replicate", "data_seed")
 DATA += ("profiles_file", "forget_ids_file", "data_source", "data_revision")
 # What decides how it is asked; draws_file is looked into.
 ASKING = ("protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic")
@@ -77,7 +78,7 @@ def _population(data: tuple, files: tuple) -> Population:
     of = SimpleNamespace(**dict(data))
     if of.data_source:
         return hub.read(of.data_source, of.data_revision, of.forget_ratio)
-    counts = {"people": of.people, "pool": of.pool, "ratio": of.forget_ratio, "draw": of.forget_draw}
+    counts = {"people": of.people, "pool": of.pool, "ratio": of.forget_ratio, "draw": of.replicate}
     if not of.profiles_file:
         return generate.generate(of.data_seed, celebrities=of.celebrities, **counts)
 
@@ -202,6 +203,8 @@ def unlearned(config: Config) -> Stage:
     other = finetuned(config, method.other_reference) if method.other_reference else None
 
     def make(folder: Path) -> None:
+        from mllmu_nb.batches import unlearning_steps
+        from mllmu_nb.evaluation import path
         from mllmu_nb.models import adapters
         from mllmu_nb.training import reference_log_probs, unlearn
 
@@ -213,8 +216,21 @@ def unlearned(config: Config) -> Stage:
             stored = reference_log_probs(*filled(config, other), asked, recipe)
         model, processor = filled(config, vanilla)
         model = adapters.attach(model, recipe, config.unlearn_seed, method.trains)
-        log = unlearn(model, processor, method, sets, recipe, config.unlearn_seed, stored)
-        adapters.save(model, folder)
+        length, points = unlearning_steps(method, recipe, sets), {}
+        # a rate that falls to 0 has nothing beyond its end
+        beyond = path.BEYOND * length if recipe.schedule == "constant" else length
+        due = path.steps_of(beyond)
+
+        def after_step(step: int, model: Any) -> None:
+            if step == length:
+                adapters.save(model, folder)
+            if step in due:
+                points[step] = path.point(model, processor, known, batch_size=EVAL_BATCH[config.scale])
+
+        after_step(0, model)
+        how = {"after_step": after_step, "beyond": beyond}
+        log = unlearn(model, processor, method, sets, recipe, config.unlearn_seed, stored, **how)
+        path.write(points, folder / "path.parquet")
         write_json(folder / "train.json", log.record({**recipe.numbers(), **config.settings}))
 
     inputs = {
@@ -282,7 +298,7 @@ def answered(
     model_key, judge = _model_key(config)
 
     def make(folder: Path) -> None:
-        from mllmu_nb.evaluation import teacher_forced
+        from mllmu_nb.evaluation import path, teacher_forced
         from mllmu_nb.evaluation.ask import ask
         from mllmu_nb.evaluation.tasks import Asking
         from mllmu_nb.models import load
@@ -297,6 +313,11 @@ def answered(
             people = {"forget": known.members("forget")[:limit], "fresh": fresh[:limit]}
             taught = teacher_forced.sentences(asked, processor, people, system=config.system, batch_size=size)
             teacher_forced.write(taught, folder / "sentences.parquet")
+        if config.trains and not config.after:
+            shutil.copyfile(unlearned(config).get() / "path.parquet", folder / "path.parquet")
+        elif set(sets) == set(SETS):
+            end = path.point(asked, processor, known, system=config.system, batch_size=size)
+            path.write({0: end}, folder / "path.parquet")
         del asked  # two of 7B would not fit
         fluency = np.full(len(answers), np.nan)
         if judge:

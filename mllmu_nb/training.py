@@ -86,11 +86,14 @@ def train(
     accumulate: int = 1,
     progress: bool = True,
     after_step: Callable[[int, Any], None] | None = None,
+    beyond: int = 0,
 ) -> TrainLog:
     """Minimise ``method.loss`` for ``steps`` optimizer steps over what requires a gradient.
 
     A step takes ``accumulate`` items of ``batches``, each a dict of named batches; ``after_step`` (step, model) is
-    called after it. Raises :class:`TrainingDiverged` when the loss is no number or ``rise`` nats above its first value.
+    called after it, and its time does not count. Raises :class:`TrainingDiverged` when the loss is no number or
+    ``rise`` nats above its first value. Where ``beyond`` is above ``steps`` training goes on to so many, for what
+    ``after_step`` does: what happens there is not in the log, and if it diverges it ends.
     """
     torch.manual_seed(seed)
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -98,10 +101,10 @@ def train(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizers = make_optimizers(trained, recipe)
     schedules = [make_schedule(optimizer, recipe, steps) for optimizer in optimizers]
-    log = TrainLog(steps=steps, trainable_parameters=count_trainable(model))
+    log = whole = TrainLog(steps=steps, trainable_parameters=count_trainable(model))
     batches, started = iter(batches), time.perf_counter()
     model.train()
-    for number in _bar(steps, progress and state.is_main_process):
+    for number in _bar(max(steps, beyond), progress and state.is_main_process):
         values: list[dict[str, float]] = []
         for batch in taken(batches, accumulate, number, steps):
             step = scored(model, send_to_device(dict(batch), model.device), method)
@@ -116,7 +119,12 @@ def train(
         average_gradients(trained.values(), state)
         norm = torch.nn.utils.clip_grad_norm_(trained.values(), recipe.clip or math.inf).item()
         log.losses.append({"step": number, **_averaged(values, model.device)})
-        stop_if_diverged(log.losses, norm, recipe, rise)
+        try:
+            stop_if_diverged(log.losses, norm, recipe, rise)
+        except TrainingDiverged:
+            if number <= steps:
+                raise
+            break
 
         method.before_update(trained)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -124,12 +132,15 @@ def train(
             schedule.step()
             optimizer.zero_grad()
         method.after_update(trained)
+        if number == steps:
+            log.seconds, log.peak_memory_mb = time.perf_counter() - started, peak_memory_mb(model.device)
+            whole = replace(log, losses=list(log.losses))
         if after_step:
+            paused = time.perf_counter()
             after_step(number, model)
+            started += time.perf_counter() - paused
     model.eval()
-    log.seconds = time.perf_counter() - started
-    log.peak_memory_mb = peak_memory_mb(model.device)
-    return log
+    return whole
 
 
 # -- what a step reads ------------------------------------------------------------------------------------------

@@ -18,12 +18,12 @@ import yaml
 from PIL import Image
 from rouge_score.rouge_scorer import RougeScorer
 
-MODEL = ("method", "modality", "forget_ratio", "forget_draw")  # what tells the models of a grid apart
+MODEL = ("method", "modality", "forget_ratio", "replicate")  # what tells the models of a grid apart
 Model = tuple[str, str, int, int]
 TRAINED = {"ga", "grad_diff", "kl_min", "npo"}
 SETS = ("forget", "test", "retain", "celebrity")
 COLUMNS = (
-    "run base_model forget_ratio forget_draw method protocol variant modality after data_seed train_seed unlearn_seed "
+    "run base_model forget_ratio replicate method protocol variant modality after data_seed train_seed unlearn_seed "
     "shot_seed set task view scoring metric value low high n_items n_profiles gate"
 ).split()
 OPTIONS = [f"option_{letter}" for letter in "ABCD"]
@@ -76,7 +76,7 @@ def expected_models(grid: dict) -> set[Model]:
     """Every model the grid asks for."""
     axes = grid["grid"]
     ratios = axes.get("forget_ratio", [grid.get("forget_ratio", 10)])
-    draws = axes.get("forget_draw", [grid.get("forget_draw", 0)])
+    draws = axes.get("replicate", [grid.get("replicate", 0)])
     found = set()
     for method, ratio, draw in product(axes["method"], ratios, draws):
         found |= {(method, modality, ratio, draw) for modality in (axes["modality"] if method in TRAINED else ["none"])}

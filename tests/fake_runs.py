@@ -108,7 +108,7 @@ def make(
     values = Config().parameters() | {
         "method": method,
         "modality": modality,
-        "forget_draw": draw,
+        "replicate": draw,
         "variant": "canonical",
     }
     values |= dict.fromkeys(("data_seed", "train_seed", "unlearn_seed", "shot_seed"), seed) | parameters
@@ -124,7 +124,33 @@ def make(
     record |= {"forget_ids": [profile(number) for number in forget], "sets": _counts(answers)}
     record |= {"people": {"fictitious": people, "pool": 12, "celebrity": famous}, "fine_tuning_pairs": 1680}
     sentences = _sentences(taught, list(forget)).assign(**columns_of(record)) if taught else None
-    return Run(Path(record["run"]), record, train(method, modality), joined, sentences)
+    path = None
+    if (method == "oracle" or modality != "none") and set(sets) == set(SETS) and "after" not in parameters:
+        path = with_questions(
+            along(joined, method, modality).assign(**columns_of(record)), *people_frames(people, famous)
+        )
+    return Run(Path(record["run"]), record, train(method, modality), joined, sentences, path)
+
+
+def along(answers: pd.DataFrame, method: str, modality: str) -> pd.DataFrame:
+    """A path in eleven points: vanilla's answers at first, and of the run's own a share more at each point; on forget
+    and test wrong ones in the trained view, until none is right at the last point."""
+    columns = ["set", "task", "view", "scoring", "profile", "question_id", "answer", "answer_true"]
+    asked = answers[columns + [f"option_{letter}" for letter in LETTERS]]
+    asked = asked[(asked["scoring"] == "likelihood") | (asked["task"] == "generation")].reset_index(drop=True)
+    own = asked[[f"option_{letter}" for letter in LETTERS]].to_numpy(float)
+    chosen = np.array(LETTERS)[np.nan_to_num(own, nan=-9).argmax(1)]
+    choice = (asked["scoring"] == "likelihood").to_numpy()
+    right = asked["answer_true"].to_numpy(str)
+    lost = asked["set"].isin(["forget", "test"]) & (asked["view"] == {"unimodal": "text"}.get(modality, "image_text"))
+    wrong = np.where(right == "A", "B", "A")
+    rng, points = np.random.default_rng(zlib.crc32(f"{method} {modality}".encode())), []
+    turn = rng.random(len(asked))
+    for step in range(0, 11) if modality != "none" else [0]:
+        end = np.where(lost, wrong, chosen) if modality != "none" else chosen
+        given = np.where(turn < step / 10, end, right) if modality != "none" else end
+        points.append(asked.assign(step=step, answer=np.where(choice, given, asked["answer"]), probability=0.5))
+    return pd.concat(points, ignore_index=True)[[*columns[:-1], "step", "probability"]].assign(order=0)
 
 
 def everybody(draws: Iterable[int] = (0,), without: Iterable[tuple[str, str]] = (), **options: Any) -> list[Run]:
@@ -154,6 +180,9 @@ def write(results: Path, *runs: Run) -> list[Path]:
         stored = ["set", "task", "view", "scoring", "order", "profile", "question_id", "shots", "answer", "tokens"]
         stored += [f"option_{letter}" for letter in LETTERS] + ["fluency"]
         run.answers[stored].to_parquet(folder / "answers.parquet", index=False)
+        if run.path is not None:
+            kept = ["set", "task", "view", "scoring", "profile", "question_id", "answer", "step", "probability"]
+            run.path[kept].to_parquet(folder / "path.parquet", index=False)
         if run.sentences is not None:
             run.sentences.drop(columns=list(columns_of(run.record))).to_parquet(folder / "sentences.parquet")
         write_json(folder / "train.json", run.train)

@@ -18,7 +18,7 @@ ORACLE, VANILLA, GA, NPO = ("oracle", "none"), ("vanilla", "none"), ("ga", "mult
 def run(method: str, modality: str = "none", draw: int = 0, **more) -> dict:
     """The columns of a run."""
     names = {"run": f"{method}-{modality}-{draw}", "scale": "miniature", "base_model": "llava", "forget_ratio": 10}
-    names |= {"forget_draw": draw, "method": method, "protocol": "clean", "variant": "canonical", "modality": modality}
+    names |= {"replicate": draw, "method": method, "protocol": "clean", "variant": "canonical", "modality": modality}
     return names | {"after": "", "taught": "", **dict.fromkeys(SEEDS, 0)} | more
 
 

@@ -90,7 +90,7 @@ def test_an_old_python_is_told_so_and_can_read_the_file(monkeypatch, capsys):
         ("grid: ''\n", "grid must hold lists by parameter"),
         ("train_lr: 1e-5\n", "train_lr must be a number, not the text '1e-5'"),
         ("people: 20\nforget_ratio: 1\n", "forget_ratio=1 of people=20 leaves nobody to forget"),
-        ("people: 20\nforget_ratio: 50\nforget_draw: 2\n", "forget_draw=2 does not exist"),
+        ("people: 20\nforget_ratio: 50\nreplicate: 2\n", "replicate=2 does not exist"),
         ("- ga\n", "must hold parameters, one 'name: value' a line"),
         ("a: [\n", "is no YAML: while parsing"),
         ("seed: 0\nmethod: ga\nseed: 1\n", "'seed' stands twice in"),

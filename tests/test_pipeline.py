@@ -94,7 +94,7 @@ def test_a_file_of_people_that_has_changed_is_read_again(tmp_path):
 
 def test_vanilla_depends_on_what_is_taught_and_how_and_on_nothing_else(config):
     key = pipeline.finetuned(config).key
-    same = ({"forget_ratio": 10}, {"forget_draw": 1}, GA, {"shots": 2}, {"shot_seed": 5})
+    same = ({"forget_ratio": 10}, {"replicate": 1}, GA, {"shots": 2}, {"shot_seed": 5})
     same += ({**GA, "unlearn_seed": 5}, {**GA, "unlearn_lr": 0.1}, {"celebrities": 10})
     other = ({"people": 13}, {"data_seed": 1}, {"train_seed": 1}, {"train_lr": 0.1}, {"train_steps": 3})
     other += ({"replay": 0.1}, {"adaptation": "lora"}, {"scale": "paper"})

@@ -171,7 +171,7 @@ def test_the_readmes_map_takes_minutes_from_the_runs_and_the_rest_from_the_noteb
         make("ga", modality=modality, draw=draw, **FEW) for modality in ("multimodal", "unimodal") for draw in (0, 1)
     ]
     for run in some:
-        run.train["seconds"] = 118.5 if run["forget_draw"] == 0 else 9999
+        run.train["seconds"] = 118.5 if run["replicate"] == 0 else 9999
     table = readme.map_table(some, sorted(tmp_path.glob("*.ipynb")))
     assert "| Title of 03_ga | [03_ga](notebooks/03_ga.ipynb) |" in table and table.count("papermill") == 2
     minutes = [line.split(" | ")[-1].strip(" |") for line in table.splitlines()[2:]]

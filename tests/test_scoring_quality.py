@@ -157,8 +157,8 @@ def test_several_forget_sets_are_each_compared_with_their_own_oracle():
     moved = []
     for items, read in apart:  # another forget set, whose models find everything less likely
         read = read.assign(log_probs=read["log_probs"] - 50)
-        moved.append([frame.assign(forget_draw=1, run=frame["run"] + "-1") for frame in (items, read)])
-    assert "forget_draw" in PEOPLE
+        moved.append([frame.assign(replicate=1, run=frame["run"] + "-1") for frame in (items, read)])
+    assert "replicate" in PEOPLE
     one, both = measured(*apart), measured(*apart, *moved)
     for against in ("", "oracle"):
         first, second = (quality(table, "vanilla", "auc_loss", against) for table in (one, both))

@@ -102,7 +102,7 @@ def test_ranking_needs_three_disjoint_forget_sets():
         ("llava", "clean", 10): "ranking needs three disjoint forget sets, and there are 2"
     }
     items, table, verdicts = frames()
-    again = items[items["forget_draw"] == 0].assign(forget_draw=7)
+    again = items[items["replicate"] == 0].assign(replicate=7)
     [reason] = ranking(pd.concat([items, again]), table, verdicts).refused.values()
     assert "share people" in reason
 

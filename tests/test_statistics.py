@@ -279,11 +279,11 @@ def one_at_a_time(values: dict[str, list[float]], base: float) -> pd.DataFrame:
 
 
 def test_variance_split_by_hand():
-    table = one_at_a_time({"forget_draw": [0.4, 0.6], "train_seed": [0.52, 0.48], "shot_seed": []}, base=0.5)
+    table = one_at_a_time({"replicate": [0.4, 0.6], "train_seed": [0.52, 0.48], "shot_seed": []}, base=0.5)
     table["se"] = 0.06
-    found = variance_split(table, ["forget_draw", "train_seed", "shot_seed"], se="se").set_index("factor")
+    found = variance_split(table, ["replicate", "train_seed", "shot_seed"], se="se").set_index("factor")
     # var(.5, .4, .6) = .01, less .06² = .0064; chi-square on 2 degrees: 2 · .01/7.3778 and 2 · .01/.050636
-    draw = found.loc["forget_draw"]
+    draw = found.loc["replicate"]
     assert draw["levels"] == 3 and draw["variance"] == pytest.approx(0.0064) and draw["sd"] == pytest.approx(0.08)
     assert draw["low"] == 0.0 and draw["high"] == pytest.approx(0.39498 - 0.0036, rel=1e-4)
     # var(.5, .52, .48) = .0004 is less than sampling makes: 0, and its upper end is kept
@@ -292,7 +292,7 @@ def test_variance_split_by_hand():
     assert training["high"] == pytest.approx(2 * 0.0004 / 0.050636 - 0.0036, rel=1e-3)
     assert found.loc["shot_seed", "levels"] == 1 and np.isnan(found.loc["shot_seed", "variance"])
     # each factor its own error, or none
-    own = variance_split(table, ["forget_draw", "train_seed", "shot_seed"], se={"forget_draw": "se"})
+    own = variance_split(table, ["replicate", "train_seed", "shot_seed"], se={"replicate": "se"})
     assert own["variance"].tolist()[:2] == pytest.approx([0.0064, 0.0004])
 
 

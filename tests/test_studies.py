@@ -52,7 +52,7 @@ TOY = """
 
     def grid(config, draws):
         alone = config.but(method="ga", modality="unimodal", unlearn_steps=1)
-        return [alone.but(forget_draw=draw, unlearn_lr=lr) for draw in draws for lr in (1e-3, 2e-3)]
+        return [alone.but(replicate=draw, unlearn_lr=lr) for draw in draws for lr in (1e-3, 2e-3)]
 
     def table(measured):
         return measured.scores.groupby(["unlearn_lr", "measure"], as_index=False)[["score", "items"]].sum()
@@ -115,7 +115,7 @@ def test_what_is_made_is_not_made_again_and_one_that_diverges_is_no_end(config, 
     base.make(toy, config, [1, 2])
     study = base.read("toy")
     assert study.settings["diverged"].tolist() == ["", "", *["training diverged at step 3"] * 2]
-    assert set(study.scores["forget_draw"]) == {1} and study.record["forget_draws"] == [1, 2]
+    assert set(study.scores["replicate"]) == {1} and study.record["replicates"] == [1, 2]
 
 
 def test_only_the_miniature_is_measured(config, toy):
@@ -201,10 +201,10 @@ def test_ones_own_study_comes_before_the_committed_one(tmp_path, monkeypatch):
 
 def test_every_method_has_the_same_budget_on_draws_that_no_run_reports():
     grid = [one for one in cliff.grid(Config()) if one.trains]
-    counts = pd.DataFrame([(one.method, one.modality, one.forget_draw) for one in grid]).value_counts()
+    counts = pd.DataFrame([(one.method, one.modality, one.replicate) for one in grid]).value_counts()
     assert len(counts) == 4 * 2 * 3 and set(counts) == {12} and len({one.run_id for one in grid}) == 288
     assert {one.unlearning.lr for one in grid if one.method == "ga"} == set(cliff.RATES["ga"])
-    known = [set(pipeline.population(Config(forget_draw=draw)).forget_ids) for draw in (0, 1, 2, *cliff.DRAWS)]
+    known = [set(pipeline.population(Config(replicate=draw)).forget_ids) for draw in (0, 1, 2, *cliff.DRAWS)]
     assert sum(map(len, known)) == len(set.union(*known)) == 60, "forget sets overlap"
 
 
@@ -262,7 +262,7 @@ def test_where_nothing_falls_far_enough_the_rule_says_so_and_takes_what_falls_fu
 def test_draws_are_pooled_and_a_diverged_training_is_counted():
     row = {"method": "ga", "modality": "unimodal", "unlearn_lr": 0.1, "unlearn_steps": 5, "items": 5, "view": "text"}
     row |= {"set": "forget", "measure": "likelihood"}
-    scores = [{**row, "forget_draw": draw, "profile": f"{draw}{n}", "score": n} for draw in (0, 1) for n in range(5)]
+    scores = [{**row, "replicate": draw, "profile": f"{draw}{n}", "score": n} for draw in (0, 1) for n in range(5)]
     settings = pd.DataFrame([{**row, "passes": 0.5, "diverged": reason} for reason in ("", "", "at step 3")])
     result = cliff.table(measured(pd.DataFrame(scores), settings))
     assert len(result) == 2 * 2 * 3 and set(result["diverged"]) == {1} and set(result["passes"]) == {0.5}
@@ -400,7 +400,7 @@ def test_a_label_mode_that_a_method_declares_is_that_of_unlearning_alone():
 
 def likely(variant, right, set_name="forget", draw=0, modality="multimodal", method="ga"):
     """Sums of one likelihood item of each of as many people as ``right`` has entries."""
-    at = {"method": method, "variant": variant, "modality": modality, "forget_draw": draw, "set": set_name}
+    at = {"method": method, "variant": variant, "modality": modality, "replicate": draw, "set": set_name}
     at |= {"view": base.TRAINED_VIEW[modality], "measure": "likelihood", "items": 1}
     return [{**at, "profile": f"{n:03d}", "score": float(value)} for n, value in enumerate(right)]
 
@@ -547,7 +547,7 @@ def walks(ends, people=30, items=20, methods=("ga", "npo"), gates=(), seed=0):
     rows = []
     models = [("vanilla", "none", 0)] + [(m, o, step) for m in methods for o in modality.SIDES for step in (5, 10)]
     for method, side, step in models:
-        at = {"method": method, "modality": side, "forget_draw": 0, "step": step, "variant": "canonical"}
+        at = {"method": method, "modality": side, "replicate": 0, "step": step, "variant": "canonical"}
         for set_name, measure in [("retain", "likelihood")] + [("forget", name) for name in list(MEASURES)[:5]]:
             end = 0.5 if set_name == "retain" else ends.get((side, measure), ends.get(side))
             share = 1 - step / 10 * (1 - (end or 0))
@@ -664,16 +664,16 @@ def split(scores):
 
 
 def test_the_split_finds_what_was_put_in():
-    effects = {"forget_draw": [0, 0.1, -0.1], "train_seed": [0, 0.02, -0.02], "unlearn_seed": [0, 0, 0]}
+    effects = {"replicate": [0, 0.1, -0.1], "train_seed": [0, 0.02, -0.02], "unlearn_seed": [0, 0, 0]}
     result = split(spread(effects | {"shot_seed": [0, 0.01]}))
     # everyone moves alike, so the differences have no error: sd of (0, .1, -.1) is .1, of (0, .01) it is .01 / √2
-    expected = {"forget_draw": 0.1, "train_seed": 0.02, "unlearn_seed": 0.0, "shot_seed": 0.01 / math.sqrt(2)}
+    expected = {"replicate": 0.1, "train_seed": 0.02, "unlearn_seed": 0.0, "shot_seed": 0.01 / math.sqrt(2)}
     expected["model"] = 0.01 / math.sqrt(2)
     assert result["sd"].to_dict() == pytest.approx(expected, abs=1e-9)
     assert result["levels"].to_dict() == {**dict.fromkeys(variance.FACTORS, 3), "shot_seed": 2, "model": 2}
     # chi-square with 2 degrees: .0506 and 7.378
-    assert result.loc["forget_draw", "high"] == pytest.approx(0.1 * math.sqrt(2 / 0.050636), rel=1e-3)
-    assert result.loc["forget_draw", "low"] == pytest.approx(0.1 * math.sqrt(2 / 7.3778), rel=1e-3)
+    assert result.loc["replicate", "high"] == pytest.approx(0.1 * math.sqrt(2 / 0.050636), rel=1e-3)
+    assert result.loc["replicate", "low"] == pytest.approx(0.1 * math.sqrt(2 / 7.3778), rel=1e-3)
 
 
 def test_what_the_sampling_of_people_makes_is_taken_off():
@@ -705,31 +705,31 @@ def test_so_it_is_of_what_models_differ_by():
 
 
 def test_who_is_forgotten_at_some_level_is_not_asked_as_kept():
-    scores = spread({"forget_draw": [0, 0.1]}, models=("ga",))
-    lost = (scores["forget_draw"] == 1) & scores["profile"].isin(["0", "1"])
+    scores = spread({"replicate": [0, 0.1]}, models=("ga",))
+    lost = (scores["replicate"] == 1) & scores["profile"].isin(["0", "1"])
     kept = variance.kept_throughout(scores[~lost])
     assert set(kept["profile"]) == {str(n) for n in range(2, 40)}
     with pytest.raises(KitError, match="forget everybody"):
-        variance.kept_throughout(scores[(scores["forget_draw"] == 1) == (scores["profile"].astype(int) < 20)])
+        variance.kept_throughout(scores[(scores["replicate"] == 1) == (scores["profile"].astype(int) < 20)])
 
 
 def test_other_people_have_their_own_error_and_no_paired_one():
-    scores = spread({"forget_draw": [0, 0.1]}, models=("ga",)).assign(set="forget")
-    scores.loc[scores["forget_draw"] == 1, "profile"] = "other " + scores["profile"]
+    scores = spread({"replicate": [0, 0.1]}, models=("ga",)).assign(set="forget")
+    scores.loc[scores["replicate"] == 1, "profile"] = "other " + scores["profile"]
     result = variance.levels(scores)
     assert result["se_paired"].isna().all() and result["se"].notna().all()
-    assert np.isfinite(split(scores).loc["forget_draw", "variance"])
+    assert np.isfinite(split(scores).loc["replicate", "variance"])
 
 
 def test_without_the_first_level_there_is_nothing_to_compare_with():
-    scores = spread({"forget_draw": [0, 0.1], "train_seed": [0, 0.1]}, models=("ga",))
-    plain = (scores["forget_draw"] == 0) & (scores["train_seed"] == 0)
+    scores = spread({"replicate": [0, 0.1], "train_seed": [0, 0.1]}, models=("ga",))
+    plain = (scores["replicate"] == 0) & (scores["train_seed"] == 0)
     with pytest.raises(KitError, match="not measured at the first level"):
         variance.table(measured(scores[~plain]))
 
 
 def test_the_figure_has_a_place_for_every_source():
-    scores = spread({"forget_draw": [0, 0.1], "train_seed": [0, 0.02], "shot_seed": [0, 0.01, 0.02]})
+    scores = spread({"replicate": [0, 0.1], "train_seed": [0, 0.02], "shot_seed": [0, 0.01, 0.02]})
     both = pd.concat([scores, scores.assign(set="forget"), scores.assign(measure="exact")])
     drawn = variance.figure(variance.table(measured(both)))
     assert [panel.get_title() for panel in drawn.axes[:2]] == ["Exact", "Cloze"]

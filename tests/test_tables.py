@@ -160,7 +160,7 @@ def test_cost_table_has_seconds_memory_and_steps(known):
     assert line(tables.sheets("cost", known)[0].markdown(), "GA (image + text)")[2] == "1,234,567"
 
 
-def test_forget_draws_are_pooled_not_averaged():
+def test_replicates_are_pooled_not_averaged():
     runs = [make("vanilla", draw=draw, sets=("forget",), **FEW) for draw in range(3)]
     runs += [make("ga", modality="multimodal", draw=draw, sets=("forget",), **FEW) for draw in range(2)]
     [sheet] = tables.sheets("table2_main", scores := Scores.of(runs))

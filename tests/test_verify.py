@@ -60,7 +60,7 @@ def answer_otherwise(run, change):
 
 
 def scores_of(value, low, high, **names):
-    cell = {"run": "vanilla", "base_model": "llava", "forget_ratio": 5, "forget_draw": 0, "method": "vanilla"}
+    cell = {"run": "vanilla", "base_model": "llava", "forget_ratio": 5, "replicate": 0, "method": "vanilla"}
     cell |= {"variant": "upstream", "modality": "none", "seed": 0, "set": "forget", "task": "generation"}
     cell |= {"view": "image_text", "scoring": "", "metric": "rougeL", "value": value, "low": low, "high": high}
     return pd.DataFrame([{**cell, **names}])

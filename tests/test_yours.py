@@ -254,7 +254,7 @@ def test_a_reference_about_something_else_is_refused_and_one_asked_in_another_wa
     assert capsys.readouterr().out == "vanilla was asked with shots 0, your model with 2\n"
     with pytest.raises(KitError, match="vanilla is of vanilla, not of oracle"):
         evaluate.reference(place, own, plain, "oracle", "yours")
-    for changes, what in (({"people": 13}, "about other people"), ({"forget_draw": 1}, "with other people")):
+    for changes, what in (({"people": 13}, "about other people"), ({"replicate": 1}, "with other people")):
         with pytest.raises(KitError, match=f"vanilla was made {what}"):
             evaluate.reference(place, own.but(**changes), plain, "vanilla", "yours")
     assert evaluate.reference(None, own, plain, "vanilla", "yours") is None
@@ -269,9 +269,7 @@ def test_references_are_found_by_the_people_they_were_asked_about(folder, tmp_pa
     record = {**known, "files": {}, "key": "of another machine"}
     stages.write_json(there / stages.RECORD, record)
     assert pipeline.reference(plain) == there
-    assert (
-        pipeline.reference(plain.but(forget_draw=1)) is None and pipeline.reference(plain.but(method="oracle")) is None
-    )
+    assert pipeline.reference(plain.but(replicate=1)) is None and pipeline.reference(plain.but(method="oracle")) is None
     for changed in ({"data_hash": "other"}, {"forget_ids": ["999"]}, {"files": {"answers.parquet": {}}}):
         stages.write_json(there / stages.RECORD, {**record, **changed})
         assert pipeline.reference(plain) is None

@@ -19,10 +19,10 @@ import numpy as np
 import pandas as pd
 
 SEEDS = ("data_seed", "train_seed", "unlearn_seed", "shot_seed")
-MODEL = ("base_model", "forget_ratio", "forget_draw", "method", "variant", "modality", "protocol", *SEEDS)
+MODEL = ("base_model", "forget_ratio", "replicate", "method", "variant", "modality", "protocol", *SEEDS)
 TRAINING = ("base_model", "people", "pool", "data_seed", "train_seed", "adaptation", "replay", "train_steps")
 # What tells the trained models of a cache apart, by stage.
-STAGES = {"vanilla": TRAINING, "oracle": (*TRAINING, "forget_ratio", "forget_draw")}
+STAGES = {"vanilla": TRAINING, "oracle": (*TRAINING, "forget_ratio", "replicate")}
 STAGES |= {"retain_epoch": STAGES["oracle"], "unlearned": (*MODEL, "people", "unlearn_steps", "unlearn_lr")}
 ROW = ["set", "task", "view", "scoring", "order", "question_id"]
 OPTIONS = [f"option_{letter}" for letter in "ABCD"]

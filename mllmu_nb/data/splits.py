@@ -21,6 +21,6 @@ def forget_ids(ids: Sequence[str], ratio: int, seed: int, draw: int = 0) -> tupl
         side = "forget" if count <= 0 else "keep"
         raise KitError(f"forget_ratio={ratio} of {len(ids)} people leaves nobody to {side}: raise people or change it")
     if not 0 <= draw < len(ids) // count:
-        raise KitError(f"forget_draw={draw} does not exist: {len(ids)} people at {ratio} % give {len(ids) // count}")
+        raise KitError(f"replicate={draw} does not exist: {len(ids)} people at {ratio} % give {len(ids) // count}")
     order = np.random.default_rng([seed, ratio]).permutation(sorted(ids))
     return tuple(sorted(order[draw * count : (draw + 1) * count].tolist()))

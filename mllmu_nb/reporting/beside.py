@@ -12,6 +12,7 @@ from mllmu_nb.data.schema import SETS
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting.runs import Run, Scores
 from mllmu_nb.reporting.tables import ASKED_IN, cell_text, closed_gates, select, select_metrics
+from mllmu_nb.scoring import path
 from mllmu_nb.scoring.frames import MODEL
 from mllmu_nb.scoring.health import judged
 from mllmu_nb.scoring.registry import metrics
@@ -43,7 +44,7 @@ class Beside:
         """The scores of all of them, paired question by question whatever their seeds."""
         runs = [run for run in (self.own, self.vanilla, self.oracle) if run]
         items = item_scores(side_by_side(*(run.answers for run in runs)))
-        return Scores(runs, items, cells(items), judged(items), [])
+        return Scores(runs, items, cells(items), judged(items), pd.DataFrame(columns=path.RUN_AT), [])
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -78,6 +79,6 @@ class Beside:
         rows = select_metrics(self.scores, metrics(main=True), set="forget", view=list(ASKED_IN))
         closed = closed_gates(self.scores, rows.to_dict("records"))
         opened = "Vanilla answers better about the forget people than the oracle, in every metric: scores can be read."
-        why = next((why for model, why in self.scores.collapsed.items() if model[3] == self.own["method"]), "")
-        collapsed = f"The model has collapsed, so a low score is no forgetting: {why}."
+        why = next((bad.why for model, bad in self.scores.unsound.items() if model[3] == self.own["method"]), "")
+        collapsed = f"A low score of this model is no forgetting, it has {why}."
         return [*(closed or [opened]), *([collapsed] if why else [])]

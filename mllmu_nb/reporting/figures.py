@@ -5,7 +5,8 @@ how to read it. It takes the :class:`~.runs.Scores` of one base model, protocol 
 saying why, where its runs are not there. One outside the package registers itself the same way, in a module that
 MLLMU_NB_EXTENSIONS names.
 
-All bars are 95 % intervals over people. What stands behind a closed gate is grey and a collapsed model has ‡ behind its
+All bars are 95 % intervals: over replicates crossed with people where there are several, which are shown as dots, else
+over people alone. What stands behind a closed gate is grey and a collapsed model has ‡ behind its
 name; lines below the figure say why.
 """
 
@@ -35,18 +36,17 @@ from mllmu_nb.reporting.tables import (
     KEY,
     VERDICT_SIGNS,
     closed_gates,
-    group_of,
     select,
     sheet_label,
 )
-from mllmu_nb.scoring import gates, ranking
+from mllmu_nb.scoring import gates, path
 from mllmu_nb.scoring.frames import GROUP, MODEL, POOLED, TAUGHT, VIEWS
 from mllmu_nb.scoring.health import STATES
 from mllmu_nb.scoring.registry import FORGOTTEN, Metric, by_key, metrics
 
 LIKELIHOOD = ("classification", "likelihood", "accuracy")
 ORACLE_KEY = (
-    "Difference to the oracle, which never saw these people (0), with 95 % intervals over people. Band: the margin; = "
+    "Difference to the oracle, which never saw these people (0), with 95 % intervals. Band: the margin; = "
     "the interval lies inside it, ≠ outside, ? neither. Filled: unlearned on image + text; hollow: on text only."
 )
 FIGURES = Registry("figure")
@@ -125,6 +125,7 @@ def rows(
     }
     result = cells.assign(
         **{end: cells[end] * times for end in ("value", "low", "high")},
+        dots=[np.multiply(each, scale) for each, scale in zip(cells["dots"], times, strict=True)],
         **looks.assign(colour=looks["colour"].mask(cells["gate"] == gates.CLOSED, CLOSED)),
         **labels,
         model=model,
@@ -155,9 +156,8 @@ def collapse_note(names: Iterable[str]) -> list[str]:
 
 
 def _named(scores: Scores, model: tuple) -> str:
-    """The name of a model, with ‡ where it has collapsed."""
-    dead = (*group_of(scores), *model) in scores.collapsed
-    return f"{scores.name(model)} {COLLAPSED}" if dead else scores.name(model)
+    """The name of a model, with ‡ where it is not sound."""
+    return scores.name(model) + scores.mark(model)
 
 
 # -- people ---------------------------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def _side_by_side(items: pd.DataFrame, scores: Scores) -> dict[tuple, pd.DataFra
     """Model → its free answers, of the forget draw and seeds of the first vanilla (without one: of any first run)."""
     free = items[(items["task"] == "generation") & (items["method"] != "base")]
     start = free[free["method"] == "vanilla"] if (free["method"] == "vanilla").any() else free
-    same = ["forget_draw", "data_seed", "train_seed"]
+    same = ["replicate", "data_seed", "train_seed"]
     first = start[same].sort_values(same).iloc[:1].to_dict("records")
     free = free[(free[same] == first[0]).all(axis=1)] if first else free
     by_model: dict[tuple, pd.DataFrame] = {}
@@ -296,7 +296,7 @@ def _answer(answers: pd.DataFrame, question: dict) -> tuple[str, str]:
 @figure("forgetting_utility", "what each model forgot against what it kept, a panel a set")
 def forgetting_utility(scores: Scores, metric: tuple[str, str, str] = LIKELIHOOD) -> Figure:
     """Forgetting against utility. Fall from vanilla on the forget set against accuracy on the other sets, views pooled.
-    Filled: unlearned on image + text; hollow: on text only. Bars: 95 % intervals over people."""
+    Filled: unlearned on image + text; hollow: on text only. Bars: 95 % intervals."""
     wanted = [by_key()[metric]]
     fall = rows(scores, wanted, ["forget"], [POOLED], against="vanilla").query("method != 'base'")
     utility = rows(scores, wanted, ["retain", "celebrity", "test"], [POOLED]).query("method != 'base'")
@@ -340,7 +340,7 @@ def _modality_bars(scores: Scores, set_name: str) -> Figure:
         method_label=ordered(changes["model"].map(labels), labels.values()),
         modality=ordered(changes["modality"], MODALITIES),
         asked=changes["view_label"].cat.rename_categories("Asked with {}:\ndifference to vanilla, points".format),
-        dagger=[COLLAPSED if name.endswith(COLLAPSED) else "" for name in changes["name"]],
+        dagger=[COLLAPSED if COLLAPSED in name else "" for name in changes["name"]],
     )
     places = {"row": "asked", "column": "metric_label", "x": "method_label", "dodge": "modality"}
     drawn = plots.bars(changes, **places, above="dagger", below=notes(scores, changes))
@@ -352,7 +352,7 @@ def _modality_bars(scores: Scores, set_name: str) -> Figure:
 @figure("modality_bars_forget", "bars of the difference to vanilla on Forget, a row a view, a column a metric")
 def modality_bars_forget(scores: Scores) -> Figure:
     """What unlearning changes on the forget set. Difference to vanilla for each metric and view. Filled: unlearned on
-    image + text; hollow: on text only. Bars: 95 % intervals of the paired difference over people."""
+    image + text; hollow: on text only. Bars: 95 % intervals of the paired difference."""
     return _modality_bars(scores, "forget")
 
 
@@ -365,7 +365,7 @@ def modality_bars_retain(scores: Scores) -> Figure:
 @figure("oracle_gap", "gap of each model to the oracle with its interval and margin, a row a set, a column a metric")
 def oracle_gap(scores: Scores) -> Figure:
     """Gap to the oracle. Each model minus the oracle on Forget and Retain, views pooled; the band is the margin within
-    which it counts as the oracle (10 points, 0.1 ROUGE, 1 point of factuality). Bars: 95 % intervals over people."""
+    which it counts as the oracle (10 points, 0.1 ROUGE, 1 point of factuality). Bars: 95 % intervals."""
     wanted = metrics(main=True)
     gaps = rows(scores, wanted, ["forget", "retain"], [POOLED], against="oracle").query("method != 'base'")
     if gaps.empty:
@@ -389,45 +389,57 @@ def forget_quality(scores: Scores) -> Figure:
     return plots.forest(gaps, y="name", row="asked", column="gap_label", band="margin", right="sign", below=below)
 
 
-@figure("ranking", "gap of each method to the oracle, nearest first, with place and letters, a row a trained modality")
-def ranking_by_gap(scores: Scores) -> Figure:
-    """Ranking by the distance to the oracle. Gap to the oracle on the forget set, views pooled, nearest first. Bars: 95
-    % intervals over people. Methods that share a letter are not told apart (two distances at a time, Holm-corrected);
-    grey ones are not ranked."""
-    if scores.by:  # the ranking pools all runs of a method
-        raise KitError(
-            f"runs of one method differ in {', '.join(scores.by)}, and only one setting of each can be ranked"
-        )
-    if group_of(scores) in scores.ranking.refused:
-        raise KitError(scores.ranking.refused[group_of(scores)])
-    methods = scores.ranking.methods.dropna(subset=["value"])
-    if methods.empty:
-        raise KitError("no method was asked what the oracle was asked about the forget set")
-    lines = []
-    for row in methods.to_dict("records"):
-        metric, ranked = by_key()[row["task"], row["scoring"], row["metric"]], row["standing"] == ranking.RANKED
-        look = plots.look(row["method"], row["variant"], row["modality"])
-        name = label(row["method"], row["variant"], after=row["after"])
-        at = {"metric": metric.shown_as_gap, "trained": f"Unlearned on {MODALITIES.get(row['trained'], 'nothing')}"}
-        at |= {"name": f"{row['place']}  {name}" if ranked else f"{name} ({row['standing']})", "letters": row["group"]}
-        at |= look._replace(colour=look.colour if ranked else CLOSED)._asdict() | {"ink": INK if ranked else GREY}
-        lines.append(at | {end: metric.times * row[end] for end in ("value", "low", "high")})
-    key = "Method minus oracle on Forget (0: as the oracle). Methods that share a letter are not told apart."
-    frame, below = pd.DataFrame(lines), [key, *([COLLAPSED_NOTE] if scores.collapsed else [])]
-    return plots.forest(frame, y="name", row="trained", column="metric", right="letters", above=True, below=below)
+@figure("path", "what each method keeps against how much is forgotten, along its training, a panel a trained modality")
+def along_the_path(scores: Scores) -> Figure:
+    """Methods along their path. What is kept (likelihood about Retain and the celebrities, half each) against the share
+    of the gap between vanilla and the oracle that is closed on Forget, in the view that was trained. Lines: the mean of
+    the replicates, as far as all of them get; dots: the replicates at 25, 50 and 75 %, with the 95 % interval."""
+    found = scores.kept[(scores.kept["closed_in"] == "trained") & (scores.kept["what"] == path.KEPT)]
+    if found.empty:
+        raise KitError("no unlearning has a path beside an oracle about the same people")
+    modalities = [name for name in MODALITIES if (found["modality"] == name).any()]
+    key = "Filled: unlearned on image + text; hollow: on text only. A line ends where a replicate gets no further."
+    below = [key, *collapse_note(_named(scores, model) for model in scores.models())]
+    drawn, axes = plots.panels(1, len(modalities), (PAGE, 3.2), below, sharey=True)
+    ends = []
+    for panel, modality in zip(axes[0], modalities, strict=True):
+        models = [model for model in scores.models() if model[2] == modality and not model[3]]
+        for number, model in enumerate(models):
+            mine = found[found[[*MODEL, *scores.by]].eq(list(model)).all(axis=1) & (found["place"] != path.AREA)]
+            mine = mine[mine["n_replicates"] == mine["of"]].sort_values("place")
+            if mine.empty:
+                continue
+            look = plots.look(*model[:3])
+            panel.plot(100 * mine["place"].astype(float), 100 * mine["value"], color=look.colour, linewidth=1.1)
+            for row in mine[mine["place"].isin(path.PLACES)].to_dict("records"):
+                x = 100 * row["place"] + 1.2 * (number - (len(models) - 1) / 2)  # side by side, to be seen
+                plots.dots(panel, x, 100 * np.array(row["dots"]), look.colour, across=False)
+                ends_of = None if pd.isna(row["low"]) else (100 * row["low"], 100 * row["high"])
+                plots.mark(panel, x, 100 * row["value"], look, along=ends_of, thickness=0.8)
+            name = scores.name((*model[:2], "none", *model[3:])) + scores.mark(model)
+            ends.append(plots.End(panel, 100 * mine["value"].iloc[-1], name, INK, look))
+        panel.set_title(f"Unlearned on {MODALITIES[modality]}", loc="left", fontweight="bold")
+        panel.set_xlabel("Gap to the oracle that is closed, %")
+        panel.set_xlim(-3, 80)
+    axes[0][0].set_ylabel("Kept, %")
+    seaborn.despine(drawn)
+    plots.name_ends(drawn, ends)
+    return drawn
 
 
 @figure("leakage", "heat map of the gap to the oracle: trained in by asked in")
 def leakage(scores: Scores) -> Figure:
-    """Cross-modal leakage. Gap to the oracle on the forget set in points, ± half the 95 % interval over people: rows by
-    what was trained in, columns by what was asked in. White: as the oracle; grey: vanilla is not shown to be above the
+    """Cross-modal leakage. Gap to the oracle on the forget set in points with its 95 % interval: rows by what was trained
+    in, columns by what was asked in. White: as the oracle; grey: vanilla is not shown to be above the
     oracle there."""
     wanted = metrics(by_fact=True)
     gaps = rows(scores, wanted, ["forget"], list(VIEWS), against="oracle").query("method != 'base'")
     if gaps.empty:
         raise KitError("no model was asked what the oracle was asked about the forget set")
-    half = ((gaps["high"] - gaps["low"]) / 2).round(9)  # so that 7.5 is printed alike wherever it comes from
-    texts = [f"{gap:+.0f}\n± {reach:.0f}".replace("-", "−") for gap, reach in zip(gaps["value"], half, strict=True)]
+    ends = (
+        gaps[["value", "low", "high"]].round(9).itertuples(index=False)
+    )  # 7.5 is printed alike wherever it comes from
+    texts = [f"{gap:+.0f}\n[{low:.0f}, {high:.0f}]".replace("-", "−") for gap, low, high in ends]
     cells = gaps.assign(text=texts, closed=gaps["gate"] != gates.OPEN)
     cells = cells.pivot(index="name", columns=["metric_label", "view_label"], values=["value", "text", "closed"])
     values, texts, closed = (cells[name].sort_index(axis=1) for name in ("value", "text", "closed"))
@@ -503,7 +515,7 @@ def health(scores: Scores, least: float = 0.12) -> Figure:
 def losses(scores: Scores) -> Figure:
     """Training losses. Solid: image + text (or the whole mixture for vanilla and oracle); dashed: text only. Long
     trainings as a running mean over the raw curve."""
-    return loss_curves(scores.runs, {key[len(GROUP) :] for key in scores.collapsed}, scores.by)
+    return loss_curves(scores.runs, {key[len(GROUP) :] for key in scores.unsound}, scores.by)
 
 
 @plots.styled

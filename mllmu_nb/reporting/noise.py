@@ -54,7 +54,7 @@ def people_behind(set_name: str, ratio: int, task: str) -> int:
 
 def vanilla_items() -> pd.DataFrame:
     """Scored answers of the committed vanilla model, whose people's spread stands in for that of published models."""
-    wanted = {"method": "vanilla", "after": "", "forget_ratio": 10, "forget_draw": 0, "train_seed": 0}
+    wanted = {"method": "vanilla", "after": "", "forget_ratio": 10, "replicate": 0, "train_seed": 0}
     for record in sorted(paths.runs(paths.reference()).glob(f"*/{RECORD}")):
         if wanted.items() <= columns_of(read_json(record)).items():
             return read_run(record.parent).items

@@ -178,6 +178,13 @@ def mark(
     panel.errorbar(x, y, fmt=look.marker, color=look.colour, **how)
 
 
+def dots(panel: Axes, place: float, values: Iterable[float], colour: str, across: bool = True) -> None:
+    """The value of each replicate, along x (``across``) or y, at one place of the other axis."""
+    values = list(values)
+    where = (values, [place] * len(values)) if across else ([place] * len(values), values)
+    panel.scatter(*where, s=5, color=colour, alpha=0.45, linewidth=0, zorder=1.8)
+
+
 def _reach(value: float, limits: Limits) -> list[list[float]] | None:
     """How far an interval goes to both sides, as matplotlib wants it."""
     return limits and [[max(0.0, value - limits[0])], [max(0.0, limits[1] - value)]]
@@ -232,48 +239,40 @@ def forest(
     dodge: str = "",
     band: str = "",
     right: str = "",
-    above: bool = False,
     below: Iterable[str] = (),
 ) -> Figure:
     """A mark with its interval for every row of ``frame``: a line a value of ``y``, a panel a ``row`` and ``column``.
 
-    All but the last two are names of columns. ``x`` is the value, ``limits`` its interval; ``colour``, marker and
+    All but the last are names of columns. ``x`` is the value, ``limits`` its interval; ``colour``, marker and
     filled are the look. Rows that differ in ``dodge`` stand side by side on a line. ``band``: half the width of a grey
-    band around 0; ``right``: text to the right of a panel. With ``above`` each panel has an order of its own, and the
-    names stand above the marks. ``below``: texts at the foot.
+    band around 0; ``right``: text to the right of a panel. ``below``: texts at the foot. A column ``dots`` has the
+    replicates' values.
     """
     names, sides, labels = (_values(frame, name) for name in (y, dodge, row))
-    most = frame.groupby([name for name in (row, column) if name]).size().max() if above else len(names)
-    step = 2.2 * LINE if above else 1.25 * LINE * max(1.0, 0.8 * len(sides))
-    tall = max(step * most, *(width_of(line) for label in labels for line in label.split("\n")))  # they stand upright
+    tall = max(
+        1.25 * LINE * max(1.0, 0.8 * len(sides)) * len(names),
+        *(width_of(line) for label in labels for line in label.split("\n")),
+    )  # they stand upright
     size = PAGE, 0.35 + len(labels) * (0.25 + tall)
-    figure, facets = _facets(frame, row, column, size, below, sharex="col", sharey=not above)
+    figure, facets = _facets(frame, row, column, size, below, sharex="col", sharey=True)
     for panel, here in facets:
         panel.axvline(0, color=GREY, linewidth=0.6, zorder=1)
         if band and len(here):
             reach = here[band].max()
             panel.axvspan(-reach, reach, color=PALE, alpha=0.6, linewidth=0, zorder=0)
-        for number, one in enumerate(here.to_dict("records")):
-            place = number if above else names.index(one[y])
+        for one in here.to_dict("records"):
+            place = names.index(one[y])
             place += (sides.index(one[dodge]) - (len(sides) - 1) / 2) * 0.68 / len(sides) if dodge else 0
+            dots(panel, place, one.get("dots", ()), look_of(one, colour).colour)
             mark(panel, one[x], place, look_of(one, colour), across=tuple(one[name] for name in limits))
-            if above:
-                _above(panel, place, one[y], one[right] if right else "", one.get("ink", INK))
-            elif right:
+            if right:
                 across = panel.get_yaxis_transform()
                 panel.text(1.03, place, one[right], transform=across, va="center", fontsize=SMALL)
-        panel.set_ylim(most - 0.5, -0.9 if above else -0.6)
-        panel.set_yticks([] if above else range(len(names)), None if above else names)
+        panel.set_ylim(len(names) - 0.5, -0.6)
+        panel.set_yticks(range(len(names)), names)
         panel.tick_params(axis="y", length=0)
     seaborn.despine(figure, left=True)
     return figure
-
-
-def _above(panel: Axes, place: float, name: str, right: str, ink: str) -> None:
-    look = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": SMALL, "zorder": 1.5}
-    look["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over the line at 0, below the intervals
-    panel.annotate(name, (0, place), xytext=(0, 4), color=ink, **look)
-    panel.annotate(right, (1, place), xytext=(0, 4), ha="right", **look)
 
 
 def bars(
@@ -308,6 +307,7 @@ def bars(
             halo = {"path_effects": [withStroke(linewidth=2, foreground="white")]} if dark else {}
             how = {"fmt": "none", "ecolor": INK, "elinewidth": 0.7, "capsize": 1.5, "capthick": 0.7, "zorder": 3}
             panel.errorbar(place, value, yerr=_reach(value, ends), **how, **halo)
+            dots(panel, place, one.get("dots", ()), INK, across=False)
             if above and one[above]:
                 offset = {"xytext": (0, 1), "textcoords": "offset points", "ha": "center", "va": "bottom"}
                 panel.annotate(one[above], (place, max(0.0, ends[1])), **offset, fontsize=SMALL)

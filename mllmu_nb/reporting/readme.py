@@ -20,7 +20,7 @@ from mllmu_nb.scoring.frames import VIEWS
 from mllmu_nb.scoring.health import JUDGED_BY
 from mllmu_nb.scoring.registry import by_key
 
-FIRST = {"forget_ratio": 10, "forget_draw": 0, "protocol": "clean"}  # what `make reproduce` makes
+FIRST = {"forget_ratio": 10, "replicate": 0, "protocol": "clean"}  # what `make reproduce` makes
 
 
 def main_table(scores: Scores) -> str:

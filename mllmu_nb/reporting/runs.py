@@ -18,9 +18,10 @@ import pandas as pd
 from mllmu_nb import paths, unlearning
 from mllmu_nb.config import stable_hash
 from mllmu_nb.errors import KitError
-from mllmu_nb.scoring.frames import GROUP, MODEL, RUN, SEEDS
-from mllmu_nb.scoring.gates import gates
-from mllmu_nb.scoring.health import judged
+from mllmu_nb.scoring import path
+from mllmu_nb.scoring.frames import GROUP, MODEL, POOLED, RUN, SEEDS
+from mllmu_nb.scoring.gates import gates, opened
+from mllmu_nb.scoring.health import Unsound, judged, unsound
 from mllmu_nb.scoring.questions import with_questions
 from mllmu_nb.scoring.ranking import Ranking, ranking
 from mllmu_nb.scoring.registry import metrics
@@ -32,20 +33,22 @@ REFERENCES = {"base": "Base", "vanilla": "Vanilla", "oracle": "Oracle"}
 COLLAPSED = "‡"
 OWN, COMMITTED = "your own run", "the committed reference run"
 TAUGHT_BY = ("base_path", "adaptation", "replay", "train_steps", "train_lr", "schedule", "label_mode", "eos")
-FRAMES = ("items", "cells", "judged")
+FRAMES = ("items", "cells", "judged", "points")
 NOT_VARIED = {*RUN, "seed", "settings"}  # parameters that a run's columns hold already
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run. ``answers`` are joined with their questions and the run's columns, ``sentences`` with the
-    latter (None where they were not kept); ``record`` is its provenance, ``train`` how its model was trained."""
+    """One finished run. ``answers``, and those along its ``path``, are joined with their questions and the run's
+    columns, ``sentences`` with the latter (None where they were not kept); ``record`` is its provenance, ``train`` how
+    its model was trained."""
 
     folder: Path
     record: dict
     train: dict
     answers: pd.DataFrame
     sentences: pd.DataFrame | None
+    path: pd.DataFrame | None = None
 
     @property
     def id(self) -> str:
@@ -108,7 +111,11 @@ def read_run(folder: Path) -> Run:
         raise KitError(f"the run in {folder} answers questions that its people's table lacks: make the run again")
     stored = folder / "sentences.parquet"
     sentences = pd.read_parquet(stored).assign(**own) if stored.is_file() else None
-    return Run(folder, record, read_json(folder / "train.json"), answers, sentences)
+    points = pd.read_parquet(folder / "path.parquet") if (folder / "path.parquet").is_file() else None
+    if points is not None:
+        points = points.astype(dict.fromkeys(points.select_dtypes("category"), str)).assign(order=0, **own)
+        points = with_questions(points, *people)
+    return Run(folder, record, read_json(folder / "train.json"), answers, sentences, points)
 
 
 def _people(folder: Path, data_hash: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -166,13 +173,15 @@ def _in_order(runs: Iterable[Run]) -> list[Run]:
 
 @dataclass(frozen=True)
 class Scores:
-    """What tables and figures are made of: runs, their scored ``items``, the long frame ``cells``, and which models are
-    ``judged`` to have collapsed; ``by`` names the parameters that a grid varies."""
+    """What tables and figures are made of: runs, their scored ``items``, the long frame ``cells``, which models are
+    ``judged`` to have collapsed in which replicate, and the ``points`` of paths; ``by`` names the parameters that a
+    grid varies."""
 
     runs: list[Run]
     items: pd.DataFrame
     cells: pd.DataFrame
     judged: pd.DataFrame
+    points: pd.DataFrame
     by: list[str]
 
     @classmethod
@@ -182,7 +191,9 @@ class Scores:
         items = items_of(runs, by)
         sentences = [_with_values(run.sentences, run, by) for run in runs if run.sentences is not None]
         taught = pd.concat(sentences, ignore_index=True) if sentences else None
-        return cls(runs, items, cells(items, taught, by), judged(items, by), by)
+        points = [_with_values(path.by_person(run.path), run, by) for run in runs if run.path is not None]
+        points = pd.concat(points, ignore_index=True) if points else pd.DataFrame(columns=[*path.RUN_AT, *by])
+        return cls(runs, items, cells(items, taught, by), judged(items, by), points, by)
 
     @classmethod
     def read(cls, results: Path) -> Scores:
@@ -212,7 +223,8 @@ class Scores:
 
     def _only(self, key: tuple) -> Scores:
         runs = [run for run in self.runs if tuple(run[c] for c in GROUP) == key]
-        frames = (frame[frame[GROUP].eq(list(key)).all(axis=1)] for frame in (self.items, self.cells, self.judged))
+        known = (self.items, self.cells, self.judged, self.points)
+        frames = (frame[frame[GROUP].eq(list(key)).all(axis=1)] for frame in known)
         return Scores(runs, *frames, self.by)
 
     @cached_property
@@ -220,14 +232,34 @@ class Scores:
         return gates(self.cells)
 
     @cached_property
-    def ranking(self) -> Ranking:
-        return ranking(self.items, self.cells, self.judged)
+    def opened(self) -> pd.DataFrame:
+        """In how many replicates each gate is open by itself."""
+        return opened(self.items)
 
     @cached_property
-    def collapsed(self) -> dict[tuple, str]:
-        """GROUP and model of each collapsed model → why it is one."""
-        rows = self.judged[self.judged["collapsed"]].to_dict("records")
-        return {tuple(row[c] for c in (*GROUP, *MODEL, *self.by)): row["why"] for row in rows}
+    def ranking(self) -> Ranking:
+        return ranking(self.kept_by_person["trained"], self.unsound, self.gates)
+
+    @cached_property
+    def kept_by_person(self) -> dict[str, pd.DataFrame]:
+        """What is kept of each person along the paths, where the gap is closed in the trained view, and in both."""
+        return {view: path.kept_by_person(self.points, view, self.by) for view in ("trained", POOLED)}
+
+    @cached_property
+    def kept(self) -> pd.DataFrame:
+        """The same as means with intervals, with ``closed_in`` (trained, both)."""
+        frames = [path.kept(rows, self.by).assign(closed_in=view) for view, rows in self.kept_by_person.items()]
+        return pd.concat(frames, ignore_index=True)
+
+    @cached_property
+    def unsound(self) -> dict[tuple, Unsound]:
+        """GROUP and model of each that has collapsed or refuses everybody in some replicate, and why."""
+        return unsound(self.judged, self.by)
+
+    def mark(self, model: tuple) -> str:
+        """What stands behind the name of a model that is not sound, with a blank before it."""
+        bad = self.unsound.get((*(self.runs[0][column] for column in GROUP), *model))
+        return "" if bad is None else f" {COLLAPSED}" + f" {bad.count} of {bad.replicates}" * (bad.replicates > 1)
 
     def run_scores(self) -> pd.DataFrame:
         """The rows of ``scores.csv``."""

@@ -15,12 +15,12 @@ import pandas as pd
 from mllmu_nb.data.schema import SETS, TASKS
 from mllmu_nb.reporting import published, tables
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Scores, in_order, models_in_order
-from mllmu_nb.reporting.tables import HALF_WIDTH, KEY, Column, Sheet, column, grid, new_sheet, row_name, table
-from mllmu_nb.scoring import registry
+from mllmu_nb.reporting.tables import KEY, LIMITS, Column, Sheet, column, grid, new_sheet, row_name, table
+from mllmu_nb.scoring import path, registry
 from mllmu_nb.scoring.frames import GROUP, MODEL, POOLED, VIEWS
 from mllmu_nb.scoring.gates import CLOSED
 from mllmu_nb.scoring.leakage import ACROSS, ALIGNED, ALIGNMENT
-from mllmu_nb.scoring.ranking import SHARED, UNRANKED, agreement
+from mllmu_nb.scoring.ranking import RANKED, SHARED, agreement
 from mllmu_nb.scoring.registry import Metric, metrics
 from mllmu_nb.statistics.ranking import smallest_p
 
@@ -163,7 +163,7 @@ def cost_table(scores: Scores) -> Iterator[Sheet]:
             cells.append(("" if why else f"{value:,.{digits}f}", why))
             record |= {field: value, f"{field}_note": why}
         rows.append((name, [*cells, (str(len(runs)), "") if runs else ("", absent)]))
-        frame.append(record | {"collapsed": name.endswith(COLLAPSED)})
+        frame.append(record | {"collapsed": COLLAPSED in name})
     columns = [("", heading) for heading, *_ in COSTS.values()] + [("", "Runs")]
     remarks = ["Means over the runs of a row; memory is the largest. Seconds depend on the machine."]
     sheet = new_sheet(scores, "Cost of training", "cost", "Method", columns, blocks=[("", rows)])
@@ -179,8 +179,8 @@ def main_table(scores: Scores) -> Iterator[Sheet]:
     """Table 2: a row a method and a block a trained modality; four sets and the main metrics, views pooled."""
     columns = _on_all_sets(lambda one, name: f"{one.label} {one.goal(name)}".strip())
     remark = (
-        "± is half the width of the 95 % interval over people (its limits are in the CSV). Letter is the option letter "
-        "the model writes, Likelihood the option it finds likeliest. Arrows: where a good method goes."
+        f"{LIMITS} Letter is the option letter the model writes, Likelihood the option it finds likeliest. Arrows: ↑ "
+        "more is better; → the oracle's value is best, and below it is as wrong as above."
     )
     title, where = "Unlearning, views pooled", {"against": "", "view": POOLED}
     yield grid(scores, title, "main", paper_rows(scores), columns, where, remarks=[remark], people=True)
@@ -199,7 +199,7 @@ def by_view_table(scores: Scores) -> Iterator[Sheet]:
 def difference_table(scores: Scores) -> Iterator[Sheet]:
     """Table 2 again as paired differences: to vanilla (what unlearning changed) and to the oracle (what is left)."""
     columns = _on_all_sets(lambda one, _: one.shown_as_gap)
-    remarks = ["± is half the width of the 95 % interval of the paired difference over people."]
+    remarks = ["[low, high] is the 95 % interval of the paired difference."]
     for against in ("vanilla", "oracle"):
         title, label = f"Difference to {against}, question by question, views pooled", f"to-{against}"
         rows, where = paper_rows(scores, ("base", against)), {"against": against, "view": POOLED}
@@ -213,7 +213,7 @@ def oracle_gap_table(scores: Scores) -> Iterator[Sheet]:
     shown, rows = score_metrics(scores), all_rows(scores, ("base", "oracle"))
     columns = [column(one, one.shown_as_gap) for one in shown]
     title = "Gap to the oracle (margin 10 points, 0.1 of ROUGE and BLEU, 1 point of factuality), {} set, views pooled"
-    remarks = [f"Method minus oracle, question by question; {HALF_WIDTH} {SIGNS}"]
+    remarks = [f"Method minus oracle, question by question; {LIMITS} {SIGNS}"]
     for name in SETS:
         where, label = {"against": "oracle", "set": name, "view": POOLED}, f"gap-{name}"
         frame = tables.select_metrics(scores, shown, **where | {"view": ANY_VIEW})
@@ -228,17 +228,22 @@ def gate_table(scores: Scores) -> Iterator[Sheet]:
     where = {"method": "vanilla", "after": "", "against": "oracle", "set": "forget", "view": ANY_VIEW}
     frame = tables.select_metrics(scores, shown, **where)
     known = {(row["view"], *(row[c] for c in KEY)): row for row in frame.to_dict("records")}
+    alone = scores.opened.to_dict("records")
+    opened = {(row["view"], *(row[c] for c in KEY)): (row["open_in"], row["of"]) for row in alone}
 
     def text(one: Metric, view: str) -> tuple[str, str]:
         cell = known.get((view, *one.key), {"value": None, "low": None, "high": None})
         value = tables.value_text(cell, one, signed=True)
-        return (f"{value}, {cell['gate']}", "") if value else ("", "Vanilla or the oracle has no such answers.")
+        alone = opened.get((view, *one.key))
+        count = f" ({alone[0]} of {alone[1]})" if alone and alone[1] > 1 else ""
+        return (f"{value}, {cell['gate']}{count}", "") if value else ("", "Vanilla or the oracle has no such answers.")
 
     rows = [(one.shown_as_gap, [text(one, view) for view in ANY_VIEW]) for one in shown]
     columns = [("Asked with", tables.ASKED_IN[view].capitalize()) for view in ANY_VIEW]
     remark = (
-        f"Vanilla minus oracle on the forget set, question by question; {HALF_WIDTH} Closed: the interval does not lie "
-        "above 0, so nothing shows that there was something to forget."
+        f"Vanilla minus oracle on the forget set, question by question; {LIMITS} Closed: the interval does not lie "
+        "above 0, so nothing shows that there was something to forget. (4 of 5): in so many replicates the gate is open by "
+        "itself, over its people."
     )
     sheet = new_sheet(scores, "Memorisation gate", "gate", "Metric", columns, blocks=[("", rows)])
     sheet.remarks, sheet.frame = [remark, tables.repeats(scores)], tables.csv_rows(scores, frame)
@@ -251,8 +256,8 @@ def health_table(scores: Scores) -> Iterator[Sheet]:
     states, rows = metrics(table="health"), all_rows(scores)
     columns = [column(one) for one in states]
     measured = scores.items["fluency"].notna().groupby(scores.items["run"]).any()
-    remarks = [f"Share of the free answers; {HALF_WIDTH} A row adds up to 100."]
-    remarks += [f"{COLLAPSED} {scores.name(model[len(GROUP) :])}: {why}" for model, why in scores.collapsed.items()]
+    remarks = [f"Share of the free answers; {LIMITS} A row adds up to 100."]
+    remarks += [f"{COLLAPSED} {scores.name(model[len(GROUP) :])}: {bad.why}" for model, bad in scores.unsound.items()]
     if not measured.all():
         remarks.append("These runs lack the base's likelihood of the answers: only their form shows gibberish.")
     for name in SETS:
@@ -279,11 +284,11 @@ def quality_table(scores: Scores) -> Iterator[Sheet]:
     of_levels = (
         "R / (1 + R): 0 where the truth is known, 1/2 where it is as likely as a wrong option (geometric mean). KS, JS "
         "(10 bins): distance to the oracle; a JS not above JS by chance says nothing, and p takes the questions about "
-        f"one person for independent. AUC: 1/2 where forget people look like fresh ones. {HALF_WIDTH}"
+        f"one person for independent. AUC: 1/2 where forget people look like fresh ones. {LIMITS}"
     )
     of_gaps = (
         "0: like a model that never saw these people. The same people and sentences, paired. "
-        f"{HALF_WIDTH} Margin: 10 points of a share, 0.1 of R / (1 + R) and AUC. {SIGNS}"
+        f"{LIMITS} Margin: 10 points of a share, 0.1 of R / (1 + R) and AUC. {SIGNS}"
     )
     where, known = {"set": "forget"}, metrics(table="quality")
     frame = tables.select_metrics(scores, known, against=["", "oracle"], view=list(VIEWS), **where)
@@ -302,7 +307,7 @@ def leakage_table(scores: Scores) -> Iterator[Sheet]:
     shown = product(metrics(by_fact=True), heads)
     columns = [column(one, heads[view], one.label.removesuffix(" %"), view=view) for one, view in shown]
     remark = (
-        "Points, ± half the 95 % interval over people. Image, Text: gap to the oracle (0) asked that way. "
+        f"Points; {LIMITS} Image, Text: gap to the oracle (0) asked that way. "
         "Text − image: how much more is left in text than with the image, on the same facts."
     )
     rows, where = rows_by_training(scores, ("base", "oracle")), {"against": "oracle", "set": "forget"}
@@ -318,7 +323,7 @@ def alignment_table(scores: Scores) -> Iterator[Sheet]:
     shown = product(ALIGNMENT, metrics(by_fact=True))
     columns = [column(m, span=spans[a], metric=f"{a}_{m.name}", set=ALIGNMENT[a]) for a, m in shown]
     remark = (
-        "± is half the 95 % interval over people. A fact is asked once with the image and once in text. The oracle "
+        f"{LIMITS} A fact is asked once with the image and once in text. The oracle "
         "guesses some facts rightly: AccF should come up to its value, and AccR stay at vanilla's."
     )
     options = {"absent": "No fact was asked in both views.", "remarks": [remark]}
@@ -326,7 +331,62 @@ def alignment_table(scores: Scores) -> Iterator[Sheet]:
     yield grid(scores, title, "alignment", rows_by_training(scores), columns, where, **options)
 
 
-# -- ranking ----------------------------------------------------------------------------------------------------
+# -- along the path ---------------------------------------------------------------------------------------------
+
+READ_OFF = [(path.KEPT, place) for place in path.PLACES] + [(path.KEPT, path.AREA)]
+READ_OFF += [(name, 0.5) for name in path.READ]
+HEADS = {path.KEPT: "Kept", "retain": "Retain", "celebrity": "Celebrities", "free": "Retain, free", "test": "Test"}
+CLOSED_IN = {"trained": "in the view that was trained", POOLED: "views pooled"}
+PER_CENT = Metric(name="kept", label="%", task="classification", function=lambda rows: rows, digits=0)
+
+
+@table("table_path")
+def path_table(scores: Scores) -> Iterator[Sheet]:
+    """What each method keeps where equally much is forgotten: at three shares of the gap that are closed, and between
+    vanilla and the last of them (area)."""
+    columns = [(_closed(place), HEADS[name] + " %") for name, place in READ_OFF]
+    remarks = [
+        "Per cent, with [low, high], the 95 % interval. Closed: the share of the gap between vanilla and the oracle in "
+        "the likelihood of the forget people that is gone. Kept: likelihood about Retain and the celebrities, half "
+        "each; Area: its mean from 0 to 75 % closed. Test is to go as Forget goes. (2 of 5): only so many replicates "
+        "get there, and the number is theirs.",
+        tables.repeats(scores),
+    ]
+    for closed_in, text in CLOSED_IN.items():
+        found = scores.kept[scores.kept["closed_in"] == closed_in]
+        known = {(*(row[c] for c in (*MODEL, *scores.by)), row["what"], row["place"]): row for row in _records(found)}
+        blocks = []
+        for modality in [name for name in trained_on(scores) if name in UNLEARNED]:
+            models = [model for model in scores.models() if model[2] == modality and not model[3]]
+            rows = [
+                (row_name(scores, model, True), [_kept_text(known.get((*model, *at))) for at in READ_OFF])
+                for model in models
+            ]
+            blocks.append((UNLEARNED[modality], rows))
+        title, label = f"Kept at equal forgetting, gap closed {text}", f"path-{closed_in}"
+        sheet = new_sheet(scores, title, label, "Method", columns if len(found) else [], blocks=blocks)
+        sheet.remarks = (
+            [*remarks, *sheet.collapsed_note()] if len(found) else ["No path beside an oracle's in these runs."]
+        )
+        sheet.frame = found.drop(columns="dots", errors="ignore")
+        yield sheet
+
+
+def _closed(place: float | str) -> str:
+    return "Area" if place == path.AREA else f"At {place:.0%} closed"
+
+
+def _records(frame: pd.DataFrame) -> list[dict]:
+    return frame.to_dict("records")
+
+
+def _kept_text(row: Mapping[str, Any] | None) -> tuple[str, str]:
+    if row is None:
+        return "", "There is no path beside an oracle's."
+    text, reached = tables.value_text(row, PER_CENT), row["n_replicates"]
+    if not text:
+        return "", "Never reached."
+    return (text if reached == row["of"] else f"{text} ({reached} of {row['of']})"), ""
 
 
 def _unranked(scores: Scores) -> list[str]:
@@ -334,50 +394,39 @@ def _unranked(scores: Scores) -> list[str]:
     if scores.by:
         return [f"Not ranked: runs of one method differ in {', '.join(scores.by)}."]
     why = scores.ranking.refused.get(tables.group_of(scores))
-    return [f"Not ranked: {why}."] if why else []
+    return (
+        [f"Not ranked: {why}."] if why else [] if len(scores.ranking.methods) else ["Not ranked: there are no paths."]
+    )
 
 
 @table("table_ranking")
 def ranking_table(scores: Scores) -> Iterator[Sheet]:
-    """Place, letters and gap of every method on the forget set, nearest to the oracle first."""
-    shown, blocks, remarks = metrics(main=True), [], _unranked(scores)
-    columns = [(one.label.removesuffix(" %"), text) for one in shown for text in ("Gap", "Place")]
-    title = "Ranking by the distance to the oracle on Forget, views pooled"
+    """Place, letters and what is kept where half the gap is closed, who keeps most first; and who is out, and why."""
+    title, remarks = "Ranking by what is kept where half the gap is closed", _unranked(scores)
     if remarks:
         yield new_sheet(scores, title, "ranking", "Method", [], remarks=remarks)
         return
-    methods, pairs, sets, _ = scores.ranking
-    known = {tuple(row[c] for c in ("trained", *MODEL, *KEY)): row for row in methods.to_dict("records")}
-    for modality, (heading, models) in zip(trained_on(scores), paper_rows(scores, UNRANKED), strict=True):
-        rows = []
-        for model in models:
-            nothing = {"value": None, "note": f"There is no run of {scores.name(model)}.", "low": None, "high": None}
-            cells = [(known.get((modality, *model, *one.key), nothing), one) for one in shown]
-            texts = [[(tables.value_text(cell, one, signed=True), cell["note"]), _placed(cell)] for cell, one in cells]
-            rows.append((row_name(scores, model, True), sum(texts, [])))
-        blocks.append((heading, rows))
+    methods, pairs, _ = scores.ranking
+    blocks = []
+    for modality, rows in methods.groupby("trained", sort=False):
+        lines = []
+        for row in rows.to_dict("records"):
+            place = (f"{row['place']} {row['group']}", "") if row["standing"] == RANKED else ("", row["note"])
+            lines.append((row_name(scores, tuple(row[c] for c in MODEL), True), [place, _kept_text(row)]))
+        blocks.append((UNLEARNED[modality], lines))
+    told = pairs.groupby("trained")["apart"].any()
+    undecided = [UNLEARNED[name].lower() for name, apart in told.items() if not apart]
     remarks = [
-        "Gap: method − oracle, ± half the 95 % interval over people; in points, ROUGE-L and Factuality in their own "
-        "unit. Place 1 is nearest to the oracle. Methods that share a letter are not told apart "
-        f"({len(pairs)} comparisons of two distances, Holm-corrected together at 5 %).",
-        *_undecided(pairs),
-        f"{methods['n_profiles'].max():.0f} people in {sets[tables.group_of(scores)]} forget sets.",
+        "Methods that share a letter are not told apart "
+        f"({len(pairs)} comparisons person by person, Holm-corrected together at 5 %).",
+        *([f"No two methods are told apart: {', '.join(undecided)}."] if undecided else []),
+        tables.repeats(scores),
     ]
-    yield new_sheet(scores, title, "ranking", "Method", columns, blocks=blocks, remarks=remarks, frame=methods)
-
-
-def _placed(cell: Mapping[str, Any]) -> tuple[str, str]:
-    return ("", cell["note"]) if cell["note"] else (f"{cell['place']} {cell['group']}", "")
-
-
-def _undecided(pairs: pd.DataFrame) -> list[str]:
-    """A line naming the columns in which no two methods are told apart; none where there is no such column."""
-    known, names = registry.by_key(), []
-    for (modality, *key), here in pairs.groupby(["trained", *KEY], sort=False):
-        if not here["apart"].any():
-            heading = UNLEARNED.get(modality, "no unlearned model")
-            names.append(f"{known[tuple(key)].label.removesuffix(' %')} ({heading[0].lower()}{heading[1:]})")
-    return [f"Undecided, no two methods told apart: {', '.join(names)}."] if names else []
+    columns = [("", "Place"), ("", "Kept %")]
+    frame = methods.drop(columns="dots")
+    sheet = new_sheet(scores, title, "ranking", "Method", columns, blocks=blocks, remarks=remarks, frame=frame)
+    sheet.remarks += sheet.collapsed_note()
+    yield sheet
 
 
 @table("table_ranking_pairs")
@@ -391,16 +440,16 @@ def pairs_table(scores: Scores) -> Iterator[Sheet]:
 @table("table_tau")
 def tau_table(scores: Scores) -> Iterator[Sheet]:
     """Kendall's τ of our order to each list of at least four shared methods that others printed."""
-    title, rows, remarks = "Kendall's τ to published lists", [], _unranked(scores)
-    if remarks:
-        yield new_sheet(scores, title, "tau", "List", [], remarks=remarks)
+    title, rows = "Kendall's τ to published lists", []
+    if scores.by:
+        yield new_sheet(scores, title, "tau", "List", [], remarks=_unranked(scores))
         return
     family, protocol, ratio = tables.group_of(scores)
     lists = published.lists(published.load())
     for at, printed, why in lists:
         if len(printed) >= SHARED and published.OURS["base_model"].get(at["base_model"]) == family:
             result = {"methods": printed["method"], "n": len(printed), "note": why}
-            result |= {} if why else agreement(scores.cells, scores.judged, printed)
+            result |= {} if why else agreement(scores.cells, scores.unsound, printed)
             methods = ", ".join(scores.name((name, "canonical", "none", "")) for name in in_order(result["methods"]))
             rows.append({**at, **result, "methods": methods, "our_protocol": protocol, "our_forget_ratio": ratio})
     values = ["n", "tau", "p", "smallest_p", "n_gap", "tau_gap", "p_gap", "gate", "note"]

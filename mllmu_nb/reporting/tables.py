@@ -38,12 +38,13 @@ KEY = ["task", "scoring", "metric"]
 PLACE = ["against", "set", "view", *KEY]  # with the model, what names a cell
 VERDICT_SIGNS = {"inside": "=", "outside": "≠", "undecided": "?"}
 ASKED_IN = {**VIEWS, POOLED: "both"}
-HALF_WIDTH = "± is half the width of the 95 % interval over people."
+LIMITS = "[low, high] is the 95 % interval."
 GATES_UNKNOWN = "Without vanilla and the oracle nobody can say whether a low score is forgetting."
 COLLAPSED_NOTE = (
-    f"{COLLAPSED} Collapsed, so a low score is no forgetting, and the model is not ranked: in one of the views more "
-    "than half of its free answers about the Retain people are empty, repeated or gibberish, or its choices by "
-    "likelihood there lie below halfway between chance and vanilla."
+    f"{COLLAPSED} In so many of its replicates the model has collapsed or refuses everybody, so a low score is no "
+    "forgetting, and it is not ranked: in one of the views more than half of its free answers about the Retain people "
+    "are broken (empty, repeated, gibberish), or refusals, or its choices by likelihood there lie below halfway between "
+    "chance and vanilla."
 )
 TABLES = Registry("table")
 
@@ -58,12 +59,12 @@ def table(name: str) -> Callable[[Callable], Callable]:
 
 
 def value_text(cell: Mapping[str, Any], metric: Metric, signed: bool = False) -> str:
-    """``51.7 ± 4.1``: value and half the width of the interval in the metric's printed unit; "" without a value."""
-    value, low, high = cell["value"], cell["low"], cell["high"]
-    if pd.isna(value):
+    """``51.7 [47.2, 55.9]``: value and interval in the metric's printed unit; "" without a value."""
+    if pd.isna(cell["value"]):
         return ""
-    number = f"{value * metric.times:{'+' if signed else ''}.{metric.digits}f}".replace("-", "−")
-    return number if pd.isna(low) else f"{number} ± {(high - low) / 2 * metric.times:.{metric.digits}f}"
+    form = f"{'+' if signed else ''}.{metric.digits}f"
+    value, *ends = (f"{cell[name] * metric.times:{form}}".replace("-", "−") for name in ("value", "low", "high"))
+    return value if pd.isna(cell["low"]) else f"{value} [{', '.join(ends)}]"
 
 
 def cell_text(cell: Mapping[str, Any], metric: Metric, signed: bool = False, verdict: bool = False) -> str:
@@ -166,9 +167,9 @@ def _short(head: str) -> str:
 
 
 def _latex_cell(text: str) -> str:
-    """``51.7 ± 4.1`` with the half-width in small type."""
-    value, sign, half = latex_text(text).partition(r" $\pm$ ")
-    return rf"{value}{{\scriptsize\,$\pm$\,{half}}}" if sign else value
+    """``51.7 [47.2, 55.9]`` with the interval in small type."""
+    value, sign, ends = latex_text(text).partition(" [")
+    return rf"{value}{{\scriptsize\,[{ends}}}" if sign else value
 
 
 LATEX = {character: rf"\{character}" for character in "&%$#_{}"} | {"\\": r"\textbackslash{}", "–": "--"}
@@ -222,7 +223,7 @@ def grid(
     signed: bool = False,
     verdict: bool = False,
     by_view: bool = False,
-    remarks: Sequence[str] = (HALF_WIDTH,),
+    remarks: Sequence[str] = (LIMITS,),
     absent: str = "Not measured in these runs.",
     frame: pd.DataFrame | None = None,
     people: bool = False,
@@ -271,10 +272,9 @@ def new_sheet(scores: Scores, title: str, label: str, first: str, columns: Itera
 
 
 def row_name(scores: Scores, model: tuple, short: bool) -> str:
-    """A model's name, with ‡ where it has collapsed; ``short`` where the heading of its block has the modality."""
+    """A model's name, with ‡ where it is not sound; ``short`` where the heading of its block has the modality."""
     method, variant, modality, *rest = model
-    mark = f" {COLLAPSED}" if (*group_of(scores), *model) in scores.collapsed else ""
-    return scores.name((method, variant, "none" if short else modality, *rest)) + mark
+    return scores.name((method, variant, "none" if short else modality, *rest)) + scores.mark(model)
 
 
 def _why_absent(scores: Scores, model: tuple, against: str) -> str:
@@ -302,7 +302,8 @@ def csv_rows(scores: Scores, rows: pd.DataFrame) -> pd.DataFrame:
     """Cells as the CSV has them: with the margin of verdicts, and which models have collapsed and why."""
     margins = {key: metric.margin for key, metric in by_key().items()}
     models = rows[[*GROUP, *MODEL, *scores.by]].itertuples(index=False, name=None)
-    why = [scores.collapsed.get(model, "") for model in models]
+    bad = [scores.unsound.get(model) for model in models]
+    why = [one.why if one else "" for one in bad]
     keys = zip(*(rows[c] for c in KEY), strict=True)
     margin = [margins.get(key) if verdict else None for key, verdict in zip(keys, rows["verdict"], strict=True)]
     order = [*GROUP, *MODEL, *scores.by, *PLACE, "value", "low", "high", *COUNTS, "gate", "verdict", "margin", "note"]
@@ -341,13 +342,14 @@ def _people(cells: Iterable[Mapping[str, Any]]) -> str:
 
 
 def repeats(scores: Scores) -> str:
-    """How many forget draws and seeds each model has, once where they agree, by name where not."""
+    """What the intervals are over: how many replicates each model has, once where they agree, by name where not."""
     counts = Counter(scores.name(scores.model_of(run)) for run in scores.runs)
+    if set(counts.values()) == {1}:
+        return "One run a row: intervals are over people alone, and say nothing about another run of the method."
+    same = f"{next(iter(counts.values()))} replicates (forget sets with trainings of their own)"
     if len(set(counts.values())) > 1:
-        listed = "; ".join(f"{name} {count}" for name, count in counts.items())
-        return f"Runs (forget draws, seeds) pooled in each row: {listed}."
-    count = next(iter(counts.values()))
-    return "One run a row." if count == 1 else f"{count} runs (forget draws, seeds) pooled in each row."
+        same = "replicates (" + "; ".join(f"{name} {count}" for name, count in counts.items()) + ")"
+    return f"Intervals are over {same} crossed with people; one base and one population are fixed."
 
 
 def group_of(scores: Scores) -> tuple:

@@ -112,7 +112,7 @@ def sample_sentences() -> pd.DataFrame:
 
 
 def _with_run(rows: pd.DataFrame) -> pd.DataFrame:
-    shared = {"scale": "sample", "base_model": "llava", "forget_ratio": 10, "forget_draw": 0, "protocol": "clean"}
+    shared = {"scale": "sample", "base_model": "llava", "forget_ratio": 10, "replicate": 0, "protocol": "clean"}
     shared |= {"variant": "canonical", "after": "", "taught": "", "attribute": "residence", **dict.fromkeys(SEEDS, 0)}
     rows = rows.assign(run=rows["method"], modality=rows["method"].map(MODELS), **shared)
     rows["profile"] = rows.pop("number").map("{:03d}".format)

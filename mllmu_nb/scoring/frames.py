@@ -9,12 +9,12 @@ import pandas as pd
 SEEDS = ["data_seed", "train_seed", "unlearn_seed", "shot_seed"]
 GROUP = ["base_model", "protocol", "forget_ratio"]  # what runs in one printed table have in common
 MODEL = ["method", "variant", "modality", "after"]
-RUN = ["run", "scale", "base_model", "forget_ratio", "forget_draw", "method", "protocol", "variant", "modality"]
+RUN = ["run", "scale", "base_model", "forget_ratio", "replicate", "method", "protocol", "variant", "modality"]
 RUN += ["after", *SEEDS, "taught"]  # taught: a hash of all that decides the vanilla model that the run starts from
 CELL = ["set", "task", "view", "scoring"]
 KEY = ["task", "scoring", "metric"]  # of a metric
 COUNTS = ["n_items", "n_profiles", "n_replicates"]
-DRAW = ["data_seed", "forget_draw"]
+DRAW = ["data_seed", "replicate"]
 PEOPLE = [*GROUP, *DRAW, "train_seed", "taught"]  # models that learnt the same people in the same way
 PAIRED_ON = [*PEOPLE, "set", "question_id"]  # one question to two of them
 VIEWS = {"image_text": "image + text", "text": "text"}

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from mllmu_nb.scoring.frames import GROUP, KEY, POOLED, VIEWS, is_model
-from mllmu_nb.scoring.registry import FORGOTTEN, by_key
+from mllmu_nb.scoring.frames import DRAW, GROUP, KEY, POOLED, VIEWS, is_model, of_metric, persons
+from mllmu_nb.scoring.registry import FORGOTTEN, by_key, metrics
+from mllmu_nb.scoring.summary import paired, summaries
 
 OPEN, CLOSED = "open", "closed"
 AT = [*KEY, "view"]
@@ -26,6 +27,21 @@ def gates(cells: pd.DataFrame) -> pd.DataFrame:
     shown = ((side > 0) & (rows["low"] > 0)) | ((side < 0) & (rows["high"] < 0))
     rows = rows.assign(gate=shown.map({True: OPEN, False: CLOSED}))[side != 0]
     return rows[[*GROUP, *AT, "value", "low", "high", "n_items", "n_profiles", "gate"]].reset_index(drop=True)
+
+
+def opened(items: pd.DataFrame) -> pd.DataFrame:
+    """In how many replicates a gate is open by itself, the interval being over that replicate's people: a row a GROUP
+    and AT, with ``open_in`` and ``of``. ``items`` are scored; metrics of sentences have no row."""
+    asked = items[items["set"] == "forget"].assign(person=persons)
+    rows = []
+    for one in metrics(main=True):
+        pairs = paired(of_metric(asked, one.task, one.scoring), "oracle", [one.column])
+        pairs = pairs[is_model(pairs, "vanilla")]
+        for view in (pairs, pairs.assign(view=POOLED)):
+            rows += summaries(view, [*GROUP, *DRAW, "set", "view"], [one], minus=True)
+    found = pd.DataFrame(rows, columns=[*GROUP, *AT, "low"])
+    found = found.assign(open_in=found["low"] > 0, of=1)
+    return found.groupby([*GROUP, *AT], as_index=False)[["open_in", "of"]].sum()
 
 
 def with_gate(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:

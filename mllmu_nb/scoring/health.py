@@ -1,4 +1,4 @@
-"""Health: what kind of answer each free answer is, and which models have collapsed instead of forgetting.
+"""Health: what kind of answer each free answer is, and who has collapsed or refuses everybody instead of forgetting.
 
 docs/scoring.md ("Health and collapse") has the rules for both.
 """
@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from functools import cache, partial
 from itertools import groupby
 from math import nan
+from typing import NamedTuple
 
 import pandas as pd
 
 from mllmu_nb.scoring.factuality import REFUSAL, holds, mostly_symbols, words, words_once
-from mllmu_nb.scoring.frames import GROUP, MODEL, VIEWS, filled, is_model, of_metric, persons
+from mllmu_nb.scoring.frames import DRAW, GROUP, MODEL, VIEWS, filled, is_model, of_metric, persons
 from mllmu_nb.scoring.registry import Metric, by_key, each, metric
 from mllmu_nb.scoring.summary import NOTHING, paired, summaries
 
@@ -33,7 +34,16 @@ MOST_BROKEN = 0.5
 CHANCE = 0.25  # one of four options
 BROKEN_SHARE = ("generation", "", "broken")
 JUDGED_BY = ("classification", "likelihood", "accuracy")
+REFUSED_SHARE = ("generation", "", "over_refusal")
 UNJUDGED = ("base", "vanilla")
+
+
+class Unsound(NamedTuple):
+    """In how many of its replicates a model is not to be ranked, and why: what it is, and the reason in the first."""
+
+    count: int
+    replicates: int
+    why: str
 
 
 def _share_of(items: pd.DataFrame, names: Sequence[str]) -> pd.Series:
@@ -45,6 +55,8 @@ for _name, _label in STATES.items():
     _register = metric(_name, label=f"{_label} %", column=f"state_{_name}", table="health", **_HEALTH)
     _register(partial(_share_of, names=[_name]))
 metric("broken", label="Broken %", table="", **_HEALTH)(partial(_share_of, names=BROKEN))
+_OTHERS = {"label": "Refused %", "margin": 0.1, "sets": ("retain", "celebrity")}
+metric("over_refusal", **_OTHERS, **_HEALTH)(partial(_share_of, names=["refusal"]))  # of who was to be kept
 
 
 def states(free: pd.DataFrame) -> pd.Series:
@@ -87,16 +99,17 @@ def _unlikely(free: pd.DataFrame) -> pd.Series:
 
 
 def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Which models have collapsed: a row a model (GROUP, MODEL, ``by``), draws and seeds pooled.
+    """Which models have collapsed or refuse everybody: a row a model (GROUP, MODEL, ``by``) and replicate (DRAW).
 
-    ``items`` are scored. Columns ``collapsed`` and ``why`` ("" where it has not); for each view the share of broken
-    free answers on the retain set (``broken_text`` ..), the accuracy there by likelihood (``retain_text`` ..) and the
-    floor of that (``floor_text`` ..), NaN where it was not asked or vanilla was not asked the same.
+    ``items`` are scored. Columns ``collapsed``, ``refuses`` and ``why`` ("" for a sound one); for each view the shares
+    of broken and of refused free answers on the retain set (``broken_text``, ``refused_text`` ..), the accuracy there
+    by likelihood (``retain_text`` ..) and the floor of that (``floor_text`` ..), NaN where it was not asked or vanilla
+    was not asked the same.
     """
-    key = [*GROUP, *MODEL, *by]
+    key = [*GROUP, *MODEL, *by, *DRAW]
     items = filled(items, by)
     retain = items[items["set"] == "retain"].assign(person=persons)
-    broken, chosen = (by_key()[names] for names in (BROKEN_SHARE, JUDGED_BY))
+    broken, refused, chosen = (by_key()[names] for names in (BROKEN_SHARE, REFUSED_SHARE, JUDGED_BY))
     free, choices = of_metric(retain, *broken.key[:2]), of_metric(retain, *chosen.key[:2])
     pairs, reference = paired(choices, "vanilla", [chosen.column]), f"{chosen.column}_reference"
     pairs[reference] = (CHANCE + pairs[reference]) / 2
@@ -106,19 +119,36 @@ def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
         cells = summaries(rows, [*key, "view"], [metric], minus)
         return {tuple(cell[column] for column in (*key, "view")): cell for cell in cells}
 
-    shares, levels = by_model_and_view(free, broken), by_model_and_view(choices, chosen)
-    differences, verdicts = by_model_and_view(pairs, chosen, minus=True), []
+    measured = [by_model_and_view(free, broken), by_model_and_view(free, refused), by_model_and_view(choices, chosen)]
+    measured.append(by_model_and_view(pairs, chosen, minus=True))
+    verdicts = []
     for model in items[key].drop_duplicates().to_dict("records"):
-        row, reasons = dict(model), []
+        row, dead, silent = dict(model), [], []
         for view, label in VIEWS.items():
             at = (*model.values(), view)
-            share, kept, above = (cells.get(at, NOTHING) for cells in (shares, levels, differences))
+            share, refusals, kept, above = (cells.get(at, NOTHING) for cells in measured)
             floor = floors.get(at, nan)
-            row |= {f"broken_{view}": share["value"], f"retain_{view}": kept["value"], f"floor_{view}": floor}
+            row |= {f"broken_{view}": share["value"], f"refused_{view}": refusals["value"]}
+            row |= {f"retain_{view}": kept["value"], f"floor_{view}": floor}
             if share["low"] > MOST_BROKEN:
-                reasons.append(f"{100 * share['value']:.0f} % of answers broken ({label})")
+                dead.append(f"{100 * share['value']:.0f} % of answers broken ({label})")
             if above["high"] < 0:
-                reasons.append(f"{100 * kept['value']:.0f} % right, floor {100 * floor:.0f} ({label})")
-        reasons = [] if row["method"] in UNJUDGED and not row["after"] else reasons
-        verdicts.append(row | {"collapsed": bool(reasons), "why": "; ".join(reasons)})
+                dead.append(f"{100 * kept['value']:.0f} % right, floor {100 * floor:.0f} ({label})")
+            if refusals["low"] > MOST_BROKEN:
+                silent.append(f"refuses {100 * refusals['value']:.0f} % of Retain ({label})")
+        if row["method"] in UNJUDGED and not row["after"]:
+            dead, silent = [], []
+        verdicts.append(row | {"collapsed": bool(dead), "refuses": bool(silent), "why": "; ".join(dead + silent)})
     return pd.DataFrame(verdicts)
+
+
+def unsound(verdicts: pd.DataFrame, by: Sequence[str] = ()) -> dict[tuple, Unsound]:
+    """GROUP, MODEL and ``by`` of each model that has collapsed or refuses everybody in a replicate (:func:`judged`)."""
+    found = {}
+    for model, rows in verdicts.groupby([*GROUP, *MODEL, *by], sort=False, dropna=False):
+        bad = rows[rows["why"] != ""]
+        if len(bad):
+            what = {"collapsed": bad["collapsed"].sum(), "refuses everybody": bad["refuses"].sum()}
+            told = " and ".join(f"{name} in {count} of {len(rows)}" for name, count in what.items() if count)
+            found[model] = Unsound(len(bad), len(rows), f"{told}: {bad['why'].iloc[0]}")
+    return found

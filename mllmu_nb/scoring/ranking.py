@@ -1,4 +1,4 @@
-"""Which method comes nearest to the oracle, which of them can be told apart, and whether published lists agree.
+"""Which method keeps most where equally much is forgotten, who can be told apart, and whether published lists agree.
 
 docs/scoring.md ("Ranking", "Agreement with published lists") has the rules and why they are so.
 """
@@ -6,65 +6,78 @@ docs/scoring.md ("Ranking", "Agreement with published lists") has the rules and 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import nan
 from typing import NamedTuple
 
 import pandas as pd
 
-from mllmu_nb.errors import KitError
-from mllmu_nb.scoring.frames import DRAW, GROUP, KEY, MODEL, PAIRED_ON, POOLED, is_model, of_metric, persons
+from mllmu_nb.scoring.frames import DRAW, GROUP, KEY, MODEL, PEOPLE
 from mllmu_nb.scoring.gates import OPEN
-from mllmu_nb.scoring.registry import DOWN, FORGOTTEN, Metric, by_key, metrics
+from mllmu_nb.scoring.health import Unsound
+from mllmu_nb.scoring.path import KEPT, TRAINED_VIEW, kept
+from mllmu_nb.scoring.registry import FORGOTTEN, by_key
 from mllmu_nb.statistics.intervals import holm, paired_difference, paired_p
 from mllmu_nb.statistics.ranking import kendall_tau, shared_letters, smallest_p
 
-NEEDED = 3  # disjoint forget sets
-LEVEL = 0.05  # of the whole family of comparisons of a table
-UNRANKED = ("base", "vanilla", "oracle")
+NEEDED = 3  # replicates
+LEVEL = 0.05  # of the whole family of comparisons of a group
+PLACE = 0.5  # share of the gap that is closed where methods are compared
+LIKELIHOOD = ("classification", "likelihood", "accuracy")
 SHARED = 4  # methods that a published list must have in common with ours
-AT = ["trained", *KEY]
-PAIR_COLUMNS = [*GROUP, *AT, "a", "b", "difference", "low", "high", "n_profiles", "p"]
 SHUT = "Gate closed: vanilla is not shown to be above the oracle, so nothing shows that there was something to forget."
-RANKED, COLLAPSED, MISSING, FEWER, BEHIND_GATE = "ranked", "collapsed", "missing", "fewer sets", "gate closed"
+RANKED, UNSOUND, NEVER, FEWER, BEHIND_GATE = "ranked", "unsound", "never gets there", "fewer replicates", "gate closed"
+PAIR_COLUMNS = [*GROUP, "trained", "a", "b", "difference", "low", "high", "n_profiles", "n_replicates", "p"]
 
 
 class Ranking(NamedTuple):
-    """``methods``: a row a GROUP, ``trained`` modality, main metric and model, with its gap (``value``, ``low``,
-    ``high``), ``distance``, ``standing`` (ranked, collapsed, missing, fewer sets, gate closed), ``place``, ``group``
-    (letters) and ``note``. ``pairs``: a row a comparison of two models ``a`` and ``b`` (MODEL as tuples), with the
-    ``difference`` of their distances, ``low``, ``high``, ``p``, ``p_holm`` and ``apart``. ``sets``: GROUP → number of
-    forget sets; ``refused``: GROUP → why its models cannot be ranked."""
+    """``methods``: a row a GROUP, ``trained`` modality and model, with what it keeps where half the gap is closed
+    (``value``, ``low``, ``high``, ``dots``, ``n_replicates`` of ``of`` that get there), ``standing``, ``place``,
+    ``group`` (letters) and ``note``. ``pairs``: a row a comparison of two models ``a`` and ``b`` (MODEL as tuples) with
+    the ``difference``, ``low``, ``high``, ``p``, ``p_holm`` and ``apart``. ``refused``: GROUP → why."""
 
     methods: pd.DataFrame
     pairs: pd.DataFrame
-    sets: dict[tuple, int]
     refused: dict[tuple, str]
 
 
-def ranking(items: pd.DataFrame, cells: pd.DataFrame, judged: pd.DataFrame) -> Ranking:
-    """The models of every GROUP, ranked for every trained modality and main metric, views pooled.
-
-    ``items`` are scored, ``cells`` and ``judged`` made of them.
-    """
-    methods, pairs, sets, refused = [], [], {}, {}
-    for group, cell in cells.groupby(GROUP, sort=True):
-        answers = _at(items, [*GROUP, "set"], [*group, "forget"])
-        answers = answers.assign(person=persons(answers))
-        try:
-            sets[group] = forget_sets(answers)
-        except KitError as reason:
-            refused[group] = str(reason)
+def ranking(of_people: pd.DataFrame, unsound: Mapping[tuple, Unsound], gates: pd.DataFrame) -> Ranking:
+    """The models of every GROUP and trained modality, by what they keep. ``of_people`` as from
+    :func:`~mllmu_nb.scoring.path.kept_by_person`; ``unsound`` by (GROUP, MODEL)."""
+    methods, pairs, refused = [], [], {}
+    here = of_people[(of_people["place"] == PLACE) & (of_people["what"] == KEPT)]
+    for group, rows in here.groupby(GROUP, sort=True):
+        count = len(rows[DRAW].drop_duplicates())
+        if count < NEEDED:
+            refused[group] = f"ranking needs {NEEDED} replicates, and there {'is' if count == 1 else 'are'} {count}"
             continue
-        gaps = pd.DataFrame(_gaps(cell, judged, answers, sets[group]))
-        compared = pd.DataFrame(_comparisons(gaps, answers), columns=PAIR_COLUMNS[len(GROUP) :])
+        found = kept(rows)
+        standings = [_standing(row, count, unsound, gates) for row in found.to_dict("records")]
+        found = found.assign(trained=found["modality"]).join(pd.DataFrame(standings, columns=["standing", "note"]))
+        compared = pd.DataFrame(_comparisons(found, rows), columns=PAIR_COLUMNS[len(GROUP) :])
         compared["p_holm"] = holm(compared["p"])
         compared["apart"] = compared["p_holm"] < LEVEL
-        at = dict(zip(GROUP, group, strict=True))
-        methods.append(_placed(gaps, compared).assign(**at))
-        pairs.append(compared.assign(**at))
+        methods.append(_placed(found, compared))
+        pairs.append(compared.assign(**dict(zip(GROUP, group, strict=True))))
     frames = (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame() for frames in (methods, pairs))
-    return Ranking(*frames, sets, refused)
+    return Ranking(*frames, refused)
+
+
+def _standing(row: Mapping, count: int, unsound: Mapping[tuple, Unsound], gates: pd.DataFrame) -> tuple[str, str]:
+    """Whether and why not a model takes part."""
+    model = tuple(row[column] for column in (*GROUP, *MODEL))
+    view = TRAINED_VIEW[row["modality"]]
+    gate = _at(gates, [*GROUP, *KEY, "view"], [*(row[c] for c in GROUP), *LIKELIHOOD, view])["gate"]
+    if model in unsound:
+        return UNSOUND, f"{unsound[model].why[0].upper()}{unsound[model].why[1:]}."
+    if len(gate) and gate.iloc[0] != OPEN:
+        return BEHIND_GATE, SHUT
+    if row["n_replicates"] < row["of"]:
+        reached = row["n_replicates"]
+        return NEVER, f"It never closes half the gap in {row['of'] - reached} of {row['of']} replicates."
+    if row["of"] < count:
+        return FEWER, f"Run on {row['of']} of the {count} replicates."
+    return RANKED, ""
 
 
 def _at(rows: pd.DataFrame, columns: list[str], values: Iterable) -> pd.DataFrame:
@@ -72,89 +85,37 @@ def _at(rows: pd.DataFrame, columns: list[str], values: Iterable) -> pd.DataFram
     return rows[rows[columns].eq(list(values)).all(axis=1)]
 
 
-def forget_sets(items: pd.DataFrame) -> int:
-    """How many disjoint forget sets the oracle was asked about. Raises KitError if they share people or are too few."""
-    asked = items[is_model(items, "oracle") & (items["set"] == "forget")]
-    draws = asked.assign(person=persons(asked))[[*DRAW, "person"]].drop_duplicates()
-    if draws["person"].duplicated().any():
-        raise KitError("forget sets share people: they count as one, so pool only disjoint ones")
-    count = len(draws[DRAW].drop_duplicates())
-    if count < NEEDED:
-        raise KitError(f"ranking needs three disjoint forget sets, and there {'is' if count == 1 else 'are'} {count}")
-    return count
-
-
-def _gaps(cells: pd.DataFrame, judged: pd.DataFrame, answers: pd.DataFrame, sets: int) -> list[dict]:
-    """The gap of every model to the oracle, and whether and why not it takes part in the ranking."""
-    gaps = _at(cells, ["against", "set", "view"], ["oracle", "forget", POOLED])
-    gaps = gaps[~gaps["method"].isin(UNRANKED)]
-    asked = answers.drop_duplicates([*MODEL, *DRAW]).groupby(MODEL).size()
-    reasons = judged[judged["collapsed"]].set_index([*GROUP, *MODEL])["why"].to_dict()
-    trained = sorted(set(gaps["modality"]) - {"none"}) or ["none"]
+def _comparisons(methods: pd.DataFrame, of_people: pd.DataFrame) -> list[dict]:
+    """Every two ranked models of a trained modality: the same people of the same replicates."""
     rows = []
-    for metric, modality in itertools.product(metrics(main=True), trained):
-        here = _at(gaps[gaps["modality"].isin((modality, "none"))], KEY, metric.key)
-        for gap in here.to_dict("records"):
-            group, model = (tuple(gap[column] for column in columns) for columns in (GROUP, MODEL))
-            standing, note = RANKED, ""
-            if pd.isna(gap["value"]):
-                standing, note = MISSING, gap["note"]
-            elif why := reasons.get(group + model):
-                standing, note = COLLAPSED, f"Collapsed: {why}."
-            elif gap["gate"] != OPEN:
-                standing, note = BEHIND_GATE, SHUT
-            elif asked[model] < sets:
-                standing, note = FEWER, f"Run on {asked[model]} of the {sets} forget sets."
-            kept = {column: gap[column] for column in (*MODEL, *KEY, "value", "low", "high", "n_items", "n_profiles")}
-            kept |= {"distance": abs(gap["value"]), "standing": standing, "note": note}
-            rows.append({"trained": modality} | kept)
+    for modality, here in methods[methods["standing"] == RANKED].groupby("trained", sort=False):
+        models = list(here[MODEL].itertuples(index=False, name=None))
+        for a, b in itertools.combinations(models, 2):
+            first, second = (_at(of_people, MODEL, one) for one in (a, b))
+            both = first.merge(second[[*PEOPLE, "person", "value"]], on=[*PEOPLE, "person"], suffixes=("", "_b"))
+            scores, replicates = (both["value"], both["value_b"]), both.groupby(DRAW).ngroup()
+            gap = paired_difference(*scores, both["person"], replicates=replicates)
+            p = paired_p(*scores, both["person"], replicates)
+            named = {"trained": modality, "a": a, "b": b, "difference": gap.value, "p": p}
+            rows.append(named | {name: getattr(gap, name) for name in ("low", "high", "n_profiles", "n_replicates")})
     return rows
 
 
-def _comparisons(gaps: pd.DataFrame, answers: pd.DataFrame) -> list[dict]:
-    """Every two ranked models of a trained modality and metric."""
-    rows, ranked = [], gaps[gaps["standing"] == RANKED]
-    for metric in metrics(main=True):
-        asked = of_metric(answers, metric.task, metric.scoring)
-        table = asked.pivot_table(index=[*PAIRED_ON, "person"], columns=MODEL, values=metric.column)
-        for modality, here in _at(ranked, KEY, metric.key).groupby("trained", sort=False):
-            at = dict(zip(AT, (modality, *metric.key), strict=True))
-            rows += [at | _compared(table, a, b, metric) for a, b in itertools.combinations(here.to_dict("records"), 2)]
-    return rows
-
-
-def _compared(table: pd.DataFrame, a: dict, b: dict, metric: Metric) -> dict:
-    """|gap of a| − |gap of b| with its interval, the signs held as they came out, and the p of the two distances.
-
-    ``table`` has a row a question and person and a column a model, seeds averaged.
-    """
-    people = table.index.get_level_values("person")
-    oracle = table.xs(("oracle", ""), axis=1, level=("method", "after")).mean(axis=1).to_numpy()
-    models = [tuple(one[column] for column in MODEL) for one in (a, b)]
-    first, second = (table[model].to_numpy() for model in models)
-    signs = [-1 if one["value"] < 0 else 1 for one in (a, b)]
-    reach = metric.bounds[1] - metric.bounds[0]
-    distances = signs[0] * (first - oracle), signs[1] * (second - oracle)
-    summary = paired_difference(*distances, people, bounds=(-reach, reach))
-    equal, opposite = paired_p(first, second, people), paired_p(first + second, 2 * oracle, people)
-    values = {"difference": summary.value, "low": summary.low, "high": summary.high, "n_profiles": summary.n_profiles}
-    return {"a": models[0], "b": models[1]} | values | {"p": max(equal, opposite)}
-
-
-def _placed(gaps: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Models with ``place`` (equal distances share one) and ``group``, nearest first within each metric."""
+def _placed(methods: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Models with ``place`` and ``group``, who keeps most first within each trained modality."""
     frames = []
-    for key, cell in gaps.groupby(AT, sort=False):
-        ranked = cell[cell["standing"] == RANKED].sort_values("distance", kind="stable")
+    for modality, rows in methods.groupby("trained", sort=False):
+        ranked = rows[rows["standing"] == RANKED].sort_values("value", ascending=False, kind="stable")
         models = list(ranked[MODEL].itertuples(index=False, name=None))
-        apart = _at(pairs[pairs["apart"].astype(bool)], AT, key)
+        apart = pairs[pairs["apart"].astype(bool) & (pairs["trained"] == modality)]
         letters = shared_letters(models, [frozenset(pair) for pair in zip(apart["a"], apart["b"], strict=True)])
-        ranked = ranked.assign(place=ranked["distance"].round(9).rank(method="min"), group=[letters[m] for m in models])
-        frames += [ranked, cell[cell["standing"] != RANKED].assign(place=nan, group="")]
+        place = ranked["value"].round(9).rank(method="min", ascending=False)
+        ranked = ranked.assign(place=place, group=[letters[m] for m in models])
+        frames += [ranked, rows[rows["standing"] != RANKED].assign(place=nan, group="")]
     return pd.concat(frames, ignore_index=True).astype({"place": "Int64"})
 
 
-def agreement(cells: pd.DataFrame, judged: pd.DataFrame, printed: pd.DataFrame) -> dict:
+def agreement(cells: pd.DataFrame, unsound: Mapping[tuple, Unsound], printed: pd.DataFrame) -> dict:
     """Kendall's τ of our order of methods to one list that others printed, for the models of one GROUP.
 
     ``printed`` has a row a method: ``method``, set, task, view, scoring, metric in our words, and ``value``. Returns
@@ -173,12 +134,13 @@ def agreement(cells: pd.DataFrame, judged: pd.DataFrame, printed: pd.DataFrame) 
     tau, p = kendall_tau(scores["value"][shared], theirs[shared])
     result = {"n": len(shared), "methods": shared, "tau": tau, "p": p, "gate": gaps["gate"].iloc[0], "note": ""}
     result["smallest_p"] = smallest_p(scores["value"][shared], theirs[shared])
-    dead = judged[judged["collapsed"]].merge(here[[*GROUP, *MODEL]].drop_duplicates())
-    alive = [method for method in shared if method not in set(dead["method"])]
+    dead = {row["method"] for row in here.to_dict("records") if tuple(row[c] for c in (*GROUP, *MODEL)) in unsound}
+    alive = [method for method in shared if method not in dead]
     result["n_gap"] = len(alive)
     if at["set"] in FORGOTTEN and result["gate"] != OPEN:
         result["note"] = SHUT
     elif len(alive) >= SHARED:
-        worse = theirs[alive] if by_key()[tuple(at[KEY])].goal(at["set"]) == DOWN else -theirs[alive]
+        forgotten = (by_key()[tuple(at[KEY])].knowledge > 0) == (at["set"] in FORGOTTEN)
+        worse = theirs[alive] if forgotten else -theirs[alive]
         result["tau_gap"], result["p_gap"] = kendall_tau(gaps["value"][alive].abs(), worse)
     return result

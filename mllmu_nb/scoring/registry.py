@@ -20,7 +20,7 @@ from mllmu_nb.scoring.frames import TAUGHT
 TASKS = {"classification": "multiple choice", "generation": "generation", "cloze": "cloze", TAUGHT: "taught sentences"}
 TABLES = ("scores", "health", "quality")
 PER = ("answer", "model", "pair")
-DOWN, UP = "↓", "↑"
+DOWN, LIKE_ORACLE, UP = "↓", "→", "↑"
 FORGOTTEN = ("forget", "test")  # sets on which knowledge is to go; it is to stay on the others
 METRICS = Registry("metric")
 
@@ -79,10 +79,11 @@ class Metric:
         return self.label.replace(" %", ", points")
 
     def goal(self, set_name: str) -> str:
-        """Where a good method goes on a set: ↓, ↑, or "" for a metric that shows no knowledge."""
+        """Where a good method goes on a set: → to the oracle's value where knowledge is to go, ↑ or ↓ where it is to
+        stay, "" for a metric that shows no knowledge."""
         if not self.knowledge:
             return ""
-        return DOWN if (self.knowledge > 0) == (set_name in FORGOTTEN) else UP
+        return LIKE_ORACLE if set_name in FORGOTTEN else UP if self.knowledge > 0 else DOWN
 
 
 def metric(name: str, **declared) -> Callable[[Callable], Callable]:

@@ -35,9 +35,9 @@ from mllmu_nb.scoring.registry import METRICS, PER, TASKS, Metric, NotMeasured, 
 from mllmu_nb.scoring.summary import NOTHING, paired, summaries
 from mllmu_nb.statistics.intervals import Interval, equivalence
 
-RUN_KEYS = ["run", "base_model", "forget_ratio", "forget_draw", "method", "protocol", "variant", "modality", "after"]
+RUN_KEYS = ["run", "base_model", "forget_ratio", "replicate", "method", "protocol", "variant", "modality", "after"]
 RUN_KEYS += ["seed", *SEEDS]
-VALUES = ["value", "low", "high", *COUNTS]
+VALUES = ["value", "low", "high", *COUNTS, "dots"]
 PLACE = ["against", *CELL, "metric"]
 NO_SENTENCES = "The run has no sentences.parquet."
 
@@ -82,12 +82,12 @@ def run_scores(items: pd.DataFrame, known: pd.DataFrame | None = None) -> pd.Dat
         asked = of_metric(items, task, scoring)
         for view in (asked, asked.assign(view=POOLED)):
             rows += summaries(view, [*RUN_KEYS, "set", "view"], group)
-    scores = pd.DataFrame(rows, columns=[*RUN_KEYS, *CELL, "metric", *VALUES]).drop(columns="n_replicates")
+    scores = pd.DataFrame(rows, columns=[*RUN_KEYS, *CELL, "metric", *VALUES]).drop(columns=["n_replicates", "dots"])
     return scores if known is None else with_gate(scores, known)
 
 
 def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequence[str] = ()) -> pd.DataFrame:
-    """The one long frame of scores: every metric of every model, with all forget draws and seeds pooled.
+    """The one long frame of scores: every metric of every model, over all its replicates.
 
     ``items`` are scored, ``sentences`` as read, None where no run kept any; ``by`` are parameters that a grid varies.
     docs/scoring.md ("The frames") has the columns. Raises KitError where two runs of one model agree in people and
@@ -108,7 +108,8 @@ def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequen
     frames.append(pd.DataFrame(across_views(items, key)))
     result = pd.concat(frames, ignore_index=True)
     result = result.reindex(columns=[*key, *PLACE, *VALUES, "note"]).astype(dict.fromkeys(COUNTS, "Int64"))
-    result = result.assign(note=result["note"].fillna(""), verdict=_verdicts(result))
+    dots = [one if isinstance(one, tuple) else () for one in result["dots"]]
+    result = result.assign(note=result["note"].fillna(""), dots=dots, verdict=_verdicts(result))
     return with_gate(result, gates(result))
 
 
@@ -180,7 +181,7 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
                 summaries, note = _compared(one, [answers for _, answers in ours], theirs)
                 for against, summary in summaries.items():
                     if not (against and _is_oracle(model)):
-                        values = vars(summary) | {"n_replicates": len(ours)} if summary else NOTHING
+                        values = vars(summary) | {"n_replicates": len(ours), "dots": ()} if summary else NOTHING
                         result.append(at | {"against": against, "note": "" if summary else note} | values)
     return result
 
@@ -202,7 +203,7 @@ def _compared(one: Metric, ours: list[pd.DataFrame], theirs: list) -> tuple[dict
 
 
 def _refuse_twins(items: pd.DataFrame, key: list[str]) -> None:
-    alike = [*key, "forget_draw", *SEEDS]
+    alike = [*key, "replicate", *SEEDS]
     runs = items[[*alike, "run"]].drop_duplicates()
     twins = runs[runs.duplicated(alike, keep=False)]
     if len(twins):

@@ -12,7 +12,7 @@ from math import inf, nan
 import numpy as np
 import pandas as pd
 
-from mllmu_nb.scoring.frames import TAUGHT
+from mllmu_nb.scoring.frames import DRAW, TAUGHT
 from mllmu_nb.scoring.registry import NotMeasured, metric
 from mllmu_nb.statistics.intervals import Interval
 from mllmu_nb.statistics.samples import Pairs, PerModel, Sample, tpr
@@ -77,8 +77,8 @@ def auc(ours: Sequence[pd.DataFrame], theirs: Sequence[pd.DataFrame | None], att
     """Area under the ROC curve of an attack, and its difference to the oracle's."""
     models, reference = _samples(ours, attack), _samples(theirs, attack)
     pairs = Pairs(models)
-    difference = Interval(*pairs.minus(Pairs(reference)), *_counts(models)) if reference else None
-    return Interval(*pairs.auc(), *_counts(models)), difference
+    difference = Interval(*pairs.minus(Pairs(reference)), *_counts(ours)) if reference else None
+    return Interval(*pairs.auc(), *_counts(ours)), difference
 
 
 def rate(ours: Sequence[pd.DataFrame], theirs: Sequence[pd.DataFrame | None], attack: str, level: float) -> Level:
@@ -88,23 +88,26 @@ def rate(ours: Sequence[pd.DataFrame], theirs: Sequence[pd.DataFrame | None], at
     if level == LEVELS["tpr_1"] and fewest < NEGATIVES:
         raise NotMeasured(f"1 % needs {NEGATIVES} fresh sentences: {fewest} there.")
     value = tpr(models, level)
-    difference = Interval(value - tpr(reference, level), nan, nan, *_counts(models)) if reference else None
-    return Interval(value, nan, nan, *_counts(models)), difference
+    difference = Interval(value - tpr(reference, level), nan, nan, *_counts(ours)) if reference else None
+    return Interval(value, nan, nan, *_counts(ours)), difference
 
 
-def _counts(models: PerModel) -> tuple[int, int]:
+def _counts(runs: Sequence[pd.DataFrame]) -> tuple[int, int]:
     """How many sentences, forget and fresh, and about how many people."""
-    people = [set().union(*(side.people for side in sides)) for sides in zip(*models, strict=True)]
-    return sum(len(side.values) for sides in models for side in sides), sum(map(len, people))
+    rows = pd.concat(runs)
+    return len(rows), len(rows[["member", "person"]].drop_duplicates())
 
 
 def _samples(runs: Sequence[pd.DataFrame | None], attack: str) -> PerModel:
-    """The forget and the fresh sentences of each run; none where a run is missing. Raises NotMeasured without fresh."""
+    """The forget and the fresh sentences of each run; none where a run is missing. Of several replicates, whose fresh
+    people are the same, the units on the forget side are these. Raises NotMeasured without fresh."""
     if any(run is None or run.empty for run in runs):
         return []
     models = []
     for run in runs:
         values, people, member = run[attack].to_numpy(float), run["person"].to_numpy(str), run["member"].to_numpy(str)
+        if len(runs) > 1:
+            people = np.where(member == "forget", str(tuple(run[DRAW].iloc[0])), people)
         models.append(tuple(Sample(values[member == side], people[member == side]) for side in ("forget", "fresh")))
     if not all(len(fresh.values) for _, fresh in models):
         raise NotMeasured(

@@ -1,4 +1,4 @@
-"""From one value an answer to one value a cell: means and paired differences with intervals over people."""
+"""From one value an answer to one value a cell: means and paired differences with their intervals."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from math import nan
 import numpy as np
 import pandas as pd
 
-from mllmu_nb.scoring.frames import PAIRED_ON, is_model
+from mllmu_nb.scoring.frames import DRAW, PAIRED_ON, is_model
 from mllmu_nb.scoring.registry import Metric
 from mllmu_nb.statistics.intervals import interval, paired_difference
 
-NOTHING = {"value": nan, "low": nan, "high": nan}
+NOTHING = {"value": nan, "low": nan, "high": nan, "dots": ()}
 
 
 def summaries(rows: pd.DataFrame, by: Sequence[str], metrics: Iterable[Metric], minus: bool = False) -> list[dict]:
-    """The mean of each metric in each group of ``rows``, with its interval over people; none where nothing has a value.
+    """The mean of each metric in each group of ``rows`` with its interval, over people or, where the group holds
+    several replicates, over these crossed with people; none where nothing has a value.
 
-    ``rows`` are scored, with ``person`` and ``run``; groups agree in the columns ``by``. With ``minus``, the mean of
-    paired differences to the columns that end in ``_reference``. Each summary has the columns ``by``, task, scoring,
-    metric, value, low, high, n_items, n_profiles, n_replicates (runs).
+    ``rows`` are scored, with ``person`` and the columns of the run; groups agree in the columns ``by``. With ``minus``,
+    the mean of paired differences to the columns that end in ``_reference``. Each summary has the columns ``by``, task,
+    scoring, metric, value, low, high, n_items, n_profiles, n_replicates, and ``dots``: the value of each replicate.
     """
     result = []
-    people, runs = (pd.factorize(rows[column])[0] for column in ("person", "run"))
+    people, replicates = pd.factorize(rows["person"])[0], rows.groupby(DRAW).ngroup().to_numpy()
     group = rows.groupby(list(by), sort=False, observed=True, dropna=False).ngroup().to_numpy()
     groups = [(at, group == n) for n, at in enumerate(rows[list(by)].drop_duplicates().to_dict("records"))]
     for metric in metrics:
@@ -34,11 +35,12 @@ def summaries(rows: pd.DataFrame, by: Sequence[str], metrics: Iterable[Metric], 
             here = here & np.isfinite(values - reference)
             if at.get("set", metric.sets[0]) not in metric.sets or not here.any():
                 continue
-            if minus:
-                summary = paired_difference(values[here], reference[here], people[here], bounds=metric.bounds)
-            else:
-                summary = interval(values[here], people[here], bounds=metric.bounds)
-            result.append(at | named | vars(summary) | {"n_replicates": len(np.unique(runs[here]))})
+            scores = (values[here], reference[here]) if minus else (values[here],)
+            function, some = paired_difference if minus else interval, replicates[here]
+            summary = function(*scores, people[here], bounds=metric.bounds, replicates=some)
+            counts, sums = np.bincount(some), np.bincount(some, values[here] - reference[here])
+            dots = tuple(sums[counts > 0] / counts[counts > 0])
+            result.append(at | named | vars(summary) | {"dots": dots if len(dots) > 1 else ()})
     return result
 
 

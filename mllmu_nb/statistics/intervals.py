@@ -1,17 +1,20 @@
-"""Intervals and paired tests over people: answers about one person are correlated, so people vary, not items.
+"""Intervals of a model over people, and of a method over replicates crossed with people.
 
-All are at 95 %. docs/scoring.md ("Intervals") says which interval is used where, and how well they cover.
+Answers about one person are correlated, so people vary, not items; models of one replicate share its forget set and
+training, so of a method replicates vary as well. All are at 95 %. docs/scoring.md ("Intervals") says which interval is
+used where, and how well they cover.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import hypot, isinf, nan, sqrt
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit, logit
 from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -28,13 +31,25 @@ TAIL = (1 - LEVEL) / 2
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over items with its interval; all NaN where there is no item."""
+    """A mean over items with its interval; all NaN where there is no item. Of one replicate it is over people alone."""
 
     value: float
     low: float
     high: float
     n_items: int
     n_profiles: int
+    n_replicates: int = 1
+
+
+class Crossed(NamedTuple):
+    """A mean over items of replicates crossed with people, its variance, the degrees of freedom of that, and the parts
+    of it: what replicates make (training, order, shots and forget set), and what recurring people add."""
+
+    mean: float
+    variance: float
+    df: float
+    replicates: float
+    people: float
 
 
 class ByPerson(NamedTuple):
@@ -53,19 +68,26 @@ class ByPerson(NamedTuple):
         """Whether all people have the same mean."""
         return bool(np.ptp(self.sums / self.counts) < SAME)
 
-    def within(self, low: float, high: float, limits: tuple[float, float]) -> Interval:
+    def within(self, low: float, high: float, limits: tuple[float, float], replicates: int = 1) -> Interval:
         """The interval ``low`` to ``high``, inside the limits; rounding must not push an end past the value itself."""
         value, low, high = (float(number) for number in (self.mean, *np.clip([low, high], *limits)))
-        return Interval(value, min(low, value), max(high, value), len(self.values), len(self.counts))
+        return Interval(value, min(low, value), max(high, value), len(self.values), len(self.counts), replicates)
 
 
-def interval(values, profiles, bounds: tuple[float, float] = (0.0, 1.0), resamples: int = RESAMPLES) -> Interval:
-    """Mean of ``values`` [items] with an interval over ``profiles`` [items], the person behind each item.
+def interval(
+    values, profiles, bounds: tuple[float, float] = (0.0, 1.0), resamples: int = RESAMPLES, replicates=None
+) -> Interval:
+    """Mean of ``values`` [items] with its interval; ``profiles`` [items] are the person behind each item.
 
-    NaN and infinite values count as not measured. The interval stays inside ``bounds``; where these are infinite, a
-    score without a spread between people has NaN for ends. Raises KitError for a value outside the bounds and for
-    arrays of different lengths.
+    Where ``replicates`` [items] name several, the interval is over these crossed with people (:func:`crossed`), else
+    over people. NaN and infinite values count as not measured. The interval stays inside ``bounds``; where these are
+    infinite, a score without a spread between people has NaN for ends. Raises KitError for a value outside the bounds
+    and for arrays of different lengths.
     """
+    if several(values, replicates):
+        own, measured = interval(values, profiles, bounds, resamples), _by_person(values, profiles)
+        at_an_end = _close_to_an_end(measured, bounds)
+        return _over_replicates(own, at_an_end, values, profiles, replicates, bounds)
     people, (low, high) = _by_person(values, profiles), bounds
     if not len(people.values):
         return Interval(nan, nan, nan, 0, 0)
@@ -83,24 +105,28 @@ def interval(values, profiles, bounds: tuple[float, float] = (0.0, 1.0), resampl
     return people.within(*ends, bounds)
 
 
-def paired_difference(a, b, profiles, bounds: tuple[float, float] = (0.0, 1.0), resamples: int = RESAMPLES) -> Interval:
-    """Mean of ``a - b`` over items that two models both answered, all three [items] in the same order.
+def paired_difference(
+    a, b, profiles, bounds: tuple[float, float] = (0.0, 1.0), resamples: int = RESAMPLES, replicates=None
+) -> Interval:
+    """Mean of ``a - b`` over items that two models both answered, all [items] in the same order.
 
     Narrower than two intervals side by side, and never narrower than MOVER (Newcombe 1998) where the people hardly
-    differ. Items that either model lacks are left out; ``bounds`` are those of a score, as in :func:`interval`.
+    differ. Items that either model lacks are left out; ``bounds`` are those of a score, and ``replicates`` as in
+    :func:`interval`.
     """
     a, b, profiles = np.asarray(a, float), np.asarray(b, float), np.asarray(profiles)
+    if several(a - b, replicates):
+        reach = bounds[1] - bounds[0]
+        own, alike = paired_difference(a, b, profiles, bounds, resamples), _alike(a, b, profiles, bounds)
+        return _over_replicates(own, alike, a - b, profiles, replicates, (-reach, reach))
     if isinf(reach := bounds[1] - bounds[0]):
         return interval(a - b, profiles, bounds, resamples)
     people, measured = _by_person(a - b, profiles), np.isfinite(a - b)
     if not len(people.values):
         return Interval(nan, nan, nan, 0, 0)
-    own = [(scores[measured], profiles[measured]) for scores in (a, b)]
     low, high = _around(people, resamples) if len(people.counts) > 1 else (people.mean, people.mean)
-    differing = (np.abs(people.sums) > SAME).sum()  # people, between the two models
-    few = differing < min(RARE, len(people.sums) / 2)
-    if people.alike or few or all(_close_to_an_end(_by_person(*scores), bounds) for scores in own):
-        first, second = (interval(*scores, bounds, resamples) for scores in own)
+    if _alike(a, b, profiles, bounds):
+        first, second = (interval(scores[measured], profiles[measured], bounds, resamples) for scores in (a, b))
         (down, up), (down_b, up_b) = ((m.value - m.low, m.high - m.value) for m in (first, second))
         agreeing = max(hypot(down, up), hypot(down_b, up_b))  # so that a first disagreement makes nothing narrower
         low = min(low, float(people.mean) - max(hypot(down, up_b), agreeing))
@@ -108,12 +134,91 @@ def paired_difference(a, b, profiles, bounds: tuple[float, float] = (0.0, 1.0), 
     return people.within(low, high, (-reach, reach))
 
 
-def paired_p(a, b, profiles) -> float:
+def _alike(a: np.ndarray, b: np.ndarray, profiles: np.ndarray, bounds: tuple[float, float]) -> bool:
+    """Whether two models differ about too few people, or are both too close to an end, for their spread to count."""
+    people, measured = _by_person(a - b, profiles), np.isfinite(a - b)
+    differing = (np.abs(people.sums) > SAME).sum()  # people, between the two models
+    own = (_by_person(scores[measured], profiles[measured]) for scores in (a, b))
+    few = differing < min(RARE, len(people.sums) / 2)
+    return people.alike or bool(few) or all(_close_to_an_end(one, bounds) for one in own)
+
+
+def several(values, replicates) -> bool:
+    """Whether the measured ``values`` [items] are of more than one of the ``replicates`` [items]."""
+    if replicates is None:
+        return False
+    known = np.asarray(replicates)[np.isfinite(np.asarray(values, float))]
+    return len(known) > 0 and bool((known != known[0]).any())
+
+
+def crossed(values, profiles, replicates) -> Crossed:
+    """The mean of finite ``values`` [items] and its variance where replicates are drawn anew, and people too.
+
+    A person is known by ``profiles`` and may recur in every replicate (retain people) or stand in one (forget people).
+    The variance is that between replicates, and where people recur also that between people, less what the pairs of the
+    two make by themselves, which both hold; degrees of freedom by Satterthwaite. (Two crossed random factors: Searle,
+    Casella and McCulloch 1992, in the linearised form of Cameron, Gelbach and Miller 2011.)
+    """
+    values, total = np.asarray(values, float), len(values)
+    row, column = pd.factorize(np.asarray(replicates))[0], pd.factorize(np.asarray(profiles))[0]
+    shape = row.max() + 1, column.max() + 1
+    cell, size = np.ravel_multi_index((row, column), shape), shape[0] * shape[1]
+    counts = np.bincount(cell, minlength=size).reshape(shape)
+    sums = np.bincount(cell, values - values.mean(), size).reshape(shape)
+    there = counts > 0
+    several, pairs = shape[0] - 1, there.sum()
+    between = shape[0] / several * (sums.sum(1) ** 2).sum() / total**2
+    if pairs - sum(shape) + 1 <= 0:  # nobody recurs, or hardly anybody: people are part of their replicate
+        return Crossed(float(values.mean()), float(between), several, float(between), 0.0)
+    means = np.divide(sums, counts, out=np.zeros(shape), where=there)
+    own = [means.sum(axis, keepdims=True) / there.sum(axis, keepdims=True) for axis in (0, 1)]
+    rest = np.where(there, means - own[0] - own[1], 0.0)
+    shared = (rest**2).sum() / (pairs - sum(shape) + 1) / pairs
+    people = max(0.0, shape[1] / (shape[1] - 1) * (sums.sum(0) ** 2).sum() / total**2 - shared)
+    variance, parts = between + people, between**2 / several + people**2 / (shape[1] - 1)
+    df = variance**2 / parts if parts else several
+    return Crossed(float(values.mean()), float(variance), float(df), float(between), float(people))
+
+
+def limits(found: Crossed, bounds: tuple[float, float] = (0.0, 1.0)) -> tuple[float, float]:
+    """The ends of the interval of a mean by Student's t, on the logit scale where there are ``bounds``."""
+    low, high = bounds
+    reach = float(student.ppf(1 - TAIL, found.df)) * sqrt(found.variance)
+    if isinf(high - low):
+        return found.mean - reach, found.mean + reach
+    share = (found.mean - low) / (high - low)
+    scaled = reach / (high - low) / (share * (1 - share))
+    return tuple(low + (high - low) * float(expit(logit(share) + way * scaled)) for way in (-1, 1))
+
+
+def _over_replicates(
+    over_people: Interval, at_least: bool, values, profiles, replicates, bounds: tuple[float, float]
+) -> Interval:
+    """The interval over replicates crossed with people, ``at_least`` as wide as that ``over_people`` where this is said
+    or all replicates agree. On the logit scale of what has bounds, so close to them it is not symmetric."""
+    values, (low, high) = np.asarray(values, float), bounds
+    measured = np.isfinite(values)
+    values, profiles, replicates = values[measured], np.asarray(profiles)[measured], np.asarray(replicates)[measured]
+    found, count = crossed(values, profiles, replicates), len(np.unique(replicates))
+    if not low < found.mean < high:
+        return replace(over_people, n_replicates=count)
+    ends = limits(found, bounds)
+    if at_least or found.variance < SAME**2:
+        ends = min(ends[0], over_people.low), max(ends[1], over_people.high)
+    return replace(over_people, low=ends[0], high=ends[1], n_replicates=count)
+
+
+def paired_p(a, b, profiles, replicates=None) -> float:
     """Two-sided p of no mean difference between two models, arguments as in :func:`paired_difference`.
 
-    Student's t of the people's differences, weighted by their items; a sign-flip test where all people differ alike.
-    NaN where no item is common.
+    Student's t of the people's differences, weighted by their items, or of replicates crossed with people; a sign-flip
+    test where all people differ alike. NaN where no item is common.
     """
+    difference = np.asarray(a, float) - np.asarray(b, float)
+    if several(difference, replicates) and (measured := np.isfinite(difference)).any():
+        found = crossed(*(np.asarray(one)[measured] for one in (difference, profiles, replicates)))
+        if found.variance > SAME**2:
+            return float(2 * student.sf(abs(found.mean) / sqrt(found.variance), found.df))
     people = _by_person(np.asarray(a, float) - np.asarray(b, float), profiles)
     if not len(people.values):
         return nan

@@ -100,7 +100,7 @@ class Pairs:
             return []
         if people >= FEW_PEOPLE:
             return [np.quantile(shares, [0.025, 0.975])]
-        reach = student.ppf(0.975, people - 1) * shares.std(ddof=1)
+        reach = student.ppf(0.975, people - 1) * shares.std(ddof=1) * np.sqrt(people / (people - 1))
         return [np.clip([value - reach, value + reach], lowest, 1)]
 
 

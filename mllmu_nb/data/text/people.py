@@ -61,11 +61,6 @@ def read_profiles(
     ``people``: how many are scored (0: all), with ``pool`` more; ``ratio`` in per cent. The files and the choice are
     described in ``docs/data.md``. Raises KitError for every fault of the files, naming file, line and ID.
     """
-    if forget_ids_file and draw:
-        raise KitError(
-            f"forget_draw={draw} needs forget sets that are drawn, and forget_ids_file lists the only one: set "
-            "forget_draw to 0 or leave forget_ids_file empty"
-        )
     path = Path(profiles_file)
     lines, read = _read_lines(path)
     stated = {identity: attributes_of(qa) for identity, qa in read.items()}

@@ -1,0 +1,165 @@
+"""Methods compared along their path: what is kept where equally much is forgotten.
+
+docs/scoring.md ("Along the path") defines the share of the gap that is closed, and what is read off at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import nan
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from mllmu_nb.scoring.frames import DRAW, GROUP, MODEL, PEOPLE, POOLED, VIEWS, of_metric, persons
+from mllmu_nb.scoring.registry import by_key
+from mllmu_nb.statistics.intervals import SAME, crossed, interval, limits
+
+TRAINED_VIEW = {"multimodal": "image_text", "unimodal": "text"}
+PLACES = (0.25, 0.5, 0.75)
+AREA = "area"  # the mean of what is kept from vanilla to the last of PLACES
+LEVELS = np.linspace(0, PLACES[-1], 16)
+KEPT = "kept"  # likelihood about the retain people and the celebrities, each counted half
+LIKELIHOOD, EXACT = "likelihood", "exact"
+# What is read off: name → set and measure, both views together.
+READ = {
+    "retain": ("retain", LIKELIHOOD),
+    "celebrity": ("celebrity", LIKELIHOOD),
+    "free": ("retain", EXACT),
+    "test": ("test", LIKELIHOOD),
+}
+RUN_AT = [*PEOPLE, *MODEL, "run"]
+
+
+class Curve(NamedTuple):
+    """The path of one run: ``steps`` [points], the share of the gap ``closed`` [points], and by name of READ what each
+    person scores at each point, ``people`` and ``values`` [points, people]."""
+
+    steps: np.ndarray
+    closed: np.ndarray
+    read: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def by_person(answers: pd.DataFrame) -> pd.DataFrame:
+    """The points of paths, joined with their questions, as ``score`` and ``items`` of each step, set, view, measure
+    (likelihood, probability, exact) and person."""
+    choices = of_metric(answers, "classification", LIKELIHOOD)
+    right = (choices["answer"] == choices["answer_true"]).astype(float)
+    free = of_metric(answers, "generation", "")
+    exact = by_key()["generation", "", EXACT].function(free) if len(free) else None
+    parts = [(choices, LIKELIHOOD, right), (choices, "probability", choices["probability"]), (free, EXACT, exact)]
+    rows = pd.concat([rows.assign(measure=name, score=score) for rows, name, score in parts if len(rows)])
+    rows = rows.assign(person=persons, items=rows["score"].notna().astype(int)).fillna({"score": 0.0})
+    at = [*RUN_AT, "step", "set", "view", "measure", "person"]
+    return rows.groupby(at, sort=False, observed=True)[["score", "items"]].sum().reset_index()
+
+
+def curves(points: pd.DataFrame, closed_in: str = "trained") -> dict[str, Curve]:
+    """Run → its curve, of every unlearned run that has an oracle about the same people which knows less of them.
+
+    ``points`` as from :func:`by_person`. The share of the gap from vanilla, where the path begins, to the oracle is
+    that of the likelihood of the forget people, in the view that was ``trained``, or in ``both``.
+    """
+    found, oracles = {}, {}
+    forget = points[(points["set"] == "forget") & (points["measure"] == LIKELIHOOD)]
+    for key, rows in forget[forget["method"] == "oracle"].groupby(PEOPLE, sort=False):
+        oracles[key] = rows
+    for run, rows in points[points["modality"] != "none"].groupby("run", sort=False):
+        first = rows.iloc[0]
+        views = list(VIEWS) if closed_in == POOLED else [TRAINED_VIEW[first["modality"]]]
+        oracle = oracles.get(tuple(first[PEOPLE]))
+        mine = rows[(rows["set"] == "forget") & (rows["measure"] == LIKELIHOOD) & rows["view"].isin(views)]
+        if oracle is None or mine.empty:
+            continue
+        oracle = oracle[oracle["view"].isin(views)]
+        sums = mine.groupby("step")[["score", "items"]].sum()
+        level, end = sums["score"] / sums["items"], oracle["score"].sum() / oracle["items"].sum()
+        gap = level.iloc[0] - end
+        if not gap > 0:
+            continue
+        read = {}
+        for name, (set_name, measure) in READ.items():
+            here = rows[(rows["set"] == set_name) & (rows["measure"] == measure)]
+            here = here.pivot_table(index="step", columns="person", values=["score", "items"], aggfunc="sum")
+            if len(here):
+                read[name] = here["score"].columns.to_numpy(str), (here["score"] / here["items"]).to_numpy()
+        found[run] = Curve(sums.index.to_numpy(), ((level.iloc[0] - level) / gap).to_numpy(), read)
+    return found
+
+
+def crossings(closed: np.ndarray, levels: Sequence[float]) -> np.ndarray:
+    """The points' weights at which each share is closed for the first time, [levels, points]; NaN where it never is."""
+    weights = np.full((len(levels), len(closed)), nan)
+    for row, level in enumerate(levels):
+        reached = np.flatnonzero(closed >= level)
+        if level <= 0:
+            weights[row] = np.eye(len(closed))[0]
+        elif len(reached):
+            last = reached[0]
+            share = (level - closed[last - 1]) / (closed[last] - closed[last - 1])
+            weights[row] = (1 - share) * np.eye(len(closed))[last - 1] + share * np.eye(len(closed))[last]
+    return weights
+
+
+def kept_by_person(points: pd.DataFrame, closed_in: str = "trained", by: Sequence[str] = ()) -> pd.DataFrame:
+    """What each run keeps of each person where equally much is forgotten: a row a run, ``place`` (a share of
+    :data:`LEVELS`, or AREA), ``what`` (a name of READ, or KEPT), ``set`` and person, with ``value``: NaN where the
+    place is never reached."""
+    runs, parts = points.drop_duplicates("run").set_index("run"), []
+    places = np.array([*LEVELS.round(2), AREA], object)
+    for run, curve in curves(points, closed_in).items():
+        weights = crossings(curve.closed, LEVELS)
+        area = np.trapezoid(weights, LEVELS, axis=0) / LEVELS[-1]  # NaN where the last is never reached
+        for name, (people, values) in curve.read.items():
+            read = (np.vstack([weights, area]) @ values).ravel()
+            sides = {"run": run, "place": np.repeat(places, len(people)), "person": np.tile(people, len(places))}
+            rows = pd.DataFrame(sides | {"value": read, "what": name, "set": READ[name][0]})
+            parts += [rows, rows.assign(what=KEPT)] if name in ("retain", "celebrity") else [rows]
+    columns = ["run", "place", "person", "value", "what", "set"]
+    frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    return frame.merge(runs[[*PEOPLE, *MODEL, *by]].reset_index(), on="run")
+
+
+def kept(of_people: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """The rows of :func:`kept_by_person` as means with their intervals: a row a GROUP, MODEL, ``by``, place and what.
+
+    Columns value, low, high, n_profiles, n_replicates (those that reach the place), ``of`` (all), and ``dots``, the
+    value of each replicate. No value where no replicate gets there.
+    """
+    columns, rows = [*GROUP, *MODEL, *by, "place", "what"], []
+    value = of_people["value"].to_numpy(float)
+    sets, people = (pd.factorize(of_people[name])[0] for name in ("set", "person"))
+    replicates = of_people.groupby(DRAW).ngroup().to_numpy()
+    for key, at in of_people.groupby(columns, sort=False, dropna=False).indices.items():
+        there = at[np.isfinite(value[at])]
+        found = _mean_of_sets(value[there], sets[there], people[there], replicates[there])
+        count = {"of": len(np.unique(replicates[at])), "n_profiles": len(np.unique(people[there]))}
+        rows.append(dict(zip(columns, key, strict=True)) | found | count)
+    more = ["value", "low", "high", "n_profiles", "n_replicates", "of", "dots"]
+    return pd.DataFrame(rows, columns=[*columns, *more])
+
+
+def _mean_of_sets(values: np.ndarray, sets: np.ndarray, people: np.ndarray, replicates: np.ndarray) -> dict:
+    """The mean of the sets' means, each set counting alike, with its interval over replicates crossed with people; all
+    are given [rows]."""
+    units, row = np.unique(replicates), {"value": nan, "low": nan, "high": nan}
+    dots = tuple(_of_sets(values[replicates == one], sets[replicates == one])[0] for one in units)
+    row |= {"n_replicates": len(units), "dots": dots}
+    if not len(values):
+        return row
+    row["value"], residual = _of_sets(values, sets)
+    # of one replicate, over people
+    found = crossed(residual, people, replicates if len(units) > 1 else people) if np.ptp(people) else None
+    if found is None or found.variance < SAME or not 0 < row["value"] < 1:
+        alone = interval(np.clip(values, 0, 1), people)
+        return row | {"low": alone.low, "high": alone.high}
+    return row | dict(zip(("low", "high"), limits(found._replace(mean=row["value"])), strict=True))
+
+
+def _of_sets(values: np.ndarray, sets: np.ndarray) -> tuple[float, np.ndarray]:
+    """The mean of the sets' means, and what each value adds to it beyond its set's, as if all counted alike."""
+    codes = np.unique(sets, return_inverse=True)[1]
+    size = np.bincount(codes)
+    means = np.bincount(codes, values) / size
+    return float(means.mean()), (values - means[codes]) * len(values) / (size[codes] * len(size))
