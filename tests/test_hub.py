@@ -273,11 +273,6 @@ def test_a_run_takes_its_people_from_the_folder_and_its_record_names_no_path(tmp
     assert provenance.public(both) == {"data_source": "MLLMMU/MLLMU-Bench,baseline_train_split"}
 
 
-def test_a_data_source_has_no_other_draw_and_no_second_source(tmp_path):
-    with pytest.raises(KitError, match="forget_draw must be 0: data_source and forget_ids_file"):
-        Config(data_source=str(tmp_path), forget_draw=1)
-
-
 def test_a_hub_commit_is_in_the_runs_record(monkeypatch):
     noted = replace(a_few(), notes={"revisions": {"MLLMMU/MLLMU-Bench": NEW}})
     monkeypatch.setattr(pipeline, "population", lambda config: noted)
