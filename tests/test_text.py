@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_official import JOBS, NAMES, TOWNS
 
 from mllmu_nb.data.facts import WORDINGS, say
 from mllmu_nb.data.generate import random_facts
@@ -132,10 +133,6 @@ def test_the_name_takes_the_place_of_this_person(text, named):
 # ---------------------------------------------------------------------------------------------------------------
 # A small town, worded in several ways
 # ---------------------------------------------------------------------------------------------------------------
-
-NAMES = "Tilda Quist|Kofi Falk|Nora Holm|Igor Weller|Vera Sorel|Hugo Kovac|Olga Brandt|Emil Thorne".split("|")
-TOWNS = "Turku|Oulu|Pori|Kotka|Vaasa|Lahti|Rauma|Hanko".split("|")
-JOBS = "judge|baker|miner|tailor|nurse|pilot|weaver|cook".split("|")
 
 
 def person(index: int) -> dict:
