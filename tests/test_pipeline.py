@@ -72,9 +72,7 @@ def published(file, names) -> Config:
 
 def test_people_of_published_text_look_as_different_as_generated_ones(tmp_path, monkeypatch):
     drawn, draw = [], portraits.draw
-    monkeypatch.setattr(
-        "mllmu_nb.data.text.questions.draw", lambda traits, rng: drawn.append(traits) or draw(traits, rng)
-    )
+    monkeypatch.setattr(portraits, "draw", lambda traits, rng: drawn.append(traits) or draw(traits, rng))
     names = [f"{first} {last}" for first in facts.FEMALE[:15] for last in facts.FAMILY[:10]]
     pipeline.population(published(tmp_path / "text.jsonl", names))
     assert len(drawn) == 150

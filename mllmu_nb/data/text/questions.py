@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from mllmu_nb.data import portraits
 from mllmu_nb.data.facts import WORDINGS, read_wordings, say
 from mllmu_nb.data.generate import Looks, distinct_traits
-from mllmu_nb.data.portraits import TRANSFORMS, draw, to_png, transform
 from mllmu_nb.data.schema import LETTERS, PER_TASK, QA, Population, Profile, Question, with_letter
 from mllmu_nb.data.text.names import THIS, in_both_views, with_name
 
@@ -38,13 +38,15 @@ def population_from_text(read: Population, seed: int = 0) -> Population:
         question_rng, portrait_rng, test_rng = (_generator(seed, person.id, purpose) for purpose in purposes)
         chosen = choose_facts(person, values, no_choice, question_rng)
         questions, test_questions = _questions(person, chosen, letters, rng)
-        portrait = draw(distinct_traits(portrait_rng, person.attributes.get("gender", ""), looks), portrait_rng)
+        traits = distinct_traits(portrait_rng, person.attributes.get("gender", ""), looks)
+        portrait = portraits.draw(traits, portrait_rng)
+        changed = (portraits.transform(portrait, kind, test_rng) for kind in range(len(portraits.TRANSFORMS)))
         profiles[person.id] = replace(
             person,
-            portrait=to_png(portrait),
+            portrait=portraits.to_png(portrait),
             biography=" ".join(with_name(f.answer, person.name) for f in _facts(person) if f.attribute != "name"),
             questions=tuple(questions),
-            test_portraits=tuple(to_png(transform(portrait, kind, test_rng)) for kind in range(len(TRANSFORMS))),
+            test_portraits=tuple(map(portraits.to_png, changed)),
             test_questions=tuple(test_questions),
         )
     shared = sorted(name for name, count in Counter(person.name for person in people).items() if count > 1)
