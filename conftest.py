@@ -27,6 +27,13 @@ if "MPLBACKEND" not in os.environ:
     matplotlib.use("Agg")
 
 
+@pytest.fixture
+def out(tmp_path, monkeypatch):
+    """A folder of the test's own that everything is written under."""
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "out"))
+    return tmp_path / "out"
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
     """Folder of a tiny base model of the miniature's kind that has learnt nothing, with its recipe. Read only."""

@@ -81,18 +81,8 @@ def _population(data: tuple, files: tuple) -> Population:
     counts = {"people": of.people, "pool": of.pool, "ratio": of.forget_ratio, "draw": of.replicate}
     if not of.profiles_file:
         return generate.generate(of.data_seed, celebrities=of.celebrities, **counts)
-
-    looks = generate.Looks()
-
-    def portrait(attributes, rng):
-        traits = generate.distinct_traits(rng, attributes.get("gender", ""), looks)
-        return portraits.portrait(portraits.Face.random(traits, rng))
-
-    def changed(picture, rng, kind):
-        return portraits.to_png(portraits.transform(portraits.from_bytes(picture), kind, rng))
-
     text = read_profiles(of.profiles_file, of.forget_ids_file, seed=of.data_seed, **counts)
-    known = population_from_text(text, seed=of.data_seed, draw_portrait=portrait, transform_portrait=changed)
+    known = population_from_text(text, of.data_seed)
     famous = generate.famous_people(of.celebrities) if of.celebrities else []
     return Population({**known.profiles, **{p.id: p for p in famous}}, known.forget_ids, known.notes)
 

@@ -25,12 +25,6 @@ METHODS = ("finetune", "ga", "grad_diff", "kl_min", "npo", "prompting")
 
 
 @pytest.fixture
-def out(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "out"))
-    return tmp_path / "out"
-
-
-@pytest.fixture
 def notebooks(tmp_path, monkeypatch):
     """A folder of notebooks, empty as yet, in place of the project's."""
     folder = tmp_path / "notebooks"
@@ -248,14 +242,20 @@ def test_a_methods_notebook_may_lie_beside_its_file(notebooks, tmp_path, monkeyp
     assert sweep.notebook_for(config) == tmp_path / "own" / "99_ga.ipynb"
 
 
-def test_files_named_from_here_are_named_in_full(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "given, read",
+    [
+        ({"profiles_file": "people.jsonl"}, {"profiles_file": "HERE/people.jsonl"}),
+        ({"base_path": "llava-hf/llava-1.5-7b-hf", "data_source": ""},) * 2,
+        ({"data_source": "MLLMMU/MLLMU-Bench, bench"}, {"data_source": "MLLMMU/MLLMU-Bench,HERE/bench"}),
+    ],
+)
+def test_what_lies_here_is_named_in_full_and_the_hubs_names_are_left(tmp_path, monkeypatch, given, read):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "people.jsonl").write_text("")
-    grid = put_grid(tmp_path, {"profiles_file": "people.jsonl", "base_path": "llava-hf/llava-1.5-7b-hf"})
-    assert sweep.read(Path(grid)) == {
-        "profiles_file": str(tmp_path / "people.jsonl"),
-        "base_path": "llava-hf/llava-1.5-7b-hf",
-    }
+    (tmp_path / "people.jsonl").touch()
+    (tmp_path / "bench").mkdir()
+    read = {name: value.replace("HERE", str(tmp_path)) for name, value in read.items()}
+    assert sweep.read(Path(put_grid(tmp_path, given))) == read
 
 
 # -- the runs ---------------------------------------------------------------------------------------------------

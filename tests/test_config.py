@@ -84,6 +84,14 @@ def config_of(**parameters):
             "data_source and profiles_file both bring people: give one of them",
         ),
         ({"adapter_path": "x"}, "adapter_path is asked as method 'yours', not 'vanilla'"),
+        (
+            {"method": "yours", "modality": "unimodal"},
+            "method 'yours' unlearns nothing: modality must be 'none', not 'unimodal'",
+        ),
+        (
+            {"data_source": "x", "forget_draw": 1},
+            "forget_draw must be 0: data_source and forget_ids_file have one forget set a ratio",
+        ),
         ({"base_path": " "}, "base_path must be a path or empty, not ' '"),
         ({"settings": 3}, "settings must be a table of names and values, not 3"),
         ({**NPO, "bata": 2.5}, "unknown parameter 'bata': did you mean 'beta'?"),

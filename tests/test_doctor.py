@@ -18,12 +18,7 @@ from mllmu_nb.unlearning.base import Recipe
 
 PAPER = Config(scale="paper", people=500)
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25}
-
-
-@pytest.fixture(autouse=True)
-def out(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "out"))
-    return tmp_path / "out"
+pytestmark = pytest.mark.usefixtures("out")
 
 
 @pytest.fixture

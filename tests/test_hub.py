@@ -17,7 +17,6 @@ import pytest
 from test_official import a_few
 
 from mllmu_nb import paths, pipeline, provenance
-from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
 from mllmu_nb.data import hub, official
 from mllmu_nb.errors import KitError
@@ -273,7 +272,7 @@ def test_a_run_takes_its_people_from_the_folder_and_its_record_names_no_path(tmp
     assert provenance.public(both) == {"data_source": "MLLMMU/MLLMU-Bench,baseline_train_split"}
 
 
-def test_a_data_source_has_no_other_draw_and_no_second_source(tmp_path):
+def test_replicates_of_a_data_source_differ_in_seeds_alone(tmp_path):
     assert Config(data_source=str(tmp_path), replicate=1).train_seed == 1, "replicates differ in seeds alone"
 
 
@@ -310,16 +309,3 @@ def test_a_base_from_the_hub_can_be_pinned_and_its_commit_is_in_the_runs_record(
 def test_a_base_in_a_folder_has_no_revision():
     with pytest.raises(KitError, match="base_revision 'v1' is for the hub, but .*llava-miniature is a folder"):
         pipeline.check(Config(base_revision="v1", method="base"))
-
-
-def test_a_configuration_files_folders_are_named_in_full_and_the_hubs_names_are_left(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "bench").mkdir()
-    for given, wanted in (
-        ("MLLMMU/MLLMU-Bench", "MLLMMU/MLLMU-Bench"),
-        ("bench", f"{tmp_path}/bench"),
-        ("MLLMMU/MLLMU-Bench, bench", f"MLLMMU/MLLMU-Bench,{tmp_path}/bench"),
-        ("", ""),
-    ):
-        (tmp_path / "grid.yaml").write_text(f"data_source: '{given}'\n")
-        assert sweep.read(tmp_path / "grid.yaml") == {"data_source": wanted}

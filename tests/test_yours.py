@@ -1,6 +1,5 @@
 """Models that were made elsewhere: what is scored, what is refused and why, what they are compared with."""
 
-import hashlib
 import json
 import shutil
 
@@ -20,7 +19,6 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.models.adapters import load_foreign, merge
 from mllmu_nb.models.files import check_adapter, check_model
 from mllmu_nb.models.load import load_model
-from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.reporting.runs import read_run
 
 VISION_TOO = ["q_proj", "v_proj"]  # by their bare names, as others write them: the vision tower has them too
@@ -28,13 +26,10 @@ SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots":
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tiny_base, tmp_path_factory):
     """A model as others save it: no recipe."""
-    place = tmp_path_factory.mktemp("model")
-    tokenizer = make_tokenizer(["Where was this person born?", "USER: ASSISTANT: Just give ONE letter."], 400)
-    make_model(tokenizer, 0, width=32, layers=2, heads=2).save_pretrained(place)
-    make_processor(tokenizer).save_pretrained(place)
-    return place
+    ignored = shutil.ignore_patterns("recipe.json")
+    return shutil.copytree(tiny_base, tmp_path_factory.mktemp("model") / "tiny", ignore=ignored)
 
 
 @pytest.fixture
@@ -139,19 +134,6 @@ def test_models_that_are_not_loaded_are_named(folder, model, tmp_path):
         check_model(copy, "llava")
 
 
-def test_a_model_with_a_missing_or_unexpected_weight_is_refused(folder, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    weights = load_file(copy / "model.safetensors")
-    name = next(name for name in weights if "layers.1" in name)
-    save_file({n: w for n, w in weights.items() if n != name}, copy / "model.safetensors", {"format": "pt"})
-    with pytest.raises(KitError, match="does not fit its architecture: missing keys .*layers.1"):
-        load(copy)
-    save_file({**weights, "elsewhere": torch.zeros(2)}, copy / "model.safetensors", {"format": "pt"})
-    with pytest.raises(KitError, match="does not fit its architecture: unexpected keys elsewhere"):
-        load(copy)
-
-
 # -- what is asked and what it is compared with --------------------------------------------------------------------
 
 
@@ -171,12 +153,9 @@ def settings(tmp_path):
 
 
 @pytest.fixture
-def base(folder, tmp_path, out):
+def base(tiny_base, out):
     """The run of the same model as the kit's own base model."""
-    place = shutil.copytree(folder, tmp_path / "base")
-    weights = (place / "model.safetensors").read_bytes()
-    (place / "recipe.json").write_text(json.dumps({"sha256": hashlib.sha256(weights).hexdigest()}))
-    return pipeline.run(Config(method="base", base_path=str(place), **SMALL))
+    return pipeline.run(Config(method="base", base_path=str(tiny_base), **SMALL))
 
 
 def put_reference(base, results, method, right):
@@ -304,11 +283,3 @@ def test_what_is_wrong_is_said_in_one_line_before_a_model_is_loaded(
 def test_a_folder_that_is_full_is_not_written_over(folder, out, settings, tmp_path, capsys):
     assert door.main(["evaluate", "--model", str(folder), "--config", str(settings), "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path} is already there: remove it or choose another folder\n"
-
-
-def test_an_adapter_belongs_to_a_model_that_was_made_elsewhere():
-    with pytest.raises(KitError, match="adapter_path is asked as method 'yours', not 'vanilla'"):
-        Config(adapter_path="somewhere")
-    with pytest.raises(KitError, match="method 'yours' unlearns nothing: modality must be 'none'"):
-        Config(method="yours", modality="unimodal")
-    assert not Config(method="yours").trains

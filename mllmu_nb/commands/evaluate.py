@@ -18,8 +18,8 @@ from mllmu_nb.config import GRID, YOURS, Config
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.errors import KitError
 from mllmu_nb.models.files import model_type
+from mllmu_nb.scoring.frames import REFERENCES
 
-REFERENCES = ("vanilla", "oracle")
 SUMMARY = "score a model or an adapter that was made elsewhere, beside vanilla and the oracle"
 
 

@@ -86,11 +86,12 @@ class Problem:
         return f"{self.file}{row}{person}{column}: {self.text}"
 
 
-def report(name: str, problems: Sequence[Problem]) -> str:
-    """All problems in one text: a line where there is one, else a line each below their number."""
-    if len(problems) == 1:
-        return str(problems[0])
-    return "\n  ".join([f"{name} has {len(problems)} problems:", *map(str, problems)])
+class LayoutError(KitError):
+    """All ``problems`` of what is called ``name``: a line where there is one, else a line each below their number."""
+
+    def __init__(self, name: str, problems: Sequence[Problem]):
+        self.problems, lines = problems, [str(problem) for problem in problems]
+        super().__init__("\n  ".join(lines if len(lines) == 1 else [f"{name} has {len(lines)} problems:", *lines]))
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,11 @@ class Layout:
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 reason = str(error).partition("\n")[0]
                 self.problems.append(Problem(file, f"is no readable parquet file ({reason}): download it again"))
+
+    def stop_at_fatal(self, problems: Sequence[Problem]) -> None:
+        """Raises LayoutError with all ``problems`` when one of them is fatal."""
+        if any(problem.fatal for problem in problems):
+            raise LayoutError(self.name, problems)
 
     def _needs(self, config: str) -> str:
         return TRAINING if self.training or config == "ft_Data" else EVALUATION

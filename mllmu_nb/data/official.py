@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mllmu_nb.data.layout import OPEN_COLUMNS, TYPES, Layout, Problem, Row, answer_letter, configs_in, report, schema_of
+from mllmu_nb.data.layout import OPEN_COLUMNS, TYPES, Layout, Problem, Row, answer_letter, configs_in, schema_of
 from mllmu_nb.data.schema import LETTERS, QA, TASKS, VIEWS, Population, Profile, Question
 from mllmu_nb.data.splits import RATIOS, forget_ids
 from mllmu_nb.data.text import people, reader
@@ -161,24 +161,12 @@ def _feature(kind: pa.DataType) -> dict | list:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_layout(folder: str | Path, ratio: int, training: str | Path = "", *, names: Sequence[str] = ()) -> Population:
+def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names: Sequence[str] = ()) -> Population:
     """The population written in ``folder`` with the forget ids of ``forget_<ratio>``; its notes list what is not fatal.
 
     ``training``: a folder of the training splits, whose forget and retain people must be the same. ``names``: what
-    reports and notes call the two folders (else as they are called).
-
-    Raises KitError with a report of all problems, when one of them is fatal.
+    reports and notes call the two folders (else as they are called). Raises KitError when a problem is fatal.
     """
-    population, problems = read(folder, ratio, training, names)
-    if population is None:
-        raise KitError(report(names[0] if names else Path(folder).name, problems))
-    return population
-
-
-def read(
-    folder: str | Path, ratio: int, training: str | Path = "", names: Sequence[str] = ()
-) -> tuple[Population | None, list[Problem]]:
-    """The population (None where a problem is fatal) and all problems; arguments as of :func:`read_layout`."""
     forget, retain, present = f"forget_{ratio}", f"retain_{100 - ratio}", configs_in(folder)
     splits = sorted({forget, *(config for config in present if config.startswith("forget_"))})
     optional = [config for config in ("Retain_Set", retain) if config in present]
@@ -192,8 +180,7 @@ def read(
     problems = data.problems + (trained.problems if trained else [])
     if not any(problem.fatal and not problem.id for problem in problems):  # else who has a row is not known
         problems += _people_problems(data, trained, forget, retain, pool)
-    if any(problem.fatal for problem in problems):
-        return None, problems
+    data.stop_at_fatal(problems)
 
     taught = _taught(data.people["ft_Data"])
     profiles = {}
@@ -208,8 +195,7 @@ def read(
             problems.append(row.problem("ID", f"{text}: change one of the two"))
         profiles[identity] = _profile(row.values, "celebrity", identity, qa)
     problems += _shared_names(data.name, (p for p in profiles.values() if p.kind != "celebrity"))
-    if any(problem.fatal for problem in problems):
-        return None, problems
+    data.stop_at_fatal(problems)
 
     missed = [[identity, pair.question] for identity, qa in taught.items() for pair in qa if not pair.attribute]
     notes = {
@@ -224,7 +210,7 @@ def read(
     if trained:
         others = [_taught(people) for people in trained.people.values()]
         notes["taught_otherwise"] = sorted(i for other in others for i, qa in other.items() if qa != taught[i])
-    return Population(profiles, tuple(data.people[forget]), notes), problems
+    return Population(profiles, tuple(data.people[forget]), notes)
 
 
 def _taught(rows: Mapping[str, Row]) -> dict[str, tuple[QA, ...]]:

@@ -111,13 +111,12 @@ class Population:
         retain = [person for person in self.of_kind("fictitious") if person.id not in self.forget_ids]
         return dict(zip(SETS, (forget, forget, retain, self.of_kind("celebrity")), strict=True))[set_name]
 
-    def items(self, set_name: str, test_image: int = 0) -> list[Item]:
-        """Every question of a set, in a fixed order. Test asks the paraphrase with a transformed portrait."""
+    def items(self, set_name: str) -> list[Item]:
+        """Every question of a set, in a fixed order. Test asks the paraphrase with the first transformed portrait."""
         items = []
         for person in self.members(set_name):
-            asked, pictures = person.questions, (person.portrait,)
+            asked, picture = person.questions, person.portrait
             if set_name == "test":
-                asked, pictures = person.test_questions, person.test_portraits
-            picture = pictures[test_image % len(pictures)]
+                asked, picture = person.test_questions, person.test_portraits[0]
             items += [Item(set_name, each, picture if each.view == "image_text" else None) for each in asked]
         return items

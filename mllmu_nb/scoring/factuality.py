@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 
 from nltk.stem.porter import PorterStemmer
 
@@ -174,10 +174,6 @@ def _number(
     return next((score for bound, score in DISTANCES if distances and distances[0] <= bound), 2)
 
 
-def _height(answer: str, value: str) -> int | None:
-    return _number(answer, value, _centimetres, scale=0.2)  # heights lie close together
-
-
 def _centimetres(text: str) -> list[float]:
     """Heights in cm, m or feet and inches."""
     plain = THOUSANDS.sub("", text.casefold())
@@ -197,7 +193,7 @@ GRADERS = {
     "birth_date": _date,
     "birthplace": _place,
     "residence": _place,
-    "height": _height,
+    "height": partial(_number, quantities=_centimetres, scale=0.2),  # heights lie close together
     "salary": _number,
     "gender": _gender,
 }

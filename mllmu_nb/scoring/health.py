@@ -5,9 +5,9 @@ docs/scoring.md ("Health and collapse") has the rules for both.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache, partial
-from itertools import groupby
 from math import nan
 from typing import NamedTuple
 
@@ -27,7 +27,9 @@ STATES = {
     "empty": "Empty",
 }
 BROKEN = ("gibberish", "repeated", "empty")
-IN_A_ROW, PHRASE = 3, 4  # a phrase of up to so many words that often
+REPEATED = re.compile(
+    r"(?<!\S)(\S+(?: \S+){0,3})(?: \1){2,}(?!\S)"
+)  # a phrase of up to four words, three times in a row
 LONG, DIFFERENT = 8, 0.5  # from so many words on, the share of different ones
 UNLIKELY = 0.01  # quantile of the fluency of vanilla's answers
 MOST_BROKEN = 0.5
@@ -75,19 +77,9 @@ def form_of(answer: str) -> str:
     if not words(answer):
         return "empty"
     once = words_once(answer)
-    if _most_in_a_row(once) >= IN_A_ROW or (len(once) >= LONG and len(set(once)) < DIFFERENT * len(once)):
+    if REPEATED.search(" ".join(once)) or (len(once) >= LONG and len(set(once)) < DIFFERENT * len(once)):
         return "repeated"
     return "gibberish" if mostly_symbols(answer) else ""
-
-
-def _most_in_a_row(tokens: Sequence[str]) -> int:
-    """How often a phrase of up to PHRASE words comes in a row at most: once for words that are all different."""
-    most = 1
-    for length in range(1, PHRASE + 1):
-        alike = (word == later for word, later in zip(tokens, tokens[length:], strict=False))
-        runs = (sum(run) for same, run in groupby(alike) if same)
-        most = max(most, 1 + max(runs, default=0) // length)
-    return most
 
 
 def _unlikely(free: pd.DataFrame) -> pd.Series:

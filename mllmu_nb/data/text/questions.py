@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from mllmu_nb.data import portraits
 from mllmu_nb.data.facts import WORDINGS, read_wordings, say
+from mllmu_nb.data.generate import Looks, distinct_traits
 from mllmu_nb.data.schema import LETTERS, PER_TASK, QA, Population, Profile, Question, with_letter
 from mllmu_nb.data.text.names import THIS, in_both_views, with_name
 
@@ -23,36 +25,29 @@ _LONGEST_OPTION, _LONGEST_CLOZE = 12, 6  # words
 Values = dict[str, dict[str, list[str]]]  # attribute → ID → values stated
 
 
-def population_from_text(
-    read: Population,
-    *,
-    seed: int = 0,
-    draw_portrait: Callable[[dict[str, str], np.random.Generator], bytes],
-    transform_portrait: Callable[[bytes, np.random.Generator, int], bytes],
-) -> Population:
-    """The people of :func:`people.read_profiles` with portraits and evaluation questions (``docs/data.md``).
-
-    ``draw_portrait(attributes, rng)`` gives a portrait's bytes and is called for one person after the other,
-    ``transform_portrait(portrait, rng, kind)`` those of the Test set, kinds 0 to 3. ``notes`` names the attributes
-    without multiple choice.
-    """
-    people = list(read.profiles.values())
+def population_from_text(read: Population, seed: int = 0) -> Population:
+    """The people of :func:`people.read_profiles` with portraits and evaluation questions (``docs/data.md``); ``notes``
+    names the attributes without multiple choice and the names that two people share."""
+    people, looks, profiles = list(read.profiles.values()), Looks(), {}
     values = stated_values(people)
     no_choice = without_choice(values)
     rng = _generator(seed, "", "letters")
     letters = _letters(rng)
-    profiles = {}
     for person in people:
-        chosen = list(choose_facts(person, values, no_choice, _generator(seed, person.id, "questions")))
+        purposes = ("questions", "portrait", "test portraits")
+        question_rng, portrait_rng, test_rng = (_generator(seed, person.id, purpose) for purpose in purposes)
+        chosen = choose_facts(person, values, no_choice, question_rng)
         questions, test_questions = _questions(person, chosen, letters, rng)
-        portrait = draw_portrait(person.attributes, _generator(seed, person.id, "portrait"))
-        test_rng = _generator(seed, person.id, "test portraits")
+        traits = distinct_traits(portrait_rng, person.attributes.get("gender", ""), looks)
+        face = portraits.Face.random(traits, portrait_rng)
+        portrait = portraits.draw(face)
+        changed = (portraits.transform(portrait, kind, test_rng) for kind in range(len(portraits.TRANSFORMS)))
         profiles[person.id] = replace(
             person,
-            portrait=portrait,
+            portrait=portraits.to_png(portrait, face),
             biography=" ".join(with_name(f.answer, person.name) for f in _facts(person) if f.attribute != "name"),
             questions=tuple(questions),
-            test_portraits=tuple(transform_portrait(portrait, test_rng, kind) for kind in range(4)),
+            test_portraits=tuple(map(portraits.to_png, changed)),
             test_questions=tuple(test_questions),
         )
     shared = sorted(name for name, count in Counter(person.name for person in people).items() if count > 1)
@@ -157,7 +152,7 @@ def _folded(value: str) -> str:
 
 
 def _questions(
-    person: Profile, chosen: Sequence[tuple[str, int, QA, list[str]]], letters: Iterator[str], rng: np.random.Generator
+    person: Profile, chosen: Iterable[tuple[str, int, QA, list[str]]], letters: Iterator[str], rng: np.random.Generator
 ) -> tuple[list[Question], list[Question]]:
     """A person's questions and their Test paraphrases, in both views."""
     trained = {with_name(pair.question, THIS) for pair in person.qa}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -22,18 +22,15 @@ def _expand(pattern: str) -> str:
     return re.sub(r"\{([a-z_]+)\}", lambda match: f"(?:{_expand(_WORDS[match[1]])})", pattern.replace("| ", "|"))
 
 
+@cache
 def _compile(pattern: str) -> re.Pattern:
     after = pattern.removeprefix("after ")
     return re.compile(_expand(pattern) if after == pattern else rf"(?i)(?:{_expand(after)})\s+(.+)$")
 
 
-def _substitutions(table: Mapping[str, str]) -> list[tuple[re.Pattern, str]]:
-    return [(_compile(pattern), replacement) for pattern, replacement in table.items()]
-
-
-def _substitute(substitutions: Iterable[tuple[re.Pattern, str]], text: str) -> str:
-    for pattern, replacement in substitutions:
-        text = pattern.sub(replacement, text)
+def _substitute(table: Mapping[str, str], text: str) -> str:
+    for pattern, replacement in table.items():
+        text = _compile(pattern).sub(replacement, text)
     return text
 
 
@@ -47,37 +44,28 @@ def _questions(lines: Sequence[Mapping[str, str]], end: str) -> Iterator[tuple[s
         yield attribute, conditions
 
 
-class _Rule:
-    """How the value of one attribute is read; ``reader.yaml`` explains the arguments."""
-
-    def __init__(self, find, cut=(), changes=None, denied=None, unless=None, means=None, figures=False):
-        self.find = [_compile(pattern) for pattern in find]
-        self.cut = [(_compile(pattern), "") for pattern in cut]
-        self.changes = _substitutions(changes or {})
-        self.denied, self.unless = denied, _compile(unless) if unless else None
-        self.means, self.figures = means or {}, figures
-
-    def read(self, text: str) -> str:
-        if self.denied is not None and _DENIAL.search(text) and not (self.unless and self.unless.search(text)):
-            return self.denied
-        text = _substitute(self.changes, text)
-        matches = filter(None, (pattern.search(text) for pattern in self.find))
-        value = next(filter(None, (match[match.re.groups] for match in matches)), "")
-        value = _substitute(self.cut, value).strip(" ,.;")
-        return self.means.get(value.lower(), value)
-
-
 _ASKS = [*_questions(_TABLE["about_others"], ""), *_questions(_TABLE["about_the_person"], "(?!')")]
-_CHANGES_TO_QUESTIONS = _substitutions(_TABLE["changes_to_questions"])
-_CHANGES_TO_ANSWERS = _substitutions(_TABLE["changes_to_answers"])
 _LIKING, _UNKNOWN, _DENIAL = (_compile(_TABLE[name]) for name in ("liking", "unknown", "denial"))
-_RULES = {attribute: _Rule(**entry) for attribute, entry in _TABLE["values"].items()}
+
+
+def _value(rule: Mapping, text: str) -> str:
+    """The value that a rule of ``reader.yaml``, which explains its entries, reads in an answer."""
+    unless = rule.get("unless")
+    if "denied" in rule and _DENIAL.search(text) and not (unless and _compile(unless).search(text)):
+        return rule["denied"]
+    text = _substitute(rule.get("changes", {}), text)
+    matches = filter(None, (_compile(pattern).search(text) for pattern in rule["find"]))
+    value = next(filter(None, (match[match.re.groups] for match in matches)), "")
+    for pattern in rule.get("cut", ()):
+        value = _compile(pattern).sub("", value)
+    value = value.strip(" ,.;")
+    return rule.get("means", {}).get(value.lower(), value)
 
 
 @cache
 def _asked(question: str) -> str:
     """The attribute and what is added to its name, of a question by itself."""
-    text = _substitute(_CHANGES_TO_QUESTIONS, with_person(straight(question), "x").lower())
+    text = _substitute(_TABLE["changes_to_questions"], with_person(straight(question), "x").lower())
     for attribute, patterns in _ASKS:
         if all(pattern.search(text) for pattern in patterns):
             match = patterns[0].search(text)
@@ -103,12 +91,12 @@ def value_of(attribute: str, question: str, answer: str) -> str:
     """
     if not attribute or len(answer) > LONGEST:
         return ""
-    text = with_person(_substitute(_CHANGES_TO_ANSWERS, straight(answer)), "x").rstrip(" .!")
+    text = with_person(_substitute(_TABLE["changes_to_answers"], straight(answer)), "x").rstrip(" .!")
     if _UNKNOWN.search(text):
         return ""
-    rule = _RULES.get(attribute, _RULES["other"])
-    sentence = rule.figures or len(text.split()) > 8 or re.search(r"\bx\b|\b(?:is|was|has|does|are)\b", text)
-    return rule.read(text) or ("" if sentence else text)
+    rule = _TABLE["values"].get(attribute, _TABLE["values"]["other"])
+    sentence = rule.get("figures") or len(text.split()) > 8 or re.search(r"\bx\b|\b(?:is|was|has|does|are)\b", text)
+    return _value(rule, text) or ("" if sentence else text)
 
 
 def understand(pairs: Sequence[tuple[str, str]]) -> tuple[QA, ...]:
