@@ -429,7 +429,7 @@ def along_the_path(scores: Scores) -> Figure:
 
 @figure("leakage", "heat map of the gap to the oracle: trained in by asked in")
 def leakage(scores: Scores) -> Figure:
-    """Cross-modal leakage. Gap to the oracle on the forget set in points with its 95 % interval: rows by what was trained
+    """Cross-modal leakage. Gap to the oracle on the forget set in points, with 95 % intervals: rows by what was trained
     in, columns by what was asked in. White: as the oracle; grey: vanilla is not shown to be above the
     oracle there."""
     wanted = metrics(by_fact=True)

@@ -242,7 +242,7 @@ def gate_table(scores: Scores) -> Iterator[Sheet]:
     columns = [("Asked with", tables.ASKED_IN[view].capitalize()) for view in ANY_VIEW]
     remark = (
         f"Vanilla minus oracle on the forget set, question by question; {LIMITS} Closed: the interval does not lie "
-        "above 0, so nothing shows that there was something to forget. (4 of 5): in so many replicates the gate is open by "
+        "above 0, so nothing shows that there was something to forget. (4 of 5): in so many replicates it is open by "
         "itself, over its people."
     )
     sheet = new_sheet(scores, "Memorisation gate", "gate", "Metric", columns, blocks=[("", rows)])

@@ -43,8 +43,8 @@ GATES_UNKNOWN = "Without vanilla and the oracle nobody can say whether a low sco
 COLLAPSED_NOTE = (
     f"{COLLAPSED} In so many of its replicates the model has collapsed or refuses everybody, so a low score is no "
     "forgetting, and it is not ranked: in one of the views more than half of its free answers about the Retain people "
-    "are broken (empty, repeated, gibberish), or refusals, or its choices by likelihood there lie below halfway between "
-    "chance and vanilla."
+    "are broken (empty, repeated, gibberish), or refusals, or its choices by likelihood there lie below halfway "
+    "between chance and vanilla."
 )
 TABLES = Registry("table")
 

@@ -54,3 +54,17 @@ class UpstreamNegativePreference(Method):
     def loss(self, step):
         excess = step.forget.token_nll - step.reference.forget.token_nll
         yield "forget", -2 / self.beta * logsigmoid(self.beta * excess)
+
+
+@register
+@dataclass(frozen=True)
+class RetainedPreference(NegativePreference):
+    """L = L_NPO + α E_r ℓ̄, the form that people compare with. Source: Zhang et al. 2024, section 4 (NPO + RT)."""
+
+    alpha: float = 1.0  # weight of the retain term
+
+    variant, streams = "retain", ("forget", "retain")
+
+    def loss(self, step):
+        yield from super().loss(step)
+        yield "retain", self.alpha * step.retain.mean_nll.mean()

@@ -1,0 +1,204 @@
+"""Chooses the unlearning settings of every method on other worlds: python tools/settings.py OUT.json [--worlds 101 102]
+
+The rule, written down before anything was run:
+
+1. A *world* is a population with another data seed, whole, with a vanilla and an oracle of its own. No person of a
+   reported population is ever looked at.
+2. A *point* is a learning rate and, where the method has one, its own weight (``WEIGHTS``). Every method and modality
+   begins with the same number of points: three rates by three weights, or nine rates without a weight. At a point the
+   method is trained once a world at a constant rate, and asked along its path.
+3. Its length is the number of steps at which half of the gap from vanilla to oracle is closed on Forget, in the view
+   that is trained, by the mean of the worlds' curves. A point that never gets there, or only at the path's first part
+   or past its middle (it is trained for twice the length), is trained again for another length.
+4. Of the points with *no edge* (20 % more or fewer steps change Forget by at most 10 points on average), the one that
+   keeps most there: likelihood about Retain and the celebrities, half each. Where every point has an edge, the one with
+   the smallest, and the edge is the finding.
+5. While the chosen point lies on the border of its grid, the grid grows by one step beyond that border, at most
+   ``GROWTHS`` times for any method; then it is said to lie on the border.
+
+What is finished is not done again: trainings are stages in the cache, and the file is written after every method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from mllmu_nb import pipeline
+from mllmu_nb.config import Config
+from mllmu_nb.evaluation import path as measuring
+from mllmu_nb.scoring import path
+from mllmu_nb.scoring.questions import people_frames, with_questions
+from mllmu_nb.stages import Stage
+from mllmu_nb.training import TrainingDiverged
+
+WORLDS = (101, 102)  # data seeds
+STEP = 2.0  # from one value of a grid to the next
+RATES = (5e-4, 1e-3, 2e-3)
+# (method, variant) → its own weight and where its grid begins; "": none, so it has more rates instead.
+WEIGHTS = {
+    ("ga", "canonical"): ("", ()),
+    ("grad_diff", "canonical"): ("alpha", (1.0, 2.0, 4.0)),
+    ("kl_min", "canonical"): ("alpha", (1.0, 2.0, 4.0)),
+    ("npo", "canonical"): ("beta", (0.1, 0.2, 0.4)),
+    ("npo", "retain"): ("alpha", (1.0, 2.0, 4.0)),
+}
+TARGET, EDGE, AROUND = 0.5, 0.10, 0.2
+LENGTHS = (40, 80, 160, 320)  # optimizer steps that a point may be trained for, first the second
+GROWTHS = 3
+Point = tuple[float, float]  # rate and weight; 0 where the method has none
+
+
+def settings(method: str, variant: str, modality: str, point: Point, steps: int) -> dict:
+    """The parameters of a point."""
+    name, _ = WEIGHTS[method, variant]
+    own = {"method": method, "variant": variant, "modality": modality, "schedule": "constant"}
+    own |= {"unlearn_lr": point[0], "unlearn_steps": steps}
+    return own | ({name: point[1]} if name else {})
+
+
+def points_of(config: Config, stage: Stage) -> pd.DataFrame:
+    """What lies in the path of a stage, by person, with the columns of ``config``'s run."""
+    values = config.parameters()
+    columns = {name: values[name] for name in (*path.PEOPLE, *path.MODEL) if name != "taught"}
+    answers = pd.read_parquet(stage.get() / "path.parquet").assign(order=0, run=config.run_id, taught="", **columns)
+    answers = answers.astype(dict.fromkeys(answers.select_dtypes("category"), str))
+    return path.by_person(with_questions(answers, *people_frames(pipeline.population(config))))
+
+
+def end(config: Config, name: str) -> Stage:
+    """The one point that a world's ``vanilla`` or ``oracle`` is."""
+    made = pipeline.finetuned(config, name)
+
+    def make(folder: Path) -> None:
+        answers = measuring.point(*pipeline.filled(config, made), pipeline.population(config))
+        measuring.write({0: answers}, folder / "path.parquet")
+
+    return Stage("point", {"model": made.key, "forget": list(pipeline.population(config).forget_ids)}, make)
+
+
+def measured(worlds: Sequence[Config], given: Mapping) -> list[path.Curve] | None:
+    """The curves of a point, a world each; None where it diverged or a world's oracle knows as much as vanilla."""
+    curves = []
+    for world in worlds:
+        config = world.but(**given)
+        try:
+            mine = points_of(config, pipeline.unlearned(config))
+        except TrainingDiverged:
+            return None
+        theirs = points_of(world.but(method="oracle"), end(world, "oracle"))
+        curves += path.curves(pd.concat([mine, theirs])).values()
+    return curves if len(curves) == len(worlds) else None
+
+
+def read(curves: Sequence[path.Curve], gap: float) -> dict:
+    """``steps`` at which the worlds' mean curve closes the target (missing: never), what is ``kept`` there, and ``edge``:
+    the mean change of Forget, as a share, for 20 % fewer and more steps. ``gap`` is from vanilla to oracle."""
+    steps = curves[0].steps.astype(float)
+    closed = np.mean([one.closed for one in curves], axis=0)
+    [weights] = path.crossings(closed, [TARGET])
+    if np.isnan(weights).any():
+        return {"reached": float(closed.max())}
+    length = float(weights @ steps)
+    around = np.interp([(1 - AROUND) * length, length, (1 + AROUND) * length], steps, closed)
+    edge = gap * float(max(around[1] - around[0], around[2] - around[1]))
+    sides = [np.mean([weights @ one.read[name][1] for one in curves]) for name in ("retain", "celebrity")]
+    return {"steps": length, "kept": float(np.mean(sides)), "edge": edge, "reached": float(closed.max())}
+
+
+def tried(worlds: Sequence[Config], method: str, variant: str, modality: str, point: Point) -> dict:
+    """A point at the length that suits it: from the second of LENGTHS to longer or shorter ones (rule 3)."""
+    at, seen, row = 1, set(), {}
+    while at not in seen and 0 <= at < len(LENGTHS):
+        seen.add(at)
+        curves = measured(worlds, settings(method, variant, modality, point, LENGTHS[at]))
+        row = {"lr": point[0], "weight": point[1], "trained": LENGTHS[at], "diverged": curves is None}
+        if curves is None:
+            return row
+        gap = np.mean([_gap(world, modality) for world in worlds])
+        row |= read(curves, gap)
+        share = row.get("steps", np.inf) / LENGTHS[at]
+        at += 1 if share > 1.25 else -1 if share < 0.5 else 0
+    return row
+
+
+def _gap(world: Config, modality: str) -> float:
+    """From vanilla to oracle on Forget, in the trained view."""
+    view, ends = path.TRAINED_VIEW[modality], []
+    for name in ("vanilla", "oracle"):
+        rows = points_of(world.but(method=name), end(world, name))
+        rows = rows[(rows["set"] == "forget") & (rows["view"] == view) & (rows["measure"] == path.LIKELIHOOD)]
+        ends.append(rows["score"].sum() / rows["items"].sum())
+    return ends[0] - ends[1]
+
+
+def best(rows: Sequence[Mapping]) -> Mapping | None:
+    """The chosen one of the tried points, by rule 4; None where none closes half the gap."""
+    there = [row for row in rows if "steps" in row]
+    sound = [row for row in there if row["edge"] <= EDGE]
+    if sound:
+        return max(sound, key=lambda row: (row["kept"], -row["lr"]))
+    return min(there, key=lambda row: row["edge"], default=None)
+
+
+def border(chosen: Mapping, grid: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
+    """Which axes the chosen point lies at an end of, and on which side (0 low, -1 high)."""
+    values = (chosen["lr"], chosen["weight"])
+    sides = [(axis, end) for axis, values_of in enumerate(grid) for end in (0, -1) if len(values_of) > 1]
+    return [(axis, end) for axis, end in sides if values[axis] == grid[axis][end]]
+
+
+def search(worlds: Sequence[Config], method: str, variant: str, modality: str) -> dict:
+    """The choice of one method and modality, with every point that was tried."""
+    name, weights = WEIGHTS[method, variant]
+    rates = list(RATES) if name else [RATES[0] * STEP**power for power in range(-3, 6)]
+    grid, rows = [rates, list(weights) or [0.0]], {}
+    for growth in range(GROWTHS + 1):
+        for point in itertools.product(*grid):
+            if point not in rows:
+                rows[point] = tried(worlds, method, variant, modality, point)
+        chosen = best(list(rows.values()))
+        if chosen is None or growth == GROWTHS or not (sides := border(chosen, grid)):
+            break
+        for axis, end in sides:
+            more = grid[axis][end] / STEP if end == 0 else grid[axis][end] * STEP
+            grid[axis] = [more, *grid[axis]] if end == 0 else [*grid[axis], more]
+    found = dict(chosen or {})
+    found |= {"weight_name": name, "inside": bool(chosen) and not border(chosen, grid), "points": list(rows.values())}
+    if chosen:
+        found |= {"steps": round(chosen["steps"]), "has_edge": bool(chosen["edge"] > EDGE)}
+    return {"method": method, "variant": variant, "modality": modality, **found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="the file of choices; methods that it has are not tried again")
+    parser.add_argument("--worlds", type=int, nargs="+", default=WORLDS, help="data seeds of the validation worlds")
+    parser.add_argument("--only", nargs="+", help="methods, as ga or npo/retain")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters of all runs, as YAML")
+    options = parser.parse_args()
+    fixed = dict(one.split("=", 1) for one in options.set)
+    fixed = {name: yaml.safe_load(value) for name, value in fixed.items()}
+    worlds = [Config.from_parameters({**fixed, "data_seed": seed, "train_seed": seed}) for seed in options.worlds]
+    known = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {"choices": []}
+    known |= {"rule": __doc__, "worlds": list(options.worlds)}
+    done = {(one["method"], one["variant"], one["modality"]) for one in known["choices"]}
+    for (method, variant), modality in itertools.product(WEIGHTS, path.TRAINED_VIEW):
+        names = {method, f"{method}/{variant}"}
+        if (method, variant, modality) in done or (options.only and not names & set(options.only)):
+            continue
+        known["choices"].append(search(worlds, method, variant, modality))
+        options.out.write_text(json.dumps(known, indent=1, default=float) + "\n", encoding="utf-8")
+        last = {name: value for name, value in known["choices"][-1].items() if name != "points"}
+        print(json.dumps(last, default=float), flush=True)
+
+
+if __name__ == "__main__":
+    main()
