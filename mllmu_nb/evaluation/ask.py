@@ -13,7 +13,7 @@ from tqdm import tqdm
 from mllmu_nb.data.schema import LETTERS, SETS, TASKS, Item, Population
 from mllmu_nb.errors import KitError, choose
 from mllmu_nb.evaluation import draws as drawing
-from mllmu_nb.evaluation.engine import greedy, option_likelihoods, require_room
+from mllmu_nb.evaluation.engine import Prompts, closed_likelihoods, greedy
 from mllmu_nb.evaluation.tasks import Asking, Inquiry
 from mllmu_nb.models import families
 
@@ -63,12 +63,15 @@ def ask(
     drawing.check(draws, population, sets, **drawn)
     asking = Asking(population, draws, shots, protocol, system, cyclic)
     inquiries = inquiries_of(asking, sets=sets, scoring=scoring, limit=limit)
-    for inquiry in inquiries:
-        _require_room(model, processor, inquiry)
+    prompts = [_prompts(model, processor, inquiry) for inquiry in inquiries]
     total = sum(len(inquiry.conversations) for inquiry in inquiries)
     # without a terminal (papermill, logs) the bar stays silent
     with tqdm(total=total, desc="questions", mininterval=1.0, disable=None if progress else True) as bar:
-        rows = [row for one in inquiries for row in answer(model, processor, one, batch_size, bar.update)]
+        rows = [
+            row
+            for inquiry, one in zip(inquiries, prompts, strict=True)
+            for row in answer(model, processor, inquiry, one, batch_size, bar.update)
+        ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -82,18 +85,20 @@ def inquiries_of(
     return [asking.letters(choices), *likelihoods, asking.sentences(sentences), asking.blanks(blanks)]
 
 
-def answer(model, processor, inquiry: Inquiry, batch_size: int, progress=None) -> Iterator[dict[str, Any]]:
-    """The rows of one inquiry."""
-    conversations = inquiry.conversations
+def answer(
+    model, processor, inquiry: Inquiry, prompts: Prompts, batch_size: int, progress=None
+) -> Iterator[dict[str, Any]]:
+    """The rows of one inquiry, whose encoded ``prompts`` are given. Of a letter's answer one character is enough."""
     if inquiry.options is not None:
-        table = option_likelihoods(model, processor, conversations, inquiry.options, batch_size, progress)
+        table = closed_likelihoods(model, processor, prompts, inquiry.width, batch_size, progress)
         for item, scores in zip(inquiry.items, table.tolist(), strict=True):
             # a model that diverged may find nothing likely at all
             known = dict(zip(OPTIONS, (s if isfinite(s) else nan for s in scores), strict=False))
             yield _row(item, inquiry.scoring, **known)
         return
-    texts, lengths = greedy(model, processor, conversations, inquiry.tokens, batch_size, progress, inquiry.until)
-    for number, (conversation, text, length) in enumerate(zip(conversations, texts, lengths, strict=True)):
+    one = int(inquiry.scoring == "letter")
+    texts, lengths = greedy(model, processor, prompts, inquiry.tokens, batch_size, progress, inquiry.until, one)
+    for number, (conversation, text, length) in enumerate(zip(inquiry.conversations, texts, lengths, strict=True)):
         place, order = divmod(number, inquiry.orders)
         shots = len(conversation.turns) - 1
         yield _row(inquiry.items[place], inquiry.scoring, order=order, shots=shots, answer=text, tokens=length)
@@ -106,15 +111,18 @@ def _row(item: Item, scoring: str, **known: Any) -> dict[str, Any]:
     return {**names, "order": 0, "shots": 0, "answer": "", **dict.fromkeys(OPTIONS, nan), "tokens": 0, **known}
 
 
-def _require_room(model, processor, inquiry: Inquiry) -> None:
-    """Raise ``KitError`` naming a question that is too long for the model's context with what precedes it."""
+def _prompts(model, processor, inquiry: Inquiry) -> Prompts:
+    """An inquiry as the model reads it, each option as an answer where it has options. Raises ``KitError`` naming a
+    question that is too long for the model's context with what precedes it."""
     conversations = inquiry.conversations
     if inquiry.options:
         pairs = zip(conversations, inquiry.options, strict=True)
         conversations = [conversation.answered(option) for conversation, options in pairs for option in options]
     ways = len(conversations) // max(len(inquiry.items), 1)
+    prompts = Prompts.of(model, processor, conversations)
     names = [f"{item.question.id} ({item.set})" for item in inquiry.items for _ in range(ways)]
-    require_room(model, processor, conversations, names, inquiry.tokens)
+    prompts.require_room(model, inquiry.tokens, names)
+    return prompts
 
 
 def _scored(asking: Asking, name: str) -> list[Item]:

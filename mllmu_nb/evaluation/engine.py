@@ -15,15 +15,49 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache
+from torch.nn.functional import pad
+from transformers import Cache
 
 from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.errors import KitError
+from mllmu_nb.evaluation import attention
 from mllmu_nb.models import families
 
-COUNTED_AT_ONCE = 1024  # prompts
+ENCODED_AT_ONCE = 1024  # prompts
+READ_AT_ONCE = 2048  # tokens: what becomes of them in a layer stays in a processor's cache
 WORTH_SHARING = 16  # tokens; reading a shorter common beginning apart costs more than it saves
+THINNED = 0.75  # finished rows are dropped when so few are left, since that copies the others
 Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Conversations as a model reads them: token ids, a row each, and where the last answer in each begins."""
+
+    conversations: Sequence[Conversation]
+    rows: list[np.ndarray]
+    begins: list[int]
+
+    @classmethod
+    def of(cls, model, processor, conversations: Sequence[Conversation]) -> Prompts:
+        """As the family of ``model`` writes them."""
+        family, rows, begins = families.of(model), [], []
+        for start in range(0, len(conversations), ENCODED_AT_ONCE):
+            for ids, taught in family.tokens(processor, conversations[start : start + ENCODED_AT_ONCE]):
+                rows.append(ids)
+                begins.append(len(ids) - int(taught[::-1].cumprod().sum()))  # earlier turns have answers, too
+        return cls(conversations, rows, begins)
+
+    def require_room(self, model, room: int = 0, names: Sequence[str] = ()) -> None:
+        """Raise ``KitError`` with its name when the longest prompt and ``room`` tokens for its answer do not fit the
+        model's context."""
+        longest, context = max(map(len, self.rows), default=0), families.of(model).context(model)
+        if longest + room > context:
+            name = names[[len(row) for row in self.rows].index(longest)] if names else ""
+            raise KitError(
+                f"{f'the prompt of {name}' if name else 'a prompt'} with its answer takes {longest + room} tokens and "
+                f"the context holds {context}: ask for fewer shots"
+            )
 
 
 def answers(model, processor, conversations: Sequence[Conversation], **settings) -> list[str]:
@@ -34,44 +68,51 @@ def answers(model, processor, conversations: Sequence[Conversation], **settings)
 def greedy(
     model,
     processor,
-    conversations: Sequence[Conversation],
+    conversations: Sequence[Conversation] | Prompts,
     max_new_tokens: int = 40,
     batch_size: int = 64,
     progress: Progress | None = None,
     until: str | None = None,
+    characters: int = 0,
 ) -> tuple[list[str], list[int]]:
     """The greedy answer to each open conversation, stripped, and how many tokens were generated, the closing one
     included. It ends at the end-of-sequence token, where the text ``until`` begins ("": nowhere; None: the family's
-    word for the next turn), or after ``max_new_tokens``. ``progress`` is called with the number of conversations
-    finished. Raises ``KitError`` when a prompt and its answer do not fit the model's context.
+    word for the next turn), once it has so many ``characters`` (0: any number), or after ``max_new_tokens``.
+    ``progress`` is called with the number of conversations finished. Raises ``KitError`` when a prompt and its answer
+    do not fit the model's context.
     """
-    texts, lengths = [""] * len(conversations), [0] * len(conversations)
-    tokenizer = processor.tokenizer
+    prompts = conversations if isinstance(conversations, Prompts) else Prompts.of(model, processor, conversations)
+    prompts.require_room(model, max_new_tokens)
     until = families.of(model).next_turn if until is None else until
+    ending = _Ending.of(model, processor.tokenizer, until, max_new_tokens, characters)
+    written: list[list[int]] = [[] for _ in prompts.rows]
+    ended: set[int] = set()
+
+    def write(state: _State, indices: list[int]) -> list[int]:
+        """Adds a token to each answer that has not ended, and gives the rows of the state that go on."""
+        going = []
+        for row, (index, token) in enumerate(zip(indices, state.logits.argmax(-1).tolist(), strict=True)):
+            if index not in ended:
+                written[index].append(token)
+                (ended.add(index) if ending.reached(written[index]) else going.append(row))
+        return going
+
     with _evaluating(model):
-        ends = _end_tokens(model, tokenizer)
-        last = {number for token, number in tokenizer.get_vocab().items() if until[-1:] in token} if until else set()
-        for indices in _batches(conversations, batch_size):
-            state = _Prompts.of(model, processor, [conversations[i] for i in indices], max_new_tokens).read()
-            written: list[list[int]] = [[] for _ in indices]
-            going = list(range(len(indices)))
-            for step in range(max_new_tokens):
-                tokens = state.logits.argmax(-1)
-                for row, token in enumerate(tokens.tolist()):
-                    if row in going:
-                        written[row].append(token)
-                going = [row for row in going if not _finished(written[row], ends, until, last, tokenizer)]
-                if not going or step == max_new_tokens - 1:
-                    break
-                state.extend(tokens[:, None])
-            for row, index in enumerate(indices):
-                kept = [token for token in written[row] if token not in ends]
-                text = tokenizer.decode(kept, skip_special_tokens=True)
-                texts[index] = (text.split(until)[0] if until else text).strip()
-                lengths[index] = len(written[row])
+        for batch, chunks in _batches(model, processor, prompts, batch_size):
+            states, indices = [], []
+            for some, state in chunks:
+                if going := write(state, some):
+                    states.append(state.fork(going))
+                    indices += [some[row] for row in going]
+            going, state = list(range(len(indices))), _State.joined(states)
+            while going:
+                if len(going) < THINNED * len(indices):
+                    state, indices = state.fork(going), [indices[row] for row in going]
+                state.extend(torch.tensor([[written[index][-1]] for index in indices], device=model.device))
+                going = write(state, indices)
             if progress:
-                progress(len(indices))
-    return texts, lengths
+                progress(len(batch))
+    return [ending.text(one) for one in written], [len(one) for one in written]
 
 
 def option_likelihoods(
@@ -87,196 +128,288 @@ def option_likelihoods(
     width = len(options[0]) if len(options) else 0
     if any(len(row) != width for row in options) or len(options) != len(conversations):
         raise KitError("every question needs the same number of options to be scored by likelihood")
-    scores = np.full((len(conversations), width), np.nan)
+    pairs = zip(conversations, options, strict=True)
+    closed = Prompts.of(model, processor, [one.answered(option) for one, given in pairs for option in given])
+    return closed_likelihoods(model, processor, closed, width, batch_size, progress)
+
+
+def closed_likelihoods(model, processor, closed: Prompts, width: int, batch_size: int, progress=None) -> np.ndarray:
+    """:func:`option_likelihoods` of prompts with their answers, ``width`` to a question. What they have in common is
+    read once, but for its last token, whose logits predict the first one to be scored."""
+    closed.require_room(model)
+    rows, tails, starts = [], [], []
+    for first in range(0, len(closed.rows), width):
+        answered, begins = closed.rows[first : first + width], closed.begins[first : first + width]
+        if any(begin == len(row) for begin, row in zip(begins, answered, strict=True)):
+            raise KitError(f"an option of {closed.conversations[first].turns[-1].prompt!r} is empty: no likelihood")
+        cut = min(_common(answered), *begins) - 1
+        rows.append(answered[0][:cut])
+        tails.append([row[cut:] for row in answered])
+        starts.append([begin - cut for begin in begins])
+    questions = Prompts(closed.conversations[::width], rows, [len(row) for row in rows])
+    more = [sum(map(len, answered)) for answered in tails]
+    scores = np.full((len(rows), width), np.nan)
     with _evaluating(model):
-        for indices in _batches(conversations, batch_size):
-            closed = [conversations[i].answered(option) for i in indices for option in options[i]]
-            scores[indices] = _option_means(model, processor, closed, width)
+        for batch, chunks in _batches(model, processor, questions, batch_size, more):
+            for indices, state in chunks:
+                ids, mask = _pad([tail for index in indices for tail in tails[index]], "right", model.device)
+                begins = torch.tensor([start for index in indices for start in starts[index]], device=model.device)
+                logits = state.fork([row for row in range(len(indices)) for _ in range(width)]).extend(ids, mask, 0)
+                means = _means(logits, ids, mask, begins)
+                scores[indices] = means.double().cpu().numpy().reshape(-1, width)
             if progress:
-                progress(len(indices))
+                progress(len(batch))
     return scores
 
 
-def require_room(model, processor, conversations: Sequence[Conversation], names: Sequence[str], room: int = 0) -> None:
-    """Raise ``KitError`` with its name when the longest conversation and ``room`` tokens for its answer do not fit the
-    model's context. Nothing is read by the model."""
-    longest, name, family = 0, "", families.of(model)
-    for start in range(0, len(conversations), COUNTED_AT_ONCE):
-        some = slice(start, start + COUNTED_AT_ONCE)
-        counts = family.token_counts(processor, conversations[some])
-        longest, name = max([(longest, name), *zip(counts, names[some], strict=True)])
-    _require_context(model, longest + room, f"the prompt of {name}")
+def _means(logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
+    """Mean log-likelihood [rows] of the tokens ``ids`` [rows, T] from the places ``begins`` [rows] on."""
+    chosen = logits[:, :-1].gather(-1, ids[:, 1:, None])[..., 0] - logits[:, :-1].logsumexp(-1)
+    place = torch.arange(1, ids.shape[1], device=ids.device)
+    scored = (place >= begins[:, None]) & mask[:, 1:].bool()
+    return chosen.masked_fill(~scored, 0.0).sum(1) / scored.sum(1)
 
 
 class _State:
-    """What a model has read so far, row by row: keys and values, and which of their slots are real ``[rows, slots]``.
+    """What a model has read so far, row by row: keys and values, which of their slots are real [rows, slots], and the
+    next position [rows]; before them the single row ``lent`` that all have in common.
 
     ``logits`` [rows, V] predict the token that comes next.
     """
 
-    def __init__(self, model, rows: int):
-        self.model, self.cache, self.logits = model, DynamicCache(), None
-        self.family = families.of(model)
-        # transformers 5 renamed the argument; a model given the other name would swallow it and read without it
-        self.argument = "cache" if "cache" in signature(type(model).forward).parameters else "past_key_values"
+    def __init__(self, model, rows: int, lent: _State | None = None):
+        self.model, self.lent, self.logits = model, lent, None
+        self.cache = Cache(layer_class_to_replicate=attention.GrowingLayer)
         self.mask = torch.zeros(rows, 0, dtype=torch.long, device=model.device)
+        self.next = torch.zeros(rows, dtype=torch.long, device=model.device) if lent is None else lent.next.expand(rows)
 
-    def extend(self, ids: torch.Tensor, mask=None, pictures: dict | None = None, keep: int = 1) -> torch.Tensor:
+    def extend(self, ids: torch.Tensor, mask=None, keep: int = 1, pictures: dict | None = None) -> torch.Tensor:
         """Read ``ids`` [rows, T]; ``mask`` [rows, T] marks the real ones. Returns logits [rows, keep (0: T), V]."""
-        self.mask = torch.cat([self.mask, torch.ones_like(ids) if mask is None else mask], dim=1)
-        logits = self.model(
-            input_ids=ids,
-            attention_mask=self.mask,
-            position_ids=self.family.positions(self.mask)[:, -ids.shape[1] :],
-            use_cache=True,
-            logits_to_keep=keep,
-            **{self.argument: self.cache},
-            **(pictures or {}),
-        ).logits.float()
+        mask = torch.ones_like(ids) if mask is None else mask
+        positions = self.next[:, None] + families.of(self.model).positions(mask)
+        self.mask, self.next = torch.cat([self.mask, mask], dim=1), self.next + mask.sum(1)
+        # transformers 5 renamed the argument; a model given the other name would swallow it and read without it
+        argument = "cache" if "cache" in signature(type(self.model).forward).parameters else "past_key_values"
+        with attention.lending(self.lent and self.lent.cache):
+            logits = self.model(
+                input_ids=ids,
+                attention_mask=self.mask,
+                position_ids=positions,
+                use_cache=True,
+                logits_to_keep=keep,
+                **{argument: self.cache},
+                **(pictures or {}),
+            ).logits.float()
         self.logits = logits[:, -1]
         return logits
 
-    def spread(self, copies: int) -> None:
-        """Repeat every row ``copies`` times."""
-        self.cache.batch_repeat_interleave(copies)
-        self.mask = self.mask.repeat_interleave(copies, dim=0)
+    def lend(self, rows: int) -> _State:
+        """So many rows that go on where this state, a single row, ends. It is not copied where the attention can do
+        without."""
+        if self.model.device.type == "cpu" and families.of(self.model).lends:
+            return _State(self.model, rows, self)
+        return self.fork([0] * rows)
+
+    def fork(self, rows: Sequence[int]) -> _State:
+        """A copy of these rows."""
+        index = torch.tensor(rows, device=self.model.device)
+        copy = _State(self.model, len(rows), self.lent)
+        copy.cache.layers = [attention.layer_of(one.keys[index], one.values[index]) for one in self.cache.layers]
+        copy.mask, copy.next = self.mask[index], self.next[index]
+        return copy
+
+    @classmethod
+    def joined(cls, states: Sequence[_State]) -> _State | None:
+        """The rows of several states that go on from the same one, padded on the left; None of none."""
+        if len(states) < 2:
+            return states[0] if states else None
+        slots = max(state.mask.shape[1] for state in states)
+        gaps = [slots - state.mask.shape[1] for state in states]
+        whole = cls(states[0].model, 0, states[0].lent)
+        whole.mask = torch.cat([pad(state.mask, (gap, 0)) for state, gap in zip(states, gaps, strict=True)])
+        whole.next = torch.cat([state.next for state in states])
+        for layers in zip(*(state.cache.layers for state in states), strict=True):
+            parts = [[pad(held, (0, 0, gap, 0)) for held in (one.keys, one.values)] for one, gap in zip(layers, gaps)]
+            whole.cache.layers.append(attention.layer_of(*map(torch.cat, zip(*parts, strict=True))))
+        return whole
 
 
-@dataclass
-class _Prompts:
-    """The rows of one batch, with the same earlier turns and number of pictures (see :func:`_batches`)."""
+def _batches(
+    model, processor, prompts: Prompts, size: int, more: Sequence[int] | None = None
+) -> Iterator[tuple[list[int], Iterator[tuple[list[int], _State]]]]:
+    """The prompts in batches of ``size``: their indices, and the same chunk by chunk with what was read of each. A chunk
+    has about ``READ_AT_ONCE`` tokens, those counted that are to be read ``more`` after each prompt.
+
+    A batch has the same earlier turns and as many pictures, those of one person one after the other. Neither a batch
+    nor a chunk hangs on the order of the prompts.
+    """
+    groups = defaultdict(list)
+    for index, one in enumerate(prompts.conversations):
+        groups[replace(one, turns=one.turns[:-1]), len(one.images)].append(index)
+    for (earlier, _), group in groups.items():
+        reading = _Reading.of(model, processor, prompts, earlier, group)
+        for start in range(0, len(group), size):
+            batch = reading.order[start : start + size]
+            yield batch, reading.chunks(batch, more or [0] * len(prompts.rows))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How the prompts of a group are read: the ``shared`` tokens that all begin with, once; then what ends with the
+    question's own picture, once for each picture; then the rest."""
 
     model: Any
     processor: Any
-    rows: list[list[int]]  # token ids without padding
-    images: list[list]  # pictures of each row
-    earlier: int  # pictures in the earlier turns
-    answers: list[int]  # where the answer in each row begins
+    prompts: Prompts
+    order: list[int]
+    shown: int  # pictures within the shared tokens
+    shared: int
+    beginning: _State | None = None
 
     @classmethod
-    def of(cls, model, processor, conversations: list[Conversation], room: int = 0) -> _Prompts:
-        """The prompts of conversations; ``room`` tokens of the model's context are kept for the answer."""
-        batch = families.of(model).encode(processor, conversations, eos=False, padding_side="left", pictures=False)
-        ids, labels, real = batch["input_ids"], batch["labels"], batch["attention_mask"].bool()
-        rows = [row[keep].tolist() for row, keep in zip(ids, real, strict=True)]
-        _require_context(model, max(map(len, rows)) + room, "a prompt")
-        # only the last turn's answer is asked for; earlier turns may carry labels of their own
-        ends = [_trailing(kept[keep] != -100) for kept, keep in zip(labels, real, strict=True)]
-        answers = [len(row) - end for row, end in zip(rows, ends, strict=True)]
-        earlier = len(Conversation(conversations[0].turns[:-1]).images)
-        return cls(model, processor, rows, [c.images for c in conversations], earlier, answers)
+    def of(cls, model, processor, prompts: Prompts, earlier: Conversation, group: list[int]) -> _Reading:
+        """``group`` are the indices of prompts with the same ``earlier`` turns and as many pictures."""
+        images, rows = prompts.conversations[group[0]].images, [prompts.rows[i] for i in group]
+        order = sorted(group, key=lambda i: (_keys(prompts.conversations[i].images), prompts.rows[i].tolist()))
+        shared = _shared_length(model, processor, rows, earlier) if len(group) > 1 else 0
+        reading = cls(model, processor, prompts, order, len(earlier.images) if shared else 0, shared)
+        if not shared:
+            return reading
+        return replace(reading, beginning=reading._read(None, [rows[0][:shared]], [images[: reading.shown]]))
 
-    def read(self) -> _State:
-        """Read all rows; the state's logits predict what comes after each."""
-        shared = self._shared_length() if len(self.rows) > 1 else 0
-        state, device = _State(self.model, 1 if shared else len(self.rows)), self.model.device
-        if shared:
-            beginning, mask = _pad([self.rows[0][:shared]], "left", device)
-            state.extend(beginning, mask, self._pictures([self.images[0][: self.earlier]]))
-            state.spread(len(self.rows))
-        rest, mask = _pad([row[shared:] for row in self.rows], "left", device)
-        state.extend(rest, mask, self._pictures([row[self.earlier if shared else 0 :] for row in self.images]))
-        return state
+    def chunks(self, batch: list[int], more: Sequence[int]) -> Iterator[tuple[list[int], _State]]:
+        """The prompts of a batch by length, with what the model has read of them."""
+        rows = {index: self.prompts.rows[index][self.shared :] for index in batch}
+        images = {index: self.prompts.conversations[index].images[self.shown :] for index in batch}
+        faces, face = None, {}
+        if images[batch[0]]:
+            own = self.model.config.image_token_id
+            cuts = {index: int(np.flatnonzero(row == own)[-1]) + 1 for index, row in rows.items()}
+            keys = {index: (_keys(images[index]), rows[index][:cut].tobytes()) for index, cut in cuts.items()}
+            firsts = list({key: index for index, key in keys.items()}.values())  # one prompt for each picture
+            number = {keys[index]: place for place, index in enumerate(firsts)}
+            faces = self._read(
+                self.beginning, [rows[i][: cuts[i]] for i in firsts], [images[i] for i in firsts]
+            )
+            face = {index: number[key] for index, key in keys.items()}
+            rows = {index: row[cuts[index] :] for index, row in rows.items()}
+        by_length = sorted(batch, key=lambda index: len(rows[index]))  # stable: those of a length in the batch's order
+        for some in _cut(by_length, [len(rows[index]) + more[index] for index in by_length]):
+            start = faces.fork([face[index] for index in some]) if faces else self.beginning
+            yield some, self._read(start, [rows[index] for index in some])
 
-    def _shared_length(self) -> int:
-        """How many tokens all rows begin with: the earlier pictures are among them, the question's own is not."""
-        length = min(_common(self.rows), min(map(len, self.rows)) - 1)
-        places = [place for place, token in enumerate(self.rows[0]) if token == self.model.config.image_token_id]
-        if places:
-            own = self.earlier * (len(places) // len(self.images[0]))
-            if own and length <= places[own - 1]:
-                return 0
-            length = min([length, *places[own : own + 1]])
-        return length if length >= WORTH_SHARING else 0
-
-    def _pictures(self, rows: list[list]) -> dict[str, torch.Tensor]:
-        tensors = families.of(self.model).pictures(self.processor, rows)
-        return {
+    def _read(self, start: _State | None, rows: list[np.ndarray], images: Sequence[list] = ()) -> _State:
+        """The state after ``rows`` that go on from ``start``: a state of as many rows, a single row for all, or none."""
+        if start is None:
+            state = _State(self.model, len(rows))
+        else:
+            state = start.lend(len(rows)) if start is self.beginning else start
+        tensors = families.of(self.model).pictures(self.processor, images) if images else {}
+        tensors = {
             name: tensor.to(self.model.device, self.model.dtype if tensor.is_floating_point() else None)
             for name, tensor in tensors.items()
         }
+        state.extend(*_pad(rows, "left", self.model.device), pictures=tensors)
+        return state
 
 
-def _option_means(model, processor, closed: list[Conversation], width: int) -> np.ndarray:
-    """Mean token log-likelihoods [questions, width] of answered conversations, ``width`` answers to each question. What
-    they have in common is read once, but for its last token, whose logits predict the first one to be scored."""
-    batch = _Prompts.of(model, processor, closed)
-    rows, tails, starts = [], [], []
-    for first in range(0, len(closed), width):
-        answered, begins = batch.rows[first : first + width], batch.answers[first : first + width]
-        if any(begin == len(row) for begin, row in zip(begins, answered, strict=True)):
-            raise KitError(f"an option of {closed[first].turns[-1].prompt!r} is empty and has no likelihood")
-        cut = min(_common(answered), *begins) - 1
-        rows.append(answered[0][:cut])
-        tails += [row[cut:] for row in answered]
-        starts += [begin - cut for begin in begins]
-    state = replace(batch, rows=rows, images=batch.images[::width]).read()
-    state.spread(width)
-    ids, mask = _pad(tails, "right", model.device)
-    log_probs = state.extend(ids, mask, keep=0)[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-    place = torch.arange(1, ids.shape[1], device=ids.device)
-    scored = (place >= torch.tensor(starts, device=ids.device)[:, None]) & mask[:, 1:].bool()
-    means = log_probs.masked_fill(~scored, 0.0).sum(1) / scored.sum(1)
-    return means.double().cpu().numpy().reshape(-1, width)
+def _shared_length(model, processor, rows: list[np.ndarray], earlier: Conversation) -> int:
+    """How many tokens all rows begin with: all earlier pictures are among them, the question's own is not."""
+    length, own = min(_common(rows), min(map(len, rows)) - 1), model.config.image_token_id
+    places = np.flatnonzero(rows[0] == own)
+    if len(places):
+        ids, _ = families.of(model).tokens(processor, [earlier])[0] if earlier.turns else (np.empty(0), None)
+        shown = int((ids == own).sum())
+        if shown and length <= places[shown - 1]:
+            return 0
+        length = min([length, *places[shown : shown + 1].tolist()])
+    return length if length >= WORTH_SHARING else 0
 
 
-def _require_context(model, tokens: int, prompt: str) -> None:
-    context = families.of(model).context(model)
-    if tokens > context:
-        raise KitError(
-            f"{prompt} with its answer takes {tokens} tokens and the context holds {context}: ask for fewer shots"
-        )
+def _cut(indices: list[int], tokens: list[int]) -> Iterator[list[int]]:
+    """The indices in order, in parts of at most ``READ_AT_ONCE`` tokens, or of one index."""
+    part, total = [], 0
+    for index, count in zip(indices, tokens, strict=True):
+        if part and total + count > READ_AT_ONCE:
+            yield part
+            part, total = [], 0
+        part, total = [*part, index], total + count
+    yield part
 
 
-def _batches(conversations: Sequence[Conversation], size: int) -> Iterator[list[int]]:
-    """Indices of conversations to be asked together: same earlier turns, as many pictures, about the same length."""
-    groups = defaultdict(list)
-    for index, conversation in enumerate(conversations):
-        groups[conversation.system, conversation.turns[:-1], len(conversation.images)].append(index)
-    for group in groups.values():
-        group.sort(key=lambda index: len(conversations[index].turns[-1].prompt))
-        yield from (group[start : start + size] for start in range(0, len(group), size))
+def _keys(images: Sequence) -> tuple[bytes, ...]:
+    """What pictures are told apart and sorted by."""
+    return tuple(image if isinstance(image, bytes) else image.tobytes() for image in images)
 
 
-def _pad(rows: list[list[int]], side: str, device) -> tuple[torch.Tensor, torch.Tensor]:
+def _pad(rows: Sequence[np.ndarray], side: str, device) -> tuple[torch.Tensor, torch.Tensor]:
     """Token rows as one rectangle and the mask of the real ones, both int64 [rows, longest]."""
     width = max(map(len, rows))
-    ids, mask = torch.zeros(2, len(rows), width, dtype=torch.long)
+    ids, mask = np.zeros((2, len(rows), width), dtype=np.int64)
     for row, tokens in enumerate(rows):
         where = slice(width - len(tokens), width) if side == "left" else slice(len(tokens))
-        ids[row, where], mask[row, where] = torch.tensor(tokens, dtype=torch.long), 1
-    return ids.to(device), mask.to(device)
+        ids[row, where], mask[row, where] = tokens, 1
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 
 
-def _common(rows: list[list[int]]) -> int:
-    """How many tokens all rows begin with; what the first and the last in order share, all between them share."""
-    first, last = min(rows), max(rows)
-    return next((place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+def _common(rows: Sequence[np.ndarray]) -> int:
+    """How many tokens all rows begin with."""
+    length, first = min(map(len, rows)), rows[0]
+    for row in rows[1:]:
+        if (different := np.flatnonzero(row[:length] != first[:length])).size:
+            length = int(different[0])
+    return length
 
 
-def _trailing(flags: torch.Tensor) -> int:
-    """How many true values a row of flags ends with."""
-    return int(flags.flip(0).long().cumprod(0).sum())
+@dataclass(frozen=True)
+class _Ending:
+    """Where an answer ends; ``last`` are the tokens that ``until`` may end in."""
 
+    tokenizer: Any
+    ends: set[int]
+    until: str
+    last: set[int]
+    tokens: int
+    characters: int
 
-def _end_tokens(model, tokenizer) -> set[int]:
-    named = model.generation_config.eos_token_id
-    ends = named if isinstance(named, list) else [named]
-    return {token for token in [*ends, tokenizer.eos_token_id] if token is not None}
+    @classmethod
+    def of(cls, model, tokenizer, until: str, tokens: int, characters: int) -> _Ending:
+        named = model.generation_config.eos_token_id
+        ends = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
+        last = {number for token, number in tokenizer.get_vocab().items() if until[-1:] in token} if until else set()
+        return cls(tokenizer, ends, until, last, tokens, characters)
 
+    def reached(self, written: list[int]) -> bool:
+        if len(written) >= self.tokens or written[-1] in self.ends:
+            return True
+        if written[-1] in self.last and self.until in self.tokenizer.decode(written[-12:]):
+            return True
+        if not self.characters:
+            return False
+        text = self.tokenizer.decode(written, skip_special_tokens=True).strip()
+        return len(text) >= self.characters and not self.until.startswith(text)  # else the next turn may be beginning
 
-def _finished(written: list[int], ends: set[int], until: str, last: set[int], tokenizer) -> bool:
-    """Whether an answer has ended; ``last`` are the tokens that ``until`` may end in."""
-    return written[-1] in ends or (written[-1] in last and until in tokenizer.decode(written[-12:]))
+    def text(self, written: list[int]) -> str:
+        """The answer without what ended it."""
+        text = self.tokenizer.decode([t for t in written if t not in self.ends], skip_special_tokens=True)
+        return (text.split(self.until)[0] if self.until else text).strip()
 
 
 @contextmanager
 def _evaluating(model):
-    """No dropout and no gradients inside; the model's mode is put back afterwards."""
-    was_training = model.training
+    """No dropout and no gradients inside, and the attention that beginnings can be lent to; the model's mode and
+    attention are put back afterwards."""
+    was_training, text = model.training, model.config.get_text_config()
+    before = text._attn_implementation
     model.eval()
+    _set_attention(model, attention.NAME)
     try:
         with torch.inference_mode():
             yield
     finally:
+        _set_attention(model, before)
         model.train(was_training)
+
+
+def _set_attention(model, name: str) -> None:
+    model.set_attn_implementation({"text_config": name})

@@ -34,6 +34,11 @@ class Inquiry:
     options: list[tuple[str, ...]] | None = None
     orders: int = 1
 
+    @property
+    def width(self) -> int:
+        """How many options each question has."""
+        return len(self.options[0]) if self.options else 0
+
 
 @dataclass(frozen=True)
 class Asking:

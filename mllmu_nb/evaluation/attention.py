@@ -1,0 +1,101 @@
+"""Attention of rows that begin alike: what the shared beginning contributes is computed for all of them at once, and
+its keys and values exist once, not per row.
+
+A row attends to the beginning and to its own tokens apart. Each result is a mean under a softmax of its own; weighted by
+the two sums of exponentials they are the mean under one softmax over both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, Cache
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+NAME = "shared_beginning"
+SPARE = 16  # slots
+_lent: ContextVar[Cache | None] = ContextVar("lent", default=None)
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values [rows, heads, slots, width] that are copied once in :data:`SPARE` tokens and not for each."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+            self.roomy = self.keys, self.values
+        start, stop = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+        if self.roomy[0].shape[2] < stop:
+            self.roomy = _roomy(self.keys, stop + SPARE), _roomy(self.values, stop + SPARE)
+        for room, new in zip(self.roomy, (key_states, value_states), strict=True):
+            room[:, :, start:stop] = new
+        self.keys, self.values = (room[:, :, :stop] for room in self.roomy)
+        return self.keys, self.values
+
+
+def layer_of(keys: Tensor, values: Tensor) -> GrowingLayer:
+    """A layer that holds these keys and values."""
+    layer = GrowingLayer()
+    layer.update(keys, values)
+    return layer
+
+
+def _roomy(held: Tensor, slots: int) -> Tensor:
+    room = held.new_empty(*held.shape[:2], slots, held.shape[3])
+    room[:, :, : held.shape[2]] = held
+    return room
+
+
+@contextmanager
+def lending(beginning: Cache | None) -> Iterator[None]:
+    """Inside, rows read by a model with this attention go on where ``beginning``, a single row, ends."""
+    token = _lent.set(beginning)
+    try:
+        yield
+    finally:
+        _lent.reset(token)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """Attention of ``query`` [rows, heads, T, width] to the rows' own keys and values [rows, key heads, slots, width],
+    masked by ``attention_mask`` [rows, 1, T, slots], and to all of what is lent: [rows, T, heads, width]."""
+    beginning = _lent.get()
+    if beginning is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    lent = beginning.layers[module.layer_idx]
+    rows, heads, length, width = query.shape
+    shared = lent.keys.shape[1]
+    # heads that share keys and values are rows as well
+    folded = query.view(rows, shared, -1, width).transpose(0, 1).reshape(1, shared, -1, width)
+    far, far_sum = _attention(folded, lent.keys, lent.values, scale=scaling)
+    near, near_sum = _attention(
+        query, *(repeat_kv(held, heads // shared) for held in (key, value)), attn_mask=attention_mask, scale=scaling
+    )
+    far = far.view(shared, rows, -1, width).transpose(0, 1).reshape(query.shape)
+    far_sum = far_sum.view(shared, rows, -1).transpose(0, 1).reshape(rows, heads, length)
+    return near.lerp(far, (far_sum - near_sum).sigmoid().unsqueeze(-1)).transpose(1, 2), None
+
+
+def _attention(*tensors: Tensor, **settings) -> tuple[Tensor, Tensor]:
+    """The kernel behind ``scaled_dot_product_attention`` on a CPU, which also gives the logarithm of each sum of
+    exponentials."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*tensors, **settings)
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, eager_mask)  # numbers to be added, as the kernel takes them
