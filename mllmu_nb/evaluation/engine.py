@@ -49,7 +49,7 @@ def greedy(
     tokenizer = processor.tokenizer
     until = families.of(model).next_turn if until is None else until
     with _evaluating(model):
-        ends = _end_tokens(model, tokenizer)
+        ends = _end_tokens(model, processor)
         last = {number for token, number in tokenizer.get_vocab().items() if until[-1:] in token} if until else set()
         for indices in _batches(conversations, batch_size):
             state = _Prompts.of(model, processor, [conversations[i] for i in indices], max_new_tokens).read()
@@ -120,14 +120,18 @@ class _State:
         # transformers 5 renamed the argument; a model given the other name would swallow it and read without it
         self.argument = "cache" if "cache" in signature(type(model).forward).parameters else "past_key_values"
         self.mask = torch.zeros(rows, 0, dtype=torch.long, device=model.device)
+        self.next = torch.zeros(rows, dtype=torch.long, device=model.device)  # each row's next position
 
     def extend(self, ids: torch.Tensor, mask=None, pictures: dict | None = None, keep: int = 1) -> torch.Tensor:
         """Read ``ids`` [rows, T]; ``mask`` [rows, T] marks the real ones. Returns logits [rows, keep (0: T), V]."""
-        self.mask = torch.cat([self.mask, torch.ones_like(ids) if mask is None else mask], dim=1)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask, **(pictures or {})}
+        positions = self.family.positions(self.model, batch, self.next)
+        self.next = positions.reshape(-1, *ids.shape).amax((0, 2)) + 1
+        self.mask = torch.cat([self.mask, batch["attention_mask"]], dim=1)
         logits = self.model(
             input_ids=ids,
             attention_mask=self.mask,
-            position_ids=self.family.positions(self.mask)[:, -ids.shape[1] :],
+            position_ids=positions,
             use_cache=True,
             logits_to_keep=keep,
             **{self.argument: self.cache},
@@ -139,7 +143,7 @@ class _State:
     def spread(self, copies: int) -> None:
         """Repeat every row ``copies`` times."""
         self.cache.batch_repeat_interleave(copies)
-        self.mask = self.mask.repeat_interleave(copies, dim=0)
+        self.mask, self.next = (kept.repeat_interleave(copies, dim=0) for kept in (self.mask, self.next))
 
 
 @dataclass
@@ -183,7 +187,7 @@ class _Prompts:
         length = min(_common(self.rows), min(map(len, self.rows)) - 1)
         places = [place for place, token in enumerate(self.rows[0]) if token == self.model.config.image_token_id]
         if places:
-            own = self.earlier * (len(places) // len(self.images[0]))
+            own = families.of(self.model).picture_tokens(self.processor, self.images[0][: self.earlier])
             if own and length <= places[own - 1]:
                 return 0
             length = min([length, *places[own : own + 1]])
@@ -259,10 +263,11 @@ def _trailing(flags: torch.Tensor) -> int:
     return int(flags.flip(0).long().cumprod(0).sum())
 
 
-def _end_tokens(model, tokenizer) -> set[int]:
-    named = model.generation_config.eos_token_id
+def _end_tokens(model, processor) -> set[int]:
+    named, tokenizer = model.generation_config.eos_token_id, processor.tokenizer
+    own = tokenizer.convert_tokens_to_ids(families.of(model).end(processor))
     ends = named if isinstance(named, list) else [named]
-    return {token for token in [*ends, tokenizer.eos_token_id] if token is not None}
+    return {token for token in [*ends, own, tokenizer.eos_token_id] if token is not None}
 
 
 def _finished(written: list[int], ends: set[int], until: str, last: set[int], tokenizer) -> bool:
