@@ -93,7 +93,7 @@ class Idefics2(Family):
     def miniature_shape(self, tokenizer, vision, text):
         from transformers import Idefics2Config
 
-        heads = text["num_attention_heads"]
+        heads, ids = text["num_attention_heads"], tokenizer.convert_tokens_to_ids
         perceiver = {
             "hidden_size": text["hidden_size"],
             "resampler_n_latents": self.latents,
@@ -105,7 +105,7 @@ class Idefics2(Family):
         }
         return Idefics2Config(
             vision_config=vision,
-            text_config={"model_type": "mistral", "sliding_window": None, **text},
+            text_config={"model_type": "mistral", "sliding_window": None, **text, "eos_token_id": ids(END)},
             perceiver_config=perceiver,
             image_token_id=tokenizer.image_token_id,
         )

@@ -103,7 +103,7 @@ class Qwen25VL(Family):
     def miniature_shape(self, tokenizer, vision, text):
         from transformers import Qwen2_5_VLConfig
 
-        half = text["hidden_size"] // text["num_attention_heads"] // 2
+        ids, half = tokenizer.convert_tokens_to_ids, text["hidden_size"] // text["num_attention_heads"] // 2
         sections = [half - 2 * (half // 3), half // 3, half // 3]
         tower = {"hidden_size": vision["hidden_size"], "intermediate_size": vision["intermediate_size"]}
         tower |= {"depth": vision["num_hidden_layers"], "num_heads": vision["num_attention_heads"]}
@@ -112,11 +112,11 @@ class Qwen25VL(Family):
         rotary = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections}
         return Qwen2_5_VLConfig(
             vision_config={**tower, "initializer_range": vision["initializer_range"]},
-            text_config={**text, "rope_parameters": rotary},
+            text_config={**text, "rope_parameters": rotary, "eos_token_id": ids(END)},
             image_token_id=tokenizer.image_token_id,
             video_token_id=len(tokenizer),  # there is none
-            vision_start_token_id=tokenizer.convert_tokens_to_ids(VISION_START),
-            vision_end_token_id=tokenizer.convert_tokens_to_ids(VISION_END),
+            vision_start_token_id=ids(VISION_START),
+            vision_end_token_id=ids(VISION_END),
         )
 
     def miniature_processor(self, tokenizer):
