@@ -113,7 +113,10 @@ def test_llava_passes_and_its_model_is_left_as_it_was(model):
             {"render": lambda self, c, slot="", eos="": (Llava().render(c, slot, eos)[0], [(0, 4)])},
             "not the answer",
         ),
-        ({"image_tokens": lambda self, processor, picture: 4}, "cannot read what is encoded: Image features and image tokens"),
+        (
+            {"image_tokens": lambda self, processor, picture: 4},
+            "cannot read what is encoded: Image features and image tokens",
+        ),
         (
             {"token_counts": lambda self, processor, conversations: [1] * len(conversations)},
             "token_counts says [1, 1, 1, 1]",

@@ -117,9 +117,7 @@ def fake_output(batch, attentions, states):
     """A model whose states are its logits, and its output: attentions by layer [B, H, T, T], states [B, T, V]."""
     hidden = [torch.zeros_like(states) for _ in range(LAYERS + 1)]
     hidden[LAYERS - 1] = states
-    model = SimpleNamespace(
-        get_decoder=lambda: SimpleNamespace(norm=torch.nn.Identity()), lm_head=torch.nn.Identity()
-    )
+    model = SimpleNamespace(get_decoder=lambda: SimpleNamespace(norm=torch.nn.Identity()), lm_head=torch.nn.Identity())
     return model, SimpleNamespace(attentions=attentions, hidden_states=hidden)
 
 

@@ -1,4 +1,4 @@
-"""Miniatures: the real classes of transformers, small enough for two CPU cores. What differs by family is in its file."""
+"""Miniatures: the real classes of transformers, small enough for two CPU cores; each family's file has its own part."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
-from mllmu_nb.data.conversations import Conversation
+from mllmu_nb.data.conversations import Conversation, Turn
 from mllmu_nb.data.portraits import from_bytes
 from mllmu_nb.errors import KitError, choose
 from mllmu_nb.registry import Registry
@@ -21,6 +21,7 @@ TOKEN_KINDS = ("answer", "eos", "question", "image", "padding")
 IGNORE = -100
 # What upstream's rule for adapters means to spare; it then takes every module of a bare name that occurs elsewhere.
 SPARED = ("multi_modal_projector", "vision_model", "lm_head")
+USUAL = 512  # pixels a side of a usual picture, where a model takes any size
 PATCH = 16  # pixels a side of a miniature's patches
 Picture = bytes | Image.Image
 
@@ -95,6 +96,10 @@ class Family:
     def published_shape(self):
         """The transformers configuration of the published base model, for when no file of it is at hand."""
         raise NotImplementedError
+
+    def usual_tokens(self, shape) -> int:
+        """Tokens of a usual picture, by a transformers configuration."""
+        return shape.image_seq_length
 
     # -- and what it adds to have a miniature (see ``models/miniature.py``)
 
@@ -211,6 +216,29 @@ class Family:
         if not targets:
             raise KitError(f"no linear layer of this model matches adapter_reach {reach!r}")
         return targets
+
+
+def chat(
+    conversation: Conversation,
+    eos: str,
+    end: str,
+    system: str,
+    asked: Callable[[Turn], str],
+    reply: str,
+    blank: str = "",
+) -> tuple[str, list[tuple[int, int]]]:
+    """What a chat template makes of a conversation, for ``render``: ``system``, and for each turn what is ``asked``,
+    ``end``, a line break, ``reply`` and, where there is one, the answer behind ``blank``. ``end`` stands behind earlier
+    answers as well, taught if it is ``eos``."""
+    text, spans = system, []
+    for number, turn in enumerate(conversation.turns, start=1):
+        text += f"{asked(turn)}{end}\n{reply}"
+        if turn.answer:
+            spans.append((len(text), len(text) + len(blank + turn.answer + eos)))
+            text += blank + turn.answer + eos
+            if number < len(conversation.turns):
+                text += "\n" if eos else f"{end}\n"
+    return text, spans
 
 
 def distinct(rows: Sequence[Sequence[Picture]]) -> tuple[list[Image.Image], list[int]]:

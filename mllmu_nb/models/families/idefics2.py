@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 from typing import ClassVar
 
-from mllmu_nb.data.conversations import Conversation
+from mllmu_nb.data.conversations import Conversation, Turn
 from mllmu_nb.data.portraits import SIZE
-from mllmu_nb.models.families.base import Family, distinct, register
+from mllmu_nb.models.families.base import Family, chat, distinct, register
 from mllmu_nb.models.families.llava import Llava
 
 END = "<end_of_utterance>"
@@ -16,8 +16,8 @@ PARTS = 5  # of a picture that is split: four quarters and the whole
 
 @register
 class Idefics2(Family):
-    """``System: {system}{end}\\nUser:{picture} {prompt}{end}\\nAssistant: {answer}{end}``, its chat template, with a line
-    break between turns, worked examples among them. Pictures are not split.
+    """``System: {system}{end}\\nUser:{picture} {prompt}{end}\\nAssistant: {answer}{end}``, its chat template, worked
+    examples included. Pictures are not split.
 
     The released code trains so and asks otherwise: by LLaVA's prompts, with pictures split. That is how a conversation
     under the protocol ``upstream`` is written, and what :meth:`asking` prepares.
@@ -33,17 +33,12 @@ class Idefics2(Family):
     def render(self, conversation: Conversation, slot: str = "<image>", eos: str = "") -> tuple[str, list]:
         if conversation.protocol == "upstream":
             return Llava().render(conversation, slot, eos)
-        text, spans = (f"System: {conversation.system}{END}\n" if conversation.system else ""), []
-        for number, turn in enumerate(conversation.turns, start=1):
-            opening = "User:" if turn.image is None else f"User:{slot}"
-            text += f"{opening} {turn.prompt}{END}\nAssistant:"
-            if turn.answer:
-                start = len(text)
-                text += f" {turn.answer}{eos}"
-                spans.append((start, len(text)))
-                if number < len(conversation.turns):
-                    text += "\n" if eos else f"{END}\n"
-        return text, spans
+        system = f"System: {conversation.system}{END}\n" if conversation.system else ""
+
+        def asked(turn: Turn) -> str:
+            return f"User:{'' if turn.image is None else slot} {turn.prompt}"
+
+        return chat(conversation, eos, END, system, asked, "Assistant:", " ")
 
     def slot(self, processor) -> str:
         edge = processor.fake_image_token
@@ -57,8 +52,8 @@ class Idefics2(Family):
         return END
 
     def pictures(self, processor, rows):
-        """``pixel_values`` [all pictures, parts, 3, H, W] and ``pixel_attention_mask`` [all pictures, parts, H, W], H and
-        W those of the largest picture; the model flattens the first two dimensions, row after row."""
+        """``pixel_values`` [all pictures, parts, 3, H, W], ``pixel_attention_mask`` [all pictures, parts, H, W], each
+        padded to the largest; the model itself flattens the first two dimensions, row after row."""
         decoded, places = distinct(rows)
         if not decoded:
             return {}
@@ -82,6 +77,9 @@ class Idefics2(Family):
         vision = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
         text = {"model_type": "mistral", "vocab_size": 32003, "max_position_embeddings": 32768}
         return Idefics2Config(vision_config={**vision, "image_size": 980, "patch_size": 14}, text_config=text)
+
+    def usual_tokens(self, shape) -> int:
+        return shape.perceiver_config.resampler_n_latents
 
     special_tokens: ClassVar[dict[str, str]] = {
         "image_token": "<image>",

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
-from mllmu_nb.data.conversations import Conversation
+from mllmu_nb.data.conversations import Conversation, Turn
 from mllmu_nb.data.portraits import SIZE
-from mllmu_nb.models.families.base import Family, distinct, register
+from mllmu_nb.models.families.base import USUAL, Family, chat, distinct, register
 
 IMAGE, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 START, END = "<|im_start|>", "<|im_end|>"
@@ -28,7 +28,7 @@ class Reader(ProcessorMixin):
 @register
 class Qwen25VL(Family):
     """``{start}system\\n{system}{end}\\n{start}user\\n{picture}{prompt}{end}\\n{start}assistant\\n{answer}{end}``, its
-    chat template, with a line break between turns, worked examples among them."""
+    chat template, worked examples included."""
 
     name, label = "qwen2_5_vl", "Qwen2.5-VL"
     hub = "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -37,17 +37,12 @@ class Qwen25VL(Family):
     vision = r"model\.visual\.(?!merger)"
 
     def render(self, conversation: Conversation, slot: str = IMAGE, eos: str = "") -> tuple[str, list]:
-        text, spans = f"{START}system\n{conversation.system or 'You are a helpful assistant.'}{END}\n", []
-        for number, turn in enumerate(conversation.turns, start=1):
-            shown = "" if turn.image is None else slot
-            text += f"{START}user\n{shown}{turn.prompt}{END}\n{START}assistant\n"
-            if turn.answer:
-                start = len(text)
-                text += turn.answer + eos
-                spans.append((start, len(text)))
-                if number < len(conversation.turns):
-                    text += "\n" if eos else f"{END}\n"
-        return text, spans
+        system = f"{START}system\n{conversation.system or 'You are a helpful assistant.'}{END}\n"
+
+        def asked(turn: Turn) -> str:
+            return f"{START}user\n{'' if turn.image is None else slot}{turn.prompt}"
+
+        return chat(conversation, eos, END, system, asked, f"{START}assistant\n")
 
     def slot(self, processor) -> str:
         return VISION_START + IMAGE + VISION_END
@@ -61,7 +56,7 @@ class Qwen25VL(Family):
         return END
 
     def pictures(self, processor, rows):
-        """``pixel_values`` [patches of all pictures, values] and ``image_grid_thw`` [all pictures, 3], row after row."""
+        """``pixel_values`` [patches of all pictures, values], ``image_grid_thw`` [all pictures, 3], row after row."""
         decoded, places = distinct(rows)
         if not decoded:
             return {}
@@ -76,8 +71,9 @@ class Qwen25VL(Family):
     def positions(self, model, batch, start):
         """[3, B, T]: time, row and column. Text after a picture goes on behind its longer side."""
         core, ids = getattr(model, "get_base_model", lambda: model)(), batch["input_ids"]
-        kinds = (ids == core.config.image_token_id).int()
         grids, mask = batch.get("image_grid_thw"), batch["attention_mask"]
+        # an image token that the model itself has written is no picture
+        kinds = (ids == core.config.image_token_id).int() * (grids is not None)
         return core.model.get_rope_index(ids, kinds, grids, attention_mask=mask)[0] + start[:, None]
 
     def load_processor(self, source: str, **origin):
@@ -91,6 +87,9 @@ class Qwen25VL(Family):
         rotary = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
         vision = {"hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 3584}
         return Qwen2_5_VLConfig(vision_config=vision, text_config={**text, "rope_parameters": rotary})
+
+    def usual_tokens(self, shape) -> int:
+        return (USUAL // (shape.vision_config.patch_size * shape.vision_config.spatial_merge_size)) ** 2
 
     special_tokens: ClassVar[dict[str, str]] = {
         "image_token": IMAGE,
