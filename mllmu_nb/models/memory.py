@@ -71,7 +71,7 @@ class Estimate:
         # logits in fp32 at the supervised positions: as they are, as log-probabilities, and their gradient
         kept += recipe.batch_size * recipe.turns * ANSWER * text.vocab_size * 4 * 3
         if recipe.adapter_reach == "upstream" and not full:  # a frozen tower keeps nothing
-            patches = (getattr(vision, "image_size", USUAL) // vision.patch_size) ** 2
+            patches = (min(getattr(vision, "image_size", USUAL), USUAL) // vision.patch_size) ** 2
             kept += activations(vision, recipe.batch_size, patches, self.element, adapters, self.eager)
         states = self.trained(recipe, full, where) * (STATES + (0 if full else 4))  # an adapter adds its own weights
         return self._gib({"trained with their states": states, "activations": kept})

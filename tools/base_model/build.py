@@ -75,13 +75,13 @@ def corpus(family: Family, mixture: Mixture, count: int = 6000) -> list[str]:
 def sight(model) -> tuple[Callable[..., torch.Tensor], list[torch.nn.Module]]:
     """A function from the tensors of pictures to what is seen there [pictures, tokens, width], and its modules."""
     core = model.model
-    if not hasattr(core, "connector"):
+    if hasattr(core, "vision_tower"):
         return (lambda **pictures: core.vision_tower(**pictures).last_hidden_state[:, 1:]), [core.vision_tower]
 
-    def resampled(**pictures) -> torch.Tensor:  # what the resampler leaves out is lost to the language model
+    def shown(**pictures) -> torch.Tensor:  # what a resampler leaves out is lost to the language model
         return torch.stack(tuple(core.get_image_features(**pictures).pooler_output))
 
-    return resampled, [core.vision_model, core.connector]
+    return shown, [module for module in core.children() if module is not model.get_decoder()]
 
 
 def train_tower(model, processor, mixture: Mixture, steps: int, batch: int = 64) -> dict[str, float]:
