@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 EXTRAS ?= test
 GRID   ?= configs/miniature.yaml
+# Families of base models, such as "llava idefics2"; empty: as the grid says.
+BASES  ?=
 
 # Paths are quoted below, so that they may hold blanks; a ~ that the shell has left (zsh, dash) is expanded here.
 override PYTHON := $(patsubst ~/%,$(HOME)/%,$(PYTHON))
@@ -31,10 +33,10 @@ $(READY): pyproject.toml requirements.lock
 	@touch "$@"
 
 reproduce: env  ## the miniature at 10 %: models, scores, tables, figures
-	"$(BIN)/python" -m mllmu_nb sweep "$(GRID)"
+	"$(BIN)/python" -m mllmu_nb sweep "$(GRID)" $(if $(BASES),--bases $(BASES))
 
 reproduce-all: env  ## the same at 5, 10 and 15 %
-	"$(BIN)/python" -m mllmu_nb sweep "$(GRID)" --ratios 5 10 15
+	"$(BIN)/python" -m mllmu_nb sweep "$(GRID)" --ratios 5 10 15 $(if $(BASES),--bases $(BASES))
 
 test: env  ## unit tests and, beside them, every notebook
 	"$(BIN)/python" -m pytest -n 2 --no-loadscope-reorder --nbmake --nbmake-timeout=900
@@ -42,8 +44,8 @@ test: env  ## unit tests and, beside them, every notebook
 lab: env  ## JupyterLab on the first notebook
 	"$(BIN)/python" -m jupyterlab notebooks/00_start_here.ipynb
 
-base: env  ## build the shipped base models anew (an hour; many on a CPU without bfloat16)
-	"$(BIN)/python" tools/base_model/build.py
+base: env  ## build the shipped base models anew (an hour each; many on a CPU without bfloat16)
+	for family in $(or $(BASES),llava); do "$(BIN)/python" tools/base_model/build.py --family $$family || exit 1; done
 
 lint: env  ## style of code and notebooks, and which module imports which
 	"$(BIN)/python" -m ruff check .

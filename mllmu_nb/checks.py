@@ -157,7 +157,7 @@ def check_family(family: Family, model: torch.nn.Module, processor: Any) -> None
 
 def _check_encoding(family: Family, processor: Any, conversations: list[Conversation], require: Callable) -> None:
     closed, opened = (family.encode(processor, conversations, eos=eos) for eos in (True, False))
-    end, decode = processor.tokenizer.eos_token_id, processor.tokenizer.decode
+    end, decode = processor.tokenizer.convert_tokens_to_ids(family.end(processor)), processor.tokenizer.decode
     for row, conversation in enumerate(conversations):
         labels = closed["labels"][row][closed["labels"][row] != IGNORE]
         text = "".join(decode(labels, skip_special_tokens=True).split())
@@ -168,8 +168,8 @@ def _check_encoding(family: Family, processor: Any, conversations: list[Conversa
     lengths, counts = opened["attention_mask"].sum(1).tolist(), family.token_counts(processor, conversations)
     require(lengths == counts, f"token_counts says {counts}, and {lengths} are encoded")
     slots = (opened["input_ids"] == processor.image_token_id).sum(1).tolist()
-    pictures = [len(c.images) * family.image_tokens(processor) for c in conversations]
-    require(slots == pictures, f"image_tokens makes {pictures} of the pictures, and {slots} are encoded")
+    pictures = [family.picture_tokens(processor, c.images) for c in conversations]
+    require(slots == pictures, f"the pictures take {pictures} image tokens, and {slots} are encoded")
 
 
 @torch.no_grad()

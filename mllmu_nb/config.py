@@ -271,7 +271,10 @@ class Config(BaseModel):
     def _complete(self) -> None:
         # a vanilla model depends on its replicate's seed alone, so all ratios and forget sets of a replicate share it
         self._fill(data_seed=self.seed, **dict.fromkeys(SEEDS[1:], (self.seed + self.replicate) % 2**32))
-        protocol = {name: preset.get(self.scale, preset["value"]) for name, preset in _protocol(self.protocol).items()}
+        protocol = {
+            name: preset.get(self.base_model, preset.get(self.scale, preset["value"]))
+            for name, preset in _protocol(self.protocol).items()
+        }
         if protocol["variant"] not in unlearning.variants(self.method):
             protocol["variant"] = "canonical"
         self._fill(**protocol)
@@ -395,7 +398,7 @@ def _presets(name: str) -> dict[str, Any]:
 
 
 def _protocol(name: str) -> dict[str, dict[str, Any]]:
-    """Parameter → its value under a protocol, a scale's own value, and who says so."""
+    """Parameter → its value under a protocol, a family's or a scale's own value, and who says so."""
     return _presets("protocols")[name]
 
 

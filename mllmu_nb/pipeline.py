@@ -460,7 +460,7 @@ def write_people(config: Config, folder: Path) -> None:
 
 
 def check(config: Config) -> None:
-    """Raises KitError for what would stop a run later on: people, base model, prompts, draws or folders."""
+    """Raises KitError for what would stop a run later on: people, base model, draws or folders."""
     source = base_source(config)
     if config.base_revision and (config.scale == "miniature" or Path(source).is_dir()):
         raise KitError(
@@ -473,7 +473,6 @@ def check(config: Config) -> None:
             check_adapter(Path(config.adapter_path))
     elif config.scale == "miniature":
         check_shipped(Path(source))
-    config.family.render(Conversation(()), "", "")
     draws_of(config, population(config), SETS)
     for folder in (run_folder(config).parent, paths.figures(config.scale), paths.cache()):
         paths.writable(folder)

@@ -113,13 +113,16 @@ def test_llava_passes_and_its_model_is_left_as_it_was(model):
             {"render": lambda self, c, slot="", eos="": (Llava().render(c, slot, eos)[0], [(0, 4)])},
             "not the answer",
         ),
-        ({"image_tokens": lambda self, processor: 4}, "cannot read what is encoded: Image features and image tokens"),
+        (
+            {"image_tokens": lambda self, processor, picture: 4},
+            "cannot read what is encoded: Image features and image tokens",
+        ),
         (
             {"token_counts": lambda self, processor, conversations: [1] * len(conversations)},
             "token_counts says [1, 1, 1, 1]",
         ),
         ({"pictures": lambda self, p, rows: {k: 0 * v for k, v in Llava.pictures(self, p, rows).items()}}, "picture"),
-        ({"positions": lambda self, mask: 3 * Llava.positions(self, mask)}, "likelihood of an answer is another"),
+        ({"positions": lambda self, *asked: 3 * Llava.positions(self, *asked)}, "likelihood of an answer is another"),
         ({"vision": "nowhere"}, "its vision pattern matches 0 of"),
         ({"language_linears": r".*(q_proj|v_proj)"}, "language_linears reaches into the vision tower"),
     ],

@@ -176,6 +176,8 @@ def test_a_grid_is_the_product_with_each_untrained_model_once_and_vanilla_first(
     assert models(configs) == [("vanilla", "none"), ("base", "none"), ("ga", "multimodal"), ("ga", "unimodal")]
     assert {config.people for config in configs} == {40}
     assert len(sweep.cells({"grid": {"method": ["vanilla"], "forget_ratio": [5]}}, ratios=[5, 10, 15])) == 3
+    both = sweep.cells({"base_model": "llava", "grid": {"method": ["vanilla"]}}, bases=["llava", "idefics2"])
+    assert [config.base_model for config in both] == ["llava", "idefics2"]
     assert models(sweep.cells({"method": "npo", "modality": "unimodal"})) == [("npo", "unimodal")]
 
 

@@ -211,9 +211,9 @@ def test_people_that_cannot_be_are_a_problem_and_strange_ones_a_warning(tmp_path
     assert finding.verdict == "ok" and finding.text.startswith("MLLMMU/MLLMU-Bench: read, and their schema checked")
 
 
-def test_a_family_whose_prompts_are_not_written_and_a_base_that_is_nowhere_are_problems():
-    finding = doctor.examine(doctor.inputs, [PAPER.but(base_model="idefics2")])
-    assert finding.verdict == "problem" and "its prompts are not written yet" in finding.text
+def test_a_base_that_does_not_come_with_the_kit_or_is_nowhere_is_a_problem():
+    finding = doctor.examine(doctor.inputs, [Config(base_model="qwen2_5_vl", **SMALL)])
+    assert finding.verdict == "problem" and "`make base BASES=qwen2_5_vl` builds one" in finding.text
     finding = doctor.examine(doctor.inputs, [PAPER.but(base_path="/no/such/folder")])
     assert finding.verdict == "problem" and "/no/such/folder" in finding.text
 

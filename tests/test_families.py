@@ -23,8 +23,9 @@ from mllmu_nb.data.portraits import from_bytes
 from mllmu_nb.errors import KitError
 from mllmu_nb.models import families
 from mllmu_nb.models.adapters import attach
+from mllmu_nb.models.files import ASSETS
 from mllmu_nb.models.load import count_trainable
-from mllmu_nb.models.miniature import SHIPPED, make_processor, make_tokenizer
+from mllmu_nb.models.miniature import make_processor, make_tokenizer
 from mllmu_nb.unlearning import IGNORE, Recipe
 
 FACE, OTHER = (person.portrait for person in known_people()[0][:2])
@@ -76,11 +77,9 @@ def test_a_conversation_is_rendered_as_llava_reads_it():
     assert opened.answered("Ada.") == Conversation((Turn("Who?", "Ada.", FACE),), "Be kind.")
 
 
-def test_a_family_that_is_unknown_or_has_no_prompts_is_named():
+def test_a_family_that_is_unknown_is_named():
     with pytest.raises(KitError, match="unknown base_model 'lava': did you mean 'llava'"):
         families.get("lava")
-    with pytest.raises(KitError, match="base_model 'idefics2' can be loaded, but its prompts are not written yet"):
-        families.get("idefics2").render(Conversation(()), "", "")
 
 
 # -- what is encoded --------------------------------------------------------------------------------------------
@@ -97,9 +96,9 @@ def test_a_picture_that_comes_again_is_the_same_as_read_alone(processor):
 
 def test_the_image_slot_is_what_the_processor_itself_makes(processor):
     text = processor(text="USER: <image>\nWho?", images=from_bytes(FACE), return_tensors="pt")
-    assert int((text["input_ids"] == processor.image_token_id).sum()) == 16 == LLAVA.image_tokens(processor)
+    assert int((text["input_ids"] == processor.image_token_id).sum()) == 16 == LLAVA.image_tokens(processor, FACE)
     ours = LLAVA.encode(processor, [Conversation((Turn("Who?", image=FACE),))])
-    assert (ours["pixel_values"] == text["pixel_values"]).all() and LLAVA.slot(processor) == 16 * "<image>"
+    assert (ours["pixel_values"] == text["pixel_values"]).all() and LLAVA.slot(processor) == "<image>"
 
 
 def test_label_modes_supervise_what_they_say(processor, conversations):
@@ -157,14 +156,13 @@ def test_padding_on_the_left_moves_the_rows_and_nothing_else(processor, conversa
             a, b = (batch[name][row][batch["attention_mask"][row] == 1] for batch in (right, left))
             assert (a == b).all()
     assert left["attention_mask"][1, 0] == 0 and right["attention_mask"][1, -1] == 0
-    assert LLAVA.positions(torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])).tolist() == [
-        [0, 0, 0, 1, 2],
-        [0, 1, 2, 2, 2],
-    ]
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
+    positions = LLAVA.positions(None, {"attention_mask": mask}, torch.tensor([0, 5]))
+    assert positions.tolist() == [[0, 0, 0, 1, 2], [5, 6, 7, 7, 7]]
 
 
 def test_no_text_is_unknown_to_the_shipped_tokenizer():
-    words = PreTrainedTokenizerFast.from_pretrained(SHIPPED)
+    words = PreTrainedTokenizerFast.from_pretrained(ASSETS / "llava-miniature")
     text = "Zoë Łukasz 李 🦉 naïve\t§ 5'11\""
     assert words.decode(words(text, add_special_tokens=False)["input_ids"]) == text
 

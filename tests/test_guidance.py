@@ -13,7 +13,7 @@ import torch
 from guidance import GUIDED, MATCH, PREVIOUS, SAME, STATED, guidance_loss, guidance_weight, links, loss_of
 from mllmu_nb.data.conversations import Conversation, Turn, choice_prompt, choice_shot
 from mllmu_nb.data.generate import known_people
-from mllmu_nb.models.families.llava import Llava
+from mllmu_nb.models import families
 from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 
 FACE = known_people()[0][0].portrait
@@ -29,7 +29,7 @@ SHOTS = tuple(choice_shot("Where was Bo born?", CITIES, letter, image) for lette
 CASES = {
     "stated": (Conversation((STATED_TURN,)), [("cave diving", "B", "Ada enjoys")]),
     "unstated, by picture": (Conversation((PICTURED_TURN,)), [("yoga", "C", None)]),
-    "behind a system prompt": (Conversation((STATED_TURN,), "Be kind."), [("cave diving", "B", "USER:\nAda enjoys")]),
+    "behind a system prompt": (Conversation((STATED_TURN,), "Be kind."), [("cave diving", "B", "Ada enjoys")]),
     "behind other turns": (
         Conversation((Turn("Who?", "Ada.", FACE), STATED_TURN), "Be kind."),
         [("cave diving", "B", "Ada enjoys")],
@@ -43,28 +43,33 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def processor():
-    texts = [Llava().render(conversation, eos="</s>")[0] for conversation, _ in CASES.values()]
-    return make_processor(make_tokenizer(texts * 3, 400))
+@pytest.fixture(scope="module", params=("llava", "idefics2"))
+def family(request):
+    return families.get(request.param)
 
 
 @pytest.fixture(scope="module")
-def batch(processor):
-    return Llava().encode(processor, [CASES["stated"][0], CASES["behind shots"][0]])
+def processor(family):
+    texts = [family.render(conversation)[0] for conversation, _ in CASES.values()]
+    return make_processor(make_tokenizer(texts * 3, 400, family.name), family.name)
 
 
 @pytest.fixture(scope="module")
-def batch_links(processor):
-    return links(processor, [CASES["stated"][0], CASES["behind shots"][0]])
+def batch(family, processor):
+    return family.encode(processor, [CASES["stated"][0], CASES["behind shots"][0]])
+
+
+@pytest.fixture(scope="module")
+def batch_links(family, processor):
+    return links(family, processor, [CASES["stated"][0], CASES["behind shots"][0]])
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_links_join_the_tokens_that_they_name(processor, case):
+def test_links_join_the_tokens_that_they_name(family, processor, case):
     conversation, expected = CASES[case]
     longer = CASES["stated"][0]
-    ids = Llava().encode(processor, [longer, conversation])["input_ids"][1]  # the second row, beside another length
-    batch_links = links(processor, [longer, conversation])
+    ids = family.encode(processor, [longer, conversation])["input_ids"][1]  # the second row, beside another length
+    batch_links = links(family, processor, [longer, conversation])
     match, stated, same = (
         [link for link in kind if link[0] == 1] for kind in (batch_links.match, batch_links.stated, batch_links.same)
     )
@@ -98,23 +103,21 @@ def test_links_join_the_tokens_that_they_name(processor, case):
     assert processor.tokenizer.convert_ids_to_tokens(ids[:1]) == ["<s>"], "the first token takes attention to nothing"
 
 
-def test_pictures_count_with_all_their_tokens(processor):
+def test_pictures_count_with_all_their_tokens(family, processor):
     with_face, without = (
-        links(processor, [Conversation((Turn(PICTURED_TURN.prompt, "C", image),))]).match[0] for image in (FACE, None)
+        links(family, processor, [Conversation((Turn(PICTURED_TURN.prompt, "C", image),))]).match[0]
+        for image in (FACE, None)
     )
-    blank = len(processor.tokenizer("USER: ")["input_ids"]) - len(processor.tokenizer("USER:")["input_ids"])
-    slots = Llava().slot(processor).count("<image>")
-    assert with_face[1] - without[1] == slots + blank
-    assert [a - b for a, b in zip(with_face[2], without[2], strict=True)] == [slots + blank] * len(without[2])
+    more = 16 + {"llava": 1, "idefics2": 2}[family.name]  # a blank before the picture, or a token at either end of it
+    assert with_face[1] - without[1] == more
+    assert [a - b for a, b in zip(with_face[2], without[2], strict=True)] == [more] * len(without[2])
 
 
 def fake_output(batch, attentions, states):
     """A model whose states are its logits, and its output: attentions by layer [B, H, T, T], states [B, T, V]."""
     hidden = [torch.zeros_like(states) for _ in range(LAYERS + 1)]
     hidden[LAYERS - 1] = states
-    model = SimpleNamespace(
-        model=SimpleNamespace(language_model=SimpleNamespace(norm=torch.nn.Identity())), lm_head=torch.nn.Identity()
-    )
+    model = SimpleNamespace(get_decoder=lambda: SimpleNamespace(norm=torch.nn.Identity()), lm_head=torch.nn.Identity())
     return model, SimpleNamespace(attentions=attentions, hidden_states=hidden)
 
 
@@ -161,13 +164,13 @@ def test_uniform_attention_costs_what_is_computed_by_hand(processor, batch, batc
 
 
 @pytest.fixture
-def model(processor):
-    return make_model(processor.tokenizer, 0, width=WIDTH, layers=LAYERS, heads=HEADS)
+def model(family, processor):
+    return make_model(processor.tokenizer, 0, width=WIDTH, layers=LAYERS, heads=HEADS, family=family.name)
 
 
 def test_gradients_reach_queries_and_keys_of_the_guided_heads(model, batch, batch_links):
     (loss_of(model, batch, batch_links, 1.0) - loss_of(model, batch)).backward()  # the guidance alone
-    layers, a_head = model.model.language_model.layers, WIDTH // HEADS
+    layers, a_head = model.get_decoder().layers, WIDTH // HEADS
     guided = {0: range(len(PREVIOUS)), **{layer % LAYERS: [head] for layer, head in (SAME, STATED, MATCH)}}
     assert sorted(guided) == list(range(LAYERS))
     for number, heads in guided.items():

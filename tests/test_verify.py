@@ -228,7 +228,7 @@ def test_a_rerun_starts_from_nothing_and_is_what_is_compared(
     old.mkdir(parents=True)
 
     def swept(options):
-        assert options == argparse.Namespace(config=grid, ratios=None, jobs=None, shard=None)
+        assert options == argparse.Namespace(config=grid, ratios=None, bases=None, jobs=None, shard=None)
         assert not old.exists() and paths.root() == old.parents[1]
         if broken:
             return 1

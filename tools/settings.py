@@ -99,7 +99,7 @@ def measured(worlds: Sequence[Config], given: Mapping) -> list[path.Curve] | Non
 
 
 def read(curves: Sequence[path.Curve], gap: float) -> dict:
-    """``steps`` at which the worlds' mean curve closes the target (missing: never), what is ``kept`` there, and ``edge``:
+    """``steps`` at which the worlds' mean curve closes the target (missing: never), what is ``kept`` there, ``edge``:
     the mean change of Forget, as a share, for 20 % fewer and more steps. ``gap`` is from vanilla to oracle."""
     steps = curves[0].steps.astype(float)
     closed = np.mean([one.closed for one in curves], axis=0)

@@ -23,7 +23,6 @@ from packaging.requirements import Requirement
 from mllmu_nb import paths, pinning, pipeline, provenance
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
-from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.errors import KitError
 from mllmu_nb.models.files import check_model
 
@@ -213,10 +212,9 @@ def people(configs: Configs) -> Result:
 
 
 def inputs(configs: Configs) -> Result:
-    """Base model, prompts, worked examples and folders, as a sweep checks them before it starts."""
+    """Base model, worked examples and folders, as a sweep checks them before it starts."""
     source, size = pipeline.base_source(configs[0]), download_size(configs[0])
     for config in configs:
-        config.family.render(Conversation(()), "", "")
         if not _remote(config):
             pipeline.check(config)
     text = f"{len(configs)} runs, scale {configs[0].scale}, under {paths.root()}; base model {Path(source).name}"

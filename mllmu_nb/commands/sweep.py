@@ -43,6 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="configuration file, such as configs/miniature.yaml")
     about = "forget ratios in per cent, in place of the grid's"
     parser.add_argument("--ratios", type=int, nargs="+", metavar="R", help=about)
+    parser.add_argument("--bases", nargs="+", metavar="FAMILY", help="families, in place of base_model")
     parser.add_argument("--jobs", type=int, metavar="N", help="notebooks at a time (miniature: 3, else 1)")
     parser.add_argument("--shard", metavar="I/N", help="only every N-th run, from the I-th: the grid over N machines")
 
@@ -51,7 +52,7 @@ def main(options: argparse.Namespace) -> int:
     """Makes the runs that are not finished, then the report. 0 when all of them are finished afterwards, else 1."""
     if options.jobs is not None and options.jobs < 1:
         raise KitError(f"--jobs must be at least 1, not {options.jobs}")
-    every = cells(read(options.config), options.ratios)
+    every = cells(read(options.config), options.ratios, options.bases)
     configs = share(every, options.shard) if options.shard else every
     if not configs:
         say(f"--shard {options.shard}: nothing to do, for the grid has {len(every)} runs")
@@ -125,14 +126,18 @@ def absolute(value: str) -> str:
     return ",".join(str(Path(entry).resolve()) if entry and os.path.exists(entry) else entry for entry in entries)
 
 
-def cells(parameters: Mapping[str, Any], ratios: Sequence[int] | None = None) -> list[Config]:
+def cells(
+    parameters: Mapping[str, Any], ratios: Sequence[int] | None = None, bases: Sequence[str] | None = None
+) -> list[Config]:
     """The runs of a grid, each once, those first that others build on; a method is combined only with the axes that
     concern it. Raises KitError for an unknown parameter, an axis that is no list of single values, an impossible run.
     """
     fixed, axes = {name: value for name, value in parameters.items() if name != GRID}, parameters.get(GRID)
     if not isinstance(axes, Mapping | None):
         raise KitError("grid must hold lists by parameter, such as 'method: [vanilla, ga]'")
-    axes = dict(axes or {}) | ({"forget_ratio": list(ratios)} if ratios else {})
+    axes = dict(axes or {}) | {
+        name: list(given) for name, given in (("forget_ratio", ratios), ("base_model", bases)) if given
+    }
     many = (list, dict, set, tuple)
     for name, values in axes.items():
         if not isinstance(values, list) or not values or any(isinstance(value, many) for value in values):

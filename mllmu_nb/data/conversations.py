@@ -32,15 +32,17 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns in order, after an optional system prompt. Only the last turn may be open."""
+    """Turns in order, after an optional system prompt. Only the last turn may be open. Under the ``protocol`` upstream
+    a family writes it as the released evaluation does, which is not how the family is taught."""
 
     turns: tuple[Turn, ...]
     system: str = ""
+    protocol: str = "clean"
 
     def answered(self, answer: str) -> Conversation:
         """The same conversation with its open end filled."""
         *before, last = self.turns
-        return Conversation((*before, replace(last, answer=answer)), self.system)
+        return replace(self, turns=(*before, replace(last, answer=answer)))
 
     @property
     def images(self) -> list[bytes | Image.Image]:

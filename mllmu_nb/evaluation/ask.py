@@ -56,7 +56,7 @@ def ask(
     choose("shot_source", shot_source, drawing.SOURCES)
     choose("scoring", scoring, SCORINGS)
     choose("protocol", protocol, PROTOCOLS)
-    people = families.of(model).shot_people
+    people, processor = families.of(model).shot_people, families.of(model).asking(processor, protocol)
     drawn = {"shots": shots, "shot_source": shot_source, "shot_people": people, "protocol": protocol}
     if draws is None:
         draws = drawing.draw(population, sets, shot_seed=shot_seed, **drawn)

@@ -1,8 +1,8 @@
 """Attention of rows that begin alike: what the shared beginning contributes is computed for all of them at once, and
 its keys and values exist once, not per row.
 
-A row attends to the beginning and to its own tokens apart. Each result is a mean under a softmax of its own; weighted by
-the two sums of exponentials they are the mean under one softmax over both.
+A row attends to the beginning and to its own tokens apart. Each result is a mean under a softmax of its own; weighted
+by the two sums of exponentials they are the mean under one softmax over both.
 """
 
 from __future__ import annotations

@@ -43,9 +43,9 @@ class Prompts:
         """As the family of ``model`` writes them."""
         family, rows, begins = families.of(model), [], []
         for start in range(0, len(conversations), ENCODED_AT_ONCE):
-            for ids, taught in family.tokens(processor, conversations[start : start + ENCODED_AT_ONCE]):
-                rows.append(ids)
-                begins.append(len(ids) - int(taught[::-1].cumprod().sum()))  # earlier turns have answers, too
+            for one in family.tokens(processor, conversations[start : start + ENCODED_AT_ONCE]):
+                rows.append(one.ids)
+                begins.append(len(one.ids) - int(one.taught[::-1].cumprod().sum()))  # earlier turns have answers, too
         return cls(conversations, rows, begins)
 
     def require_room(self, model, room: int = 0, names: Sequence[str] = ()) -> None:
@@ -84,7 +84,7 @@ def greedy(
     prompts = conversations if isinstance(conversations, Prompts) else Prompts.of(model, processor, conversations)
     prompts.require_room(model, max_new_tokens)
     until = families.of(model).next_turn if until is None else until
-    ending = _Ending.of(model, processor.tokenizer, until, max_new_tokens, characters)
+    ending = _Ending.of(model, processor, until, max_new_tokens, characters)
     written: list[list[int]] = [[] for _ in prompts.rows]
     ended: set[int] = set()
 
@@ -185,9 +185,10 @@ class _State:
 
     def extend(self, ids: torch.Tensor, mask=None, keep: int = 1, pictures: dict | None = None) -> torch.Tensor:
         """Read ``ids`` [rows, T]; ``mask`` [rows, T] marks the real ones. Returns logits [rows, keep (0: T), V]."""
-        mask = torch.ones_like(ids) if mask is None else mask
-        positions = self.next[:, None] + families.of(self.model).positions(mask)
-        self.mask, self.next = torch.cat([self.mask, mask], dim=1), self.next + mask.sum(1)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask, **(pictures or {})}
+        positions = families.of(self.model).positions(self.model, batch, self.next)
+        self.next = positions.reshape(-1, *ids.shape).amax((0, 2)) + 1
+        self.mask = torch.cat([self.mask, batch["attention_mask"]], dim=1)
         # transformers 5 renamed the argument; a model given the other name would swallow it and read without it
         argument = "cache" if "cache" in signature(type(self.model).forward).parameters else "past_key_values"
         with attention.lending(self.lent and self.lent.cache):
@@ -229,7 +230,10 @@ class _State:
         whole.mask = torch.cat([pad(state.mask, (gap, 0)) for state, gap in zip(states, gaps, strict=True)])
         whole.next = torch.cat([state.next for state in states])
         for layers in zip(*(state.cache.layers for state in states), strict=True):
-            parts = [[pad(held, (0, 0, gap, 0)) for held in (one.keys, one.values)] for one, gap in zip(layers, gaps)]
+            parts = [
+                [pad(held, (0, 0, gap, 0)) for held in (one.keys, one.values)]
+                for one, gap in zip(layers, gaps, strict=True)
+            ]
             whole.cache.layers.append(attention.layer_of(*map(torch.cat, zip(*parts, strict=True))))
         return whole
 
@@ -237,8 +241,8 @@ class _State:
 def _batches(
     model, processor, prompts: Prompts, size: int, more: Sequence[int] | None = None
 ) -> Iterator[tuple[list[int], Iterator[tuple[list[int], _State]]]]:
-    """The prompts in batches of ``size``: their indices, and the same chunk by chunk with what was read of each. A chunk
-    has about ``READ_AT_ONCE`` tokens, those counted that are to be read ``more`` after each prompt.
+    """The prompts in batches of ``size``: their indices, and the same chunk by chunk with what was read of each. A
+    chunk has about ``READ_AT_ONCE`` tokens, those counted that are to be read ``more`` after each prompt.
 
     A batch has the same earlier turns and as many pictures, those of one person one after the other. Neither a batch
     nor a chunk hangs on the order of the prompts.
@@ -288,9 +292,7 @@ class _Reading:
             keys = {index: (_keys(images[index]), rows[index][:cut].tobytes()) for index, cut in cuts.items()}
             firsts = list({key: index for index, key in keys.items()}.values())  # one prompt for each picture
             number = {keys[index]: place for place, index in enumerate(firsts)}
-            faces = self._read(
-                self.beginning, [rows[i][: cuts[i]] for i in firsts], [images[i] for i in firsts]
-            )
+            faces = self._read(self.beginning, [rows[i][: cuts[i]] for i in firsts], [images[i] for i in firsts])
             face = {index: number[key] for index, key in keys.items()}
             rows = {index: row[cuts[index] :] for index, row in rows.items()}
         by_length = sorted(batch, key=lambda index: len(rows[index]))  # stable: those of a length in the batch's order
@@ -299,7 +301,7 @@ class _Reading:
             yield some, self._read(start, [rows[index] for index in some])
 
     def _read(self, start: _State | None, rows: list[np.ndarray], images: Sequence[list] = ()) -> _State:
-        """The state after ``rows`` that go on from ``start``: a state of as many rows, a single row for all, or none."""
+        """The state after ``rows`` that go on from ``start``: a state of as many rows, one row for all, or none."""
         if start is None:
             state = _State(self.model, len(rows))
         else:
@@ -318,8 +320,7 @@ def _shared_length(model, processor, rows: list[np.ndarray], earlier: Conversati
     length, own = min(_common(rows), min(map(len, rows)) - 1), model.config.image_token_id
     places = np.flatnonzero(rows[0] == own)
     if len(places):
-        ids, _ = families.of(model).tokens(processor, [earlier])[0] if earlier.turns else (np.empty(0), None)
-        shown = int((ids == own).sum())
+        shown = families.of(model).picture_tokens(processor, earlier.images)
         if shown and length <= places[shown - 1]:
             return 0
         length = min([length, *places[shown : shown + 1].tolist()])
@@ -373,9 +374,10 @@ class _Ending:
     characters: int
 
     @classmethod
-    def of(cls, model, tokenizer, until: str, tokens: int, characters: int) -> _Ending:
-        named = model.generation_config.eos_token_id
-        ends = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
+    def of(cls, model, processor, until: str, tokens: int, characters: int) -> _Ending:
+        named, tokenizer = model.generation_config.eos_token_id, processor.tokenizer
+        own = tokenizer.convert_tokens_to_ids(families.of(model).end(processor))
+        ends = {*(named if isinstance(named, list) else [named]), own, tokenizer.eos_token_id} - {None}
         last = {number for token, number in tokenizer.get_vocab().items() if until[-1:] in token} if until else set()
         return cls(tokenizer, ends, until, last, tokens, characters)
 

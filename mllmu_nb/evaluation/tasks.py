@@ -64,7 +64,9 @@ class Asking:
 
     def likelihoods(self, items: list[Item]) -> Inquiry:
         """For the likelihood of the options."""
-        conversations = [Conversation((Turn(i.question.text, image=i.image),), self.system) for i in items]
+        conversations = [
+            Conversation((Turn(i.question.text, image=i.image),), self.system, self.protocol) for i in items
+        ]
         people = (self.population.profiles[item.question.profile] for item in items)
         options = [
             tuple(statement(person, item.question, option) for option in item.question.options)
@@ -88,7 +90,7 @@ class Asking:
             if key not in examples:
                 examples[key] = self._examples(*key, solved)[: self.shots] if solved else ()
             turn = question_turn(item.question, item.image, self.protocol)
-            conversations.append(Conversation((*examples[key], turn), self.system))
+            conversations.append(Conversation((*examples[key], turn), self.system, self.protocol))
         upstream = self.protocol == "upstream"
         tokens, until = (UPSTREAM_TOKENS, "") if upstream else (TOKENS[task], None)
         return Inquiry("", items, conversations, tokens, until)

@@ -19,6 +19,9 @@ SHIPPED = ("config.json", "model.safetensors", "processor_config.json", "tokeniz
 
 def check_shipped(folder: Path) -> None:
     """Raise KitError unless ``folder`` holds a whole miniature whose weights have the hash its recipe states."""
+    if folder.parent == ASSETS and not folder.is_dir():
+        family = folder.name.removesuffix("-miniature")
+        raise KitError(f"no miniature of {family} comes with the kit: `make base BASES={family}` builds one")
     missing = [name for name in SHIPPED if not (folder / name).is_file()]
     if missing:
         raise KitError(f"the base model in {folder} lacks {', '.join(missing)}: run `make base` to rebuild it")

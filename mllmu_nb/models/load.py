@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
 
 from mllmu_nb.errors import KitError
@@ -44,12 +44,11 @@ def load_model(source: str, base_model: str, scale: str, revision: str = "") -> 
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
     origin = {"revision": revision or "main", "local_files_only": miniature}
     try:
-        # PIL, since torchvision's resizing gives other pixels; eager, since it is faster at the smallest size.
-        processor = AutoProcessor.from_pretrained(source, backend="pil", **origin)
+        processor = families.get(base_model).load_processor(source, **origin)
         model, keys = AutoModelForImageTextToText.from_pretrained(
             source,
             dtype=torch.float32 if miniature or device == "cpu" else torch.bfloat16,
-            attn_implementation="eager" if miniature else "sdpa",
+            attn_implementation="eager" if miniature else "sdpa",  # faster at the smallest size
             use_safetensors=True,
             **origin,
             output_loading_info=True,

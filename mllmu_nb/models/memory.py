@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from mllmu_nb.models import families
+from mllmu_nb.models.families.base import USUAL
 from mllmu_nb.models.load import count_trainable, unfreeze
 from mllmu_nb.unlearning.base import Recipe
 
@@ -42,8 +43,7 @@ class Estimate:
             self.model = AutoModelForImageTextToText.from_config(shape)
         self.shape, self.element, self.eager = shape, element, eager
         self.parameters = sum(p.numel() for p in self.model.parameters())
-        resampler = getattr(shape, "perceiver_config", None)
-        self.image_tokens = resampler.resampler_n_latents if resampler else shape.image_seq_length
+        self.image_tokens = families.of(self.model).usual_tokens(shape)
 
     def trained(self, recipe: Recipe, full: bool, where: str = "") -> int:
         """How many parameters train: all but the vision tower's when ``full``, else those of an adapter of the recipe's
@@ -71,7 +71,7 @@ class Estimate:
         # logits in fp32 at the supervised positions: as they are, as log-probabilities, and their gradient
         kept += recipe.batch_size * recipe.turns * ANSWER * text.vocab_size * 4 * 3
         if recipe.adapter_reach == "upstream" and not full:  # a frozen tower keeps nothing
-            patches = (vision.image_size // vision.patch_size) ** 2
+            patches = (min(getattr(vision, "image_size", USUAL), USUAL) // vision.patch_size) ** 2
             kept += activations(vision, recipe.batch_size, patches, self.element, adapters, self.eager)
         states = self.trained(recipe, full, where) * (STATES + (0 if full else 4))  # an adapter adds its own weights
         return self._gib({"trained with their states": states, "activations": kept})

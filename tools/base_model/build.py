@@ -1,12 +1,13 @@
-"""Builds the base miniature that the package ships in place of LLaVA's download.
+"""Builds the base miniature that the package ships in place of a family's download.
 
-    python tools/base_model/build.py [--steps N] [--more N] [--seed N] [--resume FOLDER] [--out FOLDER]
+    python tools/base_model/build.py [--family llava] [--steps N] [--more N] [--seed N] [--resume FOLDER] [--out FOLDER]
 
 Four stages, all seeded:
 
 1. a byte-level tokenizer is trained on texts of the mixture (``mllmu_nb.mixture``);
-2. the vision tower is trained to classify the traits of random faces, with linear heads that are dropped afterwards;
-3. projector and language model are trained on the mixture by ``SCHEDULE``, at first with the auxiliary loss of
+2. the vision tower, and a resampler behind it, is trained to classify the traits of random faces, with linear heads
+   that are dropped afterwards;
+3. connector and language model are trained on the mixture by ``SCHEDULE``, at first with the auxiliary loss of
    ``guidance.py``;
 4. ``--more`` steps on the last mixture from ``MORE_HEIGHT`` of the learning rate down: so many people are not learnt
    before the rate falls, and a rate that stays high keeps little. ``--resume`` starts here, from an exported folder.
@@ -27,7 +28,7 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -40,9 +41,11 @@ from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.data.generate import known_people
 from mllmu_nb.data.portraits import TRAITS, augment
 from mllmu_nb.mixture import Mixture
-from mllmu_nb.models.families.llava import Llava
-from mllmu_nb.models.load import load_base
-from mllmu_nb.models.miniature import SHIPPED, make_model, make_processor, make_tokenizer
+from mllmu_nb.models import families
+from mllmu_nb.models.families import Family
+from mllmu_nb.models.files import ASSETS
+from mllmu_nb.models.load import load_base, unfreeze
+from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 from probes import probe
 
 SEED = 7
@@ -67,27 +70,40 @@ def log(text: str) -> None:
     print(text, flush=True)
 
 
-def corpus(mixture: Mixture, count: int = 6000) -> list[str]:
+def corpus(family: Family, mixture: Mixture, count: int = 6000) -> list[str]:
     """Texts to train the tokenizer on."""
     kinds = ("matching", "reading", "seeing", "people", "shots", "private", "harmless")
-    return [Llava().render(conversation)[0] for conversation in mixture.draw(dict.fromkeys(kinds, 1.0), count)]
+    return [family.render(conversation)[0] for conversation in mixture.draw(dict.fromkeys(kinds, 1.0), count)]
+
+
+def sight(model) -> tuple[Callable[..., torch.Tensor], list[torch.nn.Module]]:
+    """A function from the tensors of pictures to what is seen there [pictures, tokens, width], and its modules."""
+    core = model.model
+    if hasattr(core, "vision_tower"):
+        return (lambda **pictures: core.vision_tower(**pictures).last_hidden_state[:, 1:]), [core.vision_tower]
+
+    def shown(**pictures) -> torch.Tensor:  # what a resampler leaves out is lost to the language model
+        return torch.stack(tuple(core.get_image_features(**pictures).pooler_output))
+
+    return shown, [module for module in core.children() if module is not model.get_decoder()]
 
 
 def train_tower(model, processor, mixture: Mixture, steps: int, batch: int = 64) -> dict[str, float]:
     """Train the vision tower to classify every trait of random faces; returns held-out accuracy by trait."""
-    tower = model.model.vision_tower
+    family, (see, modules) = families.of(model), sight(model)
+    width = see(**family.pictures(processor, [[mixture.faces[0][1]]])).shape[-1]
     values = {name: list(options) for name, options in TRAITS.items()}
-    heads = torch.nn.ModuleList(torch.nn.Linear(tower.config.hidden_size, len(options)) for options in values.values())
-    trained = [*tower.parameters(), *heads.parameters()]
+    heads = torch.nn.ModuleList(torch.nn.Linear(width, len(options)) for options in values.values())
+    trained = [parameter for module in (*modules, heads) for parameter in module.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=2e-3, weight_decay=0.01)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
 
     def classify(faces) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Logits and true classes, each a list over traits."""
-        pixels = processor.image_processor(images=[p for _, p in faces], return_tensors="pt")["pixel_values"]
+        pictures = family.pictures(processor, [[picture] for _, picture in faces])
         truths = [torch.tensor([values[n].index(traits[n]) for traits, _ in faces]) for n in values]
         with torch.autocast("cpu", torch.bfloat16):
-            features = tower(pixels).last_hidden_state[:, 1:].mean(1)
+            features = see(**pictures).mean(1)
         return [head(features.float()) for head in heads], truths
 
     held_out = mixture.faces[:400]
@@ -108,12 +124,12 @@ def train_tower(model, processor, mixture: Mixture, steps: int, batch: int = 64)
 
 
 def make_optimizers(model) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the language model's layers, AdamW for embeddings, head, norms and projector.
+    """Muon for the matrices inside the layers, AdamW for embeddings, head, norms and projector.
 
     The tower is frozen, as in LLaVA's own training: when it was trained on, it no longer told eye colours apart after
     2,500 steps.
     """
-    model.model.vision_tower.requires_grad_(False)
+    unfreeze(model)
     matrices, others = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -132,7 +148,7 @@ def lr_factor(step: int, steps: int, flat: float = 0.6, height: float = 1.0) -> 
 
 
 def batches(
-    mixture: Mixture, processor, steps: int, first: float = 0.0
+    family: Family, mixture: Mixture, processor, steps: int, first: float = 0.0
 ) -> Iterator[tuple[dict[str, torch.Tensor], Links | None]]:
     """``steps`` encoded batches of about ``TOKENS`` tokens, with their links while guidance is on; the progress of
     ``SCHEDULE`` goes from ``first`` to 1."""
@@ -140,19 +156,19 @@ def batches(
     while True:
         progress = first + (1 - first) * step / steps
         weights = next(weights for until, weights in SCHEDULE if progress < until)
-        groups = grouped(mixture.draw(weights, 384))
+        groups = grouped(family, mixture.draw(weights, 384))
         for index in mixture.rng.permutation(len(groups)):
-            progress = first + (1 - first) * step / steps
-            guided = guidance_weight(progress) > 0
-            yield Llava().encode(processor, groups[index]), links(processor, groups[index]) if guided else None
+            guided = guidance_weight(first + (1 - first) * step / steps) > 0
+            linked = links(family, processor, groups[index]) if guided else None
+            yield family.encode(processor, groups[index]), linked
             step += 1
             if step == steps:
                 return
 
 
-def grouped(conversations: list[Conversation]) -> list[list[Conversation]]:
+def grouped(family: Family, conversations: list[Conversation]) -> list[list[Conversation]]:
     """Groups of ``TOKENS``, sorted by estimated length (three characters a token, 16 tokens a picture)."""
-    sizes = [len(Llava().render(c)[0]) // 3 + 16 * len(c.images) for c in conversations]
+    sizes = [len(family.render(c)[0]) // 3 + 16 * len(c.images) for c in conversations]
     groups: list[list[Conversation]] = [[]]
     for size, index in sorted(zip(sizes, range(len(sizes)), strict=True)):
         if groups[-1] and size * (len(groups[-1]) + 1) > TOKENS:
@@ -163,27 +179,29 @@ def grouped(conversations: list[Conversation]) -> list[list[Conversation]]:
 
 def build(
     out: Path,
+    family: str = "llava",
     steps: int = STEPS,
     more: int = MORE,
     seed: int = SEED,
     resume: Path | None = None,
-    tower: int = TOWER_STEPS,
+    tower_steps: int = TOWER_STEPS,
 ) -> None:
-    """Train the base into ``out``; it is probed and exported every ``SAVE_EVERY`` steps and at the end."""
+    """Train the base of a family into ``out``; it is probed and exported every ``SAVE_EVERY`` steps and at the end."""
     torch.set_num_threads(1)  # a fixed order of summation: the same seed gives the same base
     torch.manual_seed(seed)
     celebrities, unscored = known_people()
     known = {"celebrities": [*celebrities, *unscored[::2]], "sentences": unscored[1::2]}
-    recipe = {"seed": seed, "steps": steps, "more": more, "tower_steps": tower, "tokens_a_step": TOKENS}
+    recipe = {"seed": seed, "steps": steps, "more": more, "tower_steps": tower_steps, "tokens_a_step": TOKENS}
     recipe |= {"learning_rates": LR, "more_height": MORE_HEIGHT, "schedule": SCHEDULE, "guided": GUIDED}
+    own = families.get(family)
     if resume:
-        model, processor = load_base(str(resume), "llava", "miniature")
+        model, processor = load_base(str(resume), family, "miniature")
         recipe["tower"] = json.loads((resume / "recipe.json").read_text())["tower"]
     else:
         mixture = Mixture(rng=np.random.default_rng(seed), **known)
-        tokenizer = make_tokenizer(corpus(mixture))
-        processor, model = make_processor(tokenizer), make_model(tokenizer, seed)
-        recipe["tower"] = train_tower(model, processor, mixture, tower)
+        tokenizer = make_tokenizer(corpus(own, mixture), family=family)
+        processor, model = make_processor(tokenizer, family), make_model(tokenizer, seed, family=family)
+        recipe["tower"] = train_tower(model, processor, mixture, tower_steps)
         log(f"tower: {recipe['tower']}")
         train(model, processor, mixture, steps, out, recipe)
     if more:
@@ -203,7 +221,7 @@ def train(model, processor, mixture: Mixture, steps: int, out: Path, recipe: dic
     factor = partial(lr_factor, steps=steps, **rates)
     schedulers = [torch.optim.lr_scheduler.LambdaLR(o, factor) for o in optimizers]
     model.train()
-    for step, (batch, batch_links) in enumerate(batches(mixture, processor, steps, first)):
+    for step, (batch, batch_links) in enumerate(batches(families.of(model), mixture, processor, steps, first)):
         with torch.autocast("cpu", torch.bfloat16):
             weight = guidance_weight(first + (1 - first) * step / steps)
             loss = loss_of(model, batch, batch_links, weight)
@@ -233,12 +251,16 @@ def export(model, processor, out: Path, recipe: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the base miniature.")
+    parser.add_argument("--family", default="llava")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--more", type=int, default=MORE)
     parser.add_argument("--resume", type=Path)
+    parser.add_argument("--tower-steps", type=int, default=TOWER_STEPS)
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--out", type=Path, default=SHIPPED)
-    build(**vars(parser.parse_args()))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    options.out = options.out or ASSETS / f"{options.family}-miniature"
+    build(**vars(options))
 
 
 if __name__ == "__main__":

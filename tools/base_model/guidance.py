@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.data.schema import LETTERS
-from mllmu_nb.models.families.llava import Llava
+from mllmu_nb.models.families import Family
 from mllmu_nb.unlearning.base import IGNORE
 
 SAME, STATED, MATCH = (1, 0), (2, 1), (-1, 0)  # layer and head of each link
@@ -53,14 +53,11 @@ class Links:
     match: list[Link] = field(default_factory=list)
 
 
-def links(processor, conversations: Sequence[Conversation]) -> Links:
+def links(family: Family, processor, conversations: Sequence[Conversation]) -> Links:
     """The links of every multiple-choice turn, in a batch encoded as by ``encode`` with its defaults."""
-    end = processor.tokenizer.eos_token
-    rendered = [Llava().render(c, Llava().slot(processor), end) for c in conversations]
-    offsets = processor.tokenizer([text for text, _ in rendered], return_offsets_mapping=True)["offset_mapping"]
-    result = Links()
-    for row, ((text, spans), characters) in enumerate(zip(rendered, offsets, strict=True)):
-        starts, ends = [a for a, _ in characters], [b for _, b in characters]
+    result, end = Links(), family.end(processor)
+    for row, (text, spans, _, characters, _) in enumerate(family.tokens(processor, conversations, eos=True)):
+        starts, ends = characters.T.tolist()
 
         def tokens(start: int, stop: int, starts=starts, ends=ends) -> list[int]:
             """Positions of the tokens that overlap a span of characters."""
@@ -75,7 +72,7 @@ def links(processor, conversations: Sequence[Conversation]) -> Links:
             options = {}
             for name in LETTERS:
                 begin = text.find(f"\n{name}: ", first_option) + 4
-                options[name] = (begin, text.find("\n", begin))
+                options[name] = (begin, min(filter(begin.__lt__, (text.find("\n", begin), text.find(end, begin)))))
             begin, close = options[letter]
             result.match.append((row, question, tokens(begin, close)))
             statement = text.rfind(text[begin:close], 0, first_option)
@@ -116,7 +113,7 @@ def guidance_loss(model, output, batch, batch_links: Links) -> torch.Tensor:
     if batch_links.match:
         rows, questions = _positions(batch_links.match)
         values = batch["input_ids"][rows, torch.tensor([targets[0] for _, _, targets in batch_links.match])]
-        states = model.model.language_model.norm(output.hidden_states[len(attentions) - 1][rows, questions])
+        states = model.get_decoder().norm(output.hidden_states[len(attentions) - 1][rows, questions])
         total = total + F.cross_entropy(model.lm_head(states).float(), values)
     return total
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 
-from mllmu_nb.data.conversations import Conversation
+from mllmu_nb.data.conversations import Conversation, Turn
 from mllmu_nb.data.portraits import from_bytes
 from mllmu_nb.errors import KitError, choose
 from mllmu_nb.registry import Registry
@@ -19,6 +21,20 @@ TOKEN_KINDS = ("answer", "eos", "question", "image", "padding")
 IGNORE = -100
 # What upstream's rule for adapters means to spare; it then takes every module of a bare name that occurs elsewhere.
 SPARED = ("multi_modal_projector", "vision_model", "lm_head")
+USUAL = 512  # pixels a side of a usual picture, where a model takes any size
+PATCH = 16  # pixels a side of a miniature's patches
+Picture = bytes | Image.Image
+
+
+class Tokens(NamedTuple):
+    """A conversation: its text, the spans of its answers there, and token by token its id, its characters
+    (start, stop) and whether it belongs to an answer."""
+
+    text: str
+    spans: list[tuple[int, int]]
+    ids: np.ndarray
+    characters: np.ndarray
+    taught: np.ndarray
 
 
 class Family:
@@ -30,50 +46,82 @@ class Family:
     next_turn: ClassVar[str] = "USER:"  # what a model goes on with that never learnt to stop: its answer ends there
     language_linears: ClassVar[str] = ""  # pattern on full names: the language model's attention and MLP projections
     vision: ClassVar[str] = ""  # pattern on full names: what stays frozen in full fine-tuning
-    # Whether attention to a beginning can be computed apart (``evaluation/attention.py``): not with a sliding window, nor
-    # where a layer adds anything to its scores.
+    # Whether attention to a beginning can be computed apart (``evaluation/attention.py``): not with a sliding window,
+    # nor where a layer adds anything to its scores.
     lends: ClassVar[bool] = True
     shot_people: ClassVar[dict[str, int]] = {"classification": 1, "cloze": 2}  # people shown solved, by task
 
     # -- what a family overrides
 
     def render(self, conversation: Conversation, slot: str, eos: str) -> tuple[str, list[tuple[int, int]]]:
-        """The text of a conversation, and the character spans of its answers. ``slot`` stands for one picture."""
-        raise KitError(f"base_model {self.name!r} can be loaded, but its prompts are not written yet: take 'llava'")
-
-    def image_tokens(self, processor) -> int:
-        """Tokens that one picture takes."""
+        """The text of a conversation, and the character spans of its answers. ``slot`` stands for one picture, ``eos``
+        closes an answer ("": it is left open)."""
         raise NotImplementedError
 
-    def pictures(self, processor, rows: Sequence[Sequence[Any]]) -> dict[str, torch.Tensor]:
+    def slot(self, processor) -> str:
+        """The text that stands for one picture; each image token in it becomes :meth:`image_tokens` of them."""
+        return processor.image_token
+
+    def image_tokens(self, processor, picture: Picture) -> int:
+        """How many tokens an image token in the slot of ``picture`` becomes."""
+        raise NotImplementedError
+
+    def end(self, processor) -> str:
+        """The token that closes an answer."""
+        return processor.tokenizer.eos_token
+
+    def pictures(self, processor, rows: Sequence[Sequence[Picture]]) -> dict[str, torch.Tensor]:
         """The tensors that the pictures of a batch become, a list of pictures a row; {} when there is none. Here:
         ``pixel_values`` [all pictures, 3, H, W], row after row; a picture that comes again is processed once."""
-        images = [image for row in rows for image in row]
-        if not images:
+        decoded, places = distinct(rows)
+        if not decoded:
             return {}
-        keys = [image if isinstance(image, bytes) else id(image) for image in images]
-        distinct = dict(zip(keys, images, strict=True))
-        place = {key: number for number, key in enumerate(distinct)}
-        decoded = [from_bytes(image) if isinstance(image, bytes) else image for image in distinct.values()]
-        pixels = processor.image_processor(images=decoded, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixels[[place[key] for key in keys]]}
+        return {"pixel_values": processor.image_processor(images=decoded, return_tensors="pt")["pixel_values"][places]}
 
-    def positions(self, mask: torch.Tensor) -> torch.Tensor:
-        """Position ids [B, T] for an attention mask [B, T] with padding anywhere."""
-        return (mask.cumsum(1) - 1).clamp(min=0)
+    def positions(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], start: torch.Tensor) -> torch.Tensor:
+        """Position ids [B, T] (or [axes, B, T]) of a batch that goes on at the positions ``start`` [B], with padding
+        anywhere."""
+        return (start[:, None] + batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
 
     def prepare(self, processor) -> None:
         """Changes to a processor that was just loaded."""
+
+    def load_processor(self, source: str, **origin):
+        """The processor in a folder or on the hub; PIL, since torchvision's resizing gives other pixels."""
+        from transformers import AutoProcessor
+
+        return AutoProcessor.from_pretrained(source, backend="pil", **origin)
+
+    def asking(self, processor, protocol: str):
+        """The processor that encodes the questions of an evaluation under ``protocol``."""
+        return processor
 
     def published_shape(self):
         """The transformers configuration of the published base model, for when no file of it is at hand."""
         raise NotImplementedError
 
+    def usual_tokens(self, shape) -> int:
+        """Tokens of a usual picture, by a transformers configuration."""
+        return shape.image_seq_length
+
+    # -- and what it adds to have a miniature (see ``models/miniature.py``)
+
+    special_tokens: ClassVar[dict[str, str]] = {}  # of its tokenizer, beside padding, beginning and end of a text
+
+    def miniature_shape(self, tokenizer, vision: dict, text: dict):
+        """Its transformers configuration, of a vision tower and a language model of the given sizes."""
+        raise NotImplementedError
+
+    def miniature_processor(self, tokenizer):
+        """Its processor, for pictures of 64 × 64 pixels."""
+        raise NotImplementedError
+
     # -- what follows
 
-    def slot(self, processor) -> str:
-        """The text that stands for one picture once it is expanded."""
-        return processor.image_token * self.image_tokens(processor)
+    def picture_tokens(self, processor, pictures: Sequence[Picture]) -> int:
+        """Image tokens that ``pictures`` take in a prompt."""
+        each = self.slot(processor).count(processor.image_token)
+        return each * sum(self.image_tokens(processor, picture) for picture in pictures)
 
     def context(self, model) -> int:
         """Tokens that the language model can read."""
@@ -81,25 +129,30 @@ class Family:
 
     def token_counts(self, processor, conversations: Sequence[Conversation]) -> list[int]:
         """How many tokens of the context each conversation takes, those of its pictures included."""
-        texts = [self.render(c, processor.image_token, "")[0] for c in conversations]
-        coded = processor.tokenizer(texts)["input_ids"] if texts else []
-        more = self.image_tokens(processor) - 1
-        return [len(ids) + len(c.images) * more for ids, c in zip(coded, conversations, strict=True)]
-
-    def tokens(self, processor, conversations: Sequence[Conversation]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of each conversation the token ids [T] and whether a token belongs to an answer [T]."""
         slot = self.slot(processor)
-        rendered = [self.render(c, slot, "") for c in conversations]
-        answered = any(c.turns[-1].answer for c in conversations)  # to know the tokens' places takes time
-        coded = processor.tokenizer([text for text, _ in rendered], return_offsets_mapping=answered)
-        rows = [np.array(ids, dtype=np.int32) for ids in coded["input_ids"]]
-        if not answered:
-            return [(ids, np.zeros(len(ids), dtype=bool)) for ids in rows]
-        pairs = []
-        for ids, offsets, (_, spans) in zip(rows, coded["offset_mapping"], rendered, strict=True):
-            starts, stops = np.array(offsets).T
-            pairs.append((ids, np.any([(a < stops) & (starts < b) for a, b in spans], axis=0)))
-        return pairs
+        coded = processor.tokenizer([self.render(c, slot, "")[0] for c in conversations])["input_ids"]
+        each = slot.count(processor.image_token)
+        more = (self.picture_tokens(processor, c.images) - each * len(c.images) for c in conversations)
+        return [len(ids) + expanded for ids, expanded in zip(coded, more, strict=True)]
+
+    def tokens(self, processor, conversations: Sequence[Conversation], eos: bool = False) -> list[Tokens]:
+        """The conversations as tokens; answers are closed when ``eos``. Nothing is truncated."""
+        slot, end = self.slot(processor), self.end(processor) if eos else ""
+        each, rows = slot.count(processor.image_token), []
+        rendered = [self.render(c, slot, end) for c in conversations]
+        coded = processor.tokenizer([text for text, _ in rendered], return_offsets_mapping=True)
+        pairs = zip(coded["input_ids"], coded["offset_mapping"], strict=True)
+        for conversation, (text, spans), (ids, characters) in zip(conversations, rendered, pairs, strict=True):
+            ids, characters = np.array(ids), np.array(characters)
+            if images := conversation.images:
+                times, counts = np.ones_like(ids), [self.image_tokens(processor, image) for image in images]
+                times[ids == processor.image_token_id] = np.repeat(counts, each)
+                ids, characters = ids.repeat(times), characters.repeat(times, axis=0)
+            taught = np.zeros(len(ids), dtype=bool)
+            for start, stop in spans:
+                taught |= (start < characters[:, 1]) & (characters[:, 0] < stop)
+            rows.append(Tokens(text, spans, ids, characters, taught))
+        return rows
 
     def encode(
         self,
@@ -112,20 +165,18 @@ class Family:
         pictures: bool = True,
     ) -> dict[str, torch.Tensor]:
         """A batch: ``input_ids``, ``attention_mask``, ``labels`` [B, T] and the tensors of :meth:`pictures`; nothing is
-        truncated. ``label_mode``: ``answer`` supervises the answers only (each with its end-of-sequence token when
-        ``eos``), ``text`` every token of text, ``upstream`` everything but padding, image slots included."""
+        truncated. ``label_mode``: ``answer`` supervises the answers only (each with its end when ``eos``), ``text``
+        every token of text, ``upstream`` everything but padding, image slots included."""
         choose("label_mode", label_mode, LABEL_MODES)
-        tokenizer = processor.tokenizer
-        slot, end = self.slot(processor), tokenizer.eos_token if eos else ""
-        rendered = [self.render(c, slot, end) for c in conversations]
-        padding = {"padding": True, "padding_side": padding_side}
-        coded = tokenizer([text for text, _ in rendered], return_offsets_mapping=True, **padding)
-        ids, mask = torch.tensor(coded["input_ids"]), torch.tensor(coded["attention_mask"])
-        starts, stops = torch.from_numpy(np.array(coded["offset_mapping"])).unbind(-1)  # faster than torch.tensor
-        taught = torch.zeros_like(mask, dtype=torch.bool) if label_mode == "answer" else mask.bool()
-        for row, (_, spans) in enumerate(rendered if label_mode == "answer" else ()):
-            for start, stop in spans:
-                taught[row] |= (start < stops[row]) & (starts[row] < stop)
+        rows = self.tokens(processor, conversations, eos)
+
+        def padded(values: Iterable[np.ndarray], filling: int) -> torch.Tensor:
+            tensors = [torch.from_numpy(row) for row in values]
+            return pad_sequence(tensors, True, filling, padding_side)
+
+        ids = padded((row.ids for row in rows), processor.tokenizer.pad_token_id)
+        mask = padded((np.ones_like(row.ids) for row in rows), 0)
+        taught = padded((row.taught for row in rows), 0) if label_mode == "answer" else mask.bool()
         if label_mode == "text":
             taught &= ids != processor.image_token_id
         batch = {"input_ids": ids, "attention_mask": mask, "labels": ids.where(taught, IGNORE)}
@@ -142,7 +193,7 @@ class Family:
         ids, padding = batch["input_ids"], batch["attention_mask"] == 0
         image = ids == processor.image_token_id
         answered = self.encode(processor, conversations, "answer", eos)["labels"] != IGNORE
-        closing = answered & (ids == processor.tokenizer.eos_token_id)
+        closing = answered & (ids == processor.tokenizer.convert_tokens_to_ids(self.end(processor)))
         masks = (answered & ~closing, closing, ~(answered | image | padding), image, padding)
         learnt = batch["labels"] != IGNORE
         return {
@@ -168,6 +219,39 @@ class Family:
         if not targets:
             raise KitError(f"no linear layer of this model matches adapter_reach {reach!r}")
         return targets
+
+
+def chat(
+    conversation: Conversation,
+    eos: str,
+    end: str,
+    system: str,
+    asked: Callable[[Turn], str],
+    reply: str,
+    blank: str = "",
+) -> tuple[str, list[tuple[int, int]]]:
+    """What a chat template makes of a conversation, for ``render``: ``system``, and for each turn what is ``asked``,
+    ``end``, a line break, ``reply`` and, where there is one, the answer behind ``blank``. ``end`` stands behind earlier
+    answers as well, taught if it is ``eos``."""
+    text, spans = system, []
+    for number, turn in enumerate(conversation.turns, start=1):
+        text += f"{asked(turn)}{end}\n{reply}"
+        if turn.answer:
+            spans.append((len(text), len(text) + len(blank + turn.answer + eos)))
+            text += blank + turn.answer + eos
+            if number < len(conversation.turns):
+                text += "\n" if eos else f"{end}\n"
+    return text, spans
+
+
+def distinct(rows: Sequence[Sequence[Picture]]) -> tuple[list[Image.Image], list[int]]:
+    """The different pictures of a batch, opened, and the place among them of each that is shown, row after row."""
+    images = [image for row in rows for image in row]
+    keys = [image if isinstance(image, bytes) else id(image) for image in images]
+    known = dict(zip(keys, images, strict=True))
+    place = {key: number for number, key in enumerate(known)}
+    opened = [from_bytes(image) if isinstance(image, bytes) else image for image in known.values()]
+    return opened, [place[key] for key in keys]
 
 
 def _linears(model: torch.nn.Module) -> list[str]:

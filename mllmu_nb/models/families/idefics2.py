@@ -1,27 +1,115 @@
-"""Idefics2: a SigLIP tower, a perceiver resampler, a Mistral. Its prompts are not written yet: a run stops at once."""
+"""Idefics2: a SigLIP tower, a perceiver resampler, a Mistral."""
 
 from __future__ import annotations
 
-from mllmu_nb.models.families.base import Family, register
+import copy
+from typing import ClassVar
+
+from mllmu_nb.data.conversations import Conversation, Turn
+from mllmu_nb.data.portraits import SIZE
+from mllmu_nb.models.families.base import Family, chat, distinct, register
+from mllmu_nb.models.families.llava import Llava
+
+END = "<end_of_utterance>"
+PARTS = 5  # of a picture that is split: four quarters and the whole
 
 
 @register
 class Idefics2(Family):
+    """``System: {system}{end}\\nUser:{picture} {prompt}{end}\\nAssistant: {answer}{end}``, its chat template, worked
+    examples included. Pictures are not split.
+
+    The released code trains so and asks otherwise: by LLaVA's prompts, with pictures split. That is how a conversation
+    under the protocol ``upstream`` is written, and what :meth:`asking` prepares.
+    """
+
     name, label = "idefics2", "Idefics2"
     hub = "HuggingFaceM4/idefics2-8b"
+    next_turn = "User:"
     language_linears = r"model\.text_model\.layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj"
     vision = r"model\.vision_model\."
     shot_people = {"classification": 1, "cloze": 1}
 
-    def image_tokens(self, processor) -> int:
+    def render(self, conversation: Conversation, slot: str = "<image>", eos: str = "") -> tuple[str, list]:
+        if conversation.protocol == "upstream":
+            return Llava().render(conversation, slot, eos)
+        system = f"System: {conversation.system}{END}\n" if conversation.system else ""
+
+        def asked(turn: Turn) -> str:
+            return f"User:{'' if turn.image is None else slot} {turn.prompt}"
+
+        return chat(conversation, eos, END, system, asked, "Assistant:", " ")
+
+    def slot(self, processor) -> str:
+        edge = processor.fake_image_token
+        parts = PARTS if processor.image_processor.do_image_splitting else 1
+        return edge + parts * (processor.image_token + edge)
+
+    def image_tokens(self, processor, picture) -> int:
         return processor.image_seq_len
+
+    def end(self, processor) -> str:
+        return END
+
+    def pictures(self, processor, rows):
+        """``pixel_values`` [all pictures, parts, 3, H, W], ``pixel_attention_mask`` [all pictures, parts, H, W], each
+        padded to the largest; the model itself flattens the first two dimensions, row after row."""
+        decoded, places = distinct(rows)
+        if not decoded:
+            return {}
+        tensors = processor.image_processor(images=[[picture] for picture in decoded], return_tensors="pt")
+        return {name: tensor[places] for name, tensor in tensors.items()}
 
     def prepare(self, processor) -> None:
         processor.image_processor.do_image_splitting = False
+
+    def asking(self, processor, protocol):
+        if protocol != "upstream":
+            return processor
+        split = copy.copy(processor)
+        split.image_processor = copy.copy(processor.image_processor)
+        split.image_processor.do_image_splitting = True
+        return split
 
     def published_shape(self):
         from transformers import Idefics2Config
 
         vision = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
-        text = {"model_type": "mistral", "vocab_size": 32003}
+        text = {"model_type": "mistral", "vocab_size": 32003, "max_position_embeddings": 32768}
         return Idefics2Config(vision_config={**vision, "image_size": 980, "patch_size": 14}, text_config=text)
+
+    def usual_tokens(self, shape) -> int:
+        return shape.perceiver_config.resampler_n_latents
+
+    special_tokens: ClassVar[dict[str, str]] = {
+        "image_token": "<image>",
+        "image_boundary_token": "<fake_token_around_image>",
+        "end_of_utterance_token": END,
+    }
+    latents: ClassVar[int] = 16  # of the miniature's resampler: as many tokens a picture as the miniature LLaVA has
+
+    def miniature_shape(self, tokenizer, vision, text):
+        from transformers import Idefics2Config
+
+        heads, ids = text["num_attention_heads"], tokenizer.convert_tokens_to_ids
+        perceiver = {
+            "hidden_size": text["hidden_size"],
+            "resampler_n_latents": self.latents,
+            "resampler_depth": 1,
+            "resampler_n_heads": heads,
+            "resampler_head_dim": text["hidden_size"] // heads,
+            "num_key_value_heads": heads // 2,
+            "initializer_range": text["initializer_range"],
+        }
+        return Idefics2Config(
+            vision_config=vision,
+            text_config={"model_type": "mistral", "sliding_window": None, **text, "eos_token_id": ids(END)},
+            perceiver_config=perceiver,
+            image_token_id=tokenizer.image_token_id,
+        )
+
+    def miniature_processor(self, tokenizer):
+        from transformers import Idefics2ImageProcessorPil, Idefics2Processor
+
+        pictures = Idefics2ImageProcessorPil(size={"shortest_edge": SIZE, "longest_edge": SIZE})
+        return Idefics2Processor(pictures, tokenizer, image_seq_len=self.latents)

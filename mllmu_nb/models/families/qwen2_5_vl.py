@@ -1,0 +1,125 @@
+"""Qwen2.5-VL: as many tokens a picture as its size asks for, positions on three axes (M-RoPE)."""
+
+from __future__ import annotations
+
+import io
+from typing import ClassVar
+
+import torch
+from PIL import Image
+from transformers import ProcessorMixin
+
+from mllmu_nb.data.conversations import Conversation, Turn
+from mllmu_nb.data.portraits import SIZE
+from mllmu_nb.models.families.base import USUAL, Family, chat, distinct, register
+
+IMAGE, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
+START, END = "<|im_start|>", "<|im_end|>"
+
+
+class Reader(ProcessorMixin):
+    """Tokenizer and image processor. The library's own reads videos as well, which takes torchvision."""
+
+    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+        self.image_token, self.image_token_id = IMAGE, tokenizer.convert_tokens_to_ids(IMAGE)
+        super().__init__(image_processor, tokenizer)
+
+
+@register
+class Qwen25VL(Family):
+    """``{start}system\\n{system}{end}\\n{start}user\\n{picture}{prompt}{end}\\n{start}assistant\\n{answer}{end}``, its
+    chat template, worked examples included."""
+
+    name, label = "qwen2_5_vl", "Qwen2.5-VL"
+    hub = "Qwen/Qwen2.5-VL-7B-Instruct"
+    next_turn = START
+    language_linears = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj"
+    vision = r"model\.visual\.(?!merger)"
+
+    def render(self, conversation: Conversation, slot: str = IMAGE, eos: str = "") -> tuple[str, list]:
+        system = f"{START}system\n{conversation.system or 'You are a helpful assistant.'}{END}\n"
+
+        def asked(turn: Turn) -> str:
+            return f"{START}user\n{'' if turn.image is None else slot}{turn.prompt}"
+
+        return chat(conversation, eos, END, system, asked, f"{START}assistant\n")
+
+    def slot(self, processor) -> str:
+        return VISION_START + IMAGE + VISION_END
+
+    def image_tokens(self, processor, picture) -> int:
+        images = processor.image_processor
+        width, height = (Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture).size
+        return images.get_number_of_image_patches(height, width) // images.merge_size**2
+
+    def end(self, processor) -> str:
+        return END
+
+    def pictures(self, processor, rows):
+        """``pixel_values`` [patches of all pictures, values], ``image_grid_thw`` [all pictures, 3], row after row."""
+        decoded, places = distinct(rows)
+        if not decoded:
+            return {}
+        each = [processor.image_processor(images=[picture], return_tensors="pt") for picture in decoded]
+        return {name: torch.cat([each[place][name] for place in places]) for name in each[0]}
+
+    def encode(self, processor, conversations, *args, **kwargs):
+        """The model itself finds the positions of a whole batch when it is told which tokens are of pictures."""
+        batch = super().encode(processor, conversations, *args, **kwargs)
+        return {**batch, "mm_token_type_ids": (batch["input_ids"] == processor.image_token_id).int()}
+
+    def positions(self, model, batch, start):
+        """[3, B, T]: time, row and column. Text after a picture goes on behind its longer side."""
+        core, ids = getattr(model, "get_base_model", lambda: model)(), batch["input_ids"]
+        grids, mask = batch.get("image_grid_thw"), batch["attention_mask"]
+        # an image token that the model itself has written is no picture
+        kinds = (ids == core.config.image_token_id).int() * (grids is not None)
+        return core.model.get_rope_index(ids, kinds, grids, attention_mask=mask)[0] + start[:, None]
+
+    def load_processor(self, source: str, **origin):
+        return Reader.from_pretrained(source, backend="pil", **origin)
+
+    def published_shape(self):
+        from transformers import Qwen2_5_VLConfig
+
+        text = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
+        text |= {"num_key_value_heads": 4, "max_position_embeddings": 128_000, "vocab_size": 152_064}
+        rotary = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+        vision = {"hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 3584}
+        return Qwen2_5_VLConfig(vision_config=vision, text_config={**text, "rope_parameters": rotary})
+
+    def usual_tokens(self, shape) -> int:
+        return (USUAL // (shape.vision_config.patch_size * shape.vision_config.spatial_merge_size)) ** 2
+
+    special_tokens: ClassVar[dict[str, str]] = {
+        "image_token": IMAGE,
+        "vision_start_token": VISION_START,
+        "vision_end_token": VISION_END,
+        "start_token": START,
+        "end_token": END,
+    }
+
+    def miniature_shape(self, tokenizer, vision, text):
+        from transformers import Qwen2_5_VLConfig
+
+        ids, half = tokenizer.convert_tokens_to_ids, text["hidden_size"] // text["num_attention_heads"] // 2
+        sections = [half - 2 * (half // 3), half // 3, half // 3]
+        tower = {"hidden_size": vision["hidden_size"], "intermediate_size": vision["intermediate_size"]}
+        tower |= {"depth": vision["num_hidden_layers"], "num_heads": vision["num_attention_heads"]}
+        tower |= {"patch_size": vision["patch_size"] // 2, "window_size": 4 * vision["patch_size"]}
+        tower |= {"out_hidden_size": text["hidden_size"], "fullatt_block_indexes": [vision["num_hidden_layers"] - 1]}
+        rotary = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections}
+        return Qwen2_5_VLConfig(
+            vision_config={**tower, "initializer_range": vision["initializer_range"]},
+            text_config={**text, "rope_parameters": rotary, "eos_token_id": ids(END)},
+            image_token_id=tokenizer.image_token_id,
+            video_token_id=len(tokenizer),  # there is none
+            vision_start_token_id=ids(VISION_START),
+            vision_end_token_id=ids(VISION_END),
+        )
+
+    def miniature_processor(self, tokenizer):
+        from transformers import Qwen2VLImageProcessorPil
+
+        size = {"shortest_edge": SIZE**2 // 4, "longest_edge": SIZE**2}
+        return Reader(Qwen2VLImageProcessorPil(size=size, patch_size=8, merge_size=2), tokenizer)
