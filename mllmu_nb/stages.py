@@ -285,8 +285,8 @@ def _names(code: CodeType) -> Iterator[tuple[str, str]]:
 def _add_module(module: str, used: dict[str, str], importer: str) -> None:
     """Adds a module, its parent packages and all that they import, where it is of the kit, of the importer's package,
     or a file beside an importer that is a single file."""
-    top, own, path = module.split(".")[0], importer.split(".")[0], _path(module)
-    beside = "." not in importer and path and path.parent == _path(importer).parent
+    top, own, path, home = module.split(".")[0], importer.split(".")[0], _path(module), _path(importer)
+    beside = "." not in importer and path and home and path.parent == home.parent  # a notebook has no file
     if module in used or module in NOT_CODE or not path or not (top in ("mllmu_nb", own) or beside):
         return
     tree, used[module] = _source(module)

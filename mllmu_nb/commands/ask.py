@@ -26,8 +26,8 @@ from mllmu_nb.errors import KitError, choose
 SUMMARY = "ask vanilla, an unlearned model and the oracle one question about a person"
 EXAMPLES = (
     "ask                                    # whom and what: the people to be forgotten, and known questions",
-    'ask "Where was this person born?" --method npo',
-    'ask "Which pet does this person have?" --view text -p unlearn_steps 60',
+    'ask "In which city was this person born?" --method npo',
+    'ask "What kind of pet does this person own?" --view text -p unlearn_steps 60',
 )
 Asked = tuple[str, str, Any, Any]  # printed name, system prompt, model, processor
 
