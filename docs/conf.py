@@ -65,7 +65,7 @@ def formula(block: bool):
     """A visitor that writes a formula as MathML, which browsers read without a script."""
 
     def visit(self, node):
-        text = node.astext()
+        text = re.sub(r"\\[bB]igg?[lr]?(?![a-zA-Z])", "", node.astext())  # sizes, which MathML finds by itself
         mathml = tex2mathml(text, as_block=block)
         self.body.append(f'<div class="math">{mathml}</div>' if block else mathml)
         raise nodes.SkipNode

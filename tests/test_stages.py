@@ -328,8 +328,10 @@ for name in set(unlearning.names()) - {{"prompting"}}:
 def test_a_class_that_stands_in_no_file_is_hashed_by_what_it_defines(monkeypatch):
     """As a method that is written in a cell of a notebook: an edited loss is trained anew."""
 
-    def hashed(loss, target="1.0", cell=count()):
-        name = f"<cell {next(cell)}>"
+    cells = count()
+
+    def hashed(loss, target="1.0"):
+        name = f"<cell {next(cells)}>"
         text = f"@dataclass(frozen=True)\nclass Mine:\n    target: float = {target}\n    streams = ('forget',)\n\n"
         text += f"    def loss(self, step):\n        return {loss}\n"
         linecache.cache[name] = (len(text), None, text.splitlines(True), name)
