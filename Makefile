@@ -16,7 +16,7 @@ BLANK  := $(EMPTY) $(EMPTY)
 BIN    := $(VENV)/bin
 READY  := $(subst $(BLANK),\ ,$(VENV)/.ready-$(EXTRAS))
 
-.PHONY: help env reproduce reproduce-all test lab base lint lock clean
+.PHONY: help env reproduce reproduce-all test lab base lint docs lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -47,10 +47,15 @@ lab: env  ## JupyterLab on the first notebook
 base: env  ## build the shipped base models anew (an hour each; many on a CPU without bfloat16)
 	for family in $(or $(BASES),llava); do "$(BIN)/python" tools/base_model/build.py --family $$family || exit 1; done
 
-lint: env  ## style of code and notebooks, and which module imports which
+lint: env  ## style of code and notebooks, types, and which module imports which
 	"$(BIN)/python" -m ruff check .
 	"$(BIN)/python" -m ruff format --check .
 	"$(BIN)/lint-imports" --no-logo --no-cache
+	"$(BIN)/python" -m mypy
+
+docs:  ## the site in docs/_build/html: notebooks, methods, interface, questions; a warning fails it
+	@$(MAKE) --no-print-directory env EXTRAS=test,docs
+	"$(BIN)/python" -m sphinx --fail-on-warning --keep-going --quiet -c docs -d docs/_build/doctrees . docs/_build/html
 
 # torch stays out, and so does what only torch asks for: the lock must not choose a CUDA version for anyone.
 lock:  ## renew requirements.lock (needs uv)

@@ -1,11 +1,12 @@
-"""The one door: ``python -m mllmu_nb COMMAND``. An old Python can read this file, so that it can say it is old."""
+"""The one door: ``mllmu-nb COMMAND``, or ``python -m mllmu_nb COMMAND``. An old Python can read this file, so that it
+can say it is old."""
 
 import signal
 import sys
 
 OLDEST = (3, 11)
-# A module of mllmu_nb.commands each, with SUMMARY, arguments(parser) and main(options).
-COMMANDS = ("sweep", "evaluate", "verify", "export", "doctor", "study")
+# A module of mllmu_nb.commands each, with SUMMARY, EXAMPLES, arguments(parser) and main(options).
+COMMANDS = ("sweep", "ask", "evaluate", "card", "verify", "export", "doctor", "study")
 
 
 def main(arguments=None):
@@ -17,16 +18,27 @@ def main(arguments=None):
     import argparse
     import importlib
 
+    from mllmu_nb import __version__
     from mllmu_nb.errors import KitError
 
-    parser = argparse.ArgumentParser(
-        prog="python -m mllmu_nb", description="Unlearning in multimodal models, as notebooks."
-    )
+    def described(summary, examples):
+        lines = "\n".join("  mllmu-nb " + example for example in examples)
+        epilog = "examples:\n" + lines
+        return {
+            "description": summary,
+            "epilog": epilog,
+            "formatter_class": argparse.RawDescriptionHelpFormatter,
+        }
+
+    about = described("Unlearning in multimodal models, as notebooks.", ("sweep configs/miniature.yaml", "ask --help"))
+    parser = argparse.ArgumentParser(prog="mllmu-nb", **about)
+    parser.add_argument("--version", action="version", version="mllmu-nb " + __version__)
     subparsers = parser.add_subparsers(dest="command", required=True)
     try:
         for name in COMMANDS:
             module = importlib.import_module("mllmu_nb.commands." + name)
-            module.arguments(subparsers.add_parser(name, help=module.SUMMARY, description=module.SUMMARY))
+            about = described(module.SUMMARY, module.EXAMPLES)
+            module.arguments(subparsers.add_parser(name, help=module.SUMMARY, **about))
         options = parser.parse_args(arguments)
         return sys.modules["mllmu_nb.commands." + options.command].main(options)
     except KitError as error:
@@ -41,7 +53,11 @@ def main(arguments=None):
         return 130
 
 
-if __name__ == "__main__":
-    # A command that is told to end takes the processes it has started along, as it does after Ctrl-C.
+def run():
+    """The console script. A command that is told to end takes the processes it has started along, as after Ctrl-C."""
     signal.signal(signal.SIGTERM, lambda *received: sys.exit(143))
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

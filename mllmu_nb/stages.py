@@ -227,9 +227,20 @@ def code_of(*roots: Any) -> dict[str, str]:
         if inspect.isfunction(root):
             _add_function(root, used)
         else:
-            module = (root if inspect.isclass(root) else type(root)).__module__
-            _add_module(module, used, module)
+            one = root if inspect.isclass(root) else type(root)
+            _add_module(one.__module__, used, one.__module__)
+            if not _path(one.__module__):
+                _add_class(one, used)
     return used
+
+
+def _add_class(one: type, used: dict[str, str]) -> None:
+    """Adds a class that stands in no file, such as one written in a notebook: what it defines."""
+    for name, value in vars(one).items():
+        if inspect.isfunction(value) and inspect.unwrap(value).__code__.co_filename != "<string>":  # of a dataclass
+            _add_function(value, used)
+        elif not name.startswith("__") and not inspect.isroutine(value):
+            used[f"{one.__module__}:{one.__qualname__}.{name}"] = re.sub(" at 0x[0-9a-f]+", "", pprint.pformat(value))
 
 
 def _add_function(function: Callable, used: dict[str, str]) -> None:
@@ -274,8 +285,8 @@ def _names(code: CodeType) -> Iterator[tuple[str, str]]:
 def _add_module(module: str, used: dict[str, str], importer: str) -> None:
     """Adds a module, its parent packages and all that they import, where it is of the kit, of the importer's package,
     or a file beside an importer that is a single file."""
-    top, own, path = module.split(".")[0], importer.split(".")[0], _path(module)
-    beside = "." not in importer and path and path.parent == _path(importer).parent
+    top, own, path, home = module.split(".")[0], importer.split(".")[0], _path(module), _path(importer)
+    beside = "." not in importer and path and home and path.parent == home.parent  # a notebook has no file
     if module in used or module in NOT_CODE or not path or not (top in ("mllmu_nb", own) or beside):
         return
     tree, used[module] = _source(module)

@@ -18,6 +18,9 @@ import pytest
 from mllmu_nb import paths
 
 BOOK = "01_data.ipynb"  # needs no model
+ASK = "16_ask.ipynb"
+QUICK = {"people: int = 100": "people: int = 20", "train_steps: int = None": "train_steps: int = 10"}
+QUICK["unlearn_steps: int = None"] = "unlearn_steps: int = 2"
 ENDING = "people: all sound"  # what its last cell says
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -49,14 +52,22 @@ def playwright():
 
 @pytest.fixture
 def lab(tmp_path):
-    """JupyterLab on a copy of the notebook without its outputs, with settings of its own: (address, folder, token)."""
+    """JupyterLab on copies of the notebooks without their outputs, with settings of its own: (address, folder, token).
+
+    The models that ``ASK`` asks are hardly trained: what they answer does not matter here.
+    """
     root, token = tmp_path / "notebooks", secrets.token_hex(8)
     root.mkdir()
-    book = nbformat.read(paths.notebooks() / BOOK, as_version=4)
-    for cell in book.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    nbformat.write(book, root / BOOK)
+    for name in (BOOK, ASK):
+        book = nbformat.read(paths.notebooks() / name, as_version=4)
+        for cell in book.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+            if name == ASK and cell["id"] == "parameters":
+                for long, short in QUICK.items():
+                    assert long in cell.source
+                    cell.source = cell.source.replace(long, short)
+        nbformat.write(book, root / name)
     names = "CONFIG_DIR DATA_DIR RUNTIME_DIR LAB_SETTINGS_DIR LAB_WORKSPACES_DIR".split()
     folders = {("JUPYTER" if n.startswith("LAB") else "JUPYTER_") + n: str(tmp_path / n) for n in names}
     for name, setting in SETTINGS.items():
@@ -91,31 +102,58 @@ def _answers(address):
         return False
 
 
-def test_run_all_cells_in_jupyterlab(chromium, playwright, lab):
-    address, root, token = lab
+@pytest.fixture
+def page(chromium, playwright):
+    """A page of a headless browser; what goes wrong in it is in ``problems``."""
     browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=FLAGS)
-    try:
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        problems = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(f"{address}/lab/tree/{BOOK}?token={token}&reset")
-        panel = page.locator(".jp-NotebookPanel:visible")
-        # the menu must wait for a kernel: without one it opens a dialog
-        panel.locator(".jp-Toolbar-kernelName", has_text="Python 3").wait_for(timeout=MINUTE)
-        page.locator("#jp-main-statusbar", has_text="Idle").wait_for(timeout=MINUTE)
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        panel.locator(".jp-OutputArea-output", has_text=ENDING).wait_for(timeout=3 * MINUTE)
-        # errors carry this type as well as what was written to stderr
-        assert panel.locator('[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts() == []
-        assert panel.locator(".jp-OutputArea-output img").count() > 1, "no picture is shown"
-        assert problems == []
-        page.keyboard.press("Control+s")
-        kept = _when_saved(root / BOOK)
-    finally:
-        browser.close()
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    yield page
+    browser.close()
+
+
+def run_all(page, lab, name):
+    """Opens a notebook and runs all its cells; its panel."""
+    address, _, token = lab
+    page.goto(f"{address}/lab/tree/{name}?token={token}&reset")
+    panel = page.locator(".jp-NotebookPanel:visible")
+    # the menu must wait for a kernel: without one it opens a dialog
+    panel.locator(".jp-Toolbar-kernelName", has_text="Python 3").wait_for(timeout=MINUTE)
+    page.locator("#jp-main-statusbar", has_text="Idle").wait_for(timeout=MINUTE)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    return panel
+
+
+def test_run_all_cells_in_jupyterlab(page, lab):
+    panel = run_all(page, lab, BOOK)
+    panel.locator(".jp-OutputArea-output", has_text=ENDING).wait_for(timeout=3 * MINUTE)
+    # errors carry this type as well as what was written to stderr
+    assert panel.locator('[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts() == []
+    assert panel.locator(".jp-OutputArea-output img").count() > 1, "no picture is shown"
+    assert page.problems == []
+    page.keyboard.press("Control+s")
+    kept = _when_saved(lab[1] / BOOK)
     for cell in (c for c in kept.cells if c.cell_type == "code"):
         assert cell.execution_count and not [o for o in cell.outputs if o.output_type == "error"]
+
+
+def test_ask_the_unlearned_model_in_jupyterlab(page, lab):
+    """A question is typed into the form, and three models answer it side by side."""
+    panel = run_all(page, lab, ASK)
+    form = panel.locator(".jp-OutputArea-output", has=page.get_by_role("button", name="Ask", exact=True))
+    form.wait_for(timeout=8 * MINUTE)
+    box = form.get_by_role("combobox").last
+    box.fill("Does this person like <b>rain</b>?")
+    box.press("Tab")
+    form.get_by_role("button", name="Ask", exact=True).click()
+    form.get_by_text("Does this person like <b>rain</b>?").wait_for(timeout=2 * MINUTE)
+    rows = form.locator("tbody tr th").all_inner_texts()
+    assert rows == ["Vanilla", "GA (image + text)", "Oracle"]
+    assert form.locator("img").get_attribute("alt") and form.get_by_text("no true answer is known").count() == 1
+    assert panel.locator('[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts() == []
+    assert page.problems == []
 
 
 def _when_saved(path):

@@ -3,13 +3,17 @@
 import getpass
 import importlib
 import json
+import linecache
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -21,7 +25,10 @@ from mllmu_nb.stages import RECORD, Stage, code_hash, code_of
 # A stage that appends to a log when it works, is in the middle for a while, and then ends.
 SLOW = """
 import sys, time
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from types import ModuleType
 from mllmu_nb.stages import Stage
 def make(folder):
     (folder / "half").write_text("half")
@@ -316,3 +323,23 @@ for name in set(unlearning.names()) - {{"prompting"}}:
     before, after = (set(process.communicate()[0].splitlines()) for process in started)
     [added] = after - before
     assert len(before) == 5 and before < after and added.startswith("odd unlearned-")
+
+
+def test_a_class_that_stands_in_no_file_is_hashed_by_what_it_defines(monkeypatch):
+    """As a method that is written in a cell of a notebook: an edited loss is trained anew."""
+
+    cells = count()
+
+    def hashed(loss, target="1.0"):
+        name = f"<cell {next(cells)}>"
+        text = f"@dataclass(frozen=True)\nclass Mine:\n    target: float = {target}\n    streams = ('forget',)\n\n"
+        text += f"    def loss(self, step):\n        return {loss}\n"
+        linecache.cache[name] = (len(text), None, text.splitlines(True), name)
+        module = ModuleType("no_file")
+        monkeypatch.setitem(sys.modules, "no_file", module)
+        vars(module).update(dataclass=dataclass)
+        exec(compile(text, name, "exec"), vars(module))
+        return code_hash(module.Mine(1.0))
+
+    assert hashed("step + 1") == hashed("step + 1  # the same")
+    assert len({hashed("step + 1"), hashed("step - 1"), hashed("step + 1", target="2.0")}) == 3

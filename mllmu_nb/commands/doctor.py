@@ -27,6 +27,7 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.models.files import check_model
 
 SUMMARY = "what is missing for a configuration's runs, before compute is spent"
+EXAMPLES = ("doctor configs/paper-llava.yaml",)
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 GIB = 2**30
 TIGHT = 0.8  # share of the memory above which the estimate is too close to it

@@ -21,6 +21,10 @@ from mllmu_nb.models.files import model_type
 from mllmu_nb.scoring.frames import REFERENCES
 
 SUMMARY = "score a model or an adapter that was made elsewhere, beside vanilla and the oracle"
+EXAMPLES = (
+    "evaluate --model my_model --adapter my_adapter",
+    "evaluate --model my_model --limit 5 --name mine --out scores",
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

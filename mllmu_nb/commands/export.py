@@ -12,6 +12,7 @@ import argparse
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -22,14 +23,15 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.stages import RECORD, Stage, write_json
 
 SUMMARY = "write a run's people in the published layout, its model as a folder that from_pretrained loads"
+EXAMPLES = ("export --data people", "export -p method ga -p modality multimodal --adapter ga_adapter")
+GIVEN: dict[str, Any] = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
 KINDS = {"data": "the people", "model": "the model, adapters merged,", "adapter": "the adapter alone"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     about = "configuration file (default: the miniature's values); its grid is left out"
     parser.add_argument("config", type=Path, nargs="?", help=about)
-    given = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
-    parser.add_argument("-p", "--parameter", help="as of papermill", **given)
+    parser.add_argument("-p", "--parameter", help="as of papermill", **GIVEN)
     for kind, what in KINDS.items():
         parser.add_argument(f"--{kind}", type=Path, metavar="FOLDER", help=f"write {what} there")
 

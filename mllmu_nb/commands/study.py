@@ -12,6 +12,7 @@ from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 
 SUMMARY = "measure on the miniature what no single run can show"
+EXAMPLES = ("study", "study modality --draws 0 1 2")
 JOBS = 2  # a thread each gets more out of two cores than one model after the other on both
 
 

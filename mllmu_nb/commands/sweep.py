@@ -30,6 +30,11 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.stages import read_json
 
 SUMMARY = "run a grid of notebooks, then write scores, tables and figures"
+EXAMPLES = (
+    "sweep configs/miniature.yaml",
+    "sweep configs/miniature.yaml --ratios 5 10 15",
+    "sweep configs/miniature.yaml --shard 1/4",
+)
 FIRST = ("vanilla", "oracle", "base")  # the others need vanilla's model, so it goes first and an oracle beside it
 JOBS = {"miniature": 3, "paper": 1}  # a third notebook starts while two fill two cores; a 7B model fills its GPU
 FINETUNE = "finetune"  # the notebook of the models that are not unlearned

@@ -33,6 +33,7 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.scoring.frames import CELL
 
 SUMMARY = "compare scores, cell by cell, with the reference run or with published figures"
+EXAMPLES = ("verify", "verify configs/miniature.yaml --rerun")
 SAME, WITHIN, OFF, MISSING = "same", "within interval", "off", "missing"
 ROUNDING = 1e-9  # of a mean that was written to a file and read back
 NUMBERS = ["value", "low", "high"]

@@ -1,0 +1,89 @@
+"""The site, built by `make docs`: the project's own pages and its notebooks with the outputs that are committed.
+
+Source is the whole checkout (`sphinx-build -c docs .`), so that links between README, docs and notebooks are those that
+a reader of the repository follows. Nothing is executed and nothing is fetched; formulas become MathML.
+"""
+
+import base64
+import html
+import re
+from pathlib import Path
+
+import nbformat
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
+import mllmu_nb
+
+ROOT = Path(__file__).resolve().parents[1]
+GENERATED = ROOT / "docs" / "_generated"
+
+project, version = "mllmu-nb", mllmu_nb.__version__
+release, copyright, language = version, "the mllmu-nb contributors, Apache-2.0", "en"
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
+root_doc = "docs/index"
+include_patterns = ["docs/*.md", "docs/_generated/*.md", "notebooks/*.ipynb"]
+include_patterns += ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+nb_execution_mode = "off"
+nb_merge_streams = True
+myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_heading_anchors = 3
+html_theme, html_title = "furo", f"mllmu-nb {version}"
+html_math_renderer = "mathml"
+html_copy_source = html_show_sourcelink = False
+autodoc_default_options = {"members": True, "exclude-members": "model_config"}
+autodoc_member_order, autodoc_typehints, autodoc_preserve_defaults = "bysource", "signature", True
+
+
+def gallery() -> None:
+    """A page with a line and the first picture of every notebook."""
+    GENERATED.mkdir(exist_ok=True)
+    lines = ["# Notebooks", ""]
+    books = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    for path in books:
+        book = nbformat.read(path, as_version=4)
+        title = book.cells[0].source.split("\n")[0].removeprefix("# ")
+        makes = re.search(r"\*\*makes\*\* \| (.*) \|", book.cells[0].source)[1]
+        lines += [f"## [{title}](../../notebooks/{path.name})", "", makes + ".", ""]
+        for picture, alt in pictures(book):
+            (GENERATED / f"{path.stem}.png").write_bytes(picture)
+            lines += [f"```{{image}} {path.stem}.png", f":alt: {alt}", ":width: 360px", "```", ""]
+            break
+    lines += ["```{toctree}", ":hidden:", "", *(f"../../notebooks/{path.stem}" for path in books), "```", ""]
+    (GENERATED / "gallery.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def pictures(book):
+    """The PNG outputs of a notebook with their alt texts."""
+    for output in (output for cell in book.cells for output in cell.get("outputs", [])):
+        if "image/png" in output.get("data", {}):
+            about = output.get("metadata", {}).get("image/png", {})
+            yield base64.b64decode(output["data"]["image/png"]), about.get("alt", "the first figure of the notebook")
+
+
+def formula(block: bool):
+    """A visitor that writes a formula as MathML, which browsers read without a script."""
+
+    def visit(self, node):
+        text = re.sub(r"\\[bB]igg?[lr]?(?![a-zA-Z])", "", node.astext())  # sizes, which MathML finds by itself
+        mathml = tex2mathml(text, as_block=block)
+        self.body.append(f'<div class="math">{mathml}</div>' if block else mathml)
+        raise nodes.SkipNode
+
+    return visit
+
+
+def with_alt(app, doctree, name) -> None:
+    """Every picture has an alt text: a figure's own stands in the notebook's output, which myst-nb leaves behind."""
+    if not name.startswith("notebooks/"):
+        return
+    alts = [alt for _, alt in pictures(nbformat.read(ROOT / f"{name}.ipynb", as_version=4))]
+    shown = [node for node in doctree.findall(nodes.image) if not node.get("alt")]
+    for node, alt in zip(shown, alts, strict=False):
+        node["alt"] = html.unescape(alt)
+
+
+def setup(app):
+    app.add_html_math_renderer("mathml", (formula(False), None), (formula(True), None))
+    app.connect("doctree-resolved", with_alt)
+    gallery()

@@ -1,0 +1,120 @@
+"""``mllmu-nb ask QUESTION``: one question about a person, put to vanilla, an unlearned model and the oracle.
+
+Any question can be typed. Where it is one of the person's own (of fine-tuning or of evaluation), the true answer is
+known and the likelihood that each model gives it is printed as well. Models that are not there yet are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mllmu_nb import pipeline
+from mllmu_nb.commands import export
+from mllmu_nb.config import Config
+from mllmu_nb.data.conversations import Conversation, Turn
+from mllmu_nb.data.schema import VIEWS, Population, Profile
+from mllmu_nb.data.text.names import with_name
+from mllmu_nb.errors import KitError, choose
+
+SUMMARY = "ask vanilla, an unlearned model and the oracle one question about a person"
+EXAMPLES = (
+    "ask                                    # whom and what: the people to be forgotten, and known questions",
+    'ask "In which city was this person born?" --method npo',
+    'ask "What kind of pet does this person own?" --view text -p unlearn_steps 60',
+)
+Asked = tuple[str, str, Any, Any]  # printed name, system prompt, model, processor
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("question", nargs="?", default="", help='says "this person"; without it, what can be asked')
+    parser.add_argument("--person", default="", metavar="NAME", help="name or id (the first who is to be forgotten)")
+    parser.add_argument("--view", choices=VIEWS, default=VIEWS[0], help="with the portrait, or by name alone")
+    parser.add_argument("--method", default="ga", help="how it was unlearned (ga)")
+    parser.add_argument("--modality", default="multimodal", help="what it was unlearned on: multimodal or unimodal")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration file (the miniature's values)")
+    parser.add_argument("-p", "--parameter", help="as of papermill", **export.GIVEN)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Prints the answers. KitError for an unknown person or method."""
+    given = dict(options.parameter) | {"method": options.method, "modality": options.modality}
+    config = export.configured(options.config, given)
+    known = pipeline.population(config)
+    person = find(known, options.person or known.members("forget")[0].name)
+    if not options.question:
+        for name in ("forget", "retain"):
+            print(f"{name}: {', '.join(one.name for one in known.members(name))}\n")
+        print(f"about {person.name}, with the true answer known:", *questions(person), sep="\n  ")
+        return 0
+    answers = ask(models(config), person, options.view, options.question)
+    print(f"{person.name}: {options.question}", *filter(None, [true_answer(person, options.view, options.question)]))
+    print(answers.round(3).to_string(na_rep=""))
+    return 0
+
+
+def find(known: Population, name: str) -> Profile:
+    """The person of this name or id. Raises KitError with the nearest name there is."""
+    people = {one.name: one for one in known.profiles.values()}
+    if name in known.profiles:
+        return known.profiles[name]
+    choose("person", name, people)
+    return people[name]
+
+
+def questions(person: Profile) -> list[str]:
+    """Questions about a person whose true answer is known, in the words of fine-tuning."""
+    return [qa.question for qa in person.qa] or [
+        q.text for q in person.questions if q.view == VIEWS[0] and not q.options
+    ]
+
+
+def true_answer(person: Profile, view: str, question: str) -> str:
+    """The true sentence, by name in the text view; "" for a question that is not among the person's own."""
+    from mllmu_nb.evaluation.tasks import statement
+
+    def plain(text: str) -> str:
+        return " ".join(with_name(text, person.name).casefold().rstrip("?. ").split())
+
+    for qa in person.qa:
+        if plain(qa.question) == plain(question):
+            return with_name(qa.answer, person.name) if view == "text" else qa.answer
+    for one in (*person.questions, *person.test_questions):
+        if plain(one.text) == plain(question):
+            return statement(person, one, one.value)
+    return ""
+
+
+def models(config: Config) -> Iterator[Asked]:
+    """Vanilla, the model that ``config`` names and the oracle, made if need be; one at a time, for two of 7B would not
+    fit into the memory."""
+    from mllmu_nb.reporting.runs import label
+
+    plain = {"modality": "none", "variant": None, "after": ""}
+    references = [config.but(method=name, **plain) for name in ("vanilla", "oracle")]
+    for one in dict.fromkeys((references[0], config, references[1])):
+        yield label(one.method, one.variant or "", one.modality, one.after), one.system, *pipeline.model(one)
+
+
+def ask(asked: Iterable[Asked], person: Profile, view: str, question: str) -> pd.DataFrame:
+    """What each model answers, a row a model: ``answer`` and ``likelihood``, the geometric mean of what it gives the
+    tokens of the true answer (0 to 1), NaN where that is not known."""
+    from mllmu_nb.evaluation import engine
+
+    if not question.strip():
+        raise KitError("there is no question")
+    truth = true_answer(person, view, question)
+    shown = Turn(question, image=person.portrait) if view == VIEWS[0] else Turn(with_name(question, person.name))
+    rows = {}
+    for name, system, model, processor in asked:
+        conversation = Conversation((shown,), system)
+        [answer] = engine.answers(model, processor, [conversation])
+        means = engine.option_likelihoods(model, processor, [conversation], [(truth,)]) if truth else nan
+        rows[name] = {"answer": answer, "likelihood": float(np.exp(means).squeeze())}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")

@@ -1,0 +1,38 @@
+"""``mllmu-nb card RUN``: one page of HTML about a finished run, or a model that ``evaluate`` has asked.
+
+Vanilla and the oracle of the same people stand beside it: your own runs, else those that come with the project.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mllmu_nb import pipeline
+from mllmu_nb.config import YOURS, Config
+
+SUMMARY = "write a run's report card, one page of HTML"
+EXAMPLES = ("card results/reference/runs/ga-multimodal-84e99676", "card FOLDER --out card.html")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="folder of a run, or what evaluate has printed as its folder")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write it (card.html in the current folder)")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Writes the page. KitError for a folder without a whole run."""
+    from mllmu_nb.reporting import card
+    from mllmu_nb.reporting.beside import Beside
+    from mllmu_nb.reporting.runs import read_run
+
+    own = read_run(options.run)
+    config = Config.from_parameters(own.record["parameters"])
+    plain = {"modality": "none", "variant": None, "after": "", "adapter_path": ""}
+    plain |= {"base_path": ""} if config.method == YOURS else {}
+    others = {name: pipeline.reference(config.but(method=name, **plain)) for name in ("vanilla", "oracle")}
+    beside = Beside(own, **{name: read_run(folder) for name, folder in others.items() if folder})
+    target = options.out or Path("card.html")
+    target.write_text(card.card(beside, pipeline.population(config)), encoding="utf-8")
+    print(f"{card.verdict(beside)}\nreport card: {target}")
+    return 0

@@ -1,0 +1,126 @@
+"""A model's report card: what it says, forgot, kept, leaks and cost, on one page of HTML, to read or to print."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+
+import pandas as pd
+
+from mllmu_nb.data.schema import Population
+from mllmu_nb.errors import KitError
+from mllmu_nb.reporting import figures, show
+from mllmu_nb.reporting.beside import Beside
+from mllmu_nb.reporting.tables import ASKED_IN, select
+from mllmu_nb.scoring.frames import POOLED
+from mllmu_nb.scoring.health import STATES
+from mllmu_nb.scoring.leakage import ACROSS
+
+STYLE = """
+@page { size: A4; margin: 11mm }
+body { font: 10pt/1.3 system-ui, sans-serif; color: #222; max-width: 190mm; margin: 6mm auto }
+h1 { font-size: 16pt; margin: 0 } h2 { font-size: 11pt; margin: 3mm 0 .5mm; border-bottom: 1px solid #bbb }
+h4 { margin: 1mm 0 } table { border-collapse: collapse; border: 0; font-size: 8pt }
+td, th { padding: .2mm 1.5mm; text-align: right; border: 0; white-space: nowrap }
+p { margin: 1mm 0 }
+tbody tr:nth-child(even) { background: #f4f4f4 } th { font-weight: 600; text-align: left }
+.verdict { font-size: 11pt; border-left: 3px solid #0072B2; padding-left: 3mm } .columns { display: flex; gap: 6mm }
+.examples { columns: 2; font-size: 8pt } .examples h4 { break-before: column } .examples > div { margin: 0 !important }
+.examples img { width: 40px } small, footer { font-size: 8pt; color: #555 } h2, .columns { break-inside: avoid }
+@media print { body { margin: 0; max-width: none } }
+"""
+
+
+def verdict(beside: Beside) -> str:
+    """One sentence: how far the forget people's facts fell, against the oracle's distance, and what the others lost;
+    multiple choice by likelihood, both views. Without vanilla and the oracle, the sentence that nothing can be said."""
+    name = beside.own.label
+    if beside.vanilla is None or beside.oracle is None:
+        return f"{name}: {beside.remarks()[0]}"
+    fell, kept = (_change(beside, name) for name in ("forget", "retain"))
+    far = -_change(beside, "forget", beside.oracle)["value"]
+    # a model that stands for others (docs/scoring.md): where the oracle is not shown to know less, there is no gap
+    shut = "" if _change(beside, "forget", beside.oracle)["high"] < 0 else " (not shown to be a gap at all)"
+    sentence = (
+        f"{name} {_points(fell)} on the people to be forgotten, of the {100 * far:.0f} points{shut} that separate the "
+        f"oracle from vanilla, and {_points(kept)} on the people to be kept."
+    )
+    return sentence + (f" It has collapsed, so this is no forgetting: {why}." if (why := _collapsed(beside)) else "")
+
+
+def _change(beside: Beside, set_name: str, run=None) -> Mapping:
+    """The row of ``run`` (the model itself) minus vanilla on a set, by likelihood."""
+    own = {column: (run or beside.own)[column] for column in ("method", "variant", "modality", "after")}
+    task, scoring, metric = figures.LIKELIHOOD
+    at = {"against": "vanilla", "set": set_name, "view": POOLED, "task": task, "scoring": scoring, "metric": metric}
+    rows = select(beside.scores, **own, **at)
+    if rows["value"].notna().sum() != 1:
+        raise KitError(f"{beside.own.id} was not asked about the {set_name} people by likelihood, as vanilla was")
+    return rows.iloc[0]
+
+
+def _points(cell: Mapping) -> str:
+    low, value, high = (100 * cell[name] for name in ("low", "value", "high"))
+    if low <= 0 <= high:
+        return f"shows no change ({value:+.0f} points [{low:.0f}, {high:.0f}])"
+    lost = value < 0
+    ends = (-high, -low) if lost else (low, high)
+    return f"{'lost' if lost else 'gained'} {abs(value):.0f} points [{ends[0]:.0f}, {ends[1]:.0f}]"
+
+
+def _collapsed(beside: Beside) -> str:
+    judged = beside.scores.judged
+    mine = judged[judged["method"].eq(beside.own["method"]) & judged["collapsed"]]
+    return "; ".join(mine["why"])
+
+
+def card(beside: Beside, people: Population) -> str:
+    """The page. ``people`` are those whom the runs were asked about; their portraits are on it."""
+    own, runs = beside.own, [run for run in (beside.vanilla, beside.own, beside.oracle) if run]
+    parts = [f"<p class=verdict>{html.escape(verdict(beside))}</p>"]
+    if beside.vanilla:
+        parts += ["<h2>What it says</h2><div class=examples>", show.answers(people, runs).data, "</div>"]
+    pooled = beside.table().xs(ASKED_IN[POOLED], level="asked with")
+    parts += ["<h2>Scores, asked both ways</h2>", pooled.to_html()]
+    if beside.oracle:
+        parts += ["<h2>Gap to the oracle</h2>", beside.table("oracle").to_html()]
+    blocks = {"Health": _health(beside), "Leakage": _leakage(beside), "Cost": _cost(beside)}
+    columns = [f"<div><h2>{name}</h2>{table.to_html(header=name != 'Cost')}</div>" for name, table in blocks.items()]
+    parts += ["<div class=columns>", *columns, "</div>"]
+    notes = [*beside.remarks(), "Intervals are 95 % over people. Oracle: never taught the people to be forgotten."]
+    foot = f"run {own.id}, scale {own['scale']}, {own.base_label}, {own['forget_ratio']} % to be forgotten"
+    parts += [f"<p><small>{html.escape(note)}</small></p>" for note in notes]
+    title = f"Report card: {html.escape(own.label)}"
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    return (
+        f"{head}<h1>{title}</h1>{''.join(parts)}<footer>{html.escape(f'{foot}; {show.versions()}')}</footer></html>\n"
+    )
+
+
+def _health(beside: Beside) -> pd.DataFrame:
+    """Per cent of free answers of each kind, by set."""
+    free = beside.own.items.query("task == 'generation'")
+    shares = free.groupby("set", sort=False)[[f"state_{name}" for name in STATES]].mean().mul(100).round().astype(int)
+    return shares.set_axis(list(STATES.values()), axis=1).T.rename_axis(columns=None).rename(str.capitalize, axis=1)
+
+
+def _leakage(beside: Beside) -> pd.DataFrame:
+    """How much further from the oracle the facts are by name than by portrait, in points; empty without an oracle."""
+    task, scoring, metric = figures.LIKELIHOOD
+    where = {"task": task, "scoring": scoring, "metric": metric, "set": "forget", "view": ACROSS}
+    cells = beside.cells[beside.cells[list(where)].eq(list(where.values())).all(axis=1)].dropna(subset=["value"])
+    texts = [f"{100 * c.value:+.0f} [{100 * c.low:+.0f}, {100 * c.high:+.0f}]" for c in cells.itertuples()]
+    return pd.DataFrame({"points": texts}, index=["by name minus by portrait"] * len(texts))
+
+
+def _cost(beside: Beside) -> pd.DataFrame:
+    """Of training; a model that was made elsewhere says nothing of it."""
+    train = beside.own.train
+    rows = {
+        "seconds": f"{train['seconds']:,.0f}",
+        "steps": f"{train['steps']:,}",
+        "memory, MiB": f"{train['peak_memory_mb']:,.0f}",
+    }
+    rows |= {"weights trained": f"{train['trainable_parameters']:,}"}
+    rows = rows if train["steps"] else {"training": "none here"}
+    return pd.DataFrame({"": rows | {"seconds to ask": f"{train['evaluation_seconds']:,.0f}"}})

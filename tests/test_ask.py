@@ -1,0 +1,112 @@
+"""One question to several models: what is shown to them, and how likely they find the true answer."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mllmu_nb import __main__ as door
+from mllmu_nb import pipeline
+from mllmu_nb.commands import ask
+from mllmu_nb.config import Config
+from mllmu_nb.data.conversations import Conversation, Turn
+from mllmu_nb.errors import KitError
+from mllmu_nb.evaluation import engine
+from mllmu_nb.models import families
+from mllmu_nb.models.load import load_base
+from mllmu_nb.models.score import score
+
+SMALL = {"people": 20, "celebrities": 12, "pool": 12}
+
+
+@pytest.fixture(scope="module")
+def known():
+    return pipeline.population(Config(**SMALL))
+
+
+@pytest.fixture(scope="module")
+def person(known):
+    return known.members("forget")[0]
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_base):
+    return load_base(str(tiny_base), "llava", "miniature")
+
+
+@pytest.mark.parametrize("view", ["image_text", "text"])
+def test_likelihood_is_the_geometric_mean_over_the_true_answers_tokens(tiny, person, view):
+    """Against the forward pass of training, which reads question and answer at once."""
+    model, processor = tiny
+    qa = next(qa for qa in person.qa if qa.attribute == "profession")
+    rows = ask.ask([("A", "", *tiny), ("B", "Be kind.", *tiny)], person, view, qa.question)
+    truth = ask.true_answer(person, view, qa.question)
+    assert qa.value in truth and (person.name in truth) == (view == "text")
+    prompt = qa.question.replace("this person", person.name) if view == "text" else qa.question
+    turn = Turn(prompt, truth, person.portrait if view == "image_text" else None)
+    for name, system in (("A", ""), ("B", "Be kind.")):
+        with torch.no_grad():
+            batch = families.of(model).encode(processor, [Conversation((turn,), system)], eos=False)
+            by_hand = math.exp(-score(model, batch).mean_nll.item())
+        assert rows.loc[name, "likelihood"] == pytest.approx(by_hand, rel=1e-4)
+    assert rows.loc["A", "likelihood"] != rows.loc["B", "likelihood"], "the system prompt was not read"
+
+
+def test_any_question_may_be_typed_and_has_no_likelihood(tiny, person, monkeypatch):
+    seen = []
+    monkeypatch.setattr(engine, "answers", lambda model, processor, asked: seen.extend(asked) or ["<b>"])
+    rows = ask.ask([("A", "", *tiny)], person, "text", "Does this person like <i>rain</i>?")
+    assert rows["answer"].tolist() == ["<b>"] and rows["likelihood"].isna().all()
+    assert seen[0].turns[0].prompt == f"Does {person.name} like <i>rain</i>?" and not seen[0].images
+    with pytest.raises(KitError, match="there is no question"):
+        ask.ask([("A", "", *tiny)], person, "text", "  ")
+
+
+def test_the_truth_is_found_whatever_the_case_and_in_both_ways_to_ask(person):
+    qa = next(qa for qa in person.qa if qa.attribute == "pet")
+    typed = f"  {qa.question.upper().rstrip('?')} "
+    assert ask.true_answer(person, "image_text", typed) == qa.answer
+    evaluated = next(q for q in person.questions if q.task == "generation" and q.view == "text")
+    assert evaluated.value in ask.true_answer(person, "text", evaluated.text)
+    assert ask.true_answer(person, "text", "What is the time?") == ""
+
+
+def test_people_are_found_by_name_and_id(known, person):
+    assert ask.find(known, person.name) is person and ask.find(known, person.id) is person
+    with pytest.raises(KitError, match=f"did you mean '{person.name}'"):
+        ask.find(known, person.name[:-1])
+
+
+def test_vanilla_the_unlearned_model_and_the_oracle_are_asked_in_this_order(monkeypatch):
+    made = []
+    monkeypatch.setattr(pipeline, "model", lambda config: made.append(config) or ("model", "processor"))
+    config = Config(method="npo", modality="unimodal", forget_ratio=5)
+    walk = ask.models(config)
+    assert next(walk)[0] == "Vanilla" and len(made) == 1, "one at a time: three of 7B would not fit"
+    assert [name for name, *_ in walk] == ["NPO (text only)", "Oracle"]
+    assert {one.forget_ratio for one in made} == {5} and made[1] == config
+    assert [name for name, *_ in ask.models(Config(method="oracle"))] == ["Vanilla", "Oracle"]
+    [system] = [system for name, system, *_ in ask.models(Config(method="prompting")) if name == "Prompting"]
+    assert "personal" in system
+
+
+def test_from_the_shell(monkeypatch, capsys, known, person):
+    given = [word for name, value in SMALL.items() for word in ("-p", name, str(value))]
+    assert door.main(["ask", *given]) == 0
+    said = capsys.readouterr().out
+    assert person.name in said and person.qa[0].question in said
+    answers = ask.pd.DataFrame({"answer": ["Oslo"], "likelihood": [0.25]}, index=["Vanilla"])
+    monkeypatch.setattr(ask, "ask", lambda asked, person, view, question: answers)
+    assert door.main(["ask", person.qa[1].question, "--view", "text", *given]) == 0
+    assert "Oslo" in capsys.readouterr().out
+    assert door.main(["ask", "Who?", "--person", "Nobody Here", *given]) == 2
+    assert "unknown person 'Nobody Here'" in capsys.readouterr().err
+    assert door.main(["ask", "Who?", "--method", "vanilla"]) == 2
+    assert "unlearns nothing" in capsys.readouterr().err
+
+
+def test_questions_of_somebody_who_was_never_taught(known):
+    """Celebrities have no fine-tuning pairs here; their evaluation questions stand in."""
+    star = SimpleNamespace(qa=(), questions=known.of_kind("celebrity")[0].questions)
+    assert ask.questions(star) and all("this person" in one or "?" in one for one in ask.questions(star))

@@ -1,0 +1,79 @@
+"""The audit of anybody's table: read, judged, drawn."""
+
+import io
+
+import pytest
+
+from mllmu_nb.errors import KitError
+from mllmu_nb.reporting import audit, noise
+
+WIDE = "method,accuracy,ROUGE\nVanilla,52,61\nA,44.5,48\nB,12,\n"
+
+
+def read(text):
+    return audit.read(io.StringIO(text))
+
+
+def test_a_papers_layout_and_one_row_a_figure_are_the_same_table():
+    long = "method,measure,value\nVanilla,accuracy,52\nA,accuracy,44.5\nB,accuracy,12\nVanilla,ROUGE,61\nA,ROUGE,48\n"
+    columns = ["method", "measure", "value"]
+    assert read(WIDE)[columns].values.tolist() == read(long)[columns].values.tolist()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("model,accuracy\nA,1\n", "has no column 'method', only model, accuracy"),
+        ("method,accuracy\nA,12 %\n", "'12 %' is not a number"),
+        ("", "cannot read"),
+    ],
+)
+def test_what_cannot_be_read_is_named(text, message):
+    with pytest.raises(KitError, match=message):
+        read(text)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(KitError, match="cannot read .*none.csv: No such file"):
+        audit.read(tmp_path / "none.csv")
+
+
+def test_the_verdict_is_that_of_the_rule_by_people_and_questions():
+    table = read("method,accuracy,people,questions\nVanilla,52,49,5\nA,44.5,49,5\nB,12,49,5\n")
+    gaps = audit.audit(table).set_index(["first", "second"])
+    limit = 100 * noise.detectable(0.52, 0.445, 49, 5, noise.LIKELY)
+    assert gaps.loc[("Vanilla", "A"), "detectable"] == pytest.approx(limit) and limit > 7.5
+    assert gaps["verdict"].tolist() == [audit.COULD, audit.EXCEEDS, audit.EXCEEDS]
+    assert (gaps["least"] < gaps["detectable"]).all() and (gaps["detectable"] < gaps["most"]).all()
+    many = audit.audit(table.assign(people=4900))
+    assert many["verdict"].tolist() == [audit.EXCEEDS] * 3, "a hundred times the people"
+    assert audit.audit(table, together=0.9)["detectable"].iloc[0] == pytest.approx(limit * 0.1**0.5)
+
+
+def test_without_people_nothing_can_be_said_and_why():
+    gaps = audit.audit(read(WIDE))
+    assert set(gaps["verdict"]) == {audit.UNKNOWN} and set(gaps["why"]) == {"number of people unknown"}
+    assert gaps["detectable"].isna().all()
+    with pytest.raises(KitError, match="no gap has a known number of people"):
+        audit.figure(gaps)
+
+
+def test_a_standard_deviation_judges_what_is_no_share():
+    table = read("method,ROUGE,people,sd\nA,61,50,10\nB,48,50,10\nC,57,50,10\n")
+    gaps = audit.audit(table)
+    assert gaps["detectable"].tolist() == pytest.approx([noise.REACH * 10 * (2 / 50) ** 0.5] * 3)  # 5.6
+    assert gaps["verdict"].tolist() == [audit.EXCEEDS, audit.COULD, audit.EXCEEDS]
+
+
+def test_a_value_above_the_best_is_refused():
+    with pytest.raises(KitError, match="outside 0 to 1: name the measure's best value"):
+        audit.audit(read(WIDE), people=50, top=1.0)
+
+
+def test_the_figure_says_by_form_what_it_says_by_colour():
+    gaps = audit.audit(read(WIDE), people=49, questions=5)
+    figure = audit.figure(gaps)
+    marks = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    faces = {line.get_markerfacecolor() for line in marks}
+    assert "white" in faces and len(faces) == 2
+    assert "Vanilla − A, accuracy" in [tick.get_text() for tick in figure.axes[0].get_yticklabels()]

@@ -1,0 +1,61 @@
+"""The report card: what it claims, that it shows text as text, and that it is made of a run alone."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+from fake_runs import make, saying
+from test_show import PICTURE, SMALL, right
+
+from mllmu_nb.errors import KitError
+from mllmu_nb.reporting import card
+from mllmu_nb.reporting.beside import Beside
+
+PEOPLE = SimpleNamespace(
+    profiles={f"{number:03d}": SimpleNamespace(name=f"Amina <b>{number}", portrait=PICTURE) for number in range(1, 13)}
+)
+
+
+@pytest.fixture(scope="module")
+def references():
+    return {"vanilla": make("vanilla", right(1.0), **SMALL), "oracle": make("oracle", right(0.0), **SMALL)}
+
+
+def test_the_verdict_says_what_fell_and_what_was_kept(references):
+    """Of a person's five questions GA still answers two of the forget people's; vanilla all, the oracle none."""
+    ga = make("ga", right(0.4), modality="multimodal", **SMALL)
+    said = card.verdict(Beside(ga, **references))
+    assert re.match(
+        r"GA \(image \+ text\) lost 60 points \[\d+, \d+\] on the people to be forgotten, of the 100 ", said
+    )
+    assert "shows no change (+0 points" in said and "collapsed" not in said
+
+
+def test_a_collapsed_model_is_called_one(references):
+    broken = make("ga", lambda asked: False, modality="multimodal", **SMALL)
+    broken = saying(broken, "no no no no no no no no no", task="generation")
+    said = card.verdict(Beside(broken, **references))
+    assert "It has collapsed, so this is no forgetting" in said and "broken" in said
+
+
+def test_without_references_nothing_is_claimed(references):
+    ga = make("ga", right(0.4), modality="multimodal", **SMALL)
+    said = card.verdict(Beside(ga))
+    assert said == "GA (image + text): Without vanilla and oracle nobody can say whether a low score is forgetting."
+    page = card.card(Beside(ga), PEOPLE)
+    assert "What it says" not in page and "Gap to the oracle" not in page
+    short = make("ga", right(0.4), modality="multimodal", sets=("forget",), **SMALL)
+    with pytest.raises(KitError, match="was not asked about the retain people"):
+        card.verdict(Beside(short, **references))
+
+
+def test_the_page_shows_text_as_text_and_pictures_with_words(references):
+    ga = saying(make("ga", right(0.4), modality="multimodal", **SMALL), "<script>alert(1)</script>", task="generation")
+    page = card.card(Beside(ga, **references), PEOPLE)
+    assert "<script" not in page and "&lt;script&gt;" in page and "Amina &lt;b&gt;" in page
+    pictures = re.findall(r"<img[^>]*>", page)
+    assert pictures and all(re.search(r'alt="[^"]+"', one) for one in pictures)
+    for heading in ("What it says", "Gap to the oracle", "Health", "Leakage", "Cost"):
+        assert f"<h2>{heading}</h2>" in page
+    assert "http" not in re.sub(r"data:[^\"]*", "", page), "the page needs nothing from elsewhere"
+    assert "1,234,567" in page and "@page" in page
