@@ -321,12 +321,12 @@ def test_the_sweep_runs_notebooks_skips_finished_ones_and_names_what_failed(
     "code, reason", [(-9, "signal 9 (Killed), most often for want of memory"), (-15, "signal 15 (")]
 )
 def test_a_notebook_that_a_signal_ended_is_said_to_be(out, code, reason):
-    job = sweep.Job(Config(), Path("x.ipynb"), SimpleNamespace(returncode=code))
+    job = sweep.Job(Config(), Path("x.ipynb"), SimpleNamespace(exitcode=code))
     assert job.problem().startswith(f"ended by {reason}")
 
 
 def test_why_a_notebook_failed_is_its_cells_error_or_the_logs_last_line(out):
-    job = sweep.Job(Config(), Path("x.ipynb"), SimpleNamespace(returncode=1))
+    job = sweep.Job(Config(), Path("x.ipynb"), SimpleNamespace(exitcode=1))
     assert job.problem() == "its log is empty"
     job.executed.parent.mkdir(parents=True)
     job.log.write_text("starting\nNo module named papermill\n\n")
@@ -335,7 +335,9 @@ def test_why_a_notebook_failed_is_its_cells_error_or_the_logs_last_line(out):
     output = {"output_type": "error", "ename": "KitError", "evalue": "no\nspace"}
     job.executed.write_text(json.dumps({"cells": [{"cell_type": "markdown"}, {"outputs": [output]}]}))
     assert job.problem() == "KitError: no space"
-    job.process.returncode = 0
+    job.executed.write_text(json.dumps({"cells": [{"outputs": [output | {"ename": "AssertionError", "evalue": ""}]}]}))
+    assert job.problem() == "AssertionError: in a cell that checks the result"
+    job.process.exitcode = 0
     assert job.problem().startswith("the notebook came to its end without making the run")
 
 
@@ -359,10 +361,14 @@ class Pretended(sweep.Job):
 
         self.thread = threading.Thread(target=work)
         self.thread.start()
-        self.process = SimpleNamespace(poll=lambda: None if self.thread.is_alive() else 0, returncode=int(broken))
+        self.process, self.broken = self, broken
+
+    @property
+    def exitcode(self):
+        return None if self.thread.is_alive() else int(self.broken)
 
     def problem(self):
-        return "no memory" if self.process.returncode else ""
+        return "no memory" if self.exitcode else ""
 
 
 @pytest.mark.parametrize("fails", [False, True])
