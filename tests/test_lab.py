@@ -31,7 +31,7 @@ SETTINGS = {
 }
 MINUTE = 60_000
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @pytest.fixture

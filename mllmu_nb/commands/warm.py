@@ -84,7 +84,10 @@ def _kernel(receiver: Connection, sender: Connection) -> None:
         return
     os.environ.update(environment, JPY_PARENT_PID=str(os.getppid()))  # it ends when papermill is gone
     os.chdir(folder)
+    import pandas
     from ipykernel.kernelapp import IPKernelApp
+
+    pandas.set_option("display.max_columns", 20)  # as in every kernel; pandas was imported outside of one
 
     IPKernelApp.launch_instance(arguments)
 
