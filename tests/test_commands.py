@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from mllmu_nb import __main__ as door
 from mllmu_nb import paths, pipeline, stages
-from mllmu_nb.commands import sweep
+from mllmu_nb.commands import sweep, warm
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 
@@ -315,6 +315,28 @@ def test_the_sweep_runs_notebooks_skips_finished_ones_and_names_what_failed(
     assert record == {"run": made.run_id, "lr": 1e-5, "seed": 3, "here": "notebooks"}
     assert (there / stages.RECORD).read_text() == "{}", "a finished run is left alone"
     assert reported == [("miniature", vanilla.run_id)]
+
+
+def test_a_notebook_says_the_same_whether_its_kernel_was_forked_or_started(tmp_path, notebooks, monkeypatch):
+    """What is imported outside of a kernel may settle otherwise than in one: pandas' width, matplotlib's backend."""
+    monkeypatch.setenv("PYTHONPATH", str(paths.PACKAGE.parent))
+    monkeypatch.setenv("ODD", "set after the first process was started")
+    code = "import os, sys, matplotlib, pandas, torch\nprint(pandas.DataFrame([range(30)]), matplotlib.get_backend())\n"
+    code += (
+        "print(os.environ['ODD'], os.getcwd(), torch.get_num_threads(), __name__, 'mllmu_nb.pipeline' in sys.modules)"
+    )
+    put_notebook(notebooks, "02_finetune.ipynb", code)
+    said = {}
+    for kind in ("forked", "started"):
+        monkeypatch.setattr(warm, "can_fork", lambda kind=kind: kind == "forked")
+        executed, log = tmp_path / f"{kind}.ipynb", tmp_path / f"{kind}.log"
+        process = warm.start(notebooks / "02_finetune.ipynb", executed, log, {"method": "base"}, 1)
+        process.join(120)
+        assert process.exitcode == 0, log.read_text()
+        cells = nbformat.read(executed, 4).cells
+        assert cells[1].source.endswith('method = "base"\n')
+        said[kind] = cells[-1].outputs[0].text
+    assert "set after" in said["forked"] and said["forked"] == said["started"].replace("False", "True")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
-"""Imported once, by the process from which a sweep's notebooks are forked: what they import, and the code in the keys of
-their stages, parsed."""
+"""What a sweep's notebooks are forked from has imported this: all that they import, and the code in their stages' keys."""
 
 import ipykernel.kernelapp  # noqa: F401
 import papermill  # noqa: F401
@@ -19,5 +18,4 @@ from mllmu_nb.models import adapters, load  # noqa: F401
 from mllmu_nb.reporting import figures, show  # noqa: F401
 
 FEW = {"people": 4, "pool": 4, "celebrities": 0, "forget_ratio": 50}
-
-_ = pipeline.answered(Config(**FEW)).key, pipeline.unlearned(Config(method="ga", modality="unimodal", **FEW)).key
+PARSED = pipeline.answered(Config(method="ga", modality="unimodal", **FEW)).key

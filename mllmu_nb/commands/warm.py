@@ -21,9 +21,7 @@ KERNEL = "ipykernel_launcher"  # the module that a kernel's command names
 def start(notebook: Path, executed: Path, log: Path, given: Mapping[str, Any], threads: int) -> BaseProcess:
     """A process in which papermill executes ``notebook`` in its own folder, with the parameters ``given``, and writes
     ``executed``. What is printed goes to ``log``."""
-    import torch
-
-    warm = sys.platform == "linux" and not torch.cuda.is_available()
+    warm = can_fork()
     context = multiprocessing.get_context("forkserver" if warm else "spawn")
     if warm:
         context.set_forkserver_preload(["mllmu_nb.commands.preloaded"])
@@ -31,6 +29,13 @@ def start(notebook: Path, executed: Path, log: Path, given: Mapping[str, Any], t
     process = context.Process(target=_execute, args=(notebook, executed, log, dict(given), environment, warm))
     process.start()
     return process
+
+
+def can_fork() -> bool:
+    """Whether a process that has imported everything can be forked safely."""
+    import torch
+
+    return sys.platform == "linux" and not torch.cuda.is_available()
 
 
 def _execute(

@@ -55,7 +55,16 @@ def load_model(source: str, base_model: str, scale: str, revision: str = "") -> 
             **origin,
             output_loading_info=True,
         )
-    except (OSError, ArithmeticError, LookupError, AttributeError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+    except (
+        OSError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+        TypeError,
+        ValueError,
+    ) as error:
         reason = shorten(str(error), 300, placeholder=" ..") or type(error).__name__
         raise KitError(f"the model {source} cannot be loaded: {reason}") from error
     if model.config.model_type != base_model:
