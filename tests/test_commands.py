@@ -322,9 +322,7 @@ def test_a_notebook_says_the_same_whether_its_kernel_was_forked_or_started(tmp_p
     monkeypatch.setenv("PYTHONPATH", str(paths.PACKAGE.parent))
     monkeypatch.setenv("ODD", "set after the first process was started")
     code = "import os, sys, matplotlib, pandas, torch\nprint(pandas.DataFrame([range(30)]), matplotlib.get_backend())\n"
-    code += (
-        "print(os.environ['ODD'], os.getcwd(), torch.get_num_threads(), __name__, 'mllmu_nb.pipeline' in sys.modules)"
-    )
+    code += "print(os.environ['ODD'], os.getcwd(), torch.get_num_threads(), __name__, 'papermill' in sys.modules)"
     put_notebook(notebooks, "02_finetune.ipynb", code)
     said = {}
     for kind in ("forked", "started"):

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import psutil
 import pytest
@@ -17,6 +18,7 @@ import yaml
 from fake_runs import make, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nbformat.v4 import new_code_cell, new_notebook
 
 from mllmu_nb import paths
 from mllmu_nb.config import Config
@@ -28,10 +30,24 @@ from mllmu_nb.scoring.choice import letters
 from mllmu_nb.scoring.factuality import holds, rubric
 from mllmu_nb.scoring.text import bleu, contained, rouge
 
-SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "train_steps": 40, "unlearn_steps": 3}
+SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "train_steps": 4, "unlearn_steps": 3}
 GRID = {"method": ["vanilla", "oracle", "ga"], "modality": ["multimodal"]}
 KEPT = ("answers.parquet", "sentences.parquet", "draws.json")  # the rest holds seconds
 KILLS = 20
+DOOR = ["-m", "mllmu_nb"]
+# The same with notebooks that make their run and draw nothing, and without a report.
+SHORT = """
+import sys
+from pathlib import Path
+from mllmu_nb import __main__ as door, paths
+from mllmu_nb.commands import sweep
+folder = Path(sys.argv.pop(1))
+paths.notebooks, sweep.write_report = lambda: folder, lambda *given: None
+sys.exit(door.main())
+"""
+MAKE = (
+    "from mllmu_nb import pipeline\nfrom mllmu_nb.config import Config\npipeline.run(Config.from_notebook(globals()))"
+)
 
 slow = pytest.mark.slow
 
@@ -40,13 +56,19 @@ class Sweeps:
     """Starts real sweeps of a tiny grid as a user does, from a terminal of their own."""
 
     def __init__(self, folder: Path, base: Path):
-        self.folder, self.grid = folder, folder / "grid.yaml"
+        self.folder, self.grid, self.seconds = folder, folder / "grid.yaml", 0.0
         content = {**SMALL, "base_path": str(base), "unlearn_epochs": 0.0, "grid": GRID}
         self.grid.write_text(yaml.safe_dump(content))
+        parameters = new_code_cell("method = 'vanilla'\nmodality = 'none'", metadata={"tags": ["parameters"]})
+        book = new_notebook(cells=[parameters, new_code_cell(MAKE)])
+        book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        for name in ("02_finetune", "03_ga"):
+            nbformat.write(book, folder / f"{name}.ipynb")
+        self.short = ["-c", SHORT, str(folder)]
 
-    def start(self, out: str, *options: str, before: str = "") -> subprocess.Popen:
+    def start(self, out: str, *options: str, before: str = "", door: list[str] | None = None) -> subprocess.Popen:
         environment = {**os.environ, "MLLMU_NB_OUT": str(self.folder / out), "PYTHONPATH": str(paths.PACKAGE.parent)}
-        command = [sys.executable, "-m", "mllmu_nb", "sweep", str(self.grid), *options]
+        command = [sys.executable, *(door or self.short), "sweep", str(self.grid), *options]
         if before:
             command = ["bash", "-c", f'{before}; exec "$@"', "bash", *command]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -54,7 +76,7 @@ class Sweeps:
 
     def run(self, out: str, *options: str, before: str = "") -> tuple[int, str, str]:
         process = self.start(out, *options, before=before)
-        said, complained = process.communicate(timeout=900)
+        said, complained = process.communicate(timeout=3600)
         return process.returncode, said, complained
 
     def answers(self, out: str) -> dict[str, bytes]:
@@ -71,10 +93,12 @@ def sweeps(tmp_path_factory, tiny_base):
 @pytest.fixture(scope="module")
 def whole(sweeps):
     """The answers of a sweep that nothing disturbed."""
+    began = time.monotonic()
     status, said, complained = sweeps.run("whole", "--jobs", "2")
+    sweeps.seconds = time.monotonic() - began
     assert status == 0, complained
     made = sweeps.answers("whole")
-    assert len(made) == len(KEPT) * 4  # with base, which the notebook on fine-tuning makes
+    assert len(made) == len(KEPT) * 3
     return made
 
 
@@ -92,7 +116,7 @@ def test_a_sweep_killed_at_any_moment_goes_on_and_answers_the_same(sweeps, whole
     while kills < KILLS:
         process = sweeps.start("killed", "--jobs", "2")
         try:
-            process.wait(rng.uniform(1, 20))
+            process.wait(rng.uniform(0.1, 1) * sweeps.seconds)
         except subprocess.TimeoutExpired:
             there = family(process)
             victim = there[0] if kills % 2 else rng.choice(there)  # the sweep itself, or a notebook, or a kernel
@@ -135,7 +159,7 @@ def test_a_full_disk_fails_runs_in_one_line_each_and_the_next_sweep_recovers(swe
 @slow
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_sweep_that_is_stopped_says_so_and_leaves_no_process(sweeps, number, status):
-    process = sweeps.start("stopped", "--jobs", "1")
+    process = sweeps.start("stopped", "--jobs", "1", door=DOOR)
     while not process.stdout.readline().startswith("started"):
         assert process.poll() is None
     time.sleep(3)

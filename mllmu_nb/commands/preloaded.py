@@ -1,4 +1,4 @@
-"""What a sweep's notebooks are forked from has imported this: all that they import, and the code in their stages' keys."""
+"""The process from which a sweep's notebooks are forked imports this: all that they import, and the keys of stages."""
 
 import ipykernel.kernelapp  # noqa: F401
 import papermill  # noqa: F401
