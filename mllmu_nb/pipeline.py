@@ -149,6 +149,7 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
 
     def make(folder: Path) -> None:
         from mllmu_nb.models import adapters, load
+        from mllmu_nb.models.checkpoint import Checkpoint
         from mllmu_nb.training import finetune
 
         model, processor = load.load_base(*base_of(config))
@@ -159,7 +160,8 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
             load.unfreeze(model)
         conversations = [c for modality in MODALITIES for c in training_conversations(people, modality)]
         material = {"replayed": replayed, "replay": config.replay, "augment": changed_portrait}
-        log = finetune(model, processor, conversations, recipe, config.train_seed, **material)
+        loop = {"checkpoint": Checkpoint(folder)}
+        log = finetune(model, processor, conversations, recipe, config.train_seed, **material, **loop)
         (adapters.save if config.adaptation == "lora" else load.save_full)(model, folder)
         settings = {**recipe.numbers(), "adaptation": config.adaptation, "replay": config.replay}
         write_json(folder / "train.json", log.record(settings))
@@ -207,6 +209,7 @@ def unlearned(config: Config) -> Stage:
 
     def make(folder: Path) -> None:
         from mllmu_nb.models import adapters
+        from mllmu_nb.models.checkpoint import Checkpoint
         from mllmu_nb.training import reference_log_probs, unlearn
 
         sets = {name: training_conversations(known.members(name), config.modality) for name in ("forget", "retain")}
@@ -217,7 +220,8 @@ def unlearned(config: Config) -> Stage:
             stored = reference_log_probs(*filled(config, other), asked, recipe)
         model, processor = filled(config, vanilla)
         model = adapters.attach(model, recipe, config.unlearn_seed, method.trains)
-        log = unlearn(model, processor, method, sets, recipe, config.unlearn_seed, stored)
+        loop = {"checkpoint": Checkpoint(folder)}
+        log = unlearn(model, processor, method, sets, recipe, config.unlearn_seed, stored, **loop)
         adapters.save(model, folder)
         write_json(folder / "train.json", log.record({**recipe.numbers(), **config.settings}))
 

@@ -25,6 +25,7 @@ from mllmu_nb.batches import Batch, finetuning_batches, finetuning_steps, unlear
 from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.errors import KitError, choose
 from mllmu_nb.models import families
+from mllmu_nb.models.checkpoint import Checkpoint
 from mllmu_nb.models.load import count_trainable
 from mllmu_nb.models.score import labelled, score
 from mllmu_nb.muon import Muon
@@ -86,11 +87,13 @@ def train(
     accumulate: int = 1,
     progress: bool = True,
     after_step: Callable[[int, Any], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> TrainLog:
     """Minimise ``method.loss`` for ``steps`` optimizer steps over what requires a gradient.
 
     A step takes ``accumulate`` items of ``batches``, each a dict of named batches; ``after_step`` (step, model) is
-    called after it. Raises :class:`TrainingDiverged` when the loss is no number or ``rise`` nats above its first value.
+    called after it. A training that ``checkpoint`` holds is gone on with. Raises :class:`TrainingDiverged` when the
+    loss is no number or ``rise`` nats above its first value.
     """
     torch.manual_seed(seed)
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -99,9 +102,15 @@ def train(
     optimizers = make_optimizers(trained, recipe)
     schedules = [make_schedule(optimizer, recipe, steps) for optimizer in optimizers]
     log = TrainLog(steps=steps, trainable_parameters=count_trainable(model))
-    batches, started = iter(batches), time.perf_counter()
+    batches, movers = iter(batches), [*optimizers, *schedules]
+    done = checkpoint.load() if checkpoint else 0
+    for number in range(1, done + 1):
+        taken(batches, accumulate, number, steps)
+    if checkpoint:
+        checkpoint.restore(trained, movers, log)
+    started = time.perf_counter() - log.seconds
     model.train()
-    for number in _bar(steps, progress and state.is_main_process):
+    for number in _bar(done + 1, steps, progress and state.is_main_process):
         values: list[dict[str, float]] = []
         for batch in taken(batches, accumulate, number, steps):
             step = scored(model, send_to_device(dict(batch), model.device), method)
@@ -126,8 +135,12 @@ def train(
         method.after_update(trained)
         if after_step:
             after_step(number, model)
+        log.seconds = time.perf_counter() - started
+        if checkpoint and state.is_main_process:
+            checkpoint.save(number, trained, movers, log)
     model.eval()
-    log.seconds = time.perf_counter() - started
+    if checkpoint:
+        checkpoint.file.unlink(missing_ok=True)
     log.peak_memory_mb = peak_memory_mb(model.device)
     return log
 
@@ -261,8 +274,10 @@ def _averaged(values: Sequence[Mapping[str, float]], device: torch.device) -> di
     return dict(zip(values[0], reduce(mean.to(device), "mean").tolist(), strict=True))
 
 
-def _bar(steps: int, shown: bool):
-    return tqdm(range(1, steps + 1), disable=None if shown else True, mininterval=1.0)  # None: quiet without a terminal
+def _bar(first: int, last: int, shown: bool):
+    return tqdm(
+        range(first, last + 1), disable=None if shown else True, mininterval=1.0
+    )  # None: quiet without a terminal
 
 
 # -- the two ways to use it -------------------------------------------------------------------------------------
