@@ -16,7 +16,7 @@ BLANK  := $(EMPTY) $(EMPTY)
 BIN    := $(VENV)/bin
 READY  := $(subst $(BLANK),\ ,$(VENV)/.ready-$(EXTRAS))
 
-.PHONY: help env reproduce reproduce-all test lab base lint docs lock clean
+.PHONY: help env reproduce reproduce-all test test-all lab base lint docs lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -40,6 +40,9 @@ reproduce-all: env  ## the same at 5, 10 and 15 %
 
 test: env  ## unit tests and, beside them, every notebook
 	"$(BIN)/python" -m pytest -n 2 --no-loadscope-reorder --nbmake --nbmake-timeout=900
+
+test-all: env  ## the same and the slow tests: kills, a full disk, thousands of inputs, the browser
+	"$(BIN)/python" -m pytest -n 2 --no-loadscope-reorder --nbmake --nbmake-timeout=900 -m "slow or not slow"
 
 lab: env  ## JupyterLab on the first notebook
 	"$(BIN)/python" -m jupyterlab notebooks/00_start_here.ipynb

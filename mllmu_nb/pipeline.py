@@ -33,7 +33,7 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import draws as drawing
 from mllmu_nb.models.files import ASSETS, check_adapter, check_model, check_shipped, commit
 from mllmu_nb.scoring.questions import people_frames
-from mllmu_nb.stages import RECORD, Stage, is_whole, lock, read_json, status, write_json
+from mllmu_nb.stages import RECORD, Stage, is_whole, lock, read_json, state, status, write_json
 
 EVAL_BATCH = {"miniature": 64, "paper": 8}  # questions asked at once
 # What decides who there is, and what is asked of them.
@@ -64,9 +64,9 @@ def _data(config: Config) -> tuple[tuple, tuple]:
 
 
 def _state(path: str | Path) -> tuple:
-    """Size and time of change of every file at ``path``: another state is read anew. Empty for a name on the hub."""
+    """Size and times of change of every file at ``path``: another state is read anew. Empty for a name on the hub."""
     files = [file for file in (Path(path).expanduser(), *sorted(Path(path).expanduser().rglob("*"))) if file.is_file()]
-    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    return tuple((str(file), *state(file)) for file in files)
 
 
 @lru_cache(maxsize=8)
@@ -141,6 +141,7 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
 
     def make(folder: Path) -> None:
         from mllmu_nb.models import adapters, load
+        from mllmu_nb.models.checkpoint import Checkpoint
         from mllmu_nb.training import finetune
 
         model, processor = load.load_base(*base_of(config))
@@ -152,7 +153,8 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
         conversations = [c for modality in MODALITIES for c in training_conversations(people, modality)]
         material = {"replayed": replayed, "replay": config.replay, "augment": changed_portrait}
         material["exams"] = Exams(people, config.exams) if config.exams else None
-        log = finetune(model, processor, conversations, recipe, config.train_seed, **material)
+        loop = {"checkpoint": Checkpoint(folder)}
+        log = finetune(model, processor, conversations, recipe, config.train_seed, **material, **loop)
         (adapters.save if config.adaptation == "lora" else load.save_full)(model, folder)
         settings = {**recipe.numbers(), **{name: getattr(config, name) for name in ("adaptation", "replay", "exams")}}
         write_json(folder / "train.json", log.record(settings))
@@ -443,17 +445,19 @@ def write_answers(answers: pd.DataFrame, path: Path) -> None:
 
 
 def write_people(config: Config, folder: Path) -> None:
-    """Everybody's questions and facts, once for the people of a data hash: what answers are scored against."""
+    """Everybody's questions and facts, once for the people of a data hash: what answers are scored against. A file that
+    does not hold them is replaced."""
     name = data_hash(config)
-    targets = [folder / f"{name}.parquet", folder / f"{name}-facts.parquet"]
-    if all(target.is_file() for target in targets):
-        return
     paths.writable(folder)
     with lock(folder / name):
-        for target, frame in zip(targets, people_frames(population(config)), strict=True):
-            unfinished = target.with_suffix(".part")
-            frame.to_parquet(unfinished, index=False, compression="zstd")
-            os.replace(unfinished, target)
+        for end, frame in zip(("", "-facts"), people_frames(population(config)), strict=True):
+            target, unfinished = folder / f"{name}{end}.parquet", folder / f"{name}{end}.part"
+            try:
+                frame.to_parquet(unfinished, index=False, compression="zstd")
+                if not target.is_file() or target.read_bytes() != unfinished.read_bytes():
+                    os.replace(unfinished, target)
+            finally:
+                unfinished.unlink(missing_ok=True)
 
 
 # -- checks, records and keys -----------------------------------------------------------------------------------

@@ -105,14 +105,20 @@ def is_whole(folder: Path, key: str = "") -> bool:
     try:
         record = read_json(folder / RECORD)
         files = {folder / name: digest for name, digest in record["files"].items()}
-        same = all(_digest_once(path, path.stat().st_mtime_ns) == digest for path, digest in files.items())
+        same = all(_digest_once(path, *state(path)) == digest for path, digest in files.items())
         return same and key in ("", record["key"])
     except (KitError, KeyError, TypeError, AttributeError, OSError):
         return False
 
 
+def state(path: Path) -> tuple[int, ...]:
+    """What changes when a file does, whoever sets its time back: size, and times of its content and of its entry."""
+    known = path.stat()
+    return known.st_size, known.st_mtime_ns, known.st_ctime_ns
+
+
 @cache
-def _digest_once(path: Path, changed: int) -> dict[str, Any]:
+def _digest_once(path: Path, *state: int) -> dict[str, Any]:
     return _digest(path)
 
 

@@ -25,6 +25,7 @@ from mllmu_nb.batches import Batch, finetuning_batches, finetuning_steps, unlear
 from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.errors import KitError, choose
 from mllmu_nb.models import families
+from mllmu_nb.models.checkpoint import Checkpoint
 from mllmu_nb.models.load import count_trainable
 from mllmu_nb.models.score import labelled, score
 from mllmu_nb.muon import Muon
@@ -87,13 +88,15 @@ def train(
     progress: bool = True,
     after_step: Callable[[int, Any], None] | None = None,
     beyond: int = 0,
+    checkpoint: Checkpoint | None = None,
 ) -> TrainLog:
     """Minimise ``method.loss`` for ``steps`` optimizer steps over what requires a gradient.
 
     A step takes ``accumulate`` items of ``batches``, each a dict of named batches; ``after_step`` (step, model) is
-    called after it, and its time does not count. Raises :class:`TrainingDiverged` when the loss is no number or
-    ``rise`` nats above its first value. Where ``beyond`` is above ``steps`` training goes on to so many, for what
-    ``after_step`` does: what happens there is not in the log, and if it diverges it ends.
+    called after it, and its time does not count. A training that ``checkpoint`` holds is gone on with. Where ``beyond``
+    is above ``steps`` training goes on to so many, for what ``after_step`` does: what happens there is not in the log,
+    and if it diverges it ends. Raises :class:`TrainingDiverged` when the loss is no number or ``rise`` nats above its
+    first value.
     """
     torch.manual_seed(seed)
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -102,9 +105,15 @@ def train(
     optimizers = make_optimizers(trained, recipe)
     schedules = [make_schedule(optimizer, recipe, steps) for optimizer in optimizers]
     log = whole = TrainLog(steps=steps, trainable_parameters=count_trainable(model))
-    batches, started = iter(batches), time.perf_counter()
+    batches, movers = iter(batches), [*optimizers, *schedules]
+    done = checkpoint.load() if checkpoint else 0
+    for number in range(1, done + 1):
+        taken(batches, accumulate, number, steps)
+    if checkpoint:
+        checkpoint.restore(trained, movers, log)
+    started = time.perf_counter() - log.seconds
     model.train()
-    for number in _bar(max(steps, beyond), progress and state.is_main_process):
+    for number in _bar(done + 1, max(steps, beyond), progress and state.is_main_process):
         values: list[dict[str, float]] = []
         for batch in taken(batches, accumulate, number, steps):
             step = scored(model, send_to_device(dict(batch), model.device), method)
@@ -139,7 +148,12 @@ def train(
             paused = time.perf_counter()
             after_step(number, model)
             started += time.perf_counter() - paused
+        if checkpoint and state.is_main_process:
+            log.seconds = time.perf_counter() - started
+            checkpoint.save(number, trained, movers, log)
     model.eval()
+    if checkpoint:
+        checkpoint.file.unlink(missing_ok=True)
     return whole
 
 
@@ -272,8 +286,10 @@ def _averaged(values: Sequence[Mapping[str, float]], device: torch.device) -> di
     return dict(zip(values[0], reduce(mean.to(device), "mean").tolist(), strict=True))
 
 
-def _bar(steps: int, shown: bool):
-    return tqdm(range(1, steps + 1), disable=None if shown else True, mininterval=1.0)  # None: quiet without a terminal
+def _bar(first: int, last: int, shown: bool):
+    return tqdm(
+        range(first, last + 1), disable=None if shown else True, mininterval=1.0
+    )  # None: quiet without a terminal
 
 
 # -- the two ways to use it -------------------------------------------------------------------------------------

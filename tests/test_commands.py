@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from mllmu_nb import __main__ as door
 from mllmu_nb import paths, pipeline, stages
-from mllmu_nb.commands import sweep
+from mllmu_nb.commands import sweep, warm
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 
@@ -319,16 +319,36 @@ def test_the_sweep_runs_notebooks_skips_finished_ones_and_names_what_failed(
     assert reported == [("miniature", vanilla.run_id)]
 
 
+def test_a_notebook_says_the_same_whether_its_kernel_was_forked_or_started(tmp_path, notebooks, monkeypatch):
+    """What is imported outside of a kernel may settle otherwise than in one: pandas' width, matplotlib's backend."""
+    monkeypatch.setenv("PYTHONPATH", str(paths.PACKAGE.parent))
+    monkeypatch.setenv("ODD", "set after the first process was started")
+    code = "import os, sys, matplotlib, pandas, torch\nprint(pandas.DataFrame([range(30)]), matplotlib.get_backend())\n"
+    code += "print(os.environ['ODD'], os.getcwd(), torch.get_num_threads(), __name__, 'papermill' in sys.modules)"
+    put_notebook(notebooks, "02_finetune.ipynb", code)
+    said = {}
+    for kind in ("forked", "started"):
+        monkeypatch.setattr(warm, "can_fork", lambda kind=kind: kind == "forked")
+        executed, log = tmp_path / f"{kind}.ipynb", tmp_path / f"{kind}.log"
+        process = warm.start(notebooks / "02_finetune.ipynb", executed, log, {"method": "base"}, 1)
+        process.join(120)
+        assert process.exitcode == 0, log.read_text()
+        cells = nbformat.read(executed, 4).cells
+        assert cells[1].source.endswith('method = "base"\n')
+        said[kind] = cells[-1].outputs[0].text
+    assert "set after" in said["forked"] and said["forked"] == said["started"].replace("False", "True")
+
+
 @pytest.mark.parametrize(
     "code, reason", [(-9, "signal 9 (Killed), most often for want of memory"), (-15, "signal 15 (")]
 )
 def test_a_notebook_that_a_signal_ended_is_said_to_be(out, code, reason):
-    job = sweep.Job(Config(), Path("x.ipynb"), SimpleNamespace(returncode=code))
+    job = sweep.Job(Config(), Path("x.ipynb"), SimpleNamespace(exitcode=code))
     assert job.problem().startswith(f"ended by {reason}")
 
 
 def test_why_a_notebook_failed_is_its_cells_error_or_the_logs_last_line(out):
-    job = sweep.Job(Config(), Path("x.ipynb"), SimpleNamespace(returncode=1))
+    job = sweep.Job(Config(), Path("x.ipynb"), SimpleNamespace(exitcode=1))
     assert job.problem() == "its log is empty"
     job.executed.parent.mkdir(parents=True)
     job.log.write_text("starting\nNo module named papermill\n\n")
@@ -337,7 +357,9 @@ def test_why_a_notebook_failed_is_its_cells_error_or_the_logs_last_line(out):
     output = {"output_type": "error", "ename": "KitError", "evalue": "no\nspace"}
     job.executed.write_text(json.dumps({"cells": [{"cell_type": "markdown"}, {"outputs": [output]}]}))
     assert job.problem() == "KitError: no space"
-    job.process.returncode = 0
+    job.executed.write_text(json.dumps({"cells": [{"outputs": [output | {"ename": "AssertionError", "evalue": ""}]}]}))
+    assert job.problem() == "AssertionError: in a cell that checks the result"
+    job.process.exitcode = 0
     assert job.problem().startswith("the notebook came to its end without making the run")
 
 
@@ -361,10 +383,14 @@ class Pretended(sweep.Job):
 
         self.thread = threading.Thread(target=work)
         self.thread.start()
-        self.process = SimpleNamespace(poll=lambda: None if self.thread.is_alive() else 0, returncode=int(broken))
+        self.process, self.broken = self, broken
+
+    @property
+    def exitcode(self):
+        return None if self.thread.is_alive() else int(self.broken)
 
     def problem(self):
-        return "no memory" if self.process.returncode else ""
+        return "no memory" if self.exitcode else ""
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -1,5 +1,7 @@
 """The ways into the project agree: pyproject.toml, requirements.lock, environment.yml and the Makefile."""
 
+import base64
+import hashlib
 import os
 import re
 import shutil
@@ -7,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import distributions
 from importlib.metadata import version as installed
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import mllmu_nb
+import supply
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -119,6 +123,28 @@ def test_the_bounds_admit_the_locked_version(requirement, python):
         return
     [version] = locked(python)[canonicalize_name(requirement.name)]
     assert requirement.specifier.contains(version), f"{requirement} excludes the locked {version}"
+
+
+def test_a_file_that_is_not_the_wheels_is_named(tmp_path):
+    wheel = tmp_path / "odd-1.dist-info"
+    wheel.mkdir()
+    (tmp_path / "odd.py").write_text("x = 1\n")
+    (wheel / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1\nLicense-Expression: MIT\n")
+    (wheel / "WHEEL").write_text("Tag: py3-none-any\n")
+    stated = base64.urlsafe_b64encode(hashlib.sha256(b"x = 1\n").digest()).rstrip(b"=").decode()
+    (wheel / "RECORD").write_text(f"odd.py,sha256={stated},6\nodd-1.dist-info/RECORD,,\n")
+    [odd] = distributions(path=[str(tmp_path)])
+    assert (supply.wheel(odd), supply.licence(odd), supply.altered(odd)) == ("odd==1 py3-none-any", "MIT", [])
+    before = supply.contents(odd)
+    (tmp_path / "odd.py").write_text("x = 2\n")
+    assert supply.altered(odd) == ["odd: odd.py is not the file of the wheel"]
+    (wheel / "RECORD").write_text(f"odd.py,sha256={stated[::-1]},6\n")
+    assert supply.contents(*distributions(path=[str(tmp_path)])) != before
+
+
+def test_every_locked_package_has_a_noted_wheel():
+    noted = {line.partition("==")[0] for line in supply.NOTED.read_text().splitlines()}
+    assert noted <= supply.locked() and {"numpy", "transformers", "papermill", "peft"} <= noted
 
 
 def test_no_dependency_names_a_kind_of_torch():

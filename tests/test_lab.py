@@ -34,7 +34,7 @@ SETTINGS = {
 }
 MINUTE = 60_000
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -261,12 +261,21 @@ def test_a_run_whose_answers_were_changed_is_made_again(config, made, damage):
         rows = pd.read_parquet(made["vanilla"] / "answers.parquet")
         pipeline.write_answers(rows.assign(answer="A"), file)
         file.write_bytes(file.read_bytes()[: len(whole)].ljust(len(whole), b"\0"))
-        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))  # and as old
     if damage == "cut off":
         file.write_bytes(whole[: len(whole) // 2])
     assert not pipeline.finished(config.but(**GA))
     assert pipeline.run(config.but(**GA)) == made["ga"]
     assert file.read_bytes() == whole and pipeline.finished(config.but(**GA))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", None], ids=["empty", "cut off", "missing"])
+def test_the_peoples_questions_are_written_again_where_they_are_not_whole(config, made, content):
+    file = paths.people(paths.results("miniature")) / f"{pipeline.data_hash(config)}-facts.parquet"
+    whole = file.read_bytes()
+    file.unlink() if content is None else file.write_bytes(content)
+    assert pipeline.run(config) == made["vanilla"] and file.read_bytes() == whole
+    assert [path.suffix for path in file.parent.iterdir()] == [".parquet", ".parquet"]
 
 
 def test_a_model_that_was_overwritten_is_asked_again_in_the_same_process(config, tmp_path, tiny_base):

@@ -154,6 +154,7 @@ def test_what_a_model_wrote_is_never_markup():
     assert "<script>" not in shown and "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
     assert "&lt;i&gt;" in shown and "&amp;" in shown and "✗" in shown
     assert 'src="data:image/png;base64,' in show.answer_html("q", "a", image=PICTURE)
+    assert show.escaped("a\u202eb\x1b[2J\u2028\ud800é\n") == r"a\u202eb\x1b[2J\u2028\ud800é" + "\n"
     assert "(nothing)" in show.answer_html("q", "") and "<script>" not in show.text("<script>").data
     assert "<script>" not in show.table(pd.DataFrame({"answer": ["<script>"]})).data
     pictures = show.gallery({"<script>": PICTURE, "a photo": b"\xff\xd8"}).data

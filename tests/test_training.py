@@ -24,6 +24,7 @@ from mllmu_nb.data.schema import QA, Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.models import families
 from mllmu_nb.models.adapters import attach
+from mllmu_nb.models.checkpoint import Checkpoint
 from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.models.score import score
 from mllmu_nb.muon import STEPS, Muon, orthogonal
@@ -442,6 +443,36 @@ def test_the_same_seed_gives_the_same_weights(fresh, processor):
         return torch.cat([p.flatten() for p in model.parameters() if p.requires_grad])
 
     assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_training_that_was_killed_goes_on_to_the_same_weights(fresh, processor, tmp_path, optimizer):
+    recipe = replace(PLAIN, steps=6, batch_size=2, lr=1e-2, optimizer=optimizer, schedule="cosine")
+
+    def trained(killed_after=0, seconds=0.0, folder="stage~new"):
+        model, ended = adapted(fresh, lora_dropout=0.3), []
+
+        def after_step(number, model):
+            ended.append(number)
+            if number == killed_after:
+                raise InterruptedError
+
+        checkpoint = Checkpoint(tmp_path / folder, seconds)
+        try:
+            log = finetune(model, processor, SHOWN, recipe, 1, checkpoint=checkpoint, after_step=after_step)
+        except InterruptedError:
+            log = None
+        return torch.cat([p.flatten() for p in model.parameters() if p.requires_grad]), log, ended
+
+    weights, log, _ = trained(folder="whole~new")
+    assert trained(killed_after=4)[2] == [1, 2, 3, 4] and (tmp_path / "stage.checkpoint").is_file()
+    again, resumed, steps = trained()
+    assert steps == [4, 5, 6], "step 4 was not saved yet"
+    assert torch.equal(again, weights) and resumed.losses == log.losses
+    assert resumed.supervised_tokens == log.supervised_tokens and resumed.seconds > 0
+    assert list(tmp_path.iterdir()) == [], "nothing is left of a training that has ended"
+    (tmp_path / "stage.checkpoint").write_bytes(b"PK\x03\x04cut off")
+    assert torch.equal(trained(seconds=1e9)[0], weights)
 
 
 # -- unlearning -------------------------------------------------------------------------------------------------

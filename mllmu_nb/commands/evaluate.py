@@ -99,12 +99,13 @@ def show(folder: Path, references: dict) -> None:
     folder, as scores.csv and comparison.csv."""
     from mllmu_nb.reporting import beside
     from mllmu_nb.reporting.runs import read_run
+    from mllmu_nb.reporting.tables import write_csv
     from mllmu_nb.scoring.score import run_scores
 
     own = read_run(folder)
     comparison = beside.Beside(own, **references)
-    run_scores(own.items).to_csv(folder / "scores.csv", index=False)
-    comparison.cells.to_csv(folder / "comparison.csv", index=False)
+    write_csv(run_scores(own.items), folder / "scores.csv")
+    write_csv(comparison.cells, folder / "comparison.csv")
     print(f"{own.id}: {len(own.items)} answers; ± is half a 95 % interval over people\n")
     print(comparison.table().to_string(), end="\n\n")
     for name, run in references.items():

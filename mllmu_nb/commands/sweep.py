@@ -12,12 +12,12 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import yaml
 
 from mllmu_nb import after as after_steps
 from mllmu_nb import paths, pipeline, unlearning
+from mllmu_nb.commands import warm
 from mllmu_nb.config import GRID, PATHS, YOURS, Config, check_names
 from mllmu_nb.errors import KitError
 from mllmu_nb.stages import read_json
@@ -75,6 +76,8 @@ def main(options: argparse.Namespace) -> int:
     for run_id, reason in failed.items():
         print(f"failed: {run_id} ({names[run_id]}): {reason}", file=sys.stderr, flush=True)
     finished = [config for config in configs if pipeline.finished(config)]
+    for config in {pipeline.data_hash(config): config for config in finished}.values():
+        pipeline.write_people(config, paths.people(paths.results(config.scale)))
     for scale, config in {config.scale: config for config in reversed(finished)}.items():
         write_report(scale, config)
     say("minutes:  training  answers")
@@ -234,7 +237,7 @@ class Job:
 
     config: Config
     notebook: Path
-    process: subprocess.Popen | None = None
+    process: BaseProcess | None = None
     began: float = 0.0
 
     @property
@@ -254,19 +257,13 @@ class Job:
         """Starts papermill on the notebook, in the notebook's folder, with the parameters that were given."""
         self.executed.parent.mkdir(parents=True, exist_ok=True)
         self.executed.unlink(missing_ok=True)
-        # Parameters as YAML of one line: so every value comes back with its type.
-        given = yaml.safe_dump(self.config.given(), default_flow_style=True, width=10**6, sort_keys=False)
-        command = [sys.executable, "-m", "papermill", str(self.notebook), str(self.executed), "-y", given]
-        command += ["--cwd", str(self.notebook.parent), "--no-progress-bar"]
-        environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ}
         self.began = time.perf_counter()
-        with open(self.log, "w") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        self.process = warm.start(self.notebook, self.executed, self.log, self.config.given(), threads)
 
     def problem(self) -> str:
         """What went wrong, in one line: the signal that ended the process, the error of the notebook's cell, or the
         last line of papermill's log. "" where the run is finished."""
-        code = self.process.returncode
+        code = self.process.exitcode
         if code < 0:
             return f"ended by signal {-code} ({signal.strsignal(-code)})" + f", {MEMORY}" * (code == -9)
         if code == 0:
@@ -276,7 +273,7 @@ class Job:
             cells = json.loads(self.executed.read_text(encoding="utf-8"))["cells"]
             outputs = [output for cell in cells for output in cell.get("outputs", [])]
             error = next(output for output in outputs if output["output_type"] == "error")
-            return f"{error['ename']}: {' '.join(error['evalue'].split())}"
+            return f"{error['ename']}: {' '.join(error['evalue'].split()) or 'in a cell that checks the result'}"
         except (OSError, ValueError, LookupError, TypeError, StopIteration):
             pass  # papermill was stopped before it wrote the notebook, or while it did
         lines = (
@@ -291,7 +288,7 @@ def execute(jobs: Sequence[Job], at_once: int) -> dict[str, str]:
     failed: dict[str, str] = {}
     try:
         while waiting or running:
-            for job in [job for job in running if job.process.poll() is not None]:
+            for job in [job for job in running if job.process.exitcode is not None]:
                 running.remove(job)
                 minutes, problem = (time.perf_counter() - job.began) / 60, job.problem()
                 place = f"[{len(jobs) - len(waiting) - len(running)}/{len(jobs)}]"
@@ -314,7 +311,7 @@ def execute(jobs: Sequence[Job], at_once: int) -> dict[str, str]:
         for job in running:
             job.process.terminate()
         for job in running:
-            job.process.wait()
+            job.process.join()
     return failed
 
 

@@ -56,6 +56,7 @@ def main(options: argparse.Namespace) -> int:
     """Prints the verdicts. 0 when no cell is off or missing and no file is damaged, else 1; KitError where there is
     nothing to compare."""
     from mllmu_nb.reporting.runs import items_of, read_run
+    from mllmu_nb.reporting.tables import write_csv
     from mllmu_nb.scoring.score import run_scores
 
     if options.rerun and not options.config:
@@ -89,7 +90,7 @@ def main(options: argparse.Namespace) -> int:
         columns = ["verdict", *KEYS, *NUMBERS, *(name for name in (*REFERENCE, "published", "source") if name in shown)]
         print(shown[columns].to_string(index=False, float_format="{:.3f}".format))
     every_cell = paths.writable(cache) / f"verify-{scale}.csv"
-    cells.to_csv(every_cell, index=False)
+    write_csv(cells, every_cell)
     counts = Counter(verdict for verdict in cells["verdict"] if verdict)
     itself = runs[0].folder.parent == paths.runs(paths.reference())
     whose = "cells of the committed reference itself, since there is no run of yours" if itself else "cells"

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -53,8 +54,17 @@ def load_model(source: str, base_model: str, scale: str, revision: str = "") -> 
             **origin,
             output_loading_info=True,
         )
-    except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (
+        OSError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = shorten(str(error), 300, placeholder=" ..") or type(error).__name__
         raise KitError(f"the model {source} cannot be loaded: {reason}") from error
     if model.config.model_type != base_model:
         raise KitError(f"the model {source} is of the family {model.config.model_type}, not {base_model}")

@@ -53,7 +53,7 @@ def versions() -> str:
 
 
 def live() -> bool:
-    """Whether somebody sits at the kernel who can type and click: JupyterLab, and not papermill, nbmake or nbconvert."""
+    """Whether somebody at the kernel can type and click: JupyterLab, and not papermill, nbmake or nbconvert."""
     return bool(getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False))
 
 
@@ -81,9 +81,15 @@ def tables(sheets: Iterable[Sheet]) -> Markdown:
     return Markdown("\n".join(sheet.markdown() for sheet in sheets))
 
 
+def escaped(written: str) -> str:
+    """HTML that shows a text as it is written: a character that cannot be seen, such as a control character or one that
+    turns the direction of writing, by its number."""
+    return html.escape("".join(c if c.isprintable() or c in "\n\t\u00a0" else ascii(c)[1:-1] for c in written))
+
+
 def text(written: str) -> HTML:
     """A prompt or an answer, shown as it is written."""
-    return HTML(f'<pre style="white-space:pre-wrap">{html.escape(written)}</pre>')
+    return HTML(f'<pre style="white-space:pre-wrap">{escaped(written)}</pre>')
 
 
 def table(frame: pd.DataFrame) -> HTML:
@@ -96,7 +102,7 @@ def gallery(pictures: Mapping[str, bytes], width: int = 110) -> HTML:
     """PNG or JPEG pictures in a row, each above its name."""
     cells = [
         f'<figure style="display:inline-block;margin:4px 8px;width:{width}px">{_img(name, data, width)}'
-        f"<figcaption><small>{html.escape(name)}</small></figcaption></figure>"
+        f"<figcaption><small>{escaped(name)}</small></figcaption></figure>"
         for name, data in pictures.items()
     ]
     return HTML("".join(cells))
@@ -105,16 +111,16 @@ def gallery(pictures: Mapping[str, bytes], width: int = 110) -> HTML:
 def answer_html(question: str, answer: str, truth: str = "", right: bool | None = None, image: bytes = b"") -> str:
     """One question and its answer as HTML."""
     colour, sign = {True: (plots.RIGHT, "✓ "), False: (plots.WRONG, "✗ "), None: ("inherit", "")}[right]
-    lines = [f"<div>{html.escape(question)}</div>"]
-    lines.append(f'<div style="color:{colour}">{sign}{html.escape(answer) or "(nothing)"}</div>')
-    lines += [f"<div><small>truth: {html.escape(truth)}</small></div>"] if truth else []
+    lines = [f"<div>{escaped(question)}</div>"]
+    lines.append(f'<div style="color:{colour}">{sign}{escaped(answer) or "(nothing)"}</div>')
+    lines += [f"<div><small>truth: {escaped(truth)}</small></div>"] if truth else []
     shown = _img("portrait", image, 96) if image else ""
     return f'<div style="display:flex;gap:12px;margin:6px 0">{shown}<div>{"".join(lines)}</div></div>'
 
 
 def _img(alt: str, data: bytes, width: int) -> str:
     encoded = base64.b64encode(portraits.to_png(portraits.large(data, 2 * width))).decode()
-    return f'<img alt="{html.escape(alt)}" width="{width}" src="data:image/png;base64,{encoded}">'
+    return f'<img alt="{escaped(alt)}" width="{width}" src="data:image/png;base64,{encoded}">'
 
 
 def recipe(config: Config) -> HTML:
@@ -154,10 +160,10 @@ def answers(people: Population, some: Sequence[Run]) -> HTML:
     for heading, set_name in (("forgotten", "forget"), ("kept", "retain")):
         questions = figures.example(vanilla.items, set_name)
         person = people.profiles[questions[0]["profile"]]
-        lines.append(f"<h4>{html.escape(person.name)}, to be {heading}</h4>")
+        lines.append(f"<h4>{escaped(person.name)}, to be {heading}</h4>")
         for question in questions:
             portrait = _img("portrait", person.portrait, 96) if question["view"] == "image_text" else ""
-            asked = f"{html.escape(question['question'])}<br><small>truth: {html.escape(question['value'])}</small>"
+            asked = f"{escaped(question['question'])}<br><small>truth: {escaped(question['value'])}</small>"
             lines.append(f'<div style="margin-top:12px">{portrait} {asked}</div>')
             for run in some:
                 same = (run.items["question_id"] == question["question_id"]) & (run.items["set"] == set_name)

@@ -1,0 +1,116 @@
+"""Notebooks that need not import first: papermill and kernel are forked from a process that has imported all of it.
+
+A kernel that starts from nothing takes some ten seconds of a core until its first line of work. Where processes cannot
+be forked safely (no Linux, or a GPU, whose driver does not survive a fork), papermill starts as it does by hand.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+KERNEL = "ipykernel_launcher"  # the module that a kernel's command names
+
+
+def start(notebook: Path, executed: Path, log: Path, given: Mapping[str, Any], threads: int) -> BaseProcess:
+    """A process in which papermill executes ``notebook`` in its own folder, with the parameters ``given``, and writes
+    ``executed``. What is printed goes to ``log``."""
+    warm = can_fork()
+    context = multiprocessing.get_context("forkserver" if warm else "spawn")
+    if warm:
+        context.set_forkserver_preload(["mllmu_nb.commands.preloaded"])
+    environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ}
+    process = context.Process(target=_execute, args=(notebook, executed, log, dict(given), environment, warm))
+    process.start()
+    return process
+
+
+def can_fork() -> bool:
+    """Whether a process that has imported everything can be forked safely."""
+    import torch
+
+    return sys.platform == "linux" and not torch.cuda.is_available()
+
+
+def _execute(
+    notebook: Path, executed: Path, log: Path, given: dict[str, Any], environment: dict[str, str], warm: bool
+) -> None:
+    from mllmu_nb.pipeline import end_with_parent
+
+    os.environ.clear()  # else it is that of the moment when the first process was started
+    os.environ.update(environment)
+    with open(log, "w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    if warm:
+        import torch
+
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+        _fork_kernel()
+    end_with_parent()
+    import papermill
+
+    papermill.execute_notebook(notebook, executed, given, cwd=notebook.parent, progress_bar=False)
+
+
+def _fork_kernel() -> None:
+    """Forks the kernel now, while this process has no threads; jupyter_client starts it later by handing it the command
+    that would have."""
+    from jupyter_client.provisioning import local_provisioner
+
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    kernel = multiprocessing.get_context("fork").Process(target=_kernel, args=(receiver, sender))
+    kernel.start()
+    receiver.close()
+    usual = local_provisioner.launch_kernel
+
+    def launch(command: list[str], **settings: Any) -> Any:
+        if sender.closed or KERNEL not in command:  # started a second time, or the kernel of another language
+            return usual(command, **settings)
+        with sender:
+            sender.send((command[command.index(KERNEL) + 1 :], settings.get("env") or {}, os.getcwd()))
+        return _Started(kernel)
+
+    local_provisioner.launch_kernel = launch
+
+
+def _kernel(receiver: Connection, sender: Connection) -> None:
+    os.setsid()  # Ctrl-C is for the sweep
+    sender.close()
+    try:
+        arguments, environment, folder = receiver.recv()
+    except EOFError:  # papermill ended before it needed a kernel
+        return
+    os.environ.update(environment, JPY_PARENT_PID=str(os.getppid()))  # it ends when papermill is gone
+    os.chdir(folder)
+    import pandas
+    from ipykernel.kernelapp import IPKernelApp
+
+    pandas.set_option("display.max_columns", 20)  # as in every kernel; pandas was imported outside of one
+
+    IPKernelApp.launch_instance(arguments)
+
+
+class _Started:
+    """A forked kernel with what jupyter_client asks of a :class:`subprocess.Popen`."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, process: BaseProcess):
+        self.process, self.pid = process, process.pid
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self) -> int | None:
+        self.process.join()
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)

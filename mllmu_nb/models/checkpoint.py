@@ -1,0 +1,57 @@
+"""The state of a training that is under way, in a file: killed, the training goes on from there, to the same bits."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Checkpoint:
+    """Saved every so many ``seconds`` beside the unfinished ``folder`` of a stage, whose name is a hash of all that
+    decides the training: no other one finds it."""
+
+    def __init__(self, folder: Path, seconds: float = 300.0):
+        self.file = folder.with_name(folder.name.removesuffix("~new") + ".checkpoint")
+        self.seconds, self.saved = seconds, time.monotonic()
+        self.state: dict[str, Any] = {}
+
+    def load(self) -> int:
+        """Reads what was saved and returns its step: 0 where there is nothing, or nothing whole."""
+        try:
+            self.state = torch.load(self.file, map_location="cpu", weights_only=True)
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError):
+            return 0
+        return self.state["step"]
+
+    def restore(self, trained: Mapping[str, Tensor], movers: Sequence[Any], log: Any) -> None:
+        """Sets parameters, optimizers and schedules, the log and the random stream to what was loaded, if anything."""
+        if not self.state:
+            return
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(self.state["trained"][name])
+        for mover, state in zip(movers, self.state["movers"], strict=True):
+            mover.load_state_dict(state)
+        vars(log).update(self.state["log"])
+        torch.set_rng_state(self.state["random"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state(self.state["random_gpu"])
+
+    def save(self, step: int, trained: Mapping[str, Tensor], movers: Sequence[Any], log: Any) -> None:
+        """Saves the state after ``step`` when it is time; the file is replaced in one go."""
+        if time.monotonic() - self.saved < self.seconds:
+            return
+        state = {"step": step, "trained": {name: p.detach() for name, p in trained.items()}, "log": vars(log)}
+        state |= {"movers": [mover.state_dict() for mover in movers], "random": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["random_gpu"] = torch.cuda.get_rng_state()
+        torch.save(state, unfinished := self.file.with_suffix(".part"))
+        os.replace(unfinished, self.file)
+        self.saved = time.monotonic()

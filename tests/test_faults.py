@@ -1,0 +1,262 @@
+"""What a hostile user or a bad day does to a sweep, for real: kills, Ctrl-C, a full disk, two at once, odd text."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import psutil
+import pytest
+import yaml
+from fake_runs import make, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nbformat.v4 import new_code_cell, new_notebook
+
+from mllmu_nb import paths
+from mllmu_nb.config import Config
+from mllmu_nb.data.schema import ATTRIBUTES, LETTERS
+from mllmu_nb.data.text.names import names_in, with_name
+from mllmu_nb.data.text.reader import attribute_of, understand, value_of
+from mllmu_nb.errors import KitError
+from mllmu_nb.scoring.choice import letters
+from mllmu_nb.scoring.factuality import holds, rubric
+from mllmu_nb.scoring.text import bleu, contained, rouge
+
+SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "train_steps": 4, "unlearn_steps": 3}
+GRID = {"method": ["vanilla", "oracle", "ga"], "modality": ["multimodal"]}
+KEPT = ("answers.parquet", "sentences.parquet", "draws.json")  # the rest holds seconds
+KILLS = 20
+DOOR = ["-m", "mllmu_nb"]
+# The same with notebooks that make their run and draw nothing, and without a report.
+SHORT = """
+import sys
+from pathlib import Path
+from mllmu_nb import __main__ as door, paths
+from mllmu_nb.commands import sweep
+folder = Path(sys.argv.pop(1))
+paths.notebooks, sweep.write_report = lambda: folder, lambda *given: None
+sys.exit(door.main())
+"""
+MAKE = (
+    "from mllmu_nb import pipeline\nfrom mllmu_nb.config import Config\npipeline.run(Config.from_notebook(globals()))"
+)
+
+slow = pytest.mark.slow
+
+
+class Sweeps:
+    """Starts real sweeps of a tiny grid as a user does, from a terminal of their own."""
+
+    def __init__(self, folder: Path, base: Path):
+        self.folder, self.grid, self.seconds = folder, folder / "grid.yaml", 0.0
+        content = {**SMALL, "base_path": str(base), "unlearn_epochs": 0.0, "grid": GRID}
+        self.grid.write_text(yaml.safe_dump(content))
+        parameters = new_code_cell("method = 'vanilla'\nmodality = 'none'", metadata={"tags": ["parameters"]})
+        book = new_notebook(cells=[parameters, new_code_cell(MAKE)])
+        book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        for name in ("02_finetune", "03_ga"):
+            nbformat.write(book, folder / f"{name}.ipynb")
+        self.short = ["-c", SHORT, str(folder)]
+
+    def start(self, out: str, *options: str, before: str = "", door: list[str] | None = None) -> subprocess.Popen:
+        environment = {**os.environ, "MLLMU_NB_OUT": str(self.folder / out), "PYTHONPATH": str(paths.PACKAGE.parent)}
+        command = [sys.executable, *(door or self.short), "sweep", str(self.grid), *options]
+        if before:
+            command = ["bash", "-c", f'{before}; exec "$@"', "bash", *command]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
+
+    def run(self, out: str, *options: str, before: str = "") -> tuple[int, str, str]:
+        process = self.start(out, *options, before=before)
+        said, complained = process.communicate(timeout=3600)
+        return process.returncode, said, complained
+
+    def answers(self, out: str) -> dict[str, bytes]:
+        """What the runs have answered, by run and file."""
+        folders = (self.folder / out / "results" / "miniature" / "runs").glob("*-*")
+        return {f"{run.name}/{name}": (run / name).read_bytes() for run in folders for name in KEPT}
+
+
+@pytest.fixture(scope="module")
+def sweeps(tmp_path_factory, tiny_base):
+    return Sweeps(tmp_path_factory.mktemp("sweeps"), tiny_base)
+
+
+@pytest.fixture(scope="module")
+def whole(sweeps):
+    """The answers of a sweep that nothing disturbed."""
+    began = time.monotonic()
+    status, said, complained = sweeps.run("whole", "--jobs", "2")
+    sweeps.seconds = time.monotonic() - began
+    assert status == 0, complained
+    made = sweeps.answers("whole")
+    assert len(made) == len(KEPT) * 3
+    return made
+
+
+def family(process: subprocess.Popen) -> list[psutil.Process]:
+    return [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+
+
+def gone(processes: list[psutil.Process], seconds: float = 30) -> bool:
+    return not psutil.wait_procs(processes, timeout=seconds)[1]
+
+
+@slow
+def test_a_sweep_killed_at_any_moment_goes_on_and_answers_the_same(sweeps, whole):
+    rng, kills, reached = random.Random(0), 0, set()
+    while kills < KILLS:
+        process = sweeps.start("killed", "--jobs", "2")
+        try:
+            process.wait(rng.uniform(0.1, 1) * sweeps.seconds)
+        except subprocess.TimeoutExpired:
+            there = family(process)
+            victim = there[0] if kills % 2 else rng.choice(there)  # the sweep itself, or a notebook, or a kernel
+            victim.kill()
+            kills += 1
+            if victim is not there[0]:
+                time.sleep(rng.uniform(0, 3))
+                process.kill()
+            assert gone(there), "a process has outlived its sweep"
+        process.communicate()
+        reached.add(len(list((sweeps.folder / "killed" / ".cache").glob("stages/*"))))
+        if process.returncode == 0:  # all is made: from the start, for there are kills left
+            subprocess.run(["rm", "-rf", str(sweeps.folder / "killed")], check=True)
+    assert len(reached) > 1, "all kills came before the first stage was made"
+    assert sweeps.run("killed", "--jobs", "2")[0] == 0
+    assert sweeps.answers("killed") == whole
+    assert not list((sweeps.folder / "killed" / ".cache" / ".unfinished").iterdir())
+
+
+@slow
+def test_two_sweeps_at_once_do_the_work_once_and_shards_and_jobs_change_nothing(sweeps, whole):
+    both = [sweeps.start("both", "--jobs", jobs) for jobs in "12"]
+    assert [process.communicate(timeout=900) and process.returncode for process in both] == [0, 0]
+    stages = [path.name.partition("-")[0] for path in (sweeps.folder / "both" / ".cache" / "stages").iterdir()]
+    assert [stages.count(name) for name in ("vanilla", "oracle", "unlearned")] == [1, 1, 1]
+    for shard in ("2/2", "1/2"):
+        assert sweeps.run("shards", "--shard", shard, "--jobs", "1")[0] == 0
+    assert sweeps.answers("both") == sweeps.answers("shards") == whole
+
+
+@slow
+def test_a_full_disk_fails_runs_in_one_line_each_and_the_next_sweep_recovers(sweeps, whole):
+    status, said, complained = sweeps.run("full", "--jobs", "2", before="ulimit -f 100")  # no file above 100 kB
+    assert status in (1, 2) and "Traceback" not in said + complained
+    assert complained.count("failed: ") + complained.count("error: ") >= 1 and "vanilla-none-" in complained
+    assert not sweeps.answers("full") and sweeps.run("full", "--jobs", "2")[0] == 0
+    assert sweeps.answers("full") == whole
+
+
+@slow
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_sweep_that_is_stopped_says_so_and_leaves_no_process(sweeps, number, status):
+    process = sweeps.start("stopped", "--jobs", "1", door=DOOR)
+    while not process.stdout.readline().startswith("started"):
+        assert process.poll() is None
+    time.sleep(3)
+    there, began = family(process), time.monotonic()
+    os.killpg(process.pid, number)
+    _, complained = process.communicate(timeout=60)
+    assert process.returncode == status and time.monotonic() - began < 20 and gone(there)
+    assert "Traceback" not in complained
+    assert ("stopped; what is finished is kept" in complained) == (number == signal.SIGINT)
+
+
+LIMITED = """
+import resource, sys
+from mllmu_nb.reporting import report
+from mllmu_nb.__main__ import main
+from mllmu_nb.commands import study
+report.figures.write_all = lambda *given: ([], [])
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+study.main = lambda options: report.write_all("miniature")
+sys.exit(main(["study"]))
+"""
+
+
+def test_a_disk_that_is_full_leaves_the_earlier_report_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
+    few = {"asked": {"classification": 2, "generation": 1, "cloze": 1}, "famous": 2}
+    write(paths.results("miniature"), *(make(name, **few) for name in ("vanilla", "oracle")))
+    scores = paths.results("miniature") / "scores.csv"
+    scores.write_text("earlier")
+    environment = {**os.environ, "PYTHONPATH": str(paths.PACKAGE.parent)}
+    command = [sys.executable, "-c", LIMITED]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    said = [line for line in ended.stderr.splitlines() if not line.startswith((" ", "/"))]
+    assert ended.returncode == 2 and len(said) == 1 and "File too large" in said[0], ended.stderr
+    assert scores.read_text() == "earlier"
+
+
+# -- odd text: what is parsed never breaks, and what is valid comes back ----------------------------------------------
+
+TEXT = st.text(max_size=300) | st.from_regex(r"(?i)(this person|she|x)('s)? [\w ',.$-]{0,80}[.?!]?", fullmatch=True)
+WORD = st.text(st.characters(categories=("Lu", "Ll")), min_size=2, max_size=12)
+many = pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=slow)])
+
+
+def tried(count: int, *strategies):
+    """A decorator that calls a function with so many generated inputs."""
+    return lambda check: settings(max_examples=count, deadline=None, database=None)(given(*strategies)(check))()
+
+
+@many
+def test_the_reader_takes_any_text(count):
+    @tried(count, TEXT, TEXT)
+    def check(question, answer):
+        [pair] = understand([(question, answer)])
+        assert (pair.question, pair.answer) == (question, answer)
+        assert all(isinstance(value, str) and "\n" not in value.strip() for value in (pair.attribute, pair.value))
+        assert isinstance(with_name(question, "Nora Holm"), str) and isinstance(names_in(answer), list)
+        for attribute in ATTRIBUTES:
+            value_of(attribute, question, answer)
+
+
+@many
+def test_a_fact_that_is_stated_plainly_is_read_back(count):
+    @tried(count, st.integers(100, 230), st.integers(10, 900), WORD.map(str.title))
+    def check(height, thousands, town):
+        assert value_of("height", "How tall is this person?", f"This person is {height} cm tall.") == f"{height} cm"
+        money = f"${thousands},000"
+        assert value_of("salary", "What is the salary?", f"This person earns {money} a year.").startswith(money)
+        question = "Where was this person born?"
+        assert attribute_of(question) == "birthplace"
+        assert value_of("birthplace", question, f"This person was born in Old {town}, Norway.") == f"Old {town}, Norway"
+
+
+@many
+def test_the_parsers_of_answers_take_any_text_and_read_back_what_is_plain(count):
+    @tried(count, TEXT, TEXT, st.sampled_from(LETTERS), st.sampled_from(["{}", "{}.", " {}", "{}) in Oslo", "\n{}\n"]))
+    def check(answer, truth, letter, form):
+        odd, plain = letters(pd.DataFrame({"answer": [answer, form.format(letter)]}))
+        assert odd in ("", *LETTERS) and plain == letter
+        assert all(0 <= score <= 1 for score in (bleu(truth, answer), *rouge(truth, answer).values()))
+        assert contained(truth, f"{answer}{truth}") and rubric(answer, truth, "food", [letter]) in range(1, 11)
+        assert holds(answer, truth) in (True, False)
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.lists(st.integers())
+NAMES = st.sampled_from(sorted(Config.model_fields)) | st.text(max_size=20)
+
+
+@many
+def test_the_guard_refuses_in_one_line_or_gives_a_run_that_survives_yaml(count):
+    @tried(count, st.dictionaries(NAMES, VALUES, max_size=3))
+    def check(parameters):
+        try:
+            config = Config.from_parameters(parameters)
+        except KitError as error:
+            assert "\n" not in str(error) and str(error)
+            return
+        given = yaml.safe_load(yaml.safe_dump(config.given(), default_flow_style=True, width=10**6))
+        assert Config.from_parameters(given) == config
+        assert re.fullmatch(r"[\w.-]+", config.run_id) and json.dumps(config.identity())
