@@ -30,8 +30,8 @@ class Family:
     next_turn: ClassVar[str] = "USER:"  # what a model goes on with that never learnt to stop: its answer ends there
     language_linears: ClassVar[str] = ""  # pattern on full names: the language model's attention and MLP projections
     vision: ClassVar[str] = ""  # pattern on full names: what stays frozen in full fine-tuning
-    # Whether attention to a beginning can be computed apart (``evaluation/attention.py``): not with a sliding window, nor
-    # where a layer adds anything to its scores.
+    # Whether attention to a beginning can be computed apart (``evaluation/attention.py``): not with a sliding window,
+    # and not where a layer adds anything to its scores.
     lends: ClassVar[bool] = True
     shot_people: ClassVar[dict[str, int]] = {"classification": 1, "cloze": 2}  # people shown solved, by task
 
@@ -90,16 +90,16 @@ class Family:
         """Of each conversation the token ids [T] and whether a token belongs to an answer [T]."""
         slot = self.slot(processor)
         rendered = [self.render(c, slot, "") for c in conversations]
-        answered = any(c.turns[-1].answer for c in conversations)  # to know the tokens' places takes time
+        answered = any(c.turns[-1].answer for c in conversations)  # to know where tokens lie in the text takes time
         coded = processor.tokenizer([text for text, _ in rendered], return_offsets_mapping=answered)
-        rows = [np.array(ids, dtype=np.int32) for ids in coded["input_ids"]]
-        if not answered:
-            return [(ids, np.zeros(len(ids), dtype=bool)) for ids in rows]
-        pairs = []
-        for ids, offsets, (_, spans) in zip(rows, coded["offset_mapping"], rendered, strict=True):
+        rows = [(np.array(ids, dtype=np.int32), np.zeros(len(ids), dtype=bool)) for ids in coded["input_ids"]]
+        for (_, taught), (_, spans), offsets in zip(
+            rows, rendered, coded["offset_mapping"] if answered else (), strict=False
+        ):
             starts, stops = np.array(offsets).T
-            pairs.append((ids, np.any([(a < stops) & (starts < b) for a, b in spans], axis=0)))
-        return pairs
+            for start, stop in spans:
+                taught |= (start < stops) & (starts < stop)
+        return rows
 
     def encode(
         self,
