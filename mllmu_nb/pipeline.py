@@ -35,7 +35,7 @@ from mllmu_nb.models.files import ASSETS, check_adapter, check_model, check_ship
 from mllmu_nb.scoring.questions import people_frames
 from mllmu_nb.stages import RECORD, Stage, is_whole, lock, read_json, state, status, write_json
 
-EVAL_BATCH = {"miniature": 64, "paper": 8}  # questions asked at once
+EVAL_BATCH = {"miniature": 256, "paper": 8}  # questions asked at once
 # What decides who there is, and what is asked of them.
 DATA = ("people", "pool", "celebrities", "forget_ratio", "replicate", "data_seed")
 DATA += ("profiles_file", "forget_ids_file", "data_source", "data_revision")
