@@ -42,7 +42,7 @@ DATA += ("profiles_file", "forget_ids_file", "data_source", "data_revision")
 # What decides how it is asked; draws_file is looked into.
 ASKING = ("protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic")
 # Kinds of base material that fine-tuning repeats.
-REPLAYED = {"people": 4.0, "shots": 1.5, "seeing": 1.0, "private": 1.0}
+REPLAYED = {"people": 4.0, "shots": 2.0, "seeing": 1.0, "private": 1.0}
 REPLAYED_LETTERS = 0.35  # share of multiple choice among the repeated questions
 REPEATED = 4000  # conversations, each met about twice
 
