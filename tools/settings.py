@@ -99,13 +99,8 @@ def measured(worlds: Sequence[Config], given: Mapping) -> list[path.Curve] | Non
 
 
 def read(curves: Sequence[path.Curve], gap: float) -> dict:
-<<<<<<< HEAD
     """``steps`` at which the worlds' mean curve closes the target (missing: never), what is ``kept`` there, ``edge``:
     the mean change of Forget, as a share, for 20 % fewer and more steps. ``gap`` is from vanilla to oracle."""
-=======
-    """``steps`` at which the worlds' mean curve closes the target (missing: never), what is ``kept`` there, and the
-    ``edge``: the mean change of Forget, as a share, for 20 % fewer and more steps; ``gap`` is vanilla minus oracle."""
->>>>>>> stats
     steps = curves[0].steps.astype(float)
     closed = np.mean([one.closed for one in curves], axis=0)
     [weights] = path.crossings(closed, [TARGET])
