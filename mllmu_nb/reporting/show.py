@@ -52,7 +52,7 @@ def versions() -> str:
 
 
 def live() -> bool:
-    """Whether somebody sits at the kernel who can type and click: JupyterLab, and not papermill, nbmake or nbconvert."""
+    """Whether somebody sits at the kernel who can type and click, as in JupyterLab; papermill and nbmake cannot."""
     return bool(getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False))
 
 
