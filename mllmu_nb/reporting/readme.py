@@ -50,7 +50,7 @@ def finding(scores: Scores) -> str:
     if not lines:
         return "No method closed half of the gap to the oracle in these runs."
     return (
-        "**Where half of the gap to the oracle is closed, of the multiple-choice answers about the people to be kept are "
+        "**Where half of the gap to the oracle is closed, so many answers about the people to be kept are still "
         f"right: {'; '.join(lines)}** (by likelihood, 95 % limits over {int(half['of'].max())} replicates)."
     )
 
@@ -66,13 +66,13 @@ def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
     """
     lines = ["| what | notebook | command | minutes, with what it needs there |", "|---|---|---|---:|"]
     first = [run for run in runs if all(run[name] == value for name, value in FIRST.items())]
-    for path in notebooks:
-        title, makes = _header(path)
+    for notebook in notebooks:
+        title, makes = _header(notebook)
         made = [run.train for run in first if run["method"] in re.findall(r"`(\w+)`", makes)]
         seconds = [train["seconds"] + train["evaluation_seconds"] for train in made]
         spent = f"{max(sum(seconds) / 2, *seconds, 0) / 60:.1f}" if seconds else "< 1"
-        command = f"papermill notebooks/{path.name} out.ipynb --cwd notebooks -f configs/miniature.yaml"
-        lines.append(f"| {title} | [{path.stem}](notebooks/{path.name}) | `{command}` | {spent} |")
+        command = f"papermill notebooks/{notebook.name} out.ipynb --cwd notebooks -f configs/miniature.yaml"
+        lines.append(f"| {title} | [{notebook.stem}](notebooks/{notebook.name}) | `{command}` | {spent} |")
     return "\n".join(lines)
 
 
