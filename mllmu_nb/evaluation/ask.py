@@ -63,7 +63,7 @@ def ask(
     drawing.check(draws, population, sets, **drawn)
     asking = Asking(population, draws, shots, protocol, system, cyclic)
     inquiries = inquiries_of(asking, sets=sets, scoring=scoring, limit=limit)
-    prompts = [_prompts(model, processor, inquiry) for inquiry in inquiries]
+    prompts = [prompts_of(model, processor, inquiry) for inquiry in inquiries]
     total = sum(len(inquiry.conversations) for inquiry in inquiries)
     # without a terminal (papermill, logs) the bar stays silent
     with tqdm(total=total, desc="questions", mininterval=1.0, disable=None if progress else True) as bar:
@@ -111,7 +111,7 @@ def _row(item: Item, scoring: str, **known: Any) -> dict[str, Any]:
     return {**names, "order": 0, "shots": 0, "answer": "", **dict.fromkeys(OPTIONS, nan), "tokens": 0, **known}
 
 
-def _prompts(model, processor, inquiry: Inquiry) -> Prompts:
+def prompts_of(model, processor, inquiry: Inquiry) -> Prompts:
     """An inquiry as the model reads it, each option as an answer where it has options. Raises ``KitError`` naming a
     question that is too long for the model's context with what precedes it."""
     conversations = inquiry.conversations
