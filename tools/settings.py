@@ -59,7 +59,7 @@ Point = tuple[float, float]  # rate and weight; 0 where the method has none
 def settings(method: str, variant: str, modality: str, point: Point, steps: int) -> dict:
     """The parameters of a point."""
     name, _ = WEIGHTS[method, variant]
-    own = {"method": method, "variant": variant, "modality": modality, "schedule": "constant"}
+    own = {"method": method, "variant": variant, "modality": modality}
     own |= {"unlearn_lr": point[0], "unlearn_steps": steps}
     return own | ({name: point[1]} if name else {})
 
