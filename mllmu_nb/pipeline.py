@@ -217,7 +217,8 @@ def unlearned(config: Config) -> Stage:
             if step == length:
                 adapters.save(model, folder)
             if step in due:
-                points[step] = path.point(model, processor, known, batch_size=EVAL_BATCH[config.scale])
+                plain = model.get_base_model()  # with the adapter in its layers
+                points[step] = path.point(plain, processor, known, batch_size=EVAL_BATCH[config.scale])
 
         after_step(0, model)
         how = {"after_step": after_step, "beyond": beyond}
