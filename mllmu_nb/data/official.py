@@ -196,7 +196,7 @@ def read(
         return None, problems
 
     taught = _taught(data.people["ft_Data"])
-    profiles = {}
+    profiles, celebrity_rows = {}, {}
     for identity, row in data.people["Full_Set"].items():
         kind, test = "pool" if identity in pool else "fictitious", data.people["Test_Set"][identity]
         profiles[identity] = _profile(row.values, kind, identity, taught[identity], test.values)
@@ -206,11 +206,13 @@ def read(
             source = PEOPLE_FILE if printed in celebrities else "the c in front"
             text = f"this celebrity would be {identity} here (by {source}), which somebody else is"
             problems.append(row.problem("ID", f"{text}: change one of the two"))
-        profiles[identity] = _profile(row.values, "celebrity", identity, qa)
+        profiles[identity] = celebrity_rows[printed] = _profile(row.values, "celebrity", identity, qa)
     problems += _shared_names(data.name, (p for p in profiles.values() if p.kind != "celebrity"))
     if any(problem.fatal for problem in problems):
         return None, problems
 
+    # By its printed ID, upstream looks up a celebrity in Full_Set, where it may be somebody else's.
+    shared = {p.id: printed for printed, p in celebrity_rows.items() if printed in data.people["Full_Set"]}
     missed = [[identity, pair.question] for identity, qa in taught.items() for pair in qa if not pair.attribute]
     notes = {
         "source": "official",
@@ -220,6 +222,7 @@ def read(
         "not_understood": missed,
         "not_understood_count": len(missed),
         "schema": [str(problem) for problem in problems],
+        **({"shared_ids": shared} if shared else {}),
     }
     if trained:
         others = [_taught(people) for people in trained.people.values()]

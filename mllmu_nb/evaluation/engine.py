@@ -6,6 +6,7 @@ What makes this fast without changing an answer, and why a padded row computes w
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,11 +40,13 @@ def greedy(
     batch_size: int = 64,
     progress: Progress | None = None,
     until: str | None = None,
+    beyond: bool = False,
 ) -> tuple[list[str], list[int]]:
     """The greedy answer to each open conversation, stripped, and how many tokens were generated, the closing one
     included. It ends at the end-of-sequence token, where the text ``until`` begins ("": nowhere; None: the family's
     word for the next turn), or after ``max_new_tokens``. ``progress`` is called with the number of conversations
-    finished. Raises ``KitError`` when a prompt and its answer do not fit the model's context.
+    finished. Raises ``KitError`` when a prompt and its answer do not fit the model's context, unless told to go
+    ``beyond`` it.
     """
     texts, lengths = [""] * len(conversations), [0] * len(conversations)
     tokenizer = processor.tokenizer
@@ -52,7 +55,8 @@ def greedy(
         ends = _end_tokens(model, tokenizer)
         last = {number for token, number in tokenizer.get_vocab().items() if until[-1:] in token} if until else set()
         for indices in _batches(conversations, batch_size):
-            state = _Prompts.of(model, processor, [conversations[i] for i in indices], max_new_tokens).read()
+            asked = [conversations[i] for i in indices]
+            state = _Prompts.of(model, processor, asked, -math.inf if beyond else max_new_tokens).read()
             written: list[list[int]] = [[] for _ in indices]
             going = list(range(len(indices)))
             for step in range(max_new_tokens):
@@ -81,9 +85,11 @@ def option_likelihoods(
     options: Sequence[Sequence[str]],
     batch_size: int = 64,
     progress: Progress | None = None,
+    beyond: bool = False,
 ) -> np.ndarray:
     """Mean log-likelihood per token of each option as the answer, the closing token not counted, float64
-    ``[conversations, options]``. Raises ``KitError`` for unequal numbers of options or too long prompts."""
+    ``[conversations, options]``. Raises ``KitError`` for unequal numbers of options, or prompts ``beyond`` the context
+    unless told to go there."""
     width = len(options[0]) if len(options) else 0
     if any(len(row) != width for row in options) or len(options) != len(conversations):
         raise KitError("every question needs the same number of options to be scored by likelihood")
@@ -91,21 +97,27 @@ def option_likelihoods(
     with _evaluating(model):
         for indices in _batches(conversations, batch_size):
             closed = [conversations[i].answered(option) for i in indices for option in options[i]]
-            scores[indices] = _option_means(model, processor, closed, width)
+            scores[indices] = _option_means(model, processor, closed, width, -math.inf if beyond else 0)
             if progress:
                 progress(len(indices))
     return scores
 
 
-def require_room(model, processor, conversations: Sequence[Conversation], names: Sequence[str], room: int = 0) -> None:
-    """Raise ``KitError`` with its name when the longest conversation and ``room`` tokens for its answer do not fit the
-    model's context. Nothing is read by the model."""
-    longest, name, family = 0, "", families.of(model)
-    for start in range(0, len(conversations), COUNTED_AT_ONCE):
-        some = slice(start, start + COUNTED_AT_ONCE)
-        counts = family.token_counts(processor, conversations[some])
-        longest, name = max([(longest, name), *zip(counts, names[some], strict=True)])
-    _require_context(model, longest + room, f"the prompt of {name}")
+def lengths(model, processor, conversations: Sequence[Conversation]) -> list[int]:
+    """How many tokens of the context each conversation takes. Nothing is read by the model."""
+    starts = range(0, len(conversations), COUNTED_AT_ONCE)
+    count = families.of(model).token_counts
+    return [n for start in starts for n in count(processor, conversations[start : start + COUNTED_AT_ONCE])]
+
+
+def require_context(model, tokens: int, prompt: str) -> None:
+    """Raise ``KitError`` when so many tokens do not fit the model's context."""
+    context = families.of(model).context(model)
+    if tokens > context:
+        raise KitError(
+            f"{prompt} with its answer takes {tokens} tokens and the context holds {context}: ask for fewer shots, or "
+            "set long_prompts"
+        )
 
 
 class _State:
@@ -154,12 +166,12 @@ class _Prompts:
     answers: list[int]  # where the answer in each row begins
 
     @classmethod
-    def of(cls, model, processor, conversations: list[Conversation], room: int = 0) -> _Prompts:
+    def of(cls, model, processor, conversations: list[Conversation], room: float = 0) -> _Prompts:
         """The prompts of conversations; ``room`` tokens of the model's context are kept for the answer."""
         batch = families.of(model).encode(processor, conversations, eos=False, padding_side="left", pictures=False)
         ids, labels, real = batch["input_ids"], batch["labels"], batch["attention_mask"].bool()
         rows = [row[keep].tolist() for row, keep in zip(ids, real, strict=True)]
-        _require_context(model, max(map(len, rows)) + room, "a prompt")
+        require_context(model, max(map(len, rows)) + room, "a prompt")
         # only the last turn's answer is asked for; earlier turns may carry labels of their own
         ends = [_trailing(kept[keep] != -100) for kept, keep in zip(labels, real, strict=True)]
         answers = [len(row) - end for row, end in zip(rows, ends, strict=True)]
@@ -197,10 +209,10 @@ class _Prompts:
         }
 
 
-def _option_means(model, processor, closed: list[Conversation], width: int) -> np.ndarray:
+def _option_means(model, processor, closed: list[Conversation], width: int, room: float) -> np.ndarray:
     """Mean token log-likelihoods [questions, width] of answered conversations, ``width`` answers to each question. What
     they have in common is read once, but for its last token, whose logits predict the first one to be scored."""
-    batch = _Prompts.of(model, processor, closed)
+    batch = _Prompts.of(model, processor, closed, room)
     rows, tails, starts = [], [], []
     for first in range(0, len(closed), width):
         answered, begins = batch.rows[first : first + width], batch.answers[first : first + width]
@@ -218,14 +230,6 @@ def _option_means(model, processor, closed: list[Conversation], width: int) -> n
     scored = (place >= torch.tensor(starts, device=ids.device)[:, None]) & mask[:, 1:].bool()
     means = log_probs.masked_fill(~scored, 0.0).sum(1) / scored.sum(1)
     return means.double().cpu().numpy().reshape(-1, width)
-
-
-def _require_context(model, tokens: int, prompt: str) -> None:
-    context = families.of(model).context(model)
-    if tokens > context:
-        raise KitError(
-            f"{prompt} with its answer takes {tokens} tokens and the context holds {context}: ask for fewer shots"
-        )
 
 
 def _batches(conversations: Sequence[Conversation], size: int) -> Iterator[list[int]]:

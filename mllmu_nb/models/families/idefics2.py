@@ -8,7 +8,7 @@ from mllmu_nb.models.families.base import Family, register
 @register
 class Idefics2(Family):
     name, label = "idefics2", "Idefics2"
-    hub = "HuggingFaceM4/idefics2-8b"
+    hub, released = "HuggingFaceM4/idefics2-8b", "MLLMMU/Idefics2_Vanilla"
     language_linears = r"model\.text_model\.layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj"
     vision = r"model\.vision_model\."
     shot_people = {"classification": 1, "cloze": 1}
