@@ -45,6 +45,11 @@ def _neutral_at(value: Any) -> FieldInfo:
     return Field(json_schema_extra={"neutral": value})
 
 
+Taught = Annotated[Literal["both", "multimodal"] | None, _neutral_at("both")]
+Epsilon = Annotated[Rate | None, _neutral_at(1e-8)]
+TooLong = Annotated[Literal["refuse", "fewer_shots", "ask"] | None, _neutral_at("refuse")]
+
+
 class Config(BaseModel):
     """All parameters of a run; what is left None is filled in from seed, protocol and presets. Raises KitError, in one
     line, for an unknown name, a value of the wrong type or out of bounds, and what does not go together."""
@@ -86,9 +91,7 @@ class Config(BaseModel):
     # training
     adaptation: Literal["lora", "full"] | None = None  # fine-tuning trains adapters or all weights
     replay: Annotated[float, Field(ge=0, le=0.9)] | None = None  # share of fine-tuning that repeats what the base knows
-    train_modality: Annotated[Literal["both", "multimodal"] | None, _neutral_at("both")] = (
-        None  # what vanilla is taught
-    )
+    train_modality: Taught = None  # what vanilla, the oracle and upstream's reference are taught: both, or multimodal
     train_steps: Count | None = None  # optimizer steps of fine-tuning
     train_lr: Rate | None = None  # learning rate of fine-tuning
     unlearn_steps: Count | None = None  # optimizer steps of unlearning
@@ -98,7 +101,7 @@ class Config(BaseModel):
     label_mode: Literal["answer", "text", "upstream"] | None = None  # supervised tokens
     eos: bool | None = None  # whether the end of an answer is taught
     adapter_reach: Literal["language", "upstream", "upstream_v5"] | None = None  # where adapters sit
-    adam_eps: Annotated[Rate | None, _neutral_at(1e-8)] = None  # AdamW's epsilon
+    adam_eps: Epsilon = None  # AdamW's epsilon
     precision: Literal["fp32", "bf16"] | None = None  # of training: frozen weights and matrix products
     micro_batch: Count = 0  # conversations of a batch read at once, which changes memory, not the batch; 0: all
     checkpointing: bool = False  # activations are computed again instead of kept: less memory, more time
@@ -107,9 +110,7 @@ class Config(BaseModel):
     shots: Annotated[int, Field(ge=0, le=5)] = 5  # worked examples before a multiple-choice or cloze question
     shot_source: Literal["pool", "retain", "upstream", "none"] | None = None  # whom they show
     scoring: Literal["both", "letter"] | None = None  # of multiple choice: letter and likelihood, or letter
-    long_prompts: Annotated[Literal["refuse", "fewer_shots", "ask"] | None, _neutral_at("refuse")] = (
-        None  # too long ones
-    )
+    long_prompts: TooLong = None  # where shots and question exceed the context: refuse, fewer_shots, or ask as they are
     eval_precision: Literal["fp32", "bf16", "fp16"] | None = None  # of the weights that are asked
     cyclic: bool = False  # ask every multiple-choice question in all four cyclic orders of its options
     draws_file: str = ""  # random draws of another evaluation (draws.json) to be repeated; "": drawn by shot_seed
@@ -245,6 +246,15 @@ class Config(BaseModel):
         by_hand = self._given["settings"]
         pairs |= {name: (plain.settings.get(name), self.settings[name]) for name in by_hand}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+    def departures(self) -> list[str]:
+        """What a run of ``protocol: upstream`` does otherwise than the released code, beside its deviations: what the
+        kit does not follow, and at another scale the numbers of its own recipe."""
+        if self.protocol != "upstream":
+            return []
+        own, released = self.training.numbers(), self.but(scale="paper", adaptation=None).training.numbers()
+        numbers = [f"training: {n} is {own[n]}, not {released[n]}" for n in own if own[n] != released[n]]
+        return [*_presets("protocols")["departures"], *numbers]
 
     def hash_of(self, names: Iterable[str]) -> str:
         """A stable hash of the named parameters alone."""

@@ -255,7 +255,7 @@ def vanilla_key(config: Config) -> str:
 
 def anchored(config: Config) -> Stage | None:
     """The stage in which the released vanilla model is asked what independent reports asked it, the free questions with
-    image about the forget people at 5 %: ``anchor.json`` has the ROUGE-L and theirs. None for any other vanilla model,
+    image about the forget people at 5 %: ``anchor.json`` has the ROUGE-L. None for any other vanilla model,
     and where no report is known."""
     family = config.family
     released = config.vanilla_path and PurePath(config.vanilla_path).name == PurePath(family.released).name
@@ -273,8 +273,7 @@ def anchored(config: Config) -> Stage | None:
         inquiry = Asking(known, {}, 0, plain.protocol).sentences(items)
         rows = answer(*vanilla(plain, plain.eval_precision), inquiry, EVAL_BATCH[plain.scale])
         scores = [rouge(i.question.answer, row["answer"])["rougeL"] for i, row in zip(items, rows, strict=True)]
-        found = {"rougeL": float(np.mean(scores)), "published": family.anchor, "questions": len(items)}
-        write_json(folder / "anchor.json", found)
+        write_json(folder / "anchor.json", {"rougeL": float(np.mean(scores)), "questions": len(items)})
 
     inputs = {"vanilla": vanilla_key(plain), "data": data_hash(plain), "forget": list(known.forget_ids)}
     inputs["settings"] = plain.hash_of(("protocol", "eval_precision"))
@@ -284,11 +283,11 @@ def anchored(config: Config) -> Stage | None:
 def check_anchor(config: Config) -> None:
     """Raises KitError where the released vanilla model does not answer as in the reports, before hours go into it."""
     if stage := anchored(config):
-        found = read_json(stage.get() / "anchor.json")
-        if abs(found["rougeL"] - found["published"]) > NEAR:
+        found, published = read_json(stage.get() / "anchor.json")["rougeL"], config.family.anchor
+        if abs(found - published) > NEAR:
             raise KitError(
-                f"the vanilla model {config.vanilla_path} has ROUGE-L {found['rougeL']:.3f} on its anchor, the free "
-                f"questions with image about forget 5 %, and reports have {found['published']:.3f}: its weights, the "
+                f"the vanilla model {config.vanilla_path} has ROUGE-L {found:.3f} on its anchor, the free "
+                f"questions with image about forget 5 %, and reports have {published:.3f}: its weights, the "
                 "people, the prompts (protocol) or the precision are not theirs"
             )
 
@@ -615,12 +614,17 @@ def _record(config: Config) -> dict[str, Any]:
         "seeds": {name.removesuffix("_seed"): getattr(config, name) for name in SEEDS},
         "parameters": config.parameters(),
         "deviations": {name: list(pair) for name, pair in config.deviations().items()},  # the protocol's, the run's
+        **({"departures": config.departures()} if config.protocol == "upstream" else {}),
         "data_hash": data_hash(config),
         "base_hash": base_hash(config),
         **({"data_revisions": commits} if commits else {}),
         **{f"{name}_commit": at for name, at in found.items() if at},
         **({"vanilla_hash": vanilla_key(config)} if config.vanilla_path else {}),
-        **({"anchor": read_json(anchor.folder / "anchor.json")} if anchor and anchor.finished else {}),
+        **(
+            {"anchor": {**read_json(anchor.folder / "anchor.json"), "published": config.family.anchor}}
+            if anchor and anchor.finished
+            else {}
+        ),
     }
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -169,7 +170,9 @@ def vanilla_mode(model):
 def checkpoint(model) -> None:
     """Has the layers keep what enters them and compute the rest again on the way back."""
     core = model.get_base_model() if hasattr(model, "get_base_model") else model
-    core.gradient_checkpointing_enable({"use_reentrant": False})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # a later name, which the oldest transformers here lacks
+        core.gradient_checkpointing_enable({"use_reentrant": False})
     core.enable_input_require_grads()  # else a frozen first layer hands on nothing that could be followed back
 
 

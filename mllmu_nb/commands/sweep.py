@@ -26,6 +26,7 @@ import yaml
 from mllmu_nb import after as after_steps
 from mllmu_nb import paths, pipeline, unlearning
 from mllmu_nb.config import GRID, PATHS, YOURS, Config, check_names
+from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.errors import KitError
 from mllmu_nb.stages import read_json
 
@@ -57,6 +58,8 @@ def main(options: argparse.Namespace) -> int:
         say(f"--shard {options.shard}: nothing to do, for the grid has {len(every)} runs")
         return 0
     jobs, began, names = [Job(config, notebook_for(config)) for config in configs], time.perf_counter(), labels(configs)
+    for config in configs:
+        config.family.render(Conversation(()), "", "")  # refused before the hub is asked for people
     pipeline.check_comparable(configs)
     for config in configs:
         pipeline.check(config)

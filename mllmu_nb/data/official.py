@@ -356,6 +356,11 @@ def _holds(answer: str, value: str) -> bool:
 
 
 def _value(attribute: str, question: str, truth: str, stated: dict[str, str]) -> str:
-    """The bare fact in a sentence; "" where it is not known, so that the answer is not compared with one."""
+    """The bare fact in a sentence; "" where it is not known, so that the answer is not compared with one. A sentence of
+    which no rule reads less than all of it is no bare fact."""
     known = stated.get(attribute, "")
-    return known if known and known in truth else reader.value_of(attribute, question, truth)
+    if known and known in truth:
+        return known
+    value, whole = reader.value_of(attribute, question, truth), truth.strip()
+    sentence = whole.endswith((".", "!")) or stated.get("name", "\0") in whole
+    return "" if sentence and value == whole.rstrip(" .!") else value

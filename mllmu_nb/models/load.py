@@ -25,11 +25,11 @@ logging.disable_progress_bar()  # a bar for each of a handful of files stays in 
 
 WEIGHTS = "model.safetensors"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Keys of older files that today's models do not have, and why nothing is lost without them.
+# Keys that files made elsewhere may hold beside the model's own, and why nothing is lost without them. (Transformers
+# passes over rotary_emb.inv_freq and position_ids by itself: they follow from the configuration.)
 HARMLESS = {
-    r"rotary_emb\.inv_freq$": "follows from the configuration",
-    r"embeddings\.position_ids$": "counts up from 0",
-    r"\.masked_bias$|\.attn\.bias$": "the causal mask, which is computed",
+    r"\.masked_bias$|\.attn\.bias$": "is the causal mask, which is computed",
+    r"(^|\.)image_newline$": "parts the rows of pictures cut into tiles, and none are here",
 }
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 

@@ -37,6 +37,11 @@ UNJUDGED = ("base", "vanilla")
 
 
 def _share_of(items: pd.DataFrame, names: Sequence[str]) -> pd.Series:
+    """Of answers whose bare fact is known: without it, correct and wrong cannot be told apart."""
+    return _share_broken(items, names).where(items["value"].fillna("") != "")
+
+
+def _share_broken(items: pd.DataFrame, names: Sequence[str] = BROKEN) -> pd.Series:
     return states(items).isin(names).astype(float)
 
 
@@ -44,7 +49,7 @@ _HEALTH = {"task": "generation", "knowledge": 0}
 for _name, _label in STATES.items():
     _register = metric(_name, label=f"{_label} %", column=f"state_{_name}", table="health", **_HEALTH)
     _register(partial(_share_of, names=[_name]))
-metric("broken", label="Broken %", table="", **_HEALTH)(partial(_share_of, names=BROKEN))
+metric("broken", label="Broken %", table="", **_HEALTH)(_share_broken)
 
 
 def states(free: pd.DataFrame) -> pd.Series:
