@@ -15,7 +15,7 @@ import pandas as pd
 
 from mllmu_nb.data.schema import LETTERS, SETS, Population
 from mllmu_nb.evaluation import draws as drawing
-from mllmu_nb.evaluation.ask import OPTIONS, answer, inquiries_of
+from mllmu_nb.evaluation.ask import OPTIONS, answer, inquiries_of, prompts_of
 from mllmu_nb.evaluation.tasks import Asking
 
 POINTS = 10  # equal parts of the path
@@ -36,7 +36,8 @@ def point(model, processor, population: Population, *, system: str = "", batch_s
     for name, limit in PEOPLE.items():
         for inquiry in inquiries_of(asking, sets=(name,), limit=limit):
             if inquiry.items and (inquiry.options or inquiry.items[0].question.task == "generation"):
-                rows = pd.DataFrame(answer(model, processor, inquiry, batch_size))
+                prompts = prompts_of(model, processor, inquiry)
+                rows = pd.DataFrame(answer(model, processor, inquiry, prompts, batch_size))
                 frames.append(_chosen(rows, inquiry.items) if inquiry.options else rows.assign(probability=np.nan))
     return pd.concat(frames, ignore_index=True)[COLUMNS]
 
