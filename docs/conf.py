@@ -16,6 +16,8 @@ from docutils.utils.math.latex2mathml import tex2mathml
 import mllmu_nb
 
 ROOT = Path(__file__).resolve().parents[1]
+# A letter with a bar and an index: the index belongs beside the letter, not below it.
+BARRED = re.compile(r"<munderover>\s*(<mi>.</mi>)\s*(<mi>.</mi>)\s*(<mo[^>]*>ˉ</mo>)\s*</munderover>")
 GENERATED = ROOT / "docs" / "_generated"
 
 project, version = "mllmu-nb", mllmu_nb.__version__
@@ -66,8 +68,8 @@ def formula(block: bool):
 
     def visit(self, node):
         text = re.sub(r"\\[bB]igg?[lr]?(?![a-zA-Z])", "", node.astext())  # sizes, which MathML finds by itself
-        mathml = tex2mathml(text, as_block=block)
-        self.body.append(f'<div class="math">{mathml}</div>' if block else mathml)
+        mathml = BARRED.sub(r"<msub><mover>\1\3</mover>\2</msub>", tex2mathml(text, as_block=block))
+        self.body.append(f'<div style="overflow: auto hidden">{mathml}</div>' if block else mathml)
         raise nodes.SkipNode
 
     return visit

@@ -36,7 +36,7 @@ from mllmu_nb.models.files import ASSETS, check_adapter, check_model, check_ship
 from mllmu_nb.scoring.questions import people_frames
 from mllmu_nb.stages import RECORD, Stage, is_whole, lock, read_json, state, status, write_json
 
-EVAL_BATCH = {"miniature": 64, "paper": 8}  # questions asked at once
+EVAL_BATCH = {"miniature": 256, "paper": 8}  # questions asked at once
 # What decides who there is, and what is asked of them.
 DATA = ("people", "pool", "celebrities", "forget_ratio", "replicate", "data_seed")
 DATA += ("profiles_file", "forget_ids_file", "data_source", "data_revision")
@@ -44,7 +44,7 @@ DATA += ("profiles_file", "forget_ids_file", "data_source", "data_revision")
 ASKING = ("protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic", "long_prompts")
 ANCHOR_RATIO, NEAR = 5, 0.05  # the forget ratio that the published anchor is for; farther off, something is wrong
 # Kinds of base material that fine-tuning repeats.
-REPLAYED = {"people": 4.0, "shots": 1.5, "seeing": 1.0, "private": 1.0}
+REPLAYED = {"people": 4.0, "shots": 2.0, "seeing": 1.0, "private": 1.0}
 REPLAYED_LETTERS = 0.35  # share of multiple choice among the repeated questions
 REPEATED = 4000  # conversations, each met about twice
 

@@ -114,7 +114,13 @@ def make(
     values |= dict.fromkeys(("data_seed", "train_seed", "unlearn_seed", "shot_seed"), seed) | parameters
     changed = "".join(f"-{name}{value}" for name, value in parameters.items() if name != "settings")
     record = {"run": f"{method}-{modality}-d{draw}{changed}", "name": "", "scale": "miniature", "parameters": values}
-    record |= {"base_label": base_label, "data_hash": f"people-{people}-{famous}", "deviations": {}, "notes": {}}
+    record |= {
+        "base_label": base_label,
+        "data_hash": f"people-{people}-{famous}",
+        "base_hash": "base",
+        "deviations": {},
+        "notes": {},
+    }
     forget = range(draw * FORGET, (draw + 1) * FORGET)
     kept = [number for number in range(people) if number not in forget]
     members = {"forget": forget, "test": forget, "retain": kept, "celebrity": range(famous)}

@@ -102,11 +102,9 @@ def test_from_the_shell(monkeypatch, capsys, known, person):
     assert "Oslo" in capsys.readouterr().out
     assert door.main(["ask", "Who?", "--person", "Nobody Here", *given]) == 2
     assert "unknown person 'Nobody Here'" in capsys.readouterr().err
-    assert door.main(["ask", "Who?", "--method", "vanilla"]) == 2
-    assert "unlearns nothing" in capsys.readouterr().err
 
 
 def test_questions_of_somebody_who_was_never_taught(known):
     """Celebrities have no fine-tuning pairs here; their evaluation questions stand in."""
     star = SimpleNamespace(qa=(), questions=known.of_kind("celebrity")[0].questions)
-    assert ask.questions(star) and all("this person" in one or "?" in one for one in ask.questions(star))
+    assert ask.questions(star) and all(one.endswith("?") for one in ask.questions(star))

@@ -1,6 +1,8 @@
 """Asking a model in batches must not change what it answers; every question gives its rows, and nothing is scored."""
 
+import copy
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,7 @@ from mllmu_nb.data.schema import QA, SETS, Profile, Question
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation.ask import COLUMNS, OPTIONS, answer, ask, inquiries_of
 from mllmu_nb.evaluation.draws import draw
-from mllmu_nb.evaluation.engine import answers, greedy, option_likelihoods
+from mllmu_nb.evaluation.engine import Prompts, answers, greedy, option_likelihoods
 from mllmu_nb.evaluation.tasks import Asking, statement
 from mllmu_nb.models import families
 from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
@@ -121,11 +123,66 @@ def test_likelihood_with_examples_before_the_question(model, processor, people):
     np.testing.assert_allclose(table, expected, atol=1e-4)
 
 
+def test_a_beginning_is_lent_with_the_same_result_as_if_it_were_copied(model, processor, people, monkeypatch):
+    """Also where several heads share their keys and values."""
+    torch.manual_seed(0)
+    config = copy.deepcopy(model.config)
+    config.text_config.num_key_value_heads = config.text_config.num_attention_heads // 2
+    grouped = type(model)(config).eval()
+    asked = [one for one in conversations(people, system="Be brief.") if len(one.turns) > 1]
+    options = [("A", "a longer answer", "no")] * len(asked)
+    for one in (model, grouped):
+        monkeypatch.setattr(type(LLAVA), "lends", True)
+        texts, table = (
+            answers(one, processor, asked, max_new_tokens=6),
+            option_likelihoods(one, processor, asked, options),
+        )
+        monkeypatch.setattr(type(LLAVA), "lends", False)
+        assert texts == answers(one, processor, asked, max_new_tokens=6) and len(set(texts)) > 10
+        np.testing.assert_allclose(option_likelihoods(one, processor, asked, options), table, atol=1e-4)
+
+
+def test_the_order_of_the_questions_changes_no_bit(model, processor, people):
+    items = [item for item in people.items("test") if item.question.task == "classification"]
+    asked = [Conversation((Turn(item.question.text, image=item.image),)) for item in items]
+    options = [item.question.options for item in items]
+    table = option_likelihoods(model, processor, asked, options, batch_size=8)
+    backwards = option_likelihoods(model, processor, asked[::-1], options[::-1], batch_size=8)
+    np.testing.assert_array_equal(backwards[::-1], table)
+
+
+def test_a_picture_is_read_once_in_a_batch_and_examples_once_in_all(model, processor, people):
+    items = [item for item in people.items("forget") if item.question.view == "image_text"]
+    letters = asking(people, 1, 5).letters([item for item in items if item.question.task == "classification"])
+    seen = []
+    with mock.patch.object(
+        type(LLAVA),
+        "pictures",
+        autospec=True,
+        side_effect=lambda self, p, rows: (
+            seen.append(rows) or {"pixel_values": torch.zeros(sum(map(len, rows)), 3, 64, 64)}
+        ),
+    ):
+        answers(model, processor, letters.conversations, max_new_tokens=2)
+    persons = len({item.question.profile for item in items})
+    assert [[len(row) for row in rows] for rows in seen] == [[5], [1] * persons]
+
+
+def test_an_answer_ends_at_its_first_character_where_one_is_enough(model, processor):
+    script = processor.tokenizer(" \n Berg", add_special_tokens=False)["input_ids"]
+    who = Conversation((Turn("Who?"),))
+    (text,), (length,) = greedy(Reciting(model, script), processor, [who], max_new_tokens=40, characters=1)
+    assert text and "Berg".startswith(text) and length < len(script) + 1
+    script = processor.tokenizer("USER: x", add_special_tokens=False)["input_ids"]
+    (text,), _ = greedy(Reciting(model, script), processor, [who], max_new_tokens=40, characters=1)
+    assert text == ""  # the next turn, and not an answer of one letter
+
+
 def test_a_model_in_training_is_asked_without_dropout_and_goes_on_training(model, processor):
     model.train()
     try:
         answers(model, processor, [Conversation((Turn("Who is this?"),))], max_new_tokens=2)
-        assert model.training
+        assert model.training and model.config.get_text_config()._attn_implementation == "eager"
     finally:
         model.eval()
 
@@ -137,6 +194,7 @@ class Reciting(torch.nn.Module):
         super().__init__()
         self.model, self.config, self.generation_config = model, model.config, model.generation_config
         self.device, self.dtype, self.script, self.calls = model.device, model.dtype, script, 0
+        self.set_attn_implementation = model.set_attn_implementation
 
     def forward(self, **asked):
         output = self.model(**asked)
@@ -297,8 +355,9 @@ def test_upstream_takes_fifty_tokens_and_all_of_them(model, processor, people):
     script = processor.tokenizer(" a baker.\nUSER: What", add_special_tokens=False)["input_ids"]
     settings = {"sets": ("celebrity",), "shots": 0, "limit": 1, "batch_size": 32, "scoring": "letter"}
     rows = ask(Reciting(model, script), processor, people, protocol="upstream", progress=False, **settings)
-    assert set(rows["tokens"]) == {50}
-    assert rows["answer"].str.contains("USER: What a baker.", regex=False).all()
+    letters = rows["scoring"] == "letter"
+    assert set(rows.loc[letters, "tokens"]) == {1} and set(rows.loc[~letters, "tokens"]) == {50}
+    assert rows.loc[~letters, "answer"].str.contains("USER: What a baker.", regex=False).all()
 
 
 def test_upstream_ends_a_free_question_about_a_picture_with_a_blank(people):
@@ -326,8 +385,9 @@ def test_bad_requests_are_named(model, processor, people):
 def test_likelihoods_that_are_no_numbers_are_stored_as_missing(people, monkeypatch):
     items = [item for item in people.items("forget") if item.question.task == "classification"][:2]
     table = np.array([[-1.0, -np.inf, np.nan, -2.0], [-1.0, -2.0, -3.0, -4.0]])
-    monkeypatch.setattr("mllmu_nb.evaluation.ask.option_likelihoods", lambda *_: table)
-    broken, whole = pd.DataFrame(answer(None, None, asking(people, 0, 0).likelihoods(items), 8))[list(OPTIONS)].values
+    monkeypatch.setattr("mllmu_nb.evaluation.ask.closed_likelihoods", lambda *_: table)
+    rows = answer(None, None, asking(people, 0, 0).likelihoods(items), Prompts([], [], []), 8)
+    broken, whole = pd.DataFrame(rows)[list(OPTIONS)].values
     np.testing.assert_array_equal(broken, [-1, np.nan, np.nan, -2])
     np.testing.assert_array_equal(whole, table[1])
 

@@ -260,3 +260,25 @@ def test_the_guard_refuses_in_one_line_or_gives_a_run_that_survives_yaml(count):
         given = yaml.safe_load(yaml.safe_dump(config.given(), default_flow_style=True, width=10**6))
         assert Config.from_parameters(given) == config
         assert re.fullmatch(r"[\w.-]+", config.run_id) and json.dumps(config.identity())
+
+
+# -- beyond one machine -----------------------------------------------------------------------------------------------
+
+
+@slow
+def test_snakemake_plans_the_papers_whole_grid(tmp_path):
+    """In an environment of its own, which sees this one: snakemake wants older packages beside it."""
+    place = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+    quiet = [str(place / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", "snakemake>=9,<10"]
+    if subprocess.run(quiet).returncode:
+        pytest.skip("snakemake could not be installed")
+    [packages] = place.glob("lib/python*/site-packages")
+    (packages / "zz.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    environment = {**os.environ, "PYTHONPATH": str(paths.PACKAGE.parent), "MLLMU_NB_OUT": str(tmp_path / "out")}
+    command = [str(place / "bin" / "snakemake"), "--cores", "1", "--dry-run", "--quiet", "rules"]
+    root = paths.PACKAGE.parent
+    planned = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    counts = dict(re.findall(r"^(run|report|total) +(\d+)$", planned.stdout + planned.stderr, re.M))
+    # 2 bases × 3 ratios × (base, vanilla, oracle, prompting and 4 methods × 2 modalities)
+    assert counts == {"run": "72", "report": "1", "total": "73"}, planned.stderr

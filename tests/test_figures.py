@@ -189,7 +189,7 @@ def test_health_bars_are_the_shares(marked):
     figure = figures.health(marked)
     panel = next(axes for axes in figure.axes if axes.get_title(loc="left") == "Forget, text")
     rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert rows == ["Vanilla", "GA (image + text)", "NPO (text only) ‡", "Oracle"]
+    assert rows == ["Vanilla", "GA (image + text)", "NPO (text only) ‡ 3 of 3", "Oracle"]
     cells = marked.cells.query("against == '' and set == 'forget' and view == 'text' and task == 'generation'")
     for row, method in enumerate(["vanilla", "ga", "npo", "oracle"]):
         widths = [bar.get_width() for bar in panel.patches if round(bar.get_y() + bar.get_height() / 2) == row]
@@ -230,22 +230,22 @@ def test_leakage_prints_gap_and_half_width():
         runs.append(make(name, right, modality=modality, sets=("forget", "retain"), asked=asked))
     figure = figures.leakage(group(runs))
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["Vanilla", "GA\nimage + text"]
-    cells = [text.split("\n")[0] for text in words(figure) if "\n±" in text]
+    cells = [text.split("\n")[0] for text in words(figure) if "\n[" in text]
     assert cells == ["+100"] * 4 + ["+100", "+0", "+50", "+0"]  # of each model: choices, then free answers
     with pytest.raises(KitError, match="no model was asked"):
         figures.leakage(group(runs[:1]))
 
 
-def test_ranking_shows_places_letters_and_who_is_not_ranked(marked, known):
-    shown = words(figures.ranking_by_gap(marked))
-    assert "1  GA" in shown and "NPO (collapsed)" in shown and "GA (gate closed)" in shown
-    places = known.ranking.methods.query("trained == 'multimodal' and scoring == 'likelihood'").sort_values("place")
-    panel = next(axes for axes in figures.ranking_by_gap(known).axes if axes.get_title() == "Likelihood, points")
-    names = [text.get_text() for text in panel.texts][::2]
-    assert [name.split("  ")[0] for name in names] == [str(place) for place in places["place"]]
-    assert [text.get_text() for text in panel.texts][1::2] == list(places["group"])
-    with pytest.raises(KitError, match="three disjoint forget sets"):
-        figures.ranking_by_gap(group(everybody(people=12, famous=2)[:3]))
+def test_the_path_ends_where_a_replicate_gets_no_further_and_shows_replicates_as_dots(known):
+    figure = figures.along_the_path(known)
+    [first, second] = figure.axes
+    assert first.get_title(loc="left") == "Unlearned on image + text" and len(first.lines) >= 4
+    kept = known.kept.query("closed_in == 'trained' and what == 'kept' and method == 'ga' and modality == 'multimodal'")
+    [half] = kept[kept["place"] == 0.5].to_dict("records")
+    heights = [height for one in first.collections for height in np.atleast_2d(one.get_offsets())[:, 1]]
+    assert {round(100 * dot, 6) for dot in half["dots"]} <= {round(float(height), 6) for height in heights}
+    with pytest.raises(KitError, match="no unlearning has a path"):
+        figures.along_the_path(group(everybody(people=12, famous=2)[:2]))
 
 
 # Gates and collapse
@@ -270,12 +270,12 @@ def test_what_is_behind_a_closed_gate_is_grey_and_says_so(marked):
 def test_a_collapsed_model_is_marked_in_every_figure(marked):
     for name in ("forgetting_utility", "oracle_gap", "health", "before_after", "leakage", "forget_quality"):
         shown = words(figures.FIGURES.get(name)(marked))
-        names = {text.replace("\n", " ") for text in shown if text.endswith(" ‡")}
-        assert names in ({"NPO (text only) ‡"}, {"NPO text only ‡"}), name
-        assert any("‡ Collapsed" in text for text in shown), name
+        names = {text.replace("\n", " ") for text in shown if "‡ 3 of 3" in text}
+        assert names in ({"NPO (text only) ‡ 3 of 3"}, {"NPO text only ‡ 3 of 3"}), name
+        assert any("‡ In so many" in text for text in shown), name
     assert words(figures.modality_bars_forget(marked)).count("‡") == 8, "a mark a panel, over its bar"
     lost = words(figures.losses(marked))
-    assert "text only ‡" in lost and "image + text ‡" not in lost and any("‡ Collapsed" in text for text in lost)
+    assert "text only ‡" in lost and "image + text ‡" not in lost and any("‡ In so many" in text for text in lost)
 
 
 # Models that the paper does not have
@@ -304,8 +304,6 @@ def test_variants_steps_after_and_grids_are_drawn_side_by_side():
     assert_readable(bars)
     for name in ("leakage", "losses", "forget_quality"):
         assert_readable(figures.FIGURES.get(name)(scores))
-    with pytest.raises(KitError, match="differ in unlearn_lr"):
-        figures.ranking_by_gap(scores)
 
 
 def test_names_stay_apart_when_methods_fall_alike(known):

@@ -23,7 +23,7 @@ from mllmu_nb import __main__ as door
 from mllmu_nb import unlearning
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-RULES = ("ruff check", "ruff format", "nbstripout --keep-output --keep-count", "lint-imports")
+RULES = ("ruff check", "ruff format", "nbstripout --keep-output --keep-count --keep-id", "lint-imports")
 
 
 # -- the console script -----------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_the_notebooks_hook_keeps_outputs_and_numbers(tmp_path):
     cell = next(cell for cell in book.cells if cell.cell_type == "code" and cell.outputs)
     cell.execution_count, cell.metadata["execution"] = 3, {"iopub.status.idle": "2020-01-01"}
     nbformat.write(book, path)
-    subprocess.run([sys.executable, "-m", "nbstripout", "--keep-output", "--keep-count", path], check=True)
+    subprocess.run([sys.executable, "-m", "nbstripout", "--keep-output", "--keep-count", "--keep-id", path], check=True)
     after = next(c for c in nbformat.read(path, as_version=4).cells if c["id"] == cell["id"])
     assert after.execution_count == 3 and after.outputs == cell.outputs and "execution" not in after.metadata
 

@@ -385,8 +385,8 @@ def test_a_metric_in_one_file_outside_is_scored_and_printed_without_any_list_edi
 
 def test_where_a_good_method_goes():
     known = {one.name: one for one in registry.metrics()}
-    assert [known["rougeL"].goal(name) for name in ("forget", "test", "retain", "celebrity")] == ["↓", "↓", "↑", "↑"]
-    assert [known["truth_ratio"].goal(name) for name in ("forget", "retain")] == ["↑", "↓"]
+    assert [known["rougeL"].goal(name) for name in ("forget", "test", "retain", "celebrity")] == ["→", "→", "↑", "↑"]
+    assert [known["truth_ratio"].goal(name) for name in ("forget", "retain")] == ["→", "↓"]
     assert known["parse_failure"].goal("forget") == "" and known["exact"].shown_as_gap == "Exact, points"
 
 

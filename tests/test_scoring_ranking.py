@@ -1,16 +1,20 @@
-"""Ranking by distance to the oracle and agreement with published lists, on answers whose order is known by hand."""
+"""What is kept along a path, the ranking by it, and agreement with published lists, on answers worked out by hand."""
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
-from made_answers import GA, NPO, ORACLE, VANILLA, scored
+from made_answers import GA, NPO, ORACLE, VANILLA, run, scored
 
-from mllmu_nb.scoring.health import judged
+from mllmu_nb.scoring import path
+from mllmu_nb.scoring.gates import gates
+from mllmu_nb.scoring.health import Unsound
 from mllmu_nb.scoring.ranking import SHUT, agreement, ranking
 from mllmu_nb.scoring.score import cells
 
 LIKELIHOOD = {"task": "classification", "scoring": "likelihood", "metric": "accuracy"}
+GROUP = ("llava", "clean", 10)
 
 
 def first(count: int, more=()):
@@ -30,81 +34,116 @@ MODELS = {
 
 
 def frames(models=MODELS, dead=(), **options):
-    """Scored items, their cells, and which models have collapsed: those in ``dead``."""
+    """Scored items, their cells, and which models are not sound: those in ``dead``."""
     items = scored(models, **options)
-    verdicts = judged(items)
-    verdicts["collapsed"] = verdicts["method"].isin(dead)
-    return items, cells(items), verdicts.assign(why="half of its answers broken")
+    bad = {(*GROUP, name, "canonical", "multimodal", ""): Unsound(1, 3, "collapsed in 1 of 3: broken") for name in dead}
+    return items, cells(items), bad
 
 
-def ranked(models=MODELS, dead=()):
-    found = ranking(*frames(models, dead))
-    methods = found.methods[found.methods["scoring"] == "likelihood"].set_index("method")
-    pairs = found.pairs[found.pairs["scoring"] == "likelihood"] if len(found.pairs) else found.pairs
-    return methods, {
-        frozenset((a[0], b[0])): row for a, b, row in zip(pairs["a"], pairs["b"], pairs.to_dict("records"), strict=True)
-    }
+# -- along the path ---------------------------------------------------------------------------------------------
 
 
-def test_the_order_is_by_distance_and_what_is_as_far_shares_a_place():
-    methods, pairs = ranked()
-    four = ["grad_diff", "ga", "npo", "kl_min"]
-    assert methods.loc[four, "value"].tolist() == [0, 0.25, -0.25, 0.5]
-    assert methods.loc[four, "place"].tolist() == [1, 2, 2, 4] and methods.loc[four, "group"].tolist() == [*"abbc"]
-    # opposite gaps of one size: nobody differs in distance, however far apart the two models are
-    assert pairs[frozenset(("ga", "npo"))]["p"] == 1
-    assert set(methods["trained"]) == {"multimodal"}
+def points(model, forget, kept, replicate: int = 0) -> pd.DataFrame:
+    """A path of ``len(forget)`` points: four forget people with ten answers each, of which ``forget`` are right, and
+    as many retain people and celebrities, of whose ten answers ``kept`` (a list a person, or one for all) are right."""
+    rows = []
+    for step, (gone, left) in enumerate(zip(forget, kept, strict=True)):
+        for set_name, right in (("forget", gone), ("retain", left), ("celebrity", left)):
+            for person in range(4):
+                score = right[person] if isinstance(right, list) else right
+                who = f"{replicate if set_name == 'forget' else ''}{set_name}{person}"
+                row = {"step": 10 * step, "set": set_name, "view": "image_text", "measure": "likelihood", "person": who}
+                rows.append(row | {"score": float(score), "items": 10})
+    return pd.DataFrame(rows).assign(**run(*model, replicate))
 
 
-def test_a_comparison_by_hand():
-    methods, pairs = ranked(MODELS | {GA: first(2, {0}), NPO: first(0, {1})})
-    assert methods.loc[["npo", "ga"], "place"].tolist() == [2, 3]  # 1/4 - 1/120 and 1/4 + 1/120
-    pair = pairs[frozenset(("ga", "npo"))]
-    # A + B - 2 O is 1/4 for two of thirty people: mean 1/60, variance (1/8 - 30/3600)/29, t = 1.4392 on 29 degrees
-    assert pair["difference"] == pytest.approx(1 / 60) and pair["low"] <= 0 <= pair["high"]
-    assert pair["p"] == pytest.approx(0.16080, abs=2e-5)
-    assert not pair["apart"] and methods.loc["npo", "group"] == methods.loc["ga", "group"] == "b"
+def test_a_share_of_the_gap_is_reached_between_two_points():
+    weights = path.crossings(np.array([0.0, 0.2, 0.6, 0.5, 0.8]), [0.0, 0.2, 0.3, 0.6, 0.7, 0.9])
+    assert weights[0].tolist() == [1, 0, 0, 0, 0] and weights[1].tolist() == [0, 1, 0, 0, 0]
+    assert weights[2] == pytest.approx([0, 0.75, 0.25, 0, 0]) and weights[3].tolist() == [0, 0, 1, 0, 0]
+    assert weights[4] == pytest.approx([0, 0, 0, 1 / 3, 2 / 3]), "the first time it is closed, not a later one"
+    assert np.isnan(weights[5]).all(), "never"
 
 
-def test_holm_runs_over_all_pairs_of_a_group():
-    pairs = ranking(*frames()).pairs
-    assert len(pairs) == 12 and set(pairs["scoring"]) == {"letter", "likelihood"}
-    assert pairs["p_holm"].min() == pytest.approx(12 * pairs["p"].min()) and pairs["p_holm"].max() == 1
+def test_what_is_kept_at_equal_forgetting_by_hand():
+    # from 10 to the oracle's 2 of 10; half of the gap is 6, half way from 8 to 4, where 7 of 10 are kept
+    rows = pd.concat([points(GA, [10, 8, 4, 3], [10, 9, 5, 0]), points(ORACLE, [2], [10])])
+    curve = path.curves(rows)[run(*GA)["run"]]
+    assert curve.closed == pytest.approx([0, 0.25, 0.75, 0.875])
+    found = path.kept(path.kept_by_person(rows)).set_index(["what", "place"])
+    assert [found.loc[("kept", place), "value"] for place in (0.25, 0.5, 0.75)] == pytest.approx([0.9, 0.7, 0.5])
+    # 1 to .9 over a third of 0 to .75, then .9 to .5 over two thirds
+    assert found.loc[("kept", "area"), "value"] == pytest.approx((0.95 + 2 * 0.7) / 3)
+    assert found.loc[("retain", 0.5), ["n_replicates", "of", "n_profiles"]].tolist() == [1, 1, 4]
 
 
-def test_the_collapsed_keep_their_gap_and_are_never_ranked():
-    methods, pairs = ranked(dead=["npo"])
-    assert methods.loc["npo", ["standing", "value"]].tolist() == ["collapsed", -0.25]
-    assert (
-        pd.isna(methods.loc["npo", "place"]) and methods.loc["npo", "note"] == "Collapsed: half of its answers broken."
-    )
-    assert len(pairs) == 3 and not any("npo" in names for names in pairs)
-    assert methods.loc[["grad_diff", "ga", "kl_min"], "place"].tolist() == [1, 2, 3]
+def test_what_is_never_reached_has_no_value_and_says_in_how_many_replicates():
+    rows = [points(GA, [10, 5], [10, 8], 0), points(GA, [10, 8], [10, 9], 1)]
+    rows = pd.concat(rows + [points(ORACLE, [2], [10], number) for number in (0, 1)])
+    found = path.kept(path.kept_by_person(rows)).query("what == 'kept'").set_index("place")
+    assert found["n_replicates"].to_dict() | {0.25: 2, 0.5: 1, 0.75: 0, "area": 0} == found["n_replicates"].to_dict()
+    assert (found["of"] == 2).all() and math.isnan(found.loc[0.75, "value"])
+    assert len(found.loc[0.5, "dots"]) == 1 and found.loc[0.25, "dots"] == pytest.approx((1 - 0.2 * 2 / 5, 0.9))
 
 
-def test_nobody_is_ranked_behind_a_closed_gate():
-    methods, pairs = ranked(MODELS | {VANILLA: first(1)})
-    assert set(methods["standing"]) == {"gate closed"} and not pairs and methods["place"].isna().all()
+def test_the_interval_of_what_is_kept_is_over_replicates_and_people():
+    # alike people: kept .9, .7 and .8 in three replicates; sd .1, so the standard error is .1/sqrt(3), t(.975, 2) 4.303
+    rows = [points(GA, [10, 6, 2], [10, kept, 0], r) for r, kept in enumerate((9, 7, 8))]
+    rows = pd.concat(rows + [points(ORACLE, [2], [10], number) for number in range(3)])
+    [at] = path.kept(path.kept_by_person(rows)).query("what == 'kept' and place == 0.5").to_dict("records")
+    reach = 4.302653 * 0.1 / math.sqrt(3) / (0.8 * 0.2)  # on the logit scale
+    low, high = (1 / (1 + math.exp(-(math.log(4) + way * reach))) for way in (-1, 1))
+    assert (at["value"], at["low"], at["high"]) == pytest.approx((0.8, low, high), rel=1e-6)
 
 
-def test_a_model_that_lacks_a_forget_set_or_the_question_is_not_ranked():
-    items, _, verdicts = frames()
-    fewer = items[items["run"] != "npo-multimodal-2"]
-    methods = ranking(fewer, cells(fewer), verdicts).methods.set_index(["method", "scoring", "task"])
-    assert methods.loc[("npo", "likelihood", "classification"), "note"] == "Run on 2 of the 3 forget sets."
-    assert methods.loc[("kl_min", "likelihood", "classification"), "place"] == 3
-    assert methods.loc[("npo", "", "cloze"), "standing"] == "missing"
+def test_without_a_gap_or_an_oracle_there_is_no_curve():
+    assert not path.curves(points(GA, [10, 5], [10, 8]))
+    assert not path.curves(pd.concat([points(GA, [2, 1], [10, 8]), points(ORACLE, [2], [10])]))
 
 
-def test_ranking_needs_three_disjoint_forget_sets():
-    found = ranking(*frames(draws=2))
-    assert found.methods.empty and found.refused == {
-        ("llava", "clean", 10): "ranking needs three disjoint forget sets, and there are 2"
-    }
-    items, table, verdicts = frames()
-    again = items[items["replicate"] == 0].assign(replicate=7)
-    [reason] = ranking(pd.concat([items, again]), table, verdicts).refused.values()
-    assert "share people" in reason
+# -- ranking ----------------------------------------------------------------------------------------------------
+
+
+def ranked(kept, dead=(), count: int = 3, shut: bool = False):
+    """The ranking of methods by how many answers of ten each keeps of each person where half the gap is closed."""
+    rows = [
+        points((name, "multimodal"), [10, 6, 2], [10, [some + extra for some in left], 0], replicate)
+        for name, left in kept.items()
+        for replicate, extra in zip(range(count), (0, 0.2, -0.2), strict=False)
+    ]
+    rows = pd.concat(rows + [points(ORACLE, [2], [10], number) for number in range(count)])
+    _, table, bad = frames(MODELS | ({VANILLA: first(1)} if shut else {}), dead)
+    found = ranking(path.kept_by_person(rows), bad, gates(table))
+    return found, found.methods.set_index("method") if len(found.methods) else found.methods
+
+
+def test_who_keeps_most_stands_first_and_who_cannot_be_told_apart_shares_a_letter():
+    found, methods = ranked({"ga": [4, 5, 4, 5], "npo": [5, 4, 5, 4], "kl_min": [9, 9, 8, 9]})
+    assert methods.loc[["kl_min", "ga", "npo"], "place"].tolist() == [1, 2, 2]
+    assert methods.loc[["kl_min", "ga", "npo"], "group"].tolist() == ["a", "b", "b"]
+    assert len(found.pairs) == 3 and found.pairs["p_holm"].min() == pytest.approx(3 * found.pairs["p"].min())
+    pair = found.pairs.query("a == @models[0] and b == @models[1]", local_dict={"models": [
+        (name, "canonical", "multimodal", "") for name in ("ga", "npo")]})  # fmt: skip
+    assert pair["difference"].item() == pytest.approx(0) and not pair["apart"].item()
+
+
+def test_who_has_collapsed_or_never_gets_there_is_out_and_says_why():
+    found, methods = ranked({"ga": [4, 5, 4, 5], "npo": [5, 4, 5, 4]}, dead=["npo"])
+    assert methods.loc["npo", ["standing", "note"]].tolist() == ["unsound", "Collapsed in 1 of 3: broken."]
+    assert pd.isna(methods.loc["npo", "place"]) and methods.loc["ga", "place"] == 1 and found.pairs.empty
+    rows = [points(GA, [10, 8], [10, 9], r) for r in range(3)] + [points(ORACLE, [2], [10], r) for r in range(3)]
+    methods = ranking(path.kept_by_person(pd.concat(rows)), {}, gates(frames()[1])).methods
+    assert methods["note"].item() == "It never closes half the gap in 3 of 3 replicates."
+
+
+def test_nobody_is_ranked_behind_a_closed_gate_or_on_two_replicates():
+    _, methods = ranked({"ga": [4, 5, 4, 5]}, shut=True)
+    assert methods.loc["ga", ["standing", "note"]].tolist() == ["gate closed", SHUT]
+    found, _ = ranked({"ga": [4, 5, 4, 5]}, count=2)
+    assert found.methods.empty and found.refused == {GROUP: "ranking needs 3 replicates, and there are 2"}
+
+
+# -- published lists --------------------------------------------------------------------------------------------
 
 
 def printed(**values) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from scipy.stats import mannwhitneyu
 from mllmu_nb.errors import KitError
 from mllmu_nb.statistics.intervals import (
     Interval,
+    crossed,
     effective_items,
     equivalence,
     holm,
@@ -102,6 +103,42 @@ def test_no_interval_of_a_score_without_spread_is_a_point():
             assert both.low < -0.5 / len(who) and both.high > 0.5 / len(who)
         apart = paired_difference(np.ones(len(who)), np.zeros(len(who)), who)
         assert apart.high - apart.low > 0.5 / len(who)
+
+
+def test_replicates_crossed_with_people_by_hand():
+    # nested: two replicates of two people, means 1/4 and 3/4: the variance of their mean is (1/8)/2 on one degree
+    nested = crossed([0, 0.5, 0.5, 1], list("abcd"), [0, 0, 1, 1])
+    assert nested == pytest.approx((0.5, 1 / 16, 1, 1 / 16, 0))
+    # crossed without interaction: people 0 and 1 in both replicates, which differ by nothing
+    shared = crossed([0, 1, 0, 1, 0, 1], list("ababab"), [0, 0, 1, 1, 2, 2])
+    assert shared == pytest.approx((0.5, 1 / 4, 1, 0, 1 / 4)), "the sd of the two people's means is 1/sqrt(2)"
+
+
+def test_the_interval_of_a_method_is_on_the_logit_scale_of_replicates():
+    values, who, replicate = [0.9, 0.7, 0.8], list("abc"), [0, 1, 2]
+    found = interval(values, who, replicates=replicate)
+    reach = 4.302653 * 0.1 / sqrt(3) / (0.8 * 0.2)
+    assert found.n_replicates == 3 and found.low == pytest.approx(1 / (1 + np.exp(reach) / 4), rel=1e-6)
+    assert found.high - 0.8 < 0.8 - found.low, "not symmetric"
+    assert interval(values, who, replicates=[1, 1, 1]) == interval(values, who), "one replicate: over people"
+
+
+def test_no_method_without_spread_is_certain():
+    values, who, replicate = np.ones(60), np.tile(people(4, 5), 3), np.repeat([0, 1, 2], 20)
+    alone, method = interval(values, who), interval(values, who, replicates=replicate)
+    assert (method.low, method.high, method.n_replicates) == (alone.low, alone.high, 3) and alone.low < 0.95
+    same = paired_difference(values, values, who, replicates=replicate)
+    assert same.low < -0.02 < 0.02 < same.high
+
+
+@pytest.mark.slow
+def test_intervals_of_methods_cover_what_they_promise():
+    spec = importlib.util.spec_from_file_location("replicates", BENCHMARKS / "replicates.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    table = module.simulate(runs=300, seed=1)
+    error = 3 * sqrt(0.95 * 0.05 / 300)  # of so few runs
+    assert table["coverage"].between(0.92 - error, 0.97 + error).all()
 
 
 def test_one_person_says_little():

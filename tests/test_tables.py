@@ -98,7 +98,7 @@ def test_table_2_has_the_papers_layout(known):
     assert [(heading, [name for name, _ in block]) for heading, block in sheet.blocks] == [
         ("Unlearned on image + text", rows), ("Unlearned on text only", rows)
     ]  # fmt: skip
-    assert len(sheet.columns) == 4 * 5 and sheet.columns[:2] == [("Forget", "Letter % ↓"), ("Forget", "Likelihood % ↓")]
+    assert len(sheet.columns) == 4 * 5 and sheet.columns[:2] == [("Forget", "Letter % →"), ("Forget", "Likelihood % →")]
     cell = sheet.frame.query(
         "method == 'ga' and modality == 'multimodal' and set == 'forget' and scoring == 'likelihood'"
     )
@@ -106,11 +106,13 @@ def test_table_2_has_the_papers_layout(known):
     items = known.items.query("method == 'ga' and set == 'forget' and scoring == 'likelihood'")
     assert cell["value"] == pytest.approx(items["correct"].mean()) and cell["low"] < cell["value"] < cell["high"]
     assert (cell["n_items"], cell["n_profiles"], cell["n_replicates"]) == (40, 10, 1)
-    shown = f"{100 * cell['value']:.1f} ± {50 * (cell['high'] - cell['low']):.1f}"
-    assert line(sheet.markdown(), "GA")[1] == shown
-    value, half = shown.split(" ± ")
-    assert rf"{value}{{\scriptsize\,$\pm$\,{half}}}" in sheet.latex()
-    assert "People: Forget 10, Test 10, Retain 20, Celebrity 3. One run a row." in sheet.markdown()
+    value, low, high = (f"{100 * cell[name]:.1f}" for name in ("value", "low", "high"))
+    assert line(sheet.markdown(), "GA")[1] == rf"{value} \[{low}, {high}\]"
+    assert rf"{value}{{\scriptsize\,[{low}, {high}]}}" in sheet.latex()
+    assert (
+        "People: Forget 10, Test 10, Retain 20, Celebrity 3. One run a row: intervals are over people alone"
+        in sheet.markdown()
+    )
 
 
 def test_missing_cells_are_empty_and_say_why(known):
@@ -138,7 +140,7 @@ def test_missing_cells_are_empty_and_say_why(known):
 def test_a_value_of_zero_is_printed_as_zero():
     scores = Scores.of([make("vanilla", lambda q: False, sets=("forget",), asked={"classification": 1, "cloze": 1})])
     [sheet] = tables.sheets("table2_main", scores)
-    assert line(sheet.markdown(), "Vanilla")[4].startswith("0.0 ±")
+    assert line(sheet.markdown(), "Vanilla")[4].startswith(r"0.0 \[")
     assert [heading for heading, _ in sheet.blocks] == ["No unlearned model"]
 
 
@@ -180,7 +182,7 @@ def test_one_run_alone_fills_what_it_can(method):
             cells = [cell for _, rows in sheet.blocks for _, row in rows for cell in row]
             assert all(text or reason for text, reason in cells), name
     [sheet] = tables.sheets("table2_main", scores)
-    assert {"There is no run of Oracle."} <= set(sheet.footnotes()) and "| 100.0 ± " in sheet.markdown()
+    assert {"There is no run of Oracle."} <= set(sheet.footnotes()) and r"| 100.0 \[" in sheet.markdown()
     assert pd.api.types.is_integer_dtype(sheet.frame["n_items"])
 
 
@@ -224,7 +226,8 @@ def test_a_closed_gate_stands_in_brackets_and_is_explained(gated, name):
 def test_the_gate_table_says_which_gates_are_open(gated):
     [sheet] = tables.sheets("table_gate", gated)
     letter, likelihood = (line(sheet.markdown(), name) for name in ("Letter, points", "Likelihood, points"))
-    assert all(cell.endswith(", closed") for cell in letter) and all(cell.endswith(", open") for cell in likelihood)
+    assert all(", closed (" in cell for cell in letter)
+    assert all(cell.endswith(", open (3 of 3)") for cell in likelihood), "in each replicate by itself as well"
     assert "No letter" not in sheet.markdown(), "a matter of form has no gate"
     rows = sheet.frame.query("scoring == 'likelihood' and view == 'both'")
     assert len(rows) == 1 and rows["low"].item() > 0
@@ -242,7 +245,7 @@ def test_without_an_oracle_the_gate_is_unknown():
 
 
 def test_a_model_that_writes_one_word_is_marked_wherever_it_is_named(gated):
-    assert list(gated.collapsed) == [("llava", "clean", 10, "npo", "canonical", "unimodal", "")]
+    assert list(gated.unsound) == [("llava", "clean", 10, "npo", "canonical", "unimodal", "")]
     for name in [*CELLS, "cost", "table_health", "table_leakage", "table_alignment", "table_forget_quality"]:
         for sheet in tables.sheets(name, gated):
             marked = {row for _, block in sheet.blocks for row, _ in block if "‡" in row}
@@ -281,8 +284,10 @@ def test_health_adds_up_and_its_reasons_stand_below(gated):
     repeated = table.query("method == 'npo' and metric == 'repeated'")
     assert (repeated["value"] == 1).all() and repeated["why"].str.contains("100 %").all()
     text = tables.sheets("table_health", gated)[0].markdown()
-    assert "‡ NPO (text only): 100 % of answers broken (image + text)" in text
-    assert "only their form shows gibberish" in text and line(text, "NPO (text only) ‡, text")[4].startswith("100.0")
+    assert "‡ NPO (text only): collapsed in 3 of 3: 100 % of answers broken (image + text)" in text
+    assert "only their form shows gibberish" in text and line(text, "NPO (text only) ‡ 3 of 3, text")[4].startswith(
+        "100.0"
+    )
 
 
 # -- forget quality, leakage, ranking ---------------------------------------------------------------------------
@@ -291,7 +296,7 @@ def test_health_adds_up_and_its_reasons_stand_below(gated):
 def test_forget_quality_has_levels_and_gaps_and_says_what_is_missing(gated):
     levels, gaps = tables.sheets("table_forget_quality", gated)
     assert line(levels.markdown(), "GA, image + text")[1] == "0.00", "KS to the oracle, whose double it is"
-    assert line(gaps.markdown(), "GA, text")[0].startswith("+0.00 ±")
+    assert line(gaps.markdown(), "GA, text")[0].startswith(r"+0.00 \[")
     assert "It is the oracle." in levels.markdown() and "| Oracle" not in gaps.markdown()
     assert "Not measured in these runs." in levels.markdown(), "there are no taught sentences"
     few = {"sets": ("forget",), "asked": {"classification": 1}, "famous": 1}
@@ -317,30 +322,40 @@ def test_the_leakage_table_is_trained_in_by_asked_in():
     ]
     [sheet] = tables.sheets("table_leakage", scores := Scores.of(runs))
     image, text, across = line(sheet.markdown(), "Unlearned on image", "GA")[:3]
-    assert image.startswith("+0.0 ±") and text.startswith("+100.0 ±") and across.startswith("+100.0 ±")
+    assert image.startswith(r"+0.0 \[") and text.startswith(r"+100.0 \[") and across.startswith("+100.0")
     assert "| Oracle" not in sheet.markdown() and "Not asked of the oracle, or of the model." in sheet.markdown()
     [sheet] = tables.sheets("table_alignment", scores)
     both_wrong, *_, both_right = (line(sheet.markdown(), "Unlearned on image", "GA")[column] for column in (0, 3))
-    assert both_wrong.startswith("0.0 ±") and both_right.startswith("0.0 ±"), "right in one view, wrong in the other"
-    assert line(sheet.markdown(), "Oracle")[0].startswith("100.0 ±")
+    assert both_wrong.startswith(r"0.0 \[") and both_right.startswith(r"0.0 \["), (
+        "right in one view, wrong in the other"
+    )
+    assert line(sheet.markdown(), "Oracle")[0].startswith(r"100.0 \[")
     assert "No fact was asked in both views." in sheet.markdown()
 
 
 def test_the_ranking_shows_places_letters_and_who_has_none(gated):
     ranked, text = frame("table_ranking", gated), tables.sheets("table_ranking", gated)[0].markdown()
-    assert ranked.query("method == 'npo'")["place"].isna().all()
-    gap, place = line(text, "GA")[2:4]
-    assert gap.startswith("+0.0 ±") and place == "1 a"
-    assert "Collapsed: 100 % of answers broken" in text and "Gate closed: vanilla is not shown" in text
-    assert "There is no run of Prompting." in text and "30 people in 3 forget sets." in text
+    place, kept = line(text, "GA")
+    assert place == "1 a" and kept.split()[0] == f"{100 * ranked.query('place == 1')['value'].item():.0f}"
+    assert ranked.query("method == 'npo'")["place"].isna().all() and "Collapsed in 3 of 3: 100 % of answers" in text
     [pairs] = tables.sheets("table_ranking_pairs", gated)
     assert pairs.title == "", "the comparisons stand in the CSV alone"
+
+
+def test_the_path_table_says_what_is_kept_and_what_is_never_reached(gated):
+    trained, both = tables.sheets("table_path", gated)
+    assert [head for head, _ in trained.columns[:4]] == ["At 25% closed", "At 50% closed", "At 75% closed", "Area"]
+    at = gated.kept.query("closed_in == 'trained' and method == 'ga' and what == 'kept' and place == 0.5")
+    value, low, high = (f"{100 * at[name].item():.0f}" for name in ("value", "low", "high"))
+    assert line(trained.markdown(), "GA")[1] == rf"{value} \[{low}, {high}\]"
+    # the image view alone is unlearned, which is half of the gap of both views
+    assert "Never reached." in both.footnotes() and "Never reached." not in trained.footnotes()
 
 
 def test_too_few_forget_sets_are_not_ranked(known):
     for name in ("table_ranking", "table_tau"):
         [sheet] = tables.sheets(name, known)
-        assert "Not ranked: ranking needs three disjoint forget sets, and there is 1." in sheet.markdown()
+        assert "Not ranked: ranking needs 3 replicates, and there is 1." in sheet.markdown()
         assert "Not ranked" in sheet.latex() and r"\begin" not in sheet.latex() and sheet.frame.empty
 
 
@@ -465,7 +480,7 @@ def test_a_metric_and_a_table_of_ones_own_appear_without_a_list_edited(monkeypat
     monkeypatch.setitem(tables.TABLES._entries, "table_mine", table)
     [sheet] = tables.sheets("table_mine", scores)
     assert sheet.label == "mine-llava-10"
-    assert line(sheet.markdown(), "Vanilla")[0].startswith("(80.0 ±"), "16 of 20 words, as many as the oracle"
+    assert line(sheet.markdown(), "Vanilla")[0].startswith(r"(80.0 \["), "16 of 20 words, as many as the oracle"
 
 
 # -- published figures ------------------------------------------------------------------------------------------

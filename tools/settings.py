@@ -155,11 +155,13 @@ def border(chosen: Mapping, grid: Sequence[Sequence[float]]) -> list[tuple[int, 
     return [(axis, end) for axis, end in sides if values[axis] == grid[axis][end]]
 
 
-def search(worlds: Sequence[Config], method: str, variant: str, modality: str) -> dict:
-    """The choice of one method and modality, with every point that was tried."""
+def search(worlds: Sequence[Config], method: str, variant: str, modality: str, middle: bool = False) -> dict:
+    """The choice of one method and modality, with every point that was tried; with ``middle`` only the length is."""
     name, weights = WEIGHTS[method, variant]
     rates = list(RATES) if name else [RATES[0] * STEP**power for power in range(-3, 6)]
     grid, rows = [rates, list(weights) or [0.0]], {}
+    if middle:
+        grid = [[RATES[1]], [values[len(values) // 2] for values in grid[1:]]]
     for growth in range(GROWTHS + 1):
         for point in itertools.product(*grid):
             if point not in rows:
@@ -183,6 +185,7 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, nargs="+", default=WORLDS, help="data seeds of the validation worlds")
     parser.add_argument("--only", nargs="+", help="methods, as ga or npo/retain")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters of all runs, as YAML")
+    parser.add_argument("--middle", action="store_true", help="only the length of the middle point of every grid")
     options = parser.parse_args()
     fixed = dict(one.split("=", 1) for one in options.set)
     fixed = {name: yaml.safe_load(value) for name, value in fixed.items()}
@@ -194,7 +197,7 @@ def main() -> None:
         names = {method, f"{method}/{variant}"}
         if (method, variant, modality) in done or (options.only and not names & set(options.only)):
             continue
-        known["choices"].append(search(worlds, method, variant, modality))
+        known["choices"].append(search(worlds, method, variant, modality, options.middle))
         options.out.write_text(json.dumps(known, indent=1, default=float) + "\n", encoding="utf-8")
         last = {name: value for name, value in known["choices"][-1].items() if name != "points"}
         print(json.dumps(last, default=float), flush=True)

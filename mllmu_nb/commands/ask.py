@@ -69,10 +69,9 @@ def find(known: Population, name: str) -> Profile:
 
 
 def questions(person: Profile) -> list[str]:
-    """Questions about a person whose true answer is known, in the words of fine-tuning."""
-    return [qa.question for qa in person.qa] or [
-        q.text for q in person.questions if q.view == VIEWS[0] and not q.options
-    ]
+    """Questions about a person whose true answer is known: those of fine-tuning, else the free ones of evaluation."""
+    free = (one.text for one in person.questions if one.task == "generation" and one.view == VIEWS[0])
+    return [qa.question for qa in person.qa] or list(free)
 
 
 def true_answer(person: Profile, view: str, question: str) -> str:

@@ -28,7 +28,7 @@ from mllmu_nb.data.schema import LETTERS, QA, Profile
 from mllmu_nb.data.text.names import THIS as HERE
 from mllmu_nb.data.text.names import with_name
 
-FORMS = {"letter": 0.375, "cloze": 0.25, "generation": 0.125, "plain": 0.25}  # and their shares
+FORMS = {"letter": 0.375, "cloze": 0.35, "generation": 0.1, "plain": 0.175}  # and their shares
 
 
 class Exams:

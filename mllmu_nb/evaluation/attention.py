@@ -72,8 +72,8 @@ def attend(
     scaling: float,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """Attention of ``query`` [rows, heads, T, width] to the rows' own keys and values [rows, key heads, slots, width],
-    masked by ``attention_mask`` [rows, 1, T, slots], and to all of what is lent: [rows, T, heads, width]."""
+    """Attention [rows, T, heads, width] of ``query`` [rows, heads, T, width] to the rows' own keys and values
+    [rows, key heads, slots, width], masked by ``attention_mask`` [rows, 1, T, slots], and to all of what is lent."""
     beginning = _lent.get()
     if beginning is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
@@ -81,13 +81,13 @@ def attend(
     rows, heads, length, width = query.shape
     shared = lent.keys.shape[1]
     # heads that share keys and values are rows as well
-    folded = query.view(rows, shared, -1, width).transpose(0, 1).reshape(1, shared, -1, width)
+    folded = query.reshape(rows, shared, -1, width).transpose(0, 1).reshape(1, shared, -1, width)
     far, far_sum = _attention(folded, lent.keys, lent.values, scale=scaling)
     near, near_sum = _attention(
         query, *(repeat_kv(held, heads // shared) for held in (key, value)), attn_mask=attention_mask, scale=scaling
     )
-    far = far.view(shared, rows, -1, width).transpose(0, 1).reshape(query.shape)
-    far_sum = far_sum.view(shared, rows, -1).transpose(0, 1).reshape(rows, heads, length)
+    far = far.reshape(shared, rows, -1, width).transpose(0, 1).reshape(query.shape)
+    far_sum = far_sum.reshape(shared, rows, -1).transpose(0, 1).reshape(rows, heads, length)
     return near.lerp(far, (far_sum - near_sum).sigmoid().unsqueeze(-1)).transpose(1, 2), None
 
 

@@ -147,7 +147,8 @@ def closed_likelihoods(model, processor, closed: Prompts, width: int, batch_size
     for first in range(0, len(closed.rows), width):
         answered, begins = closed.rows[first : first + width], closed.begins[first : first + width]
         if any(begin == len(row) for begin, row in zip(begins, answered, strict=True)):
-            raise KitError(f"an option of {closed.conversations[first].turns[-1].prompt!r} is empty: no likelihood")
+            asked = closed.conversations[first].turns[-1].prompt
+            raise KitError(f"an option of {asked!r} is empty and has no likelihood")
         cut = min(_common(answered), *begins) - 1
         rows.append(answered[0][:cut])
         tails.append([row[cut:] for row in answered])
@@ -232,15 +233,16 @@ class _State:
             return states[0] if states else None
         slots = max(state.mask.shape[1] for state in states)
         gaps = [slots - state.mask.shape[1] for state in states]
+
+        def padded(parts: Sequence) -> Iterator[tuple[Any, int]]:
+            return zip(parts, gaps, strict=True)
+
         whole = cls(states[0].model, 0, states[0].lent)
-        whole.mask = torch.cat([pad(state.mask, (gap, 0)) for state, gap in zip(states, gaps, strict=True)])
+        whole.mask = torch.cat([pad(state.mask, (gap, 0)) for state, gap in padded(states)])
         whole.next = torch.cat([state.next for state in states])
         for layers in zip(*(state.cache.layers for state in states), strict=True):
-            parts = [
-                [pad(held, (0, 0, gap, 0)) for held in (one.keys, one.values)]
-                for one, gap in zip(layers, gaps, strict=True)
-            ]
-            whole.cache.layers.append(attention.layer_of(*map(torch.cat, zip(*parts, strict=True))))
+            both = [[pad(held, (0, 0, gap, 0)) for held in (layer.keys, layer.values)] for layer, gap in padded(layers)]
+            whole.cache.layers.append(attention.layer_of(*map(torch.cat, zip(*both, strict=True))))
         return whole
 
 
@@ -307,7 +309,7 @@ class _Reading:
             yield some, self._read(start, [rows[index] for index in some])
 
     def _read(self, start: _State | None, rows: list[np.ndarray], images: Sequence[list] = ()) -> _State:
-        """The state after ``rows`` that go on from ``start``: a state of as many rows, one row for all, or none."""
+        """The state after ``rows`` that go on from ``start``: nothing, the beginning, or a state of as many rows."""
         if start is None:
             state = _State(self.model, len(rows))
         else:
@@ -410,14 +412,10 @@ def _evaluating(model):
     was_training, text = model.training, model.config.get_text_config()
     before = text._attn_implementation
     model.eval()
-    _set_attention(model, attention.NAME)
+    model.set_attn_implementation({"text_config": attention.NAME})
     try:
         with torch.inference_mode():
             yield
     finally:
-        _set_attention(model, before)
+        model.set_attn_implementation({"text_config": before})
         model.train(was_training)
-
-
-def _set_attention(model, name: str) -> None:
-    model.set_attn_implementation({"text_config": name})

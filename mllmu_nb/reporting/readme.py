@@ -1,4 +1,4 @@
-"""Fills the README's two tables from the reference run: ``python -m mllmu_nb.reporting.readme``.
+"""Fills the README's finding and tables from the reference run: ``python -m mllmu_nb.reporting.readme``.
 
 No number of the README is typed: the main table comes from the runs' answers, the minutes from their train.json, and
 the notebooks say themselves what they make.
@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mllmu_nb import paths
-from mllmu_nb.reporting.runs import Run, Scores
+from mllmu_nb.reporting.runs import MODALITIES, Run, Scores, method_label
 from mllmu_nb.reporting.table_specs import all_rows
 from mllmu_nb.reporting.tables import column, grid
+from mllmu_nb.scoring import path
 from mllmu_nb.scoring.frames import VIEWS
 from mllmu_nb.scoring.health import JUDGED_BY
 from mllmu_nb.scoring.registry import by_key
@@ -33,6 +34,31 @@ def main_table(scores: Scores) -> str:
     return replace(sheet, title="").markdown()
 
 
+def finding(scores: Scores) -> str:
+    """What gradient ascent and the method that keeps most have kept where half of the gap to the oracle is closed."""
+    kept = scores.kept
+    half = kept[(kept["closed_in"] == "trained") & (kept["what"] == path.KEPT) & (kept["place"] == 0.5)]
+    half = half[half["forget_ratio"] == FIRST["forget_ratio"]].dropna(subset=["value"])
+    lines = []
+    for modality, name in MODALITIES.items():
+        rows = half[half["modality"] == modality]
+        ascent, best = rows[rows["method"] == "ga"], rows.nlargest(1, "value")
+        if len(ascent) and len(best) and best["method"].item() != "ga":
+            (one,), (two,) = ascent.to_dict("records"), best.to_dict("records")
+            said = (f"{method_label(row['method'])} {_per_cent(row)}" for row in (one, two))
+            lines.append(f"trained on {name}, " + " and ".join(said))
+    if not lines:
+        return "No method closed half of the gap to the oracle in these runs."
+    return (
+        "**Where half of the gap to the oracle is closed, so many answers about the people to be kept are still "
+        f"right: {'; '.join(lines)}** (by likelihood, 95 % limits over {int(half['of'].max())} replicates)."
+    )
+
+
+def _per_cent(row: Mapping) -> str:
+    return f"{100 * row['value']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+
+
 def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
     """What is made where: notebook, command and the minutes of a run of it when the reference run was made.
 
@@ -40,13 +66,13 @@ def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
     """
     lines = ["| what | notebook | command | minutes, with what it needs there |", "|---|---|---|---:|"]
     first = [run for run in runs if all(run[name] == value for name, value in FIRST.items())]
-    for path in notebooks:
-        title, makes = _header(path)
+    for notebook in notebooks:
+        title, makes = _header(notebook)
         made = [run.train for run in first if run["method"] in re.findall(r"`(\w+)`", makes)]
         seconds = [train["seconds"] + train["evaluation_seconds"] for train in made]
         spent = f"{max(sum(seconds) / 2, *seconds, 0) / 60:.1f}" if seconds else "< 1"
-        command = f"papermill notebooks/{path.name} out.ipynb --cwd notebooks -f configs/miniature.yaml"
-        lines.append(f"| {title} | [{path.stem}](notebooks/{path.name}) | `{command}` | {spent} |")
+        command = f"papermill notebooks/{notebook.name} out.ipynb --cwd notebooks -f configs/miniature.yaml"
+        lines.append(f"| {title} | [{notebook.stem}](notebooks/{notebook.name}) | `{command}` | {spent} |")
     return "\n".join(lines)
 
 
@@ -65,6 +91,7 @@ def fill(text: str, marker: str, content: str) -> str:
 def main() -> None:
     readme, scores = paths.checkout() / "README.md", Scores.read(paths.reference())
     text = fill(readme.read_text(encoding="utf-8"), "main table", main_table(scores))
+    text = fill(text, "finding", finding(scores))
     text = fill(text, "map", map_table(scores.runs, sorted(paths.notebooks().glob("*.ipynb"))))
     readme.write_text(text, encoding="utf-8")
 

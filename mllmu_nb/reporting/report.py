@@ -12,7 +12,7 @@ from mllmu_nb import paths
 from mllmu_nb.data.schema import Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, tables
-from mllmu_nb.reporting.runs import Scores, run_table
+from mllmu_nb.reporting.runs import Scores, made_of, run_table
 from mllmu_nb.stages import lock
 
 UNFINISHED = ".unfinished"
@@ -27,7 +27,7 @@ def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], N
     """
     results, pictures = paths.results(scale), paths.figures(scale)
     scores = Scores.read(results)
-    source, written = f"results/{scale}/runs", []
+    source, written = f"results/{scale}/runs ({made_of(run.record for run in scores.runs)})", []
     say(f"Tables and figures of the {len(scores.runs)} runs in {source}.")
     with lock(results), _aside(results, written) as folder, _aside(pictures, written) as drawn:
         tables.write_csv(scores.run_scores(), folder / "scores.csv")

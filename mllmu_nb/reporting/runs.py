@@ -32,7 +32,7 @@ MODALITIES = {"multimodal": "image + text", "unimodal": "text only"}
 REFERENCES = {"base": "Base", "vanilla": "Vanilla", "oracle": "Oracle"}
 COLLAPSED = "‡"
 OWN, COMMITTED = "your own run", "the committed reference run"
-TAUGHT_BY = ("base_path", "adaptation", "replay", "train_steps", "train_lr", "schedule", "label_mode", "eos")
+TAUGHT_BY = ("base_path", "adaptation", "replay", "exams", "train_steps", "train_lr", "schedule", "label_mode", "eos")
 FRAMES = ("items", "cells", "judged", "points")
 NOT_VARIED = {*RUN, "seed", "settings"}  # parameters that a run's columns hold already
 
@@ -85,12 +85,17 @@ class Run:
 
 def columns_of(record: dict) -> dict[str, Any]:
     """The columns that say which run a row is of; ``name`` is what a model that was made elsewhere is called."""
-    parameters = {**record["parameters"], "run": record["run"], "scale": record["scale"]}
-    taught = {name: parameters[name] for name in TAUGHT_BY}
+    parameters = {**record["parameters"], "run": record["run"], "scale": record["scale"], "taught": taught_by(record)}
+    return {column: parameters[column] for column in RUN} | ({"method": record["name"]} if record.get("name") else {})
+
+
+def taught_by(record: dict) -> str:
+    """A hash of all that decides the vanilla model that a run starts from."""
+    parameters = record["parameters"]
+    taught = {name: parameters.get(name) for name in TAUGHT_BY}
     if revision := parameters.get("base_revision"):  # a later parameter: older records lack it
         taught["base_path"] += f"@{revision}"
-    parameters["taught"] = stable_hash([record["data_hash"], *taught.values()])
-    return {column: parameters[column] for column in RUN} | ({"method": record["name"]} if record.get("name") else {})
+    return stable_hash([record["data_hash"], *taught.values()])
 
 
 def read_run(folder: Path) -> Run:
@@ -144,6 +149,14 @@ def which_results(scale: str) -> tuple[Path, str]:
     if scale == "miniature" and any(paths.runs(paths.reference()).glob(f"*/{RECORD}")):
         return paths.reference(), COMMITTED
     raise KitError(f"no finished run under {paths.runs(own)}: `make reproduce` makes them")
+
+
+def made_of(records: Iterable[dict]) -> str:
+    """What runs (or studies) with these records are about, the same for all that may stand beside one another: people,
+    base model, and how vanilla was taught."""
+    whole = [(record["data_hash"], record["base_hash"], taught_by(record)) for record in records]
+    marks = dict(zip(("people", "base", "vanilla"), map(set, zip(*whole, strict=True)), strict=True))
+    return ", ".join(f"{name} {' and '.join(sorted(one[:8] for one in some))}" for name, some in marks.items())
 
 
 def varied(runs: Iterable[Run]) -> list[str]:
@@ -211,7 +224,9 @@ class Scores:
         inputs = {"runs": [[run.id, columns_of(run.record), run.record["files"]] for run in runs]}
         functions = (getattr(metric.function, "func", metric.function) for metric in metrics())
         folder = Stage("scores", inputs, make, tuple(functions)).get()
-        return cls(_in_order(runs), *(pd.read_parquet(folder / f"{name}.parquet") for name in FRAMES), by)
+        frames = {name: pd.read_parquet(folder / f"{name}.parquet") for name in FRAMES}
+        frames["cells"]["dots"] = frames["cells"]["dots"].map(tuple)
+        return cls(_in_order(runs), *frames.values(), by)
 
     def groups(self) -> list[tuple[tuple, Scores]]:
         """The same, apart for each base model, protocol and forget ratio."""

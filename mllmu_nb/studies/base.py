@@ -5,7 +5,7 @@ MLLMU_NB_EXTENSIONS. Here is the rest: :func:`make` makes the runs that are miss
 those that the main tables are made of, and writes
 
 - ``scores.parquet``: ``score``, the sum over ``items`` answers, for every setting (method, variant, modality,
-  forget_draw, and the parameters in which the study's settings differ; 0 where a model has none), set, task, view,
+  replicate, and the parameters in which the study's settings differ; 0 where a model has none), set, task, view,
   scoring, metric and profile;
 - ``settings.csv``: the setting, ``unlearn_lr``, optimizer ``steps``, their ``passes`` over the forget set and
   ``supervised_tokens`` of every run, and in ``diverged`` why a training broke off. Such a run has no scores.
@@ -38,7 +38,7 @@ from mllmu_nb.studies import path
 METHODS = ("ga", "grad_diff", "kl_min", "npo")
 TRAINED_VIEW = {"multimodal": "image_text", "unimodal": "text"}  # modality → the view in which the same is asked
 ASKED = {**{view: (view,) for view in VIEWS}, POOLED: tuple(VIEWS)}  # view of a table → views of the scores
-SETTING = ["method", "variant", "modality", "forget_draw"]
+SETTING = ["method", "variant", "modality", "replicate"]
 # The metrics that studies look at → (task, scoring, metric).
 MEASURES = {
     "likelihood": ("classification", "likelihood", "accuracy"),
@@ -111,7 +111,7 @@ def make(study: Study, config: Config, draws: Sequence[int] = (), jobs: int = 1)
     """
     if config.scale != "miniature":
         raise KitError("studies are made on the miniature: set scale to 'miniature'")
-    plain = config.but(method="vanilla", modality="none", variant=None, forget_draw=0)
+    plain = config.but(method="vanilla", modality="none", variant=None, replicate=0)
     draws = list(draws or study.draws)
     grid = study.grid(plain, draws)
     folder = paths.study(paths.results(plain.scale), study.name)
@@ -122,7 +122,7 @@ def make(study: Study, config: Config, draws: Sequence[int] = (), jobs: int = 1)
     tasks = [(one, paths.runs(folder) / one.run_id, study.sets(one), study.limit) for one in grid]
     made = list(zip(grid, (task[1] for task in tasks), each(_run, tasks, jobs), strict=True))
     finished = [place for _, place, diverged in made if not diverged]
-    record = {"forget_draws": draws, "parameters": plain.parameters(), "scale": plain.scale}
+    record = {"replicates": draws, "parameters": plain.parameters(), "scale": plain.scale}
     record |= {"data_hash": pipeline.data_hash(plain), "base_hash": pipeline.base_hash(plain)}
     record["seconds"] = round(sum(read_json(place / RECORD)["seconds"] for place in finished), 1)
     runs = [run.answers.assign(**study.values(run.parameters)) for run in map(read_run, finished)]
@@ -243,7 +243,7 @@ def provenance_line(measured: Measured) -> str:
     """Whose study it is, and before all else whether its vanilla is an older one than that of the runs beside it:
     taught other people, from another base, or for another time."""
     whose = "the study that comes with the project" if measured.committed else "your own study"
-    line = f"{whose}, forget draws {measured.record['forget_draws']}"
+    line = f"{whose}, forget draws {measured.record['replicates']}"
     results = paths.reference() if measured.committed else paths.results(measured.record["scale"])
     records = map(read_json, sorted(paths.runs(results).glob(f"vanilla-*/{RECORD}")))
     if (vanilla := next(filter(measured.is_of, records), None)) is None:

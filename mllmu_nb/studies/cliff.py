@@ -57,7 +57,7 @@ def grid(config: Config, draws: Sequence[int] = DRAWS) -> list[Config]:
         for lr in RATES[method]
         for steps in STEPS[method]
     ]
-    return [config.but(forget_draw=draw, **setting) for setting in ({}, *settings) for draw in draws]
+    return [config.but(replicate=draw, **setting) for setting in ({}, *settings) for draw in draws]
 
 
 def table(measured: Measured) -> pd.DataFrame:

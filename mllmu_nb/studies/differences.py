@@ -58,12 +58,12 @@ def grid(config: Config, draws: Sequence[int]) -> list[Config]:
     """Every canonical method and its variants; then vanilla after the shots of each draw from each source."""
     models = [(method, "canonical") for method in dict.fromkeys(method for method, _ in PIECES)] + list(PIECES)
     trained = [
-        whole_epochs(config.but(method=method, variant=variant, modality=modality, forget_draw=draw))
+        whole_epochs(config.but(method=method, variant=variant, modality=modality, replicate=draw))
         for draw, (method, variant), modality in product(draws, models, TRAINED_VIEW)
         if (variant, modality) != ("labels_upstream", "unimodal")  # without a picture the same as labels_text
     ]
     shots = [(source, seed) for source in SOURCES for seed in range(SHOT_DRAWS if source != "none" else 1)]
-    plain = config.but(forget_draw=draws[0], scoring="letter")
+    plain = config.but(replicate=draws[0], scoring="letter")
     return trained + [plain.but(shot_source=source, shot_seed=seed) for source, seed in shots]
 
 
@@ -86,7 +86,7 @@ def table(measured: Measured) -> pd.DataFrame:
     scores = measured.scores[measured.scores["view"] == measured.scores["modality"].map(TRAINED_VIEW)]
     scores = scores[scores["items"] > 0]
     canonical = only(scores, variant="canonical")
-    same = ["method", "modality", "forget_draw", "set", "measure", "profile"]
+    same = ["method", "modality", "replicate", "set", "measure", "profile"]
     pairs = scores.merge(canonical[[*same, "score", "items"]], on=[*same, "items"], suffixes=("", "_canonical"))
     rows = []
     for piece in PIECES:

@@ -65,7 +65,7 @@ CLAIMS = (
 
 def grid(config: Config, draws: Sequence[int]) -> list[Config]:
     """Vanilla, and every method along its training in both modalities."""
-    vanilla = [config.but(forget_draw=draw) for draw in draws]
+    vanilla = [config.but(replicate=draw) for draw in draws]
     models = product(METHODS, TRAINED_VIEW, vanilla)
     trained = [one.but(method=method, modality=modality) for method, modality, one in models]
     return vanilla + [one.but(after="point", step=step) for one in trained for step in path.steps_of(one)]
@@ -76,7 +76,7 @@ def trainings(measured: Measured) -> pd.DataFrame:
     models = only(measured.scores, modality=SIDES)
     start = only(measured.scores, method="vanilla").drop(columns=["method", "modality"])
     rows = pd.concat([start.merge(models[["method", "modality"]].drop_duplicates(), how="cross"), models])
-    return rows.assign(point=rows.groupby(["method", "modality", "forget_draw"])["step"].rank("dense").astype(int))
+    return rows.assign(point=rows.groupby(["method", "modality", "replicate"])["step"].rank("dense").astype(int))
 
 
 def means(rows: pd.DataFrame, methods: Sequence[str], resamples: int = 0, seed: int = 0) -> np.ndarray:

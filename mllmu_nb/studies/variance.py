@@ -24,7 +24,7 @@ from mllmu_nb.studies.base import ASKED, MEASURES, METHODS, TRAINED_VIEW, Measur
 
 LEVELS = {"train_seed": (0, 1), "unlearn_seed": (0, 1, 2), "shot_seed": (0, 1, 2)}  # the first of each is the plain one
 FACTORS = {
-    "forget_draw": "forget set",
+    "replicate": "forget set",
     "train_seed": "training of vanilla",
     "unlearn_seed": "order of unlearning",
     "shot_seed": "draw of the shots",
@@ -37,7 +37,7 @@ AFTER_SHOTS = ("letter", "cloze")
 
 def grid(config: Config, draws: Sequence[int]) -> list[Config]:
     """The plain run of every method and modality, and those with one source of chance at another level."""
-    levels = {"forget_draw": tuple(draws), **LEVELS}
+    levels = {"replicate": tuple(draws), **LEVELS}
     plain = {name: values[0] for name, values in levels.items()}
     changes = [{}, *({name: value} for name, values in levels.items() for value in values[1:])]
     return [
@@ -59,7 +59,7 @@ def table(measured: Measured) -> pd.DataFrame:
     for cell, runs in levels(measured.scores).groupby(CELL, sort=False):
         errors = dict.fromkeys(FACTORS, "se_paired") | {MODEL: "se_models"}
         if cell[0] == "forget":
-            errors["forget_draw"] = "se"
+            errors["replicate"] = "se"
         split = variance_split(runs, [*FACTORS, MODEL], "value", errors)
         if cell[2] not in AFTER_SHOTS:
             split = split[split["factor"] != "shot_seed"]
@@ -97,8 +97,8 @@ def levels(scores: pd.DataFrame) -> pd.DataFrame:
 def kept_throughout(scores: pd.DataFrame) -> pd.DataFrame:
     """The scores without those retain people whom some level forgets. KitError where nobody is left."""
     retain = scores[scores["set"] == "retain"]
-    asked = retain.groupby("profile")["forget_draw"].nunique()
-    kept = asked.index[asked == retain["forget_draw"].nunique()]
+    asked = retain.groupby("profile")["replicate"].nunique()
+    kept = asked.index[asked == retain["replicate"].nunique()]
     if len(retain) and kept.empty:
         raise KitError("the forget draws forget everybody: nobody is asked as kept throughout, take fewer draws")
     return scores[(scores["set"] != "retain") | scores["profile"].isin(kept)]

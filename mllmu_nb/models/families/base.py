@@ -52,7 +52,7 @@ class Family:
     language_linears: ClassVar[str] = ""  # pattern on full names: the language model's attention and MLP projections
     vision: ClassVar[str] = ""  # pattern on full names: what stays frozen in full fine-tuning
     # Whether attention to a beginning can be computed apart (``evaluation/attention.py``): not with a sliding window,
-    # nor where a layer adds anything to its scores.
+    # and not where a layer adds anything to its scores.
     lends: ClassVar[bool] = True
     shot_people: ClassVar[dict[str, int]] = {"classification": 1, "cloze": 2}  # people shown solved, by task
 

@@ -1,0 +1,214 @@
+"""The kit's evaluation beside the released way of evaluating, and beside a good use of the same library.
+
+    python benchmarks/released.py [--protocol upstream] [--method base] [--limit PEOPLE] [--rounds N]
+
+Three arms ask one model the same questions, in one process and one thread, taking turns; people, pictures (as the bytes
+of their files) and model are in memory beforehand.
+
+- one by one: how MLLMU-Bench's evaluation works. For each question its pictures are decoded and processed with its text
+  by the library's processor, and ``generate`` writes greedily, up to 50 tokens. The attention is the library's default.
+  Of multiple choice by likelihood, which the released code has not, each option is one forward pass after it.
+- in batches: the same with what the library offers to be fast: questions sorted by length, 32 at once, padded on the
+  left, no more new tokens than the task asks for; options 64 at once.
+- the kit: ``mllmu_nb.evaluation.ask``, encoding and all.
+
+Seconds are of the processor, so that a machine that does other things as well hardly counts. The limit below the table
+is what reading the questions alone would take, worked examples left out, were nothing done but matrix products in the
+layers at the rate that one large product reaches. Answers must agree up to where the kit stops, but where the two best
+tokens tie within ``parity.TIE``: such items are listed, and any other difference ends with status 1.
+"""
+
+from __future__ import annotations
+
+import mllmu_nb  # noqa: F401, before torch: it pins the kernels
+
+# isort: split
+import argparse
+import io
+import re
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import median
+
+import numpy as np
+import torch
+from parity import TIE, parting_gap
+from PIL import Image
+
+from mllmu_nb import pipeline, provenance
+from mllmu_nb.config import Config
+from mllmu_nb.data.conversations import Conversation
+from mllmu_nb.data.schema import SETS
+from mllmu_nb.evaluation.ask import PROTOCOLS, ask, inquiries_of
+from mllmu_nb.evaluation.engine import Prompts
+from mllmu_nb.evaluation.tasks import UPSTREAM_TOKENS, Asking, Inquiry
+from mllmu_nb.models import families
+
+PLAIN, STRONG, KIT = "one by one", "in batches", "the kit"
+AT_ONCE = {"generate": 32, "options": 64}
+
+
+def inputs(model, processor, conversations: Sequence[Conversation], side: str) -> dict[str, torch.Tensor]:
+    """Conversations as the library's own processor encodes them, pictures decoded anew."""
+    render = families.of(model).render
+    texts = [render(one, processor.image_token, "")[0] for one in conversations]
+    images = [[Image.open(io.BytesIO(image)).convert("RGB") for image in one.images] for one in conversations]
+    shown = {"images": [image for row in images for image in row]} if any(images) else {}
+    return dict(processor(text=texts, **shown, return_tensors="pt", padding=True, padding_side=side))
+
+
+@torch.inference_mode()
+def written(model, processor, conversations: Sequence[Conversation], tokens: int) -> list[str]:
+    """The answers of ``generate``."""
+    batch = inputs(model, processor, conversations, "left")
+    ids = model.generate(**batch, max_new_tokens=tokens, do_sample=False)[:, batch["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+@torch.inference_mode()
+def likelihoods(model, processor, opened: Sequence[Conversation], options: Sequence[str]) -> list[float]:
+    """Mean log-likelihood per token of each option as the answer to its question."""
+    closed = [conversation.answered(option) for conversation, option in zip(opened, options, strict=True)]
+    batch = inputs(model, processor, closed, "right")
+    render, tokenizer = families.of(model).render, processor.tokenizer
+    # without pictures, which take as many tokens before the answer as in the whole
+    lengths = [
+        [len(tokenizer(render(one, "", "")[0])["input_ids"]) for one in pair]
+        for pair in zip(opened, closed, strict=True)
+    ]
+    ids, ends = batch["input_ids"], batch["attention_mask"].sum(1)
+    log_probs = model(**batch).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    return [
+        float(row[end - 1 - (whole - question) : end - 1].mean())
+        for row, end, (question, whole) in zip(log_probs, ends.tolist(), lengths, strict=True)
+    ]
+
+
+def released(model, processor, inquiry: Inquiry, batched: bool) -> list:
+    """What an inquiry is answered by ``PLAIN`` or, in batches, ``STRONG``: texts, or a row of likelihoods each."""
+    asked, options = inquiry.conversations, inquiry.options
+    tokens = min(inquiry.tokens, UPSTREAM_TOKENS) if batched else UPSTREAM_TOKENS
+    if options is not None:
+        width = len(options[0])
+        asked, flat = [one for one in asked for _ in range(width)], [option for row in options for option in row]
+    order = sorted(range(len(asked)), key=lambda i: (len(asked[i].images), sum(len(t.prompt) for t in asked[i].turns)))
+    size = AT_ONCE["generate" if options is None else "options"] if batched else 1
+    results: list = [None] * len(asked)
+    for start in range(0, len(order), size):
+        some = order[start : start + size]
+        conversations = [asked[i] for i in some]
+        if options is None:
+            given = written(model, processor, conversations, tokens)
+        else:
+            given = likelihoods(model, processor, conversations, [flat[i] for i in some])
+        for index, one in zip(some, given, strict=True):
+            results[index] = one
+    return results if options is None else np.reshape(results, (-1, width)).tolist()
+
+
+def differences(model, processor, inquiry: Inquiry, plain: Sequence, kit: Sequence, lengths: Sequence[int]):
+    """(item, one by one, the kit, gap) of each item that the kit answers otherwise."""
+    found = []
+    for number, (theirs, ours) in enumerate(zip(plain, kit, strict=True)):
+        item, conversation = inquiry.items[number // inquiry.orders], inquiry.conversations[number]
+        if inquiry.options is not None:
+            best, second = sorted(theirs)[:-3:-1]
+            if int(np.argmax(theirs)) != int(np.argmax(ours)):
+                found.append((item.question.id, np.argmax(theirs), np.argmax(ours), best - second))
+            continue
+        until = families.of(model).next_turn if inquiry.until is None else inquiry.until
+        whole = theirs.split(until)[0].strip() if until else theirs
+        stopped = inquiry.scoring == "letter" or lengths[number] >= inquiry.tokens
+        if not (whole.startswith(ours) and bool(whole) == bool(ours) if stopped else whole == ours):
+            gap = parting_gap(model, processor, conversation, ours, inquiry.tokens)
+            found.append((item.question.id, theirs, ours, gap))
+    return found
+
+
+def limit_of(model, processor, inquiries: Sequence[Inquiry]) -> tuple[int, float, float]:
+    """Tokens of the questions without the turns before, FLOPs that a token takes in the layers, and FLOP/s of one large
+    matrix product."""
+    family, heads, tokens = families.of(model), {}, 0
+    for inquiry in inquiries:
+        for one, row in zip(
+            inquiry.conversations, Prompts.of(model, processor, inquiry.conversations).rows, strict=True
+        ):
+            earlier = Conversation(one.turns[:-1], one.system)
+            if earlier not in heads:
+                heads[earlier] = len(Prompts.of(model, processor, [earlier]).rows[0]) if earlier.turns else 0
+            tokens += len(row) - heads[earlier]
+    layers = re.compile(family.language_linears)
+    flops = 2 * sum(m.weight.numel() for name, m in model.named_modules() if layers.fullmatch(name))
+    matrix = torch.randn(1024, 1024)
+    spent = []
+    for _ in range(12):
+        began = time.process_time()
+        matrix @ matrix
+        spent.append(time.process_time() - began)
+    return tokens, flops, 2 * 1024**3 / median(spent)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--method", default="base", help="base (the shipped model, nothing to train), vanilla, oracle")
+    parser.add_argument("--protocol", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS)
+    parser.add_argument("--limit", type=int, help="only the first so many people of each set")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    machine, different = provenance.machine(), 0
+    print(f"{machine['cpu']}, {machine['capability']}, one thread; {options.method}; limit {options.limit}")
+    for protocol in options.protocol:
+        different += compare(Config(method=options.method, protocol=protocol), options.limit, options.rounds)
+    return min(different, 1)
+
+
+def compare(config: Config, limit: int | None, rounds: int) -> int:
+    """Measures one protocol and prints it; how many answers differ without a tie."""
+    model, processor = pipeline.model(config)
+    default = "sdpa", model.config.get_text_config()._attn_implementation
+    known = pipeline.population(config)
+    draws = pipeline.draws_of(config, known, SETS)
+    asking = Asking(known, draws, config.shots, config.protocol)
+    inquiries = [one for one in inquiries_of(asking, scoring=config.scoring, limit=limit) if one.items]
+    how = {name: getattr(config, name) for name in pipeline.ASKING} | {"batch_size": pipeline.EVAL_BATCH[config.scale]}
+    seconds, given = defaultdict(list), {}
+    for _ in range(rounds):
+        for arm in (PLAIN, STRONG, KIT):
+            model.set_attn_implementation(default[arm == KIT])
+            began = time.process_time()
+            if arm == KIT:
+                rows = ask(model, processor, known, limit=limit, draws=draws, progress=False, **how)
+            else:
+                given[arm] = [released(model, processor, one, arm == STRONG) for one in inquiries]
+            seconds[arm].append(time.process_time() - began)
+    questions = sum(len(one.conversations) for one in inquiries)
+    print(f"\n{config.protocol}: {questions} questions, {rounds} rounds")
+    print("| arm | seconds | least to most | the kit is faster by |\n|---|---:|---:|---:|")
+    for arm, spent in seconds.items():
+        ratio = median(other / own for other, own in zip(spent, seconds[KIT], strict=True))
+        print(f"| {arm} | {median(spent):.2f} | {min(spent):.2f}–{max(spent):.2f} | {ratio:.2f} |")
+    tokens, flops, rate = limit_of(model, processor, inquiries)
+    factors = f"{tokens} question tokens × {flops / 1e6:.2f} MFLOP / {rate / 1e9:.0f} GFLOP/s"
+    print(f"limit: {factors} = {tokens * flops / rate:.2f} s")
+    return printed_differences(model, processor, inquiries, given[PLAIN], rows)
+
+
+def printed_differences(model, processor, inquiries: Sequence[Inquiry], plain: Sequence[list], rows) -> int:
+    """Lists the items that are answered otherwise; how many of them are no ties."""
+    found, start = [], 0
+    for inquiry, theirs in zip(inquiries, plain, strict=True):
+        own = rows.iloc[start : (start := start + len(theirs))]
+        letters = own.filter(regex="^option_").to_numpy()
+        ours = own["answer"].tolist() if inquiry.options is None else letters.tolist()
+        found += differences(model, processor, inquiry, theirs, ours, own["tokens"].tolist())
+    for name, theirs, ours, gap in found:
+        print(f"{'tie' if gap <= TIE else 'DIFFERENT'} ({gap:.1e}): {name}: {theirs!r} / {ours!r}")
+    others = sum(gap > TIE for *_, gap in found)
+    print(f"{len(rows)} answers: {len(found)} differ ({len(found) / len(rows):.2%}), {others} of them without a tie")
+    return others
+
+
+if __name__ == "__main__":
+    sys.exit(main())

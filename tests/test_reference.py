@@ -1,0 +1,109 @@
+"""Everything that is committed is of one reference: the same people, base and vanilla in every run, table, figure,
+study and notebook."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from fake_runs import make, write
+
+from mllmu_nb import paths
+from mllmu_nb.reporting.runs import made_of
+from mllmu_nb.stages import RECORD, read_json, write_json
+
+FIGURES = paths.checkout() / "figures" / "reference"
+MARK = re.compile(r"people [\w-]+(?: and [\w-]+)*, base \w+(?: and \w+)*, vanilla \w+(?: and \w+)*")
+RUN = re.compile(r"^run ([a-z_]+-[a-z]+-(?:\w+-)?[0-9a-f]{8}), scale", re.MULTILINE)
+
+
+def problems(results: Path, figures: Path, notebooks: Path) -> list[str]:
+    """What is not of the reference whose runs lie in ``results``; nothing where all is."""
+    records = {file.parent.name: read_json(file) for file in sorted(paths.runs(results).glob(f"*/{RECORD}"))}
+    mark = made_of(records.values())
+    found = [f"the runs are of several references: {mark}"] if " and " in mark else []
+    people = {record["data_hash"] for record in records.values()}
+    stray = {file.stem.removesuffix("-facts") for file in paths.people(results).glob("*.parquet")} ^ people
+    found += [f"people {name} have a table and no run, or runs and no table" for name in sorted(stray)]
+    for file in sorted((results / "studies").glob(f"*/{RECORD}")):
+        if (theirs := made_of([read_json(file)])) != mark:
+            found.append(f"the study {file.parent.name} is of {theirs}, the runs of {mark}")
+    for file in [*sorted((results / "tables").glob("*.md")), figures / "captions.md"]:
+        theirs = MARK.findall(file.read_text(encoding="utf-8").split("\n")[0])
+        found += [] if theirs == [mark] else [f"{file.name} is of {' '.join(theirs) or 'nobody knows what'}"]
+    for file in sorted(notebooks.glob("*.ipynb")):
+        shown = {run for text in outputs(file) for run in RUN.findall(text)}
+        found += [f"{file.name} shows the run {run}, which is not there" for run in sorted(shown - set(records))]
+        marks = {theirs for text in outputs(file) for theirs in MARK.findall(text)}
+        found += [f"{file.name} is of {theirs}" for theirs in sorted(marks - {mark})]
+    return found
+
+
+def outputs(notebook: Path) -> list[str]:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    made = [output for cell in cells for output in cell.get("outputs", [])]
+    return ["".join(output.get("text", [])) for output in made]
+
+
+def test_all_that_is_committed_is_of_one_reference():
+    assert not problems(paths.reference(), FIGURES, paths.notebooks())
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A reference with a run, a study, a table, captions and a notebook."""
+    results, [folder] = tmp_path / "results", write(tmp_path / "results", make("vanilla", sets=("forget",)))
+    record = read_json(folder / RECORD)
+    line = f"<!-- made from results/reference/runs ({made_of([record])}); do not edit -->\n"
+    for place in ("results/studies/cliff", "results/tables", "figures", "notebooks"):
+        (tmp_path / place).mkdir(parents=True)
+    write_json(results / "studies" / "cliff" / RECORD, {**record, "key": ""})
+    (results / "tables" / "cost.md").write_text(line)
+    (tmp_path / "figures" / "captions.md").write_text(line)
+    # a run's id ends in a hash, which made-up ones lack
+    shutil.move(folder, folder.with_name("vanilla-none-0123abcd"))
+    cells = [{"outputs": [{"text": ["run vanilla-none-0123abcd, scale miniature\n", "numpy 2\n"]}]}]
+    (tmp_path / "notebooks" / "02_finetune.ipynb").write_text(json.dumps({"cells": cells}))
+    return tmp_path
+
+
+def test_one_reference_has_no_problem(whole):
+    assert problems(whole / "results", whole / "figures", whole / "notebooks") == []
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        (
+            "results/studies/cliff/provenance.json",
+            '"base_hash": "base"',
+            '"base_hash": "older"',
+            "the study cliff is of",
+        ),
+        ("results/tables/cost.md", "base base", "base older", "cost.md is of people"),
+        ("figures/captions.md", "made from", "MADE", ""),
+        ("figures/captions.md", "people ", "folk ", "captions.md is of nobody knows what"),
+        (
+            "notebooks/02_finetune.ipynb",
+            "0123abcd",
+            "ffff0000",
+            "02_finetune.ipynb shows the run vanilla-none-ffff0000",
+        ),
+    ],
+)
+def test_what_is_mixed_is_found(whole, file, old, new, said):
+    text = (whole / file).read_text()
+    assert old in text
+    (whole / file).write_text(text.replace(old, new))
+    found = problems(whole / "results", whole / "figures", whole / "notebooks")
+    assert [said in one for one in found] == ([True] if said else []), found
+
+
+def test_runs_of_two_bases_are_found(whole):
+    [run] = (whole / "results" / "runs").iterdir()
+    shutil.copytree(run, run.with_name("oracle-none-0123abcd"))
+    record = read_json(run.with_name("oracle-none-0123abcd") / RECORD)
+    write_json(run.with_name("oracle-none-0123abcd") / RECORD, {**record, "base_hash": "older"})
+    first, *_ = problems(whole / "results", whole / "figures", whole / "notebooks")
+    assert first.startswith("the runs are of several references: people ") and "base base and older" in first
