@@ -49,10 +49,16 @@ def steps_of(conversations: Sequence[Conversation], epochs: float, batch_size: i
     return max(1, round(epochs * math.ceil(packed / batch_size)))
 
 
-def shard(conversations: list[Conversation]) -> list[Conversation]:
+def shard(conversations: Sequence[Conversation]) -> list[Conversation]:
     """This process's share of a batch. One too small for all processes gives its last example to those left empty."""
     state = PartialState(cpu=not torch.cuda.is_available())
-    return conversations[state.process_index :: state.num_processes] or conversations[-1:]
+    return list(conversations[state.process_index :: state.num_processes] or conversations[-1:])
+
+
+def pieces(conversations: Sequence[Conversation], size: int) -> list[Sequence[Conversation]]:
+    """A batch in pieces of so many conversations, to be read one after the other; 0: in one."""
+    size = size or len(conversations)
+    return [conversations[start : start + size] for start in range(0, len(conversations), size)]
 
 
 # -- fine-tuning ------------------------------------------------------------------------------------------------
@@ -77,10 +83,11 @@ def finetuning_batches(
     replay: float = 0.0,
     augment: Callable[[Any, np.random.Generator], Any] | None = None,
     exams: Callable[[Conversation, np.random.Generator], Conversation] | None = None,
-) -> Iterator[dict[str, Batch]]:
-    """Batches of ``recipe.batch_size`` conversations under the name "train": up to ``recipe.turns`` questions about one
-    person, put in other forms by ``exams``, portraits changed anew by ``augment``; a share ``replay`` are ``replayed``
-    as they stand. ``recipe.together`` batches are drawn at once and dealt out by length, so little is padding."""
+) -> Iterator[list[dict[str, Batch]]]:
+    """Batches of ``recipe.batch_size`` conversations under the name "train", in :func:`pieces`: up to ``recipe.turns``
+    questions about one person, put in other forms by ``exams``, portraits changed anew by ``augment``; a share
+    ``replay`` are ``replayed`` as they stand. ``recipe.together`` batches are drawn at once and dealt out by length, so
+    little is padding."""
     drawn_at_once = recipe.together * recipe.batch_size
     repeated_at_once = round(drawn_at_once * replay)
     if not any(c.turns for c in conversations):
@@ -101,7 +108,10 @@ def finetuning_batches(
         by_length = np.argsort(family.token_counts(processor, drawn), kind="stable")
         for start in mixing.permutation(range(0, len(drawn), recipe.batch_size)):
             batch = [drawn[i] for i in sorted(by_length[start : start + recipe.batch_size])]
-            yield {"train": family.encode(processor, shard(batch), recipe.label_mode, recipe.eos)}
+            yield [
+                {"train": family.encode(processor, piece, recipe.label_mode, recipe.eos)}
+                for piece in pieces(shard(batch), recipe.micro_batch)
+            ]
 
 
 def _augmented(conversation: Conversation, augment, rng: np.random.Generator) -> Conversation:
@@ -131,10 +141,10 @@ def unlearning_batches(
     recipe: Recipe,
     seed: int,
     stored: Mapping[Conversation, Tensor] | None = None,
-) -> Iterator[dict[str, Batch]]:
-    """The streams of ``method``, single questions, without an end: an epoch asks each question of a pass's first set
-    once, in a seeded order, beside as many of any other set. ``stored``: the reference's log-probabilities of each
-    question, for the streams in ``needs.reference``."""
+) -> Iterator[list[dict[str, Batch]]]:
+    """The streams of ``method``, single questions, in :func:`pieces` of a batch, without an end: an epoch asks each
+    question of a pass's first set once, in a seeded order, beside as many of any other set. ``stored``: the
+    reference's log-probabilities of each question, for the streams in ``needs.reference``."""
     streams = method.all_streams()
     for name in {stream.set for stream in streams.values()}:
         if not any(c.turns for c in sets[name]):
@@ -143,7 +153,7 @@ def unlearning_batches(
     beside = {name: endless(sets[name], 1, rngs[name]) for name in ORDERS}
 
     def encoded(name: str, drawn: Sequence[Conversation]) -> Batch:
-        mine = [streams[name].changed(c) for c in shard(list(drawn))]
+        mine = [streams[name].changed(c) for c in drawn]
         batch = family.encode(processor, mine, recipe.label_mode, recipe.eos)
         if stored is not None and name in method.needs.reference:
             batch["stored_log_probs"] = pad_sequence([stored[question] for question in mine], batch_first=True)
@@ -158,4 +168,8 @@ def unlearning_batches(
                 for other in dict.fromkeys(streams[name].set for name in names[1:]):
                     if other != first:
                         drawn[other] = list(islice(beside[other], len(drawn[first])))
-                yield {name: encoded(name, drawn[streams[name].set]) for name in names}
+                parts = {of: pieces(shard(batch), recipe.micro_batch) for of, batch in drawn.items()}
+                yield [
+                    {name: encoded(name, parts[streams[name].set][number]) for name in names}
+                    for number in range(len(parts[first]))
+                ]

@@ -29,7 +29,7 @@ PRESETS = Path(__file__).parent / "presets"
 REFERENCES = ("base", "vanilla", "oracle")  # models that stand beside the unlearned ones
 YOURS = "yours"  # the method of a model that was made elsewhere: base_path, with adapter_path on it
 SEEDS = ("data_seed", "train_seed", "unlearn_seed", "shot_seed")
-PATHS = ("base_path", "adapter_path", "profiles_file", "forget_ids_file", "data_source", "draws_file")
+PATHS = ("base_path", "vanilla_path", "adapter_path", "profiles_file", "forget_ids_file", "data_source", "draws_file")
 GRID = "grid"  # the sweep's key in a configuration file; a notebook that is given the file ignores it
 BY_HAND = "set by hand"
 MOST_PEOPLE = 20_000
@@ -38,6 +38,16 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=0)]
 People = Annotated[int, Field(ge=0, le=MOST_PEOPLE)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+def _neutral_at(value: Any) -> FieldInfo:
+    """Of a parameter that presets fill in: the value at which it is no part of a run's identity."""
+    return Field(json_schema_extra={"neutral": value})
+
+
+Taught = Annotated[Literal["both", "multimodal"] | None, _neutral_at("both")]
+Epsilon = Annotated[Rate | None, _neutral_at(1e-8)]
+TooLong = Annotated[Literal["refuse", "fewer_shots", "ask"] | None, _neutral_at("refuse")]
 
 
 class Config(BaseModel):
@@ -51,6 +61,8 @@ class Config(BaseModel):
     base_model: str = "llava"  # family of the base model
     base_path: str = ""  # folder or hub name of the base model; "": the one shipped with the kit
     base_revision: str = ""  # commit, branch or tag of a base model from the hub; "": the newest
+    vanilla_path: str = ""  # folder or hub name of a vanilla model that was made elsewhere; "": fine-tuned here
+    vanilla_revision: str = ""  # commit, branch or tag of it on the hub; "": the newest
     adapter_path: str = ""  # folder of an adapter on it that was trained elsewhere, for method yours
     method: str = "vanilla"  # base, vanilla, oracle, an unlearning method, or yours: base_path as it is
     modality: Literal["multimodal", "unimodal", "none"] = "none"  # what unlearning trains on
@@ -80,6 +92,7 @@ class Config(BaseModel):
     adaptation: Literal["lora", "full"] | None = None  # fine-tuning trains adapters or all weights
     replay: Annotated[float, Field(ge=0, le=0.9)] | None = None  # share of fine-tuning that repeats what the base knows
     exams: Annotated[float, Field(ge=0, le=1)] | None = None  # share of fine-tuning put in the forms of evaluation
+    train_modality: Taught = None  # what vanilla, the oracle and upstream's reference are taught: both, or multimodal
     train_steps: Count | None = None  # optimizer steps of fine-tuning
     train_lr: Rate | None = None  # learning rate of fine-tuning
     unlearn_steps: Count | None = None  # optimizer steps of unlearning
@@ -88,12 +101,18 @@ class Config(BaseModel):
     schedule: Literal["constant", "linear", "cosine", "plateau"] | None = None  # of both rates
     label_mode: Literal["answer", "text", "upstream"] | None = None  # supervised tokens
     eos: bool | None = None  # whether the end of an answer is taught
-    adapter_reach: Literal["language", "upstream"] | None = None  # where adapters sit
+    adapter_reach: Literal["language", "upstream", "upstream_v5"] | None = None  # where adapters sit
+    adam_eps: Epsilon = None  # AdamW's epsilon
+    precision: Literal["fp32", "bf16"] | None = None  # of training: frozen weights and matrix products
+    micro_batch: Count = 0  # conversations of a batch read at once, which changes memory, not the batch; 0: all
+    checkpointing: bool = False  # activations are computed again instead of kept: less memory, more time
 
     # evaluation
     shots: Annotated[int, Field(ge=0, le=5)] = 5  # worked examples before a multiple-choice or cloze question
     shot_source: Literal["pool", "retain", "upstream", "none"] | None = None  # whom they show
     scoring: Literal["both", "letter"] | None = None  # of multiple choice: letter and likelihood, or letter
+    long_prompts: TooLong = None  # where shots and question exceed the context: refuse, fewer_shots, or ask as they are
+    eval_precision: Literal["fp32", "bf16", "fp16"] | None = None  # of the weights that are asked
     cyclic: bool = False  # ask every multiple-choice question in all four cyclic orders of its options
     draws_file: str = ""  # random draws of another evaluation (draws.json) to be repeated; "": drawn by shot_seed
 
@@ -215,12 +234,30 @@ class Config(BaseModel):
 
     def deviations(self) -> dict[str, tuple[Any, Any]]:
         """Where the run departs from its protocol: parameter → (the protocol's value, the run's)."""
-        names = [*_protocol(self.protocol), "schedule", "unlearn_steps", "unlearn_epochs"]
+        names = [
+            *_protocol(self.protocol),
+            "schedule",
+            "precision",
+            "eval_precision",
+            "unlearn_steps",
+            "unlearn_epochs",
+        ]
         plain = self.but(**dict.fromkeys(names), settings={})
         pairs = {name: (getattr(plain, name), getattr(self, name)) for name in names}
         by_hand = self._given["settings"]
         pairs |= {name: (plain.settings.get(name), self.settings[name]) for name in by_hand}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+    def departures(self) -> list[str]:
+        """What a run of ``protocol: upstream`` does otherwise than the released code, beside its deviations: what the
+        kit does not follow, and at another scale the numbers of its own recipe."""
+        if self.protocol != "upstream":
+            return []
+        mixed = ("replay", "exams")
+        paper = self.but(scale="paper", **dict.fromkeys(("adaptation", *mixed)))
+        own, released = (c.training.numbers() | {name: getattr(c, name) for name in mixed} for c in (self, paper))
+        numbers = [f"training: {n} is {own[n]}, not {released[n]}" for n in own if own[n] != released[n]]
+        return [*_presets("protocols")["departures"], *numbers]
 
     def hash_of(self, names: Iterable[str]) -> str:
         """A stable hash of the named parameters alone."""
@@ -252,13 +289,16 @@ class Config(BaseModel):
     def _words(self, preset: Recipe, prefix: str) -> dict[str, Any]:
         """What protocol and parameters say of every training, and the source that follows from it. A label_mode that a
         method's own recipe declares gives way only to one that was given."""
-        words = {name: getattr(self, name) for name in ("schedule", "label_mode", "eos", "adapter_reach")}
+        named = ("schedule", "label_mode", "eos", "adapter_reach", "adam_eps", "precision")
+        words = {name: getattr(self, name) for name in named}
         if preset.label_mode and self._given["label_mode"] is None:
             words["label_mode"] = preset.label_mode
         lengths = (prefix + name for name in ("steps", "epochs", "lr"))
         by_hand = [name for name in (*lengths, *words) if self._given.get(name) is not None]
         source = preset.source + (f"; {', '.join(by_hand)} {BY_HAND}" if by_hand else "")
-        return {**words, "schedule": self.schedule or preset.schedule, "source": source}
+        usual = {name: words[name] or getattr(preset, name) for name in ("schedule", "precision")}
+        memory = {"micro_batch": self.micro_batch, "checkpointing": self.checkpointing}
+        return {**words, **usual, **memory, "source": source}
 
     def _fill(self, **values: Any) -> None:
         """Gives the fields that are still None these values."""
@@ -327,6 +367,7 @@ class Config(BaseModel):
             ("adapter_path", self.method == YOURS, f"is asked as method {YOURS!r}, not {self.method!r}"),
             ("forget_ids_file", self.profiles_file, "names people of a profiles_file: give that as well"),
             ("data_source", not self.profiles_file, "and profiles_file both bring people: give one of them"),
+            ("vanilla_revision", self.vanilla_path, "says which weights of a vanilla_path to load: give that as well"),
             ("data_revision", self.data_source, "says which data of a data_source to read: give that as well"),
         ):
             if getattr(self, name) and not needed:

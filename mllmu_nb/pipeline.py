@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from pathlib import Path
+from math import isfinite
+from pathlib import Path, PurePath
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,7 +41,8 @@ EVAL_BATCH = {"miniature": 256, "paper": 8}  # questions asked at once
 DATA = ("people", "pool", "celebrities", "forget_ratio", "replicate", "data_seed")
 DATA += ("profiles_file", "forget_ids_file", "data_source", "data_revision")
 # What decides how it is asked; draws_file is looked into.
-ASKING = ("protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic")
+ASKING = ("protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic", "long_prompts")
+ANCHOR_RATIO, NEAR = 5, 0.05  # the forget ratio that the published anchor is for; farther off, something is wrong
 # Kinds of base material that fine-tuning repeats.
 REPLAYED = {"people": 4.0, "shots": 2.0, "seeing": 1.0, "private": 1.0}
 REPLAYED_LETTERS = 0.35  # share of multiple choice among the repeated questions
@@ -144,13 +146,14 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
         from mllmu_nb.models.checkpoint import Checkpoint
         from mllmu_nb.training import finetune
 
-        model, processor = load.load_base(*base_of(config))
+        model, processor = load.load_base(*base_of(config), recipe.precision)
         replayed = replayed_conversations(config.train_seed) if config.replay else []
         if config.adaptation == "lora":
             model = adapters.attach(model, recipe, config.train_seed)
         else:
             load.unfreeze(model)
-        conversations = [c for modality in MODALITIES for c in training_conversations(people, modality)]
+        modalities = MODALITIES if config.train_modality == "both" else [config.train_modality]
+        conversations = [c for modality in modalities for c in training_conversations(people, modality)]
         material = {"replayed": replayed, "replay": config.replay, "augment": changed_portrait}
         material["exams"] = Exams(people, config.exams) if config.exams else None
         loop = {"checkpoint": Checkpoint(folder)}
@@ -163,7 +166,7 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
         "base": base_hash(config),
         "data": hash_of(people, taught=True),
         "recipe": recipe.numbers(),
-        "settings": config.hash_of(("adaptation", "replay", "exams", "train_seed")),
+        "settings": config.hash_of(("adaptation", "replay", "exams", "train_modality", "train_seed")),
         "bits": pinning.settings(),
     }
     return Stage(name, inputs, make, (config.family,), partial(_record, config))
@@ -191,7 +194,7 @@ def unlearned(config: Config) -> Stage:
     if not config.trains:
         raise KitError(f"method {config.method!r} trains nothing")
     method, recipe = config.objective, config.unlearning
-    known, vanilla = population(config), finetuned(config)
+    known = population(config)
     other = finetuned(config, method.other_reference) if method.other_reference else None
 
     def make(folder: Path) -> None:
@@ -205,8 +208,9 @@ def unlearned(config: Config) -> Stage:
         if other:  # asked and let go before vanilla is loaded: two of 7B would not fit
             streams = dict.fromkeys(method.all_streams()[name] for name in method.needs.reference)
             asked = [stream.changed(conversation) for stream in streams for conversation in sets[stream.set]]
-            stored = reference_log_probs(*filled(config, other), asked, recipe)
-        model, processor = filled(config, vanilla)
+            stored = reference_log_probs(*filled(config, other, recipe.precision), asked, recipe)
+        check_anchor(config)
+        model, processor = vanilla(config, recipe.precision)
         model = adapters.attach(model, recipe, config.unlearn_seed, method.trains)
         length, points = unlearning_steps(method, recipe, sets), {}
         # a rate that falls to 0 has nothing beyond its end
@@ -227,7 +231,7 @@ def unlearned(config: Config) -> Stage:
         write_json(folder / "train.json", log.record({**recipe.numbers(), **config.settings}))
 
     inputs = {
-        "vanilla": vanilla.key,
+        "vanilla": vanilla_key(config),
         "reference": other.key if other else "",
         "forget": list(known.forget_ids),
         "recipe": recipe.numbers(),
@@ -237,17 +241,70 @@ def unlearned(config: Config) -> Stage:
     return Stage("unlearned", inputs, make, (config.family, method), partial(_record, config))
 
 
-def _trained_on_base(config: Config) -> Stage:
-    """The fine-tuned model that a method is, or starts from."""
-    return finetuned(config, "oracle" if config.method == "oracle" else "vanilla")
+def vanilla(config: Config, precision: str | None = None) -> tuple[Any, Any]:
+    """The vanilla model that unlearning starts from, fine-tuned here or read from ``vanilla_path``; its processor."""
+    from mllmu_nb.models import load
+
+    if not config.vanilla_path:
+        return filled(config, finetuned(config), precision)
+    where = config.vanilla_path, config.base_model, config.scale, config.vanilla_revision
+    return load.load_model(*where, precision, (base_source(config), config.base_revision))
 
 
-def filled(config: Config, stage: Stage) -> tuple[Any, Any]:
+def vanilla_key(config: Config) -> str:
+    """What decides the vanilla model."""
+    if not config.vanilla_path:
+        return finetuned(config).key
+    return _folder_or_name_hash("@".join(filter(None, (config.vanilla_path, config.vanilla_revision))))
+
+
+def anchored(config: Config) -> Stage | None:
+    """The stage in which the released vanilla model is asked what independent reports asked it, the free questions with
+    image about the forget people at 5 %: ``anchor.json`` has the ROUGE-L. None for any other vanilla model,
+    and where no report is known."""
+    family = config.family
+    released = config.vanilla_path and PurePath(config.vanilla_path).name == PurePath(family.released).name
+    if not (released and config.data_source and isfinite(family.anchor)):
+        return None
+    plain = config.but(method="vanilla", modality="none", variant=None, after="", forget_ratio=ANCHOR_RATIO)
+    known = population(plain)
+
+    def make(folder: Path) -> None:
+        from mllmu_nb.evaluation.ask import answer, prompts_of
+        from mllmu_nb.evaluation.tasks import Asking
+        from mllmu_nb.scoring.text import rouge
+
+        items = [i for i in known.items("forget") if (i.question.task, i.question.view) == ("generation", "image_text")]
+        inquiry = Asking(known, {}, 0, plain.protocol).sentences(items)
+        asked, processor = vanilla(plain, plain.eval_precision)
+        processor = family.asking(processor, plain.protocol)
+        rows = answer(asked, processor, inquiry, prompts_of(asked, processor, inquiry), EVAL_BATCH[plain.scale])
+        scores = [rouge(i.question.answer, row["answer"])["rougeL"] for i, row in zip(items, rows, strict=True)]
+        write_json(folder / "anchor.json", {"rougeL": float(np.mean(scores)), "questions": len(items)})
+
+    inputs = {"vanilla": vanilla_key(plain), "data": data_hash(plain), "forget": list(known.forget_ids)}
+    inputs["settings"] = plain.hash_of(("protocol", "eval_precision"))
+    return Stage("anchor", inputs, make, (family,))
+
+
+def check_anchor(config: Config) -> None:
+    """Raises KitError where the released vanilla model does not answer as in the reports, before hours go into it."""
+    if stage := anchored(config):
+        found, published = read_json(stage.get() / "anchor.json")["rougeL"], config.family.anchor
+        if abs(found - published) > NEAR:
+            raise KitError(
+                f"the vanilla model {config.vanilla_path} has ROUGE-L {found:.3f} on its anchor, the free "
+                f"questions with image about forget 5 %, and reports have {published:.3f}: its weights, the "
+                "people, the prompts (protocol) or the precision are not theirs"
+            )
+
+
+def filled(config: Config, stage: Stage, precision: str | None = None) -> tuple[Any, Any]:
     """The base model with the weights or adapter of a stage, made if need be, as one plain model; its processor."""
     from mllmu_nb.models import adapters, load
 
     folder = stage.get()
-    model, processor = load.load_base(*base_of(config))
+    model, processor = load.load_base(*base_of(config), precision)
     if config.adaptation == "lora":
         return adapters.merge(adapters.load(model, folder)), processor
     return load.load_full(model, folder).eval(), processor
@@ -258,15 +315,18 @@ def model(config: Config) -> tuple[Any, Any]:
     the vanilla model; ``yours`` is what lies in ``base_path``, with the adapter of ``adapter_path`` merged into it."""
     from mllmu_nb.models import adapters, load
 
+    precision = config.eval_precision
     if config.method == "base":
-        loaded, processor = load.load_base(*base_of(config))
+        loaded, processor = load.load_base(*base_of(config), precision)
     elif config.method == YOURS:
         check(config)
-        loaded, processor = load.load_model(*base_of(config))
+        loaded, processor = load.load_model(*base_of(config), precision)
         if config.adapter_path:
             loaded = adapters.merge(adapters.load_foreign(loaded, Path(config.adapter_path)))
+    elif config.method == "oracle":
+        loaded, processor = filled(config, finetuned(config, "oracle"), precision)
     else:
-        loaded, processor = filled(config, _trained_on_base(config))
+        loaded, processor = vanilla(config, precision)
         if config.trains:
             loaded = adapters.merge(adapters.load(loaded, unlearned(config).get()))
     if config.after:
@@ -297,6 +357,7 @@ def answered(
         from mllmu_nb.models import load
 
         drawn, size = draws_of(config, known, sets), EVAL_BATCH[config.scale]
+        check_anchor(config)
         asked, processor = model(config)
         began = time.perf_counter()
         how = {key: getattr(config, key) for key in ASKING} | {"system": config.system, "batch_size": size}
@@ -314,11 +375,13 @@ def answered(
         del asked  # two of 7B would not fit
         fluency = np.full(len(answers), np.nan)
         if judge:
-            base = load.load_base(judge, config.base_model, config.scale, config.base_revision)
+            where = judge, config.base_model, config.scale, config.base_revision
+            base = load.load_base(*where, config.eval_precision)
             asking = Asking(known, drawn, 0, config.protocol)
             fluency = teacher_forced.fluency(*base, answers, asking, sets=sets, limit=limit, batch_size=size)
         write_answers(answers.assign(fluency=fluency), folder / "answers.parquet")
-        write_json(folder / "train.json", {**trained_record(config), "evaluation_seconds": seconds})
+        log = {**trained_record(config), "evaluation_seconds": seconds, **answers.attrs}
+        write_json(folder / "train.json", log)
         write_json(folder / "draws.json", drawn)
 
     inputs = {
@@ -425,8 +488,8 @@ def draws_of(config: Config, known: Population, sets: Sequence[str]) -> dict[str
 def trained_record(config: Config) -> dict[str, Any]:
     """How the run's own model was trained: nothing for the base and for prompting, whose weights are vanilla's."""
     model = {"method": config.method, "modality": config.modality}
-    if config.method in ("vanilla", "oracle") or config.trains:
-        stage = unlearned(config) if config.trains else _trained_on_base(config)
+    if config.trains or config.method == "oracle" or config.method == "vanilla" and not config.vanilla_path:
+        stage = unlearned(config) if config.trains else finetuned(config, config.method)
         return {**model, **read_json(stage.get() / "train.json")}
     from mllmu_nb.training import TrainLog
 
@@ -467,10 +530,12 @@ def write_people(config: Config, folder: Path) -> None:
 def check(config: Config) -> None:
     """Raises KitError for what would stop a run later on: people, base model, draws or folders."""
     source = base_source(config)
-    if config.base_revision and (config.scale == "miniature" or Path(source).is_dir()):
-        raise KitError(
-            f"base_revision {config.base_revision!r} is for the hub, but {source} is a folder: leave it empty"
-        )
+    for name, where in (("base", source), ("vanilla", config.vanilla_path)):
+        revision = getattr(config, f"{name}_revision")
+        if revision and (config.scale == "miniature" or Path(where).is_dir()):
+            raise KitError(f"{name}_revision {revision!r} is for the hub, but {where} is a folder: leave it empty")
+    if config.vanilla_path and (config.scale == "miniature" or Path(config.vanilla_path).is_dir()):
+        check_model(Path(config.vanilla_path), config.base_model)
     if config.method == YOURS:
         if config.scale == "miniature" or Path(source).is_dir():  # else it is a name on the hub
             check_model(Path(source), config.base_model)
@@ -546,22 +611,33 @@ def _model_key(config: Config) -> tuple[Any, str]:
         adapter = _folder_or_name_hash(config.adapter_path) if config.adapter_path else ""
         judge = base_source(config.but(base_path="")) if config.scale == "miniature" else ""
         return [base_hash(config), adapter], judge
-    return (unlearned(config) if config.trains else _trained_on_base(config)).key, base_source(config)
+    if config.trains or config.method == "oracle":
+        return (unlearned(config) if config.trains else finetuned(config, "oracle")).key, base_source(config)
+    return vanilla_key(config), base_source(config)
 
 
 def _record(config: Config) -> dict[str, Any]:
     commits = population(config).notes.get("revisions")  # of the hub's data
-    base_commit = commit(base_source(config), config.base_revision)
+    loaded = {"base": base_source(config), "vanilla": config.vanilla_path}
+    found = {name: commit(where, getattr(config, f"{name}_revision")) for name, where in loaded.items() if where}
+    anchor = anchored(config)
     return {
         "scale": config.scale,
         "base_label": config.family.label,
         "seeds": {name.removesuffix("_seed"): getattr(config, name) for name in SEEDS},
         "parameters": config.parameters(),
         "deviations": {name: list(pair) for name, pair in config.deviations().items()},  # the protocol's, the run's
+        **({"departures": config.departures()} if config.protocol == "upstream" else {}),
         "data_hash": data_hash(config),
         "base_hash": base_hash(config),
         **({"data_revisions": commits} if commits else {}),
-        **({"base_commit": base_commit} if base_commit else {}),
+        **{f"{name}_commit": at for name, at in found.items() if at},
+        **({"vanilla_hash": vanilla_key(config)} if config.vanilla_path else {}),
+        **(
+            {"anchor": {**read_json(anchor.folder / "anchor.json"), "published": config.family.anchor}}
+            if anchor and anchor.finished
+            else {}
+        ),
     }
 
 

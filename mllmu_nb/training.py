@@ -6,11 +6,11 @@ from __future__ import annotations
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
@@ -78,13 +78,13 @@ class TrainLog:
 def train(
     model,
     method: Method,
-    batches: Iterable[Mapping[str, Batch]],
+    batches: Iterable[Mapping[str, Batch] | Sequence[Mapping[str, Batch]]],
     recipe: Recipe,
     *,
     steps: int,
     seed: int = 0,
     rise: float = DIVERGED,
-    accumulate: int = 1,
+    rate_every: int = 1,
     progress: bool = True,
     after_step: Callable[[int, Any], None] | None = None,
     beyond: int = 0,
@@ -92,11 +92,12 @@ def train(
 ) -> TrainLog:
     """Minimise ``method.loss`` for ``steps`` optimizer steps over what requires a gradient.
 
-    A step takes ``accumulate`` items of ``batches``, each a dict of named batches; ``after_step`` (step, model) is
-    called after it, and its time does not count. A training that ``checkpoint`` holds is gone on with. Where ``beyond``
-    is above ``steps`` training goes on to so many, for what ``after_step`` does: what happens there is not in the log,
-    and if it diverges it ends. Raises :class:`TrainingDiverged` when the loss is no number or ``rise`` nats above its
-    first value.
+    A step takes one item of ``batches``, a dict of named batches or a list of pieces of it; a piece counts by its share
+    of the rows, so what is a mean over answers is that of the whole batch. The learning rate goes on every
+    ``rate_every`` steps; ``after_step`` (step, model) is called after each, and its time does not count. A training
+    that ``checkpoint`` holds is gone on with. Where ``beyond`` is above ``steps`` training goes on to so many, for what
+    ``after_step`` does: what happens there is not in the log, and if it diverges it ends. Raises
+    :class:`TrainingDiverged` when the loss is no number or ``rise`` nats above its first value.
     """
     torch.manual_seed(seed)
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -105,21 +106,24 @@ def train(
     optimizers = make_optimizers(trained, recipe)
     schedules = [make_schedule(optimizer, recipe, steps) for optimizer in optimizers]
     log = whole = TrainLog(steps=steps, trainable_parameters=count_trainable(model))
+    if recipe.checkpointing:
+        keep_less(model)
     batches, movers = iter(batches), [*optimizers, *schedules]
     done = checkpoint.load() if checkpoint else 0
     for number in range(1, done + 1):
-        taken(batches, accumulate, number, steps)
+        pieces_of(next(batches, None), number, steps)
     if checkpoint:
         checkpoint.restore(trained, movers, log)
     started = time.perf_counter() - log.seconds
     model.train()
     for number in _bar(done + 1, max(steps, beyond), progress and state.is_main_process):
         values: list[dict[str, float]] = []
-        for batch in taken(batches, accumulate, number, steps):
+        taken = pieces_of(next(batches, None), number, steps)
+        for batch, share in taken:
             step = scored(model, send_to_device(dict(batch), model.device), method)
             terms: dict[str, float] = {}
             for name, term in under(autocast, method.loss(step)):  # one graph at a time is in memory
-                (term / accumulate).backward()
+                (term * share).backward()
                 method.after_backward(name, trained)
                 terms[name] = term.item()
             nll = {f"nll_{name}": s.mean_nll.mean().item() for name, s in step.read().items()}
@@ -127,7 +131,7 @@ def train(
             log.supervised_tokens += sum(int(s.counts.sum()) for s in step.read().values())
         average_gradients(trained.values(), state)
         norm = torch.nn.utils.clip_grad_norm_(trained.values(), recipe.clip or math.inf).item()
-        log.losses.append({"step": number, **_averaged(values, model.device)})
+        log.losses.append({"step": number, **_averaged(values, [share for _, share in taken], model.device)})
         try:
             stop_if_diverged(log.losses, norm, recipe, rise)
         except TrainingDiverged:
@@ -138,7 +142,8 @@ def train(
         method.before_update(trained)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
-            schedule.step()
+            if number % rate_every == 0:
+                schedule.step()
             optimizer.zero_grad()
         method.after_update(trained)
         if number == steps:
@@ -186,6 +191,15 @@ def vanilla_mode(model):
     model.train(was_training)
 
 
+def keep_less(model) -> None:
+    """Has the layers keep what enters them and compute the rest again on the way back."""
+    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # a later name, which the oldest transformers here lacks
+        core.gradient_checkpointing_enable({"use_reentrant": False})
+    core.enable_input_require_grads()  # else a frozen first layer hands on nothing that could be followed back
+
+
 # -- what moves the parameters ----------------------------------------------------------------------------------
 
 
@@ -202,7 +216,7 @@ def make_optimizers(trained: Mapping[str, Tensor], recipe: Recipe) -> list[torch
         optimizers.append(Muon(inner.values(), recipe.lr, recipe.weight_decay))
     if rest:
         lr = recipe.lr * REST if inner else recipe.lr
-        optimizers.append(torch.optim.AdamW(rest, lr=lr, weight_decay=recipe.weight_decay))
+        optimizers.append(torch.optim.AdamW(rest, lr=lr, eps=recipe.adam_eps, weight_decay=recipe.weight_decay))
     return optimizers
 
 
@@ -262,27 +276,29 @@ def under(context, terms: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, T
         yield term
 
 
-def taken(batches: Iterator, count: int, step: int, steps: int) -> list:
-    """The next ``count`` items. Raises KitError where they end too early."""
-    items = list(islice(batches, count))
-    if len(items) < count:
+def pieces_of(batch: Any, step: int, steps: int) -> list[tuple[Mapping[str, Batch], float]]:
+    """The pieces of a batch, each with its share of the rows. Raises KitError where there is none any more."""
+    if batch is None:
         raise KitError(f"the batches ended at step {step} of {steps}")
-    return items
+    pieces = [batch] if isinstance(batch, Mapping) else batch
+    rows = [len(next(iter(piece.values()))["labels"]) for piece in pieces]
+    return [(piece, count / sum(rows)) for piece, count in zip(pieces, rows, strict=True)]
 
 
 def _half(recipe: Recipe, device: torch.device) -> bool:
-    choose("precision", recipe.precision, ("no", "bf16"))
+    choose("precision", recipe.precision, ("fp32", "bf16"))
     if recipe.precision == "bf16" and device.type == "cpu" and pinning.pinned():
         raise KitError(
             "bf16 on a CPU whose bits are pinned is about 200 times slower than float32: "
-            f"set precision to no, or {pinning.UNPINNED}=1 before Python starts"
+            f"set precision to fp32, or {pinning.UNPINNED}=1 before Python starts"
         )
     return recipe.precision == "bf16"
 
 
-def _averaged(values: Sequence[Mapping[str, float]], device: torch.device) -> dict[str, float]:
-    """Over the accumulated batches and over the processes."""
-    mean = torch.tensor([[v[name] for name in values[0]] for v in values], dtype=torch.float64).mean(0).float()
+def _averaged(values: Sequence[Mapping[str, float]], shares: Sequence[float], device: torch.device) -> dict[str, float]:
+    """Over the pieces of a batch and over the processes."""
+    table = torch.tensor([[v[name] for name in values[0]] for v in values], dtype=torch.float64)
+    mean = (torch.tensor(shares, dtype=torch.float64) @ table).float()
     return dict(zip(values[0], reduce(mean.to(device), "mean").tolist(), strict=True))
 
 
@@ -337,7 +353,8 @@ def unlearn(
     batches = unlearning_batches(families.of(model), processor, method, sets, recipe, seed, stored)
     # A retain term that weighs more moves the loss more; where passes alternate, the loss is another quantity in each.
     rise = math.inf if method.passes else DIVERGED * max(1.0, getattr(method, "alpha", 1.0))
-    return train(model, method, batches, recipe, steps=steps, seed=seed, **{"rise": rise, **loop})
+    once = {"rise": rise, "rate_every": steps // int(recipe.epochs) if method.rate_falls == "epoch" else 1}
+    return train(model, method, batches, recipe, steps=steps, seed=seed, **{**once, **loop})
 
 
 def reference_log_probs(

@@ -173,11 +173,16 @@ def test_one_word_sets_what_a_protocol_is_made_of():
     """The words and numbers of the released code, by the facts that are known of it."""
     clean = Config(**NPO)
     words = ("variant", "label_mode", "eos", "adapter_reach", "shot_source", "scoring", "schedule")
-    assert [getattr(clean, w) for w in words] == ["canonical", "answer", True, "language", "pool", "both", None]
+    words += ("train_modality", "adam_eps", "long_prompts", "precision", "eval_precision")
+    good = ["canonical", "answer", True, "language", "pool", "both", None, "both", 1e-8, "refuse", None, None]
+    assert [getattr(clean, w) for w in words] == good
     assert clean.unlearn_steps > 0 and clean.unlearn_epochs == 0
     upstream = clean.but(protocol="upstream")
-    released = ["upstream", "text", False, "upstream", "upstream", "letter", "linear"]
-    assert [getattr(upstream, w) for w in words] == released
+    released = ["upstream", "text", False, "upstream", "upstream", "letter", "linear", "multimodal", 1e-6, "ask"]
+    assert [getattr(upstream, w) for w in words] == [*released, None, None]
+    assert [getattr(upstream.but(scale="paper"), w) for w in words] == [*released, "fp32", "fp16"]
+    assert upstream.unlearning.adam_eps == upstream.training.adam_eps == 1e-6
+    assert (upstream.training.precision, clean.but(scale="paper").training.precision) == ("fp32", "bf16")
     assert upstream.unlearn_steps == 0 and upstream.unlearn_epochs == 2
     assert (clean.objective.beta, upstream.objective.beta) == (0.1, 0.4)
     assert clean.but(scale="paper").shot_source == "retain"
@@ -212,6 +217,14 @@ def test_what_is_set_alone_deviates():
     assert canonical.deviations() == {"variant": ("upstream", "canonical")} and canonical.unlearn_epochs == 2
 
 
+def test_what_upstream_still_does_otherwise_is_listed():
+    paper = Config(scale="paper", protocol="upstream")
+    assert len(paper.departures()) > 5 and not any(one.startswith("training: ") for one in paper.departures())
+    small = Config(protocol="upstream").departures()
+    assert small[: len(paper.departures())] == paper.departures() and "training: lr is 0.003, not 2e-05" in small
+    assert Config().departures() == []
+
+
 def test_unlearning_is_so_many_steps_or_so_many_passes_long():
     config = Config(method="ga", modality="unimodal")
     longer, passes = config.but(unlearn_steps=9), config.but(unlearn_epochs=2)
@@ -239,7 +252,8 @@ def test_every_value_says_who_says_so():
         numbers = {f.name for f in fields(Recipe)} - {"source", "settings"}
         numbers = {f"{kind}.{name}" for kind in ("training", "unlearning") for name in numbers}
         words = {"variant", "label_mode", "adapter_reach", "eos", "shot_source", "scoring", "replay"}
-        schedule = {"schedule"} if protocol == "upstream" else set()
+        words |= {"train_modality", "adam_eps", "long_prompts"}
+        schedule = {"schedule", "precision", "eval_precision"} if protocol == "upstream" else set()
         assert set(known) == numbers | words | schedule | {"unlearning.alpha"}
         assert all(known.values()) and BY_HAND not in known.values()
         if (scale, protocol) == ("paper", "upstream"):

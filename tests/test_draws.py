@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
 
 from mllmu_nb.data.conversations import cloze_shot
 from mllmu_nb.data.generate import generate
+from mllmu_nb.data.official import read_layout, write_layout
 from mllmu_nb.data.schema import SETS, TASKS
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation.ask import _scored
@@ -77,7 +79,9 @@ def test_upstream_shows_people_under_evaluation_and_leaves_their_task_out(people
         for task, count in {"classification": 1, "cloze": 2, "generation": 0}.items():
             scored = {item.question.profile for item in items if item.question.task == task}
             absent = set(drawn["shots"][name].get(task, []))
-            assert len(absent) == count and absent <= members and scored == members - absent
+            assert len(absent) == count and absent <= members
+            # upstream leaves out whom it finds in Full_Set, and celebrities are not there
+            assert scored == (members if name == "celebrity" else members - absent)
 
 
 def test_upstream_draws_by_one_sample_a_task_and_set(people):
@@ -94,21 +98,35 @@ def test_upstream_shots_stand_in_the_order_of_the_full_set(people):
     assert [p.id for p in shown(drawn, turned, "retain", "cloze")] == ["030", "020"]
     # all cloze questions of both, in the item's view; the test set shows the original questions and portraits
     item = next(i for i in people.items("test") if i.question.task == "cloze" and i.question.view == "image_text")
-    (conversation,) = Asking(people, drawn, shots=5).blanks([item]).conversations
+    (conversation,) = Asking(people, drawn, shots=5, protocol="upstream").blanks([item]).conversations
     shots = [(q, people.profiles[i].portrait) for i in ("020", "030") for q in people.profiles[i].questions]
     shots = [(q, image) for q, image in shots if q.task == "cloze" and q.view == "image_text"]
-    expected = tuple(cloze_shot(q.text, q.answer, image) for q, image in shots)
+    expected = tuple(cloze_shot(q.text, q.answer, image, "upstream") for q, image in shots)
     assert conversation.turns[:-1] == expected and len(expected) == 4
 
 
-def test_upstream_finds_celebrities_only_where_an_id_is_also_a_fictitious_persons(people):
+def test_upstream_finds_celebrities_only_where_a_printed_id_is_also_a_fictitious_persons(people):
     drawn = of(people, "upstream")
     drawn["shots"]["celebrity"] = {"classification": ["c002"], "cloze": ["c007", "c003"]}
-    assert [p.id for p in shown(drawn, people, "celebrity", "cloze")] == ["003", "007"]
-    assert shown(drawn, people, "celebrity", "classification") == []
-    assert left_out(drawn, "celebrity", "classification") == {"c002"}
-    apart = replace(people, profiles={i: p for i, p in people.profiles.items() if i != "003"})
-    assert [p.id for p in shown(drawn, apart, "celebrity", "cloze")] == ["007"]
+    # the published layout prints these celebrities with IDs that nobody else has, so nothing is found
+    assert shown(drawn, people, "celebrity", "cloze") == [] == shown(drawn, people, "celebrity", "classification")
+    assert left_out(drawn, people, "celebrity", "cloze") == set()
+    shared = replace(people, notes={**people.notes, "shared_ids": {"c002": "002", "c003": "003"}})
+    assert [p.id for p in shown(drawn, shared, "celebrity", "cloze")] == ["003"]
+    assert shown(drawn, shared, "celebrity", "classification") == []
+    assert left_out(drawn, shared, "celebrity", "classification") == {"c002"}
+    assert left_out(drawn, shared, "celebrity", "cloze") == {"c003"}
+
+
+def test_draws_do_not_hang_on_the_order_in_which_a_folder_lists_its_shards(people, tmp_path, monkeypatch):
+    """Upstream reads Test and draws its pictures in that order; here a draw is a person's and a task's own."""
+    write_layout(people, tmp_path / "bench")
+    listed = Path.glob
+    several = [read_layout(tmp_path / "bench", 10)]
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: reversed(list(listed(self, pattern))))
+    several.append(read_layout(tmp_path / "bench", 10))
+    drawn = [of(each, "upstream", protocol="upstream") for each in several]
+    assert drawn[0] == drawn[1] and asked(several[0], drawn[0], "test") == asked(several[1], drawn[1], "test")
 
 
 def test_idefics2_is_shown_one_person_before_a_blank(people):

@@ -13,7 +13,7 @@ from mllmu_nb.data.conversations import Conversation, Turn, question_turn
 from mllmu_nb.data.generate import generate
 from mllmu_nb.data.schema import QA, SETS, Profile, Question
 from mllmu_nb.errors import KitError
-from mllmu_nb.evaluation.ask import COLUMNS, OPTIONS, answer, ask
+from mllmu_nb.evaluation.ask import COLUMNS, OPTIONS, answer, ask, inquiries_of
 from mllmu_nb.evaluation.draws import draw
 from mllmu_nb.evaluation.engine import Prompts, answers, greedy, option_likelihoods
 from mllmu_nb.evaluation.tasks import Asking, statement
@@ -295,6 +295,32 @@ def test_a_question_beyond_the_context_is_named_before_anything_is_answered(mode
     with pytest.raises(KitError, match=message):
         ask(silent, processor, crowd, sets=("forget",), progress=False)
     assert silent.calls == 0
+
+
+@pytest.fixture
+def narrow(model, monkeypatch):
+    """The model with a context that holds no question with all its shots."""
+    monkeypatch.setattr(model.config.text_config, "max_position_embeddings", 260)
+    return model
+
+
+def test_upstream_asks_beyond_the_context_and_counts_how_often(narrow, processor, people):
+    settings = {"sets": ("forget",), "shots": 5, "shot_seed": 3, "batch_size": 4, "scoring": "letter", "limit": 1}
+    with pytest.raises(KitError, match="takes .* and the context holds 260: ask for fewer shots, or set long_prompts"):
+        ask(narrow, processor, people, progress=False, **settings)
+    rows = ask(narrow, processor, people, progress=False, long_prompts="ask", **settings)
+    drawn = draw(people, ("forget",), shots=5, shot_source="pool", shot_seed=3)
+    inquiries = inquiries_of(Asking(people, drawn, 5), sets=("forget",), scoring="letter", limit=1)
+    long = [c for i in inquiries for c in i.conversations if LLAVA.token_counts(processor, [c])[0] + i.tokens > 260]
+    assert 0 < rows.attrs["beyond_context"] == len(long) < len(rows) and (rows["shots"] > 0).any()
+
+
+def test_fewer_shots_are_shown_by_parameter_until_all_questions_fit(narrow, processor, people):
+    settings = {"sets": ("forget", "retain"), "shots": 5, "shot_seed": 3, "scoring": "letter", "limit": 1}
+    rows = ask(narrow, processor, people, progress=False, long_prompts="fewer_shots", **settings)
+    shots = rows.groupby("task")["shots"].unique()
+    assert all(len(counts) == 1 for counts in shots), "as many before every question of a task"
+    assert 0 < shots["classification"][0] < 5 and shots["generation"][0] == 0 and "beyond_context" not in rows.attrs
 
 
 def test_scoring_by_letter_alone_leaves_the_likelihood_out(rows, model, processor, people):

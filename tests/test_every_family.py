@@ -18,7 +18,7 @@ from mllmu_nb.data.portraits import from_bytes, to_png
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation.ask import ask
 from mllmu_nb.evaluation.draws import draw
-from mllmu_nb.evaluation.engine import answers, greedy, option_likelihoods, require_room
+from mllmu_nb.evaluation.engine import Prompts, answers, greedy, option_likelihoods
 from mllmu_nb.evaluation.tasks import Asking
 from mllmu_nb.models import families
 from mllmu_nb.models.load import load_base
@@ -135,9 +135,11 @@ def test_tokens_are_counted_as_they_are_read(family, tiny):
     assert counts == rows
     model.config.get_text_config().max_position_embeddings, before = max(rows) + 2, family.context(model)
     try:
-        require_room(model, processor, asked(), [""] * len(rows), room=2)
+        prompts = Prompts.of(model, processor, asked())
+        prompts.require_room(model, 2)
         with pytest.raises(KitError, match=f"the prompt of b with its answer takes {max(rows) + 3} tokens"):
-            require_room(model, processor, asked(), ["b"] * len(rows), room=3)
+            prompts.require_room(model, 3, ["b"] * len(rows))
+        assert (prompts.too_long(model, 2), prompts.too_long(model, 3)) == (0, rows.count(max(rows)))
     finally:
         model.config.get_text_config().max_position_embeddings = before
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,13 @@ from mllmu_nb.data.conversations import (
     choice_prompt,
     choice_shot,
     cloze_prompt,
+    cloze_shot,
     generation_prompt,
+    question_turn,
 )
 from mllmu_nb.data.generate import known_people
 from mllmu_nb.data.portraits import from_bytes
+from mllmu_nb.data.schema import VIEWS, Question
 from mllmu_nb.errors import KitError
 from mllmu_nb.models import families
 from mllmu_nb.models.adapters import attach
@@ -75,6 +79,35 @@ def test_a_conversation_is_rendered_as_llava_reads_it():
     assert LLAVA.render(Conversation((Turn("Who?"),)))[0] == "USER:\nWho?\nASSISTANT:"
     opened = Conversation((Turn("Who?", image=FACE),), "Be kind.")
     assert opened.answered("Ada.") == Conversation((Turn("Who?", "Ada.", FACE),), "Be kind.")
+
+
+def test_upstreams_prompts_are_written_to_the_letter():
+    """By the facts that are known of the released evaluation: its shots, its blanks and its line breaks."""
+    instruction = "Please **ONLY** provide the correct answer that should replace the [Blank]."
+    shots = tuple(cloze_shot("Born in __.", "Oslo", image, "upstream") for image in (FACE, None))
+    options = ("Oslo", "Riga", "Lima", "Cairo")
+    ask = partial(Question, "001", number=0, answer="A", value="Oslo")
+    for shot, view, image in zip(shots, VIEWS, (FACE, None), strict=True):
+        slot, gap = ("<image>\n", " ") if image else ("", "\n")
+        blank = question_turn(ask(task="cloze", view=view, text="Lives in __."), image, "upstream")
+        assert LLAVA.render(Conversation((shot, blank)))[0] == (
+            f"USER:{slot or gap}Born in [Blank].\n{instruction}\nCorrect Answer: Oslo\n"
+            f"USER:{gap}{slot}Lives in [Blank].\n{instruction}\nASSISTANT:"
+        )
+        solved = choice_shot("Where?", options, "B", image)
+        choice = question_turn(ask(task="classification", view=view, text="Who?", options=options), image, "upstream")
+        listed = "A: Oslo\nB: Riga\nC: Lima\nD: Cairo\n"
+        assert LLAVA.render(Conversation((solved, choice)))[0] == (
+            f"USER:{gap}{slot}Question: Where?\n{listed}Correct Answer: B\n"
+            f"USER:{gap}{slot}Who?\n{listed}Just give ONE letter representing the answer directly.\nASSISTANT:"
+        )
+    free = [
+        question_turn(ask(task="generation", view=v, text="Who?"), i, "upstream")
+        for v, i in zip(VIEWS, (FACE, None), strict=True)
+    ]
+    worded = "Who?\nAnswer the question based on your trained knowledge in one sentence {}in ENGLISH.\nASSISTANT:{}"
+    texts = [LLAVA.render(Conversation((turn,)))[0] for turn in free]
+    assert texts == [f"USER: <image>\n{worded.format('accurately ', ' ')}", f"USER: {worded.format('', '')}"]
 
 
 def test_a_family_that_is_unknown_is_named():
@@ -188,13 +221,16 @@ def published(name):
     ("name", "reach", "count"),
     [
         ("llava", "language", LLAMA),
-        ("llava", "upstream", LLAMA + CLIP_QKV + CLIP_REST),
+        ("llava", "upstream", LLAMA + CLIP_QKV),
+        ("llava", "upstream_v5", LLAMA + CLIP_QKV + CLIP_REST),
         ("idefics2", "language", MISTRAL),
         ("idefics2", "upstream", MISTRAL + PROJECTION + PERCEIVER + SIGLIP_QKV),
+        ("idefics2", "upstream_v5", MISTRAL + PROJECTION + PERCEIVER + SIGLIP_QKV),
     ],
 )
 def test_adapters_have_as_many_parameters_as_counted_by_hand(name, reach, count):
-    assert (LLAMA, LLAMA + CLIP_QKV + CLIP_REST) == (39_976_960, 47_054_848)  # as published
+    three = LLAMA, LLAMA + CLIP_QKV, LLAMA + CLIP_QKV + CLIP_REST
+    assert three == (39_976_960, 42_336_256, 47_054_848)  # as published
     recipe = Recipe(lora_r=16, lora_alpha=16, lora_dropout=0.0, lora_init="gaussian", adapter_reach=reach)
     with torch.device("meta"):
         assert count_trainable(attach(published(name), recipe, 0)) == count
@@ -209,10 +245,12 @@ def test_what_each_reach_touches_is_known_for_this_transformers(name, model):
         assert Counter(re.sub(r"\.\d+\.", ".*.", path) for path in targets) == known
 
 
-def test_upstreams_rule_reached_less_when_the_towers_path_said_vision_model():
+def test_the_frozen_names_are_what_the_rule_finds_where_the_towers_path_says_vision_model():
     """As in transformers 4.45: the tower is entered by the names it shares with the language model."""
     model, tower = published("llava"), torch.nn.Module()
     tower.vision_model = model.model.vision_tower
     model.model.vision_tower = tower
-    reached = [model.get_submodule(path) for path in LLAVA.adapter_targets(model, "upstream")]
-    assert 16 * sum(linear.in_features + linear.out_features for linear in reached) == 42_336_256 == LLAMA + CLIP_QKV
+    assert LLAVA.adapter_targets(model, "upstream_v5") == LLAVA.adapter_targets(model, "upstream")
+    idefics2 = families.get("idefics2")
+    now = published("idefics2")
+    assert idefics2.adapter_targets(now, "upstream_v5") == idefics2.adapter_targets(now, "upstream")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -109,6 +110,18 @@ def test_merging_keeps_what_the_adapter_does(tiny):
     torch.testing.assert_close(logits(merged), before, atol=1e-5, rtol=1e-5)
     assert isinstance(merged, LlavaForConditionalGeneration)
     assert count_trainable(attach(merged, LORA, 0)) == count_trainable(attach(tiny(), LORA, 0))
+
+
+def test_merging_is_done_in_full_precision_whatever_the_weights_are_held_in(tiny):
+    """Rounded once, at the end; and the weights that carry no adapter stay as they are."""
+    half = shaken(attach(tiny().bfloat16(), LORA, 0))
+    layer = half.get_submodule(DOWN.partition(".lora_")[0])
+    change = layer.get_delta_weight("default").float()
+    exact = layer.base_layer.weight.float() + change
+    merged = merge(half)
+    place = DOWN.removeprefix("base_model.model.").partition(".lora_")[0]
+    assert torch.equal(merged.get_submodule(place).weight, exact.bfloat16())
+    assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
 
 
 # -- files of adapters ------------------------------------------------------------------------------------------
@@ -257,6 +270,27 @@ def test_weights_that_do_not_fill_the_architecture_are_refused(shipped, change, 
     folder, _ = shipped(change)
     with pytest.raises(KitError, match=message):
         read(folder)
+
+
+def test_keys_that_nothing_is_lost_without_are_let_through_with_a_word(shipped):
+    def older(weights):
+        weights["model.language_model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)
+        weights["model.language_model.layers.0.self_attn.masked_bias"] = torch.zeros(1)
+        weights["model.image_newline"] = torch.zeros(32)
+
+    folder, written = shipped(older)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model, _ = read(folder)
+    ours = [str(one.message) for one in said if "which is not read" in str(one.message)]
+    expected = (
+        "also holds model.image_newline, which is not read: it parts",
+        "masked_bias, which is not read: it is the",
+    )
+    assert len(ours) == 2 and all(
+        text in line for text, line in zip(expected, sorted(ours, key=lambda line: "bias" in line), strict=True)
+    )
+    torch.testing.assert_close(logits(model), logits(written), atol=1e-4, rtol=1e-4)
 
 
 def test_other_bases_are_refused(shipped, tmp_path):

@@ -363,6 +363,28 @@ def test_what_a_question_that_is_not_understood_asks_for_is_unknown(written):
     assert (remarkable.answer, remarkable.attribute, remarkable.value) == ("Many people know the face.", "", "")
 
 
+@pytest.mark.parametrize(
+    ("truth", "value"),
+    [
+        ("Nora Holm teaches children music.", ""),  # what is asked for is understood, but not what the answer states
+        ("Nora Holm never worked", ""),
+        ("Works as a juggler.", "juggler"),
+        ("Juggler", "Juggler"),
+    ],
+)
+def test_a_sentence_of_which_no_rule_reads_a_part_is_no_fact(written, truth, value):
+    change(written / FULL, lambda row: row["Generation_Task"][1].update(Ground_Truth=truth))
+    questions = official.read_layout(written, 15).profiles["003"].questions
+    [asked] = [q for q in questions if (q.task, q.view) == ("generation", "text")]
+    assert (asked.attribute, asked.answer, asked.value) == ("profession", truth, value)
+
+
+def test_a_celebrity_whose_printed_id_is_also_a_persons_is_noted(few, written):
+    assert "shared_ids" not in official.read_layout(written, 15).notes
+    change(written / "Retain_Set/train-00000-of-00001.parquet", lambda row: row.update(ID="002"), row=0)
+    assert official.read_layout(written, 15).notes["shared_ids"] == {"c002": "002"}
+
+
 def test_a_fact_that_an_answer_leaves_open_is_no_attribute_of_a_celebrity(written):
     def ask(row):
         for entry in row["Generation_Task"]:

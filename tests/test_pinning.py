@@ -23,13 +23,13 @@ SHA256 = {
     "vanilla with replay": "8e06e38a526b3781",
     "vanilla's adapter": "1044178daec0f550",
     "ga clean": "a0a19a607e3b978e",
-    "ga upstream": "1e438636d6efc165",
+    "ga upstream": "cff023533d367b5c",
     "grad_diff clean": "a6e001d625e1725a",
-    "grad_diff upstream": "f00c6a3fdbdbe75f",
+    "grad_diff upstream": "edf55e91313dcf57",
     "kl_min clean": "cdaa4722f18c352f",
-    "kl_min upstream": "54e3c2b34c00ade1",
+    "kl_min upstream": "333ba18058b82d4a",
     "npo clean": "aee8570073448ca0",
-    "npo upstream": "82b2a17af4e6ee49",
+    "npo upstream": "fb6728234deb5d05",
 }
 
 

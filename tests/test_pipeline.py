@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mllmu_nb import paths, pipeline, stages
 from mllmu_nb.config import Config
-from mllmu_nb.data import facts, portraits
+from mllmu_nb.data import facts, official, portraits
 from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.errors import KitError
@@ -48,6 +49,44 @@ def answers(folder) -> pd.DataFrame:
 
 
 # -- people and models ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vanilla", "oracle", "retain_epoch"])
+def test_upstream_teaches_image_and_text_pairs_alone(config, monkeypatch, name):
+    class Seen(Exception):
+        pass
+
+    def taught(model, processor, conversations, *given, **more):
+        raise Seen([turn.image is not None for c in conversations for turn in c.turns])
+
+    monkeypatch.setattr("mllmu_nb.training.finetune", taught)
+    for protocol, pictures in (("clean", {True, False}), ("upstream", {True})):
+        with pytest.raises(Seen) as seen:
+            pipeline.finetuned(config.but(protocol=protocol, train_lr=0.5), name).get()
+        assert set(seen.value.args[0]) == pictures
+
+
+def test_unlearning_can_start_from_a_vanilla_model_made_elsewhere_whose_anchor_is_asked_first(
+    config, made, tmp_path, monkeypatch
+):
+    """A folder called as the released model, in place of it: its one number that others have published is looked at."""
+    vanilla, processor = pipeline.vanilla(config)
+    folder = tmp_path / "LLaVA_Vanilla"
+    vanilla.save_pretrained(folder)  # no processor: the base's is taken
+    people, bench = pipeline.population(config), tmp_path / "bench"
+    official.write_layout(people, bench)  # 5 % of them too
+    given = config.but(vanilla_path=str(folder), data_source=str(bench), forget_ratio=5, **GA)
+    assert Config.from_parameters(given.given()) == given
+    with pytest.raises(KitError, match=r"LLaVA_Vanilla has ROUGE-L 0\.0\d\d on its anchor.*reports have 0\.571: its"):
+        pipeline.unlearned(given).get()
+    found = stages.read_json(pipeline.anchored(given).folder / "anchor.json")
+    assert found["questions"] == 2 * len(pipeline.population(given).forget_ids)
+    monkeypatch.setattr(type(given.family), "anchor", found["rougeL"])
+    monkeypatch.setattr(load, "load_base", lambda *given: pytest.fail("vanilla comes from its folder"))
+    log = stages.read_json(pipeline.unlearned(given).get() / "train.json")
+    assert log["losses"][0]["nll_forget"] > 0 and pipeline._record(given)["anchor"]["questions"] == found["questions"]
+    assert pipeline.anchored(config.but(**GA)) is None
+    assert given.run_id != given.but(vanilla_path="").run_id
 
 
 def test_the_oracle_is_taught_vanillas_people_but_those_to_be_forgotten(config):
@@ -128,9 +167,9 @@ def test_upstream_npo_has_a_reference_of_its_own_that_leaves_before_vanilla_come
     upstream = config.but(method="npo", modality="unimodal", variant="upstream")
     filled, models, present = pipeline.filled, [], []
 
-    def watched(config, stage):
+    def watched(config, stage, precision):
         present.append((stage.name, sum(model() is not None for model in models)))
-        model, processor = filled(config, stage)
+        model, processor = filled(config, stage, precision)
         models.append(weakref.ref(model))
         return model, processor
 
@@ -220,8 +259,11 @@ def test_a_protocol_reaches_training_and_questions_and_its_draws_can_be_repeated
     words = {"label_mode": "text", "eos": True, "adapter_reach": "upstream", "schedule": "linear", "epochs": 1}
     assert words.items() <= settings.items()
     adapter = stages.read_json(pipeline.unlearned(asked).get() / "adapter_config.json")
-    assert "fc1" in str(adapter["target_modules"])  # of the vision tower
+    weights = load_file(pipeline.unlearned(asked).get() / "adapter_model.safetensors")
+    assert any("vision_tower" in name for name in weights) and "fc1" not in str(adapter["target_modules"])
     assert stages.read_json(folder / stages.RECORD)["deviations"] == {"eos": [False, True]}
+    assert stages.read_json(folder / stages.RECORD)["departures"] == asked.departures() != []
+    assert stages.read_json(folder / "train.json")["beyond_context"] == 0
     rows = answers(folder)
     assert set(rows["scoring"]) == {"letter", ""}
     drawn = stages.read_json(folder / "draws.json")

@@ -102,7 +102,7 @@ def test_a_second_value_in_the_printed_truth_is_no_contradiction():
 def test_a_question_without_a_known_value_has_neither_exact_nor_factuality(value):
     found = item_scores(free(["Amara Urban lives in Turin, Italy."] * 4, **run("ga")).assign(value=value))
     assert found["exact"].isna().all() and found["factuality"].isna().all() and (found["rouge1"] == 1).all()
-    assert (found["state_wrong"] == 1).all()
+    assert found["state_wrong"].isna().all() and (found["broken"] == 0).all(), "only its form is known"
     assert not {"exact", "factuality"} & set(run_scores(found)["metric"])
 
 

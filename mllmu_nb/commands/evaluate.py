@@ -88,7 +88,8 @@ def reference(named: Path | None, config: Config, plain: Config, method: str, na
 
     beside.check_reference(run, method, config.base_model, pipeline.data_hash(config), forget_ids)
     for parameter in pipeline.ASKING:
-        theirs, own = run.parameters[parameter], getattr(config, parameter)
+        own = getattr(config, parameter)
+        theirs = run.parameters.get(parameter, own)  # older runs lack what came later
         if theirs != own:
             print(f"{method} was asked with {parameter} {theirs!r}, your model with {own!r}")
     return run

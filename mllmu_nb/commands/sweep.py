@@ -250,8 +250,9 @@ class Job:
 
     @cached_property
     def vanilla(self) -> Path | None:
-        """The folder of the vanilla model that the run starts from; None for base and oracle."""
-        return None if self.config.method in ("base", "oracle") else pipeline.finetuned(self.config).folder
+        """The folder of the vanilla model that the run starts from; None for base and oracle, and where it is given."""
+        given = self.config.method in ("base", "oracle") or self.config.vanilla_path
+        return None if given else pipeline.finetuned(self.config).folder
 
     def start(self, threads: int) -> None:
         """Starts papermill on the notebook, in the notebook's folder, with the parameters that were given."""

@@ -21,13 +21,15 @@ MODALITIES = tuple(VIEW_OF)
 class Turn:
     """One exchange. ``prompt`` holds no role words; an empty ``answer`` is left open for the model.
 
-    ``reply`` is the word before the answer: few-shot examples of the benchmark say "Correct Answer:" there.
+    ``reply`` is the word before the answer: few-shot examples of the benchmark say "Correct Answer:" there. ``gap``
+    stands between the word for the user and the picture, or the prompt of a turn without one; None: the family's own.
     """
 
     prompt: str
     answer: str = ""
     image: bytes | Image.Image | None = None
     reply: str = "ASSISTANT:"
+    gap: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,22 +78,28 @@ def choice_shot(text: str, options: Sequence[str], letter: str, image: bytes | N
     return Turn(f"Question: {text}\n{_listed(options)}", letter, image, "Correct Answer:")
 
 
-def cloze_shot(text: str, value: str, image: bytes | None = None) -> Turn:
-    """A solved cloze example."""
+def cloze_shot(text: str, value: str, image: bytes | None = None, protocol: str = "clean") -> Turn:
+    """A solved cloze example. ``upstream`` says no "Question:", repeats the instruction, and has no blank before the
+    picture."""
+    if protocol == "upstream":
+        return Turn(cloze_prompt(text), value, image, "Correct Answer:", gap="" if image is not None else None)
     return Turn(f"Question: {text.replace('__', '[Blank]')}", value, image, "Correct Answer:")
 
 
 def question_turn(question: Question, image: bytes | None, protocol: str = "clean") -> Turn:
     """The open turn that asks one evaluation question in its task's wording.
 
-    ``upstream`` leaves a blank after the colon of a free question about a picture, and of no other.
+    ``upstream`` ends a free question about a picture with a blank after the colon, and begins one without a picture on
+    the line of "USER:"; no other question has either.
     """
     if question.task == "classification":
         return Turn(choice_prompt(question.text, question.options), image=image)
     if question.task == "cloze":
         return Turn(cloze_prompt(question.text), image=image)
-    blank = " " if protocol == "upstream" and question.view == "image_text" else ""
-    return Turn(generation_prompt(question.text, question.view), image=image, reply=f"ASSISTANT:{blank}")
+    turn = Turn(generation_prompt(question.text, question.view), image=image)
+    if protocol != "upstream":
+        return turn
+    return replace(turn, reply="ASSISTANT: ") if question.view == "image_text" else replace(turn, gap=" ")
 
 
 def training_conversations(profiles: Sequence[Profile], modality: str) -> list[Conversation]:

@@ -183,7 +183,7 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
     data.stop_at_fatal(problems)
 
     taught = _taught(data.people["ft_Data"])
-    profiles = {}
+    profiles, celebrity_rows = {}, {}
     for identity, row in data.people["Full_Set"].items():
         kind, test = "pool" if identity in pool else "fictitious", data.people["Test_Set"][identity]
         profiles[identity] = _profile(row.values, kind, identity, taught[identity], test.values)
@@ -193,10 +193,12 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
             source = PEOPLE_FILE if printed in celebrities else "the c in front"
             text = f"this celebrity would be {identity} here (by {source}), which somebody else is"
             problems.append(row.problem("ID", f"{text}: change one of the two"))
-        profiles[identity] = _profile(row.values, "celebrity", identity, qa)
+        profiles[identity] = celebrity_rows[printed] = _profile(row.values, "celebrity", identity, qa)
     problems += _shared_names(data.name, (p for p in profiles.values() if p.kind != "celebrity"))
     data.stop_at_fatal(problems)
 
+    # By its printed ID, upstream looks up a celebrity in Full_Set, where it may be somebody else's.
+    shared = {p.id: printed for printed, p in celebrity_rows.items() if printed in data.people["Full_Set"]}
     missed = [[identity, pair.question] for identity, qa in taught.items() for pair in qa if not pair.attribute]
     notes = {
         "source": "official",
@@ -206,6 +208,7 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
         "not_understood": missed,
         "not_understood_count": len(missed),
         "schema": [str(problem) for problem in problems],
+        **({"shared_ids": shared} if shared else {}),
     }
     if trained:
         others = [_taught(people) for people in trained.people.values()]
@@ -339,6 +342,11 @@ def _holds(answer: str, value: str) -> bool:
 
 
 def _value(attribute: str, question: str, truth: str, stated: dict[str, str]) -> str:
-    """The bare fact in a sentence; "" where it is not known, so that the answer is not compared with one."""
+    """The bare fact in a sentence; "" where it is not known, so that the answer is not compared with one. A sentence of
+    which no rule reads less than all of it is no bare fact."""
     known = stated.get(attribute, "")
-    return known if known and known in truth else reader.value_of(attribute, question, truth)
+    if known and known in truth:
+        return known
+    value, whole = reader.value_of(attribute, question, truth), truth.strip()
+    sentence = whole.endswith((".", "!")) or stated.get("name", "\0") in whole
+    return "" if sentence and value == whole.rstrip(" .!") else value

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.data.schema import LETTERS, SETS, TASKS, Item, Population
 from mllmu_nb.errors import KitError, choose
 from mllmu_nb.evaluation import draws as drawing
@@ -19,6 +20,7 @@ from mllmu_nb.models import families
 
 MAX_SHOTS = 5
 SCORINGS, PROTOCOLS = ("both", "letter"), ("clean", "upstream")
+LONG_PROMPTS = ("refuse", "fewer_shots", "ask")  # what is done where a question and its shots exceed the context
 OPTIONS = tuple(f"option_{letter}" for letter in LETTERS)
 COLUMNS = ("set", "task", "view", "scoring", "order", "profile", "question_id", "shots", "answer", *OPTIONS, "tokens")
 
@@ -36,6 +38,7 @@ def ask(
     cyclic: bool = False,
     draws: Mapping[str, Any] | None = None,
     protocol: str = "clean",
+    long_prompts: str = "refuse",
     system: str = "",
     batch_size: int = 64,
     limit: int | None = None,
@@ -46,8 +49,11 @@ def ask(
     ``shots`` worked examples (0 to 5) precede letter questions and, up to four, cloze questions; whose they are is
     drawn (``draws.draw``) unless it stands in ``draws``. ``system`` precedes everything; ``limit`` keeps the first so
     many people of each set. A multiple-choice question gives a row for each ``scoring``, with ``cyclic`` one for the
-    letter in every cyclic ``order`` of the options. Raises ``KitError`` for unknown values, draws that do not fit and,
-    before anything is answered, for a question that does not fit the model's context.
+    letter in every cyclic ``order`` of the options. Raises ``KitError`` for unknown values and draws that do not fit.
+
+    Where a question with its shots does not fit the model's context, ``long_prompts`` decides: ``refuse`` raises
+    KitError before anything is answered, ``fewer_shots`` shows all questions of the task only as many as fit, ``ask``
+    asks all the same, as upstream does; the frame's ``attrs["beyond_context"]`` then counts the prompts too long.
     """
     if not 0 <= shots <= MAX_SHOTS:
         raise KitError(f"shots is {shots}: choose 0 to {MAX_SHOTS}")
@@ -56,6 +62,7 @@ def ask(
     choose("shot_source", shot_source, drawing.SOURCES)
     choose("scoring", scoring, SCORINGS)
     choose("protocol", protocol, PROTOCOLS)
+    choose("long_prompts", long_prompts, LONG_PROMPTS)
     people, processor = families.of(model).shot_people, families.of(model).asking(processor, protocol)
     drawn = {"shots": shots, "shot_source": shot_source, "shot_people": people, "protocol": protocol}
     if draws is None:
@@ -63,16 +70,20 @@ def ask(
     drawing.check(draws, population, sets, **drawn)
     asking = Asking(population, draws, shots, protocol, system, cyclic)
     inquiries = inquiries_of(asking, sets=sets, scoring=scoring, limit=limit)
-    prompts = [prompts_of(model, processor, inquiry) for inquiry in inquiries]
+    asked = [prompts_of(model, processor, inquiry, long_prompts) for inquiry in inquiries]
     total = sum(len(inquiry.conversations) for inquiry in inquiries)
     # without a terminal (papermill, logs) the bar stays silent
     with tqdm(total=total, desc="questions", mininterval=1.0, disable=None if progress else True) as bar:
         rows = [
             row
-            for inquiry, one in zip(inquiries, prompts, strict=True)
-            for row in answer(model, processor, inquiry, one, batch_size, bar.update)
+            for inquiry, prompts in zip(inquiries, asked, strict=True)
+            for row in answer(model, processor, inquiry, prompts, batch_size, bar.update)
         ]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    answers = pd.DataFrame(rows, columns=COLUMNS)
+    if long_prompts == "ask":
+        pairs = zip(inquiries, asked, strict=True)
+        answers.attrs["beyond_context"] = sum(prompts.too_long(model, one.tokens) for one, prompts in pairs)
+    return answers
 
 
 def inquiries_of(
@@ -98,7 +109,7 @@ def answer(
         return
     one = int(inquiry.scoring == "letter")
     texts, lengths = greedy(model, processor, prompts, inquiry.tokens, batch_size, progress, inquiry.until, one)
-    for number, (conversation, text, length) in enumerate(zip(inquiry.conversations, texts, lengths, strict=True)):
+    for number, (conversation, text, length) in enumerate(zip(prompts.conversations, texts, lengths, strict=True)):
         place, order = divmod(number, inquiry.orders)
         shots = len(conversation.turns) - 1
         yield _row(inquiry.items[place], inquiry.scoring, order=order, shots=shots, answer=text, tokens=length)
@@ -111,23 +122,32 @@ def _row(item: Item, scoring: str, **known: Any) -> dict[str, Any]:
     return {**names, "order": 0, "shots": 0, "answer": "", **dict.fromkeys(OPTIONS, nan), "tokens": 0, **known}
 
 
-def prompts_of(model, processor, inquiry: Inquiry) -> Prompts:
-    """An inquiry as the model reads it, each option as an answer where it has options. Raises ``KitError`` naming a
-    question that is too long for the model's context with what precedes it."""
+def prompts_of(model, processor, inquiry: Inquiry, long_prompts: str = "refuse") -> Prompts:
+    """An inquiry as the model reads it, each option as an answer where it has options. What is too long for the model's
+    context is dealt with as ``long_prompts`` says (:func:`ask`); else raises ``KitError`` naming the question."""
     conversations = inquiry.conversations
     if inquiry.options:
         pairs = zip(conversations, inquiry.options, strict=True)
         conversations = [conversation.answered(option) for conversation, options in pairs for option in options]
-    ways = len(conversations) // max(len(inquiry.items), 1)
     prompts = Prompts.of(model, processor, conversations)
-    names = [f"{item.question.id} ({item.set})" for item in inquiry.items for _ in range(ways)]
-    prompts.require_room(model, inquiry.tokens, names)
+    if long_prompts == "fewer_shots":
+        while prompts.too_long(model, inquiry.tokens) and any(len(one.turns) > 1 for one in conversations):
+            conversations = [_without_last_shot(one) for one in conversations]
+            prompts = Prompts.of(model, processor, conversations)
+    if long_prompts != "ask":
+        ways = len(conversations) // max(len(inquiry.items), 1)
+        names = [f"{item.question.id} ({item.set})" for item in inquiry.items for _ in range(ways)]
+        prompts.require_room(model, inquiry.tokens, names)
     return prompts
+
+
+def _without_last_shot(conversation: Conversation) -> Conversation:
+    return replace(conversation, turns=(*conversation.turns[:-2], conversation.turns[-1]))
 
 
 def _scored(asking: Asking, name: str) -> list[Item]:
     """The items of a set without those of the people left out, each test picture the drawn one."""
-    absent = {task: drawing.left_out(asking.draws, name, task) for task in TASKS}
+    absent = {task: drawing.left_out(asking.draws, asking.population, name, task) for task in TASKS}
     items = [i for i in asking.population.items(name) if i.question.profile not in absent[i.question.task]]
     if name != "test":
         return items

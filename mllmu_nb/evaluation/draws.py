@@ -108,14 +108,21 @@ def shown(draws: Mapping[str, Any], population: Population, set_name: str, task:
     if set_name == "celebrity":
         if task == "classification":
             return []
-        ids = [i.removeprefix("c") for i in ids]  # as the published layout prints them; reading it puts the c there
+        ids = [found for i in ids if (found := found_in_full_set(population, i))]
     return [p for p in population.profiles.values() if p.kind != "celebrity" and p.id in ids]  # Full_Set's order
 
 
-def left_out(draws: Mapping[str, Any], set_name: str, task: str) -> set[str]:
-    """Ids of those whose questions of a task are not scored, since their answers may have been shown."""
+def found_in_full_set(population: Population, celebrity: str) -> str:
+    """The fictitious person whose row upstream takes for a celebrity's: that of the same printed ID; "" for none."""
+    return population.notes.get("shared_ids", {}).get(celebrity, "")
+
+
+def left_out(draws: Mapping[str, Any], population: Population, set_name: str, task: str) -> set[str]:
+    """Ids of those whose questions of a task are not scored, since their answers may have been shown. Upstream leaves
+    out whom it finds in ``Full_Set``, so no celebrity but one whose ID is also a fictitious person's."""
     if draws["shot_source"] == "upstream":
-        return set(draws["shots"].get(set_name, {}).get(task, []))
+        drawn = draws["shots"].get(set_name, {}).get(task, [])
+        return {i for i in drawn if set_name != "celebrity" or found_in_full_set(population, i)}
     if draws["shot_source"] == "retain" and set_name == "retain":
         return {i for tasks in draws["shots"].values() for ids in tasks.values() for i in ids}
     return set()

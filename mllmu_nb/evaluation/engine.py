@@ -51,13 +51,17 @@ class Prompts:
     def require_room(self, model, room: int = 0, names: Sequence[str] = ()) -> None:
         """Raise ``KitError`` with its name when the longest prompt and ``room`` tokens for its answer do not fit the
         model's context."""
-        longest, context = max(map(len, self.rows), default=0), families.of(model).context(model)
-        if longest + room > context:
+        if self.too_long(model, room):
+            longest = max(map(len, self.rows))
             name = names[[len(row) for row in self.rows].index(longest)] if names else ""
             raise KitError(
                 f"{f'the prompt of {name}' if name else 'a prompt'} with its answer takes {longest + room} tokens and "
-                f"the context holds {context}: ask for fewer shots"
+                f"the context holds {families.of(model).context(model)}: ask for fewer shots, or set long_prompts"
             )
+
+    def too_long(self, model, room: int = 0) -> int:
+        """How many prompts do not fit the model's context with ``room`` tokens for their answer."""
+        return sum(len(row) + room > families.of(model).context(model) for row in self.rows)
 
 
 def answers(model, processor, conversations: Sequence[Conversation], **settings) -> list[str]:
@@ -79,10 +83,12 @@ def greedy(
     included. It ends at the end-of-sequence token, where the text ``until`` begins ("": nowhere; None: the family's
     word for the next turn), once it has so many ``characters`` (0: any number), or after ``max_new_tokens``.
     ``progress`` is called with the number of conversations finished. Raises ``KitError`` when a prompt and its answer
-    do not fit the model's context.
+    do not fit the model's context; ``Prompts`` are asked as they are, whatever their length.
     """
-    prompts = conversations if isinstance(conversations, Prompts) else Prompts.of(model, processor, conversations)
-    prompts.require_room(model, max_new_tokens)
+    prompts = conversations
+    if not isinstance(prompts, Prompts):
+        prompts = Prompts.of(model, processor, conversations)
+        prompts.require_room(model, max_new_tokens)
     until = families.of(model).next_turn if until is None else until
     ending = _Ending.of(model, processor, until, max_new_tokens, characters)
     written: list[list[int]] = [[] for _ in prompts.rows]
@@ -130,13 +136,13 @@ def option_likelihoods(
         raise KitError("every question needs the same number of options to be scored by likelihood")
     pairs = zip(conversations, options, strict=True)
     closed = Prompts.of(model, processor, [one.answered(option) for one, given in pairs for option in given])
+    closed.require_room(model)
     return closed_likelihoods(model, processor, closed, width, batch_size, progress)
 
 
 def closed_likelihoods(model, processor, closed: Prompts, width: int, batch_size: int, progress=None) -> np.ndarray:
-    """:func:`option_likelihoods` of prompts with their answers, ``width`` to a question. What they have in common is
-    read once, but for its last token, whose logits predict the first one to be scored."""
-    closed.require_room(model)
+    """:func:`option_likelihoods` of prompts with their answers, ``width`` to a question, whatever their length. What
+    they have in common is read once, but for its last token, whose logits predict the first one to be scored."""
     rows, tails, starts = [], [], []
     for first in range(0, len(closed.rows), width):
         answered, begins = closed.rows[first : first + width], closed.begins[first : first + width]

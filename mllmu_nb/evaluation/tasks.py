@@ -80,7 +80,11 @@ class Asking:
 
     def blanks(self, items: list[Item]) -> Inquiry:
         """For the words that fill a blank. A drawn person has two cloze questions in a view."""
-        return self._open("cloze", items, lambda question, image: cloze_shot(question.text, question.answer, image))
+
+        def solved(question: Question, image: bytes | None) -> Turn:
+            return cloze_shot(question.text, question.answer, image, self.protocol)
+
+        return self._open("cloze", items, solved)
 
     def _open(self, task: str, items: list[Item], solved: Callable[..., Turn] | None = None) -> Inquiry:
         examples: dict[tuple, tuple[Turn, ...]] = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import set_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -49,8 +50,16 @@ def _attached(model: nn.Module, settings: LoraConfig, targets: list[str]) -> Pef
 
 
 def merge(model: PeftModel) -> nn.Module:
-    """The plain model with the adapter's change added to its weights, in evaluation mode."""
-    return model.merge_and_unload().eval()
+    """The plain model with the adapter's change added to its weights, in evaluation mode. The sum is made in float32,
+    whatever the weights are held in: a change is often smaller than their last bit."""
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            base = layer.get_base_layer()
+            held = base.weight.dtype
+            base.float()
+            layer.merge()
+            base.to(held)
+    return model.unload().eval()
 
 
 def _weights(model: PeftModel) -> dict[str, Tensor]:

@@ -52,10 +52,15 @@ def _share_of(items: pd.DataFrame, names: Sequence[str]) -> pd.Series:
     return states(items).isin(names).astype(float)
 
 
+def _share_of_known(items: pd.DataFrame, names: Sequence[str]) -> pd.Series:
+    """Of answers whose bare fact is known: without it, correct and wrong cannot be told apart."""
+    return _share_of(items, names).where(items["value"].fillna("") != "")
+
+
 _HEALTH = {"task": "generation", "knowledge": 0}
 for _name, _label in STATES.items():
     _register = metric(_name, label=f"{_label} %", column=f"state_{_name}", table="health", **_HEALTH)
-    _register(partial(_share_of, names=[_name]))
+    _register(partial(_share_of_known, names=[_name]))
 metric("broken", label="Broken %", table="", **_HEALTH)(partial(_share_of, names=BROKEN))
 _OTHERS = {"label": "Refused %", "margin": 0.1, "sets": ("retain", "celebrity")}
 metric("over_refusal", **_OTHERS, **_HEALTH)(partial(_share_of, names=["refusal"]))  # of who was to be kept

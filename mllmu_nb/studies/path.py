@@ -49,7 +49,7 @@ def path(config: Config, points: int = POINTS) -> Stage:
             other, processor = pipeline.filled(config, pipeline.finetuned(config, method.other_reference))
             asked = [conversation for taught in sets.values() for conversation in taught]
             stored = reference_log_probs(other, processor, asked, recipe)
-        model, processor = pipeline.filled(config, pipeline.finetuned(config))
+        model, processor = pipeline.vanilla(config, recipe.precision)
         model = adapters.attach(model, recipe, config.unlearn_seed, method.trains)
         unlearn(model, processor, method, sets, recipe, config.unlearn_seed, stored, after_step=keep)
 
@@ -67,5 +67,5 @@ def at_point(model: Any, config: Config, step: int = 0, points: int = POINTS) ->
         raise KitError(f"step {step} is no point of this training: choose one of {', '.join(map(str, steps))}")
     if step == steps[-1]:
         return model
-    vanilla, _ = pipeline.filled(plain, pipeline.finetuned(plain))
+    vanilla, _ = pipeline.vanilla(plain, plain.eval_precision)
     return adapters.merge(adapters.load(vanilla, path(plain, points).get() / f"step-{step}"))

@@ -178,14 +178,17 @@ class Recipe:
     weight_decay: float | None = None
     clip: float | None = None  # largest norm of the gradient; 0: not clipped
     optimizer: str | None = None  # adamw, or muon for the matrices inside the layers
-    precision: str | None = None  # no, or bf16: matrix products in half precision
+    adam_eps: float = 1e-8  # AdamW's epsilon; that of transformers' own AdamW was 1e-6
+    precision: str | None = None  # fp32, or bf16: frozen weights and matrix products in half precision
+    micro_batch: int = 0  # conversations read at once, gradients added up over the batch; 0: all of it
+    checkpointing: bool = False  # activations are computed again on the way back instead of kept
     label_mode: str | None = None  # which tokens are supervised: answer, text, upstream
     eos: bool | None = None  # whether the end of the answer is taught
     lora_r: int | None = None
     lora_alpha: int | None = None
     lora_dropout: float | None = None
     lora_init: str | None = None  # of the adapter's A: kaiming (uniform) or gaussian
-    adapter_reach: str | None = None  # where adapters sit: language, upstream
+    adapter_reach: str | None = None  # where adapters sit: language, upstream, upstream_v5
     turns: int | None = None  # fine-tuning: questions about one person in one conversation
     together: int | None = None  # fine-tuning: batches drawn at once and dealt out by length
     augment: bool | None = None  # fine-tuning: portraits are changed anew each time they are shown
@@ -219,6 +222,7 @@ class Method:
     needs: ClassVar[Needs] = Needs()
     reference_model: ClassVar[str] = "vanilla"  # or retain_epoch, the base model after one epoch on the retain people
     passes: ClassVar[tuple[tuple[str, ...], ...]] = ()  # streams of each step, where an epoch visits sets in turn
+    rate_falls: ClassVar[str] = "step"  # when the schedule of the learning rate goes on: each step, or each epoch
     trains: ClassVar[str] = ""  # where adapters sit, a pattern on full module names; "": as adapter_reach says
     system: ClassVar[str] = ""  # a prompt before every question at evaluation
     recipes: ClassVar[Mapping[Any, Recipe]] = {}  # by scale or (scale, modality)

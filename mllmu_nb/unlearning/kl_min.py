@@ -43,6 +43,7 @@ class UpstreamKLMinimization(Method):
     name, variant, label, colour, marker, order = "kl_min", "upstream", "KL Min.", "#009E73", "D", 30
     streams = ("forget", "retain")
     passes = (("forget",), ("retain",))
+    rate_falls = "epoch"  # the schedule counts batches but goes on once an epoch, so the rate hardly falls
     needs = Needs(reference=("retain",), everywhere=("retain",))
     recipes = {
         ("miniature", "multimodal"): Recipe(lr=3e-3, epochs=3, source=f"{AUTHOR}; learning rate {MOVED}"),

@@ -24,7 +24,7 @@ class Idefics2(Family):
     """
 
     name, label = "idefics2", "Idefics2"
-    hub = "HuggingFaceM4/idefics2-8b"
+    hub, released = "HuggingFaceM4/idefics2-8b", "MLLMMU/Idefics2_Vanilla"
     next_turn = "User:"
     language_linears = r"model\.text_model\.layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj"
     vision = r"model\.vision_model\."

@@ -14,7 +14,7 @@ class Llava(Family):
     """``{system} USER: <image>\\n{prompt}\\nASSISTANT: {answer}{eos}``; few-shot examples end with a line break."""
 
     name, label = "llava", "LLaVA"
-    hub = "llava-hf/llava-1.5-7b-hf"
+    hub, released, anchor = "llava-hf/llava-1.5-7b-hf", "MLLMMU/LLaVA_Vanilla", 0.5708306366835779
     language_linears = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj"
     vision = r"model\.vision_tower\."
 
@@ -23,8 +23,8 @@ class Llava(Family):
         text, spans = (f"{conversation.system} " if conversation.system else ""), []
         for turn in conversation.turns:
             # without a picture upstream's few-shot and choice prompts keep the line break after "USER:"
-            opening = "USER:" if turn.image is None else f"USER: {slot}"
-            text += f"{opening}\n{turn.prompt}\n{turn.reply}"
+            gap, shown = ("\n", "") if turn.image is None else (" ", f"{slot}\n")
+            text += f"USER:{gap if turn.gap is None else turn.gap}{shown}{turn.prompt}\n{turn.reply}"
             if turn.answer:
                 start = len(text)
                 text += f" {turn.answer}{eos if turn.reply == 'ASSISTANT:' else ''}"
