@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +25,14 @@ import pandas as pd
 from mllmu_nb import paths, pipeline, provenance, registry
 from mllmu_nb.batches import steps_of, unlearning_steps
 from mllmu_nb.config import Config
+from mllmu_nb.data.conversations import Conversation, training_conversations
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting.runs import Scores, read_run
-from mllmu_nb.scoring.frames import GROUP, POOLED, REFERENCES, VIEWS, of_metric
-from mllmu_nb.scoring.gates import AT
+from mllmu_nb.reporting.runs import read_run
+from mllmu_nb.scoring.frames import GROUP, of_metric
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.scoring.score import item_scores
 from mllmu_nb.stages import RECORD, lock, read_json, write_json
-from mllmu_nb.studies import path
 
-METHODS = ("ga", "grad_diff", "kl_min", "npo")
-TRAINED_VIEW = {"multimodal": "image_text", "unimodal": "text"}  # modality → the view in which the same is asked
-ASKED = {**{view: (view,) for view in VIEWS}, POOLED: tuple(VIEWS)}  # view of a table → views of the scores
 SETTING = ["method", "variant", "modality", "replicate"]
 # The metrics that studies look at → (task, scoring, metric).
 MEASURES = {
@@ -170,11 +165,17 @@ def _training(study: Study, config: Config, folder: Path, diverged: str) -> dict
     row = study.values(config.parameters() | config.settings) | {"unlearn_lr": config.unlearn_lr or 0}
     row |= {"steps": 0, "passes": 0.0, "supervised_tokens": 0, "diverged": diverged}
     if config.trains:
-        sets = path.conversations(config)
+        sets = conversations(config)
         row["steps"] = unlearning_steps(config.objective, config.unlearning, sets)
         row["passes"] = row["steps"] / steps_of(sets["forget"], 1, config.unlearning.batch_size)
         row["supervised_tokens"] = 0 if diverged else read_json(folder / "train.json")["supervised_tokens"]
     return row
+
+
+def conversations(config: Config) -> dict[str, list[Conversation]]:
+    """What ``config`` unlearns and what it keeps, by set."""
+    known = pipeline.population(config)
+    return {name: training_conversations(known.members(name), config.modality) for name in ("forget", "retain")}
 
 
 def by_person(items: pd.DataFrame, setting: Sequence[str], measures: Iterable[str]) -> pd.DataFrame:
@@ -210,19 +211,6 @@ class Measured:
         """Whether a run could stand beside the study: same base model, protocol, ratio and training seed."""
         ours, theirs = self.record["parameters"], record["parameters"]
         return all(str(ours[name]) == str(theirs[name]) for name in (*GROUP, "train_seed"))
-
-    @cached_property
-    def gates(self) -> pd.DataFrame:
-        """The memorisation gates (:mod:`~mllmu_nb.scoring.gates`) of the scores in a study, which itself has no oracle:
-        those of the runs of vanilla and the oracle about the same people, one's own or else those that came with the
-        project. No row where there are none."""
-        for results in (paths.results(self.record["scale"]), paths.reference()):
-            records = {file.parent: read_json(file) for file in sorted(paths.runs(results).glob(f"*/{RECORD}"))}
-            alike = {f: r for f, r in records.items() if self.is_of(r) and r["data_hash"] == self.record["data_hash"]}
-            chosen = {f: method for f, r in alike.items() if (method := r["parameters"]["method"]) in REFERENCES}
-            if set(chosen.values()) == set(REFERENCES):
-                return Scores.of([read_run(folder) for folder in chosen]).gates
-        return pd.DataFrame(columns=[*AT, "gate"])
 
 
 def read(name: str, scale: str = "miniature") -> Measured:

@@ -21,9 +21,9 @@ from mllmu_nb.batches import steps_of
 from mllmu_nb.config import Config
 from mllmu_nb.reporting import plots
 from mllmu_nb.reporting.runs import MODALITIES
+from mllmu_nb.scoring.path import TRAINED_VIEW
 from mllmu_nb.statistics.intervals import interval, paired_difference
-from mllmu_nb.studies import path
-from mllmu_nb.studies.base import MEASURES, TRAINED_VIEW, Measured, Study, answers, label, only, register
+from mllmu_nb.studies.base import MEASURES, Measured, Study, answers, conversations, label, only, register
 
 SHOT_DRAWS = 20
 SOURCES = {"none": "none", "pool": "clean: from the unscored pool", "upstream": "upstream: from those asked about"}
@@ -71,7 +71,7 @@ def whole_epochs(config: Config) -> Config:
     """The same; where the method walks through whole epochs, as many as come closest to the canonical steps."""
     if not config.objective.passes or not config.unlearn_steps:
         return config
-    epochs = config.unlearn_steps / steps_of(path.conversations(config)["forget"], 1, config.unlearning.batch_size)
+    epochs = config.unlearn_steps / steps_of(conversations(config)["forget"], 1, config.unlearning.batch_size)
     return config.but(unlearn_steps=None, unlearn_epochs=float(max(1, round(epochs))))
 
 
