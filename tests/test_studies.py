@@ -1,8 +1,8 @@
-"""Studies: a grid of ordinary runs, summed by person; and four analyses whose numbers are known by hand."""
+"""The study of the released code's pieces: a grid of ordinary runs, summed by person; tables whose numbers are known by
+hand."""
 
 import argparse
 import math
-import textwrap
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from mllmu_nb.commands import study as command
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting.runs import read_run
+from mllmu_nb.scoring.path import TRAINED_VIEW
 from mllmu_nb.statistics.intervals import interval
 from mllmu_nb.studies import base, differences, released_code
 from mllmu_nb.studies.base import Measured
@@ -21,7 +22,6 @@ from mllmu_nb.training import TrainingDiverged
 from mllmu_nb.unlearning import ReferenceLogProbs, Scored, Step, get, variants
 
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots": 0, "replay": 0.0, "train_steps": 2}
-STUDIES = ("differences",)
 LN2 = math.log(2)
 HALF, QUARTER = [0.5, 0.25, 0.25], [0.25, 0.25, 0.5]
 
@@ -30,13 +30,15 @@ HALF, QUARTER = [0.5, 0.25, 0.25], [0.25, 0.25, 0.5]
 def config(tmp_path_factory, tiny_base):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLLMU_NB_OUT", str(tmp_path_factory.mktemp("out")))
-        yield Config(base_path=str(tiny_base), **SMALL)
+        config = Config(base_path=str(tiny_base), **SMALL)
+        patch.setattr(base, "Config", lambda: config)  # the kit's vanilla is the miniature's, which takes minutes
+        yield config
 
 
-def measured(scores, settings=None, **record):
+def measured(scores):
     """A study of these scores, with the columns that they do not vary."""
     scores = pd.DataFrame(scores).assign(variant="canonical") if "variant" not in scores else scores
-    return Measured(paths.reference() / "studies" / "x", record, scores, settings)
+    return Measured(paths.reference() / "studies" / "x", {}, scores, pd.DataFrame())
 
 
 def run_command(*arguments):
@@ -47,80 +49,75 @@ def run_command(*arguments):
 
 # -- making one -------------------------------------------------------------------------------------------------
 
-TOY = """
-    from mllmu_nb.studies.base import Study, register
 
-    def grid(config, draws):
-        alone = config.but(method="ga", modality="unimodal", unlearn_steps=1)
-        return [alone.but(replicate=draw, unlearn_lr=lr) for draw in draws for lr in (1e-3, 2e-3)]
-
-    def table(measured):
-        return measured.scores.groupby(["unlearn_lr", "measure"], as_index=False)[["score", "items"]].sum()
-
-    by = ("unlearn_lr",)
-    register(Study("toy", "how much a rate matters", grid, table, lambda table: table, (0,), by, limit=2))
-"""
+@pytest.fixture(scope="module")
+def grid(config):
+    """Vanilla, and two models of one step each."""
+    alone = config.but(method="ga", modality="unimodal", unlearn_steps=1, replicate=1)
+    return [config.but(replicate=1), alone, alone.but(variant="labels_text")]
 
 
 @pytest.fixture(scope="module")
-def toy(config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("outside")
-    (folder / "toy_study.py").write_text(textwrap.dedent(TOY))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        patch.setenv("MLLMU_NB_EXTENSIONS", "toy_study")
-        yield base.get("toy")
-    base.STUDIES._entries.pop("toy")
-
-
-@pytest.fixture(scope="module")
-def made(config, toy):
-    return base.make(toy, config, [1])
-
-
-def test_a_study_is_one_file_outside_the_package(toy, made, capsys, monkeypatch):
-    assert run_command() == 0
-    listed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-    assert {*STUDIES, "toy"} <= set(listed) and listed["toy"] == "how much a rate matters"
-    study = base.read("toy")
-    assert study.folder == made and base.provenance_line(study) == "your own study, forget draws [1]"
-    result = toy.table(study)
-    assert set(result["unlearn_lr"]) == {1e-3, 2e-3} and set(result["measure"]) == set(toy.measures)
-    # two people of each set; both views
-    counts = result[result["unlearn_lr"] == 1e-3].set_index("measure")["items"].to_dict()
-    assert counts == {"likelihood": 40, "letter": 40, "rougeL": 16, "exact": 16, "cloze": 16}
+def made(grid):
+    return base.make(grid, limit=2)
 
 
 def test_scores_are_those_of_the_runs(made):
-    scores, (first, second) = base.read("toy").scores, sorted((made / "runs").iterdir())
-    for folder in (first, second):
-        run = read_run(folder)
-        mine = base.only(scores, unlearn_lr=run.parameters["unlearn_lr"], measure="rougeL", set="retain", view="text")
+    study = base.read()
+    assert study.folder == made and study.record["replicates"] == [1]
+    # two people of each set, both views
+    counts = base.only(study.scores, method="ga", variant="labels_text").groupby("measure")["items"].sum()
+    assert counts.to_dict() == {"likelihood": 40, "letter": 40, "exact": 16, "cloze": 16}
+    assert set(base.only(study.scores, method="vanilla")["set"]) == {"forget"}
+    folders = [folder for folder in (made / "runs").iterdir() if folder.name.startswith("ga")]
+    assert len(folders) == 2
+    for run in map(read_run, folders):
+        mine = base.only(study.scores, variant=run["variant"], measure="exact", set="retain", view="text")
         answers = run.items.query("task == 'generation' and set == 'retain' and view == 'text'")
         assert len(answers) == mine["items"].sum() == 4
-        assert mine["score"].sum() == pytest.approx(answers["rougeL"].sum())
-    settings = base.read("toy").settings
-    # 3 people with 14 questions by name, 8 a step: 6 steps a pass
-    assert settings["passes"].tolist() == [1 / 6] * 2 and settings["steps"].tolist() == [1, 1]
+        assert mine["score"].sum() == pytest.approx(answers["exact"].sum())
+    assert study.settings["steps"].tolist()[1:] == [1, 1]
+    _, answer, text = study.settings["supervised_tokens"]
+    assert text > answer > 0
 
 
-def test_what_is_made_is_not_made_again_and_one_that_diverges_is_no_end(config, toy, made, monkeypatch):
+def test_what_is_made_is_not_made_again_and_one_that_diverges_is_no_end(grid, made, monkeypatch):
     monkeypatch.setattr(training, "unlearn", lambda *given, **named: pytest.fail("trained again"))
-    assert base.make(toy, config, [1]) == made
+    assert base.make(grid, limit=2) == made
 
     def diverges(*given, **named):
         raise TrainingDiverged("training diverged at step 3")
 
     monkeypatch.setattr(training, "unlearn", diverges)
-    base.make(toy, config, [1, 2])
-    study = base.read("toy")
-    assert study.settings["diverged"].tolist() == ["", "", *["training diverged at step 3"] * 2]
-    assert set(study.scores["replicate"]) == {1} and study.record["replicates"] == [1, 2]
+    base.make([*grid, grid[1].but(unlearn_lr=1.0)], limit=2)
+    study = base.read()
+    assert study.settings["diverged"].tolist() == ["", "", "", "training diverged at step 3"]
+    assert len(study.scores.drop_duplicates(base.SETTING)) == 3
 
 
-def test_only_the_miniature_is_measured(config, toy):
-    with pytest.raises(KitError, match="made on the miniature"):
-        base.make(toy, Config(scale="paper"))
+def test_a_study_of_another_vanilla_is_none(config, made, monkeypatch):
+    record = stages.read_json(made / stages.RECORD)
+    for name in ("data_hash", "base_hash"):
+        stages.write_json(made / stages.RECORD, record | {name: "older"})
+        with pytest.raises(KitError, match="no study of this vanilla yet: `python -m mllmu_nb study differences`"):
+            base.read()
+    stages.write_json(made / stages.RECORD, record)
+    assert base.read().folder == made
+    monkeypatch.setattr(base, "Config", lambda: config.but(train_steps=3))
+    with pytest.raises(KitError, match="no study of this vanilla"):
+        base.read()
+
+
+def test_ones_own_study_comes_before_the_committed_one(made, tmp_path, monkeypatch):
+    reference = tmp_path / "reference"
+    committed = paths.study(reference, base.NAME)
+    committed.mkdir(parents=True)
+    for file in ("scores.parquet", "settings.csv", stages.RECORD):
+        (committed / file).write_bytes((made / file).read_bytes())
+    monkeypatch.setattr(paths, "reference", lambda: reference)
+    assert base.read().folder == made
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "empty"))
+    assert base.read().folder == committed
 
 
 def test_sums_give_the_interval_of_the_answers():
@@ -136,9 +133,8 @@ def test_sums_give_the_interval_of_the_answers():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["differences", "--draws", "0", "-1"], "--draws are numbers of forget sets from 0 on, not -1"),
-        (["cliff", "--jobs", "0"], "--jobs must be at least 1, not 0"),
-        (["clif"], "unknown study 'clif': did you mean 'cliff'?"),
+        (["differences", "--replicates", "0", "-1"], "--replicates are numbers from 0 on, not -1"),
+        (["--jobs", "0"], "--jobs must be at least 1, not 0"),
     ],
 )
 def test_the_command_refuses_what_cannot_be(arguments, message):
@@ -147,53 +143,14 @@ def test_the_command_refuses_what_cannot_be(arguments, message):
     assert str(error.value) == message
 
 
-# -- those that come with the project ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", STUDIES)
-def test_a_committed_study_gives_the_table_that_lies_beside_it(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
-    study = base.read(name)
-    assert study.committed and study.record["dirty"] is False
-    stored = pd.read_csv(study.folder / f"{name}.csv", keep_default_na=False, na_values=["", "nan"])
-    again = base.get(name).table(study)
-    texts = list(stored.select_dtypes("str"))
-    without = [] if name != "modality" else ["gate"]  # that of the runs which were there when it was made
-    stored, again = (one.drop(columns=without).fillna(dict.fromkeys(texts, "")) for one in (stored, again))
-    pd.testing.assert_frame_equal(stored, again, check_dtype=False)
-    trained = base.only(study.settings, diverged="").merge(study.scores, on=base.get(name).setting)
-    assert len(trained) == len(study.scores)
-
-
-def test_a_study_of_an_older_vanilla_says_so_first(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
-    studies = {name: base.read(name) for name in STUDIES}
-    plain = Config()
-    vanilla = {"parameters": plain.parameters(), "base_hash": pipeline.base_hash(plain)}
-    vanilla["data_hash"] = pipeline.data_hash(plain)
-    reference = tmp_path / "reference"
-    for name, record in (("oracle-none-1", {**vanilla, "data_hash": "0"}), ("vanilla-none-1", vanilla)):
-        (paths.runs(reference) / name).mkdir(parents=True)
-        stages.write_json(paths.runs(reference) / name / stages.RECORD, record)
-    monkeypatch.setattr(Measured, "committed", True)
-    monkeypatch.setattr(paths, "reference", lambda: reference)
-    lines = {name: base.provenance_line(study) for name, study in studies.items()}
-    assert lines["cliff"] == "the study that comes with the project, forget draws [5, 6, 7]"
-    older = "made with an older vanilla: data_hash b050e47cb91915ee (now"
-    assert all(lines[name].startswith(older) for name in ("differences", "modality", "variance"))
-    assert "train_steps 1300 (now 750); the study that comes" in lines["variance"]
-
-
-def test_ones_own_study_comes_before_the_committed_one(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
-    with pytest.raises(KitError, match="not there at scale paper: `python -m mllmu_nb study differences`"):
-        base.read("differences", "paper")
-    committed = base.read("differences")
-    own = paths.study(paths.results("miniature"), "differences")
-    own.mkdir(parents=True)
-    for file in committed.folder.iterdir():
-        (own / file.name).write_bytes(file.read_bytes())
-    assert committed.committed and not base.read("differences").committed
+def test_the_command_writes_the_table_that_the_scores_give(made, monkeypatch, capsys):
+    monkeypatch.setattr(base, "make", lambda grid, jobs: made)
+    monkeypatch.setattr(differences, "grid", lambda config, replicates: [])
+    assert run_command() == 0
+    assert f"differences.csv: {made}" in capsys.readouterr().out
+    stored = pd.read_csv(made / "differences.csv")
+    pd.testing.assert_frame_equal(stored, differences.table(base.read()), check_dtype=False)
+    assert set(stored["variant"]) == {"labels_text"}
 
 
 # -- differences ------------------------------------------------------------------------------------------------
@@ -290,7 +247,7 @@ def test_a_label_mode_that_a_method_declares_is_that_of_unlearning_alone():
 def likely(variant, right, set_name="forget", draw=0, modality="multimodal", method="ga"):
     """Sums of one likelihood item of each of as many people as ``right`` has entries."""
     at = {"method": method, "variant": variant, "modality": modality, "replicate": draw, "set": set_name}
-    at |= {"view": base.TRAINED_VIEW[modality], "measure": "likelihood", "items": 1}
+    at |= {"view": TRAINED_VIEW[modality], "measure": "likelihood", "items": 1}
     return [{**at, "profile": f"{n:03d}", "score": float(value)} for n, value in enumerate(right)]
 
 
