@@ -111,7 +111,7 @@ def test_bad_parameters_are_named_in_one_line(parameters, message):
 
 
 def test_an_unknown_step_after_unlearning_is_named(monkeypatch):
-    monkeypatch.setattr(after_steps, "STEPS", Registry("step after unlearning"))  # a study brings one of its own
+    monkeypatch.setattr(after_steps, "STEPS", Registry("step after unlearning"))
     with pytest.raises(KitError, match="^unknown after 'int3': there is none$"):
         Config(after="int3")
 

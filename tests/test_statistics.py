@@ -470,7 +470,7 @@ def test_an_area_of_few_people_has_students_interval():
     drawn = [resample_counts(count, 2000, side) for side, count in enumerate(pairs.count.shape)]
     sums = [np.einsum("ri,ij,rj->r", drawn[0], pairs_of, drawn[1]) for pairs_of in (pairs.higher, pairs.count)]
     resampled = sums[0] / sums[1]
-    reach = 2.776 * resampled.std(ddof=1)  # t of .975 with 4 degrees
+    reach = 2.776 * resampled.std(ddof=1) * sqrt(5 / 4)  # t of .975 with 4 degrees
     assert (value - low, high - value) == pytest.approx((reach, reach), rel=1e-3)
     percentiles = np.quantile(resampled, [0.025, 0.975])
     assert low < percentiles[0] and percentiles[1] < high

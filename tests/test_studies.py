@@ -1,8 +1,8 @@
-"""Studies: a grid of ordinary runs, summed by person; and four analyses whose numbers are known by hand."""
+"""The study of the released code's pieces: a grid of ordinary runs, summed by person; tables whose numbers are known by
+hand."""
 
 import argparse
 import math
-import textwrap
 
 import numpy as np
 import pandas as pd
@@ -14,14 +14,14 @@ from mllmu_nb.commands import study as command
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting.runs import read_run
-from mllmu_nb.statistics.intervals import interval, standard_error
-from mllmu_nb.studies import base, cliff, differences, modality, path, released_code, variance
-from mllmu_nb.studies.base import MEASURES, Measured
+from mllmu_nb.scoring.path import TRAINED_VIEW
+from mllmu_nb.statistics.intervals import interval
+from mllmu_nb.studies import base, differences, released_code
+from mllmu_nb.studies.base import Measured
 from mllmu_nb.training import TrainingDiverged
 from mllmu_nb.unlearning import ReferenceLogProbs, Scored, Step, get, variants
 
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots": 0, "replay": 0.0, "train_steps": 2}
-STUDIES = ("cliff", "differences", "modality", "variance")
 LN2 = math.log(2)
 HALF, QUARTER = [0.5, 0.25, 0.25], [0.25, 0.25, 0.5]
 
@@ -30,13 +30,15 @@ HALF, QUARTER = [0.5, 0.25, 0.25], [0.25, 0.25, 0.5]
 def config(tmp_path_factory, tiny_base):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLLMU_NB_OUT", str(tmp_path_factory.mktemp("out")))
-        yield Config(base_path=str(tiny_base), **SMALL)
+        config = Config(base_path=str(tiny_base), **SMALL)
+        patch.setattr(base, "Config", lambda: config)  # the kit's vanilla is the miniature's, which takes minutes
+        yield config
 
 
-def measured(scores, settings=None, **record):
+def measured(scores):
     """A study of these scores, with the columns that they do not vary."""
     scores = pd.DataFrame(scores).assign(variant="canonical") if "variant" not in scores else scores
-    return Measured(paths.reference() / "studies" / "x", record, scores, settings)
+    return Measured(paths.reference() / "studies" / "x", {}, scores, pd.DataFrame())
 
 
 def run_command(*arguments):
@@ -47,80 +49,75 @@ def run_command(*arguments):
 
 # -- making one -------------------------------------------------------------------------------------------------
 
-TOY = """
-    from mllmu_nb.studies.base import Study, register
 
-    def grid(config, draws):
-        alone = config.but(method="ga", modality="unimodal", unlearn_steps=1)
-        return [alone.but(replicate=draw, unlearn_lr=lr) for draw in draws for lr in (1e-3, 2e-3)]
-
-    def table(measured):
-        return measured.scores.groupby(["unlearn_lr", "measure"], as_index=False)[["score", "items"]].sum()
-
-    by = ("unlearn_lr",)
-    register(Study("toy", "how much a rate matters", grid, table, lambda table: table, (0,), by, limit=2))
-"""
+@pytest.fixture(scope="module")
+def grid(config):
+    """Vanilla, and two models of one step each."""
+    alone = config.but(method="ga", modality="unimodal", unlearn_steps=1, replicate=1)
+    return [config.but(replicate=1), alone, alone.but(variant="labels_text")]
 
 
 @pytest.fixture(scope="module")
-def toy(config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("outside")
-    (folder / "toy_study.py").write_text(textwrap.dedent(TOY))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        patch.setenv("MLLMU_NB_EXTENSIONS", "toy_study")
-        yield base.get("toy")
-    base.STUDIES._entries.pop("toy")
-
-
-@pytest.fixture(scope="module")
-def made(config, toy):
-    return base.make(toy, config, [1])
-
-
-def test_a_study_is_one_file_outside_the_package(toy, made, capsys, monkeypatch):
-    assert run_command() == 0
-    listed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-    assert {*STUDIES, "toy"} <= set(listed) and listed["toy"] == "how much a rate matters"
-    study = base.read("toy")
-    assert study.folder == made and base.provenance_line(study) == "your own study, forget draws [1]"
-    result = toy.table(study)
-    assert set(result["unlearn_lr"]) == {1e-3, 2e-3} and set(result["measure"]) == set(toy.measures)
-    # two people of each set; both views
-    counts = result[result["unlearn_lr"] == 1e-3].set_index("measure")["items"].to_dict()
-    assert counts == {"likelihood": 40, "letter": 40, "rougeL": 16, "exact": 16, "cloze": 16}
+def made(grid):
+    return base.make(grid, limit=2)
 
 
 def test_scores_are_those_of_the_runs(made):
-    scores, (first, second) = base.read("toy").scores, sorted((made / "runs").iterdir())
-    for folder in (first, second):
-        run = read_run(folder)
-        mine = base.only(scores, unlearn_lr=run.parameters["unlearn_lr"], measure="rougeL", set="retain", view="text")
+    study = base.read()
+    assert study.folder == made and study.record["replicates"] == [1]
+    # two people of each set, both views
+    counts = base.only(study.scores, method="ga", variant="labels_text").groupby("measure")["items"].sum()
+    assert counts.to_dict() == {"likelihood": 40, "letter": 40, "exact": 16, "cloze": 16}
+    assert set(base.only(study.scores, method="vanilla")["set"]) == {"forget"}
+    folders = [folder for folder in (made / "runs").iterdir() if folder.name.startswith("ga")]
+    assert len(folders) == 2
+    for run in map(read_run, folders):
+        mine = base.only(study.scores, variant=run["variant"], measure="exact", set="retain", view="text")
         answers = run.items.query("task == 'generation' and set == 'retain' and view == 'text'")
         assert len(answers) == mine["items"].sum() == 4
-        assert mine["score"].sum() == pytest.approx(answers["rougeL"].sum())
-    settings = base.read("toy").settings
-    # 3 people with 14 questions by name, 8 a step: 6 steps a pass
-    assert settings["passes"].tolist() == [1 / 6] * 2 and settings["steps"].tolist() == [1, 1]
+        assert mine["score"].sum() == pytest.approx(answers["exact"].sum())
+    assert study.settings["steps"].tolist()[1:] == [1, 1]
+    _, answer, text = study.settings["supervised_tokens"]
+    assert text > answer > 0
 
 
-def test_what_is_made_is_not_made_again_and_one_that_diverges_is_no_end(config, toy, made, monkeypatch):
+def test_what_is_made_is_not_made_again_and_one_that_diverges_is_no_end(grid, made, monkeypatch):
     monkeypatch.setattr(training, "unlearn", lambda *given, **named: pytest.fail("trained again"))
-    assert base.make(toy, config, [1]) == made
+    assert base.make(grid, limit=2) == made
 
     def diverges(*given, **named):
         raise TrainingDiverged("training diverged at step 3")
 
     monkeypatch.setattr(training, "unlearn", diverges)
-    base.make(toy, config, [1, 2])
-    study = base.read("toy")
-    assert study.settings["diverged"].tolist() == ["", "", *["training diverged at step 3"] * 2]
-    assert set(study.scores["replicate"]) == {1} and study.record["replicates"] == [1, 2]
+    base.make([*grid, grid[1].but(unlearn_lr=1.0)], limit=2)
+    study = base.read()
+    assert study.settings["diverged"].tolist() == ["", "", "", "training diverged at step 3"]
+    assert len(study.scores.drop_duplicates(base.SETTING)) == 3
 
 
-def test_only_the_miniature_is_measured(config, toy):
-    with pytest.raises(KitError, match="made on the miniature"):
-        base.make(toy, Config(scale="paper"))
+def test_a_study_of_another_vanilla_is_none(config, made, monkeypatch):
+    record = stages.read_json(made / stages.RECORD)
+    for name in ("data_hash", "base_hash"):
+        stages.write_json(made / stages.RECORD, record | {name: "older"})
+        with pytest.raises(KitError, match="no study of this vanilla yet: `python -m mllmu_nb study differences`"):
+            base.read()
+    stages.write_json(made / stages.RECORD, record)
+    assert base.read().folder == made
+    monkeypatch.setattr(base, "Config", lambda: config.but(train_steps=3))
+    with pytest.raises(KitError, match="no study of this vanilla"):
+        base.read()
+
+
+def test_ones_own_study_comes_before_the_committed_one(made, tmp_path, monkeypatch):
+    reference = tmp_path / "reference"
+    committed = paths.study(reference, base.NAME)
+    committed.mkdir(parents=True)
+    for file in ("scores.parquet", "settings.csv", stages.RECORD):
+        (committed / file).write_bytes((made / file).read_bytes())
+    monkeypatch.setattr(paths, "reference", lambda: reference)
+    assert base.read().folder == made
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "empty"))
+    assert base.read().folder == committed
 
 
 def test_sums_give_the_interval_of_the_answers():
@@ -136,9 +133,8 @@ def test_sums_give_the_interval_of_the_answers():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["differences", "--draws", "0", "-1"], "--draws are numbers of forget sets from 0 on, not -1"),
-        (["cliff", "--jobs", "0"], "--jobs must be at least 1, not 0"),
-        (["clif"], "unknown study 'clif': did you mean 'cliff'?"),
+        (["differences", "--replicates", "0", "-1"], "--replicates are numbers from 0 on, not -1"),
+        (["--jobs", "0"], "--jobs must be at least 1, not 0"),
     ],
 )
 def test_the_command_refuses_what_cannot_be(arguments, message):
@@ -147,164 +143,14 @@ def test_the_command_refuses_what_cannot_be(arguments, message):
     assert str(error.value) == message
 
 
-# -- those that come with the project ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", STUDIES)
-def test_a_committed_study_gives_the_table_that_lies_beside_it(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
-    study = base.read(name)
-    assert study.committed and study.record["dirty"] is False
-    stored = pd.read_csv(study.folder / f"{name}.csv", keep_default_na=False, na_values=["", "nan"])
-    again = base.get(name).table(study)
-    texts = list(stored.select_dtypes("str"))
-    without = [] if name != "modality" else ["gate"]  # that of the runs which were there when it was made
-    stored, again = (one.drop(columns=without).fillna(dict.fromkeys(texts, "")) for one in (stored, again))
-    pd.testing.assert_frame_equal(stored, again, check_dtype=False)
-    trained = base.only(study.settings, diverged="").merge(study.scores, on=base.get(name).setting)
-    assert len(trained) == len(study.scores)
-
-
-def test_a_study_of_an_older_vanilla_says_so_first(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
-    studies = {name: base.read(name) for name in STUDIES}
-    plain = Config()
-    vanilla = {"parameters": plain.parameters(), "base_hash": pipeline.base_hash(plain)}
-    vanilla["data_hash"] = pipeline.data_hash(plain)
-    reference = tmp_path / "reference"
-    for name, record in (("oracle-none-1", {**vanilla, "data_hash": "0"}), ("vanilla-none-1", vanilla)):
-        (paths.runs(reference) / name).mkdir(parents=True)
-        stages.write_json(paths.runs(reference) / name / stages.RECORD, record)
-    monkeypatch.setattr(Measured, "committed", True)
-    monkeypatch.setattr(paths, "reference", lambda: reference)
-    lines = {name: base.provenance_line(study) for name, study in studies.items()}
-    assert lines["cliff"] == "the study that comes with the project, forget draws [5, 6, 7]"
-    older = "made with an older vanilla: data_hash b050e47cb91915ee (now"
-    assert all(lines[name].startswith(older) for name in ("differences", "modality", "variance"))
-    assert "train_steps 1300 (now 750); the study that comes" in lines["variance"]
-
-
-def test_ones_own_study_comes_before_the_committed_one(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
-    with pytest.raises(KitError, match="not there at scale paper: `python -m mllmu_nb study differences`"):
-        base.read("differences", "paper")
-    committed = base.read("differences")
-    own = paths.study(paths.results("miniature"), "differences")
-    own.mkdir(parents=True)
-    for file in committed.folder.iterdir():
-        (own / file.name).write_bytes(file.read_bytes())
-    assert committed.committed and not base.read("differences").committed
-
-
-# -- the cliff --------------------------------------------------------------------------------------------------
-
-
-def test_every_method_has_the_same_budget_on_draws_that_no_run_reports():
-    grid = [one for one in cliff.grid(Config()) if one.trains]
-    counts = pd.DataFrame([(one.method, one.modality, one.replicate) for one in grid]).value_counts()
-    assert len(counts) == 4 * 2 * 3 and set(counts) == {12} and len({one.run_id for one in grid}) == 288
-    assert {one.unlearning.lr for one in grid if one.method == "ga"} == set(cliff.RATES["ga"])
-    known = [set(pipeline.population(Config(replicate=draw)).forget_ids) for draw in (0, 1, 2, *cliff.DRAWS)]
-    assert sum(map(len, known)) == len(set.union(*known)) == 60, "forget sets overlap"
-
-
-LEFT = {"diverged": 0, "passes": 1.0, "low": 0.0, "high": 1.0, "n_items": 10, "n_profiles": 5}
-
-
-def setting(lr, forget, retain, other=None, broken=0.0, diverged=0, steps=10, modality="unimodal", method="ga"):
-    """A setting's cells: retain of the trained view and of the other one."""
-    view, across = ("text", "image_text") if modality == "unimodal" else ("image_text", "text")
-    at = {
-        "method": method,
-        "modality": modality,
-        "unlearn_lr": lr,
-        "unlearn_steps": steps,
-        **LEFT,
-        "diverged": diverged,
-    }
-    rows = []
-    for set_name, mine, theirs in (("forget", forget, 0.99), ("retain", retain, retain if other is None else other)):
-        for asked, value in ((view, mine), (across, theirs)):
-            for measure, shown in (("likelihood", value), ("exact", 0.5), ("broken", broken)):
-                rows.append({**at, "set": set_name, "view": asked, "measure": measure, "value": shown})
-    return rows
-
-
-def cells(*settings):
-    """The cells of vanilla and of some settings."""
-    vanilla = [{**row, "method": "vanilla", "modality": "none"} for row in setting(0.0, 0.97, 0.98)]
-    return pd.DataFrame(vanilla + [row for one in settings for row in one])
-
-
-def chosen(*settings):
-    return cliff.choose(cells(*settings)).iloc[0]
-
-
-def test_the_rule_takes_what_keeps_most_of_those_that_fall_far_enough():
-    mild, good, steep = setting(1e-3, 0.63, 0.97), setting(2e-3, 0.61, 0.85), setting(3e-3, 0.3, 0.84)
-    best = chosen(mild, good, steep)
-    assert (best["unlearn_lr"], best["forget"], best["retain"], best["fit"]) == (2e-3, 0.61, 0.85, True)
-    assert best["fall"] == pytest.approx(0.36)
-    assert chosen(steep, setting(2e-3, 0.6, 0.9, other=0.8))["unlearn_lr"] == 3e-3  # the view not trained counts
-    assert chosen(steep, setting(2e-3, 0.6, 0.9, broken=0.51))["unlearn_lr"] == 3e-3
-    assert chosen(steep, setting(2e-3, 0.6, 0.9, diverged=1))["unlearn_lr"] == 3e-3
-    assert chosen(setting(2e-3, 0.6, 0.9, steps=20), setting(3e-3, 0.5, 0.9))["unlearn_steps"] == 10
-
-
-def test_where_nothing_falls_far_enough_the_rule_says_so_and_takes_what_falls_furthest_unbroken():
-    best = chosen(setting(1e-3, 0.9, 0.6), setting(2e-3, 0.2, 0.5, broken=0.6), setting(3e-3, 0.8, 0.55))
-    assert (best["unlearn_lr"], best["fit"]) == (3e-3, False)
-    assert cliff.printed(cells(setting(1e-3, 0.9, 0.6)))[""].tolist() == ["no setting falls so far unbroken"]
-    with pytest.raises(KitError, match="every setting of ga diverged"):
-        chosen(setting(1e-3, math.nan, math.nan, diverged=1))
-
-
-def test_draws_are_pooled_and_a_diverged_training_is_counted():
-    row = {"method": "ga", "modality": "unimodal", "unlearn_lr": 0.1, "unlearn_steps": 5, "items": 5, "view": "text"}
-    row |= {"set": "forget", "measure": "likelihood"}
-    scores = [{**row, "replicate": draw, "profile": f"{draw}{n}", "score": n} for draw in (0, 1) for n in range(5)]
-    settings = pd.DataFrame([{**row, "passes": 0.5, "diverged": reason} for reason in ("", "", "at step 3")])
-    result = cliff.table(measured(pd.DataFrame(scores), settings))
-    assert len(result) == 2 * 2 * 3 and set(result["diverged"]) == {1} and set(result["passes"]) == {0.5}
-    cell = base.only(result, set="forget", view="text", measure="likelihood").iloc[0]
-    assert (cell["value"], cell["n_items"], cell["n_profiles"]) == (20 / 50, 50, 10)
-    assert base.only(result, set="retain")["value"].isna().all()
-
-
-def test_the_map_shows_every_setting_and_marks_two():
-    result = cells(
-        setting(1e-3, 0.9, 0.97),
-        setting(2e-3, 0.6, 0.9),
-        setting(1e-3, math.nan, math.nan, diverged=2, steps=20),
-        setting(2e-3, 0.3, 0.3, steps=20),
-    )
-    drawn = cliff.figure(result, "unimodal", {("ga", "unimodal"): (1e-3 * math.sqrt(2), 10 * math.sqrt(2))})
-    forget, retain = drawn.axes[:2]
-    assert [text.get_text() for text in forget.texts] == ["90", "60", "×", "30"]
-    assert [text.get_text() for text in retain.texts] == ["97", "90", "×", "30"]
-    [frame] = forget.patches
-    assert frame.get_xy() == (0.5, -0.5)
-    np.testing.assert_allclose([line.get_xydata()[0] for line in forget.lines], 0.5)  # halfway on both axes
-    assert [label.get_text() for label in forget.get_yticklabels()] == ["10 (1.0)", "20 (1.0)"]
-    outside = cliff.figure(result, "unimodal", {("ga", "unimodal"): (1e-2, 10), ("ga", "multimodal"): (1e-3, 10)})
-    assert outside.get_supxlabel().endswith("outside the map, without a ring: GA 1.0e-02, 10 steps")
-    with pytest.raises(KitError, match="no setting unlearned on image \\+ text"):
-        cliff.figure(result, "multimodal")
-
-
-@pytest.mark.parametrize(
-    "used, where",
-    [
-        ((2e-3, 10), "2.0e-03, 10 steps: as chosen"),
-        ((1e-3, 20), "1.0e-03, 20 steps: on the grid"),
-        ((1.5e-3, 20), "1.5e-03, 20 steps: between its settings"),
-        ((2e-3, 21), "2.0e-03, 21 steps: outside the grid"),
-    ],
-)
-def test_what_the_kit_uses_stands_beside_what_is_chosen(used, where):
-    settings = [setting(lr, 0.6, retain) for lr, retain in ((1e-3, 0.8), (2e-3, 0.9))]
-    settings += [setting(lr, 0.3, 0.3, steps=20) for lr in (1e-3, 2e-3)]
-    assert cliff.printed(cells(*settings), {("ga", "unimodal"): used})["the kit's"].tolist() == [where]
+def test_the_command_writes_the_table_that_the_scores_give(made, monkeypatch, capsys):
+    monkeypatch.setattr(base, "make", lambda grid, jobs: made)
+    monkeypatch.setattr(differences, "grid", lambda config, replicates: [])
+    assert run_command() == 0
+    assert f"differences.csv: {made}" in capsys.readouterr().out
+    stored = pd.read_csv(made / "differences.csv")
+    pd.testing.assert_frame_equal(stored, differences.table(base.read()), check_dtype=False)
+    assert set(stored["variant"]) == {"labels_text"}
 
 
 # -- differences ------------------------------------------------------------------------------------------------
@@ -401,7 +247,7 @@ def test_a_label_mode_that_a_method_declares_is_that_of_unlearning_alone():
 def likely(variant, right, set_name="forget", draw=0, modality="multimodal", method="ga"):
     """Sums of one likelihood item of each of as many people as ``right`` has entries."""
     at = {"method": method, "variant": variant, "modality": modality, "replicate": draw, "set": set_name}
-    at |= {"view": base.TRAINED_VIEW[modality], "measure": "likelihood", "items": 1}
+    at |= {"view": TRAINED_VIEW[modality], "measure": "likelihood", "items": 1}
     return [{**at, "profile": f"{n:03d}", "score": float(value)} for n, value in enumerate(right)]
 
 
@@ -462,277 +308,3 @@ def test_every_piece_has_its_row_in_the_figure():
     drawn = differences.figure(differences.table(measured(pd.DataFrame(rows).drop_duplicates())))
     labels = [text.get_text() for text in drawn.axes[0].get_yticklabels()]
     assert labels == [f"{one.what}:\n{one.released}" for one in differences.PIECES.values()]
-
-
-# -- points along a training ------------------------------------------------------------------------------------
-
-
-def test_the_points_are_those_of_the_training(config):
-    """After its first step of four a model has moved as one that was trained one step at a constant rate; after its
-    last it is the run's own."""
-    ours = config.but(method="grad_diff", modality="multimodal", schedule="constant", unlearn_steps=4)
-    assert path.steps_of(ours) == [1, 2, 3, 4] and path.steps_of(ours.but(unlearn_steps=25), 6) == [
-        4,
-        8,
-        12,
-        17,
-        21,
-        25,
-    ]
-    first, third, last = (
-        dict(pipeline.model(ours.but(after="point", step=n))[0].named_parameters()) for n in (1, 3, 4)
-    )
-    for mine, theirs in ((first, ours.but(unlearn_steps=1)), (last, ours)):
-        for name, parameter in pipeline.model(theirs)[0].named_parameters():
-            torch.testing.assert_close(mine[name], parameter, msg=name)
-    assert any(not torch.equal(first[name], third[name]) for name in first)
-    stored, end = (stage.get() for stage in (path.path(ours), pipeline.unlearned(ours)))
-    weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in (stored / "step-4", end)]
-    assert weights[0] == weights[1]
-    with pytest.raises(KitError, match="step 5 is no point of this training: choose one of 1, 2, 3, 4"):
-        pipeline.model(ours.but(after="point", step=5))
-
-
-def test_points_are_kept_of_a_method_that_is_measured_against_another_model(config):
-    ours = config.but(method="npo", variant="retain_epoch", modality="unimodal", unlearn_steps=2)
-    folder = path.path(ours).get()
-    last = (folder / "step-2" / "adapter_model.safetensors").read_bytes()
-    assert last == (pipeline.unlearned(ours).get() / "adapter_model.safetensors").read_bytes()
-
-
-# -- equal retain -----------------------------------------------------------------------------------------------
-
-
-def test_every_point_of_every_training_is_asked():
-    grid = modality.grid(Config(), [1])
-    assert [one.method for one in grid].count("vanilla") == 1 and len(grid) == 1 + 4 * 2 * 10
-    steps = [one.settings["step"] for one in grid if (one.method, one.modality) == ("ga", "multimodal")]
-    assert steps == [3, 6, 9, 12, 15, 18, 21, 24, 27, 30]
-
-
-def test_forget_is_compared_where_both_keep_equally_much():
-    kept = np.array([[1.0, 0.8, 0.4], [1.0, 0.7, 0.6]])
-    left = np.array([[1.0, 0.8, 0.0], [1.0, 0.4, 0.4]])
-    # in common .6 to 1. First: from .4 at .6 up to .8 at .8 and 1 at 1: (.2 · .6 + .2 · .9) / .4 = .75
-    # second: .4 up to .7, then up to 1 at 1: (.1 · .4 + .3 · .7) / .4 = .625
-    np.testing.assert_allclose(modality.at_equal_retain(kept, left), [0.75, 0.625, 0.6, 1.0])
-    # points that keep equally much count as one
-    kept, left = np.array([[1.0, 0.5, 0.5], [1.0, 0.5, 0.5]]), np.array([[1.0, 0.2, 0.4], [1.0, 0.3, 0.3]])
-    np.testing.assert_allclose(modality.at_equal_retain(kept, left)[:2], 0.65)
-    # trainings that never keep equally much are not compared
-    kept = np.array([[1.0, 0.9], [0.8, 0.3]])
-    assert np.isnan(modality.at_equal_retain(kept, kept)).all()
-
-
-@pytest.mark.parametrize(
-    "low, high, claimed, expected",
-    [
-        (-0.2, -0.1, "unimodal", modality.SUPPORTED),
-        (-0.2, -0.1, "multimodal", modality.NOT_SUPPORTED),
-        (0.1, 0.2, "multimodal", modality.SUPPORTED),
-        (0.1, 0.2, "unimodal", modality.NOT_SUPPORTED),
-        (-0.1, 0.2, "unimodal", modality.UNDECIDED),
-        (0.0, 0.2, "multimodal", modality.UNDECIDED),
-        (math.nan, math.nan, "unimodal", modality.UNDECIDED),
-        (-0.2, -0.1, "", ""),
-    ],
-)
-def test_a_verdict_is_the_intervals_and_nothing_elses(low, high, claimed, expected):
-    assert modality.verdict(low, high, claimed) == expected
-
-
-def walks(ends, people=30, items=20, methods=("ga", "npo"), gates=(), seed=0):
-    """Straight trainings: retain falls from 1 to .5, forget from 1 to ``ends`` [modality], or [modality, measure]."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    models = [("vanilla", "none", 0)] + [(m, o, step) for m in methods for o in modality.SIDES for step in (5, 10)]
-    for method, side, step in models:
-        at = {"method": method, "modality": side, "replicate": 0, "step": step, "variant": "canonical"}
-        for set_name, measure in [("retain", "likelihood")] + [("forget", name) for name in list(MEASURES)[:5]]:
-            end = 0.5 if set_name == "retain" else ends.get((side, measure), ends.get(side))
-            share = 1 - step / 10 * (1 - (end or 0))
-            for view in ("image_text", "text"):
-                row = {**at, "set": set_name, "view": view, "measure": measure, "items": items}
-                rows += [
-                    {**row, "profile": f"{set_name}{n}", "score": rng.binomial(items, share)} for n in range(people)
-                ]
-    study = measured(pd.DataFrame(rows))
-    study.__dict__["gates"] = pd.DataFrame(gates, columns=["task", "scoring", "metric", "view", "gate"])
-    return study
-
-
-def test_a_known_difference_is_found_and_judged():
-    ends = {"unimodal": 0.2, "multimodal": 0.6, ("unimodal", "letter"): 0.6, ("unimodal", "likelihood"): 0.61}
-    result = modality.table(walks(ends), resamples=200).set_index(["measure", "view", "method"])
-    pooled = result.xs(modality.POOLED, level="method")
-    # in straight lines over the same retain: means of 1 and the end, so half the difference of the ends
-    assert pooled.loc[("cloze", "both"), "value"] == pytest.approx(-0.2, abs=0.02)
-    assert pooled.loc[("cloze", "both"), "unimodal"] == pytest.approx(0.6, abs=0.02)
-    for measure in ("rougeL", "exact", "cloze"):
-        assert pooled.loc[(measure, "both"), "verdict"] == modality.SUPPORTED
-    assert pooled.loc[("letter", "image_text"), "verdict"] == modality.UNDECIDED
-    assert pooled.loc[("cloze", "text"), "verdict"] == "", "no claim is made of it"
-    assert set(result["n_profiles"]) == {30}
-    ranges = result[["retain_low", "retain_high"]].isna().all(axis=1)
-    assert (ranges == (result.index.get_level_values("method") == modality.POOLED)).all()
-
-
-def test_a_verdict_behind_a_closed_gate_says_so():
-    at = ("classification", "letter", "accuracy", "image_text", "closed")
-    gates = [at, ("classification", "likelihood", "accuracy", "image_text", "open")]
-    gates += [(*at[:3], "both", "open")]  # another view has its own
-    result = modality.table(walks({"unimodal": 0.6, "multimodal": 0.2}, gates=gates), resamples=50)
-    verdicts = ["not supported (gate not known)"] * 3 + ["supported (gate closed)", "supported"]
-    assert modality.printed(result)["verdict"].tolist() == verdicts
-    drawn = modality.figure(result)
-    assert [panel.get_title(loc="left").partition(": ")[2] for panel in drawn.axes] == verdicts
-    names = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
-    assert names == ["GA", "NPO", "all methods"]
-
-
-def test_the_interval_is_as_wide_as_people_vary():
-    """With retain known exactly and two points, the difference at equal retain is half that of the last point, and so
-    is its standard error."""
-    study = walks({"unimodal": 0.5, "multimodal": 0.5}, people=40, methods=("ga",))
-    scores = study.scores[study.scores["step"] != 5].copy()
-    exact = scores["set"] == "retain"
-    scores.loc[exact, "score"] = 20 * (1 - 0.05 * scores.loc[exact, "step"])
-    scores.loc[(scores["set"] == "forget") & (scores["step"] == 0), "score"] = 20
-    study.__dict__["scores"] = scores
-    cell = modality.table(study).set_index(["measure", "view", "method"]).loc[("cloze", "text", "ga")]
-    last = base.only(scores, step=10, measure="cloze", view="text")
-    by = last.pivot(index="profile", columns="modality", values="score")
-    error = standard_error((by["unimodal"] - by["multimodal"]).to_numpy(), np.full(40, 20.0)) / 2
-    assert (cell["high"] - cell["low"]) / 2 == pytest.approx(2.0227 * error, rel=0.06)  # t of 39 degrees
-    assert cell["value"] == pytest.approx((by["unimodal"].sum() - by["multimodal"].sum()) / 800 / 2)
-
-
-def test_a_training_without_its_point_is_refused():
-    study = walks({"unimodal": 0.5, "multimodal": 0.5})
-    scores = study.scores
-    for lacking in ((scores["modality"] == "unimodal") & (scores["step"] == 5), scores["modality"] == "unimodal"):
-        study.__dict__["scores"] = scores[~lacking]
-        with pytest.raises(KitError, match="lacks a point or a modality"):
-            modality.table(study, resamples=10)
-
-
-def test_the_curves_show_every_claim_and_method():
-    drawn = modality.curves(walks({"unimodal": 0.2, "multimodal": 0.6}))
-    assert len(drawn.axes) == 2 * len(modality.CLAIMS) and all(len(panel.lines) == 2 for panel in drawn.axes)
-
-
-def test_a_studys_gates_are_those_of_the_runs_about_its_people(config, toy, made):
-    """A base that learnt nothing: no gate is open. Without the oracle nobody can say."""
-    study = base.read("toy")
-    assert study.gates.empty
-    for method in ("vanilla", "oracle"):
-        pipeline.run(config.but(method=method))
-    again = base.read("toy")
-    assert set(again.gates["gate"]) <= {"open", "closed"} and len(again.gates)
-    again.__dict__.pop("gates")
-    again.record["data_hash"] = "others"
-    assert again.gates.empty
-
-
-# -- variance ---------------------------------------------------------------------------------------------------
-
-
-def test_one_source_is_changed_at_a_time():
-    grid = [one for one in variance.grid(Config(), [0, 2]) if (one.method, one.modality) == ("ga", "unimodal")]
-    levels = [[getattr(one, name) for name in variance.FACTORS] for one in grid]
-    zero = [0, 0, 0, 0]
-    assert levels == [zero, [2, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 2, 0], [0, 0, 0, 1], [0, 0, 0, 2]]
-
-
-def spread(effects, people=40, items=50, models=("ga", "npo"), seed=0):
-    """Cloze scores about .5 of the same people, moved by ``effects``: factor → what each of its levels adds. A
-    person's score is a plain share of ``items``, so that nothing but the effects and the people is in it."""
-    easy = np.random.default_rng(seed).normal(0.5, 0.05, people).clip(0.3, 0.7)
-    first = dict.fromkeys(variance.FACTORS, 0)
-    levels = [(first, 0.0)] + [({**first, f: n}, add) for f, all_ in effects.items() for n, add in enumerate(all_) if n]
-    row = {"modality": "unimodal", "set": "retain", "view": "text", "measure": "cloze", "items": items}
-    return pd.DataFrame(
-        {**row, **level, "method": method, "profile": str(n), "score": items * (easy[n] + added + 0.01 * number)}
-        for number, method in enumerate(models)
-        for level, added in levels
-        for n in range(people)
-    )
-
-
-def split(scores):
-    return base.only(variance.table(measured(scores)), view="both").set_index("factor")
-
-
-def test_the_split_finds_what_was_put_in():
-    effects = {"replicate": [0, 0.1, -0.1], "train_seed": [0, 0.02, -0.02], "unlearn_seed": [0, 0, 0]}
-    result = split(spread(effects | {"shot_seed": [0, 0.01]}))
-    # everyone moves alike, so the differences have no error: sd of (0, .1, -.1) is .1, of (0, .01) it is .01 / √2
-    expected = {"replicate": 0.1, "train_seed": 0.02, "unlearn_seed": 0.0, "shot_seed": 0.01 / math.sqrt(2)}
-    expected["model"] = 0.01 / math.sqrt(2)
-    assert result["sd"].to_dict() == pytest.approx(expected, abs=1e-9)
-    assert result["levels"].to_dict() == {**dict.fromkeys(variance.FACTORS, 3), "shot_seed": 2, "model": 2}
-    # chi-square with 2 degrees: .0506 and 7.378
-    assert result.loc["replicate", "high"] == pytest.approx(0.1 * math.sqrt(2 / 0.050636), rel=1e-3)
-    assert result.loc["replicate", "low"] == pytest.approx(0.1 * math.sqrt(2 / 7.3778), rel=1e-3)
-
-
-def test_what_the_sampling_of_people_makes_is_taken_off():
-    """Levels that differ by each person's own chance alone: the spread of their means is all sampling."""
-    scores = spread({"unlearn_seed": [0.0] * 5}, models=("ga",))
-    scores["score"] += np.random.default_rng(1).normal(0, 5, len(scores))
-    result = variance.levels(scores)
-    result = result[(result["view"] == "text") & (result["unlearn_seed"] > 0)]
-    # one person's noise has sd 5 of 50 items: a mean of 40 has .1 / √40; the paired error over √2 is just that
-    assert result["se_paired"].mean() == pytest.approx(0.1 / math.sqrt(40), rel=0.15)
-    assert (result["se_paired"] < result["se"]).any()
-    assert split(scores).loc["unlearn_seed", "sd"] < 0.1 / math.sqrt(40)
-
-
-def test_so_it_is_of_what_models_differ_by():
-    """Three models that differ by each person's own chance alone. What is common to them is no part of it."""
-    scores = spread({}, models=("ga", "grad_diff", "npo"))
-    own, common = np.random.default_rng(2).normal(0, 5, (3, 40)), np.random.default_rng(3).normal(0, 12, 40)
-    scores["score"] = 25 + (own + common).ravel()
-    result = variance.levels(scores).query("view == 'text'")
-    expected = (np.var(own - own.mean(0), axis=1, ddof=1) * 3 / 2 / 40 / 50**2).mean()
-    assert (result["se_models"] ** 2).mean() == pytest.approx(expected)
-    model = split(scores).loc["model"]
-    assert model["variance"] == pytest.approx(max(result["value"].var() - expected, 0.0), abs=1e-12)
-    assert model["low"] == 0, "nothing but sampling: not shown to matter"
-    apart = scores.assign(score=scores["score"] + 5 * (scores["method"] == "npo"))  # by a tenth
-    assert split(apart).loc["model", "low"] > 0
-    assert variance.levels(scores[scores["method"] == "ga"])["se_models"].isna().all()
-
-
-def test_who_is_forgotten_at_some_level_is_not_asked_as_kept():
-    scores = spread({"replicate": [0, 0.1]}, models=("ga",))
-    lost = (scores["replicate"] == 1) & scores["profile"].isin(["0", "1"])
-    kept = variance.kept_throughout(scores[~lost])
-    assert set(kept["profile"]) == {str(n) for n in range(2, 40)}
-    with pytest.raises(KitError, match="forget everybody"):
-        variance.kept_throughout(scores[(scores["replicate"] == 1) == (scores["profile"].astype(int) < 20)])
-
-
-def test_other_people_have_their_own_error_and_no_paired_one():
-    scores = spread({"replicate": [0, 0.1]}, models=("ga",)).assign(set="forget")
-    scores.loc[scores["replicate"] == 1, "profile"] = "other " + scores["profile"]
-    result = variance.levels(scores)
-    assert result["se_paired"].isna().all() and result["se"].notna().all()
-    assert np.isfinite(split(scores).loc["replicate", "variance"])
-
-
-def test_without_the_first_level_there_is_nothing_to_compare_with():
-    scores = spread({"replicate": [0, 0.1], "train_seed": [0, 0.1]}, models=("ga",))
-    plain = (scores["replicate"] == 0) & (scores["train_seed"] == 0)
-    with pytest.raises(KitError, match="not measured at the first level"):
-        variance.table(measured(scores[~plain]))
-
-
-def test_the_figure_has_a_place_for_every_source():
-    scores = spread({"replicate": [0, 0.1], "train_seed": [0, 0.02], "shot_seed": [0, 0.01, 0.02]})
-    both = pd.concat([scores, scores.assign(set="forget"), scores.assign(measure="exact")])
-    drawn = variance.figure(variance.table(measured(both)))
-    assert [panel.get_title() for panel in drawn.axes[:2]] == ["Exact", "Cloze"]
-    labels = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
-    assert labels == [name for factor, name in variance.SOURCES.items() if factor != "unlearn_seed"]
-    assert "–" in [text.get_text() for text in drawn.axes[0].texts], "no shots stand before a free question"

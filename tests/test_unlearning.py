@@ -284,7 +284,9 @@ def test_padding_has_no_influence(name, junk):
 
 
 def test_what_the_equations_do_not_show():
-    ours = [m for m in METHODS.values() if m.__module__.startswith("mllmu_nb.unlearning.")]  # studies have variants too
+    ours = [
+        m for m in METHODS.values() if m.__module__.startswith("mllmu_nb.unlearning.")
+    ]  # the study has variants too
     apart, others = (("forget",), ("retain",)), {m.name + " " + m.variant: m() for m in ours}
     assert {name for name, method in others.items() if method.passes} == {"grad_diff upstream", "kl_min upstream"}
     assert get("grad_diff", "upstream").passes == get("kl_min", "upstream").passes == apart

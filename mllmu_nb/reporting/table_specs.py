@@ -23,6 +23,7 @@ from mllmu_nb.scoring.leakage import ACROSS, ALIGNED, ALIGNMENT
 from mllmu_nb.scoring.ranking import RANKED, SHARED, agreement
 from mllmu_nb.scoring.registry import Metric, metrics
 from mllmu_nb.statistics.ranking import smallest_p
+from mllmu_nb.statistics.variance import variance_split
 
 PAPER = ("vanilla", "ga", "grad_diff", "kl_min", "npo", "prompting", "oracle")  # its rows stand where no run does, too
 UNTRAINED = ("vanilla", "prompting", "oracle")  # those of them that unlearn on no modality
@@ -387,6 +388,90 @@ def _kept_text(row: Mapping[str, Any] | None) -> tuple[str, str]:
     if not text:
         return "", "Never reached."
     return (text if reached == row["of"] else f"{text} ({reached} of {row['of']})"), ""
+
+
+CLAIMS = {"forget_free": "Free answers", "forget_image": "Likelihood, image"}  # what is left of Forget
+
+
+@table("table_claim")
+def claim_table(scores: Scores) -> Iterator[Sheet]:
+    """The paper's claim at equal forgetting: what unlearning on text only leaves of Forget more, or less, than on image
+    and text, where the same share of the gap in both views together is closed."""
+    places = path.PLACES[:2]
+    found = path.between_modalities(scores.kept_by_person[POOLED], list(CLAIMS), places)
+    title = "Left of Forget, text only minus image + text, at equal forgetting"
+    if found.empty:
+        why = "No method closes as much of the gap of both views in both modalities."
+        yield new_sheet(scores, title, "claim", "Method", [], remarks=[why])
+        return
+    known = {(row["method"], row["variant"], row["what"], row["place"]): row for row in _records(found)}
+    rows = []
+    for method, variant in found[["method", "variant"]].drop_duplicates().itertuples(index=False):
+        cells = [known.get((method, variant, what, place)) for what, place in product(CLAIMS, places)]
+        texts = [
+            (f"{tables.value_text(one, PER_CENT, signed=True)}, n {one['n_replicates']}", "")
+            if one
+            else ("", "Never reached.")
+            for one in cells
+        ]
+        rows.append(("All methods" if method == "all" else scores.name((method, variant, "none", "")), texts))
+    columns = [(_closed(place), f"{head}, points") for head, place in product(CLAIMS.values(), places)]
+    sheet = new_sheet(scores, title, "claim", "Method", columns, blocks=[("", rows)], frame=found)
+    sheet.remarks = [
+        "Below 0: text only leaves less. The paper says so of generation, and the opposite of choices with the image. "
+        f"n: replicates in which both get there. {LIMITS}",
+        tables.repeats(scores),
+    ]
+    yield sheet
+
+
+SOURCES = {"replicate": "All that a replicate draws", "train_seed": "Training of vanilla"}
+SOURCES |= {"unlearn_seed": "Order of unlearning", "shot_seed": "Draw of the shots"}
+
+
+@table("table_variance")
+def variance_table(scores: Scores) -> Iterator[Sheet]:
+    """Where the spread of an unlearned model's score comes from: people, and what chance decides, in points."""
+    runs = scores.run_scores()
+    runs = runs[~runs["method"].isin(("base", "vanilla", "oracle")) & (runs["view"] == POOLED)]
+    shown = [one for one in metrics(main=True) if one.bounds == (0.0, 1.0)]
+    columns, by_source, frame = [], {}, []
+    for set_name, one in product(("forget", "retain"), shown):
+        here = runs[(runs["set"] == set_name)].merge(pd.DataFrame([one.key], columns=KEY), on=KEY)
+        if here.empty:
+            continue
+        columns.append((set_name.capitalize(), one.label.removesuffix(" %")))
+        error = (here["high"] - here["low"]) / (2 * 1.96)
+        own_error = error if set_name == "forget" else 0.0
+        here = here.assign(model=here[MODEL].astype(str).agg(" ".join, axis=1), error=own_error)
+        # the seeds of a replicate follow its number, so it is a source of its own only where nothing else is named
+        own = [name for name in list(SOURCES)[1:] if (here.groupby(["model", "replicate"])[name].nunique() > 1).any()]
+        split = variance_split(here, ["model", "replicate", *own], se="error")
+        rows = [{"factor": "people", "levels": here["n_profiles"].max(), "sd": float((error**2).mean() ** 0.5)}]
+        rows += _records(split[split["factor"] != "model"])
+        for row in rows:
+            by_source.setdefault(row["factor"], {})[columns[-1]] = row
+            frame.append({"set": set_name, **dict(zip(KEY, one.key, strict=True)), **row})
+    title, names = "Standard deviation of a score by its source, points, views pooled", {"people": "People", **SOURCES}
+    blocks = [
+        (names[source], [_sd_text(cells.get(column)) for column in columns])
+        for source, cells in by_source.items()
+        if source in names
+    ]
+    sheet = new_sheet(scores, title, "variance", "Source", columns, blocks=[("", blocks)], frame=pd.DataFrame(frame))
+    sheet.remarks = [
+        "People: the error of one run. The others: 95 % limits of the standard deviation, without people's."
+    ]
+    yield sheet
+
+
+def _sd_text(row: Mapping[str, Any] | None) -> tuple[str, str]:
+    if row is None or pd.isna(row["sd"]):
+        return "", "It is at one level in these runs."
+    ends = [row.get("low"), row.get("high")]
+    known = all(end is not None and end == end for end in ends)
+    more = f" [{', '.join(f'{100 * end**0.5:.1f}' for end in ends)}]" if known else ""
+    return f"{100 * row['sd']:.1f}{more}", ""
 
 
 def _unranked(scores: Scores) -> list[str]:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from mllmu_nb.scoring.frames import DRAW, GROUP, MODEL, PEOPLE, POOLED, VIEWS, of_metric, persons
 from mllmu_nb.scoring.registry import by_key
-from mllmu_nb.statistics.intervals import SAME, crossed, interval, limits
+from mllmu_nb.statistics.intervals import SAME, crossed, interval, limits, paired_difference
 
 TRAINED_VIEW = {"multimodal": "image_text", "unimodal": "text"}
 PLACES = (0.25, 0.5, 0.75)
@@ -22,12 +22,14 @@ AREA = "area"  # the mean of what is kept from vanilla to the last of PLACES
 LEVELS = np.linspace(0, PLACES[-1], 16)
 KEPT = "kept"  # likelihood about the retain people and the celebrities, each counted half
 LIKELIHOOD, EXACT = "likelihood", "exact"
-# What is read off: name → set and measure, both views together.
+# What is read off: name → set, measure and views.
 READ = {
-    "retain": ("retain", LIKELIHOOD),
-    "celebrity": ("celebrity", LIKELIHOOD),
-    "free": ("retain", EXACT),
-    "test": ("test", LIKELIHOOD),
+    "retain": ("retain", LIKELIHOOD, tuple(VIEWS)),
+    "celebrity": ("celebrity", LIKELIHOOD, tuple(VIEWS)),
+    "free": ("retain", EXACT, tuple(VIEWS)),
+    "test": ("test", LIKELIHOOD, tuple(VIEWS)),
+    "forget_free": ("forget", EXACT, tuple(VIEWS)),
+    "forget_image": ("forget", LIKELIHOOD, ("image_text",)),
 }
 RUN_AT = [*PEOPLE, *MODEL, "run"]
 
@@ -79,8 +81,8 @@ def curves(points: pd.DataFrame, closed_in: str = "trained") -> dict[str, Curve]
         if not gap > 0:
             continue
         read = {}
-        for name, (set_name, measure) in READ.items():
-            here = rows[(rows["set"] == set_name) & (rows["measure"] == measure)]
+        for name, (set_name, measure, asked) in READ.items():
+            here = rows[(rows["set"] == set_name) & (rows["measure"] == measure) & rows["view"].isin(asked)]
             here = here.pivot_table(index="step", columns="person", values=["score", "items"], aggfunc="sum")
             if len(here):
                 read[name] = here["score"].columns.to_numpy(str), (here["score"] / here["items"]).to_numpy()
@@ -92,12 +94,12 @@ def crossings(closed: np.ndarray, levels: Sequence[float]) -> np.ndarray:
     """The points' weights at which each share is closed for the first time, [levels, points]; NaN where it never is."""
     weights = np.full((len(levels), len(closed)), nan)
     for row, level in enumerate(levels):
-        reached = np.flatnonzero(closed >= level)
+        reached = np.flatnonzero(closed >= level - 1e-9)
         if level <= 0:
             weights[row] = np.eye(len(closed))[0]
         elif len(reached):
             last = reached[0]
-            share = (level - closed[last - 1]) / (closed[last] - closed[last - 1])
+            share = min(1.0, (level - closed[last - 1]) / (closed[last] - closed[last - 1]))
             weights[row] = (1 - share) * np.eye(len(closed))[last - 1] + share * np.eye(len(closed))[last]
     return weights
 
@@ -163,3 +165,28 @@ def _of_sets(values: np.ndarray, sets: np.ndarray) -> tuple[float, np.ndarray]:
     size = np.bincount(codes)
     means = np.bincount(codes, values) / size
     return float(means.mean()), (values - means[codes]) * len(values) / (size[codes] * len(size))
+
+
+def between_modalities(of_people: pd.DataFrame, names: Sequence[str], places: Sequence[float]) -> pd.DataFrame:
+    """Text only minus image + text where the same share of the gap is closed: a row a GROUP, place, what and method,
+    and one of all methods together (``all``), on the replicates in which both get there.
+
+    ``of_people`` as from :func:`kept_by_person`, closed in both views. Columns unimodal, multimodal, value, low, high,
+    n_profiles, n_replicates; all NaN where they have no replicate in common.
+    """
+    rows = of_people[of_people["what"].isin(names) & of_people["place"].isin(places) & of_people["value"].notna()]
+    sides = [rows[rows["modality"] == name] for name in ("unimodal", "multimodal")]
+    on = [*PEOPLE, "method", "variant", "place", "what", "person"]
+    pairs = sides[0].merge(sides[1][[*on, "value"]], on=on, suffixes=("", "_other"))
+    # all methods together: a person's mean over them
+    every = pairs.groupby([*PEOPLE, "place", "what", "person"], as_index=False)[["value", "value_other"]].mean()
+    result = []
+    pairs = pd.concat([pairs, every.assign(method="all", variant="canonical")])
+    for key, here in pairs.groupby([*GROUP, "place", "what", "method", "variant"], sort=False):
+        found = paired_difference(
+            here["value"], here["value_other"], here["person"], replicates=here.groupby(DRAW).ngroup()
+        )
+        means = {"unimodal": here["value"].mean(), "multimodal": here["value_other"].mean()}
+        named = dict(zip([*GROUP, "place", "what", "method", "variant"], key, strict=True))
+        result.append(named | means | vars(found))
+    return pd.DataFrame(result)

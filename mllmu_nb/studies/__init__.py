@@ -1,1 +1,1 @@
-"""Studies: questions that no single run answers. Each is one file here: a grid of ordinary runs, and an analysis."""
+"""A question that no single run answers: a grid of ordinary runs, and an analysis."""

@@ -19,11 +19,13 @@ from matplotlib.figure import Figure
 
 from mllmu_nb.batches import steps_of
 from mllmu_nb.config import Config
+from mllmu_nb.data.conversations import training_conversations
+from mllmu_nb.pipeline import population
 from mllmu_nb.reporting import plots
 from mllmu_nb.reporting.runs import MODALITIES
+from mllmu_nb.scoring.path import TRAINED_VIEW
 from mllmu_nb.statistics.intervals import interval, paired_difference
-from mllmu_nb.studies import path
-from mllmu_nb.studies.base import MEASURES, TRAINED_VIEW, Measured, Study, answers, label, only, register
+from mllmu_nb.studies.base import MEASURES, Measured, answers, label, only
 
 SHOT_DRAWS = 20
 SOURCES = {"none": "none", "pool": "clean: from the unscored pool", "upstream": "upstream: from those asked about"}
@@ -54,16 +56,16 @@ PIECES = {
 }
 
 
-def grid(config: Config, draws: Sequence[int]) -> list[Config]:
+def grid(config: Config, replicates: Sequence[int]) -> list[Config]:
     """Every canonical method and its variants; then vanilla after the shots of each draw from each source."""
     models = [(method, "canonical") for method in dict.fromkeys(method for method, _ in PIECES)] + list(PIECES)
     trained = [
-        whole_epochs(config.but(method=method, variant=variant, modality=modality, replicate=draw))
-        for draw, (method, variant), modality in product(draws, models, TRAINED_VIEW)
+        whole_epochs(config.but(method=method, variant=variant, modality=modality, replicate=replicate))
+        for replicate, (method, variant), modality in product(replicates, models, TRAINED_VIEW)
         if (variant, modality) != ("labels_upstream", "unimodal")  # without a picture the same as labels_text
     ]
     shots = [(source, seed) for source in SOURCES for seed in range(SHOT_DRAWS if source != "none" else 1)]
-    plain = config.but(replicate=draws[0], scoring="letter")
+    plain = config.but(replicate=replicates[0], scoring="letter")
     return trained + [plain.but(shot_source=source, shot_seed=seed) for source, seed in shots]
 
 
@@ -71,12 +73,13 @@ def whole_epochs(config: Config) -> Config:
     """The same; where the method walks through whole epochs, as many as come closest to the canonical steps."""
     if not config.objective.passes or not config.unlearn_steps:
         return config
-    epochs = config.unlearn_steps / steps_of(path.conversations(config)["forget"], 1, config.unlearning.batch_size)
+    asked = training_conversations(population(config).members("forget"), config.modality)
+    epochs = config.unlearn_steps / steps_of(asked, 1, config.unlearning.batch_size)
     return config.but(unlearn_steps=None, unlearn_epochs=float(max(1, round(epochs))))
 
 
 def table(measured: Measured) -> pd.DataFrame:
-    """Each variant minus the canonical method, question by question, pooled over the forget draws, each model asked in
+    """Each variant minus the canonical method, question by question, pooled over the replicates, each model asked in
     the view that it was trained on.
 
     A row a method, variant, modality, set and measure: ``canonical`` and ``released`` are the two means, ``value``
@@ -224,16 +227,3 @@ def shot_figure(shots: pd.DataFrame) -> Figure:
     axes[0][0].set_ylim(len(SOURCES) - 0.5, -0.5)
     seaborn.despine(figure, left=True)
     return figure
-
-
-STUDY = register(
-    Study(
-        "differences",
-        "what each difference between the released code and the papers changes",
-        *(grid, table, printed),
-        draws=(0, 1),
-        by=("shot_source", "shot_seed"),
-        measures=(*SHOWN, *AFTER_SHOTS),
-        sets=lambda config: ("forget", "retain") if config.trains else ("forget",),
-    )
-)
