@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from mllmu_nb.stages import RECORD, Stage, is_whole, lock, read_json, status, wr
 
 EVAL_BATCH = {"miniature": 64, "paper": 8}  # questions asked at once
 # What decides who there is, and what is asked of them.
-DATA = ("people", "pool", "celebrities", "forget_ratio", "forget_draw", "data_seed")
+DATA: tuple[str, ...] = ("people", "pool", "celebrities", "forget_ratio", "forget_draw", "data_seed")
 DATA += ("profiles_file", "forget_ids_file", "data_source", "data_revision")
 # What decides how it is asked; draws_file is looked into.
 ASKING = ("protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic")
@@ -119,9 +119,9 @@ def _data_hash(*data) -> str:
     return hash_of(_population(*data).profiles.values())
 
 
-def hash_of(people: Sequence[Profile], taught: bool = False) -> str:
+def hash_of(people: Iterable[Profile], taught: bool = False) -> str:
     """A hash of people, pictures by their pixels; of those ``taught``, only what training reads counts."""
-    rows = []
+    rows: list[tuple] = []
     for p in people:
         rows.append((p.id, p.name, portraits.pixel_hash(p.portrait), p.qa))
         if not taught:
@@ -158,7 +158,7 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
         else:
             load.unfreeze(model)
         conversations = [c for modality in MODALITIES for c in training_conversations(people, modality)]
-        material = {"replayed": replayed, "replay": config.replay, "augment": changed_portrait}
+        material: dict[str, Any] = {"replayed": replayed, "replay": config.replay, "augment": changed_portrait}
         log = finetune(model, processor, conversations, recipe, config.train_seed, **material)
         (adapters.save if config.adaptation == "lora" else load.save_full)(model, folder)
         settings = {**recipe.numbers(), "adaptation": config.adaptation, "replay": config.replay}

@@ -115,7 +115,8 @@ class Population:
         """Every question of a set, in a fixed order. Test asks the paraphrase with a transformed portrait."""
         items = []
         for person in self.members(set_name):
-            asked, pictures = person.questions, (person.portrait,)
+            pictures: tuple[bytes, ...] = (person.portrait,)
+            asked = person.questions
             if set_name == "test":
                 asked, pictures = person.test_questions, person.test_portraits
             picture = pictures[test_image % len(pictures)]

@@ -200,7 +200,8 @@ class Scores:
         inputs = {"runs": [[run.id, columns_of(run.record), run.record["files"]] for run in runs]}
         functions = (getattr(metric.function, "func", metric.function) for metric in metrics())
         folder = Stage("scores", inputs, make, tuple(functions)).get()
-        return cls(_in_order(runs), *(pd.read_parquet(folder / f"{name}.parquet") for name in FRAMES), by)
+        items, cells_, judged_ = (pd.read_parquet(folder / f"{name}.parquet") for name in FRAMES)
+        return cls(_in_order(runs), items, cells_, judged_, by)
 
     def groups(self) -> list[tuple[tuple, Scores]]:
         """The same, apart for each base model, protocol and forget ratio."""
@@ -213,7 +214,8 @@ class Scores:
     def _only(self, key: tuple) -> Scores:
         runs = [run for run in self.runs if tuple(run[c] for c in GROUP) == key]
         frames = (frame[frame[GROUP].eq(list(key)).all(axis=1)] for frame in (self.items, self.cells, self.judged))
-        return Scores(runs, *frames, self.by)
+        items, cells_, judged_ = frames
+        return Scores(runs, items, cells_, judged_, self.by)
 
     @cached_property
     def gates(self) -> pd.DataFrame:
