@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -53,6 +53,8 @@ TooLong = Annotated[Literal["refuse", "fewer_shots", "ask"] | None, _neutral_at(
 class Config(BaseModel):
     """All parameters of a run; what is left None is filled in from seed, protocol and presets. Raises KitError, in one
     line, for an unknown name, a value of the wrong type or out of bounds, and what does not go together."""
+
+    _given: ClassVar[dict[str, Any]]  # what was given, before it was completed; each Config has its own
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -215,7 +217,7 @@ class Config(BaseModel):
     def unlearning(self) -> Recipe:
         """The recipe of unlearning by ``method``."""
         preset = self._unlearning_preset
-        own = {"lr": self.unlearn_lr, "steps": self.unlearn_steps, "epochs": self.unlearn_epochs}
+        own: dict[str, Any] = {"lr": self.unlearn_lr, "steps": self.unlearn_steps, "epochs": self.unlearn_epochs}
         return replace(preset, **own, **self._words(preset, "unlearn_"))
 
     @property
@@ -384,7 +386,8 @@ _NOT_IDENTITY = ("seed", "settings")
 
 def _neutral(field: FieldInfo) -> Any:
     """The value at which a parameter changes nothing: its default, or for one that presets fill in what it declares."""
-    return (field.json_schema_extra or {}).get("neutral", field.default)
+    declared = field.json_schema_extra
+    return declared.get("neutral", field.default) if isinstance(declared, dict) else field.default
 
 
 def _setting_names(method: str, after: str, variant: str | None = None) -> dict[str, Any]:

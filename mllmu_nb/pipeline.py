@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from math import isfinite
@@ -38,7 +38,7 @@ from mllmu_nb.stages import RECORD, Stage, is_whole, lock, read_json, state, sta
 
 EVAL_BATCH = {"miniature": 256, "paper": 8}  # questions asked at once
 # What decides who there is, and what is asked of them.
-DATA = ("people", "pool", "celebrities", "forget_ratio", "replicate", "data_seed")
+DATA: tuple[str, ...] = ("people", "pool", "celebrities", "forget_ratio", "replicate", "data_seed")
 DATA += ("profiles_file", "forget_ids_file", "data_source", "data_revision")
 # What decides how it is asked; draws_file is looked into.
 ASKING = ("protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic", "long_prompts")
@@ -113,9 +113,9 @@ def _data_hash(*data) -> str:
     return hash_of(_population(*data).profiles.values())
 
 
-def hash_of(people: Sequence[Profile], taught: bool = False) -> str:
+def hash_of(people: Iterable[Profile], taught: bool = False) -> str:
     """A hash of people, pictures by their pixels; of those ``taught``, only what training reads counts."""
-    rows = []
+    rows: list[tuple] = []
     for p in people:
         rows.append((p.id, p.name, portraits.pixel_hash(p.portrait), p.qa))
         if not taught:
@@ -154,7 +154,7 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
             load.unfreeze(model)
         modalities = MODALITIES if config.train_modality == "both" else [config.train_modality]
         conversations = [c for modality in modalities for c in training_conversations(people, modality)]
-        material = {"replayed": replayed, "replay": config.replay, "augment": changed_portrait}
+        material: dict[str, Any] = {"replayed": replayed, "replay": config.replay, "augment": changed_portrait}
         material["exams"] = Exams(people, config.exams) if config.exams else None
         loop = {"checkpoint": Checkpoint(folder)}
         log = finetune(model, processor, conversations, recipe, config.train_seed, **material, **loop)

@@ -67,19 +67,18 @@ def test_the_wheel_runs_outside_the_checkout(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
 
-    def run(*arguments):
-        command = [scripts / "mllmu-nb", *arguments]
-        done = subprocess.run(command, cwd=empty, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
+    def run(name, *arguments):
+        command, clean = [scripts / name, *arguments], {"PATH": "/usr/bin:/bin"}  # no PYTHONPATH that leads elsewhere
+        done = subprocess.run(command, cwd=empty, capture_output=True, text=True, env=clean)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert run("--version") == f"mllmu-nb {mllmu_nb.__version__}\n"
+    assert run("mllmu-nb", "--version") == f"mllmu-nb {mllmu_nb.__version__}\n"
     where = "import mllmu_nb; print(mllmu_nb.__file__)"
-    found = subprocess.run([scripts / "python", "-c", where], cwd=empty, capture_output=True, text=True).stdout
-    assert Path(found.strip()).is_relative_to(site), "the checkout was imported, not the wheel"
+    assert Path(run("python", "-c", where).strip()).is_relative_to(site), "the checkout was imported, not the wheel"
     few = [word for name in ("people", "pool", "celebrities") for word in ("-p", name, "12")]
-    assert "12 fictitious, 12 pool, 12 celebrity" in run("export", "--data", "people", *few)
-    assert "with the true answer known" in run("ask", *few)
+    assert "12 fictitious, 12 pool, 12 celebrity" in run("mllmu-nb", "export", "--data", "people", *few)
+    assert "with the true answer known" in run("mllmu-nb", "ask", *few)
     assert [path.name for path in empty.iterdir() if path.name.startswith("people")] == ["people"]
 
 

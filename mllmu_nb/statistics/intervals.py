@@ -101,7 +101,8 @@ def interval(
     else:
         items = effective_items((people.sums - low * people.counts) / (high - low), people.counts)
         share = (people.mean - low) / (high - low)
-        ends = (low + end * (high - low) for end in proportion_confint(share * items, items, 1 - LEVEL, "wilson"))
+        low_end, high_end = proportion_confint(share * items, items, 1 - LEVEL, "wilson")
+        ends = low + low_end * (high - low), low + high_end * (high - low)
     return people.within(*ends, bounds)
 
 

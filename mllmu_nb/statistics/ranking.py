@@ -34,19 +34,19 @@ def kendall_tau(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, 
 
     With ties it is τ-b, and p the share of all orders of the second list with a τ as far from 0.
     """
-    ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
-    distinct, count = [len(np.unique(values)) for values in (ours, theirs)], len(ours)
+    a, b = np.asarray(ours, float), np.asarray(theirs, float)
+    distinct, count = [len(np.unique(values)) for values in (a, b)], len(a)
     if min(distinct, default=0) < 2:
         return nan, nan
     if distinct == [count, count]:
-        result = kendalltau(ours, theirs, method="exact")
+        result = kendalltau(a, b, method="exact")
         return float(result.statistic), float(result.pvalue)
     # |pairs in order − pairs in reverse| of all orders, the first as given: τ-b in a common unit
     first, second = np.triu_indices(count, 1)
-    orders = np.array(list(itertools.permutations(theirs)))
-    signs = np.sign(ours[first] - ours[second])
+    orders = np.array(list(itertools.permutations(b)))
+    signs = np.sign(a[first] - a[second])
     agreeing = np.abs(np.sign(orders[:, first] - orders[:, second]) @ signs)
-    return float(kendalltau(ours, theirs).statistic), float(np.mean(agreeing >= agreeing[0]))
+    return float(kendalltau(a, b).statistic), float(np.mean(agreeing >= agreeing[0]))
 
 
 def smallest_p(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -6,7 +6,7 @@ A method sees logits, labels and hidden states, never a model, a tokenizer or a 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -25,6 +25,9 @@ SETS = ("forget", "retain")  # of people, that a stream can draw from
 
 class _Answers:
     """What every batch of answers can say, from ``log_probs`` [B, T] and ``labels`` [B, T]."""
+
+    log_probs: Any
+    labels: Tensor
 
     @cached_property
     def mask(self) -> Tensor:
@@ -98,8 +101,9 @@ def summed_kl(reference: Scored, scored: Scored) -> Tensor:
 class Streams:
     """Batches by stream name, each read when it is first asked for: ``streams.forget``."""
 
-    def __init__(self, read: Callable[[str], Any], names: Sequence[str]):
-        self._read, self.names, self._batches = read, tuple(names), {}
+    def __init__(self, read: Callable[[str], Any], names: Iterable[str]):
+        self._read, self.names = read, tuple(names)
+        self._batches: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self.names:
@@ -120,7 +124,7 @@ class Step(Streams):
     """One step of training as a loss sees it: ``step.forget`` is a :class:`Scored` batch, scored when it is first read,
     ``step.reference.forget`` the same batch scored by the reference model."""
 
-    def __init__(self, read: Callable[[str], Any], names: Sequence[str], reference: Streams | None = None):
+    def __init__(self, read: Callable[[str], Any], names: Iterable[str], reference: Streams | None = None):
         super().__init__(read, names)
         self.reference = reference if reference is not None else Streams(read, ())
 
