@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePath
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -54,7 +54,8 @@ class Config(BaseModel):
     """All parameters of a run; what is left None is filled in from seed, protocol and presets. Raises KitError, in one
     line, for an unknown name, a value of the wrong type or out of bounds, and what does not go together."""
 
-    _given: ClassVar[dict[str, Any]]  # what was given, before it was completed; each Config has its own
+    if TYPE_CHECKING:
+        _given: ClassVar[dict[str, Any]]  # what was given, before it was completed; each Config has its own
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
