@@ -17,5 +17,5 @@ from mllmu_nb.evaluation import ask, teacher_forced  # noqa: F401
 from mllmu_nb.models import adapters, load  # noqa: F401
 from mllmu_nb.reporting import figures, show  # noqa: F401
 
-FEW = {"people": 4, "pool": 4, "celebrities": 0, "forget_ratio": 50}
+FEW = {"people": 12, "pool": 4, "celebrities": 12}
 PARSED = pipeline.answered(Config(method="ga", modality="unimodal", **FEW)).key
