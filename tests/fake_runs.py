@@ -139,8 +139,8 @@ def make(
 
 
 def along(answers: pd.DataFrame, method: str, modality: str) -> pd.DataFrame:
-    """A path in eleven points: vanilla's answers at first, and of the run's own a share more at each point; on forget
-    and test wrong ones in the trained view, until none is right at the last point."""
+    """A path in eleven points to twice the steps of `train`: vanilla's answers at first, and of the run's own a share
+    more at each point; on forget and test wrong ones in the trained view, until none is right at the last point."""
     columns = ["set", "task", "view", "scoring", "profile", "question_id", "answer", "answer_true"]
     asked = answers[columns + [f"option_{letter}" for letter in LETTERS]]
     asked = asked[(asked["scoring"] == "likelihood") | (asked["task"] == "generation")].reset_index(drop=True)
@@ -155,7 +155,7 @@ def along(answers: pd.DataFrame, method: str, modality: str) -> pd.DataFrame:
     for step in range(0, 11) if modality != "none" else [0]:
         end = np.where(lost, wrong, chosen) if modality != "none" else chosen
         given = np.where(turn < step / 10, end, right) if modality != "none" else end
-        points.append(asked.assign(step=step, answer=np.where(choice, given, asked["answer"]), probability=0.5))
+        points.append(asked.assign(step=8 * step, answer=np.where(choice, given, asked["answer"]), probability=0.5))
     return pd.concat(points, ignore_index=True)[[*columns[:-1], "step", "probability"]].assign(order=0)
 
 

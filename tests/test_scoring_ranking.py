@@ -101,6 +101,20 @@ def test_without_a_gap_or_an_oracle_there_is_no_curve():
     assert not path.curves(pd.concat([points(GA, [2, 1], [10, 8]), points(ORACLE, [2], [10])]))
 
 
+def test_an_edge_is_what_a_fifth_of_the_steps_changes():
+    # the points lie at 0, 10, 20 and 30 steps; of 15, 18 are a fifth more and 12 a fifth fewer
+    rows = pd.concat([points(GA, [10, 8, 4, 3], [10, 10, 10, 10]), points(GA, [10, 10, 10, 0], [10] * 4, 1)])
+    found = path.edges(rows, {"ga-multimodal-0": 15, "ga-multimodal-1": 15}).set_index("times")
+    assert found["n_replicates"].tolist() == [2, 2] and found["n_profiles"].tolist() == [8, 8]
+    # of ten right answers four are lost over ten steps: 12 points in three of them, in one replicate of two
+    assert found["value"].to_dict() == pytest.approx({0.8: 0.06, 1.2: -0.06})
+    assert found.loc[1.2, "low"] < -0.06 < found.loc[1.2, "high"]
+    beyond = path.edges(rows, {"ga-multimodal-0": 30, "ga-multimodal-1": 30}).set_index("times")
+    assert math.isnan(beyond.loc[1.2, "value"]), "the path ends where the run does"
+    assert beyond.loc[0.8, "value"] == pytest.approx((0.06 + 0.6) / 2)
+    assert path.edges(points(ORACLE, [2], [10]), {}).empty
+
+
 # -- ranking ----------------------------------------------------------------------------------------------------
 
 

@@ -147,7 +147,7 @@ def read() -> Measured:
 def _vanilla(config: Config) -> dict:
     """What a record says of the vanilla that runs start from."""
     hashes = {"data_hash": pipeline.data_hash(config), "base_hash": pipeline.base_hash(config)}
-    return {"parameters": config.parameters(), **hashes}
+    return {"parameters": provenance.public(config.parameters()), **hashes}
 
 
 # -- queries ----------------------------------------------------------------------------------------------------
