@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-import settings
 
+import settings
 from mllmu_nb.scoring.path import Curve
 
 
