@@ -13,6 +13,7 @@ from mllmu_nb.registry import EXTENSIONS
 from mllmu_nb.scoring import checks, choice, registry, text
 from mllmu_nb.scoring.factuality import holds, rubric, words
 from mllmu_nb.scoring.gates import gates
+from mllmu_nb.scoring.health import judged, unsound
 from mllmu_nb.scoring.score import RUN_KEYS, cells, item_scores, run_scores, side_by_side
 
 # one answer
@@ -402,3 +403,20 @@ def test_models_are_compared_with_the_vanilla_that_was_taught_as_they_were():
     levels = frame.query("method == 'ga' and against == 'vanilla' and set == 'forget' and scoring == 'letter'")
     levels = levels.query("view == 'both' and metric == 'accuracy'").set_index("train_lr")["value"]
     assert levels["0.1"] == -1.0 and levels["0.2"] == -0.5
+
+
+def test_a_model_that_refuses_everybody_is_not_sound_and_is_judged_replicate_by_replicate():
+    refused, plain = "I am sorry, I cannot share that.", "Amara Urban lives in Turin, Italy."
+    rows = [free([plain] * 40, **run("vanilla", "none", draw)) for draw in range(2)]
+    rows.append(free([refused] * 40, **run("npo", "multimodal", 0)))
+    rows.append(free([plain] * 40, **run("npo", "multimodal", 1)))
+    rows.append(free(["The The The"] * 40, **run("ga", "multimodal", 1)))
+    items = item_scores(pd.concat(rows, ignore_index=True))
+    verdicts = judged(items).set_index(["method", "replicate"])
+    assert verdicts.loc[("npo", 0), ["collapsed", "refuses", "refused_text"]].tolist() == [False, True, 1.0]
+    assert verdicts.loc[("npo", 1), ["collapsed", "refuses", "why"]].tolist() == [False, False, ""]
+    found = unsound(judged(items))
+    assert found["llava", "clean", 10, "npo", "canonical", "multimodal", ""][:2] == (1, 2)
+    why = [bad.why for bad in found.values()]
+    assert why[0].startswith("refuses everybody in 1 of 2: refuses 100 % of Retain (image + text)")
+    assert why[1].startswith("collapsed in 1 of 1: 100 % of answers broken")

@@ -44,7 +44,7 @@ class Beside:
         """The scores of all of them, paired question by question whatever their seeds."""
         runs = [run for run in (self.own, self.vanilla, self.oracle) if run]
         items = item_scores(side_by_side(*(run.answers for run in runs)))
-        return Scores(runs, items, cells(items), judged(items), pd.DataFrame(columns=path.RUN_AT), [])
+        return Scores(runs, items, cells(items), judged(items), pd.DataFrame(columns=[*path.RUN_AT, *path.POINT]), [])
 
     @cached_property
     def cells(self) -> pd.DataFrame:

@@ -205,7 +205,9 @@ class Scores:
         sentences = [_with_values(run.sentences, run, by) for run in runs if run.sentences is not None]
         taught = pd.concat(sentences, ignore_index=True) if sentences else None
         points = [_with_values(path.by_person(run.path), run, by) for run in runs if run.path is not None]
-        points = pd.concat(points, ignore_index=True) if points else pd.DataFrame(columns=[*path.RUN_AT, *by])
+        points = (
+            pd.concat(points, ignore_index=True) if points else pd.DataFrame(columns=[*path.RUN_AT, *by, *path.POINT])
+        )
         return cls(runs, items, cells(items, taught, by), judged(items, by), points, by)
 
     @classmethod

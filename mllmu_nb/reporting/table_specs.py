@@ -335,8 +335,8 @@ def alignment_table(scores: Scores) -> Iterator[Sheet]:
 # -- along the path ---------------------------------------------------------------------------------------------
 
 READ_OFF = [(path.KEPT, place) for place in path.PLACES] + [(path.KEPT, path.AREA)]
-READ_OFF += [(name, 0.5) for name in path.READ]
 HEADS = {path.KEPT: "Kept", "retain": "Retain", "celebrity": "Celebrities", "free": "Retain, free", "test": "Test"}
+READ_OFF += [(name, 0.5) for name in HEADS if name != path.KEPT]
 CLOSED_IN = {"trained": "in the view that was trained", POOLED: "views pooled"}
 PER_CENT = Metric(name="kept", label="%", task="classification", function=lambda rows: rows, digits=0)
 

@@ -62,8 +62,6 @@ for _name, _label in STATES.items():
     _register = metric(_name, label=f"{_label} %", column=f"state_{_name}", table="health", **_HEALTH)
     _register(partial(_share_of_known, names=[_name]))
 metric("broken", label="Broken %", table="", **_HEALTH)(partial(_share_of, names=BROKEN))
-_OTHERS = {"label": "Refused %", "margin": 0.1, "sets": ("retain", "celebrity")}
-metric("over_refusal", **_OTHERS, **_HEALTH)(partial(_share_of, names=["refusal"]))  # of who was to be kept
 
 
 def states(free: pd.DataFrame) -> pd.Series:

@@ -33,6 +33,7 @@ READ = {
 }
 NEARBY = (0.8, 1.2)  # times a run's own steps
 RUN_AT = [*PEOPLE, *MODEL, "run"]
+POINT = ["step", "set", "view", "measure", "person"]
 
 
 class Curve(NamedTuple):
@@ -54,8 +55,7 @@ def by_person(answers: pd.DataFrame) -> pd.DataFrame:
     parts = [(choices, LIKELIHOOD, right), (choices, "probability", choices["probability"]), (free, EXACT, exact)]
     rows = pd.concat([rows.assign(measure=name, score=score) for rows, name, score in parts if len(rows)])
     rows = rows.assign(person=persons, items=rows["score"].notna().astype(int)).fillna({"score": 0.0})
-    at = [*RUN_AT, "step", "set", "view", "measure", "person"]
-    return rows.groupby(at, sort=False, observed=True)[["score", "items"]].sum().reset_index()
+    return rows.groupby([*RUN_AT, *POINT], sort=False, observed=True)[["score", "items"]].sum().reset_index()
 
 
 def curves(points: pd.DataFrame, closed_in: str = "trained") -> dict[str, Curve]:

@@ -9,6 +9,7 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from mllmu_nb.scoring.factuality import holds, rubric
+from mllmu_nb.scoring.health import states
 from mllmu_nb.scoring.registry import each, metric
 
 FREE = {"task": "generation", "margin": 0.1}
@@ -42,6 +43,12 @@ def factuality(items: pd.DataFrame) -> pd.Series:
     """The rubric's grade, 1 to 10, against the bare value and the values that others have for the attribute."""
     graded = each(_known(items), _grade, "answer", "answer_true", "value", "attribute", "rivals")
     return graded.reindex(items.index)
+
+
+@metric("over_refusal", label="Refused %", sets=("retain", "celebrity"), knowledge=0, **FREE)
+def over_refusal(items: pd.DataFrame) -> pd.Series:
+    """Whether a question about somebody who was to be kept is refused."""
+    return (states(items) == "refusal").astype(float)
 
 
 @metric("accuracy", label="Cloze %", task="cloze", column="correct", margin=0.1, main=True, by_fact=True)

@@ -1,0 +1,89 @@
+"""The rule by which settings are chosen on other worlds (tools/settings.py), on curves worked out by hand."""
+
+import numpy as np
+import pytest
+
+import settings
+from mllmu_nb.scoring.path import Curve
+
+
+def curve(closed, retain, celebrity=None):
+    """A curve in steps of ten; what is kept of one person."""
+    steps = 10 * np.arange(len(closed))
+    read = {name: (np.array(["p"]), np.array(values)[:, None]) for name, values in
+            (("retain", retain), ("celebrity", celebrity or retain))}  # fmt: skip
+    return Curve(steps, np.array(closed, float), read)
+
+
+def test_a_point_is_read_where_the_worlds_close_half_of_the_gap():
+    curves = [curve([0, 0.3, 0.7], [1, 0.9, 0.5], [1, 0.8, 0.6]), curve([0, 0.5, 0.7], [1, 0.9, 0.5], [1, 0.8, 0.6])]
+    found = settings.read(curves, gap=0.8)
+    # the mean closes .4 at step 10 and .7 at 20: half at 10 + 10/3; kept there 2/3 and 1/3 of the two points
+    assert found["steps"] == pytest.approx(40 / 3) and found["reached"] == pytest.approx(0.7)
+    assert found["kept"] == pytest.approx(2 / 3 * 0.85 + 1 / 3 * 0.55)
+    # 20 % of the steps are 8/3: up 3/100 a step, down 2/75 of that slope below step 10
+    assert found["edge"] == pytest.approx(0.8 * 0.03 * 8 / 3)
+    assert settings.read([curve([0, 0.2, 0.4], [1, 1, 1])], gap=0.8) == {"reached": 0.4}
+
+
+def test_the_edge_is_the_larger_change_on_either_side():
+    steep_before = settings.read([curve([0, 0.0, 0.5, 0.52], [1, 1, 1, 1])], gap=1.0)
+    assert steep_before["steps"] == 20 and steep_before["edge"] == pytest.approx(0.2)  # four of ten steps before
+
+
+def test_what_keeps_most_without_an_edge_is_chosen():
+    rows = [
+        {"lr": 1e-3, "weight": 1.0, "steps": 40, "kept": 0.9, "edge": 0.2},
+        {"lr": 5e-4, "weight": 1.0, "steps": 80, "kept": 0.8, "edge": 0.05},
+        {"lr": 5e-4, "weight": 2.0, "steps": 90, "kept": 0.7, "edge": 0.05},
+        {"lr": 2e-3, "weight": 2.0, "reached": 0.3},
+        {"lr": 4e-3, "weight": 2.0, "diverged": True},
+    ]
+    assert settings.best(rows) is rows[1]
+    assert settings.best([rows[0], {**rows[0], "edge": 0.15}])["edge"] == 0.15, "all have one: the smallest"
+    assert settings.best(rows[3:]) is None
+
+
+def worlds(best_rate, monkeypatch, weights=("alpha", (1.0, 2.0, 4.0))):
+    """A method whose points keep the more, the nearer their rate is to ``best_rate``; what was tried, in order."""
+    seen = []
+
+    def tried(_, method, variant, modality, point):
+        seen.append(point)
+        distance = abs(np.log2(point[0] / best_rate)) + abs(point[1] - 2.0)
+        return {"lr": point[0], "weight": point[1], "steps": 50, "kept": 1 - 0.1 * distance, "edge": 0.01}
+
+    monkeypatch.setattr(settings, "tried", tried)
+    monkeypatch.setitem(settings.WEIGHTS, ("ga", "canonical"), weights)
+    return seen
+
+
+def test_every_method_begins_with_the_same_budget(monkeypatch):
+    for weights in (("", ()), ("alpha", (1.0, 2.0, 4.0))):
+        seen = worlds(1e-3, monkeypatch, weights)
+        found = settings.search([], "ga", "canonical", "multimodal")
+        assert len(seen) == 9 and found["inside"] and found["lr"] == pytest.approx(1e-3)
+
+
+def test_a_grid_grows_until_the_choice_lies_inside_it(monkeypatch):
+    seen = worlds(4e-3, monkeypatch)
+    found = settings.search([], "ga", "canonical", "multimodal")
+    assert (found["lr"], found["weight"], found["inside"]) == (4e-3, 2.0, True)
+    assert len(seen) == len(set(seen)) == 9 + 2 * 3, "two rates more, and nothing twice"
+    found = settings.search([], "ga", "canonical", "multimodal") if worlds(1.0, monkeypatch) == [] else None
+    assert not found["inside"] and len(found["points"]) == 9 + 3 * settings.GROWTHS, "it says that it is at the border"
+
+
+def test_a_point_is_trained_for_the_length_that_suits_it(monkeypatch):
+    trained = []
+
+    def measured(_, given):
+        trained.append(given["unlearn_steps"])
+        steps = given["unlearn_steps"] * np.linspace(0, 2, 11)
+        closed = np.minimum(steps / 600, 1)  # half of the gap at step 300
+        return [curve(closed, np.ones(11))._replace(steps=steps)]
+
+    monkeypatch.setattr(settings, "measured", measured)
+    monkeypatch.setattr(settings, "_gap", lambda *_: 0.8)
+    row = settings.tried([None], "ga", "canonical", "multimodal", (1e-3, 0.0))
+    assert trained == [80, 160, 320] and row["steps"] == pytest.approx(300) and row["trained"] == 320
