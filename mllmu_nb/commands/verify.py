@@ -67,7 +67,7 @@ def main(options: argparse.Namespace) -> int:
     if options.rerun:
         os.environ[paths.OUT] = str(cache / "rerun")
         shutil.rmtree(cache / "rerun", ignore_errors=True)
-        if sweep.main(argparse.Namespace(config=options.config, ratios=None, jobs=None, shard=None)):
+        if sweep.main(argparse.Namespace(config=options.config, ratios=None, bases=None, jobs=None, shard=None)):
             return 1
     damaged = {folder: damages(folder) for folder in ([options.run] if options.run else chosen(configs))}
     for problem in (problem for problems in damaged.values() for problem in problems):

@@ -56,7 +56,7 @@ class Links:
 def links(family: Family, processor, conversations: Sequence[Conversation]) -> Links:
     """The links of every multiple-choice turn, in a batch encoded as by ``encode`` with its defaults."""
     result, end = Links(), family.end(processor)
-    for row, (text, spans, _, characters, _) in enumerate(family.tokens(processor, conversations, eos=True)):
+    for row, (_, _, characters, text, spans) in enumerate(family.tokens(processor, conversations, eos=True)):
         starts, ends = characters.T.tolist()
 
         def tokens(start: int, stop: int, starts=starts, ends=ends) -> list[int]:

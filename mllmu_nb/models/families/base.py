@@ -30,14 +30,14 @@ Picture = bytes | Image.Image
 
 
 class Tokens(NamedTuple):
-    """A conversation: its text, the spans of its answers there, and token by token its id, its characters
-    (start, stop) and whether it belongs to an answer."""
+    """A conversation token by token: ids [T], whether each belongs to an answer [T], and its characters (start, stop)
+    [T, 2] in the text; the text, and the spans of the answers there."""
 
+    ids: np.ndarray
+    taught: np.ndarray
+    characters: np.ndarray
     text: str
     spans: list[tuple[int, int]]
-    ids: np.ndarray
-    characters: np.ndarray
-    taught: np.ndarray
 
 
 class Family:
@@ -156,7 +156,7 @@ class Family:
             taught = np.zeros(len(ids), dtype=bool)
             for start, stop in spans:
                 taught |= (start < characters[:, 1]) & (characters[:, 0] < stop)
-            rows.append(Tokens(text, spans, ids, characters, taught))
+            rows.append(Tokens(ids, taught, characters, text, spans))
         return rows
 
     def encode(
