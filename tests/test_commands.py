@@ -331,7 +331,7 @@ def test_a_notebook_says_the_same_whether_its_kernel_was_forked_or_started(tmp_p
         monkeypatch.setattr(warm, "can_fork", lambda kind=kind: kind == "forked")
         executed, log = tmp_path / f"{kind}.ipynb", tmp_path / f"{kind}.log"
         process = warm.start(notebooks / "02_finetune.ipynb", executed, log, {"method": "base"}, 1)
-        process.join(120)
+        process.join()
         assert process.exitcode == 0, log.read_text()
         cells = nbformat.read(executed, 4).cells
         assert cells[1].source.endswith('method = "base"\n')

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 KERNEL = "ipykernel_launcher"  # the module that a kernel's command names
+INLINE = "__import__('matplotlib').use('module://matplotlib_inline.backend_inline')"
 
 
 def start(notebook: Path, executed: Path, log: Path, given: Mapping[str, Any], threads: int) -> BaseProcess:
@@ -92,9 +93,9 @@ def _kernel(receiver: Connection, sender: Connection) -> None:
     import pandas
     from ipykernel.kernelapp import IPKernelApp
 
-    pandas.set_option("display.max_columns", 20)  # as in every kernel; pandas was imported outside of one
-
-    IPKernelApp.launch_instance(arguments)
+    # pandas and matplotlib have settled on what suits no kernel, since they were imported outside of one.
+    pandas.set_option("display.max_columns", 20)
+    IPKernelApp.launch_instance([*arguments, f"--IPKernelApp.exec_lines={INLINE}"])
 
 
 class _Started:
