@@ -147,7 +147,7 @@ def test_the_methods_page_has_every_method_with_its_source_and_file():
     page = (ROOT / "docs" / "methods.md").read_text()
     for name in unlearning.names():
         for method in unlearning.variants(name).values():
-            if not method.__module__.startswith("mllmu_nb."):
+            if not method.__module__.startswith("mllmu_nb.unlearning."):
                 continue
             module = importlib.import_module(method.__module__)
             assert f"`{name}`" in page and f"`{method.__module__.replace('.', '/')}.py`" in page

@@ -445,7 +445,7 @@ def leakage(scores: Scores) -> Figure:
     values, texts, closed = (cells[name].sort_index(axis=1) for name in ("value", "text", "closed"))
     names = [name.replace(" (", "\n").replace(")", "") for name in values.index]
     long = max(plots.width_of(line) for name in names for line in name.split("\n")) > 1.0
-    size = PAGE if long else plots.COLUMN, 1.0 + 0.3 * len(values)
+    size = PAGE if long else plots.COLUMN, 1.0 + 0.36 * len(values)
     drawn, [[panel]] = plots.panels(1, 1, size, collapse_note(values.index))
     scale = {"colours": colormaps["PuOr_r"], "limits": (-100, 100), "closed": closed.fillna(True).to_numpy(bool)}
     bar = {"location": "bottom", "aspect": 40, "pad": 0.02, "label": "points above (orange) or below the oracle (0)"}
