@@ -124,7 +124,7 @@ def test_other_answers_are_off_and_the_record_says_what_differs(own, reference, 
     assert door.main(["verify", "--against", str(reference)]) == 1
     said = capsys.readouterr().out
     assert f"{count(reference)} cells: " in said and "3 off" in said
-    assert "made with train_steps 7 (reference: 750)\n" in said and "made with torch '1.0' (reference: " in said
+    assert "made with train_steps 7 (reference: 1800)\n" in said and "made with torch '1.0' (reference: " in said
     assert f"off {own.name} retain classification image_text likelihood accuracy 1.000 " in " ".join(said.split())
 
 

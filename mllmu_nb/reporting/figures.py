@@ -445,6 +445,7 @@ def leakage(scores: Scores) -> Figure:
     values, texts, closed = (cells[name].sort_index(axis=1) for name in ("value", "text", "closed"))
     names = [name.replace(" (", "\n").replace(")", "") for name in values.index]
     long = max(plots.width_of(line) for name in names for line in name.split("\n")) > 1.0
+    long |= max(map(len, texts)) > len("+72\n[49, 86]")  # limits of three digits
     size = PAGE if long else plots.COLUMN, 1.0 + 0.36 * len(values)
     drawn, [[panel]] = plots.panels(1, 1, size, collapse_note(values.index))
     scale = {"colours": colormaps["PuOr_r"], "limits": (-100, 100), "closed": closed.fillna(True).to_numpy(bool)}
