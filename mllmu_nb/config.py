@@ -169,7 +169,12 @@ class Config(BaseModel):
         """The same with ``changes``; what was left to the presets is filled in anew, and settings that another method
         does not have are dropped."""
         given = {**self._given, "settings": dict(self._given["settings"])}
-        known = _setting_names(changes.get("method", self.method), changes.get("after", self.after))
+        method, after = changes.get("method", self.method), changes.get("after", self.after)
+        usual = _protocol(changes.get("protocol") or self.protocol)["variant"]["value"]
+        variant = changes.get("variant", given["variant"]) or (
+            usual if usual in unlearning.variants(method) else "canonical"
+        )
+        known = _setting_names(method, after, variant if method != self.method else None)
         given["settings"] = {name: value for name, value in given["settings"].items() if name in known}
         return type(self).from_parameters({**given, **changes})
 

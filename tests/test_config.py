@@ -88,10 +88,9 @@ def config_of(**parameters):
             {"method": "yours", "modality": "unimodal"},
             "method 'yours' unlearns nothing: modality must be 'none', not 'unimodal'",
         ),
-        (
-            {"data_source": "x", "forget_draw": 1},
-            "forget_draw must be 0: data_source and forget_ids_file have one forget set a ratio",
-        ),
+        ({"replicate": -1}, "replicate must be at least 0, not -1"),
+        ({"exams": 1.5}, "exams must be at most 1, not 1.5"),
+        ({"precision": "no"}, "unknown precision 'no': choose 'fp32' or 'bf16'"),
         ({"base_path": " "}, "base_path must be a path or empty, not ' '"),
         ({"settings": 3}, "settings must be a table of names and values, not 3"),
         ({**NPO, "bata": 2.5}, "unknown parameter 'bata': did you mean 'beta'?"),
@@ -184,7 +183,8 @@ def test_one_word_sets_what_a_protocol_is_made_of():
     assert upstream.unlearning.adam_eps == upstream.training.adam_eps == 1e-6
     assert (upstream.training.precision, clean.but(scale="paper").training.precision) == ("fp32", "bf16")
     assert upstream.unlearn_steps == 0 and upstream.unlearn_epochs == 2
-    assert (clean.objective.beta, upstream.objective.beta) == (0.1, 0.4)
+    assert (clean.objective.beta, upstream.objective.beta) == (0.2, 0.4)
+    assert clean.but(scale="paper").objective.beta == 0.1, "its own paper's"
     assert clean.but(scale="paper").shot_source == "retain"
     assert upstream.but(method="ga").unlearn_epochs == upstream.but(method="grad_diff").unlearn_epochs == 1
     assert upstream.but(method="prompting", modality="none").variant == "canonical"  # it has no other
@@ -200,8 +200,9 @@ def test_the_words_of_a_protocol_reach_the_recipes():
 
     assert words(config.training) == words(config.unlearning) == ("text", False, "linear", "upstream")
     assert words(clean.training) == ("answer", True, "plateau", "language")
-    assert words(clean.unlearning) == ("answer", True, "linear", "language")
-    assert clean.but(schedule="constant").training.schedule == "constant"
+    assert words(clean.unlearning) == ("answer", True, "constant", "language")
+    cosine = clean.but(schedule="cosine")
+    assert cosine.training.schedule == cosine.unlearning.schedule == "cosine"
 
 
 def test_what_is_set_alone_deviates():
@@ -210,7 +211,7 @@ def test_what_is_set_alone_deviates():
     assert config.training.eos and config.training.source.endswith("eos set by hand")
     assert Config(unlearn_epochs=9).deviations() == {}  # vanilla unlearns nothing
     ga = Config(method="ga", modality="unimodal")
-    assert ga.but(unlearn_epochs=9).deviations() == {"unlearn_steps": (25, 0), "unlearn_epochs": (0, 9)}
+    assert ga.but(unlearn_epochs=9).deviations() == {"unlearn_steps": (63, 0), "unlearn_epochs": (0, 9)}
     kl_min = Config(method="kl_min", modality="multimodal")
     assert kl_min.but(alpha=7).deviations() == {"alpha": (2.0, 7.0)} and kl_min.but(alpha=2.0).deviations() == {}
     canonical = Config(**NPO, protocol="upstream", variant="canonical")
@@ -242,7 +243,7 @@ def test_hyper_parameters_reach_the_method_and_zero_can_be_said():
     assert config.objective.alpha == 2.0 and config.but(alpha=0.0).objective.alpha == 0.0
     assert config.but(alpha=0.0).settings == {"alpha": 0.0}
     assert config.but(protocol="upstream").objective.alpha == 1 == config.but(scale="paper").objective.alpha
-    assert config.but(alpha=7).but(method="npo").settings == {"beta": 0.1}, "another method has no alpha"
+    assert config.but(alpha=7).but(method="npo").settings == {"beta": 0.2}, "another method has no alpha"
 
 
 def test_every_value_says_who_says_so():
@@ -251,7 +252,7 @@ def test_every_value_says_who_says_so():
         known = sources(config)
         numbers = {f.name for f in fields(Recipe)} - {"source", "settings"}
         numbers = {f"{kind}.{name}" for kind in ("training", "unlearning") for name in numbers}
-        words = {"variant", "label_mode", "adapter_reach", "eos", "shot_source", "scoring", "replay"}
+        words = {"variant", "label_mode", "adapter_reach", "eos", "shot_source", "scoring", "replay", "exams"}
         words |= {"train_modality", "adam_eps", "long_prompts"}
         schedule = {"schedule", "precision", "eval_precision"} if protocol == "upstream" else set()
         assert set(known) == numbers | words | schedule | {"unlearning.alpha"}
@@ -296,8 +297,8 @@ def test_a_grid_makes_as_many_runs_as_it_has_points():
 
 def test_a_run_is_called_by_what_is_resolved_and_not_by_how_it_was_given():
     plain = Config(**NPO)
-    assert plain.run_id == "npo-multimodal-b9cd17fe", "a default has changed, or what identity is made of"
-    assert config_of(**NPO, unlearn_steps=30, beta=0.1, seed=0, data_seed=0).run_id == plain.run_id
+    assert plain.run_id == "npo-multimodal-93e43f05", "a default has changed, or what identity is made of"
+    assert config_of(**NPO, unlearn_steps=49, beta=0.2, seed=0, data_seed=0).run_id == plain.run_id
     assert plain.but(base_path="/here/base").run_id == plain.but(base_path="/there/base").run_id != plain.run_id
     vanilla = plain.but(method="vanilla", modality="none")
     assert vanilla.but(unlearn_lr=1e-3, unlearn_steps=3).run_id == vanilla.run_id, "it unlearns nothing"
