@@ -439,13 +439,13 @@ def leakage(scores: Scores) -> Figure:
     ends = (
         gaps[["value", "low", "high"]].round(9).itertuples(index=False)
     )  # 7.5 is printed alike wherever it comes from
-    texts = [f"{gap:+.0f}\n{low:.0f} to {high:.0f}".replace("-", "−") for gap, low, high in ends]
+    texts = [f"{gap:+.0f}\n[{low:.0f},\n{high:.0f}]".replace("-", "−") for gap, low, high in ends]
     cells = gaps.assign(text=texts, closed=gaps["gate"] != gates.OPEN)
     cells = cells.pivot(index="name", columns=["metric_label", "view_label"], values=["value", "text", "closed"])
     values, texts, closed = (cells[name].sort_index(axis=1) for name in ("value", "text", "closed"))
     names = [name.replace(" (", "\n").replace(")", "") for name in values.index]
     long = max(plots.width_of(line) for name in names for line in name.split("\n")) > 1.0
-    size = PAGE if long else plots.COLUMN, 1.0 + 0.36 * len(values)
+    size = PAGE if long else plots.COLUMN, 1.0 + 0.46 * len(values)
     drawn, [[panel]] = plots.panels(1, 1, size, collapse_note(values.index))
     scale = {"colours": colormaps["PuOr_r"], "limits": (-100, 100), "closed": closed.fillna(True).to_numpy(bool)}
     bar = {"location": "bottom", "aspect": 40, "pad": 0.02, "label": "points above (orange) or below the oracle (0)"}
