@@ -1,5 +1,8 @@
 """What notebooks show: differences with what may be claimed, answers as text, pictures that stay the same."""
 
+import base64
+import html
+import io
 import re
 from types import SimpleNamespace
 
@@ -9,14 +12,16 @@ import pytest
 from fake_runs import make, saying, write
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from PIL import Image
 
 from mllmu_nb.config import Config
+from mllmu_nb.data import portraits
 from mllmu_nb.data.schema import VIEWS
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import plots, show
 from mllmu_nb.reporting.tables import Sheet
 
-PICTURE = b"\x89PNG"
+PICTURE = portraits.to_png(Image.new("RGB", (4, 4), "red"))
 SMALL = {"people": 12, "famous": 4}
 
 
@@ -114,9 +119,12 @@ def test_a_recipe_says_who_says_so():
     shown = rows(Config(method="npo", modality="multimodal", unlearn_lr=1e-4))
     assert shown["lr"][0] == "0.0001" and "set by hand" in shown["lr"][1]
     assert shown["weight_decay"] == ("0.0", "MLLMU-Bench's code and README")
-    assert shown["beta"] == ("0.1", "the method's own") and shown["steps"][0] == "30"
+    assert shown["steps"][0] == "49" and shown["beta"][0] == "0.2"
+    assert shown["beta"][1].startswith("chosen on the miniature"), "the recipe's, not the method's own default"
+    large = rows(Config(method="npo", modality="multimodal", scale="paper"))
+    assert large["beta"] == ("0.1", html.escape("the method's file", quote=False))
     assert rows(Config(method="npo", modality="multimodal", settings={"beta": 0.4}))["beta"] == ("0.4", "set by hand")
-    assert rows(Config())["steps"][0] == "750", "of fine-tuning, where nothing is unlearned"
+    assert rows(Config())["steps"][0] == "1800", "of fine-tuning, where nothing is unlearned"
 
 
 def test_a_picture_has_the_same_bytes_whenever_it_is_drawn():
@@ -157,5 +165,13 @@ def test_what_a_model_wrote_is_never_markup():
     assert show.escaped("a\u202eb\x1b[2J\u2028\ud800é\n") == r"a\u202eb\x1b[2J\u2028\ud800é" + "\n"
     assert "(nothing)" in show.answer_html("q", "") and "<script>" not in show.text("<script>").data
     assert "<script>" not in show.table(pd.DataFrame({"answer": ["<script>"]})).data
-    pictures = show.gallery({"<script>": PICTURE, "a photo": b"\xff\xd8"}).data
-    assert "<script>" not in pictures and "image/png" in pictures and "image/jpeg" in pictures
+    photo = io.BytesIO()
+    Image.new("RGB", (5, 3), "blue").save(photo, "JPEG")
+    pictures = show.gallery({"<script>": PICTURE, "a photo": photo.getvalue()}).data
+    assert "<script>" not in pictures
+    shown = [
+        Image.open(io.BytesIO(base64.b64decode(data)))
+        for data in re.findall(r"data:image/png;base64,(.*?)\"", pictures)
+    ]
+    assert [(picture.format, picture.size) for picture in shown] == [("PNG", (4, 4)), ("PNG", (5, 3))]
+    assert shown[0].getpixel((0, 0)) == (255, 0, 0), "what is no drawn face is shown as it is"

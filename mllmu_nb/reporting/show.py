@@ -23,7 +23,7 @@ from IPython.display import HTML, Image, Markdown
 from matplotlib.figure import Figure
 
 from mllmu_nb import provenance
-from mllmu_nb.config import BY_HAND, Config, sources
+from mllmu_nb.config import Config, sources
 from mllmu_nb.data import portraits
 from mllmu_nb.data.schema import SETS, Population
 from mllmu_nb.errors import KitError
@@ -125,10 +125,10 @@ def _img(alt: str, data: bytes, width: int) -> str:
 
 def recipe(config: Config) -> HTML:
     """How the model of a configuration is trained, and who says so: a number and its source a row."""
-    kind, known, deviations = "unlearning" if config.trains else "training", sources(config), config.deviations()
+    kind, known = "unlearning" if config.trains else "training", sources(config)
     rows = {name: (str(value), known[f"{kind}.{name}"]) for name, value in getattr(config, kind).numbers().items()}
     for name, value in config.settings.items():
-        rows[name] = str(value), BY_HAND if name in deviations else "the method's own"
+        rows[name] = str(value), known[f"unlearning.{name}"]
     return table(pd.DataFrame.from_dict(rows, orient="index", columns=["value", "source"]))
 
 
