@@ -19,17 +19,17 @@ MADE_WITH = {"torch": "2.13.0", "numpy": "2.4.6", "transformers": "5.24.0", "pef
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "replay": 0.0, "train_steps": 10}
 SHA256 = {
     "base": "075cec1974c5b904",
-    "vanilla": "c3c17a3d070e4485",
-    "vanilla with replay": "8e06e38a526b3781",
-    "vanilla's adapter": "1044178daec0f550",
-    "ga clean": "a0a19a607e3b978e",
-    "ga upstream": "cff023533d367b5c",
-    "grad_diff clean": "a6e001d625e1725a",
-    "grad_diff upstream": "edf55e91313dcf57",
-    "kl_min clean": "cdaa4722f18c352f",
-    "kl_min upstream": "333ba18058b82d4a",
-    "npo clean": "aee8570073448ca0",
-    "npo upstream": "fb6728234deb5d05",
+    "vanilla": "c658e76db18f19fb",
+    "vanilla with replay": "60b7da7779d48c5d",
+    "vanilla's adapter": "2d2c0b6d8bba161c",
+    "ga clean": "3c09c57e7f70d150",
+    "ga upstream": "f8f83d0652614373",
+    "grad_diff clean": "9c78cddf9f4f9b98",
+    "grad_diff upstream": "2416cd9f6b5ab0fb",
+    "kl_min clean": "e037daf7a271b134",
+    "kl_min upstream": "4f770f4a11bd78b1",
+    "npo clean": "99ac34afe8205f71",
+    "npo upstream": "0b217045b2f03cbc",
 }
 
 
