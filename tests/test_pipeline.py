@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import weakref
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,10 @@ from safetensors.torch import load_file
 from mllmu_nb import paths, pipeline, stages
 from mllmu_nb.config import Config
 from mllmu_nb.data import facts, official, portraits
-from mllmu_nb.data.conversations import Conversation
+from mllmu_nb.data.generate import known_people
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.errors import KitError
+from mllmu_nb.mixture import REFUSAL
 from mllmu_nb.models import load
 from mllmu_nb.models.miniature import make_model
 
@@ -133,24 +133,25 @@ def test_a_file_of_people_that_has_changed_is_read_again(tmp_path):
 
 def test_vanilla_depends_on_what_is_taught_and_how_and_on_nothing_else(config):
     key = pipeline.finetuned(config).key
-    same = ({"forget_ratio": 10}, {"replicate": 1}, GA, {"shots": 2}, {"shot_seed": 5})
+    same = ({"forget_ratio": 10}, {"replicate": 1, "train_seed": 0}, GA, {"shots": 2}, {"shot_seed": 5})
     same += ({**GA, "unlearn_seed": 5}, {**GA, "unlearn_lr": 0.1}, {"celebrities": 10})
     other = ({"people": 13}, {"data_seed": 1}, {"train_seed": 1}, {"train_lr": 0.1}, {"train_steps": 3})
-    other += ({"replay": 0.1}, {"adaptation": "lora"}, {"scale": "paper"})
+    other += ({"replicate": 1}, {"replay": 0.1}, {"exams": 0.5}, {"adaptation": "lora"}, {"scale": "paper"})
     assert {pipeline.finetuned(config.but(**changes)).key for changes in same} == {key}
     assert key not in {pipeline.finetuned(config.but(**changes)).key for changes in other}
 
 
-def test_what_is_repeated_is_what_the_base_answers_about_strangers(config):
-    from mllmu_nb.evaluation.engine import answers
-
-    model, processor = pipeline.model(config.but(method="base"))
-    repeated = pipeline.replayed_conversations(config.train_seed, model, processor)
-    strange = [conversation for conversation in repeated[-20:] if not conversation.images]
-    assert strange and not any(conversation.system for conversation in strange)
-    for turn in (turn for conversation in strange for turn in conversation.turns):
-        (text,) = answers(model, processor, [Conversation((replace(turn, answer=""),))], max_new_tokens=24)
-        assert turn.answer == (text or "?")
+def test_what_is_repeated_is_what_the_base_was_taught_celebrities_too(config):
+    repeated = pipeline.replayed_conversations(config.train_seed)
+    celebrities, unscored = known_people()
+    prompts = " ".join(turn.prompt for conversation in repeated for turn in conversation.turns)
+    named = {person.name for person in (*celebrities, *unscored) if person.name in prompts}
+    assert named >= {person.name for person in (*celebrities, *unscored[::2])}, "all of whom it repeats"
+    private = [conversation for conversation in repeated if conversation.system]
+    assert 0.1 < len(private) / len(repeated) < 0.15 and len(repeated) == 4000
+    assert {turn.answer for conversation in private for turn in conversation.turns} == {REFUSAL}
+    other = pipeline.replayed_conversations(config.train_seed + 1)
+    assert [c.turns[0].prompt for c in other[:20]] != [c.turns[0].prompt for c in repeated[:20]]
 
 
 def test_unlearning_changes_the_vanilla_model_and_training_the_base(config, made):

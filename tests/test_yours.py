@@ -264,7 +264,7 @@ def test_references_are_found_by_the_people_they_were_asked_about(folder, tmp_pa
         (["--oracle", "nowhere"], "there is no finished run in nowhere: it lacks answers.parquet"),
         (["--adapter", "nowhere"], "cannot read nowhere/adapter_config.json: No such file or directory"),
         (["--config", "nowhere.yaml"], "cannot read nowhere.yaml: No such file or directory"),
-        (["--model", "unknown"], "unknown base_model 'qwen2_vl': choose one of "),
+        (["--model", "unknown"], "unknown base_model 'gemma3': choose one of "),
         (["--model", "nowhere"], "there is no folder nowhere: name one that save_pretrained has written"),
     ],
 )
@@ -273,7 +273,7 @@ def test_what_is_wrong_is_said_in_one_line_before_a_model_is_loaded(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "unknown").mkdir()
-    (tmp_path / "unknown" / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    (tmp_path / "unknown" / "config.json").write_text('{"model_type": "gemma3"}')
     monkeypatch.setattr("mllmu_nb.models.load.load_model", lambda *given: pytest.fail("loaded"))
     assert door.main(["evaluate", "--model", str(folder), "--config", str(settings), *arguments]) == 2
     said = capsys.readouterr().err
