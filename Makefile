@@ -39,10 +39,10 @@ reproduce-all: env  ## the same at 5, 10 and 15 %
 	"$(BIN)/python" -m mllmu_nb sweep "$(GRID)" --ratios 5 10 15 $(if $(BASES),--bases $(BASES))
 
 test: env  ## unit tests and, beside them, every notebook
-	"$(BIN)/python" -m pytest -n 2 --no-loadscope-reorder --nbmake --nbmake-timeout=900
+	"$(BIN)/python" -m pytest -n 2 --no-loadscope-reorder --nbmake --nbmake-timeout=1800
 
 test-all: env  ## the same and the slow tests: kills, a full disk, thousands of inputs, the browser
-	"$(BIN)/python" -m pytest -n 2 --no-loadscope-reorder --nbmake --nbmake-timeout=900 -m "slow or not slow"
+	"$(BIN)/python" -m pytest -n 2 --no-loadscope-reorder --nbmake --nbmake-timeout=1800 -m "slow or not slow"
 
 lab: env  ## JupyterLab on the first notebook
 	"$(BIN)/python" -m jupyterlab notebooks/00_start_here.ipynb

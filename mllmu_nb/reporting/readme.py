@@ -49,9 +49,11 @@ def finding(scores: Scores) -> str:
             lines.append(f"trained on {name}, " + " and ".join(said))
     if not lines:
         return "No method closed half of the gap to the oracle in these runs."
+    count = int(half["of"].max())
+    over = f"over {count} replicates" if count > 1 else "over the people of one replicate"
     return (
-        "**Where half of the gap to the oracle is closed, so many answers about the people to be kept are still "
-        f"right: {'; '.join(lines)}** (by likelihood, 95 % limits over {int(half['of'].max())} replicates)."
+        "**Where half of the gap to the oracle is closed, so many answers about the people to be kept are still right: "
+        f"{'; '.join(lines)}** (by likelihood; 95 % limits {over})."
     )
 
 
