@@ -156,8 +156,8 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
         conversations = [c for modality in modalities for c in training_conversations(people, modality)]
         material: dict[str, Any] = {"replayed": replayed, "replay": config.replay, "augment": changed_portrait}
         material["exams"] = Exams(people, config.exams) if config.exams else None
-        loop = {"checkpoint": Checkpoint(folder)}
-        log = finetune(model, processor, conversations, recipe, config.train_seed, **material, **loop)
+        material["checkpoint"] = Checkpoint(folder)
+        log = finetune(model, processor, conversations, recipe, config.train_seed, **material)
         (adapters.save if config.adaptation == "lora" else load.save_full)(model, folder)
         settings = {**recipe.numbers(), **{name: getattr(config, name) for name in ("adaptation", "replay", "exams")}}
         write_json(folder / "train.json", log.record(settings))

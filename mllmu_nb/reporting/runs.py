@@ -226,9 +226,8 @@ class Scores:
         inputs = {"runs": [[run.id, columns_of(run.record), run.record["files"]] for run in runs]}
         functions = (getattr(metric.function, "func", metric.function) for metric in metrics())
         folder = Stage("scores", inputs, make, tuple(functions)).get()
-        frames = {name: pd.read_parquet(folder / f"{name}.parquet") for name in FRAMES}
-        frames["cells"]["dots"] = frames["cells"]["dots"].map(tuple)
-        return cls(_in_order(runs), *frames.values(), by)
+        items, cells, judged, points = (pd.read_parquet(folder / f"{name}.parquet") for name in FRAMES)
+        return cls(_in_order(runs), items, cells.assign(dots=cells["dots"].map(tuple)), judged, points, by)
 
     def groups(self) -> list[tuple[tuple, Scores]]:
         """The same, apart for each base model, protocol and forget ratio."""
@@ -241,8 +240,8 @@ class Scores:
     def _only(self, key: tuple) -> Scores:
         runs = [run for run in self.runs if tuple(run[c] for c in GROUP) == key]
         known = (self.items, self.cells, self.judged, self.points)
-        frames = (frame[frame[GROUP].eq(list(key)).all(axis=1)] for frame in known)
-        return Scores(runs, *frames, self.by)
+        items, *more = (frame[frame[GROUP].eq(list(key)).all(axis=1)] for frame in known)
+        return Scores(runs, items, more[0], more[1], more[2], self.by)
 
     @cached_property
     def gates(self) -> pd.DataFrame:

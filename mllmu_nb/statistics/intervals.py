@@ -189,7 +189,8 @@ def limits(found: Crossed, bounds: tuple[float, float] = (0.0, 1.0)) -> tuple[fl
         return found.mean - reach, found.mean + reach
     share = (found.mean - low) / (high - low)
     scaled = reach / (high - low) / (share * (1 - share))
-    return tuple(low + (high - low) * float(expit(logit(share) + way * scaled)) for way in (-1, 1))
+    one, other = (low + (high - low) * float(expit(logit(share) + way * scaled)) for way in (-1, 1))
+    return one, other
 
 
 def _over_replicates(
