@@ -166,9 +166,11 @@ def cells(
 
 
 def _hyper_parameters(parameters: Mapping[str, Any]) -> set[str]:
-    """Names of those of the method and of the step after it."""
-    variants = unlearning.variants(parameters.get("method", "vanilla")).values()
-    own = {name for variant in variants for name in variant.hyper_parameters()}
+    """Names of those of the method, in its variant, and of the step after it."""
+    variants = unlearning.variants(parameters.get("method", "vanilla"))
+    chosen = parameters.get("variant") or parameters.get("protocol")
+    usual = variants.get(chosen, variants.get("canonical"))
+    own = set(usual.hyper_parameters()) if usual else set()
     return own | set(after_steps.settings_of(parameters.get("after", "")))
 
 
