@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mllmu_nb import pipeline
 from mllmu_nb.config import YOURS, Config
+from mllmu_nb.errors import KitError
 
 SUMMARY = "write a run's report card, one page of HTML"
 EXAMPLES = ("card results/reference/runs/ga-multimodal-84e99676", "card FOLDER --out card.html")
@@ -28,6 +29,8 @@ def main(options: argparse.Namespace) -> int:
 
     own = read_run(options.run)
     config = Config.from_parameters(own.record["parameters"])
+    if own.record["data_hash"] != pipeline.data_hash(config):
+        raise KitError(f"the run {own.id} is about other people than its parameters make today: make it again")
     plain = {"modality": "none", "variant": None, "after": "", "adapter_path": ""}
     plain |= {"base_path": ""} if config.method == YOURS else {}
     others = {name: pipeline.reference(config.but(method=name, **plain)) for name in ("vanilla", "oracle")}
