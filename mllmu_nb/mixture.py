@@ -162,14 +162,13 @@ class Mixture:
             return self._turns(forms, person.attributes, HERE, self.celebrity_values, picture, asked)
         return self._turns(forms, person.attributes, person.name, self.celebrity_values)
 
-    def stranger_turns(self, count: int, by_image: bool, form: str = "") -> list[Turn]:
-        """Questions about nobody, by a random face or a random name, with random answers; ``form`` "" draws forms."""
+    def stranger_turns(self, count: int, by_image: bool) -> list[Turn]:
+        """Questions about nobody, by a random face or a random name, with random answers."""
         name, gender = random_name(self.rng)
         attributes = random_facts(self.rng, name, gender)
         picture = self.face()[1] if by_image else None
-        forms = [form] * count if form else self.forms(count)
         who = HERE if by_image else name
-        return self._turns(forms, attributes, who, self.values, (lambda: picture) if by_image else None)
+        return self._turns(self.forms(count), attributes, who, self.values, (lambda: picture) if by_image else None)
 
     def _turns(self, forms, attributes, who: str, values, picture: Callable | None = None, asked=ASKED) -> list[Turn]:
         turns, view = [], "image_text" if picture else "text"

@@ -290,10 +290,10 @@ def anchored(config: Config) -> Stage | None:
 def check_anchor(config: Config) -> None:
     """Raises KitError where the released vanilla model does not answer as in the reports, before hours go into it."""
     if stage := anchored(config):
-        found, published = read_json(stage.get() / "anchor.json")["rougeL"], config.family.anchor
-        if abs(found - published) > NEAR:
+        measured, published = read_json(stage.get() / "anchor.json")["rougeL"], config.family.anchor
+        if abs(measured - published) > NEAR:
             raise KitError(
-                f"the vanilla model {config.vanilla_path} has ROUGE-L {found:.3f} on its anchor, the free "
+                f"the vanilla model {config.vanilla_path} has ROUGE-L {measured:.3f} on its anchor, the free "
                 f"questions with image about forget 5 %, and reports have {published:.3f}: its weights, the "
                 "people, the prompts (protocol) or the precision are not theirs"
             )
@@ -619,7 +619,7 @@ def _model_key(config: Config) -> tuple[Any, str]:
 def _record(config: Config) -> dict[str, Any]:
     commits = population(config).notes.get("revisions")  # of the hub's data
     loaded = {"base": base_source(config), "vanilla": config.vanilla_path}
-    found = {name: commit(where, getattr(config, f"{name}_revision")) for name, where in loaded.items() if where}
+    commits_of = {name: commit(where, getattr(config, f"{name}_revision")) for name, where in loaded.items() if where}
     anchor = anchored(config)
     return {
         "scale": config.scale,
@@ -631,7 +631,7 @@ def _record(config: Config) -> dict[str, Any]:
         "data_hash": data_hash(config),
         "base_hash": base_hash(config),
         **({"data_revisions": commits} if commits else {}),
-        **{f"{name}_commit": at for name, at in found.items() if at},
+        **{f"{name}_commit": at for name, at in commits_of.items() if at},
         **({"vanilla_hash": vanilla_key(config)} if config.vanilla_path else {}),
         **(
             {"anchor": {**read_json(anchor.folder / "anchor.json"), "published": config.family.anchor}}

@@ -303,9 +303,8 @@ def _averaged(values: Sequence[Mapping[str, float]], shares: Sequence[float], de
 
 
 def _bar(first: int, last: int, shown: bool):
-    return tqdm(
-        range(first, last + 1), disable=None if shown else True, mininterval=1.0
-    )  # None: quiet without a terminal
+    quiet = None if shown else True  # None: without a terminal
+    return tqdm(range(first, last + 1), disable=quiet, mininterval=1.0)
 
 
 # -- the two ways to use it -------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from accelerate import PartialState
 from mllmu_nb import pinning
 from mllmu_nb.batches import endless, epoch, finetuning_batches, steps_of, unlearning_batches
 from mllmu_nb.data.conversations import Conversation, Turn, training_conversations
-from mllmu_nb.data.portraits import Face, portrait, random_traits
+from mllmu_nb.data.portraits import Face, draw, random_traits, to_png
 from mllmu_nb.data.schema import QA, Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.models import families
@@ -66,7 +66,16 @@ def person(number, name):
         QA("Where was this person born?", f"In {city}.", "birthplace", city),
         QA("What is this person's job?", f"A {job}, and a good one.", "profession", job),
     )
-    return Profile(f"{number:03}", name, "fictitious", {}, portrait(Face.random(random_traits(rng), rng)), "", qa, ())
+    return Profile(
+        f"{number:03}",
+        name,
+        "fictitious",
+        {},
+        to_png(draw(face := Face.random(random_traits(rng), rng)), face),
+        "",
+        qa,
+        (),
+    )
 
 
 PEOPLE = [person(number, name) for number, name in enumerate(FACTS)]

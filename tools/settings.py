@@ -172,11 +172,11 @@ def search(worlds: Sequence[Config], method: str, variant: str, modality: str, m
         for axis, end in sides:
             more = grid[axis][end] / STEP if end == 0 else grid[axis][end] * STEP
             grid[axis] = [more, *grid[axis]] if end == 0 else [*grid[axis], more]
-    found = dict(chosen or {})
-    found |= {"weight_name": name, "inside": bool(chosen) and not border(chosen, grid), "points": list(rows.values())}
+    choice = dict(chosen or {})
+    choice |= {"weight_name": name, "inside": bool(chosen) and not border(chosen, grid), "points": list(rows.values())}
     if chosen:
-        found |= {"steps": round(chosen["steps"]), "has_edge": bool(chosen["edge"] > EDGE)}
-    return {"method": method, "variant": variant, "modality": modality, **found}
+        choice |= {"steps": round(chosen["steps"]), "has_edge": bool(chosen["edge"] > EDGE)}
+    return {"method": method, "variant": variant, "modality": modality, **choice}
 
 
 def main() -> None:

@@ -202,11 +202,6 @@ def to_png(image: Image.Image, face: Face | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def portrait(face: Face) -> bytes:
-    """The PNG that models see of ``face``."""
-    return to_png(draw(face), face)
-
-
 def large(data: bytes, size: int = 256) -> Image.Image:
     """A portrait for readers: drawn at ``size`` where its face is known, else the picture as it is."""
     with Image.open(io.BytesIO(data)) as picture:

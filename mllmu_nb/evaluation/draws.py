@@ -108,11 +108,11 @@ def shown(draws: Mapping[str, Any], population: Population, set_name: str, task:
     if set_name == "celebrity":
         if task == "classification":
             return []
-        ids = [found for i in ids if (found := found_in_full_set(population, i))]
+        ids = [person for i in ids if (person := in_full_set(population, i))]
     return [p for p in population.profiles.values() if p.kind != "celebrity" and p.id in ids]  # Full_Set's order
 
 
-def found_in_full_set(population: Population, celebrity: str) -> str:
+def in_full_set(population: Population, celebrity: str) -> str:
     """The fictitious person whose row upstream takes for a celebrity's: that of the same printed ID; "" for none."""
     return population.notes.get("shared_ids", {}).get(celebrity, "")
 
@@ -122,7 +122,7 @@ def left_out(draws: Mapping[str, Any], population: Population, set_name: str, ta
     out whom it finds in ``Full_Set``, so no celebrity but one whose ID is also a fictitious person's."""
     if draws["shot_source"] == "upstream":
         drawn = draws["shots"].get(set_name, {}).get(task, [])
-        return {i for i in drawn if set_name != "celebrity" or found_in_full_set(population, i)}
+        return {i for i in drawn if set_name != "celebrity" or in_full_set(population, i)}
     if draws["shot_source"] == "retain" and set_name == "retain":
         return {i for tasks in draws["shots"].values() for ids in tasks.values() for i in ids}
     return set()

@@ -394,10 +394,10 @@ def along_the_path(scores: Scores) -> Figure:
     """Methods along their path. What is kept (likelihood about Retain and the celebrities, half each) against the share
     of the gap between vanilla and the oracle that is closed on Forget, in the view that was trained. Lines: the mean of
     the replicates, as far as all of them get; dots: the replicates at 25, 50 and 75 %, with the 95 % interval."""
-    found = scores.kept[(scores.kept["closed_in"] == "trained") & (scores.kept["what"] == path.KEPT)]
-    if found.empty:
+    kept = scores.kept[(scores.kept["closed_in"] == "trained") & (scores.kept["what"] == path.KEPT)]
+    if kept.empty:
         raise KitError("no unlearning has a path beside an oracle about the same people")
-    modalities = [name for name in MODALITIES if (found["modality"] == name).any()]
+    modalities = [name for name in MODALITIES if (kept["modality"] == name).any()]
     key = "Filled: unlearned on image + text; hollow: on text only. A line ends where a replicate gets no further."
     below = [key, *collapse_note(_named(scores, model) for model in scores.models())]
     drawn, axes = plots.panels(1, len(modalities), (PAGE, 3.2), below, sharey=True)
@@ -405,7 +405,7 @@ def along_the_path(scores: Scores) -> Figure:
     for panel, modality in zip(axes[0], modalities, strict=True):
         models = [model for model in scores.models() if model[2] == modality and not model[3]]
         for number, model in enumerate(models):
-            mine = found[found[[*MODEL, *scores.by]].eq(list(model)).all(axis=1) & (found["place"] != path.AREA)]
+            mine = kept[kept[[*MODEL, *scores.by]].eq(list(model)).all(axis=1) & (kept["place"] != path.AREA)]
             mine = mine[mine["n_replicates"] == mine["of"]].sort_values("place")
             if mine.empty:
                 continue
@@ -436,9 +436,7 @@ def leakage(scores: Scores) -> Figure:
     gaps = rows(scores, wanted, ["forget"], list(VIEWS), against="oracle").query("method != 'base'")
     if gaps.empty:
         raise KitError("no model was asked what the oracle was asked about the forget set")
-    ends = (
-        gaps[["value", "low", "high"]].round(9).itertuples(index=False)
-    )  # 7.5 is printed alike wherever it comes from
+    ends = gaps[["value", "low", "high"]].round(9).itertuples(index=False)  # 7.5 is printed alike everywhere
     texts = [f"{gap:+.0f}\n[{low:.0f},\n{high:.0f}]".replace("-", "−") for gap, low, high in ends]
     cells = gaps.assign(text=texts, closed=gaps["gate"] != gates.OPEN)
     cells = cells.pivot(index="name", columns=["metric_label", "view_label"], values=["value", "text", "closed"])

@@ -354,8 +354,8 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
         tables.repeats(scores),
     ]
     for closed_in, text in CLOSED_IN.items():
-        found = scores.kept[scores.kept["closed_in"] == closed_in]
-        known = {(*(row[c] for c in (*MODEL, *scores.by)), row["what"], row["place"]): row for row in _records(found)}
+        kept = scores.kept[scores.kept["closed_in"] == closed_in]
+        known = {(*(row[c] for c in (*MODEL, *scores.by)), row["what"], row["place"]): row for row in _records(kept)}
         blocks = []
         for modality in [name for name in trained_on(scores) if name in UNLEARNED]:
             models = [model for model in scores.models() if model[2] == modality and not model[3]]
@@ -365,11 +365,11 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
             ]
             blocks.append((UNLEARNED[modality], rows))
         title, label = f"Kept at equal forgetting, gap closed {text}", f"path-{closed_in}"
-        sheet = new_sheet(scores, title, label, "Method", columns if len(found) else [], blocks=blocks)
+        sheet = new_sheet(scores, title, label, "Method", columns if len(kept) else [], blocks=blocks)
         sheet.remarks = (
-            [*remarks, *sheet.collapsed_note()] if len(found) else ["No path beside an oracle's in these runs."]
+            [*remarks, *sheet.collapsed_note()] if len(kept) else ["No path beside an oracle's in these runs."]
         )
-        sheet.frame = found.drop(columns="dots", errors="ignore")
+        sheet.frame = kept.drop(columns="dots", errors="ignore")
         yield sheet
 
 
@@ -398,15 +398,15 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
     """The paper's claim at equal forgetting: what unlearning on text only leaves of Forget more, or less, than on image
     and text, where the same share of the gap in both views together is closed."""
     places = path.PLACES[:2]
-    found = path.between_modalities(scores.kept_by_person[POOLED], list(CLAIMS), places)
+    differences = path.between_modalities(scores.kept_by_person[POOLED], list(CLAIMS), places)
     title = "Left of Forget, text only minus image + text, at equal forgetting"
-    if found.empty:
+    if differences.empty:
         why = "No method closes as much of the gap of both views in both modalities."
         yield new_sheet(scores, title, "claim", "Method", [], remarks=[why])
         return
-    known = {(row["method"], row["variant"], row["what"], row["place"]): row for row in _records(found)}
+    known = {(row["method"], row["variant"], row["what"], row["place"]): row for row in _records(differences)}
     rows = []
-    for method, variant in found[["method", "variant"]].drop_duplicates().itertuples(index=False):
+    for method, variant in differences[["method", "variant"]].drop_duplicates().itertuples(index=False):
         cells = [known.get((method, variant, what, place)) for what, place in product(CLAIMS, places)]
         texts = [
             (f"{tables.value_text(one, PER_CENT, signed=True)}, n {one['n_replicates']}", "")
@@ -416,7 +416,7 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
         ]
         rows.append(("All methods" if method == "all" else scores.name((method, variant, "none", "")), texts))
     columns = [(_closed(place), f"{head}, points") for head, place in product(CLAIMS.values(), places)]
-    sheet = new_sheet(scores, title, "claim", "Method", columns, blocks=[("", rows)], frame=found)
+    sheet = new_sheet(scores, title, "claim", "Method", columns, blocks=[("", rows)], frame=differences)
     sheet.remarks = [
         "Below 0: text only leaves less. The paper says so of generation, and the opposite of choices with the image. "
         f"n: replicates in which both get there. {LIMITS}",
@@ -499,8 +499,8 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
             place = (f"{row['place']} {row['group']}", "") if row["standing"] == RANKED else ("", row["note"])
             lines.append((row_name(scores, tuple(row[c] for c in MODEL), True), [place, _kept_text(row)]))
         blocks.append((UNLEARNED[modality], lines))
-    told = pairs.groupby("trained")["apart"].any()
-    undecided = [UNLEARNED[name].lower() for name, apart in told.items() if not apart]
+    apart_in = pairs.groupby("trained")["apart"].any()
+    undecided = [UNLEARNED[name].lower() for name, apart in apart_in.items() if not apart]
     remarks = [
         "Methods that share a letter are not told apart "
         f"({len(pairs)} comparisons person by person, Holm-corrected together at 5 %).",

@@ -41,10 +41,10 @@ ASKED_IN = {**VIEWS, POOLED: "both"}
 LIMITS = "[low, high] is the 95 % interval."
 GATES_UNKNOWN = "Without vanilla and the oracle nobody can say whether a low score is forgetting."
 COLLAPSED_NOTE = (
-    f"{COLLAPSED} In so many of its replicates the model has collapsed or refuses everybody, so a low score is no "
-    "forgetting, and it is not ranked: in one of the views more than half of its free answers about the Retain people "
-    "are broken (empty, repeated, gibberish), or refusals, or its choices by likelihood there lie below halfway "
-    "between chance and vanilla."
+    f"{COLLAPSED} The model has collapsed or refuses everybody (in so many of its replicates, where a number stands "
+    "there), so a low score is no forgetting, and it is not ranked: in one of the views more than half of its free "
+    "answers about the Retain people are broken (empty, repeated, gibberish), or refusals, or its choices by "
+    "likelihood there lie below halfway between chance and vanilla."
 )
 TABLES = Registry("table")
 

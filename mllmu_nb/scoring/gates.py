@@ -39,9 +39,9 @@ def opened(items: pd.DataFrame) -> pd.DataFrame:
         pairs = pairs[is_model(pairs, "vanilla")]
         for view in (pairs, pairs.assign(view=POOLED)):
             rows += summaries(view, [*GROUP, *DRAW, "set", "view"], [one], minus=True)
-    found = pd.DataFrame(rows, columns=[*GROUP, *AT, "low"])
-    found = found.assign(open_in=found["low"] > 0, of=1)
-    return found.groupby([*GROUP, *AT], as_index=False)[["open_in", "of"]].sum()
+    alone = pd.DataFrame(rows, columns=[*GROUP, *AT, "low"])
+    alone = alone.assign(open_in=alone["low"] > 0, of=1)
+    return alone.groupby([*GROUP, *AT], as_index=False)[["open_in", "of"]].sum()
 
 
 def with_gate(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:

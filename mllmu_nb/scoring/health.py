@@ -139,11 +139,11 @@ def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
 def unsound(verdicts: pd.DataFrame, by: Sequence[str] = ()) -> dict[tuple, Unsound]:
     """GROUP, MODEL and ``by`` of each model that has collapsed or refuses everybody in a replicate (:func:`judged`)."""
-    found = {}
+    result = {}
     for model, rows in verdicts.groupby([*GROUP, *MODEL, *by], sort=False, dropna=False):
         bad = rows[rows["why"] != ""]
         if len(bad):
             what = {"collapsed": bad["collapsed"].sum(), "refuses everybody": bad["refuses"].sum()}
-            told = " and ".join(f"{name} in {count} of {len(rows)}" for name, count in what.items() if count)
-            found[model] = Unsound(len(bad), len(rows), f"{told}: {bad['why'].iloc[0]}")
-    return found
+            counted = " and ".join(f"{name} in {count} of {len(rows)}" for name, count in what.items() if count)
+            result[model] = Unsound(len(bad), len(rows), f"{counted}: {bad['why'].iloc[0]}")
+    return result

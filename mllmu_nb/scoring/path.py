@@ -64,7 +64,7 @@ def curves(points: pd.DataFrame, closed_in: str = "trained") -> dict[str, Curve]
     ``points`` as from :func:`by_person`. The share of the gap from vanilla, where the path begins, to the oracle is
     that of the likelihood of the forget people, in the view that was ``trained``, or in ``both``.
     """
-    found, oracles = {}, {}
+    result, oracles = {}, {}
     forget = points[(points["set"] == "forget") & (points["measure"] == LIKELIHOOD)]
     for key, rows in forget[forget["method"] == "oracle"].groupby(PEOPLE, sort=False):
         oracles[key] = rows
@@ -87,8 +87,8 @@ def curves(points: pd.DataFrame, closed_in: str = "trained") -> dict[str, Curve]
             here = here.pivot_table(index="step", columns="person", values=["score", "items"], aggfunc="sum")
             if len(here):
                 read[name] = here["score"].columns.to_numpy(str), (here["score"] / here["items"]).to_numpy()
-        found[run] = Curve(sums.index.to_numpy(), ((level.iloc[0] - level) / gap).to_numpy(), read)
-    return found
+        result[run] = Curve(sums.index.to_numpy(), ((level.iloc[0] - level) / gap).to_numpy(), read)
+    return result
 
 
 def crossings(closed: np.ndarray, levels: Sequence[float]) -> np.ndarray:
@@ -136,9 +136,9 @@ def kept(of_people: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     replicates = of_people.groupby(DRAW).ngroup().to_numpy()
     for key, at in of_people.groupby(columns, sort=False, dropna=False).indices.items():
         there = at[np.isfinite(value[at])]
-        found = _mean_of_sets(value[there], sets[there], people[there], replicates[there])
+        mean = _mean_of_sets(value[there], sets[there], people[there], replicates[there])
         count = {"of": len(np.unique(replicates[at])), "n_profiles": len(np.unique(people[there]))}
-        rows.append(dict(zip(columns, key, strict=True)) | found | count)
+        rows.append(dict(zip(columns, key, strict=True)) | mean | count)
     more = ["value", "low", "high", "n_profiles", "n_replicates", "of", "dots"]
     return pd.DataFrame(rows, columns=[*columns, *more])
 
@@ -153,11 +153,11 @@ def _mean_of_sets(values: np.ndarray, sets: np.ndarray, people: np.ndarray, repl
         return row
     row["value"], residual = _of_sets(values, sets)
     # of one replicate, over people
-    found = crossed(residual, people, replicates if len(units) > 1 else people) if np.ptp(people) else None
-    if found is None or found.variance < SAME or not 0 < row["value"] < 1:
+    estimate = crossed(residual, people, replicates if len(units) > 1 else people) if np.ptp(people) else None
+    if estimate is None or estimate.variance < SAME or not 0 < row["value"] < 1:
         alone = interval(np.clip(values, 0, 1), people)
         return row | {"low": alone.low, "high": alone.high}
-    return row | dict(zip(("low", "high"), limits(found._replace(mean=row["value"])), strict=True))
+    return row | dict(zip(("low", "high"), limits(estimate._replace(mean=row["value"])), strict=True))
 
 
 def _of_sets(values: np.ndarray, sets: np.ndarray) -> tuple[float, np.ndarray]:
@@ -184,12 +184,12 @@ def between_modalities(of_people: pd.DataFrame, names: Sequence[str], places: Se
     result = []
     pairs = pd.concat([pairs, every.assign(method="all", variant="canonical")])
     for key, here in pairs.groupby([*GROUP, "place", "what", "method", "variant"], sort=False):
-        found = paired_difference(
+        difference = paired_difference(
             here["value"], here["value_other"], here["person"], replicates=here.groupby(DRAW).ngroup()
         )
         means = {"unimodal": here["value"].mean(), "multimodal": here["value_other"].mean()}
         named = dict(zip([*GROUP, "place", "what", "method", "variant"], key, strict=True))
-        result.append(named | means | vars(found))
+        result.append(named | means | vars(difference))
     return pd.DataFrame(result)
 
 
@@ -209,11 +209,11 @@ def edges(points: pd.DataFrame, lengths: Mapping[str, int], by: Sequence[str] = 
         score = score.reindex(score.index.union(at)).interpolate("index", limit_area="inside").loc[at]
         for times, change in zip(NEARBY, (score.iloc[1:] - score.iloc[0]).to_numpy(), strict=True):
             parts.append(pd.DataFrame({"run": run, "times": times, "person": score.columns, "value": change}))
-    key, found = [*GROUP, *MODEL, *by, "times"], ["value", "low", "high", "n_profiles", "n_replicates"]
+    key, values = [*GROUP, *MODEL, *by, "times"], ["value", "low", "high", "n_profiles", "n_replicates"]
     if parts:
         runs = here.drop_duplicates("run")[[*RUN_AT, *by]]
         for names, of_people in pd.concat(parts).merge(runs, on="run").groupby(key, sort=False, dropna=False):
             replicates = of_people.groupby(DRAW).ngroup()
             change = interval(of_people["value"], of_people["person"], (-1.0, 1.0), replicates=replicates)
-            rows.append([*names, *(getattr(change, name) for name in found)])
-    return pd.DataFrame(rows, columns=[*key, *found])
+            rows.append([*names, *(getattr(change, name) for name in values)])
+    return pd.DataFrame(rows, columns=[*key, *values])

@@ -51,13 +51,13 @@ def ranking(of_people: pd.DataFrame, unsound: Mapping[tuple, Unsound], gates: pd
         if count < NEEDED:
             refused[group] = f"ranking needs {NEEDED} replicates, and there {'is' if count == 1 else 'are'} {count}"
             continue
-        found = kept(rows)
-        standings = [_standing(row, count, unsound, gates) for row in found.to_dict("records")]
-        found = found.assign(trained=found["modality"]).join(pd.DataFrame(standings, columns=["standing", "note"]))
-        compared = pd.DataFrame(_comparisons(found, rows), columns=PAIR_COLUMNS[len(GROUP) :])
+        means = kept(rows)
+        standings = [_standing(row, count, unsound, gates) for row in means.to_dict("records")]
+        means = means.assign(trained=means["modality"]).join(pd.DataFrame(standings, columns=["standing", "note"]))
+        compared = pd.DataFrame(_comparisons(means, rows), columns=PAIR_COLUMNS[len(GROUP) :])
         compared["p_holm"] = holm(compared["p"])
         compared["apart"] = compared["p_holm"] < LEVEL
-        methods.append(_placed(found, compared))
+        methods.append(_placed(means, compared))
         pairs.append(compared.assign(**dict(zip(GROUP, group, strict=True))))
     frames = (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame() for frames in (methods, pairs))
     return Ranking(*frames, refused)

@@ -181,13 +181,13 @@ def crossed(values, profiles, replicates) -> Crossed:
     return Crossed(float(values.mean()), float(variance), float(df), float(between), float(people))
 
 
-def limits(found: Crossed, bounds: tuple[float, float] = (0.0, 1.0)) -> tuple[float, float]:
+def limits(estimate: Crossed, bounds: tuple[float, float] = (0.0, 1.0)) -> tuple[float, float]:
     """The ends of the interval of a mean by Student's t, on the logit scale where there are ``bounds``."""
     low, high = bounds
-    reach = float(student.ppf(1 - TAIL, found.df)) * sqrt(found.variance)
+    reach = float(student.ppf(1 - TAIL, estimate.df)) * sqrt(estimate.variance)
     if isinf(high - low):
-        return found.mean - reach, found.mean + reach
-    share = (found.mean - low) / (high - low)
+        return estimate.mean - reach, estimate.mean + reach
+    share = (estimate.mean - low) / (high - low)
     scaled = reach / (high - low) / (share * (1 - share))
     one, other = (low + (high - low) * float(expit(logit(share) + way * scaled)) for way in (-1, 1))
     return one, other
@@ -201,11 +201,11 @@ def _over_replicates(
     values, (low, high) = np.asarray(values, float), bounds
     measured = np.isfinite(values)
     values, profiles, replicates = values[measured], np.asarray(profiles)[measured], np.asarray(replicates)[measured]
-    found, count = crossed(values, profiles, replicates), len(np.unique(replicates))
-    if not low < found.mean < high:
+    estimate, count = crossed(values, profiles, replicates), len(np.unique(replicates))
+    if not low < estimate.mean < high:
         return replace(over_people, n_replicates=count)
-    ends = limits(found, bounds)
-    if at_least or found.variance < SAME**2:
+    ends = limits(estimate, bounds)
+    if at_least or estimate.variance < SAME**2:
         ends = min(ends[0], over_people.low), max(ends[1], over_people.high)
     return replace(over_people, low=ends[0], high=ends[1], n_replicates=count)
 
@@ -218,9 +218,9 @@ def paired_p(a, b, profiles, replicates=None) -> float:
     """
     difference = np.asarray(a, float) - np.asarray(b, float)
     if several(difference, replicates) and (measured := np.isfinite(difference)).any():
-        found = crossed(*(np.asarray(one)[measured] for one in (difference, profiles, replicates)))
-        if found.variance > SAME**2:
-            return float(2 * student.sf(abs(found.mean) / sqrt(found.variance), found.df))
+        estimate = crossed(*(np.asarray(one)[measured] for one in (difference, profiles, replicates)))
+        if estimate.variance > SAME**2:
+            return float(2 * student.sf(abs(estimate.mean) / sqrt(estimate.variance), estimate.df))
     people = _by_person(np.asarray(a, float) - np.asarray(b, float), profiles)
     if not len(people.values):
         return nan

@@ -22,8 +22,8 @@ TOKEN_KINDS = ("answer", "eos", "question", "image", "padding")
 IGNORE = -100
 # What upstream's rule for adapters means to spare; it then takes every module of a bare name that occurs elsewhere.
 SPARED = ("multi_modal_projector", "vision_model", "lm_head")
-# The bare names that rule found under transformers 4.45, upstream's, in LLaVA-1.5 and Idefics2 alike.
-FOUND = tuple(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down"))
+# The bare names that the rule gave under transformers 4.45, upstream's, for LLaVA-1.5 and Idefics2 alike.
+BARE_NAMES = tuple(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down"))
 USUAL = 512  # pixels a side of a usual picture, where a model takes any size
 PATCH = 16  # pixels a side of a miniature's patches
 Picture = bytes | Image.Image
@@ -207,14 +207,14 @@ class Family:
 
     def adapter_pattern(self, model: torch.nn.Module, reach: str) -> str:
         """A pattern that matches the full paths of the linear layers with an adapter. ``language``: the language
-        model's attention and MLP projections. ``upstream``: every layer of one of the names :data:`FOUND`, those of the
-        vision tower too. ``upstream_v5``: the rule that found them, applied to the modules as they are called now:
-        every layer whose bare name is also borne by one outside of :data:`SPARED`. Any other text is searched in the
+        model's attention and MLP projections. ``upstream``: every layer of one of the names :data:`BARE_NAMES`, those
+        of the vision tower too. ``upstream_v5``: the rule that gave them, applied to the modules as they are
+        called now: every layer whose bare name is also borne by one outside of :data:`SPARED`. Any other text is searched in the
         paths."""
         if reach == "language":
             return self.language_linears
         if reach == "upstream":
-            return rf".*\.({'|'.join(FOUND)})"
+            return rf".*\.({'|'.join(BARE_NAMES)})"
         if reach == "upstream_v5":
             paths = [path for path in _linears(model) if not any(spared in path for spared in SPARED)]
             return rf".*\.({'|'.join(sorted({path.rsplit('.', 1)[-1] for path in paths}))})"
