@@ -208,9 +208,9 @@ class Family:
     def adapter_pattern(self, model: torch.nn.Module, reach: str) -> str:
         """A pattern that matches the full paths of the linear layers with an adapter. ``language``: the language
         model's attention and MLP projections. ``upstream``: every layer of one of the names :data:`BARE_NAMES`, those
-        of the vision tower too. ``upstream_v5``: the rule that gave them, applied to the modules as they are
-        called now: every layer whose bare name is also borne by one outside of :data:`SPARED`. Any other text is searched in the
-        paths."""
+        of the vision tower too. ``upstream_v5``: the rule that gave them, applied to the modules as they are called
+        now: every layer whose bare name is also borne by one outside of :data:`SPARED`. Any other text is searched in
+        the paths."""
         if reach == "language":
             return self.language_linears
         if reach == "upstream":
