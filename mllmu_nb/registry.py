@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 from mllmu_nb.errors import KitError, choose
@@ -40,7 +40,7 @@ class Registry:
         return self._entries[key]
 
     def __contains__(self, key: Any) -> bool:
-        return key in self._entries
+        return isinstance(key, Hashable) and key in self._entries
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._entries)

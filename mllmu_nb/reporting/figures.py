@@ -437,7 +437,7 @@ def leakage(scores: Scores) -> Figure:
     if gaps.empty:
         raise KitError("no model was asked what the oracle was asked about the forget set")
     ends = gaps[["value", "low", "high"]].round(9).itertuples(index=False)  # 7.5 is printed alike everywhere
-    texts = [f"{gap:+.0f}\n[{low:.0f},\n{high:.0f}]".replace("-", "−") for gap, low, high in ends]
+    texts = [f"{round(gap):+d}\n[{round(low)},\n{round(high)}]".replace("-", "−") for gap, low, high in ends]
     cells = gaps.assign(text=texts, closed=gaps["gate"] != gates.OPEN)
     cells = cells.pivot(index="name", columns=["metric_label", "view_label"], values=["value", "text", "closed"])
     values, texts, closed = (cells[name].sort_index(axis=1) for name in ("value", "text", "closed"))
