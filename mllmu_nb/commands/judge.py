@@ -1,0 +1,188 @@
+"""``mllmu-nb judge RUN ..``: free answers of finished runs graded by a model behind an OpenAI-compatible endpoint.
+
+Key and address come from OPENAI_API_KEY and OPENAI_BASE_URL, the model from MLLMU_NB_JUDGE_MODEL. Without ``--yes``
+only the cost is estimated. Only text is sent: a question, its true answer and the answer to be judged. A reply that
+holds no valid grade is a failure: it is counted, not stored, and gives no score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mllmu_nb.errors import KitError
+
+SUMMARY = "have free answers graded by a model behind an OpenAI-compatible endpoint"
+EXAMPLES = ("judge results/miniature/runs/*", "judge results/miniature/runs/* --yes --jobs 16")
+VARIABLE, DEFAULT = "MLLMU_NB_JUDGE_MODEL", "gpt-4o-mini"
+PRICES = (0.15, 0.60)  # gpt-4o-mini's, in dollars for a million tokens, when this was written
+TRIES = 3  # of a question whose reply is no valid grade; the client itself repeats what the network loses
+REPLY_TOKENS = 200  # at most
+TOKENS_A_CHARACTER = 0.25  # of English text, for the estimate
+Texts = tuple[str, str, str]  # question, truth, answer
+
+
+class Unreachable(KitError):
+    """The endpoint refuses the key or the model, or does not answer: asking on is useless."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of finished runs of one scale")
+    parser.add_argument("--yes", action="store_true", help="ask; without it the cost is estimated and nothing is sent")
+    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="questions at a time (8)")
+    about = "dollars for a million tokens sent and received, for the estimate (gpt-4o-mini's)"
+    parser.add_argument("--prices", type=float, nargs=2, default=PRICES, metavar=("IN", "OUT"), help=about)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Estimates, asks, and prints how far judge and rubric agree. 1 where answers were left without a grade."""
+    from tqdm import tqdm
+
+    from mllmu_nb.reporting.runs import read_run
+    from mllmu_nb.scoring.judge import FILE, with_grades
+
+    answers = pd.concat([read_run(folder).answers for folder in options.runs], ignore_index=True)
+    path, failed = options.runs[0].resolve().parent.parent / FILE, 0
+    asked = unjudged(answers, path)
+    sent, received, cost = estimate(asked, options.prices)
+    print(
+        f"{len(asked)} answers to be judged by {model_name()}: about {sent:,} tokens sent, at most {received:,} "
+        f"received, at most about ${cost:.2f}"
+    )
+    if asked and not options.yes:
+        print("nothing was sent: add --yes to ask")
+        return 0
+    if asked:
+        failed = ask(asked, path, client(), jobs=options.jobs, progress=partial(tqdm, total=len(asked)))
+    print(agreement(with_grades(answers, path)))
+    if failed:
+        print(f"{failed} answers have no valid grade and no score; the same command asks for them again")
+    return 1 if failed else 0
+
+
+def model_name() -> str:
+    return os.environ.get(VARIABLE) or DEFAULT
+
+
+def client(timeout: float = 60.0, retries: int = 5) -> Any:
+    """The ``openai`` client. It reads OPENAI_API_KEY and OPENAI_BASE_URL by itself, and repeats lost connections, 429
+    and 5xx with growing pauses. Raises KitError without the package or a key."""
+    try:
+        import openai
+    except ImportError:
+        raise KitError("the judge needs the package openai: pip install -e '.[judge]'") from None
+    if not os.environ.get("OPENAI_API_KEY"):
+        raise KitError("the judge needs a key: set OPENAI_API_KEY (any text where the endpoint asks for none)")
+    return openai.OpenAI(timeout=timeout, max_retries=retries)
+
+
+def unjudged(answers: pd.DataFrame, path: Path) -> list[Texts]:
+    """The free answers without a stored reply, each once. Raises KitError where the stored ones are another judge's."""
+    from mllmu_nb.scoring.judge import free_answers, hash_of, replies
+
+    stored, judge = replies(path), model_name()
+    if others := set(stored["judge"]) - {judge}:
+        raise KitError(f"{path} holds replies of {', '.join(sorted(others))}: move it away to ask {judge}")
+    known = set(stored["hash"])
+    return [texts for texts in dict.fromkeys(free_answers(answers)) if hash_of(judge, *texts) not in known]
+
+
+def message(texts: Texts) -> str:
+    """What the judge is sent. As JSON, an answer cannot end the field that it stands in."""
+    return json.dumps(dict(zip(("question", "truth", "answer"), texts, strict=True)), ensure_ascii=False)
+
+
+def estimate(asked: list[Texts], prices: Iterable[float]) -> tuple[int, int, float]:
+    """Tokens sent, tokens received at most, and what they cost; ``prices`` are for a million of each."""
+    from mllmu_nb.scoring.judge import INSTRUCTIONS
+
+    characters = sum(len(INSTRUCTIONS) + len(message(texts)) for texts in asked)
+    tokens = round(TOKENS_A_CHARACTER * characters), REPLY_TOKENS * len(asked)
+    return *tokens, sum(n * price for n, price in zip(tokens, prices, strict=True)) / 1e6
+
+
+def ask(
+    asked: list[Texts],
+    path: Path,
+    endpoint: Any,
+    *,
+    jobs: int = 8,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> int:
+    """Has ``asked`` judged, ``jobs`` at a time, and appends each valid reply to ``path`` as it comes. Returns how many
+    got none. Raises Unreachable when the endpoint refuses the key or the model, or cannot be reached."""
+    from mllmu_nb.scoring.judge import hash_of
+
+    judge, writing = model_name(), threading.Lock()
+    with open(path, "a", encoding="utf-8") as file, ThreadPoolExecutor(jobs) as pool:
+        if not path.read_bytes().endswith(b"\n"):
+            file.write("\n")  # after a line that was cut off
+
+        def failed(texts: Texts) -> bool:
+            reply = _reply(endpoint, judge, texts)
+            if reply is not None:
+                with writing:
+                    print(json.dumps({"hash": hash_of(judge, *texts), "judge": judge, "reply": reply}), file=file)
+                    file.flush()
+            return reply is None
+
+        try:
+            return sum(progress(pool.map(failed, asked)))
+        except Unreachable:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _reply(endpoint: Any, judge: str, texts: Texts) -> str | None:
+    """A reply with a valid grade, None after ``TRIES`` without. What the endpoint says of an error is not repeated: it
+    may hold the key."""
+    import openai
+
+    from mllmu_nb.scoring.judge import INSTRUCTIONS, grade
+
+    messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": message(texts)}]
+    how = {"temperature": 0, "max_tokens": REPLY_TOKENS, "response_format": {"type": "json_object"}}
+    for _ in range(TRIES):
+        try:
+            reply = endpoint.chat.completions.create(model=judge, messages=messages, **how)
+            grade(content := reply.choices[0].message.content)
+            return content
+        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+            what = f"refuses the key or the model {judge} (HTTP {error.status_code})"
+            raise Unreachable(f"the judge's endpoint {what}: see OPENAI_API_KEY, OPENAI_BASE_URL, {VARIABLE}") from None
+        except openai.BadRequestError:  # this question only, as one that a filter refuses
+            return None
+        except openai.APIError as error:
+            status = getattr(error, "status_code", None)
+            what = f"keeps failing (HTTP {status})" if status else "cannot be reached or is too slow"
+            raise Unreachable(
+                f"the judge's endpoint {what}: run the same command again later; replies are kept"
+            ) from None
+        except (ValueError, TypeError, IndexError):
+            continue
+    return None
+
+
+def agreement(answers: pd.DataFrame) -> str:
+    """How far the judge's grades and the rubric's agree, over the answers that have both."""
+    from mllmu_nb.scoring.text import factuality
+
+    both = answers[answers["judge"].notna()] if "judge" in answers else answers.iloc[:0].assign(judge=0.0)
+    both = both.assign(rubric=factuality(both)).dropna(subset=["rubric"])[["judge", "rubric"]]
+    if both.nunique().min() < 2:
+        return "too few different grades to compare judge and rubric"
+    judge, rubric = both.mean()
+    within, rank = (both["judge"] - both["rubric"]).abs().le(1).mean(), both.corr("spearman").loc["judge", "rubric"]
+    return (
+        f"judge and rubric over {len(both)} answers: means {judge:.2f} and {rubric:.2f}, {within:.0%} within one "
+        f"point, rank correlation {rank:.2f}"
+    )
