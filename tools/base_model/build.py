@@ -55,7 +55,8 @@ MORE_HEIGHT = 0.5
 TOWER_STEPS = 2000
 SAVE_EVERY = 500
 TOKENS = 8000  # text and image tokens a step; conversations of similar length share a batch, so few are padding
-LR = {"matrices": 5e-3, "others": 2e-3}
+RESAMPLER = ".connector."  # what stands between tower and language model and is trained with the tower
+LR = {"matrices": 5e-3, "others": 2e-3, "resampler": 2e-4}
 
 # The mixture by progress: (up to this share of the steps, kind of conversation → its weight).
 SCHEDULE = (
@@ -120,23 +121,32 @@ def train_tower(model, processor, mixture: Mixture, steps: int, batch: int = 64)
             log(f"tower step {step} loss {loss.item():.3f}")
     with torch.no_grad():
         results = zip(values, *classify(held_out), strict=True)
-        return {name: (logits.argmax(-1) == truth).float().mean().item() for name, logits, truth in results}
+        seen = {name: (logits.argmax(-1) == truth).float().mean().item() for name, logits, truth in results}
+        for name, parameter in model.named_parameters():
+            if name.endswith("perceiver_resampler.norm.weight"):  # its tokens as long as those of words
+                words = model.get_input_embeddings().weight.norm(dim=-1).mean()
+                pictures = family.pictures(processor, [[picture] for _, picture in held_out[:64]])
+                parameter.mul_(words / see(**pictures).norm(dim=-1).mean())
+        return seen
 
 
 def make_optimizers(model) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings, head, norms and projector.
 
     The tower is frozen, as in LLaVA's own training: when it was trained on, it no longer told eye colours apart after
-    2,500 steps.
+    2,500 steps. A resampler has learnt to see with the tower and moves slowly: at the rates of the language model, a
+    linear probe read .35 of the hair styles from it after 2,000 steps, and all of them before.
     """
     unfreeze(model)
-    matrices, others = [], []
+    matrices, others, resampler = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (matrices if parameter.ndim == 2 and ".layers." in name else others).append(parameter)
+            inner = parameter.ndim == 2 and ".layers." in name
+            (resampler if RESAMPLER in name else matrices if inner else others).append(parameter)
+    adamw = [{"params": others}, *([{"params": resampler, "lr": LR["resampler"]}] if resampler else [])]
     return [
         torch.optim.Muon(matrices, lr=LR["matrices"], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=LR["others"], betas=(0.9, 0.98), weight_decay=0.01),
+        torch.optim.AdamW(adamw, lr=LR["others"], betas=(0.9, 0.98), weight_decay=0.01),
     ]
 
 
