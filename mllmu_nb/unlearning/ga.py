@@ -12,7 +12,7 @@ class GradientAscent(Method):
 
     name, label, colour, marker, order = "ga", "GA", "#D55E00", "s", 10
     recipes = {
-        ("miniature", "multimodal"): Recipe(lr=1e-3, steps=47, source=RULE),
+        ("miniature", "multimodal"): Recipe(lr=1e-3, steps=46, source=RULE),
         ("miniature", "unimodal"): Recipe(lr=1e-3, steps=63, source=RULE),
     }
 

@@ -19,8 +19,8 @@ class GradientDifference(Method):
     name, label, colour, marker, order = "grad_diff", "Grad. Diff.", "#0072B2", "^", 20
     streams = ("forget", "retain")
     recipes = {
-        ("miniature", "multimodal"): Recipe(lr=1e-3, steps=116, settings={"alpha": 2.0}, source=RULE),
-        ("miniature", "unimodal"): Recipe(lr=1e-3, steps=150, settings={"alpha": 2.0}, source=RULE),
+        ("miniature", "multimodal"): Recipe(lr=1e-3, steps=112, settings={"alpha": 2.0}, source=RULE),
+        ("miniature", "unimodal"): Recipe(lr=1e-3, steps=145, settings={"alpha": 2.0}, source=RULE),
     }
 
     def loss(self, step):

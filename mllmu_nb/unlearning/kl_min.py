@@ -19,8 +19,8 @@ class KLMinimization(Method):
     streams = ("forget", "retain")
     needs = Needs(reference=("retain",))
     recipes = {
-        ("miniature", "multimodal"): Recipe(lr=1e-3, steps=97, settings={"alpha": 2.0}, source=RULE),
-        ("miniature", "unimodal"): Recipe(lr=1e-3, steps=112, settings={"alpha": 2.0}, source=RULE),
+        ("miniature", "multimodal"): Recipe(lr=1e-3, steps=93, settings={"alpha": 2.0}, source=RULE),
+        ("miniature", "unimodal"): Recipe(lr=1e-3, steps=110, settings={"alpha": 2.0}, source=RULE),
         "paper": Recipe(epochs=3, source=AUTHOR),
     }
 

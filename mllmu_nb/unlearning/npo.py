@@ -24,7 +24,7 @@ class NegativePreference(Method):
     name, label, colour, marker, order = "npo", "NPO", "#CC79A7", "v", 40
     needs = Needs(reference=("forget",))
     recipes = {
-        ("miniature", "multimodal"): Recipe(lr=1e-3, steps=49, settings={"beta": 0.2}, source=RULE),
+        ("miniature", "multimodal"): Recipe(lr=1e-3, steps=48, settings={"beta": 0.2}, source=RULE),
         ("miniature", "unimodal"): Recipe(lr=1e-3, steps=66, settings={"beta": 0.2}, source=RULE),
         "paper": Recipe(epochs=2, source=AUTHOR),
     }
