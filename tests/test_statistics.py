@@ -64,7 +64,7 @@ def test_the_interval_is_clipped_to_the_range():
 def test_bootstrap_of_many_people_agrees_with_the_normal_interval():
     rng = np.random.default_rng(4)
     own = rng.random(200)
-    found = interval(np.repeat(own, 3), people(200, 3), resamples=4000)
+    found = interval(np.repeat(own, 3), people(200, 3))
     reach = 1.96 * own.std(ddof=1) / sqrt(200)  # three equal answers a person: only people count
     assert found.high - found.value == pytest.approx(reach, rel=0.1)
     assert found.value - found.low == pytest.approx(reach, rel=0.1)
@@ -108,10 +108,10 @@ def test_no_interval_of_a_score_without_spread_is_a_point():
 def test_replicates_crossed_with_people_by_hand():
     # nested: two replicates of two people, means 1/4 and 3/4: the variance of their mean is (1/8)/2 on one degree
     nested = crossed([0, 0.5, 0.5, 1], list("abcd"), [0, 0, 1, 1])
-    assert nested == pytest.approx((0.5, 1 / 16, 1, 1 / 16, 0))
+    assert nested == pytest.approx((0.5, 1 / 16, 1))
     # crossed without interaction: people 0 and 1 in both replicates, which differ by nothing
     shared = crossed([0, 1, 0, 1, 0, 1], list("ababab"), [0, 0, 1, 1, 2, 2])
-    assert shared == pytest.approx((0.5, 1 / 4, 1, 0, 1 / 4)), "the sd of the two people's means is 1/sqrt(2)"
+    assert shared == pytest.approx((0.5, 1 / 4, 1)), "the sd of the two people's means is 1/sqrt(2)"
 
 
 def test_the_interval_of_a_method_is_on_the_logit_scale_of_replicates():
@@ -160,7 +160,7 @@ def test_bootstrap_covers_where_items_are_correlated():
     rng = np.random.default_rng(12)
     who, hits, runs = people(60, 5), 0, 300
     for _ in range(runs):
-        found = interval(answers(rng, 60, 5, 0.6, 0.4), who, resamples=600)
+        found = interval(answers(rng, 60, 5, 0.6, 0.4), who)
         hits += found.low <= 0.6 <= found.high
     assert 0.91 <= hits / runs <= 0.98
 
@@ -301,12 +301,6 @@ def test_equivalence(low, high, verdict):
     assert equivalence(Interval((low + high) / 2, low, high, 10, 5), 0.05) == verdict
 
 
-@pytest.mark.parametrize("margin", [0.0, -0.05, nan])
-def test_a_margin_must_be_positive(margin):
-    with pytest.raises(KitError, match="must be above 0"):
-        equivalence(Interval(0.0, -0.1, 0.1, 10, 5), margin)
-
-
 def one_at_a_time(values: dict[str, list[float]], base: float) -> pd.DataFrame:
     """A base run with every factor at 0, and for each factor one run for each further level."""
     rows = [dict.fromkeys(values, 0) | {"value": base}]
@@ -328,9 +322,6 @@ def test_variance_split_by_hand():
     assert (training["variance"], training["sd"], training["low"]) == (0, 0, 0)
     assert training["high"] == pytest.approx(2 * 0.0004 / 0.050636 - 0.0036, rel=1e-3)
     assert found.loc["shot_seed", "levels"] == 1 and np.isnan(found.loc["shot_seed", "variance"])
-    # each factor its own error, or none
-    own = variance_split(table, ["replicate", "train_seed", "shot_seed"], se={"replicate": "se"})
-    assert own["variance"].tolist()[:2] == pytest.approx([0.0064, 0.0004])
 
 
 def test_variance_split_of_a_crossed_design_keeps_factors_apart():
@@ -353,8 +344,6 @@ def test_variance_split_covers_what_it_promises():
 
 def test_variance_split_refuses_what_it_cannot_split():
     table = one_at_a_time({"draw": [0.4], "seed": [0.5]}, base=0.5)
-    with pytest.raises(KitError, match="lacks the columns turn"):
-        variance_split(table, ["draw", "turn"])
     with pytest.raises(KitError, match="two rows have draw 0, seed 0"):
         variance_split(pd.concat([table, table.head(1)]), ["draw", "seed"])
 
@@ -370,8 +359,6 @@ def test_values_not_measured_are_left_out():
 def test_bad_scores_are_refused():
     with pytest.raises(KitError, match="outside its range 0 to 1"):
         interval([0.5, 7.0], ["a", "b"])
-    with pytest.raises(KitError, match="every value needs its profile"):
-        interval([0.5], ["a", "b"])
 
 
 def test_a_score_without_ends_has_students_interval_and_none_without_spread():
