@@ -31,7 +31,7 @@ from mllmu_nb.scoring.frames import (
 )
 from mllmu_nb.scoring.gates import gates, with_gate
 from mllmu_nb.scoring.leakage import across_views
-from mllmu_nb.scoring.registry import METRICS, PER, Metric, NotMeasured, by_key, metrics, no_pair
+from mllmu_nb.scoring.registry import PER, Metric, NotMeasured, by_key, metrics, no_pair
 from mllmu_nb.scoring.summary import NOTHING, paired, summaries
 from mllmu_nb.statistics.intervals import Interval, equivalence
 
@@ -147,8 +147,7 @@ def _note(cell: dict) -> str:
         return ""
     if cell["against"]:
         return no_pair(cell["against"])
-    label = METRICS.get(tuple(cell[column] for column in KEY)).label.removesuffix(" %")
-    return NO_SENTENCES if cell["task"] == TAUGHT else f"The run has no {label} score on the {cell['set']} set."
+    return NO_SENTENCES if cell["task"] == TAUGHT else f"The run has no such score on the {cell['set']} set."
 
 
 def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, key: list[str]) -> list[dict]:
