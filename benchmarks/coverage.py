@@ -1,7 +1,6 @@
-"""How often the kit's 95 % intervals hold the truth, on simulated people, and what ten thousand resamples cost.
+"""How often the kit's 95 % intervals hold the truth, on simulated people.
 
     python benchmarks/coverage.py [--runs 4000] [--table benchmarks/coverage.csv] [--only sparse]
-    python benchmarks/coverage.py --speed
 
 Simulated is what the intervals are made for: people of whom each has an own chance of a right answer, drawn from a
 beta distribution with the mean (accuracy) and the intra-person correlation of the cell, who answer every question with
@@ -17,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from itertools import product
 from math import sqrt
 from pathlib import Path
@@ -26,7 +24,6 @@ import numpy as np
 import pandas as pd
 from scipy.stats import beta
 
-from mllmu_nb import paths
 from mllmu_nb.errors import KitError
 from mllmu_nb.statistics.intervals import equivalence, interval, paired_difference
 
@@ -39,7 +36,6 @@ SPARSE, ANEW, MARGIN = ((0.98, 0.12), (0.98, 0.15), (0.6, 0.2)), 0.05, 0.1
 FAMILIES = (*STATISTICS, "sparse")
 BAR = (0.92, 0.97)
 PROMISED = (10, 0.8)  # from so many people on, up to this accuracy, the bar has to be met
-STATED, MEASURED = ["set", "task", "view", "scoring"], ["correct", "rouge1", "rouge2", "rougeL", "bleu", "factuality"]
 ROUNDED = ["coverage", "error", "half_width", "inside"]
 CELL = ["statistic", "accuracy", "profiles", "correlation", "items", "forgotten"]
 
@@ -130,42 +126,13 @@ def missed(table: pd.DataFrame) -> pd.DataFrame:
     return table[promised & ~table["coverage"].between(*BAR)]
 
 
-def resampled_by_hand(items: pd.DataFrame, resamples: int) -> list[pd.Series]:
-    """What the kit does without a loop, as it would be written at first: draw people, stack their rows, take means."""
-    rng, means = np.random.default_rng(0), []
-    sets = [dict(list(part.groupby("profile"))) for _, part in items.groupby("set")]
-    for _ in range(resamples):
-        drawn = [rows[name] for rows in sets for name in rng.choice(list(rows), len(rows))]
-        means.append(pd.concat(drawn).groupby(STATED)[MEASURED].mean())
-    return means
-
-
-def speed(resamples: int = 10_000, by_hand: int = 50) -> str:
-    """Seconds for the scores of a full run's items with so many resamples, beside those of the loop."""
-    [folder] = [path for path in paths.committed_runs("miniature").glob("*-r10-d0-vanilla-*") if path.is_dir()]
-    items = pd.read_parquet(folder / "items.parquet")
-    start = time.perf_counter()
-    cells = [(cell[c], cell["profile"]) for _, cell in items.groupby(STATED) for c in MEASURED if cell[c].count()]
-    table = [interval(*cell, resamples=resamples, bounds=(0, 10)) for cell in cells]
-    ours = time.perf_counter() - start
-    start = time.perf_counter()
-    resampled_by_hand(items, by_hand)
-    loop = (time.perf_counter() - start) * resamples / by_hand
-    told = f"{resamples} resamples of {len(items)} answers, {len(table)} scores: {ours:.1f} s; "
-    return told + f"a loop over pandas, from {by_hand} of them: {loop:.0f} s, {loop / ours:.0f} times as long"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=4000, help="simulated runs a cell, at least 2000 for the table")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", type=Path, help="write the table to this file")
     parser.add_argument("--only", choices=FAMILIES, help="simulate one family, and keep the others' rows of the table")
-    parser.add_argument("--speed", action="store_true", help="only measure the resampling")
     options = parser.parse_args()
-    if options.speed:
-        print(speed())
-        return 0
     table = simulate(options.runs, options.seed, (options.only,) if options.only else FAMILIES)
     if options.only and options.table and options.table.exists():
         known = pd.read_csv(options.table, keep_default_na=False, na_values={"inside": [""]})

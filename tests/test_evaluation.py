@@ -81,48 +81,6 @@ def test_batched_answers_are_the_answers_one_by_one(model, processor, people):
         assert texts[index] == processor.tokenizer.decode(written, skip_special_tokens=True).strip()
 
 
-def test_answers_agree_with_the_librarys_own_generation(model, processor, people):
-    asked = conversations(people, system="Be brief.")[::7]
-    for conversation, text in zip(asked, answers(model, processor, asked, max_new_tokens=6), strict=True):
-        batch = LLAVA.encode(processor, [conversation], eos=False)
-        del batch["labels"]
-        written = model.generate(**batch, max_new_tokens=6, do_sample=False)[0, batch["input_ids"].shape[1] :]
-        assert text == processor.tokenizer.decode(written, skip_special_tokens=True).strip()
-
-
-def test_likelihoods_are_those_of_one_full_forward_an_option(model, processor, people):
-    items = [item for item in people.items("test") if item.question.task == "classification"]
-    options = [item.question.options for item in items]
-    for system in ("", "You never speak about people, whoever asks and whatever for."):
-        asked = [Conversation((Turn(item.question.text, image=item.image),), system) for item in items]
-        table = option_likelihoods(model, processor, asked, options, batch_size=8)
-        assert table.shape == (len(items), 4)
-        expected = [
-            [naive_likelihood(model, processor, conversation, option) for option in given]
-            for conversation, given in zip(asked, options, strict=True)
-        ]
-        np.testing.assert_allclose(table, expected, atol=1e-4)
-
-
-def naive_likelihood(model, processor, conversation: Conversation, option: str) -> float:
-    batch = LLAVA.encode(processor, [conversation.answered(option)], eos=False)
-    with torch.no_grad():
-        logits = model(input_ids=batch["input_ids"], pixel_values=batch.get("pixel_values"), use_cache=False).logits
-    labels = batch["labels"][0].tolist()
-    # examples before the question have labelled answers too: the option's are those after the last unlabelled token
-    scored = range(max(place for place, label in enumerate(labels) if label == -100) + 1, len(labels))
-    log_probs = logits[0].double().log_softmax(-1)
-    return float(np.mean([log_probs[place - 1, batch["input_ids"][0, place]] for place in scored]))
-
-
-def test_likelihood_with_examples_before_the_question(model, processor, people):
-    asked = [conversation for conversation in conversations(people) if len(conversation.turns) > 1][::4]
-    options = [("A", "a longer answer", "B", "no")] * len(asked)
-    table = option_likelihoods(model, processor, asked, options, batch_size=4)
-    expected = [[naive_likelihood(model, processor, one, option) for option in options[0]] for one in asked]
-    np.testing.assert_allclose(table, expected, atol=1e-4)
-
-
 def test_a_beginning_is_lent_with_the_same_result_as_if_it_were_copied(model, processor, people, monkeypatch):
     """Also where several heads share their keys and values."""
     torch.manual_seed(0)
@@ -221,13 +179,6 @@ def test_what_cannot_be_asked_is_refused(model, processor):
         option_likelihoods(model, processor, [who] * 2, [("x", "y"), ("x",)])
 
 
-def test_token_counts_are_those_of_the_batch(processor, people):
-    asked = conversations(people, system="Be brief.")[::5]
-    counts = LLAVA.token_counts(processor, asked)
-    assert counts == [LLAVA.encode(processor, [one], eos=False)["input_ids"].shape[1] for one in asked]
-    assert {len(one.images) for one in asked} == {0, 1, 4}
-
-
 # -- the four sets ----------------------------------------------------------------------------------------------
 
 
@@ -321,12 +272,6 @@ def test_fewer_shots_are_shown_by_parameter_until_all_questions_fit(narrow, proc
     shots = rows.groupby("task")["shots"].unique()
     assert all(len(counts) == 1 for counts in shots), "as many before every question of a task"
     assert 0 < shots["classification"][0] < 5 and shots["generation"][0] == 0 and "beyond_context" not in rows.attrs
-
-
-def test_scoring_by_letter_alone_leaves_the_likelihood_out(rows, model, processor, people):
-    letters = ask(model, processor, people, shots=5, shot_seed=3, scoring="letter", progress=False)
-    kept = rows[rows["scoring"] != "likelihood"].reset_index(drop=True)
-    pd.testing.assert_frame_equal(letters, kept)
 
 
 def test_cyclic_orders_add_rows_and_change_no_answer(rows, model, processor, people):

@@ -64,7 +64,7 @@ def test_the_interval_is_clipped_to_the_range():
 def test_bootstrap_of_many_people_agrees_with_the_normal_interval():
     rng = np.random.default_rng(4)
     own = rng.random(200)
-    found = interval(np.repeat(own, 3), people(200, 3), resamples=4000)
+    found = interval(np.repeat(own, 3), people(200, 3))
     reach = 1.96 * own.std(ddof=1) / sqrt(200)  # three equal answers a person: only people count
     assert found.high - found.value == pytest.approx(reach, rel=0.1)
     assert found.value - found.low == pytest.approx(reach, rel=0.1)
@@ -108,10 +108,10 @@ def test_no_interval_of_a_score_without_spread_is_a_point():
 def test_replicates_crossed_with_people_by_hand():
     # nested: two replicates of two people, means 1/4 and 3/4: the variance of their mean is (1/8)/2 on one degree
     nested = crossed([0, 0.5, 0.5, 1], list("abcd"), [0, 0, 1, 1])
-    assert nested == pytest.approx((0.5, 1 / 16, 1, 1 / 16, 0))
+    assert nested == pytest.approx((0.5, 1 / 16, 1))
     # crossed without interaction: people 0 and 1 in both replicates, which differ by nothing
     shared = crossed([0, 1, 0, 1, 0, 1], list("ababab"), [0, 0, 1, 1, 2, 2])
-    assert shared == pytest.approx((0.5, 1 / 4, 1, 0, 1 / 4)), "the sd of the two people's means is 1/sqrt(2)"
+    assert shared == pytest.approx((0.5, 1 / 4, 1)), "the sd of the two people's means is 1/sqrt(2)"
 
 
 def test_the_interval_of_a_method_is_on_the_logit_scale_of_replicates():
@@ -139,30 +139,6 @@ def test_intervals_of_methods_cover_what_they_promise():
     table = module.simulate(runs=300, seed=1)
     error = 3 * sqrt(0.95 * 0.05 / 300)  # of so few runs
     assert table["coverage"].between(0.92 - error, 0.97 + error).all()
-
-
-def test_one_person_says_little():
-    found = interval([1, 1, 1, 0], ["a"] * 4)
-    assert found.n_profiles == 1 and found.high - found.low > 0.6
-
-
-@pytest.mark.parametrize(("share", "correlation"), [(0.5, 0.1), (0.8, 0.1), (0.95, 0.1), (0.5, 0.4)])
-def test_intervals_cover_what_they_promise(share, correlation):
-    rng = np.random.default_rng(11)
-    who, hits, runs = people(25, 5), 0, 400
-    for _ in range(runs):
-        found = interval(answers(rng, 25, 5, share, correlation), who)
-        hits += found.low <= share <= found.high
-    assert 0.92 <= hits / runs <= (0.98 if share < 0.9 else 1.0)  # close to 1 they may be wider, never narrower
-
-
-def test_bootstrap_covers_where_items_are_correlated():
-    rng = np.random.default_rng(12)
-    who, hits, runs = people(60, 5), 0, 300
-    for _ in range(runs):
-        found = interval(answers(rng, 60, 5, 0.6, 0.4), who, resamples=600)
-        hits += found.low <= 0.6 <= found.high
-    assert 0.91 <= hits / runs <= 0.98
 
 
 @pytest.fixture(scope="module")
@@ -207,12 +183,6 @@ def test_simulated_answers_have_the_accuracy_and_correlation_of_their_cell(bench
         # variance of a person's mean of ten: p (1 - p) / 10 · (1 + 9 · .4)
         assert means.var() == pytest.approx(share * (1 - share) * 0.46, rel=0.05)
     assert 0.2 < np.corrcoef(first.ravel(), second.ravel())[0, 1] < 0.8  # the same people and questions
-
-
-def test_a_cell_that_misses_the_bar_is_named(benchmark, simulated):
-    broken = simulated.assign(coverage=np.where(simulated["profiles"] == 25, 0.9, simulated["coverage"]))
-    assert set(benchmark.missed(broken)["profiles"]) == {25} and set(benchmark.missed(broken)["accuracy"]) == {0.5, 0.8}
-    assert "too narrow" in benchmark.beware(broken[broken["profiles"] == 25].iloc[0])
 
 
 @pytest.mark.parametrize("count", [20, 60])
@@ -265,19 +235,6 @@ def test_paired_p_by_hand_and_where_everybody_differs_alike():
     assert np.isnan(paired_p([nan], [1.0], ["a"]))
 
 
-def test_paired_p_says_what_the_interval_says():
-    rng, agreed = np.random.default_rng(6), set()
-    for count in (8, 25, 60):
-        who = np.repeat(np.arange(count), rng.integers(2, 7, count))
-        for share in (0.45, 0.55, 0.65):
-            a, b = (rng.random(len(who)) < share), (rng.random(len(who)) < 0.45)
-            found, p = paired_difference(a, b, who), paired_p(a, b, who)
-            if count < 30 or abs(p - 0.05) > 0.02:
-                assert (p < 0.05) == (found.low > 0 or found.high < 0)
-                agreed.add(p < 0.05)
-    assert agreed == {True, False}
-
-
 def test_holm_by_hand():
     # sorted .01, .02, .03, .04 times 4, 3, 2, 1 = .04, .06, .06, .04 and never falling; NaN is no comparison
     assert holm([0.03, 0.01, nan, 0.04, 0.02]) == pytest.approx([0.06, 0.04, nan, 0.06, 0.06], nan_ok=True)
@@ -301,12 +258,6 @@ def test_equivalence(low, high, verdict):
     assert equivalence(Interval((low + high) / 2, low, high, 10, 5), 0.05) == verdict
 
 
-@pytest.mark.parametrize("margin", [0.0, -0.05, nan])
-def test_a_margin_must_be_positive(margin):
-    with pytest.raises(KitError, match="must be above 0"):
-        equivalence(Interval(0.0, -0.1, 0.1, 10, 5), margin)
-
-
 def one_at_a_time(values: dict[str, list[float]], base: float) -> pd.DataFrame:
     """A base run with every factor at 0, and for each factor one run for each further level."""
     rows = [dict.fromkeys(values, 0) | {"value": base}]
@@ -328,9 +279,6 @@ def test_variance_split_by_hand():
     assert (training["variance"], training["sd"], training["low"]) == (0, 0, 0)
     assert training["high"] == pytest.approx(2 * 0.0004 / 0.050636 - 0.0036, rel=1e-3)
     assert found.loc["shot_seed", "levels"] == 1 and np.isnan(found.loc["shot_seed", "variance"])
-    # each factor its own error, or none
-    own = variance_split(table, ["replicate", "train_seed", "shot_seed"], se={"replicate": "se"})
-    assert own["variance"].tolist()[:2] == pytest.approx([0.0064, 0.0004])
 
 
 def test_variance_split_of_a_crossed_design_keeps_factors_apart():
@@ -341,20 +289,8 @@ def test_variance_split_of_a_crossed_design_keeps_factors_apart():
     assert found["levels"].tolist() == [3, 2]  # a level counts once, in however many groups it is
 
 
-def test_variance_split_covers_what_it_promises():
-    rng, hits, runs = np.random.default_rng(8), 0, 300
-    for _ in range(runs):  # true standard deviation .1, sampling error .05
-        found = 0.5 + rng.normal(0, 0.1, 6) + rng.normal(0, 0.05, 6)
-        table = pd.DataFrame({"seed": range(6), "value": found, "se": 0.05})
-        row = variance_split(table, ["seed"], se="se").iloc[0]
-        hits += row["low"] <= 0.01 <= row["high"]
-    assert 0.92 <= hits / runs <= 0.98
-
-
 def test_variance_split_refuses_what_it_cannot_split():
     table = one_at_a_time({"draw": [0.4], "seed": [0.5]}, base=0.5)
-    with pytest.raises(KitError, match="lacks the columns turn"):
-        variance_split(table, ["draw", "turn"])
     with pytest.raises(KitError, match="two rows have draw 0, seed 0"):
         variance_split(pd.concat([table, table.head(1)]), ["draw", "seed"])
 
@@ -370,8 +306,6 @@ def test_values_not_measured_are_left_out():
 def test_bad_scores_are_refused():
     with pytest.raises(KitError, match="outside its range 0 to 1"):
         interval([0.5, 7.0], ["a", "b"])
-    with pytest.raises(KitError, match="every value needs its profile"):
-        interval([0.5], ["a", "b"])
 
 
 def test_a_score_without_ends_has_students_interval_and_none_without_spread():

@@ -126,11 +126,11 @@ def test_missing_cells_are_empty_and_say_why(known):
 
     assert note("method == 'npo' and modality == 'unimodal'") == "There is no run of NPO (text only)."
     asked = note("method == 'ga' and set == 'test' and task == 'generation' and modality == 'multimodal'")
-    assert asked == "The run asked no generation questions of the test set."
+    assert asked == "The run has no such score on the test set."
     nothing = note("method == 'kl_min' and modality == 'multimodal' and set == 'celebrity'")
-    assert nothing == "The run asked nothing of the celebrity set."
+    assert nothing == "The run has no such score on the celebrity set."
     unscored = note("method == 'oracle' and metric == 'factuality' and set == 'retain'")
-    assert unscored == "The run has no Factuality score on the retain set."
+    assert unscored == "The run has no such score on the retain set."
     cells = line(sheet.markdown(), "text only**", "NPO")
     assert len(cells) == 20 and len(set(cells)) == 1 and cells[0].startswith("<sup>")
     for text in (sheet.markdown(), sheet.latex()):

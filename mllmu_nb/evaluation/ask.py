@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.data.schema import LETTERS, SETS, TASKS, Item, Population
 from mllmu_nb.errors import KitError, choose
 from mllmu_nb.evaluation import draws as drawing
@@ -70,19 +69,15 @@ def ask(
     drawing.check(draws, population, sets, **drawn)
     asking = Asking(population, draws, shots, protocol, system, cyclic)
     inquiries = inquiries_of(asking, sets=sets, scoring=scoring, limit=limit)
-    asked = [prompts_of(model, processor, inquiry, long_prompts) for inquiry in inquiries]
-    total = sum(len(inquiry.conversations) for inquiry in inquiries)
+    asked = [(one, prompts_of(model, processor, one, long_prompts)) for one in inquiries]
+    total, rows = sum(len(inquiry.conversations) for inquiry in inquiries), []
     # without a terminal (papermill, logs) the bar stays silent
     with tqdm(total=total, desc="questions", mininterval=1.0, disable=None if progress else True) as bar:
-        rows = [
-            row
-            for inquiry, prompts in zip(inquiries, asked, strict=True)
-            for row in answer(model, processor, inquiry, prompts, batch_size, bar.update)
-        ]
+        for inquiry, prompts in asked:
+            rows += answer(model, processor, inquiry, prompts, batch_size, bar.update)
     answers = pd.DataFrame(rows, columns=COLUMNS)
     if long_prompts == "ask":
-        pairs = zip(inquiries, asked, strict=True)
-        answers.attrs["beyond_context"] = sum(prompts.too_long(model, one.tokens) for one, prompts in pairs)
+        answers.attrs["beyond_context"] = sum(prompts.too_long(model, one.tokens) for one, prompts in asked)
     return answers
 
 
@@ -90,7 +85,11 @@ def inquiries_of(
     asking: Asking, *, sets: Sequence[str] = SETS, scoring: str = "both", limit: int | None = None
 ) -> list[Inquiry]:
     """What the sets ask, task by task, before anything is answered."""
-    items = [item for name in sets for item in _of_first_people(_scored(asking, name), limit)]
+    items = []
+    for name in sets:
+        scored = scored_items(asking, name)
+        people = list(dict.fromkeys(item.question.profile for item in scored))[:limit]
+        items += [item for item in scored if item.question.profile in people]
     choices, sentences, blanks = ([item for item in items if item.question.task == task] for task in TASKS)
     likelihoods = [asking.likelihoods(choices)] if scoring == "both" else []
     return [asking.letters(choices), *likelihoods, asking.sentences(sentences), asking.blanks(blanks)]
@@ -101,11 +100,12 @@ def answer(
 ) -> Iterator[dict[str, Any]]:
     """The rows of one inquiry, whose encoded ``prompts`` are given. Of a letter's answer one character is enough."""
     if inquiry.options is not None:
-        table = closed_likelihoods(model, processor, prompts, inquiry.width, batch_size, progress)
+        width = len(inquiry.options[0]) if inquiry.options else 0
+        table = closed_likelihoods(model, processor, prompts, width, batch_size, progress)
         for item, scores in zip(inquiry.items, table.tolist(), strict=True):
             # a model that diverged may find nothing likely at all
-            known = dict(zip(OPTIONS, (s if isfinite(s) else nan for s in scores), strict=False))
-            yield _row(item, inquiry.scoring, **known)
+            known = [score if isfinite(score) else nan for score in scores]
+            yield _row(item, inquiry.scoring, **dict(zip(OPTIONS, known, strict=False)))
         return
     one = int(inquiry.scoring == "letter")
     texts, lengths = greedy(model, processor, prompts, inquiry.tokens, batch_size, progress, inquiry.until, one)
@@ -132,7 +132,8 @@ def prompts_of(model, processor, inquiry: Inquiry, long_prompts: str = "refuse")
     prompts = Prompts.of(model, processor, conversations)
     if long_prompts == "fewer_shots":
         while prompts.too_long(model, inquiry.tokens) and any(len(one.turns) > 1 for one in conversations):
-            conversations = [_without_last_shot(one) for one in conversations]
+            # each without its last shot
+            conversations = [replace(one, turns=(*one.turns[:-2], one.turns[-1])) for one in conversations]
             prompts = Prompts.of(model, processor, conversations)
     if long_prompts != "ask":
         ways = len(conversations) // max(len(inquiry.items), 1)
@@ -141,25 +142,15 @@ def prompts_of(model, processor, inquiry: Inquiry, long_prompts: str = "refuse")
     return prompts
 
 
-def _without_last_shot(conversation: Conversation) -> Conversation:
-    return replace(conversation, turns=(*conversation.turns[:-2], conversation.turns[-1]))
-
-
-def _scored(asking: Asking, name: str) -> list[Item]:
+def scored_items(asking: Asking, name: str) -> list[Item]:
     """The items of a set without those of the people left out, each test picture the drawn one."""
-    absent = {task: drawing.left_out(asking.draws, asking.population, name, task) for task in TASKS}
-    items = [i for i in asking.population.items(name) if i.question.profile not in absent[i.question.task]]
-    if name != "test":
-        return items
-
-    def pictured(item: Item) -> Item:
-        person = asking.population.profiles[item.question.profile]
-        number = drawing.picture(asking.draws, person.id, item.question.task)
-        return replace(item, image=person.test_portraits[number]) if item.image else item
-
-    return [pictured(item) for item in items]
-
-
-def _of_first_people(items: list[Item], limit: int | None) -> list[Item]:
-    people = set(list(dict.fromkeys(item.question.profile for item in items))[:limit])
-    return [item for item in items if item.question.profile in people]
+    population, draws, items = asking.population, asking.draws, []
+    absent = {task: drawing.left_out(draws, population, name, task) for task in TASKS}
+    for item in population.items(name):
+        person, task = item.question.profile, item.question.task
+        if name == "test" and item.image:
+            number = draws["test_image"].get(person, {}).get(task, 0)
+            item = replace(item, image=population.profiles[person].test_portraits[number])
+        if person not in absent[task]:
+            items.append(item)
+    return items

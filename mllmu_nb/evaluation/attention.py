@@ -19,38 +19,14 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 NAME = "shared_beginning"
-SPARE = 16  # slots
 _lent: ContextVar[Cache | None] = ContextVar("lent", default=None)
 
 
-class GrowingLayer(DynamicLayer):
-    """Keys and values [rows, heads, slots, width] that are copied once in :data:`SPARE` tokens and not for each."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-            self.roomy = self.keys, self.values
-        start, stop = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
-        if self.roomy[0].shape[2] < stop:
-            self.roomy = _roomy(self.keys, stop + SPARE), _roomy(self.values, stop + SPARE)
-        for room, new in zip(self.roomy, (key_states, value_states), strict=True):
-            room[:, :, start:stop] = new
-        self.keys, self.values = (room[:, :, :stop] for room in self.roomy)
-        return self.keys, self.values
-
-
-def layer_of(keys: Tensor, values: Tensor) -> GrowingLayer:
-    """A layer that holds these keys and values."""
-    layer = GrowingLayer()
+def layer_of(keys: Tensor, values: Tensor) -> DynamicLayer:
+    """A layer of a cache that holds these keys and values [rows, key heads, slots, width]."""
+    layer = DynamicLayer()
     layer.update(keys, values)
     return layer
-
-
-def _roomy(held: Tensor, slots: int) -> Tensor:
-    room = held.new_empty(*held.shape[:2], slots, held.shape[3])
-    room[:, :, : held.shape[2]] = held
-    return room
 
 
 @contextmanager

@@ -41,22 +41,37 @@ def draw(
     ``KitError`` when there are too few people to draw from.
     """
     draws: dict[str, Any] = {"shot_source": shot_source, "shot_seed": shot_seed, "shots": {}, "test_image": {}}
-    if _needs_people(shots, shot_source):
-        draws["shots"] = {
-            name: {
-                task: _drawn(population, name, task, count, shot_source, shot_seed)
-                for task, count in shot_people.items()
-            }
-            for name in sets
-            if population.members(name)
-        }
-    if protocol == "upstream" and "test" in sets:
-        for person in population.members("test"):
-            pictures = range(len(person.test_portraits))
-            draws["test_image"][person.id] = {
-                task: Random(f"{shot_seed}/test/{task}/{person.id}").choice(pictures) for task in TASKS
-            }
+    for name in filter(population.members, sets) if shots and shot_source != "none" else ():
+        people = {task: _drawn(population, name, task, n, shot_source, shot_seed) for task, n in shot_people.items()}
+        draws["shots"][name] = people
+    for person in population.members("test") if protocol == "upstream" and "test" in sets else ():
+        pictures = range(len(person.test_portraits))
+        numbers = {task: Random(f"{shot_seed}/test/{task}/{person.id}").choice(pictures) for task in TASKS}
+        draws["test_image"][person.id] = numbers
     return draws
+
+
+def _drawn(population: Population, set_name: str, task: str, count: int, source: str, seed: int) -> list[str]:
+    people, key, needed = _people(population, set_name, source), f"{seed}/{set_name}/{task}", count
+    if source == "retain":  # the same people for all sets and tasks
+        key, needed = f"{seed}/retain", RETAINED
+    if source == "upstream":
+        able = [person.id for person in people]
+    else:
+        tasks = {task} if source == "pool" else set(SHOT_PEOPLE)
+        able = sorted(p.id for p in people if tasks <= {question.task for question in p.questions})
+    least = needed if source == "pool" else needed + 1  # somebody is left to score
+    if len(able) < least:
+        place = {"pool": "unscored pool", "retain": "retain set"}.get(source, f"{set_name} set")
+        raise KitError(f"{task} shots need {least} people in the {place}, it has {len(able)}: set shots to 0")
+    return Random(key).sample(able, needed)[:count]
+
+
+def _people(population: Population, set_name: str, source: str) -> list[Profile]:
+    """Those a source may draw for a set."""
+    if source == "pool":
+        return population.of_kind("pool")
+    return population.members("retain" if source == "retain" else set_name)
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -81,22 +96,20 @@ def check(
     task, all from where the source draws, and for every test person of ``upstream`` a picture that there is."""
     if draws["shot_source"] != shot_source:
         raise KitError(f"the draws are for shot_source {draws['shot_source']!r}: it cannot be {shot_source!r} here")
-    for name in filter(population.members, sets) if _needs_people(shots, shot_source) else ():
+    for name in filter(population.members, sets) if shots and shot_source != "none" else ():
         able = {person.id for person in _people(population, name, shot_source)}
         for task, count in shot_people.items():
-            ids = _entry(draws["shots"], name, task)
-            if not isinstance(ids, list) or len(ids) != count or len(able.intersection(map(str, ids))) != count:
+            ids = draws["shots"].get(name, {}).get(task)
+            if not isinstance(ids, list) or len(ids) != count or not able.issuperset(ids):
                 raise KitError(
                     f"the draws name {ids!r} for the {task} shots of {name}: {count} of the people it draws from needed"
                 )
-    pictures = {p.id: len(p.test_portraits) for p in population.members("test")} if "test" in sets else {}
-    asked = set(pictures) if protocol == "upstream" else set()
-    for person in sorted(asked.union(draws["test_image"] if pictures else ()), key=str):
+    for person in population.members("test") if "test" in sets else ():
         for task in TASKS:
-            number = _entry(draws["test_image"], person, task)
-            if type(number) is not int or not 0 <= number < pictures.get(person, 0):
+            number = draws["test_image"].get(person.id, {}).get(task, None if protocol == "upstream" else 0)
+            if number not in range(len(person.test_portraits)):
                 raise KitError(
-                    f"the draws show picture {number} of {person} in {task}: there is no such in the test set"
+                    f"the draws show picture {number} of {person.id} in {task}: there is no such in the test set"
                 )
 
 
@@ -106,9 +119,7 @@ def shown(draws: Mapping[str, Any], population: Population, set_name: str, task:
     if draws["shot_source"] != "upstream":
         return [population.profiles[i] for i in ids]
     if set_name == "celebrity":
-        if task == "classification":
-            return []
-        ids = [person for i in ids if (person := in_full_set(population, i))]
+        ids = [in_full_set(population, i) for i in ids] if task == "cloze" else []
     return [p for p in population.profiles.values() if p.kind != "celebrity" and p.id in ids]  # Full_Set's order
 
 
@@ -126,45 +137,3 @@ def left_out(draws: Mapping[str, Any], population: Population, set_name: str, ta
     if draws["shot_source"] == "retain" and set_name == "retain":
         return {i for tasks in draws["shots"].values() for ids in tasks.values() for i in ids}
     return set()
-
-
-def picture(draws: Mapping[str, Any], profile: str, task: str) -> int:
-    """The number of the picture that the test set shows of a person."""
-    return draws["test_image"].get(profile, {}).get(task, 0)
-
-
-def _needs_people(shots: int, source: str) -> bool:
-    return shots > 0 and source != "none"
-
-
-def _people(population: Population, set_name: str, source: str) -> list[Profile]:
-    """Those a source may draw for a set."""
-    if source == "pool":
-        return population.of_kind("pool")
-    return population.members("retain" if source == "retain" else set_name)
-
-
-def _drawn(population: Population, set_name: str, task: str, count: int, source: str, seed: int) -> list[str]:
-    people = _people(population, set_name, source)
-    if source == "upstream":
-        if len(people) <= count:
-            raise KitError(
-                f"{task} shots take {count} of the {len(people)} people of {set_name}: nobody is left to score"
-            )
-        return Random(f"{seed}/{set_name}/{task}").sample([person.id for person in people], count)
-    tasks = {task} if source == "pool" else set(SHOT_PEOPLE)
-    able = sorted(p.id for p in people if tasks <= {question.task for question in p.questions})
-    if source == "pool":
-        if len(able) < count:
-            raise KitError(f"{task} shots need {count} people in the unscored pool, it has {len(able)}: set shots to 0")
-        return Random(f"{seed}/{set_name}/{task}").sample(able, count)
-    if len(able) <= RETAINED:
-        raise KitError(f"shots take {RETAINED} people out of the retain set, it has {len(able)}: set shots to 0")
-    return Random(f"{seed}/retain").sample(able, RETAINED)[:count]
-
-
-def _entry(table: Any, *keys: str) -> Any:
-    """What a nested table holds under ``keys``, None where it holds nothing there."""
-    for key in keys:
-        table = table.get(key) if isinstance(table, Mapping) else None
-    return table

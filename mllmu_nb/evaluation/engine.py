@@ -7,16 +7,16 @@ What makes this fast without changing an answer, and why a padded row computes w
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
-from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import pad
-from transformers import Cache
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache
 
 from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.errors import KitError
@@ -49,14 +49,13 @@ class Prompts:
         return cls(conversations, rows, begins)
 
     def require_room(self, model, room: int = 0, names: Sequence[str] = ()) -> None:
-        """Raise ``KitError`` with its name when the longest prompt and ``room`` tokens for its answer do not fit the
-        model's context."""
+        """Raise ``KitError``, with its name, when the longest prompt and its answer do not fit the model's context."""
         if self.too_long(model, room):
-            longest = max(map(len, self.rows))
-            name = names[[len(row) for row in self.rows].index(longest)] if names else ""
+            lengths = [len(row) for row in self.rows]
+            name = f"the prompt of {names[lengths.index(max(lengths))]}" if names else "a prompt"
             raise KitError(
-                f"{f'the prompt of {name}' if name else 'a prompt'} with its answer takes {longest + room} tokens and "
-                f"the context holds {families.of(model).context(model)}: ask for fewer shots, or set long_prompts"
+                f"{name} with its answer takes {max(lengths) + room} tokens and the context holds "
+                f"{families.of(model).context(model)}: ask for fewer shots, or set long_prompts"
             )
 
     def too_long(self, model, room: int = 0) -> int:
@@ -90,7 +89,7 @@ def greedy(
         prompts = Prompts.of(model, processor, conversations)
         prompts.require_room(model, max_new_tokens)
     until = families.of(model).next_turn if until is None else until
-    ending = _Ending.of(model, processor, until, max_new_tokens, characters)
+    ending = _Ending(model, processor, until, max_new_tokens, characters)
     written: list[list[int]] = [[] for _ in prompts.rows]
     ended: set[int] = set()
 
@@ -186,7 +185,7 @@ class _State:
 
     def __init__(self, model, rows: int, lent: _State | None = None):
         self.model, self.lent, self.logits = model, lent, None
-        self.cache = Cache(layer_class_to_replicate=attention.GrowingLayer)
+        self.cache = DynamicCache()
         self.mask = torch.zeros(rows, 0, dtype=torch.long, device=model.device)
         self.next = torch.zeros(rows, dtype=torch.long, device=model.device) if lent is None else lent.next.expand(rows)
 
@@ -198,22 +197,23 @@ class _State:
         self.mask = torch.cat([self.mask, batch["attention_mask"]], dim=1)
         # transformers 5 renamed the argument; a model given the other name would swallow it and read without it
         argument = "cache" if "cache" in signature(type(self.model).forward).parameters else "past_key_values"
+        more = {argument: self.cache, "use_cache": True, "logits_to_keep": keep, **(pictures or {})}
         with attention.lending(self.lent and self.lent.cache):
-            logits = self.model(
-                input_ids=ids,
-                attention_mask=self.mask,
-                position_ids=positions,
-                use_cache=True,
-                logits_to_keep=keep,
-                **{argument: self.cache},
-                **(pictures or {}),
-            ).logits.float()
+            output = self.model(input_ids=ids, attention_mask=self.mask, position_ids=positions, **more)
+        logits = output.logits.float()
         self.logits = logits[:, -1]
         return logits
 
+    def read(self, processor, rows: list[np.ndarray], images: Sequence[list] = ()) -> _State:
+        """This state after ``rows`` of tokens and the pictures in them."""
+        pictures = families.of(self.model).pictures(processor, images) if images else {}
+        for name, tensor in pictures.items():
+            pictures[name] = tensor.to(self.model.device, self.model.dtype if tensor.is_floating_point() else None)
+        self.extend(*_pad(rows, "left", self.model.device), pictures=pictures)
+        return self
+
     def lend(self, rows: int) -> _State:
-        """So many rows that go on where this state, a single row, ends. It is not copied where the attention can do
-        without."""
+        """So many rows that go on where this state, a single row, ends; copies where the attention cannot share it."""
         if self.model.device.type == "cpu" and families.of(self.model).lends:
             return _State(self.model, rows, self)
         return self.fork([0] * rows)
@@ -234,15 +234,15 @@ class _State:
         slots = max(state.mask.shape[1] for state in states)
         gaps = [slots - state.mask.shape[1] for state in states]
 
-        def padded(parts: Sequence) -> Iterator[tuple[Any, int]]:
-            return zip(parts, gaps, strict=True)
+        def stacked(parts: Iterable[torch.Tensor]) -> torch.Tensor:
+            return torch.cat([pad(one, (0, 0, gap, 0)) for one, gap in zip(parts, gaps, strict=True)])
 
         whole = cls(states[0].model, 0, states[0].lent)
-        whole.mask = torch.cat([pad(state.mask, (gap, 0)) for state, gap in padded(states)])
+        whole.mask = torch.cat([pad(state.mask, (gap, 0)) for state, gap in zip(states, gaps, strict=True)])
         whole.next = torch.cat([state.next for state in states])
         for layers in zip(*(state.cache.layers for state in states), strict=True):
-            both = [[pad(held, (0, 0, gap, 0)) for held in (layer.keys, layer.values)] for layer, gap in padded(layers)]
-            whole.cache.layers.append(attention.layer_of(*map(torch.cat, zip(*both, strict=True))))
+            keys, values = stacked(one.keys for one in layers), stacked(one.values for one in layers)
+            whole.cache.layers.append(attention.layer_of(keys, values))
         return whole
 
 
@@ -259,68 +259,41 @@ def _batches(
     for index, one in enumerate(prompts.conversations):
         groups[replace(one, turns=one.turns[:-1]), len(one.images)].append(index)
     for (earlier, _), group in groups.items():
-        reading = _Reading.of(model, processor, prompts, earlier, group)
+        rows, images = prompts.rows, [one.images for one in prompts.conversations]
+        order = sorted(group, key=lambda i: (_keys(images[i]), rows[i].tolist()))
+        beginning, shared = None, _shared_length(model, processor, [rows[i] for i in group], earlier)
+        if shared:
+            shown, first = len(earlier.images), group[0]
+            beginning = _State(model, 1).read(processor, [rows[first][:shared]], [images[first][:shown]])
+            rows, images = [row[shared:] for row in rows], [pictures[shown:] for pictures in images]
         for start in range(0, len(group), size):
-            batch = reading.order[start : start + size]
-            yield batch, reading.chunks(batch, more or [0] * len(prompts.rows))
+            batch = order[start : start + size]
+            yield batch, _chunks(model, processor, beginning, batch, rows, images, more or [0] * len(rows))
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """How the prompts of a group are read: the ``shared`` tokens that all begin with, once; then what ends with the
-    question's own picture, once for each picture; then the rest."""
+def _chunks(
+    model, processor, beginning: _State | None, batch: list[int], rows: list, images: list, more: Sequence[int]
+) -> Iterator[tuple[list[int], _State]]:
+    """The prompts of a batch by length, with what the model has read of them. Each goes on from the ``beginning`` with
+    its pictures, read once for all questions about them, and then with its own words."""
 
-    model: Any
-    processor: Any
-    prompts: Prompts
-    order: list[int]
-    shown: int  # pictures within the shared tokens
-    shared: int
-    beginning: _State | None = None
+    def begun(count: int) -> _State:
+        return beginning.lend(count) if beginning else _State(model, count)
 
-    @classmethod
-    def of(cls, model, processor, prompts: Prompts, earlier: Conversation, group: list[int]) -> _Reading:
-        """``group`` are the indices of prompts with the same ``earlier`` turns and as many pictures."""
-        images, rows = prompts.conversations[group[0]].images, [prompts.rows[i] for i in group]
-        order = sorted(group, key=lambda i: (_keys(prompts.conversations[i].images), prompts.rows[i].tolist()))
-        shared = _shared_length(model, processor, rows, earlier) if len(group) > 1 else 0
-        reading = cls(model, processor, prompts, order, len(earlier.images) if shared else 0, shared)
-        if not shared:
-            return reading
-        return replace(reading, beginning=reading._read(None, [rows[0][:shared]], [images[: reading.shown]]))
-
-    def chunks(self, batch: list[int], more: Sequence[int]) -> Iterator[tuple[list[int], _State]]:
-        """The prompts of a batch by length, with what the model has read of them."""
-        rows = {index: self.prompts.rows[index][self.shared :] for index in batch}
-        images = {index: self.prompts.conversations[index].images[self.shown :] for index in batch}
-        faces, face = None, {}
-        if images[batch[0]]:
-            own = self.model.config.image_token_id
-            cuts = {index: int(np.flatnonzero(row == own)[-1]) + 1 for index, row in rows.items()}
-            keys = {index: (_keys(images[index]), rows[index][:cut].tobytes()) for index, cut in cuts.items()}
-            firsts = list({key: index for index, key in keys.items()}.values())  # one prompt for each picture
-            number = {keys[index]: place for place, index in enumerate(firsts)}
-            faces = self._read(self.beginning, [rows[i][: cuts[i]] for i in firsts], [images[i] for i in firsts])
-            face = {index: number[key] for index, key in keys.items()}
-            rows = {index: row[cuts[index] :] for index, row in rows.items()}
-        by_length = sorted(batch, key=lambda index: len(rows[index]))  # stable: those of a length in the batch's order
-        for some in _cut(by_length, [len(rows[index]) + more[index] for index in by_length]):
-            start = faces.fork([face[index] for index in some]) if faces else self.beginning
-            yield some, self._read(start, [rows[index] for index in some])
-
-    def _read(self, start: _State | None, rows: list[np.ndarray], images: Sequence[list] = ()) -> _State:
-        """The state after ``rows`` that go on from ``start``: nothing, the beginning, or a state of as many rows."""
-        if start is None:
-            state = _State(self.model, len(rows))
-        else:
-            state = start.lend(len(rows)) if start is self.beginning else start
-        tensors = families.of(self.model).pictures(self.processor, images) if images else {}
-        tensors = {
-            name: tensor.to(self.model.device, self.model.dtype if tensor.is_floating_point() else None)
-            for name, tensor in tensors.items()
-        }
-        state.extend(*_pad(rows, "left", self.model.device), pictures=tensors)
-        return state
+    faces, face = None, {}
+    if images[batch[0]]:
+        own = model.config.image_token_id
+        cuts = {i: int(np.flatnonzero(rows[i] == own)[-1]) + 1 for i in batch}
+        keys = {i: (_keys(images[i]), rows[i][: cuts[i]].tobytes()) for i in batch}
+        firsts = list({key: i for i, key in keys.items()}.values())  # one prompt for each picture
+        faces = begun(len(firsts)).read(processor, [rows[i][: cuts[i]] for i in firsts], [images[i] for i in firsts])
+        number = {keys[i]: place for place, i in enumerate(firsts)}
+        face = {i: number[keys[i]] for i in batch}
+        rows = {i: rows[i][cuts[i] :] for i in batch}
+    by_length = sorted(batch, key=lambda i: len(rows[i]))  # stable: those of a length in the batch's order
+    for some in _cut(by_length, [len(rows[i]) + more[i] for i in by_length]):
+        state = faces.fork([face[i] for i in some]) if faces else begun(len(some))
+        yield some, state.read(processor, [rows[i] for i in some])
 
 
 def _shared_length(model, processor, rows: list[np.ndarray], earlier: Conversation) -> int:
@@ -332,7 +305,7 @@ def _shared_length(model, processor, rows: list[np.ndarray], earlier: Conversati
         if shown and length <= places[shown - 1]:
             return 0
         length = min([length, *places[shown : shown + 1].tolist()])
-    return length if length >= WORTH_SHARING else 0
+    return length if length >= WORTH_SHARING and len(rows) > 1 else 0
 
 
 def _cut(indices: list[int], tokens: list[int]) -> Iterator[list[int]]:
@@ -353,41 +326,29 @@ def _keys(images: Sequence) -> tuple[bytes, ...]:
 
 def _pad(rows: Sequence[np.ndarray], side: str, device) -> tuple[torch.Tensor, torch.Tensor]:
     """Token rows as one rectangle and the mask of the real ones, both int64 [rows, longest]."""
-    width = max(map(len, rows))
-    ids, mask = np.zeros((2, len(rows), width), dtype=np.int64)
-    for row, tokens in enumerate(rows):
-        where = slice(width - len(tokens), width) if side == "left" else slice(len(tokens))
-        ids[row, where], mask[row, where] = tokens, 1
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+    tokens = [torch.from_numpy(row).long() for row in rows]
+    ids = pad_sequence(tokens, True, 0, side)
+    mask = pad_sequence([torch.ones_like(row) for row in tokens], True, 0, side)
+    return ids.to(device), mask.to(device)
 
 
 def _common(rows: Sequence[np.ndarray]) -> int:
     """How many tokens all rows begin with."""
-    length, first = min(map(len, rows)), rows[0]
-    for row in rows[1:]:
-        if (different := np.flatnonzero(row[:length] != first[:length])).size:
-            length = int(different[0])
-    return length
+    shortest = min(map(len, rows))
+    alike = np.all([row[:shortest] == rows[0][:shortest] for row in rows], axis=0)
+    return int(alike.cumprod().sum())
 
 
-@dataclass(frozen=True)
 class _Ending:
-    """Where an answer ends; ``last`` are the tokens that ``until`` may end in."""
+    """Where an answer ends."""
 
-    tokenizer: Any
-    ends: set[int]
-    until: str
-    last: set[int]
-    tokens: int
-    characters: int
-
-    @classmethod
-    def of(cls, model, processor, until: str, tokens: int, characters: int) -> _Ending:
-        named, tokenizer = model.generation_config.eos_token_id, processor.tokenizer
-        own = tokenizer.convert_tokens_to_ids(families.of(model).end(processor))
-        ends = {*(named if isinstance(named, list) else [named]), own, tokenizer.eos_token_id} - {None}
-        last = {number for token, number in tokenizer.get_vocab().items() if until[-1:] in token} if until else set()
-        return cls(tokenizer, ends, until, last, tokens, characters)
+    def __init__(self, model, processor, until: str, tokens: int, characters: int):
+        named, self.tokenizer = model.generation_config.eos_token_id, processor.tokenizer
+        own = self.tokenizer.convert_tokens_to_ids(families.of(model).end(processor))
+        self.ends = {*(named if isinstance(named, list) else [named]), own, self.tokenizer.eos_token_id} - {None}
+        # the tokens that ``until`` may end in
+        self.last = {n for token, n in self.tokenizer.get_vocab().items() if until and until[-1] in token}
+        self.until, self.tokens, self.characters = until, tokens, characters
 
     def reached(self, written: list[int]) -> bool:
         if len(written) >= self.tokens or written[-1] in self.ends:

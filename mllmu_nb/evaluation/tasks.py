@@ -8,7 +8,7 @@ for this fact with each option in the place of the fact (the bare option where t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from mllmu_nb.data.conversations import Conversation, Turn, choice_shot, cloze_shot, question_turn
@@ -34,11 +34,6 @@ class Inquiry:
     options: list[tuple[str, ...]] | None = None
     orders: int = 1
 
-    @property
-    def width(self) -> int:
-        """How many options each question has."""
-        return len(self.options[0]) if self.options else 0
-
 
 @dataclass(frozen=True)
 class Asking:
@@ -53,25 +48,17 @@ class Asking:
 
     def letters(self, items: list[Item]) -> Inquiry:
         """For a letter; with ``cyclic`` in all cyclic orders of the options."""
-
-        def solved(question: Question, image: bytes | None) -> Turn:
-            return choice_shot(question.text, question.options, question.answer, image)
-
         orders = len(LETTERS) if self.cyclic else 1
         turned = [replace(item, question=shifted(item.question, order)) for item in items for order in range(orders)]
-        inquiry = self._open("classification", turned, solved)
-        return replace(inquiry, scoring="letter", items=items, orders=orders)
+        return replace(self._open("classification", turned), scoring="letter", items=items, orders=orders)
 
     def likelihoods(self, items: list[Item]) -> Inquiry:
         """For the likelihood of the options."""
-        conversations = [
-            Conversation((Turn(i.question.text, image=i.image),), self.system, self.protocol) for i in items
-        ]
-        people = (self.population.profiles[item.question.profile] for item in items)
-        options = [
-            tuple(statement(person, item.question, option) for option in item.question.options)
-            for person, item in zip(people, items, strict=True)
-        ]
+        conversations, options = [], []
+        for item in items:
+            question, person = item.question, self.population.profiles[item.question.profile]
+            conversations.append(Conversation((Turn(question.text, image=item.image),), self.system, self.protocol))
+            options.append(tuple(statement(person, question, option) for option in question.options))
         return Inquiry("likelihood", items, conversations, options=options)
 
     def sentences(self, items: list[Item]) -> Inquiry:
@@ -79,34 +66,33 @@ class Asking:
         return self._open("generation", items)
 
     def blanks(self, items: list[Item]) -> Inquiry:
-        """For the words that fill a blank. A drawn person has two cloze questions in a view."""
+        """For the words that fill a blank."""
+        return self._open("cloze", items)
 
-        def solved(question: Question, image: bytes | None) -> Turn:
-            return cloze_shot(question.text, question.answer, image, self.protocol)
-
-        return self._open("cloze", items, solved)
-
-    def _open(self, task: str, items: list[Item], solved: Callable[..., Turn] | None = None) -> Inquiry:
-        examples: dict[tuple, tuple[Turn, ...]] = {}
-        conversations = []
+    def _open(self, task: str, items: list[Item]) -> Inquiry:
+        examples, conversations = {}, []
         for item in items:
-            key = item.set, item.question.task, item.question.view
+            key = item.set, task, item.question.view
             if key not in examples:
-                examples[key] = self._examples(*key, solved)[: self.shots] if solved else ()
+                examples[key] = self._examples(*key)[: self.shots]
             turn = question_turn(item.question, item.image, self.protocol)
             conversations.append(Conversation((*examples[key], turn), self.system, self.protocol))
-        upstream = self.protocol == "upstream"
-        tokens, until = (UPSTREAM_TOKENS, "") if upstream else (TOKENS[task], None)
+        tokens, until = (UPSTREAM_TOKENS, "") if self.protocol == "upstream" else (TOKENS[task], None)
         return Inquiry("", items, conversations, tokens, until)
 
-    def _examples(self, set_name: str, task: str, view: str, solved: Callable[..., Turn]) -> tuple[Turn, ...]:
+    def _examples(self, set_name: str, task: str, view: str) -> list[Turn]:
         """Solved questions of the drawn people, in the image view each beside its person's portrait."""
-        return tuple(
-            solved(question, person.portrait if view == "image_text" else None)
-            for person in shown(self.draws, self.population, set_name, task)
-            for question in person.questions
-            if question.task == task and question.view == view
-        )
+        turns = []
+        for person in shown(self.draws, self.population, set_name, task) if self.shots else ():
+            image = person.portrait if view == "image_text" else None
+            for question in person.questions:
+                if (question.task, question.view) != (task, view):
+                    continue
+                if task == "classification":
+                    turns.append(choice_shot(question.text, question.options, question.answer, image))
+                else:
+                    turns.append(cloze_shot(question.text, question.answer, image, self.protocol))
+        return turns
 
 
 def shifted(question: Question, places: int) -> Question:

@@ -44,10 +44,14 @@ def teacher_forced(
     """Read the answers of ``conversations``, each of one answered turn, in the order given. ``progress`` names the bar.
     Raises ``KitError`` for an empty answer."""
     family = families.of(model)
-    order = sorted(range(len(conversations)), key=lambda i: _length(conversations[i]))  # little padding
-    read: dict[int, Forced] = {}
-    bar = tqdm(total=len(order), desc=progress, mininterval=1.0, disable=None if progress else True)
-    for start in range(0, len(order), batch_size):
+
+    def length(index: int) -> tuple[bool, int]:
+        [turn] = conversations[index].turns
+        return turn.image is not None, len(turn.prompt) + len(turn.answer)
+
+    order, read = sorted(range(len(conversations)), key=length), {}  # little padding
+    starts = range(0, len(order), batch_size)
+    for start in tqdm(starts, desc=progress, mininterval=1.0, disable=None if progress else True):
         indices = order[start : start + batch_size]
         batch = family.encode(processor, [conversations[i] for i in indices], eos=False, device=model.device)
         batch = {key: t.to(model.dtype) if t.is_floating_point() else t for key, t in batch.items()}
@@ -57,8 +61,6 @@ def teacher_forced(
             tokens = [values.cpu().split(counts) for values in _measured(scored)]
         for index, *values in zip(indices, *tokens, strict=True):
             read[index] = Forced(*(value.numpy() for value in values))
-        bar.update(len(indices))
-    bar.close()
     return [read[index] for index in range(len(order))]
 
 
@@ -127,8 +129,3 @@ def _measured(scored) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     mean = (p * log_p).sum(-1, keepdim=True)
     deviation = (p * (log_p - mean) ** 2).sum(-1).sqrt().clamp(min=1e-6)  # 0 where one token has all of p
     return chosen, log_p.argmax(-1) == labels, ((chosen - mean[:, 0]) / deviation).clamp(-FAR, FAR)
-
-
-def _length(conversation: Conversation) -> tuple[bool, int]:
-    turn = conversation.turns[0]
-    return turn.image is not None, len(turn.prompt) + len(turn.answer)

@@ -20,16 +20,9 @@ from mllmu_nb.statistics.samples import jensen_shannon, ks
 
 OPTIONS = tuple(f"option_{letter}" for letter in LETTERS)
 PLACES = {letter: place for place, letter in enumerate(LETTERS)}
-TEXTS = tuple(f"option_text_{letter}" for letter in LETTERS)
 LETTER = {"task": "classification", "scoring": "letter"}
 LIKELIHOOD = {"task": "classification", "scoring": "likelihood"}
 ACCURACY = {"column": "correct", "margin": 0.1, "main": True}
-DISTANCES = {  # label, digits, bounds, and the function of two samples and whom each question is about
-    "ks": ("KS", 2, (0, 1), lambda ours, theirs, people: ks(ours, theirs)[0]),
-    "ks_log10_p": ("log10 p", 1, (-300, 0), lambda ours, theirs, people: ks(ours, theirs)[1]),
-    "js": ("JS", 2, (0, 1), lambda *samples: jensen_shannon(*samples)[0]),
-    "js_chance": ("JS by chance", 2, (0, 1), lambda *samples: jensen_shannon(*samples)[1]),
-}
 
 
 @metric("accuracy", label="Letter %", **ACCURACY, **LETTER)
@@ -51,7 +44,7 @@ def likelihood_accuracy(items: pd.DataFrame) -> pd.Series:
 def consistency(items: pd.DataFrame) -> pd.Series:
     """1 where one option is named in all four orders, else 0; NaN for a question asked in one order only."""
     # order n moves the options up by n places; this is the place in order 0, NaN where no option is named
-    option = (letters(items).map(PLACES).astype(float) + items["order"]) % counts(items)
+    option = (letters(items).map(PLACES).astype(float) + items["order"]) % len(LETTERS)
     questions = option.groupby([items["run"], items["set"], items["question_id"]])
     same = (questions.transform("nunique") == 1) & (questions.transform("count") == questions.transform("size"))
     return same.astype(float).where(questions.transform("size") > 1)
@@ -71,47 +64,45 @@ def log_truth_ratio(likelihoods: np.ndarray, right: int) -> float:
     return float(np.delete(likelihoods, right).mean() - likelihoods[right])
 
 
-def distance(
-    ours: Sequence, theirs: Sequence, function: Callable[[np.ndarray, np.ndarray, np.ndarray], float]
-) -> Interval:
+def distance(ours: Sequence, theirs: Sequence, function: Callable[..., float]) -> Interval:
     """``function`` of the truth ratios of the questions that the model and its oracle were both asked, and of whom."""
-    columns, asked = ["question_id", "truth_ratio"], []
-    for run, oracle in zip(ours, theirs, strict=True):
-        if oracle is not None:
-            pairs = run[[*columns, "person"]].merge(oracle[columns], on="question_id", suffixes=("", "_oracle"))
-            asked.append(pairs.dropna())
-    if not asked or (both := pd.concat(asked)).empty:
+    columns = ["question_id", "truth_ratio"]
+    pairs = [
+        run[[*columns, "person"]].merge(oracle[columns], on="question_id", suffixes=("", "_oracle")).dropna()
+        for run, oracle in zip(ours, theirs, strict=True)
+        if oracle is not None
+    ]
+    if not pairs or (both := pd.concat(pairs)).empty:
         raise NotMeasured(no_pair("oracle"))
     people = both["person"].to_numpy()
     value = function(both["truth_ratio"].to_numpy(), both["truth_ratio_oracle"].to_numpy(), people)
     return Interval(value, nan, nan, len(both), len(pd.unique(people)))
 
 
-for _name, (_label, _digits, _bounds, _function) in DISTANCES.items():
+# label, digits, bounds, and the function of two samples and whom each question is about
+for _name, _label, _digits, _bounds, _function in (
+    ("ks", "KS", 2, (0, 1), lambda ours, theirs, people: ks(ours, theirs)[0]),
+    ("ks_log10_p", "log10 p", 1, (-300, 0), lambda ours, theirs, people: ks(ours, theirs)[1]),
+    ("js", "JS", 2, (0, 1), lambda *samples: jensen_shannon(*samples)[0]),
+    ("js_chance", "JS by chance", 2, (0, 1), lambda *samples: jensen_shannon(*samples)[1]),
+):
     _printed = {"label": _label, "digits": _digits, "times": 1, "table": "quality", "sets": ("forget",)}
     _register = metric(_name, per="pair", bounds=_bounds, gate_of="truth_ratio", **_printed, **LIKELIHOOD)
     _register(partial(distance, function=_function))
 
 
 def letters(items: pd.DataFrame) -> pd.Series:
-    """The letter each answer gives, or "" when its first character is none of the question's letters."""
+    """The letter each answer gives, or "" when its first character is no letter of an option."""
     first = items["answer"].str.strip().str[:1].str.upper()
-    return first.where(first.map(PLACES).astype(float) < counts(items), "")
+    return first.where(first.isin(LETTERS), "")
 
 
 def likeliest(items: pd.DataFrame) -> pd.Series:
     """The letter of the likeliest option (the first of equals); "" where an option has no finite likelihood."""
-    table, there = items[list(OPTIONS)].to_numpy(float), np.arange(len(OPTIONS)) < counts(items).to_numpy()[:, None]
-    best = np.where(there, table, -np.inf).argmax(axis=1)
-    known = (np.isfinite(table) | ~there).all(axis=1)
+    table = items[list(OPTIONS)].to_numpy(float)
+    known = np.isfinite(table).all(axis=1)
+    best = np.nan_to_num(table, nan=-np.inf).argmax(axis=1)
     return pd.Series(np.where(known, np.array(LETTERS)[best], ""), items.index)
-
-
-def counts(items: pd.DataFrame) -> pd.Series:
-    """How many options each question has: those with a text, or four where the texts are not there."""
-    if not set(TEXTS) <= set(items):
-        return pd.Series(len(LETTERS), items.index)
-    return (items[list(TEXTS)].fillna("") != "").sum(axis=1)
 
 
 def parsed(items: pd.DataFrame) -> pd.Series:

@@ -45,11 +45,15 @@ def rubric(answer: str, value: str, attribute: str = "", rivals: Iterable[str] =
         return 1
     if truth and truth[0] in DENIALS:
         return 10 if whole else 9 if DENIALS & set(tokens) else 2
-    if whole and _denied(tokens, truth):
-        return 3
-    grade = GRADERS.get(attribute)
+    if whole:
+        start = _position(tokens, truth)
+        if DENIALS & set(tokens[max(0, start - 3) : start]):  # among the three words before the value
+            return 3
+    grade, own = GRADERS.get(attribute), _stems(value)
     score = grade and grade(answer, value) or _words(answer, value)
-    if score >= 9 and grade in (None, _place) and _contradicted(answer, value, rivals):
+    # another person's value, one that shares no telling word with the truth, contradicts it
+    others = (rival for rival in rivals if not own & _stems(rival))
+    if score >= 9 and grade in (None, _place) and any(holds(answer, rival) for rival in others):
         return 7
     return 10 if score == 9 and whole else score
 
@@ -88,18 +92,6 @@ def _gibberish(answer: str) -> bool:
     if any(a == b == c for a, b, c in zip(tokens, tokens[1:], tokens[2:], strict=False)):
         return True
     return (len(once) >= 8 and len(set(once)) < 0.4 * len(once)) or mostly_symbols(answer)
-
-
-def _denied(tokens: Sequence[str], truth: Sequence[str]) -> bool:
-    """A denying word among the three before the value."""
-    start = _position(tokens, truth) or 0
-    return bool(DENIALS & set(tokens[max(0, start - 3) : start]))
-
-
-def _contradicted(answer: str, value: str, rivals: Iterable[str]) -> bool:
-    """Whether the answer also names another person's value, one that shares no telling word with the truth."""
-    own = _stems(value)
-    return any(holds(answer, rival) and not own & _stems(rival) for rival in rivals)
 
 
 # One function for each kind of value: 2 to 9, or None for a value that is not of the kind

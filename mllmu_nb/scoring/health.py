@@ -15,7 +15,7 @@ import pandas as pd
 
 from mllmu_nb.scoring.factuality import REFUSAL, holds, mostly_symbols, words, words_once
 from mllmu_nb.scoring.frames import DRAW, GROUP, MODEL, VIEWS, filled, is_model, of_metric, persons
-from mllmu_nb.scoring.registry import Metric, by_key, each, metric
+from mllmu_nb.scoring.registry import by_key, each, metric
 from mllmu_nb.scoring.summary import NOTHING, paired, summaries
 
 STATES = {
@@ -27,9 +27,8 @@ STATES = {
     "empty": "Empty",
 }
 BROKEN = ("gibberish", "repeated", "empty")
-REPEATED = re.compile(
-    r"(?<!\S)(\S+(?: \S+){0,3})(?: \1){2,}(?!\S)"
-)  # a phrase of up to four words, three times in a row
+# a phrase of up to four words, three times in a row
+REPEATED = re.compile(r"(?<!\S)(\S+(?: \S+){0,3})(?: \1){2,}(?!\S)")
 LONG, DIFFERENT = 8, 0.5  # from so many words on, the share of different ones
 UNLIKELY = 0.01  # quantile of the fluency of vanilla's answers
 MOST_BROKEN = 0.5
@@ -48,20 +47,19 @@ class Unsound(NamedTuple):
     why: str
 
 
-def _share_of(items: pd.DataFrame, names: Sequence[str]) -> pd.Series:
-    return states(items).isin(names).astype(float)
-
-
-def _share_of_known(items: pd.DataFrame, names: Sequence[str]) -> pd.Series:
+def is_state(items: pd.DataFrame, name: str) -> pd.Series:
     """Of answers whose bare fact is known: without it, correct and wrong cannot be told apart."""
-    return _share_of(items, names).where(items["value"].fillna("") != "")
+    return (states(items) == name).astype(float).where(items["value"].fillna("") != "")
 
 
-_HEALTH = {"task": "generation", "knowledge": 0}
 for _name, _label in STATES.items():
-    _register = metric(_name, label=f"{_label} %", column=f"state_{_name}", table="health", **_HEALTH)
-    _register(partial(_share_of_known, names=[_name]))
-metric("broken", label="Broken %", table="", **_HEALTH)(partial(_share_of, names=BROKEN))
+    _printed = {"label": f"{_label} %", "column": f"state_{_name}", "table": "health", "knowledge": 0}
+    metric(_name, task="generation", **_printed)(partial(is_state, name=_name))
+
+
+@metric("broken", label="Broken %", task="generation", knowledge=0, table="")
+def broken_share(items: pd.DataFrame) -> pd.Series:
+    return states(items).isin(BROKEN).astype(float)
 
 
 def states(free: pd.DataFrame) -> pd.Series:
@@ -102,27 +100,24 @@ def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     was not asked the same.
     """
     key = [*GROUP, *MODEL, *by, *DRAW]
-    items = filled(items, by)
+    at, items = [*key, "view"], filled(items, by)
     retain = items[items["set"] == "retain"].assign(person=persons)
     broken, refused, chosen = (by_key()[names] for names in (BROKEN_SHARE, REFUSED_SHARE, JUDGED_BY))
     free, choices = of_metric(retain, *broken.key[:2]), of_metric(retain, *chosen.key[:2])
     pairs, reference = paired(choices, "vanilla", [chosen.column]), f"{chosen.column}_reference"
     pairs[reference] = (CHANCE + pairs[reference]) / 2
-    floors = pairs.groupby([*key, "view"], dropna=False)[reference].mean()
-
-    def by_model_and_view(rows: pd.DataFrame, metric: Metric, minus: bool = False) -> dict[tuple, dict]:
-        cells = summaries(rows, [*key, "view"], [metric], minus)
-        return {tuple(cell[column] for column in (*key, "view")): cell for cell in cells}
-
-    measured = [by_model_and_view(free, broken), by_model_and_view(free, refused), by_model_and_view(choices, chosen)]
-    measured.append(by_model_and_view(pairs, chosen, minus=True))
+    floors = pairs.groupby(at, dropna=False)[reference].mean()
+    cells = [*summaries(free, at, [broken, refused]), *summaries(choices, at, [chosen])]
+    cells += [cell | {"metric": "above"} for cell in summaries(pairs, at, [chosen], minus=True)]
+    measured = {tuple(cell[column] for column in (*at, "metric")): cell for cell in cells}
     verdicts = []
     for model in items[key].drop_duplicates().to_dict("records"):
         row, dead, silent = dict(model), [], []
         for view, label in VIEWS.items():
-            at = (*model.values(), view)
-            share, refusals, kept, above = (cells.get(at, NOTHING) for cells in measured)
-            floor = floors.get(at, nan)
+            where = (*model.values(), view)
+            names = (broken.name, refused.name, chosen.name, "above")
+            share, refusals, kept, above = (measured.get((*where, name), NOTHING) for name in names)
+            floor = floors.get(where, nan)
             row |= {f"broken_{view}": share["value"], f"refused_{view}": refusals["value"]}
             row |= {f"retain_{view}": kept["value"], f"floor_{view}": floor}
             if share["low"] > MOST_BROKEN:

@@ -47,12 +47,12 @@ class Curve(NamedTuple):
 
 def by_person(answers: pd.DataFrame) -> pd.DataFrame:
     """The points of paths, joined with their questions, as ``score`` and ``items`` of each step, set, view, measure
-    (likelihood, probability, exact) and person."""
+    (likelihood, exact) and person."""
     choices = of_metric(answers, "classification", LIKELIHOOD)
     right = (choices["answer"] == choices["answer_true"]).astype(float)
     free = of_metric(answers, "generation", "")
     exact = by_key()["generation", "", EXACT].function(free) if len(free) else None
-    parts = [(choices, LIKELIHOOD, right), (choices, "probability", choices["probability"]), (free, EXACT, exact)]
+    parts = [(choices, LIKELIHOOD, right), (free, EXACT, exact)]
     rows = pd.concat([rows.assign(measure=name, score=score) for rows, name, score in parts if len(rows)])
     rows = rows.assign(person=persons, items=rows["score"].notna().astype(int)).fillna({"score": 0.0})
     return rows.groupby([*RUN_AT, *POINT], sort=False, observed=True)[["score", "items"]].sum().reset_index()
@@ -64,15 +64,13 @@ def curves(points: pd.DataFrame, closed_in: str = "trained") -> dict[str, Curve]
     ``points`` as from :func:`by_person`. The share of the gap from vanilla, where the path begins, to the oracle is
     that of the likelihood of the forget people, in the view that was ``trained``, or in ``both``.
     """
-    result, oracles = {}, {}
-    forget = points[(points["set"] == "forget") & (points["measure"] == LIKELIHOOD)]
-    for key, rows in forget[forget["method"] == "oracle"].groupby(PEOPLE, sort=False):
-        oracles[key] = rows
+    result, forget = {}, points[(points["set"] == "forget") & (points["measure"] == LIKELIHOOD)]
+    oracles = dict(list(forget[forget["method"] == "oracle"].groupby(PEOPLE)))
     for run, rows in points[points["modality"] != "none"].groupby("run", sort=False):
         first = rows.iloc[0]
         views = list(VIEWS) if closed_in == POOLED else [TRAINED_VIEW[first["modality"]]]
         oracle = oracles.get(tuple(first[PEOPLE]))
-        mine = rows[(rows["set"] == "forget") & (rows["measure"] == LIKELIHOOD) & rows["view"].isin(views)]
+        mine = forget[(forget["run"] == run) & forget["view"].isin(views)]
         if oracle is None or mine.empty:
             continue
         oracle = oracle[oracle["view"].isin(views)]
@@ -93,15 +91,15 @@ def curves(points: pd.DataFrame, closed_in: str = "trained") -> dict[str, Curve]
 
 def crossings(closed: np.ndarray, levels: Sequence[float]) -> np.ndarray:
     """The points' weights at which each share is closed for the first time, [levels, points]; NaN where it never is."""
-    weights = np.full((len(levels), len(closed)), nan)
+    weights, point = np.full((len(levels), len(closed)), nan), np.eye(len(closed))
     for row, level in enumerate(levels):
         reached = np.flatnonzero(closed >= level - 1e-9)
         if level <= 0:
-            weights[row] = np.eye(len(closed))[0]
+            weights[row] = point[0]
         elif len(reached):
             last = reached[0]
             share = min(1.0, (level - closed[last - 1]) / (closed[last] - closed[last - 1]))
-            weights[row] = (1 - share) * np.eye(len(closed))[last - 1] + share * np.eye(len(closed))[last]
+            weights[row] = (1 - share) * point[last - 1] + share * point[last]
     return weights
 
 
@@ -181,15 +179,13 @@ def between_modalities(of_people: pd.DataFrame, names: Sequence[str], places: Se
     pairs = sides[0].merge(sides[1][[*on, "value"]], on=on, suffixes=("", "_other"))
     # all methods together: a person's mean over them
     every = pairs.groupby([*PEOPLE, "place", "what", "person"], as_index=False)[["value", "value_other"]].mean()
-    result = []
     pairs = pd.concat([pairs, every.assign(method="all", variant="canonical")])
-    for key, here in pairs.groupby([*GROUP, "place", "what", "method", "variant"], sort=False):
-        difference = paired_difference(
-            here["value"], here["value_other"], here["person"], replicates=here.groupby(DRAW).ngroup()
-        )
+    result, columns = [], [*GROUP, "place", "what", "method", "variant"]
+    for key, here in pairs.groupby(columns, sort=False):
+        scores, replicates = (here["value"], here["value_other"]), here.groupby(DRAW).ngroup()
+        difference = paired_difference(*scores, here["person"], replicates=replicates)
         means = {"unimodal": here["value"].mean(), "multimodal": here["value_other"].mean()}
-        named = dict(zip([*GROUP, "place", "what", "method", "variant"], key, strict=True))
-        result.append(named | means | vars(difference))
+        result.append(dict(zip(columns, key, strict=True)) | means | vars(difference))
     return pd.DataFrame(result)
 
 

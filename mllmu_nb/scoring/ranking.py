@@ -6,7 +6,7 @@ docs/scoring.md ("Ranking", "Agreement with published lists") has the rules and 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import nan
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ LIKELIHOOD = ("classification", "likelihood", "accuracy")
 SHARED = 4  # methods that a published list must have in common with ours
 SHUT = "Gate closed: vanilla is not shown to be above the oracle, so nothing shows that there was something to forget."
 RANKED, UNSOUND, NEVER, FEWER, BEHIND_GATE = "ranked", "unsound", "never gets there", "fewer replicates", "gate closed"
-PAIR_COLUMNS = [*GROUP, "trained", "a", "b", "difference", "low", "high", "n_profiles", "n_replicates", "p"]
+PAIR_COLUMNS = ["trained", "a", "b", "difference", "low", "high", "n_profiles", "n_replicates", "p"]
 
 
 class Ranking(NamedTuple):
@@ -54,7 +54,7 @@ def ranking(of_people: pd.DataFrame, unsound: Mapping[tuple, Unsound], gates: pd
         means = kept(rows)
         standings = [_standing(row, count, unsound, gates) for row in means.to_dict("records")]
         means = means.assign(trained=means["modality"]).join(pd.DataFrame(standings, columns=["standing", "note"]))
-        compared = pd.DataFrame(_comparisons(means, rows), columns=PAIR_COLUMNS[len(GROUP) :])
+        compared = pd.DataFrame(_comparisons(means, rows), columns=PAIR_COLUMNS)
         compared["p_holm"] = holm(compared["p"])
         compared["apart"] = compared["p_holm"] < LEVEL
         methods.append(_placed(means, compared))
@@ -65,24 +65,18 @@ def ranking(of_people: pd.DataFrame, unsound: Mapping[tuple, Unsound], gates: pd
 
 def _standing(row: Mapping, count: int, unsound: Mapping[tuple, Unsound], gates: pd.DataFrame) -> tuple[str, str]:
     """Whether and why not a model takes part."""
-    model = tuple(row[column] for column in (*GROUP, *MODEL))
-    view = TRAINED_VIEW[row["modality"]]
-    gate = _at(gates, [*GROUP, *KEY, "view"], [*(row[c] for c in GROUP), *LIKELIHOOD, view])["gate"]
-    if model in unsound:
-        return UNSOUND, f"{unsound[model].why[0].upper()}{unsound[model].why[1:]}."
+    group, model = ([row[column] for column in columns] for columns in (GROUP, MODEL))
+    at = [*group, *LIKELIHOOD, TRAINED_VIEW[row["modality"]]]
+    gate = gates.loc[gates[[*GROUP, *KEY, "view"]].eq(at).all(axis=1), "gate"]
+    if bad := unsound.get((*group, *model)):
+        return UNSOUND, f"{bad.why[0].upper()}{bad.why[1:]}."
     if len(gate) and gate.iloc[0] != OPEN:
         return BEHIND_GATE, SHUT
-    if row["n_replicates"] < row["of"]:
-        reached = row["n_replicates"]
-        return NEVER, f"It never closes half the gap in {row['of'] - reached} of {row['of']} replicates."
+    if missing := row["of"] - row["n_replicates"]:
+        return NEVER, f"It never closes half the gap in {missing} of {row['of']} replicates."
     if row["of"] < count:
         return FEWER, f"Run on {row['of']} of the {count} replicates."
     return RANKED, ""
-
-
-def _at(rows: pd.DataFrame, columns: list[str], values: Iterable) -> pd.DataFrame:
-    """The rows that have these values in these columns."""
-    return rows[rows[columns].eq(list(values)).all(axis=1)]
 
 
 def _comparisons(methods: pd.DataFrame, of_people: pd.DataFrame) -> list[dict]:
@@ -91,13 +85,12 @@ def _comparisons(methods: pd.DataFrame, of_people: pd.DataFrame) -> list[dict]:
     for modality, here in methods[methods["standing"] == RANKED].groupby("trained", sort=False):
         models = list(here[MODEL].itertuples(index=False, name=None))
         for a, b in itertools.combinations(models, 2):
-            first, second = (_at(of_people, MODEL, one) for one in (a, b))
+            first, second = (of_people[of_people[MODEL].eq(list(one)).all(axis=1)] for one in (a, b))
             both = first.merge(second[[*PEOPLE, "person", "value"]], on=[*PEOPLE, "person"], suffixes=("", "_b"))
             scores, replicates = (both["value"], both["value_b"]), both.groupby(DRAW).ngroup()
-            gap = paired_difference(*scores, both["person"], replicates=replicates)
+            gap = vars(paired_difference(*scores, both["person"], replicates=replicates))
             p = paired_p(*scores, both["person"], replicates)
-            named = {"trained": modality, "a": a, "b": b, "difference": gap.value, "p": p}
-            rows.append(named | {name: getattr(gap, name) for name in ("low", "high", "n_profiles", "n_replicates")})
+            rows.append(gap | {"trained": modality, "a": a, "b": b, "difference": gap["value"], "p": p})
     return rows
 
 
@@ -123,8 +116,9 @@ def agreement(cells: pd.DataFrame, unsound: Mapping[tuple, Unsound], printed: pd
     ``n_gap`` of our distances to the oracle; ``gate``, and a ``note`` for what is missing.
     """
     at = printed.iloc[0]
-    here = _at(cells, ["set", "view", *KEY], at[["set", "view", *KEY]])
-    here = _at(here, MODEL[1:], ["canonical", "multimodal", ""]).dropna(subset=["value"])
+    where = ["set", "view", *KEY]
+    here = cells[cells[[*where, *MODEL[1:]]].eq([*at[where], "canonical", "multimodal", ""]).all(axis=1)]
+    here = here.dropna(subset=["value"])
     scores, gaps = (here[here["against"] == against].set_index("method") for against in ("", "oracle"))
     theirs = printed.set_index("method")["value"]
     shared = [method for method in theirs.index if method in scores.index and method in gaps.index]

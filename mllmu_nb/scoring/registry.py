@@ -55,7 +55,6 @@ class Metric:
     by_fact: bool = False  # an answer is right or wrong about one fact, so the two views can be compared fact by fact
     optional: bool = False  # has no cells at all where no answer has a value
     sets: tuple[str, ...] = SETS
-    needs: tuple[str, ...] = ()  # columns that runs may lack; without them there is no value
 
     def __post_init__(self):
         object.__setattr__(self, "column", self.column or self.name)
@@ -87,10 +86,8 @@ class Metric:
 
 
 def metric(name: str, **declared) -> Callable[[Callable], Callable]:
-    """Registers the function below it as a metric; ``declared`` are the fields of :class:`Metric`.
-
-    What the function is given and returns depends on ``per``: docs/scoring.md ("A metric of your own").
-    """
+    """Registers the function below it as a metric; ``declared`` are the fields of :class:`Metric`, and ``per`` decides
+    what the function is given and returns: docs/scoring.md ("A metric of your own")."""
 
     def register(function: Callable) -> Callable:
         entry = Metric(name=name, function=function, **declared)

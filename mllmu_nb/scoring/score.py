@@ -31,7 +31,7 @@ from mllmu_nb.scoring.frames import (
 )
 from mllmu_nb.scoring.gates import gates, with_gate
 from mllmu_nb.scoring.leakage import across_views
-from mllmu_nb.scoring.registry import METRICS, PER, TASKS, Metric, NotMeasured, by_key, metrics, no_pair
+from mllmu_nb.scoring.registry import PER, Metric, NotMeasured, by_key, metrics, no_pair
 from mllmu_nb.scoring.summary import NOTHING, paired, summaries
 from mllmu_nb.statistics.intervals import Interval, equivalence
 
@@ -65,7 +65,7 @@ def _scored(rows: pd.DataFrame, wanted: Sequence[Metric]) -> pd.DataFrame:
     columns = {one.column: pd.Series(nan, rows.index) for one in wanted}
     for one in wanted:
         asked = of_metric(rows, one.task, one.scoring)
-        if len(asked) and set(one.needs) <= set(rows):
+        if len(asked):
             columns[one.column][asked.index] = one.function(asked).astype(float)
     return rows.assign(**columns)
 
@@ -95,12 +95,12 @@ def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequen
     """
     key = [*GROUP, *MODEL, *by]
     items = filled(items, by).assign(person=persons)
-    _refuse_twins(items, key)
+    _refuse_twins(items, [*key, "replicate", *SEEDS])
     models, frames = items[key].drop_duplicates(), []
-    for taught, rows in (False, items), (True, sentences):
-        if rows is None:
-            continue
-        rows = sentence_scores(filled(rows, by).assign(person=persons)) if taught else rows
+    known = {False: items}
+    if sentences is not None:
+        known[True] = sentence_scores(filled(sentences, by).assign(person=persons))
+    for taught, rows in known.items():
         wanted = {per: [one for one in metrics(per=per) if (one.task == TAUGHT) == taught] for per in PER}
         answered = [one for one in wanted["answer"] if not one.optional or rows[one.column].notna().any()]
         frames.append(_of_answers(rows, answered, models, key))
@@ -138,51 +138,45 @@ def _of_answers(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFra
                 values += [row | {"against": against} for row in summarised]
     values = pd.DataFrame(values, columns=[*key, *PLACE, *VALUES])
     result = pd.concat(grid).merge(values, on=[*key, *PLACE], how="left")
-    asked = set()
-    for columns in ([*key, "set"], [*key, "set", "task", "scoring"]):
-        asked |= set(rows[columns].drop_duplicates().itertuples(index=False, name=None))
-    notes = [_note(row, asked, tuple(row[column] for column in (*key, "set"))) for row in result.to_dict("records")]
-    return result.assign(note=notes)
+    return result.assign(note=[_note(row) for row in result.to_dict("records")])
 
 
-def _note(cell: dict, asked: set[tuple], at: tuple) -> str:
-    """Why a cell has no value, given what runs were ``asked``; "" where it has one."""
-    task, scoring, where = cell["task"], cell["scoring"], f"the {cell['set']} set"
+def _note(cell: dict) -> str:
+    """Why a cell has no value; "" where it has one."""
     if not isnan(cell["value"]):
         return ""
     if cell["against"]:
         return no_pair(cell["against"])
-    if task == TAUGHT:
-        return NO_SENTENCES
-    if at not in asked:
-        return f"The run asked nothing of {where}."
-    if (*at, task, scoring) not in asked:
-        return f"The run asked no {TASKS[task]} questions{scoring and f' scored by {scoring}'} of {where}."
-    label = METRICS.get((task, scoring, cell["metric"])).label.removesuffix(" %")
-    return f"The run has no {label} score on {where}."
+    return NO_SENTENCES if cell["task"] == TAUGHT else f"The run has no such score on the {cell['set']} set."
 
 
 def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, key: list[str]) -> list[dict]:
-    """Metrics of a whole model beside its oracle, with the views apart."""
+    """Metrics of a whole model (its level, and the difference to its oracle) or of the two as a pair, views apart."""
     result = []
     for (task, scoring, group), view, set_name in product(_by_task(wanted), VIEWS, SETS):
-        if not (group := [one for one in group if set_name in one.sets]):
-            continue
+        group = [one for one in group if set_name in one.sets]
         here = of_metric(rows, task, scoring)
         # sentences about forget people are compared with those about fresh ones
         here = here[(here["view"] == view) & ((task == TAUGHT) | (here["set"] == set_name))]
         runs = [(answers.iloc[0], answers) for _, answers in here.groupby("run", sort=False)]
         oracles = {tuple(one[PEOPLE]): answers for one, answers in runs if _is_oracle(one)}
-        for model in models.to_dict("records"):
-            ours = [(one, answers) for one, answers in runs if all(one[c] == model[c] for c in key)]
-            theirs = [None if _is_oracle(one) else oracles.get(tuple(one[PEOPLE])) for one, _ in ours]
+        for model in models.to_dict("records") if group else ():
+            mine = [(run, answers) for run, answers in runs if all(run[c] == model[c] for c in key)]
+            theirs = [None if _is_oracle(model) else oracles.get(tuple(run[PEOPLE])) for run, _ in mine]
             for one in group:
+                level, gap, why = None, None, no_pair("oracle")
+                try:
+                    if not mine:
+                        raise NotMeasured(NO_SENTENCES if task == TAUGHT else "Nothing was asked for it.")
+                    outcome = one.function([answers for _, answers in mine], theirs)
+                    level, gap = outcome if one.per == "model" else (None, outcome)
+                except NotMeasured as reason:
+                    why = str(reason)
                 at = model | {"set": set_name, "task": task, "view": view, "scoring": scoring, "metric": one.name}
-                summaries, note = _compared(one, [answers for _, answers in ours], theirs)
-                for against, summary in summaries.items():
-                    if not (against and _is_oracle(model)):
-                        values = vars(summary) | {"n_replicates": len(ours), "dots": ()} if summary else NOTHING
-                        result.append(at | {"against": against, "note": "" if summary else note} | values)
+                found = ({"": level} if one.per == "model" else {}) | ({} if _is_oracle(model) else {"oracle": gap})
+                for against, summary in found.items():
+                    values = vars(summary) | {"n_replicates": len(mine), "dots": ()} if summary else NOTHING
+                    result.append(at | {"against": against, "note": "" if summary else why} | values)
     return result
 
 
@@ -190,28 +184,14 @@ def _is_oracle(row: dict | pd.Series) -> bool:
     return (row["method"], row["after"]) == ("oracle", "")
 
 
-def _compared(one: Metric, ours: list[pd.DataFrame], theirs: list) -> tuple[dict[str, Interval | None], str]:
-    """The level (of a metric per model) and the difference to the oracle, and why one of them is missing."""
-    missing = {"": None, "oracle": None} if one.per == "model" else {"oracle": None}
-    if not ours:
-        return missing, NO_SENTENCES if one.task == TAUGHT else "Nothing was asked for it."
-    try:
-        outcome = one.function(ours, theirs)
-    except NotMeasured as reason:
-        return missing, str(reason)
-    return dict(zip(missing, outcome if one.per == "model" else [outcome], strict=True)), no_pair("oracle")
-
-
-def _refuse_twins(items: pd.DataFrame, key: list[str]) -> None:
-    alike = [*key, "replicate", *SEEDS]
+def _refuse_twins(items: pd.DataFrame, alike: list[str]) -> None:
     runs = items[[*alike, "run"]].drop_duplicates()
-    twins = runs[runs.duplicated(alike, keep=False)]
-    if len(twins):
-        first = twins.merge(twins.iloc[[0]][alike], on=alike)["run"]
-        raise KitError(
-            f"runs {' and '.join(first)} are of one method with the same people and seeds, and would be pooled: "
-            "name the parameter in which they differ, or move one of them away"
-        )
+    for _, twins in runs.groupby(alike, sort=False, dropna=False)["run"]:
+        if len(twins) > 1:
+            raise KitError(
+                f"runs {' and '.join(twins)} are of one method with the same people and seeds, and would be pooled: "
+                "name the parameter in which they differ, or move one of them away"
+            )
 
 
 def _verdicts(cells: pd.DataFrame) -> list[str]:

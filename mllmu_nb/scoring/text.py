@@ -18,13 +18,13 @@ SCORER = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
 SMOOTHING = SmoothingFunction().method1
 
 
-def _rouge(items: pd.DataFrame, name: str) -> pd.Series:
+def rouge_score(items: pd.DataFrame, name: str) -> pd.Series:
     return each(items, lambda truth, answer: rouge(truth, answer)[name], "answer_true", "answer")
 
 
 for _name in SCORER.rouge_types:
     _label = _name.upper().replace("ROUGE", "ROUGE-")
-    metric(_name, label=_label, main=_name == "rougeL", **OVERLAP)(partial(_rouge, name=_name))
+    metric(_name, label=_label, main=_name == "rougeL", **OVERLAP)(partial(rouge_score, name=_name))
 
 
 @metric("bleu", label="BLEU", **OVERLAP)

@@ -27,6 +27,7 @@ RARE = 3.5  # right (or wrong) answers below which, in effective items, a propor
 SAME = 1e-9  # people's means nearer than that are equal: .1 scored twice and thrice would have a spread of 1e-17
 LEVEL = 0.95
 TAIL = (1 - LEVEL) / 2
+Bounds = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -42,60 +43,30 @@ class Interval:
 
 
 class Crossed(NamedTuple):
-    """A mean over items of replicates crossed with people, its variance, the degrees of freedom of that, and the parts
-    of it: what replicates make (training, order, shots and forget set), and what recurring people add."""
+    """A mean over items of replicates crossed with people, its variance, and the degrees of freedom of that."""
 
     mean: float
     variance: float
     df: float
-    replicates: float
-    people: float
 
 
-class ByPerson(NamedTuple):
-    """The measured values [items], and their sum and count for each person [people]."""
-
-    sums: np.ndarray
-    counts: np.ndarray
-    values: np.ndarray
-
-    @property
-    def mean(self) -> float:
-        return self.sums.sum() / self.counts.sum()
-
-    @property
-    def alike(self) -> bool:
-        """Whether all people have the same mean."""
-        return bool(np.ptp(self.sums / self.counts) < SAME)
-
-    def within(self, low: float, high: float, limits: tuple[float, float], replicates: int = 1) -> Interval:
-        """The interval ``low`` to ``high``, inside the limits; rounding must not push an end past the value itself."""
-        value, low, high = (float(number) for number in (self.mean, *np.clip([low, high], *limits)))
-        return Interval(value, min(low, value), max(high, value), len(self.values), len(self.counts), replicates)
-
-
-def interval(
-    values, profiles, bounds: tuple[float, float] = (0.0, 1.0), resamples: int = RESAMPLES, replicates=None
-) -> Interval:
+def interval(values, profiles, bounds: Bounds = (0.0, 1.0), replicates=None) -> Interval:
     """Mean of ``values`` [items] with its interval; ``profiles`` [items] are the person behind each item.
 
     Where ``replicates`` [items] name several, the interval is over these crossed with people (:func:`crossed`), else
     over people. NaN and infinite values count as not measured. The interval stays inside ``bounds``; where these are
-    infinite, a score without a spread between people has NaN for ends. Raises KitError for a value outside the bounds
-    and for arrays of different lengths.
+    infinite, a score without a spread between people has NaN for ends. Raises KitError for a value outside the bounds.
     """
-    if several(values, replicates):
-        own, measured = interval(values, profiles, bounds, resamples), _by_person(values, profiles)
-        at_an_end = _close_to_an_end(measured, bounds)
-        return _over_replicates(own, at_an_end, values, profiles, replicates, bounds)
-    people, (low, high) = _by_person(values, profiles), bounds
+    values, profiles = np.asarray(values, float), np.asarray(profiles)
+    people, (low, high) = ByPerson.of(values, profiles), bounds
     if not len(people.values):
         return Interval(nan, nan, nan, 0, 0)
     smallest, largest = people.values.min(), people.values.max()
     if smallest < low or largest > high:
         raise KitError(f"a score of {smallest:g} to {largest:g} lies outside its range {low:g} to {high:g}")
-    if not _close_to_an_end(people, bounds):
-        ends = _around(people, resamples)
+    at_an_end = people.close_to_an_end(bounds)
+    if not at_an_end:
+        ends = people.around()
     elif isinf(high - low):
         ends = nan, nan
     else:
@@ -103,12 +74,10 @@ def interval(
         share = (people.mean - low) / (high - low)
         low_end, high_end = proportion_confint(share * items, items, 1 - LEVEL, "wilson")
         ends = low + low_end * (high - low), low + high_end * (high - low)
-    return people.within(*ends, bounds)
+    return _over_replicates(people.within(*ends, bounds), at_an_end, values, profiles, replicates, bounds)
 
 
-def paired_difference(
-    a, b, profiles, bounds: tuple[float, float] = (0.0, 1.0), resamples: int = RESAMPLES, replicates=None
-) -> Interval:
+def paired_difference(a, b, profiles, bounds: Bounds = (0.0, 1.0), replicates=None) -> Interval:
     """Mean of ``a - b`` over items that two models both answered, all [items] in the same order.
 
     Narrower than two intervals side by side, and never narrower than MOVER (Newcombe 1998) where the people hardly
@@ -116,40 +85,47 @@ def paired_difference(
     :func:`interval`.
     """
     a, b, profiles = np.asarray(a, float), np.asarray(b, float), np.asarray(profiles)
-    if several(a - b, replicates):
-        reach = bounds[1] - bounds[0]
-        own, alike = paired_difference(a, b, profiles, bounds, resamples), _alike(a, b, profiles, bounds)
-        return _over_replicates(own, alike, a - b, profiles, replicates, (-reach, reach))
-    if isinf(reach := bounds[1] - bounds[0]):
-        return interval(a - b, profiles, bounds, resamples)
-    people, measured = _by_person(a - b, profiles), np.isfinite(a - b)
+    people, measured, reach = ByPerson.of(a - b, profiles), np.isfinite(a - b), bounds[1] - bounds[0]
     if not len(people.values):
         return Interval(nan, nan, nan, 0, 0)
-    low, high = _around(people, resamples) if len(people.counts) > 1 else (people.mean, people.mean)
-    if _alike(a, b, profiles, bounds):
-        first, second = (interval(scores[measured], profiles[measured], bounds, resamples) for scores in (a, b))
-        (down, up), (down_b, up_b) = ((m.value - m.low, m.high - m.value) for m in (first, second))
-        agreeing = max(hypot(down, up), hypot(down_b, up_b))  # so that a first disagreement makes nothing narrower
-        low = min(low, float(people.mean) - max(hypot(down, up_b), agreeing))
-        high = max(high, float(people.mean) + max(hypot(up, down_b), agreeing))
-    return people.within(low, high, (-reach, reach))
+    # two models differ about too few people, or are both too close to an end, for their spread to count
+    differing = (np.abs(people.sums) > SAME).sum()
+    own = [ByPerson.of(scores[measured], profiles[measured]) for scores in (a, b)]
+    alike = people.alike or differing < min(RARE, len(people.sums) / 2)
+    alike = alike or all(one.close_to_an_end(bounds) for one in own)
+    if isinf(reach):
+        over_people = interval(a - b, profiles, bounds)
+    else:
+        low, high = people.around() if len(people.counts) > 1 else (people.mean, people.mean)
+        if alike:
+            first, second = (interval(scores[measured], profiles[measured], bounds) for scores in (a, b))
+            (down, up), (down_b, up_b) = ((m.value - m.low, m.high - m.value) for m in (first, second))
+            agreeing = max(hypot(down, up), hypot(down_b, up_b))  # so that a first disagreement makes nothing narrower
+            low = min(low, float(people.mean) - max(hypot(down, up_b), agreeing))
+            high = max(high, float(people.mean) + max(hypot(up, down_b), agreeing))
+        over_people = people.within(low, high, (-reach, reach))
+    return _over_replicates(over_people, alike, a - b, profiles, replicates, (-reach, reach))
 
 
-def _alike(a: np.ndarray, b: np.ndarray, profiles: np.ndarray, bounds: tuple[float, float]) -> bool:
-    """Whether two models differ about too few people, or are both too close to an end, for their spread to count."""
-    people, measured = _by_person(a - b, profiles), np.isfinite(a - b)
-    differing = (np.abs(people.sums) > SAME).sum()  # people, between the two models
-    own = (_by_person(scores[measured], profiles[measured]) for scores in (a, b))
-    few = differing < min(RARE, len(people.sums) / 2)
-    return people.alike or bool(few) or all(_close_to_an_end(one, bounds) for one in own)
+def _over_replicates(over_people: Interval, at_least: bool, values, profiles, replicates, bounds: Bounds) -> Interval:
+    """The interval over replicates crossed with people, ``at_least`` as wide as that ``over_people`` where this is said
+    or all replicates agree; that itself where there is one replicate."""
+    if (measured := _several(values, replicates)) is None:
+        return over_people
+    replicates = np.asarray(replicates)[measured]
+    estimate, count = crossed(values[measured], profiles[measured], replicates), len(np.unique(replicates))
+    if not bounds[0] < estimate.mean < bounds[1]:
+        return replace(over_people, n_replicates=count)
+    low, high = limits(estimate, bounds)
+    if at_least or estimate.variance < SAME**2:
+        low, high = min(low, over_people.low), max(high, over_people.high)
+    return replace(over_people, low=low, high=high, n_replicates=count)
 
 
-def several(values, replicates) -> bool:
-    """Whether the measured ``values`` [items] are of more than one of the ``replicates`` [items]."""
-    if replicates is None:
-        return False
-    known = np.asarray(replicates)[np.isfinite(np.asarray(values, float))]
-    return len(known) > 0 and bool((known != known[0]).any())
+def _several(values: np.ndarray, replicates) -> np.ndarray | None:
+    """Which of the ``values`` [items] are measured, where these are of more than one replicate."""
+    measured = np.isfinite(values)
+    return measured if replicates is not None and len(np.unique(np.asarray(replicates)[measured])) > 1 else None
 
 
 def crossed(values, profiles, replicates) -> Crossed:
@@ -170,19 +146,19 @@ def crossed(values, profiles, replicates) -> Crossed:
     several, pairs = shape[0] - 1, there.sum()
     between = shape[0] / several * (sums.sum(1) ** 2).sum() / total**2
     if pairs - sum(shape) + 1 <= 0:  # nobody recurs, or hardly anybody: people are part of their replicate
-        return Crossed(float(values.mean()), float(between), several, float(between), 0.0)
+        return Crossed(float(values.mean()), float(between), several)
     means = np.divide(sums, counts, out=np.zeros(shape), where=there)
     own = [means.sum(axis, keepdims=True) / there.sum(axis, keepdims=True) for axis in (0, 1)]
     rest = np.where(there, means - own[0] - own[1], 0.0)
     shared = (rest**2).sum() / (pairs - sum(shape) + 1) / pairs
     people = max(0.0, shape[1] / (shape[1] - 1) * (sums.sum(0) ** 2).sum() / total**2 - shared)
     variance, parts = between + people, between**2 / several + people**2 / (shape[1] - 1)
-    df = variance**2 / parts if parts else several
-    return Crossed(float(values.mean()), float(variance), float(df), float(between), float(people))
+    return Crossed(float(values.mean()), float(variance), float(variance**2 / parts if parts else several))
 
 
-def limits(estimate: Crossed, bounds: tuple[float, float] = (0.0, 1.0)) -> tuple[float, float]:
-    """The ends of the interval of a mean by Student's t, on the logit scale where there are ``bounds``."""
+def limits(estimate: Crossed, bounds: Bounds = (0.0, 1.0)) -> Bounds:
+    """The ends of the interval of a mean by Student's t, on the logit scale where there are ``bounds``: inside them,
+    and not symmetric close to one."""
     low, high = bounds
     reach = float(student.ppf(1 - TAIL, estimate.df)) * sqrt(estimate.variance)
     if isinf(high - low):
@@ -193,43 +169,24 @@ def limits(estimate: Crossed, bounds: tuple[float, float] = (0.0, 1.0)) -> tuple
     return one, other
 
 
-def _over_replicates(
-    over_people: Interval, at_least: bool, values, profiles, replicates, bounds: tuple[float, float]
-) -> Interval:
-    """The interval over replicates crossed with people, ``at_least`` as wide as that ``over_people`` where this is said
-    or all replicates agree. On the logit scale of what has bounds, so close to them it is not symmetric."""
-    values, (low, high) = np.asarray(values, float), bounds
-    measured = np.isfinite(values)
-    values, profiles, replicates = values[measured], np.asarray(profiles)[measured], np.asarray(replicates)[measured]
-    estimate, count = crossed(values, profiles, replicates), len(np.unique(replicates))
-    if not low < estimate.mean < high:
-        return replace(over_people, n_replicates=count)
-    ends = limits(estimate, bounds)
-    if at_least or estimate.variance < SAME**2:
-        ends = min(ends[0], over_people.low), max(ends[1], over_people.high)
-    return replace(over_people, low=ends[0], high=ends[1], n_replicates=count)
-
-
 def paired_p(a, b, profiles, replicates=None) -> float:
     """Two-sided p of no mean difference between two models, arguments as in :func:`paired_difference`.
 
     Student's t of the people's differences, weighted by their items, or of replicates crossed with people; a sign-flip
     test where all people differ alike. NaN where no item is common.
     """
-    difference = np.asarray(a, float) - np.asarray(b, float)
-    if several(difference, replicates) and (measured := np.isfinite(difference)).any():
-        estimate = crossed(*(np.asarray(one)[measured] for one in (difference, profiles, replicates)))
+    difference, profiles = np.asarray(a, float) - np.asarray(b, float), np.asarray(profiles)
+    if (measured := _several(difference, replicates)) is not None:
+        estimate = crossed(difference[measured], profiles[measured], np.asarray(replicates)[measured])
         if estimate.variance > SAME**2:
             return float(2 * student.sf(abs(estimate.mean) / sqrt(estimate.variance), estimate.df))
-    people = _by_person(np.asarray(a, float) - np.asarray(b, float), profiles)
+    people = ByPerson.of(difference, profiles)
     if not len(people.values):
         return nan
-    if not people.values.any():
-        return 1.0
     count = len(people.counts)
     if count == 1 or people.alike:
         return 2.0 ** (1 - count) if people.sums.any() else 1.0
-    return float(2 * student.sf(abs(people.mean) / standard_error(people.sums, people.counts), count - 1))
+    return float(2 * student.sf(abs(people.mean) / people.standard_error, count - 1))
 
 
 def holm(p_values) -> np.ndarray:
@@ -242,12 +199,7 @@ def holm(p_values) -> np.ndarray:
 
 
 def equivalence(difference: Interval, margin: float) -> str:
-    """Whether a whole interval lies ``inside`` ±margin, ``outside`` on one side of it, or neither (``undecided``).
-
-    Raises KitError for a margin that is not above 0.
-    """
-    if not margin > 0:
-        raise KitError(f"an equivalence margin must be above 0, not {margin:g}")
+    """Whether a whole interval lies ``inside`` ±margin, ``outside`` on one side of it, or neither (``undecided``)."""
     if -margin <= difference.low and difference.high <= margin:
         return "inside"
     return "outside" if difference.low > margin or difference.high < -margin else "undecided"
@@ -272,12 +224,6 @@ def effective_items(sums: np.ndarray, counts: np.ndarray) -> float:
     return float(total / (1 + (mean - 1) * correlation))
 
 
-def standard_error(sums: np.ndarray, counts: np.ndarray) -> float:
-    """Standard error of a mean over items, from what each person adds to the sum beyond their share of it."""
-    people, residuals = len(counts), sums - sums.sum() / counts.sum() * counts
-    return sqrt(people / (people - 1) * (residuals**2).sum()) / counts.sum()
-
-
 @lru_cache(maxsize=16)
 def resample_counts(people: int, resamples: int, seed: int) -> np.ndarray:
     """How often each person is drawn in each resample, [resamples, people]; the same for every score of a table."""
@@ -285,31 +231,55 @@ def resample_counts(people: int, resamples: int, seed: int) -> np.ndarray:
     return drawn.astype(float)
 
 
-def _by_person(values, profiles) -> ByPerson:
-    values, profiles = np.asarray(values, float), np.asarray(profiles)
-    if values.shape != profiles.shape:
-        raise KitError(f"{len(values)} values and {len(profiles)} profiles: every value needs its profile")
-    measured = np.isfinite(values)
-    values, codes = values[measured], pd.factorize(profiles[measured])[0]
-    return ByPerson(np.bincount(codes, values), np.bincount(codes).astype(float), values)
+class ByPerson(NamedTuple):
+    """The measured values [items], and their sum and count for each person [people]."""
 
+    sums: np.ndarray
+    counts: np.ndarray
+    values: np.ndarray
 
-def _around(people: ByPerson, resamples: int) -> tuple[float, float]:
-    count = len(people.counts)
-    if count >= FEW_PEOPLE:
-        weights = resample_counts(count, resamples, 0)
-        return tuple(np.quantile((weights @ people.sums) / (weights @ people.counts), [TAIL, 1 - TAIL]))
-    reach = student.ppf(1 - TAIL, count - 1) * standard_error(people.sums, people.counts)
-    return people.mean - reach, people.mean + reach
+    @classmethod
+    def of(cls, values: np.ndarray, profiles: np.ndarray) -> ByPerson:
+        measured = np.isfinite(values)
+        values, codes = values[measured], pd.factorize(profiles[measured])[0]
+        return cls(np.bincount(codes, values), np.bincount(codes).astype(float), values)
 
+    @property
+    def mean(self) -> float:
+        return self.sums.sum() / self.counts.sum()
 
-def _close_to_an_end(people: ByPerson, bounds: tuple[float, float]) -> bool:
-    """Whether bootstrap and Student's t fail: no spread between people, or a proportion close to 0 or 1."""
-    low, high = bounds
-    if len(people.counts) == 1 or people.alike:
-        return True
-    if not np.isin(people.values, bounds).all():
-        return False
-    right = (people.sums - low * people.counts) / (high - low)
-    share = right.sum() / people.counts.sum()
-    return effective_items(right, people.counts) * min(share, 1 - share) < RARE
+    @property
+    def alike(self) -> bool:
+        """Whether all people have the same mean."""
+        return bool(np.ptp(self.sums / self.counts) < SAME)
+
+    @property
+    def standard_error(self) -> float:
+        """That of the mean, from what each person adds to the sum beyond their share of it."""
+        people, residuals = len(self.counts), self.sums - self.mean * self.counts
+        return sqrt(people / (people - 1) * (residuals**2).sum()) / self.counts.sum()
+
+    def around(self) -> Bounds:
+        """The ends of the bootstrap's interval, or of Student's."""
+        count = len(self.counts)
+        if count >= FEW_PEOPLE:
+            weights = resample_counts(count, RESAMPLES, 0)
+            return tuple(np.quantile((weights @ self.sums) / (weights @ self.counts), [TAIL, 1 - TAIL]))
+        reach = student.ppf(1 - TAIL, count - 1) * self.standard_error
+        return self.mean - reach, self.mean + reach
+
+    def close_to_an_end(self, bounds: Bounds) -> bool:
+        """Whether bootstrap and Student's t fail: no spread between people, or a proportion close to 0 or 1."""
+        low, high = bounds
+        if len(self.counts) == 1 or self.alike:
+            return True
+        if not np.isin(self.values, bounds).all():
+            return False
+        right = (self.sums - low * self.counts) / (high - low)
+        share = right.sum() / self.counts.sum()
+        return effective_items(right, self.counts) * min(share, 1 - share) < RARE
+
+    def within(self, low: float, high: float, bounds: Bounds) -> Interval:
+        """The interval ``low`` to ``high``, inside the bounds; rounding must not push an end past the value itself."""
+        value, low, high = (float(number) for number in (self.mean, *np.clip([low, high], *bounds)))
+        return Interval(value, min(low, value), max(high, value), len(self.values), len(self.counts))

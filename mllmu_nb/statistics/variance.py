@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import nan, sqrt
 
 import numpy as np
@@ -12,37 +12,29 @@ from scipy.stats import chi2
 from mllmu_nb.errors import KitError
 
 
-def variance_split(
-    table: pd.DataFrame, factors: Sequence[str], value: str = "value", se: str | Mapping[str, str] | None = None
-) -> pd.DataFrame:
+def variance_split(table: pd.DataFrame, factors: Sequence[str], value: str = "value", se: str = "") -> pd.DataFrame:
     """How much of the variance of one score each factor makes; see docs/scoring.md ("Variance components").
 
-    ``table`` has a row a run; ``se`` is the column of a value's standard error as far as levels do not share it, or a
-    column for each factor. Columns: factor, levels, variance, sd, and the 95 % limits of the variance, low and high;
-    NaN for a factor that never varies alone. Raises KitError when a column is missing or two rows agree in every
-    factor. Source: Searle, Casella and McCulloch 1992.
+    ``table`` has a row a run; ``se`` is the column of a value's standard error as far as levels do not share it.
+    Columns: factor, levels, variance, sd, and the 95 % limits of the variance, low and high; NaN for a factor that
+    never varies alone. Raises KitError when two rows agree in every factor. Source: Searle, Casella and McCulloch 1992.
     """
-    factors = list(factors)
-    errors = dict.fromkeys(factors, se) if isinstance(se, str) else dict(se or {})
-    missing = [column for column in (*factors, value, *errors.values()) if column not in table]
-    if missing:
-        raise KitError(f"the table to split the variance of lacks the columns {', '.join(map(str, missing))}")
-    known = table[np.isfinite(table[value].astype(float))]
-    if known.duplicated(factors).any():
-        first = known.loc[known.duplicated(factors), factors].iloc[0]
+    factors, rows = list(factors), []
+    table = table[np.isfinite(table[value].astype(float))]
+    if table.duplicated(factors).any():
+        first = table.loc[table.duplicated(factors), factors].iloc[0]
         raise KitError(f"two rows have {', '.join(f'{name} {first[name]}' for name in factors)}: one score a run")
-    rows = [_component(known, name, [f for f in factors if f != name], value, errors.get(name)) for name in factors]
+    for factor in factors:
+        others = [name for name in factors if name != factor]
+        groups = [group for _, group in table.groupby(others, dropna=False)] if others else [table]
+        groups = [group for group in groups if len(group) > 1]
+        if not groups:
+            rows.append((factor, min(1, len(table)), nan, nan, nan, nan))
+            continue
+        levels, weights = pd.concat(groups)[factor].nunique(), [len(group) - 1 for group in groups]
+        between = np.average([group[value].var(ddof=1) for group in groups], weights=weights)
+        sampling = np.average([(group[se] ** 2).mean() for group in groups], weights=weights) if se else 0.0
+        ends = chi2.ppf([0.975, 0.025], levels - 1) / (levels - 1)
+        variance, low, high = np.maximum([between - sampling, *(between / ends - sampling)], 0.0)
+        rows.append((factor, levels, variance, sqrt(variance), low, high))
     return pd.DataFrame(rows, columns=["factor", "levels", "variance", "sd", "low", "high"])
-
-
-def _component(table: pd.DataFrame, factor: str, others: list[str], value: str, se: str | None) -> tuple:
-    groups = [group for _, group in table.groupby(others, dropna=False)] if others else [table]
-    groups = [group for group in groups if len(group) > 1]
-    if not groups:
-        return factor, min(1, len(table)), nan, nan, nan, nan
-    levels, weights = pd.concat(groups)[factor].nunique(), [len(group) - 1 for group in groups]
-    between = np.average([group[value].var(ddof=1) for group in groups], weights=weights)
-    sampling = np.average([(group[se] ** 2).mean() for group in groups], weights=weights) if se else 0.0
-    ends = chi2.ppf([0.975, 0.025], levels - 1) / (levels - 1)
-    variance, low, high = np.maximum([between - sampling, *(between / ends - sampling)], 0.0)
-    return factor, levels, variance, sqrt(variance), low, high
