@@ -7,6 +7,7 @@ the hash of what was judged, so that scores are computed from the file alone and
 from __future__ import annotations
 
 import json
+from math import nan
 from pathlib import Path
 
 import pandas as pd
@@ -30,11 +31,11 @@ Reply with JSON alone: {"score": a whole number from 1 to 10, "reason": one shor
 
 @metric(
     "judge", label="Factuality (judge)", task="generation", times=1, digits=2, bounds=(1, 10), margin=1.0,
-    optional=True, needs=("judge",),
+    optional=True,
 )  # fmt: skip
 def judged(items: pd.DataFrame) -> pd.Series:
     """The judge's grade, 1 to 10; NaN where it gave none."""
-    return items["judge"]
+    return items["judge"] if "judge" in items else pd.Series(nan, items.index)
 
 
 def hash_of(judge: str, question: str, truth: str, answer: str) -> str:
