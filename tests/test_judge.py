@@ -86,7 +86,7 @@ def frame(*answers):
 
 
 def grades(path, *answers):
-    return stored.with_grades(frame(*answers), path)["judge"].fillna(-1).tolist()
+    return stored.with_grades(frame(*answers), path)[stored.GRADE].fillna(-1).tolist()
 
 
 def test_replies_are_stored_and_never_asked_for_twice(seen, tmp_path):
@@ -97,7 +97,7 @@ def test_replies_are_stored_and_never_asked_for_twice(seen, tmp_path):
     assert grades(path, *answers) == [9, 1, 9]
     assert judge.unjudged(frame(*answers), path) == [] and len(seen) == 2
     more = pd.concat([frame("say 3"), frame("say 9").assign(task="cloze")], ignore_index=True)
-    assert stored.with_grades(more, path)["judge"].isna().all(), (
+    assert stored.with_grades(more, path)[stored.GRADE].isna().all(), (
         "a blank is no free answer, and the other was not judged"
     )
 
@@ -161,6 +161,6 @@ def test_a_key_is_needed_and_the_cost_is_known_before(monkeypatch):
 
 def test_judge_and_rubric_are_compared_where_both_have_a_grade(seen, tmp_path):
     rows = frame("figs", "say 9", "rice").assign(value="figs", attribute="food", rivals=[("rice",)] * 3)
-    rows["judge"] = [8.0, 3.0, 2.0]
+    rows[stored.GRADE] = [8.0, 3.0, 2.0]
     assert "over 3 answers" in judge.agreement(rows) and "rank correlation 0.87" in judge.agreement(rows)
-    assert judge.agreement(rows.drop(columns="judge")).startswith("too few")
+    assert judge.agreement(rows.drop(columns=stored.GRADE)).startswith("too few")

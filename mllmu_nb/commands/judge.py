@@ -174,10 +174,10 @@ def _reply(endpoint: Any, judge: str, texts: Texts) -> str | None:
 
 def agreement(answers: pd.DataFrame) -> str:
     """How far the judge's grades and the rubric's agree, over the answers that have both."""
+    from mllmu_nb.scoring.judge import judged
     from mllmu_nb.scoring.text import factuality
 
-    both = answers[answers["judge"].notna()] if "judge" in answers else answers.iloc[:0].assign(judge=0.0)
-    both = both.assign(rubric=factuality(both)).dropna(subset=["rubric"])[["judge", "rubric"]]
+    both = pd.DataFrame({"judge": judged(answers), "rubric": factuality(answers)}).dropna()
     if both.nunique().min() < 2:
         return "too few different grades to compare judge and rubric"
     judge, rubric = both.mean()
