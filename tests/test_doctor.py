@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from miniature import make_model, make_tokenizer
 from mllmu_nb import __main__ as door
 from mllmu_nb import paths, pinning, provenance
 from mllmu_nb.commands import doctor
 from mllmu_nb.config import Config
 from mllmu_nb.models import adapters, families, load, memory
-from mllmu_nb.models.miniature import make_model, make_tokenizer
 from mllmu_nb.unlearning.base import Recipe
 
 PAPER = Config(scale="paper", people=500)

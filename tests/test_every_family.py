@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb import checks, pipeline
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import Conversation, Turn, choice_prompt, choice_shot
@@ -23,7 +24,6 @@ from mllmu_nb.evaluation.tasks import Asking
 from mllmu_nb.models import families
 from mllmu_nb.models.load import load_base
 from mllmu_nb.models.memory import Estimate
-from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.models.score import score
 from mllmu_nb.stages import read_json
 from mllmu_nb.unlearning import IGNORE
