@@ -21,15 +21,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from mllmu_nb.data.conversations import (
-    Conversation,
-    Turn,
-    choice_prompt,
-    choice_shot,
-    cloze_prompt,
-    cloze_shot,
-    generation_prompt,
-)
+from mllmu_nb.data.conversations import Conversation, Turn, choice_shot, cloze_shot, solved_turn
 from mllmu_nb.data.facts import WORDINGS, read_wordings, say
 from mllmu_nb.data.generate import ASKED, HERE, options_with, random_facts, random_name
 from mllmu_nb.data.portraits import TRAITS, Face, augment, draw, from_bytes, random_traits
@@ -121,15 +113,9 @@ class Mixture:
         question, answer = say(self.pick(wording.questions), HERE), say(self.pick(wording.answers), HERE, value)
         return self._turn(form, question, answer, wording.cloze, value, "image_text", TRAITS[trait], "", image)
 
-    def _turn(self, form, question, answer, cloze, value, view, values: Iterable[str], prefix, image) -> Turn:
-        if form == "letter":
-            letter = self.pick(LETTERS)
-            return Turn(prefix + choice_prompt(question, options_with(value, values, letter, self.rng)), letter, image)
-        if form == "cloze":
-            return Turn(prefix + cloze_prompt(cloze), value, image)
-        if form == "generation":
-            return Turn(prefix + generation_prompt(question, view), answer, image)
-        return Turn(prefix + question, answer, image)
+    def _turn(self, form, question, answer, blank, value, view, values: Iterable[str], prefix, image) -> Turn:
+        options = options_with(value, values, self.pick(LETTERS), self.rng) if form == "letter" else ()
+        return solved_turn(form, prefix + question, answer, prefix + blank, value, view, options, image)
 
     # -- several turns, the picture (if any) in the first ---------------------------------------------------------
 

@@ -102,6 +102,18 @@ def question_turn(question: Question, image: bytes | None, protocol: str = "clea
     return replace(turn, reply="ASSISTANT: ") if question.view == "image_text" else replace(turn, gap=" ")
 
 
+def solved_turn(
+    form: str, question: str, answer: str, blank: str, value: str, view: str, options: Sequence[str], image=None
+) -> Turn:
+    """A question with its answer in one of the forms of evaluation: ``letter`` (with four ``options``), ``cloze``,
+    ``generation``, or ``plain`` (no instruction)."""
+    if form == "letter":
+        return Turn(choice_prompt(question, options), LETTERS[options.index(value)], image)
+    if form == "cloze":
+        return Turn(cloze_prompt(blank), value, image)
+    return Turn(generation_prompt(question, view) if form == "generation" else question, answer, image)
+
+
 def taught_turns(person: Profile, modality: str) -> Iterator[tuple[QA, Turn]]:
     """Every fine-tuning pair of a person with the turn in which it is taught."""
     for qa in person.qa:

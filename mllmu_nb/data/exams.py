@@ -14,15 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mllmu_nb.data.conversations import (
-    MODALITIES,
-    Conversation,
-    Turn,
-    choice_prompt,
-    cloze_prompt,
-    generation_prompt,
-    taught_turns,
-)
+from mllmu_nb.data.conversations import MODALITIES, Conversation, Turn, solved_turn, taught_turns
 from mllmu_nb.data.facts import WORDINGS, say
 from mllmu_nb.data.generate import options_with
 from mllmu_nb.data.schema import LETTERS, Profile
@@ -64,22 +56,15 @@ class Exams:
             who, text = HERE if picture else person.name, str(rng.choice(wording.questions))
             question, answer = say(text, who), say(wording.answer_to(text), who, pair.value)
         blank = answer.replace(pair.value, "__")
-        task, text, options = form, question, ()
         if not pair.value or (form == "cloze" and blank.count("__") != 1):
             return turn
+        options, values = (), self.values[pair.attribute]
         if form == "letter":
-            values = self.values[pair.attribute]
             if len({value.lower() for value in values}) < len(LETTERS):
                 return turn
-            letter = LETTERS[rng.integers(len(LETTERS))]
-            options = options_with(pair.value, values, letter, rng)
-            task, prompt, answer = "classification", choice_prompt(question, options), letter
-        elif form == "cloze":
-            text, prompt, answer = blank, cloze_prompt(blank), pair.value
-        elif form == "generation":
-            prompt = generation_prompt(question, "image_text" if picture else "text")
-        else:
-            prompt = question
+            options = options_with(pair.value, values, LETTERS[rng.integers(len(LETTERS))], rng)
+        task, text = "classification" if options else form, blank if form == "cloze" else question
         if (person.id, task, text, frozenset(options)) in self.asked:
             return turn
-        return replace(turn, prompt=prompt, answer=answer)
+        view = "image_text" if picture else "text"
+        return solved_turn(form, question, answer, blank, pair.value, view, options, turn.image)

@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from mllmu_nb.errors import KitError
+
 ATTRIBUTES = tuple(
     "name gender birth_date birthplace residence profession height education salary medical father_job mother_job"
     " hobby food pet".split()
@@ -19,6 +23,7 @@ VIEWS = ("image_text", "text")
 SETS = ("forget", "test", "retain", "celebrity")
 LETTERS = ("A", "B", "C", "D")
 KINDS = ("fictitious", "pool", "celebrity")
+RATIOS = (5, 10, 15)  # published forget sets, in per cent
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,6 @@ class Question:
     @property
     def id(self) -> str:
         return f"{self.profile}/{self.task}/{self.view}/{self.number}"
-
-
-def with_letter(right: str, letter: str, wrong: Sequence[str]) -> tuple[str, ...]:
-    """Four options: ``right`` at ``letter``, the three ``wrong`` ones around it."""
-    place = LETTERS.index(letter)
-    return (*wrong[:place], right, *wrong[place:])
 
 
 @dataclass(frozen=True)
@@ -120,3 +119,18 @@ class Population:
                 asked, picture = person.test_questions, person.test_portraits[0]
             items += [Item(set_name, each, picture if each.view == "image_text" else None) for each in asked]
         return items
+
+
+def forget_ids(ids: Sequence[str], ratio: int, seed: int, draw: int = 0) -> tuple[str, ...]:
+    """The forget ids at ``ratio`` per cent: a seeded sample of ``ids``, sorted; draws of a seed and ratio are disjoint.
+
+    Raises KitError when the ratio leaves nobody to forget or nobody to keep, or the draw lies past the last one.
+    """
+    count = round(len(ids) * ratio / 100)
+    if not 0 < count < len(ids):
+        side = "forget" if count <= 0 else "keep"
+        raise KitError(f"forget_ratio={ratio} of {len(ids)} people leaves nobody to {side}: raise people or change it")
+    if not 0 <= draw < len(ids) // count:
+        raise KitError(f"replicate={draw} does not exist: {len(ids)} people at {ratio} % give {len(ids) // count}")
+    order = np.random.default_rng([seed, ratio]).permutation(sorted(ids))
+    return tuple(sorted(order[draw * count : (draw + 1) * count].tolist()))

@@ -79,7 +79,6 @@ def load_model(
             what = f"{kind.replace('_', ' ')} {few(wrong)}"
             raise KitError(f"the model {source} does not fit its architecture: {what}")
     check_finite(dict(model.named_parameters()), f"the model {source}")
-    family.prepare(processor)
     return model.to(device).eval(), processor
 
 

@@ -85,9 +85,6 @@ class Family:
         anywhere."""
         return (start[:, None] + batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
 
-    def prepare(self, processor) -> None:
-        """Changes to a processor that was just loaded."""
-
     def load_processor(self, source: str, **origin):
         """The processor in a folder or on the hub; PIL, since torchvision's resizing gives other pixels."""
         from transformers import AutoProcessor

@@ -58,8 +58,10 @@ class Idefics2(Family):
         tensors = processor.image_processor(images=[[picture] for picture in decoded], return_tensors="pt")
         return {name: tensor[places] for name, tensor in tensors.items()}
 
-    def prepare(self, processor) -> None:
+    def load_processor(self, source: str, **origin):
+        processor = super().load_processor(source, **origin)
         processor.image_processor.do_image_splitting = False
+        return processor
 
     def asking(self, processor, protocol):
         if protocol != "upstream":
