@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,11 +27,9 @@ SHARDS = {"Test_Set": 2}
 def write_layout(population: Population, folder: str | Path) -> list[Path]:
     """Write ``population`` to ``folder`` and the training splits to ``baseline_train_split`` beside it.
 
-    Returns the files. Raises KitError when one of the folders is there and not empty, or cannot be written; then
-    nothing is left behind.
+    Returns the files. Raises KitError when one of the folders is there and not empty, or cannot be written.
     """
-    folder = Path(folder)
-    targets = [folder, folder.parent / TRAIN_FOLDER]
+    targets = [Path(folder), Path(folder).parent / TRAIN_FOLDER]
     for target in targets:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise KitError(f"{target} is already there: remove it or choose another folder")
@@ -40,18 +37,11 @@ def write_layout(population: Population, folder: str | Path) -> list[Path]:
     celebrities = {printed[p.id]: {"ID": p.id, "metadata": _pairs(p)} for p in population.of_kind("celebrity")}
     people = {"pool": [person.id for person in population.of_kind("pool")], "celebrities": celebrities}
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
-            places = [Path(unfinished, target.name) for target in targets]
-            for place, training in zip(places, (False, True), strict=True):
-                for config, members in _configs(population, training).items():
-                    rows = [_row(person, printed.get(person.id, person.id), config) for person in members]
-                    _write_config(place / config, rows, schema_of(config, training))
-            (places[0] / PEOPLE_FILE).write_text(json.dumps(people, ensure_ascii=False) + "\n", encoding="utf-8")
-            for place, target in zip(places, targets, strict=True):
-                if target.exists():
-                    target.rmdir()
-                place.rename(target)
+        for target, training in zip(targets, (False, True), strict=True):
+            for config, members in _configs(population, training).items():
+                rows = [_row(person, printed.get(person.id, person.id), config) for person in members]
+                _write_config(target / config, rows, schema_of(config, training))
+        (targets[0] / PEOPLE_FILE).write_text(json.dumps(people, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise KitError(f"{folder} cannot be written ({error.strerror or error}): choose another folder") from None
     return sorted(path for target in targets for path in target.rglob("*") if path.is_file())
