@@ -89,25 +89,16 @@ class Mixture:
         """Forms of ``count`` questions; a share of ``letters`` are multiple choice."""
         return self.rng.choice(FORMS, size=count, p=[letters, *3 * [(1 - letters) / 3]]).tolist()
 
-    def fact_turn(
-        self,
-        form: str,
-        attribute: str,
-        value: str,
-        who: str,
-        view: str,
-        values: dict[str, list[str]],
-        prefix: str = "",
-        image: Image.Image | None = None,
-    ) -> Turn:
-        """A solved question about an attribute, in a wording of training or a paraphrase, after the text ``prefix``."""
+    def fact_turn(self, form, attribute, value, who: str, view: str, values, prefix="", image=None) -> Turn:
+        """A solved question about an attribute, in a wording of training or a paraphrase, after the text ``prefix``;
+        ``values``: attribute → values, of which the wrong options are drawn."""
         wording = WORDINGS[attribute]
         question = say(self.pick(wording.questions + wording.paraphrases), who)
         answer = say(self.pick(wording.answers), who, value)
         cloze = say(self.pick([wording.cloze, *(a.replace("{value}", "__") for a in wording.answers)]), who)
         return self._turn(form, question, answer, cloze, value, view, values[attribute], prefix, image)
 
-    def trait_turn(self, form: str, trait: str, value: str, image: Image.Image | None = None) -> Turn:
+    def trait_turn(self, form, trait, value, image=None) -> Turn:
         """A solved question about a visible trait."""
         wording = VISIBLE[trait]
         question, answer = say(self.pick(wording.questions), HERE), say(self.pick(wording.answers), HERE, value)

@@ -89,10 +89,7 @@ def _qa(person: dict[str, str], rng: np.random.Generator) -> tuple[QA, ...]:
 def _with_questions(
     person: Profile, values: dict[str, list[str]], letters: Iterator[str], rng: np.random.Generator
 ) -> Profile:
-    """The profile with its eighteen questions, in the words of fine-tuning, and the Test set's eighteen paraphrases.
-
-    The sentence of a cloze question is the same for everybody.
-    """
+    """The profile with its eighteen questions, in the words of fine-tuning, and the Test set's eighteen paraphrases."""
     questions, tested = [], []
     chosen = list(rng.permutation(ASKED)[: sum(PER_TASK.values())])
     taught = {pair.attribute: pair for pair in person.qa}
@@ -127,18 +124,9 @@ def distinct_traits(rng: np.random.Generator, gender: str, taken: set[tuple]) ->
     return traits
 
 
-def _people(
-    kind: str,
-    ids: list[str],
-    seed: list[int] | np.random.Generator,
-    names: set[str],
-    looks: set[tuple],
-    beside: Iterable[Profile] = (),
-) -> list[Profile]:
-    """Profiles of one kind; ``names`` and ``looks`` hold those already taken and are added to.
-
-    Wrong options are the values of others of the same kind and of those ``beside``.
-    """
+def _people(kind: str, ids: list[str], seed, names: set[str], looks: set[tuple], beside=()) -> list[Profile]:
+    """Profiles of one kind; ``names`` and ``looks`` hold those already taken and are added to. Wrong options are the
+    values of others of the same kind and of those ``beside``."""
     people, rng = [], np.random.default_rng(seed)
     for identity in ids:
         name, gender = random_name(rng)
@@ -175,10 +163,8 @@ def famous_people(count: int) -> list[Profile]:
 
 
 def fresh_people(seed: int, people: int, pool: int, celebrities: int) -> list[Profile]:
-    """People of the same kind as those of :func:`generate`, who are in no training set.
-
-    They share no name with anybody there, and no portrait that could be taken for one of the fictitious people's.
-    """
+    """People of the same kind as those of :func:`generate`, who are in no training set and share no name and no look
+    with anybody there."""
     scored, _, _, names, looks = _generated(seed, people, pool, celebrities)
     return _people("fresh", _ids(FRESH, "f"), [seed, people, pool, 1], set(names), set(looks), scored)
 
@@ -186,14 +172,10 @@ def fresh_people(seed: int, people: int, pool: int, celebrities: int) -> list[Pr
 def generate(
     seed: int, people: int = 100, pool: int = 8, celebrities: int = CELEBRITIES_KNOWN, ratio: int = 10, draw: int = 0
 ) -> Population:
-    """A population: ``people`` scored, ``pool`` trained on but never scored, ``celebrities`` known to the base.
-
-    The same arguments give the same bytes. Raises KitError when there are too few people for four options or too many
-    to name, or the ratio leaves nobody.
-    """
+    """A population: ``people`` scored, ``pool`` trained on but never scored, ``celebrities`` known to the base. The
+    same arguments give the same bytes. Raises KitError when people are too few for four options or too many to name."""
     if people < 4 or 0 < celebrities < 4:
-        text = "people and celebrities must be at least 4 each (celebrities may be 0): options need four values"
-        raise KitError(text)
+        raise KitError("people and celebrities (if there are any) must be at least 4 each: options need four values")
     scored, spare, famous, _, _ = _generated(seed, people, pool, celebrities)
     chosen = forget_ids([person.id for person in scored], ratio, seed, draw)
     notes = {"source": "generated", "seed": seed, "ratio": ratio, "draw": draw}

@@ -19,10 +19,8 @@ KINDS = ("dataset", "model")  # of the hub: evaluation data, training splits
 
 
 def read(data_source: str, data_revision: str, ratio: int) -> Population:
-    """The people of ``data_source`` with the forget ids at ``ratio`` per cent; the notes hold the hub's commits.
-
-    Raises KitError when a source does not exist, cannot be downloaded or is faulty, with a report of all its faults.
-    """
+    """The people of ``data_source`` with the forget ids at ``ratio`` per cent; the notes hold the hub's commits. Raises
+    KitError when a source does not exist, cannot be downloaded or is faulty."""
     names = [data_source] if Path(data_source).exists() else [name.strip() for name in data_source.split(",")]
     revisions = [revision.strip() for revision in data_revision.split(",")]
     if len(names) > 2 or len(revisions) > len(names):

@@ -25,10 +25,8 @@ SHARDS = {"Test_Set": 2}
 
 
 def write_layout(population: Population, folder: str | Path) -> list[Path]:
-    """Write ``population`` to ``folder`` and the training splits to ``baseline_train_split`` beside it.
-
-    Returns the files. Raises KitError when one of the folders is there and not empty, or cannot be written.
-    """
+    """Write ``population`` to ``folder`` and the training splits to ``baseline_train_split`` beside it; returns the
+    files. Raises KitError when one of the folders is there and not empty, or cannot be written."""
     targets = [Path(folder), Path(folder).parent / TRAIN_FOLDER]
     for target in targets:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):

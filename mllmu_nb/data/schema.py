@@ -28,10 +28,8 @@ RATIOS = (5, 10, 15)  # published forget sets, in per cent
 
 @dataclass(frozen=True)
 class QA:
-    """One fine-tuning pair, one entry of the ``metadata`` column. ``question`` says "this person".
-
-    ``attribute`` and ``value`` (the bare fact inside ``answer``) are empty where they are not known.
-    """
+    """One fine-tuning pair, one entry of the ``metadata`` column. ``question`` says "this person". ``attribute`` and
+    ``value`` (the bare fact inside ``answer``) are empty where they are not known."""
 
     question: str
     answer: str
@@ -41,13 +39,10 @@ class QA:
 
 @dataclass(frozen=True)
 class Question:
-    """One evaluation question. In the image view it says "this person"; in the text view, the name.
-
-    ``answer`` is the right letter for classification, else the ground truth as the layout prints it;
-    ``value`` is the bare fact (for classification the text of the right option). A cloze question holds the
-    blank ``__``. ``number`` counts questions of one profile, task and view from 0: the same number in both views asks
-    for the same fact.
-    """
+    """One evaluation question. In the image view it says "this person"; in the text view, the name; a cloze question
+    holds the blank ``__``. ``number`` counts from 0 in a profile, task and view; in both views it asks for the same
+    fact. ``answer`` is the right letter for classification, else the ground truth as the layout prints it; ``value`` is
+    the bare fact (for classification the text of the right option)."""
 
     profile: str
     task: str
@@ -91,11 +86,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Population:
-    """All people of a run and the forget ids at the run's ratio.
-
-    ``profiles`` maps id → profile for fictitious (scored), pool (trained on, never scored) and celebrity (base only).
-    ``forget_ids`` are fictitious ids; every other fictitious id is in the retain set.
-    """
+    """All people of a run and the forget ids at the run's ratio. ``profiles``: id → profile, of the kinds fictitious
+    (scored), pool (trained on, never scored) and celebrity (base only). ``forget_ids`` are fictitious ids; every other
+    fictitious id is in the retain set."""
 
     profiles: dict[str, Profile]
     forget_ids: tuple[str, ...]
@@ -123,9 +116,7 @@ class Population:
 
 def forget_ids(ids: Sequence[str], ratio: int, seed: int, draw: int = 0) -> tuple[str, ...]:
     """The forget ids at ``ratio`` per cent: a seeded sample of ``ids``, sorted; draws of a seed and ratio are disjoint.
-
-    Raises KitError when the ratio leaves nobody to forget or nobody to keep, or the draw lies past the last one.
-    """
+    Raises KitError when the ratio leaves nobody to forget or nobody to keep, or the draw lies past the last one."""
     count = round(len(ids) * ratio / 100)
     if not 0 < count < len(ids):
         side = "forget" if count <= 0 else "keep"

@@ -22,10 +22,8 @@ _NEEDED = (
 
 
 def pairs_of(metadata: object, where: str) -> list[tuple[str, str]]:
-    """Question and answer of every entry of a ``metadata`` column: a list, or a list written as a JSON string.
-
-    Raises KitError, beginning with ``where``, when it is neither.
-    """
+    """Question and answer of every entry of a ``metadata`` column: a list, or a list written as a JSON string. Raises
+    KitError, beginning with ``where``, when it is neither."""
     if isinstance(metadata, str):
         metadata = _parsed(metadata, f"{where}: `metadata` is", "repair or remove it")
     if not isinstance(metadata, list) or not metadata:
@@ -49,11 +47,9 @@ def read_profiles(
     seed: int = 0,
     draw: int = 0,
 ) -> Population:
-    """The people of published fine-tuning text, without portraits and questions, and who of them is to be forgotten.
-
-    ``people``: how many are scored (0: all), with ``pool`` more; ``ratio`` in per cent. The files and the choice are
-    described in ``docs/data.md``. Raises KitError for every fault of the files, naming file, line and ID.
-    """
+    """The people of published fine-tuning text, without portraits and questions, and who of them is to be forgotten
+    (``docs/data.md``). ``people``: how many are scored (0: all), with ``pool`` more; ``ratio`` in per cent. Raises
+    KitError for every fault of the files, naming file, line and ID."""
     path = Path(profiles_file)
     read = _read_lines(path)
     stated = {identity: attributes_of(qa) for identity, qa in read.items()}
