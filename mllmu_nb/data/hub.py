@@ -21,7 +21,7 @@ KINDS = ("dataset", "model")  # of the hub: evaluation data, training splits
 def read(data_source: str, data_revision: str, ratio: int) -> Population:
     """The people of ``data_source`` with the forget ids at ``ratio`` per cent; the notes hold the hub's commits. Raises
     KitError when a source does not exist, cannot be downloaded or is faulty."""
-    names = [data_source] if Path(data_source).exists() else [name.strip() for name in data_source.split(",")]
+    names = [data_source] if os.path.exists(data_source) else [name.strip() for name in data_source.split(",")]
     revisions = [revision.strip() for revision in data_revision.split(",")]
     if len(names) > 2 or len(revisions) > len(names):
         form = f"a folder or {EVALUATION_REPOSITORY}, then after a comma {TRAINING_REPOSITORY} or nothing"
@@ -38,7 +38,7 @@ def read(data_source: str, data_revision: str, ratio: int) -> Population:
 def _source(name: str, kind: str, revision: str, configs: list[str]) -> tuple[Path, str, str]:
     """Folder, name and commit ("" for a local folder) of the evaluation data or the training splits."""
     folder = Path(os.path.expanduser(name))
-    if folder.is_dir():
+    if os.path.isdir(folder):  # False, where Path raises, for a name that no path can have
         if revision:
             raise KitError(f"data_revision {revision!r} is for the hub, but {name} is a folder: leave it empty")
         return folder, folder.resolve().name, ""
