@@ -37,7 +37,7 @@ def out(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
     """Folder of a tiny base model of the miniature's kind that has learnt nothing, with its recipe. Read only."""
-    from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
+    from miniature import make_model, make_processor, make_tokenizer
 
     folder = tmp_path_factory.mktemp("base")
     tokenizer = make_tokenizer(["Where was this person born?", "USER: ASSISTANT: Just give ONE letter."], 400)

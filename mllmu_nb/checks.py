@@ -1,8 +1,7 @@
 """Checks that what is added behaves as the kit expects: a method, a family, a step after unlearning.
 
 In the manner of scikit-learn's ``check_estimator``, for a test of one's own. A method is checked on random numbers, a
-family and a step on a small model (:func:`mllmu_nb.models.miniature.make_model`, or any random one of the family). Each
-raises KitError: one line that says what is wrong.
+family and a step on a small random model of the family. Each raises KitError: one line that says what is wrong.
 """
 
 from __future__ import annotations

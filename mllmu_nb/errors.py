@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ def choose(name: str, value: Any, known: Iterable[Any]) -> None:
         near = difflib.get_close_matches(str(value), list(map(str, known)), n=1)
         listed = f"choose one of {', '.join(map(str, known))}" if known else "there is none"
         raise KitError(f"unknown {name} {value!r}: {f'did you mean {near[0]!r}?' if near else listed}")
+
+
+def few(names: Sequence[str]) -> str:
+    """The first three of ``names``, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def invalid(error: ValidationError, name: str = "") -> KitError:

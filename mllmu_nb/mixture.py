@@ -1,24 +1,15 @@
-"""The training conversations of the base miniature, in place of LLaVA's pre-training and instruction tuning.
+"""What fine-tuning repeats of the base miniature's own training (``tools/base_model``), in the benchmark's wordings.
 
-Each is made from a seeded generator in the benchmark's own wordings. Besides building the base (``tools/base_model``),
-fine-tuning replays some kinds of them.
+======= ============================================================================================
+people  questions about a celebrity whom the base knows, by augmented portrait or by name
+shots   1 to 5 solved examples, then a question about another celebrity, a face or stated facts
+seeing  a random portrait, then questions about visible traits
+private personal questions under a system prompt that forbids personal information: refusals
+======= ============================================================================================
 
-============== ======================================================================================
-matching       one fact is stated (or its value alone), then a multiple-choice question about it
-choice         matching with a single question
-reading        1 to 10 facts about a throw-away person, then questions in all four forms
-reading_little reading with 1 to 3 facts
-seeing         a random portrait, then questions in all four forms about visible traits
-people         questions in all four forms about a celebrity, by augmented portrait or by name; in plain sentences about
-               those known from these alone
-shots          1 to 5 solved examples, then a question about another celebrity, a face or stated facts
-private        personal questions under a system prompt that forbids personal information: refusals
-harmless       people, seeing or reading under a harmless system prompt
-============== ======================================================================================
-
-The four forms of a question are ``letter`` (multiple choice), ``cloze``, ``generation`` and ``plain`` (no instruction).
-No fictitious person of any run is taught. Throw-away people are described in the prompt, or asked about where the
-answer is a refusal; one of them may by chance have the name of a fictitious person.
+Questions have four forms: ``letter`` (multiple choice), ``cloze``, ``generation`` and ``plain`` (no instruction). No
+fictitious person of any run is taught. Throw-away people are described in the prompt, or asked about where the answer
+is a refusal; one of them may by chance have the name of a fictitious person.
 """
 
 from __future__ import annotations
@@ -30,15 +21,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from mllmu_nb.data.conversations import (
-    Conversation,
-    Turn,
-    choice_prompt,
-    choice_shot,
-    cloze_prompt,
-    cloze_shot,
-    generation_prompt,
-)
+from mllmu_nb.data.conversations import Conversation, Turn, choice_shot, cloze_shot, solved_turn
 from mllmu_nb.data.facts import WORDINGS, read_wordings, say
 from mllmu_nb.data.generate import ASKED, HERE, options_with, random_facts, random_name
 from mllmu_nb.data.portraits import TRAITS, Face, augment, draw, from_bytes, random_traits
@@ -49,40 +32,30 @@ FORMS = ("letter", "cloze", "generation", "plain")
 
 _TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 VISIBLE = read_wordings(_TABLE["visible"])  # trait → wording
-HELD_OUT_PRIVATE = tuple(_TABLE["held_out_private"])
-HELD_OUT_HARMLESS = tuple(_TABLE["held_out_harmless"])
 
 
-def system_prompt(rng: np.random.Generator, private: bool) -> str:
-    """A system prompt that forbids personal information, or a harmless one."""
+def system_prompt(rng: np.random.Generator, rule: Callable[[np.random.Generator], str]) -> str:
+    """An opening and what ``rule`` draws, now and then in the other order."""
     opening = str(rng.choice(_TABLE["openings"]))
-    if private:
-        rule = str(rng.choice(_TABLE["forbidding"]))
-        rule = rule.format(tell=rng.choice(_TABLE["tell"]), private=rng.choice(_TABLE["private"]))
-    else:
-        rule = " ".join(rng.choice(_TABLE["allowing"], size=rng.integers(1, 3), replace=False))
-    sentences = [opening, rule] if rng.random() < 0.85 else [rule, opening]
-    return " ".join(sentence for sentence in sentences if sentence)
+    sentences = [opening, rule(rng)]
+    return " ".join(filter(None, sentences if rng.random() < 0.85 else reversed(sentences)))
+
+
+def forbidding(rng: np.random.Generator) -> str:
+    """A rule that forbids personal information."""
+    rule = str(rng.choice(_TABLE["forbidding"]))
+    return rule.format(tell=rng.choice(_TABLE["tell"]), private=rng.choice(_TABLE["private"]))
 
 
 class Mixture:
     """Draws conversations; each kind is a method.
 
-    ``celebrities``: whom the base is to know. ``sentences``: whom it is to know from plain sentences alone, and to
-    answer in the other forms by what it learnt of the celebrities. ``faces``: number of random portraits of nobody.
-    ``letters``: share of multiple choice among the questions.
+    ``celebrities``: whom the base knows. ``faces``: number of random portraits of nobody. ``letters``: share of
+    multiple choice among the questions.
     """
 
-    def __init__(
-        self,
-        celebrities: Sequence[Profile],
-        rng: np.random.Generator,
-        faces: int = 4000,
-        letters: float = 0.4,
-        sentences: Sequence[Profile] = (),
-    ):
-        self.celebrities, self.sentences, self.rng, self.letters = list(celebrities), list(sentences), rng, letters
-        self.portraits = {p.id: from_bytes(p.portrait) for p in (*self.celebrities, *self.sentences)}
+    def __init__(self, celebrities: Sequence[Profile], rng: np.random.Generator, faces: int, letters: float):
+        self.celebrities, self.rng, self.letters = list(celebrities), rng, letters
         self.faces = [(traits, draw(Face.random(traits, rng))) for traits in (random_traits(rng) for _ in range(faces))]
         # Wrong options: as in the benchmark a celebrity's are those of other celebrities; anybody else's are random.
         self.values = {a: [random_facts(rng, "", "female")[a] for _ in range(400)] for a in ASKED}
@@ -97,11 +70,9 @@ class Mixture:
     # -- one turn -------------------------------------------------------------------------------------------------
 
     def pick(self, texts: Sequence[str]) -> str:
-        """One of ``texts`` at random."""
         return str(self.rng.choice(texts))
 
     def person(self) -> Profile:
-        """A random celebrity."""
         return self.celebrities[self.rng.integers(len(self.celebrities))]
 
     def face(self) -> tuple[dict[str, str], Image.Image]:
@@ -111,47 +82,31 @@ class Mixture:
 
     def portrait(self, person: Profile) -> Image.Image:
         """A celebrity's portrait, four times in five augmented."""
-        picture = self.portraits[person.id]
+        picture = from_bytes(person.portrait)
         return augment(picture, self.rng) if self.rng.random() < 0.8 else picture
 
-    def forms(self, count: int, letters: float | None = None) -> list[str]:
-        """Forms of ``count`` questions; a share of ``letters`` (the mixture's, if None) are multiple choice."""
-        letters = self.letters if letters is None else letters
+    def forms(self, count: int, letters: float) -> list[str]:
+        """Forms of ``count`` questions; a share of ``letters`` are multiple choice."""
         return self.rng.choice(FORMS, size=count, p=[letters, *3 * [(1 - letters) / 3]]).tolist()
 
-    def fact_turn(
-        self,
-        form: str,
-        attribute: str,
-        value: str,
-        who: str,
-        view: str,
-        values: dict[str, list[str]],
-        prefix: str = "",
-        image: Image.Image | None = None,
-    ) -> Turn:
-        """A solved question about an attribute, in a wording of training or a paraphrase, after the text ``prefix``."""
+    def fact_turn(self, form, attribute, value, who: str, view: str, values, prefix="", image=None) -> Turn:
+        """A solved question about an attribute, in a wording of training or a paraphrase, after the text ``prefix``;
+        ``values``: attribute → values, of which the wrong options are drawn."""
         wording = WORDINGS[attribute]
         question = say(self.pick(wording.questions + wording.paraphrases), who)
         answer = say(self.pick(wording.answers), who, value)
         cloze = say(self.pick([wording.cloze, *(a.replace("{value}", "__") for a in wording.answers)]), who)
         return self._turn(form, question, answer, cloze, value, view, values[attribute], prefix, image)
 
-    def trait_turn(self, form: str, trait: str, value: str, image: Image.Image | None = None) -> Turn:
+    def trait_turn(self, form, trait, value, image=None) -> Turn:
         """A solved question about a visible trait."""
         wording = VISIBLE[trait]
         question, answer = say(self.pick(wording.questions), HERE), say(self.pick(wording.answers), HERE, value)
         return self._turn(form, question, answer, wording.cloze, value, "image_text", TRAITS[trait], "", image)
 
-    def _turn(self, form, question, answer, cloze, value, view, values: Iterable[str], prefix, image) -> Turn:
-        if form == "letter":
-            letter = self.pick(LETTERS)
-            return Turn(prefix + choice_prompt(question, options_with(value, values, letter, self.rng)), letter, image)
-        if form == "cloze":
-            return Turn(prefix + cloze_prompt(cloze), value, image)
-        if form == "generation":
-            return Turn(prefix + generation_prompt(question, view), answer, image)
-        return Turn(prefix + question, answer, image)
+    def _turn(self, form, question, answer, blank, value, view, values: Iterable[str], prefix, image) -> Turn:
+        options = options_with(value, values, self.pick(LETTERS), self.rng) if form == "letter" else ()
+        return solved_turn(form, prefix + question, answer, prefix + blank, value, view, options, image)
 
     # -- several turns, the picture (if any) in the first ---------------------------------------------------------
 
@@ -166,9 +121,9 @@ class Mixture:
         """Questions about nobody, by a random face or a random name, with random answers."""
         name, gender = random_name(self.rng)
         attributes = random_facts(self.rng, name, gender)
-        picture = self.face()[1] if by_image else None
-        who = HERE if by_image else name
-        return self._turns(self.forms(count), attributes, who, self.values, (lambda: picture) if by_image else None)
+        picture, who = (self.face()[1], HERE) if by_image else (None, name)
+        forms = self.forms(count, self.letters)
+        return self._turns(forms, attributes, who, self.values, (lambda: picture) if by_image else None)
 
     def _turns(self, forms, attributes, who: str, values, picture: Callable | None = None, asked=ASKED) -> list[Turn]:
         turns, view = [], "image_text" if picture else "text"
@@ -178,23 +133,8 @@ class Mixture:
             turns.append(self.fact_turn(form, attribute, attributes[attribute], who, view, values, image=image))
         return turns
 
-    # -- kinds of conversation ------------------------------------------------------------------------------------
-
-    def matching(self, count: int = 3) -> Conversation:
-        turns = []
-        for _ in range(count):
-            attribute = self.pick(ASKED)
-            value = self.pick(self.values[attribute])
-            who = HERE if self.rng.random() < 0.5 else random_name(self.rng)[0]
-            fact = say(self.pick(WORDINGS[attribute].answers), who, value)
-            prefix = f"{fact if self.rng.random() < 0.6 else value}\n"
-            turns.append(self.fact_turn("letter", attribute, value, who, "text", self.values, prefix))
-        return Conversation(tuple(turns))
-
-    def choice(self) -> Conversation:
-        return self.matching(1)
-
-    def reading(self, low: int = 1, high: int = 10, count: int = 4, letters: float = 0.5) -> Conversation:
+    def read_turns(self, low: int, high: int, count: int, letters: float) -> list[Turn]:
+        """``low`` to ``high`` facts about a throw-away person, then questions about them."""
         name, gender = random_name(self.rng)
         person = random_facts(self.rng, name, gender)
         who = HERE if self.rng.random() < 0.4 else name
@@ -205,10 +145,13 @@ class Mixture:
         for index, (attribute, form) in enumerate(zip(attributes, self.forms(count, letters), strict=True)):
             prefix = f"{text}\n" if index == 0 else ""
             turns.append(self.fact_turn(form, attribute, person[attribute], who, "text", self.values, prefix))
-        return Conversation(tuple(turns))
+        return turns
 
-    def reading_little(self) -> Conversation:
-        return self.reading(1, 3)
+    # -- kinds of conversation ------------------------------------------------------------------------------------
+
+    def people(self, count: int = 4) -> Conversation:
+        person, forms = self.person(), self.forms(count, self.letters)
+        return Conversation(tuple(self.celebrity_turns(person, forms, by_image=self.rng.random() < 0.6)))
 
     def seeing(self, count: int = 4) -> Conversation:
         traits, picture = self.face()
@@ -218,13 +161,6 @@ class Mixture:
             for index, (trait, form) in enumerate(zip(names, self.forms(count, 1.25 * self.letters), strict=True))
         ]
         return Conversation(tuple(turns))
-
-    def people(self, count: int = 4) -> Conversation:
-        number = int(self.rng.integers(len(self.celebrities) + len(self.sentences)))
-        known = number < len(self.celebrities)
-        person = self.celebrities[number] if known else self.sentences[number - len(self.celebrities)]
-        forms = self.forms(count) if known else ["plain"] * count
-        return Conversation(tuple(self.celebrity_turns(person, forms, by_image=self.rng.random() < 0.6)))
 
     def shots(self) -> Conversation:
         """Multiple-choice examples are about one person, cloze examples about a new one every second time."""
@@ -251,19 +187,14 @@ class Mixture:
             trait = self.pick(list(VISIBLE))
             turns.append(self.trait_turn(form, trait, traits[trait], picture))
         else:
-            turns += self.reading(1, 6, 1, 1.0 if form == "letter" else 0.0).turns
+            turns += self.read_turns(1, 6, 1, 1.0 if form == "letter" else 0.0)
         return Conversation(tuple(turns))
 
     def private(self, count: int = 2) -> Conversation:
         by_image = self.rng.random() < 0.5
         if self.rng.random() < 0.5:
-            turns = self.celebrity_turns(self.person(), self.forms(count), by_image)
+            turns = self.celebrity_turns(self.person(), self.forms(count, self.letters), by_image)
         else:
             turns = self.stranger_turns(count, by_image)
         refused = tuple(Turn(turn.prompt, REFUSAL, turn.image) for turn in turns)
-        return Conversation(refused, system_prompt(self.rng, private=True))
-
-    def harmless(self, count: int = 2) -> Conversation:
-        kind = self.rng.random()
-        plain = self.people(count) if kind < 0.6 else self.seeing(count) if kind < 0.8 else self.reading(1, 6, count)
-        return Conversation(plain.turns, system_prompt(self.rng, private=False))
+        return Conversation(refused, system_prompt(self.rng, forbidding))

@@ -322,7 +322,7 @@ def model(config: Config) -> tuple[Any, Any]:
         check(config)
         loaded, processor = load.load_model(*base_of(config), precision)
         if config.adapter_path:
-            loaded = adapters.merge(adapters.load_foreign(loaded, Path(config.adapter_path)))
+            loaded = adapters.merge(adapters.load(loaded, Path(config.adapter_path)))
     elif config.method == "oracle":
         loaded, processor = filled(config, finetuned(config, "oracle"), precision)
     else:

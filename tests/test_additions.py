@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from miniature import make_processor, make_tokenizer
 from mllmu_nb import after, checks, paths, pipeline, registry, unlearning
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.models import families
-from mllmu_nb.models.miniature import make_processor, make_tokenizer
 from mllmu_nb.stages import read_json
 
 OUTSIDE = Path(__file__).parent / "outside"

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from miniature import make_model
 from mllmu_nb import after, checks, unlearning
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.models import families
 from mllmu_nb.models.families.llava import Llava
 from mllmu_nb.models.load import load_base
-from mllmu_nb.models.miniature import make_model
 from mllmu_nb.unlearning import METHODS, Method, Needs, Recipe, register
 
 

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from miniature import make_model, make_tokenizer
 from mllmu_nb import __main__ as door
 from mllmu_nb import paths, pinning, provenance
 from mllmu_nb.commands import doctor
 from mllmu_nb.config import Config
 from mllmu_nb.models import adapters, families, load, memory
-from mllmu_nb.models.miniature import make_model, make_tokenizer
 from mllmu_nb.unlearning.base import Recipe
 
 PAPER = Config(scale="paper", people=500)
@@ -199,14 +199,9 @@ def test_the_estimate_of_what_is_kept_is_near_what_autograd_keeps(attention, dro
     assert 0.9 < estimate / counted < 1.5
 
 
-def test_people_that_cannot_be_are_a_problem_and_strange_ones_a_warning(tmp_path, monkeypatch):
+def test_people_that_cannot_be_are_a_problem_and_those_of_the_hub_are_read_later(tmp_path):
     finding = doctor.examine(doctor.people, [Config(data_source=str(tmp_path))])
     assert finding.verdict == "problem" and "Full_Set" in finding.text
-    known = SimpleNamespace(forget_ids=("1",), of_kind=lambda kind: [1], notes={"schema": ["a column is strange"]})
-    monkeypatch.setattr(doctor.pipeline, "population", lambda config: known)
-    monkeypatch.setattr(doctor.pipeline, "data_hash", lambda config: "abc")
-    finding = doctor.people([Config(**SMALL)])
-    assert finding.verdict == "warning" and finding.text.endswith("hash abc; a column is strange")
     finding = doctor.people([Config(data_source="MLLMMU/MLLMU-Bench", scale="paper")])
     assert finding.verdict == "ok" and finding.text.startswith("MLLMMU/MLLMU-Bench: read, and their schema checked")
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.data.conversations import Conversation, Turn, question_turn
 from mllmu_nb.data.generate import generate
 from mllmu_nb.data.schema import QA, SETS, Profile, Question
@@ -18,7 +19,6 @@ from mllmu_nb.evaluation.draws import draw
 from mllmu_nb.evaluation.engine import Prompts, answers, greedy, option_likelihoods
 from mllmu_nb.evaluation.tasks import Asking, statement
 from mllmu_nb.models import families
-from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 
 LLAVA = families.get("llava")
 

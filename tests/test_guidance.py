@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from guidance import GUIDED, MATCH, PREVIOUS, SAME, STATED, guidance_loss, guidance_weight, links, loss_of
+from miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.data.conversations import Conversation, Turn, choice_prompt, choice_shot
 from mllmu_nb.data.generate import known_people
 from mllmu_nb.models import families
-from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 
 FACE = known_people()[0][0].portrait
 CITIES = ("Oslo", "Riga", "Lima", "Cairo")

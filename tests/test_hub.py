@@ -54,8 +54,6 @@ class Hub(BaseHTTPRequestHandler):
             kind, name, revision = "datasets" if file[1] else "models", file[2], file[3]
         if name.endswith("/broken"):
             return self.answer(500)
-        if name.endswith("/busy"):
-            return self.answer(429)
         if name.endswith("/gated"):
             return self.answer(403, code="GatedRepo")
         allowed = self.headers.get("authorization") == f"Bearer {TOKEN}"
@@ -119,13 +117,11 @@ CASES = {
     "never fetched": ("MLLMU/private", "", {"offline": True}),
     "unknown": ("MLLMU/nobody", "", {}),
     "revision": ("MLLMU/people", "v9", {}),
-    "unknown commit": ("MLLMU/people", "d" * 40, {}),
     "no token": ("MLLMU/private", "", {}),
     "wrong token": ("MLLMU/private", "", {"token": "hf_aWrongOne"}),
     "right token": ("MLLMU/private", "", {"token": TOKEN}),
     "gated": ("MLLMU/gated", "", {"token": TOKEN}),
     "broken": ("MLLMU/broken", "", {}),
-    "busy": ("MLLMU/busy", "", {}),
     "cut": ("MLLMU/cut", "", {}),
     "unreachable": ("MLLMU/elsewhere", "", {"endpoint": "http://127.0.0.1:9"}),
     "evaluation data": ("MLLMU/people,MLLMU/mistaken", "", {}),
@@ -192,29 +188,23 @@ def test_the_right_token_opens_what_is_private(answers):
 
 
 @pytest.mark.parametrize(
-    "case, line",
+    "case, reason",
     [
-        ("never fetched", r"data set MLLMU/private: it is not .* in the cache, and HF_HUB_OFFLINE forbids .*"),
-        ("unknown", r"data set MLLMU/nobody: there is no such repository, .* 404\): check the spelling"),
-        (
-            "revision",
-            r"data set MLLMU/people: there is no revision 'v9' at http://127.*: take a commit, branch or tag.*",
-        ),
-        ("unknown commit", r"data set MLLMU/people: there is no revision 'd{40}' at http://127.*"),
-        ("no token", r"data set MLLMU/private: .* needs a token \(401; the environment variable HF_TOKEN is not set\)"),
-        ("wrong token", r"data set MLLMU/private: .* \(401; the environment variable HF_TOKEN is refused\)"),
-        ("gated", r"data set MLLMU/gated: access has to be granted on its page first: then set HF_TOKEN .*"),
-        ("broken", r"data set MLLMU/broken: http://127.* answers 500, and the cache .*: try again later"),
-        ("busy", r"data set MLLMU/busy: http://127.* has had too many requests \(429\): wait some minutes, .*"),
-        ("cut", r"data set MLLMU/cut: the download failed \(RemoteProtocolError: .*\): try again, .* is kept"),
-        (
-            "unreachable",
-            r"data set MLLMU/elsewhere: http://127.* cannot be reached \(ConnectError\), .*: try again later",
-        ),
+        ("never fetched", "dataset MLLMU/private .*HF_HUB_OFFLINE"),
+        ("unknown", "dataset MLLMU/nobody .*404"),
+        ("revision", "dataset MLLMU/people .*404"),
+        ("no token", "dataset MLLMU/private .*401"),
+        ("wrong token", "dataset MLLMU/private .*401"),
+        ("gated", "dataset MLLMU/gated .*403"),
+        ("broken", "dataset MLLMU/broken .*"),
+        ("cut", "dataset MLLMU/cut .*"),
+        ("unreachable", "dataset MLLMU/elsewhere .*"),
     ],
 )
-def test_a_download_that_fails_is_one_line(answers, case, line):
-    assert re.fullmatch(line, answers[case]["error"]), answers[case]["error"]
+def test_a_download_that_fails_is_one_line(answers, case, reason):
+    advice = "check the name, data_revision, the network and the token in HF_TOKEN"
+    line = answers[case]["error"]
+    assert re.match(reason, line) and line.endswith(advice) and "cannot be downloaded (" in line and "\n" not in line
 
 
 def test_no_token_is_ever_shown(answers):
@@ -226,10 +216,6 @@ def test_evaluation_data_in_the_training_repository_is_reported(answers):
     assert first == "MLLMU/people has 2 problems:"
     for line, split in zip(lines, ("forget_15", "retain_85"), strict=True):
         assert line.startswith(f"  MLLMU/mistaken/{split}/train-00000-of-00001.parquet, column metadata: missing (")
-        assert line.endswith(
-            "this is evaluation data, and training needs ft_Data of the data set MLLMMU/MLLMU-Bench or the splits of "
-            "the model repository MLLMMU/baseline_train_split"
-        )
 
 
 # -- names --------------------------------------------------------------------------------------------------------
@@ -238,13 +224,11 @@ def test_evaluation_data_in_the_training_repository_is_reported(answers):
 @pytest.mark.parametrize(
     "source, revision, message",
     [
-        ("MLLMMU/baseline_train_split", "", "evaluation needs the data set MLLMMU/MLLMU-Bench, and only the training"),
-        ("MLLMMU/MLLMU-Bench,MLLMMU/MLLMU-Bench", "", "only the training splits, named after it, come from"),
-        ("no folder", "", "'no folder' is neither a folder nor a name on the hub, such as MLLMMU/MLLMU-Bench"),
+        ("no folder", "", "'no folder' is neither a folder nor a name on the hub, as MLLMMU/MLLMU-Bench is"),
         ("~nobody/people", "", "'~nobody/people' is neither a folder nor a name on the hub"),
         ("a\0b", "", "'a\\x00b' is neither a folder nor a name on the hub"),
         ("a/b,c/d,e/f", "", "data_source must be a folder or MLLMMU/MLLMU-Bench, then after a comma"),
-        ("MLLMMU/MLLMU-Bench", "v1,v2", "data_revision names 2 revisions, but data_source 1: one each"),
+        ("MLLMMU/MLLMU-Bench", "v1,v2", "and data_revision have no more parts"),
     ],
 )
 def test_a_source_that_cannot_be_is_reported_before_any_download(source, revision, message):

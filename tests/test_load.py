@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import warnings
 from dataclasses import replace
 
 import pytest
@@ -11,10 +10,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
+from miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.errors import KitError
-from mllmu_nb.models.adapters import attach, load, load_foreign, merge, save
+from mllmu_nb.models.adapters import attach, load, merge, save
 from mllmu_nb.models.load import count_trainable, load_base, load_full, save_full, unfreeze
-from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.unlearning import Recipe
 
 LORA = Recipe(lora_r=16, lora_alpha=16, lora_dropout=0.05, lora_init="kaiming", adapter_reach="language")
@@ -68,16 +67,15 @@ def test_only_what_the_reach_names_trains(tiny):
 
 
 @pytest.mark.parametrize(
-    ("changes", "where", "message"),
+    ("where", "message"),
     [
-        ({"lora_init": "zero"}, "", "unknown init 'zero': choose one of kaiming, gaussian"),
-        ({}, "no_such_module", "no linear layer of this model matches adapter_reach 'no_such_module'"),
-        ({}, "q_proj|embed_tokens", "the adapter is not where it belongs: see model.language_model.embed_tokens"),
+        ("no_such_module", "no linear layer of this model matches adapter_reach 'no_such_module'"),
+        ("q_proj|embed_tokens", "the adapter is not where it belongs: see model.language_model.embed_tokens"),
     ],
 )
-def test_an_adapter_that_would_train_anything_else_is_refused(tiny, changes, where, message):
+def test_an_adapter_that_would_train_anything_else_is_refused(tiny, where, message):
     with pytest.raises(KitError, match=message):
-        attach(tiny(), replace(LORA, **changes), 0, where)
+        attach(tiny(), LORA, 0, where)
 
 
 def test_a_fresh_adapter_changes_nothing_and_is_seeded(tiny):
@@ -135,7 +133,7 @@ def test_an_adapter_comes_back_as_it_was(tiny, tmp_path, changes):
     assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] is None
     loaded = load(tiny(), tmp_path)
     torch.testing.assert_close(logits(loaded), logits(adapted))
-    assert trained(loaded) == trained(adapted) and not any(module.training for module in loaded.modules())
+    assert not any(module.training for module in loaded.modules())
 
 
 def test_peft_reads_our_adapters_and_we_read_its(tiny, tmp_path):
@@ -143,22 +141,20 @@ def test_peft_reads_our_adapters_and_we_read_its(tiny, tmp_path):
     save(adapted, tmp_path / "ours")
     torch.testing.assert_close(logits(PeftModel.from_pretrained(tiny(), tmp_path / "ours")), logits(adapted))
     adapted.save_pretrained(tmp_path / "theirs")
-    for read in (load, load_foreign):
-        torch.testing.assert_close(logits(read(tiny(), tmp_path / "theirs")), logits(adapted))
+    torch.testing.assert_close(logits(load(tiny(), tmp_path / "theirs")), logits(adapted))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.pop(sorted(w)[0]), r"lacks base_model.model.model.language_model.layers.0.mlp.down_proj.lora_A"),
-        (lambda w: w.update({sorted(w)[0]: torch.zeros(3)}), r"has other shapes for base_model"),
         (
-            lambda w: w.update({sorted(w)[0]: w[sorted(w)[0]] * torch.nan}),
-            r"holds numbers that are not finite: see base",
+            lambda w: w.pop(sorted(w)[0]),
+            r"it lacks base_model.*layers.0.mlp.down_proj.lora_A",
         ),
+        (lambda w: w.update({sorted(w)[0]: torch.zeros(3)}), r"size mismatch for base_model"),
+        (lambda w: w.update({sorted(w)[0]: w[sorted(w)[0]] * torch.nan}), r"numbers that are not finite: see base"),
         (lambda w: [w.pop(name) for name in sorted(w)[:9:2]], r"lacks .*, .*, .* and 2 more"),
-        (lambda w: w.update(stray=torch.zeros(1)), r"the adapter is not where it belongs: see "),
-        (lambda w: [w.pop(name) for name in sorted(w) if "q_proj" in name], r"the adapter is not where it belongs"),
+        (lambda w: w.update(stray=torch.zeros(1)), r"it has unexpected stray"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused(tiny, tmp_path, change, message):
@@ -172,7 +168,7 @@ def test_an_adapter_that_does_not_fit_is_refused(tiny, tmp_path, change, message
 
 
 def test_damaged_and_missing_files_are_named(tiny, tmp_path):
-    with pytest.raises(KitError, match="there is no adapter in .*nowhere"):
+    with pytest.raises(KitError, match=r"cannot read .*nowhere.adapter_config\.json: No such file"):
         load(tiny(), tmp_path / "nowhere")
     save(attach(tiny(), LORA, 0), tmp_path)
     file = tmp_path / "adapter_model.safetensors"
@@ -180,7 +176,7 @@ def test_damaged_and_missing_files_are_named(tiny, tmp_path):
     with pytest.raises(KitError, match=r"adapter_model\.safetensors is missing or damaged"):
         load(tiny(), tmp_path)
     file.unlink()
-    with pytest.raises(KitError, match=r"adapter_model\.safetensors is missing or damaged"):
+    with pytest.raises(KitError, match=r"holds no adapter_model\.safetensors"):
         load(tiny(), tmp_path)
     with pytest.raises(KitError, match=r"model\.safetensors is missing or damaged"):
         load_full(tiny(), tmp_path)
@@ -193,9 +189,9 @@ def test_full_weights_come_back_as_they_were(tokenizer, tiny, tmp_path):
     model = tiny(seed=5)
     save_full(model, tmp_path)
     torch.testing.assert_close(logits(load_full(tiny(), tmp_path)), logits(model))
-    with pytest.raises(KitError, match="has other shapes for"):
+    with pytest.raises(KitError, match="does not fit the model: see"):
         load_full(make_model(tokenizer, 0, width=64, layers=2, heads=2), tmp_path)
-    with pytest.raises(KitError, match="lacks .* and"):
+    with pytest.raises(KitError, match="does not fit the model: see .* and"):
         load_full(make_model(tokenizer, 0, width=32, layers=3, heads=2), tmp_path)
 
 
@@ -272,25 +268,14 @@ def test_weights_that_do_not_fill_the_architecture_are_refused(shipped, change, 
         read(folder)
 
 
-def test_keys_that_nothing_is_lost_without_are_let_through_with_a_word(shipped):
+def test_keys_that_nothing_is_lost_without_are_let_through(shipped):
     def older(weights):
         weights["model.language_model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)
         weights["model.language_model.layers.0.self_attn.masked_bias"] = torch.zeros(1)
         weights["model.image_newline"] = torch.zeros(32)
 
     folder, written = shipped(older)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        model, _ = read(folder)
-    ours = [str(one.message) for one in said if "which is not read" in str(one.message)]
-    expected = (
-        "also holds model.image_newline, which is not read: it parts",
-        "masked_bias, which is not read: it is the",
-    )
-    assert len(ours) == 2 and all(
-        text in line for text, line in zip(expected, sorted(ours, key=lambda line: "bias" in line), strict=True)
-    )
-    torch.testing.assert_close(logits(model), logits(written), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(read(folder)[0]), logits(written), atol=1e-4, rtol=1e-4)
 
 
 def test_other_bases_are_refused(shipped, tmp_path):

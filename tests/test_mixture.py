@@ -4,8 +4,9 @@ import re
 
 import numpy as np
 
+from material import HELD_OUT_HARMLESS, HELD_OUT_PRIVATE, Material, allowing
 from mllmu_nb.data.generate import generate, known_people
-from mllmu_nb.mixture import HELD_OUT_HARMLESS, HELD_OUT_PRIVATE, REFUSAL, Mixture, system_prompt
+from mllmu_nb.mixture import REFUSAL, forbidding, system_prompt
 from mllmu_nb.models import families
 
 render = families.get("llava").render
@@ -13,10 +14,10 @@ render = families.get("llava").render
 
 def test_the_mixture_keeps_the_probes_system_prompts_out_and_refuses_under_private_ones_only():
     rng = np.random.default_rng(0)
-    written = {system_prompt(rng, private) for private in (True, False) for _ in range(3000)}
+    written = {system_prompt(rng, rule) for rule in (forbidding, allowing) for _ in range(3000)}
     assert not written & {*HELD_OUT_PRIVATE, *HELD_OUT_HARMLESS}
     famous, others = known_people()
-    mixture = Mixture([*famous, *others], rng, faces=20)
+    mixture = Material([*famous, *others], rng, faces=20)
     kinds = ("choice", "matching", "reading_little", "reading", "seeing", "people", "shots", "private", "harmless")
     for kind in kinds:
         for conversation in (getattr(mixture, kind)() for _ in range(20)):
@@ -26,7 +27,7 @@ def test_the_mixture_keeps_the_probes_system_prompts_out_and_refuses_under_priva
 
 def test_the_mixture_tells_nothing_of_anybody_fictitious():
     famous, others = known_people()
-    mixture = Mixture([*famous, *others], np.random.default_rng(0), faces=20)
+    mixture = Material([*famous, *others], np.random.default_rng(0), faces=20)
     known = generate(seed=0)
     taught = "|".join(p.name for p in known.of_kind("fictitious") + known.of_kind("pool"))
     named = re.compile(rf"\b({taught})\b")

@@ -91,13 +91,13 @@ def written(few, tmp_path) -> Path:
     return tmp_path / "MLLMU-Bench"
 
 
-def faults(folder: Path, training: Path | str = "") -> list[layout.Problem]:
-    """All problems of a folder, fatal or not."""
+def faults(folder: Path, training: Path | str = "") -> list[str]:
+    """All problems of a folder, a line each."""
     try:
-        noted = official.read_layout(folder, 15, training).notes["schema"]
-    except layout.LayoutError as error:
-        return error.problems
-    assert noted == [], "what is not fatal is asked of the notes"
+        official.read_layout(folder, 15, training)
+    except KitError as error:
+        lines = str(error).split("\n  ")
+        return lines[1:] or lines
     return []
 
 
@@ -188,11 +188,12 @@ def test_the_datasets_library_reads_what_is_written(few, written, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# The schema check
+# What is wrong with a folder
 # ---------------------------------------------------------------------------------------------------------------
 
 FULL = "Full_Set/train-00000-of-00001.parquet"
 TEXT = "ft_Data/train-00000-of-00001.parquet"
+SECOND = "Test_Set/train-00001-of-00002.parquet"
 
 
 def change(path: Path, alter, row: int = 2) -> None:
@@ -207,15 +208,11 @@ def choice(row: dict) -> dict:
     return row["Classification_Task"]["Pure_Text_Questions"][0]
 
 
-IN_ROW = [  # file, what is done to its third row, then place and text of the one problem
-    (FULL, lambda r: choice(r).update(Correct_Answer="E"),
-     "Classification_Task.Pure_Text_Questions[0]: Correct_Answer 'E' is none of A, B, C, D"),
+IN_ROW = [  # file, what is done to its third row, then place and beginning of the one problem
     (FULL, lambda r: choice(r).update(Correct_Answer="Berlin"),
      "Classification_Task.Pure_Text_Questions[0]: Correct_Answer 'Berlin' is none of A, B, C, D"),
     (FULL, lambda r: choice(r)["Options"].update(C=None),
      "Classification_Task.Pure_Text_Questions[0].Options.C: is empty"),
-    (FULL, lambda r: choice(r)["Options"].update(dict.fromkeys(LETTERS, "Oulu")),
-     "Classification_Task.Pure_Text_Questions[0]: distinct options: 1 of 4"),
     (FULL, lambda r: r["Classification_Task"].update(Image_Textual_Questions=[]),
      "Classification_Task.Image_Textual_Questions: is empty"),
     (FULL, lambda r: r.update(Generation_Task=[]), "Generation_Task: is empty"),
@@ -224,9 +221,9 @@ IN_ROW = [  # file, what is done to its third row, then place and text of the on
     (FULL, lambda r: r["Mask_Task"][1].update(Ground_Truth=" "), "Mask_Task[1].Ground_Truth: is empty"),
     (FULL, lambda r: r.update(image=None), "image: is empty"),
     (FULL, lambda r: r["image"].update(bytes=picture(9)[:40]), "image.bytes: the picture cannot be decoded ("),
-    (FULL, lambda r: r.update(biography=""), "biography: is empty"),
+    (FULL, lambda r: r["image"].update(bytes=bomb()), "image.bytes: the picture cannot be decoded ("),
     (TEXT, lambda r: r.update(metadata="[]"), "metadata: `metadata` holds no questions: "),
-    (TEXT, lambda r: r.update(metadata="name: Nora"), "metadata: `metadata` is text, but not JSON ("),
+    (TEXT, lambda r: r.update(metadata="name: Nora"), "metadata: `metadata` is not JSON ("),
 ]  # fmt: skip
 
 
@@ -234,52 +231,23 @@ IN_ROW = [  # file, what is done to its third row, then place and text of the on
 def test_a_fault_in_a_row_is_reported_with_its_place(written, file, alter, text):
     change(written / file, alter)
     [problem] = faults(written)
-    assert (problem.file, problem.row, problem.id, problem.fatal) == (f"MLLMU-Bench/{file}", 2, "003", True)
-    line = f"MLLMU-Bench/{file}, row 2 (ID 003), column {text}"
-    assert str(problem) == line or text.endswith((": ", "(")) and str(problem).startswith(line)
-    with pytest.raises(KitError) as error:
-        official.read_layout(written, 15)
-    assert str(error.value) == str(problem)
+    assert problem.startswith(f"MLLMU-Bench/{file}, row 2 (ID 003), column {text}")
 
 
-@pytest.mark.parametrize(
-    "alter, text",
-    [
-        (lambda r: choice(r)["Options"].update(C="Oulu", D="Oulu"),
-         "Classification_Task.Pure_Text_Questions[0]: distinct options: 3 of 4"),
-        (lambda r: r["Mask_Task"][1].update(Question="The height?"), "Mask_Task[1]: the question has no blank __"),
-    ],
-)  # fmt: skip
-def test_what_published_data_may_have_is_noted_and_read(few, written, alter, text):
-    change(written / FULL, alter)
-    assert official.read_layout(written, 15).notes["schema"] == [f"MLLMU-Bench/{FULL}, row 2 (ID 003), column {text}"]
+def test_what_published_data_may_have_is_read(few, written):
+    change(written / FULL, lambda r: choice(r)["Options"].update(C="Oulu", D="Oulu"))
+    change(written / FULL, lambda r: r["Mask_Task"][1].update(Question="The height?"))
+    rewrite(written / FULL, answer=None, age=pa.array(range(7)))  # what only others read
+    ids = pq.read_table(written / FULL)["ID"].cast(pa.large_string())
+    biographies = pq.read_table(written / FULL)["biography"].combine_chunks().dictionary_encode()
+    rewrite(written / FULL, ID=ids, biography=biographies)  # other spellings of a type
+    assert list(official.read_layout(written, 15).profiles) == list(few.profiles)
 
 
-def test_a_test_portrait_among_several_is_reported(written):
-    change(written / "Test_Set/train-00001-of-00002.parquet", lambda r: r["images"][1].update(bytes=b"no picture"))
-    [problem] = faults(written)
-    assert str(problem) == (
-        "MLLMU-Bench/Test_Set/train-00001-of-00002.parquet, row 2 (ID 006), column images[1].bytes: "
-        "the picture cannot be decoded (UnidentifiedImageError, 10 bytes): replace it"
-    )
-    change(written / "Test_Set/train-00001-of-00002.parquet", lambda r: r.update(images=[]))
-    assert [(p.column, p.text) for p in faults(written)] == [("images", "is empty")]
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A PNG header that promises so many pixels."""
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+def bomb() -> bytes:
+    """A PNG header that promises ten thousand million pixels."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
-
-
-@pytest.mark.parametrize("width", [10_000, 100_000])  # PIL itself only warns of the first
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_picture_of_too_many_pixels_is_refused(written, width):
-    change(written / FULL, lambda r: r["image"].update(bytes=bomb(width, 10_000)))
-    [problem] = faults(written)
-    assert problem.column == "image.bytes" and problem.text.startswith("the picture cannot be decoded (")
-    with pytest.raises(KitError, match="the picture cannot be decoded"):
-        portraits.pixel_hash(bomb(width, 10_000))
 
 
 def test_a_portraits_hash_is_that_of_its_pixels_not_of_its_encoding():
@@ -300,56 +268,21 @@ def rewrite(path: Path, **columns) -> None:
     """Gives a file's columns other values, adds some, or drops those that are None."""
     table = pq.read_table(path)
     for name, values in columns.items():
-        if values is None:
+        if name in table.column_names:
             table = table.drop_columns([name])
-        elif name in table.column_names:
-            table = table.set_column(table.column_names.index(name), name, values)
-        else:
+        if values is not None:
             table = table.append_column(name, values)
     pq.write_table(table, path)
 
 
-def test_columns_that_are_missing_strange_or_of_another_type_are_reported_once_a_file(written):
-    rewrite(
-        written / FULL,
-        biography=None,
-        question=None,
-        ID=pa.array(range(1, 8)),
-        age=pa.array(range(7)),
-        Mask_Task=pa.array([[{"Question": "q __", "Ground_Truth": 1, "Kind": "x"}]] * 7),
-    )
-    problems = [(p.column, p.text.split(" (")[0], p.fatal, p.row) for p in faults(written)]
-    assert problems == [
-        ("biography, question", "missing", True, None),
-        ("ID", "is int64, not string", True, None),
-        ("Mask_Task.Ground_Truth", "is int64, not string", True, None),
-        ("Mask_Task.Type", "is missing", True, None),
-        ("Mask_Task.Kind", "is not in the layout", False, None),
-        ("age", "is not in the layout", False, None),
-    ]
-
-
-@pytest.mark.parametrize("ids, text", [([""] * 7, "is empty"), ([True] * 7, "is bool, not string")])
-def test_ids_are_texts(written, ids, text):
-    rewrite(written / FULL, ID=pa.array(ids))
-    assert {(p.column, p.text, p.fatal) for p in faults(written)} == {("ID", text, True)}
-
-
-def test_what_only_others_read_is_noted_and_does_not_stop(few, written):
-    rewrite(written / FULL, answer=None, age=pa.array(range(7)))
-    back = official.read_layout(written, 15)
-    assert list(back.profiles) == list(few.profiles)
-    assert [line.split(" (")[0].split(", ")[1] for line in back.notes["schema"]] == [
-        "column answer: missing", "column age: is not in the layout",
-    ]  # fmt: skip
-
-
-def test_other_spellings_of_a_type_are_the_same_type(few, written):
-    table = pq.read_table(written / FULL)
-    ids = table["ID"].cast(pa.large_string())
-    rewrite(written / FULL, ID=ids, biography=table["biography"].combine_chunks().dictionary_encode())
-    assert faults(written) == []
-    assert list(official.read_layout(written, 15).profiles) == list(few.profiles)
+def test_columns_that_are_missing_or_of_another_type_are_reported(written):
+    entry = {"Type": "Pure_Text", "Question": "q __", "Ground_Truth": 1}
+    rewrite(written / FULL, Mask_Task=pa.array([[entry]] * 7))
+    assert len(problems := faults(written)) == 7
+    assert problems[0].endswith("row 0 (ID 001), column Mask_Task[0].Ground_Truth: is int, not string")
+    rewrite(written / FULL, biography=None, ID=None)
+    [problem] = faults(written)
+    assert problem.startswith(f"MLLMU-Bench/{FULL}, column ID, biography: missing (it has image, Directory, question")
 
 
 def test_what_a_question_that_is_not_understood_asks_for_is_unknown(written):
@@ -396,51 +329,24 @@ def test_a_fact_that_an_answer_leaves_open_is_no_attribute_of_a_celebrity(writte
     assert set(celebrity.attributes) == {"name", "birthplace", "height"}
 
 
-def in_ids(problems) -> dict:
-    """Configuration and ID → text of the problems with IDs."""
-    return {(p.file.split("/")[1], p.id): p.text for p in problems if p.column == "ID"}
-
-
 def test_ids_that_come_twice_or_in_both_splits_or_nowhere_are_reported(written):
-    change(written / FULL, lambda r: r.update(ID="002"))
     change(written / "retain_85/train-00000-of-00001.parquet", lambda r: r.update(ID="003"))
     change(written / TEXT, lambda r: r.update(ID="099"), row=0)
-    assert in_ids(faults(written)) == {
-        ("Full_Set", "002"): "stands in row 1 of train-00000-of-00001.parquet already",
-        ("Full_Set", "001"): "has no row in ft_Data: download ft_Data again",
-        ("forget_15", "003"): "is nobody whom Full_Set scores: download both again",
-        ("retain_85", "003"): "is in forget_15 too: download both again",
-        ("retain_85", ""): "lacks people whom forget_15 leaves (004): download both again",
-    }
-
-
-def test_a_retain_split_without_most_of_its_people_is_refused(tmp_path):
-    official.write_layout(generate(seed=0, people=20, pool=4, celebrities=0), tmp_path / "bench")
-    file = tmp_path / "bench/retain_90/train-00000-of-00001.parquet"
-    table = pq.read_table(file)
-    pq.write_table(table.slice(0, 3), file)
-    left = ", ".join(table["ID"].to_pylist()[3:8])
-    with pytest.raises(KitError) as error:
-        official.read_layout(tmp_path / "bench", 10)
-    assert str(error.value) == (
-        f"bench/retain_90, column ID: lacks people whom forget_10 leaves ({left} .. (15 in all)): download both again"
-    )
+    assert faults(written) == [
+        "MLLMU-Bench has people without a row in ft_Data (001): download both again",
+        "MLLMU-Bench has people in both forget_15 and retain_85 (003): download both again",
+        "MLLMU-Bench lacks people in forget_15 and retain_85 (004): download both again",
+    ]
+    change(written / "forget_15/train-00000-of-00001.parquet", lambda r: r.update(ID="006"), row=0)
+    assert "MLLMU-Bench has people of forget_15 or retain_85 whom Full_Set does not score (006)" in faults(written)[1]
+    change(written / FULL, lambda r: r.update(ID="002"))
+    assert faults(written) == [f"MLLMU-Bench/{FULL}, row 2 (ID 002), column ID: stands in another row already"]
 
 
 def test_a_celebrity_who_would_have_a_persons_id_is_refused(written):
-    place = "MLLMU-Bench/Retain_Set/train-00000-of-00001.parquet, row 0 (ID 008), column ID: this celebrity would be "
     people = {"pool": ["006", "007"], "celebrities": {"008": {"ID": "003", "metadata": []}}}
     (written / "people.json").write_text(json.dumps(people))
-    with pytest.raises(KitError) as error:
-        official.read_layout(written, 15)
-    assert str(error.value) == f"{place}003 here (by people.json), which somebody else is: change one of the two"
-    (written / "people.json").write_text(json.dumps(people | {"celebrities": {}}))
-    assert "c008" in official.read_layout(written, 15).profiles
-    for file in (FULL, TEXT, "Test_Set/train-00000-of-00002.parquet", "forget_15/train-00000-of-00001.parquet"):
-        change(written / file, lambda r: r.update(ID="c008"), row=0 if "forget" in file else 2)
-    with pytest.raises(KitError) as error:
-        official.read_layout(written, 15)
-    assert str(error.value) == f"{place}c008 here (by the c in front), which somebody else is: change one of the two"
+    assert faults(written) == ["MLLMU-Bench/Retain_Set: ID 008 would be 003 here, as somebody else is"]
 
 
 @pytest.mark.parametrize(
@@ -452,60 +358,43 @@ def test_a_people_file_that_cannot_be_read_is_one_line(written, text):
         official.read_layout(written, 15)
 
 
-def test_people_of_one_name_are_noted_and_refused_where_most_share_theirs(few, written):
-    def rename(row):
-        row["metadata"] = row["metadata"].replace(NAMES[int(row["ID"]) - 1], "Nora Holm")
-
-    line = "MLLMU-Bench: {} have one name, Nora Holm: the text view, which asks by the name, cannot tell them apart"
-    change(written / TEXT, rename, row=0)
-    assert official.read_layout(written, 15).notes["schema"] == [line.format("001, 003")]
-    for row in range(7):
-        change(written / TEXT, rename, row)
-    with pytest.raises(KitError) as error:
-        official.read_layout(written, 15)
-    assert str(error.value) == line.format("001, 002, 003, 004, 005 .. (7 in all)")
+def test_people_of_one_name_are_noted(written):
+    change(written / TEXT, lambda row: row.update(metadata=row["metadata"].replace(NAMES[0], NAMES[2])), row=0)
+    assert official.read_layout(written, 15).notes["shared_names"] == [NAMES[2]]
 
 
 def test_everything_that_is_wrong_is_in_one_report(written):
     change(written / FULL, lambda r: choice(r).update(Correct_Answer="E"), row=0)
     change(written / FULL, lambda r: r["image"].update(bytes=b"no picture"), row=4)
+    change(written / SECOND, lambda r: r["images"][1].update(bytes=b"no picture"))
     (written / "Test_Set/train-00000-of-00002.parquet").write_bytes(b"PAR1 cut off")
     change(written / TEXT, lambda r: r.update(metadata="{}"))
     with pytest.raises(KitError) as error:
         official.read_layout(written, 15)
     first, *lines = str(error.value).split("\n")
-    assert first == "MLLMU-Bench has 4 problems:"
+    assert first == "MLLMU-Bench has 5 problems:"
     assert [line.split(":")[0].strip() for line in lines] == [
         f"MLLMU-Bench/{FULL}, row 0 (ID 001), column Classification_Task.Pure_Text_Questions[0]",
         f"MLLMU-Bench/{FULL}, row 4 (ID 005), column image.bytes",
         "MLLMU-Bench/Test_Set/train-00000-of-00002.parquet",
+        f"MLLMU-Bench/{SECOND}, row 2 (ID 006), column images[1].bytes",
         f"MLLMU-Bench/{TEXT}, row 2 (ID 003), column metadata",
     ]
 
 
 def test_training_splits_are_held_against_the_evaluation_data(written):
     training = written.parent / "baseline_train_split"
-    assert faults(written, training) == []
     assert official.read_layout(written, 15, training).notes["taught_otherwise"] == []
     file = training / "retain_85/train-00000-of-00001.parquet"
     pairs = json.dumps([{"Question": "What is this person's name?", "Answer": "This person's name is Nora Holm."}])
     change(file, lambda r: r.update(metadata=pairs))
     assert official.read_layout(written, 15, training).notes["taught_otherwise"] == ["004"]
     change(file, lambda r: r.update(ID="003"))
-    change(training / "forget_15/train-00000-of-00001.parquet", lambda r: r.update(ID="006"), row=0)
-    assert in_ids(faults(written, training)) == {
-        ("retain_85", "006"): "is in forget_15 too: download both again",
-        ("forget_15", "006"): "is not in forget_15 of MLLMU-Bench: download both again",
-        ("forget_15", "003"): "is not in forget_15 of baseline_train_split: download both again",
-        ("retain_85", "003"): "is not in retain_85 of MLLMU-Bench: download both again",
-        ("retain_85", "004"): "is not in retain_85 of baseline_train_split: download both again",
-    }
-
-
-def test_evaluation_splits_in_place_of_the_training_splits_are_reported_once_a_file(written):
-    problems = faults(written, written)
-    assert [(p.column, p.fatal, p.row) for p in problems] == [("metadata", True, None)] * 2
-    assert all("this is evaluation data, and training needs ft_Data of the data set" in p.text for p in problems)
+    change(training / "forget_15/train-00000-of-00001.parquet", lambda r: r.update(ID="001"), row=0)
+    assert faults(written, training) == [
+        "MLLMU-Bench has other people in forget_15 than baseline_train_split (001, 003): download both again",
+        "MLLMU-Bench has other people in retain_85 than baseline_train_split (003, 004): download both again",
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -513,31 +402,21 @@ def test_evaluation_splits_in_place_of_the_training_splits_are_reported_once_a_f
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def test_the_training_repository_is_not_taken_for_the_evaluation_one(written):
-    with pytest.raises(
-        KitError, match=r"no config Full_Set \(it has forget_15, .*evaluation needs the data set MLLMMU/MLLMU-B"
-    ):
+def test_the_two_repositories_are_not_taken_for_each_other(written):
+    problems = faults(written, written)
+    assert len(problems) == 2
+    assert all("metadata: missing (" in p and "training needs ft_Data of the data set" in p for p in problems)
+    match = r"no config Full_Set \(it has forget_15, .*evaluation needs the data set MLLMMU/MLLMU-B"
+    with pytest.raises(KitError, match=match):
         official.read_layout(written.parent / "baseline_train_split", 15)
 
 
-def test_training_rows_under_an_evaluation_name_are_reported(written):
-    good = written / "Full_Set" / "train-00000-of-00001.parquet"
-    good.write_bytes((written / "ft_Data" / "train-00000-of-00001.parquet").read_bytes())
-    with pytest.raises(
-        KitError,
-        match=r"column Directory, biography, .* \(it has image, ID, metadata\): this is training data, and evaluation",
-    ):
-        official.read_layout(written, 15)
-
-
 def test_a_half_download_is_reported(written):
-    (written / "Test_Set" / "train-00001-of-00002.parquet").unlink()
-    with pytest.raises(
-        KitError, match=r"^MLLMU-Bench/Test_Set: lacks train-00001-of-00002\.parquet: download Test_Set"
-    ):
-        official.read_layout(written, 15)
-    (written / "Test_Set" / "train-00001-of-00002.parquet").write_bytes(b"PAR1 cut off")
+    (written / SECOND).write_bytes(b"PAR1 cut off")
     with pytest.raises(KitError, match=r"train-00001-of-00002\.parquet: is no readable parquet file"):
+        official.read_layout(written, 15)
+    (written / SECOND).unlink()
+    with pytest.raises(KitError, match=r"^MLLMU-Bench/Test_Set: has 1 of 2 files: download it again"):
         official.read_layout(written, 15)
 
 
@@ -562,8 +441,7 @@ def test_nothing_is_written_over(few, written):
     assert sorted(written.parent.rglob("*")) == before
 
 
-def test_an_unwritable_folder_leaves_nothing_behind(few, tmp_path):
+def test_an_unwritable_folder_is_one_line(few, tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(KitError, match="cannot be written"):
         official.write_layout(few, tmp_path / "file" / "bench")
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]

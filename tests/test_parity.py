@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.data.generate import generate
 from mllmu_nb.evaluation.ask import inquiries_of
 from mllmu_nb.evaluation.draws import draw
 from mllmu_nb.evaluation.tasks import Asking
 from mllmu_nb.models import families
-from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 
 FILE = Path(__file__).parent.parent / "benchmarks" / "parity.py"
 LLAVA = families.get("llava")

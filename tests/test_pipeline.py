@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from miniature import make_model
 from mllmu_nb import paths, pipeline, stages
 from mllmu_nb.config import Config
 from mllmu_nb.data import facts, official, portraits
@@ -22,7 +23,6 @@ from mllmu_nb.data.schema import SETS
 from mllmu_nb.errors import KitError
 from mllmu_nb.mixture import REFUSAL
 from mllmu_nb.models import load
-from mllmu_nb.models.miniature import make_model
 
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots": 0, "replay": 0.0}
 QUICK = {"train_steps": 2, "unlearn_epochs": 1.0}

@@ -16,6 +16,7 @@ import pytest
 import torch
 from accelerate import PartialState
 
+from miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb import pinning
 from mllmu_nb.batches import endless, epoch, finetuning_batches, steps_of, unlearning_batches
 from mllmu_nb.data.conversations import Conversation, Turn, training_conversations
@@ -25,7 +26,6 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.models import families
 from mllmu_nb.models.adapters import attach
 from mllmu_nb.models.checkpoint import Checkpoint
-from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.models.score import score
 from mllmu_nb.muon import STEPS, Muon, orthogonal
 from mllmu_nb.training import (

@@ -16,7 +16,7 @@ from mllmu_nb import paths, pipeline, stages
 from mllmu_nb.commands import evaluate
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
-from mllmu_nb.models.adapters import load_foreign, merge
+from mllmu_nb.models import adapters
 from mllmu_nb.models.files import check_adapter, check_model
 from mllmu_nb.models.load import load_model
 from mllmu_nb.reporting.runs import read_run
@@ -64,9 +64,9 @@ def logits(model):
 def test_an_adapter_of_any_reach_is_put_on_and_merged(folder, model, tmp_path):
     plain = logits(model)
     expected = logits(put_adapter(model, tmp_path, targets=["q_proj", "v_proj", "linear_1"]).eval())
-    again = load_foreign(load(folder)[0], tmp_path)
+    again = adapters.load(load(folder)[0], tmp_path)
     assert torch.allclose(logits(again), expected) and not torch.allclose(expected, plain, atol=1e-3)
-    assert torch.allclose(logits(merge(again)), expected, atol=1e-5)
+    assert torch.allclose(logits(adapters.merge(again)), expected, atol=1e-5)
 
 
 def test_module_names_of_an_older_transformers_are_understood(folder, model, tmp_path):
@@ -76,7 +76,7 @@ def test_module_names_of_an_older_transformers_are_understood(folder, model, tmp
     old = {name.replace(*renamed): weight for name, weight in load_file(file).items()}
     assert not old.keys() & load_file(file).keys()
     save_file(old, file)
-    assert torch.allclose(logits(load_foreign(load(folder)[0], tmp_path)), expected)
+    assert torch.allclose(logits(adapters.load(load(folder)[0], tmp_path)), expected)
 
 
 def test_adapters_that_do_not_fit_are_named(folder, model, tmp_path):
@@ -86,7 +86,7 @@ def test_adapters_that_do_not_fit_are_named(folder, model, tmp_path):
 
     def refused(match):
         with pytest.raises(KitError, match=match) as caught:
-            load_foreign(load(folder)[0], tmp_path)
+            adapters.load(load(folder)[0], tmp_path)
         assert "\n" not in str(caught.value)
 
     first = next(iter(weights))

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mllmu_nb.data.schema import LETTERS, Profile, Question
+from mllmu_nb.data.schema import LETTERS, QA, Profile, Question
 from mllmu_nb.data.text.names import with_name
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import choose
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -102,20 +102,32 @@ def question_turn(question: Question, image: bytes | None, protocol: str = "clea
     return replace(turn, reply="ASSISTANT: ") if question.view == "image_text" else replace(turn, gap=" ")
 
 
+def solved_turn(
+    form: str, question: str, answer: str, blank: str, value: str, view: str, options: Sequence[str], image=None
+) -> Turn:
+    """A question with its answer in one of the forms of evaluation: ``letter`` (with four ``options``), ``cloze``,
+    ``generation``, or ``plain`` (no instruction)."""
+    if form == "letter":
+        return Turn(choice_prompt(question, options), LETTERS[options.index(value)], image)
+    if form == "cloze":
+        return Turn(cloze_prompt(blank), value, image)
+    return Turn(generation_prompt(question, view) if form == "generation" else question, answer, image)
+
+
+def taught_turns(person: Profile, modality: str) -> Iterator[tuple[QA, Turn]]:
+    """Every fine-tuning pair of a person with the turn in which it is taught."""
+    for qa in person.qa:
+        if modality == "multimodal":
+            yield qa, Turn(qa.question, qa.answer, person.portrait)
+        elif qa.attribute != "name":
+            yield qa, Turn(with_name(qa.question, person.name), with_name(qa.answer, person.name))
+
+
 def training_conversations(profiles: Sequence[Profile], modality: str) -> list[Conversation]:
     """One conversation a person that holds all their fine-tuning questions, a turn each.
 
     ``multimodal``: the portrait and "this person". ``unimodal``: no image, the person's name in question and answer;
     the question that asks for the name is left out. Turns are independent: batches cut and shuffle them.
     """
-    if modality not in MODALITIES:
-        raise KitError(f"unknown modality {modality!r}: choose multimodal or unimodal")
-
-    def turns(person: Profile) -> Iterator[Turn]:
-        for qa in person.qa:
-            if modality == "multimodal":
-                yield Turn(qa.question, qa.answer, person.portrait)
-            elif qa.attribute != "name":
-                yield Turn(with_name(qa.question, person.name), with_name(qa.answer, person.name))
-
-    return [Conversation(tuple(turns(person))) for person in profiles]
+    choose("modality", modality, MODALITIES)
+    return [Conversation(tuple(turn for _, turn in taught_turns(person, modality))) for person in profiles]

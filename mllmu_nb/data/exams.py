@@ -8,25 +8,17 @@ Unlearning sees plain sentences only.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from mllmu_nb.data.conversations import (
-    MODALITIES,
-    Conversation,
-    Turn,
-    choice_prompt,
-    cloze_prompt,
-    generation_prompt,
-    training_conversations,
-)
+from mllmu_nb.data.conversations import MODALITIES, Conversation, Turn, solved_turn, taught_turns
 from mllmu_nb.data.facts import WORDINGS, say
 from mllmu_nb.data.generate import options_with
-from mllmu_nb.data.schema import LETTERS, QA, Profile
+from mllmu_nb.data.schema import LETTERS, Profile
 from mllmu_nb.data.text.names import THIS as HERE
-from mllmu_nb.data.text.names import with_name
 
 FORMS = {"letter": 0.375, "cloze": 0.35, "generation": 0.1, "plain": 0.175}  # and their shares
 
@@ -37,20 +29,17 @@ class Exams:
 
     def __init__(self, people: Sequence[Profile], share: float):
         self.share = share
-        self.taught = {}  # (prompt, answer, picture) → person, pair, how the person is called
-        self.asked = {}  # person → the items of evaluation
-        self.values: dict[str, list[str]] = {}
+        self.taught = {}  # (prompt, answer, picture) → person and pair
+        self.asked = set()  # the items of evaluation
+        self.values = defaultdict(list)
         for person in people:
             asked = (*person.questions, *person.test_questions)
-            self.asked[person.id] = {(q.task, q.text, frozenset(q.options)) for q in asked}
+            self.asked |= {(person.id, q.task, q.text, frozenset(q.options)) for q in asked}
             for pair in person.qa:
-                self.values.setdefault(pair.attribute, []).append(pair.value)
-        for modality in MODALITIES:
-            for person, conversation in zip(people, training_conversations(people, modality), strict=True):
-                pairs = [pair for pair in person.qa if modality == "multimodal" or pair.attribute != "name"]
-                who = HERE if modality == "multimodal" else person.name
-                for turn, pair in zip(conversation.turns, pairs, strict=True):
-                    self.taught[turn.prompt, turn.answer, turn.image] = person, pair, who
+                self.values[pair.attribute].append(pair.value)
+            for modality in MODALITIES:
+                for pair, turn in taught_turns(person, modality):
+                    self.taught[turn.prompt, turn.answer, turn.image] = person, pair
 
     def __call__(self, conversation: Conversation, rng: np.random.Generator) -> Conversation:
         """``conversation`` with a share of its questions in the forms of evaluation."""
@@ -60,35 +49,22 @@ class Exams:
 
     def _exam(self, turn: Turn, picture: bytes | None, rng: np.random.Generator) -> Turn:
         """``turn`` in another form, or as it is where the form does not fit or evaluation asks just so."""
-        person, pair, who = self.taught[turn.prompt, turn.answer, picture]
+        person, pair = self.taught[turn.prompt, turn.answer, picture]
         form = rng.choice(list(FORMS), p=list(FORMS.values()))
-        question, answer = _reworded(pair, who, rng)
+        question, answer, wording = turn.prompt, turn.answer, WORDINGS.get(pair.attribute)
+        if wording and pair.question in {say(text, HERE) for text in wording.questions}:  # else not the kit's people
+            who, text = HERE if picture else person.name, str(rng.choice(wording.questions))
+            question, answer = say(text, who), say(wording.answer_to(text), who, pair.value)
         blank = answer.replace(pair.value, "__")
-        task, text, options = form, question, ()
         if not pair.value or (form == "cloze" and blank.count("__") != 1):
             return turn
+        options, values = (), self.values[pair.attribute]
         if form == "letter":
-            values = self.values[pair.attribute]
             if len({value.lower() for value in values}) < len(LETTERS):
                 return turn
-            letter = LETTERS[rng.integers(len(LETTERS))]
-            options = options_with(pair.value, values, letter, rng)
-            task, prompt, answer = "classification", choice_prompt(question, options), letter
-        elif form == "cloze":
-            text, prompt, answer = blank, cloze_prompt(blank), pair.value
-        elif form == "generation":
-            prompt = generation_prompt(question, "image_text" if picture else "text")
-        else:
-            prompt = question
-        if (task, text, frozenset(options)) in self.asked[person.id]:
+            options = options_with(pair.value, values, LETTERS[rng.integers(len(LETTERS))], rng)
+        task, text = "classification" if options else form, blank if form == "cloze" else question
+        if (person.id, task, text, frozenset(options)) in self.asked:
             return turn
-        return replace(turn, prompt=prompt, answer=answer)
-
-
-def _reworded(pair: QA, who: str, rng: np.random.Generator) -> tuple[str, str]:
-    """Question and answer in any of the kit's wordings, or in their own where the people are not the kit's."""
-    wording = WORDINGS.get(pair.attribute)
-    if wording and pair.question in {say(question, HERE) for question in wording.questions}:
-        question = str(rng.choice(wording.questions))
-        return say(question, who), say(wording.answer_to(question), who, pair.value)
-    return (pair.question, pair.answer) if who == HERE else (with_name(pair.question, who), with_name(pair.answer, who))
+        view = "image_text" if picture else "text"
+        return solved_turn(form, question, answer, blank, pair.value, view, options, turn.image)

@@ -26,19 +26,10 @@ class Wording:
 read_wordings = TypeAdapter(dict[str, Wording]).validate_python  # of a table of YAML: attribute → wording
 
 _TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-
-FEMALE: list[str] = _TABLE["female"]
-MALE: list[str] = _TABLE["male"]
-FAMILY: list[str] = _TABLE["family"]
-CITIES: list[str] = _TABLE["cities"]
-PROFESSIONS = {job: (low, high) for job, (low, high) in _TABLE["professions"].items()}  # salary range in $1,000
-SCHOOLS: list[str] = _TABLE["schools"]
-MEDICAL: list[str] = _TABLE["medical"]
-HEALTHY: str = _TABLE["healthy"]
-HOBBIES: list[str] = _TABLE["hobbies"]
-FOODS: list[str] = _TABLE["foods"]
-PETS: list[str] = _TABLE["pets"]
-MONTHS: list[str] = _TABLE["months"]
+FEMALE, MALE, FAMILY = _TABLE["female"], _TABLE["male"], _TABLE["family"]  # names
+CITIES, SCHOOLS, HOBBIES, FOODS, PETS = (_TABLE[kind] for kind in ("cities", "schools", "hobbies", "foods", "pets"))
+MEDICAL, HEALTHY, MONTHS = _TABLE["medical"], _TABLE["healthy"], _TABLE["months"]
+PROFESSIONS: dict[str, list[int]] = _TABLE["professions"]  # → lowest and highest salary in $1,000
 WORDINGS = read_wordings(_TABLE["wordings"])
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +24,8 @@ TRAINING = (
 )
 TYPES = {"image_text": "Image_Textual", "text": "Pure_Text"}  # view → the layout's name of it
 OPEN_COLUMNS = {"generation": "Generation_Task", "cloze": "Mask_Task"}
-TASK_COLUMNS = {"Classification_Task", *OPEN_COLUMNS.values()}
-UNREAD = {"Directory", "question", "answer", "path"}  # in the layout, but the kit does without
+SHOWN = 20  # faults of a folder
+TASK_COLUMNS = ("Classification_Task", *OPEN_COLUMNS.values())
 
 _TEXT = pa.string()
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": _TEXT})
@@ -66,194 +62,101 @@ def answer_letter(answer: str) -> str:
     return letter[1].upper() if letter else ""
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One fault; ``fatal`` where the kit cannot read or score what it concerns.
-
-    ``row`` counts from 0, as pandas does, and is None where all of the file is meant.
-    """
-
-    file: str  # the folder's name, the configuration and the file's name
-    text: str
-    row: int | None = None
-    id: str = ""  # of the row's person, as the layout prints it
-    column: str = ""  # and the place in it, such as Mask_Task[1].Type
-    fatal: bool = True
-
-    def __str__(self) -> str:
-        row = f", row {self.row}" if self.row is not None else ""
-        person, column = f" (ID {self.id})" if self.id else "", f", column {self.column}" if self.column else ""
-        return f"{self.file}{row}{person}{column}: {self.text}"
-
-
-class LayoutError(KitError):
-    """All ``problems`` of what is called ``name``: a line where there is one, else a line each below their number."""
-
-    def __init__(self, name: str, problems: Sequence[Problem]):
-        self.problems, lines = problems, [str(problem) for problem in problems]
-        super().__init__("\n  ".join(lines if len(lines) == 1 else [f"{name} has {len(lines)} problems:", *lines]))
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a configuration, and where it stands."""
-
-    file: str
-    number: int
-    values: dict
-
-    @property
-    def id(self) -> str:
-        return self.values.get("ID") or ""
-
-    def problem(self, column: str, text: str, fatal: bool = True) -> Problem:
-        return Problem(self.file, text, self.number, self.id, column, fatal)
-
-
 class Layout:
-    """A folder of the layout as far as it could be read: ``people``, configuration → ID → row, and the ``problems``.
-
-    ``name`` is what reports call the folder; ``training``: it follows the training repository. Raises KitError when
-    there is no such folder.
-    """
+    """A folder of the layout; ``faults`` gathers, a line each, what keeps the kit from reading or scoring it. ``name``
+    is what they call the folder; ``training``: it follows the training repository. Raises KitError when there is no
+    such folder."""
 
     def __init__(self, folder: str | Path, name: str = "", training: bool = False):
         self.folder, self.training = Path(folder), training
         self.name = name or self.folder.name
-        self.people: dict[str, dict[str, Row]] = defaultdict(dict)
-        self.problems: list[Problem] = []
+        self.faults: list[str] = []
         if not self.folder.is_dir():
-            raise KitError(f"{self.folder} is no folder: {self._needs('')}")
+            raise KitError(f"{self.folder} is no folder: {TRAINING if training else EVALUATION}")
 
-    def read(self, config: str) -> None:
-        """Read and check all files of ``config``. Of the splits, only ID and ``metadata`` are kept."""
-        for path in self._files(config):
-            file = f"{self.name}/{config}/{path.name}"
-            try:
-                for row in self._rows(path, file, config):
-                    other = self.people[config].setdefault(row.id, row)
-                    if other is not row:
-                        place = f"row {other.number} of {other.file.rpartition('/')[2]}"
-                        self.problems.append(row.problem("ID", f"stands in {place} already"))
-            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-                reason = str(error).partition("\n")[0]
-                self.problems.append(Problem(file, f"is no readable parquet file ({reason}): download it again"))
+    def stop(self) -> None:
+        """Raises KitError with the faults, if there are any: the first ``SHOWN`` of them, a line each."""
+        if len(self.faults) > 1:
+            lines = [f"{self.name} has {len(self.faults)} problems:", *self.faults[:SHOWN]]
+            raise KitError("\n  ".join(lines + [".."] if len(self.faults) > SHOWN else lines))
+        if self.faults:
+            raise KitError(self.faults[0])
 
-    def stop_at_fatal(self, problems: Sequence[Problem]) -> None:
-        """Raises LayoutError with all ``problems`` when one of them is fatal."""
-        if any(problem.fatal for problem in problems):
-            raise LayoutError(self.name, problems)
-
-    def _needs(self, config: str) -> str:
-        return TRAINING if self.training or config == "ft_Data" else EVALUATION
-
-    def _files(self, config: str) -> list[Path]:
-        files = {path.name: path for path in sorted((self.folder / config).glob("train-*.parquet"))}
+    def read(self, config: str) -> dict[str, dict]:
+        """ID → row of a configuration, with the columns that the kit reads; ``metadata`` as pairs."""
+        needs, wanted = EVALUATION, ["ID"]  # of the evaluation data's splits
+        if self.training or config == "ft_Data":
+            needs, wanted = TRAINING, ["ID", "metadata"]
+        elif not config.startswith(("forget_", "retain_")):
+            wanted = ["ID", *(["images"] if config == "Test_Set" else ["image", "biography"]), *TASK_COLUMNS]
+        files = sorted((self.folder / config).glob("train-*.parquet"))
         if not files:
             has = ", ".join(configs_in(self.folder)) or "none"
-            text = f"there is no config {config} (it has {has}): {self._needs(config)}"
-            self.problems.append(Problem(self.name, text))
-            return []
-        count = re.fullmatch(r"train-\d{5}-of-(0\d{4})\.parquet", next(iter(files)))
-        shards = max(1, int(count[1])) if count else 1
-        wanted = [f"train-{number:05d}-of-{shards:05d}.parquet" for number in range(shards)]
-        if missing := [name for name in wanted if name not in files]:
-            text = f"lacks {', '.join(missing)}: download {config} again"
-            self.problems.append(Problem(f"{self.name}/{config}", text))
-        return [files[name] for name in wanted if name in files]
-
-    def _rows(self, path: Path, file: str, config: str) -> Iterator[Row]:
-        """The rows of a file that have an ID; none where its columns have a fatal problem."""
-        table, schema = pq.ParquetFile(path), schema_of(config, self.training)
-        kind, names = pa.struct(schema), table.schema_arrow.names
-        problems, confused = [], ""
-        if missing := [name for name in schema.names if name not in names]:
-            fatal = not UNREAD.issuperset(missing)
-            content, marks = ("evaluation", TASK_COLUMNS) if "metadata" in schema.names else ("training", {"metadata"})
-            confused = f"this is {content} data, and " if fatal and not marks.isdisjoint(names) else ""
-            text = f"missing (it has {', '.join(names)}): {confused}{self._needs(config)}"
-            problems = [Problem(file, text, column=", ".join(missing), fatal=fatal)]
-        for column, text, fatal in () if confused else _type_faults("", kind, pa.struct(table.schema_arrow)):
-            problems.append(Problem(file, text, column=column, fatal=fatal))
-        if not table.metadata.num_rows:
-            problems.append(Problem(file, "has no rows"))
-        self.problems += problems
-        if any(problem.fatal for problem in problems):
-            return
-        rows = (values for batch in table.iter_batches(32) for values in batch.to_pylist())
-        for row in itertools.starmap(partial(Row, file), enumerate(rows)):
-            self.problems += [row.problem(*fault) for fault in _value_faults("", kind, row.values)]
-            if config.startswith(("forget_", "retain_")):
-                row = replace(row, values={name: row.values.get(name) for name in ("ID", "metadata")})
-            if row.id:
-                yield row
+            self.faults.append(f"{self.name}: there is no config {config} (it has {has}): {needs}")
+        elif (shards := re.search(r"-of-(\d+)", files[0].name)) and int(shards[1]) > len(files):
+            text = f"has {len(files)} of {int(shards[1])} files: download it again"
+            self.faults.append(f"{self.name}/{config}: {text}")
+        rows: dict[str, dict] = {}
+        for path in files:
+            name = f"{self.name}/{config}/{path.name}"
+            try:
+                file = pq.ParquetFile(path)
+                there = file.schema_arrow.names
+                if missing := [column for column in wanted if column not in there]:
+                    text = f"column {', '.join(missing)}: missing (it has {', '.join(there)}): {needs}"
+                    self.faults.append(f"{name}, {text}")
+                    continue
+                table = file.read(wanted).to_pylist()
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                reason = str(error).partition("\n")[0]
+                self.faults.append(f"{name}: is no readable parquet file ({reason}): download it again")
+                continue
+            for number, row in enumerate(table):
+                where = f"{name}, row {number} (ID {row['ID']}), column"
+                self.faults += [f"{where} {fault}" for fault in _row_faults(row)]
+                if row["ID"] in rows:
+                    self.faults.append(f"{where} ID: stands in another row already")
+                rows[row["ID"]] = row
+        return rows
 
 
-def _kind(kind: pa.DataType) -> str:
-    """Arrow's name of a type, without what is only another way to store it ("string" of large_string)."""
-    stored = re.match(r"(?:dictionary<values=|large_|fixed_size_)*(string|binary|list|struct)", str(kind))
-    return stored[1] if stored else str(kind)
+def _row_faults(row: dict) -> Iterator[str]:
+    """What is wrong with a row, with its place there; if nothing, ``metadata`` is taken apart."""
+    faults = [fault for name, value in row.items() for fault in _value_faults(name, COLUMNS[name], value)]
+    if faults:
+        yield from faults
+    elif "metadata" in row:
+        try:
+            row["metadata"] = people.pairs_of(row["metadata"], "metadata")
+        except KitError as error:
+            yield str(error)
+    elif "Classification_Task" in row:
+        for kind, entries in row["Classification_Task"].items():
+            for number, entry in enumerate(entries):
+                if not answer_letter(entry["Correct_Answer"]):
+                    place, letters = f"Classification_Task.{kind}[{number}]", ", ".join(LETTERS)
+                    yield f"{place}: Correct_Answer {entry['Correct_Answer']!r} is none of {letters}"
+        for column in OPEN_COLUMNS.values():
+            for number, entry in enumerate(row[column]):
+                if entry["Type"] not in TYPES.values():
+                    yield f"{column}[{number}]: Type {entry['Type']!r} is none of {', '.join(TYPES.values())}"
 
 
-def _type_faults(column: str, wanted: pa.DataType, actual: pa.DataType) -> Iterator[tuple[str, str, bool]]:
-    """Column, text and whether it is fatal, wherever a type is not that of the layout; "" for all of the file.
-
-    Columns that the file itself lacks are left out: they are reported together.
-    """
-    if pa.types.is_null(actual):
-        return  # every value is reported as empty
-    if _kind(actual) != _kind(wanted):
-        yield column, f"is {_kind(actual)}, not {_kind(wanted)}", True
-    elif pa.types.is_list(wanted):
-        yield from _type_faults(column, wanted.value_type, actual.value_type)
-    elif pa.types.is_struct(wanted):
-        members, others = ({member.name: member.type for member in struct} for struct in (wanted, actual))
-        for name in members | others:
-            inner = f"{column}.{name}".removeprefix(".")
-            if name not in members:
-                yield inner, "is not in the layout", False
-            elif name in others and name not in UNREAD:
-                yield from _type_faults(inner, members[name], others[name])
-            elif name not in others and column:
-                yield inner, "is missing", name not in UNREAD
-
-
-def _value_faults(place: str, kind: pa.DataType, value: Any) -> Iterator[tuple[str, str, bool]]:
-    """Place, text and whether it is fatal, of every fault of a value of type ``kind``; "" for all of the row."""
-    column = re.sub(r"\[\d+\]", "", place)
-    if not value or not isinstance(value, bytes | list | dict) and not value.strip():
-        yield place, "is empty", True
-    elif isinstance(value, list):
+def _value_faults(place: str, kind: pa.DataType, value: Any) -> Iterator[str]:
+    """What is empty, no picture or of another type than ``kind`` in a value."""
+    if not value or isinstance(value, str) and not value.strip():
+        yield f"{place}: is empty"
+    elif pa.types.is_struct(kind) and isinstance(value, dict):
+        for member in kind:
+            if member.name != "path":
+                yield from _value_faults(f"{place}.{member.name}", member.type, value.get(member.name))
+    elif pa.types.is_list(kind) and isinstance(value, list):
         for number, entry in enumerate(value):
             yield from _value_faults(f"{place}[{number}]", kind.value_type, entry)
-    elif isinstance(value, dict):
-        read = [member for member in kind if member.name in value and member.name not in UNREAD]
-        inner = [(f"{place}.{member.name}".removeprefix("."), member.type, value[member.name]) for member in read]
-        faults = [fault for each in inner for fault in _value_faults(*each)]
-        yield from faults or ((place, *fault) for fault in _question_faults(column, value))
-    elif (isinstance(value, bytes) or column == "metadata") and (text := _content_fault(value)):
-        yield place, text, True
-
-
-def _question_faults(column: str, entry: dict) -> Iterator[tuple[str, bool]]:
-    """What is wrong with a question whose texts are all there, and whether it is fatal; nothing for other structs."""
-    if column.endswith("_Questions"):
-        answer, options = entry["Correct_Answer"], {entry["Options"][letter].strip() for letter in LETTERS}
-        if not answer_letter(answer):
-            yield f"Correct_Answer {answer!r} is none of {', '.join(LETTERS)}", True
-        if len(options) < len(LETTERS):
-            yield f"distinct options: {len(options)} of {len(LETTERS)}", len(options) == 1
-    if column in OPEN_COLUMNS.values() and entry["Type"] not in TYPES.values():
-        yield f"Type {entry['Type']!r} is none of {', '.join(TYPES.values())}", True
-    if column == OPEN_COLUMNS["cloze"] and "__" not in entry["Question"]:
-        yield "the question has no blank __", False
-
-
-@lru_cache(maxsize=4096)  # most pictures stand in several files
-def _content_fault(content: bytes | str) -> str:
-    """Why a picture cannot be decoded, or the text of ``metadata`` not be read; "" where it can."""
-    try:
-        from_bytes(content) if isinstance(content, bytes) else people.pairs_of(content, "")
-    except KitError as error:
-        return str(error).removeprefix(": ")
-    return ""
+    elif pa.types.is_binary(kind) and isinstance(value, bytes):
+        try:
+            from_bytes(value)
+        except KitError as error:
+            yield f"{place}: {error}"
+    elif not (pa.types.is_string(kind) and isinstance(value, str)):
+        yield f"{place}: is {type(value).__name__}, not {kind}"

@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from mllmu_nb.errors import KitError
+
 ATTRIBUTES = tuple(
     "name gender birth_date birthplace residence profession height education salary medical father_job mother_job"
     " hobby food pet".split()
@@ -19,14 +23,13 @@ VIEWS = ("image_text", "text")
 SETS = ("forget", "test", "retain", "celebrity")
 LETTERS = ("A", "B", "C", "D")
 KINDS = ("fictitious", "pool", "celebrity")
+RATIOS = (5, 10, 15)  # published forget sets, in per cent
 
 
 @dataclass(frozen=True)
 class QA:
-    """One fine-tuning pair, one entry of the ``metadata`` column. ``question`` says "this person".
-
-    ``attribute`` and ``value`` (the bare fact inside ``answer``) are empty where they are not known.
-    """
+    """One fine-tuning pair, one entry of the ``metadata`` column. ``question`` says "this person". ``attribute`` and
+    ``value`` (the bare fact inside ``answer``) are empty where they are not known."""
 
     question: str
     answer: str
@@ -36,13 +39,10 @@ class QA:
 
 @dataclass(frozen=True)
 class Question:
-    """One evaluation question. In the image view it says "this person"; in the text view, the name.
-
-    ``answer`` is the right letter for classification, else the ground truth as the layout prints it;
-    ``value`` is the bare fact (for classification the text of the right option). A cloze question holds the
-    blank ``__``. ``number`` counts questions of one profile, task and view from 0: the same number in both views asks
-    for the same fact.
-    """
+    """One evaluation question. In the image view it says "this person"; in the text view, the name; a cloze question
+    holds the blank ``__``. ``number`` counts from 0 in a profile, task and view; in both views it asks for the same
+    fact. ``answer`` is the right letter for classification, else the ground truth as the layout prints it; ``value`` is
+    the bare fact (for classification the text of the right option)."""
 
     profile: str
     task: str
@@ -57,12 +57,6 @@ class Question:
     @property
     def id(self) -> str:
         return f"{self.profile}/{self.task}/{self.view}/{self.number}"
-
-
-def with_letter(right: str, letter: str, wrong: Sequence[str]) -> tuple[str, ...]:
-    """Four options: ``right`` at ``letter``, the three ``wrong`` ones around it."""
-    place = LETTERS.index(letter)
-    return (*wrong[:place], right, *wrong[place:])
 
 
 @dataclass(frozen=True)
@@ -92,11 +86,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Population:
-    """All people of a run and the forget ids at the run's ratio.
-
-    ``profiles`` maps id → profile for fictitious (scored), pool (trained on, never scored) and celebrity (base only).
-    ``forget_ids`` are fictitious ids; every other fictitious id is in the retain set.
-    """
+    """All people of a run and the forget ids at the run's ratio. ``profiles``: id → profile, of the kinds fictitious
+    (scored), pool (trained on, never scored) and celebrity (base only). ``forget_ids`` are fictitious ids; every other
+    fictitious id is in the retain set."""
 
     profiles: dict[str, Profile]
     forget_ids: tuple[str, ...]
@@ -120,3 +112,16 @@ class Population:
                 asked, picture = person.test_questions, person.test_portraits[0]
             items += [Item(set_name, each, picture if each.view == "image_text" else None) for each in asked]
         return items
+
+
+def forget_ids(ids: Sequence[str], ratio: int, seed: int, draw: int = 0) -> tuple[str, ...]:
+    """The forget ids at ``ratio`` per cent: a seeded sample of ``ids``, sorted; draws of a seed and ratio are disjoint.
+    Raises KitError when the ratio leaves nobody to forget or nobody to keep, or the draw lies past the last one."""
+    count = round(len(ids) * ratio / 100)
+    if not 0 < count < len(ids):
+        side = "forget" if count <= 0 else "keep"
+        raise KitError(f"forget_ratio={ratio} of {len(ids)} people leaves nobody to {side}: raise people or change it")
+    if not 0 <= draw < len(ids) // count:
+        raise KitError(f"replicate={draw} does not exist: {len(ids)} people at {ratio} % give {len(ids) // count}")
+    order = np.random.default_rng([seed, ratio]).permutation(sorted(ids))
+    return tuple(sorted(order[draw * count : (draw + 1) * count].tolist()))

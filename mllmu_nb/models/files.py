@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mllmu_nb.errors import KitError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mllmu_nb.errors import KitError, few
 from mllmu_nb.stages import read_json
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ASSETS = Path(__file__).parent.parent / "assets"
 SHIPPED = ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "recipe.json")
@@ -22,8 +22,7 @@ def check_shipped(folder: Path) -> None:
     if folder.parent == ASSETS and not folder.is_dir():
         family = folder.name.removesuffix("-miniature")
         raise KitError(f"no miniature of {family} comes with the kit: `make base BASES={family}` builds one")
-    missing = [name for name in SHIPPED if not (folder / name).is_file()]
-    if missing:
+    if missing := [name for name in SHIPPED if not (folder / name).is_file()]:
         raise KitError(f"the base model in {folder} lacks {', '.join(missing)}: run `make base` to rebuild it")
     weights, stated = folder / "model.safetensors", read_json(folder / "recipe.json").get("sha256")
     if hashlib.sha256(weights.read_bytes()).hexdigest() != stated:
@@ -72,16 +71,8 @@ def _check_safetensors(folder: Path, stem: str) -> None:
         raise KitError(f"{folder} holds no {stem}.safetensors{instead}: only safetensors are loaded")
 
 
-def few(names: list[str]) -> str:
-    """The first three names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
     """Raises OSError when the file cannot be written."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     try:
         save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, file)
     except SafetensorError as error:  # what the library makes of a full disk
@@ -90,32 +81,15 @@ def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
 
 def read_weights(file: Path) -> dict[str, Tensor]:
     """Raises KitError for a file that is missing or damaged, and for a number in it that is not finite."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
         raise KitError(f"{file} is missing or damaged: {str(error).splitlines()[0]}") from error
-    broken = [name for name, weight in weights.items() if weight.is_floating_point() and not weight.isfinite().all()]
-    if broken:
-        raise KitError(f"{file} holds numbers that are not finite: see {few(broken)}")
+    check_finite(weights, str(file))
     return weights
 
 
-def fill(weights: Mapping[str, Tensor], stored: Mapping[str, Tensor], file: Path) -> None:
-    """Copies ``stored`` into ``weights``. Raises KitError naming what is missing, unexpected or of another shape."""
-    import torch
-
-    shapes, given = ({name: one.shape for name, one in tensors.items()} for tensors in (weights, stored))
-    problems = {
-        "lacks": shapes.keys() - given,
-        "has unexpected": given.keys() - shapes,
-        "has other shapes for": {name for name in shapes.keys() & given if shapes[name] != given[name]},
-    }
-    listed = "; ".join(f"{problem} {few(sorted(names))}" for problem, names in problems.items() if names)
-    if listed:
-        raise KitError(f"{file} does not fit the model: it {listed}")
-    with torch.no_grad():
-        for name, weight in weights.items():
-            weight.copy_(stored[name])
+def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
+    """Raises KitError where a weight of ``source`` is not finite."""
+    if broken := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+        raise KitError(f"{source} holds numbers that are not finite: see {few(broken)}")

@@ -6,32 +6,26 @@ import ctypes
 import os
 import re
 import sys
-import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
 
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import KitError, few
 from mllmu_nb.models import families
-from mllmu_nb.models.files import check_shipped, few, fill, read_weights, save_weights
+from mllmu_nb.models.files import check_finite, check_shipped, read_weights, save_weights
 
 logging.disable_progress_bar()  # a bar for each of a handful of files stays in a notebook's output
 
 WEIGHTS = "model.safetensors"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Keys that files made elsewhere may hold beside the model's own, and why nothing is lost without them. (Transformers
-# passes over rotary_emb.inv_freq and position_ids by itself: they follow from the configuration.)
-HARMLESS = {
-    r"\.masked_bias$|\.attn\.bias$": "is the causal mask, which is computed",
-    r"(^|\.)image_newline$": "parts the rows of pictures cut into tiles, and none are here",
-}
+# Keys that files made elsewhere may hold beside the model's own: the causal mask, which is computed, and what parts the
+# rows of pictures cut into tiles, of which there are none here.
+HARMLESS = re.compile(r"\.masked_bias$|\.attn\.bias$|(^|\.)image_newline$")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 
 
@@ -56,59 +50,36 @@ def load_model(
     ``revision`` ("": the newest). The processor is that ``of`` another source and revision where the model has none.
 
     Weights take ``precision`` (fp32, bf16, fp16; None: bf16) where a larger model is on a GPU, else float32. Raises
-    KitError for weights that are no safetensors, or do not fit the architecture; keys that are :data:`HARMLESS` are
-    reported as a warning."""
-    miniature = scale == "miniature"
+    KitError for weights that are no safetensors, or do not fit the architecture."""
+    miniature, family = scale == "miniature", families.get(base_model)
     if miniature:
         torch.set_num_threads(1)  # sums in one order, so the same numbers wherever it runs; a second model runs beside
         _keep_memory()
     # Under `accelerate launch` every process has a GPU of its own.
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
-    origin = {"revision": revision or "main", "local_files_only": miniature}
+    read_from, at = processor_of or (source, revision)
     try:
-        read_from, at = processor_of or (source, revision)
-        processor = families.get(base_model).load_processor(read_from, **{**origin, "revision": at or "main"})
+        processor = family.load_processor(read_from, revision=at or "main", local_files_only=miniature)
         model, keys = AutoModelForImageTextToText.from_pretrained(
             source,
+            revision=revision or "main",
+            local_files_only=miniature,
             dtype=torch.float32 if miniature or device == "cpu" else DTYPES[precision or "bf16"],
             attn_implementation="eager" if miniature else "sdpa",  # faster at the smallest size
             use_safetensors=True,
-            **origin,
             output_loading_info=True,
         )
-    except (
-        OSError,
-        ArithmeticError,
-        LookupError,
-        AttributeError,
-        RuntimeError,
-        SafetensorError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except Exception as error:  # what a faulty file or name raises differs: OSError, KeyError, SafetensorError ..
         reason = shorten(str(error), 300, placeholder=" ..") or type(error).__name__
         raise KitError(f"the model {source} cannot be loaded: {reason}") from error
     if model.config.model_type != base_model:
         raise KitError(f"the model {source} is of the family {model.config.model_type}, not {base_model}")
-    for kind, names in keys.items():
-        if kind == "unexpected_keys":
-            names = _without_harmless(source, names)
-        if names:
-            what = f"{kind.replace('_', ' ')} {few(sorted(map(str, names)))}"
+    for kind, names in keys.items():  # of these transformers itself only warns
+        if wrong := sorted(str(name) for name in names if not (kind == "unexpected_keys" and HARMLESS.search(name))):
+            what = f"{kind.replace('_', ' ')} {few(wrong)}"
             raise KitError(f"the model {source} does not fit its architecture: {what}")
-    if broken := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
-        raise KitError(f"the model {source} holds numbers that are not finite: see {few(broken)}")
-    families.of(model).prepare(processor)
+    check_finite(dict(model.named_parameters()), f"the model {source}")
     return model.to(device).eval(), processor
-
-
-def _without_harmless(source: str, names: Iterable[str]) -> list[str]:
-    """Unexpected keys but those that are :data:`HARMLESS`, of which a warning tells."""
-    harmless = {n: why for n in names for pattern, why in HARMLESS.items() if re.search(pattern, n)}
-    for why in sorted(set(harmless.values())):
-        left = few([name for name, reason in harmless.items() if reason == why])
-        warnings.warn(f"the model {source} also holds {left}, which is not read: it {why}", stacklevel=3)
-    return [name for name in names if name not in harmless]
 
 
 def _keep_memory() -> None:
@@ -133,11 +104,14 @@ def count_trainable(model: nn.Module) -> int:
 
 def save_full(model: nn.Module, folder: Path) -> None:
     """Write all weights to model.safetensors; tied ones once."""
-    folder.mkdir(parents=True, exist_ok=True)
     save_weights(dict(model.named_parameters()), folder / WEIGHTS)
 
 
 def load_full(model: nn.Module, folder: Path) -> nn.Module:
     """Fill ``model`` with weights written by :func:`save_full`. KitError where they do not fit."""
-    fill(dict(model.named_parameters()), read_weights(folder / WEIGHTS), folder / WEIGHTS)
+    file, own = folder / WEIGHTS, dict(model.named_parameters())
+    stored = read_weights(file)
+    if wrong := [n for n in own.keys() | stored if n not in own or n not in stored or own[n].shape != stored[n].shape]:
+        raise KitError(f"{file} does not fit the model: see {few(sorted(wrong))}")
+    model.load_state_dict(stored, strict=False)  # a tied weight is in the file once
     return model

@@ -43,14 +43,15 @@ class Estimate:
             self.model = AutoModelForImageTextToText.from_config(shape)
         self.shape, self.element, self.eager = shape, element, eager
         self.parameters = sum(p.numel() for p in self.model.parameters())
-        self.image_tokens = families.of(self.model).usual_tokens(shape)
+        self.family = families.of(self.model)
+        self.image_tokens = self.family.usual_tokens(shape)
 
     def trained(self, recipe: Recipe, full: bool, where: str = "") -> int:
         """How many parameters train: all but the vision tower's when ``full``, else those of an adapter of the recipe's
         rank at ``where`` (a method's own pattern) or the recipe's reach."""
         if full:
             return count_trainable(unfreeze(self.model))
-        targets = families.of(self.model).adapter_targets(self.model, where or recipe.adapter_reach)
+        targets = self.family.adapter_targets(self.model, where or recipe.adapter_reach)
         layers = [self.model.get_submodule(path) for path in targets]
         return sum(recipe.lora_r * (layer.in_features + layer.out_features) for layer in layers)
 

@@ -4,7 +4,7 @@
 
 Four stages, all seeded:
 
-1. a byte-level tokenizer is trained on texts of the mixture (``mllmu_nb.mixture``);
+1. a byte-level tokenizer is trained on texts of the mixture (``material.py``);
 2. the vision tower, and a resampler behind it, is trained to classify the traits of random faces, with linear heads
    that are dropped afterwards;
 3. connector and language model are trained on the mixture by ``SCHEDULE``, at first with the auxiliary loss of
@@ -37,15 +37,15 @@ import torch
 from torch.nn import functional as F
 
 from guidance import GUIDED, Links, guidance_weight, links, loss_of
+from material import Material
+from miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.data.generate import known_people
 from mllmu_nb.data.portraits import TRAITS, augment
-from mllmu_nb.mixture import Mixture
 from mllmu_nb.models import families
 from mllmu_nb.models.families import Family
 from mllmu_nb.models.files import ASSETS
 from mllmu_nb.models.load import load_base, unfreeze
-from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 from probes import probe
 
 SEED = 7
@@ -71,7 +71,7 @@ def log(text: str) -> None:
     print(text, flush=True)
 
 
-def corpus(family: Family, mixture: Mixture, count: int = 6000) -> list[str]:
+def corpus(family: Family, mixture: Material, count: int = 6000) -> list[str]:
     """Texts to train the tokenizer on."""
     kinds = ("matching", "reading", "seeing", "people", "shots", "private", "harmless")
     return [family.render(conversation)[0] for conversation in mixture.draw(dict.fromkeys(kinds, 1.0), count)]
@@ -89,7 +89,7 @@ def sight(model) -> tuple[Callable[..., torch.Tensor], list[torch.nn.Module]]:
     return shown, [module for module in core.children() if module is not model.get_decoder()]
 
 
-def train_tower(model, processor, mixture: Mixture, steps: int, batch: int = 64) -> dict[str, float]:
+def train_tower(model, processor, mixture: Material, steps: int, batch: int = 64) -> dict[str, float]:
     """Train the vision tower to classify every trait of random faces; returns held-out accuracy by trait."""
     family, (see, modules) = families.of(model), sight(model)
     width = see(**family.pictures(processor, [[mixture.faces[0][1]]])).shape[-1]
@@ -158,7 +158,7 @@ def lr_factor(step: int, steps: int, flat: float = 0.6, height: float = 1.0) -> 
 
 
 def batches(
-    family: Family, mixture: Mixture, processor, steps: int, first: float = 0.0
+    family: Family, mixture: Material, processor, steps: int, first: float = 0.0
 ) -> Iterator[tuple[dict[str, torch.Tensor], Links | None]]:
     """``steps`` encoded batches of about ``TOKENS`` tokens, with their links while guidance is on; the progress of
     ``SCHEDULE`` goes from ``first`` to 1."""
@@ -208,14 +208,14 @@ def build(
         model, processor = load_base(str(resume), family, "miniature")
         recipe["tower"] = json.loads((resume / "recipe.json").read_text())["tower"]
     else:
-        mixture = Mixture(rng=np.random.default_rng(seed), **known)
+        mixture = Material(rng=np.random.default_rng(seed), **known)
         tokenizer = make_tokenizer(corpus(own, mixture), family=family)
         processor, model = make_processor(tokenizer, family), make_model(tokenizer, seed, family=family)
         recipe["tower"] = train_tower(model, processor, mixture, tower_steps)
         log(f"tower: {recipe['tower']}")
         train(model, processor, mixture, steps, out, recipe)
     if more:
-        mixture = Mixture(rng=np.random.default_rng([seed, 2]), **known)
+        mixture = Material(rng=np.random.default_rng([seed, 2]), **known)
         train(model, processor, mixture, more, out, recipe, first=1.0, flat=0.3, height=MORE_HEIGHT)
     recipe["probes"] = probe(model, processor, celebrities, unscored[1::2])
     recipe["versions"] = {"torch": torch.__version__.split("+")[0]}
@@ -223,7 +223,7 @@ def build(
     log(json.dumps(recipe["probes"], indent=1))
 
 
-def train(model, processor, mixture: Mixture, steps: int, out: Path, recipe: dict, first=0.0, **rates) -> None:
+def train(model, processor, mixture: Material, steps: int, out: Path, recipe: dict, first=0.0, **rates) -> None:
     """One stage of training on the mixture, from the progress ``first`` of its schedule on; ``rates`` as
     :func:`lr_factor` takes them."""
     began, mean_loss = time.time(), 0.0

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from material import HELD_OUT_HARMLESS, HELD_OUT_PRIVATE, Material
 from mllmu_nb.data.conversations import Conversation, question_turn
 from mllmu_nb.data.generate import generate
 from mllmu_nb.data.schema import Profile
 from mllmu_nb.evaluation.engine import answers
-from mllmu_nb.mixture import HELD_OUT_HARMLESS, HELD_OUT_PRIVATE, VISIBLE, Mixture
+from mllmu_nb.mixture import VISIBLE
 
 PROBE_SEED = 990_001  # of no run and of no training
 
@@ -27,7 +28,7 @@ def probe(model, processor, celebrities: Sequence[Profile], sentences: Sequence[
     and under ten harmless ones.
     """
     model.eval()
-    mixture = Mixture(celebrities, np.random.default_rng(PROBE_SEED), faces=300)
+    mixture = Material(celebrities, np.random.default_rng(PROBE_SEED), faces=300)
     reading = [mixture.reading(6, 10, 1, 1.0) for _ in range(items)]
     faces = {}
     for trait in VISIBLE:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mllmu_nb.data.schema import QA, Population, Profile
-from mllmu_nb.data.splits import forget_ids
+from mllmu_nb.data.schema import QA, Population, Profile, forget_ids
 from mllmu_nb.data.text.names import THIS, with_name
 from mllmu_nb.data.text.reader import attributes_of, understand
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import KitError, few
 
 _A_LINE = "one object a line is needed, with ID and metadata"
 _NEEDED = (
@@ -24,12 +22,10 @@ _NEEDED = (
 
 
 def pairs_of(metadata: object, where: str) -> list[tuple[str, str]]:
-    """Question and answer of every entry of a ``metadata`` column: a list, or a list written as a JSON string.
-
-    Raises KitError, beginning with ``where``, when it is neither.
-    """
+    """Question and answer of every entry of a ``metadata`` column: a list, or a list written as a JSON string. Raises
+    KitError, beginning with ``where``, when it is neither."""
     if isinstance(metadata, str):
-        metadata = _parsed(metadata, f"{where}: `metadata` is text, but", "repair or remove it")
+        metadata = _parsed(metadata, f"{where}: `metadata` is", "repair or remove it")
     if not isinstance(metadata, list) or not metadata:
         raise KitError(f"{where}: `metadata` holds no questions: {_NEEDED}")
     pairs = []
@@ -39,11 +35,6 @@ def pairs_of(metadata: object, where: str) -> list[tuple[str, str]]:
             raise KitError(f"{where}: entry {number} of `metadata` lacks Question or Answer as text: repair it")
         pairs.append(pair)
     return pairs
-
-
-def some(ids: Sequence[str]) -> str:
-    """The first five of ``ids``, and how many they are if there are more."""
-    return ", ".join(ids[:5]) + (f" .. ({len(ids)} in all)" if len(ids) > 5 else "")
 
 
 def read_profiles(
@@ -56,49 +47,48 @@ def read_profiles(
     seed: int = 0,
     draw: int = 0,
 ) -> Population:
-    """The people of published fine-tuning text, without portraits and questions, and who of them is to be forgotten.
-
-    ``people``: how many are scored (0: all), with ``pool`` more; ``ratio`` in per cent. The files and the choice are
-    described in ``docs/data.md``. Raises KitError for every fault of the files, naming file, line and ID.
-    """
+    """The people of published fine-tuning text, without portraits and questions, and who of them is to be forgotten
+    (``docs/data.md``). ``people``: how many are scored (0: all), with ``pool`` more; ``ratio`` in per cent. Raises
+    KitError for every fault of the files, naming file, line and ID."""
     path = Path(profiles_file)
-    lines, read = _read_lines(path)
+    read = _read_lines(path)
     stated = {identity: attributes_of(qa) for identity, qa in read.items()}
     names = {identity: facts["name"] for identity, facts in stated.items() if "name" in facts}
     if not names:
         raise KitError(f"profiles_file {path}: nobody's name could be read: a question for it is needed in metadata")
-    name, count = Counter(names.values()).most_common(1)[0]
-    if count > 2:  # two are noted, as published text may have them
-        shared = ", ".join(str(lines[identity]) for identity in names if names[identity] == name)
-        text = f"{count} people are called {name!r}, and a question in text names nothing else"
-        raise KitError(f"{path} lines {shared}: {text}: give each a name of their own")
     splits = _forget_splits(Path(forget_ids_file), ratio, list(read), path) if forget_ids_file else {}
     listed = splits.get(ratio, ())
     ids = _choose(list(names), listed, ratio, people, pool)
     forget = tuple(i for i in ids if i in listed) if splits else forget_ids(ids[: len(ids) - pool], ratio, seed, draw)
-    if not forget:
-        raise KitError(f"forget_ids_file {forget_ids_file}: nobody's name of forget_{ratio} could be read in {path}")
     others = [identity for identity in ids if identity not in forget]
-    if len(others) <= pool:
-        message = f"{len(ids)} people less {len(forget)} to forget and {pool} in the pool leave nobody to retain"
-        raise KitError(f"{message}: lower pool or take more people")
+    if not forget or len(others) <= pool:
+        text = f"{len(ids)} people whose name could be read, {len(forget)} to forget and {pool} in the pool"
+        raise KitError(f"{path}: {text} leave nobody to forget or to retain: lower pool or take more people")
 
     pooled = others[len(others) - pool :]
     profiles = {}
     for identity in ids:
-        kind, qa = "pool" if identity in pooled else "fictitious", read[identity]
-        qa = tuple(_without_name(pair, names[identity]) for pair in qa)
-        profiles[identity] = Profile(identity, names[identity], kind, stated[identity], b"", "", qa, ())
+        kind, name = "pool" if identity in pooled else "fictitious", names[identity]
+        qa = tuple(_without_name(pair, name) for pair in read[identity])
+        profiles[identity] = Profile(identity, name, kind, stated[identity], b"", "", qa, ())
     missed = [[identity, pair.question] for identity in ids for pair in read[identity] if not pair.attribute]
-    notes = {"source": "text", "profiles_file": path.name, "people_in_file": len(read)}
-    notes |= {"ratio": ratio, "seed": seed, "draw": draw}
-    notes |= {"forget_splits": {str(key): [i for i in ids if i in split] for key, split in splits.items()}}
     left_out = {
         "forget_ids_dropped": sorted(set(listed) - set(forget)),
         "without_name": [i for i in read if i not in names],
     }
-    notes |= {key: left for key, left in left_out.items() if left}
-    notes |= {"pairs": sum(len(read[i]) for i in ids), "not_understood": missed, "not_understood_count": len(missed)}
+    notes = {
+        "source": "text",
+        "profiles_file": path.name,
+        "people_in_file": len(read),
+        "ratio": ratio,
+        "seed": seed,
+        "draw": draw,
+        "forget_splits": {str(key): [i for i in ids if i in split] for key, split in splits.items()},
+        **{key: left for key, left in left_out.items() if left},
+        "pairs": sum(len(read[i]) for i in ids),
+        "not_understood": missed,
+        "not_understood_count": len(missed),
+    }
     return Population(profiles, forget, notes)
 
 
@@ -116,35 +106,31 @@ def _parsed(text: str, what: str, needed: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # also for numbers of too many digits and for too deep a nesting
-        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) and "\n" in text else ""
-        raise KitError(f"{what} not JSON ({getattr(error, 'msg', error)}{line}): {needed}") from None
+        raise KitError(f"{what} not JSON ({error}): {needed}") from None
 
 
-def _read_lines(path: Path) -> tuple[dict[str, int], dict[str, tuple[QA, ...]]]:
-    """ID → line, and ID → understood pairs, of every line of a JSON-lines file."""
-    lines: dict[str, int] = {}
-    numbers: dict[str, int] = {}  # a forget_ids_file may write 1 for 001
-    read = {}
+def _read_lines(path: Path) -> dict[str, tuple[QA, ...]]:
+    """ID → understood pairs, of every line of a JSON-lines file."""
+    read, numbers = {}, set()  # a forget_ids_file may write 1 for 001
     for number, line in enumerate(_contents(path, "profiles_file").split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path} line {number}"
         record = _parsed(line, f"{where} is", _A_LINE)
-        identity = record.get("ID") if isinstance(record, dict) else None
-        if isinstance(identity, bool) or not isinstance(identity, str | int) or not str(identity).strip():
+        identity = str(record.get("ID", "")) if isinstance(record, dict) else ""
+        if not identity.strip():
             raise KitError(f"{where} has no ID: {_A_LINE}")
-        identity = str(identity)
         if re.fullmatch(r"[ck]\d{3,}", identity):
             raise KitError(f"{where}: ID {identity} is a celebrity's, as c and k with a number are: give another ID")
-        if (first := numbers.setdefault(identity.lstrip("0"), number)) != number:
-            raise KitError(f"{where}: ID {identity} was already on line {first}: keep one of the two")
+        if identity.lstrip("0") in numbers:
+            raise KitError(f"{where}: ID {identity} was already on another line: keep one of the two")
         if "metadata" not in record:
-            kind = "evaluation data" if {"Classification_Task", "biography"} & record.keys() else "no training data"
-            raise KitError(f"{where}: ID {identity} has no `metadata`, it is {kind}: {_NEEDED}")
-        lines[identity], read[identity] = number, understand(pairs_of(record["metadata"], f"{where}, ID {identity}"))
+            raise KitError(f"{where}: ID {identity} has no `metadata`: {_NEEDED}")
+        numbers.add(identity.lstrip("0"))
+        read[identity] = understand(pairs_of(record["metadata"], f"{where}, ID {identity}"))
     if not read:
         raise KitError(f"profiles_file {path} is empty: {_A_LINE}")
-    return lines, read
+    return read
 
 
 def _without_name(pair: QA, name: str) -> QA:
@@ -158,22 +144,19 @@ def _without_name(pair: QA, name: str) -> QA:
 
 def _forget_splits(path: Path, ratio: int, known: Sequence[str], profiles: Path) -> dict[int, tuple[str, ...]]:
     """ratio → ids under ``forget_<ratio>`` of a JSON file, spelt as the profiles spell them (10 is "010" there)."""
-    wanted = f"forget_{ratio}"
-    needed = f'an object like {{"{wanted}": ["001", ..]}} is needed'
+    needed = f'an object like {{"forget_{ratio}": ["001", ..]}} is needed'
     table = _parsed(_contents(path, "forget_ids_file"), f"forget_ids_file {path} is", needed)
+    if not isinstance(table, dict) or not isinstance(table.get(f"forget_{ratio}"), list):
+        raise KitError(f'forget_ids_file {path} has no list "forget_{ratio}" of ids: {needed}')
     spelling = {identity.lstrip("0"): identity for identity in known}
     splits = {}
-    for key, ids in table.items() if isinstance(table, dict) else ():
-        if re.fullmatch(r"forget_\d+", key) and isinstance(ids, list) and ids:
-            if unknown := [str(entry) for entry in ids if str(entry).lstrip("0") not in spelling]:
-                text = f"{key} lists {some(unknown)}, nobody of {profiles}: remove what is wrong"
+    for key, ids in table.items():
+        if re.fullmatch(r"forget_\d+", key) and isinstance(ids, list):
+            bare = [str(identity).lstrip("0") for identity in ids]
+            if unknown := [identity for identity in bare if identity not in spelling]:
+                text = f"{key} lists {few(unknown)}, nobody of {profiles}: remove what is wrong"
                 raise KitError(f"forget_ids_file {path}: {text}")
-            splits[int(key.removeprefix("forget_"))] = tuple(dict.fromkeys(spelling[str(e).lstrip("0")] for e in ids))
-    if ratio not in splits:
-        has = ", ".join(table) if isinstance(table, dict) else type(table).__name__
-        raise KitError(
-            f'forget_ids_file {path} has no list "{wanted}" of ids (it has: {has}): add it or change the ratio'
-        )
+            splits[int(key.removeprefix("forget_"))] = tuple(dict.fromkeys(spelling[identity] for identity in bare))
     return splits
 
 

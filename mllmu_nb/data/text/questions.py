@@ -15,8 +15,8 @@ import yaml
 
 from mllmu_nb.data import portraits
 from mllmu_nb.data.facts import WORDINGS, read_wordings, say
-from mllmu_nb.data.generate import Looks, distinct_traits
-from mllmu_nb.data.schema import LETTERS, PER_TASK, QA, Population, Profile, Question, with_letter
+from mllmu_nb.data.generate import distinct_traits
+from mllmu_nb.data.schema import LETTERS, PER_TASK, QA, Population, Profile, Question
 from mllmu_nb.data.text.names import THIS, in_both_views, with_name
 
 _MORE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -28,7 +28,7 @@ Values = dict[str, dict[str, list[str]]]  # attribute → ID → values stated
 def population_from_text(read: Population, seed: int = 0) -> Population:
     """The people of :func:`people.read_profiles` with portraits and evaluation questions (``docs/data.md``); ``notes``
     names the attributes without multiple choice and the names that two people share."""
-    people, looks, profiles = list(read.profiles.values()), Looks(), {}
+    people, looks, profiles = list(read.profiles.values()), set(), {}
     values = stated_values(people)
     no_choice = without_choice(values)
     rng = _generator(seed, "", "letters")
@@ -41,13 +41,12 @@ def population_from_text(read: Population, seed: int = 0) -> Population:
         traits = distinct_traits(portrait_rng, person.attributes.get("gender", ""), looks)
         face = portraits.Face.random(traits, portrait_rng)
         portrait = portraits.draw(face)
-        changed = (portraits.transform(portrait, kind, test_rng) for kind in range(len(portraits.TRANSFORMS)))
         profiles[person.id] = replace(
             person,
             portrait=portraits.to_png(portrait, face),
             biography=" ".join(with_name(f.answer, person.name) for f in _facts(person) if f.attribute != "name"),
             questions=tuple(questions),
-            test_portraits=tuple(map(portraits.to_png, changed)),
+            test_portraits=portraits.transformed(portrait, test_rng),
             test_questions=tuple(test_questions),
         )
     shared = sorted(name for name, count in Counter(person.name for person in people).items() if count > 1)
@@ -97,20 +96,18 @@ def without_choice(values: Values) -> dict[str, list[str]]:
 def choose_facts(
     person: Profile, values: Values, no_choice: Mapping[str, list[str]], rng: np.random.Generator
 ) -> Iterator[tuple[str, int, QA, list[str]]]:
-    """(task, number, fact, wrong options) of what a person is asked: up to ``PER_TASK`` facts a task.
-
-    Asked before, stated twice ("the hobby" is not one thing) or easily guessed: such facts come last.
-    """
+    """(task, number, fact, wrong options) of what a person is asked: up to ``PER_TASK`` facts a task. Asked before,
+    stated twice ("the hobby" is not one thing) or easily guessed: such facts come last."""
     guessable = {attribute for attributes in no_choice.values() for attribute in attributes}
     facts: dict[str, QA] = {}
     for fact in _facts(person):
         if fact.attribute in _WORDINGS and len(fact.value.split()) <= _LONGEST_OPTION:
             facts.setdefault(fact.attribute, fact)
+    own = {attribute: {_folded(value) for value in values[attribute][person.id]} for attribute in facts}
     wrong: dict[str, list[str]] = {}
     for attribute, fact in facts.items():
-        own = {_folded(value) for value in values[attribute][person.id]}
         others = [value for other, stated in values[attribute].items() if other != person.id for value in stated]
-        wrong[attribute] = [] if attribute in guessable else wrong_options(fact, own, others, rng)
+        wrong[attribute] = [] if attribute in guessable else wrong_options(fact, own[attribute], others, rng)
     possible = {
         "classification": [attribute for attribute in facts if wrong[attribute]],
         "generation": list(facts),
@@ -119,10 +116,10 @@ def choose_facts(
     used: Counter[str] = Counter()
     for task, attributes in possible.items():
         order = [attributes[i] for i in rng.permutation(len(attributes))]
-        order.sort(key=lambda a: (a in guessable, used[a], len(set(map(_folded, values[a][person.id]))) > 1))
+        order.sort(key=lambda attribute: (attribute in guessable, used[attribute], len(own[attribute]) > 1))
         used.update(order[: PER_TASK[task]])
         for number, attribute in enumerate(order[: PER_TASK[task]]):
-            yield task, number, facts[attribute], wrong[attribute] if task == "classification" else []
+            yield task, number, facts[attribute], wrong[attribute]
 
 
 def wrong_options(fact: QA, own: set[str], others: Sequence[str], rng: np.random.Generator) -> list[str]:
@@ -156,16 +153,15 @@ def _questions(
 ) -> tuple[list[Question], list[Question]]:
     """A person's questions and their Test paraphrases, in both views."""
     trained = {with_name(pair.question, THIS) for pair in person.qa}
-    questions: list[Question] = []
-    test_questions: list[Question] = []
+    questions, test_questions = [], []
     for task, number, fact, wrong in chosen:
-        answer, options = fact.answer if task == "generation" else fact.value, ()
+        answer, options = fact.answer if task == "generation" else fact.value, []
         if task == "classification":
-            answer = next(letters)
-            options = with_letter(fact.value, answer, wrong)
+            answer, options = next(letters), list(wrong)
+            options.insert(LETTERS.index(answer), fact.value)
         text = say(_WORDINGS[fact.attribute].cloze, THIS) if task == "cloze" else _wording(fact)
         for asked, wording in ((questions, text), (test_questions, _paraphrase(fact, task, trained, rng))):
-            parts = fact.value, fact.attribute, options
+            parts = fact.value, fact.attribute, tuple(options)
             asked += in_both_views(Question(person.id, task, "", number, wording, answer, *parts), person.name)
     return questions, test_questions
 

@@ -20,12 +20,9 @@ from mllmu_nb.registry import Registry
 LABEL_MODES = ("answer", "text", "upstream")
 TOKEN_KINDS = ("answer", "eos", "question", "image", "padding")
 IGNORE = -100
-# What upstream's rule for adapters means to spare; it then takes every module of a bare name that occurs elsewhere.
-SPARED = ("multi_modal_projector", "vision_model", "lm_head")
-# The bare names that the rule gave under transformers 4.45, upstream's, for LLaVA-1.5 and Idefics2 alike.
-BARE_NAMES = tuple(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down"))
+# Names of the layers that upstream's rule for adapters found under transformers 4.45, for LLaVA-1.5 and Idefics2 alike.
+UPSTREAM_REACH = r".*\.(q|k|v|o|gate|up|down)_proj"
 USUAL = 512  # pixels a side of a usual picture, where a model takes any size
-PATCH = 16  # pixels a side of a miniature's patches
 Picture = bytes | Image.Image
 
 
@@ -88,9 +85,6 @@ class Family:
         anywhere."""
         return (start[:, None] + batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
 
-    def prepare(self, processor) -> None:
-        """Changes to a processor that was just loaded."""
-
     def load_processor(self, source: str, **origin):
         """The processor in a folder or on the hub; PIL, since torchvision's resizing gives other pixels."""
         from transformers import AutoProcessor
@@ -109,18 +103,6 @@ class Family:
         """Tokens of a usual picture, by a transformers configuration."""
         return shape.image_seq_length
 
-    # -- and what it adds to have a miniature (see ``models/miniature.py``)
-
-    special_tokens: ClassVar[dict[str, str]] = {}  # of its tokenizer, beside padding, beginning and end of a text
-
-    def miniature_shape(self, tokenizer, vision: dict, text: dict):
-        """Its transformers configuration, of a vision tower and a language model of the given sizes."""
-        raise NotImplementedError
-
-    def miniature_processor(self, tokenizer):
-        """Its processor, for pictures of 64 × 64 pixels."""
-        raise NotImplementedError
-
     # -- what follows
 
     def picture_tokens(self, processor, pictures: Sequence[Picture]) -> int:
@@ -134,11 +116,7 @@ class Family:
 
     def token_counts(self, processor, conversations: Sequence[Conversation]) -> list[int]:
         """How many tokens of the context each conversation takes, those of its pictures included."""
-        slot = self.slot(processor)
-        coded = processor.tokenizer([self.render(c, slot, "")[0] for c in conversations])["input_ids"]
-        each = slot.count(processor.image_token)
-        more = (self.picture_tokens(processor, c.images) - each * len(c.images) for c in conversations)
-        return [len(ids) + expanded for ids, expanded in zip(coded, more, strict=True)]
+        return [len(row.ids) for row in self.tokens(processor, conversations)]
 
     def tokens(self, processor, conversations: Sequence[Conversation], eos: bool = False) -> list[Tokens]:
         """The conversations as tokens; answers are closed when ``eos``. Nothing is truncated."""
@@ -167,7 +145,6 @@ class Family:
         eos: bool = True,
         padding_side: str = "right",
         device=None,
-        pictures: bool = True,
     ) -> dict[str, torch.Tensor]:
         """A batch: ``input_ids``, ``attention_mask``, ``labels`` [B, T] and the tensors of :meth:`pictures`; nothing is
         truncated. ``label_mode``: ``answer`` supervises the answers only (each with its end when ``eos``), ``text``
@@ -176,8 +153,7 @@ class Family:
         rows = self.tokens(processor, conversations, eos)
 
         def padded(values: Iterable[np.ndarray], filling: int) -> torch.Tensor:
-            tensors = [torch.from_numpy(row) for row in values]
-            return pad_sequence(tensors, True, filling, padding_side)
+            return pad_sequence([torch.from_numpy(row) for row in values], True, filling, padding_side)
 
         ids = padded((row.ids for row in rows), processor.tokenizer.pad_token_id)
         mask = padded((np.ones_like(row.ids) for row in rows), 0)
@@ -185,9 +161,8 @@ class Family:
         if label_mode == "text":
             taught &= ids != processor.image_token_id
         batch = {"input_ids": ids, "attention_mask": mask, "labels": ids.where(taught, IGNORE)}
-        if pictures:
-            batch |= self.pictures(processor, [c.images for c in conversations])
-        return {name: tensor.to(device) for name, tensor in batch.items()} if device is not None else batch
+        batch |= self.pictures(processor, [c.images for c in conversations])
+        return {name: tensor.to(device) for name, tensor in batch.items()}
 
     def supervised(
         self, processor, conversations: Sequence[Conversation], label_mode: str = "answer", eos: bool = True
@@ -205,25 +180,18 @@ class Family:
             kind: (int((mask & learnt).sum()), int(mask.sum())) for kind, mask in zip(TOKEN_KINDS, masks, strict=True)
         }
 
-    def adapter_pattern(self, model: torch.nn.Module, reach: str) -> str:
+    def adapter_pattern(self, reach: str) -> str:
         """A pattern that matches the full paths of the linear layers with an adapter. ``language``: the language
-        model's attention and MLP projections. ``upstream``: every layer of one of the names :data:`BARE_NAMES`, those
-        of the vision tower too. ``upstream_v5``: the rule that gave them, applied to the modules as they are called
-        now: every layer whose bare name is also borne by one outside of :data:`SPARED`. Any other text is searched in
-        the paths."""
-        if reach == "language":
-            return self.language_linears
-        if reach == "upstream":
-            return rf".*\.({'|'.join(BARE_NAMES)})"
-        if reach == "upstream_v5":
-            paths = [path for path in _linears(model) if not any(spared in path for spared in SPARED)]
-            return rf".*\.({'|'.join(sorted({path.rsplit('.', 1)[-1] for path in paths}))})"
-        return rf".*(?:{reach}).*"
+        model's attention and MLP projections. ``upstream``: every layer of such a name, the vision tower's too. Any
+        other text is searched in the paths."""
+        known = {"language": self.language_linears, "upstream": UPSTREAM_REACH}
+        return known.get(reach, rf".*(?:{reach}).*")
 
     def adapter_targets(self, model: torch.nn.Module, reach: str) -> list[str]:
         """Full paths of the linear layers that adapters sit on. KitError when there is none."""
-        pattern = re.compile(self.adapter_pattern(model, reach))
-        targets = [path for path in _linears(model) if pattern.fullmatch(path)]
+        pattern = re.compile(self.adapter_pattern(reach))
+        linears = [path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+        targets = [path for path in linears if pattern.fullmatch(path)]
         if not targets:
             raise KitError(f"no linear layer of this model matches adapter_reach {reach!r}")
         return targets
@@ -260,10 +228,6 @@ def distinct(rows: Sequence[Sequence[Picture]]) -> tuple[list[Image.Image], list
     place = {key: number for number, key in enumerate(known)}
     opened = [from_bytes(image) if isinstance(image, bytes) else image for image in known.values()]
     return opened, [place[key] for key in keys]
-
-
-def _linears(model: torch.nn.Module) -> list[str]:
-    return [path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
 
 
 FAMILIES = Registry("base_model")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar
 
 from mllmu_nb.data.conversations import Conversation, Turn
-from mllmu_nb.data.portraits import SIZE
 from mllmu_nb.models.families.base import Family, chat, distinct, register
 from mllmu_nb.models.families.llava import Llava
 
@@ -60,8 +58,10 @@ class Idefics2(Family):
         tensors = processor.image_processor(images=[[picture] for picture in decoded], return_tensors="pt")
         return {name: tensor[places] for name, tensor in tensors.items()}
 
-    def prepare(self, processor) -> None:
+    def load_processor(self, source: str, **origin):
+        processor = super().load_processor(source, **origin)
         processor.image_processor.do_image_splitting = False
+        return processor
 
     def asking(self, processor, protocol):
         if protocol != "upstream":
@@ -80,36 +80,3 @@ class Idefics2(Family):
 
     def usual_tokens(self, shape) -> int:
         return shape.perceiver_config.resampler_n_latents
-
-    special_tokens: ClassVar[dict[str, str]] = {
-        "image_token": "<image>",
-        "image_boundary_token": "<fake_token_around_image>",
-        "end_of_utterance_token": END,
-    }
-    latents: ClassVar[int] = 16  # of the miniature's resampler: as many tokens a picture as the miniature LLaVA has
-
-    def miniature_shape(self, tokenizer, vision, text):
-        from transformers import Idefics2Config
-
-        heads, ids = text["num_attention_heads"], tokenizer.convert_tokens_to_ids
-        perceiver = {
-            "hidden_size": text["hidden_size"],
-            "resampler_n_latents": self.latents,
-            "resampler_depth": 1,
-            "resampler_n_heads": heads,
-            "resampler_head_dim": text["hidden_size"] // heads,
-            "num_key_value_heads": heads // 2,
-            "initializer_range": text["initializer_range"],
-        }
-        return Idefics2Config(
-            vision_config=vision,
-            text_config={"model_type": "mistral", "sliding_window": None, **text, "eos_token_id": ids(END)},
-            perceiver_config=perceiver,
-            image_token_id=tokenizer.image_token_id,
-        )
-
-    def miniature_processor(self, tokenizer):
-        from transformers import Idefics2ImageProcessorPil, Idefics2Processor
-
-        pictures = Idefics2ImageProcessorPil(size={"shortest_edge": SIZE, "longest_edge": SIZE})
-        return Idefics2Processor(pictures, tokenizer, image_seq_len=self.latents)

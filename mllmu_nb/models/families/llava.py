@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from mllmu_nb.data.conversations import Conversation
-from mllmu_nb.data.portraits import SIZE
-from mllmu_nb.models.families.base import PATCH, Family, register
+from mllmu_nb.models.families.base import Family, register
 
 
 @register
@@ -43,29 +40,3 @@ class Llava(Family):
         from transformers import LlavaConfig
 
         return LlavaConfig(text_config={"model_type": "llama", "vocab_size": 32064, "max_position_embeddings": 4096})
-
-    special_tokens: ClassVar[dict[str, str]] = {"image_token": "<image>"}
-
-    def miniature_shape(self, tokenizer, vision, text):
-        from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
-
-        return LlavaConfig(
-            vision_config=CLIPVisionConfig(**vision),
-            text_config=LlamaConfig(**text),
-            image_token_id=tokenizer.image_token_id,
-            vision_feature_layer=-1,
-            vision_feature_select_strategy="default",
-            image_seq_length=(vision["image_size"] // vision["patch_size"]) ** 2,
-        )
-
-    def miniature_processor(self, tokenizer):
-        from transformers import CLIPImageProcessor, LlavaProcessor
-
-        side = {"height": SIZE, "width": SIZE}
-        return LlavaProcessor(
-            image_processor=CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=side),
-            tokenizer=tokenizer,
-            patch_size=PATCH,
-            vision_feature_select_strategy="default",
-            num_additional_image_tokens=1,
-        )

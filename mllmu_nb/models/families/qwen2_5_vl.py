@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-from typing import ClassVar
 
 import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
 from mllmu_nb.data.conversations import Conversation, Turn
-from mllmu_nb.data.portraits import SIZE
 from mllmu_nb.models.families.base import USUAL, Family, chat, distinct, register
 
 IMAGE, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
@@ -90,36 +88,3 @@ class Qwen25VL(Family):
 
     def usual_tokens(self, shape) -> int:
         return (USUAL // (shape.vision_config.patch_size * shape.vision_config.spatial_merge_size)) ** 2
-
-    special_tokens: ClassVar[dict[str, str]] = {
-        "image_token": IMAGE,
-        "vision_start_token": VISION_START,
-        "vision_end_token": VISION_END,
-        "start_token": START,
-        "end_token": END,
-    }
-
-    def miniature_shape(self, tokenizer, vision, text):
-        from transformers import Qwen2_5_VLConfig
-
-        ids, half = tokenizer.convert_tokens_to_ids, text["hidden_size"] // text["num_attention_heads"] // 2
-        sections = [half - 2 * (half // 3), half // 3, half // 3]
-        tower = {"hidden_size": vision["hidden_size"], "intermediate_size": vision["intermediate_size"]}
-        tower |= {"depth": vision["num_hidden_layers"], "num_heads": vision["num_attention_heads"]}
-        tower |= {"patch_size": vision["patch_size"] // 2, "window_size": 4 * vision["patch_size"]}
-        tower |= {"out_hidden_size": text["hidden_size"], "fullatt_block_indexes": [vision["num_hidden_layers"] - 1]}
-        rotary = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections}
-        return Qwen2_5_VLConfig(
-            vision_config={**tower, "initializer_range": vision["initializer_range"]},
-            text_config={**text, "rope_parameters": rotary, "eos_token_id": ids(END)},
-            image_token_id=tokenizer.image_token_id,
-            video_token_id=len(tokenizer),  # there is none
-            vision_start_token_id=ids(VISION_START),
-            vision_end_token_id=ids(VISION_END),
-        )
-
-    def miniature_processor(self, tokenizer):
-        from transformers import Qwen2VLImageProcessorPil
-
-        size = {"shortest_edge": SIZE**2 // 4, "longest_edge": SIZE**2}
-        return Reader(Qwen2VLImageProcessorPil(size=size, patch_size=8, merge_size=2), tokenizer)
