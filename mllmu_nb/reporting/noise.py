@@ -20,13 +20,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn
-from matplotlib.figure import Figure
 from scipy.stats import norm
 
 from mllmu_nb import paths
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting import plots, published
+from mllmu_nb.reporting import published
 from mllmu_nb.reporting.runs import columns_of, read_run
 from mllmu_nb.stages import RECORD, read_json
 
@@ -39,7 +37,6 @@ QUESTIONS = {"classification": 5, "generation": 2, "cloze": 2}  # a person in on
 SHOWN = {"classification": 1, "generation": 0, "cloze": 2}  # people whose questions are worked examples: not scored
 EXCEEDS, COULD, UNKNOWN = "exceeds the noise", "could be noise", "cannot be said (n unknown)"
 CELL = ["source", "base_model", "forget_ratio", "set", "view", "metric"]
-TASKS = {"classification": "Multiple choice", "cloze": "Cloze", "generation": "ROUGE"}
 
 
 def people_behind(set_name: str, ratio: int, task: str) -> int:
@@ -132,37 +129,3 @@ def shares(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     known = table[table["verdict"] != UNKNOWN].assign(exceeds=table["verdict"] == EXCEEDS)
     wide = known.pivot_table(index=by, columns="correlation", values="exceeds", aggfunc="mean", sort=False)
     return wide.assign(gaps=known.groupby(by).size() // known["correlation"].nunique()).rename_axis(columns=None)
-
-
-@plots.styled
-def figure(table: pd.DataFrame) -> Figure:
-    """Each gap in units of the detectable one: a mark at the likely correlation, a line over the assumed range.
-
-    A row a task, set and ratio; right of the line at 1 a gap exceeds the noise, and how many do is written beside it.
-    """
-    known = table[table["verdict"] != UNKNOWN]
-    known = known.assign(ratio=known["gap"].abs() / known["detectable"].where(known["detectable"] > 0, np.inf))
-    known["task"] = pd.Categorical(known["task"], list(TASKS))
-    rows = list(known.groupby(["task", "set", "forget_ratio"]))
-    result, [[axes]] = plots.panels(1, 1, (plots.COLUMN, 0.7 + 0.36 * len(rows)))
-    right = {"transform": axes.get_yaxis_transform(), "fontsize": plots.SMALL}
-    for place, (_, here) in enumerate(rows):
-        pairs = here.groupby(["source", "base_model", "view", "metric", "first", "second"], sort=False)["ratio"]
-        middle = here[here["correlation"] == LIKELY]["ratio"].to_numpy()
-        heights = place + np.linspace(-0.3, 0.3, len(middle))[np.argsort(np.argsort(middle, kind="stable"))]
-        colours = np.where(middle > 1, plots.RIGHT, plots.GREY)
-        axes.hlines(heights, pairs.min(), pairs.max(), color=colours, linewidth=0.4, alpha=0.6)
-        axes.scatter(middle, heights, s=4, color=colours, linewidth=0, zorder=3)
-        axes.text(1.02, place, f"{(middle > 1).sum()} of {len(middle)}", va="center", **right)
-    axes.axvline(1, color=plots.INK, linewidth=0.7)
-    names = [f"{TASKS[task]}, {name.replace('Real ', '')}, {ratio} %" for (task, name, ratio), _ in rows]
-    axes.set_yticks(range(len(rows)), names)
-    axes.set_xscale("function", functions=(np.sqrt, np.square))  # room for the small ones
-    most = max(known["ratio"].max(), 1.0)
-    axes.set_xticks([tick for tick in (0, 1, 2, 5, 10, 20, 50) if tick <= most])
-    axes.set(xlim=(0, 1.05 * most), ylim=(len(rows) - 0.5, -0.5))
-    axes.set_xlabel("printed gap ÷ smallest detectable gap")
-    axes.text(1.02, -0.6, "exceed", **right)
-    axes.tick_params(axis="y", length=0)
-    seaborn.despine(result, left=True)
-    return result
