@@ -7,7 +7,7 @@ Results are a folder with ``runs/<run id>`` (answers.parquet, train.json, draws.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
 from pathlib import Path
@@ -233,8 +233,9 @@ class Scores:
 
     def _only(self, key: tuple) -> Scores:
         runs = [run for run in self.runs if tuple(run[c] for c in GROUP) == key]
-        known = (self.items, self.cells, self.judged, self.points)
-        return Scores(runs, *(rows[rows[GROUP].eq(list(key)).all(axis=1)] for rows in known), self.by)
+        frames = {name: getattr(self, name) for name in FRAMES}
+        mine = {name: rows[rows[GROUP].eq(list(key)).all(axis=1)] for name, rows in frames.items()}
+        return replace(self, runs=runs, **mine)
 
     @property
     def group(self) -> dict[str, Any]:
