@@ -98,9 +98,10 @@ def test_bars_behind_a_closed_gate_are_grey_and_the_line_below_says_why(vanilla,
     figure = show.four_sets(known)
     colours = [to_hex(bar.get_edgecolor()) for bar in figure.axes[0].patches]
     assert colours[:6] == [plots.CLOSED] * 6 and plots.CLOSED not in colours[6:]
-    assert "In grey: gate closed" in figure.get_supxlabel()
+    assert "In grey: gate closed" in figure.get_supxlabel() and "Likelihood (text)" in figure.get_supxlabel()
     open_gate = show.four_sets([vanilla, ga, make("oracle", right(0.0), **SMALL)])
-    assert "gate" not in open_gate.get_supxlabel()
+    assert "Likelihood" not in open_gate.get_supxlabel()
+    assert plots.CLOSED not in {to_hex(bar.get_edgecolor()) for bar in open_gate.axes[0].patches}
 
 
 def test_runs_are_read_in_the_order_of_the_tables(tmp_path, vanilla, ga, oracle):
