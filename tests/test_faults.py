@@ -176,7 +176,7 @@ import resource, sys
 from mllmu_nb.reporting import report
 from mllmu_nb.__main__ import main
 from mllmu_nb.commands import study
-report.figures.write_all = lambda *given: ([], [])
+report.figures.write_all = lambda *given: []
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 study.main = lambda options: report.write_all("miniature")
 sys.exit(main(["study"]))

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import noise, published
 
 PAPER = {"base_model": "LLaVA-1.5-7B", "forget_ratio": 5, "set": "Forget", "view": "image_text", "source": "a paper"}
@@ -70,8 +69,6 @@ def test_the_spread_is_that_of_the_peoples_means(items):
     assert noise.spread(items, "Forget", "both", "rougeL") == pytest.approx(0.2)
     text = noise.spread(items, "Retain", "text", "rougeL")
     assert text == pytest.approx(np.std([0.6, 0.7, 0.9], ddof=1))
-    with pytest.raises(KitError, match="no spread of rougeL on celebrity: the run asked 0 people"):
-        noise.spread(items, "Real Celebrity", "both", "rougeL")
 
 
 def test_gaps_of_accuracies(items):
@@ -101,8 +98,6 @@ def test_what_cannot_be_said_is_said_and_only_one_source_is_compared(items):
     assert set(table["verdict"]) == {noise.UNKNOWN} and table["detectable"].isna().all()
     apart = pd.concat([printed("rouge", {"GA": 0.5}), printed("rouge", {"NPO": 0.4}, source="another")])
     assert noise.gaps(apart, items).empty
-    with pytest.raises(KitError, match="no gap has a known number of questions"):
-        noise.figure(table)
 
 
 def test_shares_count_pairs_and_not_rows(items):
@@ -113,7 +108,7 @@ def test_shares_count_pairs_and_not_rows(items):
     assert counted.loc["classification"].tolist() == pytest.approx([2 / 3, 1 / 3, 0, 3])
 
 
-def test_the_published_figures_are_judged_and_drawn():
+def test_the_published_figures_are_judged():
     table = noise.gaps(published.load(), noise.vanilla_items())
     assert set(table["verdict"]) == {noise.EXCEEDS, noise.COULD, noise.UNKNOWN}
     assert (table["detectable"].isna() == (table["verdict"] == noise.UNKNOWN)).all()
@@ -121,9 +116,3 @@ def test_the_published_figures_are_judged_and_drawn():
     cells = [*noise.CELL, "first", "second"]
     more = table.groupby(cells, sort=False)["detectable"].diff().dropna()
     assert (more >= 0).all() and (more[table["task"] == "cloze"] > 0).any()
-    [axes] = noise.figure(table).axes
-    labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert len(labels) == len(noise.shares(table, ["task", "set", "forget_ratio"])) and "Cloze, Forget, 5 %" in labels
-    here = table.query("task == 'cloze' and set == 'Forget' and forget_ratio == 5 and correlation == @noise.LIKELY")
-    counts = [text.get_text() for text in axes.texts]
-    assert counts[labels.index("Cloze, Forget, 5 %")] == f"{(here['verdict'] == noise.EXCEEDS).sum()} of {len(here)}"

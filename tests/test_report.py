@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 from fake_runs import make, saying, write
 
+import readme
 from mllmu_nb import paths
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting import readme, report, runs, tables
+from mllmu_nb.reporting import report, runs, tables
 from mllmu_nb.reporting.beside import Beside, check_reference
 from mllmu_nb.reporting.runs import Scores
 
@@ -31,7 +32,7 @@ def home(tmp_path, monkeypatch) -> Path:
 
     def draw(scores, people, folder):
         (folder / FIGURES).write_bytes(b"drawn")
-        return [folder / FIGURES], [f"- `losses_llava_10`: {len(scores.runs)} runs, {len(people)} people"]
+        return [f"- `losses_llava_10`: {len(scores.runs)} runs, {len(people)} people"]
 
     monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
     monkeypatch.setattr(report.figures, "write_all", draw)
@@ -136,7 +137,8 @@ def test_the_same_people_and_seeds_twice_are_refused():
 
 
 def test_newcomers_stand_before_prompting_and_steps_after_unlearning_behind_their_model():
-    assert runs.in_order(["oracle", "manu", "npo", "prompting"]) == ["npo", "manu", "prompting", "oracle"]
+    some = [(name, "canonical", "none", "") for name in ("oracle", "manu", "npo", "prompting")]
+    assert [model[0] for model in runs.models_in_order(some)] == ["npo", "manu", "prompting", "oracle"]
     models = [
         ("ga", "canonical", "unimodal", ""),
         ("ga", "canonical", "multimodal", "int4"),

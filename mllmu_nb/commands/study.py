@@ -7,31 +7,29 @@ from __future__ import annotations
 
 import argparse
 
+from mllmu_nb import paths
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 
 SUMMARY = "measure on the miniature what each piece of the released code changes"
 EXAMPLES = ("study differences", "study differences --replicates 0 1 2")
-JOBS = 2  # a thread each gets more out of two cores than one model after the other on both
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", nargs="?", default="differences", choices=["differences"], help="the one there is")
     parser.add_argument("--replicates", type=int, nargs="+", metavar="R", default=[0, 1], help="to be pooled (0 1)")
-    parser.add_argument("--jobs", type=int, default=JOBS, metavar="N", help=f"runs at a time ({JOBS})")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Makes what is missing, prints the main table and writes it beside the scores. KitError for what cannot be."""
-    from mllmu_nb.studies import base, differences  # with all that it draws with: not for the other commands
+    """Makes what is missing, prints the main table and writes it beside the runs. KitError for what cannot be."""
+    from mllmu_nb.studies import differences
 
-    if options.jobs < 1:
-        raise KitError(f"--jobs must be at least 1, not {options.jobs}")
     if min(options.replicates) < 0:
         raise KitError(f"--replicates are numbers from 0 on, not {min(options.replicates)}")
-    folder = base.make(differences.grid(Config(), options.replicates), options.jobs)
-    table = differences.table(base.read())
-    table.to_csv(folder / f"{base.NAME}.csv", index=False)
+    config = Config()
+    differences.make(differences.grid(config, options.replicates))
+    table, folder = differences.table(differences.read()), paths.study(paths.results(config.scale), differences.NAME)
+    table.to_csv(folder / "differences.csv", index=False)
     print(differences.printed(table).to_string())
-    print(f"scores and {base.NAME}.csv: {folder}")
+    print(f"runs and differences.csv: {folder}")
     return 0

@@ -7,7 +7,7 @@ at 95 % detects with 80 % power. Here the table may be anybody's.
 from __future__ import annotations
 
 from itertools import combinations
-from math import nan, sqrt
+from math import isnan, nan
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,12 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import noise, plots
 
 EXCEEDS, COULD, UNKNOWN = noise.EXCEEDS, noise.COULD, "cannot be said"
-GIVEN = ("people", "questions", "sd")
-COLUMNS = ["measure", "first", "second", "gap", "detectable", "least", "most", "verdict", "why"]
+COLUMNS = ["measure", "first", "second", "gap", "detectable", "least", "most", "verdict"]
 
 
 def read(path: Path | str) -> pd.DataFrame:
-    """A table of scores, a row a figure: ``method``, ``measure``, ``value``, and of GIVEN what the file has.
+    """A table of scores, a row a figure: ``method``, ``measure``, ``value``, and of people, questions and sd what the
+    file has.
 
     The file has these columns, or one a measure beside ``method``, as papers print it; empty cells are left out. Raises
     KitError where a column is missing or a figure is no number.
@@ -35,7 +35,7 @@ def read(path: Path | str) -> pd.DataFrame:
     if "method" not in table:
         raise KitError(f"{path} has no column 'method', only {', '.join(map(str, table))}")
     if "value" not in table:
-        beside = ["method", *(name for name in GIVEN if name in table)]
+        beside = [name for name in ("method", "people", "questions", "sd") if name in table]
         table = table.melt(id_vars=beside, var_name="measure")
     values = pd.to_numeric(table["value"], errors="coerce")
     if (broken := table["value"].notna() & values.isna()).any():
@@ -53,10 +53,11 @@ def audit(
 ) -> pd.DataFrame:
     """A row a pair of methods and measure (COLUMNS), in the unit of the table, whose best value is ``top``.
 
-    ``people`` and ``questions`` (of each about a measure) hold where the table has no column of that name; ``sd``, a
-    standard deviation over people, makes a measure that is no share of right answers judgeable. ``correlation`` of
-    answers about one person and ``together`` of the two models' are assumed; ``least`` and ``most`` are the smallest
-    detectable gap over the assumed range of the former. Raises KitError for a value that is no share of ``top``.
+    ``people`` and ``questions`` (of each about a measure) hold where the table has no column of that name, and without
+    a number of people nothing can be said; ``sd``, a standard deviation over people, makes a measure that is no share
+    of right answers judgeable. ``correlation`` of answers about one person and ``together`` of the two models' are
+    assumed; ``least`` and ``most`` are the smallest detectable gap over the assumed range of the former. Raises
+    KitError for a value that is no share of ``top``.
     """
     assumed = {"people": people or nan, "questions": questions, "sd": nan}
     table = table.assign(**{name: table[name].fillna(v) if name in table else v for name, v in assumed.items()})
@@ -65,23 +66,11 @@ def audit(
     rows = []
     for measure, cell in table.groupby("measure", sort=False):
         for a, b in combinations(cell.itertuples(), 2):
-            limits, why = _limits(a, b, top, (correlation, *noise.CORRELATIONS), together)
-            verdict = UNKNOWN if why else EXCEEDS if abs(a.value - b.value) > limits[0] else COULD
-            row = [measure, a.method, b.method, a.value - b.value, limits[0], min(limits), max(limits), verdict, why]
-            rows.append(dict(zip(COLUMNS, row, strict=True)))
+            limits = [noise.smallest(a, b, rho, together, top) for rho in (correlation, *noise.CORRELATIONS)]
+            gap = a.value - b.value
+            verdict = UNKNOWN if isnan(limits[0]) else EXCEEDS if abs(gap) > limits[0] else COULD
+            rows.append([measure, a.method, b.method, gap, limits[0], min(limits), max(limits), verdict])
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _limits(a, b, top: float, correlations: tuple[float, ...], together: float) -> tuple[list[float], str]:
-    """The smallest detectable gap at each correlation, or NaN and why not."""
-    people = min(a.people, b.people)
-    if np.isnan(people) or people < 2:
-        return [nan] * len(correlations), "number of people unknown"
-    if not np.isnan([a.sd, b.sd]).any():
-        return [noise.REACH * sqrt((1 - together) * (a.sd**2 + b.sd**2) / people)] * len(correlations), ""
-    each = int(min(a.questions, b.questions))
-    pair = a.value / top, b.value / top
-    return [top * noise.detectable(*pair, int(people), each, rho, together) for rho in correlations], ""
 
 
 @plots.styled
@@ -92,13 +81,9 @@ def figure(gaps: pd.DataFrame, most: int = 24) -> Figure:
     if known.empty:
         raise KitError("no gap has a known number of people")
     known = known.assign(size=known["gap"].abs()).nlargest(most, "size")
-    named = known["measure"].astype(str).where(known["measure"] != "", "")
-    names = (
-        known["first"].astype(str) + " − " + known["second"].astype(str) + named.map(lambda m: f", {m}" if m else "")
-    )
     exceeds = known["verdict"] == EXCEEDS
     drawn = known.assign(
-        name=names,
+        name=known["first"] + " − " + known["second"] + known["measure"].map(lambda name: f", {name}" if name else ""),
         low=known["gap"] - known["detectable"],
         high=known["gap"] + known["detectable"],
         colour=np.where(exceeds, plots.RIGHT, plots.GREY),

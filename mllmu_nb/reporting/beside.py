@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import pandas as pd
 
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting.runs import Run, Scores
-from mllmu_nb.reporting.tables import ASKED_IN, cell_text, closed_gates, select, select_metrics
+from mllmu_nb.reporting.tables import ASKED_IN, cell_text, closed_gates, select
 from mllmu_nb.scoring import path
-from mllmu_nb.scoring.frames import MODEL
+from mllmu_nb.scoring.frames import KEY, MODEL
 from mllmu_nb.scoring.health import judged
 from mllmu_nb.scoring.registry import metrics
 from mllmu_nb.scoring.score import cells, item_scores, side_by_side
@@ -49,34 +50,29 @@ class Beside:
     @cached_property
     def cells(self) -> pd.DataFrame:
         """The model's own rows of the long frame: its scores, and its differences to the references."""
-        return select(self.scores, **self._model)
-
-    @property
-    def _model(self) -> dict:
-        return {column: self.own[column] for column in MODEL}
+        return select(self.scores, **dict(zip(MODEL, self.own.model, strict=True)))
 
     def table(self, against: str = "") -> pd.DataFrame:
-        """Its scores as they are read, ``51.7 ± 4.1``, or its differences to ``against`` (vanilla, oracle), in brackets
-        behind a closed gate: a row a set and view, a column a main metric."""
+        """Its scores as they are read, ``51.7 [47.2, 55.9]``, or its differences to ``against`` (vanilla, oracle), in
+        brackets behind a closed gate: a row a set and view, a column a main metric."""
         known = {metric.key: metric for metric in metrics(main=True)}
-        rows = select_metrics(self.scores, known.values(), **self._model, against=against, view=list(ASKED_IN))
-        texts: dict[tuple[str, str], dict[str, str]] = {(s, v): {} for s in SETS for v in ASKED_IN}
-        for cell in rows.dropna(subset=["value"]).to_dict("records"):
-            metric = known[cell["task"], cell["scoring"], cell["metric"]]
+        rows = self.cells[(self.cells["against"] == against) & self.cells["value"].notna()]
+        texts: dict[tuple[str, str], dict[str, str]] = {}
+        for (set_name, view), (key, metric) in product(product(SETS, ASKED_IN), known.items()):
+            at = dict(zip(["set", "view", *KEY], [set_name, view, *key], strict=True))
             head = metric.shown_as_gap if against else metric.label
-            texts[cell["set"], cell["view"]][head] = cell_text(cell, metric, signed=bool(against))
-        shown = {(s.capitalize(), ASKED_IN[v]): texts[s, v] for s, v in texts if texts[s, v]}
-        frame = pd.DataFrame(shown.values()).fillna("")
-        if shown:
-            frame.index = pd.MultiIndex.from_tuples(shown, names=["set", "asked with"])
-        return frame
+            for cell in rows[rows[list(at)].eq(list(at.values())).all(axis=1)].to_dict("records"):
+                row = texts.setdefault((set_name.capitalize(), ASKED_IN[view]), {})
+                row[head] = cell_text(cell, metric, signed=bool(against))
+        index = pd.MultiIndex.from_tuples(texts, names=["set", "asked with"]) if texts else None
+        return pd.DataFrame(texts.values(), index).fillna("")
 
     def remarks(self) -> list[str]:
         """What the gates allow to be read, and whether the model has collapsed, in a few lines."""
         lacking = [name for name in ("vanilla", "oracle") if getattr(self, name) is None]
         if lacking:
             return [f"Without {' and '.join(lacking)} nobody can say whether a low score is forgetting."]
-        rows = select_metrics(self.scores, metrics(main=True), set="forget", view=list(ASKED_IN))
+        rows = select(self.scores, metrics(main=True), set="forget", view=list(ASKED_IN))
         closed = closed_gates(self.scores, rows.to_dict("records"))
         opened = "Vanilla answers better about the forget people than the oracle, in every metric: scores can be read."
         why = next((bad.why for model, bad in self.scores.unsound.items() if model[3] == self.own["method"]), "")

@@ -9,12 +9,14 @@ import pandas as pd
 
 from mllmu_nb.data.schema import Population
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting import figures, show
+from mllmu_nb.reporting import show
 from mllmu_nb.reporting.beside import Beside
+from mllmu_nb.reporting.runs import Run
 from mllmu_nb.reporting.tables import ASKED_IN, select
-from mllmu_nb.scoring.frames import POOLED
+from mllmu_nb.scoring.frames import MODEL, POOLED
 from mllmu_nb.scoring.health import STATES
 from mllmu_nb.scoring.leakage import ACROSS
+from mllmu_nb.scoring.registry import by_key
 
 STYLE = """
 @page { size: A4; margin: 11mm }
@@ -37,25 +39,24 @@ def verdict(beside: Beside) -> str:
     name = beside.own.label
     if beside.vanilla is None or beside.oracle is None:
         return f"{name}: {beside.remarks()[0]}"
-    fell, kept = (_change(beside, name) for name in ("forget", "retain"))
-    far = -_change(beside, "forget", beside.oracle)["value"]
+    fell, kept = (_change(beside, beside.own, set_name) for set_name in ("forget", "retain"))
+    oracle = _change(beside, beside.oracle, "forget")
     # a model that stands for others (docs/scoring.md): where the oracle is not shown to know less, there is no gap
-    shut = "" if _change(beside, "forget", beside.oracle)["high"] < 0 else " (not shown to be a gap at all)"
-    sentence = (
-        f"{name} {_points(fell)} on the people to be forgotten, of the {100 * far:.0f} points{shut} that separate the "
-        f"oracle from vanilla, and {_points(kept)} on the people to be kept."
-    )
-    return sentence + (f" It has collapsed, so this is no forgetting: {why}." if (why := _collapsed(beside)) else "")
+    shut = "" if oracle["high"] < 0 else " (not shown to be a gap at all)"
+    judged = beside.scores.judged
+    why = "; ".join(judged.loc[judged["method"].eq(beside.own["method"]) & judged["collapsed"], "why"])
+    return (
+        f"{name} {_points(fell)} on the people to be forgotten, of the {-100 * oracle['value']:.0f} points{shut} that "
+        f"separate the oracle from vanilla, and {_points(kept)} on the people to be kept."
+    ) + (f" It has collapsed, so this is no forgetting: {why}." if why else "")
 
 
-def _change(beside: Beside, set_name: str, run=None) -> Mapping:
-    """The row of ``run`` (the model itself) minus vanilla on a set, by likelihood."""
-    own = {column: (run or beside.own)[column] for column in ("method", "variant", "modality", "after")}
-    task, scoring, metric = figures.LIKELIHOOD
-    at = {"against": "vanilla", "set": set_name, "view": POOLED, "task": task, "scoring": scoring, "metric": metric}
-    rows = select(beside.scores, **own, **at)
+def _change(beside: Beside, run: Run, set_name: str) -> Mapping:
+    """The row of ``run`` minus vanilla on a set, by likelihood."""
+    model = dict(zip(MODEL, run.model, strict=True))
+    rows = select(beside.scores, [by_key()[show.LIKELIHOOD]], **model, against="vanilla", set=set_name, view=POOLED)
     if rows["value"].notna().sum() != 1:
-        raise KitError(f"{beside.own.id} was not asked about the {set_name} people by likelihood, as vanilla was")
+        raise KitError(f"{run.id} was not asked about the {set_name} people by likelihood, as vanilla was")
     return rows.iloc[0]
 
 
@@ -63,15 +64,9 @@ def _points(cell: Mapping) -> str:
     low, value, high = (100 * cell[name] for name in ("low", "value", "high"))
     if low <= 0 <= high:
         return f"shows no change ({value:+.0f} points [{low:.0f}, {high:.0f}])"
-    lost = value < 0
-    ends = (-high, -low) if lost else (low, high)
-    return f"{'lost' if lost else 'gained'} {abs(value):.0f} points [{ends[0]:.0f}, {ends[1]:.0f}]"
-
-
-def _collapsed(beside: Beside) -> str:
-    judged = beside.scores.judged
-    mine = judged[judged["method"].eq(beside.own["method"]) & judged["collapsed"]]
-    return "; ".join(mine["why"])
+    if value < 0:
+        return f"lost {-value:.0f} points [{-high:.0f}, {-low:.0f}]"
+    return f"gained {value:.0f} points [{low:.0f}, {high:.0f}]"
 
 
 def card(beside: Beside, people: Population) -> str:
@@ -92,9 +87,8 @@ def card(beside: Beside, people: Population) -> str:
     parts += [f"<p><small>{html.escape(note)}</small></p>" for note in notes]
     title = f"Report card: {html.escape(own.label)}"
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    return (
-        f"{head}<h1>{title}</h1>{''.join(parts)}<footer>{html.escape(f'{foot}; {show.versions()}')}</footer></html>\n"
-    )
+    foot = html.escape(f"{foot}; {show.versions()}")
+    return f"{head}<h1>{title}</h1>{''.join(parts)}<footer>{foot}</footer></html>\n"
 
 
 def _health(beside: Beside) -> pd.DataFrame:
@@ -106,9 +100,10 @@ def _health(beside: Beside) -> pd.DataFrame:
 
 def _leakage(beside: Beside) -> pd.DataFrame:
     """How much further from the oracle the facts are by name than by portrait, in points; empty without an oracle."""
-    task, scoring, metric = figures.LIKELIHOOD
-    where = {"task": task, "scoring": scoring, "metric": metric, "set": "forget", "view": ACROSS}
-    cells = beside.cells[beside.cells[list(where)].eq(list(where.values())).all(axis=1)].dropna(subset=["value"])
+    model = dict(zip(MODEL, beside.own.model, strict=True))
+    cells = select(beside.scores, [by_key()[show.LIKELIHOOD]], **model, set="forget", view=ACROSS).dropna(
+        subset=["value"]
+    )
     texts = [f"{100 * c.value:+.0f} [{100 * c.low:+.0f}, {100 * c.high:+.0f}]" for c in cells.itertuples()]
     return pd.DataFrame({"points": texts}, index=["by name minus by portrait"] * len(texts))
 
@@ -120,7 +115,7 @@ def _cost(beside: Beside) -> pd.DataFrame:
         "seconds": f"{train['seconds']:,.0f}",
         "steps": f"{train['steps']:,}",
         "memory, MiB": f"{train['peak_memory_mb']:,.0f}",
+        "weights trained": f"{train['trainable_parameters']:,}",
     }
-    rows |= {"weights trained": f"{train['trainable_parameters']:,}"}
     rows = rows if train["steps"] else {"training": "none here"}
     return pd.DataFrame({"": rows | {"seconds to ask": f"{train['evaluation_seconds']:,.0f}"}})

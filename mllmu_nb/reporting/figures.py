@@ -1,4 +1,4 @@
-"""The figures: each a query over the cells of a group of runs and a call of a helper of :mod:`.plots`.
+"""The figures: each a query over the cells of a group of runs, drawn with the helpers of :mod:`.plots`.
 
 A figure is one function, registered with its alt text; its docstring is its caption: the title, then what it shows and
 how to read it. It takes the :class:`~.runs.Scores` of one base model, protocol and forget ratio and raises KitError,
@@ -15,8 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,18 +28,11 @@ from mllmu_nb.data.schema import ATTRIBUTES, Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.registry import Registry, load_extensions
 from mllmu_nb.reporting import plots
-from mllmu_nb.reporting.plots import CLOSED, GREY, INK, LINE, NORMAL, PAGE, PALE, RIGHT, SMALL, WRONG, Look
+from mllmu_nb.reporting.plots import CLOSED, GREY, INK, LINE, NORMAL, PAGE, PALE, RIGHT, SMALL, WRONG
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Run, Scores, label, models_in_order
-from mllmu_nb.reporting.tables import (
-    COLLAPSED_NOTE,
-    KEY,
-    VERDICT_SIGNS,
-    closed_gates,
-    select,
-    sheet_label,
-)
+from mllmu_nb.reporting.tables import COLLAPSED_NOTE, VERDICT_SIGNS, closed_gates, select, sheet_label
 from mllmu_nb.scoring import gates, path
-from mllmu_nb.scoring.frames import GROUP, MODEL, POOLED, TAUGHT, VIEWS
+from mllmu_nb.scoring.frames import KEY, MODEL, POOLED, VIEWS
 from mllmu_nb.scoring.health import STATES
 from mllmu_nb.scoring.registry import FORGOTTEN, Metric, by_key, metrics
 
@@ -70,25 +62,26 @@ def figure(name: str, alt: str, of: str = "models") -> Callable[[Callable], Call
     return register
 
 
-def write_all(scores: Scores, people: Sequence[Profile], folder: Path) -> tuple[list[Path], list[str]]:
+def write_all(scores: Scores, people: Sequence[Profile], folder: Path) -> list[str]:
     """Writes every figure of every group of runs into ``folder``, and that of ``people`` where there are any.
 
-    Returns the files and a line a figure for ``captions.md``: its caption, or why it is not drawn.
+    Returns a line a figure for ``captions.md``: its caption, or why it is not drawn.
     """
     load_extensions()
+    folder.mkdir(parents=True, exist_ok=True)
     drawings = [(name, FIGURES.get(name)) for name in FIGURES]
     wanted = [(name, draw, people) for name, draw in drawings if draw.of == "people" and people]
     for _, group in scores.groups():
         of_models = [(name, draw) for name, draw in drawings if draw.of == "models"]
         wanted += [(sheet_label(name, group).replace("-", "_"), draw, group) for name, draw in of_models]
-    paths, captions = [], []
+    captions = []
     for stem, draw, content in wanted:
         try:
-            paths += plots.save(draw(content), folder / stem)
+            plots.save(draw(content), folder / stem)
             captions.append(f"- `{stem}`: {' '.join(draw.__doc__.split())}")
         except KitError as reason:
             captions.append(f"- `{stem}` is not drawn: {reason}.")
-    return paths, captions
+    return captions
 
 
 # -- what figures ask of the scores ---------------------------------------------------------------------------------
@@ -109,30 +102,29 @@ def rows(
     marker, filled, margin, sign (of the verdict), the names of set, view and metric as set_label .., and gap_label for
     the metric of a difference.
     """
-    cells = select(scores, against=against, set=list(sets), view=list(views))
-    models, known = scores.models(), {metric.key: metric for metric in wanted}
-    cells = cells[cells["value"].notna() & pd.MultiIndex.from_frame(cells[KEY]).isin(list(known))]
+    cells = select(scores, wanted, against=against, set=list(sets), view=list(views)).dropna(subset=["value"])
+    known = {metric.key: metric for metric in wanted}
     metric = [known[key] for key in zip(*(cells[column] for column in KEY), strict=True)]
     model = list(cells[[*MODEL, *scores.by]].itertuples(index=False, name=None))
     times = np.array([100 if percent else one.times for one in metric], float)
-    looks = pd.DataFrame([plots.look(*one[:3]) for one in model], cells.index, Look._fields)
+    looks = pd.DataFrame([plots.look(*one[:3]) for one in model], cells.index, plots.Look._fields)
     labels = {
-        "name": ordered((_named(scores, one) for one in model), (_named(scores, one) for one in models)),
         "set_label": ordered(map(str.capitalize, cells["set"]), map(str.capitalize, sets)),
         "view_label": ordered((VIEWS.get(view, "") for view in cells["view"]), (VIEWS.get(view, "") for view in views)),
         "metric_label": ordered(map(heading, metric), map(heading, wanted)),
-        "gap_label": ordered((one.shown_as_gap for one in metric), (one.shown_as_gap for one in wanted)),
+        "name": ordered((_named(scores, one) for one in model), (_named(scores, one) for one in scores.models())),
     }
     result = cells.assign(
         **{end: cells[end] * times for end in ("value", "low", "high")},
         dots=[np.multiply(each, scale) for each, scale in zip(cells["dots"], times, strict=True)],
         **looks.assign(colour=looks["colour"].mask(cells["gate"] == gates.CLOSED, CLOSED)),
         **labels,
+        gap_label=ordered((one.shown_as_gap for one in metric), (one.shown_as_gap for one in wanted)),
         model=model,
         margin=times * [one.margin or math.nan for one in metric],
         sign=cells["verdict"].map(VERDICT_SIGNS).fillna(""),
     )
-    return result.sort_values(list(labels)[1:4] + ["name"], ignore_index=True)
+    return result.sort_values(list(labels), ignore_index=True)
 
 
 def ordered(values: Iterable[str], order: Iterable[str]) -> pd.Categorical:
@@ -164,20 +156,18 @@ def _named(scores: Scores, model: tuple) -> str:
 
 
 @figure("profiles", "portraits, facts and questions of a few people", of="people")
-def profile_sheet(people: Sequence[Profile], most: int = 3, facts: int = 11) -> Figure:
+def profile_sheet(people: Sequence[Profile]) -> Figure:
     """Fictitious people. Portrait, the transformed portraits of the Test set, facts, and a question a task (the right
     answer in blue)."""
-    if not people:
-        raise KitError("the profile sheet needs at least one profile")
     page, y = plots.Page(), 0.05
-    for number, person in enumerate(people[:most]):
+    for number, person in enumerate(people[:3]):
         if number:
             page.rule(y - 0.06, 0.1, PAGE - 0.1)
-        y = _person(page, person, y + 0.05, facts) + 0.12
+        y = _person(page, person, y + 0.05) + 0.12
     return page.cut(y)
 
 
-def _person(page: plots.Page, person: Profile, top: float, facts: int) -> float:
+def _person(page: plots.Page, person: Profile, top: float) -> float:
     """One person from ``top`` downwards, in four columns; returns the y below."""
     left, portrait, small = 0.1, 1.15, 0.56
     tests, fact, value, ask = left + portrait + 0.12, 2.75, 3.53, 4.78
@@ -190,7 +180,7 @@ def _person(page: plots.Page, person: Profile, top: float, facts: int) -> float:
         page.picture(data, tests + number % 2 * small, y + number // 2 * small, small - 0.06)
     bottoms.append(y + math.ceil(len(pictures) / 2) * small)
     y = top
-    for attribute in [name for name in ATTRIBUTES if name != "name" and person.attributes.get(name)][:facts]:
+    for attribute in [name for name in ATTRIBUTES if name != "name" and person.attributes.get(name)][:11]:
         page.write(fact, y, [attribute.replace("_", " ")], color=GREY)
         y = page.write(value, y, plots.wrap(person.attributes[attribute], ask - value - 0.12, most=2))
     bottoms.append(y)
@@ -218,7 +208,7 @@ def before_after(scores: Scores) -> Figure:
     """Before and after unlearning. One forgotten and one kept person (the first of each that vanilla answers rightly in
     both views), asked by image and by text. Blue with a tick: the fact is in the answer; vermillion with a cross: it is
     not."""
-    by_model = _side_by_side(scores.items, scores)
+    by_model = _side_by_side(scores)
     vanilla = next((answers for model, answers in by_model.items() if model[0] == "vanilla"), None)
     if vanilla is None:
         raise KitError("the before-and-after figure needs a run of vanilla beside the unlearned ones")
@@ -253,15 +243,13 @@ def before_after(scores: Scores) -> Figure:
     return page.cut(y + 0.05)
 
 
-def _side_by_side(items: pd.DataFrame, scores: Scores) -> dict[tuple, pd.DataFrame]:
-    """Model → its free answers, of the forget draw and seeds of the first vanilla (without one: of any first run)."""
-    free = items[(items["task"] == "generation") & (items["method"] != "base")]
-    start = free[free["method"] == "vanilla"] if (free["method"] == "vanilla").any() else free
+def _side_by_side(scores: Scores) -> dict[tuple, pd.DataFrame]:
+    """Model → its free answers, of the forget draw and seeds of the first vanilla."""
+    free = scores.items[(scores.items["task"] == "generation") & (scores.items["method"] != "base")]
     same = ["replicate", "data_seed", "train_seed"]
-    first = start[same].sort_values(same).iloc[:1].to_dict("records")
-    free = free[(free[same] == first[0]).all(axis=1)] if first else free
+    first = free[free["method"] == "vanilla"].sort_values(same)[same].head(1)
     by_model: dict[tuple, pd.DataFrame] = {}
-    for _, answers in free.groupby("run"):
+    for _, answers in free.merge(first, on=same).groupby("run"):
         by_model.setdefault(tuple(answers[column].iloc[0] for column in (*MODEL, *scores.by)), answers)
     return {model: by_model[model] for model in scores.models() if model in by_model}
 
@@ -294,10 +282,10 @@ def _answer(answers: pd.DataFrame, question: dict) -> tuple[str, str]:
 
 
 @figure("forgetting_utility", "what each model forgot against what it kept, a panel a set")
-def forgetting_utility(scores: Scores, metric: tuple[str, str, str] = LIKELIHOOD) -> Figure:
+def forgetting_utility(scores: Scores) -> Figure:
     """Forgetting against utility. Fall from vanilla on the forget set against accuracy on the other sets, views pooled.
     Filled: unlearned on image + text; hollow: on text only. Bars: 95 % intervals."""
-    wanted = [by_key()[metric]]
+    wanted = [by_key()[LIKELIHOOD]]
     fall = rows(scores, wanted, ["forget"], [POOLED], against="vanilla").query("method != 'base'")
     utility = rows(scores, wanted, ["retain", "celebrity", "test"], [POOLED]).query("method != 'base'")
     if fall.empty or utility.empty:
@@ -328,65 +316,15 @@ def forgetting_utility(scores: Scores, metric: tuple[str, str, str] = LIKELIHOOD
     return drawn
 
 
-def _modality_bars(scores: Scores, set_name: str) -> Figure:
-    """Difference to vanilla for each metric (columns) and view (rows), unlearned on image + text or on text only."""
-    wanted = [metric for metric in metrics(main=True) if metric.bounds == (0.0, 1.0)]  # those that fit one axis
-    changes = rows(scores, wanted, [set_name], list(VIEWS), against="vanilla", percent=True)
-    changes = changes[changes["modality"].isin(MODALITIES)]
-    if changes.empty:
-        raise KitError(f"no unlearned model was asked about the {set_name} set")
-    labels = {model: scores.name((*model[:2], "none", *model[3:])) for model in scores.models()}
-    changes = changes.assign(
-        method_label=ordered(changes["model"].map(labels), labels.values()),
-        modality=ordered(changes["modality"], MODALITIES),
-        asked=changes["view_label"].cat.rename_categories("Asked with {}:\ndifference to vanilla, points".format),
-        dagger=[COLLAPSED if COLLAPSED in name else "" for name in changes["name"]],
-    )
-    places = {"row": "asked", "column": "metric_label", "x": "method_label", "dodge": "modality"}
-    drawn = plots.bars(changes, **places, above="dagger", below=notes(scores, changes))
-    names = [f"{set_name.capitalize()} set, unlearned on image + text", "unlearned on text only"]
-    plots.legend(drawn, {names[0]: plots.face(Look(INK, "s")), names[1]: plots.face(Look(INK, "s", filled=False))})
-    return drawn
-
-
-@figure("modality_bars_forget", "bars of the difference to vanilla on Forget, a row a view, a column a metric")
-def modality_bars_forget(scores: Scores) -> Figure:
-    """What unlearning changes on the forget set. Difference to vanilla for each metric and view. Filled: unlearned on
-    image + text; hollow: on text only. Bars: 95 % intervals of the paired difference."""
-    return _modality_bars(scores, "forget")
-
-
-@figure("modality_bars_retain", "bars of the difference to vanilla on Retain, a row a view, a column a metric")
-def modality_bars_retain(scores: Scores) -> Figure:
-    """What unlearning changes on the retain set. The same as on the forget set, but no difference is wanted."""
-    return _modality_bars(scores, "retain")
-
-
 @figure("oracle_gap", "gap of each model to the oracle with its interval and margin, a row a set, a column a metric")
 def oracle_gap(scores: Scores) -> Figure:
     """Gap to the oracle. Each model minus the oracle on Forget and Retain, views pooled; the band is the margin within
     which it counts as the oracle (10 points, 0.1 ROUGE, 1 point of factuality). Bars: 95 % intervals."""
-    wanted = metrics(main=True)
-    gaps = rows(scores, wanted, ["forget", "retain"], [POOLED], against="oracle").query("method != 'base'")
+    gaps = rows(scores, metrics(main=True), ["forget", "retain"], [POOLED], against="oracle").query("method != 'base'")
     if gaps.empty:
         raise KitError("the gap to the oracle needs a run of the oracle and another one about the same people")
     below = [ORACLE_KEY, *notes(scores, gaps)]
     return plots.forest(gaps, y="name", row="set_label", column="gap_label", band="margin", right="sign", below=below)
-
-
-@figure("forget_quality", "gap of each model to the oracle in three measures of forget quality, a row a view")
-def forget_quality(scores: Scores) -> Figure:
-    """Forget quality. How far each model is from the oracle on the forget set (0: like a model that never saw these
-    people): truth ratio, share of a taught answer that comes out without a break, membership inference. Bars: 95 %
-    intervals over people. Band: the margin, 10 points of a share, 0.1 of R / (1 + R) and AUC."""
-    wanted = [by_key()["classification", "likelihood", "truth_ratio"], by_key()[TAUGHT, "", "extraction_strength"]]
-    wanted += [replace(by_key()[TAUGHT, "", "auc_loss"], label="AUC by LOSS")]
-    gaps = rows(scores, wanted, ["forget"], list(VIEWS), against="oracle")
-    if gaps.empty:
-        raise KitError("the forget quality figure needs an oracle and another model asked about the same people")
-    gaps["asked"] = gaps["view_label"].cat.rename_categories("Asked with {}".format)
-    below = [ORACLE_KEY, *notes(scores, gaps)]
-    return plots.forest(gaps, y="name", row="asked", column="gap_label", band="margin", right="sign", below=below)
 
 
 @figure("path", "what each method keeps against how much is forgotten, along its training, a panel a trained modality")
@@ -464,7 +402,6 @@ def leakage(scores: Scores) -> Figure:
 
 # -- states of answers, losses ----------------------------------------------------------------------------------------
 
-INKS = {"correct": "white"}  # of the numbers in a bar
 STATE_FACES = {  # from right to broken; Okabe and Ito's colours, and a pattern on what is no answer
     "correct": {"facecolor": "#0072B2"},
     "wrong": {"facecolor": "#E69F00"},
@@ -473,10 +410,11 @@ STATE_FACES = {  # from right to broken; Okabe and Ito's colours, and a pattern 
     "repeated": {"facecolor": "#9a9a9a"},
     "empty": {"facecolor": "#ffffff"},
 }
+WRITTEN = 0.12  # the least share that is written into its bar
 
 
 @figure("health", "stacked bars of the kinds of answers of every model, a panel a set and view")
-def health(scores: Scores, least: float = 0.12) -> Figure:
+def health(scores: Scores) -> Figure:
     """Health of the free answers. What kind of answer the free answers are, per cent, by set and view. Broken answers
     (gibberish, repeated, empty) stand to the right."""
     wanted = [by_key()["generation", "", state] for state in STATES]
@@ -486,7 +424,7 @@ def health(scores: Scores, least: float = 0.12) -> Figure:
     asked = list(shown.groupby(["set_label", "view_label"]))
     names = list(shown["name"].cat.remove_unused_categories().cat.categories)
     size = PAGE, 0.75 + 1.35 * LINE * len(names)
-    key = f"Shares of the free answers, per cent; those under {100 * least:.0f} are not written."
+    key = f"Shares of the free answers, per cent; those under {100 * WRITTEN:.0f} are not written."
     drawn, axes = plots.panels(1, len(asked), size, [key, *notes(scores, shown)], sharey=True)
     for panel, ((set_label, view_label), here) in zip(axes[0], asked, strict=True):
         shares = here.pivot(index="name", columns="metric", values="value").reindex(index=names).fillna(0) / 100
@@ -496,9 +434,9 @@ def health(scores: Scores, least: float = 0.12) -> Figure:
             there = np.flatnonzero(share)
             where = {"left": left[there], "edgecolor": GREY, "linewidth": 0.4}
             boxes = panel.barh(there, share[there], 0.8, **where, **face)
-            texts = [f"{100 * one:.0f}" if one >= least else "" for one in share[there]]
+            texts = [f"{100 * one:.0f}" if one >= WRITTEN else "" for one in share[there]]
             boxed = {"facecolor": face["facecolor"], "edgecolor": "none", "pad": 0.6} if "hatch" in face else None
-            how = {"color": INKS.get(state, INK), "fontsize": SMALL, "bbox": boxed}
+            how = {"color": "white" if state == "correct" else INK, "fontsize": SMALL, "bbox": boxed}
             panel.bar_label(boxes, texts, label_type="center", **how)
             left += share
         panel.set_title(f"{set_label}, {view_label}", loc="left")
@@ -513,45 +451,47 @@ def health(scores: Scores, least: float = 0.12) -> Figure:
 def losses(scores: Scores) -> Figure:
     """Training losses. Solid: image + text (or the whole mixture for vanilla and oracle); dashed: text only. Long
     trainings as a running mean over the raw curve."""
-    return loss_curves(scores.runs, {key[len(GROUP) :] for key in scores.unsound}, scores.by)
+    return loss_curves(scores.runs, scores)
 
 
 @plots.styled
-def loss_curves(runs: Sequence[Run], collapsed: Collection[tuple] = (), by: Sequence[str] = ()) -> Figure:
-    """The loss of every training, one panel a method, a line a run. ``collapsed`` models (MODEL and the values of the
-    varied parameters ``by``) are marked."""
+def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
+    """The loss of every training, one panel a method, a line a run. With the ``scores`` of the runs, models that have
+    collapsed are marked, and those that differ in a parameter of a grid apart."""
     trained = [run for run in runs if run.train.get("losses") and not run["after"]]  # a step after trains nothing
     if not trained:
         raise KitError("no run has a training log with losses")
-    models = {run.id: (*(run[column] for column in MODEL), *run.values(by)) for run in trained}
-    methods = models_in_order((*models[run.id][:2], "none", "", *models[run.id][4:]) for run in trained)
-    columns = min(3, len(methods))
-    lines = math.ceil(len(methods) / columns)
-    shown = set(collapsed) & set(models.values())
+    name, mark = (scores.name, scores.mark) if scores else (lambda model: label(*model), lambda model: "")
+    models = {run.id: scores.model_of(run) if scores else run.model for run in trained}
+    by_method: dict[str, list[tuple[tuple, Run]]] = {}
+    for model in models_in_order(models.values()):
+        title = name((*model[:2], "none", *model[3:]))
+        by_method.setdefault(title, []).extend((model, run) for run in trained if models[run.id] == model)
+    columns = min(3, len(by_method))
+    lines = math.ceil(len(by_method) / columns)
     width = PAGE if columns > 1 else plots.COLUMN
-    drawn, axes = plots.panels(lines, columns, (width, 0.25 + 1.55 * lines), [COLLAPSED_NOTE] if shown else [])
+    below = collapse_note(map(mark, models.values()))
+    drawn, axes = plots.panels(lines, columns, (width, 0.25 + 1.55 * lines), below)
     ends = []
-    for number, (panel, method) in enumerate(zip(axes.ravel(), methods, strict=False)):
-        mine = [run for run in trained if (*models[run.id][:2], *models[run.id][4:]) == (*method[:2], *method[4:])]
-        last: dict[str, list[float]] = {}
-        for run in mine:
-            log = pd.DataFrame(run.train["losses"])
+    for number, (panel, (title, mine)) in enumerate(zip(axes.ravel(), by_method.items(), strict=False)):
+        last: dict[tuple, list[float]] = {}
+        for model, run in mine:
+            log, look = pd.DataFrame(run.train["losses"]), plots.look(*model[:3])
             smooth = log["loss"].rolling(max(1, len(log) // 25), min_periods=1, center=True).mean()
-            look = plots.look(*models[run.id][:3])
             if len(log) >= 50:
                 panel.plot(log["step"], log["loss"], color=look.colour, linewidth=0.4, alpha=0.25)
             dashes = "-" if look.filled else (0, (3, 1.5))
             panel.plot(log["step"], smooth, color=look.colour, linewidth=1.1, linestyle=dashes)
-            last.setdefault(run["modality"], []).append(smooth.iloc[-1])
-        values = [f"{name} {value}" for name, value in zip(by, method[len(MODEL) :], strict=True) if value != ""]
-        panel.set_title(", ".join([label(*method[:2]), *values]), loc="left", fontweight="bold")
+            last.setdefault(model, []).append(smooth.iloc[-1])
+        panel.set_title(title, loc="left", fontweight="bold")
         panel.set_xmargin(0.03)
         panel.set_ylabel("" if number % columns else "loss")
-        panel.set_xlabel("step" if number + columns >= len(methods) else "")
-        for modality in [name for name in MODALITIES if name in last]:
-            mark = f" {COLLAPSED}" if (*method[:2], modality, *method[3:]) in shown else ""
-            ends.append(plots.End(panel, float(np.mean(last[modality])), MODALITIES[modality] + mark))
-    for panel in axes.ravel()[len(methods) :]:
+        panel.set_xlabel("step" if number + columns >= len(by_method) else "")
+        for model, values in last.items():
+            if model[2] in MODALITIES:
+                text = MODALITIES[model[2]] + f" {COLLAPSED}" * bool(mark(model))
+                ends.append(plots.End(panel, float(np.mean(values)), text))
+    for panel in axes.ravel()[len(by_method) :]:
         panel.axis("off")
     seaborn.despine(drawn)
     plots.name_ends(drawn, ends)

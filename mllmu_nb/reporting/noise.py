@@ -14,19 +14,17 @@ could detect more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import combinations
-from math import nan, sqrt
+from itertools import combinations, product
+from math import isnan, nan, sqrt
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn
-from matplotlib.figure import Figure
 from scipy.stats import norm
 
 from mllmu_nb import paths
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting import plots, published
+from mllmu_nb.reporting import published
 from mllmu_nb.reporting.runs import columns_of, read_run
 from mllmu_nb.stages import RECORD, read_json
 
@@ -39,7 +37,6 @@ QUESTIONS = {"classification": 5, "generation": 2, "cloze": 2}  # a person in on
 SHOWN = {"classification": 1, "generation": 0, "cloze": 2}  # people whose questions are worked examples: not scored
 EXCEEDS, COULD, UNKNOWN = "exceeds the noise", "could be noise", "cannot be said (n unknown)"
 CELL = ["source", "base_model", "forget_ratio", "set", "view", "metric"]
-TASKS = {"classification": "Multiple choice", "cloze": "Cloze", "generation": "ROUGE"}
 
 
 def people_behind(set_name: str, ratio: int, task: str) -> int:
@@ -69,10 +66,7 @@ def spread(items: pd.DataFrame, set_name: str, view: str, metric: str) -> float:
     names = {"Real Celebrity": ["celebrity"], "Test": ["test"]}.get(set_name, ["forget", "retain"])
     asked = items[items["set"].isin(names) & (items["task"] == "generation")]
     asked = asked if view == "both" else asked[asked["view"] == view]
-    means = asked.groupby("profile")[metric].mean()
-    if len(means) < 2:
-        raise KitError(f"no spread of {metric} on {', '.join(names)}: the run asked {len(means)} people")
-    return float(means.std())
+    return float(asked.groupby("profile")[metric].mean().std())
 
 
 def detectable(first: float, second: float, people: int, each: int, correlation: float, together: float = 0.0) -> float:
@@ -86,9 +80,20 @@ def detectable(first: float, second: float, people: int, each: int, correlation:
     return REACH * sqrt(2 * (1 - together) * variance)
 
 
-def gaps(
-    figures: pd.DataFrame, items: pd.DataFrame, correlations: Sequence[float] = CORRELATIONS, together: float = 0.0
-) -> pd.DataFrame:
+def smallest(first: Any, second: Any, correlation: float, together: float = 0.0, top: float = 1.0) -> float:
+    """The smallest detectable gap of two figures, in their unit, whose best value is ``top``; NaN where the number of
+    people is unknown. A figure has ``value``, ``people``, ``questions`` (a person) and ``sd``: a standard deviation
+    over people where it is no share of right answers, else NaN."""
+    people = min(first.people, second.people)
+    if not people >= 2:
+        return nan
+    if not np.isnan([first.sd, second.sd]).any():
+        return REACH * sqrt((1 - together) * (first.sd**2 + second.sd**2) / people)
+    each = min(first.questions, second.questions)
+    return top * detectable(first.value / top, second.value / top, people, each, correlation, together)
+
+
+def gaps(figures: pd.DataFrame, items: pd.DataFrame, together: float = 0.0) -> pd.DataFrame:
     """Every pair of methods that one source prints in one cell: a row a pair and assumed correlation.
 
     ``figures`` as from :func:`published.load`; ``items`` are the answers of the run whose people's spread stands in for
@@ -97,34 +102,26 @@ def gaps(
     ``questions`` (a person), ``correlation``, ``detectable`` and ``verdict``. A metric whose numbers of questions are
     not known has NaN and says so.
     """
+    behind = pd.DataFrame([_behind(row, items) for row in figures.itertuples()], figures.index)
     rows = []
-    for key, cell in figures.dropna(subset=["value"]).groupby(CELL, sort=False):
-        named = dict(zip(CELL, key, strict=True))
-        for a, b in combinations(cell.itertuples(), 2):
-            for correlation in correlations:
-                pair = {"first": a.method, "second": b.method, "correlation": correlation}
-                rows.append({**named, **pair, **_judged(named, a.value, b.value, items, correlation, together)})
+    for key, cell in figures.assign(**behind).groupby(CELL, sort=False):
+        for (a, b), correlation in product(combinations(cell.itertuples(), 2), CORRELATIONS):
+            gap, limit = a.value - b.value, smallest(a, b, correlation, together)
+            verdict = UNKNOWN if isnan(limit) else EXCEEDS if abs(gap) > limit else COULD
+            rows.append([*key, a.task, a.method, b.method, gap, a.people, a.questions, correlation, limit, verdict])
     columns = [*CELL, "task", "first", "second", "gap", "people", "questions", "correlation", "detectable", "verdict"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _judged(cell: dict, first: float, second: float, items: pd.DataFrame, correlation: float, together: float) -> dict:
-    """What :func:`gaps` says of one pair of figures, which are in the unit of their source."""
-    counterpart = published.COUNTERPARTS.get(cell["metric"])
+def _behind(figure: Any, items: pd.DataFrame) -> dict:
+    """What is known of a printed figure, its value as a share."""
+    counterpart = published.COUNTERPARTS.get(figure.metric)
     if counterpart is None:
-        unknown = dict.fromkeys(("people", "questions", "detectable"), nan)
-        return {"task": "", "gap": first - second, **unknown, "verdict": UNKNOWN}
-    first, second = first / counterpart.times, second / counterpart.times
-    view = published.OURS["view"][cell["view"]]
-    people = people_behind(cell["set"], cell["forget_ratio"], counterpart.task)
-    each = QUESTIONS[counterpart.task] * (2 if view == "both" else 1)
-    if counterpart.metric == "accuracy":
-        limit = detectable(first, second, people, each, correlation, together)
-    else:
-        limit = REACH * spread(items, cell["set"], view, counterpart.metric) * sqrt(2 * (1 - together) / people)
-    verdict = EXCEEDS if abs(first - second) > limit else COULD
-    known = {"task": counterpart.task, "gap": first - second, "people": people, "questions": each}
-    return known | {"detectable": limit, "verdict": verdict}
+        return {"task": "", "value": figure.value, "people": nan, "questions": nan, "sd": nan}
+    task, view = counterpart.task, published.OURS["view"][figure.view]
+    people, each = people_behind(figure.set, figure.forget_ratio, task), QUESTIONS[task] * (2 if view == "both" else 1)
+    sd = nan if counterpart.metric == "accuracy" else spread(items, figure.set, view, counterpart.metric)
+    return {"task": task, "value": figure.value / counterpart.times, "people": people, "questions": each, "sd": sd}
 
 
 def shares(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -132,39 +129,3 @@ def shares(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     known = table[table["verdict"] != UNKNOWN].assign(exceeds=table["verdict"] == EXCEEDS)
     wide = known.pivot_table(index=by, columns="correlation", values="exceeds", aggfunc="mean", sort=False)
     return wide.assign(gaps=known.groupby(by).size() // known["correlation"].nunique()).rename_axis(columns=None)
-
-
-@plots.styled
-def figure(table: pd.DataFrame) -> Figure:
-    """Each gap in units of the detectable one: a mark at the likely correlation, a line over the assumed range.
-
-    A row a task, set and ratio; right of the line at 1 a gap exceeds the noise, and how many do is written beside it.
-    """
-    known = table[table["verdict"] != UNKNOWN]
-    known = known.assign(ratio=known["gap"].abs() / known["detectable"].where(known["detectable"] > 0, np.inf))
-    known["task"] = pd.Categorical(known["task"], list(TASKS))
-    rows = list(known.groupby(["task", "set", "forget_ratio"]))
-    if not rows:
-        raise KitError("no gap has a known number of questions")
-    result, [[axes]] = plots.panels(1, 1, (plots.COLUMN, 0.7 + 0.36 * len(rows)))
-    right = {"transform": axes.get_yaxis_transform(), "fontsize": plots.SMALL}
-    for place, (_, here) in enumerate(rows):
-        pairs = here.groupby(["source", "base_model", "view", "metric", "first", "second"], sort=False)["ratio"]
-        middle = here[here["correlation"] == LIKELY]["ratio"].to_numpy()
-        heights = place + np.linspace(-0.3, 0.3, len(middle))[np.argsort(np.argsort(middle, kind="stable"))]
-        colours = np.where(middle > 1, plots.RIGHT, plots.GREY)
-        axes.hlines(heights, pairs.min(), pairs.max(), color=colours, linewidth=0.4, alpha=0.6)
-        axes.scatter(middle, heights, s=4, color=colours, linewidth=0, zorder=3)
-        axes.text(1.02, place, f"{(middle > 1).sum()} of {len(middle)}", va="center", **right)
-    axes.axvline(1, color=plots.INK, linewidth=0.7)
-    names = [f"{TASKS[task]}, {name.replace('Real ', '')}, {ratio} %" for (task, name, ratio), _ in rows]
-    axes.set_yticks(range(len(rows)), names)
-    axes.set_xscale("function", functions=(np.sqrt, np.square))  # room for the small ones
-    most = max(known["ratio"].max(), 1.0)
-    axes.set_xticks([tick for tick in (0, 1, 2, 5, 10, 20, 50) if tick <= most])
-    axes.set(xlim=(0, 1.05 * most), ylim=(len(rows) - 0.5, -0.5))
-    axes.set_xlabel("printed gap ÷ smallest detectable gap")
-    axes.text(1.02, -0.6, "exceed", **right)
-    axes.tick_params(axis="y", length=0)
-    seaborn.despine(result, left=True)
-    return result

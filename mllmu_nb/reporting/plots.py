@@ -1,5 +1,5 @@
-"""How figures look, and the few shapes they have: intervals, bars with intervals, a heat map, names beside lines, a
-page of text and pictures.
+"""How figures look, and the few shapes they have: intervals, a heat map, names beside lines, a page of text and
+pictures.
 
 Widths are those of a two-column paper (3.4 in a column, 7 in the page) and no text is smaller than 7 pt. Colours are
 Okabe and Ito's, safe for colour-blind readers. A method has the same colour and marker everywhere, those of its class;
@@ -82,15 +82,11 @@ def look(method: str, variant: str = "canonical", modality: str = "none") -> Loo
 
 
 @styled
-def save(figure: Figure, stem: Path) -> list[Path]:
+def save(figure: Figure, stem: Path) -> None:
     """Write ``stem``.png (200 dpi) and ``stem``.pdf without dates, so the same figure gives the same bytes."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     settle(figure)
-    paths = []
-    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-        paths.append(stem.with_name(f"{stem.name}.{kind}"))
-        figure.savefig(paths[-1], metadata=metadata)
-    return paths
+    figure.savefig(stem.with_name(f"{stem.name}.png"), metadata={"Software": None})
+    figure.savefig(stem.with_name(f"{stem.name}.pdf"), metadata={"CreationDate": None})
 
 
 def settle(figure: Figure) -> None:
@@ -103,9 +99,9 @@ def settle(figure: Figure) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def width_of(text: str, size: float = SMALL, weight: str = "normal") -> float:
-    """Width of a line of text in inches."""
-    font = FontProperties(family=FONT, size=size, weight=weight)
+def width_of(text: str, weight: str = "normal") -> float:
+    """Width of a line of small text in inches."""
+    font = FontProperties(family=FONT, size=SMALL, weight=weight)
     return text_to_path.get_text_width_height_descent(text, font, False)[0] / 72
 
 
@@ -115,11 +111,11 @@ def printable(text: str) -> str:
     return "".join(c if font.get_char_index(ord(c)) else "□" for c in " ".join(str(text).split()))
 
 
-def wrap(text: str, width: float, size: float = SMALL, weight: str = "normal", most: int = 3) -> list[str]:
+def wrap(text: str, width: float, weight: str = "normal", most: int = 3) -> list[str]:
     """``text`` in at most ``most`` lines no wider than ``width`` inches; what is cut ends in an ellipsis."""
 
     def fits(line: str) -> bool:
-        return width_of(line, size, weight) <= width
+        return width_of(line, weight) <= width
 
     lines = [""]
     for word in printable(text).split(" "):
@@ -190,9 +186,9 @@ def _reach(value: float, limits: Limits) -> list[list[float]] | None:
     return limits and [[max(0.0, value - limits[0])], [max(0.0, limits[1] - value)]]
 
 
-def look_of(row: Mapping[str, Any], colour: str = "colour") -> Look:
-    """The look in the columns ``colour``, marker and filled of a row; a filled point where they are missing."""
-    return Look(row.get(colour, INK), row.get("marker", "o"), row.get("filled", True))
+def look_of(row: Mapping[str, Any]) -> Look:
+    """The look in the columns colour, marker and filled of a row; a filled point where they are missing."""
+    return Look(row.get("colour", INK), row.get("marker", "o"), row.get("filled", True))
 
 
 def legend(figure: Figure, faces: Mapping[str, Mapping[str, Any]]) -> None:
@@ -232,39 +228,32 @@ def forest(
     *,
     y: str,
     x: str = "value",
-    limits: tuple[str, str] = ("low", "high"),
-    colour: str = "colour",
     row: str = "",
     column: str = "",
-    dodge: str = "",
     band: str = "",
     right: str = "",
     below: Iterable[str] = (),
 ) -> Figure:
-    """A mark with its interval for every row of ``frame``: a line a value of ``y``, a panel a ``row`` and ``column``.
+    """A mark with its interval (low, high) for every row of ``frame``: a line a value of ``y``, a panel a ``row`` and
+    ``column``.
 
-    All but the last are names of columns. ``x`` is the value, ``limits`` its interval; ``colour``, marker and
-    filled are the look. Rows that differ in ``dodge`` stand side by side on a line. ``band``: half the width of a grey
-    band around 0; ``right``: text to the right of a panel. ``below``: texts at the foot. A column ``dots`` has the
-    replicates' values.
+    All but the last are names of columns; colour, marker and filled are the look, and ``dots`` has the replicates'
+    values. ``band``: half the width of a grey band around 0; ``right``: text to the right of a panel. ``below``: texts
+    at the foot.
     """
-    names, sides, labels = (_values(frame, name) for name in (y, dodge, row))
-    tall = max(
-        1.25 * LINE * max(1.0, 0.8 * len(sides)) * len(names),
-        *(width_of(line) for label in labels for line in label.split("\n")),
-    )  # they stand upright
-    size = PAGE, 0.35 + len(labels) * (0.25 + tall)
-    figure, facets = _facets(frame, row, column, size, below, sharex="col", sharey=True)
-    for panel, here in facets:
+    names, labels = _values(frame, y), _values(frame, row)
+    upright = max(width_of(line) for label in labels for line in label.split("\n"))
+    size = PAGE, 0.35 + len(labels) * (0.25 + max(1.25 * LINE * len(names), upright))
+    figure, parts = _facets(frame, row, column, size, below, sharex="col", sharey=True)
+    for panel, here in parts:
         panel.axvline(0, color=GREY, linewidth=0.6, zorder=1)
         if band and len(here):
-            reach = here[band].max()
-            panel.axvspan(-reach, reach, color=PALE, alpha=0.6, linewidth=0, zorder=0)
+            half = here[band].max()
+            panel.axvspan(-half, half, color=PALE, alpha=0.6, linewidth=0, zorder=0)
         for one in here.to_dict("records"):
             place = names.index(one[y])
-            place += (sides.index(one[dodge]) - (len(sides) - 1) / 2) * 0.68 / len(sides) if dodge else 0
-            dots(panel, place, one.get("dots", ()), look_of(one, colour).colour)
-            mark(panel, one[x], place, look_of(one, colour), across=tuple(one[name] for name in limits))
+            dots(panel, place, one.get("dots", ()), look_of(one).colour)
+            mark(panel, one[x], place, look_of(one), across=(one["low"], one["high"]))
             if right:
                 across = panel.get_yaxis_transform()
                 panel.text(1.03, place, one[right], transform=across, va="center", fontsize=SMALL)
@@ -275,51 +264,29 @@ def forest(
     return figure
 
 
-def bars(
-    frame: pd.DataFrame,
-    *,
-    x: str,
-    row: str = "",
-    column: str = "",
-    dodge: str = "",
-    line: str = "",
-    above: str = "",
-    height: float = 3.5,
-    below: Iterable[str] = (),
-) -> Figure:
+def bars(frame: pd.DataFrame, *, x: str, dodge: str, row: str, column: str, line: str, below: Iterable[str]) -> Figure:
     """A bar of ``value`` with its interval (low, high) for every row of ``frame``: a group a value of ``x``, in it a
-    bar a value of ``dodge``, a panel a ``row`` and ``column``. ``line``: height of a dotted line in a panel, NaN for
-    none; ``above``: text above a bar. All but ``height`` (in) and ``below`` are names of columns; colour and filled
-    are the look."""
+    bar a value of ``dodge``, a panel a ``row`` and ``column``; ``line`` is the height of a dotted line, NaN for none.
+    All but ``below`` (texts at the foot) are names of columns; colour and filled are the look."""
     names, sides = _values(frame, x), _values(frame, dodge)
-    room = 0.85 * PAGE / len(_values(frame, column)) / len(names)  # inches for a name, roughly
-    turned = any(width_of(word) > room for name in names for word in name.split())
-    labels = names if turned else ["\n".join(wrap(name, 0.9 * room)) for name in names]
-    size = PAGE, height + (max(map(width_of, names)) - 0.2 if turned else 0)
-    figure, facets = _facets(frame, row, column, size, below, sharex=True, sharey=True)
+    figure, parts = _facets(frame, row, column, (PAGE, 3.6), below, sharex=True, sharey=True)
     width = 0.84 / len(sides)
-    for panel, here in facets:
+    for panel, here in parts:
         for one in here.to_dict("records"):
-            place = names.index(one[x]) + (sides.index(one[dodge] if dodge else "") - (len(sides) - 1) / 2) * width
-            look, value, ends = look_of(one), one["value"], (one["low"], one["high"])
+            place = names.index(one[x]) + (sides.index(one[dodge]) - (len(sides) - 1) / 2) * width
+            look, value = look_of(one), one["value"]
             panel.bar(place, value, 0.9 * width, linewidth=0.9, zorder=2, **face(look))
             dark = look.filled and relative_luminance(look.colour) < 0.1
             halo = {"path_effects": [withStroke(linewidth=2, foreground="white")]} if dark else {}
             how = {"fmt": "none", "ecolor": INK, "elinewidth": 0.7, "capsize": 1.5, "capthick": 0.7, "zorder": 3}
-            panel.errorbar(place, value, yerr=_reach(value, ends), **how, **halo)
+            panel.errorbar(place, value, yerr=_reach(value, (one["low"], one["high"])), **how, **halo)
             dots(panel, place, one.get("dots", ()), INK, across=False)
-            if above and one[above]:
-                offset = {"xytext": (0, 1), "textcoords": "offset points", "ha": "center", "va": "bottom"}
-                panel.annotate(one[above], (place, max(0.0, ends[1])), **offset, fontsize=SMALL)
         panel.axhline(0, color=INK, linewidth=0.7, zorder=1)
-        if line and here[line].notna().any():
+        if here[line].notna().any():
             panel.axhline(here[line].max(), color=GREY, linewidth=0.7, linestyle=":", zorder=4)
         panel.grid(axis="y")
-        panel.set_xticks(range(len(names)), labels, rotation=90 if turned else 0)
+        panel.set_xticks(range(len(names)), names)
         panel.tick_params(axis="x", length=0)
-    if above and frame[above].any():
-        low, high = figure.axes[0].get_ylim()
-        figure.axes[0].set_ylim(low, high + 0.12 * (high - low))  # room for what stands above the bars
     seaborn.despine(figure, bottom=True)
     return figure
 
@@ -333,8 +300,8 @@ def heat(
     closed: np.ndarray | None = None,
     **bar: Any,
 ) -> None:
-    """A heat map of ``values`` [rows, columns] with ``texts`` in its cells, grey where ``closed``; ``bar`` is how its
-    colour bar is drawn. NaN is grey as well."""
+    """A heat map of ``values`` [rows, columns] with ``texts`` in its cells, grey where ``closed`` (without it, where a
+    value is NaN); ``bar`` is how its colour bar is drawn."""
     grey = values.isna().to_numpy() if closed is None else closed
     panel.set_facecolor(PALE)
     scale = {"vmin": limits[0], "vmax": limits[1], "cmap": colours, "linewidths": 0.8, "cbar_kws": bar}
@@ -388,10 +355,10 @@ def name_ends(figure: Figure, ends: Sequence[End]) -> None:
 class Page:
     """A page measured in inches from its upper left corner, as high as what is put on it."""
 
-    def __init__(self, width: float = PAGE):
-        self.figure, self.width = Figure((width, 1.0)), width
+    def __init__(self):
+        self.figure = Figure((PAGE, 1.0))
         self.axes = self.figure.add_axes((0, 0, 1, 1))
-        self.axes.set(xlim=(0, width), ylim=(1, 0))
+        self.axes.set(xlim=(0, PAGE), ylim=(1, 0))
         self.axes.axis("off")
 
     def write(self, x: float, y: float, lines: Iterable[str], **look: Any) -> float:
@@ -413,6 +380,6 @@ class Page:
 
     def cut(self, bottom: float) -> Figure:
         """The page down to ``bottom``."""
-        self.figure.set_size_inches(self.width, bottom)
+        self.figure.set_size_inches(PAGE, bottom)
         self.axes.set_ylim(bottom, 0)
         return self.figure

@@ -8,15 +8,11 @@ paper's own Table 2 could not be read in full: what is not in the file is unknow
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
-from mllmu_nb.errors import KitError
-
 FILE = Path(__file__).with_name("published_results.csv")
-COLUMNS = ("base_model", "forget_ratio", "method", "set", "view", "metric", "value", "kind", "source")
-LIST = ["source", "base_model", "forget_ratio", "set", "view", "metric"]  # what the figures of one list share
 
 # Three independent reports of the released LLaVA vanilla weights agree to the last digit: whoever evaluates those
 # weights and gets another value has set something up differently. An own vanilla may differ by its training.
@@ -59,22 +55,10 @@ OURS = {
 }
 
 
-def load(path: Path = FILE) -> pd.DataFrame:
-    """Every known figure: COLUMNS, with ``forget_ratio`` in percent and ``value`` NaN where the file leaves it empty.
-
-    Raises KitError when a column is missing, a value is no number or a row has no source.
-    """
-    figures = pd.read_csv(path)
-    missing = [column for column in COLUMNS if column not in figures.columns]
-    if missing:
-        raise KitError(f"{path} lacks the columns {', '.join(missing)}")
-    values = pd.to_numeric(figures["value"], errors="coerce")
-    broken = figures["value"].notna() & values.isna()
-    if broken.any():
-        raise KitError(f"{path}, row {broken.idxmax() + 2}: {figures['value'][broken.idxmax()]!r} is not a number")
-    if figures["source"].isna().any():
-        raise KitError(f"{path}, row {figures['source'].isna().idxmax() + 2}: a figure needs its source")
-    return figures[list(COLUMNS)].assign(value=values, forget_ratio=figures["forget_ratio"].astype(int))
+def load() -> pd.DataFrame:
+    """Every known figure: base_model, forget_ratio (per cent), method, set, view, metric, value (NaN where the file
+    leaves it empty), kind and source."""
+    return pd.read_csv(FILE)
 
 
 def cells(figures: pd.DataFrame) -> pd.DataFrame:
@@ -92,19 +76,3 @@ def cells(figures: pd.DataFrame) -> pd.DataFrame:
     named = named.assign(**ours.drop(columns="times"), value=named["value"] / ours["times"])
     columns = ["base_model", "forget_ratio", "method", "modality", "set", "task", "view", "scoring", "metric"]
     return named[[*columns, "value", "rounding", "source"]].reset_index(drop=True)
-
-
-def lists(figures: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame, str]]:
-    """The lists of unlearning methods that others printed: LIST as the source has it; a row a method of ours, in the
-    words of ``scores.csv``, empty where our scores have no such cell; and then why. Vanilla is no unlearning method."""
-    methods = figures["method"].map({name: ours for name, ours in OURS["method"].items() if ours != "vanilla"})
-    printed = figures.assign(method=methods).dropna(subset=["value", "method"])
-    result = []
-    for names, rows in printed.groupby(LIST, sort=True):
-        at = dict(zip(LIST, names, strict=True))
-        where = {column: OURS[column].get(at[column]) for column in ("set", "view")}
-        counterpart = COUNTERPARTS.get(at["metric"])
-        why = "" if counterpart and all(where.values()) else f"{at['metric'].split(' (')[0]} has no counterpart here"
-        fields = {} if why else {name: getattr(counterpart, name) for name in ("task", "scoring", "metric")}
-        result.append((at, rows[["method", "value"]].assign(**where, **fields), why))
-    return result

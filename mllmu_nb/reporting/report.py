@@ -33,7 +33,7 @@ def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], N
         tables.write_csv(scores.run_scores(), folder / "scores.csv")
         tables.write_csv(run_table(scores.runs), folder / "runs.csv")
         tables.write_tables(scores, folder / "tables", source)
-        _, captions = figures.write_all(scores, people, drawn)
+        captions = figures.write_all(scores, people, drawn)
         lines = [f"<!-- made from {source}; do not edit -->", "", *captions, ""]
         (drawn / "captions.md").write_text("\n".join(lines), encoding="utf-8")
     return sorted(written)

@@ -7,7 +7,7 @@ Results are a folder with ``runs/<run id>`` (answers.parquet, train.json, draws.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
 from pathlib import Path
@@ -68,14 +68,19 @@ class Run:
         """The answers with a column a metric."""
         return item_scores(self.answers)
 
-    def values(self, names: Iterable[str]) -> list[Any]:
-        """The values of parameters, "" for those that the run does not have."""
-        values = (self.parameters.get(name) for name in names)
-        return ["" if value is None else value for value in values]
+    def values(self, names: Iterable[str]) -> dict[str, Any]:
+        """Parameters by name, "" for those that the run does not have."""
+        values = {name: self.parameters.get(name) for name in names}
+        return {name: "" if value is None else value for name, value in values.items()}
+
+    @property
+    def model(self) -> tuple:
+        """(method, variant, modality, after)."""
+        return tuple(self[column] for column in MODEL)
 
     @property
     def label(self) -> str:
-        return label(*(self[column] for column in MODEL))
+        return label(*self.model)
 
     @property
     def base_label(self) -> str:
@@ -105,31 +110,25 @@ def read_run(folder: Path) -> Run:
     if not is_whole(folder):
         raise KitError(f"a file of the run in {folder} was changed or cut off: make the run again")
     record = read_json(folder / RECORD)
-    own = columns_of(record)
-    answers = pd.read_parquet(folder / "answers.parquet")
-    answers = answers.astype(dict.fromkeys(answers.select_dtypes("category"), str))
-    if answers.empty:
-        raise KitError(f"{folder / 'answers.parquet'} holds no answer: make the run again")
-    people = _people(paths.people(folder.parent.parent), record["data_hash"])
-    answers = with_questions(answers.assign(**own), *people)
+    own, people = columns_of(record), paths.people(folder.parent.parent) / record["data_hash"]
+    try:
+        about = [pd.read_parquet(people.with_name(f"{people.name}{end}.parquet")) for end in ("", "-facts")]
+    except (OSError, ValueError) as error:
+        raise KitError(f"the questions {people} cannot be read ({error}): make a run again") from None
+
+    def stored(name: str) -> pd.DataFrame | None:
+        file = folder / f"{name}.parquet"
+        if not file.is_file():
+            return None
+        rows = pd.read_parquet(file)
+        return rows.astype(dict.fromkeys(rows.select_dtypes("category"), str)).assign(**own)
+
+    answers, sentences, points = stored("answers"), stored("sentences"), stored("path")
+    answers = with_questions(answers, *about)
     if answers["question"].isna().any():
         raise KitError(f"the run in {folder} answers questions that its people's table lacks: make the run again")
-    stored = folder / "sentences.parquet"
-    sentences = pd.read_parquet(stored).assign(**own) if stored.is_file() else None
-    points = pd.read_parquet(folder / "path.parquet") if (folder / "path.parquet").is_file() else None
-    if points is not None:
-        points = points.astype(dict.fromkeys(points.select_dtypes("category"), str)).assign(order=0, **own)
-        points = with_questions(points, *people)
+    points = None if points is None else with_questions(points.assign(order=0), *about)
     return Run(folder, record, read_json(folder / "train.json"), answers, sentences, points)
-
-
-def _people(folder: Path, data_hash: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The questions and facts of the people whom runs were asked about."""
-    try:
-        questions, facts = (pd.read_parquet(folder / f"{data_hash}{end}.parquet") for end in ("", "-facts"))
-    except (OSError, ValueError) as error:
-        raise KitError(f"the questions {data_hash} in {folder} cannot be read ({error}): make a run again") from None
-    return questions, facts
 
 
 def read_runs(results: Path) -> list[Run]:
@@ -152,11 +151,12 @@ def which_results(scale: str) -> tuple[Path, str]:
 
 
 def made_of(records: Iterable[dict]) -> str:
-    """What runs (or studies) with these records are about, the same for all that may stand beside one another: people,
-    base model, and how vanilla was taught."""
-    whole = [(record["data_hash"], record["base_hash"], taught_by(record)) for record in records]
-    marks = dict(zip(("people", "base", "vanilla"), map(set, zip(*whole, strict=True)), strict=True))
-    return ", ".join(f"{name} {' and '.join(sorted(one[:8] for one in some))}" for name, some in marks.items())
+    """What runs with these records are about, the same for all that may stand beside one another: people, base model,
+    and how vanilla was taught."""
+    records = list(records)
+    marks = {"people": [record["data_hash"] for record in records]}
+    marks |= {"base": [record["base_hash"] for record in records], "vanilla": list(map(taught_by, records))}
+    return ", ".join(f"{name} {' and '.join(sorted({one[:8] for one in some}))}" for name, some in marks.items())
 
 
 def varied(runs: Iterable[Run]) -> list[str]:
@@ -173,11 +173,7 @@ def varied(runs: Iterable[Run]) -> list[str]:
 def items_of(runs: Sequence[Run], by: Sequence[str] | None = None) -> pd.DataFrame:
     """The answers of runs, scored: one row an answer, a column a metric and each parameter ``by`` (`varied` ones)."""
     by = varied(runs) if by is None else by
-    return item_scores(pd.concat([_with_values(run.answers, run, by) for run in runs], ignore_index=True))
-
-
-def _with_values(rows: pd.DataFrame, run: Run, names: Sequence[str]) -> pd.DataFrame:
-    return rows.assign(**dict(zip(names, run.values(names), strict=True)))
+    return item_scores(pd.concat([run.answers.assign(**run.values(by)) for run in runs], ignore_index=True))
 
 
 def _in_order(runs: Iterable[Run]) -> list[Run]:
@@ -202,13 +198,11 @@ class Scores:
         # by value and not by id: the draws of a bootstrap follow the order of the people
         runs, by = _in_order(runs), varied(runs)
         items = items_of(runs, by)
-        sentences = [_with_values(run.sentences, run, by) for run in runs if run.sentences is not None]
+        sentences = [run.sentences.assign(**run.values(by)) for run in runs if run.sentences is not None]
         taught = pd.concat(sentences, ignore_index=True) if sentences else None
-        points = [_with_values(path.by_person(run.path), run, by) for run in runs if run.path is not None]
-        points = (
-            pd.concat(points, ignore_index=True) if points else pd.DataFrame(columns=[*path.RUN_AT, *by, *path.POINT])
-        )
-        return cls(runs, items, cells(items, taught, by), judged(items, by), points, by)
+        points = [path.by_person(run.path).assign(**run.values(by)) for run in runs if run.path is not None]
+        points = points or [pd.DataFrame(columns=[*path.RUN_AT, *by, *path.POINT])]
+        return cls(runs, items, cells(items, taught, by), judged(items, by), pd.concat(points, ignore_index=True), by)
 
     @classmethod
     def read(cls, results: Path) -> Scores:
@@ -239,9 +233,14 @@ class Scores:
 
     def _only(self, key: tuple) -> Scores:
         runs = [run for run in self.runs if tuple(run[c] for c in GROUP) == key]
-        known = (self.items, self.cells, self.judged, self.points)
-        items, *more = (frame[frame[GROUP].eq(list(key)).all(axis=1)] for frame in known)
-        return Scores(runs, items, more[0], more[1], more[2], self.by)
+        frames = {name: getattr(self, name) for name in FRAMES}
+        mine = {name: rows[rows[GROUP].eq(list(key)).all(axis=1)] for name, rows in frames.items()}
+        return replace(self, runs=runs, **mine)
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """The GROUP of these scores, which are of one."""
+        return {column: self.runs[0][column] for column in GROUP}
 
     @cached_property
     def gates(self) -> pd.DataFrame:
@@ -274,7 +273,7 @@ class Scores:
 
     def mark(self, model: tuple) -> str:
         """What stands behind the name of a model that is not sound, with a blank before it."""
-        bad = self.unsound.get((*(self.runs[0][column] for column in GROUP), *model))
+        bad = self.unsound.get((*self.group.values(), *model))
         return "" if bad is None else f" {COLLAPSED}" + f" {bad.count} of {bad.replicates}" * (bad.replicates > 1)
 
     def run_scores(self) -> pd.DataFrame:
@@ -286,7 +285,7 @@ class Scores:
         return models_in_order(map(self.model_of, self.runs))
 
     def model_of(self, run: Run) -> tuple:
-        return (*(run[column] for column in MODEL), *run.values(self.by))
+        return (*run.model, *run.values(self.by).values())
 
     def name(self, model: tuple) -> str:
         """The printed name of a model, with the values of the varied parameters."""
@@ -308,8 +307,8 @@ def run_table(runs: Sequence[Run]) -> pd.DataFrame:
 
 def method_label(method: str) -> str:
     """The printed name of a method, its own where the registry knows it."""
-    classes = unlearning.variants(method)
-    return REFERENCES.get(method) or (next(iter(classes.values())).label if classes else "") or method
+    classes = list(unlearning.variants(method).values())
+    return REFERENCES.get(method) or (classes[0].label if classes else "") or method
 
 
 def label(method: str, variant: str = "canonical", modality: str = "none", after: str = "") -> str:
@@ -320,25 +319,16 @@ def label(method: str, variant: str = "canonical", modality: str = "none", after
     return name + (f" ({', '.join(more)})" if more else "")
 
 
-def in_order(methods: Iterable[str]) -> list[str]:
-    """Methods as tables print them: base, vanilla, the unlearning methods by their ``order``, prompting, oracle."""
-    return sorted(set(methods), key=lambda method: (_rank(method), method))
-
-
 def models_in_order(models: Iterable[tuple]) -> list[tuple]:
-    """(method, variant, modality ..), each once, in the order of the tables: image + text before text only."""
+    """(method, variant, modality ..), each once, in the order of the tables: base, vanilla, the unlearning methods by
+    their ``order``, prompting, oracle; image + text before text only."""
     return sorted(set(models), key=_place)
-
-
-def _rank(method: str) -> int:
-    classes = unlearning.variants(method)
-    return {"base": -2, "vanilla": -1, "oracle": 1000}.get(method) or (
-        next(iter(classes.values())).order if classes else 60
-    )
 
 
 def _place(model: tuple) -> tuple:
     method, variant, modality, *more = model
-    places = ["none", *MODALITIES]
+    classes = list(unlearning.variants(method).values())
+    rank = {"base": -2, "vanilla": -1, "oracle": 1000}.get(method) or (classes[0].order if classes else 60)
+    trained = ["none", *MODALITIES].index(modality)
     rest = [(value, "") if isinstance(value, int | float) else (inf, str(value)) for value in more]
-    return _rank(method), method, variant, places.index(modality) if modality in places else 9, *rest
+    return rank, method, variant, trained, *rest

@@ -30,13 +30,12 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, plots
 from mllmu_nb.reporting.runs import REFERENCES, Run, Scores, models_in_order, read_run
 from mllmu_nb.reporting.tables import Sheet
-from mllmu_nb.scoring.frames import MODEL, VIEWS
+from mllmu_nb.scoring.frames import VIEWS
 from mllmu_nb.scoring.health import CHANCE
 from mllmu_nb.scoring.registry import by_key
 
 DPI = 110
 LIKELIHOOD, LETTER, ROUGE_L = figures.LIKELIHOOD, ("classification", "letter", "accuracy"), ("generation", "", "rougeL")
-Key = tuple[str, str, str]  # task, scoring, metric
 
 
 # -- text and pictures ----------------------------------------------------------------------------------------------
@@ -127,8 +126,7 @@ def recipe(config: Config) -> HTML:
     """How the model of a configuration is trained, and who says so: a number and its source a row."""
     kind, known = "unlearning" if config.trains else "training", sources(config)
     rows = {name: (str(value), known[f"{kind}.{name}"]) for name, value in getattr(config, kind).numbers().items()}
-    for name, value in config.settings.items():
-        rows[name] = str(value), known[f"unlearning.{name}"]
+    rows |= {name: (str(value), known[f"unlearning.{name}"]) for name, value in config.settings.items()}
     return table(pd.DataFrame.from_dict(rows, orient="index", columns=["value", "source"]))
 
 
@@ -137,14 +135,12 @@ def recipe(config: Config) -> HTML:
 
 def runs(folders: Iterable[Path]) -> list[Run]:
     """The runs in these folders, in the order of the tables."""
-    by_id = {run.id: run for run in map(read_run, folders)}
-    return [by_id[run] for *_, run in models_in_order((*(r[c] for c in MODEL), r.id) for r in by_id.values())]
+    by_place = {(*run.model, run.id): run for run in map(read_run, folders)}
+    return [by_place[place] for place in models_in_order(by_place)]
 
 
 def _scores(some: Sequence[Run]) -> Scores:
     """Scores of the runs' answers."""
-    if not some:
-        raise KitError("there is no run to show")
     return Scores.of([replace(run, sentences=None) for run in some])
 
 
@@ -173,18 +169,18 @@ def answers(people: Population, some: Sequence[Run]) -> HTML:
 
 
 @plots.styled
-def four_sets(some: Sequence[Run], metrics: Sequence[Key] = (LIKELIHOOD, LETTER, ROUGE_L)) -> Figure:
+def four_sets(some: Sequence[Run]) -> Figure:
     """Bars of several runs on the four sets: a row a view, a column a metric, 95 % intervals over people, in per cent.
 
     Hollow bars are of models unlearned on text only; the dotted line of a choice among four is chance. Where vanilla
     and the oracle are among the runs, forget and test bars of a metric whose gate is closed are grey.
     """
-    scores, wanted = _scores(some), [by_key()[key] for key in metrics]
+    scores, wanted = _scores(some), [by_key()[key] for key in (LIKELIHOOD, LETTER, ROUGE_L)]
     levels = figures.rows(scores, wanted, list(SETS), list(VIEWS), percent=True)
     chance = (levels["task"] == "classification").map({True: 100 * CHANCE})
     levels = levels.assign(asked=levels["view_label"].cat.rename_categories("Asked with {}, %".format), chance=chance)
     places = {"x": "set_label", "dodge": "name", "row": "asked", "column": "metric_label", "line": "chance"}
-    figure = plots.bars(levels, **places, height=3.6, below=figures.notes(scores, levels))
+    figure = plots.bars(levels, **places, below=figures.notes(scores, levels))
     figure.axes[0].set_ylim(0, 105)
     models = levels.drop_duplicates("name").sort_values("name").to_dict("records")
     plots.legend(figure, {row["name"]: plots.face(plots.look(*row["model"][:3])) for row in models})
@@ -206,14 +202,15 @@ def curves(x: Sequence[float], lines: Mapping[str, Sequence[float]], xlabel: str
     return figure
 
 
-def changes(some: Sequence[Run], against: str = "vanilla", metric: Key = LIKELIHOOD) -> pd.DataFrame:
-    """What differs from ``against``, question by question, in percentage points with the 95 % interval over people.
+def changes(some: Sequence[Run], against: str = "vanilla") -> pd.DataFrame:
+    """What differs from ``against`` in the choice by likelihood, question by question, in percentage points with the 95
+    % interval over people.
 
     The last column says what the interval allows: a difference is claimed only where it excludes 0. Without a run of
     ``against``, as when a sweep has not come to it yet, there is no row.
     """
     scores = _scores(some)
-    cells = figures.rows(scores, [by_key()[metric]], list(SETS), list(VIEWS), against, percent=True)
+    cells = figures.rows(scores, [by_key()[LIKELIHOOD]], list(SETS), list(VIEWS), against, percent=True)
     unlearned = ~cells["method"].isin(REFERENCES)
     cells = cells[unlearned] if unlearned.any() else cells
     columns = {"method": cells["model"].map(scores.name), "set": cells["set_label"], "asked with": cells["view_label"]}

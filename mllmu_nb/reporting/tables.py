@@ -15,11 +15,11 @@ empty and carries the letter of a footnote that says why. Text is inert in every
 from __future__ import annotations
 
 import importlib
-import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,12 +29,11 @@ from pandas.api.types import is_numeric_dtype
 
 from mllmu_nb.registry import Registry, load_extensions
 from mllmu_nb.reporting.runs import COLLAPSED, Scores
-from mllmu_nb.scoring.frames import COUNTS, GROUP, MODEL, POOLED, VIEWS
+from mllmu_nb.scoring.frames import COUNTS, GROUP, KEY, MODEL, POOLED, VIEWS
 from mllmu_nb.scoring.gates import CLOSED
 from mllmu_nb.scoring.registry import FORGOTTEN, Metric, by_key
 from mllmu_nb.statistics.ranking import letter
 
-KEY = ["task", "scoring", "metric"]
 PLACE = ["against", "set", "view", *KEY]  # with the model, what names a cell
 VERDICT_SIGNS = {"inside": "=", "outside": "≠", "undecided": "?"}
 ASKED_IN = {**VIEWS, POOLED: "both"}
@@ -55,7 +54,7 @@ def table(name: str) -> Callable[[Callable], Callable]:
     return lambda function: TABLES.add(name, function)
 
 
-# -- printed values ---------------------------------------------------------------------------------------------
+# -- one printed table ------------------------------------------------------------------------------------------
 
 
 def value_text(cell: Mapping[str, Any], metric: Metric, signed: bool = False) -> str:
@@ -70,29 +69,27 @@ def value_text(cell: Mapping[str, Any], metric: Metric, signed: bool = False) ->
 def cell_text(cell: Mapping[str, Any], metric: Metric, signed: bool = False, verdict: bool = False) -> str:
     """A cell as tables print it: a difference ``signed``, with the sign of its ``verdict`` where that is asked for, and
     all in brackets behind a closed gate."""
-    sign = f" {VERDICT_SIGNS[cell['verdict']]}" if verdict and cell["verdict"] else ""
-    return bracketed(value_text(cell, metric, signed) + sign, cell["gate"])
+    text = value_text(cell, metric, signed)
+    if verdict and cell["verdict"]:
+        text += f" {VERDICT_SIGNS[cell['verdict']]}"
+    return f"({text})" if text and cell["gate"] == CLOSED else text
 
 
-def bracketed(text: str, gate: str) -> str:
-    return f"({text})" if text and gate == CLOSED else text
-
-
-# -- one printed table ------------------------------------------------------------------------------------------
+Blocks = Sequence[tuple[str, Sequence[tuple[str, Sequence[tuple[str, str]]]]]]
 
 
 @dataclass
 class Sheet:
     """One printed table: ``columns`` as (heading over several, heading), ``blocks`` as (heading, rows), a row as (name,
     cells), a cell as (text, reason why it is empty). ``frame`` holds its rows of the CSV, ``label`` is LaTeX's.
-    Without columns it is a title and remarks; without those either, it stands in the CSV alone."""
+    Without columns it is a title and remarks."""
 
     title: str
     label: str
     first: str
-    columns: list[tuple[str, str]]
-    blocks: list[tuple[str, list[tuple[str, list[tuple[str, str]]]]]] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
+    columns: Sequence[tuple[str, str]]
+    blocks: Blocks = ()
+    remarks: Sequence[str] = ()
     frame: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def footnotes(self) -> dict[str, str]:
@@ -100,10 +97,6 @@ class Sheet:
         cells = [cell for _, rows in self.blocks for _, cells in rows for cell in cells]
         reasons = dict.fromkeys(reason for text, reason in cells if reason and not text)
         return {reason: letter(number) for number, reason in enumerate(reasons)}
-
-    def collapsed_note(self) -> list[str]:
-        """What ‡ means, where a row has it."""
-        return [COLLAPSED_NOTE] if any(COLLAPSED in name for _, rows in self.blocks for name, _ in rows) else []
 
     def markdown(self) -> str:
         """A GitHub table; the upper heading is repeated in every column, as Markdown has no spanning cells."""
@@ -125,13 +118,13 @@ class Sheet:
         """A ``table*`` with booktabs rules; needs the packages booktabs and graphicx."""
         notes, width = self.footnotes(), len(self.columns)
         if not self.columns:
-            return latex_text(" ".join(filter(None, [f"{self.title}." if self.title else "", *self.remarks]))) + "\n"
+            return latex_text(" ".join([f"{self.title}.", *self.remarks])) + "\n"
         lines = [r"\begin{table*}[t]", r"\centering\small\setlength{\tabcolsep}{3pt}"]
         lines += [rf"\caption{{{latex_text(self.title)}}}", rf"\label{{tab:{self.label}}}"]
         lines += [r"\resizebox{\textwidth}{!}{%", rf"\begin{{tabular}}{{l*{{{width}}}{{r}}}}", r"\toprule"]
-        lines += self._spans()
-        heads = [_short(head) for _, head in self.columns]
-        lines.append(" & ".join(map(latex_text, [self.first, *heads])) + r" \\")
+        pairs = [(latex_text(over), latex_text(head)) for over, head in self.columns]
+        heads = [rf"\shortstack{{{over}\\{head}}}" if over else head for over, head in pairs]
+        lines.append(" & ".join([latex_text(self.first), *heads]) + r" \\")
         for heading, rows in self.blocks:
             lines.append(r"\midrule")
             if heading:
@@ -146,24 +139,9 @@ class Sheet:
             lines += [r"\par\smallskip\footnotesize\raggedright", " \\\\\n".join(below)]
         return "\n".join([*lines, r"\end{table*}"]) + "\n"
 
-    def _spans(self) -> list[str]:
-        """The upper line of headings, with a rule below each; none where there is no such heading."""
-        tops, rules, start = [], [], 2
-        for text, group in itertools.groupby(span for span, _ in self.columns):
-            end = start + len(list(group))
-            tops.append(rf"\multicolumn{{{end - start}}}{{c}}{{{latex_text(text)}}}")
-            rules += [rf"\cmidrule(lr){{{start}-{end - 1}}}"] if text else []
-            start = end
-        return [" & ".join(["", *tops]) + r" \\", "".join(rules)] if rules else []
-
 
 def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _short(head: str) -> str:
-    """A column's heading where twenty of them share a page."""
-    return head.replace("Likelihood", "Likel.").replace("Factuality", "Fact.").replace(", points", "")
 
 
 def _latex_cell(text: str) -> str:
@@ -173,12 +151,12 @@ def _latex_cell(text: str) -> str:
 
 
 LATEX = {character: rf"\{character}" for character in "&%$#_{}"} | {"\\": r"\textbackslash{}", "–": "--"}
-LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "↓": r"$\downarrow$", "−": r"$-$"}
-LATEX |= {"↑": r"$\uparrow$", "τ": r"$\tau$", "≠": r"$\neq$", COLLAPSED: r"$\ddagger$"}
+LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "→": r"$\rightarrow$", "↓": r"$\downarrow$"}
+LATEX |= {"−": r"$-$", "↑": r"$\uparrow$", "≠": r"$\neq$", COLLAPSED: r"$\ddagger$"}
 
 
 def latex_text(text: str) -> str:
-    """Text as LaTeX prints it literally; arrows, minus and plus-minus become mathematics."""
+    """Text as LaTeX prints it literally; arrows and minus become mathematics."""
     return "".join(LATEX.get(character, character) for character in _one_line(text))
 
 
@@ -195,8 +173,7 @@ def _one_line(text: str) -> str:
 
 
 class Column(NamedTuple):
-    """A column of scores: its heading, the columns of the cells that it fixes, its metric, and the heading that it has
-    above with others."""
+    """A column of scores: its heading, the columns of the cells that it fixes, its metric, and the heading over it."""
 
     head: str
     where: Mapping[str, Any]
@@ -209,14 +186,11 @@ def column(metric: Metric, /, head: str = "", span: str = "", **where: Any) -> C
     return Column(head or metric.label, {**dict(zip(KEY, metric.key, strict=True)), **where}, metric, span)
 
 
-Blocks = Sequence[tuple[str, Sequence[tuple]]]  # (heading, models)
-
-
 def grid(
     scores: Scores,
     title: str,
     label: str,
-    blocks: Blocks,
+    blocks: Sequence[tuple[str, Sequence[tuple]]],
     columns: Sequence[Column],
     where: Mapping[str, Any],
     *,
@@ -224,51 +198,60 @@ def grid(
     verdict: bool = False,
     by_view: bool = False,
     remarks: Sequence[str] = (LIMITS,),
-    absent: str = "Not measured in these runs.",
     frame: pd.DataFrame | None = None,
-    people: bool = False,
 ) -> Sheet:
-    """A sheet with a row a model, or with ``by_view`` a row a model and view, of the cells that ``where``, row and
-    column name together; ``signed`` and ``verdict`` as in :func:`cell_text`.
+    """A sheet with a row a model of ``blocks`` (heading, models), or with ``by_view`` a row a model and view, of the
+    cells that ``where``, row and column name together; ``signed`` and ``verdict`` as in :func:`cell_text`.
 
-    ``scores`` are of one GROUP. Below stand ``remarks``, then what brackets and ‡ mean where there are any, then how
-    many ``people`` each set has, if they are asked for, and how many runs a row pools. ``absent`` is why a cell is
-    empty that the scores do not have. ``frame`` are the rows of the CSV where it holds more than what is printed.
+    ``scores`` are of one GROUP. Below stand ``remarks``, then what brackets and ‡ mean where there are any, how many
+    people each set has, and how many runs a row pools. ``frame`` are the rows of the CSV where it holds more than what
+    is printed.
     """
-    key, group = [*MODEL, *scores.by, *PLACE], dict(zip(GROUP, group_of(scores), strict=True))
+    model_key = [*MODEL, *scores.by]
+    key = [*model_key, *PLACE]
     known = {tuple(row[c] for c in key): row for row in select(scores, **where).to_dict("records")}
     nothing = {"value": nan, "low": nan, "high": nan, **dict.fromkeys(COUNTS, nan), "gate": "", "verdict": ""}
     printed, missing = [], []
 
     def text(model: tuple, view: str, one: Column) -> tuple[str, str]:
-        at = {**where, **dict(zip([*MODEL, *scores.by], model, strict=True)), **({"view": view} if view else {})}
-        at |= one.where
+        at = {**where, **dict(zip(model_key, model, strict=True)), **({"view": view} if view else {}), **one.where}
         entry = known.get(tuple(at[c] for c in key))
         if entry is None:
-            entry = {**group, **at, **nothing, "note": _why_absent(scores, model, at["against"]) or absent}
+            entry = {**scores.group, **at, **nothing, "note": _why_absent(scores, model, at["against"])}
             missing.append(entry)
         printed.append(entry)
         return cell_text(entry, one.metric, signed, verdict), entry["note"]
 
-    sheet = new_sheet(scores, title, label, "Method, asked with" if by_view else "Method", columns)
+    printed_blocks = []
     for heading, models in blocks:
         rows = []
-        for model, view in itertools.product(models, VIEWS if by_view else [""]):
+        for model, view in product(models, VIEWS if by_view else [""]):
             name = row_name(scores, model, bool(heading)) + (f", {VIEWS[view]}" if view else "")
             rows.append((name, [text(model, view, one) for one in columns]))
-        sheet.blocks.append((heading, rows))
+        printed_blocks.append((heading, rows))
     frame = pd.DataFrame(printed) if frame is None else pd.concat([frame, pd.DataFrame(missing)])
-    sheet.frame = csv_rows(scores, frame.drop_duplicates(key))
-    counts = [_people(printed)] if people else []
-    sheet.remarks = [*remarks, *closed_gates(scores, printed), *sheet.collapsed_note()]
-    sheet.remarks.append(" ".join(filter(None, [*counts, repeats(scores)])))
-    return sheet
+    frame = csv_rows(scores, frame.drop_duplicates(key))
+    below = [*remarks, *closed_gates(scores, printed), f"{_people(printed)} {repeats(scores)}".strip()]
+    heads = [(one.span, one.head) for one in columns]
+    first = "Method, asked with" if by_view else "Method"
+    return new_sheet(scores, title, label, first, heads, printed_blocks, below, frame)
 
 
-def new_sheet(scores: Scores, title: str, label: str, first: str, columns: Iterable[Any], **rest: Any) -> Sheet:
-    """A sheet whose title and label say what the runs have in common; ``columns`` are Columns or pairs of texts."""
-    heads = [(one.span, one.head) if isinstance(one, Column) else one for one in columns]
-    return Sheet(f"{title}: {group_title(scores)}", sheet_label(label, scores), first, heads, **rest)
+def new_sheet(
+    scores: Scores,
+    title: str,
+    label: str,
+    first: str,
+    columns: Sequence[tuple[str, str]],
+    blocks: Blocks = (),
+    remarks: Sequence[str] = (),
+    frame: pd.DataFrame | None = None,
+) -> Sheet:
+    """A sheet whose title and label say what the runs have in common, with what ‡ means where a row has it."""
+    collapsed = any(COLLAPSED in name for _, rows in blocks for name, _ in rows)
+    remarks = [*remarks, *([COLLAPSED_NOTE] if collapsed else [])]
+    title, label = f"{title}: {group_title(scores)}", sheet_label(label, scores)
+    return Sheet(title, label, first, columns, blocks, remarks, pd.DataFrame() if frame is None else frame)
 
 
 def row_name(scores: Scores, model: tuple, short: bool) -> str:
@@ -280,22 +263,17 @@ def row_name(scores: Scores, model: tuple, short: bool) -> str:
 def _why_absent(scores: Scores, model: tuple, against: str) -> str:
     if model not in scores.models():
         return f"There is no run of {scores.name(model)}."
-    return f"It is the {against}." if model[0] == against and not model[3] else ""
+    return f"It is the {against}." if model[0] == against and not model[3] else "Not measured in these runs."
 
 
-def select(scores: Scores, **where: Any) -> pd.DataFrame:
-    """The cells whose columns have these values, or one of them where they are given as a list."""
+def select(scores: Scores, metrics: Iterable[Metric] | None = None, **where: Any) -> pd.DataFrame:
+    """The cells, of these ``metrics``, whose columns have these values, or one of them where they are a list."""
     rows = scores.cells
     for name, value in where.items():
         rows = rows[rows[name].isin(value) if isinstance(value, list) else rows[name] == value]
+    if metrics is not None:
+        rows = rows[pd.MultiIndex.from_frame(rows[KEY]).isin([metric.key for metric in metrics])]
     return rows
-
-
-def select_metrics(scores: Scores, metrics: Iterable[Metric], **where: Any) -> pd.DataFrame:
-    """The same, of these metrics."""
-    rows, keys = select(scores, **where), {metric.key for metric in metrics}
-    wanted = [key in keys for key in zip(*(rows[c] for c in KEY), strict=True)]
-    return rows[pd.Series(wanted, rows.index, dtype=bool)]
 
 
 def csv_rows(scores: Scores, rows: pd.DataFrame) -> pd.DataFrame:
@@ -317,16 +295,15 @@ def closed_gates(scores: Scores, cells: Iterable[Mapping[str, Any]], how: str = 
     cells = [cell for cell in cells if cell["set"] in FORGOTTEN]
     if cells and scores.gates.empty:
         return [GATES_UNKNOWN]
-    metrics, shut = by_key(), {}
+    shut: dict[tuple, set[str]] = {}
     for cell in cells:
-        source = cell["metric"].removeprefix("acc_f_")  # what the two views agree in has the gate of what they answer
         if cell["gate"] == CLOSED:
-            shut.setdefault(metrics[cell["task"], cell["scoring"], source], {})[cell["view"]] = None
+            shut.setdefault(tuple(cell[c] for c in KEY), set()).add(cell["view"])
     names = []
-    for metric in sorted(shut, key=list(metrics.values()).index):
-        views = [view for view in VIEWS if view in shut[metric]]
-        name = metric.label.removesuffix(" %")
-        names += [f"{name} ({VIEWS[view]})" for view in views] or [name]
+    for key, metric in by_key().items():
+        if key in shut:
+            name = metric.label.removesuffix(" %")
+            names += [f"{name} ({VIEWS[view]})" for view in VIEWS if view in shut[key]] or [name]
     if not names:
         return []
     return [
@@ -352,20 +329,16 @@ def repeats(scores: Scores) -> str:
     return f"Intervals are over {same} crossed with people; one base and one population are fixed."
 
 
-def group_of(scores: Scores) -> tuple:
-    return tuple(scores.runs[0][column] for column in GROUP)
-
-
 def group_title(scores: Scores) -> str:
     """What runs that share a table have in common."""
-    _, protocol, ratio = group_of(scores)
+    _, protocol, ratio = scores.group.values()
     one = scores.runs[0]
     return f"{one.base_label} ({one['scale']}), forget {ratio} %, {protocol} protocol"
 
 
 def sheet_label(kind: str, scores: Scores) -> str:
     """The LaTeX label of a table and, with _ for -, the name of a figure; the clean protocol goes unnamed."""
-    base_model, protocol, ratio = group_of(scores)
+    base_model, protocol, ratio = scores.group.values()
     return re.sub(r"[^\w.-]", "-", f"{kind}-{base_model}-{ratio}" + ("" if protocol == "clean" else f"-{protocol}"))
 
 
@@ -385,24 +358,23 @@ def sheets(name: str, scores: Scores) -> list[Sheet]:
     return [sheet for _, group in scores.groups() for sheet in make(group)]
 
 
-def write_tables(scores: Scores, folder: Path, source: str) -> list[Path]:
+def write_tables(scores: Scores, folder: Path, source: str) -> None:
     """Every table as CSV, Markdown and LaTeX; ``source`` is named in the first line of the Markdown."""
-    return [path for name in registered() for path in write_sheets(sheets(name, scores), folder / name, source)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in registered():
+        write_sheets(sheets(name, scores), folder / name, source)
 
 
-def write_sheets(made: Sequence[Sheet], stem: Path, source: str) -> list[Path]:
-    """Sheets as ``stem`` with the ends .csv, .md and .tex; the folder is made."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("csv", "md", "tex")]
+def write_sheets(made: Sequence[Sheet], stem: Path, source: str) -> None:
+    """Sheets as ``stem`` with the ends .csv, .md and .tex."""
     frames = [sheet.frame for sheet in made if len(sheet.frame)]
-    write_csv(pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(), paths[0])
-    printed = [sheet for sheet in made if sheet.title]
-    if not printed:
-        return paths[:1]
+    write_csv(pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(), stem.with_name(f"{stem.name}.csv"))
     heading = f"<!-- made from {source}; do not edit -->\n\n"
-    paths[1].write_text(heading + "\n".join(sheet.markdown() for sheet in printed), encoding="utf-8")
-    paths[2].write_text("\n".join(sheet.latex() for sheet in printed), encoding="utf-8")
-    return paths
+    for kind, text in (
+        ("md", heading + "\n".join(sheet.markdown() for sheet in made)),
+        ("tex", "\n".join(sheet.latex() for sheet in made)),
+    ):
+        stem.with_name(f"{stem.name}.{kind}").write_text(text, encoding="utf-8")
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Fills the README's finding and tables from the reference run: ``python -m mllmu_nb.reporting.readme``.
+"""Fills the README's finding and tables from the reference run: ``python tools/readme.py``.
 
 No number of the README is typed: the main table comes from the runs' answers, the minutes from their train.json, and
 the notebooks say themselves what they make.
