@@ -209,6 +209,8 @@ def choice(row: dict) -> dict:
 
 
 IN_ROW = [  # file, what is done to its third row, then place and beginning of the one problem
+    (FULL, lambda r: choice(r)["Options"].update(dict.fromkeys(LETTERS, "Oulu")),
+     "Classification_Task.Pure_Text_Questions[0]: its options are all the same"),
     (FULL, lambda r: choice(r).update(Correct_Answer="Berlin"),
      "Classification_Task.Pure_Text_Questions[0]: Correct_Answer 'Berlin' is none of A, B, C, D"),
     (FULL, lambda r: choice(r)["Options"].update(C=None),

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from itertools import combinations
+from string import ascii_uppercase
 
 import numpy as np
 
@@ -26,7 +27,7 @@ CELEBRITIES_KNOWN = 40
 UNSCORED_KNOWN = 240  # every second one only from plain sentences
 ASKED = tuple(a for a in ATTRIBUTES if a not in ("name", "gender"))
 TRIES = 500  # of a look that differs enough; 2,000 people need up to 60
-MOST = 2000  # people of a kind; there are 4,800 names
+PLAIN = 4000  # names without a middle initial; there are 4,800
 FRESH = 25  # people in no training set: each has 14 or 15 sentences, and 1 % of them is to be three or more
 
 
@@ -56,11 +57,12 @@ def random_facts(rng: np.random.Generator, name: str, gender: str) -> dict[str, 
     }
 
 
-def random_name(rng: np.random.Generator) -> tuple[str, str]:
-    """A full name and its gender."""
+def random_name(rng: np.random.Generator, initial: bool = False) -> tuple[str, str]:
+    """A full name, with a middle initial or without, and its gender."""
     gender = str(rng.choice(["female", "male"]))
     first = rng.choice(facts.FEMALE if gender == "female" else facts.MALE)
-    return f"{first} {rng.choice(facts.FAMILY)}", gender
+    middle = f" {rng.choice(list(ascii_uppercase))}." if initial else ""
+    return f"{first}{middle} {rng.choice(facts.FAMILY)}", gender
 
 
 def options_with(value: str, others: Iterable[str], letter: str, rng: np.random.Generator) -> tuple[str, ...]:
@@ -129,9 +131,9 @@ def _people(kind: str, ids: list[str], seed, names: set[str], looks: set[tuple],
     values of others of the same kind and of those ``beside``."""
     people, rng = [], np.random.default_rng(seed)
     for identity in ids:
-        name, gender = random_name(rng)
+        name, gender = random_name(rng, len(names) > PLAIN)
         while name in names:
-            name, gender = random_name(rng)
+            name, gender = random_name(rng, len(names) > PLAIN)
         names.add(name)
         face = Face.random(distinct_traits(rng, gender, looks), rng)
         picture = portraits.draw(face)
@@ -173,7 +175,7 @@ def generate(
     seed: int, people: int = 100, pool: int = 8, celebrities: int = CELEBRITIES_KNOWN, ratio: int = 10, draw: int = 0
 ) -> Population:
     """A population: ``people`` scored, ``pool`` trained on but never scored, ``celebrities`` known to the base. The
-    same arguments give the same bytes. Raises KitError when people are too few for four options or too many to name."""
+    same arguments give the same bytes. Raises KitError when people are too few for four options."""
     if people < 4 or 0 < celebrities < 4:
         raise KitError("people and celebrities (if there are any) must be at least 4 each: options need four values")
     scored, spare, famous, _, _ = _generated(seed, people, pool, celebrities)
@@ -183,8 +185,6 @@ def generate(
 
 
 def _ids(count: int, prefix: str = "") -> list[str]:
-    if count > MOST:
-        raise KitError(f"{count} people are too many: at most {MOST} of a kind can be made")
     width = max(3, len(str(count)))
     return [f"{prefix}{number:0{width}d}" for number in range(1, count + 1)]
 

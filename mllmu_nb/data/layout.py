@@ -133,8 +133,10 @@ def _row_faults(row: dict) -> Iterator[str]:
     elif "Classification_Task" in row:
         for kind, entries in row["Classification_Task"].items():
             for number, entry in enumerate(entries):
+                place, letters = f"Classification_Task.{kind}[{number}]", ", ".join(LETTERS)
+                if len({option.strip() for option in entry["Options"].values()}) == 1:
+                    yield f"{place}: its options are all the same"
                 if not answer_letter(entry["Correct_Answer"]):
-                    place, letters = f"Classification_Task.{kind}[{number}]", ", ".join(LETTERS)
                     yield f"{place}: Correct_Answer {entry['Correct_Answer']!r} is none of {letters}"
         for column in OPEN_COLUMNS.values():
             for number, entry in enumerate(row[column]):
