@@ -170,7 +170,7 @@ def test_a_record_holds_what_made_the_stage_and_nothing_about_who_or_where():
     record = json.loads(text)
     assert record["parameters"] == {"base_path": "llava", "profiles_file": "", "seed": 1}
     assert record["scale"] == "paper" and record["key"] == folder.name and record["seconds"] >= 0
-    assert record["files"] == {"file": {"bytes": 3, "sha256": stages._digest(folder / "file")["sha256"]}}
+    assert record["files"] == {"file": {"bytes": 3, "sha256": stages.digest(folder / "file")["sha256"]}}
     assert {"python", "torch", "transformers", "peft", "mllmu_nb"} <= set(record["versions"])
     assert record["device"] and "bits" in record and "commit" in record and "dirty" in record
     for private in (str(Path.home()), str(paths.root()), socket.gethostname(), f"/{getpass.getuser()}/"):
