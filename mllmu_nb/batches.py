@@ -9,8 +9,6 @@ from itertools import count, islice
 from typing import Any
 
 import numpy as np
-import torch
-from accelerate import PartialState
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -54,12 +52,9 @@ def steps_of(conversations: Sequence[Conversation], epochs: float, batch_size: i
 
 
 def pieces(batch: Sequence[Conversation], size: int) -> list[Sequence[Conversation]]:
-    """This process's share of a batch, in pieces of so many conversations that are read one after the other (0: in
-    one). A batch too small for all processes gives its last conversation to those left empty."""
-    state = PartialState(cpu=not torch.cuda.is_available())
-    own = batch[state.process_index :: state.num_processes] or batch[-1:]
-    size = size or len(own)
-    return [own[start : start + size] for start in range(0, len(own), size)]
+    """A batch in pieces of so many conversations, to be read one after the other; 0: in one."""
+    size = size or len(batch)
+    return [batch[start : start + size] for start in range(0, len(batch), size)]
 
 
 # -- fine-tuning ------------------------------------------------------------------------------------------------

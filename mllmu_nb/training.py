@@ -1,5 +1,4 @@
-"""The one loop: vanilla, the oracle and every unlearned model are made by :func:`train`, under ``accelerate launch`` in
-one process a GPU (``docs/architecture.md``)."""
+"""The one loop: vanilla, the oracle and every unlearned model are made by :func:`train` (``docs/architecture.md``)."""
 
 from __future__ import annotations
 
@@ -14,8 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import reduce, send_to_device
+from accelerate.utils import send_to_device
 from torch import Tensor
 from tqdm import tqdm
 from transformers import get_scheduler
@@ -100,7 +98,7 @@ def train(
     :class:`TrainingDiverged` when the loss is no number or ``rise`` nats above its first value.
     """
     torch.manual_seed(seed)
-    state, autocast = PartialState(cpu=not torch.cuda.is_available()), _autocast(recipe, model.device)
+    autocast = _autocast(recipe, model.device)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizers = make_optimizers(trained, recipe)
     schedules = [make_schedule(optimizer, recipe, steps) for optimizer in optimizers]
@@ -113,29 +111,16 @@ def train(
         next(batches)
     if checkpoint:
         checkpoint.restore(trained, movers, log)
-    hidden = None if progress and state.is_main_process else True  # None: without a terminal
+    hidden = None if progress else True  # None: without a terminal
     started = time.perf_counter() - log.seconds
     model.train()
     for number in tqdm(range(done + 1, max(steps, beyond) + 1), disable=hidden, mininterval=1.0):
-        pieces, values, tokens = next(batches), [], 0
-        shares = _shares(pieces)
-        for piece, share in zip(pieces, shares, strict=True):
-            step = scored(model, send_to_device(dict(piece), model.device), method, autocast)
-            terms: dict[str, float] = {}
-            for name, term in method.loss(step):  # one graph at a time is in memory
-                (term * share).backward()
-                method.after_backward(name, trained)
-                terms[name] = term.item()
-            nll = {f"nll_{name}": batch.mean_nll.mean().item() for name, batch in step.asked.items()}
-            values.append({"loss": sum(terms.values()), **terms, **nll})
-            tokens += sum(int(batch.counts.sum()) for batch in step.asked.values())
-        average_gradients(trained.values(), state)
+        terms, tokens = back_propagate(model, next(batches), method, trained, autocast)
         norm = torch.nn.utils.clip_grad_norm_(trained.values(), recipe.clip or math.inf).item()
-        entry = {"step": number, **_averaged(values, shares, model.device)}
         if number <= steps:
-            log.losses.append(entry)
+            log.losses.append({"step": number, **terms})
             log.supervised_tokens += tokens
-        loss, first = entry["loss"], log.losses[0]["loss"]
+        loss, first = terms["loss"], log.losses[0]["loss"]
         if not math.isfinite(loss) or not math.isfinite(norm) or loss > first + rise:
             if number > steps:
                 break
@@ -158,12 +143,35 @@ def train(
             paused = time.perf_counter()
             after_step(number, model)
             started += time.perf_counter() - paused
-        if checkpoint and state.is_main_process:
+        if checkpoint:
             checkpoint.save(number, trained, movers, log)
     model.eval()
     if checkpoint:
         checkpoint.file.unlink(missing_ok=True)
     return log
+
+
+def back_propagate(
+    model, pieces: Sequence[Mapping[str, Batch]], method: Method, trained: Mapping[str, Tensor], autocast
+) -> tuple[dict[str, float], int]:
+    """Adds up the gradients of a batch, one term of one piece at a time, so that one graph is in memory. Returns the
+    loss, its terms and the nats per token of each stream, as means over the pieces, and the supervised tokens."""
+    rows = [len(next(iter(piece.values()))["labels"]) for piece in pieces]
+    shares = [count / sum(rows) for count in rows]
+    values, tokens = [], 0
+    for piece, share in zip(pieces, shares, strict=True):
+        step = scored(model, send_to_device(dict(piece), model.device), method, autocast)
+        terms: dict[str, float] = {}
+        for name, term in method.loss(step):
+            (term * share).backward()
+            method.after_backward(name, trained)
+            terms[name] = term.item()
+        nll = {f"nll_{name}": batch.mean_nll.mean().item() for name, batch in step.asked.items()}
+        values.append({"loss": sum(terms.values()), **terms, **nll})
+        tokens += sum(int(batch.counts.sum()) for batch in step.asked.values())
+    table = torch.tensor([list(row.values()) for row in values], dtype=torch.float64)
+    mean = (torch.tensor(shares, dtype=torch.float64) @ table).float()
+    return dict(zip(values[0], mean.tolist(), strict=True)), tokens
 
 
 # -- what a step reads ------------------------------------------------------------------------------------------
@@ -231,15 +239,6 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int):
     return get_scheduler(SCHEDULES[recipe.schedule], optimizer, round(recipe.warmup * steps), steps, more)
 
 
-def average_gradients(parameters: Iterable[Tensor], state: PartialState) -> None:
-    """Over the processes, where there are several."""
-    if state.num_processes > 1:
-        for parameter in parameters:
-            # an adapter on the vision tower has no gradient where no picture was shown
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = reduce(gradient, "mean")
-
-
 def peak_memory_mb(device: torch.device) -> float:
     """Most memory held so far, in MiB: the GPU's allocations, or the process's resident size (NaN on Windows)."""
     if device.type == "cuda":
@@ -261,19 +260,6 @@ def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
             f"set precision to fp32, or {pinning.UNPINNED}=1 before Python starts"
         )
     return torch.autocast(device.type, torch.bfloat16, enabled=half)
-
-
-def _shares(pieces: Sequence[Mapping[str, Batch]]) -> list[float]:
-    """Of each piece in the rows of its batch."""
-    rows = [len(next(iter(piece.values()))["labels"]) for piece in pieces]
-    return [count / sum(rows) for count in rows]
-
-
-def _averaged(values: Sequence[Mapping[str, float]], shares: Sequence[float], device: torch.device) -> dict[str, float]:
-    """Over the pieces of a batch and over the processes."""
-    table = torch.tensor([[v[name] for name in values[0]] for v in values], dtype=torch.float64)
-    mean = (torch.tensor(shares, dtype=torch.float64) @ table).float()
-    return dict(zip(values[0], reduce(mean.to(device), "mean").tolist(), strict=True))
 
 
 # -- the two ways to use it -------------------------------------------------------------------------------------

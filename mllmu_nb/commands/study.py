@@ -27,8 +27,6 @@ def main(options: argparse.Namespace) -> int:
 
     if options.jobs < 1:
         raise KitError(f"--jobs must be at least 1, not {options.jobs}")
-    if min(options.replicates) < 0:
-        raise KitError(f"--replicates are numbers from 0 on, not {min(options.replicates)}")
     folder = base.make(differences.grid(Config(), options.replicates), options.jobs)
     table = differences.table(base.read())
     table.to_csv(folder / f"{base.NAME}.csv", index=False)

@@ -9,15 +9,13 @@ from __future__ import annotations
 import argparse
 import inspect
 import itertools
-import json
+import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from multiprocessing.process import BaseProcess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +23,9 @@ import yaml
 
 from mllmu_nb import after as after_steps
 from mllmu_nb import paths, pipeline, unlearning
-from mllmu_nb.commands import warm
 from mllmu_nb.config import GRID, PATHS, YOURS, Config, check_names
 from mllmu_nb.errors import KitError
+from mllmu_nb.processes import execute_notebook
 from mllmu_nb.stages import read_json
 
 SUMMARY = "run a grid of notebooks, then write scores, tables and figures"
@@ -58,18 +56,16 @@ def main(options: argparse.Namespace) -> int:
     """Makes the runs that are not finished, then the report. 0 when all of them are finished afterwards, else 1."""
     if options.jobs is not None and options.jobs < 1:
         raise KitError(f"--jobs must be at least 1, not {options.jobs}")
-    every = cells(read(options.config), options.ratios, options.bases)
-    configs = share(every, options.shard) if options.shard else every
-    if not configs:
-        say(f"--shard {options.shard}: nothing to do, for the grid has {len(every)} runs")
-        return 0
-    jobs, began, names = [Job(config, notebook_for(config)) for config in configs], time.perf_counter(), labels(configs)
-    pipeline.check_comparable(configs)
+    configs = cells(read(options.config), options.ratios, options.bases)
+    if options.shard:
+        configs = share(configs, options.shard)
+    began, names = time.perf_counter(), labels(configs)
     for config in configs:
+        notebook_for(config)
         pipeline.check(config)
-    waiting = [job for job in jobs if not pipeline.finished(job.config)]
-    at_once = options.jobs or min(JOBS[config.scale] for config in configs)
-    say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished already, {at_once} at a time")
+    waiting = [config for config in configs if not pipeline.finished(config)]
+    at_once = options.jobs or min((JOBS[config.scale] for config in configs), default=1)
+    say(f"{len(configs)} runs, {len(configs) - len(waiting)} of them finished already, {at_once} at a time")
     for run_id, name in names.items():
         say(f"  {run_id:32}  {name}")
     failed = execute(waiting, at_once)
@@ -92,32 +88,19 @@ def write_report(scale: str, config: Config) -> None:
     """Writes scores, tables and figures of all finished runs of a scale, with portraits of the people of ``config``."""
     from mllmu_nb.reporting import report
 
-    began, known = time.perf_counter(), pipeline.population(config)
+    known = pipeline.population(config)
     shown = [person for name in ("forget", "retain", "celebrity") for person in known.members(name)[:1]]
     written = report.write_all(scale, shown, say)
-    minutes = (time.perf_counter() - began) / 60
-    say(f"{len(written)} files in {paths.results(scale)} and {paths.figures(scale)}: {minutes:.1f} min")
+    say(f"{len(written)} files in {paths.results(scale)} and {paths.figures(scale)}")
 
 
 # -- the grid ---------------------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping; YAML would take the last one."""
-
-    def construct_mapping(self, node, deep=False):
-        names = [key.value for key, _ in node.value]
-        for number, (key, _) in enumerate(node.value):
-            if key.value in names[:number]:
-                raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands twice", problem_mark=key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def read(path: Path) -> dict[str, Any]:
     """The parameters of a configuration file, the grid included. Raises KitError naming what is wrong with it."""
     try:
-        with open(path, encoding="utf-8") as file:
-            content = yaml.load(file, _Loader)
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise KitError(f"cannot read {path}: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or too many digits
@@ -138,21 +121,16 @@ def cells(
     parameters: Mapping[str, Any], ratios: Sequence[int] | None = None, bases: Sequence[str] | None = None
 ) -> list[Config]:
     """The runs of a grid, each once, those first that others build on; a method is combined only with the axes that
-    concern it. Raises KitError for an unknown parameter, an axis that is no list of single values, an impossible run.
-    """
+    concern it. Raises KitError for an unknown parameter, an axis that is no list, an impossible run."""
     fixed, axes = {name: value for name, value in parameters.items() if name != GRID}, parameters.get(GRID)
     if not isinstance(axes, Mapping | None):
         raise KitError("grid must hold lists by parameter, such as 'method: [vanilla, ga]'")
-    axes = dict(axes or {}) | {
-        name: list(given) for name, given in (("forget_ratio", ratios), ("base_model", bases)) if given
-    }
-    many = (list, dict, set, tuple)
+    axes = dict(axes or {})
+    axes |= {"forget_ratio": list(ratios)} if ratios else {}
+    axes |= {"base_model": list(bases)} if bases else {}
     for name, values in axes.items():
-        if not isinstance(values, list) or not values or any(isinstance(value, many) for value in values):
-            raise KitError(f"grid: {name} must be a list of values, such as [{values}]"[:200])
-    for name, value in fixed.items():
-        if isinstance(value, many):
-            raise KitError(f"{name} must be one value, not {value}: put a list of values under grid"[:200])
+        if not isinstance(values, list) or not values:
+            raise KitError(f"grid: {name} must be a list of values, such as [{values}]")
     combinations = [fixed | dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     hyper_parameters = {name for one in combinations for name in _hyper_parameters(one)}
     check_names([*fixed, *axes], hyper_parameters)
@@ -187,13 +165,10 @@ def fitting(parameters: Mapping[str, Any], optional: Iterable[str] = ()) -> dict
 
 def share(configs: list[Config], shard: str) -> list[Config]:
     """Every n-th run, from the i-th, of "i/n"."""
-    try:
-        index, number = map(int, shard.split("/"))
-    except ValueError:
-        raise KitError(f"--shard must be I/N, such as 1/4, not {shard!r}") from None
-    if not 1 <= index <= number:
-        raise KitError(f"--shard {shard}: the first number goes from 1 to the second")
-    return configs[index - 1 :: number]
+    index, _, number = shard.partition("/")
+    if not (index.isdecimal() and number.isdecimal() and 1 <= int(index) <= int(number)):
+        raise KitError(f"--shard must be I/N with I from 1 to N, such as 1/4, not {shard!r}")
+    return configs[int(index) - 1 :: int(number)]
 
 
 def labels(configs: Sequence[Config]) -> dict[str, str]:
@@ -202,15 +177,13 @@ def labels(configs: Sequence[Config]) -> dict[str, str]:
 
     values = {config.run_id: {**config.parameters(), **config.settings} for config in configs}
     given = dict.fromkeys(name for config in configs for name in config.given() if name not in MODEL)
-    varied = [
-        name for name in given if len({str(own[name]) for own in values.values() if own.get(name) is not None}) > 1
-    ]
-    return {
-        run_id: ", ".join(
-            [label(*map(own.get, MODEL)), *(f"{name} {own[name]}" for name in varied if own.get(name) is not None)]
-        )
-        for run_id, own in values.items()
-    }
+    known = {name: {str(own[name]) for own in values.values() if own.get(name) is not None} for name in given}
+    varied = [name for name in given if len(known[name]) > 1]
+    names = {}
+    for run_id, own in values.items():
+        more = [f"{name} {own[name]}" for name in varied if own.get(name) is not None]
+        names[run_id] = ", ".join([label(*(own[name] for name in MODEL)), *more])
+    return names
 
 
 def notebook_for(config: Config) -> Path:
@@ -233,92 +206,58 @@ def notebook_for(config: Config) -> Path:
 # -- the runs ---------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Job:
-    """One notebook to be executed for one run, with papermill in a process of its own."""
-
-    config: Config
-    notebook: Path
-    process: BaseProcess | None = None
-    began: float = 0.0
-
-    @property
-    def executed(self) -> Path:
-        return paths.cache() / "notebooks" / self.config.scale / f"{self.config.run_id}.ipynb"
-
-    @property
-    def log(self) -> Path:
-        return self.executed.with_suffix(".log")
-
-    @cached_property
-    def vanilla(self) -> Path | None:
-        """The folder of the vanilla model that the run starts from; None for base and oracle, and where it is given."""
-        given = self.config.method in ("base", "oracle") or self.config.vanilla_path
-        return None if given else pipeline.finetuned(self.config).folder
-
-    def start(self, threads: int) -> None:
-        """Starts papermill on the notebook, in the notebook's folder, with the parameters that were given."""
-        self.executed.parent.mkdir(parents=True, exist_ok=True)
-        self.executed.unlink(missing_ok=True)
-        self.began = time.perf_counter()
-        self.process = warm.start(self.notebook, self.executed, self.log, self.config.given(), threads)
-
-    def problem(self) -> str:
-        """What went wrong, in one line: the signal that ended the process, the error of the notebook's cell, or the
-        last line of papermill's log. "" where the run is finished."""
-        code = self.process.exitcode
-        if code < 0:
-            return f"ended by signal {-code} ({signal.strsignal(-code)})" + f", {MEMORY}" * (code == -9)
-        if code == 0:
-            made = pipeline.finished(self.config)
-            return "" if made else "the notebook came to its end without making the run, or code was changed meanwhile"
-        try:
-            cells = json.loads(self.executed.read_text(encoding="utf-8"))["cells"]
-            outputs = [output for cell in cells for output in cell.get("outputs", [])]
-            error = next(output for output in outputs if output["output_type"] == "error")
-            return f"{error['ename']}: {' '.join(error['evalue'].split()) or 'in a cell that checks the result'}"
-        except (OSError, ValueError, LookupError, TypeError, StopIteration):
-            pass  # papermill was stopped before it wrote the notebook, or while it did
-        lines = (
-            self.log.read_text(encoding="utf-8", errors="replace").strip().split("\n") if self.log.exists() else [""]
-        )
-        return f"its kernel was killed, {MEMORY}" if "DeadKernelError" in lines[-1] else lines[-1] or "its log is empty"
-
-
-def execute(jobs: Sequence[Job], at_once: int) -> dict[str, str]:
-    """Runs all ``jobs``; run id → reason of those that failed. A job waits while another makes its vanilla model."""
-    threads, waiting, running = max(1, (os.cpu_count() or 1) // at_once), list(jobs), []
+def execute(configs: Sequence[Config], at_once: int) -> dict[str, str]:
+    """Makes all runs; run id → reason of those that failed. Runs that need the same vanilla model wait for one another
+    at its stage."""
+    threads, waiting = max(1, (os.cpu_count() or 1) // at_once), list(configs)
+    running: dict[Config, tuple[multiprocessing.process.BaseProcess, float]] = {}
     failed: dict[str, str] = {}
     try:
         while waiting or running:
-            for job in [job for job in running if job.process.exitcode is not None]:
-                running.remove(job)
-                minutes, problem = (time.perf_counter() - job.began) / 60, job.problem()
-                place = f"[{len(jobs) - len(waiting) - len(running)}/{len(jobs)}]"
-                say(f"{place} {minutes:5.1f} min  {job.config.run_id}" + "  FAILED" * bool(problem))
-                if problem:
-                    shown = job.executed if job.executed.exists() else job.log
-                    failed[job.config.run_id] = f"{problem} (see {shown})"
-                if problem and job.vanilla and not job.vanilla.is_dir():
-                    lost = [other for other in waiting if other.vanilla == job.vanilla]
-                    waiting = [other for other in waiting if other not in lost]
-                    reason = "not tried, since the vanilla model it starts from could not be made"
-                    failed |= {other.config.run_id: reason for other in lost}
-            while len(running) < at_once and (job := _next(waiting, running)):
-                waiting.remove(job)
-                job.start(threads)
-                running.append(job)
-                say(f"started            {job.config.run_id}")
+            while waiting and len(running) < at_once:
+                config = waiting.pop(0)
+                running[config] = start(config, threads), time.perf_counter()
+                say(f"started            {config.run_id}")
             time.sleep(0.2)
+            for config, (process, began) in list(running.items()):
+                if process.exitcode is None:
+                    continue
+                del running[config]
+                if reason := problem(config, process.exitcode):
+                    failed[config.run_id] = f"{reason} (see {executed(config).with_suffix('.log')})"
+                done, minutes = len(configs) - len(waiting) - len(running), (time.perf_counter() - began) / 60
+                say(f"[{done}/{len(configs)}] {minutes:5.1f} min  {config.run_id}" + "  FAILED" * bool(reason))
     finally:
-        for job in running:
-            job.process.terminate()
-        for job in running:
-            job.process.join()
+        for process, _ in running.values():
+            process.terminate()
+        for process, _ in running.values():
+            process.join()
     return failed
 
 
-def _next(waiting: Sequence[Job], running: Sequence[Job]) -> Job | None:
-    """The first job that need not wait for a vanilla model that another one is making."""
-    being_made = {job.vanilla for job in running if job.vanilla and not job.vanilla.is_dir()}
-    return next((job for job in waiting if job.vanilla not in being_made), None)
+def executed(config: Config) -> Path:
+    """Where a run's executed notebook lies; what was printed meanwhile lies beside it, as .log."""
+    return paths.cache() / "notebooks" / config.scale / f"{config.run_id}.ipynb"
+
+
+def start(config: Config, threads: int) -> multiprocessing.process.BaseProcess:
+    """A process in which papermill makes a run."""
+    target = executed(config)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    told = notebook_for(config), target, target.with_suffix(".log"), config.given(), threads
+    process = multiprocessing.get_context("spawn").Process(target=execute_notebook, args=told)
+    process.start()
+    return process
+
+
+def problem(config: Config, code: int) -> str:
+    """What went wrong, in one line: the signal that ended the process, or the last line of its log, which is the error
+    of the notebook's cell. "" where the run is finished."""
+    if code < 0:
+        return f"ended by signal {-code} ({signal.strsignal(-code)}), {MEMORY}"
+    if code == 0:
+        made = pipeline.finished(config)
+        return "" if made else "the notebook came to its end without making the run, or code was changed meanwhile"
+    log = executed(config).with_suffix(".log").read_text(encoding="utf-8", errors="replace")
+    last = log.strip().split("\n")[-1]
+    return f"its kernel was killed, {MEMORY}" if "DeadKernelError" in last else last or "its log is empty"
