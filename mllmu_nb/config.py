@@ -151,7 +151,7 @@ class Config(BaseModel):
         return cls(**values, settings={name: value for name, value in settings.items() if value is not None})
 
     @classmethod
-    def from_notebook(cls, namespace: Mapping[str, Any], **fixed: Any) -> Config:
+    def from_notebook(cls, namespace: dict[str, Any], **fixed: Any) -> Config:
         """A Config of the parameters cell, called in the cell after it as ``Config.from_notebook(globals())``.
 
         papermill injects an unknown parameter as one more global, so every plain value there must be a parameter. When
@@ -159,24 +159,20 @@ class Config(BaseModel):
         """
         print_in_one_line()
         values = plain_values(namespace)
-        if isinstance(namespace, dict):
-            first = namespace.setdefault("_first_parameters", set(values))
-            near = {name for name in values if difflib.get_close_matches(name, cls.model_fields, 1, cutoff=0.8)}
-            values = {name: value for name, value in values.items() if name in first or name in near}
-        return cls.from_parameters(values, **fixed)
+        first = namespace.setdefault("_first_parameters", set(values))
+        near = {name for name in values if difflib.get_close_matches(name, cls.model_fields, 1, cutoff=0.8)}
+        return cls.from_parameters({name: values[name] for name in values if name in first | near}, **fixed)
 
     def but(self, **changes: Any) -> Config:
         """The same with ``changes``; what was left to the presets is filled in anew, and settings that another method
         does not have are dropped."""
-        given = {**self._given, "settings": dict(self._given["settings"])}
         method, after = changes.get("method", self.method), changes.get("after", self.after)
+        classes, variant = unlearning.variants(method), changes.get("variant", self._given["variant"])
         usual = _protocol(changes.get("protocol") or self.protocol)["variant"]["value"]
-        variant = changes.get("variant", given["variant"]) or (
-            usual if usual in unlearning.variants(method) else "canonical"
-        )
+        variant = variant or (usual if usual in classes else "canonical")
         known = _setting_names(method, after, variant if method != self.method else None)
-        given["settings"] = {name: value for name, value in given["settings"].items() if name in known}
-        return type(self).from_parameters({**given, **changes})
+        settings = {name: value for name, value in self._given["settings"].items() if name in known}
+        return type(self).from_parameters({**self._given, "settings": settings, **changes})
 
     # -- reading it ---------------------------------------------------------------------------------------------
 
@@ -215,7 +211,7 @@ class Config(BaseModel):
     @property
     def training(self) -> Recipe:
         """The recipe of vanilla and oracle."""
-        preset = _recipe(self.scale, "training", self.adaptation)
+        preset = Recipe(**_presets(self.scale)["training"][self.adaptation])
         own = Recipe(lr=self.train_lr, steps=self.train_steps or None)
         return replace(own.over(preset), **self._words(preset, "train_"))
 
@@ -242,30 +238,12 @@ class Config(BaseModel):
 
     def deviations(self) -> dict[str, tuple[Any, Any]]:
         """Where the run departs from its protocol: parameter → (the protocol's value, the run's)."""
-        names = [
-            *_protocol(self.protocol),
-            "schedule",
-            "precision",
-            "eval_precision",
-            "unlearn_steps",
-            "unlearn_epochs",
-        ]
+        more = ("schedule", "precision", "eval_precision", "unlearn_steps", "unlearn_epochs")
+        names = [*_protocol(self.protocol), *more]
         plain = self.but(**dict.fromkeys(names), settings={})
         pairs = {name: (getattr(plain, name), getattr(self, name)) for name in names}
-        by_hand = self._given["settings"]
-        pairs |= {name: (plain.settings.get(name), self.settings[name]) for name in by_hand}
+        pairs |= {name: (plain.settings.get(name), self.settings[name]) for name in self._given["settings"]}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-    def departures(self) -> list[str]:
-        """What a run of ``protocol: upstream`` does otherwise than the released code, beside its deviations: what the
-        kit does not follow, and at another scale the numbers of its own recipe."""
-        if self.protocol != "upstream":
-            return []
-        mixed = ("replay", "exams")
-        paper = self.but(scale="paper", **dict.fromkeys(("adaptation", *mixed)))
-        own, released = (c.training.numbers() | {name: getattr(c, name) for name in mixed} for c in (self, paper))
-        numbers = [f"training: {n} is {own[n]}, not {released[n]}" for n in own if own[n] != released[n]]
-        return [*_presets("protocols")["departures"], *numbers]
 
     def hash_of(self, names: Iterable[str]) -> str:
         """A stable hash of the named parameters alone."""
@@ -287,7 +265,7 @@ class Config(BaseModel):
     def _unlearning_preset(self) -> Recipe:
         """Of the protocol's variant: another variant in its place has another loss, at the same rate and length. The
         label_mode is that which the run's own variant declares."""
-        preset, classes = _recipe(self.scale, "unlearning"), unlearning.variants(self.method)
+        preset, classes = Recipe(**_presets(self.scale)["unlearning"]), unlearning.variants(self.method)
         usual = "upstream" if self.protocol == "upstream" else "canonical"
         own = classes.get(usual, self._method_class).recipe(self.scale, self.modality)
         if self.protocol == "upstream" and usual not in classes:
@@ -331,8 +309,8 @@ class Config(BaseModel):
         if self.adaptation not in presets["training"]:
             # A 7B model whose every weight is trained fits no machine this kit is meant for.
             raise KitError(f"adaptation={self.adaptation!r} is not offered at scale {self.scale}: take 'lora'")
-        training = _recipe(self.scale, "training", self.adaptation)
-        self._fill(train_lr=training.lr, train_steps=training.steps)
+        training = presets["training"][self.adaptation]
+        self._fill(train_lr=training["lr"], train_steps=training["steps"])
         settings = dict(self.settings)
         if self.trains:
             preset = self._unlearning_preset
@@ -452,11 +430,9 @@ def _protocol(name: str) -> dict[str, dict[str, Any]]:
     return _presets("protocols")[name]
 
 
-def _recipe(scale: str, *keys: str) -> Recipe:
-    values: Any = _presets(scale)
-    for key in keys:
-        values = values[key]
-    return Recipe(**values)
+def departures() -> list[str]:
+    """What a run of ``protocol: upstream`` does otherwise than the released code, beside its deviations."""
+    return _presets("protocols")["departures"]
 
 
 def sources(config: Config) -> dict[str, str]:

@@ -25,7 +25,7 @@ import pandas as pd
 
 from mllmu_nb import after as after_steps
 from mllmu_nb import paths, pinning
-from mllmu_nb.config import SEEDS, YOURS, Config, stable_hash
+from mllmu_nb.config import YOURS, Config, departures, stable_hash
 from mllmu_nb.data import generate, hub, portraits
 from mllmu_nb.data.conversations import MODALITIES, Conversation, training_conversations
 from mllmu_nb.data.exams import Exams
@@ -563,7 +563,6 @@ def _record(config: Config) -> dict[str, Any]:
     record = {
         "scale": config.scale,
         "base_label": config.family.label,
-        "seeds": {name.removesuffix("_seed"): getattr(config, name) for name in SEEDS},
         "parameters": config.parameters(),
         "deviations": {name: list(pair) for name, pair in config.deviations().items()},  # the protocol's, the run's
         "data_hash": data_hash(config),
@@ -572,10 +571,9 @@ def _record(config: Config) -> dict[str, Any]:
         "base_commit": commit(base_source(config), config.base_revision),
     }
     if config.protocol == "upstream":
-        record["departures"] = config.departures()
+        record["departures"] = departures()
     if config.vanilla_path:
         record["vanilla_commit"] = commit(config.vanilla_path, config.vanilla_revision)
-        record["vanilla_hash"] = vanilla_key(config)
     if (anchor := anchored(config)) and anchor.finished:
         record["anchor"] = {**read_json(anchor.folder / "anchor.json"), "published": config.family.anchor}
     return {name: value for name, value in record.items() if value or name == "deviations"}

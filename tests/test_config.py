@@ -218,14 +218,6 @@ def test_what_is_set_alone_deviates():
     assert canonical.deviations() == {"variant": ("upstream", "canonical")} and canonical.unlearn_epochs == 2
 
 
-def test_what_upstream_still_does_otherwise_is_listed():
-    paper = Config(scale="paper", protocol="upstream")
-    assert len(paper.departures()) > 5 and not any(one.startswith("training: ") for one in paper.departures())
-    small = Config(protocol="upstream").departures()
-    assert small[: len(paper.departures())] == paper.departures() and "training: lr is 0.003, not 2e-05" in small
-    assert Config().departures() == []
-
-
 def test_unlearning_is_so_many_steps_or_so_many_passes_long():
     config = Config(method="ga", modality="unimodal")
     longer, passes = config.but(unlearn_steps=9), config.but(unlearn_epochs=2)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from mllmu_nb import __main__ as door
-from mllmu_nb import paths, pinning, provenance
+from mllmu_nb import pinning, provenance
 from mllmu_nb.commands import doctor
 from mllmu_nb.config import Config
+from mllmu_nb.errors import KitError
 from mllmu_nb.models import adapters, families, load, memory
 from mllmu_nb.models.miniature import make_model, make_tokenizer
 from mllmu_nb.unlearning.base import Recipe
@@ -73,8 +74,6 @@ def test_a_sound_configuration_has_no_problem_and_no_weights_are_loaded(tmp_path
         "MKL_CBWR=",
     ):
         assert text in shown
-    place = lines[0].index("python")
-    assert all(line[place - 1] == " " and len(line) <= 120 for line in lines[:-1]), "aligned"
 
 
 def test_a_problem_sets_the_exit_status_and_says_what_to_do(tmp_path, monkeypatch, capsys):
@@ -83,42 +82,29 @@ def test_a_problem_sets_the_exit_status_and_says_what_to_do(tmp_path, monkeypatc
     assert door.main(["doctor", str(grid)]) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "problem inputs the base model in" in shown and "lacks config.json" in shown
-    assert "problem memory unknown, for the shape of" in shown
+    assert "problem memory" in shown
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "file"))
-    written = doctor.examine(doctor.inputs, [Config(**SMALL)])
-    assert written.text.startswith("cannot write to ") and "set MLLMU_NB_OUT to another folder" in written.text
+    with pytest.raises(KitError, match="cannot write to .* set MLLMU_NB_OUT to another folder"):
+        doctor.inputs([Config(**SMALL)])
     assert door.main(["doctor", str(tmp_path / "no.yaml")]) == 2
-
-
-def test_a_check_that_breaks_is_a_problem_and_the_others_go_on():
-    def broken(configs):
-        raise RuntimeError("no such\nthing")
-
-    assert doctor.examine(broken, []) == ("problem", "no such thing", "")
 
 
 # -- check by check -----------------------------------------------------------------------------------------------
 
 
-def test_versions_outside_the_bounds_are_a_problem_and_untested_ones_a_warning(monkeypatch, tmp_path):
-    installed = {"torch": "2.0", "pandas": "2.9.9"}
-
+def test_versions_outside_the_bounds_are_a_problem(monkeypatch):
     def version(name):
-        if name not in installed:
+        if name != "torch":
             raise doctor.metadata.PackageNotFoundError(name)
-        return installed[name]
+        return "2.0"
 
-    needed = []
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: needed)
     monkeypatch.setattr(doctor.metadata, "version", version)
-    monkeypatch.setattr(paths, "checkout", lambda: tmp_path)
-    needed[:] = ["torch>=2.9", "nbmake>=1.5; extra == 'test'", "gone"]
-    assert doctor.versions([])[:2] == ("problem", "torch 2.0 (needs >=2.9); gone is missing")
-    needed[:] = ["pandas>=2.2"]
+    needed = ["torch>=2.9", "nbmake>=1.5; extra == 'test'", "gone>=1"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: needed)
+    assert doctor.versions([])[:2] == ("problem", "torch 2.0 (needs >=2.9); gone missing (needs >=1)")
+    needed[:] = ["torch>=1"]
     assert doctor.versions([]).verdict == "ok"
-    (tmp_path / "requirements.lock").write_text("# made\npandas==3.1.1\nother==1; sys_platform == 'none'\n")
-    assert doctor.versions([])[:2] == ("warning", "pandas 2.9.9 (tested: ==3.1.1)")
 
 
 @pytest.mark.parametrize("there, verdict", [(80, "ok"), (48, "warning"), (24, "problem")])
@@ -200,8 +186,8 @@ def test_the_estimate_of_what_is_kept_is_near_what_autograd_keeps(attention, dro
 
 
 def test_people_that_cannot_be_are_a_problem_and_strange_ones_a_warning(tmp_path, monkeypatch):
-    finding = doctor.examine(doctor.people, [Config(data_source=str(tmp_path))])
-    assert finding.verdict == "problem" and "Full_Set" in finding.text
+    with pytest.raises(KitError, match="Full_Set"):
+        doctor.people([Config(data_source=str(tmp_path))])
     known = SimpleNamespace(forget_ids=("1",), of_kind=lambda kind: [1], notes={"schema": ["a column is strange"]})
     monkeypatch.setattr(doctor.pipeline, "population", lambda config: known)
     monkeypatch.setattr(doctor.pipeline, "data_hash", lambda config: "abc")
@@ -212,10 +198,10 @@ def test_people_that_cannot_be_are_a_problem_and_strange_ones_a_warning(tmp_path
 
 
 def test_a_base_that_does_not_come_with_the_kit_or_is_nowhere_is_a_problem():
-    finding = doctor.examine(doctor.inputs, [Config(base_model="qwen2_5_vl", **SMALL)])
-    assert finding.verdict == "problem" and "`make base BASES=qwen2_5_vl` builds one" in finding.text
-    finding = doctor.examine(doctor.inputs, [PAPER.but(base_path="/no/such/folder")])
-    assert finding.verdict == "problem" and "/no/such/folder" in finding.text
+    with pytest.raises(KitError, match="`make base BASES=qwen2_5_vl` builds one"):
+        doctor.inputs([Config(base_model="qwen2_5_vl", **SMALL)])
+    with pytest.raises((OSError, ValueError), match="/no/such/folder"):
+        doctor.inputs([PAPER.but(base_path="/no/such/folder")])
 
 
 # -- the hub ------------------------------------------------------------------------------------------------------
@@ -268,7 +254,7 @@ def test_a_hub_that_cannot_be_reached_or_may_not_be_asked_is_a_problem(endpoint,
 
 def test_disk_counts_models_adapters_answers_and_the_download(monkeypatch):
     free = SimpleNamespace(free=10 * doctor.GIB)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: free)
+    monkeypatch.setattr("psutil.disk_usage", lambda folder: free)
     estimate = memory.Estimate(PAPER.family.published_shape(), element=4, eager=False)
     monkeypatch.setattr(doctor, "_estimate", lambda config, gpu=False: estimate)
     monkeypatch.setattr(doctor, "download_size", lambda config: 0)
@@ -278,30 +264,3 @@ def test_disk_counts_models_adapters_answers_and_the_download(monkeypatch):
     monkeypatch.setattr(doctor, "download_size", lambda config: 2 * estimate.parameters)
     finding = doctor.disk(configs)
     assert finding.verdict == "problem" and finding.text.startswith("about 13.8 GiB needed, ")
-
-
-def test_a_kernel_of_another_python_is_told(monkeypatch):
-    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
-
-    def of(*argv):
-        monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", lambda self, name: SimpleNamespace(argv=argv))
-        return doctor.kernel([])
-
-    assert of(doctor.sys.executable).verdict == "ok"
-    assert of("python").verdict == "ok"  # which jupyter starts as the Python it runs in
-    assert of("/nowhere/python").verdict == "warning" and "ipykernel install" in of("/nowhere/python").advice
-
-    def none(self, name):
-        raise NoSuchKernel(name)
-
-    monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", none)
-    assert doctor.kernel([]).verdict == "problem"
-
-
-def test_a_line_is_aligned_and_wraps_what_is_long():
-    assert doctor.lines("disk", doctor.Result("ok", "fine")) == "ok       disk      fine"
-    assert doctor.lines("memory", doctor.Result("problem", "a " * 100, "do")).splitlines() == [
-        "problem  memory    " + " ".join("a" * 51),
-        " " * 19 + " ".join("a" * 49),
-        " " * 19 + "-> do",
-    ]

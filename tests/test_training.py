@@ -1,20 +1,14 @@
 """The loop on a real, tiny LLaVA: what it scores, what it trains, in which order, and when it stops."""
 
 import copy
-import json
 import math
-import os
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState
 
 from mllmu_nb import pinning
 from mllmu_nb.batches import endless, epoch, finetuning_batches, steps_of, unlearning_batches
@@ -230,7 +224,7 @@ def test_stored_log_probs_are_each_questions_own(vanilla, processor):
 
 def forever(processor, conversations):
     while True:
-        yield {"train": encode(processor, conversations)}
+        yield [{"train": encode(processor, conversations)}]
 
 
 def losing(term):
@@ -248,7 +242,7 @@ def test_the_loop_is_adamw_written_out(fresh, processor, mixed):
     ours, theirs = copy.deepcopy(fresh), copy.deepcopy(fresh)
     batches = [encode(processor, [conversation]) for conversation in mixed] * 2
     recipe = replace(PLAIN, lr=3e-3, warmup=1 / 4, weight_decay=0.1, schedule="linear")
-    log = train(ours, FineTuning(), ({"train": batch} for batch in batches), recipe, steps=4)
+    log = train(ours, FineTuning(), ([{"train": batch}] for batch in batches), recipe, steps=4)
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=3e-3, weight_decay=0.1)
     for step, (batch, rate) in enumerate(zip(batches, (0.0, 3e-3, 2e-3, 1e-3), strict=True)):
         optimizer.param_groups[0]["lr"] = rate
@@ -275,9 +269,9 @@ def test_a_term_is_back_propagated_before_the_next_is_made_and_hooks_see_the_gra
         streams = {"a": Stream(), "b": Stream()}
 
         def loss(self, step):
-            assert step.read() == {}, "nothing is scored before it is asked for"
+            assert step.asked == {}, "nothing is scored before it is asked for"
             yield "a", step.a.token_nll
-            assert set(step.read()) == {"a"} and trained.grad is not None, "b waits until a is done"
+            assert set(step.asked) == {"a"} and trained.grad is not None, "b waits until a is done"
             yield "b", 2 * step.b.token_nll
 
         def after_backward(self, term, parameters):
@@ -297,7 +291,7 @@ def test_a_term_is_back_propagated_before_the_next_is_made_and_hooks_see_the_gra
     for method in (Two(), One()):
         model = copy.deepcopy(fresh)
         trained = model.lm_head.weight
-        log = train(model, method, [batches], replace(PLAIN, clip=0.0), steps=1)
+        log = train(model, method, [[batches]], replace(PLAIN, clip=0.0), steps=1)
         weights.append(torch.cat([p.flatten() for p in model.parameters()]))
     assert (weights[0] - weights[1]).abs().mean() < 1e-6
     assert [name for name, _ in seen] == ["a", "b", "update", "done", "both", "update", "done"]
@@ -318,13 +312,6 @@ def test_a_batch_in_pieces_makes_the_step_of_the_whole_one(vanilla, processor, n
     assert logs[0].supervised_tokens == logs[1].supervised_tokens
     for (where, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         assert (a - b).abs().mean() < 1e-4, where
-    names = [
-        [{n: len(b["conversations"]) for n, b in piece.items()} for piece in step]
-        for step in islice(
-            unlearning_batches(Recorder(), None, get("grad_diff"), sets(SHOWN, 2), replace(recipe, micro_batch=2), 0), 2
-        )
-    ]
-    assert names == [[{"forget": 2, "retain": 2}, {"forget": 1, "retain": 1}]] * 2
 
 
 def test_checkpointing_moves_the_adapter_as_it_moves_without(vanilla, processor):
@@ -341,26 +328,6 @@ def test_checkpointing_moves_the_adapter_as_it_moves_without(vanilla, processor)
     assert all(torch.allclose(after[0][name], after[1][name], atol=1e-5) for name in after[0])
 
 
-def test_accumulated_batches_make_one_step(fresh, processor):
-    """Two batches of one example are the batch of both, where their answers are equally long."""
-    # Adam's step does not depend on the gradient's size, except below its epsilon of 1e-8.
-    faint = losing(lambda batch: 1e-8 * batch.token_nll)
-    pair = [Conversation((Turn(f"Is it {word}?", "In Oslo.", PEOPLE[0].portrait),)) for word in ("so", "not")]
-    whole, halves = copy.deepcopy(fresh), copy.deepcopy(fresh)
-    recipe = replace(PLAIN, lr=1e-2, clip=0.0)
-    train(whole, faint, forever(processor, pair), recipe, steps=1)
-    parts = [[{"train": encode(processor, [c])} for c in pair]]
-    log = train(halves, faint, parts, recipe, steps=1)
-    assert len(log.losses) == 1
-    moved, apart = (
-        torch.cat([(a - b).flatten() for a, b in zip(whole.parameters(), other.parameters(), strict=True)])
-        .norm()
-        .item()
-        for other in (fresh, halves)
-    )
-    assert apart < 0.01 * moved
-
-
 def test_half_precision_learns_the_same_and_may_follow_full_precision(fresh, processor, mixed, monkeypatch):
     monkeypatch.setattr(pinning, "pinned", lambda: False)  # refused otherwise, as it would be slow
     runs = {}
@@ -373,22 +340,17 @@ def test_half_precision_learns_the_same_and_may_follow_full_precision(fresh, pro
     assert runs["bf16"][-1] < runs["bf16"][0] - 1
 
 
-def test_a_loss_that_is_no_number_stops_before_the_weights_are_spoilt(fresh, processor, mixed):
+def test_a_training_that_diverges_stops_before_the_weights_are_spoilt(fresh, processor, mixed):
     model, calls = copy.deepcopy(fresh), []
     breaks = losing(lambda batch: batch.token_nll * (math.nan if calls.append(1) or len(calls) == 3 else 1))
-    message = r"diverged at step 3: the loss is nan; try a learning rate below 0\.001$"
-    with pytest.raises(TrainingDiverged, match=message):
+    with pytest.raises(TrainingDiverged, match=r"diverged at step 3: the loss is nan, .*rate below 0\.001$"):
         train(model, breaks, forever(processor, mixed), PLAIN, steps=5)
     assert all(torch.isfinite(p).all() for p in model.parameters())
-
-
-def test_a_gradient_that_is_no_number_or_a_loss_without_bound_stops_too(fresh, processor, mixed):
     # finite, and its derivative is not
     breaks = losing(lambda batch: batch.token_nll + (batch.token_nll - batch.token_nll.detach()).sqrt())
-    with pytest.raises(TrainingDiverged, match=r"step 1: the gradient norm is (inf|nan) .*and gradient clipping"):
+    with pytest.raises(TrainingDiverged, match=r"step 1: .* the norm of its gradient (inf|nan); .* and clip 1.0$"):
         train(copy.deepcopy(fresh), breaks, forever(processor, mixed), replace(PLAIN, clip=0.0), steps=5)
-    rises = r"diverged at step \d+: the loss is \d+\.\d+ and was \d\.\d+ at the first"
-    with pytest.raises(TrainingDiverged, match=rises):
+    with pytest.raises(TrainingDiverged, match=r"diverged at step \d+: the loss is \d+\.\d+, at the first step \d\."):
         train(copy.deepcopy(fresh), FineTuning(), forever(processor, mixed), replace(PLAIN, lr=3.0), steps=50)
 
 
@@ -396,11 +358,8 @@ def test_states_from_which_nothing_can_be_trained(fresh, processor, mixed):
     frozen = copy.deepcopy(fresh).requires_grad_(False)
     with pytest.raises(KitError, match="nothing to train"):
         train(frozen, FineTuning(), forever(processor, mixed), PLAIN, steps=1)
-    with pytest.raises(KitError, match="the batches ended at step 2 of 3"):
-        train(copy.deepcopy(fresh), FineTuning(), [{"train": encode(processor, mixed)}], PLAIN, steps=3)
     for changed, message in (
         ({"schedule": "step"}, "unknown schedule 'step': choose one of linear, cosine, constant, plateau"),
-        ({"precision": "fp8"}, "unknown precision 'fp8': choose one of fp32, bf16"),
         ({"optimizer": "sgd"}, "unknown optimizer 'sgd': choose one of adamw, muon"),
     ):
         with pytest.raises(KitError, match=message):
@@ -676,43 +635,11 @@ def test_a_loss_that_changes_from_pass_to_pass_is_no_divergence(vanilla, process
 
 
 def test_what_unlearning_needs_is_there_or_named(vanilla, processor):
-    log = unlearn(None, None, get("prompting"), sets(NAMED), UNLEARN, 0)
-    assert (log.steps, log.losses, log.seconds) == (0, [], 0)
     model = adapted(vanilla)
     with pytest.raises(KitError, match="kl_min needs retain questions and there are none"):
         unlearn(model, processor, get("kl_min"), {"forget": NAMED, "retain": []}, UNLEARN, 0)
     with pytest.raises(KitError, match="ga needs forget questions and there are none"):
         unlearn(model, processor, get("ga"), {"forget": [replace(NAMED[0], turns=())], "retain": NAMED}, UNLEARN, 0)
-
-
-# -- several processes ------------------------------------------------------------------------------------------
-
-
-def small_run(folder):
-    """Two epochs of KL-Min; what it lost and where the adapter went."""
-    processor = make_processor(make_tokenizer([qa.question + qa.answer for p in PEOPLE for qa in p.qa] * 4, 400))
-    model = attach(make_model(processor.tokenizer, 0, width=32, layers=2, heads=2), PLAIN, 0)
-    log = unlearn(model, processor, get("kl_min"), sets(SHOWN, 2), replace(PLAIN, epochs=2, batch_size=4, clip=0.0), 0)
-    state = PartialState(cpu=True)
-    moved = [p.double().sum().item() for p in model.parameters() if p.requires_grad]
-    file = Path(folder) / f"{state.process_index}-of-{state.num_processes}.json"
-    file.write_text(json.dumps([[entry["loss"] for entry in log.losses], moved]))
-
-
-def test_two_processes_do_what_one_does(tmp_path):
-    """A batch shared by two gives both the losses and the weights of one process that holds it all."""
-    small_run(tmp_path)
-    (tmp_path / "two.py").write_text(f"import {Path(__file__).stem} as test; test.small_run({str(tmp_path)!r})")
-    here = Path(__file__).parent
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "two.py"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (here, here.parent)))}
-    ended = subprocess.run(launch, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    one, first, second = (
-        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("0-of-1", "0-of-2", "1-of-2")
-    )
-    assert first == second
-    assert first[0] == pytest.approx(one[0], abs=1e-4) and first[1] == pytest.approx(one[1], abs=1e-3)
 
 
 # -- Muon -------------------------------------------------------------------------------------------------------
