@@ -161,18 +161,6 @@ def test_scores_give_the_loss_of_transformers(fresh, processor, mixed, label_mod
     assert scored.logits.shape[1] == scored.counts.max()
 
 
-def test_scores_do_not_depend_on_the_padding_side_or_the_batch(fresh, processor, mixed):
-    with torch.no_grad():
-        together = score(fresh, encode(processor, mixed))
-        left = score(fresh, encode(processor, mixed, padding_side="left"))
-        alone = [score(fresh, encode(processor, [c])) for c in mixed]
-    torch.testing.assert_close(left.logits[left.mask], together.logits[together.mask], atol=1e-4, rtol=1e-4)
-    for row, single in enumerate(alone):
-        count = int(single.counts)
-        assert together.labels[row, :count].tolist() == single.labels[0].tolist()
-        torch.testing.assert_close(together.logits[row, :count], single.logits[0], atol=1e-4, rtol=1e-4)
-
-
 def test_what_a_method_needs_is_read_at_its_positions(fresh, processor, mixed):
     class Everything(Method):
         first, second = 0.5, 2
@@ -595,26 +583,6 @@ def test_upstream_npo_measures_against_what_was_stored(fresh, vanilla, processor
     assert log.losses[-1]["loss"] < log.losses[0]["loss"]
     with pytest.raises(KitError, match="npo .upstream. needs the log-probabilities of retain_epoch"):
         unlearn(model, processor, method, known, recipe, 0)
-
-
-def test_another_reference_can_be_asked_about_changed_answers(fresh, vanilla, processor):
-    stream = with_answers(("That is private.",))
-
-    class Refusing(Method):
-        name, reference_model = "refusing", "retain_epoch"
-        streams, needs = {"refused": stream}, Needs(reference=("refused",))
-
-        def loss(self, step):
-            yield "refused", (step.refused.token_nll - step.reference.refused.token_nll)
-
-    known = sets(NAMED)
-    stored = reference_log_probs(fresh, processor, [stream.changed(c) for c in known["forget"]], PLAIN)
-    log = unlearn(adapted(vanilla), processor, Refusing(), known, replace(PLAIN, epochs=1), 0, stored)
-    refused = [stream.changed(c) for c in epoch(known["forget"], 1, np.random.default_rng(0))]
-    batch = encode(processor, refused)
-    with torch.no_grad():
-        expected = vanilla(**batch).loss.item() - fresh(**batch).loss.item()
-    assert log.losses[0]["refused"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_loss_that_changes_from_pass_to_pass_is_no_divergence(vanilla, processor):
