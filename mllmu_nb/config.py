@@ -147,7 +147,7 @@ class Config(BaseModel):
         if not isinstance(settings, Mapping):
             raise KitError(f"settings must be a table of names and values, not {settings!r:.60}")
         settings = dict(settings) | {name: values.pop(name) for name in list(values) if name not in cls.model_fields}
-        check_names(settings, _setting_names(values.get("method", "vanilla"), values.get("after", "")))
+        check_names(settings, setting_names(values.get("method", "vanilla"), values.get("after", "")))
         return cls(**values, settings={name: value for name, value in settings.items() if value is not None})
 
     @classmethod
@@ -170,7 +170,7 @@ class Config(BaseModel):
         classes, variant = unlearning.variants(method), changes.get("variant", self._given["variant"])
         usual = _protocol(changes.get("protocol") or self.protocol)["variant"]["value"]
         variant = variant or (usual if usual in classes else "canonical")
-        known = _setting_names(method, after, variant if method != self.method else None)
+        known = setting_names(method, after, variant if method != self.method else None)
         settings = {name: value for name, value in self._given["settings"].items() if name in known}
         return type(self).from_parameters({**self._given, "settings": settings, **changes})
 
@@ -188,7 +188,7 @@ class Config(BaseModel):
         values = public({name: getattr(self, name) for name in type(self).model_fields if name not in _NOT_IDENTITY})
         fields = type(self).model_fields
         own = {name: value for name, value in values.items() if value != _neutral(fields[name])}
-        neutral = _setting_names(self.method, self.after, self.variant)
+        neutral = setting_names(self.method, self.after, self.variant)
         settings = {name: value for name, value in self.settings.items() if value != neutral.get(name)}
         return {**own, **({"settings": settings} if settings else {})}
 
@@ -321,7 +321,7 @@ class Config(BaseModel):
             settings = {**usual, **settings}
         else:  # the same model whatever they are
             self._set(unlearn_steps=None, unlearn_epochs=None, unlearn_lr=None)
-        defaults = _setting_names(self.method, self.after, self.variant)
+        defaults = setting_names(self.method, self.after, self.variant)
         owners = dict.fromkeys(after_steps.settings_of(self.after), self.after)
         for name, value in settings.items():
             choose(f"hyper-parameter of {self.method} ({self.variant})", name, defaults)
@@ -329,10 +329,6 @@ class Config(BaseModel):
         self._set(settings={**defaults, **settings})
 
     def _check_words(self) -> None:
-        for name in PATHS:
-            value = getattr(self, name)
-            if value and not value.strip() or "\0" in value:
-                raise KitError(f"{name} must be a path or empty, not {value!r}")
         families.get(self.base_model)
         choose("method", self.method, (*REFERENCES, YOURS, *unlearning.names()))
         if self.after:
@@ -374,7 +370,7 @@ def _neutral(field: FieldInfo) -> Any:
     return declared.get("neutral", field.default) if isinstance(declared, dict) else field.default
 
 
-def _setting_names(method: str, after: str, variant: str | None = None) -> dict[str, Any]:
+def setting_names(method: str, after: str, variant: str | None = None) -> dict[str, Any]:
     """Name → default of the hyper-parameters of a method (of all its variants, or one) and of a step after it."""
     classes = unlearning.variants(method)
     chosen = [classes[variant]] if variant in classes else classes.values()

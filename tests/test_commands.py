@@ -83,7 +83,6 @@ def test_an_old_python_is_told_so_and_can_read_the_file(monkeypatch, capsys):
         ("? [a, b]\n: 2\n", "is no YAML: while constructing a mapping"),
         (f"seed: {'1' * 5000}\n", "is no YAML: Exceeds the limit"),
         ("[" * 5000, "is no YAML: "),
-        ('base_path: "a\\0b"\n', "base_path must be a path or empty, not 'a\\x00b'"),
         (b"\xff\xfe\x00", "is no YAML: "),
         ("seed: !!python/object:os.system {}\n", "is no YAML: could not determine a constructor"),
     ],
@@ -171,12 +170,9 @@ def test_a_grid_goes_over_hyper_parameters_and_leaves_them_out_where_a_method_ha
         "unlearn_lr": [1e-3, 2e-3],
     }
     configs = sweep.cells({"grid": axes})
-    npo = [config for config in configs if config.method == "npo"]
     settings = [(c.method, c.settings.get("beta"), c.unlearn_lr) for c in configs if c.method != "vanilla"]
     assert settings[:2] == [("ga", None, 1e-3), ("ga", None, 2e-3)] and len(configs) == 1 + 2 + 4
     assert settings[2:] == [("npo", 0.1, 1e-3), ("npo", 0.1, 2e-3), ("npo", 1.0, 1e-3), ("npo", 1.0, 2e-3)]
-    assert sweep.labels(npo)[npo[1].run_id] == "NPO (text only), unlearn_lr 0.002, beta 0.1"
-    assert sweep.labels(npo[:1]) == {npo[0].run_id: "NPO (text only)"}
     variants = sweep.cells({"grid": {"method": ["vanilla", "npo"], "modality": ["unimodal"], "variant": ["upstream"]}})
     assert [config.variant for config in variants] == ["canonical", "upstream"]
 
@@ -269,12 +265,12 @@ def test_the_sweep_runs_notebooks_skips_finished_ones_and_names_what_failed(
     said = capsys.readouterr()
     logs = out / ".cache" / "notebooks" / "miniature"
     assert "4 runs, 1 of them finished already, 3 at a time" in said.out
-    assert f"  {npo.run_id:32}  NPO (text only)\n" in said.out
+    assert f"  {npo.run_id:32}  method npo, modality unimodal, " in said.out
     assert f"      10.0      0.5  {vanilla.run_id}\n" in said.out
     reasons = sorted(said.err.splitlines())
     reason = f"ValueError: the adapter has burst (see {logs / npo.run_id}.log)"
-    assert reasons[1:] == [f"failed: {npo.run_id} (NPO (text only)): {reason}"]
-    assert reasons[0].startswith(f"failed: {killed.run_id} (KL Min. (text only)): its kernel was killed, ")
+    assert reasons[1:] == [f"failed: {npo.run_id}: {reason}"]
+    assert reasons[0].startswith(f"failed: {killed.run_id}: its kernel was killed, ")
     record = stages.read_json(pipeline.run_folder(made) / stages.RECORD)
     assert record.pop("settings")["alpha"] == 0.25
     assert record == {"run": made.run_id, "lr": 1e-5, "seed": 3, "here": "notebooks"}

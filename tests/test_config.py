@@ -75,7 +75,6 @@ def config_of(**parameters):
             {"method": "yours", "modality": "unimodal"},
             "method 'yours' unlearns nothing: modality must be 'none', not 'unimodal'",
         ),
-        ({"base_path": " "}, "base_path must be a path or empty, not ' '"),
         ({"settings": 3}, "settings must be a table of names and values, not 3"),
         ({**NPO, "bata": 2.5}, "unknown parameter 'bata': did you mean 'beta'?"),
         ({**NPO, "beta": "2.5"}, f"beta of npo must be a number, not the text '2.5' {YAML_HINT}"),

@@ -200,8 +200,6 @@ def test_people_that_cannot_be_are_a_problem_and_strange_ones_a_warning(tmp_path
 def test_a_base_that_does_not_come_with_the_kit_or_is_nowhere_is_a_problem():
     with pytest.raises(KitError, match="`make base BASES=qwen2_5_vl` builds one"):
         doctor.inputs([Config(base_model="qwen2_5_vl", **SMALL)])
-    with pytest.raises((OSError, ValueError), match="/no/such/folder"):
-        doctor.inputs([PAPER.but(base_path="/no/such/folder")])
 
 
 # -- the hub ------------------------------------------------------------------------------------------------------
@@ -210,7 +208,6 @@ HUB = Config(scale="paper", people=500, data_source="MLLMMU/MLLMU-Bench,MLLMMU/b
 
 
 def test_the_hub_is_asked_for_what_has_to_come_from_it_and_the_token_is_never_told(endpoint, monkeypatch):
-    monkeypatch.setattr(doctor, "download_size", lambda config: 1)
     finding = doctor.hub([HUB])
     assert [path for path, _ in endpoint.asked] == [
         "/api/models/llava-hf/llava-1.5-7b-hf",
@@ -224,15 +221,13 @@ def test_the_hub_is_asked_for_what_has_to_come_from_it_and_the_token_is_never_to
         and "hf_secret" not in finding.text
     )
     endpoint.asked.clear()
-    monkeypatch.setattr(doctor, "download_size", lambda config: 0)
-    assert doctor.hub([PAPER])[:2] == ("ok", "not needed") and not endpoint.asked
+    assert doctor.hub([Config()])[:2] == ("ok", "not needed") and not endpoint.asked
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     assert doctor.hub([HUB]).text.endswith("no token is set")
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 503])
 def test_what_the_hub_answers_is_told(endpoint, monkeypatch, status):
-    monkeypatch.setattr(doctor, "download_size", lambda config: 1)
     endpoint.status = status
     finding = doctor.hub([PAPER])
     assert finding.verdict == "problem" and finding.text.startswith("llava-hf/llava-1.5-7b-hf: ")
@@ -240,27 +235,9 @@ def test_what_the_hub_answers_is_told(endpoint, monkeypatch, status):
 
 
 def test_a_hub_that_cannot_be_reached_or_may_not_be_asked_is_a_problem(endpoint, monkeypatch):
-    monkeypatch.setattr(doctor, "download_size", lambda config: 1)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
     finding = doctor.hub([PAPER])
     assert finding.verdict == "problem" and "refused" in finding.text and "HF_ENDPOINT" in finding.advice
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     finding = doctor.hub([PAPER])
     assert finding.verdict == "problem" and "offline mode is enabled" in finding.text
-
-
-# -- disk, kernel -------------------------------------------------------------------------------------------------
-
-
-def test_disk_counts_models_adapters_answers_and_the_download(monkeypatch):
-    free = SimpleNamespace(free=10 * doctor.GIB)
-    monkeypatch.setattr("psutil.disk_usage", lambda folder: free)
-    estimate = memory.Estimate(PAPER.family.published_shape(), element=4, eager=False)
-    monkeypatch.setattr(doctor, "_estimate", lambda config, gpu=False: estimate)
-    monkeypatch.setattr(doctor, "download_size", lambda config: 0)
-    configs = [PAPER, PAPER.but(method="ga", modality="multimodal")]
-    # vanilla's adapter and one more, 160 MB each, and two runs' answers, each written twice
-    assert doctor.disk(configs)[:2] == ("ok", "about 0.6 GiB needed, downloads included, and 10.0 GiB free")
-    monkeypatch.setattr(doctor, "download_size", lambda config: 2 * estimate.parameters)
-    finding = doctor.disk(configs)
-    assert finding.verdict == "problem" and finding.text.startswith("about 13.8 GiB needed, ")

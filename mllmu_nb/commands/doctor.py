@@ -1,7 +1,7 @@
 """``python -m mllmu_nb doctor CONFIG``: what would stop the configuration's runs, in seconds, before they start.
 
-A check takes the runs and returns a :class:`Result`. None loads weights; the hub is asked only for what has to be
-downloaded; whether there is a token is printed, never the token.
+A check takes the runs and returns a :class:`Result`. None loads weights; whether there is a token is printed, never the
+token.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ OK, WARNING, PROBLEM = "ok", "warning", "problem"
 GIB = 2**30
 TIGHT = 0.8  # share of the memory above which the estimate is too close to it
 TIMEOUT = 5  # seconds that the hub is given to answer
-ANSWERS = 2**22  # bytes of a run's answers and records, rounded up
 
 Configs = Sequence[Config]
 
@@ -60,9 +59,6 @@ def main(options: argparse.Namespace) -> int:
         verdicts.append(result.verdict)
     print(f"{verdicts.count(PROBLEM)} problems, {verdicts.count(WARNING)} warnings")
     return 1 if PROBLEM in verdicts else 0
-
-
-# -- the machine ------------------------------------------------------------------------------------------------
 
 
 def versions(configs: Configs) -> Result:
@@ -138,22 +134,6 @@ def _estimate(config: Config, gpu: bool = False):
     return Estimate(shape, element=2 if gpu and not miniature else 4, eager=miniature)
 
 
-def disk(configs: Configs) -> Result:
-    """Free space against the models, adapters and answers that the runs leave, and a base model to be downloaded."""
-    model, first = _estimate(configs[0]), configs[0]
-    numbers = sum(model.trained(c.unlearning, False, c.objective.trains) for c in configs if c.trains)
-    finetuned = model.parameters if first.adaptation == "full" else model.trained(first.training, full=False)
-    numbers += finetuned * len({config.method == "oracle" for config in configs})  # vanilla and the oracle
-    needed = 2 * (4 * numbers + len(configs) * ANSWERS) + download_size(first)  # each is written aside first
-    free = psutil.disk_usage(str(next(place for place in (paths.root(), *paths.root().parents) if place.exists()))).free
-    text = f"about {needed / GIB:.1f} GiB needed, downloads included, and {free / GIB:.1f} GiB free"
-    advice = "free some, or set MLLMU_NB_OUT (and HF_HOME) to another disk"
-    return Result(PROBLEM, text, advice) if needed > free else Result(OK, text)
-
-
-# -- what the runs read and write -------------------------------------------------------------------------------
-
-
 def people(configs: Configs) -> Result:
     """The people of every ratio and draw: read or generated, which checks their schema, and their hash."""
     if remote := _remote(configs[0]):
@@ -171,21 +151,21 @@ def people(configs: Configs) -> Result:
 
 def inputs(configs: Configs) -> Result:
     """Base model, worked examples and folders, as a sweep checks them before it starts."""
-    source, size = pipeline.base_source(configs[0]), download_size(configs[0])
     for config in configs:
         if not _remote(config):
             pipeline.check(config)
-    text = f"{len(configs)} runs, scale {configs[0].scale}, under {paths.root()}; base model {Path(source).name}"
-    if Path(source).is_dir():
-        check_model(Path(source), configs[0].base_model)
-        return Result(OK, f"{text}, hash {pipeline.base_hash(configs[0])}")
-    return Result(OK, f"{text}, " + (f"about {size / GIB:.0f} GiB to download" if size else "in the hub's cache"))
+    source = Path(pipeline.base_source(configs[0]))
+    text = f"{len(configs)} runs, scale {configs[0].scale}, under {paths.root()}; base model {source.name}"
+    if not source.is_dir():
+        return Result(OK, f"{text}, from the hub")
+    check_model(source, configs[0].base_model)
+    return Result(OK, f"{text}, hash {pipeline.base_hash(configs[0])}")
 
 
 def hub(configs: Configs) -> Result:
-    """Whether the hub answers for what has to come from it, and whether there is a token."""
+    """Whether the hub answers for what comes from it, and whether there is a token."""
     base = pipeline.base_source(configs[0])
-    wanted = {base: "model"} if download_size(configs[0]) else {}
+    wanted = {} if configs[0].scale == "miniature" or Path(base).is_dir() else {base: "model"}
     for config in configs:  # the people are a data set, their training splits are kept as a model
         wanted |= {source: "model" if number else "dataset" for number, source in enumerate(_remote(config))}
     if not wanted:
@@ -208,13 +188,4 @@ def _remote(config: Config) -> list[str]:
     return [source for source in sources if not os.path.exists(os.path.expanduser(source))]
 
 
-def download_size(config: Config) -> int:
-    """Bytes of the base model in half precision, 0 where it need not be downloaded."""
-    source, names = pipeline.base_source(config), ("config.json", "model.safetensors.index.json")
-    if config.scale == "miniature" or Path(source).is_dir():
-        return 0
-    found = [huggingface_hub.try_to_load_from_cache(source, n, revision=config.base_revision or None) for n in names]
-    return 0 if all(isinstance(place, str) for place in found) else 2 * _estimate(config).parameters
-
-
-CHECKS = (versions, device, memory, disk, people, inputs, hub)
+CHECKS = (versions, device, memory, people, inputs, hub)

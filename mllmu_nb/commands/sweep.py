@@ -21,9 +21,8 @@ from typing import Any
 
 import yaml
 
-from mllmu_nb import after as after_steps
 from mllmu_nb import paths, pipeline, unlearning
-from mllmu_nb.config import GRID, PATHS, YOURS, Config, check_names
+from mllmu_nb.config import GRID, PATHS, YOURS, Config, check_names, setting_names
 from mllmu_nb.errors import KitError
 from mllmu_nb.processes import execute_notebook
 from mllmu_nb.stages import read_json
@@ -37,7 +36,6 @@ EXAMPLES = (
 FIRST = ("vanilla", "oracle", "base")  # the others need vanilla's model, so it goes first and an oracle beside it
 JOBS = {"miniature": 3, "paper": 1}  # a third notebook starts while two fill two cores; a 7B model fills its GPU
 FINETUNE = "finetune"  # the notebook of the models that are not unlearned
-MODEL = ("method", "variant", "modality", "after")  # what a model's printed name holds
 MEMORY = "most often for want of memory: try fewer --jobs"
 
 say = partial(print, flush=True)
@@ -59,18 +57,18 @@ def main(options: argparse.Namespace) -> int:
     configs = cells(read(options.config), options.ratios, options.bases)
     if options.shard:
         configs = share(configs, options.shard)
-    began, names = time.perf_counter(), labels(configs)
+    began = time.perf_counter()
     for config in configs:
         notebook_for(config)
         pipeline.check(config)
     waiting = [config for config in configs if not pipeline.finished(config)]
     at_once = options.jobs or min((JOBS[config.scale] for config in configs), default=1)
     say(f"{len(configs)} runs, {len(configs) - len(waiting)} of them finished already, {at_once} at a time")
-    for run_id, name in names.items():
-        say(f"  {run_id:32}  {name}")
+    for config in configs:
+        say(f"  {config.run_id:32}  {', '.join(f'{name} {value}' for name, value in config.given().items())}")
     failed = execute(waiting, at_once)
     for run_id, reason in failed.items():
-        print(f"failed: {run_id} ({names[run_id]}): {reason}", file=sys.stderr, flush=True)
+        print(f"failed: {run_id}: {reason}", file=sys.stderr, flush=True)
     finished = [config for config in configs if pipeline.finished(config)]
     for config in {pipeline.data_hash(config): config for config in finished}.values():
         pipeline.write_people(config, paths.people(paths.results(config.scale)))
@@ -145,11 +143,9 @@ def cells(
 
 def _hyper_parameters(parameters: Mapping[str, Any]) -> set[str]:
     """Names of those of the method, in its variant, and of the step after it."""
-    variants = unlearning.variants(parameters.get("method", "vanilla"))
+    method, after = parameters.get("method", "vanilla"), parameters.get("after", "")
     chosen = parameters.get("variant") or parameters.get("protocol")
-    usual = variants.get(chosen, variants.get("canonical"))
-    own = set(usual.hyper_parameters()) if usual else set()
-    return own | set(after_steps.settings_of(parameters.get("after", "")))
+    return set(setting_names(method, after, chosen if chosen in unlearning.variants(method) else "canonical"))
 
 
 def fitting(parameters: Mapping[str, Any], optional: Iterable[str] = ()) -> dict[str, Any]:
@@ -169,21 +165,6 @@ def share(configs: list[Config], shard: str) -> list[Config]:
     if not (index.isdecimal() and number.isdecimal() and 1 <= int(index) <= int(number)):
         raise KitError(f"--shard must be I/N with I from 1 to N, such as 1/4, not {shard!r}")
     return configs[int(index) - 1 :: int(number)]
-
-
-def labels(configs: Sequence[Config]) -> dict[str, str]:
-    """Run id → the model as tables call it, and the parameters in which the runs differ."""
-    from mllmu_nb.reporting.runs import label
-
-    values = {config.run_id: {**config.parameters(), **config.settings} for config in configs}
-    given = dict.fromkeys(name for config in configs for name in config.given() if name not in MODEL)
-    known = {name: {str(own[name]) for own in values.values() if own.get(name) is not None} for name in given}
-    varied = [name for name in given if len(known[name]) > 1]
-    names = {}
-    for run_id, own in values.items():
-        more = [f"{name} {own[name]}" for name in varied if own.get(name) is not None]
-        names[run_id] = ", ".join([label(*(own[name] for name in MODEL)), *more])
-    return names
 
 
 def notebook_for(config: Config) -> Path:
