@@ -212,15 +212,13 @@ class Config(BaseModel):
     def training(self) -> Recipe:
         """The recipe of vanilla and oracle."""
         preset = Recipe(**_presets(self.scale)["training"][self.adaptation])
-        own = Recipe(lr=self.train_lr, steps=self.train_steps or None)
-        return replace(own.over(preset), **self._words(preset, "train_"))
+        return self._with_words(Recipe(lr=self.train_lr, steps=self.train_steps or None).over(preset), "train_")
 
     @property
     def unlearning(self) -> Recipe:
         """The recipe of unlearning by ``method``."""
-        preset = self._unlearning_preset
         own: dict[str, Any] = {"lr": self.unlearn_lr, "steps": self.unlearn_steps, "epochs": self.unlearn_epochs}
-        return replace(preset, **own, **self._words(preset, "unlearn_"))
+        return self._with_words(replace(self._unlearning_preset, **own), "unlearn_")
 
     @property
     def family(self) -> families.Family:
@@ -272,19 +270,18 @@ class Config(BaseModel):
             own = Recipe(epochs=1, lr=own.lr, source=own.source)  # the released code has no such method: one pass
         return replace(own.over(preset), label_mode=self._method_class.recipe(self.scale, self.modality).label_mode)
 
-    def _words(self, preset: Recipe, prefix: str) -> dict[str, Any]:
-        """What protocol and parameters say of every training, and the source that follows from it. A label_mode that a
-        method's own recipe declares gives way only to one that was given."""
+    def _with_words(self, recipe: Recipe, prefix: str) -> Recipe:
+        """What protocol and parameters say of every training put into a recipe, and the source that follows from it. A
+        label_mode that a method's own recipe declares gives way only to one that was given."""
         named = ("schedule", "label_mode", "eos", "adapter_reach", "adam_eps", "precision")
         words = {name: getattr(self, name) for name in named}
-        if preset.label_mode and self._given["label_mode"] is None:
-            words["label_mode"] = preset.label_mode
+        words |= {name: words[name] or getattr(recipe, name) for name in ("schedule", "precision")}
+        if recipe.label_mode and self._given["label_mode"] is None:
+            words["label_mode"] = recipe.label_mode
         lengths = (prefix + name for name in ("steps", "epochs", "lr"))
         by_hand = [name for name in (*lengths, *words) if self._given.get(name) is not None]
-        source = preset.source + (f"; {', '.join(by_hand)} {BY_HAND}" if by_hand else "")
-        usual = {name: words[name] or getattr(preset, name) for name in ("schedule", "precision")}
-        memory = {"micro_batch": self.micro_batch, "checkpointing": self.checkpointing}
-        return {**words, **usual, **memory, "source": source}
+        source = recipe.source + (f"; {', '.join(by_hand)} {BY_HAND}" if by_hand else "")
+        return replace(recipe, **words, micro_batch=self.micro_batch, checkpointing=self.checkpointing, source=source)
 
     def _fill(self, **values: Any) -> None:
         """Gives the fields that are still None these values."""

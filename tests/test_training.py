@@ -21,7 +21,7 @@ from mllmu_nb.models.adapters import attach
 from mllmu_nb.models.checkpoint import Checkpoint
 from mllmu_nb.models.miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.models.score import score
-from mllmu_nb.muon import STEPS, Muon, orthogonal
+from mllmu_nb.muon import STEPS, Muon
 from mllmu_nb.training import (
     FineTuning,
     TrainingDiverged,
@@ -642,13 +642,3 @@ def test_muon_steps_as_that_of_torch_does_without_its_half_precision():
     for a, b in zip(ours, theirs, strict=True):
         moved = (a - 0.5).norm()
         assert moved > 0.04 and (a - b).norm() < 0.02 * moved
-
-
-def test_muon_turns_a_matrix_into_an_orthogonal_one():
-    matrices = torch.randn(3, 6, 20, generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(orthogonal(matrices.mT), orthogonal(matrices).mT)
-    sizes = torch.linalg.svdvals(orthogonal(matrices))
-    assert sizes.min() > 0.6 and sizes.max() < 1.3
-    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
-    nearest = u @ v
-    assert (torch.nn.functional.cosine_similarity(orthogonal(matrices).flatten(1), nearest.flatten(1)) > 0.97).all()
