@@ -17,6 +17,9 @@ from torch import Tensor
 from mllmu_nb.errors import KitError, choose, invalid
 from mllmu_nb.registry import Registry
 
+__all__ = ["IGNORE", "METHODS", "Method", "Needs", "Recipe", "ReferenceLogProbs", "Scored", "Step", "Stream", "get"]
+__all__ += ["mean_kl", "names", "register", "summed_kl", "variants", "with_answers"]
+
 IGNORE = -100  # the label of a position that is not supervised
 REFERENCE_MODELS = ("vanilla", "retain_epoch")
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
