@@ -81,10 +81,8 @@ def versions(configs: Configs) -> Result:
 def device(configs: Configs) -> Result:
     """What the runs are computed on, and whether to the bit as on other machines with AVX2."""
     machine, gpu = provenance.machine(), torch.cuda.is_available()
-    variables = ", ".join(f"{name}={value}" for name, value in machine["bits"].items() if value)
-    text = (
-        f"{machine['device']}, {machine['cpu']}, {os.cpu_count()} cores, {machine['capability']} kernels, {variables}"
-    )
+    said = [machine["device"], machine["cpu"], f"{os.cpu_count()} cores", f"{machine['capability']} kernels"]
+    text = ", ".join([*said, *(f"{name}={value}" for name, value in machine["bits"].items() if value)])
     if configs[0].scale != "miniature" and not gpu:
         return Result(PROBLEM, text, "the 7B models need a GPU: on a CPU a run takes weeks")
     if gpu and not torch.cuda.is_bf16_supported():
