@@ -32,11 +32,9 @@ SEEDS = ("data_seed", "train_seed", "unlearn_seed", "shot_seed")
 PATHS = ("base_path", "vanilla_path", "adapter_path", "profiles_file", "forget_ids_file", "data_source", "draws_file")
 GRID = "grid"  # the sweep's key in a configuration file; a notebook that is given the file ignores it
 BY_HAND = "set by hand"
-MOST_PEOPLE = 20_000
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=0)]
-People = Annotated[int, Field(ge=0, le=MOST_PEOPLE)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -74,9 +72,9 @@ class Config(BaseModel):
     after: str = ""  # a step after unlearning, by name
 
     # people; a data_source brings its own people, and its own forget ids for each ratio
-    people: People = 100  # fictitious people who are scored; with profiles_file the first so many of it, 0 for all
-    pool: People = 8  # people in the training data only: the source of few-shot examples
-    celebrities: People = 40  # people known to the base alone
+    people: Count = 100  # fictitious people who are scored; with profiles_file the first so many of it, 0 for all
+    pool: Count = 8  # people in the training data only: the source of few-shot examples
+    celebrities: Count = 40  # people known to the base alone
     forget_ratio: Annotated[int, Field(ge=1, le=99)] = 10  # per cent of the people to be forgotten
     replicate: Count = 0  # which of the disjoint forget sets, with seeds of training, order and shots of its own
     profiles_file: str = ""  # published fine-tuning text (.jsonl) to take people from

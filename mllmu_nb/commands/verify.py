@@ -72,7 +72,10 @@ def main(options: argparse.Namespace) -> int:
         raise KitError("there is no run to compare: make it with python -m mllmu_nb sweep")
     scale = runs[0].record["scale"]
     if scale == "paper" and not options.against:
-        cells = compare_published(run_scores(items_of(published_people(runs))))
+        for run in runs:
+            if run.record["notes"].get("source") != "official":
+                raise KitError(f"{run.id} is not about the published people, so published figures say nothing about it")
+        cells = compare_published(run_scores(items_of(runs)))
         shown = cells[cells["verdict"] != ""]
     else:
         reference = options.against or paths.reference()
@@ -157,18 +160,6 @@ def made_with(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # -- against what was printed -----------------------------------------------------------------------------------
-
-
-def published_people(runs: Sequence) -> list:
-    """The runs under protocol ``upstream``, which is what others ran, all where there is none. Raises KitError for runs
-    about other people than the published ones."""
-    for run in runs:
-        if run.record["notes"].get("source") != "official":
-            raise KitError(f"{run.id} is not about the published people, so published figures say nothing about it")
-    upstream = [run for run in runs if run.record["parameters"]["protocol"] == "upstream"]
-    if not upstream:
-        print("No run under protocol upstream, which is what others ran: the levels may differ for that reason.")
-    return upstream or list(runs)
 
 
 def compare_published(scores: pd.DataFrame) -> pd.DataFrame:
