@@ -100,6 +100,7 @@ def test_versions_outside_the_bounds_are_a_problem(monkeypatch):
         return "2.0"
 
     monkeypatch.setattr(doctor.metadata, "version", version)
+    monkeypatch.setattr(provenance, "versions", dict)
     needed = ["torch>=2.9", "nbmake>=1.5; extra == 'test'", "gone>=1"]
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: needed)
     assert doctor.versions([])[:2] == ("problem", "torch 2.0 (needs >=2.9); gone missing (needs >=1)")
