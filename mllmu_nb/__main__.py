@@ -21,24 +21,21 @@ def main(arguments=None):
     from mllmu_nb import __version__
     from mllmu_nb.errors import KitError
 
-    def described(summary, examples):
-        lines = "\n".join("  mllmu-nb " + example for example in examples)
-        epilog = "examples:\n" + lines
-        return {
-            "description": summary,
-            "epilog": epilog,
-            "formatter_class": argparse.RawDescriptionHelpFormatter,
-        }
+    def about(summary, examples):
+        epilog = "examples:\n" + "\n".join("  mllmu-nb " + example for example in examples)
+        return {"description": summary, "epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
 
-    about = described("Unlearning in multimodal models, as notebooks.", ("sweep configs/miniature.yaml", "ask --help"))
-    parser = argparse.ArgumentParser(prog="mllmu-nb", **about)
+    examples = ("sweep configs/miniature.yaml", "ask --help")
+    parser = argparse.ArgumentParser(
+        prog="mllmu-nb", **about("Unlearning in multimodal models, as notebooks.", examples)
+    )
     parser.add_argument("--version", action="version", version="mllmu-nb " + __version__)
     subparsers = parser.add_subparsers(dest="command", required=True)
     try:
         for name in COMMANDS:
             module = importlib.import_module("mllmu_nb.commands." + name)
-            about = described(module.SUMMARY, module.EXAMPLES)
-            module.arguments(subparsers.add_parser(name, help=module.SUMMARY, **about))
+            command = subparsers.add_parser(name, help=module.SUMMARY, **about(module.SUMMARY, module.EXAMPLES))
+            module.arguments(command)
         options = parser.parse_args(arguments)
         return sys.modules["mllmu_nb.commands." + options.command].main(options)
     except KitError as error:

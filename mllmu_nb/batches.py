@@ -43,22 +43,22 @@ def endless(conversations: Sequence[Conversation], turns: int, rng: np.random.Ge
         yield from epoch(conversations, turns, rng)
 
 
+def _pieces_of(conversations: Sequence[Conversation], turns: int) -> int:
+    """Conversations of an :func:`epoch`."""
+    return sum(math.ceil(len(conversation.turns) / turns) for conversation in conversations)
+
+
 def steps_of(conversations: Sequence[Conversation], epochs: float, batch_size: int, turns: int = 1) -> int:
     """Optimizer steps that ``epochs`` over all questions take, at least 1."""
-    packed = sum(math.ceil(len(conversation.turns) / turns) for conversation in conversations)
-    return max(1, round(epochs * math.ceil(packed / batch_size)))
+    return max(1, round(epochs * math.ceil(_pieces_of(conversations, turns) / batch_size)))
 
 
-def shard(conversations: Sequence[Conversation]) -> list[Conversation]:
-    """This process's share of a batch. One too small for all processes gives its last example to those left empty."""
+def pieces(batch: Sequence[Conversation], size: int) -> list[Sequence[Conversation]]:
+    """This process's share of a batch in pieces of so many conversations, to be read one after the other; 0: in one. A
+    batch too small for all processes gives its last example to those left empty."""
     state = PartialState(cpu=not torch.cuda.is_available())
-    return list(conversations[state.process_index :: state.num_processes] or conversations[-1:])
-
-
-def pieces(conversations: Sequence[Conversation], size: int) -> list[Sequence[Conversation]]:
-    """A batch in pieces of so many conversations, to be read one after the other; 0: in one."""
-    size = size or len(conversations)
-    return [conversations[start : start + size] for start in range(0, len(conversations), size)]
+    mine = batch[state.process_index :: state.num_processes] or batch[-1:]
+    return [mine[start : start + size] for start in range(0, len(mine), size)] if size else [mine]
 
 
 # -- fine-tuning ------------------------------------------------------------------------------------------------
@@ -68,9 +68,8 @@ def finetuning_steps(conversations: Sequence[Conversation], recipe: Recipe, repl
     """Optimizer steps of fine-tuning: those of the recipe, or of its epochs, each of which teaches every turn once."""
     if recipe.steps:
         return recipe.steps
-    pieces = sum(math.ceil(len(conversation.turns) / recipe.turns) for conversation in conversations)
-    drawn = recipe.together * recipe.batch_size
-    return round(recipe.epochs) * math.ceil(recipe.together * pieces / (drawn - round(drawn * replay)))
+    drawn, taught = recipe.together * recipe.batch_size, _pieces_of(conversations, recipe.turns)
+    return round(recipe.epochs) * math.ceil(recipe.together * taught / (drawn - round(drawn * replay)))
 
 
 def finetuning_batches(
@@ -94,7 +93,7 @@ def finetuning_batches(
         raise KitError("nothing to learn: the conversations are empty")
     if repeated_at_once and not replayed:
         raise KitError(f"replay is {replay} but there is nothing to replay")
-    # Streams of their own: what is replayed or how it is augmented does not change the order of what is taught.
+    # Each has its own: what is replayed or how it is augmented does not change the order of what is taught.
     order, replay_order, change, wording, mixing = (np.random.default_rng([seed, stream]) for stream in range(5))
     taught = endless(conversations, recipe.turns, order)
     repeated = (replayed[i] for _ in count() for i in replay_order.permutation(len(replayed)))
@@ -110,7 +109,7 @@ def finetuning_batches(
             batch = [drawn[i] for i in sorted(by_length[start : start + recipe.batch_size])]
             yield [
                 {"train": family.encode(processor, piece, recipe.label_mode, recipe.eos)}
-                for piece in pieces(shard(batch), recipe.micro_batch)
+                for piece in pieces(batch, recipe.micro_batch)
             ]
 
 
@@ -128,8 +127,7 @@ def unlearning_steps(method: Method, recipe: Recipe, sets: Mapping[str, Sequence
     if method.passes and (recipe.steps or recipe.epochs != int(recipe.epochs)):
         given = f"{recipe.steps} steps are" if recipe.steps else f"{recipe.epochs:g} is"
         raise KitError(f"{method.name} ({method.variant}) walks through whole epochs: {given} not one")
-    streams = method.all_streams()
-    firsts = [sets[streams[names[0]].set] for names in method.all_passes]
+    firsts = [sets[method.streams[names[0]].set] for names in method.all_passes]
     return recipe.steps or sum(steps_of(first, recipe.epochs, recipe.batch_size) for first in firsts)
 
 
@@ -145,7 +143,7 @@ def unlearning_batches(
     """The streams of ``method``, single questions, in :func:`pieces` of a batch, without an end: an epoch asks each
     question of a pass's first set once, in a seeded order, beside as many of any other set. ``stored``: the
     reference's log-probabilities of each question, for the streams in ``needs.reference``."""
-    streams = method.all_streams()
+    streams = method.streams
     for name in {stream.set for stream in streams.values()}:
         if not any(c.turns for c in sets[name]):
             raise KitError(f"{method.name} needs {name} questions and there are none")
@@ -168,7 +166,7 @@ def unlearning_batches(
                 for other in dict.fromkeys(streams[name].set for name in names[1:]):
                     if other != first:
                         drawn[other] = list(islice(beside[other], len(drawn[first])))
-                parts = {of: pieces(shard(batch), recipe.micro_batch) for of, batch in drawn.items()}
+                parts = {of: pieces(batch, recipe.micro_batch) for of, batch in drawn.items()}
                 yield [
                     {name: encoded(name, parts[streams[name].set][number]) for name in names}
                     for number in range(len(parts[first]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -51,25 +52,24 @@ def check_method(method: type[Method]) -> None:
     """That a registered method's declarations are sound, its hyper-parameters reach it from a configuration, its loss
     yields finite named scalars whatever stands at positions without a label, and gradients flow from it."""
     require = _checker(f"method {method.name} ({method.variant})")
-    key, settings = (method.name, method.variant), method.hyper_parameters()
-    require(key in METHODS and METHODS.get(key) is method, "it is not registered: put @register above the class")
+    settings = method.hyper_parameters()
+    require(method in METHODS.values(), "it is not registered: put @register above the class")
     require(method.label and method.marker, "it needs a label and a marker for tables and figures")
     require(re.fullmatch("#[0-9a-fA-F]{6}", method.colour), "its colour must be like #0072B2")
     for name, kind in inspect.get_annotations(method).items():
         declared = name in settings or "ClassVar" in str(kind)
         require(declared, f"{name} is no hyper-parameter yet: put @dataclass(frozen=True) above the class")
-    unknown = sorted(set(method.needs.hidden) - set(settings))
-    require(not unknown, f"needs.hidden names {', '.join(unknown)}, which is no hyper-parameter")
+    for name in method.needs.hidden:
+        require(name in settings, f"needs.hidden names {name}, which is no hyper-parameter")
+    keys = {*SCALES, *itertools.product(SCALES, MODALITIES)}
     for key, recipe in method.recipes.items():
-        scale, modality = key if isinstance(key, tuple) else (key, MODALITIES[0])
-        known = scale in SCALES and modality in MODALITIES
-        require(known, f"recipes has {key!r}: give a scale ({', '.join(SCALES)}) or (scale, modality)")
+        require(key in keys, f"recipes has {key!r}: give a scale ({', '.join(SCALES)}) or (scale, modality)")
         require(not (recipe.steps and recipe.epochs), f"its recipe for {key} gives both steps and epochs")
         require(recipe.source, f"its recipe for {key} has no source: say who says so, or why it was chosen")
         require(set(recipe.settings) <= set(settings), f"its recipe for {key} sets what is no hyper-parameter")
     plain = {"method": method.name, "variant": method.variant, "modality": MODALITIES[0] if method.streams else "none"}
     _check_settings(settings, Config(**plain), lambda config, name: getattr(config.objective, name), require)
-    for names in method().all_passes:
+    for names in method().all_passes if method.streams else ():
         terms, filled = (_terms(method(), names, filling, require) for filling in (0.0, 1e4))
         for name, value in terms.items():
             require(np.isclose(value, filled[name], rtol=1e-4), f"{name} depends on positions without a label")
@@ -79,16 +79,11 @@ def _check_settings(settings: Mapping[str, Any], plain: Config, read: Callable, 
     """That each of ``settings`` can be set from a configuration, where ``read`` finds it, and is in the run's name."""
     for name, default in settings.items():
         require(name not in Config.model_fields, f"every run has a parameter {name}: choose another name")
-        kind = type(default)
+        kind, value = type(default), plain.settings[name]
         require(kind in (float, int, bool, str), f"{name} needs a default: a number, text, True or False")
-        config = plain.but(**{name: _other(plain.settings[name])})
+        config = plain.but(**{name: value if kind is str else not value if kind is bool else value + kind(1)})
         require(read(config, name) == config.settings[name], f"{name} does not reach it from a configuration")
         require(kind is str or config.run_id != plain.run_id, f"{name} is not in the run's name")
-
-
-def _other(value: Any) -> Any:
-    """Another value of the same type, where there is an obvious one."""
-    return (not value) if isinstance(value, bool) else value if isinstance(value, str) else value + type(value)(1)
 
 
 def _terms(method: Method, names: Sequence[str], filling: float, require: Callable) -> dict[str, float]:
@@ -98,19 +93,18 @@ def _terms(method: Method, names: Sequence[str], filling: float, require: Callab
     labels[1, 2:] = labels[2, 1:] = IGNORE
     unlabelled = (labels == IGNORE).unsqueeze(-1)
 
-    def random(*shape: int, trains: bool) -> torch.Tensor:
-        values = torch.randn(shape, generator=generator)
-        return (values.masked_fill(unlabelled, filling) if shape[1] == TOKENS else values).requires_grad_(trains)
+    def random(tokens: int, width: int) -> torch.Tensor:
+        values = torch.randn((ROWS, tokens, width), generator=generator)
+        return values.masked_fill(unlabelled, filling) if tokens == TOKENS else values
 
-    def scored(name: str, trains: bool) -> Scored:
-        hidden = {layer: random(ROWS, TOKENS, WIDTH, trains=trains) for layer in method.needs.hidden}
-        logits = random(ROWS, TOKENS, VOCABULARY, trains=trains)
-        whole = name in method.needs.everywhere
-        everywhere = random(ROWS, SEQUENCE, VOCABULARY, trains=trains) if whole else None
-        return Scored(logits, labels, hidden, everywhere)
+    def scored(name: str, trains: bool = False) -> Scored:
+        logits, everywhere = random(TOKENS, VOCABULARY), random(SEQUENCE, VOCABULARY)
+        hidden = {layer: random(TOKENS, WIDTH).requires_grad_(trains) for layer in method.needs.hidden}
+        whole = everywhere.requires_grad_(trains) if name in method.needs.everywhere else None
+        return Scored(logits.requires_grad_(trains), labels, hidden, whole)
 
     def reference(name: str) -> Scored | ReferenceLogProbs:
-        before = scored(name, trains=False)
+        before = scored(name)
         return ReferenceLogProbs(before.log_probs, labels) if method.other_reference else before
 
     batches = {name: scored(name, trains=True) for name in names}
@@ -206,7 +200,7 @@ def _check_training(family: Family, model: Any, batch: dict[str, torch.Tensor], 
     require(not inside, f"language_linears reaches into the vision tower: {', '.join(inside[:3])}")
     with torch.no_grad():
         before = score(model, batch).logits
-    train(adapted, FineTuning(), [{"train": batch}], recipe, steps=1, progress=False)
+    train(adapted, FineTuning(), [[{"train": batch}]], recipe, steps=1, progress=False)
     still = [name for name, p in adapted.named_parameters() if "lora_B" in name and not p.any()]
     require(not still, f"a step of training does not move {', '.join(still[:3])}")
     with vanilla_mode(adapted):

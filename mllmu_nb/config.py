@@ -32,11 +32,10 @@ SEEDS = ("data_seed", "train_seed", "unlearn_seed", "shot_seed")
 PATHS = ("base_path", "vanilla_path", "adapter_path", "profiles_file", "forget_ids_file", "data_source", "draws_file")
 GRID = "grid"  # the sweep's key in a configuration file; a notebook that is given the file ignores it
 BY_HAND = "set by hand"
-MOST_PEOPLE = 20_000
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=0)]
-People = Annotated[int, Field(ge=0, le=MOST_PEOPLE)]
+People = Annotated[int, Field(ge=0, le=20_000)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -147,11 +146,11 @@ class Config(BaseModel):
         if not isinstance(settings, Mapping):
             raise KitError(f"settings must be a table of names and values, not {settings!r:.60}")
         settings = dict(settings) | {name: values.pop(name) for name in list(values) if name not in cls.model_fields}
-        check_names(settings, _setting_names(values.get("method", "vanilla"), values.get("after", "")))
+        check_names(settings, setting_names(values.get("method", "vanilla"), values.get("after", "")))
         return cls(**values, settings={name: value for name, value in settings.items() if value is not None})
 
     @classmethod
-    def from_notebook(cls, namespace: Mapping[str, Any], **fixed: Any) -> Config:
+    def from_notebook(cls, namespace: dict[str, Any], **fixed: Any) -> Config:
         """A Config of the parameters cell, called in the cell after it as ``Config.from_notebook(globals())``.
 
         papermill injects an unknown parameter as one more global, so every plain value there must be a parameter. When
@@ -159,24 +158,20 @@ class Config(BaseModel):
         """
         print_in_one_line()
         values = plain_values(namespace)
-        if isinstance(namespace, dict):
-            first = namespace.setdefault("_first_parameters", set(values))
-            near = {name for name in values if difflib.get_close_matches(name, cls.model_fields, 1, cutoff=0.8)}
-            values = {name: value for name, value in values.items() if name in first or name in near}
-        return cls.from_parameters(values, **fixed)
+        first = namespace.setdefault("_first_parameters", set(values))
+        near = {name for name in values if difflib.get_close_matches(name, cls.model_fields, 1, cutoff=0.8)}
+        return cls.from_parameters({name: values[name] for name in values if name in first | near}, **fixed)
 
     def but(self, **changes: Any) -> Config:
         """The same with ``changes``; what was left to the presets is filled in anew, and settings that another method
         does not have are dropped."""
-        given = {**self._given, "settings": dict(self._given["settings"])}
         method, after = changes.get("method", self.method), changes.get("after", self.after)
+        classes, variant = unlearning.variants(method), changes.get("variant", self._given["variant"])
         usual = _protocol(changes.get("protocol") or self.protocol)["variant"]["value"]
-        variant = changes.get("variant", given["variant"]) or (
-            usual if usual in unlearning.variants(method) else "canonical"
-        )
-        known = _setting_names(method, after, variant if method != self.method else None)
-        given["settings"] = {name: value for name, value in given["settings"].items() if name in known}
-        return type(self).from_parameters({**given, **changes})
+        variant = variant or (usual if usual in classes else "canonical")
+        known = setting_names(method, after, variant if method != self.method else None)
+        settings = {name: value for name, value in self._given["settings"].items() if name in known}
+        return type(self).from_parameters({**self._given, "settings": settings, **changes})
 
     # -- reading it ---------------------------------------------------------------------------------------------
 
@@ -192,7 +187,7 @@ class Config(BaseModel):
         values = public({name: getattr(self, name) for name in type(self).model_fields if name not in _NOT_IDENTITY})
         fields = type(self).model_fields
         own = {name: value for name, value in values.items() if value != _neutral(fields[name])}
-        neutral = _setting_names(self.method, self.after, self.variant)
+        neutral = setting_names(self.method, self.after, self.variant)
         settings = {name: value for name, value in self.settings.items() if value != neutral.get(name)}
         return {**own, **({"settings": settings} if settings else {})}
 
@@ -215,16 +210,14 @@ class Config(BaseModel):
     @property
     def training(self) -> Recipe:
         """The recipe of vanilla and oracle."""
-        preset = _recipe(self.scale, "training", self.adaptation)
-        own = Recipe(lr=self.train_lr, steps=self.train_steps or None)
-        return replace(own.over(preset), **self._words(preset, "train_"))
+        preset = Recipe(**_presets(self.scale)["training"][self.adaptation])
+        return self._with_words(Recipe(lr=self.train_lr, steps=self.train_steps or None).over(preset), "train_")
 
     @property
     def unlearning(self) -> Recipe:
         """The recipe of unlearning by ``method``."""
-        preset = self._unlearning_preset
         own: dict[str, Any] = {"lr": self.unlearn_lr, "steps": self.unlearn_steps, "epochs": self.unlearn_epochs}
-        return replace(preset, **own, **self._words(preset, "unlearn_"))
+        return self._with_words(replace(self._unlearning_preset, **own), "unlearn_")
 
     @property
     def family(self) -> families.Family:
@@ -242,30 +235,12 @@ class Config(BaseModel):
 
     def deviations(self) -> dict[str, tuple[Any, Any]]:
         """Where the run departs from its protocol: parameter → (the protocol's value, the run's)."""
-        names = [
-            *_protocol(self.protocol),
-            "schedule",
-            "precision",
-            "eval_precision",
-            "unlearn_steps",
-            "unlearn_epochs",
-        ]
+        more = ("schedule", "precision", "eval_precision", "unlearn_steps", "unlearn_epochs")
+        names = [*_protocol(self.protocol), *more]
         plain = self.but(**dict.fromkeys(names), settings={})
         pairs = {name: (getattr(plain, name), getattr(self, name)) for name in names}
-        by_hand = self._given["settings"]
-        pairs |= {name: (plain.settings.get(name), self.settings[name]) for name in by_hand}
+        pairs |= {name: (plain.settings.get(name), self.settings[name]) for name in self._given["settings"]}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-    def departures(self) -> list[str]:
-        """What a run of ``protocol: upstream`` does otherwise than the released code, beside its deviations: what the
-        kit does not follow, and at another scale the numbers of its own recipe."""
-        if self.protocol != "upstream":
-            return []
-        mixed = ("replay", "exams")
-        paper = self.but(scale="paper", **dict.fromkeys(("adaptation", *mixed)))
-        own, released = (c.training.numbers() | {name: getattr(c, name) for name in mixed} for c in (self, paper))
-        numbers = [f"training: {n} is {own[n]}, not {released[n]}" for n in own if own[n] != released[n]]
-        return [*_presets("protocols")["departures"], *numbers]
 
     def hash_of(self, names: Iterable[str]) -> str:
         """A stable hash of the named parameters alone."""
@@ -287,26 +262,25 @@ class Config(BaseModel):
     def _unlearning_preset(self) -> Recipe:
         """Of the protocol's variant: another variant in its place has another loss, at the same rate and length. The
         label_mode is that which the run's own variant declares."""
-        preset, classes = _recipe(self.scale, "unlearning"), unlearning.variants(self.method)
+        preset, classes = Recipe(**_presets(self.scale)["unlearning"]), unlearning.variants(self.method)
         usual = "upstream" if self.protocol == "upstream" else "canonical"
         own = classes.get(usual, self._method_class).recipe(self.scale, self.modality)
         if self.protocol == "upstream" and usual not in classes:
             own = Recipe(epochs=1, lr=own.lr, source=own.source)  # the released code has no such method: one pass
         return replace(own.over(preset), label_mode=self._method_class.recipe(self.scale, self.modality).label_mode)
 
-    def _words(self, preset: Recipe, prefix: str) -> dict[str, Any]:
-        """What protocol and parameters say of every training, and the source that follows from it. A label_mode that a
-        method's own recipe declares gives way only to one that was given."""
+    def _with_words(self, recipe: Recipe, prefix: str) -> Recipe:
+        """What protocol and parameters say of every training put into a recipe, and the source that follows from it. A
+        label_mode that a method's own recipe declares gives way only to one that was given."""
         named = ("schedule", "label_mode", "eos", "adapter_reach", "adam_eps", "precision")
         words = {name: getattr(self, name) for name in named}
-        if preset.label_mode and self._given["label_mode"] is None:
-            words["label_mode"] = preset.label_mode
+        words |= {name: words[name] or getattr(recipe, name) for name in ("schedule", "precision")}
+        if recipe.label_mode and self._given["label_mode"] is None:
+            words["label_mode"] = recipe.label_mode
         lengths = (prefix + name for name in ("steps", "epochs", "lr"))
         by_hand = [name for name in (*lengths, *words) if self._given.get(name) is not None]
-        source = preset.source + (f"; {', '.join(by_hand)} {BY_HAND}" if by_hand else "")
-        usual = {name: words[name] or getattr(preset, name) for name in ("schedule", "precision")}
-        memory = {"micro_batch": self.micro_batch, "checkpointing": self.checkpointing}
-        return {**words, **usual, **memory, "source": source}
+        source = recipe.source + (f"; {', '.join(by_hand)} {BY_HAND}" if by_hand else "")
+        return replace(recipe, **words, micro_batch=self.micro_batch, checkpointing=self.checkpointing, source=source)
 
     def _fill(self, **values: Any) -> None:
         """Gives the fields that are still None these values."""
@@ -331,8 +305,8 @@ class Config(BaseModel):
         if self.adaptation not in presets["training"]:
             # A 7B model whose every weight is trained fits no machine this kit is meant for.
             raise KitError(f"adaptation={self.adaptation!r} is not offered at scale {self.scale}: take 'lora'")
-        training = _recipe(self.scale, "training", self.adaptation)
-        self._fill(train_lr=training.lr, train_steps=training.steps)
+        training = presets["training"][self.adaptation]
+        self._fill(train_lr=training["lr"], train_steps=training["steps"])
         settings = dict(self.settings)
         if self.trains:
             preset = self._unlearning_preset
@@ -343,7 +317,7 @@ class Config(BaseModel):
             settings = {**usual, **settings}
         else:  # the same model whatever they are
             self._set(unlearn_steps=None, unlearn_epochs=None, unlearn_lr=None)
-        defaults = _setting_names(self.method, self.after, self.variant)
+        defaults = setting_names(self.method, self.after, self.variant)
         owners = dict.fromkeys(after_steps.settings_of(self.after), self.after)
         for name, value in settings.items():
             choose(f"hyper-parameter of {self.method} ({self.variant})", name, defaults)
@@ -351,10 +325,6 @@ class Config(BaseModel):
         self._set(settings={**defaults, **settings})
 
     def _check_words(self) -> None:
-        for name in PATHS:
-            value = getattr(self, name)
-            if value and not value.strip() or "\0" in value:
-                raise KitError(f"{name} must be a path or empty, not {value!r}")
         families.get(self.base_model)
         choose("method", self.method, (*REFERENCES, YOURS, *unlearning.names()))
         if self.after:
@@ -380,6 +350,9 @@ class Config(BaseModel):
         ):
             if getattr(self, name) and not needed:
                 raise KitError(f"{name} {only}")
+        for name in PATHS:
+            if "\0" in getattr(self, name) or getattr(self, name).isspace():
+                raise KitError(f"{name} must be a path or empty, not {getattr(self, name)!r}")
         if not self.profiles_file and not self.data_source:
             forgotten = round(self.people * self.forget_ratio / 100)
             if not 0 < forgotten < self.people:
@@ -396,7 +369,7 @@ def _neutral(field: FieldInfo) -> Any:
     return declared.get("neutral", field.default) if isinstance(declared, dict) else field.default
 
 
-def _setting_names(method: str, after: str, variant: str | None = None) -> dict[str, Any]:
+def setting_names(method: str, after: str, variant: str | None = None) -> dict[str, Any]:
     """Name → default of the hyper-parameters of a method (of all its variants, or one) and of a step after it."""
     classes = unlearning.variants(method)
     chosen = [classes[variant]] if variant in classes else classes.values()
@@ -452,11 +425,9 @@ def _protocol(name: str) -> dict[str, dict[str, Any]]:
     return _presets("protocols")[name]
 
 
-def _recipe(scale: str, *keys: str) -> Recipe:
-    values: Any = _presets(scale)
-    for key in keys:
-        values = values[key]
-    return Recipe(**values)
+def departures() -> list[str]:
+    """What a run of ``protocol: upstream`` does otherwise than the released code, beside its deviations."""
+    return _presets("protocols")["departures"]
 
 
 def sources(config: Config) -> dict[str, str]:

@@ -18,7 +18,9 @@ def record(**known: Any) -> dict[str, Any]:
     """The provenance of a result made now; ``known`` adds what the caller knows (parameters, seeds, hashes, scale)."""
     if "parameters" in known:
         known["parameters"] = public(known["parameters"])
-    return {"commit": commit(), "dirty": dirty(), "versions": versions(), **machine(), **known}
+    changed = _git("status", "--porcelain", "--", str(paths.PACKAGE))  # outputs of notebooks and results do not count
+    code = {"commit": _git("rev-parse", "HEAD") or "unknown", "dirty": None if changed is None else bool(changed)}
+    return {**code, "versions": versions(), **machine(), **known}
 
 
 def machine() -> dict[str, Any]:
@@ -42,22 +44,10 @@ def cpu_model() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
-def commit() -> str:
-    """The checkout's commit, or "unknown" outside a repository."""
-    return _git("rev-parse", "HEAD") or "unknown"
-
-
-def dirty() -> bool | None:
-    """Whether code differs from the commit (notebooks' outputs and results do not count); None where nobody can say."""
-    changed = _git("status", "--porcelain", "--", str(paths.PACKAGE))
-    return None if changed is None else bool(changed)
-
-
 def versions() -> dict[str, str]:
     """Package → installed version, Python and the kit included."""
-    installed = {distribution.name.lower(): distribution.version for distribution in metadata.distributions()}
     own = {"python": platform.python_version(), "mllmu_nb": __version__}
-    return own | {name: installed.get(name, "missing") for name in LIBRARIES}
+    return own | {name: metadata.version(name) for name in LIBRARIES}
 
 
 def _git(*arguments: str) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import contextvars
 import dis
 import hashlib
 import importlib.util
@@ -19,8 +18,8 @@ import pprint
 import re
 import shutil
 import sys
+import tempfile
 import textwrap
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,10 +37,7 @@ from mllmu_nb.errors import KitError
 FORMAT = 2  # raised when the files of a stage change their form, so that older ones are made anew
 RECORD = "provenance.json"
 # Their code decides where a result lies and what is said about it, never what it is; parameters are among the inputs.
-NOT_CODE = tuple(
-    f"mllmu_nb{module}"
-    for module in ("", ".config", ".errors", ".paths", ".pinning", ".provenance", ".registry", ".stages")
-)
+NOT_CODE = {"config", "errors", "paths", "pinning", "processes", "provenance", "registry", "stages"}
 
 
 @dataclass(frozen=True)
@@ -81,6 +77,12 @@ class Stage:
         when the cache cannot be written."""
         if self.finished:
             return self.folder
+        if int(os.environ.get("RANK", 0)):  # of several processes that train together, the first one writes
+            with tempfile.TemporaryDirectory() as unused:
+                self.make(Path(unused))
+            while not self.finished:
+                time.sleep(0.2)
+            return self.folder
         with lock(self.folder):
             if not self.finished:
                 with whole(self.folder) as partial, status(self.name):
@@ -97,17 +99,17 @@ class Stage:
 
 def digests(folder: Path) -> dict[str, dict[str, Any]]:
     """Name → size and sha256 of every file of a folder but its record."""
-    return {path.name: _digest(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD}
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD]
+    return {path.name: digest(path, *state(path)) for path in files}
 
 
 def is_whole(folder: Path, key: str = "") -> bool:
     """Whether every file that the folder's record lists is there as it was written, and the record's key is ``key``."""
     try:
         record = read_json(folder / RECORD)
-        files = {folder / name: digest for name, digest in record["files"].items()}
-        same = all(_digest_once(path, *state(path)) == digest for path, digest in files.items())
-        return same and key in ("", record["key"])
-    except (KitError, KeyError, TypeError, AttributeError, OSError):
+        now = {name: digest(folder / name, *state(folder / name)) for name in record["files"]}
+        return now == record["files"] and key in ("", record["key"])
+    except (KitError, KeyError, TypeError, OSError):
         return False
 
 
@@ -118,11 +120,8 @@ def state(path: Path) -> tuple[int, ...]:
 
 
 @cache
-def _digest_once(path: Path, *state: int) -> dict[str, Any]:
-    return _digest(path)
-
-
-def _digest(path: Path) -> dict[str, Any]:
+def digest(path: Path, *state: int) -> dict[str, Any]:
+    """Size and sha256 of a file, read once while its state is the same."""
     with open(path, "rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
@@ -144,19 +143,19 @@ def whole(folder: Path) -> Iterator[Path]:
     """
     paths.writable(folder.parent)
     unfinished = paths.writable(folder.parent.parent / ".unfinished")
-    for left in unfinished.glob(f"{folder.name}~*"):
+    partial, old = unfinished / f"{folder.name}~new", unfinished / f"{folder.name}~old"
+    for left in (partial, old):
         shutil.rmtree(left, ignore_errors=True)
-    partial = unfinished / f"{folder.name}~new"
     partial.mkdir()
     try:
         yield partial
         if folder.exists():
-            os.replace(folder, unfinished / f"{folder.name}~old")  # a folder cannot replace a full one in one step
+            os.replace(folder, old)  # a folder cannot replace a full one in one step
         os.replace(partial, folder)
     except OSError as error:
         raise KitError(f"cannot write {folder} ({error.strerror or error}): free space, or set MLLMU_NB_OUT") from None
     finally:
-        for left in (partial, unfinished / f"{folder.name}~old"):
+        for left in (partial, old):
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -179,38 +178,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def status(name: str) -> Iterator[None]:
-    """Says that a stage is being made and for how long: in a terminal in lines, in a notebook below the cell, where it
-    is cleared in the end, so that a notebook's output does not depend on what was finished before."""
-    began, done = time.perf_counter(), threading.Event()
+    """Says that a stage is being made: in a terminal, or below a notebook's cell, where it is cleared in the end, so
+    that a notebook's output does not depend on what was finished before."""
+    text = f"{name}: being made since {time.strftime('%H:%M')} .."
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    notebook, terminal = hasattr(shell, "kernel"), sys.stderr.isatty()
-
-    def text(prefix: str = "") -> str:
-        minutes, seconds = divmod(int(time.perf_counter() - began), 60)
-        return f"{name}: {prefix}{minutes}:{seconds:02d}"
-
-    if notebook:
-        from IPython.display import clear_output, display
-
-        line = display({"text/plain": text("being made .. ")}, raw=True, display_id=True)
-
-        def show():
-            while not done.wait(2):
-                line.update({"text/plain": text("being made .. ")}, raw=True)
-
-        clock = threading.Thread(target=contextvars.copy_context().run, args=(show,), daemon=True)
-        clock.start()
-    elif terminal:
-        print(f"{name}: being made ..", file=sys.stderr, flush=True)
+    if notebook := hasattr(shell, "kernel"):
+        print(text)
+    elif sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)
     try:
         yield
     finally:
-        done.set()
         if notebook:
-            clock.join()
+            from IPython.display import clear_output
+
             clear_output()
-        elif terminal:
-            print(text(), file=sys.stderr, flush=True)
 
 
 # -- the code that makes a result -------------------------------------------------------------------------------
@@ -218,7 +200,7 @@ def status(name: str) -> Iterator[None]:
 
 def code_hash(*roots: Any) -> str:
     """A hash of the :func:`code_of` all ``roots``."""
-    return stable_hash(sorted(code_of(*roots).items()))
+    return stable_hash(code_of(*roots))
 
 
 def code_of(*roots: Any) -> dict[str, str]:
@@ -230,23 +212,23 @@ def code_of(*roots: Any) -> dict[str, str]:
     """
     used: dict[str, str] = {}
     for root in roots:
+        kind = root if inspect.isclass(root) else type(root)
         if inspect.isfunction(root):
             _add_function(root, used)
+        elif _path(kind.__module__):
+            _add_module(kind.__module__, used, kind.__module__)
         else:
-            one = root if inspect.isclass(root) else type(root)
-            _add_module(one.__module__, used, one.__module__)
-            if not _path(one.__module__):
-                _add_class(one, used)
+            _add_class(kind, used)
     return used
 
 
-def _add_class(one: type, used: dict[str, str]) -> None:
+def _add_class(kind: type, used: dict[str, str]) -> None:
     """Adds a class that stands in no file, such as one written in a notebook: what it defines."""
-    for name, value in vars(one).items():
+    for name, value in vars(kind).items():
         if inspect.isfunction(value) and inspect.unwrap(value).__code__.co_filename != "<string>":  # of a dataclass
             _add_function(value, used)
         elif not name.startswith("__") and not inspect.isroutine(value):
-            used[f"{one.__module__}:{one.__qualname__}.{name}"] = re.sub(" at 0x[0-9a-f]+", "", pprint.pformat(value))
+            used[f"{kind.__module__}:{kind.__qualname__}.{name}"] = _printed(value)
 
 
 def _add_function(function: Callable, used: dict[str, str]) -> None:
@@ -255,13 +237,9 @@ def _add_function(function: Callable, used: dict[str, str]) -> None:
     home, key = function.__module__, f"{function.__module__}:{function.__qualname__}"
     if key in used:
         return
-    used[key] = _tree(textwrap.dedent(inspect.getsource(function)))[1]
-    for name, origin in _names(function.__code__):
-        if origin:
-            _add_module(origin, used, home)
-            _add_module(f"{origin}.{name}", used, home)
-        if name not in function.__globals__:  # imported here, or a builtin
-            continue
+    tree, used[key] = _parsed(textwrap.dedent(inspect.getsource(function)))
+    _add_imports(tree, used, home)
+    for name in _globals_read(function.__code__) & function.__globals__.keys():
         value = function.__globals__[name]
         module = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
         if module == home and inspect.isfunction(inspect.unwrap(value)):
@@ -269,58 +247,59 @@ def _add_function(function: Callable, used: dict[str, str]) -> None:
         elif module:
             _add_module(module, used, home)
         else:
-            used[f"{home}:{name}"] = re.sub(" at 0x[0-9a-f]+", "", pprint.pformat(value))
-
-
-def _names(code: CodeType) -> Iterator[tuple[str, str]]:
-    """The global names that code and the functions inside it read, and (name, module) of what they import."""
-    origin = ""
-    for step in dis.get_instructions(code):
-        if step.opname == "LOAD_GLOBAL":
-            yield step.argval, ""
-        elif step.opname == "IMPORT_NAME":
-            origin = step.argval
-            yield "", origin
-        elif step.opname == "IMPORT_FROM":
-            yield step.argval, origin
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from _names(inner)
+            used[f"{home}:{name}"] = _printed(value)
 
 
 def _add_module(module: str, used: dict[str, str], importer: str) -> None:
     """Adds a module, its parent packages and all that they import, where it is of the kit, of the importer's package,
     or a file beside an importer that is a single file."""
-    top, own, path, home = module.split(".")[0], importer.split(".")[0], _path(module), _path(importer)
+    top, _, rest = module.partition(".")
+    path, home = _path(module), _path(importer)
     beside = "." not in importer and path and home and path.parent == home.parent  # a notebook has no file
-    if module in used or module in NOT_CODE or not path or not (top in ("mllmu_nb", own) or beside):
+    ours = top in ("mllmu_nb", importer.partition(".")[0]) or beside
+    if module in used or not path or not ours or (top == "mllmu_nb" and rest in NOT_CODE | {""}):
         return
-    tree, used[module] = _source(module)
+    tree, used[module] = _source(path)
     if "." in module:
         _add_module(module.rpartition(".")[0], used, module)
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    _add_imports(tree, used, module)
+
+
+def _add_imports(tree: ast.AST, used: dict[str, str], importer: str) -> None:
+    """Adds every module that a piece of code imports."""
+    path = _path(importer)
+    package = importer if path and path.name == "__init__.py" else importer.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            relative = "." * node.level + (node.module or "")
-            origin = importlib.util.resolve_name(relative, package) if node.level else node.module
+            origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             names = [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
         else:
             continue
         for name in names:
-            _add_module(name, used, module)
+            _add_module(name, used, importer)
+
+
+def _globals_read(code: CodeType) -> set[str]:
+    """The global names that a piece of code and the functions inside it read."""
+    names = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+    return names.union(*(_globals_read(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
+
+
+def _printed(value: Any) -> str:
+    """A value as text, without the address of an object."""
+    return re.sub(" at 0x[0-9a-f]+", "", pprint.pformat(value))
 
 
 @cache  # as it was when this process first asked, and loaded it
-def _source(module: str) -> tuple[ast.Module, str]:
-    path = _path(module)
-    tree, text = _tree(path.read_text(encoding="utf-8"))
+def _source(path: Path) -> tuple[ast.AST, str]:
+    tree, text = _parsed(path.read_text(encoding="utf-8"))
     data = path.with_suffix(".yaml")
-    return tree, text + (_digest(data)["sha256"] if data.is_file() else "")
+    return tree, text + (digest(data)["sha256"] if data.is_file() else "")
 
 
-def _tree(text: str) -> tuple[ast.Module, str]:
+def _parsed(text: str) -> tuple[ast.AST, str]:
     """The syntax tree of some code, without docstrings and imports for annotations alone, and its text."""
     tree = ast.parse(text)
     for node in ast.walk(tree):

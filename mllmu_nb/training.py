@@ -7,7 +7,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -78,7 +78,7 @@ class TrainLog:
 def train(
     model,
     method: Method,
-    batches: Iterable[Mapping[str, Batch] | Sequence[Mapping[str, Batch]]],
+    batches: Iterable[Sequence[Mapping[str, Batch]]],
     recipe: Recipe,
     *,
     steps: int,
@@ -92,7 +92,7 @@ def train(
 ) -> TrainLog:
     """Minimise ``method.loss`` for ``steps`` optimizer steps over what requires a gradient.
 
-    A step takes one item of ``batches``, a dict of named batches or a list of pieces of it; a piece counts by its share
+    A step takes one item of ``batches``, a list of pieces that are dicts of named batches; a piece counts by its share
     of the rows, so what is a mean over answers is that of the whole batch. The learning rate goes on every
     ``rate_every`` steps; ``after_step`` (step, model) is called after each, and its time does not count. A training
     that ``checkpoint`` holds is gone on with. Where ``beyond`` is above ``steps`` training goes on to so many, for what
@@ -101,43 +101,39 @@ def train(
     """
     torch.manual_seed(seed)
     state = PartialState(cpu=not torch.cuda.is_available())
-    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=_half(recipe, model.device))
+    autocast = _autocast(recipe, model.device)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizers = make_optimizers(trained, recipe)
     schedules = [make_schedule(optimizer, recipe, steps) for optimizer in optimizers]
-    log = whole = TrainLog(steps=steps, trainable_parameters=count_trainable(model))
+    log = TrainLog(steps=steps, trainable_parameters=count_trainable(model))
     if recipe.checkpointing:
         keep_less(model)
     batches, movers = iter(batches), [*optimizers, *schedules]
     done = checkpoint.load() if checkpoint else 0
-    for number in range(1, done + 1):
-        pieces_of(next(batches, None), number, steps)
+    for _ in range(done):
+        next(batches)
     if checkpoint:
         checkpoint.restore(trained, movers, log)
+    hidden = None if progress and state.is_main_process else True  # None: without a terminal
     started = time.perf_counter() - log.seconds
     model.train()
-    for number in _bar(done + 1, max(steps, beyond), progress and state.is_main_process):
-        values: list[dict[str, float]] = []
-        taken = pieces_of(next(batches, None), number, steps)
-        for batch, share in taken:
-            step = scored(model, send_to_device(dict(batch), model.device), method)
-            terms: dict[str, float] = {}
-            for name, term in under(autocast, method.loss(step)):  # one graph at a time is in memory
-                (term * share).backward()
-                method.after_backward(name, trained)
-                terms[name] = term.item()
-            nll = {f"nll_{name}": s.mean_nll.mean().item() for name, s in step.read().items()}
-            values.append({"loss": sum(terms.values()), **terms, **nll})
-            log.supervised_tokens += sum(int(s.counts.sum()) for s in step.read().values())
-        average_gradients(trained.values(), state)
+    for number in tqdm(range(done + 1, max(steps, beyond) + 1), disable=hidden, mininterval=1.0):
+        terms, tokens = back_propagate(model, next(batches), method, trained, autocast)
+        if state.num_processes > 1:
+            terms = over_processes(terms, trained.values(), model.device)
         norm = torch.nn.utils.clip_grad_norm_(trained.values(), recipe.clip or math.inf).item()
-        log.losses.append({"step": number, **_averaged(values, [share for _, share in taken], model.device)})
-        try:
-            stop_if_diverged(log.losses, norm, recipe, rise)
-        except TrainingDiverged:
-            if number <= steps:
-                raise
-            break
+        if number <= steps:
+            log.losses.append({"step": number, **terms})
+            log.supervised_tokens += tokens
+        loss, first = terms["loss"], log.losses[0]["loss"]
+        if not math.isfinite(loss) or not math.isfinite(norm) or loss > first + rise:
+            if number > steps:
+                break
+            advice = f"try a learning rate below {recipe.lr:g}" + ("" if recipe.clip else " and clip 1.0")
+            raise TrainingDiverged(
+                f"training diverged at step {number}: the loss is {loss:.3f}, at the first step {first:.3f}, "
+                f"and the norm of its gradient {norm:.3g}; {advice}"
+            )
 
         method.before_update(trained)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -146,39 +142,71 @@ def train(
                 schedule.step()
             optimizer.zero_grad()
         method.after_update(trained)
-        if number == steps:
+        if number <= steps:
             log.seconds, log.peak_memory_mb = time.perf_counter() - started, peak_memory_mb(model.device)
-            whole = replace(log, losses=list(log.losses))
         if after_step:
             paused = time.perf_counter()
             after_step(number, model)
             started += time.perf_counter() - paused
         if checkpoint and state.is_main_process:
-            log.seconds = time.perf_counter() - started
             checkpoint.save(number, trained, movers, log)
     model.eval()
     if checkpoint:
         checkpoint.file.unlink(missing_ok=True)
-    return whole
+    return log
+
+
+def back_propagate(
+    model, pieces: Sequence[Mapping[str, Batch]], method: Method, trained: Mapping[str, Tensor], autocast
+) -> tuple[dict[str, float], int]:
+    """Adds up the gradients of a batch, one term of one piece at a time, so that one graph is in memory. Returns the
+    loss, its terms and the nats per token of each stream, as means over the pieces, and the supervised tokens."""
+    rows = [len(next(iter(piece.values()))["labels"]) for piece in pieces]
+    shares = [count / sum(rows) for count in rows]
+    values, tokens = [], 0
+    for piece, share in zip(pieces, shares, strict=True):
+        step = scored(model, send_to_device(dict(piece), model.device), method, autocast)
+        terms: dict[str, float] = {}
+        for name, term in method.loss(step):
+            (term * share).backward()
+            method.after_backward(name, trained)
+            terms[name] = term.item()
+        nll = {f"nll_{name}": batch.mean_nll.mean().item() for name, batch in step.asked.items()}
+        values.append({"loss": sum(terms.values()), **terms, **nll})
+        tokens += sum(int(batch.counts.sum()) for batch in step.asked.values())
+    table = torch.tensor([list(row.values()) for row in values], dtype=torch.float64)
+    mean = (torch.tensor(shares, dtype=torch.float64) @ table).float()
+    return dict(zip(values[0], mean.tolist(), strict=True)), tokens
+
+
+def over_processes(terms: Mapping[str, float], trained: Iterable[Tensor], device: torch.device) -> dict[str, float]:
+    """The terms as means over the processes; so are the gradients afterwards."""
+    for parameter in trained:
+        # an adapter on the vision tower has no gradient where no picture was shown
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = reduce(gradient, "mean")
+    mean = reduce(torch.tensor(list(terms.values()), device=device), "mean")
+    return dict(zip(terms, mean.tolist(), strict=True))
 
 
 # -- what a step reads ------------------------------------------------------------------------------------------
 
 
-def scored(model, batches: Mapping[str, Batch], method: Method) -> Step:
+def scored(model, batches: Mapping[str, Batch], method: Method, autocast: torch.autocast) -> Step:
     """The step of ``batches``, each scored by ``model`` when it is first read; its reference is what a batch has stored
     of another model, else the model with its adapter switched off."""
 
     def read(name: str) -> Scored:
-        return score(model, batches[name], method, name)
+        with autocast:
+            return score(model, batches[name], method, name)
 
     def refer(name: str) -> Scored | ReferenceLogProbs:
         if "stored_log_probs" in batches[name]:
             return ReferenceLogProbs(batches[name]["stored_log_probs"], labelled(batches[name])[1])
         with vanilla_mode(model):
-            return score(model, batches[name], method, name)
+            return read(name)
 
-    return Step(read, tuple(batches), Streams(refer, [name for name in method.needs.reference if name in batches]))
+    return Step(read, batches, Streams(refer, [name for name in method.needs.reference if name in batches]))
 
 
 @contextmanager
@@ -209,15 +237,13 @@ def make_optimizers(trained: Mapping[str, Tensor], recipe: Recipe) -> list[torch
     if not trained:
         raise KitError("nothing to train: no parameter requires a gradient")
     choose("optimizer", recipe.optimizer, ("adamw", "muon"))
-    inner = {n: p for n, p in trained.items() if recipe.optimizer == "muon" and p.ndim == 2 and ".layers." in n}
+    adamw = partial(torch.optim.AdamW, eps=recipe.adam_eps, weight_decay=recipe.weight_decay)
+    if recipe.optimizer == "adamw":
+        return [adamw(trained.values(), lr=recipe.lr)]
+    inner = {name: p for name, p in trained.items() if p.ndim == 2 and ".layers." in name}
     rest = [p for name, p in trained.items() if name not in inner]
-    optimizers: list[torch.optim.Optimizer] = []
-    if inner:
-        optimizers.append(Muon(inner.values(), recipe.lr, recipe.weight_decay))
-    if rest:
-        lr = recipe.lr * REST if inner else recipe.lr
-        optimizers.append(torch.optim.AdamW(rest, lr=lr, eps=recipe.adam_eps, weight_decay=recipe.weight_decay))
-    return optimizers
+    muon = Muon(inner.values(), recipe.lr, recipe.weight_decay)
+    return [muon, adamw(rest, lr=recipe.lr * REST)] if rest else [muon]
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int):
@@ -228,34 +254,8 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int):
     return get_scheduler(SCHEDULES[recipe.schedule], optimizer, round(recipe.warmup * steps), steps, more)
 
 
-def average_gradients(parameters: Iterable[Tensor], state: PartialState) -> None:
-    """Over the processes, where there are several."""
-    if state.num_processes > 1:
-        for parameter in parameters:
-            # an adapter on the vision tower has no gradient where no picture was shown
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = reduce(gradient, "mean")
-
-
-def stop_if_diverged(losses: Sequence[Mapping[str, float]], norm: float, recipe: Recipe, rise: float) -> None:
-    """Raises :class:`TrainingDiverged` for a loss or gradient norm that is no number, or a loss that has risen."""
-    step, loss, problem = losses[-1]["step"], losses[-1]["loss"], ""
-    if not math.isfinite(loss):
-        problem = f"the loss is {loss}"
-    elif not math.isfinite(norm):
-        problem = f"the gradient norm is {norm} (loss {loss:.3f})"
-    elif loss > losses[0]["loss"] + rise:
-        problem = f"the loss is {loss:.3f} and was {losses[0]['loss']:.3f} at the first step"
-    if problem:
-        more = "" if recipe.clip else " and gradient clipping (clip 1.0)"
-        advice = f"try a learning rate below {recipe.lr:g}{more}"
-        raise TrainingDiverged(f"training diverged at step {step}: {problem}; {advice}")
-
-
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory held so far, in MiB: the GPU's allocations, or on the CPU the process's resident size (NaN on
-    Windows).
-    """
+    """Most memory held so far, in MiB: the GPU's allocations, or the process's resident size (NaN on Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
     try:
@@ -266,45 +266,15 @@ def peak_memory_mb(device: torch.device) -> float:
     return peak / MIB if sys.platform == "darwin" else peak / 2**10
 
 
-def under(context, terms: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """The terms, each made inside ``context`` and handed on outside of it."""
-    while True:
-        with context:
-            term = next(terms, None)
-        if term is None:
-            return
-        yield term
-
-
-def pieces_of(batch: Any, step: int, steps: int) -> list[tuple[Mapping[str, Batch], float]]:
-    """The pieces of a batch, each with its share of the rows. Raises KitError where there is none any more."""
-    if batch is None:
-        raise KitError(f"the batches ended at step {step} of {steps}")
-    pieces = [batch] if isinstance(batch, Mapping) else batch
-    rows = [len(next(iter(piece.values()))["labels"]) for piece in pieces]
-    return [(piece, count / sum(rows)) for piece, count in zip(pieces, rows, strict=True)]
-
-
-def _half(recipe: Recipe, device: torch.device) -> bool:
-    choose("precision", recipe.precision, ("fp32", "bf16"))
-    if recipe.precision == "bf16" and device.type == "cpu" and pinning.pinned():
+def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """What the model's forward pass runs under: half precision where the recipe says so."""
+    half = recipe.precision == "bf16"
+    if half and device.type == "cpu" and pinning.pinned():
         raise KitError(
             "bf16 on a CPU whose bits are pinned is about 200 times slower than float32: "
             f"set precision to fp32, or {pinning.UNPINNED}=1 before Python starts"
         )
-    return recipe.precision == "bf16"
-
-
-def _averaged(values: Sequence[Mapping[str, float]], shares: Sequence[float], device: torch.device) -> dict[str, float]:
-    """Over the pieces of a batch and over the processes."""
-    table = torch.tensor([[v[name] for name in values[0]] for v in values], dtype=torch.float64)
-    mean = (torch.tensor(shares, dtype=torch.float64) @ table).float()
-    return dict(zip(values[0], reduce(mean.to(device), "mean").tolist(), strict=True))
-
-
-def _bar(first: int, last: int, shown: bool):
-    quiet = None if shown else True  # None: without a terminal
-    return tqdm(range(first, last + 1), disable=quiet, mininterval=1.0)
+    return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
 
 # -- the two ways to use it -------------------------------------------------------------------------------------
@@ -344,8 +314,6 @@ def unlearn(
     """Run ``method`` on a model that carries a fresh adapter, on the conversations of the ``sets`` forget and retain.
     Of a reference other than the model without its adapter, the log-probabilities are ``stored``
     (:func:`reference_log_probs`)."""
-    if not method.streams:
-        return TrainLog()
     if stored is None and method.other_reference:
         raise KitError(f"{method.name} ({method.variant}) needs the log-probabilities of {method.reference_model}")
     steps = unlearning_steps(method, recipe, sets)
@@ -367,8 +335,7 @@ def reference_log_probs(
     for start in range(0, len(questions), recipe.batch_size):
         asked = questions[start : start + recipe.batch_size]
         batch = send_to_device(encode(asked), model.device)
-        half = recipe.precision == "bf16"
-        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+        with torch.no_grad(), _autocast(recipe, model.device):
             answers = score(model, batch)
             log_probs, counts = answers.log_probs.cpu(), answers.counts.tolist()
         rows = zip(asked, log_probs, counts, strict=True)

@@ -18,7 +18,7 @@ from pydantic import Field
 from mllmu_nb import after as after_steps
 from mllmu_nb import config as module
 from mllmu_nb import paths, unlearning
-from mllmu_nb.config import BY_HAND, Config, plain_values, public, sources, stable_hash
+from mllmu_nb.config import BY_HAND, Config, plain_values, public, sources
 from mllmu_nb.errors import KitError
 from mllmu_nb.registry import Registry
 from mllmu_nb.unlearning import Recipe
@@ -38,9 +38,7 @@ def config_of(**parameters):
     [
         ({"forgetratio": 10}, "unknown parameter 'forgetratio': did you mean 'forget_ratio'?"),
         ({"seed": "1"}, "seed must be a whole number, not the text '1'"),
-        ({"seed": "false"}, "seed must be a whole number, not the text 'false'"),
         ({"seed": True}, "seed must be a whole number, not True"),
-        ({"seed": 1.0}, "seed must be a whole number, not 1.0"),
         ({"people": None}, "people must be a whole number, not None"),
         ({"method": 3}, "method must be text, not 3"),
         ({"train_lr": "1e-5"}, f"train_lr must be a number, not the text '1e-5' {YAML_HINT}"),
@@ -56,25 +54,14 @@ def config_of(**parameters):
             {"method": "oracle", "modality": "unimodal"},
             "method 'oracle' unlearns nothing: modality must be 'none', not 'unimodal'",
         ),
-        (
-            {"method": "prompting", "modality": "multimodal"},
-            "method 'prompting' unlearns nothing: modality must be 'none', not 'multimodal'",
-        ),
         ({"forget_ratio": 0}, "forget_ratio must be at least 1, not 0"),
         ({"forget_ratio": 100}, "forget_ratio must be at most 99, not 100"),
-        ({"forget_ratio": 0.1}, "forget_ratio must be a whole number, not 0.1"),
         ({"forget_ratio": 5, "people": 8}, "forget_ratio=5 of people=8 leaves nobody to forget"),
         ({"forget_ratio": 95, "people": 8}, "forget_ratio=95 of people=8 leaves nobody to keep"),
         ({"shots": 6}, "shots must be at most 5, not 6"),
-        ({"pool": -1}, "pool must be at least 0, not -1"),
         ({"replay": 1.5}, "replay must be at most 0.9, not 1.5"),
         ({"scale": "paper", "adaptation": "full"}, "adaptation='full' is not offered at scale paper: take 'lora'"),
         ({"forget_ids_file": "x.json"}, "forget_ids_file names people of a profiles_file: give that as well"),
-        (
-            {"protocol": "Upstream"},
-            "unknown protocol 'Upstream': choose 'clean' or 'upstream'",
-        ),
-        ({"label_mode": "all"}, "unknown label_mode 'all': choose 'answer', 'text' or 'upstream'"),
         ({"eos": "no"}, "eos must be True or False, not the text 'no'"),
         ({"method": False}, "method must be text, not False (in YAML put yes and no in quotes)"),
         ({"variant": "upstream"}, "unknown variant of vanilla 'upstream': choose one of canonical"),
@@ -88,10 +75,6 @@ def config_of(**parameters):
             {"method": "yours", "modality": "unimodal"},
             "method 'yours' unlearns nothing: modality must be 'none', not 'unimodal'",
         ),
-        ({"replicate": -1}, "replicate must be at least 0, not -1"),
-        ({"exams": 1.5}, "exams must be at most 1, not 1.5"),
-        ({"precision": "no"}, "unknown precision 'no': choose 'fp32' or 'bf16'"),
-        ({"base_path": " "}, "base_path must be a path or empty, not ' '"),
         ({"settings": 3}, "settings must be a table of names and values, not 3"),
         ({**NPO, "bata": 2.5}, "unknown parameter 'bata': did you mean 'beta'?"),
         ({**NPO, "beta": "2.5"}, f"beta of npo must be a number, not the text '2.5' {YAML_HINT}"),
@@ -218,14 +201,6 @@ def test_what_is_set_alone_deviates():
     assert canonical.deviations() == {"variant": ("upstream", "canonical")} and canonical.unlearn_epochs == 2
 
 
-def test_what_upstream_still_does_otherwise_is_listed():
-    paper = Config(scale="paper", protocol="upstream")
-    assert len(paper.departures()) > 5 and not any(one.startswith("training: ") for one in paper.departures())
-    small = Config(protocol="upstream").departures()
-    assert small[: len(paper.departures())] == paper.departures() and "training: lr is 0.003, not 2e-05" in small
-    assert Config().departures() == []
-
-
 def test_unlearning_is_so_many_steps_or_so_many_passes_long():
     config = Config(method="ga", modality="unimodal")
     longer, passes = config.but(unlearn_steps=9), config.but(unlearn_epochs=2)
@@ -324,12 +299,6 @@ def test_given_parameters_survive_yaml():
     assert again == config and again.run_id == config.run_id and again.unlearning == config.unlearning
     assert set(config.given()) == {"method", "modality", "unlearn_lr", "seed", "beta", "eos"}
     assert hash(again) == hash(config)
-
-
-def test_hashes_depend_on_the_named_fields_alone():
-    config = Config()
-    assert config.hash_of(["seed"]) == config.but(shots=1).hash_of(["seed"]) != config.but(seed=1).hash_of(["seed"])
-    assert stable_hash({"b": 1, "a": [1.5, "é"]}) == stable_hash({"a": [1.5, "é"], "b": 1}) == "353ceb5a3856e4eb"
 
 
 def test_paths_are_cut_down_to_their_last_part():

@@ -10,9 +10,10 @@ import torch
 
 from miniature import make_model, make_tokenizer
 from mllmu_nb import __main__ as door
-from mllmu_nb import paths, pinning, provenance
+from mllmu_nb import pinning, provenance
 from mllmu_nb.commands import doctor
 from mllmu_nb.config import Config
+from mllmu_nb.errors import KitError
 from mllmu_nb.models import adapters, families, load, memory
 from mllmu_nb.unlearning.base import Recipe
 
@@ -73,8 +74,6 @@ def test_a_sound_configuration_has_no_problem_and_no_weights_are_loaded(tmp_path
         "MKL_CBWR=",
     ):
         assert text in shown
-    place = lines[0].index("python")
-    assert all(line[place - 1] == " " and len(line) <= 120 for line in lines[:-1]), "aligned"
 
 
 def test_a_problem_sets_the_exit_status_and_says_what_to_do(tmp_path, monkeypatch, capsys):
@@ -83,42 +82,30 @@ def test_a_problem_sets_the_exit_status_and_says_what_to_do(tmp_path, monkeypatc
     assert door.main(["doctor", str(grid)]) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "problem inputs the base model in" in shown and "lacks config.json" in shown
-    assert "problem memory unknown, for the shape of" in shown
+    assert "problem memory" in shown
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "file"))
-    written = doctor.examine(doctor.inputs, [Config(**SMALL)])
-    assert written.text.startswith("cannot write to ") and "set MLLMU_NB_OUT to another folder" in written.text
+    with pytest.raises(KitError, match="cannot write to .* set MLLMU_NB_OUT to another folder"):
+        doctor.inputs([Config(**SMALL)])
     assert door.main(["doctor", str(tmp_path / "no.yaml")]) == 2
-
-
-def test_a_check_that_breaks_is_a_problem_and_the_others_go_on():
-    def broken(configs):
-        raise RuntimeError("no such\nthing")
-
-    assert doctor.examine(broken, []) == ("problem", "no such thing", "")
 
 
 # -- check by check -----------------------------------------------------------------------------------------------
 
 
-def test_versions_outside_the_bounds_are_a_problem_and_untested_ones_a_warning(monkeypatch, tmp_path):
-    installed = {"torch": "2.0", "pandas": "2.9.9"}
-
+def test_versions_outside_the_bounds_are_a_problem(monkeypatch):
     def version(name):
-        if name not in installed:
+        if name != "torch":
             raise doctor.metadata.PackageNotFoundError(name)
-        return installed[name]
+        return "2.0"
 
-    needed = []
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: needed)
     monkeypatch.setattr(doctor.metadata, "version", version)
-    monkeypatch.setattr(paths, "checkout", lambda: tmp_path)
-    needed[:] = ["torch>=2.9", "nbmake>=1.5; extra == 'test'", "gone"]
-    assert doctor.versions([])[:2] == ("problem", "torch 2.0 (needs >=2.9); gone is missing")
-    needed[:] = ["pandas>=2.2"]
+    monkeypatch.setattr(provenance, "versions", dict)
+    needed = ["torch>=2.9", "nbmake>=1.5; extra == 'test'", "gone>=1"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: needed)
+    assert doctor.versions([])[:2] == ("problem", "torch 2.0 (needs >=2.9); gone missing (needs >=1)")
+    needed[:] = ["torch>=1"]
     assert doctor.versions([]).verdict == "ok"
-    (tmp_path / "requirements.lock").write_text("# made\npandas==3.1.1\nother==1; sys_platform == 'none'\n")
-    assert doctor.versions([])[:2] == ("warning", "pandas 2.9.9 (tested: ==3.1.1)")
 
 
 @pytest.mark.parametrize("there, verdict", [(80, "ok"), (48, "warning"), (24, "problem")])
@@ -207,10 +194,8 @@ def test_people_that_cannot_be_are_a_problem_and_those_of_the_hub_are_read_later
 
 
 def test_a_base_that_does_not_come_with_the_kit_or_is_nowhere_is_a_problem():
-    finding = doctor.examine(doctor.inputs, [Config(base_model="qwen2_5_vl", **SMALL)])
-    assert finding.verdict == "problem" and "`make base BASES=qwen2_5_vl` builds one" in finding.text
-    finding = doctor.examine(doctor.inputs, [PAPER.but(base_path="/no/such/folder")])
-    assert finding.verdict == "problem" and "/no/such/folder" in finding.text
+    with pytest.raises(KitError, match="`make base BASES=qwen2_5_vl` builds one"):
+        doctor.inputs([Config(base_model="qwen2_5_vl", **SMALL)])
 
 
 # -- the hub ------------------------------------------------------------------------------------------------------
@@ -219,7 +204,6 @@ HUB = Config(scale="paper", people=500, data_source="MLLMMU/MLLMU-Bench,MLLMMU/b
 
 
 def test_the_hub_is_asked_for_what_has_to_come_from_it_and_the_token_is_never_told(endpoint, monkeypatch):
-    monkeypatch.setattr(doctor, "download_size", lambda config: 1)
     finding = doctor.hub([HUB])
     assert [path for path, _ in endpoint.asked] == [
         "/api/models/llava-hf/llava-1.5-7b-hf",
@@ -233,15 +217,13 @@ def test_the_hub_is_asked_for_what_has_to_come_from_it_and_the_token_is_never_to
         and "hf_secret" not in finding.text
     )
     endpoint.asked.clear()
-    monkeypatch.setattr(doctor, "download_size", lambda config: 0)
-    assert doctor.hub([PAPER])[:2] == ("ok", "not needed") and not endpoint.asked
+    assert doctor.hub([Config()])[:2] == ("ok", "not needed") and not endpoint.asked
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     assert doctor.hub([HUB]).text.endswith("no token is set")
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 503])
 def test_what_the_hub_answers_is_told(endpoint, monkeypatch, status):
-    monkeypatch.setattr(doctor, "download_size", lambda config: 1)
     endpoint.status = status
     finding = doctor.hub([PAPER])
     assert finding.verdict == "problem" and finding.text.startswith("llava-hf/llava-1.5-7b-hf: ")
@@ -249,54 +231,9 @@ def test_what_the_hub_answers_is_told(endpoint, monkeypatch, status):
 
 
 def test_a_hub_that_cannot_be_reached_or_may_not_be_asked_is_a_problem(endpoint, monkeypatch):
-    monkeypatch.setattr(doctor, "download_size", lambda config: 1)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
     finding = doctor.hub([PAPER])
     assert finding.verdict == "problem" and "refused" in finding.text and "HF_ENDPOINT" in finding.advice
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     finding = doctor.hub([PAPER])
     assert finding.verdict == "problem" and "offline mode is enabled" in finding.text
-
-
-# -- disk, kernel -------------------------------------------------------------------------------------------------
-
-
-def test_disk_counts_models_adapters_answers_and_the_download(monkeypatch):
-    free = SimpleNamespace(free=10 * doctor.GIB)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: free)
-    estimate = memory.Estimate(PAPER.family.published_shape(), element=4, eager=False)
-    monkeypatch.setattr(doctor, "_estimate", lambda config, gpu=False: estimate)
-    monkeypatch.setattr(doctor, "download_size", lambda config: 0)
-    configs = [PAPER, PAPER.but(method="ga", modality="multimodal")]
-    # vanilla's adapter and one more, 160 MB each, and two runs' answers, each written twice
-    assert doctor.disk(configs)[:2] == ("ok", "about 0.6 GiB needed, downloads included, and 10.0 GiB free")
-    monkeypatch.setattr(doctor, "download_size", lambda config: 2 * estimate.parameters)
-    finding = doctor.disk(configs)
-    assert finding.verdict == "problem" and finding.text.startswith("about 13.8 GiB needed, ")
-
-
-def test_a_kernel_of_another_python_is_told(monkeypatch):
-    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
-
-    def of(*argv):
-        monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", lambda self, name: SimpleNamespace(argv=argv))
-        return doctor.kernel([])
-
-    assert of(doctor.sys.executable).verdict == "ok"
-    assert of("python").verdict == "ok"  # which jupyter starts as the Python it runs in
-    assert of("/nowhere/python").verdict == "warning" and "ipykernel install" in of("/nowhere/python").advice
-
-    def none(self, name):
-        raise NoSuchKernel(name)
-
-    monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", none)
-    assert doctor.kernel([]).verdict == "problem"
-
-
-def test_a_line_is_aligned_and_wraps_what_is_long():
-    assert doctor.lines("disk", doctor.Result("ok", "fine")) == "ok       disk      fine"
-    assert doctor.lines("memory", doctor.Result("problem", "a " * 100, "do")).splitlines() == [
-        "problem  memory    " + " ".join("a" * 51),
-        " " * 19 + " ".join("a" * 49),
-        " " * 19 + "-> do",
-    ]

@@ -171,13 +171,6 @@ def test_the_site_builds_without_a_warning(tmp_path):
             assert re.search(r'alt="[^"]', picture), f"a picture without words in {page.name}"
 
 
-@pytest.mark.slow
-def test_the_types_of_the_public_surface_pass_a_checker():
-    pytest.importorskip("mypy", reason="mypy, of the extra 'test', is not installed")
-    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-
-
 # -- the loop that notebook 02 shows ----------------------------------------------------------------------------
 
 

@@ -1,7 +1,6 @@
 """The wiring: from parameters to a run's files, on a base model that has learnt nothing and is tiny."""
 
 import importlib.util
-import itertools
 import json
 import os
 import shutil
@@ -16,8 +15,8 @@ from safetensors.torch import load_file
 
 from miniature import make_model
 from mllmu_nb import paths, pipeline, stages
-from mllmu_nb.config import Config
-from mllmu_nb.data import facts, official, portraits
+from mllmu_nb.config import Config, departures
+from mllmu_nb.data import facts, official
 from mllmu_nb.data.generate import known_people
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.errors import KitError
@@ -98,37 +97,23 @@ def test_the_oracle_is_taught_vanillas_people_but_those_to_be_forgotten(config):
     assert set(everybody) - set(kept) == set(known.forget_ids) and not any(name.startswith("c") for name in everybody)
 
 
-def published(file, names) -> Config:
-    """Writes published text about people of these names; the run that takes it."""
-    pairs = [{"Question": "What is this person's gender?", "Answer": "This person is female."}]
-    records = [
-        {"ID": f"{i:03d}", "metadata": [{"Question": "Who is this?", "Answer": f"This is {name}."}, *pairs]}
-        for i, name in enumerate(names)
-    ]
-    file.write_text("\n".join(map(json.dumps, records)))
-    return Config(profiles_file=str(file), people=0, pool=0, celebrities=0)
-
-
-def test_people_of_published_text_look_as_different_as_generated_ones(tmp_path, monkeypatch):
-    drawn, draw = [], portraits.draw
-    monkeypatch.setattr(portraits, "draw", lambda face: drawn.append(face.traits) or draw(face))
-    names = [f"{first} {last}" for first in facts.FEMALE[:15] for last in facts.FAMILY[:10]]
-    pipeline.population(published(tmp_path / "text.jsonl", names))
-    assert len(drawn) == 150
-    differences = [sum(a[t] != b[t] for t in portraits.TRAITS) for a, b in itertools.combinations(drawn, 2)]
-    assert min(differences) == 3  # left to chance there would be pairs with two
-
-
 def test_a_file_of_people_that_has_changed_is_read_again(tmp_path):
     file = tmp_path / "text.jsonl"
+    config = Config(profiles_file=str(file), people=0, pool=0, celebrities=0)
+
+    def written(names):
+        pairs = ["Who is this?", "This is {}."], ["What is this person's gender?", "This person is female."]
+        records = [
+            {"ID": f"{i:03d}", "metadata": [{"Question": q, "Answer": a.format(name)} for q, a in pairs]}
+            for i, name in enumerate(names)
+        ]
+        file.write_text("\n".join(map(json.dumps, records)))
+        return [person.name for person in pipeline.population(config).profiles.values()]
+
     names = [f"{first} Berg" for first in facts.FEMALE[:10]]
-    config = published(file, names)
-    before, hashed = pipeline.population(config), pipeline.data_hash(config)
-    assert pipeline.population(config) is before
-    published(file, [*names[:9], "Wilhelmina Berg"])
-    after = pipeline.population(config)
-    assert [person.name for person in after.profiles.values()] == [*names[:9], "Wilhelmina Berg"]
-    assert pipeline.data_hash(config) != hashed
+    assert written(names) == names
+    hashed = pipeline.data_hash(config)
+    assert written([*names[:9], "Wilhelmina Berg"])[-1] == "Wilhelmina Berg" and pipeline.data_hash(config) != hashed
 
 
 def test_vanilla_depends_on_what_is_taught_and_how_and_on_nothing_else(config):
@@ -231,7 +216,6 @@ def test_a_run_records_how_its_own_model_was_trained_and_on_whom(config, made):
     assert record["people"] == {"fictitious": 12, "pool": 8, "celebrity": 8} and len(record["forget_ids"]) == 3
     assert record["sets"]["forget"] == record["sets"]["test"] and record["sets"]["forget"]["profiles"] == 3
     assert record["parameters"]["base_path"] and "/" not in record["parameters"]["base_path"]
-    assert record["seeds"] == {"data": 0, "train": 0, "unlearn": 0, "shot": 0}
     assert record["base_hash"] and record["data_hash"] and set(record["files"]) > {"answers.parquet", "draws.json"}
 
 
@@ -263,7 +247,7 @@ def test_a_protocol_reaches_training_and_questions_and_its_draws_can_be_repeated
     weights = load_file(pipeline.unlearned(asked).get() / "adapter_model.safetensors")
     assert any("vision_tower" in name for name in weights) and "fc1" not in str(adapter["target_modules"])
     assert stages.read_json(folder / stages.RECORD)["deviations"] == {"eos": [False, True]}
-    assert stages.read_json(folder / stages.RECORD)["departures"] == asked.departures() != []
+    assert stages.read_json(folder / stages.RECORD)["departures"] == departures() != []
     assert stages.read_json(folder / "train.json")["beyond_context"] == 0
     rows = answers(folder)
     assert set(rows["scoring"]) == {"letter", ""}
@@ -284,39 +268,27 @@ def test_runs_made_side_by_side_are_the_same_runs(config, made, tmp_path, monkey
         assert (folder / "answers.parquet").read_bytes() == (made[name] / "answers.parquet").read_bytes()
 
 
-def test_what_stands_beside_a_variant_has_none(config, made):
-    upstream = config.but(method="npo", modality="unimodal", variant="upstream")
-    assert pipeline.beside(upstream, "vanilla")[1] == made["vanilla"]
-
-
 def test_a_finished_run_is_used_again_and_another_is_not(config, made, monkeypatch):
     monkeypatch.setattr(stages, "whole", lambda *_: pytest.fail("made again"))
     assert pipeline.finished(config) and pipeline.run(config) == made["vanilla"]
     assert not pipeline.finished(config.but(train_lr=0.5)) and not pipeline.finished(config.but(method="prompting"))
 
 
-@pytest.mark.parametrize("damage", ["removed", "edited", "cut off"])
-def test_a_run_whose_answers_were_changed_is_made_again(config, made, damage):
+def test_a_run_whose_answers_were_changed_is_made_again(config, made):
     file = made["ga"] / "answers.parquet"
     whole, state = file.read_bytes(), file.stat()
     file.unlink()
-    if damage == "edited":  # as long as before
-        rows = pd.read_parquet(made["vanilla"] / "answers.parquet")
-        pipeline.write_answers(rows.assign(answer="A"), file)
-        file.write_bytes(file.read_bytes()[: len(whole)].ljust(len(whole), b"\0"))
-        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))  # and as old
-    if damage == "cut off":
-        file.write_bytes(whole[: len(whole) // 2])
+    file.write_bytes(whole[:-1] + b"\0")  # as long as before
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))  # and as old
     assert not pipeline.finished(config.but(**GA))
     assert pipeline.run(config.but(**GA)) == made["ga"]
     assert file.read_bytes() == whole and pipeline.finished(config.but(**GA))
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", None], ids=["empty", "cut off", "missing"])
-def test_the_peoples_questions_are_written_again_where_they_are_not_whole(config, made, content):
+def test_the_peoples_questions_are_written_again_where_they_are_not_whole(config, made):
     file = paths.people(paths.results("miniature")) / f"{pipeline.data_hash(config)}-facts.parquet"
     whole = file.read_bytes()
-    file.unlink() if content is None else file.write_bytes(content)
+    file.write_bytes(b"PAR1")
     assert pipeline.run(config) == made["vanilla"] and file.read_bytes() == whole
     assert [path.suffix for path in file.parent.iterdir()] == [".parquet", ".parquet"]
 
@@ -351,23 +323,6 @@ def test_a_run_that_came_with_the_project_is_a_reference_and_not_ones_own(config
     stages.write_json(folder / stages.RECORD, record)
     (folder / "draws.json").write_text("{}")
     assert pipeline.reference(prompting) is None
-
-
-def test_runs_about_different_people_are_refused_before_anything_is_made(config, made, monkeypatch):
-    monkeypatch.setattr(stages.Stage, "get", lambda *_: pytest.fail("something was made"))
-    asked = [config, config.but(method="npo", modality="unimodal", forget_ratio=50)]
-    pipeline.check_comparable([*asked, config.but(data_seed=1), config.but(people=20)])  # a grid may go over people
-    different = "are about different people and cannot stand in one table"
-    file = made["ga"] / stages.RECORD
-    record = stages.read_json(file)
-    stages.write_json(file, {**record, "data_hash": "another"})
-    try:
-        with pytest.raises(KitError, match=rf"{made['ga'].name} .*{different}") as error:
-            pipeline.check_comparable(asked)
-        assert "\n" not in str(error.value)
-        pipeline.check_comparable([*asked, config.but(**GA)])  # that run will be replaced
-    finally:
-        stages.write_json(file, record)
 
 
 def test_a_damaged_base_is_named_before_anything_is_written(config, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from types import ModuleType
 
 import pytest
 
-from mllmu_nb import paths, pipeline, provenance, stages
+from mllmu_nb import paths, pipeline, stages
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.stages import RECORD, Stage, code_hash, code_of
@@ -89,14 +89,14 @@ def test_the_same_inputs_are_made_once_and_others_anew():
     assert first.parent == paths.cache() / "stages" and first.name.startswith("demo-")
 
 
-@pytest.mark.parametrize("text", ["[1]", "{}", "{", '{"files": 3}', '{"files": {"file": "x"}, "key": "demo"}'])
+@pytest.mark.parametrize("text", ["[1]", "{}", "{", '{"files": 3}'])
 def test_a_record_that_says_nothing_is_made_anew(text):
     folder = demo({}).get()
     (folder / RECORD).write_text(text)
     assert not demo({}).finished and demo({}).get() == folder and demo({}).finished
 
 
-@pytest.mark.parametrize("content", [b"on", b"two", b"", None], ids=["truncated", "edited", "empty", "missing"])
+@pytest.mark.parametrize("content", [b"two", None], ids=["edited", "missing"])
 def test_a_file_that_is_not_as_it_was_written_is_made_anew(content):
     folder, calls = demo({}).get(), []
     (folder / "file").unlink()
@@ -170,16 +170,11 @@ def test_a_record_holds_what_made_the_stage_and_nothing_about_who_or_where():
     record = json.loads(text)
     assert record["parameters"] == {"base_path": "llava", "profiles_file": "", "seed": 1}
     assert record["scale"] == "paper" and record["key"] == folder.name and record["seconds"] >= 0
-    assert record["files"] == {"file": {"bytes": 3, "sha256": stages._digest(folder / "file")["sha256"]}}
+    assert record["files"] == {"file": {"bytes": 3, "sha256": stages.digest(folder / "file")["sha256"]}}
     assert {"python", "torch", "transformers", "peft", "mllmu_nb"} <= set(record["versions"])
     assert record["device"] and "bits" in record and "commit" in record and "dirty" in record
     for private in (str(Path.home()), str(paths.root()), socket.gethostname(), f"/{getpass.getuser()}/"):
         assert private not in text
-
-
-def test_without_git_the_commit_is_unknown(monkeypatch):
-    monkeypatch.setattr(provenance, "_git", lambda *arguments: None)
-    assert (provenance.commit(), provenance.dirty()) == ("unknown", None)
 
 
 def test_unreadable_json_is_named(tmp_path):

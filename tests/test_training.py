@@ -27,7 +27,8 @@ from mllmu_nb.models import families
 from mllmu_nb.models.adapters import attach
 from mllmu_nb.models.checkpoint import Checkpoint
 from mllmu_nb.models.score import score
-from mllmu_nb.muon import STEPS, Muon, orthogonal
+from mllmu_nb.muon import STEPS, Muon
+from mllmu_nb.stages import Stage
 from mllmu_nb.training import (
     FineTuning,
     TrainingDiverged,
@@ -167,18 +168,6 @@ def test_scores_give_the_loss_of_transformers(fresh, processor, mixed, label_mod
     assert scored.logits.shape[1] == scored.counts.max()
 
 
-def test_scores_do_not_depend_on_the_padding_side_or_the_batch(fresh, processor, mixed):
-    with torch.no_grad():
-        together = score(fresh, encode(processor, mixed))
-        left = score(fresh, encode(processor, mixed, padding_side="left"))
-        alone = [score(fresh, encode(processor, [c])) for c in mixed]
-    torch.testing.assert_close(left.logits[left.mask], together.logits[together.mask], atol=1e-4, rtol=1e-4)
-    for row, single in enumerate(alone):
-        count = int(single.counts)
-        assert together.labels[row, :count].tolist() == single.labels[0].tolist()
-        torch.testing.assert_close(together.logits[row, :count], single.logits[0], atol=1e-4, rtol=1e-4)
-
-
 def test_what_a_method_needs_is_read_at_its_positions(fresh, processor, mixed):
     class Everything(Method):
         first, second = 0.5, 2
@@ -230,7 +219,7 @@ def test_stored_log_probs_are_each_questions_own(vanilla, processor):
 
 def forever(processor, conversations):
     while True:
-        yield {"train": encode(processor, conversations)}
+        yield [{"train": encode(processor, conversations)}]
 
 
 def losing(term):
@@ -248,7 +237,7 @@ def test_the_loop_is_adamw_written_out(fresh, processor, mixed):
     ours, theirs = copy.deepcopy(fresh), copy.deepcopy(fresh)
     batches = [encode(processor, [conversation]) for conversation in mixed] * 2
     recipe = replace(PLAIN, lr=3e-3, warmup=1 / 4, weight_decay=0.1, schedule="linear")
-    log = train(ours, FineTuning(), ({"train": batch} for batch in batches), recipe, steps=4)
+    log = train(ours, FineTuning(), ([{"train": batch}] for batch in batches), recipe, steps=4)
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=3e-3, weight_decay=0.1)
     for step, (batch, rate) in enumerate(zip(batches, (0.0, 3e-3, 2e-3, 1e-3), strict=True)):
         optimizer.param_groups[0]["lr"] = rate
@@ -275,9 +264,9 @@ def test_a_term_is_back_propagated_before_the_next_is_made_and_hooks_see_the_gra
         streams = {"a": Stream(), "b": Stream()}
 
         def loss(self, step):
-            assert step.read() == {}, "nothing is scored before it is asked for"
+            assert step.asked == {}, "nothing is scored before it is asked for"
             yield "a", step.a.token_nll
-            assert set(step.read()) == {"a"} and trained.grad is not None, "b waits until a is done"
+            assert set(step.asked) == {"a"} and trained.grad is not None, "b waits until a is done"
             yield "b", 2 * step.b.token_nll
 
         def after_backward(self, term, parameters):
@@ -297,7 +286,7 @@ def test_a_term_is_back_propagated_before_the_next_is_made_and_hooks_see_the_gra
     for method in (Two(), One()):
         model = copy.deepcopy(fresh)
         trained = model.lm_head.weight
-        log = train(model, method, [batches], replace(PLAIN, clip=0.0), steps=1)
+        log = train(model, method, [[batches]], replace(PLAIN, clip=0.0), steps=1)
         weights.append(torch.cat([p.flatten() for p in model.parameters()]))
     assert (weights[0] - weights[1]).abs().mean() < 1e-6
     assert [name for name, _ in seen] == ["a", "b", "update", "done", "both", "update", "done"]
@@ -318,13 +307,6 @@ def test_a_batch_in_pieces_makes_the_step_of_the_whole_one(vanilla, processor, n
     assert logs[0].supervised_tokens == logs[1].supervised_tokens
     for (where, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         assert (a - b).abs().mean() < 1e-4, where
-    names = [
-        [{n: len(b["conversations"]) for n, b in piece.items()} for piece in step]
-        for step in islice(
-            unlearning_batches(Recorder(), None, get("grad_diff"), sets(SHOWN, 2), replace(recipe, micro_batch=2), 0), 2
-        )
-    ]
-    assert names == [[{"forget": 2, "retain": 2}, {"forget": 1, "retain": 1}]] * 2
 
 
 def test_checkpointing_moves_the_adapter_as_it_moves_without(vanilla, processor):
@@ -341,26 +323,6 @@ def test_checkpointing_moves_the_adapter_as_it_moves_without(vanilla, processor)
     assert all(torch.allclose(after[0][name], after[1][name], atol=1e-5) for name in after[0])
 
 
-def test_accumulated_batches_make_one_step(fresh, processor):
-    """Two batches of one example are the batch of both, where their answers are equally long."""
-    # Adam's step does not depend on the gradient's size, except below its epsilon of 1e-8.
-    faint = losing(lambda batch: 1e-8 * batch.token_nll)
-    pair = [Conversation((Turn(f"Is it {word}?", "In Oslo.", PEOPLE[0].portrait),)) for word in ("so", "not")]
-    whole, halves = copy.deepcopy(fresh), copy.deepcopy(fresh)
-    recipe = replace(PLAIN, lr=1e-2, clip=0.0)
-    train(whole, faint, forever(processor, pair), recipe, steps=1)
-    parts = [[{"train": encode(processor, [c])} for c in pair]]
-    log = train(halves, faint, parts, recipe, steps=1)
-    assert len(log.losses) == 1
-    moved, apart = (
-        torch.cat([(a - b).flatten() for a, b in zip(whole.parameters(), other.parameters(), strict=True)])
-        .norm()
-        .item()
-        for other in (fresh, halves)
-    )
-    assert apart < 0.01 * moved
-
-
 def test_half_precision_learns_the_same_and_may_follow_full_precision(fresh, processor, mixed, monkeypatch):
     monkeypatch.setattr(pinning, "pinned", lambda: False)  # refused otherwise, as it would be slow
     runs = {}
@@ -373,22 +335,17 @@ def test_half_precision_learns_the_same_and_may_follow_full_precision(fresh, pro
     assert runs["bf16"][-1] < runs["bf16"][0] - 1
 
 
-def test_a_loss_that_is_no_number_stops_before_the_weights_are_spoilt(fresh, processor, mixed):
+def test_a_training_that_diverges_stops_before_the_weights_are_spoilt(fresh, processor, mixed):
     model, calls = copy.deepcopy(fresh), []
     breaks = losing(lambda batch: batch.token_nll * (math.nan if calls.append(1) or len(calls) == 3 else 1))
-    message = r"diverged at step 3: the loss is nan; try a learning rate below 0\.001$"
-    with pytest.raises(TrainingDiverged, match=message):
+    with pytest.raises(TrainingDiverged, match=r"diverged at step 3: the loss is nan, .*rate below 0\.001$"):
         train(model, breaks, forever(processor, mixed), PLAIN, steps=5)
     assert all(torch.isfinite(p).all() for p in model.parameters())
-
-
-def test_a_gradient_that_is_no_number_or_a_loss_without_bound_stops_too(fresh, processor, mixed):
     # finite, and its derivative is not
     breaks = losing(lambda batch: batch.token_nll + (batch.token_nll - batch.token_nll.detach()).sqrt())
-    with pytest.raises(TrainingDiverged, match=r"step 1: the gradient norm is (inf|nan) .*and gradient clipping"):
+    with pytest.raises(TrainingDiverged, match=r"step 1: .* the norm of its gradient (inf|nan); .* and clip 1.0$"):
         train(copy.deepcopy(fresh), breaks, forever(processor, mixed), replace(PLAIN, clip=0.0), steps=5)
-    rises = r"diverged at step \d+: the loss is \d+\.\d+ and was \d\.\d+ at the first"
-    with pytest.raises(TrainingDiverged, match=rises):
+    with pytest.raises(TrainingDiverged, match=r"diverged at step \d+: the loss is \d+\.\d+, at the first step \d\."):
         train(copy.deepcopy(fresh), FineTuning(), forever(processor, mixed), replace(PLAIN, lr=3.0), steps=50)
 
 
@@ -396,11 +353,8 @@ def test_states_from_which_nothing_can_be_trained(fresh, processor, mixed):
     frozen = copy.deepcopy(fresh).requires_grad_(False)
     with pytest.raises(KitError, match="nothing to train"):
         train(frozen, FineTuning(), forever(processor, mixed), PLAIN, steps=1)
-    with pytest.raises(KitError, match="the batches ended at step 2 of 3"):
-        train(copy.deepcopy(fresh), FineTuning(), [{"train": encode(processor, mixed)}], PLAIN, steps=3)
     for changed, message in (
         ({"schedule": "step"}, "unknown schedule 'step': choose one of linear, cosine, constant, plateau"),
-        ({"precision": "fp8"}, "unknown precision 'fp8': choose one of fp32, bf16"),
         ({"optimizer": "sgd"}, "unknown optimizer 'sgd': choose one of adamw, muon"),
     ):
         with pytest.raises(KitError, match=message):
@@ -638,26 +592,6 @@ def test_upstream_npo_measures_against_what_was_stored(fresh, vanilla, processor
         unlearn(model, processor, method, known, recipe, 0)
 
 
-def test_another_reference_can_be_asked_about_changed_answers(fresh, vanilla, processor):
-    stream = with_answers(("That is private.",))
-
-    class Refusing(Method):
-        name, reference_model = "refusing", "retain_epoch"
-        streams, needs = {"refused": stream}, Needs(reference=("refused",))
-
-        def loss(self, step):
-            yield "refused", (step.refused.token_nll - step.reference.refused.token_nll)
-
-    known = sets(NAMED)
-    stored = reference_log_probs(fresh, processor, [stream.changed(c) for c in known["forget"]], PLAIN)
-    log = unlearn(adapted(vanilla), processor, Refusing(), known, replace(PLAIN, epochs=1), 0, stored)
-    refused = [stream.changed(c) for c in epoch(known["forget"], 1, np.random.default_rng(0))]
-    batch = encode(processor, refused)
-    with torch.no_grad():
-        expected = vanilla(**batch).loss.item() - fresh(**batch).loss.item()
-    assert log.losses[0]["refused"] == pytest.approx(expected, abs=1e-4)
-
-
 def test_a_loss_that_changes_from_pass_to_pass_is_no_divergence(vanilla, processor):
     class Leap(Method):
         name, streams, passes = "leap", ("forget", "retain"), (("forget",), ("retain",))
@@ -676,43 +610,11 @@ def test_a_loss_that_changes_from_pass_to_pass_is_no_divergence(vanilla, process
 
 
 def test_what_unlearning_needs_is_there_or_named(vanilla, processor):
-    log = unlearn(None, None, get("prompting"), sets(NAMED), UNLEARN, 0)
-    assert (log.steps, log.losses, log.seconds) == (0, [], 0)
     model = adapted(vanilla)
     with pytest.raises(KitError, match="kl_min needs retain questions and there are none"):
         unlearn(model, processor, get("kl_min"), {"forget": NAMED, "retain": []}, UNLEARN, 0)
     with pytest.raises(KitError, match="ga needs forget questions and there are none"):
         unlearn(model, processor, get("ga"), {"forget": [replace(NAMED[0], turns=())], "retain": NAMED}, UNLEARN, 0)
-
-
-# -- several processes ------------------------------------------------------------------------------------------
-
-
-def small_run(folder):
-    """Two epochs of KL-Min; what it lost and where the adapter went."""
-    processor = make_processor(make_tokenizer([qa.question + qa.answer for p in PEOPLE for qa in p.qa] * 4, 400))
-    model = attach(make_model(processor.tokenizer, 0, width=32, layers=2, heads=2), PLAIN, 0)
-    log = unlearn(model, processor, get("kl_min"), sets(SHOWN, 2), replace(PLAIN, epochs=2, batch_size=4, clip=0.0), 0)
-    state = PartialState(cpu=True)
-    moved = [p.double().sum().item() for p in model.parameters() if p.requires_grad]
-    file = Path(folder) / f"{state.process_index}-of-{state.num_processes}.json"
-    file.write_text(json.dumps([[entry["loss"] for entry in log.losses], moved]))
-
-
-def test_two_processes_do_what_one_does(tmp_path):
-    """A batch shared by two gives both the losses and the weights of one process that holds it all."""
-    small_run(tmp_path)
-    (tmp_path / "two.py").write_text(f"import {Path(__file__).stem} as test; test.small_run({str(tmp_path)!r})")
-    here = Path(__file__).parent
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "two.py"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (here, here.parent)))}
-    ended = subprocess.run(launch, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    one, first, second = (
-        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("0-of-1", "0-of-2", "1-of-2")
-    )
-    assert first == second
-    assert first[0] == pytest.approx(one[0], abs=1e-4) and first[1] == pytest.approx(one[1], abs=1e-3)
 
 
 # -- Muon -------------------------------------------------------------------------------------------------------
@@ -749,11 +651,35 @@ def test_muon_steps_as_that_of_torch_does_without_its_half_precision():
         assert moved > 0.04 and (a - b).norm() < 0.02 * moved
 
 
-def test_muon_turns_a_matrix_into_an_orthogonal_one():
-    matrices = torch.randn(3, 6, 20, generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(orthogonal(matrices.mT), orthogonal(matrices).mT)
-    sizes = torch.linalg.svdvals(orthogonal(matrices))
-    assert sizes.min() > 0.6 and sizes.max() < 1.3
-    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
-    nearest = u @ v
-    assert (torch.nn.functional.cosine_similarity(orthogonal(matrices).flatten(1), nearest.flatten(1)) > 0.97).all()
+# -- several processes ------------------------------------------------------------------------------------------
+
+
+def small_run(folder):
+    """Two epochs of KL-Min; what it lost and where the adapter went."""
+    processor = make_processor(make_tokenizer([qa.question + qa.answer for p in PEOPLE for qa in p.qa] * 4, 400))
+    model = attach(make_model(processor.tokenizer, 0, width=32, layers=2, heads=2), PLAIN, 0)
+    log = unlearn(model, processor, get("kl_min"), sets(SHOWN, 2), replace(PLAIN, epochs=2, batch_size=4, clip=0.0), 0)
+    moved = [p.double().sum().item() for p in model.parameters() if p.requires_grad]
+    (Path(folder) / "run.json").write_text(json.dumps([[entry["loss"] for entry in log.losses], moved]))
+
+
+def small_stage(folder):
+    """The same as a stage, whose files one process writes and all read."""
+    made = json.loads((Stage("small", {}, small_run, at=Path(folder) / "stage").get() / "run.json").read_text())
+    state = PartialState(cpu=True)
+    (Path(folder) / f"{state.process_index}-of-{state.num_processes}.json").write_text(json.dumps(made))
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    """A batch shared by two gives both the losses and the weights of one process that holds it all."""
+    small_run(tmp_path)
+    (tmp_path / "two.py").write_text(f"import {Path(__file__).stem} as test; test.small_stage({str(tmp_path)!r})")
+    here = Path(__file__).parent
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "two.py"]
+    search = os.pathsep.join(map(str, (here, here.parent, here.parent / "tools" / "base_model")))
+    environment = {**os.environ, "PYTHONPATH": search, "MLLMU_NB_OUT": str(tmp_path / "out")}
+    ended = subprocess.run(launch, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    one, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("run", "0-of-2", "1-of-2"))
+    assert first == second
+    assert first[0] == pytest.approx(one[0], abs=1e-4) and first[1] == pytest.approx(one[1], abs=1e-3)

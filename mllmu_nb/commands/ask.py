@@ -54,16 +54,14 @@ def main(options: argparse.Namespace) -> int:
         print(f"about {person.name}, with the true answer known:", *questions(person), sep="\n  ")
         return 0
     answers = ask(models(config), person, options.view, options.question)
-    print(f"{person.name}: {options.question}", *filter(None, [true_answer(person, options.view, options.question)]))
+    print(f"{person.name}: {options.question}", true_answer(person, options.view, options.question))
     print(answers.round(3).to_string(na_rep=""))
     return 0
 
 
 def find(known: Population, name: str) -> Profile:
     """The person of this name or id. Raises KitError with the nearest name there is."""
-    people = {one.name: one for one in known.profiles.values()}
-    if name in known.profiles:
-        return known.profiles[name]
+    people = {one.name: one for one in known.profiles.values()} | known.profiles
     choose("person", name, people)
     return people[name]
 
@@ -95,9 +93,8 @@ def models(config: Config) -> Iterator[Asked]:
     fit into the memory."""
     from mllmu_nb.reporting.runs import label
 
-    plain = {"modality": "none", "variant": None, "after": ""}
-    references = [config.but(method=name, **plain) for name in ("vanilla", "oracle")]
-    for one in dict.fromkeys((references[0], config, references[1])):
+    vanilla, oracle = (config.but(method=name, **pipeline.PLAIN) for name in ("vanilla", "oracle"))
+    for one in dict.fromkeys((vanilla, config, oracle)):
         yield label(one.method, one.variant or "", one.modality, one.after), one.system, *pipeline.model(one)
 
 

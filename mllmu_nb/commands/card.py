@@ -31,8 +31,7 @@ def main(options: argparse.Namespace) -> int:
     config = Config.from_parameters(own.record["parameters"])
     if own.record["data_hash"] != pipeline.data_hash(config):
         raise KitError(f"the run {own.id} is about other people than its parameters make today: make it again")
-    plain = {"modality": "none", "variant": None, "after": "", "adapter_path": ""}
-    plain |= {"base_path": ""} if config.method == YOURS else {}
+    plain = pipeline.PLAIN | ({"base_path": "", "adapter_path": ""} if config.method == YOURS else {})
     others = {name: pipeline.reference(config.but(method=name, **plain)) for name in ("vanilla", "oracle")}
     beside = Beside(own, **{name: read_run(folder) for name, folder in others.items() if folder})
     target = options.out or Path("card.html")

@@ -1,21 +1,19 @@
 """``python -m mllmu_nb doctor CONFIG``: what would stop the configuration's runs, in seconds, before they start.
 
-A check takes the runs and returns a :class:`Result`. None loads weights; the hub is asked only for what has to be
-downloaded; whether there is a token is printed, never the token.
+A check takes the runs and returns a :class:`Result`. None loads weights; whether there is a token is printed, never the
+token.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
-import sys
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+import huggingface_hub
 import psutil
 import torch
 from packaging.requirements import Requirement
@@ -23,7 +21,6 @@ from packaging.requirements import Requirement
 from mllmu_nb import paths, pinning, pipeline, provenance
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
-from mllmu_nb.errors import KitError
 from mllmu_nb.models.files import check_model
 
 SUMMARY = "what is missing for a configuration's runs, before compute is spent"
@@ -32,8 +29,6 @@ OK, WARNING, PROBLEM = "ok", "warning", "problem"
 GIB = 2**30
 TIGHT = 0.8  # share of the memory above which the estimate is too close to it
 TIMEOUT = 5  # seconds that the hub is given to answer
-ANSWERS = 2**22  # bytes of a run's answers and records, rounded up
-KERNEL = "python3"  # the name in the notebooks' metadata
 
 Configs = Sequence[Config]
 
@@ -55,66 +50,39 @@ def main(options: argparse.Namespace) -> int:
     configs = sweep.cells(sweep.read(options.config))
     verdicts = []
     for check in CHECKS:
-        result = examine(check, configs)
-        print(lines(check.__name__, result))
+        try:
+            result = check(configs)
+        except Exception as error:  # of the network, a library or a file: whatever it is, the run would meet it too
+            result = Result(PROBLEM, " ".join(str(error).split())[:500] or type(error).__name__)
+        advice = f"\n{'':19}-> {result.advice}" if result.advice else ""
+        print(f"{result.verdict:8} {check.__name__:8}  {result.text}{advice}")
         verdicts.append(result.verdict)
     print(f"{verdicts.count(PROBLEM)} problems, {verdicts.count(WARNING)} warnings")
     return 1 if PROBLEM in verdicts else 0
 
 
-def examine(check: Callable[[Configs], Result], configs: Configs) -> Result:
-    """What ``check`` returns for the runs; an error of any kind is a problem."""
-    try:
-        return check(configs)
-    except Exception as error:
-        return Result(PROBLEM, " ".join(str(error).split())[:500] or type(error).__name__)
-
-
-def lines(name: str, result: Result) -> str:
-    """Verdict, name and text, and below what to do; aligned and wrapped."""
-    start = f"{result.verdict:8} {name:8}  "
-    rest = " " * len(start)
-    wrapped = textwrap.wrap(result.text, 120, initial_indent=start, subsequent_indent=rest)
-    advice = f"-> {result.advice}" if result.advice else ""
-    return "\n".join(wrapped + textwrap.wrap(advice, 120, initial_indent=rest, subsequent_indent=f"{rest}   "))
-
-
-# -- the machine ------------------------------------------------------------------------------------------------
-
-
 def versions(configs: Configs) -> Result:
-    """Whether every dependency is there in a version that the kit takes, and whether it is the tested one."""
-    lock = paths.checkout() / "requirements.lock"
-    text = lock.read_text(encoding="utf-8") if lock.is_file() else ""
-    pins = [Requirement(line) for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    tested = {pin.name: pin.specifier for pin in pins if not pin.marker or pin.marker.evaluate()}
-    wrong, untested = [], []
+    """Whether every dependency is there in a version that the kit takes."""
+    wrong = []
     for needed in map(Requirement, metadata.requires("mllmu-nb") or []):
         if needed.marker and not needed.marker.evaluate({"extra": ""}):
             continue
         try:
             version = metadata.version(needed.name)
         except metadata.PackageNotFoundError:
-            wrong.append(f"{needed.name} is missing")
-            continue
-        if not needed.specifier.contains(version, prereleases=True):
+            version = "missing"
+        if version == "missing" or not needed.specifier.contains(version, prereleases=True):
             wrong.append(f"{needed.name} {version} (needs {needed.specifier})")
-        elif version not in tested.get(needed.name, [version]):
-            untested.append(f"{needed.name} {version} (tested: {tested[needed.name]})")
     if wrong:
         return Result(PROBLEM, "; ".join(wrong), "run `make env`, or install with -c requirements.lock")
-    if untested:
-        return Result(WARNING, "; ".join(untested), "scores may differ in the last digits from the reference")
     return Result(OK, ", ".join(map(" ".join, provenance.versions().items())))
 
 
 def device(configs: Configs) -> Result:
     """What the runs are computed on, and whether to the bit as on other machines with AVX2."""
     machine, gpu = provenance.machine(), torch.cuda.is_available()
-    variables = ", ".join(f"{name}={value}" for name, value in machine["bits"].items() if value)
-    text = (
-        f"{machine['device']}, {machine['cpu']}, {os.cpu_count()} cores, {machine['capability']} kernels, {variables}"
-    )
+    said = [machine["device"], machine["cpu"], f"{os.cpu_count()} cores", f"{machine['capability']} kernels"]
+    text = ", ".join([*said, *(f"{name}={value}" for name, value in machine["bits"].items() if value)])
     if configs[0].scale != "miniature" and not gpu:
         return Result(PROBLEM, text, "the 7B models need a GPU: on a CPU a run takes weeks")
     if gpu and not torch.cuda.is_bf16_supported():
@@ -157,43 +125,11 @@ def _estimate(config: Config, gpu: bool = False):
     source, miniature = pipeline.base_source(config), config.scale == "miniature"
     try:
         shape = AutoConfig.from_pretrained(source, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError):
         if source != config.family.hub:
-            raise KitError(f"unknown, for the shape of {source} cannot be read: {str(error).splitlines()[0]}") from None
+            raise
         shape = config.family.published_shape()
     return Estimate(shape, element=2 if gpu and not miniature else 4, eager=miniature)
-
-
-def disk(configs: Configs) -> Result:
-    """Free space against the models, adapters and answers that the runs leave, and a base model to be downloaded."""
-    model, first = _estimate(configs[0]), configs[0]
-    numbers = sum(model.trained(c.unlearning, False, c.objective.trains) for c in configs if c.trains)
-    finetuned = model.parameters if first.adaptation == "full" else model.trained(first.training, full=False)
-    numbers += finetuned * len({config.method == "oracle" for config in configs})  # vanilla and the oracle
-    needed = 2 * (4 * numbers + len(configs) * ANSWERS) + download_size(first)  # each is written aside first
-    free = shutil.disk_usage(next(place for place in (paths.root(), *paths.root().parents) if place.exists())).free
-    text = f"about {needed / GIB:.1f} GiB needed, downloads included, and {free / GIB:.1f} GiB free"
-    advice = "free some, or set MLLMU_NB_OUT (and HF_HOME) to another disk"
-    return Result(PROBLEM, text, advice) if needed > free else Result(OK, text)
-
-
-def kernel(configs: Configs) -> Result:
-    """Whether the notebooks' kernel exists and is of this very Python."""
-    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
-
-    advice = f"`{Path(sys.executable).name} -m ipykernel install --sys-prefix --name {KERNEL}` in this environment"
-    try:
-        command = KernelSpecManager().get_kernel_spec(KERNEL).argv[0]
-    except NoSuchKernel:
-        return Result(PROBLEM, f"there is no Jupyter kernel {KERNEL}", advice)
-    # jupyter starts a bare "python" as this one; the Python of an environment is a link that several may share
-    command = sys.executable if command in ("python", "python3") else command
-    if Path(shutil.which(command) or "none").absolute().parent != Path(sys.executable).absolute().parent:
-        return Result(WARNING, f"{KERNEL} runs another Python than this one", advice)
-    return Result(OK, f"{KERNEL}, of this Python")
-
-
-# -- what the runs read and write -------------------------------------------------------------------------------
 
 
 def people(configs: Configs) -> Result:
@@ -201,44 +137,40 @@ def people(configs: Configs) -> Result:
     if remote := _remote(configs[0]):
         return Result(OK, f"{', '.join(remote)}: read, and their schema checked, when they are downloaded")
     distinct = list({tuple(getattr(config, name) for name in pipeline.DATA): config for config in configs}.values())
-    known = [pipeline.population(config) for config in distinct]
-    kinds = ", ".join(f"{len(known[0].of_kind(kind))} {kind}" for kind in ("fictitious", "pool", "celebrity"))
-    forget = [
-        f"{len(p.forget_ids)} to be forgotten at {c.forget_ratio} %" for c, p in zip(distinct, known, strict=True)
-    ]
-    text = f"{kinds}; {', '.join(forget)}; hash {pipeline.data_hash(distinct[0])}"
+    known = [(config, pipeline.population(config)) for config in distinct]
+    first = known[0][1]
+    kinds = ", ".join(f"{len(first.of_kind(kind))} {kind}" for kind in ("fictitious", "pool", "celebrity"))
+    forget = ", ".join(f"{len(one.forget_ids)} to be forgotten at {config.forget_ratio} %" for config, one in known)
+    text = f"{kinds}; {forget}; hash {pipeline.data_hash(distinct[0])}"
     return Result(OK, text)
 
 
 def inputs(configs: Configs) -> Result:
     """Base model, worked examples and folders, as a sweep checks them before it starts."""
-    source, size = pipeline.base_source(configs[0]), download_size(configs[0])
     for config in configs:
         if not _remote(config):
             pipeline.check(config)
-    text = f"{len(configs)} runs, scale {configs[0].scale}, under {paths.root()}; base model {Path(source).name}"
-    if Path(source).is_dir():
-        check_model(Path(source), configs[0].base_model)
-        return Result(OK, f"{text}, hash {pipeline.base_hash(configs[0])}")
-    return Result(OK, f"{text}, " + (f"about {size / GIB:.0f} GiB to download" if size else "in the hub's cache"))
+    source = Path(pipeline.base_source(configs[0]))
+    text = f"{len(configs)} runs, scale {configs[0].scale}, under {paths.root()}; base model {source.name}"
+    if not source.is_dir():
+        return Result(OK, f"{text}, from the hub")
+    check_model(source, configs[0].base_model)
+    return Result(OK, f"{text}, hash {pipeline.base_hash(configs[0])}")
 
 
 def hub(configs: Configs) -> Result:
-    """Whether the hub answers for what has to come from it, and whether there is a token."""
-    from huggingface_hub import HfApi, get_token
-
-    wanted = {pipeline.base_source(configs[0]): "model"} if download_size(configs[0]) else {}
+    """Whether the hub answers for what comes from it, and whether there is a token."""
+    base = pipeline.base_source(configs[0])
+    wanted = {} if configs[0].scale == "miniature" or Path(base).is_dir() else {base: "model"}
     for config in configs:  # the people are a data set, their training splits are kept as a model
         wanted |= {source: "model" if number else "dataset" for number, source in enumerate(_remote(config))}
     if not wanted:
         return Result(OK, "not needed")
-    api, token = (
-        HfApi(os.environ.get("HF_ENDPOINT"), get_token()),
-        "a token is set" if get_token() else "no token is set",
-    )
+    token = "a token is set" if huggingface_hub.get_token() else "no token is set"
+    api = huggingface_hub.HfApi(os.environ.get("HF_ENDPOINT"), huggingface_hub.get_token())
     for source, kind in wanted.items():
+        revision = configs[0].base_revision if source == base else ""
         try:
-            revision = configs[0].base_revision if source == pipeline.base_source(configs[0]) else ""
             api.repo_info(source, repo_type=kind, revision=revision or None, timeout=TIMEOUT)
         except Exception as error:  # of the network, the hub or the name: several libraries' own kinds
             advice = "check the spelling, HF_TOKEN and HF_ENDPOINT, or name folders by base_path and data_source"
@@ -252,16 +184,4 @@ def _remote(config: Config) -> list[str]:
     return [source for source in sources if not os.path.exists(os.path.expanduser(source))]
 
 
-def download_size(config: Config) -> int:
-    """Bytes of the base model in half precision, 0 where it need not be downloaded."""
-    from huggingface_hub import try_to_load_from_cache
-
-    source, names = pipeline.base_source(config), ("config.json", "model.safetensors.index.json")
-    if config.scale == "miniature" or Path(source).is_dir():
-        return 0
-    revision = config.base_revision or None
-    cached = all(isinstance(try_to_load_from_cache(source, name, revision=revision), str) for name in names)
-    return 0 if cached else 2 * _estimate(config).parameters
-
-
-CHECKS = (versions, device, memory, disk, kernel, people, inputs, hub)
+CHECKS = (versions, device, memory, people, inputs, hub)

@@ -47,14 +47,14 @@ def main(options: argparse.Namespace) -> int:
             raise KitError(f"{folder} is already there: remove it or choose another folder")
     if config.system and folders.keys() != {"data"}:
         raise KitError(f"method {config.method!r} changes no weights, it asks with a system prompt: export vanilla")
-    stages = {"model": None, "adapter": adapter_stage(config)}
-    if "adapter" in folders and not stages["adapter"]:
+    adapter = pipeline.trained(config) if config.trains or config.adaptation == "lora" else None
+    if "adapter" in folders and not adapter:
         raise KitError(f"{config.method} has no adapter: take --model")
     for kind, folder in folders.items():
         if kind == "data":
             write_people(config, folder)
         else:
-            write_model(config, folder, stages[kind])
+            write_model(config, folder, adapter if kind == "adapter" else None)
     return 0
 
 
@@ -65,17 +65,9 @@ def configured(path: Path | None, given: dict[str, str]) -> Config:
     for name, text in given.items():
         try:
             parameters[name] = yaml.safe_load(text) if text else ""
-        except (yaml.YAMLError, ValueError, RecursionError):
+        except (yaml.YAMLError, ValueError):
             raise KitError(f"-p {name}: {text!r:.60} is no value") from None
     return Config.from_parameters(sweep.fitting(parameters))
-
-
-def adapter_stage(config: Config) -> Stage | None:
-    """The stage with the adapter of ``config.method``; None where it has none."""
-    if config.trains:
-        return pipeline.unlearned(config)
-    finetuned = config.adaptation == "lora" and config.method in ("vanilla", "oracle")
-    return pipeline.finetuned(config, config.method) if finetuned else None
 
 
 def write_people(config: Config, folder: Path) -> None:
@@ -95,28 +87,21 @@ def write_model(config: Config, folder: Path, adapter: Stage | None) -> None:
     from mllmu_nb.models.load import load_base
 
     paths.writable(folder.parent)
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-            place = Path(temporary) / folder.name
-            place.mkdir()
-            if adapter:
-                _, processor = load_base(*pipeline.base_of(config))
-                for name in ("adapter_config.json", "adapter_model.safetensors"):
-                    shutil.copyfile(adapter.get() / name, place / name)
-            else:
-                model, processor = pipeline.model(config)
-                model.save_pretrained(place)
-            processor.save_pretrained(place)
-            hashes = {"data_hash": pipeline.data_hash(config), "base_hash": pipeline.base_hash(config)}
-            record = provenance.record(scale=config.scale, parameters=config.parameters(), **hashes)
-            write_json(place / RECORD, record)
-            if folder.exists():
-                folder.rmdir()  # it is empty
-            place.rename(folder)
-    except Exception as error:
-        if not isinstance(error, OSError) and "os error" not in str(error):  # safetensors and tokenizers write in Rust
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise KitError(f"{folder} cannot be written ({reason}): free space, or choose another folder") from None
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        place = Path(temporary) / folder.name
+        place.mkdir()
+        if adapter:
+            _, processor = load_base(*pipeline.base_of(config))
+            for name in ("adapter_config.json", "adapter_model.safetensors"):
+                shutil.copyfile(adapter.get() / name, place / name)
+        else:
+            model, processor = pipeline.model(config)
+            model.save_pretrained(place)
+        processor.save_pretrained(place)
+        hashes = {"data_hash": pipeline.data_hash(config), "base_hash": pipeline.base_hash(config)}
+        write_json(place / RECORD, provenance.record(scale=config.scale, parameters=config.parameters(), **hashes))
+        if folder.exists():
+            folder.rmdir()  # it is empty
+        place.rename(folder)
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     print(f"{config.method} {config.modality}".removesuffix(" none") + f": {size:.1f} MB in {folder}")

@@ -42,7 +42,7 @@ def can_fork() -> bool:
 def _execute(
     notebook: Path, executed: Path, log: Path, given: dict[str, Any], environment: dict[str, str], warm: bool
 ) -> None:
-    from mllmu_nb.pipeline import end_with_parent
+    from mllmu_nb.processes import end_with_parent
 
     os.environ.clear()  # else it is that of the moment when the first process was started
     os.environ.update(environment)

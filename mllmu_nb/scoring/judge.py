@@ -6,13 +6,13 @@ the hash of what was judged, so that scores are computed from the file alone and
 
 from __future__ import annotations
 
+import hashlib
 import json
 from math import nan
 from pathlib import Path
 
 import pandas as pd
 
-from mllmu_nb.config import stable_hash
 from mllmu_nb.scoring.registry import metric
 
 FILE = "judge.jsonl"
@@ -41,7 +41,8 @@ def judged(items: pd.DataFrame) -> pd.Series:
 
 def hash_of(judge: str, question: str, truth: str, answer: str) -> str:
     """What a stored reply belongs to: the judge, its instructions and the texts."""
-    return stable_hash([INSTRUCTIONS, judge, question, truth, answer])
+    content = json.dumps([INSTRUCTIONS, judge, question, truth, answer])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def grade(reply: str) -> int:

@@ -17,6 +17,9 @@ from torch import Tensor
 from mllmu_nb.errors import KitError, choose, invalid
 from mllmu_nb.registry import Registry
 
+__all__ = ["IGNORE", "METHODS", "Method", "Needs", "Recipe", "ReferenceLogProbs", "Scored", "Step", "Stream", "get"]
+__all__ += ["mean_kl", "names", "register", "summed_kl", "variants", "with_answers"]
+
 IGNORE = -100  # the label of a position that is not supervised
 REFERENCE_MODELS = ("vanilla", "retain_epoch")
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
@@ -103,21 +106,17 @@ class Streams:
 
     def __init__(self, read: Callable[[str], Any], names: Iterable[str]):
         self._read, self.names = read, tuple(names)
-        self._batches: dict[str, Any] = {}
+        self.asked: dict[str, Any] = {}  # those that were read so far
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self.names:
             raise AttributeError(f"there is no stream {name!r} in this step: it has {', '.join(self.names)}")
-        if name not in self._batches:
-            self._batches[name] = self._read(name)
-        return self._batches[name]
+        if name not in self.asked:
+            self.asked[name] = self._read(name)
+        return self.asked[name]
 
     def __contains__(self, name: str) -> bool:
         return name in self.names
-
-    def read(self) -> dict[str, Any]:
-        """The batches that were asked for so far, by name."""
-        return dict(self._batches)
 
 
 class Step(Streams):
@@ -126,7 +125,7 @@ class Step(Streams):
 
     def __init__(self, read: Callable[[str], Any], names: Iterable[str], reference: Streams | None = None):
         super().__init__(read, names)
-        self.reference = reference if reference is not None else Streams(read, ())
+        self.reference = reference
 
     @classmethod
     def of(cls, batches: Mapping[str, Any], reference: Mapping[str, Any] | None = None) -> Step:
@@ -145,9 +144,7 @@ class Stream:
 
     def changed(self, conversation: Any) -> Any:
         """The conversation as this stream asks it."""
-        if self.change is None:
-            return conversation
-        return replace(conversation, turns=tuple(map(self.change, conversation.turns)))
+        return replace(conversation, turns=tuple(map(self.change, conversation.turns))) if self.change else conversation
 
 
 def with_answers(answers: Sequence[str], set: str = "forget") -> Stream:
@@ -221,8 +218,9 @@ class Method:
     colour: ClassVar[str] = "#8c6d1f"  # in figures
     marker: ClassVar[str] = "h"
     order: ClassVar[int] = 50  # place among the methods in tables
-    # What one step draws; the first sets the length of an epoch, and () is a method that trains nothing.
-    streams: ClassVar[tuple[str, ...] | Mapping[str, Stream]] = ("forget",)
+    # What one step draws: names of sets, or name → stream, which is what it is in the end. The first sets the length
+    # of an epoch, and () is a method that trains nothing.
+    streams: ClassVar[Any] = ("forget",)
     needs: ClassVar[Needs] = Needs()
     reference_model: ClassVar[str] = "vanilla"  # or retain_epoch, the base model after one epoch on the retain people
     passes: ClassVar[tuple[tuple[str, ...], ...]] = ()  # streams of each step, where an epoch visits sets in turn
@@ -249,17 +247,14 @@ class Method:
 
     # What follows from the declarations.
 
-    @classmethod
-    def all_streams(cls) -> dict[str, Stream]:
-        """Name → stream; a bare name draws from the set of that name as it is."""
-        if isinstance(cls.streams, Mapping):
-            return dict(cls.streams)
-        return {name: Stream(name) for name in cls.streams}
+    def __init_subclass__(cls) -> None:
+        if not isinstance(cls.streams, Mapping):
+            cls.streams = {name: Stream(name) for name in cls.streams}
 
     @property
     def all_passes(self) -> tuple[tuple[str, ...], ...]:
-        """What an epoch walks through: all streams together unless the method has ``passes``."""
-        return self.passes or ((tuple(self.all_streams()),) if self.streams else ())
+        """The streams of each pass of an epoch: all together unless the method has ``passes``."""
+        return self.passes or (tuple(self.streams),)
 
     @property
     def other_reference(self) -> str:
@@ -269,7 +264,7 @@ class Method:
     @classmethod
     def hyper_parameters(cls) -> dict[str, Any]:
         """Name → default."""
-        return {f.name: f.default for f in fields(cls)}
+        return {field.name: field.default for field in fields(cls)}
 
     @classmethod
     def recipe(cls, scale: str, modality: str) -> Recipe:
@@ -285,10 +280,9 @@ def register(method: type[Method]) -> type[Method]:
     if not method.name:
         raise KitError(f"the unlearning method {method.__name__} has no name")
     choose(f"reference_model of {method.name}", method.reference_model, REFERENCE_MODELS)
-    streams = method.all_streams()
     for name in (*method.needs.reference, *method.needs.everywhere, *(n for names in method.passes for n in names)):
-        choose(f"stream of {method.name}", name, streams)
-    for name, stream in streams.items():
+        choose(f"stream of {method.name}", name, method.streams)
+    for name, stream in method.streams.items():
         choose(f"set of {method.name}'s stream {name}", stream.set, SETS)
     return METHODS.add((method.name, method.variant), method)
 
@@ -305,16 +299,10 @@ def names() -> list[str]:
 
 
 def get(name: str, variant: str = "canonical", **settings: Any) -> Method:
-    """The method ``name`` with ``settings`` for its hyper-parameters (``get("npo", beta=0.4)``). KitError for what is
-    unknown or not of its type."""
+    """The method ``name`` with ``settings`` for its hyper-parameters (``get("npo", beta=0.4)``)."""
     choose("method", name, names())
     choose(f"variant of {name}", variant, variants(name))
-    method = variants(name)[variant]
-    defaults = method.hyper_parameters()
-    for setting, value in settings.items():
-        choose(f"setting of {name}", setting, defaults)
-        settings[setting] = typed(name, setting, value, defaults[setting])
-    return method(**settings)
+    return variants(name)[variant](**settings)
 
 
 def typed(owner: str, setting: str, value: Any, default: Any) -> Any:
