@@ -164,3 +164,21 @@ def test_judge_and_rubric_are_compared_where_both_have_a_grade(seen, tmp_path):
     rows[stored.GRADE] = [8.0, 3.0, 2.0]
     assert "over 3 answers" in judge.agreement(rows) and "rank correlation 0.87" in judge.agreement(rows)
     assert judge.agreement(rows.drop(columns=stored.GRADE)).startswith("too few")
+
+
+def test_a_runs_tables_have_the_judges_grades_once_there_are_replies(seen, tmp_path, monkeypatch):
+    """From the command to the frame that tables are made of."""
+    from fake_runs import make, write
+
+    from mllmu_nb import __main__ as door
+    from mllmu_nb.reporting.runs import Scores
+
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "out"))
+    results = tmp_path / "results"
+    [folder] = write(results, make("vanilla", sets=("forget",)))
+    assert "judge" not in set(Scores.read(results).cells["metric"])
+    assert door.main(["judge", str(folder)]) == 0 and not seen, "without --yes nothing is sent"
+    assert door.main(["judge", str(folder), "--yes"]) == 0 and seen
+    cells = Scores.read(results).cells
+    mine = cells[(cells["metric"] == "judge") & (cells["against"] == "") & (cells["set"] == "forget")]
+    assert set(mine["value"]) == {2.0}

@@ -18,7 +18,7 @@ import pandas as pd
 from mllmu_nb import paths, unlearning
 from mllmu_nb.config import stable_hash
 from mllmu_nb.errors import KitError
-from mllmu_nb.scoring import path
+from mllmu_nb.scoring import judge, path
 from mllmu_nb.scoring.frames import GROUP, MODEL, POOLED, RUN, SEEDS
 from mllmu_nb.scoring.gates import gates, opened
 from mllmu_nb.scoring.health import Unsound, judged, unsound
@@ -124,7 +124,7 @@ def read_run(folder: Path) -> Run:
         return rows.astype(dict.fromkeys(rows.select_dtypes("category"), str)).assign(**own)
 
     answers, sentences, points = stored("answers"), stored("sentences"), stored("path")
-    answers = with_questions(answers, *about)
+    answers = judge.with_grades(with_questions(answers, *about), folder.parent.parent / judge.FILE)
     if answers["question"].isna().any():
         raise KitError(f"the run in {folder} answers questions that its people's table lacks: make the run again")
     points = None if points is None else with_questions(points.assign(order=0), *about)
@@ -218,6 +218,8 @@ class Scores:
                 getattr(scores, name).drop(columns="rivals", errors="ignore").to_parquet(folder / f"{name}.parquet")
 
         inputs = {"runs": [[run.id, columns_of(run.record), run.record["files"]] for run in runs]}
+        if not judge.replies(results / judge.FILE).empty:
+            inputs["judge"] = stable_hash((results / judge.FILE).read_text(encoding="utf-8"))
         functions = (getattr(metric.function, "func", metric.function) for metric in metrics())
         folder = Stage("scores", inputs, make, tuple(functions)).get()
         items, cells, judged, points = (pd.read_parquet(folder / f"{name}.parquet") for name in FRAMES)
