@@ -290,7 +290,7 @@ def test_qwen_takes_as_many_tokens_as_a_picture_asks_for_and_counts_on_three_axe
 
 def test_qwens_published_shape_has_its_published_size_and_takes_adapters():
     shape = families.get("qwen2_5_vl").published_shape()
-    estimate = Estimate(shape, element=2, eager=False)
+    estimate = Estimate(shape, eager=False)
     assert estimate.parameters == 8_292_166_656  # as the hub counts them
     linears = 2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944)
     assert estimate.trained(Config(scale="paper").training, full=False) == 16 * 28 * linears

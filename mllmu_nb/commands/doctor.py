@@ -100,36 +100,43 @@ def memory(configs: Configs) -> Result:
     limit = Path("/sys/fs/cgroup/memory.max")  # of a container
     if not gpu and limit.is_file() and limit.read_text().strip().isdigit():
         total = min(total, int(limit.read_text()))
-    need = most_memory(configs, gpu)
+    need = most_memory(configs)
     share, listed = sum(need.values()) * GIB / total, ", ".join(f"{what} {size:.1f}" for what, size in need.items())
     text = f"about {sum(need.values()):.1f} GiB needed ({listed}); {total / GIB:.1f} GiB there"
-    advice = "take a device with more: the estimate leaves out an allocator's reserve; fewer shots need less"
+    advice = "take a device with more, or set precision, micro_batch, checkpointing or fewer shots"
     return Result(OK, text) if share <= TIGHT else Result(WARNING if share <= 1 else PROBLEM, text, advice)
 
 
-def most_memory(configs: Configs, gpu: bool) -> dict[str, float]:
+def most_memory(configs: Configs) -> dict[str, float]:
     """GiB that the most demanding of the runs needs, by what they hold."""
-    model = _estimate(configs[0], gpu)
-    needs = [model.answering(pipeline.EVAL_BATCH[configs[0].scale], max(config.shots for config in configs))]
+    model, first = _estimate(configs[0]), configs[0]
+    most = max(config.shots for config in configs)
+    needs = [
+        model.answering(
+            pipeline.EVAL_BATCH[first.scale],
+            most,
+            first.eval_precision or ("fp32" if first.scale == "miniature" else "bf16"),
+        )
+    ]
     needs += [model.training(c.training, c.adaptation == "full") for c in configs if c.method != "base"]
     needs += [model.training(c.unlearning, False, c.objective.trains) for c in configs if c.trains]
     return max(needs, key=lambda need: sum(need.values()))
 
 
-def _estimate(config: Config, gpu: bool = False):
+def _estimate(config: Config):
     """Of the base model, by its configuration from its folder or the hub's cache, else as it was published."""
     from transformers import AutoConfig
 
     from mllmu_nb.models.memory import Estimate
 
-    source, miniature = pipeline.base_source(config), config.scale == "miniature"
+    source = pipeline.base_source(config)
     try:
         shape = AutoConfig.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError):
         if source != config.family.hub:
             raise
         shape = config.family.published_shape()
-    return Estimate(shape, element=2 if gpu and not miniature else 4, eager=miniature)
+    return Estimate(shape, eager=config.scale == "miniature")
 
 
 def people(configs: Configs) -> Result:
