@@ -33,8 +33,10 @@ def execute(path) -> None:
 
 
 def main() -> None:
-    chosen = [path for path in sorted(paths.notebooks().glob("*.ipynb")) if path.stem[:2] in sys.argv[1:]]
-    for path in chosen or sorted(paths.notebooks().glob("*.ipynb")):
+    known = {path.stem[:2]: path for path in sorted(paths.notebooks().glob("*.ipynb"))}
+    if unknown := set(sys.argv[1:]) - known.keys():
+        sys.exit(f"there is no notebook {', '.join(sorted(unknown))}: choose of {', '.join(known)}")
+    for path in map(known.get, sys.argv[1:] or known):
         began = time.perf_counter()
         execute(path)
         print(f"{(time.perf_counter() - began) / 60:5.1f} min  {path.stem}", flush=True)
