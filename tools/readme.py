@@ -21,40 +21,56 @@ from mllmu_nb.scoring.frames import VIEWS
 from mllmu_nb.scoring.health import JUDGED_BY
 from mllmu_nb.scoring.registry import by_key
 
-FIRST = {"forget_ratio": 10, "replicate": 0, "protocol": "clean"}  # what `make reproduce` makes
+FIRST = {"base_model": "llava", "protocol": "clean", "forget_ratio": 10, "replicate": 0}  # `make reproduce` makes it
+
+
+def clean_groups(scores: Scores) -> list[Scores]:
+    """The clean runs at 10 %, apart for each base model, that of `make reproduce` first."""
+    chosen = [FIRST["protocol"], FIRST["forget_ratio"]]
+    groups = [group for (_, *key), group in scores.groups() if key == chosen]
+    return sorted(groups, key=lambda group: group.group["base_model"] != FIRST["base_model"])
 
 
 def main_table(scores: Scores) -> str:
-    """Likelihood accuracy in per cent with the half-width of its 95 % interval, a row a model of the clean runs."""
-    chosen = [FIRST["protocol"], FIRST["forget_ratio"]]
-    clean = next(group for (_, *key), group in scores.groups() if key == chosen)
-    metric = replace(by_key()[JUDGED_BY], digits=0)
+    """Likelihood accuracy in per cent with its 95 % limits, a table a base model and a row a model."""
+    metric, tables = replace(by_key()[JUDGED_BY], digits=0), []
     columns = [column(metric, VIEWS[v], s.capitalize(), set=s, view=v) for s in metric.sets for v in VIEWS]
-    sheet = grid(clean, "", "readme", all_rows(clean), columns, {"against": ""}, remarks=[])
-    return replace(sheet, title="").markdown()
+    for clean in clean_groups(scores):
+        sheet = grid(clean, "", "readme", all_rows(clean), columns, {"against": ""}, remarks=[])
+        tables.append(f"**{clean.runs[0].base_label}**, {_replicates(clean)}\n\n{replace(sheet, title='').markdown()}")
+    return "\n".join(tables)
+
+
+def _replicates(scores: Scores) -> str:
+    count = len({run["replicate"] for run in scores.runs})
+    return f"{count} replicates" if count > 1 else "one replicate"
 
 
 def finding(scores: Scores) -> str:
     """What gradient ascent and the method that keeps most have kept where half of the gap to the oracle is closed."""
-    kept = scores.kept
-    half = kept[(kept["closed_in"] == "trained") & (kept["what"] == path.KEPT) & (kept["place"] == 0.5)]
-    half = half[half["forget_ratio"] == FIRST["forget_ratio"]].dropna(subset=["value"])
     lines = []
-    for modality, name in MODALITIES.items():
-        rows = half[half["modality"] == modality]
-        ascent, best = rows[rows["method"] == "ga"], rows.nlargest(1, "value")
-        if len(ascent) and len(best) and best["method"].item() != "ga":
-            (one,), (two,) = ascent.to_dict("records"), best.to_dict("records")
-            said = (f"{method_label(row['method'])} {_per_cent(row)}" for row in (one, two))
-            lines.append(f"trained on {name}, " + " and ".join(said))
+    for clean in clean_groups(scores):
+        kept, found = clean.kept, []
+        half = kept[(kept["closed_in"] == "trained") & (kept["what"] == path.KEPT) & (kept["place"] == 0.5)]
+        for modality, name in MODALITIES.items():
+            rows = half[half["modality"] == modality].dropna(subset=["value"])
+            ascent, best = rows[rows["method"] == "ga"], rows.nlargest(1, "value")
+            if len(ascent) and best["method"].item() != "ga":
+                said = (f"{method_label(row['method'])} {_per_cent(row)}" for row in _rows(ascent, best))
+                found.append(f"trained on {name}, " + " and ".join(said))
+        if found:
+            lines.append(f"{clean.runs[0].base_label} ({_replicates(clean)}): {'; '.join(found)}")
     if not lines:
         return "No method closed half of the gap to the oracle in these runs."
-    count = int(half["of"].max())
-    over = f"over {count} replicates" if count > 1 else "over the people of one replicate"
     return (
-        "**Where half of the gap to the oracle is closed, so many answers about the people to be kept are still right: "
-        f"{'; '.join(lines)}** (by likelihood; 95 % limits {over})."
+        "**Where half of the gap to the oracle is closed, gradient ascent has lost more of what was to be kept than "
+        "the best method. Answers about the people to be kept that are still right, by likelihood, with 95 % limits: "
+        f"{'. '.join(lines)}.**"
     )
+
+
+def _rows(*frames) -> list[Mapping]:
+    return [row for frame in frames for row in frame.to_dict("records")]
 
 
 def _per_cent(row: Mapping) -> str:
