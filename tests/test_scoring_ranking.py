@@ -10,7 +10,7 @@ from made_answers import GA, NPO, ORACLE, VANILLA, run, scored
 from mllmu_nb.scoring import path
 from mllmu_nb.scoring.gates import gates
 from mllmu_nb.scoring.health import Unsound
-from mllmu_nb.scoring.ranking import SHUT, agreement, ranking
+from mllmu_nb.scoring.ranking import SHUT, ranking
 from mllmu_nb.scoring.score import cells
 
 LIKELIHOOD = {"task": "classification", "scoring": "likelihood", "metric": "accuracy"}
@@ -155,47 +155,3 @@ def test_nobody_is_ranked_behind_a_closed_gate_or_on_two_replicates():
     assert methods.loc["ga", ["standing", "note"]].tolist() == ["gate closed", SHUT]
     found, _ = ranked({"ga": [4, 5, 4, 5]}, count=2)
     assert found.methods.empty and found.refused == {GROUP: "ranking needs 3 replicates, and there are 2"}
-
-
-# -- published lists --------------------------------------------------------------------------------------------
-
-
-def printed(**values) -> pd.DataFrame:
-    """A published list: letter accuracy on the forget set, views pooled."""
-    rows = [{"method": method, "value": value} for method, value in values.items()]
-    return pd.DataFrame(rows).assign(set="forget", view="both", **LIKELIHOOD | {"scoring": "letter"})
-
-
-def test_agreement_with_a_list_by_hand():
-    _, table, verdicts = frames(MODELS | {GA: first(2, {0})})
-    row = agreement(table, verdicts, printed(npo=30, grad_diff=40, kl_min=45, ga=50))
-    assert (row["n"], set(row["methods"])) == (4, {"ga", "grad_diff", "kl_min", "npo"})
-    # scores: npo 0, grad_diff 1/4, ga 1/2, kl_min 3/4 against 30, 40, 50, 45: one inversion
-    assert (row["tau"], row["p"]) == pytest.approx((4 / 6, 8 / 24))
-    # distances: grad_diff 0, npo 1/4, ga 1/4 + 1/120, kl_min 1/2 against 40, 30, 50, 45: two inversions
-    assert (row["tau_gap"], row["p_gap"]) == pytest.approx((2 / 6, 18 / 24))
-    assert row["smallest_p"] == pytest.approx(2 / 24)
-
-
-def test_behind_a_closed_gate_a_list_has_no_tau_of_distances():
-    _, table, verdicts = frames(MODELS | {VANILLA: first(1)}, sets=("forget", "retain"))
-    theirs = printed(npo=30, grad_diff=40, kl_min=45, ga=50)
-    forget, retain = (agreement(table, verdicts, theirs.assign(set=name)) for name in ("forget", "retain"))
-    assert forget["tau"] == pytest.approx(4 / 6) and "tau_gap" not in forget
-    assert (forget["gate"], forget["note"]) == ("closed", SHUT)
-    assert (retain["gate"], retain["note"]) == ("", "") and not math.isnan(retain["tau_gap"])
-
-
-def test_lists_that_share_too_few_methods_say_so_and_the_collapsed_are_in_scores_only():
-    _, table, verdicts = frames(dead=["npo"])
-    theirs = printed(npo=30, grad_diff=40, kl_min=50, ga=45)
-    row = agreement(table, verdicts, theirs)
-    assert (row["tau"], row["n"], row["n_gap"]) == (1, 4, 3) and "tau_gap" not in row
-    row = agreement(table, verdicts, theirs.assign(set="retain"))
-    assert row["note"] == "only 0 of their methods have a run here" and "tau" not in row
-
-
-def test_a_higher_score_is_better_on_the_retain_set():
-    _, table, verdicts = frames(MODELS | {ORACLE: first(4)}, sets=("forget", "retain"))
-    row = agreement(table, verdicts, printed(kl_min=60, ga=50, grad_diff=40, npo=30).assign(set="retain"))
-    assert row["tau"] == 1 and row["tau_gap"] == 1, "the nearer to the oracle, the higher"

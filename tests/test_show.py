@@ -118,7 +118,7 @@ def test_a_recipe_says_who_says_so():
     shown = rows(Config(method="npo", modality="multimodal", unlearn_lr=1e-4))
     assert shown["lr"][0] == "0.0001" and "set by hand" in shown["lr"][1]
     assert shown["weight_decay"] == ("0.0", "MLLMU-Bench's code and README")
-    assert shown["steps"][0] == "49" and shown["beta"][0] == "0.2"
+    assert shown["steps"][0] == "48" and shown["beta"][0] == "0.2"
     assert shown["beta"][1].startswith("chosen on the miniature"), "the recipe's, not the method's own default"
     large = rows(Config(method="npo", modality="multimodal", scale="paper"))
     assert large["beta"] == ("0.1", html.escape("the method's file", quote=False))

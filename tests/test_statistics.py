@@ -21,7 +21,7 @@ from mllmu_nb.statistics.intervals import (
     paired_p,
     resample_counts,
 )
-from mllmu_nb.statistics.ranking import kendall_tau, letter, shared_letters, smallest_p
+from mllmu_nb.statistics.ranking import letter, shared_letters
 from mllmu_nb.statistics.samples import Pairs, Sample, jensen_shannon, ks, tpr
 from mllmu_nb.statistics.variance import variance_split
 
@@ -331,26 +331,6 @@ def test_groups_share_a_letter_exactly_if_they_are_not_told_apart():
     # the nearest and the next are apart and the third, less certain, is neither's loser: no single ladder can say so
     assert letters("abc", "ab") == {"a": "a", "b": "b", "c": "ab"}
     assert letters("") == {} and [letter(n) for n in (0, 25, 26, 27, 52)] == ["a", "z", "aa", "ab", "ba"]
-
-
-def test_tau_and_its_exact_p_by_hand():
-    assert kendall_tau([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx((1, 2 / 24))
-    # of 24 orders, 1 + 3 have at most one inversion, as many at least five
-    assert kendall_tau([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx((4 / 6, 8 / 24))
-    # one tie: 5 of 5 untied pairs agree, tau-b = 5/sqrt(5 * 6); 4 of 24 orders have all five or none
-    assert kendall_tau([1, 1, 2, 3], [1, 2, 3, 4]) == pytest.approx((5 / sqrt(30), 4 / 24))
-    assert np.isnan(kendall_tau([1, 1, 1, 1], [1, 2, 3, 4])).all()
-
-
-def test_the_smallest_p_there_is_by_hand():
-    assert (smallest_p([1, 2, 3, 4], [2, 1, 4, 3]), smallest_p(range(5), range(5))) == pytest.approx((2 / 24, 2 / 120))
-    # one tie in ours: of 24 orders, 2 agree in all five untied pairs and 2 in none; the tie at the end, the same
-    assert smallest_p([1, 1, 2, 3], [1, 2, 3, 4]) == smallest_p([1, 2, 3, 3], [4, 2, 3, 1]) == pytest.approx(4 / 24)
-    # two pairs of two on each side: 4 of 24 orders put the same two first, 4 the same two last
-    assert smallest_p([1, 1, 2, 2], [5, 6, 5, 6]) == pytest.approx(8 / 24)
-    assert np.isnan(smallest_p([1, 1, 1, 1], [1, 2, 3, 4]))
-    for ours, theirs in (([1, 1, 2, 3], [1, 2, 3, 4]), ([1, 1, 2, 2], [5, 5, 6, 6])):
-        assert kendall_tau(ours, theirs)[1] == smallest_p(ours, theirs), "the very same order"
 
 
 # two samples

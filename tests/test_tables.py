@@ -149,7 +149,7 @@ def test_by_view_table_keeps_the_views_apart(known):
     assert values["multimodal", "image_text"] < values["multimodal", "text"]
     assert values["unimodal", "image_text"] > values["unimodal", "text"]
     shown = [text for _, text in tables.sheets("table2_by_view", known)[0].columns]
-    assert shown == [one.label for one in metrics(table="scores") if one.name != "consistency"]
+    assert shown == [one.label for one in metrics(table="scores") if not one.optional]
 
 
 def test_cost_table_has_seconds_memory_and_steps(known):

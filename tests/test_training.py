@@ -380,7 +380,7 @@ def test_conversations_of_each_modality():
     assert len(shown.turns) == 3 and all(turn.image for turn in shown.turns)
     assert [turn.prompt for turn in named.turns] == ["Where was Lukas Berg born?", "What is Lukas Berg's job?"]
     assert not any(turn.image or "this person" in turn.prompt + turn.answer for turn in named.turns)
-    with pytest.raises(KitError, match="unknown modality 'none': choose multimodal or unimodal"):
+    with pytest.raises(KitError, match="unknown modality 'none': choose one of multimodal, unimodal"):
         training_conversations(PEOPLE, "none")
 
 

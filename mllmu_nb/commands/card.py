@@ -13,7 +13,7 @@ from mllmu_nb.config import YOURS, Config
 from mllmu_nb.errors import KitError
 
 SUMMARY = "write a run's report card, one page of HTML"
-EXAMPLES = ("card results/reference/runs/ga-multimodal-306ed32e", "card FOLDER --out card.html")
+EXAMPLES = ("card results/reference/runs/ga-multimodal-99f80d92", "card FOLDER --out card.html")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

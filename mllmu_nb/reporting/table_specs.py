@@ -21,6 +21,7 @@ from mllmu_nb.scoring.frames import GROUP, KEY, MODEL, POOLED, VIEWS
 from mllmu_nb.scoring.leakage import ACROSS
 from mllmu_nb.scoring.ranking import RANKED
 from mllmu_nb.scoring.registry import Metric, metrics
+from mllmu_nb.statistics.variance import variance_split
 
 PAPER = ("vanilla", "ga", "grad_diff", "kl_min", "npo", "prompting", "oracle")  # its rows stand where no run does, too
 UNTRAINED = ("vanilla", "prompting", "oracle")  # those of them that unlearn on no modality
@@ -337,7 +338,14 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
             one = known.get((method, variant, what, place))
             said = f"{tables.value_text(one, PER_CENT, signed=True)}, n {one['n_replicates']}" if one else ""
             cells.append((said, "" if one else "Never reached."))
-        rows.append(("All methods" if method == "all" else scores.name((method, variant, "none", "")), cells))
+        rows.append(
+            (
+                "All methods"
+                if method == "all"
+                else scores.name((method, variant, "none", "", *[""] * len(scores.by))),
+                cells,
+            )
+        )
     columns = [(_closed(place), f"{head}, points") for head, place in product(CLAIMS.values(), places)]
     remark = (
         "Below 0: text only leaves less. The paper says so of generation, and the opposite of choices with the image. "
@@ -373,3 +381,45 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
     ]
     columns, frame = [("", "Place"), ("", "Kept %")], methods.drop(columns="dots")
     yield new_sheet(scores, title, "ranking", "Method", columns, blocks, remarks, frame)
+
+
+SOURCES = {"replicate": "All that a replicate draws", "train_seed": "Training of vanilla"}
+SOURCES |= {"unlearn_seed": "Order of unlearning", "shot_seed": "Draw of the shots"}
+
+
+@table("table_variance")
+def variance_table(scores: Scores) -> Iterator[Sheet]:
+    """Where the spread of an unlearned model's score comes from: people, and what chance decides, in points."""
+    runs = scores.run_scores()
+    runs = runs[~runs["method"].isin(("base", "vanilla", "oracle")) & (runs["view"] == POOLED)]
+    columns, rows = [], []
+    for set_name, one in product(("forget", "retain"), metrics(main=True)):
+        here = runs[(runs["set"] == set_name) & runs[KEY].eq(list(one.key)).all(axis=1)]
+        if here.empty or one.bounds != (0.0, 1.0):
+            continue
+        columns.append((set_name.capitalize(), one.label.removesuffix(" %")))
+        error = (here["high"] - here["low"]) / (2 * 1.96)
+        model = here[MODEL].astype(str).agg(" ".join, axis=1)
+        here = here.assign(model=model, se=error if set_name == "forget" else 0.0)  # Retain people recur in every run
+        # the seeds of a replicate follow its number, so one is a source of its own only where it varies within
+        own = [name for name in list(SOURCES)[1:] if (here.groupby(["model", "replicate"])[name].nunique() > 1).any()]
+        split = (
+            variance_split(here, ["model", "replicate", *own], se="se").query("factor != 'model'").to_dict("records")
+        )
+        people = {"factor": "people", "levels": here["n_profiles"].max(), "sd": float((error**2).mean() ** 0.5)}
+        rows += [{"set": set_name, **dict(zip(KEY, one.key, strict=True)), **row} for row in (people, *split)]
+    frame, names, blocks = pd.DataFrame(rows), {"people": "People", **SOURCES}, []
+    for source in frame["factor"].unique() if rows else ():
+        cells = [_sd_text(row) for row in frame[frame["factor"] == source].to_dict("records")]
+        blocks.append((names[source], cells))
+    title = "Standard deviation of a score by its source, points, views pooled"
+    remark = "People: the error of one run. The others: 95 % limits of the standard deviation, without people's."
+    yield new_sheet(scores, title, "variance", "Source", columns, [("", blocks)], [remark], frame)
+
+
+def _sd_text(row: Mapping[str, Any]) -> tuple[str, str]:
+    if pd.isna(row["sd"]):
+        return "", "It is at one level in these runs."
+    ends = [row.get("low"), row.get("high")]
+    limits = "" if pd.isna(ends).any() else f" [{', '.join(f'{100 * end**0.5:.1f}' for end in ends)}]"
+    return f"{100 * row['sd']:.1f}{limits}", ""

@@ -16,9 +16,8 @@ from mllmu_nb.scoring.frames import DRAW, GROUP, KEY, MODEL, PEOPLE
 from mllmu_nb.scoring.gates import OPEN
 from mllmu_nb.scoring.health import Unsound
 from mllmu_nb.scoring.path import KEPT, TRAINED_VIEW, kept
-from mllmu_nb.scoring.registry import FORGOTTEN, by_key
 from mllmu_nb.statistics.intervals import holm, paired_difference, paired_p
-from mllmu_nb.statistics.ranking import kendall_tau, shared_letters, smallest_p
+from mllmu_nb.statistics.ranking import shared_letters
 
 NEEDED = 3  # replicates
 LEVEL = 0.05  # of the whole family of comparisons of a group
@@ -106,35 +105,3 @@ def _placed(methods: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
         ranked = ranked.assign(place=place, group=[letters[m] for m in models])
         frames += [ranked, rows[rows["standing"] != RANKED].assign(place=nan, group="")]
     return pd.concat(frames, ignore_index=True).astype({"place": "Int64"})
-
-
-def agreement(cells: pd.DataFrame, unsound: Mapping[tuple, Unsound], printed: pd.DataFrame) -> dict:
-    """Kendall's τ of our order of methods to one list that others printed, for the models of one GROUP.
-
-    ``printed`` has a row a method: ``method``, set, task, view, scoring, metric in our words, and ``value``. Returns
-    ``n`` and ``methods`` that both have; ``tau``, ``p`` and ``smallest_p`` of the scores; ``tau_gap``, ``p_gap`` and
-    ``n_gap`` of our distances to the oracle; ``gate``, and a ``note`` for what is missing.
-    """
-    at = printed.iloc[0]
-    where = ["set", "view", *KEY]
-    here = cells[cells[[*where, *MODEL[1:]]].eq([*at[where], "canonical", "multimodal", ""]).all(axis=1)]
-    here = here.dropna(subset=["value"])
-    scores, gaps = (here[here["against"] == against].set_index("method") for against in ("", "oracle"))
-    theirs = printed.set_index("method")["value"]
-    shared = [method for method in theirs.index if method in scores.index and method in gaps.index]
-    if len(shared) < SHARED:
-        note = f"only {len(shared)} of their methods have a run here"
-        return {"n": len(theirs), "methods": list(theirs.index), "note": note}
-    tau, p = kendall_tau(scores["value"][shared], theirs[shared])
-    result = {"n": len(shared), "methods": shared, "tau": tau, "p": p, "gate": gaps["gate"].iloc[0], "note": ""}
-    result["smallest_p"] = smallest_p(scores["value"][shared], theirs[shared])
-    dead = {row["method"] for row in here.to_dict("records") if tuple(row[c] for c in (*GROUP, *MODEL)) in unsound}
-    alive = [method for method in shared if method not in dead]
-    result["n_gap"] = len(alive)
-    if at["set"] in FORGOTTEN and result["gate"] != OPEN:
-        result["note"] = SHUT
-    elif len(alive) >= SHARED:
-        forgotten = (by_key()[tuple(at[KEY])].knowledge > 0) == (at["set"] in FORGOTTEN)
-        worse = theirs[alive] if forgotten else -theirs[alive]
-        result["tau_gap"], result["p_gap"] = kendall_tau(gaps["value"][alive].abs(), worse)
-    return result
