@@ -1,4 +1,4 @@
-"""The base miniature that the package ships: whole, small, and able to do what its recipe says."""
+"""The base miniatures that the package ships: whole, small, and able to do what their recipes say."""
 
 import json
 
@@ -9,31 +9,35 @@ from mllmu_nb.models.files import ASSETS, check_shipped
 from mllmu_nb.models.load import load_base
 from probes import probe
 
-SHIPPED = ASSETS / "llava-miniature"
+FAMILIES = ("llava", "idefics2")
+LETTER = {"llava": 0.9, "idefics2": 0.7}  # of questions about celebrities
 
 
-def test_the_shipped_base_is_whole_and_small():
-    check_shipped(SHIPPED)
-    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 20e6
-    assert not list(SHIPPED.glob("*.bin")) + list(SHIPPED.glob("*.py"))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_shipped_base_is_whole_and_small(family):
+    folder = ASSETS / f"{family}-miniature"
+    check_shipped(folder)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 20e6
+    assert not list(folder.glob("*.bin")) + list(folder.glob("*.py"))
 
 
-@pytest.fixture(scope="module")
-def probes():
-    model, processor = load_base(str(SHIPPED), "llava", "miniature")
+@pytest.fixture(scope="module", params=FAMILIES)
+def probes(request):
+    folder = ASSETS / f"{request.param}-miniature"
+    model, processor = load_base(str(folder), request.param, "miniature")
     celebrities, unscored = known_people()
-    return probe(model, processor, celebrities, unscored[1::2], items=100)
+    measured = probe(model, processor, celebrities, unscored[1::2], items=100)
+    return measured | {"family": request.param, "recorded": json.loads((folder / "recipe.json").read_text())["probes"]}
 
 
 def test_it_knows_its_celebrities_and_no_fictitious_person(probes):
-    recorded = json.loads((SHIPPED / "recipe.json").read_text())["probes"]
-    assert abs(probes["celebrity_generation"] - recorded["celebrity_generation"]) < 0.1
+    assert abs(probes["celebrity_generation"] - probes["recorded"]["celebrity_generation"]) < 0.1
     assert abs(probes["fictitious_letter"] - 0.25) < 0.15
 
 
 def test_it_answers_with_a_letter_what_it_reads_sees_and_knows(probes):
     assert probes["reading"] >= 0.85 and probes["faces_mean"] >= 0.85
-    assert probes["celebrity_letter"] >= 0.9 and probes["transformed_letter"] >= 0.8
+    assert probes["celebrity_letter"] >= LETTER[probes["family"]] and probes["transformed_letter"] >= 0.75
 
 
 def test_it_answers_in_other_forms_about_people_whom_it_knows_from_sentences(probes):
