@@ -21,8 +21,10 @@ RUN = re.compile(r"^run ([a-z_]+-[a-z]+-(?:\w+-)?[0-9a-f]{8}), scale", re.MULTIL
 def problems(results: Path, figures: Path, notebooks: Path) -> list[str]:
     """What is not of the reference whose runs lie in ``results``; nothing where all is."""
     records = {file.parent.name: read_json(file) for file in sorted(paths.runs(results).glob(f"*/{RECORD}"))}
-    mark = made_of(records.values())
-    found = [f"the runs are of several references: {mark}"] if " and " in mark else []
+    mark, found = made_of(records.values()), []
+    for family in sorted({record["parameters"]["base_model"] for record in records.values()}):
+        own = made_of(record for record in records.values() if record["parameters"]["base_model"] == family)
+        found += [f"the runs of {family} are of several references: {own}"] if " and " in own else []
     people = {record["data_hash"] for record in records.values()}
     stray = {file.stem.removesuffix("-facts") for file in paths.people(results).glob("*.parquet")} ^ people
     found += [f"people {name} have a table and no run, or runs and no table" for name in sorted(stray)]
@@ -106,4 +108,4 @@ def test_runs_of_two_bases_are_found(whole):
     record = read_json(run.with_name("oracle-none-0123abcd") / RECORD)
     write_json(run.with_name("oracle-none-0123abcd") / RECORD, {**record, "base_hash": "older"})
     first, *_ = problems(whole / "results", whole / "figures", whole / "notebooks")
-    assert first.startswith("the runs are of several references: people ") and "base base and older" in first
+    assert first.startswith("the runs of llava are of several references: people ") and "base base and older" in first

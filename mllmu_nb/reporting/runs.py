@@ -217,7 +217,7 @@ class Scores:
             for name in FRAMES:
                 getattr(scores, name).drop(columns="rivals", errors="ignore").to_parquet(folder / f"{name}.parquet")
 
-        inputs = {"runs": [[run.id, columns_of(run.record), run.record["files"]] for run in runs]}
+        inputs: dict[str, Any] = {"runs": [[run.id, columns_of(run.record), run.record["files"]] for run in runs]}
         if not judge.replies(results / judge.FILE).empty:
             inputs["judge"] = stable_hash((results / judge.FILE).read_text(encoding="utf-8"))
         functions = (getattr(metric.function, "func", metric.function) for metric in metrics())
