@@ -152,3 +152,18 @@ def test_a_model_that_cannot_be_made_leaves_no_folder(tmp_path, capsys, out):
     assert export("--model", tmp_path / "new", method="base", base_path=tmp_path / "nothing") == 2
     assert "the base model in" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_is_named_in_one_line_and_nothing_is_left(tmp_path, tiny_base, out):
+    """The limit on the size of a file ends in the same error as a full disk, for torch, safetensors and tokenizers."""
+    resource = pytest.importorskip("resource")
+    for limit in (100, 40_000):
+        command = [sys.executable, "-m", "mllmu_nb", "export", "--model", str(tmp_path / "new"), "-p", "method", "base"]
+        done = subprocess.run(
+            [*command, "-p", "base_path", str(tiny_base)],
+            preexec_fn=lambda size=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2 and done.stderr.startswith(f"error: {tmp_path / 'new'} cannot be written (")
+        assert done.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
