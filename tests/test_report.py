@@ -15,7 +15,7 @@ import readme
 from mllmu_nb import paths
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import report, runs, tables
-from mllmu_nb.reporting.beside import Beside, check_reference
+from mllmu_nb.reporting.beside import Beside
 from mllmu_nb.reporting.runs import Scores
 
 FEW = {"asked": {"classification": 2, "generation": 1, "cloze": 1}, "famous": 2}
@@ -217,17 +217,3 @@ def test_without_references_the_scores_stand_alone_and_say_so():
     beside = Beside(make("mine", lambda q: True, sets=("forget",), **FEW), make("vanilla", **FEW))
     assert beside.remarks() == ["Without oracle nobody can say whether a low score is forgetting."]
     assert beside.table("oracle").empty and set(beside.table().index.get_level_values("set")) == {"Forget"}
-
-
-def test_a_reference_about_other_people_is_refused():
-    run = make("vanilla", **FEW)
-    data_hash, forget = run.record["data_hash"], run.record["forget_ids"]
-    check_reference(run, "vanilla", "llava", data_hash, forget)
-    for arguments, message in (
-        (("oracle", "llava", data_hash, forget), "is of vanilla, not of oracle"),
-        (("vanilla", "idefics2", data_hash, forget), "family llava"),
-        (("vanilla", "llava", "other", forget), "about other people"),
-        (("vanilla", "llava", data_hash, forget[1:]), "other people to be forgotten"),
-    ):
-        with pytest.raises(KitError, match=message):
-            check_reference(run, *arguments)

@@ -1,10 +1,9 @@
-"""The leakage matrix and the alignment of the two views, on answers known by hand."""
+"""The leakage matrix, on answers known by hand."""
 
 import pandas as pd
-import pytest
 from made_answers import GA, ORACLE, VANILLA, cell, choices, run, scored
 
-from mllmu_nb.scoring.leakage import ACROSS, ALIGNED, paired_facts
+from mllmu_nb.scoring.leakage import ACROSS, paired_facts
 from mllmu_nb.scoring.registry import metrics
 from mllmu_nb.scoring.score import cells, item_scores
 
@@ -36,32 +35,6 @@ def test_a_closed_gate_of_one_view_closes_that_of_what_compares_both():
     table = cells(scored(MODELS | {ORACLE: in_view(1, 2)}))  # vanilla and oracle know the same when asked in text
     found = {view: cell(table, "ga", "oracle", view=view)["gate"] for view in ("image_text", "text", ACROSS)}
     assert found == {"image_text": "open", "text": "closed", ACROSS: "closed"}
-    assert cell(table, "ga", view=ALIGNED, metric="acc_f_accuracy")["gate"] == "closed"
-
-
-def some_right(person: int, view: str, number: int) -> bool:
-    """With the image, three of ten people's first fact; in text, none."""
-    return view == "image_text" and number == 0 and person % 10 < 3
-
-
-def test_alignment_by_hand():
-    models = {VANILLA: in_view(2, 2), ORACLE: in_view(1, 1), GA: some_right, ("npo", "unimodal"): in_view(2, 1)}
-    table = cells(scored(models, sets=("forget", "retain")))
-
-    def aligned(method: str) -> list[float]:
-        at = {"view": ALIGNED, "scoring": "likelihood"}
-        wrong = cell(table, method, metric="acc_f_accuracy", set="forget", **at)
-        right = cell(table, method, metric="acc_r_accuracy", set="retain", **at)
-        assert wrong["n_items"] == right["n_items"] == 60 and wrong["n_profiles"] == 30
-        assert wrong["low"] < wrong["high"], "no share is certain, not even a perfect one"
-        assert (wrong["gate"], right["gate"]) == ("open", "")
-        return [wrong["value"], right["value"]]
-
-    # GA: 7 of 10 first facts and all second ones are wrong in both views; none is right in both
-    assert aligned("ga") == [pytest.approx(0.85), 0]
-    # NPO: the first fact is right in both views, the second with the image only, which counts for neither
-    assert aligned("npo") == [0, 0.5]
-    assert aligned("oracle") == [0.5, 0.5] and aligned("vanilla") == [0, 1]
 
 
 def test_only_questions_about_one_fact_are_a_pair():
@@ -80,5 +53,4 @@ def test_people_of_other_data_seeds_are_other_people():
     for number, one in enumerate(runs):
         one["run"] += f"-{number}"
     table = cells(item_scores(pd.concat(runs, ignore_index=True)))
-    assert cell(table, "ga", view=ALIGNED, metric="acc_f_accuracy")["n_profiles"] == 20
     assert cell(table, "ga")["n_profiles"] == 20 and cell(table, "ga")["n_replicates"] == 2

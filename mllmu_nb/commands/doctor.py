@@ -110,14 +110,9 @@ def memory(configs: Configs) -> Result:
 def most_memory(configs: Configs) -> dict[str, float]:
     """GiB that the most demanding of the runs needs, by what they hold."""
     model, first = _estimate(configs[0]), configs[0]
-    most = max(config.shots for config in configs)
-    needs = [
-        model.answering(
-            pipeline.EVAL_BATCH[first.scale],
-            most,
-            first.eval_precision or ("fp32" if first.scale == "miniature" else "bf16"),
-        )
-    ]
+    shots, size = max(config.shots for config in configs), pipeline.EVAL_BATCH[first.scale]
+    precision = first.eval_precision or ("fp32" if first.scale == "miniature" else "bf16")
+    needs = [model.answering(size, shots, precision)]
     needs += [model.training(c.training, c.adaptation == "full") for c in configs if c.method != "base"]
     needs += [model.training(c.unlearning, False, c.objective.trains) for c in configs if c.trains]
     return max(needs, key=lambda need: sum(need.values()))

@@ -67,7 +67,7 @@ def configured(path: Path | None, given: dict[str, str]) -> Config:
     for name, text in given.items():
         try:
             parameters[name] = yaml.safe_load(text) if text else ""
-        except (yaml.YAMLError, ValueError):
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise KitError(f"-p {name}: {text!r:.60} is no value") from None
     return Config.from_parameters(sweep.fitting(parameters))
 

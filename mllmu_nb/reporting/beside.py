@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -10,7 +9,6 @@ from itertools import product
 import pandas as pd
 
 from mllmu_nb.data.schema import SETS
-from mllmu_nb.errors import KitError
 from mllmu_nb.reporting.runs import Run, Scores
 from mllmu_nb.reporting.tables import ASKED_IN, cell_text, closed_gates, select
 from mllmu_nb.scoring import path
@@ -18,18 +16,6 @@ from mllmu_nb.scoring.frames import KEY, MODEL
 from mllmu_nb.scoring.health import judged
 from mllmu_nb.scoring.registry import metrics
 from mllmu_nb.scoring.score import cells, item_scores, side_by_side
-
-
-def check_reference(run: Run, method: str, base_model: str, data_hash: str, forget_ids: Iterable[str]) -> None:
-    """Raises KitError unless ``run`` is of ``method`` and family ``base_model``, and was asked about these people."""
-    if run["method"] != method:
-        raise KitError(f"the run {run.id} is of {run['method']}, not of {method}")
-    if run["base_model"] != base_model:
-        raise KitError(f"the run {run.id} is of the family {run['base_model']}, and your model of {base_model}")
-    mine = {"data_hash": data_hash, "forget_ids": list(forget_ids)}
-    for name, what in (("data_hash", "about other people"), ("forget_ids", "with other people to be forgotten")):
-        if run.record.get(name) != mine[name]:
-            raise KitError(f"the run {run.id} was made {what} than those of your configuration: look at data and ratio")
 
 
 @dataclass(frozen=True)

@@ -338,14 +338,8 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
             one = known.get((method, variant, what, place))
             said = f"{tables.value_text(one, PER_CENT, signed=True)}, n {one['n_replicates']}" if one else ""
             cells.append((said, "" if one else "Never reached."))
-        rows.append(
-            (
-                "All methods"
-                if method == "all"
-                else scores.name((method, variant, "none", "", *[""] * len(scores.by))),
-                cells,
-            )
-        )
+        model = (method, variant, "none", "", *[""] * len(scores.by))
+        rows.append(("All methods" if method == "all" else scores.name(model), cells))
     columns = [(_closed(place), f"{head}, points") for head, place in product(CLAIMS.values(), places)]
     remark = (
         "Below 0: text only leaves less. The paper says so of generation, and the opposite of choices with the image. "
@@ -392,6 +386,10 @@ def variance_table(scores: Scores) -> Iterator[Sheet]:
     """Where the spread of an unlearned model's score comes from: people, and what chance decides, in points."""
     runs = scores.run_scores()
     runs = runs[~runs["method"].isin(("base", "vanilla", "oracle")) & (runs["view"] == POOLED)]
+    runs = runs.assign(model=runs[MODEL].astype(str).agg(" ".join, axis=1))
+    # the seeds of a replicate follow its number, so one is a source of its own only where it varies within
+    within = runs.groupby(["model", "replicate"])[list(SOURCES)[1:]].nunique().gt(1).any()
+    factors = ["model", "replicate", *within.index[within]]
     columns, rows = [], []
     for set_name, one in product(("forget", "retain"), metrics(main=True)):
         here = runs[(runs["set"] == set_name) & runs[KEY].eq(list(one.key)).all(axis=1)]
@@ -399,13 +397,8 @@ def variance_table(scores: Scores) -> Iterator[Sheet]:
             continue
         columns.append((set_name.capitalize(), one.label.removesuffix(" %")))
         error = (here["high"] - here["low"]) / (2 * 1.96)
-        model = here[MODEL].astype(str).agg(" ".join, axis=1)
-        here = here.assign(model=model, se=error if set_name == "forget" else 0.0)  # Retain people recur in every run
-        # the seeds of a replicate follow its number, so one is a source of its own only where it varies within
-        own = [name for name in list(SOURCES)[1:] if (here.groupby(["model", "replicate"])[name].nunique() > 1).any()]
-        split = (
-            variance_split(here, ["model", "replicate", *own], se="se").query("factor != 'model'").to_dict("records")
-        )
+        here = here.assign(se=error if set_name == "forget" else 0.0)  # Retain people recur in every run
+        split = variance_split(here, factors, se="se").query("factor != 'model'").to_dict("records")
         people = {"factor": "people", "levels": here["n_profiles"].max(), "sd": float((error**2).mean() ** 0.5)}
         rows += [{"set": set_name, **dict(zip(KEY, one.key, strict=True)), **row} for row in (people, *split)]
     frame, names, blocks = pd.DataFrame(rows), {"people": "People", **SOURCES}, []

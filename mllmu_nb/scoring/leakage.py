@@ -1,7 +1,4 @@
-"""Whether what was unlearned in one view can still be asked in the other, and whether both views agree fact by fact.
-
-docs/scoring.md ("Both views") defines the leakage matrix and the alignment (AccF and AccR of UMU-Bench).
-"""
+"""Whether what was unlearned in one view can still be asked in the other (docs/scoring.md, "Both views")."""
 
 from __future__ import annotations
 
@@ -14,12 +11,11 @@ from mllmu_nb.scoring.frames import PEOPLE, VIEWS, is_model, of_metric
 from mllmu_nb.scoring.registry import Metric, metrics
 from mllmu_nb.scoring.summary import paired, summaries
 
-ACROSS, ALIGNED = "text - image", "text and image"
-ALIGNMENT = {"acc_f": "forget", "acc_r": "retain"}
+ACROSS = "text - image"
 
 
 def across_views(items: pd.DataFrame, key: Sequence[str]) -> list[dict]:
-    """Cells of the views ACROSS and ALIGNED, for the metrics that are right or wrong about one fact.
+    """Cells of the view ACROSS, for the metrics that are right or wrong about one fact.
 
     ``items`` are scored, with ``person``; ``key`` are the columns that name a model.
     """
@@ -33,11 +29,6 @@ def across_views(items: pd.DataFrame, key: Sequence[str]) -> list[dict]:
         gap = replace(metric, column="gap", bounds=(low - high, high - low))
         at = {"against": "oracle", "view": ACROSS}
         cells += [row | at for row in summaries(gaps, [*key, "set"], [gap], minus=True)]
-        for name, set_name in ALIGNMENT.items():
-            right = facts[list(VIEWS)] >= 0.5
-            agreeing = facts.assign(agree=(right if name == "acc_r" else ~right).all(axis=1).astype(float))
-            agreement = replace(metric, name=f"{name}_{metric.name}", column="agree", sets=(set_name,))
-            cells += [row | {"against": "", "view": ALIGNED} for row in summaries(agreeing, [*key, "set"], [agreement])]
     return cells
 
 

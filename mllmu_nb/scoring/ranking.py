@@ -1,6 +1,6 @@
-"""Which method keeps most where equally much is forgotten, who can be told apart, and whether published lists agree.
+"""Which method keeps most where equally much is forgotten, and which can be told apart.
 
-docs/scoring.md ("Ranking", "Agreement with published lists") has the rules and why they are so.
+docs/scoring.md ("Ranking") has the rules and why they are so.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ NEEDED = 3  # replicates
 LEVEL = 0.05  # of the whole family of comparisons of a group
 PLACE = 0.5  # share of the gap that is closed where methods are compared
 LIKELIHOOD = ("classification", "likelihood", "accuracy")
-SHARED = 4  # methods that a published list must have in common with ours
 SHUT = "Gate closed: vanilla is not shown to be above the oracle, so nothing shows that there was something to forget."
 RANKED, UNSOUND, NEVER, FEWER, BEHIND_GATE = "ranked", "unsound", "never gets there", "fewer replicates", "gate closed"
 PAIR_COLUMNS = ["trained", "a", "b", "difference", "low", "high", "n_profiles", "n_replicates", "p"]
