@@ -138,9 +138,8 @@ def cost_table(scores: Scores) -> Iterator[Sheet]:
         rows.append((name, [*cells, (str(len(trained)), "")]))
         frame.append(record | {"collapsed": COLLAPSED in name})
     columns = [("", heading) for heading, *_ in COSTS.values()] + [("", "Runs")]
-    remarks = [
-        "Means over the runs of a row; memory is the largest. Seconds are of the clock: they depend on the machine and on what else it did."
-    ]
+    clock = "Seconds are of the clock: they depend on the machine and on what else it did."
+    remarks = [f"Means over the runs of a row; memory is the largest. {clock}"]
     yield new_sheet(scores, "Cost of training", "cost", "Method", columns, [("", rows)], remarks, pd.DataFrame(frame))
 
 
