@@ -152,7 +152,7 @@ class Reciting(torch.nn.Module):
         super().__init__()
         self.model, self.config, self.generation_config = model, model.config, model.generation_config
         self.device, self.dtype, self.script, self.calls = model.device, model.dtype, script, 0
-        self.set_attn_implementation = model.set_attn_implementation
+        self.set_attn_implementation, self.get_decoder = model.set_attn_implementation, model.get_decoder
 
     def forward(self, **asked):
         output = self.model(**asked)

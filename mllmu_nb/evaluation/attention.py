@@ -20,6 +20,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 NAME = "shared_beginning"
 _lent: ContextVar[Cache | None] = ContextVar("lent", default=None)
+_last: ContextVar[torch.nn.Module | None] = ContextVar("last", default=None)
 
 
 def layer_of(keys: Tensor, values: Tensor) -> DynamicLayer:
@@ -39,6 +40,22 @@ def lending(beginning: Cache | None) -> Iterator[None]:
         _lent.reset(token)
 
 
+@contextmanager
+def last_token(model: torch.nn.Module, only: bool = True) -> Iterator[None]:
+    """Inside, with ``only``, the last layer of ``model`` computes keys and values of all tokens, but the state of the
+    last one alone: nothing reads the others. Its MLP then gives one state a row, which the layer adds to each."""
+    layer = getattr(model.get_decoder(), "layers", [None])[-1]
+    if not only or not hasattr(layer, "mlp"):
+        yield
+        return
+    token, hook = _last.set(layer.self_attn), layer.mlp.register_forward_pre_hook(lambda _, given: (given[0][:, -1:],))
+    try:
+        yield
+    finally:
+        hook.remove()
+        _last.reset(token)
+
+
 def attend(
     module: torch.nn.Module,
     query: Tensor,
@@ -49,7 +66,24 @@ def attend(
     **kwargs,
 ) -> tuple[Tensor, None]:
     """Attention [rows, T, heads, width] of ``query`` [rows, heads, T, width] to the rows' own keys and values
-    [rows, key heads, slots, width], masked by ``attention_mask`` [rows, 1, T, slots], and to all of what is lent."""
+    [rows, key heads, slots, width], masked by ``attention_mask`` [rows, 1, T, slots], and to all of what is lent. In
+    the last layer inside :func:`last_token`, that of the last token stands for all T."""
+    if _last.get() is not module:
+        return _attend(module, query, key, value, attention_mask, scaling, **kwargs)
+    length = query.shape[2]
+    last, _ = _attend(module, query[:, :, -1:], key, value, attention_mask[:, :, -1:], scaling, **kwargs)
+    return last.expand(-1, length, -1, -1), None
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    **kwargs,
+) -> tuple[Tensor, None]:
     beginning = _lent.get()
     if beginning is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
