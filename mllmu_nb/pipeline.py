@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from mllmu_nb import after as after_steps
-from mllmu_nb import paths, pinning
+from mllmu_nb import paths, pinning, progress
 from mllmu_nb.config import YOURS, Config, departures, public, stable_hash
 from mllmu_nb.data import generate, hub, portraits
 from mllmu_nb.data.conversations import MODALITIES, Conversation, training_conversations
@@ -460,10 +460,21 @@ def beside(config: Config, *methods: str) -> list[Path]:
     missing = [one for one in chosen if not finished(one)]
     if len(missing) > 1:  # a process each: faster on two cores than one after the other on both
         spawn = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(len(missing), mp_context=spawn, initializer=end_with_parent)
+        bars = spawn.Queue() if progress.live() else None
+        pool = ProcessPoolExecutor(len(missing), mp_context=spawn, initializer=_begin, initargs=(bars,))
         with status(", ".join(one.method for one in missing)), pool:
-            list(pool.map(run, missing))
+            running = [pool.submit(run, one) for one in missing]
+            if bars:
+                progress.follow(bars, running)
+            for one in running:
+                one.result()
     return [run(one) for one in chosen]
+
+
+def _begin(bars: Any) -> None:
+    """What a process of :func:`beside` does first."""
+    end_with_parent()
+    progress.send_to(bars)
 
 
 def draws_of(config: Config, known: Population, sets: Sequence[str]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from mllmu_nb.errors import KitError
 FORMAT = 2  # raised when the files of a stage change their form, so that older ones are made anew
 RECORD = "provenance.json"
 # Their code decides where a result lies and what is said about it, never what it is; parameters are among the inputs.
-NOT_CODE = {"config", "errors", "paths", "pinning", "processes", "provenance", "registry", "stages"}
+NOT_CODE = {"config", "errors", "paths", "pinning", "processes", "progress", "provenance", "registry", "stages"}
 
 
 @dataclass(frozen=True)

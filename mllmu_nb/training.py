@@ -17,7 +17,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce, send_to_device
 from torch import Tensor
-from tqdm import tqdm
 from transformers import get_scheduler
 
 from mllmu_nb import pinning
@@ -29,6 +28,7 @@ from mllmu_nb.models.checkpoint import Checkpoint
 from mllmu_nb.models.load import count_trainable
 from mllmu_nb.models.score import labelled, score
 from mllmu_nb.muon import Muon
+from mllmu_nb.progress import progress_bar
 from mllmu_nb.unlearning.base import Method, Recipe, ReferenceLogProbs, Scored, Step, Streams
 
 # As transformers names them. "plateau" (warmup, stable, decay) stays at its height and falls over the last DECAY.
@@ -114,10 +114,10 @@ def train(
         next(batches)
     if checkpoint:
         checkpoint.restore(trained, movers, log)
-    hidden = None if progress and state.is_main_process else True  # None: without a terminal
     started = time.perf_counter() - log.seconds
     model.train()
-    for number in tqdm(range(done + 1, max(steps, beyond) + 1), disable=hidden, mininterval=1.0):
+    ahead, shown = range(done + 1, max(steps, beyond) + 1), progress and state.is_main_process
+    for number in progress_bar(ahead, desc="steps", shown=shown):
         terms, tokens = back_propagate(model, next(batches), method, trained, autocast)
         if state.num_processes > 1:
             terms = over_processes(terms, trained.values(), model.device)

@@ -8,7 +8,6 @@ from math import isfinite, nan
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from mllmu_nb.data.schema import LETTERS, SETS, TASKS, Item, Population
 from mllmu_nb.errors import KitError, choose
@@ -16,6 +15,7 @@ from mllmu_nb.evaluation import draws as drawing
 from mllmu_nb.evaluation.engine import Prompts, closed_likelihoods, greedy
 from mllmu_nb.evaluation.tasks import Asking, Inquiry
 from mllmu_nb.models import families
+from mllmu_nb.progress import progress_bar
 
 MAX_SHOTS = 5
 SCORINGS, PROTOCOLS = ("both", "letter"), ("clean", "upstream")
@@ -71,8 +71,7 @@ def ask(
     inquiries = inquiries_of(asking, sets=sets, scoring=scoring, limit=limit)
     asked = [(one, prompts_of(model, processor, one, long_prompts)) for one in inquiries]
     total, rows = sum(len(inquiry.conversations) for inquiry in inquiries), []
-    # without a terminal (papermill, logs) the bar stays silent
-    with tqdm(total=total, desc="questions", mininterval=1.0, disable=None if progress else True) as bar:
+    with progress_bar(total=total, desc="questions", shown=progress) as bar:
         for inquiry, prompts in asked:
             rows += answer(model, processor, inquiry, prompts, batch_size, bar.update)
     answers = pd.DataFrame(rows, columns=COLUMNS)

@@ -16,7 +16,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tqdm import tqdm
 
 from mllmu_nb.data.conversations import VIEW_OF, Conversation, training_conversations
 from mllmu_nb.data.schema import Profile
@@ -24,6 +23,7 @@ from mllmu_nb.evaluation.ask import inquiries_of
 from mllmu_nb.evaluation.tasks import Asking
 from mllmu_nb.models import families
 from mllmu_nb.models.score import score
+from mllmu_nb.progress import progress_bar
 
 FAR = 1e4  # standard deviations; a model that is sure of another token puts the true one beyond any number
 HALF = pa.list_(pa.float16())  # three digits are plenty and halve the file
@@ -51,7 +51,7 @@ def teacher_forced(
 
     order, read = sorted(range(len(conversations)), key=length), {}  # little padding
     starts = range(0, len(order), batch_size)
-    for start in tqdm(starts, desc=progress, mininterval=1.0, disable=None if progress else True):
+    for start in progress_bar(starts, desc=progress, shown=bool(progress)):
         indices = order[start : start + batch_size]
         batch = family.encode(processor, [conversations[i] for i in indices], eos=False, device=model.device)
         batch = {key: t.to(model.dtype) if t.is_floating_point() else t for key, t in batch.items()}

@@ -1,0 +1,66 @@
+"""A bar while work goes on: in a terminal, and below a notebook's cell while somebody sits at the kernel. Nowhere else,
+so that what papermill, nbmake and nbconvert write holds none.
+
+A process that the kernel has started sends its bars there: ``send_to`` in it, ``follow`` in the kernel.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import queue
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import tqdm
+import tqdm.auto
+
+_kernel: Any = None  # the queue to the process that draws this one's bars
+
+
+def live() -> bool:
+    """Whether somebody at the kernel can type and click: JupyterLab, and not papermill, nbmake or nbconvert."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return bool(getattr(getattr(shell, "kernel", None), "_allow_stdin", False))
+
+
+def progress_bar(*given: Any, shown: bool = True, **named: Any) -> tqdm.tqdm:
+    """A bar of tqdm over what is given, hidden where nobody would see it or ``shown`` is False."""
+    named["mininterval"] = 1.0
+    if shown and _kernel:
+        return _Sent(*given, file=io.StringIO(), **named)
+    if shown and live():
+        return tqdm.auto.tqdm(*given, leave=False, **named)
+    return tqdm.tqdm(*given, disable=None if shown else True, **named)
+
+
+class _Sent(tqdm.tqdm):
+    """A bar that another process draws."""
+
+    def display(self, *given: Any, **named: Any) -> None:
+        _kernel.put((os.getpid(), self.desc, self.n, self.total))
+
+
+def send_to(kernel: Any) -> None:
+    """Has this process send its bars to ``kernel``, a queue; None: draws them itself."""
+    global _kernel
+    _kernel = kernel
+
+
+def follow(sent: Any, running: Sequence[Future]) -> None:
+    """Draws the bars that processes put into ``sent`` until all that is ``running`` has ended."""
+    bars: dict[tuple, tqdm.tqdm] = {}
+    while not all(one.done() for one in running):
+        try:
+            process, name, done, total = sent.get(timeout=0.5)
+        except queue.Empty:
+            continue
+        if (process, name) not in bars:
+            bars[process, name] = progress_bar(desc=name)
+        bar = bars[process, name]
+        bar.n, bar.total = done, total
+        bar.refresh()
+    for bar in bars.values():
+        bar.close()
