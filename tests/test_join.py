@@ -123,10 +123,16 @@ def test_the_workflow_calls_the_same_script_on_every_python():
     assert used == {"actions/checkout", "actions/setup-python"}
 
 
-def test_the_workflow_passes_a_linter():
-    pytest.importorskip("check_jsonschema", reason="check-jsonschema, of the extra 'test', is not installed")
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows"]
-    done = subprocess.run([*command, ROOT / ".github" / "workflows" / "ci.yml"], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    "linter",
+    ["check-jsonschema --builtin-schema vendor.github-workflows", "zizmor --offline --config .github/zizmor.yml"],
+)
+def test_the_workflow_passes_the_linters(linter):
+    program, *options = linter.split()
+    found = shutil.which(program, path=Path(sys.executable).parent) or shutil.which(program)
+    if found is None:
+        pytest.skip(f"{program}, of the extra 'test', is not installed")
+    done = subprocess.run([found, *options, ".github/workflows/ci.yml"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
