@@ -6,6 +6,7 @@ import errno
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -169,9 +170,31 @@ def test_the_readmes_table_marks_what_is_closed_and_what_has_collapsed(collapsed
     ), "no title but the base"
 
 
+def test_the_readmes_finding_is_the_best_method_beside_ascent():
+    def kept(**values):
+        rows = [{"method": m, "value": v, "low": v - 0.1, "high": v + 0.05} for m, v in values.items()]
+        rows = pd.DataFrame(rows).assign(closed_in="trained", what="kept", place=0.5, modality="multimodal")
+        group = {"base_model": "llava", "protocol": "clean", "forget_ratio": 10}
+        one = SimpleNamespace(kept=rows, runs=[make("vanilla", **FEW)], group=group)
+        return SimpleNamespace(groups=lambda: [(("llava", "clean", 10), one)])
+
+    said = readme.finding(kept(ga=0.7, kl_min=0.9, npo=0.65))
+    assert "gradient ascent still answers 70 % [60, 75]" in said and "and KL Min. 90 % [80, 95]" in said
+    assert said.count("**") == 2 and "one replicate" in said
+    assert "no method is shown to keep more" in readme.finding(kept(ga=0.9, kl_min=0.7))
+    assert "no method is shown to keep more" in readme.finding(kept(kl_min=0.7))
+
+
+def test_badges_are_those_of_the_projects_place_and_none_without_one():
+    assert readme.badges("") == ""
+    shown = readme.badges("https://example.org/owner/name")
+    assert "https://example.org/owner/name/actions" in shown and "/gh/owner/name/HEAD" in shown
+
+
 def test_the_readmes_map_takes_minutes_from_the_runs_and_the_rest_from_the_notebooks(tmp_path):
-    for name, makes in (("03_ga", "the run `ga`: an adapter"), ("09_tables", "tables")):
-        source = f"# {name[:2]} · Title of {name}\n\n| | |\n|---|---|\n| **makes** | {makes} |"
+    for name, makes in (("03_ga", "the run `ga`: an adapter"), ("09_tables", "tables"), ("99_more", "nothing")):
+        rows = f"| **makes** | {makes} |\n| **in the paper** | paper's {name} |"
+        source = f"# {name[:2]} · Title of {name}\n\n| | |\n|---|---|\n{rows}"
         (tmp_path / f"{name}.ipynb").write_text(json.dumps({"cells": [{"source": [source]}]}))
     some = [
         make("ga", modality=modality, draw=draw, **FEW) for modality in ("multimodal", "unimodal") for draw in (0, 1)
@@ -179,9 +202,11 @@ def test_the_readmes_map_takes_minutes_from_the_runs_and_the_rest_from_the_noteb
     for run in some:
         run.train["seconds"] = 118.5 if run["replicate"] == 0 else 9999
     table = readme.map_table(some, sorted(tmp_path.glob("*.ipynb")))
-    assert "| Title of 03_ga | [03_ga](notebooks/03_ga.ipynb) |" in table and table.count("papermill") == 2
-    minutes = [line.split(" | ")[-1].strip(" |") for line in table.splitlines()[2:]]
-    assert minutes == ["2.0", "< 1"], "two runs of 120 s side by side"
+    ascent, tables_, *_ = lines = [line.strip("| ").split(" | ") for line in table.splitlines()[2:4]]
+    assert ascent[:2] == ["paper's 03_ga", "[03_ga](notebooks/03_ga.ipynb)"] and "99_more" not in table
+    assert [line[-1] for line in lines] == ["2.0", "< 1"], "two runs of 120 s side by side"
+    assert ascent[3] == "44.4 %" and tables_[3] == "", "as published_results.csv has it, and nothing of a whole table"
+    assert "[table2_main.csv](results/reference/tables/table2_main.csv)" in ascent[2]
 
 
 def test_filling_replaces_what_stands_between_the_marks():

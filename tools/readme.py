@@ -1,18 +1,20 @@
-"""Fills the README's finding and tables from the reference run: ``python tools/readme.py``.
+"""Fills the README's badges, finding and tables from the reference run: ``python tools/readme.py``.
 
-No number of the README is typed: the main table comes from the runs' answers, the minutes from their train.json, and
-the notebooks say themselves what they make.
+No number of the README is typed: the main table comes from the runs' answers, the minutes from their train.json,
+published figures from ``published_results.csv``, and the notebooks say themselves what they make and what of the paper.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mllmu_nb import paths
+from mllmu_nb.reporting import published
 from mllmu_nb.reporting.runs import MODALITIES, Run, Scores, method_label
 from mllmu_nb.reporting.table_specs import all_rows
 from mllmu_nb.reporting.tables import column, grid
@@ -22,6 +24,17 @@ from mllmu_nb.scoring.health import JUDGED_BY
 from mllmu_nb.scoring.registry import by_key
 
 FIRST = {"base_model": "llava", "protocol": "clean", "forget_ratio": 10, "replicate": 0}  # `make reproduce` makes it
+TABLES, FIGURES = "results/reference/tables", "figures/reference"
+FILES = {  # by a notebook's number, what it shows of the paper
+    "01": [f"{TABLES}/table1_data.csv"],
+    **dict.fromkeys(("02", "03", "04", "05", "06", "07"), [f"{TABLES}/table2_main.csv"]),
+    "09": [f"{TABLES}/table2_main.md", f"{TABLES}/table2_main.tex"],
+    "10": [f"{FIGURES}/{name}_llava_10.png" for name in ("before_after", "forgetting_utility", "oracle_gap")],
+    "13": [f"{TABLES}/table_claim.csv"],
+}
+COUNTED = {"01": "20,754 questions"}  # of the paper's Table 1
+PRINTED = {"base_model": "LLaVA-1.5-7B", "forget_ratio": 5, "set": "Forget", "metric": "classification_acc"}
+PRINTED |= {"kind": "published"}
 
 
 def clean_groups(scores: Scores) -> list[Scores]:
@@ -32,13 +45,14 @@ def clean_groups(scores: Scores) -> list[Scores]:
 
 
 def main_table(scores: Scores) -> str:
-    """Likelihood accuracy in per cent with its 95 % limits, a table a base model and a row a model."""
-    metric, tables = replace(by_key()[JUDGED_BY], digits=0), []
+    """Likelihood accuracy of the first base in per cent with its 95 % limits, a row a model; where the others' is."""
+    clean, *others = clean_groups(scores)
+    metric = replace(by_key()[JUDGED_BY], digits=0)
     columns = [column(metric, VIEWS[v], s.capitalize(), set=s, view=v) for s in metric.sets for v in VIEWS]
-    for clean in clean_groups(scores):
-        sheet = grid(clean, "", "readme", all_rows(clean), columns, {"against": ""}, remarks=[])
-        tables.append(f"**{clean.runs[0].base_label}**, {_replicates(clean)}\n\n{replace(sheet, title='').markdown()}")
-    return "\n".join(tables)
+    sheet = grid(clean, "", "readme", all_rows(clean), columns, {"against": ""}, remarks=[])
+    title, more = f"**{clean.runs[0].base_label}**, {_replicates(clean)}", f"{TABLES}/table2_by_view.md"
+    bases = "".join(f"{other.runs[0].base_label} ({_replicates(other)}) and " for other in others)
+    return f"{title}\n\n{replace(sheet, title='').markdown()}\n{bases}every other measure: [{Path(more).name}]({more})."
 
 
 def _replicates(scores: Scores) -> str:
@@ -48,29 +62,21 @@ def _replicates(scores: Scores) -> str:
 
 def finding(scores: Scores) -> str:
     """What gradient ascent and the method that keeps most have kept where half of the gap to the oracle is closed."""
-    lines = []
-    for clean in clean_groups(scores):
-        kept, found = clean.kept, []
-        half = kept[(kept["closed_in"] == "trained") & (kept["what"] == path.KEPT) & (kept["place"] == 0.5)]
-        for modality, name in MODALITIES.items():
-            rows = half[half["modality"] == modality].dropna(subset=["value"])
-            ascent, best = rows[rows["method"] == "ga"], rows.nlargest(1, "value")
-            if len(ascent) and best["method"].item() != "ga":
-                said = (f"{method_label(row['method'])} {_per_cent(row)}" for row in _rows(ascent, best))
-                found.append(f"trained on {name}, " + " and ".join(said))
-        if found:
-            lines.append(f"{clean.runs[0].base_label} ({_replicates(clean)}): {'; '.join(found)}")
-    if not lines:
-        return "No method closed half of the gap to the oracle in these runs."
+    clean = clean_groups(scores)[0]
+    kept = clean.kept
+    half = kept[(kept["closed_in"] == "trained") & (kept["what"] == path.KEPT) & (kept["place"] == 0.5)]
+    half = half[half["modality"] == "multimodal"].dropna(subset=["value"]).set_index("method")
+    if "ga" not in half.index or half["value"].idxmax() == "ga":
+        return "Where half of the gap to the oracle is closed, no method is shown to keep more than gradient ascent."
+    best = half["value"].idxmax()
     return (
-        "**Where half of the gap to the oracle is closed, gradient ascent has lost more of what was to be kept than "
-        "the best method. Answers about the people to be kept that are still right, by likelihood, with 95 % limits: "
-        f"{'. '.join(lines)}.**"
+        "**Forgetting costs what should be kept, and the method decides how much: where half of the gap between "
+        f"vanilla and the oracle is closed, gradient ascent still answers {_per_cent(half.loc['ga'])} of the questions "
+        f"about all others rightly, and {method_label(best)} {_per_cent(half.loc[best])}.** "
+        f"({clean.runs[0].base_label}, unlearned on {MODALITIES['multimodal']}, multiple choice by likelihood, "
+        f"{_replicates(clean)}, 95 % limits. The rest: [notebook 13](notebooks/13_along_the_path.ipynb), "
+        f"[table_path]({TABLES}/table_path.md).)"
     )
-
-
-def _rows(*frames) -> list[Mapping]:
-    return [row for frame in frames for row in frame.to_dict("records")]
 
 
 def _per_cent(row: Mapping) -> str:
@@ -78,26 +84,55 @@ def _per_cent(row: Mapping) -> str:
 
 
 def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
-    """What is made where: notebook, command and the minutes of a run of it when the reference run was made.
+    """What of the paper is where: notebook, files, the published figure where one is known, and minutes.
 
-    Two runs are made at a time: those of a notebook count half together, and no less than the longest alone.
+    The minutes are those that a notebook's own runs took when the reference was made. Two runs are made at a time:
+    those of a notebook count half together, and no less than the longest alone.
     """
-    lines = ["| what | notebook | command | minutes, with what it needs there |", "|---|---|---|---:|"]
+    printed = published.load()
+    printed = printed[printed[list(PRINTED)].eq(list(PRINTED.values())).all(axis=1)].replace(published.OURS)
+    figures = printed.set_index("method")["value"]
+    head = "published: LLaVA-1.5-7B, 5 %, Forget, multiple choice"
+    lines = [f"| in the paper | notebook | files | {head} | minutes |", "|---|---|---|---:|---:|"]
     first = [run for run in runs if all(run[name] == value for name, value in FIRST.items())]
     for notebook in notebooks:
-        title, makes = _header(notebook)
-        made = [run.train for run in first if run["method"] in re.findall(r"`(\w+)`", makes)]
+        if (number := notebook.stem[:2]) not in FILES:
+            continue
+        makes, paper = _header(notebook)
+        methods = re.findall(r"`(\w+)`", makes)
+        made = [run.train for run in first if run["method"] in methods]
         seconds = [train["seconds"] + train["evaluation_seconds"] for train in made]
         spent = f"{max(sum(seconds) / 2, *seconds, 0) / 60:.1f}" if seconds else "< 1"
-        command = f"papermill notebooks/{notebook.name} out.ipynb --cwd notebooks -f configs/miniature.yaml"
-        lines.append(f"| {title} | [{notebook.stem}](notebooks/{notebook.name}) | `{command}` | {spent} |")
-    return "\n".join(lines)
+        known = [f"{figures[name]:.1f} %" for name in methods if name in figures.index]
+        known = COUNTED.get(number) or ", ".join(known) or ("not known" if methods else "")
+        files = ", ".join(f"[{Path(file).name}]({file})" for file in FILES[number])
+        lines.append(f"| {paper} | [{notebook.stem}](notebooks/{notebook.name}) | {files} | {known} | {spent} |")
+    [source] = printed["source"].unique()
+    note = f"Published figures as in {source}; all that are known: [{published.FILE.name}]({_here(published.FILE)})."
+    return "\n".join([*lines, "", f"{note} They are of other models: compare directions with them, not levels."])
 
 
-def _header(notebook: Path) -> tuple[str, str]:
-    """The title of a notebook and its line on what it makes."""
+def _here(file: Path) -> str:
+    return file.relative_to(paths.checkout()).as_posix()
+
+
+def _header(notebook: Path) -> list[str]:
+    """What a notebook's title cell says that it makes, and what that is in the paper."""
     text = "".join(json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"])
-    return re.search(r"^# \d+ · (.+)$", text, re.MULTILINE)[1], re.search(r"\*\*makes\*\* \|(.+)", text)[1]
+    return [re.search(rf"\*\*{row}\*\* \|(.+?) \|", text)[1].strip() for row in ("makes", "in the paper")]
+
+
+def badges(url: str) -> str:
+    """Badges of the tests, the licence and Binder for a project that lies at ``url``; nothing without one."""
+    if not url:
+        return ""
+    binder = f"https://mybinder.org/v2/gh/{'/'.join(url.split('/')[-2:])}/HEAD?labpath=notebooks/00_start_here.ipynb"
+    shown = [
+        ("tests", f"{url}/actions/workflows/ci.yml/badge.svg", f"{url}/actions"),
+        ("licence", "https://img.shields.io/badge/licence-Apache--2.0-blue", "LICENSE"),
+        ("Binder", "https://mybinder.org/badge_logo.svg", binder),
+    ]
+    return " ".join(f"[![{name}]({picture})]({place})" for name, picture, place in shown)
 
 
 def fill(text: str, marker: str, content: str) -> str:
@@ -108,9 +143,16 @@ def fill(text: str, marker: str, content: str) -> str:
 
 def main() -> None:
     readme, scores = paths.checkout() / "README.md", Scores.read(paths.reference())
-    text = fill(readme.read_text(encoding="utf-8"), "main table", main_table(scores))
-    text = fill(text, "finding", finding(scores))
-    text = fill(text, "map", map_table(scores.runs, sorted(paths.notebooks().glob("*.ipynb"))))
+    project = tomllib.loads((paths.checkout() / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    filled = {
+        "badges": badges(project.get("urls", {}).get("Repository", "")),
+        "finding": finding(scores),
+        "main table": main_table(scores),
+        "map": map_table(scores.runs, sorted(paths.notebooks().glob("*.ipynb"))),
+    }
+    text = readme.read_text(encoding="utf-8")
+    for marker, content in filled.items():
+        text = fill(text, marker, content)
     readme.write_text(text, encoding="utf-8")
 
 

@@ -1,0 +1,243 @@
+"""What readers are told can be done: links lead somewhere, commands are taken, the cheap ones run, examples work.
+
+Commands are those of README, CONTRIBUTING and the questions: every line of a shell block, and what stands between
+backticks and begins with a program. All are parsed; those in ``RUN`` are executed, with what makes them small.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import mistune
+import nbformat
+import papermill
+import pytest
+import yaml
+from fake_runs import make
+from test_environment import ROOT
+
+from mllmu_nb import __main__ as door
+from mllmu_nb import after, paths, registry, unlearning
+from mllmu_nb.checks import check_after, check_method
+from mllmu_nb.commands import sweep
+from mllmu_nb.config import Config
+from mllmu_nb.models.load import load_base
+from mllmu_nb.reporting import figures, tables
+from mllmu_nb.reporting.runs import Scores
+from mllmu_nb.scoring import registry as metrics
+from mllmu_nb.scoring.checks import check_metric
+
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    (ROOT / "docs").glob("*.md")
+)
+BOOKS = sorted(paths.notebooks().glob("*.ipynb"))
+COMMANDS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "faq.md"]
+OURS = ("mllmu-nb", "python -m mllmu_nb", ".venv/bin/python -m mllmu_nb")
+PROGRAMS = (*OURS, "papermill", "make", "python", ".venv/bin/python", "pytest", "conda", "git", "source", "pre-commit")
+MADE = "docs/_generated/"  # pages that building the site makes
+SMALL = "-p people 20 -p celebrities 12 -p pool 12 -p train_steps 2 -p unlearn_steps 2"
+RUN = {  # command -> what makes it small
+    "doctor configs/miniature.yaml": "",
+    'ask "In which city was this person born?" --method npo': SMALL,
+    "card results/reference/runs/ga-multimodal-99f80d92": "",
+    "verify": "--run results/reference/runs/ga-multimodal-99f80d92",
+}
+
+
+def parsed(text: str) -> list[dict]:
+    """The tokens of some Markdown, without what is commented out."""
+    read = mistune.create_markdown(renderer="ast", plugins=["table", "strikethrough"])
+    return list(_walk(read(re.sub(r"<!--.*?-->", "", text, flags=re.S))))
+
+
+def _walk(tokens):
+    for token in tokens:
+        yield token
+        yield from _walk(token.get("children", []))
+
+
+def written(path: Path) -> str:
+    """The Markdown of a page or a notebook."""
+    if path.suffix == ".md":
+        return path.read_text(encoding="utf-8")
+    cells = nbformat.read(path, as_version=4).cells
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+def anchors(path: Path) -> set[str]:
+    """The names by which headings can be reached, as the hosting services make them."""
+    heads = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", written(path), flags=re.S | re.M), re.M)
+    plain = [re.sub(r"[^\w\- ]", "", re.sub(r"\[(.+?)\]\(.*?\)", r"\1", head).lower()) for head in heads]
+    return {head.strip().replace(" ", "-") for head in plain}
+
+
+# -- links ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [*PAGES, *BOOKS], ids=lambda path: path.name)
+def test_every_link_leads_somewhere_and_every_picture_has_words(path):
+    for token in parsed(written(path)):
+        if token["type"] not in ("link", "image"):
+            continue
+        url = token["attrs"]["url"]
+        target, place = urlsplit(url), f"{path.name}: {url}"
+        if target.scheme:
+            assert target.scheme == "https" and "." in target.netloc and " " not in url, place
+            continue
+        file = (path.parent / unquote(target.path)).resolve() if target.path else path
+        made = file.is_relative_to(ROOT) and file.relative_to(ROOT).as_posix().startswith(MADE)
+        assert made or (file.exists() and file.is_relative_to(ROOT)), place
+        assert not target.fragment or target.fragment in anchors(file), f"{place}: no such heading"
+        assert token["type"] == "link" or token["children"], f"{place}: a picture without words"
+
+
+@pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
+def test_every_picture_in_an_output_has_words(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            for kind in filter(re.compile("image/").match, output.get("data", {})):
+                assert output["metadata"].get(kind, {}).get("alt"), f"{path.stem}, cell {cell['id']}: {kind}"
+            for picture in re.findall(r"<img[^>]*>", output.get("data", {}).get("text/html", "")):
+                assert re.search(r'alt="[^"]', picture), f"{path.stem}, cell {cell['id']}"
+
+
+def test_the_first_page_answers_what_newcomers_ask():
+    """Within a page of the top: what the words mean, and whether one's own adapter is taken. And who is invented."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = re.sub(r"<!--.*?-->", "", text, flags=re.S).strip().splitlines()[:80]
+    for question in ("What is the oracle?", "Why is the letter not the likelihood?", "Can I use my 7B adapter?"):
+        assert any(line.startswith(f"**{question}**") for line in page), question
+    first = text.lower().index("celebrit")
+    assert "invented" in text[first : first + 500] and "| " not in text[:first]
+
+
+# -- commands ---------------------------------------------------------------------------------------------------
+
+
+def commands() -> list[str]:
+    """Every command that readers are told to type, each once, without its comment."""
+    found = []
+    for path in COMMANDS:
+        for token in parsed(written(path)):
+            if _language(token) == "sh":
+                found += token["raw"].splitlines()
+            elif token["type"] == "codespan" and re.match(rf"({'|'.join(map(re.escape, PROGRAMS))}) ", token["raw"]):
+                found.append(token["raw"])
+    return list(dict.fromkeys(re.sub(r"\s+#.*", "", line) for line in found if line.strip()))
+
+
+def _language(token: dict) -> str:
+    return token.get("attrs", {}).get("info", "") if token["type"] == "block_code" else ""
+
+
+def words(command: str) -> list[str]:
+    """A command's words without the variables before it."""
+    return [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=.*", word)]
+
+
+def kit(command: str) -> list[str] | None:
+    """The arguments of a command of the kit."""
+    given = words(command)
+    for name in OURS:
+        if given[: len(name.split())] == name.split():
+            return given[len(name.split()) :]
+    return None
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_is_one_that_can_be_typed(command, monkeypatch, capsys):
+    """The shell takes it, its program takes its options, and the project's files that it names are there."""
+    shell = shutil.which("bash")
+    assert shell is None or subprocess.run([shell, "-n", "-c", command]).returncode == 0
+    given = words(command)
+    for word in given:
+        if re.match(r"(configs|notebooks|tools|tests|benchmarks|results)/", word):
+            assert (ROOT / word).exists(), word
+    if given[0] == "make":
+        targets = [word for word in given[1:] if "=" not in word]
+        assert all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M) for target in targets)
+    elif given[0] == "papermill":
+        _check_papermill(given)
+    elif arguments := kit(command):
+        monkeypatch.setattr(sys.modules[f"mllmu_nb.commands.{arguments[0]}"], "main", lambda options: 42)
+        if not set(arguments) & {"--help", "--version"}:
+            assert door.main(arguments) == 42, capsys.readouterr().err
+        for config in (word for word in arguments if word.endswith(".yaml") and (ROOT / word).exists()):
+            assert sweep.cells(sweep.read(ROOT / config)), f"{config} is no grid"
+
+
+def _check_papermill(given):
+    told = papermill.inspect_notebook(str(ROOT / given[1]))
+    values = yaml.safe_load((ROOT / given[given.index("-f") + 1]).read_text()) if "-f" in given else {}
+    values.pop("grid", None)
+    own = {name: value for flag, name, value in zip(given, given[1:], given[2:], strict=False) if flag == "-p"}
+    assert set(own) <= set(told), "a parameter that the notebook does not have"
+    assert set(values) <= {*told, *Config.model_fields}
+
+
+def test_there_are_commands_of_every_kind_and_those_that_run_are_told():
+    found = commands()
+    assert {door_name for command in found if (given := kit(command)) for door_name in given[:1]} >= set(door.COMMANDS)
+    assert {words(command)[0] for command in found} >= {"make", "papermill", "git", "conda", "source", "pytest"}
+    assert set(RUN) <= {" ".join(map(shlex.quote, given)).replace("'", '"') for c in found if (given := kit(c))}
+
+
+@pytest.mark.parametrize("command", RUN)
+def test_a_command_that_is_cheap_runs(command, out, tmp_path, monkeypatch, capsys):
+    given = [str(ROOT / word) if word.startswith(("configs/", "results/")) else word for word in shlex.split(command)]
+    small = [str(ROOT / word) if word.startswith("results/") else word for word in shlex.split(RUN[command])]
+    monkeypatch.chdir(tmp_path)
+    status, said = door.main([*given, *small]), capsys.readouterr()
+    assert status == 0, said.out + said.err
+    assert said.out.strip() and "Traceback" not in said.err
+
+
+# -- what is added ----------------------------------------------------------------------------------------------
+
+REGISTRIES = (unlearning.METHODS, after.STEPS, metrics.METRICS, figures.FIGURES, tables.registered())
+
+
+@pytest.fixture(scope="module")
+def additions(tmp_path_factory):
+    """The worked additions of CONTRIBUTING as a stranger adds them, each a file that the environment names; afterwards
+    what they registered is unknown again."""
+    folder = tmp_path_factory.mktemp("worked")
+    blocks = [t["raw"] for t in parsed(written(ROOT / "CONTRIBUTING.md")) if _language(t) == "python"]
+    names = [f"worked_addition_{number}" for number, _ in enumerate(blocks)]
+    for name, block in zip(names, blocks, strict=True):
+        (folder / f"{name}.py").write_text(block, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        for one in REGISTRIES:
+            patch.setattr(one, "_entries", dict(one._entries))
+        patch.syspath_prepend(folder)
+        patch.setenv(registry.EXTENSIONS, ",".join(names))
+        registry.load_extensions()
+        yield
+    for name in names:
+        sys.modules.pop(name)
+
+
+def test_the_worked_method_and_metric_pass_their_checks(additions):
+    check_method(unlearning.variants("your_method")["canonical"])
+    check_metric(metrics.by_key()["generation", "", "length"])
+
+
+def test_the_worked_step_after_unlearning_passes_its_check(additions, tiny_base):
+    config = Config(method="ga", modality="multimodal", after="halved", base_path=str(tiny_base))
+    assert ("share", 0.5) in config.settings.items() or config.but(share=0.9).run_id != config.run_id
+    check_after("halved", load_base(str(tiny_base), "llava", "miniature")[0], config)
+
+
+def test_the_worked_table_and_figure_show_the_letters(additions):
+    few = {"asked": {"classification": 2, "generation": 1, "cloze": 1}, "famous": 2}
+    scores = Scores.of([make("vanilla", lambda q: True, **few), make("oracle", lambda q: q.set != "forget", **few)])
+    [sheet] = tables.sheets("table_letters", scores)
+    [vanilla, oracle] = [line for line in sheet.markdown().splitlines() if re.match(r"\| (Vanilla|Oracle) ", line)]
+    assert [cell.split(" ")[0] for cell in vanilla.split(" | ")[1:]] == ["100.0"] * 4
+    assert oracle.split(" | ")[1].startswith("0.0 ") and "gate closed" not in sheet.markdown()
+    drawing = figures.FIGURES.get("letters")(scores)
+    assert len(drawing.axes) == 4 and drawing.get_label() == "right letters of every model, a panel a set"
