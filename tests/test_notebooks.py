@@ -150,6 +150,21 @@ def test_cells_are_short(book):
     assert all(cell.source.count("\n") < LINES for cell in code_cells(book))
 
 
+def test_the_last_cell_says_what_the_run_shows(book):
+    last = book.cells[-1]
+    assert last.cell_type == "code" and "print(" in last.source
+
+
+def test_settings_fold_out(book):
+    sources = "\n".join(cell.source for cell in code_cells(book))
+    assert sources.count("show.recipe(") == sources.count("<details>")
+
+
+def test_cells_are_numbered_as_they_were_run(book):
+    counts = [cell.execution_count for cell in code_cells(book)]
+    assert counts == list(range(1, len(counts) + 1))
+
+
 def test_outputs_are_sound_and_the_same_everywhere(path, book):
     assert path.stat().st_size < BYTES
     assert "papermill" not in book.metadata and not any("execution" in cell.metadata for cell in book.cells)
@@ -200,6 +215,8 @@ def test_the_tables_notebook_shows_the_committed_reference_run():
     said = "".join(output.get("text", "") for cell in code_cells(book) for output in cell.outputs)
     count = len(list(paths.runs(paths.reference()).glob("*/answers.parquet")))
     assert f"the committed reference run: {count} models" in said
+    shown = [cell.source for cell in code_cells(book) if "show.tables(" in cell.source]
+    assert len(shown) == 4, "Tables 1 and 2, the gap to the oracle and the ranking; the others are linked"
 
 
 def test_a_notebook_tested_alone_is_kept_out_of_the_checkout_too():

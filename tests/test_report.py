@@ -203,7 +203,7 @@ def test_the_readmes_map_takes_minutes_from_the_runs_and_the_rest_from_the_noteb
         run.train["seconds"] = 118.5 if run["replicate"] == 0 else 9999
     table = readme.map_table(some, sorted(tmp_path.glob("*.ipynb")))
     ascent, tables_, *_ = lines = [line.strip("| ").split(" | ") for line in table.splitlines()[2:4]]
-    assert ascent[:2] == ["paper's 03_ga", "[03_ga](notebooks/03_ga.ipynb)"] and "99_more" not in table
+    assert ascent[:2] == ["Paper's 03_ga", "[03_ga](notebooks/03_ga.ipynb)"] and "99_more" not in table
     assert [line[-1] for line in lines] == ["2.0", "< 1"], "two runs of 120 s side by side"
     assert ascent[3] == "44.4 %" and tables_[3] == "", "as published_results.csv has it, and nothing of a whole table"
     assert "[table2_main.csv](results/reference/tables/table2_main.csv)" in ascent[2]

@@ -106,14 +106,12 @@ def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
         known = [f"{figures[name]:.1f} %" for name in methods if name in figures.index]
         known = COUNTED.get(number) or ", ".join(known) or ("not known" if methods else "")
         files = ", ".join(f"[{Path(file).name}]({file})" for file in FILES[number])
-        lines.append(f"| {paper} | [{notebook.stem}](notebooks/{notebook.name}) | {files} | {known} | {spent} |")
+        what = f"{paper[:1].upper()}{paper[1:]} | [{notebook.stem}](notebooks/{notebook.name})"
+        lines.append(f"| {what} | {files} | {known} | {spent} |")
     [source] = printed["source"].unique()
-    note = f"Published figures as in {source}; all that are known: [{published.FILE.name}]({_here(published.FILE)})."
+    file = published.FILE.relative_to(paths.checkout()).as_posix()
+    note = f"Published figures: {source}. All that are known: [{published.FILE.name}]({file})."
     return "\n".join([*lines, "", f"{note} They are of other models: compare directions with them, not levels."])
-
-
-def _here(file: Path) -> str:
-    return file.relative_to(paths.checkout()).as_posix()
 
 
 def _header(notebook: Path) -> list[str]:
