@@ -85,7 +85,13 @@ def with_alt(app, doctree, name) -> None:
         node["alt"] = html.unescape(alt)
 
 
+def tables_are_files(app, name, source) -> None:
+    """The reference's tables are no pages of the site: a link to their Markdown gives the CSV here."""
+    source[0] = re.sub(r"(results/reference/tables/\w+)\.md\b", r"\1.csv", source[0])
+
+
 def setup(app):
     app.add_html_math_renderer("mathml", (formula(False), None), (formula(True), None))
     app.connect("doctree-resolved", with_alt)
+    app.connect("source-read", tables_are_files)
     gallery()

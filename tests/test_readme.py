@@ -112,6 +112,7 @@ def test_the_first_page_answers_what_newcomers_ask():
     page = re.sub(r"<!--.*?-->", "", text, flags=re.S).strip().splitlines()[:80]
     for question in ("What is the oracle?", "Why is the letter not the likelihood?", "Can I use my 7B adapter?"):
         assert any(line.startswith(f"**{question}**") for line in page), question
+    assert "(#three-questions-first)" in "\n".join(page[:25]), "a link jumps there"
     first = text.lower().index("celebrit")
     assert "invented" in text[first : first + 500] and "| " not in text[:first]
 
