@@ -32,7 +32,7 @@ from mllmu_nb.scoring.choice import letters
 from mllmu_nb.scoring.factuality import holds, rubric
 from mllmu_nb.scoring.text import bleu, contained, rouge
 
-SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "train_steps": 4, "unlearn_steps": 3}
+SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "train_steps": 10, "unlearn_steps": 3}
 SMALL |= {"replay": 0.0}  # what is replayed takes longer to draw than all else to make
 GRID = {"method": ["vanilla", "oracle", "ga"], "modality": ["multimodal"]}
 KEPT = ("answers.parquet", "sentences.parquet", "draws.json")  # the rest holds seconds
@@ -188,6 +188,18 @@ def test_workers_end_with_the_process_that_was_killed():
     process.kill()
     process.communicate()
     assert gone(there[1:])
+
+
+@slow
+def test_a_kernel_ends_with_the_sweep_that_was_killed(sweeps):
+    process = sweeps.start("orphaned", "--jobs", "1")
+    while not list((sweeps.folder / "orphaned").glob(".cache/locks/*")):  # a kernel has begun to work
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    there = family(process)
+    process.kill()
+    process.communicate()
+    assert len(there) > 2 and gone(there[1:])
 
 
 LIMITED = """
