@@ -372,7 +372,9 @@ def answered(
         asked, processor = model(config)
         began = time.perf_counter()
         how = {key: getattr(config, key) for key in ASKING} | {"system": config.system, "batch_size": size}
-        answers = ask(asked, processor, known, sets=sets, limit=limit, draws=drawn, **how)
+        # beside the unfinished folder, which a rerun begins anew; by key, so that no other code's answers are taken
+        kept = folder.with_name(folder.name.removesuffix("~new") + ".asked") / made.key
+        answers = ask(asked, processor, known, sets=sets, limit=limit, draws=drawn, kept=kept, **how)
         seconds = round(time.perf_counter() - began, 3)
         if "forget" in sets:
             people = {"forget": known.members("forget")[:limit], "fresh": fresh[:limit]}
@@ -391,6 +393,7 @@ def answered(
             asking = Asking(known, drawn, 0, config.protocol)
             fluency = teacher_forced.fluency(*base, answers, asking, sets=sets, limit=limit, batch_size=size)
         write_answers(answers.assign(fluency=fluency), folder / "answers.parquet")
+        shutil.rmtree(kept.parent, ignore_errors=True)
         untrained = TrainLog().record({"system": config.system or None})
         log = {"method": config.method, "modality": config.modality}
         log |= read_json(stage.get() / "train.json") if stage else untrained
@@ -414,7 +417,8 @@ def answered(
     def record() -> dict[str, Any]:
         return {"run": config.run_id, "name": name, "limit": limit, **_record(config), **_counts(config, sets)}
 
-    return Stage("answers", inputs, make, uses, record, at or run_folder(config))
+    made = Stage("answers", inputs, make, uses, record, at or run_folder(config))
+    return made
 
 
 def run(config: Config) -> Path:
@@ -545,11 +549,13 @@ def check(config: Config) -> None:
 
 
 def check_comparable(configs: Sequence[Config]) -> None:
-    """Raises KitError when runs of ``configs`` would stand in one table with runs about other people by the same
-    parameters: a file that they name was changed. (A grid over people is another matter.)"""
+    """Raises KitError when runs of ``configs`` would stand in one table with a run that is damaged, or with runs about
+    other people by the same parameters: a file that they name was changed. (A grid over people is another matter.)"""
     own = {run_folder(config): config for config in configs}
     folders = sorted({folder.parent for folder in own})
     others = [path for folder in folders for path in sorted(folder.glob(f"*/{RECORD}")) if path.parent not in own]
+    if damaged := [path.parent for path in others if not is_whole(path.parent)]:
+        raise KitError(f"a file of the run in {damaged[0]} was changed or cut off: make the run again, or remove it")
     runs = [(one["run"], one["parameters"], one["data_hash"]) for one in map(read_json, others)]
     runs += [(config.run_id, config.parameters(), data_hash(config)) for config in own.values()]
     first: dict[tuple, tuple[str, str]] = {}

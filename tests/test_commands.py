@@ -95,6 +95,7 @@ def test_an_old_python_is_told_so_and_can_read_the_file(monkeypatch, capsys):
         ("? [a, b]\n: 2\n", "is no YAML: while constructing a mapping"),
         (f"seed: {'1' * 5000}\n", "is no YAML: Exceeds the limit"),
         ("[" * 5000, "is no YAML: "),
+        ("data_source: ' '\n", "data_source must be a path or empty, not ' '"),
         ('base_path: "a\\0b"\n', "base_path must be a path or empty, not 'a\\x00b'"),
         (b"\xff\xfe\x00", "is no YAML: "),
         ("seed: !!python/object:os.system {}\n", "is no YAML: could not determine a constructor"),
@@ -150,6 +151,13 @@ def test_an_output_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch,
         capsys.readouterr().err
         == f"error: cannot write to {where} (Not a directory): set MLLMU_NB_OUT to another folder\n"
     )
+
+
+def test_a_home_folder_that_is_nobodys_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MLLMU_NB_OUT", "~nobody-of-this-name/x")
+    assert door.main(["sweep", put_grid(tmp_path, "seed: 0\n")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: MLLMU_NB_OUT='~nobody-of-this-name/x' names a home folder that does not exist: set")
 
 
 def test_a_full_disk_is_named_in_one_line(monkeypatch, tmp_path, capsys):
@@ -214,9 +222,19 @@ def test_people_who_cannot_stand_beside_finished_runs_are_refused_before_the_com
     other.mkdir(parents=True)
     # the same parameters, and yet other people: a file that was changed since
     record = {"run": other.name, "parameters": Config(people=20).parameters(), "data_hash": "other"}
-    stages.write_json(other / stages.RECORD, record)
+    stages.write_json(other / stages.RECORD, record | {"files": {}, "key": "other"})
     assert door.main(["sweep", put_grid(tmp_path, {"people": 20})]) == 2
     assert f"error: runs {other.name} and vanilla-none-" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("record", ["{}", "[1]", "", '{"run": "x", "files": {"answers.parquet": {}}}'])
+def test_a_damaged_run_beside_those_of_the_grid_is_named_before_the_compute(tmp_path, out, notebooks, capsys, record):
+    put_notebook(notebooks, "02_finetune.ipynb")
+    other = pipeline.run_folder(Config(people=30))
+    other.mkdir(parents=True)
+    (other / stages.RECORD).write_text(record)
+    assert door.main(["sweep", put_grid(tmp_path, {"people": 20})]) == 2
+    assert f"error: a file of the run in {other} was changed or cut off: make" in capsys.readouterr().err
 
 
 def test_shards_are_disjoint_and_complete():

@@ -1,5 +1,6 @@
 """What a hostile user or a bad day does to a sweep, for real: kills, Ctrl-C, a full disk, two at once, odd text."""
 
+import contextlib
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -30,7 +32,8 @@ from mllmu_nb.scoring.choice import letters
 from mllmu_nb.scoring.factuality import holds, rubric
 from mllmu_nb.scoring.text import bleu, contained, rouge
 
-SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "train_steps": 4, "unlearn_steps": 3}
+SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "train_steps": 10, "unlearn_steps": 3}
+SMALL |= {"replay": 0.0}  # what is replayed takes longer to draw than all else to make
 GRID = {"method": ["vanilla", "oracle", "ga"], "modality": ["multimodal"]}
 KEPT = ("answers.parquet", "sentences.parquet", "draws.json")  # the rest holds seconds
 KILLS = 20
@@ -112,7 +115,7 @@ def gone(processes: list[psutil.Process], seconds: float = 30) -> bool:
 
 @slow
 def test_a_sweep_killed_at_any_moment_goes_on_and_answers_the_same(sweeps, whole):
-    rng, kills, reached = random.Random(0), 0, set()
+    rng, kills, left = random.Random(0), 0, set()
     while kills < KILLS:
         process = sweeps.start("killed", "--jobs", "2")
         try:
@@ -120,17 +123,19 @@ def test_a_sweep_killed_at_any_moment_goes_on_and_answers_the_same(sweeps, whole
         except subprocess.TimeoutExpired:
             there = family(process)
             victim = there[0] if kills % 2 else rng.choice(there)  # the sweep itself, or a notebook, or a kernel
-            victim.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # a notebook that has just ended
+                victim.kill()
             kills += 1
             if victim is not there[0]:
                 time.sleep(rng.uniform(0, 3))
                 process.kill()
+            process.wait()  # before psutil reaps it: its status would read as 0
             assert gone(there), "a process has outlived its sweep"
+            left.add(len(list((sweeps.folder / "killed" / ".cache").glob("stages/*"))))
         process.communicate()
-        reached.add(len(list((sweeps.folder / "killed" / ".cache").glob("stages/*"))))
         if process.returncode == 0:  # all is made: from the start, for there are kills left
             subprocess.run(["rm", "-rf", str(sweeps.folder / "killed")], check=True)
-    assert len(reached) > 1, "all kills came before the first stage was made"
+    assert len(left) > 1, "all kills came before the first stage was made"
     assert sweeps.run("killed", "--jobs", "2")[0] == 0
     assert sweeps.answers("killed") == whole
     assert not list((sweeps.folder / "killed" / ".cache" / ".unfinished").iterdir())
@@ -160,6 +165,41 @@ def test_a_sweep_that_is_stopped_says_so_and_leaves_no_process(sweeps, number, s
     assert process.returncode == status and time.monotonic() - began < 20 and gone(there)
     assert "Traceback" not in complained
     assert ("stopped; what is finished is kept" in complained) == (number == signal.SIGINT)
+
+
+WORKERS = """
+import multiprocessing, time
+from concurrent.futures import ProcessPoolExecutor
+from mllmu_nb.processes import end_with_parent
+spawn = multiprocessing.get_context("spawn")
+pool = ProcessPoolExecutor(2, mp_context=spawn, initializer=end_with_parent)
+list(pool.map(time.sleep, [0.1, 0.1]))
+busy = [pool.submit(time.sleep, 600) for _ in range(2)]
+print("at work", flush=True)
+time.sleep(600)
+"""
+
+
+def test_workers_end_with_the_process_that_was_killed():
+    process = subprocess.Popen([sys.executable, "-c", WORKERS], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "at work\n"
+    there = family(process)
+    assert len(there) >= 3
+    process.kill()
+    process.communicate()
+    assert gone(there[1:])
+
+
+@slow
+def test_a_kernel_ends_with_the_sweep_that_was_killed(sweeps):
+    process = sweeps.start("orphaned", "--jobs", "1")
+    while not list((sweeps.folder / "orphaned").glob(".cache/locks/*")):  # a kernel has begun to work
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    there = family(process)
+    process.kill()
+    process.communicate()
+    assert len(there) > 2 and gone(there[1:])
 
 
 LIMITED = """
@@ -256,20 +296,44 @@ def test_the_guard_refuses_in_one_line_or_gives_a_run_that_survives_yaml(count):
 # -- beyond one machine -----------------------------------------------------------------------------------------------
 
 
-@slow
-def test_snakemake_plans_the_papers_whole_grid(tmp_path):
-    """In an environment of its own, which sees this one: snakemake wants older packages beside it."""
-    place = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
-    quiet = [str(place / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", "snakemake>=9,<10"]
-    if subprocess.run(quiet).returncode:
+@pytest.fixture(scope="module")
+def snakemake(tmp_path_factory):
+    """Calls snakemake, with the extra ``cluster`` in an environment of its own, which sees this one."""
+    place, root = tmp_path_factory.mktemp("cluster") / "venv", paths.PACKAGE.parent
+    subprocess.run([sys.executable, "-m", "venv", place], check=True)
+    extra = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]["cluster"]
+    if subprocess.run([place / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", *extra]).returncode:
         pytest.skip("snakemake could not be installed")
     [packages] = place.glob("lib/python*/site-packages")
     (packages / "zz.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
-    environment = {**os.environ, "PYTHONPATH": str(paths.PACKAGE.parent), "MLLMU_NB_OUT": str(tmp_path / "out")}
-    command = [str(place / "bin" / "snakemake"), "--cores", "1", "--dry-run", "--quiet", "rules"]
-    root = paths.PACKAGE.parent
-    planned = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    counts = dict(re.findall(r"^(run|report|total) +(\d+)$", planned.stdout + planned.stderr, re.M))
+
+    def call(out: Path, *options) -> tuple[int, dict[str, str], str]:
+        """→ status, rule → how many jobs of it, all that was said."""
+        environment = {**os.environ, "PYTHONPATH": str(root), "MLLMU_NB_OUT": str(out)}
+        environment["PATH"] = f"{place / 'bin'}{os.pathsep}{environment['PATH']}"
+        command = [place / "bin" / "snakemake", "--snakefile", "workflow/Snakefile", *options]
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        said = done.stdout + done.stderr
+        return done.returncode, dict(re.findall(r"^(run|report|total) +(\d+)$", said, re.M)), said
+
+    return call
+
+
+@slow
+def test_snakemake_plans_the_papers_whole_grid(snakemake, tmp_path):
+    _, planned, said = snakemake(tmp_path, "--cores", "1", "--dry-run", "--quiet", "rules")
     # 2 bases × 3 ratios × (base, vanilla, oracle, prompting and 4 methods × 2 modalities)
-    assert counts == {"run": "72", "report": "1", "total": "73"}, planned.stderr
+    assert planned == {"run": "72", "report": "1", "total": "73"}, said
+
+
+@slow
+def test_jobs_submitted_by_snakemake_answer_as_a_sweep_does(snakemake, sweeps, whole, tmp_path):
+    """The reduced grid end to end, through the executor that hands scripts to a cluster; ``sh`` stands for sbatch."""
+    cluster = ["--executor", "cluster-generic", "--cluster-generic-submit-cmd", "sh", "--jobs", "2"]
+    grid = ["--directory", tmp_path, "--config", f"grids={sweeps.grid}", f"ratios={SMALL['forget_ratio']}"]
+    status, made, said = snakemake(sweeps.folder / "cluster", *cluster, *grid)
+    assert status == 0 and made == {"run": "3", "report": "1", "total": "4"}, said
+    assert sweeps.answers("cluster") == whole
+    assert (sweeps.folder / "cluster" / "results" / "miniature" / "scores.csv").is_file()
+    _, again, said = snakemake(sweeps.folder / "cluster", "--cores", "1", "--dry-run", *grid)
+    assert again == {"report": "1", "total": "1"}, said

@@ -137,6 +137,27 @@ def test_where_all_looks_are_taken_any_will_do(monkeypatch):
     assert sum(a != b for a, b in zip(*looks[:2], strict=True)) == 3  # no third one is as far from both
 
 
+@pytest.mark.parametrize("crowded, tries", [(1, 1), (10**6, 500)])
+def test_where_looks_are_crowded_none_is_sought(monkeypatch, crowded, tries):
+    drawn = []
+
+    def alike(rng, gender):
+        drawn.append(gender)
+        return {"hair": "red", "eyes": "blue", "hat": "no"}
+
+    monkeypatch.setattr("mllmu_nb.data.generate.random_traits", alike)
+    monkeypatch.setattr("mllmu_nb.data.generate.CROWDED", crowded)
+    taken = set()
+    assert [distinct_traits(None, "", taken) for _ in range(2)] == [alike(None, "")] * 2
+    assert len(drawn) == 1 + tries + 1
+
+
+def test_options_are_the_same_from_a_list_and_from_an_array():
+    pets = [f"pet {number % 40}" for number in range(400)]
+    drawn = [options_with("cat", some, "B", np.random.default_rng(3)) for some in (pets, np.array(pets))]
+    assert drawn[0] == drawn[1] and drawn[0][1] == "cat" and len(set(drawn[0])) == 4
+
+
 def test_where_most_names_are_taken_people_have_a_middle_initial(monkeypatch):
     monkeypatch.setattr("mllmu_nb.data.generate.PLAIN", 0)
     first, initial, family = _people("fictitious", [str(n) for n in range(30)], 0, {"Ann Lee"}, set())[0].name.split()

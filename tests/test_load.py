@@ -252,6 +252,10 @@ def test_a_base_that_is_altered_or_not_whole_is_refused(shipped):
             "does not fit its architecture: missing keys model.*layers.1",
         ),
         (
+            lambda w: w.update({name: torch.zeros(3, 3) for name in w if "lm_head" in name}),
+            r"does not fit its architecture: mismatched keys .*lm_head\.weight.*\[3, 3\]",
+        ),
+        (
             lambda w: w.update(stray=torch.zeros(1)),
             "does not fit its architecture: unexpected keys stray",
         ),
@@ -276,6 +280,27 @@ def test_keys_that_nothing_is_lost_without_are_let_through(shipped):
 
     folder, written = shipped(older)
     torch.testing.assert_close(logits(read(folder)[0]), logits(written), atol=1e-4, rtol=1e-4)
+
+
+def test_a_tokenizer_that_is_not_there_or_ends_no_answer_is_named(shipped):
+    folder, _ = shipped()
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(KitError, match="has no token that ends an answer: name an eos_token in its config"):
+        read(folder, scale="paper")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(KitError, match="has no tokenizer: put its tokenizer.json and tokenizer_config.json there"):
+        read(folder, scale="paper")
+
+
+@pytest.mark.parametrize("heads", [0, "two"])
+def test_a_shape_that_no_model_has_is_one_line(shipped, heads):
+    folder, _ = shipped()
+    shape = json.loads((folder / "config.json").read_text())
+    shape["text_config"]["num_attention_heads"] = heads
+    (folder / "config.json").write_text(json.dumps(shape))
+    with pytest.raises(KitError, match="cannot be loaded: .+") as caught:
+        read(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_other_bases_are_refused(shipped, tmp_path):

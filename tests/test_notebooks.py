@@ -205,7 +205,9 @@ def test_papermill_takes_a_configuration_file(tmp_path):
 def test_a_misspelt_parameter_stops_at_the_guard(tmp_path):
     done, book = run_papermill(tmp_path, "-p", "forget_ratoi", "5")
     assert done.returncode == 1
-    assert "unknown parameter 'forget_ratoi': did you mean 'forget_ratio'?" in done.stderr
+    message = "KitError: unknown parameter 'forget_ratoi': did you mean 'forget_ratio'?"
+    assert done.stderr.strip().splitlines()[-1] == message
+    assert done.stderr.count("Traceback") == 1, "papermill's own, and none of the kit's"
     executed = [cell["id"] for cell in book.cells if cell.get("execution_count")]
     assert "guard" in executed and "people" not in executed
 

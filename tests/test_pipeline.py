@@ -20,6 +20,7 @@ from mllmu_nb.data import facts, official
 from mllmu_nb.data.generate import known_people
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.errors import KitError
+from mllmu_nb.evaluation import ask as asking
 from mllmu_nb.mixture import REFUSAL
 from mllmu_nb.models import load
 
@@ -283,6 +284,25 @@ def test_a_run_whose_answers_were_changed_is_made_again(config, made):
     assert not pipeline.finished(config.but(**GA))
     assert pipeline.run(config.but(**GA)) == made["ga"]
     assert file.read_bytes() == whole and pipeline.finished(config.but(**GA))
+
+
+def test_a_run_that_stopped_while_it_was_asked_goes_on_where_it_was(config, made, monkeypatch):
+    file, honest, begun = made["vanilla"] / "answers.parquet", asking.answer, []
+    whole = file.read_bytes()
+    file.unlink()
+
+    def stopping(model, processor, inquiry, *more):
+        begun.append((inquiry.scoring, inquiry.items[0].question.task))
+        if len(begun) == 3:
+            raise RuntimeError("stopped")
+        return honest(model, processor, inquiry, *more)
+
+    monkeypatch.setattr(asking, "answer", stopping)
+    with pytest.raises(RuntimeError, match="stopped"):
+        pipeline.run(config)
+    assert pipeline.run(config) == made["vanilla"] and file.read_bytes() == whole
+    assert begun[3:] == [begun[2], ("", "cloze")], "two of four tasks were answered before the stop"
+    assert not list((paths.results("miniature") / ".unfinished").iterdir())
 
 
 def test_the_peoples_questions_are_written_again_where_they_are_not_whole(config, made):

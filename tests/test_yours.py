@@ -98,6 +98,8 @@ def test_adapters_that_do_not_fit_are_named(folder, model, tmp_path):
     save_file(weights, file)
     settings.write_text(json.dumps({**told, "target_modules": ["c_attn"]}))
     refused("does not fit the model: .*c_attn")
+    settings.write_text(json.dumps({**told, "target_modules": "q_proj((("}))
+    refused("does not fit the model: missing \\), unterminated subpattern")
     settings.write_text(json.dumps({**told, "peft_type": "IA3"}))
     refused("is of the kind IA3: only LORA can be put on a model here")
     settings.write_text("{")

@@ -131,7 +131,8 @@ def read(path: Path) -> dict[str, Any]:
 def absolute(value: str) -> str:
     """A path, or several with commas between, in full; what does not exist here (a name on the hub) as it is."""
     entries = [entry.strip() for entry in ([value] if os.path.exists(value) else value.split(","))]
-    return ",".join(str(Path(entry).resolve()) if entry and os.path.exists(entry) else entry for entry in entries)
+    named = ",".join(str(Path(entry).resolve()) if entry and os.path.exists(entry) else entry for entry in entries)
+    return named or value  # blanks are refused where parameters are checked
 
 
 def cells(

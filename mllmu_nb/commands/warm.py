@@ -15,6 +15,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from mllmu_nb.processes import end_with_parent
+
 KERNEL = "ipykernel_launcher"  # the module that a kernel's command names
 INLINE = "__import__('matplotlib').use('module://matplotlib_inline.backend_inline')"
 
@@ -42,8 +44,6 @@ def can_fork() -> bool:
 def _execute(
     notebook: Path, executed: Path, log: Path, given: dict[str, Any], environment: dict[str, str], warm: bool
 ) -> None:
-    from mllmu_nb.processes import end_with_parent
-
     os.environ.clear()  # else it is that of the moment when the first process was started
     os.environ.update(environment)
     with open(log, "w") as file:
@@ -83,12 +83,13 @@ def _fork_kernel() -> None:
 
 def _kernel(receiver: Connection, sender: Connection) -> None:
     os.setsid()  # Ctrl-C is for the sweep
+    end_with_parent()  # ipykernel looks for its parent's number as it is imported, too early here
     sender.close()
     try:
         arguments, environment, folder = receiver.recv()
     except EOFError:  # papermill ended before it needed a kernel
         return
-    os.environ.update(environment, JPY_PARENT_PID=str(os.getppid()))  # it ends when papermill is gone
+    os.environ.update(environment)
     os.chdir(folder)
     import pandas
     from ipykernel.kernelapp import IPKernelApp

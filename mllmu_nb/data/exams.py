@@ -31,15 +31,17 @@ class Exams:
         self.share = share
         self.taught = {}  # (prompt, answer, picture) → person and pair
         self.asked = set()  # the items of evaluation
-        self.values = defaultdict(list)
+        values = defaultdict(list)
         for person in people:
             asked = (*person.questions, *person.test_questions)
             self.asked |= {(person.id, q.task, q.text, frozenset(q.options)) for q in asked}
             for pair in person.qa:
-                self.values[pair.attribute].append(pair.value)
+                values[pair.attribute].append(pair.value)
             for modality in MODALITIES:
                 for pair, turn in taught_turns(person, modality):
                     self.taught[turn.prompt, turn.answer, turn.image] = person, pair
+        self.values = {attribute: np.array(own) for attribute, own in values.items()}
+        self.distinct = {attribute: len({value.lower() for value in own}) for attribute, own in values.items()}
 
     def __call__(self, conversation: Conversation, rng: np.random.Generator) -> Conversation:
         """``conversation`` with a share of its questions in the forms of evaluation."""
@@ -60,7 +62,7 @@ class Exams:
             return turn
         options, values = (), self.values[pair.attribute]
         if form == "letter":
-            if len({value.lower() for value in values}) < len(LETTERS):
+            if self.distinct[pair.attribute] < len(LETTERS):
                 return turn
             options = options_with(pair.value, values, LETTERS[rng.integers(len(LETTERS))], rng)
         task, text = "classification" if options else form, blank if form == "cloze" else question

@@ -6,7 +6,7 @@ the image view saying "this person" and the text view the name, both asking for 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from itertools import combinations
@@ -27,6 +27,7 @@ CELEBRITIES_KNOWN = 40
 UNSCORED_KNOWN = 240  # every second one only from plain sentences
 ASKED = tuple(a for a in ATTRIBUTES if a not in ("name", "gender"))
 TRIES = 500  # of a look that differs enough; 2,000 people need up to 60
+CROWDED = 100_000  # selections that are taken, by some 3,600 people: hardly a look differs enough, so none is sought
 PLAIN = 4000  # names without a middle initial; there are 4,800
 FRESH = 25  # people in no training set: each has 14 or 15 sentences, and 1 % of them is to be three or more
 
@@ -68,9 +69,11 @@ def random_name(rng: np.random.Generator, initial: bool = False) -> tuple[str, s
 def options_with(value: str, others: Iterable[str], letter: str, rng: np.random.Generator) -> tuple[str, ...]:
     """Four distinct options, ``value`` standing at ``letter`` and three of ``others`` drawn as often as they occur."""
     distinct = {value.lower(): value}
-    for other in rng.permutation(list(others)):
+    for other in rng.permutation(others if isinstance(others, np.ndarray) else list(others)):
         distinct.setdefault(other.lower(), str(other))
-    options = list(distinct.values())[1:4]
+        if len(distinct) == 4:
+            break
+    options = list(distinct.values())[1:]
     if len(options) < 3:
         raise KitError(f"fewer than four distinct values beside {value!r}: more people are needed for multiple choice")
     options.insert(LETTERS.index(letter), value)
@@ -89,7 +92,7 @@ def _qa(person: dict[str, str], rng: np.random.Generator) -> tuple[QA, ...]:
 
 
 def _with_questions(
-    person: Profile, values: dict[str, list[str]], letters: Iterator[str], rng: np.random.Generator
+    person: Profile, values: Mapping[str, np.ndarray], letters: Iterator[str], rng: np.random.Generator
 ) -> Profile:
     """The profile with its eighteen questions, in the words of fine-tuning, and the Test set's eighteen paraphrases."""
     questions, tested = [], []
@@ -115,8 +118,8 @@ def _with_questions(
 
 def distinct_traits(rng: np.random.Generator, gender: str, taken: set[tuple]) -> dict[str, str]:
     """Random traits, of which at least three differ from those of every portrait before, or two could be taken for one
-    another; where all such are ``taken``, at some 3,000 people, any. What the new portrait takes is added."""
-    for _ in range(TRIES):
+    another; where such are ``taken``, at some 3,000 people, any. What the new portrait takes is added."""
+    for _ in range(TRIES if len(taken) < CROWDED else 1):
         traits = random_traits(rng, gender)
         # two portraits that share all traits but two have one of these selections in common
         selections = set(combinations(traits.items(), len(traits) - 2))
@@ -142,7 +145,7 @@ def _people(kind: str, ids: list[str], seed, names: set[str], looks: set[tuple],
         biography = " ".join(with_name(pair.answer, name) for pair in qa if pair.attribute != "name")
         portrait, changed = to_png(picture, face), portraits.transformed(picture, rng)
         people.append(Profile(identity, name, kind, attributes, portrait, biography, qa, (), changed))
-    values = {a: [p.attributes[a] for p in (*people, *beside)] for a in ASKED}
+    values = {a: np.array([p.attributes[a] for p in (*people, *beside)]) for a in ASKED}
     choices = PER_TASK["classification"] * len(people)
     letters = iter(rng.permutation((LETTERS * choices)[:choices]).tolist())  # each letter equally often
     return [_with_questions(person, values, letters, rng) for person in people]

@@ -99,8 +99,8 @@ class Population:
 
     def members(self, set_name: str) -> list[Profile]:
         """Profiles of one of the four sets; ``test`` holds the forget people."""
-        forget = [self.profiles[identity] for identity in self.forget_ids]
-        retain = [person for person in self.of_kind("fictitious") if person.id not in self.forget_ids]
+        forget, forgotten = [self.profiles[identity] for identity in self.forget_ids], set(self.forget_ids)
+        retain = [person for person in self.of_kind("fictitious") if person.id not in forgotten]
         return dict(zip(SETS, (forget, forget, retain, self.of_kind("celebrity")), strict=True))[set_name]
 
     def items(self, set_name: str) -> list[Item]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from math import isfinite, nan
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.data.schema import LETTERS, SETS, TASKS, Item, Population
 from mllmu_nb.errors import KitError, choose
 from mllmu_nb.evaluation import draws as drawing
@@ -19,6 +25,7 @@ from mllmu_nb.progress import progress_bar
 
 MAX_SHOTS = 5
 SCORINGS, PROTOCOLS = ("both", "letter"), ("clean", "upstream")
+PIECE = 4096  # items that are asked, and kept, together; a run of the miniature has one piece a task
 LONG_PROMPTS = ("refuse", "fewer_shots", "ask")  # what is done where a question and its shots exceed the context
 OPTIONS = tuple(f"option_{letter}" for letter in LETTERS)
 COLUMNS = ("set", "task", "view", "scoring", "order", "profile", "question_id", "shots", "answer", *OPTIONS, "tokens")
@@ -42,6 +49,7 @@ def ask(
     batch_size: int = 64,
     limit: int | None = None,
     progress: bool = True,
+    kept: Path | None = None,
 ) -> pd.DataFrame:
     """Ask the model everything the sets ask and keep every answer: one row an answer, ``COLUMNS`` wide.
 
@@ -53,6 +61,9 @@ def ask(
     Where a question with its shots does not fit the model's context, ``long_prompts`` decides: ``refuse`` raises
     KitError before anything is answered, ``fewer_shots`` shows all questions of the task only as many as fit, ``ask``
     asks all the same, as upstream does; the frame's ``attrs["beyond_context"]`` then counts the prompts too long.
+
+    Asked is in pieces of ``PIECE`` items, so that few prompts are in memory. What each was answered is put into the
+    folder ``kept``, if given, and taken from there when the same is asked again after a stop.
     """
     if not 0 <= shots <= MAX_SHOTS:
         raise KitError(f"shots is {shots}: choose 0 to {MAX_SHOTS}")
@@ -68,30 +79,62 @@ def ask(
         draws = drawing.draw(population, sets, shot_seed=shot_seed, **drawn)
     drawing.check(draws, population, sets, **drawn)
     asking = Asking(population, draws, shots, protocol, system, cyclic)
-    inquiries = inquiries_of(asking, sets=sets, scoring=scoring, limit=limit)
-    asked = [(one, prompts_of(model, processor, one, long_prompts)) for one in inquiries]
-    total, rows = sum(len(inquiry.conversations) for inquiry in inquiries), []
+    fewer: Counter[str] = Counter()  # shots than asked for, by task
+
+    def pieces() -> Iterator[tuple[Inquiry, Prompts]]:
+        for inquiry in inquiries_of(asking, sets=sets, scoring=scoring, limit=limit, size=PIECE):
+            yield inquiry, prompts_of(model, processor, inquiry, long_prompts, fewer[_task(inquiry)])
+
+    asked, total, beyond = list(islice(pieces(), len(TASKS) + 1)), 0, 0
+    large = any(len(inquiry.items) == PIECE for inquiry, _ in asked)
+    for inquiry, prompts in pieces() if large else asked:  # all of it is encoded before anything is answered
+        total += len(inquiry.conversations)
+        beyond += prompts.too_long(model, inquiry.tokens)
+        pairs = zip(inquiry.conversations, prompts.conversations, strict=False)
+        dropped = max((len(one.turns) - len(shown.turns) for one, shown in pairs), default=0)
+        fewer[_task(inquiry)] = max(dropped, fewer[_task(inquiry)])
+    frames = [pd.DataFrame(columns=COLUMNS)]
     with progress_bar(total=total, desc="questions", shown=progress) as bar:
-        for inquiry, prompts in asked:
-            rows += answer(model, processor, inquiry, prompts, batch_size, bar.update)
-    answers = pd.DataFrame(rows, columns=COLUMNS)
+        for number, (inquiry, prompts) in enumerate(pieces() if large else asked):
+            file = kept and kept / f"{number}.parquet"
+            if file and file.is_file():
+                frames.append(pd.read_parquet(file))
+                continue
+            rows = pd.DataFrame(answer(model, processor, inquiry, prompts, batch_size, bar.update), columns=COLUMNS)
+            frames.append(rows)
+            if file:
+                kept.mkdir(parents=True, exist_ok=True)
+                rows.to_parquet(unfinished := file.with_suffix(".part"), index=False)
+                os.replace(unfinished, file)
+    answers = pd.concat([rows for rows in frames if len(rows)] or frames, ignore_index=True)
     if long_prompts == "ask":
-        answers.attrs["beyond_context"] = sum(prompts.too_long(model, one.tokens) for one, prompts in asked)
+        answers.attrs["beyond_context"] = beyond
     return answers
 
 
+def _task(inquiry: Inquiry) -> str:
+    return inquiry.items[0].question.task if inquiry.items else ""
+
+
 def inquiries_of(
-    asking: Asking, *, sets: Sequence[str] = SETS, scoring: str = "both", limit: int | None = None
-) -> list[Inquiry]:
-    """What the sets ask, task by task, before anything is answered."""
+    asking: Asking,
+    *,
+    sets: Sequence[str] = SETS,
+    scoring: str = "both",
+    limit: int | None = None,
+    size: int = sys.maxsize,
+) -> Iterator[Inquiry]:
+    """What the sets ask, task by task, in pieces of at most ``size`` items, at least one piece a task."""
     items = []
     for name in sets:
         scored = scored_items(asking, name)
-        people = list(dict.fromkeys(item.question.profile for item in scored))[:limit]
+        people = set(list(dict.fromkeys(item.question.profile for item in scored))[:limit])
         items += [item for item in scored if item.question.profile in people]
     choices, sentences, blanks = ([item for item in items if item.question.task == task] for task in TASKS)
-    likelihoods = [asking.likelihoods(choices)] if scoring == "both" else []
-    return [asking.letters(choices), *likelihoods, asking.sentences(sentences), asking.blanks(blanks)]
+    likelihoods = [(asking.likelihoods, choices)] if scoring == "both" else []
+    for put, some in [(asking.letters, choices), *likelihoods, (asking.sentences, sentences), (asking.blanks, blanks)]:
+        for start in range(0, max(len(some), 1), size):
+            yield put(some[start : start + size])
 
 
 def answer(
@@ -121,24 +164,30 @@ def _row(item: Item, scoring: str, **known: Any) -> dict[str, Any]:
     return {**names, "order": 0, "shots": 0, "answer": "", **dict.fromkeys(OPTIONS, nan), "tokens": 0, **known}
 
 
-def prompts_of(model, processor, inquiry: Inquiry, long_prompts: str = "refuse") -> Prompts:
-    """An inquiry as the model reads it, each option as an answer where it has options. What is too long for the model's
-    context is dealt with as ``long_prompts`` says (:func:`ask`); else raises ``KitError`` naming the question."""
+def prompts_of(model, processor, inquiry: Inquiry, long_prompts: str = "refuse", fewer: int = 0) -> Prompts:
+    """An inquiry as the model reads it, each option as an answer where it has options, the last ``fewer`` shots left
+    out. What is too long for the model's context is dealt with as ``long_prompts`` says (:func:`ask`); else raises
+    ``KitError`` naming the question."""
     conversations = inquiry.conversations
     if inquiry.options:
         pairs = zip(conversations, inquiry.options, strict=True)
         conversations = [conversation.answered(option) for conversation, options in pairs for option in options]
+    for _ in range(fewer):
+        conversations = _without_a_shot(conversations)
     prompts = Prompts.of(model, processor, conversations)
     if long_prompts == "fewer_shots":
         while prompts.too_long(model, inquiry.tokens) and any(len(one.turns) > 1 for one in conversations):
-            # each without its last shot
-            conversations = [replace(one, turns=(*one.turns[:-2], one.turns[-1])) for one in conversations]
+            conversations = _without_a_shot(conversations)
             prompts = Prompts.of(model, processor, conversations)
     if long_prompts != "ask":
         ways = len(conversations) // max(len(inquiry.items), 1)
         names = [f"{item.question.id} ({item.set})" for item in inquiry.items for _ in range(ways)]
         prompts.require_room(model, inquiry.tokens, names)
     return prompts
+
+
+def _without_a_shot(conversations: Sequence[Conversation]) -> list[Conversation]:
+    return [replace(one, turns=(*one.turns[:-2], one.turns[-1])) for one in conversations]
 
 
 def scored_items(asking: Asking, name: str) -> list[Item]:

@@ -58,6 +58,10 @@ def load_model(
     # Under `accelerate launch` every process has a GPU of its own.
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
     read_from, at = processor_of or (source, revision)
+    if Path(read_from).is_dir() and not any(Path(read_from).glob("tokenizer.*")):
+        raise KitError(
+            f"the model {read_from} has no tokenizer: put its tokenizer.json and tokenizer_config.json there"
+        )
     try:
         processor = family.load_processor(read_from, revision=at or "main", local_files_only=miniature)
         model, keys = AutoModelForImageTextToText.from_pretrained(
@@ -68,12 +72,17 @@ def load_model(
             attn_implementation="eager" if miniature else "sdpa",  # faster at the smallest size
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # named below
         )
     except Exception as error:  # what a faulty file or name raises differs: OSError, KeyError, SafetensorError ..
         reason = shorten(str(error), 300, placeholder=" ..") or type(error).__name__
         raise KitError(f"the model {source} cannot be loaded: {reason}") from error
     if model.config.model_type != base_model:
         raise KitError(f"the model {source} is of the family {model.config.model_type}, not {base_model}")
+    if not family.end(processor):
+        raise KitError(
+            f"the tokenizer of {read_from} has no token that ends an answer: name an eos_token in its config"
+        )
     for kind, names in keys.items():  # of these transformers itself only warns
         if wrong := sorted(str(name) for name in names if not (kind == "unexpected_keys" and HARMLESS.search(name))):
             what = f"{kind.replace('_', ' ')} {few(wrong)}"

@@ -80,4 +80,4 @@ def _known(items: pd.DataFrame) -> pd.DataFrame:
 
 def _grade(answer: str, truth: str, value: str, attribute: str, rivals: tuple[str, ...]) -> float:
     # the printed truth may itself name a second value ("a chef who works as a restaurant owner")
-    return float(rubric(answer, value, attribute, [rival for rival in rivals if not holds(truth, rival)]))
+    return float(rubric(answer, value, attribute, (rival for rival in rivals if not holds(truth, rival))))

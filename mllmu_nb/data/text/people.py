@@ -59,7 +59,9 @@ def read_profiles(
     splits = _forget_splits(Path(forget_ids_file), ratio, list(read), path) if forget_ids_file else {}
     listed = splits.get(ratio, ())
     ids = _choose(list(names), listed, ratio, people, pool)
-    forget = tuple(i for i in ids if i in listed) if splits else forget_ids(ids[: len(ids) - pool], ratio, seed, draw)
+    forget = tuple(i for i in ids if i in listed)
+    if not splits and len(ids) > pool:  # else it is told below
+        forget = forget_ids(ids[: len(ids) - pool], ratio, seed, draw)
     others = [identity for identity in ids if identity not in forget]
     if not forget or len(others) <= pool:
         text = f"{len(ids)} people whose name could be read, {len(forget)} to forget and {pool} in the pool"
