@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mllmu_nb import paths
+from mllmu_nb.reporting.results import half_closed, per_cent, replicates
 from mllmu_nb.reporting.runs import MODALITIES, Run, Scores, method_label
 from mllmu_nb.reporting.table_specs import all_rows
 from mllmu_nb.reporting.tables import column, grid
-from mllmu_nb.scoring import path
 from mllmu_nb.scoring.frames import VIEWS
 from mllmu_nb.scoring.health import JUDGED_BY
 from mllmu_nb.scoring.registry import by_key
@@ -37,29 +37,20 @@ def main_table(scores: Scores) -> str:
     columns = [column(metric, VIEWS[v], s.capitalize(), set=s, view=v) for s in metric.sets for v in VIEWS]
     for clean in clean_groups(scores):
         sheet = grid(clean, "", "readme", all_rows(clean), columns, {"against": ""}, remarks=[])
-        tables.append(f"**{clean.runs[0].base_label}**, {_replicates(clean)}\n\n{replace(sheet, title='').markdown()}")
+        tables.append(f"**{clean.runs[0].base_label}**, {replicates(clean)}\n\n{replace(sheet, title='').markdown()}")
     return "\n".join(tables)
-
-
-def _replicates(scores: Scores) -> str:
-    count = len({run["replicate"] for run in scores.runs})
-    return f"{count} replicates" if count > 1 else "one replicate"
 
 
 def finding(scores: Scores) -> str:
     """What gradient ascent and the method that keeps most have kept where half of the gap to the oracle is closed."""
     lines = []
     for clean in clean_groups(scores):
-        kept, found = clean.kept, []
-        half = kept[(kept["closed_in"] == "trained") & (kept["what"] == path.KEPT) & (kept["place"] == 0.5)]
-        for modality, name in MODALITIES.items():
-            rows = half[half["modality"] == modality].dropna(subset=["value"])
-            ascent, best = rows[rows["method"] == "ga"], rows.nlargest(1, "value")
-            if len(ascent) and best["method"].item() != "ga":
-                said = (f"{method_label(row['method'])} {_per_cent(row)}" for row in _rows(ascent, best))
-                found.append(f"trained on {name}, " + " and ".join(said))
+        found = []
+        for modality, rows in half_closed(clean).items():
+            said = " and ".join(f"{method_label(row['method'])} {per_cent(row)}" for row in rows)
+            found.append(f"trained on {MODALITIES[modality]}, {said}")
         if found:
-            lines.append(f"{clean.runs[0].base_label} ({_replicates(clean)}): {'; '.join(found)}")
+            lines.append(f"{clean.runs[0].base_label} ({replicates(clean)}): {'; '.join(found)}")
     if not lines:
         return "No method closed half of the gap to the oracle in these runs."
     return (
@@ -67,14 +58,6 @@ def finding(scores: Scores) -> str:
         "the best method. Answers about the people to be kept that are still right, by likelihood, with 95 % limits: "
         f"{'. '.join(lines)}.**"
     )
-
-
-def _rows(*frames) -> list[Mapping]:
-    return [row for frame in frames for row in frame.to_dict("records")]
-
-
-def _per_cent(row: Mapping) -> str:
-    return f"{100 * row['value']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
 
 
 def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
