@@ -56,7 +56,7 @@ MEASURES = (
     ("generation", "", "factuality", None, (1, 10)),
     ("cloze", "", "accuracy", contained, (0, 1)),
 )
-TABLES = ("table1_data", "table2_main", "table2_by_view", "table_oracle_gap", "cost")
+TABLES = ("table1_data", "table2_main", "table2_paper", "table2_compact", "table2_by_view", "table_oracle_gap", "cost")
 FIGURES = ("profiles", "before_after", "forgetting_utility", "losses")  # beginnings of their names
 ROUNDING = 1e-9  # of a mean that is written to a file and read back
 

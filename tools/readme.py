@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mllmu_nb import paths
 from mllmu_nb.reporting import published
+from mllmu_nb.reporting.results import half_closed, per_cent, replicates
 from mllmu_nb.reporting.runs import MODALITIES, Run, Scores, method_label
 from mllmu_nb.reporting.table_specs import all_rows
 from mllmu_nb.reporting.tables import column, grid
-from mllmu_nb.scoring import path
 from mllmu_nb.scoring.frames import VIEWS
 from mllmu_nb.scoring.health import JUDGED_BY
 from mllmu_nb.scoring.registry import by_key
@@ -28,7 +28,7 @@ TABLES, FIGURES = "results/reference/tables", "figures/reference"
 FILES = {  # by a notebook's number, what it shows of the paper
     "01": [f"{TABLES}/table1_data.csv"],
     **dict.fromkeys(("02", "03", "04", "05", "06", "07"), [f"{TABLES}/table2_main.csv"]),
-    "09": [f"{TABLES}/table2_main.md", f"{TABLES}/table2_main.tex"],
+    "09": [f"{TABLES}/table2_main.md", f"{TABLES}/table2_paper.tex"],
     "10": [f"{FIGURES}/{name}_llava_10.png" for name in ("before_after", "forgetting_utility", "oracle_gap")],
     "13": [f"{TABLES}/table_claim.csv"],
 }
@@ -50,37 +50,25 @@ def main_table(scores: Scores) -> str:
     metric = replace(by_key()[JUDGED_BY], digits=0)
     columns = [column(metric, VIEWS[v], s.capitalize(), set=s, view=v) for s in metric.sets for v in VIEWS]
     sheet = grid(clean, "", "readme", all_rows(clean), columns, {"against": ""}, remarks=[])
-    title, more = f"**{clean.runs[0].base_label}**, {_replicates(clean)}", f"{TABLES}/table2_by_view.md"
-    bases = "".join(f"{other.runs[0].base_label} ({_replicates(other)}) and " for other in others)
+    title, more = f"**{clean.runs[0].base_label}**, {replicates(clean)}", f"{TABLES}/table2_by_view.md"
+    bases = "".join(f"{other.runs[0].base_label} ({replicates(other)}) and " for other in others)
     return f"{title}\n\n{replace(sheet, title='').markdown()}\n{bases}every other measure: [{Path(more).name}]({more})."
-
-
-def _replicates(scores: Scores) -> str:
-    count = len({run["replicate"] for run in scores.runs})
-    return f"{count} replicates" if count > 1 else "one replicate"
 
 
 def finding(scores: Scores) -> str:
     """What gradient ascent and the method that keeps most have kept where half of the gap to the oracle is closed."""
     clean = clean_groups(scores)[0]
-    kept = clean.kept
-    half = kept[(kept["closed_in"] == "trained") & (kept["what"] == path.KEPT) & (kept["place"] == 0.5)]
-    half = half[half["modality"] == "multimodal"].dropna(subset=["value"]).set_index("method")
-    if "ga" not in half.index or half["value"].idxmax() == "ga":
+    if not (rows := half_closed(clean).get("multimodal")):
         return "Where half of the gap to the oracle is closed, no method is shown to keep more than gradient ascent."
-    best = half["value"].idxmax()
+    ascent, best = rows
     return (
         "**Forgetting costs what should be kept, and the method decides how much: where half of the gap between "
-        f"vanilla and the oracle is closed, gradient ascent still answers {_per_cent(half.loc['ga'])} of the questions "
-        f"about all others rightly, and {method_label(best)} {_per_cent(half.loc[best])}.** "
+        f"vanilla and the oracle is closed, gradient ascent still answers {per_cent(ascent)} of the questions "
+        f"about all others rightly, and {method_label(best['method'])} {per_cent(best)}.** "
         f"({clean.runs[0].base_label}, unlearned on {MODALITIES['multimodal']}, multiple choice by likelihood, "
-        f"{_replicates(clean)}, 95 % limits. The rest: [notebook 13](notebooks/13_along_the_path.ipynb), "
+        f"{replicates(clean)}, 95 % limits. The rest: [notebook 13](notebooks/13_along_the_path.ipynb), "
         f"[table_path]({TABLES}/table_path.md).)"
     )
-
-
-def _per_cent(row: Mapping) -> str:
-    return f"{100 * row['value']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
 
 
 def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:

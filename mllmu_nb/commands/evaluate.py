@@ -67,7 +67,7 @@ def show(folder: Path, references: dict[str, Path]) -> None:
     comparison = Beside(own, **others)
     write_csv(run_scores(own.items), folder / "scores.csv")
     write_csv(comparison.cells, folder / "comparison.csv")
-    print(f"{own.id}: {len(own.items)} answers; ± is half a 95 % interval over people\n")
+    print(f"{own.id}: {len(own.items)} answers; [low, high] is the 95 % interval over people\n")
     print(comparison.table().to_string(), end="\n\n")
     for name, run in others.items():
         print(f"minus {name} ({run.id}), question by question\n\n{comparison.table(name).to_string()}\n")

@@ -98,7 +98,7 @@ def write_report(scale: str, config: Config) -> None:
 
     began, known = time.perf_counter(), pipeline.population(config)
     shown = [person for name in ("forget", "retain", "celebrity") for person in known.members(name)[:1]]
-    written = report.write_all(scale, shown, say)
+    written = report.write_all(scale, [*shown, *known.profiles.values()], say)
     minutes = (time.perf_counter() - began) / 60
     say(f"{len(written)} files in {paths.results(scale)} and {paths.figures(scale)}: {minutes:.1f} min")
 

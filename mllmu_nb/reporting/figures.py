@@ -1,9 +1,9 @@
 """The figures: each a query over the cells of a group of runs, drawn with the helpers of :mod:`.plots`.
 
-A figure is one function, registered with its alt text; its docstring is its caption: the title, then what it shows and
-how to read it. It takes the :class:`~.runs.Scores` of one base model, protocol and forget ratio and raises KitError,
-saying why, where its runs are not there. One outside the package registers itself the same way, in a module that
-MLLMU_NB_EXTENSIONS names.
+A figure is one function, registered with its alt text; its docstring is its caption: a sentence that is its title, then
+what it shows and how to read it. It takes the :class:`~.runs.Scores` of one base model, protocol and forget ratio and
+raises KitError, saying why, where its runs are not there. One outside the package registers itself the same way, in a
+module that MLLMU_NB_EXTENSIONS names.
 
 All bars are 95 % intervals: over replicates crossed with people where there are several, which are shown as dots, else
 over people alone. What stands behind a closed gate is grey and a collapsed model has ‡ behind its
@@ -46,7 +46,7 @@ FIGURES = Registry("figure")
 
 def figure(name: str, alt: str, of: str = "models") -> Callable[[Callable], Callable]:
     """Registers the function below it: ``name`` begins its files' names; ``of`` is what it draws, the scores of one
-    group of models, or people (profiles). What it draws carries ``alt`` as its label."""
+    group of models, people (profiles), or both. What it draws carries ``alt`` as its label."""
 
     def register(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         @plots.styled
@@ -62,6 +62,11 @@ def figure(name: str, alt: str, of: str = "models") -> Callable[[Callable], Call
     return register
 
 
+def title(draw: Callable[..., Figure]) -> str:
+    """The first sentence of a figure's caption, which stands over it."""
+    return " ".join(draw.__doc__.split()).partition(". ")[0]
+
+
 def write_all(scores: Scores, people: Sequence[Profile], folder: Path) -> list[str]:
     """Writes every figure of every group of runs into ``folder``, and that of ``people`` where there are any.
 
@@ -69,15 +74,16 @@ def write_all(scores: Scores, people: Sequence[Profile], folder: Path) -> list[s
     """
     load_extensions()
     folder.mkdir(parents=True, exist_ok=True)
-    drawings = [(name, FIGURES.get(name)) for name in FIGURES]
-    wanted = [(name, draw, people) for name, draw in drawings if draw.of == "people" and people]
+    wanted = [(name, FIGURES.get(name), (people,)) for name in FIGURES if FIGURES.get(name).of == "people" and people]
     for _, group in scores.groups():
-        of_models = [(name, draw) for name, draw in drawings if draw.of == "models"]
-        wanted += [(sheet_label(name, group).replace("-", "_"), draw, group) for name, draw in of_models]
+        for name in FIGURES:
+            draw, stem = FIGURES.get(name), sheet_label(name, group).replace("-", "_")
+            given = {"models": [(group,)], "both": [(group, people)]}.get(draw.of, [])
+            wanted += [(stem, draw, content) for content in given]
     captions = []
     for stem, draw, content in wanted:
         try:
-            plots.save(draw(content), folder / stem)
+            plots.save(draw(*content), folder / stem)
             captions.append(f"- `{stem}`: {' '.join(draw.__doc__.split())}")
         except KitError as reason:
             captions.append(f"- `{stem}` is not drawn: {reason}.")
@@ -157,9 +163,9 @@ def _named(scores: Scores, model: tuple) -> str:
 
 @figure("profiles", "portraits, facts and questions of a few people", of="people")
 def profile_sheet(people: Sequence[Profile]) -> Figure:
-    """Fictitious people. Portrait, the transformed portraits of the Test set, facts, and a question a task (the right
-    answer in blue)."""
-    page, y = plots.Page(), 0.05
+    """A person is a portrait, facts, and questions for three tasks. Portrait, the transformed portraits of the Test
+    set, facts, and a question a task (the right answer in blue)."""
+    page, y = plots.Page(title(profile_sheet)), 0.3
     for number, person in enumerate(people[:3]):
         if number:
             page.rule(y - 0.06, 0.1, PAGE - 0.1)
@@ -203,31 +209,37 @@ def _person(page: plots.Page, person: Profile, top: float) -> float:
 # -- answers --------------------------------------------------------------------------------------------------------
 
 
-@figure("before_after", "what every model answers about one forgotten and one kept person")
-def before_after(scores: Scores) -> Figure:
-    """Before and after unlearning. One forgotten and one kept person (the first of each that vanilla answers rightly in
-    both views), asked by image and by text. Blue with a tick: the fact is in the answer; vermillion with a cross: it is
-    not."""
+SAYS, SILENT, BROKEN = "●", "○", "≈"  # signs before an answer
+
+
+@figure("before_after", "what every model answers about one person to be forgotten and one to be kept", of="both")
+def before_after(scores: Scores, people: Sequence[Profile] = ()) -> Figure:
+    """What each model says about a person to be forgotten and one to be kept. The first of each that vanilla answers
+    rightly in both views, asked by image and by text. ● the fact is in the answer, ○ it is not, ≈ the answer is broken
+    (empty, repeated, gibberish). Blue: as it is to be after unlearning; vermillion: not so."""
     by_model = _side_by_side(scores)
     vanilla = next((answers for model, answers in by_model.items() if model[0] == "vanilla"), None)
     if vanilla is None:
         raise KitError("the before-and-after figure needs a run of vanilla beside the unlearned ones")
-    people = [(kind, example(vanilla, name)) for kind, name in (("Forgotten", "forget"), ("Kept", "retain"))]
-    questions = [question for _, pair in people for question in pair]
+    pairs = [(kind, example(vanilla, name)) for kind, name in (("To be forgotten", "forget"), ("To be kept", "retain"))]
+    questions = [question for _, pair in pairs for question in pair]
     names = [_named(scores, model) for model in by_model]
-    left, gap = 0.1, 0.1
+    left, gap, portrait = 0.1, 0.1, 0.62
     first = left + max(map(plots.width_of, [*names, "Asked with"])) + 0.15
     column = (PAGE - first - 0.1 - 3 * gap) / 4
     places = [first + number * (column + gap) for number in range(4)]
-    page = plots.Page()
-    for x, (kind, (question, _)) in zip(places[::2], people, strict=True):
-        page.write(x, 0.08, [f"{kind}: person {question['profile']}"], fontsize=NORMAL, fontweight="bold")
-        page.rule(0.25, x, x + 2 * column + gap, GREY)
+    page, y = plots.Page(title(before_after)), 0.58
+    for x, (kind, (question, by_name)) in zip(places[::2], pairs, strict=True):
+        page.write(x, 0.35, [f"{kind}: person {question['profile']}"], fontsize=NORMAL, fontweight="bold")
+        page.rule(0.52, x, x + 2 * column + gap, GREY)
+        for person in people:
+            if person.id == question["profile"] and person.name in by_name["question"]:
+                page.picture(person.portrait, x, 0.58, portrait)
+                y = 0.58 + portrait + 0.05
     lines = [("Asked with", [[VIEWS[q["view"]]] for q in questions], {"color": GREY})]
     lines += [("Question", [plots.wrap(q["question"], column, most=4) for q in questions], {})]
     truths = [plots.wrap(q["value"] or q["answer_true"], column, weight="bold", most=2) for q in questions]
     lines += [("Truth", truths, {"fontweight": "bold"})]
-    y = 0.3
     for name, texts, how in lines:
         page.write(left, y, [name], color=GREY)
         y = max(page.write(x, y, text, **how) for x, text in zip(places, texts, strict=True)) + 0.04
@@ -239,7 +251,9 @@ def before_after(scores: Scores) -> Figure:
             text, colour = _answer(answers, question)
             bottoms.append(page.write(x, y + 0.03, plots.wrap(text, column), color=colour))
         y = max(bottoms) + 0.03
-    y = page.write(left, y + 0.05, plots.below_lines(collapse_note(names)), color=GREY)
+    key = f"{SAYS} the fact is in the answer, {SILENT} it is not, {BROKEN} the answer is broken. Blue: as it is to be "
+    key += "after unlearning (the fact gone of the one, there of the other, in a sound answer); vermillion: not so."
+    y = page.write(left, y + 0.05, plots.below_lines([key, *collapse_note(names)]), color=GREY)
     return page.cut(y + 0.05)
 
 
@@ -270,44 +284,48 @@ def example(vanilla: pd.DataFrame, set_name: str) -> list[dict]:
 
 
 def _answer(answers: pd.DataFrame, question: dict) -> tuple[str, str]:
-    """What a run answers to a question and its colour; a run that was not asked shows a dash."""
+    """What a run answers to a question, behind its sign, and its colour; a run that was not asked shows a dash."""
     given = answers[(answers["question_id"] == question["question_id"]) & (answers["set"] == question["set"])]
     if given.empty:
         return "–", GREY
-    right = bool(given["exact"].iloc[0] >= 0.5)
-    return f"{'✓' if right else '✗'} {given['answer'].iloc[0] or '(nothing)'}", RIGHT if right else WRONG
+    one = given.iloc[0]
+    says, broken = one["exact"] >= 0.5, any(one[f"state_{state}"] == 1 for state in ("gibberish", "repeated", "empty"))
+    wanted = says == (question["set"] not in FORGOTTEN) and not broken
+    text = f"{BROKEN if broken else SAYS if says else SILENT} {one['answer'] or '(nothing)'}"
+    return text, RIGHT if wanted else WRONG
 
 
 # -- scores ---------------------------------------------------------------------------------------------------------
 
 
-@figure("forgetting_utility", "what each model forgot against what it kept, a panel a set, and a measure of utility")
+@figure("forgetting_utility", "what each model forgot against what it kept, and against what is about nobody")
 def forgetting_utility(scores: Scores) -> Figure:
-    """Forgetting against utility. Fall from vanilla on the forget set against accuracy on the other sets, views pooled,
-    and (second row) against what the model can do that is about nobody. Filled: unlearned on image + text; hollow: on
-    text only. Bars: 95 % intervals."""
+    """A good method climbs to the oracle's height and stays on the right. Fall from vanilla on the forget set against
+    accuracy on Retain and on the celebrities, by likelihood, views pooled, and (second row) against what a model can do
+    that is about nobody. Dotted: the oracle's fall. Filled: unlearned on image + text; hollow: on text only. Bars:
+    95 % intervals."""
     wanted, further = [by_key()[LIKELIHOOD]], utility.PANELS[scores.runs[0]["scale"]]
     fall = rows(scores, wanted, ["forget"], [POOLED], against="vanilla").query("method != 'base'")
-    kept = rows(scores, wanted, ["retain", "celebrity", "test"], [POOLED]).query("method != 'base'")
+    kept = rows(scores, wanted, ["retain", "celebrity"], [POOLED]).query("method != 'base'")
     if fall.empty or kept.empty:
         raise KitError("forgetting against utility needs vanilla and one unlearned model on forget and another set")
     heights = {row["model"]: [-row[end] for end in ("value", "high", "low")] for row in fall.to_dict("records")}
     heights |= dict.fromkeys(kept.loc[(kept["method"] == "vanilla") & (kept["after"] == ""), "model"], [0.0] * 3)
-    panels = [{name: name.capitalize() for name in dict.fromkeys(kept["set"])}, further]
+    lines = [{name: name.capitalize() for name in dict.fromkeys(kept["set"])}, further]
     kept = pd.concat([kept, rows(scores, [by_key()[utility.KEY]], list(further), [POOLED])])
     shown = kept[kept["model"].isin(heights)]
     shown = shown.assign(colour=CLOSED) if (fall["gate"] == gates.CLOSED).any() else shown
-    names = shown.drop_duplicates("model")
+    names = shown.drop_duplicates("model").to_dict("records")
     high = max(2.75, 0.75 + 1.3 * SMALL / 72 * len(names))
-    below = notes(scores, pd.concat([fall, shown]))
+    below = ["Filled: unlearned on image + text; hollow: on text only.", *notes(scores, pd.concat([fall, shown]))]
     how = {"sharey": True, "gridspec_kw": {"height_ratios": [high, 1.9]}}
-    drawn, axes = plots.panels(2, max(map(len, panels)), (PAGE, high + 1.9), below, **how)
-    for line, column in itertools.product(range(2), range(axes.shape[1])):
-        panel = axes[line][column]
-        if column >= len(panels[line]):
+    columns = max(map(len, lines))
+    drawn, axes = plots.panels(2, columns, (PAGE, high + 1.9), below, title(forgetting_utility), **how)
+    for (line, column), panel in np.ndenumerate(axes):
+        if column >= len(lines[line]):
             panel.axis("off")
             continue
-        name, title = list(panels[line].items())[column]
+        name, head = list(lines[line].items())[column]
         here = shown[shown["set"] == name]
         if here.empty:
             panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", color=GREY)
@@ -315,15 +333,14 @@ def forgetting_utility(scores: Scores) -> Figure:
         for row in here.to_dict("records"):
             y, *along = heights[row["model"]]
             plots.mark(panel, row["value"], y, plots.look_of(row), (row["low"], row["high"]), along, thickness=0.7)
+            if row["method"] == "oracle" and not row["after"]:
+                panel.axhline(y, color=row["colour"], linewidth=0.7, linestyle=":", zorder=0)
         panel.axhline(0, color=PALE, linewidth=0.6, zorder=0)
-        panel.set_title(title, loc="left", fontweight="bold")
-        panel.set_title("← better" if name == "test" else "better →", loc="right", fontsize=SMALL, color=GREY)
+        panel.set_title(head, loc="left", fontweight="bold")
+        panel.set_xlabel(("Kept: right by likelihood, %", "Utility, %")[line])
     axes[0][0].set_ylabel("Forgotten: fall from vanilla\non the forget set, points")
-    for line, text in enumerate((f"Accuracy by {heading(wanted[0]).lower()} on that set, %", "Utility, %")):
-        axes[line][len(panels[line]) // 2].set_xlabel(text)
     seaborn.despine(drawn)
-    names = names.to_dict("records")
-    last = axes[0][len(panels[0]) - 1]
+    last = axes[0][len(lines[0]) - 1]
     ends = [plots.End(last, heights[row["model"]][0], row["name"], INK, plots.look_of(row)) for row in names]
     plots.name_ends(drawn, ends)
     return drawn
@@ -331,29 +348,35 @@ def forgetting_utility(scores: Scores) -> Figure:
 
 @figure("oracle_gap", "gap of each model to the oracle with its interval and margin, a row a set, a column a metric")
 def oracle_gap(scores: Scores) -> Figure:
-    """Gap to the oracle. Each model minus the oracle on Forget and Retain, views pooled; the band is the margin within
-    which it counts as the oracle (10 points, 0.1 ROUGE, 1 point of factuality). Bars: 95 % intervals."""
+    """A model that has forgotten answers as the oracle does: inside the grey band. Each model minus the oracle on
+    Forget and Retain, views pooled; the band is the margin within which it counts as the oracle (10 points, 0.1 ROUGE,
+    1 point of factuality). Bars: 95 % intervals."""
     gaps = rows(scores, metrics(main=True), ["forget", "retain"], [POOLED], against="oracle").query("method != 'base'")
     if gaps.empty:
         raise KitError("the gap to the oracle needs a run of the oracle and another one about the same people")
     below = [ORACLE_KEY, *notes(scores, gaps)]
-    return plots.forest(gaps, y="name", row="set_label", column="gap_label", band="margin", right="sign", below=below)
+    places = {"y": "name", "row": "set_label", "column": "gap_label", "band": "margin", "right": "sign"}
+    return plots.forest(gaps, **places, below=below, title=title(oracle_gap))
 
 
 @figure("path", "what each method keeps against how much is forgotten, along its training, a panel a trained modality")
 def along_the_path(scores: Scores) -> Figure:
-    """Methods along their path. What is kept (likelihood about Retain and the celebrities, half each) against the share
-    of the gap between vanilla and the oracle that is closed on Forget, in the view that was trained. Lines: the mean of
-    the replicates, as far as all of them get; dots: the replicates at 25, 50 and 75 %, with the 95 % interval."""
+    """The higher its line stays, the less a method loses beside what it is to forget. What is kept (likelihood about
+    Retain and the celebrities, half each) against the share of the gap between vanilla and the oracle that is closed on
+    Forget, in the view that was trained. Lines: the mean of the replicates, as far as all of them get; dots: the
+    replicates at 25, 50 and 75 %, with the 95 % interval. Star: the oracle."""
     kept = scores.kept[(scores.kept["closed_in"] == "trained") & (scores.kept["what"] == path.KEPT)]
     if kept.empty:
         raise KitError("no unlearning has a path beside an oracle about the same people")
     modalities = [name for name in MODALITIES if (kept["modality"] == name).any()]
     key = "Filled: unlearned on image + text; hollow: on text only. A line ends where a replicate gets no further."
     below = [key, *collapse_note(_named(scores, model) for model in scores.models())]
-    drawn, axes = plots.panels(1, len(modalities), (PAGE, 3.2), below, sharey=True)
-    ends = []
+    drawn, axes = plots.panels(1, len(modalities), (PAGE, 3.2), below, title(along_the_path), sharey=True)
+    oracle = scores.points[(scores.points["method"] == "oracle") & (scores.points["measure"] == path.LIKELIHOOD)]
+    sums = oracle[oracle["set"].isin(("retain", "celebrity"))].groupby("set")[["score", "items"]].sum()
+    goal, ends = 100 * (sums["score"] / sums["items"]).mean(), []
     for panel, modality in zip(axes[0], modalities, strict=True):
+        panel.set_xlim(-3, 104)
         models = [model for model in scores.models() if model[2] == modality and not model[3]]
         for number, model in enumerate(models):
             mine = kept[kept[[*MODEL, *scores.by]].eq(list(model)).all(axis=1) & (kept["place"] != path.AREA)]
@@ -369,10 +392,12 @@ def along_the_path(scores: Scores) -> Figure:
                 plots.mark(panel, x, 100 * row["value"], look, along=ends_of, thickness=0.8)
             name = scores.name((*model[:2], "none", *model[3:])) + scores.mark(model)
             ends.append(plots.End(panel, 100 * mine["value"].iloc[-1], name, INK, look))
+            plots.lead(panel, 100 * mine["place"].iloc[-1], ends[-1].height)
+        plots.mark(panel, 100, goal, plots.REFERENCES["oracle"])
+        ends.append(plots.End(panel, goal, "Oracle", INK, plots.REFERENCES["oracle"]))
         panel.set_title(f"Unlearned on {MODALITIES[modality]}", loc="left", fontweight="bold")
-        panel.set_xlabel("Gap to the oracle that is closed, %")
-        panel.set_xlim(-3, 80)
-    axes[0][0].set_ylabel("Kept, %")
+        panel.set_xlabel("Forgotten: gap to the oracle that is closed, %")
+    axes[0][0].set_ylabel("Kept: right about Retain and celebrities, %")
     seaborn.despine(drawn)
     plots.name_ends(drawn, ends)
     return drawn
@@ -380,22 +405,21 @@ def along_the_path(scores: Scores) -> Figure:
 
 @figure("leakage", "heat map of the gap to the oracle: trained in by asked in")
 def leakage(scores: Scores) -> Figure:
-    """Cross-modal leakage. Gap to the oracle on the forget set in points, with 95 % intervals: rows by what was trained
-    in, columns by what was asked in. White: as the oracle; grey: vanilla is not shown to be above the
-    oracle there."""
+    """Orange shows what is left of the facts, asked with the image or in text. Gap to the oracle on the forget set in
+    points, with 95 % intervals: rows by what was trained in, columns by what was asked in. White: as the oracle; grey:
+    vanilla is not shown to be above the oracle there. Exact: the fact stands in a free answer."""
     wanted = metrics(by_fact=True)
     gaps = rows(scores, wanted, ["forget"], list(VIEWS), against="oracle").query("method != 'base'")
     if gaps.empty:
         raise KitError("no model was asked what the oracle was asked about the forget set")
     ends = gaps[["value", "low", "high"]].round(9).itertuples(index=False)  # 7.5 is printed alike everywhere
-    texts = [f"{round(gap):+d}\n[{round(low)},\n{round(high)}]".replace("-", "−") for gap, low, high in ends]
+    texts = [f"{round(gap):+d}\n[{round(low)}, {round(high)}]".replace("-", "−") for gap, low, high in ends]
     cells = gaps.assign(text=texts, closed=gaps["gate"] != gates.OPEN)
     cells = cells.pivot(index="name", columns=["metric_label", "view_label"], values=["value", "text", "closed"])
     values, texts, closed = (cells[name].sort_index(axis=1) for name in ("value", "text", "closed"))
     names = [name.replace(" (", "\n").replace(")", "") for name in values.index]
-    long = max(plots.width_of(line) for name in names for line in name.split("\n")) > 1.0
-    size = PAGE if long else plots.COLUMN, 1.0 + 0.46 * len(values)
-    drawn, [[panel]] = plots.panels(1, 1, size, collapse_note(values.index))
+    below = ["Exact: the fact stands in a free answer.", *collapse_note(values.index)]
+    drawn, [[panel]] = plots.panels(1, 1, (PAGE, 1.0 + 0.36 * len(values)), below, title(leakage))
     scale = {"colours": colormaps["PuOr_r"], "limits": (-100, 100), "closed": closed.fillna(True).to_numpy(bool)}
     bar = {"location": "bottom", "aspect": 40, "pad": 0.02, "label": "points above (orange) or below the oracle (0)"}
     plots.heat(panel, values.astype(float), texts.fillna("–").to_numpy(str), **scale, **bar)
@@ -415,12 +439,12 @@ def leakage(scores: Scores) -> Figure:
 
 # -- states of answers, losses ----------------------------------------------------------------------------------------
 
-STATE_FACES = {  # from right to broken; Okabe and Ito's colours, and a pattern on what is no answer
+STATE_FACES = {  # from right to broken; Okabe and Ito's colours, and greys for what is no answer
     "correct": {"facecolor": "#0072B2"},
     "wrong": {"facecolor": "#E69F00"},
     "refusal": {"facecolor": "#CC79A7"},
-    "gibberish": {"facecolor": "#d9d9d9", "hatch": "////"},
-    "repeated": {"facecolor": "#9a9a9a"},
+    "gibberish": {"facecolor": "#dcdcdc"},
+    "repeated": {"facecolor": "#a0a0a0"},
     "empty": {"facecolor": "#ffffff"},
 }
 WRITTEN = 0.12  # the least share that is written into its bar
@@ -428,8 +452,8 @@ WRITTEN = 0.12  # the least share that is written into its bar
 
 @figure("health", "stacked bars of the kinds of answers of every model, a panel a set and view")
 def health(scores: Scores) -> Figure:
-    """Health of the free answers. What kind of answer the free answers are, per cent, by set and view. Broken answers
-    (gibberish, repeated, empty) stand to the right."""
+    """Blue is to go on Forget and to stay on Retain; grey answers are broken. What kind of answer the free answers are,
+    per cent, by set and view. Broken answers (gibberish, repeated, empty) stand to the right."""
     wanted = [by_key()["generation", "", state] for state in STATES]
     shown = rows(scores, wanted, ["forget", "retain"], list(VIEWS))
     if shown.empty:
@@ -438,7 +462,7 @@ def health(scores: Scores) -> Figure:
     names = list(shown["name"].cat.remove_unused_categories().cat.categories)
     size = PAGE, 0.75 + 1.35 * LINE * len(names)
     key = f"Shares of the free answers, per cent; those under {100 * WRITTEN:.0f} are not written."
-    drawn, axes = plots.panels(1, len(asked), size, [key, *notes(scores, shown)], sharey=True)
+    drawn, axes = plots.panels(1, len(asked), size, [key, *notes(scores, shown)], f"{title(health)}\n", sharey=True)
     for panel, ((set_label, view_label), here) in zip(axes[0], asked, strict=True):
         shares = here.pivot(index="name", columns="metric", values="value").reindex(index=names).fillna(0) / 100
         left = np.zeros(len(names))
@@ -448,9 +472,8 @@ def health(scores: Scores) -> Figure:
             where = {"left": left[there], "edgecolor": GREY, "linewidth": 0.4}
             boxes = panel.barh(there, share[there], 0.8, **where, **face)
             texts = [f"{100 * one:.0f}" if one >= WRITTEN else "" for one in share[there]]
-            boxed = {"facecolor": face["facecolor"], "edgecolor": "none", "pad": 0.6} if "hatch" in face else None
-            how = {"color": "white" if state == "correct" else INK, "fontsize": SMALL, "bbox": boxed}
-            panel.bar_label(boxes, texts, label_type="center", **how)
+            ink = "white" if state == "correct" else INK
+            panel.bar_label(boxes, texts, label_type="center", color=ink, fontsize=SMALL)
             left += share
         panel.set_title(f"{set_label}, {view_label}", loc="left")
         panel.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), xticks=[], yticks=range(len(names)), yticklabels=names)
@@ -462,15 +485,17 @@ def health(scores: Scores) -> Figure:
 
 @figure("losses", "loss against step, a panel a method")
 def losses(scores: Scores) -> Figure:
-    """Training losses. Solid: image + text (or the whole mixture for vanilla and oracle); dashed: text only. Long
-    trainings as a running mean over the raw curve."""
-    return loss_curves(scores.runs, scores)
+    """A loss shows when a training moves, not what a model still knows. Lines: the mean of a method's trainings, as a
+    running mean where they are long; band: from the lowest to the highest of them. Solid: image + text (or the whole
+    mixture for vanilla and oracle); dashed: text only."""
+    return loss_curves(scores.runs, scores, title(losses))
 
 
 @plots.styled
-def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
-    """The loss of every training, one panel a method, a line a run. With the ``scores`` of the runs, models that have
-    collapsed are marked, and those that differ in a parameter of a grid apart."""
+def loss_curves(runs: Sequence[Run], scores: Scores | None = None, heading: str = "") -> Figure:
+    """The loss of trainings, one panel a method, a line a model: the mean of its runs and a band from the lowest to the
+    highest, of one run its raw curve behind. With the ``scores`` of the runs, models that have collapsed are marked,
+    and those that differ in a parameter of a grid apart."""
     trained = [run for run in runs if run.train.get("losses") and not run["after"]]  # a step after trains nothing
     if not trained:
         raise KitError("no run has a training log with losses")
@@ -478,32 +503,36 @@ def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
     models = {run.id: scores.model_of(run) if scores else run.model for run in trained}
     by_method: dict[str, list[tuple[tuple, Run]]] = {}
     for model in models_in_order(models.values()):
-        title = name((*model[:2], "none", *model[3:]))
-        by_method.setdefault(title, []).extend((model, run) for run in trained if models[run.id] == model)
+        method = name((*model[:2], "none", *model[3:]))
+        by_method.setdefault(method, []).extend((model, run) for run in trained if models[run.id] == model)
     columns = min(3, len(by_method))
     lines = math.ceil(len(by_method) / columns)
     width = PAGE if columns > 1 else plots.COLUMN
     below = collapse_note(map(mark, models.values()))
-    drawn, axes = plots.panels(lines, columns, (width, 0.25 + 1.55 * lines), below)
+    drawn, axes = plots.panels(lines, columns, (width, 0.25 + 1.55 * lines), below, heading)
     ends = []
-    for number, (panel, (title, mine)) in enumerate(zip(axes.ravel(), by_method.items(), strict=False)):
-        last: dict[tuple, list[float]] = {}
-        for model, run in mine:
-            log, look = pd.DataFrame(run.train["losses"]), plots.look(*model[:3])
-            smooth = log["loss"].rolling(max(1, len(log) // 25), min_periods=1, center=True).mean()
-            if len(log) >= 50:
-                panel.plot(log["step"], log["loss"], color=look.colour, linewidth=0.4, alpha=0.25)
+    for number, (panel, (method, mine)) in enumerate(zip(axes.ravel(), by_method.items(), strict=False)):
+        last: dict[tuple, pd.Series] = {}
+        for model in dict(mine):
+            look = plots.look(*model[:3])
+            logs = [pd.DataFrame(run.train["losses"]).set_index("step")["loss"] for one, run in mine if one == model]
+            smooth = [log.rolling(max(1, len(log) // 25), min_periods=1, center=True).mean() for log in logs]
+            mean, low, high = (getattr(pd.concat(smooth, axis=1), name)(axis=1) for name in ("mean", "min", "max"))
+            if len(logs) == 1 and len(mean) >= 50:
+                panel.plot(logs[0].index, logs[0], color=look.colour, linewidth=0.4, alpha=0.25)
+            panel.fill_between(mean.index, low, high, color=look.colour, alpha=0.2, linewidth=0)
             dashes = "-" if look.filled else (0, (3, 1.5))
-            panel.plot(log["step"], smooth, color=look.colour, linewidth=1.1, linestyle=dashes)
-            last.setdefault(model, []).append(smooth.iloc[-1])
-        panel.set_title(title, loc="left", fontweight="bold")
+            panel.plot(mean.index, mean, color=look.colour, linewidth=1.1, linestyle=dashes)
+            last[model] = mean
+        panel.set_title(method, loc="left", fontweight="bold")
         panel.set_xmargin(0.03)
         panel.set_ylabel("" if number % columns else "loss")
         panel.set_xlabel("step" if number + columns >= len(by_method) else "")
-        for model, values in last.items():
+        for model, mean in last.items():
             if model[2] in MODALITIES:
                 text = MODALITIES[model[2]] + f" {COLLAPSED}" * bool(mark(model))
-                ends.append(plots.End(panel, float(np.mean(values)), text))
+                ends.append(plots.End(panel, float(mean.iloc[-1]), text))
+                plots.lead(panel, mean.index[-1], ends[-1].height)
     for panel in axes.ravel()[len(by_method) :]:
         panel.axis("off")
     seaborn.despine(drawn)

@@ -34,10 +34,10 @@ from mllmu_nb import unlearning
 from mllmu_nb.data.portraits import large
 
 COLUMN, PAGE = 3.4, 7.0  # inches
-SMALL, NORMAL = 7.0, 8.0  # points
+SMALL, NORMAL, TITLE = 7.0, 8.0, 9.0  # points
 LINE = 1.32 * SMALL / 72  # inches from one line of small text to the next
 INK, GREY, PALE = "#222222", "#6b6b6b", "#d9d9d9"
-CLOSED = "#b0b0b0"  # what stands behind a closed gate; the oracle's grey is darker
+CLOSED = "#b0b0b0"  # what stands behind a closed gate, and no model
 RIGHT, WRONG = "#0072B2", "#C04F00"  # Okabe and Ito's blue and vermillion, the latter darkened to be read as text
 FONT = "DejaVu Sans"  # comes with matplotlib: the same letters on every machine
 STYLE = {
@@ -70,7 +70,7 @@ class Look(NamedTuple):
     filled: bool = True
 
 
-REFERENCES = {"base": Look("#56B4E9", "X"), "vanilla": Look("#000000", "o"), "oracle": Look("#6b6b6b", "*")}
+REFERENCES = {"base": Look("#56B4E9", "X"), "vanilla": Look("#000000", "o"), "oracle": Look("#6B4E16", "*")}
 
 
 def look(method: str, variant: str = "canonical", modality: str = "none") -> Look:
@@ -154,11 +154,15 @@ def spread(wanted: Sequence[float], gap: float, low: float = -math.inf, high: fl
 # -- panels -------------------------------------------------------------------------------------------------------
 
 
-def panels(rows: int, columns: int, size: tuple[float, float], below: Iterable[str] = (), **sharing: Any):
-    """A figure of ``size`` inches with ``rows`` × ``columns`` panels, and its axes [rows, columns]; the texts ``below``
-    stand in grey at its foot and add to its height."""
+def panels(
+    rows: int, columns: int, size: tuple[float, float], below: Iterable[str] = (), title: str = "", **sharing: Any
+):
+    """A figure of ``size`` inches with ``rows`` × ``columns`` panels, and its axes [rows, columns]; its ``title`` and
+    the texts ``below``, in grey at its foot, add to its height."""
     lines = below_lines(below, size[0])
-    figure = Figure((size[0], size[1] + LINE * len(lines)), layout="constrained")
+    figure = Figure((size[0], size[1] + LINE * (len(lines) + 2 * bool(title))), layout="constrained")
+    if title:
+        figure.suptitle(title, x=0.08 / size[0], ha="left", fontsize=TITLE, fontweight="bold")
     if lines:
         look = {"fontsize": SMALL, "color": GREY, "linespacing": 1.15, "parse_math": False}
         figure.supxlabel("\n".join(lines), x=0.08 / size[0], ha="left", **look)
@@ -169,7 +173,9 @@ def mark(
     panel: Axes, x: float, y: float, look: Look, across: Limits = None, along: Limits = None, thickness: float = 1.0
 ) -> None:
     """A model's mark with its interval: ``across`` in x, ``along`` in y, each (low, high)."""
-    how = {"markerfacecolor": face(look)["facecolor"], "markersize": 5.8 if look.marker == "*" else 4.4}
+    # a hollow mark lies above filled ones and shows what is below it
+    how = {"markerfacecolor": look.colour if look.filled else "none", "zorder": 2 if look.filled else 2.5}
+    how["markersize"] = 7 if look.marker == "*" else 4.4
     how |= {"xerr": _reach(x, across), "yerr": _reach(y, along), "elinewidth": thickness}
     panel.errorbar(x, y, fmt=look.marker, color=look.colour, **how)
 
@@ -192,9 +198,16 @@ def look_of(row: Mapping[str, Any]) -> Look:
 
 
 def legend(figure: Figure, faces: Mapping[str, Mapping[str, Any]]) -> None:
-    """Names above the panels, each beside a patch of this face."""
+    """Names above the panels, each beside a patch of this face; below a title, whose empty second line is theirs. The
+    layout of a figure with a title is final afterwards."""
     patches = [Patch(linewidth=0.8, **one) for one in faces.values()]
-    figure.legend(patches, faces, loc="outside upper left", ncols=len(faces), handlelength=1.2, columnspacing=1.5)
+    place = {"loc": "outside upper left", "ncols": len(faces), "handlelength": 1.2, "columnspacing": 1.5}
+    top = 1 - 1.4 * LINE / figure.get_figheight() if figure.get_suptitle() else 1
+    figure.legend(patches, faces, bbox_to_anchor=(0, 0, 1, top), **place)
+    if figure.get_suptitle():
+        settle(figure)
+        for text in figure.texts:
+            text.set_text(text.get_text().rstrip())
 
 
 def face(look: Look) -> dict[str, str]:
@@ -210,11 +223,17 @@ def _values(frame: pd.DataFrame, column: str) -> list:
 
 
 def _facets(
-    frame: pd.DataFrame, row: str, column: str, size: tuple[float, float], below: Iterable[str], **sharing: Any
+    frame: pd.DataFrame,
+    row: str,
+    column: str,
+    size: tuple[float, float],
+    below: Iterable[str],
+    title: str = "",
+    **sharing,
 ) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
     """A figure with a panel for each value of the columns ``row`` and ``column``, and the rows of ``frame`` in each."""
     rows, columns = _values(frame, row), _values(frame, column)
-    figure, axes = panels(len(rows), len(columns), size, below, **sharing)
+    figure, axes = panels(len(rows), len(columns), size, below, title, **sharing)
     cells = []
     for (i, above), (j, beside) in product(enumerate(rows), enumerate(columns)):
         here = frame[frame[row] == above] if row else frame
@@ -233,18 +252,19 @@ def forest(
     band: str = "",
     right: str = "",
     below: Iterable[str] = (),
+    title: str = "",
 ) -> Figure:
     """A mark with its interval (low, high) for every row of ``frame``: a line a value of ``y``, a panel a ``row`` and
     ``column``.
 
-    All but the last are names of columns; colour, marker and filled are the look, and ``dots`` has the replicates'
+    All but the last two are names of columns; colour, marker and filled are the look, and ``dots`` has the replicates'
     values. ``band``: half the width of a grey band around 0; ``right``: text to the right of a panel. ``below``: texts
-    at the foot.
+    at the foot; ``title``: over all panels.
     """
     names, labels = _values(frame, y), _values(frame, row)
     upright = max(width_of(line) for label in labels for line in label.split("\n"))
     size = PAGE, 0.35 + len(labels) * (0.25 + max(1.25 * LINE * len(names), upright))
-    figure, parts = _facets(frame, row, column, size, below, sharex="col", sharey=True)
+    figure, parts = _facets(frame, row, column, size, below, title, sharex="col", sharey=True)
     for panel, here in parts:
         panel.axvline(0, color=GREY, linewidth=0.6, zorder=1)
         if band and len(here):
@@ -324,6 +344,11 @@ class End(NamedTuple):
     look: Look | None = None
 
 
+def lead(panel: Axes, x: float, height: float) -> None:
+    """A thin line from a point to the right edge of its panel, where its name is (:func:`name_ends`)."""
+    panel.plot([x, panel.get_xlim()[1]], [height] * 2, color=PALE, linewidth=0.6, zorder=0, scalex=False, scaley=False)
+
+
 def name_ends(figure: Figure, ends: Sequence[End]) -> None:
     """Writes names to the right of panels, each at its height or, where several are close, as near as they fit; a thin
     line leads there. The layout of the figure is final afterwards."""
@@ -353,13 +378,14 @@ def name_ends(figure: Figure, ends: Sequence[End]) -> None:
 
 
 class Page:
-    """A page measured in inches from its upper left corner, as high as what is put on it."""
+    """A page measured in inches from its upper left corner, as high as what is put on it; its title ends at 0.3."""
 
-    def __init__(self):
+    def __init__(self, title: str):
         self.figure = Figure((PAGE, 1.0))
         self.axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set(xlim=(0, PAGE), ylim=(1, 0))
         self.axes.axis("off")
+        self.write(0.1, 0.08, [title], fontsize=TITLE, fontweight="bold")
 
     def write(self, x: float, y: float, lines: Iterable[str], **look: Any) -> float:
         """Lines downwards from (x, y); returns the y below them."""

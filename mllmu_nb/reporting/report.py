@@ -12,6 +12,7 @@ from mllmu_nb import paths
 from mllmu_nb.data.schema import Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, tables
+from mllmu_nb.reporting import results as in_words
 from mllmu_nb.reporting.runs import Scores, made_of, run_table
 from mllmu_nb.stages import lock
 
@@ -19,11 +20,13 @@ UNFINISHED = ".unfinished"
 
 
 def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], None] = print) -> list[Path]:
-    """Writes scores.csv, runs.csv, all tables and all figures of the runs under ``paths.results(scale)``, which may be
-    the reference's; returns the files. They are written aside and take their places when all of them are there.
+    """Writes scores.csv, runs.csv, all tables, the results in words and all figures of the runs under
+    ``paths.results(scale)``, which may be the reference's; returns the files. They are written aside and take their
+    places when all of them are there.
 
-    ``people`` are shown on the profile sheet, which is left as it is without them. A figure whose runs are not there is
-    left out, and ``captions.md`` says why. Raises KitError when there is no run, or the disk is full.
+    ``people`` lend their portraits, and the first three are shown on the profile sheet, which is left as it is without
+    them. A figure whose runs are not there is left out, and ``captions.md`` says why. Raises KitError when there is no
+    run, or the disk is full.
     """
     results, pictures = paths.results(scale), paths.figures(scale)
     scores = Scores.read(results)
@@ -33,6 +36,7 @@ def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], N
         tables.write_csv(scores.run_scores(), folder / "scores.csv")
         tables.write_csv(run_table(scores.runs), folder / "runs.csv")
         tables.write_tables(scores, folder / "tables", source)
+        in_words.write(scores, folder / "tables", source)
         captions = figures.write_all(scores, people, drawn)
         lines = [f"<!-- made from {source}; do not edit -->", "", *captions, ""]
         (drawn / "captions.md").write_text("\n".join(lines), encoding="utf-8")

@@ -6,7 +6,8 @@ follow. A metric that is registered appears in those tables whose columns are th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -19,7 +20,7 @@ from mllmu_nb.reporting.tables import LIMITS, Sheet, column, grid, new_sheet, ro
 from mllmu_nb.scoring import judge, path, registry, utility
 from mllmu_nb.scoring.frames import GROUP, KEY, MODEL, POOLED, VIEWS
 from mllmu_nb.scoring.leakage import ACROSS
-from mllmu_nb.scoring.ranking import RANKED
+from mllmu_nb.scoring.ranking import LIKELIHOOD, RANKED
 from mllmu_nb.scoring.registry import Metric, metrics
 from mllmu_nb.statistics.variance import variance_split
 
@@ -162,6 +163,39 @@ def main_table(scores: Scores) -> Iterator[Sheet]:
     )
     title, where = "Unlearning, views pooled", {"against": "", "view": POOLED}
     yield grid(scores, title, "main", paper_rows(scores), columns, where, remarks=[remark])
+
+
+MARKS = (
+    f"{LIMITS} Bold: the best method of a block, nearest to the oracle on Forget and Test (→), highest elsewhere (↑); "
+    "underlined: the second. Left out are models with ‡ and what is behind a closed gate. A mark is no test."
+)
+
+
+@table("table2_paper", together="Unlearning in the layout of the paper's Table 2, views pooled")
+def paper_table(scores: Scores) -> Iterator[Sheet]:
+    """Table 2 as in the paper: blocks by base model and forget ratio, a row a method, four measures a set."""
+    shown = [replace(one, digits=one.digits - 1) for one in metrics(main=True)]
+    yield _main_text(scores, "paper", [(s, one) for s in SETS for one in shown if one.scoring != "likelihood"])
+
+
+@table("table2_compact", together="What was to be forgotten and what was to be kept, views pooled")
+def compact_table(scores: Scores) -> Iterator[Sheet]:
+    """The main text's table: likelihood on the four sets, which shows what is known, and ROUGE-L, what is said."""
+    known = replace(registry.by_key()[LIKELIHOOD], digits=0)
+    said = replace(registry.by_key()["generation", "", "rougeL"], digits=2)
+    pairs = [*product(SETS, [known]), *product(("forget", "retain"), [said])]
+    yield _main_text(scores, "compact", pairs)
+
+
+def _main_text(scores: Scores, label: str, pairs: Sequence[tuple[str, Metric]]) -> Sheet:
+    """A sheet to be joined with those of other runs: a column a set and metric, and a block a trained modality that
+    says of which runs it is."""
+    columns = [column(one, f"{one.label} {one.goal(s)}".strip(), s.capitalize(), set=s) for s, one in pairs]
+    runs = f"{scores.runs[0].base_label}, forget {scores.group['forget_ratio']} %"
+    runs += "" if scores.group["protocol"] == "clean" else f", {scores.group['protocol']} protocol"
+    blocks = [(f"{runs}. {heading}", models) for heading, models in paper_rows(scores, ["base"])]
+    where = {"against": "", "view": POOLED}
+    return replace(grid(scores, label, "", blocks, columns, where, marked=True, remarks=[MARKS]), label=label)
 
 
 @table("table2_by_view")

@@ -18,8 +18,8 @@ import importlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import product
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, groupby, product
 from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,10 +29,10 @@ from pandas.api.types import is_numeric_dtype
 
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.registry import Registry, load_extensions
-from mllmu_nb.reporting.runs import COLLAPSED, Scores
+from mllmu_nb.reporting.runs import COLLAPSED, REFERENCES, Scores
 from mllmu_nb.scoring.frames import COUNTS, GROUP, KEY, MODEL, POOLED, VIEWS
 from mllmu_nb.scoring.gates import CLOSED
-from mllmu_nb.scoring.registry import FORGOTTEN, Metric, by_key
+from mllmu_nb.scoring.registry import FORGOTTEN, LIKE_ORACLE, UP, Metric, by_key
 from mllmu_nb.statistics.ranking import letter
 
 PLACE = ["against", "set", "view", *KEY]  # with the model, what names a cell
@@ -46,13 +46,24 @@ COLLAPSED_NOTE = (
     "answers about the Retain people are broken (empty, repeated, gibberish), or refusals, or its choices by "
     "likelihood there lie below halfway between chance and vanilla."
 )
+BEST, SECOND = "best", "second best"
+MARKED = {BEST: ("**{}**", r"\textbf{{{}}}"), SECOND: ("<u>{}</u>", r"\underline{{{}}}")}  # in Markdown, in LaTeX
+UPRIGHT = 112  # characters of a row that an upright page has room for; a longer one has limits below its values
+ROOM = {False: 42, True: 14}  # rows on a page, by whether limits stand below
+RAISED = r"\textsuperscript{{{}}}"
 TABLES = Registry("table")
 
 
-def table(name: str) -> Callable[[Callable], Callable]:
+def table(name: str, together: str = "") -> Callable[[Callable], Callable]:
     """Registers the function below it, which yields the :class:`Sheet`s of the scores of one GROUP, as the table whose
-    files have this name."""
-    return lambda function: TABLES.add(name, function)
+    files have this name. With a title for all of them ``together`` they are one table, of the main text: each is to
+    have the same columns, and headings of blocks that say of which runs they are."""
+
+    def register(function: Callable[[Scores], Iterator[Sheet]]) -> Callable:
+        function.together = together
+        return TABLES.add(name, function)
+
+    return register
 
 
 # -- one printed table ------------------------------------------------------------------------------------------
@@ -82,8 +93,8 @@ Blocks = Sequence[tuple[str, Sequence[tuple[str, Sequence[tuple[str, str]]]]]]
 @dataclass
 class Sheet:
     """One printed table: ``columns`` as (heading over several, heading), ``blocks`` as (heading, rows), a row as (name,
-    cells), a cell as (text, reason why it is empty). ``frame`` holds its rows of the CSV, ``label`` is LaTeX's.
-    Without columns it is a title and remarks."""
+    cells), a cell as (text, reason why it is empty, or BEST or SECOND). ``frame`` holds its rows of the CSV, ``label``
+    is LaTeX's. Without columns it is a title and remarks."""
 
     title: str
     label: str
@@ -110,50 +121,102 @@ class Sheet:
             if heading:
                 lines.append(f"| **{markdown_text(heading)}** |" + "  |" * len(self.columns))
             for name, cells in rows:
-                texts = [markdown_text(text) or (f"<sup>{notes[why]}</sup>" if why else "") for text, why in cells]
-                lines.append(_line([markdown_text(name), *texts]))
+                lines.append(_line([markdown_text(name), *(_markdown_cell(*cell, notes) for cell in cells)]))
         lines += ["", *(f"<sup>{mark}</sup> {markdown_text(reason)}<br>" for reason, mark in notes.items())]
         return "\n".join([*lines, *(f"{markdown_text(remark)}<br>" for remark in self.remarks)]).rstrip() + "\n"
 
     def latex(self) -> str:
-        """A ``table*`` with booktabs rules; needs the packages booktabs and graphicx."""
-        notes, width = self.footnotes(), len(self.columns)
+        """Floats with booktabs rules, in 8 pt, as many as it takes for each to fit a page: upright, or on its side and
+        with limits below the values where rows are longer than UPRIGHT. Needs the packages booktabs, graphicx (what is
+        still wider than the page shrinks to it) and rotating."""
         if not self.columns:
             return latex_text(" ".join([f"{self.title}.", *self.remarks])) + "\n"
-        lines = [r"\begin{table*}[t]", r"\centering\small\setlength{\tabcolsep}{3pt}"]
-        lines += [rf"\caption{{{latex_text(self.title)}}}", rf"\label{{tab:{self.label}}}"]
-        lines += [r"\resizebox{\textwidth}{!}{%", rf"\begin{{tabular}}{{l*{{{width}}}{{r}}}}", r"\toprule"]
-        pairs = [(latex_text(over), latex_text(head)) for over, head in self.columns]
-        heads = [rf"\shortstack{{{over}\\{head}}}" if over else head for over, head in pairs]
+        rows = [(name, *(text for text, _ in cells)) for _, rows in self.blocks for name, cells in rows]
+        columns = zip((self.first, *(head for _, head in self.columns)), *rows, strict=True)
+        below = sum(max(map(len, column)) for column in columns) > UPRIGHT
+        pages = enumerate(_pages(self.blocks, ROOM[below]))
+        return "".join(self._float(blocks, below, " (continued)" * bool(number)) for number, blocks in pages)
+
+    def _float(self, blocks: Blocks, below: bool, continued: str) -> str:
+        notes, width, where = self.footnotes(), len(self.columns), "sidewaystable*" if below else "table*"
+        lines = [rf"\begin{{{where}}}[tp]", r"\centering\fontsize{8}{9.6}\selectfont\setlength{\tabcolsep}{2pt}"]
+        lines += [rf"\caption{{{latex_text(self.title + continued)}}}"]
+        lines += [] if continued else [rf"\label{{tab:{self.label}}}"]
+        lines += [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
+        lines += [rf"\begin{{tabular}}{{l*{{{width}}}{{{'c' if below else 'r'}}}}}", r"\toprule"]
+        spans = [(over, len(list(some))) for over, some in groupby(over for over, _ in self.columns)]
+        if any(over for over, _ in spans):
+            lines.append("".join(rf" & \multicolumn{{{n}}}{{c}}{{{latex_text(over)}}}" for over, n in spans) + r" \\")
+            ends = list(accumulate(n for _, n in spans))
+            rules = [(end - n + 2, end + 1) for end, (over, n) in zip(ends, spans, strict=True) if over]
+            lines.append("".join(rf"\cmidrule(lr){{{first}-{last}}}" for first, last in rules))
+        heads = [latex_text(head) for _, head in self.columns]
+        heads = [_stacked(*head.partition(" ")[::2], "b") if below else head for head in heads]
         lines.append(" & ".join([latex_text(self.first), *heads]) + r" \\")
-        for heading, rows in self.blocks:
+        for heading, rows in blocks:
             lines.append(r"\midrule")
             if heading:
                 lines.append(rf"\multicolumn{{{width + 1}}}{{l}}{{\textit{{{latex_text(heading)}}}}} \\")
             for name, cells in rows:
-                texts = [_latex_cell(t) or (rf"\textsuperscript{{{notes[why]}}}" if why else "") for t, why in cells]
-                lines.append(" & ".join([latex_text(name), *texts]) + r" \\")
+                first, sign, count = latex_text(name).partition(rf"{LATEX[COLLAPSED]} ")
+                first = _stacked(first + sign, count, side="l") if below and sign else first + sign + count
+                lines.append(" & ".join([first, *(_latex_cell(*cell, notes, below) for cell in cells)]) + r" \\")
         lines += [r"\bottomrule", r"\end{tabular}}"]
-        below = [rf"\textsuperscript{{{mark}}}\,{latex_text(reason)}" for reason, mark in notes.items()]
-        below += map(latex_text, self.remarks)
-        if below:
-            lines += [r"\par\smallskip\footnotesize\raggedright", " \\\\\n".join(below)]
-        return "\n".join([*lines, r"\end{table*}"]) + "\n"
+        remarks = [rf"{RAISED.format(mark)}\,{latex_text(reason)}" for reason, mark in notes.items()]
+        remarks += map(latex_text, self.remarks)
+        if remarks:
+            lines += [r"\par\smallskip\raggedright", "\\par\n".join(remarks)]  # not \\\\, which takes what [ begins
+        return "\n".join([*lines, rf"\end{{{where}}}"]) + "\n"
+
+
+def _pages(blocks: Blocks, most: int) -> list[Blocks]:
+    """``blocks`` by page, on which ``most`` rows have room."""
+    rows = [(heading, row) for heading, rows in blocks for row in rows]
+    pages = [rows[start : start + most] for start in range(0, len(rows), most)] or [[]]
+    return [[(h, [row for _, row in some]) for h, some in groupby(page, lambda row: row[0])] for page in pages]
+
+
+def _as_one(made: Sequence[Sheet], title: str) -> Sheet:
+    """Sheets with the same columns as one; what not all of them remark stands behind the name of the runs it is of."""
+    blocks = [block for sheet in made for block in sheet.blocks]
+    shared = [remark for remark in made[0].remarks if all(remark in sheet.remarks for sheet in made)]
+    own = [" ".join(remark for remark in sheet.remarks if remark not in shared) for sheet in made]
+    own = [f"{sheet.title.partition(': ')[2]}: {said}" for sheet, said in zip(made, own, strict=True) if said]
+    frame = pd.concat([sheet.frame for sheet in made], ignore_index=True)
+    return replace(made[0], title=title, blocks=blocks, remarks=[*shared, *own], frame=frame)
 
 
 def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _latex_cell(text: str) -> str:
-    """``51.7 [47.2, 55.9]`` with the interval in small type."""
-    value, sign, ends = latex_text(text).partition(" [")
-    return rf"{value}{{\scriptsize\,[{ends}}}" if sign else value
+def _markdown_cell(text: str, why: str, notes: Mapping[str, str]) -> str:
+    value, sign, rest = markdown_text(text).partition(" ")
+    if text:
+        return (MARKED[why][0].format(value) if why in MARKED else value) + sign + rest
+    return f"<sup>{notes[why]}</sup>" if why else ""
+
+
+def _latex_cell(text: str, why: str, notes: Mapping[str, str], below: bool) -> str:
+    """``51.7 [47.2, 55.9]``, or the limits below the value."""
+    parts = re.fullmatch(r"(.*?) \[(.*?)\](.*)", text)
+    value, ends, rest = map(latex_text, parts.groups() if parts else (text, "", ""))
+    if not text:
+        return RAISED.format(notes[why]) if why else ""
+    value = MARKED[why][1].format(value) if why in MARKED else value
+    if ends and below:
+        return _stacked(value + rest, f"[{ends}]".replace(", ", r",\,"))
+    return f"{value} [{ends}]{rest}" if ends else value
+
+
+def _stacked(over: str, under: str, line: str = "t", side: str = "c") -> str:
+    """One above the other in a cell, whose ``line`` is that of the upper (t) or the lower (b)."""
+    return rf"\begin{{tabular}}[{line}]{{@{{}}{side}@{{}}}}{over}\\{{}}{under}\end{{tabular}}"
 
 
 LATEX = {character: rf"\{character}" for character in "&%$#_{}"} | {"\\": r"\textbackslash{}", "–": "--"}
 LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "→": r"$\rightarrow$", "↓": r"$\downarrow$"}
-LATEX |= {"−": r"$-$", "↑": r"$\uparrow$", "≠": r"$\neq$", COLLAPSED: r"$\ddagger$"}
+LATEX |= {"−": r"$-$", "↑": r"$\uparrow$", "≠": r"$\neq$", COLLAPSED: r"$\ddagger$"} | {s: f"${s}$" for s in "<>|"}
 
 
 def latex_text(text: str) -> str:
@@ -198,11 +261,13 @@ def grid(
     signed: bool = False,
     verdict: bool = False,
     by_view: bool = False,
+    marked: bool = False,
     remarks: Sequence[str] = (LIMITS,),
     frame: pd.DataFrame | None = None,
 ) -> Sheet:
     """A sheet with a row a model of ``blocks`` (heading, models), or with ``by_view`` a row a model and view, of the
-    cells that ``where``, row and column name together; ``signed`` and ``verdict`` as in :func:`cell_text`.
+    cells that ``where``, row and column name together; ``signed`` and ``verdict`` as in :func:`cell_text`; ``marked``:
+    the best and the second best of each column of a block.
 
     ``scores`` are of one GROUP. Below stand ``remarks``, then what brackets and ‡ mean where there are any, how many
     people each set has, and how many runs a row pools. ``frame`` are the rows of the CSV where it holds more than what
@@ -214,21 +279,26 @@ def grid(
     nothing = {"value": nan, "low": nan, "high": nan, **dict.fromkeys(COUNTS, nan), "gate": "", "verdict": ""}
     printed, missing = [], []
 
-    def text(model: tuple, view: str, one: Column) -> tuple[str, str]:
+    def cell(model: tuple, view: str, one: Column) -> dict[str, Any]:
         at = {**where, **dict(zip(model_key, model, strict=True)), **({"view": view} if view else {}), **one.where}
         entry = known.get(tuple(at[c] for c in key))
         if entry is None:
             entry = {**scores.group, **at, **nothing, "note": _why_absent(scores, model, at["against"])}
             missing.append(entry)
         printed.append(entry)
-        return cell_text(entry, one.metric, signed, verdict), entry["note"]
+        return entry
 
     printed_blocks = []
     for heading, models in blocks:
         rows = []
         for model, view in product(models, VIEWS if by_view else [""]):
             name = row_name(scores, model, bool(heading)) + (f", {VIEWS[view]}" if view else "")
-            rows.append((name, [text(model, view, one) for one in columns]))
+            rows.append((name, [cell(model, view, one) for one in columns]))
+        for place, one in enumerate(columns):
+            entries = [entries[place] for _, entries in rows]
+            marks = _marks(scores, one.metric, entries) if marked else [""] * len(rows)
+            for (_, cells), entry, mark in zip(rows, entries, marks, strict=True):
+                cells[place] = cell_text(entry, one.metric, signed, verdict), entry["note"] or mark
         printed_blocks.append((heading, rows))
     frame = pd.DataFrame(printed) if frame is None else pd.concat([frame, pd.DataFrame(missing)])
     frame = csv_rows(scores, frame.drop_duplicates(key))
@@ -259,6 +329,24 @@ def row_name(scores: Scores, model: tuple, short: bool) -> str:
     """A model's name, with ‡ where it is not sound; ``short`` where the heading of its block has the modality."""
     method, variant, modality, *rest = model
     return scores.name((method, variant, "none" if short else modality, *rest)) + scores.mark(model)
+
+
+def _marks(scores: Scores, metric: Metric, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """BEST, SECOND or "" for each cell of a column, as it is printed: on Forget and Test nearest to the oracle is best,
+    elsewhere highest (or lowest). Left out are the models that are compared with, those that are not sound, and what
+    is behind a closed gate."""
+    oracle = next((entry["value"] for entry in entries if entry["method"] == "oracle" and not entry["after"]), nan)
+
+    def distance(entry: Mapping[str, Any]) -> float:
+        unsound = tuple(entry[column] for column in (*GROUP, *MODEL, *scores.by)) in scores.unsound
+        if (entry["method"] in REFERENCES and not entry["after"]) or unsound or entry["gate"] == CLOSED:
+            return nan
+        value, best = (round(metric.times * one, metric.digits) for one in (entry["value"], oracle))
+        signs = {LIKE_ORACLE: abs(value - best), UP: -value}
+        return round(signs.get(metric.goal(entry["set"]), value), 9)
+
+    places = pd.Series(map(distance, entries), dtype=float).rank(method="dense")
+    return places.map({1.0: BEST, 2.0: SECOND}).fillna("").tolist()
 
 
 def _why_absent(scores: Scores, model: tuple, against: str) -> str:
@@ -355,16 +443,22 @@ def registered() -> Registry:
 
 
 def sheets(name: str, scores: Scores) -> list[Sheet]:
-    """The printed tables of one name: one or more for each base model, protocol and forget ratio."""
+    """The printed tables of one name: one or more for each base model, protocol and forget ratio, or one for all."""
     make: Callable[[Scores], Iterator[Sheet]] = registered().get(name)
-    return [sheet for _, group in scores.groups() for sheet in make(group)]
+    made = [sheet for _, group in scores.groups() for sheet in make(group)]
+    return [_as_one(made, make.together)] if getattr(make, "together", "") else made
 
 
 def write_tables(scores: Scores, folder: Path, source: str) -> None:
-    """Every table as CSV, Markdown and LaTeX; ``source`` is named in the first line of the Markdown."""
+    """Every table as CSV, Markdown and LaTeX, and ``appendix.tex``, which reads those that are not for the main text;
+    ``source`` is named in the first line of the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in registered():
         write_sheets(sheets(name, scores), folder / name, source)
+    lines = [r"% Before this is read: \newcommand{\tables}{the folder it lies in}", r"\providecommand{\tables}{.}"]
+    rest = [name for name in registered() if not getattr(TABLES.get(name), "together", "")]
+    lines += [rf"\input{{\tables/{name}}}\clearpage" for name in rest]
+    (folder / "appendix.tex").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 def write_sheets(made: Sequence[Sheet], stem: Path, source: str) -> None:

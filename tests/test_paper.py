@@ -1,0 +1,236 @@
+"""What goes into a paper: tables that LaTeX sets on a page, the results in words, and figures that look as they did."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from fake_runs import everybody, make, saying
+from matplotlib.figure import Figure
+from matplotlib.testing.compare import compare_images
+
+from mllmu_nb.data.schema import Profile
+from mllmu_nb.reporting import figures, plots, results, tables
+from mllmu_nb.reporting.runs import Scores
+
+PICTURES = Path(__file__).with_name("pictures")
+NEW = "MLLMU_NB_NEW_PICTURES"  # set: the pictures are written anew instead of compared; look at them before a commit
+NEEDED = "MLLMU_NB_NEEDS_LATEX"  # set by .ci/run: no LaTeX engine fails instead of skipping
+ALIKE = 2.0  # root mean square over pixels from 0 to 255
+FEW = {"asked": {"classification": 2, "generation": 1, "cloze": 1}, "people": 20, "famous": 3}
+
+
+@pytest.fixture(scope="module")
+def known() -> Scores:
+    """Every model on two forget sets; NPO on image and text says one word to everybody."""
+    runs = everybody(draws=range(2), **FEW)
+    npo = ("npo", "canonical", "multimodal", "")
+    return Scores.of([saying(run, "The The The", task="generation") if run.model == npo else run for run in runs])
+
+
+# -- LaTeX ------------------------------------------------------------------------------------------------------
+
+WIDER = r"\renewcommand\resizebox[3]{\sbox0{#3}\ifdim\wd0>\linewidth\typeout{SHRUNK}\fi\usebox0}"
+
+
+def typeset(folder: Path, body: str, packages: str = "booktabs,graphicx,rotating", more: str = "") -> str:
+    """The log of the engine that sets ``body``; the PDF is ``folder``/paper.pdf."""
+    engine = shutil.which("pdflatex")
+    if engine is None and os.environ.get(NEEDED):
+        pytest.fail(f"{NEEDED} is set and there is no pdflatex: on Debian, apt install texlive-latex-recommended")
+    if engine is None:
+        pytest.skip("no pdflatex here: whether LaTeX sets the tables is not tested")
+    lines = [r"\documentclass[10pt,letterpaper]{article}", r"\usepackage[margin=1in]{geometry}"]
+    lines += [rf"\usepackage{{{packages}}}", more, r"\begin{document}", body, r"\end{document}"]
+    (folder / "paper.tex").write_text("\n".join(lines), encoding="utf-8")
+    # lines of a log are broken at 79 characters unless it is told otherwise
+    environment = os.environ | {"max_print_line": "1000"}
+    command = [engine, "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=300)
+    log = (folder / "paper.log").read_text(encoding="utf-8", errors="replace")
+    assert done.returncode == 0, [line for line in log.splitlines() if line.startswith("!")]
+    return log
+
+
+def too_large(log: str) -> list[str]:
+    return re.findall(r"Overfull \\hbox.*|.*Float too large.*|.*SHRUNK.*", log)
+
+
+@pytest.fixture(scope="module")
+def written(known, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tables")
+    tables.write_tables(known, folder, "here")
+    results.write(known, folder, "here")
+    return folder
+
+
+def test_the_check_of_what_is_too_large_can_fail(tmp_path):
+    wide = r"\resizebox{\linewidth}{!}{\rule{9in}{1pt}}" + "\n\n" + r"\begin{table}[t]\rule{1pt}{12in}\end{table}"
+    assert len(too_large(typeset(tmp_path, wide, more=WIDER))) >= 3
+
+
+def test_the_tables_of_the_main_text_fit_a_page_in_eight_points(written):
+    """Nothing shrinks, nothing sticks out, and no letter of any font is smaller than 8 pt."""
+    plain = r"\pdfcompresslevel=0 \pdfobjcompresslevel=0 "
+    body = r"\input{table2_paper}\clearpage\input{table2_compact}"
+    assert too_large(typeset(written, body, more=plain + WIDER)) == []
+    fonts = re.findall(rb"/BaseFont\s*/[A-Z]{6}\+([A-Z]+)(\d+)", (written / "paper.pdf").read_bytes())
+    assert {b"CMR", b"CMBX"} <= {name for name, _ in fonts} and min(int(size) for _, size in fonts) >= 8
+
+
+def test_the_paragraph_and_the_appendix_compile_with_every_table(written):
+    log = typeset(written, r"\newcommand{\tables}{.}\input{results}\clearpage\input{appendix}")
+    read = {name for name in tables.registered() if f"({name}.tex" in log or f"./{name}.tex" in log}
+    assert read == set(tables.registered()) - {"table2_paper", "table2_compact"}
+    assert not re.search("Float too large|Overfull", log)
+
+
+def test_what_the_main_text_leaves_out_is_in_the_appendix(written):
+    lines = (written / "appendix.tex").read_text().splitlines()
+    assert [re.search(r"/(\w+)}", line)[1] for line in lines if line.startswith(r"\input")] == [
+        name for name in tables.registered() if name not in ("table2_paper", "table2_compact")
+    ]
+
+
+# -- the layout of the paper's table ----------------------------------------------------------------------------
+
+
+def by_hand() -> list:
+    """Vanilla knows all, the oracle nothing of the forget people. Of two questions GA has forgotten none, KL Min. one,
+    Grad. Diff. and NPO both; NPO writes one word to everybody, and KL Min. knows half of the others."""
+
+    def run(method: str, gone: tuple[int, ...], kept: tuple[int, ...] = (0, 1), **more):
+        forgotten = ("forget", "test")
+        right = lambda q: q.number not in gone if q.set in forgotten else q.number in kept  # noqa: E731
+        trained = {} if method in ("vanilla", "oracle") else {"modality": "multimodal"}
+        return make(
+            method, right, **trained, **{**FEW, "asked": {"classification": 2, "generation": 2, "cloze": 2}, **more}
+        )
+
+    runs = [run("vanilla", ()), run("oracle", (0, 1)), run("ga", ()), run("kl_min", (0,), (0,))]
+    runs += [run("grad_diff", (0, 1)), saying(run("npo", (0, 1)), "The The The", task="generation")]
+    return runs + [run("vanilla", (), forget_ratio=5), run("ga", (), forget_ratio=5)]
+
+
+@pytest.fixture(scope="module")
+def paper() -> tables.Sheet:
+    [sheet] = tables.sheets("table2_paper", Scores.of(by_hand()))
+    return sheet
+
+
+def test_the_papers_table_is_one_with_a_block_for_each_base_and_ratio(paper):
+    assert [heading for heading, _ in paper.blocks] == [
+        "LLaVA, forget 5 %. Unlearned on image + text", "LLaVA, forget 10 %. Unlearned on image + text"
+    ]  # fmt: skip
+    measures = ["Letter %", "ROUGE-L", "Factuality", "Cloze %"]
+    goals = {"Forget": "→", "Test": "→", "Retain": "↑", "Celebrity": "↑"}
+    assert paper.columns == [(name, f"{one} {goal}") for name, goal in goals.items() for one in measures]
+    rows = ["Vanilla", "GA", "Grad. Diff.", "KL Min.", "NPO", "Prompting", "Oracle"]
+    assert [name.replace(" ‡", "") for name, _ in paper.blocks[1][1]] == rows
+    assert set(paper.frame["forget_ratio"]) == {5, 10} and paper.title.endswith(
+        "layout of the paper's Table 2, views pooled"
+    )
+
+
+def test_the_best_are_marked_and_who_has_collapsed_is_not(paper):
+    """On letters about the forget people Grad. Diff. is the oracle and NPO is as well, but has collapsed; on those to
+    be kept Grad. Diff. and GA know all, KL Min. half."""
+    block = {name: [mark for _, mark in cells] for name, cells in paper.blocks[1][1]}
+    letter = {name: (marks[0], marks[8]) for name, marks in block.items()}
+    assert letter["Grad. Diff."] == ("best", "best") and letter["KL Min."] == ("second best", "second best")
+    assert letter["GA"] == ("", "best") and letter["NPO ‡"] == letter["Vanilla"] == letter["Oracle"] == ("", "")
+    line = next(line for line in paper.markdown().split("forget 10 %")[1].splitlines() if line.startswith("| KL Min."))
+    assert line.split(" | ")[1].startswith(r"<u>50</u> \[")
+    assert r"\textbf{0}" in paper.latex() and r"\underline{50}" in paper.latex()
+
+
+def test_behind_a_closed_gate_and_without_an_oracle_nothing_to_be_forgotten_is_marked(paper):
+    five = {name: cells for name, cells in paper.blocks[0][1]}
+    assert [mark for text, mark in five["GA"][:8]] == [""] * 8 and five["GA"][8][1] == "best", "no oracle at 5 %"
+    runs = [make(name, lambda q: True, modality=m, **FEW) for name, m in (("ga", "multimodal"), ("vanilla", "none"))]
+    [closed] = tables.sheets("table2_paper", Scores.of([*runs, make("oracle", lambda q: True, **FEW)]))
+    cells = dict(closed.blocks[0][1])["GA"]
+    assert all(text.startswith("(") and not mark for text, mark in cells[:8]) and cells[8][1] == "best"
+
+
+def test_a_table_that_is_too_long_goes_on_over_the_page():
+    rows = [(f"row {number}", [("1.0 [0.5, 2.0]", "")]) for number in range(60)]
+    sheet = tables.Sheet("T", "t", "Row", [("", "a")], [("first", rows[:40]), ("second", rows[40:])])
+    latex = sheet.latex()
+    assert latex.count(r"\begin{table*}") == 2 and latex.count(r"\caption{T (continued)}") == 1
+    assert latex.count(r"\label{") == 1 and all(f"{name} &" in latex for name, _ in rows)
+
+
+# -- results in words -------------------------------------------------------------------------------------------
+
+
+def test_every_number_of_the_paragraph_is_a_cell_and_names_its_runs(known, written):
+    [(_, group)] = known.groups()
+    numbers = [part for part in results.paragraph(group) if isinstance(part, results.Number)]
+    cell = known.cells.query("method == 'vanilla' and against == '' and set == 'forget' and view == 'both'")
+    [cell] = cell.query("scoring == 'likelihood' and metric == 'accuracy'").to_dict("records")
+    value, low, high = (f"{100 * cell[name]:.0f}" for name in ("value", "low", "high"))
+    assert numbers[0].text == f"{value} % [{low}, {high}]" and numbers[0].row.startswith("table2_main.csv, vanilla")
+    kept = group.kept.query("closed_in == 'trained' and what == 'kept' and place == 0.5 and modality == 'unimodal'")
+    best = kept.loc[kept["value"].astype(float).idxmax()]
+    [said] = [one for one in numbers if one.row == f"table_path.csv, {best['method']} unimodal trained kept 0.5"]
+    assert said.text.startswith(f"{100 * best['value']:.0f} % [")
+    assert said.runs == [
+        run.id for run in group.runs if (run["method"], run["modality"]) == (best["method"], "unimodal")
+    ]
+    text = (written / "results.md").read_text()
+    assert "NPO (image + text) 2 of 2[^" in text and "GA (image + text) " not in text
+    assert len(re.findall(r"\[\^\d+\](?!:)", text)) == len(re.findall(r"\n\[\^\d+\]:", text)) == len(numbers)
+    linked = {run for one in numbers for run in one.runs}
+    assert set(re.findall(r"\(\.\./runs/([^)]+)\)", text)) == linked <= {run.id for run in known.runs}
+    assert (written / "results.tex").read_text().count(r"\footnote{") == len(numbers)
+
+
+def test_without_an_oracle_the_paragraph_claims_nothing():
+    runs = [make("vanilla", **FEW), make("ga", modality="multimodal", **FEW)]
+    [(_, group)] = Scores.of(runs).groups()
+    assert not any(isinstance(part, results.Number) for part in results.paragraph(group))
+
+
+# -- figures ----------------------------------------------------------------------------------------------------
+
+
+def person(number: int) -> Profile:
+    """A person of the made runs, with a portrait in two colours."""
+    shades = np.full((64, 64, 3), 90 + 8 * number, np.uint8)
+    shades[16:48, 16:48] = (200, 120, 12 * number)
+    file = io.BytesIO()
+    PIL.Image.fromarray(shades).save(file, "PNG")
+    known = {"name": f"Amina {number:03d}", "profession": "pilot", "residence": "Oslo, Norway"}
+    return Profile(
+        f"{number:03d}", known["name"], "fictitious", known, file.getvalue(), "", (), (), (file.getvalue(),) * 4
+    )
+
+
+@plots.styled
+def small(figure: Figure) -> PIL.Image.Image:
+    """A figure as a picture of a few kB."""
+    file = io.BytesIO()
+    plots.settle(figure)
+    figure.savefig(file, format="png", dpi=72)
+    return PIL.Image.open(file).convert("RGB").quantize(128, dither=PIL.Image.Dither.NONE)
+
+
+@pytest.mark.parametrize("name", ["path", "oracle_gap", "forgetting_utility", "before_after", "profiles"])
+def test_a_figure_looks_as_it_did(known, name, tmp_path):
+    """The figures of the README and those that stand for the paper's, from made answers; NEW writes them anew."""
+    [(_, group)] = known.groups()
+    people, draw = [person(number) for number in range(1, 21)], figures.FIGURES.get(name)
+    made = draw(*{"models": (group,), "both": (group, people), "people": (people[:2],)}[draw.of])
+    expected = PICTURES / f"{name}.png"
+    drawn = expected if os.environ.get(NEW) else tmp_path / expected.name
+    drawn.parent.mkdir(exist_ok=True)
+    small(made).save(drawn, optimize=True)
+    assert compare_images(str(expected), str(drawn), tol=ALIKE) is None
