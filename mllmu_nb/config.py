@@ -108,6 +108,7 @@ class Config(BaseModel):
     precision: Literal["fp32", "bf16"] | None = None  # of training: frozen weights and matrix products
     micro_batch: Count = 0  # conversations of a batch read at once, which changes memory, not the batch; 0: all
     checkpointing: bool = False  # activations are computed again instead of kept: less memory, more time
+    quantise_base: Literal["nf4"] | None = None  # frozen layers in 4 bits while adapters train, on a GPU; None: not
 
     # evaluation
     shots: Annotated[int, Field(ge=0, le=5)] = 5  # worked examples before a multiple-choice or cloze question
@@ -235,7 +236,7 @@ class Config(BaseModel):
 
     def deviations(self) -> dict[str, tuple[Any, Any]]:
         """Where the run departs from its protocol: parameter → (the protocol's value, the run's)."""
-        more = ("schedule", "precision", "eval_precision", "unlearn_steps", "unlearn_epochs")
+        more = ("schedule", "precision", "eval_precision", "quantise_base", "unlearn_steps", "unlearn_epochs")
         names = [*_protocol(self.protocol), *more]
         plain = self.but(**dict.fromkeys(names), settings={})
         pairs = {name: (getattr(plain, name), getattr(self, name)) for name in names}
@@ -337,6 +338,8 @@ class Config(BaseModel):
             raise KitError(f"method {self.method!r} unlearns: modality must be 'multimodal' or 'unimodal', not 'none'")
         if not self.trains and self.modality != "none":
             raise KitError(f"method {self.method!r} unlearns nothing: modality must be 'none', not {self.modality!r}")
+        if self.quantise_base and self.scale == "miniature":
+            raise KitError("quantise_base is for the frozen layers of a large model: leave it out of scale 'miniature'")
         if self.unlearn_steps and self.unlearn_epochs:
             raise KitError("unlearn_steps and unlearn_epochs both say how long unlearning is: give one of them")
         if self.trains and not (self.unlearn_steps or self.unlearn_epochs):

@@ -292,6 +292,17 @@ def test_a_parameter_that_comes_later_renames_no_run():
     assert len({Later(**NPO, **more).run_id for more in ({}, {"flash": True}, {"depth": 5})}) == 3
 
 
+def test_4_bits_are_a_matter_of_trainings_at_paper_scale_and_a_deviation():
+    plain = config_of(scale="paper", method="ga", modality="multimodal")
+    bits = plain.but(quantise_base="nf4")
+    assert plain.but(quantise_base=None).run_id == plain.run_id != bits.run_id
+    assert "quantise_base" not in plain.identity() and bits.deviations()["quantise_base"] == (None, "nf4")
+    with pytest.raises(KitError, match="quantise_base is for the frozen layers of a large model"):
+        config_of(quantise_base="nf4")
+    with pytest.raises(KitError, match="quantise_base"):
+        config_of(scale="paper", quantise_base="int8")
+
+
 def test_given_parameters_survive_yaml():
     config = config_of(method="npo", modality="unimodal", unlearn_lr=1e-5, seed=1, beta=0, eos=False, after="")
     written = yaml.safe_dump(config.given(), default_flow_style=True, width=10**6)

@@ -8,14 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from miniature import make_model, make_tokenizer
 from mllmu_nb import __main__ as door
 from mllmu_nb import pinning, provenance
 from mllmu_nb.commands import doctor
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
-from mllmu_nb.models import adapters, families, load, memory
-from mllmu_nb.unlearning.base import Recipe
+from mllmu_nb.models import adapters, load
 
 PAPER = Config(scale="paper", people=500)
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25}
@@ -143,49 +141,6 @@ def test_the_7b_run_needs_its_published_parameters_and_no_file(monkeypatch):
     assert "activations" not in small and 13.2 < sum(small.values()) < sum(need.values())
 
 
-@pytest.mark.parametrize("family, parameters", [("llava", 7_063_427_072), ("idefics2", 8_402_768_112)])
-def test_the_published_shapes_have_the_published_size(family, parameters):
-    assert memory.Estimate(families.get(family).published_shape(), eager=False).parameters == parameters
-
-
-@pytest.mark.parametrize("where", ["", "mlp.down_proj"])
-def test_the_adapter_that_is_counted_is_the_one_that_is_attached(where):
-    model = make_model(make_tokenizer(["Where was this person born?"], 300), 0, width=64, layers=3, heads=4)
-    for reach in ("language", "upstream"):
-        recipe = Recipe(lora_r=4, lora_alpha=4, lora_dropout=0.0, lora_init="kaiming", adapter_reach=reach)
-        counted = memory.Estimate(model.config, eager=True).trained(recipe, full=False, where=where)
-        fresh = make_model(make_tokenizer(["Where was this person born?"], 300), 0, width=64, layers=3, heads=4)
-        assert counted == load.count_trainable(adapters.attach(fresh, recipe, 0, where)) > 0
-    whole = memory.Estimate(model.config, eager=True)
-    assert 0 < whole.trained(recipe, full=True) == load.count_trainable(load.unfreeze(model)) < whole.parameters
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.05])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_the_estimate_of_what_is_kept_is_near_what_autograd_keeps(attention, dropout):
-    """Counted by its hooks on a model of another shape than those the formula is meant for."""
-    model = make_model(make_tokenizer(["Where was this person born?"], 300), 0, width=64, layers=3, heads=4)
-    model.set_attn_implementation(attention)
-    recipe = Recipe(lora_r=16, lora_alpha=16, lora_dropout=dropout, lora_init="kaiming", adapter_reach="language")
-    adapted = adapters.attach(model, recipe, 0).train()
-    own = {p.untyped_storage().data_ptr() for p in adapted.parameters()}
-    kept = {}
-
-    def note(tensor):
-        if tensor.untyped_storage().data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    core, ids = adapted.get_base_model(), torch.randint(5, 200, (4, 96))
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        embedded = core.get_input_embeddings()(ids).detach()
-        core.model.language_model(inputs_embeds=embedded, use_cache=False)
-    counted = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    text = core.config.text_config
-    estimate = memory.activations(text, 4, 96, 4, adapters=dropout > 0, eager=attention == "eager")
-    assert 0.9 < estimate / counted < 1.5
-
-
 def test_people_that_cannot_be_are_a_problem_and_those_of_the_hub_are_read_later(tmp_path):
     with pytest.raises(KitError, match="Full_Set"):
         doctor.people([Config(data_source=str(tmp_path))])
@@ -237,33 +192,3 @@ def test_a_hub_that_cannot_be_reached_or_may_not_be_asked_is_a_problem(endpoint,
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     finding = doctor.hub([PAPER])
     assert finding.verdict == "problem" and "offline mode is enabled" in finding.text
-
-
-def test_checkpointing_keeps_what_the_estimate_says():
-    """Counted by autograd's hooks in a forward pass: what enters each layer, and what one layer keeps besides."""
-    model = make_model(make_tokenizer(["Where was this person born?"], 300), 0, width=64, layers=6, heads=4)
-    model.set_attn_implementation("sdpa")
-    text, ids = model.config.text_config, torch.randint(5, 200, (4, 96))
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    kept = {}
-
-    def note(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model.train().model.language_model(inputs_embeds=embedded, use_cache=False)
-    counted = sum(t.untyped_storage().nbytes() for t in kept.values())
-    estimate = memory.activations(text, 4, 96, 4, adapters=False, eager=False, checkpointing=True)
-    one_layer = memory.activations(text, 4, 96, 4, adapters=False, eager=False) / text.num_hidden_layers
-    assert 0.7 < (estimate - one_layer) / counted < 1.5
-
-
-def test_the_sizes_of_a_card_that_a_way_of_training_needs():
-    """In fp32 as upstream more than 40 GiB, in bf16 less; one question at a time with checkpointing less than 24."""
-    upstream = Config(scale="paper", protocol="upstream", data_source="MLLMU/MLLMU-Bench, MLLMMU/baseline_train_split")
-    estimate = memory.Estimate(upstream.family.published_shape(), eager=False)
-    ways = [{}, {"precision": "bf16"}, {"precision": "bf16", "micro_batch": 1, "checkpointing": True}]
-    sizes = [sum(estimate.training(upstream.but(**way).training, full=False).values()) for way in ways]
-    assert 40 < sizes[0] < 80 and sizes[1] < 40 and sizes[2] < 24, sizes

@@ -23,8 +23,8 @@ from mllmu_nb.evaluation.engine import Prompts, answers, greedy, option_likeliho
 from mllmu_nb.evaluation.tasks import Asking
 from mllmu_nb.models import families
 from mllmu_nb.models.load import load_base
-from mllmu_nb.models.memory import Estimate
 from mllmu_nb.models.score import score
+from mllmu_nb.prediction import Estimate
 from mllmu_nb.stages import read_json
 from mllmu_nb.unlearning import IGNORE
 

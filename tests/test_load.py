@@ -227,6 +227,29 @@ def test_the_base_is_read_in_full_precision_with_pil_pixels(tokenizer, shipped):
     assert processor.tokenizer("a").input_ids == tokenizer("a").input_ids
 
 
+def test_4_bits_are_refused_on_a_cpu_and_asked_of_the_library_on_a_gpu(shipped, monkeypatch):
+    """What the library makes of it was never seen: it takes a GPU and bitsandbytes."""
+    where, given = (str(shipped()[0]), "llava", "paper"), {}
+    with pytest.raises(KitError, match="quantise_base='nf4' needs a GPU and the package bitsandbytes"):
+        load.load_model(*where, precision="nf4")
+
+    def from_pretrained(source, **settings):
+        given.update(settings)
+        raise OSError("as far as this")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(load.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
+    for precision in ("bf16", "nf4"):
+        with pytest.raises(KitError, match="as far as this"):
+            load.load_model(*where, precision=precision)
+        assert ("quantization_config" in given) == ("device_map" in given) == (precision == "nf4")
+        assert given["dtype"] == torch.bfloat16
+    bits = given["quantization_config"]
+    assert bits.load_in_4bit and bits.bnb_4bit_quant_type == "nf4" and bits.bnb_4bit_compute_dtype == torch.bfloat16
+    assert {"lm_head", "vision_tower"} <= set(bits.llm_int8_skip_modules)
+    assert given["device_map"] == {"": torch.device("cuda", 0)}
+
+
 def test_a_base_that_is_altered_or_not_whole_is_refused(shipped):
     folder, _ = shipped()
     weights = folder / "model.safetensors"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,7 @@ EXAMPLES = ("doctor configs/paper-llava.yaml",)
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 GIB = 2**30
 TIGHT = 0.8  # share of the memory above which the estimate is too close to it
+LONG = 12  # hours after which sharing the runs among machines is worth saying
 TIMEOUT = 5  # seconds that the hub is given to answer
 
 Configs = Sequence[Config]
@@ -43,19 +45,21 @@ class Result(NamedTuple):
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="configuration file, such as configs/paper-llava.yaml")
+    parser.add_argument("--rate", type=float, help="TFLOP a second that hours are predicted at")
 
 
 def main(options: argparse.Namespace) -> int:
     """Prints a line a check. 1 when there is a problem, else 0; KitError for a configuration that cannot be read."""
     configs = sweep.cells(sweep.read(options.config))
     verdicts = []
-    for check in CHECKS:
+    checks = [partial(hours, rate=options.rate) if check is hours else check for check in CHECKS]
+    for check, name in zip(checks, (check.__name__ for check in CHECKS), strict=True):
         try:
             result = check(configs)
         except Exception as error:  # of the network, a library or a file: whatever it is, the run would meet it too
             result = Result(PROBLEM, " ".join(str(error).split())[:500] or type(error).__name__)
         advice = f"\n{'':19}-> {result.advice}" if result.advice else ""
-        print(f"{result.verdict:8} {check.__name__:8}  {result.text}{advice}")
+        print(f"{result.verdict:8} {name:8}  {result.text}{advice}")
         verdicts.append(result.verdict)
     print(f"{verdicts.count(PROBLEM)} problems, {verdicts.count(WARNING)} warnings")
     return 1 if PROBLEM in verdicts else 0
@@ -103,26 +107,53 @@ def memory(configs: Configs) -> Result:
     need = most_memory(configs)
     share, listed = sum(need.values()) * GIB / total, ", ".join(f"{what} {size:.1f}" for what, size in need.items())
     text = f"about {sum(need.values()):.1f} GiB needed ({listed}); {total / GIB:.1f} GiB there"
-    advice = "take a device with more, or set precision, micro_batch, checkpointing or fewer shots"
+    advice = "take a device with more, or set precision, micro_batch, checkpointing, quantise_base or fewer shots"
     return Result(OK, text) if share <= TIGHT else Result(WARNING if share <= 1 else PROBLEM, text, advice)
 
 
 def most_memory(configs: Configs) -> dict[str, float]:
     """GiB that the most demanding of the runs needs, by what they hold."""
+    from mllmu_nb.prediction import usual_precision
+
     model, first = _estimate(configs[0]), configs[0]
     shots, size = max(config.shots for config in configs), pipeline.EVAL_BATCH[first.scale]
-    precision = first.eval_precision or ("fp32" if first.scale == "miniature" else "bf16")
-    needs = [model.answering(size, shots, precision)]
-    needs += [model.training(c.training, c.adaptation == "full") for c in configs if c.method != "base"]
-    needs += [model.training(c.unlearning, False, c.objective.trains) for c in configs if c.trains]
+    needs = [model.answering(size, shots, first.eval_precision or usual_precision(first))]
+    bits = bool(first.quantise_base)
+    needs += [model.training(c.training, c.adaptation == "full", None, bits) for c in configs if c.method != "base"]
+    needs += [model.training(c.unlearning, False, c.objective, bits) for c in configs if c.modality != "none"]
     return max(needs, key=lambda need: sum(need.values()))
 
 
+def hours(configs: Configs, rate: float | None = None) -> Result:
+    """The hours of every stage at ``rate`` (TFLOP a second), else at a share of what this device's matrix products
+    reach; where the runs are for a GPU that is not here, of an H100's data sheet."""
+    from mllmu_nb import prediction
+
+    here = configs[0].scale == "miniature" or torch.cuda.is_available()
+
+    def assumed(precision: str) -> prediction.Rate:
+        usual = prediction.assumed_rate(precision, here)
+        return usual._replace(flops=rate * 1e12) if rate else usual
+
+    stages = prediction.hours(configs, _estimate(configs[0]), assumed)
+    precision = configs[0].training.precision
+    said = f"{precision} training at {assumed(precision).flops / 1e12:.3g} TFLOP/s"
+    said += (
+        "" if rate else f", {prediction.SHARE:.0%} of what {'is measured here' if here else 'an H100 has'}: see --rate"
+    )
+    listed = ", ".join(f"{count} {name} {spent:.2g}" for name, (count, spent) in stages.items())
+    total = sum(spent for _, spent in stages.values())
+    text = f"about {total:.2g} hours one after the other ({listed}); {said}"
+    advice = "`sweep --shard i/n` shares the runs among machines; precision changes the hours most"
+    return Result(OK, text, advice if total > LONG else "")
+
+
+@cache
 def _estimate(config: Config):
     """Of the base model, by its configuration from its folder or the hub's cache, else as it was published."""
     from transformers import AutoConfig
 
-    from mllmu_nb.models.memory import Estimate
+    from mllmu_nb.prediction import Estimate
 
     source = pipeline.base_source(config)
     try:
@@ -136,7 +167,7 @@ def _estimate(config: Config):
 
 def people(configs: Configs) -> Result:
     """The people of every ratio and draw: read or generated, which checks their schema, and their hash."""
-    if remote := _remote(configs[0]):
+    if remote := pipeline.unread(configs[0]):
         return Result(OK, f"{', '.join(remote)}: read, and their schema checked, when they are downloaded")
     distinct = list({tuple(getattr(config, name) for name in pipeline.DATA): config for config in configs}.values())
     known = [(config, pipeline.population(config)) for config in distinct]
@@ -150,7 +181,7 @@ def people(configs: Configs) -> Result:
 def inputs(configs: Configs) -> Result:
     """Base model, worked examples and folders, as a sweep checks them before it starts."""
     for config in configs:
-        if not _remote(config):
+        if not pipeline.unread(config):
             pipeline.check(config)
     source = Path(pipeline.base_source(configs[0]))
     text = f"{len(configs)} runs, scale {configs[0].scale}, under {paths.root()}; base model {source.name}"
@@ -165,7 +196,7 @@ def hub(configs: Configs) -> Result:
     base = pipeline.base_source(configs[0])
     wanted = {} if configs[0].scale == "miniature" or Path(base).is_dir() else {base: "model"}
     for config in configs:  # the people are a data set, their training splits are kept as a model
-        wanted |= {source: "model" if number else "dataset" for number, source in enumerate(_remote(config))}
+        wanted |= {source: "model" if number else "dataset" for number, source in enumerate(pipeline.unread(config))}
     if not wanted:
         return Result(OK, "not needed")
     token = "a token is set" if huggingface_hub.get_token() else "no token is set"
@@ -180,10 +211,4 @@ def hub(configs: Configs) -> Result:
     return Result(OK, f"{', '.join(wanted)} can be downloaded; {token}")
 
 
-def _remote(config: Config) -> list[str]:
-    """The data sources of ``config`` that are names on the hub."""
-    sources = [source.strip() for source in config.data_source.split(",") if source.strip()]
-    return [source for source in sources if not os.path.exists(os.path.expanduser(source))]
-
-
-CHECKS = (versions, device, memory, people, inputs, hub)
+CHECKS = (versions, device, memory, hours, people, inputs, hub)

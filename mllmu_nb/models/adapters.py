@@ -52,9 +52,10 @@ def merge(model: PeftModel) -> nn.Module:
         if isinstance(layer, BaseTunerLayer):
             base = layer.get_base_layer()
             held = base.weight.dtype
-            base.float()
+            base.float()  # weights in 4 bits are no floats: peft itself adds to them, and rounds again
             layer.merge()
-            base.to(held)
+            if held.is_floating_point:
+                base.to(held)
     return model.unload().eval()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.utils import logging
 
 from mllmu_nb.errors import KitError, few
@@ -26,6 +26,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Keys that files made elsewhere may hold beside the model's own: the causal mask, which is computed, and what parts the
 # rows of pictures cut into tiles, of which there are none here.
 HARMLESS = re.compile(r"\.masked_bias$|\.attn\.bias$|(^|\.)image_newline$")
+# What of a model stays as it is where its layers are quantised.
+WHOLE = ["vision_tower", "vision_model", "visual", "multi_modal_projector", "connector", "lm_head"]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 
 
@@ -49,14 +51,25 @@ def load_model(
     """A model, in evaluation mode, and its processor from a folder of ``save_pretrained`` or the hub, there at
     ``revision`` ("": the newest). The processor is that ``of`` another source and revision where the model has none.
 
-    Weights take ``precision`` (fp32, bf16, fp16; None: bf16) where a larger model is on a GPU, else float32. Raises
-    KitError for weights that are no safetensors, or do not fit the architecture."""
+    Weights take ``precision`` (fp32, bf16, fp16; None: bf16) where a larger model is on a GPU, else float32; ``nf4``
+    holds the language model's layers in 4 bits (bitsandbytes; never run, for want of a GPU). Raises KitError for
+    weights that are no safetensors, or do not fit the architecture, and for 4 bits on a CPU."""
     miniature, family = scale == "miniature", families.get(base_model)
     if miniature:
         torch.set_num_threads(1)  # sums in one order, so the same numbers wherever it runs; a second model runs beside
         _keep_memory()
     # Under `accelerate launch` every process has a GPU of its own.
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
+    more: dict[str, Any] = {}
+    if precision == "nf4":
+        if device == "cpu":
+            raise KitError("quantise_base='nf4' needs a GPU and the package bitsandbytes: leave it out on a CPU")
+        bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
+        more = {
+            "quantization_config": BitsAndBytesConfig(**bits, llm_int8_skip_modules=WHOLE),
+            "device_map": {"": device},
+        }
+        precision = "bf16"  # of all the rest
     read_from, at = processor_of or (source, revision)
     try:
         processor = family.load_processor(read_from, revision=at or "main", local_files_only=miniature)
@@ -68,6 +81,7 @@ def load_model(
             attn_implementation="eager" if miniature else "sdpa",  # faster at the smallest size
             use_safetensors=True,
             output_loading_info=True,
+            **more,
         )
     except Exception as error:  # what a faulty file or name raises differs: OSError, KeyError, SafetensorError ..
         reason = shorten(str(error), 300, placeholder=" ..") or type(error).__name__
@@ -79,7 +93,7 @@ def load_model(
             what = f"{kind.replace('_', ' ')} {few(wrong)}"
             raise KitError(f"the model {source} does not fit its architecture: {what}")
     check_finite(dict(model.named_parameters()), f"the model {source}")
-    return model.to(device).eval(), processor
+    return (model if more else model.to(device)).eval(), processor  # layers in 4 bits are there already
 
 
 def _keep_memory() -> None:

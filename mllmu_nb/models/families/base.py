@@ -104,6 +104,11 @@ class Family:
         """Tokens of a usual picture, by a transformers configuration."""
         return shape.image_seq_length
 
+    def usual_pictures(self, shape, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What :meth:`encode` adds to ``ids`` [B, T] where each row shows a usual picture; its numbers mean nothing."""
+        side = shape.vision_config.image_size
+        return {"pixel_values": torch.ones(len(ids), 3, side, side)}
+
     # -- what follows
 
     def picture_tokens(self, processor, pictures: Sequence[Picture]) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 
+import torch
+
 from mllmu_nb.data.conversations import Conversation, Turn
-from mllmu_nb.models.families.base import Family, chat, distinct, register
+from mllmu_nb.models.families.base import USUAL, Family, chat, distinct, register
 from mllmu_nb.models.families.llava import Llava
 
 END = "<end_of_utterance>"
@@ -80,3 +82,8 @@ class Idefics2(Family):
 
     def usual_tokens(self, shape) -> int:
         return shape.perceiver_config.resampler_n_latents
+
+    def usual_pictures(self, shape, ids):
+        side = min(USUAL, shape.vision_config.image_size)
+        mask = torch.ones(len(ids), 1, side, side, dtype=torch.long)
+        return {"pixel_values": torch.ones(len(ids), 1, 3, side, side), "pixel_attention_mask": mask}

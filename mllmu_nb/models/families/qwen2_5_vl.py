@@ -88,3 +88,11 @@ class Qwen25VL(Family):
 
     def usual_tokens(self, shape) -> int:
         return (USUAL // (shape.vision_config.patch_size * shape.vision_config.spatial_merge_size)) ** 2
+
+    def usual_pictures(self, shape, ids):
+        vision = shape.vision_config
+        side = USUAL // (vision.patch_size * vision.spatial_merge_size) * vision.spatial_merge_size  # patches
+        values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        kinds = {"mm_token_type_ids": (ids == shape.image_token_id).int()}
+        grids = torch.tensor([[1, side, side]] * len(ids))
+        return {"pixel_values": torch.ones(len(ids) * side**2, values), "image_grid_thw": grids, **kinds}

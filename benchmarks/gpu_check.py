@@ -1,0 +1,164 @@
+"""What one GPU does at the paper's scale, beside what ``doctor`` predicts and beside the released way of asking.
+
+    python benchmarks/gpu_check.py [--bases llava idefics2] [--steps N] [--limit PEOPLE] [--tiny]
+
+**Never run on a card so far: none was at hand.** Without a GPU, or with ``--tiny``, the same code runs on the shipped
+miniatures' shapes, where its figures mean nothing.
+
+The weights are random numbers, made on the card in the shape of LLaVA-1.5-7B and Idefics2-8B; the tokenizer is the
+miniature's, pictures are as large as the published processors make them. Each training is the kit's own loop on
+generated people, an adapter on the frozen model: one step to warm up, whose operations are counted, then ``--steps``
+that are timed.
+
+    utilisation = FLOPs of a step (matrix products and attention, what frozen layers hand back included)
+                  / (seconds of a step × FLOP/s of one large matrix product in the same precision)
+
+Asking is ``mllmu_nb.evaluation.ask`` on the first ``--limit`` people of each set, and one by one by the library's
+``generate`` (``released.py``). All four sets of one model are extrapolated from the questions a second. Random weights
+do not end an answer, so each is as long as it may be. The goals are 45 % in training and 10 minutes for the four sets.
+"""
+
+from __future__ import annotations
+
+import mllmu_nb  # noqa: F401, before torch: it pins the kernels
+
+# isort: split
+import argparse
+import time
+from dataclasses import replace
+from functools import partial
+from unittest import mock
+
+import released
+import torch
+from accelerate.utils import send_to_device
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from mllmu_nb import pipeline, prediction, provenance, training, unlearning
+from mllmu_nb.config import Config
+from mllmu_nb.data.conversations import training_conversations
+from mllmu_nb.data.schema import SETS
+from mllmu_nb.evaluation.ask import ask, inquiries_of
+from mllmu_nb.evaluation.tasks import Asking
+from mllmu_nb.models import adapters
+from mllmu_nb.models.files import ASSETS
+from mllmu_nb.models.load import DTYPES
+
+GIB, MIB = 2**30, 2**20
+FOUR_SETS = 50 + 50 + 450 + 153  # people of one model's evaluation at 10 %
+
+
+def stand_in(config: Config, tiny: bool, device: str):
+    """A model of random weights in the published shape (``tiny``: the miniature's), and a processor that fits it."""
+    family, assets = config.family, ASSETS / f"{config.base_model}-miniature"
+    processor = family.load_processor(str(assets), local_files_only=True)
+    shape = AutoConfig.from_pretrained(assets)
+    if not tiny:
+        own, shape = shape, family.published_shape()
+        shape.image_token_id, pictures = own.image_token_id, processor.image_processor
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(shape.text_config, name, getattr(own.text_config, name))
+        if config.base_model == "llava":
+            side = shape.vision_config.image_size
+            pictures.size, pictures.crop_size = {"shortest_edge": side}, {"height": side, "width": side}
+            processor.patch_size = shape.vision_config.patch_size
+        else:
+            pictures.size = {"shortest_edge": 378, "longest_edge": shape.vision_config.image_size}
+            processor.image_seq_len = shape.perceiver_config.resampler_n_latents
+    with torch.device(device):
+        how = {"dtype": DTYPES[config.precision], "attn_implementation": "sdpa"}
+        model = AutoModelForImageTextToText.from_config(shape, **how)
+    return model.eval(), processor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bases", nargs="+", default=["llava", "idefics2"])
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--limit", type=int, default=8)
+    parser.add_argument("--tiny", action="store_true", help="the miniatures' shapes, as without a GPU")
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tiny = options.tiny or device == "cpu"
+    precision = "bf16" if device == "cuda" else "fp32"
+    rate = prediction.assumed_rate(precision, here=True)
+    most = rate.flops / prediction.SHARE
+    print(f"{provenance.machine()['device']}: {most / 1e12:.3g} TFLOP/s in one large {precision} matrix product")
+    for base in options.bases:
+        config = Config(
+            scale="paper", base_model=base, people=40, pool=0, celebrities=8, forget_ratio=10, precision=precision
+        )
+        model, processor = stand_in(config, tiny, device)
+        estimate = prediction.Estimate(model.config, eager=False)
+        print(f"\n{config.family.label}, {estimate.parameters / 1e9:.3g} billion random weights{', tiny' * tiny}")
+        trainings(config, model, processor, estimate, options.steps, rate, most)
+        asking(config, model, processor, estimate, options.limit, rate)
+
+
+def trainings(config, model, processor, estimate, steps: int, rate: prediction.Rate, most: float) -> None:
+    """A table of fine-tuning and of each method: measured / predicted."""
+    known = pipeline.population(config)
+    print("| training | seconds a step | predicted | peak GiB | predicted | TFLOP | predicted | utilisation |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for name in ("vanilla", *unlearning.names()):
+        one = config if name == "vanilla" else config.but(method=name, modality="multimodal")
+        if name != "vanilla" and not one.trains:
+            continue
+        recipe, method = (one.unlearning, one.objective) if one.trains else (one.training, None)
+        sets = {of: training_conversations(known.members(of), "multimodal") for of in ("forget", "retain")}
+        model = adapters.attach(model, recipe, 0, method.trains if method else "")
+
+        what = (method, sets) if method else (sets["retain"],)
+        loop = partial(
+            training.unlearn if method else training.finetune, model, processor, *what, progress=False, seed=0
+        )
+        with prediction.Tally() as tally:
+            loop(recipe=replace(recipe, epochs=0, steps=1))
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        log = loop(recipe=replace(recipe, epochs=0, steps=steps))
+        seconds, peak = log.seconds / steps, log.peak_memory_mb * MIB / GIB
+        needs = estimate.training(recipe, False, method)
+        names = method.all_passes[0] if method else ("train",)
+        flops = estimate.step(recipe, False, method, names)["flops"]
+        print(
+            f"| {name} | {seconds:.3f} | {flops / rate.flops:.3f} | {peak:.1f} | {sum(needs.values()):.1f} | "
+            f"{tally.flops / 1e12:.3g} | {flops / 1e12:.3g} | {tally.flops / seconds / most:.0%} |"
+        )
+        model = model.unload()
+
+
+def asking(config, model, processor, estimate, limit: int, rate: prediction.Rate) -> None:
+    """Questions a second by the kit and one by one, minutes of all four sets by both, and the kit's peak memory."""
+    known = pipeline.population(config)
+    how = {name: getattr(config, name) for name in pipeline.ASKING}
+    drawn = pipeline.draws_of(config, known, SETS)
+    size = pipeline.EVAL_BATCH[config.scale]
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    rows = ask(model, processor, known, limit=limit, draws=drawn, batch_size=size, progress=False, **how)
+    kit = len(rows) / (time.perf_counter() - began)
+    peak = training.peak_memory_mb(model.device) * MIB / GIB
+    needs = sum(estimate.answering(size, config.shots, config.precision).values())
+
+    inputs = released.inputs
+    inquiries = inquiries_of(Asking(known, drawn, config.shots, config.protocol), scoring=config.scoring, limit=limit)
+    with mock.patch.object(released, "inputs", lambda *given: send_to_device(inputs(*given), model.device)):
+        began = time.perf_counter()
+        for inquiry in inquiries:
+            released.released(model, processor, inquiry, False)
+        plain = len(rows) / (time.perf_counter() - began)
+    people = {**dict.fromkeys(("forget", "test"), 50), "retain": 450, "celebrity": 153}
+    kinds, each = list(prediction.ASKED), sum(count for count, *_ in prediction.ASKED.values())
+    predicted = estimate.asking(people, config.shots, False, kinds, config.precision, size, rate) / 60
+    minutes = [2 * each * FOUR_SETS / speed / 60 for speed in (kit, plain)]
+    print(
+        f"\nasking {len(rows)} questions: {kit:.1f} a second, one by one {plain:.1f}: {kit / plain:.1f} times as fast"
+    )
+    print(f"four sets: {minutes[0]:.1f} minutes ({predicted:.1f} predicted), one by one {minutes[1]:.1f}")
+    print(f"peak {peak:.1f} GiB ({needs:.1f} predicted)")
+
+
+if __name__ == "__main__":
+    main()

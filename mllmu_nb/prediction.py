@@ -1,0 +1,472 @@
+"""How much memory and how many hours runs will need, from the shapes of their models alone: no weights, no GPU.
+
+A training step is taken on torch's meta device, where tensors have a shape and no numbers, by the very code that
+trains: its tensors and operations are counted, so both graphs, a reference's logits and what a label mode supervises
+are among them (:class:`Tally`). Asking is counted by formula. Left out: what an allocator reserves and kernels use
+inside.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
+from functools import partial
+from statistics import mean
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry
+from transformers import AutoModelForImageTextToText
+
+from mllmu_nb import pipeline
+from mllmu_nb.batches import finetuning_steps, steps_of
+from mllmu_nb.config import YOURS, Config
+from mllmu_nb.data.conversations import MODALITIES, Conversation, Turn
+from mllmu_nb.evaluation import path
+from mllmu_nb.evaluation.tasks import TOKENS, UPSTREAM_TOKENS
+from mllmu_nb.models import adapters, families
+from mllmu_nb.models.load import DTYPES, count_trainable, unfreeze
+from mllmu_nb.training import FineTuning, back_propagate, keep_less, make_optimizers
+from mllmu_nb.unlearning.base import IGNORE, Method, Recipe
+
+GIB = 2**30
+TEXT = 64  # tokens of a question with its answer, rounded up; a worked example with four options takes about twice that
+ANSWER = 32  # of them supervised where answers alone are, rounded up
+STATES = 12  # bytes beside a trained fp32 parameter: its gradient and AdamW's two moments
+NF4 = 0.5 + 4 / 64  # bytes of a number in 4 bits, with its share of a block's scale
+LIBRARIES = 1 * GIB  # Python with torch and transformers, or a GPU's context: measured 0.5 to 0.9
+DEPTH = 2  # layers of what is built in place of a model of more than 4: every further one adds the same
+COPIES = 2  # of a batch's keys and values at once: those after the pictures, and what goes on from them
+PUBLISHED = {"people": 500, "pairs": 7704, "celebrity": 153}  # of the paper's data, where it has not been read
+ASKED_ON_PATH = ("likelihood", "generation")
+# Of a person and view: questions, worked examples before them at the most, tokens that are read.
+ASKED = {
+    "letter": (5, 5, 2 * TEXT),
+    "likelihood": (5, 0, TEXT + 4 * ANSWER),
+    "generation": (2, 0, TEXT),
+    "cloze": (2, 4, TEXT),
+}
+
+aten = torch.ops.aten
+
+
+# -- what is counted ----------------------------------------------------------------------------------------------
+
+
+class Tally(TorchDispatchMode):
+    """Counts what is computed inside: ``flops`` (two a multiplication with its addition, of matrix products and
+    attention) and ``peak``, the most bytes of tensors at once, those of ``held`` modules included."""
+
+    def __init__(self, *held: nn.Module):
+        super().__init__()
+        self.flops = self.peak = self.now = 0
+        self._sizes: dict[int, int] = {}
+        for module in held:
+            self._hold([*module.parameters(), *module.buffers()])
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        with self:  # without autograd a product may come as one piece
+            made = func.decompose(*args, **kwargs)
+        if made is not NotImplemented:
+            return made
+        made = self._run(func, args, kwargs)
+        if count := flop_registry.get(func._overloadpacket):
+            self.flops += count(*args, **kwargs, out_val=made)
+        self._hold(tree_leaves(made))
+        return made
+
+    def _run(self, func, args, kwargs):
+        return func(*args, **kwargs)
+
+    def _hold(self, tensors: Sequence[Any]) -> None:
+        for tensor in tensors:
+            if isinstance(tensor, Tensor) and (key := (storage := tensor.untyped_storage())._cdata) not in self._sizes:
+                self._sizes[key] = storage.nbytes()
+                self.now += self._sizes[key]
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._release, key).atexit = False
+
+    def _release(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+
+class Hollow(Tally):
+    """The same where a model is on the meta device. What it reads, such as labels, stays real until it meets a weight,
+    for what is computed hangs on it; a number whose value is asked for after that is 0."""
+
+    def _run(self, func, args, kwargs):
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        hollow = [tensor for tensor in tensors if tensor.is_meta]
+        if func is aten._local_scalar_dense.default and hollow:
+            return torch.zeros((), dtype=args[0].dtype).item()
+        if func is aten._to_copy.default and kwargs.get("device"):
+            to = torch.device(kwargs["device"]).type
+            if hollow and to == "cpu":
+                return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+            if not hollow and to == "meta":
+                return func(*args, **{**kwargs, "device": None})
+        if hollow and len(hollow) < len(tensors):
+            if isinstance(args[1] if len(args) > 1 else None, list | tuple):  # places given by a mask are counted
+                args = (args[0], [place for one in args[1] for place in _places(one)], *args[2:])
+            args, kwargs = tree_map_only(Tensor, _emptied, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _places(index: Any) -> tuple:
+    real_mask = isinstance(index, Tensor) and not index.is_meta and index.dtype == torch.bool
+    return index.nonzero(as_tuple=True) if real_mask else (index,)
+
+
+def _emptied(tensor: Tensor) -> Tensor:
+    shape = (tensor.shape, tensor.stride())
+    return tensor if tensor.is_meta else torch.empty_strided(*shape, dtype=tensor.dtype, device="meta")
+
+
+def kernels(half: bool):
+    """Inside, what a GPU does and the meta device does not: attention that keeps no scores, and with ``half`` what
+    ``torch.autocast`` does to the operations that fill the memory."""
+
+    def cast(function: Callable, to: torch.dtype) -> Callable:
+        def called(*given, **more):
+            given, more = tree_map_only(Tensor, lambda t: t.to(to) if t.is_floating_point() else t, (given, more))
+            return function(*given, **more)
+
+        return called if half else function
+
+    def attention(query, key, value, attn_mask=None, is_causal=False, scale=None, **more):
+        key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], 1) for one in (key, value))
+        if attn_mask is not None:
+            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).expand(*query.shape[:3], key.shape[2])
+        return aten._scaled_dot_product_efficient_attention(
+            query, key, value, attn_mask, True, 0.0, is_causal, scale=scale
+        )[0]
+
+    low, full = torch.bfloat16, torch.float32
+    changed = {"scaled_dot_product_attention": cast(attention, low)}
+    changed |= {name: cast(getattr(functional, name), low) for name in ("linear", "conv2d")}
+    changed |= {name: cast(getattr(functional, name), full) for name in ("layer_norm", "softmax")}
+    products = {name: cast(getattr(torch, name), low) for name in ("matmul", "bmm")}
+    stack = ExitStack()
+    stack.enter_context(mock.patch.multiple(functional, **changed))
+    stack.enter_context(mock.patch.multiple(torch, **products))
+    return stack
+
+
+# -- one model ----------------------------------------------------------------------------------------------------
+
+
+class Rate(NamedTuple):
+    """What a device reaches, in FLOP and in bytes a second."""
+
+    flops: float
+    bandwidth: float
+
+
+Rates = Callable[[str], Rate]  # by precision
+SHARE = 0.4  # of a device's greatest rate, assumed to be reached
+# An H100's greatest, by its data sheet.
+H100 = {"fp32": Rate(67e12, 3.35e12), "bf16": Rate(989e12, 3.35e12), "fp16": Rate(989e12, 3.35e12)}
+
+
+class Estimate:
+    """Of a model of ``shape`` (a transformers configuration) with ``eager`` attention or not. :meth:`answering` and
+    :meth:`training` give GiB by what they hold."""
+
+    def __init__(self, shape, eager: bool):
+        self.shape, self.eager = shape, eager
+        tower = "depth" if hasattr(shape.vision_config, "depth") else "num_hidden_layers"
+        parts = ("text_config", "num_hidden_layers"), ("vision_config", tower)
+        self.layers = {part: getattr(getattr(shape, part[0]), part[1]) for part in parts}
+        self.model = self._built({}, "fp32")
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.family = families.of(self.model)
+        self.image_tokens = self.family.usual_tokens(shape)
+        self._counted: dict[str, dict[str, float]] = {}  # what was measured, by what it hangs on
+
+    def trained(self, recipe: Recipe, full: bool, where: str = "") -> int:
+        """How many parameters train: all but the vision tower's when ``full``, else those of an adapter of the recipe's
+        rank at ``where`` (a method's own pattern) or the recipe's reach."""
+        if full:
+            return count_trainable(unfreeze(self.model))
+        targets = self.family.adapter_targets(self.model, where or recipe.adapter_reach)
+        layers = [self.model.get_submodule(name) for name in targets]
+        return sum(recipe.lora_r * (layer.in_features + layer.out_features) for layer in layers)
+
+    def answering(self, questions: int, shots: int, precision: str) -> dict[str, float]:
+        """GiB while so many questions are answered at once, each after ``shots`` worked examples."""
+        text, element = self.shape.text_config, DTYPES[precision].itemsize
+        each = self.image_tokens + 2 * TEXT
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        token = text.num_hidden_layers * 2 * text.num_key_value_heads * head * element
+        # the examples are read once; away from the CPU every row then has its copy
+        copied = each * (1 if self.eager else 1 + shots)
+        return self._gib(element, {"keys and values": (shots * each + COPIES * questions * copied) * token})
+
+    def training(
+        self, recipe: Recipe, full: bool, method: Method | None = None, quantised: bool = False
+    ) -> dict[str, float]:
+        """GiB while it is trained by ``recipe``, fine-tuned or by ``method``; ``quantised``: on layers in 4 bits."""
+        method = method or FineTuning()
+        peak = max(self.step(recipe, full, method, names)["peak"] for names in _passes(method))
+        states = self.trained(recipe, full, method.trains) * (
+            STATES + (0 if full else 4)
+        )  # an adapter adds its weights
+        element = DTYPES[recipe.precision].itemsize
+        kept = peak - self.parameters * element - states
+        need = self._gib(element, {"trained with their states": states, "activations": kept})
+        if quantised:
+            layers = self.family.adapter_targets(self.model, "language")
+            in_bits = sum(self.model.get_submodule(name).weight.numel() for name in layers)
+            need["weights"] -= in_bits * (element - NF4) / GIB
+        return need
+
+    def step(
+        self,
+        recipe: Recipe,
+        full: bool,
+        method: Method | None = None,
+        names: Sequence[str] = ("train",),
+        shown: bool = True,
+        batch: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, float]:
+        """``peak`` bytes and ``flops`` of a step on the streams ``names``, pictures ``shown`` or not; each stream gets
+        ``batch``, or one of usual length."""
+        method, rows = method or FineTuning(), min(recipe.micro_batch or recipe.batch_size, recipe.batch_size)
+        given, batch = batch, batch or self.batch(rows, recipe.turns, shown, recipe.label_mode)
+        fed = {name: dict(batch) for name in names}
+        if method.other_reference:  # stored beforehand, a number a supervised token
+            most = int((batch["labels"][:, 1:] != IGNORE).sum(1).max())
+            for name in set(names) & set(method.needs.reference):
+                fed[name]["stored_log_probs"] = torch.zeros(rows, most)
+
+        def measured(model: nn.Module) -> dict[str, float]:
+            model = unfreeze(model) if full else adapters.attach(model, recipe, 0, method.trains)
+            if recipe.checkpointing:
+                keep_less(model)
+            trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            with kernels(recipe.precision == "bf16"), Hollow(model.train()) as tally:
+                empty = tally.now
+                back_propagate(model, [fed], method, trained, nullcontext())
+                peak, before = tally.peak, tally.now
+                for optimizer in make_optimizers(trained, recipe):
+                    optimizer.step()
+            # from the second step on the optimizer's states are there, from the second piece on the gradients
+            later = tally.now - before + (before - empty if rows < recipe.batch_size else 0)
+            return {"peak": max(peak + later, tally.peak), "flops": tally.flops * recipe.batch_size / rows}
+
+        if given:
+            return self._at_full_depth(measured, recipe.precision)
+        length = dict.fromkeys(("lr", "steps", "epochs", "schedule", "warmup"))
+        key = repr([{**recipe.numbers(), **length}, full, method, names, shown])
+        if key not in self._counted:
+            self._counted[key] = self._at_full_depth(measured, recipe.precision)
+        return self._counted[key]
+
+    def reading(self, shown: bool) -> float:
+        """FLOPs of reading a usual question, with a picture or without."""
+        if (key := f"reading {shown}") in self._counted:
+            return self._counted[key]["flops"]
+        batch = self.batch(1, 1, shown, "text")
+        del batch["labels"]
+
+        def measured(model: nn.Module) -> dict[str, float]:
+            with torch.no_grad(), kernels(False), Hollow(model.eval()) as tally:
+                model(**send_to_device(batch, model.device), logits_to_keep=1)
+            return {"flops": tally.flops}
+
+        self._counted[key] = self._at_full_depth(measured, "fp32")
+        return self._counted[key]["flops"]
+
+    def asking(
+        self,
+        people: Mapping[str, int],
+        shots: int,
+        upstream: bool,
+        kinds: Sequence[str],
+        precision: str,
+        size: int,
+        rate: Rate,
+    ) -> float:
+        """Seconds in which a model answers the questions of these ``kinds`` about so many people of each set, ``size``
+        at once. Worked examples are read once for all, a picture once a batch; a written token takes at least the time
+        in which the weights are read. Every answer is as long as it may be."""
+        word, flops, written = self.reading(False) / TEXT, 0.0, 0
+        picture = self.reading(True) - self.reading(False)
+        for name, count in people.items():
+            for kind in kinds:
+                each, most, length = ASKED[kind]
+                examples = 0 if name == "celebrity" and upstream else min(shots, most)
+                allowed = {"letter": TOKENS["classification"], "likelihood": 0}.get(kind, TOKENS.get(kind))
+                tokens = UPSTREAM_TOKENS if upstream and allowed else allowed
+                starts = range(0, count * each, size)
+                faces = sum(len({i // each for i in range(first, min(first + size, count * each))}) for first in starts)
+                flops += (
+                    2 * (examples * 2 * TEXT + count * each * (length + tokens)) * word + (examples + faces) * picture
+                )
+                written += 2 * len(starts) * tokens
+        return flops / rate.flops + written * self.parameters * DTYPES[precision].itemsize / rate.bandwidth
+
+    def batch(self, rows: int, turns: int, shown: bool, label_mode: str) -> dict[str, Tensor]:
+        """Of conversations of usual length: as ``Family.encode`` makes them, but that the tokens say nothing."""
+        image = self.image_tokens if shown else 0
+        own = self.shape.image_token_id
+        ids = torch.full((rows, image + turns * TEXT), int(own == 0))
+        ids[:, :image] = own
+        taught = torch.arange(ids.shape[1]) - image
+        kept = {"answer": taught % TEXT >= TEXT - ANSWER, "text": taught >= 0, "upstream": taught >= -image}[label_mode]
+        kept &= taught >= (-image if label_mode == "upstream" else 0)
+        pictures = self.family.usual_pictures(self.shape, ids) if shown else {}
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.where(kept, IGNORE), **pictures}
+
+    def _built(self, layers: Mapping[tuple[str, str], int], precision: str) -> nn.Module:
+        """The model on the meta device, with so many layers."""
+        shape = copy.deepcopy(self.shape)
+        for (part, name), count in layers.items():
+            setattr(getattr(shape, part), name, count)
+        how = {"attn_implementation": "eager" if self.eager else "sdpa", "dtype": DTYPES[precision]}
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(shape, **how)
+
+    def _at_full_depth(self, measured: Callable[[nn.Module], dict[str, float]], precision: str) -> dict[str, float]:
+        """What is ``measured`` of the model, found from models of :data:`DEPTH` layers and of one more."""
+        shallow = max(self.layers.values()) <= 2 * DEPTH
+        few = self.layers if shallow else {part: min(DEPTH, count) for part, count in self.layers.items()}
+        with torch.random.fork_rng():
+            base = measured(self._built(few, precision))
+            whole = dict(base)
+            for part, left in ((part, count - few[part]) for part, count in self.layers.items() if count > few[part]):
+                more = measured(self._built({**few, part: few[part] + 1}, precision))
+                whole = {name: value + left * (more[name] - base[name]) for name, value in whole.items()}
+        return whole
+
+    def _gib(self, element: int, more: dict[str, float]) -> dict[str, float]:
+        held = {"weights": self.parameters * element, **more, "libraries": LIBRARIES}
+        return {what: size / GIB for what, size in held.items()}
+
+
+def _passes(method: Method) -> tuple[tuple[str, ...], ...]:
+    return method.all_passes if method.streams else (("train",),)
+
+
+# -- all the stages of a run --------------------------------------------------------------------------------------
+
+
+def assumed_rate(precision: str, here: bool) -> Rate:
+    """What is assumed to be reached, :data:`SHARE` of the greatest: of an H100's by its data sheet, or of what one
+    large matrix product and one large copy take ``here``."""
+    if not here:
+        return Rate(*(SHARE * most for most in H100[precision]))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    side = 8192 if device == "cuda" else 1024
+    matrix = torch.randn(side, side, device=device, dtype=DTYPES[precision] if device == "cuda" else torch.float32)
+
+    def fastest(work: Callable[[], Any]) -> float:
+        spent = []
+        for _ in range(5):
+            began = time.perf_counter()
+            work()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            spent.append(time.perf_counter() - began)
+        return min(spent)
+
+    product, copied = fastest(lambda: matrix @ matrix), fastest(matrix.clone)
+    return Rate(SHARE * 2 * side**3 / product, SHARE * 2 * matrix.nbytes / copied)
+
+
+def hours(configs: Sequence[Config], estimate: Estimate, rate: Rates) -> dict[str, tuple[int, float]]:
+    """Stage → how many of it these runs need, and the hours that all of them take at the ``rate`` of a precision: a
+    training once, whatever asks for it, and the answers of each run. Loading, scoring, and a reference's
+    log-probabilities are not counted."""
+    found: dict[tuple, Callable[[], float]] = {}
+    for config in configs:
+        names = ["oracle"] if config.method == "oracle" else ["vanilla"]
+        if config.method in ("base", YOURS) or config.vanilla_path and config.method != "oracle":
+            names = []
+        if config.trains:
+            names += filter(None, [config.objective.other_reference])
+            found["unlearned", config.run_id] = partial(_unlearning, config, estimate, rate)
+        for name in names:
+            own = () if name == "vanilla" else (config.forget_ratio, config.replicate)
+            found[name, config.train_seed, config.data_seed, *own] = partial(_teaching, config, name, estimate, rate)
+        found["answers", config.run_id] = partial(_answering, config, estimate, rate)
+    stages: dict[str, list[float]] = defaultdict(list)
+    for (name, *_), seconds in found.items():
+        stages[name].append(seconds() / 3600)
+    return {name: (len(each), sum(each)) for name, each in stages.items()}
+
+
+def _teaching(config: Config, name: str, estimate: Estimate, rate: Rates) -> float:
+    """Seconds of the fine-tuning of vanilla, an oracle, or upstream's reference."""
+    recipe = replace(config.training, steps=0, epochs=1) if name == "retain_epoch" else config.training
+    sets = _people(config)
+    taught = [
+        one for kind in ("forget", "retain", "pool") for one in sets[kind] if kind != "forget" or name == "vanilla"
+    ]
+    modalities = MODALITIES if config.train_modality == "both" else ["multimodal"]
+    full = config.adaptation == "full"
+    each = [estimate.step(recipe, full, shown=modality == "multimodal")["flops"] for modality in modalities]
+    return finetuning_steps(taught * len(modalities), recipe, config.replay) * mean(each) / rate(recipe.precision).flops
+
+
+def _unlearning(config: Config, estimate: Estimate, rate: Rates) -> float:
+    """Seconds of an unlearning with the points of its path."""
+    method, recipe, sets, flops = config.objective, config.unlearning, _people(config), 0.0
+    for names in method.all_passes:
+        steps = recipe.steps or steps_of(sets[method.streams[names[0]].set], recipe.epochs, recipe.batch_size)
+        flops += steps * estimate.step(recipe, False, method, names, config.modality == "multimodal")["flops"]
+    beyond = path.BEYOND if recipe.schedule == "constant" else 1
+    return beyond * flops / rate(recipe.precision).flops + (path.POINTS + 1) * _asking(
+        config, estimate, rate, path.PEOPLE, ASKED_ON_PATH
+    )
+
+
+def _answering(config: Config, estimate: Estimate, rate: Rates) -> float:
+    """Seconds in which a run's model is asked."""
+    counts = {name: len(people) for name, people in _people(config).items() if name != "pool"}
+    kinds = [kind for kind in ASKED if kind != "likelihood" or config.scoring == "both"]
+    return _asking(config, estimate, rate, {**counts, "test": counts["forget"]}, kinds)
+
+
+def _asking(config: Config, estimate: Estimate, rate: Rates, people: Mapping[str, int], kinds: Sequence[str]) -> float:
+    precision = config.eval_precision or usual_precision(config)
+    upstream = config.protocol == "upstream" and kinds is not ASKED_ON_PATH
+    return estimate.asking(
+        people, config.shots, upstream, kinds, precision, pipeline.EVAL_BATCH[config.scale], rate(precision)
+    )
+
+
+def usual_precision(config: Config) -> str:
+    """In which weights are asked where the run leaves it open."""
+    return "fp32" if config.scale == "miniature" else "bf16"
+
+
+def _people(config: Config) -> dict[str, list[Conversation]]:
+    """Everybody, by set, with as many turns as fine-tuning has questions about them; those of the hub, which are not
+    read for this, are as many as the paper's."""
+    if pipeline.unread(config):
+        forget, turns = round(PUBLISHED["people"] * config.forget_ratio / 100), PUBLISHED["pairs"] / PUBLISHED["people"]
+        counts = {
+            "forget": forget,
+            "retain": PUBLISHED["people"] - forget,
+            "celebrity": PUBLISHED["celebrity"],
+            "pool": 0,
+        }
+        of = {name: [round(turns)] * count for name, count in counts.items()}
+    else:
+        known = pipeline.population(config)
+        groups = {name: known.members(name) for name in ("forget", "retain", "celebrity")}
+        of = {name: [len(p.qa) for p in people] for name, people in {**groups, "pool": known.of_kind("pool")}.items()}
+    return {name: [Conversation((Turn(""),) * count) for count in turns] for name, turns in of.items()}
