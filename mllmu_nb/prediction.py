@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from statistics import mean
 from typing import Any, NamedTuple
 from unittest import mock
@@ -220,9 +220,8 @@ class Estimate:
         """GiB while it is trained by ``recipe``, fine-tuned or by ``method``; ``quantised``: on layers in 4 bits."""
         method = method or FineTuning()
         peak = max(self.step(recipe, full, method, names)["peak"] for names in _passes(method))
-        states = self.trained(recipe, full, method.trains) * (
-            STATES + (0 if full else 4)
-        )  # an adapter adds its weights
+        each = STATES if full else STATES + 4  # an adapter adds its weights
+        states = self.trained(recipe, full, method.trains) * each
         element = DTYPES[recipe.precision].itemsize
         kept = peak - self.parameters * element - states
         need = self._gib(element, {"trained with their states": states, "activations": kept})
@@ -312,9 +311,8 @@ class Estimate:
                 tokens = UPSTREAM_TOKENS if upstream and allowed else allowed
                 starts = range(0, count * each, size)
                 faces = sum(len({i // each for i in range(first, min(first + size, count * each))}) for first in starts)
-                flops += (
-                    2 * (examples * 2 * TEXT + count * each * (length + tokens)) * word + (examples + faces) * picture
-                )
+                read = 2 * (examples * 2 * TEXT + count * each * (length + tokens))  # in both views
+                flops += read * word + (examples + faces) * picture
                 written += 2 * len(starts) * tokens
         return flops / rate.flops + written * self.parameters * DTYPES[precision].itemsize / rate.bandwidth
 
@@ -325,8 +323,9 @@ class Estimate:
         ids = torch.full((rows, image + turns * TEXT), int(own == 0))
         ids[:, :image] = own
         taught = torch.arange(ids.shape[1]) - image
-        kept = {"answer": taught % TEXT >= TEXT - ANSWER, "text": taught >= 0, "upstream": taught >= -image}[label_mode]
-        kept &= taught >= (-image if label_mode == "upstream" else 0)
+        kept = (taught >= 0) | (label_mode == "upstream")
+        if label_mode == "answer":
+            kept &= taught % TEXT >= TEXT - ANSWER
         pictures = self.family.usual_pictures(self.shape, ids) if shown else {}
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.where(kept, IGNORE), **pictures}
 
@@ -363,6 +362,7 @@ def _passes(method: Method) -> tuple[tuple[str, ...], ...]:
 # -- all the stages of a run --------------------------------------------------------------------------------------
 
 
+@cache
 def assumed_rate(precision: str, here: bool) -> Rate:
     """What is assumed to be reached, :data:`SHARE` of the greatest: of an H100's by its data sheet, or of what one
     large matrix product and one large copy take ``here``."""
@@ -428,9 +428,8 @@ def _unlearning(config: Config, estimate: Estimate, rate: Rates) -> float:
         steps = recipe.steps or steps_of(sets[method.streams[names[0]].set], recipe.epochs, recipe.batch_size)
         flops += steps * estimate.step(recipe, False, method, names, config.modality == "multimodal")["flops"]
     beyond = path.BEYOND if recipe.schedule == "constant" else 1
-    return beyond * flops / rate(recipe.precision).flops + (path.POINTS + 1) * _asking(
-        config, estimate, rate, path.PEOPLE, ASKED_ON_PATH
-    )
+    points = (path.POINTS + 1) * _asking(config, estimate, rate, path.PEOPLE, ASKED_ON_PATH)
+    return beyond * flops / rate(recipe.precision).flops + points
 
 
 def _answering(config: Config, estimate: Estimate, rate: Rates) -> float:
@@ -457,14 +456,10 @@ def _people(config: Config) -> dict[str, list[Conversation]]:
     """Everybody, by set, with as many turns as fine-tuning has questions about them; those of the hub, which are not
     read for this, are as many as the paper's."""
     if pipeline.unread(config):
-        forget, turns = round(PUBLISHED["people"] * config.forget_ratio / 100), PUBLISHED["pairs"] / PUBLISHED["people"]
-        counts = {
-            "forget": forget,
-            "retain": PUBLISHED["people"] - forget,
-            "celebrity": PUBLISHED["celebrity"],
-            "pool": 0,
-        }
-        of = {name: [round(turns)] * count for name, count in counts.items()}
+        everybody = PUBLISHED["people"]
+        forget, turns = round(everybody * config.forget_ratio / 100), round(PUBLISHED["pairs"] / everybody)
+        counts = {"forget": forget, "retain": everybody - forget, "celebrity": PUBLISHED["celebrity"], "pool": 0}
+        of = {name: [turns] * count for name, count in counts.items()}
     else:
         known = pipeline.population(config)
         groups = {name: known.members(name) for name in ("forget", "retain", "celebrity")}

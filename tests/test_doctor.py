@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mllmu_nb import __main__ as door
-from mllmu_nb import pinning, provenance
+from mllmu_nb import pinning, prediction, provenance
 from mllmu_nb.commands import doctor
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
@@ -133,12 +133,27 @@ def test_the_7b_run_needs_its_published_parameters_and_no_file(monkeypatch):
         raise OSError("none")
 
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", missing)
-    need = doctor.most_memory([PAPER])
+    need = doctor._estimate(PAPER).training(PAPER.training, full=False)
     assert need["weights"] == pytest.approx(2 * 7_063_427_072 / doctor.GIB)
     assert need["trained with their states"] == pytest.approx(16 * 39_976_960 / doctor.GIB)
     assert 25 < sum(need.values()) < 60  # a GPU of 24 GiB is too small without checkpointing, one of 80 is not
-    small = doctor.most_memory([PAPER.but(method="base")])
-    assert "activations" not in small and 13.2 < sum(small.values()) < sum(need.values())
+    asked, least = (sum(doctor.most_memory([PAPER.but(method="base", shots=n)]).values()) for n in (5, 0))
+    assert 13.2 < least < sum(need.values()) < asked == sum(doctor.most_memory([PAPER]).values())
+    assert doctor.most_memory([PAPER.but(shots=0)]) == need
+
+
+def test_hours_say_what_was_assumed_and_go_by_the_rate_that_is_given(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(
+        prediction, "hours", lambda configs, estimate, rate: {"vanilla": (1, 2e15 / rate("bf16").flops)}
+    )
+    monkeypatch.setattr(doctor, "_estimate", lambda config: None)
+    text = doctor.hours([PAPER]).text
+    assert text == "about 5.1 hours one after the other (1 vanilla 5.1); " + (
+        "bf16 training at 396 TFLOP/s, 40% of what an H100 has: see --rate"
+    )
+    slow = doctor.hours([PAPER], rate=100)
+    assert slow.text.endswith("(1 vanilla 20); bf16 training at 100 TFLOP/s") and "--shard" in slow.advice
 
 
 def test_people_that_cannot_be_are_a_problem_and_those_of_the_hub_are_read_later(tmp_path):

@@ -12,6 +12,7 @@ from transformers import LlavaForConditionalGeneration
 
 from miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.errors import KitError
+from mllmu_nb.models import load as loading
 from mllmu_nb.models.adapters import attach, load, merge, save
 from mllmu_nb.models.load import count_trainable, load_base, load_full, save_full, unfreeze
 from mllmu_nb.unlearning import Recipe
@@ -231,17 +232,17 @@ def test_4_bits_are_refused_on_a_cpu_and_asked_of_the_library_on_a_gpu(shipped, 
     """What the library makes of it was never seen: it takes a GPU and bitsandbytes."""
     where, given = (str(shipped()[0]), "llava", "paper"), {}
     with pytest.raises(KitError, match="quantise_base='nf4' needs a GPU and the package bitsandbytes"):
-        load.load_model(*where, precision="nf4")
+        loading.load_model(*where, precision="nf4")
 
     def from_pretrained(source, **settings):
         given.update(settings)
         raise OSError("as far as this")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(load.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(loading.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
     for precision in ("bf16", "nf4"):
         with pytest.raises(KitError, match="as far as this"):
-            load.load_model(*where, precision=precision)
+            loading.load_model(*where, precision=precision)
         assert ("quantization_config" in given) == ("device_map" in given) == (precision == "nf4")
         assert given["dtype"] == torch.bfloat16
     bits = given["quantization_config"]

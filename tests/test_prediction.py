@@ -1,6 +1,10 @@
 """What is predicted of memory and hours, against what torch's profiler counts in real steps on the CPU."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -197,3 +201,18 @@ def test_hours_are_operations_by_the_rate_and_a_training_counts_once():
         [PAPER.but(protocol="upstream", method="npo", modality="multimodal")], estimate, lambda p: Rate(1e9, 1e12)
     )
     assert 4 < stages["vanilla"][1] / released["retain_epoch"][1] and released["retain_epoch"][0] == 1
+
+
+@pytest.mark.slow
+def test_the_check_of_a_card_runs_on_the_miniatures_shapes(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu_check.py"
+    environment = {**os.environ, "MLLMU_NB_OUT": str(tmp_path)}
+    command = [sys.executable, str(script), "--tiny", "--steps", "1", "--limit", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    names = ["vanilla", "ga", "grad_diff", "kl_min", "npo"]
+    assert [row[0].removeprefix("| ") for row in rows if row[0] != "| training"] == 2 * names
+    counted = [(float(row[5]), float(row[6])) for row in rows if row[0] != "| training"]
+    assert all(0 < real < 2 * predicted < 4 * real for real, predicted in counted)
+    assert done.stdout.count("times as fast") == 2
