@@ -301,8 +301,8 @@ def _answer(answers: pd.DataFrame, question: dict) -> tuple[str, str]:
 @figure("forgetting_utility", "what each model forgot against what it kept, and against what is about nobody")
 def forgetting_utility(scores: Scores) -> Figure:
     """A good method climbs to the oracle's height and stays on the right. Fall from vanilla on the forget set against
-    accuracy on Retain and on the celebrities, by likelihood, views pooled, and (second row) against what a model can do
-    that is about nobody. Dotted: the oracle's fall. Filled: unlearned on image + text; hollow: on text only. Bars:
+    accuracy on Retain and on the celebrities, by likelihood, views pooled, and against what a model can do that is about
+    nobody. Dotted: the oracle's fall. Filled: unlearned on image + text; hollow: on text only. Bars:
     95 % intervals."""
     wanted, further = [by_key()[LIKELIHOOD]], utility.PANELS[scores.runs[0]["scale"]]
     fall = rows(scores, wanted, ["forget"], [POOLED], against="vanilla").query("method != 'base'")
@@ -311,24 +311,22 @@ def forgetting_utility(scores: Scores) -> Figure:
         raise KitError("forgetting against utility needs vanilla and one unlearned model on forget and another set")
     heights = {row["model"]: [-row[end] for end in ("value", "high", "low")] for row in fall.to_dict("records")}
     heights |= dict.fromkeys(kept.loc[(kept["method"] == "vanilla") & (kept["after"] == ""), "model"], [0.0] * 3)
-    lines = [{name: name.capitalize() for name in dict.fromkeys(kept["set"])}, further]
+    heads = {**{name: name.capitalize() for name in dict.fromkeys(kept["set"])}, **further}
     kept = pd.concat([kept, rows(scores, [by_key()[utility.KEY]], list(further), [POOLED])])
     shown = kept[kept["model"].isin(heights)]
     shown = shown.assign(colour=CLOSED) if (fall["gate"] == gates.CLOSED).any() else shown
     names = shown.drop_duplicates("model").to_dict("records")
-    high = max(2.75, 0.75 + 1.3 * SMALL / 72 * len(names))
-    below = ["Filled: unlearned on image + text; hollow: on text only.", *notes(scores, pd.concat([fall, shown]))]
-    how = {"sharey": True, "gridspec_kw": {"height_ratios": [high, 1.9]}}
-    columns = max(map(len, lines))
-    drawn, axes = plots.panels(2, columns, (PAGE, high + 1.9), below, title(forgetting_utility), **how)
-    for (line, column), panel in np.ndenumerate(axes):
-        if column >= len(lines[line]):
-            panel.axis("off")
-            continue
-        name, head = list(lines[line].items())[column]
+    size = PAGE, max(2.75, 0.75 + 1.3 * SMALL / 72 * len(names))
+    below = [
+        "Retain, Celebrity: right by likelihood. The others: utility, about nobody. Filled: unlearned on image + text; "
+        "hollow: on text only.",
+        *notes(scores, pd.concat([fall, shown])),
+    ]
+    drawn, axes = plots.panels(1, len(heads), size, below, title(forgetting_utility), sharey=True)
+    for panel, (name, head) in zip(axes[0], heads.items(), strict=True):
         here = shown[shown["set"] == name]
         if here.empty:
-            panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", color=GREY)
+            panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", color=GREY, fontsize=SMALL)
             panel.set_xticks([])
         for row in here.to_dict("records"):
             y, *along = heights[row["model"]]
@@ -337,11 +335,10 @@ def forgetting_utility(scores: Scores) -> Figure:
                 panel.axhline(y, color=row["colour"], linewidth=0.7, linestyle=":", zorder=0)
         panel.axhline(0, color=PALE, linewidth=0.6, zorder=0)
         panel.set_title(head, loc="left", fontweight="bold")
-        panel.set_xlabel(("Kept: right by likelihood, %", "Utility, %")[line])
+        panel.set_xlabel("%")
     axes[0][0].set_ylabel("Forgotten: fall from vanilla\non the forget set, points")
     seaborn.despine(drawn)
-    last = axes[0][len(lines[0]) - 1]
-    ends = [plots.End(last, heights[row["model"]][0], row["name"], INK, plots.look_of(row)) for row in names]
+    ends = [plots.End(axes[0][-1], heights[row["model"]][0], row["name"], INK, plots.look_of(row)) for row in names]
     plots.name_ends(drawn, ends)
     return drawn
 
