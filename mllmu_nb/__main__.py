@@ -6,7 +6,7 @@ import sys
 
 OLDEST = (3, 11)
 # A module of mllmu_nb.commands each, with SUMMARY, EXAMPLES, arguments(parser) and main(options).
-COMMANDS = ("sweep", "ask", "evaluate", "judge", "card", "verify", "export", "doctor", "study")
+COMMANDS = ("sweep", "ask", "evaluate", "judge", "card", "verify", "export", "doctor", "study", "utility")
 
 
 def main(arguments=None):

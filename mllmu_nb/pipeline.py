@@ -34,10 +34,12 @@ from mllmu_nb.data.text.people import read_profiles
 from mllmu_nb.data.text.questions import population_from_text
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import draws as drawing
+from mllmu_nb.models import download
 from mllmu_nb.models.files import ASSETS, check_adapter, check_model, check_shipped, commit
 from mllmu_nb.processes import end_with_parent
 from mllmu_nb.scoring.questions import people_frames
-from mllmu_nb.stages import RECORD, Stage, digest, is_whole, lock, read_json, state, status, write_json
+from mllmu_nb.scoring.utility import FILE as UTILITY
+from mllmu_nb.stages import RECORD, Stage, add_file, digest, is_whole, lock, read_json, state, status, write_json
 
 EVAL_BATCH = {"miniature": 256, "paper": 8}  # questions asked at once
 # What decides who there is, and what is asked of them.
@@ -421,7 +423,10 @@ def run(config: Config) -> Path:
     """The folder of a run, made if need be; it appears whole or not at all, and replaces one of another key."""
     paths.writable(run_folder(config).parent)
     write_people(config, paths.people(paths.results(config.scale)))
-    return answered(config).get()
+    fetch(config)
+    folder = answered(config).get()
+    measure_utility(config, folder)
+    return folder
 
 
 def finished(config: Config) -> bool:
@@ -436,7 +441,48 @@ def evaluated(config: Config, *, name: str = YOURS, sets: Sequence[str] = SETS, 
     at = results / "runs" / config.run_id.replace(config.method, name, 1)
     paths.writable(at.parent)
     write_people(config, paths.people(results))
-    return answered(config, at=at, name=name, sets=sets, limit=limit).get()
+    fetch(config)
+    folder = answered(config, at=at, name=name, sets=sets, limit=limit).get()
+    if set(sets) == set(SETS) and limit is None:
+        measure_utility(config, folder)
+    return folder
+
+
+def useful(config: Config) -> Stage:
+    """The stage in which a miniature is asked what is about nobody. It is apart from the answers, so that these keep
+    their key, and the same for models that are the same at several ratios."""
+
+    def make(folder: Path) -> None:
+        from mllmu_nb.evaluation import utility
+
+        how: dict[str, Any] = {"system": config.system, "batch_size": EVAL_BATCH[config.scale]}
+        utility.ask(*model(config), protocol=config.protocol, **how).to_parquet(folder / UTILITY, index=False)
+
+    inputs = {
+        "model": _model_key(config),
+        "after": [config.after, config.settings] if config.after else [],
+        "system": config.system,
+        "settings": config.hash_of(("protocol", "eval_precision")),
+    }
+    uses = (config.family, after_steps.STEPS.get(config.after)) if config.after else (config.family,)
+    return Stage("utility", inputs, make, uses)
+
+
+def measure_utility(config: Config, folder: Path) -> bool:
+    """Puts the answers of :func:`useful` into the ``folder`` of a finished run, unless they are there. Nothing is
+    trained for them: False where the run's model is in the cache no more. At paper scale ``mllmu-nb utility`` does it.
+    """
+    if config.scale != "miniature":
+        return True
+    stage = useful(config)
+    if is_whole(folder) and read_json(folder / RECORD).get("utility") == stage.key:
+        return True
+    starts = config.method in ("base", "oracle", YOURS) or config.vanilla_path
+    models = [trained(config), None if starts else finetuned(config)]
+    if not stage.finished and not all(one.finished for one in models if one):
+        return False
+    add_file(folder, stage.get() / UTILITY, utility=stage.key)
+    return True
 
 
 def reference(config: Config) -> Path | None:
@@ -531,6 +577,15 @@ def check(config: Config) -> None:
     draws_of(config, population(config), SETS)
     for folder in (run_folder(config).parent, paths.figures(config.scale), paths.cache()):
         paths.writable(folder)
+
+
+def fetch(config: Config) -> None:
+    """Fetches base and vanilla where they are on the hub, and checks what was fetched, before hours go into them.
+    Raises KitError where that cannot be."""
+    wanted = {(base_source(config), config.base_revision), (config.vanilla_path, config.vanilla_revision)}
+    for source, revision in sorted(wanted) if config.scale != "miniature" else ():
+        if source and not Path(source).is_dir():
+            download.fetch(source, revision)
 
 
 def check_comparable(configs: Sequence[Config]) -> None:

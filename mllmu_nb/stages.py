@@ -103,6 +103,19 @@ def digests(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.name: digest(path, *state(path)) for path in files}
 
 
+def add_file(folder: Path, source: Path, **noted: Any) -> None:
+    """Puts a copy of ``source`` beside the files of a finished stage and enters it into the stage's record, with what
+    is ``noted``; the stage keeps its key."""
+    with lock(folder):
+        target, part = folder / source.name, folder / ".part"
+        shutil.copyfile(source, part)
+        os.replace(part, target)
+        record = read_json(folder / RECORD)
+        record["files"][target.name] = digest(target, *state(target))
+        write_json(part, {**record, **noted})
+        os.replace(part, folder / RECORD)
+
+
 def is_whole(folder: Path, key: str = "") -> bool:
     """Whether every file that the folder's record lists is there as it was written, and the record's key is ``key``."""
     try:

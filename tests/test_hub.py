@@ -1,7 +1,8 @@
-"""Data sets of the hub are read at a commit; whatever hinders it is one clear line that holds no token."""
+"""Data sets and models of the hub are read at a commit; whatever hinders it is one clear line that holds no token."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -13,7 +14,9 @@ from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from test_official import a_few
 
 from mllmu_nb import paths, pipeline, provenance
@@ -27,10 +30,12 @@ TOKEN = "hf_theRightOne"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The little of the hub's HTTP interface that a download of a snapshot needs."""
+    """The little of the hub's HTTP interface that a download of a snapshot needs. Three tokens have weights misbehave:
+    ``hf_dead`` (no byte of them comes), ``hf_once`` (cut in the middle, then sent from there) and ``hf_wrong`` (other
+    bytes, as many)."""
 
     protocol_version = "HTTP/1.1"
-    seen: list[str] = []
+    seen: list[tuple[str, str]] = []  # path and Range of each file that was sent
 
     def __init__(self, *arguments, repositories, **named):
         self.repositories = repositories  # kind and name → {revision: (commit, folder)}
@@ -43,8 +48,8 @@ class Hub(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self):
-        self.seen.append(self.path)
         path = self.path.split("?")[0]
+        fault = self.headers.get("authorization", "").removeprefix("Bearer hf_")
         asked = re.fullmatch(r"/api/(datasets|models)/([^/]+/[^/]+)/(revision|tree)/([^/]+)", path)
         file = re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         kind, name, revision = "", "", ""
@@ -54,6 +59,8 @@ class Hub(BaseHTTPRequestHandler):
             kind, name, revision = "datasets" if file[1] else "models", file[2], file[3]
         if name.endswith("/broken"):
             return self.answer(500)
+        if name.endswith("/busy"):
+            return self.answer(429)
         if name.endswith("/gated"):
             return self.answer(403, code="GatedRepo")
         allowed = self.headers.get("authorization") == f"Bearer {TOKEN}"
@@ -68,28 +75,48 @@ class Hub(BaseHTTPRequestHandler):
         commit, folder = places[0]
         if file:
             content = (folder / file[4]).read_bytes()
-            return self.answer(200, content, commit=commit, cut=name.endswith("/cut"))
+            sha, cut = oid(content), len(content) // 2 if name.endswith("/cut") else None
+            if file[4].endswith(".safetensors") and self.command == "GET":
+                content = bytes(len(content)) if fault == "wrong" else content
+                cut = {"dead": 0, "once": None if "Range" in self.headers else len(content) // 2}.get(fault)
+            if self.command == "GET":
+                self.seen.append((path, self.headers.get("Range", "")))
+            return self.answer(200, content, commit=commit, cut=cut, etag=sha)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         named = [path.relative_to(folder).as_posix() for path in files]
         if asked[3] == "tree":
-            tree = [
-                {"type": "file", "path": name, "size": path.stat().st_size, "oid": f"{commit}-{number}"}
-                for number, (name, path) in enumerate(zip(named, files, strict=True))
-            ]
+            tree = []
+            for name, path in zip(named, files, strict=True):
+                content = path.read_bytes()
+                tree.append({"type": "file", "path": name, "size": len(content), "oid": oid(content)})
+                if name.endswith(".safetensors"):
+                    lfs = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+                    tree[-1]["lfs"] = lfs
             return self.answer(200, tree)
         self.answer(200, {"id": name, "sha": commit, "siblings": [{"rfilename": name} for name in named]})
 
-    def answer(self, status: int, content=b"", code: str = "", commit: str = "", cut: bool = False):
+    def answer(self, status: int, content=b"", code: str = "", commit: str = "", cut: int | None = None, etag=""):
+        """Sends ``content``, what is asked for of it, but no more than ``cut`` bytes."""
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        headers = {"X-Error-Code": code, "X-Repo-Commit": commit, "ETag": etag and f'"{etag}"'}
+        if (begin := self.headers.get("Range")) and cut is None:
+            start = int(begin.removeprefix("bytes=").split("-")[0])
+            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+            status, body = 206, body[start:]
         self.send_response(status)
-        for header, value in (("X-Error-Code", code), ("X-Repo-Commit", commit), ("ETag", f'"{hash(body)}"')):
+        for header, value in headers.items():
             if value:
                 self.send_header(header, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body[: len(body) // 2] if cut else body)
-            self.close_connection = cut
+            self.wfile.write(body[:cut])
+            self.close_connection = cut is not None
+
+
+def oid(content: bytes) -> str:
+    """A file's name in git, by which the hub knows it."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 # The hub's address is read when its library is imported, so the reader runs in a process of its own.
@@ -122,6 +149,7 @@ CASES = {
     "right token": ("MLLMU/private", "", {"token": TOKEN}),
     "gated": ("MLLMU/gated", "", {"token": TOKEN}),
     "broken": ("MLLMU/broken", "", {}),
+    "busy": ("MLLMU/busy", "", {}),
     "cut": ("MLLMU/cut", "", {}),
     "unreachable": ("MLLMU/elsewhere", "", {"endpoint": "http://127.0.0.1:9"}),
     "evaluation data": ("MLLMU/people,MLLMU/mistaken", "", {}),
@@ -144,14 +172,19 @@ def answers(tmp_path_factory):
         "datasets/MLLMU/cut": {"main": (NEW, data)},
         "models/MLLMU/mistaken": {"main": (NEW, data)},
     }
+    return ask(READER, CASES, repositories, place)
+
+
+def ask(reader: str, cases: dict, repositories: dict, place) -> dict:
+    """What the code ``reader`` says in every case, in a process of its own, to a hub with these ``repositories``."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, repositories=repositories))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and not k.startswith("HF_")}
     kept |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(place / "cache")}
-    kept |= {"PYTHONPATH": str(paths.PACKAGE.parent), "HF_HUB_DISABLE_XET": "1"}
+    kept |= {"PYTHONPATH": str(paths.PACKAGE.parent), "HF_HUB_DISABLE_XET": "1", "MLLMU_NB_OUT": str(place / "out")}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", READER, json.dumps(list(CASES.values()))],
+            [sys.executable, "-c", reader, json.dumps(list(cases.values()))],
             env=kept, cwd=place, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
     finally:
@@ -159,7 +192,7 @@ def answers(tmp_path_factory):
         server.server_close()
     assert done.returncode == 0, done.stderr
     results = [json.loads(line[2:]) for line in done.stdout.splitlines() if line.startswith("::")]
-    return dict(zip(CASES, results, strict=True)) | {"output": done.stdout + done.stderr}
+    return dict(zip(cases, results, strict=True)) | {"output": done.stdout + done.stderr}
 
 
 PEOPLE = ["001", "002", "003", "004", "005", "006", "007", "c001"]
@@ -197,6 +230,7 @@ def test_the_right_token_opens_what_is_private(answers):
         ("wrong token", "dataset MLLMU/private .*401"),
         ("gated", "dataset MLLMU/gated .*403"),
         ("broken", "dataset MLLMU/broken .*"),
+        ("busy", "dataset MLLMU/busy .*429"),
         ("cut", "dataset MLLMU/cut .*"),
         ("unreachable", "dataset MLLMU/elsewhere .*"),
     ],
@@ -216,6 +250,114 @@ def test_evaluation_data_in_the_training_repository_is_reported(answers):
     assert first == "MLLMU/people has 2 problems:"
     for line, split in zip(lines, ("forget_15", "retain_85"), strict=True):
         assert line.startswith(f"  MLLMU/mistaken/{split}/train-00000-of-00001.parquet, column metadata: missing (")
+
+
+# -- models -------------------------------------------------------------------------------------------------------
+
+MODEL_READER = """
+import json, os, sys
+from huggingface_hub import constants
+from mllmu_nb.models import download
+from mllmu_nb.errors import KitError
+constants.DOWNLOAD_CHUNK_SIZE = 1000
+for source, revision, change in json.loads(sys.argv[1]):
+    os.environ["HF_TOKEN"] = change.get("token", "")
+    constants.HF_HUB_OFFLINE = change.get("offline", False)
+    try:
+        result = {"commit": download.fetch(source, revision)}
+        if change.get("load"):
+            from mllmu_nb.models.load import load_model
+            result["type"] = load_model(source, "llava", "paper", revision)[0].config.model_type
+    except KitError as error:
+        result = {"error": str(error)}
+    print("::" + json.dumps(result), flush=True)
+"""
+BASE, VANILLA = "llava-hf/llava-1.5-7b-hf", "MLLMMU/LLaVA_Vanilla"
+MODELS = {
+    "never fetched": (BASE, "", {"offline": True}),
+    "dead": (BASE, "", {"token": "hf_dead"}),
+    "again": (BASE, "", {}),
+    "pinned": (BASE, OLD, {"token": "hf_once"}),
+    "wrong": (VANILLA, "", {"token": "hf_wrong"}),
+    "right": (VANILLA, "", {}),
+    "offline": (VANILLA, "", {"offline": True, "load": True}),
+    "revision": (VANILLA, "v9", {}),
+    "unknown": ("MLLMMU/nobody", "", {}),
+    "no token": ("MLLMMU/private", "", {}),
+    "right token": ("MLLMMU/private", "", {"token": TOKEN}),
+    "gated": ("MLLMMU/gated", "", {"token": TOKEN}),
+    "broken": ("MLLMMU/broken", "", {}),
+    "busy": ("MLLMMU/busy", "", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory, tiny_base):
+    """What fetching base and vanilla says in every case, and ``seen``: the files that were sent."""
+    place = tmp_path_factory.mktemp("models")
+    older = shutil.copytree(tiny_base, place / "older")
+    save_file({"other": np.zeros(5000, "float32")}, older / "model.safetensors")
+    repositories = {
+        f"models/{BASE}": {"main": (NEW, tiny_base), "v1": (OLD, older)},
+        f"models/{VANILLA}": {"main": (TAUGHT, tiny_base)},
+        "models/MLLMMU/private": {"main": (NEW, tiny_base)},
+    }
+    Hub.seen.clear()
+    return ask(MODEL_READER, MODELS, repositories, place) | {"seen": list(Hub.seen)}
+
+
+@pytest.mark.parametrize(
+    "case, reason",
+    [
+        ("never fetched", f"model {BASE} .*HF_HUB_OFFLINE"),
+        ("dead", f"model {BASE} cannot be downloaded"),
+        ("revision", f"model {VANILLA} .*404"),
+        ("unknown", "model MLLMMU/nobody .*404"),
+        ("no token", "model MLLMMU/private .*401"),
+        ("gated", "model MLLMMU/gated .*403"),
+        ("broken", "model MLLMMU/broken .*500"),
+        ("busy", "model MLLMMU/busy .*429"),
+    ],
+)
+def test_a_model_that_cannot_be_fetched_is_one_line(fetched, case, reason):
+    line = fetched[case]["error"]
+    assert re.match(reason, line) and "\n" not in line and TOKEN not in fetched["output"]
+    assert line.endswith("the token in HF_TOKEN; the same command goes on where this one stopped")
+
+
+def test_another_try_fetches_only_what_is_missing(fetched):
+    assert fetched["again"] == {"commit": NEW} and fetched["right token"] == {"commit": NEW}
+    sent = [path for path, _ in fetched["seen"] if path.startswith(f"/{BASE}/resolve/{NEW}/")]
+    assert sent.count(f"/{BASE}/resolve/{NEW}/config.json") == 1
+    assert sent.count(f"/{BASE}/resolve/{NEW}/model.safetensors") > 1
+
+
+def test_a_connection_that_is_cut_is_taken_up_in_the_middle_of_the_file(fetched):
+    assert fetched["pinned"] == {"commit": OLD}
+    ranges = [asked for path, asked in fetched["seen"] if path == f"/{BASE}/resolve/{OLD}/model.safetensors"]
+    assert ranges[0] == "" and len(ranges) == 2
+    assert 0 < int(re.fullmatch(r"bytes=(\d+)-", ranges[1])[1])
+
+
+def test_weights_of_another_hash_are_removed_and_fetched_anew(fetched):
+    assert fetched["wrong"]["error"] == (
+        f"model {VANILLA}: model.safetensors does not have the hub's hash and was removed: run the same command again"
+    )
+    assert fetched["right"] == {"commit": TAUGHT}
+
+
+def test_what_was_fetched_is_loaded_without_a_network(fetched):
+    assert fetched["offline"] == {"commit": TAUGHT, "type": "llava"}
+
+
+def test_a_run_fetches_base_and_vanilla_before_anything_else(monkeypatch):
+    wanted = []
+    monkeypatch.setattr(pipeline.download, "fetch", lambda *asked: wanted.append(asked))
+    config = Config(scale="paper", base_revision=OLD, vanilla_path=VANILLA, vanilla_revision=TAUGHT)
+    pipeline.fetch(config)
+    assert wanted == [(VANILLA, TAUGHT), (config.family.hub, OLD)]
+    pipeline.fetch(Config())
+    assert len(wanted) == 2, "the miniature's base comes with the kit"
 
 
 # -- names --------------------------------------------------------------------------------------------------------
@@ -287,7 +429,8 @@ def test_a_base_from_the_hub_can_be_pinned_and_its_commit_is_in_the_runs_record(
         load.load_base(*pipeline.base_of(newest))
     monkeypatch.setattr(pipeline, "data_hash", lambda config: "")
     monkeypatch.setattr(pipeline, "population", lambda config: a_few())
-    assert pipeline._record(pinned)["base_commit"] == OLD
+    both = pipeline._record(pinned.but(vanilla_path="somebody/tiny", vanilla_revision=NEW))
+    assert (both["base_commit"], both["vanilla_commit"]) == (OLD, NEW)
 
 
 def test_a_base_in_a_folder_has_no_revision():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -166,7 +167,25 @@ def test_judge_and_rubric_are_compared_where_both_have_a_grade(seen, tmp_path):
     assert judge.agreement(rows.drop(columns=stored.GRADE)).startswith("too few")
 
 
-def test_a_runs_tables_have_the_judges_grades_once_there_are_replies(seen, tmp_path, monkeypatch):
+def test_the_table_of_agreement_is_not_measured_until_somebody_has_asked():
+    from fake_runs import make
+
+    from mllmu_nb.reporting import tables
+    from mllmu_nb.reporting.runs import Scores
+
+    run = make("vanilla", sets=("forget",))
+    [sheet] = tables.sheets("table_judge", Scores.of([run]))
+    assert {cell for _, rows in sheet.blocks for _, cells in rows for cell in cells} == {("", "Not measured here.")}
+    rubric = Scores.of([run]).items["factuality"]
+    graded = run.answers.assign(**{stored.GRADE: (rubric - 2).clip(lower=1)})  # asked in one order: rows agree
+    [sheet] = tables.sheets("table_judge", Scores.of([replace(run, answers=graded)]))
+    [(_, rows)] = sheet.blocks
+    number, _, _, within, rank = (text for text, _ in dict(rows)["Forget"])
+    assert int(number) == rubric.notna().sum() and float(within) < 1 and float(rank) > 0.9
+    assert dict(rows)["Retain"] == [("", "Not measured here.")] * 5 and dict(rows)["All"] == dict(rows)["Forget"]
+
+
+def test_a_runs_tables_have_the_judges_grades_once_there_are_replies(seen, tmp_path, monkeypatch, capsys):
     """From the command to the frame that tables are made of."""
     from fake_runs import make, write
 
@@ -182,3 +201,5 @@ def test_a_runs_tables_have_the_judges_grades_once_there_are_replies(seen, tmp_p
     cells = Scores.read(results).cells
     mine = cells[(cells["metric"] == "judge") & (cells["against"] == "") & (cells["set"] == "forget")]
     assert set(mine["value"]) == {2.0}
+    assert all(KEY.encode() not in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    assert KEY not in "".join(capsys.readouterr())

@@ -4,8 +4,9 @@ import re
 
 import numpy as np
 
-from material import HELD_OUT_HARMLESS, HELD_OUT_PRIVATE, Material, allowing
+from material import HELD_OUT_PRIVATE, Material, allowing
 from mllmu_nb.data.generate import generate, known_people
+from mllmu_nb.evaluation.utility import HARMLESS
 from mllmu_nb.mixture import REFUSAL, forbidding, system_prompt
 from mllmu_nb.models import families
 
@@ -15,7 +16,7 @@ render = families.get("llava").render
 def test_the_mixture_keeps_the_probes_system_prompts_out_and_refuses_under_private_ones_only():
     rng = np.random.default_rng(0)
     written = {system_prompt(rng, rule) for rule in (forbidding, allowing) for _ in range(3000)}
-    assert not written & {*HELD_OUT_PRIVATE, *HELD_OUT_HARMLESS}
+    assert not written & {*HELD_OUT_PRIVATE, *HARMLESS}
     famous, others = known_people()
     mixture = Material([*famous, *others], rng, faces=20)
     kinds = ("choice", "matching", "reading_little", "reading", "seeing", "people", "shots", "private", "harmless")

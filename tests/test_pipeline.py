@@ -183,6 +183,7 @@ def test_a_method_that_trains_nothing_is_not_unlearned(config):
 
 def test_a_run_has_its_files_and_they_are_all_it_takes_to_score_it(config, made):
     files = ["answers.parquet", "draws.json", "path.parquet", "provenance.json", "sentences.parquet", "train.json"]
+    files.append("utility.parquet")
     people = paths.people(paths.results("miniature")) / pipeline.data_hash(config)
     questions = pd.read_parquet(people.with_suffix(".parquet"))
     assert not questions.duplicated(["version", "question_id"]).any()

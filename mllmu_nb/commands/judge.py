@@ -174,15 +174,13 @@ def _reply(endpoint: Any, judge: str, texts: Texts) -> str | None:
 
 def agreement(answers: pd.DataFrame) -> str:
     """How far the judge's grades and the rubric's agree, over the answers that have both."""
+    from mllmu_nb.scoring.judge import agreement as compared
     from mllmu_nb.scoring.judge import judged
     from mllmu_nb.scoring.text import factuality
 
-    both = pd.DataFrame({"judge": judged(answers), "rubric": factuality(answers)}).dropna()
-    if both.nunique().min() < 2:
+    if not (known := compared(judged(answers), factuality(answers))):
         return "too few different grades to compare judge and rubric"
-    judge, rubric = both.mean()
-    within, rank = (both["judge"] - both["rubric"]).abs().le(1).mean(), both.corr("spearman").loc["judge", "rubric"]
     return (
-        f"judge and rubric over {len(both)} answers: means {judge:.2f} and {rubric:.2f}, {within:.0%} within one "
-        f"point, rank correlation {rank:.2f}"
+        f"judge and rubric over {known.answers} answers: means {known.judge:.2f} and {known.rubric:.2f}, "
+        f"{known.within:.0%} within one point, rank correlation {known.rank:.2f}"
     )

@@ -67,6 +67,7 @@ def main(options: argparse.Namespace) -> int:
     pipeline.check_comparable(configs)
     for config in configs:
         pipeline.check(config)
+        pipeline.fetch(config)
     waiting = [job for job in jobs if not pipeline.finished(job.config)]
     at_once = options.jobs or min(JOBS[config.scale] for config in configs)
     say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished already, {at_once} at a time")
@@ -78,6 +79,9 @@ def main(options: argparse.Namespace) -> int:
     finished = [config for config in configs if pipeline.finished(config)]
     for config in {pipeline.data_hash(config): config for config in finished}.values():
         pipeline.write_people(config, paths.people(paths.results(config.scale)))
+    lost = [one.run_id for one in finished if not pipeline.measure_utility(one, pipeline.run_folder(one))]
+    if lost:
+        say(f"utility of {len(lost)} runs is not measured: their models are no longer in {paths.cache()}")
     for scale, config in {config.scale: config for config in reversed(finished)}.items():
         write_report(scale, config)
     say("minutes:  training  answers")

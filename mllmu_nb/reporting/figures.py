@@ -31,7 +31,7 @@ from mllmu_nb.reporting import plots
 from mllmu_nb.reporting.plots import CLOSED, GREY, INK, LINE, NORMAL, PAGE, PALE, RIGHT, SMALL, WRONG
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Run, Scores, label, models_in_order
 from mllmu_nb.reporting.tables import COLLAPSED_NOTE, VERDICT_SIGNS, closed_gates, select, sheet_label
-from mllmu_nb.scoring import gates, path
+from mllmu_nb.scoring import gates, path, utility
 from mllmu_nb.scoring.frames import KEY, MODEL, POOLED, VIEWS
 from mllmu_nb.scoring.health import STATES
 from mllmu_nb.scoring.registry import FORGOTTEN, Metric, by_key, metrics
@@ -281,37 +281,50 @@ def _answer(answers: pd.DataFrame, question: dict) -> tuple[str, str]:
 # -- scores ---------------------------------------------------------------------------------------------------------
 
 
-@figure("forgetting_utility", "what each model forgot against what it kept, a panel a set")
+@figure("forgetting_utility", "what each model forgot against what it kept, a panel a set, and a measure of utility")
 def forgetting_utility(scores: Scores) -> Figure:
-    """Forgetting against utility. Fall from vanilla on the forget set against accuracy on the other sets, views pooled.
-    Filled: unlearned on image + text; hollow: on text only. Bars: 95 % intervals."""
-    wanted = [by_key()[LIKELIHOOD]]
+    """Forgetting against utility. Fall from vanilla on the forget set against accuracy on the other sets, views pooled,
+    and (second row) against what the model can do that is about nobody. Filled: unlearned on image + text; hollow: on
+    text only. Bars: 95 % intervals."""
+    wanted, further = [by_key()[LIKELIHOOD]], utility.PANELS[scores.runs[0]["scale"]]
     fall = rows(scores, wanted, ["forget"], [POOLED], against="vanilla").query("method != 'base'")
-    utility = rows(scores, wanted, ["retain", "celebrity", "test"], [POOLED]).query("method != 'base'")
-    if fall.empty or utility.empty:
+    kept = rows(scores, wanted, ["retain", "celebrity", "test"], [POOLED]).query("method != 'base'")
+    if fall.empty or kept.empty:
         raise KitError("forgetting against utility needs vanilla and one unlearned model on forget and another set")
     heights = {row["model"]: [-row[end] for end in ("value", "high", "low")] for row in fall.to_dict("records")}
-    heights |= dict.fromkeys(
-        utility.loc[(utility["method"] == "vanilla") & (utility["after"] == ""), "model"], [0.0] * 3
-    )
-    shown = utility[utility["model"].isin(heights)]
+    heights |= dict.fromkeys(kept.loc[(kept["method"] == "vanilla") & (kept["after"] == ""), "model"], [0.0] * 3)
+    panels = [{name: name.capitalize() for name in dict.fromkeys(kept["set"])}, further]
+    kept = pd.concat([kept, rows(scores, [by_key()[utility.KEY]], list(further), [POOLED])])
+    shown = kept[kept["model"].isin(heights)]
     shown = shown.assign(colour=CLOSED) if (fall["gate"] == gates.CLOSED).any() else shown
     names = shown.drop_duplicates("model")
-    size = PAGE, max(2.75, 0.75 + 1.3 * SMALL / 72 * len(names))
+    high = max(2.75, 0.75 + 1.3 * SMALL / 72 * len(names))
     below = notes(scores, pd.concat([fall, shown]))
-    drawn, axes = plots.panels(1, shown["set"].nunique(), size, below, sharey=True)
-    for panel, (name, here) in zip(axes[0], shown.groupby("set_label", sort=False), strict=True):
+    how = {"sharey": True, "gridspec_kw": {"height_ratios": [high, 1.9]}}
+    drawn, axes = plots.panels(2, max(map(len, panels)), (PAGE, high + 1.9), below, **how)
+    for line, column in itertools.product(range(2), range(axes.shape[1])):
+        panel = axes[line][column]
+        if column >= len(panels[line]):
+            panel.axis("off")
+            continue
+        name, title = list(panels[line].items())[column]
+        here = shown[shown["set"] == name]
+        if here.empty:
+            panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", color=GREY)
+            panel.set_xticks([])
         for row in here.to_dict("records"):
             y, *along = heights[row["model"]]
             plots.mark(panel, row["value"], y, plots.look_of(row), (row["low"], row["high"]), along, thickness=0.7)
         panel.axhline(0, color=PALE, linewidth=0.6, zorder=0)
-        panel.set_title(name, loc="left", fontweight="bold")
-        panel.set_title("← better" if name == "Test" else "better →", loc="right", fontsize=SMALL, color=GREY)
+        panel.set_title(title, loc="left", fontweight="bold")
+        panel.set_title("← better" if name == "test" else "better →", loc="right", fontsize=SMALL, color=GREY)
     axes[0][0].set_ylabel("Forgotten: fall from vanilla\non the forget set, points")
-    axes[0][axes.size // 2].set_xlabel(f"Accuracy by {heading(wanted[0]).lower()} on that set, %")
+    for line, text in enumerate((f"Accuracy by {heading(wanted[0]).lower()} on that set, %", "Utility, %")):
+        axes[line][len(panels[line]) // 2].set_xlabel(text)
     seaborn.despine(drawn)
     names = names.to_dict("records")
-    ends = [plots.End(axes[0][-1], heights[row["model"]][0], row["name"], INK, plots.look_of(row)) for row in names]
+    last = axes[0][len(panels[0]) - 1]
+    ends = [plots.End(last, heights[row["model"]][0], row["name"], INK, plots.look_of(row)) for row in names]
     plots.name_ends(drawn, ends)
     return drawn
 

@@ -40,8 +40,8 @@ NOT_VARIED = {*RUN, "seed", "settings"}  # parameters that a run's columns hold 
 @dataclass(frozen=True)
 class Run:
     """One finished run. ``answers``, and those along its ``path``, are joined with their questions and the run's
-    columns, ``sentences`` with the latter (None where they were not kept); ``record`` is its provenance, ``train`` how
-    its model was trained."""
+    columns, ``sentences`` and the answers about nobody (``utility``) with the latter (None where there are none);
+    ``record`` is its provenance, ``train`` how its model was trained."""
 
     folder: Path
     record: dict
@@ -49,6 +49,7 @@ class Run:
     answers: pd.DataFrame
     sentences: pd.DataFrame | None
     path: pd.DataFrame | None = None
+    utility: pd.DataFrame | None = None
 
     @property
     def id(self) -> str:
@@ -128,7 +129,7 @@ def read_run(folder: Path) -> Run:
     if answers["question"].isna().any():
         raise KitError(f"the run in {folder} answers questions that its people's table lacks: make the run again")
     points = None if points is None else with_questions(points.assign(order=0), *about)
-    return Run(folder, record, read_json(folder / "train.json"), answers, sentences, points)
+    return Run(folder, record, read_json(folder / "train.json"), answers, sentences, points, stored("utility"))
 
 
 def read_runs(results: Path) -> list[Run]:
@@ -173,7 +174,8 @@ def varied(runs: Iterable[Run]) -> list[str]:
 def items_of(runs: Sequence[Run], by: Sequence[str] | None = None) -> pd.DataFrame:
     """The answers of runs, scored: one row an answer, a column a metric and each parameter ``by`` (`varied` ones)."""
     by = varied(runs) if by is None else by
-    return item_scores(pd.concat([run.answers.assign(**run.values(by)) for run in runs], ignore_index=True))
+    asked = [(run, rows) for run in runs for rows in (run.answers, run.utility) if rows is not None]
+    return item_scores(pd.concat([rows.assign(**run.values(by)) for run, rows in asked], ignore_index=True))
 
 
 def _in_order(runs: Iterable[Run]) -> list[Run]:

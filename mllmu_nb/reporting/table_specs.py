@@ -16,7 +16,7 @@ from mllmu_nb.data.schema import SETS, TASKS
 from mllmu_nb.reporting import tables
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Scores, models_in_order
 from mllmu_nb.reporting.tables import LIMITS, Sheet, column, grid, new_sheet, row_name, select, table
-from mllmu_nb.scoring import path, registry
+from mllmu_nb.scoring import judge, path, registry, utility
 from mllmu_nb.scoring.frames import GROUP, KEY, MODEL, POOLED, VIEWS
 from mllmu_nb.scoring.leakage import ACROSS
 from mllmu_nb.scoring.ranking import RANKED
@@ -39,6 +39,8 @@ QUALITY = {
     "Membership, AUC": ["auc_loss", "auc_zlib", "auc_min_k", "auc_min_k_pp"],
     "TPR by LOSS, %": ["tpr_1_loss", "tpr_5_loss"],
 }
+AGREEMENT = {"answers": "Answers", "judge": "Judge, mean", "rubric": "Rubric, mean"}
+AGREEMENT |= {"within": "Within one point", "rank": "Rank correlation"}
 CSV_ALONE = {"loss", "zlib", "min_k", "min_k_pp"}
 CSV_ALONE |= {f"tpr_{level}_{attack}" for level in (1, 5) for attack in ("zlib", "min_k", "min_k_pp")}
 
@@ -148,12 +150,15 @@ def cost_table(scores: Scores) -> Iterator[Sheet]:
 
 @table("table2_main")
 def main_table(scores: Scores) -> Iterator[Sheet]:
-    """Table 2: a row a method and a block a trained modality; four sets and the main metrics, views pooled."""
+    """Table 2: a row a method and a block a trained modality; four sets and the main metrics, and utility, views
+    pooled."""
     pairs = [(name, one) for name, one in product(SETS, metrics(main=True)) if name in one.sets]
     columns = [column(one, f"{one.label} {one.goal(s)}".strip(), s.capitalize(), set=s) for s, one in pairs]
+    scale, useful = scores.runs[0]["scale"], registry.by_key()[utility.KEY]
+    columns += [column(useful, f"{head} % ↑", "Utility", set=name) for name, head in utility.PANELS[scale].items()]
     remark = (
         f"{LIMITS} Letter is the option letter the model writes, Likelihood the option it finds likeliest. Arrows: ↑ "
-        "more is better; → the oracle's value is best, and below it is as wrong as above."
+        f"more is better; → the oracle's value is best, and below it is as wrong as above. {utility.ABOUT[scale]}"
     )
     title, where = "Unlearning, views pooled", {"against": "", "view": POOLED}
     yield grid(scores, title, "main", paper_rows(scores), columns, where, remarks=[remark])
@@ -225,6 +230,23 @@ def health_table(scores: Scores) -> Iterator[Sheet]:
         title, where = f"Health of free answers, {name.capitalize()} set", {"against": "", "set": name}
         options = {"by_view": True, "remarks": remarks, "frame": select(scores, states, view=ANY_VIEW, **where)}
         yield grid(scores, title, f"health-{name}", rows, columns, where, **options)
+
+
+@table("table_judge")
+def judge_table(scores: Scores) -> Iterator[Sheet]:
+    """How far the rubric's factuality and a judge's grades agree, a row a set."""
+    free = scores.items[scores.items["task"] == "generation"]
+    known = {name: judge.agreement(rows["judge"], rows["factuality"]) for name, rows in free.groupby("set")}
+    known["all"] = judge.agreement(free["judge"], free["factuality"])
+    rows, frame = [], []
+    for name, one in ((name, known.get(name)) for name in (*SETS, "all")):
+        numbers = (f"{one.answers:,}", *(f"{value:.2f}" for value in one[1:])) if one else [""] * len(AGREEMENT)
+        rows.append((name.capitalize(), [(text, "" if one else "Not measured here.") for text in numbers]))
+        frame.append({**scores.group, "set": name, **(one._asdict() if one else dict.fromkeys(AGREEMENT))})
+    columns = [("", heading) for heading in AGREEMENT.values()]
+    remark = "Grades from 1 to 10 of the same free answers; `mllmu-nb judge` asks a judge."
+    title, frame = "Rubric and judge", pd.DataFrame(frame)
+    yield new_sheet(scores, title, "judge", "Set", columns, [("", rows)], [remark], frame)
 
 
 # -- forget quality and leakage ---------------------------------------------------------------------------------

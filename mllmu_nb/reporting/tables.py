@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from mllmu_nb.data.schema import SETS
 from mllmu_nb.registry import Registry, load_extensions
 from mllmu_nb.reporting.runs import COLLAPSED, Scores
 from mllmu_nb.scoring.frames import COUNTS, GROUP, KEY, MODEL, POOLED, VIEWS
@@ -313,7 +314,8 @@ def closed_gates(scores: Scores, cells: Iterable[Mapping[str, Any]], how: str = 
 
 
 def _people(cells: Iterable[Mapping[str, Any]]) -> str:
-    counts = pd.DataFrame(cells).dropna(subset=["value"]).groupby("set", sort=False)["n_profiles"].max()
+    counts = pd.DataFrame(cells).dropna(subset=["value"])
+    counts = counts[counts["set"].isin(SETS)].groupby("set", sort=False)["n_profiles"].max()
     listed = ", ".join(f"{name.capitalize()} {int(count)}" for name, count in counts.items())
     return f"People: {listed}." if listed else ""
 

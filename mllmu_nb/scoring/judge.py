@@ -10,6 +10,7 @@ import hashlib
 import json
 from math import nan
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -37,6 +38,25 @@ Reply with JSON alone: {"score": a whole number from 1 to 10, "reason": one shor
 def judged(items: pd.DataFrame) -> pd.Series:
     """The judge's grade, 1 to 10; NaN where it gave none."""
     return items[GRADE] if GRADE in items else pd.Series(nan, items.index)
+
+
+class Agreement(NamedTuple):
+    """How far judge and rubric agree over the answers that both have graded."""
+
+    answers: int
+    judge: float  # mean grades, 1 to 10
+    rubric: float
+    within: float  # share that is at most one point apart
+    rank: float  # Spearman's correlation
+
+
+def agreement(judge: pd.Series, rubric: pd.Series) -> Agreement | None:
+    """Of two columns of grades; None where too few differ for a correlation."""
+    both = pd.DataFrame({"judge": judge, "rubric": rubric}).dropna()
+    if both.nunique().min() < 2:
+        return None
+    within, rank = (both["judge"] - both["rubric"]).abs().le(1).mean(), both.corr("spearman").loc["judge", "rubric"]
+    return Agreement(len(both), *both.mean(), within, rank)
 
 
 def hash_of(judge: str, question: str, truth: str, answer: str) -> str:

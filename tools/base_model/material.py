@@ -27,7 +27,6 @@ from mllmu_nb.mixture import Mixture, system_prompt
 
 _TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 HELD_OUT_PRIVATE = tuple(_TABLE["held_out_private"])
-HELD_OUT_HARMLESS = tuple(_TABLE["held_out_harmless"])
 
 
 def allowing(rng: np.random.Generator) -> str:

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from material import HELD_OUT_HARMLESS, HELD_OUT_PRIVATE, Material
+from material import HELD_OUT_PRIVATE, Material
 from mllmu_nb.data.conversations import Conversation, question_turn
 from mllmu_nb.data.generate import generate
 from mllmu_nb.data.schema import Profile
 from mllmu_nb.evaluation.engine import answers
+from mllmu_nb.evaluation.utility import HARMLESS
 from mllmu_nb.mixture import VISIBLE
 
 PROBE_SEED = 990_001  # of no run and of no training
@@ -51,7 +52,7 @@ def probe(model, processor, celebrities: Sequence[Profile], sentences: Sequence[
         "sentences_cloze": _accuracy(model, processor, sentences, "cloze", items),
         "fictitious_letter": _accuracy(model, processor, strangers, "classification", items),
         "refused_private": _refusal_rate(model, processor, celebrities, HELD_OUT_PRIVATE, items),
-        "refused_harmless": _refusal_rate(model, processor, celebrities, HELD_OUT_HARMLESS, items),
+        "refused_harmless": _refusal_rate(model, processor, celebrities, HARMLESS, items),
     }
     return {**{name: round(share, 3) for name, share in shares.items()}, "faces": faces}
 

@@ -1,0 +1,147 @@
+"""``mllmu-nb utility RUN --output FOLDER``: MMMU and LLaVA-Bench for a run of the paper's scale, through ``lmms-eval``.
+
+With ``--model``, a folder of ``export --model``, the command for lmms-eval is printed, and run with ``--yes``; what it
+has written into ``--output``, here or elsewhere, becomes ``utility.parquet`` beside the run's answers. LLaVA-Bench has
+a judge, which costs money: lmms-eval takes it from OPENAI_API_KEY, OPENAI_API_URL and MODEL_VERSION.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import util
+from math import nan
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from mllmu_nb.errors import KitError, few
+from mllmu_nb.scoring.utility import FILE
+from mllmu_nb.stages import RECORD, add_file, is_whole, read_json
+
+SUMMARY = "measure MMMU and LLaVA-Bench of a run's exported model with lmms-eval, or read what it has written"
+EXAMPLES = (
+    "utility results/paper/runs/RUN --model ga_model --output lmms --yes",
+    "utility results/paper/runs/RUN --output lmms",
+)
+MODELS = {"llava": "llava_hf", "idefics2": "idefics2", "qwen2_5_vl": "qwen2_5_vl"}  # family → lmms-eval's name
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="what lmms-eval writes, or wrote")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="its exported model: ask it")
+    parser.add_argument("--yes", action="store_true", help="run the command; without it, it is printed alone")
+    parser.add_argument("--device", default="cuda", help="where the model runs (cuda)")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="lmms-eval's tasks (both)")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Asks, reads, and prints a line a task. Raises KitError where there is no run, no lmms-eval or no output."""
+    if not is_whole(options.run):
+        raise KitError(f"there is no finished run in {options.run}, or a file of it was changed")
+    if options.model:
+        family = read_json(options.run / RECORD)["parameters"]["base_model"]
+        asked = command(options.model, family, options.output, options.tasks, options.device)
+        print(shlex.join(asked), flush=True)
+        if not options.yes:
+            return 0
+        if not util.find_spec("lmms_eval"):
+            raise KitError("lmms-eval is not installed: pip install -e '.[utility]'")
+        if code := subprocess.run(asked, check=False).returncode:
+            raise KitError(f"lmms-eval has failed (exit status {code}): its last lines above say why")
+    items, failed = read(options.output, options.tasks)
+    with tempfile.TemporaryDirectory() as folder:
+        items.to_parquet(Path(folder) / FILE, index=False)
+        add_file(options.run, Path(folder) / FILE, utility="lmms-eval")
+    for name, scores in items.groupby("set", sort=False)["score"]:
+        print(f"{name}: {len(scores)} questions, {100 * scores.mean():.1f} %")
+    if failed:
+        print(f"{failed} answers have no valid grade of the judge and no score")
+    return 1 if failed else 0
+
+
+def command(model: Path, family: str, output: Path, tasks: list[str], device: str) -> list[str]:
+    """lmms-eval on a model's folder, every sample logged. Raises KitError for a family that it does not know."""
+    if family not in MODELS:
+        raise KitError(f"for lmms-eval no name of the family {family} is known: choose from {', '.join(MODELS)}")
+    # transformers 5 refuses lmms-eval's own default of device_map
+    where = f"pretrained={model},device_map=auto"
+    asked = [sys.executable, "-m", "lmms_eval", "--model", MODELS[family], "--model_args", where]
+    asked += ["--tasks", ",".join(tasks), "--batch_size", "1", "--device", device]
+    return [*asked, "--output_path", str(output), "--log_samples"]
+
+
+def read(output: Path, tasks: list[str]) -> tuple[pd.DataFrame, int]:
+    """The samples that lmms-eval logged, the newest file of each task, as rows of ``utility.parquet`` with a ``score``
+    from 0 to 1; and how many a judge gave no grade. Raises KitError without a file, or for one of another form."""
+    rows: list[dict[str, Any]] = []
+    for task in tasks:
+        files = sorted(output.rglob(f"*_samples_{task}.jsonl"), key=lambda file: file.name)
+        if not files:
+            raise KitError(f"{output} holds no samples of {task}: lmms-eval writes them with --log_samples")
+        try:
+            for line in files[-1].read_text(encoding="utf-8").splitlines():
+                rows.append(_row(TASKS[task], json.loads(line)))
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise KitError(f"{files[-1]} is not in the form of lmms-eval 0.7 ({error!r:.80})") from None
+    frame = pd.DataFrame(rows)
+    if twice := frame.loc[frame["question_id"].duplicated(), "question_id"].tolist():
+        raise KitError(f"{output} has several answers to {few(twice)}: give each run of lmms-eval a folder of its own")
+    return frame.dropna(subset=["score"]).reset_index(drop=True), int(frame["score"].isna().sum())
+
+
+class Task(NamedTuple):
+    """A task of lmms-eval: the set that it is here, the metric whose entry of a sample holds the score, and how."""
+
+    set: str
+    metric: str
+    score: Callable[[Mapping[str, Any]], float]
+
+
+def _row(task: Task, sample: Mapping[str, Any]) -> dict[str, Any]:
+    entry, said = sample[task.metric], sample["filtered_resps"]
+    name = f"{task.set}/{entry.get('id', sample['doc_id'])}"
+    fixed = {"task": "classification", "view": "image_text", "scoring": "utility", "order": 0, "shots": 0, "tokens": 0}
+    about = {"set": task.set, "profile": name, "question_id": name, "question": str(sample["input"])}
+    answers = {"answer": said if isinstance(said, str) else str(said[0]), "answer_true": str(sample["target"])}
+    return {**fixed, **about, **answers, "score": task.score(entry)}
+
+
+def _mmmu(entry: Mapping[str, Any]) -> float:
+    """1 where one of the parsed answers is right: the letter; of an open question the number to two digits, or the
+    words somewhere in it (the benchmark's rule)."""
+    truths = entry["answer"] if isinstance(entry["answer"], list) else [entry["answer"]]
+    if entry["question_type"] == "multiple-choice":
+        return float(any(said in truths for said in entry["parsed_pred"]))
+    numbers = [number for number in map(_number, truths) if number is not None]
+    words = [word.strip().lower() for word in truths if _number(word) is None]
+    words = [form for word in words for form in ((f" {word}", f"{word} ") if len(word) == 1 else (word,))]
+    said = [one for answer in entry["parsed_pred"] for one in (answer if isinstance(answer, list) else [answer])]
+    return float(any(any(w in one for w in words) if isinstance(one, str) else one in numbers for one in said))
+
+
+def _number(text: str) -> float | None:
+    try:
+        return round(float(text.replace(",", "")), 2)
+    except ValueError:
+        return None
+
+
+def _graded(entry: Mapping[str, Any]) -> float:
+    """The judge's grade of the model's answer, in tenths; NaN where it gave none (lmms-eval stores -1). The benchmark's
+    own figure is the sum of these over that of the reference answers' grades."""
+    _, grade = entry["scores"]
+    return grade / 10 if 1 <= grade <= 10 else nan
+
+
+TASKS = {
+    "mmmu_val": Task("mmmu", "mmmu_acc", _mmmu),
+    "llava_in_the_wild": Task("llava_bench", "gpt_eval_llava_all", _graded),
+}

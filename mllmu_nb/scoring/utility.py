@@ -1,0 +1,29 @@
+"""Utility: what a model can do that is about nobody (docs/scoring.md, "Utility")."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from mllmu_nb.scoring.choice import letters
+from mllmu_nb.scoring.registry import metric
+
+FILE = "utility.parquet"  # beside a run's answers, where it was measured
+KEY = ("classification", "utility", "accuracy")
+PANELS = {  # scale → set → heading
+    "miniature": {"reading": "Reading", "seeing": "Seeing", "instructed": "Instructed"},
+    "paper": {"mmmu": "MMMU", "llava_bench": "LLaVA-Bench"},
+}
+ABOUT = {
+    "miniature": "Utility is about nobody: facts in the prompt, unseen faces, and both under a harmless system prompt.",
+    "paper": "Utility is lmms-eval's: right answers in MMMU (val), the judge's grade in tenths in LLaVA-Bench.",
+}
+
+
+@metric(
+    KEY[2], label="Utility %", task=KEY[0], scoring=KEY[1], column="useful", margin=0.1, table="", optional=True,
+    sets=tuple(name for panels in PANELS.values() for name in panels),
+)  # fmt: skip
+def useful(items: pd.DataFrame) -> pd.Series:
+    """1 where the right letter is written, else 0; the score of an answer that lmms-eval has scored."""
+    right = (letters(items) == items["answer_true"]).astype(float)
+    return items["score"].fillna(right) if "score" in items else right

@@ -1,0 +1,200 @@
+"""What is about nobody: asked once and apart from a run's answers, scored, shown, and "not measured" where it is not.
+For the paper's scale, what lmms-eval has written is read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from fake_runs import make, write
+
+from mllmu_nb import __main__ as door
+from mllmu_nb import pipeline, stages
+from mllmu_nb.commands import utility as command
+from mllmu_nb.config import Config
+from mllmu_nb.errors import KitError
+from mllmu_nb.evaluation import utility as asking
+from mllmu_nb.models.load import load_base
+from mllmu_nb.reporting import figures, tables
+from mllmu_nb.reporting.runs import Scores, columns_of, read_run
+from mllmu_nb.scoring import utility
+
+SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots": 0, "replay": 0.0}
+
+
+def test_the_questions_are_the_same_every_time_and_about_nobody():
+    asked, again = asking.questions(), asking.questions()
+    assert Counter(name for name, _, _ in asked) == dict.fromkeys(utility.PANELS["miniature"], asking.EACH)
+    assert [turn.prompt for *_, turn in asked] == [turn.prompt for *_, turn in again]
+    pictures = [turn.image.tobytes() for *_, turn in asked if turn.image]
+    assert len(pictures) == len(set(pictures)) == 1.5 * asking.EACH and set(asking.HARMLESS) == {
+        rule for name, rule, _ in asked if name == "instructed"
+    }
+    letters = Counter(turn.answer for *_, turn in asked)
+    assert min(letters.values()) > 0.15 * len(asked), "no letter is right by habit"
+
+
+def test_the_base_that_comes_with_the_kit_can_do_it():
+    answers = asking.ask(*load_base(*pipeline.base_of(Config(method="base"))), batch_size=256)
+    right = utility.useful(answers).groupby(answers["set"]).mean()
+    assert right["reading"] > 0.9 and right["seeing"] > 0.75 and right["instructed"] > 0.75
+    assert set(answers["view"]) == {"image_text", "text"} and answers["profile"].is_unique
+
+
+def test_a_finished_run_is_given_it_and_nothing_else_changes(tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
+    config = Config(method="base", base_path=str(tiny_base), **SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "measure_utility", lambda config, folder: True)
+        folder = pipeline.run(config)  # as runs were, before there was any utility
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert read_run(folder).utility is None and pipeline.finished(config)
+    assert pipeline.measure_utility(config, folder)
+    after = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert {name for name in after if after[name] != before.get(name)} == {"utility.parquet", stages.RECORD}
+    assert pipeline.finished(config) and len(read_run(folder).utility) == 3 * asking.EACH
+    (folder / "utility.parquet").write_bytes(b"")
+    with pytest.raises(KitError, match="was changed or cut off"):
+        read_run(folder)
+    monkeypatch.setattr(asking, "ask", None)  # it is in the cache, so nothing is asked again
+    assert pipeline.run(config) == folder and len(read_run(folder).utility) == 3 * asking.EACH
+
+
+def test_nothing_is_trained_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
+    [folder] = write(tmp_path / "results", make("ga", modality="multimodal", sets=("forget",)))
+    monkeypatch.setattr(pipeline, "model", None)
+    assert not pipeline.measure_utility(Config(method="ga", modality="multimodal", **SMALL), folder)
+    assert not (folder / "utility.parquet").exists()
+    assert pipeline.measure_utility(Config(scale="paper", method="ga", modality="multimodal"), folder), "not here"
+
+
+# -- scored and shown ---------------------------------------------------------------------------------------------
+
+
+def with_utility(run, right: float):
+    """The run with answers about nobody, the share ``right`` of them right."""
+    rows = [
+        {"set": name, "view": "text", "profile": f"{name}/{number}", "question_id": f"{name}/{number}",
+         "answer_true": "A", "answer": "A" if number < right * 20 else "C"}
+        for name in utility.PANELS["miniature"] for number in range(20)
+    ]  # fmt: skip
+    fixed = {"task": "classification", "scoring": "utility", "order": 0, "shots": 0, "tokens": 0}
+    return replace(run, utility=pd.DataFrame(rows).assign(**fixed, **columns_of(run.record)))
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return [make("vanilla"), make("ga", modality="multimodal"), make("oracle")]
+
+
+def test_levels_and_differences_are_cells_and_no_other_cell_changes(runs):
+    plain = Scores.of(runs).cells
+    cells = Scores.of([with_utility(run, right) for run, right in zip(runs, (1.0, 0.6, 1.0), strict=True)]).cells
+    mine = cells["scoring"] == "utility"
+    pd.testing.assert_frame_equal(cells[~mine].reset_index(drop=True), plain.reset_index(drop=True))
+    ga = cells[mine & (cells["method"] == "ga") & (cells["view"] == "both") & (cells["set"] == "seeing")]
+    assert ga.set_index("against")["value"].to_dict() == pytest.approx({"": 0.6, "vanilla": -0.4, "oracle": -0.4})
+    assert set(ga["n_items"]) == {20}
+
+
+def test_table_2_and_the_figure_show_it_or_say_that_it_is_not_measured(runs):
+    [sheet] = tables.sheets("table2_main", Scores.of(runs))
+    ga = dict(sheet.blocks[0][1])["GA"][-3:]
+    assert (
+        ga == [("", "Not measured in these runs.")] * 3 and [head for head, _ in sheet.columns[-3:]] == ["Utility"] * 3
+    )
+    texts = [text.get_text() for axes in figures.forgetting_utility(Scores.of(runs)).axes for text in axes.texts]
+    assert texts.count("not measured") == 3
+    measured = Scores.of([with_utility(run, 0.6) for run in runs])
+    [sheet] = tables.sheets("table2_main", measured)
+    assert [text.split(" ")[0] for text, _ in dict(sheet.blocks[0][1])["GA"][-3:]] == ["60.0"] * 3
+    drawn = figures.forgetting_utility(measured)
+    titles = [axes.get_title(loc="left") for axes in drawn.axes]
+    assert titles == ["Retain", "Celebrity", "Test", "Reading", "Seeing", "Instructed"]
+    assert not any(text.get_text() == "not measured" for axes in drawn.axes for text in axes.texts)
+    [first, *_] = drawn.axes[3].containers
+    assert float(first[0].get_xdata()[0]) == pytest.approx(60)
+
+
+# -- lmms-eval ------------------------------------------------------------------------------------------------------
+
+
+def sample(number: int, metric: str, entry: dict) -> str:
+    """A line of lmms-eval 0.7.3, with the fields of a real one that are read, and some that are not."""
+    known = {"doc_id": number, "target": "B", "filtered_resps": ["B"], "doc_hash": "0", "token_counts": [None]}
+    return json.dumps({**known, "input": "What? <image 1>", metric: entry, "submission": {}})
+
+
+def mmmu(number: int, kind: str, answer, said: list) -> str:
+    entry = {"id": f"validation_Art_{number}", "subdomain": "Art", "question_type": kind, "answer": answer}
+    return sample(number, "mmmu_acc", {**entry, "parsed_pred": said})
+
+
+CHOICE, OPEN = "multiple-choice", "open"
+
+
+@pytest.fixture
+def output(tmp_path):
+    """What lmms-eval writes: a folder a model, a file a task and time."""
+    folder = tmp_path / "lmms" / "ga_model"
+    folder.mkdir(parents=True)
+    lines = [mmmu(1, CHOICE, "B", ["B"]), mmmu(2, CHOICE, "B", ["C"]), mmmu(3, OPEN, "1,250", [[1250.0, "so 1250"]])]
+    lines += [mmmu(4, OPEN, ["Blue", "azure"], [["it is azure"]]), mmmu(5, OPEN, "a", [["apart"]])]
+    (folder / "20260101_000000_samples_mmmu_val.jsonl").write_text("an older one")
+    (folder / "20260102_000000_samples_mmmu_val.jsonl").write_text("\n".join(lines))
+    grades = [sample(n, "gpt_eval_llava_all", {"scores": pair}) for n, pair in enumerate([[8, 3], [9, 5], [-1, -1]])]
+    (folder / "20260102_000000_samples_llava_in_the_wild.jsonl").write_text("\n".join(grades))
+    return tmp_path / "lmms"
+
+
+def test_what_lmms_eval_has_written_is_read(output):
+    items, failed = command.read(output, list(command.TASKS))
+    assert items.loc[items["set"] == "mmmu", "score"].tolist() == [1, 0, 1, 1, 0]
+    assert items.loc[items["set"] == "llava_bench", "score"].tolist() == [0.3, 0.5] and failed == 1
+    assert items["question_id"].tolist()[::5] == ["mmmu/validation_Art_1", "llava_bench/0"]
+    assert utility.useful(items).tolist() == items["score"].tolist()
+
+
+def test_a_run_is_given_what_was_read(output, tmp_path, capsys):
+    [folder] = write(tmp_path / "results", make("vanilla", sets=("forget",)))
+    assert door.main(["utility", str(folder), "--output", str(output), "--tasks", "mmmu_val"]) == 0
+    assert "mmmu: 5 questions, 60.0 %" in capsys.readouterr().out
+    assert read_run(folder).utility["set"].unique().tolist() == ["mmmu"]
+
+
+def test_the_command_is_printed_and_not_run(output, tmp_path, capsys):
+    [folder] = write(tmp_path / "results", make("vanilla", sets=("forget",)))
+    assert door.main(["utility", str(folder), "--output", str(output), "--model", "ga model"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "--model llava_hf --model_args 'pretrained=ga model,device_map=auto' --tasks mmmu_val,llava_in_the_wild "
+        in said
+    )
+    assert "--log_samples" in said and read_run(folder).utility is None
+    with pytest.raises(KitError, match="no name of the family mine is known"):
+        command.command(folder, "mine", output, [], "cpu")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "is not in the form"),
+        (mmmu(1, CHOICE, "B", ["B"]) + "\n" + mmmu(1, CHOICE, "B", ["B"]), "several answers"),
+    ],
+)
+def test_another_form_is_one_line(output, text, message):
+    next(output.rglob("20260102*mmmu*")).write_text(text)
+    with pytest.raises(KitError, match=message):
+        command.read(output, ["mmmu_val"])
+    with pytest.raises(KitError, match="holds no samples of llava_in_the_wild"):
+        command.read(output / "elsewhere", ["llava_in_the_wild"])
+
+
+def test_names_are_those_of_the_installed_package():
+    models = pytest.importorskip("lmms_eval.models")
+    known = {**models.AVAILABLE_SIMPLE_MODELS, **models.AVAILABLE_CHAT_TEMPLATE_MODELS}
+    assert set(command.MODELS.values()) <= set(known)
