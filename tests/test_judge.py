@@ -173,7 +173,7 @@ def test_the_table_of_agreement_is_not_measured_until_somebody_has_asked():
     from mllmu_nb.reporting import tables
     from mllmu_nb.reporting.runs import Scores
 
-    run = make("vanilla", sets=("forget",))
+    run = make("vanilla", lambda asked: asked.number == 0, sets=("forget",))
     [sheet] = tables.sheets("table_judge", Scores.of([run]))
     assert {cell for _, rows in sheet.blocks for _, cells in rows for cell in cells} == {("", "Not measured here.")}
     rubric = Scores.of([run]).items["factuality"]

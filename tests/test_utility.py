@@ -125,7 +125,7 @@ def test_table_2_and_the_figure_show_it_or_say_that_it_is_not_measured(runs):
 
 def sample(number: int, metric: str, entry: dict) -> str:
     """A line of lmms-eval 0.7.3, with the fields of a real one that are read, and some that are not."""
-    known = {"doc_id": number, "target": "B", "filtered_resps": ["B"], "doc_hash": "0", "token_counts": [None]}
+    known = {"doc_id": number, "target": "B", "filtered_resps": "B", "doc_hash": "0", "token_counts": [None]}
     return json.dumps({**known, "input": "What? <image 1>", metric: entry, "submission": {}})
 
 

@@ -301,9 +301,9 @@ def _answer(answers: pd.DataFrame, question: dict) -> tuple[str, str]:
 @figure("forgetting_utility", "what each model forgot against what it kept, and against what is about nobody")
 def forgetting_utility(scores: Scores) -> Figure:
     """A good method climbs to the oracle's height and stays on the right. Fall from vanilla on the forget set against
-    accuracy on Retain and on the celebrities, by likelihood, views pooled, and against what a model can do that is about
-    nobody. Dotted: the oracle's fall. Filled: unlearned on image + text; hollow: on text only. Bars:
-    95 % intervals."""
+    accuracy on Retain and on the celebrities, by likelihood, views pooled, and against what a model can do that is
+    about nobody. Dotted: the oracle's fall. Filled: unlearned on image + text; hollow: on text only. Bars: 95 %
+    intervals."""
     wanted, further = [by_key()[LIKELIHOOD]], utility.PANELS[scores.runs[0]["scale"]]
     fall = rows(scores, wanted, ["forget"], [POOLED], against="vanilla").query("method != 'base'")
     kept = rows(scores, wanted, ["retain", "celebrity"], [POOLED]).query("method != 'base'")
