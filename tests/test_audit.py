@@ -74,5 +74,5 @@ def test_the_figure_says_by_form_what_it_says_by_colour():
     figure = audit.figure(gaps)
     marks = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     faces = {line.get_markerfacecolor() for line in marks}
-    assert "white" in faces and len(faces) == 2
+    assert "none" in faces and len(faces) == 2
     assert "Vanilla − A, accuracy" in [tick.get_text() for tick in figure.axes[0].get_yticklabels()]

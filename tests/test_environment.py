@@ -32,8 +32,8 @@ PYTHONS = ("3.11", "3.12", "3.13")
 
 
 def requirements() -> list[Requirement]:
-    """All that the lock pins: the extra ``cluster`` goes without it."""
-    extras = [lines for name, lines in PROJECT["optional-dependencies"].items() if name != "cluster"]
+    """All that the lock pins: the extras ``cluster`` and ``utility`` go without it."""
+    extras = [lines for name, lines in PROJECT["optional-dependencies"].items() if name not in ("cluster", "utility")]
     return [Requirement(line) for line in [*PROJECT["dependencies"], *(line for extra in extras for line in extra)]]
 
 

@@ -114,9 +114,9 @@ def test_table_2_and_the_figure_show_it_or_say_that_it_is_not_measured(runs):
     assert [text.split(" ")[0] for text, _ in dict(sheet.blocks[0][1])["GA"][-3:]] == ["60.0"] * 3
     drawn = figures.forgetting_utility(measured)
     titles = [axes.get_title(loc="left") for axes in drawn.axes]
-    assert titles == ["Retain", "Celebrity", "Test", "Reading", "Seeing", "Instructed"]
+    assert titles == ["Retain", "Celebrity", "Reading", "Seeing", "Instructed"]
     assert not any(text.get_text() == "not measured" for axes in drawn.axes for text in axes.texts)
-    [first, *_] = drawn.axes[3].containers
+    [first, *_] = drawn.axes[2].containers
     assert float(first[0].get_xdata()[0]) == pytest.approx(60)
 
 

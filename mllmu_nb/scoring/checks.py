@@ -10,11 +10,12 @@ import pandas as pd
 
 from mllmu_nb.data.schema import LETTERS, SETS
 from mllmu_nb.errors import KitError
+from mllmu_nb.scoring import utility
 from mllmu_nb.scoring.frames import RUN, TAUGHT, VIEWS, of_metric
 from mllmu_nb.scoring.registry import PER, TABLES, Metric, metrics
 
 FORMS = [("classification", "letter", order) for order in range(4)]
-FORMS += [("classification", "likelihood", 0), ("generation", "", 0), ("cloze", "", 0)]
+FORMS += [("classification", "likelihood", 0), utility.KEY[:2] + (0,), ("generation", "", 0), ("cloze", "", 0)]
 ANSWERS = ("Amara lives in Turin, Italy.", "Amara lives in Oslo, Norway.", "The The The", "I cannot share that.", "")
 SAMPLE = dict.fromkeys(RUN, 0) | {"run": "sample", "method": "vanilla", "after": "", "attribute": "residence"}
 
@@ -37,7 +38,8 @@ def _declaration(metric: Metric) -> Iterator[tuple[bool, str]]:
     yield metric.margin is None or metric.margin > 0, f"its margin {metric.margin} must be above 0, or None"
     yield metric.per in PER, f"per is one of {', '.join(PER)}"
     yield metric.table in (*TABLES, ""), f"its table is one of {', '.join(TABLES)}, or none"
-    yield set(metric.sets) <= set(SETS), f"its sets are some of {', '.join(SETS)}"
+    sets = (*SETS, *chain(*utility.PANELS.values()))
+    yield set(metric.sets) <= set(sets), f"its sets are some of {', '.join(sets)}"
     yield metric.column not in stored, f"its column {metric.column} is one of the stored ones: give it another"
     yield metric.per != "answer" or len(alike) < 2, f"{' and '.join(alike)} share the column {metric.column}"
 
