@@ -100,10 +100,8 @@ def trainings(config, model, processor, estimate, steps: int, rate: prediction.R
     known = pipeline.population(config)
     print("| training | seconds a step | predicted | peak GiB | predicted | TFLOP | predicted | utilisation |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
-    for name in ("vanilla", *unlearning.names()):
+    for name in ("vanilla", *(name for name in unlearning.names() if unlearning.get(name).streams)):
         one = config if name == "vanilla" else config.but(method=name, modality="multimodal")
-        if name != "vanilla" and not one.trains:
-            continue
         recipe, method = (one.unlearning, one.objective) if one.trains else (one.training, None)
         sets = {of: training_conversations(known.members(of), "multimodal") for of in ("forget", "retain")}
         model = adapters.attach(model, recipe, 0, method.trains if method else "")

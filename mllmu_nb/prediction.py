@@ -41,8 +41,7 @@ from mllmu_nb.training import FineTuning, back_propagate, keep_less, make_optimi
 from mllmu_nb.unlearning.base import IGNORE, Method, Recipe
 
 GIB = 2**30
-TEXT = 64  # tokens of a question with its answer, rounded up; a worked example with four options takes about twice that
-ANSWER = 32  # of them supervised where answers alone are, rounded up
+TEXT, SHORT = 64, 24  # tokens of a question with its answer, half of it the answer, rounded up; of the miniature's
 STATES = 12  # bytes beside a trained fp32 parameter: its gradient and AdamW's two moments
 NF4 = 0.5 + 4 / 64  # bytes of a number in 4 bits, with its share of a block's scale
 LIBRARIES = 1 * GIB  # Python with torch and transformers, or a GPU's context: measured 0.5 to 0.9
@@ -50,13 +49,9 @@ DEPTH = 2  # layers of what is built in place of a model of more than 4: every f
 COPIES = 2  # of a batch's keys and values at once: those after the pictures, and what goes on from them
 PUBLISHED = {"people": 500, "pairs": 7704, "celebrity": 153}  # of the paper's data, where it has not been read
 ASKED_ON_PATH = ("likelihood", "generation")
-# Of a person and view: questions, worked examples before them at the most, tokens that are read.
-ASKED = {
-    "letter": (5, 5, 2 * TEXT),
-    "likelihood": (5, 0, TEXT + 4 * ANSWER),
-    "generation": (2, 0, TEXT),
-    "cloze": (2, 4, TEXT),
-}
+# Of a person and view: questions, worked examples before them at the most, how many times TEXT is read; with four
+# options a question is about twice as long.
+ASKED = {"letter": (5, 5, 2), "likelihood": (5, 0, 3), "generation": (2, 0, 1), "cloze": (2, 4, 1)}
 
 aten = torch.ops.aten
 
@@ -185,7 +180,7 @@ class Estimate:
     :meth:`training` give GiB by what they hold."""
 
     def __init__(self, shape, eager: bool):
-        self.shape, self.eager = shape, eager
+        self.shape, self.eager, self.text = shape, eager, SHORT if eager else TEXT
         tower = "depth" if hasattr(shape.vision_config, "depth") else "num_hidden_layers"
         parts = ("text_config", "num_hidden_layers"), ("vision_config", tower)
         self.layers = {part: getattr(getattr(shape, part[0]), part[1]) for part in parts}
@@ -207,7 +202,7 @@ class Estimate:
     def answering(self, questions: int, shots: int, precision: str) -> dict[str, float]:
         """GiB while so many questions are answered at once, each after ``shots`` worked examples."""
         text, element = self.shape.text_config, DTYPES[precision].itemsize
-        each = self.image_tokens + 2 * TEXT
+        each = self.image_tokens + 2 * self.text
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         token = text.num_hidden_layers * 2 * text.num_key_value_heads * head * element
         # the examples are read once; away from the CPU every row then has its copy
@@ -238,12 +233,10 @@ class Estimate:
         method: Method | None = None,
         names: Sequence[str] = ("train",),
         shown: bool = True,
-        batch: Mapping[str, Tensor] | None = None,
     ) -> dict[str, float]:
-        """``peak`` bytes and ``flops`` of a step on the streams ``names``, pictures ``shown`` or not; each stream gets
-        ``batch``, or one of usual length."""
+        """``peak`` bytes and ``flops`` of a step on usual batches of the streams ``names``, with pictures or not."""
         method, rows = method or FineTuning(), min(recipe.micro_batch or recipe.batch_size, recipe.batch_size)
-        given, batch = batch, batch or self.batch(rows, recipe.turns, shown, recipe.label_mode)
+        batch = self.batch(rows, recipe.turns, shown, recipe.label_mode)
         fed = {name: dict(batch) for name in names}
         if method.other_reference:  # stored beforehand, a number a supervised token
             most = int((batch["labels"][:, 1:] != IGNORE).sum(1).max())
@@ -265,8 +258,6 @@ class Estimate:
             later = tally.now - before + (before - empty if rows < recipe.batch_size else 0)
             return {"peak": max(peak + later, tally.peak), "flops": tally.flops * recipe.batch_size / rows}
 
-        if given:
-            return self._at_full_depth(measured, recipe.precision)
         length = dict.fromkeys(("lr", "steps", "epochs", "schedule", "warmup"))
         key = repr([{**recipe.numbers(), **length}, full, method, names, shown])
         if key not in self._counted:
@@ -301,7 +292,7 @@ class Estimate:
         """Seconds in which a model answers the questions of these ``kinds`` about so many people of each set, ``size``
         at once. Worked examples are read once for all, a picture once a batch; a written token takes at least the time
         in which the weights are read. Every answer is as long as it may be."""
-        word, flops, written = self.reading(False) / TEXT, 0.0, 0
+        word, flops, written = self.reading(False) / self.text, 0.0, 0
         picture = self.reading(True) - self.reading(False)
         for name, count in people.items():
             for kind in kinds:
@@ -311,7 +302,7 @@ class Estimate:
                 tokens = UPSTREAM_TOKENS if upstream and allowed else allowed
                 starts = range(0, count * each, size)
                 faces = sum(len({i // each for i in range(first, min(first + size, count * each))}) for first in starts)
-                read = 2 * (examples * 2 * TEXT + count * each * (length + tokens))  # in both views
+                read = 2 * (examples * 2 * self.text + count * each * (length * self.text + tokens))  # in both views
                 flops += read * word + (examples + faces) * picture
                 written += 2 * len(starts) * tokens
         return flops / rate.flops + written * self.parameters * DTYPES[precision].itemsize / rate.bandwidth
@@ -320,12 +311,12 @@ class Estimate:
         """Of conversations of usual length: as ``Family.encode`` makes them, but that the tokens say nothing."""
         image = self.image_tokens if shown else 0
         own = self.shape.image_token_id
-        ids = torch.full((rows, image + turns * TEXT), int(own == 0))
+        ids = torch.full((rows, image + turns * self.text), int(own == 0))
         ids[:, :image] = own
         taught = torch.arange(ids.shape[1]) - image
         kept = (taught >= 0) | (label_mode == "upstream")
         if label_mode == "answer":
-            kept &= taught % TEXT >= TEXT - ANSWER
+            kept &= taught % self.text >= self.text // 2
         pictures = self.family.usual_pictures(self.shape, ids) if shown else {}
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.where(kept, IGNORE), **pictures}
 

@@ -173,7 +173,7 @@ def test_keys_and_values_are_not_more_than_predicted(monkeypatch):
     with Tally(model) as tally:
         list(ask.answer(model, processor, few, prompts, 8))
     estimate = Estimate(model.config, eager=False)
-    monkeypatch.setattr(prediction, "TEXT", (max(map(len, prompts.rows)) / 6 - estimate.image_tokens) / 2)
+    estimate.text = (max(map(len, prompts.rows)) / 6 - estimate.image_tokens) / 2
     need = estimate.answering(8, 5, "fp32")
     predicted = (need["weights"] + need["keys and values"]) * prediction.GIB
     assert 0.5 * predicted < tally.peak < 1.15 * predicted
@@ -214,5 +214,5 @@ def test_the_check_of_a_card_runs_on_the_miniatures_shapes(tmp_path):
     names = ["vanilla", "ga", "grad_diff", "kl_min", "npo"]
     assert [row[0].removeprefix("| ") for row in rows if row[0] != "| training"] == 2 * names
     counted = [(float(row[5]), float(row[6])) for row in rows if row[0] != "| training"]
-    assert all(0 < real < 2 * predicted < 4 * real for real, predicted in counted)
+    assert all(0 < real < 2 * predicted < 6 * real for real, predicted in counted)
     assert done.stdout.count("times as fast") == 2
