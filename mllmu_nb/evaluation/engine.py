@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
-from itertools import chain
 
 import numpy as np
 import torch
@@ -155,18 +154,16 @@ def closed_likelihoods(model, processor, closed: Prompts, width: int, batch_size
         tails.append([row[cut:] for row in answered])
         starts.append([begin - cut for begin in begins])
     questions = Prompts(closed.conversations[::width], rows, [len(row) for row in rows])
+    more = [sum(map(len, answered)) for answered in tails]
     scores = np.full((len(rows), width), np.nan)
     with _evaluating(model):
-        for batch, chunks in _batches(model, processor, questions, batch_size):
-            indices, states = zip(*chunks, strict=True)
-            place, state = {index: row for row, index in enumerate(chain(*indices))}, _State.joined(states)
-            flat = [(i, way) for i in batch for way in range(width)]
-            flat.sort(key=lambda one: len(tails[one[0]][one[1]]))  # little padding
-            for some in _cut(flat, [len(tails[i][way]) for i, way in flat]):
-                ids, mask = _pad([tails[i][way] for i, way in some], "right", model.device)
-                begins = torch.tensor([starts[i][way] for i, way in some], device=model.device)
-                logits = state.fork([place[i] for i, _ in some]).extend(ids, mask, 0)
-                scores[tuple(zip(*some, strict=True))] = _means(logits, ids, mask, begins).double().cpu().numpy()
+        for batch, chunks in _batches(model, processor, questions, batch_size, more):
+            for indices, state in chunks:
+                ids, mask = _pad([tail for index in indices for tail in tails[index]], "right", model.device)
+                begins = torch.tensor([start for index in indices for start in starts[index]], device=model.device)
+                logits = state.fork([row for row in range(len(indices)) for _ in range(width)]).extend(ids, mask, 0)
+                means = _means(logits, ids, mask, begins)
+                scores[indices] = means.double().cpu().numpy().reshape(-1, width)
             if progress:
                 progress(len(batch))
     return scores
@@ -251,10 +248,10 @@ class _State:
 
 
 def _batches(
-    model, processor, prompts: Prompts, size: int
+    model, processor, prompts: Prompts, size: int, more: Sequence[int] | None = None
 ) -> Iterator[tuple[list[int], Iterator[tuple[list[int], _State]]]]:
     """The prompts in batches of ``size``: their indices, and the same chunk by chunk with what was read of each. A
-    chunk has about ``READ_AT_ONCE`` tokens.
+    chunk has about ``READ_AT_ONCE`` tokens, those counted that are to be read ``more`` after each prompt.
 
     A batch has the same earlier turns and as many pictures, those of one person one after the other. Neither a batch
     nor a chunk hangs on the order of the prompts.
@@ -272,11 +269,11 @@ def _batches(
             rows, images = [row[shared:] for row in rows], [pictures[shown:] for pictures in images]
         for start in range(0, len(group), size):
             batch = order[start : start + size]
-            yield batch, _chunks(model, processor, beginning, batch, rows, images)
+            yield batch, _chunks(model, processor, beginning, batch, rows, images, more or [0] * len(rows))
 
 
 def _chunks(
-    model, processor, beginning: _State | None, batch: list[int], rows: list, images: list
+    model, processor, beginning: _State | None, batch: list[int], rows: list, images: list, more: Sequence[int]
 ) -> Iterator[tuple[list[int], _State]]:
     """The prompts of a batch by length, with what the model has read of them. Each goes on from the ``beginning`` with
     its pictures, read once for all questions about them, and then with its own words."""
@@ -295,7 +292,7 @@ def _chunks(
         face = {i: number[keys[i]] for i in batch}
         rows = {i: rows[i][cuts[i] :] for i in batch}
     by_length = sorted(batch, key=lambda i: len(rows[i]))  # stable: those of a length in the batch's order
-    for some in _cut(by_length, [len(rows[i]) for i in by_length]):
+    for some in _cut(by_length, [len(rows[i]) + more[i] for i in by_length]):
         state = faces.fork([face[i] for i in some]) if faces else begun(len(some))
         yield some, state.read(processor, [rows[i] for i in some])
 
@@ -312,7 +309,7 @@ def _shared_length(model, processor, rows: list[np.ndarray], earlier: Conversati
     return length if length >= WORTH_SHARING and len(rows) > 1 else 0
 
 
-def _cut(indices: list, tokens: list[int]) -> Iterator[list]:
+def _cut(indices: list[int], tokens: list[int]) -> Iterator[list[int]]:
     """The indices in order, in parts of at most ``READ_AT_ONCE`` tokens, or of one index."""
     part, total = [], 0
     for index, count in zip(indices, tokens, strict=True):
