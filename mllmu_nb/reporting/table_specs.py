@@ -443,7 +443,7 @@ def variance_table(scores: Scores) -> Iterator[Sheet]:
     """Where the spread of an unlearned model's score comes from: people, and what chance decides, in points."""
     runs = scores.run_scores()
     runs = runs[~runs["method"].isin(("base", "vanilla", "oracle")) & (runs["view"] == POOLED)]
-    runs = runs.assign(model=runs[MODEL].astype(str).agg(" ".join, axis=1))
+    runs = runs.assign(model=[" ".join(map(str, row)) for row in runs[MODEL].itertuples(index=False)])
     # the seeds of a replicate follow its number, so one is a source of its own only where it varies within
     within = runs.groupby(["model", "replicate"])[list(SOURCES)[1:]].nunique().gt(1).any()
     factors = ["model", "replicate", *within.index[within]]
