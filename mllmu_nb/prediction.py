@@ -330,7 +330,7 @@ class Estimate:
             return AutoModelForImageTextToText.from_config(shape, **how)
 
     def _at_full_depth(self, measured: Callable[[nn.Module], dict[str, float]], precision: str) -> dict[str, float]:
-        """What is ``measured`` of the model, found from models of :data:`DEPTH` layers and of one more."""
+        """What is ``measured`` of the model, extended from models of :data:`DEPTH` layers and of one more."""
         shallow = max(self.layers.values()) <= 2 * DEPTH
         few = self.layers if shallow else {part: min(DEPTH, count) for part, count in self.layers.items()}
         with torch.random.fork_rng():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -52,14 +52,13 @@ def main(options: argparse.Namespace) -> int:
     """Prints a line a check. 1 when there is a problem, else 0; KitError for a configuration that cannot be read."""
     configs = sweep.cells(sweep.read(options.config))
     verdicts = []
-    checks = [partial(hours, rate=options.rate) if check is hours else check for check in CHECKS]
-    for check, name in zip(checks, (check.__name__ for check in CHECKS), strict=True):
+    for check in CHECKS:
         try:
-            result = check(configs)
+            result = check(configs, options.rate) if check is hours else check(configs)
         except Exception as error:  # of the network, a library or a file: whatever it is, the run would meet it too
             result = Result(PROBLEM, " ".join(str(error).split())[:500] or type(error).__name__)
         advice = f"\n{'':19}-> {result.advice}" if result.advice else ""
-        print(f"{result.verdict:8} {name:8}  {result.text}{advice}")
+        print(f"{result.verdict:8} {check.__name__:8}  {result.text}{advice}")
         verdicts.append(result.verdict)
     print(f"{verdicts.count(PROBLEM)} problems, {verdicts.count(WARNING)} warnings")
     return 1 if PROBLEM in verdicts else 0

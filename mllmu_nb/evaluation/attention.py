@@ -68,37 +68,30 @@ def attend(
     """Attention [rows, T, heads, width] of ``query`` [rows, heads, T, width] to the rows' own keys and values
     [rows, key heads, slots, width], masked by ``attention_mask`` [rows, 1, T, slots], and to all of what is lent. In
     the last layer inside :func:`last_token`, that of the last token stands for all T."""
-    if _last.get() is not module:
-        return _attend(module, query, key, value, attention_mask, scaling, **kwargs)
     length = query.shape[2]
-    last, _ = _attend(module, query[:, :, -1:], key, value, attention_mask[:, :, -1:], scaling, **kwargs)
-    return last.expand(-1, length, -1, -1), None
+    if _last.get() is module:
+        query, attention_mask = query[:, :, -1:], attention_mask[:, :, -1:]
+    if (beginning := _lent.get()) is not None:
+        lent = beginning.layers[module.layer_idx]
+        result = _to_both(query, key, value, attention_mask, scaling, lent.keys, lent.values)
+    else:
+        result, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    return result.expand(-1, length, -1, -1), None
 
 
-def _attend(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    scaling: float,
-    **kwargs,
-) -> tuple[Tensor, None]:
-    beginning = _lent.get()
-    if beginning is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    lent = beginning.layers[module.layer_idx]
+def _to_both(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, keys: Tensor, values: Tensor):
+    """Attention [rows, T, heads, width] to the rows' own ``key`` and ``value``, and to the single row of ``keys`` and
+    ``values``."""
     rows, heads, length, width = query.shape
-    shared = lent.keys.shape[1]
+    shared = keys.shape[1]
     # heads that share keys and values are rows as well
     folded = query.reshape(rows, shared, -1, width).transpose(0, 1).reshape(1, shared, -1, width)
-    far, far_sum = _attention(folded, lent.keys, lent.values, scale=scaling)
-    near, near_sum = _attention(
-        query, *(repeat_kv(held, heads // shared) for held in (key, value)), attn_mask=attention_mask, scale=scaling
-    )
+    far, far_sum = _attention(folded, keys, values, scale=scale)
+    own = (repeat_kv(held, heads // shared) for held in (key, value))
+    near, near_sum = _attention(query, *own, attn_mask=mask, scale=scale)
     far = far.reshape(shared, rows, -1, width).transpose(0, 1).reshape(query.shape)
     far_sum = far_sum.reshape(shared, rows, -1).transpose(0, 1).reshape(rows, heads, length)
-    return near.lerp(far, (far_sum - near_sum).sigmoid().unsqueeze(-1)).transpose(1, 2), None
+    return near.lerp(far, (far_sum - near_sum).sigmoid().unsqueeze(-1)).transpose(1, 2)
 
 
 def _attention(*tensors: Tensor, **settings) -> tuple[Tensor, Tensor]:

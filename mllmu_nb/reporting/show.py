@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 import seaborn
-from IPython import get_ipython
 from IPython.display import HTML, Image, Markdown
 from matplotlib.figure import Figure
 
@@ -49,11 +48,6 @@ def line(config: Config) -> str:
 def versions() -> str:
     """The versions of everything that decides results."""
     return textwrap.fill(", ".join(f"{name} {version}" for name, version in provenance.versions().items()), 110)
-
-
-def live() -> bool:
-    """Whether somebody at the kernel can type and click: JupyterLab, and not papermill, nbmake or nbconvert."""
-    return bool(getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False))
 
 
 @plots.styled

@@ -60,7 +60,7 @@ def read_profiles(
     listed = splits.get(ratio, ())
     ids = _choose(list(names), listed, ratio, people, pool)
     forget = tuple(i for i in ids if i in listed)
-    if not splits and len(ids) > pool:  # else it is told below
+    if not splits and len(ids) > pool:  # else the error below says so
         forget = forget_ids(ids[: len(ids) - pool], ratio, seed, draw)
     others = [identity for identity in ids if identity not in forget]
     if not forget or len(others) <= pool:
