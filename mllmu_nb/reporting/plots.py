@@ -1,7 +1,7 @@
 """How figures look, and the few shapes they have: intervals, a heat map, names beside lines, a page of text and
 pictures.
 
-Widths are those of a two-column paper (3.4 in a column, 7 in the page) and no text is smaller than 7 pt. Colours are
+Widths are those of a two-column paper (3.4 in a column, 7 in the page) and no text is smaller than 7.5 pt. Colours are
 Okabe and Ito's, safe for colour-blind readers. A method has the same colour and marker everywhere, those of its class;
 a filled mark means unlearned on image + text, a hollow one on text only; grey stands behind a closed gate.
 """
@@ -22,7 +22,7 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import text_to_path
@@ -30,18 +30,22 @@ from matplotlib.transforms import ScaledTranslation
 from scipy.optimize import isotonic_regression
 from seaborn.utils import relative_luminance
 
-from mllmu_nb import unlearning
+from mllmu_nb import paths, unlearning
 from mllmu_nb.data.portraits import large
 
 COLUMN, PAGE = 3.4, 7.0  # inches
-SMALL, NORMAL, TITLE = 7.0, 8.0, 9.0  # points
+SMALL, NORMAL, TITLE = 7.5, 8.5, 10.0  # points
 LINE = 1.32 * SMALL / 72  # inches from one line of small text to the next
 INK, GREY, PALE = "#222222", "#6b6b6b", "#d9d9d9"
 CLOSED = "#b0b0b0"  # what stands behind a closed gate, and no model
 RIGHT, WRONG = "#0072B2", "#C04F00"  # Okabe and Ito's blue and vermillion, the latter darkened to be read as text
-FONT = "DejaVu Sans"  # comes with matplotlib: the same letters on every machine
+# the first is shipped with the kit, the second, with the signs it lacks, with matplotlib: the same on every machine
+FONTS = ["Source Sans Pro", "DejaVu Sans"]
+for _file in sorted((paths.PACKAGE / "assets" / "fonts").glob("*.ttf")):
+    fontManager.addfont(_file)
 STYLE = {
-    "font.family": FONT,
+    "font.family": FONTS,
+    "text.hinting": "no_hinting",  # a text is as wide as it was measured, at any resolution
     **dict.fromkeys(("font.size", "axes.titlesize"), NORMAL),
     **dict.fromkeys(("axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"), SMALL),
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
@@ -101,14 +105,15 @@ def settle(figure: Figure) -> None:
 @functools.lru_cache(maxsize=4096)
 def width_of(text: str, weight: str = "normal") -> float:
     """Width of a line of small text in inches."""
-    font = FontProperties(family=FONT, size=SMALL, weight=weight)
+    font = FontProperties(family=FONTS, size=SMALL, weight=weight)
     return text_to_path.get_text_width_height_descent(text, font, False)[0] / 72
 
 
 def printable(text: str) -> str:
-    """One line of characters the font has; what it lacks (a model may write anything) is shown as a box."""
-    font = get_font(findfont(FontProperties(family=FONT)))
-    return "".join(c if font.get_char_index(ord(c)) else "□" for c in " ".join(str(text).split()))
+    """One line of characters the fonts have; what they lack (a model may write anything) is shown as a box."""
+    fonts = [get_font(findfont(name)) for name in FONTS]
+    line = " ".join(str(text).split())
+    return "".join(c if any(font.get_char_index(ord(c)) for font in fonts) else "□" for c in line)
 
 
 def wrap(text: str, width: float, weight: str = "normal", most: int = 3) -> list[str]:
@@ -202,7 +207,7 @@ def legend(figure: Figure, faces: Mapping[str, Mapping[str, Any]]) -> None:
     layout of a figure with a title is final afterwards."""
     patches = [Patch(linewidth=0.8, **one) for one in faces.values()]
     place = {"loc": "outside upper left", "ncols": len(faces), "handlelength": 1.2, "columnspacing": 1.5}
-    top = 1 - 1.4 * LINE / figure.get_figheight() if figure.get_suptitle() else 1
+    top = 1 - 1.1 * LINE / figure.get_figheight() if figure.get_suptitle() else 1
     figure.legend(patches, faces, bbox_to_anchor=(0, 0, 1, top), **place)
     if figure.get_suptitle():
         settle(figure)
