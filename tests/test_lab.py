@@ -19,8 +19,13 @@ from mllmu_nb import paths
 
 BOOK = "01_data.ipynb"  # needs no model
 ASK = "16_ask.ipynb"
-QUICK = {"people: int = 100": "people: int = 20", "train_steps: int = None": "train_steps: int = 10"}
-QUICK["unlearn_steps: int = None"] = "unlearn_steps: int = 2"
+RACE = "18_race.ipynb"
+TRAINED = {"people: int = 100": "people: int = 20", "train_steps: int = None": "train_steps: int = 10"}
+QUICK = {  # what is written otherwise than in the notebook, so that it takes a minute
+    BOOK: {},
+    ASK: TRAINED | {"unlearn_steps: int = None": "unlearn_steps: int = 2"},
+    RACE: TRAINED | {"LENGTH, EVERY, MOST = 200, 5, 10": "LENGTH, EVERY, MOST = 10, 5, 2"},
+}
 ENDING = "people: all sound"  # what its last cell says
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -54,19 +59,17 @@ def playwright():
 def lab(tmp_path):
     """JupyterLab on copies of the notebooks without their outputs, with settings of its own: (address, folder, token).
 
-    The models that ``ASK`` asks are hardly trained: what they answer does not matter here.
+    The models of ``ASK`` and ``RACE`` are hardly trained: what they answer does not matter here.
     """
     root, token = tmp_path / "notebooks", secrets.token_hex(8)
     root.mkdir()
-    for name in (BOOK, ASK):
+    for name, changes in QUICK.items():
         book = nbformat.read(paths.notebooks() / name, as_version=4)
-        for cell in book.cells:
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
-            if name == ASK and cell["id"] == "parameters":
-                for long, short in QUICK.items():
-                    assert long in cell.source
-                    cell.source = cell.source.replace(long, short)
+        for cell in (c for c in book.cells if c.cell_type == "code"):
+            cell.outputs, cell.execution_count = [], None
+        for long, short in changes.items():
+            [cell] = [c for c in book.cells if long in c.source]
+            cell.source = cell.source.replace(long, short)
         nbformat.write(book, root / name)
     names = "CONFIG_DIR DATA_DIR RUNTIME_DIR LAB_SETTINGS_DIR LAB_WORKSPACES_DIR".split()
     folders = {("JUPYTER" if n.startswith("LAB") else "JUPYTER_") + n: str(tmp_path / n) for n in names}
@@ -84,7 +87,7 @@ def lab(tmp_path):
     server = subprocess.Popen(command, env=os.environ | folders, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180  # of a machine that is busy
         while not _answers(f"{address}/api/status?token={token}"):
             assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "lab.log").read_text()[-2000:]
             time.sleep(0.3)
@@ -152,6 +155,22 @@ def test_ask_the_unlearned_model_in_jupyterlab(page, lab):
     rows = form.locator("tbody tr th").all_inner_texts()
     assert rows == ["Vanilla", "GA (image + text)", "Oracle"]
     assert form.locator("img").get_attribute("alt") and form.get_by_text("no true answer is known").count() == 1
+    assert panel.locator('[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts() == []
+    assert page.problems == []
+
+
+def test_the_race_in_jupyterlab(page, lab):
+    """The animation is shown, and a slider plays it step by step."""
+    panel = run_all(page, lab, RACE)
+    slider = panel.get_by_role("slider")
+    slider.wait_for(timeout=8 * MINUTE)
+    assert panel.locator('img[src^="data:image/gif"]').get_attribute("alt").startswith("animation")
+    panel.get_by_role("img", name="the race after 0 steps").wait_for(timeout=MINUTE)
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    played = panel.locator(".widget-interact").get_by_role("img", name="the race after 5 steps")
+    played.wait_for(timeout=MINUTE)
+    panel.locator(".jp-OutputArea-output", has_text="points from the finish").wait_for(timeout=MINUTE)
     assert panel.locator('[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts() == []
     assert page.problems == []
 
