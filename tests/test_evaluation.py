@@ -15,6 +15,7 @@ from mllmu_nb.data.conversations import Conversation, Turn, question_turn
 from mllmu_nb.data.generate import generate
 from mllmu_nb.data.schema import QA, SETS, Profile, Question
 from mllmu_nb.errors import KitError
+from mllmu_nb.evaluation import attention
 from mllmu_nb.evaluation.ask import COLUMNS, OPTIONS, answer, ask, inquiries_of
 from mllmu_nb.evaluation.draws import draw
 from mllmu_nb.evaluation.engine import Prompts, answers, greedy, option_likelihoods
@@ -99,6 +100,25 @@ def test_a_beginning_is_lent_with_the_same_result_as_if_it_were_copied(model, pr
         monkeypatch.setattr(type(LLAVA), "lends", False)
         assert texts == answers(one, processor, asked, max_new_tokens=6) and len(set(texts)) > 10
         np.testing.assert_allclose(option_likelihoods(one, processor, asked, options), table, atol=1e-4)
+
+
+@pytest.mark.parametrize("queries", [2, 512])
+def test_other_devices_lend_a_beginning_with_the_cpus_result(model, processor, people, monkeypatch, queries):
+    """Their products, run here, in parts too; and shapes in half precision."""
+    monkeypatch.setattr(attention, "QUERIES_AT_ONCE", queries)
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 4, 5, 8), torch.randn(3, 2, 7, 8), torch.randn(3, 2, 7, 8)
+    keys, values, mask = torch.randn(1, 2, 11, 8), torch.randn(1, 2, 11, 8), torch.zeros(3, 1, 5, 7)
+    mask[1, ..., :3] = mask[2] = torch.finfo(torch.float32).min  # padding, and a row of nothing else
+    given = (query, key, value, mask, 0.3, keys, values)
+    asked = [one for one in conversations(people, system="Be brief.") if len(one.turns) > 1]
+    kernel, texts = attention._to_both(*given), answers(model, processor, asked, max_new_tokens=6)
+    monkeypatch.setattr(attention, "_attention", attention._plain)
+    torch.testing.assert_close(attention._to_both(*given), kernel, atol=1e-5, rtol=1e-5)
+    assert answers(model, processor, asked, max_new_tokens=6) == texts and len(set(texts)) > 10
+    half = [one.to("meta", torch.bfloat16) if isinstance(one, torch.Tensor) else one for one in given]
+    result = attention._to_both(*half)
+    assert (result.shape, result.dtype) == (kernel.shape, torch.bfloat16)
 
 
 def test_the_order_of_the_questions_changes_no_bit(model, processor, people):

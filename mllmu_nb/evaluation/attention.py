@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 NAME = "shared_beginning"
+QUERIES_AT_ONCE = 512  # of each row and head, where scores are held
 _lent: ContextVar[Cache | None] = ContextVar("lent", default=None)
 _last: ContextVar[torch.nn.Module | None] = ContextVar("last", default=None)
 
@@ -86,18 +87,36 @@ def _to_both(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: flo
     shared = keys.shape[1]
     # heads that share keys and values are rows as well
     folded = query.reshape(rows, shared, -1, width).transpose(0, 1).reshape(1, shared, -1, width)
-    far, far_sum = _attention(folded, keys, values, scale=scale)
+    far, far_sum = _attention(folded, keys, values, None, scale)
     own = (repeat_kv(held, heads // shared) for held in (key, value))
-    near, near_sum = _attention(query, *own, attn_mask=mask, scale=scale)
+    near, near_sum = _attention(query, *own, mask, scale)
     far = far.reshape(shared, rows, -1, width).transpose(0, 1).reshape(query.shape)
     far_sum = far_sum.reshape(shared, rows, -1).transpose(0, 1).reshape(rows, heads, length)
-    return near.lerp(far, (far_sum - near_sum).sigmoid().unsqueeze(-1)).transpose(1, 2)
+    both = near.lerp(far, (far_sum - near_sum).sigmoid().unsqueeze(-1))
+    return both.transpose(1, 2).to(query.dtype)
 
 
-def _attention(*tensors: Tensor, **settings) -> tuple[Tensor, Tensor]:
-    """The kernel behind ``scaled_dot_product_attention`` on a CPU, which also gives the logarithm of each sum of
-    exponentials."""
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*tensors, **settings)
+def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention [rows, heads, T, width], and the logarithm of each sum of exponentials [rows, heads, T]: on a CPU by
+    the kernel behind ``scaled_dot_product_attention``, elsewhere by :func:`_plain`."""
+    if query.device.type == "cpu":
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return kernel(query, keys, values, attn_mask=mask, scale=scale)
+    return _plain(query, keys, values, mask, scale)
+
+
+def _plain(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """The same by two matrix products in float32, a part of the queries at a time, so that few scores are in memory.
+    Never run on a GPU; a test holds it against the CPU's kernel."""
+    keys, values, results, sums = keys.float().mT, values.float(), [], []
+    for start in range(0, query.shape[2], QUERIES_AT_ONCE):
+        part = slice(start, start + QUERIES_AT_ONCE)
+        scores = query[:, :, part].float() @ keys * scale
+        if mask is not None:
+            scores = scores + mask[:, :, part]
+        results.append(scores.softmax(-1) @ values)
+        sums.append(scores.logsumexp(-1))
+    return torch.cat(results, 2), torch.cat(sums, 2)
 
 
 AttentionInterface.register(NAME, attend)

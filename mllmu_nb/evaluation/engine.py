@@ -215,7 +215,7 @@ class _State:
 
     def lend(self, rows: int) -> _State:
         """So many rows that go on where this state, a single row, ends; copies where the attention cannot share it."""
-        if self.model.device.type == "cpu" and families.of(self.model).lends:
+        if families.of(self.model).lends:
             return _State(self.model, rows, self)
         return self.fork([0] * rows)
 
