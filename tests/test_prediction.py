@@ -164,7 +164,7 @@ def test_keys_and_values_are_not_more_than_predicted(monkeypatch):
     model, processor = make_model(tokenizer, 0, width=64, layers=4).eval(), make_processor(tokenizer)
     monkeypatch.setattr(type(families.of(model)), "lends", False)
     asking = Asking(known, pipeline.draws_of(config, known, ("retain",)), 5)
-    letters = next(ask.inquiries_of(asking, sets=("retain",), limit=2))
+    letters = ask.inquiries_of(asking, sets=("retain",), limit=2)[0]
     chosen = [n for n, item in enumerate(letters.items) if item.question.view == "image_text"][:8]
     few = replace(
         letters, items=[letters.items[n] for n in chosen], conversations=[letters.conversations[n] for n in chosen]
