@@ -12,16 +12,14 @@ from typing import Any
 import pandas as pd
 
 from mllmu_nb.data.schema import LETTERS, SETS, TASKS, Item, Population
-from mllmu_nb.errors import KitError, choose
+from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import draws as drawing
 from mllmu_nb.evaluation.engine import Prompts, closed_likelihoods, greedy
 from mllmu_nb.evaluation.tasks import Asking, Inquiry
 from mllmu_nb.models import families
 from mllmu_nb.progress import progress_bar
 
-MAX_SHOTS = 5
-SCORINGS, PROTOCOLS = ("both", "letter"), ("clean", "upstream")
-LONG_PROMPTS = ("refuse", "fewer_shots", "ask")  # what is done where a question and its shots exceed the context
+PROTOCOLS = ("clean", "upstream")
 OPTIONS = tuple(f"option_{letter}" for letter in LETTERS)
 COLUMNS = ("set", "task", "view", "scoring", "order", "profile", "question_id", "shots", "answer", *OPTIONS, "tokens")
 
@@ -32,7 +30,7 @@ def ask(
     population: Population,
     *,
     sets: Sequence[str] = SETS,
-    shots: int = MAX_SHOTS,
+    shots: int = 5,
     shot_seed: int = 0,
     shot_source: str = "pool",
     scoring: str = "both",
@@ -51,7 +49,7 @@ def ask(
     ``shots`` worked examples (0 to 5) precede letter questions and, up to four, cloze questions; whose they are is
     drawn (``draws.draw``) unless it stands in ``draws``. ``system`` precedes everything; ``limit`` keeps the first so
     many people of each set. A multiple-choice question gives a row for each ``scoring``, with ``cyclic`` one for the
-    letter in every cyclic ``order`` of the options. Raises ``KitError`` for unknown values and draws that do not fit.
+    letter in every cyclic ``order`` of the options. Raises ``KitError`` for a set that is unknown.
 
     Where a question with its shots does not fit the model's context, ``long_prompts`` decides: ``refuse`` raises
     KitError before anything is answered, ``fewer_shots`` shows all questions of the task only as many as fit, ``ask``
@@ -60,19 +58,13 @@ def ask(
     The answers to each inquiry are put into the folder ``kept``, if given, and taken from there when the same is asked
     again after a stop.
     """
-    if not 0 <= shots <= MAX_SHOTS:
-        raise KitError(f"shots is {shots}: choose 0 to {MAX_SHOTS}")
     if not sets or not set(sets) <= set(SETS):
         raise KitError(f"the sets to be asked are {', '.join(sets) or 'none'}: choose from {', '.join(SETS)}")
-    choose("shot_source", shot_source, drawing.SOURCES)
-    choose("scoring", scoring, SCORINGS)
-    choose("protocol", protocol, PROTOCOLS)
-    choose("long_prompts", long_prompts, LONG_PROMPTS)
-    people, processor = families.of(model).shot_people, families.of(model).asking(processor, protocol)
-    drawn = {"shots": shots, "shot_source": shot_source, "shot_people": people, "protocol": protocol}
+    family = families.of(model)
+    processor = family.asking(processor, protocol)
     if draws is None:
-        draws = drawing.draw(population, sets, shot_seed=shot_seed, **drawn)
-    drawing.check(draws, population, sets, **drawn)
+        how = {"shots": shots, "shot_source": shot_source, "shot_seed": shot_seed, "protocol": protocol}
+        draws = drawing.draw(population, sets, shot_people=family.shot_people, **how)
     asking = Asking(population, draws, shots, protocol, system, cyclic)
     inquiries = inquiries_of(asking, sets=sets, scoring=scoring, limit=limit)
     # all of it is encoded before anything is answered
