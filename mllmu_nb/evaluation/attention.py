@@ -8,7 +8,7 @@ by the two sums of exponentials they are the mean under one softmax over both.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 
 import torch
@@ -20,8 +20,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 NAME = "shared_beginning"
 QUERIES_AT_ONCE = 512  # of each row and head, where scores are held
-_lent: ContextVar[Cache | None] = ContextVar("lent", default=None)
-_last: ContextVar[torch.nn.Module | None] = ContextVar("last", default=None)
+_reading: ContextVar[tuple[Cache | None, torch.nn.Module | None]] = ContextVar("reading", default=(None, None))
 
 
 def layer_of(keys: Tensor, values: Tensor) -> DynamicLayer:
@@ -32,29 +31,17 @@ def layer_of(keys: Tensor, values: Tensor) -> DynamicLayer:
 
 
 @contextmanager
-def lending(beginning: Cache | None) -> Iterator[None]:
-    """Inside, rows read by a model with this attention go on where ``beginning``, a single row, ends."""
-    token = _lent.set(beginning)
-    try:
+def reading(model: torch.nn.Module, beginning: Cache | None, only_last: bool) -> Iterator[None]:
+    """Inside, rows read by ``model`` go on where ``beginning``, a single row, ends. With ``only_last`` the last layer
+    computes keys and values of all tokens, but the state of the last one alone: nothing reads the others. Its MLP then
+    gives one state a row, which the layer adds to each."""
+    layer, last = getattr(model.get_decoder(), "layers", [None])[-1], None
+    with ExitStack() as undone:
+        if only_last and hasattr(layer, "mlp"):
+            last = layer.self_attn
+            undone.enter_context(layer.mlp.register_forward_pre_hook(lambda _, given: (given[0][:, -1:],)))
+        undone.callback(_reading.reset, _reading.set((beginning, last)))
         yield
-    finally:
-        _lent.reset(token)
-
-
-@contextmanager
-def last_token(model: torch.nn.Module, only: bool = True) -> Iterator[None]:
-    """Inside, with ``only``, the last layer of ``model`` computes keys and values of all tokens, but the state of the
-    last one alone: nothing reads the others. Its MLP then gives one state a row, which the layer adds to each."""
-    layer = getattr(model.get_decoder(), "layers", [None])[-1]
-    if not only or not hasattr(layer, "mlp"):
-        yield
-        return
-    token, hook = _last.set(layer.self_attn), layer.mlp.register_forward_pre_hook(lambda _, given: (given[0][:, -1:],))
-    try:
-        yield
-    finally:
-        hook.remove()
-        _last.reset(token)
 
 
 def attend(
@@ -68,11 +55,11 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention [rows, T, heads, width] of ``query`` [rows, heads, T, width] to the rows' own keys and values
     [rows, key heads, slots, width], masked by ``attention_mask`` [rows, 1, T, slots], and to all of what is lent. In
-    the last layer inside :func:`last_token`, that of the last token stands for all T."""
-    length = query.shape[2]
-    if _last.get() is module:
+    the last layer, where :func:`reading` wants it so, that of the last token stands for all T."""
+    length, (beginning, last) = query.shape[2], _reading.get()
+    if last is module:
         query, attention_mask = query[:, :, -1:], attention_mask[:, :, -1:]
-    if (beginning := _lent.get()) is not None:
+    if beginning is not None:
         lent = beginning.layers[module.layer_idx]
         result = _to_both(query, key, value, attention_mask, scaling, lent.keys, lent.values)
     else:
