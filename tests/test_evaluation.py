@@ -227,8 +227,7 @@ def test_shots_are_counted_and_come_from_the_pool(rows, people):
         ("cloze", ""): [4],
         ("generation", ""): [0],
     }
-    items = [item for name in ("forget", "celebrity") for item in people.items(name)]
-    items = [item for item in items if item.question.task == "classification"]
+    items = [item for item in people.items("forget") if item.question.task == "classification"]
     pool = {p.portrait: p for p in people.of_kind("pool")}
     for item, conversation in zip(items, asking(people, 3, 5).letters(items).conversations, strict=True):
         examples = conversation.turns[:-1]
@@ -239,8 +238,6 @@ def test_shots_are_counted_and_come_from_the_pool(rows, people):
         else:
             assert pictures == {None}
             assert any(all(p.name in turn.prompt for turn in examples) for p in pool.values())
-    first = items[:1]
-    assert len({asking(people, seed, 5).letters(first).conversations[0].turns[0] for seed in range(12)}) > 1
 
 
 def test_the_same_model_gives_the_same_rows_in_batches_of_any_size(rows, model, processor, people):
