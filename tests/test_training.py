@@ -25,6 +25,7 @@ from mllmu_nb.data.conversations import Conversation, Turn, training_conversatio
 from mllmu_nb.data.portraits import Face, draw, random_traits, to_png
 from mllmu_nb.data.schema import QA, Profile
 from mllmu_nb.errors import KitError
+from mllmu_nb.evaluation.engine import answers
 from mllmu_nb.models import families
 from mllmu_nb.models.adapters import WEIGHTS, attach, save
 from mllmu_nb.models.checkpoint import Checkpoint
@@ -658,10 +659,16 @@ def test_muon_steps_as_that_of_torch_does_without_its_half_precision():
 
 
 def small_run(folder):
-    """Two epochs of KL-Min; what it lost and where the adapter went."""
+    """Two epochs of KL-Min, asked after each step; what it lost, where the adapter went, and what is in shares."""
     processor = make_processor(make_tokenizer([qa.question + qa.answer for p in PEOPLE for qa in p.qa] * 4, 400))
     model = attach(make_model(processor.tokenizer, 0, width=32, layers=2, heads=2), PLAIN, 0)
-    log = unlearn(model, processor, get("kl_min"), sets(SHOWN, 2), replace(PLAIN, epochs=2, batch_size=4, clip=0.1), 0)
+    recipe, said = replace(PLAIN, epochs=2, batch_size=4, clip=0.1), []
+
+    def after_step(step, model):
+        said.extend(answers(model.get_base_model(), processor, [Conversation((Turn("Who?"),))] * 2, max_new_tokens=3))
+
+    log = unlearn(model, processor, get("kl_min"), sets(SHOWN, 2), recipe, 0, after_step=after_step)
+    assert len(said) == 2 * log.steps
     kept = sum(is_share(p) for p in model.parameters() if p.requires_grad)
     save(model, Path(folder))
     moved = [weight.double().sum().item() for weight in load_file(Path(folder) / WEIGHTS).values()]
