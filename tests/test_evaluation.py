@@ -55,33 +55,6 @@ def conversations(people, system="") -> list[Conversation]:
     return plain + asking(people, 1, 3, system=system).letters(choices).conversations
 
 
-def alone(model, processor, conversation: Conversation, tokens: int) -> list[int]:
-    """Greedy by the book: the whole conversation through the model again for every token, no cache, no padding."""
-    batch = LLAVA.encode(processor, [conversation], eos=False)
-    ids, picture = batch["input_ids"], batch.get("pixel_values")
-    written = []
-    for _ in range(tokens):
-        with torch.no_grad():
-            token = int(model(input_ids=ids, pixel_values=picture, use_cache=False).logits[0, -1].argmax())
-        written.append(token)
-        if token == processor.tokenizer.eos_token_id:
-            break
-        ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
-    return written
-
-
-def test_batched_answers_are_the_answers_one_by_one(model, processor, people):
-    asked = conversations(people)[::4]
-    texts, lengths = greedy(model, processor, asked, max_new_tokens=6, batch_size=16)
-    single, single_lengths = greedy(model, processor, asked, max_new_tokens=6, batch_size=1)
-    assert texts == single and lengths == single_lengths
-    assert len(set(lengths)) > 1 and len(set(texts)) > 10  # they differ, or this would show nothing
-    for index in range(0, len(asked), 4):
-        written = alone(model, processor, asked[index], 6)
-        assert lengths[index] == len(written)
-        assert texts[index] == processor.tokenizer.decode(written, skip_special_tokens=True).strip()
-
-
 def test_a_beginning_is_lent_with_the_same_result_as_if_it_were_copied(model, processor, people, monkeypatch):
     """Also where several heads share their keys and values."""
     torch.manual_seed(0)
