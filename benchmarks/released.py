@@ -171,7 +171,7 @@ def compare(config: Config, limit: int | None, rounds: int) -> int:
     known = pipeline.population(config)
     draws = pipeline.draws_of(config, known, SETS)
     asking = Asking(known, draws, config.shots, config.protocol)
-    inquiries = [one for one in inquiries_of(asking, scoring=config.scoring, limit=limit) if one.items]
+    inquiries = inquiries_of(asking, scoring=config.scoring, limit=limit)
     how = {name: getattr(config, name) for name in pipeline.ASKING} | {"batch_size": pipeline.EVAL_BATCH[config.scale]}
     seconds, given = defaultdict(list), {}
     for _ in range(rounds):

@@ -205,9 +205,8 @@ class Estimate:
         each = self.image_tokens + 2 * self.text
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         token = text.num_hidden_layers * 2 * text.num_key_value_heads * head * element
-        # the examples are read once; away from the CPU every row then has its copy
-        copied = each * (1 if self.eager else 1 + shots)
-        return self._gib(element, {"keys and values": (shots * each + COPIES * questions * copied) * token})
+        # the examples are read once and lent to every row
+        return self._gib(element, {"keys and values": (shots + COPIES * questions) * each * token})
 
     def training(
         self, recipe: Recipe, full: bool, method: Method | None = None, quantised: bool = False

@@ -4,6 +4,7 @@ one process a GPU (``docs/architecture.md``)."""
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 import warnings
@@ -25,6 +26,7 @@ from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.errors import KitError, choose
 from mllmu_nb.models import families
 from mllmu_nb.models.checkpoint import Checkpoint
+from mllmu_nb.models.files import is_share, whole
 from mllmu_nb.models.load import count_trainable
 from mllmu_nb.models.score import labelled, score
 from mllmu_nb.muon import Muon
@@ -102,6 +104,10 @@ def train(
     torch.manual_seed(seed)
     state = PartialState(cpu=not torch.cuda.is_available())
     autocast = _autocast(recipe, model.device)
+    sharded = state.num_processes > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if sharded:
+        shard(model, recipe)
+        checkpoint = None  # no process holds all of the state
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizers = make_optimizers(trained, recipe)
     schedules = [make_schedule(optimizer, recipe, steps) for optimizer in optimizers]
@@ -121,7 +127,8 @@ def train(
         terms, tokens = back_propagate(model, next(batches), method, trained, autocast)
         if state.num_processes > 1:
             terms = over_processes(terms, trained.values(), model.device)
-        norm = torch.nn.utils.clip_grad_norm_(trained.values(), recipe.clip or math.inf).item()
+        clip = clip_shards_ if sharded else torch.nn.utils.clip_grad_norm_
+        norm = clip(trained.values(), recipe.clip or math.inf).item()
         if number <= steps:
             log.losses.append({"step": number, **terms})
             log.supervised_tokens += tokens
@@ -180,13 +187,40 @@ def back_propagate(
 
 
 def over_processes(terms: Mapping[str, float], trained: Iterable[Tensor], device: torch.device) -> dict[str, float]:
-    """The terms as means over the processes; so are the gradients afterwards."""
+    """The terms as means over the processes; so are the gradients afterwards, as those of shards are already."""
     for parameter in trained:
+        if is_share(parameter):
+            continue
         # an adapter on the vision tower has no gradient where no picture was shown
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         parameter.grad = reduce(gradient, "mean")
     mean = reduce(torch.tensor(list(terms.values()), device=device), "mean")
     return dict(zip(terms, mean.tolist(), strict=True))
+
+
+# -- a model in shares ------------------------------------------------------------------------------------------
+
+
+def shard(model, recipe: Recipe) -> None:
+    """Each process holds a share of every layer of the language model (FSDP2), gathered while the layer computes. It is
+    given up after the forward pass even though a layer, whose model's own ``forward`` is not called, takes itself for a
+    root: else an adapter that is switched off and on would stay frozen. Raises KitError for Muon."""
+    from torch.distributed.fsdp import fully_shard
+
+    if recipe.optimizer == "muon":
+        raise KitError("Muon needs whole matrices: set optimizer to adamw, or launch without FSDP")
+    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for layer in core.get_decoder().layers:
+        fully_shard(layer, reshard_after_forward=True)
+
+
+def clip_shards_(parameters: Iterable[Tensor], most: float) -> Tensor:
+    """``clip_grad_norm_``, which does not take shares and whole gradients together."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.stack([whole(gradient.norm()) for gradient in gradients]).norm()
+    for gradient in gradients:
+        gradient.mul_(min(1.0, most / (norm.item() + 1e-6)))
+    return norm
 
 
 # -- what a step reads ------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from mllmu_nb.data.portraits import from_bytes, to_png
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation.ask import ask
 from mllmu_nb.evaluation.draws import draw
-from mllmu_nb.evaluation.engine import Prompts, answers, greedy, option_likelihoods
+from mllmu_nb.evaluation.engine import answers, greedy, option_likelihoods
 from mllmu_nb.evaluation.tasks import Asking
 from mllmu_nb.models import families
 from mllmu_nb.models.load import load_base
@@ -126,20 +126,6 @@ def test_the_loss_of_a_padded_batch_is_that_of_its_rows_and_the_librarys(family,
         theirs = model(**batch, use_cache=False).loss
     torch.testing.assert_close(together.mean_nll, torch.cat([one.mean_nll for one in alone]), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(together.token_nll, theirs, atol=1e-4, rtol=1e-4)
-
-
-def test_prompts_that_leave_no_room_for_an_answer_are_named(family, tiny):
-    model, processor = tiny
-    rows = [family.encode(processor, [conversation])["input_ids"].numel() for conversation in asked()]
-    model.config.get_text_config().max_position_embeddings, before = max(rows) + 2, family.context(model)
-    try:
-        prompts = Prompts.of(model, processor, asked())
-        prompts.require_room(model, 2)
-        with pytest.raises(KitError, match=f"the prompt of b with its answer takes {max(rows) + 3} tokens"):
-            prompts.require_room(model, 3, ["b"] * len(rows))
-        assert (prompts.too_long(model, 2), prompts.too_long(model, 3)) == (0, rows.count(max(rows)))
-    finally:
-        model.config.get_text_config().max_position_embeddings = before
 
 
 @pytest.mark.parametrize("name", ["idefics2", "qwen2_5_vl"])

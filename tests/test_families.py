@@ -1,14 +1,9 @@
 """Families: prompts to the letter, label masks, pictures, and the modules that adapters sit on."""
 
-import json
-import re
-from collections import Counter
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from transformers import AutoModelForImageTextToText, CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
 from miniature import make_processor, make_tokenizer
@@ -34,7 +29,6 @@ from mllmu_nb.unlearning import IGNORE, Recipe
 
 FACE, OTHER = (person.portrait for person in known_people()[0][:2])
 LLAVA = families.get("llava")
-GOLDEN = Path(__file__).parent / f"adapter_reach_transformers{transformers.__version__.split('.')[0]}.json"
 
 
 @pytest.fixture(scope="module")
@@ -150,36 +144,28 @@ def test_label_modes_supervise_what_they_say(processor, conversations):
         LLAVA.encode(processor, conversations, "all")
 
 
-def test_label_modes_counted_by_kind_of_token(processor, conversations):
-    """In LLaVA-1.5's true picture size: 336 pixels in patches of 14 make 576 slots."""
+def test_label_modes_are_counted_by_kind_of_token(processor, conversations):
+    counted = {mode: LLAVA.supervised(processor, conversations, mode) for mode in ("answer", "text", "upstream")}
+    assert [counted[mode]["image"] for mode in counted] == [(0, 16), (0, 16), (16, 16)]
+    assert [kinds["eos"] for kinds in counted.values()] == [(2, 2)] * 3
+    question = counted["text"]["question"]
+    assert question[0] == question[1] > 0 == counted["answer"]["question"][0]
+    assert all(kinds["padding"][0] == 0 for kinds in counted.values())
+    assert LLAVA.supervised(processor, conversations, "text", eos=False)["eos"] == (0, 0)
+
+
+def test_a_picture_of_true_size_takes_576_tokens(processor):
+    """LLaVA-1.5's: 336 pixels a side in patches of 14."""
     pictures = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
-    words = processor.tokenizer
     true = LlavaProcessor(
-        pictures, words, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1
+        pictures,
+        processor.tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
     )
-
-    def length(*texts):
-        return sum(len(words(text, add_special_tokens=False)["input_ids"]) for text in texts)
-
-    answer, image = length(" This person is Ada.", " Ada."), 576
-    # the beginning token of both rows, role words, question and line breaks; cut where a picture or an answer stands
-    question = 2 + length("USER: ", "\nWho is this person?\nASSISTANT:", "USER:\nWho?\nASSISTANT:")
-    first = 1 + length("USER: ", "\nWho is this person?\nASSISTANT:", " This person is Ada.") + image + 1
-    second = 1 + length("USER:\nWho?\nASSISTANT:", " Ada.") + 1
-    there = {"answer": answer, "eos": 2, "question": question, "image": image, "padding": first - second}
-    learnt = {
-        "answer": {"answer": answer, "eos": 2},
-        "text": {"answer": answer, "eos": 2, "question": question},
-        "upstream": {"answer": answer, "eos": 2, "question": question, "image": image},
-    }
-    for mode, kinds in learnt.items():
-        assert LLAVA.supervised(true, conversations, mode) == {
-            kind: (kinds.get(kind, 0), n) for kind, n in there.items()
-        }
-    assert LLAVA.supervised(true, conversations, "text", eos=False)["eos"] == (0, 0)
-    assert LLAVA.token_counts(true, conversations) == [first - 1, second - 1]  # without the closing tokens
     given = true(text="USER: <image>\nWho?", images=from_bytes(FACE), return_tensors="pt")
-    assert int((given["input_ids"] == true.image_token_id).sum()) == image  # the processor's own count
+    assert int((given["input_ids"] == true.image_token_id).sum()) == 576 == LLAVA.image_tokens(true, FACE)
 
 
 def test_padding_on_the_left_moves_the_rows_and_nothing_else(processor, conversations):
@@ -205,7 +191,6 @@ def test_no_text_is_unknown_to_the_shipped_tokenizer():
 # By hand: r 16 × (inputs + outputs) of each matrix × layers. Both language models have 32 layers of width 4096.
 LLAMA = 16 * 32 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
 CLIP_QKV = 16 * 24 * 3 * (1024 + 1024)
-CLIP_REST = 16 * 24 * ((1024 + 1024) + 2 * (1024 + 4096))
 MISTRAL = 16 * 32 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
 PROJECTION = 16 * (2 * (1152 + 14336) + (14336 + 4096))
 PERCEIVER = 16 * 3 * (2 * (4096 + 1536) + 2 * (4096 + 384) + 3 * (4096 + 16384))
@@ -222,24 +207,12 @@ def published(name):
     [
         ("llava", "language", LLAMA),
         ("llava", "upstream", LLAMA + CLIP_QKV),
-        ("llava", "upstream_v5", LLAMA + CLIP_QKV + CLIP_REST),
         ("idefics2", "language", MISTRAL),
         ("idefics2", "upstream", MISTRAL + PROJECTION + PERCEIVER + SIGLIP_QKV),
-        ("idefics2", "upstream_v5", MISTRAL + PROJECTION + PERCEIVER + SIGLIP_QKV),
     ],
 )
 def test_adapters_have_as_many_parameters_as_counted_by_hand(name, reach, count):
-    three = LLAMA, LLAMA + CLIP_QKV, LLAMA + CLIP_QKV + CLIP_REST
-    assert three == (39_976_960, 42_336_256, 47_054_848)  # as published
+    assert (LLAMA, LLAMA + CLIP_QKV) == (39_976_960, 42_336_256)  # as published
     recipe = Recipe(lora_r=16, lora_alpha=16, lora_dropout=0.0, lora_init="gaussian", adapter_reach=reach)
     with torch.device("meta"):
         assert count_trainable(attach(published(name), recipe, 0)) == count
-
-
-@pytest.mark.parametrize(("name", "model"), [("llava", "llava_7b"), ("idefics2", "idefics2_8b")])
-def test_what_each_reach_touches_is_known_for_this_transformers(name, model):
-    """A release that renames modules moves upstream's rule: then this fails, and the new list belongs in a new file."""
-    plain, family = published(name), families.get(name)
-    for reach, known in json.loads(GOLDEN.read_text(encoding="utf-8"))[model].items():
-        targets = family.adapter_targets(plain, reach)
-        assert Counter(re.sub(r"\.\d+\.", ".*.", path) for path in targets) == known

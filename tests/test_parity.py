@@ -30,7 +30,7 @@ def parity():
 def inquiries():
     people = generate(seed=5, people=12, pool=6, celebrities=0, ratio=10)
     draws = draw(people, ("forget",), shots=5, shot_source="pool", shot_seed=0)
-    return list(inquiries_of(Asking(people, draws, shots=5), sets=("forget",)))
+    return inquiries_of(Asking(people, draws, shots=5), sets=("forget",))
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
 
 from miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb import pinning
@@ -23,9 +25,11 @@ from mllmu_nb.data.conversations import Conversation, Turn, training_conversatio
 from mllmu_nb.data.portraits import Face, draw, random_traits, to_png
 from mllmu_nb.data.schema import QA, Profile
 from mllmu_nb.errors import KitError
+from mllmu_nb.evaluation.engine import answers
 from mllmu_nb.models import families
-from mllmu_nb.models.adapters import attach
+from mllmu_nb.models.adapters import WEIGHTS, attach, save
 from mllmu_nb.models.checkpoint import Checkpoint
+from mllmu_nb.models.files import is_share
 from mllmu_nb.models.score import score
 from mllmu_nb.muon import STEPS, Muon
 from mllmu_nb.stages import Stage
@@ -655,12 +659,25 @@ def test_muon_steps_as_that_of_torch_does_without_its_half_precision():
 
 
 def small_run(folder):
-    """Two epochs of KL-Min; what it lost and where the adapter went."""
+    """Two epochs of KL-Min, asked after each step; what it lost, where the adapter went, and what is in shares."""
     processor = make_processor(make_tokenizer([qa.question + qa.answer for p in PEOPLE for qa in p.qa] * 4, 400))
     model = attach(make_model(processor.tokenizer, 0, width=32, layers=2, heads=2), PLAIN, 0)
-    log = unlearn(model, processor, get("kl_min"), sets(SHOWN, 2), replace(PLAIN, epochs=2, batch_size=4, clip=0.0), 0)
-    moved = [p.double().sum().item() for p in model.parameters() if p.requires_grad]
-    (Path(folder) / "run.json").write_text(json.dumps([[entry["loss"] for entry in log.losses], moved]))
+    recipe, said = replace(PLAIN, epochs=2, batch_size=4, clip=0.1), []
+
+    def after_step(step, model):
+        said.extend(answers(model.get_base_model(), processor, [Conversation((Turn("Who?"),))] * 2, max_new_tokens=3))
+
+    log = unlearn(model, processor, get("kl_min"), sets(SHOWN, 2), recipe, 0, after_step=after_step)
+    assert len(said) == 2 * log.steps
+    kept = sum(is_share(p) for p in model.parameters() if p.requires_grad)
+    save(model, Path(folder))
+    moved = [weight.double().sum().item() for weight in load_file(Path(folder) / WEIGHTS).values()]
+    (Path(folder) / "run.json").write_text(json.dumps([[entry["loss"] for entry in log.losses], moved, kept]))
+
+
+def test_the_launch_file_that_is_shipped_asks_for_shares():
+    settings = load_config_from_file(str(Path(__file__).parents[1] / "configs" / "accelerate" / "fsdp.yaml"))
+    assert settings.distributed_type == "FSDP" and settings.fsdp_config == {"fsdp_version": 2}
 
 
 def small_stage(folder):
@@ -670,16 +687,18 @@ def small_stage(folder):
     (Path(folder) / f"{state.process_index}-of-{state.num_processes}.json").write_text(json.dumps(made))
 
 
-def test_two_processes_do_what_one_does(tmp_path):
-    """A batch shared by two gives both the losses and the weights of one process that holds it all."""
+@pytest.mark.parametrize("launched", [{}, {"ACCELERATE_USE_FSDP": "true"}], ids=["whole", "sharded"])
+def test_two_processes_do_what_one_does(tmp_path, launched):
+    """A batch shared by two gives both the losses and the weights of one process that holds it all; each may hold the
+    whole model or, as `accelerate launch` says by this variable, a share of its layers."""
     small_run(tmp_path)
     (tmp_path / "two.py").write_text(f"import {Path(__file__).stem} as test; test.small_stage({str(tmp_path)!r})")
     here = Path(__file__).parent
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "two.py"]
     search = os.pathsep.join(map(str, (here, here.parent, here.parent / "tools" / "base_model")))
-    environment = {**os.environ, "PYTHONPATH": search, "MLLMU_NB_OUT": str(tmp_path / "out")}
+    environment = {**os.environ, "PYTHONPATH": search, "MLLMU_NB_OUT": str(tmp_path / "out"), **launched}
     ended = subprocess.run(launch, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-2000:]
     one, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("run", "0-of-2", "1-of-2"))
-    assert first == second
+    assert first == second and bool(first[2]) == bool(launched)
     assert first[0] == pytest.approx(one[0], abs=1e-4) and first[1] == pytest.approx(one[1], abs=1e-3)

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.data.schema import LETTERS, SETS, TASKS, Item, Population
-from mllmu_nb.errors import KitError, choose
+from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import draws as drawing
 from mllmu_nb.evaluation.engine import Prompts, closed_likelihoods, greedy
 from mllmu_nb.evaluation.tasks import Asking, Inquiry
 from mllmu_nb.models import families
 from mllmu_nb.progress import progress_bar
 
-MAX_SHOTS = 5
-SCORINGS, PROTOCOLS = ("both", "letter"), ("clean", "upstream")
-PIECE = 4096  # items that are asked, and kept, together; a run of the miniature has one piece a task
-LONG_PROMPTS = ("refuse", "fewer_shots", "ask")  # what is done where a question and its shots exceed the context
+PROTOCOLS = ("clean", "upstream")
 OPTIONS = tuple(f"option_{letter}" for letter in LETTERS)
 COLUMNS = ("set", "task", "view", "scoring", "order", "profile", "question_id", "shots", "answer", *OPTIONS, "tokens")
 
@@ -37,7 +30,7 @@ def ask(
     population: Population,
     *,
     sets: Sequence[str] = SETS,
-    shots: int = MAX_SHOTS,
+    shots: int = 5,
     shot_seed: int = 0,
     shot_source: str = "pool",
     scoring: str = "both",
@@ -56,46 +49,29 @@ def ask(
     ``shots`` worked examples (0 to 5) precede letter questions and, up to four, cloze questions; whose they are is
     drawn (``draws.draw``) unless it stands in ``draws``. ``system`` precedes everything; ``limit`` keeps the first so
     many people of each set. A multiple-choice question gives a row for each ``scoring``, with ``cyclic`` one for the
-    letter in every cyclic ``order`` of the options. Raises ``KitError`` for unknown values and draws that do not fit.
+    letter in every cyclic ``order`` of the options. Raises ``KitError`` for a set that is unknown.
 
     Where a question with its shots does not fit the model's context, ``long_prompts`` decides: ``refuse`` raises
     KitError before anything is answered, ``fewer_shots`` shows all questions of the task only as many as fit, ``ask``
     asks all the same, as upstream does; the frame's ``attrs["beyond_context"]`` then counts the prompts too long.
 
-    Asked is in pieces of ``PIECE`` items, so that few prompts are in memory. What each was answered is put into the
-    folder ``kept``, if given, and taken from there when the same is asked again after a stop.
+    The answers to each inquiry are put into the folder ``kept``, if given, and taken from there when the same is asked
+    again after a stop.
     """
-    if not 0 <= shots <= MAX_SHOTS:
-        raise KitError(f"shots is {shots}: choose 0 to {MAX_SHOTS}")
     if not sets or not set(sets) <= set(SETS):
         raise KitError(f"the sets to be asked are {', '.join(sets) or 'none'}: choose from {', '.join(SETS)}")
-    choose("shot_source", shot_source, drawing.SOURCES)
-    choose("scoring", scoring, SCORINGS)
-    choose("protocol", protocol, PROTOCOLS)
-    choose("long_prompts", long_prompts, LONG_PROMPTS)
-    people, processor = families.of(model).shot_people, families.of(model).asking(processor, protocol)
-    drawn = {"shots": shots, "shot_source": shot_source, "shot_people": people, "protocol": protocol}
+    family = families.of(model)
+    processor = family.asking(processor, protocol)
     if draws is None:
-        draws = drawing.draw(population, sets, shot_seed=shot_seed, **drawn)
-    drawing.check(draws, population, sets, **drawn)
+        how = {"shots": shots, "shot_source": shot_source, "shot_seed": shot_seed, "protocol": protocol}
+        draws = drawing.draw(population, sets, shot_people=family.shot_people, **how)
     asking = Asking(population, draws, shots, protocol, system, cyclic)
-    fewer: Counter[str] = Counter()  # shots than asked for, by task
-
-    def pieces() -> Iterator[tuple[Inquiry, Prompts]]:
-        for inquiry in inquiries_of(asking, sets=sets, scoring=scoring, limit=limit, size=PIECE):
-            yield inquiry, prompts_of(model, processor, inquiry, long_prompts, fewer[_task(inquiry)])
-
-    asked, total, beyond = list(islice(pieces(), len(TASKS) + 1)), 0, 0
-    large = any(len(inquiry.items) == PIECE for inquiry, _ in asked)
-    for inquiry, prompts in pieces() if large else asked:  # all of it is encoded before anything is answered
-        total += len(inquiry.conversations)
-        beyond += prompts.too_long(model, inquiry.tokens)
-        pairs = zip(inquiry.conversations, prompts.conversations, strict=False)
-        dropped = max((len(one.turns) - len(shown.turns) for one, shown in pairs), default=0)
-        fewer[_task(inquiry)] = max(dropped, fewer[_task(inquiry)])
-    frames = [pd.DataFrame(columns=COLUMNS)]
+    inquiries = inquiries_of(asking, sets=sets, scoring=scoring, limit=limit)
+    # all of it is encoded before anything is answered
+    encoded = [prompts_of(model, processor, inquiry, long_prompts) for inquiry in inquiries]
+    frames, total = [pd.DataFrame(columns=COLUMNS)], sum(len(inquiry.conversations) for inquiry in inquiries)
     with progress_bar(total=total, desc="questions", shown=progress) as bar:
-        for number, (inquiry, prompts) in enumerate(pieces() if large else asked):
+        for number, (inquiry, prompts) in enumerate(zip(inquiries, encoded, strict=True)):
             file = kept and kept / f"{number}.parquet"
             if file and file.is_file():
                 frames.append(pd.read_parquet(file))
@@ -108,33 +84,24 @@ def ask(
                 os.replace(unfinished, file)
     answers = pd.concat([rows for rows in frames if len(rows)] or frames, ignore_index=True)
     if long_prompts == "ask":
-        answers.attrs["beyond_context"] = beyond
+        pairs = zip(inquiries, encoded, strict=True)
+        answers.attrs["beyond_context"] = sum(prompts.too_long(model, inquiry.tokens) for inquiry, prompts in pairs)
     return answers
 
 
-def _task(inquiry: Inquiry) -> str:
-    return inquiry.items[0].question.task if inquiry.items else ""
-
-
 def inquiries_of(
-    asking: Asking,
-    *,
-    sets: Sequence[str] = SETS,
-    scoring: str = "both",
-    limit: int | None = None,
-    size: int = sys.maxsize,
-) -> Iterator[Inquiry]:
-    """What the sets ask, task by task, in pieces of at most ``size`` items, at least one piece a task."""
+    asking: Asking, *, sets: Sequence[str] = SETS, scoring: str = "both", limit: int | None = None
+) -> list[Inquiry]:
+    """What the sets ask: one inquiry a task that has items, two for multiple choice that is asked in both ways."""
     items = []
     for name in sets:
         scored = scored_items(asking, name)
         people = set(list(dict.fromkeys(item.question.profile for item in scored))[:limit])
         items += [item for item in scored if item.question.profile in people]
     choices, sentences, blanks = ([item for item in items if item.question.task == task] for task in TASKS)
-    likelihoods = [(asking.likelihoods, choices)] if scoring == "both" else []
-    for put, some in [(asking.letters, choices), *likelihoods, (asking.sentences, sentences), (asking.blanks, blanks)]:
-        for start in range(0, max(len(some), 1), size):
-            yield put(some[start : start + size])
+    likelihoods = [asking.likelihoods(choices)] if scoring == "both" else []
+    inquiries = [asking.letters(choices), *likelihoods, asking.sentences(sentences), asking.blanks(blanks)]
+    return [inquiry for inquiry in inquiries if inquiry.items]
 
 
 def answer(
@@ -142,8 +109,7 @@ def answer(
 ) -> Iterator[dict[str, Any]]:
     """The rows of one inquiry, whose encoded ``prompts`` are given. Of a letter's answer one character is enough."""
     if inquiry.options is not None:
-        width = len(inquiry.options[0]) if inquiry.options else 0
-        table = closed_likelihoods(model, processor, prompts, width, batch_size, progress)
+        table = closed_likelihoods(model, processor, prompts, len(inquiry.options[0]), batch_size, progress)
         for item, scores in zip(inquiry.items, table.tolist(), strict=True):
             # a model that diverged may find nothing likely at all
             known = [score if isfinite(score) else nan for score in scores]
@@ -164,30 +130,23 @@ def _row(item: Item, scoring: str, **known: Any) -> dict[str, Any]:
     return {**names, "order": 0, "shots": 0, "answer": "", **dict.fromkeys(OPTIONS, nan), "tokens": 0, **known}
 
 
-def prompts_of(model, processor, inquiry: Inquiry, long_prompts: str = "refuse", fewer: int = 0) -> Prompts:
-    """An inquiry as the model reads it, each option as an answer where it has options, the last ``fewer`` shots left
-    out. What is too long for the model's context is dealt with as ``long_prompts`` says (:func:`ask`); else raises
-    ``KitError`` naming the question."""
+def prompts_of(model, processor, inquiry: Inquiry, long_prompts: str = "refuse") -> Prompts:
+    """An inquiry as the model reads it, each option as an answer where it has options. What is too long for the model's
+    context is dealt with as ``long_prompts`` says (:func:`ask`); else raises ``KitError`` naming the question."""
     conversations = inquiry.conversations
     if inquiry.options:
         pairs = zip(conversations, inquiry.options, strict=True)
         conversations = [conversation.answered(option) for conversation, options in pairs for option in options]
-    for _ in range(fewer):
-        conversations = _without_a_shot(conversations)
     prompts = Prompts.of(model, processor, conversations)
     if long_prompts == "fewer_shots":
         while prompts.too_long(model, inquiry.tokens) and any(len(one.turns) > 1 for one in conversations):
-            conversations = _without_a_shot(conversations)
+            conversations = [replace(one, turns=(*one.turns[:-2], one.turns[-1])) for one in conversations]
             prompts = Prompts.of(model, processor, conversations)
     if long_prompts != "ask":
-        ways = len(conversations) // max(len(inquiry.items), 1)
+        ways = len(conversations) // len(inquiry.items)
         names = [f"{item.question.id} ({item.set})" for item in inquiry.items for _ in range(ways)]
         prompts.require_room(model, inquiry.tokens, names)
     return prompts
-
-
-def _without_a_shot(conversations: Sequence[Conversation]) -> list[Conversation]:
-    return [replace(one, turns=(*one.turns[:-2], one.turns[-1])) for one in conversations]
 
 
 def scored_items(asking: Asking, name: str) -> list[Item]:

@@ -8,7 +8,7 @@ by the two sums of exponentials they are the mean under one softmax over both.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 
 import torch
@@ -19,8 +19,8 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 NAME = "shared_beginning"
-_lent: ContextVar[Cache | None] = ContextVar("lent", default=None)
-_last: ContextVar[torch.nn.Module | None] = ContextVar("last", default=None)
+QUERIES_AT_ONCE = 512  # of each row and head, where scores are held
+_reading: ContextVar[tuple[Cache | None, torch.nn.Module | None]] = ContextVar("reading", default=(None, None))
 
 
 def layer_of(keys: Tensor, values: Tensor) -> DynamicLayer:
@@ -31,29 +31,17 @@ def layer_of(keys: Tensor, values: Tensor) -> DynamicLayer:
 
 
 @contextmanager
-def lending(beginning: Cache | None) -> Iterator[None]:
-    """Inside, rows read by a model with this attention go on where ``beginning``, a single row, ends."""
-    token = _lent.set(beginning)
-    try:
+def reading(model: torch.nn.Module, beginning: Cache | None, only_last: bool) -> Iterator[None]:
+    """Inside, rows read by ``model`` go on where ``beginning``, a single row, ends. With ``only_last`` the last layer
+    computes keys and values of all tokens, but the state of the last one alone: nothing reads the others. Its MLP then
+    gives one state a row, which the layer adds to each."""
+    layer, last = getattr(model.get_decoder(), "layers", [None])[-1], None
+    with ExitStack() as undone:
+        if only_last and hasattr(layer, "mlp"):
+            last = layer.self_attn
+            undone.enter_context(layer.mlp.register_forward_pre_hook(lambda _, given: (given[0][:, -1:],)))
+        undone.callback(_reading.reset, _reading.set((beginning, last)))
         yield
-    finally:
-        _lent.reset(token)
-
-
-@contextmanager
-def last_token(model: torch.nn.Module, only: bool = True) -> Iterator[None]:
-    """Inside, with ``only``, the last layer of ``model`` computes keys and values of all tokens, but the state of the
-    last one alone: nothing reads the others. Its MLP then gives one state a row, which the layer adds to each."""
-    layer = getattr(model.get_decoder(), "layers", [None])[-1]
-    if not only or not hasattr(layer, "mlp"):
-        yield
-        return
-    token, hook = _last.set(layer.self_attn), layer.mlp.register_forward_pre_hook(lambda _, given: (given[0][:, -1:],))
-    try:
-        yield
-    finally:
-        hook.remove()
-        _last.reset(token)
 
 
 def attend(
@@ -67,11 +55,11 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention [rows, T, heads, width] of ``query`` [rows, heads, T, width] to the rows' own keys and values
     [rows, key heads, slots, width], masked by ``attention_mask`` [rows, 1, T, slots], and to all of what is lent. In
-    the last layer inside :func:`last_token`, that of the last token stands for all T."""
-    length = query.shape[2]
-    if _last.get() is module:
+    the last layer, where :func:`reading` wants it so, that of the last token stands for all T."""
+    length, (beginning, last) = query.shape[2], _reading.get()
+    if last is module:
         query, attention_mask = query[:, :, -1:], attention_mask[:, :, -1:]
-    if (beginning := _lent.get()) is not None:
+    if beginning is not None:
         lent = beginning.layers[module.layer_idx]
         result = _to_both(query, key, value, attention_mask, scaling, lent.keys, lent.values)
     else:
@@ -86,18 +74,36 @@ def _to_both(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: flo
     shared = keys.shape[1]
     # heads that share keys and values are rows as well
     folded = query.reshape(rows, shared, -1, width).transpose(0, 1).reshape(1, shared, -1, width)
-    far, far_sum = _attention(folded, keys, values, scale=scale)
+    far, far_sum = _attention(folded, keys, values, None, scale)
     own = (repeat_kv(held, heads // shared) for held in (key, value))
-    near, near_sum = _attention(query, *own, attn_mask=mask, scale=scale)
+    near, near_sum = _attention(query, *own, mask, scale)
     far = far.reshape(shared, rows, -1, width).transpose(0, 1).reshape(query.shape)
     far_sum = far_sum.reshape(shared, rows, -1).transpose(0, 1).reshape(rows, heads, length)
-    return near.lerp(far, (far_sum - near_sum).sigmoid().unsqueeze(-1)).transpose(1, 2)
+    both = near.lerp(far, (far_sum - near_sum).sigmoid().unsqueeze(-1))
+    return both.transpose(1, 2).to(query.dtype)
 
 
-def _attention(*tensors: Tensor, **settings) -> tuple[Tensor, Tensor]:
-    """The kernel behind ``scaled_dot_product_attention`` on a CPU, which also gives the logarithm of each sum of
-    exponentials."""
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*tensors, **settings)
+def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention [rows, heads, T, width], and the logarithm of each sum of exponentials [rows, heads, T]: on a CPU by
+    the kernel behind ``scaled_dot_product_attention``, elsewhere by :func:`_plain`."""
+    if query.device.type == "cpu":
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return kernel(query, keys, values, attn_mask=mask, scale=scale)
+    return _plain(query, keys, values, mask, scale)
+
+
+def _plain(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """The same by two matrix products in float32, a part of the queries at a time, so that few scores are in memory.
+    Never run on a GPU; a test holds it against the CPU's kernel."""
+    keys, values, results, sums = keys.float().mT, values.float(), [], []
+    for start in range(0, query.shape[2], QUERIES_AT_ONCE):
+        part = slice(start, start + QUERIES_AT_ONCE)
+        scores = query[:, :, part].float() @ keys * scale
+        if mask is not None:
+            scores = scores + mask[:, :, part]
+        results.append(scores.softmax(-1) @ values)
+        sums.append(scores.logsumexp(-1))
+    return torch.cat(results, 2), torch.cat(sums, 2)
 
 
 AttentionInterface.register(NAME, attend)

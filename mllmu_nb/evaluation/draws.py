@@ -19,7 +19,6 @@ from mllmu_nb.data.schema import TASKS, Population, Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.stages import read_json
 
-SOURCES = ("pool", "retain", "upstream", "none")
 SHOT_PEOPLE = {"classification": 1, "cloze": 2}  # shown solved, by task; cloze shows two questions of each in a view
 RETAINED = 2  # retain people who are taken out of scoring; multiple choice shows the first, cloze the first two
 FIELDS = ("shot_source", "shot_seed", "shots", "test_image")

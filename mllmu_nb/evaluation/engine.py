@@ -199,7 +199,7 @@ class _State:
         # transformers 5 renamed the argument; a model given the other name would swallow it and read without it
         argument = "cache" if "cache" in signature(type(self.model).forward).parameters else "past_key_values"
         more = {argument: self.cache, "use_cache": True, "logits_to_keep": keep, **(pictures or {})}
-        with attention.lending(self.lent and self.lent.cache), attention.last_token(self.model, keep == 1):
+        with attention.reading(self.model, self.lent and self.lent.cache, keep == 1):
             output = self.model(input_ids=ids, attention_mask=self.mask, position_ids=positions, **more)
         logits = output.logits.float()
         self.logits = logits[:, -1]
@@ -215,7 +215,7 @@ class _State:
 
     def lend(self, rows: int) -> _State:
         """So many rows that go on where this state, a single row, ends; copies where the attention cannot share it."""
-        if self.model.device.type == "cpu" and families.of(self.model).lends:
+        if families.of(self.model).lends:
             return _State(self.model, rows, self)
         return self.fork([0] * rows)
 

@@ -35,7 +35,7 @@ def point(model, processor, population: Population, *, system: str = "", batch_s
     asking, frames = Asking(population, draws, 0, "clean", system), []
     for name, limit in PEOPLE.items():
         for inquiry in inquiries_of(asking, sets=(name,), limit=limit):
-            if inquiry.items and (inquiry.options or inquiry.items[0].question.task == "generation"):
+            if inquiry.options or inquiry.items[0].question.task == "generation":
                 prompts = prompts_of(model, processor, inquiry)
                 rows = pd.DataFrame(answer(model, processor, inquiry, prompts, batch_size))
                 frames.append(_chosen(rows, inquiry.items) if inquiry.options else rows.assign(probability=np.nan))

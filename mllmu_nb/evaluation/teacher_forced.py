@@ -95,7 +95,7 @@ def fluency(base, processor, answers: pd.DataFrame, asking: Asking, *, batch_siz
     and limit of the questions."""
     inquiries = inquiries_of(asking, scoring="letter", **asked)
     processor = families.of(base).asking(processor, asking.protocol)
-    questions = [one for one in inquiries if one.items and one.items[0].question.task == "generation"]
+    questions = [one for one in inquiries if one.items[0].question.task == "generation"]
     free = [conversation for inquiry in questions for conversation in inquiry.conversations]
     rows = np.flatnonzero(answers["task"] == "generation")
     # a model may write anything, even the word that stands for a picture

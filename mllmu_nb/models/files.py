@@ -72,11 +72,21 @@ def _check_safetensors(folder: Path, stem: str) -> None:
 
 
 def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
-    """Raises OSError when the file cannot be written."""
+    """Of a sharded model every process takes part. Raises OSError when the file cannot be written."""
     try:
-        save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, file)
+        save_file({name: whole(weight.detach()).contiguous() for name, weight in weights.items()}, file)
     except SafetensorError as error:  # what the library makes of a full disk
         raise OSError(str(error)) from error
+
+
+def is_share(tensor: Tensor) -> bool:
+    """Whether each process holds a share of the tensor (torch's DTensor)."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, gathered where processes hold shares."""
+    return tensor.full_tensor() if is_share(tensor) else tensor
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

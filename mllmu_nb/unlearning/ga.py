@@ -1,9 +1,6 @@
 """Gradient ascent on the forget set. Source: Jang et al. 2023, arXiv 2210.01504; Yao et al. 2023, arXiv 2310.10683."""
 
-from mllmu_nb.unlearning.base import Method, Recipe, register
-
-RULE = "chosen on the miniature, with another data seed: the steps after which half of the gap to the oracle is closed"
-RELEASED = "MLLMU-Bench's code and README"
+from mllmu_nb.unlearning.base import RELEASED, RULE, Method, Recipe, register
 
 
 @register
@@ -21,10 +18,10 @@ class GradientAscent(Method):
 
 
 @register
-class UpstreamGradientAscent(Method):
+class UpstreamGradientAscent(GradientAscent):
     """L = −ℓ̄_f, one mean over the labelled tokens of the batch. Source: MLLMU-Bench's released code."""
 
-    name, variant, label, colour, marker, order = "ga", "upstream", "GA", "#D55E00", "s", 10
+    variant = "upstream"
     recipes = dict.fromkeys(
         ("miniature", "paper"), Recipe(epochs=1, source=f"{RELEASED}; 1 to 2 says the author in issue 12")
     )

@@ -2,10 +2,7 @@
 
 from dataclasses import dataclass
 
-from mllmu_nb.unlearning.base import Method, Recipe, register
-
-RULE = "chosen on the miniature, with another data seed: the steps after which half of the gap to the oracle is closed"
-RELEASED = "MLLMU-Bench's code and README"
+from mllmu_nb.unlearning.base import RELEASED, RULE, Method, Recipe, register
 
 
 @register

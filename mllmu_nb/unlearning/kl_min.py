@@ -2,10 +2,7 @@
 
 from dataclasses import dataclass
 
-from mllmu_nb.unlearning.base import Method, Needs, Recipe, mean_kl, register, summed_kl
-
-RULE = "chosen on the miniature, with another data seed: the steps after which half of the gap to the oracle is closed"
-AUTHOR = "MLLMU-Bench, the author in issue 12"
+from mllmu_nb.unlearning.base import AUTHOR, RULE, Method, Needs, Recipe, mean_kl, register, summed_kl
 
 
 @register
@@ -30,17 +27,13 @@ class KLMinimization(Method):
 
 
 @register
-@dataclass(frozen=True)
-class UpstreamKLMinimization(Method):
+class UpstreamKLMinimization(KLMinimization):
     """L = −ℓ̄_f all through the forget set, then L = ℓ̄_r + α (1/B) Σ_t KL(p_θ₀ ‖ p_θ) all through the retain set, in
     every epoch; ℓ̄ is one mean over the labelled tokens of a batch of B, t every position of it, image slots and padding
     too. Source: MLLMU-Bench's released code.
     """
 
-    alpha: float = 1.0  # weight of the KL
-
-    name, variant, label, colour, marker, order = "kl_min", "upstream", "KL Min.", "#009E73", "D", 30
-    streams = ("forget", "retain")
+    variant = "upstream"
     passes = (("forget",), ("retain",))
     rate_falls = "epoch"  # the schedule counts batches but goes on once an epoch, so the rate hardly falls
     needs = Needs(reference=("retain",), everywhere=("retain",))

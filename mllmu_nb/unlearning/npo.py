@@ -4,10 +4,7 @@ from dataclasses import dataclass
 
 from torch.nn.functional import logsigmoid
 
-from mllmu_nb.unlearning.base import Method, Needs, Recipe, register
-
-RULE = "chosen on the miniature, with another data seed: the steps after which half of the gap to the oracle is closed"
-AUTHOR = "MLLMU-Bench, the author in issue 12"
+from mllmu_nb.unlearning.base import AUTHOR, RULE, Method, Needs, Recipe, register
 
 
 @register
@@ -36,7 +33,7 @@ class NegativePreference(Method):
 
 @register
 @dataclass(frozen=True)
-class UpstreamNegativePreference(Method):
+class UpstreamNegativePreference(NegativePreference):
     """L = −(2/β) log σ(β (ℓ̄_θ − ℓ̄_θref)), each ℓ̄ one mean over the labelled tokens of the batch; θ_ref is the base
     model after one epoch on the retain people, while optimisation starts from θ₀. Source: MLLMU-Bench's released code.
 
@@ -45,8 +42,7 @@ class UpstreamNegativePreference(Method):
 
     beta: float = 0.4  # inverse temperature
 
-    name, variant, label, colour, marker, order = "npo", "upstream", "NPO", "#CC79A7", "v", 40
-    needs = Needs(reference=("forget",))
+    variant = "upstream"
     reference_model = "retain_epoch"
     recipes = dict.fromkeys(("miniature", "paper"), Recipe(epochs=2, source=AUTHOR))
 
