@@ -103,7 +103,7 @@ class Config(BaseModel):
     schedule: Literal["constant", "linear", "cosine", "plateau"] | None = None  # of both rates
     label_mode: Literal["answer", "text", "upstream"] | None = None  # supervised tokens
     eos: bool | None = None  # whether the end of an answer is taught
-    adapter_reach: Literal["language", "upstream"] | None = None  # where adapters sit
+    adapter_reach: Literal["language", "upstream", "upstream_v5"] | None = None  # where adapters sit
     adam_eps: Epsilon = None  # AdamW's epsilon
     precision: Literal["fp32", "bf16"] | None = None  # of training: frozen weights and matrix products
     micro_batch: Count = 0  # conversations of a batch read at once, which changes memory, not the batch; 0: all

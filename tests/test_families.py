@@ -191,6 +191,7 @@ def test_no_text_is_unknown_to_the_shipped_tokenizer():
 # By hand: r 16 × (inputs + outputs) of each matrix × layers. Both language models have 32 layers of width 4096.
 LLAMA = 16 * 32 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
 CLIP_QKV = 16 * 24 * 3 * (1024 + 1024)
+CLIP_REST = 16 * 24 * ((1024 + 1024) + 2 * (1024 + 4096))
 MISTRAL = 16 * 32 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
 PROJECTION = 16 * (2 * (1152 + 14336) + (14336 + 4096))
 PERCEIVER = 16 * 3 * (2 * (4096 + 1536) + 2 * (4096 + 384) + 3 * (4096 + 16384))
@@ -207,12 +208,15 @@ def published(name):
     [
         ("llava", "language", LLAMA),
         ("llava", "upstream", LLAMA + CLIP_QKV),
+        ("llava", "upstream_v5", LLAMA + CLIP_QKV + CLIP_REST),
         ("idefics2", "language", MISTRAL),
         ("idefics2", "upstream", MISTRAL + PROJECTION + PERCEIVER + SIGLIP_QKV),
+        ("idefics2", "upstream_v5", MISTRAL + PROJECTION + PERCEIVER + SIGLIP_QKV),
     ],
 )
 def test_adapters_have_as_many_parameters_as_counted_by_hand(name, reach, count):
-    assert (LLAMA, LLAMA + CLIP_QKV) == (39_976_960, 42_336_256)  # as published
+    three = LLAMA, LLAMA + CLIP_QKV, LLAMA + CLIP_QKV + CLIP_REST
+    assert three == (39_976_960, 42_336_256, 47_054_848)  # as published
     recipe = Recipe(lora_r=16, lora_alpha=16, lora_dropout=0.0, lora_init="gaussian", adapter_reach=reach)
     with torch.device("meta"):
         assert count_trainable(attach(published(name), recipe, 0)) == count

@@ -31,7 +31,7 @@ def attach(model: nn.Module, recipe: Recipe, seed: int, where: str = "") -> Peft
         r=recipe.lora_r,
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
-        target_modules=own.adapter_pattern(reach),
+        target_modules=own.adapter_pattern(model, reach),
         init_lora_weights=INITS[recipe.lora_init],
     )
     targets = own.adapter_targets(model, reach)

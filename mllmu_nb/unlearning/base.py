@@ -193,7 +193,7 @@ class Recipe:
     lora_alpha: int | None = None
     lora_dropout: float | None = None
     lora_init: str | None = None  # of the adapter's A: kaiming (uniform) or gaussian
-    adapter_reach: str | None = None  # where adapters sit: language, upstream
+    adapter_reach: str | None = None  # where adapters sit: language, upstream, upstream_v5
     turns: int | None = None  # fine-tuning: questions about one person in one conversation
     together: int | None = None  # fine-tuning: batches drawn at once and dealt out by length
     augment: bool | None = None  # fine-tuning: portraits are changed anew each time they are shown

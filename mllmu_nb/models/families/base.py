@@ -20,7 +20,8 @@ from mllmu_nb.registry import Registry
 LABEL_MODES = ("answer", "text", "upstream")
 TOKEN_KINDS = ("answer", "eos", "question", "image", "padding")
 IGNORE = -100
-# The layers that upstream's rule for adapters reached under transformers 4.45, the vision tower's too.
+# What upstream's rule for adapters means to spare, and the layers that it reached under transformers 4.45.
+SPARED = ("multi_modal_projector", "vision_model", "lm_head")
 UPSTREAM = r".*\.(q|k|v|o|gate|up|down)_proj"
 USUAL = 512  # pixels a side of a usual picture, where a model takes any size
 Picture = bytes | Image.Image
@@ -185,16 +186,20 @@ class Family:
             kind: (int((mask & learnt).sum()), int(mask.sum())) for kind, mask in zip(TOKEN_KINDS, masks, strict=True)
         }
 
-    def adapter_pattern(self, reach: str) -> str:
+    def adapter_pattern(self, model: torch.nn.Module, reach: str) -> str:
         """A pattern that matches the full paths of the linear layers with an adapter. ``language``: the language
-        model's attention and MLP projections. ``upstream``: :data:`UPSTREAM`. Any other text is searched in the
-        paths."""
-        return {"language": self.language_linears, "upstream": UPSTREAM}.get(reach, rf".*(?:{reach}).*")
+        model's attention and MLP projections. ``upstream``: every layer of such a name, the vision tower's too, which
+        is what upstream's rule gave under transformers 4.45. ``upstream_v5``: that rule applied to today's paths: every
+        layer whose bare name one outside of :data:`SPARED` bears. Any other text is searched in the paths."""
+        outside = (path for path in _linears(model) if not any(spared in path for spared in SPARED))
+        names = sorted({path.rpartition(".")[2] for path in outside})
+        known = {"language": self.language_linears, "upstream": UPSTREAM, "upstream_v5": rf".*\.({'|'.join(names)})"}
+        return known.get(reach, rf".*(?:{reach}).*")
 
     def adapter_targets(self, model: torch.nn.Module, reach: str) -> list[str]:
         """Full paths of the linear layers that adapters sit on. KitError when there is none."""
-        linears = [path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-        targets = [path for path in linears if re.fullmatch(self.adapter_pattern(reach), path)]
+        pattern = re.compile(self.adapter_pattern(model, reach))
+        targets = [path for path in _linears(model) if pattern.fullmatch(path)]
         if not targets:
             raise KitError(f"no linear layer of this model matches adapter_reach {reach!r}")
         return targets
@@ -249,3 +254,7 @@ def get(name: str) -> Family:
 def of(model: torch.nn.Module) -> Family:
     """The family of a model, with an adapter on it or not."""
     return get(model.config.model_type)
+
+
+def _linears(model: torch.nn.Module) -> list[str]:
+    return [path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
