@@ -19,7 +19,7 @@ from mllmu_nb.data import portraits
 from mllmu_nb.data.schema import VIEWS
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import plots, show
-from mllmu_nb.reporting.tables import Sheet
+from mllmu_nb.reporting.sheet import Sheet
 
 PICTURE = portraits.to_png(Image.new("RGB", (4, 4), "red"))
 SMALL = {"people": 12, "famous": 4}

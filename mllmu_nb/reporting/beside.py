@@ -9,8 +9,8 @@ from itertools import product
 import pandas as pd
 
 from mllmu_nb.data.schema import SETS
+from mllmu_nb.reporting.grid import ASKED_IN, cell_text, closed_gates, select
 from mllmu_nb.reporting.runs import Run, Scores
-from mllmu_nb.reporting.tables import ASKED_IN, cell_text, closed_gates, select
 from mllmu_nb.scoring import path
 from mllmu_nb.scoring.frames import KEY, MODEL
 from mllmu_nb.scoring.health import judged

@@ -11,8 +11,8 @@ from mllmu_nb.data.schema import Population
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import show
 from mllmu_nb.reporting.beside import Beside
+from mllmu_nb.reporting.grid import ASKED_IN, select
 from mllmu_nb.reporting.runs import Run
-from mllmu_nb.reporting.tables import ASKED_IN, select
 from mllmu_nb.scoring.frames import MODEL, POOLED
 from mllmu_nb.scoring.health import STATES
 from mllmu_nb.scoring.leakage import ACROSS

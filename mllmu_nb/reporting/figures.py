@@ -28,9 +28,9 @@ from mllmu_nb.data.schema import ATTRIBUTES, Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.registry import Registry, load_extensions
 from mllmu_nb.reporting import plots
+from mllmu_nb.reporting.grid import COLLAPSED_NOTE, VERDICT_SIGNS, closed_gates, select, sheet_label
 from mllmu_nb.reporting.plots import CLOSED, GREY, INK, LINE, NORMAL, PAGE, PALE, RIGHT, SMALL, WRONG
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Run, Scores, label, models_in_order
-from mllmu_nb.reporting.tables import COLLAPSED_NOTE, VERDICT_SIGNS, closed_gates, select, sheet_label
 from mllmu_nb.scoring import gates, path, utility
 from mllmu_nb.scoring.frames import KEY, MODEL, POOLED, VIEWS
 from mllmu_nb.scoring.health import STATES

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mllmu_nb.reporting.grid import group_title, select
 from mllmu_nb.reporting.runs import MODALITIES, Scores, method_label
-from mllmu_nb.reporting.tables import group_title, latex_text, markdown_text, select
+from mllmu_nb.reporting.sheet import latex_text, markdown_text
 from mllmu_nb.scoring import path
 from mllmu_nb.scoring.frames import MODEL, POOLED
 from mllmu_nb.scoring.ranking import LIKELIHOOD

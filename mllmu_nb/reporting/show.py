@@ -28,7 +28,7 @@ from mllmu_nb.data.schema import SETS, Population
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, plots
 from mllmu_nb.reporting.runs import REFERENCES, Run, Scores, models_in_order, read_run
-from mllmu_nb.reporting.tables import Sheet
+from mllmu_nb.reporting.sheet import Sheet
 from mllmu_nb.scoring.frames import VIEWS
 from mllmu_nb.scoring.health import CHANCE
 from mllmu_nb.scoring.registry import by_key
