@@ -9,7 +9,7 @@ import pytest
 from fake_runs import make, realistic, saying, without
 
 from mllmu_nb.reporting import published, tables
-from mllmu_nb.reporting.grid import COLLAPSED_NOTE, GATES_UNKNOWN, column, grid
+from mllmu_nb.reporting.grid import COLLAPSED_NOTE, GATES_UNKNOWN
 from mllmu_nb.reporting.runs import Scores
 from mllmu_nb.reporting.sheet import Sheet, latex_text, write_csv, write_sheets
 from mllmu_nb.scoring import registry
@@ -426,8 +426,8 @@ def test_a_metric_and_a_table_of_ones_own_appear_without_a_list_edited(monkeypat
         assert "Words" in tables.sheets(name, scores)[0].markdown(), name
 
     def table(scores: Scores):
-        columns = [column(mine, set="forget", view="both")]
-        yield grid(scores, "Mine", "mine", [("", scores.models())], columns, {"against": ""})
+        columns = [tables.column(mine, set="forget", view="both")]
+        yield tables.grid(scores, "Mine", "mine", [("", scores.models())], columns, {"against": ""})
 
     monkeypatch.setitem(tables.TABLES._entries, "table_mine", table)
     [sheet] = tables.sheets("table_mine", scores)

@@ -118,7 +118,7 @@ def rows(
         "set_label": ordered(map(str.capitalize, cells["set"]), map(str.capitalize, sets)),
         "view_label": ordered((VIEWS.get(view, "") for view in cells["view"]), (VIEWS.get(view, "") for view in views)),
         "metric_label": ordered(map(heading, metric), map(heading, wanted)),
-        "name": ordered((_named(scores, one) for one in model), (_named(scores, one) for one in scores.models())),
+        "name": ordered(map(scores.named, model), map(scores.named, scores.models())),
     }
     result = cells.assign(
         **{end: cells[end] * times for end in ("value", "low", "high")},
@@ -151,11 +151,6 @@ def notes(scores: Scores, shown: pd.DataFrame) -> list[str]:
 def collapse_note(names: Iterable[str]) -> list[str]:
     """The line below a figure with these names, where one of them has ‡."""
     return [COLLAPSED_NOTE] if any(COLLAPSED in name for name in names) else []
-
-
-def _named(scores: Scores, model: tuple) -> str:
-    """The name of a model, with ‡ where it is not sound."""
-    return scores.name(model) + scores.mark(model)
 
 
 # -- people ---------------------------------------------------------------------------------------------------------
@@ -223,7 +218,7 @@ def before_after(scores: Scores, people: Sequence[Profile] = ()) -> Figure:
         raise KitError("the before-and-after figure needs a run of vanilla beside the unlearned ones")
     pairs = [(kind, example(vanilla, name)) for kind, name in (("To be forgotten", "forget"), ("To be kept", "retain"))]
     questions = [question for _, pair in pairs for question in pair]
-    names = [_named(scores, model) for model in by_model]
+    names = list(map(scores.named, by_model))
     left, gap, portrait = 0.1, 0.1, 0.62
     first = left + max(map(plots.width_of, [*names, "Asked with"])) + 0.15
     column = (PAGE - first - 0.1 - 3 * gap) / 4
@@ -367,7 +362,7 @@ def along_the_path(scores: Scores) -> Figure:
         raise KitError("no unlearning has a path beside an oracle about the same people")
     modalities = [name for name in MODALITIES if (kept["modality"] == name).any()]
     key = "Filled: unlearned on image + text; hollow: on text only. A line ends where a replicate gets no further."
-    below = [key, *collapse_note(_named(scores, model) for model in scores.models())]
+    below = [key, *collapse_note(map(scores.named, scores.models()))]
     drawn, axes = plots.panels(1, len(modalities), (PAGE, 3.2), below, title(along_the_path), sharey=True)
     oracle = scores.points[(scores.points["method"] == "oracle") & (scores.points["measure"] == path.LIKELIHOOD)]
     sums = oracle[oracle["set"].isin(("retain", "celebrity"))].groupby("set")[["score", "items"]].sum()
@@ -387,8 +382,7 @@ def along_the_path(scores: Scores) -> Figure:
                 plots.dots(panel, x, 100 * np.array(row["dots"]), look.colour, across=False)
                 ends_of = None if pd.isna(row["low"]) else (100 * row["low"], 100 * row["high"])
                 plots.mark(panel, x, 100 * row["value"], look, along=ends_of, thickness=0.8)
-            name = scores.name((*model[:2], "none", *model[3:])) + scores.mark(model)
-            ends.append(plots.End(panel, 100 * mine["value"].iloc[-1], name, INK, look))
+            ends.append(plots.End(panel, 100 * mine["value"].iloc[-1], scores.named(model, True), INK, look))
             plots.lead(panel, 100 * mine["place"].iloc[-1], ends[-1].height)
         plots.mark(panel, 100, goal, plots.REFERENCES["oracle"])
         ends.append(plots.End(panel, goal, "Oracle", INK, plots.REFERENCES["oracle"]))
@@ -428,7 +422,7 @@ def leakage(scores: Scores) -> Figure:
     for number, metric in enumerate(dict.fromkeys(metric for metric, _ in values)):
         panel.annotate(metric, (2 * number + 1, 1), **above)
         panel.axvline(2 * number, color=INK, linewidth=0.8 if number else 0)
-    methods = [model[:2] for model in scores.models() if _named(scores, model) in set(values.index)]
+    methods = [model[:2] for model in scores.models() if scores.named(model) in set(values.index)]
     for number, (one, other) in enumerate(itertools.pairwise(methods), start=1):
         panel.axhline(number, color=INK, linewidth=0.8 if one != other else 0)
     return drawn

@@ -109,7 +109,7 @@ def grid(
     for heading, models in blocks:
         rows = []
         for model, view in product(models, VIEWS if by_view else [""]):
-            name = row_name(scores, model, bool(heading)) + (f", {VIEWS[view]}" if view else "")
+            name = scores.named(model, bool(heading)) + (f", {VIEWS[view]}" if view else "")
             rows.append((name, [cell(model, view, one) for one in columns]))
         for place, one in enumerate(columns):
             entries = [entries[place] for _, entries in rows]
@@ -140,12 +140,6 @@ def new_sheet(
     remarks = [*remarks, *([COLLAPSED_NOTE] if collapsed else [])]
     title, label = f"{title}: {group_title(scores)}", sheet_label(label, scores)
     return Sheet(title, label, first, columns, blocks, remarks, pd.DataFrame() if frame is None else frame)
-
-
-def row_name(scores: Scores, model: tuple, short: bool) -> str:
-    """A model's name, with ‡ where it is not sound; ``short`` where the heading of its block has the modality."""
-    method, variant, modality, *rest = model
-    return scores.name((method, variant, "none" if short else modality, *rest)) + scores.mark(model)
 
 
 def _marks(scores: Scores, metric: Metric, entries: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -190,13 +184,13 @@ def rows_by(frame: pd.DataFrame, columns: Sequence[str]) -> dict[tuple, dict[str
 def csv_rows(scores: Scores, rows: pd.DataFrame) -> pd.DataFrame:
     """Cells as the CSV has them: with the margin of verdicts, and which models have collapsed and why."""
     margins = {key: metric.margin for key, metric in by_key().items()}
+    margin = [margins.get(key) for key in rows[KEY].itertuples(index=False, name=None)]
+    margin = pd.Series(margin, rows.index, dtype=float).where(rows["verdict"] != "")
     models = rows[[*GROUP, *MODEL, *scores.by]].itertuples(index=False, name=None)
     bad = [scores.unsound.get(model) for model in models]
     why = [one.why if one else "" for one in bad]
-    keys = zip(*(rows[c] for c in KEY), strict=True)
-    margin = [margins.get(key) if verdict else None for key, verdict in zip(keys, rows["verdict"], strict=True)]
     order = [*GROUP, *MODEL, *scores.by, *PLACE, "value", "low", "high", *COUNTS, "gate", "verdict", "margin", "note"]
-    rows = rows.assign(margin=pd.Series(margin, rows.index, dtype=float), collapsed=list(map(bool, why)), why=why)
+    rows = rows.assign(margin=margin, collapsed=list(map(bool, why)), why=why)
     return rows.reindex(columns=[*order, "collapsed", "why"]).astype(dict.fromkeys(COUNTS, "Int64"))
 
 

@@ -86,7 +86,7 @@ class Run:
     @property
     def base_label(self) -> str:
         """The printed name of the base model's family."""
-        return self.record.get("base_label") or self["base_model"]
+        return self.record["base_label"]
 
 
 def columns_of(record: dict) -> dict[str, Any]:
@@ -233,13 +233,13 @@ class Scores:
 
     @cached_property
     def _groups(self) -> list[tuple[tuple, Scores]]:
-        return [(key, self._only(key)) for key in sorted({tuple(run[c] for c in GROUP) for run in self.runs})]
-
-    def _only(self, key: tuple) -> Scores:
-        runs = [run for run in self.runs if tuple(run[c] for c in GROUP) == key]
-        frames = {name: getattr(self, name) for name in FRAMES}
-        mine = {name: rows[rows[GROUP].eq(list(key)).all(axis=1)] for name, rows in frames.items()}
-        return replace(self, runs=runs, **mine)
+        groups = []
+        for key in sorted({tuple(run[column] for column in GROUP) for run in self.runs}):
+            runs = [run for run in self.runs if tuple(run[column] for column in GROUP) == key]
+            frames = {name: getattr(self, name) for name in FRAMES}
+            mine = {name: rows[rows[GROUP].eq(list(key)).all(axis=1)] for name, rows in frames.items()}
+            groups.append((key, replace(self, runs=runs, **mine)))
+        return groups
 
     @property
     def group(self) -> dict[str, Any]:
@@ -295,6 +295,11 @@ class Scores:
         """The printed name of a model, with the values of the varied parameters."""
         values = [f"{name} {value}" for name, value in zip(self.by, model[len(MODEL) :], strict=True) if value != ""]
         return ", ".join([label(*model[: len(MODEL)]), *values])
+
+    def named(self, model: tuple, short: bool = False) -> str:
+        """The same with ‡ where the model is not sound; ``short`` where the heading says what it was unlearned on."""
+        method, variant, modality, *rest = model
+        return self.name((method, variant, "none" if short else modality, *rest)) + self.mark(model)
 
 
 def run_table(runs: Sequence[Run]) -> pd.DataFrame:

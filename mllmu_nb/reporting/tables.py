@@ -31,7 +31,6 @@ from mllmu_nb.reporting.grid import (
     grid,
     new_sheet,
     repeats,
-    row_name,
     rows_by,
     select,
     value_text,
@@ -158,7 +157,7 @@ def cost_table(scores: Scores) -> Iterator[Sheet]:
         trained = pd.DataFrame([run.train for run in scores.runs if scores.model_of(run) == model])
         spent = {field: trained[field].astype(float).agg(together) for field, (_, _, together) in COSTS.items()}
         texts = [f"{spent[field]:,.{digits}f}" for field, (_, digits, _) in COSTS.items()]
-        name = row_name(scores, model, False)
+        name = scores.named(model)
         rows.append((name, [(text, "") for text in (*texts, str(len(trained)))]))
         which = {**scores.group, **dict(zip([*MODEL, *scores.by], model, strict=True)), "runs": len(trained)}
         frame.append({**which, **spent, "collapsed": COLLAPSED in name})
@@ -374,7 +373,7 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
         for modality in UNLEARNED:
             models = [model for model in scores.models() if model[2] == modality and not model[3]]
             rows = [
-                (row_name(scores, model, True), [_kept_text(known.get((*model, *what))) for what in READ_OFF])
+                (scores.named(model, True), [_kept_text(known.get((*model, *what))) for what in READ_OFF])
                 for model in models
             ]
             blocks += [(UNLEARNED[modality], rows)] if rows else []
@@ -441,7 +440,7 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
         lines = []
         for row in rows.to_dict("records"):
             place = (f"{row['place']} {row['group']}", "") if row["standing"] == RANKED else ("", row["note"])
-            lines.append((row_name(scores, tuple(row[c] for c in MODEL), True), [place, _kept_text(row)]))
+            lines.append((scores.named(tuple(row[c] for c in MODEL), True), [place, _kept_text(row)]))
         blocks.append((UNLEARNED[modality], lines))
     remarks = [
         "Methods that share a letter are not told apart "
