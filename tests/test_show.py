@@ -19,7 +19,6 @@ from mllmu_nb.data import portraits
 from mllmu_nb.data.schema import VIEWS
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import plots, show
-from mllmu_nb.reporting.sheet import Sheet
 
 PICTURE = portraits.to_png(Image.new("RGB", (4, 4), "red"))
 SMALL = {"people": 12, "famous": 4}
@@ -148,12 +147,6 @@ def test_a_figure_without_its_runs_says_so():
 
     assert show.drawn(draw).data == "*Not drawn: no run is there.*"
     assert show.drawn(lambda: Figure((1, 1)), "white").alt == "white"
-
-
-def test_tables_are_printed_below_each_other():
-    sheets = [Sheet(title, title, "Method", [("", "x")], [("", [("GA", [("1", "")])])]) for title in ("One", "Two")]
-    shown = show.tables(sheets).data
-    assert shown.index("**One**") < shown.index("| GA | 1 |") < shown.index("**Two**")
 
 
 def test_what_a_model_wrote_is_never_markup():

@@ -174,16 +174,6 @@ def test_the_table_of_coverage_is_what_the_intervals_do(benchmark, simulated):
     assert again["half_width"] == pytest.approx(mine["half_width"], abs=1e-5)
 
 
-def test_simulated_answers_have_the_accuracy_and_correlation_of_their_cell(benchmark):
-    first, second = benchmark.answers(np.random.default_rng(1), 400, 50, 10, 0.8, 0.4)
-    for found, share in ((first, 0.8), (second, 0.7)):
-        means = found.reshape(400 * 50, 10).mean(axis=1)
-        assert means.mean() == pytest.approx(share, abs=0.01)
-        # variance of a person's mean of ten: p (1 - p) / 10 · (1 + 9 · .4)
-        assert means.var() == pytest.approx(share * (1 - share) * 0.46, rel=0.05)
-    assert 0.2 < np.corrcoef(first.ravel(), second.ravel())[0, 1] < 0.8  # the same people and questions
-
-
 @pytest.mark.parametrize("count", [20, 60])
 def test_paired_is_narrower_than_unpaired_where_models_agree(count):
     rng = np.random.default_rng(5)

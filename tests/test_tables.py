@@ -335,12 +335,6 @@ def test_too_few_forget_sets_are_not_ranked(known):
 # -- the layer that prints --------------------------------------------------------------------------------------
 
 
-def test_vanilla_and_oracle_alone_have_every_table(known, tmp_path):
-    alone = Scores.of([run for run in known.runs if run["modality"] == "none"])
-    tables.write_tables(alone, tmp_path, "results/x/runs")
-    assert "Vanilla" in (tmp_path / "table2_main.md").read_text(encoding="utf-8")
-
-
 @pytest.fixture(scope="module")
 def written(known, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tables")

@@ -405,15 +405,15 @@ def leakage(scores: Scores) -> Figure:
         raise KitError("no model was asked what the oracle was asked about the forget set")
     ends = gaps[["value", "low", "high"]].round(9).itertuples(index=False)  # 7.5 is printed alike everywhere
     texts = [f"{round(gap):+d}\n[{round(low)}, {round(high)}]".replace("-", "−") for gap, low, high in ends]
-    cells = gaps.assign(text=texts, closed=gaps["gate"] != gates.OPEN)
-    cells = cells.pivot(index="name", columns=["metric_label", "view_label"], values=["value", "text", "closed"])
-    values, texts, closed = (cells[name].sort_index(axis=1) for name in ("value", "text", "closed"))
+    cells = gaps.assign(text=texts, value=gaps["value"].where(gaps["gate"] == gates.OPEN))
+    cells = cells.pivot(index="name", columns=["metric_label", "view_label"], values=["value", "text"])
+    values, texts = (cells[name].sort_index(axis=1) for name in ("value", "text"))
     names = [name.replace(" (", "\n").replace(")", "") for name in values.index]
     below = ["Exact: the fact stands in a free answer.", *collapse_note(values.index)]
     drawn, [[panel]] = plots.panels(1, 1, (PAGE, 1.0 + 0.36 * len(values)), below, title(leakage))
-    scale = {"colours": colormaps["PuOr_r"], "limits": (-100, 100), "closed": closed.fillna(True).to_numpy(bool)}
     bar = {"location": "bottom", "aspect": 40, "pad": 0.02, "label": "points above (orange) or below the oracle (0)"}
-    plots.heat(panel, values.astype(float), texts.fillna("–").to_numpy(str), **scale, **bar)
+    texts = texts.fillna("–").to_numpy(str)
+    plots.heat(panel, values.astype(float), texts, colormaps["PuOr_r"], (-100, 100), **bar)
     panel.set(xlabel="", ylabel="")
     panel.set_yticks(panel.get_yticks(), names)
     panel.set_xticks(panel.get_xticks(), ["image" if view == VIEWS["image_text"] else view for _, view in values])

@@ -317,12 +317,11 @@ def heat(
     texts: np.ndarray,
     colours: Colormap,
     limits: tuple[float, float],
-    closed: np.ndarray | None = None,
     **bar: Any,
 ) -> None:
-    """A heat map of ``values`` [rows, columns] with ``texts`` in its cells, grey where ``closed`` (without it, where a
-    value is NaN); ``bar`` is how its colour bar is drawn."""
-    grey = values.isna().to_numpy() if closed is None else closed
+    """A heat map of ``values`` [rows, columns] with ``texts`` in its cells, grey where a value is NaN; ``bar`` is how the
+    colour bar is drawn."""
+    grey = values.isna().to_numpy()
     panel.set_facecolor(PALE)
     scale = {"vmin": limits[0], "vmax": limits[1], "cmap": colours, "linewidths": 0.8, "cbar_kws": bar}
     seaborn.heatmap(values, mask=grey, ax=panel, **scale)
