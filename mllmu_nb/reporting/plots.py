@@ -319,8 +319,8 @@ def heat(
     limits: tuple[float, float],
     **bar: Any,
 ) -> None:
-    """A heat map of ``values`` [rows, columns] with ``texts`` in its cells, grey where a value is NaN; ``bar`` is how the
-    colour bar is drawn."""
+    """A heat map of ``values`` [rows, columns] with ``texts`` in its cells, grey where a value is NaN; ``bar`` is the
+    look of its colour bar."""
     grey = values.isna().to_numpy()
     panel.set_facecolor(PALE)
     scale = {"vmin": limits[0], "vmax": limits[1], "cmap": colours, "linewidths": 0.8, "cbar_kws": bar}
