@@ -91,10 +91,10 @@ def table(frame: pd.DataFrame) -> HTML:
         return HTML(frame.to_html())
 
 
-def gallery(pictures: Mapping[str, bytes], width: int = 110) -> HTML:
+def gallery(pictures: Mapping[str, bytes]) -> HTML:
     """PNG or JPEG pictures in a row, each above its name."""
     cells = [
-        f'<figure style="display:inline-block;margin:4px 8px;width:{width}px">{_img(name, data, width)}'
+        f'<figure style="display:inline-block;margin:4px 8px;width:110px">{_img(name, data, 110)}'
         f"<figcaption><small>{escaped(name)}</small></figcaption></figure>"
         for name, data in pictures.items()
     ]
@@ -196,15 +196,15 @@ def curves(x: Sequence[float], lines: Mapping[str, Sequence[float]], xlabel: str
     return figure
 
 
-def changes(some: Sequence[Run], against: str = "vanilla") -> pd.DataFrame:
-    """What differs from ``against`` in the choice by likelihood, question by question, in percentage points with the 95
+def changes(some: Sequence[Run]) -> pd.DataFrame:
+    """What differs from vanilla in the choice by likelihood, question by question, in percentage points with the 95
     % interval over people.
 
     The last column says what the interval allows: a difference is claimed only where it excludes 0. Without a run of
-    ``against``, as when a sweep has not come to it yet, there is no row.
+    vanilla, as when a sweep has not come to it yet, there is no row.
     """
     scores = _scores(some)
-    cells = figures.rows(scores, [by_key()[LIKELIHOOD]], list(SETS), list(VIEWS), against, percent=True)
+    cells = figures.rows(scores, [by_key()[LIKELIHOOD]], list(SETS), list(VIEWS), "vanilla", percent=True)
     unlearned = ~cells["method"].isin(REFERENCES)
     cells = cells[unlearned] if unlearned.any() else cells
     columns = {"method": cells["model"].map(scores.name), "set": cells["set_label"], "asked with": cells["view_label"]}
