@@ -44,9 +44,9 @@ ORACLE_KEY = (
 FIGURES = Registry("figure")
 
 
-def figure(name: str, alt: str, of: str = "models") -> Callable[[Callable], Callable]:
-    """Registers the function below it: ``name`` begins its files' names; ``of`` is what it draws, the scores of one
-    group of models, people (profiles), or both. What it draws carries ``alt`` as its label."""
+def figure(name: str, alt: str, portraits: bool = False) -> Callable[[Callable], Callable]:
+    """Registers the function below it: ``name`` begins its files' names. What it draws from the scores of one group of
+    models, and from people too where it shows ``portraits``, carries ``alt`` as its label."""
 
     def register(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         @plots.styled
@@ -56,7 +56,7 @@ def figure(name: str, alt: str, of: str = "models") -> Callable[[Callable], Call
             made.set_label(alt)
             return made
 
-        drawn.of = of
+        drawn.portraits = portraits
         return FIGURES.add(name, drawn)
 
     return register
@@ -68,18 +68,18 @@ def title(draw: Callable[..., Figure]) -> str:
 
 
 def write_all(scores: Scores, people: Sequence[Profile], folder: Path) -> list[str]:
-    """Writes every figure of every group of runs into ``folder``, and that of ``people`` where there are any.
+    """Writes every figure of every group of runs into ``folder``, and the profile sheet where there are ``people``.
 
     Returns a line a figure for ``captions.md``: its caption, or why it is not drawn.
     """
     load_extensions()
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [(name, FIGURES.get(name), (people,)) for name in FIGURES if FIGURES.get(name).of == "people" and people]
+    wanted = [("profiles", profile_sheet, [people])] if people else []
     for _, group in scores.groups():
         for name in FIGURES:
-            draw, stem = FIGURES.get(name), sheet_label(name, group).replace("-", "_")
-            given = {"models": [(group,)], "both": [(group, people)]}.get(draw.of, [])
-            wanted += [(stem, draw, content) for content in given]
+            draw = FIGURES.get(name)
+            content = [group, people] if draw.portraits else [group]
+            wanted.append((sheet_label(name, group).replace("-", "_"), draw, content))
     captions = []
     for stem, draw, content in wanted:
         try:
@@ -156,7 +156,7 @@ def collapse_note(names: Iterable[str]) -> list[str]:
 # -- people ---------------------------------------------------------------------------------------------------------
 
 
-@figure("profiles", "portraits, facts and questions of a few people", of="people")
+@plots.styled
 def profile_sheet(people: Sequence[Profile]) -> Figure:
     """A person is a portrait, facts, and questions for three tasks. Portrait, the transformed portraits of the Test
     set, facts, and a question a task (the right answer in blue)."""
@@ -207,7 +207,7 @@ def _person(page: plots.Page, person: Profile, top: float) -> float:
 SAYS, SILENT, BROKEN = "●", "○", "≈"  # signs before an answer
 
 
-@figure("before_after", "what every model answers about one person to be forgotten and one to be kept", of="both")
+@figure("before_after", "what every model answers about one person to be forgotten and one to be kept", portraits=True)
 def before_after(scores: Scores, people: Sequence[Profile] = ()) -> Figure:
     """What each model says about a person to be forgotten and one to be kept. The first of each that vanilla answers
     rightly in both views, asked by image and by text. ● the fact is in the answer, ○ it is not, ≈ the answer is broken
