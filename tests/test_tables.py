@@ -432,15 +432,6 @@ def test_a_metric_and_a_table_of_ones_own_appear_without_a_list_edited(monkeypat
 # -- published figures ------------------------------------------------------------------------------------------
 
 
-def test_published_figures_have_values_and_sources():
-    figures = published.load()
-    assert len(figures) == 287 and figures["source"].notna().all()
-    assert set(figures["kind"]) == {"published", "re-evaluation", "reproduction"}
-    issue = figures[figures["source"].str.contains("issue #20") & (figures["metric"] == "rougeL")]
-    assert issue[issue["method"] == "GA"].set_index("set")["value"].to_dict() == {"Forget": 0.215, "Retain": 0.1788}
-    assert figures["value"].notna().all() and figures["forget_ratio"].isin((5, 10, 15)).all()
-
-
 def test_published_figures_in_our_words_and_units():
     cells = published.cells(published.load())
     assert set(cells["method"]) == {"vanilla", "ga", "grad_diff", "kl_min", "npo"} and set(cells["base_model"]) == {
