@@ -104,12 +104,7 @@ def make(
     """
     seed = parameters.get("seed", 0)
     right = right or realistic(method, modality, draw, seed)
-    values = Config().parameters() | {
-        "method": method,
-        "modality": modality,
-        "replicate": draw,
-        "variant": "canonical",
-    }
+    values = Config().parameters() | {"method": method, "modality": modality, "replicate": draw, "variant": "canonical"}
     values |= dict.fromkeys(("data_seed", "train_seed", "unlearn_seed", "shot_seed"), seed) | parameters
     changed = "".join(f"-{name}{value}" for name, value in parameters.items() if name != "settings")
     record = {"run": f"{method}-{modality}-d{draw}{changed}", "name": "", "scale": "miniature", "parameters": values}

@@ -312,12 +312,7 @@ def bars(frame: pd.DataFrame, *, x: str, dodge: str, row: str, column: str, line
 
 
 def heat(
-    panel: Axes,
-    values: pd.DataFrame,
-    texts: np.ndarray,
-    colours: Colormap,
-    limits: tuple[float, float],
-    **bar: Any,
+    panel: Axes, values: pd.DataFrame, texts: np.ndarray, colours: Colormap, limits: tuple[float, float], **bar: Any
 ) -> None:
     """A heat map of ``values`` [rows, columns] with ``texts`` in its cells, grey where a value is NaN; ``bar`` is the
     look of its colour bar."""
