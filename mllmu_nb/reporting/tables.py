@@ -366,7 +366,7 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
         title, label = f"Kept at equal forgetting, gap closed {text}", f"path-{closed_in}"
         kept = scores.kept[scores.kept["closed_in"] == closed_in]
         if kept.empty:
-            yield new_sheet(scores, title, label, "Method", [], [], ["No path beside an oracle's in these runs."])
+            yield new_sheet(scores, title, label, remarks=["No path beside an oracle's in these runs."])
             continue
         known = rows_by(kept, [*MODEL, *scores.by, "what", "place"])
         blocks = []
@@ -402,7 +402,7 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
     title = "Left of Forget, text only minus image + text, at equal forgetting"
     if differences.empty:
         why = "No method closes as much of the gap of both views in both modalities."
-        yield new_sheet(scores, title, "claim", "Method", [], [], [why])
+        yield new_sheet(scores, title, "claim", remarks=[why])
         return
     known = rows_by(differences, ["method", "variant", "what", "place"])
     rows = []
@@ -433,7 +433,7 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
         methods, pairs, refused = scores.ranking
         why = refused.get(tuple(scores.group.values())) or ("" if len(methods) else "there are no paths")
     if why:
-        yield new_sheet(scores, title, "ranking", "Method", [], [], [f"Not ranked: {why}."])
+        yield new_sheet(scores, title, "ranking", remarks=[f"Not ranked: {why}."])
         return
     blocks = []
     for modality, rows in methods.groupby("trained", sort=False):
