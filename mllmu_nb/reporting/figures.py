@@ -34,9 +34,9 @@ from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Run, Scores, label, m
 from mllmu_nb.scoring import gates, path, utility
 from mllmu_nb.scoring.frames import KEY, MODEL, POOLED, VIEWS
 from mllmu_nb.scoring.health import STATES
+from mllmu_nb.scoring.ranking import LIKELIHOOD
 from mllmu_nb.scoring.registry import FORGOTTEN, Metric, by_key, metrics
 
-LIKELIHOOD = ("classification", "likelihood", "accuracy")
 ORACLE_KEY = (
     "Difference to the oracle, which never saw these people (0), with 95 % intervals. Band: the margin; = "
     "the interval lies inside it, ≠ outside, ? neither. Filled: unlearned on image + text; hollow: on text only."

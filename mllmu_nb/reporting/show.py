@@ -31,10 +31,11 @@ from mllmu_nb.reporting.runs import REFERENCES, Run, Scores, models_in_order, re
 from mllmu_nb.reporting.sheet import Sheet
 from mllmu_nb.scoring.frames import VIEWS
 from mllmu_nb.scoring.health import CHANCE
+from mllmu_nb.scoring.ranking import LIKELIHOOD
 from mllmu_nb.scoring.registry import by_key
 
 DPI = 110
-LIKELIHOOD, LETTER, ROUGE_L = figures.LIKELIHOOD, ("classification", "letter", "accuracy"), ("generation", "", "rougeL")
+BARS = [LIKELIHOOD, ("classification", "letter", "accuracy"), ("generation", "", "rougeL")]
 
 
 # -- text and pictures ----------------------------------------------------------------------------------------------
@@ -169,7 +170,7 @@ def four_sets(some: Sequence[Run]) -> Figure:
     Hollow bars are of models unlearned on text only; the dotted line of a choice among four is chance. Where vanilla
     and the oracle are among the runs, forget and test bars of a metric whose gate is closed are grey.
     """
-    scores, wanted = _scores(some), [by_key()[key] for key in (LIKELIHOOD, LETTER, ROUGE_L)]
+    scores, wanted = _scores(some), [by_key()[key] for key in BARS]
     levels = figures.rows(scores, wanted, list(SETS), list(VIEWS), percent=True)
     chance = (levels["task"] == "classification").map({True: 100 * CHANCE})
     levels = levels.assign(asked=levels["view_label"].cat.rename_categories("Asked with {}, %".format), chance=chance)
