@@ -30,8 +30,8 @@ from matplotlib.transforms import ScaledTranslation
 from scipy.optimize import isotonic_regression
 from seaborn.utils import relative_luminance
 
-from mllmu_nb import unlearning
 from mllmu_nb.data.portraits import large
+from mllmu_nb.reporting.runs import class_of
 
 COLUMN, PAGE = 3.4, 7.0  # inches
 SMALL, NORMAL, TITLE = 7.0, 8.0, 9.0  # points
@@ -75,8 +75,7 @@ REFERENCES = {"base": Look("#56B4E9", "X"), "vanilla": Look("#000000", "o"), "or
 
 def look(method: str, variant: str = "canonical", modality: str = "none") -> Look:
     """Colour and marker of a method; hollow where it was unlearned on text only."""
-    classes = unlearning.variants(method)
-    own = classes.get(variant) or next(iter(classes.values()), unlearning.Method)
+    own = class_of(method, variant)
     known = REFERENCES.get(method) or Look(own.colour, own.marker)
     return known._replace(filled=modality != "unimodal")
 

@@ -314,10 +314,15 @@ def run_table(runs: Sequence[Run]) -> pd.DataFrame:
 # -- names and order --------------------------------------------------------------------------------------------
 
 
+def class_of(method: str, variant: str = "canonical") -> type[unlearning.Method]:
+    """The class of a method, of its first variant where this one is unknown; the base class where nobody knows it."""
+    classes = unlearning.variants(method)
+    return classes.get(variant) or next(iter(classes.values()), unlearning.Method)
+
+
 def method_label(method: str) -> str:
     """The printed name of a method, its own where the registry knows it."""
-    classes = list(unlearning.variants(method).values())
-    return REFERENCES.get(method) or (classes[0].label if classes else "") or method
+    return REFERENCES.get(method) or class_of(method).label or method
 
 
 def label(method: str, variant: str = "canonical", modality: str = "none", after: str = "") -> str:
@@ -336,8 +341,7 @@ def models_in_order(models: Iterable[tuple]) -> list[tuple]:
 
 def _place(model: tuple) -> tuple:
     method, variant, modality, *more = model
-    classes = list(unlearning.variants(method).values())
-    rank = {"base": -2, "vanilla": -1, "oracle": 1000}.get(method) or (classes[0].order if classes else 60)
+    rank = {"base": -2, "vanilla": -1, "oracle": 1000}.get(method) or class_of(method).order
     trained = ["none", *MODALITIES].index(modality)
     rest = [(value, "") if isinstance(value, int | float) else (inf, str(value)) for value in more]
     return rank, method, variant, trained, *rest
