@@ -57,7 +57,7 @@ class Beside:
         if lacking:
             return [f"Without {' and '.join(lacking)} nobody can say whether a low score is forgetting."]
         rows = select(self.scores, metrics(main=True), set="forget", view=list(ASKED_IN))
-        closed = closed_gates(self.scores, rows.to_dict("records"))
+        closed = closed_gates(self.scores, rows)
         opened = "Vanilla answers better about the forget people than the oracle, in every metric: scores can be read."
         why = next((bad.why for model, bad in self.scores.unsound.items() if model[3] == self.own["method"]), "")
         collapsed = f"A low score of this model is no forgetting, it has {why}."

@@ -144,8 +144,7 @@ def heading(metric: Metric) -> str:
 
 def notes(scores: Scores, shown: pd.DataFrame) -> list[str]:
     """The lines below a figure of ``shown`` :func:`rows`: closed gates, and what ‡ means where there is one."""
-    gated = shown[shown["set"].isin(FORGOTTEN)].to_dict("records")
-    return [*closed_gates(scores, gated, "In grey"), *collapse_note(shown["name"])]
+    return [*closed_gates(scores, shown, "In grey"), *collapse_note(shown["name"])]
 
 
 def collapse_note(names: Iterable[str]) -> list[str]:

@@ -117,9 +117,10 @@ def grid(
             for (_, cells), entry, mark in zip(rows, entries, marks, strict=True):
                 cells[place] = cell_text(entry, one.metric, signed, verdict), entry["note"] or mark
         printed_blocks.append((heading, rows))
-    frame = pd.DataFrame(printed) if frame is None else pd.concat([frame, pd.DataFrame(missing)])
+    shown = pd.DataFrame(printed)
+    frame = shown if frame is None else pd.concat([frame, pd.DataFrame(missing)])
     frame = csv_rows(scores, frame.drop_duplicates(key))
-    below = [*remarks, *closed_gates(scores, printed), f"{_people(printed)} {repeats(scores)}".strip()]
+    below = [*remarks, *closed_gates(scores, shown), f"{_people(shown)} {repeats(scores)}".strip()]
     heads = [(one.span, one.head) for one in columns]
     first = "Method, asked with" if by_view else "Method"
     return new_sheet(scores, title, label, first, heads, printed_blocks, below, frame)
@@ -194,16 +195,13 @@ def csv_rows(scores: Scores, rows: pd.DataFrame) -> pd.DataFrame:
     return rows.reindex(columns=[*order, "collapsed", "why"]).astype(dict.fromkeys(COUNTS, "Int64"))
 
 
-def closed_gates(scores: Scores, cells: Iterable[Mapping[str, Any]], how: str = "In brackets") -> list[str]:
+def closed_gates(scores: Scores, cells: pd.DataFrame, how: str = "In brackets") -> list[str]:
     """What stands below a table or figure of ``cells``: ``how`` those behind a closed gate look, and which they are;
     nothing where all gates are open, or none is of a set whose score is to come down."""
-    cells = [cell for cell in cells if cell["set"] in FORGOTTEN]
-    if cells and scores.gates.empty:
+    gated = cells[cells["set"].isin(FORGOTTEN)]
+    if len(gated) and scores.gates.empty:
         return [GATES_UNKNOWN]
-    shut: dict[tuple, set[str]] = {}
-    for cell in cells:
-        if cell["gate"] == CLOSED:
-            shut.setdefault(tuple(cell[c] for c in KEY), set()).add(cell["view"])
+    shut = gated[gated["gate"] == CLOSED].groupby(KEY)["view"].agg(set).to_dict()
     names = []
     for key, metric in by_key().items():
         if key in shut:
@@ -217,9 +215,8 @@ def closed_gates(scores: Scores, cells: Iterable[Mapping[str, Any]], how: str = 
     ]
 
 
-def _people(cells: Iterable[Mapping[str, Any]]) -> str:
-    counts = pd.DataFrame(cells).dropna(subset=["value"])
-    counts = counts[counts["set"].isin(SETS)].groupby("set", sort=False)["n_profiles"].max()
+def _people(cells: pd.DataFrame) -> str:
+    counts = cells[cells["set"].isin(SETS) & cells["value"].notna()].groupby("set", sort=False)["n_profiles"].max()
     listed = ", ".join(f"{name.capitalize()} {int(count)}" for name, count in counts.items())
     return f"People: {listed}." if listed else ""
 
