@@ -95,7 +95,6 @@ def make(
     people: int = PEOPLE,
     famous: int = FAMOUS,
     taught: Callable[[str], float] | None = None,
-    base_label: str = "LLaVA",
     **parameters: Any,
 ) -> Run:
     """A run of ``method``, which need not exist, answering rightly where ``right`` says so (default: `realistic`).
@@ -105,17 +104,12 @@ def make(
     """
     seed = parameters.get("seed", 0)
     right = right or realistic(method, modality, draw, seed)
-    values = Config().parameters() | {
-        "method": method,
-        "modality": modality,
-        "replicate": draw,
-        "variant": "canonical",
-    }
+    values = Config().parameters() | {"method": method, "modality": modality, "replicate": draw, "variant": "canonical"}
     values |= dict.fromkeys(("data_seed", "train_seed", "unlearn_seed", "shot_seed"), seed) | parameters
     changed = "".join(f"-{name}{value}" for name, value in parameters.items() if name != "settings")
     record = {"run": f"{method}-{modality}-d{draw}{changed}", "name": "", "scale": "miniature", "parameters": values}
     record |= {
-        "base_label": base_label,
+        "base_label": "LLaVA",
         "data_hash": f"people-{people}-{famous}",
         "base_hash": "base",
         "deviations": {},
@@ -159,10 +153,9 @@ def along(answers: pd.DataFrame, method: str, modality: str) -> pd.DataFrame:
     return pd.concat(points, ignore_index=True)[[*columns[:-1], "step", "probability"]].assign(order=0)
 
 
-def everybody(draws: Iterable[int] = (0,), without: Iterable[tuple[str, str]] = (), **options: Any) -> list[Run]:
-    """A run of each of MODELS but those named and each forget draw."""
-    models = [model for model in MODELS if model not in set(without)]
-    return [make(method, modality=modality, draw=draw, **options) for draw in draws for method, modality in models]
+def everybody(draws: Iterable[int] = (0,), **options: Any) -> list[Run]:
+    """A run of each of MODELS and each forget draw."""
+    return [make(method, modality=modality, draw=draw, **options) for draw in draws for method, modality in MODELS]
 
 
 def without(run: Run, **where: str) -> Run:

@@ -70,10 +70,6 @@ def whole(tmp_path):
     return tmp_path
 
 
-def test_one_reference_has_no_problem(whole):
-    assert problems(whole / "results", whole / "figures", whole / "notebooks") == []
-
-
 @pytest.mark.parametrize(
     ("file", "old", "new", "said"),
     [

@@ -18,8 +18,7 @@ from mllmu_nb.config import Config
 from mllmu_nb.data import portraits
 from mllmu_nb.data.schema import VIEWS
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting import plots, show
-from mllmu_nb.reporting.tables import Sheet
+from mllmu_nb.reporting import show
 
 PICTURE = portraits.to_png(Image.new("RGB", (4, 4), "red"))
 SMALL = {"people": 12, "famous": 4}
@@ -54,8 +53,6 @@ def test_a_difference_is_claimed_only_where_the_interval_allows(vanilla, ga, ora
     assert list(changes.index.get_level_values("set")) == [
         name for name in ("Forget", "Test", "Retain", "Celebrity") for _ in VIEWS
     ]
-    more = show.changes([vanilla, ga, oracle], "oracle")
-    assert more.loc[("GA (image + text)", "Forget", "text"), "reads as"] == "higher"
 
 
 def test_references_are_shown_where_nothing_is_unlearned(vanilla, oracle):
@@ -92,18 +89,6 @@ def test_bars_stand_at_the_shares_of_right_answers(vanilla):
     assert [line.get_ydata()[0] for line in chance] == [25]
 
 
-def test_bars_behind_a_closed_gate_are_grey_and_the_line_below_says_why(vanilla, ga):
-    """Vanilla knows no more of the forget people than the oracle here; Retain has no gate."""
-    known = [make("vanilla", right(0.2), **SMALL), ga, make("oracle", right(0.2), **SMALL)]
-    figure = show.four_sets(known)
-    colours = [to_hex(bar.get_edgecolor()) for bar in figure.axes[0].patches]
-    assert colours[:6] == [plots.CLOSED] * 6 and plots.CLOSED not in colours[6:]
-    assert "In grey: gate closed" in figure.get_supxlabel() and "Likelihood (text)" in figure.get_supxlabel()
-    open_gate = show.four_sets([vanilla, ga, make("oracle", right(0.0), **SMALL)])
-    assert "Likelihood" not in open_gate.get_supxlabel()
-    assert plots.CLOSED not in {to_hex(bar.get_edgecolor()) for bar in open_gate.axes[0].patches}
-
-
 def test_runs_are_read_in_the_order_of_the_tables(tmp_path, vanilla, ga, oracle):
     other = make("ga", right(0.2), modality="multimodal", unlearn_lr=0.001, **SMALL)
     folders = write(tmp_path, oracle, other, ga, vanilla)
@@ -136,24 +121,14 @@ def test_a_picture_has_the_same_bytes_whenever_it_is_drawn():
     assert np.diff(heights)[0] > 5, "names of lines that end together stay apart"
 
 
-def test_a_picture_carries_the_alt_text_of_its_figure():
-    figure = Figure((1, 1))
-    figure.set_label("a blank page")
-    assert show.picture(figure).alt == "a blank page" and show.picture(figure, "white").alt == "white"
-
-
 def test_a_figure_without_its_runs_says_so():
     def draw() -> Figure:
         raise KitError("no run is there")
 
     assert show.drawn(draw).data == "*Not drawn: no run is there.*"
-    assert show.drawn(lambda: Figure((1, 1)), "white").alt == "white"
-
-
-def test_tables_are_printed_below_each_other():
-    sheets = [Sheet(title, title, "Method", [("", "x")], [("", [("GA", [("1", "")])])]) for title in ("One", "Two")]
-    shown = show.tables(sheets).data
-    assert shown.index("**One**") < shown.index("| GA | 1 |") < shown.index("**Two**")
+    blank = Figure((1, 1))
+    blank.set_label("a blank page")
+    assert show.drawn(lambda: blank).alt == "a blank page" and show.drawn(lambda: blank, "white").alt == "white"
 
 
 def test_what_a_model_wrote_is_never_markup():

@@ -1,4 +1,4 @@
-"""Intervals by person, variance, rankings and two samples: cases computed by hand, and coverage."""
+"""Intervals by person, rankings and two samples: cases computed by hand, and coverage."""
 
 import importlib.util
 from math import inf, nan, sqrt
@@ -23,7 +23,6 @@ from mllmu_nb.statistics.intervals import (
 )
 from mllmu_nb.statistics.ranking import letter, shared_letters
 from mllmu_nb.statistics.samples import Pairs, Sample, jensen_shannon, ks, tpr
-from mllmu_nb.statistics.variance import variance_split
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -175,16 +174,6 @@ def test_the_table_of_coverage_is_what_the_intervals_do(benchmark, simulated):
     assert again["half_width"] == pytest.approx(mine["half_width"], abs=1e-5)
 
 
-def test_simulated_answers_have_the_accuracy_and_correlation_of_their_cell(benchmark):
-    first, second = benchmark.answers(np.random.default_rng(1), 400, 50, 10, 0.8, 0.4)
-    for found, share in ((first, 0.8), (second, 0.7)):
-        means = found.reshape(400 * 50, 10).mean(axis=1)
-        assert means.mean() == pytest.approx(share, abs=0.01)
-        # variance of a person's mean of ten: p (1 - p) / 10 · (1 + 9 · .4)
-        assert means.var() == pytest.approx(share * (1 - share) * 0.46, rel=0.05)
-    assert 0.2 < np.corrcoef(first.ravel(), second.ravel())[0, 1] < 0.8  # the same people and questions
-
-
 @pytest.mark.parametrize("count", [20, 60])
 def test_paired_is_narrower_than_unpaired_where_models_agree(count):
     rng = np.random.default_rng(5)
@@ -256,43 +245,6 @@ def test_holm_by_hand():
 )
 def test_equivalence(low, high, verdict):
     assert equivalence(Interval((low + high) / 2, low, high, 10, 5), 0.05) == verdict
-
-
-def one_at_a_time(values: dict[str, list[float]], base: float) -> pd.DataFrame:
-    """A base run with every factor at 0, and for each factor one run for each further level."""
-    rows = [dict.fromkeys(values, 0) | {"value": base}]
-    for name, found in values.items():
-        rows += [dict.fromkeys(values, 0) | {name: level, "value": v} for level, v in enumerate(found, start=1)]
-    return pd.DataFrame(rows)
-
-
-def test_variance_split_by_hand():
-    table = one_at_a_time({"replicate": [0.4, 0.6], "train_seed": [0.52, 0.48], "shot_seed": []}, base=0.5)
-    table["se"] = 0.06
-    found = variance_split(table, ["replicate", "train_seed", "shot_seed"], se="se").set_index("factor")
-    # var(.5, .4, .6) = .01, less .06² = .0064; chi-square on 2 degrees: 2 · .01/7.3778 and 2 · .01/.050636
-    draw = found.loc["replicate"]
-    assert draw["levels"] == 3 and draw["variance"] == pytest.approx(0.0064) and draw["sd"] == pytest.approx(0.08)
-    assert draw["low"] == 0.0 and draw["high"] == pytest.approx(0.39498 - 0.0036, rel=1e-4)
-    # var(.5, .52, .48) = .0004 is less than sampling makes: 0, and its upper end is kept
-    training = found.loc["train_seed"]
-    assert (training["variance"], training["sd"], training["low"]) == (0, 0, 0)
-    assert training["high"] == pytest.approx(2 * 0.0004 / 0.050636 - 0.0036, rel=1e-3)
-    assert found.loc["shot_seed", "levels"] == 1 and np.isnan(found.loc["shot_seed", "variance"])
-
-
-def test_variance_split_of_a_crossed_design_keeps_factors_apart():
-    draws, seeds = np.meshgrid([-0.1, 0.0, 0.1], [-0.02, 0.02], indexing="ij")
-    table = pd.DataFrame({"value": (0.5 + draws + seeds).ravel(), "draw": np.repeat([0, 1, 2], 2), "seed": [0, 1] * 3})
-    found = variance_split(table, ["draw", "seed"]).set_index("factor")
-    assert found["variance"].tolist() == pytest.approx([0.01, 0.0008])
-    assert found["levels"].tolist() == [3, 2]  # a level counts once, in however many groups it is
-
-
-def test_variance_split_refuses_what_it_cannot_split():
-    table = one_at_a_time({"draw": [0.4], "seed": [0.5]}, base=0.5)
-    with pytest.raises(KitError, match="two rows have draw 0, seed 0"):
-        variance_split(pd.concat([table, table.head(1)]), ["draw", "seed"])
 
 
 def test_values_not_measured_are_left_out():
@@ -412,4 +364,3 @@ def test_distances_of_distributions():
     distance, chance = jensen_shannon(low, high, who)
     assert distance == pytest.approx(1) and chance < 0.5  # nothing in common
     assert ks(low, high)[0] == 1 and ks(low, high)[1] < -80
-    assert ks(a, a) == (0, 0)

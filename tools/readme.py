@@ -17,8 +17,7 @@ from mllmu_nb import paths
 from mllmu_nb.reporting import published
 from mllmu_nb.reporting.results import half_closed, per_cent, replicates
 from mllmu_nb.reporting.runs import MODALITIES, Run, Scores, method_label
-from mllmu_nb.reporting.table_specs import all_rows
-from mllmu_nb.reporting.tables import column, grid
+from mllmu_nb.reporting.tables import all_rows, column, grid
 from mllmu_nb.scoring.frames import VIEWS
 from mllmu_nb.scoring.health import JUDGED_BY
 from mllmu_nb.scoring.registry import by_key

@@ -60,7 +60,7 @@ def show(folder: Path, references: dict[str, Path]) -> None:
     folder, as scores.csv and comparison.csv."""
     from mllmu_nb.reporting.beside import Beside
     from mllmu_nb.reporting.runs import read_run
-    from mllmu_nb.reporting.tables import write_csv
+    from mllmu_nb.reporting.sheet import write_csv
     from mllmu_nb.scoring.score import run_scores
 
     own, others = read_run(folder), {name: read_run(place) for name, place in references.items()}

@@ -54,7 +54,7 @@ def main(options: argparse.Namespace) -> int:
     """Prints the verdicts. 0 when no cell is off or missing, else 1; KitError where there is nothing to compare or a
     file of a run is damaged."""
     from mllmu_nb.reporting.runs import items_of, read_run
-    from mllmu_nb.reporting.tables import write_csv
+    from mllmu_nb.reporting.sheet import write_csv
     from mllmu_nb.scoring.score import run_scores
 
     if options.rerun and not options.config:

@@ -9,8 +9,8 @@ from itertools import product
 import pandas as pd
 
 from mllmu_nb.data.schema import SETS
+from mllmu_nb.reporting.grid import ASKED_IN, cell_text, closed_gates, rows_by, select
 from mllmu_nb.reporting.runs import Run, Scores
-from mllmu_nb.reporting.tables import ASKED_IN, cell_text, closed_gates, select
 from mllmu_nb.scoring import path
 from mllmu_nb.scoring.frames import KEY, MODEL
 from mllmu_nb.scoring.health import judged
@@ -41,14 +41,12 @@ class Beside:
     def table(self, against: str = "") -> pd.DataFrame:
         """Its scores as they are read, ``51.7 [47.2, 55.9]``, or its differences to ``against`` (vanilla, oracle), in
         brackets behind a closed gate: a row a set and view, a column a main metric."""
-        known = {metric.key: metric for metric in metrics(main=True)}
-        rows = self.cells[(self.cells["against"] == against) & self.cells["value"].notna()]
+        known = rows_by(self.cells[self.cells["against"] == against].dropna(subset=["value"]), ["set", "view", *KEY])
         texts: dict[tuple[str, str], dict[str, str]] = {}
-        for (set_name, view), (key, metric) in product(product(SETS, ASKED_IN), known.items()):
-            at = dict(zip(["set", "view", *KEY], [set_name, view, *key], strict=True))
-            head = metric.shown_as_gap if against else metric.label
-            for cell in rows[rows[list(at)].eq(list(at.values())).all(axis=1)].to_dict("records"):
+        for set_name, view, metric in product(SETS, ASKED_IN, metrics(main=True)):
+            if cell := known.get((set_name, view, *metric.key)):
                 row = texts.setdefault((set_name.capitalize(), ASKED_IN[view]), {})
+                head = metric.shown_as_gap if against else metric.label
                 row[head] = cell_text(cell, metric, signed=bool(against))
         index = pd.MultiIndex.from_tuples(texts, names=["set", "asked with"]) if texts else None
         return pd.DataFrame(texts.values(), index).fillna("")
@@ -59,7 +57,7 @@ class Beside:
         if lacking:
             return [f"Without {' and '.join(lacking)} nobody can say whether a low score is forgetting."]
         rows = select(self.scores, metrics(main=True), set="forget", view=list(ASKED_IN))
-        closed = closed_gates(self.scores, rows.to_dict("records"))
+        closed = closed_gates(self.scores, rows)
         opened = "Vanilla answers better about the forget people than the oracle, in every metric: scores can be read."
         why = next((bad.why for model, bad in self.scores.unsound.items() if model[3] == self.own["method"]), "")
         collapsed = f"A low score of this model is no forgetting, it has {why}."

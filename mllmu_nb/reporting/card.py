@@ -11,11 +11,12 @@ from mllmu_nb.data.schema import Population
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import show
 from mllmu_nb.reporting.beside import Beside
+from mllmu_nb.reporting.grid import ASKED_IN, select
 from mllmu_nb.reporting.runs import Run
-from mllmu_nb.reporting.tables import ASKED_IN, select
 from mllmu_nb.scoring.frames import MODEL, POOLED
 from mllmu_nb.scoring.health import STATES
 from mllmu_nb.scoring.leakage import ACROSS
+from mllmu_nb.scoring.ranking import LIKELIHOOD
 from mllmu_nb.scoring.registry import by_key
 
 STYLE = """
@@ -54,7 +55,7 @@ def verdict(beside: Beside) -> str:
 def _change(beside: Beside, run: Run, set_name: str) -> Mapping:
     """The row of ``run`` minus vanilla on a set, by likelihood."""
     model = dict(zip(MODEL, run.model, strict=True))
-    rows = select(beside.scores, [by_key()[show.LIKELIHOOD]], **model, against="vanilla", set=set_name, view=POOLED)
+    rows = select(beside.scores, [by_key()[LIKELIHOOD]], **model, against="vanilla", set=set_name, view=POOLED)
     if rows["value"].notna().sum() != 1:
         raise KitError(f"{run.id} was not asked about the {set_name} people by likelihood, as vanilla was")
     return rows.iloc[0]
@@ -101,9 +102,7 @@ def _health(beside: Beside) -> pd.DataFrame:
 def _leakage(beside: Beside) -> pd.DataFrame:
     """How much further from the oracle the facts are by name than by portrait, in points; empty without an oracle."""
     model = dict(zip(MODEL, beside.own.model, strict=True))
-    cells = select(beside.scores, [by_key()[show.LIKELIHOOD]], **model, set="forget", view=ACROSS).dropna(
-        subset=["value"]
-    )
+    cells = select(beside.scores, [by_key()[LIKELIHOOD]], **model, set="forget", view=ACROSS).dropna(subset="value")
     texts = [f"{100 * c.value:+.0f} [{100 * c.low:+.0f}, {100 * c.high:+.0f}]" for c in cells.itertuples()]
     return pd.DataFrame({"points": texts}, index=["by name minus by portrait"] * len(texts))
 

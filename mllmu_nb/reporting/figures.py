@@ -28,15 +28,15 @@ from mllmu_nb.data.schema import ATTRIBUTES, Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.registry import Registry, load_extensions
 from mllmu_nb.reporting import plots
+from mllmu_nb.reporting.grid import COLLAPSED_NOTE, VERDICT_SIGNS, closed_gates, select, sheet_label
 from mllmu_nb.reporting.plots import CLOSED, GREY, INK, LINE, NORMAL, PAGE, PALE, RIGHT, SMALL, WRONG
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Run, Scores, label, models_in_order
-from mllmu_nb.reporting.tables import COLLAPSED_NOTE, VERDICT_SIGNS, closed_gates, select, sheet_label
 from mllmu_nb.scoring import gates, path, utility
 from mllmu_nb.scoring.frames import KEY, MODEL, POOLED, VIEWS
 from mllmu_nb.scoring.health import STATES
+from mllmu_nb.scoring.ranking import LIKELIHOOD
 from mllmu_nb.scoring.registry import FORGOTTEN, Metric, by_key, metrics
 
-LIKELIHOOD = ("classification", "likelihood", "accuracy")
 ORACLE_KEY = (
     "Difference to the oracle, which never saw these people (0), with 95 % intervals. Band: the margin; = "
     "the interval lies inside it, ≠ outside, ? neither. Filled: unlearned on image + text; hollow: on text only."
@@ -44,9 +44,9 @@ ORACLE_KEY = (
 FIGURES = Registry("figure")
 
 
-def figure(name: str, alt: str, of: str = "models") -> Callable[[Callable], Callable]:
-    """Registers the function below it: ``name`` begins its files' names; ``of`` is what it draws, the scores of one
-    group of models, people (profiles), or both. What it draws carries ``alt`` as its label."""
+def figure(name: str, alt: str, portraits: bool = False) -> Callable[[Callable], Callable]:
+    """Registers the function below it: ``name`` begins its files' names. What it draws from the scores of one group of
+    models, and from people too where it shows ``portraits``, carries ``alt`` as its label."""
 
     def register(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         @plots.styled
@@ -56,7 +56,7 @@ def figure(name: str, alt: str, of: str = "models") -> Callable[[Callable], Call
             made.set_label(alt)
             return made
 
-        drawn.of = of
+        drawn.portraits = portraits
         return FIGURES.add(name, drawn)
 
     return register
@@ -68,18 +68,18 @@ def title(draw: Callable[..., Figure]) -> str:
 
 
 def write_all(scores: Scores, people: Sequence[Profile], folder: Path) -> list[str]:
-    """Writes every figure of every group of runs into ``folder``, and that of ``people`` where there are any.
+    """Writes every figure of every group of runs into ``folder``, and the profile sheet where there are ``people``.
 
     Returns a line a figure for ``captions.md``: its caption, or why it is not drawn.
     """
     load_extensions()
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [(name, FIGURES.get(name), (people,)) for name in FIGURES if FIGURES.get(name).of == "people" and people]
+    wanted = [("profiles", profile_sheet, [people])] if people else []
     for _, group in scores.groups():
         for name in FIGURES:
-            draw, stem = FIGURES.get(name), sheet_label(name, group).replace("-", "_")
-            given = {"models": [(group,)], "both": [(group, people)]}.get(draw.of, [])
-            wanted += [(stem, draw, content) for content in given]
+            draw = FIGURES.get(name)
+            content = [group, people] if draw.portraits else [group]
+            wanted.append((sheet_label(name, group).replace("-", "_"), draw, content))
     captions = []
     for stem, draw, content in wanted:
         try:
@@ -118,7 +118,7 @@ def rows(
         "set_label": ordered(map(str.capitalize, cells["set"]), map(str.capitalize, sets)),
         "view_label": ordered((VIEWS.get(view, "") for view in cells["view"]), (VIEWS.get(view, "") for view in views)),
         "metric_label": ordered(map(heading, metric), map(heading, wanted)),
-        "name": ordered((_named(scores, one) for one in model), (_named(scores, one) for one in scores.models())),
+        "name": ordered(map(scores.named, model), map(scores.named, scores.models())),
     }
     result = cells.assign(
         **{end: cells[end] * times for end in ("value", "low", "high")},
@@ -144,8 +144,7 @@ def heading(metric: Metric) -> str:
 
 def notes(scores: Scores, shown: pd.DataFrame) -> list[str]:
     """The lines below a figure of ``shown`` :func:`rows`: closed gates, and what ‡ means where there is one."""
-    gated = shown[shown["set"].isin(FORGOTTEN)].to_dict("records")
-    return [*closed_gates(scores, gated, "In grey"), *collapse_note(shown["name"])]
+    return [*closed_gates(scores, shown, "In grey"), *collapse_note(shown["name"])]
 
 
 def collapse_note(names: Iterable[str]) -> list[str]:
@@ -153,15 +152,10 @@ def collapse_note(names: Iterable[str]) -> list[str]:
     return [COLLAPSED_NOTE] if any(COLLAPSED in name for name in names) else []
 
 
-def _named(scores: Scores, model: tuple) -> str:
-    """The name of a model, with ‡ where it is not sound."""
-    return scores.name(model) + scores.mark(model)
-
-
 # -- people ---------------------------------------------------------------------------------------------------------
 
 
-@figure("profiles", "portraits, facts and questions of a few people", of="people")
+@plots.styled
 def profile_sheet(people: Sequence[Profile]) -> Figure:
     """A person is a portrait, facts, and questions for three tasks. Portrait, the transformed portraits of the Test
     set, facts, and a question a task (the right answer in blue)."""
@@ -212,7 +206,7 @@ def _person(page: plots.Page, person: Profile, top: float) -> float:
 SAYS, SILENT, BROKEN = "●", "○", "≈"  # signs before an answer
 
 
-@figure("before_after", "what every model answers about one person to be forgotten and one to be kept", of="both")
+@figure("before_after", "what every model answers about one person to be forgotten and one to be kept", portraits=True)
 def before_after(scores: Scores, people: Sequence[Profile] = ()) -> Figure:
     """What each model says about a person to be forgotten and one to be kept. The first of each that vanilla answers
     rightly in both views, asked by image and by text. ● the fact is in the answer, ○ it is not, ≈ the answer is broken
@@ -223,7 +217,7 @@ def before_after(scores: Scores, people: Sequence[Profile] = ()) -> Figure:
         raise KitError("the before-and-after figure needs a run of vanilla beside the unlearned ones")
     pairs = [(kind, example(vanilla, name)) for kind, name in (("To be forgotten", "forget"), ("To be kept", "retain"))]
     questions = [question for _, pair in pairs for question in pair]
-    names = [_named(scores, model) for model in by_model]
+    names = list(map(scores.named, by_model))
     left, gap, portrait = 0.1, 0.1, 0.62
     first = left + max(map(plots.width_of, [*names, "Asked with"])) + 0.15
     column = (PAGE - first - 0.1 - 3 * gap) / 4
@@ -367,7 +361,7 @@ def along_the_path(scores: Scores) -> Figure:
         raise KitError("no unlearning has a path beside an oracle about the same people")
     modalities = [name for name in MODALITIES if (kept["modality"] == name).any()]
     key = "Filled: unlearned on image + text; hollow: on text only. A line ends where a replicate gets no further."
-    below = [key, *collapse_note(_named(scores, model) for model in scores.models())]
+    below = [key, *collapse_note(map(scores.named, scores.models()))]
     drawn, axes = plots.panels(1, len(modalities), (PAGE, 3.2), below, title(along_the_path), sharey=True)
     oracle = scores.points[(scores.points["method"] == "oracle") & (scores.points["measure"] == path.LIKELIHOOD)]
     sums = oracle[oracle["set"].isin(("retain", "celebrity"))].groupby("set")[["score", "items"]].sum()
@@ -387,8 +381,7 @@ def along_the_path(scores: Scores) -> Figure:
                 plots.dots(panel, x, 100 * np.array(row["dots"]), look.colour, across=False)
                 ends_of = None if pd.isna(row["low"]) else (100 * row["low"], 100 * row["high"])
                 plots.mark(panel, x, 100 * row["value"], look, along=ends_of, thickness=0.8)
-            name = scores.name((*model[:2], "none", *model[3:])) + scores.mark(model)
-            ends.append(plots.End(panel, 100 * mine["value"].iloc[-1], name, INK, look))
+            ends.append(plots.End(panel, 100 * mine["value"].iloc[-1], scores.named(model, True), INK, look))
             plots.lead(panel, 100 * mine["place"].iloc[-1], ends[-1].height)
         plots.mark(panel, 100, goal, plots.REFERENCES["oracle"])
         ends.append(plots.End(panel, goal, "Oracle", INK, plots.REFERENCES["oracle"]))
@@ -411,15 +404,15 @@ def leakage(scores: Scores) -> Figure:
         raise KitError("no model was asked what the oracle was asked about the forget set")
     ends = gaps[["value", "low", "high"]].round(9).itertuples(index=False)  # 7.5 is printed alike everywhere
     texts = [f"{round(gap):+d}\n[{round(low)}, {round(high)}]".replace("-", "−") for gap, low, high in ends]
-    cells = gaps.assign(text=texts, closed=gaps["gate"] != gates.OPEN)
-    cells = cells.pivot(index="name", columns=["metric_label", "view_label"], values=["value", "text", "closed"])
-    values, texts, closed = (cells[name].sort_index(axis=1) for name in ("value", "text", "closed"))
+    cells = gaps.assign(text=texts, value=gaps["value"].where(gaps["gate"] == gates.OPEN))
+    cells = cells.pivot(index="name", columns=["metric_label", "view_label"], values=["value", "text"])
+    values, texts = (cells[name].sort_index(axis=1) for name in ("value", "text"))
     names = [name.replace(" (", "\n").replace(")", "") for name in values.index]
     below = ["Exact: the fact stands in a free answer.", *collapse_note(values.index)]
     drawn, [[panel]] = plots.panels(1, 1, (PAGE, 1.0 + 0.36 * len(values)), below, title(leakage))
-    scale = {"colours": colormaps["PuOr_r"], "limits": (-100, 100), "closed": closed.fillna(True).to_numpy(bool)}
     bar = {"location": "bottom", "aspect": 40, "pad": 0.02, "label": "points above (orange) or below the oracle (0)"}
-    plots.heat(panel, values.astype(float), texts.fillna("–").to_numpy(str), **scale, **bar)
+    texts = texts.fillna("–").to_numpy(str)
+    plots.heat(panel, values.astype(float), texts, colormaps["PuOr_r"], (-100, 100), **bar)
     panel.set(xlabel="", ylabel="")
     panel.set_yticks(panel.get_yticks(), names)
     panel.set_xticks(panel.get_xticks(), ["image" if view == VIEWS["image_text"] else view for _, view in values])
@@ -428,7 +421,7 @@ def leakage(scores: Scores) -> Figure:
     for number, metric in enumerate(dict.fromkeys(metric for metric, _ in values)):
         panel.annotate(metric, (2 * number + 1, 1), **above)
         panel.axvline(2 * number, color=INK, linewidth=0.8 if number else 0)
-    methods = [model[:2] for model in scores.models() if _named(scores, model) in set(values.index)]
+    methods = [model[:2] for model in scores.models() if scores.named(model) in set(values.index)]
     for number, (one, other) in enumerate(itertools.pairwise(methods), start=1):
         panel.axhline(number, color=INK, linewidth=0.8 if one != other else 0)
     return drawn

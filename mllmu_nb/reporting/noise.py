@@ -2,14 +2,9 @@
 
 Papers print a figure a method and no interval. How far two of them must lie apart follows from the numbers of people
 and questions behind them, which the benchmark fixes (:func:`people_behind`), and from how alike the answers about one
-person are, which nobody prints: a correlation is assumed, .1 with a range from 0 to .4. A gap exceeds the noise where
-it is larger than the difference that a comparison at 95 % detects with 80 % power:
-
-    detectable = (1.96 + 0.84) · sqrt((1 - together) · (v1 + v2))
-
-v1 and v2 are the two figures' variances and ``together`` the correlation of the two models' figures over people: 0
-unless it is given, as no paper prints answers. Models of one vanilla model agree more than that, so a paired comparison
-could detect more.
+person are, which nobody prints: a correlation is assumed, .1 with a range from 0 to .4. docs/methods.md has the
+formula. ``together`` is the correlation of the two models' figures over people, 0 unless it is given: models of one
+vanilla agree more than that, so a paired comparison could detect more.
 """
 
 from __future__ import annotations

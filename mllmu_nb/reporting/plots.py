@@ -30,8 +30,9 @@ from matplotlib.transforms import ScaledTranslation
 from scipy.optimize import isotonic_regression
 from seaborn.utils import relative_luminance
 
-from mllmu_nb import paths, unlearning
+from mllmu_nb import paths
 from mllmu_nb.data.portraits import large
+from mllmu_nb.reporting.runs import class_of
 
 COLUMN, PAGE = 3.4, 7.0  # inches
 SMALL, NORMAL, TITLE = 7.5, 8.5, 10.0  # points
@@ -79,8 +80,7 @@ REFERENCES = {"base": Look("#56B4E9", "X"), "vanilla": Look("#000000", "o"), "or
 
 def look(method: str, variant: str = "canonical", modality: str = "none") -> Look:
     """Colour and marker of a method; hollow where it was unlearned on text only."""
-    classes = unlearning.variants(method)
-    own = classes.get(variant) or next(iter(classes.values()), unlearning.Method)
+    own = class_of(method, variant)
     known = REFERENCES.get(method) or Look(own.colour, own.marker)
     return known._replace(filled=modality != "unimodal")
 
@@ -317,17 +317,11 @@ def bars(frame: pd.DataFrame, *, x: str, dodge: str, row: str, column: str, line
 
 
 def heat(
-    panel: Axes,
-    values: pd.DataFrame,
-    texts: np.ndarray,
-    colours: Colormap,
-    limits: tuple[float, float],
-    closed: np.ndarray | None = None,
-    **bar: Any,
+    panel: Axes, values: pd.DataFrame, texts: np.ndarray, colours: Colormap, limits: tuple[float, float], **bar: Any
 ) -> None:
-    """A heat map of ``values`` [rows, columns] with ``texts`` in its cells, grey where ``closed`` (without it, where a
-    value is NaN); ``bar`` is how its colour bar is drawn."""
-    grey = values.isna().to_numpy() if closed is None else closed
+    """A heat map of ``values`` [rows, columns] with ``texts`` in its cells, grey where a value is NaN; ``bar`` is the
+    look of its colour bar."""
+    grey = values.isna().to_numpy()
     panel.set_facecolor(PALE)
     scale = {"vmin": limits[0], "vmax": limits[1], "cmap": colours, "linewidths": 0.8, "cbar_kws": bar}
     seaborn.heatmap(values, mask=grey, ax=panel, **scale)

@@ -14,6 +14,7 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, tables
 from mllmu_nb.reporting import results as in_words
 from mllmu_nb.reporting.runs import Scores, made_of, run_table
+from mllmu_nb.reporting.sheet import write_csv
 from mllmu_nb.stages import lock
 
 UNFINISHED = ".unfinished"
@@ -33,8 +34,8 @@ def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], N
     source, written = f"results/{scale}/runs ({made_of(run.record for run in scores.runs)})", []
     say(f"Tables and figures of the {len(scores.runs)} runs in {source}.")
     with lock(results), _aside(results, written) as folder, _aside(pictures, written) as drawn:
-        tables.write_csv(scores.run_scores(), folder / "scores.csv")
-        tables.write_csv(run_table(scores.runs), folder / "runs.csv")
+        write_csv(scores.run_scores(), folder / "scores.csv")
+        write_csv(run_table(scores.runs), folder / "runs.csv")
         tables.write_tables(scores, folder / "tables", source)
         in_words.write(scores, folder / "tables", source)
         captions = figures.write_all(scores, people, drawn)

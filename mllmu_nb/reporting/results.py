@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mllmu_nb.reporting.grid import group_title, select
 from mllmu_nb.reporting.runs import MODALITIES, Scores, method_label
-from mllmu_nb.reporting.tables import group_title, latex_text, markdown_text, select
+from mllmu_nb.reporting.sheet import latex_text, markdown_text
 from mllmu_nb.scoring import path
 from mllmu_nb.scoring.frames import MODEL, POOLED
 from mllmu_nb.scoring.ranking import LIKELIHOOD
@@ -81,16 +82,17 @@ def write(scores: Scores, folder: Path, source: str) -> None:
     markdown, latex, notes = [f"<!-- made from {source}; do not edit -->"], [], []
     for _, group in scores.groups():
         head = f"{group_title(group)}, {replicates(group)}. By likelihood, with 95 % limits."
-        lines = [markdown_text(head), latex_text(head)]
+        said, set_in_latex = markdown_text(head), latex_text(head)
         for part in paragraph(group):
             text = part.text if isinstance(part, Number) else part
-            lines = [lines[0] + markdown_text(text), lines[1] + latex_text(text)]
+            said, set_in_latex = said + markdown_text(text), set_in_latex + latex_text(text)
             if isinstance(part, Number):
                 links = ", ".join(f"[{markdown_text(run)}](../runs/{run})" for run in part.runs)
                 notes.append(f"[^{len(notes) + 1}]: {markdown_text(part.row)}; {links}")
+                said += f"[^{len(notes)}]"
                 origin = latex_text(f"{part.row}; {', '.join(part.runs)}")
-                lines = [f"{lines[0]}[^{len(notes)}]", rf"{lines[1]}\footnote{{{origin}}}"]
-        markdown.append(lines[0])
-        latex.append(lines[1])
+                set_in_latex += rf"\footnote{{{origin}}}"
+        markdown.append(said)
+        latex.append(set_in_latex)
     (folder / "results.md").write_text("\n\n".join([*markdown, *notes, ""]), encoding="utf-8")
     (folder / "results.tex").write_text("\n\n".join([*latex, ""]), encoding="utf-8")

@@ -86,7 +86,7 @@ class Run:
     @property
     def base_label(self) -> str:
         """The printed name of the base model's family."""
-        return self.record.get("base_label") or self["base_model"]
+        return self.record["base_label"]
 
 
 def columns_of(record: dict) -> dict[str, Any]:
@@ -233,13 +233,13 @@ class Scores:
 
     @cached_property
     def _groups(self) -> list[tuple[tuple, Scores]]:
-        return [(key, self._only(key)) for key in sorted({tuple(run[c] for c in GROUP) for run in self.runs})]
-
-    def _only(self, key: tuple) -> Scores:
-        runs = [run for run in self.runs if tuple(run[c] for c in GROUP) == key]
-        frames = {name: getattr(self, name) for name in FRAMES}
-        mine = {name: rows[rows[GROUP].eq(list(key)).all(axis=1)] for name, rows in frames.items()}
-        return replace(self, runs=runs, **mine)
+        groups = []
+        for key in sorted({tuple(run[column] for column in GROUP) for run in self.runs}):
+            runs = [run for run in self.runs if tuple(run[column] for column in GROUP) == key]
+            frames = {name: getattr(self, name) for name in FRAMES}
+            mine = {name: rows[rows[GROUP].eq(list(key)).all(axis=1)] for name, rows in frames.items()}
+            groups.append((key, replace(self, runs=runs, **mine)))
+        return groups
 
     @property
     def group(self) -> dict[str, Any]:
@@ -296,6 +296,11 @@ class Scores:
         values = [f"{name} {value}" for name, value in zip(self.by, model[len(MODEL) :], strict=True) if value != ""]
         return ", ".join([label(*model[: len(MODEL)]), *values])
 
+    def named(self, model: tuple, short: bool = False) -> str:
+        """The same with ‡ where the model is not sound; ``short`` where the heading says what it was unlearned on."""
+        method, variant, modality, *rest = model
+        return self.name((method, variant, "none" if short else modality, *rest)) + self.mark(model)
+
 
 def run_table(runs: Sequence[Run]) -> pd.DataFrame:
     """The table of runs that lies beside them: what each id stands for, with every parameter that varies."""
@@ -309,10 +314,15 @@ def run_table(runs: Sequence[Run]) -> pd.DataFrame:
 # -- names and order --------------------------------------------------------------------------------------------
 
 
+def class_of(method: str, variant: str = "canonical") -> type[unlearning.Method]:
+    """The class of a method, of its first variant where this one is unknown; the base class where nobody knows it."""
+    classes = unlearning.variants(method)
+    return classes.get(variant) or next(iter(classes.values()), unlearning.Method)
+
+
 def method_label(method: str) -> str:
     """The printed name of a method, its own where the registry knows it."""
-    classes = list(unlearning.variants(method).values())
-    return REFERENCES.get(method) or (classes[0].label if classes else "") or method
+    return REFERENCES.get(method) or class_of(method).label or method
 
 
 def label(method: str, variant: str = "canonical", modality: str = "none", after: str = "") -> str:
@@ -331,8 +341,7 @@ def models_in_order(models: Iterable[tuple]) -> list[tuple]:
 
 def _place(model: tuple) -> tuple:
     method, variant, modality, *more = model
-    classes = list(unlearning.variants(method).values())
-    rank = {"base": -2, "vanilla": -1, "oracle": 1000}.get(method) or (classes[0].order if classes else 60)
+    rank = {"base": -2, "vanilla": -1, "oracle": 1000}.get(method) or class_of(method).order
     trained = ["none", *MODALITIES].index(modality)
     rest = [(value, "") if isinstance(value, int | float) else (inf, str(value)) for value in more]
     return rank, method, variant, trained, *rest

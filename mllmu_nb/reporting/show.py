@@ -28,13 +28,14 @@ from mllmu_nb.data.schema import SETS, Population
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, plots
 from mllmu_nb.reporting.runs import REFERENCES, Run, Scores, models_in_order, read_run
-from mllmu_nb.reporting.tables import Sheet
+from mllmu_nb.reporting.sheet import Sheet
 from mllmu_nb.scoring.frames import VIEWS
 from mllmu_nb.scoring.health import CHANCE
+from mllmu_nb.scoring.ranking import LIKELIHOOD
 from mllmu_nb.scoring.registry import by_key
 
 DPI = 110
-LIKELIHOOD, LETTER, ROUGE_L = figures.LIKELIHOOD, ("classification", "letter", "accuracy"), ("generation", "", "rougeL")
+BARS = [LIKELIHOOD, ("classification", "letter", "accuracy"), ("generation", "", "rougeL")]
 
 
 # -- text and pictures ----------------------------------------------------------------------------------------------
@@ -91,10 +92,10 @@ def table(frame: pd.DataFrame) -> HTML:
         return HTML(frame.to_html())
 
 
-def gallery(pictures: Mapping[str, bytes], width: int = 110) -> HTML:
+def gallery(pictures: Mapping[str, bytes]) -> HTML:
     """PNG or JPEG pictures in a row, each above its name."""
     cells = [
-        f'<figure style="display:inline-block;margin:4px 8px;width:{width}px">{_img(name, data, width)}'
+        f'<figure style="display:inline-block;margin:4px 8px;width:110px">{_img(name, data, 110)}'
         f"<figcaption><small>{escaped(name)}</small></figcaption></figure>"
         for name, data in pictures.items()
     ]
@@ -169,7 +170,7 @@ def four_sets(some: Sequence[Run]) -> Figure:
     Hollow bars are of models unlearned on text only; the dotted line of a choice among four is chance. Where vanilla
     and the oracle are among the runs, forget and test bars of a metric whose gate is closed are grey.
     """
-    scores, wanted = _scores(some), [by_key()[key] for key in (LIKELIHOOD, LETTER, ROUGE_L)]
+    scores, wanted = _scores(some), [by_key()[key] for key in BARS]
     levels = figures.rows(scores, wanted, list(SETS), list(VIEWS), percent=True)
     chance = (levels["task"] == "classification").map({True: 100 * CHANCE})
     levels = levels.assign(asked=levels["view_label"].cat.rename_categories("Asked with {}, %".format), chance=chance)
@@ -196,15 +197,15 @@ def curves(x: Sequence[float], lines: Mapping[str, Sequence[float]], xlabel: str
     return figure
 
 
-def changes(some: Sequence[Run], against: str = "vanilla") -> pd.DataFrame:
-    """What differs from ``against`` in the choice by likelihood, question by question, in percentage points with the 95
+def changes(some: Sequence[Run]) -> pd.DataFrame:
+    """What differs from vanilla in the choice by likelihood, question by question, in percentage points with the 95
     % interval over people.
 
     The last column says what the interval allows: a difference is claimed only where it excludes 0. Without a run of
-    ``against``, as when a sweep has not come to it yet, there is no row.
+    vanilla, as when a sweep has not come to it yet, there is no row.
     """
     scores = _scores(some)
-    cells = figures.rows(scores, [by_key()[LIKELIHOOD]], list(SETS), list(VIEWS), against, percent=True)
+    cells = figures.rows(scores, [by_key()[LIKELIHOOD]], list(SETS), list(VIEWS), "vanilla", percent=True)
     unlearned = ~cells["method"].isin(REFERENCES)
     cells = cells[unlearned] if unlearned.any() else cells
     columns = {"method": cells["model"].map(scores.name), "set": cells["set_label"], "asked with": cells["view_label"]}

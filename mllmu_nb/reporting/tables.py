@@ -1,56 +1,68 @@
-"""Tables of scores: a query of the long frame of cells and a shape, printed as Markdown, LaTeX and CSV.
+"""The tables: each a function from the scores of one base model, protocol and forget ratio to printed sheets.
 
-:mod:`~mllmu_nb.reporting.table_specs` has the tables; one outside the package registers itself the same way, in a
-module that MLLMU_NB_EXTENSIONS names:
+Its files and its place in the report follow from ``@table``. One outside the package registers itself the same way, in
+a module that MLLMU_NB_EXTENSIONS names:
 
     @table("table_mine")
-    def mine(scores):  # the scores of one base model, protocol and forget ratio
+    def mine(scores):
         columns = [column(one, set="forget") for one in metrics(main=True)]
-        yield grid(scores, "My table", "mine", [("", scores.models())], columns, {"against": "", "view": "both"})
+        yield grid(scores, "My table", "mine", all_rows(scores), columns, {"against": "", "view": "both"})
 
-A cell behind a closed gate stands in brackets, a collapsed model has ‡ behind its name, and a cell without a value is
-empty and carries the letter of a footnote that says why. Text is inert in every form, whatever it holds.
+A metric that is registered appears in those tables whose columns are the registry's metrics.
 """
 
 from __future__ import annotations
 
-import importlib
-import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import accumulate, groupby, product
-from math import nan
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
 
-from mllmu_nb.data.schema import SETS
+from mllmu_nb.data.schema import SETS, TASKS
 from mllmu_nb.registry import Registry, load_extensions
-from mllmu_nb.reporting.runs import COLLAPSED, REFERENCES, Scores
-from mllmu_nb.scoring.frames import COUNTS, GROUP, KEY, MODEL, POOLED, VIEWS
-from mllmu_nb.scoring.gates import CLOSED
-from mllmu_nb.scoring.registry import FORGOTTEN, LIKE_ORACLE, UP, Metric, by_key
-from mllmu_nb.statistics.ranking import letter
-
-PLACE = ["against", "set", "view", *KEY]  # with the model, what names a cell
-VERDICT_SIGNS = {"inside": "=", "outside": "≠", "undecided": "?"}
-ASKED_IN = {**VIEWS, POOLED: "both"}
-LIMITS = "[low, high] is the 95 % interval."
-GATES_UNKNOWN = "Without vanilla and the oracle nobody can say whether a low score is forgetting."
-COLLAPSED_NOTE = (
-    f"{COLLAPSED} The model has collapsed or refuses everybody (in so many of its replicates, where a number stands "
-    "there), so a low score is no forgetting, and it is not ranked: in one of the views more than half of its free "
-    "answers about the Retain people are broken (empty, repeated, gibberish), or refusals, or its choices by "
-    "likelihood there lie below halfway between chance and vanilla."
+from mllmu_nb.reporting.grid import (
+    ASKED_IN,
+    LIMITS,
+    column,
+    csv_rows,
+    grid,
+    new_sheet,
+    repeats,
+    rows_by,
+    select,
+    value_text,
 )
-BEST, SECOND = "best", "second best"
-MARKED = {BEST: ("**{}**", r"\textbf{{{}}}"), SECOND: ("<u>{}</u>", r"\underline{{{}}}")}  # in Markdown, in LaTeX
-UPRIGHT = 112  # characters of a row that an upright page has room for; a longer one has limits below its values
-ROOM = {False: 42, True: 14}  # rows on a page, by whether limits stand below
-RAISED = r"\textsuperscript{{{}}}"
+from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Scores, models_in_order
+from mllmu_nb.reporting.sheet import Sheet, write_sheets
+from mllmu_nb.scoring import judge, path, registry, utility
+from mllmu_nb.scoring.frames import GROUP, KEY, MODEL, POOLED, VIEWS
+from mllmu_nb.scoring.leakage import ACROSS
+from mllmu_nb.scoring.ranking import LIKELIHOOD, RANKED
+from mllmu_nb.scoring.registry import Metric, metrics
+
+PAPER = ("vanilla", "ga", "grad_diff", "kl_min", "npo", "prompting", "oracle")  # its rows stand where no run does, too
+UNTRAINED = ("vanilla", "prompting", "oracle")  # those of them that unlearn on no modality
+UNLEARNED = {name: f"Unlearned on {text}" for name, text in MODALITIES.items()}
+ANY_VIEW = [*VIEWS, POOLED]
+SIGNS = (
+    "The interval lies within the margin: =, as the oracle; outside of it: ≠, not as the oracle; neither: ?, undecided."
+)
+
+# What the quality table prints, by heading. What follows from the same sentences stands in its CSV alone, and a metric
+# that is in neither has a place behind them.
+QUALITY = {
+    "Truth ratio": ["truth_ratio", "ks", "ks_log10_p", "js", "js_chance"],
+    "Taught sentences": ["exact_memorisation", "extraction_strength"],
+    "Membership, AUC": ["auc_loss", "auc_zlib", "auc_min_k", "auc_min_k_pp"],
+    "TPR by LOSS, %": ["tpr_1_loss", "tpr_5_loss"],
+}
+AGREEMENT = {"answers": "Answers", "judge": "Judge, mean", "rubric": "Rubric, mean"}
+AGREEMENT |= {"within": "Within one point", "rank": "Rank correlation"}
+CSV_ALONE = {"loss", "zlib", "min_k", "min_k_pp"}
+CSV_ALONE |= {f"tpr_{level}_{attack}" for level in (1, 5) for attack in ("zlib", "min_k", "min_k_pp")}
 TABLES = Registry("table")
 
 
@@ -66,114 +78,380 @@ def table(name: str, together: str = "") -> Callable[[Callable], Callable]:
     return register
 
 
-# -- one printed table ------------------------------------------------------------------------------------------
+# -- rows and columns -------------------------------------------------------------------------------------------
 
 
-def value_text(cell: Mapping[str, Any], metric: Metric, signed: bool = False) -> str:
-    """``51.7 [47.2, 55.9]``: value and interval in the metric's printed unit; "" without a value."""
-    if pd.isna(cell["value"]):
-        return ""
-    form = f"{'+' if signed else ''}.{metric.digits}f"
-    value, *ends = (f"{cell[name] * metric.times:{form}}".replace("-", "−") for name in ("value", "low", "high"))
-    return value if pd.isna(cell["low"]) else f"{value} [{', '.join(ends)}]"
+def paper_rows(scores: Scores, skip: Iterable[str] = ()) -> list[tuple[str, list[tuple]]]:
+    """Blocks as in the paper's table: for each modality that something was unlearned on, the methods of the paper and
+    those that were run, whoever trains on no modality in every block. ``skip`` leaves methods out, but for models with
+    a step after unlearning."""
+    blocks = []
+    # "none" where nothing was unlearned
+    trained_on = [name for name in MODALITIES if any(model[2] == name for model in scores.models())] or ["none"]
+    for modality in trained_on:
+        models = {model for model in scores.models() if model[2] in (modality, "none")}
+        absent = set(PAPER if modality in UNLEARNED else UNTRAINED) - {model[0] for model in models}
+        for name in absent:
+            trained = "none" if name in UNTRAINED else modality
+            models.add((name, "canonical", trained, "", *[""] * len(scores.by)))
+        shown = models_in_order(model for model in models if model[0] not in skip or model[3])
+        blocks.append((UNLEARNED.get(modality, "No unlearned model"), shown))
+    return blocks
 
 
-def cell_text(cell: Mapping[str, Any], metric: Metric, signed: bool = False, verdict: bool = False) -> str:
-    """A cell as tables print it: a difference ``signed``, with the sign of its ``verdict`` where that is asked for, and
-    all in brackets behind a closed gate."""
-    text = value_text(cell, metric, signed)
-    if verdict and cell["verdict"]:
-        text += f" {VERDICT_SIGNS[cell['verdict']]}"
-    return f"({text})" if text and cell["gate"] == CLOSED else text
+def all_rows(scores: Scores, skip: Iterable[str] = ()) -> list[tuple[str, list[tuple]]]:
+    """The same in one block without a heading, each model once."""
+    return [("", models_in_order(model for _, models in paper_rows(scores, skip) for model in models))]
 
 
-Blocks = Sequence[tuple[str, Sequence[tuple[str, Sequence[tuple[str, str]]]]]]
+def _score_metrics(scores: Scores) -> list[Metric]:
+    """The metrics of the tables of scores, without those that are optional and were not measured."""
+    there = set(scores.cells[KEY].itertuples(index=False, name=None))
+    return [one for one in metrics(table="scores") if not one.optional or one.key in there]
 
 
-@dataclass
-class Sheet:
-    """One printed table: ``columns`` as (heading over several, heading), ``blocks`` as (heading, rows), a row as (name,
-    cells), a cell as (text, reason why it is empty, or BEST or SECOND). ``frame`` holds its rows of the CSV, ``label``
-    is LaTeX's. Without columns it is a title and remarks."""
-
-    title: str
-    label: str
-    first: str
-    columns: Sequence[tuple[str, str]]
-    blocks: Blocks = ()
-    remarks: Sequence[str] = ()
-    frame: pd.DataFrame = field(default_factory=pd.DataFrame)
-
-    def footnotes(self) -> dict[str, str]:
-        """Reason → letter, in the order in which a reader meets the empty cells."""
-        cells = [cell for _, rows in self.blocks for _, cells in rows for cell in cells]
-        reasons = dict.fromkeys(reason for text, reason in cells if reason and not text)
-        return {reason: letter(number) for number, reason in enumerate(reasons)}
-
-    def markdown(self) -> str:
-        """A GitHub table; the upper heading is repeated in every column, as Markdown has no spanning cells."""
-        notes = self.footnotes()
-        lines = [f"**{markdown_text(self.title)}**", ""] if self.title else []
-        if self.columns:
-            heads = ["<br>".join(markdown_text(text) for text in column if text) for column in self.columns]
-            lines += [_line([self.first, *heads]), "|" + " --- |" + " ---: |" * len(heads)]
-        for heading, rows in self.blocks:
-            if heading:
-                lines.append(f"| **{markdown_text(heading)}** |" + "  |" * len(self.columns))
-            for name, cells in rows:
-                lines.append(_line([markdown_text(name), *(_markdown_cell(*cell, notes) for cell in cells)]))
-        lines += ["", *(f"<sup>{mark}</sup> {markdown_text(reason)}<br>" for reason, mark in notes.items())]
-        return "\n".join([*lines, *(f"{markdown_text(remark)}<br>" for remark in self.remarks)]).rstrip() + "\n"
-
-    def latex(self) -> str:
-        """Floats with booktabs rules, in 8 pt, as many as it takes for each to fit a page: upright, or on its side and
-        with limits below the values where rows are longer than UPRIGHT. Needs the packages booktabs, graphicx (what is
-        still wider than the page shrinks to it) and rotating."""
-        if not self.columns:
-            return latex_text(" ".join([f"{self.title}.", *self.remarks])) + "\n"
-        rows = [(name, *(text for text, _ in cells)) for _, rows in self.blocks for name, cells in rows]
-        columns = zip((self.first, *(head for _, head in self.columns)), *rows, strict=True)
-        below = sum(max(map(len, column)) for column in columns) > UPRIGHT
-        pages = enumerate(_pages(self.blocks, ROOM[below]))
-        return "".join(self._float(blocks, below, " (continued)" * bool(number)) for number, blocks in pages)
-
-    def _float(self, blocks: Blocks, below: bool, continued: str) -> str:
-        notes, width, where = self.footnotes(), len(self.columns), "sidewaystable*" if below else "table*"
-        lines = [rf"\begin{{{where}}}[tp]", r"\centering\fontsize{8}{9.6}\selectfont\setlength{\tabcolsep}{2pt}"]
-        lines += [rf"\caption{{{latex_text(self.title + continued)}}}"]
-        lines += [] if continued else [rf"\label{{tab:{self.label}}}"]
-        lines += [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
-        lines += [rf"\begin{{tabular}}{{l*{{{width}}}{{{'c' if below else 'r'}}}}}", r"\toprule"]
-        spans = [(over, len(list(some))) for over, some in groupby(over for over, _ in self.columns)]
-        if any(over for over, _ in spans):
-            lines.append("".join(rf" & \multicolumn{{{n}}}{{c}}{{{latex_text(over)}}}" for over, n in spans) + r" \\")
-            ends = list(accumulate(n for _, n in spans))
-            rules = [(end - n + 2, end + 1) for end, (over, n) in zip(ends, spans, strict=True) if over]
-            lines.append("".join(rf"\cmidrule(lr){{{first}-{last}}}" for first, last in rules))
-        heads = [latex_text(head) for _, head in self.columns]
-        heads = [_stacked(*head.partition(" ")[::2], "b") if below else head for head in heads]
-        lines.append(" & ".join([latex_text(self.first), *heads]) + r" \\")
-        for heading, rows in blocks:
-            lines.append(r"\midrule")
-            if heading:
-                lines.append(rf"\multicolumn{{{width + 1}}}{{l}}{{\textit{{{latex_text(heading)}}}}} \\")
-            for name, cells in rows:
-                first, sign, count = latex_text(name).partition(rf"{LATEX[COLLAPSED]} ")
-                first = _stacked(first + sign, count, side="l") if below and sign else first + sign + count
-                lines.append(" & ".join([first, *(_latex_cell(*cell, notes, below) for cell in cells)]) + r" \\")
-        lines += [r"\bottomrule", r"\end{tabular}}"]
-        remarks = [rf"{RAISED.format(mark)}\,{latex_text(reason)}" for reason, mark in notes.items()]
-        remarks += map(latex_text, self.remarks)
-        if remarks:
-            lines += [r"\par\smallskip\raggedright", "\\par\n".join(remarks)]  # not \\\\, which takes what [ begins
-        return "\n".join([*lines, rf"\end{{{where}}}"]) + "\n"
+# -- people, questions and cost ---------------------------------------------------------------------------------
 
 
-def _pages(blocks: Blocks, most: int) -> list[Blocks]:
-    """``blocks`` by page, on which ``most`` rows have room."""
-    rows = [(heading, row) for heading, rows in blocks for row in rows]
-    pages = [rows[start : start + most] for start in range(0, len(rows), most)] or [[]]
-    return [[(h, [row for _, row in some]) for h, some in groupby(page, lambda row: row[0])] for page in pages]
+@table("table1_data")
+def data_table(scores: Scores) -> Iterator[Sheet]:
+    """Table 1: people, portraits and questions of each set, as a run's record counts them (one portrait a person)."""
+    record = scores.runs[0].record
+    asked, rows, frame, totals = list(product(TASKS, VIEWS)), [], [], []
+    for name in (name for name in SETS if name in record["sets"]):
+        counted = record["sets"][name]
+        counts = [counted.get(f"{task}/{view}", 0) for task, view in asked]
+        people = {"profiles": counted["profiles"]}
+        people["images"] = counted["profiles"] if any(counted.get(f"{task}/image_text") for task in TASKS) else 0
+        totals.append([*people.values(), *counts, sum(counts)])
+        rows.append((name.capitalize(), [(f"{number:,}", "") for number in totals[-1]]))
+        for (task, view), count in zip(asked, counts, strict=True):
+            frame.append({**scores.group, "set": name, "task": task, "view": view, **people, "questions": count})
+    kinds = record["people"]
+    sums = [sum(counts) for counts in zip(*totals, strict=True)]
+    sums[0] = kinds["fictitious"] + kinds["celebrity"]
+    rows.append(("All", [(f"{number:,}", "") for number in sums]))
+    columns = [(registry.TASKS[task].capitalize(), VIEWS[view].capitalize()) for task, view in asked]
+    columns = [("", "People"), ("", "Images"), *columns, ("", "Questions")]
+    remark = (
+        "Test asks the forget people again, paraphrased and with transformed portraits: all people count once. "
+        f"Fine-tuning reads {record['fine_tuning_pairs']:,} questions and answers about {kinds['fictitious']:,} of "
+        f"them and {kinds['pool']:,} more, who are never scored."
+    )
+    yield new_sheet(scores, "Data", "data", "Set", columns, [("", rows)], [remark], pd.DataFrame(frame))
+
+
+COSTS = {  # of train.json: heading, digits, how the runs of a row are taken together
+    "seconds": ("Seconds", 1, "mean"),
+    "peak_memory_mb": ("Peak memory, MB", 0, "max"),
+    "trainable_parameters": ("Trainable parameters", 0, "mean"),
+    "steps": ("Steps", 0, "mean"),
+}
+
+
+@table("cost")
+def cost_table(scores: Scores) -> Iterator[Sheet]:
+    """What each model took: training seconds, peak memory, trainable parameters, optimizer steps."""
+    rows, frame = [], []
+    for model in scores.models():
+        trained = pd.DataFrame([run.train for run in scores.runs if scores.model_of(run) == model])
+        spent = {field: trained[field].astype(float).agg(together) for field, (_, _, together) in COSTS.items()}
+        texts = [f"{spent[field]:,.{digits}f}" for field, (_, digits, _) in COSTS.items()]
+        name = scores.named(model)
+        rows.append((name, [(text, "") for text in (*texts, str(len(trained)))]))
+        which = {**scores.group, **dict(zip([*MODEL, *scores.by], model, strict=True)), "runs": len(trained)}
+        frame.append({**which, **spent, "collapsed": COLLAPSED in name})
+    columns = [("", heading) for heading, *_ in COSTS.values()] + [("", "Runs")]
+    clock = "Seconds are of the clock: they depend on the machine and on what else it did."
+    remarks = [f"Means over the runs of a row; memory is the largest. {clock}"]
+    yield new_sheet(scores, "Cost of training", "cost", "Method", columns, [("", rows)], remarks, pd.DataFrame(frame))
+
+
+# -- scores -----------------------------------------------------------------------------------------------------
+
+
+@table("table2_main")
+def main_table(scores: Scores) -> Iterator[Sheet]:
+    """Table 2: a row a method and a block a trained modality; four sets and the main metrics, and utility, views
+    pooled."""
+    pairs = [(name, one) for name, one in product(SETS, metrics(main=True)) if name in one.sets]
+    columns = [column(one, f"{one.label} {one.goal(s)}".strip(), s.capitalize(), set=s) for s, one in pairs]
+    scale, useful = scores.runs[0]["scale"], registry.by_key()[utility.KEY]
+    columns += [column(useful, f"{head} % ↑", "Utility", set=name) for name, head in utility.PANELS[scale].items()]
+    remark = (
+        f"{LIMITS} Letter is the option letter the model writes, Likelihood the option it finds likeliest. Arrows: ↑ "
+        f"more is better; → the oracle's value is best, and below it is as wrong as above. {utility.ABOUT[scale]}"
+    )
+    title, where = "Unlearning, views pooled", {"against": "", "view": POOLED}
+    yield grid(scores, title, "main", paper_rows(scores), columns, where, remarks=[remark])
+
+
+MARKS = (
+    f"{LIMITS} Bold: the best method of a block, nearest to the oracle on Forget and Test (→), highest elsewhere (↑); "
+    "underlined: the second. Left out are models with ‡ and what is behind a closed gate. A mark is no test."
+)
+
+
+@table("table2_paper", together="Unlearning in the layout of the paper's Table 2, views pooled")
+def paper_table(scores: Scores) -> Iterator[Sheet]:
+    """Table 2 as in the paper: blocks by base model and forget ratio, a row a method, four measures a set."""
+    shown = [replace(one, digits=one.digits - 1) for one in metrics(main=True)]
+    yield _main_text(scores, "paper", [(s, one) for s in SETS for one in shown if one.scoring != "likelihood"])
+
+
+@table("table2_compact", together="What was to be forgotten and what was to be kept, views pooled")
+def compact_table(scores: Scores) -> Iterator[Sheet]:
+    """The main text's table: likelihood on the four sets, which shows what is known, and ROUGE-L, what is said."""
+    known = replace(registry.by_key()[LIKELIHOOD], digits=0)
+    said = replace(registry.by_key()["generation", "", "rougeL"], digits=2)
+    pairs = [*product(SETS, [known]), *product(("forget", "retain"), [said])]
+    yield _main_text(scores, "compact", pairs)
+
+
+def _main_text(scores: Scores, label: str, pairs: Sequence[tuple[str, Metric]]) -> Sheet:
+    """A sheet to be joined with those of other runs: a column a set and metric, and a block a trained modality that
+    says of which runs it is."""
+    columns = [column(one, f"{one.label} {one.goal(s)}".strip(), s.capitalize(), set=s) for s, one in pairs]
+    runs = f"{scores.runs[0].base_label}, forget {scores.group['forget_ratio']} %"
+    runs += "" if scores.group["protocol"] == "clean" else f", {scores.group['protocol']} protocol"
+    blocks = [(f"{runs}. {heading}", models) for heading, models in paper_rows(scores, ["base"])]
+    where = {"against": "", "view": POOLED}
+    return replace(grid(scores, label, "", blocks, columns, where, marked=True, remarks=[MARKS]), label=label)
+
+
+@table("table2_by_view")
+def by_view_table(scores: Scores) -> Iterator[Sheet]:
+    """Everything: a sheet a set, two rows a method (asked with the image, asked in text) and all metrics."""
+    columns, rows = [column(one) for one in _score_metrics(scores)], paper_rows(scores)
+    for name in SETS:
+        title, where = f"By view, {name.capitalize()} set", {"against": "", "set": name}
+        yield grid(scores, title, f"view-{name}", rows, columns, where, by_view=True)
+
+
+@table("table_oracle_gap")
+def oracle_gap_table(scores: Scores) -> Iterator[Sheet]:
+    """Method minus oracle in every metric, two-sided: below the oracle is as wrong as above it. A sheet a set, views
+    pooled; the CSV has them apart as well."""
+    shown, rows = _score_metrics(scores), all_rows(scores, ("base", "oracle"))
+    columns = [column(one, one.shown_as_gap) for one in shown]
+    title = "Gap to the oracle (margin 10 points, 0.1 of ROUGE and BLEU, 1 point of factuality), {} set, views pooled"
+    remarks = [f"Method minus oracle, question by question; {LIMITS} {SIGNS}"]
+    for name in SETS:
+        where, label = {"against": "oracle", "set": name, "view": POOLED}, f"gap-{name}"
+        frame = select(scores, shown, **where | {"view": ANY_VIEW})
+        options = {"signed": True, "verdict": True, "remarks": remarks, "frame": frame}
+        yield grid(scores, title.format(name.capitalize()), label, rows, columns, where, **options)
+
+
+@table("table_gate")
+def gate_table(scores: Scores) -> Iterator[Sheet]:
+    """Which metrics can show forgetting: vanilla minus oracle on the forget set, a row a metric, a column a view."""
+    shown = [one for one in _score_metrics(scores) if one.knowledge]
+    where = {"method": "vanilla", "after": "", "against": "oracle", "set": "forget", "view": ANY_VIEW}
+    frame = select(scores, shown, **where)
+    known, alone = (rows_by(rows, [*KEY, "view"]) for rows in (frame, scores.opened))
+
+    def text(one: Metric, view: str) -> tuple[str, str]:
+        at = (*one.key, view)
+        if at not in known or not (value := value_text(known[at], one, signed=True)):
+            return "", "Vanilla or the oracle has no such answers."
+        own = alone.get(at, {"of": 0})
+        return f"{value}, {known[at]['gate']}" + (f" ({own['open_in']} of {own['of']})" if own["of"] > 1 else ""), ""
+
+    rows = [(one.shown_as_gap, [text(one, view) for view in ANY_VIEW]) for one in shown]
+    columns = [("Asked with", ASKED_IN[view].capitalize()) for view in ANY_VIEW]
+    remark = (
+        f"Vanilla minus oracle on the forget set, question by question; {LIMITS} Closed: the interval does not lie "
+        "above 0, so nothing shows that there was something to forget. (4 of 5): in so many replicates it is open by "
+        "itself, over its people."
+    )
+    remarks, frame = [remark, repeats(scores)], csv_rows(scores, frame)
+    yield new_sheet(scores, "Memorisation gate", "gate", "Metric", columns, [("", rows)], remarks, frame)
+
+
+@table("table_health")
+def health_table(scores: Scores) -> Iterator[Sheet]:
+    """What kind of answer a free answer is: a sheet a set, two rows a method (by view), a column a state."""
+    states, rows = metrics(table="health"), all_rows(scores)
+    columns = [column(one) for one in states]
+    measured = scores.items["fluency"].notna().groupby(scores.items["run"]).any()
+    remarks = [f"Share of the free answers; {LIMITS} A row adds up to 100."]
+    remarks += [f"{COLLAPSED} {scores.name(model[len(GROUP) :])}: {bad.why}" for model, bad in scores.unsound.items()]
+    if not measured.all():
+        remarks.append("These runs lack the base's likelihood of the answers: only their form shows gibberish.")
+    for name in SETS:
+        title, where = f"Health of free answers, {name.capitalize()} set", {"against": "", "set": name}
+        options = {"by_view": True, "remarks": remarks, "frame": select(scores, states, view=ANY_VIEW, **where)}
+        yield grid(scores, title, f"health-{name}", rows, columns, where, **options)
+
+
+@table("table_judge")
+def judge_table(scores: Scores) -> Iterator[Sheet]:
+    """How far the rubric's factuality and a judge's grades agree, a row a set."""
+    free = scores.items[scores.items["task"] == "generation"]
+    known = {name: judge.agreement(rows["judge"], rows["factuality"]) for name, rows in free.groupby("set")}
+    known["all"] = judge.agreement(free["judge"], free["factuality"])
+    rows, frame = [], []
+    for name, one in ((name, known.get(name)) for name in (*SETS, "all")):
+        numbers = (f"{one.answers:,}", *(f"{value:.2f}" for value in one[1:])) if one else [""] * len(AGREEMENT)
+        rows.append((name.capitalize(), [(text, "" if one else "Not measured here.") for text in numbers]))
+        frame.append({**scores.group, "set": name, **(one._asdict() if one else dict.fromkeys(AGREEMENT))})
+    columns = [("", heading) for heading in AGREEMENT.values()]
+    remark = "Grades from 1 to 10 of the same free answers; `mllmu-nb judge` asks a judge."
+    title, frame = "Rubric and judge", pd.DataFrame(frame)
+    yield new_sheet(scores, title, "judge", "Set", columns, [("", rows)], [remark], frame)
+
+
+# -- forget quality and leakage ---------------------------------------------------------------------------------
+
+
+@table("table_forget_quality")
+def quality_table(scores: Scores) -> Iterator[Sheet]:
+    """Is the model like one that never saw these people? The CSV has the differences to the oracle as well."""
+    known = {one.name: one for one in metrics(table="quality")}
+    further = [name for name in known if name not in CSV_ALONE.union(*QUALITY.values())]
+    columns = [
+        column(known[name], span=span, against="oracle" if known[name].per == "pair" else "")
+        for span, names in {**QUALITY, "Further": further}.items()
+        for name in names
+    ]
+    remark = (
+        "R / (1 + R): 0 where the truth is known, 1/2 where it is as likely as a wrong option (geometric mean). KS, JS "
+        "(10 bins): distance to the oracle; a JS not above JS by chance says nothing, and p takes the questions about "
+        f"one person for independent. AUC: 1/2 where forget people look like fresh ones. {LIMITS}"
+    )
+    frame = select(scores, known.values(), against=["", "oracle"], view=list(VIEWS), set="forget")
+    options = {"by_view": True, "frame": frame, "remarks": [remark]}
+    yield grid(scores, "Forget quality", "quality", paper_rows(scores), columns, {"set": "forget"}, **options)
+
+
+@table("table_leakage")
+def leakage_table(scores: Scores) -> Iterator[Sheet]:
+    """Cross-modal leakage: blocks are what was trained on, columns what was asked in."""
+    heads = {"image_text": "Image", "text": "Text", ACROSS: "Text − image"}
+    shown = product(metrics(by_fact=True), heads)
+    columns = [column(one, heads[view], one.label.removesuffix(" %"), view=view) for one, view in shown]
+    remark = (
+        f"Points; {LIMITS} Image, Text: gap to the oracle (0) asked that way. "
+        "Text − image: how much more is left in text than with the image, on the same facts."
+    )
+    rows, where = paper_rows(scores, ("base", "oracle")), {"against": "oracle", "set": "forget"}
+    title = "Cross-modal leakage, gap to the oracle on Forget"
+    yield grid(scores, title, "leakage", rows, columns, where, signed=True, remarks=[remark])
+
+
+# -- along the path ---------------------------------------------------------------------------------------------
+
+HEADS = {path.KEPT: "Kept", "retain": "Retain", "celebrity": "Celebrities", "free": "Retain, free", "test": "Test"}
+READ_OFF = [(path.KEPT, place) for place in (*path.PLACES, path.AREA)]
+READ_OFF += [(name, 0.5) for name in HEADS if name != path.KEPT]
+CLOSED_IN = {"trained": "in the view that was trained", POOLED: "views pooled"}
+CLAIMS = {"forget_free": "Free answers", "forget_image": "Likelihood, image"}  # what is left of Forget
+PER_CENT = Metric(name="kept", label="%", task="classification", function=lambda rows: rows, digits=0)
+
+
+@table("table_path")
+def path_table(scores: Scores) -> Iterator[Sheet]:
+    """What each method keeps where equally much is forgotten: at three shares of the gap that are closed, and between
+    vanilla and the last of them (area)."""
+    columns = [(_closed(place), HEADS[name] + " %") for name, place in READ_OFF]
+    remarks = [
+        "Per cent, with [low, high], the 95 % interval. Closed: the share of the gap between vanilla and the oracle in "
+        "the likelihood of the forget people that is gone. Kept: likelihood about Retain and the celebrities, half "
+        "each; Area: its mean from 0 to 75 % closed. Test is to go as Forget goes. (2 of 5): only so many replicates "
+        "get there, and the number is theirs.",
+        repeats(scores),
+    ]
+    for closed_in, text in CLOSED_IN.items():
+        title, label = f"Kept at equal forgetting, gap closed {text}", f"path-{closed_in}"
+        kept = scores.kept[scores.kept["closed_in"] == closed_in]
+        if kept.empty:
+            yield new_sheet(scores, title, label, remarks=["No path beside an oracle's in these runs."])
+            continue
+        known = rows_by(kept, [*MODEL, *scores.by, "what", "place"])
+        blocks = []
+        for modality in UNLEARNED:
+            models = [model for model in scores.models() if model[2] == modality and not model[3]]
+            rows = [
+                (scores.named(model, True), [_kept_text(known.get((*model, *what))) for what in READ_OFF])
+                for model in models
+            ]
+            blocks += [(UNLEARNED[modality], rows)] if rows else []
+        yield new_sheet(scores, title, label, "Method", columns, blocks, remarks, kept.drop(columns="dots"))
+
+
+def _closed(place: float | str) -> str:
+    return "Area" if place == path.AREA else f"At {place:.0%} closed"
+
+
+def _kept_text(row: Mapping[str, Any] | None) -> tuple[str, str]:
+    if row is None:
+        return "", "There is no path beside an oracle's."
+    text, reached = value_text(row, PER_CENT), row["n_replicates"]
+    if not text:
+        return "", "Never reached."
+    return (text if reached == row["of"] else f"{text} ({reached} of {row['of']})"), ""
+
+
+@table("table_claim")
+def claim_table(scores: Scores) -> Iterator[Sheet]:
+    """The paper's claim at equal forgetting: what unlearning on text only leaves of Forget more, or less, than on image
+    and text, where the same share of the gap in both views together is closed."""
+    places = path.PLACES[:2]
+    differences = path.between_modalities(scores.kept_by_person[POOLED], list(CLAIMS), places)
+    title = "Left of Forget, text only minus image + text, at equal forgetting"
+    if differences.empty:
+        why = "No method closes as much of the gap of both views in both modalities."
+        yield new_sheet(scores, title, "claim", remarks=[why])
+        return
+    known = rows_by(differences, ["method", "variant", "what", "place"])
+    rows = []
+    for method, variant in dict.fromkeys(differences[["method", "variant"]].itertuples(index=False, name=None)):
+        cells = []
+        for what, place in product(CLAIMS, places):
+            one = known.get((method, variant, what, place))
+            said = f"{value_text(one, PER_CENT, signed=True)}, n {one['n_replicates']}" if one else ""
+            cells.append((said, "" if one else "Never reached."))
+        model = (method, variant, "none", "", *[""] * len(scores.by))
+        rows.append(("All methods" if method == "all" else scores.name(model), cells))
+    columns = [(_closed(place), f"{head}, points") for head, place in product(CLAIMS.values(), places)]
+    remark = (
+        "Below 0: text only leaves less. The paper says so of generation, and the opposite of choices with the image. "
+        f"n: replicates in which both get there. {LIMITS}"
+    )
+    remarks = [remark, repeats(scores)]
+    yield new_sheet(scores, title, "claim", "Method", columns, [("", rows)], remarks, differences)
+
+
+@table("table_ranking")
+def ranking_table(scores: Scores) -> Iterator[Sheet]:
+    """Place, letters and what is kept where half the gap is closed, who keeps most first; and who is out, and why."""
+    title = "Ranking by what is kept where half the gap is closed"
+    if scores.by:
+        why = f"runs of one method differ in {', '.join(scores.by)}"
+    else:
+        methods, pairs, refused = scores.ranking
+        why = refused.get(tuple(scores.group.values())) or ("" if len(methods) else "there are no paths")
+    if why:
+        yield new_sheet(scores, title, "ranking", remarks=[f"Not ranked: {why}."])
+        return
+    blocks = []
+    for modality, rows in methods.groupby("trained", sort=False):
+        lines = []
+        for row in rows.to_dict("records"):
+            place = (f"{row['place']} {row['group']}", "") if row["standing"] == RANKED else ("", row["note"])
+            lines.append((scores.named(tuple(row[c] for c in MODEL), True), [place, _kept_text(row)]))
+        blocks.append((UNLEARNED[modality], lines))
+    remarks = [
+        "Methods that share a letter are not told apart "
+        f"({len(pairs)} comparisons person by person, Holm-corrected together at 5 %).",
+        repeats(scores),
+    ]
+    columns, frame = [("", "Place"), ("", "Kept %")], methods.drop(columns="dots")
+    yield new_sheet(scores, title, "ranking", "Method", columns, blocks, remarks, frame)
+
+
+# -- files ------------------------------------------------------------------------------------------------------
 
 
 def _as_one(made: Sequence[Sheet], title: str) -> Sheet:
@@ -186,258 +464,8 @@ def _as_one(made: Sequence[Sheet], title: str) -> Sheet:
     return replace(made[0], title=title, blocks=blocks, remarks=[*shared, *own], frame=frame)
 
 
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _markdown_cell(text: str, why: str, notes: Mapping[str, str]) -> str:
-    value, sign, rest = markdown_text(text).partition(" ")
-    if text:
-        return (MARKED[why][0].format(value) if why in MARKED else value) + sign + rest
-    return f"<sup>{notes[why]}</sup>" if why else ""
-
-
-def _latex_cell(text: str, why: str, notes: Mapping[str, str], below: bool) -> str:
-    """``51.7 [47.2, 55.9]``, or the limits below the value."""
-    parts = re.fullmatch(r"(.*?) \[(.*?)\](.*)", text)
-    value, ends, rest = map(latex_text, parts.groups() if parts else (text, "", ""))
-    if not text:
-        return RAISED.format(notes[why]) if why else ""
-    value = MARKED[why][1].format(value) if why in MARKED else value
-    if ends and below:
-        return _stacked(value + rest, f"[{ends}]".replace(", ", r",\,"))
-    return f"{value} [{ends}]{rest}" if ends else value
-
-
-def _stacked(over: str, under: str, line: str = "t", side: str = "c") -> str:
-    """One above the other in a cell, whose ``line`` is that of the upper (t) or the lower (b)."""
-    return rf"\begin{{tabular}}[{line}]{{@{{}}{side}@{{}}}}{over}\\{{}}{under}\end{{tabular}}"
-
-
-LATEX = {character: rf"\{character}" for character in "&%$#_{}"} | {"\\": r"\textbackslash{}", "–": "--"}
-LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "→": r"$\rightarrow$", "↓": r"$\downarrow$"}
-LATEX |= {"−": r"$-$", "↑": r"$\uparrow$", "≠": r"$\neq$", COLLAPSED: r"$\ddagger$"} | {s: f"${s}$" for s in "<>|"}
-
-
-def latex_text(text: str) -> str:
-    """Text as LaTeX prints it literally; arrows and minus become mathematics."""
-    return "".join(LATEX.get(character, character) for character in _one_line(text))
-
-
-def markdown_text(text: str) -> str:
-    """Text as Markdown prints it literally, in a cell of a table as well."""
-    return re.sub(r"([\\`*_\[\]<&|~$])", r"\\\1", _one_line(text))
-
-
-def _one_line(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)
-
-
-# -- from cells to a sheet --------------------------------------------------------------------------------------
-
-
-class Column(NamedTuple):
-    """A column of scores: its heading, the columns of the cells that it fixes, its metric, and the heading over it."""
-
-    head: str
-    where: Mapping[str, Any]
-    metric: Metric
-    span: str = ""
-
-
-def column(metric: Metric, /, head: str = "", span: str = "", **where: Any) -> Column:
-    """The column of a metric; ``where`` fixes more, such as set and view."""
-    return Column(head or metric.label, {**dict(zip(KEY, metric.key, strict=True)), **where}, metric, span)
-
-
-def grid(
-    scores: Scores,
-    title: str,
-    label: str,
-    blocks: Sequence[tuple[str, Sequence[tuple]]],
-    columns: Sequence[Column],
-    where: Mapping[str, Any],
-    *,
-    signed: bool = False,
-    verdict: bool = False,
-    by_view: bool = False,
-    marked: bool = False,
-    remarks: Sequence[str] = (LIMITS,),
-    frame: pd.DataFrame | None = None,
-) -> Sheet:
-    """A sheet with a row a model of ``blocks`` (heading, models), or with ``by_view`` a row a model and view, of the
-    cells that ``where``, row and column name together; ``signed`` and ``verdict`` as in :func:`cell_text`; ``marked``:
-    the best and the second best of each column of a block.
-
-    ``scores`` are of one GROUP. Below stand ``remarks``, then what brackets and ‡ mean where there are any, how many
-    people each set has, and how many runs a row pools. ``frame`` are the rows of the CSV where it holds more than what
-    is printed.
-    """
-    model_key = [*MODEL, *scores.by]
-    key = [*model_key, *PLACE]
-    known = {tuple(row[c] for c in key): row for row in select(scores, **where).to_dict("records")}
-    nothing = {"value": nan, "low": nan, "high": nan, **dict.fromkeys(COUNTS, nan), "gate": "", "verdict": ""}
-    printed, missing = [], []
-
-    def cell(model: tuple, view: str, one: Column) -> dict[str, Any]:
-        at = {**where, **dict(zip(model_key, model, strict=True)), **({"view": view} if view else {}), **one.where}
-        entry = known.get(tuple(at[c] for c in key))
-        if entry is None:
-            entry = {**scores.group, **at, **nothing, "note": _why_absent(scores, model, at["against"])}
-            missing.append(entry)
-        printed.append(entry)
-        return entry
-
-    printed_blocks = []
-    for heading, models in blocks:
-        rows = []
-        for model, view in product(models, VIEWS if by_view else [""]):
-            name = row_name(scores, model, bool(heading)) + (f", {VIEWS[view]}" if view else "")
-            rows.append((name, [cell(model, view, one) for one in columns]))
-        for place, one in enumerate(columns):
-            entries = [entries[place] for _, entries in rows]
-            marks = _marks(scores, one.metric, entries) if marked else [""] * len(rows)
-            for (_, cells), entry, mark in zip(rows, entries, marks, strict=True):
-                cells[place] = cell_text(entry, one.metric, signed, verdict), entry["note"] or mark
-        printed_blocks.append((heading, rows))
-    frame = pd.DataFrame(printed) if frame is None else pd.concat([frame, pd.DataFrame(missing)])
-    frame = csv_rows(scores, frame.drop_duplicates(key))
-    below = [*remarks, *closed_gates(scores, printed), f"{_people(printed)} {repeats(scores)}".strip()]
-    heads = [(one.span, one.head) for one in columns]
-    first = "Method, asked with" if by_view else "Method"
-    return new_sheet(scores, title, label, first, heads, printed_blocks, below, frame)
-
-
-def new_sheet(
-    scores: Scores,
-    title: str,
-    label: str,
-    first: str,
-    columns: Sequence[tuple[str, str]],
-    blocks: Blocks = (),
-    remarks: Sequence[str] = (),
-    frame: pd.DataFrame | None = None,
-) -> Sheet:
-    """A sheet whose title and label say what the runs have in common, with what ‡ means where a row has it."""
-    collapsed = any(COLLAPSED in name for _, rows in blocks for name, _ in rows)
-    remarks = [*remarks, *([COLLAPSED_NOTE] if collapsed else [])]
-    title, label = f"{title}: {group_title(scores)}", sheet_label(label, scores)
-    return Sheet(title, label, first, columns, blocks, remarks, pd.DataFrame() if frame is None else frame)
-
-
-def row_name(scores: Scores, model: tuple, short: bool) -> str:
-    """A model's name, with ‡ where it is not sound; ``short`` where the heading of its block has the modality."""
-    method, variant, modality, *rest = model
-    return scores.name((method, variant, "none" if short else modality, *rest)) + scores.mark(model)
-
-
-def _marks(scores: Scores, metric: Metric, entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """BEST, SECOND or "" for each cell of a column, as it is printed: on Forget and Test nearest to the oracle is best,
-    elsewhere highest (or lowest). Left out are the models that are compared with, those that are not sound, and what
-    is behind a closed gate."""
-    oracle = next((entry["value"] for entry in entries if entry["method"] == "oracle" and not entry["after"]), nan)
-
-    def distance(entry: Mapping[str, Any]) -> float:
-        unsound = tuple(entry[column] for column in (*GROUP, *MODEL, *scores.by)) in scores.unsound
-        if (entry["method"] in REFERENCES and not entry["after"]) or unsound or entry["gate"] == CLOSED:
-            return nan
-        value, best = (round(metric.times * one, metric.digits) for one in (entry["value"], oracle))
-        signs = {LIKE_ORACLE: abs(value - best), UP: -value}
-        return round(signs.get(metric.goal(entry["set"]), value), 9)
-
-    places = pd.Series(map(distance, entries), dtype=float).rank(method="dense")
-    return places.map({1.0: BEST, 2.0: SECOND}).fillna("").tolist()
-
-
-def _why_absent(scores: Scores, model: tuple, against: str) -> str:
-    if model not in scores.models():
-        return f"There is no run of {scores.name(model)}."
-    return f"It is the {against}." if model[0] == against and not model[3] else "Not measured in these runs."
-
-
-def select(scores: Scores, metrics: Iterable[Metric] | None = None, **where: Any) -> pd.DataFrame:
-    """The cells, of these ``metrics``, whose columns have these values, or one of them where they are a list."""
-    rows = scores.cells
-    for name, value in where.items():
-        rows = rows[rows[name].isin(value) if isinstance(value, list) else rows[name] == value]
-    if metrics is not None:
-        rows = rows[pd.MultiIndex.from_frame(rows[KEY]).isin([metric.key for metric in metrics])]
-    return rows
-
-
-def csv_rows(scores: Scores, rows: pd.DataFrame) -> pd.DataFrame:
-    """Cells as the CSV has them: with the margin of verdicts, and which models have collapsed and why."""
-    margins = {key: metric.margin for key, metric in by_key().items()}
-    models = rows[[*GROUP, *MODEL, *scores.by]].itertuples(index=False, name=None)
-    bad = [scores.unsound.get(model) for model in models]
-    why = [one.why if one else "" for one in bad]
-    keys = zip(*(rows[c] for c in KEY), strict=True)
-    margin = [margins.get(key) if verdict else None for key, verdict in zip(keys, rows["verdict"], strict=True)]
-    order = [*GROUP, *MODEL, *scores.by, *PLACE, "value", "low", "high", *COUNTS, "gate", "verdict", "margin", "note"]
-    rows = rows.assign(margin=pd.Series(margin, rows.index, dtype=float), collapsed=list(map(bool, why)), why=why)
-    return rows.reindex(columns=[*order, "collapsed", "why"]).astype(dict.fromkeys(COUNTS, "Int64"))
-
-
-def closed_gates(scores: Scores, cells: Iterable[Mapping[str, Any]], how: str = "In brackets") -> list[str]:
-    """What stands below a table or figure of ``cells``: ``how`` those behind a closed gate look, and which they are;
-    nothing where all gates are open, or none is of a set whose score is to come down."""
-    cells = [cell for cell in cells if cell["set"] in FORGOTTEN]
-    if cells and scores.gates.empty:
-        return [GATES_UNKNOWN]
-    shut: dict[tuple, set[str]] = {}
-    for cell in cells:
-        if cell["gate"] == CLOSED:
-            shut.setdefault(tuple(cell[c] for c in KEY), set()).add(cell["view"])
-    names = []
-    for key, metric in by_key().items():
-        if key in shut:
-            name = metric.label.removesuffix(" %")
-            names += [f"{name} ({VIEWS[view]})" for view in VIEWS if view in shut[key]] or [name]
-    if not names:
-        return []
-    return [
-        f"{how}: gate closed, vanilla is not shown to know more about the forget people than the oracle, so nothing "
-        f"shows that there was something to forget: {', '.join(names)}."
-    ]
-
-
-def _people(cells: Iterable[Mapping[str, Any]]) -> str:
-    counts = pd.DataFrame(cells).dropna(subset=["value"])
-    counts = counts[counts["set"].isin(SETS)].groupby("set", sort=False)["n_profiles"].max()
-    listed = ", ".join(f"{name.capitalize()} {int(count)}" for name, count in counts.items())
-    return f"People: {listed}." if listed else ""
-
-
-def repeats(scores: Scores) -> str:
-    """What the intervals are over: how many replicates each model has, once where they agree, by name where not."""
-    counts = Counter(scores.name(scores.model_of(run)) for run in scores.runs)
-    if set(counts.values()) == {1}:
-        return "One run a row: intervals are over people alone, and say nothing about another run of the method."
-    same = f"{next(iter(counts.values()))} replicates (forget sets with trainings of their own)"
-    if len(set(counts.values())) > 1:
-        same = "replicates (" + "; ".join(f"{name} {count}" for name, count in counts.items()) + ")"
-    return f"Intervals are over {same} crossed with people; one base and one population are fixed."
-
-
-def group_title(scores: Scores) -> str:
-    """What runs that share a table have in common."""
-    _, protocol, ratio = scores.group.values()
-    one = scores.runs[0]
-    return f"{one.base_label} ({one['scale']}), forget {ratio} %, {protocol} protocol"
-
-
-def sheet_label(kind: str, scores: Scores) -> str:
-    """The LaTeX label of a table and, with _ for -, the name of a figure; the clean protocol goes unnamed."""
-    base_model, protocol, ratio = scores.group.values()
-    return re.sub(r"[^\w.-]", "-", f"{kind}-{base_model}-{ratio}" + ("" if protocol == "clean" else f"-{protocol}"))
-
-
-# -- files ------------------------------------------------------------------------------------------------------
-
-
 def registered() -> Registry:
     """Every table by name: the package's own and those of extensions."""
-    importlib.import_module("mllmu_nb.reporting.table_specs")
     load_extensions()
     return TABLES
 
@@ -459,25 +487,3 @@ def write_tables(scores: Scores, folder: Path, source: str) -> None:
     rest = [name for name in registered() if not getattr(TABLES.get(name), "together", "")]
     lines += [rf"\input{{\tables/{name}}}\clearpage" for name in rest]
     (folder / "appendix.tex").write_text("\n".join([*lines, ""]), encoding="utf-8")
-
-
-def write_sheets(made: Sequence[Sheet], stem: Path, source: str) -> None:
-    """Sheets as ``stem`` with the ends .csv, .md and .tex."""
-    frames = [sheet.frame for sheet in made if len(sheet.frame)]
-    write_csv(pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(), stem.with_name(f"{stem.name}.csv"))
-    heading = f"<!-- made from {source}; do not edit -->\n\n"
-    for kind, text in (
-        ("md", heading + "\n".join(sheet.markdown() for sheet in made)),
-        ("tex", "\n".join(sheet.latex() for sheet in made)),
-    ):
-        stem.with_name(f"{stem.name}.{kind}").write_text(text, encoding="utf-8")
-
-
-def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """``frame`` as CSV; text that a spreadsheet would run as a formula begins with an apostrophe."""
-    text = [name for name in frame if not is_numeric_dtype(frame[name])]
-    frame.assign(**{name: frame[name].map(_no_formula) for name in text}).to_csv(path, index=False)
-
-
-def _no_formula(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -1,0 +1,245 @@
+"""From the long frame of cells to a printed table: which cells, in which columns, and what stands below them.
+
+A cell behind a closed gate stands in brackets, a collapsed model has ‡ behind its name, and a cell without a value is
+empty and carries the letter of a footnote that says why.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from math import nan
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from mllmu_nb.data.schema import SETS
+from mllmu_nb.reporting.runs import COLLAPSED, REFERENCES, Scores
+from mllmu_nb.reporting.sheet import BEST, SECOND, Blocks, Sheet
+from mllmu_nb.scoring.frames import COUNTS, GROUP, KEY, MODEL, POOLED, VIEWS
+from mllmu_nb.scoring.gates import CLOSED
+from mllmu_nb.scoring.registry import FORGOTTEN, LIKE_ORACLE, UP, Metric, by_key
+
+PLACE = ["against", "set", "view", *KEY]  # with the model, what names a cell
+VERDICT_SIGNS = {"inside": "=", "outside": "≠", "undecided": "?"}
+ASKED_IN = {**VIEWS, POOLED: "both"}
+LIMITS = "[low, high] is the 95 % interval."
+GATES_UNKNOWN = "Without vanilla and the oracle nobody can say whether a low score is forgetting."
+COLLAPSED_NOTE = (
+    f"{COLLAPSED} The model has collapsed or refuses everybody (in so many of its replicates, where a number stands "
+    "there), so a low score is no forgetting, and it is not ranked: in one of the views more than half of its free "
+    "answers about the Retain people are broken (empty, repeated, gibberish), or refusals, or its choices by "
+    "likelihood there lie below halfway between chance and vanilla."
+)
+
+
+def value_text(cell: Mapping[str, Any], metric: Metric, signed: bool = False) -> str:
+    """``51.7 [47.2, 55.9]``: value and interval in the metric's printed unit; "" without a value."""
+    if pd.isna(cell["value"]):
+        return ""
+    form = f"{'+' if signed else ''}.{metric.digits}f"
+    value, *ends = (f"{cell[name] * metric.times:{form}}".replace("-", "−") for name in ("value", "low", "high"))
+    return value if pd.isna(cell["low"]) else f"{value} [{', '.join(ends)}]"
+
+
+def cell_text(cell: Mapping[str, Any], metric: Metric, signed: bool = False, verdict: bool = False) -> str:
+    """A cell as tables print it: a difference ``signed``, with the sign of its ``verdict`` where that is asked for, and
+    all in brackets behind a closed gate."""
+    text = value_text(cell, metric, signed)
+    if verdict and cell["verdict"]:
+        text += f" {VERDICT_SIGNS[cell['verdict']]}"
+    return f"({text})" if text and cell["gate"] == CLOSED else text
+
+
+class Column(NamedTuple):
+    """A column of scores: its heading, the columns of the cells that it fixes, its metric, and the heading over it."""
+
+    head: str
+    where: Mapping[str, Any]
+    metric: Metric
+    span: str = ""
+
+
+def column(metric: Metric, /, head: str = "", span: str = "", **where: Any) -> Column:
+    """The column of a metric; ``where`` fixes more, such as set and view."""
+    return Column(head or metric.label, {**dict(zip(KEY, metric.key, strict=True)), **where}, metric, span)
+
+
+def grid(
+    scores: Scores,
+    title: str,
+    label: str,
+    blocks: Sequence[tuple[str, Sequence[tuple]]],
+    columns: Sequence[Column],
+    where: Mapping[str, Any],
+    *,
+    signed: bool = False,
+    verdict: bool = False,
+    by_view: bool = False,
+    marked: bool = False,
+    remarks: Sequence[str] = (LIMITS,),
+    frame: pd.DataFrame | None = None,
+) -> Sheet:
+    """A sheet with a row a model of ``blocks`` (heading, models), or with ``by_view`` a row a model and view, of the
+    cells that ``where``, row and column name together; ``signed`` and ``verdict`` as in :func:`cell_text`; ``marked``:
+    the best and the second best of each column of a block.
+
+    ``scores`` are of one GROUP. Below stand ``remarks``, then what brackets and ‡ mean where there are any, how many
+    people each set has, and how many runs a row pools. ``frame`` are the rows of the CSV where it holds more than what
+    is printed.
+    """
+    model_key = [*MODEL, *scores.by]
+    key = [*model_key, *PLACE]
+    known = rows_by(select(scores, **where), key)
+    nothing = {"value": nan, "low": nan, "high": nan, **dict.fromkeys(COUNTS, nan), "gate": "", "verdict": ""}
+    printed, missing = [], []
+
+    def cell(model: tuple, view: str, one: Column) -> dict[str, Any]:
+        at = {**where, **dict(zip(model_key, model, strict=True)), **({"view": view} if view else {}), **one.where}
+        entry = known.get(tuple(at[c] for c in key))
+        if entry is None:
+            entry = {**scores.group, **at, **nothing, "note": _why_absent(scores, model, at["against"])}
+            missing.append(entry)
+        printed.append(entry)
+        return entry
+
+    printed_blocks = []
+    for heading, models in blocks:
+        rows = []
+        for model, view in product(models, VIEWS if by_view else [""]):
+            name = scores.named(model, bool(heading)) + (f", {VIEWS[view]}" if view else "")
+            rows.append((name, [cell(model, view, one) for one in columns]))
+        for place, one in enumerate(columns):
+            entries = [entries[place] for _, entries in rows]
+            marks = _marks(scores, one.metric, entries) if marked else [""] * len(rows)
+            for (_, cells), entry, mark in zip(rows, entries, marks, strict=True):
+                cells[place] = cell_text(entry, one.metric, signed, verdict), entry["note"] or mark
+        printed_blocks.append((heading, rows))
+    shown = pd.DataFrame(printed)
+    frame = shown if frame is None else pd.concat([frame, pd.DataFrame(missing)])
+    frame = csv_rows(scores, frame.drop_duplicates(key))
+    below = [*remarks, *closed_gates(scores, shown), f"{_people(shown)} {repeats(scores)}".strip()]
+    heads = [(one.span, one.head) for one in columns]
+    first = "Method, asked with" if by_view else "Method"
+    return new_sheet(scores, title, label, first, heads, printed_blocks, below, frame)
+
+
+def new_sheet(
+    scores: Scores,
+    title: str,
+    label: str,
+    first: str = "Method",
+    columns: Sequence[tuple[str, str]] = (),
+    blocks: Blocks = (),
+    remarks: Sequence[str] = (),
+    frame: pd.DataFrame | None = None,
+) -> Sheet:
+    """A sheet whose title and label say what the runs have in common, with what ‡ means where a row has it."""
+    collapsed = any(COLLAPSED in name for _, rows in blocks for name, _ in rows)
+    remarks = [*remarks, *([COLLAPSED_NOTE] if collapsed else [])]
+    title, label = f"{title}: {group_title(scores)}", sheet_label(label, scores)
+    return Sheet(title, label, first, columns, blocks, remarks, pd.DataFrame() if frame is None else frame)
+
+
+def _marks(scores: Scores, metric: Metric, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """BEST, SECOND or "" for each cell of a column, as it is printed: on Forget and Test nearest to the oracle is best,
+    elsewhere highest (or lowest). Left out are the models that are compared with, those that are not sound, and what
+    is behind a closed gate."""
+    oracle = next((entry["value"] for entry in entries if entry["method"] == "oracle" and not entry["after"]), nan)
+
+    def distance(entry: Mapping[str, Any]) -> float:
+        unsound = tuple(entry[column] for column in (*GROUP, *MODEL, *scores.by)) in scores.unsound
+        if (entry["method"] in REFERENCES and not entry["after"]) or unsound or entry["gate"] == CLOSED:
+            return nan
+        value, best = (round(metric.times * one, metric.digits) for one in (entry["value"], oracle))
+        signs = {LIKE_ORACLE: abs(value - best), UP: -value}
+        return round(signs.get(metric.goal(entry["set"]), value), 9)
+
+    places = pd.Series(map(distance, entries), dtype=float).rank(method="dense")
+    return places.map({1.0: BEST, 2.0: SECOND}).fillna("").tolist()
+
+
+def _why_absent(scores: Scores, model: tuple, against: str) -> str:
+    if model not in scores.models():
+        return f"There is no run of {scores.name(model)}."
+    return f"It is the {against}." if model[0] == against and not model[3] else "Not measured in these runs."
+
+
+def select(scores: Scores, metrics: Iterable[Metric] | None = None, **where: Any) -> pd.DataFrame:
+    """The cells, of these ``metrics``, whose columns have these values, or one of them where they are a list."""
+    rows = scores.cells
+    for name, value in where.items():
+        rows = rows[rows[name].isin(value) if isinstance(value, list) else rows[name] == value]
+    if metrics is not None:
+        rows = rows[pd.MultiIndex.from_frame(rows[KEY]).isin([metric.key for metric in metrics])]
+    return rows
+
+
+def rows_by(frame: pd.DataFrame, columns: Sequence[str]) -> dict[tuple, dict[str, Any]]:
+    """The rows of a frame by the values of these columns."""
+    return {tuple(row[column] for column in columns): row for row in frame.to_dict("records")}
+
+
+def csv_rows(scores: Scores, rows: pd.DataFrame) -> pd.DataFrame:
+    """Cells as the CSV has them: with the margin of verdicts, and which models have collapsed and why."""
+    margins = {key: metric.margin for key, metric in by_key().items()}
+    margin = [margins.get(key) for key in rows[KEY].itertuples(index=False, name=None)]
+    margin = pd.Series(margin, rows.index, dtype=float).where(rows["verdict"] != "")
+    models = rows[[*GROUP, *MODEL, *scores.by]].itertuples(index=False, name=None)
+    bad = [scores.unsound.get(model) for model in models]
+    why = [one.why if one else "" for one in bad]
+    order = [*GROUP, *MODEL, *scores.by, *PLACE, "value", "low", "high", *COUNTS, "gate", "verdict", "margin", "note"]
+    rows = rows.assign(margin=margin, collapsed=list(map(bool, why)), why=why)
+    return rows.reindex(columns=[*order, "collapsed", "why"]).astype(dict.fromkeys(COUNTS, "Int64"))
+
+
+def closed_gates(scores: Scores, cells: pd.DataFrame, how: str = "In brackets") -> list[str]:
+    """What stands below a table or figure of ``cells``: ``how`` those behind a closed gate look, and which they are;
+    nothing where all gates are open, or none is of a set whose score is to come down."""
+    gated = cells[cells["set"].isin(FORGOTTEN)]
+    if len(gated) and scores.gates.empty:
+        return [GATES_UNKNOWN]
+    shut = gated[gated["gate"] == CLOSED].groupby(KEY)["view"].agg(set).to_dict()
+    names = []
+    for key, metric in by_key().items():
+        if key in shut:
+            name = metric.label.removesuffix(" %")
+            names += [f"{name} ({VIEWS[view]})" for view in VIEWS if view in shut[key]] or [name]
+    if not names:
+        return []
+    return [
+        f"{how}: gate closed, vanilla is not shown to know more about the forget people than the oracle, so nothing "
+        f"shows that there was something to forget: {', '.join(names)}."
+    ]
+
+
+def _people(cells: pd.DataFrame) -> str:
+    counts = cells[cells["set"].isin(SETS) & cells["value"].notna()].groupby("set", sort=False)["n_profiles"].max()
+    listed = ", ".join(f"{name.capitalize()} {int(count)}" for name, count in counts.items())
+    return f"People: {listed}." if listed else ""
+
+
+def repeats(scores: Scores) -> str:
+    """What the intervals are over: how many replicates each model has, once where they agree, by name where not."""
+    counts = Counter(scores.name(scores.model_of(run)) for run in scores.runs)
+    if set(counts.values()) == {1}:
+        return "One run a row: intervals are over people alone, and say nothing about another run of the method."
+    same = f"{next(iter(counts.values()))} replicates (forget sets with trainings of their own)"
+    if len(set(counts.values())) > 1:
+        same = "replicates (" + "; ".join(f"{name} {count}" for name, count in counts.items()) + ")"
+    return f"Intervals are over {same} crossed with people; one base and one population are fixed."
+
+
+def group_title(scores: Scores) -> str:
+    """What runs that share a table have in common."""
+    _, protocol, ratio = scores.group.values()
+    one = scores.runs[0]
+    return f"{one.base_label} ({one['scale']}), forget {ratio} %, {protocol} protocol"
+
+
+def sheet_label(kind: str, scores: Scores) -> str:
+    """The LaTeX label of a table and, with _ for -, the name of a figure; the clean protocol goes unnamed."""
+    base_model, protocol, ratio = scores.group.values()
+    return re.sub(r"[^\w.-]", "-", f"{kind}-{base_model}-{ratio}" + ("" if protocol == "clean" else f"-{protocol}"))

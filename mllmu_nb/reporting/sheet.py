@@ -1,0 +1,178 @@
+"""A printed table as Markdown, LaTeX and CSV. It knows nothing of scores, and text is inert in every form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, groupby
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+from mllmu_nb.reporting.runs import COLLAPSED
+from mllmu_nb.statistics.ranking import letter
+
+BEST, SECOND = "best", "second best"
+MARKED = {BEST: ("**{}**", r"\textbf{{{}}}"), SECOND: ("<u>{}</u>", r"\underline{{{}}}")}  # in Markdown, in LaTeX
+UPRIGHT = 112  # characters of a row that an upright page has room for; a longer one has limits below its values
+ROOM = {False: 42, True: 14}  # rows on a page, by whether limits stand below
+RAISED = r"\textsuperscript{{{}}}"
+Blocks = Sequence[tuple[str, Sequence[tuple[str, Sequence[tuple[str, str]]]]]]
+
+
+@dataclass
+class Sheet:
+    """One printed table: ``columns`` as (heading over several, heading), ``blocks`` as (heading, rows), a row as (name,
+    cells), a cell as (text, reason why it is empty, or BEST or SECOND). ``frame`` holds its rows of the CSV, ``label``
+    is LaTeX's. Without columns it is a title and remarks."""
+
+    title: str
+    label: str
+    first: str
+    columns: Sequence[tuple[str, str]]
+    blocks: Blocks = ()
+    remarks: Sequence[str] = ()
+    frame: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def footnotes(self) -> dict[str, str]:
+        """Reason → letter, in the order in which a reader meets the empty cells."""
+        cells = [cell for _, rows in self.blocks for _, cells in rows for cell in cells]
+        reasons = dict.fromkeys(reason for text, reason in cells if reason and not text)
+        return {reason: letter(number) for number, reason in enumerate(reasons)}
+
+    def markdown(self) -> str:
+        """A GitHub table; the upper heading is repeated in every column, as Markdown has no spanning cells."""
+        notes = self.footnotes()
+        lines = [f"**{markdown_text(self.title)}**", ""] if self.title else []
+        if self.columns:
+            heads = ["<br>".join(markdown_text(text) for text in column if text) for column in self.columns]
+            lines += [_line([self.first, *heads]), "|" + " --- |" + " ---: |" * len(heads)]
+        for heading, rows in self.blocks:
+            if heading:
+                lines.append(f"| **{markdown_text(heading)}** |" + "  |" * len(self.columns))
+            for name, cells in rows:
+                lines.append(_line([markdown_text(name), *(_markdown_cell(*cell, notes) for cell in cells)]))
+        lines += ["", *(f"<sup>{mark}</sup> {markdown_text(reason)}<br>" for reason, mark in notes.items())]
+        return "\n".join([*lines, *(f"{markdown_text(remark)}<br>" for remark in self.remarks)]).rstrip() + "\n"
+
+    def latex(self) -> str:
+        """Floats with booktabs rules, in 8 pt, as many as it takes for each to fit a page: upright, or on its side and
+        with limits below the values where rows are longer than UPRIGHT. Needs the packages booktabs, graphicx (what is
+        still wider than the page shrinks to it) and rotating."""
+        if not self.columns:
+            return latex_text(" ".join([f"{self.title}.", *self.remarks])) + "\n"
+        rows = [(name, *(text for text, _ in cells)) for _, rows in self.blocks for name, cells in rows]
+        columns = zip((self.first, *(head for _, head in self.columns)), *rows, strict=True)
+        below = sum(max(map(len, column)) for column in columns) > UPRIGHT
+        pages = enumerate(_pages(self.blocks, ROOM[below]))
+        return "".join(self._float(blocks, below, " (continued)" * bool(number)) for number, blocks in pages)
+
+    def _float(self, blocks: Blocks, below: bool, continued: str) -> str:
+        notes, width, where = self.footnotes(), len(self.columns), "sidewaystable*" if below else "table*"
+        lines = [rf"\begin{{{where}}}[tp]", r"\centering\fontsize{8}{9.6}\selectfont\setlength{\tabcolsep}{2pt}"]
+        lines += [rf"\caption{{{latex_text(self.title + continued)}}}"]
+        lines += [] if continued else [rf"\label{{tab:{self.label}}}"]
+        lines += [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
+        lines += [rf"\begin{{tabular}}{{l*{{{width}}}{{{'c' if below else 'r'}}}}}", r"\toprule"]
+        spans = [(over, len(list(some))) for over, some in groupby(over for over, _ in self.columns)]
+        if any(over for over, _ in spans):
+            lines.append("".join(rf" & \multicolumn{{{n}}}{{c}}{{{latex_text(over)}}}" for over, n in spans) + r" \\")
+            ends = list(accumulate(n for _, n in spans))
+            rules = [(end - n + 2, end + 1) for end, (over, n) in zip(ends, spans, strict=True) if over]
+            lines.append("".join(rf"\cmidrule(lr){{{first}-{last}}}" for first, last in rules))
+        heads = [latex_text(head) for _, head in self.columns]
+        heads = [_stacked(*head.partition(" ")[::2], "b") if below else head for head in heads]
+        lines.append(" & ".join([latex_text(self.first), *heads]) + r" \\")
+        for heading, rows in blocks:
+            lines.append(r"\midrule")
+            if heading:
+                lines.append(rf"\multicolumn{{{width + 1}}}{{l}}{{\textit{{{latex_text(heading)}}}}} \\")
+            for name, cells in rows:
+                first, sign, count = latex_text(name).partition(rf"{LATEX[COLLAPSED]} ")
+                first = _stacked(first + sign, count, side="l") if below and sign else first + sign + count
+                lines.append(" & ".join([first, *(_latex_cell(*cell, notes, below) for cell in cells)]) + r" \\")
+        lines += [r"\bottomrule", r"\end{tabular}}"]
+        remarks = [rf"{RAISED.format(mark)}\,{latex_text(reason)}" for reason, mark in notes.items()]
+        remarks += map(latex_text, self.remarks)
+        if remarks:
+            lines += [r"\par\smallskip\raggedright", "\\par\n".join(remarks)]  # not \\\\, which takes what [ begins
+        return "\n".join([*lines, rf"\end{{{where}}}"]) + "\n"
+
+
+def _pages(blocks: Blocks, most: int) -> list[Blocks]:
+    """``blocks`` by page, on which ``most`` rows have room."""
+    rows = [(heading, row) for heading, rows in blocks for row in rows]
+    pages = [rows[start : start + most] for start in range(0, len(rows), most)] or [[]]
+    return [[(h, [row for _, row in some]) for h, some in groupby(page, lambda row: row[0])] for page in pages]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _markdown_cell(text: str, why: str, notes: Mapping[str, str]) -> str:
+    value, sign, rest = markdown_text(text).partition(" ")
+    if text:
+        return (MARKED[why][0].format(value) if why in MARKED else value) + sign + rest
+    return f"<sup>{notes[why]}</sup>" if why else ""
+
+
+def _latex_cell(text: str, why: str, notes: Mapping[str, str], below: bool) -> str:
+    """``51.7 [47.2, 55.9]``, or the limits below the value."""
+    parts = re.fullmatch(r"(.*?) \[(.*?)\](.*)", text)
+    value, ends, rest = map(latex_text, parts.groups() if parts else (text, "", ""))
+    if not text:
+        return RAISED.format(notes[why]) if why else ""
+    value = MARKED[why][1].format(value) if why in MARKED else value
+    if ends and below:
+        return _stacked(value + rest, f"[{ends}]".replace(", ", r",\,"))
+    return f"{value} [{ends}]{rest}" if ends else value
+
+
+def _stacked(over: str, under: str, line: str = "t", side: str = "c") -> str:
+    """One above the other in a cell, whose ``line`` is that of the upper (t) or the lower (b)."""
+    return rf"\begin{{tabular}}[{line}]{{@{{}}{side}@{{}}}}{over}\\{{}}{under}\end{{tabular}}"
+
+
+LATEX = {character: rf"\{character}" for character in "&%$#_{}"} | {"\\": r"\textbackslash{}", "–": "--"}
+LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "→": r"$\rightarrow$", "↓": r"$\downarrow$"}
+LATEX |= {"−": r"$-$", "↑": r"$\uparrow$", "≠": r"$\neq$", COLLAPSED: r"$\ddagger$"} | {s: f"${s}$" for s in "<>|"}
+
+
+def latex_text(text: str) -> str:
+    """Text as LaTeX prints it literally; arrows and minus become mathematics."""
+    return "".join(LATEX.get(character, character) for character in _one_line(text))
+
+
+def markdown_text(text: str) -> str:
+    """Text as Markdown prints it literally, in a cell of a table as well."""
+    return re.sub(r"([\\`*_\[\]<&|~$])", r"\\\1", _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def write_sheets(made: Sequence[Sheet], stem: Path, source: str) -> None:
+    """Sheets as ``stem`` with the ends .csv, .md and .tex."""
+    frames = [sheet.frame for sheet in made if len(sheet.frame)]
+    write_csv(pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(), stem.with_name(f"{stem.name}.csv"))
+    heading = f"<!-- made from {source}; do not edit -->\n\n"
+    for kind, text in (
+        ("md", heading + "\n".join(sheet.markdown() for sheet in made)),
+        ("tex", "\n".join(sheet.latex() for sheet in made)),
+    ):
+        stem.with_name(f"{stem.name}.{kind}").write_text(text, encoding="utf-8")
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """``frame`` as CSV; text that a spreadsheet would run as a formula begins with an apostrophe."""
+    text = [name for name in frame if not is_numeric_dtype(frame[name])]
+    frame.assign(**{name: frame[name].map(_no_formula) for name in text}).to_csv(path, index=False)
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
