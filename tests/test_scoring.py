@@ -33,7 +33,6 @@ def test_the_likeliest_option_is_the_first_of_equals_and_a_diverged_model_choose
     items = pd.DataFrame(options, columns=list(choice.OPTIONS)).assign(answer_true="A", scoring="likelihood")
     assert choice.likeliest(items).tolist() == ["A", "B", "", ""]
     assert choice.likelihood_accuracy(items).tolist() == [1, 0, 0, 0]
-    assert choice.parsed(items).tolist() == [True, True, False, False]
 
 
 def test_consistency_by_hand():

@@ -22,8 +22,9 @@ def gates(cells: pd.DataFrame) -> pd.DataFrame:
     """
     rows = cells[is_model(cells, "vanilla") & (cells["against"] == "oracle") & (cells["set"] == "forget")]
     rows = rows[rows["value"].notna() & rows["view"].isin([*VIEWS, POOLED])]
-    known = {key: one.knowledge for key, one in by_key().items()}
-    side = pd.Series([known.get(key, 0) for key in rows[KEY].itertuples(index=False, name=None)], rows.index, dtype=int)
+    known = by_key()
+    sides = [known[key].knowledge for key in rows[KEY].itertuples(index=False, name=None)]
+    side = pd.Series(sides, rows.index, dtype=int)
     shown = ((side > 0) & (rows["low"] > 0)) | ((side < 0) & (rows["high"] < 0))
     rows = rows.assign(gate=shown.map({True: OPEN, False: CLOSED}))[side != 0]
     return rows[[*GROUP, *AT, "value", "low", "high", "n_items", "n_profiles", "gate"]].reset_index(drop=True)
@@ -50,11 +51,10 @@ def with_gate(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     "" for the sets whose score is to stay, and where vanilla or the oracle has no such answers. What compares the two
     views has a closed gate where one of them has.
     """
-    states = {tuple(row[:-1]): row[-1] for row in known[[*GROUP, *AT, "gate"]].itertuples(index=False, name=None)}
+    states = known.set_index([*GROUP, *AT])["gate"].to_dict()
     metrics, gate = by_key(), []
     for set_name, *group, task, scoring, name, view in zip(*(rows[c] for c in ["set", *GROUP, *AT]), strict=True):
-        metric = metrics.get((task, scoring, name))
-        source = (metric.gate_of or name) if metric else name.split("_", 2)[-1]  # of acc_f_exact, exact
+        source = metrics[task, scoring, name].gate_of or name
         views = [view] if view in (*VIEWS, POOLED) else VIEWS
         here = {states.get((*group, task, scoring, source, one), "") for one in views if set_name in FORGOTTEN}
         gate.append(OPEN if here == {OPEN} else CLOSED if CLOSED in here else "")
