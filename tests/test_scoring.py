@@ -407,7 +407,7 @@ def test_a_model_that_refuses_everybody_is_not_sound_and_is_judged_replicate_by_
     rows.append(free(["The The The"] * 40, **run("ga", "multimodal", 1)))
     items = item_scores(pd.concat(rows, ignore_index=True))
     verdicts = judged(items).set_index(["method", "replicate"])
-    assert verdicts.loc[("npo", 0), ["collapsed", "refuses", "refused_text"]].tolist() == [False, True, 1.0]
+    assert verdicts.loc[("npo", 0), ["collapsed", "refuses"]].tolist() == [False, True]
     assert verdicts.loc[("npo", 1), ["collapsed", "refuses", "why"]].tolist() == [False, False, ""]
     found = unsound(judged(items))
     assert found["llava", "clean", 10, "npo", "canonical", "multimodal", ""][:2] == (1, 2)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cache, partial
-from math import nan
 from typing import NamedTuple
 
 import pandas as pd
@@ -94,10 +93,7 @@ def _unlikely(free: pd.DataFrame) -> pd.Series:
 def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """Which models have collapsed or refuse everybody: a row a model (GROUP, MODEL, ``by``) and replicate (DRAW).
 
-    ``items`` are scored. Columns ``collapsed``, ``refuses`` and ``why`` ("" for a sound one); for each view the shares
-    of broken and of refused free answers on the retain set (``broken_text``, ``refused_text`` ..), the accuracy there
-    by likelihood (``retain_text`` ..) and the floor of that (``floor_text`` ..), NaN where it was not asked or vanilla
-    was not asked the same.
+    ``items`` are scored. Columns ``collapsed``, ``refuses`` and ``why`` ("" for a sound one).
     """
     key = [*GROUP, *MODEL, *by, *DRAW]
     at, items = [*key, "view"], filled(items, by)
@@ -106,29 +102,25 @@ def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     free, choices = of_metric(retain, *broken.key[:2]), of_metric(retain, *chosen.key[:2])
     pairs, reference = paired(choices, "vanilla", [chosen.column]), f"{chosen.column}_reference"
     pairs[reference] = (CHANCE + pairs[reference]) / 2
-    floors = pairs.groupby(at, dropna=False)[reference].mean()
+    floors = pairs.groupby(at, dropna=False)[reference].mean().to_dict()
     cells = [*summaries(free, at, [broken, refused]), *summaries(choices, at, [chosen])]
     cells += [cell | {"metric": "above"} for cell in summaries(pairs, at, [chosen], minus=True)]
     measured = {tuple(cell[column] for column in (*at, "metric")): cell for cell in cells}
-    verdicts = []
+    names, verdicts = (broken.name, refused.name, chosen.name, "above"), []
     for model in items[key].drop_duplicates().to_dict("records"):
-        row, dead, silent = dict(model), [], []
+        dead, silent = [], []
         for view, label in VIEWS.items():
             where = (*model.values(), view)
-            names = (broken.name, refused.name, chosen.name, "above")
             share, refusals, kept, above = (measured.get((*where, name), NOTHING) for name in names)
-            floor = floors.get(where, nan)
-            row |= {f"broken_{view}": share["value"], f"refused_{view}": refusals["value"]}
-            row |= {f"retain_{view}": kept["value"], f"floor_{view}": floor}
             if share["low"] > MOST_BROKEN:
                 dead.append(f"{100 * share['value']:.0f} % of answers broken ({label})")
             if above["high"] < 0:
-                dead.append(f"{100 * kept['value']:.0f} % right, floor {100 * floor:.0f} ({label})")
+                dead.append(f"{100 * kept['value']:.0f} % right, floor {100 * floors[where]:.0f} ({label})")
             if refusals["low"] > MOST_BROKEN:
                 silent.append(f"refuses {100 * refusals['value']:.0f} % of Retain ({label})")
-        if row["method"] in UNJUDGED and not row["after"]:
+        if model["method"] in UNJUDGED and not model["after"]:
             dead, silent = [], []
-        verdicts.append(row | {"collapsed": bool(dead), "refuses": bool(silent), "why": "; ".join(dead + silent)})
+        verdicts.append(model | {"collapsed": bool(dead), "refuses": bool(silent), "why": "; ".join(dead + silent)})
     return pd.DataFrame(verdicts)
 
 
