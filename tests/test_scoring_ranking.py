@@ -138,7 +138,7 @@ def test_who_keeps_most_stands_first_and_who_cannot_be_told_apart_shares_a_lette
     assert len(found.pairs) == 3 and found.pairs["p_holm"].min() == pytest.approx(3 * found.pairs["p"].min())
     pair = found.pairs.query("a == @models[0] and b == @models[1]", local_dict={"models": [
         (name, "canonical", "multimodal", "") for name in ("ga", "npo")]})  # fmt: skip
-    assert pair["difference"].item() == pytest.approx(0) and not pair["apart"].item()
+    assert pair["p"].item() == pytest.approx(1) and not pair["apart"].item()
 
 
 def test_who_has_collapsed_or_never_gets_there_is_out_and_says_why():

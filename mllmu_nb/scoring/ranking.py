@@ -16,7 +16,7 @@ from mllmu_nb.scoring.frames import DRAW, GROUP, KEY, MODEL, PEOPLE
 from mllmu_nb.scoring.gates import OPEN
 from mllmu_nb.scoring.health import Unsound
 from mllmu_nb.scoring.path import KEPT, TRAINED_VIEW, kept
-from mllmu_nb.statistics.intervals import holm, paired_difference, paired_p
+from mllmu_nb.statistics.intervals import holm, paired_p
 from mllmu_nb.statistics.ranking import shared_letters
 
 NEEDED = 3  # replicates
@@ -25,14 +25,13 @@ PLACE = 0.5  # share of the gap that is closed where methods are compared
 LIKELIHOOD = ("classification", "likelihood", "accuracy")
 SHUT = "Gate closed: vanilla is not shown to be above the oracle, so nothing shows that there was something to forget."
 RANKED, UNSOUND, NEVER, FEWER, BEHIND_GATE = "ranked", "unsound", "never gets there", "fewer replicates", "gate closed"
-PAIR_COLUMNS = ["trained", "a", "b", "difference", "low", "high", "n_profiles", "n_replicates", "p"]
 
 
 class Ranking(NamedTuple):
     """``methods``: a row a GROUP, ``trained`` modality and model, with what it keeps where half the gap is closed
     (``value``, ``low``, ``high``, ``dots``, ``n_replicates`` of ``of`` that get there), ``standing``, ``place``,
     ``group`` (letters) and ``note``. ``pairs``: a row a comparison of two models ``a`` and ``b`` (MODEL as tuples) with
-    the ``difference``, ``low``, ``high``, ``p``, ``p_holm`` and ``apart``. ``refused``: GROUP → why."""
+    ``p``, ``p_holm`` and ``apart``. ``refused``: GROUP → why."""
 
     methods: pd.DataFrame
     pairs: pd.DataFrame
@@ -52,11 +51,11 @@ def ranking(of_people: pd.DataFrame, unsound: Mapping[tuple, Unsound], gates: pd
         means = kept(rows)
         standings = [_standing(row, count, unsound, gates) for row in means.to_dict("records")]
         means = means.assign(trained=means["modality"]).join(pd.DataFrame(standings, columns=["standing", "note"]))
-        compared = pd.DataFrame(_comparisons(means, rows), columns=PAIR_COLUMNS)
+        compared = pd.DataFrame(_comparisons(means, rows), columns=["trained", "a", "b", "p"])
         compared["p_holm"] = holm(compared["p"])
         compared["apart"] = compared["p_holm"] < LEVEL
         methods.append(_placed(means, compared))
-        pairs.append(compared.assign(**dict(zip(GROUP, group, strict=True))))
+        pairs.append(compared)
     frames = (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame() for frames in (methods, pairs))
     return Ranking(*frames, refused)
 
@@ -77,7 +76,7 @@ def _standing(row: Mapping, count: int, unsound: Mapping[tuple, Unsound], gates:
     return RANKED, ""
 
 
-def _comparisons(methods: pd.DataFrame, of_people: pd.DataFrame) -> list[dict]:
+def _comparisons(methods: pd.DataFrame, of_people: pd.DataFrame) -> list[tuple]:
     """Every two ranked models of a trained modality: the same people of the same replicates."""
     rows = []
     for modality, here in methods[methods["standing"] == RANKED].groupby("trained", sort=False):
@@ -85,10 +84,8 @@ def _comparisons(methods: pd.DataFrame, of_people: pd.DataFrame) -> list[dict]:
         for a, b in itertools.combinations(models, 2):
             first, second = (of_people[of_people[MODEL].eq(list(one)).all(axis=1)] for one in (a, b))
             both = first.merge(second[[*PEOPLE, "person", "value"]], on=[*PEOPLE, "person"], suffixes=("", "_b"))
-            scores, replicates = (both["value"], both["value_b"]), both.groupby(DRAW).ngroup()
-            gap = vars(paired_difference(*scores, both["person"], replicates=replicates))
-            p = paired_p(*scores, both["person"], replicates)
-            rows.append(gap | {"trained": modality, "a": a, "b": b, "difference": gap["value"], "p": p})
+            p = paired_p(both["value"], both["value_b"], both["person"], both.groupby(DRAW).ngroup())
+            rows.append((modality, a, b, p))
     return rows
 
 
