@@ -6,7 +6,6 @@ import pandas as pd
 
 from mllmu_nb.data.schema import LETTERS, Population
 
-JOINED_ON = ["version", "question_id"]
 IN_ANSWERS = ["profile", "task", "view", "number"]  # columns of questions that answers have already, or need not
 
 
@@ -39,4 +38,6 @@ def with_questions(answers: pd.DataFrame, questions: pd.DataFrame, facts: pd.Dat
     rivals = [values.get(attribute, ()) for attribute in questions["attribute"]]
     questions = questions.drop(columns=IN_ANSWERS).assign(rivals=rivals)
     answers = answers.assign(version=answers["set"].eq("test").map({True: "test", False: "plain"}))
-    return answers.merge(questions, on=JOINED_ON, how="left", validate="many_to_one").drop(columns="version")
+    return answers.merge(questions, on=["version", "question_id"], how="left", validate="many_to_one").drop(
+        columns="version"
+    )
