@@ -38,6 +38,5 @@ def with_questions(answers: pd.DataFrame, questions: pd.DataFrame, facts: pd.Dat
     rivals = [values.get(attribute, ()) for attribute in questions["attribute"]]
     questions = questions.drop(columns=IN_ANSWERS).assign(rivals=rivals)
     answers = answers.assign(version=answers["set"].eq("test").map({True: "test", False: "plain"}))
-    return answers.merge(questions, on=["version", "question_id"], how="left", validate="many_to_one").drop(
-        columns="version"
-    )
+    joined = answers.merge(questions, on=["version", "question_id"], how="left", validate="many_to_one")
+    return joined.drop(columns="version")
