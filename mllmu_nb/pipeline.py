@@ -37,7 +37,7 @@ from mllmu_nb.evaluation import draws as drawing
 from mllmu_nb.models import download
 from mllmu_nb.models.files import ASSETS, check_adapter, check_model, check_shipped, commit
 from mllmu_nb.processes import end_with_parent
-from mllmu_nb.scoring.questions import people_frames
+from mllmu_nb.scoring.frames import people_frames
 from mllmu_nb.scoring.utility import FILE as UTILITY
 from mllmu_nb.stages import RECORD, Stage, add_file, digest, is_whole, lock, read_json, state, status, write_json
 

@@ -22,7 +22,7 @@ from mllmu_nb import paths
 from mllmu_nb.config import Config
 from mllmu_nb.data.schema import LETTERS, SETS, VIEWS
 from mllmu_nb.reporting.runs import Run, columns_of
-from mllmu_nb.scoring.questions import with_questions
+from mllmu_nb.scoring.frames import with_questions
 from mllmu_nb.stages import RECORD, digests, write_json
 
 VALUES = {

@@ -35,7 +35,7 @@ from mllmu_nb import pipeline
 from mllmu_nb.config import Config
 from mllmu_nb.evaluation import path as measuring
 from mllmu_nb.scoring import path
-from mllmu_nb.scoring.questions import people_frames, with_questions
+from mllmu_nb.scoring.frames import people_frames, with_questions
 from mllmu_nb.stages import Stage
 from mllmu_nb.training import TrainingDiverged
 

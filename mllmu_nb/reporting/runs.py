@@ -19,10 +19,9 @@ from mllmu_nb import paths, unlearning
 from mllmu_nb.config import stable_hash
 from mllmu_nb.errors import KitError
 from mllmu_nb.scoring import judge, path
-from mllmu_nb.scoring.frames import GROUP, MODEL, POOLED, RUN, SEEDS
+from mllmu_nb.scoring.frames import GROUP, MODEL, POOLED, RUN, SEEDS, with_questions
 from mllmu_nb.scoring.gates import gates, opened
 from mllmu_nb.scoring.health import Unsound, judged, unsound
-from mllmu_nb.scoring.questions import with_questions
 from mllmu_nb.scoring.ranking import Ranking, ranking
 from mllmu_nb.scoring.registry import metrics
 from mllmu_nb.scoring.score import cells, item_scores, run_scores

@@ -1,10 +1,13 @@
-"""Names of the columns that every frame of scores has, and who an answer is about; docs/scoring.md ("The frames")."""
+"""The frames that scores are made of: their columns, and answers joined with what they are scored against;
+docs/scoring.md ("The frames")."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import pandas as pd
+
+from mllmu_nb.data.schema import LETTERS, Population
 
 SEEDS = ["data_seed", "train_seed", "unlearn_seed", "shot_seed"]
 GROUP = ["base_model", "protocol", "forget_ratio"]  # what runs in one printed table have in common
@@ -21,6 +24,7 @@ VIEWS = {"image_text": "image + text", "text": "text"}
 POOLED = "both"
 TAUGHT = "taught"  # the task of a metric of sentences
 REFERENCES = ("vanilla", "oracle")
+IN_ANSWERS = ["profile", "task", "view", "number"]  # columns of questions that answers have already, or need not
 
 
 def persons(rows: pd.DataFrame) -> pd.Series:
@@ -41,3 +45,36 @@ def is_model(rows: pd.DataFrame, method: str) -> pd.Series:
 def of_metric(items: pd.DataFrame, task: str, scoring: str) -> pd.DataFrame:
     """The answers to one task, scored in one way."""
     return items[(items["task"] == task) & (items["scoring"] == scoring)]
+
+
+def people_frames(known: Population) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A row a question, as ``plain`` or as the ``test`` set asks it; and a row a fact."""
+    questions = [
+        {
+            "version": version,
+            "question_id": q.id,
+            **{name: getattr(q, name) for name in (*IN_ANSWERS, "attribute")},
+            "question": q.text,
+            "answer_true": q.answer,
+            "value": q.value,
+            **{f"option_text_{letter}": text for letter, text in zip(LETTERS, q.options, strict=False)},
+        }
+        for person in known.profiles.values()
+        for version, asked in (("plain", person.questions), ("test", person.test_questions))
+        for q in asked
+    ]
+    facts = [(p.id, p.kind, p.name, *fact) for p in known.profiles.values() for fact in p.attributes.items()]
+    return pd.DataFrame(questions), pd.DataFrame(facts, columns=["profile", "kind", "name", "attribute", "value"])
+
+
+def with_questions(answers: pd.DataFrame, questions: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
+    """``answers`` with their questions, and ``rivals``: all values that anybody has for the attribute asked for.
+
+    The question of an answer that ``questions`` lack is NaN.
+    """
+    values = {attribute: tuple(rows.unique()) for attribute, rows in facts.groupby("attribute")["value"]}
+    rivals = [values.get(attribute, ()) for attribute in questions["attribute"]]
+    questions = questions.drop(columns=IN_ANSWERS).assign(rivals=rivals)
+    answers = answers.assign(version=answers["set"].eq("test").map({True: "test", False: "plain"}))
+    joined = answers.merge(questions, on=["version", "question_id"], how="left", validate="many_to_one")
+    return joined.drop(columns="version")
