@@ -50,7 +50,7 @@ FOUR_SETS = 50 + 50 + 450 + 153  # people of one model's evaluation at 10 %
 
 def stand_in(config: Config, tiny: bool, device: str):
     """A model of random weights in the published shape (``tiny``: the miniature's), and a processor that fits it."""
-    family, assets = config.family, ASSETS / f"{config.base_model}-miniature"
+    family, assets = pipeline.family(config), ASSETS / f"{config.base_model}-miniature"
     processor = family.load_processor(str(assets), local_files_only=True)
     shape = AutoConfig.from_pretrained(assets)
     if not tiny:
@@ -90,7 +90,9 @@ def main() -> None:
         )
         model, processor = stand_in(config, tiny, device)
         estimate = prediction.Estimate(model.config, eager=False)
-        print(f"\n{config.family.label}, {estimate.parameters / 1e9:.3g} billion random weights{', tiny' * tiny}")
+        print(
+            f"\n{pipeline.family(config).label}, {estimate.parameters / 1e9:.3g} billion random weights{', tiny' * tiny}"
+        )
         trainings(config, model, processor, estimate, options.steps, rate, most)
         asking(config, model, processor, estimate, options.limit, rate)
 

@@ -22,7 +22,6 @@ from pydantic.fields import FieldInfo
 from mllmu_nb import after as after_steps
 from mllmu_nb import unlearning
 from mllmu_nb.errors import KitError, choose, invalid, print_in_one_line
-from mllmu_nb.models import families
 from mllmu_nb.unlearning.base import Method, Recipe, typed
 
 PRESETS = Path(__file__).parent / "presets"
@@ -220,10 +219,6 @@ class Config(BaseModel):
         own: dict[str, Any] = {"lr": self.unlearn_lr, "steps": self.unlearn_steps, "epochs": self.unlearn_epochs}
         return self._with_words(replace(self._unlearning_preset, **own), "unlearn_")
 
-    @property
-    def family(self) -> families.Family:
-        return families.get(self.base_model)
-
     def parameters(self) -> dict[str, Any]:
         """All parameters as plain values, resolved, in their order."""
         return {name: getattr(self, name) for name in type(self).model_fields}
@@ -326,7 +321,6 @@ class Config(BaseModel):
         self._set(settings={**defaults, **settings})
 
     def _check_words(self) -> None:
-        families.get(self.base_model)
         choose("method", self.method, (*REFERENCES, YOURS, *unlearning.names()))
         if self.after:
             choose("after", self.after, after_steps.STEPS)

@@ -34,7 +34,7 @@ from mllmu_nb.data.text.people import read_profiles
 from mllmu_nb.data.text.questions import population_from_text
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import draws as drawing
-from mllmu_nb.models import download
+from mllmu_nb.models import download, families
 from mllmu_nb.models.files import ASSETS, check_adapter, check_model, check_shipped, commit
 from mllmu_nb.processes import end_with_parent
 from mllmu_nb.scoring.frames import people_frames
@@ -170,7 +170,7 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
         "bits": pinning.settings(),
         **_quantised(config),
     }
-    return Stage(name, inputs, make, (config.family,), partial(_record, config))
+    return Stage(name, inputs, make, (family(config),), partial(_record, config))
 
 
 def _quantised(config: Config) -> dict[str, str]:
@@ -245,7 +245,7 @@ def unlearned(config: Config) -> Stage:
         "settings": config.hash_of(("method", "variant", "modality", "unlearn_seed")),
         **_quantised(config),
     }
-    return Stage("unlearned", inputs, make, (config.family, method), partial(_record, config))
+    return Stage("unlearned", inputs, make, (family(config), method), partial(_record, config))
 
 
 def vanilla(config: Config, precision: str | None = None) -> tuple[Any, Any]:
@@ -427,7 +427,7 @@ def answered(
         "asked": [list(sets), limit],
         "draws": drawing.read(config.draws_file) if config.draws_file else "",
     }
-    uses = (config.family, *([config.objective] if config.trains else []))
+    uses = (family(config), *([config.objective] if config.trains else []))
     uses += (after_steps.STEPS.get(config.after),) if config.after else ()
 
     def record() -> dict[str, Any]:
@@ -482,7 +482,7 @@ def useful(config: Config) -> Stage:
         "system": config.system,
         "settings": config.hash_of(("protocol", "eval_precision")),
     }
-    uses = (config.family, after_steps.STEPS.get(config.after)) if config.after else (config.family,)
+    uses = (family(config), after_steps.STEPS.get(config.after)) if config.after else (family(config),)
     return Stage("utility", inputs, make, uses)
 
 
@@ -545,7 +545,7 @@ def draws_of(config: Config, known: Population, sets: Sequence[str]) -> dict[str
     """What chance decides when the run is asked: drawn, or read from ``draws_file``. Raises KitError for a file that
     does not fit, and where there are too few people to draw from."""
     asking = {name: getattr(config, name) for name in ("shots", "shot_source", "protocol")}
-    asking["shot_people"] = config.family.shot_people
+    asking["shot_people"] = family(config).shot_people
     if not config.draws_file:
         return drawing.draw(known, sets, shot_seed=config.shot_seed, **asking)
     stored = drawing.read(config.draws_file)
@@ -639,9 +639,14 @@ def check_comparable(configs: Sequence[Config]) -> None:
             )
 
 
+def family(config: Config) -> families.Family:
+    """The family of the base model. Raises KitError for an unknown one."""
+    return families.get(config.base_model)
+
+
 def base_source(config: Config) -> str:
     """The folder or hub name that the base model is loaded from."""
-    shipped = {"miniature": ASSETS / f"{config.base_model}-miniature", "paper": config.family.hub}
+    shipped = {"miniature": ASSETS / f"{config.base_model}-miniature", "paper": family(config).hub}
     return str(config.base_path or shipped[config.scale])
 
 
@@ -668,7 +673,7 @@ def _source_hash(source: str, revision: str = "") -> str:
 def _record(config: Config) -> dict[str, Any]:
     record = {
         "scale": config.scale,
-        "base_label": config.family.label,
+        "base_label": family(config).label,
         "parameters": config.parameters(),
         "deviations": {name: list(pair) for name, pair in config.deviations().items()},  # the protocol's, the run's
         "data_hash": data_hash(config),

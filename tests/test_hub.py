@@ -327,7 +327,7 @@ def test_a_run_fetches_base_and_vanilla_before_anything_else(monkeypatch):
     monkeypatch.setattr(pipeline.download, "fetch", lambda *asked: wanted.append(asked))
     config = Config(scale="paper", base_revision=OLD, vanilla_path=VANILLA, vanilla_revision=TAUGHT)
     pipeline.fetch(config)
-    assert wanted == [(VANILLA, TAUGHT), (config.family.hub, OLD)]
+    assert wanted == [(VANILLA, TAUGHT), (pipeline.family(config).hub, OLD)]
     pipeline.fetch(Config())
     assert len(wanted) == 2, "the miniature's base comes with the kit"
 

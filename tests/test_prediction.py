@@ -140,7 +140,7 @@ def test_the_sizes_of_a_card_that_a_way_of_training_needs():
     """In fp32 as upstream more than 40 GiB; in bf16 less with one question at a time; with checkpointing or 4 bits less
     than 24. A method of two terms needs hardly more than one of one, for one graph is held at a time."""
     upstream = PAPER.but(protocol="upstream")
-    estimate = Estimate(upstream.family.published_shape(), eager=False)
+    estimate = Estimate(families.get("llava").published_shape(), eager=False)
 
     def size(way, method=None, quantised=False):
         config = upstream.but(**way, **({"method": method, "modality": "multimodal"} if method else {}))

@@ -158,9 +158,9 @@ def _estimate(config: Config):
     try:
         shape = AutoConfig.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError):
-        if source != config.family.hub:
+        if source != pipeline.family(config).hub:
             raise
-        shape = config.family.published_shape()
+        shape = pipeline.family(config).published_shape()
     return Estimate(shape, eager=config.scale == "miniature")
 
 
