@@ -89,10 +89,8 @@ def main() -> None:
             scale="paper", base_model=base, people=40, pool=0, celebrities=8, forget_ratio=10, precision=precision
         )
         model, processor = stand_in(config, tiny, device)
-        estimate = prediction.Estimate(model.config, eager=False)
-        print(
-            f"\n{pipeline.family(config).label}, {estimate.parameters / 1e9:.3g} billion random weights{', tiny' * tiny}"
-        )
+        estimate, label = prediction.Estimate(model.config, eager=False), pipeline.family(config).label
+        print(f"\n{label}, {estimate.parameters / 1e9:.3g} billion random weights{', tiny' * tiny}")
         trainings(config, model, processor, estimate, options.steps, rate, most)
         asking(config, model, processor, estimate, options.limit, rate)
 
