@@ -9,13 +9,12 @@ inside.
 from __future__ import annotations
 
 import copy
-import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from statistics import mean
 from typing import Any, NamedTuple
 from unittest import mock
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import flop_registry
 from transformers import AutoModelForImageTextToText
 
@@ -185,19 +185,10 @@ class Estimate:
         parts = ("text_config", "num_hidden_layers"), ("vision_config", tower)
         self.layers = {part: getattr(getattr(shape, part[0]), part[1]) for part in parts}
         self.model = self._built({}, "fp32")
-        self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.parameters = self.model.num_parameters()
         self.family = families.of(self.model)
         self.image_tokens = self.family.usual_tokens(shape)
         self._counted: dict[str, dict[str, float]] = {}  # what was measured, by what it hangs on
-
-    def trained(self, recipe: Recipe, full: bool, where: str = "") -> int:
-        """How many parameters train: all but the vision tower's when ``full``, else those of an adapter of the recipe's
-        rank at ``where`` (a method's own pattern) or the recipe's reach."""
-        if full:
-            return count_trainable(unfreeze(self.model))
-        targets = self.family.adapter_targets(self.model, where or recipe.adapter_reach)
-        layers = [self.model.get_submodule(name) for name in targets]
-        return sum(recipe.lora_r * (layer.in_features + layer.out_features) for layer in layers)
 
     def answering(self, questions: int, shots: int, precision: str) -> dict[str, float]:
         """GiB while so many questions are answered at once, each after ``shots`` worked examples."""
@@ -213,10 +204,11 @@ class Estimate:
     ) -> dict[str, float]:
         """GiB while it is trained by ``recipe``, fine-tuned or by ``method``; ``quantised``: on layers in 4 bits."""
         method = method or FineTuning()
-        peak = max(self.step(recipe, full, method, names)["peak"] for names in _passes(method))
+        passes = method.all_passes if method.streams else (("train",),)
+        steps = [self.step(recipe, full, method, names) for names in passes]
+        peak = max(step["peak"] for step in steps)
         each = STATES if full else STATES + 4  # an adapter adds its weights
-        states = self.trained(recipe, full, method.trains) * each
-        element = DTYPES[recipe.precision].itemsize
+        states, element = steps[0]["trained"] * each, DTYPES[recipe.precision].itemsize
         kept = peak - self.parameters * element - states
         need = self._gib(element, {"trained with their states": states, "activations": kept})
         if quantised:
@@ -233,7 +225,8 @@ class Estimate:
         names: Sequence[str] = ("train",),
         shown: bool = True,
     ) -> dict[str, float]:
-        """``peak`` bytes and ``flops`` of a step on usual batches of the streams ``names``, with pictures or not."""
+        """``peak`` bytes, ``flops`` and ``trained`` parameters of a step on usual batches of the streams ``names``,
+        with pictures or not."""
         method, rows = method or FineTuning(), min(recipe.micro_batch or recipe.batch_size, recipe.batch_size)
         batch = self.batch(rows, recipe.turns, shown, recipe.label_mode)
         fed = {name: dict(batch) for name in names}
@@ -255,7 +248,8 @@ class Estimate:
                     optimizer.step()
             # from the second step on the optimizer's states are there, from the second piece on the gradients
             later = tally.now - before + (before - empty if rows < recipe.batch_size else 0)
-            return {"peak": max(peak + later, tally.peak), "flops": tally.flops * recipe.batch_size / rows}
+            flops, count = tally.flops * recipe.batch_size / rows, count_trainable(model)
+            return {"peak": max(peak + later, tally.peak), "flops": flops, "trained": count}
 
         length = dict.fromkeys(("lr", "steps", "epochs", "schedule", "warmup"))
         key = repr([{**recipe.numbers(), **length}, full, method, names, shown])
@@ -345,10 +339,6 @@ class Estimate:
         return {what: size / GIB for what, size in held.items()}
 
 
-def _passes(method: Method) -> tuple[tuple[str, ...], ...]:
-    return method.all_passes if method.streams else (("train",),)
-
-
 # -- all the stages of a run --------------------------------------------------------------------------------------
 
 
@@ -362,17 +352,8 @@ def assumed_rate(precision: str, here: bool) -> Rate:
     side = 8192 if device == "cuda" else 1024
     matrix = torch.randn(side, side, device=device, dtype=DTYPES[precision] if device == "cuda" else torch.float32)
 
-    def fastest(work: Callable[[], Any]) -> float:
-        spent = []
-        for _ in range(5):
-            began = time.perf_counter()
-            work()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            spent.append(time.perf_counter() - began)
-        return min(spent)
-
-    product, copied = fastest(lambda: matrix @ matrix), fastest(matrix.clone)
+    timers = (Timer(work, globals={"matrix": matrix}) for work in ("matrix @ matrix", "matrix.clone()"))
+    product, copied = (timer.timeit(5).median for timer in timers)
     return Rate(SHARE * 2 * side**3 / product, SHARE * 2 * matrix.nbytes / copied)
 
 
@@ -380,21 +361,21 @@ def hours(configs: Sequence[Config], estimate: Estimate, rate: Rates) -> dict[st
     """Stage → how many of it these runs need, and the hours that all of them take at the ``rate`` of a precision: a
     training once, whatever asks for it, and the answers of each run. Loading, scoring, and a reference's
     log-probabilities are not counted."""
-    found: dict[tuple, Callable[[], float]] = {}
+    found: dict[tuple, float] = {}  # seconds
     for config in configs:
         names = ["oracle"] if config.method == "oracle" else ["vanilla"]
         if config.method in ("base", YOURS) or config.vanilla_path and config.method != "oracle":
             names = []
         if config.trains:
             names += filter(None, [config.objective.other_reference])
-            found["unlearned", config.run_id] = partial(_unlearning, config, estimate, rate)
+            found["unlearned", config.run_id] = _unlearning(config, estimate, rate)
         for name in names:
             own = () if name == "vanilla" else (config.forget_ratio, config.replicate)
-            found[name, config.train_seed, config.data_seed, *own] = partial(_teaching, config, name, estimate, rate)
-        found["answers", config.run_id] = partial(_answering, config, estimate, rate)
+            found[name, config.train_seed, config.data_seed, *own] = _teaching(config, name, estimate, rate)
+        found["answers", config.run_id] = _answering(config, estimate, rate)
     stages: dict[str, list[float]] = defaultdict(list)
     for (name, *_), seconds in found.items():
-        stages[name].append(seconds() / 3600)
+        stages[name].append(seconds / 3600)
     return {name: (len(each), sum(each)) for name, each in stages.items()}
 
 
@@ -402,9 +383,7 @@ def _teaching(config: Config, name: str, estimate: Estimate, rate: Rates) -> flo
     """Seconds of the fine-tuning of vanilla, an oracle, or upstream's reference."""
     recipe = replace(config.training, steps=0, epochs=1) if name == "retain_epoch" else config.training
     sets = _people(config)
-    taught = [
-        one for kind in ("forget", "retain", "pool") for one in sets[kind] if kind != "forget" or name == "vanilla"
-    ]
+    taught = (sets["forget"] if name == "vanilla" else []) + sets["retain"] + sets["pool"]
     modalities = MODALITIES if config.train_modality == "both" else ["multimodal"]
     full = config.adaptation == "full"
     each = [estimate.step(recipe, full, shown=modality == "multimodal")["flops"] for modality in modalities]
