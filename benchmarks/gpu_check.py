@@ -149,7 +149,7 @@ def asking(config, model, processor, estimate, limit: int, rate: prediction.Rate
         plain = len(rows) / (time.perf_counter() - began)
     people = {**dict.fromkeys(("forget", "test"), 50), "retain": 450, "celebrity": 153}
     kinds, each = list(prediction.ASKED), sum(count for count, *_ in prediction.ASKED.values())
-    predicted = estimate.asking(people, config.shots, False, kinds, config.precision, size, rate) / 60
+    predicted = estimate.asking(config, people, kinds, lambda precision: rate) / 60
     minutes = [2 * each * FOUR_SETS / speed / 60 for speed in (kit, plain)]
     print(
         f"\nasking {len(rows)} questions: {kit:.1f} a second, one by one {plain:.1f}: {kit / plain:.1f} times as fast"

@@ -272,25 +272,18 @@ class Estimate:
         self._counted[key] = self._at_full_depth(measured, "fp32")
         return self._counted[key]["flops"]
 
-    def asking(
-        self,
-        people: Mapping[str, int],
-        shots: int,
-        upstream: bool,
-        kinds: Sequence[str],
-        precision: str,
-        size: int,
-        rate: Rate,
-    ) -> float:
-        """Seconds in which a model answers the questions of these ``kinds`` about so many people of each set, ``size``
-        at once. Worked examples are read once for all, a picture once a batch; a written token takes at least the time
-        in which the weights are read. Every answer is as long as it may be."""
+    def asking(self, config: Config, people: Mapping[str, int], kinds: Sequence[str], rate: Rates) -> float:
+        """Seconds in which a run's model answers the questions of these ``kinds`` about so many people of each set.
+        Worked examples are read once for all, a picture once a batch; a written token takes at least the time in which
+        the weights are read. Every answer is as long as it may be."""
+        precision, size = asking_precision(config), pipeline.EVAL_BATCH[config.scale]
+        upstream = config.protocol == "upstream" and kinds is not ASKED_ON_PATH
         word, flops, written = self.reading(False) / self.text, 0.0, 0
         picture = self.reading(True) - self.reading(False)
         for name, count in people.items():
             for kind in kinds:
                 each, most, length = ASKED[kind]
-                examples = 0 if name == "celebrity" and upstream else min(shots, most)
+                examples = 0 if name == "celebrity" and upstream else min(config.shots, most)
                 allowed = {"letter": TOKENS["classification"], "likelihood": 0}.get(kind, TOKENS.get(kind))
                 tokens = UPSTREAM_TOKENS if upstream and allowed else allowed
                 starts = range(0, count * each, size)
@@ -298,7 +291,8 @@ class Estimate:
                 read = 2 * (examples * 2 * self.text + count * each * (length * self.text + tokens))  # in both views
                 flops += read * word + (examples + faces) * picture
                 written += 2 * len(starts) * tokens
-        return flops / rate.flops + written * self.parameters * DTYPES[precision].itemsize / rate.bandwidth
+        weights, device = self.parameters * DTYPES[precision].itemsize, rate(precision)
+        return flops / device.flops + written * weights / device.bandwidth
 
     def batch(self, rows: int, turns: int, shown: bool, label_mode: str) -> dict[str, Tensor]:
         """Of conversations of usual length: as ``Family.encode`` makes them, but that the tokens say nothing."""
@@ -397,7 +391,7 @@ def _unlearning(config: Config, estimate: Estimate, rate: Rates) -> float:
         steps = recipe.steps or steps_of(sets[method.streams[names[0]].set], recipe.epochs, recipe.batch_size)
         flops += steps * estimate.step(recipe, False, method, names, config.modality == "multimodal")["flops"]
     beyond = path.BEYOND if recipe.schedule == "constant" else 1
-    points = (path.POINTS + 1) * _asking(config, estimate, rate, path.PEOPLE, ASKED_ON_PATH)
+    points = (path.POINTS + 1) * estimate.asking(config, path.PEOPLE, ASKED_ON_PATH, rate)
     return beyond * flops / rate(recipe.precision).flops + points
 
 
@@ -405,20 +399,12 @@ def _answering(config: Config, estimate: Estimate, rate: Rates) -> float:
     """Seconds in which a run's model is asked."""
     counts = {name: len(people) for name, people in _people(config).items() if name != "pool"}
     kinds = [kind for kind in ASKED if kind != "likelihood" or config.scoring == "both"]
-    return _asking(config, estimate, rate, {**counts, "test": counts["forget"]}, kinds)
+    return estimate.asking(config, {**counts, "test": counts["forget"]}, kinds, rate)
 
 
-def _asking(config: Config, estimate: Estimate, rate: Rates, people: Mapping[str, int], kinds: Sequence[str]) -> float:
-    precision = config.eval_precision or usual_precision(config)
-    upstream = config.protocol == "upstream" and kinds is not ASKED_ON_PATH
-    return estimate.asking(
-        people, config.shots, upstream, kinds, precision, pipeline.EVAL_BATCH[config.scale], rate(precision)
-    )
-
-
-def usual_precision(config: Config) -> str:
-    """In which weights are asked where the run leaves it open."""
-    return "fp32" if config.scale == "miniature" else "bf16"
+def asking_precision(config: Config) -> str:
+    """In which the weights are held while they are asked."""
+    return config.eval_precision or ("fp32" if config.scale == "miniature" else "bf16")
 
 
 def _people(config: Config) -> dict[str, list[Conversation]]:

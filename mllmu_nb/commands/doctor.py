@@ -112,11 +112,11 @@ def memory(configs: Configs) -> Result:
 
 def most_memory(configs: Configs) -> dict[str, float]:
     """GiB that the most demanding of the runs needs, by what they hold."""
-    from mllmu_nb.prediction import usual_precision
+    from mllmu_nb.prediction import asking_precision
 
     model, first = _estimate(configs[0]), configs[0]
     shots, size = max(config.shots for config in configs), pipeline.EVAL_BATCH[first.scale]
-    needs = [model.answering(size, shots, first.eval_precision or usual_precision(first))]
+    needs = [model.answering(size, shots, asking_precision(first))]
     bits = bool(first.quantise_base)
     needs += [model.training(c.training, c.adaptation == "full", None, bits) for c in configs if c.method != "base"]
     needs += [model.training(c.unlearning, False, c.objective, bits) for c in configs if c.modality != "none"]
