@@ -666,7 +666,7 @@ def _source_hash(source: str, revision: str = "") -> str:
     if not folder.is_dir():
         return stable_hash("@".join(filter(None, (source, revision))))
     files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".model", ".jinja"))
-    digests = [digest(file, *state(file)) for file in files]
+    digests = [digest(file) for file in files]
     return stable_hash([[file.name, one["bytes"], one["sha256"]] for file, one in zip(files, digests, strict=True)])
 
 

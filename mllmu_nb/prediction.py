@@ -253,14 +253,10 @@ class Estimate:
 
         length = dict.fromkeys(("lr", "steps", "epochs", "schedule", "warmup"))
         key = repr([{**recipe.numbers(), **length}, full, method, names, shown])
-        if key not in self._counted:
-            self._counted[key] = self._at_full_depth(measured, recipe.precision)
-        return self._counted[key]
+        return self._at_full_depth(key, measured, recipe.precision)
 
     def reading(self, shown: bool) -> float:
         """FLOPs of reading a usual question, with a picture or without."""
-        if (key := f"reading {shown}") in self._counted:
-            return self._counted[key]["flops"]
         batch = self.batch(1, 1, shown, "text")
         del batch["labels"]
 
@@ -269,8 +265,7 @@ class Estimate:
                 model(**send_to_device(batch, model.device), logits_to_keep=1)
             return {"flops": tally.flops}
 
-        self._counted[key] = self._at_full_depth(measured, "fp32")
-        return self._counted[key]["flops"]
+        return self._at_full_depth(f"reading {shown}", measured, "fp32")["flops"]
 
     def asking(self, config: Config, people: Mapping[str, int], kinds: Sequence[str], rate: Rates) -> float:
         """Seconds in which a run's model answers the questions of these ``kinds`` about so many people of each set.
@@ -316,8 +311,12 @@ class Estimate:
         with torch.device("meta"):
             return AutoModelForImageTextToText.from_config(shape, **how)
 
-    def _at_full_depth(self, measured: Callable[[nn.Module], dict[str, float]], precision: str) -> dict[str, float]:
-        """What is ``measured`` of the model, extended from models of :data:`DEPTH` layers and of one more."""
+    def _at_full_depth(
+        self, key: str, measured: Callable[[nn.Module], dict[str, float]], precision: str
+    ) -> dict[str, float]:
+        """What is ``measured``, once for a ``key``, extended from models of :data:`DEPTH` layers and of one more."""
+        if key in self._counted:
+            return self._counted[key]
         shallow = max(self.layers.values()) <= 2 * DEPTH
         few = self.layers if shallow else {part: min(DEPTH, count) for part, count in self.layers.items()}
         with torch.random.fork_rng():
@@ -326,6 +325,7 @@ class Estimate:
             for part, left in ((part, count - few[part]) for part, count in self.layers.items() if count > few[part]):
                 more = measured(self._built({**few, part: few[part] + 1}, precision))
                 whole = {name: value + left * (more[name] - base[name]) for name, value in whole.items()}
+        self._counted[key] = whole
         return whole
 
     def _gib(self, element: int, more: dict[str, float]) -> dict[str, float]:

@@ -100,7 +100,7 @@ class Stage:
 def digests(folder: Path) -> dict[str, dict[str, Any]]:
     """Name → size and sha256 of every file of a folder but its record."""
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD]
-    return {path.name: digest(path, *state(path)) for path in files}
+    return {path.name: digest(path) for path in files}
 
 
 def add_file(folder: Path, source: Path, **noted: Any) -> None:
@@ -111,7 +111,7 @@ def add_file(folder: Path, source: Path, **noted: Any) -> None:
         shutil.copyfile(source, part)
         os.replace(part, target)
         record = read_json(folder / RECORD)
-        record["files"][target.name] = digest(target, *state(target))
+        record["files"][target.name] = digest(target)
         write_json(part, {**record, **noted})
         os.replace(part, folder / RECORD)
 
@@ -120,7 +120,7 @@ def is_whole(folder: Path, key: str = "") -> bool:
     """Whether every file that the folder's record lists is there as it was written, and the record's key is ``key``."""
     try:
         record = read_json(folder / RECORD)
-        now = {name: digest(folder / name, *state(folder / name)) for name in record["files"]}
+        now = {name: digest(folder / name) for name in record["files"]}
         return now == record["files"] and key in ("", record["key"])
     except (KitError, KeyError, TypeError, OSError):
         return False
@@ -132,11 +132,15 @@ def state(path: Path) -> tuple[int, ...]:
     return known.st_size, known.st_mtime_ns, known.st_ctime_ns
 
 
-@cache
-def digest(path: Path, *state: int) -> dict[str, Any]:
+def digest(path: Path) -> dict[str, Any]:
     """Size and sha256 of a file, read once while its state is the same."""
+    return _digest(path, state(path))
+
+
+@cache
+def _digest(path: Path, state: tuple[int, ...]) -> dict[str, Any]:
     with open(path, "rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {"bytes": state[0], "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 @contextlib.contextmanager

@@ -135,14 +135,12 @@ def hours(configs: Configs, rate: float | None = None) -> Result:
         return usual._replace(flops=rate * 1e12) if rate else usual
 
     stages = prediction.hours(configs, _estimate(configs[0]), assumed)
-    precision = configs[0].training.precision
-    said = f"{precision} training at {assumed(precision).flops / 1e12:.3g} TFLOP/s"
-    said += (
-        "" if rate else f", {prediction.SHARE:.0%} of what {'is measured here' if here else 'an H100 has'}: see --rate"
-    )
+    precision, total = configs[0].training.precision, sum(spent for _, spent in stages.values())
     listed = ", ".join(f"{count} {name} {spent:.2g}" for name, (count, spent) in stages.items())
-    total = sum(spent for _, spent in stages.values())
-    text = f"about {total:.2g} hours one after the other ({listed}); {said}"
+    text = f"about {total:.2g} hours one after the other ({listed}); "
+    text += f"{precision} training at {assumed(precision).flops / 1e12:.3g} TFLOP/s"
+    if not rate:
+        text += f", {prediction.SHARE:.0%} of what {'is measured here' if here else 'an H100 has'}: see --rate"
     advice = "`sweep --shard i/n` shares the runs among machines; precision changes the hours most"
     return Result(OK, text, advice if total > LONG else "")
 
