@@ -279,5 +279,5 @@ def test_qwens_published_shape_has_its_published_size_and_takes_adapters():
     estimate = Estimate(shape, eager=False)
     assert estimate.parameters == 8_292_166_656  # as the hub counts them
     linears = 2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944)
-    assert estimate.trained(Config(scale="paper").training, full=False) == 16 * 28 * linears
+    assert estimate.step(Config(scale="paper").training, full=False)["trained"] == 16 * 28 * linears
     assert estimate.image_tokens == 324
