@@ -3,9 +3,9 @@
 import pandas as pd
 from made_answers import GA, ORACLE, VANILLA, cell, choices, run, scored
 
-from mllmu_nb.scoring.leakage import ACROSS, paired_facts
+from mllmu_nb.scoring.frames import ACROSS
 from mllmu_nb.scoring.registry import metrics
-from mllmu_nb.scoring.score import cells, item_scores
+from mllmu_nb.scoring.score import cells, item_scores, paired_facts
 
 [LIKELIHOOD] = metrics(by_fact=True, scoring="likelihood")
 [CLOZE] = metrics(by_fact=True, task="cloze")

@@ -13,9 +13,8 @@ from mllmu_nb.reporting import show
 from mllmu_nb.reporting.beside import Beside
 from mllmu_nb.reporting.grid import ASKED_IN, select
 from mllmu_nb.reporting.runs import Run
-from mllmu_nb.scoring.frames import MODEL, POOLED
+from mllmu_nb.scoring.frames import ACROSS, MODEL, POOLED
 from mllmu_nb.scoring.health import STATES
-from mllmu_nb.scoring.leakage import ACROSS
 from mllmu_nb.scoring.ranking import LIKELIHOOD
 from mllmu_nb.scoring.registry import by_key
 

@@ -38,8 +38,7 @@ from mllmu_nb.reporting.grid import (
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Scores, models_in_order
 from mllmu_nb.reporting.sheet import Sheet, write_sheets
 from mllmu_nb.scoring import judge, path, registry, utility
-from mllmu_nb.scoring.frames import GROUP, KEY, MODEL, POOLED, VIEWS
-from mllmu_nb.scoring.leakage import ACROSS
+from mllmu_nb.scoring.frames import ACROSS, GROUP, KEY, MODEL, POOLED, VIEWS
 from mllmu_nb.scoring.ranking import LIKELIHOOD, RANKED
 from mllmu_nb.scoring.registry import Metric, metrics
 

@@ -103,13 +103,3 @@ def likeliest(items: pd.DataFrame) -> pd.Series:
     known = np.isfinite(table).all(axis=1)
     best = np.nan_to_num(table, nan=-np.inf).argmax(axis=1)
     return pd.Series(np.where(known, np.array(LETTERS)[best], ""), items.index)
-
-
-def parsed(items: pd.DataFrame) -> pd.Series:
-    """Whether an option came out of each answer; true of answers to other tasks."""
-    result = pd.Series(True, items.index)
-    for scoring, choose in (("letter", letters), ("likelihood", likeliest)):
-        rows = items[items["scoring"] == scoring]
-        if len(rows):
-            result[rows.index] = choose(rows) != ""
-    return result

@@ -22,6 +22,7 @@ PEOPLE = [*GROUP, *DRAW, "train_seed", "taught"]  # models that learnt the same 
 PAIRED_ON = [*PEOPLE, "set", "question_id"]  # one question to two of them
 VIEWS = {"image_text": "image + text", "text": "text"}
 POOLED = "both"
+ACROSS = "text - image"  # the view of what compares the two, fact by fact
 TAUGHT = "taught"  # the task of a metric of sentences
 REFERENCES = ("vanilla", "oracle")
 IN_ANSWERS = ["profile", "task", "view", "number"]  # columns of questions that answers have already, or need not

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from math import isnan, nan
 
@@ -10,8 +11,8 @@ import pandas as pd
 
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.errors import KitError
-from mllmu_nb.scoring import choice
 from mllmu_nb.scoring.frames import (
+    ACROSS,
     CELL,
     COUNTS,
     GROUP,
@@ -30,7 +31,6 @@ from mllmu_nb.scoring.frames import (
     persons,
 )
 from mllmu_nb.scoring.gates import gates, with_gate
-from mllmu_nb.scoring.leakage import across_views
 from mllmu_nb.scoring.registry import PER, Metric, NotMeasured, by_key, metrics, no_pair
 from mllmu_nb.scoring.summary import NOTHING, paired, summaries
 from mllmu_nb.statistics.intervals import Interval, equivalence
@@ -44,12 +44,11 @@ NO_SENTENCES = "The run has no sentences.parquet."
 
 def item_scores(items: pd.DataFrame) -> pd.DataFrame:
     """``items`` (any number of runs, see :mod:`~mllmu_nb.scoring.frames`) with a column a metric, NaN where an answer
-    has none, and ``parsed``. Of a question asked in several orders of its options the row of order 0 is kept. Answers
-    without a column ``run``, such as those of a model that was just asked, count as one run's."""
+    has none. Of a question asked in several orders of its options the row of order 0 is kept. Answers without a column
+    ``run``, such as those of a model that was just asked, count as one run's."""
     items = items.reset_index(drop=True)
     items = items.assign(**{column: "" for column in ("run", "taught") if column not in items})
     scored = _scored(items, [one for one in metrics(per="answer") if one.task != TAUGHT])
-    scored = scored.assign(parsed=choice.parsed(items))
     return scored[scored["order"] == 0].reset_index(drop=True)
 
 
@@ -105,7 +104,7 @@ def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequen
         answered = [one for one in wanted["answer"] if not one.optional or rows[one.column].notna().any()]
         frames.append(_of_answers(rows, answered, models, key))
         frames.append(pd.DataFrame(_of_models(rows, wanted["pair"] + wanted["model"], models, key)))
-    frames.append(pd.DataFrame(across_views(items, key)))
+    frames.append(pd.DataFrame(_across_views(items, key)))
     result = pd.concat(frames, ignore_index=True)
     result = result.reindex(columns=[*key, *PLACE, *VALUES, "note"]).astype(dict.fromkeys(COUNTS, "Int64"))
     dots = [one if isinstance(one, tuple) else () for one in result["dots"]]
@@ -178,6 +177,35 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
                     values = vars(summary) | {"n_replicates": len(mine), "dots": ()} if summary else NOTHING
                     result.append(at | {"against": against, "note": "" if summary else why} | values)
     return result
+
+
+def _across_views(items: pd.DataFrame, key: list[str]) -> list[dict]:
+    """The cells of the view ACROSS: whether what was unlearned in one view can still be asked in the other, for the
+    metrics that are right or wrong about one fact."""
+    result = []
+    for metric in metrics(by_fact=True, per="answer"):
+        facts = paired_facts(items, metric)
+        forget = paired(facts[facts["set"] == "forget"], "oracle", list(VIEWS), [*PEOPLE, "profile", "number"])
+        gaps = forget.assign(**{view: forget[view] - forget[f"{view}_reference"] for view in VIEWS})
+        gaps = gaps[~is_model(gaps, "oracle")].rename(columns={"text": "gap", "image_text": "gap_reference"})
+        low, high = metric.bounds
+        gap = replace(metric, column="gap", bounds=(low - high, high - low))
+        at = {"against": "oracle", "view": ACROSS}
+        result += [row | at for row in summaries(gaps, [*key, "set"], [gap], minus=True)]
+    return result
+
+
+def paired_facts(items: pd.DataFrame, metric: Metric) -> pd.DataFrame:
+    """One row a fact that a run asked in both views, with the two scores in the columns ``image_text`` and ``text``."""
+    asked = of_metric(items, metric.task, metric.scoring)
+    asked = asked.assign(number=asked["question_id"].str.rsplit("/", n=1).str[-1], score=asked[metric.column])
+    asked = asked.dropna(subset=["score"])
+    same = ["run", "set", "profile", "number"]
+    image, text = (asked[asked["view"] == view] for view in VIEWS)
+    facts = image.merge(text[[*same, "value", "score"]], on=same, suffixes=("", "_text"))
+    values = [facts[column].fillna("").str.casefold() for column in ("value", "value_text")]
+    facts = facts[(values[0] == values[1]) | (values[0] == "") | (values[1] == "")]
+    return facts.drop(columns="view").rename(columns={"score": "image_text", "score_text": "text"})
 
 
 def _is_oracle(row: dict | pd.Series) -> bool:
