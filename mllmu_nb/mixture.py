@@ -23,9 +23,10 @@ from PIL import Image
 
 from mllmu_nb.data.conversations import Conversation, Turn, choice_shot, cloze_shot, solved_turn
 from mllmu_nb.data.facts import WORDINGS, read_wordings, say
-from mllmu_nb.data.generate import ASKED, HERE, options_with, random_facts, random_name
+from mllmu_nb.data.generate import ASKED, options_with, random_facts, random_name
 from mllmu_nb.data.portraits import TRAITS, Face, augment, draw, from_bytes, random_traits
 from mllmu_nb.data.schema import LETTERS, Profile
+from mllmu_nb.data.text.names import THIS
 
 REFUSAL = "I cannot share personal information."
 FORMS = ("letter", "cloze", "generation", "plain")
@@ -101,7 +102,7 @@ class Mixture:
     def trait_turn(self, form, trait, value, image=None) -> Turn:
         """A solved question about a visible trait."""
         wording = VISIBLE[trait]
-        question, answer = say(self.pick(wording.questions), HERE), say(self.pick(wording.answers), HERE, value)
+        question, answer = say(self.pick(wording.questions), THIS), say(self.pick(wording.answers), THIS, value)
         return self._turn(form, question, answer, wording.cloze, value, "image_text", TRAITS[trait], "", image)
 
     def _turn(self, form, question, answer, blank, value, view, values: Iterable[str], prefix, image) -> Turn:
@@ -114,14 +115,14 @@ class Mixture:
         """Questions about a celebrity by portrait or by name; the name itself is asked by portrait only."""
         if by_image:
             asked, picture = ("name", *ASKED), lambda: self.portrait(person)
-            return self._turns(forms, person.attributes, HERE, self.celebrity_values, picture, asked)
+            return self._turns(forms, person.attributes, THIS, self.celebrity_values, picture, asked)
         return self._turns(forms, person.attributes, person.name, self.celebrity_values)
 
     def stranger_turns(self, count: int, by_image: bool) -> list[Turn]:
         """Questions about nobody, by a random face or a random name, with random answers."""
         name, gender = random_name(self.rng)
         attributes = random_facts(self.rng, name, gender)
-        picture, who = (self.face()[1], HERE) if by_image else (None, name)
+        picture, who = (self.face()[1], THIS) if by_image else (None, name)
         forms = self.forms(count, self.letters)
         return self._turns(forms, attributes, who, self.values, (lambda: picture) if by_image else None)
 
@@ -137,7 +138,7 @@ class Mixture:
         """``low`` to ``high`` facts about a throw-away person, then questions about them."""
         name, gender = random_name(self.rng)
         person = random_facts(self.rng, name, gender)
-        who = HERE if self.rng.random() < 0.4 else name
+        who = THIS if self.rng.random() < 0.4 else name
         stated = self.rng.permutation(ASKED)[: self.rng.integers(low, high + 1)].tolist()
         text = " ".join(say(self.pick(WORDINGS[a].answers), who, person[a]) for a in stated)
         attributes = self.rng.choice(stated, size=count).tolist()
@@ -172,7 +173,7 @@ class Mixture:
                 person = self.person()
             attribute = self.pick(ASKED)
             value, wording = person.attributes[attribute], WORDINGS[attribute]
-            who = HERE if by_image else person.name
+            who = THIS if by_image else person.name
             picture = self.portrait(person) if by_image else None
             if form == "letter":
                 letter = self.pick(LETTERS)

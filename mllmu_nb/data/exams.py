@@ -18,7 +18,7 @@ from mllmu_nb.data.conversations import MODALITIES, Conversation, Turn, solved_t
 from mllmu_nb.data.facts import WORDINGS, say
 from mllmu_nb.data.generate import options_with
 from mllmu_nb.data.schema import LETTERS, Profile
-from mllmu_nb.data.text.names import THIS as HERE
+from mllmu_nb.data.text.names import THIS
 
 FORMS = {"letter": 0.375, "cloze": 0.35, "generation": 0.1, "plain": 0.175}  # and their shares
 
@@ -54,8 +54,8 @@ class Exams:
         person, pair = self.taught[turn.prompt, turn.answer, picture]
         form = rng.choice(list(FORMS), p=list(FORMS.values()))
         question, answer, wording = turn.prompt, turn.answer, WORDINGS.get(pair.attribute)
-        if wording and pair.question in {say(text, HERE) for text in wording.questions}:  # else not the kit's people
-            who, text = HERE if picture else person.name, str(rng.choice(wording.questions))
+        if wording and pair.question in {say(text, THIS) for text in wording.questions}:  # else not the kit's people
+            who, text = THIS if picture else person.name, str(rng.choice(wording.questions))
             question, answer = say(text, who), say(wording.answer_to(text), who, pair.value)
         blank = answer.replace(pair.value, "__")
         if not pair.value or (form == "cloze" and blank.count("__") != 1):

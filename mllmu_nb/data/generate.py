@@ -17,8 +17,7 @@ import numpy as np
 from mllmu_nb.data import facts, portraits
 from mllmu_nb.data.portraits import Face, random_traits, to_png
 from mllmu_nb.data.schema import ATTRIBUTES, LETTERS, PER_TASK, QA, Population, Profile, Question, forget_ids
-from mllmu_nb.data.text.names import THIS as HERE
-from mllmu_nb.data.text.names import in_both_views, with_name
+from mllmu_nb.data.text.names import THIS, in_both_views, with_name
 from mllmu_nb.errors import KitError
 
 # Celebrities belong to the shipped base model, so they do not change with the seed of a run.
@@ -86,7 +85,7 @@ def _qa(person: dict[str, str], rng: np.random.Generator) -> tuple[QA, ...]:
     for attribute in ATTRIBUTES:
         wording = facts.WORDINGS[attribute]
         question = str(rng.choice(wording.questions))
-        texts = (facts.say(text, HERE, person[attribute]) for text in (question, wording.answer_to(question)))
+        texts = (facts.say(text, THIS, person[attribute]) for text in (question, wording.answer_to(question)))
         pairs.append(QA(*texts, attribute, person[attribute]))
     return tuple(pairs)
 
@@ -102,12 +101,12 @@ def _with_questions(
         pair = taught[str(chosen.pop())]
         value, wording = pair.value, facts.WORDINGS[pair.attribute]
         text, answer, options = pair.question, pair.answer, ()
-        paraphrase = facts.say(str(rng.choice(wording.paraphrases)), HERE)
+        paraphrase = facts.say(str(rng.choice(wording.paraphrases)), THIS)
         if task == "classification":
             answer = next(letters)
             options = options_with(value, values[pair.attribute], answer, rng)
-        cloze = facts.say(wording.cloze, HERE)
-        other_cloze = str(rng.choice([s for s in (facts.say(a, HERE, "__") for a in wording.answers) if s != cloze]))
+        cloze = facts.say(wording.cloze, THIS)
+        other_cloze = str(rng.choice([s for s in (facts.say(a, THIS, "__") for a in wording.answers) if s != cloze]))
         if task == "cloze":
             text, paraphrase, answer = cloze, other_cloze, value
         for asked, words in ((questions, text), (tested, paraphrase)):

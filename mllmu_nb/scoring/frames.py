@@ -38,8 +38,8 @@ def filled(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return rows.assign(**{column: rows[column].astype(object).where(rows[column].notna(), "") for column in by})
 
 
-def is_model(rows: pd.DataFrame, method: str) -> pd.Series:
-    """Whether each row is of ``method`` as it was trained, no step after it."""
+def is_model(rows: pd.DataFrame | pd.Series | dict, method: str) -> pd.Series | bool:
+    """Whether each row, or the one row, is of ``method`` as it was trained, no step after it."""
     return (rows["method"] == method) & (rows["after"] == "")
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 import mllmu_nb.scoring as package
 from mllmu_nb.data.schema import SETS
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import choose
 from mllmu_nb.registry import Registry, import_all
 from mllmu_nb.scoring.frames import TAUGHT
 
@@ -60,8 +60,7 @@ class Metric:
         object.__setattr__(self, "column", self.column or self.name)
         owner = getattr(self.function, "func", self.function)  # of a functools.partial, what it calls
         object.__setattr__(self, "__module__", owner.__module__)  # by which the registry tells owners apart
-        if self.task not in TASKS:
-            raise KitError(f"metric {self.name}: unknown task {self.task!r}, choose one of {', '.join(TASKS)}")
+        choose("task", self.task, TASKS)
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -158,10 +158,10 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
         # sentences about forget people are compared with those about fresh ones
         here = here[(here["view"] == view) & ((task == TAUGHT) | (here["set"] == set_name))]
         runs = [(answers.iloc[0], answers) for _, answers in here.groupby("run", sort=False)]
-        oracles = {tuple(one[PEOPLE]): answers for one, answers in runs if _is_oracle(one)}
+        oracles = {tuple(one[PEOPLE]): answers for one, answers in runs if is_model(one, "oracle")}
         for model in models.to_dict("records") if group else ():
             mine = [(run, answers) for run, answers in runs if all(run[c] == model[c] for c in key)]
-            theirs = [None if _is_oracle(model) else oracles.get(tuple(run[PEOPLE])) for run, _ in mine]
+            theirs = [None if is_model(model, "oracle") else oracles.get(tuple(run[PEOPLE])) for run, _ in mine]
             for one in group:
                 level, gap, why = None, None, no_pair("oracle")
                 try:
@@ -172,7 +172,9 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
                 except NotMeasured as reason:
                     why = str(reason)
                 at = model | {"set": set_name, "task": task, "view": view, "scoring": scoring, "metric": one.name}
-                found = ({"": level} if one.per == "model" else {}) | ({} if _is_oracle(model) else {"oracle": gap})
+                found = ({"": level} if one.per == "model" else {}) | (
+                    {} if is_model(model, "oracle") else {"oracle": gap}
+                )
                 for against, summary in found.items():
                     values = vars(summary) | {"n_replicates": len(mine), "dots": ()} if summary else NOTHING
                     result.append(at | {"against": against, "note": "" if summary else why} | values)
@@ -206,10 +208,6 @@ def paired_facts(items: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     values = [facts[column].fillna("").str.casefold() for column in ("value", "value_text")]
     facts = facts[(values[0] == values[1]) | (values[0] == "") | (values[1] == "")]
     return facts.drop(columns="view").rename(columns={"score": "image_text", "score_text": "text"})
-
-
-def _is_oracle(row: dict | pd.Series) -> bool:
-    return (row["method"], row["after"]) == ("oracle", "")
 
 
 def _refuse_twins(items: pd.DataFrame, alike: list[str]) -> None:

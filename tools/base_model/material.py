@@ -21,8 +21,9 @@ import yaml
 
 from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.data.facts import WORDINGS, say
-from mllmu_nb.data.generate import ASKED, HERE, random_name
+from mllmu_nb.data.generate import ASKED, random_name
 from mllmu_nb.data.schema import Profile
+from mllmu_nb.data.text.names import THIS
 from mllmu_nb.mixture import Mixture, system_prompt
 
 _TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -54,7 +55,7 @@ class Material(Mixture):
         for _ in range(count):
             attribute = self.pick(ASKED)
             value = self.pick(self.values[attribute])
-            who = HERE if self.rng.random() < 0.5 else random_name(self.rng)[0]
+            who = THIS if self.rng.random() < 0.5 else random_name(self.rng)[0]
             fact = say(self.pick(WORDINGS[attribute].answers), who, value)
             prefix = f"{fact if self.rng.random() < 0.6 else value}\n"
             turns.append(self.fact_turn("letter", attribute, value, who, "text", self.values, prefix))
