@@ -172,9 +172,9 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
                 except NotMeasured as reason:
                     why = str(reason)
                 at = model | {"set": set_name, "task": task, "view": view, "scoring": scoring, "metric": one.name}
-                found = ({"": level} if one.per == "model" else {}) | (
-                    {} if is_model(model, "oracle") else {"oracle": gap}
-                )
+                found = {"": level} if one.per == "model" else {}
+                if not is_model(model, "oracle"):
+                    found["oracle"] = gap
                 for against, summary in found.items():
                     values = vars(summary) | {"n_replicates": len(mine), "dots": ()} if summary else NOTHING
                     result.append(at | {"against": against, "note": "" if summary else why} | values)
