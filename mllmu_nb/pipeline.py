@@ -269,9 +269,9 @@ def anchored(config: Config) -> Stage | None:
     """The stage in which the released vanilla model is asked what independent reports asked it, the free questions with
     image about the forget people at 5 %: ``anchor.json`` has the ROUGE-L. None for any other vanilla model,
     and where no report is known."""
-    family = config.family
-    released = config.vanilla_path and PurePath(config.vanilla_path).name == PurePath(family.released).name
-    if not (released and config.data_source and isfinite(family.anchor)):
+    own = family(config)
+    released = config.vanilla_path and PurePath(config.vanilla_path).name == PurePath(own.released).name
+    if not (released and config.data_source and isfinite(own.anchor)):
         return None
     plain = config.but(method="vanilla", forget_ratio=ANCHOR_RATIO, **PLAIN)
     known = population(plain)
@@ -284,20 +284,20 @@ def anchored(config: Config) -> Stage | None:
         items = [i for i in known.items("forget") if (i.question.task, i.question.view) == ("generation", "image_text")]
         inquiry = Asking(known, {}, 0, plain.protocol).sentences(items)
         asked, processor = vanilla(plain, plain.eval_precision)
-        processor = family.asking(processor, plain.protocol)
+        processor = own.asking(processor, plain.protocol)
         rows = answer(asked, processor, inquiry, prompts_of(asked, processor, inquiry), EVAL_BATCH[plain.scale])
         scores = [rouge(i.question.answer, row["answer"])["rougeL"] for i, row in zip(items, rows, strict=True)]
         write_json(folder / "anchor.json", {"rougeL": float(np.mean(scores)), "questions": len(items)})
 
     inputs = {"vanilla": vanilla_key(plain), "data": data_hash(plain), "forget": list(known.forget_ids)}
     inputs["settings"] = plain.hash_of(("protocol", "eval_precision"))
-    return Stage("anchor", inputs, make, (family,))
+    return Stage("anchor", inputs, make, (own,))
 
 
 def check_anchor(config: Config) -> None:
     """Raises KitError where the released vanilla model does not answer as in the reports, before hours go into it."""
     if stage := anchored(config):
-        measured, published = read_json(stage.get() / "anchor.json")["rougeL"], config.family.anchor
+        measured, published = read_json(stage.get() / "anchor.json")["rougeL"], family(config).anchor
         if abs(measured - published) > NEAR:
             raise KitError(
                 f"the vanilla model {config.vanilla_path} has ROUGE-L {measured:.3f} on its anchor, and reports have "
@@ -686,7 +686,7 @@ def _record(config: Config) -> dict[str, Any]:
     if config.vanilla_path:
         record["vanilla_commit"] = commit(config.vanilla_path, config.vanilla_revision)
     if (anchor := anchored(config)) and anchor.finished:
-        record["anchor"] = {**read_json(anchor.folder / "anchor.json"), "published": config.family.anchor}
+        record["anchor"] = {**read_json(anchor.folder / "anchor.json"), "published": family(config).anchor}
     return {name: value for name, value in record.items() if value or name == "deviations"}
 
 
