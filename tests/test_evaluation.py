@@ -220,8 +220,9 @@ def test_the_same_model_gives_the_same_rows_in_batches_of_any_size(rows, model, 
     np.testing.assert_allclose(again[list(OPTIONS)], rows[list(OPTIONS)], atol=1e-4)
 
 
-def test_what_is_asked_goes_on_after_a_stop(rows, model, processor, people, monkeypatch, tmp_path):
+def test_what_is_asked_in_pieces_goes_on_after_a_stop(rows, model, processor, people, monkeypatch, tmp_path):
     begun = []
+    monkeypatch.setattr("mllmu_nb.evaluation.ask.PIECE", 25)
 
     def asked(stop: int = -1):
         def one(model, processor, inquiry, *settings):
@@ -238,7 +239,8 @@ def test_what_is_asked_goes_on_after_a_stop(rows, model, processor, people, monk
         asked(stop=3)
     (tmp_path / "2.part").write_bytes(b"PAR1cut off")
     pd.testing.assert_frame_equal(asked(), rows)
-    assert len(begun) == 2, "two of four were finished"
+    sizes = [len(inquiry.items) for inquiry in begun]
+    assert max(sizes) == 25 and sum(sizes) == len(rows) - 50, "two pieces were finished"
 
 
 def test_limit_keeps_the_first_people_of_each_set(model, processor, people):

@@ -23,6 +23,7 @@ from mllmu_nb.statistics.intervals import (
 )
 from mllmu_nb.statistics.ranking import letter, shared_letters
 from mllmu_nb.statistics.samples import Pairs, Sample, jensen_shannon, ks, tpr
+from mllmu_nb.statistics.variance import variance_split
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -364,3 +365,40 @@ def test_distances_of_distributions():
     distance, chance = jensen_shannon(low, high, who)
     assert distance == pytest.approx(1) and chance < 0.5  # nothing in common
     assert ks(low, high)[0] == 1 and ks(low, high)[1] < -80
+
+
+def one_at_a_time(values: dict[str, list[float]], base: float) -> pd.DataFrame:
+    """A base run with every factor at 0, and for each factor one run for each further level."""
+    rows = [dict.fromkeys(values, 0) | {"value": base}]
+    for name, found in values.items():
+        rows += [dict.fromkeys(values, 0) | {name: level, "value": v} for level, v in enumerate(found, start=1)]
+    return pd.DataFrame(rows)
+
+
+def test_variance_split_by_hand():
+    table = one_at_a_time({"replicate": [0.4, 0.6], "train_seed": [0.52, 0.48], "shot_seed": []}, base=0.5)
+    table["se"] = 0.06
+    found = variance_split(table, ["replicate", "train_seed", "shot_seed"], se="se").set_index("factor")
+    # var(.5, .4, .6) = .01, less .06² = .0064; chi-square on 2 degrees: 2 · .01/7.3778 and 2 · .01/.050636
+    draw = found.loc["replicate"]
+    assert draw["levels"] == 3 and draw["variance"] == pytest.approx(0.0064) and draw["sd"] == pytest.approx(0.08)
+    assert draw["low"] == 0.0 and draw["high"] == pytest.approx(0.39498 - 0.0036, rel=1e-4)
+    # var(.5, .52, .48) = .0004 is less than sampling makes: 0, and its upper end is kept
+    training = found.loc["train_seed"]
+    assert (training["variance"], training["sd"], training["low"]) == (0, 0, 0)
+    assert training["high"] == pytest.approx(2 * 0.0004 / 0.050636 - 0.0036, rel=1e-3)
+    assert found.loc["shot_seed", "levels"] == 1 and np.isnan(found.loc["shot_seed", "variance"])
+
+
+def test_variance_split_of_a_crossed_design_keeps_factors_apart():
+    draws, seeds = np.meshgrid([-0.1, 0.0, 0.1], [-0.02, 0.02], indexing="ij")
+    table = pd.DataFrame({"value": (0.5 + draws + seeds).ravel(), "draw": np.repeat([0, 1, 2], 2), "seed": [0, 1] * 3})
+    found = variance_split(table, ["draw", "seed"]).set_index("factor")
+    assert found["variance"].tolist() == pytest.approx([0.01, 0.0008])
+    assert found["levels"].tolist() == [3, 2]  # a level counts once, in however many groups it is
+
+
+def test_variance_split_refuses_what_it_cannot_split():
+    table = one_at_a_time({"draw": [0.4], "seed": [0.5]}, base=0.5)
+    with pytest.raises(KitError, match="two rows have draw 0, seed 0"):
+        variance_split(pd.concat([table, table.head(1)]), ["draw", "seed"])

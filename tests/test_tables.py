@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from fake_runs import make, realistic, saying, without
@@ -440,3 +441,23 @@ def test_published_figures_in_our_words_and_units():
         0
     ]
     assert first["value"] == pytest.approx(0.517) and (first["view"], first["modality"]) == ("both", "none")
+
+
+# -- where the spread comes from --------------------------------------------------------------------------------
+
+
+def test_what_a_replicate_draws_is_told_apart_from_people_by_hand(gated):
+    """On Retain everybody recurs, so the variance over replicates is that of their scores."""
+    table = frame("table_variance", gated).set_index(["set", "scoring", "metric", "factor"])
+    scores = gated.run_scores()
+    at = (scores["set"] == "retain") & (scores["view"] == "both") & (scores["metric"] == "accuracy")
+    values = scores[at & (scores["scoring"] == "likelihood") & scores["method"].isin(["ga", "npo"])]
+    expected = np.mean([own["value"].var() for _, own in values.groupby("method")])
+    found = table.loc["retain", "likelihood", "accuracy", "replicate"]
+    assert found["levels"] == 3 and found["variance"] == pytest.approx(expected) and expected > 0
+    people = table.loc["retain", "likelihood", "accuracy", "people"]
+    assert people["sd"] == pytest.approx((((values["high"] - values["low"]) / 3.92) ** 2).mean() ** 0.5)
+    [sheet] = tables.sheets("table_variance", gated)
+    [(_, rows)] = sheet.blocks
+    assert [name for name, _ in rows] == ["People", "All that a replicate draws"], "seeds follow the replicate's number"
+    assert all(len(cells) == len(sheet.columns) for _, cells in rows)

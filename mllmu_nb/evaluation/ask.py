@@ -20,6 +20,7 @@ from mllmu_nb.models import families
 from mllmu_nb.progress import progress_bar
 
 PROTOCOLS = ("clean", "upstream")
+PIECE = 4096  # items that are answered and kept together; a task of the miniature has fewer
 OPTIONS = tuple(f"option_{letter}" for letter in LETTERS)
 COLUMNS = ("set", "task", "view", "scoring", "order", "profile", "question_id", "shots", "answer", *OPTIONS, "tokens")
 
@@ -55,8 +56,8 @@ def ask(
     KitError before anything is answered, ``fewer_shots`` shows all questions of the task only as many as fit, ``ask``
     asks all the same, as upstream does; the frame's ``attrs["beyond_context"]`` then counts the prompts too long.
 
-    The answers to each inquiry are put into the folder ``kept``, if given, and taken from there when the same is asked
-    again after a stop.
+    What is answered is put into the folder ``kept``, if given, ``PIECE`` items at a time, and taken from there when the
+    same is asked again after a stop.
     """
     if not sets or not set(sets) <= set(SETS):
         raise KitError(f"the sets to be asked are {', '.join(sets) or 'none'}: choose from {', '.join(SETS)}")
@@ -71,7 +72,8 @@ def ask(
     encoded = [prompts_of(model, processor, inquiry, long_prompts) for inquiry in inquiries]
     frames, total = [pd.DataFrame(columns=COLUMNS)], sum(len(inquiry.conversations) for inquiry in inquiries)
     with progress_bar(total=total, desc="questions", shown=progress) as bar:
-        for number, (inquiry, prompts) in enumerate(zip(inquiries, encoded, strict=True)):
+        pieces = (piece for pair in zip(inquiries, encoded, strict=True) for piece in _pieces(*pair))
+        for number, (inquiry, prompts) in enumerate(pieces):
             file = kept and kept / f"{number}.parquet"
             if file and file.is_file():
                 frames.append(pd.read_parquet(file))
@@ -102,6 +104,20 @@ def inquiries_of(
     likelihoods = [asking.likelihoods(choices)] if scoring == "both" else []
     inquiries = [asking.letters(choices), *likelihoods, asking.sentences(sentences), asking.blanks(blanks)]
     return [inquiry for inquiry in inquiries if inquiry.items]
+
+
+def _pieces(inquiry: Inquiry, prompts: Prompts) -> Iterator[tuple[Inquiry, Prompts]]:
+    """An inquiry with its prompts, ``PIECE`` items at a time."""
+
+    def cut(values, start: int):
+        each = len(values) // len(inquiry.items)  # orders or options of an item
+        return values[start * each : (start + PIECE) * each]
+
+    for start in range(0, len(inquiry.items), PIECE):
+        items, conversations = cut(inquiry.items, start), cut(inquiry.conversations, start)
+        options = inquiry.options and cut(inquiry.options, start)
+        read = (cut(values, start) for values in (prompts.conversations, prompts.rows, prompts.begins))
+        yield replace(inquiry, items=items, conversations=conversations, options=options), Prompts(*read)
 
 
 def answer(

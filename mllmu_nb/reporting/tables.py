@@ -41,6 +41,7 @@ from mllmu_nb.scoring import judge, path, registry, utility
 from mllmu_nb.scoring.frames import ACROSS, GROUP, KEY, MODEL, POOLED, VIEWS
 from mllmu_nb.scoring.ranking import LIKELIHOOD, RANKED
 from mllmu_nb.scoring.registry import Metric, metrics
+from mllmu_nb.statistics.variance import variance_split
 
 PAPER = ("vanilla", "ga", "grad_diff", "kl_min", "npo", "prompting", "oracle")  # its rows stand where no run does, too
 UNTRAINED = ("vanilla", "prompting", "oracle")  # those of them that unlearn on no modality
@@ -49,6 +50,9 @@ ANY_VIEW = [*VIEWS, POOLED]
 SIGNS = (
     "The interval lies within the margin: =, as the oracle; outside of it: ≠, not as the oracle; neither: ?, undecided."
 )
+
+SOURCES = {"replicate": "All that a replicate draws", "train_seed": "Training of vanilla"}
+SOURCES |= {"unlearn_seed": "Order of unlearning", "shot_seed": "Draw of the shots"}
 
 # What the quality table prints, by heading. What follows from the same sentences stands in its CSV alone, and a metric
 # that is in neither has a place behind them.
@@ -486,3 +490,40 @@ def write_tables(scores: Scores, folder: Path, source: str) -> None:
     rest = [name for name in registered() if not getattr(TABLES.get(name), "together", "")]
     lines += [rf"\input{{\tables/{name}}}\clearpage" for name in rest]
     (folder / "appendix.tex").write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+
+@table("table_variance")
+def variance_table(scores: Scores) -> Iterator[Sheet]:
+    """Where the spread of an unlearned model's score comes from: people, and what chance decides, in points."""
+    runs = scores.run_scores()
+    runs = runs[~runs["method"].isin(("base", "vanilla", "oracle")) & (runs["view"] == POOLED)]
+    runs = runs.assign(model=[" ".join(map(str, row)) for row in runs[MODEL].itertuples(index=False)])
+    # the seeds of a replicate follow its number, so one is a source of its own only where it varies within
+    within = runs.groupby(["model", "replicate"])[list(SOURCES)[1:]].nunique().gt(1).any()
+    factors = ["model", "replicate", *within.index[within]]
+    columns, rows = [], []
+    for set_name, one in product(("forget", "retain"), metrics(main=True)):
+        here = runs[(runs["set"] == set_name) & runs[KEY].eq(list(one.key)).all(axis=1)]
+        if here.empty or one.bounds != (0.0, 1.0):
+            continue
+        columns.append((set_name.capitalize(), one.label.removesuffix(" %")))
+        error = (here["high"] - here["low"]) / (2 * 1.96)
+        here = here.assign(se=error if set_name == "forget" else 0.0)  # Retain people recur in every run
+        split = variance_split(here, factors, se="se").query("factor != 'model'").to_dict("records")
+        people = {"factor": "people", "levels": here["n_profiles"].max(), "sd": float((error**2).mean() ** 0.5)}
+        rows += [{"set": set_name, **dict(zip(KEY, one.key, strict=True)), **row} for row in (people, *split)]
+    frame, names, blocks = pd.DataFrame(rows), {"people": "People", **SOURCES}, []
+    for source in frame["factor"].unique() if rows else ():
+        cells = [_sd_text(row) for row in frame[frame["factor"] == source].to_dict("records")]
+        blocks.append((names[source], cells))
+    title = "Standard deviation of a score by its source, points, views pooled"
+    remark = "People: the error of one run. The others: 95 % limits of the standard deviation, without people's."
+    yield new_sheet(scores, title, "variance", "Source", columns, [("", blocks)], [remark], frame)
+
+
+def _sd_text(row: Mapping[str, Any]) -> tuple[str, str]:
+    if pd.isna(row["sd"]):
+        return "", "It is at one level in these runs."
+    ends = [row.get("low"), row.get("high")]
+    limits = "" if pd.isna(ends).any() else f" [{', '.join(f'{100 * end**0.5:.1f}' for end in ends)}]"
+    return f"{100 * row['sd']:.1f}{limits}", ""

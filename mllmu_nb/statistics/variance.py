@@ -1,0 +1,40 @@
+"""Which factors make a score vary, and how much: one-way variance components."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import nan, sqrt
+
+import numpy as np
+import pandas as pd
+from scipy.stats import chi2
+
+from mllmu_nb.errors import KitError
+
+
+def variance_split(table: pd.DataFrame, factors: Sequence[str], value: str = "value", se: str = "") -> pd.DataFrame:
+    """How much of the variance of one score each factor makes; see docs/scoring.md ("Variance components").
+
+    ``table`` has a row a run; ``se`` is the column of a value's standard error as far as levels do not share it.
+    Columns: factor, levels, variance, sd, and the 95 % limits of the variance, low and high; NaN for a factor that
+    never varies alone. Raises KitError when two rows agree in every factor. Source: Searle, Casella and McCulloch 1992.
+    """
+    factors, rows = list(factors), []
+    table = table[np.isfinite(table[value].astype(float))]
+    if table.duplicated(factors).any():
+        first = table.loc[table.duplicated(factors), factors].iloc[0]
+        raise KitError(f"two rows have {', '.join(f'{name} {first[name]}' for name in factors)}: one score a run")
+    for factor in factors:
+        others = [name for name in factors if name != factor]
+        groups = [group for _, group in table.groupby(others, dropna=False)] if others else [table]
+        groups = [group for group in groups if len(group) > 1]
+        if not groups:
+            rows.append((factor, min(1, len(table)), nan, nan, nan, nan))
+            continue
+        levels, weights = pd.concat(groups)[factor].nunique(), [len(group) - 1 for group in groups]
+        between = np.average([group[value].var(ddof=1) for group in groups], weights=weights)
+        sampling = np.average([(group[se] ** 2).mean() for group in groups], weights=weights) if se else 0.0
+        ends = chi2.ppf([0.975, 0.025], levels - 1) / (levels - 1)
+        variance, low, high = np.maximum([between - sampling, *(between / ends - sampling)], 0.0)
+        rows.append((factor, levels, variance, sqrt(variance), low, high))
+    return pd.DataFrame(rows, columns=["factor", "levels", "variance", "sd", "low", "high"])
