@@ -333,6 +333,7 @@ def faulty(tmp_path: Path, *lines) -> Path:
         ("{'ID': 1}", r"bad\.jsonl line 2 is not JSON \(.*\): one object a line"),
         ("[]", r"line 2 has no ID"),
         ({"metadata": []}, r"line 2 has no ID"),
+        ({"ID": True, "metadata": []}, r"line 2 has no ID"),
         ({"ID": "c001"}, r"line 2: ID c001 is a celebrity's.*: give another ID"),
         ({"ID": 1}, r"line 2: ID 1 was already on another line: keep one"),
         ("[" * 100_000, r"line 2 is not JSON"),

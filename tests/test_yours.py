@@ -130,6 +130,10 @@ def test_models_that_are_not_loaded_are_named(folder, model, tmp_path):
     with pytest.raises(KitError, match="cannot read .*config.json: it holds no names and values"):
         check_model(copy, "llava")
     (copy / "config.json").write_text(json.dumps(told))
+    weights = load_file(copy / "model.safetensors")
+    save_file({**weights, "lm_head.weight": torch.ones(4, 4, dtype=torch.int8)}, copy / "model.safetensors")
+    with pytest.raises(KitError, match=r"model.safetensors holds whole numbers as weights: see lm_head.weight; save"):
+        check_model(copy, "llava")
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(KitError, match="holds no model.safetensors but pytorch_model.bin: only safetensors are loaded"):
         check_model(copy, "llava")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -64,11 +65,18 @@ def check_adapter(folder: Path) -> None:
 
 
 def _check_safetensors(folder: Path, stem: str) -> None:
-    """Reading any other format of weights can run code that lies in the file."""
-    if not any(folder.glob(f"{stem}*.safetensors")):
+    """Reading any other format of weights can run code that lies in the file; whole numbers would be read as if they
+    were the weights, without the scales of their quantisation."""
+    files = sorted(folder.glob(f"{stem}*.safetensors"))
+    if not files:
         other = sorted(path.name for kind in ("*.bin", "*.pt") for path in folder.glob(kind))
         instead = f" but {few(other)}" if other else ""
         raise KitError(f"{folder} holds no {stem}.safetensors{instead}: only safetensors are loaded")
+    for file in files:
+        with suppress(SafetensorError), safe_open(file, "pt") as weights:  # a damaged file is named when it is loaded
+            names = [name for name in weights.keys() if not name.endswith("position_ids")]  # noqa: SIM118
+            if whole_numbers := [name for name in names if weights.get_slice(name).get_dtype().startswith(("I", "U"))]:
+                raise KitError(f"{file} holds whole numbers as weights: see {few(whole_numbers)}; save it dequantised")
 
 
 def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:

@@ -119,7 +119,8 @@ def _read_lines(path: Path) -> dict[str, tuple[QA, ...]]:
             continue
         where = f"{path} line {number}"
         record = _parsed(line, f"{where} is", _A_LINE)
-        identity = str(record.get("ID", "")) if isinstance(record, dict) else ""
+        stated = record.get("ID") if isinstance(record, dict) else None
+        identity = str(stated) if isinstance(stated, str | int) and not isinstance(stated, bool) else ""
         if not identity.strip():
             raise KitError(f"{where} has no ID: {_A_LINE}")
         if re.fullmatch(r"[ck]\d{3,}", identity):
