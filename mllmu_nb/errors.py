@@ -25,16 +25,20 @@ HINTS = {  # of what YAML reads otherwise than it was meant
 }
 
 
+MOST_LISTED = 40  # choices in a message
+
+
 class KitError(ValueError):
     """Bad input or a state the kit cannot go on from; commands print its message and exit with 2."""
 
 
 def choose(name: str, value: Any, known: Iterable[Any]) -> None:
-    """Raises KitError, with the nearest or with all choices, unless ``value`` is one of ``known``."""
+    """Raises KitError, with the nearest or with the first choices, unless ``value`` is one of ``known``."""
     known = list(known)
     if value not in known:
         near = difflib.get_close_matches(str(value), list(map(str, known)), n=1)
-        listed = f"choose one of {', '.join(map(str, known))}" if known else "there is none"
+        more = f" and {len(known) - MOST_LISTED} more" if len(known) > MOST_LISTED else ""
+        listed = f"choose one of {', '.join(map(str, known[:MOST_LISTED]))}{more}" if known else "there is none"
         raise KitError(f"unknown {name} {value!r}: {f'did you mean {near[0]!r}?' if near else listed}")
 
 

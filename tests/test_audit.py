@@ -24,7 +24,11 @@ def test_a_papers_layout_and_one_row_a_figure_are_the_same_table():
     "text, message",
     [
         ("model,accuracy\nA,1\n", "has no column 'method', only model, accuracy"),
-        ("method,accuracy\nA,12 %\n", "'12 %' is not a number"),
+        ("method;accuracy\nA;1\n", "has no column 'method', only method;accuracy: separate columns by commas"),
+        ("method,accuracy\nA,twelve\n", "'twelve' in the column value is not a number"),
+        ("method,accuracy,people\nA,12,many\n", "'many' in the column people is not a number"),
+        ("method,accuracy\nA,12\nA,13\n", "'A' has two figures for 'accuracy': keep one"),
+        ("method,accuracy\n", "has no figure: a row a method and a column a measure are needed"),
         ("", "cannot read"),
     ],
 )
@@ -64,9 +68,24 @@ def test_a_standard_deviation_judges_what_is_no_share():
     assert gaps["verdict"].tolist() == [audit.EXCEEDS, audit.COULD, audit.EXCEEDS]
 
 
-def test_a_value_above_the_best_is_refused():
-    with pytest.raises(KitError, match="outside 0 to 1: name the measure's best value"):
-        audit.audit(read(WIDE), people=50, top=1.0)
+@pytest.mark.parametrize(
+    "values, assumed, message",
+    [
+        ("52,61", {"top": 1.0}, "outside 0 to 1: name the measure's best value"),
+        (".9,.3", {}, "all values lie between 0 and 1: give top=1, or write them in per cent"),
+        ("52,61", {"people": -5}, "people of 'A' is below 1"),
+        ("52,61", {"questions": 0}, "questions of 'A' is below 1"),
+        ("52,61", {"correlation": 3}, "correlation and together are shares from 0 to 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(values, assumed, message):
+    first, second = values.split(",")
+    with pytest.raises(KitError, match=message):
+        audit.audit(read(f"method,accuracy\nA,{first}\nB,{second}\n"), **{"people": 50, **assumed})
+
+
+def test_per_cent_signs_are_read():
+    assert read("method,accuracy\nA,12 %\nB,50%\n")["value"].tolist() == [12, 50]
 
 
 def test_the_figure_says_by_form_what_it_says_by_colour():

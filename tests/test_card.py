@@ -1,6 +1,7 @@
 """The report card: what it claims, that it shows text as text, and that it is made of a run alone."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -36,6 +37,18 @@ def test_a_collapsed_model_is_called_one(references):
     broken = saying(broken, "no no no no no no no no no", task="generation")
     said = card.verdict(Beside(broken, **references))
     assert "It has collapsed, so this is no forgetting" in said and "broken" in said
+
+
+def test_health_counts_as_gibberish_what_the_verdict_does(references):
+    """What is less likely than nearly all of vanilla's answers is gibberish, however fluent it looks by itself."""
+    ga = make("ga", right(0.0), modality="multimodal", **SMALL)
+    fluency = {"vanilla": -1.0, "oracle": -1.0, "own": -9.0}
+    runs = {
+        name: replace(run, answers=run.answers.assign(fluency=fluency[name]))
+        for name, run in {**references, "own": ga}.items()
+    }
+    beside = Beside(runs.pop("own"), **runs)
+    assert card._health(beside).loc["Gibberish", "Retain"] == 100 and "100 % of answers broken" in card.verdict(beside)
 
 
 def test_without_references_nothing_is_claimed(references):

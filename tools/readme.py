@@ -65,7 +65,8 @@ def finding(scores: Scores) -> str:
         f"vanilla and the oracle is closed, gradient ascent still answers {per_cent(ascent)} of the questions "
         f"about all others rightly, and {method_label(best['method'])} {per_cent(best)}.** "
         f"({clean.runs[0].base_label}, unlearned on {MODALITIES['multimodal']}, multiple choice by likelihood, "
-        f"{replicates(clean)}, 95 % limits. The rest: [notebook 13](notebooks/13_along_the_path.ipynb), "
+        f"{replicates(clean)}, 95 % intervals. *Gap* and *closed*: [glossary](#glossary). The rest: "
+        "[notebook 13](notebooks/13_along_the_path.ipynb), "
         f"[table_path]({TABLES}/table_path.md).)"
     )
 
@@ -91,14 +92,18 @@ def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
         seconds = [train["seconds"] + train["evaluation_seconds"] for train in made]
         spent = f"{max(sum(seconds) / 2, *seconds, 0) / 60:.1f}" if seconds else "< 1"
         known = [f"{figures[name]:.1f} %" for name in methods if name in figures.index]
-        known = COUNTED.get(number) or ", ".join(known) or ("not known" if methods else "")
+        known = COUNTED.get(number) or ", ".join(known) or ("not printed again" if methods else "")
         files = ", ".join(f"[{Path(file).name}]({file})" for file in FILES[number])
         what = f"{paper[:1].upper()}{paper[1:]} | [{notebook.stem}](notebooks/{notebook.name})"
         lines.append(f"| {what} | {files} | {known} | {spent} |")
     [source] = printed["source"].unique()
     file = published.FILE.relative_to(paths.checkout()).as_posix()
-    note = f"Published figures: {source}. All that are known: [{published.FILE.name}]({file})."
-    return "\n".join([*lines, "", f"{note} They are of other models: compare directions with them, not levels."])
+    note = (
+        f"The published figures are taken from {source.partition(';')[0]}, which prints the benchmark's rows again; "
+        f"re-evaluations by others are in [{published.FILE.name}]({file}). They are of other models: compare "
+        "directions with them, not levels."
+    )
+    return "\n".join([*lines, "", note])
 
 
 def _header(notebook: Path) -> list[str]:

@@ -54,16 +54,21 @@ def main(options: argparse.Namespace) -> int:
         print(f"about {person.name}, with the true answer known:", *questions(person), sep="\n  ")
         return 0
     answers = ask(models(config), person, options.view, options.question)
-    print(f"{person.name}: {options.question}", true_answer(person, options.view, options.question))
-    print(answers.round(3).to_string(na_rep=""))
+    truth = true_answer(person, options.view, options.question)
+    print(f"{person.name}: {options.question}")
+    print(f"true answer: {truth or 'not known; the questions that it is known for: mllmu-nb ask, without a question'}")
+    for model, said in answers.iterrows():
+        likelihood = f"  (likelihood of the true answer: {said['likelihood']:.3f})" if truth else ""
+        print(f"{model}: {said['answer']}{likelihood}")
     return 0
 
 
 def find(known: Population, name: str) -> Profile:
-    """The person of this name or id. Raises KitError with the nearest name there is."""
+    """The person of this name or id, in capitals or not. Raises KitError with the nearest name there is."""
     people = {one.name: one for one in known.profiles.values()} | known.profiles
-    choose("person", name, people)
-    return people[name]
+    written = {one.casefold(): one for one in people}.get(name.casefold(), name)
+    choose("person", written, people)
+    return people[written]
 
 
 def questions(person: Profile) -> list[str]:

@@ -33,7 +33,7 @@ def check_shipped(folder: Path) -> None:
 def check_model(folder: Path, base_model: str) -> None:
     """Raise KitError unless ``folder`` holds a model of the family ``base_model`` as safetensors; nothing is loaded."""
     if not folder.is_dir():
-        raise KitError(f"there is no folder {folder}: name one that save_pretrained has written")
+        raise KitError(f"{folder} is no folder: name one that save_pretrained has written")
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise KitError(f"{folder} holds an adapter: name the model it goes on as well")
     if (family := model_type(folder)) != base_model:
@@ -42,8 +42,11 @@ def check_model(folder: Path, base_model: str) -> None:
 
 
 def model_type(folder: Path) -> str:
-    """The model_type that the config.json of ``folder`` states."""
-    return str(read_json(folder / "config.json").get("model_type"))
+    """The model_type that the config.json of ``folder`` states. Raises KitError where there is none."""
+    stated = read_json(folder / "config.json").get("model_type")
+    if not isinstance(stated, str):
+        raise KitError(f"{folder}/config.json names no model_type: name a folder that save_pretrained has written")
+    return stated
 
 
 def commit(source: str, revision: str) -> str:

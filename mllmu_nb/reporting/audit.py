@@ -18,6 +18,8 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import noise, plots
 
 EXCEEDS, COULD, UNKNOWN = noise.EXCEEDS, noise.COULD, "cannot be said"
+PER_CENT = 100.0
+ASSUMED = ("people", "questions", "sd")  # columns that a table may have
 COLUMNS = ["measure", "first", "second", "gap", "detectable", "least", "most", "verdict"]
 
 
@@ -30,24 +32,37 @@ def read(path: Path | str) -> pd.DataFrame:
     """
     try:
         table = pd.read_csv(path)
+    except UnicodeDecodeError:
+        raise KitError(f"cannot read {path}: save it as UTF-8") from None
     except (OSError, ValueError) as error:
         raise KitError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     if "method" not in table:
-        raise KitError(f"{path} has no column 'method', only {', '.join(map(str, table))}")
+        hint = ": separate columns by commas" if any(sign in str(table.columns[0]) for sign in ";\t") else ""
+        raise KitError(f"{path} has no column 'method', only {', '.join(map(str, table))}{hint}")
     if "value" not in table:
-        beside = [name for name in ("method", "people", "questions", "sd") if name in table]
+        beside = [name for name in ("method", *ASSUMED) if name in table]
         table = table.melt(id_vars=beside, var_name="measure")
-    values = pd.to_numeric(table["value"], errors="coerce")
-    if (broken := table["value"].notna() & values.isna()).any():
-        raise KitError(f"{path}: {table['value'][broken.idxmax()]!r} is not a number")
-    return table.assign(value=values, measure=table.get("measure", "")).dropna(subset=["value"])
+    for name in {"value", *ASSUMED} & set(table):
+        numbers = pd.to_numeric(table[name].astype(str).str.removesuffix("%"), errors="coerce")
+        if (broken := table[name].notna() & numbers.isna()).any():
+            raise KitError(f"{path}: {table[name][broken.idxmax()]!r} in the column {name} is not a number")
+        table[name] = numbers
+    table = table.assign(measure=table.get("measure", "")).dropna(subset=["value"])
+    if table.empty:
+        raise KitError(f"{path} has no figure: a row a method and a column a measure are needed")
+    if (twice := table.duplicated(["method", "measure"])).any():
+        one = table[twice].iloc[0]
+        raise KitError(
+            f"{path}: {one['method']!r} has two figures for {one['measure']!r}: keep one, or name them apart"
+        )
+    return table
 
 
 def audit(
     table: pd.DataFrame,
     people: int | None = None,
     questions: int = 1,
-    top: float = 100.0,
+    top: float = PER_CENT,
     correlation: float = noise.LIKELY,
     together: float = 0.0,
 ) -> pd.DataFrame:
@@ -57,12 +72,19 @@ def audit(
     a number of people nothing can be said; ``sd``, a standard deviation over people, makes a measure that is no share
     of right answers judgeable. ``correlation`` of answers about one person and ``together`` of the two models' are
     assumed; ``least`` and ``most`` are the smallest detectable gap over the assumed range of the former. Raises
-    KitError for a value that is no share of ``top``.
+    KitError for a value that is no share of ``top``, shares of 1 where ``top`` is 100, and assumptions that cannot be.
     """
     assumed = {"people": people or nan, "questions": questions, "sd": nan}
     table = table.assign(**{name: table[name].fillna(v) if name in table else v for name, v in assumed.items()})
     if ((table["value"] < 0) | (table["value"] > top)).any():
         raise KitError(f"a value lies outside 0 to {top:g}: name the measure's best value (top)")
+    for name, least in {"people": 1, "questions": 1, "sd": 0}.items():
+        if (table[name] < least).any():
+            raise KitError(f"{name} of {table[table[name] < least].iloc[0]['method']!r} is below {least}")
+    if not (0 <= correlation <= 1 and 0 <= together <= 1):
+        raise KitError("correlation and together are shares from 0 to 1")
+    if top == PER_CENT and 0 < table.loc[table["sd"].isna(), "value"].max() <= 1:
+        raise KitError("all values lie between 0 and 1: give top=1, or write them in per cent")
     rows = []
     for measure, cell in table.groupby("measure", sort=False):
         for a, b in combinations(cell.itertuples(), 2):

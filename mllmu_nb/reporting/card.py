@@ -93,7 +93,9 @@ def card(beside: Beside, people: Population) -> str:
 
 def _health(beside: Beside) -> pd.DataFrame:
     """Per cent of free answers of each kind, by set."""
-    free = beside.own.items.query("task == 'generation'")
+    # scored beside vanilla, whose fluency is the measure of gibberish
+    free = beside.scores.items.query("task == 'generation'")
+    free = free[free[MODEL].eq(list(beside.own.model)).all(axis=1)]
     shares = free.groupby("set", sort=False)[[f"state_{name}" for name in STATES]].mean().mul(100).round().astype(int)
     return shares.set_axis(list(STATES.values()), axis=1).T.rename_axis(columns=None).rename(str.capitalize, axis=1)
 

@@ -408,7 +408,8 @@ def leakage(scores: Scores) -> Figure:
     cells = cells.pivot(index="name", columns=["metric_label", "view_label"], values=["value", "text"])
     values, texts = (cells[name].sort_index(axis=1) for name in ("value", "text"))
     names = [name.replace(" (", "\n").replace(")", "") for name in values.index]
-    below = ["Exact: the fact stands in a free answer.", *collapse_note(values.index)]
+    grey = "Grey: vanilla is not shown to know more than the oracle there." if values.isna().any(axis=None) else ""
+    below = ["Exact: the fact stands in a free answer.", grey, *collapse_note(values.index)]
     drawn, [[panel]] = plots.panels(1, 1, (PAGE, 1.0 + 0.36 * len(values)), below, title(leakage))
     bar = {"location": "bottom", "aspect": 40, "pad": 0.02, "label": "points above (orange) or below the oracle (0)"}
     texts = texts.fillna("–").to_numpy(str)

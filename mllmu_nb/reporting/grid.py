@@ -28,10 +28,10 @@ ASKED_IN = {**VIEWS, POOLED: "both"}
 LIMITS = "[low, high] is the 95 % interval."
 GATES_UNKNOWN = "Without vanilla and the oracle nobody can say whether a low score is forgetting."
 COLLAPSED_NOTE = (
-    f"{COLLAPSED} The model has collapsed or refuses everybody (in so many of its replicates, where a number stands "
-    "there), so a low score is no forgetting, and it is not ranked: in one of the views more than half of its free "
-    "answers about the Retain people are broken (empty, repeated, gibberish), or refusals, or its choices by "
-    "likelihood there lie below halfway between chance and vanilla."
+    f"{COLLAPSED} Collapsed, or refuses everybody (8 of 10: in 8 of 10 replicates). A low score is then no forgetting, "
+    "and the model is not ranked. The rule: in one of the views, more than half of the free answers about the Retain "
+    "people are broken (empty, repeated, gibberish) or refusals, or the choices by likelihood there lie below halfway "
+    "between chance and vanilla."
 )
 
 
@@ -218,7 +218,8 @@ def closed_gates(scores: Scores, cells: pd.DataFrame, how: str = "In brackets") 
 def _people(cells: pd.DataFrame) -> str:
     counts = cells[cells["set"].isin(SETS) & cells["value"].notna()].groupby("set", sort=False)["n_profiles"].max()
     listed = ", ".join(f"{name.capitalize()} {int(count)}" for name, count in counts.items())
-    return f"People: {listed}." if listed else ""
+    where = " (in all replicates together)" if (cells["n_replicates"] > 1).any() else ""
+    return f"People{where}: {listed}." if listed else ""
 
 
 def repeats(scores: Scores) -> str:
@@ -226,10 +227,10 @@ def repeats(scores: Scores) -> str:
     counts = Counter(scores.name(scores.model_of(run)) for run in scores.runs)
     if set(counts.values()) == {1}:
         return "One run a row: intervals are over people alone, and say nothing about another run of the method."
-    same = f"{next(iter(counts.values()))} replicates (forget sets with trainings of their own)"
+    same = f"{next(iter(counts.values()))} replicates (each with its own forget set and trainings)"
     if len(set(counts.values())) > 1:
         same = "replicates (" + "; ".join(f"{name} {count}" for name, count in counts.items()) + ")"
-    return f"Intervals are over {same} crossed with people; one base and one population are fixed."
+    return f"Intervals are over {same} and over people; one base and one population are fixed."
 
 
 def group_title(scores: Scores) -> str:
