@@ -138,8 +138,8 @@ def test_the_7b_run_needs_its_published_parameters_and_no_file(monkeypatch):
     assert need["trained with their states"] == pytest.approx(16 * 39_976_960 / doctor.GIB)
     assert 25 < sum(need.values()) < 60  # a GPU of 24 GiB is too small without checkpointing, one of 80 is not
     asked, least = (sum(doctor.most_memory([PAPER.but(method="base", shots=n)]).values()) for n in (5, 0))
-    assert 13.2 < least < sum(need.values()) < asked == sum(doctor.most_memory([PAPER]).values())
-    assert doctor.most_memory([PAPER.but(shots=0)]) == need
+    assert 13.2 < least < asked < 24, "worked examples are held once"
+    assert doctor.most_memory([PAPER]) == need
 
 
 def test_hours_say_what_was_assumed_and_go_by_the_rate_that_is_given(monkeypatch):

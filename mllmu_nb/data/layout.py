@@ -18,7 +18,10 @@ from mllmu_nb.errors import KitError
 EVALUATION_REPOSITORY = "MLLMMU/MLLMU-Bench"
 TRAINING_REPOSITORY = "MLLMMU/baseline_train_split"
 EVALUATION = f"evaluation needs the data set {EVALUATION_REPOSITORY}"
-TRAINING = f"training needs ft_Data of the data set {EVALUATION_REPOSITORY} or the repository {TRAINING_REPOSITORY}"
+TRAINING = (
+    f"training needs ft_Data of the data set {EVALUATION_REPOSITORY} or the splits of the model repository "
+    f"{TRAINING_REPOSITORY}"
+)
 TYPES = {"image_text": "Image_Textual", "text": "Pure_Text"}  # view → the layout's name of it
 OPEN_COLUMNS = {"generation": "Generation_Task", "cloze": "Mask_Task"}
 SHOWN = 20  # faults of a folder
@@ -61,12 +64,15 @@ def answer_letter(answer: str) -> str:
 
 class Layout:
     """A folder of the layout; ``faults`` gathers, a line each, what keeps the kit from reading or scoring it. ``name``
-    is what they call the folder; ``training``: it follows the training repository."""
+    is what they call the folder; ``training``: it follows the training repository. Raises KitError when there is no
+    such folder."""
 
     def __init__(self, folder: str | Path, name: str = "", training: bool = False):
         self.folder, self.training = Path(folder), training
         self.name = name or self.folder.name
         self.faults: list[str] = []
+        if not self.folder.is_dir():
+            raise KitError(f"{self.folder} is no folder: {TRAINING if training else EVALUATION}")
 
     def stop(self) -> None:
         """Raises KitError with the faults, if there are any: the first ``SHOWN`` of them, a line each."""
@@ -87,14 +93,18 @@ class Layout:
         if not files:
             has = ", ".join(configs_in(self.folder)) or "none"
             self.faults.append(f"{self.name}: there is no config {config} (it has {has}): {needs}")
+        elif (shards := re.search(r"-of-(\d+)", files[0].name)) and int(shards[1]) > len(files):
+            text = f"has {len(files)} of {int(shards[1])} files: download it again"
+            self.faults.append(f"{self.name}/{config}: {text}")
         rows: dict[str, dict] = {}
         for path in files:
             name = f"{self.name}/{config}/{path.name}"
             try:
                 file = pq.ParquetFile(path)
                 there = file.schema_arrow.names
-                if missing := ", ".join(column for column in wanted if column not in there):
-                    self.faults.append(f"{name}, column {missing}: missing (it has {', '.join(there)}): {needs}")
+                if missing := [column for column in wanted if column not in there]:
+                    text = f"column {', '.join(missing)}: missing (it has {', '.join(there)}): {needs}"
+                    self.faults.append(f"{name}, {text}")
                     continue
                 table = file.read(wanted).to_pylist()
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -123,9 +133,11 @@ def _row_faults(row: dict) -> Iterator[str]:
     elif "Classification_Task" in row:
         for kind, entries in row["Classification_Task"].items():
             for number, entry in enumerate(entries):
-                if not answer_letter(answer := entry["Correct_Answer"]):
-                    place = f"Classification_Task.{kind}[{number}]"
-                    yield f"{place}: Correct_Answer {answer!r} is none of {', '.join(LETTERS)}"
+                place, letters = f"Classification_Task.{kind}[{number}]", ", ".join(LETTERS)
+                if len({option.strip() for option in entry["Options"].values()}) == 1:
+                    yield f"{place}: its options are all the same"
+                if not answer_letter(entry["Correct_Answer"]):
+                    yield f"{place}: Correct_Answer {entry['Correct_Answer']!r} is none of {letters}"
         for column in OPEN_COLUMNS.values():
             for number, entry in enumerate(row[column]):
                 if entry["Type"] not in TYPES.values():

@@ -186,11 +186,16 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
         profiles[identity] = _profile(row, kind, identity, taught[identity], test[identity])
     for printed, row in famous.items():
         identity, qa = celebrities.get(printed, (f"c{printed}", ()))
+        if identity in profiles:
+            data.faults.append(f"{data.name}/Retain_Set: ID {printed} would be {identity} here, as somebody else is")
         profiles[identity] = _profile(row, "celebrity", identity, qa)
         if printed in full:  # by its printed ID, upstream looks up a celebrity in Full_Set
             shared[identity] = printed
     names_taken = Counter(p.name for p in profiles.values() if p.kind != "celebrity")
     same = sorted(name for name, count in names_taken.items() if name and count > 1)
+    if 2 * sum(names_taken[name] for name in same) > names_taken.total():
+        data.faults.append(f"{data.name}: most people share a name ({few(same)}), by which the text view asks")
+    data.stop()
     missed = [[identity, pair.question] for identity, qa in taught.items() for pair in qa if not pair.attribute]
     notes = {
         "source": "official",
