@@ -246,7 +246,8 @@ def before_after(scores: Scores, people: Sequence[Profile] = ()) -> Figure:
             bottoms.append(page.write(x, y + 0.03, plots.wrap(text, column), color=colour))
         y = max(bottoms) + 0.03
     key = f"{SAYS} the fact is in the answer, {SILENT} it is not, {BROKEN} the answer is broken. Blue: as it is to be "
-    key += "after unlearning (the fact gone of the one, there of the other, in a sound answer); vermillion: not so."
+    key += "after unlearning (the fact gone of the one, there of the other, in a sound answer); vermillion: not so. "
+    key += "All answers are of one replicate, and any model may err."
     y = page.write(left, y + 0.05, plots.below_lines([key, *collapse_note(names)]), color=GREY)
     return page.cut(y + 0.05)
 
