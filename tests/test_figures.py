@@ -262,10 +262,10 @@ def test_a_collapsed_model_is_marked_in_every_figure(marked):
         shown = words(figures.FIGURES.get(name)(marked))
         names = {text.replace("\n", " ") for text in shown if "‡ 3 of 3" in text}
         assert names in ({"NPO (text only) ‡ 3 of 3"}, {"NPO text only ‡ 3 of 3"}), name
-        assert any("‡ The model has collapsed" in text for text in shown), name
+        assert any("‡ Collapsed, or refuses" in text for text in shown), name
     lost = words(figures.losses(marked))
     assert "text only ‡" in lost and "image + text ‡" not in lost
-    assert any("‡ The model has collapsed" in text for text in lost)
+    assert any("‡ Collapsed, or refuses" in text for text in lost)
 
 
 # Models that the paper does not have

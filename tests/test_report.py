@@ -165,7 +165,7 @@ def test_the_readmes_table_marks_what_is_closed_and_what_has_collapsed(collapsed
     table = readme.main_table(collapsed)
     cells = next(line for line in table.splitlines() if line.startswith("| NPO (text only) ‡")).split(" | ")[1:]
     assert [cell.startswith("(") for cell in cells] == [False, True, False, True, False, False, False, False]
-    assert "‡ The model has collapsed" in table and "gate closed" in table and "Likelihood (text)" in table
+    assert "‡ Collapsed, or refuses" in table and "gate closed" in table and "Likelihood (text)" in table
     assert table.startswith(
         f"**{collapsed.runs[0].base_label}**, one replicate\n\n| Method | Forget<br>image + text |"
     ), "no title but the base"
