@@ -28,6 +28,7 @@ $(READY): pyproject.toml requirements.lock
 	@command -v "$(PYTHON)" >/dev/null || { echo "mllmu-nb needs Python 3.11 or newer, but '$(PYTHON)' was not found. Name another: make env PYTHON=python3.12" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "mllmu-nb needs Python 3.11 or newer, but '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1 | head -n 1). Name another: make env PYTHON=python3.12" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "'$(PYTHON)' cannot make virtual environments: its module venv is missing (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
+	@echo "installing the environment into $(VENV): some minutes"
 	"$(PYTHON)" -m venv "$(VENV)"
 	"$(BIN)/python" -m pip install --disable-pip-version-check --quiet -c requirements.lock -e '.[$(EXTRAS)]'
 	@touch "$@"

@@ -51,7 +51,8 @@ def main(options: argparse.Namespace) -> int:
     if not options.question:
         for name in ("forget", "retain"):
             print(f"{name}: {', '.join(one.name for one in known.members(name))}\n")
-        print(f"about {person.name}, with the true answer known:", *questions(person), sep="\n  ")
+        by_name = [with_name(one, person.name) if options.view == "text" else one for one in questions(person)]
+        print(f"about {person.name}, with the true answer known:", *by_name, sep="\n  ")
         return 0
     answers = ask(models(config), person, options.view, options.question)
     truth = true_answer(person, options.view, options.question)

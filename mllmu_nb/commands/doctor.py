@@ -141,6 +141,9 @@ def hours(configs: Configs, rate: float | None = None) -> Result:
     text += f"{precision} training at {assumed(precision).flops / 1e12:.3g} TFLOP/s"
     if not rate:
         text += f", {prediction.SHARE:.0%} of what {'is measured here' if here else 'an H100 has'}: see --rate"
+    busy = round(os.getloadavg()[0]) if here and not rate and hasattr(os, "getloadavg") else 0
+    if busy >= (cores := os.cpu_count() or 1):
+        text += f"; {busy} processes share the {cores} cores now, so ask again when they are idle"
     advice = "`sweep --shard i/n` shares the runs among machines; precision changes the hours most"
     return Result(OK, text, advice if total > LONG else "")
 

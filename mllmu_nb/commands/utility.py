@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from mllmu_nb.errors import KitError, few
+from mllmu_nb.models.files import check_model
 from mllmu_nb.scoring.utility import FILE
 from mllmu_nb.stages import RECORD, add_file, is_whole, read_json
 
@@ -50,8 +51,9 @@ def main(options: argparse.Namespace) -> int:
         family = read_json(options.run / RECORD)["parameters"]["base_model"]
         asked = command(options.model, family, options.output, options.tasks, options.device)
         print(shlex.join(asked), flush=True)
-        if not options.yes:
+        if not options.yes:  # it may be run elsewhere
             return 0
+        check_model(options.model, family)
         if not util.find_spec("lmms_eval"):
             raise KitError("lmms-eval is not installed: pip install -e '.[utility]'")
         if code := subprocess.run(asked, check=False).returncode:

@@ -61,7 +61,9 @@ def main(options: argparse.Namespace) -> int:
         raise KitError("--rerun needs the configuration file of what to make anew, such as configs/miniature.yaml")
     if options.run and options.config:
         raise KitError("--run names one finished run: give it without a configuration")
-    cache = paths.cache()
+    cache, reference = paths.cache(), options.against or paths.reference()
+    if options.against:
+        read_scores(reference)  # a wrong folder is named before anything is computed
     if options.rerun:
         os.environ[paths.OUT] = str(cache / "rerun")
         shutil.rmtree(cache / "rerun", ignore_errors=True)
@@ -78,8 +80,7 @@ def main(options: argparse.Namespace) -> int:
         cells = compare_published(run_scores(items_of(runs)))
         shown = cells[cells["verdict"] != ""]
     else:
-        reference = options.against or paths.reference()
-        theirs = read_scores(reference)  # first: a wrong folder is named before anything is computed
+        theirs = read_scores(reference)
         cells = compare(run_scores(items_of(runs)), theirs)
         print_differences(runs, reference)
         print(cells.groupby(["run", "verdict"]).size().unstack(fill_value=0).rename(columns={"": "new"}).to_string())
