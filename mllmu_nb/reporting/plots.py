@@ -9,6 +9,7 @@ a filled mark means unlearned on image + text, a hollow one on text only; grey s
 from __future__ import annotations
 
 import functools
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import matplotlib.style
 import numpy as np
 import pandas as pd
+import PIL.Image
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
@@ -89,8 +91,16 @@ def look(method: str, variant: str = "canonical", modality: str = "none") -> Loo
 def save(figure: Figure, stem: Path) -> None:
     """Write ``stem``.png (200 dpi) and ``stem``.pdf without dates, so the same figure gives the same bytes."""
     settle(figure)
-    figure.savefig(stem.with_name(f"{stem.name}.png"), metadata={"Software": None})
+    stem.with_name(f"{stem.name}.png").write_bytes(png(figure))
     figure.savefig(stem.with_name(f"{stem.name}.pdf"), metadata={"CreationDate": None})
+
+
+def png(figure: Figure, **how: Any) -> bytes:
+    """A PNG that has the same bytes whenever it is drawn. 256 colours are plenty for a chart, and make it small."""
+    full, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(full, format="png", **how)
+    PIL.Image.open(full).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return small.getvalue()
 
 
 def settle(figure: Figure) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import PIL.Image
 import seaborn
 from IPython.display import HTML, Image, Markdown
 from matplotlib.figure import Figure
@@ -53,13 +51,9 @@ def versions() -> str:
 
 @plots.styled
 def picture(figure: Figure, alt: str = "") -> Image:
-    """A figure as a notebook keeps it: a PNG that has the same bytes whenever it is drawn, with ``alt`` or the figure's
-    own alt text."""
-    full, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(full, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.05)
-    # 256 colours are plenty for a chart, and a notebook is read in a browser
-    PIL.Image.open(full).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE).save(small, "PNG", optimize=True)
-    return Image(small.getvalue(), alt=alt or figure.get_label() or None)
+    """A figure as a notebook keeps it: a small PNG, with ``alt`` or the figure's own alt text."""
+    small = plots.png(figure, dpi=DPI, bbox_inches="tight", pad_inches=0.05)
+    return Image(small, alt=alt or figure.get_label() or None)
 
 
 def drawn(draw: Callable[[], Figure], alt: str = "") -> Image | Markdown:
