@@ -1,0 +1,55 @@
+"""How often another CPU's bits leave the 95 % prediction interval of a replicate: python benchmarks/unpinned.py FOLDER
+
+FOLDER has the results of one replicate that was trained with unpinned bits (``MLLMU_NB_UNPINNED=1 MLLMU_NB_OUT=OUT
+mllmu-nb sweep configs/miniature.yaml`` on a CPU with AVX-512; FOLDER is OUT/results/miniature). Each of its scores is
+compared with those of the other replicates of the reference in the same cell (method, modality, set, view, metric): a
+new replicate is promised to lie in mean ± t s √(1 + 1/n) in 95 % of the cells. Status 1: fewer than 93 %.
+Cells that are the same in all replicates are left out, and counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t
+
+from mllmu_nb import paths
+
+GROUP = ["base_model", "forget_ratio", "protocol"]
+CELL = ["method", "variant", "modality", "set", "task", "view", "scoring", "metric"]
+PROMISED = 0.93
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    unpinned = pd.read_csv(parser.parse_args().folder / "scores.csv", keep_default_na=False)
+    known = pd.read_csv(paths.reference() / "scores.csv", keep_default_na=False)
+    known = known.merge(unpinned[GROUP].drop_duplicates())
+    [own] = unpinned["replicate"].unique()
+    pinned, others = known[known["replicate"] == own], known[known["replicate"] != own]
+
+    def values(frame: pd.DataFrame) -> pd.Series:
+        return pd.to_numeric(frame.set_index(CELL)["value"], errors="coerce")
+
+    spread = values(others).groupby(CELL).agg(["mean", "std", "count"])
+    rows = spread.join(values(unpinned).rename("unpinned")).join(values(pinned).rename("pinned")).dropna()
+    constant = rows["std"] < 1e-9
+    rows = rows[~constant]
+    reach = t.ppf(0.975, rows["count"] - 1) * rows["std"] * np.sqrt(1 + 1 / rows["count"])
+    inside = {name: (rows[name] - rows["mean"]).abs() <= reach for name in ("pinned", "unpinned")}
+    table = pd.DataFrame(inside).groupby("method").mean().mul(100).round(1)
+    print(table.assign(cells=rows.groupby("method").size()).to_string())
+    print(f"moved at all: {(rows['pinned'] != rows['unpinned']).mean():.0%} of {len(rows)} cells", end="; ")
+    print(f"{constant.sum()} more are the same in every replicate")
+    for name, held in inside.items():
+        print(f"{name} replicate {own}: {100 * held.mean():.1f} % inside the prediction interval of the others")
+    return int(inside["unpinned"].mean() < PROMISED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
