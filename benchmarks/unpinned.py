@@ -18,8 +18,8 @@ import pandas as pd
 from scipy.stats import t
 
 from mllmu_nb import paths
+from mllmu_nb.reporting.runs import Scores
 
-GROUP = ["base_model", "forget_ratio", "protocol"]
 CELL = ["method", "variant", "modality", "set", "task", "view", "scoring", "metric"]
 PROMISED = 0.93
 
@@ -27,9 +27,8 @@ PROMISED = 0.93
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    unpinned = pd.read_csv(parser.parse_args().folder / "scores.csv", keep_default_na=False)
-    known = pd.read_csv(paths.reference() / "scores.csv", keep_default_na=False)
-    known = known.merge(unpinned[GROUP].drop_duplicates())
+    [(group, mine)] = Scores.read(parser.parse_args().folder).groups()
+    known, unpinned = dict(Scores.read(paths.reference()).groups())[group].run_scores(), mine.run_scores()
     [own] = unpinned["replicate"].unique()
     pinned, others = known[known["replicate"] == own], known[known["replicate"] != own]
 

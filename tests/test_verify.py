@@ -21,13 +21,11 @@ SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots":
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, tiny_base):
-    """Results with one run, of the base model, and its scores.csv."""
+    """Results with one run, of the base model."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLLMU_NB_OUT", str(tmp_path_factory.mktemp("made")))
-        folder = pipeline.run(Config(method="base", base_path=str(tiny_base), **SMALL))
-        results = paths.results("miniature")
-    run_scores(read_run(folder).items).to_csv(results / "scores.csv", index=False)
-    return results
+        pipeline.run(Config(method="base", base_path=str(tiny_base), **SMALL))
+        return paths.results("miniature")
 
 
 @pytest.fixture
@@ -36,19 +34,19 @@ def own(made, tmp_path, monkeypatch):
     monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "out"))
     monkeypatch.setattr(paths, "reference", lambda: tmp_path / "none")
     shutil.copytree(made, paths.results("miniature"))
-    (paths.results("miniature") / "scores.csv").unlink()
     [run] = paths.runs(paths.results("miniature")).iterdir()
     return run
 
 
 @pytest.fixture
 def reference(made, tmp_path):
-    """A folder with the scores and the record of the same run."""
+    """Another folder with the same run."""
     return shutil.copytree(made, tmp_path / "reference")
 
 
 def count(reference):
-    return len(pd.read_csv(reference / "scores.csv"))
+    [run] = paths.runs(reference).iterdir()
+    return len(run_scores(read_run(run).items))
 
 
 def answer_otherwise(run, change):
@@ -77,26 +75,18 @@ def scores_of(value, low, high, **names):
         ((0.5, 0.4, 0.6), None, "missing"),
     ],
 )
-def test_a_cell_gets_its_verdict(mine, theirs, verdict, tmp_path):
+def test_a_cell_gets_its_verdict(mine, theirs, verdict):
     other = scores_of(0.2, 0.1, 0.3, metric="bleu")
     left = other if theirs is None else pd.concat([scores_of(*mine), other])
-    right = read(pd.concat([scores_of(*(theirs or mine)), other]), tmp_path)
+    right = pd.concat([scores_of(*(theirs or mine)), other])
     cells = verify.compare(left, right).set_index("metric")["verdict"]
     assert cells["rougeL"] == verdict and cells["bleu"] == "same"
 
 
-def read(frame, tmp_path):
-    frame.to_csv(tmp_path / "scores.csv", index=False)
-    return verify.read_scores(tmp_path)
-
-
-def test_what_the_reference_lacks_has_no_verdict_and_other_runs_are_left_out(tmp_path):
+def test_what_the_reference_lacks_has_no_verdict():
     mine = pd.concat([scores_of(0.5, 0.4, 0.6), scores_of(0.3, 0.2, 0.4, metric="bleu")])
-    theirs = pd.concat([scores_of(0.5, 0.4, 0.6), scores_of(0.9, 0.8, 1.0, run="ga")])
-    cells = verify.compare(mine, read(theirs, tmp_path))
+    cells = verify.compare(mine, scores_of(0.5, 0.4, 0.6))
     assert cells.set_index("metric")["verdict"].to_dict() == {"rougeL": "same", "bleu": ""}
-    with pytest.raises(KitError, match="the reference has none of these runs"):
-        verify.compare(mine, read(theirs[1:], tmp_path))
 
 
 def test_the_same_answers_are_the_same_everywhere(own, reference, capsys):
@@ -143,11 +133,8 @@ def test_a_damaged_run_is_named(own, reference, capsys):
 
 def test_the_reference_is_what_comes_with_the_project(own, made, monkeypatch, capsys):
     assert door.main(["verify"]) == 2
-    where = paths.reference()
-    assert (
-        capsys.readouterr().err
-        == f"error: there is no scores.csv in {where}: name a folder that holds one by --against\n"
-    )
+    none = f"error: {paths.reference()} has none of these runs, which are named by their parameters\n"
+    assert capsys.readouterr().err == none
     monkeypatch.setattr(paths, "reference", lambda: made)
     assert door.main(["verify"]) == 0
     assert f"{count(made)} same" in capsys.readouterr().out
@@ -158,22 +145,14 @@ def test_the_reference_is_what_comes_with_the_project(own, made, monkeypatch, ca
     assert "cells of the committed reference itself, since there is no run of yours: " in said
 
 
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (b"", "cannot be read: "),
-        (b"a,b\n1,2\n", "cannot be read: "),
-        (bytes(range(256)), "cannot be read: "),
-        (b"run,set,task,view,scoring,metric,value,low,high\nga,,,,,,high,0,1\n", "cannot be read: Unable to parse"),
-    ],
-)
-def test_a_broken_reference_is_named(own, tmp_path, content, message, capsys):
-    (tmp_path / "scores.csv").write_bytes(content)
-    assert door.main(["verify", "--against", str(tmp_path)]) == 2
+def test_a_broken_reference_is_named(own, reference, tmp_path, capsys):
+    assert door.main(["verify", "--against", str(tmp_path / "nowhere")]) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {tmp_path / 'scores.csv'} {message}") and said.count("\n") == 1
-    assert door.main(["verify", "--against", str(tmp_path / "scores.csv")]) == 2
-    assert "error: there is no scores.csv in" in capsys.readouterr().err
+    assert said == f"error: there are no runs in {tmp_path / 'nowhere'}: name a folder of results by --against\n"
+    [run] = paths.runs(reference).iterdir()
+    (run / "answers.parquet").write_bytes(b"")
+    assert door.main(["verify", "--against", str(reference)]) == 2
+    assert f"a file of the run in {run} was changed or cut off" in capsys.readouterr().err
 
 
 def test_a_configuration_names_the_runs(own, reference, tiny_base, tmp_path, capsys):

@@ -2,9 +2,10 @@
 
 A results folder has runs/*/answers.parquet with provenance.json; or, as results were stored before stored answers and
 computed scores were apart, runs/*/items.parquet. Runs of the same model are compared row by row: answers, likelihoods,
-tokens, fluency, the sentences read token by token, draws, losses; scores.csv where both folders have one; and the
-weights of the models where both caches are there. Columns may be renamed or reordered, a number may not change. Prints
-a table and what differs; the exit status is 1 on a difference, or when there is nothing to compare.
+tokens, fluency, the sentences read token by token, draws, losses; the scores (scores.csv, or where a folder has none,
+those of the runs in both); and the weights of the models where both caches are there. Columns may be renamed or
+reordered, a number may not change. Prints a table and what differs; the exit status is 1 on a difference, or when there
+is nothing to compare.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from mllmu_nb import paths
+from mllmu_nb.reporting.runs import items_of, read_run
+from mllmu_nb.scoring.score import run_scores
 
 SEEDS = ("data_seed", "train_seed", "unlearn_seed", "shot_seed")
 MODEL = ("base_model", "forget_ratio", "replicate", "method", "variant", "modality", "protocol", *SEEDS)
@@ -121,12 +126,18 @@ def compare_runs(before: Path, after: Path) -> tuple[dict[str, str], list[str]]:
     return row, [f"{name}: {problem}" for name, found in problems.items() for problem in found]
 
 
+def scores_in(folder: Path, other: Path) -> pd.DataFrame:
+    """scores.csv of ``folder``; where it has none, as the committed reference, its scores of the runs in both."""
+    if (file := folder / "scores.csv").is_file():
+        return pd.read_csv(file).fillna({"scoring": "", "variant": ""})
+    shared = [run for run in sorted(paths.runs(folder).iterdir()) if (paths.runs(other) / run.name).is_dir()]
+    scores = run_scores(items_of(list(map(read_run, shared)))) if shared else pd.DataFrame(columns=[*MODEL, *CELL])
+    return scores.fillna({"scoring": "", "variant": ""})
+
+
 def compare_scores(before: Path, after: Path) -> tuple[str, list[str]]:
     """One line about scores.csv, and what differs; every score before must be there after."""
-    files = [folder / "scores.csv" for folder in (before, after)]
-    if not all(file.is_file() for file in files):
-        return "scores.csv: not in both folders", []
-    old, new = (pd.read_csv(file).fillna({"scoring": "", "variant": ""}) for file in files)
+    old, new = scores_in(before, after), scores_in(after, before)
     key = [name for name in (*MODEL, *CELL) if name in old and name in new]
     both = old.merge(new, "left", key, suffixes=("", " after"), indicator=True)
     there = both[both["_merge"] == "both"]

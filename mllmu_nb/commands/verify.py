@@ -1,6 +1,6 @@
 """``python -m mllmu_nb verify [CONFIG]``: are these the scores that others got?
 
-Every cell of the scores, computed from the stored answers, gets a verdict:
+Every cell of the scores, computed from the stored answers of both sides, gets a verdict:
 
 - ``same``: the value is the reference's, to rounding.
 - ``within interval``: the reference's value lies in the new 95 % interval, or the new value in the reference's. The
@@ -33,7 +33,7 @@ from mllmu_nb.scoring.frames import CELL
 SUMMARY = "compare scores, cell by cell, with the reference run or with published figures"
 EXAMPLES = ("verify", "verify configs/miniature.yaml --rerun")
 SAME, WITHIN, OFF, MISSING = "same", "within interval", "off", "missing"
-ROUNDING = 1e-9  # of a mean that was written to a file and read back
+ROUNDING = 1e-9  # of sums that are taken in another order
 NUMBERS = ["value", "low", "high"]
 REFERENCE = [f"{name}_reference" for name in NUMBERS]
 KEYS = ["run", *CELL, "metric"]
@@ -42,7 +42,7 @@ KEYS = ["run", *CELL, "metric"]
 def arguments(parser: argparse.ArgumentParser) -> None:
     about = "configuration file whose runs are compared (default: your runs at the miniature's scale)"
     parser.add_argument("config", type=Path, nargs="?", help=about)
-    about = "a folder with scores.csv, in place of the reference that comes with the project"
+    about = "a folder of results, in place of the reference that comes with the project"
     parser.add_argument("--against", type=Path, metavar="FOLDER", help=about)
     about = "the one run to compare, such as evaluate leaves, in place of all"
     parser.add_argument("--run", type=Path, metavar="FOLDER", help=about)
@@ -62,8 +62,8 @@ def main(options: argparse.Namespace) -> int:
     if options.run and options.config:
         raise KitError("--run names one finished run: give it without a configuration")
     cache, reference = paths.cache(), options.against or paths.reference()
-    if options.against:
-        read_scores(reference)  # a wrong folder is named before anything is computed
+    if options.against and not paths.runs(reference).is_dir():  # named before anything is computed
+        raise KitError(f"there are no runs in {reference}: name a folder of results by --against")
     if options.rerun:
         os.environ[paths.OUT] = str(cache / "rerun")
         shutil.rmtree(cache / "rerun", ignore_errors=True)
@@ -80,8 +80,10 @@ def main(options: argparse.Namespace) -> int:
         cells = compare_published(run_scores(items_of(runs)))
         shown = cells[cells["verdict"] != ""]
     else:
-        theirs = read_scores(reference)
-        cells = compare(run_scores(items_of(runs)), theirs)
+        theirs = [folder for run in runs if (folder := paths.runs(reference) / run.record["run"]).is_dir()]
+        if not theirs:
+            raise KitError(f"{reference} has none of these runs, which are named by their parameters")
+        cells = compare(run_scores(items_of(runs)), run_scores(items_of(list(map(read_run, theirs)))))
         print_differences(runs, reference)
         print(cells.groupby(["run", "verdict"]).size().unstack(fill_value=0).rename(columns={"": "new"}).to_string())
         shown = cells[cells["verdict"].isin([OFF, MISSING])]
@@ -112,24 +114,10 @@ def chosen(config: Path | None) -> list[Path]:
 # -- against a run ----------------------------------------------------------------------------------------------
 
 
-def read_scores(folder: Path) -> pd.DataFrame:
-    """scores.csv of ``folder``."""
-    try:
-        scores = pd.read_csv(folder / "scores.csv", keep_default_na=False)
-        return scores[KEYS].join(scores[NUMBERS].apply(pd.to_numeric))
-    except OSError:
-        raise KitError(f"there is no scores.csv in {folder}: name a folder that holds one by --against") from None
-    except (ValueError, KeyError) as error:
-        raise KitError(f"{folder / 'scores.csv'} cannot be read: {' '.join(str(error).split())}") from None
-
-
 def compare(scores: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    """The cells of the runs in ``scores`` beside the reference and a verdict. Raises KitError when the reference
-    has none of these runs."""
-    reference = reference[reference["run"].isin(scores["run"])]
-    if reference.empty:
-        raise KitError("the reference has none of these runs, which are named by their parameters")
-    cells = scores.merge(reference, "outer", KEYS, suffixes=("", "_reference"), validate="one_to_one")
+    """The cells of ``scores`` beside those of the reference, and a verdict."""
+    theirs = reference[[*KEYS, *NUMBERS]]
+    cells = scores.merge(theirs, "outer", KEYS, suffixes=("", "_reference"), validate="one_to_one")
     return cells.assign(verdict=verdicts(cells))
 
 
