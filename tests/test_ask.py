@@ -96,10 +96,11 @@ def test_from_the_shell(monkeypatch, capsys, known, person):
     assert door.main(["ask", *given]) == 0
     said = capsys.readouterr().out
     assert person.name in said and person.qa[0].question in said
-    answers = ask.pd.DataFrame({"answer": ["Oslo"], "likelihood": [0.25]}, index=["Vanilla"])
+    answers = ask.pd.DataFrame({"answer": ["Oslo\x1b[2J"], "likelihood": [0.25]}, index=["Vanilla"])
     monkeypatch.setattr(ask, "ask", lambda asked, person, view, question: answers)
     assert door.main(["ask", person.qa[1].question, "--view", "text", *given]) == 0
-    assert "Oslo" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert r"Vanilla: Oslo\x1b[2J  (likelihood of the true answer: 0.250)" in said and "true answer: " in said
     assert door.main(["ask", "Who?", "--person", "Nobody Here", *given]) == 2
     assert "unknown person 'Nobody Here'" in capsys.readouterr().err
 

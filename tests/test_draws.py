@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
 
 from mllmu_nb.data.conversations import cloze_shot
 from mllmu_nb.data.generate import generate
+from mllmu_nb.data.official import read_layout, write_layout
 from mllmu_nb.data.schema import SETS, TASKS
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation.ask import scored_items
@@ -201,3 +203,14 @@ def test_a_file_that_holds_no_draws_is_named(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(KitError, match=message):
         read(path)
+
+
+def test_draws_do_not_hang_on_the_order_in_which_a_folder_lists_its_shards(people, tmp_path, monkeypatch):
+    """Upstream reads Test and draws its pictures in that order; here a draw is a person's and a task's own."""
+    write_layout(people, tmp_path / "bench")
+    listed = Path.glob
+    several = [read_layout(tmp_path / "bench", 10)]
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: reversed(list(listed(self, pattern))))
+    several.append(read_layout(tmp_path / "bench", 10))
+    drawn = [of(each, "upstream", protocol="upstream") for each in several]
+    assert drawn[0] == drawn[1] and asked(several[0], drawn[0], "test") == asked(several[1], drawn[1], "test")

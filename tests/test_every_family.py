@@ -19,7 +19,7 @@ from mllmu_nb.data.portraits import from_bytes, to_png
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation.ask import ask
 from mllmu_nb.evaluation.draws import draw
-from mllmu_nb.evaluation.engine import answers, greedy, option_likelihoods
+from mllmu_nb.evaluation.engine import Prompts, answers, greedy, option_likelihoods
 from mllmu_nb.evaluation.tasks import Asking
 from mllmu_nb.models import families
 from mllmu_nb.models.load import load_base
@@ -281,3 +281,17 @@ def test_qwens_published_shape_has_its_published_size_and_takes_adapters():
     linears = 2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944)
     assert estimate.step(Config(scale="paper").training, full=False)["trained"] == 16 * 28 * linears
     assert estimate.image_tokens == 324
+
+
+def test_prompts_that_leave_no_room_for_an_answer_are_named(family, tiny):
+    model, processor = tiny
+    rows = [family.encode(processor, [conversation])["input_ids"].numel() for conversation in asked()]
+    model.config.get_text_config().max_position_embeddings, before = max(rows) + 2, family.context(model)
+    try:
+        prompts = Prompts.of(model, processor, asked())
+        prompts.require_room(model, 2)
+        with pytest.raises(KitError, match=f"the prompt of b with its answer takes {max(rows) + 3} tokens"):
+            prompts.require_room(model, 3, ["b"] * len(rows))
+        assert (prompts.too_long(model, 2), prompts.too_long(model, 3)) == (0, rows.count(max(rows)))
+    finally:
+        model.config.get_text_config().max_position_embeddings = before

@@ -1,9 +1,14 @@
 """Families: prompts to the letter, label masks, pictures, and the modules that adapters sit on."""
 
+import json
+import re
+from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForImageTextToText, CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
 from miniature import make_processor, make_tokenizer
@@ -29,6 +34,7 @@ from mllmu_nb.unlearning import IGNORE, Recipe
 
 FACE, OTHER = (person.portrait for person in known_people()[0][:2])
 LLAVA = families.get("llava")
+GOLDEN = Path(__file__).parent / f"adapter_reach_transformers{transformers.__version__.split('.')[0]}.json"
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +226,12 @@ def test_adapters_have_as_many_parameters_as_counted_by_hand(name, reach, count)
     recipe = Recipe(lora_r=16, lora_alpha=16, lora_dropout=0.0, lora_init="gaussian", adapter_reach=reach)
     with torch.device("meta"):
         assert count_trainable(attach(published(name), recipe, 0)) == count
+
+
+@pytest.mark.parametrize(("name", "model"), [("llava", "llava_7b"), ("idefics2", "idefics2_8b")])
+def test_what_each_reach_touches_is_known_for_this_transformers(name, model):
+    """A release that renames modules moves upstream's rule: then this fails, and the new list belongs in a new file."""
+    plain, family = published(name), families.get(name)
+    for reach, known in json.loads(GOLDEN.read_text(encoding="utf-8"))[model].items():
+        targets = family.adapter_targets(plain, reach)
+        assert Counter(re.sub(r"\.\d+\.", ".*.", path) for path in targets) == known

@@ -1,6 +1,7 @@
 """How one joins: the console script outside the checkout, the site, hooks, workflow, containers, types and the loop."""
 
 import importlib
+import json
 import re
 import shlex
 import shutil
@@ -175,3 +176,37 @@ def test_the_loop_by_hand_does_what_the_kits_loop_does(teach, tiny_base, optimiz
     assert mine == pytest.approx(kits, abs=1e-4) and mine[-1] < mine[0] - 0.01
     pairs = zip(model.parameters(), other.parameters(), strict=True)
     assert max((a - b).abs().max().item() for a, b in pairs) < 1e-3
+
+
+def test_the_notebooks_hook_keeps_outputs_and_numbers(tmp_path):
+    """A committed notebook passes the hook unchanged; one with a machine's traces does not keep them."""
+    pytest.importorskip("nbstripout", reason="nbstripout, of the extra 'test', is not installed")
+    path = shutil.copy(ROOT / "notebooks" / "01_data.ipynb", tmp_path)
+    book = nbformat.read(path, as_version=4)
+    cell = next(cell for cell in book.cells if cell.cell_type == "code" and cell.outputs)
+    cell.execution_count, cell.metadata["execution"] = 3, {"iopub.status.idle": "2020-01-01"}
+    nbformat.write(book, path)
+    subprocess.run([sys.executable, "-m", "nbstripout", "--keep-output", "--keep-count", "--keep-id", path], check=True)
+    after = next(c for c in nbformat.read(path, as_version=4).cells if c["id"] == cell["id"])
+    assert after.execution_count == 3 and after.outputs == cell.outputs and "execution" not in after.metadata
+
+
+def test_the_workflow_calls_the_same_script_on_every_python():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    everything, unit = workflow["jobs"].values()
+    assert everything["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+    assert {"run": ".ci/run"} in everything["steps"]
+    assert unit["strategy"]["matrix"]["system"] == ["macos-latest", "windows-latest"]
+    assert workflow["permissions"] == {"contents": "read"}
+    used = {step["uses"].split("@")[0] for job in (everything, unit) for step in job["steps"] if "uses" in step}
+    assert used == {"actions/checkout", "actions/setup-python"}
+
+
+def test_containers_install_what_the_project_names():
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    target = container["postCreateCommand"].removeprefix("make ")
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+    assert container["image"].endswith(":" + (ROOT / ".binder" / "runtime.txt").read_text().strip().split("-")[1])
+    binder = ROOT / ".binder" / "postBuild"
+    assert subprocess.run(["bash", "-n", binder]).returncode == 0 and binder.stat().st_mode & 0o100
+    assert "-c requirements.lock -e ." in binder.read_text()

@@ -105,3 +105,7 @@ def test_runs_of_two_bases_are_found(whole):
     write_json(run.with_name("oracle-none-0123abcd") / RECORD, {**record, "base_hash": "older"})
     first, *_ = problems(whole / "results", whole / "figures", whole / "notebooks")
     assert first.startswith("the runs of llava are of several references: people ") and "base base and older" in first
+
+
+def test_one_reference_has_no_problem(whole):
+    assert problems(whole / "results", whole / "figures", whole / "notebooks") == []

@@ -18,7 +18,8 @@ from mllmu_nb.config import Config
 from mllmu_nb.data import portraits
 from mllmu_nb.data.schema import VIEWS
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting import show
+from mllmu_nb.reporting import plots, show
+from mllmu_nb.reporting.sheet import Sheet
 
 PICTURE = portraits.to_png(Image.new("RGB", (4, 4), "red"))
 SMALL = {"people": 12, "famous": 4}
@@ -149,3 +150,27 @@ def test_what_a_model_wrote_is_never_markup():
     ]
     assert [(picture.format, picture.size) for picture in shown] == [("PNG", (4, 4)), ("PNG", (5, 3))]
     assert shown[0].getpixel((0, 0)) == (255, 0, 0), "what is no drawn face is shown as it is"
+
+
+def test_bars_behind_a_closed_gate_are_grey_and_the_line_below_says_why(vanilla, ga):
+    """Vanilla knows no more of the forget people than the oracle here; Retain has no gate."""
+    known = [make("vanilla", right(0.2), **SMALL), ga, make("oracle", right(0.2), **SMALL)]
+    figure = show.four_sets(known)
+    colours = [to_hex(bar.get_edgecolor()) for bar in figure.axes[0].patches]
+    assert colours[:6] == [plots.CLOSED] * 6 and plots.CLOSED not in colours[6:]
+    assert "In grey: gate closed" in figure.get_supxlabel() and "Likelihood (text)" in figure.get_supxlabel()
+    open_gate = show.four_sets([vanilla, ga, make("oracle", right(0.0), **SMALL)])
+    assert "Likelihood" not in open_gate.get_supxlabel()
+    assert plots.CLOSED not in {to_hex(bar.get_edgecolor()) for bar in open_gate.axes[0].patches}
+
+
+def test_a_picture_carries_the_alt_text_of_its_figure():
+    figure = Figure((1, 1))
+    figure.set_label("a blank page")
+    assert show.picture(figure).alt == "a blank page" and show.picture(figure, "white").alt == "white"
+
+
+def test_tables_are_printed_below_each_other():
+    sheets = [Sheet(title, title, "Method", [("", "x")], [("", [("GA", [("1", "")])])]) for title in ("One", "Two")]
+    shown = show.tables(sheets).data
+    assert shown.index("**One**") < shown.index("| GA | 1 |") < shown.index("**Two**")

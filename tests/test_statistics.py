@@ -402,3 +402,13 @@ def test_variance_split_refuses_what_it_cannot_split():
     table = one_at_a_time({"draw": [0.4], "seed": [0.5]}, base=0.5)
     with pytest.raises(KitError, match="two rows have draw 0, seed 0"):
         variance_split(pd.concat([table, table.head(1)]), ["draw", "seed"])
+
+
+def test_simulated_answers_have_the_accuracy_and_correlation_of_their_cell(benchmark):
+    first, second = benchmark.answers(np.random.default_rng(1), 400, 50, 10, 0.8, 0.4)
+    for found, share in ((first, 0.8), (second, 0.7)):
+        means = found.reshape(400 * 50, 10).mean(axis=1)
+        assert means.mean() == pytest.approx(share, abs=0.01)
+        # variance of a person's mean of ten: p (1 - p) / 10 · (1 + 9 · .4)
+        assert means.var() == pytest.approx(share * (1 - share) * 0.46, rel=0.05)
+    assert 0.2 < np.corrcoef(first.ravel(), second.ravel())[0, 1] < 0.8  # the same people and questions

@@ -461,3 +461,25 @@ def test_what_a_replicate_draws_is_told_apart_from_people_by_hand(gated):
     [(_, rows)] = sheet.blocks
     assert [name for name, _ in rows] == ["People", "All that a replicate draws"], "seeds follow the replicate's number"
     assert all(len(cells) == len(sheet.columns) for _, cells in rows)
+
+
+def test_health_adds_up_and_its_reasons_stand_below(gated):
+    table = frame("table_health", gated).dropna(subset=["value"])
+    whole = table.groupby(["method", "modality", "set", "view"])["value"].sum()
+    assert whole.to_numpy() == pytest.approx(1) and set(table["view"]) == {"image_text", "text", "both"}
+    repeated = table.query("method == 'npo' and metric == 'repeated'")
+    assert (repeated["value"] == 1).all() and repeated["why"].str.contains("100 %").all()
+    text = tables.sheets("table_health", gated)[0].markdown()
+    assert "‡ NPO (text only): collapsed in 3 of 3: 100 % of answers broken (image + text)" in text
+    assert "only their form shows gibberish" in text and line(text, "NPO (text only) ‡ 3 of 3, text")[4].startswith(
+        "100.0"
+    )
+
+
+def test_published_figures_have_values_and_sources():
+    figures = published.load()
+    assert len(figures) == 287 and figures["source"].notna().all()
+    assert set(figures["kind"]) == {"published", "re-evaluation", "reproduction"}
+    issue = figures[figures["source"].str.contains("issue #20") & (figures["metric"] == "rougeL")]
+    assert issue[issue["method"] == "GA"].set_index("set")["value"].to_dict() == {"Forget": 0.215, "Retain": 0.1788}
+    assert figures["value"].notna().all() and figures["forget_ratio"].isin((5, 10, 15)).all()

@@ -363,3 +363,22 @@ def test_modules_named_in_the_environment_bring_their_methods(registered, tmp_pa
 def test_every_file_of_the_package_is_imported():
     files = {file.stem for file in Path(unlearning.__file__).parent.glob("*.py")} - {"__init__", "base"}
     assert files == set(unlearning.names())
+
+
+@pytest.mark.parametrize(
+    ("variant", "tokens", "weight"),
+    [("canonical", 5, 0.76), ("canonical", 20, 0.24), ("upstream", 5, 0.80), ("upstream", 20, 0.80)],
+)
+def test_npo_weight_one_nat_per_token_above_the_reference(variant, tokens, weight):
+    """The weight with which an answer still pulls, after each of its tokens has lost one nat.
+
+    Canonical 2σ(−.1 · tokens): 2 / (1 + e^.5) = .755 and 2 / (1 + e^2) = .238. Upstream 2σ(−.4) = 2 / (1 + e^.4) =
+    .803 at any length, of a loss that is a mean over the tokens.
+    """
+    labels, p = [[0] * tokens], 0.2 * math.e
+    now = scored([[[0.2, 0.4, 0.4]] * tokens], labels)
+    before = scored([[[p, (1 - p) / 2, (1 - p) / 2]] * tokens], labels)
+    loss = terms(get("npo", variant), {"forget": before}, forget=now)["forget"]
+    plain = gradient(now.summed_log_probs.sum() if variant == "canonical" else -now.token_nll, now)
+    ratio = gradient(loss, now) / plain
+    assert ratio.flatten().tolist() == pytest.approx([weight] * tokens * 3, abs=0.005)

@@ -44,6 +44,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Prints the answers. KitError for an unknown person or method."""
+    from mllmu_nb.reporting.show import visible
+
     given = dict(options.parameter) | {"method": options.method, "modality": options.modality}
     config = export.configured(options.config, given)
     known = pipeline.population(config)
@@ -60,7 +62,7 @@ def main(options: argparse.Namespace) -> int:
     print(f"true answer: {truth or 'not known; the questions that it is known for: mllmu-nb ask, without a question'}")
     for model, said in answers.iterrows():
         likelihood = f"  (likelihood of the true answer: {said['likelihood']:.3f})" if truth else ""
-        print(f"{model}: {said['answer']}{likelihood}")
+        print(f"{model}: {visible(said['answer'])}{likelihood}")  # a model may write what steers a terminal
     return 0
 
 

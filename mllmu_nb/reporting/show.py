@@ -69,10 +69,15 @@ def tables(sheets: Iterable[Sheet]) -> Markdown:
     return Markdown("\n".join(sheet.markdown() for sheet in sheets))
 
 
+def visible(written: str) -> str:
+    """A text in which what cannot be seen, such as a control character or one that turns the direction of writing,
+    stands by its number."""
+    return "".join(c if c.isprintable() or c in "\n\t\u00a0" else ascii(c)[1:-1] for c in written)
+
+
 def escaped(written: str) -> str:
-    """HTML that shows a text as it is written: a character that cannot be seen, such as a control character or one that
-    turns the direction of writing, by its number."""
-    return html.escape("".join(c if c.isprintable() or c in "\n\t\u00a0" else ascii(c)[1:-1] for c in written))
+    """HTML that shows a text as it is written."""
+    return html.escape(visible(written))
 
 
 def text(written: str) -> HTML:
