@@ -42,7 +42,7 @@ def read(path: Path | str) -> pd.DataFrame:
     if "value" not in table:
         beside = [name for name in ("method", *ASSUMED) if name in table]
         table = table.melt(id_vars=beside, var_name="measure")
-    for name in {"value", *ASSUMED} & set(table):
+    for name in [one for one in ("value", *ASSUMED) if one in table]:
         numbers = pd.to_numeric(table[name].astype(str).str.removesuffix("%"), errors="coerce")
         if (broken := table[name].notna() & numbers.isna()).any():
             raise KitError(f"{path}: {table[name][broken.idxmax()]!r} in the column {name} is not a number")
