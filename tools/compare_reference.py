@@ -130,7 +130,7 @@ def scores_in(folder: Path, other: Path) -> pd.DataFrame:
     """scores.csv of ``folder``; where it has none, as the committed reference, its scores of the runs in both."""
     if (file := folder / "scores.csv").is_file():
         return pd.read_csv(file).fillna({"scoring": "", "variant": ""})
-    shared = [run for run in sorted(paths.runs(folder).iterdir()) if (paths.runs(other) / run.name).is_dir()]
+    shared = [run for run in sorted(paths.runs(folder).glob("*")) if (paths.runs(other) / run.name).is_dir()]
     scores = run_scores(items_of(list(map(read_run, shared)))) if shared else pd.DataFrame(columns=[*MODEL, *CELL])
     return scores.fillna({"scoring": "", "variant": ""})
 
