@@ -4,7 +4,8 @@ FOLDER has the results of one replicate that was trained with unpinned bits (``M
 mllmu-nb sweep configs/miniature.yaml`` on a CPU with AVX-512; FOLDER is OUT/results/miniature). Each of its scores is
 compared with those of the other replicates of the reference in the same cell (method, modality, set, view, metric): a
 new replicate is promised to lie in mean ± t s √(1 + 1/n) in 95 % of the cells. Status 1: fewer than 93 %.
-Cells that are the same in all replicates are left out, and counted.
+Cells that are the same in all replicates are left out, and counted. The standard deviation that rounding alone makes
+(two readings of one replicate differ by √2 of it) stands beside that of replicates, for shares of right answers.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ def main() -> int:
     reach = t.ppf(0.975, rows["count"] - 1) * rows["std"] * np.sqrt(1 + 1 / rows["count"])
     inside = {name: (rows[name] - rows["mean"]).abs() <= reach for name in ("pinned", "unpinned")}
     table = pd.DataFrame(inside).groupby("method").mean().mul(100).round(1)
-    print(table.assign(cells=rows.groupby("method").size()).to_string())
+    shares = rows[rows.index.get_level_values("metric") == "accuracy"]
+    squares = {"sd of rounding": (shares["unpinned"] - shares["pinned"]) ** 2 / 2, "of replicates": shares["std"] ** 2}
+    spread = pd.DataFrame(squares).groupby("method").mean().pow(0.5).mul(100).round(1)
+    print(table.assign(cells=rows.groupby("method").size()).join(spread).to_string())
     print(f"moved at all: {(rows['pinned'] != rows['unpinned']).mean():.0%} of {len(rows)} cells", end="; ")
     print(f"{constant.sum()} more are the same in every replicate")
     for name, held in inside.items():

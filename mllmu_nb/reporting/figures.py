@@ -317,7 +317,7 @@ def forgetting_utility(scores: Scores) -> Figure:
         "hollow: on text only.",
         *notes(scores, pd.concat([fall, shown])),
     ]
-    drawn, axes = plots.panels(1, len(heads), size, below, title(forgetting_utility), sharey=True)
+    drawn, axes = plots.panels(1, len(heads), size, below, title(forgetting_utility), sharey=True, sharex=True)
     for panel, (name, head) in zip(axes[0], heads.items(), strict=True):
         here = shown[shown["set"] == name]
         if here.empty:

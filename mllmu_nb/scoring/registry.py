@@ -98,7 +98,7 @@ def metric(name: str, **declared) -> Callable[[Callable], Callable]:
 
 def each(items: pd.DataFrame, function: Callable, *columns: str) -> pd.Series:
     """``function`` of the columns' values in each row, called once for equal values: models answer alike."""
-    rows = list(zip(*(items[column] for column in columns), strict=True))
+    rows = list(zip(*(items[column].tolist() for column in columns), strict=True))
     values = {row: function(*row) for row in dict.fromkeys(rows)}
     return pd.Series([values[row] for row in rows], items.index, dtype=float)
 

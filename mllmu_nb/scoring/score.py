@@ -62,9 +62,9 @@ def sentence_scores(sentences: pd.DataFrame) -> pd.DataFrame:
 
 def _scored(rows: pd.DataFrame, wanted: Sequence[Metric]) -> pd.DataFrame:
     columns = {one.column: pd.Series(nan, rows.index) for one in wanted}
-    for one in wanted:
-        asked = of_metric(rows, one.task, one.scoring)
-        if len(asked):
+    for task, scoring, group in _by_task(wanted):
+        asked = of_metric(rows, task, scoring)
+        for one in group if len(asked) else ():
             columns[one.column][asked.index] = one.function(asked).astype(float)
     return rows.assign(**columns)
 
