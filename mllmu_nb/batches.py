@@ -19,7 +19,9 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.models.families import Family
 from mllmu_nb.unlearning.base import Method, Recipe
 
-Batch = Mapping[str, Tensor]  # input_ids, attention_mask, labels [B, T], pictures; stored_log_probs [B, T'] if stored
+# input_ids, attention_mask, labels [B, T], pictures; stored_log_probs [B, T'] if stored; repeated, where another
+# process has the very same rows
+Batch = Mapping[str, Tensor]
 ORDERS = {"forget": 0, "retain": 1}  # number of each set's random stream
 
 
@@ -55,10 +57,17 @@ def steps_of(conversations: Sequence[Conversation], epochs: float, batch_size: i
 
 def pieces(batch: Sequence[Conversation], size: int) -> list[Sequence[Conversation]]:
     """This process's share of a batch in pieces of so many conversations, to be read one after the other; 0: in one. A
-    batch too small for all processes gives its last example to those left empty."""
+    batch too small for all processes gives its last example to those left empty, marked by :func:`made`."""
     state = PartialState(cpu=not torch.cuda.is_available())
     mine = batch[state.process_index :: state.num_processes] or batch[-1:]
     return [mine[start : start + size] for start in range(0, len(mine), size)] if size else [mine]
+
+
+def made(batch: Sequence[Conversation], encoded: Sequence[dict[str, Batch]]) -> list[dict[str, Batch]]:
+    """The ``encoded`` pieces of a batch, each marked where another process has the same rows: they count nothing."""
+    if PartialState(cpu=not torch.cuda.is_available()).process_index < len(batch):
+        return list(encoded)
+    return [{name: {**one, "repeated": torch.ones(1)} for name, one in piece.items()} for piece in encoded]
 
 
 # -- fine-tuning ------------------------------------------------------------------------------------------------
@@ -107,10 +116,8 @@ def finetuning_batches(
         by_length = np.argsort(family.token_counts(processor, drawn), kind="stable")
         for start in mixing.permutation(range(0, len(drawn), recipe.batch_size)):
             batch = [drawn[i] for i in sorted(by_length[start : start + recipe.batch_size])]
-            yield [
-                {"train": family.encode(processor, piece, recipe.label_mode, recipe.eos)}
-                for piece in pieces(batch, recipe.micro_batch)
-            ]
+            parts = pieces(batch, recipe.micro_batch)
+            yield made(batch, [{"train": family.encode(processor, p, recipe.label_mode, recipe.eos)} for p in parts])
 
 
 def _augmented(conversation: Conversation, augment, rng: np.random.Generator) -> Conversation:
@@ -167,7 +174,6 @@ def unlearning_batches(
                     if other != first:
                         drawn[other] = list(islice(beside[other], len(drawn[first])))
                 parts = {of: pieces(batch, recipe.micro_batch) for of, batch in drawn.items()}
-                yield [
-                    {name: encoded(name, parts[streams[name].set][number]) for name in names}
-                    for number in range(len(parts[first]))
-                ]
+                numbers = range(len(parts[first]))
+                each = [{name: encoded(name, parts[streams[name].set][number]) for name in names} for number in numbers]
+                yield made(drawn[first], each)

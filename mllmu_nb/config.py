@@ -31,6 +31,18 @@ SEEDS = ("data_seed", "train_seed", "unlearn_seed", "shot_seed")
 PATHS = ("base_path", "vanilla_path", "adapter_path", "profiles_file", "forget_ids_file", "data_source", "draws_file")
 GRID = "grid"  # the sweep's key in a configuration file; a notebook that is given the file ignores it
 BY_HAND = "set by hand"
+# What decides a number beside the words of the protocol; another value than the preset's is a deviation as well.
+BESIDE_PROTOCOL: tuple[str, ...] = (
+    "adaptation",
+    "replay",
+    "exams",
+    "train_steps",
+    "train_lr",
+    "unlearn_steps",
+    "unlearn_epochs",
+)
+BESIDE_PROTOCOL += ("unlearn_lr", "schedule", "precision", "micro_batch", "quantise_base", "shots", "cyclic")
+BESIDE_PROTOCOL += ("eval_precision",)
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=0)]
@@ -105,7 +117,7 @@ class Config(BaseModel):
     adapter_reach: Literal["language", "upstream", "upstream_v5"] | None = None  # where adapters sit
     adam_eps: Epsilon = None  # AdamW's epsilon
     precision: Literal["fp32", "bf16"] | None = None  # of training: frozen weights and matrix products
-    micro_batch: Count = 0  # conversations of a batch read at once, which changes memory, not the batch; 0: all
+    micro_batch: Count = 0  # conversations of a batch read at once, which changes memory, not the loss; 0: all
     checkpointing: bool = False  # activations are computed again instead of kept: less memory, more time
     quantise_base: Literal["nf4"] | None = None  # frozen layers in 4 bits while adapters train, on a GPU; None: not
 
@@ -231,9 +243,8 @@ class Config(BaseModel):
 
     def deviations(self) -> dict[str, tuple[Any, Any]]:
         """Where the run departs from its protocol: parameter → (the protocol's value, the run's)."""
-        more = ("schedule", "precision", "eval_precision", "quantise_base", "unlearn_steps", "unlearn_epochs")
-        names = [*_protocol(self.protocol), *more]
-        plain = self.but(**dict.fromkeys(names), settings={})
+        names = [*_protocol(self.protocol), *BESIDE_PROTOCOL]
+        plain = self.but(**{name: type(self).model_fields[name].default for name in names}, settings={})
         pairs = {name: (getattr(plain, name), getattr(self, name)) for name in names}
         pairs |= {name: (plain.settings.get(name), self.settings[name]) for name in self._given["settings"]}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
@@ -371,7 +382,10 @@ def setting_names(method: str, after: str, variant: str | None = None) -> dict[s
     classes = unlearning.variants(method)
     chosen = [classes[variant]] if variant in classes else classes.values()
     settings = {name: default for one in chosen for name, default in one.hyper_parameters().items()}
-    return settings | after_steps.settings_of(after)
+    further = after_steps.settings_of(after)
+    if both := settings.keys() & further.keys():
+        raise KitError(f"{method} and the step {after} both have a parameter {min(both)!r}: rename the step's")
+    return settings | further
 
 
 def check_names(names: Iterable[str], known: Iterable[str] = ()) -> None:

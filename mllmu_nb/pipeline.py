@@ -37,6 +37,7 @@ from mllmu_nb.evaluation import draws as drawing
 from mllmu_nb.models import download, families
 from mllmu_nb.models.files import ASSETS, check_adapter, check_model, check_shipped, commit
 from mllmu_nb.processes import end_with_parent
+from mllmu_nb.scoring import anchor
 from mllmu_nb.scoring.frames import people_frames
 from mllmu_nb.scoring.utility import FILE as UTILITY
 from mllmu_nb.stages import RECORD, Stage, add_file, digest, is_whole, lock, read_json, state, status, write_json
@@ -47,7 +48,7 @@ DATA: tuple[str, ...] = ("people", "pool", "celebrities", "forget_ratio", "repli
 DATA += ("profiles_file", "forget_ids_file", "data_source", "data_revision")
 # What decides how it is asked; draws_file is looked into.
 ASKING = ("protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic", "long_prompts")
-ANCHOR_RATIO, NEAR = 5, 0.05  # the forget ratio that the published anchor is for; farther off, something is wrong
+ANCHOR_RATIO = 5  # the forget ratio that the published anchor is for
 # Kinds of base material that fine-tuning repeats.
 REPLAYED = {"people": 4.0, "shots": 2.0, "seeing": 1.0, "private": 1.0}
 REPLAYED_LETTERS = 0.35  # share of multiple choice among the repeated questions
@@ -215,7 +216,6 @@ def unlearned(config: Config) -> Stage:
             streams = dict.fromkeys(method.streams[name] for name in method.needs.reference)
             asked = [stream.changed(conversation) for stream in streams for conversation in sets[stream.set]]
             stored = reference_log_probs(*filled(config, other, held), asked, recipe)
-        check_anchor(config)
         model, processor = vanilla(config, held)
         model = adapters.attach(model, recipe, config.unlearn_seed, method.trains)
         length, points = unlearning_steps(method, recipe, sets), {}
@@ -245,7 +245,8 @@ def unlearned(config: Config) -> Stage:
         "settings": config.hash_of(("method", "variant", "modality", "unlearn_seed")),
         **_quantised(config),
     }
-    return Stage("unlearned", inputs, make, (family(config), method), partial(_record, config))
+    before = partial(check_anchor, config)
+    return Stage("unlearned", inputs, make, (family(config), method), partial(_record, config), before=before)
 
 
 def vanilla(config: Config, precision: str | None = None) -> tuple[Any, Any]:
@@ -266,28 +267,28 @@ def vanilla_key(config: Config) -> str:
 
 
 def anchored(config: Config) -> Stage | None:
-    """The stage in which the released vanilla model is asked what independent reports asked it, the free questions with
-    image about the forget people at 5 %: ``anchor.json`` has the ROUGE-L. None for any other vanilla model,
-    and where no report is known."""
+    """The stage in which the released vanilla model is asked what independent reports asked it, by upstream's protocol:
+    the free questions with image about the forget people at 5 %. ``anchor.json`` has its answers beside the true ones.
+    None for any other vanilla model, and where no report is known."""
     own = family(config)
     released = config.vanilla_path and PurePath(config.vanilla_path).name == PurePath(own.released).name
     if not (released and config.data_source and isfinite(own.anchor)):
         return None
-    plain = config.but(method="vanilla", forget_ratio=ANCHOR_RATIO, **PLAIN)
+    asked = {"protocol": "upstream", "eval_precision": None}  # None: as the protocol has it
+    plain = config.but(method="vanilla", forget_ratio=ANCHOR_RATIO, **asked, **PLAIN)
     known = population(plain)
 
     def make(folder: Path) -> None:
         from mllmu_nb.evaluation.ask import answer, prompts_of
         from mllmu_nb.evaluation.tasks import Asking
-        from mllmu_nb.scoring.text import rouge
 
         items = [i for i in known.items("forget") if (i.question.task, i.question.view) == ("generation", "image_text")]
         inquiry = Asking(known, {}, 0, plain.protocol).sentences(items)
-        asked, processor = vanilla(plain, plain.eval_precision)
+        model, processor = vanilla(plain, plain.eval_precision)
         processor = own.asking(processor, plain.protocol)
-        rows = answer(asked, processor, inquiry, prompts_of(asked, processor, inquiry), EVAL_BATCH[plain.scale])
-        scores = [rouge(i.question.answer, row["answer"])["rougeL"] for i, row in zip(items, rows, strict=True)]
-        write_json(folder / "anchor.json", {"rougeL": float(np.mean(scores)), "questions": len(items)})
+        rows = answer(model, processor, inquiry, prompts_of(model, processor, inquiry), EVAL_BATCH[plain.scale])
+        pairs = [(item.question.answer, row["answer"]) for item, row in zip(items, rows, strict=True)]
+        write_json(folder / "anchor.json", {"true": [true for true, _ in pairs], "answers": [own for _, own in pairs]})
 
     inputs = {"vanilla": vanilla_key(plain), "data": data_hash(plain), "forget": list(known.forget_ids)}
     inputs["settings"] = plain.hash_of(("protocol", "eval_precision"))
@@ -297,12 +298,7 @@ def anchored(config: Config) -> Stage | None:
 def check_anchor(config: Config) -> None:
     """Raises KitError where the released vanilla model does not answer as in the reports, before hours go into it."""
     if stage := anchored(config):
-        measured, published = read_json(stage.get() / "anchor.json")["rougeL"], family(config).anchor
-        if abs(measured - published) > NEAR:
-            raise KitError(
-                f"the vanilla model {config.vanilla_path} has ROUGE-L {measured:.3f} on its anchor, and reports have "
-                f"{published:.3f}: its weights, the people, the prompts (protocol) or the precision are not theirs"
-            )
+        anchor.check(read_json(stage.get() / "anchor.json"), family(config).anchor, config.vanilla_path)
 
 
 def filled(config: Config, stage: Stage, precision: str | None = None) -> tuple[Any, Any]:
@@ -384,7 +380,6 @@ def answered(
         from mllmu_nb.training import TrainLog
 
         drawn, stage = draws_of(config, known, sets), trained(config)
-        check_anchor(config)
         asked, processor = model(config)
         began = time.perf_counter()
         how = {key: getattr(config, key) for key in ASKING} | {"system": config.system, "batch_size": size}
@@ -433,7 +428,7 @@ def answered(
     def record() -> dict[str, Any]:
         return {"run": config.run_id, "name": name, "limit": limit, **_record(config), **_counts(config, sets)}
 
-    made = Stage("answers", inputs, make, uses, record, at or run_folder(config))
+    made = Stage("answers", inputs, make, uses, record, at or run_folder(config), partial(check_anchor, config))
     return made
 
 
@@ -685,8 +680,9 @@ def _record(config: Config) -> dict[str, Any]:
         record["departures"] = departures()
     if config.vanilla_path:
         record["vanilla_commit"] = commit(config.vanilla_path, config.vanilla_revision)
-    if (anchor := anchored(config)) and anchor.finished:
-        record["anchor"] = {**read_json(anchor.folder / "anchor.json"), "published": family(config).anchor}
+    if (asked := anchored(config)) and asked.finished:
+        scores = anchor.score(read_json(asked.folder / "anchor.json"))
+        record["anchor"] = {**scores, "published": family(config).anchor}
     return {name: value for name, value in record.items() if value or name == "deviations"}
 
 

@@ -36,8 +36,10 @@ from mllmu_nb.errors import KitError
 
 FORMAT = 2  # raised when the files of a stage change their form, so that older ones are made anew
 RECORD = "provenance.json"
-# Their code decides where a result lies and what is said about it, never what it is; parameters are among the inputs.
+# Their code decides where a result lies, whether it is made and what is said about it, never what it is; parameters are
+# among the inputs.
 NOT_CODE = {"config", "errors", "paths", "pinning", "processes", "progress", "provenance", "registry", "stages"}
+NOT_CODE |= {"scoring.anchor"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Stage:
     that it imports, and by the code of what ``uses`` names (objects that a registry gave, such as a method).
 
     What ``record`` returns once the work is done is written into the folder with the provenance. ``at`` is a folder
-    outside the cache, whose name does not hold the key.
+    outside the cache, whose name does not hold the key. ``before`` is called ahead of the work; it decides nothing of
+    the result, only whether there is one.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Stage:
     uses: tuple[Any, ...] = ()
     record: Callable[[], Mapping[str, Any]] = dict
     at: Path | None = None
+    before: Callable[[], None] = lambda: None  # noqa: E731, nothing
 
     @cached_property
     def key(self) -> str:
@@ -77,6 +81,7 @@ class Stage:
         when the cache cannot be written."""
         if self.finished:
             return self.folder
+        self.before()
         if int(os.environ.get("RANK", 0)):  # of several processes that train together, the first one writes
             with tempfile.TemporaryDirectory() as unused:
                 self.make(Path(unused))
@@ -221,8 +226,8 @@ def code_hash(*roots: Any) -> str:
 
 
 def code_of(*roots: Any) -> dict[str, str]:
-    """What ``roots`` run, by name: of a function its own code and what it uses of its module; of these, and of the
-    module of any other object, all modules of the kit or of their own package that they import, one after the other.
+    """What ``roots`` run, by name: of a function its own code and what it uses of its module; of these, of a module and
+    of that of any other object, all modules of the kit or of their own package that they import, one after the other.
 
     A module is its syntax tree without docstrings and the YAML file of the same name. Entries of a registry are not
     imported by name: adding a method's file changes no other's code.
@@ -232,6 +237,8 @@ def code_of(*roots: Any) -> dict[str, str]:
         kind = root if inspect.isclass(root) else type(root)
         if inspect.isfunction(root):
             _add_function(root, used)
+        elif inspect.ismodule(root):
+            _add_module(root.__name__, used, root.__name__)
         elif _path(kind.__module__):
             _add_module(kind.__module__, used, kind.__module__)
         else:

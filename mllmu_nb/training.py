@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce, send_to_device
@@ -31,7 +32,7 @@ from mllmu_nb.models.load import count_trainable
 from mllmu_nb.models.score import labelled, score
 from mllmu_nb.muon import Muon
 from mllmu_nb.progress import progress_bar
-from mllmu_nb.unlearning.base import Method, Recipe, ReferenceLogProbs, Scored, Step, Streams
+from mllmu_nb.unlearning.base import IGNORE, Method, Recipe, ReferenceLogProbs, Scored, Step, Streams
 
 # As transformers names them. "plateau" (warmup, stable, decay) stays at its height and falls over the last DECAY.
 SCHEDULES = {
@@ -94,8 +95,8 @@ def train(
 ) -> TrainLog:
     """Minimise ``method.loss`` for ``steps`` optimizer steps over what requires a gradient.
 
-    A step takes one item of ``batches``, a list of pieces that are dicts of named batches; a piece counts by its share
-    of the rows, so what is a mean over answers is that of the whole batch. The learning rate goes on every
+    A step takes one item of ``batches``, a list of pieces that are dicts of named batches; a piece counts such that a
+    mean over answers, or over tokens, is that of the whole batch (:func:`weights`). The learning rate goes on every
     ``rate_every`` steps; ``after_step`` (step, model) is called after each, and its time does not count. A training
     that ``checkpoint`` holds is gone on with. Where ``beyond`` is above ``steps`` training goes on to so many, for what
     ``after_step`` does: what happens there is not in the log, and if it diverges it ends. Raises
@@ -114,12 +115,12 @@ def train(
     log = TrainLog(steps=steps, trainable_parameters=count_trainable(model))
     if recipe.checkpointing:
         keep_less(model)
-    batches, movers = iter(batches), [*optimizers, *schedules]
+    batches, steered = iter(batches), [*optimizers, *schedules]
     done = checkpoint.load() if checkpoint else 0
     for _ in range(done):
         next(batches)
     if checkpoint:
-        checkpoint.restore(trained, movers, log)
+        checkpoint.restore(trained, steered, log)
     started = time.perf_counter() - log.seconds
     model.train()
     ahead, shown = range(done + 1, max(steps, beyond) + 1), progress and state.is_main_process
@@ -156,7 +157,7 @@ def train(
             after_step(number, model)
             started += time.perf_counter() - paused
         if checkpoint and state.is_main_process:
-            checkpoint.save(number, trained, movers, log)
+            checkpoint.save(number, trained, steered, log)
     model.eval()
     if checkpoint:
         checkpoint.file.unlink(missing_ok=True)
@@ -168,11 +169,10 @@ def back_propagate(
 ) -> tuple[dict[str, float], int]:
     """Adds up the gradients of a batch, one term of one piece at a time, so that one graph is in memory. Returns the
     loss, its terms and the nats per token of each stream, as means over the pieces, and the supervised tokens."""
-    rows = [len(next(iter(piece.values()))["labels"]) for piece in pieces]
-    shares = [count / sum(rows) for count in rows]
+    shares, per_row = weights(pieces, model.device)
     values, tokens = [], 0
     for piece, share in zip(pieces, shares, strict=True):
-        step = scored(model, send_to_device(dict(piece), model.device), method, autocast)
+        step = scored(model, send_to_device(dict(piece), model.device), method, autocast, per_row)
         terms: dict[str, float] = {}
         for name, term in method.loss(step):
             (term * share).backward()
@@ -180,10 +180,28 @@ def back_propagate(
             terms[name] = term.item()
         nll = {f"nll_{name}": batch.mean_nll.mean().item() for name, batch in step.asked.items()}
         values.append({"loss": sum(terms.values()), **terms, **nll})
-        tokens += sum(int(batch.counts.sum()) for batch in step.asked.values())
+        tokens += sum(int(batch.counts.sum()) for batch in step.asked.values()) if share else 0
     table = torch.tensor([list(row.values()) for row in values], dtype=torch.float64)
     mean = (torch.tensor(shares, dtype=torch.float64) @ table).float()
     return dict(zip(values[0], mean.tolist(), strict=True)), tokens
+
+
+def weights(pieces: Sequence[Mapping[str, Batch]], device: torch.device) -> tuple[list[float], dict[str, float]]:
+    """What each of this process's pieces counts for, such that the mean over the processes is that over the batch: its
+    share of the rows, times the processes; and the supervised tokens a row of the batch has in each stream. Of a batch
+    in one piece the latter are left out: it has its own."""
+    processes = PartialState(cpu=not torch.cuda.is_available()).num_processes
+    if len(pieces) == processes == 1:
+        return [1.0], {}
+    rows = [0 if "repeated" in first else len(first["labels"]) for first in (next(iter(p.values())) for p in pieces)]
+    tokens = [
+        sum(int((piece[name]["labels"][:, 1:] != IGNORE).sum()) for piece in pieces if "repeated" not in piece[name])
+        for name in pieces[0]
+    ]
+    counts = torch.tensor([sum(rows), *tokens], dtype=torch.float32, device=device)
+    everywhere, *by_stream = (reduce(counts, "sum") if processes > 1 else counts).tolist()
+    per_row = {name: count / everywhere for name, count in zip(pieces[0], by_stream, strict=True)}
+    return [processes * count / everywhere for count in rows], per_row
 
 
 def over_processes(terms: Mapping[str, float], trained: Iterable[Tensor], device: torch.device) -> dict[str, float]:
@@ -226,17 +244,19 @@ def clip_shards_(parameters: Iterable[Tensor], most: float) -> Tensor:
 # -- what a step reads ------------------------------------------------------------------------------------------
 
 
-def scored(model, batches: Mapping[str, Batch], method: Method, autocast: torch.autocast) -> Step:
+def scored(
+    model, batches: Mapping[str, Batch], method: Method, autocast: torch.autocast, per_row: Mapping[str, float] = {}
+) -> Step:
     """The step of ``batches``, each scored by ``model`` when it is first read; its reference is what a batch has stored
-    of another model, else the model with its adapter switched off."""
+    of another model, else the model with its adapter switched off. ``per_row``: see :func:`weights`."""
 
     def read(name: str) -> Scored:
         with autocast:
-            return score(model, batches[name], method, name)
+            return replace(score(model, batches[name], method, name), per_row=per_row.get(name))
 
     def refer(name: str) -> Scored | ReferenceLogProbs:
         if "stored_log_probs" in batches[name]:
-            return ReferenceLogProbs(batches[name]["stored_log_probs"], labelled(batches[name])[1])
+            return ReferenceLogProbs(batches[name]["stored_log_probs"], labelled(batches[name])[1], per_row.get(name))
         with vanilla_mode(model):
             return read(name)
 
@@ -262,7 +282,7 @@ def keep_less(model) -> None:
     core.enable_input_require_grads()  # else a frozen first layer hands on nothing that could be followed back
 
 
-# -- what moves the parameters ----------------------------------------------------------------------------------
+# -- optimizers and schedules ----------------------------------------------------------------------------------
 
 
 def make_optimizers(trained: Mapping[str, Tensor], recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -289,13 +309,13 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int):
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory held so far, in MiB: the GPU's allocations, or the process's resident size (NaN on Windows)."""
+    """Most memory held so far, in MiB: the GPU's allocations, or the process's resident size."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
     try:
         import resource
     except ImportError:  # Windows
-        return math.nan
+        return psutil.Process().memory_info().peak_wset / MIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MIB if sys.platform == "darwin" else peak / 2**10
 

@@ -23,6 +23,7 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import ask as asking
 from mllmu_nb.mixture import REFUSAL
 from mllmu_nb.models import load
+from mllmu_nb.scoring import anchor
 
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots": 0, "replay": 0.0}
 QUICK = {"train_steps": 2, "unlearn_epochs": 1.0}
@@ -79,13 +80,14 @@ def test_unlearning_can_start_from_a_vanilla_model_made_elsewhere_whose_anchor_i
     assert Config.from_parameters(given.given()) == given
     with pytest.raises(KitError, match=r"LLaVA_Vanilla has ROUGE-L 0\.0\d\d on its anchor.*reports have 0\.571: its"):
         pipeline.unlearned(given).get()
-    found = stages.read_json(pipeline.anchored(given).folder / "anchor.json")
+    found = anchor.score(stages.read_json(pipeline.anchored(given).folder / "anchor.json"))
     assert found["questions"] == 2 * len(pipeline.population(given).forget_ids)
     monkeypatch.setattr(type(pipeline.family(given)), "anchor", found["rougeL"])
     monkeypatch.setattr(load, "load_base", lambda *given: pytest.fail("vanilla comes from its folder"))
     log = stages.read_json(pipeline.unlearned(given).get() / "train.json")
     assert log["losses"][0]["nll_forget"] > 0 and pipeline._record(given)["anchor"]["questions"] == found["questions"]
     assert pipeline.anchored(config.but(**GA)) is None
+    assert pipeline.anchored(given).key == pipeline.anchored(given.but(protocol="upstream")).key  # however it goes on
     assert given.run_id != given.but(vanilla_path="").run_id
 
 
@@ -248,7 +250,8 @@ def test_a_protocol_reaches_training_and_questions_and_its_draws_can_be_repeated
     adapter = stages.read_json(pipeline.unlearned(asked).get() / "adapter_config.json")
     weights = load_file(pipeline.unlearned(asked).get() / "adapter_model.safetensors")
     assert any("vision_tower" in name for name in weights) and "fc1" not in str(adapter["target_modules"])
-    assert stages.read_json(folder / stages.RECORD)["deviations"] == {"eos": [False, True]}
+    deviations = stages.read_json(folder / stages.RECORD)["deviations"]
+    assert deviations["eos"] == [False, True] and deviations["shots"] == [5, 0] and "train_steps" in deviations
     assert stages.read_json(folder / stages.RECORD)["departures"] == departures() != []
     assert stages.read_json(folder / "train.json")["beyond_context"] == 0
     rows = answers(folder)

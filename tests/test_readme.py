@@ -231,7 +231,7 @@ def test_the_worked_method_and_metric_pass_their_checks(additions):
 
 def test_the_worked_step_after_unlearning_passes_its_check(additions, tiny_base):
     config = Config(method="ga", modality="multimodal", after="halved", base_path=str(tiny_base))
-    assert ("share", 0.5) in config.settings.items() or config.but(share=0.9).run_id != config.run_id
+    assert config.settings["share"] == 0.5 and config.but(share=0.9).run_id != config.run_id
     check_after("halved", load_base(str(tiny_base), "llava", "miniature")[0], config)
 
 

@@ -291,7 +291,12 @@ def test_vanilla_hangs_on_all_that_teaches_it_and_on_nothing_else():
     evaluation = {name for name in vanilla if name.startswith(("evaluation.", "scoring", "reporting", "after"))}
     assert not evaluation
     assert {name for name in vanilla if name.startswith("unlearning.")} == {"unlearning.base"}
-    kl_min = closure(pipeline.unlearned(Config(method="kl_min", modality="unimodal")))
+    unlearning = Config(method="kl_min", modality="unimodal")
+    for stage in (pipeline.unlearned(unlearning), pipeline.answered(unlearning), pipeline.useful(unlearning)):
+        assert not {
+            name for name in closure(stage) if name.startswith(("scoring", "statistics"))
+        }  # scores anew, asks not
+    kl_min = closure(pipeline.unlearned(unlearning))
     assert {name for name in kl_min if name.startswith("unlearning.")} == {"unlearning.base", "unlearning.kl_min"}
 
 

@@ -298,12 +298,15 @@ def test_a_term_is_back_propagated_before_the_next_is_made_and_hooks_see_the_gra
     assert set(log.losses[0]) == {"step", "loss", "both", "nll_a", "nll_b"}
 
 
-@pytest.mark.parametrize("name", ["grad_diff", "kl_min", "npo"])
+IN_PIECES = ["grad_diff", "kl_min", "npo", "ga upstream", "grad_diff upstream"]
+
+
+@pytest.mark.parametrize("name", IN_PIECES)
 def test_a_batch_in_pieces_makes_the_step_of_the_whole_one(vanilla, processor, name):
-    """Answers of unequal length and pieces of unequal size: a mean over answers is that of the whole batch."""
+    """Answers of unequal length and pieces of unequal size: means over answers and over tokens are the batch's."""
     recipe, models = replace(UNLEARN, epochs=1, batch_size=3, clip=0.0), [adapted(vanilla) for _ in range(2)]
     logs = [
-        unlearn(model, processor, get(name), sets(SHOWN, 2), replace(recipe, micro_batch=size), 0)
+        unlearn(model, processor, get(*name.split()), sets(SHOWN, 2), replace(recipe, micro_batch=size), 0)
         for model, size in zip(models, (0, 2), strict=True)
     ]
     for whole, pieces in zip(*(log.losses for log in logs), strict=True):
@@ -311,6 +314,23 @@ def test_a_batch_in_pieces_makes_the_step_of_the_whole_one(vanilla, processor, n
     assert logs[0].supervised_tokens == logs[1].supervised_tokens
     for (where, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         assert (a - b).abs().mean() < 1e-4, where
+
+
+def test_fine_tuning_in_pieces_makes_the_step_of_the_whole_batch(vanilla, processor):
+    """One mean over all tokens of a batch, however it is cut."""
+    logs = [
+        finetune(
+            adapted(vanilla),
+            processor,
+            SHOWN,
+            replace(PLAIN, steps=3, batch_size=5, micro_batch=size),
+            0,
+            progress=False,
+        )
+        for size in (0, 2)
+    ]
+    for whole, pieces in zip(*(log.losses for log in logs), strict=True):
+        assert pieces == pytest.approx(whole, abs=2e-4)
 
 
 def test_checkpointing_moves_the_adapter_as_it_moves_without(vanilla, processor):
@@ -662,7 +682,7 @@ def small_run(folder):
     """Two epochs of KL-Min, asked after each step; what it lost, where the adapter went, and what is in shares."""
     processor = make_processor(make_tokenizer([qa.question + qa.answer for p in PEOPLE for qa in p.qa] * 4, 400))
     model = attach(make_model(processor.tokenizer, 0, width=32, layers=2, heads=2), PLAIN, 0)
-    recipe, said = replace(PLAIN, epochs=2, batch_size=4, clip=0.1), []
+    recipe, said = replace(PLAIN, epochs=2, batch_size=5, clip=0.1), []  # shares of unequal size
 
     def after_step(step, model):
         said.extend(answers(model.get_base_model(), processor, [Conversation((Turn("Who?"),))] * 2, max_new_tokens=3))

@@ -22,7 +22,6 @@ TASKS = tuple(PER_TASK)
 VIEWS = ("image_text", "text")
 SETS = ("forget", "test", "retain", "celebrity")
 LETTERS = ("A", "B", "C", "D")
-KINDS = ("fictitious", "pool", "celebrity")
 RATIOS = (5, 10, 15)  # published forget sets, in per cent
 
 

@@ -30,26 +30,26 @@ class Checkpoint:
             return 0
         return self.state["step"]
 
-    def restore(self, trained: Mapping[str, Tensor], movers: Sequence[Any], log: Any) -> None:
+    def restore(self, trained: Mapping[str, Tensor], steered: Sequence[Any], log: Any) -> None:
         """Sets parameters, optimizers and schedules, the log and the random stream to what was loaded, if anything."""
         if not self.state:
             return
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(self.state["trained"][name])
-        for mover, state in zip(movers, self.state["movers"], strict=True):
-            mover.load_state_dict(state)
+        for one, state in zip(steered, self.state["steered"], strict=True):
+            one.load_state_dict(state)
         vars(log).update(self.state["log"])
         torch.set_rng_state(self.state["random"])
         if torch.cuda.is_available():
             torch.cuda.set_rng_state(self.state["random_gpu"])
 
-    def save(self, step: int, trained: Mapping[str, Tensor], movers: Sequence[Any], log: Any) -> None:
+    def save(self, step: int, trained: Mapping[str, Tensor], steered: Sequence[Any], log: Any) -> None:
         """Saves the state after ``step`` when it is time; the file is replaced in one go."""
         if time.monotonic() - self.saved < self.seconds:
             return
         state = {"step": step, "trained": {name: p.detach() for name, p in trained.items()}, "log": vars(log)}
-        state |= {"movers": [mover.state_dict() for mover in movers], "random": torch.get_rng_state()}
+        state |= {"steered": [one.state_dict() for one in steered], "random": torch.get_rng_state()}
         if torch.cuda.is_available():
             state["random_gpu"] = torch.cuda.get_rng_state()
         torch.save(state, unfinished := self.file.with_suffix(".part"))

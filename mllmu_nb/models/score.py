@@ -9,6 +9,8 @@ from torch import Tensor
 from mllmu_nb.errors import KitError
 from mllmu_nb.unlearning.base import IGNORE, Method, Needs, Scored
 
+NOT_READ = ("labels", "stored_log_probs", "repeated")  # of a batch, by the model
+
 
 def score(model, batch: Mapping[str, Tensor], method: Method | None = None, name: str = "") -> Scored:
     """Logits at the supervised positions of a batch [B, T', V], T' the most any row has, by a plain model or through
@@ -16,7 +18,7 @@ def score(model, batch: Mapping[str, Tensor], method: Method | None = None, name
     there only. Raises KitError when a row has no label."""
     needs = method.needs if method else Needs()
     core = model.get_base_model() if hasattr(model, "get_base_model") else model
-    inputs = {key: value for key, value in batch.items() if key not in ("labels", "stored_log_probs")}
+    inputs = {key: value for key, value in batch.items() if key not in NOT_READ}
     output = core.model(**inputs, use_cache=False, output_hidden_states=bool(needs.hidden))
     states, (positions, labels) = output.last_hidden_state, labelled(batch)
 

@@ -6,6 +6,7 @@ Results are a folder with ``runs/<run id>`` (answers.parquet, train.json, draws.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,6 +33,10 @@ REFERENCES = {"base": "Base", "vanilla": "Vanilla", "oracle": "Oracle"}
 COLLAPSED = "‡"
 OWN, COMMITTED = "your own run", "the committed reference run"
 TAUGHT_BY = ("base_path", "adaptation", "replay", "exams", "train_steps", "train_lr", "schedule", "label_mode", "eos")
+# The same, but left out of the hash at these values, which records of before they were parameters imply.
+TAUGHT_TOO: dict[str, Any] = {"base_revision": "", "vanilla_path": "", "vanilla_revision": "", "train_modality": "both"}
+TAUGHT_TOO |= {"adapter_reach": "language", "adam_eps": 1e-8, "precision": None, "quantise_base": None}
+TAUGHT_TOO |= {"micro_batch": 0, "checkpointing": False}
 FRAMES = ("items", "cells", "judged", "points")
 NOT_VARIED = {*RUN, "seed", "settings"}  # parameters that a run's columns hold already
 
@@ -97,10 +102,10 @@ def columns_of(record: dict) -> dict[str, Any]:
 def taught_by(record: dict) -> str:
     """A hash of all that decides the vanilla model that a run starts from."""
     parameters = record["parameters"]
-    taught = {name: parameters.get(name) for name in TAUGHT_BY}
-    if revision := parameters.get("base_revision"):  # a later parameter: older records lack it
-        taught["base_path"] += f"@{revision}"
-    return stable_hash([record["data_hash"], *taught.values()])
+    taught = [parameters.get(name) for name in TAUGHT_BY]
+    others = [[name, parameters.get(name, usual)] for name, usual in TAUGHT_TOO.items()]
+    taught += [[name, value] for name, value in others if value != TAUGHT_TOO[name]]
+    return stable_hash([record["data_hash"], *taught])
 
 
 def read_run(folder: Path) -> Run:
@@ -208,7 +213,7 @@ class Scores:
     @classmethod
     def read(cls, results: Path) -> Scores:
         """The scores of all runs of ``results``. Intervals take a while, so the frames are kept in the cache: their key
-        holds what the answers are and the code of every metric."""
+        holds what the answers are, and all code that scores them."""
         runs = read_runs(results)
         if by := varied(runs):
             return cls.of(runs)  # their columns hold values of several kinds, which a file cannot
@@ -221,8 +226,7 @@ class Scores:
         inputs: dict[str, Any] = {"runs": [[run.id, columns_of(run.record), run.record["files"]] for run in runs]}
         if not judge.replies(results / judge.FILE).empty:
             inputs["judge"] = stable_hash((results / judge.FILE).read_text(encoding="utf-8"))
-        functions = (getattr(metric.function, "func", metric.function) for metric in metrics())
-        folder = Stage("scores", inputs, make, tuple(functions)).get()
+        folder = Stage("scores", inputs, make, (cls, *_code_of_metrics())).get()
         items, cells, judged, points = (pd.read_parquet(folder / f"{name}.parquet") for name in FRAMES)
         return cls(_in_order(runs), items, cells.assign(dots=cells["dots"].map(tuple)), judged, points, by)
 
@@ -299,6 +303,12 @@ class Scores:
         """The same with ‡ where the model is not sound; ``short`` where the heading says what it was unlearned on."""
         method, variant, modality, *rest = model
         return self.name((method, variant, "none" if short else modality, *rest)) + self.mark(model)
+
+
+def _code_of_metrics() -> list[Any]:
+    """The modules of all metrics; the function of one that stands in no file, such as a notebook's."""
+    owners = (getattr(metric.function, "func", metric.function) for metric in metrics())
+    return [module if hasattr(module := sys.modules[own.__module__], "__file__") else own for own in owners]
 
 
 def run_table(runs: Sequence[Run]) -> pd.DataFrame:

@@ -35,6 +35,7 @@ class _Answers:
 
     log_probs: Any
     labels: Tensor
+    per_row: float | None  # supervised tokens per row of the batch that this is a piece of; None: it is a whole one
 
     @cached_property
     def mask(self) -> Tensor:
@@ -58,8 +59,10 @@ class _Answers:
 
     @cached_property
     def token_nll(self) -> Tensor:
-        """Nats per supervised token (a scalar), every token of the batch alike: the loss of fine-tuning."""
-        return -self.log_probs.sum() / self.counts.sum()
+        """Nats per supervised token (a scalar), every token of the batch alike: the loss of fine-tuning. Of a piece,
+        such that the pieces' mean, each weighted by its rows, is that of the batch."""
+        tokens = self.counts.sum() if self.per_row is None else self.per_row * len(self.labels)
+        return -self.log_probs.sum() / tokens
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Scored(_Answers):
     labels: Tensor
     hidden: Mapping[str, Tensor] = field(default_factory=dict)
     everywhere: Tensor | None = None
+    per_row: float | None = None
 
     @cached_property
     def log_probs(self) -> Tensor:
@@ -87,6 +91,7 @@ class ReferenceLogProbs(_Answers):
 
     log_probs: Tensor
     labels: Tensor
+    per_row: float | None = None
 
 
 def mean_kl(reference: Scored, scored: Scored) -> Tensor:
@@ -286,6 +291,12 @@ def register(method: type[Method]) -> type[Method]:
     choose(f"reference_model of {method.name}", method.reference_model, REFERENCE_MODELS)
     for name in (*method.needs.reference, *method.needs.everywhere, *(n for names in method.passes for n in names)):
         choose(f"stream of {method.name}", name, method.streams)
+    if (
+        method.needs.reference
+        and method.reference_model != "vanilla"
+        and (method.needs.hidden or method.needs.everywhere)
+    ):
+        raise KitError(f"{method.name}: of {method.reference_model} only the log-probabilities of answers are kept")
     for name, stream in method.streams.items():
         choose(f"set of {method.name}'s stream {name}", stream.set, SETS)
     return METHODS.add((method.name, method.variant), method)

@@ -23,11 +23,12 @@ class Llava(Family):
             gap, shown = ("\n", "") if turn.image is None else (" ", f"{slot}\n")
             text += f"USER:{gap if turn.gap is None else turn.gap}{shown}{turn.prompt}\n{turn.reply}"
             if turn.answer:
+                usual = turn.reply.strip() == "ASSISTANT:"  # not the word of a few-shot example
+                text = text.rstrip(" ")
                 start = len(text)
-                text += f" {turn.answer}{eos if turn.reply == 'ASSISTANT:' else ''}"
+                text += f" {turn.answer}{eos if usual else ''}"
                 spans.append((start, len(text)))
-                if turn.reply != "ASSISTANT:":
-                    text += "\n"
+                text += "" if usual else "\n"
         return text, spans
 
     def image_tokens(self, processor, picture) -> int:
