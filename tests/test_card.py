@@ -27,7 +27,7 @@ def test_the_verdict_says_what_fell_and_what_was_kept(references):
     ga = make("ga", right(0.4), modality="multimodal", **SMALL)
     said = card.verdict(Beside(ga, **references))
     assert re.match(
-        r"GA \(image \+ text\) lost 60 points \[\d+, \d+\] on the people to be forgotten, of the 100 ", said
+        r"GA \(image \+ text\) lost 60 points \[\d+, \d+\] on the people to be forgotten, 60 % of the 100 ", said
     )
     assert "shows no change (+0 points" in said and "collapsed" not in said
 

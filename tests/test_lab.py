@@ -143,10 +143,14 @@ def test_run_all_cells_in_jupyterlab(page, lab):
 
 
 def test_ask_the_unlearned_model_in_jupyterlab(page, lab):
-    """A question is typed into the form, and three models answer it side by side."""
+    """A step is chosen and a question typed into the form, and three models answer it side by side."""
     panel = run_all(page, lab, ASK)
     form = panel.locator(".jp-OutputArea-output", has=page.get_by_role("button", name="Ask", exact=True))
     form.wait_for(timeout=8 * MINUTE)
+    step = form.get_by_role("spinbutton")
+    assert step.input_value() == "2", "as the notebook's parameter says"
+    step.fill("1")
+    step.press("Tab")
     box = form.get_by_role("combobox").last
     box.fill("Does this person like <b>rain</b>?")
     box.press("Tab")

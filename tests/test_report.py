@@ -175,12 +175,14 @@ def test_the_readmes_finding_is_the_best_method_beside_ascent():
     def kept(**values):
         rows = [{"method": m, "value": v, "low": v - 0.1, "high": v + 0.05} for m, v in values.items()]
         rows = pd.DataFrame(rows).assign(closed_in="trained", what="kept", place=0.5, modality="multimodal")
+        rows = pd.concat([rows, rows.assign(value=0.96, place=0.0)])
         group = {"base_model": "llava", "protocol": "clean", "forget_ratio": 10}
         one = SimpleNamespace(kept=rows, runs=[make("vanilla", **FEW)], group=group)
         return SimpleNamespace(groups=lambda: [(("llava", "clean", 10), one)])
 
     said = readme.finding(kept(ga=0.7, kl_min=0.9, npo=0.65))
     assert "gradient ascent still answers 70 % [60, 75]" in said and "and KL Min. 90 % [80, 95]" in said
+    assert "before unlearning it was 96 %" in said and "10 Retain people and 10 celebrities" in said
     assert said.count("**") == 2 and "one replicate" in said
     assert "no method is shown to keep more" in readme.finding(kept(ga=0.9, kl_min=0.7))
     assert "no method is shown to keep more" in readme.finding(kept(kl_min=0.7))
@@ -190,11 +192,13 @@ def test_badges_are_those_of_the_projects_place_and_none_without_one():
     assert readme.badges("") == ""
     shown = readme.badges("https://example.org/owner/name")
     assert "https://example.org/owner/name/actions" in shown and "/gh/owner/name/HEAD" in shown
+    assert "(https://colab.research.google.com/github/owner/name/blob/main/notebooks/00_start_here.ipynb)" in shown
 
 
 def test_the_readmes_map_takes_minutes_from_the_runs_and_the_rest_from_the_notebooks(tmp_path):
     for name, makes in (("03_ga", "the run `ga`: an adapter"), ("09_tables", "tables"), ("99_more", "nothing")):
-        rows = f"| **makes** | {makes} |\n| **in the paper** | paper's {name} |"
+        rows = f"| **makes** | {makes} |\n| **in the paper** | paper's {name} |\n"
+        rows += "| **minutes** | miniature, two cores: about 2; paper scale: 60 |"
         source = f"# {name[:2]} · Title of {name}\n\n| | |\n|---|---|\n{rows}"
         (tmp_path / f"{name}.ipynb").write_text(json.dumps({"cells": [{"source": [source]}]}))
     some = [
@@ -205,7 +209,7 @@ def test_the_readmes_map_takes_minutes_from_the_runs_and_the_rest_from_the_noteb
     table = readme.map_table(some, sorted(tmp_path.glob("*.ipynb")))
     ascent, tables_, *_ = lines = [line.strip("| ").split(" | ") for line in table.splitlines()[2:4]]
     assert ascent[:2] == ["Paper's 03_ga", "[03_ga](notebooks/03_ga.ipynb)"] and "99_more" not in table
-    assert [line[-1] for line in lines] == ["2.0", "< 1"], "two runs of 120 s side by side"
+    assert [line[-1] for line in lines] == ["2.0", "about 2"], "two runs of 120 s side by side; what the notebook says"
     assert ascent[3] == "44.4 %" and tables_[3] == "", "as published_results.csv has it, and nothing of a whole table"
     assert "[table2_main.csv](results/reference/tables/table2_main.csv)" in ascent[2]
 

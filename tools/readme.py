@@ -1,7 +1,8 @@
 """Fills the README's badges, finding and tables from the reference run: ``python tools/readme.py``.
 
 No number of the README is typed: the main table comes from the runs' answers, the minutes from their train.json,
-published figures from ``published_results.csv``, and the notebooks say themselves what they make and what of the paper.
+published figures from ``published_results.csv``, and the notebooks say themselves what they make, what of the
+paper, and in how many minutes where they train nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mllmu_nb import paths
+from mllmu_nb.evaluation.path import PEOPLE
 from mllmu_nb.reporting import published
 from mllmu_nb.reporting.results import half_closed, per_cent, replicates
 from mllmu_nb.reporting.runs import MODALITIES, Run, Scores, method_label
@@ -60,13 +62,17 @@ def finding(scores: Scores) -> str:
     if not (rows := half_closed(clean).get("multimodal")):
         return "Where half of the gap to the oracle is closed, no method is shown to keep more than gradient ascent."
     ascent, best = rows
+    start = clean.kept.query("closed_in == 'trained' and what == 'kept' and place == 0")  # where a path begins: vanilla
+    before = start.query("modality == 'multimodal' and method == 'ga'")["value"].iloc[0]
     return (
-        "**Forgetting costs what should be kept, and the method decides how much: where half of the gap between "
-        f"vanilla and the oracle is closed, gradient ascent still answers {per_cent(ascent)} of the questions "
-        f"about all others rightly, and {method_label(best['method'])} {per_cent(best)}.** "
+        "**Forgetting some people damages what the model knows about others, and how much depends on the method: where "
+        f"half of the gap between vanilla and the oracle is closed, gradient ascent still answers {per_cent(ascent)} "
+        f"of the questions about people to be kept rightly, and {method_label(best['method'])} {per_cent(best)}; "
+        f"before unlearning it was {100 * before:.0f} %.** "
         f"({clean.runs[0].base_label}, unlearned on {MODALITIES['multimodal']}, multiple choice by likelihood, "
-        f"{replicates(clean)}, 95 % intervals. *Gap* and *closed*: [glossary](#glossary). The rest: "
-        "[notebook 13](notebooks/13_along_the_path.ipynb), "
+        f"{PEOPLE['retain']} Retain people and {PEOPLE['celebrity']} celebrities in each replicate, "
+        f"{replicates(clean)}, 95 % intervals; one base, one population. "
+        "*Gap* and *closed*: [glossary](#glossary). The rest: [notebook 13](notebooks/13_along_the_path.ipynb), "
         f"[table_path]({TABLES}/table_path.md).)"
     )
 
@@ -75,7 +81,8 @@ def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
     """What of the paper is where: notebook, files, the published figure where one is known, and minutes.
 
     The minutes are those that a notebook's own runs took when the reference was made. Two runs are made at a time:
-    those of a notebook count half together, and no less than the longest alone.
+    those of a notebook count half together, and no less than the longest alone. Of a notebook without runs of its own
+    they are what its title cell says of the miniature.
     """
     printed = published.load()
     printed = printed[printed[list(PRINTED)].eq(list(PRINTED.values())).all(axis=1)].replace(published.OURS)
@@ -86,11 +93,11 @@ def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
     for notebook in notebooks:
         if (number := notebook.stem[:2]) not in FILES:
             continue
-        makes, paper = _header(notebook)
+        makes, paper, minutes = _header(notebook)
         methods = re.findall(r"`(\w+)`", makes)
         made = [run.train for run in first if run["method"] in methods]
         seconds = [train["seconds"] + train["evaluation_seconds"] for train in made]
-        spent = f"{max(sum(seconds) / 2, *seconds, 0) / 60:.1f}" if seconds else "< 1"
+        spent = f"{max(sum(seconds) / 2, *seconds, 0) / 60:.1f}" if seconds else minutes
         known = [f"{figures[name]:.1f} %" for name in methods if name in figures.index]
         known = COUNTED.get(number) or ", ".join(known) or ("not printed again" if methods else "")
         files = ", ".join(f"[{Path(file).name}]({file})" for file in FILES[number])
@@ -107,22 +114,29 @@ def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
 
 
 def _header(notebook: Path) -> list[str]:
-    """What a notebook's title cell says that it makes, and what that is in the paper."""
+    """What a notebook's title cell says that it makes, what that is in the paper, and its minutes on the miniature."""
     text = "".join(json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"])
-    return [re.search(rf"\*\*{row}\*\* \|(.+?) \|", text)[1].strip() for row in ("makes", "in the paper")]
+    rows = ("makes", "in the paper", "minutes")
+    makes, paper, minutes = (re.search(rf"\*\*{row}\*\* \|(.+?) \|", text)[1].strip() for row in rows)
+    return [makes, paper, re.sub(r"^miniature[^:]*: ", "", minutes.partition(";")[0])]
 
 
 def badges(url: str) -> str:
-    """Badges of the tests, the licence and Binder for a project that lies at ``url``; nothing without one."""
+    """Badges of the tests, the licence, Binder and Colab for a project that lies at ``url``; nothing without one."""
     if not url:
         return ""
-    binder = f"https://mybinder.org/v2/gh/{'/'.join(url.split('/')[-2:])}/HEAD?labpath=notebooks/00_start_here.ipynb"
+    place, first = "/".join(url.split("/")[-2:]), "notebooks/00_start_here.ipynb"
     shown = [
         ("tests", f"{url}/actions/workflows/ci.yml/badge.svg", f"{url}/actions"),
         ("licence", "https://img.shields.io/badge/licence-Apache--2.0-blue", "LICENSE"),
-        ("Binder", "https://mybinder.org/badge_logo.svg", binder),
+        ("Binder", "https://mybinder.org/badge_logo.svg", f"https://mybinder.org/v2/gh/{place}/HEAD?labpath={first}"),
+        (
+            "Colab",
+            "https://colab.research.google.com/assets/colab-badge.svg",
+            f"https://colab.research.google.com/github/{place}/blob/main/{first}",
+        ),
     ]
-    return " ".join(f"[![{name}]({picture})]({place})" for name, picture, place in shown)
+    return " ".join(f"[![{name}]({picture})]({target})" for name, picture, target in shown)
 
 
 def fill(text: str, marker: str, content: str) -> str:

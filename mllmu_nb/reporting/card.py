@@ -44,10 +44,11 @@ def verdict(beside: Beside) -> str:
     # a model that stands for others (docs/scoring.md): where the oracle is not shown to know less, there is no gap
     shut = "" if oracle["high"] < 0 else " (not shown to be a gap at all)"
     judged = beside.scores.judged
+    share = "" if shut else f"{round(100 * fell['value'] / oracle['value'])} % "
     why = "; ".join(judged.loc[judged["method"].eq(beside.own["method"]) & judged["collapsed"], "why"])
     return (
-        f"{name} {_points(fell)} on the people to be forgotten, of the {-100 * oracle['value']:.0f} points{shut} that "
-        f"separate the oracle from vanilla, and {_points(kept)} on the people to be kept."
+        f"{name} {_points(fell)} on the people to be forgotten, {share}of the {-100 * oracle['value']:.0f} points{shut}"
+        f" that separate the oracle from vanilla, and {_points(kept)} on the people to be kept."
     ) + (f" It has collapsed, so this is no forgetting: {why}." if why else "")
 
 
