@@ -469,7 +469,8 @@ def useful(config: Config) -> Stage:
         from mllmu_nb.evaluation import utility
 
         how: dict[str, Any] = {"system": config.system, "batch_size": EVAL_BATCH[config.scale]}
-        utility.ask(*model(config), protocol=config.protocol, **how).to_parquet(folder / UTILITY, index=False)
+        answers = utility.ask(*model(config), protocol=config.protocol, **how)
+        answers.to_parquet(folder / UTILITY, index=False, compression="zstd", compression_level=19)
 
     inputs = {
         "model": _model_key(config),

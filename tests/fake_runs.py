@@ -149,8 +149,8 @@ def along(answers: pd.DataFrame, method: str, modality: str) -> pd.DataFrame:
     for step in range(0, 11) if modality != "none" else [0]:
         end = np.where(lost, wrong, chosen) if modality != "none" else chosen
         given = np.where(turn < step / 10, end, right) if modality != "none" else end
-        points.append(asked.assign(step=8 * step, answer=np.where(choice, given, asked["answer"]), probability=0.5))
-    return pd.concat(points, ignore_index=True)[[*columns[:-1], "step", "probability"]].assign(order=0)
+        points.append(asked.assign(step=8 * step, answer=np.where(choice, given, asked["answer"])))
+    return pd.concat(points, ignore_index=True)[[*columns[:-1], "step"]].assign(order=0)
 
 
 def everybody(draws: Iterable[int] = (0,), **options: Any) -> list[Run]:
@@ -180,7 +180,7 @@ def write(results: Path, *runs: Run) -> list[Path]:
         stored += [f"option_{letter}" for letter in LETTERS] + ["fluency"]
         run.answers[stored].to_parquet(folder / "answers.parquet", index=False)
         if run.path is not None:
-            kept = ["set", "task", "view", "scoring", "profile", "question_id", "answer", "step", "probability"]
+            kept = ["set", "task", "view", "scoring", "profile", "question_id", "answer", "step"]
             run.path[kept].to_parquet(folder / "path.parquet", index=False)
         if run.sentences is not None:
             run.sentences.drop(columns=list(columns_of(run.record))).to_parquet(folder / "sentences.parquet")

@@ -1,8 +1,7 @@
 """The path of an unlearning: how a model answers at points of its training, on a fixed part of the people.
 
 A point asks for likelihoods and free answers, without worked examples. One row an answer: set, task, view, scoring,
-profile, question_id; ``answer``, of a choice by likelihood the likeliest option's letter; ``probability``, the right
-option's share of the four (geometric means over their tokens), NaN of a free answer.
+profile, question_id; ``answer``, of a choice by likelihood the likeliest option's letter.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from mllmu_nb.evaluation.tasks import Asking
 POINTS = 10  # equal parts of the path
 BEYOND = 2  # a training at a constant rate goes on to so many times its steps, for its path alone
 PEOPLE = {"forget": 25, "test": 25, "retain": 10, "celebrity": 10}  # the first so many of each set
-COLUMNS = ["set", "task", "view", "scoring", "profile", "question_id", "answer", "probability"]
+COLUMNS = ["set", "task", "view", "scoring", "profile", "question_id", "answer"]
 
 
 def steps_of(length: int) -> list[int]:
@@ -38,7 +37,7 @@ def point(model, processor, population: Population, *, system: str = "", batch_s
             if inquiry.options or inquiry.items[0].question.task == "generation":
                 prompts = prompts_of(model, processor, inquiry)
                 rows = pd.DataFrame(answer(model, processor, inquiry, prompts, batch_size))
-                frames.append(_chosen(rows, inquiry.items) if inquiry.options else rows.assign(probability=np.nan))
+                frames.append(rows.assign(answer=_likeliest(rows)) if inquiry.options else rows)
     return pd.concat(frames, ignore_index=True)[COLUMNS]
 
 
@@ -46,16 +45,11 @@ def write(points: Mapping[int, pd.DataFrame], path: Path) -> None:
     """The points, by step, as one small file."""
     frame = pd.concat([rows.assign(step=step) for step, rows in points.items()], ignore_index=True)
     words = dict.fromkeys(["set", "task", "view", "scoring", "profile"], "category")
-    frame = frame.astype({**words, "step": "int32", "probability": "float32"}).round({"probability": 3})
-    frame.to_parquet(path, index=False, compression="zstd", compression_level=19)
+    frame.astype({**words, "step": "int32"}).to_parquet(path, index=False, compression="zstd", compression_level=19)
 
 
-def _chosen(rows: pd.DataFrame, items: list) -> pd.DataFrame:
+def _likeliest(rows: pd.DataFrame) -> np.ndarray:
+    """The letter of the likeliest option [rows], "" where a model that diverged finds nothing likely at all."""
     likelihoods = rows[list(OPTIONS)].to_numpy(float)
-    known, best = np.isfinite(likelihoods), np.where(np.isfinite(likelihoods), likelihoods, -np.inf)
-    right = [LETTERS.index(item.question.answer) for item in items]
-    shares = np.exp(best - np.where(known.any(1), best.max(1), 0)[:, None])
-    with np.errstate(invalid="ignore"):  # a model that diverged finds nothing likely at all
-        shares = shares[np.arange(len(rows)), right] / shares.sum(1)
-    letters = np.where(known.any(1), np.array(LETTERS)[best.argmax(1)], "")
-    return rows.assign(answer=letters, probability=shares)
+    known = np.isfinite(likelihoods)
+    return np.where(known.any(1), np.array(LETTERS)[np.where(known, likelihoods, -np.inf).argmax(1)], "")
