@@ -322,7 +322,7 @@ def forgetting_utility(scores: Scores) -> Figure:
         here = shown[shown["set"] == name]
         if here.empty:
             panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", color=GREY, fontsize=SMALL)
-            panel.set_xticks([])
+            panel.tick_params(bottom=False, labelbottom=False)
         for row in here.to_dict("records"):
             y, *along = heights[row["model"]]
             plots.mark(panel, row["value"], y, plots.look_of(row), (row["low"], row["high"]), along, thickness=0.7)
