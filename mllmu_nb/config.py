@@ -32,17 +32,10 @@ PATHS = ("base_path", "vanilla_path", "adapter_path", "profiles_file", "forget_i
 GRID = "grid"  # the sweep's key in a configuration file; a notebook that is given the file ignores it
 BY_HAND = "set by hand"
 # What decides a number beside the words of the protocol; another value than the preset's is a deviation as well.
-BESIDE_PROTOCOL: tuple[str, ...] = (
-    "adaptation",
-    "replay",
-    "exams",
-    "train_steps",
-    "train_lr",
-    "unlearn_steps",
-    "unlearn_epochs",
-)
-BESIDE_PROTOCOL += ("unlearn_lr", "schedule", "precision", "micro_batch", "quantise_base", "shots", "cyclic")
-BESIDE_PROTOCOL += ("eval_precision",)
+BESIDE_PROTOCOL: tuple[str, ...] = ("adaptation", "replay", "exams", "train_steps", "train_lr", "unlearn_steps")
+BESIDE_PROTOCOL += ("unlearn_epochs", "unlearn_lr", "schedule", "precision", "eval_precision", "micro_batch")
+BESIDE_PROTOCOL += ("quantise_base", "shots", "cyclic")
+LENGTHS = {"steps", "epochs"}  # of a recipe: one says how long it is, and the other is 0
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=0)]
@@ -269,12 +262,18 @@ class Config(BaseModel):
     def _unlearning_preset(self) -> Recipe:
         """Of the protocol's variant: another variant in its place has another loss, at the same rate and length. The
         label_mode is that which the run's own variant declares."""
-        preset, classes = Recipe(**_presets(self.scale)["unlearning"]), unlearning.variants(self.method)
+        own, preset = self._own_recipe, Recipe(**_presets(self.scale)["unlearning"])
+        return replace(own.over(preset), label_mode=self._method_class.recipe(self.scale, self.modality).label_mode)
+
+    @property
+    def _own_recipe(self) -> Recipe:
+        """What the method says of its training, by the protocol's variant; the preset of the scale has the rest."""
+        classes = unlearning.variants(self.method)
         usual = "upstream" if self.protocol == "upstream" else "canonical"
         own = classes.get(usual, self._method_class).recipe(self.scale, self.modality)
         if self.protocol == "upstream" and usual not in classes:
             own = Recipe(epochs=1, lr=own.lr, source=own.source)  # the released code has no such method: one pass
-        return replace(own.over(preset), label_mode=self._method_class.recipe(self.scale, self.modality).label_mode)
+        return own
 
     def _with_words(self, recipe: Recipe, prefix: str) -> Recipe:
         """What protocol and parameters say of every training put into a recipe, and the source that follows from it. A
@@ -445,18 +444,28 @@ def sources(config: Config) -> dict[str, str]:
     """Who says so, for every number of both recipes (``training.lr``), every hyper-parameter and every word of the
     protocol. What nobody has published is "unknown, chosen because ..".
     """
-    known, deviations = _presets(config.scale)["sources"], config.deviations()
+    presets, deviations = _presets(config.scale), config.deviations()
+    known = presets["sources"]
     words = {name: preset["source"] for name, preset in _protocol(config.protocol).items()}
     words = {name: BY_HAND if name in deviations else source for name, source in words.items()}
     recipes = {"training": config.training, **({"unlearning": config.unlearning} if config.trains else {})}
-    numbers = {
-        f"{kind}.{name}": words.get(name) or known.get(name, recipe.source)
-        for kind, recipe in recipes.items()
-        for name in recipe.numbers()
-    }
-    preset = config._unlearning_preset if config.trains else Recipe()
+    general = {"training": presets["training"][config.adaptation], "unlearning": presets["unlearning"]}
+    numbers = {}
+    for kind, recipe in recipes.items():
+        own = config._own_recipe if kind == "unlearning" else Recipe()
+        stated = {name for name, _ in own.numbers().items() - Recipe().numbers().items()}
+        said = {**known, **known.get(kind, {})}
+        said |= dict.fromkeys(stated | (LENGTHS if stated & LENGTHS else set()), own.source or "the method's file")
+        said |= words
+        if recipe.label_mode != config.label_mode:
+            said["label_mode"] = "the method's file"
+        prefix = "train_" if kind == "training" else "unlearn_"
+        given = {name for name in ("lr", *LENGTHS) if config._given.get(prefix + name) is not None}
+        said |= dict.fromkeys(given | (LENGTHS if given & LENGTHS else set()), BY_HAND)
+        numbers |= {f"{kind}.{name}": said.get(name, general[kind]["source"]) for name in recipe.numbers()}
+    own = config._own_recipe if config.trains else Recipe()
     for name in config.settings:
-        source = preset.source if name in preset.settings else "the method's file"
+        source = own.source if own.source and name in own.settings else "the method's file"
         numbers[f"unlearning.{name}"] = BY_HAND if name in config._given["settings"] else source
     shares = {name: known[name] if config._given[name] is None else BY_HAND for name in ("replay", "exams")}
     return {**words, **shares, **numbers}

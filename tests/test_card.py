@@ -32,6 +32,11 @@ def test_the_verdict_says_what_fell_and_what_was_kept(references):
     assert "shows no change (+0 points" in said and "collapsed" not in said
 
 
+def test_one_point_is_one_point():
+    assert card._points({"value": -0.012, "low": -0.02, "high": -0.001}) == "lost 1 point [0, 2]"
+    assert card._points({"value": 0.0, "low": -0.02, "high": 0.01}) == "shows no change (+0 points [-2, 1])"
+
+
 def test_a_collapsed_model_is_called_one(references):
     broken = make("ga", lambda asked: False, modality="multimodal", **SMALL)
     broken = saying(broken, "no no no no no no no no no", task="generation")

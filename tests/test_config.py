@@ -244,6 +244,13 @@ def test_every_value_says_who_says_so():
     changed = sources(config_of(eos=False, alpha=3.0, replay=0.5, method="kl_min", modality="multimodal"))
     by_hand = {name for name, source in changed.items() if source == BY_HAND}
     assert by_hand == {"eos", "training.eos", "unlearning.eos", "replay", "unlearning.alpha"}
+    small, rule = sources(Config(**NPO)), "the steps after which"
+    assert {name for name, source in small.items() if rule in source} == {
+        "unlearning.lr", "unlearning.steps", "unlearning.epochs", "unlearning.beta"
+    }  # fmt: skip
+    assert "muon" in small["training.optimizer"] and "muon" not in small["unlearning.optimizer"]
+    longer = sources(Config(**NPO, unlearn_epochs=2))
+    assert {name for name, source in longer.items() if source == BY_HAND} == {"unlearning.steps", "unlearning.epochs"}
     assert Config(train_lr=0.5).training.source.endswith("train_lr set by hand")
     assert Config(train_seed=9).training.source == Config().training.source
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import subprocess
 import sys
@@ -16,8 +15,8 @@ import pytest
 from fake_runs import everybody, make, saying
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from PIL import Image
+from readable import assert_readable, words
 
 from mllmu_nb import unlearning
 from mllmu_nb.data.schema import QA, Profile, Question
@@ -88,34 +87,6 @@ def person(number: int) -> Profile:
     )  # fmt: skip
 
 
-def texts(figure: Figure) -> list[tuple[str, object, float]]:
-    """Every text that is drawn, with its box in pixels and its size; labels of ticks beyond the axis are not drawn."""
-    figure.draw_without_rendering()
-    unseen = set()
-    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        low, high = sorted(axis.get_view_interval())
-        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
-            if not axis.axes.axison or not low <= tick.get_loc() <= high:
-                unseen |= {tick.label1, tick.label2}
-    shown = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip() and t not in unseen]
-    return [(t.get_text(), Text.get_window_extent(t), t.get_fontsize()) for t in shown]
-
-
-def words(figure: Figure) -> list[str]:
-    return [text for text, _, _ in texts(figure)]
-
-
-def assert_readable(figure: Figure) -> None:
-    """No text smaller than 7 pt, none outside the page, none over another."""
-    shown, page = texts(figure), figure.bbox
-    for text, box, size in shown:
-        assert size >= 7, text
-        assert box.x0 >= -0.5 and box.y0 >= -0.5 and box.x1 <= page.x1 + 0.5 and box.y1 <= page.y1 + 0.5, text
-    for (one, a, _), (other, b, _) in itertools.combinations(shown, 2):
-        wide, high = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-        assert not (wide > 1 and high > 1), f"{one!r} lies over {other!r}"
-
-
 def test_the_check_of_overlaps_can_fail():
     figure = Figure(figsize=(3.4, 2))
     figure.text(0.1, 0.5, "one text", fontsize=8)
@@ -171,6 +142,10 @@ def test_forgetting_is_the_fall_from_vanilla(known):
     points = [tuple(float(end[0]) for end in bars[0].get_data()) for bars in panel.containers]
     assert points[-1] == pytest.approx((100 * cells["", "retain"], -100 * cells["vanilla", "forget"]))
     assert points[0][1] == 0, "vanilla has not fallen"
+    unmeasured = figures.forgetting_utility(known).axes[-1]
+    assert [text.get_text() for text in unmeasured.texts][0] == "not measured" and len(panel.get_xticks())
+    people = [text for text in words(panel.figure) if "People (in all replicates together): Forget 30" in text]
+    assert "Intervals are over 3 replicates" in people[0]
 
 
 def test_health_bars_are_the_shares(marked):
@@ -225,6 +200,17 @@ def test_leakage_prints_gap_and_half_width():
     assert cells == ["+100"] * 4 + ["+100", "+0", "+50", "+0"]  # of each model: choices, then free answers
     with pytest.raises(KitError, match="no model was asked"):
         figures.leakage(group(runs[:1]))
+
+
+def test_a_heat_map_has_brackets_around_what_is_behind_a_closed_gate():
+    """Vanilla knows no more than the oracle."""
+    small = {"sets": ("forget", "retain"), "asked": {"classification": 1, "generation": 2}}
+    models = {"vanilla": "none", "oracle": "none", "ga": "multimodal"}
+    runs = [make(name, lambda asked: asked.set != "forget", modality=m, **small) for name, m in models.items()]
+    shown = words(figures.leakage(group(runs)))
+    cells = [text for text in shown if "\n[" in text]
+    assert len(cells) == 8 and all(text.startswith("(+0\n[") and text.endswith("])") for text in cells)
+    assert any("In grey and brackets" in text for text in shown)
 
 
 def test_the_path_ends_where_a_replicate_gets_no_further_and_shows_replicates_as_dots(known):

@@ -13,12 +13,13 @@ from fake_runs import make, saying, write
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
+from readable import assert_readable
 
 from mllmu_nb.config import Config
 from mllmu_nb.data import portraits
 from mllmu_nb.data.schema import VIEWS
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting import plots, show
+from mllmu_nb.reporting import figures, plots, show
 from mllmu_nb.reporting.sheet import Sheet
 
 PICTURE = portraits.to_png(Image.new("RGB", (4, 4), "red"))
@@ -90,6 +91,19 @@ def test_bars_stand_at_the_shares_of_right_answers(vanilla):
     assert [line.get_ydata()[0] for line in chance] == [25]
 
 
+def test_what_notebooks_draw_is_readable_below_a_sentence(vanilla, ga, oracle):
+    drawn = {
+        show.four_sets(
+            [vanilla, ga, oracle]
+        ): "A good method brings Forget and Test down to the oracle, and nothing else",
+        show.curves([0, 1], {"a line": [0, 1], "another": [0, 0.9]}, "x", "y", "Two lines rise"): "Two lines rise",
+        figures.loss_curves([ga]): "A loss shows when a training moves, not what a\nmodel still knows",
+    }
+    for figure, title in drawn.items():
+        assert figure.get_suptitle() == title
+        assert_readable(figure)
+
+
 def test_runs_are_read_in_the_order_of_the_tables(tmp_path, vanilla, ga, oracle):
     other = make("ga", right(0.2), modality="multimodal", unlearn_lr=0.001, **SMALL)
     folders = write(tmp_path, oracle, other, ga, vanilla)
@@ -114,7 +128,7 @@ def test_a_recipe_says_who_says_so():
 
 def test_a_picture_has_the_same_bytes_whenever_it_is_drawn():
     def draw():
-        return show.curves([0, 1, 2], {"a line": [0, 1, 4], "another": [0, 1, 4.1]}, "x", "y")
+        return show.curves([0, 1, 2], {"a line": [0, 1, 4], "another": [0, 1, 4.1]}, "x", "y", "Two lines rise")
 
     first = show.picture(draw())
     assert first.data == show.picture(draw()).data and first.data.startswith(b"\x89PNG")

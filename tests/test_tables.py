@@ -105,7 +105,7 @@ def test_table_2_has_the_papers_layout(known):
     assert line(sheet.markdown(), "GA")[1] == rf"{value} \[{low}, {high}\]"
     assert rf"{value}\\{{}}[{low},\,{high}]" in sheet.latex()
     assert (
-        "People: Forget 10, Test 10, Retain 20, Celebrity 3. One run a row: intervals are over people alone"
+        "People: Forget 10, Test 10, Retain 20, Celebrity 3. One run a model: intervals are over people alone"
         in sheet.markdown()
     )
 
@@ -267,7 +267,7 @@ def test_the_reasons_for_a_collapse_stand_below_the_table_of_health(gated):
     repeated = table.query("method == 'npo' and metric == 'repeated'")
     assert (repeated["value"] == 1).all() and repeated["why"].str.contains("100 %").all()
     text = tables.sheets("table_health", gated)[0].markdown()
-    assert "‡ NPO (text only): collapsed in 3 of 3: 100 % of answers broken (image + text)" in text
+    assert "‡ NPO (text only): collapsed in 3 of 3; in the first of them 100 % of answers broken (image + text)" in text
     assert "only their form shows gibberish" in text and line(text, "NPO (text only) ‡ 3 of 3, text")[4].startswith(
         "100.0"
     )
@@ -314,7 +314,10 @@ def test_the_ranking_shows_places_letters_and_who_has_none(gated):
     ranked, text = frame("table_ranking", gated), tables.sheets("table_ranking", gated)[0].markdown()
     place, kept = line(text, "GA")
     assert place == "1 a" and kept.split()[0] == f"{100 * ranked.query('place == 1')['value'].item():.0f}"
-    assert ranked.query("method == 'npo'")["place"].isna().all() and "Collapsed in 3 of 3: 100 % of answers" in text
+    assert (
+        ranked.query("method == 'npo'")["place"].isna().all()
+        and "Collapsed in 3 of 3; in the first of them 100 % of answers" in text
+    )
 
 
 def test_the_path_table_says_what_is_kept_and_what_is_never_reached(gated):
@@ -470,7 +473,7 @@ def test_health_adds_up_and_its_reasons_stand_below(gated):
     repeated = table.query("method == 'npo' and metric == 'repeated'")
     assert (repeated["value"] == 1).all() and repeated["why"].str.contains("100 %").all()
     text = tables.sheets("table_health", gated)[0].markdown()
-    assert "‡ NPO (text only): collapsed in 3 of 3: 100 % of answers broken (image + text)" in text
+    assert "‡ NPO (text only): collapsed in 3 of 3; in the first of them 100 % of answers broken (image + text)" in text
     assert "only their form shows gibberish" in text and line(text, "NPO (text only) ‡ 3 of 3, text")[4].startswith(
         "100.0"
     )

@@ -63,11 +63,12 @@ def _change(beside: Beside, run: Run, set_name: str) -> Mapping:
 
 def _points(cell: Mapping) -> str:
     low, value, high = (100 * cell[name] for name in ("low", "value", "high"))
+    points = "point" if f"{abs(value):.0f}" == "1" else "points"
     if low <= 0 <= high:
-        return f"shows no change ({value:+.0f} points [{low:.0f}, {high:.0f}])"
+        return f"shows no change ({value:+.0f} {points} [{low:.0f}, {high:.0f}])"
     if value < 0:
-        return f"lost {-value:.0f} points [{-high:.0f}, {-low:.0f}]"
-    return f"gained {value:.0f} points [{low:.0f}, {high:.0f}]"
+        return f"lost {-value:.0f} {points} [{-high:.0f}, {-low:.0f}]"
+    return f"gained {value:.0f} {points} [{low:.0f}, {high:.0f}]"
 
 
 def card(beside: Beside, people: Population) -> str:

@@ -28,7 +28,7 @@ from mllmu_nb.data.schema import ATTRIBUTES, Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.registry import Registry, load_extensions
 from mllmu_nb.reporting import plots
-from mllmu_nb.reporting.grid import COLLAPSED_NOTE, VERDICT_SIGNS, closed_gates, select, sheet_label
+from mllmu_nb.reporting.grid import COLLAPSED_NOTE, VERDICT_SIGNS, closed_gates, sample, select, sheet_label
 from mllmu_nb.reporting.plots import CLOSED, GREY, INK, LINE, NORMAL, PAGE, PALE, RIGHT, SMALL, WRONG
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Run, Scores, label, models_in_order
 from mllmu_nb.scoring import gates, path, utility
@@ -143,8 +143,9 @@ def heading(metric: Metric) -> str:
 
 
 def notes(scores: Scores, shown: pd.DataFrame) -> list[str]:
-    """The lines below a figure of ``shown`` :func:`rows`: closed gates, and what ‡ means where there is one."""
-    return [*closed_gates(scores, shown, "In grey"), *collapse_note(shown["name"])]
+    """The lines below a figure of ``shown`` :func:`rows`: closed gates, how many people, what the intervals are over,
+    and what ‡ means where there is one."""
+    return [*closed_gates(scores, shown, "In grey"), sample(scores, shown), *collapse_note(shown["name"])]
 
 
 def collapse_note(names: Iterable[str]) -> list[str]:
@@ -208,9 +209,10 @@ SAYS, SILENT, BROKEN = "●", "○", "≈"  # signs before an answer
 
 @figure("before_after", "what every model answers about one person to be forgotten and one to be kept", portraits=True)
 def before_after(scores: Scores, people: Sequence[Profile] = ()) -> Figure:
-    """What each model says about a person to be forgotten and one to be kept. The first of each that vanilla answers
-    rightly in both views, asked by image and by text. ● the fact is in the answer, ○ it is not, ≈ the answer is broken
-    (empty, repeated, gibberish). Blue: as it is to be after unlearning; vermillion: not so."""
+    """A good model no longer says the first person's fact and still says the second's. The first person to be forgotten
+    and the first to be kept that vanilla answers rightly in both views, asked by image and by text. ● the fact is in
+    the answer, ○ it is not, ≈ the answer is broken (empty, repeated, gibberish). Blue: as it should be after
+    unlearning; vermillion: as it should not be."""
     by_model = _side_by_side(scores)
     vanilla = next((answers for model, answers in by_model.items() if model[0] == "vanilla"), None)
     if vanilla is None:
@@ -245,9 +247,9 @@ def before_after(scores: Scores, people: Sequence[Profile] = ()) -> Figure:
             text, colour = _answer(answers, question)
             bottoms.append(page.write(x, y + 0.03, plots.wrap(text, column), color=colour))
         y = max(bottoms) + 0.03
-    key = f"{SAYS} the fact is in the answer, {SILENT} it is not, {BROKEN} the answer is broken. Blue: as it is to be "
-    key += "after unlearning (the fact gone of the one, there of the other, in a sound answer); vermillion: not so. "
-    key += "All answers are of one replicate, and any model may err."
+    key = f"{SAYS} the fact is in the answer, {SILENT} it is not, {BROKEN} the answer is broken. Blue: as it should "
+    key += "be after unlearning (the fact gone of the one, there of the other, in a sound answer); vermillion: as it "
+    key += "should not be. All answers are of one replicate, and any model may err."
     y = page.write(left, y + 0.05, plots.below_lines([key, *collapse_note(names)]), color=GREY)
     return page.cut(y + 0.05)
 
@@ -314,7 +316,7 @@ def forgetting_utility(scores: Scores) -> Figure:
     size = PAGE, max(2.75, 0.75 + 1.3 * SMALL / 72 * len(names))
     below = [
         "Retain, Celebrity: right by likelihood. The others: utility, about nobody. Filled: unlearned on image + text; "
-        "hollow: on text only.",
+        "hollow: on text only. Larger: under another mark.",
         *notes(scores, pd.concat([fall, shown])),
     ]
     drawn, axes = plots.panels(1, len(heads), size, below, title(forgetting_utility), sharey=True, sharex=True)
@@ -322,10 +324,13 @@ def forgetting_utility(scores: Scores) -> Figure:
         here = shown[shown["set"] == name]
         if here.empty:
             panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", color=GREY, fontsize=SMALL)
-            panel.set_xticks([])
-        for row in here.to_dict("records"):
+            panel.tick_params(bottom=False, labelbottom=False)
+        places = [(row["value"], heights[row["model"]][0]) for row in here.to_dict("records")]
+        for number, row in enumerate(here.to_dict("records")):
             y, *along = heights[row["model"]]
-            plots.mark(panel, row["value"], y, plots.look_of(row), (row["low"], row["high"]), along, thickness=0.7)
+            above = sum(math.dist(places[number], other) < 4 for other in places[number + 1 :])  # points; it stays seen
+            how = {"across": (row["low"], row["high"]), "along": along, "thickness": 0.7, "larger": 2.4 * above}
+            plots.mark(panel, row["value"], y, plots.look_of(row), **how)
             if row["method"] == "oracle" and not row["after"]:
                 panel.axhline(y, color=row["colour"], linewidth=0.7, linestyle=":", zorder=0)
         panel.axhline(0, color=PALE, linewidth=0.6, zorder=0)
@@ -353,16 +358,18 @@ def oracle_gap(scores: Scores) -> Figure:
 
 @figure("path", "what each method keeps against how much is forgotten, along its training, a panel a trained modality")
 def along_the_path(scores: Scores) -> Figure:
-    """The higher its line stays, the less a method loses beside what it is to forget. What is kept (likelihood about
-    Retain and the celebrities, half each) against the share of the gap between vanilla and the oracle that is closed on
-    Forget, in the view that was trained. Lines: the mean of the replicates, as far as all of them get; dots: the
-    replicates at 25, 50 and 75 %, with the 95 % interval. Star: the oracle."""
+    """The higher a line, the more the method keeps. What is kept (likelihood about Retain and the celebrities, half
+    each) against the share of the gap between vanilla and the oracle that is closed on Forget, in the view that was
+    trained. Lines: the mean of the replicates, as far as all of them get; dots: the replicates at 25, 50 and 75 %, with
+    the 95 % interval. Star: the oracle."""
     kept = scores.kept[(scores.kept["closed_in"] == "trained") & (scores.kept["what"] == path.KEPT)]
     if kept.empty:
         raise KitError("no unlearning has a path beside an oracle about the same people")
     modalities = [name for name in MODALITIES if (kept["modality"] == name).any()]
-    key = "Filled: unlearned on image + text; hollow: on text only. A line ends where a replicate gets no further."
-    below = [key, *collapse_note(map(scores.named, scores.models()))]
+    key = "Filled: unlearned on image + text; hollow: on text only. Dots: replicates; bars: 95 % intervals. "
+    key += "A line ends where a replicate gets no further." if (kept["n_replicates"] < kept["of"]).any() else ""
+    people = select(scores, [by_key()[LIKELIHOOD]], against="", view=POOLED, set=["forget", "retain", "celebrity"])
+    below = [key, sample(scores, people), *collapse_note(map(scores.named, scores.models()))]
     drawn, axes = plots.panels(1, len(modalities), (PAGE, 3.2), below, title(along_the_path), sharey=True)
     oracle = scores.points[(scores.points["method"] == "oracle") & (scores.points["measure"] == path.LIKELIHOOD)]
     sums = oracle[oracle["set"].isin(("retain", "celebrity"))].groupby("set")[["score", "items"]].sum()
@@ -396,8 +403,8 @@ def along_the_path(scores: Scores) -> Figure:
 
 @figure("leakage", "heat map of the gap to the oracle: trained in by asked in")
 def leakage(scores: Scores) -> Figure:
-    """Orange shows what is left of the facts, asked with the image or in text. Gap to the oracle on the forget set in
-    points, with 95 % intervals: rows by what was trained in, columns by what was asked in. White: as the oracle; grey:
+    """The darker the orange, the more the model still knows. Gap to the oracle on the forget set in points, with 95 %
+    intervals: rows by what was trained in, columns by what was asked in. White: as the oracle; grey and in brackets:
     vanilla is not shown to be above the oracle there. Exact: the fact stands in a free answer."""
     wanted = metrics(by_fact=True)
     gaps = rows(scores, wanted, ["forget"], list(VIEWS), against="oracle").query("method != 'base'")
@@ -405,12 +412,14 @@ def leakage(scores: Scores) -> Figure:
         raise KitError("no model was asked what the oracle was asked about the forget set")
     ends = gaps[["value", "low", "high"]].round(9).itertuples(index=False)  # 7.5 is printed alike everywhere
     texts = [f"{round(gap):+d}\n[{round(low)}, {round(high)}]".replace("-", "−") for gap, low, high in ends]
-    cells = gaps.assign(text=texts, value=gaps["value"].where(gaps["gate"] == gates.OPEN))
+    shut = gaps["gate"] != gates.OPEN
+    texts = [f"({text})" if closed else text for text, closed in zip(texts, shut, strict=True)]
+    cells = gaps.assign(text=texts, value=gaps["value"].mask(shut))
     cells = cells.pivot(index="name", columns=["metric_label", "view_label"], values=["value", "text"])
     values, texts = (cells[name].sort_index(axis=1) for name in ("value", "text"))
     names = [name.replace(" (", "\n").replace(")", "") for name in values.index]
-    grey = "Grey: vanilla is not shown to know more than the oracle there." if values.isna().any(axis=None) else ""
-    below = ["Exact: the fact stands in a free answer.", grey, *collapse_note(values.index)]
+    grey = "In grey and brackets: vanilla is not shown to know more than the oracle there." if shut.any() else ""
+    below = ["Exact: the fact stands in a free answer.", grey, sample(scores, gaps), *collapse_note(values.index)]
     drawn, [[panel]] = plots.panels(1, 1, (PAGE, 1.0 + 0.36 * len(values)), below, title(leakage))
     bar = {"location": "bottom", "aspect": 40, "pad": 0.02, "label": "points above (orange) or below the oracle (0)"}
     texts = texts.fillna("–").to_numpy(str)
@@ -444,8 +453,8 @@ WRITTEN = 0.12  # the least share that is written into its bar
 
 @figure("health", "stacked bars of the kinds of answers of every model, a panel a set and view")
 def health(scores: Scores) -> Figure:
-    """Blue is to go on Forget and to stay on Retain; grey answers are broken. What kind of answer the free answers are,
-    per cent, by set and view. Broken answers (gibberish, repeated, empty) stand to the right."""
+    """Blue (correct) should disappear on Forget and stay on Retain. What kind of answer the free answers are, per cent,
+    by set and view. Broken answers (gibberish, repeated, empty: grey and white) stand to the right."""
     wanted = [by_key()["generation", "", state] for state in STATES]
     shown = rows(scores, wanted, ["forget", "retain"], list(VIEWS))
     if shown.empty:
@@ -453,7 +462,8 @@ def health(scores: Scores) -> Figure:
     asked = list(shown.groupby(["set_label", "view_label"]))
     names = list(shown["name"].cat.remove_unused_categories().cat.categories)
     size = PAGE, 0.75 + 1.35 * LINE * len(names)
-    key = f"Shares of the free answers, per cent; those under {100 * WRITTEN:.0f} are not written."
+    key = f"Shares of the free answers, per cent; those under {100 * WRITTEN:.0f} are not written. "
+    key += "Their intervals are in the tables."
     drawn, axes = plots.panels(1, len(asked), size, [key, *notes(scores, shown)], f"{title(health)}\n", sharey=True)
     for panel, ((set_label, view_label), here) in zip(axes[0], asked, strict=True):
         shares = here.pivot(index="name", columns="metric", values="value").reindex(index=names).fillna(0) / 100
@@ -480,11 +490,11 @@ def losses(scores: Scores) -> Figure:
     """A loss shows when a training moves, not what a model still knows. Lines: the mean of a method's trainings, as a
     running mean where they are long; band: from the lowest to the highest of them. Solid: image + text (or the whole
     mixture for vanilla and oracle); dashed: text only."""
-    return loss_curves(scores.runs, scores, title(losses))
+    return loss_curves(scores.runs, scores)
 
 
 @plots.styled
-def loss_curves(runs: Sequence[Run], scores: Scores | None = None, heading: str = "") -> Figure:
+def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
     """The loss of trainings, one panel a method, a line a model: the mean of its runs and a band from the lowest to the
     highest, of one run its raw curve behind. With the ``scores`` of the runs, models that have collapsed are marked,
     and those that differ in a parameter of a grid apart."""
@@ -500,8 +510,10 @@ def loss_curves(runs: Sequence[Run], scores: Scores | None = None, heading: str 
     columns = min(3, len(by_method))
     lines = math.ceil(len(by_method) / columns)
     width = PAGE if columns > 1 else plots.COLUMN
-    below = collapse_note(map(mark, models.values()))
-    drawn, axes = plots.panels(lines, columns, (width, 0.25 + 1.55 * lines), below, heading)
+    band = "Line: the mean of the replicates; band: their range." if len(trained) > len(set(models.values())) else ""
+    below = [band, *collapse_note(map(mark, models.values()))]
+    over = "\n".join(plots.wrap(title(losses), width * plots.SMALL / plots.TITLE - 0.1, weight="bold"))
+    drawn, axes = plots.panels(lines, columns, (width, 0.25 + 1.55 * lines), below, over)
     ends = []
     for number, (panel, (method, mine)) in enumerate(zip(axes.ravel(), by_method.items(), strict=False)):
         last: dict[tuple, pd.Series] = {}

@@ -28,10 +28,10 @@ ASKED_IN = {**VIEWS, POOLED: "both"}
 LIMITS = "[low, high] is the 95 % interval."
 GATES_UNKNOWN = "Without vanilla and the oracle nobody can say whether a low score is forgetting."
 COLLAPSED_NOTE = (
-    f"{COLLAPSED} Collapsed, or refuses everybody (8 of 10: in 8 of 10 replicates). A low score is then no forgetting, "
-    "and the model is not ranked. The rule: in one of the views, more than half of the free answers about the Retain "
-    "people are broken (empty, repeated, gibberish) or refusals, or the choices by likelihood there lie below halfway "
-    "between chance and vanilla."
+    f"{COLLAPSED} Collapsed, or refuses everybody (a count says in how many replicates). A low score is then no "
+    "forgetting, and the model is not ranked. The rule: in one of the views, more than half of the free answers about "
+    "the Retain people are broken (empty, repeated, gibberish) or refusals, or it picks the right option about the "
+    "Retain people less often than halfway between guessing (25 %) and vanilla."
 )
 
 
@@ -120,7 +120,7 @@ def grid(
     shown = pd.DataFrame(printed)
     frame = shown if frame is None else pd.concat([frame, pd.DataFrame(missing)])
     frame = csv_rows(scores, frame.drop_duplicates(key))
-    below = [*remarks, *closed_gates(scores, shown), f"{_people(shown)} {repeats(scores)}".strip()]
+    below = [*remarks, *closed_gates(scores, shown), sample(scores, shown)]
     heads = [(one.span, one.head) for one in columns]
     first = "Method, asked with" if by_view else "Method"
     return new_sheet(scores, title, label, first, heads, printed_blocks, below, frame)
@@ -215,6 +215,11 @@ def closed_gates(scores: Scores, cells: pd.DataFrame, how: str = "In brackets") 
     ]
 
 
+def sample(scores: Scores, cells: pd.DataFrame) -> str:
+    """What stands below every table and figure of ``cells``: how many people, and what the intervals are over."""
+    return f"{_people(cells)} {repeats(scores)}".strip()
+
+
 def _people(cells: pd.DataFrame) -> str:
     counts = cells[cells["set"].isin(SETS) & cells["value"].notna()].groupby("set", sort=False)["n_profiles"].max()
     listed = ", ".join(f"{name.capitalize()} {int(count)}" for name, count in counts.items())
@@ -226,7 +231,7 @@ def repeats(scores: Scores) -> str:
     """What the intervals are over: how many replicates each model has, once where they agree, by name where not."""
     counts = Counter(scores.name(scores.model_of(run)) for run in scores.runs)
     if set(counts.values()) == {1}:
-        return "One run a row: intervals are over people alone, and say nothing about another run of the method."
+        return "One run a model: intervals are over people alone, and say nothing about another run of the method."
     same = f"{next(iter(counts.values()))} replicates (each with its own forget set and trainings)"
     if len(set(counts.values())) > 1:
         same = "replicates (" + "; ".join(f"{name} {count}" for name, count in counts.items()) + ")"

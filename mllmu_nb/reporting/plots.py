@@ -96,10 +96,12 @@ def save(figure: Figure, stem: Path) -> None:
 
 
 def png(figure: Figure, **how: Any) -> bytes:
-    """A PNG that has the same bytes whenever it is drawn. 256 colours are plenty for a chart, and make it small."""
+    """A PNG that has the same bytes whenever it is drawn. 256 colours are plenty for a chart, and make it small; they
+    are spread over all that occur, as a colour bar has many on a small area."""
     full, small = io.BytesIO(), io.BytesIO()
     figure.savefig(full, format="png", **how)
-    PIL.Image.open(full).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE).save(small, "PNG", optimize=True)
+    few = {"method": PIL.Image.Quantize.MAXCOVERAGE, "kmeans": 1, "dither": PIL.Image.Dither.NONE}
+    PIL.Image.open(full).convert("RGB").quantize(256, **few).save(small, "PNG", optimize=True)
     return small.getvalue()
 
 
@@ -175,7 +177,8 @@ def panels(
     """A figure of ``size`` inches with ``rows`` × ``columns`` panels, and its axes [rows, columns]; its ``title`` and
     the texts ``below``, in grey at its foot, add to its height."""
     lines = below_lines(below, size[0])
-    figure = Figure((size[0], size[1] + LINE * (len(lines) + 2 * bool(title))), layout="constrained")
+    more = len(lines) + 2 * bool(title) + title.count("\n")
+    figure = Figure((size[0], size[1] + LINE * more), layout="constrained")
     if title:
         figure.suptitle(title, x=0.08 / size[0], ha="left", fontsize=TITLE, fontweight="bold")
     if lines:
@@ -185,12 +188,20 @@ def panels(
 
 
 def mark(
-    panel: Axes, x: float, y: float, look: Look, across: Limits = None, along: Limits = None, thickness: float = 1.0
+    panel: Axes,
+    x: float,
+    y: float,
+    look: Look,
+    across: Limits = None,
+    along: Limits = None,
+    thickness: float = 1.0,
+    larger: float = 0.0,
 ) -> None:
-    """A model's mark with its interval: ``across`` in x, ``along`` in y, each (low, high)."""
+    """A model's mark with its interval: ``across`` in x, ``along`` in y, each (low, high); ``larger`` by so many points
+    where another will lie on it."""
     # a hollow mark lies above filled ones and shows what is below it
     how = {"markerfacecolor": look.colour if look.filled else "none", "zorder": 2 if look.filled else 2.5}
-    how["markersize"] = 7 if look.marker == "*" else 4.4
+    how["markersize"] = larger + (7 if look.marker == "*" else 4.4)
     how |= {"xerr": _reach(x, across), "yerr": _reach(y, along), "elinewidth": thickness}
     panel.errorbar(x, y, fmt=look.marker, color=look.colour, **how)
 
@@ -299,12 +310,14 @@ def forest(
     return figure
 
 
-def bars(frame: pd.DataFrame, *, x: str, dodge: str, row: str, column: str, line: str, below: Iterable[str]) -> Figure:
+def bars(
+    frame: pd.DataFrame, *, x: str, dodge: str, row: str, column: str, line: str, below: Iterable[str], title: str
+) -> Figure:
     """A bar of ``value`` with its interval (low, high) for every row of ``frame``: a group a value of ``x``, in it a
     bar a value of ``dodge``, a panel a ``row`` and ``column``; ``line`` is the height of a dotted line, NaN for none.
-    All but ``below`` (texts at the foot) are names of columns; colour and filled are the look."""
+    All but ``below`` (texts at the foot) and ``title`` are names of columns; colour and filled are the look."""
     names, sides = _values(frame, x), _values(frame, dodge)
-    figure, parts = _facets(frame, row, column, (PAGE, 3.6), below, sharex=True, sharey=True)
+    figure, parts = _facets(frame, row, column, (PAGE, 3.6), below, title, sharex=True, sharey=True)
     width = 0.84 / len(sides)
     for panel, here in parts:
         for one in here.to_dict("records"):

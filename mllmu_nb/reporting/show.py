@@ -164,7 +164,8 @@ def answers(people: Population, some: Sequence[Run]) -> HTML:
 
 @plots.styled
 def four_sets(some: Sequence[Run]) -> Figure:
-    """Bars of several runs on the four sets: a row a view, a column a metric, 95 % intervals over people, in per cent.
+    """A good method brings Forget and Test down to the oracle, and nothing else. Bars of several runs on the four sets:
+    a row a view, a column a metric, 95 % intervals over people, in per cent.
 
     Hollow bars are of models unlearned on text only; the dotted line of a choice among four is chance. Where vanilla
     and the oracle are among the runs, forget and test bars of a metric whose gate is closed are grey.
@@ -174,7 +175,7 @@ def four_sets(some: Sequence[Run]) -> Figure:
     chance = (levels["task"] == "classification").map({True: 100 * CHANCE})
     levels = levels.assign(asked=levels["view_label"].cat.rename_categories("Asked with {}, %".format), chance=chance)
     places = {"x": "set_label", "dodge": "name", "row": "asked", "column": "metric_label", "line": "chance"}
-    figure = plots.bars(levels, **places, below=figures.notes(scores, levels))
+    figure = plots.bars(levels, **places, below=figures.notes(scores, levels), title=f"{figures.title(four_sets)}\n")
     figure.axes[0].set_ylim(0, 105)
     models = levels.drop_duplicates("name").sort_values("name").to_dict("records")
     plots.legend(figure, {row["name"]: plots.face(plots.look(*row["model"][:3])) for row in models})
@@ -182,9 +183,9 @@ def four_sets(some: Sequence[Run]) -> Figure:
 
 
 @plots.styled
-def curves(x: Sequence[float], lines: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -> Figure:
-    """A few lines over one axis, each named at its end."""
-    figure, [[panel]] = plots.panels(1, 1, (plots.PAGE * 0.72, 2.5))
+def curves(x: Sequence[float], lines: Mapping[str, Sequence[float]], xlabel: str, ylabel: str, title: str) -> Figure:
+    """A few lines over one axis, each named at its end, below a ``title``."""
+    figure, [[panel]] = plots.panels(1, 1, (plots.PAGE * 0.72, 2.5), title=title)
     ends = []
     for name, y in lines.items():
         [curve] = panel.plot(x, y)

@@ -115,7 +115,9 @@ def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
             if share["low"] > MOST_BROKEN:
                 dead.append(f"{100 * share['value']:.0f} % of answers broken ({label})")
             if above["high"] < 0:
-                dead.append(f"{100 * kept['value']:.0f} % right, floor {100 * floors[where]:.0f} ({label})")
+                dead.append(
+                    f"{100 * kept['value']:.0f} % right, less than the {100 * floors[where]:.0f} asked for ({label})"
+                )
             if refusals["low"] > MOST_BROKEN:
                 silent.append(f"refuses {100 * refusals['value']:.0f} % of Retain ({label})")
         if model["method"] in UNJUDGED and not model["after"]:
@@ -132,5 +134,6 @@ def unsound(verdicts: pd.DataFrame, by: Sequence[str] = ()) -> dict[tuple, Unsou
         if len(bad):
             what = {"collapsed": bad["collapsed"].sum(), "refuses everybody": bad["refuses"].sum()}
             counted = " and ".join(f"{name} in {count} of {len(rows)}" for name, count in what.items() if count)
-            result[model] = Unsound(len(bad), len(rows), f"{counted}: {bad['why'].iloc[0]}")
+            first = "; in the first of them " if len(bad) > 1 else ": "
+            result[model] = Unsound(len(bad), len(rows), f"{counted}{first}{bad['why'].iloc[0]}")
     return result

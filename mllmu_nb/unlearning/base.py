@@ -224,7 +224,7 @@ class Method:
     name: ClassVar[str] = ""
     variant: ClassVar[str] = "canonical"
     label: ClassVar[str] = ""
-    colour: ClassVar[str] = "#8c6d1f"  # in figures
+    colour: ClassVar[str] = "#332288"  # in figures
     marker: ClassVar[str] = "h"
     order: ClassVar[int] = 50  # place among the methods in tables
     # What one step draws: names of sets, or name → stream, which is what it is in the end. The first sets the length
