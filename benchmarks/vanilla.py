@@ -14,15 +14,7 @@ import sys
 from mllmu_nb import pipeline
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting.runs import Scores, read_run
-from mllmu_nb.scoring.frames import VIEWS
-
-ASKED = {
-    ("classification", "letter", "accuracy"): "letter",
-    ("classification", "likelihood", "accuracy"): "likelihood",
-    ("generation", "", "exact"): "exact",
-    ("cloze", "", "accuracy"): "cloze",
-}
+from mllmu_nb.reporting import show
 
 
 def main() -> None:
@@ -32,21 +24,13 @@ def main() -> None:
     parser.add_argument("--exams", type=float, help="share of the taught questions in the forms of evaluation")
     parser.add_argument("--replicates", type=int, nargs="+", default=[0])
     parser.add_argument("--base-model", default="llava")
-    parser.add_argument("--methods", nargs="+", default=["vanilla", "oracle"], choices=("base", "vanilla", "oracle"))
     options = parser.parse_args()
     folders = []
     for replicate in options.replicates:
         known = {"profiles_file": options.profiles, "people": options.people, "base_model": options.base_model}
-        config = Config(method=options.methods[0], exams=options.exams, replicate=replicate, **known)
-        folders += pipeline.beside(config, *options.methods)
-    cells = Scores.of([read_run(folder) for folder in folders]).cells
-    cells = cells[(cells["against"] == "") & cells["view"].isin(VIEWS)]
-    keys = cells[["task", "scoring", "metric"]].apply(tuple, axis=1)
-    cells = cells.assign(asked=keys.map(ASKED)).dropna(subset=["asked", "value"])
-    ends = (100 * cells[["value", "low", "high"]]).to_numpy(float)
-    limits = [f"{value:.0f} [{low:.0f}, {high:.0f}]" for value, low, high in ends]
-    table = cells.assign(limits=limits).pivot(index=["method", "set", "view"], columns="asked", values="limits")
-    print(table[list(ASKED.values())].to_string())
+        config = Config(method="vanilla", exams=options.exams, replicate=replicate, **known)
+        folders += pipeline.beside(config, "oracle")
+    print(show.known(show.runs(folders)).to_string())
 
 
 if __name__ == "__main__":

@@ -450,7 +450,7 @@ def sources(config: Config) -> dict[str, str]:
     words = {name: BY_HAND if name in deviations else source for name, source in words.items()}
     recipes = {"training": config.training, **({"unlearning": config.unlearning} if config.trains else {})}
     general = {"training": presets["training"][config.adaptation], "unlearning": presets["unlearning"]}
-    numbers = {}
+    numbers: dict[str, str] = {}
     for kind, recipe in recipes.items():
         own = config._own_recipe if kind == "unlearning" else Recipe()
         stated = {name for name, _ in own.numbers().items() - Recipe().numbers().items()}

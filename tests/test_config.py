@@ -98,6 +98,18 @@ def test_an_unknown_step_after_unlearning_is_named(monkeypatch):
         Config(after="int3")
 
 
+def test_a_step_does_not_share_a_parameter_with_the_method(monkeypatch):
+    monkeypatch.setattr(after_steps, "STEPS", Registry("step after unlearning"))
+
+    @after_steps.after("sharpened")
+    def sharpened(model, config, beta: float = 3.0):
+        return model
+
+    assert Config(method="ga", modality="unimodal", after="sharpened").settings == {"beta": 3.0}
+    with pytest.raises(KitError, match="npo and the step sharpened both have a parameter 'beta': rename the step's"):
+        Config(**NPO, after="sharpened")
+
+
 def test_an_unknown_method_names_the_known_ones():
     with pytest.raises(KitError) as error:
         Config(method="xyz")

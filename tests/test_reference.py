@@ -28,6 +28,10 @@ def problems(results: Path, figures: Path, notebooks: Path) -> list[str]:
     people = {record["data_hash"] for record in records.values()}
     stray = {file.stem.removesuffix("-facts") for file in paths.people(results).glob("*.parquet")} ^ people
     found += [f"people {name} have a table and no run, or runs and no table" for name in sorted(stray)]
+    for file in sorted(paths.runs(results / "without_exams").glob(f"*/{RECORD}")):
+        record, bases = read_json(file), {one["base_hash"] for one in records.values()}
+        if record["parameters"]["exams"] or record["data_hash"] not in people or record["base_hash"] not in bases:
+            found.append(f"{file.parent.name} is not the reference's vanilla without exams")
     for file in sorted((results / "studies").glob(f"*/{RECORD}")):
         if (theirs := made_of([read_json(file)])) != mark:
             found.append(f"the study {file.parent.name} is of {theirs}, the runs of {mark}")

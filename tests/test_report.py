@@ -247,3 +247,17 @@ def test_without_references_the_scores_stand_alone_and_say_so():
     beside = Beside(make("mine", lambda q: True, sets=("forget",), **FEW), make("vanilla", **FEW))
     assert beside.remarks() == ["Without oracle nobody can say whether a low score is forgetting."]
     assert beside.table("oracle").empty and set(beside.table().index.get_level_values("set")) == {"Forget"}
+
+
+OTHERWISE = {"base_revision": "v1", "vanilla_path": "there", "vanilla_revision": "v2", "train_modality": "multimodal"}
+OTHERWISE |= {"adapter_reach": "upstream", "adam_eps": 1e-6, "precision": "bf16", "quantise_base": "nf4"}
+OTHERWISE |= {"micro_batch": 2, "checkpointing": True, "train_lr": 1e-4, "exams": 0.0}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_a_vanilla_that_was_made_otherwise_is_another_one(name):
+    """What is compared with vanilla is compared with its own; a record that lacks a later parameter has its default."""
+    record = make("vanilla", lambda question: True).record
+    plain = {key: value for key, value in record["parameters"].items() if key not in runs.TAUGHT_TOO}
+    assert runs.taught_by(record) == runs.taught_by({**record, "parameters": plain})
+    assert runs.taught_by({**record, "parameters": {**plain, name: OTHERWISE[name]}}) != runs.taught_by(record)

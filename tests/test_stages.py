@@ -20,6 +20,7 @@ import pytest
 from mllmu_nb import paths, pipeline, stages
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
+from mllmu_nb.reporting import runs
 from mllmu_nb.stages import RECORD, Stage, code_hash, code_of
 
 # A stage that appends to a log when it works, is in the middle for a while, and then ends.
@@ -298,6 +299,13 @@ def test_vanilla_hangs_on_all_that_teaches_it_and_on_nothing_else():
         }  # scores anew, asks not
     kl_min = closure(pipeline.unlearned(unlearning))
     assert {name for name in kl_min if name.startswith("unlearning.")} == {"unlearning.base", "unlearning.kl_min"}
+
+
+def test_scores_hang_on_all_that_scores():
+    """A margin, a pattern or a tokenizer that changes must not be answered from the cache."""
+    scored = {name.removeprefix("mllmu_nb.") for name in code_of(runs.Scores, *runs._code_of_metrics())}
+    modules = ("score", "path", "gates", "health", "text", "factuality", "choice", "sentences", "summary", "utility")
+    assert scored >= {f"scoring.{name}" for name in modules} | {"reporting.runs", "statistics.intervals"}
 
 
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25}

@@ -10,8 +10,10 @@ from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from accelerate import PartialState
@@ -38,6 +40,7 @@ from mllmu_nb.training import (
     TrainingDiverged,
     finetune,
     make_optimizers,
+    peak_memory_mb,
     reference_log_probs,
     train,
     unlearn,
@@ -673,6 +676,12 @@ def test_muon_steps_as_that_of_torch_does_without_its_half_precision():
     for a, b in zip(ours, theirs, strict=True):
         moved = (a - 0.5).norm()
         assert moved > 0.04 and (a - b).norm() < 0.02 * moved
+
+
+def test_without_the_module_resource_the_peak_is_that_of_windows(monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(peak_wset=3 * 2**20))
+    assert peak_memory_mb(torch.device("cpu")) == 3
 
 
 # -- several processes ------------------------------------------------------------------------------------------

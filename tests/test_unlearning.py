@@ -329,6 +329,14 @@ def registered(monkeypatch):
             {"name": "odd", "needs": Needs(reference=("retain",))},
             "unknown stream of odd 'retain': choose one of forget",
         ),
+        (
+            {
+                "name": "odd",
+                "reference_model": "retain_epoch",
+                "needs": Needs(reference=("forget",), hidden=("layer",)),
+            },
+            "odd: of retain_epoch only the log-probabilities of answers are kept",
+        ),
         ({"name": "odd", "passes": (("retain",),)}, "unknown stream of odd 'retain': choose one of forget"),
         (
             {"name": "odd", "streams": {"others": Stream("celebrity")}},

@@ -33,6 +33,7 @@ from mllmu_nb.scoring.ranking import LIKELIHOOD
 from mllmu_nb.scoring.registry import by_key
 
 DPI = 110
+KNOWN = [("classification", "letter", "accuracy"), LIKELIHOOD, ("generation", "", "exact"), ("cloze", "", "accuracy")]
 BARS = [LIKELIHOOD, ("classification", "letter", "accuracy"), ("generation", "", "rougeL")]
 
 
@@ -212,3 +213,14 @@ def changes(some: Sequence[Run]) -> pd.DataFrame:
     columns |= {"points": cells["value"], "low": cells["low"], "high": cells["high"], "people": cells["n_profiles"]}
     columns["reads as"] = np.select([cells["high"] < 0, cells["low"] > 0], ["lower", "higher"], "no difference shown")
     return pd.DataFrame(columns).astype({"set": str, "asked with": str}).round(1).set_index(list(columns)[:3])
+
+
+def known(some: Sequence[Run]) -> pd.DataFrame:
+    """What each model answers rightly: per cent with 95 % limits (over people, and over replicates where there are
+    several), a row a model, set and way of asking, a column a task."""
+    cells = figures.rows(_scores(some), [by_key()[key] for key in KNOWN], list(SETS), list(VIEWS), percent=True)
+    ends = cells[["value", "low", "high"]].to_numpy(float)
+    limits = [f"{value:.0f} [{low:.0f}, {high:.0f}]" for value, low, high in ends]
+    names = {"name": "model", "set_label": "set", "view_label": "asked with", "metric_label": "task"}
+    table = cells[list(names)].rename(columns=names).assign(limits=limits)
+    return table.pivot(index=list(names.values())[:3], columns="task", values="limits").dropna(how="all")
