@@ -28,7 +28,15 @@ from mllmu_nb.data.schema import ATTRIBUTES, Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.registry import Registry, load_extensions
 from mllmu_nb.reporting import plots
-from mllmu_nb.reporting.grid import COLLAPSED_NOTE, VERDICT_SIGNS, closed_gates, sample, select, sheet_label
+from mllmu_nb.reporting.grid import (
+    COLLAPSED_NOTE,
+    VERDICT_SIGNS,
+    asked_along,
+    closed_gates,
+    sample,
+    select,
+    sheet_label,
+)
 from mllmu_nb.reporting.plots import CLOSED, GREY, INK, LINE, NORMAL, PAGE, PALE, RIGHT, SMALL, WRONG
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Run, Scores, label, models_in_order
 from mllmu_nb.scoring import gates, path, utility
@@ -368,8 +376,7 @@ def along_the_path(scores: Scores) -> Figure:
     modalities = [name for name in MODALITIES if (kept["modality"] == name).any()]
     key = "Filled: unlearned on image + text; hollow: on text only. Dots: replicates; bars: 95 % intervals. "
     key += "A line ends where a replicate gets no further." if (kept["n_replicates"] < kept["of"]).any() else ""
-    people = select(scores, [by_key()[LIKELIHOOD]], against="", view=POOLED, set=["forget", "retain", "celebrity"])
-    below = [key, sample(scores, people), *collapse_note(map(scores.named, scores.models()))]
+    below = [key, asked_along(scores), *collapse_note(map(scores.named, scores.models()))]
     drawn, axes = plots.panels(1, len(modalities), (PAGE, 3.2), below, title(along_the_path), sharey=True)
     oracle = scores.points[(scores.points["method"] == "oracle") & (scores.points["measure"] == path.LIKELIHOOD)]
     sums = oracle[oracle["set"].isin(("retain", "celebrity"))].groupby("set")[["score", "items"]].sum()

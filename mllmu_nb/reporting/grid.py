@@ -227,6 +227,13 @@ def _people(cells: pd.DataFrame) -> str:
     return f"People{where}: {listed}." if listed else ""
 
 
+def asked_along(scores: Scores) -> str:
+    """What stands below what is read off paths, which ask a part of the people."""
+    counts = scores.points.groupby(["replicate", "set"])["person"].nunique().groupby("set").max()
+    listed = ", ".join(f"{name.capitalize()} {counts[name]}" for name in SETS if name in counts)
+    return f"People asked along a path, in each replicate: {listed}. {repeats(scores)}"
+
+
 def repeats(scores: Scores) -> str:
     """What the intervals are over: how many replicates each model has, once where they agree, by name where not."""
     counts = Counter(scores.name(scores.model_of(run)) for run in scores.runs)

@@ -26,6 +26,7 @@ from mllmu_nb.registry import Registry, load_extensions
 from mllmu_nb.reporting.grid import (
     ASKED_IN,
     LIMITS,
+    asked_along,
     column,
     csv_rows,
     grid,
@@ -363,7 +364,7 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
         "the likelihood of the forget people that is gone. Kept: likelihood about Retain and the celebrities, half "
         "each; Area: its mean from 0 to 75 % closed. Test is to go as Forget goes. (2 of 5): only so many replicates "
         "get there, and the number is theirs.",
-        repeats(scores),
+        asked_along(scores),
     ]
     for closed_in, text in CLOSED_IN.items():
         title, label = f"Kept at equal forgetting, gap closed {text}", f"path-{closed_in}"
@@ -422,7 +423,7 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
         "Below 0: text only leaves less. The paper says so of generation, and the opposite of choices with the image. "
         f"n: replicates in which both get there. {LIMITS}"
     )
-    remarks = [remark, repeats(scores)]
+    remarks = [remark, asked_along(scores)]
     yield new_sheet(scores, title, "claim", "Method", columns, [("", rows)], remarks, differences)
 
 
@@ -448,7 +449,7 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
     remarks = [
         "Methods that share a letter are not told apart "
         f"({len(pairs)} comparisons person by person, Holm-corrected together at 5 %).",
-        repeats(scores),
+        asked_along(scores),
     ]
     columns, frame = [("", "Place"), ("", "Kept %")], methods.drop(columns="dots")
     yield new_sheet(scores, title, "ranking", "Method", columns, blocks, remarks, frame)
