@@ -26,6 +26,7 @@ from mllmu_nb import after, paths, registry, unlearning
 from mllmu_nb.checks import check_after, check_method
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
+from mllmu_nb.models.files import ASSETS
 from mllmu_nb.models.load import load_base
 from mllmu_nb.reporting import figures, tables
 from mllmu_nb.reporting.runs import Scores
@@ -46,6 +47,8 @@ RUN = {  # command -> what makes it small
     'ask "In which city was this person born?" --method npo': SMALL,
     "card results/reference/runs/ga-multimodal-99f80d92": "",
     "verify": "--run results/reference/runs/ga-multimodal-99f80d92",
+    "export -p method ga -p modality multimodal --adapter FOLDER": SMALL,
+    "evaluate --model BASE --adapter FOLDER": "--config small.yaml --limit 2",
 }
 
 
@@ -194,6 +197,10 @@ def test_a_command_that_is_cheap_runs(command, out, tmp_path, monkeypatch, capsy
     given = [str(ROOT / word) if word.startswith(("configs/", "results/")) else word for word in shlex.split(command)]
     small = [str(ROOT / word) if word.startswith("results/") else word for word in shlex.split(RUN[command])]
     monkeypatch.chdir(tmp_path)
+    if "BASE" in given:  # the shipped one, with an adapter that was exported before
+        given[given.index("BASE")] = str(ASSETS / "llava-miniature")
+        assert door.main(shlex.split(f"export -p method ga -p modality multimodal --adapter FOLDER {SMALL}")) == 0
+        Path("small.yaml").write_text(re.sub(r"-p (\w+) (\S+) ?", r"\1: \2\n", SMALL))
     status, said = door.main([*given, *small]), capsys.readouterr()
     assert status == 0, said.out + said.err
     assert said.out.strip() and "Traceback" not in said.err
