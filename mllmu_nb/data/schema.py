@@ -19,6 +19,7 @@ ATTRIBUTES = tuple(
 )
 PER_TASK = {"classification": 5, "generation": 2, "cloze": 2}  # questions of a profile in each view, as published
 TASKS = tuple(PER_TASK)
+KINDS = ("fictitious", "pool", "celebrity")
 VIEWS = ("image_text", "text")
 SETS = ("forget", "test", "retain", "celebrity")
 LETTERS = ("A", "B", "C", "D")

@@ -104,9 +104,11 @@ def each(items: pd.DataFrame, function: Callable, *columns: str) -> pd.Series:
 
 
 def metrics(**wanted) -> list[Metric]:
-    """Every metric, the package's own first, whose fields equal all of ``wanted`` (``table="scores"``, ``per=..``)."""
+    """Every metric whose fields equal all of ``wanted`` (``table="scores"``, ``per=..``): the package's own by module,
+    whatever was imported first, then others."""
     import_all(package)
-    known = sorted(METRICS.values(), key=lambda one: not one.__module__.startswith(f"{package.__name__}."))
+    own = {one.key: one.__module__.startswith(f"{package.__name__}.") for one in METRICS.values()}
+    known = sorted(METRICS.values(), key=lambda one: (not own[one.key], one.__module__ if own[one.key] else ""))
     return [one for one in known if all(getattr(one, name) == value for name, value in wanted.items())]
 
 
