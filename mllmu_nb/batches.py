@@ -57,14 +57,14 @@ def steps_of(conversations: Sequence[Conversation], epochs: float, batch_size: i
 
 def pieces(batch: Sequence[Conversation], size: int) -> list[Sequence[Conversation]]:
     """This process's share of a batch in pieces of so many conversations, to be read one after the other; 0: in one. A
-    batch too small for all processes gives its last example to those left empty, marked by :func:`made`."""
+    batch too small for all processes gives its last example to those left empty, marked by :func:`marked`."""
     state = PartialState(cpu=not torch.cuda.is_available())
     mine = batch[state.process_index :: state.num_processes] or batch[-1:]
     return [mine[start : start + size] for start in range(0, len(mine), size)] if size else [mine]
 
 
-def made(batch: Sequence[Conversation], encoded: Sequence[dict[str, Batch]]) -> list[dict[str, Batch]]:
-    """The ``encoded`` pieces of a batch, each marked where another process has the same rows: they count nothing."""
+def marked(batch: Sequence[Conversation], encoded: Sequence[dict[str, Batch]]) -> list[dict[str, Batch]]:
+    """The ``encoded`` pieces of a ``batch``, ``repeated`` where another process has their rows: they count nothing."""
     if PartialState(cpu=not torch.cuda.is_available()).process_index < len(batch):
         return list(encoded)
     return [{name: {**one, "repeated": torch.ones(1)} for name, one in piece.items()} for piece in encoded]
@@ -117,7 +117,7 @@ def finetuning_batches(
         for start in mixing.permutation(range(0, len(drawn), recipe.batch_size)):
             batch = [drawn[i] for i in sorted(by_length[start : start + recipe.batch_size])]
             parts = pieces(batch, recipe.micro_batch)
-            yield made(batch, [{"train": family.encode(processor, p, recipe.label_mode, recipe.eos)} for p in parts])
+            yield marked(batch, [{"train": family.encode(processor, p, recipe.label_mode, recipe.eos)} for p in parts])
 
 
 def _augmented(conversation: Conversation, augment, rng: np.random.Generator) -> Conversation:
@@ -176,4 +176,4 @@ def unlearning_batches(
                 parts = {of: pieces(batch, recipe.micro_batch) for of, batch in drawn.items()}
                 numbers = range(len(parts[first]))
                 each = [{name: encoded(name, parts[streams[name].set][number]) for name in names} for number in numbers]
-                yield made(drawn[first], each)
+                yield marked(drawn[first], each)

@@ -110,7 +110,7 @@ class Config(BaseModel):
     adapter_reach: Literal["language", "upstream", "upstream_v5"] | None = None  # where adapters sit
     adam_eps: Epsilon = None  # AdamW's epsilon
     precision: Literal["fp32", "bf16"] | None = None  # of training: frozen weights and matrix products
-    micro_batch: Count = 0  # conversations of a batch read at once, which changes memory, not the loss; 0: all
+    micro_batch: Count = 0  # conversations of a batch read at once, which changes memory, not what is learnt; 0: all
     checkpointing: bool = False  # activations are computed again instead of kept: less memory, more time
     quantise_base: Literal["nf4"] | None = None  # frozen layers in 4 bits while adapters train, on a GPU; None: not
 

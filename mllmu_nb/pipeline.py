@@ -288,7 +288,9 @@ def anchored(config: Config) -> Stage | None:
         processor = own.asking(processor, plain.protocol)
         rows = answer(model, processor, inquiry, prompts_of(model, processor, inquiry), EVAL_BATCH[plain.scale])
         pairs = [(item.question.answer, row["answer"]) for item, row in zip(items, rows, strict=True)]
-        write_json(folder / "anchor.json", {"true": [true for true, _ in pairs], "answers": [own for _, own in pairs]})
+        write_json(
+            folder / "anchor.json", {"true": [true for true, _ in pairs], "answers": [said for _, said in pairs]}
+        )
 
     inputs = {"vanilla": vanilla_key(plain), "data": data_hash(plain), "forget": list(known.forget_ids)}
     inputs["settings"] = plain.hash_of(("protocol", "eval_precision"))
@@ -428,7 +430,8 @@ def answered(
     def record() -> dict[str, Any]:
         return {"run": config.run_id, "name": name, "limit": limit, **_record(config), **_counts(config, sets)}
 
-    made = Stage("answers", inputs, make, uses, record, at or run_folder(config), partial(check_anchor, config))
+    before = partial(check_anchor, config)
+    made = Stage("answers", inputs, make, uses, record, at or run_folder(config), before)
     return made
 
 

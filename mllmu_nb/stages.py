@@ -58,7 +58,7 @@ class Stage:
     uses: tuple[Any, ...] = ()
     record: Callable[[], Mapping[str, Any]] = dict
     at: Path | None = None
-    before: Callable[[], None] = lambda: None  # noqa: E731, nothing
+    before: Callable[[], None] = lambda: None
 
     @cached_property
     def key(self) -> str:

@@ -261,18 +261,6 @@ def test_a_model_that_is_the_oracle_is_inside_and_one_that_forgot_nothing_is_out
     assert set(frame("table_oracle_gap", gated)["view"]) == {"image_text", "text", "both"}
 
 
-def test_the_reasons_for_a_collapse_stand_below_the_table_of_health(gated):
-    table = frame("table_health", gated).dropna(subset=["value"])
-    assert set(table["view"]) == {"image_text", "text", "both"}
-    repeated = table.query("method == 'npo' and metric == 'repeated'")
-    assert (repeated["value"] == 1).all() and repeated["why"].str.contains("100 %").all()
-    text = tables.sheets("table_health", gated)[0].markdown()
-    assert "‡ NPO (text only): collapsed in 3 of 3; in the first of them 100 % of answers broken (image + text)" in text
-    assert "only their form shows gibberish" in text and line(text, "NPO (text only) ‡ 3 of 3, text")[4].startswith(
-        "100.0"
-    )
-
-
 # -- forget quality, leakage, ranking ---------------------------------------------------------------------------
 
 

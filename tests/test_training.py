@@ -321,15 +321,9 @@ def test_a_batch_in_pieces_makes_the_step_of_the_whole_one(vanilla, processor, n
 
 def test_fine_tuning_in_pieces_makes_the_step_of_the_whole_batch(vanilla, processor):
     """One mean over all tokens of a batch, however it is cut."""
+    recipe = replace(PLAIN, steps=3, batch_size=5)
     logs = [
-        finetune(
-            adapted(vanilla),
-            processor,
-            SHOWN,
-            replace(PLAIN, steps=3, batch_size=5, micro_batch=size),
-            0,
-            progress=False,
-        )
+        finetune(adapted(vanilla), processor, SHOWN, replace(recipe, micro_batch=size), 0, progress=False)
         for size in (0, 2)
     ]
     for whole, pieces in zip(*(log.losses for log in logs), strict=True):

@@ -107,8 +107,9 @@ def metrics(**wanted) -> list[Metric]:
     """Every metric whose fields equal all of ``wanted`` (``table="scores"``, ``per=..``): the package's own by module,
     whatever was imported first, then others."""
     import_all(package)
-    own = {one.key: one.__module__.startswith(f"{package.__name__}.") for one in METRICS.values()}
-    known = sorted(METRICS.values(), key=lambda one: (not own[one.key], one.__module__ if own[one.key] else ""))
+    modules = {one.__module__ for one in METRICS.values()}
+    place = {name: (0, name) if name.startswith(f"{package.__name__}.") else (1, "") for name in modules}
+    known = sorted(METRICS.values(), key=lambda one: place[one.__module__])
     return [one for one in known if all(getattr(one, name) == value for name, value in wanted.items())]
 
 
