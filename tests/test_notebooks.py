@@ -13,6 +13,7 @@ import nbformat
 import papermill
 import pytest
 import yaml
+from test_pinning import reason_to_skip as other_bits
 
 from mllmu_nb import paths
 from mllmu_nb.commands.sweep import notebook_for
@@ -28,6 +29,7 @@ SETTINGS = {setting for name in names() for method in variants(name).values() fo
 NAMES = {*Config.model_fields, *SETTINGS} - {"settings"}
 DEFAULTS = {name: field.default for name, field in Config.model_fields.items()} | dict.fromkeys(SETTINGS)
 DEFAULTS = {**DEFAULTS, **yaml.safe_load((CONFIGS / "miniature.yaml").read_text(encoding="utf-8"))}
+TRAINS = re.compile(r"pipeline\.(beside|run|finetuned|unlearned|evaluated)\(|ask\.models\(")
 ELSEWHERE = re.compile(r"(?<![\w.:/<])/(home|Users|root|tmp|usr|opt|var|mnt|srv|private)/|\b[A-Z]:\\")
 
 
@@ -127,6 +129,28 @@ def test_parameters_are_annotated_literals_of_the_kit(path, book):
         assert default is None or type(default) is TYPES[kind], name
         chosen = name == "modality" and unlearns(path.stem[3:])
         assert default == ("multimodal" if chosen else DEFAULTS[name]), f"{name}: not as in configs/miniature.yaml"
+
+
+def test_every_notebook_that_trains_trains_briefly_in_tests():
+    """nbmake sets what a parameters cell's metadata name; of different lengths there would be several vanillas."""
+    books = {path.stem: nbformat.read(path, as_version=4) for path in BOOKS}
+    sources = {name: "\n".join(cell.source for cell in code_cells(book)) for name, book in books.items()}
+    for name, book in books.items():
+        mock = book.cells[parameters_cell(book)].metadata.get("nbmake")
+        assert mock == ({"mock": {"train_steps": 300}} if TRAINS.search(sources[name]) else None), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["02_finetune", "03_ga"])
+def test_a_notebook_of_full_length_keeps_its_promises(name, tmp_path_factory, monkeypatch):
+    """The last cell asserts what holds for the kit's own settings alone, and prints the same as the committed one where
+    the bits are the same. Notebook 03 takes vanilla and the oracle of 02."""
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path_factory.getbasetemp() / "full_length"))
+    path = paths.notebooks() / f"{name}.ipynb"
+    book = papermill.execute_notebook(path, None, cwd=path.parent, progress_bar=False)
+    if not other_bits():
+        committed = nbformat.read(path, as_version=4)
+        assert book.cells[-1].outputs[0].text == committed.cells[-1].outputs[0].text
 
 
 def test_papermill_reads_every_parameter_with_type_and_meaning(path, book):
