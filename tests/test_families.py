@@ -244,7 +244,10 @@ def test_what_each_reach_touches_is_known_for_this_transformers(name, model):
 ELSEWHERE = {
     "config.py": ["llava"],  # the default of base_model, which one of them has to be
     "reporting/published.py": ["llava"],  # whose scores were printed
-    "presets/protocols.yaml": ["idefics2", "Idefics2"],  # what the released code does with the one that it trains beside
+    "presets/protocols.yaml": [
+        "idefics2",
+        "Idefics2",
+    ],  # what the released code does with it
     # the rule of the released code for adapters, whose words it uses for every family
     "models/families/base.py": ["vision_model", "multi_modal_projector"],
 }

@@ -23,10 +23,9 @@ from typing import Any
 
 import yaml
 
-from mllmu_nb import after as after_steps
 from mllmu_nb import paths, pipeline, unlearning
 from mllmu_nb.commands import warm
-from mllmu_nb.config import GRID, PATHS, YOURS, Config, check_names
+from mllmu_nb.config import GRID, PATHS, YOURS, Config, check_names, setting_names, variant_of
 from mllmu_nb.errors import KitError
 from mllmu_nb.stages import read_json
 
@@ -172,11 +171,8 @@ def cells(
 
 def _hyper_parameters(parameters: Mapping[str, Any]) -> set[str]:
     """Names of those of the method, in its variant, and of the step after it."""
-    variants = unlearning.variants(parameters.get("method", "vanilla"))
-    chosen = parameters.get("variant") or parameters.get("protocol")
-    usual = variants.get(chosen, variants.get("canonical"))
-    own = set(usual.hyper_parameters()) if usual else set()
-    return own | set(after_steps.settings_of(parameters.get("after", "")))
+    method, after = parameters.get("method", "vanilla"), parameters.get("after", "")
+    return set(setting_names(method, after, variant_of(method, parameters.get("variant"), parameters.get("protocol"))))
 
 
 def fitting(parameters: Mapping[str, Any], optional: Iterable[str] = ()) -> dict[str, Any]:

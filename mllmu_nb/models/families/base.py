@@ -20,7 +20,7 @@ from mllmu_nb.registry import Registry
 LABEL_MODES = ("answer", "text", "upstream")
 TOKEN_KINDS = ("answer", "eos", "question", "image", "padding")
 IGNORE = -100
-# What upstream's rule for adapters means to spare, the same words for every family, and the layers that it reached under
+# What upstream's rule for adapters means to spare, whatever the family, and the layers that it reached under
 # transformers 4.45.
 SPARED = ("multi_modal_projector", "vision_model", "lm_head")
 UPSTREAM = r".*\.(q|k|v|o|gate|up|down)_proj"
@@ -40,7 +40,7 @@ class Tokens(NamedTuple):
 
 
 class Family:
-    """A family of models. A subclass sets the class attributes and overrides what differs; see the files beside this one."""
+    """A family of models. A subclass sets the class attributes and overrides what differs."""
 
     name: ClassVar[str] = ""  # the model_type that transformers gives it
     label: ClassVar[str] = ""
