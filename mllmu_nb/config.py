@@ -293,8 +293,8 @@ class Config(BaseModel):
         # a vanilla model depends on its replicate's seed alone, so all ratios and forget sets of a replicate share it
         self._fill(data_seed=self.seed, **dict.fromkeys(SEEDS[1:], (self.seed + self.replicate) % 2**32))
         self._fill(variant=variant_of(self.method, None, self.protocol))
-        for name, preset in _protocol(self.protocol).items():
-            self._fill(**{name: preset.get(self.base_model, preset.get(self.scale, preset["value"]))})
+        for name, word in _protocol(self.protocol).items():
+            self._fill(**{name: word.get(self.base_model, word.get(self.scale, word["value"]))})
         presets = _presets(self.scale)
         self._fill(**{name: presets[name] for name in ("adaptation", "replay", "exams")})
         if self.adaptation not in presets["training"]:

@@ -88,7 +88,12 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
         modalities = MODALITIES if config.train_modality == "both" else [config.train_modality]
         conversations = [c for modality in modalities for c in training_conversations(people, modality)]
         exams = Exams(people, config.exams) if config.exams else None
-        material = {"replayed": replayed, "replay": config.replay, "augment": changed_portrait, "exams": exams}
+        material: dict[str, Any] = {
+            "replayed": replayed,
+            "replay": config.replay,
+            "augment": changed_portrait,
+            "exams": exams,
+        }
         kept = Checkpoint(folder)
         log = finetune(model, processor, conversations, recipe, config.train_seed, **material, checkpoint=kept)
         (adapters.save if lora else load.save_full)(model, folder)
@@ -159,7 +164,7 @@ def unlearned(config: Config) -> Stage:
                 points[step] = path.point(plain, processor, known, batch_size=EVAL_BATCH[config.scale])
 
         after_step(0, model)
-        how = {"stored": stored, "after_step": after_step, "beyond": beyond}
+        how: dict[str, Any] = {"stored": stored, "after_step": after_step, "beyond": beyond}
         log = unlearn(model, processor, method, sets, recipe, config.unlearn_seed, **how)
         path.write(points, folder / "path.parquet")
         write_json(folder / "train.json", log.record({**recipe.numbers(), **config.settings}))

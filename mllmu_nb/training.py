@@ -103,45 +103,32 @@ def train(
     :class:`TrainingDiverged` when the loss is no number or ``rise`` nats above its first value.
     """
     torch.manual_seed(seed)
-    state = PartialState(cpu=not torch.cuda.is_available())
-    autocast = _autocast(recipe, model.device)
-    sharded = state.num_processes > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    if sharded:
+    state, autocast = PartialState(cpu=not torch.cuda.is_available()), _autocast(recipe, model.device)
+    kept = checkpoint or Checkpoint()
+    if state.num_processes > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         shard(model, recipe)
-        checkpoint = None  # no process holds all of the state
+        kept = Checkpoint()  # no process holds all of the state
+    if recipe.checkpointing:
+        keep_less(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizers = make_optimizers(trained, recipe)
     schedules = [make_schedule(optimizer, recipe, steps) for optimizer in optimizers]
     log = TrainLog(steps=steps, trainable_parameters=count_trainable(model))
-    if recipe.checkpointing:
-        keep_less(model)
     batches, steered = iter(batches), [*optimizers, *schedules]
-    done = checkpoint.load() if checkpoint else 0
-    for _ in range(done):
-        next(batches)
-    if checkpoint:
-        checkpoint.restore(trained, steered, log)
+    done = kept.resume(batches, trained, steered, log)
     started = time.perf_counter() - log.seconds
     model.train()
     ahead, shown = range(done + 1, max(steps, beyond) + 1), progress and state.is_main_process
     for number in progress_bar(ahead, desc="steps", shown=shown):
         terms, tokens = back_propagate(model, next(batches), method, trained, autocast)
-        if state.num_processes > 1:
-            terms = over_processes(terms, trained.values(), model.device)
-        clip = clip_shards_ if sharded else torch.nn.utils.clip_grad_norm_
-        norm = clip(trained.values(), recipe.clip or math.inf).item()
+        norm = clip_(trained.values(), recipe.clip or math.inf)
         if number <= steps:
             log.losses.append({"step": number, **terms})
             log.supervised_tokens += tokens
-        loss, first = terms["loss"], log.losses[0]["loss"]
-        if not math.isfinite(loss) or not math.isfinite(norm) or loss > first + rise:
+        if problem := divergence(terms["loss"], log.losses[0]["loss"], rise, norm, recipe):
             if number > steps:
                 break
-            advice = f"try a learning rate below {recipe.lr:g}" + ("" if recipe.clip else " and clip 1.0")
-            raise TrainingDiverged(
-                f"training diverged at step {number}: the loss is {loss:.3f}, at the first step {first:.3f}, "
-                f"and the norm of its gradient {norm:.3g}; {advice}"
-            )
+            raise TrainingDiverged(f"training diverged at step {number}: {problem}")
 
         method.before_update(trained)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -156,19 +143,26 @@ def train(
             paused = time.perf_counter()
             after_step(number, model)
             started += time.perf_counter() - paused
-        if checkpoint and state.is_main_process:
-            checkpoint.save(number, trained, steered, log)
+        if state.is_main_process:
+            kept.save(number, trained, steered, log)
     model.eval()
-    if checkpoint:
-        checkpoint.file.unlink(missing_ok=True)
+    kept.remove()
     return log
+
+
+def divergence(loss: float, first: float, rise: float, norm: float, recipe: Recipe) -> str:
+    """What is wrong with a ``loss`` whose gradient has this ``norm``, and what to do; "" where nothing is."""
+    if math.isfinite(loss) and math.isfinite(norm) and loss <= first + rise:
+        return ""
+    advice = f"try a learning rate below {recipe.lr:g}" + ("" if recipe.clip else " and clip 1.0")
+    return f"the loss is {loss:.3f}, at the first step {first:.3f}, and the norm of its gradient {norm:.3g}; {advice}"
 
 
 def back_propagate(
     model, pieces: Sequence[Mapping[str, Batch]], method: Method, trained: Mapping[str, Tensor], autocast
 ) -> tuple[dict[str, float], int]:
     """Adds up the gradients of a batch, one term of one piece at a time, so that one graph is in memory. Returns the
-    loss, its terms and the nats per token of each stream, as means over the pieces, and the supervised tokens."""
+    loss, its terms and the nats per token of each stream, as means over all pieces, and the supervised tokens."""
     shares, per_row = weights(pieces, model.device)
     values, tokens = [], 0
     for piece, share in zip(pieces, shares, strict=True):
@@ -183,6 +177,8 @@ def back_propagate(
         tokens += sum(int(batch.counts.sum()) for batch in step.asked.values()) if share else 0
     table = torch.tensor([list(row.values()) for row in values], dtype=torch.float64)
     mean = (torch.tensor(shares, dtype=torch.float64) @ table).float()
+    if PartialState(cpu=not torch.cuda.is_available()).num_processes > 1:
+        mean = over_processes(mean.to(model.device), trained.values())
     return dict(zip(values[0], mean.tolist(), strict=True)), tokens
 
 
@@ -204,16 +200,14 @@ def weights(pieces: Sequence[Mapping[str, Batch]], device: torch.device) -> tupl
     return [processes * count / everywhere for count in rows], per_row
 
 
-def over_processes(terms: Mapping[str, float], trained: Iterable[Tensor], device: torch.device) -> dict[str, float]:
+def over_processes(terms: Tensor, trained: Iterable[Tensor]) -> Tensor:
     """The terms as means over the processes; so are the gradients afterwards, as those of shards are already."""
     for parameter in trained:
-        if is_share(parameter):
-            continue
-        # an adapter on the vision tower has no gradient where no picture was shown
-        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        parameter.grad = reduce(gradient, "mean")
-    mean = reduce(torch.tensor(list(terms.values()), device=device), "mean")
-    return dict(zip(terms, mean.tolist(), strict=True))
+        if not is_share(parameter):
+            # an adapter on the vision tower has no gradient where no picture was shown
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = reduce(gradient, "mean")
+    return reduce(terms, "mean")
 
 
 # -- a model in shares ------------------------------------------------------------------------------------------
@@ -232,12 +226,16 @@ def shard(model, recipe: Recipe) -> None:
         fully_shard(layer, reshard_after_forward=True)
 
 
-def clip_shards_(parameters: Iterable[Tensor], most: float) -> Tensor:
-    """``clip_grad_norm_``, which does not take shares and whole gradients together."""
+def clip_(parameters: Iterable[Tensor], most: float) -> float:
+    """The norm of the gradients before they are clipped to ``most``: torch's ``clip_grad_norm_``, which does not take
+    shares and whole gradients together."""
+    parameters = list(parameters)
+    if not any(map(is_share, parameters)):
+        return torch.nn.utils.clip_grad_norm_(parameters, most).item()
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.stack([whole(gradient.norm()) for gradient in gradients]).norm()
+    norm = torch.stack([whole(gradient.norm()) for gradient in gradients]).norm().item()
     for gradient in gradients:
-        gradient.mul_(min(1.0, most / (norm.item() + 1e-6)))
+        gradient.mul_(min(1.0, most / (norm + 1e-6)))
     return norm
 
 
