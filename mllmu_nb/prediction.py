@@ -61,7 +61,10 @@ aten = torch.ops.aten
 
 class Tally(TorchDispatchMode):
     """Counts what is computed inside: ``flops`` (two a multiplication with its addition, of matrix products and
-    attention) and ``peak``, the most bytes of tensors at once, those of ``held`` modules included."""
+    attention) and ``peak``, the most bytes of tensors at once, those of ``held`` modules included.
+
+    Where a model is on the meta device, what it reads, such as labels, stays real until it meets a weight, for what is
+    computed hangs on it; a number whose value is asked for after that is 0."""
 
     def __init__(self, *held: nn.Module):
         super().__init__()
@@ -82,9 +85,6 @@ class Tally(TorchDispatchMode):
         self._hold(tree_leaves(made))
         return made
 
-    def _run(self, func, args, kwargs):
-        return func(*args, **kwargs)
-
     def _hold(self, tensors: Sequence[Any]) -> None:
         for tensor in tensors:
             if isinstance(tensor, Tensor) and (key := (storage := tensor.untyped_storage())._cdata) not in self._sizes:
@@ -96,37 +96,27 @@ class Tally(TorchDispatchMode):
     def _release(self, key: int) -> None:
         self.now -= self._sizes.pop(key)
 
-
-class Hollow(Tally):
-    """The same where a model is on the meta device. What it reads, such as labels, stays real until it meets a weight,
-    for what is computed hangs on it; a number whose value is asked for after that is 0."""
-
     def _run(self, func, args, kwargs):
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        hollow = [tensor for tensor in tensors if tensor.is_meta]
-        if func is aten._local_scalar_dense.default and hollow:
+        empty = [tensor for tensor in tensors if tensor.is_meta]
+        if func is aten._local_scalar_dense.default and empty:
             return torch.zeros((), dtype=args[0].dtype).item()
         if func is aten._to_copy.default and kwargs.get("device"):
             to = torch.device(kwargs["device"]).type
-            if hollow and to == "cpu":
+            if empty and to == "cpu":
                 return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-            if not hollow and to == "meta":
+            if not empty and to == "meta":
                 return func(*args, **{**kwargs, "device": None})
-        if hollow and len(hollow) < len(tensors):
+        if empty and len(empty) < len(tensors):
             if isinstance(args[1] if len(args) > 1 else None, list | tuple):  # places given by a mask are counted
                 args = (args[0], [place for one in args[1] for place in _places(one)], *args[2:])
-            args, kwargs = tree_map_only(Tensor, _emptied, (args, kwargs))
+            args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
         return func(*args, **kwargs)
 
 
 def _places(index: Any) -> tuple:
     real_mask = isinstance(index, Tensor) and not index.is_meta and index.dtype == torch.bool
     return index.nonzero(as_tuple=True) if real_mask else (index,)
-
-
-def _emptied(tensor: Tensor) -> Tensor:
-    shape = (tensor.shape, tensor.stride())
-    return tensor if tensor.is_meta else torch.empty_strided(*shape, dtype=tensor.dtype, device="meta")
 
 
 def kernels(half: bool):
@@ -240,7 +230,7 @@ class Estimate:
             if recipe.checkpointing:
                 keep_less(model)
             trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-            with kernels(recipe.precision == "bf16"), Hollow(model.train()) as tally:
+            with kernels(recipe.precision == "bf16"), Tally(model.train()) as tally:
                 empty = tally.now
                 back_propagate(model, [fed], method, trained, nullcontext())
                 peak, before = tally.peak, tally.now
@@ -261,7 +251,7 @@ class Estimate:
         del batch["labels"]
 
         def measured(model: nn.Module) -> dict[str, float]:
-            with torch.no_grad(), kernels(False), Hollow(model.eval()) as tally:
+            with torch.no_grad(), kernels(False), Tally(model.eval()) as tally:
                 model(**send_to_device(batch, model.device), logits_to_keep=1)
             return {"flops": tally.flops}
 
