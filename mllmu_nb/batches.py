@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count, islice
 from typing import Any
 
@@ -55,19 +56,20 @@ def steps_of(conversations: Sequence[Conversation], epochs: float, batch_size: i
     return max(1, round(epochs * math.ceil(_pieces_of(conversations, turns) / batch_size)))
 
 
-def pieces(batch: Sequence[Conversation], size: int) -> list[Sequence[Conversation]]:
-    """This process's share of a batch in pieces of so many conversations, to be read one after the other; 0: in one. A
-    batch too small for all processes gives its last example to those left empty, marked by :func:`marked`."""
-    state = PartialState(cpu=not torch.cuda.is_available())
-    mine = batch[state.process_index :: state.num_processes] or batch[-1:]
-    return [mine[start : start + size] for start in range(0, len(mine), size)] if size else [mine]
+def processes() -> PartialState:
+    """The processes that train together; one unless they were launched."""
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
-def marked(batch: Sequence[Conversation], encoded: Sequence[dict[str, Batch]]) -> list[dict[str, Batch]]:
-    """The ``encoded`` pieces of a ``batch``, ``repeated`` where another process has their rows: they count nothing."""
-    if PartialState(cpu=not torch.cuda.is_available()).process_index < len(batch):
-        return list(encoded)
-    return [{name: {**one, "repeated": torch.ones(1)} for name, one in piece.items()} for piece in encoded]
+def pieces(rows: Sequence, size: int, encode: Callable[[Sequence], dict[str, Batch]]) -> list[dict[str, Batch]]:
+    """This process's share of the ``rows`` of a batch, encoded in pieces of so many, to be read one after the other; 0:
+    in one. A batch too small for all processes gives its last row to those left empty, where it is ``repeated`` and
+    counts nothing."""
+    number, count = processes().process_index, processes().num_processes
+    mine = rows[number::count] or rows[-1:]
+    encoded = [encode(mine[start : start + (size or len(mine))]) for start in range(0, len(mine), size or len(mine))]
+    more = {} if number < len(rows) else {"repeated": torch.ones(1)}
+    return [{name: {**batch, **more} for name, batch in piece.items()} for piece in encoded]
 
 
 # -- fine-tuning ------------------------------------------------------------------------------------------------
@@ -106,6 +108,10 @@ def finetuning_batches(
     order, replay_order, change, wording, mixing = (np.random.default_rng([seed, stream]) for stream in range(5))
     taught = endless(conversations, recipe.turns, order)
     repeated = (replayed[i] for _ in count() for i in replay_order.permutation(len(replayed)))
+
+    def encoded(piece: Sequence[Conversation]) -> dict[str, Batch]:
+        return {"train": family.encode(processor, piece, recipe.label_mode, recipe.eos)}
+
     while True:
         drawn = list(islice(taught, drawn_at_once - repeated_at_once))
         if exams:
@@ -116,8 +122,7 @@ def finetuning_batches(
         by_length = np.argsort(family.token_counts(processor, drawn), kind="stable")
         for start in mixing.permutation(range(0, len(drawn), recipe.batch_size)):
             batch = [drawn[i] for i in sorted(by_length[start : start + recipe.batch_size])]
-            parts = pieces(batch, recipe.micro_batch)
-            yield marked(batch, [{"train": family.encode(processor, p, recipe.label_mode, recipe.eos)} for p in parts])
+            yield pieces(batch, recipe.micro_batch, encoded)
 
 
 def _augmented(conversation: Conversation, augment, rng: np.random.Generator) -> Conversation:
@@ -157,12 +162,14 @@ def unlearning_batches(
     rngs = {name: np.random.default_rng([seed, number]) for name, number in ORDERS.items()}
     beside = {name: endless(sets[name], 1, rngs[name]) for name in ORDERS}
 
-    def encoded(name: str, drawn: Sequence[Conversation]) -> Batch:
-        mine = [streams[name].changed(c) for c in drawn]
-        batch = family.encode(processor, mine, recipe.label_mode, recipe.eos)
-        if stored is not None and name in method.needs.reference:
-            batch["stored_log_probs"] = pad_sequence([stored[question] for question in mine], batch_first=True)
-        return batch
+    def encoded(names: Sequence[str], piece: Sequence[Mapping[str, Conversation]]) -> dict[str, Batch]:
+        batches = {}
+        for name, stream in ((name, streams[name]) for name in names):
+            asked = [stream.changed(row[stream.set]) for row in piece]
+            batches[name] = family.encode(processor, asked, recipe.label_mode, recipe.eos)
+            if stored is not None and name in method.needs.reference:
+                batches[name]["stored_log_probs"] = pad_sequence([stored[one] for one in asked], batch_first=True)
+        return batches
 
     while True:
         for names in method.all_passes:
@@ -173,7 +180,5 @@ def unlearning_batches(
                 for other in dict.fromkeys(streams[name].set for name in names[1:]):
                     if other != first:
                         drawn[other] = list(islice(beside[other], len(drawn[first])))
-                parts = {of: pieces(batch, recipe.micro_batch) for of, batch in drawn.items()}
-                numbers = range(len(parts[first]))
-                each = [{name: encoded(name, parts[streams[name].set][number]) for name in names} for number in numbers]
-                yield marked(drawn[first], each)
+                rows = [dict(zip(drawn, row, strict=True)) for row in zip(*drawn.values(), strict=True)]
+                yield pieces(rows, recipe.micro_batch, partial(encoded, names))

@@ -16,13 +16,19 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate import PartialState
 from accelerate.utils import reduce, send_to_device
 from torch import Tensor
 from transformers import get_scheduler
 
 from mllmu_nb import pinning
-from mllmu_nb.batches import Batch, finetuning_batches, finetuning_steps, unlearning_batches, unlearning_steps
+from mllmu_nb.batches import (
+    Batch,
+    finetuning_batches,
+    finetuning_steps,
+    processes,
+    unlearning_batches,
+    unlearning_steps,
+)
 from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.errors import KitError, choose
 from mllmu_nb.models import families
@@ -103,7 +109,7 @@ def train(
     :class:`TrainingDiverged` when the loss is no number or ``rise`` nats above its first value.
     """
     torch.manual_seed(seed)
-    state, autocast = PartialState(cpu=not torch.cuda.is_available()), _autocast(recipe, model.device)
+    state, autocast = processes(), _autocast(recipe, model.device)
     kept = checkpoint or Checkpoint()
     if state.num_processes > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         shard(model, recipe)
@@ -177,7 +183,7 @@ def back_propagate(
         tokens += sum(int(batch.counts.sum()) for batch in step.asked.values()) if share else 0
     table = torch.tensor([list(row.values()) for row in values], dtype=torch.float64)
     mean = (torch.tensor(shares, dtype=torch.float64) @ table).float()
-    if PartialState(cpu=not torch.cuda.is_available()).num_processes > 1:
+    if processes().num_processes > 1:
         mean = over_processes(mean.to(model.device), trained.values())
     return dict(zip(values[0], mean.tolist(), strict=True)), tokens
 
@@ -186,8 +192,8 @@ def weights(pieces: Sequence[Mapping[str, Batch]], device: torch.device) -> tupl
     """What each of this process's pieces counts for, such that the mean over the processes is that over the batch: its
     share of the rows, times the processes; and the supervised tokens a row of the batch has in each stream. Of a batch
     in one piece the latter are left out: it has its own."""
-    processes = PartialState(cpu=not torch.cuda.is_available()).num_processes
-    if len(pieces) == processes == 1:
+    count = processes().num_processes
+    if len(pieces) == count == 1:
         return [1.0], {}
     rows = [0 if "repeated" in first else len(first["labels"]) for first in (next(iter(p.values())) for p in pieces)]
     tokens = [
@@ -195,9 +201,9 @@ def weights(pieces: Sequence[Mapping[str, Batch]], device: torch.device) -> tupl
         for name in pieces[0]
     ]
     counts = torch.tensor([sum(rows), *tokens], dtype=torch.float32, device=device)
-    everywhere, *by_stream = (reduce(counts, "sum") if processes > 1 else counts).tolist()
-    per_row = {name: count / everywhere for name, count in zip(pieces[0], by_stream, strict=True)}
-    return [processes * count / everywhere for count in rows], per_row
+    everywhere, *by_stream = (reduce(counts, "sum") if count > 1 else counts).tolist()
+    per_row = {name: number / everywhere for name, number in zip(pieces[0], by_stream, strict=True)}
+    return [count * number / everywhere for number in rows], per_row
 
 
 def over_processes(terms: Tensor, trained: Iterable[Tensor]) -> Tensor:

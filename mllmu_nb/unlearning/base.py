@@ -291,11 +291,8 @@ def register(method: type[Method]) -> type[Method]:
     choose(f"reference_model of {method.name}", method.reference_model, REFERENCE_MODELS)
     for name in (*method.needs.reference, *method.needs.everywhere, *(n for names in method.passes for n in names)):
         choose(f"stream of {method.name}", name, method.streams)
-    if (
-        method.needs.reference
-        and method.reference_model != "vanilla"
-        and (method.needs.hidden or method.needs.everywhere)
-    ):
+    other = method.needs.reference and method.reference_model != "vanilla"
+    if other and (method.needs.hidden or method.needs.everywhere):
         raise KitError(f"{method.name}: of {method.reference_model} only the log-probabilities of answers are kept")
     for name, stream in method.streams.items():
         choose(f"set of {method.name}'s stream {name}", stream.set, SETS)
