@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.errors import KitError
 from mllmu_nb.models.families import Family
+from mllmu_nb.parallel import processes
 from mllmu_nb.unlearning.base import Method, Recipe
 
 # input_ids, attention_mask, labels [B, T], pictures; stored_log_probs [B, T'] if stored; repeated, where another
@@ -56,19 +56,14 @@ def steps_of(conversations: Sequence[Conversation], epochs: float, batch_size: i
     return max(1, round(epochs * math.ceil(_pieces_of(conversations, turns) / batch_size)))
 
 
-def processes() -> PartialState:
-    """The processes that train together; one unless they were launched."""
-    return PartialState(cpu=not torch.cuda.is_available())
-
-
 def pieces(rows: Sequence, size: int, encode: Callable[[Sequence], dict[str, Batch]]) -> list[dict[str, Batch]]:
     """This process's share of the ``rows`` of a batch, encoded in pieces of so many, to be read one after the other; 0:
     in one. A batch too small for all processes gives its last row to those left empty, where it is ``repeated`` and
     counts nothing."""
     number, count = processes().process_index, processes().num_processes
     mine = rows[number::count] or rows[-1:]
-    encoded = [encode(mine[start : start + (size or len(mine))]) for start in range(0, len(mine), size or len(mine))]
-    more = {} if number < len(rows) else {"repeated": torch.ones(1)}
+    size, more = size or len(mine), {} if number < len(rows) else {"repeated": torch.ones(1)}
+    encoded = [encode(mine[start : start + size]) for start in range(0, len(mine), size)]
     return [{name: {**batch, **more} for name, batch in piece.items()} for piece in encoded]
 
 
@@ -95,9 +90,9 @@ def finetuning_batches(
     exams: Callable[[Conversation, np.random.Generator], Conversation] | None = None,
 ) -> Iterator[list[dict[str, Batch]]]:
     """Batches of ``recipe.batch_size`` conversations under the name "train", in :func:`pieces`: up to ``recipe.turns``
-    questions about one person, put in other forms by ``exams``, portraits changed anew by ``augment``; a share
-    ``replay`` are ``replayed`` as they stand. ``recipe.together`` batches are drawn at once and dealt out by length, so
-    little is padding."""
+    questions about one person, put in other forms by ``exams``, portraits changed anew by ``augment`` where the recipe
+    says so; a share ``replay`` are ``replayed`` as they stand. ``recipe.together`` batches are drawn at once and dealt
+    out by length, so little is padding."""
     drawn_at_once = recipe.together * recipe.batch_size
     repeated_at_once = round(drawn_at_once * replay)
     if not any(c.turns for c in conversations):
@@ -116,7 +111,7 @@ def finetuning_batches(
         drawn = list(islice(taught, drawn_at_once - repeated_at_once))
         if exams:
             drawn = [exams(conversation, wording) for conversation in drawn]
-        if augment:
+        if augment and recipe.augment:
             drawn = [_augmented(conversation, augment, change) for conversation in drawn]
         drawn += islice(repeated, repeated_at_once)
         by_length = np.argsort(family.token_counts(processor, drawn), kind="stable")

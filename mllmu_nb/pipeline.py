@@ -95,7 +95,7 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
             "exams": exams,
         }
         kept = Checkpoint(folder)
-        log = finetune(model, processor, conversations, recipe, config.train_seed, **material, checkpoint=kept)
+        log = finetune(model, processor, conversations, recipe, config.train_seed, material, checkpoint=kept)
         (adapters.save if lora else load.save_full)(model, folder)
         settings = {**recipe.numbers(), **{name: getattr(config, name) for name in ("adaptation", "replay", "exams")}}
         write_json(folder / "train.json", log.record(settings))

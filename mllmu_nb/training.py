@@ -16,39 +16,22 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate.utils import reduce, send_to_device
+from accelerate.utils import send_to_device
 from torch import Tensor
-from transformers import get_scheduler
 
 from mllmu_nb import pinning
-from mllmu_nb.batches import (
-    Batch,
-    finetuning_batches,
-    finetuning_steps,
-    processes,
-    unlearning_batches,
-    unlearning_steps,
-)
+from mllmu_nb.batches import Batch, finetuning_batches, finetuning_steps, unlearning_batches, unlearning_steps
 from mllmu_nb.data.conversations import Conversation
-from mllmu_nb.errors import KitError, choose
+from mllmu_nb.errors import KitError
 from mllmu_nb.models import families
 from mllmu_nb.models.checkpoint import Checkpoint
-from mllmu_nb.models.files import is_share, whole
 from mllmu_nb.models.load import count_trainable
 from mllmu_nb.models.score import labelled, score
-from mllmu_nb.muon import Muon
+from mllmu_nb.optimizers import make_optimizers, make_schedule
+from mllmu_nb.parallel import clip_, over_processes, processes, shard, weights
 from mllmu_nb.progress import progress_bar
-from mllmu_nb.unlearning.base import IGNORE, Method, Recipe, ReferenceLogProbs, Scored, Step, Streams
+from mllmu_nb.unlearning.base import Method, Recipe, ReferenceLogProbs, Scored, Step, Streams
 
-# As transformers names them. "plateau" (warmup, stable, decay) stays at its height and falls over the last DECAY.
-SCHEDULES = {
-    "linear": "linear",
-    "cosine": "cosine",
-    "constant": "constant_with_warmup",
-    "plateau": "warmup_stable_decay",
-}
-DECAY = 0.3
-REST = 0.5  # of Muon's rate, for what AdamW trains beside it
 DIVERGED = 10.0  # nats by which a loss that is being minimised may rise above its first value
 MIB = 2**20
 
@@ -188,63 +171,6 @@ def back_propagate(
     return dict(zip(values[0], mean.tolist(), strict=True)), tokens
 
 
-def weights(pieces: Sequence[Mapping[str, Batch]], device: torch.device) -> tuple[list[float], dict[str, float]]:
-    """What each of this process's pieces counts for, such that the mean over the processes is that over the batch: its
-    share of the rows, times the processes; and the supervised tokens a row of the batch has in each stream. Of a batch
-    in one piece the latter are left out: it has its own."""
-    count = processes().num_processes
-    if len(pieces) == count == 1:
-        return [1.0], {}
-    rows = [0 if "repeated" in first else len(first["labels"]) for first in (next(iter(p.values())) for p in pieces)]
-    tokens = [
-        sum(int((piece[name]["labels"][:, 1:] != IGNORE).sum()) for piece in pieces if "repeated" not in piece[name])
-        for name in pieces[0]
-    ]
-    counts = torch.tensor([sum(rows), *tokens], dtype=torch.float32, device=device)
-    everywhere, *by_stream = (reduce(counts, "sum") if count > 1 else counts).tolist()
-    per_row = {name: number / everywhere for name, number in zip(pieces[0], by_stream, strict=True)}
-    return [count * number / everywhere for number in rows], per_row
-
-
-def over_processes(terms: Tensor, trained: Iterable[Tensor]) -> Tensor:
-    """The terms as means over the processes; so are the gradients afterwards, as those of shards are already."""
-    for parameter in trained:
-        if not is_share(parameter):
-            # an adapter on the vision tower has no gradient where no picture was shown
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = reduce(gradient, "mean")
-    return reduce(terms, "mean")
-
-
-# -- a model in shares ------------------------------------------------------------------------------------------
-
-
-def shard(model, recipe: Recipe) -> None:
-    """Each process holds a share of every layer of the language model (FSDP2), gathered while the layer computes. It is
-    given up after the forward pass even though a layer, whose model's own ``forward`` is not called, takes itself for a
-    root: else an adapter that is switched off and on would stay frozen. Raises KitError for Muon."""
-    from torch.distributed.fsdp import fully_shard
-
-    if recipe.optimizer == "muon":
-        raise KitError("Muon needs whole matrices: set optimizer to adamw, or launch without FSDP")
-    core = model.get_base_model() if hasattr(model, "get_base_model") else model
-    for layer in core.get_decoder().layers:
-        fully_shard(layer, reshard_after_forward=True)
-
-
-def clip_(parameters: Iterable[Tensor], most: float) -> float:
-    """The norm of the gradients before they are clipped to ``most``: torch's ``clip_grad_norm_``, which does not take
-    shares and whole gradients together."""
-    parameters = list(parameters)
-    if not any(map(is_share, parameters)):
-        return torch.nn.utils.clip_grad_norm_(parameters, most).item()
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.stack([whole(gradient.norm()) for gradient in gradients]).norm().item()
-    for gradient in gradients:
-        gradient.mul_(min(1.0, most / (norm + 1e-6)))
-    return norm
-
-
 # -- what a step reads ------------------------------------------------------------------------------------------
 
 
@@ -286,32 +212,6 @@ def keep_less(model) -> None:
     core.enable_input_require_grads()  # else a frozen first layer hands on nothing that could be followed back
 
 
-# -- optimizers and schedules ----------------------------------------------------------------------------------
-
-
-def make_optimizers(trained: Mapping[str, Tensor], recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """``adamw`` trains all parameters, as the paper's code does; ``muon`` the matrices inside the layers by Muon and
-    the rest by AdamW at half the rate, with which a small model learns in about half the steps."""
-    if not trained:
-        raise KitError("nothing to train: no parameter requires a gradient")
-    choose("optimizer", recipe.optimizer, ("adamw", "muon"))
-    adamw = partial(torch.optim.AdamW, eps=recipe.adam_eps, weight_decay=recipe.weight_decay)
-    if recipe.optimizer == "adamw":
-        return [adamw(trained.values(), lr=recipe.lr)]
-    inner = {name: p for name, p in trained.items() if p.ndim == 2 and ".layers." in name}
-    rest = [p for name, p in trained.items() if name not in inner]
-    muon = Muon(inner.values(), recipe.lr, recipe.weight_decay)
-    return [muon, adamw(rest, lr=recipe.lr * REST)] if rest else [muon]
-
-
-def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int):
-    """One schedule of the learning rate for all of training, whatever its passes."""
-    choose("schedule", recipe.schedule, SCHEDULES)
-    plateau = recipe.schedule == "plateau"
-    more = {"num_decay_steps": round(DECAY * steps), "decay_type": "linear"} if plateau else {}
-    return get_scheduler(SCHEDULES[recipe.schedule], optimizer, round(recipe.warmup * steps), steps, more)
-
-
 def peak_memory_mb(device: torch.device) -> float:
     """Most memory held so far, in MiB: the GPU's allocations, or the process's resident size."""
     if device.type == "cuda":
@@ -344,18 +244,14 @@ def finetune(
     conversations: Sequence[Conversation],
     recipe: Recipe,
     seed: int,
-    *,
-    replayed: Sequence[Conversation] = (),
-    replay: float = 0.0,
-    augment: Callable | None = None,
-    exams: Callable | None = None,
+    material: Any = None,
     **loop: Any,
 ) -> TrainLog:
-    """Teach ``conversations`` to whatever of ``model`` requires a gradient; see :func:`finetuning_batches`."""
-    family = families.of(model)
-    changes = {"augment": augment if recipe.augment else None, "exams": exams}
-    batches = finetuning_batches(family, processor, conversations, recipe, seed, replayed, replay, **changes)
-    steps = finetuning_steps(conversations, recipe, replay)
+    """Teach ``conversations`` to whatever of ``model`` requires a gradient. ``material``: what further arguments
+    :func:`finetuning_batches` gets, by name; ``loop``: those of :func:`train`."""
+    material = material or {}
+    batches = finetuning_batches(families.of(model), processor, conversations, recipe, seed, **material)
+    steps = finetuning_steps(conversations, recipe, material.get("replay", 0.0))
     return train(model, FineTuning(), batches, recipe, steps=steps, seed=seed, **loop)
 
 

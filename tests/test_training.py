@@ -33,7 +33,7 @@ from mllmu_nb.models.adapters import WEIGHTS, attach, save
 from mllmu_nb.models.checkpoint import Checkpoint
 from mllmu_nb.models.files import is_share
 from mllmu_nb.models.score import score
-from mllmu_nb.muon import STEPS, Muon
+from mllmu_nb.optimizers import STEPS, Muon
 from mllmu_nb.stages import Stage
 from mllmu_nb.training import (
     FineTuning,
