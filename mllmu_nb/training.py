@@ -85,7 +85,7 @@ def train(
     """Minimise ``method.loss`` for ``steps`` optimizer steps over what requires a gradient.
 
     A step takes one item of ``batches``, a list of pieces that are dicts of named batches; a piece counts such that a
-    mean over answers, or over tokens, is that of the whole batch (:func:`weights`). The learning rate goes on every
+    mean over answers, or over tokens, is that of the whole batch (:func:`~mllmu_nb.parallel.weights`). The learning rate goes on every
     ``rate_every`` steps; ``after_step`` (step, model) is called after each, and its time does not count. A training
     that ``checkpoint`` holds is gone on with. Where ``beyond`` is above ``steps`` training goes on to so many, for what
     ``after_step`` does: what happens there is not in the log, and if it diverges it ends. Raises
@@ -178,7 +178,7 @@ def scored(
     model, batches: Mapping[str, Batch], method: Method, autocast: torch.autocast, per_row: Mapping[str, float] = {}
 ) -> Step:
     """The step of ``batches``, each scored by ``model`` when it is first read; its reference is what a batch has stored
-    of another model, else the model with its adapter switched off. ``per_row``: see :func:`weights`."""
+    of another model, else the model with its adapter switched off. ``per_row``: see :func:`~mllmu_nb.parallel.weights`."""
 
     def read(name: str) -> Scored:
         with autocast:
@@ -239,17 +239,10 @@ def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
 
 
 def finetune(
-    model,
-    processor,
-    conversations: Sequence[Conversation],
-    recipe: Recipe,
-    seed: int,
-    material: Any = None,
-    **loop: Any,
+    model, processor, conversations: Sequence[Conversation], recipe: Recipe, seed: int, material: Mapping = {}, **loop
 ) -> TrainLog:
     """Teach ``conversations`` to whatever of ``model`` requires a gradient. ``material``: what further arguments
     :func:`finetuning_batches` gets, by name; ``loop``: those of :func:`train`."""
-    material = material or {}
     batches = finetuning_batches(families.of(model), processor, conversations, recipe, seed, **material)
     steps = finetuning_steps(conversations, recipe, material.get("replay", 0.0))
     return train(model, FineTuning(), batches, recipe, steps=steps, seed=seed, **loop)
