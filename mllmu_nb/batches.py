@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mllmu_nb.data.conversations import Conversation
+from mllmu_nb.data.conversations import Conversation, Sets
 from mllmu_nb.errors import KitError
 from mllmu_nb.models.families import Family
 from mllmu_nb.parallel import processes
@@ -128,7 +128,7 @@ def _augmented(conversation: Conversation, augment, rng: np.random.Generator) ->
 # -- unlearning -------------------------------------------------------------------------------------------------
 
 
-def unlearning_steps(method: Method, recipe: Recipe, sets: Mapping[str, Sequence[Conversation]]) -> int:
+def unlearning_steps(method: Method, recipe: Recipe, sets: Sets) -> int:
     """Optimizer steps of unlearning: those of the recipe, or of its epochs over the first stream of each pass. Raises
     KitError for a method with passes that is not given whole epochs."""
     if method.passes and (recipe.steps or recipe.epochs != int(recipe.epochs)):
@@ -139,13 +139,7 @@ def unlearning_steps(method: Method, recipe: Recipe, sets: Mapping[str, Sequence
 
 
 def unlearning_batches(
-    family: Family,
-    processor: Any,
-    method: Method,
-    sets: Mapping[str, Sequence[Conversation]],
-    recipe: Recipe,
-    seed: int,
-    stored: Mapping[Conversation, Tensor] | None = None,
+    family: Family, processor, method: Method, sets: Sets, recipe: Recipe, seed: int, stored: Mapping | None = None
 ) -> Iterator[list[dict[str, Batch]]]:
     """The streams of ``method``, single questions, in :func:`pieces` of a batch, without an end: an epoch asks each
     question of a pass's first set once, in a seeded order, beside as many of any other set. ``stored``: the

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mllmu_nb import pinning
 from mllmu_nb.batches import Batch, finetuning_batches, finetuning_steps, unlearning_batches, unlearning_steps
-from mllmu_nb.data.conversations import Conversation
+from mllmu_nb.data.conversations import Conversation, Sets
 from mllmu_nb.errors import KitError
 from mllmu_nb.models import families
 from mllmu_nb.models.checkpoint import Checkpoint
@@ -85,10 +85,10 @@ def train(
     """Minimise ``method.loss`` for ``steps`` optimizer steps over what requires a gradient.
 
     A step takes one item of ``batches``, a list of pieces that are dicts of named batches; a piece counts such that a
-    mean over answers, or over tokens, is that of the whole batch (:func:`~mllmu_nb.parallel.weights`). The learning rate goes on every
-    ``rate_every`` steps; ``after_step`` (step, model) is called after each, and its time does not count. A training
-    that ``checkpoint`` holds is gone on with. Where ``beyond`` is above ``steps`` training goes on to so many, for what
-    ``after_step`` does: what happens there is not in the log, and if it diverges it ends. Raises
+    mean over answers, or over tokens, is that of the whole batch (``parallel.weights``). The learning rate goes on
+    every ``rate_every`` steps; ``after_step`` (step, model) is called after each, and its time does not count. A
+    training that ``checkpoint`` holds is gone on with. Where ``beyond`` is above ``steps`` training goes on to so many,
+    for what ``after_step`` does: what happens there is not in the log, and if it diverges it ends. Raises
     :class:`TrainingDiverged` when the loss is no number or ``rise`` nats above its first value.
     """
     torch.manual_seed(seed)
@@ -178,7 +178,7 @@ def scored(
     model, batches: Mapping[str, Batch], method: Method, autocast: torch.autocast, per_row: Mapping[str, float] = {}
 ) -> Step:
     """The step of ``batches``, each scored by ``model`` when it is first read; its reference is what a batch has stored
-    of another model, else the model with its adapter switched off. ``per_row``: see :func:`~mllmu_nb.parallel.weights`."""
+    of another model, else the model with its adapter switched off. ``per_row``: see ``parallel.weights``."""
 
     def read(name: str) -> Scored:
         with autocast:
@@ -249,14 +249,7 @@ def finetune(
 
 
 def unlearn(
-    model,
-    processor,
-    method: Method,
-    sets: Mapping[str, Sequence[Conversation]],
-    recipe: Recipe,
-    seed: int,
-    stored: Mapping[Conversation, Tensor] | None = None,
-    **loop: Any,
+    model, processor, method: Method, sets: Sets, recipe: Recipe, seed: int, stored: Mapping | None = None, **loop: Any
 ) -> TrainLog:
     """Run ``method`` on a model that carries a fresh adapter, on the conversations of the ``sets`` forget and retain.
     Of a reference other than the model without its adapter, the log-probabilities are ``stored``
