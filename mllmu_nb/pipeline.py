@@ -88,14 +88,9 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
         modalities = MODALITIES if config.train_modality == "both" else [config.train_modality]
         conversations = [c for modality in modalities for c in training_conversations(people, modality)]
         exams = Exams(people, config.exams) if config.exams else None
-        material: dict[str, Any] = {
-            "replayed": replayed,
-            "replay": config.replay,
-            "augment": changed_portrait,
-            "exams": exams,
-        }
-        kept = Checkpoint(folder)
-        log = finetune(model, processor, conversations, recipe, config.train_seed, material, checkpoint=kept)
+        material: dict[str, Any] = {"replayed": replayed, "replay": config.replay, "augment": changed_portrait}
+        how = {"material": {**material, "exams": exams}, "checkpoint": Checkpoint(folder)}
+        log = finetune(model, processor, conversations, recipe, config.train_seed, **how)
         (adapters.save if lora else load.save_full)(model, folder)
         settings = {**recipe.numbers(), **{name: getattr(config, name) for name in ("adaptation", "replay", "exams")}}
         write_json(folder / "train.json", log.record(settings))

@@ -201,17 +201,13 @@ def labels(configs: Sequence[Config]) -> dict[str, str]:
     """Run id → the model as tables call it, and the parameters in which the runs differ."""
     from mllmu_nb.reporting.runs import label
 
-    values = {config.run_id: {**config.parameters(), **config.settings} for config in configs}
-    given = dict.fromkeys(name for config in configs for name in config.given() if name not in MODEL)
-    varied = [
-        name for name in given if len({str(own[name]) for own in values.values() if own.get(name) is not None}) > 1
-    ]
-    return {
-        run_id: ", ".join(
-            [label(*map(own.get, MODEL)), *(f"{name} {own[name]}" for name in varied if own.get(name) is not None)]
-        )
-        for run_id, own in values.items()
-    }
+    parameters = {config.run_id: {**config.parameters(), **config.settings} for config in configs}
+    shown: dict[str, list[str]] = {run_id: [label(*map(own.get, MODEL))] for run_id, own in parameters.items()}
+    for name in dict.fromkeys(name for config in configs for name in config.given() if name not in MODEL):
+        values = {run_id: own[name] for run_id, own in parameters.items() if own.get(name) is not None}
+        for run_id, value in values.items() if len(set(map(str, values.values()))) > 1 else ():
+            shown[run_id].append(f"{name} {value}")
+    return {run_id: ", ".join(words) for run_id, words in shown.items()}
 
 
 def notebook_for(config: Config) -> Path:
@@ -253,9 +249,9 @@ class Job:
 
     @cached_property
     def vanilla(self) -> Path | None:
-        """The folder of the vanilla model that the run starts from; None for base and oracle, and where it is given."""
-        given = self.config.method in ("base", "oracle") or self.config.vanilla_path
-        return None if given else pipeline.finetuned(self.config).folder
+        """The folder of the vanilla model that the run starts from, if any."""
+        stage = pipeline.starting_point(self.config)
+        return stage and stage.folder
 
     def start(self, threads: int) -> None:
         """Starts papermill on the notebook, in the notebook's folder, with the parameters that were given."""
@@ -280,10 +276,9 @@ class Job:
             return f"{error['ename']}: {' '.join(error['evalue'].split()) or 'in a cell that checks the result'}"
         except (OSError, ValueError, LookupError, TypeError, StopIteration):
             pass  # papermill was stopped before it wrote the notebook, or while it did
-        lines = (
-            self.log.read_text(encoding="utf-8", errors="replace").strip().split("\n") if self.log.exists() else [""]
-        )
-        return f"its kernel was killed, {MEMORY}" if "DeadKernelError" in lines[-1] else lines[-1] or "its log is empty"
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        last = text.strip().split("\n")[-1]
+        return f"its kernel was killed, {MEMORY}" if "DeadKernelError" in last else last or "its log is empty"
 
 
 def execute(jobs: Sequence[Job], at_once: int) -> dict[str, str]:
