@@ -1,9 +1,10 @@
-"""What a run is made from: its people and its base model, read, checked and hashed; and where it will lie."""
+"""What a run is made from: its people and its base model, read, checked and hashed; what is said about it."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mllmu_nb import paths
-from mllmu_nb.config import YOURS, Config, public, stable_hash
+from mllmu_nb.config import YOURS, Config, departures, public, stable_hash
 from mllmu_nb.data import generate, hub, portraits
 from mllmu_nb.data.schema import SETS, Population, Profile
 from mllmu_nb.data.text.people import read_profiles
@@ -19,7 +20,7 @@ from mllmu_nb.data.text.questions import population_from_text
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import draws as drawing
 from mllmu_nb.models import download, families
-from mllmu_nb.models.files import ASSETS, check_adapter, check_model, check_shipped
+from mllmu_nb.models.files import ASSETS, check_adapter, check_model, check_shipped, commit
 from mllmu_nb.scoring.frames import people_frames
 from mllmu_nb.stages import RECORD, digest, is_whole, lock, read_json, state
 
@@ -225,3 +226,40 @@ def check_comparable(configs: Sequence[Config]) -> None:
                 f"runs {other} and {run_id} are about different people and cannot stand in one table: "
                 "move one of them away, or set MLLMU_NB_OUT to another folder"
             )
+
+
+# -- what is said about it --------------------------------------------------------------------------------------
+
+
+def record_of(config: Config) -> dict[str, Any]:
+    """Parameters, deviations from the protocol, hashes and commits, without what is empty."""
+    record = {
+        "scale": config.scale,
+        "base_label": family(config).label,
+        "parameters": config.parameters(),
+        "deviations": {name: list(pair) for name, pair in config.deviations().items()},  # the protocol's, the run's
+        "data_hash": data_hash(config),
+        "base_hash": base_hash(config),
+        "data_revisions": population(config).notes.get("revisions"),  # of the hub's data
+        "base_commit": commit(base_source(config), config.base_revision),
+        "departures": departures() if config.protocol == "upstream" else [],
+        "vanilla_commit": commit(config.vanilla_path, config.vanilla_revision) if config.vanilla_path else "",
+    }
+    return {name: value for name, value in record.items() if value or name == "deviations"}
+
+
+def counts(config: Config, sets: Sequence[str]) -> dict[str, Any]:
+    """Whom a run is asked about, and how much."""
+    known = population(config)
+    asked = {}
+    for name in sets:
+        kinds = Counter(f"{item.question.task}/{item.question.view}" for item in known.items(name))
+        asked[name] = {"profiles": len(known.members(name)), "questions": kinds.total(), **kinds}
+    plain = (str, int, float, list, dict)
+    return {
+        "people": {kind: len(known.of_kind(kind)) for kind in ("fictitious", "pool", "celebrity")},
+        "forget_ids": list(known.forget_ids),
+        "sets": asked,
+        "fine_tuning_pairs": sum(len(person.qa) for person in taught(known, "vanilla")),
+        "notes": {key: value for key, value in known.notes.items() if isinstance(value, plain)},
+    }

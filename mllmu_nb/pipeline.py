@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import time
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -23,7 +22,7 @@ import pandas as pd
 
 from mllmu_nb import after as after_steps
 from mllmu_nb import paths, pinning, progress
-from mllmu_nb.config import YOURS, Config, departures
+from mllmu_nb.config import YOURS, Config
 from mllmu_nb.data import generate, portraits
 from mllmu_nb.data.conversations import MODALITIES, Conversation, training_conversations
 from mllmu_nb.data.exams import Exams
@@ -37,6 +36,7 @@ from mllmu_nb.inputs import (  # noqa: F401  what notebooks and commands ask for
     base_source,
     check,
     check_comparable,
+    counts,
     data_hash,
     draws_of,
     family,
@@ -45,12 +45,12 @@ from mllmu_nb.inputs import (  # noqa: F401  what notebooks and commands ask for
     hash_of,
     hash_of_model,
     population,
+    record_of,
     run_folder,
     taught,
     unread,
     write_people,
 )
-from mllmu_nb.models.files import commit
 from mllmu_nb.processes import end_with_parent
 from mllmu_nb.scoring import anchor
 from mllmu_nb.scoring.utility import FILE as UTILITY
@@ -89,7 +89,7 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
         conversations = [c for modality in modalities for c in training_conversations(people, modality)]
         exams = Exams(people, config.exams) if config.exams else None
         material: dict[str, Any] = {"replayed": replayed, "replay": config.replay, "augment": changed_portrait}
-        how = {"material": {**material, "exams": exams}, "checkpoint": Checkpoint(folder)}
+        how: dict[str, Any] = {"material": {**material, "exams": exams}, "checkpoint": Checkpoint(folder)}
         log = finetune(model, processor, conversations, recipe, config.train_seed, **how)
         (adapters.save if lora else load.save_full)(model, folder)
         settings = {**recipe.numbers(), **{name: getattr(config, name) for name in ("adaptation", "replay", "exams")}}
@@ -361,7 +361,7 @@ def answered(
     }
 
     def record() -> dict[str, Any]:
-        return {"run": config.run_id, "name": name, "limit": limit, **_record(config), **_counts(config, sets)}
+        return {"run": config.run_id, "name": name, "limit": limit, **_record(config), **counts(config, sets)}
 
     made = Stage("answers", inputs, make, _uses(config), record, at or run_folder(config, name))
     return made
@@ -458,9 +458,6 @@ def _begin(bars: Any) -> None:
     progress.send_to(bars)
 
 
-# -- files ------------------------------------------------------------------------------------------------------
-
-
 def write_answers(answers: pd.DataFrame, path: Path) -> None:
     """Answers as zstd. Likelihoods are float64 that hold single precision: split by bytes, half of each is zeros."""
     words = ["set", "task", "view", "scoring", "profile"]
@@ -470,42 +467,10 @@ def write_answers(answers: pd.DataFrame, path: Path) -> None:
     answers.astype(kinds).to_parquet(path, index=False, compression="zstd", **settings)
 
 
-# -- checks, records and keys -----------------------------------------------------------------------------------
-
-
 def _record(config: Config) -> dict[str, Any]:
-    record = {
-        "scale": config.scale,
-        "base_label": family(config).label,
-        "parameters": config.parameters(),
-        "deviations": {name: list(pair) for name, pair in config.deviations().items()},  # the protocol's, the run's
-        "data_hash": data_hash(config),
-        "base_hash": base_hash(config),
-        "data_revisions": population(config).notes.get("revisions"),  # of the hub's data
-        "base_commit": commit(base_source(config), config.base_revision),
-    }
-    if config.protocol == "upstream":
-        record["departures"] = departures()
-    if config.vanilla_path:
-        record["vanilla_commit"] = commit(config.vanilla_path, config.vanilla_revision)
-    if (asked := anchored(config)) and asked.finished:
-        scores = anchor.score(read_json(asked.folder / "anchor.json"))
-        record["anchor"] = {**scores, "published": family(config).anchor}
-    return {name: value for name, value in record.items() if value or name == "deviations"}
-
-
-def _counts(config: Config, sets: Sequence[str]) -> dict[str, Any]:
-    """Whom a run is asked about, and how much."""
-    known = population(config)
-    counts = {}
-    for name in sets:
-        kinds = Counter(f"{item.question.task}/{item.question.view}" for item in known.items(name))
-        counts[name] = {"profiles": len(known.members(name)), "questions": kinds.total(), **kinds}
-    plain = (str, int, float, list, dict)
-    return {
-        "people": {kind: len(known.of_kind(kind)) for kind in ("fictitious", "pool", "celebrity")},
-        "forget_ids": list(known.forget_ids),
-        "sets": counts,
-        "fine_tuning_pairs": sum(len(person.qa) for person in taught(known, "vanilla")),
-        "notes": {key: value for key, value in known.notes.items() if isinstance(value, plain)},
-    }
+    """What is said about a model that was made: its inputs, and how the vanilla model that was released answered."""
+    stage = anchored(config)
+    if not (stage and stage.finished):
+        return record_of(config)
+    scores = anchor.score(read_json(stage.folder / "anchor.json"))
+    return {**record_of(config), "anchor": {**scores, "published": family(config).anchor}}
