@@ -10,7 +10,6 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -212,14 +211,38 @@ class Config(BaseModel):
     @property
     def training(self) -> Recipe:
         """The recipe of vanilla and oracle."""
-        preset = Recipe(**_presets(self.scale)["training"][self.adaptation])
-        return self._with_words(Recipe(lr=self.train_lr, steps=self.train_steps or None).over(preset))
+        return Recipe(**{name: value for name, (value, _) in self.numbers("training").items()})
 
     @property
     def unlearning(self) -> Recipe:
         """The recipe of unlearning by ``method``."""
-        own: dict[str, Any] = {"lr": self.unlearn_lr, "steps": self.unlearn_steps, "epochs": self.unlearn_epochs}
-        return self._with_words(replace(self._unlearning_preset, **own))
+        return Recipe(**{name: value for name, (value, _) in self.numbers("unlearning").items()})
+
+    def numbers(self, kind: Literal["training", "unlearning"]) -> dict[str, tuple[Any, str]]:
+        """Of a recipe, name → value and who says so: the preset of the scale, the method, the protocol, or whoever set
+        it by hand; who speaks later counts."""
+        numbers, given, prefix = self._preset(kind), self._given, "train_" if kind == "training" else "unlearn_"
+        for name, (value, source) in self.words().items():
+            if name in numbers:
+                numbers[name] = (numbers[name][0] if value is None else value, source)
+        for name in ("schedule", "precision", "micro_batch", "checkpointing"):
+            if given[name] and given[name] != numbers[name][0]:
+                numbers[name] = (given[name], BY_HAND)
+        declared = self._method_class.recipe(self.scale, self.modality) if kind == "unlearning" else Recipe()
+        if declared.label_mode not in (None, self.label_mode) and given["label_mode"] is None:
+            numbers["label_mode"] = (declared.label_mode, IN_FILE)
+        own = {name: getattr(self, prefix + name, 0) for name in ("lr", *LENGTHS)}
+        for names in ({"lr"}, LENGTHS):
+            by_hand = any(given.get(prefix + name) is not None for name in names)
+            if any(own[name] for name in names):
+                numbers |= {name: (own[name], BY_HAND if by_hand else numbers[name][1]) for name in names}
+        return numbers
+
+    def words(self) -> dict[str, tuple[Any, str]]:
+        """Parameter → its value and who says so, of all that the word ``protocol`` stands for."""
+        said = {name: (getattr(self, name), word["source"]) for name, word in _protocol(self.protocol).items()}
+        usual = self._usual_words()
+        return {name: (value, source if value == usual[name] else BY_HAND) for name, (value, source) in said.items()}
 
     def parameters(self) -> dict[str, Any]:
         """All parameters as plain values, resolved, in their order."""
@@ -255,12 +278,26 @@ class Config(BaseModel):
     def _method_class(self) -> type[Method]:
         return unlearning.variants(self.method)[self.variant]
 
-    @property
-    def _unlearning_preset(self) -> Recipe:
-        """Of the protocol's variant: another variant in its place has another loss, at the same rate and length. The
-        label_mode is that which the run's own variant declares."""
-        own, preset = self._own_recipe, Recipe(**_presets(self.scale)["unlearning"])
-        return replace(own.over(preset), label_mode=self._method_class.recipe(self.scale, self.modality).label_mode)
+    def _usual_words(self) -> dict[str, Any]:
+        """What the protocol says, for this family and scale."""
+        protocol = _protocol(self.protocol).items()
+        words = {name: word.get(self.base_model, word.get(self.scale, word["value"])) for name, word in protocol}
+        return {**words, "variant": variant_of(self.method, None, self.protocol)}
+
+    def _preset(self, kind: str) -> dict[str, tuple[Any, str]]:
+        """:meth:`numbers` before protocol and parameters have spoken. A method's are those of the protocol's variant:
+        another variant in its place has another loss, at the same rate and length."""
+        presets = _presets(self.scale)
+        general = presets["training"][self.adaptation] if kind == "training" else presets["unlearning"]
+        said = presets["sources"] | presets["sources"].get(kind, {})
+        own = self._own_recipe if kind == "unlearning" else Recipe()
+        stated = dict(own.numbers().items() - Recipe().numbers().items())
+        if LENGTHS & stated.keys():  # one way to say the length replaces the other
+            stated = dict.fromkeys(LENGTHS, 0) | stated
+        known = {
+            name: (value, said.get(name, general["source"])) for name, value in Recipe(**general).numbers().items()
+        }
+        return known | {name: (value, own.source or IN_FILE) for name, value in stated.items()}
 
     @property
     def _own_recipe(self) -> Recipe:
@@ -270,16 +307,6 @@ class Config(BaseModel):
         if self.protocol == "upstream" != usual:
             own = Recipe(epochs=1, lr=own.lr, source=own.source)  # the released code has no such method: one pass
         return own
-
-    def _with_words(self, recipe: Recipe) -> Recipe:
-        """What protocol and parameters say of every training put into a recipe. A label_mode that a method's own recipe
-        declares gives way only to one that was given."""
-        named = ("schedule", "label_mode", "eos", "adapter_reach", "adam_eps", "precision")
-        words = {name: getattr(self, name) for name in named}
-        words |= {name: words[name] or getattr(recipe, name) for name in ("schedule", "precision")}
-        if recipe.label_mode and self._given["label_mode"] is None:
-            words["label_mode"] = recipe.label_mode
-        return replace(recipe, **words, micro_batch=self.micro_batch, checkpointing=self.checkpointing)
 
     def _fill(self, **values: Any) -> None:
         """Gives the fields that are still None these values."""
@@ -292,9 +319,7 @@ class Config(BaseModel):
     def _complete(self) -> None:
         # a vanilla model depends on its replicate's seed alone, so all ratios and forget sets of a replicate share it
         self._fill(data_seed=self.seed, **dict.fromkeys(SEEDS[1:], (self.seed + self.replicate) % 2**32))
-        self._fill(variant=variant_of(self.method, None, self.protocol))
-        for name, word in _protocol(self.protocol).items():
-            self._fill(**{name: word.get(self.base_model, word.get(self.scale, word["value"]))})
+        self._fill(**self._usual_words())
         presets = _presets(self.scale)
         self._fill(**{name: presets[name] for name in ("adaptation", "replay", "exams")})
         if self.adaptation not in presets["training"]:
@@ -304,12 +329,12 @@ class Config(BaseModel):
         self._fill(train_lr=training["lr"], train_steps=training["steps"])
         settings = dict(self.settings)
         if self.trains:
-            preset = self._unlearning_preset
+            preset, own = self._preset("unlearning"), self._own_recipe.settings
             if self.unlearn_steps is None and self.unlearn_epochs is None:
-                self._fill(unlearn_steps=preset.steps, unlearn_epochs=float(preset.epochs))
-            self._fill(unlearn_steps=0, unlearn_epochs=0.0, unlearn_lr=preset.lr)
-            usual = {name: v for name, v in preset.settings.items() if name in self._method_class.hyper_parameters()}
-            settings = {**usual, **settings}
+                self._fill(unlearn_steps=preset["steps"][0], unlearn_epochs=float(preset["epochs"][0]))
+            self._fill(unlearn_steps=0, unlearn_epochs=0.0, unlearn_lr=preset["lr"][0])
+            known = self._method_class.hyper_parameters()
+            settings = {name: value for name, value in own.items() if name in known} | settings
         else:  # the same model whatever they are
             self._set(unlearn_steps=None, unlearn_epochs=None, unlearn_lr=None)
         defaults = setting_names(self.method, self.after, self.variant)
@@ -435,28 +460,14 @@ def sources(config: Config) -> dict[str, str]:
     """Who says so, for every number of both recipes (``training.lr``), every hyper-parameter and every word of the
     protocol. What nobody has published is "unknown, chosen because ..".
     """
-    presets, deviations, given = _presets(config.scale), config.deviations(), config._given
-    known, said = presets["sources"], _protocol(config.protocol)
-    words = {name: BY_HAND if name in deviations else preset["source"] for name, preset in said.items()}
-    known_of_all = words | {name: known[name] if given[name] is None else BY_HAND for name in ("replay", "exams")}
+    given, known = config._given, _presets(config.scale)["sources"]
+    said = {name: source for name, (_, source) in config.words().items()}
+    said |= {name: known[name] if given[name] is None else BY_HAND for name in ("replay", "exams")}
+    kinds: list[Literal["training", "unlearning"]] = ["training", "unlearning"] if config.trains else ["training"]
+    for kind in kinds:
+        said |= {f"{kind}.{name}": source for name, (_, source) in config.numbers(kind).items()}
     own = config._own_recipe if config.trains else Recipe()
-    trainings = [("training", "train_", config.training, Recipe(), presets["training"][config.adaptation])]
-    if config.trains:
-        trainings.append(("unlearning", "unlearn_", config.unlearning, own, presets["unlearning"]))
-    numbers: dict[str, str] = {}
-    for kind, prefix, recipe, stated, general in trainings:
-        ours = _with_lengths({name for name, _ in stated.numbers().items() - Recipe().numbers().items()})
-        by_hand = _with_lengths({name for name in ("lr", *LENGTHS) if given.get(prefix + name) is not None})
-        said = known | known.get(kind, {}) | dict.fromkeys(ours, stated.source or IN_FILE) | words
-        said |= {"label_mode": IN_FILE} if recipe.label_mode != config.label_mode else {}
-        said |= dict.fromkeys(by_hand, BY_HAND)
-        numbers |= {f"{kind}.{name}": said.get(name, general["source"]) for name in recipe.numbers()}
     for name in config.settings:
         source = own.source if own.source and name in own.settings else IN_FILE
-        numbers[f"unlearning.{name}"] = BY_HAND if name in given["settings"] else source
-    return known_of_all | numbers
-
-
-def _with_lengths(names: set[str]) -> set[str]:
-    """With one of the two ways to say how long a recipe is, the other as well."""
-    return names | LENGTHS if names & LENGTHS else names
+        said[f"unlearning.{name}"] = BY_HAND if name in given["settings"] else source
+    return said

@@ -205,13 +205,6 @@ class Recipe:
     settings: Mapping[str, Any] = field(default_factory=dict)  # hyper-parameters of the method at this scale
     source: str = ""  # who says so
 
-    def over(self, preset: Recipe) -> Recipe:
-        """This recipe, completed by ``preset`` where it says nothing. One way to say the length replaces the other."""
-        own = {name: value for name, value in asdict(self).items() if value not in (None, "", {})}
-        if "steps" in own or "epochs" in own:
-            own = {"steps": 0, "epochs": 0, **own}
-        return replace(preset, **own)
-
     def numbers(self) -> dict[str, Any]:
         """The recipe without where it comes from: the same numbers make the same model."""
         return {name: value for name, value in asdict(self).items() if name not in ("source", "settings")}
