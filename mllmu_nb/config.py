@@ -420,16 +420,12 @@ def plain_values(namespace: Mapping[str, Any]) -> dict[str, Any]:
 def public(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """``parameters`` with every path cut down to its last part; names on the hub, which only data_source has, stay."""
 
-    def shown(part: str) -> str:
-        on_hub = part.count("/") == 1 and not part.startswith(("/", ".", "~"))
+    def shown(name: str, part: str) -> str:
+        on_hub = name == "data_source" and part.count("/") == 1 and not part.startswith(("/", ".", "~"))
         return part if on_hub else PurePath(part).name
 
-    values = dict(parameters)
-    for name in PATHS:
-        if values.get(name):
-            cut = shown if name == "data_source" else lambda part: PurePath(part).name
-            values[name] = ",".join(map(cut, values[name].split(",")))
-    return values
+    given = {name: parameters[name].split(",") for name in PATHS if parameters.get(name)}
+    return {**parameters, **{name: ",".join(shown(name, part) for part in parts) for name, parts in given.items()}}
 
 
 def stable_hash(value: Any) -> str:

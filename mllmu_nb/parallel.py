@@ -19,9 +19,7 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-def weights(
-    pieces: Sequence[Mapping[str, Mapping[str, Tensor]]], device: torch.device
-) -> tuple[list[float], dict[str, float]]:
+def weights(pieces: Sequence[Mapping], device: torch.device) -> tuple[list[float], dict[str, float]]:
     """What each of this process's pieces counts for, such that the mean over the processes is that over the batch: its
     share of the rows, times the processes; and the supervised tokens a row of the batch has in each stream. Of a batch
     in one piece the latter are left out: it has its own."""

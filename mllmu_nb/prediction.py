@@ -160,6 +160,7 @@ class Rate(NamedTuple):
 
 
 Rates = Callable[[str], Rate]  # by precision
+Counts = dict[str, float]  # by what is counted
 SHARE = 0.4  # of a device's greatest rate, assumed to be reached
 # An H100's greatest, by its data sheet.
 H100 = {"fp32": Rate(67e12, 3.35e12), "bf16": Rate(989e12, 3.35e12), "fp16": Rate(989e12, 3.35e12)}
@@ -178,9 +179,9 @@ class Estimate:
         self.parameters = self.model.num_parameters()
         self.family = families.of(self.model)
         self.image_tokens = self.family.usual_tokens(shape)
-        self._counted: dict[str, dict[str, float]] = {}  # what was measured, by what it hangs on
+        self._counted: dict[str, Counts] = {}  # what was measured, by what it hangs on
 
-    def answering(self, questions: int, shots: int, precision: str) -> dict[str, float]:
+    def answering(self, questions: int, shots: int, precision: str) -> Counts:
         """GiB while so many questions are answered at once, each after ``shots`` worked examples."""
         text, element = self.shape.text_config, DTYPES[precision].itemsize
         each = self.image_tokens + 2 * self.text
@@ -189,9 +190,7 @@ class Estimate:
         # the examples are read once and lent to every row
         return self._gib(element, {"keys and values": (shots + COPIES * questions) * each * token})
 
-    def training(
-        self, recipe: Recipe, full: bool, method: Method | None = None, quantised: bool = False
-    ) -> dict[str, float]:
+    def training(self, recipe: Recipe, full: bool, method: Method | None = None, quantised: bool = False) -> Counts:
         """GiB while it is trained by ``recipe``, fine-tuned or by ``method``; ``quantised``: on layers in 4 bits."""
         method = method or FineTuning()
         passes = method.all_passes if method.streams else (("train",),)
@@ -207,14 +206,7 @@ class Estimate:
             need["weights"] -= in_bits * (element - NF4) / GIB
         return need
 
-    def step(
-        self,
-        recipe: Recipe,
-        full: bool,
-        method: Method | None = None,
-        names: Sequence[str] = ("train",),
-        shown: bool = True,
-    ) -> dict[str, float]:
+    def step(self, recipe: Recipe, full: bool, method: Method | None = None, names=("train",), shown=True) -> Counts:
         """``peak`` bytes, ``flops`` and ``trained`` parameters of a step on usual batches of the streams ``names``,
         with pictures or not."""
         method, rows = method or FineTuning(), min(recipe.micro_batch or recipe.batch_size, recipe.batch_size)
@@ -225,7 +217,7 @@ class Estimate:
             for name in set(names) & set(method.needs.reference):
                 fed[name]["stored_log_probs"] = torch.zeros(rows, most)
 
-        def measured(model: nn.Module) -> dict[str, float]:
+        def measured(model: nn.Module) -> Counts:
             model = unfreeze(model) if full else adapters.attach(model, recipe, 0, method.trains)
             if recipe.checkpointing:
                 keep_less(model)
@@ -250,7 +242,7 @@ class Estimate:
         batch = self.batch(1, 1, shown, "text")
         del batch["labels"]
 
-        def measured(model: nn.Module) -> dict[str, float]:
+        def measured(model: nn.Module) -> Counts:
             with torch.no_grad(), kernels(False), Tally(model.eval()) as tally:
                 model(**send_to_device(batch, model.device), logits_to_keep=1)
             return {"flops": tally.flops}
@@ -301,9 +293,7 @@ class Estimate:
         with torch.device("meta"):
             return AutoModelForImageTextToText.from_config(shape, **how)
 
-    def _at_full_depth(
-        self, key: str, measured: Callable[[nn.Module], dict[str, float]], precision: str
-    ) -> dict[str, float]:
+    def _at_full_depth(self, key: str, measured: Callable[[nn.Module], Counts], precision: str) -> Counts:
         """What is ``measured``, once for a ``key``, extended from models of :data:`DEPTH` layers and of one more."""
         if key in self._counted:
             return self._counted[key]
@@ -318,7 +308,7 @@ class Estimate:
         self._counted[key] = whole
         return whole
 
-    def _gib(self, element: int, more: dict[str, float]) -> dict[str, float]:
+    def _gib(self, element: int, more: Counts) -> Counts:
         held = {"weights": self.parameters * element, **more, "libraries": LIBRARIES}
         return {what: size / GIB for what, size in held.items()}
 

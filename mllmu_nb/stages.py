@@ -232,12 +232,11 @@ def code_of(*roots: Any) -> dict[str, str]:
     used: dict[str, str] = {}
     for root in roots:
         kind = root if inspect.isclass(root) else type(root)
+        module = root.__name__ if inspect.ismodule(root) else kind.__module__
         if inspect.isfunction(root):
             _add_function(root, used)
-        elif inspect.ismodule(root):
-            _add_module(root.__name__, used, root.__name__)
-        elif _path(kind.__module__):
-            _add_module(kind.__module__, used, kind.__module__)
+        elif _path(module):
+            _add_module(module, used, module)
         else:
             _add_class(kind, used)
     return used

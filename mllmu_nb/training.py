@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import psutil
@@ -174,9 +173,7 @@ def back_propagate(
 # -- what a step reads ------------------------------------------------------------------------------------------
 
 
-def scored(
-    model, batches: Mapping[str, Batch], method: Method, autocast: torch.autocast, per_row: Mapping[str, float] = {}
-) -> Step:
+def scored(model, batches: Mapping[str, Batch], method: Method, autocast, per_row: Mapping[str, float] = {}) -> Step:
     """The step of ``batches``, each scored by ``model`` when it is first read; its reference is what a batch has stored
     of another model, else the model with its adapter switched off. ``per_row``: see ``parallel.weights``."""
 
@@ -264,20 +261,19 @@ def unlearn(
     return train(model, method, batches, recipe, steps=steps, seed=seed, **{**once, **loop})
 
 
-def reference_log_probs(
-    model, processor, conversations: Sequence[Conversation], recipe: Recipe
-) -> dict[Conversation, Tensor]:
+def reference_log_probs(model, processor, asked: Sequence[Conversation], recipe: Recipe) -> dict[Conversation, Tensor]:
     """log p in nats that ``model`` gives the supervised tokens of each question on its own. This is all that a method
     measures against, so the model can leave the memory before the one to be trained comes in."""
-    encode = partial(families.of(model).encode, processor, label_mode=recipe.label_mode, eos=recipe.eos)
-    questions = [replace(conversation, turns=(turn,)) for conversation in conversations for turn in conversation.turns]
     stored: dict[Conversation, Tensor] = {}
+    questions = [replace(conversation, turns=(turn,)) for conversation in asked for turn in conversation.turns]
     for start in range(0, len(questions), recipe.batch_size):
-        asked = questions[start : start + recipe.batch_size]
-        batch = send_to_device(encode(asked), model.device)
+        several = questions[start : start + recipe.batch_size]
+        batch = send_to_device(
+            families.of(model).encode(processor, several, recipe.label_mode, recipe.eos), model.device
+        )
         with torch.no_grad(), _autocast(recipe, model.device):
             answers = score(model, batch)
             log_probs, counts = answers.log_probs.cpu(), answers.counts.tolist()
-        rows = zip(asked, log_probs, counts, strict=True)
+        rows = zip(several, log_probs, counts, strict=True)
         stored |= {question: row[:count].clone() for question, row, count in rows}
     return stored

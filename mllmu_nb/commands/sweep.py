@@ -138,18 +138,15 @@ def absolute(value: str) -> str:
     return named or value  # blanks are refused where parameters are checked
 
 
-def cells(
-    parameters: Mapping[str, Any], ratios: Sequence[int] | None = None, bases: Sequence[str] | None = None
-) -> list[Config]:
+def cells(parameters: Mapping[str, Any], ratios: Sequence[int] = (), bases: Sequence[str] = ()) -> list[Config]:
     """The runs of a grid, each once, those first that others build on; a method is combined only with the axes that
     concern it. Raises KitError for an unknown parameter, an axis that is no list of single values, an impossible run.
     """
     fixed, axes = {name: value for name, value in parameters.items() if name != GRID}, parameters.get(GRID)
     if not isinstance(axes, Mapping | None):
         raise KitError("grid must hold lists by parameter, such as 'method: [vanilla, ga]'")
-    axes = dict(axes or {}) | {
-        name: list(given) for name, given in (("forget_ratio", ratios), ("base_model", bases)) if given
-    }
+    given = {"forget_ratio": ratios, "base_model": bases}
+    axes = dict(axes or {}) | {name: list(values) for name, values in given.items() if values}
     many = (list, dict, set, tuple)
     for name, values in axes.items():
         if not isinstance(values, list) or not values or any(isinstance(value, many) for value in values):
