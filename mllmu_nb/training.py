@@ -267,13 +267,11 @@ def reference_log_probs(model, processor, asked: Sequence[Conversation], recipe:
     stored: dict[Conversation, Tensor] = {}
     questions = [replace(conversation, turns=(turn,)) for conversation in asked for turn in conversation.turns]
     for start in range(0, len(questions), recipe.batch_size):
-        several = questions[start : start + recipe.batch_size]
-        batch = send_to_device(
-            families.of(model).encode(processor, several, recipe.label_mode, recipe.eos), model.device
-        )
+        some = questions[start : start + recipe.batch_size]
+        batch = send_to_device(families.of(model).encode(processor, some, recipe.label_mode, recipe.eos), model.device)
         with torch.no_grad(), _autocast(recipe, model.device):
             answers = score(model, batch)
             log_probs, counts = answers.log_probs.cpu(), answers.counts.tolist()
-        rows = zip(several, log_probs, counts, strict=True)
+        rows = zip(some, log_probs, counts, strict=True)
         stored |= {question: row[:count].clone() for question, row, count in rows}
     return stored
