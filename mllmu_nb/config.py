@@ -294,9 +294,8 @@ class Config(BaseModel):
         stated = dict(own.numbers().items() - Recipe().numbers().items())
         if LENGTHS & stated.keys():  # one way to say the length replaces the other
             stated = dict.fromkeys(LENGTHS, 0) | stated
-        known = {
-            name: (value, said.get(name, general["source"])) for name, value in Recipe(**general).numbers().items()
-        }
+        values = Recipe(**general).numbers().items()
+        known = {name: (value, said.get(name, general["source"])) for name, value in values}
         return known | {name: (value, own.source or IN_FILE) for name, value in stated.items()}
 
     @property
