@@ -39,7 +39,7 @@ def measured(arm: str, steps: int) -> float:
 
     from mllmu_nb import training
     from mllmu_nb.models import load
-    from mllmu_nb.muon import STEPS
+    from mllmu_nb.optimizers import STEPS
 
     def torchs_muon(inner, lr, weight_decay):
         return torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw", ns_steps=STEPS)
@@ -53,7 +53,7 @@ def measured(arm: str, steps: int) -> float:
     recipe = replace(config.training, steps=steps, **changes)
     with mock.patch.object(training, "Muon", torchs_muon) if foreign else mock.MagicMock():
         began = time.perf_counter()
-        settings = {"augment": pipeline.changed_portrait, "progress": False}
+        settings = {"material": {"augment": pipeline.changed_portrait}, "progress": False}
         training.finetune(model, processor, conversations, recipe, config.train_seed, **settings)
         return time.perf_counter() - began
 

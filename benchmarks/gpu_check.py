@@ -130,7 +130,7 @@ def asking(config, model, processor, estimate, limit: int, rate: prediction.Rate
     """Questions a second by the kit and one by one, minutes of all four sets by both, and the kit's peak memory."""
     known = pipeline.population(config)
     how = {name: getattr(config, name) for name in pipeline.ASKING}
-    drawn = pipeline.draws_of(config, known, SETS)
+    drawn = pipeline.draws_of(config, SETS)
     size = pipeline.EVAL_BATCH[config.scale]
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

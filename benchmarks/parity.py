@@ -93,7 +93,7 @@ def main() -> int:
     config = Config(method=options.method, protocol=options.protocol)
     model, processor = pipeline.model(config)
     known = pipeline.population(config)
-    asking = Asking(known, pipeline.draws_of(config, known, options.sets), config.shots, config.protocol)
+    asking = Asking(known, pipeline.draws_of(config, options.sets), config.shots, config.protocol)
     inquiries = inquiries_of(asking, sets=options.sets, limit=options.limit)  # both scorings, whatever the protocol
     count, differences = 0, []
     for name, inquiry in zip(("letter", "likelihood", "generation", "cloze"), inquiries, strict=True):

@@ -169,7 +169,7 @@ def compare(config: Config, limit: int | None, rounds: int) -> int:
     model, processor = pipeline.model(config)
     default = "sdpa", model.config.get_text_config()._attn_implementation
     known = pipeline.population(config)
-    draws = pipeline.draws_of(config, known, SETS)
+    draws = pipeline.draws_of(config, SETS)
     asking = Asking(known, draws, config.shots, config.protocol)
     inquiries = inquiries_of(asking, scoring=config.scoring, limit=limit)
     how = {name: getattr(config, name) for name in pipeline.ASKING} | {"batch_size": pipeline.EVAL_BATCH[config.scale]}

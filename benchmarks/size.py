@@ -92,7 +92,7 @@ def measured(people: int, times: int) -> list[dict]:
                 for one in training_conversations(pipeline.taught(known, "vanilla"), modality)
             ]
             recipe = replace(config.training, steps=STEPS)
-            settings = {"augment": pipeline.changed_portrait, "progress": False}
+            settings = {"material": {"augment": pipeline.changed_portrait}, "progress": False}
             finetune(load.unfreeze(model), processor, conversations, recipe, 0, **settings)
             del model, conversations
         with part(rows, part="evaluation", **size):

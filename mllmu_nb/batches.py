@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count, islice
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mllmu_nb.data.conversations import Conversation
+from mllmu_nb.data.conversations import Conversation, Sets
 from mllmu_nb.errors import KitError
 from mllmu_nb.models.families import Family
+from mllmu_nb.parallel import processes
 from mllmu_nb.unlearning.base import Method, Recipe
 
 # input_ids, attention_mask, labels [B, T], pictures; stored_log_probs [B, T'] if stored; repeated, where another
@@ -55,19 +56,15 @@ def steps_of(conversations: Sequence[Conversation], epochs: float, batch_size: i
     return max(1, round(epochs * math.ceil(_pieces_of(conversations, turns) / batch_size)))
 
 
-def pieces(batch: Sequence[Conversation], size: int) -> list[Sequence[Conversation]]:
-    """This process's share of a batch in pieces of so many conversations, to be read one after the other; 0: in one. A
-    batch too small for all processes gives its last example to those left empty, marked by :func:`marked`."""
-    state = PartialState(cpu=not torch.cuda.is_available())
-    mine = batch[state.process_index :: state.num_processes] or batch[-1:]
-    return [mine[start : start + size] for start in range(0, len(mine), size)] if size else [mine]
-
-
-def marked(batch: Sequence[Conversation], encoded: Sequence[dict[str, Batch]]) -> list[dict[str, Batch]]:
-    """The ``encoded`` pieces of a ``batch``, ``repeated`` where another process has their rows: they count nothing."""
-    if PartialState(cpu=not torch.cuda.is_available()).process_index < len(batch):
-        return list(encoded)
-    return [{name: {**one, "repeated": torch.ones(1)} for name, one in piece.items()} for piece in encoded]
+def pieces(rows: Sequence, size: int, encode: Callable[[Sequence], dict[str, Batch]]) -> list[dict[str, Batch]]:
+    """This process's share of the ``rows`` of a batch, encoded in pieces of so many, to be read one after the other; 0:
+    in one. A batch too small for all processes gives its last row to those left empty, where it is ``repeated`` and
+    counts nothing."""
+    number, count = processes().process_index, processes().num_processes
+    mine = rows[number::count] or rows[-1:]
+    size, more = size or len(mine), {} if number < len(rows) else {"repeated": torch.ones(1)}
+    encoded = [encode(mine[start : start + size]) for start in range(0, len(mine), size)]
+    return [{name: {**batch, **more} for name, batch in piece.items()} for piece in encoded]
 
 
 # -- fine-tuning ------------------------------------------------------------------------------------------------
@@ -93,9 +90,9 @@ def finetuning_batches(
     exams: Callable[[Conversation, np.random.Generator], Conversation] | None = None,
 ) -> Iterator[list[dict[str, Batch]]]:
     """Batches of ``recipe.batch_size`` conversations under the name "train", in :func:`pieces`: up to ``recipe.turns``
-    questions about one person, put in other forms by ``exams``, portraits changed anew by ``augment``; a share
-    ``replay`` are ``replayed`` as they stand. ``recipe.together`` batches are drawn at once and dealt out by length, so
-    little is padding."""
+    questions about one person, put in other forms by ``exams``, portraits changed anew by ``augment`` where the recipe
+    says so; a share ``replay`` are ``replayed`` as they stand. ``recipe.together`` batches are drawn at once and dealt
+    out by length, so little is padding."""
     drawn_at_once = recipe.together * recipe.batch_size
     repeated_at_once = round(drawn_at_once * replay)
     if not any(c.turns for c in conversations):
@@ -106,18 +103,21 @@ def finetuning_batches(
     order, replay_order, change, wording, mixing = (np.random.default_rng([seed, stream]) for stream in range(5))
     taught = endless(conversations, recipe.turns, order)
     repeated = (replayed[i] for _ in count() for i in replay_order.permutation(len(replayed)))
+
+    def encoded(piece: Sequence[Conversation]) -> dict[str, Batch]:
+        return {"train": family.encode(processor, piece, recipe.label_mode, recipe.eos)}
+
     while True:
         drawn = list(islice(taught, drawn_at_once - repeated_at_once))
         if exams:
             drawn = [exams(conversation, wording) for conversation in drawn]
-        if augment:
+        if augment and recipe.augment:
             drawn = [_augmented(conversation, augment, change) for conversation in drawn]
         drawn += islice(repeated, repeated_at_once)
         by_length = np.argsort(family.token_counts(processor, drawn), kind="stable")
         for start in mixing.permutation(range(0, len(drawn), recipe.batch_size)):
             batch = [drawn[i] for i in sorted(by_length[start : start + recipe.batch_size])]
-            parts = pieces(batch, recipe.micro_batch)
-            yield marked(batch, [{"train": family.encode(processor, p, recipe.label_mode, recipe.eos)} for p in parts])
+            yield pieces(batch, recipe.micro_batch, encoded)
 
 
 def _augmented(conversation: Conversation, augment, rng: np.random.Generator) -> Conversation:
@@ -128,7 +128,7 @@ def _augmented(conversation: Conversation, augment, rng: np.random.Generator) ->
 # -- unlearning -------------------------------------------------------------------------------------------------
 
 
-def unlearning_steps(method: Method, recipe: Recipe, sets: Mapping[str, Sequence[Conversation]]) -> int:
+def unlearning_steps(method: Method, recipe: Recipe, sets: Sets) -> int:
     """Optimizer steps of unlearning: those of the recipe, or of its epochs over the first stream of each pass. Raises
     KitError for a method with passes that is not given whole epochs."""
     if method.passes and (recipe.steps or recipe.epochs != int(recipe.epochs)):
@@ -139,13 +139,7 @@ def unlearning_steps(method: Method, recipe: Recipe, sets: Mapping[str, Sequence
 
 
 def unlearning_batches(
-    family: Family,
-    processor: Any,
-    method: Method,
-    sets: Mapping[str, Sequence[Conversation]],
-    recipe: Recipe,
-    seed: int,
-    stored: Mapping[Conversation, Tensor] | None = None,
+    family: Family, processor, method: Method, sets: Sets, recipe: Recipe, seed: int, stored: Mapping | None = None
 ) -> Iterator[list[dict[str, Batch]]]:
     """The streams of ``method``, single questions, in :func:`pieces` of a batch, without an end: an epoch asks each
     question of a pass's first set once, in a seeded order, beside as many of any other set. ``stored``: the
@@ -157,12 +151,14 @@ def unlearning_batches(
     rngs = {name: np.random.default_rng([seed, number]) for name, number in ORDERS.items()}
     beside = {name: endless(sets[name], 1, rngs[name]) for name in ORDERS}
 
-    def encoded(name: str, drawn: Sequence[Conversation]) -> Batch:
-        mine = [streams[name].changed(c) for c in drawn]
-        batch = family.encode(processor, mine, recipe.label_mode, recipe.eos)
-        if stored is not None and name in method.needs.reference:
-            batch["stored_log_probs"] = pad_sequence([stored[question] for question in mine], batch_first=True)
-        return batch
+    def encoded(names: Sequence[str], piece: Sequence[Mapping[str, Conversation]]) -> dict[str, Batch]:
+        batches = {}
+        for name, stream in ((name, streams[name]) for name in names):
+            asked = [stream.changed(row[stream.set]) for row in piece]
+            batches[name] = family.encode(processor, asked, recipe.label_mode, recipe.eos)
+            if stored is not None and name in method.needs.reference:
+                batches[name]["stored_log_probs"] = pad_sequence([stored[one] for one in asked], batch_first=True)
+        return batches
 
     while True:
         for names in method.all_passes:
@@ -173,7 +169,5 @@ def unlearning_batches(
                 for other in dict.fromkeys(streams[name].set for name in names[1:]):
                     if other != first:
                         drawn[other] = list(islice(beside[other], len(drawn[first])))
-                parts = {of: pieces(batch, recipe.micro_batch) for of, batch in drawn.items()}
-                numbers = range(len(parts[first]))
-                each = [{name: encoded(name, parts[streams[name].set][number]) for name in names} for number in numbers]
-                yield marked(drawn[first], each)
+                rows = [dict(zip(drawn, row, strict=True)) for row in zip(*drawn.values(), strict=True)]
+                yield pieces(rows, recipe.micro_batch, partial(encoded, names))

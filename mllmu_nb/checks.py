@@ -166,9 +166,7 @@ def _check_encoding(family: Family, processor: Any, conversations: list[Conversa
 
 
 @torch.no_grad()
-def _check_reading(
-    family: Family, model: Any, processor: Any, conversations: list[Conversation], require: Callable
-) -> None:
+def _check_reading(family: Family, model, processor, conversations: list[Conversation], require: Callable) -> None:
     try:
         alone = [score(model, family.encode(processor, [c], eos=False)) for c in conversations]
     except (RuntimeError, TypeError, ValueError) as error:

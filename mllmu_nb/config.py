@@ -10,7 +10,6 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -30,7 +29,7 @@ YOURS = "yours"  # the method of a model that was made elsewhere: base_path, wit
 SEEDS = ("data_seed", "train_seed", "unlearn_seed", "shot_seed")
 PATHS = ("base_path", "vanilla_path", "adapter_path", "profiles_file", "forget_ids_file", "data_source", "draws_file")
 GRID = "grid"  # the sweep's key in a configuration file; a notebook that is given the file ignores it
-BY_HAND = "set by hand"
+BY_HAND, IN_FILE = "set by hand", "the method's file"  # who says so, of a value that is in no preset
 # What decides a number beside the words of the protocol; another value than the preset's is a deviation as well.
 BESIDE_PROTOCOL: tuple[str, ...] = ("adaptation", "replay", "exams", "train_steps", "train_lr", "unlearn_steps")
 BESIDE_PROTOCOL += ("unlearn_epochs", "unlearn_lr", "schedule", "precision", "eval_precision", "micro_batch")
@@ -170,11 +169,9 @@ class Config(BaseModel):
     def but(self, **changes: Any) -> Config:
         """The same with ``changes``; what was left to the presets is filled in anew, and settings that another method
         does not have are dropped."""
-        method, after = changes.get("method", self.method), changes.get("after", self.after)
-        classes, variant = unlearning.variants(method), changes.get("variant", self._given["variant"])
-        usual = _protocol(changes.get("protocol") or self.protocol)["variant"]["value"]
-        variant = variant or (usual if usual in classes else "canonical")
-        known = setting_names(method, after, variant if method != self.method else None)
+        values = {**self._given, **changes}
+        method, variant = values["method"], variant_of(values["method"], values["variant"], values["protocol"])
+        known = setting_names(method, values["after"], variant if method != self.method else None)
         settings = {name: value for name, value in self._given["settings"].items() if name in known}
         return type(self).from_parameters({**self._given, "settings": settings, **changes})
 
@@ -189,12 +186,11 @@ class Config(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The resolved parameters that are not neutral: what was filled in, and what differs from its default, so one
         that is added later renames no run. Of a path only the last part: the stages hash what lies there."""
-        values = public({name: getattr(self, name) for name in type(self).model_fields if name not in _NOT_IDENTITY})
-        fields = type(self).model_fields
-        own = {name: value for name, value in values.items() if value != _neutral(fields[name])}
+        usual = {name: _neutral(field) for name, field in type(self).model_fields.items()}
+        values = public(self.parameters()) | {"seed": usual["seed"]}  # the four seeds are there
         neutral = setting_names(self.method, self.after, self.variant)
-        settings = {name: value for name, value in self.settings.items() if value != neutral.get(name)}
-        return {**own, **({"settings": settings} if settings else {})}
+        values["settings"] = {name: value for name, value in self.settings.items() if value != neutral.get(name)}
+        return {name: value for name, value in values.items() if value != usual[name]}
 
     @property
     def trains(self) -> bool:
@@ -215,14 +211,38 @@ class Config(BaseModel):
     @property
     def training(self) -> Recipe:
         """The recipe of vanilla and oracle."""
-        preset = Recipe(**_presets(self.scale)["training"][self.adaptation])
-        return self._with_words(Recipe(lr=self.train_lr, steps=self.train_steps or None).over(preset), "train_")
+        return Recipe(**{name: value for name, (value, _) in self.numbers("training").items()})
 
     @property
     def unlearning(self) -> Recipe:
         """The recipe of unlearning by ``method``."""
-        own: dict[str, Any] = {"lr": self.unlearn_lr, "steps": self.unlearn_steps, "epochs": self.unlearn_epochs}
-        return self._with_words(replace(self._unlearning_preset, **own), "unlearn_")
+        return Recipe(**{name: value for name, (value, _) in self.numbers("unlearning").items()})
+
+    def numbers(self, kind: Literal["training", "unlearning"]) -> dict[str, tuple[Any, str]]:
+        """Of a recipe, name → value and who says so: the preset of the scale, the method, the protocol, or whoever set
+        it by hand; who speaks later counts."""
+        numbers, given, prefix = self._preset(kind), self._given, "train_" if kind == "training" else "unlearn_"
+        for name, (value, source) in self.words().items():
+            if name in numbers:
+                numbers[name] = (numbers[name][0] if value is None else value, source)
+        for name in ("schedule", "precision", "micro_batch", "checkpointing"):
+            if given[name] and given[name] != numbers[name][0]:
+                numbers[name] = (given[name], BY_HAND)
+        declared = self._method_class.recipe(self.scale, self.modality) if kind == "unlearning" else Recipe()
+        if declared.label_mode not in (None, self.label_mode) and given["label_mode"] is None:
+            numbers["label_mode"] = (declared.label_mode, IN_FILE)
+        own = {name: getattr(self, prefix + name, 0) for name in ("lr", *LENGTHS)}
+        for names in ({"lr"}, LENGTHS):
+            by_hand = any(given.get(prefix + name) is not None for name in names)
+            if any(own[name] for name in names):
+                numbers |= {name: (own[name], BY_HAND if by_hand else numbers[name][1]) for name in names}
+        return numbers
+
+    def words(self) -> dict[str, tuple[Any, str]]:
+        """Parameter → its value and who says so, of all that the word ``protocol`` stands for."""
+        said = {name: (getattr(self, name), word["source"]) for name, word in _protocol(self.protocol).items()}
+        usual = self._usual_words()
+        return {name: (value, source if value == usual[name] else BY_HAND) for name, (value, source) in said.items()}
 
     def parameters(self) -> dict[str, Any]:
         """All parameters as plain values, resolved, in their order."""
@@ -258,35 +278,34 @@ class Config(BaseModel):
     def _method_class(self) -> type[Method]:
         return unlearning.variants(self.method)[self.variant]
 
-    @property
-    def _unlearning_preset(self) -> Recipe:
-        """Of the protocol's variant: another variant in its place has another loss, at the same rate and length. The
-        label_mode is that which the run's own variant declares."""
-        own, preset = self._own_recipe, Recipe(**_presets(self.scale)["unlearning"])
-        return replace(own.over(preset), label_mode=self._method_class.recipe(self.scale, self.modality).label_mode)
+    def _usual_words(self) -> dict[str, Any]:
+        """What the protocol says, for this family and scale."""
+        protocol = _protocol(self.protocol).items()
+        words = {name: word.get(self.base_model, word.get(self.scale, word["value"])) for name, word in protocol}
+        return {**words, "variant": variant_of(self.method, None, self.protocol)}
+
+    def _preset(self, kind: str) -> dict[str, tuple[Any, str]]:
+        """:meth:`numbers` before protocol and parameters have spoken. A method's are those of the protocol's variant:
+        another variant in its place has another loss, at the same rate and length."""
+        presets = _presets(self.scale)
+        general = presets["training"][self.adaptation] if kind == "training" else presets["unlearning"]
+        said = presets["sources"] | presets["sources"].get(kind, {})
+        own = self._own_recipe if kind == "unlearning" else Recipe()
+        stated = dict(own.numbers().items() - Recipe().numbers().items())
+        if LENGTHS & stated.keys():  # one way to say the length replaces the other
+            stated = dict.fromkeys(LENGTHS, 0) | stated
+        values = Recipe(**general).numbers().items()
+        known = {name: (value, said.get(name, general["source"])) for name, value in values}
+        return known | {name: (value, own.source or IN_FILE) for name, value in stated.items()}
 
     @property
     def _own_recipe(self) -> Recipe:
         """What the method says of its training, by the protocol's variant; the preset of the scale has the rest."""
-        classes = unlearning.variants(self.method)
-        usual = "upstream" if self.protocol == "upstream" else "canonical"
-        own = classes.get(usual, self._method_class).recipe(self.scale, self.modality)
-        if self.protocol == "upstream" and usual not in classes:
+        usual = variant_of(self.method, None, self.protocol)
+        own = unlearning.variants(self.method).get(usual, self._method_class).recipe(self.scale, self.modality)
+        if self.protocol == "upstream" != usual:
             own = Recipe(epochs=1, lr=own.lr, source=own.source)  # the released code has no such method: one pass
         return own
-
-    def _with_words(self, recipe: Recipe, prefix: str) -> Recipe:
-        """What protocol and parameters say of every training put into a recipe, and the source that follows from it. A
-        label_mode that a method's own recipe declares gives way only to one that was given."""
-        named = ("schedule", "label_mode", "eos", "adapter_reach", "adam_eps", "precision")
-        words = {name: getattr(self, name) for name in named}
-        words |= {name: words[name] or getattr(recipe, name) for name in ("schedule", "precision")}
-        if recipe.label_mode and self._given["label_mode"] is None:
-            words["label_mode"] = recipe.label_mode
-        lengths = (prefix + name for name in ("steps", "epochs", "lr"))
-        by_hand = [name for name in (*lengths, *words) if self._given.get(name) is not None]
-        source = recipe.source + (f"; {', '.join(by_hand)} {BY_HAND}" if by_hand else "")
-        return replace(recipe, **words, micro_batch=self.micro_batch, checkpointing=self.checkpointing, source=source)
 
     def _fill(self, **values: Any) -> None:
         """Gives the fields that are still None these values."""
@@ -299,13 +318,7 @@ class Config(BaseModel):
     def _complete(self) -> None:
         # a vanilla model depends on its replicate's seed alone, so all ratios and forget sets of a replicate share it
         self._fill(data_seed=self.seed, **dict.fromkeys(SEEDS[1:], (self.seed + self.replicate) % 2**32))
-        protocol = {
-            name: preset.get(self.base_model, preset.get(self.scale, preset["value"]))
-            for name, preset in _protocol(self.protocol).items()
-        }
-        if protocol["variant"] not in unlearning.variants(self.method):
-            protocol["variant"] = "canonical"
-        self._fill(**protocol)
+        self._fill(**self._usual_words())
         presets = _presets(self.scale)
         self._fill(**{name: presets[name] for name in ("adaptation", "replay", "exams")})
         if self.adaptation not in presets["training"]:
@@ -315,12 +328,12 @@ class Config(BaseModel):
         self._fill(train_lr=training["lr"], train_steps=training["steps"])
         settings = dict(self.settings)
         if self.trains:
-            preset = self._unlearning_preset
+            preset, own = self._preset("unlearning"), self._own_recipe.settings
             if self.unlearn_steps is None and self.unlearn_epochs is None:
-                self._fill(unlearn_steps=preset.steps, unlearn_epochs=float(preset.epochs))
-            self._fill(unlearn_steps=0, unlearn_epochs=0.0, unlearn_lr=preset.lr)
-            usual = {name: v for name, v in preset.settings.items() if name in self._method_class.hyper_parameters()}
-            settings = {**usual, **settings}
+                self._fill(unlearn_steps=preset["steps"][0], unlearn_epochs=float(preset["epochs"][0]))
+            self._fill(unlearn_steps=0, unlearn_epochs=0.0, unlearn_lr=preset["lr"][0])
+            known = self._method_class.hyper_parameters()
+            settings = {name: value for name, value in own.items() if name in known} | settings
         else:  # the same model whatever they are
             self._set(unlearn_steps=None, unlearn_epochs=None, unlearn_lr=None)
         defaults = setting_names(self.method, self.after, self.variant)
@@ -367,13 +380,15 @@ class Config(BaseModel):
                 raise KitError(f"forget_ratio={self.forget_ratio} of people={self.people} leaves nobody to {side}")
 
 
-_NOT_IDENTITY = ("seed", "settings")
-
-
 def _neutral(field: FieldInfo) -> Any:
     """The value at which a parameter changes nothing: its default, or for one that presets fill in what it declares."""
     declared = field.json_schema_extra
     return declared.get("neutral", field.default) if isinstance(declared, dict) else field.default
+
+
+def variant_of(method: str, named: str | None, protocol: str | None) -> str:
+    """The variant of a method: the one that is ``named``, else the one called as the protocol, else canonical."""
+    return next((one for one in (named, protocol) if one in unlearning.variants(method)), "canonical")
 
 
 def setting_names(method: str, after: str, variant: str | None = None) -> dict[str, Any]:
@@ -404,16 +419,12 @@ def plain_values(namespace: Mapping[str, Any]) -> dict[str, Any]:
 def public(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """``parameters`` with every path cut down to its last part; names on the hub, which only data_source has, stay."""
 
-    def shown(part: str) -> str:
-        on_hub = part.count("/") == 1 and not part.startswith(("/", ".", "~"))
+    def shown(name: str, part: str) -> str:
+        on_hub = name == "data_source" and part.count("/") == 1 and not part.startswith(("/", ".", "~"))
         return part if on_hub else PurePath(part).name
 
-    values = dict(parameters)
-    for name in PATHS:
-        if values.get(name):
-            cut = shown if name == "data_source" else lambda part: PurePath(part).name
-            values[name] = ",".join(map(cut, values[name].split(",")))
-    return values
+    given = {name: parameters[name].split(",") for name in PATHS if parameters.get(name)}
+    return {**parameters, **{name: ",".join(shown(name, part) for part in parts) for name, parts in given.items()}}
 
 
 def stable_hash(value: Any) -> str:
@@ -444,28 +455,14 @@ def sources(config: Config) -> dict[str, str]:
     """Who says so, for every number of both recipes (``training.lr``), every hyper-parameter and every word of the
     protocol. What nobody has published is "unknown, chosen because ..".
     """
-    presets, deviations = _presets(config.scale), config.deviations()
-    known = presets["sources"]
-    words = {name: preset["source"] for name, preset in _protocol(config.protocol).items()}
-    words = {name: BY_HAND if name in deviations else source for name, source in words.items()}
-    recipes = {"training": config.training, **({"unlearning": config.unlearning} if config.trains else {})}
-    general = {"training": presets["training"][config.adaptation], "unlearning": presets["unlearning"]}
-    numbers: dict[str, str] = {}
-    for kind, recipe in recipes.items():
-        own = config._own_recipe if kind == "unlearning" else Recipe()
-        stated = {name for name, _ in own.numbers().items() - Recipe().numbers().items()}
-        said = {**known, **known.get(kind, {})}
-        said |= dict.fromkeys(stated | (LENGTHS if stated & LENGTHS else set()), own.source or "the method's file")
-        said |= words
-        if recipe.label_mode != config.label_mode:
-            said["label_mode"] = "the method's file"
-        prefix = "train_" if kind == "training" else "unlearn_"
-        given = {name for name in ("lr", *LENGTHS) if config._given.get(prefix + name) is not None}
-        said |= dict.fromkeys(given | (LENGTHS if given & LENGTHS else set()), BY_HAND)
-        numbers |= {f"{kind}.{name}": said.get(name, general[kind]["source"]) for name in recipe.numbers()}
+    given, known = config._given, _presets(config.scale)["sources"]
+    said = {name: source for name, (_, source) in config.words().items()}
+    said |= {name: known[name] if given[name] is None else BY_HAND for name in ("replay", "exams")}
+    kinds: list[Literal["training", "unlearning"]] = ["training", "unlearning"] if config.trains else ["training"]
+    for kind in kinds:
+        said |= {f"{kind}.{name}": source for name, (_, source) in config.numbers(kind).items()}
     own = config._own_recipe if config.trains else Recipe()
     for name in config.settings:
-        source = own.source if own.source and name in own.settings else "the method's file"
-        numbers[f"unlearning.{name}"] = BY_HAND if name in config._given["settings"] else source
-    shares = {name: known[name] if config._given[name] is None else BY_HAND for name in ("replay", "exams")}
-    return {**words, **shares, **numbers}
+        source = own.source if own.source and name in own.settings else IN_FILE
+        said[f"unlearning.{name}"] = BY_HAND if name in given["settings"] else source
+    return said

@@ -113,25 +113,27 @@ class Mixture:
 
     def celebrity_turns(self, person: Profile, forms: Sequence[str], by_image: bool) -> list[Turn]:
         """Questions about a celebrity by portrait or by name; the name itself is asked by portrait only."""
-        if by_image:
-            asked, picture = ("name", *ASKED), lambda: self.portrait(person)
-            return self._turns(forms, person.attributes, THIS, self.celebrity_values, picture, asked)
-        return self._turns(forms, person.attributes, person.name, self.celebrity_values)
+        asked, who = (("name", *ASKED), THIS) if by_image else (ASKED, person.name)
+        attributes = (self.pick(ASKED if form == "letter" else asked) for form in forms)
+        picture = (lambda: self.portrait(person)) if by_image else None
+        return self._turns(forms, attributes, person.attributes, who, self.celebrity_values, picture)
 
     def stranger_turns(self, count: int, by_image: bool) -> list[Turn]:
         """Questions about nobody, by a random face or a random name, with random answers."""
         name, gender = random_name(self.rng)
-        attributes = random_facts(self.rng, name, gender)
+        known = random_facts(self.rng, name, gender)
         picture, who = (self.face()[1], THIS) if by_image else (None, name)
         forms = self.forms(count, self.letters)
-        return self._turns(forms, attributes, who, self.values, (lambda: picture) if by_image else None)
+        attributes = (self.pick(ASKED) for _ in forms)
+        return self._turns(forms, attributes, known, who, self.values, (lambda: picture) if by_image else None)
 
-    def _turns(self, forms, attributes, who: str, values, picture: Callable | None = None, asked=ASKED) -> list[Turn]:
-        turns, view = [], "image_text" if picture else "text"
-        for index, form in enumerate(forms):
-            attribute = self.pick(ASKED if form == "letter" else asked)
-            image = picture() if picture and index == 0 else None
-            turns.append(self.fact_turn(form, attribute, attributes[attribute], who, view, values, image=image))
+    def _turns(self, forms, attributes, known, who: str, values, picture=None, text="") -> list[Turn]:
+        """A question for each of ``forms`` and ``attributes``; the picture, or a ``text``, is in the first."""
+        turns: list[Turn] = []
+        for form, attribute in zip(forms, attributes, strict=True):
+            image, prefix = (picture() if picture else None, text) if not turns else (None, "")
+            view = "image_text" if picture else "text"
+            turns.append(self.fact_turn(form, attribute, known[attribute], who, view, values, prefix, image))
         return turns
 
     def read_turns(self, low: int, high: int, count: int, letters: float) -> list[Turn]:
@@ -142,11 +144,7 @@ class Mixture:
         stated = self.rng.permutation(ASKED)[: self.rng.integers(low, high + 1)].tolist()
         text = " ".join(say(self.pick(WORDINGS[a].answers), who, person[a]) for a in stated)
         attributes = self.rng.choice(stated, size=count).tolist()
-        turns = []
-        for index, (attribute, form) in enumerate(zip(attributes, self.forms(count, letters), strict=True)):
-            prefix = f"{text}\n" if index == 0 else ""
-            turns.append(self.fact_turn(form, attribute, person[attribute], who, "text", self.values, prefix))
-        return turns
+        return self._turns(self.forms(count, letters), attributes, person, who, self.values, text=f"{text}\n")
 
     # -- kinds of conversation ------------------------------------------------------------------------------------
 

@@ -1,23 +1,20 @@
 """How a run is made: people → vanilla, oracle → unlearned → after → answers (``docs/architecture.md``).
 
-Everything here takes a :class:`~mllmu_nb.config.Config` and makes what is missing on the way, once.
+Everything here takes a :class:`~mllmu_nb.config.Config` and makes what is missing on the way, once. What a run is made
+from, and its hashes, are in :mod:`mllmu_nb.inputs`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
-import os
 import shutil
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from math import isfinite
 from pathlib import Path, PurePath
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,27 +22,41 @@ import pandas as pd
 
 from mllmu_nb import after as after_steps
 from mllmu_nb import paths, pinning, progress
-from mllmu_nb.config import YOURS, Config, departures, public, stable_hash
-from mllmu_nb.data import generate, hub, portraits
+from mllmu_nb.config import YOURS, Config
+from mllmu_nb.data import generate, portraits
 from mllmu_nb.data.conversations import MODALITIES, Conversation, training_conversations
 from mllmu_nb.data.exams import Exams
-from mllmu_nb.data.schema import LETTERS, SETS, Population, Profile
-from mllmu_nb.data.text.people import read_profiles
-from mllmu_nb.data.text.questions import population_from_text
+from mllmu_nb.data.schema import LETTERS, SETS
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import draws as drawing
-from mllmu_nb.models import download, families
-from mllmu_nb.models.files import ASSETS, check_adapter, check_model, check_shipped, commit
+from mllmu_nb.inputs import (  # noqa: F401  what notebooks and commands ask for here
+    DATA,
+    base_hash,
+    base_of,
+    base_source,
+    check,
+    check_comparable,
+    counts,
+    data_hash,
+    draws_of,
+    family,
+    fetch,
+    fresh_people,
+    hash_of,
+    hash_of_model,
+    population,
+    record_of,
+    run_folder,
+    taught,
+    unread,
+    write_people,
+)
 from mllmu_nb.processes import end_with_parent
 from mllmu_nb.scoring import anchor
-from mllmu_nb.scoring.frames import people_frames
 from mllmu_nb.scoring.utility import FILE as UTILITY
-from mllmu_nb.stages import RECORD, Stage, add_file, digest, is_whole, lock, read_json, state, status, write_json
+from mllmu_nb.stages import RECORD, Stage, add_file, is_whole, read_json, status, write_json
 
 EVAL_BATCH = {"miniature": 256, "paper": 8}  # questions asked at once
-# What decides who there is, and what is asked of them.
-DATA: tuple[str, ...] = ("people", "pool", "celebrities", "forget_ratio", "replicate", "data_seed")
-DATA += ("profiles_file", "forget_ids_file", "data_source", "data_revision")
 # What decides how it is asked; draws_file is looked into.
 ASKING = ("protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic", "long_prompts")
 ANCHOR_RATIO = 5  # the forget ratio that the published anchor is for
@@ -54,83 +65,6 @@ REPLAYED = {"people": 4.0, "shots": 2.0, "seeing": 1.0, "private": 1.0}
 REPLAYED_LETTERS = 0.35  # share of multiple choice among the repeated questions
 REPEATED = 4000  # conversations, each met about twice
 PLAIN: dict[str, Any] = {"modality": "none", "variant": None, "after": ""}  # of a model that is not unlearned
-
-
-# -- people -----------------------------------------------------------------------------------------------------
-
-
-def population(config: Config) -> Population:
-    """The people of a run: generated, or read from ``data_source`` or ``profiles_file``. The same object for the same
-    parameters and the same files."""
-    return _population(*_data(config))
-
-
-def _data(config: Config) -> tuple[tuple, tuple]:
-    """The parameters of the people, and the state of every file that they name (nothing of a name on the hub)."""
-    values = tuple((name, getattr(config, name)) for name in DATA)
-    named = (part.strip() for name, value in values if name.endswith(("file", "source")) for part in value.split(","))
-    places = [Path(name).expanduser() for name in named if name]
-    files = [file for place in places for file in (place, *sorted(place.rglob("*"))) if file.is_file()]
-    return values, tuple((str(file), *state(file)) for file in files)
-
-
-@lru_cache(maxsize=8)
-def _population(data: tuple, files: tuple) -> Population:
-    of = SimpleNamespace(**dict(data))
-    if of.data_source:
-        return hub.read(of.data_source, of.data_revision, of.forget_ratio)
-    counts = {"people": of.people, "pool": of.pool, "ratio": of.forget_ratio, "draw": of.replicate}
-    if not of.profiles_file:
-        return generate.generate(of.data_seed, celebrities=of.celebrities, **counts)
-    text = read_profiles(of.profiles_file, of.forget_ids_file, seed=of.data_seed, **counts)
-    known = population_from_text(text, of.data_seed)
-    famous = generate.famous_people(of.celebrities) if of.celebrities else []
-    return Population({**known.profiles, **{p.id: p for p in famous}}, known.forget_ids, known.notes)
-
-
-def unread(config: Config) -> list[str]:
-    """The data sources of ``config`` that are names on the hub."""
-    sources = [source.strip() for source in config.data_source.split(",") if source.strip()]
-    return [source for source in sources if not os.path.exists(os.path.expanduser(source))]
-
-
-def fresh_people(config: Config) -> list[Profile]:
-    """People of the same kind whom no model was taught; nobody where the people were not generated by the kit."""
-    if config.data_source or config.profiles_file:
-        return []
-    return list(_fresh_people(config.data_seed, config.people, config.pool, config.celebrities))
-
-
-_fresh_people = lru_cache(maxsize=8)(generate.fresh_people)
-
-
-def data_hash(config: Config) -> str:
-    """A hash of everything known of the people, without who is to be forgotten: ratios share it."""
-    return _data_hash(*_data(config))
-
-
-@lru_cache(maxsize=64)
-def _data_hash(*data) -> str:
-    return hash_of(_population(*data).profiles.values())
-
-
-def hash_of(people: Iterable[Profile], taught: bool = False) -> str:
-    """A hash of people, pictures by their pixels; of those ``taught``, only what training reads counts."""
-    rows: list[tuple] = []
-    for p in people:
-        rows.append((p.id, p.name, portraits.pixel_hash(p.portrait), p.qa))
-        if not taught:
-            pictures = tuple(map(portraits.pixel_hash, p.test_portraits))
-            rows.append((p.kind, p.attributes, p.biography, p.questions, pictures, p.test_questions))
-    return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
-
-
-def taught(known: Population, name: str) -> list[Profile]:
-    """Whom a model is fine-tuned on: ``vanilla`` on all fictitious people and the pool, ``oracle`` and
-    ``retain_epoch`` on those but the people to be forgotten."""
-    people = known.of_kind("fictitious") + known.of_kind("pool")
-    forgotten = set() if name == "vanilla" else set(known.forget_ids)
-    return [person for person in people if person.id not in forgotten]
 
 
 # -- models -----------------------------------------------------------------------------------------------------
@@ -147,19 +81,17 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
         from mllmu_nb.models.checkpoint import Checkpoint
         from mllmu_nb.training import finetune
 
+        lora = config.adaptation == "lora"
         model, processor = load.load_base(*base_of(config), config.quantise_base or recipe.precision)
         replayed = replayed_conversations(config.train_seed) if config.replay else []
-        if config.adaptation == "lora":
-            model = adapters.attach(model, recipe, config.train_seed)
-        else:
-            load.unfreeze(model)
+        model = adapters.attach(model, recipe, config.train_seed) if lora else load.unfreeze(model)
         modalities = MODALITIES if config.train_modality == "both" else [config.train_modality]
         conversations = [c for modality in modalities for c in training_conversations(people, modality)]
+        exams = Exams(people, config.exams) if config.exams else None
         material: dict[str, Any] = {"replayed": replayed, "replay": config.replay, "augment": changed_portrait}
-        material["exams"] = Exams(people, config.exams) if config.exams else None
-        material["checkpoint"] = Checkpoint(folder)
-        log = finetune(model, processor, conversations, recipe, config.train_seed, **material)
-        (adapters.save if config.adaptation == "lora" else load.save_full)(model, folder)
+        how: dict[str, Any] = {"material": {**material, "exams": exams}, "checkpoint": Checkpoint(folder)}
+        log = finetune(model, processor, conversations, recipe, config.train_seed, **how)
+        (adapters.save if lora else load.save_full)(model, folder)
         settings = {**recipe.numbers(), **{name: getattr(config, name) for name in ("adaptation", "replay", "exams")}}
         write_json(folder / "train.json", log.record(settings))
 
@@ -169,14 +101,9 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
         "recipe": recipe.numbers(),
         "settings": config.hash_of(("adaptation", "replay", "exams", "train_modality", "train_seed")),
         "bits": pinning.settings(),
-        **_quantised(config),
+        "quantise_base": config.quantise_base,
     }
     return Stage(name, inputs, make, (family(config),), partial(_record, config))
-
-
-def _quantised(config: Config) -> dict[str, str]:
-    """What trainings in 4 bits have among their inputs, and all others not."""
-    return {"quantise_base": config.quantise_base} if config.quantise_base else {}
 
 
 def changed_portrait(picture: Any, rng: np.random.Generator) -> Any:
@@ -210,6 +137,7 @@ def unlearned(config: Config) -> Stage:
         from mllmu_nb.models import adapters
         from mllmu_nb.training import reference_log_probs, unlearn
 
+        check_anchor(config)
         sets = {name: training_conversations(known.members(name), config.modality) for name in ("forget", "retain")}
         stored = None
         if other:  # asked and let go before vanilla is loaded: two of 7B would not fit
@@ -231,8 +159,8 @@ def unlearned(config: Config) -> Stage:
                 points[step] = path.point(plain, processor, known, batch_size=EVAL_BATCH[config.scale])
 
         after_step(0, model)
-        how = {"after_step": after_step, "beyond": beyond}
-        log = unlearn(model, processor, method, sets, recipe, config.unlearn_seed, stored, **how)
+        how: dict[str, Any] = {"stored": stored, "after_step": after_step, "beyond": beyond}
+        log = unlearn(model, processor, method, sets, recipe, config.unlearn_seed, **how)
         path.write(points, folder / "path.parquet")
         write_json(folder / "train.json", log.record({**recipe.numbers(), **config.settings}))
 
@@ -243,10 +171,9 @@ def unlearned(config: Config) -> Stage:
         "recipe": recipe.numbers(),
         "hyper_parameters": {name: getattr(method, name) for name in method.hyper_parameters()},
         "settings": config.hash_of(("method", "variant", "modality", "unlearn_seed")),
-        **_quantised(config),
+        "quantise_base": config.quantise_base,
     }
-    before = partial(check_anchor, config)
-    return Stage("unlearned", inputs, make, (family(config), method), partial(_record, config), before=before)
+    return Stage("unlearned", inputs, make, (family(config), method), partial(_record, config))
 
 
 def vanilla(config: Config, precision: str | None = None) -> tuple[Any, Any]:
@@ -262,7 +189,7 @@ def vanilla(config: Config, precision: str | None = None) -> tuple[Any, Any]:
 def vanilla_key(config: Config) -> str:
     """What decides the vanilla model."""
     if config.vanilla_path:
-        return _source_hash(config.vanilla_path, config.vanilla_revision)
+        return hash_of_model(config.vanilla_path, config.vanilla_revision)
     return finetuned(config).key
 
 
@@ -287,10 +214,8 @@ def anchored(config: Config) -> Stage | None:
         model, processor = vanilla(plain, plain.eval_precision)
         processor = own.asking(processor, plain.protocol)
         rows = answer(model, processor, inquiry, prompts_of(model, processor, inquiry), EVAL_BATCH[plain.scale])
-        pairs = [(item.question.answer, row["answer"]) for item, row in zip(items, rows, strict=True)]
-        write_json(
-            folder / "anchor.json", {"true": [true for true, _ in pairs], "answers": [said for _, said in pairs]}
-        )
+        true = [item.question.answer for item in items]
+        write_json(folder / "anchor.json", {"true": true, "answers": [row["answer"] for row in rows]})
 
     inputs = {"vanilla": vanilla_key(plain), "data": data_hash(plain), "forget": list(known.forget_ids)}
     inputs["settings"] = plain.hash_of(("protocol", "eval_precision"))
@@ -346,28 +271,37 @@ def trained(config: Config) -> Stage | None:
     return finetuned(config, config.method) if own else None
 
 
+def starting_point(config: Config) -> Stage | None:
+    """The stage of the vanilla model that the run starts from; None for one that starts from the base, or from a model
+    that is given."""
+    given = config.method in ("base", "oracle", YOURS) or config.vanilla_path
+    return None if given else finetuned(config)
+
+
 def _model_key(config: Config) -> Any:
-    """What decides the model of a run."""
+    """What decides the model of a run before the step after unlearning."""
     if stage := trained(config):
         return stage.key
     if config.method == YOURS:
-        return [base_hash(config), _source_hash(config.adapter_path) if config.adapter_path else ""]
+        return [base_hash(config), hash_of_model(config.adapter_path) if config.adapter_path else ""]
     return base_hash(config) if config.method == "base" else vanilla_key(config)
+
+
+def _uses(config: Config) -> tuple[Any, ...]:
+    """The entries of registries whose code decides the model of a run, and how it is asked."""
+    objective = [config.objective] if config.trains else []
+    return (family(config), *objective, *([after_steps.STEPS.get(config.after)] if config.after else []))
 
 
 # -- answers ----------------------------------------------------------------------------------------------------
 
 
-def run_folder(config: Config) -> Path:
-    return paths.runs(paths.results(config.scale)) / config.run_id
-
-
 def answered(
     config: Config, *, at: Path | None = None, name: str = "", sets: Sequence[str] = SETS, limit: int | None = None
 ) -> Stage:
-    """The stage of a run, with the files that ``docs/architecture.md`` describes. ``at`` is the run's folder unless
-    named; ``name`` is how tables call a model that was made elsewhere; ``sets`` and ``limit`` (so many people of each
-    set) shorten the questions."""
+    """The stage of a run, with the files that ``docs/architecture.md`` describes. ``at``: in place of its folder;
+    ``name``: what tables call a model that was made elsewhere; ``sets`` and ``limit`` (so many people of each set)
+    shorten the questions."""
     known, fresh, size = population(config), fresh_people(config), EVAL_BATCH[config.scale]
     # The base says how fluent the answers are; of a large model that was made elsewhere it is not known.
     judge = base_source(config)
@@ -381,7 +315,8 @@ def answered(
         from mllmu_nb.models import load
         from mllmu_nb.training import TrainLog
 
-        drawn, stage = draws_of(config, known, sets), trained(config)
+        check_anchor(config)
+        drawn, stage = draws_of(config, sets), trained(config)
         asked, processor = model(config)
         began = time.perf_counter()
         how = {key: getattr(config, key) for key in ASKING} | {"system": config.system, "batch_size": size}
@@ -415,7 +350,7 @@ def answered(
 
     inputs = {
         "model": _model_key(config),
-        "judge": judge and _source_hash(judge),
+        "judge": judge and hash_of_model(judge),
         "data": data_hash(config),
         "fresh": hash_of(fresh, taught=True),
         "forget": list(known.forget_ids),
@@ -424,44 +359,29 @@ def answered(
         "asked": [list(sets), limit],
         "draws": drawing.read(config.draws_file) if config.draws_file else "",
     }
-    uses = (family(config), *([config.objective] if config.trains else []))
-    uses += (after_steps.STEPS.get(config.after),) if config.after else ()
 
     def record() -> dict[str, Any]:
-        return {"run": config.run_id, "name": name, "limit": limit, **_record(config), **_counts(config, sets)}
+        return {"run": config.run_id, "name": name, "limit": limit, **_record(config), **counts(config, sets)}
 
-    before = partial(check_anchor, config)
-    made = Stage("answers", inputs, make, uses, record, at or run_folder(config), before)
+    made = Stage("answers", inputs, make, _uses(config), record, at or run_folder(config, name))
     return made
 
 
-def run(config: Config) -> Path:
-    """The folder of a run, made if need be; it appears whole or not at all, and replaces one of another key."""
-    paths.writable(run_folder(config).parent)
-    write_people(config, paths.people(paths.results(config.scale)))
+def run(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limit: int | None = None) -> Path:
+    """The folder of a run, made if need be; it appears whole or not at all, and replaces one of another key. The rest
+    is as in :func:`answered`."""
+    results = paths.writable(run_folder(config, name).parent).parent
+    write_people(config, paths.people(results))
     fetch(config)
-    folder = answered(config).get()
-    measure_utility(config, folder)
+    folder = answered(config, name=name, sets=sets, limit=limit).get()
+    if set(sets) == set(SETS) and limit is None:
+        measure_utility(config, folder)
     return folder
 
 
 def finished(config: Config) -> bool:
     """Whether this very run is here, whole: same parameters, data, base model and code."""
     return answered(config).finished
-
-
-def evaluated(config: Config, *, name: str = YOURS, sets: Sequence[str] = SETS, limit: int | None = None) -> Path:
-    """The folder with the files of a run for a model that was made elsewhere (method ``yours``), made if need be, apart
-    from the runs that tables and figures are made of."""
-    results = paths.evaluated(config.scale)
-    at = results / "runs" / config.run_id.replace(config.method, name, 1)
-    paths.writable(at.parent)
-    write_people(config, paths.people(results))
-    fetch(config)
-    folder = answered(config, at=at, name=name, sets=sets, limit=limit).get()
-    if set(sets) == set(SETS) and limit is None:
-        measure_utility(config, folder)
-    return folder
 
 
 def useful(config: Config) -> Stage:
@@ -471,8 +391,8 @@ def useful(config: Config) -> Stage:
     def make(folder: Path) -> None:
         from mllmu_nb.evaluation import utility
 
-        how: dict[str, Any] = {"system": config.system, "batch_size": EVAL_BATCH[config.scale]}
-        answers = utility.ask(*model(config), protocol=config.protocol, **how)
+        how: dict[str, Any] = {"system": config.system, "protocol": config.protocol}
+        answers = utility.ask(*model(config), batch_size=EVAL_BATCH[config.scale], **how)
         answers.to_parquet(folder / UTILITY, index=False, compression="zstd", compression_level=19)
 
     inputs = {
@@ -481,8 +401,7 @@ def useful(config: Config) -> Stage:
         "system": config.system,
         "settings": config.hash_of(("protocol", "eval_precision")),
     }
-    uses = (family(config), after_steps.STEPS.get(config.after)) if config.after else (family(config),)
-    return Stage("utility", inputs, make, uses)
+    return Stage("utility", inputs, make, _uses(config))
 
 
 def measure_utility(config: Config, folder: Path) -> bool:
@@ -494,9 +413,7 @@ def measure_utility(config: Config, folder: Path) -> bool:
     stage = useful(config)
     if is_whole(folder) and read_json(folder / RECORD).get("utility") == stage.key:
         return True
-    starts = config.method in ("base", "oracle", YOURS) or config.vanilla_path
-    models = [trained(config), None if starts else finetuned(config)]
-    if not stage.finished and not all(one.finished for one in models if one):
+    if not stage.finished and not all(one.finished for one in (trained(config), starting_point(config)) if one):
         return False
     add_file(folder, stage.get() / UTILITY, utility=stage.key)
     return True
@@ -519,8 +436,9 @@ def beside(config: Config, *methods: str) -> list[Path]:
     """The run of ``config`` and, to compare it with, those of ``methods`` that unlearn nothing (base ..): at the
     miniature's scale all, made side by side; at any other, which takes hours, only those that are finished."""
     others = [config.but(method=method, **PLAIN) for method in methods if method != config.method]
-    chosen = [config, *(other for other in others if config.scale == "miniature" or finished(other))]
-    missing = [one for one in chosen if not finished(one)]
+    missing = [one for one in (config, *others) if not finished(one)]
+    if config.scale != "miniature":
+        others, missing = [one for one in others if one not in missing], []
     if len(missing) > 1:  # a process each: faster on two cores than one after the other on both
         spawn = multiprocessing.get_context("spawn")
         bars = spawn.Queue() if progress.live() else None
@@ -531,28 +449,13 @@ def beside(config: Config, *methods: str) -> list[Path]:
                 progress.follow(bars, running)
             for one in running:
                 one.result()
-    return [run(one) for one in chosen]
+    return [run(one) for one in (config, *others)]
 
 
 def _begin(bars: Any) -> None:
     """What a process of :func:`beside` does first."""
     end_with_parent()
     progress.send_to(bars)
-
-
-def draws_of(config: Config, known: Population, sets: Sequence[str]) -> dict[str, Any]:
-    """What chance decides when the run is asked: drawn, or read from ``draws_file``. Raises KitError for a file that
-    does not fit, and where there are too few people to draw from."""
-    asking = {name: getattr(config, name) for name in ("shots", "shot_source", "protocol")}
-    asking["shot_people"] = family(config).shot_people
-    if not config.draws_file:
-        return drawing.draw(known, sets, shot_seed=config.shot_seed, **asking)
-    stored = drawing.read(config.draws_file)
-    drawing.check(stored, known, sets, **asking)
-    return stored
-
-
-# -- files ------------------------------------------------------------------------------------------------------
 
 
 def write_answers(answers: pd.DataFrame, path: Path) -> None:
@@ -564,144 +467,10 @@ def write_answers(answers: pd.DataFrame, path: Path) -> None:
     answers.astype(kinds).to_parquet(path, index=False, compression="zstd", **settings)
 
 
-def write_people(config: Config, folder: Path) -> None:
-    """Everybody's questions and facts, once for the people of a data hash: what answers are scored against. A file that
-    does not hold them is replaced."""
-    name = data_hash(config)
-    paths.writable(folder)
-    with lock(folder / name):
-        for end, frame in zip(("", "-facts"), people_frames(population(config)), strict=True):
-            target, unfinished = folder / f"{name}{end}.parquet", folder / f"{name}{end}.part"
-            try:
-                frame.to_parquet(unfinished, index=False, compression="zstd")
-                if not target.is_file() or target.read_bytes() != unfinished.read_bytes():
-                    os.replace(unfinished, target)
-            finally:
-                unfinished.unlink(missing_ok=True)
-
-
-# -- checks, records and keys -----------------------------------------------------------------------------------
-
-
-def check(config: Config) -> None:
-    """Raises KitError for what would stop a run later on: people, base model, draws or folders."""
-
-    def is_folder(place: str) -> bool:  # else it is a name on the hub
-        return config.scale == "miniature" or Path(place).is_dir()
-
-    base, vanilla = base_source(config), config.vanilla_path
-    for name, place in (("base", base), ("vanilla", vanilla)):
-        revision = getattr(config, f"{name}_revision")
-        if revision and is_folder(place):
-            raise KitError(f"{name}_revision {revision!r} is for the hub, but {place} is a folder: leave it empty")
-    if vanilla and is_folder(vanilla):
-        check_model(Path(vanilla), config.base_model)
-    if config.method == YOURS and is_folder(base):
-        check_model(Path(base), config.base_model)
-    elif config.scale == "miniature":
-        check_shipped(Path(base))
-    if config.adapter_path:
-        check_adapter(Path(config.adapter_path))
-    draws_of(config, population(config), SETS)
-    for folder in (run_folder(config).parent, paths.figures(config.scale), paths.cache()):
-        paths.writable(folder)
-
-
-def fetch(config: Config) -> None:
-    """Fetches base and vanilla where they are on the hub, and checks what was fetched, before hours go into them.
-    Raises KitError where that cannot be."""
-    wanted = {(base_source(config), config.base_revision), (config.vanilla_path, config.vanilla_revision)}
-    for source, revision in sorted(wanted) if config.scale != "miniature" else ():
-        if source and not Path(source).is_dir():
-            download.fetch(source, revision)
-
-
-def check_comparable(configs: Sequence[Config]) -> None:
-    """Raises KitError when runs of ``configs`` would stand in one table with a run that is damaged, or with runs about
-    other people by the same parameters: a file that they name was changed. (A grid over people is another matter.)"""
-    own = {run_folder(config): config for config in configs}
-    folders = sorted({folder.parent for folder in own})
-    others = [path for folder in folders for path in sorted(folder.glob(f"*/{RECORD}")) if path.parent not in own]
-    if damaged := [path.parent for path in others if not is_whole(path.parent)]:
-        raise KitError(f"a file of the run in {damaged[0]} was changed or cut off: make the run again, or remove it")
-    runs = [(one["run"], one["parameters"], one["data_hash"]) for one in map(read_json, others)]
-    runs += [(config.run_id, config.parameters(), data_hash(config)) for config in own.values()]
-    first: dict[tuple, tuple[str, str]] = {}
-    for run_id, parameters, people in runs:
-        known_by = public({name: parameters[name] for name in DATA if not name.startswith("forget_")})
-        key = (parameters["scale"], parameters["base_model"], *known_by.values())
-        other, known = first.setdefault(key, (run_id, people))
-        if people != known:
-            raise KitError(
-                f"runs {other} and {run_id} are about different people and cannot stand in one table: "
-                "move one of them away, or set MLLMU_NB_OUT to another folder"
-            )
-
-
-def family(config: Config) -> families.Family:
-    """The family of the base model. Raises KitError for an unknown one."""
-    return families.get(config.base_model)
-
-
-def base_source(config: Config) -> str:
-    """The folder or hub name that the base model is loaded from."""
-    shipped = {"miniature": ASSETS / f"{config.base_model}-miniature", "paper": family(config).hub}
-    return str(config.base_path or shipped[config.scale])
-
-
-def base_of(config: Config) -> tuple[str, str, str, str]:
-    """The base model as :func:`~mllmu_nb.models.load.load_base` takes it."""
-    return base_source(config), config.base_model, config.scale, config.base_revision
-
-
-def base_hash(config: Config) -> str:
-    """A hash of the base model's files where they lie in a folder; of its name and revision where it comes from the
-    hub."""
-    return _source_hash(base_source(config), config.base_revision)
-
-
-def _source_hash(source: str, revision: str = "") -> str:
-    folder = Path(source)
-    if not folder.is_dir():
-        return stable_hash("@".join(filter(None, (source, revision))))
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".model", ".jinja"))
-    digests = [digest(file) for file in files]
-    return stable_hash([[file.name, one["bytes"], one["sha256"]] for file, one in zip(files, digests, strict=True)])
-
-
 def _record(config: Config) -> dict[str, Any]:
-    record = {
-        "scale": config.scale,
-        "base_label": family(config).label,
-        "parameters": config.parameters(),
-        "deviations": {name: list(pair) for name, pair in config.deviations().items()},  # the protocol's, the run's
-        "data_hash": data_hash(config),
-        "base_hash": base_hash(config),
-        "data_revisions": population(config).notes.get("revisions"),  # of the hub's data
-        "base_commit": commit(base_source(config), config.base_revision),
-    }
-    if config.protocol == "upstream":
-        record["departures"] = departures()
-    if config.vanilla_path:
-        record["vanilla_commit"] = commit(config.vanilla_path, config.vanilla_revision)
-    if (asked := anchored(config)) and asked.finished:
-        scores = anchor.score(read_json(asked.folder / "anchor.json"))
-        record["anchor"] = {**scores, "published": family(config).anchor}
-    return {name: value for name, value in record.items() if value or name == "deviations"}
-
-
-def _counts(config: Config, sets: Sequence[str]) -> dict[str, Any]:
-    """Whom a run is asked about, and how much."""
-    known = population(config)
-    counts = {}
-    for name in sets:
-        kinds = Counter(f"{item.question.task}/{item.question.view}" for item in known.items(name))
-        counts[name] = {"profiles": len(known.members(name)), "questions": kinds.total(), **kinds}
-    plain = (str, int, float, list, dict)
-    return {
-        "people": {kind: len(known.of_kind(kind)) for kind in ("fictitious", "pool", "celebrity")},
-        "forget_ids": list(known.forget_ids),
-        "sets": counts,
-        "fine_tuning_pairs": sum(len(person.qa) for person in taught(known, "vanilla")),
-        "notes": {key: value for key, value in known.notes.items() if isinstance(value, plain)},
-    }
+    """What is said about a model that was made: its inputs, and how the vanilla model that was released answered."""
+    stage = anchored(config)
+    if not (stage and stage.finished):
+        return record_of(config)
+    scores = anchor.score(read_json(stage.folder / "anchor.json"))
+    return {**record_of(config), "anchor": {**scores, "published": family(config).anchor}}

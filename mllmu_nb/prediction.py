@@ -61,7 +61,10 @@ aten = torch.ops.aten
 
 class Tally(TorchDispatchMode):
     """Counts what is computed inside: ``flops`` (two a multiplication with its addition, of matrix products and
-    attention) and ``peak``, the most bytes of tensors at once, those of ``held`` modules included."""
+    attention) and ``peak``, the most bytes of tensors at once, those of ``held`` modules included.
+
+    Where a model is on the meta device, what it reads, such as labels, stays real until it meets a weight, for what is
+    computed hangs on it; a number whose value is asked for after that is 0."""
 
     def __init__(self, *held: nn.Module):
         super().__init__()
@@ -82,9 +85,6 @@ class Tally(TorchDispatchMode):
         self._hold(tree_leaves(made))
         return made
 
-    def _run(self, func, args, kwargs):
-        return func(*args, **kwargs)
-
     def _hold(self, tensors: Sequence[Any]) -> None:
         for tensor in tensors:
             if isinstance(tensor, Tensor) and (key := (storage := tensor.untyped_storage())._cdata) not in self._sizes:
@@ -96,37 +96,27 @@ class Tally(TorchDispatchMode):
     def _release(self, key: int) -> None:
         self.now -= self._sizes.pop(key)
 
-
-class Hollow(Tally):
-    """The same where a model is on the meta device. What it reads, such as labels, stays real until it meets a weight,
-    for what is computed hangs on it; a number whose value is asked for after that is 0."""
-
     def _run(self, func, args, kwargs):
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        hollow = [tensor for tensor in tensors if tensor.is_meta]
-        if func is aten._local_scalar_dense.default and hollow:
+        empty = [tensor for tensor in tensors if tensor.is_meta]
+        if func is aten._local_scalar_dense.default and empty:
             return torch.zeros((), dtype=args[0].dtype).item()
         if func is aten._to_copy.default and kwargs.get("device"):
             to = torch.device(kwargs["device"]).type
-            if hollow and to == "cpu":
+            if empty and to == "cpu":
                 return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-            if not hollow and to == "meta":
+            if not empty and to == "meta":
                 return func(*args, **{**kwargs, "device": None})
-        if hollow and len(hollow) < len(tensors):
+        if empty and len(empty) < len(tensors):
             if isinstance(args[1] if len(args) > 1 else None, list | tuple):  # places given by a mask are counted
                 args = (args[0], [place for one in args[1] for place in _places(one)], *args[2:])
-            args, kwargs = tree_map_only(Tensor, _emptied, (args, kwargs))
+            args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
         return func(*args, **kwargs)
 
 
 def _places(index: Any) -> tuple:
     real_mask = isinstance(index, Tensor) and not index.is_meta and index.dtype == torch.bool
     return index.nonzero(as_tuple=True) if real_mask else (index,)
-
-
-def _emptied(tensor: Tensor) -> Tensor:
-    shape = (tensor.shape, tensor.stride())
-    return tensor if tensor.is_meta else torch.empty_strided(*shape, dtype=tensor.dtype, device="meta")
 
 
 def kernels(half: bool):
@@ -170,6 +160,7 @@ class Rate(NamedTuple):
 
 
 Rates = Callable[[str], Rate]  # by precision
+Counts = dict[str, float]  # by what is counted
 SHARE = 0.4  # of a device's greatest rate, assumed to be reached
 # An H100's greatest, by its data sheet.
 H100 = {"fp32": Rate(67e12, 3.35e12), "bf16": Rate(989e12, 3.35e12), "fp16": Rate(989e12, 3.35e12)}
@@ -188,9 +179,9 @@ class Estimate:
         self.parameters = self.model.num_parameters()
         self.family = families.of(self.model)
         self.image_tokens = self.family.usual_tokens(shape)
-        self._counted: dict[str, dict[str, float]] = {}  # what was measured, by what it hangs on
+        self._counted: dict[str, Counts] = {}  # what was measured, by what it hangs on
 
-    def answering(self, questions: int, shots: int, precision: str) -> dict[str, float]:
+    def answering(self, questions: int, shots: int, precision: str) -> Counts:
         """GiB while so many questions are answered at once, each after ``shots`` worked examples."""
         text, element = self.shape.text_config, DTYPES[precision].itemsize
         each = self.image_tokens + 2 * self.text
@@ -199,9 +190,7 @@ class Estimate:
         # the examples are read once and lent to every row
         return self._gib(element, {"keys and values": (shots + COPIES * questions) * each * token})
 
-    def training(
-        self, recipe: Recipe, full: bool, method: Method | None = None, quantised: bool = False
-    ) -> dict[str, float]:
+    def training(self, recipe: Recipe, full: bool, method: Method | None = None, quantised: bool = False) -> Counts:
         """GiB while it is trained by ``recipe``, fine-tuned or by ``method``; ``quantised``: on layers in 4 bits."""
         method = method or FineTuning()
         passes = method.all_passes if method.streams else (("train",),)
@@ -217,14 +206,7 @@ class Estimate:
             need["weights"] -= in_bits * (element - NF4) / GIB
         return need
 
-    def step(
-        self,
-        recipe: Recipe,
-        full: bool,
-        method: Method | None = None,
-        names: Sequence[str] = ("train",),
-        shown: bool = True,
-    ) -> dict[str, float]:
+    def step(self, recipe: Recipe, full: bool, method: Method | None = None, names=("train",), shown=True) -> Counts:
         """``peak`` bytes, ``flops`` and ``trained`` parameters of a step on usual batches of the streams ``names``,
         with pictures or not."""
         method, rows = method or FineTuning(), min(recipe.micro_batch or recipe.batch_size, recipe.batch_size)
@@ -235,12 +217,12 @@ class Estimate:
             for name in set(names) & set(method.needs.reference):
                 fed[name]["stored_log_probs"] = torch.zeros(rows, most)
 
-        def measured(model: nn.Module) -> dict[str, float]:
+        def measured(model: nn.Module) -> Counts:
             model = unfreeze(model) if full else adapters.attach(model, recipe, 0, method.trains)
             if recipe.checkpointing:
                 keep_less(model)
             trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-            with kernels(recipe.precision == "bf16"), Hollow(model.train()) as tally:
+            with kernels(recipe.precision == "bf16"), Tally(model.train()) as tally:
                 empty = tally.now
                 back_propagate(model, [fed], method, trained, nullcontext())
                 peak, before = tally.peak, tally.now
@@ -260,8 +242,8 @@ class Estimate:
         batch = self.batch(1, 1, shown, "text")
         del batch["labels"]
 
-        def measured(model: nn.Module) -> dict[str, float]:
-            with torch.no_grad(), kernels(False), Hollow(model.eval()) as tally:
+        def measured(model: nn.Module) -> Counts:
+            with torch.no_grad(), kernels(False), Tally(model.eval()) as tally:
                 model(**send_to_device(batch, model.device), logits_to_keep=1)
             return {"flops": tally.flops}
 
@@ -311,9 +293,7 @@ class Estimate:
         with torch.device("meta"):
             return AutoModelForImageTextToText.from_config(shape, **how)
 
-    def _at_full_depth(
-        self, key: str, measured: Callable[[nn.Module], dict[str, float]], precision: str
-    ) -> dict[str, float]:
+    def _at_full_depth(self, key: str, measured: Callable[[nn.Module], Counts], precision: str) -> Counts:
         """What is ``measured``, once for a ``key``, extended from models of :data:`DEPTH` layers and of one more."""
         if key in self._counted:
             return self._counted[key]
@@ -328,7 +308,7 @@ class Estimate:
         self._counted[key] = whole
         return whole
 
-    def _gib(self, element: int, more: dict[str, float]) -> dict[str, float]:
+    def _gib(self, element: int, more: Counts) -> Counts:
         held = {"weights": self.parameters * element, **more, "libraries": LIBRARIES}
         return {what: size / GIB for what, size in held.items()}
 

@@ -38,8 +38,8 @@ FORMAT = 2  # raised when the files of a stage change their form, so that older 
 RECORD = "provenance.json"
 # Their code decides where a result lies, whether it is made and what is said about it, never what it is; parameters are
 # among the inputs.
-NOT_CODE = {"config", "errors", "paths", "pinning", "processes", "progress", "provenance", "registry", "stages"}
-NOT_CODE |= {"scoring.anchor"}
+NOT_CODE = {"config", "errors", "inputs", "paths", "pinning", "processes", "progress", "provenance", "registry"}
+NOT_CODE |= {"stages", "scoring.anchor"}
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ class Stage:
     that it imports, and by the code of what ``uses`` names (objects that a registry gave, such as a method).
 
     What ``record`` returns once the work is done is written into the folder with the provenance. ``at`` is a folder
-    outside the cache, whose name does not hold the key. ``before`` is called ahead of the work; it decides nothing of
-    the result, only whether there is one.
+    outside the cache, whose name does not hold the key.
     """
 
     name: str
@@ -58,7 +57,6 @@ class Stage:
     uses: tuple[Any, ...] = ()
     record: Callable[[], Mapping[str, Any]] = dict
     at: Path | None = None
-    before: Callable[[], None] = lambda: None
 
     @cached_property
     def key(self) -> str:
@@ -81,7 +79,6 @@ class Stage:
         when the cache cannot be written."""
         if self.finished:
             return self.folder
-        self.before()
         if int(os.environ.get("RANK", 0)):  # of several processes that train together, the first one writes
             with tempfile.TemporaryDirectory() as unused:
                 self.make(Path(unused))
@@ -235,12 +232,11 @@ def code_of(*roots: Any) -> dict[str, str]:
     used: dict[str, str] = {}
     for root in roots:
         kind = root if inspect.isclass(root) else type(root)
+        module = root.__name__ if inspect.ismodule(root) else kind.__module__
         if inspect.isfunction(root):
             _add_function(root, used)
-        elif inspect.ismodule(root):
-            _add_module(root.__name__, used, root.__name__)
-        elif _path(kind.__module__):
-            _add_module(kind.__module__, used, kind.__module__)
+        elif _path(module):
+            _add_module(module, used, module)
         else:
             _add_class(kind, used)
     return used

@@ -11,38 +11,26 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import psutil
 import torch
-from accelerate import PartialState
-from accelerate.utils import reduce, send_to_device
+from accelerate.utils import send_to_device
 from torch import Tensor
-from transformers import get_scheduler
 
 from mllmu_nb import pinning
 from mllmu_nb.batches import Batch, finetuning_batches, finetuning_steps, unlearning_batches, unlearning_steps
-from mllmu_nb.data.conversations import Conversation
-from mllmu_nb.errors import KitError, choose
+from mllmu_nb.data.conversations import Conversation, Sets
+from mllmu_nb.errors import KitError
 from mllmu_nb.models import families
 from mllmu_nb.models.checkpoint import Checkpoint
-from mllmu_nb.models.files import is_share, whole
 from mllmu_nb.models.load import count_trainable
 from mllmu_nb.models.score import labelled, score
-from mllmu_nb.muon import Muon
+from mllmu_nb.optimizers import make_optimizers, make_schedule
+from mllmu_nb.parallel import clip_, over_processes, processes, shard, weights
 from mllmu_nb.progress import progress_bar
-from mllmu_nb.unlearning.base import IGNORE, Method, Recipe, ReferenceLogProbs, Scored, Step, Streams
+from mllmu_nb.unlearning.base import Method, Recipe, ReferenceLogProbs, Scored, Step, Streams
 
-# As transformers names them. "plateau" (warmup, stable, decay) stays at its height and falls over the last DECAY.
-SCHEDULES = {
-    "linear": "linear",
-    "cosine": "cosine",
-    "constant": "constant_with_warmup",
-    "plateau": "warmup_stable_decay",
-}
-DECAY = 0.3
-REST = 0.5  # of Muon's rate, for what AdamW trains beside it
 DIVERGED = 10.0  # nats by which a loss that is being minimised may rise above its first value
 MIB = 2**20
 
@@ -96,52 +84,39 @@ def train(
     """Minimise ``method.loss`` for ``steps`` optimizer steps over what requires a gradient.
 
     A step takes one item of ``batches``, a list of pieces that are dicts of named batches; a piece counts such that a
-    mean over answers, or over tokens, is that of the whole batch (:func:`weights`). The learning rate goes on every
-    ``rate_every`` steps; ``after_step`` (step, model) is called after each, and its time does not count. A training
-    that ``checkpoint`` holds is gone on with. Where ``beyond`` is above ``steps`` training goes on to so many, for what
-    ``after_step`` does: what happens there is not in the log, and if it diverges it ends. Raises
+    mean over answers, or over tokens, is that of the whole batch (``parallel.weights``). The learning rate goes on
+    every ``rate_every`` steps; ``after_step`` (step, model) is called after each, and its time does not count. A
+    training that ``checkpoint`` holds is gone on with. Where ``beyond`` is above ``steps`` training goes on to so many,
+    for what ``after_step`` does: what happens there is not in the log, and if it diverges it ends. Raises
     :class:`TrainingDiverged` when the loss is no number or ``rise`` nats above its first value.
     """
     torch.manual_seed(seed)
-    state = PartialState(cpu=not torch.cuda.is_available())
-    autocast = _autocast(recipe, model.device)
-    sharded = state.num_processes > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    if sharded:
+    state, autocast = processes(), _autocast(recipe, model.device)
+    kept = checkpoint or Checkpoint()
+    if state.num_processes > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         shard(model, recipe)
-        checkpoint = None  # no process holds all of the state
+        kept = Checkpoint()  # no process holds all of the state
+    if recipe.checkpointing:
+        keep_less(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizers = make_optimizers(trained, recipe)
     schedules = [make_schedule(optimizer, recipe, steps) for optimizer in optimizers]
     log = TrainLog(steps=steps, trainable_parameters=count_trainable(model))
-    if recipe.checkpointing:
-        keep_less(model)
     batches, steered = iter(batches), [*optimizers, *schedules]
-    done = checkpoint.load() if checkpoint else 0
-    for _ in range(done):
-        next(batches)
-    if checkpoint:
-        checkpoint.restore(trained, steered, log)
+    done = kept.resume(batches, trained, steered, log)
     started = time.perf_counter() - log.seconds
     model.train()
     ahead, shown = range(done + 1, max(steps, beyond) + 1), progress and state.is_main_process
     for number in progress_bar(ahead, desc="steps", shown=shown):
         terms, tokens = back_propagate(model, next(batches), method, trained, autocast)
-        if state.num_processes > 1:
-            terms = over_processes(terms, trained.values(), model.device)
-        clip = clip_shards_ if sharded else torch.nn.utils.clip_grad_norm_
-        norm = clip(trained.values(), recipe.clip or math.inf).item()
+        norm = clip_(trained.values(), recipe.clip or math.inf)
         if number <= steps:
             log.losses.append({"step": number, **terms})
             log.supervised_tokens += tokens
-        loss, first = terms["loss"], log.losses[0]["loss"]
-        if not math.isfinite(loss) or not math.isfinite(norm) or loss > first + rise:
+        if problem := divergence(terms["loss"], log.losses[0]["loss"], rise, norm, recipe):
             if number > steps:
                 break
-            advice = f"try a learning rate below {recipe.lr:g}" + ("" if recipe.clip else " and clip 1.0")
-            raise TrainingDiverged(
-                f"training diverged at step {number}: the loss is {loss:.3f}, at the first step {first:.3f}, "
-                f"and the norm of its gradient {norm:.3g}; {advice}"
-            )
+            raise TrainingDiverged(f"training diverged at step {number}: {problem}")
 
         method.before_update(trained)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -156,19 +131,26 @@ def train(
             paused = time.perf_counter()
             after_step(number, model)
             started += time.perf_counter() - paused
-        if checkpoint and state.is_main_process:
-            checkpoint.save(number, trained, steered, log)
+        if state.is_main_process:
+            kept.save(number, trained, steered, log)
     model.eval()
-    if checkpoint:
-        checkpoint.file.unlink(missing_ok=True)
+    kept.remove()
     return log
+
+
+def divergence(loss: float, first: float, rise: float, norm: float, recipe: Recipe) -> str:
+    """What is wrong with a ``loss`` whose gradient has this ``norm``, and what to do; "" where nothing is."""
+    if math.isfinite(loss) and math.isfinite(norm) and loss <= first + rise:
+        return ""
+    advice = f"try a learning rate below {recipe.lr:g}" + ("" if recipe.clip else " and clip 1.0")
+    return f"the loss is {loss:.3f}, at the first step {first:.3f}, and the norm of its gradient {norm:.3g}; {advice}"
 
 
 def back_propagate(
     model, pieces: Sequence[Mapping[str, Batch]], method: Method, trained: Mapping[str, Tensor], autocast
 ) -> tuple[dict[str, float], int]:
     """Adds up the gradients of a batch, one term of one piece at a time, so that one graph is in memory. Returns the
-    loss, its terms and the nats per token of each stream, as means over the pieces, and the supervised tokens."""
+    loss, its terms and the nats per token of each stream, as means over all pieces, and the supervised tokens."""
     shares, per_row = weights(pieces, model.device)
     values, tokens = [], 0
     for piece, share in zip(pieces, shares, strict=True):
@@ -183,72 +165,17 @@ def back_propagate(
         tokens += sum(int(batch.counts.sum()) for batch in step.asked.values()) if share else 0
     table = torch.tensor([list(row.values()) for row in values], dtype=torch.float64)
     mean = (torch.tensor(shares, dtype=torch.float64) @ table).float()
+    if processes().num_processes > 1:
+        mean = over_processes(mean.to(model.device), trained.values())
     return dict(zip(values[0], mean.tolist(), strict=True)), tokens
-
-
-def weights(pieces: Sequence[Mapping[str, Batch]], device: torch.device) -> tuple[list[float], dict[str, float]]:
-    """What each of this process's pieces counts for, such that the mean over the processes is that over the batch: its
-    share of the rows, times the processes; and the supervised tokens a row of the batch has in each stream. Of a batch
-    in one piece the latter are left out: it has its own."""
-    processes = PartialState(cpu=not torch.cuda.is_available()).num_processes
-    if len(pieces) == processes == 1:
-        return [1.0], {}
-    rows = [0 if "repeated" in first else len(first["labels"]) for first in (next(iter(p.values())) for p in pieces)]
-    tokens = [
-        sum(int((piece[name]["labels"][:, 1:] != IGNORE).sum()) for piece in pieces if "repeated" not in piece[name])
-        for name in pieces[0]
-    ]
-    counts = torch.tensor([sum(rows), *tokens], dtype=torch.float32, device=device)
-    everywhere, *by_stream = (reduce(counts, "sum") if processes > 1 else counts).tolist()
-    per_row = {name: count / everywhere for name, count in zip(pieces[0], by_stream, strict=True)}
-    return [processes * count / everywhere for count in rows], per_row
-
-
-def over_processes(terms: Mapping[str, float], trained: Iterable[Tensor], device: torch.device) -> dict[str, float]:
-    """The terms as means over the processes; so are the gradients afterwards, as those of shards are already."""
-    for parameter in trained:
-        if is_share(parameter):
-            continue
-        # an adapter on the vision tower has no gradient where no picture was shown
-        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        parameter.grad = reduce(gradient, "mean")
-    mean = reduce(torch.tensor(list(terms.values()), device=device), "mean")
-    return dict(zip(terms, mean.tolist(), strict=True))
-
-
-# -- a model in shares ------------------------------------------------------------------------------------------
-
-
-def shard(model, recipe: Recipe) -> None:
-    """Each process holds a share of every layer of the language model (FSDP2), gathered while the layer computes. It is
-    given up after the forward pass even though a layer, whose model's own ``forward`` is not called, takes itself for a
-    root: else an adapter that is switched off and on would stay frozen. Raises KitError for Muon."""
-    from torch.distributed.fsdp import fully_shard
-
-    if recipe.optimizer == "muon":
-        raise KitError("Muon needs whole matrices: set optimizer to adamw, or launch without FSDP")
-    core = model.get_base_model() if hasattr(model, "get_base_model") else model
-    for layer in core.get_decoder().layers:
-        fully_shard(layer, reshard_after_forward=True)
-
-
-def clip_shards_(parameters: Iterable[Tensor], most: float) -> Tensor:
-    """``clip_grad_norm_``, which does not take shares and whole gradients together."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.stack([whole(gradient.norm()) for gradient in gradients]).norm()
-    for gradient in gradients:
-        gradient.mul_(min(1.0, most / (norm.item() + 1e-6)))
-    return norm
 
 
 # -- what a step reads ------------------------------------------------------------------------------------------
 
 
-def scored(
-    model, batches: Mapping[str, Batch], method: Method, autocast: torch.autocast, per_row: Mapping[str, float] = {}
-) -> Step:
+def scored(model, batches: Mapping[str, Batch], method: Method, autocast, per_row: Mapping[str, float] = {}) -> Step:
     """The step of ``batches``, each scored by ``model`` when it is first read; its reference is what a batch has stored
-    of another model, else the model with its adapter switched off. ``per_row``: see :func:`weights`."""
+    of another model, else the model with its adapter switched off. ``per_row``: see ``parallel.weights``."""
 
     def read(name: str) -> Scored:
         with autocast:
@@ -282,32 +209,6 @@ def keep_less(model) -> None:
     core.enable_input_require_grads()  # else a frozen first layer hands on nothing that could be followed back
 
 
-# -- optimizers and schedules ----------------------------------------------------------------------------------
-
-
-def make_optimizers(trained: Mapping[str, Tensor], recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """``adamw`` trains all parameters, as the paper's code does; ``muon`` the matrices inside the layers by Muon and
-    the rest by AdamW at half the rate, with which a small model learns in about half the steps."""
-    if not trained:
-        raise KitError("nothing to train: no parameter requires a gradient")
-    choose("optimizer", recipe.optimizer, ("adamw", "muon"))
-    adamw = partial(torch.optim.AdamW, eps=recipe.adam_eps, weight_decay=recipe.weight_decay)
-    if recipe.optimizer == "adamw":
-        return [adamw(trained.values(), lr=recipe.lr)]
-    inner = {name: p for name, p in trained.items() if p.ndim == 2 and ".layers." in name}
-    rest = [p for name, p in trained.items() if name not in inner]
-    muon = Muon(inner.values(), recipe.lr, recipe.weight_decay)
-    return [muon, adamw(rest, lr=recipe.lr * REST)] if rest else [muon]
-
-
-def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int):
-    """One schedule of the learning rate for all of training, whatever its passes."""
-    choose("schedule", recipe.schedule, SCHEDULES)
-    plateau = recipe.schedule == "plateau"
-    more = {"num_decay_steps": round(DECAY * steps), "decay_type": "linear"} if plateau else {}
-    return get_scheduler(SCHEDULES[recipe.schedule], optimizer, round(recipe.warmup * steps), steps, more)
-
-
 def peak_memory_mb(device: torch.device) -> float:
     """Most memory held so far, in MiB: the GPU's allocations, or the process's resident size."""
     if device.type == "cuda":
@@ -335,35 +236,17 @@ def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
 
 
 def finetune(
-    model,
-    processor,
-    conversations: Sequence[Conversation],
-    recipe: Recipe,
-    seed: int,
-    *,
-    replayed: Sequence[Conversation] = (),
-    replay: float = 0.0,
-    augment: Callable | None = None,
-    exams: Callable | None = None,
-    **loop: Any,
+    model, processor, conversations: Sequence[Conversation], recipe: Recipe, seed: int, material: Mapping = {}, **loop
 ) -> TrainLog:
-    """Teach ``conversations`` to whatever of ``model`` requires a gradient; see :func:`finetuning_batches`."""
-    family = families.of(model)
-    changes = {"augment": augment if recipe.augment else None, "exams": exams}
-    batches = finetuning_batches(family, processor, conversations, recipe, seed, replayed, replay, **changes)
-    steps = finetuning_steps(conversations, recipe, replay)
+    """Teach ``conversations`` to whatever of ``model`` requires a gradient. ``material``: what further arguments
+    :func:`finetuning_batches` gets, by name; ``loop``: those of :func:`train`."""
+    batches = finetuning_batches(families.of(model), processor, conversations, recipe, seed, **material)
+    steps = finetuning_steps(conversations, recipe, material.get("replay", 0.0))
     return train(model, FineTuning(), batches, recipe, steps=steps, seed=seed, **loop)
 
 
 def unlearn(
-    model,
-    processor,
-    method: Method,
-    sets: Mapping[str, Sequence[Conversation]],
-    recipe: Recipe,
-    seed: int,
-    stored: Mapping[Conversation, Tensor] | None = None,
-    **loop: Any,
+    model, processor, method: Method, sets: Sets, recipe: Recipe, seed: int, stored: Mapping | None = None, **loop: Any
 ) -> TrainLog:
     """Run ``method`` on a model that carries a fresh adapter, on the conversations of the ``sets`` forget and retain.
     Of a reference other than the model without its adapter, the log-probabilities are ``stored``
@@ -378,20 +261,17 @@ def unlearn(
     return train(model, method, batches, recipe, steps=steps, seed=seed, **{**once, **loop})
 
 
-def reference_log_probs(
-    model, processor, conversations: Sequence[Conversation], recipe: Recipe
-) -> dict[Conversation, Tensor]:
+def reference_log_probs(model, processor, asked: Sequence[Conversation], recipe: Recipe) -> dict[Conversation, Tensor]:
     """log p in nats that ``model`` gives the supervised tokens of each question on its own. This is all that a method
     measures against, so the model can leave the memory before the one to be trained comes in."""
-    encode = partial(families.of(model).encode, processor, label_mode=recipe.label_mode, eos=recipe.eos)
-    questions = [replace(conversation, turns=(turn,)) for conversation in conversations for turn in conversation.turns]
     stored: dict[Conversation, Tensor] = {}
+    questions = [replace(conversation, turns=(turn,)) for conversation in asked for turn in conversation.turns]
     for start in range(0, len(questions), recipe.batch_size):
-        asked = questions[start : start + recipe.batch_size]
-        batch = send_to_device(encode(asked), model.device)
+        some = questions[start : start + recipe.batch_size]
+        batch = send_to_device(families.of(model).encode(processor, some, recipe.label_mode, recipe.eos), model.device)
         with torch.no_grad(), _autocast(recipe, model.device):
             answers = score(model, batch)
             log_probs, counts = answers.log_probs.cpu(), answers.counts.tolist()
-        rows = zip(asked, log_probs, counts, strict=True)
+        rows = zip(some, log_probs, counts, strict=True)
         stored |= {question: row[:count].clone() for question, row, count in rows}
     return stored

@@ -1,5 +1,6 @@
 """Families: prompts to the letter, label masks, pictures, and the modules that adapters sit on."""
 
+import inspect
 import json
 import re
 from collections import Counter
@@ -12,6 +13,7 @@ import transformers
 from transformers import AutoModelForImageTextToText, CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
 from miniature import make_processor, make_tokenizer
+from mllmu_nb import paths
 from mllmu_nb.data.conversations import (
     Conversation,
     Turn,
@@ -235,3 +237,33 @@ def test_what_each_reach_touches_is_known_for_this_transformers(name, model):
     for reach, known in json.loads(GOLDEN.read_text(encoding="utf-8"))[model].items():
         targets = family.adapter_targets(plain, reach)
         assert Counter(re.sub(r"\.\d+\.", ".*.", path) for path in targets) == known
+
+
+# -- a family stands in its own file ------------------------------------------------------------------------------
+
+ELSEWHERE = {
+    "config.py": ["llava"],  # the default of base_model, which one of them has to be
+    "reporting/published.py": ["llava"],  # whose scores were printed
+    "presets/protocols.yaml": [
+        "idefics2",
+        "Idefics2",
+    ],  # what the released code does with it
+    # the rule of the released code for adapters, whose words it uses for every family
+    "models/families/base.py": ["vision_model", "multi_modal_projector"],
+}
+
+
+def test_no_other_file_names_a_family_its_classes_or_its_modules():
+    own, words = {}, set()
+    for family in families.FAMILIES.values():
+        file = Path(inspect.getfile(family))
+        shape = type(family().published_shape()).__name__.removesuffix("Config")
+        own[file.name] = {family.name, shape, family.lmms_eval, *family.whole} - {"lm_head", "connector", "visual"}
+        words |= own[file.name]
+    named = {}
+    for file in sorted(path for kind in ("*.py", "*.yaml") for path in paths.PACKAGE.rglob(kind)):
+        text = file.read_text(encoding="utf-8")
+        if file.name not in own:
+            used = [word for word in words if re.search(rf"(?<![-\w]){word}(?=[A-Z\W])", text)]
+            named |= {file.relative_to(paths.PACKAGE).as_posix(): sorted(used)} if used else {}
+    assert named == {name: sorted(words) for name, words in ELSEWHERE.items()}

@@ -19,7 +19,7 @@ import pytest
 from safetensors.numpy import save_file
 from test_official import a_few
 
-from mllmu_nb import paths, pipeline, provenance
+from mllmu_nb import inputs, paths, pipeline, provenance
 from mllmu_nb.config import Config
 from mllmu_nb.data import hub, official
 from mllmu_nb.errors import KitError
@@ -324,7 +324,7 @@ def test_what_was_fetched_is_loaded_without_a_network(fetched):
 
 def test_a_run_fetches_base_and_vanilla_before_anything_else(monkeypatch):
     wanted = []
-    monkeypatch.setattr(pipeline.download, "fetch", lambda *asked: wanted.append(asked))
+    monkeypatch.setattr(inputs.download, "fetch", lambda *asked: wanted.append(asked))
     config = Config(scale="paper", base_revision=OLD, vanilla_path=VANILLA, vanilla_revision=TAUGHT)
     pipeline.fetch(config)
     assert wanted == [(VANILLA, TAUGHT), (pipeline.family(config).hub, OLD)]

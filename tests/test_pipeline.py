@@ -321,13 +321,13 @@ def test_a_model_that_was_overwritten_is_asked_again_in_the_same_process(config,
     folder = shutil.copytree(tiny_base, tmp_path / "model")
     mine = config.but(method="yours", base_path=str(folder))
     asked = {"name": "mine", "sets": ("forget",), "limit": 1}
-    first = pipeline.evaluated(mine, **asked)
+    first = pipeline.run(mine, **asked)
     before = answers(first)
     assert set(before["profile"]) == {pipeline.population(config).forget_ids[0]}
     assert first.name.startswith("mine-none-") and first.parent.parent == paths.evaluated("miniature")
     model, processor = load.load_model(str(folder), "llava", "miniature")
     make_model(processor.tokenizer, 1, width=32, layers=1, heads=2).save_pretrained(folder)  # another seed's weights
-    after = answers(pipeline.evaluated(mine, **asked))
+    after = answers(pipeline.run(mine, **asked))
     assert len(after) == len(before) and not after["option_A"].equals(before["option_A"])
     record = stages.read_json(first / stages.RECORD)
     assert record["name"] == "mine" and record["limit"] == 1 and set(record["sets"]) == {"forget"}

@@ -161,7 +161,7 @@ def test_keys_and_values_are_not_more_than_predicted():
     known = pipeline.population(config)
     tokenizer = make_tokenizer([q.text for p in known.profiles.values() for q in p.questions], 900)
     model, processor = make_model(tokenizer, 0, width=64, layers=16).eval(), make_processor(tokenizer)
-    asking = Asking(known, pipeline.draws_of(config, known, ("retain",)), 5)
+    asking = Asking(known, pipeline.draws_of(config, ("retain",)), 5)
     letters = ask.inquiries_of(asking, sets=("retain",), limit=2)[0]
     chosen = [n for n, item in enumerate(letters.items) if item.question.view == "image_text"][:8]
     few = replace(

@@ -285,7 +285,15 @@ def closure(stage: Stage) -> set[str]:
 def test_vanilla_hangs_on_all_that_teaches_it_and_on_nothing_else():
     vanilla = closure(pipeline.finetuned(Config()))
     assert vanilla >= {
-        *("training", "batches", "muon", "models.score", "models.load", "models.adapters", "models.families.llava"),
+        *(
+            "training",
+            "batches",
+            "optimizers",
+            "models.score",
+            "models.load",
+            "models.adapters",
+            "models.families.llava",
+        ),
         *("data.text.names", "data.portraits", "data.generate"),  # with_name, augment, who is replayed
         *("mixture", "data.exams"),  # what is replayed, and the forms of what is taught
     }

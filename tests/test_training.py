@@ -33,7 +33,7 @@ from mllmu_nb.models.adapters import WEIGHTS, attach, save
 from mllmu_nb.models.checkpoint import Checkpoint
 from mllmu_nb.models.files import is_share
 from mllmu_nb.models.score import score
-from mllmu_nb.muon import STEPS, Muon
+from mllmu_nb.optimizers import STEPS, Muon
 from mllmu_nb.stages import Stage
 from mllmu_nb.training import (
     FineTuning,
@@ -420,7 +420,9 @@ def test_an_epoch_asks_everything_once_and_shows_a_picture_once():
 
 def taught(conversations, steps, **more):
     """The conversations of the first batches of fine-tuning."""
-    recipe = replace(PLAIN, batch_size=4, turns=2, **{k: more.pop(k) for k in ("together", "eos") if k in more})
+    recipe = replace(
+        PLAIN, batch_size=4, turns=2, augment=True, **{k: more.pop(k) for k in ("together", "eos") if k in more}
+    )
     processor = more.pop("processor")
     batches = finetuning_batches(Recorder(), processor, conversations, recipe, 1, **more)
     return [batch["train"]["conversations"] for [batch] in islice(batches, steps)]

@@ -15,7 +15,6 @@ from mllmu_nb.unlearning import (
     METHODS,
     Method,
     Needs,
-    Recipe,
     ReferenceLogProbs,
     Scored,
     Step,
@@ -274,13 +273,6 @@ def test_a_step_scores_a_batch_when_it_is_first_read():
     assert "forget" in step and "refused" not in step and step.asked == {"retain": "RETAIN"}
     with pytest.raises(AttributeError, match="no stream 'refused' in this step: it has forget, retain"):
         _ = step.refused
-
-
-def test_a_recipe_is_completed_and_one_way_to_say_the_length_replaces_the_other():
-    preset = Recipe(lr=1e-3, steps=30, epochs=0, clip=1.0, source="preset")
-    assert Recipe(lr=2e-3).over(preset) == Recipe(lr=2e-3, steps=30, epochs=0, clip=1.0, source="preset")
-    longer = Recipe(epochs=2, clip=0.0, source="mine").over(preset)
-    assert (longer.steps, longer.epochs, longer.lr, longer.clip, longer.source) == (0, 2, 1e-3, 0.0, "mine")
 
 
 def test_what_is_unknown_is_named():

@@ -17,6 +17,7 @@ from mllmu_nb.commands import utility as command
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import utility as asking
+from mllmu_nb.models import families
 from mllmu_nb.models.load import load_base
 from mllmu_nb.reporting import figures, tables
 from mllmu_nb.reporting.runs import Scores, columns_of, read_run
@@ -166,7 +167,7 @@ def test_a_run_is_given_what_was_read(output, tmp_path, capsys):
     assert read_run(folder).utility["set"].unique().tolist() == ["mmmu"]
 
 
-def test_the_command_is_printed_and_not_run(output, tmp_path, capsys):
+def test_the_command_is_printed_and_not_run(output, tmp_path, capsys, monkeypatch):
     [folder] = write(tmp_path / "results", make("vanilla", sets=("forget",)))
     assert door.main(["utility", str(folder), "--output", str(output), "--model", "ga model"]) == 0
     said = capsys.readouterr().out
@@ -175,8 +176,9 @@ def test_the_command_is_printed_and_not_run(output, tmp_path, capsys):
         in said
     )
     assert "--log_samples" in said and read_run(folder).utility is None
-    with pytest.raises(KitError, match="no name of the family mine is known"):
-        command.command(folder, "mine", output, [], "cpu")
+    monkeypatch.setattr(type(families.get("llava")), "lmms_eval", "")
+    with pytest.raises(KitError, match="no name of the family llava is known"):
+        command.command(folder, "llava", output, [], "cpu")
 
 
 @pytest.mark.parametrize(
@@ -197,4 +199,4 @@ def test_another_form_is_one_line(output, text, message):
 def test_names_are_those_of_the_installed_package():
     models = pytest.importorskip("lmms_eval.models")
     known = {**models.AVAILABLE_SIMPLE_MODELS, **models.AVAILABLE_CHAT_TEMPLATE_MODELS}
-    assert set(command.MODELS.values()) <= set(known)
+    assert {family.lmms_eval for family in families.FAMILIES.values()} <= set(known)

@@ -180,7 +180,7 @@ def put_reference(base, results, method, right):
 
 
 def test_a_model_is_asked_what_every_run_is_asked(folder, base, out):
-    yours = pipeline.evaluated(Config(method="yours", base_path=str(folder), **SMALL))
+    yours = pipeline.run(Config(method="yours", base_path=str(folder), **SMALL))
     evaluated = out / "results" / "miniature" / "evaluated" / "runs"
     assert yours.parent == evaluated and yours.name.startswith("yours-none-")
     assert not [path for path in base.parent.iterdir() if path != base], "apart from the runs that tables are made of"

@@ -174,8 +174,7 @@ def people(configs: Configs) -> Result:
     first = known[0][1]
     kinds = ", ".join(f"{len(first.of_kind(kind))} {kind}" for kind in ("fictitious", "pool", "celebrity"))
     forget = ", ".join(f"{len(one.forget_ids)} to be forgotten at {config.forget_ratio} %" for config, one in known)
-    text = f"{kinds}; {forget}; hash {pipeline.data_hash(distinct[0])}"
-    return Result(OK, text)
+    return Result(OK, f"{kinds}; {forget}; hash {pipeline.data_hash(distinct[0])}")
 
 
 def inputs(configs: Configs) -> Result:

@@ -2,20 +2,21 @@
 
 import ipykernel.kernelapp  # noqa: F401
 import papermill  # noqa: F401
-from transformers import (  # noqa: F401  transformers imports what is asked for, and no sooner
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    CLIPImageProcessorPil,
-    Idefics2ForConditionalGeneration,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-)
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from mllmu_nb import pipeline, training  # noqa: F401
 from mllmu_nb.config import Config
 from mllmu_nb.evaluation import ask, teacher_forced  # noqa: F401
-from mllmu_nb.models import adapters, load  # noqa: F401
+from mllmu_nb.models import adapters, families, load  # noqa: F401
+from mllmu_nb.models.files import ASSETS
 from mllmu_nb.reporting import figures, show  # noqa: F401
+
+for folder in ASSETS.glob("*-miniature"):  # transformers imports the classes of a family when they are asked for
+    shape = AutoConfig.from_pretrained(folder)
+    families.get(shape.model_type).load_processor(folder)
+    with torch.device("meta"):
+        AutoModelForImageTextToText.from_config(shape)
 
 FEW = {"people": 12, "pool": 4, "celebrities": 12}
 PARSED = pipeline.answered(Config(method="ga", modality="unimodal", **FEW)).key

@@ -23,10 +23,9 @@ from typing import Any
 
 import yaml
 
-from mllmu_nb import after as after_steps
 from mllmu_nb import paths, pipeline, unlearning
 from mllmu_nb.commands import warm
-from mllmu_nb.config import GRID, PATHS, YOURS, Config, check_names
+from mllmu_nb.config import GRID, PATHS, YOURS, Config, check_names, setting_names, variant_of
 from mllmu_nb.errors import KitError
 from mllmu_nb.stages import read_json
 
@@ -139,18 +138,15 @@ def absolute(value: str) -> str:
     return named or value  # blanks are refused where parameters are checked
 
 
-def cells(
-    parameters: Mapping[str, Any], ratios: Sequence[int] | None = None, bases: Sequence[str] | None = None
-) -> list[Config]:
+def cells(parameters: Mapping[str, Any], ratios: Sequence[int] = (), bases: Sequence[str] = ()) -> list[Config]:
     """The runs of a grid, each once, those first that others build on; a method is combined only with the axes that
     concern it. Raises KitError for an unknown parameter, an axis that is no list of single values, an impossible run.
     """
     fixed, axes = {name: value for name, value in parameters.items() if name != GRID}, parameters.get(GRID)
     if not isinstance(axes, Mapping | None):
         raise KitError("grid must hold lists by parameter, such as 'method: [vanilla, ga]'")
-    axes = dict(axes or {}) | {
-        name: list(given) for name, given in (("forget_ratio", ratios), ("base_model", bases)) if given
-    }
+    given = {"forget_ratio": ratios, "base_model": bases}
+    axes = dict(axes or {}) | {name: list(values) for name, values in given.items() if values}
     many = (list, dict, set, tuple)
     for name, values in axes.items():
         if not isinstance(values, list) or not values or any(isinstance(value, many) for value in values):
@@ -172,11 +168,8 @@ def cells(
 
 def _hyper_parameters(parameters: Mapping[str, Any]) -> set[str]:
     """Names of those of the method, in its variant, and of the step after it."""
-    variants = unlearning.variants(parameters.get("method", "vanilla"))
-    chosen = parameters.get("variant") or parameters.get("protocol")
-    usual = variants.get(chosen, variants.get("canonical"))
-    own = set(usual.hyper_parameters()) if usual else set()
-    return own | set(after_steps.settings_of(parameters.get("after", "")))
+    method, after = parameters.get("method", "vanilla"), parameters.get("after", "")
+    return set(setting_names(method, after, variant_of(method, parameters.get("variant"), parameters.get("protocol"))))
 
 
 def fitting(parameters: Mapping[str, Any], optional: Iterable[str] = ()) -> dict[str, Any]:
@@ -205,17 +198,13 @@ def labels(configs: Sequence[Config]) -> dict[str, str]:
     """Run id → the model as tables call it, and the parameters in which the runs differ."""
     from mllmu_nb.reporting.runs import label
 
-    values = {config.run_id: {**config.parameters(), **config.settings} for config in configs}
-    given = dict.fromkeys(name for config in configs for name in config.given() if name not in MODEL)
-    varied = [
-        name for name in given if len({str(own[name]) for own in values.values() if own.get(name) is not None}) > 1
-    ]
-    return {
-        run_id: ", ".join(
-            [label(*map(own.get, MODEL)), *(f"{name} {own[name]}" for name in varied if own.get(name) is not None)]
-        )
-        for run_id, own in values.items()
-    }
+    parameters = {config.run_id: {**config.parameters(), **config.settings} for config in configs}
+    shown: dict[str, list[str]] = {run_id: [label(*map(own.get, MODEL))] for run_id, own in parameters.items()}
+    for name in dict.fromkeys(name for config in configs for name in config.given() if name not in MODEL):
+        values = {run_id: own[name] for run_id, own in parameters.items() if own.get(name) is not None}
+        for run_id, value in values.items() if len(set(map(str, values.values()))) > 1 else ():
+            shown[run_id].append(f"{name} {value}")
+    return {run_id: ", ".join(words) for run_id, words in shown.items()}
 
 
 def notebook_for(config: Config) -> Path:
@@ -257,9 +246,9 @@ class Job:
 
     @cached_property
     def vanilla(self) -> Path | None:
-        """The folder of the vanilla model that the run starts from; None for base and oracle, and where it is given."""
-        given = self.config.method in ("base", "oracle") or self.config.vanilla_path
-        return None if given else pipeline.finetuned(self.config).folder
+        """The folder of the vanilla model that the run starts from, if any."""
+        stage = pipeline.starting_point(self.config)
+        return stage and stage.folder
 
     def start(self, threads: int) -> None:
         """Starts papermill on the notebook, in the notebook's folder, with the parameters that were given."""
@@ -284,10 +273,9 @@ class Job:
             return f"{error['ename']}: {' '.join(error['evalue'].split()) or 'in a cell that checks the result'}"
         except (OSError, ValueError, LookupError, TypeError, StopIteration):
             pass  # papermill was stopped before it wrote the notebook, or while it did
-        lines = (
-            self.log.read_text(encoding="utf-8", errors="replace").strip().split("\n") if self.log.exists() else [""]
-        )
-        return f"its kernel was killed, {MEMORY}" if "DeadKernelError" in lines[-1] else lines[-1] or "its log is empty"
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        last = text.strip().split("\n")[-1]
+        return f"its kernel was killed, {MEMORY}" if "DeadKernelError" in last else last or "its log is empty"
 
 
 def execute(jobs: Sequence[Job], at_once: int) -> dict[str, str]:

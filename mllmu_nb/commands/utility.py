@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from mllmu_nb.errors import KitError, few
+from mllmu_nb.models import families
 from mllmu_nb.models.files import check_model
 from mllmu_nb.scoring.utility import FILE
 from mllmu_nb.stages import RECORD, add_file, is_whole, read_json
@@ -31,7 +32,6 @@ EXAMPLES = (
     "utility results/paper/runs/RUN --model ga_model --output lmms --yes",
     "utility results/paper/runs/RUN --output lmms",
 )
-MODELS = {"llava": "llava_hf", "idefics2": "idefics2", "qwen2_5_vl": "qwen2_5_vl"}  # family → lmms-eval's name
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,11 +71,11 @@ def main(options: argparse.Namespace) -> int:
 
 def command(model: Path, family: str, output: Path, tasks: list[str], device: str) -> list[str]:
     """lmms-eval on a model's folder, every sample logged. Raises KitError for a family that it does not know."""
-    if family not in MODELS:
-        raise KitError(f"for lmms-eval no name of the family {family} is known: choose from {', '.join(MODELS)}")
+    if not (name := families.get(family).lmms_eval):
+        raise KitError(f"for lmms-eval no name of the family {family} is known: set lmms_eval in the family's file")
     # transformers 5 refuses lmms-eval's own default of device_map
     where = f"pretrained={model},device_map=auto"
-    asked = [sys.executable, "-m", "lmms_eval", "--model", MODELS[family], "--model_args", where]
+    asked = [sys.executable, "-m", "lmms_eval", "--model", name, "--model_args", where]
     asked += ["--tasks", ",".join(tasks), "--batch_size", "1", "--device", device]
     return [*asked, "--output_path", str(output), "--log_samples"]
 

@@ -41,9 +41,7 @@ def can_fork() -> bool:
     return sys.platform == "linux" and not torch.cuda.is_available()
 
 
-def _execute(
-    notebook: Path, executed: Path, log: Path, given: dict[str, Any], environment: dict[str, str], warm: bool
-) -> None:
+def _execute(notebook: Path, executed: Path, log: Path, given: dict, environment: dict, warm: bool) -> None:
     os.environ.clear()  # else it is that of the moment when the first process was started
     os.environ.update(environment)
     with open(log, "w") as file:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,9 @@ class Conversation:
     def images(self) -> list[bytes | Image.Image]:
         """The pictures shown, in order."""
         return [turn.image for turn in self.turns if turn.image is not None]
+
+
+Sets = Mapping[str, Sequence[Conversation]]  # what unlearning is given: name of a set → conversations
 
 
 def _listed(options: Sequence[str]) -> str:

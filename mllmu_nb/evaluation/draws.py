@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -81,35 +82,25 @@ def read(path: str | Path) -> dict[str, Any]:
     return draws
 
 
-def check(
-    draws: Mapping[str, Any],
-    population: Population,
-    sets: Sequence[str],
-    *,
-    shots: int,
-    shot_source: str,
-    shot_people: Mapping[str, int] = SHOT_PEOPLE,
-    protocol: str = "clean",
-) -> None:
-    """Raise ``KitError`` unless ``draws`` are such as :func:`draw` makes: the right number of people for every set and
-    task, all from where the source draws, and for every test person of ``upstream`` a picture that there is."""
-    if draws["shot_source"] != shot_source:
-        raise KitError(f"the draws are for shot_source {draws['shot_source']!r}: it cannot be {shot_source!r} here")
-    for name in filter(population.members, sets) if shots and shot_source != "none" else ():
-        able = {person.id for person in _people(population, name, shot_source)}
-        for task, count in shot_people.items():
-            ids = draws["shots"].get(name, {}).get(task)
+def check(draws: Mapping[str, Any], population: Population, sets: Sequence[str], **how: Any) -> None:
+    """Raise ``KitError`` unless ``draws`` are such as :func:`draw` makes ``how`` (without a seed): as many people for
+    every set and task, all from where the source draws, and for every test person a picture that there is."""
+    usual = draw(population, sets, shot_seed=0, **how)
+    source, given = usual["shot_source"], draws["shot_source"]
+    if given != source:
+        raise KitError(f"the draws are for shot_source {given!r}: it cannot be {source!r} here")
+    for name, tasks in usual["shots"].items():
+        able = {person.id for person in _people(population, name, source)}
+        for task, drawn in tasks.items():
+            ids, count = draws["shots"].get(name, {}).get(task), len(drawn)
             if not isinstance(ids, list) or len(ids) != count or not able.issuperset(ids):
-                raise KitError(
-                    f"the draws name {ids!r} for the {task} shots of {name}: {count} of the people it draws from needed"
-                )
-    for person in population.members("test") if "test" in sets else ():
-        for task in TASKS:
-            number = draws["test_image"].get(person.id, {}).get(task, None if protocol == "upstream" else 0)
-            if number not in range(len(person.test_portraits)):
-                raise KitError(
-                    f"the draws show picture {number} of {person.id} in {task}: there is no such in the test set"
-                )
+                needed = f"{count} of the people it draws from needed"
+                raise KitError(f"the draws name {ids!r} for the {task} shots of {name}: {needed}")
+    for person, task in product(population.members("test") if "test" in sets else (), TASKS):
+        number = draws["test_image"].get(person.id, {}).get(task, None if usual["test_image"] else 0)
+        if number not in range(len(person.test_portraits)):
+            problem = f"picture {number} of {person.id} in {task}: there is no such in the test set"
+            raise KitError(f"the draws show {problem}")
 
 
 def shown(draws: Mapping[str, Any], population: Population, set_name: str, task: str) -> list[Profile]:

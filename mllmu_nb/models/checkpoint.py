@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +15,37 @@ from torch import Tensor
 
 class Checkpoint:
     """Saved every so many ``seconds`` beside the unfinished ``folder`` of a stage, whose name is a hash of all that
-    decides the training: no other one finds it."""
+    decides the training: no other one finds it. Without a folder nothing is saved."""
 
-    def __init__(self, folder: Path, seconds: float = 300.0):
-        self.file = folder.with_name(folder.name.removesuffix("~new") + ".checkpoint")
+    def __init__(self, folder: Path | None = None, seconds: float = 300.0):
+        self.file = folder and folder.with_name(folder.name.removesuffix("~new") + ".checkpoint")
         self.seconds, self.saved = seconds, time.monotonic()
-        self.state: dict[str, Any] = {}
 
-    def load(self) -> int:
-        """Reads what was saved and returns its step: 0 where there is nothing, or nothing whole."""
+    def resume(self, batches: Iterator, trained: Mapping[str, Tensor], steered: Sequence[Any], log: Any) -> int:
+        """Sets parameters, optimizers and schedules, the log and the random stream to what was saved, passes over the
+        batches that were read, and returns the step: 0 where there is nothing, or nothing whole."""
+        if not self.file:
+            return 0
         try:
-            self.state = torch.load(self.file, map_location="cpu", weights_only=True)
+            saved = torch.load(self.file, map_location="cpu", weights_only=True)
         except (OSError, EOFError, RuntimeError, pickle.UnpicklingError):
             return 0
-        return self.state["step"]
-
-    def restore(self, trained: Mapping[str, Tensor], steered: Sequence[Any], log: Any) -> None:
-        """Sets parameters, optimizers and schedules, the log and the random stream to what was loaded, if anything."""
-        if not self.state:
-            return
+        for _ in range(saved["step"]):
+            next(batches)
         with torch.no_grad():
             for name, parameter in trained.items():
-                parameter.copy_(self.state["trained"][name])
-        for one, state in zip(steered, self.state["steered"], strict=True):
+                parameter.copy_(saved["trained"][name])
+        for one, state in zip(steered, saved["steered"], strict=True):
             one.load_state_dict(state)
-        vars(log).update(self.state["log"])
-        torch.set_rng_state(self.state["random"])
+        vars(log).update(saved["log"])
+        torch.set_rng_state(saved["random"])
         if torch.cuda.is_available():
-            torch.cuda.set_rng_state(self.state["random_gpu"])
+            torch.cuda.set_rng_state(saved["random_gpu"])
+        return saved["step"]
 
     def save(self, step: int, trained: Mapping[str, Tensor], steered: Sequence[Any], log: Any) -> None:
         """Saves the state after ``step`` when it is time; the file is replaced in one go."""
-        if time.monotonic() - self.saved < self.seconds:
+        if not self.file or time.monotonic() - self.saved < self.seconds:
             return
         state = {"step": step, "trained": {name: p.detach() for name, p in trained.items()}, "log": vars(log)}
         state |= {"steered": [one.state_dict() for one in steered], "random": torch.get_rng_state()}
@@ -55,3 +54,8 @@ class Checkpoint:
         torch.save(state, unfinished := self.file.with_suffix(".part"))
         os.replace(unfinished, self.file)
         self.saved = time.monotonic()
+
+    def remove(self) -> None:
+        """Removes the file of a training that has come to its end."""
+        if self.file:
+            self.file.unlink(missing_ok=True)

@@ -26,8 +26,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Keys that files made elsewhere may hold beside the model's own: the causal mask, which is computed, and what parts the
 # rows of pictures cut into tiles, of which there are none here.
 HARMLESS = re.compile(r"\.masked_bias$|\.attn\.bias$|(^|\.)image_newline$")
-# What of a model stays as it is where its layers are quantised.
-WHOLE = ["vision_tower", "vision_model", "visual", "multi_modal_projector", "connector", "lm_head"]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 
 
@@ -66,7 +64,7 @@ def load_model(
             raise KitError("quantise_base='nf4' needs a GPU and the package bitsandbytes: leave it out on a CPU")
         bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
         more = {
-            "quantization_config": BitsAndBytesConfig(**bits, llm_int8_skip_modules=WHOLE),
+            "quantization_config": BitsAndBytesConfig(**bits, llm_int8_skip_modules=list(family.whole)),
             "device_map": {"": device},
         }
         precision = "bf16"  # of all the rest
@@ -113,7 +111,7 @@ def _keep_memory() -> None:
 
 
 def unfreeze(model: nn.Module) -> nn.Module:
-    """Every weight of ``model`` trains but those of the vision tower, as in LLaVA's own fine-tuning."""
+    """Every weight of ``model`` trains but those of the vision tower."""
     vision = re.compile(families.of(model).vision)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not vision.match(name))

@@ -205,13 +205,6 @@ class Recipe:
     settings: Mapping[str, Any] = field(default_factory=dict)  # hyper-parameters of the method at this scale
     source: str = ""  # who says so
 
-    def over(self, preset: Recipe) -> Recipe:
-        """This recipe, completed by ``preset`` where it says nothing. One way to say the length replaces the other."""
-        own = {name: value for name, value in asdict(self).items() if value not in (None, "", {})}
-        if "steps" in own or "epochs" in own:
-            own = {"steps": 0, "epochs": 0, **own}
-        return replace(preset, **own)
-
     def numbers(self) -> dict[str, Any]:
         """The recipe without where it comes from: the same numbers make the same model."""
         return {name: value for name, value in asdict(self).items() if name not in ("source", "settings")}
@@ -291,11 +284,8 @@ def register(method: type[Method]) -> type[Method]:
     choose(f"reference_model of {method.name}", method.reference_model, REFERENCE_MODELS)
     for name in (*method.needs.reference, *method.needs.everywhere, *(n for names in method.passes for n in names)):
         choose(f"stream of {method.name}", name, method.streams)
-    if (
-        method.needs.reference
-        and method.reference_model != "vanilla"
-        and (method.needs.hidden or method.needs.everywhere)
-    ):
+    other = method.needs.reference and method.reference_model != "vanilla"
+    if other and (method.needs.hidden or method.needs.everywhere):
         raise KitError(f"{method.name}: of {method.reference_model} only the log-probabilities of answers are kept")
     for name, stream in method.streams.items():
         choose(f"set of {method.name}'s stream {name}", stream.set, SETS)

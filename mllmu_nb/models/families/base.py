@@ -1,4 +1,4 @@
-"""A family of models (LLaVA, Idefics2 ..): how conversations are written and encoded for it, and where adapters go."""
+"""A family of models: how conversations are written and encoded for it, and where adapters go."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from mllmu_nb.registry import Registry
 LABEL_MODES = ("answer", "text", "upstream")
 TOKEN_KINDS = ("answer", "eos", "question", "image", "padding")
 IGNORE = -100
-# What upstream's rule for adapters means to spare, and the layers that it reached under transformers 4.45.
+# What upstream's rule for adapters means to spare, whatever the family, and the layers that it reached under
+# transformers 4.45.
 SPARED = ("multi_modal_projector", "vision_model", "lm_head")
 UPSTREAM = r".*\.(q|k|v|o|gate|up|down)_proj"
 USUAL = 512  # pixels a side of a usual picture, where a model takes any size
@@ -39,7 +40,7 @@ class Tokens(NamedTuple):
 
 
 class Family:
-    """A family of models. A subclass sets the class attributes and overrides what differs; see ``llava.py``."""
+    """A family of models. A subclass sets the class attributes and overrides what differs."""
 
     name: ClassVar[str] = ""  # the model_type that transformers gives it
     label: ClassVar[str] = ""
@@ -49,6 +50,8 @@ class Family:
     next_turn: ClassVar[str] = "USER:"  # what a model goes on with that never learnt to stop: its answer ends there
     language_linears: ClassVar[str] = ""  # pattern on full names: the language model's attention and MLP projections
     vision: ClassVar[str] = ""  # pattern on full names: what stays frozen in full fine-tuning
+    whole: ClassVar[tuple[str, ...]] = ("lm_head",)  # modules that stay as they are where layers are held in 4 bits
+    lmms_eval: ClassVar[str] = ""  # what lmms-eval calls it
     # Whether attention to a beginning can be computed apart (``evaluation/attention.py``): not with a sliding window,
     # and not where a layer adds anything to its scores.
     lends: ClassVar[bool] = True

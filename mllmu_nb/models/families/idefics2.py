@@ -27,7 +27,8 @@ class Idefics2(Family):
     hub, released = "HuggingFaceM4/idefics2-8b", "MLLMMU/Idefics2_Vanilla"
     next_turn = "User:"
     language_linears = r"model\.text_model\.layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj"
-    vision = r"model\.vision_model\."
+    vision, whole = r"model\.vision_model\.", ("vision_model", "connector", "lm_head")
+    lmms_eval = "idefics2"
     shot_people = {"classification": 1, "cloze": 1}
 
     def render(self, conversation: Conversation, slot: str = "<image>", eos: str = "") -> tuple[str, list]:

@@ -13,7 +13,8 @@ class Llava(Family):
     name, label = "llava", "LLaVA"
     hub, released, anchor = "llava-hf/llava-1.5-7b-hf", "MLLMMU/LLaVA_Vanilla", 0.5708306366835779
     language_linears = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj"
-    vision = r"model\.vision_tower\."
+    vision, whole = r"model\.vision_tower\.", ("vision_tower", "multi_modal_projector", "lm_head")
+    lmms_eval = "llava_hf"
 
     def render(self, conversation: Conversation, slot: str = "<image>", eos: str = "") -> tuple[str, list]:
         """An open end stops at ``ASSISTANT:`` without a blank, so that the answer's first token carries it."""

@@ -32,7 +32,8 @@ class Qwen25VL(Family):
     hub = "Qwen/Qwen2.5-VL-7B-Instruct"
     next_turn = START
     language_linears = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj"
-    vision = r"model\.visual\.(?!merger)"
+    vision, whole = r"model\.visual\.(?!merger)", ("visual", "lm_head")
+    lmms_eval = "qwen2_5_vl"
 
     def render(self, conversation: Conversation, slot: str = IMAGE, eos: str = "") -> tuple[str, list]:
         system = f"{START}system\n{conversation.system or 'You are a helpful assistant.'}{END}\n"
