@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import seaborn
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -50,7 +51,6 @@ ORACLE_KEY = (
     "Difference to the oracle, which never saw these people (0), with 95 % intervals. Band: the margin; = "
     "the interval lies inside it, ≠ outside, ? neither. Filled: unlearned on image + text; hollow: on text only."
 )
-DOTS = "Dots: replicates."
 FIGURES = Registry("figure")
 
 
@@ -160,7 +160,11 @@ def notes(scores: Scores, shown: pd.DataFrame) -> list[str]:
 
 def of_whom(scores: Scores, shown: pd.DataFrame) -> str:
     """How many people, what the intervals are over, and what the dots are where there are some."""
-    return sample(scores, shown) + f" {DOTS}" * bool(shown["dots"].map(len).any())
+    return sample(scores, shown) + " Dots: replicates." * has_dots(shown)
+
+
+def has_dots(shown: pd.DataFrame) -> bool:
+    return bool(shown["dots"].map(len).any())
 
 
 def collapse_note(names: Iterable[str]) -> list[str]:
@@ -263,8 +267,8 @@ def before_after(scores: Scores, people: Sequence[Profile] = ()) -> Figure:
             bottoms.append(page.write(x, y + 0.03, plots.wrap(text, column), color=colour))
         y = max(bottoms) + 0.03
     key = f"{SAYS} the fact is in the answer, {SILENT} it is not, {BROKEN} the answer is broken. Blue: as it should "
-    key += "be after unlearning (the fact gone of the one, there of the other, in a sound answer); vermillion: as it "
-    key += "should not be. All answers are of one replicate, and any model may err."
+    key += f"be after unlearning ({SILENT} of the person to be forgotten, {SAYS} of the one to be kept); vermillion: "
+    key += "as it should not be. All answers are of one replicate, and any model may err."
     y = page.write(left, y + 0.05, plots.below_lines([key, *collapse_note(names)]), color=GREY)
     return page.cut(y + 0.05)
 
@@ -441,10 +445,9 @@ def leakage(scores: Scores) -> Figure:
     cells = cells.pivot(index="name", columns=["metric_label", "view_label"], values=kinds)
     values, texts, spots = (cells[name].sort_index(axis=1) for name in kinds)
     names = [name.replace(" (", "\n").replace(")", "") for name in values.index]
-    about = of_whom(scores, gaps)
     grey = "In grey and brackets: vanilla is not shown to know more than the oracle there." if shut.any() else ""
-    key = "Exact: the fact stands in a free answer." + " A cell goes from −100 to 100 for its dots." * bool(DOTS in about)
-    below = [key, grey, about, *collapse_note(values.index)]
+    key = "Exact: the fact stands in a free answer." + " For its dots a cell goes from −100 to 100." * has_dots(gaps)
+    below = [key, grey, of_whom(scores, gaps), *collapse_note(values.index)]
     drawn, [[panel]] = plots.panels(1, 1, (PAGE, 1.0 + 0.42 * len(values)), below, title(leakage))
     bar = {"location": "bottom", "aspect": 40, "pad": 0.02, "label": "points above (orange) or below the oracle (0)"}
     texts = texts.fillna("–").to_numpy(str)
@@ -489,8 +492,9 @@ def health(scores: Scores) -> Figure:
     names = list(shown["name"].cat.remove_unused_categories().cat.categories)
     size = PAGE, 0.75 + 1.6 * LINE * len(names)
     key = f"Shares of the free answers, per cent; those under {100 * WRITTEN:.0f} are not written. "
-    key += "Their intervals are in the tables. A dot below a bar: where the correct answers of a replicate end; above "
-    key += "it: where its broken ones begin."
+    key += "Their intervals are in the tables."
+    ends = " A dot below a bar: where the correct answers of a replicate end; above it: where its broken ones begin."
+    key += ends * has_dots(shown)
     drawn, axes = plots.panels(1, len(asked), size, [key, *notes(scores, shown)], f"{title(health)}\n", sharey=True)
     for panel, ((set_label, view_label), here) in zip(axes[0], asked, strict=True):
         shares = here.pivot(index="name", columns="metric", values="value").reindex(index=names).fillna(0) / 100
