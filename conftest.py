@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 
 import pytest
@@ -32,6 +33,26 @@ def out(tmp_path, monkeypatch):
     """A folder of the test's own that everything is written under."""
     monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "out"))
     return tmp_path / "out"
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+
+@pytest.fixture
+def browser():
+    """A headless browser. A test that needs one is skipped where there is none."""
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[browser]'")
+    with api.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=program, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

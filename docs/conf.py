@@ -18,6 +18,7 @@ import mllmu_nb
 ROOT = Path(__file__).resolve().parents[1]
 # A letter with a bar and an index: the index belongs beside the letter, not below it.
 BARRED = re.compile(r"<munderover>\s*(<mi>.</mi>)\s*(<mi>.</mi>)\s*(<mo[^>]*>ˉ</mo>)\s*</munderover>")
+PICTURE = re.compile(r'<img alt="([^"]*)" src="data:image/png;base64,([^"]+)"')
 GENERATED = ROOT / "docs" / "_generated"
 
 project, version = "mllmu-nb", mllmu_nb.__version__
@@ -56,11 +57,10 @@ def gallery() -> None:
 
 
 def pictures(book):
-    """The PNG outputs of a notebook with their alt texts."""
+    """The figures of a notebook (``show.image``) with their alt texts."""
     for output in (output for cell in book.cells for output in cell.get("outputs", [])):
-        if "image/png" in output.get("data", {}):
-            about = output.get("metadata", {}).get("image/png", {})
-            yield base64.b64decode(output["data"]["image/png"]), about.get("alt", "the first figure of the notebook")
+        for alt, picture in PICTURE.findall(output.get("data", {}).get("text/html", "")):
+            yield base64.b64decode(picture), html.unescape(alt)
 
 
 def formula(block: bool):
@@ -75,16 +75,6 @@ def formula(block: bool):
     return visit
 
 
-def with_alt(app, doctree, name) -> None:
-    """Every picture has an alt text: a figure's own stands in the notebook's output, which myst-nb leaves behind."""
-    if not name.startswith("notebooks/"):
-        return
-    alts = [alt for _, alt in pictures(nbformat.read(ROOT / f"{name}.ipynb", as_version=4))]
-    shown = [node for node in doctree.findall(nodes.image) if not node.get("alt")]
-    for node, alt in zip(shown, alts, strict=False):
-        node["alt"] = html.unescape(alt)
-
-
 def tables_are_files(app, name, source) -> None:
     """The reference's tables are no pages of the site: a link to their Markdown gives the CSV here."""
     source[0] = re.sub(r"(results/reference/tables/\w+)\.md\b", r"\1.csv", source[0])
@@ -92,6 +82,5 @@ def tables_are_files(app, name, source) -> None:
 
 def setup(app):
     app.add_html_math_renderer("mathml", (formula(False), None), (formula(True), None))
-    app.connect("doctree-resolved", with_alt)
     app.connect("source-read", tables_are_files)
     gallery()

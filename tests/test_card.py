@@ -1,5 +1,6 @@
 """The report card: what it claims, that it shows text as text, and that it is made of a run alone."""
 
+import json
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,9 +9,12 @@ import pytest
 from fake_runs import make, saying
 from test_show import PICTURE, SMALL, right
 
+from mllmu_nb import paths, pipeline
+from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import card
 from mllmu_nb.reporting.beside import Beside
+from mllmu_nb.reporting.runs import read_run
 
 PEOPLE = SimpleNamespace(
     profiles={f"{number:03d}": SimpleNamespace(name=f"Amina <b>{number}", portrait=PICTURE) for number in range(1, 13)}
@@ -77,3 +81,32 @@ def test_the_page_shows_text_as_text_and_pictures_with_words(references):
         assert f"<h2>{heading}</h2>" in page
     assert "http" not in re.sub(r"data:[^\"]*", "", page), "the page needs nothing from elsewhere"
     assert "1,234,567" in page and "@page" in page
+
+
+BEYOND = "all => all.filter(one => one.getBoundingClientRect().right > innerWidth + 0.5).map(one => one.textContent)"
+
+
+@pytest.fixture(scope="module")
+def collapsed():
+    """The card of a run of the reference that has collapsed, which has the longest answers and the most remarks."""
+    config, runs = Config(method="npo", modality="multimodal"), {}
+    for folder in paths.runs(paths.reference()).iterdir():
+        made = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["parameters"]
+        same = all(made[name] == getattr(config, name) for name in ("base_model", "forget_ratio", "replicate"))
+        if same and f"{made['method']} {made['modality']}" in ("vanilla none", "oracle none", "npo multimodal"):
+            runs[made["method"]] = read_run(folder)
+    return card.card(Beside(runs.pop("npo"), **runs), pipeline.population(config))
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("paper", "width"), [("A4", 210), ("Letter", 215.9)])
+def test_a_card_is_printed_on_one_page(browser, collapsed, paper, width):
+    """The PDF has one page, which the browser did not have to shrink: nothing is wider than what is between margins."""
+    inside = int((width - 2 * 11) / 25.4 * 96)
+    page = browser.new_page(viewport={"width": inside, "height": 900})
+    page.set_content(collapsed)
+    page.emulate_media(media="print")
+    assert page.locator("body *").evaluate_all(BEYOND) == []
+    assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(format=paper))) == 1
+    page.set_content(collapsed.replace("</footer></html>", "</footer>" + "<p>one line more</p>" * 9 + "</html>"))
+    assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(format=paper))) == 2, "pages are counted"

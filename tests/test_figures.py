@@ -17,6 +17,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 from readable import assert_readable, words
+from seaborn.utils import relative_luminance
 
 from mllmu_nb import unlearning
 from mllmu_nb.data.schema import QA, Profile, Question
@@ -146,6 +147,51 @@ def test_forgetting_is_the_fall_from_vanilla(known):
     assert [text.get_text() for text in unmeasured.texts][0] == "not measured" and len(panel.get_xticks())
     people = [text for text in words(panel.figure) if "People (in all replicates together): Forget 30" in text]
     assert "Intervals are over 3 replicates" in people[0]
+
+
+def spots(panel) -> set[tuple[float, float]]:
+    """Where the dots of a panel are."""
+    return {tuple(place.round(6)) for dots in panel.collections for place in np.ma.filled(dots.get_offsets(), np.nan)}
+
+
+def cell(scores: Scores, **where) -> dict:
+    """The one cell of GA, unlearned on image + text, whose columns have these values."""
+    where |= {"method": "ga", "modality": "multimodal"}
+    [one] = scores.cells[scores.cells[list(where)].eq(list(where.values())).all(axis=1)].to_dict("records")
+    return one
+
+
+def test_replicates_are_dots_wherever_a_method_has_a_number(known):
+    likelihood = {"task": "classification", "scoring": "likelihood", "metric": "accuracy"}
+    kept = cell(known, **likelihood, against="", set="retain", view="both")["dots"]
+    fall = cell(known, **likelihood, against="vanilla", set="forget", view="both")["dots"]
+    places = {(round(100 * x, 6), round(-100 * y, 6)) for x, y in zip(kept, fall, strict=True)}
+    assert len(kept) == 3 and places <= spots(figures.forgetting_utility(known).axes[0])
+    figure = figures.leakage(known)
+    row = [label.get_text() for label in figure.axes[0].get_yticklabels()].index("GA\nimage + text")
+    gaps = cell(known, **likelihood, against="oracle", set="forget", view="image_text")["dots"]
+    assert {(round((100 * gap + 100) / 200, 6), row + 0.9) for gap in gaps} <= spots(figure.axes[0])
+    figure = figures.health(known)
+    row = [label.get_text() for label in figure.axes[0].get_yticklabels()].index("GA (image + text)")
+    free = {"task": "generation", "scoring": "", "against": "", "set": "forget", "view": "image_text"}
+    for metric, height in {"correct": row + 0.4, "broken": row - 0.4}.items():
+        shares = cell(known, **free, metric=metric)["dots"]
+        ends = {(round(one if metric == "correct" else 1 - one, 6), round(height, 6)) for one in shares}
+        assert len(shares) == 3 and ends <= spots(figure.axes[0]), metric
+
+
+def test_without_replicates_there_are_no_dots():
+    scores = group(everybody(people=20, famous=3, asked={"classification": 2, "generation": 1}))
+    for name in ("forgetting_utility", "oracle_gap", "leakage", "health"):
+        shown = " ".join(words(figures.FIGURES.get(name)(scores)))
+        assert "Dots: replicates" not in shown and "its dots" not in shown and "A dot" not in shown, name
+
+
+def test_kinds_of_answers_are_told_apart_without_colours():
+    plain = [face["facecolor"] for face in figures.STATE_FACES.values() if "hatch" not in face]
+    hatches = [face["hatch"] for face in figures.STATE_FACES.values() if "hatch" in face]
+    assert len(set(hatches)) == len(hatches) and len(plain) == 2
+    assert abs(np.diff([relative_luminance(colour) for colour in plain])) > 0.5, "dark and white"
 
 
 def test_health_bars_are_the_shares(marked):

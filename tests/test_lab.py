@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from mllmu_nb import paths
 BOOK = "01_data.ipynb"  # needs no model
 ASK = "16_ask.ipynb"
 RACE = "18_race.ipynb"
+SEEN = "13_along_the_path.ipynb"  # looked at and not run, as nobody trusts it
 TRAINED = {"people: int = 100": "people: int = 20", "train_steps: int = None": "train_steps: int = 10"}
 QUICK = {  # what is written otherwise than in the notebook, so that it takes a minute
     BOOK: {},
@@ -27,11 +27,6 @@ QUICK = {  # what is written otherwise than in the notebook, so that it takes a 
     RACE: TRAINED | {"LENGTH, EVERY, MOST = 200, 5, 10": "LENGTH, EVERY, MOST = 10, 5, 2"},
 }
 ENDING = "people: all sound"  # what its last cell says
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
     # without windowing every cell stays in the page, seen or not
@@ -43,21 +38,9 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @pytest.fixture
-def chromium():
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    return found or pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-
-
-@pytest.fixture
-def playwright():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[browser]'")
-    with api.sync_playwright() as running:
-        yield running
-
-
-@pytest.fixture
 def lab(tmp_path):
     """JupyterLab on copies of the notebooks without their outputs, with settings of its own: (address, folder, token).
+    ``SEEN`` has its outputs.
 
     The models of ``ASK`` and ``RACE`` are hardly trained: what they answer does not matter here.
     """
@@ -71,6 +54,7 @@ def lab(tmp_path):
             [cell] = [c for c in book.cells if long in c.source]
             cell.source = cell.source.replace(long, short)
         nbformat.write(book, root / name)
+    (root / SEEN).write_bytes((paths.notebooks() / SEEN).read_bytes())
     names = "CONFIG_DIR DATA_DIR RUNTIME_DIR LAB_SETTINGS_DIR LAB_WORKSPACES_DIR".split()
     folders = {("JUPYTER" if n.startswith("LAB") else "JUPYTER_") + n: str(tmp_path / n) for n in names}
     for name, setting in SETTINGS.items():
@@ -106,14 +90,12 @@ def _answers(address):
 
 
 @pytest.fixture
-def page(chromium, playwright):
+def page(browser):
     """A page of a headless browser; what goes wrong in it is in ``problems``."""
-    browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=FLAGS)
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.problems = []
     page.on("pageerror", lambda error: page.problems.append(str(error)))
-    yield page
-    browser.close()
+    return page
 
 
 def run_all(page, lab, name):
@@ -129,12 +111,30 @@ def run_all(page, lab, name):
     return panel
 
 
+def alts(panel):
+    """The alt texts of the pictures that are shown; JupyterLab calls one without an "Image"."""
+    pictures = panel.locator(".jp-OutputArea-output img")
+    pictures.first.wait_for(timeout=MINUTE)
+    assert pictures.evaluate_all("all => all.every(one => one.complete && one.naturalWidth > 0)")
+    texts = pictures.evaluate_all("all => all.map(one => one.alt)")
+    assert all(texts) and "Image" not in texts
+    return texts
+
+
+def test_the_pictures_of_a_notebook_that_is_not_trusted_have_alt_texts(page, lab):
+    address, _, token = lab
+    page.goto(f"{address}/lab/tree/{SEEN}?token={token}&reset")
+    panel = page.locator(".jp-NotebookPanel:visible")
+    panel.locator(".jp-OutputArea-output", has_text="verdicts").wait_for(timeout=MINUTE)
+    assert "what is kept against how much of the gap is closed" in alts(panel)
+
+
 def test_run_all_cells_in_jupyterlab(page, lab):
     panel = run_all(page, lab, BOOK)
     panel.locator(".jp-OutputArea-output", has_text=ENDING).wait_for(timeout=3 * MINUTE)
     # errors carry this type as well as what was written to stderr
     assert panel.locator('[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts() == []
-    assert panel.locator(".jp-OutputArea-output img").count() > 1, "no picture is shown"
+    assert "portraits, facts and questions of two people" in alts(panel)
     assert page.problems == []
     page.keyboard.press("Control+s")
     kept = _when_saved(lab[1] / BOOK)

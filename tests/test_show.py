@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from fake_runs import make, saying, write
 from matplotlib.colors import to_hex
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from PIL import Image
 from readable import assert_readable
@@ -85,7 +86,10 @@ def test_bars_stand_at_the_shares_of_right_answers(vanilla):
     figure = show.four_sets([vanilla, ga])
     bars = {round(bar.get_x(), 2): bar for bar in figure.axes[0].patches}
     assert [bars[x].get_height() for x in sorted(bars)] == pytest.approx([100, 40, 100, 100, 100, 100, 100, 100])
-    assert [to_hex(bars[x].get_facecolor()) for x in sorted(bars)][:2] == ["#000000", "#ffffff"], "hollow: text only"
+    assert [to_hex(bars[x].get_edgecolor()) for x in sorted(bars)][:2] == ["#000000", to_hex(plots.look("ga").colour)]
+    marks = [bar[0] for bar in figure.axes[0].containers if isinstance(bar, ErrorbarContainer)]
+    assert [mark.get_marker() for mark in marks[:2]] == ["o", "s"], "known without colours"
+    assert [mark.get_markerfacecolor() for mark in marks[:2]] == ["#000000", "none"], "hollow: text only"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Vanilla", "GA (text only)"]
     chance = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
     assert [line.get_ydata()[0] for line in chance] == [25]
@@ -131,7 +135,8 @@ def test_a_picture_has_the_same_bytes_whenever_it_is_drawn():
         return show.curves([0, 1, 2], {"a line": [0, 1, 4], "another": [0, 1, 4.1]}, "x", "y", "Two lines rise")
 
     first = show.picture(draw())
-    assert first.data == show.picture(draw()).data and first.data.startswith(b"\x89PNG")
+    [stored] = re.findall(r"data:image/png;base64,(.*?)\"", first.data)
+    assert first.data == show.picture(draw()).data and base64.b64decode(stored).startswith(b"\x89PNG")
     heights = [note.xyann[1] for note in draw().axes[0].texts if note.get_text()]
     assert np.diff(heights)[0] > 5, "names of lines that end together stay apart"
 
@@ -143,7 +148,8 @@ def test_a_figure_without_its_runs_says_so():
     assert show.drawn(draw).data == "*Not drawn: no run is there.*"
     blank = Figure((1, 1))
     blank.set_label("a blank page")
-    assert show.drawn(lambda: blank).alt == "a blank page" and show.drawn(lambda: blank, "white").alt == "white"
+    assert 'alt="a blank page"' in show.drawn(lambda: blank).data
+    assert 'alt="white"' in show.drawn(lambda: blank, "white").data
 
 
 def test_what_a_model_wrote_is_never_markup():
@@ -181,7 +187,9 @@ def test_bars_behind_a_closed_gate_are_grey_and_the_line_below_says_why(vanilla,
 def test_a_picture_carries_the_alt_text_of_its_figure():
     figure = Figure((1, 1))
     figure.set_label("a blank page")
-    assert show.picture(figure).alt == "a blank page" and show.picture(figure, "white").alt == "white"
+    assert 'alt="a blank page"' in show.picture(figure).data
+    assert 'alt="3 &lt; 4 &quot;"' in show.picture(figure, '3 < 4 "').data
+    assert show.image(b"GIF89a", "moves").data == '<img alt="moves" src="data:image/gif;base64,R0lGODlh">'
 
 
 def test_tables_are_printed_below_each_other():

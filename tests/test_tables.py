@@ -348,7 +348,7 @@ def test_latex_is_escaped_and_balanced(written):
         assert text.count(r"\begin{table*}") == text.count(r"\end{table*}")
         for one in text.splitlines():
             bare = one.replace(r"\%", "").replace(r"\_", "").replace(r"\&", "").replace(r"\#", "")
-            assert one.endswith("{!}{%") or "%" not in bare, one
+            assert "%" not in bare, one
             assert "#" not in bare and "±" not in bare
         for one in text.split(r"\begin{table*}")[1:]:
             width = int(one.split("*{")[1].split("}")[0])
@@ -395,7 +395,7 @@ def test_footnotes_have_letters_in_reading_order():
     sheet = Sheet("T", "t", "Row", [("", "a"), ("", "b")], [("", rows)])
     assert sheet.footnotes() == {"second": "a", "first": "b"}
     assert (
-        "| two | <sup>b</sup> | <sup>a</sup> |" in sheet.markdown() and r"\textsuperscript{b}\,first" in sheet.latex()
+        "| two | <sup>b</sup> | <sup>a</sup> |" in sheet.markdown() and r"\raisebox{0.5ex}{b}\,first" in sheet.latex()
     )
 
 

@@ -19,16 +19,17 @@ from mllmu_nb.scoring.ranking import LIKELIHOOD
 from mllmu_nb.scoring.registry import by_key
 
 STYLE = """
-@page { size: A4; margin: 11mm }
-body { font: 10pt/1.3 system-ui, sans-serif; color: #222; max-width: 190mm; margin: 6mm auto }
+@page { margin: 11mm }
+body { font: 10pt/1.3 system-ui, sans-serif; color: #222; max-width: 188mm; margin: 6mm auto }
 h1 { font-size: 16pt; margin: 0 } h2 { font-size: 11pt; margin: 3mm 0 .5mm; border-bottom: 1px solid #bbb }
-h4 { margin: 1mm 0 } table { border-collapse: collapse; border: 0; font-size: 8pt }
-td, th { padding: .2mm 1.5mm; text-align: right; border: 0; white-space: nowrap }
+h4 { margin: 1mm 0 } table { border-collapse: collapse; border: 0; font-size: 7pt }
+td, th { padding: .2mm 1mm; text-align: right; border: 0; white-space: nowrap }
 p { margin: 1mm 0 }
-tbody tr:nth-child(even) { background: #f4f4f4 } th { font-weight: 600; text-align: left }
+tbody tr:nth-child(even) { background: #f4f4f4 } th { font-weight: 600 } tbody th { text-align: left }
 .verdict { font-size: 11pt; border-left: 3px solid #0072B2; padding-left: 3mm } .columns { display: flex; gap: 6mm }
 .examples { columns: 2; font-size: 8pt } .examples h4 { break-before: column } .examples > div { margin: 0 !important }
-.examples img { width: 40px } small, footer { font-size: 8pt; color: #555 } h2, .columns { break-inside: avoid }
+.examples div div div { display: inline; margin-right: 1mm } .examples img { width: 40px }
+small, footer { font-size: 8pt; color: #555 } h2, .columns { break-inside: avoid }
 @media print { body { margin: 0; max-width: none } }
 """
 
@@ -78,15 +79,15 @@ def card(beside: Beside, people: Population) -> str:
     if beside.vanilla:
         parts += ["<h2>What it says</h2><div class=examples>", show.answers(people, runs).data, "</div>"]
     pooled = beside.table().xs(ASKED_IN[POOLED], level="asked with")
-    parts += ["<h2>Scores, asked both ways</h2>", pooled.to_html()]
+    parts += ["<h2>Scores, asked both ways</h2>", pooled.to_html(index_names=False)]
     if beside.oracle:
-        parts += ["<h2>Gap to the oracle</h2>", beside.table("oracle").to_html()]
+        parts += ["<h2>Gap to the oracle</h2>", beside.table("oracle").to_html(index_names=False)]
     blocks = {"Health": _health(beside), "Leakage": _leakage(beside), "Cost": _cost(beside)}
     columns = [f"<div><h2>{name}</h2>{table.to_html(header=name != 'Cost')}</div>" for name, table in blocks.items()]
     parts += ["<div class=columns>", *columns, "</div>"]
     notes = [*beside.remarks(), "Intervals are 95 % over people. Oracle: never taught the people to be forgotten."]
     foot = f"run {own.id}, scale {own['scale']}, {own.base_label}, {own['forget_ratio']} % to be forgotten"
-    parts += [f"<p><small>{html.escape(note)}</small></p>" for note in notes]
+    parts += [f"<footer>{html.escape(note)}</footer>" for note in notes]
     title = f"Report card: {html.escape(own.label)}"
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
     foot = html.escape(f"{foot}; {show.versions()}")

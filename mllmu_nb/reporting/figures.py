@@ -22,7 +22,9 @@ import numpy as np
 import pandas as pd
 import seaborn
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from mllmu_nb.data.schema import ATTRIBUTES, Profile
 from mllmu_nb.errors import KitError
@@ -41,7 +43,7 @@ from mllmu_nb.reporting.plots import CLOSED, GREY, INK, LINE, NORMAL, PAGE, PALE
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Run, Scores, label, models_in_order
 from mllmu_nb.scoring import gates, path, utility
 from mllmu_nb.scoring.frames import KEY, MODEL, POOLED, VIEWS
-from mllmu_nb.scoring.health import STATES
+from mllmu_nb.scoring.health import BROKEN_SHARE, STATES
 from mllmu_nb.scoring.ranking import LIKELIHOOD
 from mllmu_nb.scoring.registry import FORGOTTEN, Metric, by_key, metrics
 
@@ -153,7 +155,16 @@ def heading(metric: Metric) -> str:
 def notes(scores: Scores, shown: pd.DataFrame) -> list[str]:
     """The lines below a figure of ``shown`` :func:`rows`: closed gates, how many people, what the intervals are over,
     and what ‡ means where there is one."""
-    return [*closed_gates(scores, shown, "In grey"), sample(scores, shown), *collapse_note(shown["name"])]
+    return [*closed_gates(scores, shown, "In grey"), of_whom(scores, shown), *collapse_note(shown["name"])]
+
+
+def of_whom(scores: Scores, shown: pd.DataFrame) -> str:
+    """How many people, what the intervals are over, and what the dots are where there are some."""
+    return sample(scores, shown) + " Dots: replicates." * has_dots(shown)
+
+
+def has_dots(shown: pd.DataFrame) -> bool:
+    return bool(shown["dots"].map(len).any())
 
 
 def collapse_note(names: Iterable[str]) -> list[str]:
@@ -256,8 +267,8 @@ def before_after(scores: Scores, people: Sequence[Profile] = ()) -> Figure:
             bottoms.append(page.write(x, y + 0.03, plots.wrap(text, column), color=colour))
         y = max(bottoms) + 0.03
     key = f"{SAYS} the fact is in the answer, {SILENT} it is not, {BROKEN} the answer is broken. Blue: as it should "
-    key += "be after unlearning (the fact gone of the one, there of the other, in a sound answer); vermillion: as it "
-    key += "should not be. All answers are of one replicate, and any model may err."
+    key += f"be after unlearning ({SILENT} of the person to be forgotten, {SAYS} of the one to be kept); vermillion: "
+    key += "as it should not be. All answers are of one replicate, and any model may err."
     y = page.write(left, y + 0.05, plots.below_lines([key, *collapse_note(names)]), color=GREY)
     return page.cut(y + 0.05)
 
@@ -314,8 +325,9 @@ def forgetting_utility(scores: Scores) -> Figure:
     kept = rows(scores, wanted, ["retain", "celebrity"], [POOLED]).query("method != 'base'")
     if fall.empty or kept.empty:
         raise KitError("forgetting against utility needs vanilla and one unlearned model on forget and another set")
-    heights = {row["model"]: [-row[end] for end in ("value", "high", "low")] for row in fall.to_dict("records")}
-    heights |= dict.fromkeys(kept.loc[(kept["method"] == "vanilla") & (kept["after"] == ""), "model"], [0.0] * 3)
+    ends = ("value", "high", "low", "dots")
+    heights = {row["model"]: [np.negative(row[end]) for end in ends] for row in fall.to_dict("records")}
+    heights |= dict.fromkeys(kept.loc[(kept["method"] == "vanilla") & (kept["after"] == ""), "model"], [0.0] * 4)
     heads = {**{name: name.capitalize() for name in dict.fromkeys(kept["set"])}, **further}
     kept = pd.concat([kept, rows(scores, [by_key()[utility.KEY]], list(further), [POOLED])])
     shown = kept[kept["model"].isin(heights)]
@@ -335,10 +347,11 @@ def forgetting_utility(scores: Scores) -> Figure:
             panel.tick_params(bottom=False, labelbottom=False)
         places = [(row["value"], heights[row["model"]][0]) for row in here.to_dict("records")]
         for number, row in enumerate(here.to_dict("records")):
-            y, *along = heights[row["model"]]
+            y, *along, down = heights[row["model"]]
             above = sum(math.dist(places[number], other) < 4 for other in places[number + 1 :])  # points; it stays seen
             how = {"across": (row["low"], row["high"]), "along": along, "thickness": 0.7, "larger": 2.4 * above}
             plots.mark(panel, row["value"], y, plots.look_of(row), **how)
+            plots.dots(panel, row["dots"], down, row["colour"])
             if row["method"] == "oracle" and not row["after"]:
                 panel.axhline(y, color=row["colour"], linewidth=0.7, linestyle=":", zorder=0)
         panel.axhline(0, color=PALE, linewidth=0.6, zorder=0)
@@ -390,12 +403,7 @@ def along_the_path(scores: Scores) -> Figure:
             if mine.empty:
                 continue
             look = plots.look(*model[:3])
-            panel.plot(100 * mine["place"].astype(float), 100 * mine["value"], color=look.colour, linewidth=1.1)
-            for row in mine[mine["place"].isin(path.PLACES)].to_dict("records"):
-                x = 100 * row["place"] + 1.2 * (number - (len(models) - 1) / 2)  # side by side, to be seen
-                plots.dots(panel, x, 100 * np.array(row["dots"]), look.colour, across=False)
-                ends_of = None if pd.isna(row["low"]) else (100 * row["low"], 100 * row["high"])
-                plots.mark(panel, x, 100 * row["value"], look, along=ends_of, thickness=0.8)
+            trail(panel, mine, look, 1.2 * (number - (len(models) - 1) / 2))  # side by side, to be seen
             ends.append(plots.End(panel, 100 * mine["value"].iloc[-1], scores.named(model, True), INK, look))
             plots.lead(panel, 100 * mine["place"].iloc[-1], ends[-1].height)
         plots.mark(panel, 100, goal, plots.REFERENCES["oracle"])
@@ -406,6 +414,17 @@ def along_the_path(scores: Scores) -> Figure:
     seaborn.despine(drawn)
     plots.name_ends(drawn, ends)
     return drawn
+
+
+def trail(panel: Axes, along: pd.DataFrame, look: plots.Look, beside: float) -> None:
+    """What a model keeps of one kind (rows of ``Scores.kept``, by place) against the share that is closed, in per cent:
+    a line, and at 25, 50 and 75 % a mark with its interval and the replicates, shifted ``beside`` the line."""
+    along = along[along["place"] != path.AREA].sort_values("place")
+    panel.plot(100 * along["place"].astype(float), 100 * along["value"], color=look.colour, linewidth=1.1)
+    for row in along[along["place"].isin(path.PLACES)].to_dict("records"):
+        x, ends = 100 * row["place"] + beside, [100 * row[end] for end in ("low", "high")]
+        plots.dots(panel, x, np.multiply(row["dots"], 100), look.colour)
+        plots.mark(panel, x, 100 * row["value"], look, along=None if np.isnan(ends).any() else ends, thickness=0.8)
 
 
 @figure("leakage", "heat map of the gap to the oracle: trained in by asked in")
@@ -422,15 +441,17 @@ def leakage(scores: Scores) -> Figure:
     shut = gaps["gate"] != gates.OPEN
     texts = [f"({text})" if closed else text for text, closed in zip(texts, shut, strict=True)]
     cells = gaps.assign(text=texts, value=gaps["value"].mask(shut))
-    cells = cells.pivot(index="name", columns=["metric_label", "view_label"], values=["value", "text"])
-    values, texts = (cells[name].sort_index(axis=1) for name in ("value", "text"))
+    kinds = ["value", "text", "dots"]
+    cells = cells.pivot(index="name", columns=["metric_label", "view_label"], values=kinds)
+    values, texts, spots = (cells[name].sort_index(axis=1) for name in kinds)
     names = [name.replace(" (", "\n").replace(")", "") for name in values.index]
     grey = "In grey and brackets: vanilla is not shown to know more than the oracle there." if shut.any() else ""
-    below = ["Exact: the fact stands in a free answer.", grey, sample(scores, gaps), *collapse_note(values.index)]
-    drawn, [[panel]] = plots.panels(1, 1, (PAGE, 1.0 + 0.36 * len(values)), below, title(leakage))
+    key = "Exact: the fact stands in a free answer." + " For its dots a cell goes from −100 to 100." * has_dots(gaps)
+    below = [key, grey, of_whom(scores, gaps), *collapse_note(values.index)]
+    drawn, [[panel]] = plots.panels(1, 1, (PAGE, 1.0 + 0.42 * len(values)), below, title(leakage))
     bar = {"location": "bottom", "aspect": 40, "pad": 0.02, "label": "points above (orange) or below the oracle (0)"}
     texts = texts.fillna("–").to_numpy(str)
-    plots.heat(panel, values.astype(float), texts, colormaps["PuOr_r"], (-100, 100), **bar)
+    plots.heat(panel, values.astype(float), texts, colormaps["PuOr_r"], (-100, 100), spots, **bar)
     panel.set(xlabel="", ylabel="")
     panel.set_yticks(panel.get_yticks(), names)
     panel.set_xticks(panel.get_xticks(), ["image" if view == VIEWS["image_text"] else view for _, view in values])
@@ -447,30 +468,33 @@ def leakage(scores: Scores) -> Figure:
 
 # -- states of answers, losses ----------------------------------------------------------------------------------------
 
-STATE_FACES = {  # from right to broken; Okabe and Ito's colours, and greys for what is no answer
+STATE_FACES = {  # from right to broken; Okabe and Ito's colours, and greys for what is no answer; told apart by hatches
     "correct": {"facecolor": "#0072B2"},
-    "wrong": {"facecolor": "#E69F00"},
-    "refusal": {"facecolor": "#CC79A7"},
-    "gibberish": {"facecolor": "#dcdcdc"},
-    "repeated": {"facecolor": "#a0a0a0"},
+    "wrong": {"facecolor": "#E69F00", "hatch": "////"},
+    "refusal": {"facecolor": "#CC79A7", "hatch": "xxxx"},
+    "gibberish": {"facecolor": "#dcdcdc", "hatch": "...."},
+    "repeated": {"facecolor": "#a0a0a0", "hatch": "||||"},
     "empty": {"facecolor": "#ffffff"},
 }
 WRITTEN = 0.12  # the least share that is written into its bar
+EDGE = {"edgecolor": GREY, "linewidth": 0.4}
 
 
 @figure("health", "stacked bars of the kinds of answers of every model, a panel a set and view")
 def health(scores: Scores) -> Figure:
     """Blue (correct) should disappear on Forget and stay on Retain. What kind of answer the free answers are, per cent,
     by set and view. Broken answers (gibberish, repeated, empty: grey and white) stand to the right."""
-    wanted = [by_key()["generation", "", state] for state in STATES]
+    wanted = [by_key()["generation", "", name] for name in (*STATES, BROKEN_SHARE[-1])]
     shown = rows(scores, wanted, ["forget", "retain"], list(VIEWS))
     if shown.empty:
         raise KitError("no run was asked for a free answer about the forget or the retain people")
     asked = list(shown.groupby(["set_label", "view_label"]))
     names = list(shown["name"].cat.remove_unused_categories().cat.categories)
-    size = PAGE, 0.75 + 1.35 * LINE * len(names)
+    size = PAGE, 0.75 + 1.6 * LINE * len(names)
     key = f"Shares of the free answers, per cent; those under {100 * WRITTEN:.0f} are not written. "
     key += "Their intervals are in the tables."
+    ends = " A dot below a bar: where the correct answers of a replicate end; above it: where its broken ones begin."
+    key += ends * has_dots(shown)
     drawn, axes = plots.panels(1, len(asked), size, [key, *notes(scores, shown)], f"{title(health)}\n", sharey=True)
     for panel, ((set_label, view_label), here) in zip(axes[0], asked, strict=True):
         shares = here.pivot(index="name", columns="metric", values="value").reindex(index=names).fillna(0) / 100
@@ -478,17 +502,23 @@ def health(scores: Scores) -> Figure:
         for state, face in STATE_FACES.items():
             share = shares[state].to_numpy()
             there = np.flatnonzero(share)
-            where = {"left": left[there], "edgecolor": GREY, "linewidth": 0.4}
-            boxes = panel.barh(there, share[there], 0.8, **where, **face)
+            boxes = panel.barh(there, share[there], 0.6, left=left[there], **EDGE, **face)
             texts = [f"{100 * one:.0f}" if one >= WRITTEN else "" for one in share[there]]
             ink = "white" if state == "correct" else INK
-            panel.bar_label(boxes, texts, label_type="center", color=ink, fontsize=SMALL)
+            plain = {"facecolor": face["facecolor"], "edgecolor": "none", "pad": 0.8}  # no hatch behind a number
+            panel.bar_label(boxes, texts, label_type="center", color=ink, fontsize=SMALL, bbox=plain)
             left += share
+        for row in here.to_dict("records"):
+            place, each = names.index(row["name"]), np.divide(row["dots"], 100)
+            if row["metric"] == "correct":
+                plots.dots(panel, each, place + 0.4, INK)
+            elif row["metric"] == BROKEN_SHARE[-1]:
+                plots.dots(panel, 1 - each, place - 0.4, INK)
         panel.set_title(f"{set_label}, {view_label}", loc="left")
         panel.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), xticks=[], yticks=range(len(names)), yticklabels=names)
         panel.tick_params(axis="y", length=0)
     seaborn.despine(drawn, left=True, bottom=True)
-    plots.legend(drawn, {STATES[state].lower(): {"edgecolor": GREY, **face} for state, face in STATE_FACES.items()})
+    plots.legend(drawn, {STATES[state].lower(): Patch(**EDGE, **face) for state, face in STATE_FACES.items()})
     return drawn
 
 

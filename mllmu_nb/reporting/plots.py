@@ -21,14 +21,14 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 import seaborn
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
-from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
 from matplotlib.textpath import text_to_path
 from matplotlib.transforms import ScaledTranslation
+from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 from seaborn.utils import relative_luminance
 
@@ -200,17 +200,21 @@ def mark(
     """A model's mark with its interval: ``across`` in x, ``along`` in y, each (low, high); ``larger`` by so many points
     where another will lie on it."""
     # a hollow mark lies above filled ones and shows what is below it
-    how = {"markerfacecolor": look.colour if look.filled else "none", "zorder": 2 if look.filled else 2.5}
-    how["markersize"] = larger + (7 if look.marker == "*" else 4.4)
-    how |= {"xerr": _reach(x, across), "yerr": _reach(y, along), "elinewidth": thickness}
-    panel.errorbar(x, y, fmt=look.marker, color=look.colour, **how)
+    how = {"zorder": 2 if look.filled else 2.5, "elinewidth": thickness, "linestyle": "none"}
+    panel.errorbar(x, y, xerr=_reach(x, across), yerr=_reach(y, along), **how, **point(look, larger))
 
 
-def dots(panel: Axes, place: float, values: Iterable[float], colour: str, across: bool = True) -> None:
-    """The value of each replicate, along x (``across``) or y, at one place of the other axis."""
-    values = list(values)
-    where = (values, [place] * len(values)) if across else ([place] * len(values), values)
-    panel.scatter(*where, s=5, color=colour, alpha=0.45, linewidth=0, zorder=1.8)
+def point(look: Look, larger: float = 0.0) -> dict[str, Any]:
+    """How a line shows its points, by which a model is known without its colour."""
+    size = larger + (7 if look.marker == "*" else 4.4)
+    fill = look.colour if look.filled else "none"
+    return {"marker": look.marker, "color": look.colour, "markerfacecolor": fill, "markersize": size}
+
+
+def dots(panel: Axes, x: ArrayLike, y: ArrayLike, colour: str) -> None:
+    """A dot a replicate, small and pale, below the mark of their mean; ``x`` or ``y`` may be one place for all."""
+    look = {"s": 5, "color": colour, "alpha": 0.45, "linewidth": 0, "zorder": 1.8, "clip_on": False}
+    panel.scatter(*np.broadcast_arrays(x, y), **look)
 
 
 def _reach(value: float, limits: Limits) -> list[list[float]] | None:
@@ -223,22 +227,16 @@ def look_of(row: Mapping[str, Any]) -> Look:
     return Look(row.get("colour", INK), row.get("marker", "o"), row.get("filled", True))
 
 
-def legend(figure: Figure, faces: Mapping[str, Mapping[str, Any]]) -> None:
-    """Names above the panels, each beside a patch of this face; below a title, whose empty second line is theirs. The
-    layout of a figure with a title is final afterwards."""
-    patches = [Patch(linewidth=0.8, **one) for one in faces.values()]
-    place = {"loc": "outside upper left", "ncols": len(faces), "handlelength": 1.2, "columnspacing": 1.5}
+def legend(figure: Figure, signs: Mapping[str, Artist]) -> None:
+    """Names above the panels, each beside its sign; below a title, whose empty second line is theirs. The layout of a
+    figure with a title is final afterwards."""
+    place = {"loc": "outside upper left", "ncols": len(signs), "handlelength": 1.2, "columnspacing": 1.5}
     top = 1 - 1.1 * LINE / figure.get_figheight() if figure.get_suptitle() else 1
-    figure.legend(patches, faces, bbox_to_anchor=(0, 0, 1, top), **place)
+    figure.legend(signs.values(), signs, bbox_to_anchor=(0, 0, 1, top), **place)
     if figure.get_suptitle():
         settle(figure)
         for text in figure.texts:
             text.set_text(text.get_text().rstrip())
-
-
-def face(look: Look) -> dict[str, str]:
-    """Colours of a bar or patch."""
-    return {"facecolor": look.colour if look.filled else "white", "edgecolor": look.colour}
 
 
 def _values(frame: pd.DataFrame, column: str) -> list:
@@ -298,7 +296,7 @@ def forest(
             panel.axvspan(-half, half, color=PALE, alpha=0.6, linewidth=0, zorder=0)
         for one in here.to_dict("records"):
             place = names.index(one[y])
-            dots(panel, place, one.get("dots", ()), look_of(one).colour)
+            dots(panel, one.get("dots", ()), place, look_of(one).colour)
             mark(panel, one[x], place, look_of(one), across=(one["low"], one["high"]))
             if right:
                 across = panel.get_yaxis_transform()
@@ -313,22 +311,21 @@ def forest(
 def bars(
     frame: pd.DataFrame, *, x: str, dodge: str, row: str, column: str, line: str, below: Iterable[str], title: str
 ) -> Figure:
-    """A bar of ``value`` with its interval (low, high) for every row of ``frame``: a group a value of ``x``, in it a
-    bar a value of ``dodge``, a panel a ``row`` and ``column``; ``line`` is the height of a dotted line, NaN for none.
-    All but ``below`` (texts at the foot) and ``title`` are names of columns; colour and filled are the look."""
+    """A pale bar of ``value`` with a mark and its interval (low, high) for every row of ``frame``: a group a value of
+    ``x``, in it a bar a value of ``dodge``, a panel a ``row`` and ``column``; ``line`` is the height of a dotted line,
+    NaN for none. All but ``below`` (texts at the foot) and ``title`` are names of columns; colour, marker and filled
+    are the look."""
     names, sides = _values(frame, x), _values(frame, dodge)
     figure, parts = _facets(frame, row, column, (PAGE, 3.6), below, title, sharex=True, sharey=True)
     width = 0.84 / len(sides)
     for panel, here in parts:
         for one in here.to_dict("records"):
             place = names.index(one[x]) + (sides.index(one[dodge]) - (len(sides) - 1) / 2) * width
-            look, value = look_of(one), one["value"]
-            panel.bar(place, value, 0.9 * width, linewidth=0.9, zorder=2, **face(look))
-            dark = look.filled and relative_luminance(look.colour) < 0.1
-            halo = {"path_effects": [withStroke(linewidth=2, foreground="white")]} if dark else {}
-            how = {"fmt": "none", "ecolor": INK, "elinewidth": 0.7, "capsize": 1.5, "capthick": 0.7, "zorder": 3}
-            panel.errorbar(place, value, yerr=_reach(value, (one["low"], one["high"])), **how, **halo)
-            dots(panel, place, one.get("dots", ()), INK, across=False)
+            look = look_of(one)
+            fill = (look.colour, 0.3) if look.filled else "white"
+            panel.bar(place, one["value"], 0.9 * width, facecolor=fill, edgecolor=look.colour, linewidth=0.7)
+            dots(panel, place, one.get("dots", ()), look.colour)
+            mark(panel, place, one["value"], look, along=(one["low"], one["high"]))
         panel.axhline(0, color=INK, linewidth=0.7, zorder=1)
         if here[line].notna().any():
             panel.axhline(here[line].max(), color=GREY, linewidth=0.7, linestyle=":", zorder=4)
@@ -340,10 +337,17 @@ def bars(
 
 
 def heat(
-    panel: Axes, values: pd.DataFrame, texts: np.ndarray, colours: Colormap, limits: tuple[float, float], **bar: Any
+    panel: Axes,
+    values: pd.DataFrame,
+    texts: np.ndarray,
+    colours: Colormap,
+    limits: tuple[float, float],
+    spots: pd.DataFrame | None = None,
+    **bar: Any,
 ) -> None:
     """A heat map of ``values`` [rows, columns] with ``texts`` in its cells, grey where a value is NaN; ``bar`` is the
-    look of its colour bar."""
+    look of its colour bar. ``spots``, shaped as ``values``, are the replicates' values of each cell: dots at its foot,
+    with the one of ``limits`` at its left edge and the other at its right."""
     grey = values.isna().to_numpy()
     panel.set_facecolor(PALE)
     scale = {"vmin": limits[0], "vmax": limits[1], "cmap": colours, "linewidths": 0.8, "cbar_kws": bar}
@@ -353,6 +357,8 @@ def heat(
         shade = relative_luminance(PALE if grey[y, x] else colours(share))
         ink = "white" if shade < 0.21 else INK  # whichever has more contrast
         panel.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=SMALL, color=ink)
+        if spots is not None:
+            dots(panel, x + (np.array(spots.iloc[y, x]) - limits[0]) / (limits[1] - limits[0]), y + 0.9, ink)
     panel.tick_params(length=0, rotation=0)
 
 
@@ -395,8 +401,7 @@ def name_ends(figure: Figure, ends: Sequence[End]) -> None:
             if end.look:
                 offset = ScaledTranslation(16 / 72, up / 72, figure.dpi_scale_trans)
                 place = {"transform": panel.get_yaxis_transform() + offset, "clip_on": False, "zorder": 5}
-                size = {"s": 34 if end.look.marker == "*" else 20, "marker": end.look.marker, "linewidth": 1.0}
-                panel.scatter(1, end.height, **size, **face(end.look), **place)
+                panel.plot(1, end.height, scalex=False, scaley=False, **point(end.look), **place)
 
 
 class Page:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from mllmu_nb.statistics.ranking import letter
 
 BEST, SECOND = "best", "second best"
 MARKED = {BEST: ("**{}**", r"\textbf{{{}}}"), SECOND: ("<u>{}</u>", r"\underline{{{}}}")}  # in Markdown, in LaTeX
-UPRIGHT = 112  # characters of a row that an upright page has room for; a longer one has limits below its values
+UPRIGHT, SIDEWAYS = 450, 640  # points across a page; a row that is longer than the first has limits below its values
 ROOM = {False: 42, True: 14}  # rows on a page, by whether limits stand below
-RAISED = r"\textsuperscript{{{}}}"
+RAISED = r"\raisebox{{0.5ex}}{{{}}}"  # not smaller than the rest
+NARROW, WIDE = frozenset(" .,;:()[]|'ijlt"), frozenset("+−%‡→↑↓≠=<>mw")
 Blocks = Sequence[tuple[str, Sequence[tuple[str, Sequence[tuple[str, str]]]]]]
 
 
@@ -60,22 +61,55 @@ class Sheet:
 
     def latex(self) -> str:
         """Floats with booktabs rules, in 8 pt, as many as it takes for each to fit a page: upright, or on its side and
-        with limits below the values where rows are longer than UPRIGHT. Needs the packages booktabs, graphicx (what is
-        still wider than the page shrinks to it) and rotating."""
+        with limits below the values where rows are longer than UPRIGHT, and then in several tables of some columns each
+        where they are longer than SIDEWAYS. Needs the packages booktabs and rotating."""
         if not self.columns:
             return latex_text(" ".join([f"{self.title}.", *self.remarks])) + "\n"
+        below = sum(self._widths(below=False)) > UPRIGHT
+        tables = self._across() if below else [self]
+        pages = enumerate((one, page) for one in tables for page in _pages(one.blocks, ROOM[below]))
+        return "".join(one._float(page, below, " (continued)" * bool(number)) for number, (one, page) in pages)
+
+    def _widths(self, below: bool) -> list[float]:
+        """Points across each column in LaTeX, that of the rows' names first; limits beside or ``below`` the values."""
+        heads = [self.first, *(head.replace(" ", "\n", 1) if below else head for _, head in self.columns)]
         rows = [(name, *(text for text, _ in cells)) for _, rows in self.blocks for name, cells in rows]
-        columns = zip((self.first, *(head for _, head in self.columns)), *rows, strict=True)
-        below = sum(max(map(len, column)) for column in columns) > UPRIGHT
-        pages = enumerate(_pages(self.blocks, ROOM[below]))
-        return "".join(self._float(blocks, below, " (continued)" * bool(number)) for number, blocks in pages)
+        texts = ["\n".join(column) for column in zip(heads, *rows, strict=True)]
+        texts = [re.sub(r" (?=\[)|(?<=‡) ", "\n", text) for text in texts] if below else texts
+        return [4 + max(map(_points, text.split("\n"))) for text in texts]
+
+    def _across(self) -> list[Sheet]:
+        """Tables with some of the columns each, that fit a page on its side; columns with one heading over them stay
+        together where they can."""
+        first, *widths = self._widths(below=True)
+
+        def packed(room: float) -> list[list[int]]:
+            tables: list[list[int]] = [[]]
+            for over, some in groupby(range(len(widths)), lambda place: self.columns[place][0]):
+                together = list(some)
+                fits = over and sum(widths[place] for place in together) <= room
+                for unit in [together] if fits else [[place] for place in together]:
+                    if tables[-1] and sum(widths[place] for place in (*tables[-1], *unit)) > room:
+                        tables.append([])
+                    tables[-1] += unit
+            return tables
+
+        most = SIDEWAYS - first
+        fewest = packed(most)
+        alike = (packed(most * share) for share in (0.5, 0.6, 0.7, 0.8, 0.9))
+        places = next((tables for tables in alike if len(tables) == len(fewest)), fewest)
+        return [self._of(some) for some in places]
+
+    def _of(self, places: Sequence[int]) -> Sheet:
+        """The same with these columns alone."""
+        blocks = [(head, [(name, [cells[n] for n in places]) for name, cells in rows]) for head, rows in self.blocks]
+        return replace(self, columns=[self.columns[place] for place in places], blocks=blocks)
 
     def _float(self, blocks: Blocks, below: bool, continued: str) -> str:
         notes, width, where = self.footnotes(), len(self.columns), "sidewaystable*" if below else "table*"
         lines = [rf"\begin{{{where}}}[tp]", r"\centering\fontsize{8}{9.6}\selectfont\setlength{\tabcolsep}{2pt}"]
         lines += [rf"\caption{{{latex_text(self.title + continued)}}}"]
         lines += [] if continued else [rf"\label{{tab:{self.label}}}"]
-        lines += [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
         lines += [rf"\begin{{tabular}}{{l*{{{width}}}{{{'c' if below else 'r'}}}}}", r"\toprule"]
         spans = [(over, len(list(some))) for over, some in groupby(over for over, _ in self.columns)]
         if any(over for over, _ in spans):
@@ -94,12 +128,17 @@ class Sheet:
                 first, sign, count = latex_text(name).partition(rf"{LATEX[COLLAPSED]} ")
                 first = _stacked(first + sign, count, side="l") if below and sign else first + sign + count
                 lines.append(" & ".join([first, *(_latex_cell(*cell, notes, below) for cell in cells)]) + r" \\")
-        lines += [r"\bottomrule", r"\end{tabular}}"]
+        lines += [r"\bottomrule", r"\end{tabular}"]
         remarks = [rf"{RAISED.format(mark)}\,{latex_text(reason)}" for reason, mark in notes.items()]
         remarks += map(latex_text, self.remarks)
         if remarks:
             lines += [r"\par\smallskip\raggedright", "\\par\n".join(remarks)]  # not \\\\, which takes what [ begins
         return "\n".join([*lines, rf"\end{{{where}}}"]) + "\n"
+
+
+def _points(text: str) -> float:
+    """Width of a text in LaTeX's 8 pt, on the safe side."""
+    return sum(2.7 if c in NARROW else 6.8 if c in WIDE or c.isupper() else 4.3 for c in text)
 
 
 def _pages(blocks: Blocks, most: int) -> list[Blocks]:

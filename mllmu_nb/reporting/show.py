@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import seaborn
-from IPython.display import HTML, Image, Markdown
+from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from mllmu_nb import provenance
 from mllmu_nb.config import Config, sources
@@ -51,13 +52,18 @@ def versions() -> str:
 
 
 @plots.styled
-def picture(figure: Figure, alt: str = "") -> Image:
+def picture(figure: Figure, alt: str = "") -> HTML:
     """A figure as a notebook keeps it: a small PNG, with ``alt`` or the figure's own alt text."""
-    small = plots.png(figure, dpi=DPI, bbox_inches="tight", pad_inches=0.05)
-    return Image(small, alt=alt or figure.get_label() or None)
+    return image(plots.png(figure, dpi=DPI, bbox_inches="tight", pad_inches=0.05), alt or figure.get_label())
 
 
-def drawn(draw: Callable[[], Figure], alt: str = "") -> Image | Markdown:
+def image(data: bytes, alt: str) -> HTML:
+    """A PNG or GIF with its alt text. As HTML, for that of an output of type image/png is not shown by JupyterLab."""
+    kind = "gif" if data.startswith(b"GIF") else "png"
+    return HTML(f'<img alt="{escaped(alt)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">')
+
+
+def drawn(draw: Callable[[], Figure], alt: str = "") -> HTML | Markdown:
     """The figure that ``draw`` makes, or, where its runs are not there, the sentence that says so."""
     try:
         return picture(draw(), alt)
@@ -168,7 +174,7 @@ def four_sets(some: Sequence[Run]) -> Figure:
     """A good method brings Forget and Test down to the oracle, and nothing else. Bars of several runs on the four sets:
     a row a view, a column a metric, 95 % intervals over people, in per cent.
 
-    Hollow bars are of models unlearned on text only; the dotted line of a choice among four is chance. Where vanilla
+    Hollow is of models unlearned on text only; the dotted line of a choice among four is chance. Where vanilla
     and the oracle are among the runs, forget and test bars of a metric whose gate is closed are grey.
     """
     scores, wanted = _scores(some), [by_key()[key] for key in BARS]
@@ -179,7 +185,8 @@ def four_sets(some: Sequence[Run]) -> Figure:
     figure = plots.bars(levels, **places, below=figures.notes(scores, levels), title=f"{figures.title(four_sets)}\n")
     figure.axes[0].set_ylim(0, 105)
     models = levels.drop_duplicates("name").sort_values("name").to_dict("records")
-    plots.legend(figure, {row["name"]: plots.face(plots.look(*row["model"][:3])) for row in models})
+    looks = {row["name"]: plots.look(*row["model"][:3]) for row in models}
+    plots.legend(figure, {name: Line2D([], [], linestyle="none", **plots.point(look)) for name, look in looks.items()})
     return figure
 
 
