@@ -24,9 +24,9 @@ import numpy as np
 import pandas as pd
 
 from mllmu_nb import after as after_steps
-from mllmu_nb import paths, pinning, progress
+from mllmu_nb import hub, paths, pinning, progress
 from mllmu_nb.config import YOURS, Config, departures, public, stable_hash
-from mllmu_nb.data import generate, hub, portraits
+from mllmu_nb.data import generate, portraits
 from mllmu_nb.data.conversations import MODALITIES, Conversation, training_conversations
 from mllmu_nb.data.exams import Exams
 from mllmu_nb.data.schema import LETTERS, SETS, Population, Profile
@@ -34,7 +34,7 @@ from mllmu_nb.data.text.people import read_profiles
 from mllmu_nb.data.text.questions import population_from_text
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import draws as drawing
-from mllmu_nb.models import download, families
+from mllmu_nb.models import families
 from mllmu_nb.models.files import ASSETS, check_adapter, check_model, check_shipped, commit
 from mllmu_nb.processes import end_with_parent
 from mllmu_nb.scoring import anchor
@@ -78,7 +78,7 @@ def _data(config: Config) -> tuple[tuple, tuple]:
 def _population(data: tuple, files: tuple) -> Population:
     of = SimpleNamespace(**dict(data))
     if of.data_source:
-        return hub.read(of.data_source, of.data_revision, of.forget_ratio)
+        return hub.read_people(of.data_source, of.data_revision, of.forget_ratio)
     counts = {"people": of.people, "pool": of.pool, "ratio": of.forget_ratio, "draw": of.replicate}
     if not of.profiles_file:
         return generate.generate(of.data_seed, celebrities=of.celebrities, **counts)
@@ -613,7 +613,7 @@ def fetch(config: Config) -> None:
     wanted = {(base_source(config), config.base_revision), (config.vanilla_path, config.vanilla_revision)}
     for source, revision in sorted(wanted) if config.scale != "miniature" else ():
         if source and not Path(source).is_dir():
-            download.fetch(source, revision)
+            hub.fetch(source, revision)
 
 
 def check_comparable(configs: Sequence[Config]) -> None:
