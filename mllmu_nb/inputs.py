@@ -11,15 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from mllmu_nb import paths
+from mllmu_nb import hub, paths
 from mllmu_nb.config import YOURS, Config, departures, public, stable_hash
-from mllmu_nb.data import generate, hub, portraits
+from mllmu_nb.data import generate, portraits
 from mllmu_nb.data.schema import SETS, Population, Profile
 from mllmu_nb.data.text.people import read_profiles
 from mllmu_nb.data.text.questions import population_from_text
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import draws as drawing
-from mllmu_nb.models import download, families
+from mllmu_nb.models import families
 from mllmu_nb.models.files import ASSETS, check_adapter, check_model, check_shipped, commit
 from mllmu_nb.scoring.frames import people_frames
 from mllmu_nb.stages import RECORD, digest, is_whole, lock, read_json, state
@@ -51,7 +51,7 @@ def _data(config: Config) -> tuple[tuple, tuple]:
 def _population(data: tuple, files: tuple) -> Population:
     of = SimpleNamespace(**dict(data))
     if of.data_source:
-        return hub.read(of.data_source, of.data_revision, of.forget_ratio)
+        return hub.read_people(of.data_source, of.data_revision, of.forget_ratio)
     counts = {"people": of.people, "pool": of.pool, "ratio": of.forget_ratio, "draw": of.replicate}
     if not of.profiles_file:
         return generate.generate(of.data_seed, celebrities=of.celebrities, **counts)
@@ -95,7 +95,11 @@ def hash_of(people: Iterable[Profile], taught: bool = False) -> str:
         if not taught:
             pictures = tuple(map(portraits.pixel_hash, p.test_portraits))
             rows.append((p.kind, p.attributes, p.biography, p.questions, pictures, p.test_questions))
-    return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+    hashed = hashlib.sha256(b"[")
+    for number, row in enumerate(rows):  # the text of the list, a row at a time
+        hashed.update(f"{', ' if number else ''}{row!r}".encode())
+    hashed.update(b"]")
+    return hashed.hexdigest()[:16]
 
 
 def taught(known: Population, name: str) -> list[Profile]:
@@ -203,7 +207,7 @@ def fetch(config: Config) -> None:
     wanted = {(base_source(config), config.base_revision), (config.vanilla_path, config.vanilla_revision)}
     for source, revision in sorted(wanted) if config.scale != "miniature" else ():
         if source and not Path(source).is_dir():
-            download.fetch(source, revision)
+            hub.fetch(source, revision)
 
 
 def check_comparable(configs: Sequence[Config]) -> None:

@@ -19,20 +19,21 @@ import pytest
 from safetensors.numpy import save_file
 from test_official import a_few
 
-from mllmu_nb import inputs, paths, pipeline, provenance
+from mllmu_nb import hub, inputs, paths, pipeline, provenance
 from mllmu_nb.config import Config
-from mllmu_nb.data import hub, official
+from mllmu_nb.data import official
 from mllmu_nb.errors import KitError
 from mllmu_nb.models import files, load
 
 OLD, NEW, TAUGHT = "a" * 40, "b" * 40, "c" * 40  # commits
+LARGE = (".safetensors", ".parquet")  # files that the hub keeps by their sha256
 TOKEN = "hf_theRightOne"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The little of the hub's HTTP interface that a download of a snapshot needs. Three tokens have weights misbehave:
-    ``hf_dead`` (no byte of them comes), ``hf_once`` (cut in the middle, then sent from there) and ``hf_wrong`` (other
-    bytes, as many)."""
+    """The little of the hub's HTTP interface that a download of a snapshot needs. Four tokens have weights and parquet
+    files misbehave: ``hf_dead`` (no byte of them comes), ``hf_once`` (cut in the middle, then sent from there),
+    ``hf_wrong`` (other bytes, as many) and ``hf_busy`` (429, too many requests)."""
 
     protocol_version = "HTTP/1.1"
     seen: list[tuple[str, str]] = []  # path and Range of each file that was sent
@@ -70,7 +71,9 @@ class Hub(BaseHTTPRequestHandler):
         if file:
             content = (folder / file[4]).read_bytes()
             sha, cut = oid(content), len(content) // 2 if name.endswith("/cut") else None
-            if file[4].endswith(".safetensors") and self.command == "GET":
+            if file[4].endswith(LARGE) and fault == "busy":
+                return self.answer(429)
+            if file[4].endswith(LARGE) and self.command == "GET":
                 content = bytes(len(content)) if fault == "wrong" else content
                 cut = {"dead": 0, "once": None if "Range" in self.headers else len(content) // 2}.get(fault)
             if self.command == "GET":
@@ -83,7 +86,7 @@ class Hub(BaseHTTPRequestHandler):
             for name, path in zip(named, files, strict=True):
                 content = path.read_bytes()
                 tree.append({"type": "file", "path": name, "size": len(content), "oid": oid(content)})
-                if name.endswith(".safetensors"):
+                if name.endswith(LARGE):
                     lfs = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
                     tree[-1]["lfs"] = lfs
             return self.answer(200, tree)
@@ -117,14 +120,15 @@ def oid(content: bytes) -> str:
 READER = """
 import json, os, sys
 from huggingface_hub import constants
-from mllmu_nb.data import hub
+from mllmu_nb import hub
 from mllmu_nb.errors import KitError
+constants.DOWNLOAD_CHUNK_SIZE = 1000
 for source, revision, change in json.loads(sys.argv[1]):
     os.environ["HF_TOKEN"] = change.get("token", "")
     constants.HF_HUB_OFFLINE = change.get("offline", False)
     constants.ENDPOINT = change.get("endpoint", os.environ["HF_ENDPOINT"])
     try:
-        read = hub.read(source, revision, 15)
+        read = hub.read_people(source, revision, 15)
         result = {"ids": list(read.profiles), "biography": read.profiles["001"].biography, "notes": read.notes}
     except KitError as error:
         result = {"error": str(error)}
@@ -142,6 +146,13 @@ CASES = {
     "cut": ("MLLMU/cut", "", {}),
     "unreachable": ("MLLMU/elsewhere", "", {"endpoint": "http://127.0.0.1:9"}),
     "evaluation data": ("MLLMU/people,MLLMU/mistaken", "", {}),
+    "revision": ("MLLMU/people", "v9", {}),
+    "dead": ("MLLMU/faulty", "", {"token": "hf_dead"}),
+    "busy": ("MLLMU/faulty", "", {"token": "hf_busy"}),
+    "wrong": ("MLLMU/faulty", "", {"token": "hf_wrong"}),
+    "right": ("MLLMU/faulty", "", {}),
+    "wrong splits": ("MLLMU/people,MLLMU/faulty_splits", "", {"token": "hf_wrong"}),
+    "once": ("MLLMU/once", "", {"token": "hf_once"}),
 }
 
 
@@ -160,8 +171,12 @@ def answers(tmp_path_factory):
         "datasets/MLLMU/private": {"main": (NEW, data)},
         "datasets/MLLMU/cut": {"main": (NEW, data)},
         "models/MLLMU/mistaken": {"main": (NEW, data)},
+        "datasets/MLLMU/faulty": {"main": (NEW, data)},
+        "models/MLLMU/faulty_splits": {"main": (TAUGHT, training)},
+        "datasets/MLLMU/once": {"main": (NEW, data)},
     }
-    return ask(READER, CASES, repositories, place)
+    Hub.seen.clear()
+    return ask(READER, CASES, repositories, place) | {"seen": list(Hub.seen)}
 
 
 def ask(reader: str, cases: dict, repositories: dict, place) -> dict:
@@ -184,6 +199,9 @@ def ask(reader: str, cases: dict, repositories: dict, place) -> dict:
     return dict(zip(cases, results, strict=True)) | {"output": done.stdout + done.stderr}
 
 
+ADVICE = (
+    "check the name, its revision, the network and the token in HF_TOKEN; the same command goes on where this one stopped"
+)
 PEOPLE = ["001", "002", "003", "004", "005", "006", "007", "c001"]
 
 
@@ -217,12 +235,29 @@ def test_the_right_token_opens_what_is_private(answers):
         ("wrong token", "dataset MLLMU/private .*401"),
         ("cut", "dataset MLLMU/cut .*"),
         ("unreachable", "dataset MLLMU/elsewhere .*"),
+        ("revision", "dataset MLLMU/people .*404"),
+        ("dead", "dataset MLLMU/faulty .*"),
+        ("busy", "dataset MLLMU/faulty .*429"),
     ],
 )
 def test_a_download_that_fails_is_one_line(answers, case, reason):
-    advice = "check the name, data_revision, the network and the token in HF_TOKEN"
     line = answers[case]["error"]
-    assert re.match(reason, line) and line.endswith(advice) and "cannot be downloaded (" in line and "\n" not in line
+    assert re.match(reason, line) and line.endswith(ADVICE) and "cannot be downloaded (" in line and "\n" not in line
+
+
+def test_people_of_another_hash_are_removed_and_fetched_anew(answers):
+    wrong = "does not have the hub's hash and was removed: run the same command again"
+    pattern = rf"dataset MLLMU/faulty: (\w+/train-0000\d-of-0000\d.parquet, ){{2}}\S+ and \d more {wrong}"
+    assert re.fullmatch(pattern, answers["wrong"]["error"])
+    assert re.fullmatch(rf"model MLLMU/faulty_splits: .*parquet {wrong}", answers["wrong splits"]["error"])
+    assert answers["right"]["ids"] == PEOPLE
+
+
+def test_people_whose_connection_is_cut_are_taken_up_in_the_middle_of_a_file(answers):
+    assert answers["once"]["ids"] == PEOPLE
+    full = f"/datasets/MLLMU/once/resolve/{NEW}/Full_Set/train-00000-of-00001.parquet"
+    first, second = [asked for path, asked in answers["seen"] if path == full]
+    assert first == "" and int(re.fullmatch(r"bytes=(\d+)-", second)[1]) > 0
 
 
 def test_no_token_is_ever_shown(answers):
@@ -241,14 +276,14 @@ def test_evaluation_data_in_the_training_repository_is_reported(answers):
 MODEL_READER = """
 import json, os, sys
 from huggingface_hub import constants
-from mllmu_nb.models import download
+from mllmu_nb import hub
 from mllmu_nb.errors import KitError
 constants.DOWNLOAD_CHUNK_SIZE = 1000
 for source, revision, change in json.loads(sys.argv[1]):
     os.environ["HF_TOKEN"] = change.get("token", "")
     constants.HF_HUB_OFFLINE = change.get("offline", False)
     try:
-        result = {"commit": download.fetch(source, revision)}
+        result = {"commit": hub.fetch(source, revision).name}
         if change.get("load"):
             from mllmu_nb.models.load import load_model
             result["type"] = load_model(source, "llava", "paper", revision)[0].config.model_type
@@ -263,6 +298,7 @@ MODELS = {
     "again": (BASE, "", {}),
     "pinned": (BASE, OLD, {"token": "hf_once"}),
     "wrong": (VANILLA, "", {"token": "hf_wrong"}),
+    "busy": (VANILLA, OLD, {"token": "hf_busy"}),
     "right": (VANILLA, "", {}),
     "offline": (VANILLA, "", {"offline": True, "load": True}),
     "revision": (VANILLA, "v9", {}),
@@ -277,7 +313,7 @@ def fetched(tmp_path_factory, tiny_base):
     save_file({"other": np.zeros(5000, "float32")}, older / "model.safetensors")
     repositories = {
         f"models/{BASE}": {"main": (NEW, tiny_base), "v1": (OLD, older)},
-        f"models/{VANILLA}": {"main": (TAUGHT, tiny_base)},
+        f"models/{VANILLA}": {"main": (TAUGHT, tiny_base), "v1": (OLD, older)},
     }
     Hub.seen.clear()
     return ask(MODEL_READER, MODELS, repositories, place) | {"seen": list(Hub.seen)}
@@ -289,12 +325,13 @@ def fetched(tmp_path_factory, tiny_base):
         ("never fetched", f"model {BASE} .*HF_HUB_OFFLINE"),
         ("dead", f"model {BASE} cannot be downloaded"),
         ("revision", f"model {VANILLA} .*404"),
+        ("busy", f"model {VANILLA} .*429"),
     ],
 )
 def test_a_model_that_cannot_be_fetched_is_one_line(fetched, case, reason):
     line = fetched[case]["error"]
     assert re.match(reason, line) and "\n" not in line and TOKEN not in fetched["output"]
-    assert line.endswith("the token in HF_TOKEN; the same command goes on where this one stopped")
+    assert line.endswith(ADVICE)
 
 
 def test_another_try_fetches_only_what_is_missing(fetched):
@@ -324,7 +361,7 @@ def test_what_was_fetched_is_loaded_without_a_network(fetched):
 
 def test_a_run_fetches_base_and_vanilla_before_anything_else(monkeypatch):
     wanted = []
-    monkeypatch.setattr(inputs.download, "fetch", lambda *asked: wanted.append(asked))
+    monkeypatch.setattr(inputs.hub, "fetch", lambda *asked: wanted.append(asked))
     config = Config(scale="paper", base_revision=OLD, vanilla_path=VANILLA, vanilla_revision=TAUGHT)
     pipeline.fetch(config)
     assert wanted == [(VANILLA, TAUGHT), (pipeline.family(config).hub, OLD)]
@@ -347,12 +384,12 @@ def test_a_run_fetches_base_and_vanilla_before_anything_else(monkeypatch):
 )
 def test_a_source_that_cannot_be_is_reported_before_any_download(source, revision, message):
     with pytest.raises(KitError, match=re.escape(message)):
-        hub.read(source, revision, 10)
+        hub.read_people(source, revision, 10)
 
 
 def test_a_folder_has_no_revision(tmp_path):
     with pytest.raises(KitError, match="data_revision 'v1' is for the hub, but .* is a folder: leave it empty"):
-        hub.read(str(tmp_path), "v1", 10)
+        hub.read_people(str(tmp_path), "v1", 10)
 
 
 # -- in a run -----------------------------------------------------------------------------------------------------

@@ -236,6 +236,21 @@ def test_a_fault_in_a_row_is_reported_with_its_place(written, file, alter, text)
     assert problem.startswith(f"MLLMU-Bench/{file}, row 2 (ID 003), column {text}")
 
 
+def test_pictures_are_read_a_few_rows_at_a_time_and_rows_keep_their_number(few, written, monkeypatch):
+    sizes, read = [], layout.pq.ParquetFile.iter_batches
+
+    def noted(file, *asked, **named):
+        for batch in read(file, *asked, **named):
+            sizes.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(layout, "BATCH", 2)
+    monkeypatch.setattr(layout.pq.ParquetFile, "iter_batches", noted)
+    change(written / FULL, lambda r: r.update(Generation_Task=[]), row=4)
+    assert faults(written) == [f"MLLMU-Bench/{FULL}, row 4 (ID 005), column Generation_Task: is empty"]
+    assert max(sizes) == 2 and sum(sizes) > len(few.profiles)
+
+
 def test_what_published_data_may_have_is_read(few, written):
     change(written / FULL, lambda r: choice(r)["Options"].update(C="Oulu", D="Oulu"))
     change(written / FULL, lambda r: r["Mask_Task"][1].update(Question="The height?"))

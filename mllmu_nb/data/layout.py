@@ -25,6 +25,7 @@ TRAINING = (
 TYPES = {"image_text": "Image_Textual", "text": "Pure_Text"}  # view → the layout's name of it
 OPEN_COLUMNS = {"generation": "Generation_Task", "cloze": "Mask_Task"}
 SHOWN = 20  # faults of a folder
+BATCH = 64  # rows that are read at once
 TASK_COLUMNS = ("Classification_Task", *OPEN_COLUMNS.values())
 
 _TEXT = pa.string()
@@ -100,23 +101,23 @@ class Layout:
         for path in files:
             name = f"{self.name}/{config}/{path.name}"
             try:
-                file = pq.ParquetFile(path)
+                file = pq.ParquetFile(path, buffer_size=2**20)
                 there = file.schema_arrow.names
                 if missing := [column for column in wanted if column not in there]:
                     text = f"column {', '.join(missing)}: missing (it has {', '.join(there)}): {needs}"
                     self.faults.append(f"{name}, {text}")
                     continue
-                table = file.read(wanted).to_pylist()
+                # few at a time: beside the pictures that are kept, Arrow holds those of one batch
+                batches = file.iter_batches(BATCH, columns=wanted)
+                for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+                    where = f"{name}, row {number} (ID {row['ID']}), column"
+                    self.faults += [f"{where} {fault}" for fault in _row_faults(row)]
+                    if row["ID"] in rows:
+                        self.faults.append(f"{where} ID: stands in another row already")
+                    rows[row["ID"]] = row
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 reason = str(error).partition("\n")[0]
                 self.faults.append(f"{name}: is no readable parquet file ({reason}): download it again")
-                continue
-            for number, row in enumerate(table):
-                where = f"{name}, row {number} (ID {row['ID']}), column"
-                self.faults += [f"{where} {fault}" for fault in _row_faults(row)]
-                if row["ID"] in rows:
-                    self.faults.append(f"{where} ID: stands in another row already")
-                rows[row["ID"]] = row
         return rows
 
 

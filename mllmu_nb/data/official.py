@@ -152,7 +152,7 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
     """
     forget, retain, present = f"forget_{ratio}", f"retain_{100 - ratio}", configs_in(folder)
     data = Layout(folder, *names[:1])
-    full, test, told = (data.read(config) for config in ("Full_Set", "Test_Set", "ft_Data"))
+    full, test, text = (data.read(config) for config in ("Full_Set", "Test_Set", "ft_Data"))
     splits = {c: data.read(c) for c in sorted({forget, *(c for c in present if c.startswith("forget_"))})}
     kept, famous = (data.read(config) if config in present else {} for config in (retain, "Retain_Set"))
     pool, celebrities = _people_file(data)
@@ -165,7 +165,7 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
 
     scored, to_forget, to_retain = full.keys() - pool, splits[forget].keys(), kept.keys()
     wrong = {
-        "has people without a row in ft_Data": full.keys() - told.keys(),
+        "has people without a row in ft_Data": full.keys() - text.keys(),
         "has people without a row in Test_Set": full.keys() - test.keys(),
         f"has people of {forget} or {retain} whom Full_Set does not score": (to_forget | to_retain) - scored,
         f"has people in both {forget} and {retain}": to_forget & to_retain,
@@ -179,7 +179,7 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
             data.faults.append(f"{data.name} {what} ({few(sorted(ids))}): download both again")
     data.stop()
 
-    taught = {identity: reader.understand(row["metadata"]) for identity, row in told.items()}
+    taught = {identity: reader.understand(row["metadata"]) for identity, row in text.items()}
     profiles, shared = {}, {}
     for identity, row in full.items():
         kind = "pool" if identity in pool else "fictitious"
@@ -209,7 +209,7 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
     }
     if trained:
         others = {identity: row["metadata"] for rows in trained.values() for identity, row in rows.items()}
-        notes["taught_otherwise"] = sorted(i for i, pairs in others.items() if pairs != told[i]["metadata"])
+        notes["taught_otherwise"] = sorted(i for i, pairs in others.items() if pairs != text[i]["metadata"])
     return Population(profiles, tuple(splits[forget]), notes)
 
 

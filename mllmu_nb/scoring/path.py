@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from mllmu_nb.data.conversations import VIEW_OF as TRAINED_VIEW
 from mllmu_nb.scoring.frames import DRAW, GROUP, MODEL, PEOPLE, POOLED, VIEWS, of_metric, persons
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.statistics.intervals import SAME, crossed, interval, limits, paired_difference
 
-TRAINED_VIEW = {"multimodal": "image_text", "unimodal": "text"}
 PLACES = (0.25, 0.5, 0.75)
 AREA = "area"  # the mean of what is kept from vanilla to the last of PLACES
 LEVELS = np.linspace(0, PLACES[-1], 16)

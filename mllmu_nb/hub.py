@@ -1,0 +1,101 @@
+"""Models and people of the Hugging Face hub, fetched whole and held against the hub's hashes before hours go into them.
+
+``huggingface_hub`` does the work: it goes on where a connection was cut, keeps the files that are whole for the next
+try, and heeds HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and HF_HOME.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from textwrap import shorten
+
+from mllmu_nb.data import official
+from mllmu_nb.data.layout import EVALUATION_REPOSITORY, TRAINING_REPOSITORY
+from mllmu_nb.data.schema import Population
+from mllmu_nb.errors import KitError, few
+from mllmu_nb.stages import Stage, write_json
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
+KINDS = ("dataset", "model")  # of the hub: evaluation data, training splits
+
+
+def fetch(source: str, revision: str = "", kind: str = "model", files: Sequence[str] = MODEL_FILES) -> Path:
+    """The folder in the hub's cache with those ``files`` (patterns) of ``source`` at ``revision`` ("": the newest); its
+    name is the commit. Every file is held against the hub's hash, once for a commit, not offline. Raises KitError where
+    that cannot be."""
+    from huggingface_hub import constants, snapshot_download
+
+    with _explained(f"{kind} {source}"):
+        folder = snapshot_download(source, repo_type=kind, revision=revision or None, allow_patterns=list(files))
+    folder = Path(folder)
+    if not constants.HF_HUB_OFFLINE:
+        inputs = {"source": source, "commit": folder.name, "kind": kind, "files": list(files)}
+        Stage("checked", inputs, lambda place: _check(source, kind, folder, place)).get()
+    return folder
+
+
+def _check(source: str, kind: str, folder: Path, place: Path) -> None:
+    """Notes in ``place`` how many files are the hub's. One that is not is removed, for the next try to fetch."""
+    from huggingface_hub import HfApi
+
+    with _explained(f"{kind} {source}"):
+        checked = HfApi().verify_repo_checksums(source, repo_type=kind, revision=folder.name)
+    wrong = [mismatch["path"] for mismatch in checked.mismatches]
+    for file in (folder / name for name in wrong):
+        file.resolve().unlink()
+        file.unlink(missing_ok=True)
+    if wrong:
+        text = f"{few(wrong)} does not have the hub's hash and was removed: run the same command again"
+        raise KitError(f"{kind} {source}: {text}")
+    write_json(place / "checked.json", {"source": source, "commit": folder.name, "files": checked.checked_count})
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Inside, whatever hinders a download is one line; none of the errors holds the token."""
+    try:
+        yield
+    except Exception as error:  # the hub's own errors, those of its HTTP library, and the disk's
+        first = error.__cause__ or error  # of a file that cannot be reached the library says no more than that
+        reason = shorten(str(first), 300, placeholder=" ..") or type(first).__name__
+        raise KitError(
+            f"{name} cannot be downloaded ({reason}): check the name, its revision, the network and the token in "
+            "HF_TOKEN; the same command goes on where this one stopped"
+        ) from error
+
+
+def read_people(data_source: str, data_revision: str, ratio: int) -> Population:
+    """The people of ``data_source`` with the forget ids at ``ratio`` per cent; the notes hold the hub's commits.
+    ``docs/data.md`` has the form of ``data_source`` and ``data_revision``. Raises KitError when a source does not
+    exist, cannot be downloaded or is faulty."""
+    names = [data_source] if os.path.exists(data_source) else [name.strip() for name in data_source.split(",")]
+    revisions = [revision.strip() for revision in data_revision.split(",")]
+    if len(names) > 2 or len(revisions) > len(names):
+        form = f"a folder or {EVALUATION_REPOSITORY}, then after a comma {TRAINING_REPOSITORY} or nothing"
+        raise KitError(f"data_source must be {form}, and data_revision have no more parts: this is {data_source}")
+    splits = [f"forget_{ratio}", f"retain_{100 - ratio}"]
+    configs = [["Full_Set", "Test_Set", "Retain_Set", "ft_Data", "forget_*", splits[1]], splits]
+    sources = [_people_folder(*each) for each in zip(names, KINDS, [*revisions, ""], configs, strict=False)]
+    folders, labels, commits = zip(*sources, strict=True)
+    population = official.read_layout(folders[0], ratio, *folders[1:], names=labels)
+    revisions = {label: commit for label, commit in zip(labels, commits, strict=True) if commit}
+    return replace(population, notes={**population.notes, "revisions": revisions})
+
+
+def _people_folder(name: str, kind: str, revision: str, configs: list[str]) -> tuple[Path, str, str]:
+    """Folder, name and commit ("" for a local folder) of the evaluation data or the training splits."""
+    folder = Path(os.path.expanduser(name))
+    if os.path.isdir(folder):  # False, where Path raises, for a name that no path can have
+        if revision:
+            raise KitError(f"data_revision {revision!r} is for the hub, but {name} is a folder: leave it empty")
+        return folder, folder.resolve().name, ""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise KitError(f"data_source {name!r} is neither a folder nor a name on the hub, as {EVALUATION_REPOSITORY} is")
+    files = [*(f"{config}/train-*.parquet" for config in configs), official.PEOPLE_FILE]
+    snapshot = fetch(name, revision, kind, files)
+    return snapshot, name, snapshot.name
