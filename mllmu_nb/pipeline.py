@@ -206,14 +206,14 @@ def anchored(config: Config) -> Stage | None:
     known = population(plain)
 
     def make(folder: Path) -> None:
-        from mllmu_nb.evaluation.ask import answer, prompts_of
+        from mllmu_nb.evaluation.ask import answer
         from mllmu_nb.evaluation.tasks import Asking
 
         items = [i for i in known.items("forget") if (i.question.task, i.question.view) == ("generation", "image_text")]
         inquiry = Asking(known, {}, 0, plain.protocol).sentences(items)
         model, processor = vanilla(plain, plain.eval_precision)
         processor = own.asking(processor, plain.protocol)
-        rows = answer(model, processor, inquiry, prompts_of(model, processor, inquiry), EVAL_BATCH[plain.scale])
+        rows = answer(model, processor, inquiry, EVAL_BATCH[plain.scale])
         true = [item.question.answer for item in items]
         write_json(folder / "anchor.json", {"true": true, "answers": [row["answer"] for row in rows]})
 

@@ -169,7 +169,7 @@ def test_keys_and_values_are_not_more_than_predicted():
     )
     prompts = ask.prompts_of(model, processor, few)
     with Tally(model) as tally:
-        list(ask.answer(model, processor, few, prompts, 8))
+        list(ask.answer(model, processor, few, 8, prompts=prompts))
     estimate = Estimate(model.config, eager=False)
     estimate.text = (max(map(len, prompts.rows)) / 6 - estimate.image_tokens) / 2
     need = estimate.answering(8, 5, "fp32")

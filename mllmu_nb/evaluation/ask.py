@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from math import isfinite, nan
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -57,7 +59,7 @@ def ask(
     asks all the same, as upstream does; the frame's ``attrs["beyond_context"]`` then counts the prompts too long.
 
     What is answered is put into the folder ``kept``, if given, ``PIECE`` items at a time, and taken from there when the
-    same is asked again after a stop.
+    same is asked again after a stop. Prompts are made piece by piece, so memory hardly grows with the people.
     """
     if not sets or not set(sets) <= set(SETS):
         raise KitError(f"the sets to be asked are {', '.join(sets) or 'none'}: choose from {', '.join(SETS)}")
@@ -67,63 +69,72 @@ def ask(
         how = {"shots": shots, "shot_source": shot_source, "shot_seed": shot_seed, "protocol": protocol}
         draws = drawing.draw(population, sets, shot_people=family.shot_people, **how)
     asking = Asking(population, draws, shots, protocol, system, cyclic)
-    inquiries = inquiries_of(asking, sets=sets, scoring=scoring, limit=limit)
-    # all of it is encoded before anything is answered
-    encoded = [prompts_of(model, processor, inquiry, long_prompts) for inquiry in inquiries]
-    frames, total = [pd.DataFrame(columns=COLUMNS)], sum(len(inquiry.conversations) for inquiry in inquiries)
-    with progress_bar(total=total, desc="questions", shown=progress) as bar:
-        pieces = (piece for pair in zip(inquiries, encoded, strict=True) for piece in _pieces(*pair))
-        for number, (inquiry, prompts) in enumerate(pieces):
-            file = kept and kept / f"{number}.parquet"
-            if file and file.is_file():
-                frames.append(pd.read_parquet(file))
-                continue
-            rows = pd.DataFrame(answer(model, processor, inquiry, prompts, batch_size, bar.update), columns=COLUMNS)
-            frames.append(rows)
-            if file:
-                kept.mkdir(parents=True, exist_ok=True)
-                rows.to_parquet(unfinished := file.with_suffix(".part"), index=False)
+    ways = ways_of(asking, sets=sets, scoring=scoring, limit=limit)
+
+    @lru_cache(len(ways))  # a small evaluation is encoded once, of a large one only a few pieces are held
+    def encoded(way: str, shown: int, start: int) -> tuple[Inquiry, Prompts]:
+        inquiry = getattr(replace(asking, shots=shown), way)(ways[way][start : start + PIECE])
+        return inquiry, prompts_of(model, processor, inquiry)
+
+    def too_long(piece: tuple[str, int, int]) -> int:
+        inquiry, prompts = encoded(*piece)
+        return prompts.too_long(model, inquiry.tokens)
+
+    pieces, total, beyond = [], 0, 0
+    for way, items in ways.items():
+        own = [(way, shots, start) for start in range(0, len(items), PIECE)]
+        while long_prompts == "fewer_shots" and own[0][1] and any(map(too_long, own)):
+            own = [(way, shown - 1, start) for _, shown, start in own]
+        pieces += own
+    for piece in pieces:  # all of them before anything is answered
+        inquiry, prompts = encoded(*piece)
+        total, beyond = total + len(inquiry.conversations), beyond + too_long(piece)
+        if long_prompts != "ask":
+            require_room(model, inquiry, prompts)
+    with TemporaryDirectory() as unkept, progress_bar(total=total, desc="questions", shown=progress) as bar:
+        folder, files = kept or Path(unkept), []
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, piece in enumerate(pieces):
+            files.append(file := folder / f"{number}.parquet")
+            if not file.is_file():
+                inquiry, prompts = encoded(*piece)
+                rows = answer(model, processor, inquiry, batch_size, bar.update, prompts)
+                pd.DataFrame(rows, columns=COLUMNS).to_parquet(unfinished := file.with_suffix(".part"), index=False)
                 os.replace(unfinished, file)
-    answers = pd.concat([rows for rows in frames if len(rows)] or frames, ignore_index=True)
+        frames = [pd.read_parquet(file) for file in files] or [pd.DataFrame(columns=COLUMNS)]
+    answers = pd.concat(frames, ignore_index=True)
     if long_prompts == "ask":
-        pairs = zip(inquiries, encoded, strict=True)
-        answers.attrs["beyond_context"] = sum(prompts.too_long(model, inquiry.tokens) for inquiry, prompts in pairs)
+        answers.attrs["beyond_context"] = beyond
     return answers
 
 
-def inquiries_of(
+def ways_of(
     asking: Asking, *, sets: Sequence[str] = SETS, scoring: str = "both", limit: int | None = None
-) -> list[Inquiry]:
-    """What the sets ask: one inquiry a task that has items, two for multiple choice that is asked in both ways."""
+) -> dict[str, list[Item]]:
+    """What the sets ask: the items of each way to ask, by the name of a method of :class:`Asking`."""
     items = []
     for name in sets:
         scored = scored_items(asking, name)
         people = set(list(dict.fromkeys(item.question.profile for item in scored))[:limit])
         items += [item for item in scored if item.question.profile in people]
     choices, sentences, blanks = ([item for item in items if item.question.task == task] for task in TASKS)
-    likelihoods = [asking.likelihoods(choices)] if scoring == "both" else []
-    inquiries = [asking.letters(choices), *likelihoods, asking.sentences(sentences), asking.blanks(blanks)]
-    return [inquiry for inquiry in inquiries if inquiry.items]
+    ways = {"letters": choices, "likelihoods": choices, "sentences": sentences, "blanks": blanks}
+    return {way: items for way, items in ways.items() if items and (way != "likelihoods" or scoring == "both")}
 
 
-def _pieces(inquiry: Inquiry, prompts: Prompts) -> Iterator[tuple[Inquiry, Prompts]]:
-    """An inquiry with its prompts, ``PIECE`` items at a time."""
-
-    def cut(values, start: int):
-        each = len(values) // len(inquiry.items)  # orders or options of an item
-        return values[start * each : (start + PIECE) * each]
-
-    for start in range(0, len(inquiry.items), PIECE):
-        items, conversations = cut(inquiry.items, start), cut(inquiry.conversations, start)
-        options = inquiry.options and cut(inquiry.options, start)
-        read = (cut(values, start) for values in (prompts.conversations, prompts.rows, prompts.begins))
-        yield replace(inquiry, items=items, conversations=conversations, options=options), Prompts(*read)
+def inquiries_of(asking: Asking, **asked: Any) -> list[Inquiry]:
+    """The whole of what the sets ask, an inquiry for each way; ``asked`` as in :func:`ways_of`."""
+    return [getattr(asking, way)(items) for way, items in ways_of(asking, **asked).items()]
 
 
 def answer(
-    model, processor, inquiry: Inquiry, prompts: Prompts, batch_size: int, progress=None
+    model, processor, inquiry: Inquiry, batch_size: int, progress=None, prompts: Prompts | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The rows of one inquiry, whose encoded ``prompts`` are given. Of a letter's answer one character is enough."""
+    """The rows of one inquiry. Of a letter's answer one character is enough. ``prompts`` are the encoded ones, of any
+    length, where they are at hand; else raises ``KitError`` for a question beyond the model's context."""
+    if prompts is None:
+        prompts = prompts_of(model, processor, inquiry)
+        require_room(model, inquiry, prompts)
     if inquiry.options is not None:
         table = closed_likelihoods(model, processor, prompts, len(inquiry.options[0]), batch_size, progress)
         for item, scores in zip(inquiry.items, table.tolist(), strict=True):
@@ -146,23 +157,20 @@ def _row(item: Item, scoring: str, **known: Any) -> dict[str, Any]:
     return {**names, "order": 0, "shots": 0, "answer": "", **dict.fromkeys(OPTIONS, nan), "tokens": 0, **known}
 
 
-def prompts_of(model, processor, inquiry: Inquiry, long_prompts: str = "refuse") -> Prompts:
-    """An inquiry as the model reads it, each option as an answer where it has options. What is too long for the model's
-    context is dealt with as ``long_prompts`` says (:func:`ask`); else raises ``KitError`` naming the question."""
+def prompts_of(model, processor, inquiry: Inquiry) -> Prompts:
+    """An inquiry as the model reads it, each option as an answer where it has options."""
     conversations = inquiry.conversations
     if inquiry.options:
         pairs = zip(conversations, inquiry.options, strict=True)
         conversations = [conversation.answered(option) for conversation, options in pairs for option in options]
-    prompts = Prompts.of(model, processor, conversations)
-    if long_prompts == "fewer_shots":
-        while prompts.too_long(model, inquiry.tokens) and any(len(one.turns) > 1 for one in conversations):
-            conversations = [replace(one, turns=(*one.turns[:-2], one.turns[-1])) for one in conversations]
-            prompts = Prompts.of(model, processor, conversations)
-    if long_prompts != "ask":
-        ways = len(conversations) // len(inquiry.items)
-        names = [f"{item.question.id} ({item.set})" for item in inquiry.items for _ in range(ways)]
-        prompts.require_room(model, inquiry.tokens, names)
-    return prompts
+    return Prompts.of(model, processor, conversations)
+
+
+def require_room(model, inquiry: Inquiry, prompts: Prompts) -> None:
+    """Raise ``KitError``, naming the question, when a prompt and its answer do not fit the model's context."""
+    each = len(prompts.rows) // len(inquiry.items)
+    names = (f"the prompt of {item.question.id} ({item.set})" for item in inquiry.items for _ in range(each))
+    prompts.require_room(model, inquiry.tokens, names)
 
 
 def scored_items(asking: Asking, name: str) -> list[Item]:

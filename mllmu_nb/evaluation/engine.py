@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
+from itertools import repeat
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -48,13 +50,12 @@ class Prompts:
                 begins.append(len(one.ids) - int(one.taught[::-1].cumprod().sum()))  # earlier turns have answers, too
         return cls(conversations, rows, begins)
 
-    def require_room(self, model, room: int = 0, names: Sequence[str] = ()) -> None:
+    def require_room(self, model, room: int = 0, names: Iterable[str] = repeat("a prompt")) -> None:
         """Raise ``KitError``, with its name, when the longest prompt and its answer do not fit the model's context."""
         if self.too_long(model, room):
-            lengths = [len(row) for row in self.rows]
-            name = f"the prompt of {names[lengths.index(max(lengths))]}" if names else "a prompt"
+            length, name = max(zip(map(len, self.rows), names, strict=False), key=itemgetter(0))
             raise KitError(
-                f"{name} with its answer takes {max(lengths) + room} tokens and the context holds "
+                f"{name} with its answer takes {length + room} tokens and the context holds "
                 f"{families.of(model).context(model)}: ask for fewer shots, or set long_prompts"
             )
 

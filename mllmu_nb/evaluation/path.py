@@ -14,7 +14,7 @@ import pandas as pd
 
 from mllmu_nb.data.schema import LETTERS, SETS, Population
 from mllmu_nb.evaluation import draws as drawing
-from mllmu_nb.evaluation.ask import OPTIONS, answer, inquiries_of, prompts_of
+from mllmu_nb.evaluation.ask import OPTIONS, answer, inquiries_of
 from mllmu_nb.evaluation.tasks import Asking
 
 POINTS = 10  # equal parts of the path
@@ -35,8 +35,7 @@ def point(model, processor, population: Population, *, system: str = "", batch_s
     for name, limit in PEOPLE.items():
         for inquiry in inquiries_of(asking, sets=(name,), limit=limit):
             if inquiry.options or inquiry.items[0].question.task == "generation":
-                prompts = prompts_of(model, processor, inquiry)
-                rows = pd.DataFrame(answer(model, processor, inquiry, prompts, batch_size))
+                rows = pd.DataFrame(answer(model, processor, inquiry, batch_size))
                 frames.append(rows.assign(answer=_likeliest(rows)) if inquiry.options else rows)
     return pd.concat(frames, ignore_index=True)[COLUMNS]
 

@@ -19,7 +19,7 @@ import torch
 
 from mllmu_nb.data.conversations import VIEW_OF, Conversation, training_conversations
 from mllmu_nb.data.schema import Profile
-from mllmu_nb.evaluation.ask import inquiries_of
+from mllmu_nb.evaluation.ask import ways_of
 from mllmu_nb.evaluation.tasks import Asking
 from mllmu_nb.models import families
 from mllmu_nb.models.score import score
@@ -93,10 +93,8 @@ def fluency(base, processor, answers: pd.DataFrame, asking: Asking, *, batch_siz
     """Mean log-likelihood per token that ``base`` gives each free answer among ``answers`` (the rows of ``ask``) after
     the same question and picture, without system prompt [rows]; NaN for other tasks and empty answers. ``asked``: sets
     and limit of the questions."""
-    inquiries = inquiries_of(asking, scoring="letter", **asked)
     processor = families.of(base).asking(processor, asking.protocol)
-    questions = [one for one in inquiries if one.items[0].question.task == "generation"]
-    free = [conversation for inquiry in questions for conversation in inquiry.conversations]
+    free = asking.sentences(ways_of(asking, **asked).get("sentences", [])).conversations
     rows = np.flatnonzero(answers["task"] == "generation")
     # a model may write anything, even the word that stands for a picture
     texts = [text.replace(processor.image_token, " ").strip() for text in answers["answer"].iloc[rows]]
