@@ -171,7 +171,7 @@ def test_differences_are_paired_and_pooled_over_draws():
 
 def test_a_verdict_is_given_where_the_interval_leaves_nought_out():
     runs = [answering("canonical", range(5)), answering("labels_text", [0]), answering("labels_upstream", range(5))]
-    sheet = released_code.table(runs)
+    sheet = released_code.change_table(runs)
     [(heading, [text, upstream])] = sheet.blocks
     assert heading == "Unlearned on image + text" and text[0] == "GA, labels"
     assert [cell for cell, _ in text[1]][:2] == ["answer", "all text"]

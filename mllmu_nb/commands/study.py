@@ -27,7 +27,7 @@ def main(options: argparse.Namespace) -> int:
     if min(options.replicates) < 0:
         raise KitError(f"--replicates are numbers from 0 on, not {min(options.replicates)}")
     released_code.make(released_code.grid(options.replicates))
-    table, folder = released_code.table(released_code.read()), paths.study("differences")
+    table, folder = released_code.change_table(released_code.read()), paths.study("differences")
     write_sheets([table], folder / "differences", "the runs beside it")
     print(f"{table.markdown()}\nruns and differences.csv: {folder}")
     return 0

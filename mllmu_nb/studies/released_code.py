@@ -164,7 +164,7 @@ def changes(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def table(runs: Sequence[Run]) -> Sheet:
+def change_table(runs: Sequence[Run]) -> Sheet:
     """:func:`changes`, a row a piece and a block a modality; ``26 → 31 (−2 to 12)`` is the canonical score, the other
     one and the interval of their difference."""
     frame, asked = changes(runs), list(product(SETS, MEASURES))
