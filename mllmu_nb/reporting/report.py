@@ -1,4 +1,4 @@
-"""The report on the finished runs of a scale: scores, the table of runs, every table, every figure, and the results as a
+"""The report on the finished runs of a scale: scores, the table of runs, every table and figure, and the results as a
 paragraph, each number with the table and the runs it is from."""
 
 from __future__ import annotations
@@ -85,9 +85,7 @@ def half_closed(scores: Scores) -> dict[str, list[dict]]:
     """Trained modality → two rows of ``scores.kept`` where half of the gap to the oracle is closed: of the method that
     stands first in tables (of several settings the one that keeps most) and of the one that keeps most; only where
     these are two."""
-    half = scores.kept.query(f"closed_in == 'trained' and what == '{path.KEPT}' and place == 0.5").dropna(
-        subset="value"
-    )
+    half = scores.kept.query(f"closed_in == 'trained' and what == '{path.KEPT}' and place == 0.5 and value.notna()")
     result = {}
     for modality in MODALITIES:
         rows = half[half["modality"] == modality].sort_values("value", kind="stable").to_dict("records")
@@ -145,14 +143,13 @@ def write_results(scores: Scores, folder: Path, source: str) -> None:
         head = f"{group_title(group)}, {replicates(group)}. By likelihood, with 95 % limits."
         said, set_in_latex = markdown_text(head), latex_text(head)
         for part in paragraph(group):
-            text = part.text if isinstance(part, Number) else part
+            text, row, runs = part if isinstance(part, Number) else (part, "", [])
             said, set_in_latex = said + markdown_text(text), set_in_latex + latex_text(text)
-            if isinstance(part, Number):
-                links = ", ".join(f"[{markdown_text(run)}](../runs/{run})" for run in part.runs)
-                notes.append(f"[^{len(notes) + 1}]: {markdown_text(part.row)}; {links}")
+            if row:
+                links = ", ".join(f"[{markdown_text(run)}](../runs/{run})" for run in runs)
+                notes.append(f"[^{len(notes) + 1}]: {markdown_text(row)}; {links}")
                 said += f"[^{len(notes)}]"
-                origin = latex_text(f"{part.row}; {', '.join(part.runs)}")
-                set_in_latex += rf"\footnote{{{origin}}}"
+                set_in_latex += rf"\footnote{{{latex_text('; '.join([row, ', '.join(runs)]))}}}"
         markdown.append(said)
         latex.append(set_in_latex)
     (folder / "results.md").write_text("\n\n".join([*markdown, *notes, ""]), encoding="utf-8")
