@@ -55,9 +55,9 @@ def evaluated(scale: str) -> Path:
     return results(scale) / "evaluated"
 
 
-def study(results: Path, name: str) -> Path:
-    """What a study has measured."""
-    return results / "studies" / name
+def study(name: str) -> Path:
+    """What a study has measured, on the miniature."""
+    return results("miniature") / "studies" / name
 
 
 def cache() -> Path:

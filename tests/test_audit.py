@@ -5,13 +5,13 @@ import io
 import pytest
 
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting import audit, noise
+from mllmu_nb.reporting import noise
 
 WIDE = "method,accuracy,ROUGE\nVanilla,52,61\nA,44.5,48\nB,12,\n"
 
 
 def read(text):
-    return audit.read(io.StringIO(text))
+    return noise.read(io.StringIO(text))
 
 
 def test_a_papers_layout_and_one_row_a_figure_are_the_same_table():
@@ -39,33 +39,33 @@ def test_what_cannot_be_read_is_named(text, message):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(KitError, match="cannot read .*none.csv: No such file"):
-        audit.read(tmp_path / "none.csv")
+        noise.read(tmp_path / "none.csv")
 
 
 def test_the_verdict_is_that_of_the_rule_by_people_and_questions():
     table = read("method,accuracy,people,questions\nVanilla,52,49,5\nA,44.5,49,5\nB,12,49,5\n")
-    gaps = audit.audit(table).set_index(["first", "second"])
+    gaps = noise.audit(table).set_index(["first", "second"])
     limit = 100 * noise.detectable(0.52, 0.445, 49, 5, noise.LIKELY)
     assert gaps.loc[("Vanilla", "A"), "detectable"] == pytest.approx(limit) and limit > 7.5
-    assert gaps["verdict"].tolist() == [audit.COULD, audit.EXCEEDS, audit.EXCEEDS]
+    assert gaps["verdict"].tolist() == [noise.COULD, noise.EXCEEDS, noise.EXCEEDS]
     assert (gaps["least"] < gaps["detectable"]).all() and (gaps["detectable"] < gaps["most"]).all()
-    many = audit.audit(table.assign(people=4900))
-    assert many["verdict"].tolist() == [audit.EXCEEDS] * 3, "a hundred times the people"
-    assert audit.audit(table, together=0.9)["detectable"].iloc[0] == pytest.approx(limit * 0.1**0.5)
+    many = noise.audit(table.assign(people=4900))
+    assert many["verdict"].tolist() == [noise.EXCEEDS] * 3, "a hundred times the people"
+    assert noise.audit(table, together=0.9)["detectable"].iloc[0] == pytest.approx(limit * 0.1**0.5)
 
 
 def test_without_people_nothing_can_be_said():
-    gaps = audit.audit(read(WIDE))
-    assert set(gaps["verdict"]) == {audit.UNKNOWN} and gaps["detectable"].isna().all()
+    gaps = noise.audit(read(WIDE))
+    assert set(gaps["verdict"]) == {noise.UNKNOWN} and gaps["detectable"].isna().all()
     with pytest.raises(KitError, match="no gap has a known number of people"):
-        audit.figure(gaps)
+        noise.figure(gaps)
 
 
 def test_a_standard_deviation_judges_what_is_no_share():
     table = read("method,ROUGE,people,sd\nA,61,50,10\nB,48,50,10\nC,57,50,10\n")
-    gaps = audit.audit(table)
+    gaps = noise.audit(table)
     assert gaps["detectable"].tolist() == pytest.approx([noise.REACH * 10 * (2 / 50) ** 0.5] * 3)  # 5.6
-    assert gaps["verdict"].tolist() == [audit.EXCEEDS, audit.COULD, audit.EXCEEDS]
+    assert gaps["verdict"].tolist() == [noise.EXCEEDS, noise.COULD, noise.EXCEEDS]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_standard_deviation_judges_what_is_no_share():
 def test_what_cannot_be_is_refused(values, assumed, message):
     first, second = values.split(",")
     with pytest.raises(KitError, match=message):
-        audit.audit(read(f"method,accuracy\nA,{first}\nB,{second}\n"), **{"people": 50, **assumed})
+        noise.audit(read(f"method,accuracy\nA,{first}\nB,{second}\n"), **{"people": 50, **assumed})
 
 
 def test_per_cent_signs_are_read():
@@ -89,8 +89,8 @@ def test_per_cent_signs_are_read():
 
 
 def test_the_figure_says_by_form_what_it_says_by_colour():
-    gaps = audit.audit(read(WIDE), people=49, questions=5)
-    figure = audit.figure(gaps)
+    gaps = noise.audit(read(WIDE), people=49, questions=5)
+    figure = noise.figure(gaps)
     marks = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     faces = {line.get_markerfacecolor() for line in marks}
     assert "none" in faces and len(faces) == 2

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
 
 from mllmu_nb.data.schema import Profile
-from mllmu_nb.reporting import figures, plots, results, tables
+from mllmu_nb.reporting import figures, plots, report, tables
 from mllmu_nb.reporting.runs import Scores
 
 PICTURES = Path(__file__).with_name("pictures")
@@ -73,7 +73,7 @@ def smallest(folder: Path) -> int:
 def written(known, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tables")
     tables.write_tables(known, folder, "here")
-    results.write(known, folder, "here")
+    report.write_results(known, folder, "here")
     return folder
 
 
@@ -191,7 +191,7 @@ def test_a_table_that_is_too_long_goes_on_over_the_page():
 
 def test_every_number_of_the_paragraph_is_a_cell_and_names_its_runs(known, written):
     [(_, group)] = known.groups()
-    numbers = [part for part in results.paragraph(group) if isinstance(part, results.Number)]
+    numbers = [part for part in report.paragraph(group) if isinstance(part, report.Number)]
     cell = known.cells.query("method == 'vanilla' and against == '' and set == 'forget' and view == 'both'")
     [cell] = cell.query("scoring == 'likelihood' and metric == 'accuracy'").to_dict("records")
     value, low, high = (f"{100 * cell[name]:.0f}" for name in ("value", "low", "high"))
@@ -214,7 +214,7 @@ def test_every_number_of_the_paragraph_is_a_cell_and_names_its_runs(known, writt
 def test_without_an_oracle_the_paragraph_claims_nothing():
     runs = [make("vanilla", **FEW), make("ga", modality="multimodal", **FEW)]
     [(_, group)] = Scores.of(runs).groups()
-    assert not any(isinstance(part, results.Number) for part in results.paragraph(group))
+    assert not any(isinstance(part, report.Number) for part in report.paragraph(group))
 
 
 # -- figures ----------------------------------------------------------------------------------------------------

@@ -226,11 +226,11 @@ def test_a_model_of_ones_own_stands_beside_the_references():
     vanilla, oracle = make("vanilla", lambda q: True, **FEW), make("oracle", lambda q: q.scoring == "letter", **FEW)
     own = make("mine", lambda q: q.set != "forget" or q.view == "text", train_seed=7, **FEW)
     beside = Beside(own, vanilla, oracle)
-    assert beside.table().loc[("Forget", "text"), "Likelihood %"].startswith("100.0 [")
-    assert beside.table().loc[("Forget", "image + text"), "Letter %"].startswith("(0.0 ["), "the gate is closed"
-    assert beside.table("vanilla").loc[("Forget", "both"), "Likelihood, points"].startswith("−50.0 [")
-    assert beside.table("oracle").loc[("Retain", "both"), "Likelihood, points"].startswith("+100.0 [")
-    assert list(beside.table().index.levels[1]) and set(beside.cells["method"]) == {"mine"}
+    assert beside.score_table().loc[("Forget", "text"), "Likelihood %"].startswith("100.0 [")
+    assert beside.score_table().loc[("Forget", "image + text"), "Letter %"].startswith("(0.0 ["), "the gate is closed"
+    assert beside.score_table("vanilla").loc[("Forget", "both"), "Likelihood, points"].startswith("−50.0 [")
+    assert beside.score_table("oracle").loc[("Retain", "both"), "Likelihood, points"].startswith("+100.0 [")
+    assert list(beside.score_table().index.levels[1]) and set(beside.cells["method"]) == {"mine"}
     [line] = beside.remarks()
     assert line.startswith("In brackets: gate closed") and "Letter (image + text)" in line and "Likelihood" not in line
 
@@ -246,7 +246,7 @@ def test_a_model_of_ones_own_that_has_collapsed_is_called_so():
 def test_without_references_the_scores_stand_alone_and_say_so():
     beside = Beside(make("mine", lambda q: True, sets=("forget",), **FEW), make("vanilla", **FEW))
     assert beside.remarks() == ["Without oracle nobody can say whether a low score is forgetting."]
-    assert beside.table("oracle").empty and set(beside.table().index.get_level_values("set")) == {"Forget"}
+    assert beside.score_table("oracle").empty and set(beside.score_table().index.get_level_values("set")) == {"Forget"}
 
 
 OTHERWISE = {"base_revision": "v1", "vanilla_path": "there", "vanilla_revision": "v2", "train_modality": "multimodal"}

@@ -3,15 +3,16 @@
 import argparse
 import math
 
+import pandas as pd
 import pytest
 import torch
 from fake_runs import make
 
-from mllmu_nb import checks, pipeline, stages, training
+from mllmu_nb import checks, paths, pipeline, stages, training
 from mllmu_nb.commands import study as command
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
-from mllmu_nb.studies import differences, released_code
+from mllmu_nb.studies import released_code
 from mllmu_nb.training import TrainingDiverged
 from mllmu_nb.unlearning import ReferenceLogProbs, Scored, Step, get, variants
 
@@ -35,19 +36,20 @@ def test_the_command_makes_the_runs_once_and_writes_their_table(config, monkeypa
     parser = argparse.ArgumentParser()
     command.arguments(parser)
     with pytest.raises(KitError, match="no study yet: `python -m mllmu_nb study differences` makes it"):
-        differences.read()
+        released_code.read()
     with pytest.raises(KitError, match="--replicates are numbers from 0 on, not -1"):
         command.main(parser.parse_args(["differences", "--replicates", "0", "-1"]))
     alone = config.but(method="ga", modality="unimodal", unlearn_steps=1)
     configs = [alone, alone.but(variant="labels_text")]
-    monkeypatch.setattr(differences, "grid", lambda config, replicates: configs)
+    monkeypatch.setattr(released_code, "grid", lambda replicates: configs)
     assert command.main(parser.parse_args([])) == 0
     assert "differences.csv" in capsys.readouterr().out
-    runs = differences.read()
+    runs = released_code.read()
     assert {run["variant"] for run in runs} == {"canonical", "labels_text"} and {
         run.train["steps"] for run in runs
     } == {1}
-    [forget] = differences.table(runs).query("set == 'forget' and measure == 'likelihood'").to_dict("records")
+    written = pd.read_csv(paths.study("differences") / "differences.csv")
+    [forget] = written.query("set == 'forget' and measure == 'likelihood'").to_dict("records")
     [variant] = [run for run in runs if run["variant"] == "labels_text"]
     asked = variant.items.query("scoring == 'likelihood' and set == 'forget' and view == 'text'")
     assert forget["released"] == pytest.approx(asked["correct"].mean()) and forget["n_items"] == len(asked)
@@ -56,8 +58,8 @@ def test_the_command_makes_the_runs_once_and_writes_their_table(config, monkeypa
         raise TrainingDiverged("training diverged at step 3")
 
     monkeypatch.setattr(training, "unlearn", diverges)  # the two that are there are not made again
-    differences.make([*configs, alone.but(unlearn_lr=1.0)])
-    assert "training diverged at step 3" in capsys.readouterr().out and len(differences.read()) == 2
+    released_code.make([*configs, alone.but(unlearn_lr=1.0)])
+    assert "training diverged at step 3" in capsys.readouterr().out and len(released_code.read()) == 2
 
 
 # -- differences ------------------------------------------------------------------------------------------------
@@ -109,12 +111,12 @@ def test_against_a_model_that_never_knew_the_answer_npo_pulls_harder():
 
 
 def test_a_setting_differs_in_one_piece_and_stands_beside_its_canonical_method():
-    trained = differences.grid(Config(), [0])
+    trained = released_code.grid([0])
     models = {(one.method, one.variant, one.modality): one for one in trained}
     assert len(models) == len(trained) == 22
     ours = {key for method in ("ga", "grad_diff", "kl_min", "npo") for key in ((method, v) for v in variants(method))}
     ours = {key for key in ours if variants(key[0])[key[1]].__module__ == released_code.__name__}
-    assert ours == set(differences.PIECES) == {key[:2] for key in models if key[1] != "canonical"}
+    assert ours == set(released_code.PIECES) == {key[:2] for key in models if key[1] != "canonical"}
     for (method, variant, kind), one in models.items():
         plain = models[method, "canonical", kind]
         assert one.unlearning.lr == plain.unlearning.lr and one.settings == plain.settings
@@ -131,7 +133,7 @@ def test_a_setting_differs_in_one_piece_and_stands_beside_its_canonical_method()
         assert one.unlearn_epochs == (pytest.approx(walked, abs=1) if variant.endswith("passes") else 0)
 
 
-@pytest.mark.parametrize("key", differences.PIECES, ids=" ".join)
+@pytest.mark.parametrize("key", released_code.PIECES, ids=" ".join)
 def test_every_variant_passes_the_checks(key):
     checks.check_method(variants(key[0])[key[1]])
 
@@ -160,7 +162,7 @@ def answering(variant, right, modality="multimodal", draw=0):
 
 def test_differences_are_paired_and_pooled_over_draws():
     runs = [answering(variant, right, draw=draw) for draw in (0, 1) for variant, right in KNOWN.items()]
-    result = differences.table(runs).query("set == 'forget' and measure == 'likelihood'").iloc[0]
+    result = released_code.changes(runs).query("set == 'forget' and measure == 'likelihood'").iloc[0]
     # five questions about each of ten people in two draws: four and one of them right
     assert (result["canonical"], result["released"]) == pytest.approx((0.8, 0.2))
     assert result["value"] == pytest.approx(-0.6) and result["high"] < 0 and result["verdict"] == "lower"
@@ -169,8 +171,9 @@ def test_differences_are_paired_and_pooled_over_draws():
 
 def test_a_verdict_is_given_where_the_interval_leaves_nought_out():
     runs = [answering("canonical", range(5)), answering("labels_text", [0]), answering("labels_upstream", range(5))]
-    printed = differences.printed(differences.table(runs))
-    assert printed.index[0] == ("GA, labels", "answer", "all text", "image + text")
-    assert printed["Forget, likelihood"].tolist()[0].startswith("100 → 20 (−")
-    assert "Forget, likelihood lower" in printed["verdict"].iloc[0]
-    assert printed["verdict"].iloc[1] == differences.NO_DIFFERENCE
+    sheet = released_code.change_table(runs)
+    [(heading, [text, upstream])] = sheet.blocks
+    assert heading == "Unlearned on image + text" and text[0] == "GA, labels"
+    assert [cell for cell, _ in text[1]][:2] == ["answer", "all text"]
+    assert text[1][2][0].startswith("100 → 20 (−") and "Forget, likelihood lower" in text[1][-1][0]
+    assert upstream[1][-1][0] == released_code.NO_DIFFERENCE and "100 → 100 (" in sheet.markdown()

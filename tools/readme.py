@@ -17,7 +17,7 @@ from pathlib import Path
 from mllmu_nb import paths
 from mllmu_nb.evaluation.path import PEOPLE
 from mllmu_nb.reporting import published
-from mllmu_nb.reporting.results import half_closed, per_cent, replicates
+from mllmu_nb.reporting.report import half_closed, per_cent, replicates
 from mllmu_nb.reporting.runs import MODALITIES, Run, Scores, method_label
 from mllmu_nb.reporting.tables import all_rows, column, grid
 from mllmu_nb.scoring.frames import VIEWS

@@ -17,6 +17,10 @@ from mllmu_nb.config import GRID, YOURS, Config
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.errors import KitError
 from mllmu_nb.models.files import model_type
+from mllmu_nb.reporting.beside import Beside
+from mllmu_nb.reporting.runs import read_run
+from mllmu_nb.reporting.sheet import write_csv
+from mllmu_nb.scoring.score import run_scores
 
 SUMMARY = "score a model or an adapter that was made elsewhere, beside vanilla and the oracle"
 EXAMPLES = ("evaluate --model my_model --adapter my_adapter", "evaluate --model my_model --limit 5 --name mine")
@@ -58,17 +62,12 @@ def main(options: argparse.Namespace) -> int:
 def show(folder: Path, references: dict[str, Path]) -> None:
     """Prints the scores of the run in ``folder`` and its differences to the references, by name; writes both into the
     folder, as scores.csv and comparison.csv."""
-    from mllmu_nb.reporting.beside import Beside
-    from mllmu_nb.reporting.runs import read_run
-    from mllmu_nb.reporting.sheet import write_csv
-    from mllmu_nb.scoring.score import run_scores
-
     own, others = read_run(folder), {name: read_run(place) for name, place in references.items()}
     comparison = Beside(own, **others)
     write_csv(run_scores(own.items), folder / "scores.csv")
     write_csv(comparison.cells, folder / "comparison.csv")
     print(f"{own.id}: {len(own.items)} answers; [low, high] is the 95 % interval over people\n")
-    print(comparison.table().to_string(), end="\n\n")
+    print(comparison.score_table().to_string(), end="\n\n")
     for name, run in others.items():
-        print(f"minus {name} ({run.id}), question by question\n\n{comparison.table(name).to_string()}\n")
+        print(f"minus {name} ({run.id}), question by question\n\n{comparison.score_table(name).to_string()}\n")
     print(*comparison.remarks(), sep="\n")

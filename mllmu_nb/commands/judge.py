@@ -20,6 +20,8 @@ from typing import Any
 import pandas as pd
 
 from mllmu_nb.errors import KitError
+from mllmu_nb.reporting.runs import read_run
+from mllmu_nb.scoring import judge, text
 
 SUMMARY = "have free answers graded by a model behind an OpenAI-compatible endpoint"
 EXAMPLES = ("judge results/miniature/runs/*", "judge results/miniature/runs/* --yes --jobs 16")
@@ -47,11 +49,8 @@ def main(options: argparse.Namespace) -> int:
     """Estimates, asks, and prints how far judge and rubric agree. 1 where answers were left without a grade."""
     from tqdm import tqdm
 
-    from mllmu_nb.reporting.runs import read_run
-    from mllmu_nb.scoring.judge import FILE, with_grades
-
     answers = pd.concat([read_run(folder).answers for folder in options.runs], ignore_index=True)
-    path, failed = options.runs[0].resolve().parent.parent / FILE, 0
+    path, failed = options.runs[0].resolve().parent.parent / judge.FILE, 0
     asked = unjudged(answers, path)
     sent, received, cost = estimate(asked, options.prices)
     print(
@@ -63,7 +62,7 @@ def main(options: argparse.Namespace) -> int:
         return 0
     if asked:
         failed = ask(asked, path, client(), jobs=options.jobs, progress=partial(tqdm, total=len(asked)))
-    print(agreement(with_grades(answers, path)))
+    print(agreement(judge.with_grades(answers, path)))
     if failed:
         print(f"{failed} answers have no valid grade and no score; the same command asks for them again")
     return 1 if failed else 0
@@ -87,13 +86,11 @@ def client(timeout: float = 60.0, retries: int = 5) -> Any:
 
 def unjudged(answers: pd.DataFrame, path: Path) -> list[Texts]:
     """The free answers without a stored reply, each once. Raises KitError where the stored ones are another judge's."""
-    from mllmu_nb.scoring.judge import free_answers, hash_of, replies
-
-    stored, judge = replies(path), model_name()
-    if others := set(stored["judge"]) - {judge}:
-        raise KitError(f"{path} holds replies of {', '.join(sorted(others))}: move it away to ask {judge}")
-    known = set(stored["hash"])
-    return [texts for texts in dict.fromkeys(free_answers(answers)) if hash_of(judge, *texts) not in known]
+    stored, name = judge.replies(path), model_name()
+    if others := set(stored["judge"]) - {name}:
+        raise KitError(f"{path} holds replies of {', '.join(sorted(others))}: move it away to ask {name}")
+    known, texts = set(stored["hash"]), dict.fromkeys(judge.free_answers(answers))
+    return [one for one in texts if judge.hash_of(name, *one) not in known]
 
 
 def message(texts: Texts) -> str:
@@ -103,9 +100,7 @@ def message(texts: Texts) -> str:
 
 def estimate(asked: list[Texts], prices: Iterable[float]) -> tuple[int, int, float]:
     """Tokens sent, tokens received at most, and what they cost; ``prices`` are for a million of each."""
-    from mllmu_nb.scoring.judge import INSTRUCTIONS
-
-    characters = sum(len(INSTRUCTIONS) + len(message(texts)) for texts in asked)
+    characters = sum(len(judge.INSTRUCTIONS) + len(message(texts)) for texts in asked)
     tokens = round(TOKENS_A_CHARACTER * characters), REPLY_TOKENS * len(asked)
     return *tokens, sum(n * price for n, price in zip(tokens, prices, strict=True)) / 1e6
 
@@ -120,19 +115,17 @@ def ask(
 ) -> int:
     """Has ``asked`` judged, ``jobs`` at a time, and appends each valid reply to ``path`` as it comes. Returns how many
     got none. Raises Unreachable when the endpoint refuses the key or the model, or cannot be reached."""
-    from mllmu_nb.scoring.judge import hash_of
-
-    judge, writing = model_name(), threading.Lock()
+    name, writing = model_name(), threading.Lock()
     with open(path, "a", encoding="utf-8") as file, ThreadPoolExecutor(jobs) as pool:
         if not path.read_bytes().endswith(b"\n"):
             file.write("\n")  # after a line that was cut off
 
         def failed(texts: Texts) -> bool:
-            reply = _reply(endpoint, judge, texts)
+            reply = _reply(endpoint, name, texts)
             if reply is not None:
                 with writing:
-                    print(json.dumps({"hash": hash_of(judge, *texts), "judge": judge, "reply": reply}), file=file)
-                    file.flush()
+                    line = {"hash": judge.hash_of(name, *texts), "judge": name, "reply": reply}
+                    print(json.dumps(line), file=file, flush=True)
             return reply is None
 
         try:
@@ -142,31 +135,28 @@ def ask(
             raise
 
 
-def _reply(endpoint: Any, judge: str, texts: Texts) -> str | None:
+def _reply(endpoint: Any, name: str, texts: Texts) -> str | None:
     """A reply with a valid grade, None after ``TRIES`` without. What the endpoint says of an error is not repeated: it
     may hold the key."""
     import openai
 
-    from mllmu_nb.scoring.judge import INSTRUCTIONS, grade
-
-    messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": message(texts)}]
+    messages = [{"role": "system", "content": judge.INSTRUCTIONS}, {"role": "user", "content": message(texts)}]
     how = {"temperature": 0, "max_tokens": REPLY_TOKENS, "response_format": {"type": "json_object"}}
     for _ in range(TRIES):
         try:
-            reply = endpoint.chat.completions.create(model=judge, messages=messages, **how)
-            grade(content := reply.choices[0].message.content)
+            reply = endpoint.chat.completions.create(model=name, messages=messages, **how)
+            judge.grade(content := reply.choices[0].message.content)
             return content
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-            what = f"refuses the key or the model {judge} (HTTP {error.status_code})"
+            what = f"refuses the key or the model {name} (HTTP {error.status_code})"
             raise Unreachable(f"the judge's endpoint {what}: see OPENAI_API_KEY, OPENAI_BASE_URL, {VARIABLE}") from None
         except openai.BadRequestError:  # this question only, as one that a filter refuses
             return None
         except openai.APIError as error:
             status = getattr(error, "status_code", None)
             what = f"keeps failing (HTTP {status})" if status else "cannot be reached or is too slow"
-            raise Unreachable(
-                f"the judge's endpoint {what}: run the same command again later; replies are kept"
-            ) from None
+            what += ": run the same command again later; replies are kept"
+            raise Unreachable(f"the judge's endpoint {what}") from None
         except (ValueError, TypeError, IndexError):
             continue
     return None
@@ -174,11 +164,7 @@ def _reply(endpoint: Any, judge: str, texts: Texts) -> str | None:
 
 def agreement(answers: pd.DataFrame) -> str:
     """How far the judge's grades and the rubric's agree, over the answers that have both."""
-    from mllmu_nb.scoring.judge import agreement as compared
-    from mllmu_nb.scoring.judge import judged
-    from mllmu_nb.scoring.text import factuality
-
-    if not (known := compared(judged(answers), factuality(answers))):
+    if not (known := judge.agreement(judge.judged(answers), text.factuality(answers))):
         return "too few different grades to compare judge and rubric"
     return (
         f"judge and rubric over {known.answers} answers: means {known.judge:.2f} and {known.rubric:.2f}, "

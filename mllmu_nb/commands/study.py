@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 
 from mllmu_nb import paths
-from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 
 SUMMARY = "measure on the miniature what each piece of the released code changes"
@@ -21,15 +20,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Makes what is missing, prints the main table and writes it beside the runs. KitError for what cannot be."""
-    from mllmu_nb.studies import differences
+    """Makes what is missing, prints the table and writes it beside the runs. KitError for what cannot be."""
+    from mllmu_nb.reporting.sheet import write_sheets
+    from mllmu_nb.studies import released_code
 
     if min(options.replicates) < 0:
         raise KitError(f"--replicates are numbers from 0 on, not {min(options.replicates)}")
-    config = Config()
-    differences.make(differences.grid(config, options.replicates))
-    table, folder = differences.table(differences.read()), paths.study(paths.results(config.scale), differences.NAME)
-    table.to_csv(folder / "differences.csv", index=False)
-    print(differences.printed(table).to_string())
-    print(f"runs and differences.csv: {folder}")
+    released_code.make(released_code.grid(options.replicates))
+    table, folder = released_code.change_table(released_code.read()), paths.study("differences")
+    write_sheets([table], folder / "differences", "the runs beside it")
+    print(f"{table.markdown()}\nruns and differences.csv: {folder}")
     return 0

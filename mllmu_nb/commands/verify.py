@@ -28,7 +28,11 @@ import pandas as pd
 from mllmu_nb import paths, pipeline, stages
 from mllmu_nb.commands import sweep
 from mllmu_nb.errors import KitError
+from mllmu_nb.reporting import published
+from mllmu_nb.reporting.runs import items_of, read_run
+from mllmu_nb.reporting.sheet import write_csv
 from mllmu_nb.scoring.frames import CELL
+from mllmu_nb.scoring.score import run_scores
 
 SUMMARY = "compare scores, cell by cell, with the reference run or with published figures"
 EXAMPLES = ("verify", "verify configs/miniature.yaml --rerun")
@@ -53,10 +57,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Prints the verdicts. 0 when no cell is off or missing, else 1; KitError where there is nothing to compare or a
     file of a run is damaged."""
-    from mllmu_nb.reporting.runs import items_of, read_run
-    from mllmu_nb.reporting.sheet import write_csv
-    from mllmu_nb.scoring.score import run_scores
-
     if options.rerun and not options.config:
         raise KitError("--rerun needs the configuration file of what to make anew, such as configs/miniature.yaml")
     if options.run and options.config:
@@ -154,17 +154,13 @@ def made_with(record: Mapping[str, Any]) -> dict[str, Any]:
 def compare_published(scores: pd.DataFrame) -> pd.DataFrame:
     """The cells of ``scores`` with the figure that was printed for it and agrees best (``value_reference``), its
     ``source`` and a ``verdict``; empty where nothing was printed. Raises KitError where nothing has a counterpart."""
-    from mllmu_nb.reporting import published
-
-    anchor = {**published.ANCHOR_CELL, "modality": "none", "scoring": "", "value": published.ANCHOR}
-    anchor |= {"rounding": published.ANCHOR_WITHIN, "source": f"anchor; {published.ANCHOR_SOURCE}"}
-    printed = pd.concat([pd.DataFrame([anchor]), published.cells(published.load())], ignore_index=True)
+    printed = pd.concat([pd.DataFrame([published.ANCHOR]), published.cells(published.load())], ignore_index=True)
     keys = [name for name in printed if name not in ("value", "rounding", "source")]
     cells = scores.assign(cell=range(len(scores))).merge(printed, "left", keys, suffixes=("", "_reference"))
     other = cells["value_reference"]
     if other.isna().all():
         raise KitError("no cell of these runs was published: figures are known for LLaVA-1.5-7B at 5 and 10 %")
     cells = cells.assign(low_reference=other, high_reference=other, away=(other - cells["value"]).abs())
-    cells = cells.assign(verdict=verdicts(cells, cells["rounding"]), source=cells["source"].fillna(""))
+    cells = cells.assign(verdict=verdicts(cells, cells["rounding"])).fillna({"source": ""})
     order = cells.assign(rank=cells["verdict"].map([SAME, WITHIN, OFF, ""].index)).sort_values(["cell", "rank", "away"])
     return order.drop_duplicates("cell")[[*scores, *REFERENCE, "source", "verdict"]]

@@ -38,7 +38,7 @@ class Beside:
         """The model's own rows of the long frame: its scores, and its differences to the references."""
         return select(self.scores, **dict(zip(MODEL, self.own.model, strict=True)))
 
-    def table(self, against: str = "") -> pd.DataFrame:
+    def score_table(self, against: str = "") -> pd.DataFrame:
         """Its scores as they are read, ``51.7 [47.2, 55.9]``, or its differences to ``against`` (vanilla, oracle), in
         brackets behind a closed gate: a row a set and view, a column a main metric."""
         known = rows_by(self.cells[self.cells["against"] == against].dropna(subset=["value"]), ["set", "view", *KEY])

@@ -78,10 +78,10 @@ def card(beside: Beside, people: Population) -> str:
     parts = [f"<p class=verdict>{html.escape(verdict(beside))}</p>"]
     if beside.vanilla:
         parts += ["<h2>What it says</h2><div class=examples>", show.answers(people, runs).data, "</div>"]
-    pooled = beside.table().xs(ASKED_IN[POOLED], level="asked with")
+    pooled = beside.score_table().xs(ASKED_IN[POOLED], level="asked with")
     parts += ["<h2>Scores, asked both ways</h2>", pooled.to_html(index_names=False)]
     if beside.oracle:
-        parts += ["<h2>Gap to the oracle</h2>", beside.table("oracle").to_html(index_names=False)]
+        parts += ["<h2>Gap to the oracle</h2>", beside.score_table("oracle").to_html(index_names=False)]
     blocks = {"Health": _health(beside), "Leakage": _leakage(beside), "Cost": _cost(beside)}
     columns = [f"<div><h2>{name}</h2>{table.to_html(header=name != 'Cost')}</div>" for name, table in blocks.items()]
     parts += ["<div class=columns>", *columns, "</div>"]

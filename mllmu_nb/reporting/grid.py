@@ -94,18 +94,14 @@ def grid(
     key = [*model_key, *PLACE]
     known = rows_by(select(scores, **where), key)
     nothing = {"value": nan, "low": nan, "high": nan, **dict.fromkeys(COUNTS, nan), "gate": "", "verdict": ""}
-    printed, missing = [], []
+    printed, printed_blocks = [], []
 
     def cell(model: tuple, view: str, one: Column) -> dict[str, Any]:
         at = {**where, **dict(zip(model_key, model, strict=True)), **({"view": view} if view else {}), **one.where}
         entry = known.get(tuple(at[c] for c in key))
-        if entry is None:
-            entry = {**scores.group, **at, **nothing, "note": _why_absent(scores, model, at["against"])}
-            missing.append(entry)
-        printed.append(entry)
-        return entry
+        printed.append(entry or {**scores.group, **at, **nothing, "note": _why_absent(scores, model, at["against"])})
+        return printed[-1]
 
-    printed_blocks = []
     for heading, models in blocks:
         rows = []
         for model, view in product(models, VIEWS if by_view else [""]):
@@ -118,8 +114,7 @@ def grid(
                 cells[place] = cell_text(entry, one.metric, signed, verdict), entry["note"] or mark
         printed_blocks.append((heading, rows))
     shown = pd.DataFrame(printed)
-    frame = shown if frame is None else pd.concat([frame, pd.DataFrame(missing)])
-    frame = csv_rows(scores, frame.drop_duplicates(key))
+    frame = csv_rows(scores, pd.concat([frame, shown]).drop_duplicates(key))
     below = [*remarks, *closed_gates(scores, shown), sample(scores, shown)]
     heads = [(one.span, one.head) for one in columns]
     first = "Method, asked with" if by_view else "Method"
@@ -136,9 +131,14 @@ def new_sheet(
     remarks: Sequence[str] = (),
     frame: pd.DataFrame | None = None,
 ) -> Sheet:
-    """A sheet whose title and label say what the runs have in common, with what ‡ means where a row has it."""
+    """A sheet whose title and label say what the runs have in common, with what ‡ means where a row has it. A cell may
+    be its text alone."""
     collapsed = any(COLLAPSED in name for _, rows in blocks for name, _ in rows)
     remarks = [*remarks, *([COLLAPSED_NOTE] if collapsed else [])]
+    blocks = [
+        (over, [(name, [one if isinstance(one, tuple) else (one, "") for one in row]) for name, row in rows])
+        for over, rows in blocks
+    ]
     title, label = f"{title}: {group_title(scores)}", sheet_label(label, scores)
     return Sheet(title, label, first, columns, blocks, remarks, pd.DataFrame() if frame is None else frame)
 
@@ -217,14 +217,10 @@ def closed_gates(scores: Scores, cells: pd.DataFrame, how: str = "In brackets") 
 
 def sample(scores: Scores, cells: pd.DataFrame) -> str:
     """What stands below every table and figure of ``cells``: how many people, and what the intervals are over."""
-    return f"{_people(cells)} {repeats(scores)}".strip()
-
-
-def _people(cells: pd.DataFrame) -> str:
     counts = cells[cells["set"].isin(SETS) & cells["value"].notna()].groupby("set", sort=False)["n_profiles"].max()
     listed = ", ".join(f"{name.capitalize()} {int(count)}" for name, count in counts.items())
     where = " (in all replicates together)" if (cells["n_replicates"] > 1).any() else ""
-    return f"People{where}: {listed}." if listed else ""
+    return (f"People{where}: {listed}. " if listed else "") + repeats(scores)
 
 
 def asked_along(scores: Scores) -> str:

@@ -1,25 +1,29 @@
-"""Which printed gaps exceed the noise: which differences between published figures are more than chance.
+"""Which printed gaps exceed the noise, in published figures (:func:`gaps`) and in anybody's table (:func:`audit`).
 
-Papers print a figure a method and no interval. How far two of them must lie apart follows from the numbers of people
-and questions behind them, which the benchmark fixes (:func:`people_behind`), and from how alike the answers about one
-person are, which nobody prints: a correlation is assumed, .1 with a range from 0 to .4. docs/methods.md has the
-formula. ``together`` is the correlation of the two models' figures over people, 0 unless it is given: models of one
-vanilla agree more than that, so a paired comparison could detect more.
+Papers print a figure a method and no interval. A gap exceeds the noise where it is larger than what a comparison at
+95 % detects with 80 % power. That follows from the numbers of people and questions behind the figures, which the
+benchmark fixes (:func:`people_behind`), and from how alike the answers about one person are, which nobody prints: a
+``correlation`` is assumed, .1 with a range from 0 to .4. ``together`` is the correlation of the two models' figures
+over people, 0 unless it is given: models of one vanilla agree more than that, so a paired comparison could detect more.
+docs/methods.md has the formula.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import combinations, product
 from math import isnan, nan, sqrt
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from scipy.stats import norm
 
 from mllmu_nb import paths
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting import published
+from mllmu_nb.reporting import plots, published
 from mllmu_nb.reporting.runs import columns_of, read_run
 from mllmu_nb.stages import RECORD, read_json
 
@@ -88,24 +92,33 @@ def smallest(first: Any, second: Any, correlation: float, together: float = 0.0,
     return top * detectable(first.value / top, second.value / top, people, each, correlation, together)
 
 
+def compare(
+    figures: pd.DataFrame, by: list[str], correlations: Iterable[float], together: float = 0.0, top: float = 1.0
+) -> pd.DataFrame:
+    """Every pair of the methods that share a cell: a row a cell ``by``, pair and assumed correlation.
+
+    ``figures`` have ``method`` and what :func:`smallest` reads. Columns: ``by``, ``first``, ``second``, ``gap`` (first
+    minus second), ``people``, ``questions``, ``correlation``, ``detectable`` and ``verdict``.
+    """
+    rows = []
+    for key, cell in figures.groupby(by, sort=False):
+        for (a, b), correlation in product(combinations(cell.itertuples(), 2), correlations):
+            gap, limit = a.value - b.value, smallest(a, b, correlation, together, top)
+            verdict = UNKNOWN if isnan(limit) else EXCEEDS if abs(gap) > limit else COULD
+            rows.append([*key, a.method, b.method, gap, a.people, a.questions, correlation, limit, verdict])
+    pair = ["first", "second", "gap", "people", "questions", "correlation", "detectable", "verdict"]
+    return pd.DataFrame(rows, columns=[*by, *pair])
+
+
 def gaps(figures: pd.DataFrame, items: pd.DataFrame, together: float = 0.0) -> pd.DataFrame:
-    """Every pair of methods that one source prints in one cell: a row a pair and assumed correlation.
+    """Every pair of methods that one source prints in one cell, as :func:`compare` has them.
 
     ``figures`` as from :func:`published.load`; ``items`` are the answers of the run whose people's spread stands in for
-    ROUGE and BLEU; their correlation is in that spread and not assumed. Columns: CELL, ``task``, ``first``, ``second``,
-    ``gap`` (first minus second, a share; of a metric that is not known, in its source's unit), ``people``,
-    ``questions`` (a person), ``correlation``, ``detectable`` and ``verdict``. A metric whose numbers of questions are
-    not known has NaN and says so.
+    ROUGE and BLEU; their correlation is in that spread and not assumed. Gaps are shares, of a metric that is not known
+    in its source's unit. One whose numbers of questions are not known has NaN and says so.
     """
     behind = pd.DataFrame([_behind(row, items) for row in figures.itertuples()], figures.index)
-    rows = []
-    for key, cell in figures.assign(**behind).groupby(CELL, sort=False):
-        for (a, b), correlation in product(combinations(cell.itertuples(), 2), CORRELATIONS):
-            gap, limit = a.value - b.value, smallest(a, b, correlation, together)
-            verdict = UNKNOWN if isnan(limit) else EXCEEDS if abs(gap) > limit else COULD
-            rows.append([*key, a.task, a.method, b.method, gap, a.people, a.questions, correlation, limit, verdict])
-    columns = [*CELL, "task", "first", "second", "gap", "people", "questions", "correlation", "detectable", "verdict"]
-    return pd.DataFrame(rows, columns=columns)
+    return compare(figures.assign(**behind), [*CELL, "task"], CORRELATIONS, together)
 
 
 def _behind(figure: Any, items: pd.DataFrame) -> dict:
@@ -124,3 +137,98 @@ def shares(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     known = table[table["verdict"] != UNKNOWN].assign(exceeds=table["verdict"] == EXCEEDS)
     wide = known.pivot_table(index=by, columns="correlation", values="exceeds", aggfunc="mean", sort=False)
     return wide.assign(gaps=known.groupby(by).size() // known["correlation"].nunique()).rename_axis(columns=None)
+
+
+# -- anybody's table --------------------------------------------------------------------------------------------
+
+PER_CENT = 100.0
+ASSUMED = ("people", "questions", "sd")  # columns that a table may have
+AUDITED = ["measure", "first", "second", "gap", "detectable", "least", "most", "verdict"]
+
+
+def read(path: Path | str) -> pd.DataFrame:
+    """A table of scores, a row a figure: ``method``, ``measure``, ``value``, and of people, questions and sd what the
+    file has.
+
+    The file has these columns, or one a measure beside ``method``, as papers print it; empty cells are left out. Raises
+    KitError where a column is missing or a figure is no number.
+    """
+    try:
+        table = pd.read_csv(path)
+    except UnicodeDecodeError:
+        raise KitError(f"cannot read {path}: save it as UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise KitError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    if "method" not in table:
+        hint = ": separate columns by commas" if any(sign in str(table.columns[0]) for sign in ";\t") else ""
+        raise KitError(f"{path} has no column 'method', only {', '.join(map(str, table))}{hint}")
+    if "value" not in table:
+        beside = [name for name in ("method", *ASSUMED) if name in table]
+        table = table.melt(id_vars=beside, var_name="measure")
+    for name in [one for one in ("value", *ASSUMED) if one in table]:
+        numbers = pd.to_numeric(table[name].astype(str).str.removesuffix("%"), errors="coerce")
+        if (broken := table[name].notna() & numbers.isna()).any():
+            raise KitError(f"{path}: {table[name][broken.idxmax()]!r} in the column {name} is not a number")
+        table[name] = numbers
+    table = table.assign(measure=table.get("measure", "")).dropna(subset=["value"])
+    if table.empty:
+        raise KitError(f"{path} has no figure: a row a method and a column a measure are needed")
+    if (twice := table.duplicated(["method", "measure"])).any():
+        one = table[twice].iloc[0]
+        raise KitError(
+            f"{path}: {one['method']!r} has two figures for {one['measure']!r}: keep one, or name them apart"
+        )
+    return table
+
+
+def audit(
+    table: pd.DataFrame,
+    people: int | None = None,
+    questions: int = 1,
+    top: float = PER_CENT,
+    correlation: float = LIKELY,
+    together: float = 0.0,
+) -> pd.DataFrame:
+    """A row a pair of methods and measure (AUDITED), in the unit of the table, whose best value is ``top``.
+
+    ``people`` and ``questions`` (of each about a measure) hold where the table has no column of that name, and without
+    a number of people nothing can be said; ``sd``, a standard deviation over people, makes a measure that is no share
+    of right answers judgeable. ``correlation`` of answers about one person and ``together`` of the two models' are
+    assumed; ``least`` and ``most`` are the smallest detectable gap over the assumed range of the former. Raises
+    KitError for a value that is no share of ``top``, shares of 1 where ``top`` is 100, and assumptions that cannot be.
+    """
+    assumed = {"people": people or nan, "questions": questions, "sd": nan}
+    table = table.assign(**{name: table[name].fillna(v) if name in table else v for name, v in assumed.items()})
+    if ((table["value"] < 0) | (table["value"] > top)).any():
+        raise KitError(f"a value lies outside 0 to {top:g}: name the measure's best value (top)")
+    for name, least in {"people": 1, "questions": 1, "sd": 0}.items():
+        if (table[name] < least).any():
+            raise KitError(f"{name} of {table[table[name] < least].iloc[0]['method']!r} is below {least}")
+    if not (0 <= correlation <= 1 and 0 <= together <= 1):
+        raise KitError("correlation and together are shares from 0 to 1")
+    if top == PER_CENT and 0 < table.loc[table["sd"].isna(), "value"].max() <= 1:
+        raise KitError("all values lie between 0 and 1: give top=1, or write them in per cent")
+    gaps = compare(table, ["measure"], (correlation, *CORRELATIONS), together, top)
+    ends = gaps.groupby(["measure", "first", "second"])["detectable"].agg(least="min", most="max")
+    gaps = gaps.drop_duplicates(["measure", "first", "second"]).join(ends, on=ends.index.names)
+    return gaps[AUDITED].reset_index(drop=True)
+
+
+@plots.styled
+def figure(gaps: pd.DataFrame, most: int = 24) -> Figure:
+    """The ``most`` largest gaps, each with the smallest detectable one as its whisker: one that reaches 0 could be
+    noise. Filled: exceeds the noise; hollow: does not. Raises KitError where no gap could be judged."""
+    known = gaps[gaps["verdict"] != UNKNOWN]
+    if known.empty:
+        raise KitError("no gap has a known number of people")
+    known = known.assign(size=known["gap"].abs()).nlargest(most, "size")
+    exceeds = known["verdict"] == EXCEEDS
+    drawn = known.assign(
+        name=known["first"] + " − " + known["second"] + known["measure"].map(lambda name: f", {name}" if name else ""),
+        low=known["gap"] - known["detectable"],
+        high=known["gap"] + known["detectable"],
+        colour=np.where(exceeds, plots.RIGHT, plots.GREY),
+        filled=exceeds,
+    )
+    below = ["Gap and, to both sides, the smallest that could be detected. Hollow and grey: could be noise."]
+    return plots.forest(drawn, y="name", x="gap", right="verdict", below=below)

@@ -1,20 +1,26 @@
-"""The report on the finished runs of a scale: scores, the table of runs, every table and every figure."""
+"""The report on the finished runs of a scale: scores, the table of runs, every table and figure, and the results as a
+paragraph, each number with the table and the runs it is from."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from mllmu_nb import paths
 from mllmu_nb.data.schema import Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, tables
-from mllmu_nb.reporting import results as in_words
-from mllmu_nb.reporting.runs import Scores, made_of, run_table
-from mllmu_nb.reporting.sheet import write_csv
+from mllmu_nb.reporting.grid import group_title, select
+from mllmu_nb.reporting.runs import MODALITIES, Scores, class_of, made_of, method_label, run_table
+from mllmu_nb.reporting.sheet import latex_text, markdown_text, write_csv
+from mllmu_nb.scoring import path
+from mllmu_nb.scoring.frames import MODEL, POOLED
+from mllmu_nb.scoring.ranking import LIKELIHOOD
+from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.stages import lock
 
 UNFINISHED = ".unfinished"
@@ -37,7 +43,7 @@ def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], N
         write_csv(scores.run_scores(), folder / "scores.csv")
         write_csv(run_table(scores.runs), folder / "runs.csv")
         tables.write_tables(scores, folder / "tables", source)
-        in_words.write(scores, folder / "tables", source)
+        write_results(scores, folder / "tables", source)
         captions = figures.write_all(scores, people, drawn)
         lines = [f"<!-- made from {source}; do not edit -->", "", *captions, ""]
         (drawn / "captions.md").write_text("\n".join(lines), encoding="utf-8")
@@ -52,13 +58,99 @@ def _aside(folder: Path, written: list[Path]) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
-            target = folder / path.relative_to(temporary)
+        for file in sorted(file for file in temporary.rglob("*") if file.is_file()):
+            target = folder / file.relative_to(temporary)
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
+            os.replace(file, target)
             written.append(target)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise KitError(f"cannot write the report ({reason}): free space; the earlier one stays as it was") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+# -- the results as a paragraph ---------------------------------------------------------------------------------
+
+
+class Number(NamedTuple):
+    """A printed number, and where it is from: the row of a table's CSV, in words, and the ids of runs."""
+
+    text: str
+    row: str
+    runs: list[str]
+
+
+def half_closed(scores: Scores) -> dict[str, list[dict]]:
+    """Trained modality → two rows of ``scores.kept`` where half of the gap to the oracle is closed: of the method that
+    stands first in tables (of several settings the one that keeps most) and of the one that keeps most; only where
+    these are two."""
+    half = scores.kept.query(f"closed_in == 'trained' and what == '{path.KEPT}' and place == 0.5 and value.notna()")
+    result = {}
+    for modality in MODALITIES:
+        rows = half[half["modality"] == modality].sort_values("value", kind="stable").to_dict("records")
+        first = min((row["method"] for row in rows), key=lambda name: class_of(name).order, default="")
+        if rows and rows[-1]["method"] != first:
+            result[modality] = [[row for row in rows if row["method"] == first][-1], rows[-1]]
+    return result
+
+
+def per_cent(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['value']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+
+
+def replicates(scores: Scores) -> str:
+    count = len({run["replicate"] for run in scores.runs})
+    return f"{count} replicates" if count > 1 else "one replicate"
+
+
+def paragraph(scores: Scores) -> Iterator[str | Number]:
+    """What runs of one GROUP show, as far as they are there: the gap, what is kept where half of it is closed, and who
+    has collapsed."""
+    name = [*MODEL, *scores.by]
+
+    def number(text: str, table: str, row: Mapping[str, Any], *at: str) -> Number:
+        model = tuple(row[column] for column in name)
+        where = [str(row[column]) for column in (*name, *at) if row[column] not in ("", "canonical", "none")]
+        runs = [run.id for run in scores.runs if scores.model_of(run) == model]
+        return Number(text, f"{table}.csv, {' '.join(where)}", runs)
+
+    cells = select(scores, [by_key()[LIKELIHOOD]], against="", set="forget", view=POOLED, after="")
+    ends = {row["method"]: row for row in cells.dropna(subset=["value"]).to_dict("records")}
+    if {"vanilla", "oracle"} <= ends.keys():
+        at = ("set", "scoring", "metric")
+        known, never = (number(per_cent(ends[one]), "table2_main", ends[one], *at) for one in ("vanilla", "oracle"))
+        yield from (" Vanilla is right about ", known, " of the questions on the people to be forgotten, ")
+        yield from ("the oracle about ", never, ".")
+    for modality, rows in half_closed(scores).items():
+        first, best = (number(per_cent(row), "table_path", row, "closed_in", "what", "place") for row in rows)
+        names = [method_label(row["method"]) for row in rows]
+        yield f" Trained on {MODALITIES[modality]}, where half of that gap is closed, {names[0]} is still right about "
+        yield from (first, f" of what is to be kept, {names[1]} about ", best, ".")
+    separator = " Collapsed or refusing everybody, in so many replicates: "
+    for model in scores.models():
+        if bad := scores.unsound.get((*scores.group.values(), *model)):
+            yield f"{separator}{scores.name(model)} "
+            yield number(f"{bad.count} of {bad.replicates}", "table_health", dict(zip(name, model, strict=True)))
+            separator = ", "
+    yield "." if separator == ", " else ""
+
+
+def write_results(scores: Scores, folder: Path, source: str) -> None:
+    """Writes ``results.md`` and ``results.tex``: a paragraph a GROUP, and a footnote a number."""
+    markdown, latex, notes = [f"<!-- made from {source}; do not edit -->"], [], []
+    for _, group in scores.groups():
+        head = f"{group_title(group)}, {replicates(group)}. By likelihood, with 95 % limits."
+        said, set_in_latex = markdown_text(head), latex_text(head)
+        for part in paragraph(group):
+            text, row, runs = part if isinstance(part, Number) else (part, "", [])
+            said, set_in_latex = said + markdown_text(text), set_in_latex + latex_text(text)
+            if row:
+                links = ", ".join(f"[{markdown_text(run)}](../runs/{run})" for run in runs)
+                notes.append(f"[^{len(notes) + 1}]: {markdown_text(row)}; {links}")
+                said += f"[^{len(notes)}]"
+                set_in_latex += rf"\footnote{{{latex_text('; '.join([row, ', '.join(runs)]))}}}"
+        markdown.append(said)
+        latex.append(set_in_latex)
+    (folder / "results.md").write_text("\n\n".join([*markdown, *notes, ""]), encoding="utf-8")
+    (folder / "results.tex").write_text("\n\n".join([*latex, ""]), encoding="utf-8")

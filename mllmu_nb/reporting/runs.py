@@ -164,15 +164,12 @@ def made_of(records: Iterable[dict]) -> str:
     return ", ".join(f"{name} {' and '.join(sorted({one[:8] for one in some}))}" for name, some in marks.items())
 
 
-def varied(runs: Iterable[Run]) -> list[str]:
+def varied(runs: Sequence[Run]) -> list[str]:
     """Parameters beside the model's own columns in which runs of one model differ, as when a grid goes over a rate."""
-    values: dict[str, dict[tuple, set[str]]] = {}
-    for run in runs:
-        model = tuple(str(run[column]) for column in (*GROUP, *MODEL))
-        for name, value in run.parameters.items():
-            if name not in NOT_VARIED:
-                values.setdefault(name, {}).setdefault(model, set()).add(repr(value))
-    return sorted(name for name, by_model in values.items() if any(len(one) > 1 for one in by_model.values()))
+    models = [str([run[column] for column in (*GROUP, *MODEL)]) for run in runs]
+    values = [{name: repr(v) for name, v in run.parameters.items() if name not in NOT_VARIED} for run in runs]
+    several = pd.DataFrame(values).groupby(models).nunique().gt(1).any()
+    return sorted(several.index[several])
 
 
 def items_of(runs: Sequence[Run], by: Sequence[str] | None = None) -> pd.DataFrame:
@@ -202,7 +199,8 @@ class Scores:
     @classmethod
     def of(cls, runs: Sequence[Run]) -> Scores:
         # by value and not by id: the draws of a bootstrap follow the order of the people
-        runs, by = _in_order(runs), varied(runs)
+        runs = _in_order(runs)
+        by = varied(runs)
         items = items_of(runs, by)
         sentences = [run.sentences.assign(**run.values(by)) for run in runs if run.sentences is not None]
         taught = pd.concat(sentences, ignore_index=True) if sentences else None

@@ -120,21 +120,18 @@ def _score_metrics(scores: Scores) -> list[Metric]:
 @table("table1_data")
 def data_table(scores: Scores) -> Iterator[Sheet]:
     """Table 1: people, portraits and questions of each set, as a run's record counts them (one portrait a person)."""
-    record = scores.runs[0].record
-    asked, rows, frame, totals = list(product(TASKS, VIEWS)), [], [], []
+    record, asked, counts, frame = scores.runs[0].record, list(product(TASKS, VIEWS)), {}, []
     for name in (name for name in SETS if name in record["sets"]):
         counted = record["sets"][name]
-        counts = [counted.get(f"{task}/{view}", 0) for task, view in asked]
         people = {"profiles": counted["profiles"]}
         people["images"] = counted["profiles"] if any(counted.get(f"{task}/image_text") for task in TASKS) else 0
-        totals.append([*people.values(), *counts, sum(counts)])
-        rows.append((name.capitalize(), [(f"{number:,}", "") for number in totals[-1]]))
-        for (task, view), count in zip(asked, counts, strict=True):
+        questions = [counted.get(f"{task}/{view}", 0) for task, view in asked]
+        counts[name] = [*people.values(), *questions, sum(questions)]
+        for (task, view), count in zip(asked, questions, strict=True):
             frame.append({**scores.group, "set": name, "task": task, "view": view, **people, "questions": count})
-    kinds = record["people"]
-    sums = [sum(counts) for counts in zip(*totals, strict=True)]
-    sums[0] = kinds["fictitious"] + kinds["celebrity"]
-    rows.append(("All", [(f"{number:,}", "") for number in sums]))
+    kinds, counts["all"] = record["people"], [sum(column) for column in zip(*counts.values(), strict=True)]
+    counts["all"][0] = kinds["fictitious"] + kinds["celebrity"]
+    rows = [(name.capitalize(), [f"{number:,}" for number in numbers]) for name, numbers in counts.items()]
     columns = [(registry.TASKS[task].capitalize(), VIEWS[view].capitalize()) for task, view in asked]
     columns = [("", "People"), ("", "Images"), *columns, ("", "Questions")]
     remark = (
@@ -162,7 +159,7 @@ def cost_table(scores: Scores) -> Iterator[Sheet]:
         spent = {field: trained[field].astype(float).agg(together) for field, (_, _, together) in COSTS.items()}
         texts = [f"{spent[field]:,.{digits}f}" for field, (_, digits, _) in COSTS.items()]
         name = scores.named(model)
-        rows.append((name, [(text, "") for text in (*texts, str(len(trained)))]))
+        rows.append((name, [*texts, str(len(trained))]))
         which = {**scores.group, **dict(zip([*MODEL, *scores.by], model, strict=True)), "runs": len(trained)}
         frame.append({**which, **spent, "collapsed": COLLAPSED in name})
     columns = [("", heading) for heading, *_ in COSTS.values()] + [("", "Runs")]
@@ -255,12 +252,12 @@ def gate_table(scores: Scores) -> Iterator[Sheet]:
     frame = select(scores, shown, **where)
     known, alone = (rows_by(rows, [*KEY, "view"]) for rows in (frame, scores.opened))
 
-    def text(one: Metric, view: str) -> tuple[str, str]:
+    def text(one: Metric, view: str) -> str | tuple[str, str]:
         at = (*one.key, view)
         if at not in known or not (value := value_text(known[at], one, signed=True)):
             return "", "Vanilla or the oracle has no such answers."
         own = alone.get(at, {"of": 0})
-        return f"{value}, {known[at]['gate']}" + (f" ({own['open_in']} of {own['of']})" if own["of"] > 1 else ""), ""
+        return f"{value}, {known[at]['gate']}" + (f" ({own['open_in']} of {own['of']})" if own["of"] > 1 else "")
 
     rows = [(one.shown_as_gap, [text(one, view) for view in ANY_VIEW]) for one in shown]
     columns = [("Asked with", ASKED_IN[view].capitalize()) for view in ANY_VIEW]
@@ -293,12 +290,12 @@ def health_table(scores: Scores) -> Iterator[Sheet]:
 def judge_table(scores: Scores) -> Iterator[Sheet]:
     """How far the rubric's factuality and a judge's grades agree, a row a set."""
     free = scores.items[scores.items["task"] == "generation"]
-    known = {name: judge.agreement(rows["judge"], rows["factuality"]) for name, rows in free.groupby("set")}
-    known["all"] = judge.agreement(free["judge"], free["factuality"])
     rows, frame = [], []
-    for name, one in ((name, known.get(name)) for name in (*SETS, "all")):
-        numbers = (f"{one.answers:,}", *(f"{value:.2f}" for value in one[1:])) if one else [""] * len(AGREEMENT)
-        rows.append((name.capitalize(), [(text, "" if one else "Not measured here.") for text in numbers]))
+    for name in (*SETS, "all"):
+        here = free if name == "all" else free[free["set"] == name]
+        one = judge.agreement(here["judge"], here["factuality"])
+        numbers = [f"{one.answers:,}", *(f"{value:.2f}" for value in one[1:])] if one else []
+        rows.append((name.capitalize(), numbers or [("", "Not measured here.")] * len(AGREEMENT)))
         frame.append({**scores.group, "set": name, **(one._asdict() if one else dict.fromkeys(AGREEMENT))})
     columns = [("", heading) for heading in AGREEMENT.values()]
     remark = "Grades from 1 to 10 of the same free answers; `mllmu-nb judge` asks a judge."
@@ -374,13 +371,10 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
             continue
         known = rows_by(kept, [*MODEL, *scores.by, "what", "place"])
         blocks = []
-        for modality in UNLEARNED:
+        for modality, heading in UNLEARNED.items():
             models = [model for model in scores.models() if model[2] == modality and not model[3]]
-            rows = [
-                (scores.named(model, True), [_kept_text(known.get((*model, *what))) for what in READ_OFF])
-                for model in models
-            ]
-            blocks += [(UNLEARNED[modality], rows)] if rows else []
+            rows = [(scores.named(m, True), [_kept_text(known.get((*m, *what))) for what in READ_OFF]) for m in models]
+            blocks += [(heading, rows)] if rows else []
         yield new_sheet(scores, title, label, "Method", columns, blocks, remarks, kept.drop(columns="dots"))
 
 
@@ -388,13 +382,13 @@ def _closed(place: float | str) -> str:
     return "Area" if place == path.AREA else f"At {place:.0%} closed"
 
 
-def _kept_text(row: Mapping[str, Any] | None) -> tuple[str, str]:
+def _kept_text(row: Mapping[str, Any] | None) -> str | tuple[str, str]:
     if row is None:
         return "", "There is no path beside an oracle's."
-    text, reached = value_text(row, PER_CENT), row["n_replicates"]
-    if not text:
+    if pd.isna(row["value"]):
         return "", "Never reached."
-    return (text if reached == row["of"] else f"{text} ({reached} of {row['of']})"), ""
+    reached = "" if row["n_replicates"] == row["of"] else f" ({row['n_replicates']} of {row['of']})"
+    return value_text(row, PER_CENT) + reached
 
 
 @table("table_claim")
@@ -408,14 +402,13 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
         why = "No method closes as much of the gap of both views in both modalities."
         yield new_sheet(scores, title, "claim", remarks=[why])
         return
-    known = rows_by(differences, ["method", "variant", "what", "place"])
     rows = []
-    for method, variant in dict.fromkeys(differences[["method", "variant"]].itertuples(index=False, name=None)):
-        cells = []
-        for what, place in product(CLAIMS, places):
-            one = known.get((method, variant, what, place))
-            said = f"{value_text(one, PER_CENT, signed=True)}, n {one['n_replicates']}" if one else ""
-            cells.append((said, "" if one else "Never reached."))
+    for (method, variant), of_method in differences.groupby(["method", "variant"], sort=False):
+        said = {
+            (one["what"], one["place"]): f"{value_text(one, PER_CENT, signed=True)}, n {one['n_replicates']}"
+            for one in of_method.to_dict("records")
+        }
+        cells = [said.get(at, ("", "Never reached.")) for at in product(CLAIMS, places)]
         model = (method, variant, "none", "", *[""] * len(scores.by))
         rows.append(("All methods" if method == "all" else scores.name(model), cells))
     columns = [(_closed(place), f"{head}, points") for head, place in product(CLAIMS.values(), places)]
@@ -443,7 +436,7 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
     for modality, rows in methods.groupby("trained", sort=False):
         lines = []
         for row in rows.to_dict("records"):
-            place = (f"{row['place']} {row['group']}", "") if row["standing"] == RANKED else ("", row["note"])
+            place = f"{row['place']} {row['group']}" if row["standing"] == RANKED else ("", row["note"])
             lines.append((scores.named(tuple(row[c] for c in MODEL), True), [place, _kept_text(row)]))
         blocks.append((UNLEARNED[modality], lines))
     remarks = [
@@ -453,6 +446,46 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
     ]
     columns, frame = [("", "Place"), ("", "Kept %")], methods.drop(columns="dots")
     yield new_sheet(scores, title, "ranking", "Method", columns, blocks, remarks, frame)
+
+
+# -- where the spread comes from -------------------------------------------------------------------------------
+
+
+@table("table_variance")
+def variance_table(scores: Scores) -> Iterator[Sheet]:
+    """Where the spread of an unlearned model's score comes from: people, and what chance decides, in points."""
+    runs = scores.run_scores()
+    runs = runs[~runs["method"].isin(("base", "vanilla", "oracle")) & (runs["view"] == POOLED)]
+    runs = runs.assign(model=[" ".join(map(str, row)) for row in runs[MODEL].itertuples(index=False)])
+    # the seeds of a replicate follow its number, so one is a source of its own only where it varies within
+    within = runs.groupby(["model", "replicate"])[list(SOURCES)[1:]].nunique().gt(1).any()
+    factors = ["model", "replicate", *within.index[within]]
+    columns, rows = [], []
+    for set_name, one in product(("forget", "retain"), metrics(main=True)):
+        here = runs[(runs["set"] == set_name) & runs[KEY].eq(list(one.key)).all(axis=1)]
+        if here.empty or one.bounds != (0.0, 1.0):
+            continue
+        columns.append((set_name.capitalize(), one.label.removesuffix(" %")))
+        error = (here["high"] - here["low"]) / (2 * 1.96)
+        here = here.assign(se=error if set_name == "forget" else 0.0)  # Retain people recur in every run
+        split = variance_split(here, factors, se="se").query("factor != 'model'").to_dict("records")
+        people = {"factor": "people", "levels": here["n_profiles"].max(), "sd": float((error**2).mean() ** 0.5)}
+        rows += [{"set": set_name, **dict(zip(KEY, one.key, strict=True)), **row} for row in (people, *split)]
+    lines: dict[str, list] = {}
+    for row in rows:
+        lines.setdefault({"people": "People", **SOURCES}[row["factor"]], []).append(_sd_text(row))
+    title = "Standard deviation of a score by its source, points, views pooled"
+    remark = "People: the error of one run. The others: 95 % limits of the standard deviation, without people's."
+    blocks = [("", list(lines.items()))]
+    yield new_sheet(scores, title, "variance", "Source", columns, blocks, [remark], pd.DataFrame(rows))
+
+
+def _sd_text(row: Mapping[str, Any]) -> str | tuple[str, str]:
+    if pd.isna(row["sd"]):
+        return "", "It is at one level in these runs."
+    ends = [row.get("low"), row.get("high")]
+    limits = "" if pd.isna(ends).any() else f" [{', '.join(f'{100 * end**0.5:.1f}' for end in ends)}]"
+    return f"{100 * row['sd']:.1f}{limits}"
 
 
 # -- files ------------------------------------------------------------------------------------------------------
@@ -491,40 +524,3 @@ def write_tables(scores: Scores, folder: Path, source: str) -> None:
     rest = [name for name in registered() if not getattr(TABLES.get(name), "together", "")]
     lines += [rf"\input{{\tables/{name}}}\clearpage" for name in rest]
     (folder / "appendix.tex").write_text("\n".join([*lines, ""]), encoding="utf-8")
-
-
-@table("table_variance")
-def variance_table(scores: Scores) -> Iterator[Sheet]:
-    """Where the spread of an unlearned model's score comes from: people, and what chance decides, in points."""
-    runs = scores.run_scores()
-    runs = runs[~runs["method"].isin(("base", "vanilla", "oracle")) & (runs["view"] == POOLED)]
-    runs = runs.assign(model=[" ".join(map(str, row)) for row in runs[MODEL].itertuples(index=False)])
-    # the seeds of a replicate follow its number, so one is a source of its own only where it varies within
-    within = runs.groupby(["model", "replicate"])[list(SOURCES)[1:]].nunique().gt(1).any()
-    factors = ["model", "replicate", *within.index[within]]
-    columns, rows = [], []
-    for set_name, one in product(("forget", "retain"), metrics(main=True)):
-        here = runs[(runs["set"] == set_name) & runs[KEY].eq(list(one.key)).all(axis=1)]
-        if here.empty or one.bounds != (0.0, 1.0):
-            continue
-        columns.append((set_name.capitalize(), one.label.removesuffix(" %")))
-        error = (here["high"] - here["low"]) / (2 * 1.96)
-        here = here.assign(se=error if set_name == "forget" else 0.0)  # Retain people recur in every run
-        split = variance_split(here, factors, se="se").query("factor != 'model'").to_dict("records")
-        people = {"factor": "people", "levels": here["n_profiles"].max(), "sd": float((error**2).mean() ** 0.5)}
-        rows += [{"set": set_name, **dict(zip(KEY, one.key, strict=True)), **row} for row in (people, *split)]
-    frame, names, blocks = pd.DataFrame(rows), {"people": "People", **SOURCES}, []
-    for source in frame["factor"].unique() if rows else ():
-        cells = [_sd_text(row) for row in frame[frame["factor"] == source].to_dict("records")]
-        blocks.append((names[source], cells))
-    title = "Standard deviation of a score by its source, points, views pooled"
-    remark = "People: the error of one run. The others: 95 % limits of the standard deviation, without people's."
-    yield new_sheet(scores, title, "variance", "Source", columns, [("", blocks)], [remark], frame)
-
-
-def _sd_text(row: Mapping[str, Any]) -> tuple[str, str]:
-    if pd.isna(row["sd"]):
-        return "", "It is at one level in these runs."
-    ends = [row.get("low"), row.get("high")]
-    limits = "" if pd.isna(ends).any() else f" [{', '.join(f'{100 * end**0.5:.1f}' for end in ends)}]"
-    return f"{100 * row['sd']:.1f}{limits}", ""

@@ -1,11 +1,56 @@
-"""The canonical methods with one piece of the released code in each: variants of which no baseline is made, only the
-study :mod:`~mllmu_nb.studies.differences`. Rate, length and hyper-parameters are those of the canonical method."""
+"""What each piece of the released code changes: the canonical methods, and variants with one piece of it in each.
 
+A grid of ordinary runs, each one unlearning; vanilla, people, learning rate, length and hyper-parameters are those of
+the canonical method. Label modes differ in unlearning alone: vanilla was taught its answers. The runs lie in
+``studies/differences``, apart from those that the main tables are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import pandas as pd
+
+from mllmu_nb import paths, pipeline
+from mllmu_nb.config import Config
+from mllmu_nb.errors import KitError
+from mllmu_nb.reporting.grid import rows_by
+from mllmu_nb.reporting.runs import Run, items_of, read_runs
+from mllmu_nb.reporting.sheet import Sheet
+from mllmu_nb.reporting.tables import UNLEARNED
+from mllmu_nb.scoring.frames import PAIRED_ON, of_metric
+from mllmu_nb.scoring.path import TRAINED_VIEW
+from mllmu_nb.scoring.registry import by_key
+from mllmu_nb.statistics.intervals import paired_difference
+from mllmu_nb.training import TrainingDiverged
 from mllmu_nb.unlearning.base import Needs, Recipe, Stream, register, summed_kl
 from mllmu_nb.unlearning.ga import GradientAscent
 from mllmu_nb.unlearning.grad_diff import GradientDifference
 from mllmu_nb.unlearning.kl_min import KLMinimization
 from mllmu_nb.unlearning.npo import NegativePreference
+
+# method and variant → what differs, and how it is in the paper and in the released code
+PIECES = {
+    ("grad_diff", "passes"): ("Grad. Diff., walk", "both terms in a step", "a pass up, one as long down"),
+    ("grad_diff", "whole_passes"): ("Grad. Diff., walk", "both terms in a step", "a pass up, all retain down"),
+    ("grad_diff", "labels_text"): ("Grad. Diff., labels", "answer", "all text"),
+    ("grad_diff", "labels_upstream"): ("Grad. Diff., labels", "answer", "all text and image slots"),
+    ("ga", "labels_text"): ("GA, labels", "answer", "all text"),
+    ("ga", "labels_upstream"): ("GA, labels", "answer", "all text and image slots"),
+    ("kl_min", "summed_kl"): ("KL Min., KL", "mean over answer tokens", "sum over all positions"),
+    ("npo", "retain_epoch"): ("NPO, reference", "θ₀ (vanilla)", "θ_ref (one epoch on retain)"),
+}
+# of passes: the whole epochs, over 150 questions or 140 by name, that come closest to the canonical steps of 8
+EPOCHS = {"multimodal": 6.0, "unimodal": 8.0}
+SETS = ("forget", "retain")
+MEASURES = {"likelihood": ("classification", "likelihood", "accuracy"), "exact": ("generation", "", "exact")}
+KEYS = ["method", "variant", "modality", "set", "measure"]
+NO_DIFFERENCE = "no difference shown"
+
+
+# -- the variants -----------------------------------------------------------------------------------------------
 
 
 @register
@@ -56,3 +101,90 @@ for _method in (GradientAscent, GradientDifference):
         _recipe = Recipe(label_mode=_mode, source="MLLMU-Bench's code and README")
         _declared = {"variant": f"labels_{_mode}", "recipes": {"miniature": _recipe}}
         register(type(f"{_mode.title()}Label{_method.__name__}", (_method,), _declared))
+
+
+# -- the runs ---------------------------------------------------------------------------------------------------
+
+
+def grid(replicates: Sequence[int]) -> list[Config]:
+    """Every canonical method and its variants, on image + text and on text."""
+    models = [*dict.fromkeys((method, "canonical") for method, _ in PIECES), *PIECES]
+    cells = [
+        {"replicate": replicate, "method": method, "variant": variant, "modality": modality}
+        for replicate, (method, variant), modality in product(replicates, models, EPOCHS)
+        if (variant, modality) != ("labels_upstream", "unimodal")  # without a picture the same as labels_text
+    ]
+    lengths = ({"unlearn_epochs": EPOCHS[cell["modality"]]} if "passes" in cell["variant"] else {} for cell in cells)
+    return [Config.from_parameters(cell | length) for cell, length in zip(cells, lengths, strict=True)]
+
+
+def make(configs: Sequence[Config]) -> None:
+    """Makes the runs that are missing. Stopped, it goes on from there; a training that diverges has no run."""
+    folder = paths.study("differences")
+    pipeline.write_people(configs[0], paths.people(folder))
+    for number, config in enumerate(configs, start=1):
+        print(f"[{number}/{len(configs)}] {config.run_id}", flush=True)
+        try:
+            pipeline.answered(config, at=paths.runs(folder) / config.run_id, sets=SETS).get()
+        except TrainingDiverged as reason:
+            print(f"    {reason}")
+
+
+def read() -> list[Run]:
+    """The runs that were made. KitError, with the command that makes them, where there are none."""
+    folder = paths.study("differences")
+    if not any(paths.runs(folder).glob("*/")):
+        raise KitError("there is no study yet: `python -m mllmu_nb study differences` makes it")
+    return read_runs(folder)
+
+
+# -- the table --------------------------------------------------------------------------------------------------
+
+
+def changes(runs: Sequence[Run]) -> pd.DataFrame:
+    """Each variant minus the canonical method, question by question, pooled over the replicates, each model asked in
+    the view that it was trained on.
+
+    A row a method, variant, modality, set and measure: ``canonical`` and ``released`` are the two means, ``value``
+    their difference with its 95 % interval over people ``low`` to ``high``, all from -1 to 1; ``n_items``,
+    ``n_profiles``, and ``verdict``: lower or higher where the interval excludes 0.
+    """
+    items, rows = items_of(runs, []), []
+    items = items[items["view"] == items["modality"].map(TRAINED_VIEW)]
+    for measure, key in MEASURES.items():
+        asked = of_metric(items, *key[:2])
+        asked = asked.assign(measure=measure, score=asked[by_key()[key].column]).dropna(subset="score")
+        canonical, same = asked[asked["variant"] == "canonical"], [*PAIRED_ON, "method", "modality"]
+        pairs = asked.merge(canonical[[*same, "score"]], on=same, suffixes=("", "_canonical"))
+        for at, pair in pairs[pairs["variant"] != "canonical"].groupby(KEYS):
+            gap = paired_difference(pair["score"], pair["score_canonical"], pair["profile"])
+            verdict = "lower" if gap.high < 0 else "higher" if gap.low > 0 else NO_DIFFERENCE
+            means = {"canonical": pair["score_canonical"].mean(), "released": pair["score"].mean()}
+            rows.append(dict(zip(KEYS, at, strict=True)) | means | vars(gap) | {"verdict": verdict})
+    return pd.DataFrame(rows)
+
+
+def change_table(runs: Sequence[Run]) -> Sheet:
+    """:func:`changes`, a row a piece and a block a modality; ``26 → 31 (−2 to 12)`` is the canonical score, the other
+    one and the interval of their difference."""
+    frame, asked = changes(runs), list(product(SETS, MEASURES))
+    known, models = rows_by(frame, KEYS), rows_by(frame, KEYS[:3])
+
+    def row(method: str, variant: str, modality: str) -> tuple[str, list[tuple[str, str]]]:
+        cells = {at: cell for at in asked if (cell := known.get((method, variant, modality, *at)))}
+        differing = {at: cell["verdict"] for at, cell in cells.items() if cell["verdict"] != NO_DIFFERENCE}
+        said = "; ".join(f"{name.capitalize()}, {what} {verdict}" for (name, what), verdict in differing.items())
+        difference, *pieces = PIECES[method, variant]
+        texts = [*pieces, *(_change(cells[at]) if at in cells else "" for at in asked), said or NO_DIFFERENCE]
+        return difference, [(text, "") for text in texts]
+
+    blocks = [(UNLEARNED[one], [row(*model, one) for model in PIECES if (*model, one) in models]) for one in EPOCHS]
+    scores = [(name.capitalize(), measure) for name, measure in asked]
+    columns = [("", "in the paper"), ("", "in the released code"), *scores, ("", "verdict")]
+    title = "What each piece of the released code changes, %: canonical → with it (95 % limits of the difference)"
+    return Sheet(title, "differences", "Difference", columns, [block for block in blocks if block[1]], frame=frame)
+
+
+def _change(cell: Mapping[str, Any]) -> str:
+    numbers = (round(100 * cell[name]) for name in ("canonical", "released", "low", "high"))
+    return "{} → {} ({} to {})".format(*numbers).replace("-", "−")
