@@ -521,7 +521,8 @@ def beside(config: Config, *methods: str) -> list[Path]:
     others = [config.but(method=method, **PLAIN) for method in methods if method != config.method]
     chosen = [config, *(other for other in others if config.scale == "miniature" or finished(other))]
     missing = [one for one in chosen if not finished(one)]
-    if len(missing) > 1:  # a process each: faster on two cores than one after the other on both
+    launched = int(os.environ.get("WORLD_SIZE", 1)) > 1  # by `accelerate launch`: all its processes train one model
+    if len(missing) > 1 and not launched:  # a process each: faster on two cores than one after the other on both
         spawn = multiprocessing.get_context("spawn")
         bars = spawn.Queue() if progress.live() else None
         pool = ProcessPoolExecutor(len(missing), mp_context=spawn, initializer=_begin, initargs=(bars,))
