@@ -63,8 +63,8 @@ docs:  ## the site in docs/_build/html: notebooks, methods, interface, questions
 
 # torch stays out, and so does what only torch asks for: the lock must not choose a CUDA version for anyone.
 lock:  ## renew requirements.lock (needs uv)
-	uv pip compile pyproject.toml $(foreach extra,test judge docs browser,--extra $(extra)) --universal --python-version 3.11 --no-annotate --no-header --quiet \
-		| grep -vE '^(torch|torchvision|triton|nvidia-[a-z0-9-]*|cuda-[a-z0-9-]*|setuptools|sympy|mpmath|networkx)==' > requirements.lock.new
+	uv pip compile pyproject.toml $(foreach extra,test judge docs browser audit,--extra $(extra)) --universal --python-version 3.11 --no-annotate --no-header --quiet \
+		| grep -vE '^(torch|torchvision|triton|nvidia-[a-z0-9-]*|cuda-[a-z0-9-]*|pip|setuptools|sympy|mpmath|networkx)==' > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
 clean:  ## remove the environment and caches, never results

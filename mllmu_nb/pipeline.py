@@ -436,10 +436,11 @@ def beside(config: Config, *methods: str) -> list[Path]:
     """The run of ``config`` and, to compare it with, those of ``methods`` that unlearn nothing (base ..): at the
     miniature's scale all, made side by side; at any other, which takes hours, only those that are finished."""
     others = [config.but(method=method, **PLAIN) for method in methods if method != config.method]
-    missing = [one for one in (config, *others) if not finished(one)]
     if config.scale != "miniature":
-        others, missing = [one for one in others if one not in missing], []
-    if len(missing) > 1:  # a process each: faster on two cores than one after the other on both
+        others = [one for one in others if finished(one)]
+    missing = [one for one in (config, *others) if not finished(one)]
+    launched = int(os.environ.get("WORLD_SIZE", 1)) > 1  # by `accelerate launch`: all its processes train one model
+    if len(missing) > 1 and not launched:  # a process each: faster on two cores than one after the other on both
         spawn = multiprocessing.get_context("spawn")
         bars = spawn.Queue() if progress.live() else None
         pool = ProcessPoolExecutor(len(missing), mp_context=spawn, initializer=_begin, initargs=(bars,))

@@ -126,6 +126,12 @@ def test_bad_options_are_named_in_one_line(out, arguments, message, capsys):
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
+def test_a_sweep_under_accelerate_launch_is_refused(out, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert door.main(["sweep", str(CONFIGS / "miniature.yaml")]) == 2
+    assert capsys.readouterr().err.startswith("error: a sweep starts processes of its own") and not out.exists()
+
+
 def test_a_missing_configuration_a_missing_notebook_and_a_missing_base_are_named(tmp_path, out, notebooks, capsys):
     assert door.main(["sweep", str(tmp_path / "none.yaml")]) == 2
     assert capsys.readouterr().err == f"error: cannot read {tmp_path / 'none.yaml'}: No such file or directory\n"

@@ -2,13 +2,16 @@
 
 import base64
 import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import distributions
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -143,6 +146,50 @@ def test_a_file_that_is_not_the_wheels_is_named(tmp_path):
     assert supply.contents(*distributions(path=[str(tmp_path)])) != before
 
 
+@pytest.fixture
+def osv():
+    """A service on this machine that answers as OSV does: (its address, what it was asked)."""
+    asked, known = [], {"old": "PYSEC-2020-1"}
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            name = asked[-1]["package"]["name"]
+            found = {"vulns": [{"id": known[name], "affected": []}]} if name in known else {}
+            self.send_response(503 if name == "down" else 200)
+            self.end_headers()
+            self.wfile.write(json.dumps(found).encode())
+
+        def log_message(self, *given):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_known_vulnerability_is_named_and_a_service_out_of_reach_is_one_line(osv, tmp_path, monkeypatch):
+    pytest.importorskip("pip_audit", reason="pip-audit, of the extra 'audit', is not installed")
+    (service, asked), lock = osv, tmp_path / "requirements.lock"
+    lock.write_text("old==1.0\nnew==2.0\nelsewhere==3.0 ; sys_platform == 'none'\n")
+    assert supply.vulnerable(lock, service) == (["old==1.0: PYSEC-2020-1"], f"2 packages looked up in {service}")
+    assert sorted((one["package"]["name"], one["version"]) for one in asked) == [("new", "2.0"), ("old", "1.0")]
+    lock.write_text("down==1.0\n")
+    for address in (service, "http://127.0.0.1:9/"):
+        wrong, said = supply.vulnerable(lock, address)
+        assert wrong == [] and said.startswith("no vulnerability was looked up: ") and "\n" not in said
+    lock.write_text("old>=1.0\n")
+    wrong, said = supply.vulnerable(lock, service)
+    assert len(wrong) == 1 and wrong[0].startswith("pip-audit: ")
+
+
+def test_without_pip_audit_one_line_says_so(monkeypatch):
+    monkeypatch.setattr(supply, "find_spec", lambda name: None)
+    assert supply.vulnerable() == ([], "no vulnerability was looked up: pip-audit is not installed (extra 'audit')")
+
+
 def test_every_locked_package_has_a_noted_wheel():
     noted = {line.partition("==")[0] for line in supply.NOTED.read_text().splitlines()}
     assert noted <= supply.locked() and {"numpy", "transformers", "papermill", "peft"} <= noted
@@ -202,7 +249,7 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 def make_env(tmp_path: Path, python: str) -> subprocess.CompletedProcess:
     variables = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     command = ["make", "-s", "env", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"]
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600)
 
 
 def pretending(tmp_path: Path, preamble: str, says: str) -> str:

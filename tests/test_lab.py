@@ -71,14 +71,14 @@ def lab(tmp_path):
     server = subprocess.Popen(command, env=os.environ | folders, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 180  # of a machine that is busy
+        deadline = time.monotonic() + 600  # of a machine that is busy
         while not _answers(f"{address}/api/status?token={token}"):
             assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "lab.log").read_text()[-2000:]
             time.sleep(0.3)
         yield address, root, token
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+        server.wait(300)
         log.close()
 
 
@@ -93,6 +93,7 @@ def _answers(address):
 def page(browser):
     """A page of a headless browser; what goes wrong in it is in ``problems``."""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(5 * MINUTE)
     page.problems = []
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     return page
@@ -104,8 +105,8 @@ def run_all(page, lab, name):
     page.goto(f"{address}/lab/tree/{name}?token={token}&reset")
     panel = page.locator(".jp-NotebookPanel:visible")
     # the menu must wait for a kernel: without one it opens a dialog
-    panel.locator(".jp-Toolbar-kernelName", has_text="Python 3").wait_for(timeout=MINUTE)
-    page.locator("#jp-main-statusbar", has_text="Idle").wait_for(timeout=MINUTE)
+    panel.locator(".jp-Toolbar-kernelName", has_text="Python 3").wait_for()
+    page.locator("#jp-main-statusbar", has_text="Idle").wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     return panel
@@ -131,7 +132,7 @@ def test_the_pictures_of_a_notebook_that_is_not_trusted_have_alt_texts(page, lab
 
 def test_run_all_cells_in_jupyterlab(page, lab):
     panel = run_all(page, lab, BOOK)
-    panel.locator(".jp-OutputArea-output", has_text=ENDING).wait_for(timeout=3 * MINUTE)
+    panel.locator(".jp-OutputArea-output", has_text=ENDING).wait_for()
     # errors carry this type as well as what was written to stderr
     assert panel.locator('[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts() == []
     assert "portraits, facts and questions of two people" in alts(panel)
@@ -146,7 +147,7 @@ def test_ask_the_unlearned_model_in_jupyterlab(page, lab):
     """A step is chosen and a question typed into the form, and three models answer it side by side."""
     panel = run_all(page, lab, ASK)
     form = panel.locator(".jp-OutputArea-output", has=page.get_by_role("button", name="Ask", exact=True))
-    form.wait_for(timeout=8 * MINUTE)
+    form.wait_for(timeout=20 * MINUTE)
     step = form.get_by_role("spinbutton")
     assert step.input_value() == "2", "as the notebook's parameter says"
     step.fill("1")
@@ -155,7 +156,7 @@ def test_ask_the_unlearned_model_in_jupyterlab(page, lab):
     box.fill("Does this person like <b>rain</b>?")
     box.press("Tab")
     form.get_by_role("button", name="Ask", exact=True).click()
-    form.get_by_text("Does this person like <b>rain</b>?").wait_for(timeout=2 * MINUTE)
+    form.get_by_text("Does this person like <b>rain</b>?").wait_for()
     rows = form.locator("tbody tr th").all_inner_texts()
     assert rows == ["Vanilla", "GA (image + text)", "Oracle"]
     assert form.locator("img").get_attribute("alt") and form.get_by_text("no true answer is known").count() == 1
@@ -167,20 +168,20 @@ def test_the_race_in_jupyterlab(page, lab):
     """The animation is shown, and a slider plays it step by step."""
     panel = run_all(page, lab, RACE)
     slider = panel.get_by_role("slider")
-    slider.wait_for(timeout=8 * MINUTE)
-    panel.locator('img[src^="data:image/gif"]').wait_for(timeout=MINUTE)
+    slider.wait_for(timeout=20 * MINUTE)
+    panel.locator('img[src^="data:image/gif"]').wait_for()
     played = panel.locator(".widget-interact img")
-    first = played.get_attribute("src", timeout=MINUTE)
+    first = played.get_attribute("src")
     slider.focus()
     page.keyboard.press("ArrowRight")
-    panel.locator(f'.widget-interact img:not([src="{first}"])').wait_for(timeout=MINUTE)
-    panel.locator(".jp-OutputArea-output", has_text="points from the finish").wait_for(timeout=MINUTE)
+    panel.locator(f'.widget-interact img:not([src="{first}"])').wait_for()
+    panel.locator(".jp-OutputArea-output", has_text="points from the finish").wait_for()
     assert panel.locator('[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts() == []
     assert page.problems == []
 
 
 def _when_saved(path):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         book = nbformat.read(path, as_version=4)
         if book.cells[-1].get("outputs"):

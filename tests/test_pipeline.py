@@ -273,6 +273,16 @@ def test_runs_made_side_by_side_are_the_same_runs(config, made, tmp_path, monkey
         assert (folder / "answers.parquet").read_bytes() == (made[name] / "answers.parquet").read_bytes()
 
 
+def test_under_accelerate_launch_all_processes_make_one_run_after_the_other(config, monkeypatch):
+    made = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(pipeline, "finished", lambda one: False)
+    monkeypatch.setattr(pipeline, "ProcessPoolExecutor", lambda *given, **named: pytest.fail("a training beside another"))
+    monkeypatch.setattr(pipeline, "run", lambda one: made.append(one.method))
+    pipeline.beside(config.but(**GA), "vanilla", "oracle")
+    assert made == ["ga", "vanilla", "oracle"]
+
+
 def test_a_finished_run_is_used_again_and_another_is_not(config, made, monkeypatch):
     monkeypatch.setattr(stages, "whole", lambda *_: pytest.fail("made again"))
     assert pipeline.finished(config) and pipeline.run(config) == made["vanilla"]

@@ -129,7 +129,7 @@ def test_a_stage_that_fails_leaves_nothing(out):
 def test_two_processes_do_the_work_once(slow):
     start, log = slow
     both = [start(1.0), start(1.0)]
-    printed = [process.communicate(timeout=60)[0] for process in both]
+    printed = [process.communicate(timeout=600)[0] for process in both]
     assert printed[0] == printed[1] and [process.returncode for process in both] == [0, 0]
     assert log.read_text() == "at work\n"
 
@@ -142,7 +142,7 @@ def test_a_killed_stage_is_made_by_the_next_run(slow, out):
     process.wait()
     [left] = (out / ".cache" / ".unfinished").iterdir()
     assert (left / "half").read_text() == "half" and not list((out / ".cache").glob("stages/*"))
-    place = Path(start(0).communicate(timeout=60)[0].strip())
+    place = Path(start(0).communicate(timeout=600)[0].strip())
     assert (place / "rest").read_text() == "rest" and stages.is_whole(place)
     assert list((out / ".cache" / ".unfinished").iterdir()) == []
 

@@ -4,10 +4,13 @@ For the paper's scale, what lmms-eval has written is read."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
+import PIL.Image
 import pytest
 from fake_runs import make, write
 
@@ -18,6 +21,7 @@ from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import utility as asking
 from mllmu_nb.models import families
+from mllmu_nb.models.files import ASSETS
 from mllmu_nb.models.load import load_base
 from mllmu_nb.reporting import figures, tables
 from mllmu_nb.reporting.runs import Scores, columns_of, read_run
@@ -196,7 +200,57 @@ def test_another_form_is_one_line(output, text, message):
         command.read(output / "elsewhere", ["llava_in_the_wild"])
 
 
+def test_what_lmms_eval_0_7_3_wrote_about_the_miniature_is_read_as_it_scored_it():
+    """Its own tasks on nine questions of ours, a script as the judge. It said 0.333 of MMMU. Of LLaVA-Bench it writes each
+    grade four times, under four metrics, of which one is kept here."""
+    items, failed = command.read(Path(__file__).parent / "lmms_eval", list(command.TASKS))
+    assert items.loc[items["set"] == "mmmu", "score"].tolist() == [0, 0, 1, 1, 0, 0]
+    assert items.loc[items["set"] == "llava_bench", "score"].tolist() == [0.3, 0.5] and failed == 1
+    assert items["answer"].tolist()[:2] == ["red", "C"] and items["answer_true"].tolist()[:2] == ["B", "A"]
+    assert items["question"].str.startswith("What is shown in <image 1>").sum() == 6
+
+
 def test_names_are_those_of_the_installed_package():
+    """And what each model of it imports is installed as well."""
     models = pytest.importorskip("lmms_eval.models")
-    known = {**models.AVAILABLE_SIMPLE_MODELS, **models.AVAILABLE_CHAT_TEMPLATE_MODELS}
-    assert {family.lmms_eval for family in families.FAMILIES.values()} <= set(known)
+    for family in families.FAMILIES.values():
+        assert models.get_model(family.lmms_eval)
+    assert set(command.TASKS) <= set(pytest.importorskip("lmms_eval.tasks").TaskManager().all_tasks)
+
+
+# As LLaVA's processor on the hub has one; the miniature's has none.
+TEMPLATE = """{% for message in messages %}USER: {% for one in message['content'] %}{% if one['type'] == 'image' %}<image>
+{% else %}{{ one['text'] }} {% endif %}{% endfor %}{% endfor %}ASSISTANT:"""
+
+
+@pytest.mark.slow
+def test_lmms_eval_itself_asks_the_miniature(tmp_path, monkeypatch, capsys):
+    """The real program with the command as it is built. A folder of the name that its task asks the hub for comes
+    before the hub."""
+    pytest.importorskip("lmms_eval", reason="lmms-eval, the extra 'utility', is not installed")
+    from datasets import Dataset, Features, Image, Value
+
+    model, hub = tmp_path / "model", tmp_path / "lmms-lab-encoder" / "MMMU"
+    shutil.copytree(ASSETS / "llava-miniature", model)
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    hub.mkdir(parents=True)
+    options, pictures = "['a lamp', 'a boat', 'a tree', 'a hat']", [f"image_{number}" for number in range(1, 8)]
+    asked = [("B", "red"), ("A", "green"), ("D", "blue"), ("yellow", "yellow"), ("1,250", "black"), ("7", "white")]
+    rows = [
+        {"id": f"validation_Art_{number}", "question": f"What is shown in <image 1>, number {number}?", "answer": answer,
+         "question_type": CHOICE if len(answer) == 1 and answer.isalpha() else OPEN, "options": options,
+         **dict.fromkeys(pictures), "image_1": PIL.Image.new("RGB", (60, 60), colour)}
+        for number, (answer, colour) in enumerate(asked, 1)
+    ]  # fmt: skip
+    kinds = {name: Image() if name in pictures else Value("string") for name in rows[0]}
+    Dataset.from_list(rows, Features(kinds)).to_parquet(hub / "validation-00000-of-00001.parquet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    [folder] = write(tmp_path / "results", make("vanilla", sets=("forget",)))
+    told = ["--model", str(model), "--output", str(tmp_path / "lmms"), "--tasks", "mmmu_val", "--device", "cpu"]
+    assert door.main(["utility", str(folder), *told, "--yes"]) == 0
+    items = read_run(folder).utility
+    [results] = (tmp_path / "lmms").rglob("*_results.json")
+    known = json.loads(results.read_text())["results"]["mmmu_val"]["mmmu_acc,none"]
+    assert items["score"].mean() == pytest.approx(known, abs=1e-4) and len(items) == 6
+    assert items["answer"].str.len().all(), "an answer that failed is empty"

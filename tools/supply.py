@@ -2,18 +2,22 @@
 
 Every file of every locked package has the sha256 that its wheel states; the wheel is the one noted in
 ``requirements.sha256`` (``--write`` notes those that are installed here: after ``make lock``, in a fresh environment);
-its licence is among those that are listed below. What is wrong is one line each, and the exit status is 1. Wheels of a
-platform that the file does not know are counted, not refused; torch is the machine's own choice and left out.
+its licence is among those that are listed below; pip-audit knows of no vulnerability in a locked version. What is wrong
+is one line each, and the exit status is 1. Wheels of a platform that the file does not know are counted, not refused;
+where pip-audit cannot look, one line says so; torch is the machine's own choice and left out.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
+import subprocess
 import sys
 from collections import Counter
 from importlib.metadata import Distribution, PackagePath, distributions
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +73,24 @@ def licence(distribution: Distribution) -> str:
     return about.get("License-Expression") or " / ".join(classified) or stated or "none stated"
 
 
+def vulnerable(lock: Path = LOCK, service: str = "https://api.osv.dev/v1/query") -> tuple[list[str], str]:
+    """Known vulnerabilities of the locked versions, and a line on how many were looked up, or on why none was: without
+    pip-audit, and where the service cannot be reached."""
+    if not find_spec("pip_audit"):
+        return [], "no vulnerability was looked up: pip-audit is not installed (extra 'audit')"
+    command = [sys.executable, "-m", "pip_audit", "-r", str(lock), "--no-deps", "--disable-pip", "--format", "json"]
+    command += ["--progress-spinner", "off", "--vulnerability-service", "osv", "--osv-url", service]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if not done.stdout:
+        *_, reason = ["it said nothing", *done.stderr.strip().splitlines()]
+        if "requests.exceptions" in done.stderr or "_service" in done.stderr:
+            return [], f"no vulnerability was looked up: {reason:.150}"
+        return [f"pip-audit: {reason}"], "no vulnerability was looked up"
+    packages = json.loads(done.stdout)["dependencies"]
+    wrong = [f"{one['name']}=={one['version']}: {v['id']}" for one in packages for v in one.get("vulns", ())]
+    return wrong, f"{sum('vulns' in one for one in packages)} packages looked up in {service}"
+
+
 def main(write: bool) -> int:
     installed = sorted((one for one in distributions() if name_of(one) in locked()), key=name_of)
     if write:
@@ -77,7 +99,8 @@ def main(write: bool) -> int:
         kept = [f"{key} {value}" for key, value in sorted(lines.items()) if key.partition("=")[0] in locked()]
         NOTED.write_text("\n".join(kept) + "\n")
     noted = dict(line.rsplit(" ", 1) for line in NOTED.read_text().splitlines())
-    problems, unknown, licences = [], 0, Counter()
+    problems, looked_up = vulnerable()
+    unknown, licences = 0, Counter()
     for one in installed:
         problems += altered(one)
         unknown += wheel(one) not in noted
@@ -87,6 +110,7 @@ def main(write: bool) -> int:
         if not re.search(LICENCES, licence(one)):
             problems.append(f"{name_of(one)}: its licence is {licence(one)!r}")
     print(*(f"{count:4}  {name}" for name, count in sorted(licences.items())), sep="\n")
+    print(looked_up)
     print(f"{len(installed)} packages, {unknown} of a wheel that {NOTED.name} does not know, {len(problems)} problems")
     print(*problems, sep="\n", end="\n" if problems else "")
     return 1 if problems else 0

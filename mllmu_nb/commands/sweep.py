@@ -57,6 +57,8 @@ def main(options: argparse.Namespace) -> int:
     """Makes the runs that are not finished, then the report. 0 when all of them are finished afterwards, else 1."""
     if options.jobs is not None and options.jobs < 1:
         raise KitError(f"--jobs must be at least 1, not {options.jobs}")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise KitError("a sweep starts processes of its own: run one notebook by accelerate launch, then sweep without")
     every = cells(read(options.config), options.ratios, options.bases)
     configs = share(every, options.shard) if options.shard else every
     if not configs:
