@@ -7,6 +7,7 @@ from, and its hashes, are in :mod:`mllmu_nb.inputs`.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import time
 from collections.abc import Sequence

@@ -277,7 +277,7 @@ def test_under_accelerate_launch_all_processes_make_one_run_after_the_other(conf
     made = []
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(pipeline, "finished", lambda one: False)
-    monkeypatch.setattr(pipeline, "ProcessPoolExecutor", lambda *given, **named: pytest.fail("a training beside another"))
+    monkeypatch.setattr(pipeline, "ProcessPoolExecutor", lambda *given, **named: pytest.fail("two at once"))
     monkeypatch.setattr(pipeline, "run", lambda one: made.append(one.method))
     pipeline.beside(config.but(**GA), "vanilla", "oracle")
     assert made == ["ga", "vanilla", "oracle"]
