@@ -78,9 +78,6 @@ def main(options: argparse.Namespace) -> int:
     finished = [config for config in configs if pipeline.finished(config)]
     for config in {pipeline.data_hash(config): config for config in finished}.values():
         pipeline.write_people(config, paths.people(paths.results(config.scale)))
-    lost = [one.run_id for one in finished if not pipeline.measure_utility(one, pipeline.run_folder(one))]
-    if lost:
-        say(f"utility of {len(lost)} runs is not measured: their models are no longer in {paths.cache()}")
     for scale, config in {config.scale: config for config in reversed(finished)}.items():
         write_report(scale, config)
     say("minutes:  training  answers")
@@ -247,8 +244,8 @@ class Job:
     @cached_property
     def vanilla(self) -> Path | None:
         """The folder of the vanilla model that the run starts from, if any."""
-        stage = pipeline.starting_point(self.config)
-        return stage and stage.folder
+        given = self.config.method in ("base", "oracle") or self.config.vanilla_path
+        return None if given else pipeline.finetuned(self.config).folder
 
     def start(self, threads: int) -> None:
         """Starts papermill on the notebook, in the notebook's folder, with the parameters that were given."""
