@@ -23,7 +23,7 @@ INLINE = "__import__('matplotlib').use('module://matplotlib_inline.backend_inlin
 
 def start(notebook: Path, executed: Path, log: Path, given: Mapping[str, Any], threads: int) -> BaseProcess:
     """A process in which papermill executes ``notebook`` in its own folder, with the parameters ``given``, and writes
-    ``executed``. What is printed goes to ``log``."""
+    ``executed``. What is printed goes to ``log``, whose last line is the error of a cell, if any."""
     warm = can_fork()
     context = multiprocessing.get_context("forkserver" if warm else "spawn")
     if warm:
@@ -55,7 +55,11 @@ def _execute(notebook: Path, executed: Path, log: Path, given: dict, environment
     end_with_parent()
     import papermill
 
-    papermill.execute_notebook(notebook, executed, given, cwd=notebook.parent, progress_bar=False)
+    try:
+        papermill.execute_notebook(notebook, executed, given, cwd=notebook.parent, progress_bar=False)
+    except papermill.PapermillExecutionError as error:  # the executed notebook has the traceback
+        said = " ".join(error.evalue.split()) or "in a cell that checks the result"
+        raise SystemExit(f"{error.ename}: {said}") from None
 
 
 def _fork_kernel() -> None:
