@@ -53,11 +53,11 @@ def _execute(notebook: Path, executed: Path, log: Path, given: dict, environment
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
         _fork_kernel()
     end_with_parent()
-    import papermill
+    from papermill import exceptions, execute_notebook
 
     try:
-        papermill.execute_notebook(notebook, executed, given, cwd=notebook.parent, progress_bar=False)
-    except papermill.PapermillExecutionError as error:  # the executed notebook has the traceback
+        execute_notebook(notebook, executed, given, cwd=notebook.parent, progress_bar=False)
+    except exceptions.PapermillExecutionError as error:  # the executed notebook has the traceback
         said = " ".join(error.evalue.split()) or "in a cell that checks the result"
         raise SystemExit(f"{error.ename}: {said}") from None
 
