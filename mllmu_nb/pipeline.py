@@ -55,7 +55,7 @@ from mllmu_nb.inputs import (  # noqa: F401  what notebooks and commands ask for
 from mllmu_nb.processes import end_with_parent
 from mllmu_nb.scoring import anchor
 from mllmu_nb.scoring.utility import FILE as UTILITY
-from mllmu_nb.stages import RECORD, Stage, add_file, is_whole, read_json, status, write_json
+from mllmu_nb.stages import RECORD, Stage, is_whole, read_json, status, write_json
 
 EVAL_BATCH = {"miniature": 256, "paper": 8}  # questions asked at once
 # What decides how it is asked; draws_file is looked into.
@@ -272,13 +272,6 @@ def trained(config: Config) -> Stage | None:
     return finetuned(config, config.method) if own else None
 
 
-def starting_point(config: Config) -> Stage | None:
-    """The stage of the vanilla model that the run starts from; None for one that starts from the base, or from a model
-    that is given."""
-    given = config.method in ("base", "oracle", YOURS) or config.vanilla_path
-    return None if given else finetuned(config)
-
-
 def _model_key(config: Config) -> Any:
     """What decides the model of a run before the step after unlearning."""
     if stage := trained(config):
@@ -286,12 +279,6 @@ def _model_key(config: Config) -> Any:
     if config.method == YOURS:
         return [base_hash(config), hash_of_model(config.adapter_path) if config.adapter_path else ""]
     return base_hash(config) if config.method == "base" else vanilla_key(config)
-
-
-def _uses(config: Config) -> tuple[Any, ...]:
-    """The entries of registries whose code decides the model of a run, and how it is asked."""
-    objective = [config.objective] if config.trains else []
-    return (family(config), *objective, *([after_steps.STEPS.get(config.after)] if config.after else []))
 
 
 # -- answers ----------------------------------------------------------------------------------------------------
@@ -310,7 +297,7 @@ def answered(
         judge = base_source(config.but(base_path="")) if config.scale == "miniature" else ""
 
     def make(folder: Path) -> None:
-        from mllmu_nb.evaluation import path, teacher_forced
+        from mllmu_nb.evaluation import path, teacher_forced, utility
         from mllmu_nb.evaluation.ask import ask
         from mllmu_nb.evaluation.tasks import Asking
         from mllmu_nb.models import load
@@ -334,6 +321,10 @@ def answered(
         elif set(sets) == set(SETS):
             end = path.point(asked, processor, known, system=config.system, batch_size=size)
             path.write({0: end}, folder / "path.parquet")
+        if config.scale == "miniature" and set(sets) == set(SETS) and limit is None:
+            how = {"system": config.system, "protocol": config.protocol, "batch_size": size}
+            useful = utility.ask(asked, processor, **how)
+            useful.to_parquet(folder / UTILITY, index=False, compression="zstd", compression_level=19)
         del asked  # two of 7B would not fit
         fluency = np.full(len(answers), np.nan)
         if judge:
@@ -364,7 +355,9 @@ def answered(
     def record() -> dict[str, Any]:
         return {"run": config.run_id, "name": name, "limit": limit, **_record(config), **counts(config, sets)}
 
-    made = Stage("answers", inputs, make, _uses(config), record, at or run_folder(config, name))
+    objective = [config.objective] if config.trains else []
+    uses = (family(config), *objective, *([after_steps.STEPS.get(config.after)] if config.after else []))
+    made = Stage("answers", inputs, make, uses, record, at or run_folder(config, name))
     return made
 
 
@@ -374,50 +367,12 @@ def run(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limit: in
     results = paths.writable(run_folder(config, name).parent).parent
     write_people(config, paths.people(results))
     fetch(config)
-    folder = answered(config, name=name, sets=sets, limit=limit).get()
-    if set(sets) == set(SETS) and limit is None:
-        measure_utility(config, folder)
-    return folder
+    return answered(config, name=name, sets=sets, limit=limit).get()
 
 
 def finished(config: Config) -> bool:
     """Whether this very run is here, whole: same parameters, data, base model and code."""
     return answered(config).finished
-
-
-def useful(config: Config) -> Stage:
-    """The stage in which a miniature is asked what is about nobody. It is apart from the answers, so that these keep
-    their key, and the same for models that are the same at several ratios."""
-
-    def make(folder: Path) -> None:
-        from mllmu_nb.evaluation import utility
-
-        how: dict[str, Any] = {"system": config.system, "protocol": config.protocol}
-        answers = utility.ask(*model(config), batch_size=EVAL_BATCH[config.scale], **how)
-        answers.to_parquet(folder / UTILITY, index=False, compression="zstd", compression_level=19)
-
-    inputs = {
-        "model": _model_key(config),
-        "after": [config.after, config.settings] if config.after else [],
-        "system": config.system,
-        "settings": config.hash_of(("protocol", "eval_precision")),
-    }
-    return Stage("utility", inputs, make, _uses(config))
-
-
-def measure_utility(config: Config, folder: Path) -> bool:
-    """Puts the answers of :func:`useful` into the ``folder`` of a finished run, unless they are there. Nothing is
-    trained for them: False where the run's model is in the cache no more. At paper scale ``mllmu-nb utility`` does it.
-    """
-    if config.scale != "miniature":
-        return True
-    stage = useful(config)
-    if is_whole(folder) and read_json(folder / RECORD).get("utility") == stage.key:
-        return True
-    if not stage.finished and not all(one.finished for one in (trained(config), starting_point(config)) if one):
-        return False
-    add_file(folder, stage.get() / UTILITY, utility=stage.key)
-    return True
 
 
 def reference(config: Config) -> Path | None:

@@ -105,15 +105,14 @@ def digests(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.name: digest(path) for path in files}
 
 
-def add_file(folder: Path, source: Path, **noted: Any) -> None:
-    """Puts a copy of ``source`` beside the files of a finished stage and enters it into the stage's record, with what
-    is ``noted``; the stage keeps its key."""
+def add_file(folder: Path, name: str, write: Callable[[Path], None], **noted: Any) -> None:
+    """Puts the file that ``write`` makes beside those of a finished stage and enters it into the stage's record, with
+    what is ``noted``; the stage keeps its key."""
     with lock(folder):
-        target, part = folder / source.name, folder / ".part"
-        shutil.copyfile(source, part)
-        os.replace(part, target)
+        write(part := folder / ".part")
+        os.replace(part, folder / name)
         record = read_json(folder / RECORD)
-        record["files"][target.name] = digest(target)
+        record["files"][name] = digest(folder / name)
         write_json(part, {**record, **noted})
         os.replace(part, folder / RECORD)
 

@@ -301,7 +301,7 @@ def test_vanilla_hangs_on_all_that_teaches_it_and_on_nothing_else():
     assert not evaluation
     assert {name for name in vanilla if name.startswith("unlearning.")} == {"unlearning.base"}
     unlearning = Config(method="kl_min", modality="unimodal")
-    for stage in (pipeline.unlearned(unlearning), pipeline.answered(unlearning), pipeline.useful(unlearning)):
+    for stage in (pipeline.unlearned(unlearning), pipeline.answered(unlearning)):
         scoring = [name for name in closure(stage) if name.startswith(("scoring", "statistics"))]
         assert not scoring, "a metric that changes scores anew and asks nothing again"
     kl_min = closure(pipeline.unlearned(unlearning))

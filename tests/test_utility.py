@@ -15,7 +15,7 @@ import pytest
 from fake_runs import make, write
 
 from mllmu_nb import __main__ as door
-from mllmu_nb import pipeline, stages
+from mllmu_nb import pipeline
 from mllmu_nb.commands import utility as command
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
@@ -49,32 +49,16 @@ def test_the_base_that_comes_with_the_kit_can_do_it():
     assert set(answers["view"]) == {"image_text", "text"} and answers["profile"].is_unique
 
 
-def test_a_finished_run_is_given_it_and_nothing_else_changes(tiny_base, tmp_path, monkeypatch):
+def test_a_whole_run_of_a_miniature_has_it_and_a_shortened_one_has_not(tiny_base, tmp_path, monkeypatch):
     monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
     config = Config(method="base", base_path=str(tiny_base), **SMALL)
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "measure_utility", lambda config, folder: True)
-        folder = pipeline.run(config)  # as runs were, before there was any utility
-    before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    assert read_run(folder).utility is None and pipeline.finished(config)
-    assert pipeline.measure_utility(config, folder)
-    after = {file.name: file.read_bytes() for file in folder.iterdir()}
-    assert {name for name in after if after[name] != before.get(name)} == {"utility.parquet", stages.RECORD}
-    assert pipeline.finished(config) and len(read_run(folder).utility) == 3 * asking.EACH
+    short = pipeline.run(config, sets=("forget",), limit=1)
+    assert read_run(short).utility is None
+    folder = pipeline.run(config)
+    assert folder == short and len(read_run(folder).utility) == 3 * asking.EACH
     (folder / "utility.parquet").write_bytes(b"")
     with pytest.raises(KitError, match="was changed or cut off"):
         read_run(folder)
-    monkeypatch.setattr(asking, "ask", None)  # it is in the cache, so nothing is asked again
-    assert pipeline.run(config) == folder and len(read_run(folder).utility) == 3 * asking.EACH
-
-
-def test_nothing_is_trained_for_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
-    [folder] = write(tmp_path / "results", make("ga", modality="multimodal", sets=("forget",)))
-    monkeypatch.setattr(pipeline, "model", None)
-    assert not pipeline.measure_utility(Config(method="ga", modality="multimodal", **SMALL), folder)
-    assert not (folder / "utility.parquet").exists()
-    assert pipeline.measure_utility(Config(scale="paper", method="ga", modality="multimodal"), folder), "not here"
 
 
 # -- scored and shown ---------------------------------------------------------------------------------------------

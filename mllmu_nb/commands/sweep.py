@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import itertools
-import json
 import os
 import signal
 import sys
@@ -80,9 +79,6 @@ def main(options: argparse.Namespace) -> int:
     finished = [config for config in configs if pipeline.finished(config)]
     for config in {pipeline.data_hash(config): config for config in finished}.values():
         pipeline.write_people(config, paths.people(paths.results(config.scale)))
-    lost = [one.run_id for one in finished if not pipeline.measure_utility(one, pipeline.run_folder(one))]
-    if lost:
-        say(f"utility of {len(lost)} runs is not measured: their models are no longer in {paths.cache()}")
     for scale, config in {config.scale: config for config in reversed(finished)}.items():
         write_report(scale, config)
     say("minutes:  training  answers")
@@ -249,8 +245,8 @@ class Job:
     @cached_property
     def vanilla(self) -> Path | None:
         """The folder of the vanilla model that the run starts from, if any."""
-        stage = pipeline.starting_point(self.config)
-        return stage and stage.folder
+        given = self.config.method in ("base", "oracle") or self.config.vanilla_path
+        return None if given else pipeline.finetuned(self.config).folder
 
     def start(self, threads: int) -> None:
         """Starts papermill on the notebook, in the notebook's folder, with the parameters that were given."""
@@ -260,21 +256,14 @@ class Job:
         self.process = warm.start(self.notebook, self.executed, self.log, self.config.given(), threads)
 
     def problem(self) -> str:
-        """What went wrong, in one line: the signal that ended the process, the error of the notebook's cell, or the
-        last line of papermill's log. "" where the run is finished."""
+        """What went wrong, in one line: the signal that ended the process, or the last line of its log. "" where the
+        run is finished."""
         code = self.process.exitcode
         if code < 0:
             return f"ended by signal {-code} ({signal.strsignal(-code)})" + f", {MEMORY}" * (code == -9)
         if code == 0:
             made = pipeline.finished(self.config)
             return "" if made else "the notebook came to its end without making the run, or code was changed meanwhile"
-        try:
-            cells = json.loads(self.executed.read_text(encoding="utf-8"))["cells"]
-            outputs = [output for cell in cells for output in cell.get("outputs", [])]
-            error = next(output for output in outputs if output["output_type"] == "error")
-            return f"{error['ename']}: {' '.join(error['evalue'].split()) or 'in a cell that checks the result'}"
-        except (OSError, ValueError, LookupError, TypeError, StopIteration):
-            pass  # papermill was stopped before it wrote the notebook, or while it did
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
         last = text.strip().split("\n")[-1]
         return f"its kernel was killed, {MEMORY}" if "DeadKernelError" in last else last or "its log is empty"

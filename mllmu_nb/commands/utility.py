@@ -12,8 +12,8 @@ import json
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import util
 from math import nan
 from pathlib import Path
@@ -59,9 +59,7 @@ def main(options: argparse.Namespace) -> int:
         if code := subprocess.run(asked, check=False).returncode:
             raise KitError(f"lmms-eval has failed (exit status {code}): its last lines above say why")
     items, failed = read(options.output, options.tasks)
-    with tempfile.TemporaryDirectory() as folder:
-        items.to_parquet(Path(folder) / FILE, index=False)
-        add_file(options.run, Path(folder) / FILE, utility="lmms-eval")
+    add_file(options.run, FILE, partial(items.to_parquet, index=False), utility="lmms-eval")
     for name, scores in items.groupby("set", sort=False)["score"]:
         print(f"{name}: {len(scores)} questions, {100 * scores.mean():.1f} %")
     if failed:

@@ -23,7 +23,7 @@ INLINE = "__import__('matplotlib').use('module://matplotlib_inline.backend_inlin
 
 def start(notebook: Path, executed: Path, log: Path, given: Mapping[str, Any], threads: int) -> BaseProcess:
     """A process in which papermill executes ``notebook`` in its own folder, with the parameters ``given``, and writes
-    ``executed``. What is printed goes to ``log``."""
+    ``executed``. What is printed goes to ``log``, whose last line is the error of a cell, if any."""
     warm = can_fork()
     context = multiprocessing.get_context("forkserver" if warm else "spawn")
     if warm:
@@ -53,9 +53,13 @@ def _execute(notebook: Path, executed: Path, log: Path, given: dict, environment
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
         _fork_kernel()
     end_with_parent()
-    import papermill
+    from papermill import exceptions, execute_notebook
 
-    papermill.execute_notebook(notebook, executed, given, cwd=notebook.parent, progress_bar=False)
+    try:
+        execute_notebook(notebook, executed, given, cwd=notebook.parent, progress_bar=False)
+    except exceptions.PapermillExecutionError as error:  # the executed notebook has the traceback
+        said = " ".join(error.evalue.split()) or "in a cell that checks the result"
+        raise SystemExit(f"{error.ename}: {said}") from None
 
 
 def _fork_kernel() -> None:
