@@ -1,10 +1,12 @@
-"""How seconds and memory grow with people and parameters: python benchmarks/size.py [--people N ..] [--widths N ..]
+"""How seconds and memory grow with people and parameters.
 
-A process of its own makes so many people, trains a few steps, evaluates one person in fifty of each set, scores four
-models and writes their tables; then the same for the fewest people with a base of so many times the width. Seconds are
-the processor's, one thread. Memory is a part's peak beyond what was held before, so people, who are held, count once;
-only Linux tells it. An exponent is the slope in the double logarithm, of all sizes and of the last two: at small sizes
-much of the time is loading. Status 1 says that one of the latter is above ``BAR``.
+    python benchmarks/size.py [--people N ..] [--widths N ..] [--share N]
+
+A process of its own makes so many people, trains a few steps, evaluates one person in fifty of each set (one in
+``--share``; 1: all), scores four models and writes their tables; then the same for the fewest people with a base of so
+many times the width. Seconds are the processor's, one thread. Memory is a part's peak beyond what was held before, so
+people, who are held, count once; only Linux tells it. An exponent is the slope in the double logarithm, of all sizes
+and of the last two: at small sizes much of the time is loading. Status 1 says that one of the latter is above ``BAR``.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from mllmu_nb.reporting import tables
 from mllmu_nb.reporting.runs import Scores, read_runs
 
 BAR = 1.1
-STEPS, SHARE = 8, 50
+STEPS = 8
 MODELS = {"vanilla": "none", "oracle": "none", "ga": "multimodal"}  # as which the base's answers are shown once more
 
 
@@ -72,7 +74,7 @@ def widened(folder: Path, times: int) -> int:
     return model.num_parameters()
 
 
-def measured(people: int, times: int) -> list[dict]:
+def measured(people: int, times: int, share: int) -> list[dict]:
     from mllmu_nb.models import load
     from mllmu_nb.training import finetune
 
@@ -96,7 +98,7 @@ def measured(people: int, times: int) -> list[dict]:
             finetune(load.unfreeze(model), processor, conversations, recipe, 0, **settings)
             del model, conversations
         with part(rows, part="evaluation", **size):
-            run = pipeline.answered(config, limit=max(1, people // SHARE)).get()
+            run = pipeline.answered(config, limit=max(1, people // share)).get()
         for method, modality in MODELS.items():
             other = shutil.copytree(run, run.with_name(method))
             record = stages.read_json(run / stages.RECORD)
@@ -117,6 +119,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--people", type=int, nargs="+", default=[50, 500, 5000])
     parser.add_argument("--widths", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--share", type=int, default=50)
     options = parser.parse_args()
     print(f"{provenance.machine()['cpu']}, one thread", flush=True)
     arms = {
@@ -125,7 +128,7 @@ def main() -> int:
     }
     missed, pool = False, ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1)
     for axis, arm in arms.items():
-        table = pd.DataFrame([row for size in arm for row in pool.submit(measured, *size).result()])
+        table = pd.DataFrame([row for size in arm for row in pool.submit(measured, *size, options.share).result()])
         print(f"\n| part | seconds and MiB, by {axis} | exponent: of all | of the last two | their memory's |")
         print("|---|---|---:|---:|---:|")
         for name, rows in table.groupby("part", sort=False):

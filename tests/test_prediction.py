@@ -13,6 +13,7 @@ from miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb import pipeline, prediction, training
 from mllmu_nb.config import Config
 from mllmu_nb.evaluation import ask
+from mllmu_nb.evaluation.engine import Prompts
 from mllmu_nb.evaluation.tasks import Asking
 from mllmu_nb.models import adapters, families, load
 from mllmu_nb.prediction import Estimate, Rate, Tally
@@ -167,7 +168,7 @@ def test_keys_and_values_are_not_more_than_predicted():
     few = replace(
         letters, items=[letters.items[n] for n in chosen], conversations=[letters.conversations[n] for n in chosen]
     )
-    prompts = ask.prompts_of(model, processor, few)
+    prompts = Prompts.of(model, processor, few.conversations)
     with Tally(model) as tally:
         list(ask.answer(model, processor, few, 8, prompts=prompts))
     estimate = Estimate(model.config, eager=False)

@@ -74,7 +74,7 @@ def ask(
     @lru_cache(len(ways))  # a small evaluation is encoded once, of a large one only a few pieces are held
     def encoded(way: str, shown: int, start: int) -> tuple[Inquiry, Prompts]:
         inquiry = getattr(replace(asking, shots=shown), way)(ways[way][start : start + PIECE])
-        return inquiry, prompts_of(model, processor, inquiry)
+        return inquiry, Prompts.of(model, processor, inquiry.conversations, inquiry.options)
 
     def too_long(piece: tuple[str, int, int]) -> int:
         inquiry, prompts = encoded(*piece)
@@ -133,10 +133,10 @@ def answer(
     """The rows of one inquiry. Of a letter's answer one character is enough. ``prompts`` are the encoded ones, of any
     length, where they are at hand; else raises ``KitError`` for a question beyond the model's context."""
     if prompts is None:
-        prompts = prompts_of(model, processor, inquiry)
+        prompts = Prompts.of(model, processor, inquiry.conversations, inquiry.options)
         require_room(model, inquiry, prompts)
     if inquiry.options is not None:
-        table = closed_likelihoods(model, processor, prompts, len(inquiry.options[0]), batch_size, progress)
+        table = closed_likelihoods(model, processor, prompts, batch_size, progress)
         for item, scores in zip(inquiry.items, table.tolist(), strict=True):
             # a model that diverged may find nothing likely at all
             known = [score if isfinite(score) else nan for score in scores]
@@ -155,15 +155,6 @@ def _row(item: Item, scoring: str, **known: Any) -> dict[str, Any]:
     names = {"set": item.set, "task": question.task, "view": question.view, "scoring": scoring}
     names |= {"profile": question.profile, "question_id": question.id}
     return {**names, "order": 0, "shots": 0, "answer": "", **dict.fromkeys(OPTIONS, nan), "tokens": 0, **known}
-
-
-def prompts_of(model, processor, inquiry: Inquiry) -> Prompts:
-    """An inquiry as the model reads it, each option as an answer where it has options."""
-    conversations = inquiry.conversations
-    if inquiry.options:
-        pairs = zip(conversations, inquiry.options, strict=True)
-        conversations = [conversation.answered(option) for conversation, options in pairs for option in options]
-    return Prompts.of(model, processor, conversations)
 
 
 def require_room(model, inquiry: Inquiry, prompts: Prompts) -> None:

@@ -30,23 +30,28 @@ READ_AT_ONCE = 2048  # tokens: what becomes of them in a layer stays in a proces
 WORTH_SHARING = 16  # tokens; reading a shorter common beginning apart costs more than it saves
 THINNED = 0.75  # finished rows are dropped when so few are left, since that copies the others
 Progress = Callable[[int], object]
+Options = Sequence[Sequence[str]]  # of each conversation
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Conversations as a model reads them: token ids, a row each, and where the last answer in each begins."""
+    """Conversations as a model reads them: token ids, a row each or one for each of its options, and where the last
+    answer in each row begins."""
 
     conversations: Sequence[Conversation]
     rows: list[np.ndarray]
     begins: list[int]
 
     @classmethod
-    def of(cls, model, processor, conversations: Sequence[Conversation]) -> Prompts:
-        """As the family of ``model`` writes them."""
-        family, rows, begins = families.of(model), [], []
-        for start in range(0, len(conversations), ENCODED_AT_ONCE):
-            for one in family.tokens(processor, conversations[start : start + ENCODED_AT_ONCE]):
-                rows.append(one.ids)
+    def of(cls, model, processor, conversations: Sequence[Conversation], options: Options | None = None) -> Prompts:
+        """As the family of ``model`` writes them, with their ``options`` as answers if given."""
+        family, rows, begins, written = families.of(model), [], [], conversations
+        if options is not None:
+            pairs = zip(conversations, options, strict=True)
+            written = [conversation.answered(option) for conversation, given in pairs for option in given]
+        for start in range(0, len(written), ENCODED_AT_ONCE):
+            for one in family.tokens(processor, written[start : start + ENCODED_AT_ONCE]):
+                rows.append(one.ids.astype(np.int32))
                 begins.append(len(one.ids) - int(one.taught[::-1].cumprod().sum()))  # earlier turns have answers, too
         return cls(conversations, rows, begins)
 
@@ -126,7 +131,7 @@ def option_likelihoods(
     model,
     processor,
     conversations: Sequence[Conversation],
-    options: Sequence[Sequence[str]],
+    options: Options,
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> np.ndarray:
@@ -135,26 +140,25 @@ def option_likelihoods(
     width = len(options[0]) if len(options) else 0
     if any(len(row) != width for row in options) or len(options) != len(conversations):
         raise KitError("every question needs the same number of options to be scored by likelihood")
-    pairs = zip(conversations, options, strict=True)
-    closed = Prompts.of(model, processor, [one.answered(option) for one, given in pairs for option in given])
+    closed = Prompts.of(model, processor, conversations, options)
     closed.require_room(model)
-    return closed_likelihoods(model, processor, closed, width, batch_size, progress)
+    return closed_likelihoods(model, processor, closed, batch_size, progress)
 
 
-def closed_likelihoods(model, processor, closed: Prompts, width: int, batch_size: int, progress=None) -> np.ndarray:
-    """:func:`option_likelihoods` of prompts with their answers, ``width`` to a question, whatever their length. What
-    they have in common is read once, but for its last token, whose logits predict the first one to be scored."""
-    rows, tails, starts = [], [], []
-    for first in range(0, len(closed.rows), width):
-        answered, begins = closed.rows[first : first + width], closed.begins[first : first + width]
+def closed_likelihoods(model, processor, closed: Prompts, batch_size: int, progress=None) -> np.ndarray:
+    """:func:`option_likelihoods` of prompts with their options, whatever their length. What those of a question have in
+    common is read once, but for its last token, whose logits predict the first one to be scored."""
+    rows, tails, starts, width = [], [], [], len(closed.rows) // max(len(closed.conversations), 1)
+    for number, conversation in enumerate(closed.conversations):
+        own = slice(number * width, (number + 1) * width)
+        answered, begins = closed.rows[own], closed.begins[own]
         if any(begin == len(row) for begin, row in zip(begins, answered, strict=True)):
-            asked = closed.conversations[first].turns[-1].prompt
-            raise KitError(f"an option of {asked!r} is empty and has no likelihood")
+            raise KitError(f"an option of {conversation.turns[-1].prompt!r} is empty and has no likelihood")
         cut = min(_common(answered), *begins) - 1
         rows.append(answered[0][:cut])
         tails.append([row[cut:] for row in answered])
         starts.append([begin - cut for begin in begins])
-    questions = Prompts(closed.conversations[::width], rows, [len(row) for row in rows])
+    questions = Prompts(closed.conversations, rows, [len(row) for row in rows])
     more = [sum(map(len, answered)) for answered in tails]
     scores = np.full((len(rows), width), np.nan)
     with _evaluating(model):
@@ -191,15 +195,15 @@ class _State:
         self.mask = torch.zeros(rows, 0, dtype=torch.long, device=model.device)
         self.next = torch.zeros(rows, dtype=torch.long, device=model.device) if lent is None else lent.next.expand(rows)
 
-    def extend(self, ids: torch.Tensor, mask=None, keep: int = 1, pictures: dict | None = None) -> torch.Tensor:
+    def extend(self, ids: torch.Tensor, mask=None, keep: int = 1, **pictures: torch.Tensor) -> torch.Tensor:
         """Read ``ids`` [rows, T]; ``mask`` [rows, T] marks the real ones. Returns logits [rows, keep (0: T), V]."""
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask, **(pictures or {})}
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask, **pictures}
         positions = families.of(self.model).positions(self.model, batch, self.next)
         self.next = positions.reshape(-1, *ids.shape).amax((0, 2)) + 1
         self.mask = torch.cat([self.mask, batch["attention_mask"]], dim=1)
         # transformers 5 renamed the argument; a model given the other name would swallow it and read without it
         argument = "cache" if "cache" in signature(type(self.model).forward).parameters else "past_key_values"
-        more = {argument: self.cache, "use_cache": True, "logits_to_keep": keep, **(pictures or {})}
+        more = {argument: self.cache, "use_cache": True, "logits_to_keep": keep, **pictures}
         with attention.reading(self.model, self.lent and self.lent.cache, keep == 1):
             output = self.model(input_ids=ids, attention_mask=self.mask, position_ids=positions, **more)
         logits = output.logits.float()
@@ -211,7 +215,7 @@ class _State:
         pictures = families.of(self.model).pictures(processor, images) if images else {}
         for name, tensor in pictures.items():
             pictures[name] = tensor.to(self.model.device, self.model.dtype if tensor.is_floating_point() else None)
-        self.extend(*_pad(rows, "left", self.model.device), pictures=pictures)
+        self.extend(*_pad(rows, "left", self.model.device), **pictures)
         return self
 
     def lend(self, rows: int) -> _State:
@@ -257,17 +261,18 @@ def _batches(
     A batch has the same earlier turns and as many pictures, those of one person one after the other. Neither a batch
     nor a chunk hangs on the order of the prompts.
     """
-    groups = defaultdict(list)
+    groups, shown = defaultdict(list), [one.images for one in prompts.conversations]
     for index, one in enumerate(prompts.conversations):
-        groups[replace(one, turns=one.turns[:-1]), len(one.images)].append(index)
+        groups[replace(one, turns=one.turns[:-1]), len(shown[index])].append(index)
     for (earlier, _), group in groups.items():
-        rows, images = prompts.rows, [one.images for one in prompts.conversations]
-        order = sorted(group, key=lambda i: (_keys(images[i]), rows[i].tolist()))
+        rows, images = prompts.rows, shown
+        # as bytes of this order rows are sorted like lists of numbers, and take less memory
+        order = [i for *_, i in sorted((_keys(images[i]), rows[i].astype(">u4").tobytes(), i) for i in group)]
         beginning, shared = None, _shared_length(model, processor, [rows[i] for i in group], earlier)
         if shared:
-            shown, first = len(earlier.images), group[0]
-            beginning = _State(model, 1).read(processor, [rows[first][:shared]], [images[first][:shown]])
-            rows, images = [row[shared:] for row in rows], [pictures[shown:] for pictures in images]
+            count, first = len(earlier.images), group[0]
+            beginning = _State(model, 1).read(processor, [rows[first][:shared]], [images[first][:count]])
+            rows, images = [row[shared:] for row in rows], [pictures[count:] for pictures in images]
         for start in range(0, len(group), size):
             batch = order[start : start + size]
             yield batch, _chunks(model, processor, beginning, batch, rows, images, more or [0] * len(rows))
@@ -328,10 +333,8 @@ def _keys(images: Sequence) -> tuple[bytes, ...]:
 
 def _pad(rows: Sequence[np.ndarray], side: str, device) -> tuple[torch.Tensor, torch.Tensor]:
     """Token rows as one rectangle and the mask of the real ones, both int64 [rows, longest]."""
-    tokens = [torch.from_numpy(row).long() for row in rows]
-    ids = pad_sequence(tokens, True, 0, side)
-    mask = pad_sequence([torch.ones_like(row) for row in tokens], True, 0, side)
-    return ids.to(device), mask.to(device)
+    ids = pad_sequence([torch.from_numpy(row).long() for row in rows], True, -1, side).to(device)
+    return ids.clamp(min=0), (ids >= 0).long()
 
 
 def _common(rows: Sequence[np.ndarray]) -> int:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from mllmu_nb.data.conversations import VIEW_OF, Conversation, training_conversations
+from mllmu_nb.data.conversations import VIEW_OF, Conversation, taught_turns
 from mllmu_nb.data.schema import Profile
 from mllmu_nb.evaluation.ask import ways_of
 from mllmu_nb.evaluation.tasks import Asking
@@ -26,8 +25,7 @@ from mllmu_nb.models.score import score
 from mllmu_nb.progress import progress_bar
 
 FAR = 1e4  # standard deviations; a model that is sure of another token puts the true one beyond any number
-HALF = pa.list_(pa.float16())  # three digits are plenty and halve the file
-STORED = {"log_probs": HALF, "right": pa.list_(pa.bool_()), "spread": HALF}
+HALVES = ("log_probs", "spread")  # stored in float16: three digits are plenty and halve the file
 
 
 class Forced(NamedTuple):
@@ -73,13 +71,12 @@ def sentences(
     """
     rows, conversations = [], []
     for member, profiles in people.items():
-        for modality, view in VIEW_OF.items():
-            for person, conversation in zip(profiles, training_conversations(profiles, modality), strict=True):
-                numbered = [(n, qa) for n, qa in enumerate(person.qa) if view == "image_text" or qa.attribute != "name"]
-                for (number, qa), turn in zip(numbered, conversation.turns, strict=True):
-                    key = f"{person.id}/finetuning/{view}/{number}"
-                    rows.append((person.id, member, qa.attribute, key, view, turn.answer))
-                    conversations.append(Conversation((turn,), system))
+        for (modality, view), person in product(VIEW_OF.items(), profiles):
+            numbers = {id(qa): number for number, qa in enumerate(person.qa)}
+            for qa, turn in taught_turns(person, modality):
+                key = f"{person.id}/finetuning/{view}/{numbers[id(qa)]}"
+                rows.append((person.id, member, qa.attribute, key, view, turn.answer))
+                conversations.append(Conversation((turn,), system))
     forced = teacher_forced(model, processor, conversations, batch_size, "sentences")
     frame = pd.DataFrame(rows, columns=["profile", "member", "attribute", "question_id", "view", "answer"])
     return frame.drop(columns="answer").assign(
@@ -109,13 +106,10 @@ def fluency(base, processor, answers: pd.DataFrame, asking: Asking, *, batch_siz
 
 def write(frame: pd.DataFrame, path: Path) -> None:
     """Write what ``sentences`` gives, in half precision."""
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    for name, kind in STORED.items():
-        values = [np.asarray(one, kind.value_type.to_pandas_dtype()) for one in frame[name]]
-        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, kind))
-    halves = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name, kind in STORED.items() if kind is HALF}
-    words = ["profile", "member", "attribute", "view"]
-    pq.write_table(table, path, compression="zstd", compression_level=19, use_dictionary=words, column_encoding=halves)
+    frame = frame.assign(**{name: [one.astype(np.float16) for one in frame[name]] for name in HALVES})
+    how = {"column_encoding": {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in HALVES}}
+    how |= {"use_dictionary": ["profile", "member", "attribute", "view"], "compression_level": 19}
+    frame.to_parquet(path, index=False, compression="zstd", **how)
 
 
 def _measured(scored) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
