@@ -186,6 +186,7 @@ def test_the_readmes_finding_is_the_best_method_beside_ascent():
     assert said.count("**") == 2 and "one replicate" in said
     assert "no method is shown to keep more" in readme.finding(kept(ga=0.9, kl_min=0.7))
     assert "no method is shown to keep more" in readme.finding(kept(kl_min=0.7))
+    assert "KL Min. still answers 70 % [60, 75]" in readme.finding(kept(kl_min=0.7, npo=0.9)), "the first of the tables"
 
 
 def test_badges_are_those_of_the_projects_place_and_none_without_one():

@@ -57,16 +57,17 @@ def main_table(scores: Scores) -> str:
 
 
 def finding(scores: Scores) -> str:
-    """What gradient ascent and the method that keeps most have kept where half of the gap to the oracle is closed."""
+    """What the first method and the one that keeps most have kept where half of the gap to the oracle is closed."""
     clean = clean_groups(scores)[0]
     if not (rows := half_closed(clean).get("multimodal")):
         return "Where half of the gap to the oracle is closed, no method is shown to keep more than gradient ascent."
-    ascent, best = rows
+    first, best = rows
+    name = "gradient ascent" if first["method"] == "ga" else method_label(first["method"])
     start = clean.kept.query("closed_in == 'trained' and what == 'kept' and place == 0")  # where a path begins: vanilla
-    before = start.query("modality == 'multimodal' and method == 'ga'")["value"].iloc[0]
+    before = start.query(f"modality == 'multimodal' and method == '{first['method']}'")["value"].iloc[0]
     return (
         "**Forgetting some people damages what the model knows about others, and how much depends on the method: where "
-        f"half of the gap between vanilla and the oracle is closed, gradient ascent still answers {per_cent(ascent)} "
+        f"half of the gap between vanilla and the oracle is closed, {name} still answers {per_cent(first)} "
         f"of the questions about people to be kept rightly, and {method_label(best['method'])} {per_cent(best)}; "
         f"before unlearning it was {100 * before:.0f} %.** "
         f"({clean.runs[0].base_label}, unlearned on {MODALITIES['multimodal']}, multiple choice by likelihood, "

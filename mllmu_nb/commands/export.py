@@ -9,10 +9,8 @@ one, else the base.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,40 +81,33 @@ def write_people(config: Config, folder: Path) -> None:
         print(f"{sum(target in path.parents for path in written):4} files in {target}")
 
 
-@contextlib.contextmanager
-def written(folder: Path) -> Iterator[None]:
-    """Inside, a disk that is full is one line, whichever library finds it so: safetensors and tokenizers raise errors
-    of their own."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, OSError) and "os error" not in str(error):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise KitError(f"{folder} cannot be written ({reason}): free space, or choose another folder") from None
-
-
 def write_model(config: Config, folder: Path, adapter: Stage | None) -> None:
     """The model of ``config``, or its ``adapter``, made if need be, with the processor and what made it. The folder
     appears whole or not at all."""
     from mllmu_nb.models.load import load_base
 
     paths.writable(folder.parent)
-    with written(folder), tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        place = Path(temporary) / folder.name
-        place.mkdir()
-        if adapter:
-            _, processor = load_base(*pipeline.base_of(config))
-            for name in ("adapter_config.json", "adapter_model.safetensors"):
-                shutil.copyfile(adapter.get() / name, place / name)
-        else:
-            model, processor = pipeline.model(config)
-            model.save_pretrained(place)
-        processor.save_pretrained(place)
-        hashes = {"data_hash": pipeline.data_hash(config), "base_hash": pipeline.base_hash(config)}
-        write_json(place / RECORD, provenance.record(scale=config.scale, parameters=config.parameters(), **hashes))
-        if folder.exists():
-            folder.rmdir()  # it is empty
-        place.rename(folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+            place = Path(temporary) / folder.name
+            place.mkdir()
+            if adapter:
+                _, processor = load_base(*pipeline.base_of(config))
+                for name in ("adapter_config.json", "adapter_model.safetensors"):
+                    shutil.copyfile(adapter.get() / name, place / name)
+            else:
+                model, processor = pipeline.model(config)
+                model.save_pretrained(place)
+            processor.save_pretrained(place)
+            hashes = {"data_hash": pipeline.data_hash(config), "base_hash": pipeline.base_hash(config)}
+            write_json(place / RECORD, provenance.record(scale=config.scale, parameters=config.parameters(), **hashes))
+            if folder.exists():
+                folder.rmdir()  # it is empty
+            place.rename(folder)
+    except Exception as error:  # a disk that is full: safetensors and tokenizers raise errors of their own
+        if not isinstance(error, OSError) and "os error" not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise KitError(f"{folder} cannot be written ({reason}): free space, or choose another folder") from None
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     print(f"{config.method} {config.modality}".removesuffix(" none") + f": {size:.1f} MB in {folder}")

@@ -207,12 +207,8 @@ def closed_gates(scores: Scores, cells: pd.DataFrame, how: str = "In brackets") 
         if key in shut:
             name = metric.label.removesuffix(" %")
             names += [f"{name} ({VIEWS[view]})" for view in VIEWS if view in shut[key]] or [name]
-    if not names:
-        return []
-    return [
-        f"{how}: gate closed, vanilla is not shown to know more about the forget people than the oracle, so nothing "
-        f"shows that there was something to forget: {', '.join(names)}."
-    ]
+    why = "vanilla is not shown to know more about the forget people than the oracle, so nothing shows that there was "
+    return [f"{how}: gate closed, {why}something to forget: {', '.join(names)}."] if names else []
 
 
 def sample(scores: Scores, cells: pd.DataFrame) -> str:

@@ -59,9 +59,8 @@ def cells(figures: pd.DataFrame) -> pd.DataFrame:
     rounding, source. Left out is what names another model, method or metric. Sources name no modality; they unlearn
     on image + text, as the released scripts do unless they are asked otherwise.
     """
-    named = figures.dropna(subset=["value"])
-    named = named.assign(**{column: named[column].map(names) for column, names in OURS.items()})
-    named = named[named["metric"].isin(COUNTERPARTS.keys())].dropna(subset=list(OURS))
+    named = figures.assign(**{column: figures[column].map(names) for column, names in OURS.items()})
+    named = named[named["metric"].isin(COUNTERPARTS.keys())].dropna(subset=["value", *OURS])
     ours = pd.DataFrame([COUNTERPARTS[metric] for metric in named["metric"]], named.index, Counterpart._fields)
     named = named.assign(modality=named["method"].map(lambda name: "none" if name == "vanilla" else "multimodal"))
     named = named.assign(**ours.drop(columns="times"), value=named["value"] / ours["times"])

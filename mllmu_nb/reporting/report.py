@@ -85,7 +85,8 @@ def half_closed(scores: Scores) -> dict[str, list[dict]]:
     """Trained modality → two rows of ``scores.kept`` where half of the gap to the oracle is closed: of the method that
     stands first in tables (of several settings the one that keeps most) and of the one that keeps most; only where
     these are two."""
-    half = scores.kept.query(f"closed_in == 'trained' and what == '{path.KEPT}' and place == 0.5 and value.notna()")
+    kept = scores.kept.dropna(subset="value")
+    half = kept.query(f"closed_in == 'trained' and what == '{path.KEPT}' and place == 0.5")
     result = {}
     for modality in MODALITIES:
         rows = half[half["modality"] == modality].sort_values("value", kind="stable").to_dict("records")

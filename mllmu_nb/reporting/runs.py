@@ -311,11 +311,9 @@ def _code_of_metrics() -> list[Any]:
 
 def run_table(runs: Sequence[Run]) -> pd.DataFrame:
     """The table of runs that lies beside them: what each id stands for, with every parameter that varies."""
-    parameters = pd.DataFrame([run.parameters for run in runs]).drop(columns="settings")
-    varying = [name for name in parameters if parameters[name].map(repr).nunique() > 1]
-    columns = list(dict.fromkeys([*RUN[1:], *SEEDS, *varying]))
-    table = pd.DataFrame([{**run.parameters, **columns_of(run.record)} for run in runs])
-    return table.reindex(columns=["run", *columns])
+    table = pd.DataFrame([{**run.parameters, **columns_of(run.record)} for run in runs]).drop(columns="settings")
+    varying = [name for name in table if table[name].map(repr).nunique() > 1]
+    return table[list(dict.fromkeys([*RUN, *SEEDS, *varying]))]
 
 
 # -- names and order --------------------------------------------------------------------------------------------

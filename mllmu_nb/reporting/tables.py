@@ -1,14 +1,7 @@
 """The tables: each a function from the scores of one base model, protocol and forget ratio to printed sheets.
 
-Its files and its place in the report follow from ``@table``. One outside the package registers itself the same way, in
-a module that MLLMU_NB_EXTENSIONS names:
-
-    @table("table_mine")
-    def mine(scores):
-        columns = [column(one, set="forget") for one in metrics(main=True)]
-        yield grid(scores, "My table", "mine", all_rows(scores), columns, {"against": "", "view": "both"})
-
-A metric that is registered appears in those tables whose columns are the registry's metrics.
+Its files and its place in the report follow from ``@table``; CONTRIBUTING.md shows one of one's own. A metric that is
+registered appears in those tables whose columns are the registry's metrics.
 """
 
 from __future__ import annotations

@@ -171,12 +171,11 @@ def change_table(runs: Sequence[Run]) -> Sheet:
     known, models = rows_by(frame, KEYS), rows_by(frame, KEYS[:3])
 
     def row(method: str, variant: str, modality: str) -> tuple[str, list[tuple[str, str]]]:
-        cells = {at: cell for at in asked if (cell := known.get((method, variant, modality, *at)))}
-        differing = {at: cell["verdict"] for at, cell in cells.items() if cell["verdict"] != NO_DIFFERENCE}
-        said = "; ".join(f"{name.capitalize()}, {what} {verdict}" for (name, what), verdict in differing.items())
+        cells = [known.get((method, variant, modality, *at), {}) for at in asked]
+        differing = [cell for cell in cells if cell.get("verdict", NO_DIFFERENCE) != NO_DIFFERENCE]
+        said = "; ".join(f"{one['set'].capitalize()}, {one['measure']} {one['verdict']}" for one in differing)
         difference, *pieces = PIECES[method, variant]
-        texts = [*pieces, *(_change(cells[at]) if at in cells else "" for at in asked), said or NO_DIFFERENCE]
-        return difference, [(text, "") for text in texts]
+        return difference, [(text, "") for text in (*pieces, *map(_change, cells), said or NO_DIFFERENCE)]
 
     blocks = [(UNLEARNED[one], [row(*model, one) for model in PIECES if (*model, one) in models]) for one in EPOCHS]
     scores = [(name.capitalize(), measure) for name, measure in asked]
@@ -186,5 +185,7 @@ def change_table(runs: Sequence[Run]) -> Sheet:
 
 
 def _change(cell: Mapping[str, Any]) -> str:
+    if not cell:
+        return ""
     numbers = (round(100 * cell[name]) for name in ("canonical", "released", "low", "high"))
     return "{} → {} ({} to {})".format(*numbers).replace("-", "−")
