@@ -54,7 +54,7 @@ def versions() -> str:
 @plots.styled
 def picture(figure: Figure, alt: str = "") -> HTML:
     """A figure as a notebook keeps it: a small PNG, with ``alt`` or the figure's own alt text."""
-    return image(plots.png(figure, dpi=DPI, bbox_inches="tight", pad_inches=0.05), alt or figure.get_label())
+    return image(plots.png(figure, dpi=DPI, bbox_inches="tight", pad_inches=0.05), alt or str(figure.get_label()))
 
 
 def image(data: bytes, alt: str) -> HTML:
