@@ -202,6 +202,15 @@ def test_outputs_are_sound_and_the_same_everywhere(path, book):
     assert not re.search(r"\b\d\d:\d\d:\d\d\b", text), "a time of day"
 
 
+def test_every_picture_has_an_alt_text(book):
+    """Of an output of type image/png JupyterLab shows none, whatever its metadata say."""
+    for output in (output for cell in code_cells(book) for output in cell.outputs):
+        data = output.get("data", {})
+        assert not [kind for kind in data if kind.startswith("image/")]
+        for picture in re.findall(r"<img[^>]*>", data.get("text/html", "")):
+            assert re.search(r' alt="[^"]+"', picture), picture[:80]
+
+
 def _text(output):
     data = {kind: value for kind, value in output.get("data", {}).items() if not kind.startswith("image/")}
     return {**output, "data": data}

@@ -173,8 +173,7 @@ def test_a_table_that_is_too_wide_is_several_with_the_columns_under_one_heading_
     latex = tables.Sheet("T", "t", "Row", columns, [("", [("one", cells)])]).latex()
     pages = latex.split(r"\begin{sidewaystable*}")[1:]
     assert len(pages) == 2 and latex.count(r"\label{") == 1 and r"\resizebox" not in latex
-    heads = [re.findall(r"set \d|(?<=\})score\\\{\}\d+", page) for page in pages]
-    assert [heads[0][:3], heads[1][:3]] == [["set 0", "set 1", "set 2"], ["set 3", "set 4", "set 5"]]
+    assert [re.findall(r"set \d", page) for page in pages] == [["set 0", "set 1", "set 2"], ["set 3", "set 4", "set 5"]]
     assert all(f"{number}.0\\" in latex for number in range(24)), "every column is somewhere"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from mllmu_nb.statistics.ranking import letter
 
 BEST, SECOND = "best", "second best"
 MARKED = {BEST: ("**{}**", r"\textbf{{{}}}"), SECOND: ("<u>{}</u>", r"\underline{{{}}}")}  # in Markdown, in LaTeX
-UPRIGHT, SIDEWAYS = 450, 640  # points across a page; a row that is longer than the first has limits below its values
+UPRIGHT, SIDEWAYS = 450, 648  # points across a page; a row that is longer than the first has limits below its values
 ROOM = {False: 42, True: 14}  # rows on a page, by whether limits stand below
 RAISED = r"\raisebox{{0.5ex}}{{{}}}"  # not smaller than the rest
 NARROW, WIDE = frozenset(" .,;:()[]|'ijlt"), frozenset("+−%‡→↑↓≠=<>mw")
@@ -76,7 +76,13 @@ class Sheet:
         rows = [(name, *(text for text, _ in cells)) for _, rows in self.blocks for name, cells in rows]
         texts = ["\n".join(column) for column in zip(heads, *rows, strict=True)]
         texts = [re.sub(r" (?=\[)|(?<=‡) ", "\n", text) for text in texts] if below else texts
-        return [4 + max(map(_points, text.split("\n"))) for text in texts]
+        shares = [0.0, *(_points(over) / count for over, count in self._spans() for _ in range(count))]
+        widths = [max(map(_points, text.split("\n"))) for text in texts]
+        return [4 + max(pair) for pair in zip(widths, shares, strict=True)]
+
+    def _spans(self) -> list[tuple[str, int]]:
+        """The headings over columns, each with the number of those that it spans."""
+        return [(over, len(list(some))) for over, some in groupby(over for over, _ in self.columns)]
 
     def _across(self) -> list[Sheet]:
         """Tables with some of the columns each, that fit a page on its side; columns with one heading over them stay
@@ -85,8 +91,9 @@ class Sheet:
 
         def packed(room: float) -> list[list[int]]:
             tables: list[list[int]] = [[]]
-            for over, some in groupby(range(len(widths)), lambda place: self.columns[place][0]):
-                together = list(some)
+            places = iter(range(len(widths)))
+            for over, count in self._spans():
+                together = list(islice(places, count))
                 fits = over and sum(widths[place] for place in together) <= room
                 for unit in [together] if fits else [[place] for place in together]:
                     if tables[-1] and sum(widths[place] for place in (*tables[-1], *unit)) > room:
@@ -111,7 +118,7 @@ class Sheet:
         lines += [rf"\caption{{{latex_text(self.title + continued)}}}"]
         lines += [] if continued else [rf"\label{{tab:{self.label}}}"]
         lines += [rf"\begin{{tabular}}{{l*{{{width}}}{{{'c' if below else 'r'}}}}}", r"\toprule"]
-        spans = [(over, len(list(some))) for over, some in groupby(over for over, _ in self.columns)]
+        spans = self._spans()
         if any(over for over, _ in spans):
             lines.append("".join(rf" & \multicolumn{{{n}}}{{c}}{{{latex_text(over)}}}" for over, n in spans) + r" \\")
             ends = list(accumulate(n for _, n in spans))
@@ -138,7 +145,7 @@ class Sheet:
 
 def _points(text: str) -> float:
     """Width of a text in LaTeX's 8 pt, on the safe side."""
-    return sum(2.7 if c in NARROW else 6.8 if c in WIDE or c.isupper() else 4.3 for c in text)
+    return sum(2.2 if c in NARROW else 6.8 if c in WIDE else 6.0 if c.isupper() else 4.3 for c in text)
 
 
 def _pages(blocks: Blocks, most: int) -> list[Blocks]:
