@@ -46,6 +46,7 @@ EVAL_BATCH = {"miniature": 256, "paper": 8}  # questions asked at once
 # What decides who there is, and what is asked of them.
 DATA: tuple[str, ...] = ("people", "pool", "celebrities", "forget_ratio", "replicate", "data_seed")
 DATA += ("profiles_file", "forget_ids_file", "data_source", "data_revision")
+PUBLISHED = ("forget_ratio", "data_source", "data_revision")  # all of it that decides who is read from data_source
 # What decides how it is asked; draws_file is looked into.
 ASKING = ("protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic", "long_prompts")
 ANCHOR_RATIO = 5  # the forget ratio that the published anchor is for
@@ -67,7 +68,7 @@ def population(config: Config) -> Population:
 
 def _data(config: Config) -> tuple[tuple, tuple]:
     """The parameters of the people, and the state of every file that they name (nothing of a name on the hub)."""
-    values = tuple((name, getattr(config, name)) for name in DATA)
+    values = tuple((name, getattr(config, name)) for name in (PUBLISHED if config.data_source else DATA))
     named = (part.strip() for name, value in values if name.endswith(("file", "source")) for part in value.split(","))
     places = [Path(name).expanduser() for name in named if name]
     files = [file for place in places for file in (place, *sorted(place.rglob("*"))) if file.is_file()]
