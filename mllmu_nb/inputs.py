@@ -27,6 +27,7 @@ from mllmu_nb.stages import RECORD, digest, is_whole, lock, read_json, state
 # What decides who there is, and what is asked of them.
 DATA: tuple[str, ...] = ("people", "pool", "celebrities", "forget_ratio", "replicate", "data_seed")
 DATA += ("profiles_file", "forget_ids_file", "data_source", "data_revision")
+PUBLISHED = ("forget_ratio", "data_source", "data_revision")  # all of it that decides who is read from data_source
 
 
 # -- people -----------------------------------------------------------------------------------------------------
@@ -40,7 +41,7 @@ def population(config: Config) -> Population:
 
 def _data(config: Config) -> tuple[tuple, tuple]:
     """The parameters of the people, and the state of every file that they name (nothing of a name on the hub)."""
-    values = tuple((name, getattr(config, name)) for name in DATA)
+    values = tuple((name, getattr(config, name)) for name in (PUBLISHED if config.data_source else DATA))
     named = (part.strip() for name, value in values if name.endswith(("file", "source")) for part in value.split(","))
     places = [Path(name).expanduser() for name in named if name]
     files = [file for place in places for file in (place, *sorted(place.rglob("*"))) if file.is_file()]

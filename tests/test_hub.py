@@ -199,9 +199,7 @@ def ask(reader: str, cases: dict, repositories: dict, place) -> dict:
     return dict(zip(cases, results, strict=True)) | {"output": done.stdout + done.stderr}
 
 
-ADVICE = (
-    "check the name, its revision, the network and the token in HF_TOKEN; the same command goes on where this one stopped"
-)
+ADVICE = "the token in HF_TOKEN; the same command goes on where this one stopped"
 PEOPLE = ["001", "002", "003", "004", "005", "006", "007", "c001"]
 
 
@@ -407,8 +405,11 @@ def test_a_run_takes_its_people_from_the_folder_and_its_record_names_no_path(tmp
     assert provenance.public(both) == {"data_source": "MLLMMU/MLLMU-Bench,baseline_train_split"}
 
 
-def test_replicates_of_a_data_source_differ_in_seeds_alone(tmp_path):
-    assert Config(data_source=str(tmp_path), replicate=1).train_seed == 1, "replicates differ in seeds alone"
+def test_replicates_of_a_data_source_differ_in_seeds_alone_and_share_its_people(tmp_path):
+    official.write_layout(a_few(), tmp_path / "people")
+    first, other = (Config(data_source=str(tmp_path / "people"), forget_ratio=15, replicate=n) for n in (0, 1))
+    assert (first.train_seed, other.train_seed) == (0, 1)
+    assert pipeline.population(first) is pipeline.population(other), "their pictures would be in memory twice"
 
 
 def test_a_hub_commit_is_in_the_runs_record(monkeypatch):

@@ -101,13 +101,13 @@ class Layout:
         for path in files:
             name = f"{self.name}/{config}/{path.name}"
             try:
-                file = pq.ParquetFile(path, buffer_size=2**20)
+                # Arrow holds the pictures of a batch, not of the file, beside those that are kept
+                file = pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
                 there = file.schema_arrow.names
                 if missing := [column for column in wanted if column not in there]:
                     text = f"column {', '.join(missing)}: missing (it has {', '.join(there)}): {needs}"
                     self.faults.append(f"{name}, {text}")
                     continue
-                # few at a time: beside the pictures that are kept, Arrow holds those of one batch
                 batches = file.iter_batches(BATCH, columns=wanted)
                 for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
                     where = f"{name}, row {number} (ID {row['ID']}), column"
@@ -118,6 +118,7 @@ class Layout:
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 reason = str(error).partition("\n")[0]
                 self.faults.append(f"{name}: is no readable parquet file ({reason}): download it again")
+            pa.default_memory_pool().release_unused()  # else it keeps some 100 MB for the next file
         return rows
 
 
