@@ -1,5 +1,6 @@
 """What every test and every notebook run by pytest shares: a throw-away output folder, few threads, pinned bits."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -32,6 +33,23 @@ def out(tmp_path, monkeypatch):
     """A folder of the test's own that everything is written under."""
     monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "out"))
     return tmp_path / "out"
+
+
+@pytest.fixture
+def largest():
+    """Inside ``with largest(bytes)`` no file may be longer, which ends in the same error as a full disk."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
+
+    @contextlib.contextmanager
+    def limited(size):
+        usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, usual[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+
+    return limited
 
 
 @pytest.fixture(scope="session")

@@ -264,6 +264,7 @@ def test_a_protocol_reaches_training_and_questions_and_its_draws_can_be_repeated
     pd.testing.assert_frame_equal(answers(again), rows)
 
 
+@pytest.mark.slow
 def test_runs_made_side_by_side_are_the_same_runs(config, made, tmp_path, monkeypatch):
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("MLLMU_NB_OUT", str(tmp_path))
@@ -277,7 +278,9 @@ def test_under_accelerate_launch_all_processes_make_one_run_after_the_other(conf
     made = []
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(pipeline, "finished", lambda one: False)
-    monkeypatch.setattr(pipeline, "ProcessPoolExecutor", lambda *given, **named: pytest.fail("a training beside another"))
+    monkeypatch.setattr(
+        pipeline, "ProcessPoolExecutor", lambda *given, **named: pytest.fail("a training beside another")
+    )
     monkeypatch.setattr(pipeline, "run", lambda one: made.append(one.method))
     pipeline.beside(config.but(**GA), "vanilla", "oracle")
     assert made == ["ga", "vanilla", "oracle"]
