@@ -1,5 +1,6 @@
 """What every test and every notebook run by pytest shares: a throw-away output folder, few threads, pinned bits."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -53,6 +54,23 @@ def browser():
         browser = running.chromium.launch(executable_path=program, headless=True, args=FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def largest():
+    """Inside ``with largest(bytes)`` no file may be longer, which ends in the same error as a full disk."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
+
+    @contextlib.contextmanager
+    def limited(size):
+        usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, usual[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+
+    return limited
 
 
 @pytest.fixture(scope="session")

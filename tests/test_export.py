@@ -154,16 +154,11 @@ def test_a_model_that_cannot_be_made_leaves_no_folder(tmp_path, capsys, out):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_is_full_is_named_in_one_line_and_nothing_is_left(tmp_path, tiny_base, out):
+@pytest.mark.parametrize("size", [100, 40_000])
+def test_a_disk_that_is_full_is_named_in_one_line_and_nothing_is_left(tmp_path, tiny_base, out, largest, capsys, size):
     """The limit on the size of a file ends in the same error as a full disk, for torch, safetensors and tokenizers."""
-    resource = pytest.importorskip("resource")
-    for limit in (100, 40_000):
-        command = [sys.executable, "-m", "mllmu_nb", "export", "--model", str(tmp_path / "new"), "-p", "method", "base"]
-        done = subprocess.run(
-            [*command, "-p", "base_path", str(tiny_base)],
-            preexec_fn=lambda size=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 2 and done.stderr.startswith(f"error: {tmp_path / 'new'} cannot be written (")
-        assert done.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
+    with largest(size):
+        assert export("--model", tmp_path / "new", method="base", base_path=tiny_base) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {tmp_path / 'new'} cannot be written (") and told.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

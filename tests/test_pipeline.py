@@ -264,6 +264,7 @@ def test_a_protocol_reaches_training_and_questions_and_its_draws_can_be_repeated
     pd.testing.assert_frame_equal(answers(again), rows)
 
 
+@pytest.mark.slow
 def test_runs_made_side_by_side_are_the_same_runs(config, made, tmp_path, monkeypatch):
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("MLLMU_NB_OUT", str(tmp_path))

@@ -185,8 +185,8 @@ def test_another_form_is_one_line(output, text, message):
 
 
 def test_what_lmms_eval_0_7_3_wrote_about_the_miniature_is_read_as_it_scored_it():
-    """Its own tasks on nine questions of ours, a script as the judge. It said 0.333 of MMMU. Of LLaVA-Bench it writes each
-    grade four times, under four metrics, of which one is kept here."""
+    """Its own tasks on nine questions of ours, a script as the judge. It said 0.333 of MMMU. Of LLaVA-Bench it writes
+    each grade four times, under four metrics, of which one is kept here."""
     items, failed = command.read(Path(__file__).parent / "lmms_eval", list(command.TASKS))
     assert items.loc[items["set"] == "mmmu", "score"].tolist() == [0, 0, 1, 1, 0, 0]
     assert items.loc[items["set"] == "llava_bench", "score"].tolist() == [0.3, 0.5] and failed == 1
@@ -203,8 +203,8 @@ def test_names_are_those_of_the_installed_package():
 
 
 # As LLaVA's processor on the hub has one; the miniature's has none.
-TEMPLATE = """{% for message in messages %}USER: {% for one in message['content'] %}{% if one['type'] == 'image' %}<image>
-{% else %}{{ one['text'] }} {% endif %}{% endfor %}{% endfor %}ASSISTANT:"""
+TEMPLATE = """{% for message in messages %}USER: {% for one in message['content'] %}
+{%- if one['type'] == 'image' %}<image>{% else %}{{ one['text'] }} {% endif %}{% endfor %}{% endfor %}ASSISTANT:"""
 
 
 @pytest.mark.slow
@@ -221,7 +221,7 @@ def test_lmms_eval_itself_asks_the_miniature(tmp_path, monkeypatch, capsys):
     options, pictures = "['a lamp', 'a boat', 'a tree', 'a hat']", [f"image_{number}" for number in range(1, 8)]
     asked = [("B", "red"), ("A", "green"), ("D", "blue"), ("yellow", "yellow"), ("1,250", "black"), ("7", "white")]
     rows = [
-        {"id": f"validation_Art_{number}", "question": f"What is shown in <image 1>, number {number}?", "answer": answer,
+        {"id": f"validation_Art_{number}", "question": f"What is in <image 1>, number {number}?", "answer": answer,
          "question_type": CHOICE if len(answer) == 1 and answer.isalpha() else OPEN, "options": options,
          **dict.fromkeys(pictures), "image_1": PIL.Image.new("RGB", (60, 60), colour)}
         for number, (answer, colour) in enumerate(asked, 1)
