@@ -414,8 +414,8 @@ def test_replicates_of_a_data_source_differ_in_seeds_alone_and_share_its_people(
 
 def test_a_hub_commit_is_in_the_runs_record(monkeypatch):
     noted = replace(a_few(), notes={"revisions": {"MLLMMU/MLLMU-Bench": NEW}})
-    monkeypatch.setattr(pipeline, "population", lambda config: noted)
-    assert pipeline._record(Config(method="base"))["data_revisions"] == {"MLLMMU/MLLMU-Bench": NEW}
+    monkeypatch.setattr(inputs, "population", lambda config: noted)
+    assert inputs.record_of(Config(method="base"))["data_revisions"] == {"MLLMMU/MLLMU-Bench": NEW}
 
 
 def test_a_base_from_the_hub_can_be_pinned_and_its_commit_is_in_the_runs_record(monkeypatch, tmp_path, tiny_base):
@@ -437,9 +437,9 @@ def test_a_base_from_the_hub_can_be_pinned_and_its_commit_is_in_the_runs_record(
     assert model.config.model_type == "llava"
     with pytest.raises(KitError, match="the model somebody/tiny cannot be loaded"):
         load.load_base(*pipeline.base_of(newest))
-    monkeypatch.setattr(pipeline, "data_hash", lambda config: "")
-    monkeypatch.setattr(pipeline, "population", lambda config: a_few())
-    both = pipeline._record(pinned.but(vanilla_path="somebody/tiny", vanilla_revision=NEW))
+    monkeypatch.setattr(inputs, "data_hash", lambda config: "")
+    monkeypatch.setattr(inputs, "population", lambda config: a_few())
+    both = inputs.record_of(pinned.but(vanilla_path="somebody/tiny", vanilla_revision=NEW))
     assert (both["base_commit"], both["vanilla_commit"]) == (OLD, NEW)
 
 
