@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from mllmu_nb.scoring.frames import DRAW, GROUP, KEY, POOLED, VIEWS, is_model, of_metric, paired, persons, summaries
+from mllmu_nb.scoring.frames import DRAW, GROUP, KEY, POOLED, VIEWS, is_model, of_metric, persons
 from mllmu_nb.scoring.registry import FORGOTTEN, by_key, metrics
+from mllmu_nb.scoring.summary import paired, summaries
 
 OPEN, CLOSED = "open", "closed"
 AT = [*KEY, "view"]

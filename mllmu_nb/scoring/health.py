@@ -13,20 +13,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from mllmu_nb.scoring.factuality import REFUSAL, holds, mostly_symbols, words, words_once
-from mllmu_nb.scoring.frames import (
-    DRAW,
-    GROUP,
-    MODEL,
-    NOTHING,
-    VIEWS,
-    filled,
-    is_model,
-    of_metric,
-    paired,
-    persons,
-    summaries,
-)
+from mllmu_nb.scoring.frames import DRAW, GROUP, MODEL, VIEWS, filled, is_model, of_metric, persons
 from mllmu_nb.scoring.registry import by_key, each, metric
+from mllmu_nb.scoring.summary import NOTHING, paired, summaries
 
 STATES = {
     "correct": "Correct",

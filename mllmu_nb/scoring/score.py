@@ -18,7 +18,6 @@ from mllmu_nb.scoring.frames import (
     GROUP,
     KEY,
     MODEL,
-    NOTHING,
     PAIRED_ON,
     PEOPLE,
     POOLED,
@@ -29,12 +28,11 @@ from mllmu_nb.scoring.frames import (
     filled,
     is_model,
     of_metric,
-    paired,
     persons,
-    summaries,
 )
 from mllmu_nb.scoring.gates import gates, with_gate
 from mllmu_nb.scoring.registry import PER, Metric, NotMeasured, by_key, metrics, no_pair
+from mllmu_nb.scoring.summary import NOTHING, paired, summaries
 from mllmu_nb.statistics.intervals import Interval, equivalence
 
 RUN_KEYS = ["run", "base_model", "forget_ratio", "replicate", "method", "protocol", "variant", "modality", "after"]

@@ -1,0 +1,52 @@
+"""From one value an answer to one value a cell: means and paired differences with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import nan
+
+import numpy as np
+import pandas as pd
+
+from mllmu_nb.scoring.frames import DRAW, PAIRED_ON, is_model
+from mllmu_nb.scoring.registry import Metric
+from mllmu_nb.statistics.intervals import interval, paired_difference
+
+NOTHING = {"value": nan, "low": nan, "high": nan, "dots": ()}
+
+
+def summaries(rows: pd.DataFrame, by: Sequence[str], metrics: Iterable[Metric], minus: bool = False) -> list[dict]:
+    """The mean of each metric in each group of ``rows`` with its interval, over people or, where the group holds
+    several replicates, over these crossed with people; none where nothing has a value.
+
+    ``rows`` are scored, with ``person`` and the columns of the run; groups agree in the columns ``by``. With ``minus``,
+    the mean of paired differences to the columns that end in ``_reference``. Each summary has the columns ``by``, task,
+    scoring, metric, value, low, high, n_items, n_profiles, n_replicates, and ``dots``: the value of each replicate.
+    """
+    result = []
+    people, replicates = pd.factorize(rows["person"])[0], rows.groupby(DRAW).ngroup().to_numpy()
+    group = rows.groupby(list(by), sort=False, observed=True, dropna=False).ngroup().to_numpy()
+    groups = [(at, group == n) for n, at in enumerate(rows[list(by)].drop_duplicates().to_dict("records"))]
+    for metric in metrics:
+        values = rows[metric.column].to_numpy(float)
+        reference = rows[f"{metric.column}_reference"].to_numpy(float) if minus else np.zeros(len(rows))
+        named = {"task": metric.task, "scoring": metric.scoring, "metric": metric.name}
+        for at, here in groups:
+            here = here & np.isfinite(values - reference)
+            if at.get("set", metric.sets[0]) not in metric.sets or not here.any():
+                continue
+            scores = (values[here], reference[here]) if minus else (values[here],)
+            function, some = paired_difference if minus else interval, replicates[here]
+            summary = function(*scores, people[here], bounds=metric.bounds, replicates=some)
+            counts, sums = np.bincount(some), np.bincount(some, values[here] - reference[here])
+            dots = tuple(sums[counts > 0] / counts[counts > 0])
+            result.append(at | named | vars(summary) | {"dots": dots if len(dots) > 1 else ()})
+    return result
+
+
+def paired(
+    rows: pd.DataFrame, against: str, columns: Sequence[str], on: Sequence[str] = tuple(PAIRED_ON)
+) -> pd.DataFrame:
+    """Rows that the model ``against`` (vanilla, oracle) was asked as well, with its ``columns`` as ``.._reference``."""
+    reference = rows.loc[is_model(rows, against), [*on, *columns]].drop_duplicates(list(on))
+    return rows.merge(reference, on=list(on), suffixes=("", "_reference"))
