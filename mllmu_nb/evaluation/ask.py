@@ -160,7 +160,7 @@ def _row(item: Item, scoring: str, **known: Any) -> dict[str, Any]:
 def require_room(model, inquiry: Inquiry, prompts: Prompts) -> None:
     """Raise ``KitError``, naming the question, when a prompt and its answer do not fit the model's context."""
     each = len(prompts.rows) // len(inquiry.items)
-    names = (f"the prompt of {item.question.id} ({item.set})" for item in inquiry.items for _ in range(each))
+    names = (f"{item.question.id} ({item.set})" for item in inquiry.items for _ in range(each))
     prompts.require_room(model, inquiry.tokens, names)
 
 

@@ -55,12 +55,12 @@ class Prompts:
                 begins.append(len(one.ids) - int(one.taught[::-1].cumprod().sum()))  # earlier turns have answers, too
         return cls(conversations, rows, begins)
 
-    def require_room(self, model, room: int = 0, names: Iterable[str] = repeat("a prompt")) -> None:
+    def require_room(self, model, room: int = 0, names: Iterable[str] = repeat("a question")) -> None:
         """Raise ``KitError``, with its name, when the longest prompt and its answer do not fit the model's context."""
         if self.too_long(model, room):
             length, name = max(zip(map(len, self.rows), names, strict=False), key=itemgetter(0))
             raise KitError(
-                f"{name} with its answer takes {length + room} tokens and the context holds "
+                f"the prompt of {name} with its answer takes {length + room} tokens and the context holds "
                 f"{families.of(model).context(model)}: ask for fewer shots, or set long_prompts"
             )
 
