@@ -180,6 +180,16 @@ def test_replicates_are_dots_wherever_a_method_has_a_number(known):
         assert len(shares) == 3 and ends <= spots(figure.axes[0]), metric
 
 
+def test_replicates_that_only_one_of_two_axes_has_are_no_dots():
+    """GA is asked about Retain in two replicates of three."""
+    small = {"people": 20, "famous": 3, "asked": {"classification": 2}}
+    runs = [make(name, draw=draw, **small) for name in ("vanilla", "oracle") for draw in range(3)]
+    runs += [make("ga", modality="multimodal", draw=draw, **small) for draw in range(2)]
+    runs += [make("ga", modality="multimodal", draw=2, sets=("forget",), **small)]
+    panel = figures.forgetting_utility(group(runs)).axes[0]
+    assert len([one for one in panel.collections if len(one.get_offsets()) == 3]) == 2, "vanilla and the oracle"
+
+
 def test_without_replicates_there_are_no_dots():
     scores = group(everybody(people=20, famous=3, asked={"classification": 2, "generation": 1}))
     for name in ("forgetting_utility", "oracle_gap", "leakage", "health"):

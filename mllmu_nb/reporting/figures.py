@@ -351,7 +351,8 @@ def forgetting_utility(scores: Scores) -> Figure:
             above = sum(math.dist(places[number], other) < 4 for other in places[number + 1 :])  # points; it stays seen
             how = {"across": (row["low"], row["high"]), "along": along, "thickness": 0.7, "larger": 2.4 * above}
             plots.mark(panel, row["value"], y, plots.look_of(row), **how)
-            plots.dots(panel, row["dots"], down, row["colour"])
+            if np.size(down) in (1, len(row["dots"])):  # in a sweep that has not ended they may be of other replicates
+                plots.dots(panel, row["dots"], down, row["colour"])
             if row["method"] == "oracle" and not row["after"]:
                 panel.axhline(y, color=row["colour"], linewidth=0.7, linestyle=":", zorder=0)
         panel.axhline(0, color=PALE, linewidth=0.6, zorder=0)

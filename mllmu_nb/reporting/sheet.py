@@ -18,7 +18,7 @@ from mllmu_nb.statistics.ranking import letter
 BEST, SECOND = "best", "second best"
 MARKED = {BEST: ("**{}**", r"\textbf{{{}}}"), SECOND: ("<u>{}</u>", r"\underline{{{}}}")}  # in Markdown, in LaTeX
 UPRIGHT, SIDEWAYS = 450, 648  # points across a page; a row that is longer than the first has limits below its values
-ROOM = {False: 42, True: 14}  # rows on a page, by whether limits stand below
+ROOM = {False: 35, True: 14}  # rows on a page, by whether limits stand below
 RAISED = r"\raisebox{{0.5ex}}{{{}}}"  # not smaller than the rest
 NARROW, WIDE = frozenset(" .,;:()[]|'ijlt"), frozenset("+−%‡→↑↓≠=<>mw")
 Blocks = Sequence[tuple[str, Sequence[tuple[str, Sequence[tuple[str, str]]]]]]
