@@ -165,15 +165,6 @@ def test_a_home_folder_that_is_nobodys_is_named(monkeypatch, tmp_path, capsys):
     assert said.startswith("error: MLLMU_NB_OUT='~nobody-of-this-name/x' names a home folder that does not exist: set")
 
 
-def test_a_full_disk_is_named_in_one_line(monkeypatch, tmp_path, capsys):
-    def full(*given):
-        raise OSError(28, "No space left on device", "scores.csv")
-
-    monkeypatch.setattr(sweep, "read", full)
-    assert door.main(["sweep", "x.yaml"]) == 2
-    assert capsys.readouterr().err == "error: cannot read or write scores.csv (No space left on device)\n"
-
-
 def test_without_a_command_usage_is_shown():
     command = [sys.executable, "-m", "mllmu_nb"]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=CONFIGS.parent)

@@ -192,8 +192,16 @@ def test_there_are_commands_of_every_kind_and_those_that_run_are_told():
     assert set(RUN) <= {" ".join(map(shlex.quote, given)).replace("'", '"') for c in found if (given := kit(c))}
 
 
+@pytest.fixture(scope="module")
+def one_out(tmp_path_factory):
+    """One output folder for all, so that a command finds what another has trained."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLLMU_NB_OUT", str(tmp_path_factory.mktemp("out")))
+        yield
+
+
 @pytest.mark.parametrize("command", RUN)
-def test_a_command_that_is_cheap_runs(command, out, tmp_path, monkeypatch, capsys):
+def test_a_command_that_is_cheap_runs(command, one_out, tmp_path, monkeypatch, capsys):
     given = [str(ROOT / word) if word.startswith(("configs/", "results/")) else word for word in shlex.split(command)]
     small = [str(ROOT / word) if word.startswith("results/") else word for word in shlex.split(RUN[command])]
     monkeypatch.chdir(tmp_path)

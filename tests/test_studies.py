@@ -149,7 +149,7 @@ def test_a_way_down_as_long_as_the_way_up_is_that_long(config):
         sets = {name: training_conversations(known.members(name), "multimodal") for name in ("forget", "retain")}
         assert unlearning_steps(one.objective, one.unlearning, sets) == steps
         fed = unlearning_batches(pipeline.family(one), processor, one.objective, sets, one.unlearning, 0)
-        names = [set(piece) for pieces in islice(fed, steps) for piece in pieces]
+        names = [set(piece) - {"length"} for pieces in islice(fed, steps) for piece in pieces]
         assert names == [{"forget"}] * 6 + [{"retain"}] * (steps - 6)
 
 
