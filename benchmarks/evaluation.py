@@ -20,7 +20,7 @@ from unittest import mock
 
 import pandas as pd
 
-from mllmu_nb import pipeline, provenance
+from mllmu_nb import inputs, pipeline, provenance
 from mllmu_nb.config import Config
 from mllmu_nb.evaluation.ask import ask
 from mllmu_nb.models import load
@@ -33,7 +33,7 @@ def measured(arm: str, limit: int) -> tuple[float, pd.DataFrame]:
     config = Config(method="base")
     with mock.patch.object(load, "_keep_memory") if arm == "memory given back" else nullcontext():
         model, processor = pipeline.model(config)
-    known = pipeline.population(config)
+    known = inputs.population(config)
     began = time.perf_counter()
     rows = ask(model, processor, known, limit=limit, progress=False)
     return time.perf_counter() - began, rows

@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from statistics import median
 from unittest import mock
 
-from mllmu_nb import pinning, pipeline, provenance
+from mllmu_nb import inputs, pinning, pipeline, provenance
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import MODALITIES, training_conversations
 
@@ -48,7 +48,7 @@ def measured(arm: str, steps: int) -> float:
     config = Config(method="base")
     model, processor = pipeline.model(config)
     load.unfreeze(model)
-    people = pipeline.taught(pipeline.population(config), "vanilla")
+    people = inputs.taught(inputs.population(config), "vanilla")
     conversations = [c for modality in MODALITIES for c in training_conversations(people, modality)]
     recipe = replace(config.training, steps=steps, **changes)
     with mock.patch.object(training, "Muon", torchs_muon) if foreign else mock.MagicMock():

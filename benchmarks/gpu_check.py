@@ -34,7 +34,7 @@ import torch
 from accelerate.utils import send_to_device
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from mllmu_nb import pipeline, prediction, provenance, training, unlearning
+from mllmu_nb import inputs, pipeline, prediction, provenance, training, unlearning
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import training_conversations
 from mllmu_nb.data.schema import SETS
@@ -50,7 +50,7 @@ FOUR_SETS = 50 + 50 + 450 + 153  # people of one model's evaluation at 10 %
 
 def stand_in(config: Config, tiny: bool, device: str):
     """A model of random weights in the published shape (``tiny``: the miniature's), and a processor that fits it."""
-    family, assets = pipeline.family(config), ASSETS / f"{config.base_model}-miniature"
+    family, assets = inputs.family(config), ASSETS / f"{config.base_model}-miniature"
     processor = family.load_processor(str(assets), local_files_only=True)
     shape = AutoConfig.from_pretrained(assets)
     if not tiny:
@@ -89,7 +89,7 @@ def main() -> None:
             scale="paper", base_model=base, people=40, pool=0, celebrities=8, forget_ratio=10, precision=precision
         )
         model, processor = stand_in(config, tiny, device)
-        estimate, label = prediction.Estimate(model.config, eager=False), pipeline.family(config).label
+        estimate, label = prediction.Estimate(model.config, eager=False), inputs.family(config).label
         print(f"\n{label}, {estimate.parameters / 1e9:.3g} billion random weights{', tiny' * tiny}")
         trainings(config, model, processor, estimate, options.steps, rate, most)
         asking(config, model, processor, estimate, options.limit, rate)
@@ -97,7 +97,7 @@ def main() -> None:
 
 def trainings(config, model, processor, estimate, steps: int, rate: prediction.Rate, most: float) -> None:
     """A table of fine-tuning and of each method: measured / predicted."""
-    known = pipeline.population(config)
+    known = inputs.population(config)
     print("| training | seconds a step | predicted | peak GiB | predicted | TFLOP | predicted | utilisation |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for name in ("vanilla", *(name for name in unlearning.names() if unlearning.get(name).streams)):
@@ -128,9 +128,9 @@ def trainings(config, model, processor, estimate, steps: int, rate: prediction.R
 
 def asking(config, model, processor, estimate, limit: int, rate: prediction.Rate) -> None:
     """Questions a second by the kit and one by one, minutes of all four sets by both, and the kit's peak memory."""
-    known = pipeline.population(config)
+    known = inputs.population(config)
     how = {name: getattr(config, name) for name in pipeline.ASKING}
-    drawn = pipeline.draws_of(config, SETS)
+    drawn = inputs.draws_of(config, SETS)
     size = pipeline.EVAL_BATCH[config.scale]
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -140,9 +140,9 @@ def asking(config, model, processor, estimate, limit: int, rate: prediction.Rate
     peak = training.peak_memory_mb(model.device) * MIB / GIB
     needs = sum(estimate.answering(size, config.shots, config.precision).values())
 
-    inputs = released.inputs
+    usual = released.encoded
     inquiries = inquiries_of(Asking(known, drawn, config.shots, config.protocol), scoring=config.scoring, limit=limit)
-    with mock.patch.object(released, "inputs", lambda *given: send_to_device(inputs(*given), model.device)):
+    with mock.patch.object(released, "encoded", lambda *given: send_to_device(usual(*given), model.device)):
         began = time.perf_counter()
         for inquiry in inquiries:
             released.released(model, processor, inquiry, False)

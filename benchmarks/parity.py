@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mllmu_nb import pipeline
+from mllmu_nb import inputs, pipeline
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.data.schema import SETS
@@ -92,8 +92,8 @@ def main() -> int:
     options = parser.parse_args()
     config = Config(method=options.method, protocol=options.protocol)
     model, processor = pipeline.model(config)
-    known = pipeline.population(config)
-    asking = Asking(known, pipeline.draws_of(config, options.sets), config.shots, config.protocol)
+    known = inputs.population(config)
+    asking = Asking(known, inputs.draws_of(config, options.sets), config.shots, config.protocol)
     inquiries = inquiries_of(asking, sets=options.sets, limit=options.limit)  # both scorings, whatever the protocol
     count, differences = 0, []
     for name, inquiry in zip(("letter", "likelihood", "generation", "cloze"), inquiries, strict=True):

@@ -37,7 +37,7 @@ import torch
 from parity import TIE, parting_gap
 from PIL import Image
 
-from mllmu_nb import pipeline, provenance
+from mllmu_nb import inputs, pipeline, provenance
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.data.schema import SETS
@@ -50,7 +50,7 @@ PLAIN, STRONG, KIT = "one by one", "in batches", "the kit"
 AT_ONCE = {"generate": 32, "options": 64}
 
 
-def inputs(model, processor, conversations: Sequence[Conversation], side: str) -> dict[str, torch.Tensor]:
+def encoded(model, processor, conversations: Sequence[Conversation], side: str) -> dict[str, torch.Tensor]:
     """Conversations as the library's own processor encodes them, pictures decoded anew."""
     render = families.of(model).render
     texts = [render(one, processor.image_token, "")[0] for one in conversations]
@@ -62,7 +62,7 @@ def inputs(model, processor, conversations: Sequence[Conversation], side: str) -
 @torch.inference_mode()
 def written(model, processor, conversations: Sequence[Conversation], tokens: int) -> list[str]:
     """The answers of ``generate``."""
-    batch = inputs(model, processor, conversations, "left")
+    batch = encoded(model, processor, conversations, "left")
     ids = model.generate(**batch, max_new_tokens=tokens, do_sample=False)[:, batch["input_ids"].shape[1] :]
     return [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
@@ -71,7 +71,7 @@ def written(model, processor, conversations: Sequence[Conversation], tokens: int
 def likelihoods(model, processor, opened: Sequence[Conversation], options: Sequence[str]) -> list[float]:
     """Mean log-likelihood per token of each option as the answer to its question."""
     closed = [conversation.answered(option) for conversation, option in zip(opened, options, strict=True)]
-    batch = inputs(model, processor, closed, "right")
+    batch = encoded(model, processor, closed, "right")
     render, tokenizer = families.of(model).render, processor.tokenizer
     # without pictures, which take as many tokens before the answer as in the whole
     lengths = [
@@ -168,8 +168,8 @@ def compare(config: Config, limit: int | None, rounds: int) -> int:
     """Measures one protocol and prints it; how many answers differ without a tie."""
     model, processor = pipeline.model(config)
     default = "sdpa", model.config.get_text_config()._attn_implementation
-    known = pipeline.population(config)
-    draws = pipeline.draws_of(config, SETS)
+    known = inputs.population(config)
+    draws = inputs.draws_of(config, SETS)
     asking = Asking(known, draws, config.shots, config.protocol)
     inquiries = inquiries_of(asking, scoring=config.scoring, limit=limit)
     how = {name: getattr(config, name) for name in pipeline.ASKING} | {"batch_size": pipeline.EVAL_BATCH[config.scale]}

@@ -30,7 +30,7 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 
-from mllmu_nb import paths, pipeline, provenance, stages
+from mllmu_nb import inputs, paths, pipeline, provenance, stages
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import MODALITIES, training_conversations
 from mllmu_nb.reporting import tables
@@ -60,7 +60,7 @@ def widened(folder: Path, times: int) -> int:
     """Writes the shipped base, untaught, at so many times its width; returns its parameters."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    shipped = Path(pipeline.base_source(Config()))
+    shipped = Path(inputs.base_source(Config()))
     shape = AutoConfig.from_pretrained(shipped)
     for tower in (shape.text_config, shape.vision_config):
         for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
@@ -84,14 +84,14 @@ def measured(people: int, times: int, share: int) -> list[dict]:
         size = {"people": people, "parameters": widened(base, times)}
         config = Config(method="base", base_path=str(base), people=people)
         with part(rows, part="data", **size):
-            known = pipeline.population(config)
-            pipeline.write_people(config, paths.people(paths.results("miniature")))
+            known = inputs.population(config)
+            inputs.write_people(config, paths.people(paths.results("miniature")))
         with part(rows, part="training", **size):
-            model, processor = load.load_base(*pipeline.base_of(config))
+            model, processor = load.load_base(*inputs.base_of(config))
             conversations = [
                 one
                 for modality in MODALITIES
-                for one in training_conversations(pipeline.taught(known, "vanilla"), modality)
+                for one in training_conversations(inputs.taught(known, "vanilla"), modality)
             ]
             recipe = replace(config.training, steps=STEPS)
             settings = {"material": {"augment": pipeline.changed_portrait}, "progress": False}

@@ -30,13 +30,11 @@ from mllmu_nb.data.exams import Exams
 from mllmu_nb.data.schema import LETTERS, SETS
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import draws as drawing
-from mllmu_nb.inputs import (  # noqa: F401  what notebooks and commands ask for here
-    DATA,
+from mllmu_nb.inputs import (
     base_hash,
     base_of,
     base_source,
     check,
-    check_comparable,
     counts,
     data_hash,
     draws_of,
@@ -49,7 +47,6 @@ from mllmu_nb.inputs import (  # noqa: F401  what notebooks and commands ask for
     record_of,
     run_folder,
     taught,
-    unread,
     write_people,
 )
 from mllmu_nb.processes import end_with_parent

@@ -29,7 +29,7 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import flop_registry
 from transformers import AutoModelForImageTextToText
 
-from mllmu_nb import pipeline
+from mllmu_nb import inputs, pipeline
 from mllmu_nb.batches import finetuning_steps, steps_of
 from mllmu_nb.config import YOURS, Config
 from mllmu_nb.data.conversations import MODALITIES, Conversation, Turn
@@ -390,13 +390,13 @@ def asking_precision(config: Config) -> str:
 def _people(config: Config) -> dict[str, list[Conversation]]:
     """Everybody, by set, with as many turns as fine-tuning has questions about them; those of the hub, which are not
     read for this, are as many as the paper's."""
-    if pipeline.unread(config):
+    if inputs.unread(config):
         everybody = PUBLISHED["people"]
         forget, turns = round(everybody * config.forget_ratio / 100), round(PUBLISHED["pairs"] / everybody)
         counts = {"forget": forget, "retain": everybody - forget, "celebrity": PUBLISHED["celebrity"], "pool": 0}
         of = {name: [turns] * count for name, count in counts.items()}
     else:
-        known = pipeline.population(config)
+        known = inputs.population(config)
         groups = {name: known.members(name) for name in ("forget", "retain", "celebrity")}
         of = {name: [len(p.qa) for p in people] for name, people in {**groups, "pool": known.of_kind("pool")}.items()}
     return {name: [Conversation((Turn(""),) * count) for count in turns] for name, turns in of.items()}

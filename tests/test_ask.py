@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mllmu_nb import __main__ as door
-from mllmu_nb import pipeline
+from mllmu_nb import inputs, pipeline
 from mllmu_nb.commands import ask
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import Conversation, Turn
@@ -22,7 +22,7 @@ SMALL = {"people": 20, "celebrities": 12, "pool": 12}
 
 @pytest.fixture(scope="module")
 def known():
-    return pipeline.population(Config(**SMALL))
+    return inputs.population(Config(**SMALL))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from fake_runs import make, saying
 from test_show import PICTURE, SMALL, right
 
-from mllmu_nb import paths, pipeline
+from mllmu_nb import inputs, paths
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import card
@@ -95,7 +95,7 @@ def collapsed():
         same = all(made[name] == getattr(config, name) for name in ("base_model", "forget_ratio", "replicate"))
         if same and f"{made['method']} {made['modality']}" in ("vanilla none", "oracle none", "npo multimodal"):
             runs[made["method"]] = read_run(folder)
-    return card.card(Beside(runs.pop("npo"), **runs), pipeline.population(config))
+    return card.card(Beside(runs.pop("npo"), **runs), inputs.population(config))
 
 
 @pytest.mark.browser

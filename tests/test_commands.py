@@ -14,7 +14,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
 from mllmu_nb import __main__ as door
-from mllmu_nb import paths, pipeline, stages
+from mllmu_nb import inputs, paths, pipeline, stages
 from mllmu_nb.commands import sweep, warm
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
@@ -214,7 +214,7 @@ def test_equal_runs_are_made_once_and_files_of_one_name_are_not_mixed_up(tmp_pat
 
 def test_people_who_cannot_stand_beside_finished_runs_are_refused_before_the_compute(tmp_path, out, notebooks, capsys):
     put_notebook(notebooks, "02_finetune.ipynb")
-    other = pipeline.run_folder(Config(people=30))
+    other = inputs.run_folder(Config(people=30))
     other.mkdir(parents=True)
     # the same parameters, and yet other people: a file that was changed since
     record = {"run": other.name, "parameters": Config(people=20).parameters(), "data_hash": "other"}
@@ -226,7 +226,7 @@ def test_people_who_cannot_stand_beside_finished_runs_are_refused_before_the_com
 @pytest.mark.parametrize("record", ["{}", "[1]", "", '{"run": "x", "files": {"answers.parquet": {}}}'])
 def test_a_damaged_run_beside_those_of_the_grid_is_named_before_the_compute(tmp_path, out, notebooks, capsys, record):
     put_notebook(notebooks, "02_finetune.ipynb")
-    other = pipeline.run_folder(Config(people=30))
+    other = inputs.run_folder(Config(people=30))
     other.mkdir(parents=True)
     (other / stages.RECORD).write_text(record)
     assert door.main(["sweep", put_grid(tmp_path, {"people": 20})]) == 2
@@ -280,7 +280,7 @@ def test_what_lies_here_is_named_in_full_and_the_hubs_names_are_left(tmp_path, m
 NOTEBOOK = """
 import os, signal
 from pathlib import Path
-from mllmu_nb import pipeline, stages
+from mllmu_nb import inputs, pipeline, stages
 from mllmu_nb.config import Config
 config = Config.from_notebook(globals())
 if config.method == "npo":
@@ -288,7 +288,7 @@ if config.method == "npo":
 assert config.method != "ga"
 if config.method == "kl_min":
     os.kill(os.getpid(), signal.SIGKILL)
-folder = pipeline.run_folder(config)
+folder = inputs.run_folder(config)
 known = {"lr": config.unlearn_lr, "seed": config.seed, "settings": config.settings, "here": Path.cwd().name}
 with stages.lock(folder), stages.whole(folder) as partial:
     stages.write_json(partial / stages.RECORD, {"run": config.run_id, **known})
@@ -300,7 +300,7 @@ def test_the_sweep_runs_notebooks_skips_finished_ones_and_names_what_failed(
     tmp_path, out, notebooks, monkeypatch, capsys
 ):
     reported = []
-    monkeypatch.setattr(pipeline, "finished", lambda config: (pipeline.run_folder(config) / stages.RECORD).exists())
+    monkeypatch.setattr(pipeline, "finished", lambda config: (inputs.run_folder(config) / stages.RECORD).exists())
     monkeypatch.setattr(pipeline, "check", lambda config: None)
     monkeypatch.setattr(pipeline, "check_comparable", lambda configs: None)
     monkeypatch.setattr(pipeline, "finetuned", lambda config: SimpleNamespace(folder=tmp_path))
@@ -311,7 +311,7 @@ def test_the_sweep_runs_notebooks_skips_finished_ones_and_names_what_failed(
     axes = {"method": ["vanilla", "npo", "kl_min", "grad_diff", "ga"], "modality": ["unimodal"]}
     grid = {"unlearn_lr": 1e-5, "seed": 3, "alpha": 0.25, "grid": axes}
     vanilla, npo, killed, made, wrong = sweep.cells(grid)
-    there = pipeline.run_folder(vanilla)
+    there = inputs.run_folder(vanilla)
     there.mkdir(parents=True)
     (there / stages.RECORD).write_text("{}")
     stages.write_json(there / "train.json", {"seconds": 600, "evaluation_seconds": 30})
@@ -328,7 +328,7 @@ def test_the_sweep_runs_notebooks_skips_finished_ones_and_names_what_failed(
     assert reasons[2:] == [f"failed: {npo.run_id} (NPO (text only)): ValueError: the adapter has burst (see {place})"]
     assert reasons[1].startswith(f"failed: {killed.run_id} (KL Min. (text only)): its kernel was killed, ")
     assert f"{wrong.run_id} (GA (text only)): AssertionError: in a cell that checks the result (see" in reasons[0]
-    record = stages.read_json(pipeline.run_folder(made) / stages.RECORD)
+    record = stages.read_json(inputs.run_folder(made) / stages.RECORD)
     assert record.pop("settings")["alpha"] == 0.25
     assert record == {"run": made.run_id, "lr": 1e-5, "seed": 3, "here": "notebooks"}
     assert (there / stages.RECORD).read_text() == "{}", "a finished run is left alone"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mllmu_nb import __main__ as door
-from mllmu_nb import hub, pipeline
+from mllmu_nb import hub, inputs, pipeline
 from mllmu_nb.config import Config
 from mllmu_nb.data import official
 from mllmu_nb.data.generate import generate
@@ -48,7 +48,7 @@ def test_exported_people_are_asked_the_same_and_answer_the_same(tmp_path):
     people = Population(kept, made.forget_ids, made.notes)
     official.write_layout(people, tmp_path / "people")
     back = hub.read_people(f"{tmp_path / 'people'},{tmp_path / 'baseline_train_split'}", "", 20)
-    model, processor = load.load_base(pipeline.base_source(Config()), "llava", "miniature")
+    model, processor = load.load_base(inputs.base_source(Config()), "llava", "miniature")
     before, after = (ask(model, processor, p, shots=1, shot_seed=0, batch_size=64) for p in (people, back))
     assert set(before["set"]) == {"forget", "test", "retain", "celebrity"}
     assert [p.id for p in back.of_kind("pool")] == ["007", "008"]  # who the worked examples show
@@ -60,7 +60,7 @@ def test_the_command_writes_people_and_training_splits(tmp_path, capsys, out):
     told = capsys.readouterr().out
     assert "6 fictitious, 2 pool, 4 celebrity, 1 of them to be forgotten at 20 %\n" in told
     assert f"12 files in {tmp_path}/people\n" in told and f"6 files in {tmp_path}/baseline_train_split\n" in told
-    known, read = pipeline.population(Config(**SMALL)), hub.read_people(str(tmp_path / "people"), "", 20)
+    known, read = inputs.population(Config(**SMALL)), hub.read_people(str(tmp_path / "people"), "", 20)
     assert list(read.profiles) == list(known.profiles) and read.forget_ids == known.forget_ids
 
 

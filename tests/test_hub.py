@@ -19,7 +19,7 @@ import pytest
 from safetensors.numpy import save_file
 from test_official import a_few
 
-from mllmu_nb import hub, inputs, paths, pipeline, provenance
+from mllmu_nb import hub, inputs, paths, provenance
 from mllmu_nb.config import Config
 from mllmu_nb.data import official
 from mllmu_nb.errors import KitError
@@ -361,9 +361,9 @@ def test_a_run_fetches_base_and_vanilla_before_anything_else(monkeypatch):
     wanted = []
     monkeypatch.setattr(inputs.hub, "fetch", lambda *asked: wanted.append(asked))
     config = Config(scale="paper", base_revision=OLD, vanilla_path=VANILLA, vanilla_revision=TAUGHT)
-    pipeline.fetch(config)
-    assert wanted == [(VANILLA, TAUGHT), (pipeline.family(config).hub, OLD)]
-    pipeline.fetch(Config())
+    inputs.fetch(config)
+    assert wanted == [(VANILLA, TAUGHT), (inputs.family(config).hub, OLD)]
+    inputs.fetch(Config())
     assert len(wanted) == 2, "the miniature's base comes with the kit"
 
 
@@ -396,9 +396,9 @@ def test_a_folder_has_no_revision(tmp_path):
 def test_a_run_takes_its_people_from_the_folder_and_its_record_names_no_path(tmp_path):
     official.write_layout(a_few(), tmp_path / "people")
     config = Config(data_source=str(tmp_path / "people"), forget_ratio=15, method="base")
-    known = pipeline.population(config)
+    known = inputs.population(config)
     assert list(known.profiles) == PEOPLE and known.forget_ids == ("003",)
-    assert pipeline.data_hash(config) == pipeline.data_hash(config.but(people=50, pool=0))
+    assert inputs.data_hash(config) == inputs.data_hash(config.but(people=50, pool=0))
     result = provenance.public(config.parameters())
     assert result["data_source"] == "people"
     both = {"data_source": f"MLLMMU/MLLMU-Bench,{tmp_path}/baseline_train_split"}
@@ -409,7 +409,7 @@ def test_replicates_of_a_data_source_differ_in_seeds_alone_and_share_its_people(
     official.write_layout(a_few(), tmp_path / "people")
     first, other = (Config(data_source=str(tmp_path / "people"), forget_ratio=15, replicate=n) for n in (0, 1))
     assert (first.train_seed, other.train_seed) == (0, 1)
-    assert pipeline.population(first) is pipeline.population(other), "their pictures would be in memory twice"
+    assert inputs.population(first) is inputs.population(other), "their pictures would be in memory twice"
 
 
 def test_a_hub_commit_is_in_the_runs_record(monkeypatch):
@@ -431,12 +431,12 @@ def test_a_base_from_the_hub_can_be_pinned_and_its_commit_is_in_the_runs_record(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     pinned = Config(scale="paper", base_path="somebody/tiny", base_revision=OLD, method="base")
     newest = pinned.but(base_revision="")
-    assert pinned.run_id != newest.run_id and pipeline.base_hash(pinned) != pipeline.base_hash(newest)
+    assert pinned.run_id != newest.run_id and inputs.base_hash(pinned) != inputs.base_hash(newest)
     assert files.commit("somebody/tiny", OLD) == OLD and files.commit("somebody/tiny", "") == NEW
-    model, _ = load.load_base(*pipeline.base_of(pinned))
+    model, _ = load.load_base(*inputs.base_of(pinned))
     assert model.config.model_type == "llava"
     with pytest.raises(KitError, match="the model somebody/tiny cannot be loaded"):
-        load.load_base(*pipeline.base_of(newest))
+        load.load_base(*inputs.base_of(newest))
     monkeypatch.setattr(inputs, "data_hash", lambda config: "")
     monkeypatch.setattr(inputs, "population", lambda config: a_few())
     both = inputs.record_of(pinned.but(vanilla_path="somebody/tiny", vanilla_revision=NEW))
@@ -445,4 +445,4 @@ def test_a_base_from_the_hub_can_be_pinned_and_its_commit_is_in_the_runs_record(
 
 def test_a_base_in_a_folder_has_no_revision():
     with pytest.raises(KitError, match="base_revision 'v1' is for the hub, but .*llava-miniature is a folder"):
-        pipeline.check(Config(base_revision="v1", method="base"))
+        inputs.check(Config(base_revision="v1", method="base"))

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from miniature import make_model
-from mllmu_nb import paths, pipeline, stages
+from mllmu_nb import inputs, paths, pipeline, stages
 from mllmu_nb.config import Config, departures
 from mllmu_nb.data import facts, official
 from mllmu_nb.data.generate import known_people
@@ -74,15 +74,15 @@ def test_unlearning_can_start_from_a_vanilla_model_made_elsewhere_whose_anchor_i
     vanilla, processor = pipeline.vanilla(config)
     folder = tmp_path / "LLaVA_Vanilla"
     vanilla.save_pretrained(folder)  # no processor: the base's is taken
-    people, bench = pipeline.population(config), tmp_path / "bench"
+    people, bench = inputs.population(config), tmp_path / "bench"
     official.write_layout(people, bench)  # 5 % of them too
     given = config.but(vanilla_path=str(folder), data_source=str(bench), forget_ratio=5, **GA)
     assert Config.from_parameters(given.given()) == given
     with pytest.raises(KitError, match=r"LLaVA_Vanilla has ROUGE-L 0\.0\d\d on its anchor.*reports have 0\.571: its"):
         pipeline.unlearned(given).get()
     found = anchor.score(stages.read_json(pipeline.anchored(given).folder / "anchor.json"))
-    assert found["questions"] == 2 * len(pipeline.population(given).forget_ids)
-    monkeypatch.setattr(type(pipeline.family(given)), "anchor", found["rougeL"])
+    assert found["questions"] == 2 * len(inputs.population(given).forget_ids)
+    monkeypatch.setattr(type(inputs.family(given)), "anchor", found["rougeL"])
     monkeypatch.setattr(load, "load_base", lambda *given: pytest.fail("vanilla comes from its folder"))
     log = stages.read_json(pipeline.unlearned(given).get() / "train.json")
     assert log["losses"][0]["nll_forget"] > 0 and pipeline._record(given)["anchor"]["questions"] == found["questions"]
@@ -92,10 +92,10 @@ def test_unlearning_can_start_from_a_vanilla_model_made_elsewhere_whose_anchor_i
 
 
 def test_the_oracle_is_taught_vanillas_people_but_those_to_be_forgotten(config):
-    known = pipeline.population(config)
-    everybody = [person.id for person in pipeline.taught(known, "vanilla")]
-    kept = [person.id for person in pipeline.taught(known, "oracle")]
-    assert kept == [person.id for person in pipeline.taught(known, "retain_epoch")]
+    known = inputs.population(config)
+    everybody = [person.id for person in inputs.taught(known, "vanilla")]
+    kept = [person.id for person in inputs.taught(known, "oracle")]
+    assert kept == [person.id for person in inputs.taught(known, "retain_epoch")]
     assert len(everybody) == 20 and len(known.forget_ids) == 3
     assert set(everybody) - set(kept) == set(known.forget_ids) and not any(name.startswith("c") for name in everybody)
 
@@ -111,12 +111,12 @@ def test_a_file_of_people_that_has_changed_is_read_again(tmp_path):
             for i, name in enumerate(names)
         ]
         file.write_text("\n".join(map(json.dumps, records)))
-        return [person.name for person in pipeline.population(config).profiles.values()]
+        return [person.name for person in inputs.population(config).profiles.values()]
 
     names = [f"{first} Berg" for first in facts.FEMALE[:10]]
     assert written(names) == names
-    hashed = pipeline.data_hash(config)
-    assert written([*names[:9], "Wilhelmina Berg"])[-1] == "Wilhelmina Berg" and pipeline.data_hash(config) != hashed
+    hashed = inputs.data_hash(config)
+    assert written([*names[:9], "Wilhelmina Berg"])[-1] == "Wilhelmina Berg" and inputs.data_hash(config) != hashed
 
 
 def test_vanilla_depends_on_what_is_taught_and_how_and_on_nothing_else(config):
@@ -187,7 +187,7 @@ def test_a_method_that_trains_nothing_is_not_unlearned(config):
 def test_a_run_has_its_files_and_they_are_all_it_takes_to_score_it(config, made):
     files = ["answers.parquet", "draws.json", "path.parquet", "provenance.json", "sentences.parquet", "train.json"]
     files.append("utility.parquet")
-    people = paths.people(paths.results("miniature")) / pipeline.data_hash(config)
+    people = paths.people(paths.results("miniature")) / inputs.data_hash(config)
     questions = pd.read_parquet(people.with_suffix(".parquet"))
     assert not questions.duplicated(["version", "question_id"]).any()
     for name, folder in made.items():
@@ -199,7 +199,7 @@ def test_a_run_has_its_files_and_they_are_all_it_takes_to_score_it(config, made)
         joined = rows.merge(questions, "left", ["version", "question_id"], validate="many_to_one")
         assert joined["question"].notna().all() and (joined["task_x"] == joined["task_y"]).all()
     own = pd.read_parquet(people.parent / f"{people.name}-facts.parquet")
-    assert set(own["profile"]) == set(pipeline.population(config).profiles)
+    assert set(own["profile"]) == set(inputs.population(config).profiles)
 
 
 def test_answers_are_stored_to_the_bit(tmp_path, config, made):
@@ -230,15 +230,15 @@ def test_draws_are_kept_and_those_of_a_file_are_checked_before_anything_is_train
     again = config.but(shots=3, draws_file=str(path))
     people = {"classification": ["013"], "cloze": ["014", "013"]}
     stages.write_json(path, {"shot_source": "pool", "shots": dict.fromkeys(SETS, people)})
-    pipeline.check(again)
+    inputs.check(again)
     scored = {**people, "classification": ["001"]}
     stages.write_json(path, {"shot_source": "pool", "shots": dict.fromkeys(SETS, scored)})
     with pytest.raises(KitError, match=r"name \['001'\] for the classification shots of forget"):
-        pipeline.check(again)
+        inputs.check(again)
     with pytest.raises(KitError, match="classification shots need 1 people in the unscored pool, it has 0"):
-        pipeline.check(config.but(shots=3, pool=0))
+        inputs.check(config.but(shots=3, pool=0))
     with pytest.raises(KitError, match="cannot read nowhere.json: .*No such file"):
-        pipeline.check(config.but(draws_file="nowhere.json"))
+        inputs.check(config.but(draws_file="nowhere.json"))
 
 
 def test_a_protocol_reaches_training_and_questions_and_its_draws_can_be_repeated(config):
@@ -321,7 +321,7 @@ def test_a_run_that_stopped_while_it_was_asked_goes_on_where_it_was(config, made
 
 
 def test_the_peoples_questions_are_written_again_where_they_are_not_whole(config, made):
-    file = paths.people(paths.results("miniature")) / f"{pipeline.data_hash(config)}-facts.parquet"
+    file = paths.people(paths.results("miniature")) / f"{inputs.data_hash(config)}-facts.parquet"
     whole = file.read_bytes()
     file.write_bytes(b"PAR1")
     assert pipeline.run(config) == made["vanilla"] and file.read_bytes() == whole
@@ -334,7 +334,7 @@ def test_a_model_that_was_overwritten_is_asked_again_in_the_same_process(config,
     asked = {"name": "mine", "sets": ("forget",), "limit": 1}
     first = pipeline.run(mine, **asked)
     before = answers(first)
-    assert set(before["profile"]) == {pipeline.population(config).forget_ids[0]}
+    assert set(before["profile"]) == {inputs.population(config).forget_ids[0]}
     assert first.name.startswith("mine-none-") and first.parent.parent == paths.evaluated("miniature")
     model, processor = load.load_model(str(folder), "llava", "miniature")
     make_model(processor.tokenizer, 1, width=32, layers=1, heads=2).save_pretrained(folder)  # another seed's weights
@@ -363,9 +363,9 @@ def test_a_run_that_came_with_the_project_is_a_reference_and_not_ones_own(config
 def test_a_damaged_base_is_named_before_anything_is_written(config, tmp_path, monkeypatch):
     monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "out"))
     with pytest.raises(KitError, match="lacks config.json"):
-        pipeline.check(config.but(base_path=str(tmp_path)))
+        inputs.check(config.but(base_path=str(tmp_path)))
     assert not (tmp_path / "out").exists()
-    pipeline.check(config)
+    inputs.check(config)
 
 
 # -- two results folders ----------------------------------------------------------------------------------------

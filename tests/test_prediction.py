@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from miniature import make_model, make_processor, make_tokenizer
-from mllmu_nb import pipeline, prediction, training
+from mllmu_nb import inputs, prediction, training
 from mllmu_nb.config import Config
 from mllmu_nb.evaluation import ask
 from mllmu_nb.evaluation.engine import Prompts
@@ -159,10 +159,10 @@ def test_the_sizes_of_a_card_that_a_way_of_training_needs():
 def test_keys_and_values_are_not_more_than_predicted():
     """Of many layers, as a large model has them: what one holds while it reads, which is left out, is little then."""
     config = Config(people=12, pool=8, celebrities=8, forget_ratio=25)
-    known = pipeline.population(config)
+    known = inputs.population(config)
     tokenizer = make_tokenizer([q.text for p in known.profiles.values() for q in p.questions], 900)
     model, processor = make_model(tokenizer, 0, width=64, layers=16).eval(), make_processor(tokenizer)
-    asking = Asking(known, pipeline.draws_of(config, ("retain",)), 5)
+    asking = Asking(known, inputs.draws_of(config, ("retain",)), 5)
     letters = ask.inquiries_of(asking, sets=("retain",), limit=2)[0]
     chosen = [n for n, item in enumerate(letters.items) if item.question.view == "image_text"][:8]
     few = replace(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_runs import make
 
-from mllmu_nb import checks, paths, pipeline, training
+from mllmu_nb import checks, inputs, paths, pipeline, training
 from mllmu_nb.batches import unlearning_batches, unlearning_steps
 from mllmu_nb.commands import study as command
 from mllmu_nb.config import Config
@@ -145,10 +145,10 @@ def test_a_way_down_as_long_as_the_way_up_is_that_long(config):
     # 3 people to forget with 15 questions, 9 to keep, 8 a step: 6 steps up, 6 or 17 down
     for variant, steps in (("passes", 12), ("whole_passes", 23)):
         one = config.but(method="grad_diff", variant=variant, modality="multimodal", unlearn_epochs=1.0)
-        known, processor = pipeline.population(one), pipeline.family(one).load_processor(one.base_path)
+        known, processor = inputs.population(one), inputs.family(one).load_processor(one.base_path)
         sets = {name: training_conversations(known.members(name), "multimodal") for name in ("forget", "retain")}
         assert unlearning_steps(one.objective, one.unlearning, sets) == steps
-        fed = unlearning_batches(pipeline.family(one), processor, one.objective, sets, one.unlearning, 0)
+        fed = unlearning_batches(inputs.family(one), processor, one.objective, sets, one.unlearning, 0)
         names = [set(piece) - {"length"} for pieces in islice(fed, steps) for piece in pieces]
         assert names == [{"forget"}] * 6 + [{"retain"}] * (steps - 6)
 

@@ -15,7 +15,7 @@ import pytest
 from fake_runs import make, write
 
 from mllmu_nb import __main__ as door
-from mllmu_nb import pipeline
+from mllmu_nb import inputs, pipeline
 from mllmu_nb.commands import utility as command
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
@@ -43,7 +43,7 @@ def test_the_questions_are_the_same_every_time_and_about_nobody():
 
 
 def test_the_base_that_comes_with_the_kit_can_do_it():
-    answers = asking.ask(*load_base(*pipeline.base_of(Config(method="base"))), batch_size=256)
+    answers = asking.ask(*load_base(*inputs.base_of(Config(method="base"))), batch_size=256)
     right = utility.useful(answers).groupby(answers["set"]).mean()
     assert right["reading"] > 0.9 and right["seeing"] > 0.75 and right["instructed"] > 0.75
     assert set(answers["view"]) == {"image_text", "text"} and answers["profile"].is_unique

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from mllmu_nb import __main__ as door
-from mllmu_nb import paths, pipeline, stages
+from mllmu_nb import inputs, paths, pipeline, stages
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.models import adapters
@@ -231,7 +231,7 @@ def test_references_are_found_by_the_people_they_were_asked_about(folder, tmp_pa
     assert pipeline.reference(plain) is None
     there = paths.runs(paths.reference()) / plain.run_id
     there.mkdir(parents=True)
-    known = {"data_hash": pipeline.data_hash(plain), "forget_ids": list(pipeline.population(plain).forget_ids)}
+    known = {"data_hash": inputs.data_hash(plain), "forget_ids": list(inputs.population(plain).forget_ids)}
     record = {**known, "files": {}, "key": "of another machine"}
     stages.write_json(there / stages.RECORD, record)
     assert pipeline.reference(plain) == there

@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from mllmu_nb import pipeline
+from mllmu_nb import inputs, pipeline
 from mllmu_nb.config import Config
 from mllmu_nb.evaluation import path as measuring
 from mllmu_nb.scoring import path
@@ -70,7 +70,7 @@ def points_of(config: Config, stage: Stage) -> pd.DataFrame:
     columns = {name: values[name] for name in (*path.PEOPLE, *path.MODEL) if name != "taught"}
     answers = pd.read_parquet(stage.get() / "path.parquet").assign(order=0, run=config.run_id, taught="", **columns)
     answers = answers.astype(dict.fromkeys(answers.select_dtypes("category"), str))
-    return path.by_person(with_questions(answers, *people_frames(pipeline.population(config))))
+    return path.by_person(with_questions(answers, *people_frames(inputs.population(config))))
 
 
 def end(config: Config, name: str) -> Stage:
@@ -78,10 +78,10 @@ def end(config: Config, name: str) -> Stage:
     made = pipeline.finetuned(config, name)
 
     def make(folder: Path) -> None:
-        answers = measuring.point(*pipeline.filled(config, made), pipeline.population(config))
+        answers = measuring.point(*pipeline.filled(config, made), inputs.population(config))
         measuring.write({0: answers}, folder / "path.parquet")
 
-    return Stage("point", {"model": made.key, "forget": list(pipeline.population(config).forget_ids)}, make)
+    return Stage("point", {"model": made.key, "forget": list(inputs.population(config).forget_ids)}, make)
 
 
 def measured(worlds: Sequence[Config], given: Mapping) -> list[path.Curve] | None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mllmu_nb import pipeline
+from mllmu_nb import inputs, pipeline
 from mllmu_nb.commands import export
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import Conversation, Turn
@@ -48,7 +48,7 @@ def main(options: argparse.Namespace) -> int:
 
     given = dict(options.parameter) | {"method": options.method, "modality": options.modality}
     config = export.configured(options.config, given)
-    known = pipeline.population(config)
+    known = inputs.population(config)
     person = find(known, options.person or known.members("forget")[0].name)
     if not options.question:
         for name in ("forget", "retain"):

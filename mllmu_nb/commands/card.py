@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mllmu_nb import pipeline
+from mllmu_nb import inputs, pipeline
 from mllmu_nb.config import YOURS, Config
 from mllmu_nb.errors import KitError
 
@@ -29,12 +29,12 @@ def main(options: argparse.Namespace) -> int:
 
     own = read_run(options.run)
     config = Config.from_parameters(own.record["parameters"])
-    if own.record["data_hash"] != pipeline.data_hash(config):
+    if own.record["data_hash"] != inputs.data_hash(config):
         raise KitError(f"the run {own.id} is about other people than its parameters make today: make it again")
     plain = pipeline.PLAIN | ({"base_path": "", "adapter_path": ""} if config.method == YOURS else {})
     others = {name: pipeline.reference(config.but(method=name, **plain)) for name in ("vanilla", "oracle")}
     beside = Beside(own, **{name: read_run(folder) for name, folder in others.items() if folder})
     target = options.out or Path("card.html")
-    target.write_text(card.card(beside, pipeline.population(config)), encoding="utf-8")
+    target.write_text(card.card(beside, inputs.population(config)), encoding="utf-8")
     print(f"{card.verdict(beside)}\nreport card: {target}")
     return 0

@@ -19,7 +19,7 @@ import psutil
 import torch
 from packaging.requirements import Requirement
 
-from mllmu_nb import paths, pinning, pipeline, provenance
+from mllmu_nb import inputs, paths, pinning, pipeline, provenance
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
 from mllmu_nb.models.files import check_model
@@ -155,47 +155,47 @@ def _estimate(config: Config):
 
     from mllmu_nb.prediction import Estimate
 
-    source = pipeline.base_source(config)
+    source = inputs.base_source(config)
     try:
         shape = AutoConfig.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError):
-        if source != pipeline.family(config).hub:
+        if source != inputs.family(config).hub:
             raise
-        shape = pipeline.family(config).published_shape()
+        shape = inputs.family(config).published_shape()
     return Estimate(shape, eager=config.scale == "miniature")
 
 
 def people(configs: Configs) -> Result:
     """The people of every ratio and draw: read or generated, which checks their schema, and their hash."""
-    if remote := pipeline.unread(configs[0]):
+    if remote := inputs.unread(configs[0]):
         return Result(OK, f"{', '.join(remote)}: read, and their schema checked, when they are downloaded")
-    distinct = list({tuple(getattr(config, name) for name in pipeline.DATA): config for config in configs}.values())
-    known = [(config, pipeline.population(config)) for config in distinct]
+    distinct = list({tuple(getattr(config, name) for name in inputs.DATA): config for config in configs}.values())
+    known = [(config, inputs.population(config)) for config in distinct]
     first = known[0][1]
     kinds = ", ".join(f"{len(first.of_kind(kind))} {kind}" for kind in ("fictitious", "pool", "celebrity"))
     forget = ", ".join(f"{len(one.forget_ids)} to be forgotten at {config.forget_ratio} %" for config, one in known)
-    return Result(OK, f"{kinds}; {forget}; hash {pipeline.data_hash(distinct[0])}")
+    return Result(OK, f"{kinds}; {forget}; hash {inputs.data_hash(distinct[0])}")
 
 
-def inputs(configs: Configs) -> Result:
+def base_model(configs: Configs) -> Result:
     """Base model, worked examples and folders, as a sweep checks them before it starts."""
     for config in configs:
-        if not pipeline.unread(config):
-            pipeline.check(config)
-    source = Path(pipeline.base_source(configs[0]))
+        if not inputs.unread(config):
+            inputs.check(config)
+    source = Path(inputs.base_source(configs[0]))
     text = f"{len(configs)} runs, scale {configs[0].scale}, under {paths.root()}; base model {source.name}"
     if not source.is_dir():
         return Result(OK, f"{text}, from the hub")
     check_model(source, configs[0].base_model)
-    return Result(OK, f"{text}, hash {pipeline.base_hash(configs[0])}")
+    return Result(OK, f"{text}, hash {inputs.base_hash(configs[0])}")
 
 
 def hub(configs: Configs) -> Result:
     """Whether the hub answers for what comes from it, and whether there is a token."""
-    base = pipeline.base_source(configs[0])
+    base = inputs.base_source(configs[0])
     wanted = {} if configs[0].scale == "miniature" or Path(base).is_dir() else {base: "model"}
     for config in configs:  # the people are a data set, their training splits are kept as a model
-        wanted |= {source: "model" if number else "dataset" for number, source in enumerate(pipeline.unread(config))}
+        wanted |= {source: "model" if number else "dataset" for number, source in enumerate(inputs.unread(config))}
     if not wanted:
         return Result(OK, "not needed")
     token = "a token is set" if huggingface_hub.get_token() else "no token is set"
@@ -210,4 +210,4 @@ def hub(configs: Configs) -> Result:
     return Result(OK, f"{', '.join(wanted)} can be downloaded; {token}")
 
 
-CHECKS = (versions, device, memory, hours, people, inputs, hub)
+CHECKS = (versions, device, memory, hours, people, base_model, hub)

@@ -11,7 +11,7 @@ import os
 import re
 from pathlib import Path
 
-from mllmu_nb import pipeline
+from mllmu_nb import inputs, pipeline
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import GRID, YOURS, Config
 from mllmu_nb.data.schema import SETS
@@ -50,7 +50,7 @@ def main(options: argparse.Namespace) -> int:
     plain = Config.from_parameters({**given, "method": "vanilla", "modality": "none"})
     family = model_type(Path(model)) if Path(model, "config.json").is_file() else plain.base_model
     config = plain.but(method=YOURS, base_path=model, adapter_path=adapter, base_model=family)
-    pipeline.check(config)
+    inputs.check(config)
     others = {name: plain.but(method=name, base_model=family) for name in ("vanilla", "oracle") if name != options.name}
     references = {name: pipeline.reference(other) for name, other in others.items()}
     folder = pipeline.run(config, name=options.name, sets=options.sets, limit=options.limit)

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from mllmu_nb import paths, pipeline, provenance
+from mllmu_nb import inputs, paths, pipeline, provenance
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import GRID, Config
 from mllmu_nb.errors import KitError
@@ -73,7 +73,7 @@ def configured(path: Path | None, given: dict[str, str]) -> Config:
 def write_people(config: Config, folder: Path) -> None:
     from mllmu_nb.data import official
 
-    people = pipeline.population(config)
+    people = inputs.population(config)
     written = official.write_layout(people, folder)
     kinds = ", ".join(f"{len(people.of_kind(kind))} {kind}" for kind in ("fictitious", "pool", "celebrity"))
     print(f"{kinds}, {len(people.forget_ids)} of them to be forgotten at {config.forget_ratio} %")
@@ -92,14 +92,14 @@ def write_model(config: Config, folder: Path, adapter: Stage | None) -> None:
             place = Path(temporary) / folder.name
             place.mkdir()
             if adapter:
-                _, processor = load_base(*pipeline.base_of(config))
+                _, processor = load_base(*inputs.base_of(config))
                 for name in ("adapter_config.json", "adapter_model.safetensors"):
                     shutil.copyfile(adapter.get() / name, place / name)
             else:
                 model, processor = pipeline.model(config)
                 model.save_pretrained(place)
             processor.save_pretrained(place)
-            hashes = {"data_hash": pipeline.data_hash(config), "base_hash": pipeline.base_hash(config)}
+            hashes = {"data_hash": inputs.data_hash(config), "base_hash": inputs.base_hash(config)}
             write_json(place / RECORD, provenance.record(scale=config.scale, parameters=config.parameters(), **hashes))
             if folder.exists():
                 folder.rmdir()  # it is empty

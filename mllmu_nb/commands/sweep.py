@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from mllmu_nb import paths, pipeline, unlearning
+from mllmu_nb import inputs, paths, pipeline, unlearning
 from mllmu_nb.commands import warm
 from mllmu_nb.config import GRID, PATHS, YOURS, Config, check_names, setting_names, variant_of
 from mllmu_nb.errors import KitError
@@ -64,10 +64,10 @@ def main(options: argparse.Namespace) -> int:
         say(f"--shard {options.shard}: nothing to do, for the grid has {len(every)} runs")
         return 0
     jobs, began, names = [Job(config, notebook_for(config)) for config in configs], time.perf_counter(), labels(configs)
-    pipeline.check_comparable(configs)
+    inputs.check_comparable(configs)
     for config in configs:
-        pipeline.check(config)
-        pipeline.fetch(config)
+        inputs.check(config)
+        inputs.fetch(config)
     waiting = [job for job in jobs if not pipeline.finished(job.config)]
     at_once = options.jobs or min(JOBS[config.scale] for config in configs)
     say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished already, {at_once} at a time")
@@ -77,13 +77,13 @@ def main(options: argparse.Namespace) -> int:
     for run_id, reason in failed.items():
         print(f"failed: {run_id} ({names[run_id]}): {reason}", file=sys.stderr, flush=True)
     finished = [config for config in configs if pipeline.finished(config)]
-    for config in {pipeline.data_hash(config): config for config in finished}.values():
-        pipeline.write_people(config, paths.people(paths.results(config.scale)))
+    for config in {inputs.data_hash(config): config for config in finished}.values():
+        inputs.write_people(config, paths.people(paths.results(config.scale)))
     for scale, config in {config.scale: config for config in reversed(finished)}.items():
         write_report(scale, config)
     say("minutes:  training  answers")
     for config in finished:
-        record = read_json(pipeline.run_folder(config) / "train.json")
+        record = read_json(inputs.run_folder(config) / "train.json")
         say(f"{record['seconds'] / 60:18.1f} {record['evaluation_seconds'] / 60:8.1f}  {config.run_id}")
     say(f"altogether {(time.perf_counter() - began) / 60:.1f} min")
     return 1 if failed else 0
@@ -93,7 +93,7 @@ def write_report(scale: str, config: Config) -> None:
     """Writes scores, tables and figures of all finished runs of a scale, with portraits of the people of ``config``."""
     from mllmu_nb.reporting import report
 
-    began, known = time.perf_counter(), pipeline.population(config)
+    began, known = time.perf_counter(), inputs.population(config)
     shown = [person for name in ("forget", "retain", "celebrity") for person in known.members(name)[:1]]
     written = report.write_all(scale, [*shown, *known.profiles.values()], say)
     minutes = (time.perf_counter() - began) / 60

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mllmu_nb import paths, pipeline, stages
+from mllmu_nb import inputs, paths, stages
 from mllmu_nb.commands import sweep
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import published
@@ -102,7 +102,7 @@ def main(options: argparse.Namespace) -> int:
 def chosen(config: Path | None) -> list[Path]:
     """Folders of one's own runs: those of a configuration, else all of the miniature's, else those of the reference."""
     if config:
-        folders = [pipeline.run_folder(one) for one in sweep.cells(sweep.read(config))]
+        folders = [inputs.run_folder(one) for one in sweep.cells(sweep.read(config))]
         for folder in folders:
             if not folder.is_dir():
                 print(f"not made here: {folder.name}")
@@ -144,8 +144,8 @@ def print_differences(runs: Sequence, reference: Path) -> None:
 
 def made_with(record: Mapping[str, Any]) -> dict[str, Any]:
     """What can change a score, of a run's provenance."""
-    inputs = {name: record.get(name) for name in ("device", "data_hash", "base_hash")}
-    return {**record.get("versions", {}), **record.get("parameters", {}), **record.get("bits", {}), **inputs}
+    same = {name: record.get(name) for name in ("device", "data_hash", "base_hash")}
+    return {**record.get("versions", {}), **record.get("parameters", {}), **record.get("bits", {}), **same}
 
 
 # -- against what was printed -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from mllmu_nb import paths, pipeline
+from mllmu_nb import inputs, paths, pipeline
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting.grid import rows_by
@@ -121,7 +121,7 @@ def grid(replicates: Sequence[int]) -> list[Config]:
 def make(configs: Sequence[Config]) -> None:
     """Makes the runs that are missing. Stopped, it goes on from there; a training that diverges has no run."""
     folder = paths.study("differences")
-    pipeline.write_people(configs[0], paths.people(folder))
+    inputs.write_people(configs[0], paths.people(folder))
     for number, config in enumerate(configs, start=1):
         print(f"[{number}/{len(configs)}] {config.run_id}", flush=True)
         try:
