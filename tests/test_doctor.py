@@ -79,12 +79,12 @@ def test_a_problem_sets_the_exit_status_and_says_what_to_do(tmp_path, monkeypatc
     grid.write_text(json.dumps({**SMALL, "base_path": str(tmp_path / "none")}))
     assert door.main(["doctor", str(grid)]) == 1
     shown = " ".join(capsys.readouterr().out.split())
-    assert "problem inputs the base model in" in shown and "lacks config.json" in shown
+    assert "problem model the base model in" in shown and "lacks config.json" in shown
     assert "problem memory" in shown
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "file"))
     with pytest.raises(KitError, match="cannot write to .* set MLLMU_NB_OUT to another folder"):
-        doctor.base_model([Config(**SMALL)])
+        doctor.model([Config(**SMALL)])
     assert door.main(["doctor", str(tmp_path / "no.yaml")]) == 2
 
 
@@ -165,7 +165,7 @@ def test_people_that_cannot_be_are_a_problem_and_those_of_the_hub_are_read_later
 
 def test_a_base_that_does_not_come_with_the_kit_or_is_nowhere_is_a_problem():
     with pytest.raises(KitError, match="`make base BASES=qwen2_5_vl` builds one"):
-        doctor.base_model([Config(base_model="qwen2_5_vl", **SMALL)])
+        doctor.model([Config(base_model="qwen2_5_vl", **SMALL)])
 
 
 # -- the hub ------------------------------------------------------------------------------------------------------

@@ -177,7 +177,7 @@ def people(configs: Configs) -> Result:
     return Result(OK, f"{kinds}; {forget}; hash {inputs.data_hash(distinct[0])}")
 
 
-def base_model(configs: Configs) -> Result:
+def model(configs: Configs) -> Result:
     """Base model, worked examples and folders, as a sweep checks them before it starts."""
     for config in configs:
         if not inputs.unread(config):
@@ -210,4 +210,4 @@ def hub(configs: Configs) -> Result:
     return Result(OK, f"{', '.join(wanted)} can be downloaded; {token}")
 
 
-CHECKS = (versions, device, memory, hours, people, base_model, hub)
+CHECKS = (versions, device, memory, hours, people, model, hub)
