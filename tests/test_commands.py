@@ -301,8 +301,8 @@ def test_the_sweep_runs_notebooks_skips_finished_ones_and_names_what_failed(
 ):
     reported = []
     monkeypatch.setattr(pipeline, "finished", lambda config: (inputs.run_folder(config) / stages.RECORD).exists())
-    monkeypatch.setattr(pipeline, "check", lambda config: None)
-    monkeypatch.setattr(pipeline, "check_comparable", lambda configs: None)
+    monkeypatch.setattr(inputs, "check", lambda config: None)
+    monkeypatch.setattr(inputs, "check_comparable", lambda configs: None)
     monkeypatch.setattr(pipeline, "finetuned", lambda config: SimpleNamespace(folder=tmp_path))
     monkeypatch.setattr(sweep, "write_report", lambda scale, config: reported.append((scale, config.run_id)))
     monkeypatch.setenv("PYTHONPATH", str(paths.PACKAGE.parent))
