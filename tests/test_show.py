@@ -75,8 +75,9 @@ def test_answers_are_shown_as_text_beside_vanillas(vanilla, oracle):
     ga = saying(make("ga", modality="unimodal", **SMALL), "<script>alert(1)</script>", task="generation")
     shown = show.answers(people, [vanilla, ga]).data
     assert "<script>" not in shown and "&lt;script&gt;alert(1)" in shown and "Amina &lt;b&gt;" in shown
-    assert "✓ The profession of the person in question is" in shown and "✗ &lt;script&gt;" in shown
-    assert shown.count("✓") == 4 == shown.count("✗") and shown.count("<img") == 2, "both views of two people"
+    assert "● The profession of the person in question is" in shown and "○ &lt;script&gt;" in shown
+    assert shown.count("●") == 4 == shown.count("○") and shown.count("<img") == 2, "both views of two people"
+    assert shown.count(plots.RIGHT) == 4 == shown.count(plots.WRONG), "vanilla still knows whom it is to forget"
     with pytest.raises(KitError, match="beside vanilla's"):
         show.answers(people, [oracle])
 

@@ -231,4 +231,5 @@ def figure(gaps: pd.DataFrame, most: int = 24) -> Figure:
         filled=exceeds,
     )
     below = ["Gap and, to both sides, the smallest that could be detected. Hollow and grey: could be noise."]
-    return plots.forest(drawn, y="name", x="gap", right="verdict", below=below)
+    title = "A gap whose whisker reaches 0 could be noise"
+    return plots.forest(drawn, y="name", x="gap", right="verdict", below=below, title=title)

@@ -311,7 +311,7 @@ def forest(
 def bars(
     frame: pd.DataFrame, *, x: str, dodge: str, row: str, column: str, line: str, below: Iterable[str], title: str
 ) -> Figure:
-    """A pale bar of ``value`` with a mark and its interval (low, high) for every row of ``frame``: a group a value of
+    """An empty bar of ``value`` with a mark and its interval (low, high) for every row of ``frame``: a group a value of
     ``x``, in it a bar a value of ``dodge``, a panel a ``row`` and ``column``; ``line`` is the height of a dotted line,
     NaN for none. All but ``below`` (texts at the foot) and ``title`` are names of columns; colour, marker and filled
     are the look."""
@@ -322,8 +322,7 @@ def bars(
         for one in here.to_dict("records"):
             place = names.index(one[x]) + (sides.index(one[dodge]) - (len(sides) - 1) / 2) * width
             look = look_of(one)
-            fill = (look.colour, 0.3) if look.filled else "white"
-            panel.bar(place, one["value"], 0.9 * width, facecolor=fill, edgecolor=look.colour, linewidth=0.7)
+            panel.bar(place, one["value"], 0.9 * width, facecolor="white", edgecolor=look.colour, linewidth=0.9)
             dots(panel, place, one.get("dots", ()), look.colour)
             mark(panel, place, one["value"], look, along=(one["low"], one["high"]))
         panel.axhline(0, color=INK, linewidth=0.7, zorder=1)

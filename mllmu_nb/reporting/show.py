@@ -111,11 +111,14 @@ def gallery(pictures: Mapping[str, bytes]) -> HTML:
 def answer_html(question: str, answer: str, truth: str = "", right: bool | None = None, image: bytes = b"") -> str:
     """One question and its answer as HTML."""
     colour, sign = {True: (plots.RIGHT, "✓ "), False: (plots.WRONG, "✗ "), None: ("inherit", "")}[right]
-    lines = [f"<div>{escaped(question)}</div>"]
-    lines.append(f'<div style="color:{colour}">{sign}{escaped(answer) or "(nothing)"}</div>')
-    lines += [f"<div><small>truth: {escaped(truth)}</small></div>"] if truth else []
+    below = f"<div><small>truth: {escaped(truth)}</small></div>" if truth else ""
     shown = _img("portrait", image, 96) if image else ""
-    return f'<div style="display:flex;gap:12px;margin:6px 0">{shown}<div>{"".join(lines)}</div></div>'
+    return _answer(question, f"{sign}{answer or '(nothing)'}", colour, shown, below)
+
+
+def _answer(above: str, answer: str, colour: str, beside: str = "", below: str = "") -> str:
+    lines = f'<div>{escaped(above)}</div><div style="color:{colour}">{escaped(answer)}</div>{below}'
+    return f'<div style="display:flex;gap:12px;margin:6px 0">{beside}<div>{lines}</div></div>'
 
 
 def _img(alt: str, data: bytes, width: int) -> str:
@@ -148,7 +151,9 @@ def _scores(some: Sequence[Run]) -> Scores:
 def answers(people: Population, some: Sequence[Run]) -> HTML:
     """What each of the runs, vanilla among them, answers about one forgotten and one kept person, in both views.
 
-    The people are those of the before-and-after figure: not picked for effect, the first that vanilla answers rightly.
+    People, signs and colours are those of the before-and-after figure: ● the fact is in the answer, ○ it is not, ≈ the
+    answer is broken; blue as it should be after unlearning, vermillion as it should not be. The people are the first
+    about whom vanilla answers rightly, not picked for effect.
     """
     vanilla = next((run for run in some if run["method"] == "vanilla"), None)
     if vanilla is None:
@@ -163,9 +168,8 @@ def answers(people: Population, some: Sequence[Run]) -> HTML:
             asked = f"{escaped(question['question'])}<br><small>truth: {escaped(question['value'])}</small>"
             lines.append(f'<div style="margin-top:12px">{portrait} {asked}</div>')
             for run in some:
-                same = (run.items["question_id"] == question["question_id"]) & (run.items["set"] == set_name)
-                for given in run.items[same].head(1).to_dict("records"):
-                    lines.append(answer_html(run.label, given["answer"], right=bool(given["exact"] >= 0.5)))
+                answer, colour = figures.said(run.items, question)
+                lines.append(_answer(run.label, answer, colour))
     return HTML("".join(lines))
 
 
