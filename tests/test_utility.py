@@ -187,7 +187,7 @@ def test_another_form_is_one_line(output, text, message):
 def test_what_lmms_eval_0_7_3_wrote_about_the_miniature_is_read_as_it_scored_it():
     """Its own tasks on nine questions of ours, a script as the judge. It said 0.333 of MMMU. Of LLaVA-Bench it writes
     each grade four times, under four metrics, of which one is kept here."""
-    items, failed = command.read(Path(__file__).parent / "lmms_eval", list(command.TASKS))
+    items, failed = command.read(Path(__file__).parent / "lmms_eval_wrote", list(command.TASKS))
     assert items.loc[items["set"] == "mmmu", "score"].tolist() == [0, 0, 1, 1, 0, 0]
     assert items.loc[items["set"] == "llava_bench", "score"].tolist() == [0.3, 0.5] and failed == 1
     assert items["answer"].tolist()[:2] == ["red", "C"] and items["answer_true"].tolist()[:2] == ["B", "A"]
