@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from inspect import signature
 from itertools import repeat
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,8 +92,9 @@ def greedy(
     ``progress`` is called with the number of conversations finished. Raises ``KitError`` when a prompt and its answer
     do not fit the model's context; ``Prompts`` are asked as they are, whatever their length.
     """
-    prompts = conversations
-    if not isinstance(prompts, Prompts):
+    if isinstance(conversations, Prompts):
+        prompts = conversations
+    else:
         prompts = Prompts.of(model, processor, conversations)
         prompts.require_room(model, max_new_tokens)
     until = families.of(model).next_turn if until is None else until
@@ -190,10 +192,11 @@ class _State:
     """
 
     def __init__(self, model, rows: int, lent: _State | None = None):
-        self.model, self.lent, self.logits = model, lent, None
-        self.cache = DynamicCache()
+        self.model, self.lent, self.cache = model, lent, DynamicCache()
+        self.logits: Any = None  # before anything is read
         self.mask = torch.zeros(rows, 0, dtype=torch.long, device=model.device)
-        self.next = torch.zeros(rows, dtype=torch.long, device=model.device) if lent is None else lent.next.expand(rows)
+        start = torch.zeros(rows, dtype=torch.long, device=model.device)
+        self.next: torch.Tensor = start if lent is None else lent.next.expand(rows)
 
     def extend(self, ids: torch.Tensor, mask=None, keep: int = 1, **pictures: torch.Tensor) -> torch.Tensor:
         """Read ``ids`` [rows, T]; ``mask`` [rows, T] marks the real ones. Returns logits [rows, keep (0: T), V]."""
@@ -287,7 +290,7 @@ def _chunks(
     def begun(count: int) -> _State:
         return beginning.lend(count) if beginning else _State(model, count)
 
-    faces, face = None, {}
+    faces, face, words = None, {}, {i: rows[i] for i in batch}
     if images[batch[0]]:
         own = model.config.image_token_id
         cuts = {i: int(np.flatnonzero(rows[i] == own)[-1]) + 1 for i in batch}
@@ -296,11 +299,11 @@ def _chunks(
         faces = begun(len(firsts)).read(processor, [rows[i][: cuts[i]] for i in firsts], [images[i] for i in firsts])
         number = {keys[i]: place for place, i in enumerate(firsts)}
         face = {i: number[keys[i]] for i in batch}
-        rows = {i: rows[i][cuts[i] :] for i in batch}
-    by_length = sorted(batch, key=lambda i: len(rows[i]))  # stable: those of a length in the batch's order
-    for some in _cut(by_length, [len(rows[i]) + more[i] for i in by_length]):
+        words = {i: rows[i][cuts[i] :] for i in batch}
+    by_length = sorted(batch, key=lambda i: len(words[i]))  # stable: those of a length in the batch's order
+    for some in _cut(by_length, [len(words[i]) + more[i] for i in by_length]):
         state = faces.fork([face[i] for i in some]) if faces else begun(len(some))
-        yield some, state.read(processor, [rows[i] for i in some])
+        yield some, state.read(processor, [words[i] for i in some])
 
 
 def _shared_length(model, processor, rows: list[np.ndarray], earlier: Conversation) -> int:
@@ -317,7 +320,8 @@ def _shared_length(model, processor, rows: list[np.ndarray], earlier: Conversati
 
 def _cut(indices: list[int], tokens: list[int]) -> Iterator[list[int]]:
     """The indices in order, in parts of at most ``READ_AT_ONCE`` tokens, or of one index."""
-    part, total = [], 0
+    part: list[int] = []
+    total = 0
     for index, count in zip(indices, tokens, strict=True):
         if part and total + count > READ_AT_ONCE:
             yield part

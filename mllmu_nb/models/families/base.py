@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from math import nan
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ IGNORE = -100
 SPARED = ("multi_modal_projector", "vision_model", "lm_head")
 UPSTREAM = r".*\.(q|k|v|o|gate|up|down)_proj"
 USUAL = 512  # pixels a side of a usual picture, where a model takes any size
-Picture = bytes | Image.Image
+Picture: TypeAlias = bytes | Image.Image
 
 
 class Tokens(NamedTuple):
