@@ -245,12 +245,13 @@ def before_after(scores: Scores, people: Sequence[Profile] = ()) -> Figure:
     places = [first + number * (column + gap) for number in range(4)]
     page, y = plots.Page(title(before_after)), 0.58
     for x, (kind, (question, by_name)) in zip(places[::2], pairs, strict=True):
-        page.write(x, 0.35, [f"{kind}: person {question['profile']}"], fontsize=NORMAL, fontweight="bold")
+        asked = [p for p in people if p.id == question["profile"] and p.name in by_name["question"]]
+        name = asked[0].name if asked else f"person {question['profile']}"
+        page.write(x, 0.35, [f"{kind}: {name}"], fontsize=NORMAL, fontweight="bold")
         page.rule(0.52, x, x + 2 * column + gap, GREY)
-        for person in people:
-            if person.id == question["profile"] and person.name in by_name["question"]:
-                page.picture(person.portrait, x, 0.58, portrait)
-                y = 0.58 + portrait + 0.05
+        for person in asked[:1]:
+            page.picture(person.portrait, x, 0.58, portrait)
+            y = 0.58 + portrait + 0.05
     lines = [("Asked with", [[VIEWS[q["view"]]] for q in questions], {"color": GREY})]
     lines += [("Question", [plots.wrap(q["question"], column, most=4) for q in questions], {})]
     truths = [plots.wrap(q["value"] or q["answer_true"], column, weight="bold", most=2) for q in questions]
