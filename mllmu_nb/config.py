@@ -303,7 +303,7 @@ class Config(BaseModel):
         """What the method says of its training, by the protocol's variant; the preset of the scale has the rest."""
         usual = variant_of(self.method, None, self.protocol)
         own = unlearning.variants(self.method).get(usual, self._method_class).recipe(self.scale, self.modality)
-        if self.protocol == "upstream" != usual:
+        if self.protocol == "upstream" and usual != "upstream":
             own = Recipe(epochs=1, lr=own.lr, source=own.source)  # the released code has no such method: one pass
         return own
 

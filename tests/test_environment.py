@@ -116,6 +116,10 @@ def test_the_lock_gives_each_package_one_version(python):
     assert {name: found for name, found in locked(python).items() if len(found) != 1} == {}
 
 
+def test_the_lock_names_no_registry():
+    assert [line for line in LOCK if "://" in line or line.startswith("-") or "@" in line] == []
+
+
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_bounds_admit_the_locked_versions(python):
     known = locked(python)

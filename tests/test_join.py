@@ -178,6 +178,19 @@ def test_the_loop_by_hand_does_what_the_kits_loop_does(teach, tiny_base, optimiz
     assert max((a - b).abs().max().item() for a, b in pairs) < 1e-3
 
 
+def test_the_notebooks_hook_keeps_outputs_and_numbers(tmp_path):
+    """A committed notebook passes the hook unchanged; one with a machine's traces does not keep them."""
+    pytest.importorskip("nbstripout", reason="nbstripout, of the extra 'test', is not installed")
+    path = shutil.copy(ROOT / "notebooks" / "01_data.ipynb", tmp_path)
+    book = nbformat.read(path, as_version=4)
+    cell = next(cell for cell in book.cells if cell.cell_type == "code" and cell.outputs)
+    cell.execution_count, cell.metadata["execution"] = 3, {"iopub.status.idle": "2020-01-01"}
+    nbformat.write(book, path)
+    subprocess.run([sys.executable, "-m", "nbstripout", "--keep-output", "--keep-count", "--keep-id", path], check=True)
+    after = next(c for c in nbformat.read(path, as_version=4).cells if c["id"] == cell["id"])
+    assert after.execution_count == 3 and after.outputs == cell.outputs and "execution" not in after.metadata
+
+
 def test_the_workflow_calls_the_same_script_on_every_python():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     everything, unit = workflow["jobs"].values()

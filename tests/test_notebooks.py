@@ -220,15 +220,28 @@ def _here():
     return {str(paths.checkout()), str(Path.home()), sys.prefix, tempfile.gettempdir()} - {"/"}
 
 
-def test_a_misspelt_parameter_stops_at_the_guard(tmp_path):
+def run_papermill(tmp_path, *given):
     book, out = paths.notebooks() / "01_data.ipynb", tmp_path / "out.ipynb"
     command = [sys.executable, "-m", "papermill", str(book), str(out), "--cwd", str(book.parent), "--no-progress-bar"]
-    done = subprocess.run([*command, "-p", "forget_ratoi", "5"], capture_output=True, text=True, timeout=600)
+    done = subprocess.run([*command, *given], capture_output=True, text=True, timeout=600)
+    return done, nbformat.read(out, as_version=4)
+
+
+def test_papermill_takes_a_configuration_file(tmp_path):
+    done, book = run_papermill(tmp_path, "-f", str(CONFIGS / "ci.yaml"), "-p", "seed", "5")
+    assert done.returncode == 0, done.stderr
+    injected = next(c for c in book.cells if "injected-parameters" in c.metadata.get("tags", []))
+    assert "seed = 5" in injected.source and "people = 20" in injected.source
+    assert "44 people: all sound" in book.cells[-1].outputs[0].text  # 20, 12 of the pool, 12 celebrities
+
+
+def test_a_misspelt_parameter_stops_at_the_guard(tmp_path):
+    done, book = run_papermill(tmp_path, "-p", "forget_ratoi", "5")
     assert done.returncode == 1
     message = "KitError: unknown parameter 'forget_ratoi': did you mean 'forget_ratio'?"
     assert done.stderr.strip().splitlines()[-1] == message
     assert done.stderr.count("Traceback") == 1, "papermill's own, and none of the kit's"
-    executed = [cell["id"] for cell in nbformat.read(out, as_version=4).cells if cell.get("execution_count")]
+    executed = [cell["id"] for cell in book.cells if cell.get("execution_count")]
     assert "guard" in executed and "people" not in executed
 
 

@@ -264,7 +264,7 @@ def before_after(scores: Scores, people: Sequence[Profile] = ()) -> Figure:
         page.write(left, y + 0.03, [name])
         bottoms = []
         for x, question in zip(places, questions, strict=True):
-            text, colour = said(answers, question)
+            text, colour = signed_answer(answers, question)
             bottoms.append(page.write(x, y + 0.03, plots.wrap(text, column), color=colour))
         y = max(bottoms) + 0.03
     key = f"{SAYS} the fact is in the answer, {SILENT} it is not, {BROKEN} the answer is broken. Blue: as it should "
@@ -300,7 +300,7 @@ def example(vanilla: pd.DataFrame, set_name: str) -> list[dict]:
     return next((pair for pair in pairs if (pair["exact"] >= 0.5).all()), pairs[0]).to_dict("records")
 
 
-def said(answers: pd.DataFrame, question: dict) -> tuple[str, str]:
+def signed_answer(answers: pd.DataFrame, question: dict) -> tuple[str, str]:
     """What a run answers to a question, behind its sign, and its colour; a run that was not asked shows a dash."""
     given = answers[(answers["question_id"] == question["question_id"]) & (answers["set"] == question["set"])]
     if given.empty:

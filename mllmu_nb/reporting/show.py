@@ -168,7 +168,7 @@ def answers(people: Population, some: Sequence[Run]) -> HTML:
             asked = f"{escaped(question['question'])}<br><small>truth: {escaped(question['value'])}</small>"
             lines.append(f'<div style="margin-top:12px">{portrait} {asked}</div>')
             for run in some:
-                answer, colour = figures.said(run.items, question)
+                answer, colour = figures.signed_answer(run.items, question)
                 lines.append(_answer(run.label, answer, colour))
     return HTML("".join(lines))
 

@@ -14,7 +14,9 @@ from typing import Any
 import pandas as pd
 
 from mllmu_nb import inputs, paths, pipeline
+from mllmu_nb.batches import steps_of
 from mllmu_nb.config import Config
+from mllmu_nb.data.conversations import training_conversations
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting.grid import rows_by
 from mllmu_nb.reporting.runs import Run, items_of, read_runs
@@ -42,8 +44,6 @@ PIECES = {
     ("kl_min", "summed_kl"): ("KL Min., KL", "mean over answer tokens", "sum over all positions"),
     ("npo", "retain_epoch"): ("NPO, reference", "θ₀ (vanilla)", "θ_ref (one epoch on retain)"),
 }
-# of passes: the whole epochs, over 150 questions or 140 by name, that come closest to the canonical steps of 8
-EPOCHS = {"multimodal": 6.0, "unimodal": 8.0}
 SETS = ("forget", "retain")
 MEASURES = {"likelihood": ("classification", "likelihood", "accuracy"), "exact": ("generation", "", "exact")}
 KEYS = ["method", "variant", "modality", "set", "measure"]
@@ -109,13 +109,20 @@ for _method in (GradientAscent, GradientDifference):
 def grid(replicates: Sequence[int]) -> list[Config]:
     """Every canonical method and its variants, on image + text and on text."""
     models = [*dict.fromkeys((method, "canonical") for method, _ in PIECES), *PIECES]
-    cells = [
-        {"replicate": replicate, "method": method, "variant": variant, "modality": modality}
-        for replicate, (method, variant), modality in product(replicates, models, EPOCHS)
+    return [
+        whole_epochs(Config(replicate=replicate, method=method, variant=variant, modality=modality))
+        for replicate, (method, variant), modality in product(replicates, models, TRAINED_VIEW)
         if (variant, modality) != ("labels_upstream", "unimodal")  # without a picture the same as labels_text
     ]
-    lengths = ({"unlearn_epochs": EPOCHS[cell["modality"]]} if "passes" in cell["variant"] else {} for cell in cells)
-    return [Config.from_parameters(cell | length) for cell, length in zip(cells, lengths, strict=True)]
+
+
+def whole_epochs(config: Config) -> Config:
+    """The same; where the method walks through whole epochs, as many as come closest to the canonical steps."""
+    if not config.objective.passes or not config.unlearn_steps:
+        return config
+    asked = training_conversations(inputs.population(config).members("forget"), config.modality)
+    epochs = config.unlearn_steps / steps_of(asked, 1, config.unlearning.batch_size)
+    return config.but(unlearn_steps=None, unlearn_epochs=float(max(1, round(epochs))))
 
 
 def make(configs: Sequence[Config]) -> None:
@@ -177,7 +184,8 @@ def change_table(runs: Sequence[Run]) -> Sheet:
         difference, *pieces = PIECES[method, variant]
         return difference, [(text, "") for text in (*pieces, *map(_change, cells), said or NO_DIFFERENCE)]
 
-    blocks = [(UNLEARNED[one], [row(*model, one) for model in PIECES if (*model, one) in models]) for one in EPOCHS]
+    asked_of = {one: [model for model in PIECES if (*model, one) in models] for one in TRAINED_VIEW}
+    blocks = [(UNLEARNED[one], [row(*model, one) for model in some]) for one, some in asked_of.items()]
     scores = [(name.capitalize(), measure) for name, measure in asked]
     columns = [("", "in the paper"), ("", "in the released code"), *scores, ("", "verdict")]
     title = "What each piece of the released code changes, %: canonical → with it (95 % limits of the difference)"
