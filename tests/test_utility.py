@@ -169,6 +169,20 @@ def test_the_command_is_printed_and_not_run(output, tmp_path, capsys, monkeypatc
         command.command(folder, "llava", output, [], "cpu")
 
 
+def test_an_answer_that_is_empty_is_not_the_letter_that_was_drawn_for_it(output, tmp_path, capsys):
+    file = next(output.rglob("20260102*mmmu*"))
+    first, *others = file.read_text().splitlines()
+    empty = first.replace('"filtered_resps": "B"', '"filtered_resps": ""')
+    file.write_text("\n".join([empty, *others]))
+    [folder] = write(tmp_path / "results", make("vanilla", sets=("forget",)))
+    assert door.main(["utility", str(folder), "--output", str(output), "--tasks", "mmmu_val"]) == 0
+    said = capsys.readouterr().out
+    assert "mmmu: 5 questions, 40.0 %" in said and "1 answers are empty" in said
+    file.write_text(empty)
+    with pytest.raises(KitError, match="every answer in .* is empty: lmms-eval could not generate"):
+        command.read(output, ["mmmu_val"])
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

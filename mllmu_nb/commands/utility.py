@@ -62,6 +62,8 @@ def main(options: argparse.Namespace) -> int:
     add_file(options.run, FILE, partial(items.to_parquet, index=False), utility="lmms-eval")
     for name, scores in items.groupby("set", sort=False)["score"]:
         print(f"{name}: {len(scores)} questions, {100 * scores.mean():.1f} %")
+    if empty := int((items["answer"].str.strip() == "").sum()):
+        print(f"{empty} answers are empty: nothing was written, or lmms-eval could not generate and said why")
     if failed:
         print(f"{failed} answers have no valid grade of the judge and no score")
     return 1 if failed else 0
@@ -94,6 +96,8 @@ def read(output: Path, tasks: list[str]) -> tuple[pd.DataFrame, int]:
     frame = pd.DataFrame(rows)
     if twice := frame.loc[frame["question_id"].duplicated(), "question_id"].tolist():
         raise KitError(f"{output} has several answers to {few(twice)}: give each run of lmms-eval a folder of its own")
+    if (frame["answer"].str.strip() == "").all():
+        raise KitError(f"every answer in {output} is empty: lmms-eval could not generate, and its output said why")
     return frame.dropna(subset=["score"]).reset_index(drop=True), int(frame["score"].isna().sum())
 
 
@@ -111,7 +115,9 @@ def _row(task: Task, sample: Mapping[str, Any]) -> dict[str, Any]:
     fixed = {"task": "classification", "view": "image_text", "scoring": "utility", "order": 0, "shots": 0, "tokens": 0}
     about = {"set": task.set, "profile": name, "question_id": name, "question": str(sample["input"])}
     answers = {"answer": said if isinstance(said, str) else str(said[0]), "answer_true": str(sample["target"])}
-    return {**fixed, **about, **answers, "score": task.score(entry)}
+    # of an answer that is empty, as where generation failed, lmms-eval draws a letter: nobody wrote it
+    score = task.score(entry) if answers["answer"].strip() else 0.0
+    return {**fixed, **about, **answers, "score": score}
 
 
 def _mmmu(entry: Mapping[str, Any]) -> float:
