@@ -454,6 +454,19 @@ def test_what_a_replicate_draws_is_told_apart_from_people_by_hand(gated):
     assert all(len(cells) == len(sheet.columns) for _, cells in rows)
 
 
+def test_what_varies_alone_within_a_replicate_is_a_source_of_its_own():
+    """By hand: two scores that differ by d have the variance d² / 2, and nothing is taken off for the same people."""
+    row = {"method": "ga", "variant": "canonical", "modality": "multimodal", "after": "", "view": "both"}
+    row |= {"task": "classification", "scoring": "likelihood", "metric": "accuracy", "n_profiles": 10, "replicate": 0}
+    row |= {"low": 0.1, "high": 0.9, "set": "forget", "train_seed": 0, "unlearn_seed": 0, "shot_seed": 0, "bits": ""}
+    drawn = [{"value": 0.5}, {"value": 0.7, "train_seed": 1}, {"value": 0.4, "bits": "other"}]
+    known = tables.sources(pd.DataFrame([row | one for one in drawn])).set_index("factor")
+    assert list(known.index) == ["people", "replicate", "train_seed", "bits"] and (known["set"] == "forget").all()
+    assert known.loc["train_seed", "variance"] == pytest.approx(0.02)
+    assert known.loc["bits", "variance"] == pytest.approx(0.005) and known.loc["bits", "levels"] == 2
+    assert np.isnan(known.loc["replicate", "sd"]) and known.loc["people", "sd"] == pytest.approx(0.8 / 3.92)
+
+
 def test_health_adds_up_and_its_reasons_stand_below(gated):
     table = frame("table_health", gated).dropna(subset=["value"])
     whole = table.groupby(["method", "modality", "set", "view"])["value"].sum()

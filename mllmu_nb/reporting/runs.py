@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from mllmu_nb import paths, unlearning
-from mllmu_nb.config import stable_hash
+from mllmu_nb.config import Config, stable_hash
 from mllmu_nb.errors import KitError
 from mllmu_nb.scoring import judge, path
 from mllmu_nb.scoring.frames import GROUP, MODEL, POOLED, RUN, SEEDS, with_questions
@@ -229,13 +229,14 @@ class Scores:
         return cls(_in_order(runs), items, cells.assign(dots=cells["dots"].map(tuple)), judged, points, by)
 
     def groups(self) -> list[tuple[tuple, Scores]]:
-        """The same, apart for each base model, protocol and forget ratio."""
+        """The same, apart for each base model (the paper's first, then by name), protocol and forget ratio."""
         return self._groups
 
     @cached_property
     def _groups(self) -> list[tuple[tuple, Scores]]:
-        groups = []
-        for key in sorted({tuple(run[column] for column in GROUP) for run in self.runs}):
+        groups, first = [], Config.model_fields["base_model"].default
+        keys = {tuple(run[column] for column in GROUP) for run in self.runs}
+        for key in sorted(keys, key=lambda key: (key[0] != first, key)):
             runs = [run for run in self.runs if tuple(run[column] for column in GROUP) == key]
             frames = {name: getattr(self, name) for name in FRAMES}
             mine = {name: rows[rows[GROUP].eq(list(key)).all(axis=1)] for name, rows in frames.items()}

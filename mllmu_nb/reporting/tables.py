@@ -46,7 +46,7 @@ SIGNS = (
 )
 
 SOURCES = {"replicate": "All that a replicate draws", "train_seed": "Training of vanilla"}
-SOURCES |= {"unlearn_seed": "Order of unlearning", "shot_seed": "Draw of the shots"}
+SOURCES |= {"unlearn_seed": "Order of unlearning", "shot_seed": "Draw of the shots", "bits": "Rounding of the CPU"}
 
 # What the quality table prints, by heading. What follows from the same sentences stands in its CSV alone, and a metric
 # that is in neither has a place behind them.
@@ -447,30 +447,39 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
 @table("table_variance")
 def variance_table(scores: Scores) -> Iterator[Sheet]:
     """Where the spread of an unlearned model's score comes from: people, and what chance decides, in points."""
-    runs = scores.run_scores()
+    title, frame = "Standard deviation of a score by its source, points, views pooled", sources(scores.run_scores())
+    columns = {(row["set"], *(row[name] for name in KEY)): None for row in frame.to_dict("records")}
+    heads = [(at[0].capitalize(), registry.by_key()[at[1:]].label.removesuffix(" %")) for at in columns]
+    names = {"people": "People", **SOURCES}
+    lines = [(names[one], [*map(_sd_text, of.to_dict("records"))]) for one, of in frame.groupby("factor", sort=False)]
+    remark = "People: the error of one run. The others: 95 % limits of the standard deviation, without people's."
+    frame = frame.assign(**scores.group)[[*GROUP, *frame]]
+    yield new_sheet(scores, title, "variance", "Source", heads, [("", lines)], [remark], frame)
+
+
+def sources(runs: pd.DataFrame) -> pd.DataFrame:
+    """How far each source moves an unlearned model's score: a row a set (forget, retain), main metric and ``factor``
+    (people, or one of SOURCES that varies) as :func:`~mllmu_nb.statistics.variance.variance_split` has it.
+
+    ``runs`` as from ``Scores.run_scores``, of one GROUP; a column ``bits`` says which were computed otherwise.
+    """
     runs = runs[~runs["method"].isin(("base", "vanilla", "oracle")) & (runs["view"] == POOLED)]
     runs = runs.assign(model=[" ".join(map(str, row)) for row in runs[MODEL].itertuples(index=False)])
     # the seeds of a replicate follow its number, so one is a source of its own only where it varies within
-    within = runs.groupby(["model", "replicate"])[list(SOURCES)[1:]].nunique().gt(1).any()
-    factors = ["model", "replicate", *within.index[within]]
-    columns, rows = [], []
+    seeds = [name for name in SOURCES if name in runs and name != "replicate"]
+    within = runs.groupby(["model", "replicate"])[seeds].nunique().gt(1).any()
+    factors, rows = ["model", "replicate", *within.index[within]], []
     for set_name, one in product(("forget", "retain"), metrics(main=True)):
         here = runs[(runs["set"] == set_name) & runs[KEY].eq(list(one.key)).all(axis=1)]
         if here.empty or one.bounds != (0.0, 1.0):
             continue
-        columns.append((set_name.capitalize(), one.label.removesuffix(" %")))
         error = (here["high"] - here["low"]) / (2 * 1.96)
-        here = here.assign(se=error if set_name == "forget" else 0.0)  # Retain people recur in every run
-        split = variance_split(here, factors, se="se").query("factor != 'model'").to_dict("records")
+        anew = set_name == "forget" and here["replicate"].nunique() > 1  # else the same people are asked in every run
+        split = variance_split(here.assign(se=error * anew), factors, se="se").query("factor != 'model'")
         people = {"factor": "people", "levels": here["n_profiles"].max(), "sd": float((error**2).mean() ** 0.5)}
-        rows += [{"set": set_name, **dict(zip(KEY, one.key, strict=True)), **row} for row in (people, *split)]
-    lines: dict[str, list] = {}
-    for row in rows:
-        lines.setdefault({"people": "People", **SOURCES}[row["factor"]], []).append(_sd_text(row))
-    title = "Standard deviation of a score by its source, points, views pooled"
-    remark = "People: the error of one run. The others: 95 % limits of the standard deviation, without people's."
-    blocks = [("", list(lines.items()))]
-    yield new_sheet(scores, title, "variance", "Source", columns, blocks, [remark], pd.DataFrame(rows))
+        asked = {"set": set_name, **dict(zip(KEY, one.key, strict=True))}
+        rows += [asked | row for row in (people, *split.to_dict("records"))]
+    return pd.DataFrame(rows, columns=["set", *KEY, "factor", "levels", "sd", "variance", "low", "high"])
 
 
 def _sd_text(row: Mapping[str, Any]) -> str | tuple[str, str]:
