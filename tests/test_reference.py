@@ -10,11 +10,13 @@ import pytest
 from fake_runs import make, write
 
 from mllmu_nb import paths
+from mllmu_nb.config import Config
 from mllmu_nb.reporting.runs import made_of
 from mllmu_nb.stages import RECORD, read_json, write_json
 
 FIGURES = paths.checkout() / "figures" / "reference"
 MARK = re.compile(r"people [\w-]+(?: and [\w-]+)*, base \w+(?: and \w+)*, vanilla \w+(?: and \w+)*")
+FIRST = Config().base_model  # of the studies
 RUN = re.compile(r"^run ([a-z_]+-[a-z]+-(?:\w+-)?[0-9a-f]{8}), scale", re.MULTILINE)
 
 
@@ -32,9 +34,10 @@ def problems(results: Path, figures: Path, notebooks: Path) -> list[str]:
         record, bases = read_json(file), {one["base_hash"] for one in records.values()}
         if record["parameters"]["exams"] or record["data_hash"] not in people or record["base_hash"] not in bases:
             found.append(f"{file.parent.name} is not the reference's vanilla without exams")
-    for file in sorted((results / "studies").glob(f"*/{RECORD}")):
-        if (theirs := made_of([read_json(file)])) != mark:
-            found.append(f"the study {file.parent.name} is of {theirs}, the runs of {mark}")
+    first = made_of(one for one in records.values() if one["parameters"]["base_model"] == FIRST)
+    for file in sorted((results / "studies").glob(f"*/runs/*/{RECORD}")):
+        if (theirs := made_of([read_json(file)])) != first:
+            found.append(f"the study {file.parents[2].name} is of {theirs}, the runs of {first}")
     for file in [*sorted((results / "tables").glob("*.md")), figures / "captions.md"]:
         theirs = MARK.findall(file.read_text(encoding="utf-8").split("\n")[0])
         found += [] if theirs == [mark] else [f"{file.name} is of {' '.join(theirs) or 'nobody knows what'}"]
@@ -62,9 +65,9 @@ def whole(tmp_path):
     results, [folder] = tmp_path / "results", write(tmp_path / "results", make("vanilla", sets=("forget",)))
     record = read_json(folder / RECORD)
     line = f"<!-- made from results/reference/runs ({made_of([record])}); do not edit -->\n"
-    for place in ("results/studies/cliff", "results/tables", "figures", "notebooks"):
+    for place in ("results/studies/cliff/runs/one", "results/tables", "figures", "notebooks"):
         (tmp_path / place).mkdir(parents=True)
-    write_json(results / "studies" / "cliff" / RECORD, {**record, "key": ""})
+    write_json(results / "studies" / "cliff" / "runs" / "one" / RECORD, {**record, "key": ""})
     (results / "tables" / "cost.md").write_text(line)
     (tmp_path / "figures" / "captions.md").write_text(line)
     # a run's id ends in a hash, which made-up ones lack
@@ -78,7 +81,7 @@ def whole(tmp_path):
     ("file", "old", "new", "said"),
     [
         (
-            "results/studies/cliff/provenance.json",
+            "results/studies/cliff/runs/one/provenance.json",
             '"base_hash": "base"',
             '"base_hash": "older"',
             "the study cliff is of",

@@ -35,9 +35,10 @@ def config(tmp_path_factory, tiny_base):
 # -- making one -------------------------------------------------------------------------------------------------
 
 
-def test_the_command_makes_the_runs_once_and_writes_their_table(config, monkeypatch, capsys):
+def test_the_command_makes_the_runs_once_and_writes_their_table(config, tmp_path, monkeypatch, capsys):
     parser = argparse.ArgumentParser()
     command.arguments(parser)
+    monkeypatch.setattr(paths, "reference", lambda: tmp_path)  # else the committed study is read
     with pytest.raises(KitError, match="no study yet: `python -m mllmu_nb study differences` makes it"):
         released_code.read()
     with pytest.raises(KitError, match="--replicates are numbers from 0 on, not -1"):

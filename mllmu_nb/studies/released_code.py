@@ -138,11 +138,12 @@ def make(configs: Sequence[Config]) -> None:
 
 
 def read() -> list[Run]:
-    """The runs that were made. KitError, with the command that makes them, where there are none."""
-    folder = paths.study("differences")
-    if not any(paths.runs(folder).glob("*/")):
-        raise KitError("there is no study yet: `python -m mllmu_nb study differences` makes it")
-    return read_runs(folder)
+    """One's own runs of the study, else those that come with the kit. KitError, with the command that makes them, where
+    there are neither."""
+    for folder in (paths.study("differences"), paths.reference() / "studies" / "differences"):
+        if any(paths.runs(folder).glob("*/")):
+            return read_runs(folder)
+    raise KitError("there is no study yet: `python -m mllmu_nb study differences` makes it")
 
 
 # -- the table --------------------------------------------------------------------------------------------------
