@@ -39,7 +39,7 @@ autodoc_member_order, autodoc_typehints, autodoc_preserve_defaults = "bysource",
 
 
 def gallery() -> None:
-    """A page with a line and the first picture of every notebook."""
+    """A page with a line and a picture of every notebook: of the cell with the tag ``cover``, else the first one."""
     GENERATED.mkdir(exist_ok=True)
     lines = ["# Notebooks", ""]
     books = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -48,17 +48,17 @@ def gallery() -> None:
         title = book.cells[0].source.split("\n")[0].removeprefix("# ")
         makes = re.search(r"\*\*makes\*\* \| (.*) \|", book.cells[0].source)[1]
         lines += [f"## [{title}](../../notebooks/{path.name})", "", makes + ".", ""]
-        for picture, alt in pictures(book):
-            (GENERATED / f"{path.stem}.png").write_bytes(picture)
-            lines += [f"```{{image}} {path.stem}.png", f":alt: {alt}", ":width: 360px", "```", ""]
-            break
+        if shown := next(pictures(book), None):
+            (GENERATED / f"{path.stem}.png").write_bytes(shown[0])
+            lines += [f"```{{image}} {path.stem}.png", f":alt: {shown[1]}", ":width: 360px", "```", ""]
     lines += ["```{toctree}", ":hidden:", "", *(f"../../notebooks/{path.stem}" for path in books), "```", ""]
     (GENERATED / "gallery.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def pictures(book):
-    """The figures of a notebook (``show.image``) with their alt texts."""
-    for output in (output for cell in book.cells for output in cell.get("outputs", [])):
+    """The figures of a notebook (``show.image``) with their alt texts, that of its cover first."""
+    cells = sorted(book.cells, key=lambda cell: "cover" not in cell.metadata.get("tags", []))
+    for output in (output for cell in cells for output in cell.get("outputs", [])):
         for alt, picture in PICTURE.findall(output.get("data", {}).get("text/html", "")):
             yield base64.b64decode(picture), html.unescape(alt)
 

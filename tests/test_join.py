@@ -10,6 +10,7 @@ import sys
 import tomllib
 import venv
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import nbformat
@@ -142,21 +143,20 @@ def test_the_site_builds_without_a_warning(tmp_path):
             assert re.search(r'alt="[^"]', picture), f"a picture without words in {page.name}"
 
 
-# -- the loop that notebook 02 shows ----------------------------------------------------------------------------
+# -- the loops that notebooks 02 and 03 show --------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def teach():
-    """The loop of notebook 02, from its cell."""
-    book = nbformat.read(ROOT / "notebooks" / "02_finetune.ipynb", as_version=4)
+def loop(notebook: str, name: str):
+    """The function of this name in the cell ``loop`` of a notebook."""
+    book = nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4)
     cells = {cell["id"]: cell.source for cell in book.cells}
     namespace: dict = {}
-    exec("\n".join(cells[name] for name in ("imports", "loop")), namespace)
-    return namespace["teach"]
+    exec("\n".join([cells["imports"], "import torch", cells["loop"]]), namespace)
+    return namespace[name]
 
 
 @pytest.mark.parametrize("optimizer, schedule, clip", [("adamw", "linear", 0.1), ("muon", "plateau", 0.0)])
-def test_the_loop_by_hand_does_what_the_kits_loop_does(teach, tiny_base, optimizer, schedule, clip):
+def test_the_loop_by_hand_does_what_the_kits_loop_does(tiny_base, optimizer, schedule, clip):
     from test_training import LLAVA, PLAIN, SHOWN
 
     from mllmu_nb.batches import finetuning_batches
@@ -170,10 +170,43 @@ def test_the_loop_by_hand_does_what_the_kits_loop_does(teach, tiny_base, optimiz
         return unfreeze(model), processor
 
     model, processor = fresh()
+    teach = loop("02_finetune", "teach")
     mine = teach(model, finetuning_batches(LLAVA, processor, SHOWN, recipe, 0), recipe, recipe.steps)
     other, processor = fresh()
     kits = [step["loss"] for step in finetune(other, processor, SHOWN, recipe, 0, progress=False).losses]
     assert mine == pytest.approx(kits, abs=1e-4) and mine[-1] < mine[0] - 0.01
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
+    assert max((a - b).abs().max().item() for a, b in pairs) < 1e-3
+
+
+@pytest.mark.parametrize("clip", [0.1, 0.0])
+def test_the_ascent_by_hand_does_what_the_kits_does(tiny_base, clip):
+    """Answers of several lengths, so that a mean over tokens is not the mean over answers; with dropout."""
+    import torch
+    from test_training import LLAVA, PLAIN, SHOWN
+
+    from mllmu_nb.batches import unlearning_batches
+    from mllmu_nb.models import adapters
+    from mllmu_nb.models.load import load_base
+    from mllmu_nb.training import unlearn
+
+    recipe, method = (
+        replace(PLAIN, steps=6, schedule="linear", clip=clip, lr=3e-3, lora_dropout=0.1),
+        unlearning.get("ga"),
+    )
+    asked = {"forget": SHOWN, "retain": SHOWN}
+
+    def fresh():
+        model, processor = load_base(str(tiny_base), "llava", "miniature")
+        return adapters.attach(model, recipe, 0), processor
+
+    model, processor = fresh()
+    batches = unlearning_batches(LLAVA, processor, method, asked, recipe, 0)
+    torch.manual_seed(0)
+    mine = loop("03_ga", "ascend")(model, islice(batches, recipe.steps), recipe, recipe.steps)
+    other, processor = fresh()
+    kits = [step["loss"] for step in unlearn(other, processor, method, asked, recipe, 0, progress=False).losses]
+    assert mine == pytest.approx(kits, abs=1e-4) and mine[-1] < mine[0]
     pairs = zip(model.parameters(), other.parameters(), strict=True)
     assert max((a - b).abs().max().item() for a, b in pairs) < 1e-3
 
