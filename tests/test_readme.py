@@ -1,10 +1,12 @@
 """What readers are told can be done: links lead somewhere, commands are taken, the cheap ones run, examples work.
 
 Commands are those of README, CONTRIBUTING and the questions: every line of a shell block, and what stands between
-backticks and begins with a program. All are parsed; those in ``RUN`` are executed, with what makes them small.
+backticks and begins with a program. All are parsed. Those of the README are executed, but for what needs a service or a
+GPU: here, with what makes them small (``RUN``, ``SHELL``), or by another test or by CI's script (``ELSEWHERE``).
 """
 
 import importlib
+import os
 import re
 import shlex
 import shutil
@@ -49,6 +51,46 @@ RUN = {  # command -> what makes it small
     "verify": "--run results/reference/runs/ga-multimodal-99f80d92",
     "export -p method ga -p modality multimodal --adapter FOLDER": SMALL,
     "evaluate --model BASE --adapter FOLDER": "--config small.yaml --limit 2",
+}
+SHELL = {  # the same, each in a process of its own
+    "make help": "",
+    "python -m mllmu_nb": "--version",
+    "python benchmarks/parity.py": "--limit 1 --sets forget",
+    "papermill notebooks/03_ga.ipynb out.ipynb --cwd notebooks -f configs/miniature.yaml -p modality unimodal": SMALL,
+}
+SWEEPS = (  # executed in the slow tier, each on a grid cut down to a few brief runs
+    "mllmu-nb sweep configs/miniature-replicates.yaml",
+    "make reproduce-all",
+    'make reproduce BASES="llava idefics2"',
+)
+CI = ".ci/run"
+ELSEWHERE = {  # command -> what executes it: CI's script, on a smaller grid, or a test with arguments of its own
+    "make reproduce": CI,
+    "make test": CI,
+    "pytest --nbmake": CI,
+    ".venv/bin/python -m pip install -c requirements.lock -e '.[test]'": CI,
+    "python -m venv .venv": CI,
+    ".venv/bin/python -m mllmu_nb sweep configs/miniature.yaml": CI,
+    "mllmu-nb sweep configs/miniature.yaml": CI,
+    "make lab": "test_run_all_cells_in_jupyterlab",
+    "make base": "test_the_build_runs_without_the_settings_that_slow_bfloat16_down",
+    "mllmu-nb study differences": "test_the_command_makes_the_runs_once_and_writes_their_table",
+    "mllmu-nb utility RUN --output FOLDER --model FOLDER": "test_the_command_is_printed_and_not_run",
+    "mllmu-nb judge RUN": "test_a_runs_tables_have_the_judges_grades_once_there_are_replies",
+    "python benchmarks/coverage.py": "test_the_table_of_coverage_is_what_the_intervals_do",
+    "python benchmarks/gpu_check.py": "test_the_check_of_a_card_runs_on_the_miniatures_shapes",
+    "python tools/settings.py OUT.json": "test_a_grid_grows_until_the_choice_lies_inside_it",
+}
+NEEDS = {  # what no test can give
+    "git clone URL mllmu-nb": "the project's address",
+    "cd mllmu-nb": "the project's address",
+    "source .venv/bin/activate": "a shell that somebody types in",
+    "conda env create -f environment.yml": "conda and its channels",
+    "mllmu-nb doctor configs/paper-llava.yaml": "the hub",
+    "mllmu-nb sweep configs/paper-llava.yaml": "a GPU",
+    "mllmu-nb evaluate --config configs/paper-llava.yaml --model BASE --adapter FOLDER": "a GPU",
+    "accelerate launch --multi_gpu --num_processes 2 -m papermill notebooks/03_ga.ipynb out.ipynb --cwd notebooks "
+    "-f configs/paper-llava.yaml": "two GPUs",
 }
 
 
@@ -123,10 +165,10 @@ def test_the_first_page_answers_what_newcomers_ask():
 # -- commands ---------------------------------------------------------------------------------------------------
 
 
-def commands() -> list[str]:
+def commands(pages=COMMANDS) -> list[str]:
     """Every command that readers are told to type, each once, without its comment."""
     found = []
-    for path in COMMANDS:
+    for path in pages:
         for token in parsed(written(path)):
             if _language(token) == "sh":
                 found += token["raw"].splitlines()
@@ -151,6 +193,11 @@ def kit(command: str) -> list[str] | None:
         if given[: len(name.split())] == name.split():
             return given[len(name.split()) :]
     return None
+
+
+def words_of(command: str) -> str:
+    """The arguments of a command of the kit, as the keys of RUN are written."""
+    return " ".join(map(shlex.quote, kit(command))).replace("'", '"')
 
 
 @pytest.mark.parametrize("command", commands())
@@ -189,7 +236,7 @@ def test_there_are_commands_of_every_kind_and_those_that_run_are_told():
     found = commands()
     assert {door_name for command in found if (given := kit(command)) for door_name in given[:1]} >= set(door.COMMANDS)
     assert {words(command)[0] for command in found} >= {"make", "papermill", "git", "conda", "source", "pytest"}
-    assert set(RUN) <= {" ".join(map(shlex.quote, given)).replace("'", '"') for c in found if (given := kit(c))}
+    assert set(RUN) <= {words_of(command) for command in found if kit(command)}
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +259,58 @@ def test_a_command_that_is_cheap_runs(command, one_out, tmp_path, monkeypatch, c
     status, said = door.main([*given, *small]), capsys.readouterr()
     assert status == 0, said.out + said.err
     assert said.out.strip() and "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(one, marks=[pytest.mark.slow] * one.startswith("papermill")) for one in SHELL]
+)
+def test_a_command_in_a_shell_runs(command, tmp_path):
+    if command.startswith("make") and not shutil.which("make"):
+        pytest.skip("make is not installed")
+    given = [*shlex.split(command), *shlex.split(SHELL[command])]
+    if given[0] in ("python", "papermill"):  # those of this environment
+        given[:1] = [sys.executable, *(["-m", "papermill"] if given[0] == "papermill" else [])]
+    given = [str(tmp_path / word) if word == "out.ipynb" else word for word in given]
+    environment = {**os.environ, "MLLMU_NB_OUT": str(tmp_path)}
+    done = subprocess.run(given, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0 and done.stdout + done.stderr, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", SWEEPS)
+def test_a_sweep_runs_as_it_is_typed(command, tmp_path, monkeypatch, capsys):
+    """The configuration files under their names, each with few people, the first values of
+    its grid, and the base alone, which is not trained: CI's script makes a grid of trained models."""
+    if command.startswith("make"):
+        make = shutil.which("make") or pytest.skip("make is not installed")
+        printed = subprocess.run([make, "-n", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True)
+        command = next(line for line in printed.stdout.splitlines() if "mllmu_nb sweep" in line).replace('"', "")
+    small = dict(re.findall(r"-p (\w+) (\S+)", SMALL))
+    for path in (ROOT / "configs").glob("*.yaml"):
+        values = yaml.safe_load(path.read_text())
+        values |= {name: yaml.safe_load(value) for name, value in small.items()}
+        axes = {name: some[:2] for name, some in values.get("grid", {}).items()}
+        values["grid"] = axes | {"method": ["base"], "modality": ["none"]}
+        (tmp_path / "configs").mkdir(exist_ok=True)
+        (tmp_path / "configs" / path.name).write_text(yaml.safe_dump(values))
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "out"))
+    monkeypatch.chdir(tmp_path)
+    given = command.split()
+    assert door.main(given[given.index("sweep") :]) == 0, capsys.readouterr().err
+    runs = list((tmp_path / "out" / "results" / "miniature" / "runs").iterdir())
+    assert len(runs) == {"configs/miniature-replicates.yaml": 2, "15": 3, "idefics2": 2}[given[-1]]
+
+
+def test_every_command_of_the_readme_is_executed_somewhere():
+    """Those that nothing executes say what they would need."""
+    executed = [command for command in commands([ROOT / "README.md"]) if kit(command) and words_of(command) in RUN]
+    assert {*executed, *SHELL, *SWEEPS, *ELSEWHERE, *NEEDS} == set(commands([ROOT / "README.md"]))
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    for name in set(ELSEWHERE.values()) - {CI}:
+        assert f"def {name}(" in tests, name
+    assert {"make test", "make reproduce GRID=configs/ci.yaml"} <= set(
+        re.findall(r"make (?:test$|reproduce .*)", (ROOT / CI).read_text(), re.M)
+    )
 
 
 # -- what is added ----------------------------------------------------------------------------------------------

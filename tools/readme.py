@@ -41,8 +41,7 @@ PRINTED |= {"kind": "published"}
 def clean_groups(scores: Scores) -> list[Scores]:
     """The clean runs at 10 %, apart for each base model, that of `make reproduce` first."""
     chosen = [FIRST["protocol"], FIRST["forget_ratio"]]
-    groups = [group for (_, *key), group in scores.groups() if key == chosen]
-    return sorted(groups, key=lambda group: group.group["base_model"] != FIRST["base_model"])
+    return [group for (_, *key), group in scores.groups() if key == chosen]
 
 
 def main_table(scores: Scores) -> str:
@@ -66,11 +65,10 @@ def finding(scores: Scores) -> str:
     start = clean.kept.query("closed_in == 'trained' and what == 'kept' and place == 0")  # where a path begins: vanilla
     before = start.query(f"modality == 'multimodal' and method == '{first['method']}'")["value"].iloc[0]
     return (
-        "**Forgetting some people damages what the model knows about others, and how much depends on the method: where "
-        f"half of the gap between vanilla and the oracle is closed, {name} still answers {per_cent(first)} "
-        f"of the questions about people to be kept rightly, and {method_label(best['method'])} {per_cent(best)}; "
-        f"before unlearning it was {100 * before:.0f} %.** "
-        f"({clean.runs[0].base_label}, unlearned on {MODALITIES['multimodal']}, multiple choice by likelihood, "
+        f"**A model that has half forgotten some people answers {per_cent(first)} of the questions about others "
+        f"rightly after {name}, and {per_cent(best)} after {method_label(best['method'])}; before unlearning it was "
+        f"{100 * before:.0f} %.** (*Half forgotten*: half of the gap between vanilla and the oracle is closed. "
+        f"{clean.runs[0].base_label}, unlearned on {MODALITIES['multimodal']}, multiple choice by likelihood, "
         f"{PEOPLE['retain']} Retain people and {PEOPLE['celebrity']} celebrities in each replicate, "
         f"{replicates(clean)}, 95 % intervals; one base, one population. "
         "*Gap* and *closed*: [glossary](#glossary). The rest: [notebook 13](notebooks/13_along_the_path.ipynb), "
