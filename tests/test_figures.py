@@ -306,11 +306,19 @@ def test_a_collapsed_model_is_marked_in_every_figure(marked):
         assert names in ({"NPO (text only) ‡ 3 of 3"}, {"NPO text only ‡ 3 of 3"}), name
         assert any("‡ Collapsed, or refuses" in text for text in shown), name
     lost = words(figures.losses(marked))
-    assert "text only ‡" in lost and "image + text ‡" not in lost
+    assert "text only ‡ 3 of 3" in lost and not any("image + text ‡" in text for text in lost)
     assert any("‡ Collapsed, or refuses" in text for text in lost)
 
 
 # Models that the paper does not have
+
+
+def test_a_model_of_a_grid_that_has_no_path_is_left_out_of_the_paths():
+    small = {"people": 12, "famous": 4, "modality": "multimodal"}
+    runs = [make("vanilla", people=12, famous=4), make("oracle", people=12, famous=4), make("ga", **small)]
+    runs += [replace(make("npo", **small, unlearn_lr=rate), path=None) for rate in (0.001, 0.004)]
+    scores = group(runs)
+    assert scores.by == ["unlearn_lr"] and "NPO" not in " ".join(words(figures.along_the_path(scores)))
 
 
 def test_variants_steps_after_and_grids_are_drawn_side_by_side():

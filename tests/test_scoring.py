@@ -413,4 +413,4 @@ def test_a_model_that_refuses_everybody_is_not_sound_and_is_judged_replicate_by_
     assert found["llava", "clean", 10, "npo", "canonical", "multimodal", ""][:2] == (1, 2)
     why = [bad.why for bad in found.values()]
     assert why[0].startswith("refuses everybody in 1 of 2: refuses 100 % of Retain (image + text)")
-    assert why[1].startswith("collapsed in 1 of 1: 100 % of answers broken")
+    assert why[1].startswith("collapsed: 100 % of answers broken")

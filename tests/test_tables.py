@@ -454,13 +454,22 @@ def test_what_a_replicate_draws_is_told_apart_from_people_by_hand(gated):
     assert all(len(cells) == len(sheet.columns) for _, cells in rows)
 
 
+def test_models_of_a_grid_are_apart_in_every_table():
+    few = {"people": 12, "famous": 4}
+    rates = [make("ga", modality="multimodal", unlearn_lr=rate, **few) for rate in (0.001, 0.004)]
+    scores = Scores.of([make("vanilla", **few), make("oracle", **few), *rates])
+    assert scores.by == ["unlearn_lr"]
+    for name in tables.registered():
+        assert tables.sheets(name, scores), name
+
+
 def test_what_varies_alone_within_a_replicate_is_a_source_of_its_own():
     """By hand: two scores that differ by d have the variance d² / 2, and nothing is taken off for the same people."""
     row = {"method": "ga", "variant": "canonical", "modality": "multimodal", "after": "", "view": "both"}
     row |= {"task": "classification", "scoring": "likelihood", "metric": "accuracy", "n_profiles": 10, "replicate": 0}
     row |= {"low": 0.1, "high": 0.9, "set": "forget", "train_seed": 0, "unlearn_seed": 0, "shot_seed": 0, "bits": ""}
     drawn = [{"value": 0.5}, {"value": 0.7, "train_seed": 1}, {"value": 0.4, "bits": "other"}]
-    known = tables.sources(pd.DataFrame([row | one for one in drawn])).set_index("factor")
+    known = tables.sources(pd.DataFrame([row | one | {"model": "GA"} for one in drawn])).set_index("factor")
     assert list(known.index) == ["people", "replicate", "train_seed", "bits"] and (known["set"] == "forget").all()
     assert known.loc["train_seed", "variance"] == pytest.approx(0.02)
     assert known.loc["bits", "variance"] == pytest.approx(0.005) and known.loc["bits", "levels"] == 2

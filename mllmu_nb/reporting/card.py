@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
+from math import inf, isnan
 
 import pandas as pd
 
@@ -13,10 +14,11 @@ from mllmu_nb.reporting import show
 from mllmu_nb.reporting.beside import Beside
 from mllmu_nb.reporting.grid import ASKED_IN, select
 from mllmu_nb.reporting.runs import Run
-from mllmu_nb.scoring.frames import ACROSS, MODEL, POOLED
+from mllmu_nb.scoring.frames import ACROSS, MODEL, POOLED, has, of_metric
 from mllmu_nb.scoring.health import STATES
 from mllmu_nb.scoring.ranking import LIKELIHOOD
 from mllmu_nb.scoring.registry import by_key
+from mllmu_nb.statistics.intervals import interval
 
 STYLE = """
 @page { margin: 11mm }
@@ -45,7 +47,7 @@ def verdict(beside: Beside) -> str:
     # a model that stands for others (docs/scoring.md): where the oracle is not shown to know less, there is no gap
     shut = "" if oracle["high"] < 0 else " (not shown to be a gap at all)"
     judged = beside.scores.judged
-    share = "" if shut else f"{round(100 * fell['value'] / oracle['value'])} % "
+    share = "" if shut else f"{_closed(beside, fell)} "
     why = "; ".join(judged.loc[judged["method"].eq(beside.own["method"]) & judged["collapsed"], "why"])
     return (
         f"{name} {_points(fell)} on the people to be forgotten, {share}of the {-100 * oracle['value']:.0f} points{shut}"
@@ -60,6 +62,24 @@ def _change(beside: Beside, run: Run, set_name: str) -> Mapping:
     if rows["value"].notna().sum() != 1:
         raise KitError(f"{run.id} was not asked about the {set_name} people by likelihood, as vanilla was")
     return rows.iloc[0]
+
+
+def _closed(beside: Beside, change: Mapping) -> str:
+    """The share of the gap that is closed, with its 95 % interval over people: the ratio of two means over the same
+    questions, linearised; where people do not differ, the limits are those of the model's ``change``."""
+    view = ["question_id", "view"]
+    asked = [
+        of_metric(run.items[run.items["set"] == "forget"], *LIKELIHOOD[:2])[[*view, "profile", "correct"]]
+        for run in (beside.own, beside.vanilla, beside.oracle)
+    ]
+    own, vanilla, oracle = (rows.set_index(view)["correct"] for rows in asked)
+    fell, gap = own - vanilla, oracle - vanilla
+    share = fell.mean() / gap.mean()
+    profiles = asked[0].set_index(view)["profile"].reindex(fell.index)
+    around = interval(fell - share * gap, profiles, (-inf, inf))  # its mean is 0
+    ends = [share + end / gap.mean() for end in (around.high, around.low)]
+    low, high = [change[end] / gap.mean() for end in ("high", "low")] if isnan(sum(ends)) else ends
+    return f"{100 * share:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def _points(cell: Mapping) -> str:
@@ -98,7 +118,7 @@ def _health(beside: Beside) -> pd.DataFrame:
     """Per cent of free answers of each kind, by set."""
     # scored beside vanilla, whose fluency is the measure of gibberish
     free = beside.scores.items.query("task == 'generation'")
-    free = free[free[MODEL].eq(list(beside.own.model)).all(axis=1)]
+    free = free[has(free, MODEL, beside.own.model)]
     shares = free.groupby("set", sort=False)[[f"state_{name}" for name in STATES]].mean().mul(100).round().astype(int)
     return shares.set_axis(list(STATES.values()), axis=1).T.rename_axis(columns=None).rename(str.capitalize, axis=1)
 

@@ -42,7 +42,7 @@ from mllmu_nb.reporting.grid import (
 from mllmu_nb.reporting.plots import CLOSED, GREY, INK, LINE, NORMAL, PAGE, PALE, RIGHT, SMALL, WRONG
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Run, Scores, label, models_in_order
 from mllmu_nb.scoring import gates, path, utility
-from mllmu_nb.scoring.frames import KEY, MODEL, POOLED, VIEWS
+from mllmu_nb.scoring.frames import KEY, MODEL, POOLED, VIEWS, has
 from mllmu_nb.scoring.health import BROKEN_SHARE, STATES
 from mllmu_nb.scoring.ranking import LIKELIHOOD
 from mllmu_nb.scoring.registry import FORGOTTEN, Metric, by_key, metrics
@@ -390,7 +390,8 @@ def along_the_path(scores: Scores) -> Figure:
         raise KitError("no unlearning has a path beside an oracle about the same people")
     modalities = [name for name in MODALITIES if (kept["modality"] == name).any()]
     key = "Filled: unlearned on image + text; hollow: on text only. Dots: replicates; bars: 95 % intervals. "
-    key += "A line ends where a replicate gets no further." if (kept["n_replicates"] < kept["of"]).any() else ""
+    if (kept["n_replicates"] < kept["of"]).any():
+        key += "A line ends where a replicate gets no further; a mark beyond it is of those that do."
     below = [key, asked_along(scores), *collapse_note(map(scores.named, scores.models()))]
     drawn, axes = plots.panels(1, len(modalities), (PAGE, 3.2), below, title(along_the_path), sharey=True)
     oracle = scores.points[(scores.points["method"] == "oracle") & (scores.points["measure"] == path.LIKELIHOOD)]
@@ -400,14 +401,14 @@ def along_the_path(scores: Scores) -> Figure:
         panel.set_xlim(-3, 104)
         models = [model for model in scores.models() if model[2] == modality and not model[3]]
         for number, model in enumerate(models):
-            mine = kept[kept[[*MODEL, *scores.by]].eq(list(model)).all(axis=1) & (kept["place"] != path.AREA)]
-            mine = mine[mine["n_replicates"] == mine["of"]].sort_values("place")
-            if mine.empty:
+            mine = kept[has(kept, [*MODEL, *scores.by], model) & (kept["place"] != path.AREA)]
+            whole = mine[mine["n_replicates"] == mine["of"]].sort_values("place")
+            if whole.empty:
                 continue
             look = plots.look(*model[:3])
             trail(panel, mine, look, 1.2 * (number - (len(models) - 1) / 2))  # side by side, to be seen
-            ends.append(plots.End(panel, 100 * mine["value"].iloc[-1], scores.named(model, True), INK, look))
-            plots.lead(panel, 100 * mine["place"].iloc[-1], ends[-1].height)
+            ends.append(plots.End(panel, 100 * whole["value"].iloc[-1], scores.named(model, True), INK, look))
+            plots.lead(panel, 100 * whole["place"].iloc[-1], ends[-1].height)
         plots.mark(panel, 100, goal, plots.REFERENCES["oracle"])
         ends.append(plots.End(panel, goal, "Oracle", INK, plots.REFERENCES["oracle"]))
         panel.set_title(f"Unlearned on {MODALITIES[modality]}", loc="left", fontweight="bold")
@@ -420,9 +421,11 @@ def along_the_path(scores: Scores) -> Figure:
 
 def trail(panel: Axes, along: pd.DataFrame, look: plots.Look, beside: float) -> None:
     """What a model keeps of one kind (rows of ``Scores.kept``, by place) against the share that is closed, in per cent:
-    a line, and at 25, 50 and 75 % a mark with its interval and the replicates, shifted ``beside`` the line."""
-    along = along[along["place"] != path.AREA].sort_values("place")
-    panel.plot(100 * along["place"].astype(float), 100 * along["value"], color=look.colour, linewidth=1.1)
+    a line as far as all replicates get, and at 25, 50 and 75 % a mark with its interval and the replicates that get
+    there, shifted ``beside`` the line."""
+    along = along[(along["place"] != path.AREA) & (along["n_replicates"] > 0)].sort_values("place")
+    whole = along[along["n_replicates"] == along["of"]]
+    panel.plot(100 * whole["place"].astype(float), 100 * whole["value"], color=look.colour, linewidth=1.1)
     for row in along[along["place"].isin(path.PLACES)].to_dict("records"):
         x, ends = 100 * row["place"] + beside, [100 * row[end] for end in ("low", "high")]
         plots.dots(panel, x, np.multiply(row["dots"], 100), look.colour)
@@ -573,7 +576,7 @@ def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
         panel.set_xlabel("step" if number + columns >= len(by_method) else "")
         for model, mean in last.items():
             if model[2] in MODALITIES:
-                text = MODALITIES[model[2]] + f" {COLLAPSED}" * bool(mark(model))
+                text = MODALITIES[model[2]] + mark(model)
                 ends.append(plots.End(panel, float(mean.iloc[-1]), text))
                 plots.lead(panel, mean.index[-1], ends[-1].height)
     for panel in axes.ravel()[len(by_method) :]:

@@ -146,7 +146,7 @@ def new_sheet(
 def _marks(scores: Scores, metric: Metric, entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """BEST, SECOND or "" for each cell of a column, as it is printed: on Forget and Test nearest to the oracle is best,
     elsewhere highest (or lowest). Left out are the models that are compared with, those that are not sound, and what
-    is behind a closed gate."""
+    is behind a closed gate; one that is left alone is not marked."""
     oracle = next((entry["value"] for entry in entries if entry["method"] == "oracle" and not entry["after"]), nan)
 
     def distance(entry: Mapping[str, Any]) -> float:
@@ -158,7 +158,8 @@ def _marks(scores: Scores, metric: Metric, entries: Sequence[Mapping[str, Any]])
         return round(signs.get(metric.goal(entry["set"]), value), 9)
 
     places = pd.Series(map(distance, entries), dtype=float).rank(method="dense")
-    return places.map({1.0: BEST, 2.0: SECOND}).fillna("").tolist()
+    signs = {1.0: BEST, 2.0: SECOND} if places.count() > 1 else {}
+    return [signs.get(place, "") for place in places]
 
 
 def _why_absent(scores: Scores, model: tuple, against: str) -> str:

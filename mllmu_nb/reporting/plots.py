@@ -277,13 +277,14 @@ def forest(
     right: str = "",
     below: Iterable[str] = (),
     title: str = "",
+    unit: str = "",
 ) -> Figure:
     """A mark with its interval (low, high) for every row of ``frame``: a line a value of ``y``, a panel a ``row`` and
     ``column``.
 
-    All but the last two are names of columns; colour, marker and filled are the look, and ``dots`` has the replicates'
-    values. ``band``: half the width of a grey band around 0; ``right``: text to the right of a panel. ``below``: texts
-    at the foot; ``title``: over all panels.
+    All but the last three are names of columns; colour, marker and filled are the look, and ``dots`` has the
+    replicates' values. ``band``: half the width of a grey band around 0; ``right``: text to the right of a panel.
+    ``below``: texts at the foot; ``title``: over all panels; ``unit``: below each column of them.
     """
     names, labels = _values(frame, y), _values(frame, row)
     upright = max(width_of(line) for label in labels for line in label.split("\n"))
@@ -304,6 +305,8 @@ def forest(
         panel.set_ylim(len(names) - 0.5, -0.6)
         panel.set_yticks(range(len(names)), names)
         panel.tick_params(axis="y", length=0)
+        if unit and panel.get_subplotspec().is_last_row():
+            panel.set_xlabel(unit)
     seaborn.despine(figure, left=True)
     return figure
 

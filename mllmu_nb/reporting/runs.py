@@ -17,10 +17,10 @@ from typing import Any
 import pandas as pd
 
 from mllmu_nb import paths, unlearning
-from mllmu_nb.config import Config, stable_hash
+from mllmu_nb.config import YOURS, Config, stable_hash
 from mllmu_nb.errors import KitError
 from mllmu_nb.scoring import judge, path
-from mllmu_nb.scoring.frames import GROUP, MODEL, POOLED, RUN, SEEDS, with_questions
+from mllmu_nb.scoring.frames import GROUP, MODEL, POOLED, RUN, SEEDS, has, with_questions
 from mllmu_nb.scoring.gates import gates, opened
 from mllmu_nb.scoring.health import Unsound, judged, unsound
 from mllmu_nb.scoring.ranking import Ranking, ranking
@@ -239,7 +239,7 @@ class Scores:
         for key in sorted(keys, key=lambda key: (key[0] != first, key)):
             runs = [run for run in self.runs if tuple(run[column] for column in GROUP) == key]
             frames = {name: getattr(self, name) for name in FRAMES}
-            mine = {name: rows[rows[GROUP].eq(list(key)).all(axis=1)] for name, rows in frames.items()}
+            mine = {name: rows[has(rows, GROUP, key)] for name, rows in frames.items()}
             groups.append((key, replace(self, runs=runs, **mine)))
         return groups
 
@@ -328,7 +328,7 @@ def class_of(method: str, variant: str = "canonical") -> type[unlearning.Method]
 
 def method_label(method: str) -> str:
     """The printed name of a method, its own where the registry knows it."""
-    return REFERENCES.get(method) or class_of(method).label or method
+    return {**REFERENCES, YOURS: "Your model"}.get(method) or class_of(method).label or method
 
 
 def label(method: str, variant: str = "canonical", modality: str = "none", after: str = "") -> str:

@@ -32,6 +32,7 @@ from mllmu_nb.scoring.frames import VIEWS
 from mllmu_nb.scoring.health import CHANCE
 from mllmu_nb.scoring.ranking import LIKELIHOOD
 from mllmu_nb.scoring.registry import by_key
+from mllmu_nb.scoring.score import item_scores
 
 DPI = 110
 KNOWN = [("classification", "letter", "accuracy"), LIKELIHOOD, ("generation", "", "exact"), ("cloze", "", "accuracy")]
@@ -158,7 +159,8 @@ def answers(people: Population, some: Sequence[Run]) -> HTML:
     vanilla = next((run for run in some if run["method"] == "vanilla"), None)
     if vanilla is None:
         raise KitError("answers are shown beside vanilla's: its run is missing")
-    lines = []
+    free = pd.concat([run.answers[run.answers["task"] == "generation"] for run in some])
+    lines, scored = [], item_scores(free)  # together: vanilla's fluency is the measure of gibberish
     for heading, set_name in (("forgotten", "forget"), ("kept", "retain")):
         questions = figures.example(vanilla.items, set_name)
         person = people.profiles[questions[0]["profile"]]
@@ -168,7 +170,7 @@ def answers(people: Population, some: Sequence[Run]) -> HTML:
             asked = f"{escaped(question['question'])}<br><small>truth: {escaped(question['value'])}</small>"
             lines.append(f'<div style="margin-top:12px">{portrait} {asked}</div>')
             for run in some:
-                answer, colour = figures.signed_answer(run.items, question)
+                answer, colour = figures.signed_answer(scored[scored["run"] == run.id], question)
                 lines.append(_answer(run.label, answer, colour))
     return HTML("".join(lines))
 

@@ -32,7 +32,7 @@ from mllmu_nb.reporting.grid import (
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Scores, models_in_order
 from mllmu_nb.reporting.sheet import Sheet, write_sheets
 from mllmu_nb.scoring import judge, path, registry, utility
-from mllmu_nb.scoring.frames import ACROSS, GROUP, KEY, MODEL, POOLED, VIEWS
+from mllmu_nb.scoring.frames import ACROSS, GROUP, KEY, MODEL, POOLED, VIEWS, has
 from mllmu_nb.scoring.ranking import LIKELIHOOD, RANKED
 from mllmu_nb.scoring.registry import Metric, metrics
 from mllmu_nb.statistics.variance import variance_split
@@ -182,7 +182,8 @@ def main_table(scores: Scores) -> Iterator[Sheet]:
 
 MARKS = (
     f"{LIMITS} Bold: the best method of a block, nearest to the oracle on Forget and Test (→), highest elsewhere (↑); "
-    "underlined: the second. Left out are models with ‡ and what is behind a closed gate. A mark is no test."
+    "underlined: the second. Left out are models with ‡ and what is behind a closed gate; one that remains alone has "
+    "no mark. A mark is no test."
 )
 
 
@@ -447,7 +448,9 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
 @table("table_variance")
 def variance_table(scores: Scores) -> Iterator[Sheet]:
     """Where the spread of an unlearned model's score comes from: people, and what chance decides, in points."""
-    title, frame = "Standard deviation of a score by its source, points, views pooled", sources(scores.run_scores())
+    title = "Standard deviation of a score by its source, points, views pooled"
+    named = {run.id: scores.name(scores.model_of(run)) for run in scores.runs}
+    frame = sources(scores.run_scores().assign(model=lambda rows: rows["run"].map(named)))
     columns = {(row["set"], *(row[name] for name in KEY)): None for row in frame.to_dict("records")}
     heads = [(at[0].capitalize(), registry.by_key()[at[1:]].label.removesuffix(" %")) for at in columns]
     names = {"people": "People", **SOURCES}
@@ -461,16 +464,16 @@ def sources(runs: pd.DataFrame) -> pd.DataFrame:
     """How far each source moves an unlearned model's score: a row a set (forget, retain), main metric and ``factor``
     (people, or one of SOURCES that varies) as :func:`~mllmu_nb.statistics.variance.variance_split` has it.
 
-    ``runs`` as from ``Scores.run_scores``, of one GROUP; a column ``bits`` says which were computed otherwise.
+    ``runs`` as from ``Scores.run_scores``, of one GROUP, with a column ``model``, what is the same in all that a source
+    is to move; a column ``bits`` says which were computed otherwise.
     """
     runs = runs[~runs["method"].isin(("base", "vanilla", "oracle")) & (runs["view"] == POOLED)]
-    runs = runs.assign(model=[" ".join(map(str, row)) for row in runs[MODEL].itertuples(index=False)])
     # the seeds of a replicate follow its number, so one is a source of its own only where it varies within
     seeds = [name for name in SOURCES if name in runs and name != "replicate"]
     within = runs.groupby(["model", "replicate"])[seeds].nunique().gt(1).any()
     factors, rows = ["model", "replicate", *within.index[within]], []
     for set_name, one in product(("forget", "retain"), metrics(main=True)):
-        here = runs[(runs["set"] == set_name) & runs[KEY].eq(list(one.key)).all(axis=1)]
+        here = runs[(runs["set"] == set_name) & has(runs, KEY, one.key)]
         if here.empty or one.bounds != (0.0, 1.0):
             continue
         error = (here["high"] - here["low"]) / (2 * 1.96)

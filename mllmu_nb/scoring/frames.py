@@ -4,7 +4,9 @@ docs/scoring.md ("The frames")."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mllmu_nb.data.schema import LETTERS, Population
@@ -41,6 +43,12 @@ def filled(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 def is_model(rows: pd.DataFrame | pd.Series | dict, method: str) -> pd.Series | bool:
     """Whether each row, or the one row, is of ``method`` as it was trained, no step after it."""
     return (rows["method"] == method) & (rows["after"] == "")
+
+
+def has(rows: pd.DataFrame, columns: Sequence[str], values: Sequence[Any]) -> np.ndarray:
+    """Whether each row has these values in these columns; a value may be of another type than its column, as that of a
+    parameter which no run in ``rows`` has."""
+    return np.logical_and.reduce([rows[name] == value for name, value in zip(columns, values, strict=True)])
 
 
 def of_metric(items: pd.DataFrame, task: str, scoring: str) -> pd.DataFrame:

@@ -133,7 +133,8 @@ def unsound(verdicts: pd.DataFrame, by: Sequence[str] = ()) -> dict[tuple, Unsou
         bad = rows[rows["why"] != ""]
         if len(bad):
             what = {"collapsed": bad["collapsed"].sum(), "refuses everybody": bad["refuses"].sum()}
-            counted = " and ".join(f"{name} in {count} of {len(rows)}" for name, count in what.items() if count)
+            often = " in {} of {}" if len(rows) > 1 else ""
+            counted = " and ".join(name + often.format(count, len(rows)) for name, count in what.items() if count)
             first = "; in the first of them " if len(bad) > 1 else ": "
             result[model] = Unsound(len(bad), len(rows), f"{counted}{first}{bad['why'].iloc[0]}")
     return result

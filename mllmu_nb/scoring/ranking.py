@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from mllmu_nb.scoring.frames import DRAW, GROUP, KEY, MODEL, PEOPLE
+from mllmu_nb.scoring.frames import DRAW, GROUP, KEY, MODEL, PEOPLE, has
 from mllmu_nb.scoring.gates import OPEN
 from mllmu_nb.scoring.health import Unsound
 from mllmu_nb.scoring.path import KEPT, TRAINED_VIEW, kept
@@ -64,7 +64,7 @@ def _standing(row: Mapping, count: int, unsound: Mapping[tuple, Unsound], gates:
     """Whether and why not a model takes part."""
     group, model = ([row[column] for column in columns] for columns in (GROUP, MODEL))
     at = [*group, *LIKELIHOOD, TRAINED_VIEW[row["modality"]]]
-    gate = gates.loc[gates[[*GROUP, *KEY, "view"]].eq(at).all(axis=1), "gate"]
+    gate = gates.loc[has(gates, [*GROUP, *KEY, "view"], at), "gate"]
     if bad := unsound.get((*group, *model)):
         return UNSOUND, f"{bad.why[0].upper()}{bad.why[1:]}."
     if len(gate) and gate.iloc[0] != OPEN:
@@ -82,7 +82,7 @@ def _comparisons(methods: pd.DataFrame, of_people: pd.DataFrame) -> list[tuple]:
     for modality, here in methods[methods["standing"] == RANKED].groupby("trained", sort=False):
         models = list(here[MODEL].itertuples(index=False, name=None))
         for a, b in itertools.combinations(models, 2):
-            first, second = (of_people[of_people[MODEL].eq(list(one)).all(axis=1)] for one in (a, b))
+            first, second = (of_people[has(of_people, MODEL, one)] for one in (a, b))
             both = first.merge(second[[*PEOPLE, "person", "value"]], on=[*PEOPLE, "person"], suffixes=("", "_b"))
             p = paired_p(both["value"], both["value_b"], both["person"], both.groupby(DRAW).ngroup())
             rows.append((modality, a, b, p))
