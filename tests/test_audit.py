@@ -46,9 +46,13 @@ def test_the_verdict_is_that_of_the_rule_by_people_and_questions():
     table = read("method,accuracy,people,questions\nVanilla,52,49,5\nA,44.5,49,5\nB,12,49,5\n")
     gaps = noise.audit(table).set_index(["first", "second"])
     limit = 100 * noise.detectable(0.52, 0.445, 49, 5, noise.LIKELY)
-    assert gaps.loc[("Vanilla", "A"), "detectable"] == pytest.approx(limit) and limit > 7.5
-    assert gaps["verdict"].tolist() == [noise.COULD, noise.EXCEEDS, noise.EXCEEDS]
-    assert (gaps["least"] < gaps["detectable"]).all() and (gaps["detectable"] < gaps["most"]).all()
+    assert gaps.loc[("Vanilla", "A"), "detectable"] == pytest.approx(limit)
+    chance = gaps.loc[("Vanilla", "A"), "noise"]
+    assert chance == pytest.approx(100 * 1.96 * (2 * 0.4825 * 0.5175 / (49 * 5) * 1.4) ** 0.5, abs=0.01)  # 10.5
+    assert 7.5 < chance < limit and gaps["verdict"].tolist() == [noise.COULD, noise.EXCEEDS, noise.EXCEEDS]
+    assert (gaps["least"] < gaps["noise"]).all() and (gaps["noise"] < gaps["most"]).all()
+    between = noise.audit(read("method,accuracy,people,questions\nA,52,49,5\nB,40,49,5\n"))
+    assert between["gap"].item() < between["detectable"].item() and between["verdict"].item() == noise.EXCEEDS
     many = noise.audit(table.assign(people=4900))
     assert many["verdict"].tolist() == [noise.EXCEEDS] * 3, "a hundred times the people"
     assert noise.audit(table, together=0.9)["detectable"].iloc[0] == pytest.approx(limit * 0.1**0.5)
@@ -65,7 +69,9 @@ def test_a_standard_deviation_judges_what_is_no_share():
     table = read("method,ROUGE,people,sd\nA,61,50,10\nB,48,50,10\nC,57,50,10\n")
     gaps = noise.audit(table)
     assert gaps["detectable"].tolist() == pytest.approx([noise.REACH * 10 * (2 / 50) ** 0.5] * 3)  # 5.6
-    assert gaps["verdict"].tolist() == [noise.EXCEEDS, noise.COULD, noise.EXCEEDS]
+    assert gaps["noise"].tolist() == pytest.approx([1.96 * 10 * (2 / 50) ** 0.5] * 3, abs=1e-3)  # 3.9
+    assert gaps["verdict"].tolist() == [noise.EXCEEDS, noise.EXCEEDS, noise.EXCEEDS]
+    assert noise.audit(table.assign(sd=11))["verdict"].tolist() == [noise.EXCEEDS, noise.COULD, noise.EXCEEDS]
 
 
 @pytest.mark.parametrize(

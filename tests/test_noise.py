@@ -77,8 +77,9 @@ def test_gaps_of_accuracies(items):
     table = table.sort_index()
     assert len(table) == 9 and set(table["people"]) == {24} and set(table["questions"]) == {5}
     assert table.loc[("Vanilla", "GA", 0.0), "gap"] == pytest.approx(0.2)
-    # 20 points at a mean of .5: more than 18.1, less than 18.1 · sqrt(1.4) = 21.4
-    assert table["verdict"].xs(("Vanilla", "GA")).tolist() == [noise.EXCEEDS, noise.COULD, noise.COULD]
+    # 20 points at a mean of .5: more than 12.65 and 12.65 · sqrt(1.4) = 14.97, less than 12.65 · sqrt(2.6) = 20.4
+    assert table["noise"].xs(("Vanilla", "GA")).tolist() == pytest.approx([0.1265, 0.1497, 0.204], abs=1e-4)
+    assert table["verdict"].xs(("Vanilla", "GA")).tolist() == [noise.EXCEEDS, noise.EXCEEDS, noise.COULD]
     assert set(table["verdict"].xs(("GA", "NPO"))) == {noise.COULD}
     pooled = noise.gaps(figures.assign(view="unstated"), items)
     assert set(pooled["questions"]) == {10}
@@ -104,8 +105,8 @@ def test_shares_count_pairs_and_not_rows(items):
     figures = printed("classification_acc", {"Vanilla": 60.0, "GA": 40.0, "NPO": 38.0})
     table = noise.gaps(pd.concat([figures, printed("aggregate", {"GA": 1.0, "NPO": 2.0})]), items)
     counted = noise.shares(table, ["task"])
-    # without correlation both gaps to vanilla, with .1 the one of 22 points, with .4 none
-    assert counted.loc["classification"].tolist() == pytest.approx([2 / 3, 1 / 3, 0, 3])
+    # without correlation and with .1 both gaps to vanilla, with .4 the one of 22 points
+    assert counted.loc["classification"].tolist() == pytest.approx([2 / 3, 2 / 3, 1 / 3, 3])
 
 
 def test_the_published_figures_are_judged():

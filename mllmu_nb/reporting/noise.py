@@ -1,10 +1,11 @@
 """Which printed gaps exceed the noise, in published figures (:func:`gaps`) and in anybody's table (:func:`audit`).
 
-Papers print a figure a method and no interval. A gap exceeds the noise where it is larger than what a comparison at
-95 % detects with 80 % power. That follows from the numbers of people and questions behind the figures, which the
-benchmark fixes (:func:`people_behind`), and from how alike the answers about one person are, which nobody prints: a
+Papers print a figure a method and no interval. A gap exceeds the noise where it is larger than 1.96 standard errors:
+chance alone makes such a gap in fewer than one of twenty comparisons. A study sees a true gap four times in five where
+it is ``detectable``, 2.8 errors. The error follows from the numbers of people and questions behind the figures, which
+the benchmark fixes (:func:`people_behind`), and from how alike the answers about one person are, which nobody prints: a
 ``correlation`` is assumed, .1 with a range from 0 to .4. ``together`` is the correlation of the two models' figures
-over people, 0 unless it is given: models of one vanilla agree more than that, so a paired comparison could detect more.
+over people, 0 unless it is given: models of one vanilla agree more than that, so a paired comparison could see more.
 docs/methods.md has the formula.
 """
 
@@ -30,7 +31,8 @@ from mllmu_nb.stages import RECORD, read_json
 CORRELATIONS = (0.0, 0.1, 0.4)
 LIKELY = 0.1
 LEVEL, POWER = 0.95, 0.8
-REACH = float(norm.ppf((1 + LEVEL) / 2) + norm.ppf(POWER))
+SEEN = float(norm.ppf((1 + LEVEL) / 2))  # errors of a gap that exceeds the noise
+REACH = SEEN + float(norm.ppf(POWER))
 FICTITIOUS, CELEBRITIES = 500, 153
 QUESTIONS = {"classification": 5, "generation": 2, "cloze": 2}  # a person in one view
 SHOWN = {"classification": 1, "generation": 0, "cloze": 2}  # people whose questions are worked examples: not scored
@@ -98,15 +100,17 @@ def compare(
     """Every pair of the methods that share a cell: a row a cell ``by``, pair and assumed correlation.
 
     ``figures`` have ``method`` and what :func:`smallest` reads. Columns: ``by``, ``first``, ``second``, ``gap`` (first
-    minus second), ``people``, ``questions``, ``correlation``, ``detectable`` and ``verdict``.
+    minus second), ``people``, ``questions``, ``correlation``, ``noise`` (a gap above it exceeds it), ``detectable`` and
+    ``verdict``.
     """
     rows = []
     for key, cell in figures.groupby(by, sort=False):
         for (a, b), correlation in product(combinations(cell.itertuples(), 2), correlations):
             gap, limit = a.value - b.value, smallest(a, b, correlation, together, top)
-            verdict = UNKNOWN if isnan(limit) else EXCEEDS if abs(gap) > limit else COULD
-            rows.append([*key, a.method, b.method, gap, a.people, a.questions, correlation, limit, verdict])
-    pair = ["first", "second", "gap", "people", "questions", "correlation", "detectable", "verdict"]
+            chance = limit * SEEN / REACH
+            verdict = UNKNOWN if isnan(limit) else EXCEEDS if abs(gap) > chance else COULD
+            rows.append([*key, a.method, b.method, gap, a.people, a.questions, correlation, chance, limit, verdict])
+    pair = ["first", "second", "gap", "people", "questions", "correlation", "noise", "detectable", "verdict"]
     return pd.DataFrame(rows, columns=[*by, *pair])
 
 
@@ -136,6 +140,7 @@ def shares(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Gaps for each group of ``gaps``' rows: their number and the share that exceeds the noise at each correlation."""
     known = table[table["verdict"] != UNKNOWN].assign(exceeds=table["verdict"] == EXCEEDS)
     wide = known.pivot_table(index=by, columns="correlation", values="exceeds", aggfunc="mean", sort=False)
+    wide = wide.rename(columns="ρ = {:g}".format)
     return wide.assign(gaps=known.groupby(by).size() // known["correlation"].nunique()).rename_axis(columns=None)
 
 
@@ -143,7 +148,7 @@ def shares(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 PER_CENT = 100.0
 ASSUMED = ("people", "questions", "sd")  # columns that a table may have
-AUDITED = ["measure", "first", "second", "gap", "detectable", "least", "most", "verdict"]
+AUDITED = ["measure", "first", "second", "gap", "noise", "least", "most", "detectable", "verdict"]
 
 
 def read(path: Path | str) -> pd.DataFrame:
@@ -194,7 +199,7 @@ def audit(
     ``people`` and ``questions`` (of each about a measure) hold where the table has no column of that name, and without
     a number of people nothing can be said; ``sd``, a standard deviation over people, makes a measure that is no share
     of right answers judgeable. ``correlation`` of answers about one person and ``together`` of the two models' are
-    assumed; ``least`` and ``most`` are the smallest detectable gap over the assumed range of the former. Raises
+    assumed; ``least`` and ``most`` are the noise over the assumed range of the former. Raises
     KitError for a value that is no share of ``top``, shares of 1 where ``top`` is 100, and assumptions that cannot be.
     """
     assumed = {"people": people or nan, "questions": questions, "sd": nan}
@@ -209,15 +214,15 @@ def audit(
     if top == PER_CENT and 0 < table.loc[table["sd"].isna(), "value"].max() <= 1:
         raise KitError("all values lie between 0 and 1: give top=1, or write them in per cent")
     gaps = compare(table, ["measure"], (correlation, *CORRELATIONS), together, top)
-    ends = gaps.groupby(["measure", "first", "second"])["detectable"].agg(least="min", most="max")
+    ends = gaps.groupby(["measure", "first", "second"])["noise"].agg(least="min", most="max")
     gaps = gaps.drop_duplicates(["measure", "first", "second"]).join(ends, on=ends.index.names)
     return gaps[AUDITED].reset_index(drop=True)
 
 
 @plots.styled
 def figure(gaps: pd.DataFrame, most: int = 24) -> Figure:
-    """The ``most`` largest gaps, each with the smallest detectable one as its whisker: one that reaches 0 could be
-    noise. Filled: exceeds the noise; hollow: does not. Raises KitError where no gap could be judged."""
+    """The ``most`` largest gaps, each with the noise as its whisker: a gap whose whisker reaches 0 could be noise.
+    Filled: exceeds the noise; hollow: does not. Raises KitError where no gap could be judged."""
     known = gaps[gaps["verdict"] != UNKNOWN]
     if known.empty:
         raise KitError("no gap has a known number of people")
@@ -225,11 +230,11 @@ def figure(gaps: pd.DataFrame, most: int = 24) -> Figure:
     exceeds = known["verdict"] == EXCEEDS
     drawn = known.assign(
         name=known["first"] + " − " + known["second"] + known["measure"].map(lambda name: f", {name}" if name else ""),
-        low=known["gap"] - known["detectable"],
-        high=known["gap"] + known["detectable"],
+        low=known["gap"] - known["noise"],
+        high=known["gap"] + known["noise"],
         colour=np.where(exceeds, plots.RIGHT, plots.GREY),
         filled=exceeds,
     )
-    below = ["Gap and, to both sides, the smallest that could be detected. Hollow and grey: could be noise."]
-    title = "A gap whose whisker reaches 0 could be noise"
-    return plots.forest(drawn, y="name", x="gap", right="verdict", below=below, title=title)
+    below = ["Bars: 1.96 standard errors to both sides. Hollow and grey: could be noise."]
+    texts = {"title": "A gap whose whisker reaches 0 could be noise", "unit": "gap, in the unit of the table"}
+    return plots.forest(drawn, y="name", x="gap", right="verdict", below=below, **texts)
