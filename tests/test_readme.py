@@ -338,6 +338,25 @@ def additions(tmp_path_factory):
         sys.modules.pop(name)
 
 
+@pytest.mark.slow
+def test_the_method_of_notebook_17_is_kept_as_a_file_and_swept(tmp_path):
+    """As the notebook says: the cell as a file, a copy of notebook 08 beside it, and a grid over its setting."""
+    cells = {cell["id"]: cell.source for cell in nbformat.read(ROOT / "notebooks" / "17_your_method.ipynb", 4).cells}
+    (tmp_path / "hinge.py").write_text(cells["method"] + "\n", encoding="utf-8")
+    shutil.copy(ROOT / "notebooks" / "08_evaluate.ipynb", tmp_path / "20_hinge.ipynb")
+    small = dict(re.findall(r"-p (\w+) (\S+)", SMALL)) | {"train_steps": "60"}
+    values = {name: yaml.safe_load(value) for name, value in small.items()}
+    values["grid"] = {"method": ["hinge"], "modality": ["multimodal"], "target": [1.5, 2.5]}
+    (tmp_path / "my_grid.yaml").write_text(yaml.safe_dump(values))
+    environment = {**os.environ, "MLLMU_NB_OUT": "out", "PYTHONPATH": f".{os.pathsep}{ROOT}"}
+    environment |= {registry.EXTENSIONS: "hinge"}
+    command = [sys.executable, "-m", "mllmu_nb", "sweep", "my_grid.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = (tmp_path / "out" / "results" / "miniature" / "tables" / "table2_main.md").read_text(encoding="utf-8")
+    assert "Hinge (mine), target 1.5 |" in table and "Hinge (mine), target 2.5 |" in table
+
+
 def test_the_worked_method_and_metric_pass_their_checks(additions):
     check_method(unlearning.variants("your_method")["canonical"])
     check_metric(metrics.by_key()["generation", "", "length"])

@@ -67,12 +67,11 @@ def finding(scores: Scores) -> str:
     return (
         f"**A model that has half forgotten some people answers {per_cent(first)} of the questions about others "
         f"rightly after {name}, and {per_cent(best)} after {method_label(best['method'])}; before unlearning it was "
-        f"{100 * before:.0f} %.** (*Half forgotten*: half of the gap between vanilla and the oracle is closed. "
-        f"{clean.runs[0].base_label}, unlearned on {MODALITIES['multimodal']}, multiple choice by likelihood, "
-        f"{PEOPLE['retain']} Retain people and {PEOPLE['celebrity']} celebrities in each replicate, "
-        f"{replicates(clean)}, 95 % intervals; one base, one population. "
-        "*Gap* and *closed*: [glossary](#glossary). The rest: [notebook 13](notebooks/13_along_the_path.ipynb), "
-        f"[table_path]({TABLES}/table_path.md).)"
+        f"{100 * before:.0f} %.**\n\n*Half forgotten*: half of the [gap](#glossary) between vanilla and the oracle "
+        f"is closed. Measured on {clean.runs[0].base_label}, unlearned on {MODALITIES['multimodal']}, by multiple "
+        f"choice by likelihood about {PEOPLE['retain']} Retain people and {PEOPLE['celebrity']} celebrities in each "
+        f"replicate; {replicates(clean)}, 95 % intervals; one base, one population. All methods and places: "
+        f"[notebook 13](notebooks/13_along_the_path.ipynb), [table_path]({TABLES}/table_path.md)."
     )
 
 
@@ -86,7 +85,7 @@ def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
     printed = published.load()
     printed = printed[printed[list(PRINTED)].eq(list(PRINTED.values())).all(axis=1)].replace(published.OURS)
     figures = printed.set_index("method")["value"]
-    head = "published: LLaVA-1.5-7B, 5 %, Forget, multiple choice"
+    head = "published (where nothing else is said: LLaVA-1.5-7B, 5 %, Forget, multiple choice)"
     lines = [f"| in the paper | notebook | files | {head} | minutes |", "|---|---|---|---:|---:|"]
     first = [run for run in runs if all(run[name] == value for name, value in FIRST.items())]
     for notebook in notebooks:
@@ -98,7 +97,7 @@ def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
         seconds = [train["seconds"] + train["evaluation_seconds"] for train in made]
         spent = f"{max(sum(seconds) / 2, *seconds, 0) / 60:.1f}" if seconds else minutes
         known = [f"{figures[name]:.1f} %" for name in methods if name in figures.index]
-        known = COUNTED.get(number) or ", ".join(known) or ("not printed again" if methods else "")
+        known = COUNTED.get(number) or ", ".join(known) or ("not in MANU" if methods else "")
         files = ", ".join(f"[{Path(file).name}]({file})" for file in FILES[number])
         what = f"{paper[:1].upper()}{paper[1:]} | [{notebook.stem}](notebooks/{notebook.name})"
         lines.append(f"| {what} | {files} | {known} | {spent} |")
