@@ -1,7 +1,8 @@
 """Names for what can be added: methods, families, metrics and steps after unlearning register themselves on import.
 
-A module of the package is imported because it lies in its package's folder; one outside is imported because the
-environment variable MLLMU_NB_EXTENSIONS names it. Nothing is listed by hand.
+A module of the package is imported because it lies in its package's folder; one outside because the environment
+variable MLLMU_NB_EXTENSIONS names it, when something is looked up for the first time: by then all of the package can be
+imported. Nothing is listed by hand.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import sys
 from collections.abc import Hashable, Iterator
 from typing import Any
 
@@ -18,7 +20,8 @@ EXTENSIONS = "MLLMU_NB_EXTENSIONS"
 
 
 class Registry:
-    """Entries by key (a name or a tuple of names), in the order in which they were added; ``kind`` is for messages."""
+    """Entries by key (a name or a tuple of names), in the order in which they were added, those of extensions as well;
+    ``kind`` is for messages."""
 
     def __init__(self, kind: str):
         self.kind = kind
@@ -35,17 +38,20 @@ class Registry:
 
     def get(self, key: Any) -> Any:
         """The entry. Raises KitError with the nearest key, or all keys, when there is none."""
-        if key not in self._entries:
-            choose(self.kind, _printed(key), map(_printed, self._entries))
+        if key not in self:
+            choose(self.kind, _printed(key), map(_printed, self))
         return self._entries[key]
 
     def __contains__(self, key: Any) -> bool:
+        load_extensions()
         return isinstance(key, Hashable) and key in self._entries
 
     def __iter__(self) -> Iterator[Any]:
+        load_extensions()
         return iter(self._entries)
 
     def values(self) -> list[Any]:
+        load_extensions()
         return list(self._entries.values())
 
 
@@ -54,15 +60,16 @@ def _printed(key: Any) -> str:
 
 
 def import_all(package: Any) -> None:
-    """Imports every module of a package, so that what they define is registered, and then the extensions."""
+    """Imports every module of a package, so that what they define is registered."""
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
-    load_extensions()
 
 
 def load_extensions() -> None:
     """Imports the modules that MLLMU_NB_EXTENSIONS names, with commas between. KitError for one that cannot be."""
     for name in filter(None, map(str.strip, os.environ.get(EXTENSIONS, "").split(","))):
+        if name in sys.modules:  # or being imported just now
+            continue
         try:
             importlib.import_module(name)
         except ImportError as error:

@@ -313,6 +313,13 @@ def test_a_collapsed_model_is_marked_in_every_figure(marked):
 # Models that the paper does not have
 
 
+def test_a_model_after_a_step_has_the_losses_of_its_training_where_it_is_alone():
+    halved = make("ga", people=12, famous=4, modality="multimodal", after="halved")
+    assert "GA, halved" in words(figures.loss_curves([halved]))
+    plain = make("ga", people=12, famous=4, modality="multimodal")
+    assert "GA, halved" not in words(figures.loss_curves([plain, halved]))
+
+
 def test_a_model_of_a_grid_that_has_no_path_is_left_out_of_the_paths():
     small = {"people": 12, "famous": 4, "modality": "multimodal"}
     runs = [make("vanilla", people=12, famous=4), make("oracle", people=12, famous=4), make("ga", **small)]

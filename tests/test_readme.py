@@ -315,7 +315,7 @@ def test_every_command_of_the_readme_is_executed_somewhere():
 
 # -- what is added ----------------------------------------------------------------------------------------------
 
-REGISTRIES = (unlearning.METHODS, after.STEPS, metrics.METRICS, figures.FIGURES, tables.registered())
+REGISTRIES = (unlearning.METHODS, after.STEPS, metrics.METRICS, figures.FIGURES, tables.TABLES)
 
 
 @pytest.fixture(scope="module")
@@ -338,6 +338,20 @@ def additions(tmp_path_factory):
         sys.modules.pop(name)
 
 
+def test_the_worked_additions_are_taken_by_a_process_that_begins_with_them(tmp_path):
+    """There an extension that imports the reporting is loaded while little else is."""
+    blocks = [t["raw"] for t in parsed(written(ROOT / "CONTRIBUTING.md")) if _language(t) == "python"]
+    for number, block in enumerate(blocks):
+        (tmp_path / f"worked_{number}.py").write_text(block, encoding="utf-8")
+    code = "from mllmu_nb import after, unlearning\nfrom mllmu_nb.reporting import figures, tables\n"
+    code += "from mllmu_nb.config import Config\nConfig(method='my_method', modality='unimodal', after='halved')\n"
+    code += "print('letters' in figures.FIGURES, 'table_letters' in tables.TABLES, 'my_method' in unlearning.names())"
+    named = ",".join(f"worked_{number}" for number, _ in reversed(list(enumerate(blocks))))
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", registry.EXTENSIONS: named}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["True"] * 3, done.stderr[-2000:]
+
+
 @pytest.mark.slow
 def test_the_method_of_notebook_17_is_kept_as_a_file_and_swept(tmp_path):
     """As the notebook says: the cell as a file, a copy of notebook 08 beside it, and a grid over its setting."""
@@ -358,7 +372,7 @@ def test_the_method_of_notebook_17_is_kept_as_a_file_and_swept(tmp_path):
 
 
 def test_the_worked_method_and_metric_pass_their_checks(additions):
-    check_method(unlearning.variants("your_method")["canonical"])
+    check_method(unlearning.variants("my_method")["canonical"])
     check_metric(metrics.by_key()["generation", "", "length"])
 
 

@@ -169,7 +169,7 @@ def test_replicates_are_pooled_not_averaged():
 def test_one_run_alone_fills_what_it_can(method):
     """Whatever is missing, no table fails, and what cannot be known is empty."""
     scores = Scores.of([make(method, lambda q: True, modality="multimodal" if method == "ga" else "none", **FEW)])
-    for name in tables.registered():
+    for name in tables.TABLES:
         for sheet in tables.sheets(name, scores):
             assert sheet.markdown() and sheet.latex()
             cells = [cell for _, rows in sheet.blocks for _, row in rows for cell in row]
@@ -336,7 +336,7 @@ def written(known, tmp_path_factory):
 def test_every_table_comes_in_three_forms(written):
     assert {path.suffix for path in written.iterdir()} == {".csv", ".md", ".tex"}
     for kind, more in (("csv", set()), ("md", set()), ("tex", {"appendix"})):
-        assert {path.stem for path in written.glob(f"*.{kind}")} == set(tables.registered()) | more
+        assert {path.stem for path in written.glob(f"*.{kind}")} == set(tables.TABLES) | more
     assert (written / "table2_main.md").read_text().startswith("<!-- made from results/x/runs; do not edit -->")
 
 
@@ -459,7 +459,7 @@ def test_models_of_a_grid_are_apart_in_every_table():
     rates = [make("ga", modality="multimodal", unlearn_lr=rate, **few) for rate in (0.001, 0.004)]
     scores = Scores.of([make("vanilla", **few), make("oracle", **few), *rates])
     assert scores.by == ["unlearn_lr"]
-    for name in tables.registered():
+    for name in tables.TABLES:
         assert tables.sheets(name, scores), name
 
 

@@ -28,7 +28,7 @@ from matplotlib.patches import Patch
 
 from mllmu_nb.data.schema import ATTRIBUTES, Profile
 from mllmu_nb.errors import KitError
-from mllmu_nb.registry import Registry, load_extensions
+from mllmu_nb.registry import Registry
 from mllmu_nb.reporting import plots
 from mllmu_nb.reporting.grid import (
     COLLAPSED_NOTE,
@@ -82,7 +82,6 @@ def write_all(scores: Scores, people: Sequence[Profile], folder: Path) -> list[s
 
     Returns a line a figure for ``captions.md``: its caption, or why it is not drawn.
     """
-    load_extensions()
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [("profiles", profile_sheet, [people])] if people else []
     for _, group in scores.groups():
@@ -540,7 +539,8 @@ def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
     """The loss of trainings, one panel a method, a line a model: the mean of its runs and a band from the lowest to the
     highest, of one run its raw curve behind. With the ``scores`` of the runs, models that have collapsed are marked,
     and those that differ in a parameter of a grid apart."""
-    trained = [run for run in runs if run.train.get("losses") and not run["after"]]  # a step after trains nothing
+    trained = [run for run in runs if run.train.get("losses")]
+    trained = [run for run in trained if not run["after"]] or trained  # a step after trains nothing more
     if not trained:
         raise KitError("no run has a training log with losses")
     name, mark = (scores.name, scores.mark) if scores else (lambda model: label(*model), lambda model: "")

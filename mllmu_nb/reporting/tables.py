@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from mllmu_nb.data.schema import SETS, TASKS
-from mllmu_nb.registry import Registry, load_extensions
+from mllmu_nb.registry import Registry
 from mllmu_nb.reporting.grid import (
     ASKED_IN,
     LIMITS,
@@ -506,15 +506,9 @@ def _as_one(made: Sequence[Sheet], title: str) -> Sheet:
     return replace(made[0], title=title, blocks=blocks, remarks=[*shared, *own], frame=frame)
 
 
-def registered() -> Registry:
-    """Every table by name: the package's own and those of extensions."""
-    load_extensions()
-    return TABLES
-
-
 def sheets(name: str, scores: Scores) -> list[Sheet]:
     """The printed tables of one name: one or more for each base model, protocol and forget ratio, or one for all."""
-    make: Callable[[Scores], Iterator[Sheet]] = registered().get(name)
+    make: Callable[[Scores], Iterator[Sheet]] = TABLES.get(name)
     made = [sheet for _, group in scores.groups() for sheet in make(group)]
     return [_as_one(made, make.together)] if getattr(make, "together", "") else made
 
@@ -523,9 +517,9 @@ def write_tables(scores: Scores, folder: Path, source: str) -> None:
     """Every table as CSV, Markdown and LaTeX, and ``appendix.tex``, which reads those that are not for the main text;
     ``source`` is named in the first line of the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in registered():
+    for name in TABLES:
         write_sheets(sheets(name, scores), folder / name, source)
     lines = [r"% Before this is read: \newcommand{\tables}{the folder it lies in}", r"\providecommand{\tables}{.}"]
-    rest = [name for name in registered() if not getattr(TABLES.get(name), "together", "")]
+    rest = [name for name in TABLES if not getattr(TABLES.get(name), "together", "")]
     lines += [rf"\input{{\tables/{name}}}\clearpage" for name in rest]
     (folder / "appendix.tex").write_text("\n".join([*lines, ""]), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Unlearning methods, one short file each. Every module here is imported, and so are the extensions."""
+"""Unlearning methods, one short file each. Every module here is imported."""
 
 from mllmu_nb import registry
 from mllmu_nb.unlearning.base import *  # noqa: F403

@@ -1,4 +1,4 @@
-"""Families of models, one file each. Every module here is imported, and so are the extensions."""
+"""Families of models, one file each. Every module here is imported."""
 
 from mllmu_nb import registry
 from mllmu_nb.models.families.base import FAMILIES, LABEL_MODES, TOKEN_KINDS, Family, get, of, register
