@@ -240,7 +240,7 @@ def test_losses_are_solid_for_both_and_dashed_for_text(known):
         figures.loss_curves([make("base")])
 
 
-def test_leakage_prints_gap_and_half_width():
+def test_leakage_prints_the_gap_and_its_limits():
     """GA: right about the one fact in two with the image, about none in text; the oracle about none."""
     runs = []
     for name, modality, right in (
@@ -252,8 +252,11 @@ def test_leakage_prints_gap_and_half_width():
         runs.append(make(name, right, modality=modality, sets=("forget", "retain"), asked=asked))
     figure = figures.leakage(group(runs))
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["Vanilla", "GA\nimage + text"]
-    cells = [text.split("\n")[0] for text in words(figure) if "\n[" in text]
-    assert cells == ["+100"] * 4 + ["+100", "+0", "+50", "+0"]  # of each model: choices, then free answers
+    cells = [text.split("\n") for text in words(figure) if "\n[" in text]
+    assert [gap for gap, _ in cells] == ["+100"] * 4 + ["+100", "+0", "+50", "+0"]  # choices, then free answers
+    for gap, limits in cells:
+        low, high = (int(end.replace("−", "-")) for end in limits.strip("[]").split(", "))
+        assert low <= int(gap) <= high and low < high
     with pytest.raises(KitError, match="no model was asked"):
         figures.leakage(group(runs[:1]))
 

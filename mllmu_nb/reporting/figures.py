@@ -48,8 +48,8 @@ from mllmu_nb.scoring.ranking import LIKELIHOOD
 from mllmu_nb.scoring.registry import FORGOTTEN, Metric, by_key, metrics
 
 ORACLE_KEY = (
-    "Difference to the oracle, which never saw these people (0), with 95 % intervals. Band: the margin; = "
-    "the interval lies inside it, ≠ outside, ? neither. Filled: unlearned on image + text; hollow: on text only."
+    "Difference to the oracle (0), with 95 % intervals. Band: the margin; = the interval lies inside it, ≠ outside, ? "
+    "neither. Filled: unlearned on image + text; hollow: on text only."
 )
 FIGURES = Registry("figure")
 
@@ -319,7 +319,7 @@ def forgetting_utility(scores: Scores) -> Figure:
     """A good method climbs to the oracle's height and stays on the right. Fall from vanilla on the forget set against
     accuracy on Retain and on the celebrities, by likelihood, views pooled, and against what a model can do that is
     about nobody. Dotted: the oracle's fall. Filled: unlearned on image + text; hollow: on text only. Bars: 95 %
-    intervals."""
+    intervals; dots: replicates. A larger mark lies beneath another one."""
     wanted, further = [by_key()[LIKELIHOOD]], utility.PANELS[scores.runs[0]["scale"]]
     fall = rows(scores, wanted, ["forget"], [POOLED], against="vanilla").query("method != 'base'")
     kept = rows(scores, wanted, ["retain", "celebrity"], [POOLED]).query("method != 'base'")
@@ -336,7 +336,7 @@ def forgetting_utility(scores: Scores) -> Figure:
     size = PAGE, max(2.75, 0.75 + 1.3 * SMALL / 72 * len(names))
     below = [
         "Retain, Celebrity: right by likelihood. The others: utility, about nobody. Filled: unlearned on image + text; "
-        "hollow: on text only. Larger: under another mark.",
+        "hollow: on text only. A larger mark lies beneath another one.",
         *notes(scores, pd.concat([fall, shown])),
     ]
     drawn, axes = plots.panels(1, len(heads), size, below, title(forgetting_utility), sharey=True, sharex=True)
@@ -369,7 +369,7 @@ def forgetting_utility(scores: Scores) -> Figure:
 def oracle_gap(scores: Scores) -> Figure:
     """A model that has forgotten answers as the oracle does: inside the grey band. Each model minus the oracle on
     Forget and Retain, views pooled; the band is the margin within which it counts as the oracle (10 points, 0.1 ROUGE,
-    1 point of factuality). Bars: 95 % intervals."""
+    1 point of factuality). Bars: 95 % intervals; dots: replicates."""
     gaps = rows(scores, metrics(main=True), ["forget", "retain"], [POOLED], against="oracle").query("method != 'base'")
     if gaps.empty:
         raise KitError("the gap to the oracle needs a run of the oracle and another one about the same people")
@@ -406,8 +406,10 @@ def along_the_path(scores: Scores) -> Figure:
                 continue
             look = plots.look(*model[:3])
             trail(panel, mine, look, 1.2 * (number - (len(models) - 1) / 2))  # side by side, to be seen
-            ends.append(plots.End(panel, 100 * whole["value"].iloc[-1], scores.named(model, True), INK, look))
-            plots.lead(panel, 100 * whole["place"].iloc[-1], ends[-1].height)
+            marked = mine[mine["place"].isin(path.PLACES) & (mine["n_replicates"] > 0)]
+            last = pd.concat([whole, marked]).sort_values("place").iloc[-1]
+            ends.append(plots.End(panel, 100 * last["value"], scores.named(model, True), INK, look))
+            plots.lead(panel, 100 * last["place"], ends[-1].height)
         plots.mark(panel, 100, goal, plots.REFERENCES["oracle"])
         ends.append(plots.End(panel, goal, "Oracle", INK, plots.REFERENCES["oracle"]))
         panel.set_title(f"Unlearned on {MODALITIES[modality]}", loc="left", fontweight="bold")
