@@ -73,15 +73,15 @@ ELSEWHERE = {  # command -> what executes it: CI's script, on a smaller grid, or
     ".venv/bin/python -m mllmu_nb sweep configs/miniature.yaml": CI,
     "mllmu-nb sweep configs/miniature.yaml": CI,
     "make lab": "test_run_all_cells_in_jupyterlab",
-    "make base": "test_the_build_runs_without_the_settings_that_slow_bfloat16_down",
     "mllmu-nb study differences": "test_the_command_makes_the_runs_once_and_writes_their_table",
-    "mllmu-nb utility RUN --output FOLDER --model FOLDER": "test_the_command_is_printed_and_not_run",
+    "mllmu-nb utility RUN --output FOLDER --model FOLDER": "test_a_run_is_given_what_was_read",
     "mllmu-nb judge RUN": "test_a_runs_tables_have_the_judges_grades_once_there_are_replies",
     "python benchmarks/coverage.py": "test_the_table_of_coverage_is_what_the_intervals_do",
     "python benchmarks/gpu_check.py": "test_the_check_of_a_card_runs_on_the_miniatures_shapes",
-    "python tools/settings.py OUT.json": "test_a_grid_grows_until_the_choice_lies_inside_it",
 }
 NEEDS = {  # what no test can give
+    "make base": "an hour",
+    "python tools/settings.py OUT.json": "hours",
     "git clone URL mllmu-nb": "the project's address",
     "cd mllmu-nb": "the project's address",
     "source .venv/bin/activate": "a shell that somebody types in",

@@ -178,6 +178,10 @@ def test_an_answer_that_is_empty_is_not_the_letter_that_was_drawn_for_it(output,
     assert door.main(["utility", str(folder), "--output", str(output), "--tasks", "mmmu_val"]) == 0
     said = capsys.readouterr().out
     assert "mmmu: 5 questions, 40.0 %" in said and "1 answers are empty" in said
+    graded = next(output.rglob("20260102*llava*"))
+    graded.write_text(graded.read_text().replace('"filtered_resps": "B"', '"filtered_resps": ""', 1))
+    items, _ = command.read(output, list(command.TASKS))
+    assert items.loc[items["set"] == "llava_bench", "score"].tolist() == [0.3, 0.5], "a judge's grade is kept"
     file.write_text(empty)
     with pytest.raises(KitError, match="every answer in .* is empty: lmms-eval could not generate"):
         command.read(output, ["mmmu_val"])

@@ -106,7 +106,7 @@ class Task(NamedTuple):
 
     set: str
     metric: str
-    score: Callable[[Mapping[str, Any]], float]
+    score: Callable[[Mapping[str, Any], str], float]
 
 
 def _row(task: Task, sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,14 +115,14 @@ def _row(task: Task, sample: Mapping[str, Any]) -> dict[str, Any]:
     fixed = {"task": "classification", "view": "image_text", "scoring": "utility", "order": 0, "shots": 0, "tokens": 0}
     about = {"set": task.set, "profile": name, "question_id": name, "question": str(sample["input"])}
     answers = {"answer": said if isinstance(said, str) else str(said[0]), "answer_true": str(sample["target"])}
-    # of an answer that is empty, as where generation failed, lmms-eval draws a letter: nobody wrote it
-    score = task.score(entry) if answers["answer"].strip() else 0.0
-    return {**fixed, **about, **answers, "score": score}
+    return {**fixed, **about, **answers, "score": task.score(entry, answers["answer"])}
 
 
-def _mmmu(entry: Mapping[str, Any]) -> float:
+def _mmmu(entry: Mapping[str, Any], answer: str) -> float:
     """1 where one of the parsed answers is right: the letter; of an open question the number to two digits, or the
-    words somewhere in it (the benchmark's rule)."""
+    words somewhere in it (the benchmark's rule). 0 for an empty answer, for which lmms-eval draws a letter."""
+    if not answer.strip():
+        return 0.0
     truths = entry["answer"] if isinstance(entry["answer"], list) else [entry["answer"]]
     if entry["question_type"] == "multiple-choice":
         return float(any(said in truths for said in entry["parsed_pred"]))
@@ -140,7 +140,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _graded(entry: Mapping[str, Any]) -> float:
+def _graded(entry: Mapping[str, Any], answer: str) -> float:
     """The judge's grade of the model's answer, in tenths; NaN where it gave none (lmms-eval stores -1). The benchmark's
     own figure is the sum of these over that of the reference answers' grades."""
     _, grade = entry["scores"]
