@@ -58,7 +58,7 @@ SHELL = {  # the same, each in a process of its own
     "python benchmarks/parity.py": "--limit 1 --sets forget",
     "papermill notebooks/03_ga.ipynb out.ipynb --cwd notebooks -f configs/miniature.yaml -p modality unimodal": SMALL,
 }
-SWEEPS = (  # executed in the slow tier, each on a grid cut down to a few brief runs
+SWEEPS = (  # executed in the slow tier, each on a grid cut down to a few runs of the base
     "mllmu-nb sweep configs/miniature-replicates.yaml",
     "make reproduce-all",
     'make reproduce BASES="llava idefics2"',
