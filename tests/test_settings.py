@@ -61,17 +61,18 @@ def worlds(best_rate, monkeypatch, weights=("alpha", (1.0, 2.0, 4.0))):
 def test_every_method_begins_with_the_same_budget(monkeypatch):
     for weights in (("", ()), ("alpha", (1.0, 2.0, 4.0))):
         seen = worlds(1e-3, monkeypatch, weights)
-        found = settings.search([], "ga", "canonical", "multimodal")
-        assert len(seen) == 9 and found["inside"] and found["lr"] == pytest.approx(1e-3)
+        choice = settings.search([], "ga", "canonical", "multimodal")
+        assert len(seen) == 5 and choice["inside"] and choice["lr"] == pytest.approx(1e-3)
 
 
 def test_a_grid_grows_until_the_choice_lies_inside_it(monkeypatch):
     seen = worlds(4e-3, monkeypatch)
-    found = settings.search([], "ga", "canonical", "multimodal")
-    assert (found["lr"], found["weight"], found["inside"]) == (4e-3, 2.0, True)
-    assert len(seen) == len(set(seen)) == 9 + 2 * 3, "two rates more, and nothing twice"
-    found = settings.search([], "ga", "canonical", "multimodal") if worlds(1.0, monkeypatch) == [] else None
-    assert not found["inside"] and len(found["points"]) == 9 + 3 * settings.GROWTHS, "it says that it is at the border"
+    choice = settings.search([], "ga", "canonical", "multimodal")
+    assert (choice["lr"], choice["weight"], choice["inside"]) == (4e-3, 2.0, True)
+    assert len(seen) == len(set(seen)) == 5 + 2, "two rates more, and nothing twice"
+    seen = worlds(1.0, monkeypatch)
+    choice = settings.search([], "ga", "canonical", "multimodal")
+    assert not choice["inside"] and len(seen) == 5 + settings.GROWTHS, "it says that it is at the border"
 
 
 def test_a_point_is_trained_for_the_length_that_suits_it(monkeypatch):
@@ -87,3 +88,6 @@ def test_a_point_is_trained_for_the_length_that_suits_it(monkeypatch):
     monkeypatch.setattr(settings, "_gap", lambda *_: 0.8)
     row = settings.tried([None], "ga", "canonical", "multimodal", (1e-3, 0.0))
     assert trained == [80, 160, 320] and row["steps"] == pytest.approx(300) and row["trained"] == 320
+    trained.clear()
+    settings.tried([None], "ga", "canonical", "multimodal", (2.5e-4, 0.0))
+    assert trained == [320], "a low rate begins with more steps"

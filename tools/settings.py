@@ -5,16 +5,16 @@ The rule, written down before anything was run:
 1. A *world* is a population with another data seed, whole, with a vanilla and an oracle of its own. No person of a
    reported population is ever looked at.
 2. A *point* is a learning rate and, where the method has one, its own weight (``WEIGHTS``). Every method and modality
-   begins with the same number of points: three rates by three weights, or nine rates without a weight. At a point the
-   method is trained once a world at a constant rate, and asked along its path.
+   begins with five points: three rates at the middle weight, then two more weights at the rate that was chosen; without
+   a weight, five rates. At a point the method is trained once a world at a constant rate, and asked along its path.
 3. Its length is the number of steps at which half of the gap from vanilla to oracle is closed on Forget, in the view
    that is trained, by the mean of the worlds' curves. A point that never gets there, or only at the path's first part
    or past its middle (it is trained for twice the length), is trained again for another length.
 4. Of the points with *no edge* (20 % more or fewer steps change Forget by at most 10 points on average), the one that
    keeps most there: likelihood about Retain and the celebrities, half each. Where every point has an edge, the one with
    the smallest, and the edge is the finding.
-5. While the chosen point lies on the border of its grid, the grid grows by one step beyond that border, at most
-   ``GROWTHS`` times for any method; then it is said to lie on the border.
+5. While the chosen rate or weight is the first or last of those tried, one more is tried beyond it, at most
+   ``GROWTHS`` times each; then it is said to lie on the border.
 
 What is finished is not done again: trainings are stages in the cache, and the file is written after every method.
 """
@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,8 @@ from mllmu_nb.training import TrainingDiverged
 WORLDS = (101, 102)  # data seeds
 STEP = 2.0  # from one value of a grid to the next
 RATES = (5e-4, 1e-3, 2e-3)
-# (method, variant) → its own weight and where its grid begins; "": none, so it has more rates instead.
+MORE_RATES = (2.5e-4, *RATES, 4e-3)  # of a method without a weight
+# (method, variant) → its own weight and the weights that it begins with; "": none.
 WEIGHTS = {
     ("ga", "canonical"): ("", ()),
     ("grad_diff", "canonical"): ("alpha", (1.0, 2.0, 4.0)),
@@ -51,8 +52,8 @@ WEIGHTS = {
     ("npo", "retain"): ("alpha", (1.0, 2.0, 4.0)),
 }
 TARGET, EDGE, AROUND = 0.5, 0.10, 0.2
-LENGTHS = (40, 80, 160, 320)  # optimizer steps that a point may be trained for, first the second
-GROWTHS = 3
+LENGTHS = (40, 80, 160, 320)  # optimizer steps that a point may be trained for; the second is for the middle rate
+GROWTHS = 2
 Point = tuple[float, float]  # rate and weight; 0 where the method has none
 
 
@@ -114,8 +115,9 @@ def read(curves: Sequence[path.Curve], gap: float) -> dict:
 
 
 def tried(worlds: Sequence[Config], method: str, variant: str, modality: str, point: Point) -> dict:
-    """A point at the length that suits it: from the second of LENGTHS to longer or shorter ones (rule 3)."""
-    at, seen, row = 1, set(), {}
+    """A point at the length that suits it: from the one that goes with its rate to longer or shorter ones (rule 3)."""
+    first = 1 + round(np.log(RATES[1] / point[0]) / np.log(STEP))
+    at, seen, row = min(max(first, 0), len(LENGTHS) - 1), set(), {}
     while at not in seen and 0 <= at < len(LENGTHS):
         seen.add(at)
         curves = measured(worlds, settings(method, variant, modality, point, LENGTHS[at]))
@@ -148,32 +150,41 @@ def best(rows: Sequence[Mapping]) -> Mapping | None:
     return min(there, key=lambda row: row["edge"], default=None)
 
 
-def border(chosen: Mapping, grid: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
-    """Which axes the chosen point lies at an end of, and on which side (0 low, -1 high)."""
-    values = (chosen["lr"], chosen["weight"])
-    sides = [(axis, end) for axis, values_of in enumerate(grid) for end in (0, -1) if len(values_of) > 1]
-    return [(axis, end) for axis, end in sides if values[axis] == grid[axis][end]]
+def along(values: Sequence[float], point_of: Callable[[float], Point], rows: dict, trial: Callable) -> bool:
+    """Tries the points at ``values`` of a rate or weight, and beyond them while the best of ``rows`` is the first or
+    last (rule 5); whether it lies inside. ``rows``, point → what was read there, is filled."""
+    values = list(values)
+    for growth in range(GROWTHS + 1):
+        for point in map(point_of, values):
+            if point not in rows:
+                rows[point] = trial(point)
+        chosen = best(list(rows.values()))
+        chosen_point = chosen and (chosen["lr"], chosen["weight"])
+        if chosen_point not in (point_of(values[0]), point_of(values[-1])):
+            return chosen is not None
+        if growth < GROWTHS:
+            low = chosen_point == point_of(values[0])
+            values = [values[0] / STEP, *values] if low else [*values, values[-1] * STEP]
+    return False
 
 
 def search(worlds: Sequence[Config], method: str, variant: str, modality: str, middle: bool = False) -> dict:
     """The choice of one method and modality, with every point that was tried; with ``middle`` only the length is."""
     name, weights = WEIGHTS[method, variant]
-    rates = list(RATES) if name else [RATES[0] * STEP**power for power in range(-3, 6)]
-    grid, rows = [rates, list(weights) or [0.0]], {}
+    centre, rows = (weights[len(weights) // 2] if name else 0.0), {}
+
+    def trial(point: Point) -> dict:
+        return tried(worlds, method, variant, modality, point)
+
     if middle:
-        grid = [[RATES[1]], [values[len(values) // 2] for values in grid[1:]]]
-    for growth in range(GROWTHS + 1):
-        for point in itertools.product(*grid):
-            if point not in rows:
-                rows[point] = tried(worlds, method, variant, modality, point)
-        chosen = best(list(rows.values()))
-        if chosen is None or growth == GROWTHS or not (sides := border(chosen, grid)):
-            break
-        for axis, end in sides:
-            more = grid[axis][end] / STEP if end == 0 else grid[axis][end] * STEP
-            grid[axis] = [more, *grid[axis]] if end == 0 else [*grid[axis], more]
-    choice = dict(chosen or {})
-    choice |= {"weight_name": name, "inside": bool(chosen) and not border(chosen, grid), "points": list(rows.values())}
+        point = (RATES[1], centre)
+        rows[point], inside = trial(point), True
+    else:
+        inside = along(RATES if name else MORE_RATES, lambda rate: (rate, centre), rows, trial)
+        if name and (chosen := best(list(rows.values()))):
+            inside = along(weights, lambda weight: (chosen["lr"], weight), rows, trial) and inside
+    chosen = best(list(rows.values()))
+    choice = {**(chosen or {}), "weight_name": name, "inside": inside, "points": list(rows.values())}
     if chosen:
         choice |= {"steps": round(chosen["steps"]), "has_edge": bool(chosen["edge"] > EDGE)}
     return {"method": method, "variant": variant, "modality": modality, **choice}
