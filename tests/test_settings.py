@@ -91,3 +91,15 @@ def test_a_point_is_trained_for_the_length_that_suits_it(monkeypatch):
     trained.clear()
     settings.tried([None], "ga", "canonical", "multimodal", (2.5e-4, 0.0))
     assert trained == [320], "a low rate begins with more steps"
+
+
+def test_what_was_read_of_a_shorter_training_stays_where_a_longer_one_diverges(monkeypatch):
+    def measured(_, given):
+        steps = given["unlearn_steps"] * np.linspace(0, 2, 11)
+        short = given["unlearn_steps"] <= 80
+        return [curve(np.minimum(steps / 220, 1), np.ones(11))._replace(steps=steps)] if short else None
+
+    monkeypatch.setattr(settings, "measured", measured)
+    monkeypatch.setattr(settings, "_gap", lambda *_: 0.8)
+    row = settings.tried([None], "ga", "canonical", "multimodal", (1e-3, 0.0))
+    assert row["steps"] == pytest.approx(110) and row["trained"] == 80

@@ -121,11 +121,10 @@ def tried(worlds: Sequence[Config], method: str, variant: str, modality: str, po
     while at not in seen and 0 <= at < len(LENGTHS):
         seen.add(at)
         curves = measured(worlds, settings(method, variant, modality, point, LENGTHS[at]))
-        row = {"lr": point[0], "weight": point[1], "trained": LENGTHS[at], "diverged": curves is None}
-        if curves is None:
-            return row
-        gap = np.mean([_gap(world, modality) for world in worlds])
-        row |= read(curves, gap)
+        if curves is None:  # what was read of a shorter training stays
+            return row or {"lr": point[0], "weight": point[1], "trained": LENGTHS[at], "diverged": True}
+        row = {"lr": point[0], "weight": point[1], "trained": LENGTHS[at], "diverged": False}
+        row |= read(curves, np.mean([_gap(world, modality) for world in worlds]))
         share = row.get("steps", np.inf) / LENGTHS[at]
         at += 1 if share > 1.25 else -1 if share < 0.5 else 0
     return row
