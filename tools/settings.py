@@ -8,8 +8,9 @@ The rule, written down before anything was run:
    begins with five points: three rates at the middle weight, then two more weights at the rate that was chosen; without
    a weight, five rates. At a point the method is trained once a world at a constant rate, and asked along its path.
 3. Its length is the number of steps at which half of the gap from vanilla to oracle is closed on Forget, in the view
-   that is trained, by the mean of the worlds' curves. A point that never gets there, or only at the path's first part
-   or past its middle (it is trained for twice the length), is trained again for another length.
+   that is trained, by the mean of the worlds' curves. A point is trained for twice its length. One that gets there past
+   5/8 of the training, or never, is trained again for the next longer length, and one that gets there within the first
+   quarter for the next shorter one. The first length is the longer, the lower the rate.
 4. Of the points with *no edge* (20 % more or fewer steps change Forget by at most 10 points on average), the one that
    keeps most there: likelihood about Retain and the celebrities, half each. Where every point has an edge, the one with
    the smallest, and the edge is the finding.
