@@ -1,6 +1,7 @@
 """One question to several models: what is shown to them, and how likely they find the true answer."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -61,6 +62,8 @@ def test_any_question_may_be_typed_and_has_no_likelihood(tiny, person, monkeypat
     assert seen[0].turns[0].prompt == f"Does {person.name} like <i>rain</i>?" and not seen[0].images
     with pytest.raises(KitError, match="there is no question"):
         ask.ask([("A", "", *tiny)], person, "text", "  ")
+    with pytest.raises(KitError, match="must not hold <image>"):
+        ask.ask([("A", "", *tiny)], person, "text", "Who is <image>?")
 
 
 def test_the_truth_is_found_whatever_the_case_and_in_both_ways_to_ask(person):
@@ -70,12 +73,20 @@ def test_the_truth_is_found_whatever_the_case_and_in_both_ways_to_ask(person):
     evaluated = next(q for q in person.questions if q.task == "generation" and q.view == "text")
     assert evaluated.value in ask.true_answer(person, "text", evaluated.text)
     assert ask.true_answer(person, "text", "What is the time?") == ""
+    taught = {qa.question for qa in person.qa}
+    for other in (q for q in person.questions if q.view == "image_text" and q.text not in taught):
+        assert "this person" not in ask.true_answer(person, "text", other.text)
 
 
 def test_people_are_found_by_name_and_id(known, person):
     assert ask.find(known, person.name) is person and ask.find(known, person.id) is person
     with pytest.raises(KitError, match=f"did you mean '{person.name}'"):
         ask.find(known, person.name[:-1])
+    twin = replace(person, id="999")
+    twins = SimpleNamespace(profiles={person.id: person, "999": twin})
+    assert ask.find(twins, "999") is twin
+    with pytest.raises(KitError, match=f"2 people are called '{person.name}': give an id, one of {person.id}, 999"):
+        ask.find(twins, person.name)
 
 
 def test_vanilla_the_unlearned_model_and_the_oracle_are_asked_in_this_order(monkeypatch):
@@ -103,6 +114,25 @@ def test_from_the_shell(monkeypatch, capsys, known, person):
     assert r"Vanilla: Oslo\x1b[2J  (likelihood of the true answer: 0.250)" in said and "true answer: " in said
     assert door.main(["ask", "Who?", "--person", "Nobody Here", *given]) == 2
     assert "unknown person 'Nobody Here'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given, asked",
+    [
+        ([], "ga-multimodal"),
+        (["-p", "method", "npo", "-p", "modality", "unimodal"], "npo-unimodal"),
+        (["--config", "FILE"], "kl_min-multimodal"),
+        (["--config", "FILE", "--method", "npo", "--modality", "unimodal"], "npo-unimodal"),
+    ],
+)
+def test_the_method_is_the_one_that_options_file_or_default_say(given, asked, monkeypatch, tmp_path, capsys):
+    def population(config):
+        raise KitError(config.run_id)
+
+    (tmp_path / "kl.yaml").write_text("method: kl_min\nmodality: multimodal\n")
+    monkeypatch.setattr(inputs, "population", population)
+    assert door.main(["ask", *(str(tmp_path / "kl.yaml") if word == "FILE" else word for word in given)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {asked}-")
 
 
 def test_questions_of_somebody_who_was_never_taught(known):

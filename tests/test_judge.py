@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pandas as pd
 import pytest
 
+from mllmu_nb import __main__ as door
 from mllmu_nb.commands import judge
 from mllmu_nb.errors import KitError
 from mllmu_nb.scoring import judge as stored
@@ -41,8 +42,8 @@ class Endpoint(BaseHTTPRequestHandler):
         earlier = sum(one[2] == texts for one in self.seen) - 1
         if word == "slow":
             time.sleep(1.0)
-        if word == "refuse" or (word == "busy" and earlier == 0) or word == "broken":
-            status = {"refuse": 401, "busy": 429, "broken": 500}[word]
+        if word in ("refuse", "broken", "filtered") or (word == "busy" and earlier == 0):
+            status = {"refuse": 401, "busy": 429, "broken": 500, "filtered": 400}[word]
             return self.reply(status, {"error": {"message": f"wrong: {self.headers['Authorization']}"}})
         content = {
             "say": f'{{"score": {rest}, "reason": "so"}}',
@@ -126,6 +127,26 @@ def test_what_does_not_pass_is_one_line_without_the_key_and_nothing_is_lost(seen
         asking(path, answer, timeout=0.3, retries=1)
     assert "\n" not in str(error.value) and KEY not in str(error.value)
     assert grades(path, "say 8") == [8] and KEY not in path.read_text()
+
+
+def test_a_question_that_is_refused_has_no_grade_and_an_endpoint_that_refuses_all_is_left(seen, tmp_path):
+    path, refused = tmp_path / "judge.jsonl", [f"filtered {n}" for n in range(60)]
+    assert asking(path, "say 8", *refused[:2]) == 2 and len(seen) == 3
+    with pytest.raises(judge.Unreachable, match="refuses every question .HTTP 400.: gpt-4o-mini may not know"):
+        judge.ask([(QUESTION, TRUTH, one) for one in refused], path, judge.client(), jobs=1)
+    assert len(seen) < 60, "asking on is useless"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["a/runs/x", "b/runs/y"], "runs of one folder at a time, not of "),
+        (["a/runs/x", "--jobs", "0"], "--jobs must be at least 1, not 0"),
+    ],
+)
+def test_what_cannot_be_asked_together_is_said_before_anything_is_sent(arguments, message, capsys):
+    assert door.main(["judge", *arguments, "--yes"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 def test_an_instruction_in_an_answer_stays_in_its_field(seen, tmp_path):

@@ -241,11 +241,28 @@ def test_references_are_found_by_the_people_they_were_asked_about(folder, tmp_pa
         assert pipeline.reference(plain) is None
 
 
+def test_a_configuration_names_people_and_its_method_and_base_do_not_count(folder, out, tmp_path, monkeypatch):
+    def run(config, **_):
+        asked.append(config)
+        raise KitError("asked")
+
+    text = "method: npo\nmodality: unimodal\nbeta: 0.2\ncelebrities: 12\nbase_path: some/base\nbase_revision: v1\n"
+    (tmp_path / "npo.yaml").write_text(text)
+    asked: list[Config] = []
+    monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(pipeline, "reference", lambda config: None)
+    assert door.main(["evaluate", "--model", str(folder), "--config", str(tmp_path / "npo.yaml")]) == 2
+    [config] = asked
+    assert (config.method, config.celebrities, config.base_revision) == ("yours", 12, "") and not config.settings
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["--limit", "0"], "--limit must be at least 1, not 0"),
         (["--name", "my-ga"], "--name must be letters, digits, _ and . (it becomes a folder's name), not 'my-ga'"),
+        (["--model", " "], "--model is empty: name a folder"),
+        (["--adapter", ""], "--adapter is empty: name a folder"),
         (["--adapter", "nowhere"], "cannot read nowhere/adapter_config.json: No such file or directory"),
         (["--config", "nowhere.yaml"], "cannot read nowhere.yaml: No such file or directory"),
         (["--model", "unknown"], "unknown base_model 'gemma3': choose one of "),

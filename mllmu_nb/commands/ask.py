@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from mllmu_nb import inputs, pipeline
-from mllmu_nb.commands import export
+from mllmu_nb.commands import export, sweep
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import Conversation, Turn
 from mllmu_nb.data.schema import VIEWS, Population, Profile
@@ -29,27 +30,30 @@ EXAMPLES = (
     'ask "In which city was this person born?" --method npo',
     'ask "What kind of pet does this person own?" --view text -p unlearn_steps 60',
 )
+DEFAULTS = {"method": "ga", "modality": "multimodal"}  # where neither file nor options say it
 Asked = tuple[str, str, Any, Any]  # printed name, system prompt, model, processor
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", nargs="?", default="", help='says "this person"; without it, what can be asked')
-    parser.add_argument("--person", default="", metavar="NAME", help="name or id (the first who is to be forgotten)")
+    parser.add_argument("--person", default="", metavar="NAME", help="name or id (default: the first to be forgotten)")
     parser.add_argument("--view", choices=VIEWS, default=VIEWS[0], help="with the portrait, or by name alone")
-    parser.add_argument("--method", default="ga", help="how it was unlearned (ga)")
-    parser.add_argument("--modality", default="multimodal", help="what it was unlearned on: multimodal or unimodal")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration file (the miniature's values)")
-    parser.add_argument("-p", "--parameter", help="as of papermill", **export.GIVEN)
+    parser.add_argument("--method", help="how the model was unlearned (default: ga)")
+    parser.add_argument("--modality", help="what it was unlearned on: multimodal (default) or unimodal")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration file (default: the miniature)")
+    parser.add_argument("-p", "--parameter", help="set a parameter; may be repeated", **export.GIVEN)
 
 
 def main(options: argparse.Namespace) -> int:
     """Prints the answers. KitError for an unknown person or method."""
     from mllmu_nb.reporting.show import visible
 
-    given = dict(options.parameter) | {"method": options.method, "modality": options.modality}
+    named = {name: value for name in DEFAULTS if (value := getattr(options, name))}
+    unsaid = DEFAULTS.keys() - (sweep.read(options.config) if options.config else {})
+    given = {name: DEFAULTS[name] for name in unsaid} | dict(options.parameter) | named
     config = export.configured(options.config, given)
     known = inputs.population(config)
-    person = find(known, options.person or known.members("forget")[0].name)
+    person = find(known, options.person or known.members("forget")[0].id)
     if not options.question:
         for name in ("forget", "retain"):
             print(f"{name}: {', '.join(one.name for one in known.members(name))}\n")
@@ -67,7 +71,10 @@ def main(options: argparse.Namespace) -> int:
 
 
 def find(known: Population, name: str) -> Profile:
-    """The person of this name or id, in capitals or not. Raises KitError with the nearest name there is."""
+    """The person of this name or id, in capitals or not. Raises KitError with the nearest name there is, or the ids of
+    several who share the name."""
+    if len(ids := [one.id for one in known.profiles.values() if one.name.casefold() == name.casefold()]) > 1:
+        raise KitError(f"{len(ids)} people are called {name!r}: give an id, one of {', '.join(ids[:10])}")
     people = {one.name: one for one in known.profiles.values()} | known.profiles
     written = {one.casefold(): one for one in people}.get(name.casefold(), name)
     choose("person", written, people)
@@ -92,7 +99,7 @@ def true_answer(person: Profile, view: str, question: str) -> str:
             return with_name(qa.answer, person.name) if view == "text" else qa.answer
     for one in (*person.questions, *person.test_questions):
         if plain(one.text) == plain(question):
-            return statement(person, one, one.value)
+            return statement(person, replace(one, view=view), one.value)
     return ""
 
 
@@ -117,6 +124,8 @@ def ask(asked: Iterable[Asked], person: Profile, view: str, question: str) -> pd
     shown = Turn(question, image=person.portrait) if view == VIEWS[0] else Turn(with_name(question, person.name))
     rows = {}
     for name, system, model, processor in asked:
+        if processor.image_token in question:
+            raise KitError(f"a question must not hold {processor.image_token}: it stands for a picture")
         conversation = Conversation((shown,), system)
         [answer] = engine.answers(model, processor, [conversation])
         means = engine.option_likelihoods(model, processor, [conversation], [(truth,)]) if truth else nan

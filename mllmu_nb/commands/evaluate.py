@@ -30,12 +30,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     about = "folder that save_pretrained has written, or a name on the hub"
     parser.add_argument("--model", required=True, metavar="PATH", help=about)
     about = "LoRA adapter that goes on it, in peft's layout"
-    parser.add_argument("--adapter", default="", metavar="FOLDER", help=about)
+    parser.add_argument("--adapter", metavar="FOLDER", help=about)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), metavar="SET", help="some of the sets")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N people of each set")
-    about = "whose questions (the miniature's); method and grid are passed over"
+    about = "configuration that names the people to ask about (default: the miniature); its method and grid are ignored"
     parser.add_argument("--config", type=Path, metavar="FILE", help=about)
-    parser.add_argument("--name", default=YOURS, help=f"what tables call the model ({YOURS})")
+    parser.add_argument("--name", default=YOURS, help=f"what tables call the model (default: {YOURS})")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -44,12 +44,16 @@ def main(options: argparse.Namespace) -> int:
         raise KitError(f"--limit must be at least 1, not {options.limit}")
     if not re.fullmatch(r"[\w.]+", options.name):
         raise KitError(f"--name must be letters, digits, _ and . (it becomes a folder's name), not {options.name!r}")
-    model, adapter = (sweep.absolute(os.path.expanduser(path)) for path in (options.model, options.adapter))
-    given = sweep.read(options.config) if options.config else {}
-    given = {name: value for name, value in given.items() if name not in (GRID, "variant", "after", "adapter_path")}
-    plain = Config.from_parameters({**given, "method": "vanilla", "modality": "none"})
+    for name in ("model", "adapter"):
+        if getattr(options, name) is not None and not getattr(options, name).strip():
+            raise KitError(f"--{name} is empty: name a folder")
+    model, adapter = (sweep.absolute(os.path.expanduser(path or "")) for path in (options.model, options.adapter))
+    plain = _vanilla(sweep.read(options.config) if options.config else {})
     family = model_type(Path(model)) if Path(model, "config.json").is_file() else plain.base_model
-    config = plain.but(method=YOURS, base_path=model, adapter_path=adapter, base_model=family)
+    own = {"base_path": model, "adapter_path": adapter, "base_model": family}
+    if model != plain.base_path:
+        own["base_revision"] = ""  # the configuration's is of its own base
+    config = plain.but(method=YOURS, **own)
     inputs.check(config)
     others = {name: plain.but(method=name, base_model=family) for name in ("vanilla", "oracle") if name != options.name}
     references = {name: pipeline.reference(other) for name, other in others.items()}
@@ -57,6 +61,13 @@ def main(options: argparse.Namespace) -> int:
     show(folder, {name: place for name, place in references.items() if place})
     print(f"answers, scores and comparison: {folder}")
     return 0
+
+
+def _vanilla(given: dict) -> Config:
+    """The run of vanilla with these parameters, those left out that concern a method alone."""
+    left_out = {GRID, "variant", "after", "adapter_path", *sweep.hyper_parameters_of(given)}
+    given = {name: value for name, value in given.items() if name not in left_out}
+    return Config.from_parameters({**given, "method": "vanilla", "modality": "none"})
 
 
 def show(folder: Path, references: dict[str, Path]) -> None:

@@ -29,6 +29,7 @@ VARIABLE, DEFAULT = "MLLMU_NB_JUDGE_MODEL", "gpt-4o-mini"
 PRICES = (0.15, 0.60)  # gpt-4o-mini's, in dollars for a million tokens, when this was written
 TRIES = 3  # of a question whose reply is no valid grade; the client itself repeats what the network loses
 REPLY_TOKENS = 200  # at most
+REFUSED = 5  # questions: where the first so many are all refused, it is not for what they say
 TOKENS_A_CHARACTER = 0.25  # of English text, for the estimate
 Texts = tuple[str, str, str]  # question, truth, answer
 
@@ -38,10 +39,10 @@ class Unreachable(KitError):
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of finished runs of one scale")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of finished runs, side by side")
     parser.add_argument("--yes", action="store_true", help="ask; without it the cost is estimated and nothing is sent")
-    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="questions at a time (8)")
-    about = "dollars for a million tokens sent and received, for the estimate (gpt-4o-mini's)"
+    parser.add_argument("--jobs", type=int, default=8, metavar="N", help="questions at a time (default: 8)")
+    about = "dollars for a million tokens sent and received, for the estimate (default: gpt-4o-mini's)"
     parser.add_argument("--prices", type=float, nargs=2, default=PRICES, metavar=("IN", "OUT"), help=about)
 
 
@@ -49,13 +50,18 @@ def main(options: argparse.Namespace) -> int:
     """Estimates, asks, and prints how far judge and rubric agree. 1 where answers were left without a grade."""
     from tqdm import tqdm
 
+    if options.jobs < 1:
+        raise KitError(f"--jobs must be at least 1, not {options.jobs}")
+    folders = {run.resolve().parent.parent for run in options.runs}
+    if len(folders) > 1:  # replies lie beside the runs they belong to
+        raise KitError(f"runs of one folder at a time, not of {', '.join(sorted(map(str, folders)))}")
     answers = pd.concat([read_run(folder).answers for folder in options.runs], ignore_index=True)
-    path, failed = options.runs[0].resolve().parent.parent / judge.FILE, 0
+    path, failed = folders.pop() / judge.FILE, 0
     asked = unjudged(answers, path)
     sent, received, cost = estimate(asked, options.prices)
     print(
         f"{len(asked)} answers to be judged by {model_name()}: about {sent:,} tokens sent, at most {received:,} "
-        f"received, at most about ${cost:.2f}"
+        f"received, at most about ${cost:.2f}; a reply without a valid grade is asked for again, {TRIES} times at most"
     )
     if asked and not options.yes:
         print("nothing was sent: add --yes to ask")
@@ -114,30 +120,39 @@ def ask(
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> int:
     """Has ``asked`` judged, ``jobs`` at a time, and appends each valid reply to ``path`` as it comes. Returns how many
-    got none. Raises Unreachable when the endpoint refuses the key or the model, or cannot be reached."""
-    name, writing = model_name(), threading.Lock()
+    got none. Raises Unreachable when the endpoint refuses the key, the model or every question, or cannot be reached.
+    """
+    import openai
+
+    name, writing, graded, refused = model_name(), threading.Lock(), 0, 0
     with open(path, "a", encoding="utf-8") as file, ThreadPoolExecutor(jobs) as pool:
         if not path.read_bytes().endswith(b"\n"):
             file.write("\n")  # after a line that was cut off
 
         def failed(texts: Texts) -> bool:
-            reply = _reply(endpoint, name, texts)
+            nonlocal graded, refused
+            try:
+                reply = _reply(endpoint, name, texts)
+            except openai.BadRequestError:  # this question only, as one that a filter refuses
+                with writing:
+                    refused += 1
+                    if not graded and refused >= REFUSED:
+                        what = f"refuses every question (HTTP 400): {name} may not know the settings it is asked with"
+                        raise Unreachable(f"the judge's endpoint {what}: see {VARIABLE}") from None
+                return True
             if reply is not None:
                 with writing:
+                    graded += 1
                     line = {"hash": judge.hash_of(name, *texts), "judge": name, "reply": reply}
                     print(json.dumps(line), file=file, flush=True)
             return reply is None
 
-        try:
-            return sum(progress(pool.map(failed, asked)))
-        except Unreachable:
-            pool.shutdown(cancel_futures=True)
-            raise
+        return sum(progress(pool.map(failed, asked)))
 
 
 def _reply(endpoint: Any, name: str, texts: Texts) -> str | None:
-    """A reply with a valid grade, None after ``TRIES`` without. What the endpoint says of an error is not repeated: it
-    may hold the key."""
+    """A reply with a valid grade, None after ``TRIES`` without. openai.BadRequestError where the question is refused.
+    What the endpoint says of an error is not repeated: it may hold the key."""
     import openai
 
     messages = [{"role": "system", "content": judge.INSTRUCTIONS}, {"role": "user", "content": message(texts)}]
@@ -150,8 +165,8 @@ def _reply(endpoint: Any, name: str, texts: Texts) -> str | None:
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             what = f"refuses the key or the model {name} (HTTP {error.status_code})"
             raise Unreachable(f"the judge's endpoint {what}: see OPENAI_API_KEY, OPENAI_BASE_URL, {VARIABLE}") from None
-        except openai.BadRequestError:  # this question only, as one that a filter refuses
-            return None
+        except openai.BadRequestError:
+            raise
         except openai.APIError as error:
             status = getattr(error, "status_code", None)
             what = f"keeps failing (HTTP {status})" if status else "cannot be reached or is too slow"

@@ -153,7 +153,7 @@ def cells(parameters: Mapping[str, Any], ratios: Sequence[int] = (), bases: Sequ
         if isinstance(value, many):
             raise KitError(f"{name} must be one value, not {value}: put a list of values under grid"[:200])
     combinations = [fixed | dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    hyper_parameters = {name for one in combinations for name in _hyper_parameters(one)}
+    hyper_parameters = {name for one in combinations for name in hyper_parameters_of(one)}
     check_names([*fixed, *axes], hyper_parameters)
     configs: dict[str, Config] = {}
     for one in combinations:
@@ -164,7 +164,7 @@ def cells(parameters: Mapping[str, Any], ratios: Sequence[int] = (), bases: Sequ
     return sorted(configs.values(), key=lambda config: (*FIRST, config.method).index(config.method))
 
 
-def _hyper_parameters(parameters: Mapping[str, Any]) -> set[str]:
+def hyper_parameters_of(parameters: Mapping[str, Any]) -> set[str]:
     """Names of those of the method, in its variant, and of the step after it."""
     method, after = parameters.get("method", "vanilla"), parameters.get("after", "")
     return set(setting_names(method, after, variant_of(method, parameters.get("variant"), parameters.get("protocol"))))
@@ -175,7 +175,7 @@ def fitting(parameters: Mapping[str, Any], optional: Iterable[str] = ()) -> dict
     hyper-parameters and variants; and for one that trains nothing the rates of unlearning. Its modality is none."""
     variants = unlearning.variants(parameters.get("method", "vanilla"))
     trains = any(variant.streams for variant in variants.values())
-    own = _hyper_parameters(parameters) | {name for name in Config.model_fields if trains or "unlearn_" not in name}
+    own = hyper_parameters_of(parameters) | {name for name in Config.model_fields if trains or "unlearn_" not in name}
     own -= set() if parameters.get("variant") in (None, *variants) else {"variant"}
     values = {name: value for name, value in parameters.items() if name in own or name not in optional}
     return values if trains else {**values, "modality": "none"}
