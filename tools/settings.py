@@ -10,7 +10,9 @@ The rule, written down before anything was run:
 3. Its length is the number of steps at which half of the gap from vanilla to oracle is closed on Forget, in the view
    that is trained, by the mean of the worlds' curves. A point is trained for twice its length. One that gets there past
    5/8 of the training, or never, is trained again for the next longer length, and one that gets there within the first
-   quarter for the next shorter one. The first length is the longer, the lower the rate.
+   quarter for the next shorter one. The first length is the longer, the lower the rate. (Lengths of 10 and 20 were added
+   when GA on image + text had been tried: at eight times the middle rate it needs nine steps, and the points of a path of
+   40 are too far apart to see its edge.)
 4. Of the points with *no edge* (20 % more or fewer steps change Forget by at most 10 points on average), the one that
    keeps most there: likelihood about Retain and the celebrities, half each. Where every point has an edge, the one with
    the smallest, and the edge is the finding.
@@ -53,7 +55,8 @@ WEIGHTS = {
     ("npo", "retain"): ("alpha", (1.0, 2.0, 4.0)),
 }
 TARGET, EDGE, AROUND = 0.5, 0.10, 0.2
-LENGTHS = (40, 80, 160, 320)  # optimizer steps that a point may be trained for; the second is for the middle rate
+LENGTHS = (10, 20, 40, 80, 160, 320)  # optimizer steps that a point may be trained for
+MIDDLE_LENGTH = 80  # the first that is tried at the middle rate
 GROWTHS = 2
 Point = tuple[float, float]  # rate and weight; 0 where the method has none
 
@@ -117,7 +120,7 @@ def read(curves: Sequence[path.Curve], gap: float) -> dict:
 
 def tried(worlds: Sequence[Config], method: str, variant: str, modality: str, point: Point) -> dict:
     """A point at the length that suits it: from the one that goes with its rate to longer or shorter ones (rule 3)."""
-    first = 1 + round(np.log(RATES[1] / point[0]) / np.log(STEP))
+    first = LENGTHS.index(MIDDLE_LENGTH) + round(np.log(RATES[1] / point[0]) / np.log(STEP))
     at, seen, row = min(max(first, 0), len(LENGTHS) - 1), set(), {}
     while at not in seen and 0 <= at < len(LENGTHS):
         seen.add(at)
