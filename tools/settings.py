@@ -10,9 +10,9 @@ The rule, written down before anything was run:
 3. Its length is the number of steps at which half of the gap from vanilla to oracle is closed on Forget, in the view
    that is trained, by the mean of the worlds' curves. A point is trained for twice its length. One that gets there past
    5/8 of the training, or never, is trained again for the next longer length, and one that gets there within the first
-   quarter for the next shorter one. The first length is the longer, the lower the rate. (Lengths of 10 and 20 were added
-   when GA on image + text had been tried: at eight times the middle rate it needs nine steps, and the points of a path of
-   40 are too far apart to see its edge.)
+   quarter for the next shorter one. The first length is the longer, the lower the rate. (Lengths of 10 and 20 were
+   added when GA on image + text had been tried: at eight times the middle rate it needs nine steps, and the points of
+   a path of 40 are too far apart to see its edge.)
 4. Of the points with *no edge* (20 % more or fewer steps change Forget by at most 10 points on average), the one that
    keeps most there: likelihood about Retain and the celebrities, half each. Where every point has an edge, the one with
    the smallest, and the edge is the finding.
