@@ -40,7 +40,7 @@ def test_what_keeps_most_without_an_edge_is_chosen():
         {"lr": 4e-3, "weight": 2.0, "diverged": True},
     ]
     assert settings.best(rows) is rows[1]
-    assert settings.best([rows[0], {**rows[0], "edge": 0.15}])["edge"] == 0.15, "all have one: the smallest"
+    assert settings.best([rows[0], {**rows[0], "kept": 0.95}])["kept"] == 0.95, "all have one: what keeps most"
     assert settings.best(rows[3:]) is None
 
 
