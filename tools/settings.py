@@ -16,7 +16,7 @@ The rule, written down before anything was run:
 4. Of the points with *no edge* (20 % more or fewer steps change Forget by at most 10 points on average), the one that
    keeps most there: likelihood about Retain and the celebrities, half each. Where every point has an edge, the one that
    keeps most of all, and the edge is the finding. (Until GA on image + text had been tried, it was the one with the
-   smallest edge. Its seven points, from a quarter of the middle rate to sixteen times it, have edges of 19 to 26 points:
+   smallest edge. Its seven points, from a quarter of the middle rate to sixteen times it, have edges of 19 to 26:
    two worlds do not tell them apart, and chance would choose.)
 5. While the chosen rate or weight is the first or last of those tried, one more is tried beyond it, at most
    ``GROWTHS`` times each; then it is said to lie on the border.
