@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import reduce, send_to_device
 from torch import Tensor
 
 from mllmu_nb import pinning
@@ -86,16 +86,17 @@ def train(
     A step takes one item of ``batches``, a list of pieces that are dicts of named batches; a piece counts such that a
     mean over answers, or over tokens, is that of the whole batch (``parallel.weights``). The learning rate goes on
     every ``rate_every`` steps; ``after_step`` (step, model) is called after each, and its time does not count. A
-    training that ``checkpoint`` holds is gone on with. Where ``beyond`` is above ``steps`` training goes on to so many,
-    for what ``after_step`` does: what happens there is not in the log, and if it diverges it ends. Raises
-    :class:`TrainingDiverged` when the loss is no number or ``rise`` nats above its first value.
+    training that ``checkpoint`` holds is gone on with, by a single process. Where ``beyond`` is above ``steps``
+    training goes on to so many, for what ``after_step`` does: what happens there is not in the log, and if it diverges
+    it ends. Raises :class:`TrainingDiverged` when the loss is no number or ``rise`` nats above its first value.
     """
     torch.manual_seed(seed)
     state, autocast = processes(), _autocast(recipe, model.device)
-    kept = checkpoint or Checkpoint()
-    if state.num_processes > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    several = state.num_processes > 1
+    # one process alone finds the file, and would go on from another step than the others
+    kept = Checkpoint() if several or not checkpoint else checkpoint
+    if several and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         shard(model, recipe)
-        kept = Checkpoint()  # no process holds all of the state
     if recipe.checkpointing:
         keep_less(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -131,8 +132,7 @@ def train(
             paused = time.perf_counter()
             after_step(number, model)
             started += time.perf_counter() - paused
-        if state.is_main_process:
-            kept.save(number, trained, steered, log)
+        kept.save(number, trained, steered, log)
     model.eval()
     kept.remove()
     return log
@@ -150,7 +150,8 @@ def back_propagate(
     model, pieces: Sequence[Mapping[str, Batch]], method: Method, trained: Mapping[str, Tensor], autocast
 ) -> tuple[dict[str, float], int]:
     """Adds up the gradients of a batch, one term of one piece at a time, so that one graph is in memory. Returns the
-    loss, its terms and the nats per token of each stream, as means over all pieces, and the supervised tokens."""
+    loss, its terms and the nats per token of each stream, as means over all pieces, and the supervised tokens; of all
+    processes together."""
     shares, per_row = weights(pieces, model.device)
     values, tokens = [], 0
     for piece, share in zip(pieces, shares, strict=True):
@@ -167,6 +168,7 @@ def back_propagate(
     mean = (torch.tensor(shares, dtype=torch.float64) @ table).float()
     if processes().num_processes > 1:
         mean = over_processes(mean.to(model.device), trained.values())
+        tokens = int(reduce(torch.tensor(tokens, device=model.device), "sum"))
     return dict(zip(values[0], mean.tolist(), strict=True)), tokens
 
 

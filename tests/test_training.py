@@ -1,5 +1,6 @@
 """The loop on a real, tiny LLaVA: what it scores, what it trains, in which order, and when it stops."""
 
+import contextlib
 import copy
 import json
 import math
@@ -497,6 +498,27 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(fresh, processor
     assert torch.equal(trained(seconds=1e9)[0], weights)
 
 
+def test_several_processes_neither_save_nor_resume(fresh, processor, tmp_path, monkeypatch):
+    """Each has a folder of its own: only the first one would find a state, and begin at another step than the rest."""
+    recipe, checkpoint = replace(PLAIN, steps=3, batch_size=2), Checkpoint(tmp_path / "stage~new", 0.0)
+
+    def trained(stop):
+        ended = []
+
+        def after_step(number, model):
+            ended.append(number)
+            if number == stop:
+                raise InterruptedError
+
+        with contextlib.suppress(InterruptedError):
+            finetune(adapted(fresh), processor, SHOWN, recipe, 1, checkpoint=checkpoint, after_step=after_step)
+        return ended
+
+    assert trained(stop=2) == [1, 2] and checkpoint.file.is_file()
+    monkeypatch.setattr("mllmu_nb.training.processes", lambda: SimpleNamespace(num_processes=2, is_main_process=True))
+    assert trained(stop=0) == [1, 2, 3]
+
+
 # -- unlearning -------------------------------------------------------------------------------------------------
 
 
@@ -698,12 +720,12 @@ def small_run(folder):
     kept = sum(is_share(p) for p in model.parameters() if p.requires_grad)
     save(model, Path(folder))
     moved = [weight.double().sum().item() for weight in load_file(Path(folder) / WEIGHTS).values()]
-    losses = [[entry["loss"] for entry in log.losses]]
+    losses, tokens = [[entry["loss"] for entry in log.losses]], log.supervised_tokens
     if os.environ.get("ACCELERATE_USE_FSDP") != "true":
         model, recipe = make_model(processor.tokenizer, 0, width=32, layers=2, heads=2), replace(recipe, steps=6)
         log = finetune(unfreeze(model), processor, SHOWN, replace(recipe, optimizer="muon"), 0, progress=False)
         losses.append([entry["loss"] for entry in log.losses])
-    (Path(folder) / "run.json").write_text(json.dumps([losses, moved, kept]))
+    (Path(folder) / "run.json").write_text(json.dumps([losses, moved, kept, tokens]))
 
 
 def small_stage(folder):
@@ -733,7 +755,7 @@ def test_two_processes_of_accelerate_launch_do_what_one_does(tmp_path, kind):
     ended = subprocess.run(launch, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr[-2000:]
     one, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("run", "0-of-2", "1-of-2"))
-    assert first == second and bool(first[2]) == (kind == "sharded")
+    assert first == second and bool(first[2]) == (kind == "sharded") and first[3] == one[3]
     assert len(first[0]) == 2 - (kind == "sharded") and first[1] == pytest.approx(one[1], abs=1e-3)
     for losses, alone in zip(first[0], one[0], strict=False):
         assert losses == pytest.approx(alone, abs=1e-4)
