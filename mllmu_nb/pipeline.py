@@ -95,7 +95,7 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
 
     inputs = {
         "base": base_hash(config),
-        "data": hash_of(people, taught=True),
+        "data": hash_of(people, taught=not config.exams),  # exams leave out what evaluation asks
         "recipe": recipe.numbers(),
         "settings": config.hash_of(("adaptation", "replay", "exams", "train_modality", "train_seed")),
         "bits": pinning.settings(),
@@ -165,6 +165,7 @@ def unlearned(config: Config) -> Stage:
     inputs = {
         "vanilla": vanilla_key(config),
         "reference": other.key if other else "",
+        "data": data_hash(config),  # the path's answers are about everybody
         "forget": list(known.forget_ids),
         "recipe": recipe.numbers(),
         "hyper_parameters": {name: getattr(method, name) for name in method.hyper_parameters()},
