@@ -27,7 +27,7 @@ from mllmu_nb.models.checkpoint import Checkpoint
 from mllmu_nb.models.load import count_trainable
 from mllmu_nb.models.score import labelled, score
 from mllmu_nb.optimizers import make_optimizers, make_schedule
-from mllmu_nb.parallel import clip_, over_processes, processes, shard, weights
+from mllmu_nb.parallel import average_over_processes, clip_, processes, shard, weights
 from mllmu_nb.progress import progress_bar
 from mllmu_nb.unlearning.base import Method, Recipe, ReferenceLogProbs, Scored, Step, Streams
 
@@ -103,8 +103,8 @@ def train(
     optimizers = make_optimizers(trained, recipe)
     schedules = [make_schedule(optimizer, recipe, steps) for optimizer in optimizers]
     log = TrainLog(steps=steps, trainable_parameters=count_trainable(model))
-    batches, steered = iter(batches), [*optimizers, *schedules]
-    done = kept.resume(batches, trained, steered, log)
+    batches, optimizers_and_schedules = iter(batches), [*optimizers, *schedules]
+    done = kept.resume(batches, trained, optimizers_and_schedules, log)
     started = time.perf_counter() - log.seconds
     model.train()
     ahead, shown = range(done + 1, max(steps, beyond) + 1), progress and state.is_main_process
@@ -132,7 +132,7 @@ def train(
             paused = time.perf_counter()
             after_step(number, model)
             started += time.perf_counter() - paused
-        kept.save(number, trained, steered, log)
+        kept.save(number, trained, optimizers_and_schedules, log)
     model.eval()
     kept.remove()
     return log
@@ -167,7 +167,7 @@ def back_propagate(
     table = torch.tensor([list(row.values()) for row in values], dtype=torch.float64)
     mean = (torch.tensor(shares, dtype=torch.float64) @ table).float()
     if processes().num_processes > 1:
-        mean = over_processes(mean.to(model.device), trained.values())
+        mean = average_over_processes(mean.to(model.device), trained.values())
         tokens = int(reduce(torch.tensor(tokens, device=model.device), "sum"))
     return dict(zip(values[0], mean.tolist(), strict=True)), tokens
 

@@ -282,6 +282,8 @@ def test_every_value_says_who_says_so():
     longer = sources(Config(**NPO, unlearn_epochs=2))
     assert {name for name, source in longer.items() if source == BY_HAND} == {"unlearning.steps", "unlearning.epochs"}
     assert sources(Config(train_lr=0.5))["training.lr"] == BY_HAND
+    released = sources(Config(method="kl_min", modality="multimodal", protocol="upstream"))
+    assert "issue 12" in released["unlearning.epochs"] and "issue 12" not in released["unlearning.lr"]
     assert sources(Config(train_seed=9)) == sources(Config())
 
 

@@ -34,7 +34,7 @@ from mllmu_nb.models.checkpoint import Checkpoint
 from mllmu_nb.models.files import is_share
 from mllmu_nb.models.load import unfreeze
 from mllmu_nb.models.score import score
-from mllmu_nb.optimizers import STEPS, Muon
+from mllmu_nb.optimizers import NEWTON_STEPS, Muon
 from mllmu_nb.stages import Stage
 from mllmu_nb.training import (
     FineTuning,
@@ -191,6 +191,10 @@ def test_what_a_method_needs_is_read_at_its_positions(fresh, processor, mixed):
     supervised = batch["labels"][:, 1:] != IGNORE
     for name, layer in (("first", 1), ("second", 2)):  # half of two layers, and the second
         torch.testing.assert_close(named.hidden[name][named.mask], output.hidden_states[layer][:, :-1][supervised])
+    for value, form in ((2.0, "a share of the depth .0 to 1."), (3, "a layer .0 to 2.")):
+        method = type("Wrong", (Everything,), {"first": value})()
+        with pytest.raises(KitError, match=f"is {value}: give {form}, as its default is one"):
+            score(fresh, batch, method)
 
 
 def test_an_example_without_an_answer_is_refused(fresh, processor, mixed):
@@ -445,6 +449,10 @@ def test_finetuning_mixes_in_replay_and_changes_portraits(fresh, processor):
     assert plain[:6] == [c for batch in mixed for c in batch if c not in repeated]
     with pytest.raises(KitError, match="replay is 0.5 but there is nothing to replay"):
         taught(known, 1, processor=processor, replay=0.5)
+    for length in ({"epochs": 1}, {"steps": 2}):
+        with pytest.raises(KitError, match="replay=0.9 leaves nothing to teach among 4 conversations drawn at once"):
+            recipe, material = replace(PLAIN, batch_size=4, **length), {"replayed": repeated, "replay": 0.9}
+            finetune(fresh, processor, known, recipe, 0, material)
     with pytest.raises(KitError, match="nothing to learn"):
         finetune(fresh, processor, [], replace(PLAIN, steps=2), 0)
 
@@ -654,6 +662,13 @@ def test_a_loss_that_changes_from_pass_to_pass_is_no_divergence(vanilla, process
         unlearn(model, processor, Leap(), some, replace(RELEASED, epochs=0, steps=3), 0)
 
 
+def test_a_rate_that_falls_once_an_epoch_goes_by_whole_epochs(vanilla, processor):
+    falling, some = type("Falling", (type(get("ga")),), {"rate_falls": "epoch"})(), {"forget": NAMED[:1], "retain": []}
+    for length in ({"epochs": 0.5}, {"epochs": 0, "steps": 3}):
+        with pytest.raises(KitError, match="ga .canonical. walks through whole epochs"):
+            unlearn(adapted(vanilla), processor, falling, some, replace(RELEASED, **length), 0)
+
+
 def test_what_unlearning_needs_is_there_or_named(vanilla, processor):
     model = adapted(vanilla)
     with pytest.raises(KitError, match="kl_min needs retain questions and there are none"):
@@ -683,7 +698,7 @@ def test_muon_steps_as_that_of_torch_does_without_its_half_precision():
     ours, theirs = ([torch.nn.Parameter(torch.full(shape, 0.5)) for shape in shapes] for _ in range(2))
     optimizers = (
         Muon(ours, 1e-2, 0.1),
-        torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw", ns_steps=STEPS),
+        torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw", ns_steps=NEWTON_STEPS),
     )
     for _ in range(5):
         for a, b in zip(ours, theirs, strict=True):
