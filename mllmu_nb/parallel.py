@@ -10,7 +10,7 @@ from accelerate.utils import reduce
 from torch import Tensor
 
 from mllmu_nb.errors import KitError
-from mllmu_nb.models.files import is_share, whole
+from mllmu_nb.models.files import gathered, is_share
 from mllmu_nb.unlearning.base import IGNORE, Recipe
 
 
@@ -67,7 +67,7 @@ def clip_(parameters: Iterable[Tensor], most: float) -> float:
     if not any(map(is_share, parameters)):
         return torch.nn.utils.clip_grad_norm_(parameters, most).item()
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.stack([whole(gradient.norm()) for gradient in gradients]).norm().item()
+    norm = torch.stack([gathered(gradient.norm()) for gradient in gradients]).norm().item()
     for gradient in gradients:
         gradient.mul_(min(1.0, most / (norm + 1e-6)))
     return norm

@@ -386,9 +386,8 @@ def reference(config: Config) -> Path | None:
     if not is_whole(folder):
         return None
     record = read_json(folder / RECORD)
-    same = {"data_hash": data_hash(config), "base_hash": base_hash(config)}
-    same["forget_ids"] = list(population(config).forget_ids)
-    return folder if same.items() <= record.items() else None
+    same = record["data_hash"] == data_hash(config) and record["forget_ids"] == list(population(config).forget_ids)
+    return folder if same and record["base_hash"] == base_hash(config) else None
 
 
 def beside(config: Config, *methods: str) -> list[Path]:

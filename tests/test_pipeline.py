@@ -298,7 +298,7 @@ def test_under_accelerate_launch_all_processes_make_one_run_after_the_other(conf
 
 
 def test_a_finished_run_is_used_again_and_another_is_not(config, made, monkeypatch):
-    monkeypatch.setattr(stages, "whole", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(stages, "replacing", lambda *_: pytest.fail("made again"))
     assert pipeline.finished(config) and pipeline.run(config) == made["vanilla"]
     assert not pipeline.finished(config.but(train_lr=0.5)) and not pipeline.finished(config.but(method="prompting"))
 
