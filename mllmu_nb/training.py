@@ -106,6 +106,7 @@ def train(
     batches, optimizers_and_schedules = iter(batches), [*optimizers, *schedules]
     done = kept.resume(batches, trained, optimizers_and_schedules, log)
     started = time.perf_counter() - log.seconds
+    forget_peak(model.device)
     model.train()
     ahead, shown = range(done + 1, max(steps, beyond) + 1), progress and state.is_main_process
     for number in progress_bar(ahead, desc="steps", shown=shown):
@@ -127,10 +128,12 @@ def train(
             optimizer.zero_grad()
         method.after_update(trained)
         if number <= steps:
-            log.seconds, log.peak_memory_mb = time.perf_counter() - started, peak_memory_mb(model.device)
+            log.seconds = time.perf_counter() - started
+            log.peak_memory_mb = max(log.peak_memory_mb, peak_memory_mb(model.device))
         if after_step:
             paused = time.perf_counter()
             after_step(number, model)
+            forget_peak(model.device)
             started += time.perf_counter() - paused
         kept.save(number, trained, optimizers_and_schedules, log)
     model.eval()
@@ -212,7 +215,8 @@ def keep_less(model) -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory held so far, in MiB: the GPU's allocations, or the process's resident size."""
+    """Most memory held, in MiB: the GPU's allocations since :func:`forget_peak`; on a CPU the resident size of the
+    process in all its life, so what was done before the training counts too."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
     try:
@@ -221,6 +225,12 @@ def peak_memory_mb(device: torch.device) -> float:
         return psutil.Process().memory_info().peak_wset / MIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MIB if sys.platform == "darwin" else peak / 2**10
+
+
+def forget_peak(device: torch.device) -> None:
+    """Has :func:`peak_memory_mb` begin anew, on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:

@@ -40,6 +40,7 @@ from mllmu_nb.training import (
     FineTuning,
     TrainingDiverged,
     finetune,
+    forget_peak,
     make_optimizers,
     peak_memory_mb,
     reference_log_probs,
@@ -709,6 +710,29 @@ def test_muon_steps_as_that_of_torch_does_without_its_half_precision():
     for a, b in zip(ours, theirs, strict=True):
         moved = (a - 0.5).norm()
         assert moved > 0.04 and (a - b).norm() < 0.02 * moved
+
+
+def test_the_peak_on_a_gpu_is_that_of_the_steps_alone(fresh, processor, mixed, monkeypatch):
+    said, peaks = [], iter((5.0, 9.0, 7.0))
+    monkeypatch.setattr("mllmu_nb.training.forget_peak", lambda device: said.append("forgotten"))
+    monkeypatch.setattr("mllmu_nb.training.peak_memory_mb", lambda device: said.append("read") or next(peaks))
+    asked = {"after_step": lambda step, model: said.append("asked"), "progress": False}
+    log = train(adapted(fresh), FineTuning(), forever(processor, mixed), PLAIN, steps=3, **asked)
+    assert said == ["forgotten", *3 * ["read", "asked", "forgotten"]] and log.peak_memory_mb == 9
+    reset = []
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    for name in ("cpu", "cuda"):
+        forget_peak(torch.device(name))
+    assert reset == [torch.device("cuda")]
+
+
+def test_a_training_saved_on_a_cpu_may_go_on_on_a_gpu(tmp_path, monkeypatch):
+    checkpoint, log = Checkpoint(tmp_path / "stage~new", 0.0), SimpleNamespace(seconds=2.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    checkpoint.save(3, {}, [], log)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert checkpoint.resume(iter("abcd"), {}, [], log) == 3
 
 
 def test_without_the_module_resource_the_peak_is_that_of_windows(monkeypatch):
