@@ -39,10 +39,12 @@ def measured(arm: str, steps: int) -> float:
 
     from mllmu_nb import training
     from mllmu_nb.models import load
-    from mllmu_nb.optimizers import STEPS
+    from mllmu_nb.optimizers import NEWTON_STEPS
 
     def torchs_muon(inner, lr, weight_decay):
-        return torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw", ns_steps=STEPS)
+        return torch.optim.Muon(
+            inner, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw", ns_steps=NEWTON_STEPS
+        )
 
     _, foreign, changes = ARMS[arm]
     config = Config(method="base")

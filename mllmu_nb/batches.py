@@ -20,7 +20,7 @@ from mllmu_nb.models.families import Family
 from mllmu_nb.parallel import processes
 from mllmu_nb.unlearning.base import Method, Recipe
 
-# input_ids, attention_mask, labels [B, T], pictures; stored_log_probs [B, T'] if stored; repeated, where another
+# input_ids, attention_mask, labels [B, T], pictures; stored_log_probs [B, T'] if stored; duplicate, where another
 # process has the very same rows
 Batch = Mapping[str, Tensor]
 ORDERS = {"forget": 0, "retain": 1}  # number of each set's random stream
@@ -46,24 +46,24 @@ def endless(conversations: Sequence[Conversation], turns: int, rng: np.random.Ge
         yield from epoch(conversations, turns, rng)
 
 
-def _pieces_of(conversations: Sequence[Conversation], turns: int) -> int:
+def _conversations_of(conversations: Sequence[Conversation], turns: int) -> int:
     """Conversations of an :func:`epoch`."""
     return sum(math.ceil(len(conversation.turns) / turns) for conversation in conversations)
 
 
 def steps_of(conversations: Sequence[Conversation], epochs: float, batch_size: int, turns: int = 1) -> int:
     """Optimizer steps that ``epochs`` over all questions take, at least 1."""
-    return max(1, round(epochs * math.ceil(_pieces_of(conversations, turns) / batch_size)))
+    return max(1, round(epochs * math.ceil(_conversations_of(conversations, turns) / batch_size)))
 
 
 def pieces(rows: Sequence, size: int, encode: Callable[[Sequence], dict[str, Batch]]) -> list[dict[str, Batch]]:
     """This process's share of the ``rows`` of a batch, encoded in pieces of so many, to be read one after the other; 0:
-    in one. A batch too small for all processes gives its last row to those left empty, where it is ``repeated`` and
+    in one. A batch too small for all processes gives its last row to those left empty, where it is a ``duplicate`` and
     counts nothing."""
     number, count = processes().process_index, processes().num_processes
-    mine = rows[number::count] or rows[-1:]
-    size, more = size or len(mine), {} if number < len(rows) else {"repeated": torch.ones(1)}
-    encoded = [encode(mine[start : start + size]) for start in range(0, len(mine), size)]
+    own_rows = rows[number::count] or rows[-1:]
+    size, more = size or len(own_rows), {} if number < len(rows) else {"duplicate": torch.ones(1)}
+    encoded = [encode(own_rows[start : start + size]) for start in range(0, len(own_rows), size)]
     return [{name: {**batch, **more} for name, batch in piece.items()} for piece in encoded]
 
 
@@ -74,8 +74,17 @@ def finetuning_steps(conversations: Sequence[Conversation], recipe: Recipe, repl
     """Optimizer steps of fine-tuning: those of the recipe, or of its epochs, each of which teaches every turn once."""
     if recipe.steps:
         return recipe.steps
-    drawn, taught = recipe.together * recipe.batch_size, _pieces_of(conversations, recipe.turns)
-    return round(recipe.epochs) * math.ceil(recipe.together * taught / (drawn - round(drawn * replay)))
+    taught = recipe.together * _conversations_of(conversations, recipe.turns)
+    return round(recipe.epochs) * math.ceil(taught / _taught_at_once(recipe, replay))
+
+
+def _taught_at_once(recipe: Recipe, replay: float) -> int:
+    """How many of the conversations that are drawn at once are not replayed. Raises KitError where none is left."""
+    drawn = recipe.together * recipe.batch_size
+    taught = drawn - round(drawn * replay)
+    if not taught:
+        raise KitError(f"replay={replay} leaves nothing to teach among {drawn} conversations drawn at once: lower it")
+    return taught
 
 
 def finetuning_batches(
@@ -93,27 +102,27 @@ def finetuning_batches(
     questions about one person, put in other forms by ``exams``, portraits changed anew by ``augment`` where the recipe
     says so; a share ``replay`` are ``replayed`` as they stand. ``recipe.together`` batches are drawn at once and dealt
     out by length, so little is padding."""
-    drawn_at_once = recipe.together * recipe.batch_size
-    repeated_at_once = round(drawn_at_once * replay)
+    taught_at_once = _taught_at_once(recipe, replay)
+    replayed_at_once = recipe.together * recipe.batch_size - taught_at_once
     if not any(c.turns for c in conversations):
         raise KitError("nothing to learn: the conversations are empty")
-    if repeated_at_once and not replayed:
+    if replayed_at_once and not replayed:
         raise KitError(f"replay is {replay} but there is nothing to replay")
     # Each has its own: what is replayed or how it is augmented does not change the order of what is taught.
     order, replay_order, change, wording, mixing = (np.random.default_rng([seed, stream]) for stream in range(5))
     taught = endless(conversations, recipe.turns, order)
-    repeated = (replayed[i] for _ in count() for i in replay_order.permutation(len(replayed)))
+    replays = (replayed[i] for _ in count() for i in replay_order.permutation(len(replayed)))
 
     def encoded(piece: Sequence[Conversation]) -> dict[str, Batch]:
         return {"train": family.encode(processor, piece, recipe.label_mode, recipe.eos)}
 
     while True:
-        drawn = list(islice(taught, drawn_at_once - repeated_at_once))
+        drawn = list(islice(taught, taught_at_once))
         if exams:
             drawn = [exams(conversation, wording) for conversation in drawn]
         if augment and recipe.augment:
             drawn = [_augmented(conversation, augment, change) for conversation in drawn]
-        drawn += islice(repeated, repeated_at_once)
+        drawn += islice(replays, replayed_at_once)
         by_length = np.argsort(family.token_counts(processor, drawn), kind="stable")
         for start in mixing.permutation(range(0, len(drawn), recipe.batch_size)):
             batch = [drawn[i] for i in sorted(by_length[start : start + recipe.batch_size])]
@@ -130,8 +139,8 @@ def _augmented(conversation: Conversation, augment, rng: np.random.Generator) ->
 
 def unlearning_steps(method: Method, recipe: Recipe, sets: Sets) -> int:
     """Optimizer steps of unlearning: those of the recipe, or of its epochs over the first stream of each pass. Raises
-    KitError for a method with passes that is not given whole epochs."""
-    if method.passes and (recipe.steps or recipe.epochs != int(recipe.epochs)):
+    KitError for a method that is not given the whole epochs by which its passes go, or its rate."""
+    if (method.passes or method.rate_falls == "epoch") and (recipe.steps or recipe.epochs != int(recipe.epochs)):
         given = f"{recipe.steps} steps are" if recipe.steps else f"{recipe.epochs:g} is"
         raise KitError(f"{method.name} ({method.variant}) walks through whole epochs: {given} not one")
     firsts = [sets[method.streams[names[0]].set] for names in method.all_passes]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path, PurePath
@@ -28,12 +30,14 @@ REFERENCES = ("base", "vanilla", "oracle")  # models that stand beside the unlea
 YOURS = "yours"  # the method of a model that was made elsewhere: base_path, with adapter_path on it
 SEEDS = ("data_seed", "train_seed", "unlearn_seed", "shot_seed")
 PATHS = ("base_path", "vanilla_path", "adapter_path", "profiles_file", "forget_ids_file", "data_source", "draws_file")
+ON_HUB = ("base_path", "vanilla_path", "data_source")  # of these, what may be a name on the hub instead
 GRID = "grid"  # the sweep's key in a configuration file; a notebook that is given the file ignores it
 BY_HAND, IN_FILE = "set by hand", "the method's file"  # who says so, of a value that is in no preset
 # What decides a number beside the words of the protocol; another value than the preset's is a deviation as well.
 BESIDE_PROTOCOL: tuple[str, ...] = ("adaptation", "replay", "exams", "train_steps", "train_lr", "unlearn_steps")
 BESIDE_PROTOCOL += ("unlearn_epochs", "unlearn_lr", "schedule", "precision", "eval_precision", "micro_batch")
 BESIDE_PROTOCOL += ("quantise_base", "shots", "cyclic")
+WAYS = ("label_mode", "eos", "adapter_reach", "adam_eps")  # of a recipe, what a protocol says and no preset
 LENGTHS = {"steps", "epochs"}  # of a recipe: one says how long it is, and the other is 0
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -83,8 +87,8 @@ class Config(BaseModel):
     replicate: Count = 0  # which of the disjoint forget sets, with seeds of training, order and shots of its own
     profiles_file: str = ""  # published fine-tuning text (.jsonl) to take people from
     forget_ids_file: str = ""  # published forget ids (.json) that go with it; "": drawn
-    data_source: str = ""  # folder in the published layout or its name on the hub (, that of the training splits)
-    data_revision: str = ""  # commit, branch or tag of the hub's data (, of the training splits); "": the newest
+    data_source: str = ""  # published data, folder or hub name; optionally after a comma: that of the training splits
+    data_revision: str = ""  # commit, branch or tag of the hub's data; optionally after a comma: of the training splits
 
     # randomness
     seed: Seed = 0  # stands for all four, of which replicate r adds r to the last three
@@ -134,6 +138,7 @@ class Config(BaseModel):
         self._check_words()
         self._complete()
         self._check()
+        self._set(**{name: os.path.expanduser(getattr(self, name)) for name in PATHS})
 
     # -- making one ---------------------------------------------------------------------------------------------
 
@@ -161,10 +166,15 @@ class Config(BaseModel):
         the cell is run again, what the notebook has set since is left alone unless it looks like a misspelt one.
         """
         print_in_one_line()
-        values = plain_values(namespace)
+        values, again = plain_values(namespace), "_first_parameters" in namespace
         first = namespace.setdefault("_first_parameters", set(values))
         near = {name for name in values if difflib.get_close_matches(name, cls.model_fields, 1, cutoff=0.8)}
-        return cls.from_parameters({name: values[name] for name in values if name in first | near}, **fixed)
+        try:
+            return cls.from_parameters({name: values[name] for name in values if name in first | near}, **fixed)
+        except KitError as error:
+            if again and str(error).startswith("unknown parameter"):  # perhaps corrected in its cell by now
+                raise KitError(f"{error} (Python still knows it: restart the kernel, or `del` the name)") from None
+            raise
 
     def but(self, **changes: Any) -> Config:
         """The same with ``changes``; what was left to the presets is filled in anew, and settings that another method
@@ -220,17 +230,20 @@ class Config(BaseModel):
 
     def numbers(self, kind: Literal["training", "unlearning"]) -> dict[str, tuple[Any, str]]:
         """Of a recipe, name → value and who says so: the preset of the scale, the method, the protocol, or whoever set
-        it by hand; who speaks later counts."""
+        it by hand; a later one overrides an earlier one, but what a method's file says of :data:`WAYS` overrides the
+        protocol."""
         numbers, given, prefix = self._preset(kind), self._given, "train_" if kind == "training" else "unlearn_"
         for name, (value, source) in self.words().items():
             if name in numbers:
                 numbers[name] = (numbers[name][0] if value is None else value, source)
+        declared = self._method_class.recipe(self.scale, self.modality) if kind == "unlearning" else Recipe()
+        for name in WAYS:
+            own = getattr(declared, name)
+            if given[name] is None and own not in (getattr(Recipe(), name), numbers[name][0]):
+                numbers[name] = (own, IN_FILE)
         for name in ("schedule", "precision", "micro_batch", "checkpointing"):
             if given[name] and given[name] != numbers[name][0]:
                 numbers[name] = (given[name], BY_HAND)
-        declared = self._method_class.recipe(self.scale, self.modality) if kind == "unlearning" else Recipe()
-        if declared.label_mode not in (None, self.label_mode) and given["label_mode"] is None:
-            numbers["label_mode"] = (declared.label_mode, IN_FILE)
         own = {name: getattr(self, prefix + name, 0) for name in ("lr", *LENGTHS)}
         for names in ({"lr"}, LENGTHS):
             by_hand = any(given.get(prefix + name) is not None for name in names)
@@ -325,18 +338,19 @@ class Config(BaseModel):
             # A 7B model whose every weight is trained fits no machine this kit is meant for.
             raise KitError(f"adaptation={self.adaptation!r} is not offered at scale {self.scale}: take 'lora'")
         training = presets["training"][self.adaptation]
+        if self.train_steps == 0 and not training["epochs"]:
+            raise KitError(f"train_steps must be above 0: fine-tuning at scale {self.scale} has no epochs in its place")
         self._fill(train_lr=training["lr"], train_steps=training["steps"])
+        defaults = setting_names(self.method, self.after, self.variant)
         settings = dict(self.settings)
         if self.trains:
             preset, own = self._preset("unlearning"), self._own_recipe.settings
             if self.unlearn_steps is None and self.unlearn_epochs is None:
                 self._fill(unlearn_steps=preset["steps"][0], unlearn_epochs=float(preset["epochs"][0]))
             self._fill(unlearn_steps=0, unlearn_epochs=0.0, unlearn_lr=preset["lr"][0])
-            known = self._method_class.hyper_parameters()
-            settings = {name: value for name, value in own.items() if name in known} | settings
+            settings = {name: value for name, value in own.items() if name in defaults} | settings
         else:  # the same model whatever they are
             self._set(unlearn_steps=None, unlearn_epochs=None, unlearn_lr=None)
-        defaults = setting_names(self.method, self.after, self.variant)
         owners = dict.fromkeys(after_steps.settings_of(self.after), self.after)
         for name, value in settings.items():
             choose(f"hyper-parameter of {self.method} ({self.variant})", name, defaults)
@@ -417,11 +431,11 @@ def plain_values(namespace: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def public(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """``parameters`` with every path cut down to its last part; names on the hub, which only data_source has, stay."""
+    """``parameters`` with every path cut down to its last part; names on the hub stay."""
 
     def shown(name: str, part: str) -> str:
-        on_hub = name == "data_source" and part.count("/") == 1 and not part.startswith(("/", ".", "~"))
-        return part if on_hub else PurePath(part).name
+        named_so = name in ON_HUB and re.fullmatch(r" *\w[\w.-]*/[\w.-]+ *", part)
+        return part if named_so and not os.path.isdir(part.strip()) else PurePath(part).name
 
     given = {name: parameters[name].split(",") for name in PATHS if parameters.get(name)}
     return {**parameters, **{name: ",".join(shown(name, part) for part in parts) for name, parts in given.items()}}

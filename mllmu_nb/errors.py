@@ -54,7 +54,7 @@ def invalid(error: ValidationError, name: str = "") -> KitError:
     shown = f"the text {value!r}" if isinstance(value, str) else f"{value!r:.60}"
     if kind == "literal":
         return KitError(f"unknown {name} {value!r}: choose {first['ctx']['expected']}")
-    limits = [f"{LIMITS[key]} {limit:g}" for key, limit in first.get("ctx", {}).items() if key in LIMITS]
+    limits = [f"{LIMITS[key]} {limit:.10g}" for key, limit in first.get("ctx", {}).items() if key in LIMITS]
     wanted = limits[0] if limits else TYPES.get(kind, first["msg"])
     return KitError(f"{name} must be {wanted}, not {shown}{HINTS.get((kind, type(value)), '')}")
 

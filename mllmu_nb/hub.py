@@ -21,7 +21,6 @@ from mllmu_nb.errors import KitError, few
 from mllmu_nb.stages import Stage, write_json
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
-KINDS = ("dataset", "model")  # of the hub: evaluation data, training splits
 
 
 def fetch(source: str, revision: str = "", kind: str = "model", files: Sequence[str] = MODEL_FILES) -> Path:
@@ -78,13 +77,15 @@ def read_people(data_source: str, data_revision: str, ratio: int) -> Population:
     if len(names) > 2 or len(revisions) > len(names):
         form = f"a folder or {EVALUATION_REPOSITORY}, then after a comma {TRAINING_REPOSITORY} or nothing"
         raise KitError(f"data_source must be {form}, and data_revision have no more parts: this is {data_source}")
-    splits = [f"forget_{ratio}", f"retain_{100 - ratio}"]
-    configs = [["Full_Set", "Test_Set", "Retain_Set", "ft_Data", "forget_*", splits[1]], splits]
-    sources = [_people_folder(*each) for each in zip(names, KINDS, [*revisions, ""], configs, strict=False)]
+    forget, retain = f"forget_{ratio}", f"retain_{100 - ratio}"
+    evaluated = ["Full_Set", "Test_Set", "Retain_Set", "ft_Data", "forget_*", retain]
+    sources = [_people_folder(names[0], "dataset", revisions[0], evaluated)]
+    if len(names) == 2:  # the training splits are a repository of the kind model
+        sources.append(_people_folder(names[1], "model", revisions[1] if len(revisions) == 2 else "", [forget, retain]))
     folders, labels, commits = zip(*sources, strict=True)
     population = official.read_layout(folders[0], ratio, *folders[1:], names=labels)
-    revisions = {label: commit for label, commit in zip(labels, commits, strict=True) if commit}
-    return replace(population, notes={**population.notes, "revisions": revisions})
+    read = {label: commit for label, commit in zip(labels, commits, strict=True) if commit}
+    return replace(population, notes={**population.notes, "revisions": read})
 
 
 def _people_folder(name: str, kind: str, revision: str, configs: list[str]) -> tuple[Path, str, str]:

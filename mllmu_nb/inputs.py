@@ -53,7 +53,7 @@ def _population(data: tuple, files: tuple) -> Population:
     of = SimpleNamespace(**dict(data))
     if of.data_source:
         return hub.read_people(of.data_source, of.data_revision, of.forget_ratio)
-    counts = {"people": of.people, "pool": of.pool, "ratio": of.forget_ratio, "draw": of.replicate}
+    counts = {"people": of.people, "pool": of.pool, "ratio": of.forget_ratio, "replicate": of.replicate}
     if not of.profiles_file:
         return generate.generate(of.data_seed, celebrities=of.celebrities, **counts)
     text = read_profiles(of.profiles_file, of.forget_ids_file, seed=of.data_seed, **counts)

@@ -23,10 +23,10 @@ SCHEDULES = {
 DECAY = 0.3
 REST = 0.5  # of Muon's rate, for what AdamW trains beside it
 COEFFICIENTS = (3.4445, -4.775, 2.0315)  # of the quintic; torch.optim.Muon has the same
-STEPS = 3  # torch's are 5; vanilla remembers as much with fewer
+NEWTON_STEPS = 3  # torch's are 5; vanilla remembers as much with fewer
 
 
-def orthogonal(matrices: Tensor, steps: int = STEPS) -> Tensor:
+def orthogonal(matrices: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
     """The nearest orthogonal matrix to each of ``matrices`` [N, rows, columns], roughly, by Newton and Schulz: large
     singular values end between about .7 and 1.2, small ones stay below."""
     a, b, c = COEFFICIENTS

@@ -10,7 +10,7 @@ from accelerate.utils import reduce
 from torch import Tensor
 
 from mllmu_nb.errors import KitError
-from mllmu_nb.models.files import is_share, whole
+from mllmu_nb.models.files import gathered, is_share
 from mllmu_nb.unlearning.base import IGNORE, Recipe
 
 
@@ -26,9 +26,9 @@ def weights(pieces: Sequence[Mapping], device: torch.device) -> tuple[list[float
     count = processes().num_processes
     if len(pieces) == count == 1:
         return [1.0], {}
-    rows = [0 if "repeated" in first else len(first["labels"]) for first in (next(iter(p.values())) for p in pieces)]
+    rows = [0 if "duplicate" in first else len(first["labels"]) for first in (next(iter(p.values())) for p in pieces)]
     tokens = [
-        sum(int((piece[name]["labels"][:, 1:] != IGNORE).sum()) for piece in pieces if "repeated" not in piece[name])
+        sum(int((piece[name]["labels"][:, 1:] != IGNORE).sum()) for piece in pieces if "duplicate" not in piece[name])
         for name in pieces[0]
     ]
     counts = torch.tensor([sum(rows), *tokens], dtype=torch.float32, device=device)
@@ -37,7 +37,7 @@ def weights(pieces: Sequence[Mapping], device: torch.device) -> tuple[list[float
     return [count * number / everywhere for number in rows], per_row
 
 
-def over_processes(terms: Tensor, trained: Iterable[Tensor]) -> Tensor:
+def average_over_processes(terms: Tensor, trained: Iterable[Tensor]) -> Tensor:
     """The terms as means over the processes; so are the gradients afterwards, as those of shards are already."""
     for parameter in trained:
         if not is_share(parameter):
@@ -67,7 +67,7 @@ def clip_(parameters: Iterable[Tensor], most: float) -> float:
     if not any(map(is_share, parameters)):
         return torch.nn.utils.clip_grad_norm_(parameters, most).item()
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.stack([whole(gradient.norm()) for gradient in gradients]).norm().item()
+    norm = torch.stack([gathered(gradient.norm()) for gradient in gradients]).norm().item()
     for gradient in gradients:
         gradient.mul_(min(1.0, most / (norm + 1e-6)))
     return norm

@@ -59,9 +59,9 @@ EVAL_BATCH = {"miniature": 256, "paper": 8}  # questions asked at once
 ASKING = ("protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic", "long_prompts")
 ANCHOR_RATIO = 5  # the forget ratio that the published anchor is for
 # Kinds of base material that fine-tuning repeats.
-REPLAYED = {"people": 4.0, "shots": 2.0, "seeing": 1.0, "private": 1.0}
-REPLAYED_LETTERS = 0.35  # share of multiple choice among the repeated questions
-REPEATED = 4000  # conversations, each met about twice
+REPLAY_KINDS = {"people": 4.0, "shots": 2.0, "seeing": 1.0, "private": 1.0}
+REPLAY_LETTERS = 0.35  # share of multiple choice among the repeated questions
+REPLAY_COUNT = 4000  # conversations, each met about twice
 PLAIN: dict[str, Any] = {"modality": "none", "variant": None, "after": ""}  # of a model that is not unlearned
 
 
@@ -86,16 +86,17 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
         modalities = MODALITIES if config.train_modality == "both" else [config.train_modality]
         conversations = [c for modality in modalities for c in training_conversations(people, modality)]
         exams = Exams(people, config.exams) if config.exams else None
-        material: dict[str, Any] = {"replayed": replayed, "replay": config.replay, "augment": changed_portrait}
-        how: dict[str, Any] = {"material": {**material, "exams": exams}, "checkpoint": Checkpoint(folder)}
-        log = finetune(model, processor, conversations, recipe, config.train_seed, **how)
+        more = {"replayed": replayed, "replay": config.replay, "augment": changed_portrait, "exams": exams}
+        log = finetune(
+            model, processor, conversations, recipe, config.train_seed, material=more, checkpoint=Checkpoint(folder)
+        )
         (adapters.save if lora else load.save_full)(model, folder)
         settings = {**recipe.numbers(), **{name: getattr(config, name) for name in ("adaptation", "replay", "exams")}}
         write_json(folder / "train.json", log.record(settings))
 
     inputs = {
         "base": base_hash(config),
-        "data": hash_of(people, taught=True),
+        "data": hash_of(people, taught=not config.exams),  # exams leave out what evaluation asks
         "recipe": recipe.numbers(),
         "settings": config.hash_of(("adaptation", "replay", "exams", "train_modality", "train_seed")),
         "bits": pinning.settings(),
@@ -116,7 +117,7 @@ def replayed_conversations(seed: int) -> list[Conversation]:
 
     celebrities, unscored = generate.known_people()
     known = [*celebrities, *unscored[::2]]
-    return Mixture(known, np.random.default_rng([seed, 1]), 1000, REPLAYED_LETTERS).draw(REPLAYED, REPEATED)
+    return Mixture(known, np.random.default_rng([seed, 1]), 1000, REPLAY_LETTERS).draw(REPLAY_KINDS, REPLAY_COUNT)
 
 
 def unlearned(config: Config) -> Stage:
@@ -127,7 +128,7 @@ def unlearned(config: Config) -> Stage:
     method, recipe = config.objective, config.unlearning
     known = population(config)
     other = finetuned(config, method.other_reference) if method.other_reference else None
-    held = config.quantise_base or recipe.precision
+    weights_precision = config.quantise_base or recipe.precision
 
     def make(folder: Path) -> None:
         from mllmu_nb.batches import unlearning_steps
@@ -141,8 +142,8 @@ def unlearned(config: Config) -> Stage:
         if other:  # asked and let go before vanilla is loaded: two of 7B would not fit
             streams = dict.fromkeys(method.streams[name] for name in method.needs.reference)
             asked = [stream.changed(conversation) for stream in streams for conversation in sets[stream.set]]
-            stored = reference_log_probs(*filled(config, other, held), asked, recipe)
-        model, processor = vanilla(config, held)
+            stored = reference_log_probs(*filled(config, other, weights_precision), asked, recipe)
+        model, processor = vanilla(config, weights_precision)
         model = adapters.attach(model, recipe, config.unlearn_seed, method.trains)
         length, points = unlearning_steps(method, recipe, sets), {}
         # a rate that falls to 0 has nothing beyond its end
@@ -157,14 +158,16 @@ def unlearned(config: Config) -> Stage:
                 points[step] = path.point(plain, processor, known, batch_size=EVAL_BATCH[config.scale])
 
         after_step(0, model)
-        how: dict[str, Any] = {"stored": stored, "after_step": after_step, "beyond": beyond}
-        log = unlearn(model, processor, method, sets, recipe, config.unlearn_seed, **how)
+        log = unlearn(
+            model, processor, method, sets, recipe, config.unlearn_seed, stored, after_step=after_step, beyond=beyond
+        )
         path.write(points, folder / "path.parquet")
         write_json(folder / "train.json", log.record({**recipe.numbers(), **config.settings}))
 
     inputs = {
         "vanilla": vanilla_key(config),
         "reference": other.key if other else "",
+        "data": data_hash(config),  # the path's answers are about everybody
         "forget": list(known.forget_ids),
         "recipe": recipe.numbers(),
         "hyper_parameters": {name: getattr(method, name) for name in method.hyper_parameters()},
@@ -194,7 +197,9 @@ def vanilla_key(config: Config) -> str:
 def anchored(config: Config) -> Stage | None:
     """The stage in which the released vanilla model is asked what independent reports asked it, by upstream's protocol:
     the free questions with image about the forget people at 5 %. ``anchor.json`` has its answers beside the true ones.
-    None for any other vanilla model, and where no report is known."""
+    None for any other vanilla model, where no report is known, and for a model of one's own, which has none."""
+    if config.method == YOURS:
+        return None
     own = family(config)
     released = config.vanilla_path and PurePath(config.vanilla_path).name == PurePath(own.released).name
     if not (released and config.data_source and isfinite(own.anchor)):
@@ -289,9 +294,9 @@ def answered(
     shorten the questions."""
     known, fresh, size = population(config), fresh_people(config), EVAL_BATCH[config.scale]
     # The base says how fluent the answers are; of a large model that was made elsewhere it is not known.
-    judge = base_source(config)
+    fluency_base = base_source(config)
     if config.method == YOURS:
-        judge = base_source(config.but(base_path="")) if config.scale == "miniature" else ""
+        fluency_base = base_source(config.but(base_path="")) if config.scale == "miniature" else ""
 
     def make(folder: Path) -> None:
         from mllmu_nb.evaluation import path, teacher_forced, utility
@@ -304,28 +309,28 @@ def answered(
         drawn, stage = draws_of(config, sets), trained(config)
         asked, processor = model(config)
         began = time.perf_counter()
-        how = {key: getattr(config, key) for key in ASKING} | {"system": config.system, "batch_size": size}
+        how = {key: getattr(config, key) for key in ASKING}
+        always: dict[str, Any] = {"system": config.system, "batch_size": size}
         # beside the unfinished folder, which a rerun begins anew; by key, so that no other code's answers are taken
         kept = folder.with_name(folder.name.removesuffix("~new") + ".asked") / made.key
-        answers = ask(asked, processor, known, sets=sets, limit=limit, draws=drawn, kept=kept, **how)
+        answers = ask(asked, processor, known, sets=sets, limit=limit, draws=drawn, kept=kept, **how, **always)
         seconds = round(time.perf_counter() - began, 3)
         if "forget" in sets:
             people = {"forget": known.members("forget")[:limit], "fresh": fresh[:limit]}
-            taught = teacher_forced.sentences(asked, processor, people, system=config.system, batch_size=size)
+            taught = teacher_forced.sentences(asked, processor, people, **always)
             teacher_forced.write(taught, folder / "sentences.parquet")
         if config.trains and not config.after:
             shutil.copyfile(stage.get() / "path.parquet", folder / "path.parquet")
         elif set(sets) == set(SETS):
-            end = path.point(asked, processor, known, system=config.system, batch_size=size)
+            end = path.point(asked, processor, known, **always)
             path.write({0: end}, folder / "path.parquet")
         if config.scale == "miniature" and set(sets) == set(SETS) and limit is None:
-            how = {"system": config.system, "protocol": config.protocol, "batch_size": size}
-            useful = utility.ask(asked, processor, **how)
+            useful = utility.ask(asked, processor, protocol=config.protocol, **always)
             useful.to_parquet(folder / UTILITY, index=False, compression="zstd", compression_level=19)
         del asked  # two of 7B would not fit
         fluency = np.full(len(answers), np.nan)
-        if judge:
-            where = judge, config.base_model, config.scale, config.base_revision
+        if fluency_base:
+            where = fluency_base, config.base_model, config.scale, config.base_revision
             base = load.load_base(*where, config.eval_precision)
             asking = Asking(known, drawn, 0, config.protocol)
             fluency = teacher_forced.fluency(*base, answers, asking, sets=sets, limit=limit, batch_size=size)
@@ -339,7 +344,7 @@ def answered(
 
     inputs = {
         "model": _model_key(config),
-        "judge": judge and hash_of_model(judge),
+        "judge": fluency_base and hash_of_model(fluency_base),
         "data": data_hash(config),
         "fresh": hash_of(fresh, taught=True),
         "forget": list(known.forget_ids),
@@ -374,7 +379,7 @@ def finished(config: Config) -> bool:
 
 def reference(config: Config) -> Path | None:
     """The finished run of ``config``, to compare a model with: one's own, else the one that came with the project if it
-    is about the same people, else None."""
+    is about the same people and of the same base model, else None."""
     if finished(config):
         return run_folder(config)
     folder = paths.runs(paths.reference()) / config.run_id
@@ -382,7 +387,7 @@ def reference(config: Config) -> Path | None:
         return None
     record = read_json(folder / RECORD)
     same = record["data_hash"] == data_hash(config) and record["forget_ids"] == list(population(config).forget_ids)
-    return folder if same else None
+    return folder if same and record["base_hash"] == base_hash(config) else None
 
 
 def beside(config: Config, *methods: str) -> list[Path]:

@@ -49,6 +49,12 @@ DEPTH = 2  # layers of what is built in place of a model of more than 4: every f
 COPIES = 2  # of a batch's keys and values at once: those after the pictures, and what goes on from them
 PUBLISHED = {"people": 500, "pairs": 7704, "celebrity": 153}  # of the paper's data, where it has not been read
 ASKED_ON_PATH = ("likelihood", "generation")
+# What a fine-tuning hangs on beside its recipe: people, base, what is taught and how; but for vanilla, who is to be
+# forgotten as well.
+TAUGHT: tuple[str, ...] = ("people", "pool", "data_seed", "profiles_file", "data_source", "data_revision")
+TAUGHT += ("base_model", "base_path", "base_revision", "quantise_base")
+TAUGHT += ("adaptation", "replay", "exams", "train_modality", "train_seed")
+FORGOTTEN = ("forget_ratio", "replicate", "forget_ids_file")
 # Of a person and view: questions, worked examples before them at the most, how many times TEXT is read; with four
 # options a question is about twice as long.
 ASKED = {"letter": (5, 5, 2), "likelihood": (5, 0, 3), "generation": (2, 0, 1), "cloze": (2, 4, 1)}
@@ -255,7 +261,7 @@ class Estimate:
         the weights are read. Every answer is as long as it may be."""
         precision, size = asking_precision(config), pipeline.EVAL_BATCH[config.scale]
         upstream = config.protocol == "upstream" and kinds is not ASKED_ON_PATH
-        word, flops, written = self.reading(False) / self.text, 0.0, 0
+        per_token, flops, written = self.reading(False) / self.text, 0.0, 0
         picture = self.reading(True) - self.reading(False)
         for name, count in people.items():
             for kind in kinds:
@@ -266,7 +272,7 @@ class Estimate:
                 starts = range(0, count * each, size)
                 faces = sum(len({i // each for i in range(first, min(first + size, count * each))}) for first in starts)
                 read = 2 * (examples * 2 * self.text + count * each * (length * self.text + tokens))  # in both views
-                flops += read * word + (examples + faces) * picture
+                flops += read * per_token + (examples + faces) * picture
                 written += 2 * len(starts) * tokens
         weights, device = self.parameters * DTYPES[precision].itemsize, rate(precision)
         return flops / device.flops + written * weights / device.bandwidth
@@ -344,8 +350,9 @@ def hours(configs: Sequence[Config], estimate: Estimate, rate: Rates) -> dict[st
             names += filter(None, [config.objective.other_reference])
             found["unlearned", config.run_id] = _unlearning(config, estimate, rate)
         for name in names:
-            own = () if name == "vanilla" else (config.forget_ratio, config.replicate)
-            found[name, config.train_seed, config.data_seed, *own] = _teaching(config, name, estimate, rate)
+            forgotten = () if name == "vanilla" else FORGOTTEN
+            key = config.hash_of((*TAUGHT, *forgotten)), repr(config.training)
+            found[name, *key] = _teaching(config, name, estimate, rate)
         found["answers", config.run_id] = _answering(config, estimate, rate)
     stages: dict[str, list[float]] = defaultdict(list)
     for (name, *_), seconds in found.items():

@@ -59,10 +59,10 @@ def _printed(key: Any) -> str:
     return " ".join(str(part) for part in key if part) if isinstance(key, tuple) else str(key)
 
 
-def import_all(package: Any) -> None:
+def import_all(package: str) -> None:
     """Imports every module of a package, so that what they define is registered."""
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    for module in pkgutil.iter_modules(sys.modules[package].__path__):
+        importlib.import_module(f"{package}.{module.name}")
 
 
 def load_extensions() -> None:
@@ -72,5 +72,5 @@ def load_extensions() -> None:
             continue
         try:
             importlib.import_module(name)
-        except ImportError as error:
+        except (ImportError, SyntaxError) as error:  # the latter says its file and line
             raise KitError(f"{EXTENSIONS} names {name!r}, which cannot be imported: {error}") from error

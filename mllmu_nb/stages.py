@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dis
+import errno
 import hashlib
 import importlib.util
 import inspect
@@ -22,15 +23,15 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, is_dataclass
+from functools import cache, cached_property, partial
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
 from filelock import FileLock
 
-from mllmu_nb import paths, provenance
+from mllmu_nb import paths, progress, provenance
 from mllmu_nb.config import stable_hash
 from mllmu_nb.errors import KitError
 
@@ -40,6 +41,8 @@ RECORD = "provenance.json"
 # among the inputs.
 NOT_CODE = {"config", "errors", "inputs", "paths", "pinning", "processes", "progress", "provenance", "registry"}
 NOT_CODE |= {"stages", "scoring.anchor"}
+# What the system says where it cannot write: no space, too much of it taken, too large a file, or not allowed.
+UNWRITABLE = {errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,12 @@ class Stage:
             return self.folder
         with lock(self.folder):
             if not self.finished:
-                with whole(self.folder) as partial, status(self.name):
+                with replacing(self.folder) as unfinished, status(self.name):
                     began = time.perf_counter()
-                    self.make(partial)
+                    self.make(unfinished)
                     seconds = round(time.perf_counter() - began, 3)
-                    written = {"stage": self.name, "key": self.key, "seconds": seconds, "files": digests(partial)}
-                    write_json(partial / RECORD, provenance.record(**self.record(), **written))
+                    written = {"stage": self.name, "key": self.key, "seconds": seconds, "files": digests(unfinished)}
+                    write_json(unfinished / RECORD, provenance.record(**self.record(), **written))
         return self.folder
 
 
@@ -153,27 +156,32 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the name ``folder``, and the place of an older one, once all of it is written.
+def replacing(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the name ``folder``, and the place of an older one, once all of it is written. A
+    disk that is full or must not be written is a KitError.
 
     It lies one level up, in ``.unfinished``: on the same disk, but not among the folders that look finished.
     The caller holds the :func:`lock`, so what is there under this name was left by a process that was killed.
     """
     paths.writable(folder.parent)
-    unfinished = paths.writable(folder.parent.parent / ".unfinished")
-    partial, old = unfinished / f"{folder.name}~new", unfinished / f"{folder.name}~old"
-    for left in (partial, old):
+    beside = paths.writable(folder.parent.parent / ".unfinished")
+    new, old = beside / f"{folder.name}~new", beside / f"{folder.name}~old"
+    for left in (new, old):
         shutil.rmtree(left, ignore_errors=True)
-    partial.mkdir()
+    new.mkdir()
     try:
-        yield partial
+        yield new
         if folder.exists():
             os.replace(folder, old)  # a folder cannot replace a full one in one step
-        os.replace(partial, folder)
+        os.replace(new, folder)
     except OSError as error:
-        raise KitError(f"cannot write {folder} ({error.strerror or error}): free space, or set MLLMU_NB_OUT") from None
+        # what was read elsewhere, or a connection, is another matter
+        elsewhere = error.filename and not Path(os.fsdecode(error.filename)).is_relative_to(folder.parent.parent)
+        if error.errno not in UNWRITABLE or elsewhere:
+            raise
+        raise KitError(f"cannot write {folder} ({error.strerror}): free space, or set MLLMU_NB_OUT") from None
     finally:
-        for left in (partial, old):
+        for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -196,21 +204,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def status(name: str) -> Iterator[None]:
-    """Says that a stage is being made: in a terminal, or below a notebook's cell, where it is cleared in the end, so
-    that a notebook's output does not depend on what was finished before."""
-    text = f"{name}: being made since {time.strftime('%H:%M')} .."
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if notebook := hasattr(shell, "kernel"):
-        print(text)
+    """Says that a stage is being made, where somebody would see it: in a terminal, or below a notebook's cell. There
+    the line is blank in the end, and what else the cell printed stays."""
+    text, line = f"{name}: being made since {time.strftime('%H:%M')} ..", None
+    if progress.live():
+        from IPython.display import display
+
+        line = display({"text/plain": text}, raw=True, display_id=True)
     elif sys.stderr.isatty():
         print(text, file=sys.stderr, flush=True)
     try:
         yield
     finally:
-        if notebook:
-            from IPython.display import clear_output
-
-            clear_output()
+        if line:
+            line.update({"text/plain": ""}, raw=True)
 
 
 # -- the code that makes a result -------------------------------------------------------------------------------
@@ -222,51 +229,85 @@ def code_hash(*roots: Any) -> str:
 
 
 def code_of(*roots: Any) -> dict[str, str]:
-    """What ``roots`` run, by name: of a function its own code and what it uses of its module; of these, of a module and
-    of that of any other object, all modules of the kit or of their own package that they import, one after the other.
+    """Name → code of everything that ``roots`` execute: of a function, itself and what it uses of its module; of
+    anything else, its module; then all modules of the kit, or of their own package, that these import. A class that was
+    written in a notebook, whose module is no file, is what it defines and what that is made of.
 
     A module is its syntax tree without docstrings and the YAML file of the same name. Entries of a registry are not
     imported by name: adding a method's file changes no other's code.
     """
     used: dict[str, str] = {}
     for root in roots:
-        kind = root if inspect.isclass(root) else type(root)
-        module = root.__name__ if inspect.ismodule(root) else kind.__module__
         if inspect.isfunction(root):
-            _add_function(root, used)
-        elif _path(module):
-            _add_module(module, used, module)
+            _add_function(inspect.unwrap(root), used)
+        elif inspect.ismodule(root):
+            _add_module(root.__name__, used, root.__name__)
         else:
-            _add_class(kind, used)
+            kind = root if inspect.isclass(root) else type(root)
+            _add_class(kind, used, kind.__module__)
     return used
 
 
-def _add_class(kind: type, used: dict[str, str]) -> None:
-    """Adds a class that stands in no file, such as one written in a notebook: what it defines."""
-    for name, value in vars(kind).items():
-        if inspect.isfunction(value) and inspect.unwrap(value).__code__.co_filename != "<string>":  # of a dataclass
-            _add_function(value, used)
-        elif not name.startswith("__") and not inspect.isroutine(value):
-            used[f"{kind.__module__}:{kind.__qualname__}.{name}"] = _printed(value)
+def _add_class(kind: type, used: dict[str, str], home: str) -> None:
+    """Adds the module of a class or, where it was written in a notebook, all that it defines, and its bases."""
+    key = f"{kind.__module__}:{kind.__qualname__}"
+    if kind.__module__ != home or _path(home):
+        _add_module(kind.__module__, used, home)
+    elif key not in used:
+        used[key] = " ".join(_content(base, used, home) for base in kind.__bases__)
+        for name, value in vars(kind).items():
+            written = inspect.isfunction(value) and value.__code__.co_filename != "<string>"  # not by @dataclass
+            if written or not name.startswith("__"):
+                used[f"{key}.{name} ="] = _content(value, used, home)
 
 
 def _add_function(function: Callable, used: dict[str, str]) -> None:
     """Adds a function, the functions and values of its module that it uses, and the modules that it imports."""
-    function = inspect.unwrap(function)
     home, key = function.__module__, f"{function.__module__}:{function.__qualname__}"
     if key in used:
         return
-    tree, used[key] = _parsed(textwrap.dedent(inspect.getsource(function)))
-    _add_imports(tree, used, home)
-    for name in _globals_read(function.__code__) & function.__globals__.keys():
-        value = function.__globals__[name]
-        module = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
-        if module == home and inspect.isfunction(inspect.unwrap(value)):
+    try:
+        tree, used[key] = _parsed(textwrap.dedent(inspect.getsource(function)))
+        _add_imports(tree, used, home)
+    except (OSError, SyntaxError):  # a lambda inside a longer expression
+        used[key] = _instructions(function.__code__)
+    for name in sorted(_globals_read(function.__code__) & function.__globals__.keys()):
+        used[f"{home}:{name} ="] = _content(function.__globals__[name], used, home)
+
+
+def _content(value: Any, used: dict[str, str], home: str, outer: tuple[int, ...] = ()) -> str:
+    """A value that the module ``home`` uses, as text; the code of functions and classes in it is added. Of an object
+    of another module that is no plain data, such as a registry, its class alone counts. ``outer``: what holds it."""
+    value = inspect.unwrap(getattr(value, "__func__", value))  # of a static method, and of what is cached
+    if id(value) in outer:
+        return "itself"
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    parts: list[Any] = []
+    if inspect.ismodule(value):
+        _add_module(value.__name__, used, home)
+    elif inspect.isfunction(value):
+        parts = [cell.cell_contents for cell in value.__closure__ or ()]
+        if value.__module__ == home:
             _add_function(value, used)
-        elif module:
-            _add_module(module, used, home)
+            parts += [value.__defaults__, value.__kwdefaults__]
         else:
-            used[f"{home}:{name}"] = _printed(value)
+            _add_module(value.__module__, used, home)
+    elif inspect.isclass(value):
+        _add_class(value, used, home)
+    elif isinstance(value, property | cached_property | partial):
+        parts = [getattr(value, part, None) for part in ("fget", "fset", "fdel", "func", "args", "keywords")]
+    elif hasattr(value, "tolist") and hasattr(value, "dtype"):  # an array or a tensor, whose own text is cut short
+        return f"{value.dtype} {value.tolist()}"
+    elif isinstance(value, Mapping):
+        parts = [*value.items()]
+    elif isinstance(value, list | tuple):
+        parts = [*value]
+    elif (module := getattr(value, "__module__", None)) is None:
+        return _printed(value)
+    else:
+        _add_class(type(value), used, home)
+        parts = [*getattr(value, "__dict__", {}).items()] if is_dataclass(value) or module == home else []
+    return f"{name}({', '.join(_content(part, used, home, (*outer, id(value))) for part in parts)})"
 
 
 def _add_module(module: str, used: dict[str, str], importer: str) -> None:
@@ -306,9 +347,16 @@ def _globals_read(code: CodeType) -> set[str]:
     return names.union(*(_globals_read(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
 
 
+def _instructions(code: CodeType) -> str:
+    """What a piece of code and the functions inside it do, where its text cannot be read."""
+    plain = [constant for constant in code.co_consts if not isinstance(constant, CodeType)]
+    inner = [_instructions(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return repr((code.co_code, code.co_names, plain, inner))
+
+
 def _printed(value: Any) -> str:
     """A value as text, without the address of an object."""
-    return re.sub(" at 0x[0-9a-f]+", "", pprint.pformat(value))
+    return re.sub(" at 0x[0-9a-fA-F]+", "", pprint.pformat(value))  # Windows has capitals
 
 
 @cache  # as it was when this process first asked, and loaded it

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import reduce, send_to_device
 from torch import Tensor
 
 from mllmu_nb import pinning
@@ -27,7 +27,7 @@ from mllmu_nb.models.checkpoint import Checkpoint
 from mllmu_nb.models.load import count_trainable
 from mllmu_nb.models.score import labelled, score
 from mllmu_nb.optimizers import make_optimizers, make_schedule
-from mllmu_nb.parallel import clip_, over_processes, processes, shard, weights
+from mllmu_nb.parallel import average_over_processes, clip_, processes, shard, weights
 from mllmu_nb.progress import progress_bar
 from mllmu_nb.unlearning.base import Method, Recipe, ReferenceLogProbs, Scored, Step, Streams
 
@@ -86,25 +86,27 @@ def train(
     A step takes one item of ``batches``, a list of pieces that are dicts of named batches; a piece counts such that a
     mean over answers, or over tokens, is that of the whole batch (``parallel.weights``). The learning rate goes on
     every ``rate_every`` steps; ``after_step`` (step, model) is called after each, and its time does not count. A
-    training that ``checkpoint`` holds is gone on with. Where ``beyond`` is above ``steps`` training goes on to so many,
-    for what ``after_step`` does: what happens there is not in the log, and if it diverges it ends. Raises
-    :class:`TrainingDiverged` when the loss is no number or ``rise`` nats above its first value.
+    training that ``checkpoint`` holds is gone on with, by a single process. Where ``beyond`` is above ``steps``
+    training goes on to so many, for what ``after_step`` does: what happens there is not in the log, and if it diverges
+    it ends. Raises :class:`TrainingDiverged` when the loss is no number or ``rise`` nats above its first value.
     """
     torch.manual_seed(seed)
     state, autocast = processes(), _autocast(recipe, model.device)
-    kept = checkpoint or Checkpoint()
-    if state.num_processes > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    several = state.num_processes > 1
+    # one process alone finds the file, and would go on from another step than the others
+    kept = Checkpoint() if several or not checkpoint else checkpoint
+    if several and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         shard(model, recipe)
-        kept = Checkpoint()  # no process holds all of the state
     if recipe.checkpointing:
         keep_less(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizers = make_optimizers(trained, recipe)
     schedules = [make_schedule(optimizer, recipe, steps) for optimizer in optimizers]
     log = TrainLog(steps=steps, trainable_parameters=count_trainable(model))
-    batches, steered = iter(batches), [*optimizers, *schedules]
-    done = kept.resume(batches, trained, steered, log)
+    batches, optimizers_and_schedules = iter(batches), [*optimizers, *schedules]
+    done = kept.resume(batches, trained, optimizers_and_schedules, log)
     started = time.perf_counter() - log.seconds
+    forget_peak(model.device)
     model.train()
     ahead, shown = range(done + 1, max(steps, beyond) + 1), progress and state.is_main_process
     for number in progress_bar(ahead, desc="steps", shown=shown):
@@ -126,13 +128,14 @@ def train(
             optimizer.zero_grad()
         method.after_update(trained)
         if number <= steps:
-            log.seconds, log.peak_memory_mb = time.perf_counter() - started, peak_memory_mb(model.device)
+            log.seconds = time.perf_counter() - started
+            log.peak_memory_mb = max(log.peak_memory_mb, peak_memory_mb(model.device))
         if after_step:
             paused = time.perf_counter()
             after_step(number, model)
+            forget_peak(model.device)
             started += time.perf_counter() - paused
-        if state.is_main_process:
-            kept.save(number, trained, steered, log)
+        kept.save(number, trained, optimizers_and_schedules, log)
     model.eval()
     kept.remove()
     return log
@@ -150,7 +153,8 @@ def back_propagate(
     model, pieces: Sequence[Mapping[str, Batch]], method: Method, trained: Mapping[str, Tensor], autocast
 ) -> tuple[dict[str, float], int]:
     """Adds up the gradients of a batch, one term of one piece at a time, so that one graph is in memory. Returns the
-    loss, its terms and the nats per token of each stream, as means over all pieces, and the supervised tokens."""
+    loss, its terms and the nats per token of each stream, as means over all pieces, and the supervised tokens; of all
+    processes together."""
     shares, per_row = weights(pieces, model.device)
     values, tokens = [], 0
     for piece, share in zip(pieces, shares, strict=True):
@@ -166,7 +170,8 @@ def back_propagate(
     table = torch.tensor([list(row.values()) for row in values], dtype=torch.float64)
     mean = (torch.tensor(shares, dtype=torch.float64) @ table).float()
     if processes().num_processes > 1:
-        mean = over_processes(mean.to(model.device), trained.values())
+        mean = average_over_processes(mean.to(model.device), trained.values())
+        tokens = int(reduce(torch.tensor(tokens, device=model.device), "sum"))
     return dict(zip(values[0], mean.tolist(), strict=True)), tokens
 
 
@@ -210,7 +215,8 @@ def keep_less(model) -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory held so far, in MiB: the GPU's allocations, or the process's resident size."""
+    """Most memory held, in MiB: the GPU's allocations since :func:`forget_peak`; on a CPU the resident size of the
+    process in all its life, so what was done before the training counts too."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
     try:
@@ -219,6 +225,12 @@ def peak_memory_mb(device: torch.device) -> float:
         return psutil.Process().memory_info().peak_wset / MIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MIB if sys.platform == "darwin" else peak / 2**10
+
+
+def forget_peak(device: torch.device) -> None:
+    """Has :func:`peak_memory_mb` begin anew, on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:

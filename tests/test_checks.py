@@ -157,4 +157,6 @@ def test_a_step_that_does_nothing_passes_and_one_without_defaults_is_refused(mod
     checks.check_after("nothing", model[0], Config(method="ga", modality="multimodal"))
     with pytest.raises(KitError, match="the step after unlearning 'int4' has no default for bits"):
         after.after("int4")(lambda model, config, bits: model)
+    with pytest.raises(KitError, match="the step after unlearning 'int4' must take a model and a config, not .model."):
+        after.after("int4")(lambda model: model)
     assert unlearning.names() and "int4" not in after.STEPS

@@ -290,7 +290,7 @@ if config.method == "kl_min":
     os.kill(os.getpid(), signal.SIGKILL)
 folder = inputs.run_folder(config)
 known = {"lr": config.unlearn_lr, "seed": config.seed, "settings": config.settings, "here": Path.cwd().name}
-with stages.lock(folder), stages.whole(folder) as partial:
+with stages.lock(folder), stages.replacing(folder) as partial:
     stages.write_json(partial / stages.RECORD, {"run": config.run_id, **known})
     stages.write_json(partial / "train.json", {"seconds": 60, "evaluation_seconds": 30})
 """

@@ -39,6 +39,8 @@ def config_of(**parameters):
         ({"forgetratio": 10}, "unknown parameter 'forgetratio': did you mean 'forget_ratio'?"),
         ({"seed": "1"}, "seed must be a whole number, not the text '1'"),
         ({"seed": True}, "seed must be a whole number, not True"),
+        ({"seed": 2**32}, "seed must be below 4294967296, not 4294967296"),
+        ({"train_steps": 0}, "train_steps must be above 0: fine-tuning at scale miniature has no epochs in its place"),
         ({"people": None}, "people must be a whole number, not None"),
         ({"method": 3}, "method must be text, not 3"),
         ({"train_lr": "1e-5"}, f"train_lr must be a number, not the text '1e-5' {YAML_HINT}"),
@@ -201,6 +203,19 @@ def test_the_words_of_a_protocol_reach_the_recipes():
     assert cosine.training.schedule == cosine.unlearning.schedule == "cosine"
 
 
+def test_what_a_methods_file_says_of_its_tokens_and_adapter_overrides_the_protocol(monkeypatch):
+    monkeypatch.setattr(unlearning.METHODS, "_entries", dict(unlearning.METHODS._entries))
+    said = {"label_mode": "text", "eos": False, "adapter_reach": "upstream", "adam_eps": 1e-6}
+    recipes = {"miniature": Recipe(steps=3, source="me", **said)}
+    unlearning.register(type("Own", (unlearning.Method,), {"name": "own", "recipes": recipes}))
+    config = Config(method="own", modality="unimodal")
+    assert {name: config.unlearning.numbers()[name] for name in said} == said
+    assert {sources(config)[f"unlearning.{name}"] for name in said} == {module.IN_FILE}
+    assert config.training == Config().training and not config.deviations()
+    by_hand = config.but(eos=True, adam_eps=1e-4).unlearning
+    assert (by_hand.eos, by_hand.adam_eps, by_hand.adapter_reach) == (True, 1e-4, "upstream")
+
+
 def test_what_is_set_alone_deviates():
     config = Config(protocol="upstream", eos=True, label_mode="text")
     assert config.deviations() == {"eos": (False, True)} and config.but(eos=None).deviations() == {}
@@ -267,6 +282,8 @@ def test_every_value_says_who_says_so():
     longer = sources(Config(**NPO, unlearn_epochs=2))
     assert {name for name, source in longer.items() if source == BY_HAND} == {"unlearning.steps", "unlearning.epochs"}
     assert sources(Config(train_lr=0.5))["training.lr"] == BY_HAND
+    released = sources(Config(method="kl_min", modality="multimodal", protocol="upstream"))
+    assert "issue 12" in released["unlearning.epochs"] and "issue 12" not in released["unlearning.lr"]
     assert sources(Config(train_seed=9)) == sources(Config())
 
 
@@ -340,6 +357,26 @@ def test_given_parameters_survive_yaml():
     assert hash(again) == hash(config)
 
 
+def test_models_of_two_owners_on_the_hub_are_two_runs():
+    plain = Config(scale="paper")
+    for name in ("base_path", "vanilla_path"):
+        assert plain.but(**{name: "a/llava"}).run_id != plain.but(**{name: "b/llava"}).run_id
+    assert public({"base_path": "a/llava", "vanilla_path": "C:/llava", "adapter_path": "a/llava"}) == {
+        "base_path": "a/llava", "vanilla_path": "llava", "adapter_path": "llava"
+    }  # fmt: skip
+
+
+def test_a_folder_is_no_name_on_the_hub_and_may_lie_at_home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a" / "llava").mkdir(parents=True)
+    assert public({"base_path": "a/llava"}) == {"base_path": "llava"}
+    paths = ("base_path", "vanilla_path", "draws_file", "profiles_file")
+    config = Config(**{name: f"~/{name}" for name in paths})
+    assert all(getattr(config, name) == str(tmp_path / name) for name in paths)
+    assert Config.from_parameters(config.given()) == config
+
+
 def test_paths_are_cut_down_to_their_last_part():
     shown = public({"base_path": "/home/somebody/llava", "data_source": "~/mine, MLLMMU/MLLMU-Bench", "seed": 1})
     assert shown["base_path"] == "llava" and "somebody" not in str(shown) and shown["seed"] == 1
@@ -370,6 +407,11 @@ def test_the_guard_may_be_run_again_in_a_notebook_that_has_gone_on():
     assert Config.from_notebook(cells).seed == 2
     with pytest.raises(KitError, match="unknown parameter 'unlearn_epoch': did you mean 'unlearn_epochs'"):
         Config.from_notebook({**cells, "unlearn_epoch": 2})
+    misspelt = {"sead": 1}
+    for hint in ("'seed'[?]$", "'seed'[?] .Python still knows it: restart the kernel, or `del` the name"):
+        with pytest.raises(KitError, match=f"unknown parameter 'sead': did you mean {hint}"):
+            Config.from_notebook(misspelt)
+        misspelt["seed"] = 1  # corrected in the cell
     with pytest.raises(KitError, match="unknown parameter 'rows'"):
         Config.from_notebook({"seed": 1, "rows": [1, 2]})
 

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,18 @@ def test_vanilla_depends_on_what_is_taught_and_how_and_on_nothing_else(config):
     other += ({"replicate": 1}, {"replay": 0.1}, {"exams": 0.5}, {"adaptation": "lora"}, {"scale": "paper"})
     assert {pipeline.finetuned(config.but(**changes)).key for changes in same} == {key}
     assert key not in {pipeline.finetuned(config.but(**changes)).key for changes in other}
+
+
+def test_where_the_evaluation_reaches_a_training_its_questions_are_in_the_key(config, monkeypatch):
+    """The path asks celebrities too; exams, whose share is 0 or not, leave out what evaluation asks."""
+    assert pipeline.unlearned(config.but(**GA)).key != pipeline.unlearned(config.but(**GA, celebrities=4)).key
+    both = [config.but(exams=exams) for exams in (0.0, 0.5)]
+    before = [pipeline.finetuned(one).key for one in both]
+    known = inputs.population(config)
+    fewer = {name: replace(person, questions=person.questions[:1]) for name, person in known.profiles.items()}
+    monkeypatch.setattr(pipeline, "population", lambda config: replace(known, profiles=fewer))
+    after = [pipeline.finetuned(one).key for one in both]
+    assert after[0] == before[0] and after[1] != before[1]
 
 
 def test_what_is_repeated_is_what_the_base_was_taught_celebrities_too(config):
@@ -285,7 +298,7 @@ def test_under_accelerate_launch_all_processes_make_one_run_after_the_other(conf
 
 
 def test_a_finished_run_is_used_again_and_another_is_not(config, made, monkeypatch):
-    monkeypatch.setattr(stages, "whole", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(stages, "replacing", lambda *_: pytest.fail("made again"))
     assert pipeline.finished(config) and pipeline.run(config) == made["vanilla"]
     assert not pipeline.finished(config.but(train_lr=0.5)) and not pipeline.finished(config.but(method="prompting"))
 

@@ -196,6 +196,8 @@ def test_hours_are_operations_by_the_rate_and_a_training_counts_once():
     assert stages["oracle"][1] == pytest.approx((0.95 + 0.9) * stages["vanilla"][1], rel=0.01)
     twice = prediction.hours(grid, estimate, lambda precision: Rate(2e9, 1e15))
     assert twice["vanilla"][1] == pytest.approx(stages["vanilla"][1] / 2)
+    ways = [PAPER.but(protocol=word, train_lr=rate) for word in ("clean", "upstream") for rate in (1e-5, 2e-5)]
+    assert prediction.hours(ways, estimate, lambda p: Rate(1e9, 1e12))["vanilla"][0] == 4, "each its own"
     released = prediction.hours(
         [PAPER.but(protocol="upstream", method="npo", modality="multimodal")], estimate, lambda p: Rate(1e9, 1e12)
     )

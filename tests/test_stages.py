@@ -11,15 +11,20 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
-from mllmu_nb import paths, pipeline, stages
+from mllmu_nb import paths, pipeline, stages, unlearning
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
+from mllmu_nb.models.files import save_weights
 from mllmu_nb.reporting import runs
 from mllmu_nb.stages import RECORD, Stage, code_hash, code_of
 
@@ -358,3 +363,114 @@ def test_a_class_that_stands_in_no_file_is_hashed_by_what_it_defines(monkeypatch
 
     assert hashed("step + 1") == hashed("step + 1  # the same")
     assert len({hashed("step + 1"), hashed("step - 1"), hashed("step + 1", target="2.0")}) == 3
+
+
+def cell(loss, more="", base="Method"):
+    """A method as it is written in a cell."""
+    return f"""
+@dataclass(frozen=True)
+class Mine({base}):
+    target: float = 1.0
+    {more}
+
+    def loss(self, step):
+        yield "forget", {loss}
+"""
+
+
+HELPER = "class Helper:\n    x = 1\n    def __call__(self):\n        return {}\nhelp = Helper()\n"
+WRITTEN = {  # cells of which X is edited
+    "refusals": cell("step", "streams = {'refused': with_answers(('X',))}"),
+    "a lambda": cell("step", "streams = {'odd': Stream(\n        change=lambda turn: X)}"),
+    "a static method": cell("self.w()", "@staticmethod\n    def w():\n        return X\n"),
+    "a property": cell("self.w", "@property\n    def w(self):\n        return X\n"),
+    "a cached property": cell("self.w", "@cached_property\n    def w(self):\n        return X\n"),
+    "a base class": "class Base(Method):\n    def w(self):\n        return X\n" + cell("self.w()", base="Base"),
+    "a tensor": "W = torch.arange(2000.0)\nW[1000] = X\n" + cell("W"),
+    "an array": "W = np.arange(2000.0)\nW[1000] = X\n" + cell("W"),
+    "a helper class": HELPER.format("X") + cell("help()"),
+    "a helper's state": HELPER.format("self.x") + "help.x = X\n" + cell("help()"),
+    "a closure": """
+def make(k):
+    class Mine(Method):
+        def loss(self, step):
+            yield "forget", k
+    return Mine
+Mine = make(X)
+""",
+}
+
+
+@pytest.mark.parametrize("text", WRITTEN.values(), ids=WRITTEN)
+def test_whatever_a_class_in_a_notebook_is_made_of_is_in_its_hash(text, monkeypatch):
+    cells = count()
+
+    def hashed(value):
+        name, edited = f"<cell {next(cells)}>", text.replace("X", value)
+        linecache.cache[name] = (len(edited), None, edited.splitlines(True), name)
+        module = ModuleType("no_file")
+        monkeypatch.setitem(sys.modules, "no_file", module)
+        vars(module).update({one: getattr(unlearning, one) for one in unlearning.__all__})
+        vars(module).update(dataclass=dataclass, cached_property=cached_property, torch=torch, np=np)
+        exec(compile(edited, name, "exec"), vars(module))
+        return code_hash(module.Mine())
+
+    assert hashed("1") == hashed("1") != hashed("2")
+
+
+def test_an_address_is_no_part_of_a_hash_on_any_system():
+    assert stages._printed("<function f at 0x000001E0B8F03E20>") == "'<function f>'"
+
+
+# -- what stops a stage, and what is said meanwhile -------------------------------------------------------------
+
+
+def text_file(folder):
+    (folder / "text").write_text("text" * 100)
+
+
+def weights(folder):
+    save_weights({"w": torch.zeros(1000)}, folder / "w.safetensors")
+
+
+def table(folder):
+    pd.DataFrame({"x": np.arange(1e4)}).to_parquet(folder / "x.parquet")
+
+
+@pytest.mark.parametrize("make", [text_file, weights, table])
+def test_a_full_disk_is_one_line(make, largest):
+    stage = Stage("demo", {}, make)
+    assert stage.key
+    with largest(100), pytest.raises(KitError, match="cannot write .*: free space, or set MLLMU_NB_OUT"):
+        stage.get()
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(2, "No such file", "words"), ConnectionError("refused"), PermissionError(13, "", "/x")]
+)
+def test_what_else_fails_inside_a_stage_is_not_said_to_be_the_disk(error):
+    def make(folder):
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        Stage("demo", {}, make).get()
+    assert caught.value is error
+
+
+def test_below_a_cell_the_status_comes_and_goes_and_what_was_printed_stays(monkeypatch):
+    shown = []
+
+    def show(data, **named):
+        shown.append(data["text/plain"])
+        return SimpleNamespace(update=show)
+
+    monkeypatch.setattr("IPython.display.display", show)
+    monkeypatch.setattr("IPython.display.clear_output", lambda *given: pytest.fail("all of the cell is cleared"))
+    shell = SimpleNamespace(kernel=SimpleNamespace(_allow_stdin=True))
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    with stages.status("vanilla"):
+        assert len(shown) == 1 and shown[0].startswith("vanilla: being made since ")
+    assert shown[1:] == [""]
+    shell.kernel._allow_stdin = False  # under papermill outputs do not hang on what was finished before
+    with stages.status("vanilla"):
+        assert len(shown) == 2

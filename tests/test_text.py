@@ -394,7 +394,7 @@ def test_bad_forget_ids_are_named(town, splits, tmp_path):
         build(town, splits, pool=6)
     with pytest.raises(KitError, match=r"8 people .*, 0 to forget and 8 in the pool leave nobody to forget"):
         build(town, pool=8)
-    assert read_profiles(town, splits, ratio=10, draw=3).forget_ids == ("002", "007"), (
+    assert read_profiles(town, splits, ratio=10, replicate=3).forget_ids == ("002", "007"), (
         "replicates differ in seeds alone"
     )
     (tmp_path / "half.json").write_text('{"forget_10":\n["002"')

@@ -1,5 +1,6 @@
 """The loop on a real, tiny LLaVA: what it scores, what it trains, in which order, and when it stops."""
 
+import contextlib
 import copy
 import json
 import math
@@ -33,12 +34,13 @@ from mllmu_nb.models.checkpoint import Checkpoint
 from mllmu_nb.models.files import is_share
 from mllmu_nb.models.load import unfreeze
 from mllmu_nb.models.score import score
-from mllmu_nb.optimizers import STEPS, Muon
+from mllmu_nb.optimizers import NEWTON_STEPS, Muon
 from mllmu_nb.stages import Stage
 from mllmu_nb.training import (
     FineTuning,
     TrainingDiverged,
     finetune,
+    forget_peak,
     make_optimizers,
     peak_memory_mb,
     reference_log_probs,
@@ -190,6 +192,10 @@ def test_what_a_method_needs_is_read_at_its_positions(fresh, processor, mixed):
     supervised = batch["labels"][:, 1:] != IGNORE
     for name, layer in (("first", 1), ("second", 2)):  # half of two layers, and the second
         torch.testing.assert_close(named.hidden[name][named.mask], output.hidden_states[layer][:, :-1][supervised])
+    for value, form in ((2.0, "a share of the depth .0 to 1."), (3, "a layer .0 to 2.")):
+        method = type("Wrong", (Everything,), {"first": value})()
+        with pytest.raises(KitError, match=f"is {value}: give {form}, as its default is one"):
+            score(fresh, batch, method)
 
 
 def test_an_example_without_an_answer_is_refused(fresh, processor, mixed):
@@ -444,6 +450,10 @@ def test_finetuning_mixes_in_replay_and_changes_portraits(fresh, processor):
     assert plain[:6] == [c for batch in mixed for c in batch if c not in repeated]
     with pytest.raises(KitError, match="replay is 0.5 but there is nothing to replay"):
         taught(known, 1, processor=processor, replay=0.5)
+    for length in ({"epochs": 1}, {"steps": 2}):
+        with pytest.raises(KitError, match="replay=0.9 leaves nothing to teach among 4 conversations drawn at once"):
+            recipe, material = replace(PLAIN, batch_size=4, **length), {"replayed": repeated, "replay": 0.9}
+            finetune(fresh, processor, known, recipe, 0, material)
     with pytest.raises(KitError, match="nothing to learn"):
         finetune(fresh, processor, [], replace(PLAIN, steps=2), 0)
 
@@ -495,6 +505,27 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(fresh, processor
     assert list(tmp_path.iterdir()) == [], "nothing is left of a training that has ended"
     (tmp_path / "stage.checkpoint").write_bytes(b"PK\x03\x04cut off")
     assert torch.equal(trained(seconds=1e9)[0], weights)
+
+
+def test_several_processes_neither_save_nor_resume(fresh, processor, tmp_path, monkeypatch):
+    """Each has a folder of its own: only the first one would find a state, and begin at another step than the rest."""
+    recipe, checkpoint = replace(PLAIN, steps=3, batch_size=2), Checkpoint(tmp_path / "stage~new", 0.0)
+
+    def trained(stop):
+        ended = []
+
+        def after_step(number, model):
+            ended.append(number)
+            if number == stop:
+                raise InterruptedError
+
+        with contextlib.suppress(InterruptedError):
+            finetune(adapted(fresh), processor, SHOWN, recipe, 1, checkpoint=checkpoint, after_step=after_step)
+        return ended
+
+    assert trained(stop=2) == [1, 2] and checkpoint.file.is_file()
+    monkeypatch.setattr("mllmu_nb.training.processes", lambda: SimpleNamespace(num_processes=2, is_main_process=True))
+    assert trained(stop=0) == [1, 2, 3]
 
 
 # -- unlearning -------------------------------------------------------------------------------------------------
@@ -632,6 +663,13 @@ def test_a_loss_that_changes_from_pass_to_pass_is_no_divergence(vanilla, process
         unlearn(model, processor, Leap(), some, replace(RELEASED, epochs=0, steps=3), 0)
 
 
+def test_a_rate_that_falls_once_an_epoch_goes_by_whole_epochs(vanilla, processor):
+    falling, some = type("Falling", (type(get("ga")),), {"rate_falls": "epoch"})(), {"forget": NAMED[:1], "retain": []}
+    for length in ({"epochs": 0.5}, {"epochs": 0, "steps": 3}):
+        with pytest.raises(KitError, match="ga .canonical. walks through whole epochs"):
+            unlearn(adapted(vanilla), processor, falling, some, replace(RELEASED, **length), 0)
+
+
 def test_what_unlearning_needs_is_there_or_named(vanilla, processor):
     model = adapted(vanilla)
     with pytest.raises(KitError, match="kl_min needs retain questions and there are none"):
@@ -661,7 +699,7 @@ def test_muon_steps_as_that_of_torch_does_without_its_half_precision():
     ours, theirs = ([torch.nn.Parameter(torch.full(shape, 0.5)) for shape in shapes] for _ in range(2))
     optimizers = (
         Muon(ours, 1e-2, 0.1),
-        torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw", ns_steps=STEPS),
+        torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw", ns_steps=NEWTON_STEPS),
     )
     for _ in range(5):
         for a, b in zip(ours, theirs, strict=True):
@@ -672,6 +710,29 @@ def test_muon_steps_as_that_of_torch_does_without_its_half_precision():
     for a, b in zip(ours, theirs, strict=True):
         moved = (a - 0.5).norm()
         assert moved > 0.04 and (a - b).norm() < 0.02 * moved
+
+
+def test_the_peak_on_a_gpu_is_that_of_the_steps_alone(fresh, processor, mixed, monkeypatch):
+    said, peaks = [], iter((5.0, 9.0, 7.0))
+    monkeypatch.setattr("mllmu_nb.training.forget_peak", lambda device: said.append("forgotten"))
+    monkeypatch.setattr("mllmu_nb.training.peak_memory_mb", lambda device: said.append("read") or next(peaks))
+    asked = {"after_step": lambda step, model: said.append("asked"), "progress": False}
+    log = train(adapted(fresh), FineTuning(), forever(processor, mixed), PLAIN, steps=3, **asked)
+    assert said == ["forgotten", *3 * ["read", "asked", "forgotten"]] and log.peak_memory_mb == 9
+    reset = []
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    for name in ("cpu", "cuda"):
+        forget_peak(torch.device(name))
+    assert reset == [torch.device("cuda")]
+
+
+def test_a_training_saved_on_a_cpu_may_go_on_on_a_gpu(tmp_path, monkeypatch):
+    checkpoint, log = Checkpoint(tmp_path / "stage~new", 0.0), SimpleNamespace(seconds=2.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    checkpoint.save(3, {}, [], log)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert checkpoint.resume(iter("abcd"), {}, [], log) == 3
 
 
 def test_without_the_module_resource_the_peak_is_that_of_windows(monkeypatch):
@@ -698,12 +759,12 @@ def small_run(folder):
     kept = sum(is_share(p) for p in model.parameters() if p.requires_grad)
     save(model, Path(folder))
     moved = [weight.double().sum().item() for weight in load_file(Path(folder) / WEIGHTS).values()]
-    losses = [[entry["loss"] for entry in log.losses]]
+    losses, tokens = [[entry["loss"] for entry in log.losses]], log.supervised_tokens
     if os.environ.get("ACCELERATE_USE_FSDP") != "true":
         model, recipe = make_model(processor.tokenizer, 0, width=32, layers=2, heads=2), replace(recipe, steps=6)
         log = finetune(unfreeze(model), processor, SHOWN, replace(recipe, optimizer="muon"), 0, progress=False)
         losses.append([entry["loss"] for entry in log.losses])
-    (Path(folder) / "run.json").write_text(json.dumps([losses, moved, kept]))
+    (Path(folder) / "run.json").write_text(json.dumps([losses, moved, kept, tokens]))
 
 
 def small_stage(folder):
@@ -733,7 +794,7 @@ def test_two_processes_of_accelerate_launch_do_what_one_does(tmp_path, kind):
     ended = subprocess.run(launch, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr[-2000:]
     one, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("run", "0-of-2", "1-of-2"))
-    assert first == second and bool(first[2]) == (kind == "sharded")
+    assert first == second and bool(first[2]) == (kind == "sharded") and first[3] == one[3]
     assert len(first[0]) == 2 - (kind == "sharded") and first[1] == pytest.approx(one[1], abs=1e-3)
     for losses, alone in zip(first[0], one[0], strict=False):
         assert losses == pytest.approx(alone, abs=1e-4)

@@ -329,6 +329,7 @@ def registered(monkeypatch):
             },
             "odd: of retain_epoch only the log-probabilities of answers are kept",
         ),
+        ({"name": "odd", "rate_falls": "batch"}, "unknown rate_falls of odd 'batch': choose one of step, epoch"),
         ({"name": "odd", "passes": (("retain",),)}, "unknown stream of odd 'retain': choose one of forget"),
         (
             {"name": "odd", "streams": {"others": Stream("celebrity")}},
@@ -358,6 +359,14 @@ def test_modules_named_in_the_environment_bring_their_methods(registered, tmp_pa
     with pytest.raises(KitError, match="MLLMU_NB_EXTENSIONS names 'yours', which cannot be imported: No module named"):
         registry.load_extensions()
     del sys.modules["brought"]
+
+
+def test_an_extension_that_is_no_python_is_named_with_file_and_line(registered, tmp_path, monkeypatch):
+    (tmp_path / "broken_method.py").write_text("x = 1\ny = (\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("MLLMU_NB_EXTENSIONS", "broken_method")
+    with pytest.raises(KitError, match="names 'broken_method', which cannot be imported: .*broken_method.py, line 2"):
+        unlearning.names()
 
 
 def test_every_file_of_the_package_is_imported():

@@ -226,17 +226,29 @@ def test_a_model_is_compared_with_its_references_question_by_question(
     assert record["parameters"]["adapter_path"] == "adapter" and record["name"] == "mine"
 
 
+def test_a_model_of_ones_own_has_no_released_vanilla_to_be_asked_first():
+    beside = {"vanilla_path": "MLLMMU/LLaVA_Vanilla", "data_source": "MLLMMU/MLLMU-Bench"}
+    plain = Config(scale="paper", method="yours", base_path="owner/model", **beside)
+    assert pipeline.anchored(plain) is None and pipeline.anchored(plain.but(adapter_path="here")) is None
+
+
 def test_references_are_found_by_the_people_they_were_asked_about(folder, tmp_path, out):
     plain = Config(**SMALL)
     assert pipeline.reference(plain) is None
     there = paths.runs(paths.reference()) / plain.run_id
     there.mkdir(parents=True)
-    known = {"data_hash": inputs.data_hash(plain), "forget_ids": list(inputs.population(plain).forget_ids)}
+    known = {"data_hash": inputs.data_hash(plain), "base_hash": inputs.base_hash(plain)}
+    known["forget_ids"] = list(inputs.population(plain).forget_ids)
     record = {**known, "files": {}, "key": "of another machine"}
     stages.write_json(there / stages.RECORD, record)
     assert pipeline.reference(plain) == there
     assert pipeline.reference(plain.but(replicate=1)) is None and pipeline.reference(plain.but(method="oracle")) is None
-    for changed in ({"data_hash": "other"}, {"forget_ids": ["999"]}, {"files": {"answers.parquet": {}}}):
+    for changed in (
+        {"data_hash": "other"},
+        {"base_hash": "other"},
+        {"forget_ids": ["999"]},
+        {"files": {"answers.parquet": {}}},
+    ):
         stages.write_json(there / stages.RECORD, {**record, **changed})
         assert pipeline.reference(plain) is None
 

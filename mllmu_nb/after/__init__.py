@@ -12,7 +12,6 @@ lies here or is named by MLLMU_NB_EXTENSIONS.
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +25,12 @@ def after(name: str) -> Callable[[Callable], Callable]:
     """Decorator: makes a function (model, config, further arguments with defaults) known as a step of that name."""
 
     def add(step: Callable) -> Callable:
-        first, second, *more = inspect.signature(step).parameters.values()
+        taken = inspect.signature(step).parameters
+        if len(taken) < 2:
+            raise KitError(
+                f"the step after unlearning {name!r} must take a model and a config, not ({', '.join(taken)})"
+            )
+        _, _, *more = taken.values()
         lacking = [one.name for one in more if one.default is inspect.Parameter.empty]
         if lacking:
             raise KitError(f"the step after unlearning {name!r} has no default for {', '.join(lacking)}")
@@ -49,4 +53,4 @@ def apply(name: str, model: Any, config: Any) -> Any:
     return STEPS.get(name)(model, config, **{key: value for key, value in config.settings.items() if key in own})
 
 
-registry.import_all(sys.modules[__name__])
+registry.import_all(__name__)

@@ -174,15 +174,20 @@ def fresh_people(seed: int, people: int, pool: int, celebrities: int) -> list[Pr
 
 
 def generate(
-    seed: int, people: int = 100, pool: int = 8, celebrities: int = CELEBRITIES_KNOWN, ratio: int = 10, draw: int = 0
+    seed: int,
+    people: int = 100,
+    pool: int = 8,
+    celebrities: int = CELEBRITIES_KNOWN,
+    ratio: int = 10,
+    replicate: int = 0,
 ) -> Population:
     """A population: ``people`` scored, ``pool`` trained on but never scored, ``celebrities`` known to the base. The
     same arguments give the same bytes. Raises KitError when people are too few for four options."""
     if people < 4 or 0 < celebrities < 4:
         raise KitError("people and celebrities (if there are any) must be at least 4 each: options need four values")
     scored, spare, famous, _, _ = _generated(seed, people, pool, celebrities)
-    chosen = forget_ids([person.id for person in scored], ratio, seed, draw)
-    notes = {"source": "generated", "seed": seed, "ratio": ratio, "draw": draw}
+    chosen = forget_ids([person.id for person in scored], ratio, seed, replicate)
+    notes = {"source": "generated", "seed": seed, "ratio": ratio, "draw": replicate}
     return Population({person.id: person for person in [*scored, *spare, *famous]}, chosen, notes)
 
 

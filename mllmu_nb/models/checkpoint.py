@@ -39,7 +39,7 @@ class Checkpoint:
             one.load_state_dict(state)
         vars(log).update(saved["log"])
         torch.set_rng_state(saved["random"])
-        if torch.cuda.is_available():
+        if "random_gpu" in saved and torch.cuda.is_available():  # it may have been saved on another machine
             torch.cuda.set_rng_state(saved["random_gpu"])
         return saved["step"]
 

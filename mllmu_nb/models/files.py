@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -85,9 +86,9 @@ def _check_safetensors(folder: Path, stem: str) -> None:
 def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
     """Of a sharded model every process takes part. Raises OSError when the file cannot be written."""
     try:
-        save_file({name: whole(weight.detach()).contiguous() for name, weight in weights.items()}, file)
-    except SafetensorError as error:  # what the library makes of a full disk
-        raise OSError(str(error)) from error
+        save_file({name: gathered(weight.detach()).contiguous() for name, weight in weights.items()}, file)
+    except SafetensorError as error:  # what the library makes of a full disk; it names the system's error in its text
+        raise OSError(errno.ENOSPC, str(error)) from error
 
 
 def is_share(tensor: Tensor) -> bool:
@@ -95,8 +96,8 @@ def is_share(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, gathered where processes hold shares."""
+def gathered(tensor: Tensor) -> Tensor:
+    """All of a tensor, where processes hold shares of it."""
     return tensor.full_tensor() if is_share(tensor) else tensor
 
 

@@ -47,7 +47,7 @@ def load_model(
     processor_of: tuple[str, str] | None = None,
 ) -> tuple[nn.Module, Any]:
     """A model, in evaluation mode, and its processor from a folder of ``save_pretrained`` or the hub, there at
-    ``revision`` ("": the newest). The processor is that ``of`` another source and revision where the model has none.
+    ``revision`` ("": the newest). ``processor_of``: another source and revision, of which the processor is taken.
 
     Weights take ``precision`` (fp32, bf16, fp16; None: bf16) where a larger model is on a GPU, else float32; ``nf4``
     holds the language model's layers in 4 bits (bitsandbytes; never run, for want of a GPU). Raises KitError for

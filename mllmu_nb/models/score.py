@@ -9,7 +9,7 @@ from torch import Tensor
 from mllmu_nb.errors import KitError
 from mllmu_nb.unlearning.base import IGNORE, Method, Needs, Scored
 
-NOT_READ = ("labels", "stored_log_probs", "repeated")  # of a batch, by the model
+NOT_READ = ("labels", "stored_log_probs", "duplicate")  # of a batch, by the model
 
 
 def score(model, batch: Mapping[str, Tensor], method: Method | None = None, name: str = "") -> Scored:
@@ -28,9 +28,11 @@ def score(model, batch: Mapping[str, Tensor], method: Method | None = None, name
     hidden = {}
     for layer in needs.hidden:
         depth, last = getattr(method, layer), len(output.hidden_states) - 1
-        number = round(depth * last) if isinstance(depth, float) else depth
+        share = isinstance(depth, float)
+        number = round(depth * last) if share else depth
         if not 0 <= number <= last:
-            raise KitError(f"{layer} of {method.name} is {depth}: give a share (0 to 1) or a layer (0 to {last})")
+            form = "a share of the depth (0 to 1)" if share else f"a layer (0 to {last})"
+            raise KitError(f"{layer} of {method.name} is {depth}: give {form}, as its default is one")
         hidden[layer] = at_labels(output.hidden_states[number])
     everywhere = core.lm_head(states) if name in needs.everywhere else None
     return Scored(core.lm_head(at_labels(states)), labels, hidden, everywhere)

@@ -106,7 +106,7 @@ def each(items: pd.DataFrame, function: Callable, *columns: str) -> pd.Series:
 def metrics(**wanted) -> list[Metric]:
     """Every metric whose fields equal all of ``wanted`` (``table="scores"``, ``per=..``): the package's own by module,
     whatever was imported first, then others."""
-    import_all(package)
+    import_all(package.__name__)
     modules = {one.__module__ for one in METRICS.values()}
     place = {name: (0, name) if name.startswith(f"{package.__name__}.") else (1, "") for name in modules}
     known = sorted(METRICS.values(), key=lambda one: place[one.__module__])

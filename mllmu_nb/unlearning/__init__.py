@@ -4,4 +4,4 @@ from mllmu_nb import registry
 from mllmu_nb.unlearning.base import *  # noqa: F403
 from mllmu_nb.unlearning.base import __all__  # noqa: F401
 
-registry.import_all(__import__(__name__, fromlist=["base"]))
+registry.import_all(__name__)

@@ -22,6 +22,7 @@ __all__ += ["mean_kl", "names", "register", "summed_kl", "variants", "with_answe
 
 IGNORE = -100  # the label of a position that is not supervised
 REFERENCE_MODELS = ("vanilla", "retain_epoch")
+RATE_FALLS = ("step", "epoch")  # when the schedule of a learning rate goes on
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 SETS = ("forget", "retain")  # of people, that a stream can draw from
 # Who says so, in the recipes of the methods here.
@@ -171,7 +172,9 @@ class Needs:
 
     reference: tuple[str, ...] = ()  # streams that the reference model scores too
     everywhere: tuple[str, ...] = ()  # streams scored at all positions
-    hidden: tuple[str, ...] = ()  # hyper-parameters that hold a layer: a share of the depth (0 to 1) or a number
+    # Hyper-parameters that hold a layer. The type of the default says how: with 0.5 all values are shares of the depth,
+    # 1 too; with 8 all are numbers.
+    hidden: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -226,7 +229,7 @@ class Method:
     needs: ClassVar[Needs] = Needs()
     reference_model: ClassVar[str] = "vanilla"  # or retain_epoch, the base model after one epoch on the retain people
     passes: ClassVar[tuple[tuple[str, ...], ...]] = ()  # streams of each step, where an epoch visits sets in turn
-    rate_falls: ClassVar[str] = "step"  # when the schedule of the learning rate goes on: each step, or each epoch
+    rate_falls: ClassVar[str] = "step"  # when the schedule of the learning rate goes on: each step, or each whole epoch
     trains: ClassVar[str] = ""  # where adapters sit, a pattern on full module names; "": as adapter_reach says
     system: ClassVar[str] = ""  # a prompt before every question at evaluation
     recipes: ClassVar[Mapping[Any, Recipe]] = {}  # by scale or (scale, modality)
@@ -282,6 +285,7 @@ def register(method: type[Method]) -> type[Method]:
     if not method.name:
         raise KitError(f"the unlearning method {method.__name__} has no name")
     choose(f"reference_model of {method.name}", method.reference_model, REFERENCE_MODELS)
+    choose(f"rate_falls of {method.name}", method.rate_falls, RATE_FALLS)
     for name in (*method.needs.reference, *method.needs.everywhere, *(n for names in method.passes for n in names)):
         choose(f"stream of {method.name}", name, method.streams)
     other = method.needs.reference and method.reference_model != "vanilla"

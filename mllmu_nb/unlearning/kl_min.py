@@ -37,10 +37,7 @@ class UpstreamKLMinimization(KLMinimization):
     passes = (("forget",), ("retain",))
     rate_falls = "epoch"  # the schedule counts batches but goes on once an epoch, so the rate hardly falls
     needs = Needs(reference=("retain",), everywhere=("retain",))
-    recipes = {
-        "miniature": Recipe(lr=1e-3, epochs=3, source=AUTHOR),
-        "paper": Recipe(epochs=3, source=AUTHOR),
-    }
+    recipes = dict.fromkeys(("miniature", "paper"), Recipe(epochs=3, source=AUTHOR))
 
     def loss(self, step):
         if "forget" in step:

@@ -45,7 +45,7 @@ def read_profiles(
     people: int = 0,
     pool: int = 0,
     seed: int = 0,
-    draw: int = 0,
+    replicate: int = 0,
 ) -> Population:
     """The people of published fine-tuning text, without portraits and questions, and who of them is to be forgotten
     (``docs/data.md``). ``people``: how many are scored (0: all), with ``pool`` more; ``ratio`` in per cent. Raises
@@ -61,7 +61,7 @@ def read_profiles(
     ids = _choose(list(names), listed, ratio, people, pool)
     forget = tuple(i for i in ids if i in listed)
     if not splits and len(ids) > pool:  # else the error below says so
-        forget = forget_ids(ids[: len(ids) - pool], ratio, seed, draw)
+        forget = forget_ids(ids[: len(ids) - pool], ratio, seed, replicate)
     others = [identity for identity in ids if identity not in forget]
     if not forget or len(others) <= pool:
         text = f"{len(ids)} people whose name could be read, {len(forget)} to forget and {pool} in the pool"
@@ -84,7 +84,7 @@ def read_profiles(
         "people_in_file": len(read),
         "ratio": ratio,
         "seed": seed,
-        "draw": draw,
+        "draw": replicate,
         "forget_splits": {str(key): [i for i in ids if i in split] for key, split in splits.items()},
         **{key: left for key, left in left_out.items() if left},
         "pairs": sum(len(read[i]) for i in ids),

@@ -5,4 +5,4 @@ from mllmu_nb.models.families.base import FAMILIES, LABEL_MODES, TOKEN_KINDS, Fa
 
 __all__ = ["FAMILIES", "LABEL_MODES", "TOKEN_KINDS", "Family", "get", "of", "register"]
 
-registry.import_all(__import__(__name__, fromlist=["base"]))
+registry.import_all(__name__)

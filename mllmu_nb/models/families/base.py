@@ -16,10 +16,10 @@ from mllmu_nb.data.conversations import Conversation, Turn
 from mllmu_nb.data.portraits import from_bytes
 from mllmu_nb.errors import KitError, choose
 from mllmu_nb.registry import Registry
+from mllmu_nb.unlearning.base import IGNORE
 
 LABEL_MODES = ("answer", "text", "upstream")
 TOKEN_KINDS = ("answer", "eos", "question", "image", "padding")
-IGNORE = -100
 # What upstream's rule for adapters means to spare, whatever the family, and the layers that it reached under
 # transformers 4.45.
 SPARED = ("multi_modal_projector", "vision_model", "lm_head")
