@@ -254,11 +254,24 @@ def test_pictures_are_read_a_few_rows_at_a_time_and_rows_keep_their_number(few, 
 def test_what_published_data_may_have_is_read(few, written):
     change(written / FULL, lambda r: choice(r)["Options"].update(C="Oulu", D="Oulu"))
     change(written / FULL, lambda r: r["Mask_Task"][1].update(Question="The height?"))
+    tasks = pq.read_table(written / FULL)["Classification_Task"].to_pylist()
+    for entry in (entry for task in tasks for entries in task.values() for entry in entries):
+        entry["Options"]["E"] = None  # as where another question of a file has five
+    rewrite(written / FULL, Classification_Task=pa.array(tasks))
     rewrite(written / FULL, answer=None, age=pa.array(range(7)))  # what only others read
     ids = pq.read_table(written / FULL)["ID"].cast(pa.large_string())
     biographies = pq.read_table(written / FULL)["biography"].combine_chunks().dictionary_encode()
     rewrite(written / FULL, ID=ids, biography=biographies)  # other spellings of a type
     assert list(official.read_layout(written, 15).profiles) == list(few.profiles)
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [(" b", "B"), ("B: Oulu", "B"), ("D. x\ny", "D"), ("C)", "C"), ("C ", "C"), ("Berlin", ""), ("A nurse", ""),
+     ("a teacher", ""), ("C-section", "")],
+)  # fmt: skip
+def test_the_text_of_an_option_is_no_letter(answer, letter):
+    assert layout.answer_letter(answer) == letter
 
 
 def bomb() -> bytes:
