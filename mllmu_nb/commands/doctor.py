@@ -171,10 +171,8 @@ def people(configs: Configs) -> Result:
         return Result(OK, f"{', '.join(remote)}: read, and their schema checked, when they are downloaded")
     distinct = list({tuple(getattr(config, name) for name in inputs.DATA): config for config in configs}.values())
     known = [(config, inputs.population(config)) for config in distinct]
-    first = known[0][1]
-    kinds = ", ".join(f"{len(first.of_kind(kind))} {kind}" for kind in ("fictitious", "pool", "celebrity"))
     forget = ", ".join(f"{len(one.forget_ids)} to be forgotten at {config.forget_ratio} %" for config, one in known)
-    return Result(OK, f"{kinds}; {forget}; hash {inputs.data_hash(distinct[0])}")
+    return Result(OK, f"{known[0][1].counted()}; {forget}; hash {inputs.data_hash(distinct[0])}")
 
 
 def model(configs: Configs) -> Result:

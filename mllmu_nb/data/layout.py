@@ -66,7 +66,7 @@ def answer_letter(answer: str) -> str:
 
 class Layout:
     """A folder of the layout; ``faults`` gathers, a line each, what keeps the kit from reading or scoring it. ``name``
-    is what they call the folder; ``training``: it follows the training repository. Raises KitError when there is no
+    is the folder's name in messages; ``training``: it follows the training repository. Raises KitError when there is no
     such folder."""
 
     def __init__(self, folder: str | Path, name: str = "", training: bool = False):
@@ -114,7 +114,7 @@ class Layout:
                     where = f"{name}, row {number} (ID {row['ID']}), column"
                     self.faults += [f"{where} {fault}" for fault in _row_faults(row)]
                     if row["ID"] in rows:
-                        self.faults.append(f"{where} ID: stands in another row already")
+                        self.faults.append(f"{where} ID: is the ID of another row too")
                     rows[row["ID"]] = row
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 reason = str(error).partition("\n")[0]
