@@ -61,7 +61,7 @@ class Asking:
             options.append(tuple(statement(person, question, option) for option in question.options))
         return Inquiry("likelihood", items, conversations, options=options)
 
-    def sentences(self, items: list[Item]) -> Inquiry:
+    def free_answers(self, items: list[Item]) -> Inquiry:
         """For a free answer, without shots."""
         return self._open("generation", items)
 
