@@ -185,7 +185,7 @@ def test_a_file_of_draws_is_replayed(people, tmp_path):
     ("change", "message"),
     [
         ({"shot_source": "pool"}, "the draws are for shot_source 'pool': it cannot be 'upstream' here"),
-        ({"forget": ["999"]}, r"name \['999'\] for the classification shots of forget: name 1 person of the forget set"),
+        ({"forget": ["999"]}, r"name \['999'\] for the classification shots of .*: name 1 person of the forget set"),
         ({"twice": True}, r"name \['\d+', '\d+'\] for the cloze shots of retain: name 2 people of the retain set"),
         ({"image": 99}, "show picture 99 of .* in cloze: the test set has no such picture"),
     ],

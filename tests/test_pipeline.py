@@ -382,7 +382,8 @@ def test_two_results_folders_are_compared_to_the_bit(made, tmp_path, capsys):
 
     other = shutil.copytree(made["ga"], copy / "runs" / "other")  # as a grid over a hyper-parameter has them
     record = stages.read_json(other / stages.RECORD)
-    stages.write_json(other / stages.RECORD, {**record, "parameters": {**record["parameters"], "settings": {"beta": 2}}})
+    record["parameters"]["settings"] = {"beta": 2.0}
+    stages.write_json(other / stages.RECORD, record)
     assert compare.main(str(results), str(copy)) == 0
     assert "3 runs in both, 0 only before, 1 only after" in capsys.readouterr().out
 

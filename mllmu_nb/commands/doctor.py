@@ -148,7 +148,8 @@ def hours(configs: Configs, rate: float | None = None) -> Result:
     text = f"about {total:.2g} hours one after the other ({listed}); "
     text += f"{precision} training at {assumed(precision).flops / 1e12:.3g} TFLOP/s"
     if not rate:
-        text += f", {prediction.SHARE:.0%} of what {'is measured here' if on_this_device else 'an H100 has'}: see --rate"
+        most = "is measured here" if on_this_device else "an H100 has"
+        text += f", {prediction.SHARE:.0%} of what {most}: see --rate"
     busy = round(os.getloadavg()[0]) if on_this_device and not rate and hasattr(os, "getloadavg") else 0
     if busy >= (cores := os.cpu_count() or 1):
         text += f"; {busy} processes share the {cores} cores now, so ask again when they are idle"

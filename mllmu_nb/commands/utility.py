@@ -41,7 +41,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, metavar="FOLDER", help=about)
     parser.add_argument("--yes", action="store_true", help="run the command; without it, it is printed alone")
     parser.add_argument("--device", default="cuda", help="where the model runs (default: cuda)")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="lmms-eval's tasks (default: both)")
+    about = "lmms-eval's tasks (default: both)"
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help=about)
 
 
 def main(options: argparse.Namespace) -> int:
