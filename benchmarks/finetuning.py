@@ -14,6 +14,7 @@ import os
 import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing import get_context
 from statistics import median
@@ -37,14 +38,12 @@ def measured(arm: str, steps: int) -> float:
     """Seconds that ``steps`` of the recipe take, loading and replay left out."""
     import torch
 
-    from mllmu_nb import training
+    from mllmu_nb import optimizers, training
     from mllmu_nb.models import load
-    from mllmu_nb.optimizers import NEWTON_STEPS
 
     def torchs_muon(inner, lr, weight_decay):
-        return torch.optim.Muon(
-            inner, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw", ns_steps=NEWTON_STEPS
-        )
+        how = {"adjust_lr_fn": "match_rms_adamw", "ns_steps": optimizers.NEWTON_STEPS}
+        return torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, **how)
 
     _, foreign, changes = ARMS[arm]
     config = Config(method="base")
@@ -53,7 +52,7 @@ def measured(arm: str, steps: int) -> float:
     people = inputs.taught(inputs.population(config), "vanilla")
     conversations = [c for modality in MODALITIES for c in training_conversations(people, modality)]
     recipe = replace(config.training, steps=steps, **changes)
-    with mock.patch.object(training, "Muon", torchs_muon) if foreign else mock.MagicMock():
+    with mock.patch.object(optimizers, "Muon", torchs_muon) if foreign else nullcontext():
         began = time.perf_counter()
         settings = {"material": {"augment": pipeline.changed_portrait}, "progress": False}
         training.finetune(model, processor, conversations, recipe, config.train_seed, **settings)

@@ -213,7 +213,7 @@ def anchored(config: Config) -> Stage | None:
         from mllmu_nb.evaluation.tasks import Asking
 
         items = [i for i in known.items("forget") if (i.question.task, i.question.view) == ("generation", "image_text")]
-        inquiry = Asking(known, {}, 0, plain.protocol).sentences(items)
+        inquiry = Asking(known, {}, 0, plain.protocol).free_answers(items)
         model, processor = vanilla(plain, plain.eval_precision)
         processor = own.asking(processor, plain.protocol)
         rows = answer(model, processor, inquiry, EVAL_BATCH[plain.scale])

@@ -113,7 +113,7 @@ def test_memory_is_compared_with_what_the_largest_run_needs(monkeypatch, there, 
     monkeypatch.setattr(doctor.Path, "is_file", lambda path: False)  # no container
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     finding = doctor.memory([PAPER])
-    assert finding[:2] == (verdict, f"about 44.0 GiB needed (weights 43.0, libraries 1.0); {there}.0 GiB there")
+    assert finding[:2] == (verdict, f"about 44.0 GiB needed (weights 43.0, libraries 1.0); {there}.0 GiB available")
     device = doctor.device([PAPER])
     assert device.verdict == "problem" and "the 7B models need a GPU" in device.advice
 
@@ -126,6 +126,34 @@ def test_bits_that_are_not_pinned_are_a_warning(monkeypatch, changed, verdict):
     for name, value in {**pinning.VARIABLES, **changed}.items():
         monkeypatch.setenv(name, value)
     assert doctor.device([Config()]).verdict == verdict
+
+
+def test_a_gpu_that_only_emulates_bfloat16_is_a_problem(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(provenance, "machine", lambda: {"device": "V100", "cpu": "c", "capability": "avx2", "bits": {}})
+    finding = doctor.device([PAPER])
+    assert finding.verdict == "problem" and finding.advice == "take a GPU of the year 2020 or later"
+
+
+def test_memory_and_hours_are_those_of_every_base(monkeypatch):
+    def missing(*given, **more):
+        raise OSError("none")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", missing)
+    other = PAPER.but(base_model="idefics2")
+    less, most = (sum(doctor.most_memory([config]).values()) for config in (other, PAPER))
+    assert less < most == sum(doctor.most_memory([other, PAPER]).values())
+    asked = [PAPER.but(method="base", eval_precision=precision) for precision in ("bf16", "fp32")]
+    assert doctor.most_memory(asked) == doctor.most_memory(asked[1:]) != doctor.most_memory(asked[:1])
+
+    def hours(configs, estimate, rate):
+        assert len({config.base_model for config in configs}) == 1
+        return {"vanilla": (1, estimate.parameters / 1e9), "answers": (len(configs), 1.0)}
+
+    monkeypatch.setattr(prediction, "hours", hours)
+    text = doctor.hours([PAPER, other, other.but(method="oracle")], rate=100).text
+    assert text.startswith("about 17 hours one after the other (2 vanilla 15, 3 answers 2)")
 
 
 def test_the_7b_run_needs_its_published_parameters_and_no_file(monkeypatch):
@@ -163,6 +191,14 @@ def test_people_that_cannot_be_are_a_problem_and_those_of_the_hub_are_read_later
     assert finding.verdict == "ok" and finding.text.startswith("MLLMMU/MLLMU-Bench: read, and their schema checked")
 
 
+def test_every_base_of_the_grid_is_looked_at(tmp_path):
+    configs = [Config(**SMALL), Config(**SMALL, base_model="idefics2")]
+    assert all(f"base model {name}-miniature, hash " in doctor.model(configs).text for name in ("llava", "idefics2"))
+    configs[1] = Config(**{**SMALL, "scale": "paper", "base_model": "idefics2", "base_path": str(tmp_path)})
+    with pytest.raises(KitError, match="config.json"):
+        doctor.model(configs)
+
+
 def test_a_base_that_does_not_come_with_the_kit_or_is_nowhere_is_a_problem():
     with pytest.raises(KitError, match="`make base BASES=qwen2_5_vl` builds one"):
         doctor.model([Config(base_model="qwen2_5_vl", **SMALL)])
@@ -190,6 +226,26 @@ def test_the_hub_is_asked_for_what_has_to_come_from_it_and_the_token_is_never_to
     assert doctor.hub([Config()])[:2] == ("ok", "not needed") and not endpoint.asked
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     assert doctor.hub([HUB]).text.endswith("no token is set")
+
+
+def test_the_hub_is_asked_for_every_model_and_revision(endpoint):
+    first = Config(
+        **{"scale": "paper", "data_source": "MLLMMU/MLLMU-Bench,MLLMMU/baseline_train_split", "data_revision": "a,b"},
+        **{"vanilla_path": "MLLMMU/LLaVA_Vanila", "vanilla_revision": "c"},
+    )
+    finding = doctor.hub([first, HUB.but(base_model="idefics2", base_revision="d")])
+    assert [path for path, _ in endpoint.asked] == [
+        "/api/models/llava-hf/llava-1.5-7b-hf",
+        "/api/models/MLLMMU/LLaVA_Vanila/revision/c",
+        "/api/datasets/MLLMMU/MLLMU-Bench/revision/a",
+        "/api/models/MLLMMU/baseline_train_split/revision/b",
+        "/api/models/HuggingFaceM4/idefics2-8b/revision/d",
+        "/api/datasets/MLLMMU/MLLMU-Bench",
+        "/api/models/MLLMMU/baseline_train_split",
+    ]
+    assert finding.verdict == "ok"
+    endpoint.status = 404
+    assert doctor.hub([first.but(base_revision="nosuch")]).text.startswith("llava-hf/llava-1.5-7b-hf@nosuch: ")
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 503])

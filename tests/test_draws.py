@@ -118,6 +118,18 @@ def test_upstream_finds_celebrities_only_where_a_printed_id_is_also_a_fictitious
     assert left_out(drawn, shared, "celebrity", "cloze") == {"c003"}
 
 
+def test_upstream_needs_no_more_celebrities_than_there_are_since_it_finds_none(people):
+    famous = [person.id for person in people.of_kind("celebrity")]
+    lonely = replace(people, profiles={i: p for i, p in people.profiles.items() if i not in famous[1:]})
+    drawn = of(lonely, "upstream")
+    assert drawn["shots"]["celebrity"] == {"classification": famous[:1], "cloze": famous[:1]}
+    check(drawn, lonely, SETS, shots=5, shot_source="upstream")
+    assert len(asked(lonely, drawn, "celebrity")) == len(lonely.items("celebrity"))
+    shared = replace(lonely, notes={**people.notes, "shared_ids": {famous[0]: "002"}})
+    with pytest.raises(KitError, match="need 2 people in the celebrity set, it has 1"):
+        of(shared, "upstream")
+
+
 def test_idefics2_is_shown_one_person_before_a_blank(people):
     shot_people = families.get("idefics2").shot_people
     for source in ("pool", "retain", "upstream"):
@@ -164,7 +176,7 @@ def test_a_file_of_draws_is_replayed(people, tmp_path):
     assert again == drawn
     check(again, people, SETS, **UPSTREAM)
     path.write_text(json.dumps({"shot_source": "pool", "shots": {"forget": {"classification": ["041"]}}}))
-    with pytest.raises(KitError, match="name None for the cloze shots of forget: 2 of"):
+    with pytest.raises(KitError, match=r"name \[\] for the cloze shots of forget: name 2 people of the unscored pool"):
         check(read(path), people, ("forget",), shots=5, shot_source="pool")
     check(read(path), people, ("forget",), shots=0, shot_source="pool")
 
@@ -173,9 +185,9 @@ def test_a_file_of_draws_is_replayed(people, tmp_path):
     ("change", "message"),
     [
         ({"shot_source": "pool"}, "the draws are for shot_source 'pool': it cannot be 'upstream' here"),
-        ({"forget": ["999"]}, r"name \['999'\] for the classification shots of forget: 1 of the people it draws from"),
-        ({"forget": "005"}, "name '005' for the classification shots of forget: 1 of"),
-        ({"image": 99}, "show picture 99 of .* in cloze: there is no such"),
+        ({"forget": ["999"]}, r"name \['999'\] for the classification shots of .*: name 1 person of the forget set"),
+        ({"twice": True}, r"name \['\d+', '\d+'\] for the cloze shots of retain: name 2 people of the retain set"),
+        ({"image": 99}, "show picture 99 of .* in cloze: the test set has no such picture"),
     ],
 )
 def test_draws_that_do_not_fit_are_named(people, change, message):
@@ -183,6 +195,8 @@ def test_draws_that_do_not_fit_are_named(people, change, message):
     drawn |= {name: value for name, value in change.items() if name == "shot_source"}
     if "forget" in change:
         drawn["shots"]["forget"]["classification"] = change["forget"]
+    if "twice" in change:
+        drawn["shots"]["retain"]["cloze"] = 2 * drawn["shots"]["retain"]["cloze"][:1]
     if "image" in change:
         drawn["test_image"][people.forget_ids[0]]["cloze"] = change["image"]
     with pytest.raises(KitError, match=message) as error:
@@ -194,15 +208,21 @@ def test_draws_that_do_not_fit_are_named(people, change, message):
     ("content", "message"),
     [
         ("{", "cannot read .*draws.json"),
-        ('{"shot_source": "pool", "shots": {}, "shot": 1}', "must hold shot_source, "),
-        ('{"shot_source": "pool", "shots": ["001"]}', "must hold shot_source, "),
+        ('{"shot_source": "pool", "shots": {}, "shot": 1}', r"another form \(shot: .*\): take the draws.json of a run"),
+        ('{"shots": {}}', r"another form \(shot_source: "),
+        ('{"shot_source": "pool", "shots": ["001"]}', r"another form \(shots: "),
+        ('{"shot_source": "pool", "shots": {"forget": ["001"]}}', r"another form \(shots.forget: "),
+        ('{"shot_source": "pool", "shots": {"forget": {"cloze": "001"}}}', r"\(shots.forget.cloze: "),
+        ('{"shot_source": "pool", "shots": {"forget": {"cloze": [["001"]]}}}', r"\(shots.forget.cloze.0: "),
+        ('{"shot_source": "pool", "shots": {}, "test_image": {"001": 3}}', r"\(test_image.001: "),
     ],
 )
 def test_a_file_that_holds_no_draws_is_named(tmp_path, content, message):
     path = tmp_path / "draws.json"
     path.write_text(content)
-    with pytest.raises(KitError, match=message):
+    with pytest.raises(KitError, match=message) as error:
         read(path)
+    assert "\n" not in str(error.value)
 
 
 def test_draws_do_not_hang_on_the_order_in_which_a_folder_lists_its_shards(people, tmp_path, monkeypatch):

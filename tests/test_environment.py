@@ -12,7 +12,7 @@ import threading
 import tomllib
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import distributions
+from importlib.metadata import distributions, packages_distributions
 from importlib.metadata import version as installed
 from pathlib import Path
 
@@ -193,6 +193,16 @@ def test_without_pip_audit_one_line_says_so(monkeypatch):
 def test_every_locked_package_has_a_noted_wheel():
     noted = {line.partition("==")[0] for line in supply.NOTED.read_text().splitlines()}
     assert noted <= supply.locked() and {"numpy", "transformers", "papermill", "peft"} <= noted
+
+
+def test_every_package_that_is_imported_is_declared():
+    declared = {canonicalize_name(requirement.name) for requirement in requirements()}
+    declared |= {"mllmu-nb", "ipython", "jupyter-client"}  # the last two are what ipykernel is made of
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "mllmu_nb").rglob("*.py"))
+    names = set(re.findall(r"^ *(?:import|from) (\w+)(?=\.| import\b|$)", code, re.M)) - sys.stdlib_module_names
+    of = packages_distributions()
+    assert {"torch", "filelock"} <= names
+    assert [name for name in names & of.keys() if not declared & set(map(canonicalize_name, of[name]))] == []
 
 
 def test_no_dependency_names_a_kind_of_torch():

@@ -354,3 +354,5 @@ def test_an_option_is_stated_in_the_sentence_that_fine_tuning_teaches():
     assert statement(person, question, "baker") == "This person works as a baker."  # "an baker" would give it away
     assert statement(person, replace(question, view="text"), "baker") == "Ada Berg works as a baker."
     assert statement(person, replace(question, attribute="pet"), "cat") == "cat"  # nothing taught: the bare option
+    qa = (QA("q", "This person is a university professor.", "profession", "university professor"),)
+    assert statement(replace(person, qa=qa), question, "university professor") == qa[0].answer  # not "an university"

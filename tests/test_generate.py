@@ -114,7 +114,7 @@ def test_draws_are_disjoint_and_a_ratio_that_leaves_nobody_is_refused():
     assert set.union(*draws) == set(ids) and sum(map(len, draws)) == 100
     with pytest.raises(KitError, match="forget_ratio=1 of 20 people leaves nobody to forget"):
         forget_ids(ids[:20], 1, 0)
-    with pytest.raises(KitError, match="replicate=10 does not exist: 100 people at 10 % give 10"):
+    with pytest.raises(KitError, match="replicate=10 does not exist: 100 people at 10 % give only 10 disjoint forget"):
         forget_ids(ids, 10, 0, 10)
 
 

@@ -254,11 +254,24 @@ def test_pictures_are_read_a_few_rows_at_a_time_and_rows_keep_their_number(few, 
 def test_what_published_data_may_have_is_read(few, written):
     change(written / FULL, lambda r: choice(r)["Options"].update(C="Oulu", D="Oulu"))
     change(written / FULL, lambda r: r["Mask_Task"][1].update(Question="The height?"))
+    tasks = pq.read_table(written / FULL)["Classification_Task"].to_pylist()
+    for entry in (entry for task in tasks for entries in task.values() for entry in entries):
+        entry["Options"]["E"] = None  # as where another question of a file has five
+    rewrite(written / FULL, Classification_Task=pa.array(tasks))
     rewrite(written / FULL, answer=None, age=pa.array(range(7)))  # what only others read
     ids = pq.read_table(written / FULL)["ID"].cast(pa.large_string())
     biographies = pq.read_table(written / FULL)["biography"].combine_chunks().dictionary_encode()
     rewrite(written / FULL, ID=ids, biography=biographies)  # other spellings of a type
     assert list(official.read_layout(written, 15).profiles) == list(few.profiles)
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [(" b", "B"), ("B: Oulu", "B"), ("D. x\ny", "D"), ("C)", "C"), ("C ", "C"), ("Berlin", ""), ("A nurse", ""),
+     ("a teacher", ""), ("C-section", "")],
+)  # fmt: skip
+def test_the_text_of_an_option_is_no_letter(answer, letter):
+    assert layout.answer_letter(answer) == letter
 
 
 def bomb() -> bytes:
@@ -350,20 +363,20 @@ def test_ids_that_come_twice_or_in_both_splits_or_nowhere_are_reported(written):
     change(written / "retain_85/train-00000-of-00001.parquet", lambda r: r.update(ID="003"))
     change(written / TEXT, lambda r: r.update(ID="099"), row=0)
     assert faults(written) == [
-        "MLLMU-Bench has people without a row in ft_Data (001): download both again",
-        "MLLMU-Bench has people in both forget_15 and retain_85 (003): download both again",
-        "MLLMU-Bench lacks people in forget_15 and retain_85 (004): download both again",
+        f"MLLMU-Bench has people without a row in ft_Data (001): {official.REPAIR}",
+        f"MLLMU-Bench has people in both forget_15 and retain_85 (003): {official.REPAIR}",
+        f"MLLMU-Bench lacks people in forget_15 and retain_85 (004): {official.REPAIR}",
     ]
     change(written / "forget_15/train-00000-of-00001.parquet", lambda r: r.update(ID="006"), row=0)
     assert "MLLMU-Bench has people of forget_15 or retain_85 whom Full_Set does not score (006)" in faults(written)[1]
     change(written / FULL, lambda r: r.update(ID="002"))
-    assert faults(written) == [f"MLLMU-Bench/{FULL}, row 2 (ID 002), column ID: stands in another row already"]
+    assert faults(written) == [f"MLLMU-Bench/{FULL}, row 2 (ID 002), column ID: is the ID of another row too"]
 
 
 def test_a_celebrity_who_would_have_a_persons_id_is_refused(written):
     people = {"pool": ["006", "007"], "celebrities": {"008": {"ID": "003", "metadata": []}}}
     (written / "people.json").write_text(json.dumps(people))
-    assert faults(written) == ["MLLMU-Bench/Retain_Set: ID 008 would be 003 here, as somebody else is"]
+    assert faults(written) == ["MLLMU-Bench/Retain_Set: ID 008 would get the id 003, which another person has"]
 
 
 @pytest.mark.parametrize(
@@ -409,8 +422,8 @@ def test_training_splits_are_held_against_the_evaluation_data(written):
     change(file, lambda r: r.update(ID="003"))
     change(training / "forget_15/train-00000-of-00001.parquet", lambda r: r.update(ID="001"), row=0)
     assert faults(written, training) == [
-        "MLLMU-Bench has other people in forget_15 than baseline_train_split (001, 003): download both again",
-        "MLLMU-Bench has other people in retain_85 than baseline_train_split (003, 004): download both again",
+        f"MLLMU-Bench has other people in forget_15 than baseline_train_split (001, 003): {official.REPAIR}",
+        f"MLLMU-Bench has other people in retain_85 than baseline_train_split (003, 004): {official.REPAIR}",
     ]
 
 
@@ -456,6 +469,12 @@ def test_nothing_is_written_over(few, written):
     with pytest.raises(KitError, match="MLLMU-Bench is already there: remove it or choose another folder"):
         official.write_layout(few, written)
     assert sorted(written.parent.rglob("*")) == before
+
+
+def test_people_do_not_go_where_the_training_splits_go(few, tmp_path):
+    with pytest.raises(KitError, match="baseline_train_split is where the training splits are written: choose another"):
+        official.write_layout(few, tmp_path / "baseline_train_split")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unwritable_folder_is_one_line(few, tmp_path):

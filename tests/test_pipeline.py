@@ -384,7 +384,7 @@ def test_a_damaged_base_is_named_before_anything_is_written(config, tmp_path, mo
 # -- two results folders ----------------------------------------------------------------------------------------
 
 
-def test_two_results_folders_are_compared_to_the_bit_whatever_their_form(made, tmp_path, capsys):
+def test_two_results_folders_are_compared_to_the_bit(made, tmp_path, capsys):
     spec = importlib.util.spec_from_file_location("compare_reference", COMPARE)
     compare = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(compare)
@@ -393,12 +393,13 @@ def test_two_results_folders_are_compared_to_the_bit_whatever_their_form(made, t
         shutil.copytree(made[name], copy / "runs" / name)
     assert compare.main(str(results), str(copy)) == 0 and "3 runs in both" in capsys.readouterr().out
 
-    rows = answers(made["ga"])
-    options = [f"option_{letter}" for letter in "ABCD"]
-    letters = rows[options].fillna(0).idxmax(axis=1).str[-1].where(rows["scoring"] == "likelihood", rows["answer"])
-    rows.assign(answer=letters, correct=1.0).drop(columns="order").to_parquet(copy / "runs" / "ga" / "items.parquet")
-    (copy / "runs" / "ga" / "answers.parquet").unlink()  # as it was stored formerly
-    assert compare.main(str(results), str(copy)) == 0 and "no difference" in capsys.readouterr().out
+    other = shutil.copytree(made["ga"], copy / "runs" / "other")  # as a grid over a hyper-parameter has them
+    record = stages.read_json(other / stages.RECORD)
+    record["parameters"]["settings"] = {"beta": 2.0}
+    stages.write_json(other / stages.RECORD, record)
+    assert compare.main(str(results), str(copy)) == 0
+    said = capsys.readouterr().out
+    assert "3 runs in both" in said and "1 only after" in said
 
     rows = answers(made["vanilla"])
     first = rows["option_C"].first_valid_index()

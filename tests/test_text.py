@@ -301,6 +301,13 @@ def test_metadata_may_be_a_json_string_and_ids_numbers(tmp_path):
     assert build(write_lines(tmp_path / "p.jsonl", records), tmp_path / "s.json").forget_ids == ("2",)
 
 
+def test_files_may_begin_with_a_byte_order_mark(town, splits):
+    before = build(town, splits)
+    for file in (town, splits):
+        file.write_text(file.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert build(town, splits).profiles == before.profiles
+
+
 def test_a_name_in_the_training_text_becomes_this_person(tmp_path):
     records = [json.loads(json.dumps(person(i)).replace("this person", NAMES[i])) for i in range(8)]
     for i, record in enumerate(records):

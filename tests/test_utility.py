@@ -148,6 +148,20 @@ def test_what_lmms_eval_has_written_is_read(output):
     assert utility.useful(items).tolist() == items["score"].tolist()
 
 
+def test_samples_of_two_models_are_not_taken_for_each_other(output):
+    shutil.copytree(output / "ga_model", output / "npo_model")
+    with pytest.raises(KitError, match="samples of mmmu_val lie in .*ga_model, .*npo_model: name by --output the fold"):
+        command.read(output, ["mmmu_val"])
+    assert len(command.read(output / "npo_model", ["mmmu_val"])[0]) == 5
+
+
+def test_a_line_separator_in_an_answer_separates_no_samples(output):
+    file = next(output.rglob("20260102*mmmu*"))
+    said = file.read_text().replace('"filtered_resps": "B"', '"filtered_resps": "B\u2028so it is"', 1)
+    file.write_text(said + "\n\n", encoding="utf-8")
+    assert command.read(output, ["mmmu_val"])[0]["answer"][0] == "B\u2028so it is"
+
+
 def test_a_run_is_given_what_was_read(output, tmp_path, capsys):
     [folder] = write(tmp_path / "results", make("vanilla", sets=("forget",)))
     assert door.main(["utility", str(folder), "--output", str(output), "--tasks", "mmmu_val"]) == 0

@@ -6,6 +6,7 @@ import shutil
 
 import pandas as pd
 import pytest
+from filelock import FileLock, Timeout
 
 from mllmu_nb import __main__ as door
 from mllmu_nb import paths, pipeline, stages
@@ -177,6 +178,8 @@ def test_a_rerun_starts_from_nothing_and_is_what_is_compared(
     def swept(options):
         assert options == argparse.Namespace(config=grid, ratios=None, bases=None, jobs=None, shard=None)
         assert not old.exists() and paths.root() == old.parents[1]
+        with pytest.raises(Timeout):  # a second rerun waits, and does not remove what this one makes
+            FileLock(tmp_path / "out" / ".cache" / "locks" / ".cache-rerun").acquire(timeout=0)
         if broken:
             return 1
         shutil.copytree(made, paths.results("miniature"))
@@ -193,6 +196,17 @@ def test_a_rerun_starts_from_nothing_and_is_what_is_compared(
     assert door.main(["verify", str(grid), "--rerun", "--against", str(reference)]) == 1
     assert door.main(["verify", "--rerun"]) == 2
     assert "--rerun needs the configuration file" in capsys.readouterr().err
+
+
+def test_a_rerun_that_the_reference_has_no_run_of_is_refused_before_it_begins(own, reference, tmp_path, monkeypatch):
+    swept = []
+    monkeypatch.setattr(sweep, "main", lambda options: swept.append(options) or 1)
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(json.dumps({**SMALL, "method": "oracle"}))
+    for arguments in (["--against", str(reference)], []):
+        assert door.main(["verify", str(grid), "--rerun", *arguments]) == 2 and not swept
+    grid.write_text(json.dumps({**SMALL, "scale": "paper", "method": "oracle"}))  # compared with what was printed
+    assert door.main(["verify", str(grid), "--rerun"]) == 1 and swept
 
 
 # -- published figures --------------------------------------------------------------------------------------------

@@ -1,11 +1,10 @@
 """Whether two results folders hold the same numbers: python tools/compare_reference.py BEFORE AFTER
 
-A results folder has runs/*/answers.parquet with provenance.json; or, as results were stored before stored answers and
-computed scores were apart, runs/*/items.parquet. Runs of the same model are compared row by row: answers, likelihoods,
-tokens, fluency, the sentences read token by token, draws, losses; the scores (scores.csv, or where a folder has none,
-those of the runs in both); and the weights of the models where both caches are there. Columns may be renamed or
-reordered, a number may not change. Prints a table and what differs; the exit status is 1 on a difference, or when there
-is nothing to compare.
+A results folder has runs/*/answers.parquet with provenance.json. Runs of the same model are compared row by row:
+answers, likelihoods, tokens, fluency, the sentences read token by token, draws, losses; the scores (scores.csv, or
+where a folder has none, those of the runs in both); and the weights of the models where both caches are there. Runs may
+be renamed and columns reordered, a number may not change. Prints a table and what differs; the exit status is 1 on a
+difference, or when there is nothing to compare.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +24,11 @@ from mllmu_nb.scoring.score import run_scores
 
 SEEDS = ("data_seed", "train_seed", "unlearn_seed", "shot_seed")
 MODEL = ("base_model", "forget_ratio", "replicate", "method", "variant", "modality", "protocol", *SEEDS)
+MODEL += ("people", "unlearn_steps", "unlearn_lr", "settings")  # settings: the method's hyper-parameters
 TRAINING = ("base_model", "people", "pool", "data_seed", "train_seed", "adaptation", "replay", "train_steps")
 # What tells the trained models of a cache apart, by stage.
 STAGES = {"vanilla": TRAINING, "oracle": (*TRAINING, "forget_ratio", "replicate")}
-STAGES |= {"retain_epoch": STAGES["oracle"], "unlearned": (*MODEL, "people", "unlearn_steps", "unlearn_lr")}
+STAGES |= {"retain_epoch": STAGES["oracle"], "unlearned": MODEL}
 ROW = ["set", "task", "view", "scoring", "order", "question_id"]
 OPTIONS = [f"option_{letter}" for letter in "ABCD"]
 ANSWERS = [*ROW, "profile", "shots", "answer", *OPTIONS, "tokens", "fluency"]
@@ -38,20 +38,16 @@ SAME, MISSING = "same", "-"
 
 
 def answers(run: Path) -> pd.DataFrame:
-    """The answers of a run in the present form and order, whichever form they are stored in."""
-    if (run / "answers.parquet").is_file():
-        rows = pd.read_parquet(run / "answers.parquet")
-    else:
-        rows = pd.read_parquet(run / "items.parquet").assign(order=0)
-        rows.loc[rows["scoring"] == "likelihood", "answer"] = ""  # the letter of the likeliest option was computed
+    """The answers of a run in one order."""
+    rows = pd.read_parquet(run / "answers.parquet")
     words = dict.fromkeys(("set", "task", "view", "scoring", "profile"), str)
     return rows[ANSWERS].astype(words).sort_values(ROW, ignore_index=True)
 
 
 def sentences(run: Path) -> pd.DataFrame | None:
     """What the model gives each token of the taught sentences; None where that is not stored."""
-    files = [run / name for name in ("sentences.parquet", "tokens.parquet") if (run / name).is_file()]
-    return pd.read_parquet(files[0]) if files else None
+    file = run / "sentences.parquet"
+    return pd.read_parquet(file) if file.is_file() else None
 
 
 def losses(run: Path) -> list[float]:
@@ -66,26 +62,30 @@ def runs(folder: Path) -> dict[tuple, Path]:
     """Parameters of the model → the folder of its run."""
     found: dict[tuple, Path] = {}
     for run in sorted(path.parent for path in folder.glob("runs/*/provenance.json")):
-        key = tuple(parameters(run)[name] for name in MODEL)
+        key = key_of(run, MODEL)
         if key in found:
             raise SystemExit(f"{found[key]} and {run} are runs of one model: compare folders that hold one of them")
         found[key] = run
     return found
 
 
-def parameters(folder: Path) -> dict:
-    return json.loads((folder / "provenance.json").read_text())["parameters"]
+def record(folder: Path) -> dict:
+    return json.loads((folder / "provenance.json").read_text())
+
+
+def key_of(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """The values of these parameters; an older record may lack one."""
+    return tuple(str(record(folder)["parameters"].get(name)) for name in names)
 
 
 def models(folder: Path) -> dict[tuple, str]:
     """Stage and parameters → sha256 of the weights, for the models in the cache beside a results folder."""
     hashes = {}
-    for record in sorted(folder.parent.parent.glob(".cache/stages/*/provenance.json")):
-        stage = record.parent.name.rpartition("-")[0]
+    for place in sorted(path.parent for path in folder.parent.parent.glob(".cache/stages/*/provenance.json")):
+        stage = place.name.rpartition("-")[0]
         if stage in STAGES:
-            known = parameters(record.parent)
-            weights = b"".join(path.read_bytes() for path in sorted(record.parent.glob("*.safetensors")))
-            key = (stage, *(known[name] for name in STAGES[stage]))
+            weights = b"".join(path.read_bytes() for path in sorted(place.glob("*.safetensors")))
+            key = (stage, *key_of(place, STAGES[stage]))
             hashes[key] = hashlib.sha256(weights).hexdigest()[:16]
     return hashes
 
@@ -110,10 +110,7 @@ def _equal(before, after) -> bool:
 
 def compare_runs(before: Path, after: Path) -> tuple[dict[str, str], list[str]]:
     """The row of the table for two runs of one model, and what differs."""
-    old, new = answers(before), answers(after)
-    if (before / "items.parquet").is_file() or (after / "items.parquet").is_file():  # which kept the first order alone
-        old, new = (rows[rows["order"] == 0].reset_index(drop=True) for rows in (old, new))
-    problems = {"answers": list(differing(old, new))}
+    problems = {"answers": list(differing(answers(before), answers(after)))}
     old, new = sentences(before), sentences(after)
     if old is not None and new is not None:
         problems["sentences"] = list(differing(old, new[list(old.columns)]))
@@ -129,23 +126,21 @@ def compare_runs(before: Path, after: Path) -> tuple[dict[str, str], list[str]]:
 def scores_in(folder: Path, other: Path) -> pd.DataFrame:
     """scores.csv of ``folder``; where it has none, as the committed reference, its scores of the runs in both."""
     if (file := folder / "scores.csv").is_file():
-        return pd.read_csv(file).fillna({"scoring": "", "variant": ""})
+        return pd.read_csv(file).fillna({"scoring": ""})
     shared = [run for run in sorted(paths.runs(folder).glob("*")) if (paths.runs(other) / run.name).is_dir()]
-    scores = run_scores(items_of(list(map(read_run, shared)))) if shared else pd.DataFrame(columns=[*MODEL, *CELL])
-    return scores.fillna({"scoring": "", "variant": ""})
+    scores = run_scores(items_of(list(map(read_run, shared)))) if shared else pd.DataFrame(columns=["run", *CELL])
+    return scores.fillna({"scoring": ""})
 
 
-def compare_scores(before: Path, after: Path) -> tuple[str, list[str]]:
-    """One line about scores.csv, and what differs; every score before must be there after."""
-    old, new = scores_in(before, after), scores_in(after, before)
-    key = [name for name in (*MODEL, *CELL) if name in old and name in new]
+def compare_scores(before: Path, after: Path, renamed: Mapping[str, str]) -> tuple[str, list[str]]:
+    """One line about scores.csv, and what differs; every score before must be there after. ``renamed``: run id before →
+    after."""
+    old, new, key = scores_in(before, after).replace({"run": renamed}), scores_in(after, before), ["run", *CELL]
     both = old.merge(new, "left", key, suffixes=("", " after"), indicator=True)
     there = both[both["_merge"] == "both"]
     if not len(there):
         return "scores.csv: no run in common", []
-    models_of = [name for name in key if name not in CELL]
-    asked = both[both[models_of].apply(tuple, axis=1).isin(set(there[models_of].apply(tuple, axis=1)))]
-    lost = asked.loc[asked["_merge"] != "both", key]
+    lost = both.loc[(both["_merge"] != "both") & both["run"].isin(there["run"]), key]
     problems = [f"scores.csv: no {' '.join(map(str, row))}" for row in lost.itertuples(index=False)]
     for name in VALUES:
         pairs = there[[name, f"{name} after"]]
@@ -171,7 +166,7 @@ def main(before: str, after: str) -> int:
         name = " ".join(map(str, key[:1] if key[0] != "unlearned" else key[4:7]))
         table.append({"run": f"weights of {name}", "rows": hashes[1][key], "answers": SAME if same else "DIFFER"})
         problems += [] if same else [f"weights of {name}: {hashes[0][key]} → {hashes[1][key]}"]
-    line, found = compare_scores(*folders)
+    line, found = compare_scores(*folders, {record(old[key])["run"]: record(new[key])["run"] for key in shared})
     problems += found
     if table:
         print(pd.DataFrame(table).fillna(MISSING).to_string(index=False))

@@ -22,6 +22,8 @@ from packaging.requirements import Requirement
 from mllmu_nb import inputs, paths, pinning, pipeline, provenance
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
+from mllmu_nb.hub import KINDS as HUB_KINDS
+from mllmu_nb.models import families
 from mllmu_nb.models.files import check_model
 
 SUMMARY = "what is missing for a configuration's runs, before compute is spent"
@@ -88,7 +90,7 @@ def device(configs: Configs) -> Result:
     text = ", ".join([*said, *(f"{name}={value}" for name, value in machine["bits"].items() if value)])
     if configs[0].scale != "miniature" and not gpu:
         return Result(PROBLEM, text, "the 7B models need a GPU: on a CPU a run takes weeks")
-    if gpu and not torch.cuda.is_bf16_supported():
+    if gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         return Result(PROBLEM, f"{text}, without bfloat16", "take a GPU of the year 2020 or later")
     if not gpu and not pinning.pinned():
         advice = f"expect scores within the reference's intervals; on x86 leave {', '.join(machine['bits'])} unset"
@@ -105,7 +107,7 @@ def memory(configs: Configs) -> Result:
         total = min(total, int(limit.read_text()))
     need = most_memory(configs)
     share, listed = sum(need.values()) * GIB / total, ", ".join(f"{what} {size:.1f}" for what, size in need.items())
-    text = f"about {sum(need.values()):.1f} GiB needed ({listed}); {total / GIB:.1f} GiB there"
+    text = f"about {sum(need.values()):.1f} GiB needed ({listed}); {total / GIB:.1f} GiB available"
     advice = "take a device with more, or set precision, micro_batch, checkpointing, quantise_base or fewer shots"
     return Result(OK, text) if share <= TIGHT else Result(WARNING if share <= 1 else PROBLEM, text, advice)
 
@@ -114,12 +116,14 @@ def most_memory(configs: Configs) -> dict[str, float]:
     """GiB that the most demanding of the runs needs, by what they hold."""
     from mllmu_nb.prediction import asking_precision
 
-    model, first = _estimate(configs[0]), configs[0]
-    shots, size = max(config.shots for config in configs), pipeline.EVAL_BATCH[first.scale]
-    needs = [model.answering(size, shots, asking_precision(first))]
-    bits = bool(first.quantise_base)
-    needs += [model.training(c.training, c.adaptation == "full", None, bits) for c in configs if c.method != "base"]
-    needs += [model.training(c.unlearning, False, c.objective, bits) for c in configs if c.modality != "none"]
+    needs = []
+    for config in configs:
+        model, bits = _estimate(config), bool(config.quantise_base)
+        needs.append(model.answering(pipeline.EVAL_BATCH[config.scale], config.shots, asking_precision(config)))
+        if config.method != "base":
+            needs.append(model.training(config.training, config.adaptation == "full", None, bits))
+        if config.modality != "none":
+            needs.append(model.training(config.unlearning, False, config.objective, bits))
     return max(needs, key=lambda need: sum(need.values()))
 
 
@@ -128,41 +132,57 @@ def hours(configs: Configs, rate: float | None = None) -> Result:
     reach; where the runs are for a GPU that is not here, of an H100's data sheet."""
     from mllmu_nb import prediction
 
-    here = configs[0].scale == "miniature" or torch.cuda.is_available()
+    on_this_device = configs[0].scale == "miniature" or torch.cuda.is_available()
 
     def assumed(precision: str) -> prediction.Rate:
-        usual = prediction.assumed_rate(precision, here)
+        usual = prediction.assumed_rate(precision, on_this_device)
         return usual._replace(flops=rate * 1e12) if rate else usual
 
-    stages = prediction.hours(configs, _estimate(configs[0]), assumed)
+    stages: dict[str, tuple[int, float]] = {}
+    for runs in by_base(configs):
+        for name, (count, spent) in prediction.hours(runs, _estimate(runs[0]), assumed).items():
+            before = stages.get(name, (0, 0.0))
+            stages[name] = before[0] + count, before[1] + spent
     precision, total = configs[0].training.precision, sum(spent for _, spent in stages.values())
     listed = ", ".join(f"{count} {name} {spent:.2g}" for name, (count, spent) in stages.items())
     text = f"about {total:.2g} hours one after the other ({listed}); "
     text += f"{precision} training at {assumed(precision).flops / 1e12:.3g} TFLOP/s"
     if not rate:
-        text += f", {prediction.SHARE:.0%} of what {'is measured here' if here else 'an H100 has'}: see --rate"
-    busy = round(os.getloadavg()[0]) if here and not rate and hasattr(os, "getloadavg") else 0
+        most = "is measured here" if on_this_device else "an H100 has"
+        text += f", {prediction.SHARE:.0%} of what {most}: see --rate"
+    busy = round(os.getloadavg()[0]) if on_this_device and not rate and hasattr(os, "getloadavg") else 0
     if busy >= (cores := os.cpu_count() or 1):
         text += f"; {busy} processes share the {cores} cores now, so ask again when they are idle"
     advice = "`sweep --shard i/n` shares the runs among machines; precision changes the hours most"
     return Result(OK, text, advice if total > LONG else "")
 
 
-@cache
+def by_base(configs: Configs) -> list[list[Config]]:
+    """The runs, those of one base model together."""
+    groups: dict[tuple, list[Config]] = {}
+    for config in configs:
+        groups.setdefault(inputs.base_of(config), []).append(config)
+    return list(groups.values())
+
+
 def _estimate(config: Config):
     """Of the base model, by its configuration from its folder or the hub's cache, else as it was published."""
+    return _estimate_of(*inputs.base_of(config)[:3])
+
+
+@cache
+def _estimate_of(source: str, family: str, scale: str):
     from transformers import AutoConfig
 
     from mllmu_nb.prediction import Estimate
 
-    source = inputs.base_source(config)
     try:
         shape = AutoConfig.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError):
-        if source != inputs.family(config).hub:
+        if source != families.get(family).hub:
             raise
-        shape = inputs.family(config).published_shape()
-    return Estimate(shape, eager=config.scale == "miniature")
+        shape = families.get(family).published_shape()
+    return Estimate(shape, eager=scale == "miniature")
 
 
 def people(configs: Configs) -> Result:
@@ -171,43 +191,49 @@ def people(configs: Configs) -> Result:
         return Result(OK, f"{', '.join(remote)}: read, and their schema checked, when they are downloaded")
     distinct = list({tuple(getattr(config, name) for name in inputs.DATA): config for config in configs}.values())
     known = [(config, inputs.population(config)) for config in distinct]
-    first = known[0][1]
-    kinds = ", ".join(f"{len(first.of_kind(kind))} {kind}" for kind in ("fictitious", "pool", "celebrity"))
     forget = ", ".join(f"{len(one.forget_ids)} to be forgotten at {config.forget_ratio} %" for config, one in known)
-    return Result(OK, f"{kinds}; {forget}; hash {inputs.data_hash(distinct[0])}")
+    return Result(OK, f"{known[0][1].counted()}; {forget}; hash {inputs.data_hash(distinct[0])}")
 
 
 def model(configs: Configs) -> Result:
-    """Base model, worked examples and folders, as a sweep checks them before it starts."""
+    """Base models, worked examples and folders, as a sweep checks them before it starts."""
     for config in configs:
         if not inputs.unread(config):
             inputs.check(config)
-    source = Path(inputs.base_source(configs[0]))
-    text = f"{len(configs)} runs, scale {configs[0].scale}, under {paths.root()}; base model {source.name}"
-    if not source.is_dir():
-        return Result(OK, f"{text}, from the hub")
-    check_model(source, configs[0].base_model)
-    return Result(OK, f"{text}, hash {inputs.base_hash(configs[0])}")
+    said = [f"{len(configs)} runs, scale {configs[0].scale}, under {paths.root()}"]
+    for config, *_ in by_base(configs):
+        source, where = Path(inputs.base_source(config)), "from the hub"
+        if source.is_dir():
+            check_model(source, config.base_model)
+            where = f"hash {inputs.base_hash(config)}"
+        said.append(f"base model {source.name}, {where}")
+    return Result(OK, "; ".join(said))
 
 
 def hub(configs: Configs) -> Result:
     """Whether the hub answers for what comes from it, and whether there is a token."""
-    base = inputs.base_source(configs[0])
-    wanted = {} if configs[0].scale == "miniature" or Path(base).is_dir() else {base: "model"}
-    for config in configs:  # the people are a data set, their training splits are kept as a model
-        wanted |= {source: "model" if number else "dataset" for number, source in enumerate(inputs.unread(config))}
+    wanted: dict[tuple[str, str, str], None] = {}  # name, kind and revision, in the order of the runs
+    for config in configs:
+        models = [(inputs.base_source(config), config.base_revision), (config.vanilla_path, config.vanilla_revision)]
+        for source, revision in models if config.scale != "miniature" else ():
+            if source and not Path(source).is_dir():
+                wanted[source, "model", revision] = None
+        sources, revisions = config.data_source.split(","), config.data_revision.split(",")
+        for source, kind, revision in zip(map(str.strip, sources), HUB_KINDS, [*revisions, ""], strict=False):
+            if source in inputs.unread(config):
+                wanted[source, kind, revision.strip()] = None
     if not wanted:
         return Result(OK, "not needed")
     token = "a token is set" if huggingface_hub.get_token() else "no token is set"
     api = huggingface_hub.HfApi(os.environ.get("HF_ENDPOINT"), huggingface_hub.get_token())
-    for source, kind in wanted.items():
-        revision = configs[0].base_revision if source == base else ""
+    for source, kind, revision in wanted:
         try:
             api.repo_info(source, repo_type=kind, revision=revision or None, timeout=TIMEOUT)
         except Exception as error:  # of the network, the hub or the name: several libraries' own kinds
             advice = "check the spelling, HF_TOKEN and HF_ENDPOINT, or name folders by base_path and data_source"
-            return Result(PROBLEM, f"{source}: {str(error).splitlines()[0]}; {token}", advice)
-    return Result(OK, f"{', '.join(wanted)} can be downloaded; {token}")
+            name = "@".join(filter(None, (source, revision)))
+            return Result(PROBLEM, f"{name}: {str(error).splitlines()[0]}; {token}", advice)
+    return Result(OK, f"{', '.join(dict.fromkeys(source for source, *_ in wanted))} can be downloaded; {token}")
 
 
 CHECKS = (versions, device, memory, hours, people, model, hub)

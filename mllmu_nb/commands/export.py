@@ -75,8 +75,7 @@ def write_people(config: Config, folder: Path) -> None:
 
     people = inputs.population(config)
     written = official.write_layout(people, folder)
-    kinds = ", ".join(f"{len(people.of_kind(kind))} {kind}" for kind in ("fictitious", "pool", "celebrity"))
-    print(f"{kinds}, {len(people.forget_ids)} of them to be forgotten at {config.forget_ratio} %")
+    print(f"{people.counted()}, {len(people.forget_ids)} of them to be forgotten at {config.forget_ratio} %")
     for target in (folder, folder.parent / official.TRAIN_FOLDER):
         print(f"{sum(target in path.parents for path in written):4} files in {target}")
 

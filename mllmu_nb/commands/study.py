@@ -15,8 +15,9 @@ EXAMPLES = ("study differences", "study differences --replicates 0 1 2")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", nargs="?", default="differences", choices=["differences"], help="the one there is")
-    parser.add_argument("--replicates", type=int, nargs="+", metavar="R", default=[0, 1], help="to be pooled (0 1)")
+    parser.add_argument("study", nargs="?", default="differences", choices=["differences"], help="only: differences")
+    about = "replicates whose results are pooled (default: 0 1)"
+    parser.add_argument("--replicates", type=int, nargs="+", metavar="R", default=[0, 1], help=about)
 
 
 def main(options: argparse.Namespace) -> int:

@@ -37,10 +37,12 @@ EXAMPLES = (
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="what lmms-eval writes, or wrote")
-    parser.add_argument("--model", type=Path, metavar="FOLDER", help="its exported model: ask it")
+    about = "folder of the exported model; without it, existing output is read"
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help=about)
     parser.add_argument("--yes", action="store_true", help="run the command; without it, it is printed alone")
-    parser.add_argument("--device", default="cuda", help="where the model runs (cuda)")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="lmms-eval's tasks (both)")
+    parser.add_argument("--device", default="cuda", help="where the model runs (default: cuda)")
+    about = "lmms-eval's tasks (default: both)"
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help=about)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -82,15 +84,18 @@ def command(model: Path, family: str, output: Path, tasks: list[str], device: st
 
 def read(output: Path, tasks: list[str]) -> tuple[pd.DataFrame, int]:
     """The samples that lmms-eval logged, the newest file of each task, as rows of ``utility.parquet`` with a ``score``
-    from 0 to 1; and how many a judge gave no grade. Raises KitError without a file, or for one of another form."""
+    from 0 to 1; and how many a judge gave no grade. Raises KitError without a file, for files of several models, or for
+    one of another form."""
     rows: list[dict[str, Any]] = []
     for task in tasks:
         files = sorted(output.rglob(f"*_samples_{task}.jsonl"), key=lambda file: file.name)
         if not files:
             raise KitError(f"{output} holds no samples of {task}: lmms-eval writes them with --log_samples")
+        if len(folders := sorted({str(file.parent) for file in files})) > 1:  # lmms-eval makes a folder for each model
+            raise KitError(f"samples of {task} lie in {few(folders)}: name by --output the folder of the run's model")
         try:
-            for line in files[-1].read_text(encoding="utf-8").splitlines():
-                rows.append(_row(TASKS[task], json.loads(line)))
+            lines = files[-1].read_text(encoding="utf-8").split("\n")  # an answer may hold other separators
+            rows += [_row(TASKS[task], json.loads(line)) for line in lines if line.strip()]
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise KitError(f"{files[-1]} is not in the form of lmms-eval 0.7 ({error!r:.80})") from None
     frame = pd.DataFrame(rows)

@@ -64,11 +64,21 @@ def main(options: argparse.Namespace) -> int:
     cache, reference = paths.cache(), options.against or paths.reference()
     if options.against and not paths.runs(reference).is_dir():  # named before anything is computed
         raise KitError(f"there are no runs in {reference}: name a folder of results by --against")
-    if options.rerun:
+    if not options.rerun:
+        return verify(options, reference, cache)
+    configs = sweep.cells(sweep.read(options.config))
+    if options.against or configs[0].scale != "paper":
+        runs_of_reference(reference, [config.run_id for config in configs])  # before hours go into the runs
+    with stages.lock(cache / "rerun"):  # another one would remove the folder
         os.environ[paths.OUT] = str(cache / "rerun")
         shutil.rmtree(cache / "rerun", ignore_errors=True)
         if sweep.main(argparse.Namespace(config=options.config, ratios=None, bases=None, jobs=None, shard=None)):
             return 1
+        return verify(options, reference, cache)
+
+
+def verify(options: argparse.Namespace, reference: Path, cache: Path) -> int:
+    """Compares the runs that are there and prints the verdicts, as :func:`main`; every cell goes into ``cache``."""
     runs = [read_run(folder) for folder in ([options.run] if options.run else chosen(options.config))]
     if not runs:
         raise KitError("there is no run to compare: make it with python -m mllmu_nb sweep")
@@ -80,10 +90,8 @@ def main(options: argparse.Namespace) -> int:
         cells = compare_published(run_scores(items_of(runs)))
         shown = cells[cells["verdict"] != ""]
     else:
-        theirs = [folder for run in runs if (folder := paths.runs(reference) / run.record["run"]).is_dir()]
-        if not theirs:
-            raise KitError(f"{reference} has none of these runs, which are named by their parameters")
-        cells = compare(run_scores(items_of(runs)), run_scores(items_of(list(map(read_run, theirs)))))
+        reference_runs = list(map(read_run, runs_of_reference(reference, [run.record["run"] for run in runs])))
+        cells = compare(run_scores(items_of(runs)), run_scores(items_of(reference_runs)))
         print_differences(runs, reference)
         print(cells.groupby(["run", "verdict"]).size().unstack(fill_value=0).rename(columns={"": "new"}).to_string())
         shown = cells[cells["verdict"].isin([OFF, MISSING])]
@@ -111,13 +119,21 @@ def chosen(config: Path | None) -> list[Path]:
     return own or reference
 
 
+def runs_of_reference(reference: Path, run_ids: Sequence[str]) -> list[Path]:
+    """Folders of the runs of these ids that the reference has. KitError where it has none of them."""
+    folders = [folder for run_id in run_ids if (folder := paths.runs(reference) / run_id).is_dir()]
+    if not folders:
+        raise KitError(f"{reference} has none of these runs, which are named by their parameters")
+    return folders
+
+
 # -- against a run ----------------------------------------------------------------------------------------------
 
 
 def compare(scores: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
     """The cells of ``scores`` beside those of the reference, and a verdict."""
-    theirs = reference[[*KEYS, *NUMBERS]]
-    cells = scores.merge(theirs, "outer", KEYS, suffixes=("", "_reference"), validate="one_to_one")
+    reference_cells = reference[[*KEYS, *NUMBERS]]
+    cells = scores.merge(reference_cells, "outer", KEYS, suffixes=("", "_reference"), validate="one_to_one")
     return cells.assign(verdict=verdicts(cells))
 
 
@@ -134,10 +150,10 @@ def print_differences(runs: Sequence, reference: Path) -> None:
     lines: Counter[str] = Counter()
     for run in runs:
         file = paths.runs(reference) / run.record["run"] / stages.RECORD
-        theirs = made_with(stages.read_json(file)) if file.is_file() else {}
+        reference_record = made_with(stages.read_json(file)) if file.is_file() else {}
         for name, value in made_with(run.record).items():
-            if theirs.get(name, value) != value:
-                lines[f"{name} {value!r} (reference: {theirs[name]!r})"] += 1
+            if reference_record.get(name, value) != value:
+                lines[f"{name} {value!r} (reference: {reference_record[name]!r})"] += 1
     for line, count in lines.items():
         print(f"made with {line}" + (f" in {count} of {len(runs)} runs" if count < len(runs) else ""))
 

@@ -58,14 +58,15 @@ def configs_in(folder: str | Path) -> list[str]:
 
 
 def answer_letter(answer: str) -> str:
-    """The letter of a ``Correct_Answer``: "B", also of "b" and "B: Oulu"; "" when there is none, as in "Berlin"."""
-    letter = re.match(r"\s*([A-Da-d])(?!\w)", answer)
+    """The letter of a ``Correct_Answer``: "B", also of "b" and "B: Oulu"; "" when there is none, as in "Berlin" and in
+    "A nurse", the text of an option."""
+    letter = re.fullmatch(r"\s*([A-Da-d])\s*([:.)].*)?", answer, re.DOTALL)
     return letter[1].upper() if letter else ""
 
 
 class Layout:
     """A folder of the layout; ``faults`` gathers, a line each, what keeps the kit from reading or scoring it. ``name``
-    is what they call the folder; ``training``: it follows the training repository. Raises KitError when there is no
+    is the folder's name in messages; ``training``: it follows the training repository. Raises KitError when there is no
     such folder."""
 
     def __init__(self, folder: str | Path, name: str = "", training: bool = False):
@@ -113,7 +114,7 @@ class Layout:
                     where = f"{name}, row {number} (ID {row['ID']}), column"
                     self.faults += [f"{where} {fault}" for fault in _row_faults(row)]
                     if row["ID"] in rows:
-                        self.faults.append(f"{where} ID: stands in another row already")
+                        self.faults.append(f"{where} ID: is the ID of another row too")
                     rows[row["ID"]] = row
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 reason = str(error).partition("\n")[0]
@@ -136,7 +137,7 @@ def _row_faults(row: dict) -> Iterator[str]:
         for kind, entries in row["Classification_Task"].items():
             for number, entry in enumerate(entries):
                 place, letters = f"Classification_Task.{kind}[{number}]", ", ".join(LETTERS)
-                if len({option.strip() for option in entry["Options"].values()}) == 1:
+                if len({entry["Options"][letter].strip() for letter in LETTERS}) == 1:  # a file may have more of them
                     yield f"{place}: its options are all the same"
                 if not answer_letter(entry["Correct_Answer"]):
                     yield f"{place}: Correct_Answer {entry['Correct_Answer']!r} is none of {letters}"

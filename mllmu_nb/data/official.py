@@ -20,26 +20,30 @@ from mllmu_nb.errors import KitError, few
 TRAIN_FOLDER = "baseline_train_split"
 PEOPLE_FILE = "people.json"
 SHARDS = {"Test_Set": 2}
+REPAIR = "repair the folder, or download data set and training splits again"
 
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
 def write_layout(population: Population, folder: str | Path) -> list[Path]:
     """Write ``population`` to ``folder`` and the training splits to ``baseline_train_split`` beside it; returns the
-    files. Raises KitError when one of the folders is there and not empty, or cannot be written."""
+    files. Raises KitError when one of the folders is there and not empty, when both are one, or when they cannot be
+    written."""
     targets = [Path(folder), Path(folder).parent / TRAIN_FOLDER]
+    if targets[0] == targets[1]:
+        raise KitError(f"{folder} is where the training splits are written: choose another name")
     for target in targets:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise KitError(f"{target} is already there: remove it or choose another folder")
     printed = _printed_ids(population)
     celebrities = {printed[p.id]: {"ID": p.id, "metadata": _pairs(p)} for p in population.of_kind("celebrity")}
-    people = {"pool": [person.id for person in population.of_kind("pool")], "celebrities": celebrities}
+    content = {"pool": [person.id for person in population.of_kind("pool")], "celebrities": celebrities}
     try:
         for target, training in zip(targets, (False, True), strict=True):
             for config, members in _configs(population, training).items():
                 rows = [_row(person, printed.get(person.id, person.id), config) for person in members]
                 _write_config(target / config, rows, schema_of(config, training))
-        (targets[0] / PEOPLE_FILE).write_text(json.dumps(people, ensure_ascii=False) + "\n", encoding="utf-8")
+        (targets[0] / PEOPLE_FILE).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise KitError(f"{folder} cannot be written ({error.strerror or error}): choose another folder") from None
     return sorted(path for target in targets for path in target.rglob("*") if path.is_file())
@@ -47,13 +51,13 @@ def write_layout(population: Population, folder: str | Path) -> list[Path]:
 
 def _configs(population: Population, training: bool) -> dict[str, list[Profile]]:
     """Configuration → its people, of the evaluation data or of the training splits; none is empty."""
-    people = [person for person in population.profiles.values() if person.kind != "celebrity"]
+    trained = [person for person in population.profiles.values() if person.kind != "celebrity"]
     configs = {}
     if not training:
-        configs = {config: people for config in ("Full_Set", "Test_Set", "ft_Data")}
+        configs = {config: trained for config in ("Full_Set", "Test_Set", "ft_Data")}
         configs["Retain_Set"] = population.of_kind("celebrity")
     for ratio, ids in _forget_splits(population).items():
-        others = people if training else population.of_kind("fictitious")
+        others = trained if training else population.of_kind("fictitious")
         configs[f"forget_{ratio}"] = [population.profiles[identity] for identity in ids]
         configs[f"retain_{100 - ratio}"] = [person for person in others if person.id not in ids]
     return {config: members for config, members in configs.items() if members}
@@ -176,7 +180,7 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
         wrong[f"has other people in {config} than {other.name}"] = (expected ^ rows.keys()) - pool
     for what, ids in wrong.items():
         if ids:
-            data.faults.append(f"{data.name} {what} ({few(sorted(ids))}): download both again")
+            data.faults.append(f"{data.name} {what} ({few(sorted(ids))}): {REPAIR}")
     data.stop()
 
     taught = {identity: reader.understand(row["metadata"]) for identity, row in text.items()}
@@ -187,7 +191,8 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
     for printed, row in famous.items():
         identity, qa = celebrities.get(printed, (f"c{printed}", ()))
         if identity in profiles:
-            data.faults.append(f"{data.name}/Retain_Set: ID {printed} would be {identity} here, as somebody else is")
+            text = f"ID {printed} would get the id {identity}, which another person has"
+            data.faults.append(f"{data.name}/Retain_Set: {text}")
         profiles[identity] = _profile(row, "celebrity", identity, qa)
         if printed in full:  # by its printed ID, upstream looks up a celebrity in Full_Set
             shared[identity] = printed
@@ -214,7 +219,7 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
 
 
 def _people_file(data: Layout) -> tuple[set[str], dict[str, tuple[str, tuple[QA, ...]]]]:
-    """``people.json``: the ids of the pool, and by a celebrity's printed ID the one here and the fine-tuning pairs."""
+    """``people.json``: the ids of the pool, and by a celebrity's printed ID the kit's id and the fine-tuning pairs."""
     path = data.folder / PEOPLE_FILE
     if not path.exists():
         return set(), {}

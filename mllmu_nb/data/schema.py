@@ -97,6 +97,10 @@ class Population:
     def of_kind(self, kind: str) -> list[Profile]:
         return [p for p in self.profiles.values() if p.kind == kind]
 
+    def counted(self) -> str:
+        """How many people of each kind there are, in words."""
+        return ", ".join(f"{len(self.of_kind(kind))} {kind}" for kind in KINDS)
+
     def members(self, set_name: str) -> list[Profile]:
         """Profiles of one of the four sets; ``test`` holds the forget people."""
         forget, forgotten = [self.profiles[identity] for identity in self.forget_ids], set(self.forget_ids)
@@ -121,7 +125,8 @@ def forget_ids(ids: Sequence[str], ratio: int, seed: int, draw: int = 0) -> tupl
     if not 0 < count < len(ids):
         side = "forget" if count <= 0 else "keep"
         raise KitError(f"forget_ratio={ratio} of {len(ids)} people leaves nobody to {side}: raise people or change it")
-    if not 0 <= draw < len(ids) // count:
-        raise KitError(f"replicate={draw} does not exist: {len(ids)} people at {ratio} % give {len(ids) // count}")
+    if not 0 <= draw < (sets := len(ids) // count):
+        given = f"only {sets} disjoint forget sets (replicates 0 to {sets - 1})"
+        raise KitError(f"replicate={draw} does not exist: {len(ids)} people at {ratio} % give {given}")
     order = np.random.default_rng([seed, ratio]).permutation(sorted(ids))
     return tuple(sorted(order[draw * count : (draw + 1) * count].tolist()))

@@ -117,8 +117,8 @@ def ways_of(
         scored = scored_items(asking, name)
         people = set(list(dict.fromkeys(item.question.profile for item in scored))[:limit])
         items += [item for item in scored if item.question.profile in people]
-    choices, sentences, blanks = ([item for item in items if item.question.task == task] for task in TASKS)
-    ways = {"letters": choices, "likelihoods": choices, "sentences": sentences, "blanks": blanks}
+    choices, free, blanks = ([item for item in items if item.question.task == task] for task in TASKS)
+    ways = {"letters": choices, "likelihoods": choices, "free_answers": free, "blanks": blanks}
     return {way: items for way, items in ways.items() if items and (way != "likelihoods" or scoring == "both")}
 
 

@@ -16,13 +16,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from mllmu_nb.data.schema import TASKS, Population, Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.stages import read_json
 
 SHOT_PEOPLE = {"classification": 1, "cloze": 2}  # shown solved, by task; cloze shows two questions of each in a view
 RETAINED = 2  # retain people who are taken out of scoring; multiple choice shows the first, cloze the first two
-FIELDS = ("shot_source", "shot_seed", "shots", "test_image")
 
 
 def draw(
@@ -61,8 +62,10 @@ def _drawn(population: Population, set_name: str, task: str, count: int, source:
         tasks = {task} if source == "pool" else set(SHOT_PEOPLE)
         able = sorted(p.id for p in people if tasks <= {question.task for question in p.questions})
     least = needed if source == "pool" else needed + 1  # somebody is left to score
+    if source == "upstream" and set_name == "celebrity" and not any(in_full_set(population, i) for i in able):
+        least, needed = 0, min(needed, len(able))  # upstream finds none of them, so it shows and leaves out nobody
     if len(able) < least:
-        place = {"pool": "unscored pool", "retain": "retain set"}.get(source, f"{set_name} set")
+        place = _place(set_name, source)
         raise KitError(f"{task} shots need {least} people in the {place}, it has {len(able)}: set shots to 0")
     return Random(key).sample(able, needed)[:count]
 
@@ -74,12 +77,26 @@ def _people(population: Population, set_name: str, source: str) -> list[Profile]
     return population.members("retain" if source == "retain" else set_name)
 
 
+def _place(set_name: str, source: str) -> str:
+    """Where those are whom a source may draw for a set."""
+    return {"pool": "unscored pool", "retain": "retain set"}.get(source, f"{set_name} set")
+
+
+class _File(BaseModel, extra="forbid", strict=True):
+    shot_source: str
+    shot_seed: Any = None
+    shots: dict[str, dict[str, list[str]]]
+    test_image: dict[str, dict[str, int]] = {}
+
+
 def read(path: str | Path) -> dict[str, Any]:
     """A file of draws. Raises ``KitError`` when it cannot be read or is of another form."""
-    draws = {"shot_seed": None, "test_image": {}, **read_json(Path(path))}
-    if set(draws) != set(FIELDS) or not all(isinstance(draws[name], dict) for name in ("shots", "test_image")):
-        raise KitError(f"the draws {path} must hold {', '.join(FIELDS)} and nothing else: take the draws.json of a run")
-    return draws
+    try:
+        return _File.model_validate(read_json(Path(path))).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise KitError(f"the draws {path} are of another form ({problem}): take the draws.json of a run") from None
 
 
 def check(draws: Mapping[str, Any], population: Population, sets: Sequence[str], **how: Any) -> None:
@@ -92,14 +109,14 @@ def check(draws: Mapping[str, Any], population: Population, sets: Sequence[str],
     for name, tasks in usual["shots"].items():
         able = {person.id for person in _people(population, name, source)}
         for task, drawn in tasks.items():
-            ids, count = draws["shots"].get(name, {}).get(task), len(drawn)
-            if not isinstance(ids, list) or len(ids) != count or not able.issuperset(ids):
-                needed = f"{count} of the people it draws from needed"
+            ids, count = draws["shots"].get(name, {}).get(task, []), len(drawn)
+            if len(ids) != count or len(able.intersection(ids)) != count:
+                needed = f"name {count} {'person' if count == 1 else 'people'} of the {_place(name, source)}"
                 raise KitError(f"the draws name {ids!r} for the {task} shots of {name}: {needed}")
     for person, task in product(population.members("test") if "test" in sets else (), TASKS):
         number = draws["test_image"].get(person.id, {}).get(task, None if usual["test_image"] else 0)
         if number not in range(len(person.test_portraits)):
-            problem = f"picture {number} of {person.id} in {task}: there is no such in the test set"
+            problem = f"picture {number} of {person.id} in {task}: the test set has no such picture"
             raise KitError(f"the draws show {problem}")
 
 

@@ -290,26 +290,27 @@ def _chunks(
     def begun(count: int) -> _State:
         return beginning.lend(count) if beginning else _State(model, count)
 
-    faces, face, words = None, {}, {i: rows[i] for i in batch}
+    pictures_read, picture_of, words = None, {}, {i: rows[i] for i in batch}
     if images[batch[0]]:
-        own = model.config.image_token_id
-        cuts = {i: int(np.flatnonzero(rows[i] == own)[-1]) + 1 for i in batch}
+        image_token = model.config.image_token_id
+        cuts = {i: int(np.flatnonzero(rows[i] == image_token)[-1]) + 1 for i in batch}
         keys = {i: (_keys(images[i]), rows[i][: cuts[i]].tobytes()) for i in batch}
         firsts = list({key: i for i, key in keys.items()}.values())  # one prompt for each picture
-        faces = begun(len(firsts)).read(processor, [rows[i][: cuts[i]] for i in firsts], [images[i] for i in firsts])
+        beginnings = [rows[i][: cuts[i]] for i in firsts]
+        pictures_read = begun(len(firsts)).read(processor, beginnings, [images[i] for i in firsts])
         number = {keys[i]: place for place, i in enumerate(firsts)}
-        face = {i: number[keys[i]] for i in batch}
+        picture_of = {i: number[keys[i]] for i in batch}
         words = {i: rows[i][cuts[i] :] for i in batch}
     by_length = sorted(batch, key=lambda i: len(words[i]))  # stable: those of a length in the batch's order
     for some in _cut(by_length, [len(words[i]) + more[i] for i in by_length]):
-        state = faces.fork([face[i] for i in some]) if faces else begun(len(some))
+        state = pictures_read.fork([picture_of[i] for i in some]) if pictures_read else begun(len(some))
         yield some, state.read(processor, [words[i] for i in some])
 
 
 def _shared_length(model, processor, rows: list[np.ndarray], earlier: Conversation) -> int:
     """How many tokens all rows begin with: all earlier pictures are among them, the question's own is not."""
-    length, own = min(_common(rows), min(map(len, rows)) - 1), model.config.image_token_id
-    places = np.flatnonzero(rows[0] == own)
+    length = min(_common(rows), min(map(len, rows)) - 1)
+    places = np.flatnonzero(rows[0] == model.config.image_token_id)
     if len(places):
         shown = families.of(model).picture_tokens(processor, earlier.images)
         if shown and length <= places[shown - 1]:

@@ -61,7 +61,7 @@ class Asking:
             options.append(tuple(statement(person, question, option) for option in question.options))
         return Inquiry("likelihood", items, conversations, options=options)
 
-    def sentences(self, items: list[Item]) -> Inquiry:
+    def free_answers(self, items: list[Item]) -> Inquiry:
         """For a free answer, without shots."""
         return self._open("generation", items)
 
@@ -101,12 +101,15 @@ def shifted(question: Question, places: int) -> Question:
 
 
 def statement(person: Profile, question: Question, option: str) -> str:
-    """``option`` as an answer: the person's fine-tuning sentence for the asked attribute, the fact replaced by it, and
-    the article before it made to fit. In the text view the sentence says the name."""
+    """``option`` as an answer: the person's fine-tuning sentence for the asked attribute, as it is taught where the
+    option is its fact, else the fact replaced and the article before it made to fit. In the text view the sentence says
+    the name."""
     for qa in person.qa:
         if qa.value and qa.attribute == question.attribute and qa.value in qa.answer:
-            before, after = qa.answer.split(qa.value, 1)
-            article = "an " if option[:1].lower() in "aeiou" else "a "
-            text = re.sub(r"\b[Aa]n? $", article, before) + option + after
+            text = qa.answer
+            if option != qa.value:  # else the taught article stays: "a university professor" breaks the rule below
+                before, after = qa.answer.split(qa.value, 1)
+                article = "an " if option[:1].lower() in "aeiou" else "a "
+                text = re.sub(r"\b[Aa]n? $", article, before) + option + after
             return with_name(text, person.name) if question.view == "text" else text
     return option

@@ -91,7 +91,7 @@ def fluency(base, processor, answers: pd.DataFrame, asking: Asking, *, batch_siz
     the same question and picture, without system prompt [rows]; NaN for other tasks and empty answers. ``asked``: sets
     and limit of the questions."""
     processor = families.of(base).asking(processor, asking.protocol)
-    free = asking.sentences(ways_of(asking, **asked).get("sentences", [])).conversations
+    free = asking.free_answers(ways_of(asking, **asked).get("free_answers", [])).conversations
     rows = np.flatnonzero(answers["task"] == "generation")
     # a model may write anything, even the word that stands for a picture
     texts = [text.replace(processor.image_token, " ").strip() for text in answers["answer"].iloc[rows]]

@@ -96,7 +96,7 @@ def read_profiles(
 
 def _contents(path: Path, what: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # editors on Windows begin a file with a mark, which JSON refuses
     except UnicodeDecodeError:
         raise KitError(f"{what} {path} is not UTF-8 text: JSON is needed (parquet goes into data_source)") from None
     except (OSError, ValueError) as error:
