@@ -226,6 +226,23 @@ def test_the_gate_table_says_which_gates_are_open(gated):
     assert len(rows) == 1 and rows["low"].item() > 0
 
 
+def test_each_vanilla_of_a_grid_has_its_own_gate():
+    runs = []
+    for exams, knows in ((0.8, True), (0.0, False)):
+        runs.append(make("vanilla", lambda q, knows=knows: knows or q.set == "retain", exams=exams, **FEW))
+        runs.append(make("oracle", lambda q: q.set == "retain", exams=exams, **FEW))
+        runs.append(make("ga", lambda q: q.set == "retain", modality="multimodal", exams=exams, **FEW))
+    scores = Scores.of(runs)
+    cell = scores.cells.query("method == 'ga' and set == 'forget' and view == 'both' and scoring == 'likelihood'")
+    cell = cell[(cell["metric"] == "accuracy") & (cell["against"] == "")]
+    assert cell.set_index("exams")["gate"].to_dict() == {0.8: "open", 0.0: "closed"}
+    alone = scores.run_scores().query("method == 'ga' and set == 'forget' and scoring == 'likelihood'")
+    assert alone.groupby("exams")["gate"].unique().map(list).to_dict() == {0.0: ["closed"], 0.8: ["open"]}
+    [sheet] = tables.sheets("table_gate", scores)
+    said = {heading: dict(rows)["Likelihood, points"][-1][0] for heading, rows in sheet.blocks}
+    assert said["Vanilla, exams 0.8"].endswith("open") and said["Vanilla, exams 0.0"].endswith("closed")
+
+
 def test_without_an_oracle_the_gate_is_unknown():
     runs = [
         make(method, modality=modality, sets=("forget",), **FEW)

@@ -250,12 +250,12 @@ class Scores:
 
     @cached_property
     def gates(self) -> pd.DataFrame:
-        return gates(self.cells)
+        return gates(self.cells, self.by)
 
     @cached_property
     def opened(self) -> pd.DataFrame:
         """In how many replicates each gate is open by itself."""
-        return opened(self.items)
+        return opened(self.items, self.by)
 
     @cached_property
     def ranking(self) -> Ranking:
@@ -284,7 +284,7 @@ class Scores:
 
     def run_scores(self) -> pd.DataFrame:
         """The rows of ``scores.csv``."""
-        return run_scores(self.items, self.gates)
+        return run_scores(self.items, self.gates, self.by)
 
     def models(self) -> list[tuple]:
         """(method, variant, modality, after, and the varied parameters) of every model, in the order of the tables."""

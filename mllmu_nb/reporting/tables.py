@@ -240,20 +240,28 @@ def oracle_gap_table(scores: Scores) -> Iterator[Sheet]:
 
 @table("table_gate")
 def gate_table(scores: Scores) -> Iterator[Sheet]:
-    """Which metrics can show forgetting: vanilla minus oracle on the forget set, a row a metric, a column a view."""
+    """Which metrics can show forgetting: vanilla minus oracle on the forget set, a row a metric, a column a view, and a
+    block a vanilla model where a grid makes several."""
     shown = [one for one in _score_metrics(scores) if one.knowledge]
     where = {"method": "vanilla", "after": "", "against": "oracle", "set": "forget", "view": ANY_VIEW}
     frame = select(scores, shown, **where)
-    known, alone = (rows_by(rows, [*KEY, "view"]) for rows in (frame, scores.opened))
+    known, alone = (rows_by(rows, [*scores.by, *KEY, "view"]) for rows in (frame, scores.opened))
 
-    def text(one: Metric, view: str) -> str | tuple[str, str]:
-        at = (*one.key, view)
+    def text(model: tuple, one: Metric, view: str) -> str | tuple[str, str]:
+        at = (*model[len(MODEL) :], *one.key, view)
         if at not in known or not (value := value_text(known[at], one, signed=True)):
             return "", "Vanilla or the oracle has no such answers."
         own = alone.get(at, {"of": 0})
         return f"{value}, {known[at]['gate']}" + (f" ({own['open_in']} of {own['of']})" if own["of"] > 1 else "")
 
-    rows = [(one.shown_as_gap, [text(one, view) for view in ANY_VIEW]) for one in shown]
+    taught = [model for model in scores.models() if model[0] == "vanilla" and not model[3]]
+    blocks = [
+        (
+            scores.name(model) if len(taught) > 1 else "",
+            [(one.shown_as_gap, [text(model, one, view) for view in ANY_VIEW]) for one in shown],
+        )
+        for model in taught or [("vanilla", "canonical", "none", "", *[""] * len(scores.by))]
+    ]
     columns = [("Asked with", ASKED_IN[view].capitalize()) for view in ANY_VIEW]
     remark = (
         f"Vanilla minus oracle on the forget set, question by question; {LIMITS} Closed: the interval does not lie "
@@ -261,7 +269,7 @@ def gate_table(scores: Scores) -> Iterator[Sheet]:
         "itself, over its people."
     )
     remarks, frame = [remark, repeats(scores)], csv_rows(scores, frame)
-    yield new_sheet(scores, "Memorisation gate", "gate", "Metric", columns, [("", rows)], remarks, frame)
+    yield new_sheet(scores, "Memorisation gate", "gate", "Metric", columns, blocks, remarks, frame)
 
 
 @table("table_health")

@@ -69,20 +69,20 @@ def _scored(rows: pd.DataFrame, wanted: Sequence[Metric]) -> pd.DataFrame:
     return rows.assign(**columns)
 
 
-def run_scores(items: pd.DataFrame, known: pd.DataFrame | None = None) -> pd.DataFrame:
+def run_scores(items: pd.DataFrame, known: pd.DataFrame | None = None, by: Sequence[str] = ()) -> pd.DataFrame:
     """The rows of ``scores.csv`` from scored ``items``: one a run, set, task, view, scoring and metric.
 
-    Columns RUN_KEYS, CELL, metric, value, low, high, n_items, n_profiles, and with ``known`` gates (:func:`gates.gates`
+    Columns RUN_KEYS, ``by``, CELL, metric, value, low, high, n_items, n_profiles, and with ``known`` gates (:func:`gates.gates`
     of the cells) ``gate``. View ``both`` pools the two views. A metric that no answer of a cell carries gives no row.
     """
     items = items.assign(person=persons, seed=items["unlearn_seed"])
-    rows = []
+    key, rows = [*RUN_KEYS, *by], []
     for task, scoring, group in _by_task(metrics(per="answer", table="scores")):
         asked = of_metric(items, task, scoring)
         for view in (asked, asked.assign(view=POOLED)):
-            rows += summaries(view, [*RUN_KEYS, "set", "view"], group)
-    scores = pd.DataFrame(rows, columns=[*RUN_KEYS, *CELL, "metric", *VALUES]).drop(columns=["n_replicates", "dots"])
-    return scores if known is None else with_gate(scores, known)
+            rows += summaries(view, [*key, "set", "view"], group)
+    scores = pd.DataFrame(rows, columns=[*key, *CELL, "metric", *VALUES]).drop(columns=["n_replicates", "dots"])
+    return scores if known is None else with_gate(scores, known, by)
 
 
 def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequence[str] = ()) -> pd.DataFrame:
@@ -109,7 +109,7 @@ def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequen
     result = result.reindex(columns=[*key, *PLACE, *VALUES, "note"]).astype(dict.fromkeys(COUNTS, "Int64"))
     dots = [one if isinstance(one, tuple) else () for one in result["dots"]]
     result = result.assign(note=result["note"].fillna(""), dots=dots, verdict=_verdicts(result))
-    return with_gate(result, gates(result))
+    return with_gate(result, gates(result, by), by)
 
 
 def _by_task(wanted: Sequence[Metric]) -> list[tuple[str, str, list[Metric]]]:
