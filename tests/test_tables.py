@@ -454,6 +454,23 @@ def test_published_figures_in_our_words_and_units():
 # -- where the spread comes from --------------------------------------------------------------------------------
 
 
+def test_runs_that_differ_in_a_seed_alone_are_one_replicate():
+    """Four trainings of one forget set; in one of them GA writes one word."""
+    runs = []
+    for seed in range(4):
+        for method, modality in (("vanilla", "none"), ("oracle", "none"), ("ga", "multimodal")):
+            taught = {"taught": lambda member: 0.6 if member == "forget" else 0.5}
+            run = make(method, modality=modality, train_seed=seed, sets=("forget", "retain"), **taught, **FEW)
+            runs.append(saying(run, "The The The", task="generation") if method == "ga" and not seed else run)
+    scores = Scores.of(runs)
+    [sheet] = tables.sheets("table2_main", scores)
+    said = "4 runs of one replicate (one forget set) a model: intervals are over people alone"
+    assert said in sheet.markdown() and "replicates (" not in sheet.markdown()
+    area = scores.cells.query("metric == 'auc_loss' and method == 'vanilla' and view == 'text' and against == ''")
+    assert area["n_replicates"].item() == 1 and area["low"].item() > 0.5, "the units are people"
+    assert {model[3]: bad[:2] for model, bad in scores.unsound.items()} == {"ga": (1, 4)}
+
+
 def test_what_a_replicate_draws_is_told_apart_from_people_by_hand(gated):
     """On Retain everybody recurs, so the variance over replicates is that of their scores."""
     table = frame("table_variance", gated).set_index(["set", "scoring", "metric", "factor"])

@@ -4,8 +4,8 @@ Papers print a figure a method and no interval. A gap exceeds the noise where it
 chance alone makes such a gap in fewer than one of twenty comparisons. A study sees a true gap four times in five where
 it is ``detectable``, 2.8 errors. The error follows from the numbers of people and questions behind the figures, which
 the benchmark fixes (:func:`people_behind`), and from how alike the answers about one person are, which nobody prints: a
-``correlation`` is assumed, .1 with a range from 0 to .4. ``model_correlation`` is the correlation of the two models' figures
-over people, 0 unless it is given: models of one vanilla agree more than that, so a paired comparison could see more.
+``correlation`` is assumed, .1 with a range from 0 to .4. ``model_correlation`` is that of the two models' figures over
+people, 0 unless it is given: models of one vanilla agree more than that, so a paired comparison could see more.
 docs/methods.md has the formula.
 """
 
@@ -214,7 +214,7 @@ def audit(
     said = table["top"].notna() if "top" in table else pd.Series(False, table.index)
     assumed = {"people": nan if people is None else people, "questions": questions, "sd": nan, "top": top}
     table = table.assign(**{name: table[name].fillna(v) if name in table else v for name, v in assumed.items()})
-    table = table.assign(measure=table["measure"].fillna(""))
+    table = table.assign(measure=table["measure"].astype(object).fillna(""))
     for name, least in {"people": 2, "questions": 1, "sd": 0}.items():
         if (wrong := (table[name] < least) | np.isinf(table[name])).any():
             raise KitError(f"{name} of {table[wrong].iloc[0]['method']!r} is below {least} or without end")

@@ -128,11 +128,11 @@ def paragraph(scores: Scores) -> Iterator[str | Number]:
         names = [method_label(row["method"]) for row in rows]
         yield f" Trained on {MODALITIES[modality]}, where half of that gap is closed, {names[0]} is still right about "
         yield from (first, f" of what is to be kept, {names[1]} about ", best, ".")
-    separator = " Collapsed or refusing everybody, in so many replicates: "
+    separator = " Collapsed or refusing everybody, in so many runs: "
     for model in scores.models():
         if bad := scores.unsound.get((*scores.group.values(), *model)):
             yield f"{separator}{scores.name(model)} "
-            yield number(f"{bad.count} of {bad.replicates}", "table_health", dict(zip(name, model, strict=True)))
+            yield number(f"{bad.count} of {bad.runs}", "table_health", dict(zip(name, model, strict=True)))
             separator = ", "
     yield "." if separator == ", " else ""
 

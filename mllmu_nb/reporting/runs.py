@@ -186,7 +186,7 @@ def _in_order(runs: Iterable[Run]) -> list[Run]:
 @dataclass(frozen=True)
 class Scores:
     """What tables and figures are made of: runs, their scored ``items``, the long frame ``cells``, which models are
-    ``judged`` to have collapsed in which replicate, and the ``points`` of paths; ``by`` names the parameters that a
+    ``judged`` to have collapsed in which run, and the ``points`` of paths; ``by`` names the parameters that a
     grid varies."""
 
     runs: list[Run]
@@ -274,13 +274,13 @@ class Scores:
 
     @cached_property
     def unsound(self) -> dict[tuple, Unsound]:
-        """GROUP and model of each that has collapsed or refuses everybody in some replicate, and why."""
+        """GROUP and model of each that has collapsed or refuses everybody in some run, and why."""
         return unsound(self.judged, self.by)
 
     def mark(self, model: tuple) -> str:
         """What stands behind the name of a model that is not sound, with a blank before it."""
         bad = self.unsound.get((*self.group.values(), *model))
-        return "" if bad is None else f" {COLLAPSED}" + f" {bad.count} of {bad.replicates}" * (bad.replicates > 1)
+        return "" if bad is None else f" {COLLAPSED}" + f" {bad.count} of {bad.runs}" * (bad.runs > 1)
 
     def run_scores(self) -> pd.DataFrame:
         """The rows of ``scores.csv``."""

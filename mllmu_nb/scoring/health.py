@@ -39,10 +39,10 @@ UNJUDGED = ("base", "vanilla")
 
 
 class Unsound(NamedTuple):
-    """In how many of its replicates a model is not to be ranked, and why: what it is, and the reason in the first."""
+    """In how many of its runs a model is not to be ranked, and why: what it is, and the reason in the first."""
 
     count: int
-    replicates: int
+    runs: int
     why: str
 
 
@@ -91,11 +91,11 @@ def _unlikely(free: pd.DataFrame) -> pd.Series:
 
 
 def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Which models have collapsed or refuse everybody: a row a model (GROUP, MODEL, ``by``) and replicate (DRAW).
+    """Which models have collapsed or refuse everybody: a row a model (GROUP, MODEL, ``by``) and run, with its DRAW.
 
     ``items`` are scored. Columns ``collapsed``, ``refuses`` and ``why`` ("" for a sound one).
     """
-    key = [*GROUP, *MODEL, *by, *DRAW]
+    key = [*GROUP, *MODEL, *by, *DRAW, "run"]
     at, items = [*key, "view"], filled(items, by)
     retain = items[items["set"] == "retain"].assign(person=persons)
     broken, refused, chosen = (by_key()[names] for names in (BROKEN_SHARE, REFUSED_SHARE, JUDGED_BY))
@@ -127,7 +127,7 @@ def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def unsound(verdicts: pd.DataFrame, by: Sequence[str] = ()) -> dict[tuple, Unsound]:
-    """GROUP, MODEL and ``by`` of each model that has collapsed or refuses everybody in a replicate (:func:`judged`)."""
+    """GROUP, MODEL and ``by`` of each model that has collapsed or refuses everybody in a run (:func:`judged`)."""
     result = {}
     for model, rows in verdicts.groupby([*GROUP, *MODEL, *by], sort=False, dropna=False):
         bad = rows[rows["why"] != ""]

@@ -15,6 +15,7 @@ from mllmu_nb.scoring.frames import (
     ACROSS,
     CELL,
     COUNTS,
+    DRAW,
     GROUP,
     KEY,
     MODEL,
@@ -72,8 +73,9 @@ def _scored(rows: pd.DataFrame, wanted: Sequence[Metric]) -> pd.DataFrame:
 def run_scores(items: pd.DataFrame, known: pd.DataFrame | None = None, by: Sequence[str] = ()) -> pd.DataFrame:
     """The rows of ``scores.csv`` from scored ``items``: one a run, set, task, view, scoring and metric.
 
-    Columns RUN_KEYS, ``by``, CELL, metric, value, low, high, n_items, n_profiles, and with ``known`` gates (:func:`gates.gates`
-    of the cells) ``gate``. View ``both`` pools the two views. A metric that no answer of a cell carries gives no row.
+    Columns RUN_KEYS, ``by``, CELL, metric, value, low, high, n_items, n_profiles, and with ``known`` gates
+    (:func:`gates.gates` of the cells) ``gate``. View ``both`` pools the two views. A metric that no answer of a cell
+    carries gives no row.
     """
     items = items.assign(person=persons, seed=items["unlearn_seed"])
     key, rows = [*RUN_KEYS, *by], []
@@ -162,6 +164,7 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
         for model in models.to_dict("records") if group else ():
             mine = [(run, answers) for run, answers in runs if all(run[c] == model[c] for c in key)]
             theirs = [None if is_model(model, "oracle") else oracles.get(tuple(run[PEOPLE])) for run, _ in mine]
+            draws = len({tuple(run[DRAW]) for run, _ in mine})
             for one in group:
                 level, gap, why = None, None, no_pair("oracle")
                 try:
@@ -176,7 +179,7 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
                 if not is_model(model, "oracle"):
                     found["oracle"] = gap
                 for against, summary in found.items():
-                    values = vars(summary) | {"n_replicates": len(mine), "dots": ()} if summary else NOTHING
+                    values = vars(summary) | {"n_replicates": draws, "dots": ()} if summary else NOTHING
                     result.append(at | {"against": against, "note": "" if summary else why} | values)
     return result
 

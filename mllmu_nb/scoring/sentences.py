@@ -103,10 +103,10 @@ def _samples(runs: Sequence[pd.DataFrame | None], attack: str) -> PerModel:
     people are the same, the units on the forget side are these. Raises NotMeasured without fresh."""
     if any(run is None or run.empty for run in runs):
         return []
-    models = []
+    models, draws = [], {tuple(run[DRAW].iloc[0]) for run in runs}
     for run in runs:
         values, people, member = run[attack].to_numpy(float), run["person"].to_numpy(str), run["member"].to_numpy(str)
-        if len(runs) > 1:
+        if len(draws) > 1:
             people = np.where(member == "forget", str(tuple(run[DRAW].iloc[0])), people)
         models.append(tuple(Sample(values[member == side], people[member == side]) for side in ("forget", "fresh")))
     if not all(len(fresh.values) for _, fresh in models):
