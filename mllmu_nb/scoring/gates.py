@@ -49,7 +49,7 @@ def opened(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def with_gate(rows: pd.DataFrame, known: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """``rows`` (a row a GROUP, ``by``, set, task, view, scoring and metric) with the ``gate`` that ``known`` have for it.
+    """``rows`` (a row a GROUP, ``by``, set, task, view, scoring and metric) with the ``gate`` that ``known`` have.
 
     "" for the sets whose score is to stay, and where vanilla or the oracle has no such answers. What compares the two
     views has a closed gate where one of them has.
