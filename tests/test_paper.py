@@ -19,6 +19,7 @@ from matplotlib.testing.compare import compare_images
 from mllmu_nb.data.schema import Profile
 from mllmu_nb.reporting import figures, plots, report, tables
 from mllmu_nb.reporting.runs import Scores
+from mllmu_nb.reporting.sheet import latex_text
 
 PICTURES = Path(__file__).with_name("pictures")
 NEW = "MLLMU_NB_NEW_PICTURES"  # set: the pictures are written anew instead of compared; look at them before a commit
@@ -93,6 +94,14 @@ def test_the_appendix_sets_every_table_in_eight_points(written):
     read = {name for name in tables.TABLES if f"({name}.tex" in log or f"./{name}.tex" in log}
     assert read == set(tables.TABLES) - {"table2_paper", "table2_compact"}
     assert too_large(log) == [] and smallest(written) >= 8
+
+
+def test_characters_that_latex_lacks_do_not_stop_it(tmp_path):
+    everything = "".join(map(chr, [*range(0x20, 0x250), *range(0x370, 0x400), *range(0x2000, 0x2300), 0x6A21, 0x1F600]))
+    sheet = tables.Sheet(everything, "t", "Row", [("", "θ₀")], [("α", [("λ = ½", [("μ ± 1", "")])])], [everything])
+    paragraph = latex_text(everything)
+    typeset(tmp_path, f"{sheet.latex()}\n\n{paragraph}")
+    assert latex_text("θ₀ Łódź, Çelik ≈ ½ ąđ 模") == r"$\theta$0 Łódź, Çelik $\approx$ 1/2 a? ?"
 
 
 def test_the_paragraph_compiles(written):
