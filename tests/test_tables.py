@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from fake_runs import make, realistic, saying, without
+from fake_runs import along, make, people_frames, realistic, saying, without
 
-from mllmu_nb.reporting import published, tables
+from mllmu_nb.reporting import figures, published, tables
 from mllmu_nb.reporting.grid import COLLAPSED_NOTE, GATES_UNKNOWN
-from mllmu_nb.reporting.runs import Scores
+from mllmu_nb.reporting.runs import Scores, columns_of
 from mllmu_nb.reporting.sheet import Sheet, latex_text, write_csv, write_sheets
 from mllmu_nb.scoring import registry
+from mllmu_nb.scoring.frames import with_questions
 from mllmu_nb.scoring.registry import metrics
 
 FEW = {"asked": {"classification": 2, "generation": 1, "cloze": 1}, "famous": 3}
@@ -333,6 +334,26 @@ def test_the_path_table_says_what_is_kept_and_what_is_never_reached(gated):
     assert line(trained.markdown(), "GA")[1] == rf"{value} \[{low}, {high}\]"
     # the image view alone is unlearned, which is half of the gap of both views
     assert "Never reached." in both.footnotes() and "Never reached." not in trained.footnotes()
+
+
+def test_a_step_after_unlearning_has_no_path_and_is_no_oracle():
+    """Its run stores one point, what it is asked in the end: here an oracle that knows what vanilla knows."""
+    models = [("vanilla", "none"), ("oracle", "none"), ("ga", "multimodal")]
+    runs = [make(method, modality=modality, draw=draw, **FEW) for method, modality in models for draw in range(3)]
+    plain = Scores.of(runs)
+    for method, modality in (("ga", "multimodal"), ("oracle", "none")):
+        for draw in range(3):
+            own = make(method, lambda q: True, modality=modality, draw=draw, after="int4", **FEW)
+            asked = along(own.answers, method, "none").assign(**columns_of(own.record))
+            people = people_frames(own.record["people"]["fictitious"], FEW["famous"])
+            runs.append(replace(own, path=with_questions(asked, *people)))
+    scores = Scores.of(runs)
+    pd.testing.assert_frame_equal(scores.kept, plain.kept)
+    [sheet] = tables.sheets("table_ranking", scores)
+    [(_, rows)] = sheet.blocks
+    assert dict(rows)["GA, int4"] == [("", "A step after unlearning trains nothing, so it has no path.")] * 2
+    oracle = [figures.FIGURES.get("path")(one).axes[0].lines[-1].get_ydata().tolist() for one in (plain, scores)]
+    assert oracle[0] == oracle[1]
 
 
 def test_too_few_forget_sets_are_not_ranked(known):

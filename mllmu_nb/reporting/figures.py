@@ -42,7 +42,7 @@ from mllmu_nb.reporting.grid import (
 from mllmu_nb.reporting.plots import CLOSED, GREY, INK, LINE, NORMAL, PAGE, PALE, RIGHT, SMALL, WRONG
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Run, Scores, label, models_in_order
 from mllmu_nb.scoring import gates, path, utility
-from mllmu_nb.scoring.frames import KEY, MODEL, POOLED, VIEWS, has
+from mllmu_nb.scoring.frames import KEY, MODEL, POOLED, VIEWS, has, is_model
 from mllmu_nb.scoring.health import BROKEN_SHARE, STATES
 from mllmu_nb.scoring.ranking import LIKELIHOOD
 from mllmu_nb.scoring.registry import FORGOTTEN, Metric, by_key, metrics
@@ -393,7 +393,7 @@ def along_the_path(scores: Scores) -> Figure:
         key += "A line ends where a replicate gets no further; a mark beyond it is of those that do."
     below = [key, asked_along(scores), *collapse_note(map(scores.named, scores.models()))]
     drawn, axes = plots.panels(1, len(modalities), (PAGE, 3.2), below, title(along_the_path), sharey=True)
-    oracle = scores.points[(scores.points["method"] == "oracle") & (scores.points["measure"] == path.LIKELIHOOD)]
+    oracle = scores.points[is_model(scores.points, "oracle") & (scores.points["measure"] == path.LIKELIHOOD)]
     sums = oracle[oracle["set"].isin(("retain", "celebrity"))].groupby("set")[["score", "items"]].sum()
     goal, ends = 100 * (sums["score"] / sums["items"]).mean(), []
     for panel, modality in zip(axes[0], modalities, strict=True):

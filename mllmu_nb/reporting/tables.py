@@ -349,6 +349,7 @@ HEADS = {path.KEPT: "Kept", "retain": "Retain", "celebrity": "Celebrities", "fre
 READ_OFF = [(path.KEPT, place) for place in (*path.PLACES, path.AREA)]
 READ_OFF += [(name, 0.5) for name in HEADS if name != path.KEPT]
 CLOSED_IN = {"trained": "in the view that was trained", POOLED: "views pooled"}
+AFTER = "A step after unlearning trains nothing, so it has no path."
 CLAIMS = {"forget_free": "Free answers", "forget_image": "Likelihood, image"}  # what is left of Forget
 PER_CENT = Metric(name="kept", label="%", task="classification", function=lambda rows: rows, digits=0)
 
@@ -440,10 +441,12 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
         for row in rows.to_dict("records"):
             place = f"{row['place']} {row['group']}" if row["standing"] == RANKED else ("", row["note"])
             lines.append((scores.named(tuple(row[c] for c in MODEL), True), [place, _kept_text(row)]))
+        later = [model for model in scores.models() if model[2] == modality and model[3]]
+        lines += [(scores.named(model, True), [("", AFTER)] * 2) for model in later]
         blocks.append((UNLEARNED[modality], lines))
     remarks = [
         "Methods that share a letter are not told apart "
-        f"({len(pairs)} comparisons person by person, Holm-corrected together at 5 %).",
+        f"({len(pairs)} comparison{'s' * (len(pairs) != 1)} person by person, Holm-corrected together at 5 %).",
         asked_along(scores),
     ]
     columns, frame = [("", "Place"), ("", "Kept %")], methods.drop(columns="dots")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mllmu_nb.data.conversations import VIEW_OF as TRAINED_VIEW
-from mllmu_nb.scoring.frames import DRAW, GROUP, MODEL, PEOPLE, POOLED, VIEWS, of_metric, persons
+from mllmu_nb.scoring.frames import DRAW, GROUP, MODEL, PEOPLE, POOLED, VIEWS, is_model, of_metric, persons
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.statistics.intervals import SAME, crossed, interval, limits, paired_difference
 
@@ -59,14 +59,16 @@ def by_person(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves(points: pd.DataFrame, closed_in: str = "trained") -> dict[str, Curve]:
-    """Run → its curve, of every unlearned run that has an oracle about the same people which knows less of them.
+    """Run → its curve, of every unlearned run that has an oracle about the same people which knows less of them. A step
+    after unlearning trains nothing, so it has none.
 
     ``points`` as from :func:`by_person`. The share of the gap from vanilla, where the path begins, to the oracle is
     that of the likelihood of the forget people, in the view that was ``trained``, or in ``both``.
     """
     result, forget = {}, points[(points["set"] == "forget") & (points["measure"] == LIKELIHOOD)]
-    oracles = dict(list(forget[forget["method"] == "oracle"].groupby(PEOPLE)))
-    for run, rows in points[points["modality"] != "none"].groupby("run", sort=False):
+    oracles = dict(list(forget[is_model(forget, "oracle")].groupby(PEOPLE)))
+    trained = points[(points["modality"] != "none") & (points["after"] == "")]
+    for run, rows in trained.groupby("run", sort=False):
         first = rows.iloc[0]
         views = list(VIEWS) if closed_in == POOLED else [TRAINED_VIEW[first["modality"]]]
         oracle = oracles.get(tuple(first[PEOPLE]))
