@@ -205,7 +205,7 @@ class Scores:
         sentences = [run.sentences.assign(**run.values(by)) for run in runs if run.sentences is not None]
         taught = pd.concat(sentences, ignore_index=True) if sentences else None
         points = [path.by_person(run.path).assign(**run.values(by)) for run in runs if run.path is not None]
-        points = points or [pd.DataFrame(columns=[*path.RUN_AT, *by, *path.POINT])]
+        points = points or [path.no_points(by)]
         return cls(runs, items, cells(items, taught, by), judged(items, by), pd.concat(points, ignore_index=True), by)
 
     @classmethod

@@ -36,6 +36,11 @@ RUN_AT = [*PEOPLE, *MODEL, "run"]
 POINT = ["step", "set", "view", "measure", "person"]
 
 
+def no_points(by: Sequence[str] = ()) -> pd.DataFrame:
+    """The points of runs that stored no path."""
+    return pd.DataFrame(columns=[*RUN_AT, *by, *POINT])
+
+
 class Curve(NamedTuple):
     """The path of one run: ``steps`` [points], the share of the gap ``closed`` [points], and by name of READ what each
     person scores at each point, ``people`` and ``values`` [points, people]."""
