@@ -518,6 +518,16 @@ def test_models_of_a_grid_are_apart_in_every_table():
         assert tables.sheets(name, scores), name
 
 
+def test_the_claim_has_a_row_a_setting():
+    runs = [make(method, **FEW) for method in ("vanilla", "oracle")]
+    for rate, modality in ((rate, one) for rate in (0.001, 0.004) for one in ("multimodal", "unimodal")):
+        runs.append(make("ga", modality=modality, unlearn_lr=rate, **FEW))
+    [sheet] = tables.sheets("table_claim", Scores.of(runs))
+    [(_, rows)] = sheet.blocks
+    rates = ("unlearn_lr 0.001", "unlearn_lr 0.004")
+    assert [name for name, _ in rows] == [f"{kind}, {rate}" for kind in ("GA", "All methods") for rate in rates]
+
+
 def test_what_varies_alone_within_a_replicate_is_a_source_of_its_own():
     """By hand: two scores that differ by d have the variance d² / 2, and nothing is taken off for the same people."""
     row = {"method": "ga", "variant": "canonical", "modality": "multimodal", "after": "", "view": "both"}

@@ -399,21 +399,21 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
     """The paper's claim at equal forgetting: what unlearning on text only leaves of Forget more, or less, than on image
     and text, where the same share of the gap in both views together is closed."""
     places = path.PLACES[:2]
-    differences = path.between_modalities(scores.kept_by_person[POOLED], list(CLAIMS), places)
+    differences = path.between_modalities(scores.kept_by_person[POOLED], list(CLAIMS), places, scores.by)
     title = "Left of Forget, text only minus image + text, at equal forgetting"
     if differences.empty:
         why = "No method closes as much of the gap of both views in both modalities."
         yield new_sheet(scores, title, "claim", remarks=[why])
         return
     rows = []
-    for (method, variant), of_method in differences.groupby(["method", "variant"], sort=False):
+    for (method, variant, *values), of_method in differences.groupby(["method", "variant", *scores.by], sort=False):
         said = {
             (one["what"], one["place"]): f"{value_text(one, PER_CENT, signed=True)}, n {one['n_replicates']}"
             for one in of_method.to_dict("records")
         }
         cells = [said.get(at, ("", "Never reached.")) for at in product(CLAIMS, places)]
-        model = (method, variant, "none", "", *[""] * len(scores.by))
-        rows.append(("All methods" if method == "all" else scores.name(model), cells))
+        name = scores.name((method, variant, "none", "", *values))
+        rows.append((name.replace(method, "All methods", 1) if method == "all" else name, cells))
     columns = [(_closed(place), f"{head}, points") for head, place in product(CLAIMS.values(), places)]
     remark = (
         "Below 0: text only leaves less. The paper says so of generation, and the opposite of choices with the image. "

@@ -173,21 +173,23 @@ def _of_sets(values: np.ndarray, sets: np.ndarray) -> tuple[float, np.ndarray]:
     return float(means.mean()), (values - means[codes]) * len(values) / (size[codes] * len(size))
 
 
-def between_modalities(of_people: pd.DataFrame, names: Sequence[str], places: Sequence[float]) -> pd.DataFrame:
-    """Text only minus image + text where the same share of the gap is closed: a row a GROUP, place, what and method,
-    and one of all methods together (``all``), on the replicates in which both get there.
+def between_modalities(
+    of_people: pd.DataFrame, names: Sequence[str], places: Sequence[float], by: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Text only minus image + text where the same share of the gap is closed: a row a GROUP, ``by``, place, what and
+    method, and one of all methods together (``all``), on the replicates in which both get there.
 
     ``of_people`` as from :func:`kept_by_person`, closed in both views. Columns unimodal, multimodal, value, low, high,
     n_profiles, n_replicates; all NaN where they have no replicate in common.
     """
     rows = of_people[of_people["what"].isin(names) & of_people["place"].isin(places) & of_people["value"].notna()]
     sides = [rows[rows["modality"] == name] for name in ("unimodal", "multimodal")]
-    on = [*PEOPLE, "method", "variant", "place", "what", "person"]
+    on = [*PEOPLE, *by, "method", "variant", "place", "what", "person"]
     pairs = sides[0].merge(sides[1][[*on, "value"]], on=on, suffixes=("", "_other"))
     # all methods together: a person's mean over them
-    every = pairs.groupby([*PEOPLE, "place", "what", "person"], as_index=False)[["value", "value_other"]].mean()
+    every = pairs.groupby([*PEOPLE, *by, "place", "what", "person"], as_index=False)[["value", "value_other"]].mean()
     pairs = pd.concat([pairs, every.assign(method="all", variant="canonical")])
-    result, columns = [], [*GROUP, "place", "what", "method", "variant"]
+    result, columns = [], [*GROUP, *by, "place", "what", "method", "variant"]
     for key, here in pairs.groupby(columns, sort=False):
         scores, replicates = (here["value"], here["value_other"]), here.groupby(DRAW).ngroup()
         difference = paired_difference(*scores, here["person"], replicates=replicates)
