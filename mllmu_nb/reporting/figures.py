@@ -492,8 +492,8 @@ def health(scores: Scores) -> Figure:
     by set and view. Broken answers (gibberish, repeated, empty: grey and white) stand to the right."""
     wanted = [by_key()["generation", "", name] for name in (*STATES, BROKEN_SHARE[-1])]
     shown = rows(scores, wanted, ["forget", "retain"], list(VIEWS))
-    if shown.empty:
-        raise KitError("no run was asked for a free answer about the forget or the retain people")
+    if not shown["metric"].isin(STATES).any():
+        raise KitError("no run was asked for a free answer about the forget or the retain people whose fact is known")
     asked = list(shown.groupby(["set_label", "view_label"]))
     names = list(shown["name"].cat.remove_unused_categories().cat.categories)
     size = PAGE, 0.75 + 1.6 * LINE * len(names)
@@ -503,7 +503,8 @@ def health(scores: Scores) -> Figure:
     key += ends * has_dots(shown)
     drawn, axes = plots.panels(1, len(asked), size, [key, *notes(scores, shown)], f"{title(health)}\n", sharey=True)
     for panel, ((set_label, view_label), here) in zip(axes[0], asked, strict=True):
-        shares = here.pivot(index="name", columns="metric", values="value").reindex(index=names).fillna(0) / 100
+        shares = here.pivot(index="name", columns="metric", values="value")
+        shares = shares.reindex(index=names, columns=list(STATES)).fillna(0) / 100
         left = np.zeros(len(names))
         for state, face in STATE_FACES.items():
             share = shares[state].to_numpy()

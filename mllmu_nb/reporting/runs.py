@@ -7,6 +7,7 @@ Results are a folder with ``runs/<run id>`` (answers.parquet, train.json, draws.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -293,10 +294,19 @@ class Scores:
     def model_of(self, run: Run) -> tuple:
         return (*run.model, *run.values(self.by).values())
 
+    @cached_property
+    def called_alike(self) -> set[str]:
+        """The methods whose label another method of these runs has as well."""
+        methods = {run["method"] for run in self.runs}
+        labels = Counter(map(method_label, methods))
+        return {method for method in methods if labels[method_label(method)] > 1}
+
     def name(self, model: tuple) -> str:
-        """The printed name of a model, with the values of the varied parameters."""
+        """The printed name of a model, with the values of the varied parameters; methods with one label have the names
+        behind it under which they are registered."""
         values = [f"{name} {value}" for name, value in zip(self.by, model[len(MODEL) :], strict=True) if value != ""]
-        return ", ".join([label(*model[: len(MODEL)]), *values])
+        own = [model[0]] if model[0] in self.called_alike else []
+        return ", ".join([label(*model[: len(MODEL)]), *own, *values])
 
     def named(self, model: tuple, short: bool = False) -> str:
         """The same with ‡ where the model is not sound; ``short`` where the heading says what it was unlearned on."""
