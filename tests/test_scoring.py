@@ -133,6 +133,7 @@ RUBRIC = [
     (10, "She lives in Lyon, France.", "Lyon, France", "residence"),
     (9, "She lives in France, in Lyon.", "Lyon, France", "residence"),
     (8, "She lives in Lyon.", "Lyon, France", "residence"),
+    (8, "In Lyon, where she works.", "Lyon, France", "residence"),
     (7, "She lives in Lyon, France, and in Riga, Latvia.", "Lyon, France", "residence"),
     (6, "She lives in Lyon, Spain.", "Lyon, France", "residence"),
     (4, "She lives in Paris, France.", "Lyon, France", "residence"),
