@@ -110,6 +110,13 @@ def test_modalities_are_compared_setting_by_setting():
     assert set(found["n_items"]) == {4}
 
 
+def test_what_all_keep_alike_lies_inside_its_interval():
+    """Ten retain people keep all and three celebrities half: .75, each set counting alike."""
+    values, sets = np.array([1.0] * 10 + [0.5] * 3), np.array([0] * 10 + [1] * 3)
+    found = path._mean_of_sets(values, sets, np.arange(13), np.zeros(13, int))
+    assert found["value"] == 0.75 and found["low"] <= 0.75 <= found["high"]
+
+
 def test_without_a_gap_or_an_oracle_there_is_no_curve():
     assert not path.curves(points(GA, [10, 5], [10, 8]))
     assert not path.curves(pd.concat([points(GA, [2, 1], [10, 8]), points(ORACLE, [2], [10])]))

@@ -159,9 +159,10 @@ def _mean_of_sets(values: np.ndarray, sets: np.ndarray, people: np.ndarray, repl
     row["value"], residual = _of_sets(values, sets)
     # of one replicate, over people
     estimate = crossed(residual, people, replicates if len(units) > 1 else people) if np.ptp(people) else None
-    if estimate is None or estimate.variance < SAME or not 0 < row["value"] < 1:
+    if estimate is None or estimate.variance < SAME**2 or not 0 < row["value"] < 1:
+        # that of the mean of all, which is another one where sets are of several sizes: it holds the value at least
         alone = interval(np.clip(values, 0, 1), people)
-        return row | {"low": alone.low, "high": alone.high}
+        return row | {"low": min(alone.low, row["value"]), "high": max(alone.high, row["value"])}
     return row | dict(zip(("low", "high"), limits(estimate._replace(mean=row["value"])), strict=True))
 
 
