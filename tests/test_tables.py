@@ -502,7 +502,10 @@ def test_what_a_replicate_draws_is_told_apart_from_people_by_hand(gated):
     found = table.loc["retain", "likelihood", "accuracy", "replicate"]
     assert found["levels"] == 3 and found["variance"] == pytest.approx(expected) and expected > 0
     people = table.loc["retain", "likelihood", "accuracy", "people"]
-    assert people["sd"] == pytest.approx((((values["high"] - values["low"]) / 3.92) ** 2).mean() ** 0.5)
+    assert people["sd"] == pytest.approx(
+        (((values["high"] - values["low"]) / (2 * 2.093)) ** 2).mean() ** 0.5, rel=1e-3
+    )
+    assert set(values["n_profiles"]) == {20}, "Student's quantile of 19 degrees is 2.093, and not 1.96"
     [sheet] = tables.sheets("table_variance", gated)
     [(_, rows)] = sheet.blocks
     assert [name for name, _ in rows] == ["People", "All that a replicate draws"], "seeds follow the replicate's number"
@@ -538,7 +541,7 @@ def test_what_varies_alone_within_a_replicate_is_a_source_of_its_own():
     assert list(known.index) == ["people", "replicate", "train_seed", "bits"] and (known["set"] == "forget").all()
     assert known.loc["train_seed", "variance"] == pytest.approx(0.02)
     assert known.loc["bits", "variance"] == pytest.approx(0.005) and known.loc["bits", "levels"] == 2
-    assert np.isnan(known.loc["replicate", "sd"]) and known.loc["people", "sd"] == pytest.approx(0.8 / 3.92)
+    assert np.isnan(known.loc["replicate", "sd"]) and known.loc["people", "sd"] == pytest.approx(0.4 / 2.262157)
 
 
 def test_health_adds_up_and_its_reasons_stand_below(gated):

@@ -35,6 +35,7 @@ from mllmu_nb.scoring import judge, path, registry, utility
 from mllmu_nb.scoring.frames import ACROSS, GROUP, KEY, MODEL, POOLED, VIEWS, has
 from mllmu_nb.scoring.ranking import LIKELIHOOD, RANKED
 from mllmu_nb.scoring.registry import Metric, metrics
+from mllmu_nb.statistics.intervals import standard_errors
 from mllmu_nb.statistics.variance import variance_split
 
 PAPER = ("vanilla", "ga", "grad_diff", "kl_min", "npo", "prompting", "oracle")  # its rows stand where no run does, too
@@ -487,7 +488,7 @@ def sources(runs: pd.DataFrame) -> pd.DataFrame:
         here = runs[(runs["set"] == set_name) & has(runs, KEY, one.key)]
         if here.empty or one.bounds != (0.0, 1.0):
             continue
-        error = (here["high"] - here["low"]) / (2 * 1.96)
+        error = standard_errors(here["low"], here["high"], here["n_profiles"])
         anew = set_name == "forget" and here["replicate"].nunique() > 1  # else the same people are asked in every run
         split = variance_split(here.assign(se=error * anew), factors, se="se").query("factor != 'model'")
         people = {"factor": "people", "levels": here["n_profiles"].max(), "sd": float((error**2).mean() ** 0.5)}

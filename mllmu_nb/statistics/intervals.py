@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
+from scipy.stats import norm
 from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -27,6 +28,7 @@ RARE = 3.5  # right (or wrong) answers below which, in effective items, a propor
 SAME = 1e-9  # people's means nearer than that are equal: .1 scored twice and thrice would have a spread of 1e-17
 LEVEL = 0.95
 TAIL = (1 - LEVEL) / 2
+ENDS = (0.025, 0.975)  # the quantiles of an interval, written out: 1 - .95 is not .05 to the last digit
 Bounds = tuple[float, float]
 
 
@@ -169,6 +171,14 @@ def limits(estimate: Crossed, bounds: Bounds = (0.0, 1.0)) -> Bounds:
     return one, other
 
 
+def standard_errors(low, high, people) -> np.ndarray:
+    """The standard errors behind intervals over so many ``people``: half their width by the quantile they were made
+    with, Student's below FEW_PEOPLE and else the normal one."""
+    people = np.asarray(people, float)
+    quantile = np.where((people > 1) & (people < FEW_PEOPLE), student.ppf(ENDS[1], people - 1), norm.ppf(ENDS[1]))
+    return (np.asarray(high, float) - np.asarray(low, float)) / (2 * quantile)
+
+
 def paired_p(a, b, profiles, replicates=None) -> float:
     """Two-sided p of no mean difference between two models, arguments as in :func:`paired_difference`.
 
@@ -185,7 +195,7 @@ def paired_p(a, b, profiles, replicates=None) -> float:
         return nan
     count = len(people.counts)
     if count == 1 or people.alike:
-        return 2.0 ** (1 - count) if people.sums.any() else 1.0
+        return 2.0 ** (1 - count) if np.abs(people.sums).max() > SAME else 1.0
     return float(2 * student.sf(abs(people.mean) / people.standard_error, count - 1))
 
 

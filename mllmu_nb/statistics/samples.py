@@ -13,7 +13,7 @@ from scipy.stats import ks_2samp
 from scipy.stats import t as student
 from statsmodels.stats.proportion import proportion_confint
 
-from mllmu_nb.statistics.intervals import FEW_PEOPLE, RESAMPLES, SAME, resample_counts
+from mllmu_nb.statistics.intervals import ENDS, FEW_PEOPLE, LEVEL, RESAMPLES, SAME, resample_counts
 
 BINS = 10
 AT_END = 0.5  # people's worth of pairs on the wrong side, below which an area is close to its end
@@ -36,7 +36,7 @@ def jensen_shannon(ours: np.ndarray, theirs: np.ndarray, people: np.ndarray) -> 
     a, b = (np.histogram2d(codes, v, [np.arange(codes.max() + 2), edges])[0] for v in (ours, theirs))
     swapped = np.random.default_rng(0).integers(2, size=(RESAMPLES, len(a))).astype(float)
     chance = jensenshannon(a.sum(0) + swapped @ (b - a), b.sum(0) + swapped @ (a - b), base=2, axis=1)
-    return float(jensenshannon(a.sum(0), b.sum(0), base=2)), float(np.quantile(chance, 0.95))
+    return float(jensenshannon(a.sum(0), b.sum(0), base=2)), float(np.quantile(chance, LEVEL))
 
 
 class Sample(NamedTuple):
@@ -99,8 +99,8 @@ class Pairs:
         if people < 2 or not np.ptp(shares) >= SAME:  # NaN where a resample has no pair
             return []
         if people >= FEW_PEOPLE:
-            return [np.quantile(shares, [0.025, 0.975])]
-        reach = student.ppf(0.975, people - 1) * shares.std(ddof=1) * np.sqrt(people / (people - 1))
+            return [np.quantile(shares, ENDS)]
+        reach = student.ppf(ENDS[1], people - 1) * shares.std(ddof=1) * np.sqrt(people / (people - 1))
         return [np.clip([value - reach, value + reach], lowest, 1)]
 
 
