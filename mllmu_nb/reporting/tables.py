@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -297,8 +298,11 @@ def judge_table(scores: Scores) -> Iterator[Sheet]:
     for name in (*SETS, "all"):
         here = free if name == "all" else free[free["set"] == name]
         one = judge.agreement(here["judge"], here["factuality"])
-        numbers = [f"{one.answers:,}", *(f"{value:.2f}" for value in one[1:])] if one else []
-        rows.append((name.capitalize(), numbers or [("", "Not measured here.")] * len(AGREEMENT)))
+        cells: list[str | tuple[str, str]] = [("", "Not measured here.")] * len(AGREEMENT)
+        if one:
+            rank = ("", "Judge or rubric gives one grade alone.") if isnan(one.rank) else f"{one.rank:.2f}"
+            cells = [f"{one.answers:,}", *(f"{value:.2f}" for value in one[1:-1]), rank]
+        rows.append((name.capitalize(), cells))
         frame.append({**scores.group, "set": name, **(one._asdict() if one else dict.fromkeys(AGREEMENT))})
     columns = [("", heading) for heading in AGREEMENT.values()]
     remark = "Grades from 1 to 10 of the same free answers; `mllmu-nb judge` asks a judge."
