@@ -127,6 +127,14 @@ def test_a_model_that_has_collapsed_stops_nothing(level):
     assert one["low"] < max(level, -65504), "a single sentence is not absurd either"
 
 
+def test_a_sentence_without_a_likelihood_is_no_lost_pair():
+    items, read = made("ga", 0.9, -0.1)
+    read.at[0, "log_probs"] = np.full(len(read["log_probs"].iloc[0]), np.nan)
+    table = measured(made("vanilla", 0.9, -0.1), made("oracle", 0.25, -3.0), (items, read))
+    row = quality(table, "ga", "auc_loss", view=read["view"].iloc[0])
+    assert np.isnan(row["value"]) and "it has diverged" in row["note"]
+
+
 def test_without_fresh_people_only_the_difference_to_the_oracle_is_known():
     table = measured(made("vanilla", 0.9, -0.1, fresh=0), made("oracle", 0.25, -3.0, fresh=0))
     row = quality(table, "vanilla", "auc_loss")
