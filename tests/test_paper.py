@@ -226,6 +226,17 @@ def test_every_number_of_the_paragraph_is_a_cell_and_names_its_runs(known, writt
     assert (written / "results.tex").read_text().count(r"\footnote{") == len(numbers)
 
 
+def test_the_paragraph_names_the_setting_that_keeps_most():
+    runs = [make("vanilla", **FEW), make("oracle", **FEW)]
+    # of two questions about those to be kept, how many are right
+    for method, rate, right in (("ga", 0.001, 1), ("kl_min", 0.001, 0), ("kl_min", 0.004, 2)):
+        knows = lambda q, right=right: q.set != "forget" and q.number < right  # noqa: E731
+        runs.append(make(method, knows, modality="multimodal", unlearn_lr=rate, **FEW))
+    [(_, group)] = Scores.of(runs).groups()
+    said = "".join(part if isinstance(part, str) else part.text for part in report.paragraph(group))
+    assert "is closed, GA, unlearn_lr 0.001 is still" in said and "KL Min., unlearn_lr 0.004 about" in said
+
+
 def test_without_an_oracle_the_paragraph_claims_nothing():
     runs = [make("vanilla", **FEW), make("ga", modality="multimodal", **FEW)]
     [(_, group)] = Scores.of(runs).groups()

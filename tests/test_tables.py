@@ -85,6 +85,18 @@ def test_table_1_counts_people_and_questions(known):
     assert "1,680 questions and answers about 30 of them and 12 more" in sheet.latex()
 
 
+def test_table_1_has_a_sheet_for_each_number_of_people():
+    runs = []
+    for count in (20, 30):
+        run = make("vanilla", people=count, **FEW)
+        parameters = {**run.record["parameters"], "people": count}
+        runs.append(replace(run, record={**run.record, "run": f"vanilla-{count}", "parameters": parameters}))
+        runs[-1] = replace(runs[-1], answers=run.answers.assign(**columns_of(runs[-1].record)))
+    few, many = tables.sheets("table1_data", Scores.of(runs))
+    assert few.title.startswith("Data, 20 people: ") and many.title.startswith("Data, 30 people: ")
+    assert [line(one.markdown(), "Retain")[0] for one in (few, many)] == ["10", "20"] and few.label != many.label
+
+
 def test_table_2_has_the_papers_layout(known):
     [sheet] = tables.sheets("table2_main", known)
     rows = ["Vanilla", "GA", "Grad. Diff.", "KL Min.", "NPO", "Prompting", "Oracle"]

@@ -15,7 +15,7 @@ from mllmu_nb.data.schema import Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, tables
 from mllmu_nb.reporting.grid import group_title, select
-from mllmu_nb.reporting.runs import MODALITIES, Scores, class_of, made_of, method_label, run_table
+from mllmu_nb.reporting.runs import MODALITIES, Scores, class_of, made_of, run_table
 from mllmu_nb.reporting.sheet import latex_text, markdown_text, write_csv
 from mllmu_nb.scoring import path
 from mllmu_nb.scoring.frames import MODEL, POOLED
@@ -125,7 +125,8 @@ def paragraph(scores: Scores) -> Iterator[str | Number]:
         yield from ("the oracle about ", never, ".")
     for modality, rows in half_closed(scores).items():
         first, best = (number(per_cent(row), "table_path", row, "closed_in", "what", "place") for row in rows)
-        names = [method_label(row["method"]) for row in rows]
+        unlearned_on = {"modality": "none"}  # the sentence says it
+        names = [scores.name(tuple((row | unlearned_on)[column] for column in name)) for row in rows]
         yield f" Trained on {MODALITIES[modality]}, where half of that gap is closed, {names[0]} is still right about "
         yield from (first, f" of what is to be kept, {names[1]} about ", best, ".")
     separator = " Collapsed or refusing everybody, in so many runs: "

@@ -114,8 +114,18 @@ def _score_metrics(scores: Scores) -> list[Metric]:
 
 @table("table1_data")
 def data_table(scores: Scores) -> Iterator[Sheet]:
-    """Table 1: people, portraits and questions of each set, as a run's record counts them (one portrait a person)."""
-    record, asked, counts, frame = scores.runs[0].record, list(product(TASKS, VIEWS)), {}, []
+    """Table 1: people, portraits and questions of each set, as a run's record counts them (one portrait a person). A
+    sheet for each number of people that a grid goes over."""
+    records: dict[int, dict] = {}
+    for run in scores.runs:
+        records.setdefault(run.record["people"]["fictitious"], run.record)
+    for number, record in sorted(records.items()):
+        title, label = ("Data", "data") if len(records) == 1 else (f"Data, {number} people", f"data-{number}")
+        yield _data_sheet(scores, record, title, label)
+
+
+def _data_sheet(scores: Scores, record: Mapping[str, Any], title: str, label: str) -> Sheet:
+    asked, counts, frame = list(product(TASKS, VIEWS)), {}, []
     for name in (name for name in SETS if name in record["sets"]):
         counted = record["sets"][name]
         people = {"profiles": counted["profiles"]}
@@ -134,12 +144,12 @@ def data_table(scores: Scores) -> Iterator[Sheet]:
         f"Fine-tuning reads {record['fine_tuning_pairs']:,} questions and answers about {kinds['fictitious']:,} of "
         f"them and {kinds['pool']:,} more, who are never scored."
     )
-    yield new_sheet(scores, "Data", "data", "Set", columns, [("", rows)], [remark], pd.DataFrame(frame))
+    return new_sheet(scores, title, label, "Set", columns, [("", rows)], [remark], pd.DataFrame(frame))
 
 
 COSTS = {  # of train.json: heading, digits, how the runs of a row are taken together
     "seconds": ("Seconds", 1, "mean"),
-    "peak_memory_mb": ("Peak memory, MB", 0, "max"),
+    "peak_memory_mb": ("Peak memory, MiB", 0, "max"),
     "trainable_parameters": ("Trainable parameters", 0, "mean"),
     "steps": ("Steps", 0, "mean"),
 }
