@@ -30,7 +30,7 @@ FEW = {"asked": {"classification": 2, "generation": 1, "cloze": 1}, "famous": 3}
 
 
 def group(runs) -> Scores:
-    [(_, scores)] = Scores.of(runs).groups()
+    [(_, scores)] = Scores.of(runs).groups
     return scores
 
 

@@ -205,7 +205,7 @@ def test_a_table_that_is_too_long_goes_on_over_the_page():
 
 
 def test_every_number_of_the_paragraph_is_a_cell_and_names_its_runs(known, written):
-    [(_, group)] = known.groups()
+    [(_, group)] = known.groups
     numbers = [part for part in report.paragraph(group) if isinstance(part, report.Number)]
     cell = known.cells.query("method == 'vanilla' and against == '' and set == 'forget' and view == 'both'")
     [cell] = cell.query("scoring == 'likelihood' and metric == 'accuracy'").to_dict("records")
@@ -232,14 +232,14 @@ def test_the_paragraph_names_the_setting_that_keeps_most():
     for method, rate, right in (("ga", 0.001, 1), ("kl_min", 0.001, 0), ("kl_min", 0.004, 2)):
         knows = lambda q, right=right: q.set != "forget" and q.number < right  # noqa: E731
         runs.append(make(method, knows, modality="multimodal", unlearn_lr=rate, **FEW))
-    [(_, group)] = Scores.of(runs).groups()
+    [(_, group)] = Scores.of(runs).groups
     said = "".join(part if isinstance(part, str) else part.text for part in report.paragraph(group))
     assert "is closed, GA, unlearn_lr 0.001 is still" in said and "KL Min., unlearn_lr 0.004 about" in said
 
 
 def test_without_an_oracle_the_paragraph_claims_nothing():
     runs = [make("vanilla", **FEW), make("ga", modality="multimodal", **FEW)]
-    [(_, group)] = Scores.of(runs).groups()
+    [(_, group)] = Scores.of(runs).groups
     assert not any(isinstance(part, report.Number) for part in report.paragraph(group))
 
 
@@ -270,7 +270,7 @@ def small(figure: Figure) -> PIL.Image.Image:
 @pytest.mark.parametrize("name", ["path", "oracle_gap", "forgetting_utility", "before_after", "profiles"])
 def test_a_figure_looks_as_it_did(known, name, tmp_path):
     """The figures of the README and those that stand for the paper's, from made answers; NEW writes them anew."""
-    [(_, group)] = known.groups()
+    [(_, group)] = known.groups
     people = [person(number) for number in range(1, 21)]
     if name == "profiles":
         made = figures.profile_sheet(people[:2])

@@ -261,7 +261,7 @@ def test_a_cell_without_a_value_is_empty_and_says_why():
     empty = cell(table, "ga")
     assert np.isnan(empty["value"]) and pd.isna(empty["n_items"])
     assert empty["note"] == "The run has no such score on the forget set."
-    assert cell(table, "ga", "oracle")["note"] == "No oracle answer to the same questions, or none of its own."
+    assert cell(table, "ga", "oracle")["note"] == "The oracle or the model has no answer to these questions."
     assert table["value"].isna().eq(table["note"] != "").all()
 
 

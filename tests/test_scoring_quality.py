@@ -121,7 +121,7 @@ def test_a_model_that_has_collapsed_stops_nothing(level):
     assert row["low"] < row["value"] < row["high"] < -9000 and row["high"] - row["low"] < 10
     assert quality(table, "ga", "loss")["value"] == max(level, -65504)
     assert quality(table, "ga", "auc_loss")["value"] == 0.5
-    assert quality(table, "ga", "ks", "oracle")["note"] == "No oracle answer to the same questions, or none of its own."
+    assert quality(table, "ga", "ks", "oracle")["note"] == "The oracle or the model has no answer to these questions."
     read.at[0, "log_probs"] = np.append(read["log_probs"].iloc[0][:-1], np.float16(-1))
     one = quality(measured(*others, (items, read)), "ga", "loss", view="image_text")
     assert one["low"] < max(level, -65504), "a single sentence is not absurd either"

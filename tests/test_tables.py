@@ -462,7 +462,7 @@ def test_a_metric_and_a_table_of_ones_own_appear_without_a_list_edited(monkeypat
 
     def table(scores: Scores):
         columns = [tables.column(mine, set="forget", view="both")]
-        yield tables.grid(scores, "Mine", "mine", [("", scores.models())], columns, {"against": ""})
+        yield tables.score_sheet(scores, "Mine", "mine", [("", scores.models())], columns, {"against": ""})
 
     monkeypatch.setitem(tables.TABLES._entries, "table_mine", table)
     [sheet] = tables.sheets("table_mine", scores)

@@ -13,9 +13,8 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import show
 from mllmu_nb.reporting.beside import Beside
 from mllmu_nb.reporting.grid import ASKED_IN, select
-from mllmu_nb.scoring.frames import ACROSS, MODEL, POOLED, has, is_model, of_metric
+from mllmu_nb.scoring.frames import ACROSS, LIKELIHOOD_KEY, MODEL, POOLED, has, is_model, of_metric
 from mllmu_nb.scoring.health import STATES
-from mllmu_nb.scoring.ranking import LIKELIHOOD
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.statistics.intervals import interval, paired_difference
 
@@ -58,7 +57,7 @@ def verdict(beside: Beside) -> str:
 def _change(beside: Beside, set_name: str) -> Mapping:
     """The row of the model minus vanilla on a set, by likelihood."""
     model = dict(zip(MODEL, beside.own.model, strict=True))
-    rows = select(beside.scores, [by_key()[LIKELIHOOD]], **model, against="vanilla", set=set_name, view=POOLED)
+    rows = select(beside.scores, [by_key()[LIKELIHOOD_KEY]], **model, against="vanilla", set=set_name, view=POOLED)
     if rows["value"].notna().sum() != 1:
         raise KitError(f"{beside.own.id} was not asked about the {set_name} people by likelihood, as vanilla was")
     return rows.iloc[0]
@@ -69,7 +68,7 @@ def _of_forget(beside: Beside) -> pd.DataFrame:
     ``vanilla`` and ``oracle`` is right by likelihood. The model may have been asked about some of the people alone."""
     view, runs = ["question_id", "view"], {"own": beside.own, "vanilla": beside.vanilla, "oracle": beside.oracle}
     asked = {
-        name: of_metric(run.items[run.items["set"] == "forget"], *LIKELIHOOD[:2]).set_index(view)
+        name: of_metric(run.items[run.items["set"] == "forget"], *LIKELIHOOD_KEY[:2]).set_index(view)
         for name, run in runs.items()
     }
     right = pd.DataFrame({name: rows["correct"] for name, rows in asked.items()}).dropna()
@@ -131,7 +130,7 @@ def _health(beside: Beside) -> pd.DataFrame:
 def _leakage(beside: Beside) -> pd.DataFrame:
     """How much further from the oracle the facts are by name than by portrait, in points; empty without an oracle."""
     model = dict(zip(MODEL, beside.own.model, strict=True))
-    cells = select(beside.scores, [by_key()[LIKELIHOOD]], **model, set="forget", view=ACROSS).dropna(subset="value")
+    cells = select(beside.scores, [by_key()[LIKELIHOOD_KEY]], **model, set="forget", view=ACROSS).dropna(subset="value")
     texts = [f"{100 * c.value:+.0f} [{100 * c.low:+.0f}, {100 * c.high:+.0f}]" for c in cells.itertuples()]
     return pd.DataFrame({"points": texts}, index=["by name minus by portrait"] * len(texts))
 

@@ -18,11 +18,10 @@ import pandas as pd
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.reporting.runs import COLLAPSED, REFERENCES, Scores
 from mllmu_nb.reporting.sheet import BEST, SECOND, Blocks, Sheet
-from mllmu_nb.scoring.frames import COUNTS, DRAW, GROUP, KEY, MODEL, POOLED, VIEWS
+from mllmu_nb.scoring.frames import COUNTS, DRAW, GROUP, KEY, MODEL, PLACE, POOLED, VIEWS
 from mllmu_nb.scoring.gates import CLOSED
 from mllmu_nb.scoring.registry import FORGOTTEN, LIKE_ORACLE, UP, Metric, by_key
 
-PLACE = ["against", "set", "view", *KEY]  # with the model, what names a cell
 VERDICT_SIGNS = {"inside": "=", "outside": "≠", "undecided": "?"}
 ASKED_IN = {**VIEWS, POOLED: "both"}
 LIMITS = "[low, high] is the 95 % interval."
@@ -37,10 +36,15 @@ COLLAPSED_NOTE = (
 
 def value_text(cell: Mapping[str, Any], metric: Metric, signed: bool = False) -> str:
     """``51.7 [47.2, 55.9]``: value and interval in the metric's printed unit; "" without a value."""
+    return number_text(cell, metric.times, metric.digits, signed)
+
+
+def number_text(cell: Mapping[str, Any], times: float = 100, digits: int = 0, signed: bool = False) -> str:
+    """The same of what is no metric's, a share in per cent."""
     if pd.isna(cell["value"]):
         return ""
-    form = f"{'+' if signed else ''}.{metric.digits}f"
-    value, *ends = (f"{cell[name] * metric.times:{form}}".replace("-", "−") for name in ("value", "low", "high"))
+    form = f"{'+' if signed else ''}.{digits}f"
+    value, *ends = (f"{cell[name] * times:{form}}".replace("-", "−") for name in ("value", "low", "high"))
     return value if pd.isna(cell["low"]) else f"{value} [{', '.join(ends)}]"
 
 
@@ -67,7 +71,7 @@ def column(metric: Metric, /, head: str = "", span: str = "", **where: Any) -> C
     return Column(head or metric.label, {**dict(zip(KEY, metric.key, strict=True)), **where}, metric, span)
 
 
-def grid(
+def score_sheet(
     scores: Scores,
     title: str,
     label: str,

@@ -18,8 +18,7 @@ from mllmu_nb.reporting.grid import group_title, select
 from mllmu_nb.reporting.runs import MODALITIES, Scores, class_of, made_of, run_table
 from mllmu_nb.reporting.sheet import latex_text, markdown_text, write_csv
 from mllmu_nb.scoring import path
-from mllmu_nb.scoring.frames import MODEL, POOLED
-from mllmu_nb.scoring.ranking import LIKELIHOOD
+from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, MODEL, POOLED
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.stages import lock
 
@@ -116,7 +115,7 @@ def paragraph(scores: Scores) -> Iterator[str | Number]:
         runs = [run.id for run in scores.runs if scores.model_of(run) == model]
         return Number(text, f"{table}.csv, {' '.join(where)}", runs)
 
-    cells = select(scores, [by_key()[LIKELIHOOD]], against="", set="forget", view=POOLED, after="")
+    cells = select(scores, [by_key()[LIKELIHOOD_KEY]], against="", set="forget", view=POOLED, after="")
     ends = {row["method"]: row for row in cells.dropna(subset=["value"]).to_dict("records")}
     if {"vanilla", "oracle"} <= ends.keys():
         at = ("set", "scoring", "metric")
@@ -141,7 +140,7 @@ def paragraph(scores: Scores) -> Iterator[str | Number]:
 def write_results(scores: Scores, folder: Path, source: str) -> None:
     """Writes ``results.md`` and ``results.tex``: a paragraph a GROUP, and a footnote a number."""
     markdown, latex, notes = [f"<!-- made from {source}; do not edit -->"], [], []
-    for _, group in scores.groups():
+    for _, group in scores.groups:
         head = f"{group_title(group)}, {replicates(group)}. By likelihood, with 95 % limits."
         said, set_in_latex = markdown_text(head), latex_text(head)
         for part in paragraph(group):

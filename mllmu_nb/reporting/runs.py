@@ -229,12 +229,9 @@ class Scores:
         items, cells, judged, points = (pd.read_parquet(folder / f"{name}.parquet") for name in FRAMES)
         return cls(_in_order(runs), items, cells.assign(dots=cells["dots"].map(tuple)), judged, points, by)
 
+    @cached_property
     def groups(self) -> list[tuple[tuple, Scores]]:
         """The same, apart for each base model (the paper's first, then by name), protocol and forget ratio."""
-        return self._groups
-
-    @cached_property
-    def _groups(self) -> list[tuple[tuple, Scores]]:
         groups, first = [], Config.model_fields["base_model"].default
         keys = {tuple(run[column] for column in GROUP) for run in self.runs}
         for key in sorted(keys, key=lambda key: (key[0] != first, key)):

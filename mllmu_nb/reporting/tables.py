@@ -23,18 +23,19 @@ from mllmu_nb.reporting.grid import (
     asked_along,
     column,
     csv_rows,
-    grid,
     new_sheet,
+    number_text,
     repeats,
     rows_by,
+    score_sheet,
     select,
     value_text,
 )
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Scores, models_in_order
 from mllmu_nb.reporting.sheet import Sheet, write_sheets
 from mllmu_nb.scoring import judge, path, registry, utility
-from mllmu_nb.scoring.frames import ACROSS, GROUP, KEY, MODEL, POOLED, VIEWS, has
-from mllmu_nb.scoring.ranking import LIKELIHOOD, RANKED
+from mllmu_nb.scoring.frames import ACROSS, GROUP, KEY, LIKELIHOOD_KEY, MODEL, POOLED, VIEWS, has
+from mllmu_nb.scoring.ranking import RANKED
 from mllmu_nb.scoring.registry import Metric, metrics
 from mllmu_nb.statistics.intervals import standard_errors
 from mllmu_nb.statistics.variance import variance_split
@@ -105,8 +106,8 @@ def all_rows(scores: Scores, skip: Iterable[str] = ()) -> list[tuple[str, list[t
 
 def _score_metrics(scores: Scores) -> list[Metric]:
     """The metrics of the tables of scores, without those that are optional and were not measured."""
-    there = set(scores.cells[KEY].itertuples(index=False, name=None))
-    return [one for one in metrics(table="scores") if not one.optional or one.key in there]
+    measured_keys = set(scores.cells[KEY].itertuples(index=False, name=None))
+    return [one for one in metrics(table="scores") if not one.optional or one.key in measured_keys]
 
 
 # -- people, questions and cost ---------------------------------------------------------------------------------
@@ -182,14 +183,14 @@ def main_table(scores: Scores) -> Iterator[Sheet]:
     pooled."""
     pairs = [(name, one) for name, one in product(SETS, metrics(main=True)) if name in one.sets]
     columns = [column(one, f"{one.label} {one.goal(s)}".strip(), s.capitalize(), set=s) for s, one in pairs]
-    scale, useful = scores.runs[0]["scale"], registry.by_key()[utility.KEY]
+    scale, useful = scores.runs[0]["scale"], registry.by_key()[utility.UTILITY_KEY]
     columns += [column(useful, f"{head} % ↑", "Utility", set=name) for name, head in utility.PANELS[scale].items()]
     remark = (
         f"{LIMITS} Letter is the option letter the model writes, Likelihood the option it finds likeliest. Arrows: ↑ "
         f"more is better; → the oracle's value is best, and below it is as wrong as above. {utility.ABOUT[scale]}"
     )
     title, where = "Unlearning, views pooled", {"against": "", "view": POOLED}
-    yield grid(scores, title, "main", paper_rows(scores), columns, where, remarks=[remark])
+    yield score_sheet(scores, title, "main", paper_rows(scores), columns, where, remarks=[remark])
 
 
 MARKS = (
@@ -209,7 +210,7 @@ def paper_table(scores: Scores) -> Iterator[Sheet]:
 @table("table2_compact", together="What was to be forgotten and what was to be kept, views pooled")
 def compact_table(scores: Scores) -> Iterator[Sheet]:
     """The main text's table: likelihood on the four sets, which shows what is known, and ROUGE-L, what is said."""
-    known = replace(registry.by_key()[LIKELIHOOD], digits=0)
+    known = replace(registry.by_key()[LIKELIHOOD_KEY], digits=0)
     said = replace(registry.by_key()["generation", "", "rougeL"], digits=2)
     pairs = [*product(SETS, [known]), *product(("forget", "retain"), [said])]
     yield _main_text(scores, "compact", pairs)
@@ -223,7 +224,7 @@ def _main_text(scores: Scores, label: str, pairs: Sequence[tuple[str, Metric]]) 
     runs += "" if scores.group["protocol"] == "clean" else f", {scores.group['protocol']} protocol"
     blocks = [(f"{runs}. {heading}", models) for heading, models in paper_rows(scores, ["base"])]
     where = {"against": "", "view": POOLED}
-    return replace(grid(scores, label, "", blocks, columns, where, marked=True, remarks=[MARKS]), label=label)
+    return replace(score_sheet(scores, label, "", blocks, columns, where, marked=True, remarks=[MARKS]), label=label)
 
 
 @table("table2_by_view")
@@ -232,7 +233,7 @@ def by_view_table(scores: Scores) -> Iterator[Sheet]:
     columns, rows = [column(one) for one in _score_metrics(scores)], paper_rows(scores)
     for name in SETS:
         title, where = f"By view, {name.capitalize()} set", {"against": "", "set": name}
-        yield grid(scores, title, f"view-{name}", rows, columns, where, by_view=True)
+        yield score_sheet(scores, title, f"view-{name}", rows, columns, where, by_view=True)
 
 
 @table("table_oracle_gap")
@@ -247,7 +248,7 @@ def oracle_gap_table(scores: Scores) -> Iterator[Sheet]:
         where, label = {"against": "oracle", "set": name, "view": POOLED}, f"gap-{name}"
         frame = select(scores, shown, **where | {"view": ANY_VIEW})
         options = {"signed": True, "verdict": True, "remarks": remarks, "frame": frame}
-        yield grid(scores, title.format(name.capitalize()), label, rows, columns, where, **options)
+        yield score_sheet(scores, title.format(name.capitalize()), label, rows, columns, where, **options)
 
 
 @table("table_gate")
@@ -297,7 +298,7 @@ def health_table(scores: Scores) -> Iterator[Sheet]:
     for name in SETS:
         title, where = f"Health of free answers, {name.capitalize()} set", {"against": "", "set": name}
         options = {"by_view": True, "remarks": remarks, "frame": select(scores, states, view=ANY_VIEW, **where)}
-        yield grid(scores, title, f"health-{name}", rows, columns, where, **options)
+        yield score_sheet(scores, title, f"health-{name}", rows, columns, where, **options)
 
 
 @table("table_judge")
@@ -340,7 +341,7 @@ def quality_table(scores: Scores) -> Iterator[Sheet]:
     )
     frame = select(scores, known.values(), against=["", "oracle"], view=list(VIEWS), set="forget")
     options = {"by_view": True, "frame": frame, "remarks": [remark]}
-    yield grid(scores, "Forget quality", "quality", paper_rows(scores), columns, {"set": "forget"}, **options)
+    yield score_sheet(scores, "Forget quality", "quality", paper_rows(scores), columns, {"set": "forget"}, **options)
 
 
 @table("table_leakage")
@@ -355,7 +356,7 @@ def leakage_table(scores: Scores) -> Iterator[Sheet]:
     )
     rows, where = paper_rows(scores, ("base", "oracle")), {"against": "oracle", "set": "forget"}
     title = "Cross-modal leakage, gap to the oracle on Forget"
-    yield grid(scores, title, "leakage", rows, columns, where, signed=True, remarks=[remark])
+    yield score_sheet(scores, title, "leakage", rows, columns, where, signed=True, remarks=[remark])
 
 
 # -- along the path ---------------------------------------------------------------------------------------------
@@ -366,7 +367,6 @@ READ_OFF += [(name, 0.5) for name in HEADS if name != path.KEPT]
 CLOSED_IN = {"trained": "in the view that was trained", POOLED: "views pooled"}
 AFTER = "A step after unlearning trains nothing, so it has no path."
 CLAIMS = {"forget_free": "Free answers", "forget_image": "Likelihood, image"}  # what is left of Forget
-PER_CENT = Metric(name="kept", label="%", task="classification", function=lambda rows: rows, digits=0)
 
 
 @table("table_path")
@@ -377,8 +377,8 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
     remarks = [
         "Per cent, with [low, high], the 95 % interval. Closed: the share of the gap between vanilla and the oracle in "
         "the likelihood of the forget people that is gone. Kept: likelihood about Retain and the celebrities, half "
-        "each; Area: its mean from 0 to 75 % closed. Test is to go as Forget goes. (2 of 5): only so many replicates "
-        "get there, and the number is theirs.",
+        "each; Area: its mean from 0 to 75 % closed. The Test score should fall as the Forget score does. (2 of 5): "
+        "only so many replicates get there, and the number is theirs.",
         asked_along(scores),
     ]
     for closed_in, text in CLOSED_IN.items():
@@ -406,7 +406,7 @@ def _kept_text(row: Mapping[str, Any] | None) -> str | tuple[str, str]:
     if pd.isna(row["value"]):
         return "", "Never reached."
     reached = "" if row["n_replicates"] == row["of"] else f" ({row['n_replicates']} of {row['of']})"
-    return value_text(row, PER_CENT) + reached
+    return number_text(row) + reached
 
 
 @table("table_claim")
@@ -415,7 +415,7 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
     and text, where the same share of the gap in both views together is closed."""
     places = path.PLACES[:2]
     differences = path.between_modalities(scores.kept_by_person[POOLED], list(CLAIMS), places, scores.by)
-    title = "Left of Forget, text only minus image + text, at equal forgetting"
+    title = "Knowledge about Forget that remains at equal forgetting: unlearned on text only minus on image + text"
     if differences.empty:
         why = "No method closes as much of the gap of both views in both modalities."
         yield new_sheet(scores, title, "claim", remarks=[why])
@@ -423,7 +423,7 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
     rows = []
     for (method, variant, *values), of_method in differences.groupby(["method", "variant", *scores.by], sort=False):
         said = {
-            (one["what"], one["place"]): f"{value_text(one, PER_CENT, signed=True)}, n {one['n_replicates']}"
+            (one["what"], one["place"]): f"{number_text(one, signed=True)}, n {one['n_replicates']}"
             for one in of_method.to_dict("records")
         }
         cells = [said.get(at, ("", "Never reached.")) for at in product(CLAIMS, places)]
@@ -535,7 +535,7 @@ def _as_one(made: Sequence[Sheet], title: str) -> Sheet:
 def sheets(name: str, scores: Scores) -> list[Sheet]:
     """The printed tables of one name: one or more for each base model, protocol and forget ratio, or one for all."""
     make: Callable[[Scores], Iterator[Sheet]] = TABLES.get(name)
-    made = [sheet for _, group in scores.groups() for sheet in make(group)]
+    made = [sheet for _, group in scores.groups for sheet in make(group)]
     return [_as_one(made, make.together)] if getattr(make, "together", "") else made
 
 

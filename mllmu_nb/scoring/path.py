@@ -140,9 +140,9 @@ def kept(of_people: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     sets, people = (pd.factorize(of_people[name])[0] for name in ("set", "person"))
     replicates = of_people.groupby(DRAW).ngroup().to_numpy()
     for key, at in of_people.groupby(columns, sort=False, dropna=False).indices.items():
-        there = at[np.isfinite(value[at])]
-        mean = _mean_of_sets(value[there], sets[there], people[there], replicates[there])
-        count = {"of": len(np.unique(replicates[at])), "n_profiles": len(np.unique(people[there]))}
+        reached = at[np.isfinite(value[at])]
+        mean = _mean_of_sets(value[reached], sets[reached], people[reached], replicates[reached])
+        count = {"of": len(np.unique(replicates[at])), "n_profiles": len(np.unique(people[reached]))}
         rows.append(dict(zip(columns, key, strict=True)) | mean | count)
     more = ["value", "low", "high", "n_profiles", "n_replicates", "of", "dots"]
     return pd.DataFrame(rows, columns=[*columns, *more])

@@ -31,7 +31,7 @@ class NotMeasured(Exception):
 
 
 def no_pair(against: str) -> str:
-    return f"No {against} answer to the same questions, or none of its own."
+    return f"The {against} or the model has no answer to these questions."
 
 
 @dataclass(frozen=True, kw_only=True)

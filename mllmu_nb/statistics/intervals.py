@@ -110,8 +110,8 @@ def paired_difference(a, b, profiles, bounds: Bounds = (0.0, 1.0), replicates=No
 
 
 def _over_replicates(over_people: Interval, at_least: bool, values, profiles, replicates, bounds: Bounds) -> Interval:
-    """The interval over replicates crossed with people, ``at_least`` as wide as that ``over_people`` where this is said
-    or all replicates agree; that itself where there is one replicate."""
+    """The interval over replicates crossed with people. If ``at_least``, or if all replicates agree, no narrower than
+    ``over_people``; one replicate returns ``over_people``."""
     if (measured := _several(values, replicates)) is None:
         return over_people
     replicates = np.asarray(replicates)[measured]
@@ -144,14 +144,14 @@ def crossed(values, profiles, replicates) -> Crossed:
     cell, size = np.ravel_multi_index((row, column), shape), shape[0] * shape[1]
     counts = np.bincount(cell, minlength=size).reshape(shape)
     sums = np.bincount(cell, values - values.mean(), size).reshape(shape)
-    there = counts > 0
-    several, pairs = shape[0] - 1, there.sum()
+    has_items = counts > 0
+    several, pairs = shape[0] - 1, has_items.sum()
     between = shape[0] / several * (sums.sum(1) ** 2).sum() / total**2
     if pairs - sum(shape) + 1 <= 0:  # nobody recurs, or hardly anybody: people are part of their replicate
         return Crossed(float(values.mean()), float(between), several)
-    means = np.divide(sums, counts, out=np.zeros(shape), where=there)
-    own = [means.sum(axis, keepdims=True) / there.sum(axis, keepdims=True) for axis in (0, 1)]
-    rest = np.where(there, means - own[0] - own[1], 0.0)
+    means = np.divide(sums, counts, out=np.zeros(shape), where=has_items)
+    own = [means.sum(axis, keepdims=True) / has_items.sum(axis, keepdims=True) for axis in (0, 1)]
+    rest = np.where(has_items, means - own[0] - own[1], 0.0)
     shared = (rest**2).sum() / (pairs - sum(shape) + 1) / pairs
     people = max(0.0, shape[1] / (shape[1] - 1) * (sums.sum(0) ** 2).sum() / total**2 - shared)
     variance, parts = between + people, between**2 / several + people**2 / (shape[1] - 1)

@@ -60,12 +60,12 @@ class Pairs:
         people = [np.unique(np.concatenate([sides[i].people for sides in models]).astype(str)) for i in (0, 1)]
         self.higher, self.count = np.zeros((2, *map(len, people)))
         for positives, negatives in models:
-            ours, theirs = (
+            positive_people, negative_people = (
                 p[:, None] == side.people.astype(str) for p, side in zip(people, (positives, negatives), strict=True)
             )
             a, b = positives.values[:, None], negatives.values
-            self.higher += ours @ ((a > b) + 0.5 * (a == b)) @ theirs.T.astype(float)
-            self.count += np.outer(ours.sum(1), theirs.sum(1))
+            self.higher += positive_people @ ((a > b) + 0.5 * (a == b)) @ negative_people.T.astype(float)
+            self.count += np.outer(positive_people.sum(1), negative_people.sum(1))
 
     def auc(self) -> tuple[float, float, float]:
         """The area with its interval, people of both sides resampled; close to its end at least as wide as Wilson's."""
@@ -93,8 +93,9 @@ class Pairs:
 
     def _resampled(self, sums: np.ndarray, lowest: float) -> list:
         """The interval of a share of all pairs, inside ``lowest`` to 1: none for one person and without a spread."""
-        ours, theirs = (resample_counts(n, RESAMPLES, seed) for seed, n in enumerate(sums.shape))
-        shares = ((ours @ sums) * theirs).sum(1) / ((ours @ self.count) * theirs).sum(1)
+        positive_people, negative_people = (resample_counts(n, RESAMPLES, seed) for seed, n in enumerate(sums.shape))
+        higher, count = ((positive_people @ one * negative_people).sum(1) for one in (sums, self.count))
+        shares = higher / count
         people, value = min(sums.shape), sums.sum() / self.count.sum()
         if people < 2 or not np.ptp(shares) >= SAME:  # NaN where a resample has no pair
             return []

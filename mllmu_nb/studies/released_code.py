@@ -22,7 +22,7 @@ from mllmu_nb.reporting.grid import rows_by
 from mllmu_nb.reporting.runs import Run, items_of, read_runs
 from mllmu_nb.reporting.sheet import Sheet
 from mllmu_nb.reporting.tables import UNLEARNED
-from mllmu_nb.scoring.frames import PAIRED_ON, of_metric
+from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, PAIRED_ON, of_metric
 from mllmu_nb.scoring.path import TRAINED_VIEW
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.statistics.intervals import paired_difference
@@ -45,7 +45,7 @@ PIECES = {
     ("npo", "retain_epoch"): ("NPO, reference", "vanilla", "the base after one epoch on retain"),
 }
 SETS = ("forget", "retain")
-MEASURES = {"likelihood": ("classification", "likelihood", "accuracy"), "exact": ("generation", "", "exact")}
+MEASURES = {"likelihood": LIKELIHOOD_KEY, "exact": ("generation", "", "exact")}
 KEYS = ["method", "variant", "modality", "set", "measure"]
 NO_DIFFERENCE = "no difference shown"
 
