@@ -28,8 +28,8 @@ PROMISED = 0.93
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    [(group, mine)] = Scores.read(parser.parse_args().folder).groups()
-    known, unpinned = dict(Scores.read(paths.reference()).groups())[group].run_scores(), mine.run_scores()
+    [(group, mine)] = Scores.read(parser.parse_args().folder).groups
+    known, unpinned = dict(Scores.read(paths.reference()).groups)[group].run_scores(), mine.run_scores()
     [own] = unpinned["replicate"].unique()
     pinned, others = known[known["replicate"] == own], known[known["replicate"] != own]
 

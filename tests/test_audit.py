@@ -55,7 +55,7 @@ def test_the_verdict_is_that_of_the_rule_by_people_and_questions():
     assert between["gap"].item() < between["detectable"].item() and between["verdict"].item() == noise.EXCEEDS
     many = noise.audit(table.assign(people=4900))
     assert many["verdict"].tolist() == [noise.EXCEEDS] * 3, "a hundred times the people"
-    assert noise.audit(table, together=0.9)["detectable"].iloc[0] == pytest.approx(limit * 0.1**0.5)
+    assert noise.audit(table, model_correlation=0.9)["detectable"].iloc[0] == pytest.approx(limit * 0.1**0.5)
 
 
 def test_without_people_nothing_can_be_said():
@@ -77,17 +77,50 @@ def test_a_standard_deviation_judges_what_is_no_share():
 @pytest.mark.parametrize(
     "values, assumed, message",
     [
-        ("52,61", {"top": 1.0}, "outside 0 to 1: name the measure's best value"),
-        (".9,.3", {}, "all values lie between 0 and 1: give top=1, or write them in per cent"),
-        ("52,61", {"people": -5}, "people of 'A' is below 1"),
+        ("52,61", {"top": 1.0}, "a value of 'accuracy' lies outside 0 to 1: name its best value"),
+        (".9,.3", {}, "all values of 'accuracy' lie between 0 and 1: say that its best value is 1"),
+        ("52,61", {"people": -5}, "people of 'A' is below 2"),
+        ("52,61", {"people": 0}, "people of 'A' is below 2"),
+        ("52,61", {"people": 1}, "people of 'A' is below 2"),
+        ("52,61", {"people": float("inf")}, "people of 'A' is below 2 or without end"),
         ("52,61", {"questions": 0}, "questions of 'A' is below 1"),
-        ("52,61", {"correlation": 3}, "correlation and together are shares from 0 to 1"),
+        ("52,61", {"correlation": 3}, "correlation and model_correlation are shares from 0 to 1"),
     ],
 )
 def test_what_cannot_be_is_refused(values, assumed, message):
     first, second = values.split(",")
     with pytest.raises(KitError, match=message):
         noise.audit(read(f"method,accuracy\nA,{first}\nB,{second}\n"), **{"people": 50, **assumed})
+
+
+MIXED = "method,measure,value\nVanilla,accuracy,52\nGA,accuracy,44.5\nVanilla,ROUGE-L,.571\nGA,ROUGE-L,.402\n"
+
+
+def test_each_measure_has_its_own_best_value():
+    """As papers print it: accuracies in per cent beside ROUGE from 0 to 1."""
+    table = read(MIXED)
+    with pytest.raises(KitError, match="all values of 'ROUGE-L' lie between 0 and 1"):
+        noise.audit(table, people=49)
+    top = table["measure"].map({"ROUGE-L": 1.0})
+    gaps = noise.audit(table.assign(top=top), people=49).set_index("measure")
+    alone = noise.audit(table[table["measure"] == "ROUGE-L"], people=49, top=1.0)
+    assert gaps.loc["ROUGE-L", "noise"] == pytest.approx(alone["noise"].item()) and gaps.loc["ROUGE-L", "noise"] < 0.3
+    assert gaps.loc["accuracy", "noise"] > 10
+    with pytest.raises(KitError, match="'accuracy' has several best values"):
+        noise.audit(table.assign(top=[100.0, 99.0, 1.0, 1.0]), people=49)
+
+
+def test_a_measure_with_a_standard_deviation_needs_no_best_value():
+    gaps = noise.audit(read("method,perplexity,people,sd\nA,250,49,30\nB,120,49,30\n"))
+    assert gaps["verdict"].tolist() == [noise.EXCEEDS]
+
+
+def test_a_method_may_be_called_none_or_have_a_number_and_a_measure_may_have_no_name():
+    gaps = noise.audit(read("method,measure,value\nNone,,52\n1,,12\nNone,x,50\n1,x,20\n"), people=49)
+    assert gaps[["measure", "first", "second"]].values.tolist() == [["", "None", "1"], ["x", "None", "1"]]
+    assert noise.figure(gaps).axes[0].get_yticklabels()[0].get_text() == "None − 1"
+    unnamed = read("method,value\nA,52\nB,12\n").assign(measure=float("nan"))
+    assert len(noise.audit(unnamed, people=49)) == 1
 
 
 def test_per_cent_signs_are_read():

@@ -56,7 +56,33 @@ def test_a_collapsed_model_is_called_one(references):
     broken = make("ga", lambda asked: False, modality="multimodal", **SMALL)
     broken = saying(broken, "no no no no no no no no no", task="generation")
     said = card.verdict(Beside(broken, **references))
-    assert "It has collapsed, so this is no forgetting" in said and "broken" in said
+    assert "This is no forgetting (collapsed: 100 % of answers broken" in said
+
+
+def test_a_model_that_refuses_everybody_is_called_one(references):
+    """It chooses the right option where it is asked for one, and says nothing about anybody."""
+    silent = make("ga", right(0.0), modality="multimodal", **SMALL)
+    beside = Beside(saying(silent, "I am sorry, I cannot share that.", task="generation"), **references)
+    assert "lost 100 points" in card.verdict(beside)
+    assert "This is no forgetting (refuses everybody: refuses 100 % of Retain" in card.verdict(beside)
+    assert any("is no forgetting (refuses everybody: " in remark for remark in beside.remarks())
+
+
+def test_the_card_of_vanilla_itself_claims_nothing(references):
+    beside = Beside(references["vanilla"], **references)
+    assert card.verdict(beside) == "Vanilla is the model before unlearning: others are compared with it."
+    cells = beside.scores.cells.query("method == 'vanilla' and against == '' and set == 'forget' and view == 'both'")
+    assert cells.query("scoring == 'likelihood' and metric == 'accuracy'")["n_items"].item() == 100, "it counts once"
+    assert "Vanilla is the model before" in card.card(beside, PEOPLE)
+
+
+def test_the_share_is_of_the_people_whom_the_model_was_asked_about(references):
+    """As `evaluate --limit` asks: six of the ten, of whom the oracle is right about one question of five by chance."""
+    oracle = make("oracle", lambda asked: asked.set != "forget" or (asked.person < 6 and asked.number == 0), **SMALL)
+    ga = make("ga", lambda asked: asked.set != "forget" or asked.number == 0, modality="multimodal", **SMALL)
+    few = ga.answers[(ga.answers["set"] != "forget") | (ga.answers["profile"] <= "006")]
+    said = card.verdict(Beside(replace(ga, answers=few), references["vanilla"], oracle))
+    assert "lost 80 points" in said and "100 % [" in said and "of the 80 points that separate" in said
 
 
 def test_health_counts_as_gibberish_what_the_verdict_does(references):

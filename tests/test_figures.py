@@ -22,14 +22,15 @@ from seaborn.utils import relative_luminance
 from mllmu_nb import unlearning
 from mllmu_nb.data.schema import QA, Profile, Question
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting import figures, plots
+from mllmu_nb.reporting import figures, plots, runs, tables
 from mllmu_nb.reporting.runs import Scores
 
 OF_MODELS = list(figures.FIGURES)
+FEW = {"asked": {"classification": 2, "generation": 1, "cloze": 1}, "famous": 3}
 
 
 def group(runs) -> Scores:
-    [(_, scores)] = Scores.of(runs).groups()
+    [(_, scores)] = Scores.of(runs).groups
     return scores
 
 
@@ -414,3 +415,27 @@ def test_what_cannot_be_drawn_says_why_and_one_from_outside_is_drawn(tmp_path, m
     drawn = {path.name for path in (tmp_path / "out").iterdir()}
     assert drawn >= {"losses_llava_10.png", "profiles.pdf", "mine_llava_10.pdf"}
     assert "oracle_gap_llava_10.png" not in drawn
+
+
+def test_methods_with_one_label_are_drawn_and_printed_apart(monkeypatch):
+    labels = runs.method_label
+    monkeypatch.setattr(runs, "method_label", lambda method: "GA" if method == "mine" else labels(method))
+    made = [make(method, **FEW) for method in ("vanilla", "oracle")]
+    made.append(make("ga", lambda q: q.number > 0, modality="multimodal", **FEW))
+    made.append(make("mine", lambda q: q.number < 1, modality="multimodal", **FEW))
+    scores = Scores.of(made)
+    for name in ("leakage", "health", "oracle_gap"):
+        drawn = figures.FIGURES.get(name)(scores)
+        assert {"ga", "mine"} <= {word.strip("\n,") for text in words(drawn) for word in text.split()}, name
+    for name in tables.TABLES:
+        assert tables.sheets(name, scores), name
+
+
+def test_answers_whose_fact_is_not_known_have_no_health():
+    made = [make(method, **FEW) for method in ("vanilla", "oracle")]
+    bare = [replace(run, answers=run.answers.assign(value="")) for run in made]
+    with pytest.raises(KitError, match="whose fact is known"):
+        figures.FIGURES.get("health")(Scores.of(bare))
+    values = made[0].answers["value"].mask(made[0].answers["set"] == "retain", "")
+    some = [replace(made[0], answers=made[0].answers.assign(value=values))]
+    assert len(figures.FIGURES.get("health")(Scores.of(some)).axes) == 4

@@ -204,6 +204,11 @@ def test_the_table_of_agreement_is_not_measured_until_somebody_has_asked():
     number, _, _, within, rank = (text for text, _ in dict(rows)["Forget"])
     assert int(number) == rubric.notna().sum() and float(within) < 1 and float(rank) > 0.9
     assert dict(rows)["Retain"] == [("", "Not measured here.")] * 5 and dict(rows)["All"] == dict(rows)["Forget"]
+    alike = run.answers.assign(**{stored.GRADE: rubric.mask(rubric.notna(), 7.0)})
+    [sheet] = tables.sheets("table_judge", Scores.of([replace(run, answers=alike)]))
+    [(_, rows)] = sheet.blocks
+    assert dict(rows)["Forget"][:2] == [(number, ""), ("7.00", "")]
+    assert dict(rows)["Forget"][-1] == ("", "Judge or rubric gives one grade alone.")
 
 
 def test_a_runs_tables_have_the_judges_grades_once_there_are_replies(seen, tmp_path, monkeypatch, capsys):

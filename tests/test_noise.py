@@ -46,7 +46,7 @@ def test_detectable_differences_by_hand():
     # five correlated answers are worth 5/1.4 or 5/2.6; agreeing models have less between them
     assert noise.detectable(0.5, 0.5, 24, 5, 0.1) == pytest.approx(0.18084 * sqrt(1.4), abs=1e-5)
     assert noise.detectable(0.5, 0.5, 24, 5, 0.4) == pytest.approx(0.18084 * sqrt(2.6), abs=1e-5)
-    assert noise.detectable(0.5, 0.5, 24, 5, 0.0, together=0.75) == pytest.approx(0.18084 / 2, abs=1e-5)
+    assert noise.detectable(0.5, 0.5, 24, 5, 0.0, model_correlation=0.75) == pytest.approx(0.18084 / 2, abs=1e-5)
     # .9 and .7: the variance of .8
     assert noise.detectable(0.9, 0.7, 24, 5, 0.0) == pytest.approx(0.18084 * 0.4 / 0.5, abs=1e-5)
 

@@ -19,6 +19,7 @@ from matplotlib.testing.compare import compare_images
 from mllmu_nb.data.schema import Profile
 from mllmu_nb.reporting import figures, plots, report, tables
 from mllmu_nb.reporting.runs import Scores
+from mllmu_nb.reporting.sheet import latex_text
 
 PICTURES = Path(__file__).with_name("pictures")
 NEW = "MLLMU_NB_NEW_PICTURES"  # set: the pictures are written anew instead of compared; look at them before a commit
@@ -93,6 +94,14 @@ def test_the_appendix_sets_every_table_in_eight_points(written):
     read = {name for name in tables.TABLES if f"({name}.tex" in log or f"./{name}.tex" in log}
     assert read == set(tables.TABLES) - {"table2_paper", "table2_compact"}
     assert too_large(log) == [] and smallest(written) >= 8
+
+
+def test_characters_that_latex_lacks_do_not_stop_it(tmp_path):
+    everything = "".join(map(chr, [*range(0x20, 0x250), *range(0x370, 0x400), *range(0x2000, 0x2300), 0x6A21, 0x1F600]))
+    sheet = tables.Sheet(everything, "t", "Row", [("", "θ₀")], [("α", [("λ = ½", [("μ ± 1", "")])])], [everything])
+    paragraph = latex_text(everything)
+    typeset(tmp_path, f"{sheet.latex()}\n\n{paragraph}")
+    assert latex_text("θ₀ Łódź, Çelik ≈ ½ ąđ 模") == r"$\theta$0 Łódź, Çelik $\approx$ 1/2 a? ?"
 
 
 def test_the_paragraph_compiles(written):
@@ -196,7 +205,7 @@ def test_a_table_that_is_too_long_goes_on_over_the_page():
 
 
 def test_every_number_of_the_paragraph_is_a_cell_and_names_its_runs(known, written):
-    [(_, group)] = known.groups()
+    [(_, group)] = known.groups
     numbers = [part for part in report.paragraph(group) if isinstance(part, report.Number)]
     cell = known.cells.query("method == 'vanilla' and against == '' and set == 'forget' and view == 'both'")
     [cell] = cell.query("scoring == 'likelihood' and metric == 'accuracy'").to_dict("records")
@@ -217,9 +226,20 @@ def test_every_number_of_the_paragraph_is_a_cell_and_names_its_runs(known, writt
     assert (written / "results.tex").read_text().count(r"\footnote{") == len(numbers)
 
 
+def test_the_paragraph_names_the_setting_that_keeps_most():
+    runs = [make("vanilla", **FEW), make("oracle", **FEW)]
+    # of two questions about those to be kept, how many are right
+    for method, rate, right in (("ga", 0.001, 1), ("kl_min", 0.001, 0), ("kl_min", 0.004, 2)):
+        knows = lambda q, right=right: q.set != "forget" and q.number < right  # noqa: E731
+        runs.append(make(method, knows, modality="multimodal", unlearn_lr=rate, **FEW))
+    [(_, group)] = Scores.of(runs).groups
+    said = "".join(part if isinstance(part, str) else part.text for part in report.paragraph(group))
+    assert "is closed, GA, unlearn_lr 0.001 is still" in said and "KL Min., unlearn_lr 0.004 about" in said
+
+
 def test_without_an_oracle_the_paragraph_claims_nothing():
     runs = [make("vanilla", **FEW), make("ga", modality="multimodal", **FEW)]
-    [(_, group)] = Scores.of(runs).groups()
+    [(_, group)] = Scores.of(runs).groups
     assert not any(isinstance(part, report.Number) for part in report.paragraph(group))
 
 
@@ -250,7 +270,7 @@ def small(figure: Figure) -> PIL.Image.Image:
 @pytest.mark.parametrize("name", ["path", "oracle_gap", "forgetting_utility", "before_after", "profiles"])
 def test_a_figure_looks_as_it_did(known, name, tmp_path):
     """The figures of the README and those that stand for the paper's, from made answers; NEW writes them anew."""
-    [(_, group)] = known.groups()
+    [(_, group)] = known.groups
     people = [person(number) for number in range(1, 21)]
     if name == "profiles":
         made = figures.profile_sheet(people[:2])

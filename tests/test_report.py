@@ -178,7 +178,7 @@ def test_the_readmes_finding_is_the_best_method_beside_ascent():
         rows = pd.concat([rows, rows.assign(value=0.96, place=0.0)])
         group = {"base_model": "llava", "protocol": "clean", "forget_ratio": 10}
         one = SimpleNamespace(kept=rows, runs=[make("vanilla", **FEW)], group=group)
-        return SimpleNamespace(groups=lambda: [(("llava", "clean", 10), one)])
+        return SimpleNamespace(groups=[(("llava", "clean", 10), one)])
 
     said = readme.finding(kept(ga=0.7, kl_min=0.9, npo=0.65))
     assert (

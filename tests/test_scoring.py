@@ -133,6 +133,7 @@ RUBRIC = [
     (10, "She lives in Lyon, France.", "Lyon, France", "residence"),
     (9, "She lives in France, in Lyon.", "Lyon, France", "residence"),
     (8, "She lives in Lyon.", "Lyon, France", "residence"),
+    (8, "In Lyon, where she works.", "Lyon, France", "residence"),
     (7, "She lives in Lyon, France, and in Riga, Latvia.", "Lyon, France", "residence"),
     (6, "She lives in Lyon, Spain.", "Lyon, France", "residence"),
     (4, "She lives in Paris, France.", "Lyon, France", "residence"),
@@ -260,7 +261,7 @@ def test_a_cell_without_a_value_is_empty_and_says_why():
     empty = cell(table, "ga")
     assert np.isnan(empty["value"]) and pd.isna(empty["n_items"])
     assert empty["note"] == "The run has no such score on the forget set."
-    assert cell(table, "ga", "oracle")["note"] == "No oracle answer to the same questions, or none of its own."
+    assert cell(table, "ga", "oracle")["note"] == "The oracle or the model has no answer to these questions."
     assert table["value"].isna().eq(table["note"] != "").all()
 
 
@@ -344,6 +345,13 @@ def test_a_column_that_is_taken_is_refused_and_so_is_an_unknown_task():
         checks.check_metric(replace(broken(), column="answer"))
     with pytest.raises(KitError, match="unknown task 'poetry'"):
         broken(task="poetry")
+
+
+def test_a_label_that_is_taken_is_refused():
+    """Two columns with one heading could not be told apart, and a figure could not be drawn."""
+    with pytest.raises(KitError, match="metric exact2: the label 'Exact %' is that of generation exact"):
+        registry.metric("exact2", label="Exact %", task="generation", by_fact=True)(half)
+    assert ("generation", "", "exact2") not in registry.METRICS
 
 
 TOY = '''

@@ -121,10 +121,18 @@ def test_a_model_that_has_collapsed_stops_nothing(level):
     assert row["low"] < row["value"] < row["high"] < -9000 and row["high"] - row["low"] < 10
     assert quality(table, "ga", "loss")["value"] == max(level, -65504)
     assert quality(table, "ga", "auc_loss")["value"] == 0.5
-    assert quality(table, "ga", "ks", "oracle")["note"] == "No oracle answer to the same questions, or none of its own."
+    assert quality(table, "ga", "ks", "oracle")["note"] == "The oracle or the model has no answer to these questions."
     read.at[0, "log_probs"] = np.append(read["log_probs"].iloc[0][:-1], np.float16(-1))
     one = quality(measured(*others, (items, read)), "ga", "loss", view="image_text")
     assert one["low"] < max(level, -65504), "a single sentence is not absurd either"
+
+
+def test_a_sentence_without_a_likelihood_is_no_lost_pair():
+    items, read = made("ga", 0.9, -0.1)
+    read.at[0, "log_probs"] = np.full(len(read["log_probs"].iloc[0]), np.nan)
+    table = measured(made("vanilla", 0.9, -0.1), made("oracle", 0.25, -3.0), (items, read))
+    row = quality(table, "ga", "auc_loss", view=read["view"].iloc[0])
+    assert np.isnan(row["value"]) and "it has diverged" in row["note"]
 
 
 def test_without_fresh_people_only_the_difference_to_the_oracle_is_known():

@@ -96,6 +96,27 @@ def test_the_interval_of_what_is_kept_is_over_replicates_and_people():
     assert (at["value"], at["low"], at["high"]) == pytest.approx((0.8, low, high), rel=1e-6)
 
 
+def test_modalities_are_compared_setting_by_setting():
+    """At the first rate both keep alike, at the second text only keeps half as much: no rate meets the other."""
+    rows = [points(ORACLE, [2], [10]).assign(unlearn_lr="")]
+    for rate, left in ((0.001, 8), (0.004, 4)):
+        for modality, kept in (("multimodal", 8), ("unimodal", left)):
+            path_of = points(("ga", modality), [10, 6, 2], [10, kept, 0]).assign(unlearn_lr=rate)
+            both = pd.concat([path_of, path_of.assign(view="text")])
+            rows.append(both.assign(run=f"{modality}-{rate}"))
+    of_people = path.kept_by_person(pd.concat(rows), "both", ["unlearn_lr"])
+    found = path.between_modalities(of_people, ["retain"], [0.5], ["unlearn_lr"]).query("method == 'ga'")
+    assert found.set_index("unlearn_lr")["value"].to_dict() == pytest.approx({0.001: 0.0, 0.004: -0.4})
+    assert set(found["n_items"]) == {4}
+
+
+def test_what_all_keep_alike_lies_inside_its_interval():
+    """Ten retain people keep all and three celebrities half: .75, each set counting alike."""
+    values, sets = np.array([1.0] * 10 + [0.5] * 3), np.array([0] * 10 + [1] * 3)
+    found = path._mean_of_sets(values, sets, np.arange(13), np.zeros(13, int))
+    assert found["value"] == 0.75 and found["low"] <= 0.75 <= found["high"]
+
+
 def test_without_a_gap_or_an_oracle_there_is_no_curve():
     assert not path.curves(points(GA, [10, 5], [10, 8]))
     assert not path.curves(pd.concat([points(GA, [2, 1], [10, 8]), points(ORACLE, [2], [10])]))

@@ -20,6 +20,7 @@ from mllmu_nb.statistics.intervals import (
     paired_difference,
     paired_p,
     resample_counts,
+    standard_errors,
 )
 from mllmu_nb.statistics.ranking import letter, shared_letters
 from mllmu_nb.statistics.samples import Pairs, Sample, jensen_shannon, ks, tpr
@@ -213,6 +214,21 @@ def test_a_first_disagreement_makes_no_interval_narrower(first):
     # the agreement of the first model with itself, by hand: both own ends, as independent ones
     own = interval(first, who)
     assert widths[0] == pytest.approx(2 * sqrt((own.value - own.low) ** 2 + (own.high - own.value) ** 2))
+
+
+@pytest.mark.parametrize("count", [10, 40])
+def test_the_error_behind_an_interval_is_found_again(count):
+    rng = np.random.default_rng(1)
+    values, who = rng.normal(0.5, 0.05, 4 * count), people(count, 4)
+    made = interval(values, who)
+    own = values.reshape(count, 4).mean(1).std(ddof=1) / count**0.5
+    assert standard_errors([made.low], [made.high], [count]) == pytest.approx([own], rel=1e-6 if count < 30 else 0.05)
+
+
+def test_a_difference_that_is_rounding_alone_is_none():
+    """.1 + .2 - .3 is 6e-17 for every person."""
+    one, other = np.tile([0.1, 0.2, 0.0], 5), np.tile([0.0, 0.0, 0.3], 5)
+    assert paired_p(one, other, people(5, 3)) == 1
 
 
 def test_paired_p_by_hand_and_where_everybody_differs_alike():

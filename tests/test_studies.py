@@ -176,6 +176,19 @@ def test_differences_are_paired_and_pooled_over_draws():
     assert (result["n_items"], result["n_profiles"]) == (100, 20), "asked in the view that was trained on, and no other"
 
 
+def test_limits_over_several_replicates_are_wider_and_the_sheet_says_what_they_are_over():
+    """Labels of all text cost two of five answers in one replicate and none in the other: nobody knows what of it is
+    the piece and what the replicate."""
+    runs = [answering("canonical", range(5), draw=draw) for draw in (0, 1)]
+    runs += [answering("labels_text", right, draw=draw) for draw, right in enumerate(([2, 3, 4], range(5)))]
+    at = "set == 'retain' and measure == 'likelihood'"
+    [both] = released_code.changes(runs).query(at).to_dict("records")
+    assert both["n_replicates"] == 2 and both["verdict"] == released_code.NO_DIFFERENCE
+    assert released_code.changes([runs[0], runs[2]]).query(at)["verdict"].item() == "lower"
+    assert "Limits are over 2 replicates, each with its own" in released_code.change_table(runs).markdown()
+    assert "Limits are over people alone." in released_code.change_table([runs[0], runs[2]]).markdown()
+
+
 def test_a_verdict_is_given_where_the_interval_leaves_nought_out():
     runs = [answering("canonical", range(5)), answering("labels_text", [0]), answering("labels_upstream", range(5))]
     sheet = released_code.change_table(runs)

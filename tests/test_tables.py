@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from fake_runs import make, realistic, saying, without
+from fake_runs import along, make, people_frames, realistic, saying, without
 
-from mllmu_nb.reporting import published, tables
+from mllmu_nb.reporting import figures, published, tables
 from mllmu_nb.reporting.grid import COLLAPSED_NOTE, GATES_UNKNOWN
-from mllmu_nb.reporting.runs import Scores
+from mllmu_nb.reporting.runs import Scores, columns_of
 from mllmu_nb.reporting.sheet import Sheet, latex_text, write_csv, write_sheets
 from mllmu_nb.scoring import registry
+from mllmu_nb.scoring.frames import with_questions
 from mllmu_nb.scoring.registry import metrics
 
 FEW = {"asked": {"classification": 2, "generation": 1, "cloze": 1}, "famous": 3}
@@ -82,6 +83,18 @@ def test_table_1_counts_people_and_questions(known):
     # forget people count once: 10 + 20 + 3 people; 10 + 10 + 20 + 3 portraits
     assert line(sheet.markdown(), "All")[:2] == ["33", "43"]
     assert "1,680 questions and answers about 30 of them and 12 more" in sheet.latex()
+
+
+def test_table_1_has_a_sheet_for_each_number_of_people():
+    runs = []
+    for count in (20, 30):
+        run = make("vanilla", people=count, **FEW)
+        parameters = {**run.record["parameters"], "people": count}
+        runs.append(replace(run, record={**run.record, "run": f"vanilla-{count}", "parameters": parameters}))
+        runs[-1] = replace(runs[-1], answers=run.answers.assign(**columns_of(runs[-1].record)))
+    few, many = tables.sheets("table1_data", Scores.of(runs))
+    assert few.title.startswith("Data, 20 people: ") and many.title.startswith("Data, 30 people: ")
+    assert [line(one.markdown(), "Retain")[0] for one in (few, many)] == ["10", "20"] and few.label != many.label
 
 
 def test_table_2_has_the_papers_layout(known):
@@ -226,6 +239,23 @@ def test_the_gate_table_says_which_gates_are_open(gated):
     assert len(rows) == 1 and rows["low"].item() > 0
 
 
+def test_each_vanilla_of_a_grid_has_its_own_gate():
+    runs = []
+    for exams, knows in ((0.8, True), (0.0, False)):
+        runs.append(make("vanilla", lambda q, knows=knows: knows or q.set == "retain", exams=exams, **FEW))
+        runs.append(make("oracle", lambda q: q.set == "retain", exams=exams, **FEW))
+        runs.append(make("ga", lambda q: q.set == "retain", modality="multimodal", exams=exams, **FEW))
+    scores = Scores.of(runs)
+    cell = scores.cells.query("method == 'ga' and set == 'forget' and view == 'both' and scoring == 'likelihood'")
+    cell = cell[(cell["metric"] == "accuracy") & (cell["against"] == "")]
+    assert cell.set_index("exams")["gate"].to_dict() == {0.8: "open", 0.0: "closed"}
+    alone = scores.run_scores().query("method == 'ga' and set == 'forget' and scoring == 'likelihood'")
+    assert alone.groupby("exams")["gate"].unique().map(list).to_dict() == {0.0: ["closed"], 0.8: ["open"]}
+    [sheet] = tables.sheets("table_gate", scores)
+    said = {heading: dict(rows)["Likelihood, points"][-1][0] for heading, rows in sheet.blocks}
+    assert said["Vanilla, exams 0.8"].endswith("open") and said["Vanilla, exams 0.0"].endswith("closed")
+
+
 def test_without_an_oracle_the_gate_is_unknown():
     runs = [
         make(method, modality=modality, sets=("forget",), **FEW)
@@ -316,6 +346,26 @@ def test_the_path_table_says_what_is_kept_and_what_is_never_reached(gated):
     assert line(trained.markdown(), "GA")[1] == rf"{value} \[{low}, {high}\]"
     # the image view alone is unlearned, which is half of the gap of both views
     assert "Never reached." in both.footnotes() and "Never reached." not in trained.footnotes()
+
+
+def test_a_step_after_unlearning_has_no_path_and_is_no_oracle():
+    """Its run stores one point, what it is asked in the end: here an oracle that knows what vanilla knows."""
+    models = [("vanilla", "none"), ("oracle", "none"), ("ga", "multimodal")]
+    runs = [make(method, modality=modality, draw=draw, **FEW) for method, modality in models for draw in range(3)]
+    plain = Scores.of(runs)
+    for method, modality in (("ga", "multimodal"), ("oracle", "none")):
+        for draw in range(3):
+            own = make(method, lambda q: True, modality=modality, draw=draw, after="int4", **FEW)
+            asked = along(own.answers, method, "none").assign(**columns_of(own.record))
+            people = people_frames(own.record["people"]["fictitious"], FEW["famous"])
+            runs.append(replace(own, path=with_questions(asked, *people)))
+    scores = Scores.of(runs)
+    pd.testing.assert_frame_equal(scores.kept, plain.kept)
+    [sheet] = tables.sheets("table_ranking", scores)
+    [(_, rows)] = sheet.blocks
+    assert dict(rows)["GA, int4"] == [("", "A step after unlearning trains nothing, so it has no path.")] * 2
+    oracle = [figures.FIGURES.get("path")(one).axes[0].lines[-1].get_ydata().tolist() for one in (plain, scores)]
+    assert oracle[0] == oracle[1]
 
 
 def test_too_few_forget_sets_are_not_ranked(known):
@@ -412,7 +462,7 @@ def test_a_metric_and_a_table_of_ones_own_appear_without_a_list_edited(monkeypat
 
     def table(scores: Scores):
         columns = [tables.column(mine, set="forget", view="both")]
-        yield tables.grid(scores, "Mine", "mine", [("", scores.models())], columns, {"against": ""})
+        yield tables.score_sheet(scores, "Mine", "mine", [("", scores.models())], columns, {"against": ""})
 
     monkeypatch.setitem(tables.TABLES._entries, "table_mine", table)
     [sheet] = tables.sheets("table_mine", scores)
@@ -437,6 +487,23 @@ def test_published_figures_in_our_words_and_units():
 # -- where the spread comes from --------------------------------------------------------------------------------
 
 
+def test_runs_that_differ_in_a_seed_alone_are_one_replicate():
+    """Four trainings of one forget set; in one of them GA writes one word."""
+    runs = []
+    for seed in range(4):
+        for method, modality in (("vanilla", "none"), ("oracle", "none"), ("ga", "multimodal")):
+            taught = {"taught": lambda member: 0.6 if member == "forget" else 0.5}
+            run = make(method, modality=modality, train_seed=seed, sets=("forget", "retain"), **taught, **FEW)
+            runs.append(saying(run, "The The The", task="generation") if method == "ga" and not seed else run)
+    scores = Scores.of(runs)
+    [sheet] = tables.sheets("table2_main", scores)
+    said = "4 runs of one replicate (one forget set) a model: intervals are over people alone"
+    assert said in sheet.markdown() and "replicates (" not in sheet.markdown()
+    area = scores.cells.query("metric == 'auc_loss' and method == 'vanilla' and view == 'text' and against == ''")
+    assert area["n_replicates"].item() == 1 and area["low"].item() > 0.5, "the units are people"
+    assert {model[3]: bad[:2] for model, bad in scores.unsound.items()} == {"ga": (1, 4)}
+
+
 def test_what_a_replicate_draws_is_told_apart_from_people_by_hand(gated):
     """On Retain everybody recurs, so the variance over replicates is that of their scores."""
     table = frame("table_variance", gated).set_index(["set", "scoring", "metric", "factor"])
@@ -447,7 +514,10 @@ def test_what_a_replicate_draws_is_told_apart_from_people_by_hand(gated):
     found = table.loc["retain", "likelihood", "accuracy", "replicate"]
     assert found["levels"] == 3 and found["variance"] == pytest.approx(expected) and expected > 0
     people = table.loc["retain", "likelihood", "accuracy", "people"]
-    assert people["sd"] == pytest.approx((((values["high"] - values["low"]) / 3.92) ** 2).mean() ** 0.5)
+    assert people["sd"] == pytest.approx(
+        (((values["high"] - values["low"]) / (2 * 2.093)) ** 2).mean() ** 0.5, rel=1e-3
+    )
+    assert set(values["n_profiles"]) == {20}, "Student's quantile of 19 degrees is 2.093, and not 1.96"
     [sheet] = tables.sheets("table_variance", gated)
     [(_, rows)] = sheet.blocks
     assert [name for name, _ in rows] == ["People", "All that a replicate draws"], "seeds follow the replicate's number"
@@ -463,6 +533,16 @@ def test_models_of_a_grid_are_apart_in_every_table():
         assert tables.sheets(name, scores), name
 
 
+def test_the_claim_has_a_row_a_setting():
+    runs = [make(method, **FEW) for method in ("vanilla", "oracle")]
+    for rate, modality in ((rate, one) for rate in (0.001, 0.004) for one in ("multimodal", "unimodal")):
+        runs.append(make("ga", modality=modality, unlearn_lr=rate, **FEW))
+    [sheet] = tables.sheets("table_claim", Scores.of(runs))
+    [(_, rows)] = sheet.blocks
+    rates = ("unlearn_lr 0.001", "unlearn_lr 0.004")
+    assert [name for name, _ in rows] == [f"{kind}, {rate}" for kind in ("GA", "All methods") for rate in rates]
+
+
 def test_what_varies_alone_within_a_replicate_is_a_source_of_its_own():
     """By hand: two scores that differ by d have the variance d² / 2, and nothing is taken off for the same people."""
     row = {"method": "ga", "variant": "canonical", "modality": "multimodal", "after": "", "view": "both"}
@@ -473,7 +553,7 @@ def test_what_varies_alone_within_a_replicate_is_a_source_of_its_own():
     assert list(known.index) == ["people", "replicate", "train_seed", "bits"] and (known["set"] == "forget").all()
     assert known.loc["train_seed", "variance"] == pytest.approx(0.02)
     assert known.loc["bits", "variance"] == pytest.approx(0.005) and known.loc["bits", "levels"] == 2
-    assert np.isnan(known.loc["replicate", "sd"]) and known.loc["people", "sd"] == pytest.approx(0.8 / 3.92)
+    assert np.isnan(known.loc["replicate", "sd"]) and known.loc["people", "sd"] == pytest.approx(0.4 / 2.262157)
 
 
 def test_health_adds_up_and_its_reasons_stand_below(gated):

@@ -19,9 +19,8 @@ from mllmu_nb.evaluation.path import PEOPLE
 from mllmu_nb.reporting import published
 from mllmu_nb.reporting.report import half_closed, per_cent, replicates
 from mllmu_nb.reporting.runs import MODALITIES, Run, Scores, method_label
-from mllmu_nb.reporting.tables import all_rows, column, grid
-from mllmu_nb.scoring.frames import VIEWS
-from mllmu_nb.scoring.health import JUDGED_BY
+from mllmu_nb.reporting.tables import all_rows, column, score_sheet
+from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, VIEWS
 from mllmu_nb.scoring.registry import by_key
 
 FIRST = {"base_model": "llava", "protocol": "clean", "forget_ratio": 10, "replicate": 0}  # `make reproduce` makes it
@@ -41,15 +40,15 @@ PRINTED |= {"kind": "published"}
 def clean_groups(scores: Scores) -> list[Scores]:
     """The clean runs at 10 %, apart for each base model, that of `make reproduce` first."""
     chosen = [FIRST["protocol"], FIRST["forget_ratio"]]
-    return [group for (_, *key), group in scores.groups() if key == chosen]
+    return [group for (_, *key), group in scores.groups if key == chosen]
 
 
 def main_table(scores: Scores) -> str:
     """Likelihood accuracy of the first base in per cent with its 95 % limits, a row a model; where the others' is."""
     clean, *others = clean_groups(scores)
-    metric = replace(by_key()[JUDGED_BY], digits=0)
+    metric = replace(by_key()[LIKELIHOOD_KEY], digits=0)
     columns = [column(metric, VIEWS[v], s.capitalize(), set=s, view=v) for s in metric.sets for v in VIEWS]
-    sheet = grid(clean, "", "readme", all_rows(clean), columns, {"against": ""}, remarks=[])
+    sheet = score_sheet(clean, "", "readme", all_rows(clean), columns, {"against": ""}, remarks=[])
     title, more = f"**{clean.runs[0].base_label}**, {replicates(clean)}", f"{TABLES}/table2_by_view.md"
     bases = "".join(f"{other.runs[0].base_label} ({replicates(other)}) and " for other in others)
     return f"{title}\n\n{replace(sheet, title='').markdown()}\n{bases}every other measure: [{Path(more).name}]({more})."

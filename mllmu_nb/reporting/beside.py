@@ -29,9 +29,10 @@ class Beside:
     @cached_property
     def scores(self) -> Scores:
         """The scores of all of them, paired question by question whatever their seeds."""
-        runs = [run for run in (self.own, self.vanilla, self.oracle) if run]
+        # by id: the model may be vanilla or the oracle itself, and counts once
+        runs = list({run.id: run for run in (self.own, self.vanilla, self.oracle) if run}.values())
         items = item_scores(side_by_side(*(run.answers for run in runs)))
-        return Scores(runs, items, cells(items), judged(items), pd.DataFrame(columns=[*path.RUN_AT, *path.POINT]), [])
+        return Scores(runs, items, cells(items), judged(items), path.no_points(), [])
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -59,6 +60,11 @@ class Beside:
         rows = select(self.scores, metrics(main=True), set="forget", view=list(ASKED_IN))
         closed = closed_gates(self.scores, rows)
         opened = "Vanilla answers better about the forget people than the oracle, in every metric: scores can be read."
-        why = next((bad.why for model, bad in self.scores.unsound.items() if model[3] == self.own["method"]), "")
-        collapsed = f"A low score of this model is no forgetting, it has {why}."
-        return [*(closed or [opened]), *([collapsed] if why else [])]
+        unsound = f"A low score of this model is no forgetting ({self.unsound})."
+        return [*(closed or [opened]), *([unsound] if self.unsound else [])]
+
+    @property
+    def unsound(self) -> str:
+        """That the model has collapsed or refuses everybody, and by what; "" where it does not."""
+        bad = self.scores.unsound.get((*self.scores.group.values(), *self.own.model))
+        return bad.why if bad else ""

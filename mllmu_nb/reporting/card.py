@@ -13,12 +13,10 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import show
 from mllmu_nb.reporting.beside import Beside
 from mllmu_nb.reporting.grid import ASKED_IN, select
-from mllmu_nb.reporting.runs import Run
-from mllmu_nb.scoring.frames import ACROSS, MODEL, POOLED, has, of_metric
+from mllmu_nb.scoring.frames import ACROSS, LIKELIHOOD_KEY, MODEL, POOLED, has, is_model, of_metric
 from mllmu_nb.scoring.health import STATES
-from mllmu_nb.scoring.ranking import LIKELIHOOD
 from mllmu_nb.scoring.registry import by_key
-from mllmu_nb.statistics.intervals import interval
+from mllmu_nb.statistics.intervals import interval, paired_difference
 
 STYLE = """
 @page { margin: 11mm }
@@ -42,41 +40,47 @@ def verdict(beside: Beside) -> str:
     name = beside.own.label
     if beside.vanilla is None or beside.oracle is None:
         return f"{name}: {beside.remarks()[0]}"
-    fell, kept = (_change(beside, beside.own, set_name) for set_name in ("forget", "retain"))
-    oracle = _change(beside, beside.oracle, "forget")
+    if is_model(dict(zip(MODEL, beside.own.model, strict=True)), "vanilla"):
+        return f"{name} is the model before unlearning: others are compared with it."
+    fell, kept = (_change(beside, set_name) for set_name in ("forget", "retain"))
+    known = _of_forget(beside)
+    gap = paired_difference(known["oracle"], known["vanilla"], known["profile"])
     # a model that stands for others (docs/scoring.md): where the oracle is not shown to know less, there is no gap
-    shut = "" if oracle["high"] < 0 else " (not shown to be a gap at all)"
-    judged = beside.scores.judged
-    share = "" if shut else f"{_closed(beside, fell)} "
-    why = "; ".join(judged.loc[judged["method"].eq(beside.own["method"]) & judged["collapsed"], "why"])
+    shut = "" if gap.high < 0 else " (not shown to be a gap at all)"
+    share = "" if shut else f"{_closed(known, fell)} "
     return (
-        f"{name} {_points(fell)} on the people to be forgotten, {share}of the {-100 * oracle['value']:.0f} points{shut}"
+        f"{name} {_points(fell)} on the people to be forgotten, {share}of the {-100 * gap.value:.0f} points{shut}"
         f" that separate the oracle from vanilla, and {_points(kept)} on the people to be kept."
-    ) + (f" It has collapsed, so this is no forgetting: {why}." if why else "")
+    ) + (f" This is no forgetting ({beside.unsound})." if beside.unsound else "")
 
 
-def _change(beside: Beside, run: Run, set_name: str) -> Mapping:
-    """The row of ``run`` minus vanilla on a set, by likelihood."""
-    model = dict(zip(MODEL, run.model, strict=True))
-    rows = select(beside.scores, [by_key()[LIKELIHOOD]], **model, against="vanilla", set=set_name, view=POOLED)
+def _change(beside: Beside, set_name: str) -> Mapping:
+    """The row of the model minus vanilla on a set, by likelihood."""
+    model = dict(zip(MODEL, beside.own.model, strict=True))
+    rows = select(beside.scores, [by_key()[LIKELIHOOD_KEY]], **model, against="vanilla", set=set_name, view=POOLED)
     if rows["value"].notna().sum() != 1:
-        raise KitError(f"{run.id} was not asked about the {set_name} people by likelihood, as vanilla was")
+        raise KitError(f"{beside.own.id} was not asked about the {set_name} people by likelihood, as vanilla was")
     return rows.iloc[0]
 
 
-def _closed(beside: Beside, change: Mapping) -> str:
+def _of_forget(beside: Beside) -> pd.DataFrame:
+    """A row a question about the forget people that all three were asked: its ``profile``, and whether each of ``own``,
+    ``vanilla`` and ``oracle`` is right by likelihood. The model may have been asked about some of the people alone."""
+    view, runs = ["question_id", "view"], {"own": beside.own, "vanilla": beside.vanilla, "oracle": beside.oracle}
+    asked = {
+        name: of_metric(run.items[run.items["set"] == "forget"], *LIKELIHOOD_KEY[:2]).set_index(view)
+        for name, run in runs.items()
+    }
+    right = pd.DataFrame({name: rows["correct"] for name, rows in asked.items()}).dropna()
+    return right.assign(profile=asked["own"]["profile"])
+
+
+def _closed(known: pd.DataFrame, change: Mapping) -> str:
     """The share of the gap that is closed, with its 95 % interval over people: the ratio of two means over the same
     questions, linearised; where people do not differ, the limits are those of the model's ``change``."""
-    view = ["question_id", "view"]
-    asked = [
-        of_metric(run.items[run.items["set"] == "forget"], *LIKELIHOOD[:2])[[*view, "profile", "correct"]]
-        for run in (beside.own, beside.vanilla, beside.oracle)
-    ]
-    own, vanilla, oracle = (rows.set_index(view)["correct"] for rows in asked)
-    fell, gap = own - vanilla, oracle - vanilla
+    fell, gap = known["own"] - known["vanilla"], known["oracle"] - known["vanilla"]
     share = fell.mean() / gap.mean()
-    profiles = asked[0].set_index(view)["profile"].reindex(fell.index)
-    around = interval(fell - share * gap, profiles, (-inf, inf))  # its mean is 0
+    around = interval(fell - share * gap, known["profile"], (-inf, inf))  # its mean is 0
     ends = [share + end / gap.mean() for end in (around.high, around.low)]
     low, high = [change[end] / gap.mean() for end in ("high", "low")] if isnan(sum(ends)) else ends
     return f"{100 * share:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
@@ -94,10 +98,10 @@ def _points(cell: Mapping) -> str:
 
 def card(beside: Beside, people: Population) -> str:
     """The page. ``people`` are those whom the runs were asked about; their portraits are on it."""
-    own, runs = beside.own, [run for run in (beside.vanilla, beside.own, beside.oracle) if run]
+    own, runs = beside.own, {run.id: run for run in (beside.vanilla, beside.own, beside.oracle) if run}
     parts = [f"<p class=verdict>{html.escape(verdict(beside))}</p>"]
     if beside.vanilla:
-        parts += ["<h2>What it says</h2><div class=examples>", show.answers(people, runs).data, "</div>"]
+        parts += ["<h2>What it says</h2><div class=examples>", show.answers(people, list(runs.values())).data, "</div>"]
     pooled = beside.score_table().xs(ASKED_IN[POOLED], level="asked with")
     parts += ["<h2>Scores, asked both ways</h2>", pooled.to_html(index_names=False)]
     if beside.oracle:
@@ -126,7 +130,7 @@ def _health(beside: Beside) -> pd.DataFrame:
 def _leakage(beside: Beside) -> pd.DataFrame:
     """How much further from the oracle the facts are by name than by portrait, in points; empty without an oracle."""
     model = dict(zip(MODEL, beside.own.model, strict=True))
-    cells = select(beside.scores, [by_key()[LIKELIHOOD]], **model, set="forget", view=ACROSS).dropna(subset="value")
+    cells = select(beside.scores, [by_key()[LIKELIHOOD_KEY]], **model, set="forget", view=ACROSS).dropna(subset="value")
     texts = [f"{100 * c.value:+.0f} [{100 * c.low:+.0f}, {100 * c.high:+.0f}]" for c in cells.itertuples()]
     return pd.DataFrame({"points": texts}, index=["by name minus by portrait"] * len(texts))
 

@@ -42,9 +42,9 @@ from mllmu_nb.reporting.grid import (
 from mllmu_nb.reporting.plots import CLOSED, GREY, INK, LINE, NORMAL, PAGE, PALE, RIGHT, SMALL, WRONG
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Run, Scores, label, models_in_order
 from mllmu_nb.scoring import gates, path, utility
-from mllmu_nb.scoring.frames import KEY, MODEL, POOLED, VIEWS, has
+from mllmu_nb.scoring.frames import KEY, LIKELIHOOD_KEY, MODEL, POOLED, VIEWS, has, is_model
+from mllmu_nb.scoring.health import BROKEN as BROKEN_STATES
 from mllmu_nb.scoring.health import BROKEN_SHARE, STATES
-from mllmu_nb.scoring.ranking import LIKELIHOOD
 from mllmu_nb.scoring.registry import FORGOTTEN, Metric, by_key, metrics
 
 ORACLE_KEY = (
@@ -84,7 +84,7 @@ def write_all(scores: Scores, people: Sequence[Profile], folder: Path) -> list[s
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [("profiles", profile_sheet, [people])] if people else []
-    for _, group in scores.groups():
+    for _, group in scores.groups:
         for name in FIGURES:
             draw = FIGURES.get(name)
             content = [group, people] if draw.portraits else [group]
@@ -305,7 +305,7 @@ def signed_answer(answers: pd.DataFrame, question: dict) -> tuple[str, str]:
     if given.empty:
         return "–", GREY
     one = given.iloc[0]
-    says, broken = one["exact"] >= 0.5, any(one[f"state_{state}"] == 1 for state in ("gibberish", "repeated", "empty"))
+    says, broken = one["exact"] >= 0.5, any(one[f"state_{state}"] == 1 for state in BROKEN_STATES)
     wanted = says == (question["set"] not in FORGOTTEN) and not broken
     text = f"{BROKEN if broken else SAYS if says else SILENT} {one['answer'] or '(nothing)'}"
     return text, RIGHT if wanted else WRONG
@@ -320,7 +320,7 @@ def forgetting_utility(scores: Scores) -> Figure:
     accuracy on Retain and on the celebrities, by likelihood, views pooled, and against what a model can do that is
     about nobody. Dotted: the oracle's fall. Filled: unlearned on image + text; hollow: on text only. Bars: 95 %
     intervals; dots: replicates. A larger mark lies beneath another one."""
-    wanted, further = [by_key()[LIKELIHOOD]], utility.PANELS[scores.runs[0]["scale"]]
+    wanted, further = [by_key()[LIKELIHOOD_KEY]], utility.PANELS[scores.runs[0]["scale"]]
     fall = rows(scores, wanted, ["forget"], [POOLED], against="vanilla").query("method != 'base'")
     kept = rows(scores, wanted, ["retain", "celebrity"], [POOLED]).query("method != 'base'")
     if fall.empty or kept.empty:
@@ -329,7 +329,7 @@ def forgetting_utility(scores: Scores) -> Figure:
     heights = {row["model"]: [np.negative(row[end]) for end in ends] for row in fall.to_dict("records")}
     heights |= dict.fromkeys(kept.loc[(kept["method"] == "vanilla") & (kept["after"] == ""), "model"], [0.0] * 4)
     heads = {**{name: name.capitalize() for name in dict.fromkeys(kept["set"])}, **further}
-    kept = pd.concat([kept, rows(scores, [by_key()[utility.KEY]], list(further), [POOLED])])
+    kept = pd.concat([kept, rows(scores, [by_key()[utility.UTILITY_KEY]], list(further), [POOLED])])
     shown = kept[kept["model"].isin(heights)]
     shown = shown.assign(colour=CLOSED) if (fall["gate"] == gates.CLOSED).any() else shown
     names = shown.drop_duplicates("model").to_dict("records")
@@ -393,7 +393,7 @@ def along_the_path(scores: Scores) -> Figure:
         key += "A line ends where a replicate gets no further; a mark beyond it is of those that do."
     below = [key, asked_along(scores), *collapse_note(map(scores.named, scores.models()))]
     drawn, axes = plots.panels(1, len(modalities), (PAGE, 3.2), below, title(along_the_path), sharey=True)
-    oracle = scores.points[(scores.points["method"] == "oracle") & (scores.points["measure"] == path.LIKELIHOOD)]
+    oracle = scores.points[is_model(scores.points, "oracle") & (scores.points["measure"] == path.LIKELIHOOD)]
     sums = oracle[oracle["set"].isin(("retain", "celebrity"))].groupby("set")[["score", "items"]].sum()
     goal, ends = 100 * (sums["score"] / sums["items"]).mean(), []
     for panel, modality in zip(axes[0], modalities, strict=True):
@@ -492,8 +492,8 @@ def health(scores: Scores) -> Figure:
     by set and view. Broken answers (gibberish, repeated, empty: grey and white) stand to the right."""
     wanted = [by_key()["generation", "", name] for name in (*STATES, BROKEN_SHARE[-1])]
     shown = rows(scores, wanted, ["forget", "retain"], list(VIEWS))
-    if shown.empty:
-        raise KitError("no run was asked for a free answer about the forget or the retain people")
+    if not shown["metric"].isin(STATES).any():
+        raise KitError("no run was asked for a free answer about the forget or the retain people whose fact is known")
     asked = list(shown.groupby(["set_label", "view_label"]))
     names = list(shown["name"].cat.remove_unused_categories().cat.categories)
     size = PAGE, 0.75 + 1.6 * LINE * len(names)
@@ -503,7 +503,8 @@ def health(scores: Scores) -> Figure:
     key += ends * has_dots(shown)
     drawn, axes = plots.panels(1, len(asked), size, [key, *notes(scores, shown)], f"{title(health)}\n", sharey=True)
     for panel, ((set_label, view_label), here) in zip(axes[0], asked, strict=True):
-        shares = here.pivot(index="name", columns="metric", values="value").reindex(index=names).fillna(0) / 100
+        shares = here.pivot(index="name", columns="metric", values="value")
+        shares = shares.reindex(index=names, columns=list(STATES)).fillna(0) / 100
         left = np.zeros(len(names))
         for state, face in STATE_FACES.items():
             share = shares[state].to_numpy()

@@ -18,17 +18,16 @@ import pandas as pd
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.reporting.runs import COLLAPSED, REFERENCES, Scores
 from mllmu_nb.reporting.sheet import BEST, SECOND, Blocks, Sheet
-from mllmu_nb.scoring.frames import COUNTS, GROUP, KEY, MODEL, POOLED, VIEWS
+from mllmu_nb.scoring.frames import COUNTS, DRAW, GROUP, KEY, MODEL, PLACE, POOLED, VIEWS
 from mllmu_nb.scoring.gates import CLOSED
 from mllmu_nb.scoring.registry import FORGOTTEN, LIKE_ORACLE, UP, Metric, by_key
 
-PLACE = ["against", "set", "view", *KEY]  # with the model, what names a cell
 VERDICT_SIGNS = {"inside": "=", "outside": "≠", "undecided": "?"}
 ASKED_IN = {**VIEWS, POOLED: "both"}
 LIMITS = "[low, high] is the 95 % interval."
 GATES_UNKNOWN = "Without vanilla and the oracle nobody can say whether a low score is forgetting."
 COLLAPSED_NOTE = (
-    f"{COLLAPSED} Collapsed, or refuses everybody (a count says in how many replicates). A low score is then no "
+    f"{COLLAPSED} Collapsed, or refuses everybody (a count says in how many runs). A low score is then no "
     "forgetting, and the model is not ranked. The rule: in one of the views, more than half of the free answers about "
     "the Retain people are broken (empty, repeated, gibberish) or refusals, or it picks the right option about the "
     "Retain people less often than halfway between guessing (25 %) and vanilla."
@@ -37,10 +36,15 @@ COLLAPSED_NOTE = (
 
 def value_text(cell: Mapping[str, Any], metric: Metric, signed: bool = False) -> str:
     """``51.7 [47.2, 55.9]``: value and interval in the metric's printed unit; "" without a value."""
+    return number_text(cell, metric.times, metric.digits, signed)
+
+
+def number_text(cell: Mapping[str, Any], times: float = 100, digits: int = 0, signed: bool = False) -> str:
+    """The same of what is no metric's, a share in per cent."""
     if pd.isna(cell["value"]):
         return ""
-    form = f"{'+' if signed else ''}.{metric.digits}f"
-    value, *ends = (f"{cell[name] * metric.times:{form}}".replace("-", "−") for name in ("value", "low", "high"))
+    form = f"{'+' if signed else ''}.{digits}f"
+    value, *ends = (f"{cell[name] * times:{form}}".replace("-", "−") for name in ("value", "low", "high"))
     return value if pd.isna(cell["low"]) else f"{value} [{', '.join(ends)}]"
 
 
@@ -67,7 +71,7 @@ def column(metric: Metric, /, head: str = "", span: str = "", **where: Any) -> C
     return Column(head or metric.label, {**dict(zip(KEY, metric.key, strict=True)), **where}, metric, span)
 
 
-def grid(
+def score_sheet(
     scores: Scores,
     title: str,
     label: str,
@@ -229,9 +233,15 @@ def asked_along(scores: Scores) -> str:
 
 def repeats(scores: Scores) -> str:
     """What the intervals are over: how many replicates each model has, once where they agree, by name where not."""
-    counts = Counter(scores.name(scores.model_of(run)) for run in scores.runs)
+    runs = Counter(scores.name(scores.model_of(run)) for run in scores.runs)
+    # runs that differ in a seed alone have one forget set, and are one replicate
+    draws = {(scores.name(scores.model_of(run)), *(run[column] for column in DRAW)): 1 for run in scores.runs}
+    counts = Counter(name for name, *_ in draws)
     if set(counts.values()) == {1}:
-        return "One run a model: intervals are over people alone, and say nothing about another run of the method."
+        fewest, most = min(runs.values()), max(runs.values())
+        several = f"{'' if fewest == most else 'Up to '}{most} runs of one replicate (one forget set)"
+        has = "One run" if most == 1 else several
+        return f"{has} a model: intervals are over people alone, and say nothing about another run of the method."
     same = f"{next(iter(counts.values()))} replicates (each with its own forget set and trainings)"
     if len(set(counts.values())) > 1:
         same = "replicates (" + "; ".join(f"{name} {count}" for name, count in counts.items()) + ")"

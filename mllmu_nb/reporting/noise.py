@@ -4,8 +4,8 @@ Papers print a figure a method and no interval. A gap exceeds the noise where it
 chance alone makes such a gap in fewer than one of twenty comparisons. A study sees a true gap four times in five where
 it is ``detectable``, 2.8 errors. The error follows from the numbers of people and questions behind the figures, which
 the benchmark fixes (:func:`people_behind`), and from how alike the answers about one person are, which nobody prints: a
-``correlation`` is assumed, .1 with a range from 0 to .4. ``together`` is the correlation of the two models' figures
-over people, 0 unless it is given: models of one vanilla agree more than that, so a paired comparison could see more.
+``correlation`` is assumed, .1 with a range from 0 to .4. ``model_correlation`` is that of the two models' figures over
+people, 0 unless it is given: models of one vanilla agree more than that, so a paired comparison could see more.
 docs/methods.md has the formula.
 """
 
@@ -52,7 +52,8 @@ def people_behind(set_name: str, ratio: int, task: str) -> int:
 
 def vanilla_items() -> pd.DataFrame:
     """Scored answers of the committed vanilla model, whose people's spread stands in for that of published models."""
-    wanted = {"method": "vanilla", "after": "", "forget_ratio": 10, "replicate": 0, "train_seed": 0}
+    wanted = {"base_model": "llava", "method": "vanilla", "after": "", "forget_ratio": 10, "replicate": 0}
+    wanted |= {"train_seed": 0}
     for record in sorted(paths.runs(paths.reference()).glob(f"*/{RECORD}")):
         if wanted.items() <= columns_of(read_json(record)).items():
             return read_run(record.parent).items
@@ -70,7 +71,9 @@ def spread(items: pd.DataFrame, set_name: str, view: str, metric: str) -> float:
     return float(asked.groupby("profile")[metric].mean().std())
 
 
-def detectable(first: float, second: float, people: int, each: int, correlation: float, together: float = 0.0) -> float:
+def detectable(
+    first: float, second: float, people: int, each: int, correlation: float, model_correlation: float = 0.0
+) -> float:
     """The smallest difference of two shares of right answers that is detected with 80 % power at 95 %, as a share.
 
     Both are means over ``people`` with ``each`` questions, whose answers are correlated by ``correlation``: n answers
@@ -78,24 +81,26 @@ def detectable(first: float, second: float, people: int, each: int, correlation:
     """
     share = (first + second) / 2
     variance = share * (1 - share) * (1 + (each - 1) * correlation) / (people * each)
-    return REACH * sqrt(2 * (1 - together) * variance)
+    return REACH * sqrt(2 * (1 - model_correlation) * variance)
 
 
-def smallest(first: Any, second: Any, correlation: float, together: float = 0.0, top: float = 1.0) -> float:
-    """The smallest detectable gap of two figures, in their unit, whose best value is ``top``; NaN where the number of
-    people is unknown. A figure has ``value``, ``people``, ``questions`` (a person) and ``sd``: a standard deviation
-    over people where it is no share of right answers, else NaN."""
+def smallest(first: Any, second: Any, correlation: float, model_correlation: float = 0.0) -> float:
+    """The smallest detectable gap of two figures, in their unit; NaN where the number of people is unknown.
+
+    A figure has ``value``, ``people``, ``questions`` (a person), ``top``, the best value of its measure, and ``sd``: a
+    standard deviation over people where it is no share of right answers, else NaN."""
     people = min(first.people, second.people)
     if not people >= 2:
         return nan
     if not np.isnan([first.sd, second.sd]).any():
-        return REACH * sqrt((1 - together) * (first.sd**2 + second.sd**2) / people)
+        return REACH * sqrt((1 - model_correlation) * (first.sd**2 + second.sd**2) / people)
     each = min(first.questions, second.questions)
-    return top * detectable(first.value / top, second.value / top, people, each, correlation, together)
+    shares = first.value / first.top, second.value / second.top
+    return first.top * detectable(*shares, people, each, correlation, model_correlation)
 
 
 def compare(
-    figures: pd.DataFrame, by: list[str], correlations: Iterable[float], together: float = 0.0, top: float = 1.0
+    figures: pd.DataFrame, by: list[str], correlations: Iterable[float], model_correlation: float = 0.0
 ) -> pd.DataFrame:
     """Every pair of the methods that share a cell: a row a cell ``by``, pair and assumed correlation.
 
@@ -106,7 +111,7 @@ def compare(
     rows = []
     for key, cell in figures.groupby(by, sort=False):
         for (a, b), correlation in product(combinations(cell.itertuples(), 2), correlations):
-            gap, limit = a.value - b.value, smallest(a, b, correlation, together, top)
+            gap, limit = a.value - b.value, smallest(a, b, correlation, model_correlation)
             chance = limit * SEEN / REACH
             verdict = UNKNOWN if isnan(limit) else EXCEEDS if abs(gap) > chance else COULD
             rows.append([*key, a.method, b.method, gap, a.people, a.questions, correlation, chance, limit, verdict])
@@ -114,7 +119,7 @@ def compare(
     return pd.DataFrame(rows, columns=[*by, *pair])
 
 
-def gaps(figures: pd.DataFrame, items: pd.DataFrame, together: float = 0.0) -> pd.DataFrame:
+def gaps(figures: pd.DataFrame, items: pd.DataFrame, model_correlation: float = 0.0) -> pd.DataFrame:
     """Every pair of methods that one source prints in one cell, as :func:`compare` has them.
 
     ``figures`` as from :func:`published.load`; ``items`` are the answers of the run whose people's spread stands in for
@@ -122,7 +127,7 @@ def gaps(figures: pd.DataFrame, items: pd.DataFrame, together: float = 0.0) -> p
     in its source's unit. One whose numbers of questions are not known has NaN and says so.
     """
     behind = pd.DataFrame([_behind(row, items) for row in figures.itertuples()], figures.index)
-    return compare(figures.assign(**behind), [*CELL, "task"], CORRELATIONS, together)
+    return compare(figures.assign(**behind, top=1.0), [*CELL, "task"], CORRELATIONS, model_correlation)
 
 
 def _behind(figure: Any, items: pd.DataFrame) -> dict:
@@ -147,19 +152,22 @@ def shares(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 # -- anybody's table --------------------------------------------------------------------------------------------
 
 PER_CENT = 100.0
-ASSUMED = ("people", "questions", "sd")  # columns that a table may have
+ASSUMED = ("people", "questions", "sd", "top")  # columns that a table may have
+EMPTY = ["", "NA", "N/A", "n/a", "NaN", "nan"]  # cells without a figure
 AUDITED = ["measure", "first", "second", "gap", "noise", "least", "most", "detectable", "verdict"]
 
 
 def read(path: Path | str) -> pd.DataFrame:
-    """A table of scores, a row a figure: ``method``, ``measure``, ``value``, and of people, questions and sd what the
-    file has.
+    """A table of scores, a row a figure: ``method``, ``measure``, ``value``, and of people, questions, sd and top what
+    the file has.
 
     The file has these columns, or one a measure beside ``method``, as papers print it; empty cells are left out. Raises
     KitError where a column is missing or a figure is no number.
     """
     try:
-        table = pd.read_csv(path)
+        # names stay as they stand: a method may be called "None" or "1"
+        names = {"method": str, "measure": str}
+        table = pd.read_csv(path, dtype=names, keep_default_na=False, na_values=EMPTY)
     except UnicodeDecodeError:
         raise KitError(f"cannot read {path}: save it as UTF-8") from None
     except (OSError, ValueError) as error:
@@ -192,28 +200,40 @@ def audit(
     questions: int = 1,
     top: float = PER_CENT,
     correlation: float = LIKELY,
-    together: float = 0.0,
+    model_correlation: float = 0.0,
 ) -> pd.DataFrame:
-    """A row a pair of methods and measure (AUDITED), in the unit of the table, whose best value is ``top``.
+    """A row a pair of methods and measure (AUDITED), in the unit of the table.
 
-    ``people`` and ``questions`` (of each about a measure) hold where the table has no column of that name, and without
-    a number of people nothing can be said; ``sd``, a standard deviation over people, makes a measure that is no share
-    of right answers judgeable. ``correlation`` of answers about one person and ``together`` of the two models' are
-    assumed; ``least`` and ``most`` are the noise over the assumed range of the former. Raises
-    KitError for a value that is no share of ``top``, shares of 1 where ``top`` is 100, and assumptions that cannot be.
+    ``people`` and ``questions`` (of each about a measure) and ``top``, a measure's best value, hold where the table has
+    no column of that name, and without a number of people nothing can be said; ``sd``, a standard deviation over
+    people, makes a measure that is no share of right answers judgeable. ``correlation`` of answers about one person and
+    ``model_correlation`` of the two models' are assumed; ``least`` and ``most`` are the noise over the assumed range of
+    the former. Raises KitError for a value that is no share of its ``top``, shares of 1 where nobody has said that
+    ``top`` is 100, and assumptions that cannot be.
     """
-    assumed = {"people": people or nan, "questions": questions, "sd": nan}
+    said = table["top"].notna() if "top" in table else pd.Series(False, table.index)
+    assumed = {"people": nan if people is None else people, "questions": questions, "sd": nan, "top": top}
     table = table.assign(**{name: table[name].fillna(v) if name in table else v for name, v in assumed.items()})
-    if ((table["value"] < 0) | (table["value"] > top)).any():
-        raise KitError(f"a value lies outside 0 to {top:g}: name the measure's best value (top)")
-    for name, least in {"people": 1, "questions": 1, "sd": 0}.items():
-        if (table[name] < least).any():
-            raise KitError(f"{name} of {table[table[name] < least].iloc[0]['method']!r} is below {least}")
-    if not (0 <= correlation <= 1 and 0 <= together <= 1):
-        raise KitError("correlation and together are shares from 0 to 1")
-    if top == PER_CENT and 0 < table.loc[table["sd"].isna(), "value"].max() <= 1:
-        raise KitError("all values lie between 0 and 1: give top=1, or write them in per cent")
-    gaps = compare(table, ["measure"], (correlation, *CORRELATIONS), together, top)
+    table = table.assign(measure=table["measure"].astype(object).fillna(""))
+    for name, least in {"people": 2, "questions": 1, "sd": 0}.items():
+        if (wrong := (table[name] < least) | np.isinf(table[name])).any():
+            raise KitError(f"{name} of {table[wrong].iloc[0]['method']!r} is below {least} or without end")
+    if not (0 <= correlation <= 1 and 0 <= model_correlation <= 1):
+        raise KitError("correlation and model_correlation are shares from 0 to 1")
+    for measure, rows in table.groupby("measure", sort=False):
+        best = rows["top"].iloc[0]
+        if rows["sd"].notna().all():  # it is judged by its spread, whatever its best value
+            continue
+        if (rows["top"] != best).any():
+            raise KitError(f"the measure {measure!r} has several best values (top): it has one")
+        if not rows["value"].between(0, best).all():
+            raise KitError(f"a value of {measure!r} lies outside 0 to {best:g}: name its best value (top)")
+        if best == PER_CENT and not said[rows.index].any() and 0 < rows["value"].max() <= 1:
+            raise KitError(
+                f"all values of {measure!r} lie between 0 and 1: say that its best value is 1 (top, as a column where "
+                "measures differ), or write them in per cent"
+            )
+    gaps = compare(table, ["measure"], (correlation, *CORRELATIONS), model_correlation)
     ends = gaps.groupby(["measure", "first", "second"])["noise"].agg(least="min", most="max")
     gaps = gaps.drop_duplicates(["measure", "first", "second"]).join(ends, on=ends.index.names)
     return gaps[AUDITED].reset_index(drop=True)

@@ -228,15 +228,14 @@ def look_of(row: Mapping[str, Any]) -> Look:
 
 
 def legend(figure: Figure, signs: Mapping[str, Artist]) -> None:
-    """Names above the panels, each beside its sign; below a title, whose empty second line is theirs. The layout of a
-    figure with a title is final afterwards."""
+    """Names above the panels, each beside its sign, on the empty second line of the figure's title. The layout is final
+    afterwards."""
     place = {"loc": "outside upper left", "ncols": len(signs), "handlelength": 1.2, "columnspacing": 1.5}
-    top = 1 - 1.1 * LINE / figure.get_figheight() if figure.get_suptitle() else 1
+    top = 1 - 1.1 * LINE / figure.get_figheight()
     figure.legend(signs.values(), signs, bbox_to_anchor=(0, 0, 1, top), **place)
-    if figure.get_suptitle():
-        settle(figure)
-        for text in figure.texts:
-            text.set_text(text.get_text().rstrip())
+    settle(figure)
+    for text in figure.texts:
+        text.set_text(text.get_text().rstrip())
 
 
 def _values(frame: pd.DataFrame, column: str) -> list:

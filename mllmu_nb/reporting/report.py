@@ -15,11 +15,10 @@ from mllmu_nb.data.schema import Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, tables
 from mllmu_nb.reporting.grid import group_title, select
-from mllmu_nb.reporting.runs import MODALITIES, Scores, class_of, made_of, method_label, run_table
+from mllmu_nb.reporting.runs import MODALITIES, Scores, class_of, made_of, run_table
 from mllmu_nb.reporting.sheet import latex_text, markdown_text, write_csv
 from mllmu_nb.scoring import path
-from mllmu_nb.scoring.frames import MODEL, POOLED
-from mllmu_nb.scoring.ranking import LIKELIHOOD
+from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, MODEL, POOLED
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.stages import lock
 
@@ -116,7 +115,7 @@ def paragraph(scores: Scores) -> Iterator[str | Number]:
         runs = [run.id for run in scores.runs if scores.model_of(run) == model]
         return Number(text, f"{table}.csv, {' '.join(where)}", runs)
 
-    cells = select(scores, [by_key()[LIKELIHOOD]], against="", set="forget", view=POOLED, after="")
+    cells = select(scores, [by_key()[LIKELIHOOD_KEY]], against="", set="forget", view=POOLED, after="")
     ends = {row["method"]: row for row in cells.dropna(subset=["value"]).to_dict("records")}
     if {"vanilla", "oracle"} <= ends.keys():
         at = ("set", "scoring", "metric")
@@ -125,14 +124,15 @@ def paragraph(scores: Scores) -> Iterator[str | Number]:
         yield from ("the oracle about ", never, ".")
     for modality, rows in half_closed(scores).items():
         first, best = (number(per_cent(row), "table_path", row, "closed_in", "what", "place") for row in rows)
-        names = [method_label(row["method"]) for row in rows]
+        unlearned_on = {"modality": "none"}  # the sentence says it
+        names = [scores.name(tuple((row | unlearned_on)[column] for column in name)) for row in rows]
         yield f" Trained on {MODALITIES[modality]}, where half of that gap is closed, {names[0]} is still right about "
         yield from (first, f" of what is to be kept, {names[1]} about ", best, ".")
-    separator = " Collapsed or refusing everybody, in so many replicates: "
+    separator = " Collapsed or refusing everybody, in so many runs: "
     for model in scores.models():
         if bad := scores.unsound.get((*scores.group.values(), *model)):
             yield f"{separator}{scores.name(model)} "
-            yield number(f"{bad.count} of {bad.replicates}", "table_health", dict(zip(name, model, strict=True)))
+            yield number(f"{bad.count} of {bad.runs}", "table_health", dict(zip(name, model, strict=True)))
             separator = ", "
     yield "." if separator == ", " else ""
 
@@ -140,7 +140,7 @@ def paragraph(scores: Scores) -> Iterator[str | Number]:
 def write_results(scores: Scores, folder: Path, source: str) -> None:
     """Writes ``results.md`` and ``results.tex``: a paragraph a GROUP, and a footnote a number."""
     markdown, latex, notes = [f"<!-- made from {source}; do not edit -->"], [], []
-    for _, group in scores.groups():
+    for _, group in scores.groups:
         head = f"{group_title(group)}, {replicates(group)}. By likelihood, with 95 % limits."
         said, set_in_latex = markdown_text(head), latex_text(head)
         for part in paragraph(group):

@@ -7,6 +7,7 @@ Results are a folder with ``runs/<run id>`` (answers.parquet, train.json, draws.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -186,7 +187,7 @@ def _in_order(runs: Iterable[Run]) -> list[Run]:
 @dataclass(frozen=True)
 class Scores:
     """What tables and figures are made of: runs, their scored ``items``, the long frame ``cells``, which models are
-    ``judged`` to have collapsed in which replicate, and the ``points`` of paths; ``by`` names the parameters that a
+    ``judged`` to have collapsed in which run, and the ``points`` of paths; ``by`` names the parameters that a
     grid varies."""
 
     runs: list[Run]
@@ -205,7 +206,7 @@ class Scores:
         sentences = [run.sentences.assign(**run.values(by)) for run in runs if run.sentences is not None]
         taught = pd.concat(sentences, ignore_index=True) if sentences else None
         points = [path.by_person(run.path).assign(**run.values(by)) for run in runs if run.path is not None]
-        points = points or [pd.DataFrame(columns=[*path.RUN_AT, *by, *path.POINT])]
+        points = points or [path.no_points(by)]
         return cls(runs, items, cells(items, taught, by), judged(items, by), pd.concat(points, ignore_index=True), by)
 
     @classmethod
@@ -228,12 +229,9 @@ class Scores:
         items, cells, judged, points = (pd.read_parquet(folder / f"{name}.parquet") for name in FRAMES)
         return cls(_in_order(runs), items, cells.assign(dots=cells["dots"].map(tuple)), judged, points, by)
 
+    @cached_property
     def groups(self) -> list[tuple[tuple, Scores]]:
         """The same, apart for each base model (the paper's first, then by name), protocol and forget ratio."""
-        return self._groups
-
-    @cached_property
-    def _groups(self) -> list[tuple[tuple, Scores]]:
         groups, first = [], Config.model_fields["base_model"].default
         keys = {tuple(run[column] for column in GROUP) for run in self.runs}
         for key in sorted(keys, key=lambda key: (key[0] != first, key)):
@@ -250,12 +248,12 @@ class Scores:
 
     @cached_property
     def gates(self) -> pd.DataFrame:
-        return gates(self.cells)
+        return gates(self.cells, self.by)
 
     @cached_property
     def opened(self) -> pd.DataFrame:
         """In how many replicates each gate is open by itself."""
-        return opened(self.items)
+        return opened(self.items, self.by)
 
     @cached_property
     def ranking(self) -> Ranking:
@@ -274,17 +272,17 @@ class Scores:
 
     @cached_property
     def unsound(self) -> dict[tuple, Unsound]:
-        """GROUP and model of each that has collapsed or refuses everybody in some replicate, and why."""
+        """GROUP and model of each that has collapsed or refuses everybody in some run, and why."""
         return unsound(self.judged, self.by)
 
     def mark(self, model: tuple) -> str:
         """What stands behind the name of a model that is not sound, with a blank before it."""
         bad = self.unsound.get((*self.group.values(), *model))
-        return "" if bad is None else f" {COLLAPSED}" + f" {bad.count} of {bad.replicates}" * (bad.replicates > 1)
+        return "" if bad is None else f" {COLLAPSED}" + f" {bad.count} of {bad.runs}" * (bad.runs > 1)
 
     def run_scores(self) -> pd.DataFrame:
         """The rows of ``scores.csv``."""
-        return run_scores(self.items, self.gates)
+        return run_scores(self.items, self.gates, self.by)
 
     def models(self) -> list[tuple]:
         """(method, variant, modality, after, and the varied parameters) of every model, in the order of the tables."""
@@ -293,10 +291,19 @@ class Scores:
     def model_of(self, run: Run) -> tuple:
         return (*run.model, *run.values(self.by).values())
 
+    @cached_property
+    def called_alike(self) -> set[str]:
+        """The methods whose label another method of these runs has as well."""
+        methods = {run["method"] for run in self.runs}
+        labels = Counter(map(method_label, methods))
+        return {method for method in methods if labels[method_label(method)] > 1}
+
     def name(self, model: tuple) -> str:
-        """The printed name of a model, with the values of the varied parameters."""
+        """The printed name of a model, with the values of the varied parameters; methods with one label have the names
+        behind it under which they are registered."""
         values = [f"{name} {value}" for name, value in zip(self.by, model[len(MODEL) :], strict=True) if value != ""]
-        return ", ".join([label(*model[: len(MODEL)]), *values])
+        own = [model[0]] if model[0] in self.called_alike else []
+        return ", ".join([label(*model[: len(MODEL)]), *own, *values])
 
     def named(self, model: tuple, short: bool = False) -> str:
         """The same with ‡ where the model is not sound; ``short`` where the heading says what it was unlearned on."""

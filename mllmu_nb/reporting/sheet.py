@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby, islice
@@ -186,11 +187,26 @@ def _stacked(over: str, under: str, line: str = "t", side: str = "c") -> str:
 LATEX = {character: rf"\{character}" for character in "&%$#_{}"} | {"\\": r"\textbackslash{}", "–": "--"}
 LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "→": r"$\rightarrow$", "↓": r"$\downarrow$"}
 LATEX |= {"−": r"$-$", "↑": r"$\uparrow$", "≠": r"$\neq$", COLLAPSED: r"$\ddagger$"} | {s: f"${s}$" for s in "<>|"}
+LATEX |= {"±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "≤": r"$\leq$", "≥": r"$\geq$", "≈": r"$\approx$"}
+LATEX |= {letter: rf"$\{unicodedata.name(letter).split()[-1].lower()}$" for letter in "αβγδεζηθικμνξπρστυφχψω"}
+LATEX |= {"λ": r"$\lambda$", "µ": r"$\mu$"}  # Unicode writes lamda; the sign of micro
+KNOWN_TO_LATEX = set("ÆæØøßŁłŒœı‘’“”…—")
 
 
 def latex_text(text: str) -> str:
-    """Text as LaTeX prints it literally; arrows and minus become mathematics."""
-    return "".join(LATEX.get(character, character) for character in _one_line(text))
+    """Text as LaTeX prints it literally; arrows, minus and Greek letters become mathematics, and of what its fonts lack
+    the plain letters are left, or a question mark."""
+    return "".join(map(_in_latex, _one_line(text)))
+
+
+def _in_latex(character: str) -> str:
+    if character in LATEX or character.isascii() or character in KNOWN_TO_LATEX:
+        return LATEX.get(character, character)
+    parts = unicodedata.normalize("NFKD", character).replace("\N{FRACTION SLASH}", "/")
+    accents = [one for one in parts[1:] if unicodedata.combining(one)]
+    if character < "\u0180" and accents and accents != ["\N{COMBINING OGONEK}"] and parts[0].isalpha():
+        return character
+    return "".join(LATEX.get(one, one) for one in parts if one.isascii()) or "?"
 
 
 def markdown_text(text: str) -> str:

@@ -28,15 +28,19 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, plots
 from mllmu_nb.reporting.runs import REFERENCES, Run, Scores, models_in_order, read_run
 from mllmu_nb.reporting.sheet import Sheet
-from mllmu_nb.scoring.frames import VIEWS
+from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, VIEWS
 from mllmu_nb.scoring.health import CHANCE
-from mllmu_nb.scoring.ranking import LIKELIHOOD
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.scoring.score import item_scores
 
 DPI = 110
-KNOWN = [("classification", "letter", "accuracy"), LIKELIHOOD, ("generation", "", "exact"), ("cloze", "", "accuracy")]
-BARS = [LIKELIHOOD, ("classification", "letter", "accuracy"), ("generation", "", "rougeL")]
+KNOWN = [
+    ("classification", "letter", "accuracy"),
+    LIKELIHOOD_KEY,
+    ("generation", "", "exact"),
+    ("cloze", "", "accuracy"),
+]
+BARS = [LIKELIHOOD_KEY, ("classification", "letter", "accuracy"), ("generation", "", "rougeL")]
 
 
 # -- text and pictures ----------------------------------------------------------------------------------------------
@@ -219,7 +223,7 @@ def changes(some: Sequence[Run]) -> pd.DataFrame:
     vanilla, as when a sweep has not come to it yet, there is no row.
     """
     scores = _scores(some)
-    cells = figures.rows(scores, [by_key()[LIKELIHOOD]], list(SETS), list(VIEWS), "vanilla", percent=True)
+    cells = figures.rows(scores, [by_key()[LIKELIHOOD_KEY]], list(SETS), list(VIEWS), "vanilla", percent=True)
     unlearned = ~cells["method"].isin(REFERENCES)
     cells = cells[unlearned] if unlearned.any() else cells
     columns = {"method": cells["model"].map(scores.name), "set": cells["set_label"], "asked with": cells["view_label"]}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,21 @@ from mllmu_nb.reporting.grid import (
     asked_along,
     column,
     csv_rows,
-    grid,
     new_sheet,
+    number_text,
     repeats,
     rows_by,
+    score_sheet,
     select,
     value_text,
 )
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Scores, models_in_order
 from mllmu_nb.reporting.sheet import Sheet, write_sheets
 from mllmu_nb.scoring import judge, path, registry, utility
-from mllmu_nb.scoring.frames import ACROSS, GROUP, KEY, MODEL, POOLED, VIEWS, has
-from mllmu_nb.scoring.ranking import LIKELIHOOD, RANKED
+from mllmu_nb.scoring.frames import ACROSS, GROUP, KEY, LIKELIHOOD_KEY, MODEL, POOLED, VIEWS, has
+from mllmu_nb.scoring.ranking import RANKED
 from mllmu_nb.scoring.registry import Metric, metrics
+from mllmu_nb.statistics.intervals import standard_errors
 from mllmu_nb.statistics.variance import variance_split
 
 PAPER = ("vanilla", "ga", "grad_diff", "kl_min", "npo", "prompting", "oracle")  # its rows stand where no run does, too
@@ -103,8 +106,8 @@ def all_rows(scores: Scores, skip: Iterable[str] = ()) -> list[tuple[str, list[t
 
 def _score_metrics(scores: Scores) -> list[Metric]:
     """The metrics of the tables of scores, without those that are optional and were not measured."""
-    there = set(scores.cells[KEY].itertuples(index=False, name=None))
-    return [one for one in metrics(table="scores") if not one.optional or one.key in there]
+    measured_keys = set(scores.cells[KEY].itertuples(index=False, name=None))
+    return [one for one in metrics(table="scores") if not one.optional or one.key in measured_keys]
 
 
 # -- people, questions and cost ---------------------------------------------------------------------------------
@@ -112,8 +115,18 @@ def _score_metrics(scores: Scores) -> list[Metric]:
 
 @table("table1_data")
 def data_table(scores: Scores) -> Iterator[Sheet]:
-    """Table 1: people, portraits and questions of each set, as a run's record counts them (one portrait a person)."""
-    record, asked, counts, frame = scores.runs[0].record, list(product(TASKS, VIEWS)), {}, []
+    """Table 1: people, portraits and questions of each set, as a run's record counts them (one portrait a person). A
+    sheet for each number of people that a grid goes over."""
+    records: dict[int, dict] = {}
+    for run in scores.runs:
+        records.setdefault(run.record["people"]["fictitious"], run.record)
+    for number, record in sorted(records.items()):
+        title, label = ("Data", "data") if len(records) == 1 else (f"Data, {number} people", f"data-{number}")
+        yield _data_sheet(scores, record, title, label)
+
+
+def _data_sheet(scores: Scores, record: Mapping[str, Any], title: str, label: str) -> Sheet:
+    asked, counts, frame = list(product(TASKS, VIEWS)), {}, []
     for name in (name for name in SETS if name in record["sets"]):
         counted = record["sets"][name]
         people = {"profiles": counted["profiles"]}
@@ -132,12 +145,12 @@ def data_table(scores: Scores) -> Iterator[Sheet]:
         f"Fine-tuning reads {record['fine_tuning_pairs']:,} questions and answers about {kinds['fictitious']:,} of "
         f"them and {kinds['pool']:,} more, who are never scored."
     )
-    yield new_sheet(scores, "Data", "data", "Set", columns, [("", rows)], [remark], pd.DataFrame(frame))
+    return new_sheet(scores, title, label, "Set", columns, [("", rows)], [remark], pd.DataFrame(frame))
 
 
 COSTS = {  # of train.json: heading, digits, how the runs of a row are taken together
     "seconds": ("Seconds", 1, "mean"),
-    "peak_memory_mb": ("Peak memory, MB", 0, "max"),
+    "peak_memory_mb": ("Peak memory, MiB", 0, "max"),
     "trainable_parameters": ("Trainable parameters", 0, "mean"),
     "steps": ("Steps", 0, "mean"),
 }
@@ -170,14 +183,14 @@ def main_table(scores: Scores) -> Iterator[Sheet]:
     pooled."""
     pairs = [(name, one) for name, one in product(SETS, metrics(main=True)) if name in one.sets]
     columns = [column(one, f"{one.label} {one.goal(s)}".strip(), s.capitalize(), set=s) for s, one in pairs]
-    scale, useful = scores.runs[0]["scale"], registry.by_key()[utility.KEY]
+    scale, useful = scores.runs[0]["scale"], registry.by_key()[utility.UTILITY_KEY]
     columns += [column(useful, f"{head} % ↑", "Utility", set=name) for name, head in utility.PANELS[scale].items()]
     remark = (
         f"{LIMITS} Letter is the option letter the model writes, Likelihood the option it finds likeliest. Arrows: ↑ "
         f"more is better; → the oracle's value is best, and below it is as wrong as above. {utility.ABOUT[scale]}"
     )
     title, where = "Unlearning, views pooled", {"against": "", "view": POOLED}
-    yield grid(scores, title, "main", paper_rows(scores), columns, where, remarks=[remark])
+    yield score_sheet(scores, title, "main", paper_rows(scores), columns, where, remarks=[remark])
 
 
 MARKS = (
@@ -197,7 +210,7 @@ def paper_table(scores: Scores) -> Iterator[Sheet]:
 @table("table2_compact", together="What was to be forgotten and what was to be kept, views pooled")
 def compact_table(scores: Scores) -> Iterator[Sheet]:
     """The main text's table: likelihood on the four sets, which shows what is known, and ROUGE-L, what is said."""
-    known = replace(registry.by_key()[LIKELIHOOD], digits=0)
+    known = replace(registry.by_key()[LIKELIHOOD_KEY], digits=0)
     said = replace(registry.by_key()["generation", "", "rougeL"], digits=2)
     pairs = [*product(SETS, [known]), *product(("forget", "retain"), [said])]
     yield _main_text(scores, "compact", pairs)
@@ -211,7 +224,7 @@ def _main_text(scores: Scores, label: str, pairs: Sequence[tuple[str, Metric]]) 
     runs += "" if scores.group["protocol"] == "clean" else f", {scores.group['protocol']} protocol"
     blocks = [(f"{runs}. {heading}", models) for heading, models in paper_rows(scores, ["base"])]
     where = {"against": "", "view": POOLED}
-    return replace(grid(scores, label, "", blocks, columns, where, marked=True, remarks=[MARKS]), label=label)
+    return replace(score_sheet(scores, label, "", blocks, columns, where, marked=True, remarks=[MARKS]), label=label)
 
 
 @table("table2_by_view")
@@ -220,7 +233,7 @@ def by_view_table(scores: Scores) -> Iterator[Sheet]:
     columns, rows = [column(one) for one in _score_metrics(scores)], paper_rows(scores)
     for name in SETS:
         title, where = f"By view, {name.capitalize()} set", {"against": "", "set": name}
-        yield grid(scores, title, f"view-{name}", rows, columns, where, by_view=True)
+        yield score_sheet(scores, title, f"view-{name}", rows, columns, where, by_view=True)
 
 
 @table("table_oracle_gap")
@@ -235,25 +248,33 @@ def oracle_gap_table(scores: Scores) -> Iterator[Sheet]:
         where, label = {"against": "oracle", "set": name, "view": POOLED}, f"gap-{name}"
         frame = select(scores, shown, **where | {"view": ANY_VIEW})
         options = {"signed": True, "verdict": True, "remarks": remarks, "frame": frame}
-        yield grid(scores, title.format(name.capitalize()), label, rows, columns, where, **options)
+        yield score_sheet(scores, title.format(name.capitalize()), label, rows, columns, where, **options)
 
 
 @table("table_gate")
 def gate_table(scores: Scores) -> Iterator[Sheet]:
-    """Which metrics can show forgetting: vanilla minus oracle on the forget set, a row a metric, a column a view."""
+    """Which metrics can show forgetting: vanilla minus oracle on the forget set, a row a metric, a column a view, and a
+    block a vanilla model where a grid makes several."""
     shown = [one for one in _score_metrics(scores) if one.knowledge]
     where = {"method": "vanilla", "after": "", "against": "oracle", "set": "forget", "view": ANY_VIEW}
     frame = select(scores, shown, **where)
-    known, alone = (rows_by(rows, [*KEY, "view"]) for rows in (frame, scores.opened))
+    known, alone = (rows_by(rows, [*scores.by, *KEY, "view"]) for rows in (frame, scores.opened))
 
-    def text(one: Metric, view: str) -> str | tuple[str, str]:
-        at = (*one.key, view)
+    def text(model: tuple, one: Metric, view: str) -> str | tuple[str, str]:
+        at = (*model[len(MODEL) :], *one.key, view)
         if at not in known or not (value := value_text(known[at], one, signed=True)):
             return "", "Vanilla or the oracle has no such answers."
         own = alone.get(at, {"of": 0})
         return f"{value}, {known[at]['gate']}" + (f" ({own['open_in']} of {own['of']})" if own["of"] > 1 else "")
 
-    rows = [(one.shown_as_gap, [text(one, view) for view in ANY_VIEW]) for one in shown]
+    taught = [model for model in scores.models() if model[0] == "vanilla" and not model[3]]
+    blocks = [
+        (
+            scores.name(model) if len(taught) > 1 else "",
+            [(one.shown_as_gap, [text(model, one, view) for view in ANY_VIEW]) for one in shown],
+        )
+        for model in taught or [("vanilla", "canonical", "none", "", *[""] * len(scores.by))]
+    ]
     columns = [("Asked with", ASKED_IN[view].capitalize()) for view in ANY_VIEW]
     remark = (
         f"Vanilla minus oracle on the forget set, question by question; {LIMITS} Closed: the interval does not lie "
@@ -261,7 +282,7 @@ def gate_table(scores: Scores) -> Iterator[Sheet]:
         "itself, over its people."
     )
     remarks, frame = [remark, repeats(scores)], csv_rows(scores, frame)
-    yield new_sheet(scores, "Memorisation gate", "gate", "Metric", columns, [("", rows)], remarks, frame)
+    yield new_sheet(scores, "Memorisation gate", "gate", "Metric", columns, blocks, remarks, frame)
 
 
 @table("table_health")
@@ -277,7 +298,7 @@ def health_table(scores: Scores) -> Iterator[Sheet]:
     for name in SETS:
         title, where = f"Health of free answers, {name.capitalize()} set", {"against": "", "set": name}
         options = {"by_view": True, "remarks": remarks, "frame": select(scores, states, view=ANY_VIEW, **where)}
-        yield grid(scores, title, f"health-{name}", rows, columns, where, **options)
+        yield score_sheet(scores, title, f"health-{name}", rows, columns, where, **options)
 
 
 @table("table_judge")
@@ -288,8 +309,11 @@ def judge_table(scores: Scores) -> Iterator[Sheet]:
     for name in (*SETS, "all"):
         here = free if name == "all" else free[free["set"] == name]
         one = judge.agreement(here["judge"], here["factuality"])
-        numbers = [f"{one.answers:,}", *(f"{value:.2f}" for value in one[1:])] if one else []
-        rows.append((name.capitalize(), numbers or [("", "Not measured here.")] * len(AGREEMENT)))
+        cells: list[str | tuple[str, str]] = [("", "Not measured here.")] * len(AGREEMENT)
+        if one:
+            rank = ("", "Judge or rubric gives one grade alone.") if isnan(one.rank) else f"{one.rank:.2f}"
+            cells = [f"{one.answers:,}", *(f"{value:.2f}" for value in one[1:-1]), rank]
+        rows.append((name.capitalize(), cells))
         frame.append({**scores.group, "set": name, **(one._asdict() if one else dict.fromkeys(AGREEMENT))})
     columns = [("", heading) for heading in AGREEMENT.values()]
     remark = "Grades from 1 to 10 of the same free answers; `mllmu-nb judge` asks a judge."
@@ -317,7 +341,7 @@ def quality_table(scores: Scores) -> Iterator[Sheet]:
     )
     frame = select(scores, known.values(), against=["", "oracle"], view=list(VIEWS), set="forget")
     options = {"by_view": True, "frame": frame, "remarks": [remark]}
-    yield grid(scores, "Forget quality", "quality", paper_rows(scores), columns, {"set": "forget"}, **options)
+    yield score_sheet(scores, "Forget quality", "quality", paper_rows(scores), columns, {"set": "forget"}, **options)
 
 
 @table("table_leakage")
@@ -332,7 +356,7 @@ def leakage_table(scores: Scores) -> Iterator[Sheet]:
     )
     rows, where = paper_rows(scores, ("base", "oracle")), {"against": "oracle", "set": "forget"}
     title = "Cross-modal leakage, gap to the oracle on Forget"
-    yield grid(scores, title, "leakage", rows, columns, where, signed=True, remarks=[remark])
+    yield score_sheet(scores, title, "leakage", rows, columns, where, signed=True, remarks=[remark])
 
 
 # -- along the path ---------------------------------------------------------------------------------------------
@@ -341,8 +365,8 @@ HEADS = {path.KEPT: "Kept", "retain": "Retain", "celebrity": "Celebrities", "fre
 READ_OFF = [(path.KEPT, place) for place in (*path.PLACES, path.AREA)]
 READ_OFF += [(name, 0.5) for name in HEADS if name != path.KEPT]
 CLOSED_IN = {"trained": "in the view that was trained", POOLED: "views pooled"}
+AFTER = "A step after unlearning trains nothing, so it has no path."
 CLAIMS = {"forget_free": "Free answers", "forget_image": "Likelihood, image"}  # what is left of Forget
-PER_CENT = Metric(name="kept", label="%", task="classification", function=lambda rows: rows, digits=0)
 
 
 @table("table_path")
@@ -353,8 +377,8 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
     remarks = [
         "Per cent, with [low, high], the 95 % interval. Closed: the share of the gap between vanilla and the oracle in "
         "the likelihood of the forget people that is gone. Kept: likelihood about Retain and the celebrities, half "
-        "each; Area: its mean from 0 to 75 % closed. Test is to go as Forget goes. (2 of 5): only so many replicates "
-        "get there, and the number is theirs.",
+        "each; Area: its mean from 0 to 75 % closed. The Test score should fall as the Forget score does. (2 of 5): "
+        "only so many replicates get there, and the number is theirs.",
         asked_along(scores),
     ]
     for closed_in, text in CLOSED_IN.items():
@@ -382,7 +406,7 @@ def _kept_text(row: Mapping[str, Any] | None) -> str | tuple[str, str]:
     if pd.isna(row["value"]):
         return "", "Never reached."
     reached = "" if row["n_replicates"] == row["of"] else f" ({row['n_replicates']} of {row['of']})"
-    return value_text(row, PER_CENT) + reached
+    return number_text(row) + reached
 
 
 @table("table_claim")
@@ -390,21 +414,21 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
     """The paper's claim at equal forgetting: what unlearning on text only leaves of Forget more, or less, than on image
     and text, where the same share of the gap in both views together is closed."""
     places = path.PLACES[:2]
-    differences = path.between_modalities(scores.kept_by_person[POOLED], list(CLAIMS), places)
-    title = "Left of Forget, text only minus image + text, at equal forgetting"
+    differences = path.between_modalities(scores.kept_by_person[POOLED], list(CLAIMS), places, scores.by)
+    title = "Knowledge about Forget that remains at equal forgetting: unlearned on text only minus on image + text"
     if differences.empty:
         why = "No method closes as much of the gap of both views in both modalities."
         yield new_sheet(scores, title, "claim", remarks=[why])
         return
     rows = []
-    for (method, variant), of_method in differences.groupby(["method", "variant"], sort=False):
+    for (method, variant, *values), of_method in differences.groupby(["method", "variant", *scores.by], sort=False):
         said = {
-            (one["what"], one["place"]): f"{value_text(one, PER_CENT, signed=True)}, n {one['n_replicates']}"
+            (one["what"], one["place"]): f"{number_text(one, signed=True)}, n {one['n_replicates']}"
             for one in of_method.to_dict("records")
         }
         cells = [said.get(at, ("", "Never reached.")) for at in product(CLAIMS, places)]
-        model = (method, variant, "none", "", *[""] * len(scores.by))
-        rows.append(("All methods" if method == "all" else scores.name(model), cells))
+        name = scores.name((method, variant, "none", "", *values))
+        rows.append((name.replace(method, "All methods", 1) if method == "all" else name, cells))
     columns = [(_closed(place), f"{head}, points") for head, place in product(CLAIMS.values(), places)]
     remark = (
         "Below 0: text only leaves less. The paper says so of generation, and the opposite of choices with the image. "
@@ -432,10 +456,12 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
         for row in rows.to_dict("records"):
             place = f"{row['place']} {row['group']}" if row["standing"] == RANKED else ("", row["note"])
             lines.append((scores.named(tuple(row[c] for c in MODEL), True), [place, _kept_text(row)]))
+        later = [model for model in scores.models() if model[2] == modality and model[3]]
+        lines += [(scores.named(model, True), [("", AFTER)] * 2) for model in later]
         blocks.append((UNLEARNED[modality], lines))
     remarks = [
         "Methods that share a letter are not told apart "
-        f"({len(pairs)} comparisons person by person, Holm-corrected together at 5 %).",
+        f"({len(pairs)} comparison{'s' * (len(pairs) != 1)} person by person, Holm-corrected together at 5 %).",
         asked_along(scores),
     ]
     columns, frame = [("", "Place"), ("", "Kept %")], methods.drop(columns="dots")
@@ -476,7 +502,7 @@ def sources(runs: pd.DataFrame) -> pd.DataFrame:
         here = runs[(runs["set"] == set_name) & has(runs, KEY, one.key)]
         if here.empty or one.bounds != (0.0, 1.0):
             continue
-        error = (here["high"] - here["low"]) / (2 * 1.96)
+        error = standard_errors(here["low"], here["high"], here["n_profiles"])
         anew = set_name == "forget" and here["replicate"].nunique() > 1  # else the same people are asked in every run
         split = variance_split(here.assign(se=error * anew), factors, se="se").query("factor != 'model'")
         people = {"factor": "people", "levels": here["n_profiles"].max(), "sd": float((error**2).mean() ** 0.5)}
@@ -509,7 +535,7 @@ def _as_one(made: Sequence[Sheet], title: str) -> Sheet:
 def sheets(name: str, scores: Scores) -> list[Sheet]:
     """The printed tables of one name: one or more for each base model, protocol and forget ratio, or one for all."""
     make: Callable[[Scores], Iterator[Sheet]] = TABLES.get(name)
-    made = [sheet for _, group in scores.groups() for sheet in make(group)]
+    made = [sheet for _, group in scores.groups for sheet in make(group)]
     return [_as_one(made, make.together)] if getattr(make, "together", "") else made
 
 

@@ -15,7 +15,7 @@ from mllmu_nb.scoring.frames import RUN, TAUGHT, VIEWS, of_metric
 from mllmu_nb.scoring.registry import PER, TABLES, Metric, metrics
 
 FORMS = [("classification", "letter", order) for order in range(4)]
-FORMS += [("classification", "likelihood", 0), utility.KEY[:2] + (0,), ("generation", "", 0), ("cloze", "", 0)]
+FORMS += [("classification", "likelihood", 0), utility.UTILITY_KEY[:2] + (0,), ("generation", "", 0), ("cloze", "", 0)]
 ANSWERS = ("Amara lives in Turin, Italy.", "Amara lives in Oslo, Norway.", "The The The", "I cannot share that.", "")
 SAMPLE = dict.fromkeys(RUN, 0) | {"run": "sample", "method": "vanilla", "after": "", "attribute": "residence"}
 

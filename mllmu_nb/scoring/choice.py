@@ -6,7 +6,7 @@ docs/scoring.md ("Multiple choice", "Distances to the oracle") defines each metr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from math import nan
 
 import numpy as np
@@ -19,7 +19,7 @@ from mllmu_nb.statistics.intervals import Interval
 from mllmu_nb.statistics.samples import jensen_shannon, ks
 
 OPTIONS = tuple(f"option_{letter}" for letter in LETTERS)
-PLACES = {letter: place for place, letter in enumerate(LETTERS)}
+INDEX_OF_LETTER = {letter: place for place, letter in enumerate(LETTERS)}
 LETTER = {"task": "classification", "scoring": "letter"}
 LIKELIHOOD = {"task": "classification", "scoring": "likelihood"}
 ACCURACY = {"column": "correct", "margin": 0.1, "main": True}
@@ -44,7 +44,7 @@ def likelihood_accuracy(items: pd.DataFrame) -> pd.Series:
 def consistency(items: pd.DataFrame) -> pd.Series:
     """1 where one option is named in all four orders, else 0; NaN for a question asked in one order only."""
     # order n moves the options up by n places; this is the place in order 0, NaN where no option is named
-    option = (letters(items).map(PLACES).astype(float) + items["order"]) % len(LETTERS)
+    option = (letters(items).map(INDEX_OF_LETTER).astype(float) + items["order"]) % len(LETTERS)
     questions = option.groupby([items["run"], items["set"], items["question_id"]])
     same = (questions.transform("nunique") == 1) & (questions.transform("count") == questions.transform("size"))
     return same.astype(float).where(questions.transform("size") > 1)
@@ -53,7 +53,7 @@ def consistency(items: pd.DataFrame) -> pd.Series:
 @metric("truth_ratio", label="R / (1 + R)", times=1, digits=2, knowledge=-1, margin=0.1, table="quality", **LIKELIHOOD)
 def truth_ratio(items: pd.DataFrame) -> pd.Series:
     rows = items[items["answer_true"].isin(LETTERS)]
-    right = rows["answer_true"].map(PLACES)
+    right = rows["answer_true"].map(INDEX_OF_LETTER)
     logs = [log_truth_ratio(*row) for row in zip(rows[list(OPTIONS)].to_numpy(float), right, strict=True)]
     return pd.Series(expit(np.array(logs, float)), rows.index).reindex(items.index)
 
@@ -74,17 +74,23 @@ def distance(ours: Sequence, theirs: Sequence, function: Callable[..., float]) -
     ]
     if not pairs or (both := pd.concat(pairs)).empty:
         raise NotMeasured(no_pair("oracle"))
-    people = both["person"].to_numpy()
-    value = function(both["truth_ratio"].to_numpy(), both["truth_ratio_oracle"].to_numpy(), people)
-    return Interval(value, nan, nan, len(both), len(pd.unique(people)))
+    value = function(*(tuple(both[name]) for name in ("truth_ratio", "truth_ratio_oracle", "person")))
+    return Interval(value, nan, nan, len(both), both["person"].nunique())
+
+
+@lru_cache(maxsize=1)
+def distances(ours: tuple, theirs: tuple, people: tuple) -> tuple[float, float, float, float]:
+    """What the four metrics of a model and its oracle are, which are asked for one after the other."""
+    a, b = np.array(ours), np.array(theirs)
+    return *ks(a, b), *jensen_shannon(a, b, np.array(people))
 
 
 # label, digits, bounds, and the function of two samples and whom each question is about
 for _name, _label, _digits, _bounds, _function in (
-    ("ks", "KS", 2, (0, 1), lambda ours, theirs, people: ks(ours, theirs)[0]),
-    ("ks_log10_p", "log10 p", 1, (-300, 0), lambda ours, theirs, people: ks(ours, theirs)[1]),
-    ("js", "JS", 2, (0, 1), lambda *samples: jensen_shannon(*samples)[0]),
-    ("js_chance", "JS by chance", 2, (0, 1), lambda *samples: jensen_shannon(*samples)[1]),
+    ("ks", "KS", 2, (0, 1), lambda *samples: distances(*samples)[0]),
+    ("ks_log10_p", "log10 p", 1, (-300, 0), lambda *samples: distances(*samples)[1]),
+    ("js", "JS", 2, (0, 1), lambda *samples: distances(*samples)[2]),
+    ("js_chance", "JS by chance", 2, (0, 1), lambda *samples: distances(*samples)[3]),
 ):
     _printed = {"label": _label, "digits": _digits, "times": 1, "table": "quality", "sets": ("forget",)}
     _register = metric(_name, per="pair", bounds=_bounds, gate_of="truth_ratio", **_printed, **LIKELIHOOD)

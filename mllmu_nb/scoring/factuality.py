@@ -142,7 +142,7 @@ def _place(answer: str, value: str) -> int | None:
         if holds(answer, country):
             return 9
         # "Lyon, Spain": a comma and a capital right after the city name another country
-        return 6 if re.search(re.escape(city) + r"\s*,\s*[A-Z]", answer, re.IGNORECASE) else 8
+        return 6 if re.search(rf"(?i:{re.escape(city)})\s*,\s*[A-Z]", answer) else 8
     if holds(answer, country):
         return 4
     return 3 if _stems(value) & _stems(answer) else 2

@@ -5,6 +5,8 @@ docs/scoring.md ("Gates") says when a gate is open.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from mllmu_nb.scoring.frames import DRAW, GROUP, KEY, POOLED, VIEWS, is_model, of_metric, persons
@@ -15,10 +17,11 @@ OPEN, CLOSED = "open", "closed"
 AT = [*KEY, "view"]
 
 
-def gates(cells: pd.DataFrame) -> pd.DataFrame:
-    """The gates that ``cells`` make: a row a GROUP, task, scoring, metric and view, with the difference behind it.
+def gates(cells: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """The gates that ``cells`` make: a row a vanilla model (GROUP and the parameters ``by``), task, scoring, metric and
+    view, with the difference behind it.
 
-    Columns GROUP, AT, value, low, high, n_items, n_profiles, ``gate`` (open, closed).
+    Columns GROUP, ``by``, AT, value, low, high, n_items, n_profiles, ``gate`` (open, closed).
     """
     rows = cells[is_model(cells, "vanilla") & (cells["against"] == "oracle") & (cells["set"] == "forget")]
     rows = rows[rows["value"].notna() & rows["view"].isin([*VIEWS, POOLED])]
@@ -27,33 +30,35 @@ def gates(cells: pd.DataFrame) -> pd.DataFrame:
     side = pd.Series(sides, rows.index, dtype=int)
     shown = ((side > 0) & (rows["low"] > 0)) | ((side < 0) & (rows["high"] < 0))
     rows = rows.assign(gate=shown.map({True: OPEN, False: CLOSED}))[side != 0]
-    return rows[[*GROUP, *AT, "value", "low", "high", "n_items", "n_profiles", "gate"]].reset_index(drop=True)
+    return rows[[*GROUP, *by, *AT, "value", "low", "high", "n_items", "n_profiles", "gate"]].reset_index(drop=True)
 
 
-def opened(items: pd.DataFrame) -> pd.DataFrame:
-    """In how many replicates a gate is open by itself, the interval being over that replicate's people: a row a GROUP
-    and AT, with ``open_in`` and ``of``. ``items`` are scored; metrics of sentences have no row."""
+def opened(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """In how many replicates a gate is open by itself, the interval being over that replicate's people: a row a GROUP,
+    ``by`` and AT, with ``open_in`` and ``of``. ``items`` are scored; metrics of sentences have no row."""
     asked = items[items["set"] == "forget"].assign(person=persons)
-    rows = []
+    at, rows = [*GROUP, *by, *AT], []
     for one in metrics(main=True):
         pairs = paired(of_metric(asked, one.task, one.scoring), "oracle", [one.column])
         pairs = pairs[is_model(pairs, "vanilla")]
         for view in (pairs, pairs.assign(view=POOLED)):
-            rows += summaries(view, [*GROUP, *DRAW, "set", "view"], [one], minus=True)
-    alone = pd.DataFrame(rows, columns=[*GROUP, *AT, "low"])
+            rows += summaries(view, [*GROUP, *by, *DRAW, "set", "view"], [one], minus=True)
+    alone = pd.DataFrame(rows, columns=[*at, "low"])
     alone = alone.assign(open_in=alone["low"] > 0, of=1)
-    return alone.groupby([*GROUP, *AT], as_index=False)[["open_in", "of"]].sum()
+    return alone.groupby(at, as_index=False, sort=False)[["open_in", "of"]].sum()
 
 
-def with_gate(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
-    """``rows`` (a row a GROUP, set, task, view, scoring and metric) with the column ``gate`` of ``known`` gates.
+def with_gate(rows: pd.DataFrame, known: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """``rows`` (a row a GROUP, ``by``, set, task, view, scoring and metric) with the ``gate`` that ``known`` have.
 
     "" for the sets whose score is to stay, and where vanilla or the oracle has no such answers. What compares the two
     views has a closed gate where one of them has.
     """
-    states = known.set_index([*GROUP, *AT])["gate"].to_dict()
+    # a parameter in which vanilla models do not differ, such as a rate of unlearning, makes no gate of its own
+    vanilla = [*GROUP, *(name for name in by if known[name].nunique() > 1)]
+    states = known.set_index([*vanilla, *AT])["gate"].to_dict()
     metrics, gate = by_key(), []
-    for set_name, *group, task, scoring, name, view in zip(*(rows[c] for c in ["set", *GROUP, *AT]), strict=True):
+    for set_name, *group, task, scoring, name, view in zip(*(rows[c] for c in ["set", *vanilla, *AT]), strict=True):
         source = metrics[task, scoring, name].gate_of or name
         views = [view] if view in (*VIEWS, POOLED) else VIEWS
         here = {states.get((*group, task, scoring, source, one), "") for one in views if set_name in FORGOTTEN}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from mllmu_nb.scoring.factuality import REFUSAL, holds, mostly_symbols, words, words_once
-from mllmu_nb.scoring.frames import DRAW, GROUP, MODEL, VIEWS, filled, is_model, of_metric, persons
+from mllmu_nb.scoring.frames import DRAW, GROUP, LIKELIHOOD_KEY, MODEL, VIEWS, filled, is_model, of_metric, persons
 from mllmu_nb.scoring.registry import by_key, each, metric
 from mllmu_nb.scoring.summary import NOTHING, paired, summaries
 
@@ -33,16 +33,15 @@ UNLIKELY = 0.01  # quantile of the fluency of vanilla's answers
 MOST_BROKEN = 0.5
 CHANCE = 0.25  # one of four options
 BROKEN_SHARE = ("generation", "", "broken")
-JUDGED_BY = ("classification", "likelihood", "accuracy")
 REFUSED_SHARE = ("generation", "", "over_refusal")
 UNJUDGED = ("base", "vanilla")
 
 
 class Unsound(NamedTuple):
-    """In how many of its replicates a model is not to be ranked, and why: what it is, and the reason in the first."""
+    """In how many of its runs a model is not to be ranked, and why: what it is, and the reason in the first."""
 
     count: int
-    replicates: int
+    runs: int
     why: str
 
 
@@ -91,14 +90,14 @@ def _unlikely(free: pd.DataFrame) -> pd.Series:
 
 
 def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Which models have collapsed or refuse everybody: a row a model (GROUP, MODEL, ``by``) and replicate (DRAW).
+    """Which models have collapsed or refuse everybody: a row a model (GROUP, MODEL, ``by``) and run, with its DRAW.
 
     ``items`` are scored. Columns ``collapsed``, ``refuses`` and ``why`` ("" for a sound one).
     """
-    key = [*GROUP, *MODEL, *by, *DRAW]
+    key = [*GROUP, *MODEL, *by, *DRAW, "run"]
     at, items = [*key, "view"], filled(items, by)
     retain = items[items["set"] == "retain"].assign(person=persons)
-    broken, refused, chosen = (by_key()[names] for names in (BROKEN_SHARE, REFUSED_SHARE, JUDGED_BY))
+    broken, refused, chosen = (by_key()[names] for names in (BROKEN_SHARE, REFUSED_SHARE, LIKELIHOOD_KEY))
     free, choices = of_metric(retain, *broken.key[:2]), of_metric(retain, *chosen.key[:2])
     pairs, reference = paired(choices, "vanilla", [chosen.column]), f"{chosen.column}_reference"
     pairs[reference] = (CHANCE + pairs[reference]) / 2
@@ -127,7 +126,7 @@ def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def unsound(verdicts: pd.DataFrame, by: Sequence[str] = ()) -> dict[tuple, Unsound]:
-    """GROUP, MODEL and ``by`` of each model that has collapsed or refuses everybody in a replicate (:func:`judged`)."""
+    """GROUP, MODEL and ``by`` of each model that has collapsed or refuses everybody in a run (:func:`judged`)."""
     result = {}
     for model, rows in verdicts.groupby([*GROUP, *MODEL, *by], sort=False, dropna=False):
         bad = rows[rows["why"] != ""]

@@ -46,16 +46,16 @@ class Agreement(NamedTuple):
     judge: float  # mean grades, 1 to 10
     rubric: float
     within: float  # share that is at most one point apart
-    rank: float  # Spearman's correlation
+    rank: float  # Spearman's correlation; NaN where either gives one grade alone
 
 
 def agreement(judge: pd.Series, rubric: pd.Series) -> Agreement | None:
-    """Of two columns of grades; None where too few differ for a correlation."""
+    """Of two columns of grades; None where no answer has both."""
     both = pd.DataFrame({"judge": judge, "rubric": rubric}).dropna()
-    if both.nunique().min() < 2:
+    if both.empty:
         return None
-    within, rank = (both["judge"] - both["rubric"]).abs().le(1).mean(), both.corr("spearman").loc["judge", "rubric"]
-    return Agreement(len(both), *both.mean(), within, rank)
+    rank = both.corr("spearman").loc["judge", "rubric"] if both.nunique().min() > 1 else nan
+    return Agreement(len(both), *both.mean(), (both["judge"] - both["rubric"]).abs().le(1).mean(), rank)
 
 
 def hash_of(judge: str, question: str, truth: str, answer: str) -> str:

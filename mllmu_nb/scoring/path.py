@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mllmu_nb.data.conversations import VIEW_OF as TRAINED_VIEW
-from mllmu_nb.scoring.frames import DRAW, GROUP, MODEL, PEOPLE, POOLED, VIEWS, of_metric, persons
+from mllmu_nb.scoring.frames import DRAW, GROUP, MODEL, PEOPLE, POOLED, VIEWS, is_model, of_metric, persons
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.statistics.intervals import SAME, crossed, interval, limits, paired_difference
 
@@ -34,6 +34,11 @@ READ = {
 NEARBY = (0.8, 1.2)  # times a run's own steps
 RUN_AT = [*PEOPLE, *MODEL, "run"]
 POINT = ["step", "set", "view", "measure", "person"]
+
+
+def no_points(by: Sequence[str] = ()) -> pd.DataFrame:
+    """The points of runs that stored no path."""
+    return pd.DataFrame(columns=[*RUN_AT, *by, *POINT])
 
 
 class Curve(NamedTuple):
@@ -59,14 +64,16 @@ def by_person(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves(points: pd.DataFrame, closed_in: str = "trained") -> dict[str, Curve]:
-    """Run → its curve, of every unlearned run that has an oracle about the same people which knows less of them.
+    """Run → its curve, of every unlearned run that has an oracle about the same people which knows less of them. A step
+    after unlearning trains nothing, so it has none.
 
     ``points`` as from :func:`by_person`. The share of the gap from vanilla, where the path begins, to the oracle is
     that of the likelihood of the forget people, in the view that was ``trained``, or in ``both``.
     """
     result, forget = {}, points[(points["set"] == "forget") & (points["measure"] == LIKELIHOOD)]
-    oracles = dict(list(forget[forget["method"] == "oracle"].groupby(PEOPLE)))
-    for run, rows in points[points["modality"] != "none"].groupby("run", sort=False):
+    oracles = dict(list(forget[is_model(forget, "oracle")].groupby(PEOPLE)))
+    trained = points[(points["modality"] != "none") & (points["after"] == "")]
+    for run, rows in trained.groupby("run", sort=False):
         first = rows.iloc[0]
         views = list(VIEWS) if closed_in == POOLED else [TRAINED_VIEW[first["modality"]]]
         oracle = oracles.get(tuple(first[PEOPLE]))
@@ -133,9 +140,9 @@ def kept(of_people: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     sets, people = (pd.factorize(of_people[name])[0] for name in ("set", "person"))
     replicates = of_people.groupby(DRAW).ngroup().to_numpy()
     for key, at in of_people.groupby(columns, sort=False, dropna=False).indices.items():
-        there = at[np.isfinite(value[at])]
-        mean = _mean_of_sets(value[there], sets[there], people[there], replicates[there])
-        count = {"of": len(np.unique(replicates[at])), "n_profiles": len(np.unique(people[there]))}
+        reached = at[np.isfinite(value[at])]
+        mean = _mean_of_sets(value[reached], sets[reached], people[reached], replicates[reached])
+        count = {"of": len(np.unique(replicates[at])), "n_profiles": len(np.unique(people[reached]))}
         rows.append(dict(zip(columns, key, strict=True)) | mean | count)
     more = ["value", "low", "high", "n_profiles", "n_replicates", "of", "dots"]
     return pd.DataFrame(rows, columns=[*columns, *more])
@@ -152,9 +159,10 @@ def _mean_of_sets(values: np.ndarray, sets: np.ndarray, people: np.ndarray, repl
     row["value"], residual = _of_sets(values, sets)
     # of one replicate, over people
     estimate = crossed(residual, people, replicates if len(units) > 1 else people) if np.ptp(people) else None
-    if estimate is None or estimate.variance < SAME or not 0 < row["value"] < 1:
+    if estimate is None or estimate.variance < SAME**2 or not 0 < row["value"] < 1:
+        # that of the mean of all, which is another one where sets are of several sizes: it holds the value at least
         alone = interval(np.clip(values, 0, 1), people)
-        return row | {"low": alone.low, "high": alone.high}
+        return row | {"low": min(alone.low, row["value"]), "high": max(alone.high, row["value"])}
     return row | dict(zip(("low", "high"), limits(estimate._replace(mean=row["value"])), strict=True))
 
 
@@ -166,21 +174,23 @@ def _of_sets(values: np.ndarray, sets: np.ndarray) -> tuple[float, np.ndarray]:
     return float(means.mean()), (values - means[codes]) * len(values) / (size[codes] * len(size))
 
 
-def between_modalities(of_people: pd.DataFrame, names: Sequence[str], places: Sequence[float]) -> pd.DataFrame:
-    """Text only minus image + text where the same share of the gap is closed: a row a GROUP, place, what and method,
-    and one of all methods together (``all``), on the replicates in which both get there.
+def between_modalities(
+    of_people: pd.DataFrame, names: Sequence[str], places: Sequence[float], by: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Text only minus image + text where the same share of the gap is closed: a row a GROUP, ``by``, place, what and
+    method, and one of all methods together (``all``), on the replicates in which both get there.
 
     ``of_people`` as from :func:`kept_by_person`, closed in both views. Columns unimodal, multimodal, value, low, high,
     n_profiles, n_replicates; all NaN where they have no replicate in common.
     """
     rows = of_people[of_people["what"].isin(names) & of_people["place"].isin(places) & of_people["value"].notna()]
     sides = [rows[rows["modality"] == name] for name in ("unimodal", "multimodal")]
-    on = [*PEOPLE, "method", "variant", "place", "what", "person"]
+    on = [*PEOPLE, *by, "method", "variant", "place", "what", "person"]
     pairs = sides[0].merge(sides[1][[*on, "value"]], on=on, suffixes=("", "_other"))
     # all methods together: a person's mean over them
-    every = pairs.groupby([*PEOPLE, "place", "what", "person"], as_index=False)[["value", "value_other"]].mean()
+    every = pairs.groupby([*PEOPLE, *by, "place", "what", "person"], as_index=False)[["value", "value_other"]].mean()
     pairs = pd.concat([pairs, every.assign(method="all", variant="canonical")])
-    result, columns = [], [*GROUP, "place", "what", "method", "variant"]
+    result, columns = [], [*GROUP, *by, "place", "what", "method", "variant"]
     for key, here in pairs.groupby(columns, sort=False):
         scores, replicates = (here["value"], here["value_other"]), here.groupby(DRAW).ngroup()
         difference = paired_difference(*scores, here["person"], replicates=replicates)

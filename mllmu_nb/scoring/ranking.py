@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from mllmu_nb.scoring.frames import DRAW, GROUP, KEY, MODEL, PEOPLE, has
+from mllmu_nb.scoring.frames import DRAW, GROUP, KEY, LIKELIHOOD_KEY, MODEL, PEOPLE, has
 from mllmu_nb.scoring.gates import OPEN
 from mllmu_nb.scoring.health import Unsound
 from mllmu_nb.scoring.path import KEPT, TRAINED_VIEW, kept
@@ -22,7 +22,6 @@ from mllmu_nb.statistics.ranking import shared_letters
 NEEDED = 3  # replicates
 LEVEL = 0.05  # of the whole family of comparisons of a group
 PLACE = 0.5  # share of the gap that is closed where methods are compared
-LIKELIHOOD = ("classification", "likelihood", "accuracy")
 SHUT = "Gate closed: vanilla is not shown to be above the oracle, so nothing shows that there was something to forget."
 RANKED, UNSOUND, NEVER, FEWER, BEHIND_GATE = "ranked", "unsound", "never gets there", "fewer replicates", "gate closed"
 
@@ -63,7 +62,7 @@ def ranking(of_people: pd.DataFrame, unsound: Mapping[tuple, Unsound], gates: pd
 def _standing(row: Mapping, count: int, unsound: Mapping[tuple, Unsound], gates: pd.DataFrame) -> tuple[str, str]:
     """Whether and why not a model takes part."""
     group, model = ([row[column] for column in columns] for columns in (GROUP, MODEL))
-    at = [*group, *LIKELIHOOD, TRAINED_VIEW[row["modality"]]]
+    at = [*group, *LIKELIHOOD_KEY, TRAINED_VIEW[row["modality"]]]
     gate = gates.loc[has(gates, [*GROUP, *KEY, "view"], at), "gate"]
     if bad := unsound.get((*group, *model)):
         return UNSOUND, f"{bad.why[0].upper()}{bad.why[1:]}."

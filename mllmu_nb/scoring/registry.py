@@ -13,7 +13,7 @@ import pandas as pd
 
 import mllmu_nb.scoring as package
 from mllmu_nb.data.schema import SETS
-from mllmu_nb.errors import choose
+from mllmu_nb.errors import KitError, choose
 from mllmu_nb.registry import Registry, import_all
 from mllmu_nb.scoring.frames import TAUGHT
 
@@ -23,6 +23,7 @@ PER = ("answer", "model", "pair")
 DOWN, LIKE_ORACLE, UP = "↓", "→", "↑"
 FORGOTTEN = ("forget", "test")  # sets on which knowledge is to go; it is to stay on the others
 METRICS = Registry("metric")
+LABELS: dict[str, tuple[str, str, str]] = {}  # printed → the key of the metric that has it
 
 
 class NotMeasured(Exception):
@@ -30,7 +31,7 @@ class NotMeasured(Exception):
 
 
 def no_pair(against: str) -> str:
-    return f"No {against} answer to the same questions, or none of its own."
+    return f"The {against} or the model has no answer to these questions."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +87,16 @@ class Metric:
 
 def metric(name: str, **declared) -> Callable[[Callable], Callable]:
     """Registers the function below it as a metric; ``declared`` are the fields of :class:`Metric`, and ``per`` decides
-    what the function is given and returns: docs/scoring.md ("A metric of your own")."""
+    what the function is given and returns: docs/scoring.md ("A metric of your own"). Raises KitError for a label that
+    another metric has: a reader could not tell the two apart."""
 
     def register(function: Callable) -> Callable:
         entry = Metric(name=name, function=function, **declared)
+        if entry.table != "quality":  # its headings stand below others that tell them apart
+            owner = LABELS.get(entry.label, entry.key)
+            if owner != entry.key:
+                raise KitError(f"metric {name}: the label {entry.label!r} is that of {' '.join(filter(None, owner))}")
+            LABELS[entry.label] = entry.key
         METRICS.add(entry.key, entry)
         return function
 

@@ -15,11 +15,13 @@ from mllmu_nb.scoring.frames import (
     ACROSS,
     CELL,
     COUNTS,
+    DRAW,
     GROUP,
     KEY,
     MODEL,
     PAIRED_ON,
     PEOPLE,
+    PLACE,
     POOLED,
     REFERENCES,
     SEEDS,
@@ -38,8 +40,8 @@ from mllmu_nb.statistics.intervals import Interval, equivalence
 RUN_KEYS = ["run", "base_model", "forget_ratio", "replicate", "method", "protocol", "variant", "modality", "after"]
 RUN_KEYS += ["seed", *SEEDS]
 VALUES = ["value", "low", "high", *COUNTS, "dots"]
-PLACE = ["against", *CELL, "metric"]
 NO_SENTENCES = "The run has no sentences.parquet."
+NOT_ASKED = "The model was not asked these questions."
 
 
 def item_scores(items: pd.DataFrame) -> pd.DataFrame:
@@ -69,20 +71,21 @@ def _scored(rows: pd.DataFrame, wanted: Sequence[Metric]) -> pd.DataFrame:
     return rows.assign(**columns)
 
 
-def run_scores(items: pd.DataFrame, known: pd.DataFrame | None = None) -> pd.DataFrame:
+def run_scores(items: pd.DataFrame, known: pd.DataFrame | None = None, by: Sequence[str] = ()) -> pd.DataFrame:
     """The rows of ``scores.csv`` from scored ``items``: one a run, set, task, view, scoring and metric.
 
-    Columns RUN_KEYS, CELL, metric, value, low, high, n_items, n_profiles, and with ``known`` gates (:func:`gates.gates`
-    of the cells) ``gate``. View ``both`` pools the two views. A metric that no answer of a cell carries gives no row.
+    Columns RUN_KEYS, ``by``, CELL, metric, value, low, high, n_items, n_profiles, and with ``known`` gates
+    (:func:`gates.gates` of the cells) ``gate``. View ``both`` pools the two views. A metric that no answer of a cell
+    carries gives no row.
     """
     items = items.assign(person=persons, seed=items["unlearn_seed"])
-    rows = []
+    key, rows = [*RUN_KEYS, *by], []
     for task, scoring, group in _by_task(metrics(per="answer", table="scores")):
         asked = of_metric(items, task, scoring)
         for view in (asked, asked.assign(view=POOLED)):
-            rows += summaries(view, [*RUN_KEYS, "set", "view"], group)
-    scores = pd.DataFrame(rows, columns=[*RUN_KEYS, *CELL, "metric", *VALUES]).drop(columns=["n_replicates", "dots"])
-    return scores if known is None else with_gate(scores, known)
+            rows += summaries(view, [*key, "set", "view"], group)
+    scores = pd.DataFrame(rows, columns=[*key, *CELL, "metric", *VALUES]).drop(columns=["n_replicates", "dots"])
+    return scores if known is None else with_gate(scores, known, by)
 
 
 def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequence[str] = ()) -> pd.DataFrame:
@@ -109,7 +112,7 @@ def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequen
     result = result.reindex(columns=[*key, *PLACE, *VALUES, "note"]).astype(dict.fromkeys(COUNTS, "Int64"))
     dots = [one if isinstance(one, tuple) else () for one in result["dots"]]
     result = result.assign(note=result["note"].fillna(""), dots=dots, verdict=_verdicts(result))
-    return with_gate(result, gates(result))
+    return with_gate(result, gates(result, by), by)
 
 
 def _by_task(wanted: Sequence[Metric]) -> list[tuple[str, str, list[Metric]]]:
@@ -154,29 +157,31 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
     result = []
     for (task, scoring, group), view, set_name in product(_by_task(wanted), VIEWS, SETS):
         group = [one for one in group if set_name in one.sets]
-        here = of_metric(rows, task, scoring)
-        # sentences about forget people are compared with those about fresh ones
-        here = here[(here["view"] == view) & ((task == TAUGHT) | (here["set"] == set_name))]
-        runs = [(answers.iloc[0], answers) for _, answers in here.groupby("run", sort=False)]
+        answers_of_view = of_metric(rows, task, scoring).query("view == @view")
+        if task != TAUGHT:  # sentences about forget people are compared with those about fresh ones
+            answers_of_view = answers_of_view[answers_of_view["set"] == set_name]
+        runs = [(answers.iloc[0], answers) for _, answers in answers_of_view.groupby("run", sort=False)]
         oracles = {tuple(one[PEOPLE]): answers for one, answers in runs if is_model(one, "oracle")}
         for model in models.to_dict("records") if group else ():
-            mine = [(run, answers) for run, answers in runs if all(run[c] == model[c] for c in key)]
-            theirs = [None if is_model(model, "oracle") else oracles.get(tuple(run[PEOPLE])) for run, _ in mine]
+            own_runs = [(run, answers) for run, answers in runs if all(run[c] == model[c] for c in key)]
+            is_oracle = is_model(model, "oracle")
+            oracle_runs = [None if is_oracle else oracles.get(tuple(run[PEOPLE])) for run, _ in own_runs]
+            draws = len({tuple(run[DRAW]) for run, _ in own_runs})
             for one in group:
                 level, gap, why = None, None, no_pair("oracle")
                 try:
-                    if not mine:
-                        raise NotMeasured(NO_SENTENCES if task == TAUGHT else "Nothing was asked for it.")
-                    outcome = one.function([answers for _, answers in mine], theirs)
+                    if not own_runs:
+                        raise NotMeasured(NO_SENTENCES if task == TAUGHT else NOT_ASKED)
+                    outcome = one.function([answers for _, answers in own_runs], oracle_runs)
                     level, gap = outcome if one.per == "model" else (None, outcome)
                 except NotMeasured as reason:
                     why = str(reason)
                 at = model | {"set": set_name, "task": task, "view": view, "scoring": scoring, "metric": one.name}
                 found = {"": level} if one.per == "model" else {}
-                if not is_model(model, "oracle"):
+                if not is_oracle:
                     found["oracle"] = gap
                 for against, summary in found.items():
-                    values = vars(summary) | {"n_replicates": len(mine), "dots": ()} if summary else NOTHING
+                    values = vars(summary) | {"n_replicates": draws, "dots": ()} if summary else NOTHING
                     result.append(at | {"against": against, "note": "" if summary else why} | values)
     return result
 

@@ -100,15 +100,18 @@ def _counts(runs: Sequence[pd.DataFrame]) -> tuple[int, int]:
 
 def _samples(runs: Sequence[pd.DataFrame | None], attack: str) -> PerModel:
     """The forget and the fresh sentences of each run; none where a run is missing. Of several replicates, whose fresh
-    people are the same, the units on the forget side are these. Raises NotMeasured without fresh."""
+    people are the same, the units on the forget side are these. Raises NotMeasured without fresh, and where a sentence
+    has no value: it would lose against all others."""
     if any(run is None or run.empty for run in runs):
         return []
-    models = []
+    models, draws = [], {tuple(run[DRAW].iloc[0]) for run in runs}
     for run in runs:
         values, people, member = run[attack].to_numpy(float), run["person"].to_numpy(str), run["member"].to_numpy(str)
-        if len(runs) > 1:
+        if len(draws) > 1:
             people = np.where(member == "forget", str(tuple(run[DRAW].iloc[0])), people)
         models.append(tuple(Sample(values[member == side], people[member == side]) for side in ("forget", "fresh")))
+    if any(np.isnan(side.values).any() for sides in models for side in sides):
+        raise NotMeasured("The model finds no likelihood for some sentences: it has diverged.")
     if not all(len(fresh.values) for _, fresh in models):
         raise NotMeasured(
             "There are no fresh people, whom no model was taught: only differences to the oracle are known."

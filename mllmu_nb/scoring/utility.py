@@ -8,7 +8,7 @@ from mllmu_nb.scoring.choice import letters
 from mllmu_nb.scoring.registry import metric
 
 FILE = "utility.parquet"  # beside a run's answers, where it was measured
-KEY = ("classification", "utility", "accuracy")
+UTILITY_KEY = ("classification", "utility", "accuracy")
 PANELS = {  # scale → set → heading
     "miniature": {"reading": "Reading", "seeing": "Seeing", "instructed": "Instructed"},
     "paper": {"mmmu": "MMMU", "llava_bench": "LLaVA-Bench"},
@@ -20,7 +20,8 @@ ABOUT = {
 
 
 @metric(
-    KEY[2], label="Utility %", task=KEY[0], scoring=KEY[1], column="useful", margin=0.1, table="", optional=True,
+    UTILITY_KEY[2], label="Utility %", task=UTILITY_KEY[0], scoring=UTILITY_KEY[1], column="useful", margin=0.1,
+    table="", optional=True,
     sets=tuple(name for panels in PANELS.values() for name in panels),
 )  # fmt: skip
 def useful(items: pd.DataFrame) -> pd.Series:

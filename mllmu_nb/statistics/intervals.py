@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
+from scipy.stats import norm
 from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -27,6 +28,7 @@ RARE = 3.5  # right (or wrong) answers below which, in effective items, a propor
 SAME = 1e-9  # people's means nearer than that are equal: .1 scored twice and thrice would have a spread of 1e-17
 LEVEL = 0.95
 TAIL = (1 - LEVEL) / 2
+ENDS = (0.025, 0.975)  # the quantiles of an interval, written out: 1 - .95 is not .05 to the last digit
 Bounds = tuple[float, float]
 
 
@@ -108,8 +110,8 @@ def paired_difference(a, b, profiles, bounds: Bounds = (0.0, 1.0), replicates=No
 
 
 def _over_replicates(over_people: Interval, at_least: bool, values, profiles, replicates, bounds: Bounds) -> Interval:
-    """The interval over replicates crossed with people, ``at_least`` as wide as that ``over_people`` where this is said
-    or all replicates agree; that itself where there is one replicate."""
+    """The interval over replicates crossed with people. If ``at_least``, or if all replicates agree, no narrower than
+    ``over_people``; one replicate returns ``over_people``."""
     if (measured := _several(values, replicates)) is None:
         return over_people
     replicates = np.asarray(replicates)[measured]
@@ -142,14 +144,14 @@ def crossed(values, profiles, replicates) -> Crossed:
     cell, size = np.ravel_multi_index((row, column), shape), shape[0] * shape[1]
     counts = np.bincount(cell, minlength=size).reshape(shape)
     sums = np.bincount(cell, values - values.mean(), size).reshape(shape)
-    there = counts > 0
-    several, pairs = shape[0] - 1, there.sum()
+    has_items = counts > 0
+    several, pairs = shape[0] - 1, has_items.sum()
     between = shape[0] / several * (sums.sum(1) ** 2).sum() / total**2
     if pairs - sum(shape) + 1 <= 0:  # nobody recurs, or hardly anybody: people are part of their replicate
         return Crossed(float(values.mean()), float(between), several)
-    means = np.divide(sums, counts, out=np.zeros(shape), where=there)
-    own = [means.sum(axis, keepdims=True) / there.sum(axis, keepdims=True) for axis in (0, 1)]
-    rest = np.where(there, means - own[0] - own[1], 0.0)
+    means = np.divide(sums, counts, out=np.zeros(shape), where=has_items)
+    own = [means.sum(axis, keepdims=True) / has_items.sum(axis, keepdims=True) for axis in (0, 1)]
+    rest = np.where(has_items, means - own[0] - own[1], 0.0)
     shared = (rest**2).sum() / (pairs - sum(shape) + 1) / pairs
     people = max(0.0, shape[1] / (shape[1] - 1) * (sums.sum(0) ** 2).sum() / total**2 - shared)
     variance, parts = between + people, between**2 / several + people**2 / (shape[1] - 1)
@@ -169,6 +171,14 @@ def limits(estimate: Crossed, bounds: Bounds = (0.0, 1.0)) -> Bounds:
     return one, other
 
 
+def standard_errors(low, high, people) -> np.ndarray:
+    """The standard errors behind intervals over so many ``people``: half their width by the quantile they were made
+    with, Student's below FEW_PEOPLE and else the normal one."""
+    people = np.asarray(people, float)
+    quantile = np.where((people > 1) & (people < FEW_PEOPLE), student.ppf(ENDS[1], people - 1), norm.ppf(ENDS[1]))
+    return (np.asarray(high, float) - np.asarray(low, float)) / (2 * quantile)
+
+
 def paired_p(a, b, profiles, replicates=None) -> float:
     """Two-sided p of no mean difference between two models, arguments as in :func:`paired_difference`.
 
@@ -185,7 +195,7 @@ def paired_p(a, b, profiles, replicates=None) -> float:
         return nan
     count = len(people.counts)
     if count == 1 or people.alike:
-        return 2.0 ** (1 - count) if people.sums.any() else 1.0
+        return 2.0 ** (1 - count) if np.abs(people.sums).max() > SAME else 1.0
     return float(2 * student.sf(abs(people.mean) / people.standard_error, count - 1))
 
 

@@ -13,7 +13,7 @@ from scipy.stats import ks_2samp
 from scipy.stats import t as student
 from statsmodels.stats.proportion import proportion_confint
 
-from mllmu_nb.statistics.intervals import FEW_PEOPLE, RESAMPLES, SAME, resample_counts
+from mllmu_nb.statistics.intervals import ENDS, FEW_PEOPLE, LEVEL, RESAMPLES, SAME, resample_counts
 
 BINS = 10
 AT_END = 0.5  # people's worth of pairs on the wrong side, below which an area is close to its end
@@ -36,7 +36,7 @@ def jensen_shannon(ours: np.ndarray, theirs: np.ndarray, people: np.ndarray) -> 
     a, b = (np.histogram2d(codes, v, [np.arange(codes.max() + 2), edges])[0] for v in (ours, theirs))
     swapped = np.random.default_rng(0).integers(2, size=(RESAMPLES, len(a))).astype(float)
     chance = jensenshannon(a.sum(0) + swapped @ (b - a), b.sum(0) + swapped @ (a - b), base=2, axis=1)
-    return float(jensenshannon(a.sum(0), b.sum(0), base=2)), float(np.quantile(chance, 0.95))
+    return float(jensenshannon(a.sum(0), b.sum(0), base=2)), float(np.quantile(chance, LEVEL))
 
 
 class Sample(NamedTuple):
@@ -60,12 +60,12 @@ class Pairs:
         people = [np.unique(np.concatenate([sides[i].people for sides in models]).astype(str)) for i in (0, 1)]
         self.higher, self.count = np.zeros((2, *map(len, people)))
         for positives, negatives in models:
-            ours, theirs = (
+            positive_people, negative_people = (
                 p[:, None] == side.people.astype(str) for p, side in zip(people, (positives, negatives), strict=True)
             )
             a, b = positives.values[:, None], negatives.values
-            self.higher += ours @ ((a > b) + 0.5 * (a == b)) @ theirs.T.astype(float)
-            self.count += np.outer(ours.sum(1), theirs.sum(1))
+            self.higher += positive_people @ ((a > b) + 0.5 * (a == b)) @ negative_people.T.astype(float)
+            self.count += np.outer(positive_people.sum(1), negative_people.sum(1))
 
     def auc(self) -> tuple[float, float, float]:
         """The area with its interval, people of both sides resampled; close to its end at least as wide as Wilson's."""
@@ -93,14 +93,15 @@ class Pairs:
 
     def _resampled(self, sums: np.ndarray, lowest: float) -> list:
         """The interval of a share of all pairs, inside ``lowest`` to 1: none for one person and without a spread."""
-        ours, theirs = (resample_counts(n, RESAMPLES, seed) for seed, n in enumerate(sums.shape))
-        shares = ((ours @ sums) * theirs).sum(1) / ((ours @ self.count) * theirs).sum(1)
+        positive_people, negative_people = (resample_counts(n, RESAMPLES, seed) for seed, n in enumerate(sums.shape))
+        higher, count = ((positive_people @ one * negative_people).sum(1) for one in (sums, self.count))
+        shares = higher / count
         people, value = min(sums.shape), sums.sum() / self.count.sum()
         if people < 2 or not np.ptp(shares) >= SAME:  # NaN where a resample has no pair
             return []
         if people >= FEW_PEOPLE:
-            return [np.quantile(shares, [0.025, 0.975])]
-        reach = student.ppf(0.975, people - 1) * shares.std(ddof=1) * np.sqrt(people / (people - 1))
+            return [np.quantile(shares, ENDS)]
+        reach = student.ppf(ENDS[1], people - 1) * shares.std(ddof=1) * np.sqrt(people / (people - 1))
         return [np.clip([value - reach, value + reach], lowest, 1)]
 
 

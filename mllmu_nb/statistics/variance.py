@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.stats import chi2
 
 from mllmu_nb.errors import KitError
+from mllmu_nb.statistics.intervals import ENDS
 
 
 def variance_split(table: pd.DataFrame, factors: Sequence[str], value: str = "value", se: str = "") -> pd.DataFrame:
@@ -34,7 +35,7 @@ def variance_split(table: pd.DataFrame, factors: Sequence[str], value: str = "va
         levels, weights = pd.concat(groups)[factor].nunique(), [len(group) - 1 for group in groups]
         between = np.average([group[value].var(ddof=1) for group in groups], weights=weights)
         sampling = np.average([(group[se] ** 2).mean() for group in groups], weights=weights) if se else 0.0
-        ends = chi2.ppf([0.975, 0.025], levels - 1) / (levels - 1)
+        ends = chi2.ppf(ENDS[::-1], levels - 1) / (levels - 1)
         variance, low, high = np.maximum([between - sampling, *(between / ends - sampling)], 0.0)
         rows.append((factor, levels, variance, sqrt(variance), low, high))
     return pd.DataFrame(rows, columns=["factor", "levels", "variance", "sd", "low", "high"])

@@ -22,7 +22,7 @@ from mllmu_nb.reporting.grid import rows_by
 from mllmu_nb.reporting.runs import Run, items_of, read_runs
 from mllmu_nb.reporting.sheet import Sheet
 from mllmu_nb.reporting.tables import UNLEARNED
-from mllmu_nb.scoring.frames import PAIRED_ON, of_metric
+from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, PAIRED_ON, of_metric
 from mllmu_nb.scoring.path import TRAINED_VIEW
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.statistics.intervals import paired_difference
@@ -42,10 +42,10 @@ PIECES = {
     ("ga", "labels_text"): ("GA, labels", "answer", "all text"),
     ("ga", "labels_upstream"): ("GA, labels", "answer", "all text and image slots"),
     ("kl_min", "summed_kl"): ("KL Min., KL", "mean over answer tokens", "sum over all positions"),
-    ("npo", "retain_epoch"): ("NPO, reference", "θ₀ (vanilla)", "θ_ref (one epoch on retain)"),
+    ("npo", "retain_epoch"): ("NPO, reference", "vanilla", "the base after one epoch on retain"),
 }
 SETS = ("forget", "retain")
-MEASURES = {"likelihood": ("classification", "likelihood", "accuracy"), "exact": ("generation", "", "exact")}
+MEASURES = {"likelihood": LIKELIHOOD_KEY, "exact": ("generation", "", "exact")}
 KEYS = ["method", "variant", "modality", "set", "measure"]
 NO_DIFFERENCE = "no difference shown"
 
@@ -154,8 +154,9 @@ def changes(runs: Sequence[Run]) -> pd.DataFrame:
     the view that it was trained on.
 
     A row a method, variant, modality, set and measure: ``canonical`` and ``released`` are the two means, ``value``
-    their difference with its 95 % interval over people ``low`` to ``high``, all from -1 to 1; ``n_items``,
-    ``n_profiles``, and ``verdict``: lower or higher where the interval excludes 0.
+    their difference with its 95 % interval ``low`` to ``high``, over people or, of several replicates, over these
+    crossed with people, all from -1 to 1; ``n_items``, ``n_profiles``, ``n_replicates``, and ``verdict``: lower or
+    higher where the interval excludes 0.
     """
     items, rows = items_of(runs, []), []
     items = items[items["view"] == items["modality"].map(TRAINED_VIEW)]
@@ -165,7 +166,8 @@ def changes(runs: Sequence[Run]) -> pd.DataFrame:
         canonical, same = asked[asked["variant"] == "canonical"], [*PAIRED_ON, "method", "modality"]
         pairs = asked.merge(canonical[[*same, "score"]], on=same, suffixes=("", "_canonical"))
         for at, pair in pairs[pairs["variant"] != "canonical"].groupby(KEYS):
-            gap = paired_difference(pair["score"], pair["score_canonical"], pair["profile"])
+            scores, replicates = (pair["score"], pair["score_canonical"]), pair["replicate"]
+            gap = paired_difference(*scores, pair["profile"], replicates=replicates)
             verdict = "lower" if gap.high < 0 else "higher" if gap.low > 0 else NO_DIFFERENCE
             means = {"canonical": pair["score_canonical"].mean(), "released": pair["score"].mean()}
             rows.append(dict(zip(KEYS, at, strict=True)) | means | vars(gap) | {"verdict": verdict})
@@ -190,7 +192,10 @@ def change_table(runs: Sequence[Run]) -> Sheet:
     scores = [(name.capitalize(), measure) for name, measure in asked]
     columns = [("", "in the paper"), ("", "in the released code"), *scores, ("", "verdict")]
     title = "What each piece of the released code changes, %: canonical → with it (95 % limits of the difference)"
-    return Sheet(title, "differences", "Difference", columns, [block for block in blocks if block[1]], frame=frame)
+    count = len({run["replicate"] for run in runs})
+    over = f"{count} replicates, each with its own forget set, crossed with people" if count > 1 else "people alone"
+    remarks = [f"Limits are over {over}." + " Another run of the method is not in them." * (count == 1)]
+    return Sheet(title, "differences", "Difference", columns, [one for one in blocks if one[1]], remarks, frame)
 
 
 def _change(cell: Mapping[str, Any]) -> str:
