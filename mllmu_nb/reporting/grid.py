@@ -27,7 +27,7 @@ ASKED_IN = {**VIEWS, POOLED: "both"}
 LIMITS = "[low, high] is the 95 % interval."
 GATES_UNKNOWN = "Without vanilla and the oracle nobody can say whether a low score is forgetting."
 COLLAPSED_NOTE = (
-    f"{COLLAPSED} Collapsed, or refuses everybody (a count says in how many runs). A low score is then no "
+    f"{COLLAPSED} Collapsed, or refuses everybody (a count says in how many replicates). A low score is then no "
     "forgetting, and the model is not ranked. The rule: in one of the views, more than half of the free answers about "
     "the Retain people are broken (empty, repeated, gibberish) or refusals, or it picks the right option about the "
     "Retain people less often than halfway between guessing (25 %) and vanilla."

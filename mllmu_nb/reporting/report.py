@@ -128,7 +128,7 @@ def paragraph(scores: Scores) -> Iterator[str | Number]:
         names = [scores.name(tuple((row | unlearned_on)[column] for column in name)) for row in rows]
         yield f" Trained on {MODALITIES[modality]}, where half of that gap is closed, {names[0]} is still right about "
         yield from (first, f" of what is to be kept, {names[1]} about ", best, ".")
-    separator = " Collapsed or refusing everybody, in so many runs: "
+    separator = " Collapsed or refusing everybody, in so many replicates: "
     for model in scores.models():
         if bad := scores.unsound.get((*scores.group.values(), *model)):
             yield f"{separator}{scores.name(model)} "
