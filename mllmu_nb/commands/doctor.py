@@ -22,7 +22,6 @@ from packaging.requirements import Requirement
 from mllmu_nb import inputs, paths, pinning, pipeline, provenance
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
-from mllmu_nb.hub import KINDS as HUB_KINDS
 from mllmu_nb.models import families
 from mllmu_nb.models.files import check_model
 
@@ -219,7 +218,8 @@ def hub(configs: Configs) -> Result:
             if source and not Path(source).is_dir():
                 wanted[source, "model", revision] = None
         sources, revisions = config.data_source.split(","), config.data_revision.split(",")
-        for source, kind, revision in zip(map(str.strip, sources), HUB_KINDS, [*revisions, ""], strict=False):
+        kinds = ("dataset", "model")  # of the hub: evaluation data, training splits
+        for source, kind, revision in zip(map(str.strip, sources), kinds, [*revisions, ""], strict=False):
             if source in inputs.unread(config):
                 wanted[source, kind, revision.strip()] = None
     if not wanted:
