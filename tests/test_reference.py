@@ -6,12 +6,15 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from fake_runs import make, write
 
+import readme
 from mllmu_nb import paths
 from mllmu_nb.config import Config
-from mllmu_nb.reporting.runs import made_of
+from mllmu_nb.reporting import report
+from mllmu_nb.reporting.runs import Scores, made_of
 from mllmu_nb.stages import RECORD, read_json, write_json
 
 FIGURES = paths.checkout() / "figures" / "reference"
@@ -57,6 +60,28 @@ def outputs(notebook: Path) -> list[str]:
 
 def test_all_that_is_committed_is_of_one_reference():
     assert not problems(paths.reference(), FIGURES, paths.notebooks())
+
+
+@pytest.mark.slow
+def test_scores_tables_and_readme_are_what_the_code_makes_of_the_committed_runs(tmp_path, monkeypatch):
+    """All but the figures: their pictures depend on the fonts' renderer."""
+    committed, made = paths.reference(), tmp_path / "results" / "reference"
+    made.mkdir(parents=True)
+    for name in ("runs", "people", "studies"):
+        (made / name).symlink_to(committed / name)
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
+    monkeypatch.setattr(report.figures, "write_all", lambda *given: [])
+    report.write_all("reference")
+    names = {file.relative_to(committed) for file in (committed / "tables").iterdir()} | {Path("scores.csv")}
+    assert names <= {file.relative_to(made) for file in made.rglob("*")} and len(names) > 50
+    for name in sorted(names):
+        if name.suffix == ".csv":  # the last digits may differ between versions of numpy
+            pd.testing.assert_frame_equal(*(pd.read_csv(folder / name) for folder in (made, committed)), rtol=1e-9)
+        else:
+            assert (made / name).read_text() == (committed / name).read_text(), name
+    text, scores = (paths.checkout() / "README.md").read_text(), Scores.read(committed)
+    assert readme.fill(text, "finding", readme.finding(scores)) == text
+    assert readme.fill(text, "main table", readme.main_table(scores)) == text
 
 
 @pytest.fixture
