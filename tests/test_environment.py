@@ -192,7 +192,8 @@ def test_without_pip_audit_one_line_says_so(monkeypatch):
 
 def test_every_locked_package_has_a_noted_wheel():
     noted = {line.partition("==")[0] for line in supply.NOTED.read_text().splitlines()}
-    assert noted <= supply.locked() and {"numpy", "transformers", "papermill", "peft"} <= noted
+    elsewhere = {"appnope", "httpx2-jsfetch", "pywinpty"}  # for other systems
+    assert noted <= supply.locked() and supply.locked() - noted <= elsewhere
 
 
 def test_every_package_that_is_imported_is_declared():

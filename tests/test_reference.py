@@ -1,17 +1,21 @@
 """Everything that is committed is of one reference: the same people, base and vanilla in every run, table, figure,
 study and notebook."""
 
+import io
 import json
 import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from fake_runs import make, write
 
+import readme
 from mllmu_nb import paths
 from mllmu_nb.config import Config
-from mllmu_nb.reporting.runs import made_of
+from mllmu_nb.reporting import report
+from mllmu_nb.reporting.runs import Scores, made_of
 from mllmu_nb.stages import RECORD, read_json, write_json
 
 FIGURES = paths.checkout() / "figures" / "reference"
@@ -57,6 +61,29 @@ def outputs(notebook: Path) -> list[str]:
 
 def test_all_that_is_committed_is_of_one_reference():
     assert not problems(paths.reference(), FIGURES, paths.notebooks())
+
+
+@pytest.mark.slow
+def test_tables_and_readme_are_what_the_code_makes_of_the_committed_runs(tmp_path, monkeypatch):
+    """All but the figures: their pictures depend on the fonts' renderer."""
+    committed, made = paths.reference(), tmp_path / "results" / "reference"
+    made.mkdir(parents=True)
+    for name in ("runs", "people", "studies"):
+        (made / name).symlink_to(committed / name)
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
+    monkeypatch.setattr(report.figures, "write_all", lambda *given: [])
+    report.write_all("reference")
+    names = [file.name for file in sorted((committed / "tables").iterdir())]
+    assert names == [file.name for file in sorted((made / "tables").iterdir())] and len(names) > 50
+    for name in names:
+        texts = [(folder / "tables" / name).read_text(encoding="utf-8") for folder in (made, committed)]
+        if name.endswith(".csv"):  # the last digits may differ between versions of numpy
+            pd.testing.assert_frame_equal(*(pd.read_csv(io.StringIO(text)) for text in texts), rtol=1e-9)
+        else:
+            assert texts[0] == texts[1], name
+    text, scores = (paths.checkout() / "README.md").read_text(), Scores.read(committed)
+    assert readme.fill(text, "finding", readme.finding(scores)) == text
+    assert readme.fill(text, "main table", readme.main_table(scores)) == text
 
 
 @pytest.fixture

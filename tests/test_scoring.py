@@ -422,3 +422,22 @@ def test_a_model_that_refuses_everybody_is_not_sound_and_is_judged_replicate_by_
     why = [bad.why for bad in found.values()]
     assert why[0].startswith("refuses everybody in 1 of 2: refuses 100 % of Retain (image + text)")
     assert why[1].startswith("collapsed: 100 % of answers broken")
+
+
+def test_a_model_that_chooses_worse_than_halfway_between_guessing_and_vanilla_has_collapsed():
+    """Vanilla is right about all, so the floor is 62.5 %; in one of the views the whole interval lies below."""
+    right = {VANILLA: lambda *_: True, GA: lambda person, *_: person < 2}
+    right["npo", "multimodal"] = lambda person, view, _: view == "text" or person < 1
+    right["kl_min", "multimodal"] = lambda person, *_: person < 6  # 60 %: ten people do not show that it is below
+    right["base", "none"] = lambda *_: False  # is never judged
+    frames = [choices(how, sets=("retain",), **run(*model)) for model, how in right.items()]
+    verdicts = judged(item_scores(pd.concat(frames, ignore_index=True))).set_index("method")
+    assert verdicts["collapsed"].to_dict() == {
+        "vanilla": False,
+        "ga": True,
+        "npo": True,
+        "kl_min": False,
+        "base": False,
+    }
+    assert verdicts.loc["npo", "why"] == "10 % right, less than the 62 asked for (image + text)"
+    assert verdicts.loc["ga", "why"].count("20 % right") == 2
