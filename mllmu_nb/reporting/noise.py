@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from scipy.stats import norm
 
 from mllmu_nb import paths
+from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import plots, published
 from mllmu_nb.reporting.runs import columns_of, read_run
@@ -52,8 +53,10 @@ def people_behind(set_name: str, ratio: int, task: str) -> int:
 
 def vanilla_items() -> pd.DataFrame:
     """Scored answers of the committed vanilla model, whose people's spread stands in for that of published models."""
-    wanted = {"base_model": "llava", "method": "vanilla", "after": "", "forget_ratio": 10, "replicate": 0}
-    wanted |= {"train_seed": 0}
+    usual = Config(method="vanilla", forget_ratio=10).parameters()
+    wanted = {
+        name: usual[name] for name in ("base_model", "method", "after", "forget_ratio", "replicate", "train_seed")
+    }
     for record in sorted(paths.runs(paths.reference()).glob(f"*/{RECORD}")):
         if wanted.items() <= columns_of(read_json(record)).items():
             return read_run(record.parent).items
