@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mllmu_nb import inputs, paths
+from mllmu_nb.config import Config
 from mllmu_nb.data import facts
 from mllmu_nb.data.generate import (
     _generated,
@@ -215,3 +217,23 @@ def test_a_portrait_is_drawn_again_at_any_size_from_what_it_carries():
     assert np.abs(np.asarray(shown, float) - np.asarray(seen, float)).mean() < 3
     assert large(to_png(seen)).size == (64, 64)  # nobody knows what it was drawn from
     assert {augment(seen, rng).size, *(transform(seen, kind, rng).size for kind in range(4))} == {(64, 64)}
+
+
+def test_the_right_option_is_a_little_rarer_among_those_the_oracle_was_taught():
+    """The numbers that docs/faq.md explains the oracle's score with."""
+    right, wrong, commonest = [], [], []
+    for replicate in range(10):
+        known = inputs.population(Config(replicate=replicate))
+        forget = known.members("forget")
+        taught = Counter((qa.attribute, qa.value) for person in known.members("retain") for qa in person.qa)
+        asked = [q for person in forget for q in person.questions if q.task == "classification" and q.view == "text"]
+        for question in asked:
+            counts = {option: taught[question.attribute, option] for option in question.options}
+            right.append(counts.pop(question.value))
+            wrong.append(np.mean(list(counts.values())))
+            most = max(right[-1], *counts.values())
+            commonest.append((right[-1] == most) / sum(count == most for count in (right[-1], *counts.values())))
+    numbers = [f"{np.mean(right):.1f}", f"{np.mean(wrong):.1f}", f"{100 * np.mean(commonest):.0f}"]
+    text = (paths.checkout() / "docs" / "faq.md").read_text(encoding="utf-8")
+    pattern = r"the fact of ([\d.]+) of the people.*?a\s+wrong one that of ([\d.]+) on.*?is right in (\d+) %"
+    assert list(re.search(pattern, text, re.DOTALL).groups()) == numbers

@@ -342,7 +342,7 @@ for name in set(unlearning.names()) - {{"prompting"}}:
         )
     before, after = (set(process.communicate()[0].splitlines()) for process in started)
     [added] = after - before
-    assert len(before) == 5 and before < after and added.startswith("odd unlearned-")
+    assert before < after and added.startswith("odd unlearned-")
 
 
 def test_a_class_that_stands_in_no_file_is_hashed_by_what_it_defines(monkeypatch):
