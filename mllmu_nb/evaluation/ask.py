@@ -109,13 +109,15 @@ def ask(
 
 
 def ways_of(
-    asking: Asking, *, sets: Sequence[str] = SETS, scoring: str = "both", limit: int | None = None
+    asking: Asking, *, sets: Sequence[str] = SETS, scoring: str = "both", limit: int | Mapping[str, int] | None = None
 ) -> dict[str, list[Item]]:
-    """What the sets ask: the items of each way to ask, by the name of a method of :class:`Asking`."""
+    """What the sets ask: the items of each way to ask, by the name of a method of :class:`Asking`; of each set, or of
+    the one that ``limit`` names, the first so many people."""
     items = []
     for name in sets:
         scored = scored_items(asking, name)
-        people = set(list(dict.fromkeys(item.question.profile for item in scored))[:limit])
+        first = limit[name] if isinstance(limit, Mapping) else limit
+        people = set(list(dict.fromkeys(item.question.profile for item in scored))[:first])
         items += [item for item in scored if item.question.profile in people]
     choices, free, blanks = ([item for item in items if item.question.task == task] for task in TASKS)
     ways = {"letters": choices, "likelihoods": choices, "free_answers": free, "blanks": blanks}
