@@ -58,13 +58,16 @@ def steps_of(conversations: Sequence[Conversation], epochs: float, batch_size: i
 
 def pieces(rows: Sequence, size: int, encode: Callable[[Sequence], dict[str, Batch]]) -> list[dict[str, Batch]]:
     """This process's share of the ``rows`` of a batch, encoded in pieces of so many, to be read one after the other; 0:
-    in one. A batch too small for all processes gives its last row to those left empty, where it is a ``duplicate`` and
-    counts nothing."""
+    in one. All processes have as many pieces, since under FSDP they read together: where one has too few rows, its last
+    one (or the batch's) is read again, as a ``duplicate`` that counts nothing."""
     number, count = processes().process_index, processes().num_processes
-    own_rows = rows[number::count] or rows[-1:]
-    size, more = size or len(own_rows), {} if number < len(rows) else {"duplicate": torch.ones(1)}
-    encoded = [encode(own_rows[start : start + size]) for start in range(0, len(own_rows), size)]
-    return [{name: {**batch, **more} for name, batch in piece.items()} for piece in encoded]
+    most = math.ceil(len(rows) / count)  # rows of a process
+    own_rows, size = rows[number::count], size or most
+    cut = [own_rows[start : start + size] for start in range(0, most, size)]
+    encoded = [encode(piece or own_rows[-1:] or rows[-1:]) for piece in cut]
+    more = [{} if piece else {"duplicate": torch.ones(1)} for piece in cut]
+    pairs = zip(encoded, more, strict=True)
+    return [{name: {**batch, **mark} for name, batch in piece.items()} for piece, mark in pairs]
 
 
 # -- fine-tuning ------------------------------------------------------------------------------------------------
@@ -139,10 +142,8 @@ def _augmented(conversation: Conversation, augment, rng: np.random.Generator) ->
 
 def unlearning_steps(method: Method, recipe: Recipe, sets: Sets) -> int:
     """Optimizer steps of unlearning: those of the recipe, or of its epochs over the first stream of each pass. Raises
-    KitError for a method that is not given the whole epochs by which its passes go, or its rate."""
-    if (method.passes or method.rate_falls == "epoch") and (recipe.steps or recipe.epochs != int(recipe.epochs)):
-        given = f"{recipe.steps} steps are" if recipe.steps else f"{recipe.epochs:g} is"
-        raise KitError(f"{method.name} ({method.variant}) walks through whole epochs: {given} not one")
+    KitError as :meth:`Method.check_length` does."""
+    method.check_length(recipe.steps, recipe.epochs)
     firsts = [sets[method.streams[names[0]].set] for names in method.all_passes]
     return recipe.steps or sum(steps_of(first, recipe.epochs, recipe.batch_size) for first in firsts)
 

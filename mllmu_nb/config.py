@@ -330,6 +330,8 @@ class Config(BaseModel):
 
     def _complete(self) -> None:
         # a vanilla model depends on its replicate's seed alone, so all ratios and forget sets of a replicate share it
+        if self.data_source:  # its people are who they are: they are the same in runs with other seeds
+            self._set(data_seed=0)
         self._fill(data_seed=self.seed, **dict.fromkeys(SEEDS[1:], (self.seed + self.replicate) % 2**32))
         self._fill(**self._usual_words())
         presets = _presets(self.scale)
@@ -375,6 +377,8 @@ class Config(BaseModel):
             raise KitError("unlearn_steps and unlearn_epochs both say how long unlearning is: give one of them")
         if self.trains and not (self.unlearn_steps or self.unlearn_epochs):
             raise KitError("unlearn_steps or unlearn_epochs must be above 0: 0 of both trains nothing")
+        if self.trains:
+            self.objective.check_length(self.unlearn_steps or 0, self.unlearn_epochs or 0.0)
         for name, needed, only in (
             ("adapter_path", self.method == YOURS, f"is asked as method {YOURS!r}, not {self.method!r}"),
             ("forget_ids_file", self.profiles_file, "names people of a profiles_file: give that as well"),

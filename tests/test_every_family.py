@@ -9,6 +9,9 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.utils import is_torchvision_available
 
 from miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb import checks, pipeline
@@ -146,6 +149,17 @@ def test_a_family_is_trained_unlearned_and_asked(name, tmp_path, monkeypatch):
     losses = read_json(pipeline.unlearned(config).get() / "train.json")["losses"]
     assert losses[-1]["nll_forget"] != losses[0]["nll_forget"] and len(losses) == 3
     assert read_json(folder / "provenance.json")["base_label"] == families.get(name).label
+
+
+def test_a_processor_is_saved_as_one_that_others_load(family, tiny, tmp_path):
+    """Under a name that transformers does not know it would hand out a bare tokenizer, without a word."""
+    tiny[1].save_pretrained(tmp_path)
+    named = read_json(tmp_path / "processor_config.json")["processor_class"]
+    assert named in PROCESSOR_MAPPING_NAMES.values()
+    if family.name != "qwen2_5_vl" or is_torchvision_available():
+        assert type(AutoProcessor.from_pretrained(tmp_path)).__name__ == named
+    again = family.load_processor(str(tmp_path))
+    assert again.image_token == tiny[1].image_token
 
 
 # -- Idefics2 -----------------------------------------------------------------------------------------------------

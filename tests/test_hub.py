@@ -409,6 +409,8 @@ def test_replicates_of_a_data_source_differ_in_seeds_alone_and_share_its_people(
     official.write_layout(a_few(), tmp_path / "people")
     first, other = (Config(data_source=str(tmp_path / "people"), forget_ratio=15, replicate=n) for n in (0, 1))
     assert (first.train_seed, other.train_seed) == (0, 1)
+    seeded = first.but(seed=7)
+    assert (seeded.data_seed, seeded.train_seed) == (0, 7), "its people are the same, and so no one counts twice"
     assert inputs.population(first) is inputs.population(other), "their pictures would be in memory twice"
 
 

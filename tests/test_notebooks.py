@@ -170,6 +170,36 @@ def test_the_guard_follows_and_story_leaves_parameters_alone(book):
     assert not {name: near for name in others if (near := difflib.get_close_matches(name, NAMES, 1, cutoff=0.8))}
 
 
+def held_while_another_is_made(book):
+    """Names that hold a model while a run is made: two of 7B fit no card. What is done at the miniature's scale alone
+    (under an ``if``) or inside a function does not count."""
+    held, found = set(), []
+    for cell in code_cells(book):
+        for node in ast.parse(re.sub(r"^%.*$", "", cell.source, flags=re.M)).body:
+            if isinstance(node, ast.Delete):
+                held -= {name.id for name in node.targets}
+            if isinstance(node, (ast.If, ast.FunctionDef, ast.ClassDef)):
+                continue
+            calls = {ast.unparse(one.func) for one in ast.walk(node) if isinstance(one, ast.Call)}
+            if calls & {"pipeline.run", "pipeline.beside"}:
+                found += sorted(held)
+            if calls & {"pipeline.model", "pipeline.vanilla", "pipeline.filled"} and isinstance(node, ast.Assign):
+                held.add(ast.unparse(node.targets[0]).strip("()").split(", ")[0])
+    return found
+
+
+def test_no_model_is_held_while_another_one_is_made(book):
+    assert held_while_another_is_made(book) == []
+
+
+def test_a_model_that_is_held_is_seen():
+    cells = ["base, processor = pipeline.model(config)", "folder = pipeline.run(config)"]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    assert held_while_another_is_made(book) == ["base"]
+    book.cells[0].source += "\ndel base"
+    assert held_while_another_is_made(book) == []
+
+
 def test_cells_are_short(book):
     assert all(cell.source.count("\n") < LINES for cell in code_cells(book))
 

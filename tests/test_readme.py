@@ -145,7 +145,11 @@ def test_the_first_page_answers_what_newcomers_ask():
     """Within a page of the top: what the words mean, and whether one's own adapter is taken. And who is invented."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     page = re.sub(r"<!--.*?-->", "", text, flags=re.S).strip().splitlines()[:80]
-    for question in ("What is the oracle?", "Why is the letter not the likelihood?", "Can I use my 7B adapter?"):
+    for question in (
+        "What is the oracle?",
+        "What is the difference between letter and likelihood?",
+        "Can I use my 7B adapter?",
+    ):
         assert any(line.startswith(f"**{question}**") for line in page), question
     assert "(#three-questions-first)" in "\n".join(page[:25]), "a link jumps there"
     first = text.lower().index("celebrit")

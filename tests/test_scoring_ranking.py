@@ -1,5 +1,6 @@
 """What is kept along a path, the ranking by it, and agreement with published lists, on answers worked out by hand."""
 
+import itertools
 import math
 
 import numpy as np
@@ -84,6 +85,8 @@ def test_what_is_never_reached_has_no_value_and_says_in_how_many_replicates():
     assert found["n_replicates"].to_dict() | {0.25: 2, 0.5: 1, 0.75: 0, "area": 0} == found["n_replicates"].to_dict()
     assert (found["of"] == 2).all() and math.isnan(found.loc[0.75, "value"])
     assert len(found.loc[0.5, "dots"]) == 1 and found.loc[0.25, "dots"] == pytest.approx((1 - 0.2 * 2 / 5, 0.9))
+    assert found.loc[0.25, ["low", "high"]].notna().all()
+    assert found.loc[0.5, "value"] > 0 and found.loc[0.5, ["low", "high"]].isna().all(), "one of two: people alone"
 
 
 def test_the_interval_of_what_is_kept_is_over_replicates_and_people():
@@ -108,6 +111,23 @@ def test_modalities_are_compared_setting_by_setting():
     found = path.between_modalities(of_people, ["retain"], [0.5], ["unlearn_lr"]).query("method == 'ga'")
     assert found.set_index("unlearn_lr")["value"].to_dict() == pytest.approx({0.001: 0.0, 0.004: -0.4})
     assert set(found["n_items"]) == {4}
+
+
+def test_all_methods_together_are_the_same_methods_in_each_replicate():
+    """GA gets there in all three replicates, NPO in two, KL Min. in one: GA and NPO count, in those two."""
+    kept = {"ga": [8, 8, 8], "npo": [6, 6, None], "kl_min": [0, None, None]}
+    rows = [points(ORACLE, [2], [10], replicate) for replicate in range(3)]
+    for method, replicates in kept.items():
+        for (replicate, left), modality in itertools.product(enumerate(replicates), ("multimodal", "unimodal")):
+            less = 0 if left is None or modality == "multimodal" else {"ga": 2, "npo": 4, "kl_min": 0}[method]
+            path_of = points((method, modality), [10, 9 if left is None else 2], [10, (left or 0) - less], replicate)
+            rows.append(pd.concat([path_of, path_of.assign(view="text")]))
+    found = path.between_modalities(path.kept_by_person(pd.concat(rows), "both"), ["retain"], [0.75])
+    found = found.set_index("method")
+    assert found["n_replicates"].to_dict() == {"ga": 3, "npo": 2, "kl_min": 1, "all": 2}
+    ga, npo = found.loc["ga", "value"], found.loc["npo", "value"]
+    assert (ga, npo) == pytest.approx((-0.15, -0.3)) and found.loc["all", "value"] == pytest.approx((ga + npo) / 2)
+    assert found["low"].isna().to_dict() == {"ga": False, "npo": False, "kl_min": True, "all": False}
 
 
 def test_what_all_keep_alike_lies_inside_its_interval():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -158,7 +159,9 @@ def test_by_view_table_keeps_the_views_apart(known):
     assert values["multimodal", "image_text"] < values["multimodal", "text"]
     assert values["unimodal", "image_text"] > values["unimodal", "text"]
     shown = [text for _, text in tables.sheets("table2_by_view", known)[0].columns]
-    assert shown == [one.label for one in metrics(table="scores") if not one.optional]
+    assert shown == [one.label for one in metrics(table="scores") if not one.optional and "forget" in one.sets]
+    refused = ["Refused %" in [text for _, text in one.columns] for one in tables.sheets("table2_by_view", known)]
+    assert refused == [False, False, True, True], "refusals are scored where nobody should refuse"
 
 
 def test_cost_table_has_seconds_memory_and_steps(known):
@@ -313,6 +316,9 @@ def test_forget_quality_says_what_is_missing(gated):
     assert line(levels.markdown(), "Vanilla, text")[heads.index("LOSS")].startswith("1.00")
     assert "1 % needs 300 fresh sentences: 20 there." in levels.markdown()
     assert {"zlib", "tpr_5_zlib"} <= set(levels.frame["metric"]), "the CSV has those that are not printed"
+    counted = levels.frame.query("metric == 'auc_loss'")["n_profiles"].max()
+    [said] = re.findall(r"People[^:]*: Forget (\d+)\.", levels.markdown())
+    assert int(said) < counted, "fresh people are no forget people"
 
 
 def test_the_leakage_table_is_trained_in_by_asked_in():
@@ -331,7 +337,7 @@ def test_the_leakage_table_is_trained_in_by_asked_in():
 def test_the_ranking_shows_places_letters_and_who_has_none(gated):
     ranked, text = frame("table_ranking", gated), tables.sheets("table_ranking", gated)[0].markdown()
     place, kept = line(text, "GA")
-    assert place == "1 a" and kept.split()[0] == f"{100 * ranked.query('place == 1')['value'].item():.0f}"
+    assert place == "1 A" and kept.split()[0] == f"{100 * ranked.query('place == 1')['value'].item():.0f}"
     assert (
         ranked.query("method == 'npo'")["place"].isna().all()
         and "Collapsed in 3 of 3; in the first of them 100 % of answers" in text

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb import pinning
-from mllmu_nb.batches import endless, epoch, finetuning_batches, steps_of, unlearning_batches
+from mllmu_nb.batches import endless, epoch, finetuning_batches, pieces, steps_of, unlearning_batches
 from mllmu_nb.data.conversations import Conversation, Turn, training_conversations
 from mllmu_nb.data.portraits import Face, draw, random_traits, to_png
 from mllmu_nb.data.schema import QA, Profile
@@ -318,8 +318,8 @@ def test_a_batch_in_pieces_makes_the_step_of_the_whole_one(vanilla, processor, n
         unlearn(model, processor, get(*name.split()), sets(SHOWN, 2), replace(recipe, micro_batch=size), 0)
         for model, size in zip(models, (0, 2), strict=True)
     ]
-    for whole, pieces in zip(*(log.losses for log in logs), strict=True):
-        assert pieces == pytest.approx(whole, abs=2e-4)
+    for whole, cut in zip(*(log.losses for log in logs), strict=True):
+        assert cut == pytest.approx(whole, abs=2e-4)
     assert logs[0].supervised_tokens == logs[1].supervised_tokens
     for (where, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         assert (a - b).abs().mean() < 1e-4, where
@@ -332,8 +332,23 @@ def test_fine_tuning_in_pieces_makes_the_step_of_the_whole_batch(vanilla, proces
         finetune(adapted(vanilla), processor, SHOWN, replace(recipe, micro_batch=size), 0, progress=False)
         for size in (0, 2)
     ]
-    for whole, pieces in zip(*(log.losses for log in logs), strict=True):
-        assert pieces == pytest.approx(whole, abs=2e-4)
+    for whole, cut in zip(*(log.losses for log in logs), strict=True):
+        assert cut == pytest.approx(whole, abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    "rows, count, size, read", [(3, 2, 1, 2), (4, 3, 0, 1), (1, 3, 1, 1), (5, 2, 2, 2), (7, 3, 2, 2)]
+)
+def test_all_processes_have_as_many_pieces_and_each_row_counts_once(monkeypatch, rows, count, size, read):
+    """Under FSDP a piece is read by all together: one that had fewer would keep the others waiting."""
+    seen = []
+    for number in range(count):
+        one = SimpleNamespace(process_index=number, num_processes=count)
+        monkeypatch.setattr("mllmu_nb.batches.processes", lambda one=one: one)
+        made = pieces(list(range(rows)), size, lambda piece: {"train": {"labels": piece}})
+        assert len(made) == read
+        seen += [row for piece in made if "duplicate" not in piece["train"] for row in piece["train"]["labels"]]
+    assert sorted(seen) == list(range(rows))
 
 
 def test_checkpointing_moves_the_adapter_as_it_moves_without(vanilla, processor):

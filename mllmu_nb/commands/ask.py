@@ -130,4 +130,5 @@ def ask(asked: Iterable[Asked], person: Profile, view: str, question: str) -> pd
         [answer] = engine.answers(model, processor, [conversation])
         means = engine.option_likelihoods(model, processor, [conversation], [(truth,)]) if truth else nan
         rows[name] = {"answer": answer, "likelihood": float(np.exp(means).squeeze())}
+        del model  # before the next one is made: two of 7B would not fit
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")

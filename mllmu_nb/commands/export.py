@@ -91,9 +91,10 @@ def write_model(config: Config, folder: Path, adapter: Stage | None) -> None:
             place = Path(temporary) / folder.name
             place.mkdir()
             if adapter:
-                _, processor = load_base(*inputs.base_of(config))
+                made = adapter.get()  # while it trains, no other model is held
                 for name in ("adapter_config.json", "adapter_model.safetensors"):
-                    shutil.copyfile(adapter.get() / name, place / name)
+                    shutil.copyfile(made / name, place / name)
+                processor = load_base(*inputs.base_of(config))[1]
             else:
                 model, processor = pipeline.model(config)
                 model.save_pretrained(place)

@@ -413,7 +413,7 @@ def along_the_path(scores: Scores) -> Figure:
         plots.mark(panel, 100, goal, plots.REFERENCES["oracle"])
         ends.append(plots.End(panel, goal, "Oracle", INK, plots.REFERENCES["oracle"]))
         panel.set_title(f"Unlearned on {MODALITIES[modality]}", loc="left", fontweight="bold")
-        panel.set_xlabel("Forgotten: gap to the oracle that is closed, %")
+        panel.set_xlabel("Forgotten: gap closed in the trained view, %")
     axes[0][0].set_ylabel("Kept: right about Retain and celebrities, %")
     seaborn.despine(drawn)
     plots.name_ends(drawn, ends)

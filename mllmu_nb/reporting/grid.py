@@ -20,7 +20,7 @@ from mllmu_nb.reporting.runs import COLLAPSED, REFERENCES, Scores
 from mllmu_nb.reporting.sheet import BEST, SECOND, Blocks, Sheet
 from mllmu_nb.scoring.frames import COUNTS, DRAW, GROUP, KEY, MODEL, PLACE, POOLED, VIEWS
 from mllmu_nb.scoring.gates import CLOSED
-from mllmu_nb.scoring.registry import FORGOTTEN, LIKE_ORACLE, UP, Metric, by_key
+from mllmu_nb.scoring.registry import FORGOTTEN, LIKE_ORACLE, UP, Metric, by_key, metrics
 
 VERDICT_SIGNS = {"inside": "=", "outside": "≠", "undecided": "?"}
 ASKED_IN = {**VIEWS, POOLED: "both"}
@@ -28,9 +28,10 @@ LIMITS = "[low, high] is the 95 % interval."
 GATES_UNKNOWN = "Without vanilla and the oracle nobody can say whether a low score is forgetting."
 COLLAPSED_NOTE = (
     f"{COLLAPSED} Collapsed, or refuses everybody (a count says in how many replicates). A low score is then no "
-    "forgetting, and the model is not ranked. The rule: in one of the views, more than half of the free answers about "
-    "the Retain people are broken (empty, repeated, gibberish) or refusals, or it picks the right option about the "
-    "Retain people less often than halfway between guessing (25 %) and vanilla."
+    "forgetting, and the model is not ranked. The rule: in one of the views, of the free answers about the Retain "
+    "people more than half are broken (empty, repeated, gibberish), or more than half are refusals, or it picks the "
+    "right option about them less often than halfway between guessing (25 %) and vanilla; each is judged by its whole "
+    "95 % interval over people."
 )
 
 
@@ -218,7 +219,9 @@ def closed_gates(scores: Scores, cells: pd.DataFrame, how: str = "In brackets") 
 
 def sample(scores: Scores, cells: pd.DataFrame) -> str:
     """What stands below every table and figure of ``cells``: how many people, and what the intervals are over."""
-    counts = cells[cells["set"].isin(SETS) & cells["value"].notna()].groupby("set", sort=False)["n_profiles"].max()
+    others = [one.key for one in metrics(per="model")]  # they count people who belong to no set as well
+    of_set = cells["set"].isin(SETS) & cells["value"].notna() & ~pd.MultiIndex.from_frame(cells[KEY]).isin(others)
+    counts = cells[of_set].groupby("set", sort=False)["n_profiles"].max()
     listed = ", ".join(f"{name.capitalize()} {int(count)}" for name, count in counts.items())
     where = " (in all replicates together)" if (cells["n_replicates"] > 1).any() else ""
     return (f"People{where}: {listed}. " if listed else "") + repeats(scores)
@@ -242,7 +245,9 @@ def repeats(scores: Scores) -> str:
         several = f"{'' if fewest == most else 'Up to '}{most} runs of one replicate (one forget set)"
         has = "One run" if most == 1 else several
         return f"{has} a model: intervals are over people alone, and say nothing about another run of the method."
-    same = f"{next(iter(counts.values()))} replicates (each with its own forget set and trainings)"
+    published = all(run.parameters.get("data_source") for run in scores.runs)  # it brings one forget set a ratio
+    own = "trainings of its own; the forget set is one" if published else "its own forget set and trainings"
+    same = f"{next(iter(counts.values()))} replicates (each with {own})"
     if len(set(counts.values())) > 1:
         same = "replicates (" + "; ".join(f"{name} {count}" for name, count in counts.items()) + ")"
     return f"Intervals are over {same} and over people; one base and one population are fixed."

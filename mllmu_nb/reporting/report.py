@@ -126,7 +126,8 @@ def paragraph(scores: Scores) -> Iterator[str | Number]:
         first, best = (number(per_cent(row), "table_path", row, "closed_in", "what", "place") for row in rows)
         unlearned_on = {"modality": "none"}  # the sentence says it
         names = [scores.name(tuple((row | unlearned_on)[column] for column in name)) for row in rows]
-        yield f" Trained on {MODALITIES[modality]}, where half of that gap is closed, {names[0]} is still right about "
+        where = f"Trained on {MODALITIES[modality]}, where half of the gap in the trained view is closed"
+        yield f" {where}, {names[0]} is still right about "
         yield from (first, f" of what is to be kept, {names[1]} about ", best, ".")
     separator = " Collapsed or refusing everybody, in so many replicates: "
     for model in scores.models():

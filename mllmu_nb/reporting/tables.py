@@ -230,8 +230,9 @@ def _main_text(scores: Scores, label: str, pairs: Sequence[tuple[str, Metric]]) 
 @table("table2_by_view")
 def by_view_table(scores: Scores) -> Iterator[Sheet]:
     """Everything: a sheet a set, two rows a method (asked with the image, asked in text) and all metrics."""
-    columns, rows = [column(one) for one in _score_metrics(scores)], paper_rows(scores)
+    shown, rows = _score_metrics(scores), paper_rows(scores)
     for name in SETS:
+        columns = [column(one) for one in shown if name in one.sets]
         title, where = f"By view, {name.capitalize()} set", {"against": "", "set": name}
         yield score_sheet(scores, title, f"view-{name}", rows, columns, where, by_view=True)
 
@@ -241,10 +242,10 @@ def oracle_gap_table(scores: Scores) -> Iterator[Sheet]:
     """Method minus oracle in every metric, two-sided: below the oracle is as wrong as above it. A sheet a set, views
     pooled; the CSV has them apart as well."""
     shown, rows = _score_metrics(scores), all_rows(scores, ("base", "oracle"))
-    columns = [column(one, one.shown_as_gap) for one in shown]
     title = "Gap to the oracle (margin 10 points, 0.1 of ROUGE and BLEU, 1 point of factuality), {} set, views pooled"
     remarks = [f"Method minus oracle, question by question; {LIMITS} {SIGNS}"]
     for name in SETS:
+        columns = [column(one, one.shown_as_gap) for one in shown if name in one.sets]
         where, label = {"against": "oracle", "set": name, "view": POOLED}, f"gap-{name}"
         frame = select(scores, shown, **where | {"view": ANY_VIEW})
         options = {"signed": True, "verdict": True, "remarks": remarks, "frame": frame}
@@ -378,7 +379,7 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
         "Per cent, with [low, high], the 95 % interval. Closed: the share of the gap between vanilla and the oracle in "
         "the likelihood of the forget people that is gone. Kept: likelihood about Retain and the celebrities, half "
         "each; Area: its mean from 0 to 75 % closed. The Test score should fall as the Forget score does. (2 of 5): "
-        "only so many replicates get there, and the number is theirs.",
+        "only so many replicates get there, and the number is theirs; one alone has no interval.",
         asked_along(scores),
     ]
     for closed_in, text in CLOSED_IN.items():
@@ -432,7 +433,8 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
     columns = [(_closed(place), f"{head}, points") for head, place in product(CLAIMS.values(), places)]
     remark = (
         "Below 0: text only leaves less. The paper says so of generation, and the opposite of choices with the image. "
-        f"n: replicates in which both get there. {LIMITS}"
+        f"n: replicates in which both get there; one alone has no interval. {LIMITS} All methods: the mean of those "
+        "that get there in more than half of the replicates, in the replicates in which all of these do."
     )
     remarks = [remark, asked_along(scores)]
     yield new_sheet(scores, title, "claim", "Method", columns, [("", rows)], remarks, differences)
@@ -454,13 +456,13 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
     for modality, rows in methods.groupby("trained", sort=False):
         lines = []
         for row in rows.to_dict("records"):
-            place = f"{row['place']} {row['group']}" if row["standing"] == RANKED else ("", row["note"])
+            place = f"{row['place']} {row['group'].upper()}" if row["standing"] == RANKED else ("", row["note"])
             lines.append((scores.named(tuple(row[c] for c in MODEL), True), [place, _kept_text(row)]))
         later = [model for model in scores.models() if model[2] == modality and model[3]]
         lines += [(scores.named(model, True), [("", AFTER)] * 2) for model in later]
         blocks.append((UNLEARNED[modality], lines))
     remarks = [
-        "Methods that share a letter are not told apart "
+        "The gap is the one in the view that was trained. Methods that share a capital letter are not told apart "
         f"({len(pairs)} comparison{'s' * (len(pairs) != 1)} person by person, Holm-corrected together at 5 %).",
         asked_along(scores),
     ]

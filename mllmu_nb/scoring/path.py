@@ -133,7 +133,8 @@ def kept(of_people: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """The rows of :func:`kept_by_person` as means with their intervals: a row a GROUP, MODEL, ``by``, place and what.
 
     Columns value, low, high, n_profiles, n_replicates (those that reach the place), ``of`` (all), and ``dots``, the
-    value of each replicate. No value where no replicate gets there.
+    value of each replicate. No value where no replicate gets there, and no limits where one of several does: an
+    interval over its people alone would look surer than those of the others.
     """
     columns, rows = [*GROUP, *MODEL, *by, "place", "what"], []
     value = of_people["value"].to_numpy(float)
@@ -143,7 +144,8 @@ def kept(of_people: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
         reached = at[np.isfinite(value[at])]
         mean = _mean_of_sets(value[reached], sets[reached], people[reached], replicates[reached])
         count = {"of": len(np.unique(replicates[at])), "n_profiles": len(np.unique(people[reached]))}
-        rows.append(dict(zip(columns, key, strict=True)) | mean | count)
+        alone = {"low": nan, "high": nan} if mean["n_replicates"] < min(2, count["of"]) else {}
+        rows.append(dict(zip(columns, key, strict=True)) | mean | count | alone)
     more = ["value", "low", "high", "n_profiles", "n_replicates", "of", "dots"]
     return pd.DataFrame(rows, columns=[*columns, *more])
 
@@ -178,25 +180,44 @@ def between_modalities(
     of_people: pd.DataFrame, names: Sequence[str], places: Sequence[float], by: Sequence[str] = ()
 ) -> pd.DataFrame:
     """Text only minus image + text where the same share of the gap is closed: a row a GROUP, ``by``, place, what and
-    method, and one of all methods together (``all``), on the replicates in which both get there.
+    method on the replicates in which both get there, and one of all methods together (``all``): of those that get there
+    in more than half of the replicates, on the replicates in which all of these do.
 
     ``of_people`` as from :func:`kept_by_person`, closed in both views. Columns unimodal, multimodal, value, low, high,
-    n_profiles, n_replicates; all NaN where they have no replicate in common.
+    n_profiles, n_replicates; no row where they have no replicate in common, and no limits where they have one of
+    several.
     """
     rows = of_people[of_people["what"].isin(names) & of_people["place"].isin(places) & of_people["value"].notna()]
     sides = [rows[rows["modality"] == name] for name in ("unimodal", "multimodal")]
     on = [*PEOPLE, *by, "method", "variant", "place", "what", "person"]
     pairs = sides[0].merge(sides[1][[*on, "value"]], on=on, suffixes=("", "_other"))
+    drawn = of_people[[*GROUP, *DRAW]].drop_duplicates().groupby(GROUP).size()
+    together = [
+        _often_reached(here, drawn[key[: len(GROUP)]])
+        for key, here in pairs.groupby([*GROUP, *by, "place", "what"], sort=False)
+    ]
     # all methods together: a person's mean over them
-    every = pairs.groupby([*PEOPLE, *by, "place", "what", "person"], as_index=False)[["value", "value_other"]].mean()
+    person = [*PEOPLE, *by, "place", "what", "person"]
+    every = pd.concat([pairs.iloc[:0], *together]).groupby(person, as_index=False)[["value", "value_other"]].mean()
     pairs = pd.concat([pairs, every.assign(method="all", variant="canonical")])
     result, columns = [], [*GROUP, *by, "place", "what", "method", "variant"]
     for key, here in pairs.groupby(columns, sort=False):
         scores, replicates = (here["value"], here["value_other"]), here.groupby(DRAW).ngroup()
         difference = paired_difference(*scores, here["person"], replicates=replicates)
         means = {"unimodal": here["value"].mean(), "multimodal": here["value_other"].mean()}
-        result.append(dict(zip(columns, key, strict=True)) | means | vars(difference))
+        row = dict(zip(columns, key, strict=True)) | means | vars(difference)
+        one_of_several = row["n_replicates"] < min(2, drawn[key[: len(GROUP)]])
+        result.append(row | ({"low": nan, "high": nan} if one_of_several else {}))
     return pd.DataFrame(result)
+
+
+def _often_reached(pairs: pd.DataFrame, replicates: int) -> pd.DataFrame:
+    """The rows of the methods that are there in more than half of the ``replicates``, where all of these methods are:
+    else a mean over methods would be one of other methods in each replicate."""
+    draw, method = pairs.groupby(DRAW).ngroup(), pairs.groupby(["method", "variant"]).ngroup()
+    there = pd.crosstab(draw, method) > 0
+    usual = there.columns[there.sum() > replicates / 2]
+    return pairs[method.isin(usual) & draw.isin(there.index[there[usual].all(axis=1)])]
 
 
 def edges(points: pd.DataFrame, lengths: Mapping[str, int], by: Sequence[str] = ()) -> pd.DataFrame:

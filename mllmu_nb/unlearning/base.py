@@ -266,6 +266,12 @@ class Method:
         """The model to be asked beforehand, "" when none is needed or it is vanilla with its adapter switched off."""
         return self.reference_model if self.needs.reference and self.reference_model != "vanilla" else ""
 
+    def check_length(self, steps: int, epochs: float) -> None:
+        """Raises KitError where the method is not given the whole epochs by which its passes go, or its rate."""
+        if (self.passes or self.rate_falls == "epoch") and (steps or epochs != int(epochs)):
+            given = f"{steps} steps are" if steps else f"{epochs:g} is"
+            raise KitError(f"{self.name} ({self.variant}) walks through whole epochs: {given} not one")
+
     @classmethod
     def hyper_parameters(cls) -> dict[str, Any]:
         """Name → default."""

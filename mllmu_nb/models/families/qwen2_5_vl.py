@@ -16,11 +16,18 @@ START, END = "<|im_start|>", "<|im_end|>"
 
 
 class Reader(ProcessorMixin):
-    """Tokenizer and image processor. The library's own reads videos as well, which takes torchvision."""
+    """Tokenizer and image processor. The library's own reads videos as well, which takes torchvision; as that one it is
+    saved, for others to load."""
 
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
         self.image_token, self.image_token_id = IMAGE, tokenizer.convert_tokens_to_ids(IMAGE)
         super().__init__(image_processor, tokenizer)
+
+    def to_dict(self, *args, **kwargs):
+        video = {name: getattr(self.image_processor, name) for name in ("patch_size", "merge_size")}
+        video |= {"video_processor_type": "Qwen2VLVideoProcessor"}
+        named = {"processor_class": "Qwen2_5_VLProcessor", "video_processor": video}
+        return {**super().to_dict(*args, **kwargs), **named}
 
 
 @register
