@@ -1,15 +1,15 @@
-"""How often the kit's 95 % intervals hold the truth, on simulated people.
+"""How often the kit's 95 % intervals contain the truth, on simulated people.
 
     python benchmarks/coverage.py [--runs 4000] [--table benchmarks/coverage.csv] [--only sparse]
 
-Simulated is what the intervals are made for: people of whom each has an own chance of a right answer, drawn from a
-beta distribution with the mean (accuracy) and the intra-person correlation of the cell, who answer every question with
+The simulation draws what the intervals are made for. Each person has their own chance of a right answer, drawn from a
+beta distribution with the mean (accuracy) and the intra-person correlation of the cell, and answers every question with
 it. Two models on the same questions are the first model of the cell and one that is right ``BEHIND`` less often; with
 probability ``SHARED`` a person is as hard for both (the same quantile of both distributions), and with probability
-``SHARED`` a question is (the same uniform draw). ``coverage`` is the share of runs whose interval holds the true
-value, ``error`` its Monte-Carlo standard error, ``half_width`` the mean half-width. Promised are 92 to 97 % from 10
-people on and up to an accuracy of .8; status 1 says that such a cell misses it. Every other cell is reported as it is,
-and ``beware`` says what speaks against its use. Everything is seeded.
+``SHARED`` a question is (the same uniform draw). ``coverage`` is the share of runs whose interval contains the true
+value, ``error`` its Monte-Carlo standard error, ``half_width`` the mean half-width. The kit promises 92 to 97 % from 10
+people on and up to an accuracy of .8; status 1 says that such a cell misses this. Every other cell is reported as it
+is, and ``beware`` says what speaks against its use. Everything is seeded.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.statistics.intervals import equivalence, interval, paired_difference
 
 ACCURACIES, PROFILES, CORRELATIONS = (0.5, 0.8, 0.95), (5, 10, 25, 75), (0.0, 0.1, 0.4)
-ITEMS = (10, 4)  # questions a person: multiple choice of both views, generation or cloze of both views
+ITEMS = (10, 4)  # questions per person: multiple choice of both views, generation or cloze of both views
 STATISTICS = ("interval", "paired_difference")
 BEHIND, SHARED = 0.1, 0.5
-# accuracy of both models and the share of people that the second has forgotten; ten questions a person
+# accuracy of both models and the share of people that the second has forgotten; ten questions per person
 SPARSE, ANEW, MARGIN = ((0.98, 0.12), (0.98, 0.15), (0.6, 0.2)), 0.05, 0.1
 FAMILIES = (*STATISTICS, "sparse")
 BAR = (0.92, 0.97)
@@ -88,7 +88,7 @@ def cover_sparse(runs: int, seed: int, accuracy: float, people: int, forgotten: 
 
 
 def held(found: list, truth: float, at: tuple) -> dict:
-    """How often these intervals hold the ``truth``, for the cell ``at``."""
+    """How often these intervals contain the ``truth``, for the cell ``at``."""
     low, high = np.array([[each.low, each.high] for each in found]).T
     # a limit that is the truth up to rounding holds it
     coverage = float(((low <= truth + 1e-9) & (truth - 1e-9 <= high)).mean())
@@ -107,7 +107,7 @@ def beware(row: pd.Series) -> str:
 
 
 def simulate(runs: int, seed: int, families=FAMILIES) -> pd.DataFrame:
-    """The table of these families, one row a cell."""
+    """The table of these families, one row per cell."""
     grid = list(product(ITEMS, ACCURACIES, PROFILES, CORRELATIONS))
     rows = []
     for statistic in (name for name in families if name in STATISTICS):

@@ -1,9 +1,9 @@
-"""What keeping memory spares an evaluation: a run's questions as they are asked, and with memory given back.
+"""How much time an evaluation saves by keeping memory: a run's questions as they are asked, and with memory given back.
 
     python benchmarks/evaluation.py [--limit PEOPLE] [--rounds N]
 
-Each measurement asks the shipped base about so many people of each set, in a process of its own, the arms taking turns;
-the ratio is that of the medians over the rounds. The last column says whether every row came out the same.
+Each measurement asks the shipped base about so many people of each set, in a process of its own; the arms take turns.
+The ratio is that of the medians over the rounds. The last column says whether every row came out the same.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What makes fine-tuning fast here: the recipe of vanilla as it is, and with one of its choices taken back.
+"""What makes fine-tuning fast here: the recipe of vanilla as it is, and with one of its choices undone.
 
     python benchmarks/finetuning.py [--steps N] [--rounds N]
 
-Each arm trains the shipped base for a few steps on the same people, in a process of its own, the arms taking turns; the
-ratio is that of the medians over the rounds. What half precision costs or saves hangs on the CPU, so the table names
+Each arm trains the shipped base for a few steps on the same people, in a process of its own; the arms take turns. The
+ratio is that of the medians over the rounds. What half precision costs or saves depends on the CPU, so the table names
 it; it is measured unpinned, since bfloat16 is refused where the bits are pinned.
 """
 

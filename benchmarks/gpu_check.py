@@ -2,20 +2,21 @@
 
     python benchmarks/gpu_check.py [--bases llava idefics2] [--steps N] [--limit PEOPLE] [--tiny]
 
-**Never run on a card so far: none was at hand.** Without a GPU, or with ``--tiny``, the same code runs on the shipped
-miniatures' shapes, where its figures mean nothing.
+**We have not run it on a card so far, because we had none.** Without a GPU, or with ``--tiny``, the same code runs on
+the shipped miniatures' shapes, where its figures mean nothing.
 
 The weights are random numbers, made on the card in the shape of LLaVA-1.5-7B and Idefics2-8B; the tokenizer is the
 miniature's, pictures are as large as the published processors make them. Each training is the kit's own loop on
-generated people, an adapter on the frozen model: one step to warm up, whose operations are counted, then ``--steps``
-that are timed.
+generated people, with an adapter on the frozen model: one step to warm up, whose operations are counted, then
+``--steps`` steps that are timed.
 
     utilisation = FLOPs of a step (matrix products and attention, what frozen layers hand back included)
                   / (seconds of a step × FLOP/s of one large matrix product in the same precision)
 
 Asking is ``mllmu_nb.evaluation.ask`` on the first ``--limit`` people of each set, and one by one by the library's
-``generate`` (``released.py``). All four sets of one model are extrapolated from the questions a second. Random weights
-do not end an answer, so each is as long as it may be. The goals are 45 % in training and 10 minutes for the four sets.
+``generate`` (``released.py``). All four sets of one model are extrapolated from the questions per second. Random
+weights do not end an answer, so each is as long as it may be. The goals are 45 % in training and 10 minutes for the
+four sets.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def trainings(config, model, processor, estimate, steps: int, rate: prediction.R
 
 
 def asking(config, model, processor, estimate, limit: int, rate: prediction.Rate) -> None:
-    """Questions a second by the kit and one by one, minutes of all four sets by both, and the kit's peak memory."""
+    """Questions per second by the kit and one by one, minutes of all four sets by both, and the kit's peak memory."""
     known = inputs.population(config)
     how = {name: getattr(config, name) for name in pipeline.ASKING}
     drawn = inputs.draws_of(config, SETS)

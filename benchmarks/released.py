@@ -7,14 +7,14 @@ of their files) and model are in memory beforehand.
 
 - one by one: how MLLMU-Bench's evaluation works. For each question its pictures are decoded and processed with its text
   by the library's processor, and ``generate`` writes greedily, up to 50 tokens. The attention is the library's default.
-  Of multiple choice by likelihood, which the released code has not, each option is one forward pass after it.
+  For multiple choice by likelihood, which the released code does not have, each option is one forward pass after it.
 - in batches: the same with what the library offers to be fast: questions sorted by length, 32 at once, padded on the
   left, no more new tokens than the task asks for; options 64 at once.
 - the kit: ``mllmu_nb.evaluation.ask``, encoding and all.
 
-Seconds are of the processor, so that a machine that does other things as well hardly counts. The limit below the table
-is what reading the questions alone would take, worked examples left out, were nothing done but matrix products in the
-layers at the rate that one large product reaches. Answers must agree up to where the kit stops, but where the two best
+Seconds are processor time, so that other work on the machine hardly counts. The limit below the table is the time that
+reading the questions alone would take, worked examples left out, if nothing were done but matrix products in the layers
+at the rate that one large product reaches. Answers must agree up to where the kit stops, except where the two best
 tokens tie within ``parity.TIE``: such items are listed, and any other difference ends with status 1.
 """
 

@@ -1,11 +1,11 @@
-"""How often the 95 % interval of a method holds the truth: python benchmarks/replicates.py [--runs 2000]
+"""How often the 95 % interval of a method contains the truth: python benchmarks/replicates.py [--runs 2000]
 
-Simulated are the sets of the reference run and variances as they were measured: a person's logit of a right answer is
-the sum of a mean, an effect of the replicate (its forget set, training, order and shots), one of the person, and one of
-both, all normal; each person answers ten questions in each replicate. ``replicate sd`` .1 is vanilla and oracle, .7 an
-unlearning on the edge (GA, text only: Retain by name at 72, 61 and 86 on three forget sets). Forget people stand in one
-replicate, retain people in all but their own, celebrities and the people of paths in all. Promised are 92 to 97 %;
-status 1 says that a cell misses it by more than twice its Monte-Carlo error.
+The simulation has the sets of the reference run and the measured variances. A person's logit of a right answer is the
+sum of a mean, an effect of the replicate (its forget set, training, order and shots), an effect of the person, and an
+effect of both, all normal; each person answers ten questions in each replicate. ``replicate sd`` .1 is vanilla and
+oracle, .7 an unlearning on the edge (GA, text only: Retain by name at 72, 61 and 86 on three forget sets). Forget
+people appear in one replicate, retain people in all but their own, celebrities and the people of paths in all. The kit
+promises 92 to 97 %; status 1 says that a cell misses this by more than twice its Monte-Carlo error.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def cell(name: str, mean: float, sd: float, runs: int, seed: int) -> list[dict]:
 
 
 def simulate(runs: int, seed: int = 0) -> pd.DataFrame:
-    """The table: a row a set, share, spread of replicates, and level or difference."""
+    """The table: one row per set, share, spread of replicates, and level or difference."""
     grid = product(SETS, MEANS, SPREADS)
     return pd.DataFrame([row for name, mean, sd in grid for row in cell(name, mean, sd, runs, seed)])
 

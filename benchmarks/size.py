@@ -2,11 +2,12 @@
 
     python benchmarks/size.py [--people N ..] [--widths N ..] [--share N]
 
-A process of its own makes so many people, trains a few steps, evaluates one person in fifty of each set (one in
+For each size, one process makes so many people, trains a few steps, evaluates one person in fifty of each set (one in
 ``--share``; 1: all), scores four models and writes their tables; then the same for the fewest people with a base of so
-many times the width. Seconds are the processor's, one thread. Memory is a part's peak beyond what was held before, so
-people, who are held, count once; only Linux tells it. An exponent is the slope in the double logarithm, of all sizes
-and of the last two: at small sizes much of the time is loading. Status 1 says that one of the latter is above ``BAR``.
+many times the width. Seconds are processor time in one thread. Memory is a part's peak beyond what was held before, so
+people, who are held, count once; only Linux reports it. An exponent is the slope in the double logarithm, over all
+sizes and over the last two: at small sizes much of the time is loading. Status 1 says that one of the latter is above
+``BAR``.
 """
 
 from __future__ import annotations

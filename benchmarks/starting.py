@@ -3,8 +3,8 @@ imported (as the sweep does), against started from nothing (as papermill does by
 
     python benchmarks/starting.py [REPETITIONS]
 
-Before, one notebook is forked that is not counted: the process that imports is started once a sweep. Prints each pair,
-the median ratio and its spread, and what a sweep of twelve notebooks saves.
+Before that, one notebook is forked that is not counted, since the process that imports is started once per sweep.
+Prints each pair, the median ratio and its spread, and what a sweep of twelve notebooks saves.
 """
 
 import os

@@ -1,9 +1,9 @@
 """What vanilla and the oracle know, task by task: python benchmarks/vanilla.py [--profiles FILE --people N]
 
-Without options: of the shipped miniature. ``--profiles`` takes the fine-tuning sentences of people whom the base never
-met (docs/data.md), from which the questions are derived; ``--exams 0`` teaches plain sentences alone. What is trained
-is kept (MLLMU_NB_OUT), so a second call only prints. Right answers in per cent, with 95 % limits over people and, of
-several ``--replicates``, over these as well.
+Without options it shows the shipped miniature. ``--profiles`` takes the fine-tuning sentences of people whom the base
+never met (docs/data.md), from which the questions are derived; ``--exams 0`` teaches plain sentences alone. Trained
+models are kept (MLLMU_NB_OUT), so a second call only prints. It prints right answers in per cent, with 95 % limits over
+people and, for several ``--replicates``, over these as well.
 """
 
 from __future__ import annotations

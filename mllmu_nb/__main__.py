@@ -1,11 +1,11 @@
-"""The one door: ``mllmu-nb COMMAND``, or ``python -m mllmu_nb COMMAND``. An old Python can read this file, so that it
-can say it is old."""
+"""The entry point of the command line: ``mllmu-nb COMMAND``, or ``python -m mllmu_nb COMMAND``. An old Python can read
+this file, so that it can print that it is too old."""
 
 import signal
 import sys
 
 OLDEST = (3, 11)
-# A module of mllmu_nb.commands each, with SUMMARY, EXAMPLES, arguments(parser) and main(options).
+# Each is a module of mllmu_nb.commands, with SUMMARY, EXAMPLES, arguments(parser) and main(options).
 COMMANDS = ("sweep", "ask", "evaluate", "judge", "card", "verify", "export", "doctor", "study", "utility")
 
 
@@ -51,7 +51,8 @@ def main(arguments=None):
 
 
 def run():
-    """The console script. A command that is told to end takes the processes it has started along, as after Ctrl-C."""
+    """The console script. A command that is told to end also ends the processes that it has started, as after
+    Ctrl-C."""
     signal.signal(signal.SIGTERM, lambda *received: sys.exit(143))
     sys.exit(main())
 

@@ -1,4 +1,4 @@
-"""What training is fed: conversations cut, shuffled, changed, encoded. Each random choice has a stream of its own."""
+"""The batches of training: conversations cut, shuffled, changed, encoded. Each random choice has its own stream."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def finetuning_batches(
         raise KitError("nothing to learn: the conversations are empty")
     if replayed_at_once and not replayed:
         raise KitError(f"replay is {replay} but there is nothing to replay")
-    # Each has its own: what is replayed or how it is augmented does not change the order of what is taught.
+    # Each has its own stream: what is replayed or how it is augmented does not change the order of what is taught.
     order, replay_order, change, wording, mixing = (np.random.default_rng([seed, stream]) for stream in range(5))
     taught = endless(conversations, recipe.turns, order)
     replays = (replayed[i] for _ in count() for i in replay_order.permutation(len(replayed)))

@@ -1,7 +1,8 @@
 """Checks that what is added behaves as the kit expects: a method, a family, a step after unlearning.
 
-In the manner of scikit-learn's ``check_estimator``, for a test of one's own. A method is checked on random numbers, a
-family and a step on a small random model of the family. Each raises KitError: one line that says what is wrong.
+The checks work like scikit-learn's ``check_estimator`` and are meant for your own tests. A method is checked on random
+numbers, a family and a step on a small random model of the family. Each raises KitError: one line that says what is
+wrong.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def _checker(subject: str) -> Callable[[Any, str], None]:
 
 
 def check_method(method: type[Method]) -> None:
-    """That a registered method's declarations are sound, its hyper-parameters reach it from a configuration, its loss
-    yields finite named scalars whatever stands at positions without a label, and gradients flow from it."""
+    """Checks that a registered method's declarations are sound, its hyper-parameters reach it from a configuration, its
+    loss yields finite named scalars whatever stands at positions without a label, and gradients flow from it."""
     require = _checker(f"method {method.name} ({method.variant})")
     settings = method.hyper_parameters()
     require(method in METHODS.values(), "it is not registered: put @register above the class")
@@ -76,7 +77,8 @@ def check_method(method: type[Method]) -> None:
 
 
 def _check_settings(settings: Mapping[str, Any], plain: Config, read: Callable, require: Callable) -> None:
-    """That each of ``settings`` can be set from a configuration, where ``read`` finds it, and is in the run's name."""
+    """Checks that each of ``settings`` can be set from a configuration, where ``read`` finds it, and is in the run's
+    name."""
     for name, default in settings.items():
         require(name not in Config.model_fields, f"every run has a parameter {name}: choose another name")
         kind, value = type(default), plain.settings[name]
@@ -131,7 +133,7 @@ def _terms(method: Method, names: Sequence[str], filling: float, require: Callab
 
 
 def check_family(family: Family, model: torch.nn.Module, processor: Any) -> None:
-    """That what is supervised is the answer, tokens and pictures are counted as they are encoded, a padded row computes
+    """Checks that the answer is supervised, tokens and pictures are counted as they are encoded, a padded row computes
     what it computes alone, answering reads what training reads, and a step of training moves the adapter alone."""
     require = _checker(f"family {family.name}")
     require(of(model).name == family.name, f"the model is a {model.config.model_type}")
@@ -210,8 +212,8 @@ def _check_training(family: Family, model: Any, batch: dict[str, torch.Tensor], 
 
 
 def check_after(name: str, model: torch.nn.Module, config: Config) -> None:
-    """That the step ``name`` gives a model of the same family with finite weights, the same one each time, and that its
-    name and arguments are part of the run's. ``model`` is left as it is."""
+    """Checks that the step ``name`` gives a model of the same family with finite weights, the same one each time, and
+    that its name and arguments are part of the run's. ``model`` is left as it is."""
     require = _checker(f"step after unlearning {name}")
     plain, config = config.but(after=""), config.but(after=name)
     require(plain.run_id != config.run_id, "it is not in the run's name")

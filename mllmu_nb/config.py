@@ -26,19 +26,19 @@ from mllmu_nb.errors import KitError, choose, invalid, print_in_one_line
 from mllmu_nb.unlearning.base import Method, Recipe, typed
 
 PRESETS = Path(__file__).parent / "presets"
-REFERENCES = ("base", "vanilla", "oracle")  # models that stand beside the unlearned ones
-YOURS = "yours"  # the method of a model that was made elsewhere: base_path, with adapter_path on it
+REFERENCES = ("base", "vanilla", "oracle")  # models with which the unlearned ones are compared
+YOURS = "yours"  # the method of a model made elsewhere: base_path, with the adapter of adapter_path
 SEEDS = ("data_seed", "train_seed", "unlearn_seed", "shot_seed")
 PATHS = ("base_path", "vanilla_path", "adapter_path", "profiles_file", "forget_ids_file", "data_source", "draws_file")
-ON_HUB = ("base_path", "vanilla_path", "data_source")  # of these, what may be a name on the hub instead
+ON_HUB = ("base_path", "vanilla_path", "data_source")  # the paths that may be a name on the hub instead
 GRID = "grid"  # the sweep's key in a configuration file; a notebook that is given the file ignores it
-BY_HAND, IN_FILE = "set by hand", "the method's file"  # who says so, of a value that is in no preset
-# What decides a number beside the words of the protocol; another value than the preset's is a deviation as well.
+BY_HAND, IN_FILE = "set by hand", "the method's file"  # the source of a value that is in no preset
+# These decide a number, beside the settings of the protocol; a value other than the preset's is a deviation as well.
 BESIDE_PROTOCOL: tuple[str, ...] = ("adaptation", "replay", "exams", "train_steps", "train_lr", "unlearn_steps")
 BESIDE_PROTOCOL += ("unlearn_epochs", "unlearn_lr", "schedule", "precision", "eval_precision", "micro_batch")
 BESIDE_PROTOCOL += ("quantise_base", "shots", "cyclic")
-WAYS = ("label_mode", "eos", "adapter_reach", "adam_eps")  # of a recipe, what a protocol says and no preset
-LENGTHS = {"steps", "epochs"}  # of a recipe: one says how long it is, and the other is 0
+WAYS = ("label_mode", "eos", "adapter_reach", "adam_eps")  # of a recipe, what the protocol decides and no preset
+LENGTHS = {"steps", "epochs"}  # of a recipe: one of them gives its length, and the other is 0
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=0)]
@@ -47,7 +47,7 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 
 
 def _neutral_at(value: Any) -> FieldInfo:
-    """Of a parameter that presets fill in: the value at which it is no part of a run's identity."""
+    """For a parameter that presets fill in: the value at which it is not part of a run's identity."""
     return Field(json_schema_extra={"neutral": value})
 
 
@@ -84,7 +84,7 @@ class Config(BaseModel):
     pool: People = 8  # people in the training data only: the source of few-shot examples
     celebrities: People = 40  # people known to the base alone
     forget_ratio: Annotated[int, Field(ge=1, le=99)] = 10  # per cent of the people to be forgotten
-    replicate: Count = 0  # which of the disjoint forget sets, with seeds of training, order and shots of its own
+    replicate: Count = 0  # which of the disjoint forget sets; each has its own seeds of training, order and shots
     profiles_file: str = ""  # published fine-tuning text (.jsonl) to take people from
     forget_ids_file: str = ""  # published forget ids (.json) that go with it; "": drawn
     data_source: str = ""  # published data, folder or hub name; optionally after a comma: that of the training splits
@@ -124,7 +124,7 @@ class Config(BaseModel):
     long_prompts: TooLong = None  # where shots and question exceed the context: refuse, fewer_shots, or ask as they are
     eval_precision: Literal["fp32", "bf16", "fp16"] | None = None  # of the weights that are asked
     cyclic: bool = False  # ask every multiple-choice question in all four cyclic orders of its options
-    draws_file: str = ""  # random draws of another evaluation (draws.json) to be repeated; "": drawn by shot_seed
+    draws_file: str = ""  # random draws of another evaluation (draws.json) to be repeated; "": drawn with shot_seed
 
     settings: dict[str, Any] = {}  # hyper-parameters of the method and of the step after it, by name
 
@@ -144,8 +144,8 @@ class Config(BaseModel):
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any], **fixed: Any) -> Config:
-        """A Config of plain values by name, hyper-parameters among them. ``fixed`` is what the caller is for (a
-        notebook's method): another value for it is refused."""
+        """A Config from plain values by name, hyper-parameters included. ``fixed`` are values that the caller needs (a
+        notebook's method): other values for them are refused."""
         for name, value in fixed.items():
             given = parameters.get(name, value)
             if given != value:
@@ -160,10 +160,11 @@ class Config(BaseModel):
 
     @classmethod
     def from_notebook(cls, namespace: dict[str, Any], **fixed: Any) -> Config:
-        """A Config of the parameters cell, called in the cell after it as ``Config.from_notebook(globals())``.
+        """A Config from the parameters cell, called in the cell after it as ``Config.from_notebook(globals())``.
 
         papermill injects an unknown parameter as one more global, so every plain value there must be a parameter. When
-        the cell is run again, what the notebook has set since is left alone unless it looks like a misspelt one.
+        the cell is run again, names that the notebook has set since are ignored, unless one looks like a misspelt
+        parameter.
         """
         print_in_one_line()
         values, again = plain_values(namespace), "_first_parameters" in namespace
@@ -177,8 +178,8 @@ class Config(BaseModel):
             raise
 
     def but(self, **changes: Any) -> Config:
-        """The same with ``changes``; what was left to the presets is filled in anew, and settings that another method
-        does not have are dropped."""
+        """The same with ``changes``; values that were left to the presets are filled in again, and settings that the
+        new method does not have are dropped."""
         values = {**self._given, **changes}
         method, variant = values["method"], variant_of(values["method"], values["variant"], values["protocol"])
         known = setting_names(method, values["after"], variant if method != self.method else None)
@@ -194,8 +195,9 @@ class Config(BaseModel):
         return "-".join([*words, stable_hash(self.identity())[:8]])
 
     def identity(self) -> dict[str, Any]:
-        """The resolved parameters that are not neutral: what was filled in, and what differs from its default, so one
-        that is added later renames no run. Of a path only the last part: the stages hash what lies there."""
+        """The resolved parameters that are not neutral: those that were filled in or differ from their default, so that
+        a parameter that is added later renames no run. Only the last part of a path counts: the stages hash what lies
+        there."""
         usual = {name: _neutral(field) for name, field in type(self).model_fields.items()}
         values = public(self.parameters()) | {"seed": usual["seed"]}  # the four seeds are there
         neutral = setting_names(self.method, self.after, self.variant)
@@ -229,9 +231,9 @@ class Config(BaseModel):
         return Recipe(**{name: value for name, (value, _) in self.numbers("unlearning").items()})
 
     def numbers(self, kind: Literal["training", "unlearning"]) -> dict[str, tuple[Any, str]]:
-        """Of a recipe, name → value and who says so: the preset of the scale, the method, the protocol, or whoever set
-        it by hand; a later one overrides an earlier one, but what a method's file says of :data:`WAYS` overrides the
-        protocol."""
+        """For a recipe: name → value and its source, which is the preset of the scale, the method, the protocol, or a
+        value set by hand. A later source overrides an earlier one, but what a method's file says about :data:`WAYS`
+        overrides the protocol."""
         numbers, given, prefix = self._preset(kind), self._given, "train_" if kind == "training" else "unlearn_"
         for name, (value, source) in self.words().items():
             if name in numbers:
@@ -252,7 +254,7 @@ class Config(BaseModel):
         return numbers
 
     def words(self) -> dict[str, tuple[Any, str]]:
-        """Parameter → its value and who says so, of all that the word ``protocol`` stands for."""
+        """Parameter → its value and its source, for all parameters that the value of ``protocol`` decides."""
         said = {name: (getattr(self, name), word["source"]) for name, word in _protocol(self.protocol).items()}
         usual = self._usual_words()
         return {name: (value, source if value == usual[name] else BY_HAND) for name, (value, source) in said.items()}
@@ -298,14 +300,14 @@ class Config(BaseModel):
         return {**words, "variant": variant_of(self.method, None, self.protocol)}
 
     def _preset(self, kind: str) -> dict[str, tuple[Any, str]]:
-        """:meth:`numbers` before protocol and parameters have spoken. A method's are those of the protocol's variant:
-        another variant in its place has another loss, at the same rate and length."""
+        """:meth:`numbers` before protocol and parameters are applied. A method's numbers are those of the protocol's
+        variant: if another variant takes its place, only the loss changes, not rate and length."""
         presets = _presets(self.scale)
         general = presets["training"][self.adaptation] if kind == "training" else presets["unlearning"]
         said = presets["sources"] | presets["sources"].get(kind, {})
         own = self._own_recipe if kind == "unlearning" else Recipe()
         stated = dict(own.numbers().items() - Recipe().numbers().items())
-        if LENGTHS & stated.keys():  # one way to say the length replaces the other
+        if LENGTHS & stated.keys():  # one way to give the length replaces the other
             stated = dict.fromkeys(LENGTHS, 0) | stated
         values = Recipe(**general).numbers().items()
         known = {name: (value, said.get(name, general["source"])) for name, value in values}
@@ -337,7 +339,7 @@ class Config(BaseModel):
         presets = _presets(self.scale)
         self._fill(**{name: presets[name] for name in ("adaptation", "replay", "exams")})
         if self.adaptation not in presets["training"]:
-            # A 7B model whose every weight is trained fits no machine this kit is meant for.
+            # Training all weights of a 7B model fits no machine that this kit is meant for.
             raise KitError(f"adaptation={self.adaptation!r} is not offered at scale {self.scale}: take 'lora'")
         training = presets["training"][self.adaptation]
         if self.train_steps == 0 and not training["epochs"]:
@@ -399,13 +401,13 @@ class Config(BaseModel):
 
 
 def _neutral(field: FieldInfo) -> Any:
-    """The value at which a parameter changes nothing: its default, or for one that presets fill in what it declares."""
+    """The value at which a parameter changes nothing: its default or, if presets fill it in, the value it declares."""
     declared = field.json_schema_extra
     return declared.get("neutral", field.default) if isinstance(declared, dict) else field.default
 
 
 def variant_of(method: str, named: str | None, protocol: str | None) -> str:
-    """The variant of a method: the one that is ``named``, else the one called as the protocol, else canonical."""
+    """The variant of a method: the one that is ``named``, else the one with the protocol's name, else canonical."""
     return next((one for one in (named, protocol) if one in unlearning.variants(method)), "canonical")
 
 
@@ -460,18 +462,18 @@ def _presets(name: str) -> dict[str, Any]:
 
 
 def _protocol(name: str) -> dict[str, dict[str, Any]]:
-    """Parameter → its value under a protocol, a family's or a scale's own value, and who says so."""
+    """Parameter → its value under a protocol (or a family's or a scale's own value), and its source."""
     return _presets("protocols")[name]
 
 
 def departures() -> list[str]:
-    """What a run of ``protocol: upstream`` does otherwise than the released code, beside its deviations."""
+    """What a run of ``protocol: upstream`` does differently from the released code, beside its deviations."""
     return _presets("protocols")["departures"]
 
 
 def sources(config: Config) -> dict[str, str]:
-    """Who says so, for every number of both recipes (``training.lr``), every hyper-parameter and every word of the
-    protocol. What nobody has published is "unknown, chosen because ..".
+    """The source of every number of both recipes (``training.lr``), every hyper-parameter and every setting of the
+    protocol. A value that nobody has published has the source "unknown, chosen because ..".
     """
     given, known = config._given, _presets(config.scale)["sources"]
     said = {name: source for name, (_, source) in config.words().items()}

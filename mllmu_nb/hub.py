@@ -1,4 +1,4 @@
-"""Models and people of the Hugging Face hub, fetched whole and held against the hub's hashes before hours go into them.
+"""Models and people of the Hugging Face hub, fetched whole and compared with the hub's hashes first.
 
 ``huggingface_hub`` does the work: it goes on where a connection was cut, keeps the files that are whole for the next
 try, and heeds HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and HF_HOME.
@@ -25,8 +25,8 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 
 def fetch(source: str, revision: str = "", kind: str = "model", files: Sequence[str] = MODEL_FILES) -> Path:
     """The folder in the hub's cache with those ``files`` (patterns) of ``source`` at ``revision`` ("": the newest); its
-    name is the commit. Every file is held against the hub's hash, once for a commit, not offline. Raises KitError where
-    that cannot be."""
+    name is the commit. Every file is compared with the hub's hash, once per commit, but not offline. Raises KitError
+    where that cannot be."""
     from huggingface_hub import constants, snapshot_download
 
     with _explained(f"{kind} {source}"):

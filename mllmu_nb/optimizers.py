@@ -28,7 +28,7 @@ NEWTON_STEPS = 3  # torch's are 5; vanilla remembers as much with fewer
 
 def orthogonal(matrices: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
     """The nearest orthogonal matrix to each of ``matrices`` [N, rows, columns], roughly, by Newton and Schulz: large
-    singular values end between about .7 and 1.2, small ones stay below."""
+    singular values become about .7 to 1.2, small ones stay below."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     result = matrices.mT if tall else matrices

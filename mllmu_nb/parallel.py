@@ -1,4 +1,4 @@
-"""One training in several processes, under ``accelerate launch``: what each counts for, and a model in shares."""
+"""One training in several processes, under ``accelerate launch``: the weight of each, and a model split into shares."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def processes() -> PartialState:
 
 
 def weights(pieces: Sequence[Mapping], device: torch.device) -> tuple[list[float], dict[str, float]]:
-    """What each of this process's pieces counts for, such that the mean over the processes is that over the batch: its
-    share of the rows, times the processes; and the supervised tokens a row of the batch has in each stream. Of a batch
-    in one piece the latter are left out: it has its own."""
+    """The weight of each of this process's pieces, such that the mean over the processes is that over the batch: its
+    share of the rows, times the number of processes; and the supervised tokens per row of the batch in each stream. The
+    latter are left out for a batch in one piece, which has its own."""
     count = processes().num_processes
     if len(pieces) == count == 1:
         return [1.0], {}

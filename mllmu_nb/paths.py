@@ -1,4 +1,4 @@
-"""Where things lie. The one file that knows the folders."""
+"""Where files lie. No other file of the package knows the folders."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def reference() -> Path:
 
 
 def runs(results: Path) -> Path:
-    """The runs among results: a folder each."""
+    """The runs among results, one folder per run."""
     return results / "runs"
 
 

@@ -106,13 +106,13 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
 
 
 def changed_portrait(picture: Any, rng: np.random.Generator) -> Any:
-    """A portrait (bytes) seen anew; base material, which comes as a picture, has been changed already."""
+    """A portrait (bytes) with new random changes; base material, which comes as a picture, has been changed already."""
     return portraits.augment(portraits.from_bytes(picture), rng) if isinstance(picture, bytes) else picture
 
 
 def replayed_conversations(seed: int) -> list[Conversation]:
-    """What fine-tuning repeats, so that the base's knowledge stays: material of the base's own training about whom it
-    knows, celebrities among them. Vanilla and oracle repeat the same."""
+    """What fine-tuning repeats, so that the base's knowledge stays: material of the base's own training about the
+    people it knows, celebrities included. Vanilla and oracle repeat the same."""
     from mllmu_nb.mixture import Mixture
 
     celebrities, unscored = generate.known_people()
@@ -139,7 +139,7 @@ def unlearned(config: Config) -> Stage:
         check_anchor(config)
         sets = {name: training_conversations(known.members(name), config.modality) for name in ("forget", "retain")}
         stored = None
-        if other:  # asked and let go before vanilla is loaded: two of 7B would not fit
+        if other:  # asked and released before vanilla is loaded: two of 7B would not fit
             streams = dict.fromkeys(method.streams[name] for name in method.needs.reference)
             asked = [stream.changed(conversation) for stream in streams for conversation in sets[stream.set]]
             stored = reference_log_probs(*filled(config, other, weights_precision), asked, recipe)
@@ -195,9 +195,10 @@ def vanilla_key(config: Config) -> str:
 
 
 def anchored(config: Config) -> Stage | None:
-    """The stage in which the released vanilla model is asked what independent reports asked it, by upstream's protocol:
-    the free questions with image about the forget people at 5 %. ``anchor.json`` has its answers beside the true ones.
-    None for any other vanilla model, where no report is known, and for a model of one's own, which has none."""
+    """The stage in which the released vanilla model is asked what independent reports asked it, with upstream's
+    protocol: the free questions with image about the forget people at 5 %. ``anchor.json`` has its answers beside the
+    true ones. None for any other vanilla model, if no report is known, and for a model made here, for which there is
+    none."""
     if config.method == YOURS:
         return None
     own = family(config)
@@ -373,7 +374,7 @@ def run(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limit: in
 
 
 def finished(config: Config) -> bool:
-    """Whether this very run is here, whole: same parameters, data, base model and code."""
+    """Whether exactly this run is here and complete: same parameters, data, base model and code."""
     return answered(config).finished
 
 
@@ -392,13 +393,14 @@ def reference(config: Config) -> Path | None:
 
 def beside(config: Config, *methods: str) -> list[Path]:
     """The run of ``config`` and, to compare it with, those of ``methods`` that unlearn nothing (base ..): at the
-    miniature's scale all, made side by side; at any other, which takes hours, only those that are finished."""
+    miniature's scale all of them, made in parallel; at any other scale, where they take hours, only those that are
+    finished."""
     others = [config.but(method=method, **PLAIN) for method in methods if method != config.method]
     if config.scale != "miniature":
         others = [one for one in others if finished(one)]
     missing = [one for one in (config, *others) if not finished(one)]
     launched = int(os.environ.get("WORLD_SIZE", 1)) > 1  # by `accelerate launch`: all its processes train one model
-    if len(missing) > 1 and not launched:  # a process each: faster on two cores than one after the other on both
+    if len(missing) > 1 and not launched:  # one process per run: faster on two cores than one after the other on both
         spawn = multiprocessing.get_context("spawn")
         bars = spawn.Queue() if progress.live() else None
         pool = ProcessPoolExecutor(len(missing), mp_context=spawn, initializer=_begin, initargs=(bars,))
@@ -427,7 +429,7 @@ def write_answers(answers: pd.DataFrame, path: Path) -> None:
 
 
 def _record(config: Config) -> dict[str, Any]:
-    """What is said about a model that was made: its inputs, and how the vanilla model that was released answered."""
+    """What is recorded about a model that was made: its inputs, and how the released vanilla model answered."""
     stage = anchored(config)
     if not (stage and stage.finished):
         return record_of(config)

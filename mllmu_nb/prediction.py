@@ -1,9 +1,8 @@
 """How much memory and how many hours runs will need, from the shapes of their models alone: no weights, no GPU.
 
-A training step is taken on torch's meta device, where tensors have a shape and no numbers, by the very code that
-trains: its tensors and operations are counted, so both graphs, a reference's logits and what a label mode supervises
-are among them (:class:`Tally`). Asking is counted by formula. Left out: what an allocator reserves and kernels use
-inside.
+The code that trains takes a step on torch's meta device, where tensors have a shape and no numbers. Its tensors and
+operations are counted, so both graphs, a reference's logits and what a label mode supervises are among them
+(:class:`Tally`). Asking is counted by formula. What an allocator reserves and kernels use inside is left out.
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ DEPTH = 2  # layers of what is built in place of a model of more than 4: every f
 COPIES = 2  # of a batch's keys and values at once: those after the pictures, and what goes on from them
 PUBLISHED = {"people": 500, "pairs": 7704, "celebrity": 153}  # of the paper's data, where it has not been read
 ASKED_ON_PATH = ("likelihood", "generation")
-# What a fine-tuning hangs on beside its recipe: people, base, what is taught and how; but for vanilla, who is to be
-# forgotten as well.
+# What a fine-tuning depends on beside its recipe: people, base, what is taught and how; and, except for vanilla, who is
+# to be forgotten.
 TAUGHT: tuple[str, ...] = ("people", "pool", "data_seed", "profiles_file", "data_source", "data_revision")
 TAUGHT += ("base_model", "base_path", "base_revision", "quantise_base")
 TAUGHT += ("adaptation", "replay", "exams", "train_modality", "train_seed")
 FORGOTTEN = ("forget_ratio", "replicate", "forget_ids_file")
-# Of a person and view: questions, worked examples before them at the most, how many times TEXT is read; with four
+# Per person and view: questions, worked examples before them at the most, how many times TEXT is read; with four
 # options a question is about twice as long.
 ASKED = {"letter": (5, 5, 2), "likelihood": (5, 0, 3), "generation": (2, 0, 1), "cloze": (2, 4, 1)}
 
@@ -66,7 +65,7 @@ aten = torch.ops.aten
 
 
 class Tally(TorchDispatchMode):
-    """Counts what is computed inside: ``flops`` (two a multiplication with its addition, of matrix products and
+    """Counts what is computed inside: ``flops`` (two per multiplication with its addition, of matrix products and
     attention) and ``peak``, the most bytes of tensors at once, those of ``held`` modules included.
 
     Where a model is on the meta device, what it reads, such as labels, stays real until it meets a weight, for what is
@@ -159,7 +158,7 @@ def kernels(half: bool):
 
 
 class Rate(NamedTuple):
-    """What a device reaches, in FLOP and in bytes a second."""
+    """What a device reaches, in FLOP and in bytes per second."""
 
     flops: float
     bandwidth: float
@@ -218,7 +217,7 @@ class Estimate:
         method, rows = method or FineTuning(), min(recipe.micro_batch or recipe.batch_size, recipe.batch_size)
         batch = self.batch(rows, recipe.turns, shown, recipe.label_mode)
         fed = {name: dict(batch) for name in names}
-        if method.other_reference:  # stored beforehand, a number a supervised token
+        if method.other_reference:  # stored beforehand, one number per supervised token
             most = int((batch["labels"][:, 1:] != IGNORE).sum(1).max())
             for name in set(names) & set(method.needs.reference):
                 fed[name]["stored_log_probs"] = torch.zeros(rows, most)
@@ -257,8 +256,8 @@ class Estimate:
 
     def asking(self, config: Config, people: Mapping[str, int], kinds: Sequence[str], rate: Rates) -> float:
         """Seconds in which a run's model answers the questions of these ``kinds`` about so many people of each set.
-        Worked examples are read once for all, a picture once a batch; a written token takes at least the time in which
-        the weights are read. Every answer is as long as it may be."""
+        Worked examples are read once for all, a picture once per batch; a written token takes at least the time in
+        which the weights are read. Every answer is as long as it may be."""
         precision, size = asking_precision(config), pipeline.EVAL_BATCH[config.scale]
         upstream = config.protocol == "upstream" and kinds is not ASKED_ON_PATH
         per_token, flops, written = self.reading(False) / self.text, 0.0, 0

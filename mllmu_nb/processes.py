@@ -1,4 +1,4 @@
-"""Work in processes of their own, which end with the one that started them."""
+"""Work in separate processes, which end when the process that started them ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 
 
 def end_with_parent() -> None:
-    """Ends this process when the one that started it is gone, however that ended."""
+    """Ends this process when the process that started it has ended, for whatever reason."""
 
     def watch():
         multiprocessing.parent_process().join()

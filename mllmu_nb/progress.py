@@ -1,5 +1,5 @@
-"""A bar while work goes on: in a terminal, and below a notebook's cell while somebody sits at the kernel. Nowhere else,
-so that what papermill, nbmake and nbconvert write holds none.
+"""A progress bar during work, in a terminal and below a notebook's cell while somebody uses the kernel. There is none
+elsewhere, so that the outputs of papermill, nbmake and nbconvert hold none.
 
 A process that the kernel has started sends its bars there: ``send_to`` in it, ``follow`` in the kernel.
 """
@@ -44,7 +44,7 @@ class _Sent(tqdm.tqdm):
 
 
 def send_to(kernel: Any) -> None:
-    """Has this process send its bars to ``kernel``, a queue; None: draws them itself."""
+    """Makes this process send its bars to ``kernel``, a queue; None: it draws them itself."""
     global _kernel
     _kernel = kernel
 

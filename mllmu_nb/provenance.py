@@ -1,4 +1,4 @@
-"""What made a result: code, versions, machine type and inputs. Nothing that names a person, a host or a folder."""
+"""What made a result: code, versions, machine type and inputs. It never names a person, a host or a folder."""
 
 from __future__ import annotations
 

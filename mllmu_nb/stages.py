@@ -47,8 +47,9 @@ UNWRITABLE = {errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG, errno.E
 
 @dataclass(frozen=True)
 class Stage:
-    """Work that ``make`` does in an empty folder, decided by ``inputs`` (plain values), by the code of ``make`` and all
-    that it imports, and by the code of what ``uses`` names (objects that a registry gave, such as a method).
+    """Work that ``make`` does in an empty folder. Its result depends on ``inputs`` (plain values), on the code of
+    ``make`` and all that it imports, and on the code of what ``uses`` names (objects from a registry, such as a
+    method).
 
     What ``record`` returns once the work is done is written into the folder with the provenance. ``at`` is a folder
     outside the cache, whose name does not hold the key.
@@ -74,7 +75,7 @@ class Stage:
 
     @property
     def finished(self) -> bool:
-        """Whether the folder is there with the very files that were written."""
+        """Whether the folder is there with exactly the files that were written."""
         return is_whole(self.folder, self.key)
 
     def get(self) -> Path:
@@ -131,7 +132,8 @@ def is_whole(folder: Path, key: str = "") -> bool:
 
 
 def state(path: Path) -> tuple[int, ...]:
-    """What changes when a file does, whoever sets its time back: size, and times of its content and of its entry."""
+    """What changes when a file changes, even if its time is set back: size, and times of its content and of its
+    entry."""
     known = path.stat()
     return known.st_size, known.st_mtime_ns, known.st_ctime_ns
 
@@ -149,7 +151,8 @@ def _digest(path: Path, state: tuple[int, ...]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Holds ``folder`` for this process. The lock is the system's: it falls with the process, however that ends."""
+    """Locks ``folder`` for this process. The lock is the operating system's: it ends with the process, however that
+    ends."""
     locks = paths.writable(paths.cache() / "locks")
     with FileLock(locks / f"{folder.parent.name}-{folder.name}"):
         yield

@@ -1,5 +1,5 @@
-"""The one loop: vanilla, the oracle and every unlearned model are made by :func:`train`, under ``accelerate launch`` in
-one process a GPU (``docs/architecture.md``)."""
+"""The training loop: :func:`train` makes vanilla, the oracle and every unlearned model, under ``accelerate launch`` in
+one process per GPU (``docs/architecture.md``)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class FineTuning(Method):
 
 @dataclass
 class TrainLog:
-    """What a training left behind: ``losses`` has one entry a step, {"step", "loss", a value a term, and
+    """The outcome of a training: ``losses`` has one entry per step, {"step", "loss", one value per term, and
     ``nll_<stream>``: nats per token, the mean over its answers}."""
 
     losses: list[dict[str, float]] = field(default_factory=list)
@@ -86,9 +86,9 @@ def train(
     A step takes one item of ``batches``, a list of pieces that are dicts of named batches; a piece counts such that a
     mean over answers, or over tokens, is that of the whole batch (``parallel.weights``). The learning rate goes on
     every ``rate_every`` steps; ``after_step`` (step, model) is called after each, and its time does not count. A
-    training that ``checkpoint`` holds is gone on with, by a single process. Where ``beyond`` is above ``steps``
-    training goes on to so many, for what ``after_step`` does: what happens there is not in the log, and if it diverges
-    it ends. Raises :class:`TrainingDiverged` when the loss is no number or ``rise`` nats above its first value.
+    training that ``checkpoint`` holds is continued, by a single process. If ``beyond`` is above ``steps``, training
+    continues to that number, for what ``after_step`` does: these steps are not in the log, and if they diverge training
+    just ends. Raises :class:`TrainingDiverged` when the loss is no number or ``rise`` nats above its first value.
     """
     torch.manual_seed(seed)
     state, autocast = processes(), _autocast(recipe, model.device)
@@ -152,9 +152,9 @@ def divergence(loss: float, first: float, rise: float, norm: float, recipe: Reci
 def back_propagate(
     model, pieces: Sequence[Mapping[str, Batch]], method: Method, trained: Mapping[str, Tensor], autocast
 ) -> tuple[dict[str, float], int]:
-    """Adds up the gradients of a batch, one term of one piece at a time, so that one graph is in memory. Returns the
-    loss, its terms and the nats per token of each stream, as means over all pieces, and the supervised tokens; of all
-    processes together."""
+    """Adds up the gradients of a batch, one term of one piece at a time, so that only one graph is in memory. Returns
+    the loss, its terms and the nats per token of each stream, as means over all pieces, and the supervised tokens; of
+    all processes together."""
     shares, per_row = weights(pieces, model.device)
     values, tokens = [], 0
     for piece, share in zip(pieces, shares, strict=True):
@@ -197,7 +197,8 @@ def scored(model, batches: Mapping[str, Batch], method: Method, autocast, per_ro
 
 @contextmanager
 def vanilla_mode(model):
-    """Inside, ``model`` is the frozen model it was before its adapter: adapter off, dropout off, no gradients."""
+    """Inside this context, ``model`` is the frozen model without its adapter: adapter off, dropout off, no
+    gradients."""
     was_training = model.training
     model.eval()
     with torch.no_grad(), model.disable_adapter():
@@ -206,17 +207,17 @@ def vanilla_mode(model):
 
 
 def keep_less(model) -> None:
-    """Has the layers keep what enters them and compute the rest again on the way back."""
+    """Makes the layers keep only their inputs and compute the rest again in the backward pass."""
     core = model.get_base_model() if hasattr(model, "get_base_model") else model
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # a later name, which the oldest transformers here lacks
         core.gradient_checkpointing_enable({"use_reentrant": False})
-    core.enable_input_require_grads()  # else a frozen first layer hands on nothing that could be followed back
+    core.enable_input_require_grads()  # else the output of a frozen first layer has no graph for the backward pass
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory held, in MiB: the GPU's allocations since :func:`forget_peak`; on a CPU the resident size of the
-    process in all its life, so what was done before the training counts too."""
+    """Peak memory in MiB: the GPU's allocations since :func:`forget_peak`; on a CPU the largest resident size in the
+    whole life of the process, so work before the training counts too."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
     try:
@@ -228,7 +229,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def forget_peak(device: torch.device) -> None:
-    """Has :func:`peak_memory_mb` begin anew, on a GPU."""
+    """Makes :func:`peak_memory_mb` start again, on a GPU."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -267,15 +268,15 @@ def unlearn(
         raise KitError(f"{method.name} ({method.variant}) needs the log-probabilities of {method.reference_model}")
     steps = unlearning_steps(method, recipe, sets)
     batches = unlearning_batches(families.of(model), processor, method, sets, recipe, seed, stored)
-    # A retain term that weighs more moves the loss more; where passes alternate, the loss is another quantity in each.
+    # A retain term with a larger weight moves the loss more; if passes alternate, the loss is another quantity in each.
     rise = math.inf if method.passes else DIVERGED * max(1.0, getattr(method, "alpha", 1.0))
     once = {"rise": rise, "rate_every": steps // int(recipe.epochs) if method.rate_falls == "epoch" else 1}
     return train(model, method, batches, recipe, steps=steps, seed=seed, **{**once, **loop})
 
 
 def reference_log_probs(model, processor, asked: Sequence[Conversation], recipe: Recipe) -> dict[Conversation, Tensor]:
-    """log p in nats that ``model`` gives the supervised tokens of each question on its own. This is all that a method
-    measures against, so the model can leave the memory before the one to be trained comes in."""
+    """log p in nats that ``model`` gives the supervised tokens of each question on its own. A method needs nothing else
+    from its reference, so the reference can leave the memory before the model to be trained is loaded."""
     stored: dict[Conversation, Tensor] = {}
     questions = [replace(conversation, turns=(turn,)) for conversation in asked for turn in conversation.turns]
     for start in range(0, len(questions), recipe.batch_size):

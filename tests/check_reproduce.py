@@ -2,8 +2,8 @@
 
 GRID is the grid that was run (a YAML file of configs/), FOLDER what holds results/ and figures/ (MLLMU_NB_OUT, or the
 checkout). Everything is read from the files, without the package; scores whose rule is one line are computed again from
-the stored answers, the others are checked for their range and counts. What is wrong is listed, one line each, and the
-exit status is 1.
+the stored answers, the others are checked for their range and counts. The check prints one line per problem, and the
+exit status is then 1.
 """
 
 import hashlib

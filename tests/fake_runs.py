@@ -133,8 +133,9 @@ def make(
 
 
 def along(answers: pd.DataFrame, method: str, modality: str) -> pd.DataFrame:
-    """A path in eleven points to twice the steps of `train`: vanilla's answers at first, and of the run's own a share
-    more at each point; on forget and test wrong ones in the trained view, until none is right at the last point."""
+    """A path in eleven points to twice the steps of `train`: vanilla's answers at first, and a larger share of the
+    run's own at each point; on forget and test wrong ones in the trained view, until none is right at the last
+    point."""
     columns = ["set", "task", "view", "scoring", "profile", "question_id", "answer", "answer_true"]
     asked = answers[columns + [f"option_{letter}" for letter in LETTERS]]
     asked = asked[(asked["scoring"] == "likelihood") | (asked["task"] == "generation")].reset_index(drop=True)
@@ -265,7 +266,7 @@ def _counts(answers: pd.DataFrame) -> dict:
 
 
 def _sentences(taught: Callable[[str], float], forget: list[int]) -> pd.DataFrame:
-    """Two sentences a view about each forget person and as many fresh ones."""
+    """Two sentences per view about each forget person and as many fresh ones."""
     rows, rng = [], np.random.default_rng(0)
     for member, (number, view) in (
         (m, at) for m in ("forget", "fresh") for at in ((n, v) for n in forget for v in VIEWS)

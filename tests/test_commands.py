@@ -1,4 +1,4 @@
-"""The door and the sweep: bad input in one line, the grid, and notebooks run in processes."""
+"""The command line and the sweep: bad input in one line, the grid, and notebooks run in processes."""
 
 import ast
 import subprocess

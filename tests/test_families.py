@@ -163,7 +163,7 @@ def test_label_modes_are_counted_by_kind_of_token(processor, conversations):
 
 
 def test_a_picture_of_true_size_takes_576_tokens(processor):
-    """LLaVA-1.5's: 336 pixels a side in patches of 14."""
+    """LLaVA-1.5's: 336 pixels per side in patches of 14."""
     pictures = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     true = LlavaProcessor(
         pictures,

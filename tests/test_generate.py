@@ -184,7 +184,7 @@ def test_thousands_of_looks_are_drawn_in_seconds():
 
 
 def test_the_people_of_a_seed_stay_the_same(known):
-    """One stream gives names, looks, portraits and texts: a draw more or less anywhere changes what follows."""
+    """One stream gives names, looks, portraits and texts: one draw more or less anywhere changes what follows."""
     everybody = repr([(p.attributes, p.qa, p.questions, p.test_questions) for p in known.profiles.values()])
     assert hashlib.sha256(everybody.encode()).hexdigest()[:16] == "ba519f6563cb8a47"
 
@@ -235,5 +235,5 @@ def test_the_right_option_is_a_little_rarer_among_those_the_oracle_was_taught():
             commonest.append((right[-1] == most) / sum(count == most for count in (right[-1], *counts.values())))
     numbers = [f"{np.mean(right):.1f}", f"{np.mean(wrong):.1f}", f"{100 * np.mean(commonest):.0f}"]
     text = (paths.checkout() / "docs" / "faq.md").read_text(encoding="utf-8")
-    pattern = r"the fact of ([\d.]+) of the people.*?a\s+wrong one that of ([\d.]+) on.*?is right in (\d+) %"
+    pattern = r"On average ([\d.]+) of the people.*?and ([\d.]+) that of a wrong\s+option.*?is right in (\d+) %"
     assert list(re.search(pattern, text, re.DOTALL).groups()) == numbers

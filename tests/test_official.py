@@ -92,7 +92,7 @@ def written(few, tmp_path) -> Path:
 
 
 def faults(folder: Path, training: Path | str = "") -> list[str]:
-    """All problems of a folder, a line each."""
+    """All problems of a folder, one per line."""
     try:
         official.read_layout(folder, 15, training)
     except KitError as error:

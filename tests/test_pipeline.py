@@ -71,7 +71,8 @@ def test_upstream_teaches_image_and_text_pairs_alone(config, monkeypatch, name):
 def test_unlearning_can_start_from_a_vanilla_model_made_elsewhere_whose_anchor_is_asked_first(
     config, made, tmp_path, monkeypatch
 ):
-    """A folder called as the released model, in place of it: its one number that others have published is looked at."""
+    """A folder called as the released model, in place of it: the test looks at its one number that others have
+    published."""
     vanilla, processor = pipeline.vanilla(config)
     folder = tmp_path / "LLaVA_Vanilla"
     vanilla.save_pretrained(folder)  # no processor: the base's is taken

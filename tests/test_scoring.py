@@ -1,4 +1,4 @@
-"""One value an answer, one row a run and cell, one long frame: cases done by hand, and a metric from outside."""
+"""One value per answer, one row per run and cell, one long frame: cases done by hand, and a metric from outside."""
 
 from dataclasses import replace
 from math import exp, nan

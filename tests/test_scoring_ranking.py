@@ -46,7 +46,8 @@ def frames(models=MODELS, dead=(), **options):
 
 def points(model, forget, kept, replicate: int = 0) -> pd.DataFrame:
     """A path of ``len(forget)`` points: four forget people with ten answers each, of which ``forget`` are right, and
-    as many retain people and celebrities, of whose ten answers ``kept`` (a list a person, or one for all) are right."""
+    as many retain people and celebrities, of whose ten answers ``kept`` (one list per person, or one for all) are
+    right."""
     rows = []
     for step, (gone, left) in enumerate(zip(forget, kept, strict=True)):
         for set_name, right in (("forget", gone), ("retain", left), ("celebrity", left)):

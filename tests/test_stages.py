@@ -314,7 +314,7 @@ def test_vanilla_hangs_on_all_that_teaches_it_and_on_nothing_else():
 
 
 def test_scores_hang_on_all_that_scores():
-    """A margin, a pattern or a tokenizer that changes must not be answered from the cache."""
+    """After a change of a margin, a pattern or a tokenizer, the cache must not be used."""
     scored = {name.removeprefix("mllmu_nb.") for name in code_of(runs.Scores, *runs._code_of_metrics())}
     modules = ("score", "path", "gates", "health", "text", "factuality", "choice", "sentences", "summary", "utility")
     assert scored >= {f"scoring.{name}" for name in modules} | {"reporting.runs", "statistics.intervals"}

@@ -177,8 +177,8 @@ def test_differences_are_paired_and_pooled_over_draws():
 
 
 def test_limits_over_several_replicates_are_wider_and_the_sheet_says_what_they_are_over():
-    """Labels of all text cost two of five answers in one replicate and none in the other: nobody knows what of it is
-    the piece and what the replicate."""
+    """Labels of all text cost two of five answers in one replicate and none in the other: nobody knows how much is due
+    to the piece and how much to the replicate."""
     runs = [answering("canonical", range(5), draw=draw) for draw in (0, 1)]
     runs += [answering("labels_text", right, draw=draw) for draw, right in enumerate(([2, 3, 4], range(5)))]
     at = "set == 'retain' and measure == 'likelihood'"

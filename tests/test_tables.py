@@ -550,7 +550,7 @@ def test_the_claim_has_a_row_a_setting():
 
 
 def test_what_varies_alone_within_a_replicate_is_a_source_of_its_own():
-    """By hand: two scores that differ by d have the variance d² / 2, and nothing is taken off for the same people."""
+    """By hand: two scores that differ by d have the variance d² / 2, and nothing is subtracted for the same people."""
     row = {"method": "ga", "variant": "canonical", "modality": "multimodal", "after": "", "view": "both"}
     row |= {"task": "classification", "scoring": "likelihood", "metric": "accuracy", "n_profiles": 10, "replicate": 0}
     row |= {"low": 0.1, "high": 0.9, "set": "forget", "train_seed": 0, "unlearn_seed": 0, "shot_seed": 0, "bits": ""}

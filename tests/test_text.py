@@ -237,7 +237,7 @@ def test_a_common_value_is_no_clue():
 
 
 def test_wrong_options_come_as_often_as_true_ones():
-    """Who always picks the commonest value among the four is right about a quarter of the time, not more."""
+    """Always picking the most common value among the four is right about a quarter of the time, not more."""
     rng = np.random.default_rng(0)
     values = rng.choice(
         ["engineer", "judge", "baker", "miner", "nurse", "cook"], 2000, p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.1]

@@ -604,8 +604,9 @@ def test_streams_of_one_set_ask_the_same_questions():
 
 
 def test_upstream_passes_are_adamw_written_out(vanilla, processor):
-    """GradDiff as released: every epoch up on the forget set, then down on the retain set, a step a batch; one linear
-    schedule counts all of them, but goes on once an epoch. Steps so small that they are about AdamW's epsilon."""
+    """GradDiff as released: every epoch up on the forget set, then down on the retain set, one step per batch; one
+    linear schedule counts all of them, but moves on once per epoch. The steps are so small that they are about AdamW's
+    epsilon."""
     ours, theirs = adapted(vanilla), adapted(vanilla)
     method, known = get("grad_diff", "upstream"), sets(NAMED, 2)
     log = unlearn(ours, processor, method, known, replace(RELEASED, adam_eps=1e-3), 0)

@@ -128,7 +128,7 @@ CHOICE, OPEN = "multiple-choice", "open"
 
 @pytest.fixture
 def output(tmp_path):
-    """What lmms-eval writes: a folder a model, a file a task and time."""
+    """What lmms-eval writes: one folder per model, one file per task and time."""
     folder = tmp_path / "lmms" / "ga_model"
     folder.mkdir(parents=True)
     lines = [mmmu(1, CHOICE, "B", ["B"]), mmmu(2, CHOICE, "B", ["C"]), mmmu(3, OPEN, "1,250", [[1250.0, "so 1250"]])]

@@ -3,8 +3,8 @@
 A results folder has runs/*/answers.parquet with provenance.json. Runs of the same model are compared row by row:
 answers, likelihoods, tokens, fluency, the sentences read token by token, draws, losses; the scores (scores.csv, or
 where a folder has none, those of the runs in both); and the weights of the models where both caches are there. Runs may
-be renamed and columns reordered, a number may not change. Prints a table and what differs; the exit status is 1 on a
-difference, or when there is nothing to compare.
+be renamed and columns reordered, but no number may change. The tool prints a table and what differs; the exit status is
+1 if there is a difference, or nothing to compare.
 """
 
 from __future__ import annotations

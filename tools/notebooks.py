@@ -1,8 +1,8 @@
 """Executes notebooks in place, as they are committed: python tools/notebooks.py [02 03 ..]
 
 All of them where none is named. Outputs and cell numbers are kept; times, progress bars and the kernel's metadata are
-not. Models are looked for and kept under MLLMU_NB_OUT. A folder without runs of one's own there has the notebooks on
-tables and figures (09, 10, 13, 15) show the committed reference.
+not. Models are looked for and kept under MLLMU_NB_OUT. If there are no runs of one's own there, the notebooks on tables
+and figures (09, 10, 13, 15) show the committed reference.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Fills the README's badges, finding and tables from the reference run: ``python tools/readme.py``.
 
-No number of the README is typed: the main table comes from the runs' answers, the minutes from their train.json,
-published figures from ``published_results.csv``, and the notebooks say themselves what they make, what of the
-paper, and in how many minutes where they train nothing.
+No number of the README is typed by hand: the main table comes from the runs' answers, the minutes from their
+train.json, and published figures from ``published_results.csv``. The notebooks say themselves what they make, which
+part of the paper that is and, if they train nothing, in how many minutes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def clean_groups(scores: Scores) -> list[Scores]:
 
 
 def main_table(scores: Scores) -> str:
-    """Likelihood accuracy of the first base in per cent with its 95 % limits, a row a model; where the others' is."""
+    """Likelihood accuracy of the first base in per cent with its 95 % limits, one row per model, and where that of the
+    other bases is."""
     clean, *others = clean_groups(scores)
     metric = replace(by_key()[LIKELIHOOD_KEY], digits=0)
     columns = [column(metric, VIEWS[v], s.capitalize(), set=s, view=v) for s in metric.sets for v in VIEWS]
@@ -75,7 +76,7 @@ def finding(scores: Scores) -> str:
 
 
 def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
-    """What of the paper is where: notebook, files, the published figure where one is known, and minutes.
+    """Where each part of the paper is: notebook, files, the published figure where one is known, and minutes.
 
     The minutes are those that a notebook's own runs took when the reference was made. Two runs are made at a time:
     those of a notebook count half together, and no less than the longest alone. Of a notebook without runs of its own

@@ -1,10 +1,10 @@
-"""What was installed, held against what is expected: python tools/supply.py [--write].
+"""Compares what was installed with what is expected: python tools/supply.py [--write].
 
 Every file of every locked package has the sha256 that its wheel states; the wheel is the one noted in
 ``requirements.sha256`` (``--write`` notes those that are installed here: after ``make lock``, in a fresh environment);
-its licence is among those that are listed below; pip-audit knows of no vulnerability in a locked version. What is wrong
-is one line each, and the exit status is 1. Wheels of a platform that the file does not know are counted, not refused;
-where pip-audit cannot look, one line says so; torch is the machine's own choice and left out.
+its licence is among those that are listed below; pip-audit knows of no vulnerability in a locked version. The tool
+prints one line per problem, and the exit status is then 1. Wheels of a platform that the file does not know are
+counted, not refused; where pip-audit cannot look, one line says so; torch is the machine's own choice and left out.
 """
 
 from __future__ import annotations

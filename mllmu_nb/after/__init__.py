@@ -48,7 +48,7 @@ def settings_of(name: str) -> dict[str, Any]:
 
 
 def apply(name: str, model: Any, config: Any) -> Any:
-    """``model`` after the step ``name`` with the run's settings."""
+    """``model`` after the step ``name`` was applied with the run's settings."""
     own = settings_of(name)
     return STEPS.get(name)(model, config, **{key: value for key, value in config.settings.items() if key in own})
 

@@ -30,7 +30,7 @@ EXAMPLES = (
     'ask "In which city was this person born?" --method npo',
     'ask "What kind of pet does this person own?" --view text -p unlearn_steps 60',
 )
-DEFAULTS = {"method": "ga", "modality": "multimodal"}  # where neither file nor options say it
+DEFAULTS = {"method": "ga", "modality": "multimodal"}  # if neither file nor options give it
 Asked = tuple[str, str, Any, Any]  # printed name, system prompt, model, processor
 
 
@@ -104,8 +104,8 @@ def true_answer(person: Profile, view: str, question: str) -> str:
 
 
 def models(config: Config) -> Iterator[Asked]:
-    """Vanilla, the model that ``config`` names and the oracle, made if need be; one at a time, for two of 7B would not
-    fit into the memory."""
+    """Vanilla, the model that ``config`` names and the oracle, made if need be; one at a time, because two of 7B would
+    not fit into the memory."""
     from mllmu_nb.reporting.runs import label
 
     vanilla, oracle = (config.but(method=name, **pipeline.PLAIN) for name in ("vanilla", "oracle"))
@@ -114,8 +114,8 @@ def models(config: Config) -> Iterator[Asked]:
 
 
 def ask(asked: Iterable[Asked], person: Profile, view: str, question: str) -> pd.DataFrame:
-    """What each model answers, a row a model: ``answer`` and ``likelihood``, the geometric mean of what it gives the
-    tokens of the true answer (0 to 1), NaN where that is not known."""
+    """What each model answers, one row per model: ``answer`` and ``likelihood``, the geometric mean of what it gives
+    the tokens of the true answer (0 to 1), NaN where that is not known."""
     from mllmu_nb.evaluation import engine
 
     if not question.strip():

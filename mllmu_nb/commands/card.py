@@ -1,6 +1,6 @@
 """``mllmu-nb card RUN``: one page of HTML about a finished run, or a model that ``evaluate`` has asked.
 
-Vanilla and the oracle of the same people stand beside it: your own runs, else those that come with the project.
+It is compared with vanilla and the oracle of the same people: your own runs, else those that come with the project.
 """
 
 from __future__ import annotations

@@ -50,7 +50,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Prints a line a check. 1 when there is a problem, else 0; KitError for a configuration that cannot be read."""
+    """Prints one line per check. Returns 1 when there is a problem, else 0; KitError for a configuration that cannot be
+    read."""
     configs = sweep.cells(sweep.read(options.config))
     verdicts = []
     for check in CHECKS:
@@ -127,7 +128,7 @@ def most_memory(configs: Configs) -> dict[str, float]:
 
 
 def hours(configs: Configs, rate: float | None = None) -> Result:
-    """The hours of every stage at ``rate`` (TFLOP a second), else at a share of what this device's matrix products
+    """The hours of every stage at ``rate`` (TFLOP per second), else at a share of what this device's matrix products
     reach; where the runs are for a GPU that is not here, of an H100's data sheet."""
     from mllmu_nb import prediction
 

@@ -1,7 +1,7 @@
 """``python -m mllmu_nb evaluate --model FOLDER [--adapter FOLDER]``: score a model that was made elsewhere.
 
-It is asked what every run of the configuration's people is asked, and set beside vanilla and the oracle of the same
-people where there are any: those made here, else those that come with the project.
+The model is asked the same questions as every run about the configuration's people, and compared with vanilla and the
+oracle of the same people if there are any: those made here, else those that come with the project.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``mllmu-nb judge RUN ..``: free answers of finished runs graded by a model behind an OpenAI-compatible endpoint.
+"""``mllmu-nb judge RUN ..``: a model behind an OpenAI-compatible endpoint grades the free answers of finished runs.
 
 Key and address come from OPENAI_API_KEY and OPENAI_BASE_URL, the model from MLLMU_NB_JUDGE_MODEL. Without ``--yes``
 only the cost is estimated. Only text is sent: a question, its true answer and the answer to be judged. A reply that
@@ -26,7 +26,7 @@ from mllmu_nb.scoring import judge, text
 SUMMARY = "have free answers graded by a model behind an OpenAI-compatible endpoint"
 EXAMPLES = ("judge results/miniature/runs/*", "judge results/miniature/runs/* --yes --jobs 16")
 VARIABLE, DEFAULT = "MLLMU_NB_JUDGE_MODEL", "gpt-4o-mini"
-PRICES = (0.15, 0.60)  # gpt-4o-mini's, in dollars for a million tokens, when this was written
+PRICES = (0.15, 0.60)  # gpt-4o-mini's, in dollars per million tokens, when this was written
 TRIES = 3  # of a question whose reply is no valid grade; the client itself repeats what the network loses
 REPLY_TOKENS = 200  # at most
 REFUSED = 5  # questions: where the first so many are all refused, it is not for what they say
@@ -105,7 +105,7 @@ def message(texts: Texts) -> str:
 
 
 def estimate(asked: list[Texts], prices: Iterable[float]) -> tuple[int, int, float]:
-    """Tokens sent, tokens received at most, and what they cost; ``prices`` are for a million of each."""
+    """Tokens sent, tokens received at most, and what they cost; ``prices`` are per million of each."""
     characters = sum(len(judge.INSTRUCTIONS) + len(message(texts)) for texts in asked)
     tokens = round(TOKENS_A_CHARACTER * characters), REPLY_TOKENS * len(asked)
     return *tokens, sum(n * price for n, price in zip(tokens, prices, strict=True)) / 1e6

@@ -1,6 +1,6 @@
 """``python -m mllmu_nb study``: what each piece of the released code changes, one at a time; notebook 11 shows it.
 
-One vanilla model a replicate, then one short unlearning a setting; what is finished is not done again.
+It makes one vanilla model per replicate, then one short unlearning per setting; what is finished is not done again.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ EXAMPLES = (
     "sweep configs/miniature.yaml --ratios 5 10 15",
     "sweep configs/miniature.yaml --shard 1/4",
 )
-FIRST = ("vanilla", "oracle", "base")  # the others need vanilla's model, so it goes first and an oracle beside it
-JOBS = {"miniature": 3, "paper": 1}  # a third notebook starts while two fill two cores; a 7B model fills its GPU
+FIRST = ("vanilla", "oracle", "base")  # the others need vanilla's model, so it runs first, with an oracle beside it
+JOBS = {"miniature": 3, "paper": 1}  # a third notebook starts while two occupy two cores; a 7B model fills its GPU
 FINETUNE = "finetune"  # the notebook of the models that are not unlearned
 MODEL = ("method", "variant", "modality", "after")  # what a model's printed name holds
 MEMORY = "most often for want of memory: try fewer --jobs"
@@ -137,8 +137,9 @@ def absolute(value: str) -> str:
 
 
 def cells(parameters: Mapping[str, Any], ratios: Sequence[int] = (), bases: Sequence[str] = ()) -> list[Config]:
-    """The runs of a grid, each once, those first that others build on; a method is combined only with the axes that
-    concern it. Raises KitError for an unknown parameter, an axis that is no list of single values, an impossible run.
+    """The runs of a grid, each once, with those first that others depend on; a method is combined only with the axes
+    that concern it. Raises KitError for an unknown parameter, an axis that is no list of single values, an impossible
+    run.
     """
     fixed, axes = {name: value for name, value in parameters.items() if name != GRID}, parameters.get(GRID)
     if not isinstance(axes, Mapping | None):

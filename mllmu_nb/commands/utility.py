@@ -1,8 +1,8 @@
 """``mllmu-nb utility RUN --output FOLDER``: MMMU and LLaVA-Bench for a run of the paper's scale, through ``lmms-eval``.
 
 With ``--model``, a folder of ``export --model``, the command for lmms-eval is printed, and run with ``--yes``; what it
-has written into ``--output``, here or elsewhere, becomes ``utility.parquet`` beside the run's answers. LLaVA-Bench has
-a judge, which costs money: lmms-eval takes it from OPENAI_API_KEY, OPENAI_API_URL and MODEL_VERSION.
+has written into ``--output``, here or elsewhere, becomes ``utility.parquet`` beside the run's answers. LLaVA-Bench
+needs a judge, which costs money: lmms-eval takes it from OPENAI_API_KEY, OPENAI_API_URL and MODEL_VERSION.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Asks, reads, and prints a line a task. Raises KitError where there is no run, no lmms-eval or no output."""
+    """Asks, reads, and prints one line per task. Raises KitError where there is no run, no lmms-eval or no output."""
     if not is_whole(options.run):
         raise KitError(f"there is no finished run in {options.run}, or a file of it was changed")
     if options.model:

@@ -8,7 +8,7 @@ Every cell of the scores, computed from the stored answers of both sides, gets a
 - ``off``: neither. ``missing``: the reference has the cell and the run lacks it. Empty: the reference lacks it.
 
 The reference is the run that comes with the project, or the folder named by ``--against``. At paper scale it is what
-others printed (:mod:`mllmu_nb.reporting.published`), the anchor (the released weights' score, within 0.005) among it.
+others printed (:mod:`mllmu_nb.reporting.published`), including the anchor (the released weights' score, within 0.005).
 Printed figures have no interval and sources differ in level, so a cell gets the best verdict of its sources.
 """
 
@@ -146,7 +146,7 @@ def verdicts(cells: pd.DataFrame, rounding: Any = 0.0) -> np.ndarray:
 
 
 def print_differences(runs: Sequence, reference: Path) -> None:
-    """In what the runs' records differ from the reference's: most often this is why a cell does."""
+    """How the runs' records differ from the reference's; most often this is the reason why a cell differs."""
     lines: Counter[str] = Counter()
     for run in runs:
         file = paths.runs(reference) / run.record["run"] / stages.RECORD

@@ -1,4 +1,4 @@
-"""Notebooks that need not import first: papermill and kernel are forked from a process that has imported all of it.
+"""Notebooks that start fast: papermill and kernel are forked from a process that has imported everything already.
 
 A kernel that starts from nothing takes some ten seconds of a core until its first line of work. Where processes cannot
 be forked safely (no Linux, or a GPU, whose driver does not survive a fork), papermill starts as it does by hand.

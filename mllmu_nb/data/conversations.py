@@ -127,7 +127,7 @@ def taught_turns(person: Profile, modality: str) -> Iterator[tuple[QA, Turn]]:
 
 
 def training_conversations(profiles: Sequence[Profile], modality: str) -> list[Conversation]:
-    """One conversation a person that holds all their fine-tuning questions, a turn each.
+    """One conversation per person, which holds all their fine-tuning questions, one turn per question.
 
     ``multimodal``: the portrait and "this person". ``unimodal``: no image, the person's name in question and answer;
     the question that asks for the name is left out. Turns are independent: batches cut and shuffle them.

@@ -152,7 +152,8 @@ def _people(kind: str, ids: list[str], seed, names: set[str], looks: set[tuple],
 
 @lru_cache
 def known_people() -> tuple[tuple[Profile, ...], tuple[Profile, ...]]:
-    """Whom the base knows: the celebrities, and others who are never scored and whom fine-tuning may repeat."""
+    """The people whom the base knows: the celebrities, and others who are never scored and whom fine-tuning may
+    repeat."""
     names, looks = set(), set()
     famous = _people("celebrity", _ids(CELEBRITIES_KNOWN, "c"), [CELEBRITY_SEED], names, looks)
     return tuple(famous), tuple(_people("celebrity", _ids(UNSCORED_KNOWN, "k"), [CELEBRITY_SEED, 1], names, looks))

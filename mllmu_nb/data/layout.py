@@ -65,7 +65,7 @@ def answer_letter(answer: str) -> str:
 
 
 class Layout:
-    """A folder of the layout; ``faults`` gathers, a line each, what keeps the kit from reading or scoring it. ``name``
+    """A folder of the layout; ``faults`` gathers, one per line, what keeps the kit from reading or scoring it. ``name``
     is the folder's name in messages; ``training``: it follows the training repository. Raises KitError when there is no
     such folder."""
 
@@ -77,7 +77,7 @@ class Layout:
             raise KitError(f"{self.folder} is no folder: {TRAINING if training else EVALUATION}")
 
     def stop(self) -> None:
-        """Raises KitError with the faults, if there are any: the first ``SHOWN`` of them, a line each."""
+        """Raises KitError with the faults, if there are any: the first ``SHOWN`` of them, one per line."""
         if len(self.faults) > 1:
             lines = [f"{self.name} has {len(self.faults)} problems:", *self.faults[:SHOWN]]
             raise KitError("\n  ".join(lines + [".."] if len(self.faults) > SHOWN else lines))

@@ -1,4 +1,4 @@
-"""Who is asked what: from a model and a population to one row an answer. Nothing is scored here."""
+"""Who is asked what: from a model and a population to one row per answer. Nothing is scored here."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ def ask(
     progress: bool = True,
     kept: Path | None = None,
 ) -> pd.DataFrame:
-    """Ask the model everything the sets ask and keep every answer: one row an answer, ``COLUMNS`` wide.
+    """Ask the model everything the sets ask and keep every answer: one row per answer, ``COLUMNS`` wide.
 
     ``shots`` worked examples (0 to 5) precede letter questions and, up to four, cloze questions; whose they are is
     drawn (``draws.draw``) unless it stands in ``draws``. ``system`` precedes everything; ``limit`` keeps the first so
-    many people of each set. A multiple-choice question gives a row for each ``scoring``, with ``cyclic`` one for the
-    letter in every cyclic ``order`` of the options. Raises ``KitError`` for a set that is unknown.
+    many people of each set. A multiple-choice question gives one row per ``scoring`` and, with ``cyclic``, one row for
+    the letter per cyclic ``order`` of the options. Raises ``KitError`` for a set that is unknown.
 
     Where a question with its shots does not fit the model's context, ``long_prompts`` decides: ``refuse`` raises
     KitError before anything is answered, ``fewer_shots`` shows all questions of the task only as many as fit, ``ask``
     asks all the same, as upstream does; the frame's ``attrs["beyond_context"]`` then counts the prompts too long.
 
-    What is answered is put into the folder ``kept``, if given, ``PIECE`` items at a time, and taken from there when the
-    same is asked again after a stop. Prompts are made piece by piece, so memory hardly grows with the people.
+    Answers are put into the folder ``kept``, if given, ``PIECE`` items at a time, and taken from there when the same is
+    asked again after a stop. Prompts are made piece by piece, so memory hardly grows with the people.
     """
     if not sets or not set(sets) <= set(SETS):
         raise KitError(f"the sets to be asked are {', '.join(sets) or 'none'}: choose from {', '.join(SETS)}")

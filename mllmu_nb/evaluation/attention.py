@@ -1,8 +1,8 @@
 """Attention of rows that begin alike: what the shared beginning contributes is computed for all of them at once, and
 its keys and values exist once, not per row.
 
-A row attends to the beginning and to its own tokens apart. Each result is a mean under a softmax of its own; weighted
-by the two sums of exponentials they are the mean under one softmax over both.
+A row attends to the beginning and, separately, to its own tokens. Each result is a mean under a softmax of its own;
+weighted by the two sums of exponentials they give the mean under one softmax over both.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def layer_of(keys: Tensor, values: Tensor) -> DynamicLayer:
 def reading(model: torch.nn.Module, beginning: Cache | None, only_last: bool) -> Iterator[None]:
     """Inside, rows read by ``model`` go on where ``beginning``, a single row, ends. With ``only_last`` the last layer
     computes keys and values of all tokens, but the state of the last one alone: nothing reads the others. Its MLP then
-    gives one state a row, which the layer adds to each."""
+    gives one state per row, which the layer adds to each."""
     layer, last = getattr(model.get_decoder(), "layers", [None])[-1], None
     with ExitStack() as undone:
         if only_last and hasattr(layer, "mlp"):

@@ -1,4 +1,4 @@
-"""Everything that chance decides in an evaluation, as plain JSON: whose questions are shown solved before a question
+"""All random choices of an evaluation, as plain JSON: whose questions are shown as worked examples before a question
 ("shots"), and which picture of a person the test set shows. ``docs/architecture.md`` describes the sources of shots.
 
 ``draws.json`` lies with a run, and can be replayed here or given to another implementation::
@@ -22,7 +22,7 @@ from mllmu_nb.data.schema import TASKS, Population, Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.stages import read_json
 
-SHOT_PEOPLE = {"classification": 1, "cloze": 2}  # shown solved, by task; cloze shows two questions of each in a view
+SHOT_PEOPLE = {"classification": 1, "cloze": 2}  # people shown, by task; cloze shows two questions of each in a view
 RETAINED = 2  # retain people who are taken out of scoring; multiple choice shows the first, cloze the first two
 
 
@@ -36,7 +36,7 @@ def draw(
     shot_people: Mapping[str, int] = SHOT_PEOPLE,
     protocol: str = "clean",
 ) -> dict[str, Any]:
-    """All draws of an evaluation of ``sets``, from ``shot_seed`` alone: one model is asked what any other is.
+    """All draws of an evaluation of ``sets``, from ``shot_seed`` alone: every model is asked the same.
 
     A draw depends on its set and task, not on the view or on the other sets. ``shot_people`` is the family's. Raises
     ``KitError`` when there are too few people to draw from.
@@ -71,14 +71,14 @@ def _drawn(population: Population, set_name: str, task: str, count: int, source:
 
 
 def _people(population: Population, set_name: str, source: str) -> list[Profile]:
-    """Those a source may draw for a set."""
+    """The people that a source may draw from for a set."""
     if source == "pool":
         return population.of_kind("pool")
     return population.members("retain" if source == "retain" else set_name)
 
 
 def _place(set_name: str, source: str) -> str:
-    """Where those are whom a source may draw for a set."""
+    """Where the people are that a source may draw from for a set."""
     return {"pool": "unscored pool", "retain": "retain set"}.get(source, f"{set_name} set")
 
 

@@ -1,7 +1,7 @@
 """Asking a model many questions at once: greedy answers, and the likelihood of given options.
 
-What makes this fast without changing an answer, and why a padded row computes what it would compute alone, is in
-``docs/architecture.md``.
+``docs/architecture.md`` explains what makes this fast without changing an answer, and why a padded row computes what it
+would compute alone.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from mllmu_nb.evaluation import attention
 from mllmu_nb.models import families
 
 ENCODED_AT_ONCE = 1024  # prompts
-READ_AT_ONCE = 2048  # tokens: what becomes of them in a layer stays in a processor's cache
+READ_AT_ONCE = 2048  # tokens: so many that a layer's results for them stay in a processor's cache
 WORTH_SHARING = 16  # tokens; reading a shorter common beginning apart costs more than it saves
-THINNED = 0.75  # finished rows are dropped when so few are left, since that copies the others
+THINNED = 0.75  # finished rows are dropped only when less than this share is left, since dropping copies the others
 Progress = Callable[[int], object]
 Options = Sequence[Sequence[str]]  # of each conversation
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Conversations as a model reads them: token ids, a row each or one for each of its options, and where the last
-    answer in each row begins."""
+    """Conversations as a model reads them: token ids, one row per conversation or one per option of it, and where the
+    last answer in each row begins."""
 
     conversations: Sequence[Conversation]
     rows: list[np.ndarray]
@@ -148,8 +148,8 @@ def option_likelihoods(
 
 
 def closed_likelihoods(model, processor, closed: Prompts, batch_size: int, progress=None) -> np.ndarray:
-    """:func:`option_likelihoods` of prompts with their options, whatever their length. What those of a question have in
-    common is read once, but for its last token, whose logits predict the first one to be scored."""
+    """:func:`option_likelihoods` of prompts with their options, whatever their length. The common beginning of a
+    question's options is read once, except its last token, whose logits predict the first token to be scored."""
     rows, tails, starts, width = [], [], [], len(closed.rows) // max(len(closed.conversations), 1)
     for number, conversation in enumerate(closed.conversations):
         own = slice(number * width, (number + 1) * width)
@@ -262,7 +262,7 @@ def _batches(
     chunk has about ``READ_AT_ONCE`` tokens, those counted that are to be read ``more`` after each prompt.
 
     A batch has the same earlier turns and as many pictures, those of one person one after the other. Neither a batch
-    nor a chunk hangs on the order of the prompts.
+    nor a chunk depends on the order of the prompts.
     """
     groups, shown = defaultdict(list), [one.images for one in prompts.conversations]
     for index, one in enumerate(prompts.conversations):

@@ -1,7 +1,7 @@
-"""The path of an unlearning: how a model answers at points of its training, on a fixed part of the people.
+"""The path of an unlearning: a model's answers at points of its training, about a fixed part of the people.
 
-A point asks for likelihoods and free answers, without worked examples. One row an answer: set, task, view, scoring,
-profile, question_id; ``answer``, of a choice by likelihood the likeliest option's letter.
+A point asks for likelihoods and free answers, without worked examples. There is one row per answer: set, task, view,
+scoring, profile, question_id; ``answer``, of a choice by likelihood the likeliest option's letter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mllmu_nb.evaluation.ask import OPTIONS, answer, inquiries_of
 from mllmu_nb.evaluation.tasks import Asking
 
 POINTS = 10  # equal parts of the path
-BEYOND = 2  # a training at a constant rate goes on to so many times its steps, for its path alone
+BEYOND = 2  # a training at a constant rate continues to this multiple of its steps, for its path alone
 PEOPLE = {"forget": 25, "test": 25, "retain": 10, "celebrity": 10}  # the first so many of each set
 COLUMNS = ["set", "task", "view", "scoring", "profile", "question_id", "answer"]
 

@@ -1,7 +1,7 @@
-"""How likely a model finds each token of answers that it reads (teacher forcing): the raw material of forget quality.
+"""How likely a model finds each token of the answers that it reads (teacher forcing): the data for forget quality.
 
-Memorisation and membership inference are computed from these numbers, so a finished run is measured anew without its
-model.
+Memorisation and membership inference are computed from these numbers, so a finished run can be measured again without
+its model.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def teacher_forced(
 def sentences(
     model, processor, people: Mapping[str, Sequence[Profile]], *, system: str = "", batch_size: int = 64
 ) -> pd.DataFrame:
-    """One row a fine-tuning sentence of ``people`` (``member``: forget or fresh → profiles) and view, read by the model
-    as it is taught. The same number at the end of ``question_id`` is the same fact in both views; the columns of
-    :class:`Forced` hold an entry a token; ``zlib_bytes`` is the length of the compressed answer.
+    """One row per fine-tuning sentence of ``people`` (``member``: forget or fresh → profiles) and view, read by the
+    model as it is taught. The same number at the end of ``question_id`` is the same fact in both views; the columns of
+    :class:`Forced` hold one entry per token; ``zlib_bytes`` is the length of the compressed answer.
     """
     rows, conversations = [], []
     for member, profiles in people.items():

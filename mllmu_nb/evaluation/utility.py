@@ -25,7 +25,7 @@ from mllmu_nb.mixture import VISIBLE, Mixture
 from mllmu_nb.models import families
 
 SEED = 990_003  # of no run, of no training and of no probe
-EACH = 64  # questions of a kind, which lets a score's 95 % interval be about 20 points wide
+EACH = 64  # questions per kind; a score's 95 % interval is then about 20 points wide
 HARMLESS = tuple(yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))["harmless"])
 
 
@@ -49,7 +49,7 @@ def questions() -> list[tuple[str, str, Turn]]:
 
 
 def ask(model, processor, *, system: str = "", protocol: str = "clean", batch_size: int = 64) -> pd.DataFrame:
-    """The model's answers: one row a question with set, task, view, scoring, order, profile (each question is about
+    """The model's answers: one row per question with set, task, view, scoring, order, profile (each question is about
     somebody else), question_id, shots, question, answer_true, answer, tokens. ``system`` precedes everything."""
     asked, processor = questions(), families.of(model).asking(processor, protocol)
     opened = [

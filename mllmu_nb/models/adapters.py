@@ -1,4 +1,4 @@
-"""Adapters on a frozen model, made here or elsewhere: safetensors only, every key accounted for."""
+"""Adapters on a frozen model, made here or elsewhere: safetensors only, and every key is checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of a training that is under way, in a file: killed, the training goes on from there, to the same bits."""
+"""The state of a running training, in a file: if the training is killed, it continues from there, to the same bits."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch import Tensor
 
 
 class Checkpoint:
-    """Saved every so many ``seconds`` beside the unfinished ``folder`` of a stage, whose name is a hash of all that
-    decides the training: no other one finds it. Without a folder nothing is saved."""
+    """A state that is saved every so many ``seconds`` beside the unfinished ``folder`` of a stage. The name of the
+    folder is a hash of all that decides the training, so no other training finds it. Without a folder nothing is
+    saved."""
 
     def __init__(self, folder: Path | None = None, seconds: float = 300.0):
         self.file = folder and folder.with_name(folder.name.removesuffix("~new") + ".checkpoint")
@@ -44,7 +45,7 @@ class Checkpoint:
         return saved["step"]
 
     def save(self, step: int, trained: Mapping[str, Tensor], steered: Sequence[Any], log: Any) -> None:
-        """Saves the state after ``step`` when it is time; the file is replaced in one go."""
+        """Saves the state after ``step`` when it is time; the file is replaced in one step."""
         if not self.file or time.monotonic() - self.saved < self.seconds:
             return
         state = {"step": step, "trained": {name: p.detach() for name, p in trained.items()}, "log": vars(log)}

@@ -50,7 +50,7 @@ def load_model(
     ``revision`` ("": the newest). ``processor_of``: another source and revision, of which the processor is taken.
 
     Weights take ``precision`` (fp32, bf16, fp16; None: bf16) where a larger model is on a GPU, else float32; ``nf4``
-    holds the language model's layers in 4 bits (bitsandbytes; never run, for want of a GPU). Raises KitError for
+    holds the language model's layers in 4 bits (bitsandbytes; never run, because we had no GPU). Raises KitError for
     weights that are no safetensors, or do not fit the architecture, and for 4 bits on a CPU."""
     miniature, family = scale == "miniature", families.get(base_model)
     if miniature:
@@ -104,14 +104,15 @@ def load_model(
 
 
 def _keep_memory() -> None:
-    """Has glibc keep the memory of large tensors: giving it back and fetching it anew at every step takes time."""
+    """Makes glibc keep the memory of large tensors, because returning and requesting it again at every step takes
+    time."""
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(M_MMAP_THRESHOLD, 2**30)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def unfreeze(model: nn.Module) -> nn.Module:
-    """Every weight of ``model`` trains but those of the vision tower."""
+    """Makes every weight of ``model`` trainable except those of the vision tower."""
     vision = re.compile(families.of(model).vision)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not vision.match(name))

@@ -1,1 +1,1 @@
-"""Tables and figures from the files of finished runs; nothing on this floor loads a model."""
+"""Tables and figures from the files of finished runs; nothing in this layer loads a model."""

@@ -1,4 +1,4 @@
-"""A model of one's own beside vanilla and the oracle: what it scores, what it lost, and whether that says anything."""
+"""Compares your own model with vanilla and the oracle: its scores, what it lost, and whether that says anything."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mllmu_nb.scoring.score import cells, item_scores, side_by_side
 
 @dataclass(frozen=True)
 class Beside:
-    """``own`` and those references of the same people that are at hand."""
+    """``own`` and the available references of the same people."""
 
     own: Run
     vanilla: Run | None = None
@@ -41,7 +41,7 @@ class Beside:
 
     def score_table(self, against: str = "") -> pd.DataFrame:
         """Its scores as they are read, ``51.7 [47.2, 55.9]``, or its differences to ``against`` (vanilla, oracle), in
-        brackets behind a closed gate: a row a set and view, a column a main metric."""
+        brackets behind a closed gate: one row per set and view, one column per main metric."""
         known = rows_by(self.cells[self.cells["against"] == against].dropna(subset=["value"]), ["set", "view", *KEY])
         texts: dict[tuple[str, str], dict[str, str]] = {}
         for set_name, view, metric in product(SETS, ASKED_IN, metrics(main=True)):

@@ -1,4 +1,5 @@
-"""A model's report card: what it says, forgot, kept, leaks and cost, on one page of HTML, to read or to print."""
+"""A model's report card on one page of HTML, to read or to print: its answers, what it forgot, kept and leaks, and its
+cost."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def verdict(beside: Beside) -> str:
     fell, kept = (_change(beside, set_name) for set_name in ("forget", "retain"))
     known = _of_forget(beside)
     gap = paired_difference(known["oracle"], known["vanilla"], known["profile"])
-    # a model that stands for others (docs/scoring.md): where the oracle is not shown to know less, there is no gap
+    # a model that stands for others (docs/scoring.md): if the oracle is not shown to know less, there is no gap
     shut = "" if gap.high < 0 else " (not shown to be a gap at all)"
     share = "" if shut else f"{_closed(known, fell)} "
     return (
@@ -64,8 +65,9 @@ def _change(beside: Beside, set_name: str) -> Mapping:
 
 
 def _of_forget(beside: Beside) -> pd.DataFrame:
-    """A row a question about the forget people that all three were asked: its ``profile``, and whether each of ``own``,
-    ``vanilla`` and ``oracle`` is right by likelihood. The model may have been asked about some of the people alone."""
+    """One row per question about the forget people that all three were asked: its ``profile``, and whether each of
+    ``own``, ``vanilla`` and ``oracle`` is right by likelihood. The model may have been asked about some of the people
+    alone."""
     view, runs = ["question_id", "view"], {"own": beside.own, "vanilla": beside.vanilla, "oracle": beside.oracle}
     asked = {
         name: of_metric(run.items[run.items["set"] == "forget"], *LIKELIHOOD_KEY[:2]).set_index(view)
@@ -136,7 +138,7 @@ def _leakage(beside: Beside) -> pd.DataFrame:
 
 
 def _cost(beside: Beside) -> pd.DataFrame:
-    """Of training; a model that was made elsewhere says nothing of it."""
+    """The cost of training; it is not known for a model that was made elsewhere."""
     train = beside.own.train
     rows = {
         "seconds": f"{train['seconds']:,.0f}",

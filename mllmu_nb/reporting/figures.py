@@ -6,8 +6,8 @@ raises KitError, saying why, where its runs are not there. One outside the packa
 module that MLLMU_NB_EXTENSIONS names.
 
 All bars are 95 % intervals: over replicates crossed with people where there are several, which are shown as dots, else
-over people alone. What stands behind a closed gate is grey and a collapsed model has ‡ behind its
-name; lines below the figure say why.
+over people alone. A value behind a closed gate is grey, and a collapsed model has ‡ behind its name; lines below the
+figure say why.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def title(draw: Callable[..., Figure]) -> str:
 def write_all(scores: Scores, people: Sequence[Profile], folder: Path) -> list[str]:
     """Writes every figure of every group of runs into ``folder``, and the profile sheet where there are ``people``.
 
-    Returns a line a figure for ``captions.md``: its caption, or why it is not drawn.
+    Returns one line per figure for ``captions.md``: its caption, or why it is not drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [("profiles", profile_sheet, [people])] if people else []
@@ -539,9 +539,9 @@ def losses(scores: Scores) -> Figure:
 
 @plots.styled
 def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
-    """The loss of trainings, one panel a method, a line a model: the mean of its runs and a band from the lowest to the
-    highest, of one run its raw curve behind. With the ``scores`` of the runs, models that have collapsed are marked,
-    and those that differ in a parameter of a grid apart."""
+    """The loss of trainings, one panel per method, one line per model: the mean of its runs and a band from the lowest
+    to the highest, of one run its raw curve behind. With the ``scores`` of the runs, models that have collapsed are
+    marked, and those that differ in a parameter of a grid apart."""
     trained = [run for run in runs if run.train.get("losses")]
     trained = [run for run in trained if not run["after"]] or trained  # a step after trains nothing more
     if not trained:

@@ -1,4 +1,4 @@
-"""From the long frame of cells to a printed table: which cells, in which columns, and what stands below them.
+"""From the long frame of cells to a printed table: which cells it has, in which columns, and what stands below them.
 
 A cell behind a closed gate stands in brackets, a collapsed model has ‡ behind its name, and a cell without a value is
 empty and carries the letter of a footnote that says why.
@@ -87,9 +87,9 @@ def score_sheet(
     remarks: Sequence[str] = (LIMITS,),
     frame: pd.DataFrame | None = None,
 ) -> Sheet:
-    """A sheet with a row a model of ``blocks`` (heading, models), or with ``by_view`` a row a model and view, of the
-    cells that ``where``, row and column name together; ``signed`` and ``verdict`` as in :func:`cell_text`; ``marked``:
-    the best and the second best of each column of a block.
+    """A sheet with one row per model of ``blocks`` (heading, models), or with ``by_view`` one row per model and view,
+    of the cells that ``where``, row and column name together; ``signed`` and ``verdict`` as in :func:`cell_text`;
+    ``marked``: the best and the second best of each column of a block.
 
     ``scores`` are of one GROUP. Below stand ``remarks``, then what brackets and ‡ mean where there are any, how many
     people each set has, and how many runs a row pools. ``frame`` are the rows of the CSV where it holds more than what

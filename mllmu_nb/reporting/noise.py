@@ -1,12 +1,12 @@
 """Which printed gaps exceed the noise, in published figures (:func:`gaps`) and in anybody's table (:func:`audit`).
 
-Papers print a figure a method and no interval. A gap exceeds the noise where it is larger than 1.96 standard errors:
-chance alone makes such a gap in fewer than one of twenty comparisons. A study sees a true gap four times in five where
-it is ``detectable``, 2.8 errors. The error follows from the numbers of people and questions behind the figures, which
-the benchmark fixes (:func:`people_behind`), and from how alike the answers about one person are, which nobody prints: a
-``correlation`` is assumed, .1 with a range from 0 to .4. ``model_correlation`` is that of the two models' figures over
-people, 0 unless it is given: models of one vanilla agree more than that, so a paired comparison could see more.
-docs/methods.md has the formula.
+Papers print one figure per method and no interval. A gap exceeds the noise where it is larger than 1.96 standard
+errors: chance alone makes such a gap in fewer than one of twenty comparisons. A study sees a true gap four times in
+five where it is ``detectable``, 2.8 errors. The error follows from the numbers of people and questions behind the
+figures, which the benchmark fixes (:func:`people_behind`), and from how similar the answers about one person are, which
+nobody prints. So a ``correlation`` is assumed, .1 with a range from 0 to .4. ``model_correlation`` is that of the two
+models' figures over people, 0 unless it is given: models of one vanilla agree more than that, so a paired comparison
+could see more. docs/methods.md has the formula.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def detectable(
 def smallest(first: Any, second: Any, correlation: float, model_correlation: float = 0.0) -> float:
     """The smallest detectable gap of two figures, in their unit; NaN where the number of people is unknown.
 
-    A figure has ``value``, ``people``, ``questions`` (a person), ``top``, the best value of its measure, and ``sd``: a
-    standard deviation over people where it is no share of right answers, else NaN."""
+    A figure has ``value``, ``people``, ``questions`` (per person), ``top``, the best value of its measure, and ``sd``:
+    a standard deviation over people where it is no share of right answers, else NaN."""
     people = min(first.people, second.people)
     if not people >= 2:
         return nan
@@ -105,7 +105,7 @@ def smallest(first: Any, second: Any, correlation: float, model_correlation: flo
 def compare(
     figures: pd.DataFrame, by: list[str], correlations: Iterable[float], model_correlation: float = 0.0
 ) -> pd.DataFrame:
-    """Every pair of the methods that share a cell: a row a cell ``by``, pair and assumed correlation.
+    """Every pair of the methods that share a cell: one row per cell ``by``, pair and assumed correlation.
 
     ``figures`` have ``method`` and what :func:`smallest` reads. Columns: ``by``, ``first``, ``second``, ``gap`` (first
     minus second), ``people``, ``questions``, ``correlation``, ``noise`` (a gap above it exceeds it), ``detectable`` and
@@ -161,11 +161,11 @@ AUDITED = ["measure", "first", "second", "gap", "noise", "least", "most", "detec
 
 
 def read(path: Path | str) -> pd.DataFrame:
-    """A table of scores, a row a figure: ``method``, ``measure``, ``value``, and of people, questions, sd and top what
-    the file has.
+    """A table of scores, one row per figure: ``method``, ``measure``, ``value``, and, as far as the file has them,
+    people, questions, sd and top.
 
-    The file has these columns, or one a measure beside ``method``, as papers print it; empty cells are left out. Raises
-    KitError where a column is missing or a figure is no number.
+    The file has these columns, or one column per measure beside ``method``, as papers print it; empty cells are left
+    out. Raises KitError where a column is missing or a figure is no number.
     """
     try:
         # names stay as they stand: a method may be called "None" or "1"
@@ -205,7 +205,7 @@ def audit(
     correlation: float = LIKELY,
     model_correlation: float = 0.0,
 ) -> pd.DataFrame:
-    """A row a pair of methods and measure (AUDITED), in the unit of the table.
+    """One row per pair of methods and measure (AUDITED), in the unit of the table.
 
     ``people`` and ``questions`` (of each about a measure) and ``top``, a measure's best value, hold where the table has
     no column of that name, and without a number of people nothing can be said; ``sd``, a standard deviation over

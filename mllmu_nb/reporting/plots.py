@@ -212,7 +212,7 @@ def point(look: Look, larger: float = 0.0) -> dict[str, Any]:
 
 
 def dots(panel: Axes, x: ArrayLike, y: ArrayLike, colour: str) -> None:
-    """A dot a replicate, small and pale, below the mark of their mean; ``x`` or ``y`` may be one place for all."""
+    """One dot per replicate, small and pale, below the mark of their mean; ``x`` or ``y`` may be one place for all."""
     look = {"s": 5, "color": colour, "alpha": 0.45, "linewidth": 0, "zorder": 1.8, "clip_on": False}
     panel.scatter(*np.broadcast_arrays(x, y), **look)
 
@@ -278,8 +278,8 @@ def forest(
     title: str = "",
     unit: str = "",
 ) -> Figure:
-    """A mark with its interval (low, high) for every row of ``frame``: a line a value of ``y``, a panel a ``row`` and
-    ``column``.
+    """A mark with its interval (low, high) for every row of ``frame``: one line per value of ``y``, one panel per
+    ``row`` and ``column``.
 
     All but the last three are names of columns; colour, marker and filled are the look, and ``dots`` has the
     replicates' values. ``band``: half the width of a grey band around 0; ``right``: text to the right of a panel.
@@ -313,10 +313,10 @@ def forest(
 def bars(
     frame: pd.DataFrame, *, x: str, dodge: str, row: str, column: str, line: str, below: Iterable[str], title: str
 ) -> Figure:
-    """An empty bar of ``value`` with a mark and its interval (low, high) for every row of ``frame``: a group a value of
-    ``x``, in it a bar a value of ``dodge``, a panel a ``row`` and ``column``; ``line`` is the height of a dotted line,
-    NaN for none. All but ``below`` (texts at the foot) and ``title`` are names of columns; colour, marker and filled
-    are the look."""
+    """An empty bar of ``value`` with a mark and its interval (low, high) for every row of ``frame``: one group per
+    value of ``x``, in it one bar per value of ``dodge``, one panel per ``row`` and ``column``; ``line`` is the height
+    of a dotted line, NaN for none. All but ``below`` (texts at the foot) and ``title`` are names of columns; colour,
+    marker and filled are the look."""
     names, sides = _values(frame, x), _values(frame, dodge)
     figure, parts = _facets(frame, row, column, (PAGE, 3.6), below, title, sharex=True, sharey=True)
     width = 0.84 / len(sides)

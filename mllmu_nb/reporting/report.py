@@ -139,7 +139,7 @@ def paragraph(scores: Scores) -> Iterator[str | Number]:
 
 
 def write_results(scores: Scores, folder: Path, source: str) -> None:
-    """Writes ``results.md`` and ``results.tex``: a paragraph a GROUP, and a footnote a number."""
+    """Writes ``results.md`` and ``results.tex``: one paragraph per GROUP, and one footnote per number."""
     markdown, latex, notes = [f"<!-- made from {source}; do not edit -->"], [], []
     for _, group in scores.groups:
         head = f"{group_title(group)}, {replicates(group)}. By likelihood, with 95 % limits."

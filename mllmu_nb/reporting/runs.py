@@ -1,4 +1,4 @@
-"""Finished runs, read from their files and scored: what every table and figure starts from.
+"""Finished runs, read from their files and scored; every table and figure starts from them.
 
 Results are a folder with ``runs/<run id>`` (answers.parquet, train.json, draws.json, provenance.json ..) and ``people``
 (questions and facts, once for the people of a data hash). Nothing here loads a model.
@@ -71,7 +71,7 @@ class Run:
 
     @cached_property
     def items(self) -> pd.DataFrame:
-        """The answers with a column a metric."""
+        """The answers with one column per metric."""
         return item_scores(self.answers)
 
     def values(self, names: Iterable[str]) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def read_runs(results: Path) -> list[Run]:
 
 
 def which_results(scale: str) -> tuple[Path, str]:
-    """The results that are shown and how to call them: one's own where there are any, else the committed ones."""
+    """The results that are shown and their name: the user's own if there are any, else the committed ones."""
     own = paths.results(scale)
     if any(paths.runs(own).glob(f"*/{RECORD}")):
         return own, OWN
@@ -157,8 +157,8 @@ def which_results(scale: str) -> tuple[Path, str]:
 
 
 def made_of(records: Iterable[dict]) -> str:
-    """What runs with these records are about, the same for all that may stand beside one another: people, base model,
-    and how vanilla was taught."""
+    """What runs with these records are about: people, base model, and how vanilla was taught. It is the same for all
+    runs that may be compared."""
     records = list(records)
     marks = {"people": [record["data_hash"] for record in records]}
     marks |= {"base": [record["base_hash"] for record in records], "vanilla": list(map(taught_by, records))}
@@ -174,7 +174,8 @@ def varied(runs: Sequence[Run]) -> list[str]:
 
 
 def items_of(runs: Sequence[Run], by: Sequence[str] | None = None) -> pd.DataFrame:
-    """The answers of runs, scored: one row an answer, a column a metric and each parameter ``by`` (`varied` ones)."""
+    """The answers of runs, scored: one row per answer, one column per metric and per parameter ``by`` (`varied`
+    ones)."""
     by = varied(runs) if by is None else by
     asked = [(run, rows) for run in runs for rows in (run.answers, run.utility) if rows is not None]
     return item_scores(pd.concat([rows.assign(**run.values(by)) for run, rows in asked], ignore_index=True))
@@ -199,7 +200,7 @@ class Scores:
 
     @classmethod
     def of(cls, runs: Sequence[Run]) -> Scores:
-        # by value and not by id: the draws of a bootstrap follow the order of the people
+        # by value and not by id: the draws of a bootstrap depend on the order of the people
         runs = _in_order(runs)
         by = varied(runs)
         items = items_of(runs, by)
@@ -231,7 +232,7 @@ class Scores:
 
     @cached_property
     def groups(self) -> list[tuple[tuple, Scores]]:
-        """The same, apart for each base model (the paper's first, then by name), protocol and forget ratio."""
+        """The same, separately for each base model (the paper's first, then by name), protocol and forget ratio."""
         groups, first = [], Config.model_fields["base_model"].default
         keys = {tuple(run[column] for column in GROUP) for run in self.runs}
         for key in sorted(keys, key=lambda key: (key[0] != first, key)):
@@ -276,7 +277,7 @@ class Scores:
         return unsound(self.judged, self.by)
 
     def mark(self, model: tuple) -> str:
-        """What stands behind the name of a model that is not sound, with a blank before it."""
+        """The sign after the name of a model that is not sound, with a blank before it."""
         bad = self.unsound.get((*self.group.values(), *model))
         return "" if bad is None else f" {COLLAPSED}" + f" {bad.count} of {bad.runs}" * (bad.runs > 1)
 
@@ -318,7 +319,7 @@ def _code_of_metrics() -> list[Any]:
 
 
 def run_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """The table of runs that lies beside them: what each id stands for, with every parameter that varies."""
+    """The table of runs that is written beside them: what each id stands for, with every parameter that varies."""
     table = pd.DataFrame([{**run.parameters, **columns_of(run.record)} for run in runs]).drop(columns="settings")
     varying = [name for name in table if table[name].map(repr).nunique() > 1]
     return table[list(dict.fromkeys([*RUN, *SEEDS, *varying]))]

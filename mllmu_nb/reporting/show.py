@@ -1,4 +1,4 @@
-"""What more than one notebook shows: pictures, small tables and answers, made from the files of runs or from people.
+"""Pictures, small tables and answers that more than one notebook shows, made from the files of runs or from people.
 
 Nothing here depends on when or where it is made, so a notebook that is executed again keeps its outputs. What a model
 wrote is escaped: it is shown as text and never run as markup.
@@ -132,7 +132,8 @@ def _img(alt: str, data: bytes, width: int) -> str:
 
 
 def recipe(config: Config) -> HTML:
-    """How the model of a configuration is trained, and who says so: a number and its source a row."""
+    """How the model of a configuration is trained, with the source of every number: one number and its source per
+    row."""
     kind, known = "unlearning" if config.trains else "training", sources(config)
     rows = {name: (str(value), known[f"{kind}.{name}"]) for name, value in getattr(config, kind).numbers().items()}
     rows |= {name: (str(value), known[f"unlearning.{name}"]) for name, value in config.settings.items()}
@@ -182,9 +183,9 @@ def answers(people: Population, some: Sequence[Run]) -> HTML:
 @plots.styled
 def four_sets(some: Sequence[Run]) -> Figure:
     """A good method brings Forget and Test down to the oracle, and nothing else. Bars of several runs on the four sets:
-    a row a view, a column a metric, 95 % intervals over people, in per cent.
+    one row per view, one column per metric, 95 % intervals over people, in per cent.
 
-    Hollow is of models unlearned on text only; the dotted line of a choice among four is chance. Where vanilla
+    Hollow bars are of models unlearned on text only; the dotted line of a choice among four is chance. Where vanilla
     and the oracle are among the runs, forget and test bars of a metric whose gate is closed are grey.
     """
     scores, wanted = _scores(some), [by_key()[key] for key in BARS]
@@ -234,7 +235,7 @@ def changes(some: Sequence[Run]) -> pd.DataFrame:
 
 def known(some: Sequence[Run]) -> pd.DataFrame:
     """What each model answers rightly: per cent with 95 % limits (over people, and over replicates where there are
-    several), a row a model, set and way of asking, a column a task."""
+    several), one row per model, set and way of asking, one column per task."""
     cells = figures.rows(_scores(some), [by_key()[key] for key in KNOWN], list(SETS), list(VIEWS), percent=True)
     ends = cells[["value", "low", "high"]].to_numpy(float)
     limits = [f"{value:.0f} [{low:.0f}, {high:.0f}]" for value, low, high in ends]

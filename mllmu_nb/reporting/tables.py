@@ -115,8 +115,8 @@ def _score_metrics(scores: Scores) -> list[Metric]:
 
 @table("table1_data")
 def data_table(scores: Scores) -> Iterator[Sheet]:
-    """Table 1: people, portraits and questions of each set, as a run's record counts them (one portrait a person). A
-    sheet for each number of people that a grid goes over."""
+    """Table 1: people, portraits and questions of each set, as a run's record counts them (one portrait per person).
+    There is one sheet per number of people that a grid goes over."""
     records: dict[int, dict] = {}
     for run in scores.runs:
         records.setdefault(run.record["people"]["fictitious"], run.record)
@@ -179,8 +179,8 @@ def cost_table(scores: Scores) -> Iterator[Sheet]:
 
 @table("table2_main")
 def main_table(scores: Scores) -> Iterator[Sheet]:
-    """Table 2: a row a method and a block a trained modality; four sets and the main metrics, and utility, views
-    pooled."""
+    """Table 2: one row per method and one block per trained modality; four sets and the main metrics, and utility,
+    views pooled."""
     pairs = [(name, one) for name, one in product(SETS, metrics(main=True)) if name in one.sets]
     columns = [column(one, f"{one.label} {one.goal(s)}".strip(), s.capitalize(), set=s) for s, one in pairs]
     scale, useful = scores.runs[0]["scale"], registry.by_key()[utility.UTILITY_KEY]
@@ -202,7 +202,7 @@ MARKS = (
 
 @table("table2_paper", together="Unlearning in the layout of the paper's Table 2, views pooled")
 def paper_table(scores: Scores) -> Iterator[Sheet]:
-    """Table 2 as in the paper: blocks by base model and forget ratio, a row a method, four measures a set."""
+    """Table 2 as in the paper: blocks by base model and forget ratio, one row per method, four measures per set."""
     shown = [replace(one, digits=one.digits - 1) for one in metrics(main=True)]
     yield _main_text(scores, "paper", [(s, one) for s in SETS for one in shown if one.scoring != "likelihood"])
 
@@ -217,8 +217,8 @@ def compact_table(scores: Scores) -> Iterator[Sheet]:
 
 
 def _main_text(scores: Scores, label: str, pairs: Sequence[tuple[str, Metric]]) -> Sheet:
-    """A sheet to be joined with those of other runs: a column a set and metric, and a block a trained modality that
-    says of which runs it is."""
+    """A sheet to be joined with those of other runs: one column per set and metric, and one block per trained modality
+    that says which runs it is from."""
     columns = [column(one, f"{one.label} {one.goal(s)}".strip(), s.capitalize(), set=s) for s, one in pairs]
     runs = f"{scores.runs[0].base_label}, forget {scores.group['forget_ratio']} %"
     runs += "" if scores.group["protocol"] == "clean" else f", {scores.group['protocol']} protocol"
@@ -229,7 +229,7 @@ def _main_text(scores: Scores, label: str, pairs: Sequence[tuple[str, Metric]]) 
 
 @table("table2_by_view")
 def by_view_table(scores: Scores) -> Iterator[Sheet]:
-    """Everything: a sheet a set, two rows a method (asked with the image, asked in text) and all metrics."""
+    """Everything: one sheet per set, two rows per method (asked with the image, asked in text) and all metrics."""
     shown, rows = _score_metrics(scores), paper_rows(scores)
     for name in SETS:
         columns = [column(one) for one in shown if name in one.sets]
@@ -239,8 +239,8 @@ def by_view_table(scores: Scores) -> Iterator[Sheet]:
 
 @table("table_oracle_gap")
 def oracle_gap_table(scores: Scores) -> Iterator[Sheet]:
-    """Method minus oracle in every metric, two-sided: below the oracle is as wrong as above it. A sheet a set, views
-    pooled; the CSV has them apart as well."""
+    """Method minus oracle in every metric, two-sided: below the oracle is as wrong as above it. There is one sheet per
+    set, with the views pooled; the CSV also has them separately."""
     shown, rows = _score_metrics(scores), all_rows(scores, ("base", "oracle"))
     title = "Gap to the oracle (margin 10 points, 0.1 of ROUGE and BLEU, 1 point of factuality), {} set, views pooled"
     remarks = [f"Method minus oracle, question by question; {LIMITS} {SIGNS}"]
@@ -254,8 +254,8 @@ def oracle_gap_table(scores: Scores) -> Iterator[Sheet]:
 
 @table("table_gate")
 def gate_table(scores: Scores) -> Iterator[Sheet]:
-    """Which metrics can show forgetting: vanilla minus oracle on the forget set, a row a metric, a column a view, and a
-    block a vanilla model where a grid makes several."""
+    """Which metrics can show forgetting: vanilla minus oracle on the forget set, one row per metric, one column per
+    view, and one block per vanilla model where a grid makes several."""
     shown = [one for one in _score_metrics(scores) if one.knowledge]
     where = {"method": "vanilla", "after": "", "against": "oracle", "set": "forget", "view": ANY_VIEW}
     frame = select(scores, shown, **where)
@@ -288,7 +288,7 @@ def gate_table(scores: Scores) -> Iterator[Sheet]:
 
 @table("table_health")
 def health_table(scores: Scores) -> Iterator[Sheet]:
-    """What kind of answer a free answer is: a sheet a set, two rows a method (by view), a column a state."""
+    """What kind of answer a free answer is: one sheet per set, two rows per method (by view), one column per state."""
     states, rows = metrics(table="health"), all_rows(scores)
     columns = [column(one) for one in states]
     measured = scores.items["fluency"].notna().groupby(scores.items["run"]).any()
@@ -304,7 +304,7 @@ def health_table(scores: Scores) -> Iterator[Sheet]:
 
 @table("table_judge")
 def judge_table(scores: Scores) -> Iterator[Sheet]:
-    """How far the rubric's factuality and a judge's grades agree, a row a set."""
+    """How far the rubric's factuality and a judge's grades agree, one row per set."""
     free = scores.items[scores.items["task"] == "generation"]
     rows, frame = [], []
     for name in (*SETS, "all"):
@@ -489,8 +489,8 @@ def variance_table(scores: Scores) -> Iterator[Sheet]:
 
 
 def sources(runs: pd.DataFrame) -> pd.DataFrame:
-    """How far each source moves an unlearned model's score: a row a set (forget, retain), main metric and ``factor``
-    (people, or one of SOURCES that varies) as :func:`~mllmu_nb.statistics.variance.variance_split` has it.
+    """How far each source moves an unlearned model's score: one row per set (forget, retain), main metric and
+    ``factor`` (people, or one of SOURCES that varies) as :func:`~mllmu_nb.statistics.variance.variance_split` has it.
 
     ``runs`` as from ``Scores.run_scores``, of one GROUP, with a column ``model``, what is the same in all that a source
     is to move; a column ``bits`` says which were computed otherwise.

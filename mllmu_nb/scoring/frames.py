@@ -59,7 +59,7 @@ def of_metric(items: pd.DataFrame, task: str, scoring: str) -> pd.DataFrame:
 
 
 def people_frames(known: Population) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A row a question, as ``plain`` or as the ``test`` set asks it; and a row a fact."""
+    """One row per question, as ``plain`` or as the ``test`` set asks it; and one row per fact."""
     questions = [
         {
             "version": version,

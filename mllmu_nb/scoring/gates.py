@@ -1,4 +1,4 @@
-"""The memorisation gate: a score says something about forgetting only where there was something to forget.
+"""The memorisation gate: a score says something about forgetting only if there was something to forget.
 
 docs/scoring.md ("Gates") says when a gate is open.
 """
@@ -18,8 +18,8 @@ AT = [*KEY, "view"]
 
 
 def gates(cells: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """The gates that ``cells`` make: a row a vanilla model (GROUP and the parameters ``by``), task, scoring, metric and
-    view, with the difference behind it.
+    """The gates that ``cells`` make: one row per vanilla model (GROUP and the parameters ``by``), task, scoring, metric
+    and view, with the difference behind it.
 
     Columns GROUP, ``by``, AT, value, low, high, n_items, n_profiles, ``gate`` (open, closed).
     """
@@ -34,8 +34,8 @@ def gates(cells: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def opened(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """In how many replicates a gate is open by itself, the interval being over that replicate's people: a row a GROUP,
-    ``by`` and AT, with ``open_in`` and ``of``. ``items`` are scored; metrics of sentences have no row."""
+    """In how many replicates a gate is open by itself, the interval being over that replicate's people: one row per
+    GROUP, ``by`` and AT, with ``open_in`` and ``of``. ``items`` are scored; metrics of sentences have no row."""
     asked = items[items["set"] == "forget"].assign(person=persons)
     at, rows = [*GROUP, *by, *AT], []
     for one in metrics(main=True):
@@ -49,10 +49,10 @@ def opened(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def with_gate(rows: pd.DataFrame, known: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """``rows`` (a row a GROUP, ``by``, set, task, view, scoring and metric) with the ``gate`` that ``known`` have.
+    """``rows`` (one row per GROUP, ``by``, set, task, view, scoring and metric) with the ``gate`` that ``known`` have.
 
-    "" for the sets whose score is to stay, and where vanilla or the oracle has no such answers. What compares the two
-    views has a closed gate where one of them has.
+    "" for the sets whose score is to stay, and where vanilla or the oracle has no such answers. A comparison of the two
+    views has a closed gate if one of the views has.
     """
     # a parameter in which vanilla models do not differ, such as a rate of unlearning, makes no gate of its own
     vanilla = [*GROUP, *(name for name in by if known[name].nunique() > 1)]

@@ -90,7 +90,7 @@ def _unlikely(free: pd.DataFrame) -> pd.Series:
 
 
 def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Which models have collapsed or refuse everybody: a row a model (GROUP, MODEL, ``by``) and run, with its DRAW.
+    """Which models have collapsed or refuse everybody: one row per model (GROUP, MODEL, ``by``) and run, with its DRAW.
 
     ``items`` are scored. Columns ``collapsed``, ``refuses`` and ``why`` ("" for a sound one).
     """

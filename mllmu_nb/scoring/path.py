@@ -111,7 +111,7 @@ def crossings(closed: np.ndarray, levels: Sequence[float]) -> np.ndarray:
 
 
 def kept_by_person(points: pd.DataFrame, closed_in: str = "trained", by: Sequence[str] = ()) -> pd.DataFrame:
-    """What each run keeps of each person where equally much is forgotten: a row a run, ``place`` (a share of
+    """What each run keeps of each person where equally much is forgotten: one row per run, ``place`` (a share of
     :data:`LEVELS`, or AREA), ``what`` (a name of READ, or KEPT), ``set`` and person, with ``value``: NaN where the
     place is never reached."""
     runs, parts = points.drop_duplicates("run").set_index("run"), []
@@ -130,7 +130,8 @@ def kept_by_person(points: pd.DataFrame, closed_in: str = "trained", by: Sequenc
 
 
 def kept(of_people: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows of :func:`kept_by_person` as means with their intervals: a row a GROUP, MODEL, ``by``, place and what.
+    """The rows of :func:`kept_by_person` as means with their intervals: one row per GROUP, MODEL, ``by``, place and
+    what.
 
     Columns value, low, high, n_profiles, n_replicates (those that reach the place), ``of`` (all), and ``dots``, the
     value of each replicate. No value where no replicate gets there, and no limits where one of several does: an
@@ -162,7 +163,8 @@ def _mean_of_sets(values: np.ndarray, sets: np.ndarray, people: np.ndarray, repl
     # of one replicate, over people
     estimate = crossed(residual, people, replicates if len(units) > 1 else people) if np.ptp(people) else None
     if estimate is None or estimate.variance < SAME**2 or not 0 < row["value"] < 1:
-        # that of the mean of all, which is another one where sets are of several sizes: it holds the value at least
+        # the interval of the mean of all, which is another mean if sets have different sizes: it contains the value at
+        # least
         alone = interval(np.clip(values, 0, 1), people)
         return row | {"low": min(alone.low, row["value"]), "high": max(alone.high, row["value"])}
     return row | dict(zip(("low", "high"), limits(estimate._replace(mean=row["value"])), strict=True))
@@ -179,9 +181,9 @@ def _of_sets(values: np.ndarray, sets: np.ndarray) -> tuple[float, np.ndarray]:
 def between_modalities(
     of_people: pd.DataFrame, names: Sequence[str], places: Sequence[float], by: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Text only minus image + text where the same share of the gap is closed: a row a GROUP, ``by``, place, what and
-    method on the replicates in which both get there, and one of all methods together (``all``): of those that get there
-    in more than half of the replicates, on the replicates in which all of these do.
+    """Text only minus image + text where the same share of the gap is closed: one row per GROUP, ``by``, place, what
+    and method on the replicates in which both get there, and one for all methods together (``all``): for those that get
+    there in more than half of the replicates, on the replicates in which all of these do.
 
     ``of_people`` as from :func:`kept_by_person`, closed in both views. Columns unimodal, multimodal, value, low, high,
     n_profiles, n_replicates; no row where they have no replicate in common, and no limits where they have one of
@@ -221,8 +223,9 @@ def _often_reached(pairs: pd.DataFrame, replicates: int) -> pd.DataFrame:
 
 
 def edges(points: pd.DataFrame, lengths: Mapping[str, int], by: Sequence[str] = ()) -> pd.DataFrame:
-    """How near to an edge a method is stopped: what a fifth fewer or more steps would have changed of the likelihood
-    about the forget people, in the view that was trained. A row a GROUP, MODEL, ``by`` and ``times`` (NEARBY).
+    """How near to an edge a method is stopped: how much a fifth fewer or more steps would have changed the likelihood
+    score about the forget people, in the view that was trained. One row per GROUP, MODEL, ``by`` and ``times``
+    (NEARBY).
 
     ``points`` as from :func:`by_person`; ``lengths``: run → its steps. Columns value, low, high (from -1 to 1),
     n_profiles, n_replicates; NaN where a path does not go so far, as where the rate falls to 0. Linear between points.

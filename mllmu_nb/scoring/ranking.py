@@ -27,10 +27,10 @@ RANKED, UNSOUND, NEVER, FEWER, BEHIND_GATE = "ranked", "unsound", "never gets th
 
 
 class Ranking(NamedTuple):
-    """``methods``: a row a GROUP, ``trained`` modality and model, with what it keeps where half the gap is closed
+    """``methods``: one row per GROUP, ``trained`` modality and model, with what it keeps where half the gap is closed
     (``value``, ``low``, ``high``, ``dots``, ``n_replicates`` of ``of`` that get there), ``standing``, ``place``,
-    ``group`` (letters) and ``note``. ``pairs``: a row a comparison of two models ``a`` and ``b`` (MODEL as tuples) with
-    ``p``, ``p_holm`` and ``apart``. ``refused``: GROUP → why."""
+    ``group`` (letters) and ``note``. ``pairs``: one row per comparison of two models ``a`` and ``b`` (MODEL as tuples)
+    with ``p``, ``p_holm`` and ``apart``. ``refused``: GROUP → why."""
 
     methods: pd.DataFrame
     pairs: pd.DataFrame

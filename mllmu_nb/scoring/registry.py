@@ -21,7 +21,7 @@ TASKS = {"classification": "multiple choice", "generation": "generation", "cloze
 TABLES = ("scores", "health", "quality")
 PER = ("answer", "model", "pair")
 DOWN, LIKE_ORACLE, UP = "↓", "→", "↑"
-FORGOTTEN = ("forget", "test")  # sets on which knowledge is to go; it is to stay on the others
+FORGOTTEN = ("forget", "test")  # sets on which knowledge should go; it should stay on the others
 METRICS = Registry("metric")
 LABELS: dict[str, tuple[str, str, str]] = {}  # printed → the key of the metric that has it
 
@@ -78,7 +78,7 @@ class Metric:
         return self.label.replace(" %", ", points")
 
     def goal(self, set_name: str) -> str:
-        """Where a good method goes on a set: → to the oracle's value where knowledge is to go, ↑ or ↓ where it is to
+        """The direction of a good method on a set: → to the oracle's value if knowledge should go, ↑ or ↓ if it should
         stay, "" for a metric that shows no knowledge."""
         if not self.knowledge:
             return ""

@@ -1,4 +1,4 @@
-"""Answers → scores: one value an answer, one row a run and cell, and the one long frame that all tables are made of."""
+"""Answers → scores: one value per answer, one row per run and cell, and the one long frame of all tables."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ NOT_ASKED = "The model was not asked these questions."
 
 
 def item_scores(items: pd.DataFrame) -> pd.DataFrame:
-    """``items`` (any number of runs, see :mod:`~mllmu_nb.scoring.frames`) with a column a metric, NaN where an answer
-    has none. Of a question asked in several orders of its options the row of order 0 is kept. Answers without a column
-    ``run``, such as those of a model that was just asked, count as one run's."""
+    """``items`` (any number of runs, see :mod:`~mllmu_nb.scoring.frames`) with one column per metric, NaN where an
+    answer has none. Of a question asked in several orders of its options the row of order 0 is kept. Answers without a
+    column ``run``, such as those of a model that was just asked, count as one run's."""
     items = items.reset_index(drop=True)
     items = items.assign(**{column: "" for column in ("run", "taught") if column not in items})
     scored = _scored(items, [one for one in metrics(per="answer") if one.task != TAUGHT])
@@ -55,7 +55,7 @@ def item_scores(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def sentence_scores(sentences: pd.DataFrame) -> pd.DataFrame:
-    """``sentences`` (any number of runs) with a column a metric of sentences, and set, task and scoring."""
+    """``sentences`` (any number of runs) with one column per metric of sentences, and set, task and scoring."""
     sentences = sentences.assign(set=sentences["member"], task=TAUGHT, scoring="").reset_index(drop=True)
     sentences = sentences if "taught" in sentences else sentences.assign(taught="")
     scored = _scored(sentences, metrics(per="answer", task=TAUGHT))
@@ -72,7 +72,7 @@ def _scored(rows: pd.DataFrame, wanted: Sequence[Metric]) -> pd.DataFrame:
 
 
 def run_scores(items: pd.DataFrame, known: pd.DataFrame | None = None, by: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows of ``scores.csv`` from scored ``items``: one a run, set, task, view, scoring and metric.
+    """The rows of ``scores.csv`` from scored ``items``: one per run, set, task, view, scoring and metric.
 
     Columns RUN_KEYS, ``by``, CELL, metric, value, low, high, n_items, n_profiles, and with ``known`` gates
     (:func:`gates.gates` of the cells) ``gate``. View ``both`` pools the two views. A metric that no answer of a cell
@@ -121,7 +121,7 @@ def _by_task(wanted: Sequence[Metric]) -> list[tuple[str, str, list[Metric]]]:
 
 
 def _of_answers(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, key: list[str]) -> pd.DataFrame:
-    """Metrics with one value a row: a level and differences for every model, set and view, or a note why not."""
+    """Metrics with one value per row: a level and differences for every model, set and view, or a note why not."""
     values, grid = [], []
     for against in ("", *REFERENCES):
         shown = [one for one in wanted if one.is_compared or not against]
@@ -203,7 +203,8 @@ def _across_views(items: pd.DataFrame, key: list[str]) -> list[dict]:
 
 
 def paired_facts(items: pd.DataFrame, metric: Metric) -> pd.DataFrame:
-    """One row a fact that a run asked in both views, with the two scores in the columns ``image_text`` and ``text``."""
+    """One row per fact that a run asked in both views, with the two scores in the columns ``image_text`` and
+    ``text``."""
     asked = of_metric(items, metric.task, metric.scoring)
     asked = asked.assign(number=asked["question_id"].str.rsplit("/", n=1).str[-1], score=asked[metric.column])
     asked = asked.dropna(subset=["score"])

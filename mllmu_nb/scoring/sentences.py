@@ -1,4 +1,4 @@
-"""Forget quality by taught sentences: nothing is asked, it is measured how likely a model finds what it was taught.
+"""Forget quality by taught sentences: no question is asked; the metrics say how likely a model finds the sentences.
 
 docs/scoring.md ("Taught sentences") defines exact memorisation, extraction strength and the membership attacks.
 """

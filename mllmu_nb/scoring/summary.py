@@ -1,4 +1,4 @@
-"""From one value an answer to one value a cell: means and paired differences with their intervals."""
+"""From one value per answer to one value per cell: means and paired differences with their intervals."""
 
 from __future__ import annotations
 

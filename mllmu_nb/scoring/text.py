@@ -61,7 +61,7 @@ def factuality(items: pd.DataFrame) -> pd.Series:
 
 @metric("over_refusal", label="Refused %", sets=("retain", "celebrity"), knowledge=0, **FREE)
 def over_refusal(items: pd.DataFrame) -> pd.Series:
-    """Whether a question about somebody who was to be kept is refused."""
+    """Whether a question about somebody who should be kept is refused."""
     return (states(items) == "refusal").astype(float)
 
 

@@ -1,8 +1,8 @@
 """Intervals of a model over people, and of a method over replicates crossed with people.
 
-Answers about one person are correlated, so people vary, not items; models of one replicate share its forget set and
-training, so of a method replicates vary as well. All are at 95 %. docs/scoring.md ("Intervals") says which interval is
-used where, and how well they cover.
+Answers about one person are correlated, so the units that vary are people, not items. Models of one replicate share its
+forget set and training, so for a method replicates vary as well. All intervals are at 95 %. docs/scoring.md
+("Intervals") says which interval is used where, and how well they cover.
 """
 
 from __future__ import annotations
@@ -134,9 +134,9 @@ def crossed(values, profiles, replicates) -> Crossed:
     """The mean of finite ``values`` [items] and its variance where replicates are drawn anew, and people too.
 
     A person is known by ``profiles`` and may recur in every replicate (retain people) or stand in one (forget people).
-    The variance is that between replicates, and where people recur also that between people, less what the pairs of the
-    two make by themselves, which both hold; degrees of freedom by Satterthwaite. (Two crossed random factors: Searle,
-    Casella and McCulloch 1992, in the linearised form of Cameron, Gelbach and Miller 2011.)
+    The variance is that between replicates and, if people recur, also that between people, minus the variance over
+    (replicate, person) pairs, which both contain; the degrees of freedom are Satterthwaite's. (Two crossed random
+    factors: Searle, Casella and McCulloch 1992, in the linearised form of Cameron, Gelbach and Miller 2011.)
     """
     values, total = np.asarray(values, float), len(values)
     row, column = pd.factorize(np.asarray(replicates))[0], pd.factorize(np.asarray(profiles))[0]
@@ -147,7 +147,7 @@ def crossed(values, profiles, replicates) -> Crossed:
     has_items = counts > 0
     several, pairs = shape[0] - 1, has_items.sum()
     between = shape[0] / several * (sums.sum(1) ** 2).sum() / total**2
-    if pairs - sum(shape) + 1 <= 0:  # nobody recurs, or hardly anybody: people are part of their replicate
+    if pairs - sum(shape) + 1 <= 0:  # (almost) nobody recurs: people are part of their replicate
         return Crossed(float(values.mean()), float(between), several)
     means = np.divide(sums, counts, out=np.zeros(shape), where=has_items)
     own = [means.sum(axis, keepdims=True) / has_items.sum(axis, keepdims=True) for axis in (0, 1)]
@@ -180,7 +180,7 @@ def standard_errors(low, high, people) -> np.ndarray:
 
 
 def paired_p(a, b, profiles, replicates=None) -> float:
-    """Two-sided p of no mean difference between two models, arguments as in :func:`paired_difference`.
+    """Two-sided p for no mean difference between two models; the arguments are those of :func:`paired_difference`.
 
     Student's t of the people's differences, weighted by their items, or of replicates crossed with people; a sign-flip
     test where all people differ alike. NaN where no item is common.

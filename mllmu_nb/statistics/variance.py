@@ -16,7 +16,7 @@ from mllmu_nb.statistics.intervals import ENDS
 def variance_split(table: pd.DataFrame, factors: Sequence[str], value: str = "value", se: str = "") -> pd.DataFrame:
     """How much of the variance of one score each factor makes; see docs/scoring.md ("Variance components").
 
-    ``table`` has a row a run; ``se`` is the column of a value's standard error as far as levels do not share it.
+    ``table`` has one row per run; ``se`` is the column of a value's standard error as far as levels do not share it.
     Columns: factor, levels, variance, sd, and the 95 % limits of the variance, low and high; NaN for a factor that
     never varies alone. Raises KitError when two rows agree in every factor. Source: Searle, Casella and McCulloch 1992.
     """

@@ -1,4 +1,4 @@
-"""What each piece of the released code changes: the canonical methods, and variants with one piece of it in each.
+"""What each piece of the released code changes: the canonical methods, and variants that each have one piece of it.
 
 A grid of ordinary runs, each one unlearning; vanilla, people, learning rate, length and hyper-parameters are those of
 the canonical method. Label modes differ in unlearning alone: vanilla was taught its answers. The runs lie in
@@ -153,7 +153,7 @@ def changes(runs: Sequence[Run]) -> pd.DataFrame:
     """Each variant minus the canonical method, question by question, pooled over the replicates, each model asked in
     the view that it was trained on.
 
-    A row a method, variant, modality, set and measure: ``canonical`` and ``released`` are the two means, ``value``
+    One row per method, variant, modality, set and measure: ``canonical`` and ``released`` are the two means, ``value``
     their difference with its 95 % interval ``low`` to ``high``, over people or, of several replicates, over these
     crossed with people, all from -1 to 1; ``n_items``, ``n_profiles``, ``n_replicates``, and ``verdict``: lower or
     higher where the interval excludes 0.
@@ -175,8 +175,8 @@ def changes(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def change_table(runs: Sequence[Run]) -> Sheet:
-    """:func:`changes`, a row a piece and a block a modality; ``26 → 31 (−2 to 12)`` is the canonical score, the other
-    one and the interval of their difference."""
+    """:func:`changes`, with one row per piece and one block per modality; ``26 → 31 (−2 to 12)`` is the canonical
+    score, the other one and the interval of their difference."""
     frame, asked = changes(runs), list(product(SETS, MEASURES))
     known, models = rows_by(frame, KEYS), rows_by(frame, KEYS[:3])
 

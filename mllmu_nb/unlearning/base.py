@@ -1,4 +1,4 @@
-"""What an unlearning method is made of: scored batches, a loss that yields its terms, and what it declares.
+"""The parts of an unlearning method: scored batches, a loss that yields its terms, and its declarations.
 
 A method sees logits, labels and hidden states, never a model, a tokenizer or a file.
 """
@@ -25,14 +25,14 @@ REFERENCE_MODELS = ("vanilla", "retain_epoch")
 RATE_FALLS = ("step", "epoch")  # when the schedule of a learning rate goes on
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 SETS = ("forget", "retain")  # of people, that a stream can draw from
-# Who says so, in the recipes of the methods here.
+# The source, in the recipes of the methods here.
 RULE = "chosen on the miniature, with another data seed: the steps after which half of the gap to the oracle is closed"
 RELEASED = "MLLMU-Bench's code and README"
 AUTHOR = "MLLMU-Bench, the author in issue 12"
 
 
 class _Answers:
-    """What every batch of answers can say, from ``log_probs`` [B, T] and ``labels`` [B, T]."""
+    """What every batch of answers can compute from ``log_probs`` [B, T] and ``labels`` [B, T]."""
 
     log_probs: Any
     labels: Tensor
@@ -60,8 +60,8 @@ class _Answers:
 
     @cached_property
     def token_nll(self) -> Tensor:
-        """Nats per supervised token (a scalar), every token of the batch alike: the loss of fine-tuning. Of a piece,
-        such that the pieces' mean, each weighted by its rows, is that of the batch."""
+        """Nats per supervised token (a scalar), with every token of the batch weighted alike: the loss of fine-tuning.
+        For a piece it is scaled so that the mean of the pieces, each weighted by its rows, is that of the batch."""
         tokens = self.counts.sum() if self.per_row is None else self.per_row * len(self.labels)
         return -self.log_probs.sum() / tokens
 
@@ -88,7 +88,7 @@ class Scored(_Answers):
 
 @dataclass(frozen=True)
 class ReferenceLogProbs(_Answers):
-    """What was stored of a model that is no longer in memory: ``log_probs`` [B, T] as in :class:`Scored`."""
+    """The stored output of a model that is no longer in memory: ``log_probs`` [B, T] as in :class:`Scored`."""
 
     log_probs: Tensor
     labels: Tensor
@@ -179,13 +179,12 @@ class Needs:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one model is trained; None is filled in from the preset of the scale. Of ``steps`` and ``epochs`` one is
-    0."""
+    """How one model is trained; None is filled in from the preset of the scale. Either ``steps`` or ``epochs`` is 0."""
 
     lr: float | None = None
     steps: int | None = None  # optimizer steps
     epochs: float | None = None  # or passes over the forget set (fine-tuning: over everything)
-    batch_size: int | None = None  # conversations a step
+    batch_size: int | None = None  # conversations per step
     schedule: str | None = None  # of the learning rate: constant, linear, cosine or plateau (which falls late)
     warmup: float | None = None  # share of the steps
     weight_decay: float | None = None
@@ -223,7 +222,7 @@ class Method:
     colour: ClassVar[str] = "#332288"  # in figures
     marker: ClassVar[str] = "h"
     order: ClassVar[int] = 50  # place among the methods in tables
-    # What one step draws: names of sets, or name → stream, which is what it is in the end. The first sets the length
+    # What one step draws: names of sets, or name → stream, into which names are turned. The first one sets the length
     # of an epoch, and () is a method that trains nothing.
     streams: ClassVar[Any] = ("forget",)
     needs: ClassVar[Needs] = Needs()
@@ -235,8 +234,8 @@ class Method:
     recipes: ClassVar[Mapping[Any, Recipe]] = {}  # by scale or (scale, modality)
 
     def loss(self, step: Step) -> Iterator[tuple[str, Tensor]]:
-        """Yields (name, term); the loss is their sum. Each is back-propagated before the next one is made, so all that
-        reads one batch is one term."""
+        """Yields (name, term); the loss is their sum. Each is back-propagated before the next one is made, so
+        everything that reads one batch must be one term."""
         raise NotImplementedError(f"{self.name} has no loss")
 
     # Hooks of the loop; parameters: name → those that train, with their gradients.

@@ -34,7 +34,7 @@ class UpstreamGradientDifference(Method):
     name, variant, label, colour, marker, order = "grad_diff", "upstream", "Grad. Diff.", "#0072B2", "^", 20
     streams = ("forget", "retain")
     passes = (("forget",), ("retain",))
-    rate_falls = "epoch"  # the schedule counts batches but goes on once an epoch, so the rate hardly falls
+    rate_falls = "epoch"  # the schedule counts batches but moves on once per epoch, so the rate hardly falls
     recipes = dict.fromkeys(("miniature", "paper"), Recipe(epochs=1, source=RELEASED))
 
     def loss(self, step):

@@ -35,7 +35,7 @@ class UpstreamKLMinimization(KLMinimization):
 
     variant = "upstream"
     passes = (("forget",), ("retain",))
-    rate_falls = "epoch"  # the schedule counts batches but goes on once an epoch, so the rate hardly falls
+    rate_falls = "epoch"  # the schedule counts batches but moves on once per epoch, so the rate hardly falls
     needs = Needs(reference=("retain",), everywhere=("retain",))
     recipes = dict.fromkeys(("miniature", "paper"), Recipe(epochs=3, source=AUTHOR))
 

@@ -1,4 +1,4 @@
-"""The weights of the language model rounded to a few levels a row, as a toy of quantisation."""
+"""The weights of the language model rounded to a few levels per row, as a toy version of quantisation."""
 
 import torch
 

@@ -9,8 +9,8 @@ Four stages, all seeded:
    that are dropped afterwards;
 3. connector and language model are trained on the mixture by ``SCHEDULE``, at first with the auxiliary loss of
    ``guidance.py``;
-4. ``--more`` steps on the last mixture from ``MORE_HEIGHT`` of the learning rate down: so many people are not learnt
-   before the rate falls, and a rate that stays high keeps little. ``--resume`` starts here, from an exported folder.
+4. ``--more`` steps on the last mixture from ``MORE_HEIGHT`` of the learning rate down: so many people are learnt only
+   when the rate falls, and a rate that stays high keeps little. ``--resume`` starts here, from an exported folder.
 
 It computes in bfloat16 and does without the CPU settings that make runs of the package repeatable elsewhere (they slow
 bfloat16 products down 200 times): an hour on a CPU with AVX-512 BF16 or AMX, many hours on others. So the same seed
@@ -54,7 +54,7 @@ MORE = 3000
 MORE_HEIGHT = 0.5
 TOWER_STEPS = 2000
 SAVE_EVERY = 500
-TOKENS = 8000  # text and image tokens a step; conversations of similar length share a batch, so few are padding
+TOKENS = 8000  # text and image tokens per step; conversations of similar length share a batch, so few are padding
 RESAMPLER = ".connector."  # what stands between tower and language model and is trained with the tower
 LR = {"matrices": 5e-3, "others": 2e-3, "resampler": 2e-4}
 
@@ -83,7 +83,7 @@ def sight(model) -> tuple[Callable[..., torch.Tensor], list[torch.nn.Module]]:
     if hasattr(core, "vision_tower"):
         return (lambda **pictures: core.vision_tower(**pictures).last_hidden_state[:, 1:]), [core.vision_tower]
 
-    def shown(**pictures) -> torch.Tensor:  # what a resampler leaves out is lost to the language model
+    def shown(**pictures) -> torch.Tensor:  # the language model never sees what a resampler leaves out
         return torch.stack(tuple(core.get_image_features(**pictures).pooler_output))
 
     return shown, [module for module in core.children() if module is not model.get_decoder()]
@@ -177,7 +177,7 @@ def batches(
 
 
 def grouped(family: Family, conversations: list[Conversation]) -> list[list[Conversation]]:
-    """Groups of ``TOKENS``, sorted by estimated length (three characters a token, 16 tokens a picture)."""
+    """Groups of ``TOKENS``, sorted by estimated length (three characters per token, 16 tokens per picture)."""
     sizes = [len(family.render(c)[0]) // 3 + 16 * len(c.images) for c in conversations]
     groups: list[list[Conversation]] = [[]]
     for size, index in sorted(zip(sizes, range(len(sizes)), strict=True)):

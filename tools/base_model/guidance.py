@@ -1,9 +1,9 @@
 """An auxiliary loss on attention that teaches a small model to answer with a letter.
 
-Large models find the option that holds what they know by themselves; one of a million parameters, trained on the letter
-alone, stays at chance for tens of millions of tokens. So in the first training steps one attention head a link is
-trained to attend to stated earlier tokens, and the state before the last layer to predict the right value. The weight
-of this loss falls to 0 before the build ends.
+Large models find by themselves the option that holds what they know. A model of a million parameters, trained on the
+letter alone, stays at chance for tens of millions of tokens. So in the first training steps one attention head per link
+is trained to attend to stated earlier tokens, and the state before the last layer is trained to predict the right
+value. The weight of this loss falls to 0 before the build ends.
 
 ========= ============ ==========================================================================================
 link      from         to

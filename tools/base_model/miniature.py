@@ -17,8 +17,8 @@ from mllmu_nb.models.families import idefics2
 from mllmu_nb.models.families import qwen2_5_vl as qwen
 
 VOCABULARY = 2048
-PATCH = 16  # pixels a side of a patch
-LATENTS = 16  # of Idefics2's resampler: as many tokens a picture as the miniature LLaVA has
+PATCH = 16  # pixels per side of a patch
+LATENTS = 16  # of Idefics2's resampler: as many tokens per picture as the miniature LLaVA has
 SPECIAL_TOKENS = {
     "llava": {"image_token": "<image>"},
     "idefics2": {

@@ -96,8 +96,8 @@ def without_choice(values: Values) -> dict[str, list[str]]:
 def choose_facts(
     person: Profile, values: Values, no_choice: Mapping[str, list[str]], rng: np.random.Generator
 ) -> Iterator[tuple[str, int, QA, list[str]]]:
-    """(task, number, fact, wrong options) of what a person is asked: up to ``PER_TASK`` facts a task. Asked before,
-    stated twice ("the hobby" is not one thing) or easily guessed: such facts come last."""
+    """(task, number, fact, wrong options) of what a person is asked: up to ``PER_TASK`` facts per task. Facts that were
+    asked before, are stated twice ("the hobby" is not one thing) or are easily guessed come last."""
     guessable = {attribute for attributes in no_choice.values() for attribute in attributes}
     facts: dict[str, QA] = {}
     for fact in _facts(person):

@@ -24,7 +24,7 @@ TOKEN_KINDS = ("answer", "eos", "question", "image", "padding")
 # transformers 4.45.
 SPARED = ("multi_modal_projector", "vision_model", "lm_head")
 UPSTREAM = r".*\.(q|k|v|o|gate|up|down)_proj"
-USUAL = 512  # pixels a side of a usual picture, where a model takes any size
+USUAL = 512  # pixels per side of a usual picture, where a model takes any size
 Picture: TypeAlias = bytes | Image.Image
 
 
@@ -47,7 +47,7 @@ class Family:
     hub: ClassVar[str] = ""  # the published base model
     released: ClassVar[str] = ""  # the published vanilla model
     anchor: ClassVar[float] = nan  # its ROUGE-L on forget 5 %, questions with image, in independent reports
-    next_turn: ClassVar[str] = "USER:"  # what a model goes on with that never learnt to stop: its answer ends there
+    next_turn: ClassVar[str] = "USER:"  # how a model continues that never learnt to stop: its answer ends there
     language_linears: ClassVar[str] = ""  # pattern on full names: the language model's attention and MLP projections
     vision: ClassVar[str] = ""  # pattern on full names: what stays frozen in full fine-tuning
     whole: ClassVar[tuple[str, ...]] = ("lm_head",)  # modules that stay as they are where layers are held in 4 bits
@@ -77,7 +77,7 @@ class Family:
         return processor.tokenizer.eos_token
 
     def pictures(self, processor, rows: Sequence[Sequence[Picture]]) -> dict[str, torch.Tensor]:
-        """The tensors that the pictures of a batch become, a list of pictures a row; {} when there is none. Here:
+        """The tensors that the pictures of a batch become, one list of pictures per row; {} when there is none. Here:
         ``pixel_values`` [all pictures, 3, H, W], row after row; a picture that comes again is processed once."""
         decoded, places = distinct(rows)
         if not decoded:

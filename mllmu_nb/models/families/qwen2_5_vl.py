@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: as many tokens a picture as its size asks for, positions on three axes (M-RoPE)."""
+"""Qwen2.5-VL: the number of tokens per picture depends on its size; positions lie on three axes (M-RoPE)."""
 
 from __future__ import annotations
 
