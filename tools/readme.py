@@ -70,7 +70,8 @@ def finding(scores: Scores) -> str:
         f"{100 * before:.0f} %.**\n\n*Half forgotten*: asked with the portrait, as in unlearning, half of the "
         f"[gap](#glossary) between vanilla and the oracle is closed. Measured on {clean.runs[0].base_label}, unlearned "
         f"on {MODALITIES['multimodal']}, by multiple choice by likelihood about {PEOPLE['retain']} Retain people and "
-        f"{PEOPLE['celebrity']} celebrities in each replicate; {replicates(clean)}, 95 % intervals; one base, one population. All methods and places: "
+        f"{PEOPLE['celebrity']} celebrities in each replicate; {replicates(clean)}, 95 % intervals; one base, one "
+        f"population. All methods and places: "
         f"[notebook 13](notebooks/13_along_the_path.ipynb), [table_path]({TABLES}/table_path.md)."
     )
 
