@@ -82,6 +82,7 @@ ELSEWHERE = {  # command -> what executes it: CI's script, on a smaller grid, or
 NEEDS = {  # what no test can give
     "make base": "an hour",
     "python tools/settings.py OUT.json --worlds 101 --middle": "hours",
+    "python tools/settings.py OUT.json": "hours",
     "git clone URL mllmu-nb": "the project's address",
     "cd mllmu-nb": "the project's address",
     "source .venv/bin/activate": "a shell that somebody types in",

@@ -1,9 +1,14 @@
 """The rule by which settings are chosen on other worlds (tools/settings.py), on curves worked out by hand."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 
 import settings
+from mllmu_nb import paths
+from mllmu_nb.config import Config
 from mllmu_nb.scoring.path import Curve
 
 
@@ -103,3 +108,40 @@ def test_what_was_read_of_a_shorter_training_stays_where_a_longer_one_diverges(m
     monkeypatch.setattr(settings, "_gap", lambda *_: 0.8)
     row = settings.tried([None], "ga", "canonical", "multimodal", (1e-3, 0.0))
     assert row["steps"] == pytest.approx(110) and row["trained"] == 80
+
+
+# -- what is committed --------------------------------------------------------------------------------------------
+
+
+def committed(name):
+    return json.loads((paths.reference() / name).read_text(encoding="utf-8"))["choices"]
+
+
+def test_presets_are_the_committed_lengths_of_the_middle():
+    for one in committed("settings.json"):
+        config = Config(method=one["method"], variant=one["variant"], modality=one["modality"])
+        assert (config.unlearn_lr, config.unlearn_steps) == (one["lr"], one["steps"]), one["method"]
+        assert config.settings.get(one["weight_name"], 0.0) == one["weight"]
+
+
+def test_readme_and_docs_say_what_the_committed_search_has_shown():
+    """Beside the middle of its grid, each choice; and that the methods keep their order."""
+    kept, gains = {}, []
+    for one in committed("settings_search.json"):
+        _, weights = settings.WEIGHTS[one["method"], one["variant"]]
+        middle = (settings.RATES[1], weights[1] if weights else 0.0)
+        [beside] = [point for point in one["points"] if (point["lr"], point["weight"]) == middle]
+        gains.append(one["kept"] - beside["kept"])
+        assert one["kept"] == settings.best(one["points"])["kept"] and one["inside"]
+        for name, value in (("chosen", one["kept"]), ("middle", beside["kept"])):
+            kept.setdefault((one["modality"], name), {})[one["method"], one["variant"]] = value
+    text = " ".join((paths.checkout() / "README.md").read_text(encoding="utf-8").split())
+    least, most = re.search(r"its choices keep (\d+) to (\d+) points more", text).groups()
+    assert (int(least), int(most)) == (round(100 * min(gains)), round(100 * max(gains)))
+    retaining = {("grad_diff", "canonical"), ("kl_min", "canonical"), ("npo", "retain")}
+    for values in kept.values():  # those with a retain term keep more than those without, wherever both were searched
+        with_term, without = ([v for k, v in values.items() if (k in retaining) == has] for has in (True, False))
+        assert not with_term or not without or min(with_term) > max(without)
+    rates = [p["kept"] for p in committed("settings_search.json")[0]["points"]]
+    docs = " ".join((paths.checkout() / "docs" / "scoring.md").read_text(encoding="utf-8").split())
+    assert f"keeps {100 * min(rates):.0f} to {100 * max(rates):.0f} % at half closed" in docs
