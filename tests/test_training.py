@@ -765,7 +765,8 @@ def small_run(folder):
     losses of a fine-tuning by Muon, which takes whole matrices."""
     processor = make_processor(make_tokenizer([qa.question + qa.answer for p in PEOPLE for qa in p.qa] * 4, 400))
     model = attach(make_model(processor.tokenizer, 0, width=32, layers=2, heads=2), PLAIN, 0)
-    recipe, said = replace(PLAIN, epochs=2, batch_size=5, clip=0.1), []  # shares of unequal size
+    size = int(os.environ.get("MICRO_BATCH", 0))
+    recipe, said = replace(PLAIN, epochs=2, batch_size=5, clip=0.1, micro_batch=size), []  # shares of unequal size
 
     def after_step(step, model):
         said.extend(answers(model.get_base_model(), processor, [Conversation((Turn("Who?"),))] * 2, max_new_tokens=3))
@@ -795,9 +796,12 @@ LAUNCHES = {
     "whole": ["--multi_gpu", "--num_processes=2"],
     "sharded": ["--config_file", str(ROOT / "configs" / "accelerate" / "fsdp.yaml")],
 }
+LAUNCHES["in pieces"] = LAUNCHES["sharded"]  # three rows are two pieces, two rows are one: all read two
 
 
-@pytest.mark.parametrize("kind", ["whole", pytest.param("sharded", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["whole", *(pytest.param(one, marks=pytest.mark.slow) for one in ("sharded", "in pieces"))]
+)
 def test_two_processes_of_accelerate_launch_do_what_one_does(tmp_path, kind):
     """A batch shared by two gives both the losses and the weights of one process that holds it all; each may hold the
     whole model or, by the file that is shipped, a share of its layers. Without a GPU the processes meet through gloo.
@@ -807,10 +811,11 @@ def test_two_processes_of_accelerate_launch_do_what_one_does(tmp_path, kind):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port=0", *LAUNCHES[kind], "two.py"]
     search = os.pathsep.join(map(str, (ROOT / "tests", ROOT, ROOT / "tools" / "base_model")))
     environment = {**os.environ, "PYTHONPATH": search, "MLLMU_NB_OUT": str(tmp_path / "out")}
+    environment |= {"MICRO_BATCH": "2"} if kind == "in pieces" else {}
     ended = subprocess.run(launch, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr[-2000:]
     one, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("run", "0-of-2", "1-of-2"))
-    assert first == second and bool(first[2]) == (kind == "sharded") and first[3] == one[3]
-    assert len(first[0]) == 2 - (kind == "sharded") and first[1] == pytest.approx(one[1], abs=1e-3)
+    assert first == second and bool(first[2]) == (kind != "whole") and first[3] == one[3]
+    assert len(first[0]) == 2 - (kind != "whole") and first[1] == pytest.approx(one[1], abs=1e-3)
     for losses, alone in zip(first[0], one[0], strict=False):
         assert losses == pytest.approx(alone, abs=1e-4)
