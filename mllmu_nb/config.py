@@ -379,8 +379,6 @@ class Config(BaseModel):
             raise KitError("unlearn_steps and unlearn_epochs both say how long unlearning is: give one of them")
         if self.trains and not (self.unlearn_steps or self.unlearn_epochs):
             raise KitError("unlearn_steps or unlearn_epochs must be above 0: 0 of both trains nothing")
-        if self.trains:
-            self.objective.check_length(self.unlearn_steps or 0, self.unlearn_epochs or 0.0)
         for name, needed, only in (
             ("adapter_path", self.method == YOURS, f"is asked as method {YOURS!r}, not {self.method!r}"),
             ("forget_ids_file", self.profiles_file, "names people of a profiles_file: give that as well"),

@@ -184,7 +184,8 @@ def run_folder(config: Config, name: str = "") -> Path:
 
 
 def check(config: Config) -> None:
-    """Raises KitError for what would stop a run later on: people, base model, draws or folders."""
+    """Raises KitError for what would stop a run later on: people, base model, draws, folders, or a length that the
+    method cannot have."""
     miniature, yours = config.scale == "miniature", config.method == YOURS
     for name, place in (("base", base_source(config)), ("vanilla", config.vanilla_path)):
         if not place or not (miniature or Path(place).is_dir()):  # not given, or a name on the hub
@@ -197,6 +198,8 @@ def check(config: Config) -> None:
             check_shipped(Path(place))
     if config.adapter_path:
         check_adapter(Path(config.adapter_path))
+    if config.trains:
+        config.objective.check_length(config.unlearning.steps, config.unlearning.epochs)
     draws_of(config)
     for folder in (run_folder(config).parent, paths.figures(config.scale), paths.cache()):
         paths.writable(folder)

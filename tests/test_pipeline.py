@@ -253,6 +253,9 @@ def test_draws_are_kept_and_those_of_a_file_are_checked_before_anything_is_train
         inputs.check(config.but(shots=3, pool=0))
     with pytest.raises(KitError, match="cannot read nowhere.json: .*No such file"):
         inputs.check(config.but(draws_file="nowhere.json"))
+    released = {"method": "grad_diff", "modality": "multimodal", "protocol": "upstream"}
+    with pytest.raises(KitError, match="grad_diff .upstream. walks through whole epochs: 1.5 is not one"):
+        inputs.check(config.but(**released, unlearn_epochs=1.5))
 
 
 def test_a_protocol_reaches_training_and_questions_and_its_draws_can_be_repeated(config):
