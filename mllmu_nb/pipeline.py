@@ -238,9 +238,23 @@ def filled(config: Config, stage: Stage, precision: str | None = None) -> tuple[
 
     folder = stage.get()
     model, processor = load.load_base(*base_of(config), precision)
+    check_commits(config, folder)
     if config.adaptation == "lora":
         return adapters.merge(adapters.load(model, folder)), processor
     return load.load_full(model, folder).eval(), processor
+
+
+def check_commits(config: Config, folder: Path) -> None:
+    """Raises KitError where the models of the hub that the stage in ``folder`` was made from have other commits by now:
+    a name without a revision means the newest."""
+    made, now = read_json(folder / RECORD), record_of(config)
+    for name in ("base", "vanilla"):
+        old, new = (record.get(f"{name}_commit", "") for record in (made, now))
+        if old != new:
+            raise KitError(
+                f"{folder.name} was made from commit {old} of the {name} model, whose newest is {new}: set "
+                f"{name}_revision to the one that is wanted"
+            )
 
 
 def model(config: Config) -> tuple[Any, Any]:
@@ -261,7 +275,8 @@ def model(config: Config) -> tuple[Any, Any]:
     else:
         loaded, processor = vanilla(config, precision)
         if config.trains:
-            loaded = adapters.merge(adapters.load(loaded, unlearned(config).get()))
+            check_commits(config, folder := unlearned(config).get())
+            loaded = adapters.merge(adapters.load(loaded, folder))
     if config.after:
         loaded = after_steps.apply(config.after, loaded, config).eval()
     return loaded, processor

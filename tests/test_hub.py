@@ -19,7 +19,7 @@ import pytest
 from safetensors.numpy import save_file
 from test_official import a_few
 
-from mllmu_nb import hub, inputs, paths, provenance
+from mllmu_nb import hub, inputs, paths, pipeline, provenance
 from mllmu_nb.config import Config
 from mllmu_nb.data import official
 from mllmu_nb.errors import KitError
@@ -448,3 +448,14 @@ def test_a_base_from_the_hub_can_be_pinned_and_its_commit_is_in_the_runs_record(
 def test_a_base_in_a_folder_has_no_revision():
     with pytest.raises(KitError, match="base_revision 'v1' is for the hub, but .*llava-miniature is a folder"):
         inputs.check(Config(base_revision="v1", method="base"))
+
+
+@pytest.mark.parametrize("name", ["base", "vanilla"])
+def test_a_stage_of_another_commit_is_refused_where_no_revision_is_named(name, monkeypatch, tmp_path):
+    """The hub's newest has moved on since it was trained: its weights would be put on another model."""
+    (tmp_path / pipeline.RECORD).write_text(json.dumps({f"{name}_commit": OLD}))
+    monkeypatch.setattr(pipeline, "record_of", lambda config: {f"{name}_commit": OLD})
+    pipeline.check_commits(Config(), tmp_path)
+    monkeypatch.setattr(pipeline, "record_of", lambda config: {f"{name}_commit": NEW})
+    with pytest.raises(KitError, match=f"commit {OLD} of the {name} model, whose newest is {NEW}: set {name}_revision"):
+        pipeline.check_commits(Config(), tmp_path)
