@@ -1,4 +1,4 @@
-"""What every test and every notebook run by pytest shares: a throw-away output folder, few threads, pinned bits."""
+"""What every test and every notebook run by pytest shares: a throw-away output folder, one thread, pinned bits."""
 
 import contextlib
 import hashlib
@@ -17,8 +17,8 @@ pin()  # before anything imports torch, and for the kernels and processes that t
 _output = tempfile.TemporaryDirectory(prefix="mllmu-nb-tests-", ignore_cleanup_errors=True)
 os.environ["MLLMU_NB_OUT"] = _output.name
 
-# The miniature is too small to gain from more threads, and many threads on small matrices are slower than two.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+# One thread for each process: threads of several processes on the same cores wait for one another most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -132,13 +132,14 @@ def test_a_sweep_killed_at_any_moment_goes_on_and_answers_the_same(sweeps, whole
             process.wait(rng.uniform(0.1, 1) * latest)
         except subprocess.TimeoutExpired:
             there = family(process)
-            victim = there[0] if kills % 2 else rng.choice(there)  # the sweep itself, or a notebook, or a kernel
-            with contextlib.suppress(psutil.NoSuchProcess):  # a notebook that has just ended
-                victim.kill()
-            kills += 1
+            victim = rng.choice([there[0], rng.choice(there)])  # the sweep itself, or a notebook or a kernel before it
             if victim is not there[0]:
+                with contextlib.suppress(psutil.NoSuchProcess):  # a notebook that has just ended
+                    victim.kill()
+                    kills += 1
                 time.sleep(rng.uniform(0, 3))
-                process.kill()
+            process.kill()
+            kills += 1
             process.wait()  # before psutil reaps it: its status would read as 0
             assert gone(there), "a process has outlived its sweep"
             left.append(len(list((sweeps.folder / "killed" / ".cache").glob("stages/*"))))

@@ -37,14 +37,15 @@ MINUTE = 60_000
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
-@pytest.fixture
-def lab(tmp_path):
-    """JupyterLab on copies of the notebooks without their outputs, with settings of its own: (address, folder, token).
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """JupyterLab, one for all tests, on copies of the notebooks without their outputs, with settings of its own: (address, folder, token).
     ``SEEN`` has its outputs.
 
     The models of ``ASK`` and ``RACE`` are hardly trained: what they answer does not matter here.
     """
-    root, token = tmp_path / "notebooks", secrets.token_hex(8)
+    home, token = tmp_path_factory.mktemp("lab"), secrets.token_hex(8)
+    root = home / "notebooks"
     root.mkdir()
     for name, changes in QUICK.items():
         book = nbformat.read(paths.notebooks() / name, as_version=4)
@@ -56,9 +57,9 @@ def lab(tmp_path):
         nbformat.write(book, root / name)
     (root / SEEN).write_bytes((paths.notebooks() / SEEN).read_bytes())
     names = "CONFIG_DIR DATA_DIR RUNTIME_DIR LAB_SETTINGS_DIR LAB_WORKSPACES_DIR".split()
-    folders = {("JUPYTER" if n.startswith("LAB") else "JUPYTER_") + n: str(tmp_path / n) for n in names}
+    folders = {("JUPYTER" if n.startswith("LAB") else "JUPYTER_") + n: str(home / n) for n in names}
     for name, setting in SETTINGS.items():
-        file = tmp_path / "LAB_SETTINGS_DIR" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file = home / "LAB_SETTINGS_DIR" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(setting))
     with socket.socket() as free:
@@ -67,13 +68,13 @@ def lab(tmp_path):
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
     command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}"]
     command += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    log = open(tmp_path / "lab.log", "w")
+    log = open(home / "lab.log", "w")
     server = subprocess.Popen(command, env=os.environ | folders, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 600  # of a machine that is busy
         while not _answers(f"{address}/api/status?token={token}"):
-            assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "lab.log").read_text()[-2000:]
+            assert server.poll() is None and time.monotonic() < deadline, (home / "lab.log").read_text()[-2000:]
             time.sleep(0.3)
         yield address, root, token
     finally:
