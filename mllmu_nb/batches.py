@@ -46,14 +46,10 @@ def endless(conversations: Sequence[Conversation], turns: int, rng: np.random.Ge
         yield from epoch(conversations, turns, rng)
 
 
-def _conversations_of(conversations: Sequence[Conversation], turns: int) -> int:
-    """Conversations of an :func:`epoch`."""
-    return sum(math.ceil(len(conversation.turns) / turns) for conversation in conversations)
-
-
-def steps_of(conversations: Sequence[Conversation], epochs: float, batch_size: int, turns: int = 1) -> int:
-    """Optimizer steps that ``epochs`` over all questions take, at least 1."""
-    return max(1, round(epochs * math.ceil(_conversations_of(conversations, turns) / batch_size)))
+def steps_of(conversations: Sequence[Conversation], epochs: float, batch_size: int) -> int:
+    """Optimizer steps that ``epochs`` over all single questions take, at least 1."""
+    questions = sum(len(conversation.turns) for conversation in conversations)
+    return max(1, round(epochs * math.ceil(questions / batch_size)))
 
 
 def pieces(rows: Sequence, size: int, encode: Callable[[Sequence], dict[str, Batch]]) -> list[dict[str, Batch]]:
@@ -77,7 +73,7 @@ def finetuning_steps(conversations: Sequence[Conversation], recipe: Recipe, repl
     """Optimizer steps of fine-tuning: those of the recipe, or of its epochs, each of which teaches every turn once."""
     if recipe.steps:
         return recipe.steps
-    taught = recipe.together * _conversations_of(conversations, recipe.turns)
+    taught = recipe.together * sum(math.ceil(len(c.turns) / recipe.turns) for c in conversations)
     return round(recipe.epochs) * math.ceil(taught / _taught_at_once(recipe, replay))
 
 
@@ -126,7 +122,7 @@ def finetuning_batches(
         if augment and recipe.augment:
             drawn = [_augmented(conversation, augment, change) for conversation in drawn]
         drawn += islice(replays, replayed_at_once)
-        by_length = np.argsort(family.token_counts(processor, drawn), kind="stable")
+        by_length = np.argsort([len(one.ids) for one in family.tokens(processor, drawn)], kind="stable")
         for start in mixing.permutation(range(0, len(drawn), recipe.batch_size)):
             batch = [drawn[i] for i in sorted(by_length[start : start + recipe.batch_size])]
             yield pieces(batch, recipe.micro_batch, encoded)

@@ -16,7 +16,7 @@ import pandas as pd
 from mllmu_nb.data.schema import LETTERS, SETS, TASKS, Item, Population
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import draws as drawing
-from mllmu_nb.evaluation.engine import Prompts, closed_likelihoods, greedy
+from mllmu_nb.evaluation.engine import Prompts, greedy, option_likelihoods
 from mllmu_nb.evaluation.tasks import Asking, Inquiry
 from mllmu_nb.models import families
 from mllmu_nb.progress import progress_bar
@@ -138,7 +138,7 @@ def answer(
         prompts = Prompts.of(model, processor, inquiry.conversations, inquiry.options)
         require_room(model, inquiry, prompts)
     if inquiry.options is not None:
-        table = closed_likelihoods(model, processor, prompts, batch_size, progress)
+        table = option_likelihoods(model, processor, prompts, batch_size=batch_size, progress=progress)
         for item, scores in zip(inquiry.items, table.tolist(), strict=True):
             # a model that diverged may find nothing likely at all
             known = [score if isfinite(score) else nan for score in scores]
