@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mllmu_nb.data.conversations import Conversation, Sets
+from mllmu_nb.data.portraits import augment, from_bytes
 from mllmu_nb.errors import KitError
 from mllmu_nb.models.families import Family
 from mllmu_nb.parallel import processes
@@ -94,13 +95,12 @@ def finetuning_batches(
     seed: int,
     replayed: Sequence[Conversation] = (),
     replay: float = 0.0,
-    augment: Callable[[Any, np.random.Generator], Any] | None = None,
     exams: Callable[[Conversation, np.random.Generator], Conversation] | None = None,
 ) -> Iterator[list[dict[str, Batch]]]:
     """Batches of ``recipe.batch_size`` conversations under the name "train", in :func:`pieces`: up to ``recipe.turns``
-    questions about one person, put in other forms by ``exams``, portraits changed anew by ``augment`` where the recipe
-    says so; a share ``replay`` are ``replayed`` as they stand. ``recipe.together`` batches are drawn at once and dealt
-    out by length, so little is padding."""
+    questions about one person, put in other forms by ``exams``, portraits changed anew where the recipe says so; a
+    share ``replay`` are ``replayed`` as they stand. ``recipe.together`` batches are drawn at once and dealt out by
+    length, so little is padding."""
     taught_at_once = _taught_at_once(recipe, replay)
     replayed_at_once = recipe.together * recipe.batch_size - taught_at_once
     if not any(c.turns for c in conversations):
@@ -119,8 +119,8 @@ def finetuning_batches(
         drawn = list(islice(taught, taught_at_once))
         if exams:
             drawn = [exams(conversation, wording) for conversation in drawn]
-        if augment and recipe.augment:
-            drawn = [_augmented(conversation, augment, change) for conversation in drawn]
+        if recipe.augment:
+            drawn = [_augmented(conversation, change) for conversation in drawn]
         drawn += islice(replays, replayed_at_once)
         by_length = np.argsort([len(one.ids) for one in family.tokens(processor, drawn)], kind="stable")
         for start in mixing.permutation(range(0, len(drawn), recipe.batch_size)):
@@ -128,8 +128,8 @@ def finetuning_batches(
             yield pieces(batch, recipe.micro_batch, encoded)
 
 
-def _augmented(conversation: Conversation, augment, rng: np.random.Generator) -> Conversation:
-    turns = (replace(t, image=augment(t.image, rng)) if t.image is not None else t for t in conversation.turns)
+def _augmented(conversation: Conversation, rng: np.random.Generator) -> Conversation:
+    turns = (replace(t, image=augment(from_bytes(t.image), rng)) if t.image else t for t in conversation.turns)
     return replace(conversation, turns=tuple(turns))
 
 

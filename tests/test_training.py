@@ -441,23 +441,24 @@ def test_an_epoch_asks_everything_once_and_shows_a_picture_once():
 
 def taught(conversations, steps, **more):
     """The conversations of the first batches of fine-tuning."""
-    recipe = replace(
-        PLAIN, batch_size=4, turns=2, augment=True, **{k: more.pop(k) for k in ("together", "eos") if k in more}
-    )
+    own = {name: more.pop(name) for name in ("together", "eos", "augment") if name in more}
+    recipe = replace(PLAIN, batch_size=4, turns=2, **own)
     processor = more.pop("processor")
     batches = finetuning_batches(Recorder(), processor, conversations, recipe, 1, **more)
     return [batch["train"]["conversations"] for [batch] in islice(batches, steps)]
 
 
-def test_finetuning_mixes_in_replay_and_changes_portraits(fresh, processor):
+def test_finetuning_mixes_in_replay_and_changes_portraits(fresh, processor, monkeypatch):
     pictures = []
 
     def augment(image, rng):
         pictures.append((image, rng.random()))
         return image
 
+    monkeypatch.setattr("mllmu_nb.batches.augment", augment)
+    monkeypatch.setattr("mllmu_nb.batches.from_bytes", lambda data: data)
     known, repeated = SHOWN[:2], SHOWN[2:]
-    mixed = taught(known, 2, processor=processor, replayed=repeated, replay=0.25, augment=augment)
+    mixed = taught(known, 2, processor=processor, replayed=repeated, replay=0.25, augment=True)
     assert [[c in repeated for c in batch] for batch in mixed] == [[False, False, False, True]] * 2
     assert {image for image, _ in pictures} == {p.portrait for p in PEOPLE[:2]} and len(set(pictures)) == 6
     # the order of what is taught does not depend on what is mixed in

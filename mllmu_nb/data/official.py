@@ -54,7 +54,7 @@ def _configs(population: Population, training: bool) -> dict[str, list[Profile]]
     trained = [person for person in population.profiles.values() if person.kind != "celebrity"]
     configs = {}
     if not training:
-        configs = {config: trained for config in ("Full_Set", "Test_Set", "ft_Data")}
+        configs = dict.fromkeys(("Full_Set", "Test_Set", "ft_Data"), trained)
         configs["Retain_Set"] = population.of_kind("celebrity")
     for ratio, ids in _forget_splits(population).items():
         others = trained if training else population.of_kind("fictitious")
