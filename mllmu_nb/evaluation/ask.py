@@ -54,9 +54,9 @@ def ask(
     many people of each set. A multiple-choice question gives one row per ``scoring`` and, with ``cyclic``, one row for
     the letter per cyclic ``order`` of the options. Raises ``KitError`` for a set that is unknown.
 
-    Where a question with its shots does not fit the model's context, ``long_prompts`` decides: ``refuse`` raises
-    KitError before anything is answered, ``fewer_shots`` shows all questions of the task only as many as fit, ``ask``
-    asks all the same, as upstream does; the frame's ``attrs["beyond_context"]`` then counts the prompts too long.
+    Where a question with its shots does not fit the model's context, ``long_prompts`` decides
+    (``docs/architecture.md``): ``refuse`` raises KitError before anything is answered; after ``ask`` the frame's
+    ``attrs["beyond_context"]`` counts the prompts too long.
 
     Answers are put into the folder ``kept``, if given, ``PIECE`` items at a time, and taken from there when the same is
     asked again after a stop. Prompts are made piece by piece, so memory hardly grows with the people.

@@ -20,9 +20,9 @@ from pydantic import BaseModel, ValidationError
 
 from mllmu_nb.data.schema import TASKS, Population, Profile
 from mllmu_nb.errors import KitError
+from mllmu_nb.models.families import Family
 from mllmu_nb.stages import read_json
 
-SHOT_PEOPLE = {"classification": 1, "cloze": 2}  # people shown, by task; cloze shows two questions of each in a view
 RETAINED = 2  # retain people who are taken out of scoring; multiple choice shows the first, cloze the first two
 
 
@@ -33,7 +33,7 @@ def draw(
     shots: int,
     shot_source: str,
     shot_seed: int,
-    shot_people: Mapping[str, int] = SHOT_PEOPLE,
+    shot_people: Mapping[str, int] = Family.shot_people,
     protocol: str = "clean",
 ) -> dict[str, Any]:
     """All draws of an evaluation of ``sets``, from ``shot_seed`` alone: every model is asked the same.
@@ -59,7 +59,7 @@ def _drawn(population: Population, set_name: str, task: str, count: int, source:
     if source == "upstream":
         able = [person.id for person in people]
     else:
-        tasks = {task} if source == "pool" else set(SHOT_PEOPLE)
+        tasks = {task} if source == "pool" else set(Family.shot_people)
         able = sorted(p.id for p in people if tasks <= {question.task for question in p.questions})
     least = needed if source == "pool" else needed + 1  # somebody is left to score
     if source == "upstream" and set_name == "celebrity" and not any(in_full_set(population, i) for i in able):

@@ -52,7 +52,8 @@ class Family:
     vision: ClassVar[str] = ""  # pattern on full names: what stays frozen in full fine-tuning
     whole: ClassVar[tuple[str, ...]] = ("lm_head",)  # modules that stay as they are where layers are held in 4 bits
     lmms_eval: ClassVar[str] = ""  # what lmms-eval calls it
-    shot_people: ClassVar[dict[str, int]] = {"classification": 1, "cloze": 2}  # people shown solved, by task
+    # People shown solved, by task; cloze shows two questions of each in a view.
+    shot_people: ClassVar[dict[str, int]] = {"classification": 1, "cloze": 2}
 
     # -- what a family overrides
 
