@@ -95,8 +95,7 @@ def measured(people: int, times: int, share: int) -> list[dict]:
                 for one in training_conversations(inputs.taught(known, "vanilla"), modality)
             ]
             recipe = replace(config.training, steps=STEPS)
-            settings = {"material": {"augment": pipeline.changed_portrait}, "progress": False}
-            finetune(load.unfreeze(model), processor, conversations, recipe, 0, **settings)
+            finetune(load.unfreeze(model), processor, conversations, recipe, 0, progress=False)
             del model, conversations
         with part(rows, part="evaluation", **size):
             run = pipeline.answered(config, limit=max(1, people // share)).get()

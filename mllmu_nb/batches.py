@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mllmu_nb.data.conversations import Conversation, Sets
+from mllmu_nb.data.portraits import augment, from_bytes
 from mllmu_nb.errors import KitError
 from mllmu_nb.models.families import Family
 from mllmu_nb.parallel import processes
@@ -46,14 +47,10 @@ def endless(conversations: Sequence[Conversation], turns: int, rng: np.random.Ge
         yield from epoch(conversations, turns, rng)
 
 
-def _conversations_of(conversations: Sequence[Conversation], turns: int) -> int:
-    """Conversations of an :func:`epoch`."""
-    return sum(math.ceil(len(conversation.turns) / turns) for conversation in conversations)
-
-
-def steps_of(conversations: Sequence[Conversation], epochs: float, batch_size: int, turns: int = 1) -> int:
-    """Optimizer steps that ``epochs`` over all questions take, at least 1."""
-    return max(1, round(epochs * math.ceil(_conversations_of(conversations, turns) / batch_size)))
+def steps_of(conversations: Sequence[Conversation], epochs: float, batch_size: int) -> int:
+    """Optimizer steps that ``epochs`` over all single questions take, at least 1."""
+    questions = sum(len(conversation.turns) for conversation in conversations)
+    return max(1, round(epochs * math.ceil(questions / batch_size)))
 
 
 def pieces(rows: Sequence, size: int, encode: Callable[[Sequence], dict[str, Batch]]) -> list[dict[str, Batch]]:
@@ -77,7 +74,7 @@ def finetuning_steps(conversations: Sequence[Conversation], recipe: Recipe, repl
     """Optimizer steps of fine-tuning: those of the recipe, or of its epochs, each of which teaches every turn once."""
     if recipe.steps:
         return recipe.steps
-    taught = recipe.together * _conversations_of(conversations, recipe.turns)
+    taught = recipe.together * sum(math.ceil(len(c.turns) / recipe.turns) for c in conversations)
     return round(recipe.epochs) * math.ceil(taught / _taught_at_once(recipe, replay))
 
 
@@ -98,13 +95,12 @@ def finetuning_batches(
     seed: int,
     replayed: Sequence[Conversation] = (),
     replay: float = 0.0,
-    augment: Callable[[Any, np.random.Generator], Any] | None = None,
     exams: Callable[[Conversation, np.random.Generator], Conversation] | None = None,
 ) -> Iterator[list[dict[str, Batch]]]:
     """Batches of ``recipe.batch_size`` conversations under the name "train", in :func:`pieces`: up to ``recipe.turns``
-    questions about one person, put in other forms by ``exams``, portraits changed anew by ``augment`` where the recipe
-    says so; a share ``replay`` are ``replayed`` as they stand. ``recipe.together`` batches are drawn at once and dealt
-    out by length, so little is padding."""
+    questions about one person, put in other forms by ``exams``, portraits changed anew where the recipe says so; a
+    share ``replay`` are ``replayed`` as they stand. ``recipe.together`` batches are drawn at once and dealt out by
+    length, so little is padding."""
     taught_at_once = _taught_at_once(recipe, replay)
     replayed_at_once = recipe.together * recipe.batch_size - taught_at_once
     if not any(c.turns for c in conversations):
@@ -123,17 +119,17 @@ def finetuning_batches(
         drawn = list(islice(taught, taught_at_once))
         if exams:
             drawn = [exams(conversation, wording) for conversation in drawn]
-        if augment and recipe.augment:
-            drawn = [_augmented(conversation, augment, change) for conversation in drawn]
+        if recipe.augment:
+            drawn = [_augmented(conversation, change) for conversation in drawn]
         drawn += islice(replays, replayed_at_once)
-        by_length = np.argsort(family.token_counts(processor, drawn), kind="stable")
+        by_length = np.argsort([len(one.ids) for one in family.tokens(processor, drawn)], kind="stable")
         for start in mixing.permutation(range(0, len(drawn), recipe.batch_size)):
             batch = [drawn[i] for i in sorted(by_length[start : start + recipe.batch_size])]
             yield pieces(batch, recipe.micro_batch, encoded)
 
 
-def _augmented(conversation: Conversation, augment, rng: np.random.Generator) -> Conversation:
-    turns = (replace(t, image=augment(t.image, rng)) if t.image is not None else t for t in conversation.turns)
+def _augmented(conversation: Conversation, rng: np.random.Generator) -> Conversation:
+    turns = (replace(t, image=augment(from_bytes(t.image), rng)) if t.image else t for t in conversation.turns)
     return replace(conversation, turns=tuple(turns))
 
 

@@ -26,14 +26,14 @@ COEFFICIENTS = (3.4445, -4.775, 2.0315)  # of the quintic; torch.optim.Muon has 
 NEWTON_STEPS = 3  # torch's are 5; vanilla remembers as much with fewer
 
 
-def orthogonal(matrices: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
+def orthogonal(matrices: Tensor) -> Tensor:
     """The nearest orthogonal matrix to each of ``matrices`` [N, rows, columns], roughly, by Newton and Schulz: large
     singular values become about .7 to 1.2, small ones stay below."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     result = matrices.mT if tall else matrices
     result = result / result.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
+    for _ in range(NEWTON_STEPS):
         gram = result @ result.mT
         result = torch.baddbmm(result, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), result, beta=a)
     return result.mT if tall else result

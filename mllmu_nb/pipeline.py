@@ -24,7 +24,7 @@ import pandas as pd
 from mllmu_nb import after as after_steps
 from mllmu_nb import paths, pinning, progress
 from mllmu_nb.config import YOURS, Config
-from mllmu_nb.data import generate, portraits
+from mllmu_nb.data import generate
 from mllmu_nb.data.conversations import MODALITIES, Conversation, training_conversations
 from mllmu_nb.data.exams import Exams
 from mllmu_nb.data.schema import LETTERS, SETS
@@ -86,7 +86,7 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
         modalities = MODALITIES if config.train_modality == "both" else [config.train_modality]
         conversations = [c for modality in modalities for c in training_conversations(people, modality)]
         exams = Exams(people, config.exams) if config.exams else None
-        more = {"replayed": replayed, "replay": config.replay, "augment": changed_portrait, "exams": exams}
+        more = {"replayed": replayed, "replay": config.replay, "exams": exams}
         log = finetune(
             model, processor, conversations, recipe, config.train_seed, material=more, checkpoint=Checkpoint(folder)
         )
@@ -103,11 +103,6 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
         "quantise_base": config.quantise_base,
     }
     return Stage(name, inputs, make, (family(config),), partial(_record, config))
-
-
-def changed_portrait(picture: Any, rng: np.random.Generator) -> Any:
-    """A portrait (bytes) with new random changes; base material, which comes as a picture, has been changed already."""
-    return portraits.augment(portraits.from_bytes(picture), rng) if isinstance(picture, bytes) else picture
 
 
 def replayed_conversations(seed: int) -> list[Conversation]:

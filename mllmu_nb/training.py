@@ -29,7 +29,7 @@ from mllmu_nb.models.score import labelled, score
 from mllmu_nb.optimizers import make_optimizers, make_schedule
 from mllmu_nb.parallel import average_over_processes, clip_, processes, shard, weights
 from mllmu_nb.progress import progress_bar
-from mllmu_nb.unlearning.base import Method, Recipe, ReferenceLogProbs, Scored, Step, Streams
+from mllmu_nb.unlearning.base import Method, Recipe, ReferenceLogProbs, Scored, Step
 
 DIVERGED = 10.0  # nats by which a loss that is being minimised may rise above its first value
 MIB = 2**20
@@ -192,7 +192,7 @@ def scored(model, batches: Mapping[str, Batch], method: Method, autocast, per_ro
         with vanilla_mode(model):
             return read(name)
 
-    return Step(read, batches, Streams(refer, [name for name in method.needs.reference if name in batches]))
+    return Step(read, batches, Step(refer, [name for name in method.needs.reference if name in batches]))
 
 
 @contextmanager
@@ -208,11 +208,10 @@ def vanilla_mode(model):
 
 def keep_less(model) -> None:
     """Makes the layers keep only their inputs and compute the rest again in the backward pass."""
-    core = model.get_base_model() if hasattr(model, "get_base_model") else model
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # a later name, which the oldest transformers here lacks
-        core.gradient_checkpointing_enable({"use_reentrant": False})
-    core.enable_input_require_grads()  # else the output of a frozen first layer has no graph for the backward pass
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()  # else the output of a frozen first layer has no graph for the backward pass
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -117,10 +117,6 @@ def test_llava_passes_and_its_model_is_left_as_it_was(model):
             {"image_tokens": lambda self, processor, picture: 4},
             "cannot read what is encoded: Image features and image tokens",
         ),
-        (
-            {"token_counts": lambda self, processor, conversations: [1] * len(conversations)},
-            "token_counts says [1, 1, 1, 1]",
-        ),
         ({"pictures": lambda self, p, rows: {k: 0 * v for k, v in Llava.pictures(self, p, rows).items()}}, "picture"),
         ({"positions": lambda self, *asked: 3 * Llava.positions(self, *asked)}, "likelihood of an answer is another"),
         ({"vision": "nowhere"}, "its vision pattern matches 0 of"),

@@ -55,7 +55,7 @@ def conversations(people, system="") -> list[Conversation]:
     return plain + asking(people, 1, 3, system=system).letters(choices).conversations
 
 
-def test_a_beginning_is_lent_with_the_same_result_as_if_it_were_copied(model, processor, people, monkeypatch):
+def test_a_beginning_is_lent_with_the_same_result_as_if_each_row_had_its_own(model, processor, people, monkeypatch):
     """Also where several heads share their keys and values."""
     torch.manual_seed(0)
     config = copy.deepcopy(model.config)
@@ -64,14 +64,12 @@ def test_a_beginning_is_lent_with_the_same_result_as_if_it_were_copied(model, pr
     asked = [one for one in conversations(people, system="Be brief.") if len(one.turns) > 1]
     options = [("A", "a longer answer", "no")] * len(asked)
     for one in (model, grouped):
-        monkeypatch.setattr(type(LLAVA), "lends", True)
-        texts, table = (
-            answers(one, processor, asked, max_new_tokens=6),
-            option_likelihoods(one, processor, asked, options),
-        )
-        monkeypatch.setattr(type(LLAVA), "lends", False)
-        assert texts == answers(one, processor, asked, max_new_tokens=6) and len(set(texts)) > 10
-        np.testing.assert_allclose(option_likelihoods(one, processor, asked, options), table, atol=1e-4)
+        texts = answers(one, processor, asked, max_new_tokens=6)
+        table = option_likelihoods(one, processor, asked, options)
+        with monkeypatch.context() as patched:
+            patched.setattr("mllmu_nb.evaluation.engine.WORTH_SHARING", 10**6)
+            assert texts == answers(one, processor, asked, max_new_tokens=6) and len(set(texts)) > 10
+            np.testing.assert_allclose(option_likelihoods(one, processor, asked, options), table, atol=1e-4)
 
 
 @pytest.mark.parametrize("queries", [2, 512])
@@ -275,7 +273,7 @@ def test_upstream_asks_beyond_the_context_and_counts_how_often(narrow, processor
     rows = ask(narrow, processor, people, progress=False, long_prompts="ask", **settings)
     drawn = draw(people, ("forget",), shots=5, shot_source="pool", shot_seed=3)
     inquiries = inquiries_of(Asking(people, drawn, 5), sets=("forget",), scoring="letter", limit=1)
-    long = [c for i in inquiries for c in i.conversations if LLAVA.token_counts(processor, [c])[0] + i.tokens > 260]
+    long = [c for i in inquiries for c in i.conversations if len(LLAVA.tokens(processor, [c])[0].ids) + i.tokens > 260]
     assert 0 < rows.attrs["beyond_context"] == len(long) < len(rows) and (rows["shots"] > 0).any()
 
 
@@ -338,7 +336,7 @@ def test_bad_requests_are_named(model, processor, people):
 def test_likelihoods_that_are_no_numbers_are_stored_as_missing(people, monkeypatch):
     items = [item for item in people.items("forget") if item.question.task == "classification"][:2]
     table = np.array([[-1.0, -np.inf, np.nan, -2.0], [-1.0, -2.0, -3.0, -4.0]])
-    monkeypatch.setattr("mllmu_nb.evaluation.ask.closed_likelihoods", lambda *_: table)
+    monkeypatch.setattr("mllmu_nb.evaluation.ask.option_likelihoods", lambda *_, **__: table)
     rows = answer(None, None, asking(people, 0, 0).likelihoods(items), 8, prompts=Prompts([], [], []))
     broken, whole = pd.DataFrame(rows)[list(OPTIONS)].values
     np.testing.assert_array_equal(broken, [-1, np.nan, np.nan, -2])

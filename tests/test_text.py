@@ -75,7 +75,7 @@ UNDERSTOOD = [
 @pytest.mark.parametrize(("question", "answer", "attribute", "value"), UNDERSTOOD)
 def test_wordings_are_understood(question, answer, attribute, value):
     assert attribute_of(question, answer) == attribute
-    assert value_of(attribute, question, answer) == value
+    assert value_of(attribute, answer) == value
 
 
 def test_every_wording_of_the_kit_is_understood():
@@ -86,7 +86,7 @@ def test_every_wording_of_the_kit_is_understood():
             for question in (say(template, who) for template in wording.questions + wording.paraphrases):
                 for answer in (say(template, who, value) for template in wording.answers):
                     assert attribute_of(question, answer) == attribute, question
-                    assert value_of(attribute, question, answer) == value, answer
+                    assert value_of(attribute, answer) == value, answer
 
 
 @pytest.mark.parametrize(
@@ -103,8 +103,8 @@ def test_what_is_not_understood_is_not_guessed(question):
 
 
 def test_an_answer_that_knows_nothing_has_no_value():
-    assert value_of("salary", "What is the salary?", "There is no information on the annual salary.") == ""
-    assert value_of("education", "Where did she study?", "This is not available.") == ""
+    assert value_of("salary", "There is no information on the annual salary.") == ""
+    assert value_of("education", "This is not available.") == ""
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_an_answer_of_great_length_is_no_fact_and_takes_no_time(answer):
     for question in ("What is this person's name?", "What is her job?", "How tall is she?", "Any illness?", answer):
         assert understand([(question, answer)])[0].value == ""
     for attribute in ("name", "pet", "salary", "profession", "medical", "hobby"):
-        value_of(attribute, "", answer[:1000])
+        value_of(attribute, answer[:1000])
     assert names_in("A" * 16_000 + " Nora Holm") == ["Nora Holm"]
     assert time.process_time() - began < 4
 
@@ -460,4 +460,4 @@ def test_the_published_text_is_understood_whoever_it_speaks_of(who):
         other = [t.replace("this person", who).replace("This person", who.capitalize()) for t in own]
         attribute = attribute_of(*own)
         assert attribute_of(*other) == attribute
-        assert value_of(attribute, *other) == value_of(attribute, *own)
+        assert value_of(attribute, other[1]) == value_of(attribute, own[1])

@@ -428,7 +428,7 @@ def test_conversations_of_each_modality():
 
 def test_an_epoch_asks_everything_once_and_shows_a_picture_once():
     packed = epoch(SHOWN, 2, np.random.default_rng(0))
-    assert sorted(len(c.turns) for c in packed) == [1] * 4 + [2] * 4 and len(packed) == steps_of(SHOWN, 1, 1, turns=2)
+    assert sorted(len(c.turns) for c in packed) == [1] * 4 + [2] * 4
     assert all(c.turns[0].image and not any(t.image for t in c.turns[1:]) for c in packed)
     turns = [(turn.prompt, turn.answer) for c in packed for turn in c.turns]
     assert sorted(turns) == sorted((turn.prompt, turn.answer) for c in SHOWN for turn in c.turns)
@@ -441,23 +441,24 @@ def test_an_epoch_asks_everything_once_and_shows_a_picture_once():
 
 def taught(conversations, steps, **more):
     """The conversations of the first batches of fine-tuning."""
-    recipe = replace(
-        PLAIN, batch_size=4, turns=2, augment=True, **{k: more.pop(k) for k in ("together", "eos") if k in more}
-    )
+    own = {name: more.pop(name) for name in ("together", "eos", "augment") if name in more}
+    recipe = replace(PLAIN, batch_size=4, turns=2, **own)
     processor = more.pop("processor")
     batches = finetuning_batches(Recorder(), processor, conversations, recipe, 1, **more)
     return [batch["train"]["conversations"] for [batch] in islice(batches, steps)]
 
 
-def test_finetuning_mixes_in_replay_and_changes_portraits(fresh, processor):
+def test_finetuning_mixes_in_replay_and_changes_portraits(fresh, processor, monkeypatch):
     pictures = []
 
     def augment(image, rng):
         pictures.append((image, rng.random()))
         return image
 
+    monkeypatch.setattr("mllmu_nb.batches.augment", augment)
+    monkeypatch.setattr("mllmu_nb.batches.from_bytes", lambda data: data)
     known, repeated = SHOWN[:2], SHOWN[2:]
-    mixed = taught(known, 2, processor=processor, replayed=repeated, replay=0.25, augment=augment)
+    mixed = taught(known, 2, processor=processor, replayed=repeated, replay=0.25, augment=True)
     assert [[c in repeated for c in batch] for batch in mixed] == [[False, False, False, True]] * 2
     assert {image for image, _ in pictures} == {p.portrait for p in PEOPLE[:2]} and len(set(pictures)) == 6
     # the order of what is taught does not depend on what is mixed in
@@ -477,7 +478,7 @@ def test_batches_that_are_drawn_together_hold_the_same_with_less_padding(process
     plain, dealt = (taught(SHOWN + NAMED, 4, processor=processor, together=together) for together in (1, 4))
 
     def padded(batches):
-        return sum(max(LLAVA.token_counts(processor, batch)) for batch in batches)
+        return sum(max(len(one.ids) for one in LLAVA.tokens(processor, batch)) for batch in batches)
 
     assert Counter(c for batch in plain for c in batch) == Counter(c for batch in dealt for c in batch)
     assert padded(dealt) < padded(plain) and dealt != plain

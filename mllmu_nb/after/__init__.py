@@ -1,13 +1,5 @@
-"""Steps after unlearning: model → model (quantise, relearn ..), one file each. Name and arguments are part of a run.
-
-::
-
-    @after("int4")
-    def quantise(model, config, bits: int = 4): ...  # returns the model; ``bits`` is a parameter of the run
-
-``model`` is the plain unlearned model with its adapter merged, ``config`` the run's. A step's file is found because it
-lies here or is named by MLLMU_NB_EXTENSIONS.
-"""
+"""Steps after unlearning: model → model (quantise, relearn ..), one file each; CONTRIBUTING.md has an example. Name
+and arguments are part of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +14,8 @@ STEPS = registry.Registry("step after unlearning")
 
 
 def after(name: str) -> Callable[[Callable], Callable]:
-    """Decorator: makes a function (model, config, further arguments with defaults) known as a step of that name."""
+    """Decorator: makes a function (model, config, further arguments with defaults) → model known as a step of that
+    name. The model that it gets is the plain unlearned one, its adapter merged."""
 
     def add(step: Callable) -> Callable:
         taken = inspect.signature(step).parameters

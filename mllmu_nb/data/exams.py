@@ -1,9 +1,5 @@
-"""Fine-tuning questions put in the forms in which evaluation asks, never as an item of evaluation itself.
-
-A small model that is taught plain sentences alone answers them and little else: it does not find the right letter, nor
-fill a blank. So a share of the fine-tuning questions of vanilla and the oracle, those about the pool included, is put
-in other forms: letters with fresh options, blanks, instructed questions and other wordings (mixed training: Allen-Zhu
-and Li 2023, "Physics of language models 3.1"). Unlearning sees plain sentences only.
+"""Fine-tuning questions put in the forms in which evaluation asks, never as an item of evaluation itself
+(``docs/architecture.md``). Mixed training: Allen-Zhu and Li 2023, "Physics of language models 3.1".
 """
 
 from __future__ import annotations

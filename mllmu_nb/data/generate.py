@@ -1,8 +1,5 @@
-"""Fictitious people from a seed: facts, portrait, fine-tuning text and the questions of three tasks.
-
-The form is the published one: per profile and view five multiple-choice, two generation and two cloze questions,
-the image view saying "this person" and the text view the name, both asking for the same facts.
-"""
+"""Fictitious people from a seed: facts, portrait, fine-tuning text and the questions of three tasks
+(``docs/data.md``)."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def _configs(population: Population, training: bool) -> dict[str, list[Profile]]
     trained = [person for person in population.profiles.values() if person.kind != "celebrity"]
     configs = {}
     if not training:
-        configs = {config: trained for config in ("Full_Set", "Test_Set", "ft_Data")}
+        configs = dict.fromkeys(("Full_Set", "Test_Set", "ft_Data"), trained)
         configs["Retain_Set"] = population.of_kind("celebrity")
     for ratio, ids in _forget_splits(population).items():
         others = trained if training else population.of_kind("fictitious")
@@ -270,7 +270,7 @@ def _questions(row: dict, identity: str, stated: dict[str, str]) -> tuple[Questi
             for number, entry in enumerate(entry for entry in row[column] if entry["Type"] == kind):
                 text, truth = entry["Question"], entry["Ground_Truth"]
                 asked = _attribute(text, truth, stated)
-                value = truth if task == "cloze" else _value(asked, text, truth, stated)
+                value = truth if task == "cloze" else _value(asked, truth, stated)
                 questions.append(Question(identity, task, view, number, text, truth, value, asked))
     return tuple(sorted(questions, key=lambda q: (TASKS.index(q.task), q.number, VIEWS.index(q.view))))
 
@@ -289,12 +289,12 @@ def _holds(answer: str, value: str) -> bool:
     return bool(value) and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", answer, re.I) is not None
 
 
-def _value(attribute: str, question: str, truth: str, stated: dict[str, str]) -> str:
+def _value(attribute: str, truth: str, stated: dict[str, str]) -> str:
     """The bare fact in a sentence; "" where it is not known, so that the answer is not compared with one. A sentence of
     which no rule reads less than all of it is no bare fact."""
     known = stated.get(attribute, "")
     if known and known in truth:
         return known
-    value, whole = reader.value_of(attribute, question, truth), truth.strip()
+    value, whole = reader.value_of(attribute, truth), truth.strip()
     sentence = whole.endswith((".", "!")) or stated.get("name", "\0") in whole
     return "" if sentence and value == whole.rstrip(" .!") else value

@@ -16,7 +16,7 @@ import pandas as pd
 from mllmu_nb.data.schema import LETTERS, SETS, TASKS, Item, Population
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import draws as drawing
-from mllmu_nb.evaluation.engine import Prompts, closed_likelihoods, greedy
+from mllmu_nb.evaluation.engine import Prompts, greedy, option_likelihoods
 from mllmu_nb.evaluation.tasks import Asking, Inquiry
 from mllmu_nb.models import families
 from mllmu_nb.progress import progress_bar
@@ -54,9 +54,9 @@ def ask(
     many people of each set. A multiple-choice question gives one row per ``scoring`` and, with ``cyclic``, one row for
     the letter per cyclic ``order`` of the options. Raises ``KitError`` for a set that is unknown.
 
-    Where a question with its shots does not fit the model's context, ``long_prompts`` decides: ``refuse`` raises
-    KitError before anything is answered, ``fewer_shots`` shows all questions of the task only as many as fit, ``ask``
-    asks all the same, as upstream does; the frame's ``attrs["beyond_context"]`` then counts the prompts too long.
+    Where a question with its shots does not fit the model's context, ``long_prompts`` decides
+    (``docs/architecture.md``): ``refuse`` raises KitError before anything is answered; after ``ask`` the frame's
+    ``attrs["beyond_context"]`` counts the prompts too long.
 
     Answers are put into the folder ``kept``, if given, ``PIECE`` items at a time, and taken from there when the same is
     asked again after a stop. Prompts are made piece by piece, so memory hardly grows with the people.
@@ -138,7 +138,7 @@ def answer(
         prompts = Prompts.of(model, processor, inquiry.conversations, inquiry.options)
         require_room(model, inquiry, prompts)
     if inquiry.options is not None:
-        table = closed_likelihoods(model, processor, prompts, batch_size, progress)
+        table = option_likelihoods(model, processor, prompts, batch_size=batch_size, progress=progress)
         for item, scores in zip(inquiry.items, table.tolist(), strict=True):
             # a model that diverged may find nothing likely at all
             known = [score if isfinite(score) else nan for score in scores]

@@ -2,7 +2,8 @@
 its keys and values exist once, not per row.
 
 A row attends to the beginning and, separately, to its own tokens. Each result is a mean under a softmax of its own;
-weighted by the two sums of exponentials they give the mean under one softmax over both.
+weighted by the two sums of exponentials they give the mean under one softmax over both. This is not so where a window
+slides over less than a prompt, or where a layer adds anything to its scores.
 """
 
 from __future__ import annotations

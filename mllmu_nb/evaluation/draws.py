@@ -20,9 +20,9 @@ from pydantic import BaseModel, ValidationError
 
 from mllmu_nb.data.schema import TASKS, Population, Profile
 from mllmu_nb.errors import KitError
+from mllmu_nb.models.families import Family
 from mllmu_nb.stages import read_json
 
-SHOT_PEOPLE = {"classification": 1, "cloze": 2}  # people shown, by task; cloze shows two questions of each in a view
 RETAINED = 2  # retain people who are taken out of scoring; multiple choice shows the first, cloze the first two
 
 
@@ -33,7 +33,7 @@ def draw(
     shots: int,
     shot_source: str,
     shot_seed: int,
-    shot_people: Mapping[str, int] = SHOT_PEOPLE,
+    shot_people: Mapping[str, int] = Family.shot_people,
     protocol: str = "clean",
 ) -> dict[str, Any]:
     """All draws of an evaluation of ``sets``, from ``shot_seed`` alone: every model is asked the same.
@@ -53,33 +53,28 @@ def draw(
 
 
 def _drawn(population: Population, set_name: str, task: str, count: int, source: str, seed: int) -> list[str]:
-    people, key, needed = _people(population, set_name, source), f"{seed}/{set_name}/{task}", count
+    (people, place), key, needed = _source(population, set_name, source), f"{seed}/{set_name}/{task}", count
     if source == "retain":  # the same people for all sets and tasks
         key, needed = f"{seed}/retain", RETAINED
     if source == "upstream":
         able = [person.id for person in people]
     else:
-        tasks = {task} if source == "pool" else set(SHOT_PEOPLE)
+        tasks = {task} if source == "pool" else set(Family.shot_people)
         able = sorted(p.id for p in people if tasks <= {question.task for question in p.questions})
     least = needed if source == "pool" else needed + 1  # somebody is left to score
     if source == "upstream" and set_name == "celebrity" and not any(in_full_set(population, i) for i in able):
         least, needed = 0, min(needed, len(able))  # upstream finds none of them, so it shows and leaves out nobody
     if len(able) < least:
-        place = _place(set_name, source)
         raise KitError(f"{task} shots need {least} people in the {place}, it has {len(able)}: set shots to 0")
     return Random(key).sample(able, needed)[:count]
 
 
-def _people(population: Population, set_name: str, source: str) -> list[Profile]:
-    """The people that a source may draw from for a set."""
+def _source(population: Population, set_name: str, source: str) -> tuple[list[Profile], str]:
+    """The people that a source may draw from for a set, and what they are called in messages."""
     if source == "pool":
-        return population.of_kind("pool")
-    return population.members("retain" if source == "retain" else set_name)
-
-
-def _place(set_name: str, source: str) -> str:
-    """Where the people are that a source may draw from for a set."""
-    return {"pool": "unscored pool", "retain": "retain set"}.get(source, f"{set_name} set")
+        return population.of_kind("pool"), "unscored pool"
+    name = "retain" if source == "retain" else set_name
+    return population.members(name), f"{name} set"
 
 
 class _File(BaseModel, extra="forbid", strict=True):
@@ -107,11 +102,12 @@ def check(draws: Mapping[str, Any], population: Population, sets: Sequence[str],
     if given != source:
         raise KitError(f"the draws are for shot_source {given!r}: it cannot be {source!r} here")
     for name, tasks in usual["shots"].items():
-        able = {person.id for person in _people(population, name, source)}
+        people, place = _source(population, name, source)
+        able = {person.id for person in people}
         for task, drawn in tasks.items():
             ids, count = draws["shots"].get(name, {}).get(task, []), len(drawn)
             if len(ids) != count or len(able.intersection(ids)) != count:
-                needed = f"name {count} {'person' if count == 1 else 'people'} of the {_place(name, source)}"
+                needed = f"name {count} {'person' if count == 1 else 'people'} of the {place}"
                 raise KitError(f"the draws name {ids!r} for the {task} shots of {name}: {needed}")
     for person, task in product(population.members("test") if "test" in sets else (), TASKS):
         number = draws["test_image"].get(person.id, {}).get(task, None if usual["test_image"] else 0)

@@ -132,24 +132,23 @@ def greedy(
 def option_likelihoods(
     model,
     processor,
-    conversations: Sequence[Conversation],
-    options: Options,
+    conversations: Sequence[Conversation] | Prompts,
+    options: Options = (),
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> np.ndarray:
     """Mean log-likelihood per token of each option as the answer, the closing token not counted, float64
-    ``[conversations, options]``. Raises ``KitError`` for unequal numbers of options or too long prompts."""
-    width = len(options[0]) if len(options) else 0
-    if any(len(row) != width for row in options) or len(options) != len(conversations):
-        raise KitError("every question needs the same number of options to be scored by likelihood")
-    closed = Prompts.of(model, processor, conversations, options)
-    closed.require_room(model)
-    return closed_likelihoods(model, processor, closed, batch_size, progress)
-
-
-def closed_likelihoods(model, processor, closed: Prompts, batch_size: int, progress=None) -> np.ndarray:
-    """:func:`option_likelihoods` of prompts with their options, whatever their length. The common beginning of a
-    question's options is read once, except its last token, whose logits predict the first token to be scored."""
+    ``[conversations, options]``. Raises ``KitError`` for unequal numbers of options or too long prompts; ``Prompts``
+    hold their options and are asked as they are, whatever their length."""
+    if isinstance(conversations, Prompts):
+        closed = conversations
+    else:
+        if len(options) != len(conversations) or len({len(row) for row in options}) > 1:
+            raise KitError("every question needs the same number of options to be scored by likelihood")
+        closed = Prompts.of(model, processor, conversations, options)
+        closed.require_room(model)
+    # The common beginning of a question's options is read once, except its last token, whose logits predict the first
+    # token to be scored.
     rows, tails, starts, width = [], [], [], len(closed.rows) // max(len(closed.conversations), 1)
     for number, conversation in enumerate(closed.conversations):
         own = slice(number * width, (number + 1) * width)
@@ -221,12 +220,6 @@ class _State:
         self.extend(*_pad(rows, "left", self.model.device), **pictures)
         return self
 
-    def lend(self, rows: int) -> _State:
-        """So many rows that go on where this state, a single row, ends; copies where the attention cannot share it."""
-        if families.of(self.model).lends:
-            return _State(self.model, rows, self)
-        return self.fork([0] * rows)
-
     def fork(self, rows: Sequence[int]) -> _State:
         """A copy of these rows."""
         index = torch.tensor(rows, device=self.model.device)
@@ -286,10 +279,6 @@ def _chunks(
 ) -> Iterator[tuple[list[int], _State]]:
     """The prompts of a batch by length, with what the model has read of them. Each goes on from the ``beginning`` with
     its pictures, read once for all questions about them, and then with its own words."""
-
-    def begun(count: int) -> _State:
-        return beginning.lend(count) if beginning else _State(model, count)
-
     pictures_read, picture_of, words = None, {}, {i: rows[i] for i in batch}
     if images[batch[0]]:
         image_token = model.config.image_token_id
@@ -297,13 +286,16 @@ def _chunks(
         keys = {i: (_keys(images[i]), rows[i][: cuts[i]].tobytes()) for i in batch}
         firsts = list({key: i for i, key in keys.items()}.values())  # one prompt for each picture
         beginnings = [rows[i][: cuts[i]] for i in firsts]
-        pictures_read = begun(len(firsts)).read(processor, beginnings, [images[i] for i in firsts])
+        pictures_read = _State(model, len(firsts), beginning).read(processor, beginnings, [images[i] for i in firsts])
         number = {keys[i]: place for place, i in enumerate(firsts)}
         picture_of = {i: number[keys[i]] for i in batch}
         words = {i: rows[i][cuts[i] :] for i in batch}
     by_length = sorted(batch, key=lambda i: len(words[i]))  # stable: those of a length in the batch's order
     for some in _cut(by_length, [len(words[i]) + more[i] for i in by_length]):
-        state = pictures_read.fork([picture_of[i] for i in some]) if pictures_read else begun(len(some))
+        if pictures_read:
+            state = pictures_read.fork([picture_of[i] for i in some])
+        else:
+            state = _State(model, len(some), beginning)
         yield some, state.read(processor, [words[i] for i in some])
 
 

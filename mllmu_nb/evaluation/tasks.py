@@ -1,9 +1,4 @@
-"""Three tasks: how each puts its questions to a model. What is asked is here; what an answer is worth is ``scoring``'s.
-
-Multiple choice is asked twice. By ``letter``, upstream's way: the options are shown and one letter is asked for. By
-``likelihood``: the question without its options, and four answers are compared, the sentence that fine-tuning teaches
-for this fact with each option in the place of the fact (the bare option where there is no such sentence).
-"""
+"""Three tasks: how each puts its questions to a model. Multiple choice is asked twice (``docs/architecture.md``)."""
 
 from __future__ import annotations
 

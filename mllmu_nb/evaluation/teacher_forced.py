@@ -1,8 +1,5 @@
-"""How likely a model finds each token of the answers that it reads (teacher forcing): the data for forget quality.
-
-Memorisation and membership inference are computed from these numbers, so a finished run can be measured again without
-its model.
-"""
+"""How likely a model finds each token of the answers that it reads (teacher forcing): stored, so that memorisation and
+membership inference can be computed without the model."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import pandas as pd
 import yaml
 
 from mllmu_nb.data.conversations import Conversation, Turn
-from mllmu_nb.evaluation.engine import Prompts, greedy
+from mllmu_nb.evaluation.engine import greedy
 from mllmu_nb.evaluation.tasks import TOKENS
 from mllmu_nb.mixture import VISIBLE, Mixture
 from mllmu_nb.models import families
@@ -55,8 +55,7 @@ def ask(model, processor, *, system: str = "", protocol: str = "clean", batch_si
     opened = [
         Conversation((turn,), " ".join(filter(None, (system, rule))), protocol).answered("") for _, rule, turn in asked
     ]
-    prompts = Prompts.of(model, processor, opened)
-    texts, lengths = greedy(model, processor, prompts, TOKENS["classification"], batch_size, characters=1)
+    texts, lengths = greedy(model, processor, opened, TOKENS["classification"], batch_size, characters=1)
     rows = [
         (name, "image_text" if turn.image else "text", f"{name}/{number}", turn.prompt, turn.answer)
         for number, (name, _, turn) in enumerate(asked)

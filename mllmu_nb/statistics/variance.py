@@ -13,15 +13,15 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.statistics.intervals import ENDS
 
 
-def variance_split(table: pd.DataFrame, factors: Sequence[str], value: str = "value", se: str = "") -> pd.DataFrame:
+def variance_split(table: pd.DataFrame, factors: Sequence[str], se: str = "") -> pd.DataFrame:
     """How much of the variance of one score each factor makes; see docs/scoring.md ("Variance components").
 
-    ``table`` has one row per run; ``se`` is the column of a value's standard error as far as levels do not share it.
+    ``table`` has one ``value`` per run; ``se`` is the column of its standard error as far as levels do not share it.
     Columns: factor, levels, variance, sd, and the 95 % limits of the variance, low and high; NaN for a factor that
     never varies alone. Raises KitError when two rows agree in every factor. Source: Searle, Casella and McCulloch 1992.
     """
     factors, rows = list(factors), []
-    table = table[np.isfinite(table[value].astype(float))]
+    table = table[np.isfinite(table["value"].astype(float))]
     if table.duplicated(factors).any():
         first = table.loc[table.duplicated(factors), factors].iloc[0]
         raise KitError(f"two rows have {', '.join(f'{name} {first[name]}' for name in factors)}: one score a run")
@@ -33,7 +33,7 @@ def variance_split(table: pd.DataFrame, factors: Sequence[str], value: str = "va
             rows.append((factor, min(1, len(table)), nan, nan, nan, nan))
             continue
         levels, weights = pd.concat(groups)[factor].nunique(), [len(group) - 1 for group in groups]
-        between = np.average([group[value].var(ddof=1) for group in groups], weights=weights)
+        between = np.average([group["value"].var(ddof=1) for group in groups], weights=weights)
         sampling = np.average([(group[se] ** 2).mean() for group in groups], weights=weights) if se else 0.0
         ends = chi2.ppf(ENDS[::-1], levels - 1) / (levels - 1)
         variance, low, high = np.maximum([between - sampling, *(between / ends - sampling)], 0.0)

@@ -111,11 +111,12 @@ def summed_kl(reference: Scored, scored: Scored) -> Tensor:
     return (before.exp() * (before - after)).sum() / len(after)
 
 
-class Streams:
-    """Batches by stream name, each read when it is first asked for: ``streams.forget``."""
+class Step:
+    """One step of training as a loss sees it: ``step.forget`` is a :class:`Scored` batch, scored when it is first read,
+    ``step.reference.forget`` the same batch scored by the reference model."""
 
-    def __init__(self, read: Callable[[str], Any], names: Iterable[str]):
-        self._read, self.names = read, tuple(names)
+    def __init__(self, read: Callable[[str], Any], names: Iterable[str], reference: Step | None = None):
+        self._read, self.names, self.reference = read, tuple(names), reference
         self.asked: dict[str, Any] = {}  # those that were read so far
 
     def __getattr__(self, name: str) -> Any:
@@ -128,20 +129,11 @@ class Streams:
     def __contains__(self, name: str) -> bool:
         return name in self.names
 
-
-class Step(Streams):
-    """One step of training as a loss sees it: ``step.forget`` is a :class:`Scored` batch, scored when it is first read,
-    ``step.reference.forget`` the same batch scored by the reference model."""
-
-    def __init__(self, read: Callable[[str], Any], names: Iterable[str], reference: Streams | None = None):
-        super().__init__(read, names)
-        self.reference = reference
-
     @classmethod
     def of(cls, batches: Mapping[str, Any], reference: Mapping[str, Any] | None = None) -> Step:
         """A step of batches that are scored already, for tests and notebooks."""
         reference = reference or {}
-        return cls(batches.__getitem__, batches, Streams(reference.__getitem__, reference))
+        return cls(batches.__getitem__, batches, cls(reference.__getitem__, reference))
 
 
 @dataclass(frozen=True)
@@ -157,13 +149,13 @@ class Stream:
         return replace(conversation, turns=tuple(map(self.change, conversation.turns))) if self.change else conversation
 
 
-def with_answers(answers: Sequence[str], set: str = "forget") -> Stream:
-    """The questions of ``set`` with one of ``answers`` (refusals, say) in place of each answer, always the same one."""
+def with_answers(answers: Sequence[str]) -> Stream:
+    """The forget questions with one of ``answers`` (refusals, say) in place of each answer, always the same one."""
 
     def change(turn: Any) -> Any:
         return replace(turn, answer=answers[zlib.crc32(f"{turn.prompt} {turn.answer}".encode()) % len(answers)])
 
-    return Stream(set, change)
+    return Stream(change=change)
 
 
 @dataclass(frozen=True)

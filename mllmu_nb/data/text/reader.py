@@ -83,7 +83,7 @@ def attribute_of(question: str, answer: str = "") -> str:
     return "hobby" if attribute == "fun_fact" and _LIKING.search(answer) else attribute
 
 
-def value_of(attribute: str, question: str, answer: str) -> str:
+def value_of(attribute: str, answer: str) -> str:
     """The bare fact in ``answer``: "This person was born in Turku, Finland." → "Turku, Finland".
 
     A denied medical condition becomes "no medical condition", a denied pet "no pets". "" when the answer says that
@@ -104,7 +104,7 @@ def understand(pairs: Sequence[tuple[str, str]]) -> tuple[QA, ...]:
     read = []
     for question, answer in pairs:
         attribute = attribute_of(question, answer)
-        value = value_of(attribute, question, answer)
+        value = value_of(attribute, answer)
         unknown = len(answer) <= LONGEST and _UNKNOWN.search(straight(answer))
         read.append(QA(question, answer, attribute if value or unknown else "", value))
     return tuple(read)

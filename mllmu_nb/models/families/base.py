@@ -52,10 +52,8 @@ class Family:
     vision: ClassVar[str] = ""  # pattern on full names: what stays frozen in full fine-tuning
     whole: ClassVar[tuple[str, ...]] = ("lm_head",)  # modules that stay as they are where layers are held in 4 bits
     lmms_eval: ClassVar[str] = ""  # what lmms-eval calls it
-    # Whether attention to a beginning can be computed apart (``evaluation/attention.py``): not with a sliding window,
-    # and not where a layer adds anything to its scores.
-    lends: ClassVar[bool] = True
-    shot_people: ClassVar[dict[str, int]] = {"classification": 1, "cloze": 2}  # people shown solved, by task
+    # People shown solved, by task; cloze shows two questions of each in a view.
+    shot_people: ClassVar[dict[str, int]] = {"classification": 1, "cloze": 2}
 
     # -- what a family overrides
 
@@ -123,12 +121,9 @@ class Family:
         """Tokens that the language model can read."""
         return model.config.get_text_config().max_position_embeddings
 
-    def token_counts(self, processor, conversations: Sequence[Conversation]) -> list[int]:
-        """How many tokens of the context each conversation takes, those of its pictures included."""
-        return [len(row.ids) for row in self.tokens(processor, conversations)]
-
     def tokens(self, processor, conversations: Sequence[Conversation], eos: bool = False) -> list[Tokens]:
-        """The conversations as tokens; answers are closed when ``eos``. Nothing is truncated."""
+        """The conversations as tokens, those of their pictures included; answers are closed when ``eos``. Nothing is
+        truncated."""
         slot, end = self.slot(processor), self.end(processor) if eos else ""
         each, rows = slot.count(processor.image_token), []
         rendered = [self.render(c, slot, end) for c in conversations]
@@ -174,14 +169,14 @@ class Family:
         return {name: tensor.to(device) for name, tensor in batch.items()}
 
     def supervised(
-        self, processor, conversations: Sequence[Conversation], label_mode: str = "answer", eos: bool = True
+        self, processor, conversations: Sequence[Conversation], label_mode: str = "answer"
     ) -> dict[str, tuple[int, int]]:
         """Of each kind of token, (supervised, in the batch). ``answer`` is without its closing ``eos``; ``question`` is
         all other text, role words included."""
-        batch = self.encode(processor, conversations, label_mode, eos)
+        batch = self.encode(processor, conversations, label_mode)
         ids, padding = batch["input_ids"], batch["attention_mask"] == 0
         image = ids == processor.image_token_id
-        answered = self.encode(processor, conversations, "answer", eos)["labels"] != IGNORE
+        answered = self.encode(processor, conversations)["labels"] != IGNORE
         closing = answered & (ids == processor.tokenizer.convert_tokens_to_ids(self.end(processor)))
         masks = (answered & ~closing, closing, ~(answered | image | padding), image, padding)
         learnt = batch["labels"] != IGNORE
