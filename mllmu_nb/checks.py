@@ -13,6 +13,7 @@ import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,14 +37,10 @@ SCALES = ("miniature", "paper")
 ROWS, TOKENS, VOCABULARY, WIDTH, SEQUENCE = 3, 4, 7, 5, 9  # of the random step
 
 
-def _checker(subject: str) -> Callable[[Any, str], None]:
-    """A function (holds, problem) that raises KitError with the subject and its problem unless it holds."""
-
-    def require(holds: Any, problem: str) -> None:
-        if not holds:
-            raise KitError(f"{subject}: {problem}")
-
-    return require
+def _require(subject: str, holds: Any, problem: str) -> None:
+    """Raises KitError with the subject and its problem unless ``holds``."""
+    if not holds:
+        raise KitError(f"{subject}: {problem}")
 
 
 # -- a method ---------------------------------------------------------------------------------------------------
@@ -52,7 +49,7 @@ def _checker(subject: str) -> Callable[[Any, str], None]:
 def check_method(method: type[Method]) -> None:
     """Checks that a registered method's declarations are sound, its hyper-parameters reach it from a configuration, its
     loss yields finite named scalars whatever stands at positions without a label, and gradients flow from it."""
-    require = _checker(f"method {method.name} ({method.variant})")
+    require = partial(_require, f"method {method.name} ({method.variant})")
     settings = method.hyper_parameters()
     require(method in METHODS.values(), "it is not registered: put @register above the class")
     require(method.label and method.marker, "it needs a label and a marker for tables and figures")
@@ -135,7 +132,7 @@ def _terms(method: Method, names: Sequence[str], filling: float, require: Callab
 def check_family(family: Family, model: torch.nn.Module, processor: Any) -> None:
     """Checks that the answer is supervised, tokens and pictures are counted as they are encoded, a padded row computes
     what it computes alone, answering reads what training reads, and a step of training moves the adapter alone."""
-    require = _checker(f"family {family.name}")
+    require = partial(_require, f"family {family.name}")
     require(of(model).name == family.name, f"the model is a {model.config.model_type}")
     rng = np.random.default_rng(0)
     ann, bea = (to_png(Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))) for _ in range(2))
@@ -212,7 +209,7 @@ def _check_training(family: Family, model: Any, batch: dict[str, torch.Tensor], 
 def check_after(name: str, model: torch.nn.Module, config: Config) -> None:
     """Checks that the step ``name`` gives a model of the same family with finite weights, the same one each time, and
     that its name and arguments are part of the run's. ``model`` is left as it is."""
-    require = _checker(f"step after unlearning {name}")
+    require = partial(_require, f"step after unlearning {name}")
     plain, config = config.but(after=""), config.but(after=name)
     require(plain.run_id != config.run_id, "it is not in the run's name")
     _check_settings(after.settings_of(name), config, lambda config, name: config.settings[name], require)

@@ -14,11 +14,10 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from mllmu_nb import after as after_steps
 from mllmu_nb import unlearning
@@ -39,6 +38,8 @@ BESIDE_PROTOCOL += ("unlearn_epochs", "unlearn_lr", "schedule", "precision", "ev
 BESIDE_PROTOCOL += ("quantise_base", "shots", "cyclic")
 WAYS = ("label_mode", "eos", "adapter_reach", "adam_eps")  # of a recipe, what the protocol decides and no preset
 LENGTHS = {"steps", "epochs"}  # of a recipe: one of them gives its length, and the other is 0
+# Of parameters that presets fill in and that came later: the value at which they are not part of a run's identity.
+NEUTRAL = {"train_modality": "both", "adam_eps": 1e-8, "long_prompts": "refuse"}
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=0)]
@@ -46,22 +47,9 @@ People = Annotated[int, Field(ge=0, le=20_000)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 
-def _neutral_at(value: Any) -> FieldInfo:
-    """For a parameter that presets fill in: the value at which it is not part of a run's identity."""
-    return Field(json_schema_extra={"neutral": value})
-
-
-Taught = Annotated[Literal["both", "multimodal"] | None, _neutral_at("both")]
-Epsilon = Annotated[Rate | None, _neutral_at(1e-8)]
-TooLong = Annotated[Literal["refuse", "fewer_shots", "ask"] | None, _neutral_at("refuse")]
-
-
 class Config(BaseModel):
     """All parameters of a run; what is left None is filled in from seed, protocol and presets. Raises KitError, in one
     line, for an unknown name, a value of the wrong type or out of bounds, and what does not go together."""
-
-    if TYPE_CHECKING:
-        _given: ClassVar[dict[str, Any]]  # what was given, before it was completed; each Config has its own
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -101,7 +89,7 @@ class Config(BaseModel):
     adaptation: Literal["lora", "full"] | None = None  # fine-tuning trains adapters or all weights
     replay: Annotated[float, Field(ge=0, le=0.9)] | None = None  # share of fine-tuning that repeats what the base knows
     exams: Annotated[float, Field(ge=0, le=1)] | None = None  # share of fine-tuning put in the forms of evaluation
-    train_modality: Taught = None  # what vanilla, the oracle and upstream's reference are taught: both, or multimodal
+    train_modality: Literal["both", "multimodal"] | None = None  # what vanilla, oracle and retain_epoch are taught
     train_steps: Count | None = None  # optimizer steps of fine-tuning
     train_lr: Rate | None = None  # learning rate of fine-tuning
     unlearn_steps: Count | None = None  # optimizer steps of unlearning
@@ -111,7 +99,7 @@ class Config(BaseModel):
     label_mode: Literal["answer", "text", "upstream"] | None = None  # supervised tokens
     eos: bool | None = None  # whether the end of an answer is taught
     adapter_reach: Literal["language", "upstream", "upstream_v5"] | None = None  # where adapters sit
-    adam_eps: Epsilon = None  # AdamW's epsilon
+    adam_eps: Rate | None = None  # AdamW's epsilon
     precision: Literal["fp32", "bf16"] | None = None  # of training: frozen weights and matrix products
     micro_batch: Count = 0  # conversations of a batch read at once, which changes memory, not what is learnt; 0: all
     checkpointing: bool = False  # activations are computed again instead of kept: less memory, more time
@@ -121,12 +109,14 @@ class Config(BaseModel):
     shots: Annotated[int, Field(ge=0, le=5)] = 5  # worked examples before a multiple-choice or cloze question
     shot_source: Literal["pool", "retain", "upstream", "none"] | None = None  # whom they show
     scoring: Literal["both", "letter"] | None = None  # of multiple choice: letter and likelihood, or letter
-    long_prompts: TooLong = None  # where shots and question exceed the context: refuse, fewer_shots, or ask as they are
+    long_prompts: Literal["refuse", "fewer_shots", "ask"] | None = None  # where shots and question exceed the context
     eval_precision: Literal["fp32", "bf16", "fp16"] | None = None  # of the weights that are asked
     cyclic: bool = False  # ask every multiple-choice question in all four cyclic orders of its options
     draws_file: str = ""  # random draws of another evaluation (draws.json) to be repeated; "": drawn with shot_seed
 
     settings: dict[str, Any] = {}  # hyper-parameters of the method and of the step after it, by name
+
+    _given = PrivateAttr()  # what was given, before it was completed
 
     def __init__(self, **values: Any):
         check_names(values, type(self).model_fields)
@@ -134,7 +124,7 @@ class Config(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise invalid(error) from None
-        object.__setattr__(self, "_given", {name: getattr(self, name) for name in type(self).model_fields})
+        self._given = self.parameters()
         self._check_words()
         self._complete()
         self._check()
@@ -198,7 +188,7 @@ class Config(BaseModel):
         """The resolved parameters that are not neutral: those that were filled in or differ from their default, so that
         a parameter that is added later renames no run. Only the last part of a path counts: the stages hash what lies
         there."""
-        usual = {name: _neutral(field) for name, field in type(self).model_fields.items()}
+        usual = {name: NEUTRAL.get(name, field.default) for name, field in type(self).model_fields.items()}
         values = public(self.parameters()) | {"seed": usual["seed"]}  # the four seeds are there
         neutral = setting_names(self.method, self.after, self.variant)
         values["settings"] = {name: value for name, value in self.settings.items() if value != neutral.get(name)}
@@ -396,12 +386,6 @@ class Config(BaseModel):
             if not 0 < forgotten < self.people:
                 side = "forget" if forgotten <= 0 else "keep"
                 raise KitError(f"forget_ratio={self.forget_ratio} of people={self.people} leaves nobody to {side}")
-
-
-def _neutral(field: FieldInfo) -> Any:
-    """The value at which a parameter changes nothing: its default or, if presets fill it in, the value it declares."""
-    declared = field.json_schema_extra
-    return declared.get("neutral", field.default) if isinstance(declared, dict) else field.default
 
 
 def variant_of(method: str, named: str | None, protocol: str | None) -> str:

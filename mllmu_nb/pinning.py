@@ -1,8 +1,5 @@
-"""The same bits on every x86 CPU with AVX2: three environment variables choose torch's AVX2 kernels everywhere.
-
-They are read when torch first computes, so they are set when this package is imported; child processes inherit them.
-``docs/architecture.md`` explains why, and where this was tested.
-"""
+"""The same bits on every x86 CPU with AVX2: three environment variables, set when this package is imported, choose
+torch's AVX2 kernels everywhere (``docs/architecture.md``, "Pinned bits")."""
 
 from __future__ import annotations
 

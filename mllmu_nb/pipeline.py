@@ -192,8 +192,7 @@ def vanilla_key(config: Config) -> str:
 def anchored(config: Config) -> Stage | None:
     """The stage in which the released vanilla model is asked what independent reports asked it, with upstream's
     protocol: the free questions with image about the forget people at 5 %. ``anchor.json`` has its answers beside the
-    true ones. None for any other vanilla model, if no report is known, and for a model made here, for which there is
-    none."""
+    true ones. None for any other model, and where no report is known."""
     if config.method == YOURS:
         return None
     own = family(config)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
 from statistics import mean
@@ -124,7 +124,8 @@ def _places(index: Any) -> tuple:
     return index.nonzero(as_tuple=True) if real_mask else (index,)
 
 
-def kernels(half: bool):
+@contextmanager
+def kernels(half: bool) -> Iterator[None]:
     """Inside, what a GPU does and the meta device does not: attention that keeps no scores, and with ``half`` what
     ``torch.autocast`` does to the operations that fill the memory."""
 
@@ -148,10 +149,8 @@ def kernels(half: bool):
     changed |= {name: cast(getattr(functional, name), low) for name in ("linear", "conv2d")}
     changed |= {name: cast(getattr(functional, name), full) for name in ("layer_norm", "softmax")}
     products = {name: cast(getattr(torch, name), low) for name in ("matmul", "bmm")}
-    stack = ExitStack()
-    stack.enter_context(mock.patch.multiple(functional, **changed))
-    stack.enter_context(mock.patch.multiple(torch, **products))
-    return stack
+    with mock.patch.multiple(functional, **changed), mock.patch.multiple(torch, **products):
+        yield
 
 
 # -- one model ----------------------------------------------------------------------------------------------------
@@ -327,10 +326,9 @@ def assumed_rate(precision: str, here: bool) -> Rate:
     large matrix product and one large copy take ``here``."""
     if not here:
         return Rate(*(SHARE * most for most in H100[precision]))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    side = 8192 if device == "cuda" else 1024
-    matrix = torch.randn(side, side, device=device, dtype=DTYPES[precision] if device == "cuda" else torch.float32)
-
+    gpu = torch.cuda.is_available()
+    side, dtype = (8192, DTYPES[precision]) if gpu else (1024, torch.float32)
+    matrix = torch.randn(side, side, device="cuda" if gpu else "cpu", dtype=dtype)
     timers = (Timer(work, globals={"matrix": matrix}) for work in ("matrix @ matrix", "matrix.clone()"))
     product, copied = (timer.timeit(5).median for timer in timers)
     return Rate(SHARE * 2 * side**3 / product, SHARE * 2 * matrix.nbytes / copied)

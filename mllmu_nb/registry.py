@@ -1,9 +1,5 @@
-"""Names for what can be added: methods, families, metrics and steps after unlearning register themselves on import.
-
-A module of the package is imported because it lies in its package's folder; one outside because the environment
-variable MLLMU_NB_EXTENSIONS names it, when something is looked up for the first time: by then all of the package can be
-imported. Nothing is listed by hand.
-"""
+"""Names for what can be added: methods, families, metrics and steps after unlearning register themselves on import
+(``docs/architecture.md``, "Adding something")."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
-"""A stage: work that is done once for its inputs, and whose result appears whole or not at all.
-
-The name of a stage's folder holds a hash of all that decides its content: its inputs and the code that makes it. A
-finished folder is used again; one that was interrupted never had that name; one whose files were changed is made anew.
-"""
+"""A stage: work that is done once for its inputs and its code, and whose result appears whole or not at all
+(``docs/architecture.md``, "Stages and keys")."""
 
 from __future__ import annotations
 
@@ -65,7 +62,7 @@ class Stage:
     @cached_property
     def key(self) -> str:
         """Names the work; it is the name of a folder in the cache."""
-        code = code_hash(self.make, *self.uses)
+        code = code_of(self.make, *self.uses)
         return f"{self.name}-{stable_hash({'stage': self.name, 'format': FORMAT, 'code': code, **self.inputs})}"
 
     @property
@@ -149,13 +146,10 @@ def _digest(path: Path, state: tuple[int, ...]) -> dict[str, Any]:
         return {"bytes": state[0], "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Locks ``folder`` for this process. The lock is the operating system's: it ends with the process, however that
-    ends."""
-    locks = paths.writable(paths.cache() / "locks")
-    with FileLock(locks / f"{folder.parent.name}-{folder.name}"):
-        yield
+def lock(folder: Path) -> FileLock:
+    """The lock of ``folder``, to be held with ``with``. It is the operating system's: it ends with the process, however
+    that ends."""
+    return FileLock(paths.writable(paths.cache() / "locks") / f"{folder.parent.name}-{folder.name}")
 
 
 @contextlib.contextmanager
@@ -226,19 +220,10 @@ def status(name: str) -> Iterator[None]:
 # -- the code that makes a result -------------------------------------------------------------------------------
 
 
-def code_hash(*roots: Any) -> str:
-    """A hash of the :func:`code_of` all ``roots``."""
-    return stable_hash(code_of(*roots))
-
-
 def code_of(*roots: Any) -> dict[str, str]:
     """Name → code of everything that ``roots`` execute: of a function, itself and what it uses of its module; of
-    anything else, its module; then all modules of the kit, or of their own package, that these import. A class that was
-    written in a notebook, whose module is no file, is what it defines and what that is made of.
-
-    A module is its syntax tree without docstrings and the YAML file of the same name. Entries of a registry are not
-    imported by name: adding a method's file changes no other's code.
-    """
+    anything else, its module, or what a class that was written in a notebook is made of; then all modules of the kit,
+    or of their own package, that these import."""
     used: dict[str, str] = {}
     for root in roots:
         if inspect.isfunction(root):

@@ -7,13 +7,11 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
 
 import nbformat
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
-from pydantic import Field
 
 from mllmu_nb import after as after_steps
 from mllmu_nb import config as module
@@ -324,10 +322,12 @@ def test_a_run_is_called_by_what_is_resolved_and_not_by_how_it_was_given():
     assert vanilla.but(unlearn_lr=1e-3, unlearn_steps=3).run_id == vanilla.run_id, "it unlearns nothing"
 
 
-def test_a_parameter_that_comes_later_renames_no_run():
+def test_a_parameter_that_comes_later_renames_no_run(monkeypatch):
+    monkeypatch.setitem(module.NEUTRAL, "depth", 4)
+
     class Later(Config):
         flash: bool = False
-        depth: Annotated[int | None, Field(json_schema_extra={"neutral": 4})] = None
+        depth: int | None = None
 
         def _complete(self):
             super()._complete()

@@ -22,19 +22,15 @@ import pytest
 import torch
 
 from mllmu_nb import paths, pipeline, stages, unlearning
-from mllmu_nb.config import Config
+from mllmu_nb.config import Config, stable_hash
 from mllmu_nb.errors import KitError
 from mllmu_nb.models.files import save_weights
 from mllmu_nb.reporting import runs
-from mllmu_nb.stages import RECORD, Stage, code_hash, code_of
+from mllmu_nb.stages import RECORD, Stage, code_of
 
 # A stage that appends to a log when it works, is in the middle for a while, and then ends.
 SLOW = """
 import sys, time
-from dataclasses import dataclass
-from itertools import count
-from pathlib import Path
-from types import ModuleType
 from mllmu_nb.stages import Stage
 def make(folder):
     (folder / "half").write_text("half")
@@ -234,7 +230,7 @@ def lab(tmp_path, monkeypatch):
         stages._source.cache_clear()
         stages._path.cache_clear()
         importlib.import_module("lab.method")
-        return code_hash(type("Method", (), {"__module__": "lab.method"}))
+        return stable_hash(code_of(type("Method", (), {"__module__": "lab.method"})))
 
     yield write
     stages._source.cache_clear()
@@ -259,7 +255,7 @@ def test_code_that_is_imported_counts_and_wording_and_layout_do_not(lab):
 def test_of_a_function_only_what_it_uses_counts(lab):
     def hash_of(text):
         lab(**{"method.py": text})
-        return code_hash(sys.modules["lab.method"].make)
+        return stable_hash(code_of(sys.modules["lab.method"].make))
 
     text = "FIRST, SECOND = 1, 2\nother = lambda x: x\n\ndef make(x):\n    other = x\n    return FIRST\n"
     plain = hash_of(text)
@@ -276,7 +272,7 @@ def test_a_file_beside_the_single_file_of_an_extension_counts(tmp_path, monkeypa
         (tmp_path / "single_file.py").write_text("import beside_me\nimport json\n")
         stages._source.cache_clear()
         stages._path.cache_clear()
-        return code_hash(type("Method", (), {"__module__": "single_file"}))
+        return stable_hash(code_of(type("Method", (), {"__module__": "single_file"})))
 
     assert hash_of("X = 1\n") != hash_of("X = 2\n")
     stages._source.cache_clear()
@@ -359,7 +355,7 @@ def test_a_class_that_stands_in_no_file_is_hashed_by_what_it_defines(monkeypatch
         monkeypatch.setitem(sys.modules, "no_file", module)
         vars(module).update(dataclass=dataclass)
         exec(compile(text, name, "exec"), vars(module))
-        return code_hash(module.Mine(1.0))
+        return stable_hash(code_of(module.Mine(1.0)))
 
     assert hashed("step + 1") == hashed("step + 1  # the same")
     assert len({hashed("step + 1"), hashed("step - 1"), hashed("step + 1", target="2.0")}) == 3
@@ -413,7 +409,7 @@ def test_whatever_a_class_in_a_notebook_is_made_of_is_in_its_hash(text, monkeypa
         vars(module).update({one: getattr(unlearning, one) for one in unlearning.__all__})
         vars(module).update(dataclass=dataclass, cached_property=cached_property, torch=torch, np=np)
         exec(compile(edited, name, "exec"), vars(module))
-        return code_hash(module.Mine())
+        return stable_hash(code_of(module.Mine()))
 
     assert hashed("1") == hashed("1") != hashed("2")
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from mllmu_nb import inputs, pipeline
-from mllmu_nb.commands import export, sweep
+from mllmu_nb.commands import export
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import Conversation, Turn
 from mllmu_nb.data.schema import VIEWS, Population, Profile
@@ -49,9 +49,7 @@ def main(options: argparse.Namespace) -> int:
     from mllmu_nb.reporting.show import visible
 
     named = {name: value for name in DEFAULTS if (value := getattr(options, name))}
-    unsaid = DEFAULTS.keys() - (sweep.read(options.config) if options.config else {})
-    given = {name: DEFAULTS[name] for name in unsaid} | dict(options.parameter) | named
-    config = export.configured(options.config, given)
+    config = export.configured(options.config, dict(options.parameter) | named, **DEFAULTS)
     known = inputs.population(config)
     person = find(known, options.person or known.members("forget")[0].id)
     if not options.question:

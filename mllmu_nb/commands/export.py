@@ -58,9 +58,10 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def configured(path: Path | None, given: dict[str, str]) -> Config:
-    """The parameters of a file without its grid, changed by ``given``, whose values are read as YAML."""
-    parameters = sweep.read(path) if path else {}
+def configured(path: Path | None, given: dict[str, str], **defaults: Any) -> Config:
+    """The parameters of a file without its grid, changed by ``given``, whose values are read as YAML; ``defaults`` are
+    those of neither."""
+    parameters = defaults | (sweep.read(path) if path else {})
     parameters.pop(GRID, None)
     for name, text in given.items():
         try:

@@ -11,9 +11,8 @@ import argparse
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +47,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Estimates, asks, and prints how far judge and rubric agree. 1 where answers were left without a grade."""
-    from tqdm import tqdm
-
     if options.jobs < 1:
         raise KitError(f"--jobs must be at least 1, not {options.jobs}")
     folders = {run.resolve().parent.parent for run in options.runs}
@@ -67,7 +64,7 @@ def main(options: argparse.Namespace) -> int:
         print("nothing was sent: add --yes to ask")
         return 0
     if asked:
-        failed = ask(asked, path, client(), jobs=options.jobs, progress=partial(tqdm, total=len(asked)))
+        failed = ask(asked, path, client(), jobs=options.jobs)
     print(agreement(judge.with_grades(answers, path)))
     if failed:
         print(f"{failed} answers have no valid grade and no score; the same command asks for them again")
@@ -111,18 +108,12 @@ def estimate(asked: list[Texts], prices: Iterable[float]) -> tuple[int, int, flo
     return *tokens, sum(n * price for n, price in zip(tokens, prices, strict=True)) / 1e6
 
 
-def ask(
-    asked: list[Texts],
-    path: Path,
-    endpoint: Any,
-    *,
-    jobs: int = 8,
-    progress: Callable[[Iterable], Iterable] = iter,
-) -> int:
+def ask(asked: list[Texts], path: Path, endpoint: Any, *, jobs: int = 8) -> int:
     """Has ``asked`` judged, ``jobs`` at a time, and appends each valid reply to ``path`` as it comes. Returns how many
     got none. Raises Unreachable when the endpoint refuses the key, the model or every question, or cannot be reached.
     """
     import openai
+    from tqdm import tqdm
 
     name, writing, graded, refused = model_name(), threading.Lock(), 0, 0
     with open(path, "a", encoding="utf-8") as file, ThreadPoolExecutor(jobs) as pool:
@@ -147,7 +138,7 @@ def ask(
                     print(json.dumps(line), file=file, flush=True)
             return reply is None
 
-        return sum(progress(pool.map(failed, asked)))
+        return sum(tqdm(pool.map(failed, asked), total=len(asked)))
 
 
 def _reply(endpoint: Any, name: str, texts: Texts) -> str | None:
