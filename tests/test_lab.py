@@ -39,8 +39,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """JupyterLab, one for all tests, on copies of the notebooks without their outputs, with settings of its own: (address, folder, token).
-    ``SEEN`` has its outputs.
+    """JupyterLab, one for all tests, on copies of the notebooks without their outputs, with settings of its own:
+    (address, folder, token). ``SEEN`` has its outputs.
 
     The models of ``ASK`` and ``RACE`` are hardly trained: what they answer does not matter here.
     """
