@@ -565,12 +565,12 @@ def test_a_verdict_is_the_whole_intervals(monkeypatch):
     choices = [("classification", "likelihood", "accuracy", "image_text", "open")]
     gates = pd.concat([gates, pd.DataFrame(choices, columns=gates.columns)])
     found = tables.verdicts(SimpleNamespace(kept_by_person={"both": None}, gates=gates)).reset_index()
-    said = {name: rows["verdict"].tolist() for name, rows in found.groupby("what the paper says")}
+    said = {name: rows["verdict"].tolist() for name, rows in found.groupby("compared")}
     shut = [f"{verdict} (gate closed)" for verdict in ("supported", "not supported", "undecided")]
     opened = ["not supported", "supported", "undecided"]
     assert said == {
-        "left on Forget, free answers: less after text only": shut,
-        "left on Forget, likelihood, image + text: less after image + text": opened,
+        "left on Forget, free answers (paper: less after text only)": shut,
+        "left on Forget, likelihood, image + text (paper: less after image + text)": opened,
         "kept on Retain and Celebrity": ["no claim"] * 3,
     }
     assert found["gap closed"].tolist() == ["25%"] * 3 + ["50%"] * 3 + ["75%"] * 3

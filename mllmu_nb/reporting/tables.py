@@ -422,7 +422,9 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
     and text, where the same share of the gap in both views together is closed."""
     places = path.PLACES[:2]
     differences = path.between_modalities(scores.kept_by_person[POOLED], list(CLAIMS), places, scores.by)
-    title = "Knowledge about Forget that remains at equal forgetting: unlearned on text only minus on image + text"
+    title = (
+        "Knowledge about Forget that remains at equal forgetting, points: unlearned on text only minus on image + text"
+    )
     if differences.empty:
         why = "No method closes as much of the gap of both views in both modalities."
         yield new_sheet(scores, title, "claim", remarks=[why])
@@ -436,7 +438,7 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
         cells = [said.get(at, ("", "Never reached.")) for at in product(CLAIMS, places)]
         name = scores.name((method, variant, "none", "", *values))
         rows.append((name.replace(method, "All methods", 1) if method == "all" else name, cells))
-    columns = [(_closed(place), f"{head}, points") for head, place in product(CLAIMS.values(), places)]
+    columns = [(_closed(place), head) for head, place in product(CLAIMS.values(), places)]
     remark = (
         "Below 0: text only leaves less. The paper says so of generation, and the opposite of choices asked with image "
         f"+ text. n: replicates in which both get there; one alone has no interval. {LIMITS} All methods: the mean of "
@@ -459,10 +461,10 @@ def verdicts(scores: Scores) -> pd.DataFrame:
             holds, fails = (less, more) if better == "unimodal" else (more, less)
             verdict = "supported" if holds else "not supported" if fails else "undecided"
             verdict += "" if gates.get(measured) == "open" else " (gate closed)"
-            said = f"left on Forget, {CLAIMS[row['what']].lower()}: less after {MODALITIES[better]}"
-        shown = {"points": number_text(row, signed=True), "replicates": row["n_replicates"], "verdict": verdict}
-        rows.append({"gap closed": f"{row['place']:.0%}", "what the paper says": said} | shown)
-    columns = ["gap closed", "what the paper says", "points", "replicates", "verdict"]
+            said = f"left on Forget, {CLAIMS[row['what']].lower()} (paper: less after {MODALITIES[better]})"
+        points = number_text(row, signed=True)
+        rows.append([f"{row['place']:.0%}", said, points, row["n_replicates"], verdict])
+    columns = ["gap closed", "compared", "text only minus image + text, points", "replicates", "verdict"]
     return pd.DataFrame(rows, columns=columns).set_index(columns[:2])
 
 
@@ -471,7 +473,6 @@ def edges(scores: Scores) -> pd.DataFrame:
     trained: points, and whether the whole interval lies within the margin."""
     margin = registry.by_key()[LIKELIHOOD_KEY].margin
     found = path.edges(scores.points, {run.id: run.train["steps"] for run in scores.runs}, scores.by)
-
     rows: dict[str, dict[str, str]] = {}
     for row in found.itertuples():
         points = number_text(row._asdict(), signed=True)
