@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from mllmu_nb import after as after_steps
 from mllmu_nb import unlearning
 from mllmu_nb.errors import KitError, choose, invalid, print_in_one_line
-from mllmu_nb.unlearning.base import Method, Recipe, typed
+from mllmu_nb.unlearning.base import RULE, Method, Recipe, typed
 
 PRESETS = Path(__file__).parent / "presets"
 REFERENCES = ("base", "vanilla", "oracle")  # models with which the unlearned ones are compared
@@ -32,6 +32,7 @@ PATHS = ("base_path", "vanilla_path", "adapter_path", "profiles_file", "forget_i
 ON_HUB = ("base_path", "vanilla_path", "data_source")  # the paths that may be a name on the hub instead
 GRID = "grid"  # the sweep's key in a configuration file; a notebook that is given the file ignores it
 BY_HAND, IN_FILE = "set by hand", "the method's file"  # the source of a value that is in no preset
+MIDDLE = "the middle of the grid of tools/settings.py"  # where a recipe's source, RULE, is that of its steps alone
 # These decide a number, beside the settings of the protocol; a value other than the preset's is a deviation as well.
 BESIDE_PROTOCOL: tuple[str, ...] = ("adaptation", "replay", "exams", "train_steps", "train_lr", "unlearn_steps")
 BESIDE_PROTOCOL += ("unlearn_epochs", "unlearn_lr", "schedule", "precision", "eval_precision", "micro_batch")
@@ -301,7 +302,7 @@ class Config(BaseModel):
             stated = dict.fromkeys(LENGTHS, 0) | stated
         values = Recipe(**general).numbers().items()
         known = {name: (value, said.get(name, general["source"])) for name, value in values}
-        return known | {name: (value, own.source or IN_FILE) for name, value in stated.items()}
+        return known | {name: (value, _source_of(own, name)) for name, value in stated.items()}
 
     @property
     def _own_recipe(self) -> Recipe:
@@ -453,6 +454,13 @@ def departures() -> list[str]:
     return _presets("protocols")["departures"]
 
 
+def _source_of(recipe: Recipe, name: str) -> str:
+    """The source of a number or setting that a method's recipe states."""
+    if recipe.source != RULE or name == "steps":
+        return recipe.source or IN_FILE
+    return IN_FILE if name in LENGTHS else MIDDLE
+
+
 def sources(config: Config) -> dict[str, str]:
     """The source of every number of both recipes (``training.lr``), every hyper-parameter and every setting of the
     protocol. A value that nobody has published has the source "unknown, chosen because ..".
@@ -465,6 +473,6 @@ def sources(config: Config) -> dict[str, str]:
         said |= {f"{kind}.{name}": source for name, (_, source) in config.numbers(kind).items()}
     own = config._own_recipe if config.trains else Recipe()
     for name in config.settings:
-        source = own.source if own.source and name in own.settings else IN_FILE
+        source = _source_of(own, name) if name in own.settings else IN_FILE
         said[f"unlearning.{name}"] = BY_HAND if name in given["settings"] else source
     return said

@@ -85,6 +85,15 @@ def test_the_share_is_of_the_people_whom_the_model_was_asked_about(references):
     assert "lost 80 points" in said and "100 % [" in said and "of the 80 points that separate" in said
 
 
+def test_a_model_that_was_asked_other_questions_stands_beside_nobody(references):
+    ga = make("ga", right(0.0), modality="multimodal", **SMALL)
+    assert Beside.among(ga, [ga, *references.values()]) == Beside(ga, **references)
+    assert Beside.among(ga, [ga]) == Beside(ga)
+    fewer = replace(ga, answers=ga.answers[ga.answers["profile"] <= "006"])
+    with pytest.raises(KitError, match="GA .image . text. and Vanilla were asked different questions"):
+        Beside.among(fewer, references.values())
+
+
 def test_health_counts_as_gibberish_what_the_verdict_does(references):
     """What is less likely than nearly all of vanilla's answers is gibberish, however fluent it looks by itself."""
     ga = make("ga", right(0.0), modality="multimodal", **SMALL)

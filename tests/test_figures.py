@@ -242,7 +242,7 @@ def test_losses_are_solid_for_both_and_dashed_for_text(known):
 
 
 def test_leakage_prints_the_gap_and_its_limits():
-    """GA: right about the one fact in two with the image, about none in text; the oracle about none."""
+    """GA: right about the one fact in two with image + text, about none with text; the oracle about none."""
     runs = []
     for name, modality, right in (
         ("vanilla", "none", lambda asked: True),
@@ -283,6 +283,15 @@ def test_the_path_ends_where_a_replicate_gets_no_further_and_shows_replicates_as
     assert {round(100 * dot, 6) for dot in half["dots"]} <= {round(float(height), 6) for height in heights}
     with pytest.raises(KitError, match="no unlearning has a path"):
         figures.along_the_path(group(everybody(people=12, famous=2)[:2]))
+
+
+def test_the_paths_of_each_set_have_a_row_a_modality(known):
+    figure = figures.path_by_set(known)
+    titles = [panel.get_title() for panel in figure.axes]
+    assert titles[:2] == ["Retain, unlearned on image + text", "Test, unlearned on image + text"] and len(titles) == 6
+    assert_readable(figure)
+    with pytest.raises(KitError, match="no unlearning has a path"):
+        figures.path_by_set(group(everybody(people=12, famous=2)[:2]))
 
 
 # Gates and collapse

@@ -209,11 +209,6 @@ def test_the_last_cell_says_what_the_run_shows(book):
     assert last.cell_type == "code" and "print(" in last.source
 
 
-def test_settings_fold_out(book):
-    sources = "\n".join(cell.source for cell in code_cells(book))
-    assert sources.count("show.recipe(") == sources.count("<details>")
-
-
 def test_cells_are_numbered_as_they_were_run(book):
     counts = [cell.execution_count for cell in code_cells(book)]
     assert counts == list(range(1, len(counts) + 1))

@@ -59,6 +59,33 @@ def test_a_difference_is_claimed_only_where_the_interval_allows(vanilla, ga, ora
     ]
 
 
+def test_a_collapsed_model_is_marked_and_the_oracle_is_among_the_changes_where_it_is_asked_for(vanilla, ga, oracle):
+    broken = saying(ga, "the the the the the the", task="generation")
+    changes = show.changes([vanilla, broken, oracle], references=True)
+    assert list(dict.fromkeys(changes.index.get_level_values("method"))) == ["GA (image + text) ‡", "Oracle"]
+    figure = show.against_vanilla([vanilla, broken, oracle])
+    assert [one.get_text() for one in figure.axes[0].get_yticklabels()] == ["GA (image + text) ‡", "Oracle"]
+    assert figure.get_suptitle() == "Below 0 is right on Forget, and a loss on Retain"
+    assert_readable(figure)
+    with pytest.raises(KitError, match="against vanilla"):
+        show.against_vanilla([ga, oracle])
+
+
+def test_results_say_whose_they_are(tmp_path, monkeypatch, capsys, vanilla, oracle):
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "own"))
+    monkeypatch.setattr(show.paths, "reference", lambda: tmp_path / "reference")
+    write(tmp_path / "reference", vanilla, oracle)
+    assert len(show.results("miniature").runs) == 2
+    assert capsys.readouterr().out == "the committed reference run: 2 models\n"
+    write(show.paths.results("miniature"), vanilla)
+    scores = show.results("miniature")
+    assert capsys.readouterr().out.startswith("your own run: 1 models; those that come with the kit: write committed=")
+    assert len(show.results("miniature", committed=True).runs) == 2
+    assert scores.of_group("llava", "clean", 10).runs[0].id == vanilla.id
+    with pytest.raises(KitError, match="no run of .* among .*llava.*: choose one"):
+        scores.of_group("llava", "clean", 5)
+
+
 def test_references_are_shown_where_nothing_is_unlearned(vanilla, oracle):
     changes = show.changes([vanilla, oracle])
     assert (changes.xs(("Oracle", "Forget"), level=("method", "set"))["points"] == -100).all()
@@ -77,7 +104,9 @@ def test_answers_are_shown_as_text_beside_vanillas(vanilla, oracle):
     shown = show.answers(people, [vanilla, ga]).data
     assert "<script>" not in shown and "&lt;script&gt;alert(1)" in shown and "Amina &lt;b&gt;" in shown
     assert "● The profession of the person in question is" in shown and "○ &lt;script&gt;" in shown
-    assert shown.count("●") == 4 == shown.count("○") and shown.count("<img") == 2, "both views of two people"
+    key = figures.SIGNS_OF_ANSWERS
+    assert shown.count(key) == 1 and shown.count("<img") == 2, "both views of two people"
+    assert [shown.count(sign) - key.count(sign) for sign in "●○"] == [4, 4]
     assert shown.count(plots.RIGHT) == 4 == shown.count(plots.WRONG), "vanilla still knows whom it is to forget"
     with pytest.raises(KitError, match="beside vanilla's"):
         show.answers(people, [oracle])
@@ -135,11 +164,15 @@ def test_a_recipe_says_who_says_so():
     assert shown["lr"][0] == "0.0001" and "set by hand" in shown["lr"][1]
     assert shown["weight_decay"] == ("0.0", "MLLMU-Bench's code and README")
     assert shown["steps"][0] == "48" and shown["beta"][0] == "0.2"
-    assert shown["beta"][1].startswith("chosen on the miniature"), "the recipe's, not the method's own default"
+    assert shown["steps"][1].startswith("chosen on the miniature") and "epochs" not in shown
+    assert shown["beta"][1].startswith("the middle of the grid"), "the recipe's, not the method's own default"
     large = rows(Config(method="npo", modality="multimodal", scale="paper"))
     assert large["beta"] == ("0.1", html.escape("the method's file", quote=False))
     assert rows(Config(method="npo", modality="multimodal", settings={"beta": 0.4}))["beta"] == ("0.4", "set by hand")
     assert rows(Config())["steps"][0] == "1800", "of fine-tuning, where nothing is unlearned"
+    folded = show.recipe(Config(method="ga", modality="multimodal")).data
+    summary = "46 steps, batches of 8, learning rate 0.001; every setting and its source"
+    assert folded.startswith(f"<details><summary>{summary}</summary><table") and folded.endswith("</details>")
 
 
 def test_a_picture_has_the_same_bytes_whenever_it_is_drawn():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,8 @@ from mllmu_nb.reporting import figures, published, tables
 from mllmu_nb.reporting.grid import COLLAPSED_NOTE, GATES_UNKNOWN
 from mllmu_nb.reporting.runs import Scores, columns_of
 from mllmu_nb.reporting.sheet import Sheet, latex_text, write_csv, write_sheets
-from mllmu_nb.scoring import registry
-from mllmu_nb.scoring.frames import with_questions
+from mllmu_nb.scoring import path, registry
+from mllmu_nb.scoring.frames import KEY, with_questions
 from mllmu_nb.scoring.registry import metrics
 
 FEW = {"asked": {"classification": 2, "generation": 1, "cloze": 1}, "famous": 3}
@@ -547,6 +548,49 @@ def test_the_claim_has_a_row_a_setting():
     [(_, rows)] = sheet.blocks
     rates = ("unlearn_lr 0.001", "unlearn_lr 0.004")
     assert [name for name, _ in rows] == [f"{kind}, {rate}" for kind in ("GA", "All methods") for rate in rates]
+
+
+def test_a_verdict_is_the_whole_intervals(monkeypatch):
+    """Text only should leave less of free answers, image + text less of choices with the image; nothing else is one."""
+    ends = {"forget_free": [(-9, -1), (1, 9), (-9, 9)], "forget_image": [(-9, -1), (1, 9), (-9, 9)]}
+    ends |= {path.KEPT: [(1, 9)] * 3}
+    rows = [
+        {"method": "all", "what": what, "place": place, "value": 0, "low": low / 100, "high": high / 100}
+        for what, some in ends.items()
+        for place, (low, high) in zip(path.PLACES, some, strict=True)
+    ]
+    frame = pd.DataFrame(rows).assign(n_replicates=3)
+    monkeypatch.setattr(tables.path, "between_modalities", lambda *given: pd.concat([frame, frame.assign(method="ga")]))
+    gates = pd.DataFrame([("generation", "", "exact", "both", "closed")], columns=[*KEY, "view", "gate"])
+    choices = [("classification", "likelihood", "accuracy", "image_text", "open")]
+    gates = pd.concat([gates, pd.DataFrame(choices, columns=gates.columns)])
+    found = tables.verdicts(SimpleNamespace(kept_by_person={"both": None}, gates=gates)).reset_index()
+    said = {name: rows["verdict"].tolist() for name, rows in found.groupby("compared")}
+    shut = [f"{verdict} (gate closed)" for verdict in ("supported", "not supported", "undecided")]
+    opened = ["not supported", "supported", "undecided"]
+    assert said == {
+        "left on Forget, free answers (paper: less after text only)": shut,
+        "left on Forget, likelihood, image + text (paper: less after image + text)": opened,
+        "kept on Retain and Celebrity": ["no claim"] * 3,
+    }
+    assert found["gap closed"].tolist() == ["25%"] * 3 + ["50%"] * 3 + ["75%"] * 3
+    monkeypatch.setattr(tables.path, "between_modalities", lambda *given: pd.DataFrame())
+    assert tables.verdicts(SimpleNamespace(kept_by_person={"both": None}, gates=gates)).empty
+
+
+def test_an_edge_is_said_of_the_whole_interval(known, monkeypatch):
+    model = {"method": "ga", "variant": "canonical", "modality": "multimodal", "after": ""}
+    ends = {0.8: (0.2, 0.11, 0.3), 1.2: (0.0, -0.09, 0.09)}
+    rows = [model | {"times": times, "value": v, "low": low, "high": high} for times, (v, low, high) in ends.items()]
+    other = [model | {"modality": "unimodal", "times": 0.8, "value": np.nan, "low": np.nan, "high": np.nan}]
+    other += [model | {"modality": "unimodal", "times": 1.2, "value": 0.1, "low": 0.0, "high": 0.2}]
+    monkeypatch.setattr(tables.path, "edges", lambda *given: pd.DataFrame(rows + other))
+    found = tables.edges(known)
+    assert found.loc["GA (image + text)"].tolist() == ["+20 [+11, +30]: on an edge", "+0 [−9, +9]: hardly matters"]
+    assert found.loc["GA (text only)"].tolist() == ["the path does not go so far", "+10 [+0, +20]: undecided"]
+    monkeypatch.undo()
+    assert len(tables.edges(known).columns) == 2, "of runs with paths"
+    assert tables.edges(replace(known, points=path.no_points())).empty
 
 
 def test_what_varies_alone_within_a_replicate_is_a_source_of_its_own():

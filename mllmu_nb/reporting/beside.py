@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -9,10 +10,11 @@ from itertools import product
 import pandas as pd
 
 from mllmu_nb.data.schema import SETS
+from mllmu_nb.errors import KitError
 from mllmu_nb.reporting.grid import ASKED_IN, cell_text, closed_gates, rows_by, select
 from mllmu_nb.reporting.runs import Run, Scores
 from mllmu_nb.scoring import path
-from mllmu_nb.scoring.frames import KEY, MODEL
+from mllmu_nb.scoring.frames import KEY, MODEL, REFERENCES
 from mllmu_nb.scoring.health import judged
 from mllmu_nb.scoring.registry import metrics
 from mllmu_nb.scoring.score import cells, item_scores, side_by_side
@@ -25,6 +27,15 @@ class Beside:
     own: Run
     vanilla: Run | None = None
     oracle: Run | None = None
+
+    @classmethod
+    def among(cls, own: Run, runs: Iterable[Run]) -> Beside:
+        """``own`` beside vanilla and the oracle among ``runs``. Raises KitError where one was asked other questions."""
+        others = {one["method"]: one for one in runs if one["method"] in REFERENCES}
+        for one in others.values():
+            if _asked(one) != _asked(own):
+                raise KitError(f"{own.label} and {one.label} were asked different questions")
+        return cls(own, **others)
 
     @cached_property
     def scores(self) -> Scores:
@@ -68,3 +79,7 @@ class Beside:
         """That the model has collapsed or refuses everybody, and by what; "" where it does not."""
         bad = self.scores.unsound.get((*self.scores.group.values(), *self.own.model))
         return bad.why if bad else ""
+
+
+def _asked(run: Run) -> set[tuple[str, str]]:
+    return set(zip(run.items["set"], run.items["question_id"], strict=True))

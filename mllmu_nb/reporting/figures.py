@@ -223,13 +223,18 @@ def _person(page: plots.Page, person: Profile, top: float) -> float:
 
 
 SAYS, SILENT, BROKEN = "●", "○", "≈"  # signs before an answer
+SIGNS_OF_ANSWERS = (
+    f"{SAYS} the fact is in the answer, {SILENT} it is not, {BROKEN} the answer is broken. Blue: as it should be after "
+    f"unlearning ({SILENT} of the person to be forgotten, {SAYS} of the one to be kept); vermillion: as it should not "
+    "be."
+)
 
 
 @figure("before_after", "what every model answers about one person to be forgotten and one to be kept", portraits=True)
 def before_after(scores: Scores, people: Sequence[Profile] = ()) -> Figure:
     """A good model no longer says the first person's fact and still says the second's. The first person to be forgotten
-    and the first to be kept that vanilla answers rightly in both views, asked by image and by text. ● the fact is in
-    the answer, ○ it is not, ≈ the answer is broken (empty, repeated, gibberish). Blue: as it should be after
+    and the first to be kept that vanilla answers rightly in both views, asked with image + text and with text. ● the
+    fact is in the answer, ○ it is not, ≈ the answer is broken (empty, repeated, gibberish). Blue: as it should be after
     unlearning; vermillion: as it should not be."""
     by_model = _side_by_side(scores)
     vanilla = next((answers for model, answers in by_model.items() if model[0] == "vanilla"), None)
@@ -266,9 +271,7 @@ def before_after(scores: Scores, people: Sequence[Profile] = ()) -> Figure:
             text, colour = signed_answer(answers, question)
             bottoms.append(page.write(x, y + 0.03, plots.wrap(text, column), color=colour))
         y = max(bottoms) + 0.03
-    key = f"{SAYS} the fact is in the answer, {SILENT} it is not, {BROKEN} the answer is broken. Blue: as it should "
-    key += f"be after unlearning ({SILENT} of the person to be forgotten, {SAYS} of the one to be kept); vermillion: "
-    key += "as it should not be. All answers are of one replicate, and any model may err."
+    key = f"{SIGNS_OF_ANSWERS} All answers are of one replicate, and any model may err."
     y = page.write(left, y + 0.05, plots.below_lines([key, *collapse_note(names)]), color=GREY)
     return page.cut(y + 0.05)
 
@@ -433,6 +436,37 @@ def trail(panel: Axes, along: pd.DataFrame, look: plots.Look, beside: float) -> 
         plots.mark(panel, x, 100 * row["value"], look, along=None if np.isnan(ends).any() else ends, thickness=0.8)
 
 
+@plots.styled
+def path_by_set(scores: Scores) -> Figure:
+    """Retain and celebrities should stay high, Test should fall. What is right by likelihood about each set against the
+    share of the gap that is closed, as in :func:`along_the_path`: a row a modality, a column a set."""
+    kept = scores.kept[(scores.kept["closed_in"] == "trained") & (scores.kept["n_replicates"] > 0)]
+    modalities = [name for name in MODALITIES if (kept["modality"] == name).any()]
+    if not modalities:
+        raise KitError("no unlearning has a path beside an oracle about the same people")
+    below = ["Marks and bars: means with 95 % intervals; dots: replicates."]
+    below += ["A line ends where a replicate gets no further; a mark beyond it is of those that do."]
+    below += collapse_note(map(scores.named, scores.models()))
+    size, ends = (PAGE, 0.7 + 1.7 * len(modalities)), []
+    drawn, axes = plots.panels(len(modalities), 3, size, below, title(path_by_set), sharex=True, sharey=True)
+    for line, modality in zip(axes, modalities, strict=True):
+        for panel, what in zip(line, ("retain", "test", "celebrity"), strict=True):
+            for number, model in enumerate(m for m in scores.models() if m[2] == modality and not m[3]):
+                mine = kept[has(kept, [*MODEL, *scores.by], model) & (kept["what"] == what)]
+                mine = mine[mine["place"] != path.AREA].sort_values("place")
+                if mine.empty:
+                    continue
+                look = plots.look(*model[:3])
+                trail(panel, mine, look, 1.5 * (number - 1.5))
+                if panel is line[-1]:
+                    ends.append(plots.End(panel, 100 * mine["value"].iloc[-1], scores.named(model, True), INK, look))
+            panel.set_title(f"{what.capitalize()}, unlearned on {MODALITIES[modality]}", fontsize=SMALL)
+    axes[-1][1].set_xlabel("Forgotten: gap closed in the trained view, %")
+    seaborn.despine(drawn)
+    plots.name_ends(drawn, ends)
+    return drawn
+
+
 @figure("leakage", "heat map of the gap to the oracle: trained in by asked in")
 def leakage(scores: Scores) -> Figure:
     """The darker the orange, the more the model still knows. Gap to the oracle on the forget set in points, with 95 %
@@ -460,9 +494,9 @@ def leakage(scores: Scores) -> Figure:
     plots.heat(panel, values.astype(float), texts, colormaps["PuOr_r"], (-100, 100), spots, **bar)
     panel.set(xlabel="", ylabel="")
     panel.set_yticks(panel.get_yticks(), names)
-    panel.set_xticks(panel.get_xticks(), ["image" if view == VIEWS["image_text"] else view for _, view in values])
+    panel.set_xticks(panel.get_xticks(), [view.replace(" ", "\n", 1) for _, view in values])
     panel.tick_params(top=False, labeltop=True, bottom=False, labelbottom=False)
-    above = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center", "xytext": (0, 15)}
+    above = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center", "xytext": (0, 25)}
     for number, metric in enumerate(dict.fromkeys(metric for metric, _ in values)):
         panel.annotate(metric, (2 * number + 1, 1), **above)
         panel.axvline(2 * number, color=INK, linewidth=0.8 if number else 0)

@@ -242,6 +242,12 @@ class Scores:
             groups.append((key, replace(self, runs=runs, **mine)))
         return groups
 
+    def of_group(self, *key: Any) -> Scores:
+        """The scores of one base model, protocol and forget ratio. Raises KitError, with those there are."""
+        if key not in (groups := dict(self.groups)):
+            raise KitError(f"no run of {key} among {sorted(groups)}: choose one of these")
+        return groups[key]
+
     @property
     def group(self) -> dict[str, Any]:
         """The GROUP of these scores, which are of one."""

@@ -20,13 +20,22 @@ from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mllmu_nb import provenance
+from mllmu_nb import paths, provenance
 from mllmu_nb.config import Config, sources
 from mllmu_nb.data import portraits
 from mllmu_nb.data.schema import SETS, Population
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, plots
-from mllmu_nb.reporting.runs import REFERENCES, Run, Scores, models_in_order, read_run
+from mllmu_nb.reporting.runs import (
+    COMMITTED,
+    OWN,
+    REFERENCES,
+    Run,
+    Scores,
+    models_in_order,
+    read_run,
+    which_results,
+)
 from mllmu_nb.reporting.sheet import Sheet
 from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, VIEWS
 from mllmu_nb.scoring.health import CHANCE
@@ -132,12 +141,17 @@ def _img(alt: str, data: bytes, width: int) -> str:
 
 
 def recipe(config: Config) -> HTML:
-    """How the model of a configuration is trained, with the source of every number: one number and its source per
-    row."""
+    """How the model of a configuration is trained: length, batch and rate, below which every setting and its source
+    fold out, one per row. Steps or epochs: the one that does not give the length is left out."""
     kind, known = "unlearning" if config.trains else "training", sources(config)
-    rows = {name: (str(value), known[f"{kind}.{name}"]) for name, value in getattr(config, kind).numbers().items()}
+    chosen = getattr(config, kind)
+    rows = {name: (str(value), known[f"{kind}.{name}"]) for name, value in chosen.numbers().items()}
+    del rows["epochs" if chosen.steps else "steps"]
     rows |= {name: (str(value), known[f"unlearning.{name}"]) for name, value in config.settings.items()}
-    return table(pd.DataFrame.from_dict(rows, orient="index", columns=["value", "source"]))
+    length = f"{chosen.steps} steps" if chosen.steps else f"{chosen.epochs:g} epochs"
+    length += f", batches of {chosen.batch_size}, learning rate {chosen.lr:g}; every setting and its source"
+    folded = table(pd.DataFrame.from_dict(rows, orient="index", columns=["value", "source"])).data
+    return HTML(f"<details><summary>{length}</summary>{folded}</details>")
 
 
 # -- runs -----------------------------------------------------------------------------------------------------------
@@ -147,6 +161,16 @@ def runs(folders: Iterable[Path]) -> list[Run]:
     """The runs in these folders, in the order of the tables."""
     by_place = {(*run.model, run.id): run for run in map(read_run, folders)}
     return [by_place[place] for place in models_in_order(by_place)]
+
+
+def results(scale: str, committed: bool = False) -> Scores:
+    """The scores of the runs that tables and figures are made of, and a line that says whose they are: one's own, where
+    there are any and not the ``committed`` ones are asked for, else those that come with the kit."""
+    folder, source = (paths.reference(), COMMITTED) if committed else which_results(scale)
+    scores = Scores.read(folder)
+    other = "; those that come with the kit: write committed=True" if source == OWN and scale == "miniature" else ""
+    print(f"{source}: {len(scores.runs)} models{other}")
+    return scores
 
 
 def _scores(some: Sequence[Run]) -> Scores:
@@ -177,7 +201,7 @@ def answers(people: Population, some: Sequence[Run]) -> HTML:
             for run in some:
                 answer, colour = figures.signed_answer(scored[scored["run"] == run.id], question)
                 lines.append(_answer(run.label, answer, colour))
-    return HTML("".join(lines))
+    return HTML("".join([*lines, f"<p><small>{figures.SIGNS_OF_ANSWERS}</small></p>"]))
 
 
 @plots.styled
@@ -216,21 +240,37 @@ def curves(x: Sequence[float], lines: Mapping[str, Sequence[float]], xlabel: str
     return figure
 
 
-def changes(some: Sequence[Run]) -> pd.DataFrame:
+def _changes(some: Sequence[Run], sets: Sequence[str]) -> pd.DataFrame:
+    """The rows of `figures.rows` of the difference to vanilla in the choice by likelihood, in percentage points."""
+    return figures.rows(_scores(some), [by_key()[LIKELIHOOD_KEY]], sets, list(VIEWS), "vanilla", percent=True)
+
+
+@plots.styled
+def against_vanilla(some: Sequence[Run]) -> Figure:
+    """Below 0 is right on Forget, and a loss on Retain. Each model minus vanilla, choice by likelihood, question by
+    question; 95 % intervals over people."""
+    cells = _changes(some, ("forget", "retain"))
+    if cells.empty:
+        raise KitError("changes are shown against vanilla: its run is missing, or it is alone")
+    cells = cells.assign(asked="asked with " + cells["view_label"].astype(str))
+    places = {"y": "name", "row": "asked", "column": "set_label", "below": figures.collapse_note(cells["name"])}
+    return plots.forest(cells, **places, title=figures.title(against_vanilla), unit="change from vanilla, points")
+
+
+def changes(some: Sequence[Run], references: bool = False) -> pd.DataFrame:
     """What differs from vanilla in the choice by likelihood, question by question, in percentage points with the 95
-    % interval over people.
+    % interval over people; the oracle and the base are among them with ``references``, or where nothing is unlearned.
 
     The last column says what the interval allows: a difference is claimed only where it excludes 0. Without a run of
     vanilla, as when a sweep has not come to it yet, there is no row.
     """
-    scores = _scores(some)
-    cells = figures.rows(scores, [by_key()[LIKELIHOOD_KEY]], list(SETS), list(VIEWS), "vanilla", percent=True)
+    cells = _changes(some, list(SETS))
     unlearned = ~cells["method"].isin(REFERENCES)
-    cells = cells[unlearned] if unlearned.any() else cells
-    columns = {"method": cells["model"].map(scores.name), "set": cells["set_label"], "asked with": cells["view_label"]}
+    cells = cells[unlearned] if unlearned.any() and not references else cells
+    columns = {"method": cells["name"], "set": cells["set_label"], "asked with": cells["view_label"]}
     columns |= {"points": cells["value"], "low": cells["low"], "high": cells["high"], "people": cells["n_profiles"]}
     columns["reads as"] = np.select([cells["high"] < 0, cells["low"] > 0], ["lower", "higher"], "no difference shown")
-    return pd.DataFrame(columns).astype({"set": str, "asked with": str}).round(1).set_index(list(columns)[:3])
+    return pd.DataFrame(columns).astype(dict.fromkeys([*columns][:3], str)).round(1).set_index(list(columns)[:3])
 
 
 def known(some: Sequence[Run]) -> pd.DataFrame:

@@ -37,7 +37,7 @@ from mllmu_nb.scoring import judge, path, registry, utility
 from mllmu_nb.scoring.frames import ACROSS, GROUP, KEY, LIKELIHOOD_KEY, MODEL, POOLED, VIEWS, has
 from mllmu_nb.scoring.ranking import RANKED
 from mllmu_nb.scoring.registry import Metric, metrics
-from mllmu_nb.statistics.intervals import standard_errors
+from mllmu_nb.statistics.intervals import equivalence, standard_errors
 from mllmu_nb.statistics.variance import variance_split
 
 PAPER = ("vanilla", "ga", "grad_diff", "kl_min", "npo", "prompting", "oracle")  # its rows stand where no run does, too
@@ -229,7 +229,7 @@ def _main_text(scores: Scores, label: str, pairs: Sequence[tuple[str, Metric]]) 
 
 @table("table2_by_view")
 def by_view_table(scores: Scores) -> Iterator[Sheet]:
-    """Everything: one sheet per set, two rows per method (asked with the image, asked in text) and all metrics."""
+    """Everything: one sheet per set, two rows per method (asked with image + text, asked with text) and all metrics."""
     shown, rows = _score_metrics(scores), paper_rows(scores)
     for name in SETS:
         columns = [column(one) for one in shown if name in one.sets]
@@ -348,12 +348,12 @@ def quality_table(scores: Scores) -> Iterator[Sheet]:
 @table("table_leakage")
 def leakage_table(scores: Scores) -> Iterator[Sheet]:
     """Cross-modal leakage: blocks are what was trained on, columns what was asked in."""
-    heads = {"image_text": "Image", "text": "Text", ACROSS: "Text − image"}
+    heads = {view: name.capitalize() for view, name in VIEWS.items()} | {ACROSS: "Difference"}
     shown = product(metrics(by_fact=True), heads)
     columns = [column(one, heads[view], one.label.removesuffix(" %"), view=view) for one, view in shown]
     remark = (
-        f"Points; {LIMITS} Image, Text: gap to the oracle (0) asked that way. "
-        "Text − image: how much more is left in text than with the image, on the same facts."
+        f"Points; {LIMITS} Image + text, Text: gap to the oracle (0) asked that way. "
+        "Difference: how much more is left when asked with text than with image + text, on the same facts."
     )
     rows, where = paper_rows(scores, ("base", "oracle")), {"against": "oracle", "set": "forget"}
     title = "Cross-modal leakage, gap to the oracle on Forget"
@@ -367,7 +367,13 @@ READ_OFF = [(path.KEPT, place) for place in (*path.PLACES, path.AREA)]
 READ_OFF += [(name, 0.5) for name in HEADS if name != path.KEPT]
 CLOSED_IN = {"trained": "in the view that was trained", POOLED: "views pooled"}
 AFTER = "A step after unlearning trains nothing, so it has no path."
-CLAIMS = {"forget_free": "Free answers", "forget_image": "Likelihood, image"}  # what is left of Forget
+CLAIMS = {"forget_free": "Free answers", "forget_image": "Likelihood, image + text"}  # what is left of Forget
+# On which modality the paper finds unlearning better by it, and the metric and view whose gate must be open.
+BETTER_ON = {
+    "forget_free": ("unimodal", ("generation", "", "exact", POOLED)),
+    "forget_image": ("multimodal", (*LIKELIHOOD_KEY, "image_text")),
+}
+EDGES = {"inside": "hardly matters", "outside": "on an edge", "undecided": "undecided"}
 
 
 @table("table_path")
@@ -416,7 +422,9 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
     and text, where the same share of the gap in both views together is closed."""
     places = path.PLACES[:2]
     differences = path.between_modalities(scores.kept_by_person[POOLED], list(CLAIMS), places, scores.by)
-    title = "Knowledge about Forget that remains at equal forgetting: unlearned on text only minus on image + text"
+    title = (
+        "Knowledge about Forget that remains at equal forgetting, points: unlearned on text only minus on image + text"
+    )
     if differences.empty:
         why = "No method closes as much of the gap of both views in both modalities."
         yield new_sheet(scores, title, "claim", remarks=[why])
@@ -430,14 +438,48 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
         cells = [said.get(at, ("", "Never reached.")) for at in product(CLAIMS, places)]
         name = scores.name((method, variant, "none", "", *values))
         rows.append((name.replace(method, "All methods", 1) if method == "all" else name, cells))
-    columns = [(_closed(place), f"{head}, points") for head, place in product(CLAIMS.values(), places)]
+    columns = [(_closed(place), head) for head, place in product(CLAIMS.values(), places)]
     remark = (
-        "Below 0: text only leaves less. The paper says so of generation, and the opposite of choices with the image. "
-        f"n: replicates in which both get there; one alone has no interval. {LIMITS} All methods: the mean of those "
-        "that get there in more than half of the replicates, in the replicates in which all of these do."
+        "Below 0: text only leaves less. The paper says so of generation, and the opposite of choices asked with image "
+        f"+ text. n: replicates in which both get there; one alone has no interval. {LIMITS} All methods: the mean of "
+        "those that get there in more than half of the replicates, in the replicates in which all of these do."
     )
     remarks = [remark, asked_along(scores)]
     yield new_sheet(scores, title, "claim", "Method", columns, [("", rows)], remarks, differences)
+
+
+def verdicts(scores: Scores) -> pd.DataFrame:
+    """What the paper's claim on modality comes to where the same share of the gap is closed, over all methods together:
+    text only minus image + text, in points, and whether the whole interval lies on the side of the claim."""
+    found = path.between_modalities(scores.kept_by_person[POOLED], [*CLAIMS, path.KEPT], path.PLACES)
+    gates, rows = scores.gates.set_index([*KEY, "view"])["gate"], []
+    for row in found.query("method == 'all'").sort_values("place").to_dict("records") if len(found) else []:
+        said, verdict = "kept on Retain and Celebrity", "no claim"
+        if row["what"] in CLAIMS:
+            better, measured = BETTER_ON[row["what"]]
+            less, more = row["high"] < 0, row["low"] > 0
+            holds, fails = (less, more) if better == "unimodal" else (more, less)
+            verdict = "supported" if holds else "not supported" if fails else "undecided"
+            verdict += "" if gates.get(measured) == "open" else " (gate closed)"
+            said = f"left on Forget, {CLAIMS[row['what']].lower()} (paper: less after {MODALITIES[better]})"
+        points = number_text(row, signed=True)
+        rows.append([f"{row['place']:.0%}", said, points, row["n_replicates"], verdict])
+    columns = ["gap closed", "compared", "text only minus image + text, points", "replicates", "verdict"]
+    return pd.DataFrame(rows, columns=columns).set_index(columns[:2])
+
+
+def edges(scores: Scores) -> pd.DataFrame:
+    """How much a fifth fewer or more steps would have changed the likelihood score on Forget, in the view that was
+    trained: points, and whether the whole interval lies within the margin."""
+    margin = registry.by_key()[LIKELIHOOD_KEY].margin
+    found = path.edges(scores.points, {run.id: run.train["steps"] for run in scores.runs}, scores.by)
+    rows: dict[str, dict[str, str]] = {}
+    for row in found.itertuples():
+        points = number_text(row._asdict(), signed=True)
+        said = f"{points}: {EDGES[equivalence(row, margin)]}" if points else "the path does not go so far"
+        model = tuple(getattr(row, name) for name in (*MODEL, *scores.by))
+        rows.setdefault(scores.named(model), {})[f"steps × {row.times:g}, points"] = said
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 
 
 @table("table_ranking")

@@ -35,8 +35,8 @@ from mllmu_nb.unlearning.npo import NegativePreference
 
 # method and variant → what differs, and how it is in the paper and in the released code
 PIECES = {
-    ("grad_diff", "passes"): ("Grad. Diff., walk", "both terms in a step", "a pass up, one as long down"),
-    ("grad_diff", "whole_passes"): ("Grad. Diff., walk", "both terms in a step", "a pass up, all retain down"),
+    ("grad_diff", "passes"): ("Grad. Diff., order", "both terms in a step", "all forget, then as many retain"),
+    ("grad_diff", "whole_passes"): ("Grad. Diff., order", "both terms in a step", "all forget, then all retain"),
     ("grad_diff", "labels_text"): ("Grad. Diff., labels", "answer", "all text"),
     ("grad_diff", "labels_upstream"): ("Grad. Diff., labels", "answer", "all text and image slots"),
     ("ga", "labels_text"): ("GA, labels", "answer", "all text"),
@@ -69,7 +69,7 @@ class SequentialGradientDifference(GradientDifference):
 
 @register
 class EvenSequentialGradientDifference(SequentialGradientDifference):
-    """The same with a way down as long as the way up: as many retain questions as there are to forget."""
+    """The same with passes of one length: after all forget questions, as many retain questions."""
 
     variant = "passes"
     streams = {"forget": Stream("forget"), "length": Stream("forget"), "retain": Stream("retain")}
