@@ -126,7 +126,7 @@ def rows(
     labels = {
         "set_label": ordered(map(str.capitalize, cells["set"]), map(str.capitalize, sets)),
         "view_label": ordered((VIEWS.get(view, "") for view in cells["view"]), (VIEWS.get(view, "") for view in views)),
-        "metric_label": ordered(map(heading, metric), map(heading, wanted)),
+        "metric_label": ordered((one.heading for one in metric), (one.heading for one in wanted)),
         "name": ordered(map(scores.named, model), map(scores.named, scores.models())),
     }
     result = cells.assign(
@@ -145,10 +145,6 @@ def rows(
 def ordered(values: Iterable[str], order: Iterable[str]) -> pd.Categorical:
     """Texts with the order in which they are drawn."""
     return pd.Categorical(list(values), list(dict.fromkeys(order)))
-
-
-def heading(metric: Metric) -> str:
-    return metric.label.removesuffix(" %")
 
 
 def notes(scores: Scores, shown: pd.DataFrame) -> list[str]:

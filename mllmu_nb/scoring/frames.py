@@ -37,13 +37,8 @@ def persons(rows: pd.DataFrame) -> pd.Series:
     return rows["data_seed"].astype(str) + ":" + rows["profile"].astype(str)
 
 
-def filled(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """``rows`` with "" for a parameter that a run does not have, so that it can be grouped by."""
-    return rows.assign(**{column: rows[column].astype(object).where(rows[column].notna(), "") for column in by})
-
-
-def is_model(rows: pd.DataFrame | pd.Series | dict, method: str) -> pd.Series | bool:
-    """Whether each row, or the one row, is of ``method`` as it was trained, no step after it."""
+def is_model(rows: Any, method: str) -> pd.Series | bool:
+    """Whether each row, or the one row or run, is of ``method`` as it was trained, no step after it."""
     return (rows["method"] == method) & (rows["after"] == "")
 
 

@@ -1,7 +1,4 @@
-"""Forget quality by taught sentences: no question is asked; the metrics say how likely a model finds the sentences.
-
-docs/scoring.md ("Taught sentences") defines exact memorisation, extraction strength and the membership attacks.
-"""
+"""Forget quality by taught sentences: how likely a model finds them (docs/scoring.md, "Taught sentences")."""
 
 from __future__ import annotations
 
