@@ -406,8 +406,8 @@ def along_the_path(scores: Scores) -> Figure:
             last = pd.concat([whole, marked]).sort_values("place").iloc[-1]
             ends.append(plots.End(panel, 100 * last["value"], scores.named(model, True), INK, look))
             plots.lead(panel, 100 * last["place"], ends[-1].height)
-        plots.mark(panel, 100, goal, plots.REFERENCES["oracle"])
-        ends.append(plots.End(panel, goal, "Oracle", INK, plots.REFERENCES["oracle"]))
+        plots.mark(panel, 100, goal, plots.look("oracle"))
+        ends.append(plots.End(panel, goal, "Oracle", INK, plots.look("oracle")))
         panel.set_title(f"Unlearned on {MODALITIES[modality]}", loc="left", fontweight="bold")
         panel.set_xlabel("Forgotten: gap closed in the trained view, %")
     axes[0][0].set_ylabel("Kept: right about Retain and celebrities, %")

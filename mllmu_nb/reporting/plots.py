@@ -77,13 +77,13 @@ class Look(NamedTuple):
     filled: bool = True
 
 
-REFERENCES = {"base": Look("#56B4E9", "X"), "vanilla": Look("#000000", "o"), "oracle": Look("#6B4E16", "*")}
+LOOKS = {"base": Look("#56B4E9", "X"), "vanilla": Look("#000000", "o"), "oracle": Look("#6B4E16", "*")}
 
 
 def look(method: str, variant: str = "canonical", modality: str = "none") -> Look:
     """Colour and marker of a method; hollow where it was unlearned on text only."""
     own = class_of(method, variant)
-    known = REFERENCES.get(method) or Look(own.colour, own.marker)
+    known = LOOKS.get(method) or Look(own.colour, own.marker)
     return known._replace(filled=modality != "unimodal")
 
 

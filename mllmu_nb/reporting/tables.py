@@ -31,7 +31,7 @@ from mllmu_nb.reporting.grid import (
     select,
     value_text,
 )
-from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Scores, models_in_order
+from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, REFERENCES, Scores, models_in_order
 from mllmu_nb.reporting.sheet import Sheet, write_sheets
 from mllmu_nb.scoring import judge, path, registry, utility
 from mllmu_nb.scoring.frames import ACROSS, GROUP, KEY, LIKELIHOOD_KEY, MODEL, POOLED, VIEWS, has
@@ -494,7 +494,7 @@ def sources(runs: pd.DataFrame) -> pd.DataFrame:
     ``runs`` as from ``Scores.run_scores``, of one GROUP, with a column ``model``, what is the same in all that a source
     is to move; a column ``bits`` says which were computed otherwise.
     """
-    runs = runs[~runs["method"].isin(("base", "vanilla", "oracle")) & (runs["view"] == POOLED)]
+    runs = runs[~runs["method"].isin(REFERENCES) & (runs["view"] == POOLED)]
     # the seeds of a replicate follow its number, so one is a source of its own only where it varies within
     seeds = [name for name in SOURCES if name in runs and name != "replicate"]
     within = runs.groupby(["model", "replicate"])[seeds].nunique().gt(1).any()

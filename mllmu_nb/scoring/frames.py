@@ -28,7 +28,6 @@ VIEWS = {"image_text": "image + text", "text": "text"}
 POOLED = "both"
 ACROSS = "text - image"  # the view of what compares the two, fact by fact
 TAUGHT = "taught"  # the task of a metric of sentences
-REFERENCES = ("vanilla", "oracle")
 IN_ANSWERS = ["profile", "task", "view", "number"]  # columns of questions that answers have already, or need not
 
 

@@ -23,7 +23,6 @@ from mllmu_nb.scoring.frames import (
     PEOPLE,
     PLACE,
     POOLED,
-    REFERENCES,
     SEEDS,
     TAUGHT,
     VIEWS,
@@ -119,7 +118,7 @@ def _by_task(wanted: Sequence[Metric]) -> list[tuple[str, str, list[Metric]]]:
 def _of_answers(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, key: list[str]) -> pd.DataFrame:
     """Metrics with one value per row: a level and differences for every model, set and view, or a note why not."""
     values, grid = [], []
-    for against in ("", *REFERENCES):
+    for against in ("", "vanilla", "oracle"):
         shown = [one for one in wanted if one.is_compared or not against]
         places = [(s, one.task, v, one.scoring, one.name) for one in shown for s in one.sets for v in (*VIEWS, POOLED)]
         places = pd.DataFrame(places, columns=[*CELL, "metric"]).assign(against=against)
