@@ -194,9 +194,8 @@ def four_sets(some: Sequence[Run]) -> Figure:
     levels = levels.assign(asked=levels["view_label"].cat.rename_categories("Asked with {}, %".format))
     sets, names = plots.values(levels, "set_label"), plots.values(levels, "name")
     width = 0.84 / len(names)
-    texts = {"below": figures.notes(scores, levels), "title": f"{figures.title(four_sets)}\n"}
-    size = plots.PAGE, 3.6
-    figure, panels = plots.facets(levels, "asked", "metric_label", size, **texts, sharex=True, sharey=True)
+    size, below, title = (plots.PAGE, 3.6), figures.notes(scores, levels), f"{figures.title(four_sets)}\n"
+    figure, panels = plots.facets(levels, "asked", "metric_label", size, below, title, sharex=True, sharey=True)
     for panel, here in panels:
         for row in here.to_dict("records"):
             place = sets.index(row["set_label"]) + (names.index(row["name"]) - (len(names) - 1) / 2) * width
