@@ -370,7 +370,7 @@ def test_names_stay_apart_when_methods_fall_alike(known):
 
 
 def test_every_method_has_its_own_colour_and_marker():
-    looks = [plots.look(method) for method in (*plots.REFERENCES, *unlearning.names())]
+    looks = [plots.look(method) for method in (*plots.LOOKS, *unlearning.names())]
     assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(looks)
     assert plots.look("npo", "upstream", "unimodal") == plots.look("npo")._replace(filled=False)
     assert plots.look("manu") == (unlearning.Method.colour, unlearning.Method.marker, True)

@@ -286,7 +286,7 @@ def test_a_step_after_unlearning_makes_another_model_and_is_no_reference():
 
 
 def test_runs_of_a_grid_are_told_apart_by_their_parameter_and_never_pooled():
-    items = scored(MODELS).assign(unlearn_lr=nan)
+    items = scored(MODELS).assign(unlearn_lr="")
     first = items[items["method"] == "ga"].assign(unlearn_lr=0.001)
     second = first.assign(unlearn_lr=0.002, correct=1.0, run=first["run"] + "-b")
     items = pd.concat([items[items["method"] != "ga"], first, second], ignore_index=True)

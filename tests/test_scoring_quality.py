@@ -24,7 +24,6 @@ def test_scores_of_a_sentence_by_hand():
     values = np.array([-1.0, -9.0, -2.0, -3.0, -0.5, -7.0, -4.0, -0.1, -0.2, -0.3])
     assert sentences.least(values) == pytest.approx(-8.0)  # two of ten
     assert sentences.least(values[:4]) == -9.0  # a fifth of four is none: one
-    assert sentences.least(values, 1.0) == pytest.approx(values.mean())
     half = np.array([-1.0, -np.inf], np.float16)  # what is too small for half precision counts as its end
     frame = pd.DataFrame({"right": [np.array([True, False, True, True])], "log_probs": [half], "zlib_bytes": 2})
     assert sentences.exact_memorisation(frame).tolist() == [0.75]

@@ -196,4 +196,4 @@ def test_nobody_is_ranked_behind_a_closed_gate_or_on_two_replicates():
     _, methods = ranked({"ga": [4, 5, 4, 5]}, shut=True)
     assert methods.loc["ga", ["standing", "note"]].tolist() == ["gate closed", SHUT]
     found, _ = ranked({"ga": [4, 5, 4, 5]}, count=2)
-    assert found.methods.empty and found.refused == {GROUP: "ranking needs 3 replicates, and there are 2"}
+    assert found.methods.empty and found.refused == "ranking needs 3 replicates, and there are 2"

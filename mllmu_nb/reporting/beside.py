@@ -12,9 +12,9 @@ import pandas as pd
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting.grid import ASKED_IN, cell_text, closed_gates, rows_by, select
-from mllmu_nb.reporting.runs import Run, Scores
+from mllmu_nb.reporting.runs import REFERENCES, Run, Scores
 from mllmu_nb.scoring import path
-from mllmu_nb.scoring.frames import KEY, MODEL, REFERENCES
+from mllmu_nb.scoring.frames import KEY, MODEL
 from mllmu_nb.scoring.health import judged
 from mllmu_nb.scoring.registry import metrics
 from mllmu_nb.scoring.score import cells, item_scores, side_by_side

@@ -13,10 +13,9 @@ from mllmu_nb.data.schema import Population
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import show
 from mllmu_nb.reporting.beside import Beside
-from mllmu_nb.reporting.grid import ASKED_IN, select
-from mllmu_nb.scoring.frames import ACROSS, LIKELIHOOD_KEY, MODEL, POOLED, has, is_model, of_metric
+from mllmu_nb.reporting.grid import ASKED_IN
+from mllmu_nb.scoring.frames import ACROSS, KEY, LIKELIHOOD_KEY, MODEL, POOLED, has, is_model, of_metric
 from mllmu_nb.scoring.health import STATES
-from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.statistics.intervals import interval, paired_difference
 
 STYLE = """
@@ -41,7 +40,7 @@ def verdict(beside: Beside) -> str:
     name = beside.own.label
     if beside.vanilla is None or beside.oracle is None:
         return f"{name}: {beside.remarks()[0]}"
-    if is_model(dict(zip(MODEL, beside.own.model, strict=True)), "vanilla"):
+    if is_model(beside.own, "vanilla"):
         return f"{name} is the model before unlearning: others are compared with it."
     fell, kept = (_change(beside, set_name) for set_name in ("forget", "retain"))
     known = _of_forget(beside)
@@ -57,8 +56,8 @@ def verdict(beside: Beside) -> str:
 
 def _change(beside: Beside, set_name: str) -> Mapping:
     """The row of the model minus vanilla on a set, by likelihood."""
-    model = dict(zip(MODEL, beside.own.model, strict=True))
-    rows = select(beside.scores, [by_key()[LIKELIHOOD_KEY]], **model, against="vanilla", set=set_name, view=POOLED)
+    at = [*LIKELIHOOD_KEY, "vanilla", set_name, POOLED]
+    rows = beside.cells[has(beside.cells, [*KEY, "against", "set", "view"], at)]
     if rows["value"].notna().sum() != 1:
         raise KitError(f"{beside.own.id} was not asked about the {set_name} people by likelihood, as vanilla was")
     return rows.iloc[0]
@@ -131,8 +130,8 @@ def _health(beside: Beside) -> pd.DataFrame:
 
 def _leakage(beside: Beside) -> pd.DataFrame:
     """How much further from the oracle the facts are by name than by portrait, in points; empty without an oracle."""
-    model = dict(zip(MODEL, beside.own.model, strict=True))
-    cells = select(beside.scores, [by_key()[LIKELIHOOD_KEY]], **model, set="forget", view=ACROSS).dropna(subset="value")
+    across = has(beside.cells, [*KEY, "set", "view"], [*LIKELIHOOD_KEY, "forget", ACROSS])
+    cells = beside.cells[across].dropna(subset="value")
     texts = [f"{100 * c.value:+.0f} [{100 * c.low:+.0f}, {100 * c.high:+.0f}]" for c in cells.itertuples()]
     return pd.DataFrame({"points": texts}, index=["by name minus by portrait"] * len(texts))
 

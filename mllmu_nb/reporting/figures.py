@@ -126,7 +126,7 @@ def rows(
     labels = {
         "set_label": ordered(map(str.capitalize, cells["set"]), map(str.capitalize, sets)),
         "view_label": ordered((VIEWS.get(view, "") for view in cells["view"]), (VIEWS.get(view, "") for view in views)),
-        "metric_label": ordered(map(heading, metric), map(heading, wanted)),
+        "metric_label": ordered((one.heading for one in metric), (one.heading for one in wanted)),
         "name": ordered(map(scores.named, model), map(scores.named, scores.models())),
     }
     result = cells.assign(
@@ -145,10 +145,6 @@ def rows(
 def ordered(values: Iterable[str], order: Iterable[str]) -> pd.Categorical:
     """Texts with the order in which they are drawn."""
     return pd.Categorical(list(values), list(dict.fromkeys(order)))
-
-
-def heading(metric: Metric) -> str:
-    return metric.label.removesuffix(" %")
 
 
 def notes(scores: Scores, shown: pd.DataFrame) -> list[str]:
@@ -413,8 +409,8 @@ def along_the_path(scores: Scores) -> Figure:
             last = pd.concat([whole, marked]).sort_values("place").iloc[-1]
             ends.append(plots.End(panel, 100 * last["value"], scores.named(model, True), INK, look))
             plots.lead(panel, 100 * last["place"], ends[-1].height)
-        plots.mark(panel, 100, goal, plots.REFERENCES["oracle"])
-        ends.append(plots.End(panel, goal, "Oracle", INK, plots.REFERENCES["oracle"]))
+        plots.mark(panel, 100, goal, plots.look("oracle"))
+        ends.append(plots.End(panel, goal, "Oracle", INK, plots.look("oracle")))
         panel.set_title(f"Unlearned on {MODALITIES[modality]}", loc="left", fontweight="bold")
         panel.set_xlabel("Forgotten: gap closed in the trained view, %")
     axes[0][0].set_ylabel("Kept: right about Retain and celebrities, %")

@@ -211,8 +211,7 @@ def closed_gates(scores: Scores, cells: pd.DataFrame, how: str = "In brackets") 
     names = []
     for key, metric in by_key().items():
         if key in shut:
-            name = metric.label.removesuffix(" %")
-            names += [f"{name} ({VIEWS[view]})" for view in VIEWS if view in shut[key]] or [name]
+            names += [f"{metric.heading} ({VIEWS[view]})" for view in VIEWS if view in shut[key]] or [metric.heading]
     why = "vanilla is not shown to know more about the forget people than the oracle, so nothing shows that there was "
     return [f"{how}: gate closed, {why}something to forget: {', '.join(names)}."] if names else []
 

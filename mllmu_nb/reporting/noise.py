@@ -1,12 +1,10 @@
 """Which printed gaps exceed the noise, in published figures (:func:`gaps`) and in anybody's table (:func:`audit`).
 
-Papers print one figure per method and no interval. A gap exceeds the noise where it is larger than 1.96 standard
-errors: chance alone makes such a gap in fewer than one of twenty comparisons. A study sees a true gap four times in
-five where it is ``detectable``, 2.8 errors. The error follows from the numbers of people and questions behind the
-figures, which the benchmark fixes (:func:`people_behind`), and from how similar the answers about one person are, which
-nobody prints. So a ``correlation`` is assumed, .1 with a range from 0 to .4. ``model_correlation`` is that of the two
-models' figures over people, 0 unless it is given: models of one vanilla agree more than that, so a paired comparison
-could see more. docs/methods.md has the formula.
+A gap exceeds the noise where it is larger than 1.96 standard errors, and is ``detectable`` (seen four times in five)
+from 2.8 errors on. The error follows from the numbers of people and questions behind the figures, which the benchmark
+fixes (:func:`people_behind`), and from how similar the answers about one person are, which nobody prints: so a
+``correlation`` is assumed, .1 with a range from 0 to .4. ``model_correlation`` is that of the two models' figures over
+people, 0 unless it is given. docs/methods.md has the formula.
 """
 
 from __future__ import annotations
@@ -26,8 +24,7 @@ from mllmu_nb import paths
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import plots, published
-from mllmu_nb.reporting.runs import columns_of, read_run
-from mllmu_nb.stages import RECORD, read_json
+from mllmu_nb.reporting.runs import read_run
 
 CORRELATIONS = (0.0, 0.1, 0.4)
 LIKELY = 0.1
@@ -53,14 +50,10 @@ def people_behind(set_name: str, ratio: int, task: str) -> int:
 
 def vanilla_items() -> pd.DataFrame:
     """Scored answers of the committed vanilla model, whose people's spread stands in for that of published models."""
-    usual = Config(method="vanilla", forget_ratio=10).parameters()
-    wanted = {
-        name: usual[name] for name in ("base_model", "method", "after", "forget_ratio", "replicate", "train_seed")
-    }
-    for record in sorted(paths.runs(paths.reference()).glob(f"*/{RECORD}")):
-        if wanted.items() <= columns_of(read_json(record)).items():
-            return read_run(record.parent).items
-    raise KitError(f"no run of vanilla at 10 % under {paths.runs(paths.reference())}: it is committed, so check it out")
+    folder = paths.runs(paths.reference()) / Config(method="vanilla", forget_ratio=10).run_id
+    if not folder.is_dir():
+        raise KitError(f"no run of vanilla at 10 % under {folder.parent}: it is committed, so check it out")
+    return read_run(folder).items
 
 
 def spread(items: pd.DataFrame, set_name: str, view: str, metric: str) -> float:

@@ -77,13 +77,13 @@ class Look(NamedTuple):
     filled: bool = True
 
 
-REFERENCES = {"base": Look("#56B4E9", "X"), "vanilla": Look("#000000", "o"), "oracle": Look("#6B4E16", "*")}
+LOOKS = {"base": Look("#56B4E9", "X"), "vanilla": Look("#000000", "o"), "oracle": Look("#6B4E16", "*")}
 
 
 def look(method: str, variant: str = "canonical", modality: str = "none") -> Look:
     """Colour and marker of a method; hollow where it was unlearned on text only."""
     own = class_of(method, variant)
-    known = REFERENCES.get(method) or Look(own.colour, own.marker)
+    known = LOOKS.get(method) or Look(own.colour, own.marker)
     return known._replace(filled=modality != "unimodal")
 
 
@@ -238,14 +238,14 @@ def legend(figure: Figure, signs: Mapping[str, Artist]) -> None:
         text.set_text(text.get_text().rstrip())
 
 
-def _values(frame: pd.DataFrame, column: str) -> list:
+def values(frame: pd.DataFrame, column: str) -> list:
     """The values of a column, each once, by its categories or else in the order of the rows; one "" for no column."""
     if column and isinstance(frame[column].dtype, pd.CategoricalDtype):
         return list(frame[column].cat.remove_unused_categories().cat.categories)
     return list(dict.fromkeys(frame[column])) if column else [""]
 
 
-def _facets(
+def facets(
     frame: pd.DataFrame,
     row: str,
     column: str,
@@ -255,7 +255,7 @@ def _facets(
     **sharing,
 ) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
     """A figure with a panel for each value of the columns ``row`` and ``column``, and the rows of ``frame`` in each."""
-    rows, columns = _values(frame, row), _values(frame, column)
+    rows, columns = values(frame, row), values(frame, column)
     figure, axes = panels(len(rows), len(columns), size, below, title, **sharing)
     cells = []
     for (i, above), (j, beside) in product(enumerate(rows), enumerate(columns)):
@@ -285,10 +285,10 @@ def forest(
     replicates' values. ``band``: half the width of a grey band around 0; ``right``: text to the right of a panel.
     ``below``: texts at the foot; ``title``: over all panels; ``unit``: below each column of them.
     """
-    names, labels = _values(frame, y), _values(frame, row)
+    names, labels = values(frame, y), values(frame, row)
     upright = max(width_of(line) for label in labels for line in label.split("\n"))
     size = PAGE, 0.35 + len(labels) * (0.25 + max(1.25 * LINE * len(names), upright))
-    figure, parts = _facets(frame, row, column, size, below, title, sharex="col", sharey=True)
+    figure, parts = facets(frame, row, column, size, below, title, sharex="col", sharey=True)
     for panel, here in parts:
         panel.axvline(0, color=GREY, linewidth=0.6, zorder=1)
         if band and len(here):
@@ -307,33 +307,6 @@ def forest(
         if unit and panel.get_subplotspec().is_last_row():
             panel.set_xlabel(unit)
     seaborn.despine(figure, left=True)
-    return figure
-
-
-def bars(
-    frame: pd.DataFrame, *, x: str, dodge: str, row: str, column: str, line: str, below: Iterable[str], title: str
-) -> Figure:
-    """An empty bar of ``value`` with a mark and its interval (low, high) for every row of ``frame``: one group per
-    value of ``x``, in it one bar per value of ``dodge``, one panel per ``row`` and ``column``; ``line`` is the height
-    of a dotted line, NaN for none. All but ``below`` (texts at the foot) and ``title`` are names of columns; colour,
-    marker and filled are the look."""
-    names, sides = _values(frame, x), _values(frame, dodge)
-    figure, parts = _facets(frame, row, column, (PAGE, 3.6), below, title, sharex=True, sharey=True)
-    width = 0.84 / len(sides)
-    for panel, here in parts:
-        for one in here.to_dict("records"):
-            place = names.index(one[x]) + (sides.index(one[dodge]) - (len(sides) - 1) / 2) * width
-            look = look_of(one)
-            panel.bar(place, one["value"], 0.9 * width, facecolor="white", edgecolor=look.colour, linewidth=0.9)
-            dots(panel, place, one.get("dots", ()), look.colour)
-            mark(panel, place, one["value"], look, along=(one["low"], one["high"]))
-        panel.axhline(0, color=INK, linewidth=0.7, zorder=1)
-        if here[line].notna().any():
-            panel.axhline(here[line].max(), color=GREY, linewidth=0.7, linestyle=":", zorder=4)
-        panel.grid(axis="y")
-        panel.set_xticks(range(len(names)), names)
-        panel.tick_params(axis="x", length=0)
-    seaborn.despine(figure, bottom=True)
     return figure
 
 

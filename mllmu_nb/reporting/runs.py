@@ -22,7 +22,7 @@ from mllmu_nb.config import YOURS, Config, stable_hash
 from mllmu_nb.errors import KitError
 from mllmu_nb.scoring import judge, path
 from mllmu_nb.scoring.frames import GROUP, MODEL, POOLED, RUN, SEEDS, has, with_questions
-from mllmu_nb.scoring.gates import gates, opened
+from mllmu_nb.scoring.gates import gates, with_gate
 from mllmu_nb.scoring.health import Unsound, judged, unsound
 from mllmu_nb.scoring.ranking import Ranking, ranking
 from mllmu_nb.scoring.registry import metrics
@@ -258,11 +258,6 @@ class Scores:
         return gates(self.cells, self.by)
 
     @cached_property
-    def opened(self) -> pd.DataFrame:
-        """In how many replicates each gate is open by itself."""
-        return opened(self.items, self.by)
-
-    @cached_property
     def ranking(self) -> Ranking:
         return ranking(self.kept_by_person["trained"], self.unsound, self.gates)
 
@@ -289,7 +284,7 @@ class Scores:
 
     def run_scores(self) -> pd.DataFrame:
         """The rows of ``scores.csv``."""
-        return run_scores(self.items, self.gates, self.by)
+        return with_gate(run_scores(self.items, self.by), self.gates, self.by)
 
     def models(self) -> list[tuple]:
         """(method, variant, modality, after, and the varied parameters) of every model, in the order of the tables."""

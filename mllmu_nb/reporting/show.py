@@ -26,6 +26,7 @@ from mllmu_nb.data import portraits
 from mllmu_nb.data.schema import SETS, Population
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, plots
+from mllmu_nb.reporting.grid import number_text
 from mllmu_nb.reporting.runs import (
     COMMITTED,
     OWN,
@@ -214,10 +215,25 @@ def four_sets(some: Sequence[Run]) -> Figure:
     """
     scores, wanted = _scores(some), [by_key()[key] for key in BARS]
     levels = figures.rows(scores, wanted, list(SETS), list(VIEWS), percent=True)
-    chance = (levels["task"] == "classification").map({True: 100 * CHANCE})
-    levels = levels.assign(asked=levels["view_label"].cat.rename_categories("Asked with {}, %".format), chance=chance)
-    places = {"x": "set_label", "dodge": "name", "row": "asked", "column": "metric_label", "line": "chance"}
-    figure = plots.bars(levels, **places, below=figures.notes(scores, levels), title=f"{figures.title(four_sets)}\n")
+    levels = levels.assign(asked=levels["view_label"].cat.rename_categories("Asked with {}, %".format))
+    sets, names = plots.values(levels, "set_label"), plots.values(levels, "name")
+    width = 0.84 / len(names)
+    size, below, title = (plots.PAGE, 3.6), figures.notes(scores, levels), f"{figures.title(four_sets)}\n"
+    figure, panels = plots.facets(levels, "asked", "metric_label", size, below, title, sharex=True, sharey=True)
+    for panel, here in panels:
+        for row in here.to_dict("records"):
+            place = sets.index(row["set_label"]) + (names.index(row["name"]) - (len(names) - 1) / 2) * width
+            colour = row["colour"]
+            panel.bar(place, row["value"], 0.9 * width, facecolor="white", edgecolor=colour, linewidth=0.9)
+            plots.dots(panel, place, row["dots"], colour)
+            plots.mark(panel, place, row["value"], plots.look_of(row), along=(row["low"], row["high"]))
+        panel.axhline(0, color=plots.INK, linewidth=0.7, zorder=1)
+        if (here["task"] == "classification").any():
+            panel.axhline(100 * CHANCE, color=plots.GREY, linewidth=0.7, linestyle=":", zorder=4)
+        panel.grid(axis="y")
+        panel.set_xticks(range(len(sets)), sets)
+        panel.tick_params(axis="x", length=0)
+    seaborn.despine(figure, bottom=True)
     figure.axes[0].set_ylim(0, 105)
     models = levels.drop_duplicates("name").sort_values("name").to_dict("records")
     looks = {row["name"]: plots.look(*row["model"][:3]) for row in models}
@@ -253,8 +269,9 @@ def against_vanilla(some: Sequence[Run]) -> Figure:
     if cells.empty:
         raise KitError("changes are shown against vanilla: its run is missing, or it is alone")
     cells = cells.assign(asked="asked with " + cells["view_label"].astype(str))
-    places = {"y": "name", "row": "asked", "column": "set_label", "below": figures.collapse_note(cells["name"])}
-    return plots.forest(cells, **places, title=figures.title(against_vanilla), unit="change from vanilla, points")
+    where = {"y": "name", "row": "asked", "column": "set_label"}
+    texts = {"title": figures.title(against_vanilla), "unit": "change from vanilla, points"}
+    return plots.forest(cells, **where, **texts, below=figures.collapse_note(cells["name"]))
 
 
 def changes(some: Sequence[Run], references: bool = False) -> pd.DataFrame:
@@ -277,8 +294,7 @@ def known(some: Sequence[Run]) -> pd.DataFrame:
     """What each model answers rightly: per cent with 95 % limits (over people, and over replicates where there are
     several), one row per model, set and way of asking, one column per task."""
     cells = figures.rows(_scores(some), [by_key()[key] for key in KNOWN], list(SETS), list(VIEWS), percent=True)
-    ends = cells[["value", "low", "high"]].to_numpy(float)
-    limits = [f"{value:.0f} [{low:.0f}, {high:.0f}]" for value, low, high in ends]
+    limits = [number_text(cell, times=1) for cell in cells.to_dict("records")]
     names = {"name": "model", "set_label": "set", "view_label": "asked with", "metric_label": "task"}
     table = cells[list(names)].rename(columns=names).assign(limits=limits)
     return table.pivot(index=list(names.values())[:3], columns="task", values="limits").dropna(how="all")

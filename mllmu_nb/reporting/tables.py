@@ -31,10 +31,11 @@ from mllmu_nb.reporting.grid import (
     select,
     value_text,
 )
-from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Scores, models_in_order
+from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, REFERENCES, Scores, models_in_order
 from mllmu_nb.reporting.sheet import Sheet, write_sheets
 from mllmu_nb.scoring import judge, path, registry, utility
 from mllmu_nb.scoring.frames import ACROSS, GROUP, KEY, LIKELIHOOD_KEY, MODEL, POOLED, VIEWS, has
+from mllmu_nb.scoring.gates import opened
 from mllmu_nb.scoring.ranking import RANKED
 from mllmu_nb.scoring.registry import Metric, metrics
 from mllmu_nb.statistics.intervals import equivalence, standard_errors
@@ -259,7 +260,8 @@ def gate_table(scores: Scores) -> Iterator[Sheet]:
     shown = [one for one in _score_metrics(scores) if one.knowledge]
     where = {"method": "vanilla", "after": "", "against": "oracle", "set": "forget", "view": ANY_VIEW}
     frame = select(scores, shown, **where)
-    known, alone = (rows_by(rows, [*scores.by, *KEY, "view"]) for rows in (frame, scores.opened))
+    key = [*scores.by, *KEY, "view"]
+    known, alone = rows_by(frame, key), rows_by(opened(scores.items, scores.by), key)
 
     def text(model: tuple, one: Metric, view: str) -> str | tuple[str, str]:
         at = (*model[len(MODEL) :], *one.key, view)
@@ -350,7 +352,7 @@ def leakage_table(scores: Scores) -> Iterator[Sheet]:
     """Cross-modal leakage: blocks are what was trained on, columns what was asked in."""
     heads = {view: name.capitalize() for view, name in VIEWS.items()} | {ACROSS: "Difference"}
     shown = product(metrics(by_fact=True), heads)
-    columns = [column(one, heads[view], one.label.removesuffix(" %"), view=view) for one, view in shown]
+    columns = [column(one, heads[view], one.heading, view=view) for one, view in shown]
     remark = (
         f"Points; {LIMITS} Image + text, Text: gap to the oracle (0) asked that way. "
         "Difference: how much more is left when asked with text than with image + text, on the same facts."
@@ -486,14 +488,11 @@ def edges(scores: Scores) -> pd.DataFrame:
 def ranking_table(scores: Scores) -> Iterator[Sheet]:
     """Place, letters and what is kept where half the gap is closed, who keeps most first; and who is out, and why."""
     title = "Ranking by what is kept where half the gap is closed"
-    if scores.by:
-        why = f"runs of one method differ in {', '.join(scores.by)}"
-    else:
-        methods, pairs, refused = scores.ranking
-        why = refused.get(tuple(scores.group.values())) or ("" if len(methods) else "there are no paths")
+    why = f"runs of one method differ in {', '.join(scores.by)}" if scores.by else scores.ranking.refused
     if why:
         yield new_sheet(scores, title, "ranking", remarks=[f"Not ranked: {why}."])
         return
+    methods, pairs, _ = scores.ranking
     blocks = []
     for modality, rows in methods.groupby("trained", sort=False):
         lines = []
@@ -522,7 +521,7 @@ def variance_table(scores: Scores) -> Iterator[Sheet]:
     named = {run.id: scores.name(scores.model_of(run)) for run in scores.runs}
     frame = sources(scores.run_scores().assign(model=lambda rows: rows["run"].map(named)))
     columns = {(row["set"], *(row[name] for name in KEY)): None for row in frame.to_dict("records")}
-    heads = [(at[0].capitalize(), registry.by_key()[at[1:]].label.removesuffix(" %")) for at in columns]
+    heads = [(at[0].capitalize(), registry.by_key()[at[1:]].heading) for at in columns]
     names = {"people": "People", **SOURCES}
     lines = [(names[one], [*map(_sd_text, of.to_dict("records"))]) for one, of in frame.groupby("factor", sort=False)]
     remark = "People: the error of one run. The others: 95 % limits of the standard deviation, without people's."
@@ -537,7 +536,7 @@ def sources(runs: pd.DataFrame) -> pd.DataFrame:
     ``runs`` as from ``Scores.run_scores``, of one GROUP, with a column ``model``, what is the same in all that a source
     is to move; a column ``bits`` says which were computed otherwise.
     """
-    runs = runs[~runs["method"].isin(("base", "vanilla", "oracle")) & (runs["view"] == POOLED)]
+    runs = runs[~runs["method"].isin(REFERENCES) & (runs["view"] == POOLED)]
     # the seeds of a replicate follow its number, so one is a source of its own only where it varies within
     seeds = [name for name in SOURCES if name in runs and name != "replicate"]
     within = runs.groupby(["model", "replicate"])[seeds].nunique().gt(1).any()

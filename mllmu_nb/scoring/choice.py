@@ -1,12 +1,10 @@
-"""Multiple choice, scored twice: by the letter the model writes and by the option it finds likeliest.
-
-docs/scoring.md ("Multiple choice", "Distances to the oracle") defines each metric.
-"""
+"""Multiple choice, scored twice: by the letter the model writes and by the option it finds likeliest (docs/scoring.md,
+"Multiple choice", "Distances to the oracle")."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from math import nan
 
 import numpy as np
@@ -74,23 +72,16 @@ def distance(ours: Sequence, theirs: Sequence, function: Callable[..., float]) -
     ]
     if not pairs or (both := pd.concat(pairs)).empty:
         raise NotMeasured(no_pair("oracle"))
-    value = function(*(tuple(both[name]) for name in ("truth_ratio", "truth_ratio_oracle", "person")))
+    value = function(*(both[name].to_numpy() for name in ("truth_ratio", "truth_ratio_oracle", "person")))
     return Interval(value, nan, nan, len(both), both["person"].nunique())
-
-
-@lru_cache(maxsize=1)
-def distances(ours: tuple, theirs: tuple, people: tuple) -> tuple[float, float, float, float]:
-    """What the four metrics of a model and its oracle are, which are asked for one after the other."""
-    a, b = np.array(ours), np.array(theirs)
-    return *ks(a, b), *jensen_shannon(a, b, np.array(people))
 
 
 # label, digits, bounds, and the function of two samples and whom each question is about
 for _name, _label, _digits, _bounds, _function in (
-    ("ks", "KS", 2, (0, 1), lambda *samples: distances(*samples)[0]),
-    ("ks_log10_p", "log10 p", 1, (-300, 0), lambda *samples: distances(*samples)[1]),
-    ("js", "JS", 2, (0, 1), lambda *samples: distances(*samples)[2]),
-    ("js_chance", "JS by chance", 2, (0, 1), lambda *samples: distances(*samples)[3]),
+    ("ks", "KS", 2, (0, 1), lambda ours, theirs, people: ks(ours, theirs)[0]),
+    ("ks_log10_p", "log10 p", 1, (-300, 0), lambda ours, theirs, people: ks(ours, theirs)[1]),
+    ("js", "JS", 2, (0, 1), lambda *samples: jensen_shannon(*samples)[0]),
+    ("js_chance", "JS by chance", 2, (0, 1), lambda *samples: jensen_shannon(*samples)[1]),
 ):
     _printed = {"label": _label, "digits": _digits, "times": 1, "table": "quality", "sets": ("forget",)}
     _register = metric(_name, per="pair", bounds=_bounds, gate_of="truth_ratio", **_printed, **LIKELIHOOD)

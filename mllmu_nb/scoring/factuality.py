@@ -1,8 +1,5 @@
-"""A factuality score from 1 to 10 by rule, for answers about one known fact.
-
-The table of grades is in docs/scoring.md ("The factuality rubric"). It stands in for upstream's grades by gpt-4o-mini,
-and is not that judge: never compare its figures with published GPT scores.
-"""
+"""A factuality score from 1 to 10 by rule, for answers about one known fact (docs/scoring.md, "The factuality rubric").
+It is not upstream's judge, gpt-4o-mini: never compare its figures with published GPT scores."""
 
 from __future__ import annotations
 

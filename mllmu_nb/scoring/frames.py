@@ -28,7 +28,6 @@ VIEWS = {"image_text": "image + text", "text": "text"}
 POOLED = "both"
 ACROSS = "text - image"  # the view of what compares the two, fact by fact
 TAUGHT = "taught"  # the task of a metric of sentences
-REFERENCES = ("vanilla", "oracle")
 IN_ANSWERS = ["profile", "task", "view", "number"]  # columns of questions that answers have already, or need not
 
 
@@ -37,13 +36,8 @@ def persons(rows: pd.DataFrame) -> pd.Series:
     return rows["data_seed"].astype(str) + ":" + rows["profile"].astype(str)
 
 
-def filled(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """``rows`` with "" for a parameter that a run does not have, so that it can be grouped by."""
-    return rows.assign(**{column: rows[column].astype(object).where(rows[column].notna(), "") for column in by})
-
-
-def is_model(rows: pd.DataFrame | pd.Series | dict, method: str) -> pd.Series | bool:
-    """Whether each row, or the one row, is of ``method`` as it was trained, no step after it."""
+def is_model(rows: Any, method: str) -> pd.Series | bool:
+    """Whether each row, or the one row or run, is of ``method`` as it was trained, no step after it."""
     return (rows["method"] == method) & (rows["after"] == "")
 
 

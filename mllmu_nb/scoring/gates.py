@@ -1,7 +1,4 @@
-"""The memorisation gate: a score says something about forgetting only if there was something to forget.
-
-docs/scoring.md ("Gates") says when a gate is open.
-"""
+"""The memorisation gate: whether there was something to forget at all (docs/scoring.md, "Gates")."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Health: what kind of answer each free answer is, and who has collapsed or refuses everybody instead of forgetting.
-
-docs/scoring.md ("Health and collapse") has the rules for both.
-"""
+"""What kind of answer each free answer is, and who has collapsed (docs/scoring.md, "Health and collapse")."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from mllmu_nb.scoring.factuality import REFUSAL, holds, mostly_symbols, words, words_once
-from mllmu_nb.scoring.frames import DRAW, GROUP, LIKELIHOOD_KEY, MODEL, VIEWS, filled, is_model, of_metric, persons
+from mllmu_nb.scoring.frames import DRAW, GROUP, LIKELIHOOD_KEY, MODEL, VIEWS, is_model, of_metric, persons
 from mllmu_nb.scoring.registry import by_key, each, metric
 from mllmu_nb.scoring.summary import NOTHING, paired, summaries
 
@@ -95,7 +92,7 @@ def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     ``items`` are scored. Columns ``collapsed``, ``refuses`` and ``why`` ("" for a sound one).
     """
     key = [*GROUP, *MODEL, *by, *DRAW, "run"]
-    at, items = [*key, "view"], filled(items, by)
+    at = [*key, "view"]
     retain = items[items["set"] == "retain"].assign(person=persons)
     broken, refused, chosen = (by_key()[names] for names in (BROKEN_SHARE, REFUSED_SHARE, LIKELIHOOD_KEY))
     free, choices = of_metric(retain, *broken.key[:2]), of_metric(retain, *chosen.key[:2])

@@ -1,7 +1,4 @@
-"""Methods compared along their path: what is kept where equally much is forgotten.
-
-docs/scoring.md ("Along the path") defines the share of the gap that is closed, and what is read off at it.
-"""
+"""Methods compared along their path: what is kept at equal forgetting (docs/scoring.md, "Along the path")."""
 
 from __future__ import annotations
 
@@ -134,8 +131,7 @@ def kept(of_people: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     what.
 
     Columns value, low, high, n_profiles, n_replicates (those that reach the place), ``of`` (all), and ``dots``, the
-    value of each replicate. No value where no replicate gets there, and no limits where one of several does: an
-    interval over its people alone would look surer than those of the others.
+    value of each replicate; NaN where there is no value or no interval.
     """
     columns, rows = [*GROUP, *MODEL, *by, "place", "what"], []
     value = of_people["value"].to_numpy(float)
@@ -182,12 +178,10 @@ def between_modalities(
     of_people: pd.DataFrame, names: Sequence[str], places: Sequence[float], by: Sequence[str] = ()
 ) -> pd.DataFrame:
     """Text only minus image + text where the same share of the gap is closed: one row per GROUP, ``by``, place, what
-    and method on the replicates in which both get there, and one for all methods together (``all``): for those that get
-    there in more than half of the replicates, on the replicates in which all of these do.
+    and method on the replicates in which both get there, and one for all methods together (``all``).
 
     ``of_people`` as from :func:`kept_by_person`, closed in both views. Columns unimodal, multimodal, value, low, high,
-    n_profiles, n_replicates; no row where they have no replicate in common, and no limits where they have one of
-    several.
+    n_profiles, n_replicates; no row where they have no replicate in common.
     """
     rows = of_people[of_people["what"].isin(names) & of_people["place"].isin(places) & of_people["value"].notna()]
     sides = [rows[rows["modality"] == name] for name in ("unimodal", "multimodal")]
@@ -214,8 +208,7 @@ def between_modalities(
 
 
 def _often_reached(pairs: pd.DataFrame, replicates: int) -> pd.DataFrame:
-    """The rows of the methods that are there in more than half of the ``replicates``, where all of these methods are:
-    else a mean over methods would be one of other methods in each replicate."""
+    """The rows of the methods that are there in more than half of the ``replicates``, where all of them are."""
     draw, method = pairs.groupby(DRAW).ngroup(), pairs.groupby(["method", "variant"]).ngroup()
     there = pd.crosstab(draw, method) > 0
     usual = there.columns[there.sum() > replicates / 2]

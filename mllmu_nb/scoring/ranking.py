@@ -1,7 +1,4 @@
-"""Which method keeps most where equally much is forgotten, and which can be told apart.
-
-docs/scoring.md ("Ranking") has the rules and why they are so.
-"""
+"""Which method keeps most where equally much is forgotten, and which can be told apart (docs/scoring.md, "Ranking")."""
 
 from __future__ import annotations
 
@@ -27,36 +24,31 @@ RANKED, UNSOUND, NEVER, FEWER, BEHIND_GATE = "ranked", "unsound", "never gets th
 
 
 class Ranking(NamedTuple):
-    """``methods``: one row per GROUP, ``trained`` modality and model, with what it keeps where half the gap is closed
+    """``methods``: one row per ``trained`` modality and model, with what it keeps where half the gap is closed
     (``value``, ``low``, ``high``, ``dots``, ``n_replicates`` of ``of`` that get there), ``standing``, ``place``,
     ``group`` (letters) and ``note``. ``pairs``: one row per comparison of two models ``a`` and ``b`` (MODEL as tuples)
-    with ``p``, ``p_holm`` and ``apart``. ``refused``: GROUP → why."""
+    with ``p``, ``p_holm`` and ``apart``. ``refused``: why nothing is ranked, else ""."""
 
     methods: pd.DataFrame
     pairs: pd.DataFrame
-    refused: dict[tuple, str]
+    refused: str
 
 
 def ranking(of_people: pd.DataFrame, unsound: Mapping[tuple, Unsound], gates: pd.DataFrame) -> Ranking:
-    """The models of every GROUP and trained modality, by what they keep. ``of_people`` as from
+    """The models of one GROUP, within each trained modality, by what they keep. ``of_people`` as from
     :func:`~mllmu_nb.scoring.path.kept_by_person`; ``unsound`` by (GROUP, MODEL)."""
-    methods, pairs, refused = [], [], {}
-    here = of_people[(of_people["place"] == PLACE) & (of_people["what"] == KEPT)]
-    for group, rows in here.groupby(GROUP, sort=True):
-        count = len(rows[DRAW].drop_duplicates())
-        if count < NEEDED:
-            refused[group] = f"ranking needs {NEEDED} replicates, and there {'is' if count == 1 else 'are'} {count}"
-            continue
-        means = kept(rows)
-        standings = [_standing(row, count, unsound, gates) for row in means.to_dict("records")]
-        means = means.assign(trained=means["modality"]).join(pd.DataFrame(standings, columns=["standing", "note"]))
-        compared = pd.DataFrame(_comparisons(means, rows), columns=["trained", "a", "b", "p"])
-        compared["p_holm"] = holm(compared["p"])
-        compared["apart"] = compared["p_holm"] < LEVEL
-        methods.append(_placed(means, compared))
-        pairs.append(compared)
-    frames = (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame() for frames in (methods, pairs))
-    return Ranking(*frames, refused)
+    rows = of_people[(of_people["place"] == PLACE) & (of_people["what"] == KEPT)]
+    count = len(rows[DRAW].drop_duplicates())
+    if count < NEEDED:
+        why = f"ranking needs {NEEDED} replicates, and there {'is' if count == 1 else 'are'} {count}"
+        return Ranking(pd.DataFrame(), pd.DataFrame(), why if count else "there are no paths")
+    methods = kept(rows)
+    standings = [_standing(row, count, unsound, gates) for row in methods.to_dict("records")]
+    methods = methods.assign(trained=methods["modality"]).join(pd.DataFrame(standings, columns=["standing", "note"]))
+    pairs = pd.DataFrame(_comparisons(methods, rows), columns=["trained", "a", "b", "p"])
+    pairs["p_holm"] = holm(pairs["p"])
+    pairs["apart"] = pairs["p_holm"] < LEVEL
+    return Ranking(_placed(methods, pairs), pairs, "")
 
 
 def _standing(row: Mapping, count: int, unsound: Mapping[tuple, Unsound], gates: pd.DataFrame) -> tuple[str, str]:

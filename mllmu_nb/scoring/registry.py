@@ -73,6 +73,11 @@ class Metric:
         return self.margin is not None or self.knowledge != 0
 
     @property
+    def heading(self) -> str:
+        """The label where the unit is known from elsewhere."""
+        return self.label.removesuffix(" %")
+
+    @property
     def shown_as_gap(self) -> str:
         """The label over a difference: points, where the score itself is in per cent."""
         return self.label.replace(" %", ", points")

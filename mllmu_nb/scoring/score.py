@@ -23,11 +23,9 @@ from mllmu_nb.scoring.frames import (
     PEOPLE,
     PLACE,
     POOLED,
-    REFERENCES,
     SEEDS,
     TAUGHT,
     VIEWS,
-    filled,
     is_model,
     of_metric,
     persons,
@@ -49,7 +47,7 @@ def item_scores(items: pd.DataFrame) -> pd.DataFrame:
     answer has none. Of a question asked in several orders of its options the row of order 0 is kept. Answers without a
     column ``run``, such as those of a model that was just asked, count as one run's."""
     items = items.reset_index(drop=True)
-    items = items.assign(**{column: "" for column in ("run", "taught") if column not in items})
+    items = items if "run" in items else items.assign(run="")
     scored = _scored(items, [one for one in metrics(per="answer") if one.task != TAUGHT])
     return scored[scored["order"] == 0].reset_index(drop=True)
 
@@ -57,7 +55,6 @@ def item_scores(items: pd.DataFrame) -> pd.DataFrame:
 def sentence_scores(sentences: pd.DataFrame) -> pd.DataFrame:
     """``sentences`` (any number of runs) with one column per metric of sentences, and set, task and scoring."""
     sentences = sentences.assign(set=sentences["member"], task=TAUGHT, scoring="").reset_index(drop=True)
-    sentences = sentences if "taught" in sentences else sentences.assign(taught="")
     scored = _scored(sentences, metrics(per="answer", task=TAUGHT))
     return scored.drop(columns=["log_probs", "right", "spread"])
 
@@ -71,12 +68,11 @@ def _scored(rows: pd.DataFrame, wanted: Sequence[Metric]) -> pd.DataFrame:
     return rows.assign(**columns)
 
 
-def run_scores(items: pd.DataFrame, known: pd.DataFrame | None = None, by: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows of ``scores.csv`` from scored ``items``: one per run, set, task, view, scoring and metric.
+def run_scores(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """From scored ``items`` one row per run, set, task, view, scoring and metric.
 
-    Columns RUN_KEYS, ``by``, CELL, metric, value, low, high, n_items, n_profiles, and with ``known`` gates
-    (:func:`gates.gates` of the cells) ``gate``. View ``both`` pools the two views. A metric that no answer of a cell
-    carries gives no row.
+    Columns RUN_KEYS, ``by``, CELL, metric, value, low, high, n_items, n_profiles. View ``both`` pools the two views. A
+    metric that no answer of a cell carries gives no row.
     """
     items = items.assign(person=persons, seed=items["unlearn_seed"])
     key, rows = [*RUN_KEYS, *by], []
@@ -84,8 +80,7 @@ def run_scores(items: pd.DataFrame, known: pd.DataFrame | None = None, by: Seque
         asked = of_metric(items, task, scoring)
         for view in (asked, asked.assign(view=POOLED)):
             rows += summaries(view, [*key, "set", "view"], group)
-    scores = pd.DataFrame(rows, columns=[*key, *CELL, "metric", *VALUES]).drop(columns=["n_replicates", "dots"])
-    return scores if known is None else with_gate(scores, known, by)
+    return pd.DataFrame(rows, columns=[*key, *CELL, "metric", *VALUES]).drop(columns=["n_replicates", "dots"])
 
 
 def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequence[str] = ()) -> pd.DataFrame:
@@ -96,12 +91,12 @@ def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequen
     seeds: they differ in another parameter, which belongs into ``by``.
     """
     key = [*GROUP, *MODEL, *by]
-    items = filled(items, by).assign(person=persons)
+    items = items.assign(person=persons)
     _refuse_twins(items, [*key, "replicate", *SEEDS])
     models, frames = items[key].drop_duplicates(), []
     known = {False: items}
     if sentences is not None:
-        known[True] = sentence_scores(filled(sentences, by).assign(person=persons))
+        known[True] = sentence_scores(sentences.assign(person=persons))
     for taught, rows in known.items():
         wanted = {per: [one for one in metrics(per=per) if (one.task == TAUGHT) == taught] for per in PER}
         answered = [one for one in wanted["answer"] if not one.optional or rows[one.column].notna().any()]
@@ -123,7 +118,7 @@ def _by_task(wanted: Sequence[Metric]) -> list[tuple[str, str, list[Metric]]]:
 def _of_answers(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, key: list[str]) -> pd.DataFrame:
     """Metrics with one value per row: a level and differences for every model, set and view, or a note why not."""
     values, grid = [], []
-    for against in ("", *REFERENCES):
+    for against in ("", "vanilla", "oracle"):
         shown = [one for one in wanted if one.is_compared or not against]
         places = [(s, one.task, v, one.scoring, one.name) for one in shown for s in one.sets for v in (*VIEWS, POOLED)]
         places = pd.DataFrame(places, columns=[*CELL, "metric"]).assign(against=against)

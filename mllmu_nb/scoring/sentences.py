@@ -1,7 +1,4 @@
-"""Forget quality by taught sentences: no question is asked; the metrics say how likely a model finds the sentences.
-
-docs/scoring.md ("Taught sentences") defines exact memorisation, extraction strength and the membership attacks.
-"""
+"""Forget quality by taught sentences: how likely a model finds them (docs/scoring.md, "Taught sentences")."""
 
 from __future__ import annotations
 
@@ -63,9 +60,9 @@ def strength(right: np.ndarray) -> float:
     return 1 - (wrong[-1] + 1) / len(right) if len(wrong) else 1.0
 
 
-def least(values: np.ndarray, share: float = MIN_K) -> float:
-    """The mean of the ``share`` smallest values, rounded down, but of one at least."""
-    return float(np.sort(_finite(values))[: max(1, int(share * len(values)))].mean())
+def least(values: np.ndarray) -> float:
+    """The mean of the share MIN_K of smallest values, rounded down, but of one at least."""
+    return float(np.sort(_finite(values))[: max(1, int(MIN_K * len(values)))].mean())
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import cache, partial
 
 import pandas as pd
-from nltk.stem.porter import PorterStemmer
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_score import tokenize, tokenizers
 from rouge_score.rouge_scorer import RougeScorer
 
-from mllmu_nb.scoring.factuality import holds, rubric
+from mllmu_nb.scoring.factuality import STEM, holds, rubric
 from mllmu_nb.scoring.health import states
 from mllmu_nb.scoring.registry import each, metric
 
@@ -21,8 +20,7 @@ OVERLAP = FREE | {"times": 1, "digits": 3}
 class _Stems(tokenizers.Tokenizer):
     """The scorer's own words and stems; each word is stemmed once, which takes most of the time otherwise."""
 
-    def __init__(self):
-        self.stem = cache(PorterStemmer().stem)
+    stem = staticmethod(STEM)
 
     def tokenize(self, text: str) -> list[str]:
         return tokenize.tokenize(text, self)
