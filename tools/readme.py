@@ -67,7 +67,7 @@ def finding(scores: Scores) -> str:
     return (
         f"**A model that has half forgotten some people answers {per_cent(first)} of the questions about others "
         f"rightly after {name}, and {per_cent(best)} after {method_label(best['method'])}; before unlearning it was "
-        f"{100 * before:.0f} %.**\n\n*Half forgotten*: asked with the portrait, as in unlearning, half of the "
+        f"{100 * before:.0f} %.**\n\n*Half forgotten*: asked with image + text, as in unlearning, half of the "
         f"[gap](#glossary) between vanilla and the oracle is closed. Measured on {clean.runs[0].base_label}, unlearned "
         f"on {MODALITIES['multimodal']}, by multiple choice by likelihood about {PEOPLE['retain']} Retain people and "
         f"{PEOPLE['celebrity']} celebrities in each replicate; {replicates(clean)}, 95 % intervals; one base, one "
