@@ -275,7 +275,10 @@ def test_a_command_in_a_shell_runs(command, tmp_path):
 @pytest.mark.parametrize("command", SWEEPS)
 def test_a_sweep_runs_as_it_is_typed(command, tmp_path, monkeypatch, capsys):
     """The configuration files under their names, each with few people, the first values of
-    its grid, and the base alone, which is not trained: CI's script makes a grid of trained models."""
+    its grid, and the base alone, which is not trained: CI's script makes a grid of trained models. The report is
+    written for two families; of one, CI's script has it."""
+    if "idefics2" not in command:
+        monkeypatch.setattr(sweep, "write_report", lambda *given: None)
     if command.startswith("make"):
         make = shutil.which("make") or pytest.skip("make is not installed")
         printed = subprocess.run([make, "-n", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True)
