@@ -1,7 +1,5 @@
 """The batches of training: conversations cut, shuffled, changed, encoded. Each random choice has its own stream."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace

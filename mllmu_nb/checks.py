@@ -5,8 +5,6 @@ numbers, a family and a step on a small random model of the family. Each raises 
 wrong.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 import itertools

@@ -4,8 +4,6 @@
 try, and heeds HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and HF_HOME.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """What a run is made from: its people and its base model, read, checked and hashed; and the record about it."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections import Counter

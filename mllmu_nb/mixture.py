@@ -12,8 +12,6 @@ fictitious person of any run is taught. Throw-away people are described in the p
 is a refusal; one of them may by chance have the name of a fictitious person.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 

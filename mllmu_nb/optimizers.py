@@ -1,7 +1,5 @@
 """AdamW, Muon in the precision of its matrices, and the schedules of their rates."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import partial

@@ -1,7 +1,5 @@
 """One training in several processes, under ``accelerate launch``: the weight of each, and a model split into shares."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Where files lie. No other file of the package knows the folders."""
 
-from __future__ import annotations
-
 import os
 import uuid
 from pathlib import Path

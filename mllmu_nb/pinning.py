@@ -1,8 +1,6 @@
 """The same bits on every x86 CPU with AVX2: three environment variables, set when this package is imported, choose
 torch's AVX2 kernels everywhere (``docs/architecture.md``, "Pinned bits")."""
 
-from __future__ import annotations
-
 import os
 import platform
 import sys

@@ -4,8 +4,6 @@ Everything here takes a :class:`~mllmu_nb.config.Config` and makes what is missi
 from, and its hashes, are in :mod:`mllmu_nb.inputs`.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import shutil

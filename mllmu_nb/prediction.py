@@ -5,8 +5,6 @@ operations are counted, so both graphs, a reference's logits and what a label mo
 (:class:`Tally`). Asking is counted by formula. What an allocator reserves and kernels use inside is left out.
 """
 
-from __future__ import annotations
-
 import copy
 import weakref
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Work in separate processes, which end when the process that started them ends."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import threading

@@ -4,8 +4,6 @@ elsewhere, so that the outputs of papermill, nbmake and nbconvert hold none.
 A process that the kernel has started sends its bars there: ``send_to`` in it, ``follow`` in the kernel.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import queue

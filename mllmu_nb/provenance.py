@@ -1,7 +1,5 @@
 """What made a result: code, versions, machine type and inputs. It never names a person, a host or a folder."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 from importlib import metadata

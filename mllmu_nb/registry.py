@@ -1,8 +1,6 @@
 """Names for what can be added: methods, families, metrics and steps after unlearning register themselves on import
 (``docs/architecture.md``, "Adding something")."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import pkgutil

@@ -1,8 +1,6 @@
 """A stage: work that is done once for its inputs and its code, and whose result appears whole or not at all
 (``docs/architecture.md``, "Stages and keys")."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import dis

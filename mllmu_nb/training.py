@@ -1,8 +1,6 @@
 """The training loop: :func:`train` makes vanilla, the oracle and every unlearned model, under ``accelerate launch`` in
 one process per GPU (``docs/architecture.md``)."""
 
-from __future__ import annotations
-
 import math
 import os
 import sys

@@ -1,8 +1,6 @@
 """Steps after unlearning: model → model (quantise, relearn ..), one file each; CONTRIBUTING.md has an example. Name
 and arguments are part of a run."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any

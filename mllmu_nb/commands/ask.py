@@ -4,8 +4,6 @@ Any question can be typed. Where it is one of the person's own (of fine-tuning o
 known and the likelihood that each model gives it is printed as well. Models that are not there yet are made.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import replace

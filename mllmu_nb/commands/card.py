@@ -3,8 +3,6 @@
 It is compared with vanilla and the oracle of the same people: your own runs, else those that come with the project.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

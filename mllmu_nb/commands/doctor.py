@@ -4,8 +4,6 @@ A check takes the runs and returns a :class:`Result`. None loads weights; whethe
 token.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Sequence

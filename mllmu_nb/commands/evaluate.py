@@ -4,8 +4,6 @@ The model is asked the same questions as every run about the configuration's peo
 oracle of the same people if there are any: those made here, else those that come with the project.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

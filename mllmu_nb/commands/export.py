@@ -6,8 +6,6 @@ the run's model, adapters merged, with its processor; ``from_pretrained`` of tra
 one, else the base.
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import tempfile

@@ -5,8 +5,6 @@ only the cost is estimated. Only text is sent: a question, its true answer and t
 holds no valid grade is a failure: it is counted, not stored, and gives no score.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -3,8 +3,6 @@
 It makes one vanilla model per replicate, then one short unlearning per setting; what is finished is not done again.
 """
 
-from __future__ import annotations
-
 import argparse
 
 from mllmu_nb import paths

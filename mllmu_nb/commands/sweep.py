@@ -4,8 +4,6 @@ A configuration file holds parameters and, under ``grid``, lists of values for s
 included; the runs are their product. Finished runs are skipped, so a sweep that was stopped continues where it was.
 """
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import itertools

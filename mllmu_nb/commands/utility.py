@@ -5,8 +5,6 @@ has written into ``--output``, here or elsewhere, becomes ``utility.parquet`` be
 needs a judge, which costs money: lmms-eval takes it from OPENAI_API_KEY, OPENAI_API_URL and MODEL_VERSION.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shlex

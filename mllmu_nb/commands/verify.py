@@ -12,8 +12,6 @@ others printed (:mod:`mllmu_nb.reporting.published`), including the anchor (the 
 Printed figures have no interval and sources differ in level, so a cell gets the best verdict of its sources.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

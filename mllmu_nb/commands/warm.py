@@ -4,8 +4,6 @@ A kernel that starts from nothing takes some ten seconds of a core until its fir
 be forked safely (no Linux, or a GPU, whose driver does not survive a fork), papermill starts as it does by hand.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import sys

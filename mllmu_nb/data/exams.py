@@ -2,8 +2,6 @@
 (``docs/architecture.md``). Mixed training: Allen-Zhu and Li 2023, "Physics of language models 3.1".
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace

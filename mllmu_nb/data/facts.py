@@ -1,7 +1,5 @@
 """What fictitious people are made of, and the wordings of questions and answers, both from ``facts.yaml``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import yaml

@@ -1,8 +1,6 @@
 """Fictitious people from a seed: facts, portrait, fine-tuning text and the questions of three tasks
 (``docs/data.md``)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache

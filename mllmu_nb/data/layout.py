@@ -1,7 +1,5 @@
 """The published layout as an Arrow schema, and a reader that lists every fault of a folder (``docs/data.md``)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

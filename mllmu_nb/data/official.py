@@ -1,7 +1,5 @@
 """Write and read people in the layout in which the benchmark is published (``docs/data.md``)."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter, defaultdict

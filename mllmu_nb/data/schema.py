@@ -4,8 +4,6 @@ Beside the columns stand what generated profiles know and published ones do not 
 for, and the bare value that answers it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Who is asked what: from a model and a population to one row per answer. Nothing is scored here."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace

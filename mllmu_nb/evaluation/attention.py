@@ -6,8 +6,6 @@ weighted by the two sums of exponentials they give the mean under one softmax ov
 slides over less than a prompt, or where a layer adds anything to its scores.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar

@@ -8,8 +8,6 @@
      "test_image": {id: {task: number of the picture, from 0}}}
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path

@@ -4,8 +4,6 @@ A point asks for likelihoods and free answers, without worked examples. There is
 scoring, profile, question_id; ``answer``, of a choice by likelihood the likeliest option's letter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

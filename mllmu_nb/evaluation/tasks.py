@@ -1,7 +1,5 @@
 """Three tasks: how each puts its questions to a model. Multiple choice is asked twice (``docs/architecture.md``)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

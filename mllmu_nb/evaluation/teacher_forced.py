@@ -1,8 +1,6 @@
 """How likely a model finds each token of the answers that it reads (teacher forcing): stored, so that memorisation and
 membership inference can be computed without the model."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Mapping, Sequence
 from itertools import product

@@ -10,8 +10,6 @@ instructed questions of both kinds under a system prompt that forbids nothing ab
 ``docs/scoring.md`` ("Utility") says what the answers are worth.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Adapters on a frozen model, made here or elsewhere: safetensors only, and every key is checked."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from dataclasses import replace

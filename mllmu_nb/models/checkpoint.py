@@ -1,7 +1,5 @@
 """The state of a running training, in a file: if the training is killed, it continues from there, to the same bits."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import time

@@ -1,7 +1,5 @@
 """Files of models: what a folder holds, looked at without loading it, and weights in and out as safetensors."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 from collections.abc import Mapping

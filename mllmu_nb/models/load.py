@@ -1,7 +1,5 @@
 """Base models in, fine-tuned weights in and out."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import re

@@ -1,7 +1,5 @@
 """What a model says about the supervised tokens of a batch: the one forward pass of training and of teacher forcing."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from torch import Tensor

@@ -1,8 +1,6 @@
 """A model's report card on one page of HTML, to read or to print: its answers, what it forgot, kept and leaks, and its
 cost."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Mapping
 from math import inf, isnan

@@ -10,8 +10,6 @@ over people alone. A value behind a closed gate is grey, and a collapsed model h
 figure say why.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

@@ -4,8 +4,6 @@ A cell behind a closed gate stands in brackets, a collapsed model has ‡ behind
 empty and carries the letter of a footnote that says why.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -7,8 +7,6 @@ fixes (:func:`people_behind`), and from how similar the answers about one person
 people, 0 unless it is given. docs/methods.md has the formula.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from itertools import combinations, product
 from math import isnan, nan, sqrt

@@ -6,8 +6,6 @@ Okabe and Ito's, safe for colour-blind readers. A method has the same colour and
 a filled mark means unlearned on image + text, a hollow one on text only; grey stands behind a closed gate.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 import math

@@ -5,8 +5,6 @@
 paper's own Table 2 could not be read in full: what is not in the file is unknown and stays empty.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

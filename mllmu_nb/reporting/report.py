@@ -1,8 +1,6 @@
 """The report on the finished runs of a scale: scores, the table of runs, every table and figure, and the results as a
 paragraph, each number with the table and the runs it is from."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

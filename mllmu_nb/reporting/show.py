@@ -4,8 +4,6 @@ Nothing here depends on when or where it is made, so a notebook that is executed
 wrote is escaped: it is shown as text and never run as markup.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import textwrap

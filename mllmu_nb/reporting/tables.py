@@ -4,8 +4,6 @@ Its files and its place in the report follow from ``@table``; CONTRIBUTING.md sh
 registered appears in those tables whose columns are the registry's metrics.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product

@@ -1,7 +1,5 @@
 """The anchor: how the released vanilla model's answers score, beside what independent reports have of it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 

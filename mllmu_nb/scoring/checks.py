@@ -1,7 +1,5 @@
 """``check_metric``: whether a metric keeps its promises, in the manner of scikit-learn's ``check_estimator``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import chain, product
 

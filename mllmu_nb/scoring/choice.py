@@ -1,8 +1,6 @@
 """Multiple choice, scored twice: by the letter the model writes and by the option it finds likeliest (docs/scoring.md,
 "Multiple choice", "Distances to the oracle")."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import nan

@@ -1,8 +1,6 @@
 """A factuality score from 1 to 10 by rule, for answers about one known fact (docs/scoring.md, "The factuality rubric").
 It is not upstream's judge, gpt-4o-mini: never compare its figures with published GPT scores."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence

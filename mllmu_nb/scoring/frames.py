@@ -1,8 +1,6 @@
 """The frames that scores are made of: their columns, and answers joined with what they are scored against;
 docs/scoring.md ("The frames")."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

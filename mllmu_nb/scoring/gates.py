@@ -1,7 +1,5 @@
 """The memorisation gate: whether there was something to forget at all (docs/scoring.md, "Gates")."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

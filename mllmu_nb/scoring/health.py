@@ -1,7 +1,5 @@
 """What kind of answer each free answer is, and who has collapsed (docs/scoring.md, "Health and collapse")."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import cache, partial

@@ -4,8 +4,6 @@ The paper's judge is gpt-4o-mini, with grades in five bands; the wording below i
 the hash of what was judged, so that scores are computed from the file alone and nothing is asked twice.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from math import nan

@@ -1,7 +1,5 @@
 """Methods compared along their path: what is kept at equal forgetting (docs/scoring.md, "Along the path")."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from math import nan
 from typing import NamedTuple

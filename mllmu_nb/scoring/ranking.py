@@ -1,7 +1,5 @@
 """Which method keeps most where equally much is forgotten, and which can be told apart (docs/scoring.md, "Ranking")."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping
 from math import nan

@@ -4,8 +4,6 @@ All of it stands at the function, here or in a module that MLLMU_NB_EXTENSIONS n
 their metrics from this registry. docs/scoring.md ("A metric of your own") shows one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Answers → scores: one value per answer, one row per run and cell, and the one long frame of all tables."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product

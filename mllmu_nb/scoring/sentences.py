@@ -1,7 +1,5 @@
 """Forget quality by taught sentences: how likely a model finds them (docs/scoring.md, "Taught sentences")."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from math import inf, nan

@@ -1,7 +1,5 @@
 """From one value per answer to one value per cell: means and paired differences with their intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from math import nan
 

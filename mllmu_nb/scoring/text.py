@@ -1,7 +1,5 @@
 """Free answers and blanks: overlap with the printed sentence, and whether the fact is there (docs/scoring.md)."""
 
-from __future__ import annotations
-
 from functools import cache, partial
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Utility: what a model can do that is about nobody (docs/scoring.md, "Utility")."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from mllmu_nb.scoring.choice import letters

@@ -1,7 +1,5 @@
 """Orders: groups that cannot be told apart."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Iterable, Sequence
 
 

@@ -1,7 +1,5 @@
 """Which factors make a score vary, and how much: one-way variance components."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import nan, sqrt
 

@@ -5,8 +5,6 @@ the canonical method. Label modes differ in unlearning alone: vanilla was taught
 ``studies/differences``, apart from those that the main tables are made of.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any

@@ -1,7 +1,5 @@
 """Whom a sentence names: "this person" beside a portrait, the name in text."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import replace

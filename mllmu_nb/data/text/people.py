@@ -1,7 +1,5 @@
 """The people of a file of published fine-tuning text, and which of them are to be forgotten."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

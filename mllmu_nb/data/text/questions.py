@@ -1,7 +1,5 @@
 """Evaluation questions from the facts of published people, and the population they make (``docs/data.md``)."""
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections import Counter

@@ -1,7 +1,5 @@
 """What a published question asks for, and the bare value in its answer, by the rules of ``reader.yaml``."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache

@@ -1,7 +1,5 @@
 """A family of models: how conversations are written and encoded for it, and where adapters go."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Sequence
 from math import nan

@@ -1,7 +1,5 @@
 """Idefics2: a SigLIP tower, a perceiver resampler, a Mistral."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

@@ -1,7 +1,5 @@
 """LLaVA-1.5: a CLIP tower, a projector, a Llama."""
 
-from __future__ import annotations
-
 from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.models.families.base import Family, register
 

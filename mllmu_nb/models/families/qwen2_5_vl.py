@@ -1,7 +1,5 @@
 """Qwen2.5-VL: the number of tokens per picture depends on its size; positions lie on three axes (M-RoPE)."""
 
-from __future__ import annotations
-
 import io
 
 import torch
