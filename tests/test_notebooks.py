@@ -140,7 +140,7 @@ def test_every_notebook_that_trains_trains_briefly_in_tests():
         assert mock == ({"mock": {"train_steps": 300}} if TRAINS.search(sources[name]) else None), name
 
 
-@pytest.mark.slow
+@pytest.mark.full_length
 @pytest.mark.parametrize("name", ["02_finetune", "03_ga"])
 def test_a_notebook_of_full_length_keeps_its_promises(name, tmp_path_factory, monkeypatch):
     """The last cell asserts what holds for the kit's own settings alone, and prints the same as the committed one where
