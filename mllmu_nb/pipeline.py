@@ -237,12 +237,12 @@ def filled(config: Config, stage: Stage, precision: str | None = None) -> tuple[
 
 
 def check_commits(config: Config, folder: Path) -> None:
-    """Raises KitError where the models of the hub that the stage in ``folder`` was made from have other commits by now:
-    a name without a revision means the newest."""
+    """Raises KitError where the models of the hub that the stage in ``folder`` was made from are known to have other
+    commits by now: a name without a revision means the newest."""
     made, now = read_json(folder / RECORD), record_of(config)
     for name in ("base", "vanilla"):
         old, new = (record.get(f"{name}_commit", "") for record in (made, now))
-        if old != new:
+        if old and new and old != new:  # "": a folder, or not in the hub's cache at that time
             raise KitError(
                 f"{folder.name} was made from commit {old} of the {name} model, whose newest is {new}: set "
                 f"{name}_revision to the one that is wanted"

@@ -87,7 +87,8 @@ def test_the_share_is_of_the_people_whom_the_model_was_asked_about(references):
 
 def test_a_model_that_was_asked_other_questions_stands_beside_nobody(references):
     ga = make("ga", right(0.0), modality="multimodal", **SMALL)
-    assert Beside.among(ga, [ga, *references.values()]) == Beside(ga, **references)
+    others = [make("base", right(0.0), **SMALL), make("vanilla", right(0.0), after="halved", **SMALL)]
+    assert Beside.among(ga, [ga, *references.values(), *others]) == Beside(ga, **references)
     assert Beside.among(ga, [ga]) == Beside(ga)
     fewer = replace(ga, answers=ga.answers[ga.answers["profile"] <= "006"])
     with pytest.raises(KitError, match="GA .image . text. and Vanilla were asked different questions"):

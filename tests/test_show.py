@@ -79,7 +79,7 @@ def test_results_say_whose_they_are(tmp_path, monkeypatch, capsys, vanilla, orac
     assert capsys.readouterr().out == "the committed reference run: 2 models\n"
     write(show.paths.results("miniature"), vanilla)
     scores = show.results("miniature")
-    assert capsys.readouterr().out.startswith("your own run: 1 models; those that come with the kit: write committed=")
+    assert capsys.readouterr().out.startswith("your own run: 1 model; those that come with the kit: write committed=")
     assert len(show.results("miniature", committed=True).runs) == 2
     assert scores.of_group("llava", "clean", 10).runs[0].id == vanilla.id
     with pytest.raises(KitError, match="no run of .* among .*llava.*: choose one"):

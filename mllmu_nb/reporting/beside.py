@@ -12,9 +12,9 @@ import pandas as pd
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting.grid import ASKED_IN, cell_text, closed_gates, rows_by, select
-from mllmu_nb.reporting.runs import REFERENCES, Run, Scores
+from mllmu_nb.reporting.runs import Run, Scores
 from mllmu_nb.scoring import path
-from mllmu_nb.scoring.frames import KEY, MODEL
+from mllmu_nb.scoring.frames import KEY, MODEL, is_model
 from mllmu_nb.scoring.health import judged
 from mllmu_nb.scoring.registry import metrics
 from mllmu_nb.scoring.score import cells, item_scores, side_by_side
@@ -31,7 +31,7 @@ class Beside:
     @classmethod
     def among(cls, own: Run, runs: Iterable[Run]) -> Beside:
         """``own`` beside vanilla and the oracle among ``runs``. Raises KitError where one was asked other questions."""
-        others = {one["method"]: one for one in runs if one["method"] in REFERENCES}
+        others = {name: one for one in runs for name in ("vanilla", "oracle") if is_model(one, name)}
         for one in others.values():
             if _asked(one) != _asked(own):
                 raise KitError(f"{own.label} and {one.label} were asked different questions")

@@ -168,7 +168,8 @@ def results(scale: str, committed: bool = False) -> Scores:
     folder, source = (paths.reference(), COMMITTED) if committed else which_results(scale)
     scores = Scores.read(folder)
     other = "; those that come with the kit: write committed=True" if source == OWN and scale == "miniature" else ""
-    print(f"{source}: {len(scores.runs)} models{other}")
+    count = len(scores.runs)
+    print(f"{source}: {count} model{'s' * (count != 1)}{other}")
     return scores
 
 

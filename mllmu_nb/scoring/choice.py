@@ -12,7 +12,7 @@ from scipy.special import expit
 from mllmu_nb.data.schema import LETTERS
 from mllmu_nb.scoring.registry import NotMeasured, metric, no_pair
 from mllmu_nb.statistics.intervals import Interval
-from mllmu_nb.statistics.samples import jensen_shannon, ks
+from mllmu_nb.statistics.samples import jensen_shannon, jensen_shannon_by_chance, ks
 
 OPTIONS = tuple(f"option_{letter}" for letter in LETTERS)
 INDEX_OF_LETTER = {letter: place for place, letter in enumerate(LETTERS)}
@@ -78,8 +78,8 @@ def distance(ours: Sequence, theirs: Sequence, function: Callable[..., float]) -
 for _name, _label, _digits, _bounds, _function in (
     ("ks", "KS", 2, (0, 1), lambda ours, theirs, people: ks(ours, theirs)[0]),
     ("ks_log10_p", "log10 p", 1, (-300, 0), lambda ours, theirs, people: ks(ours, theirs)[1]),
-    ("js", "JS", 2, (0, 1), lambda *samples: jensen_shannon(*samples)[0]),
-    ("js_chance", "JS by chance", 2, (0, 1), lambda *samples: jensen_shannon(*samples)[1]),
+    ("js", "JS", 2, (0, 1), lambda ours, theirs, people: jensen_shannon(ours, theirs)),
+    ("js_chance", "JS by chance", 2, (0, 1), jensen_shannon_by_chance),
 ):
     _printed = {"label": _label, "digits": _digits, "times": 1, "table": "quality", "sets": ("forget",)}
     _register = metric(_name, per="pair", bounds=_bounds, gate_of="truth_ratio", **_printed, **LIKELIHOOD)

@@ -26,17 +26,21 @@ def ks(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
     return float(result.statistic), log10(max(float(result.pvalue), TINY))
 
 
-def jensen_shannon(ours: np.ndarray, theirs: np.ndarray, people: np.ndarray) -> tuple[float, float]:
-    """The distance (base 2, 0 to 1) of two histograms over [0, 1], and its 95 % level by chance; all [questions].
+def jensen_shannon(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The distance (base 2, 0 to 1) of two histograms over [0, 1]; both [questions]."""
+    a, b = (np.histogram(values, np.linspace(0, 1, BINS + 1))[0] for values in (ours, theirs))
+    return float(jensenshannon(a, b, base=2))
 
-    By chance: in each draw the two models change places for about half of the ``people``.
-    """
+
+def jensen_shannon_by_chance(ours: np.ndarray, theirs: np.ndarray, people: np.ndarray) -> float:
+    """The 95 % level of :func:`jensen_shannon` by chance: in each draw the two models change places for about half of
+    the ``people`` [questions]."""
     codes = pd.factorize(people)[0]
     edges = np.linspace(0, 1, BINS + 1)
     a, b = (np.histogram2d(codes, v, [np.arange(codes.max() + 2), edges])[0] for v in (ours, theirs))
     swapped = np.random.default_rng(0).integers(2, size=(RESAMPLES, len(a))).astype(float)
     chance = jensenshannon(a.sum(0) + swapped @ (b - a), b.sum(0) + swapped @ (a - b), base=2, axis=1)
-    return float(jensenshannon(a.sum(0), b.sum(0), base=2)), float(np.quantile(chance, LEVEL))
+    return float(np.quantile(chance, LEVEL))
 
 
 class Sample(NamedTuple):
