@@ -131,7 +131,7 @@ def test_the_pictures_of_a_notebook_that_is_not_trusted_have_alt_texts(page, lab
     address, _, token = lab
     page.goto(f"{address}/lab/tree/{SEEN}?token={token}&reset")
     panel = page.locator(".jp-NotebookPanel:visible")
-    panel.locator(".jp-OutputArea-output", has_text="verdicts").wait_for(timeout=MINUTE)
+    panel.locator(".jp-OutputArea-output", has_text="kept where half of the gap is closed").wait_for(timeout=MINUTE)
     assert "what is kept against how much of the gap is closed" in alts(panel)
 
 
@@ -163,7 +163,7 @@ def test_ask_the_unlearned_model_in_jupyterlab(page, lab):
     form.get_by_role("button", name="Ask", exact=True).click()
     form.get_by_text("Does this person like <b>rain</b>?").wait_for()
     rows = form.locator("tbody tr th").all_inner_texts()
-    assert rows == ["Vanilla", "GA (image + text)", "Oracle"]
+    assert rows == ["Vanilla", "KL Min. (image + text)", "Oracle"]
     assert form.locator("img").get_attribute("alt") and form.get_by_text("no true answer is known").count() == 1
     assert panel.locator('[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts() == []
     assert page.problems == []
