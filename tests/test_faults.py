@@ -126,8 +126,8 @@ def test_a_sweep_killed_at_any_moment_goes_on_and_answers_the_same(sweeps, whole
                     victim.kill()
                     kills += 1
                 time.sleep(rng.uniform(0, 3))
+            kills += process.poll() is None  # else it has ended by itself since
             process.kill()
-            kills += 1
             process.wait()  # before psutil reaps it: its status would read as 0
             assert gone(there), "a process has outlived its sweep"
             left.append(len(list((sweeps.folder / "killed" / ".cache").glob("stages/*"))))
