@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,7 +128,8 @@ def make(
         path = with_questions(
             along(joined, method, modality).assign(**columns_of(record)), *people_frames(people, famous)
         )
-    return Run(Path(record["run"]), record, train(method, modality), joined, sentences, path)
+    frames = {"answers": joined, "sentences": sentences, "path": path, "utility": None}
+    return Run(Path(record["run"]), record, train(method, modality), frames)
 
 
 def along(answers: pd.DataFrame, method: str, modality: str) -> pd.DataFrame:
@@ -162,13 +162,13 @@ def everybody(draws: Iterable[int] = (0,), **options: Any) -> list[Run]:
 def without(run: Run, **where: str) -> Run:
     """The run less the answers whose columns have all these values."""
     drop = np.logical_and.reduce([run.answers[column] == value for column, value in where.items()])
-    return replace(run, answers=run.answers[~drop].reset_index(drop=True))
+    return run.but(answers=run.answers[~drop].reset_index(drop=True))
 
 
 def saying(run: Run, answer: str, **where: str) -> Run:
     """The run with one and the same answer to the questions whose columns have all these values."""
     asked = np.logical_and.reduce([run.answers[column] == value for column, value in where.items()])
-    return replace(run, answers=run.answers.assign(answer=run.answers["answer"].mask(asked, answer)))
+    return run.but(answers=run.answers.assign(answer=run.answers["answer"].mask(asked, answer)))
 
 
 def write(results: Path, *runs: Run) -> list[Path]:

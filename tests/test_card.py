@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -81,7 +80,7 @@ def test_the_share_is_of_the_people_whom_the_model_was_asked_about(references):
     oracle = make("oracle", lambda asked: asked.set != "forget" or (asked.person < 6 and asked.number == 0), **SMALL)
     ga = make("ga", lambda asked: asked.set != "forget" or asked.number == 0, modality="multimodal", **SMALL)
     few = ga.answers[(ga.answers["set"] != "forget") | (ga.answers["profile"] <= "006")]
-    said = card.verdict(Beside(replace(ga, answers=few), references["vanilla"], oracle))
+    said = card.verdict(Beside(ga.but(answers=few), references["vanilla"], oracle))
     assert "lost 80 points" in said and "100 % [" in said and "of the 80 points that separate" in said
 
 
@@ -90,7 +89,7 @@ def test_a_model_that_was_asked_other_questions_stands_beside_nobody(references)
     others = [make("base", right(0.0), **SMALL), make("vanilla", right(0.0), after="halved", **SMALL)]
     assert Beside.among(ga, [ga, *references.values(), *others]) == Beside(ga, **references)
     assert Beside.among(ga, [ga]) == Beside(ga)
-    fewer = replace(ga, answers=ga.answers[ga.answers["profile"] <= "006"])
+    fewer = ga.but(answers=ga.answers[ga.answers["profile"] <= "006"])
     with pytest.raises(KitError, match="GA .image . text. and Vanilla were asked different questions"):
         Beside.among(fewer, references.values())
 
@@ -100,7 +99,7 @@ def test_health_counts_as_gibberish_what_the_verdict_does(references):
     ga = make("ga", right(0.0), modality="multimodal", **SMALL)
     fluency = {"vanilla": -1.0, "oracle": -1.0, "own": -9.0}
     runs = {
-        name: replace(run, answers=run.answers.assign(fluency=fluency[name]))
+        name: run.but(answers=run.answers.assign(fluency=fluency[name]))
         for name, run in {**references, "own": ga}.items()
     }
     beside = Beside(runs.pop("own"), **runs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -199,13 +198,13 @@ def test_the_table_of_agreement_is_not_measured_until_somebody_has_asked():
     assert {cell for _, rows in sheet.blocks for _, cells in rows for cell in cells} == {("", "Not measured here.")}
     rubric = Scores.of([run]).items["factuality"]
     graded = run.answers.assign(**{stored.GRADE: (rubric - 2).clip(lower=1)})  # asked in one order: rows agree
-    [sheet] = tables.sheets("table_judge", Scores.of([replace(run, answers=graded)]))
+    [sheet] = tables.sheets("table_judge", Scores.of([run.but(answers=graded)]))
     [(_, rows)] = sheet.blocks
     number, _, _, within, rank = (text for text, _ in dict(rows)["Forget"])
     assert int(number) == rubric.notna().sum() and float(within) < 1 and float(rank) > 0.9
     assert dict(rows)["Retain"] == [("", "Not measured here.")] * 5 and dict(rows)["All"] == dict(rows)["Forget"]
     alike = run.answers.assign(**{stored.GRADE: rubric.mask(rubric.notna(), 7.0)})
-    [sheet] = tables.sheets("table_judge", Scores.of([replace(run, answers=alike)]))
+    [sheet] = tables.sheets("table_judge", Scores.of([run.but(answers=alike)]))
     [(_, rows)] = sheet.blocks
     assert dict(rows)["Forget"][:2] == [(number, ""), ("7.00", "")]
     assert dict(rows)["Forget"][-1] == ("", "Judge or rubric gives one grade alone.")

@@ -133,7 +133,7 @@ def test_a_damaged_run_is_one_clear_line(home):
 
 def test_the_same_people_and_seeds_twice_are_refused():
     run = make("ga", modality="multimodal", **FEW)
-    copy = replace(run, record={**run.record, "run": "copy"}, answers=run.answers.assign(run="copy"))
+    copy = replace(run, record={**run.record, "run": "copy"}).but(answers=run.answers.assign(run="copy"))
     with pytest.raises(KitError, match="copy are of one method with the same people and seeds"):
         Scores.of([run, copy])
 

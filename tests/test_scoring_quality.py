@@ -13,21 +13,28 @@ FAR = 1e4  # where stored deviations end
 
 
 def test_extraction_strength_counts_right_tokens_from_the_end():
-    assert sentences.strength([True, True, True, True]) == 1
-    assert sentences.strength([True, True, True, False]) == 0  # only the last is wrong
-    assert sentences.strength([True, False, True, True]) == pytest.approx(2 / 4)  # k = 2 of 4
-    assert sentences.strength([False, True, True, True, True]) == pytest.approx(4 / 5)
-    assert sentences.strength([False]) == 0 and sentences.strength([True]) == 1
+    four = [[True, True, True, True], [True, True, True, False], [True, False, True, True]]  # the last alone wrong: 0
+    assert sentences.strength(np.array(four)) == pytest.approx([1, 0, 2 / 4])  # k = 2 of 4
+    assert sentences.strength(np.array([[False, True, True, True, True]])) == pytest.approx([4 / 5])
+    assert sentences.strength(np.array([[False], [True]])).tolist() == [0, 1]
 
 
 def test_scores_of_a_sentence_by_hand():
-    values = np.array([-1.0, -9.0, -2.0, -3.0, -0.5, -7.0, -4.0, -0.1, -0.2, -0.3])
-    assert sentences.least(values) == pytest.approx(-8.0)  # two of ten
-    assert sentences.least(values[:4]) == -9.0  # a fifth of four is none: one
+    values = np.array([[-1.0, -9.0, -2.0, -3.0, -0.5, -7.0, -4.0, -0.1, -0.2, -0.3], np.arange(-10.0, 0.0)])
+    assert sentences.least(values) == pytest.approx([-8.0, -9.5])  # two of ten
+    assert sentences.least(values[:, :4]).tolist() == [-9.0, -10.0]  # a fifth of four is none: one
     half = np.array([-1.0, -np.inf], np.float16)  # what is too small for half precision counts as its end
     frame = pd.DataFrame({"right": [np.array([True, False, True, True])], "log_probs": [half], "zlib_bytes": 2})
     assert sentences.exact_memorisation(frame).tolist() == [0.75]
     assert sentences.loss(frame).tolist() == [-65505 / 2] and sentences.zlib(frame).tolist() == [-65505 / 4]
+
+
+def test_sentences_of_any_length_keep_their_order():
+    lengths = [3, 1, 3, 2]
+    frame = pd.DataFrame(
+        {"log_probs": [np.full(length, -float(n)) for n, length in enumerate(lengths)]}, index=[7, 5, 3, 1]
+    )
+    assert sentences.loss(frame).to_dict() == {7: 0, 5: -1, 3: -2, 1: -3}
 
 
 def made(method: str, p_right: float, log_p: float, fresh: int = 25, people: int = 10):

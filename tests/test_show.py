@@ -4,7 +4,6 @@ import base64
 import html
 import io
 import re
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -115,8 +114,8 @@ def test_answers_are_shown_as_text_beside_vanillas(vanilla, oracle):
 def test_the_sign_of_an_answer_is_that_of_its_health(vanilla, oracle):
     """Beside vanilla an answer may be gibberish that its form alone does not show."""
     ga = saying(make("ga", modality="unimodal", **SMALL), "The loves Zoltan this.", task="generation")
-    runs = [replace(run, answers=run.answers.assign(fluency=-1.0)) for run in (vanilla, oracle)]
-    runs += [replace(ga, answers=ga.answers.assign(fluency=-9.0))]
+    runs = [run.but(answers=run.answers.assign(fluency=-1.0)) for run in (vanilla, oracle)]
+    runs += [ga.but(answers=ga.answers.assign(fluency=-9.0))]
     person = SimpleNamespace(name="Amina", portrait=PICTURE)
     page = show.answers(SimpleNamespace(profiles={f"{n:03d}": person for n in range(1, 13)}), runs).data
     assert page.count("≈ The loves Zoltan") == 4 and "○ The loves Zoltan" not in page

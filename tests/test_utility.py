@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -72,7 +71,7 @@ def with_utility(run, right: float):
         for name in utility.PANELS["miniature"] for number in range(20)
     ]  # fmt: skip
     fixed = {"task": "classification", "scoring": "utility", "order": 0, "shots": 0, "tokens": 0}
-    return replace(run, utility=pd.DataFrame(rows).assign(**fixed, **columns_of(run.record)))
+    return run.but(utility=pd.DataFrame(rows).assign(**fixed, **columns_of(run.record)))
 
 
 @pytest.fixture(scope="module")

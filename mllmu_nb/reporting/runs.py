@@ -7,8 +7,8 @@ Results are a folder with ``runs/<run id>`` (answers.parquet, train.json, draws.
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import ChainMap, Counter
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
@@ -44,17 +44,34 @@ NOT_VARIED = {*RUN, "seed", "settings"}  # parameters that a run's columns hold 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run. ``answers``, and those along its ``path``, are joined with their questions and the run's
-    columns, ``sentences`` and the answers about nobody (``utility``) with the latter (None where there are none);
-    ``record`` is its provenance, ``train`` how its model was trained."""
+    """One finished run: ``record`` is its provenance, ``train`` how its model was trained. Of its ``frames`` (None
+    where there is none) answers and those along its path are joined with their questions and the run's columns,
+    sentences and the answers about nobody (utility) with the latter."""
 
     folder: Path
     record: dict
     train: dict
-    answers: pd.DataFrame
-    sentences: pd.DataFrame | None
-    path: pd.DataFrame | None = None
-    utility: pd.DataFrame | None = None
+    frames: MutableMapping[str, Any]
+
+    @property
+    def answers(self) -> pd.DataFrame:
+        return self.frames["answers"]
+
+    @property
+    def sentences(self) -> pd.DataFrame | None:
+        return self.frames["sentences"]
+
+    @property
+    def path(self) -> pd.DataFrame | None:
+        return self.frames["path"]
+
+    @property
+    def utility(self) -> pd.DataFrame | None:
+        return self.frames["utility"]
+
+    def but(self, **frames: pd.DataFrame | None) -> Run:
+        """The same with other frames."""
+        return replace(self, frames=ChainMap(frames, self.frames))
 
     @property
     def id(self) -> str:
@@ -109,6 +126,43 @@ def taught_by(record: dict) -> str:
     return stable_hash([record["data_hash"], *taught])
 
 
+class StoredFrames(dict):
+    """The frames of the run in ``folder`` by name, each read when it is first asked for. Raises KitError where the
+    questions of its people cannot be read or are not those that it answers."""
+
+    def __init__(self, folder: Path, record: dict):
+        super().__init__()
+        self.folder, self.record = folder, record
+
+    def __missing__(self, name: str) -> pd.DataFrame | None:
+        self[name] = rows = self._stored(name)
+        return rows
+
+    def _stored(self, name: str) -> pd.DataFrame | None:
+        file = self.folder / f"{name}.parquet"
+        if not file.is_file():
+            return None
+        rows = pd.read_parquet(file)
+        rows = rows.astype(dict.fromkeys(rows.select_dtypes("category"), str)).assign(**columns_of(self.record))
+        if name == "path":
+            return with_questions(rows.assign(order=0), *self._people())
+        if name != "answers":
+            return rows
+        rows = judge.with_grades(with_questions(rows, *self._people()), self.folder.parent.parent / judge.FILE)
+        if rows["question"].isna().any():
+            raise KitError(
+                f"the run in {self.folder} answers questions that its people's table lacks: make the run again"
+            )
+        return rows
+
+    def _people(self) -> list[pd.DataFrame]:
+        people = paths.people(self.folder.parent.parent) / self.record["data_hash"]
+        try:
+            return [pd.read_parquet(people.with_name(f"{people.name}{end}.parquet")) for end in ("", "-facts")]
+        except (OSError, ValueError) as error:
+            raise KitError(f"the questions {people} cannot be read ({error}): make a run again") from None
+
+
 def read_run(folder: Path) -> Run:
     """The finished run in ``folder``. Raises KitError when there is none, or a file is not as it was written."""
     if not (folder / "answers.parquet").is_file() or not (folder / RECORD).is_file():
@@ -116,25 +170,7 @@ def read_run(folder: Path) -> Run:
     if not is_whole(folder):
         raise KitError(f"a file of the run in {folder} was changed or cut off: make the run again")
     record = read_json(folder / RECORD)
-    own, people = columns_of(record), paths.people(folder.parent.parent) / record["data_hash"]
-    try:
-        about = [pd.read_parquet(people.with_name(f"{people.name}{end}.parquet")) for end in ("", "-facts")]
-    except (OSError, ValueError) as error:
-        raise KitError(f"the questions {people} cannot be read ({error}): make a run again") from None
-
-    def stored(name: str) -> pd.DataFrame | None:
-        file = folder / f"{name}.parquet"
-        if not file.is_file():
-            return None
-        rows = pd.read_parquet(file)
-        return rows.astype(dict.fromkeys(rows.select_dtypes("category"), str)).assign(**own)
-
-    answers, sentences, points = stored("answers"), stored("sentences"), stored("path")
-    answers = judge.with_grades(with_questions(answers, *about), folder.parent.parent / judge.FILE)
-    if answers["question"].isna().any():
-        raise KitError(f"the run in {folder} answers questions that its people's table lacks: make the run again")
-    points = None if points is None else with_questions(points.assign(order=0), *about)
-    return Run(folder, record, read_json(folder / "train.json"), answers, sentences, points, stored("utility"))
+    return Run(folder, record, read_json(folder / "train.json"), StoredFrames(folder, record))
 
 
 def read_runs(results: Path) -> list[Run]:

@@ -8,7 +8,6 @@ import base64
 import html
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -175,7 +174,7 @@ def results(scale: str, committed: bool = False) -> Scores:
 
 def _scores(some: Sequence[Run]) -> Scores:
     """Scores of the runs' answers."""
-    return Scores.of([replace(run, sentences=None) for run in some])
+    return Scores.of([run.but(sentences=None) for run in some])
 
 
 def answers(people: Population, some: Sequence[Run]) -> HTML:

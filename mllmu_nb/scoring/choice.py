@@ -50,28 +50,32 @@ def consistency(items: pd.DataFrame) -> pd.Series:
 def truth_ratio(items: pd.DataFrame) -> pd.Series:
     rows = items[items["answer_true"].isin(LETTERS)]
     right = rows["answer_true"].map(INDEX_OF_LETTER)
-    logs = [log_truth_ratio(*row) for row in zip(rows[list(OPTIONS)].to_numpy(float), right, strict=True)]
-    return pd.Series(expit(np.array(logs, float)), rows.index).reindex(items.index)
+    logs = log_truth_ratio(rows[list(OPTIONS)].to_numpy(float), right.to_numpy(int))
+    return pd.Series(expit(logs), rows.index).reindex(items.index)
 
 
-def log_truth_ratio(likelihoods: np.ndarray, right: int) -> float:
-    """log R of one question from the mean log-likelihoods per token of its options, ``right`` being the true one's."""
-    likelihoods = np.asarray(likelihoods, float)
-    return float(np.delete(likelihoods, right).mean() - likelihoods[right])
+def log_truth_ratio(likelihoods: np.ndarray, right: np.ndarray | int) -> np.ndarray:
+    """log R of questions [..] from the mean log-likelihoods per token of their options [.., options]; ``right`` [..] is
+    the place of the true one."""
+    likelihoods, shape, options = np.asarray(likelihoods, float), np.shape(right), np.shape(likelihoods)[-1]
+    is_right = np.arange(options) == np.asarray(right)[..., None]
+    return likelihoods[~is_right].reshape(*shape, options - 1).mean(-1) - likelihoods[is_right].reshape(shape)
 
 
 def distance(ours: Sequence, theirs: Sequence, function: Callable[..., float]) -> Interval:
     """``function`` of the truth ratios of the questions that the model and its oracle were both asked, and of whom."""
-    columns = ["question_id", "truth_ratio"]
-    pairs = [
-        run[[*columns, "person"]].merge(oracle[columns], on="question_id", suffixes=("", "_oracle")).dropna()
-        for run, oracle in zip(ours, theirs, strict=True)
-        if oracle is not None
-    ]
-    if not pairs or (both := pd.concat(pairs)).empty:
+    ratios, others, people = [], [], []
+    for run, oracle in zip(ours, theirs, strict=True):
+        if oracle is not None:
+            other = run["question_id"].map(oracle.set_index("question_id")["truth_ratio"])
+            both = (run["truth_ratio"].notna() & other.notna()).to_numpy()
+            ratios.append(run["truth_ratio"].to_numpy(float)[both])
+            others.append(other.to_numpy(float)[both])
+            people += run["person"][both].tolist()
+    if not people:
         raise NotMeasured(no_pair("oracle"))
-    value = function(*(both[name].to_numpy() for name in ("truth_ratio", "truth_ratio_oracle", "person")))
-    return Interval(value, nan, nan, len(both), both["person"].nunique())
+    value = function(np.concatenate(ratios), np.concatenate(others), np.array(people))
+    return Interval(value, nan, nan, len(people), len(set(people)))
 
 
 # label, digits, bounds, and the function of two samples and whom each question is about

@@ -45,6 +45,11 @@ def has(rows: pd.DataFrame, columns: Sequence[str], values: Sequence[Any]) -> np
     return np.logical_and.reduce([rows[name] == value for name, value in zip(columns, values, strict=True)])
 
 
+def of_run(rows: pd.DataFrame, columns: Sequence[str]) -> tuple:
+    """The values of these columns in the rows of one run, which all have the same."""
+    return tuple(rows[name].head(1).item() for name in columns)
+
+
 def of_metric(items: pd.DataFrame, task: str, scoring: str) -> pd.DataFrame:
     """The answers to one task, scored in one way."""
     return items[(items["task"] == task) & (items["scoring"] == scoring)]

@@ -1,5 +1,6 @@
 """Answers → scores: one value per answer, one row per run and cell, and the one long frame of all tables."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -26,6 +27,7 @@ from mllmu_nb.scoring.frames import (
     VIEWS,
     is_model,
     of_metric,
+    of_run,
     persons,
 )
 from mllmu_nb.scoring.gates import gates, with_gate
@@ -150,22 +152,27 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
     result = []
     for (task, scoring, group), view, set_name in product(_by_task(wanted), VIEWS, SETS):
         group = [one for one in group if set_name in one.sets]
-        answers_of_view = of_metric(rows, task, scoring).query("view == @view")
+        if not group:
+            continue
+        asked = of_metric(rows, task, scoring)
+        asked = asked[asked["view"] == view]
         if task != TAUGHT:  # sentences about forget people are compared with those about fresh ones
-            answers_of_view = answers_of_view[answers_of_view["set"] == set_name]
-        runs = [(answers.iloc[0], answers) for _, answers in answers_of_view.groupby("run", sort=False)]
-        oracles = {tuple(one[PEOPLE]): answers for one, answers in runs if is_model(one, "oracle")}
-        for model in models.to_dict("records") if group else ():
-            own_runs = [(run, answers) for run, answers in runs if all(run[c] == model[c] for c in key)]
-            is_oracle = is_model(model, "oracle")
-            oracle_runs = [None if is_oracle else oracles.get(tuple(run[PEOPLE])) for run, _ in own_runs]
-            draws = len({tuple(run[DRAW]) for run, _ in own_runs})
+            asked = asked[asked["set"] == set_name]
+        runs, oracles = defaultdict(list), {}
+        for _, answers in asked.groupby("run", sort=False):
+            runs[of_run(answers, key)].append(answers)
+            if is_model(answers.iloc[0], "oracle"):
+                oracles[of_run(answers, PEOPLE)] = answers
+        for model in models.to_dict("records"):
+            own_runs, is_oracle = runs[tuple(model.values())], is_model(model, "oracle")
+            oracle_runs = [None if is_oracle else oracles.get(of_run(answers, PEOPLE)) for answers in own_runs]
+            draws = len({of_run(answers, DRAW) for answers in own_runs})
             for one in group:
                 level, gap, why = None, None, no_pair("oracle")
                 try:
                     if not own_runs:
                         raise NotMeasured(NO_SENTENCES if task == TAUGHT else NOT_ASKED)
-                    outcome = one.function([answers for _, answers in own_runs], oracle_runs)
+                    outcome = one.function(own_runs, oracle_runs)
                     level, gap = outcome if one.per == "model" else (None, outcome)
                 except NotMeasured as reason:
                     why = str(reason)

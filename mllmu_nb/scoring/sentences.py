@@ -1,13 +1,13 @@
 """Forget quality by taught sentences: how likely a model finds them (docs/scoring.md, "Taught sentences")."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf, nan
 
 import numpy as np
 import pandas as pd
 
-from mllmu_nb.scoring.frames import DRAW, TAUGHT
+from mllmu_nb.scoring.frames import DRAW, TAUGHT, of_run
 from mllmu_nb.scoring.registry import NotMeasured, metric
 from mllmu_nb.statistics.intervals import Interval
 from mllmu_nb.statistics.samples import Pairs, PerModel, Sample, tpr
@@ -24,17 +24,17 @@ Level = tuple[Interval, Interval | None]
 
 @metric("exact_memorisation", label="Exact mem. %", margin=0.1, **QUALITY)
 def exact_memorisation(sentences: pd.DataFrame) -> pd.Series:
-    return sentences["right"].map(lambda right: float(np.mean(right)))
+    return _by_length(sentences["right"], lambda right: right.mean(1))
 
 
 @metric("extraction_strength", label="Extraction %", margin=0.1, **QUALITY)
 def extraction_strength(sentences: pd.DataFrame) -> pd.Series:
-    return sentences["right"].map(strength)
+    return _by_length(sentences["right"], strength)
 
 
 @metric("loss", label="log p", **ENDLESS)
 def loss(sentences: pd.DataFrame) -> pd.Series:
-    return sentences["log_probs"].map(lambda values: float(_finite(values).mean()))
+    return _by_length(sentences["log_probs"], lambda values: _finite(values).mean(1))
 
 
 @metric("zlib", label="log p / byte", **ENDLESS)
@@ -44,23 +44,33 @@ def zlib(sentences: pd.DataFrame) -> pd.Series:
 
 @metric("min_k", label="Min-K %, log p", **ENDLESS)
 def min_k(sentences: pd.DataFrame) -> pd.Series:
-    return sentences["log_probs"].map(least)
+    return _by_length(sentences["log_probs"], least)
 
 
 @metric("min_k_pp", label="Min-K++", **ENDLESS)
 def min_k_pp(sentences: pd.DataFrame) -> pd.Series:
-    return sentences["spread"].map(least)
+    return _by_length(sentences["spread"], least)
 
 
-def strength(right: np.ndarray) -> float:
-    """1 − k/n, k the fewest of n tokens after which all are the first choice: 0 where not even the last is."""
-    wrong = np.flatnonzero(~np.asarray(right, bool))
-    return 1 - (wrong[-1] + 1) / len(right) if len(wrong) else 1.0
+def _by_length(rows: pd.Series, function: Callable[[np.ndarray], np.ndarray]) -> pd.Series:
+    """``function`` ([sentences, tokens] → [sentences]) of one array per sentence, called once for each length."""
+    result = np.full(len(rows), nan)
+    for places in rows.groupby(rows.map(len).to_numpy()).indices.values():
+        result[places] = function(np.stack(rows.to_numpy()[places]))
+    return pd.Series(result, rows.index)
 
 
-def least(values: np.ndarray) -> float:
-    """The mean of the share MIN_K of smallest values, rounded down, but of one at least."""
-    return float(np.sort(_finite(values))[: max(1, int(MIN_K * len(values)))].mean())
+def strength(right: np.ndarray) -> np.ndarray:
+    """1 − k/n of sentences [sentences, n], k the fewest tokens after which all are the first choice: 0 where not even
+    the last is."""
+    from_the_end = np.cumprod(np.asarray(right, bool)[:, ::-1], axis=1).sum(1)
+    return 1 - (right.shape[1] - from_the_end) / right.shape[1]
+
+
+def least(values: np.ndarray) -> np.ndarray:
+    """Of sentences [sentences, tokens] the mean of the share MIN_K of smallest values, rounded down, but of one at
+    least."""
+    return np.sort(_finite(values))[:, : max(1, int(MIN_K * values.shape[1]))].mean(1)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
@@ -89,8 +99,8 @@ def rate(ours: Sequence[pd.DataFrame], theirs: Sequence[pd.DataFrame | None], at
 
 def _counts(runs: Sequence[pd.DataFrame]) -> tuple[int, int]:
     """How many sentences, forget and fresh, and about how many people."""
-    rows = pd.concat(runs)
-    return len(rows), len(rows[["member", "person"]].drop_duplicates())
+    people = {person for run in runs for person in zip(run["member"].tolist(), run["person"].tolist(), strict=True)}
+    return sum(map(len, runs)), len(people)
 
 
 def _samples(runs: Sequence[pd.DataFrame | None], attack: str) -> PerModel:
@@ -99,11 +109,11 @@ def _samples(runs: Sequence[pd.DataFrame | None], attack: str) -> PerModel:
     has no value: it would lose against all others."""
     if any(run is None or run.empty for run in runs):
         return []
-    models, draws = [], {tuple(run[DRAW].iloc[0]) for run in runs}
-    for run in runs:
+    models, draws = [], [str(of_run(run, DRAW)) for run in runs]
+    for run, draw in zip(runs, draws, strict=True):
         values, people, member = run[attack].to_numpy(float), run["person"].to_numpy(str), run["member"].to_numpy(str)
-        if len(draws) > 1:
-            people = np.where(member == "forget", str(tuple(run[DRAW].iloc[0])), people)
+        if len(set(draws)) > 1:
+            people = np.where(member == "forget", draw, people)
         models.append(tuple(Sample(values[member == side], people[member == side]) for side in ("forget", "fresh")))
     if any(np.isnan(side.values).any() for sides in models for side in sides):
         raise NotMeasured("The model finds no likelihood for some sentences: it has diverged.")

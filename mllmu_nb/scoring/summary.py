@@ -23,22 +23,24 @@ def summaries(rows: pd.DataFrame, by: Sequence[str], metrics: Iterable[Metric], 
     """
     result = []
     people, replicates = pd.factorize(rows["person"])[0], rows.groupby(DRAW).ngroup().to_numpy()
-    group = rows.groupby(list(by), sort=False, observed=True, dropna=False).ngroup().to_numpy()
-    groups = [(at, group == n) for n, at in enumerate(rows[list(by)].drop_duplicates().to_dict("records"))]
+    group = rows.groupby(list(by), sort=False, observed=True, dropna=False).ngroup()
+    places = group.groupby(group.to_numpy()).indices  # group → where its rows are
+    named = rows[list(by)].drop_duplicates().to_dict("records")  # in the order of the groups
     for metric in metrics:
         values = rows[metric.column].to_numpy(float)
         reference = rows[f"{metric.column}_reference"].to_numpy(float) if minus else np.zeros(len(rows))
-        named = {"task": metric.task, "scoring": metric.scoring, "metric": metric.name}
-        for at, here in groups:
-            here = here & np.isfinite(values - reference)
-            if at.get("set", metric.sets[0]) not in metric.sets or not here.any():
+        known = np.isfinite(values - reference)
+        for number, at in enumerate(named):
+            here = places[number][known[places[number]]]
+            if at.get("set", metric.sets[0]) not in metric.sets or not len(here):
                 continue
             scores = (values[here], reference[here]) if minus else (values[here],)
             function, some = paired_difference if minus else interval, replicates[here]
             summary = function(*scores, people[here], bounds=metric.bounds, replicates=some)
             counts, sums = np.bincount(some), np.bincount(some, values[here] - reference[here])
             dots = tuple(sums[counts > 0] / counts[counts > 0])
-            result.append(at | named | vars(summary) | {"dots": dots if len(dots) > 1 else ()})
+            cell = {"task": metric.task, "scoring": metric.scoring, "metric": metric.name, **vars(summary)}
+            result.append(at | cell | {"dots": dots if len(dots) > 1 else ()})
     return result
 
 

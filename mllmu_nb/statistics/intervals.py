@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit, logit
+from scipy.special import expit, logit, stdtrit
 from scipy.stats import norm
 from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
@@ -162,7 +162,7 @@ def limits(estimate: Crossed, bounds: Bounds = (0.0, 1.0)) -> Bounds:
     """The ends of the interval of a mean by Student's t, on the logit scale where there are ``bounds``: inside them,
     and not symmetric close to one."""
     low, high = bounds
-    reach = float(student.ppf(1 - TAIL, estimate.df)) * sqrt(estimate.variance)
+    reach = float(stdtrit(estimate.df, 1 - TAIL)) * sqrt(estimate.variance)
     if isinf(high - low):
         return estimate.mean - reach, estimate.mean + reach
     share = (estimate.mean - low) / (high - low)
@@ -175,7 +175,7 @@ def standard_errors(low, high, people) -> np.ndarray:
     """The standard errors behind intervals over so many ``people``: half their width by the quantile they were made
     with, Student's below FEW_PEOPLE and else the normal one."""
     people = np.asarray(people, float)
-    quantile = np.where((people > 1) & (people < FEW_PEOPLE), student.ppf(ENDS[1], people - 1), norm.ppf(ENDS[1]))
+    quantile = np.where((people > 1) & (people < FEW_PEOPLE), stdtrit(people - 1, ENDS[1]), norm.ppf(ENDS[1]))
     return (np.asarray(high, float) - np.asarray(low, float)) / (2 * quantile)
 
 
@@ -275,7 +275,7 @@ class ByPerson(NamedTuple):
         if count >= FEW_PEOPLE:
             weights = resample_counts(count, RESAMPLES, 0)
             return tuple(np.quantile((weights @ self.sums) / (weights @ self.counts), [TAIL, 1 - TAIL]))
-        reach = student.ppf(1 - TAIL, count - 1) * self.standard_error
+        reach = stdtrit(count - 1, 1 - TAIL) * self.standard_error
         return self.mean - reach, self.mean + reach
 
     def close_to_an_end(self, bounds: Bounds) -> bool:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.spatial.distance import jensenshannon
+from scipy.special import stdtrit
 from scipy.stats import ks_2samp
-from scipy.stats import t as student
 from statsmodels.stats.proportion import proportion_confint
 
 from mllmu_nb.statistics.intervals import ENDS, FEW_PEOPLE, LEVEL, RESAMPLES, SAME, resample_counts
@@ -105,7 +105,7 @@ class Pairs:
             return []
         if people >= FEW_PEOPLE:
             return [np.quantile(shares, ENDS)]
-        reach = student.ppf(ENDS[1], people - 1) * shares.std(ddof=1) * np.sqrt(people / (people - 1))
+        reach = stdtrit(people - 1, ENDS[1]) * shares.std(ddof=1) * np.sqrt(people / (people - 1))
         return [np.clip([value - reach, value + reach], lowest, 1)]
 
 
