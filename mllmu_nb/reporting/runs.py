@@ -145,16 +145,17 @@ class StoredFrames(dict):
         rows = pd.read_parquet(file)
         rows = rows.astype(dict.fromkeys(rows.select_dtypes("category"), str)).assign(**columns_of(self.record))
         if name == "path":
-            return with_questions(rows.assign(order=0), *self._people())
+            return with_questions(rows.assign(order=0), *self._people)
         if name != "answers":
             return rows
-        rows = judge.with_grades(with_questions(rows, *self._people()), self.folder.parent.parent / judge.FILE)
+        rows = judge.with_grades(with_questions(rows, *self._people), self.folder.parent.parent / judge.FILE)
         if rows["question"].isna().any():
             raise KitError(
                 f"the run in {self.folder} answers questions that its people's table lacks: make the run again"
             )
         return rows
 
+    @cached_property
     def _people(self) -> list[pd.DataFrame]:
         people = paths.people(self.folder.parent.parent) / self.record["data_hash"]
         try:
