@@ -29,6 +29,7 @@ READ = {
 NEARBY = (0.8, 1.2)  # times a run's own steps
 RUN_AT = [*PEOPLE, *MODEL, "run"]
 POINT = ["step", "set", "view", "measure", "person"]
+PerPerson = tuple[np.ndarray, np.ndarray]  # people, and what each scores at each point [points, people]
 
 
 def no_points(by: Sequence[str] = ()) -> pd.DataFrame:
@@ -38,11 +39,11 @@ def no_points(by: Sequence[str] = ()) -> pd.DataFrame:
 
 class Curve(NamedTuple):
     """The path of one run: ``steps`` [points], the share of the gap ``closed`` [points], and by name of READ what each
-    person scores at each point, ``people`` and ``values`` [points, people]."""
+    person scores at each point."""
 
     steps: np.ndarray
     closed: np.ndarray
-    read: dict[str, tuple[np.ndarray, np.ndarray]]
+    read: dict[str, PerPerson]
 
 
 def by_person(answers: pd.DataFrame) -> pd.DataFrame:
@@ -68,8 +69,8 @@ def curves(points: pd.DataFrame, closed_in: str = "trained") -> dict[str, Curve]
     result, forget = {}, points[(points["set"] == "forget") & (points["measure"] == LIKELIHOOD)]
     oracles = dict(list(forget[is_model(forget, "oracle")].groupby(PEOPLE)))
     trained = points[(points["modality"] != "none") & (points["after"] == "")]
-    for run, rows in trained.groupby("run", sort=False):
-        first = rows.iloc[0]
+    read_of = {name: _by_run(trained, *place) for name, place in READ.items()}
+    for run, first in trained.drop_duplicates("run").set_index("run").iterrows():
         views = list(VIEWS) if closed_in == POOLED else [TRAINED_VIEW[first["modality"]]]
         oracle = oracles.get(tuple(first[PEOPLE]))
         mine = forget[(forget["run"] == run) & forget["view"].isin(views)]
@@ -81,14 +82,18 @@ def curves(points: pd.DataFrame, closed_in: str = "trained") -> dict[str, Curve]
         gap = level.iloc[0] - end
         if not gap > 0:
             continue
-        read = {}
-        for name, (set_name, measure, asked) in READ.items():
-            here = rows[(rows["set"] == set_name) & (rows["measure"] == measure) & rows["view"].isin(asked)]
-            here = here.pivot_table(index="step", columns="person", values=["score", "items"], aggfunc="sum")
-            if len(here):
-                read[name] = here["score"].columns.to_numpy(str), (here["score"] / here["items"]).to_numpy()
+        read = {name: runs[run] for name, runs in read_of.items() if run in runs}
         result[run] = Curve(sums.index.to_numpy(), ((level.iloc[0] - level) / gap).to_numpy(), read)
     return result
+
+
+def _by_run(points: pd.DataFrame, set_name: str, measure: str, views: Sequence[str]) -> dict[str, PerPerson]:
+    """Run → the score of each person at each of its points, of this set, measure and views pooled."""
+    here = points[(points["set"] == set_name) & (points["measure"] == measure) & points["view"].isin(views)]
+    sums = here.groupby(["run", "step", "person"])[["score", "items"]].sum()
+    means = (sums["score"] / sums["items"]).groupby(level="run")
+    tables = {run: one.droplevel("run").unstack("person") for run, one in means}
+    return {run: (table.columns.to_numpy(str), table.to_numpy()) for run, table in tables.items()}
 
 
 def crossings(closed: np.ndarray, levels: Sequence[float]) -> np.ndarray:
