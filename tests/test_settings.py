@@ -126,22 +126,35 @@ def test_presets_are_the_committed_lengths_of_the_middle():
 
 def test_readme_and_docs_say_what_the_committed_search_has_shown():
     """Beside the middle of its grid, each choice; and that the methods keep their order."""
-    kept, gains = {}, []
-    for one in committed("settings_search.json"):
+    choices, kept, gains = committed("settings_search.json"), {}, []
+    names = [(one["method"], one["variant"], one["modality"]) for one in choices]
+    assert names == [(*name, modality) for name in settings.WEIGHTS for modality in ("multimodal", "unimodal")]
+    for one in choices:
         _, weights = settings.WEIGHTS[one["method"], one["variant"]]
         middle = (settings.RATES[1], weights[1] if weights else 0.0)
         [beside] = [point for point in one["points"] if (point["lr"], point["weight"]) == middle]
         gains.append(one["kept"] - beside["kept"])
-        assert one["kept"] == settings.best(one["points"])["kept"] and one["inside"]
+        assert one["kept"] == settings.best(one["points"])["kept"]
         for name, value in (("chosen", one["kept"]), ("middle", beside["kept"])):
             kept.setdefault((one["modality"], name), {})[one["method"], one["variant"]] = value
     text = " ".join((paths.checkout() / "README.md").read_text(encoding="utf-8").split())
-    least, most = re.search(r"its choices keep (\d+) to (\d+) points more", text).groups()
-    assert (int(least), int(most)) == (round(100 * min(gains)), round(100 * max(gains)))
-    retaining = {("grad_diff", "canonical"), ("kl_min", "canonical"), ("npo", "retain")}
-    for values in kept.values():  # those with a retain term keep more than those without, wherever both were searched
+
+    def numbers(pattern):
+        return [int(number) for number in re.search(pattern, text).groups()]
+
+    border = [name for name, one in zip(names, choices, strict=True) if not one["inside"]]
+    assert border == [("kl_min", "canonical", "unimodal"), ("npo", "retain", "unimodal")]
+    assert "KL Min. and NPO with its retain term, both on text only" in text
+    assert numbers(r"its choices keep (\d+) to (\d+) points more") == [round(100 * end(gains)) for end in (min, max)]
+    retaining, spread = {("grad_diff", "canonical"), ("kl_min", "canonical"), ("npo", "retain")}, 0.0
+    for (_, which), values in kept.items():  # those with a retain term keep more than those without
         with_term, without = ([v for k, v in values.items() if (k in retaining) == has] for has in (True, False))
-        assert not with_term or not without or min(with_term) > max(without)
+        assert min(with_term) > max(without)
+        spread = max(spread, max(with_term) - min(with_term)) if which == "chosen" else spread
+    assert spread <= numbers(r"within (\d+) points of one another")[0] / 100 < spread + 0.01
+    edges = [100 * one["edge"] for one in choices]
+    assert numbers(r"on Forget by (\d+) to (\d+) points there") == [round(end(edges)) for end in (min, max)]
+    assert sum(edge <= 10 for edge in edges) == 2 and "at most 10 for two of the ten" in text
     rates = [p["kept"] for p in committed("settings_search.json")[0]["points"]]
     docs = " ".join((paths.checkout() / "docs" / "scoring.md").read_text(encoding="utf-8").split())
     assert f"keeps {100 * min(rates):.0f} to {100 * max(rates):.0f} % at half closed" in docs
