@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from miniature import make_model, make_processor, make_tokenizer
-from mllmu_nb.data.conversations import Conversation, Turn, question_turn
+from mllmu_nb.data.conversations import Conversation, Turn, question_turn, taught_turns
 from mllmu_nb.data.generate import generate
 from mllmu_nb.data.schema import QA, SETS, Profile, Question
 from mllmu_nb.errors import KitError
-from mllmu_nb.evaluation import attention
+from mllmu_nb.evaluation import attention, path, teacher_forced, utility
 from mllmu_nb.evaluation.ask import COLUMNS, OPTIONS, answer, ask, inquiries_of
 from mllmu_nb.evaluation.draws import draw
 from mllmu_nb.evaluation.engine import Prompts, answers, greedy, option_likelihoods
@@ -354,3 +354,88 @@ def test_an_option_is_stated_in_the_sentence_that_fine_tuning_teaches():
     assert statement(person, replace(question, attribute="pet"), "cat") == "cat"  # nothing taught: the bare option
     qa = (QA("q", "This person is a university professor.", "profession", "university professor"),)
     assert statement(replace(person, qa=qa), question, "university professor") == qa[0].answer  # not "an university"
+
+
+# -- answers that are read --------------------------------------------------------------------------------------
+
+
+def alone(model, processor, conversation: Conversation):
+    """log p over the vocabulary [tokens, V] where each token of the answer stands, and the tokens, by one forward pass
+    of this conversation."""
+    [row] = LLAVA.tokens(processor, [conversation])
+    ids, places = torch.from_numpy(row.ids)[None], np.flatnonzero(row.taught)
+    with torch.inference_mode():
+        logits = model(input_ids=ids, **LLAVA.pictures(processor, [conversation.images])).logits[0]
+    return logits[places - 1].log_softmax(-1), ids[0, places]
+
+
+def test_taught_sentences_are_read_as_one_forward_pass_each_reads_them(model, processor, people):
+    """Of several lengths, with and without a picture, in batches, and in the order given."""
+    person = people.members("forget")[0]
+    turns = [turn for modality in ("multimodal", "unimodal") for _, turn in taught_turns(person, modality)]
+    asked = [Conversation((turn,)) for turn in turns[::-1]]
+    read = teacher_forced.teacher_forced(model, processor, asked, batch_size=4)
+    assert len({len(one.right) for one in read}) > 3
+    for conversation, one in zip(asked, read, strict=True):
+        log_p, tokens = alone(model, processor, conversation)
+        p, chosen = log_p.exp(), log_p[torch.arange(len(tokens)), tokens]
+        mean = (p * log_p).sum(-1)
+        spread = (chosen - mean) / ((p * log_p**2).sum(-1) - mean**2).sqrt()
+        np.testing.assert_allclose(one.log_probs, chosen, atol=1e-4)
+        np.testing.assert_array_equal(one.right, (log_p.argmax(-1) == tokens).numpy())
+        np.testing.assert_allclose(one.spread, spread, atol=1e-2)
+
+
+def test_sentences_name_whose_they_are_and_the_fact(model, processor, people):
+    known = {"forget": people.members("forget")[:1], "fresh": people.members("retain")[:1]}
+    frame = teacher_forced.sentences(model, processor, known)
+    assert set(zip(frame["member"], frame["profile"], strict=True)) == {(m, some[0].id) for m, some in known.items()}
+    for row in frame.sample(6, random_state=0).to_dict("records"):
+        person, number = people.profiles[row["profile"]], int(row["question_id"].rsplit("/", 1)[1])
+        [turn] = [
+            turn
+            for qa, turn in taught_turns(person, {"image_text": "multimodal", "text": "unimodal"}[row["view"]])
+            if qa is person.qa[number]
+        ]
+        log_p, tokens = alone(model, processor, Conversation((turn,)))
+        np.testing.assert_allclose(row["log_probs"], log_p[torch.arange(len(tokens)), tokens], atol=1e-4)
+        assert row["n_tokens"] == len(tokens) and row["attribute"] == person.qa[number].attribute
+
+
+def test_fluency_is_that_of_each_answer_after_its_own_question(model, processor, people):
+    where = {"sets": ("test", "celebrity"), "limit": 2}
+    rows = ask(model, processor, people, shots=0, shot_source="none", progress=False, **where)
+    texts = [f"answer {number}" if number % 5 else "" for number in range(len(rows))]
+    rows = rows.assign(answer=texts)
+    how = asking(people, 1, 0)
+    means = teacher_forced.fluency(model, processor, rows, how, batch_size=3, **where)
+    items = {(item.set, item.question.id): item for inquiry in inquiries_of(how, **where) for item in inquiry.items}
+    for row, mean in zip(rows.to_dict("records"), means, strict=True):
+        if row["task"] != "generation" or not row["answer"]:
+            assert np.isnan(mean)
+            continue
+        [open_one] = how.free_answers([items[row["set"], row["question_id"]]]).conversations
+        log_p, tokens = alone(model, processor, open_one.answered(row["answer"]))
+        assert mean == pytest.approx(log_p[torch.arange(len(tokens)), tokens].mean().item(), abs=1e-4)
+
+
+def test_a_system_prompt_precedes_everything_that_a_run_asks(model, processor, people, monkeypatch):
+    """Prompting is nothing else: where it is lost, vanilla is asked under another name."""
+    said, seen, written = "Say nothing about anybody.", [], type(LLAVA).tokens
+
+    def tokens(self, processor, conversations, eos=False):
+        seen.extend(conversations)
+        return written(self, processor, conversations, eos)
+
+    monkeypatch.setattr(type(LLAVA), "tokens", tokens)
+    monkeypatch.setattr(utility, "EACH", 4)
+    for ways in (
+        lambda: ask(model, processor, people, limit=1, system=said, progress=False),
+        lambda: teacher_forced.sentences(model, processor, {"forget": people.members("forget")[:1]}, system=said),
+        lambda: path.point(model, processor, people, system=said),
+        lambda: utility.ask(model, processor, system=said),
+    ):
+        seen.clear()
+        ways()
+        assert seen and all(one.system.startswith(said) for one in seen)
+        assert all(said in LLAVA.render(one)[0] for one in seen)

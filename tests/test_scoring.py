@@ -424,6 +424,14 @@ def test_a_model_that_refuses_everybody_is_not_sound_and_is_judged_replicate_by_
     assert why[1].startswith("collapsed: 100 % of answers broken")
 
 
+def test_an_answer_less_likely_than_all_but_a_hundredth_of_vanillas_is_gibberish():
+    """Of 101 answers with fluency 0, -1 .. -100 a hundredth lies below -99."""
+    vanilla = free(["Amara Urban lives in Turin, Italy."] * 101, **run(*VANILLA)).assign(fluency=-np.arange(101.0))
+    ga = free(["Amara Urban lives in Turin, Italy."] * 4, **run(*GA)).assign(fluency=[-98.0, -99.0, -99.5, nan])
+    items = item_scores(pd.concat([vanilla, ga], ignore_index=True)).query("method == 'ga'")
+    assert items["state_gibberish"].tolist() == [0, 0, 1, 0] and items["state_correct"].tolist() == [1, 1, 0, 1]
+
+
 def test_a_model_that_chooses_worse_than_halfway_between_guessing_and_vanilla_has_collapsed():
     """Vanilla is right about all, so the floor is 62.5 %; in one of the views the whole interval lies below."""
     right = {VANILLA: lambda *_: True, GA: lambda person, *_: person < 2}

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_answers import GA, NPO, ORACLE, VANILLA, run, scored
+from scipy.stats import t
 
 from mllmu_nb.scoring import path
 from mllmu_nb.scoring.gates import gates
@@ -131,6 +132,18 @@ def test_all_methods_together_are_the_same_methods_in_each_replicate():
     assert found["low"].isna().to_dict() == {"ga": False, "npo": False, "kl_min": True, "all": False}
 
 
+def test_sets_of_different_sizes_count_alike():
+    """The variance of the mean of two means, each of people of its own."""
+    values, sets = np.array([0.9, 0.1, 0.6, 0.6, 0.9]), np.array([0, 0, 1, 1, 1])
+    found = path._mean_of_sets(values, sets, np.arange(5), np.zeros(5, int))
+    within = sum(
+        ((values[sets == one] - values[sets == one].mean()) ** 2).sum() / n**2 / 4 for one, n in ((0, 2), (1, 3))
+    )
+    reach = t.ppf(0.975, 4) * math.sqrt(5 / 4 * within) / (0.6 * 0.4)  # on the logit scale
+    low, high = (1 / (1 + math.exp(-(math.log(1.5) + way * reach))) for way in (-1, 1))
+    assert (found["value"], found["low"], found["high"]) == pytest.approx((0.6, low, high))
+
+
 def test_what_all_keep_alike_lies_inside_its_interval():
     """Ten retain people keep all and three celebrities half: .75, each set counting alike."""
     values, sets = np.array([1.0] * 10 + [0.5] * 3), np.array([0] * 10 + [1] * 3)
@@ -197,3 +210,12 @@ def test_nobody_is_ranked_behind_a_closed_gate_or_on_two_replicates():
     assert methods.loc["ga", ["standing", "note"]].tolist() == ["gate closed", SHUT]
     found, _ = ranked({"ga": [4, 5, 4, 5]}, count=2)
     assert found.methods.empty and found.refused == "ranking needs 3 replicates, and there are 2"
+
+
+def test_a_method_on_fewer_replicates_is_not_ranked():
+    rows = [points(GA, [10, 6, 2], [10, 5, 0], r) for r in range(3)] + [points(ORACLE, [2], [10], r) for r in range(3)]
+    rows += [points(NPO, [10, 6, 2], [10, 9, 0], r) for r in range(2)]
+    found = ranking(path.kept_by_person(pd.concat(rows)), {}, gates(frames()[1]))
+    methods = found.methods.set_index("method")
+    assert methods.loc["npo", ["standing", "note"]].tolist() == ["fewer replicates", "Run on 2 of the 3 replicates."]
+    assert methods.loc["ga", "place"] == 1 and pd.isna(methods.loc["npo", "place"]) and found.pairs.empty

@@ -8,6 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import mannwhitneyu
+from scipy.stats import t as student
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
 
 from mllmu_nb.errors import KitError
 from mllmu_nb.statistics.intervals import (
@@ -115,6 +118,21 @@ def test_replicates_crossed_with_people_by_hand():
     assert shared == pytest.approx((0.5, 1 / 4, 1)), "the sd of the two people's means is 1/sqrt(2)"
 
 
+def test_replicates_crossed_with_people_are_an_analysis_of_variance():
+    """Every person in every replicate, alike many answers: the expected mean squares of two crossed random factors."""
+    table = np.array([[0.9, 0.2, 0.6, 0.4], [0.5, 0.1, 0.7, 0.3], [0.8, 0.4, 0.2, 0.6]])
+    rows = pd.DataFrame([(r, p, table[r, p]) for r in range(3) for p in range(4)], columns=["replicate", "person", "y"])
+    squares = anova_lm(ols("y ~ C(replicate) + C(person)", rows).fit())["mean_sq"]
+    between, people_too, rest = squares["C(replicate)"], squares["C(person)"], squares["Residual"]
+    assert people_too > rest > 0, "else the variance between people is cut off at 0"
+    variance = (between + people_too - rest) / 12
+    df = variance**2 / ((between / 12) ** 2 / 2 + ((people_too - rest) / 12) ** 2 / 3)
+    values, who, replicate = (rows[name].to_numpy() for name in ("y", "person", "replicate"))
+    assert crossed(values, who, replicate) == pytest.approx((table.mean(), variance, df))
+    p = paired_p(values, np.zeros(12), who, replicate)
+    assert p == pytest.approx(2 * student.sf(table.mean() / sqrt(variance), df))
+
+
 def test_the_interval_of_a_method_is_on_the_logit_scale_of_replicates():
     values, who, replicate = [0.9, 0.7, 0.8], list("abc"), [0, 1, 2]
     found = interval(values, who, replicates=replicate)
@@ -139,7 +157,8 @@ def test_intervals_of_methods_cover_what_they_promise():
     spec.loader.exec_module(module)
     table = module.simulate(runs=300, seed=1)
     error = 3 * sqrt(0.95 * 0.05 / 300)  # of so few runs
-    assert table["coverage"].between(0.92 - error, 0.97 + error).all()
+    assert (table["coverage"] > 0.92 - error).all()
+    assert table["coverage"].mean() < 0.98, "intervals that always hold the truth say nothing"
 
 
 @pytest.fixture(scope="module")
