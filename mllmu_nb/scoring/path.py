@@ -90,6 +90,8 @@ def curves(points: pd.DataFrame, closed_in: str = "trained") -> dict[str, Curve]
 def _by_run(points: pd.DataFrame, set_name: str, measure: str, views: Sequence[str]) -> dict[str, PerPerson]:
     """Run → the score of each person at each of its points, of this set, measure and views pooled."""
     here = points[(points["set"] == set_name) & (points["measure"] == measure) & points["view"].isin(views)]
+    if here.empty:
+        return {}
     sums = here.groupby(["run", "step", "person"])[["score", "items"]].sum()
     means = (sums["score"] / sums["items"]).groupby(level="run")
     tables = {run: one.droplevel("run").unstack("person") for run, one in means}
