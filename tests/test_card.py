@@ -84,6 +84,17 @@ def test_the_share_is_of_the_people_whom_the_model_was_asked_about(references):
     assert "lost 80 points" in said and "100 % [" in said and "of the 80 points that separate" in said
 
 
+def test_a_model_that_was_asked_by_letter_alone_has_no_verdict_by_likelihood(references):
+    """As upstream asks."""
+    ga, *others = (
+        run.but(answers=run.answers[run.answers["scoring"] != "likelihood"])
+        for run in (make("ga", right(0.0), modality="multimodal", **SMALL), references["vanilla"], references["oracle"])
+    )
+    said = card.verdict(Beside(ga, *others))
+    assert said.startswith("GA (image + text) was asked by letter alone")
+    assert "asked by letter alone" in card.card(Beside(ga, *others), PEOPLE)
+
+
 def test_a_model_that_was_asked_other_questions_stands_beside_nobody(references):
     ga = make("ga", right(0.0), modality="multimodal", **SMALL)
     others = [make("base", right(0.0), **SMALL), make("vanilla", right(0.0), after="halved", **SMALL)]

@@ -32,7 +32,7 @@ def items():
         ("Test", 15, "generation", 75),
         ("Retain", 10, "classification", 449),
         ("Real Celebrity", 5, "classification", 153),
-        ("Real Celebrity", 5, "cloze", 151),
+        ("Real Celebrity", 5, "cloze", 153),
     ],
 )
 def test_people_behind_a_figure(set_name, ratio, task, people):

@@ -277,3 +277,44 @@ def test_the_tables_notebook_shows_the_committed_reference_run():
     assert f"the committed reference run: {count} models" in said
     shown = [cell.source for cell in code_cells(book) if "show.tables(" in cell.source]
     assert len(shown) == 4, "Tables 1 and 2, the gap to the oracle and the ranking; the others are linked"
+
+
+FORMS = [
+    ("03_ga", {"protocol": "upstream"}),
+    ("04_grad_diff", {"protocol": "upstream"}),
+    ("05_kl_min", {"protocol": "upstream"}),
+    ("06_npo", {"protocol": "upstream"}),
+    ("06_npo", {"variant": "retain"}),
+    ("07_prompting", {"protocol": "upstream"}),
+]
+
+
+@pytest.fixture(scope="module")
+def shared_out(tmp_path_factory):
+    """One folder for all forms, which have vanilla and the oracle in common."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLLMU_NB_OUT", str(tmp_path_factory.mktemp("forms")))
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "given"), FORMS, ids=[f"{name}-{'-'.join(given.values())}" for name, given in FORMS])
+def test_a_notebook_makes_a_run_of_every_form_of_its_method(name, given, tiny_base, shared_out):
+    """A sweep of the paper's configuration runs them under the released code's protocol: no cell may know the canonical
+    form alone."""
+    small = {
+        "people": 12,
+        "celebrities": 8,
+        "forget_ratio": 25,
+        "train_steps": 2,
+        "replay": 0.0,
+        "exams": 0.0,
+        "shots": 0,
+    }
+    cells = nbformat.read(paths.notebooks() / f"{name}.ipynb", as_version=4).cells
+    space: dict = {}
+    for cell in (one for one in cells if one.cell_type == "code"):
+        exec(compile(cell.source, cell["id"], "exec"), space)
+        if "parameters" in cell.metadata.get("tags", []):
+            space |= small | {"base_path": str(tiny_base)} | given
+    assert space["mine"]["method"] == space["config"].method and given.items() <= space["config"].parameters().items()

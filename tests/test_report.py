@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -265,3 +266,11 @@ def test_a_vanilla_that_was_made_otherwise_is_another_one(name):
     plain = {key: value for key, value in record["parameters"].items() if key not in runs.TAUGHT_TOO}
     assert runs.taught_by(record) == runs.taught_by({**record, "parameters": plain})
     assert runs.taught_by({**record, "parameters": {**plain, name: OTHERWISE[name]}}) != runs.taught_by(record)
+
+
+def test_a_run_that_changes_after_it_was_looked_up_is_not_left_out(tmp_path):
+    folders = write(tmp_path, make("vanilla", **FEW), make("oracle", **FEW))
+    looked_up = runs.read_runs(tmp_path)
+    shutil.rmtree(folders[0])
+    with pytest.raises(KitError, match="answers.parquet was changed or removed after its run had been looked up"):
+        Scores.of(looked_up)

@@ -166,6 +166,10 @@ def test_a_run_is_given_what_was_read(output, tmp_path, capsys):
     assert door.main(["utility", str(folder), "--output", str(output), "--tasks", "mmmu_val"]) == 0
     assert "mmmu: 5 questions, 60.0 %" in capsys.readouterr().out
     assert read_run(folder).utility["set"].unique().tolist() == ["mmmu"]
+    assert door.main(["utility", str(folder), "--output", str(output), "--tasks", "llava_in_the_wild"]) == 1
+    assert read_run(folder).utility["set"].unique().tolist() == ["mmmu", "llava_bench"], "what was read before stays"
+    assert door.main(["utility", str(folder), "--output", str(output), "--tasks", "mmmu_val"]) == 0
+    assert len(read_run(folder).utility) == 7, "and is read once"
 
 
 def test_the_command_is_printed_and_not_run(output, tmp_path, capsys, monkeypatch):

@@ -56,7 +56,7 @@ def main(options: argparse.Namespace) -> int:
     sent, received, cost = estimate(asked, options.prices)
     print(
         f"{len(asked)} answers to be judged by {model_name()}: about {sent:,} tokens sent, at most {received:,} "
-        f"received, at most about ${cost:.2f}; a reply without a valid grade is asked for again, {TRIES} times at most"
+        f"received, about ${cost:.2f}; without a valid grade an answer is asked about again, {TRIES} times at most"
     )
     if asked and not options.yes:
         print("nothing was sent: add --yes to ask")

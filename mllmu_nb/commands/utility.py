@@ -59,7 +59,9 @@ def main(options: argparse.Namespace) -> int:
         if code := subprocess.run(asked, check=False).returncode:
             raise KitError(f"lmms-eval has failed (exit status {code}): its last lines above say why")
     items, failed = read(options.output, options.tasks)
-    add_file(options.run, FILE, partial(items.to_parquet, index=False), utility="lmms-eval")
+    kept = pd.read_parquet(options.run / FILE) if (options.run / FILE).is_file() else items.iloc[:0]
+    together = pd.concat([kept[~kept["set"].isin(items["set"])], items], ignore_index=True)  # tasks read before stay
+    add_file(options.run, FILE, partial(together.to_parquet, index=False), utility="lmms-eval")
     for name, scores in items.groupby("set", sort=False)["score"]:
         print(f"{name}: {len(scores)} questions, {100 * scores.mean():.1f} %")
     if empty := int((items["answer"].str.strip() == "").sum()):

@@ -88,7 +88,7 @@ def verify(options: argparse.Namespace, reference: Path, cache: Path) -> int:
         cells = compare_published(run_scores(items_of(runs)))
         shown = cells[cells["verdict"] != ""]
     else:
-        reference_runs = list(map(read_run, runs_of_reference(reference, [run.record["run"] for run in runs])))
+        reference_runs = list(map(read_run, runs_of_reference(reference, [run.folder.name for run in runs])))
         cells = compare(run_scores(items_of(runs)), run_scores(items_of(reference_runs)))
         print_differences(runs, reference)
         print(cells.groupby(["run", "verdict"]).size().unstack(fill_value=0).rename(columns={"": "new"}).to_string())

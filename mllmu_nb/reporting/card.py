@@ -34,12 +34,14 @@ small, footer { font-size: 8pt; color: #555 } h2, .columns { break-inside: avoid
 
 def verdict(beside: Beside) -> str:
     """One sentence: how far the forget people's facts fell, against the oracle's distance, and what the others lost;
-    multiple choice by likelihood, both views. Without vanilla and the oracle, the sentence that nothing can be said."""
+    multiple choice by likelihood, both views. Without these answers, vanilla or the oracle, it says so."""
     name = beside.own.label
     if beside.vanilla is None or beside.oracle is None:
         return f"{name}: {beside.remarks()[0]}"
     if is_model(beside.own, "vanilla"):
         return f"{name} is the model before unlearning: others are compared with it."
+    if not beside.own.answers["scoring"].eq(LIKELIHOOD_KEY[1]).any():
+        return f"{name} was asked by letter alone, as the released code asks: nothing is said here about likelihood."
     fell, kept = (_change(beside, set_name) for set_name in ("forget", "retain"))
     known = _of_forget(beside)
     gap = paired_difference(known["oracle"], known["vanilla"], known["profile"])

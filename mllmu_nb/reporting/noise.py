@@ -39,11 +39,11 @@ CELL = ["source", "base_model", "forget_ratio", "set", "view", "metric"]
 def people_behind(set_name: str, ratio: int, task: str) -> int:
     """How many people a published figure is a mean over, by the paper's set sizes and the released code's examples.
 
-    ``set_name`` as sources print it, ``ratio`` in per cent. Multiple choice about celebrities has no worked examples.
+    ``set_name`` as sources print it, ``ratio`` in per cent. Of the celebrities nobody is left out for an example.
     """
     forget = FICTITIOUS * ratio // 100
     size = {"Forget": forget, "Test": forget, "Retain": FICTITIOUS - forget, "Real Celebrity": CELEBRITIES}[set_name]
-    return size - (0 if (set_name, task) == ("Real Celebrity", "classification") else SHOWN[task])
+    return size - (0 if set_name == "Real Celebrity" else SHOWN[task])
 
 
 def vanilla_items() -> pd.DataFrame:

@@ -27,7 +27,7 @@ from mllmu_nb.scoring.health import Unsound, judged, unsound
 from mllmu_nb.scoring.ranking import Ranking, ranking
 from mllmu_nb.scoring.registry import metrics
 from mllmu_nb.scoring.score import cells, item_scores, run_scores
-from mllmu_nb.stages import RECORD, Stage, is_whole, read_json
+from mllmu_nb.stages import RECORD, Stage, digest, is_whole, read_json
 
 MODALITIES = {"multimodal": "image + text", "unimodal": "text only"}
 REFERENCES = {"base": "Base", "vanilla": "Vanilla", "oracle": "Oracle"}
@@ -127,8 +127,9 @@ def taught_by(record: dict) -> str:
 
 
 class StoredFrames(dict):
-    """The frames of the run in ``folder`` by name, each read when it is first asked for. Raises KitError where the
-    questions of its people cannot be read or are not those that it answers."""
+    """The frames of the run in ``folder`` by name, each read when it is first asked for. Raises KitError where a file
+    is no longer that of the ``record``, and where the questions of its people cannot be read or are not those that it
+    answers."""
 
     def __init__(self, folder: Path, record: dict):
         super().__init__()
@@ -140,15 +141,16 @@ class StoredFrames(dict):
 
     def _stored(self, name: str) -> pd.DataFrame | None:
         file = self.folder / f"{name}.parquet"
-        if not file.is_file():
+        if file.name not in self.record["files"]:
             return None
+        if not file.is_file() or digest(file) != self.record["files"][file.name]:
+            raise KitError(f"{file} was changed or removed after its run had been looked up: begin again")
         rows = pd.read_parquet(file)
         rows = rows.astype(dict.fromkeys(rows.select_dtypes("category"), str)).assign(**columns_of(self.record))
-        if name == "path":
-            return with_questions(rows.assign(order=0), *self._people)
-        if name != "answers":
+        if name not in ("answers", "path"):
             return rows
-        rows = judge.with_grades(with_questions(rows, *self._people), self.folder.parent.parent / judge.FILE)
+        rows = with_questions(rows if name == "answers" else rows.assign(order=0), *self._people)
+        rows = judge.with_grades(rows, self.folder.parent.parent / judge.FILE) if name == "answers" else rows
         if rows["question"].isna().any():
             raise KitError(
                 f"the run in {self.folder} answers questions that its people's table lacks: make the run again"

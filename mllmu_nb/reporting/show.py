@@ -6,6 +6,7 @@ wrote is escaped: it is shown as text and never run as markup.
 
 import base64
 import html
+import inspect
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, VIEWS
 from mllmu_nb.scoring.health import CHANCE
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.scoring.score import item_scores
+from mllmu_nb.unlearning import Method, get
 
 DPI = 110
 KNOWN = [
@@ -152,6 +154,17 @@ def recipe(config: Config) -> HTML:
     return HTML(f"<details><summary>{length}</summary>{folded}</details>")
 
 
+def method(config: Config) -> Method:
+    """Prints the code that a run of ``config`` minimises, and gives its method in the form of its paper, which a
+    notebook's equation and what it computes by hand are about: the run's own unless that is another variant."""
+    own = config.objective
+    print(inspect.getsource(type(own)))
+    if own.variant == "canonical":
+        return own
+    print(f"This run's form ({own.variant}); the equation, and what is computed by hand, are of the method's paper.")
+    return get(own.name)
+
+
 # -- runs -----------------------------------------------------------------------------------------------------------
 
 
@@ -177,8 +190,9 @@ def _scores(some: Sequence[Run]) -> Scores:
     return Scores.of([run.but(sentences=None) for run in some])
 
 
-def answers(people: Population, some: Sequence[Run]) -> HTML:
-    """What each of the runs, vanilla among them, answers about one forgotten and one kept person, in both views.
+def answers(people: Population, some: Sequence[Run]) -> HTML | Markdown:
+    """What each of the runs, vanilla among them, answers about one forgotten and one kept person, in both views;
+    without vanilla, which at paper scale may not be made yet, the sentence that says so.
 
     People, signs and colours are those of the before-and-after figure: ● the fact is in the answer, ○ it is not, ≈ the
     answer is broken; blue as it should be after unlearning, vermillion as it should not be. The people are the first
@@ -186,7 +200,7 @@ def answers(people: Population, some: Sequence[Run]) -> HTML:
     """
     vanilla = next((run for run in some if run["method"] == "vanilla"), None)
     if vanilla is None:
-        raise KitError("answers are shown beside vanilla's: its run is missing")
+        return Markdown("*Not shown: answers stand beside vanilla's, and its run is not made yet.*")
     free = pd.concat([run.answers[run.answers["task"] == "generation"] for run in some])
     lines, scored = [], item_scores(free)  # together: vanilla's fluency is the measure of gibberish
     for heading, set_name in (("forgotten", "forget"), ("kept", "retain")):
