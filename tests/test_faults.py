@@ -192,18 +192,6 @@ def test_workers_end_with_the_process_that_was_killed():
     assert gone(there[1:])
 
 
-@slow
-def test_a_kernel_ends_with_the_sweep_that_was_killed(sweeps):
-    process = sweeps.start("orphaned", "--jobs", "1")
-    while not list((sweeps.folder / "orphaned").glob(".cache/locks/*")):  # a kernel has begun to work
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.2)
-    there = family(process)
-    process.kill()
-    process.communicate()
-    assert len(there) > 2 and gone(there[1:])
-
-
 def test_a_disk_that_is_full_leaves_the_earlier_report_whole(tmp_path, monkeypatch, largest, capsys):
     monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
     few = {"asked": {"classification": 2, "generation": 1, "cloze": 1}, "famous": 2}

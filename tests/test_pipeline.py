@@ -216,6 +216,25 @@ def test_a_run_has_its_files_and_they_are_all_it_takes_to_score_it(config, made)
     assert set(own["profile"]) == set(inputs.population(config).profiles)
 
 
+def test_a_path_begins_with_vanilla_and_passes_through_the_run(made):
+    """Its points are read where the step says, with the adapter as it is there."""
+    path, on = pd.read_parquet(made["ga"] / "path.parquet"), ["set", "scoring", "question_id"]
+    steps, last = sorted(path["step"].unique()), stages.read_json(made["ga"] / "train.json")["steps"]
+    assert steps[0] == 0 and last in steps and steps[-1] == 2 * last, "beyond its end, at a constant rate"
+    options = [f"option_{letter}" for letter in "ABCD"]
+    for step, name in ((0, "vanilla"), (last, "ga")):
+        rows = answers(made[name]).query("scoring == 'likelihood' or task == 'generation'").astype({"set": str})
+        likeliest = rows[options].fillna(-np.inf).to_numpy().argmax(1)
+        rows = rows.assign(
+            own=np.where(rows["scoring"] == "likelihood", np.array(list("ABCD"))[likeliest], rows["answer"])
+        )
+        point = path[path["step"] == step].astype(dict.fromkeys(on, str))
+        both = point.merge(rows.astype(dict.fromkeys(on, str))[[*on, "own"]], on=on, validate="one_to_one")
+        assert len(both) == len(point) > 100 and (both["answer"] == both["own"]).mean() > 0.99, name
+    first, end = (path.loc[path["step"] == step, "answer"].to_numpy() for step in (0, last))
+    assert (first != end).any(), "else nothing was learnt between them"
+
+
 def test_answers_are_stored_to_the_bit(tmp_path, config, made):
     rows = answers(made["ga"]).assign(option_B=[1 / 3] * 7 + [-1e-45] * (len(answers(made["ga"])) - 7))
     pipeline.write_answers(rows, tmp_path / "answers.parquet")
