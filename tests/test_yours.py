@@ -291,3 +291,17 @@ def test_what_is_wrong_is_said_in_one_line_before_a_model_is_loaded(
     assert door.main(["evaluate", "--model", str(folder), "--config", str(settings), *arguments]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {message}") and said.count("\n") == 1
+
+
+def test_the_card_of_a_run_on_ones_own_base_needs_its_configuration(base, tiny_base, tmp_path, monkeypatch, capsys):
+    """A run keeps no folder's place, only its name."""
+    monkeypatch.chdir(tmp_path)
+    assert door.main(["card", str(base)]) != 0
+    assert "the base model of the run base-none-" in capsys.readouterr().err
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**SMALL, "base_path": str(tiny_base)}))
+    assert door.main(["card", str(base), "--config", "mine.yaml"]) == 0 and (tmp_path / "card.html").is_file()
+    record = stages.read_json(base / stages.RECORD)
+    record["parameters"]["profiles_file"] = "people.jsonl"
+    stages.write_json(base / stages.RECORD, record)
+    assert door.main(["card", str(base)]) != 0
+    assert "people.jsonl cannot be read" in (said := capsys.readouterr().err) and "with --config" in said

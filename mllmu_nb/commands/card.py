@@ -7,7 +7,8 @@ import argparse
 from pathlib import Path
 
 from mllmu_nb import inputs, pipeline
-from mllmu_nb.config import YOURS, Config
+from mllmu_nb.commands import sweep
+from mllmu_nb.config import PATHS, YOURS, Config
 from mllmu_nb.errors import KitError
 
 SUMMARY = "write a run's report card, one page of HTML"
@@ -16,20 +17,35 @@ EXAMPLES = ("card results/reference/runs/ga-multimodal-99f80d92", "card FOLDER -
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="folder of a run, or what evaluate has printed as its folder")
+    about = (
+        "configuration that the run was made with, where it names files or folders: a run keeps their last part alone"
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help=about)
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to write it (card.html in the current folder)")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Writes the page. KitError for a folder without a whole run."""
+    """Writes the page. KitError for a folder without a whole run, and where its people or its base are not found."""
     from mllmu_nb.reporting import card
     from mllmu_nb.reporting.beside import Beside
     from mllmu_nb.reporting.runs import read_run
 
     own = read_run(options.run)
-    config = Config.from_parameters(own.record["parameters"])
-    if own.record["data_hash"] != inputs.data_hash(config):
+    given = sweep.read(options.config) if options.config else {}
+    named = {name: given[name] for name in PATHS if name in given}
+    config = Config.from_parameters(own.record["parameters"] | named)
+    try:
+        same_people = own.record["data_hash"] == inputs.data_hash(config)
+    except KitError as error:
+        raise KitError(
+            f"{error} (a run keeps the last part of a path alone: name its configuration with --config)"
+        ) from None
+    if not same_people:
         raise KitError(f"the run {own.id} is about other people than its parameters make today: make it again")
-    plain = pipeline.PLAIN | ({"base_path": "", "adapter_path": ""} if config.method == YOURS else {})
+    if config.method != YOURS and own.record["base_hash"] != inputs.base_hash(config):
+        raise KitError(f"the base model of the run {own.id} is not found: name the run's configuration with --config")
+    elsewhere = {"base_path": named.get("base_path", ""), "adapter_path": ""}  # the references are of the kit's base
+    plain = pipeline.PLAIN | (elsewhere if config.method == YOURS else {})
     others = {name: pipeline.reference(config.but(method=name, **plain)) for name in ("vanilla", "oracle")}
     beside = Beside(own, **{name: read_run(folder) for name, folder in others.items() if folder})
     target = options.out or Path("card.html")
