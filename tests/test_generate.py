@@ -237,3 +237,18 @@ def test_the_right_option_is_a_little_rarer_among_those_the_oracle_was_taught():
     text = (paths.checkout() / "docs" / "faq.md").read_text(encoding="utf-8")
     pattern = r"On average ([\d.]+) of the people.*?and ([\d.]+) that of a wrong\s+option.*?is right in (\d+) %"
     assert list(re.search(pattern, text, re.DOTALL).groups()) == numbers
+
+
+def test_fresh_people_are_nobody_else_and_of_the_same_kind():
+    """Membership inference compares them with the people to be forgotten: who is known, or otherwise made, makes every
+    area wrong."""
+    config = Config(people=40, celebrities=8, pool=8)
+    known, fresh = inputs.population(config), inputs.fresh_people(config)
+    everybody = known.profiles.values()
+    for key in (lambda p: p.id, lambda p: p.name, lambda p: p.portrait):
+        assert not set(map(key, fresh)) & set(map(key, everybody)) and len(set(map(key, fresh))) == len(fresh) == 25
+    scored = known.members("forget") + known.members("retain")
+    assert {len(p.qa) for p in fresh} <= {len(p.qa) for p in scored}
+    assert {tuple(p.attributes) for p in fresh} == {tuple(p.attributes) for p in scored}
+    assert {p.attributes["profession"] for p in fresh} <= set(facts.PROFESSIONS)
+    assert [p.id for p in fresh] == [p.id for p in inputs.fresh_people(config.but(replicate=1))], "in every replicate"
