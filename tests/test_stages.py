@@ -220,6 +220,7 @@ PACKAGE = {
 def lab(tmp_path, monkeypatch):
     """A package of its own on the path: write(file=content) → the code hash of its module ``method``."""
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # it would be taken for a file of the same second and size
     (tmp_path / "lab").mkdir()
 
     def write(**files):

@@ -61,16 +61,16 @@ def _by_length(rows: pd.Series, function: Callable[[np.ndarray], np.ndarray]) ->
 
 
 def strength(right: np.ndarray) -> np.ndarray:
-    """1 − k/n of sentences [sentences, n], k the fewest tokens after which all are the first choice: 0 where not even
-    the last is."""
-    from_the_end = np.cumprod(np.asarray(right, bool)[:, ::-1], axis=1).sum(1)
-    return 1 - (right.shape[1] - from_the_end) / right.shape[1]
+    """1 − k/n of sentences [.., n], k the fewest tokens after which all are the first choice: 0 where not even the last
+    is."""
+    right = np.asarray(right, bool)
+    from_the_end, length = np.cumprod(right[..., ::-1], axis=-1).sum(-1), right.shape[-1]
+    return 1 - (length - from_the_end) / length
 
 
 def least(values: np.ndarray) -> np.ndarray:
-    """Of sentences [sentences, tokens] the mean of the share MIN_K of smallest values, rounded down, but of one at
-    least."""
-    return np.sort(_finite(values))[:, : max(1, int(MIN_K * values.shape[1]))].mean(1)
+    """Of sentences [.., tokens] the mean of the share MIN_K of smallest values, rounded down, but of one at least."""
+    return np.sort(_finite(values))[..., : max(1, int(MIN_K * values.shape[-1]))].mean(-1)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
