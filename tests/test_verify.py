@@ -278,3 +278,15 @@ def test_at_paper_scale_the_published_people_are_compared(own, capsys):
     assert door.main(as_of_paper_scale(own, parameters=parameters, notes={"source": "official"})) == 1
     said = capsys.readouterr().out
     assert " off " in " ".join(said.split()) and " forget generation image_text rougeL " in " ".join(said.split())
+
+
+def test_a_model_that_was_given_a_name_is_compared_by_its_folder(own, reference, capsys):
+    """As `evaluate --name` writes it: its record calls it otherwise."""
+    [theirs] = paths.runs(reference).iterdir()
+    mine, other = own.rename(own.with_name("mine-none-0123abcd")), theirs.rename(theirs.with_name("mine-none-0123abcd"))
+    record = stages.read_json(other / stages.RECORD)
+    stages.write_json(other / stages.RECORD, {**record, "device": "another one"})
+    assert record["run"] != mine.name
+    assert door.main(["verify", "--run", str(mine), "--against", str(reference)]) == 0
+    said = capsys.readouterr().out
+    assert f"{count(reference)} same" in said and "(reference: 'another one')" in said

@@ -147,7 +147,7 @@ def print_differences(runs: Sequence, reference: Path) -> None:
     """How the runs' records differ from the reference's; most often this is the reason why a cell differs."""
     lines: Counter[str] = Counter()
     for run in runs:
-        file = paths.runs(reference) / run.record["run"] / stages.RECORD
+        file = paths.runs(reference) / run.folder.name / stages.RECORD
         reference_record = made_with(stages.read_json(file)) if file.is_file() else {}
         for name, value in made_with(run.record).items():
             if reference_record.get(name, value) != value:

@@ -149,13 +149,14 @@ class StoredFrames(dict):
         rows = rows.astype(dict.fromkeys(rows.select_dtypes("category"), str)).assign(**columns_of(self.record))
         if name not in ("answers", "path"):
             return rows
-        rows = with_questions(rows if name == "answers" else rows.assign(order=0), *self._people)
-        rows = judge.with_grades(rows, self.folder.parent.parent / judge.FILE) if name == "answers" else rows
+        if name == "path":
+            rows = rows.assign(order=0)
+        rows = with_questions(rows, *self._people)
         if rows["question"].isna().any():
             raise KitError(
                 f"the run in {self.folder} answers questions that its people's table lacks: make the run again"
             )
-        return rows
+        return judge.with_grades(rows, self.folder.parent.parent / judge.FILE) if name == "answers" else rows
 
     @cached_property
     def _people(self) -> list[pd.DataFrame]:
