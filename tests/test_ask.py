@@ -119,19 +119,19 @@ def test_from_the_shell(monkeypatch, capsys, known, person):
 @pytest.mark.parametrize(
     "given, asked",
     [
-        ([], "ga-multimodal"),
+        ([], "kl_min-multimodal"),
         (["-p", "method", "npo", "-p", "modality", "unimodal"], "npo-unimodal"),
-        (["--config", "FILE"], "kl_min-multimodal"),
-        (["--config", "FILE", "--method", "npo", "--modality", "unimodal"], "npo-unimodal"),
+        (["--config", "FILE"], "npo-multimodal"),
+        (["--config", "FILE", "--method", "ga", "--modality", "unimodal"], "ga-unimodal"),
     ],
 )
 def test_the_method_is_the_one_that_options_file_or_default_say(given, asked, monkeypatch, tmp_path, capsys):
     def population(config):
         raise KitError(config.run_id)
 
-    (tmp_path / "kl.yaml").write_text("method: kl_min\nmodality: multimodal\n")
+    (tmp_path / "npo.yaml").write_text("method: npo\nmodality: multimodal\n")
     monkeypatch.setattr(inputs, "population", population)
-    assert door.main(["ask", *(str(tmp_path / "kl.yaml") if word == "FILE" else word for word in given)]) == 2
+    assert door.main(["ask", *(str(tmp_path / "npo.yaml") if word == "FILE" else word for word in given)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {asked}-")
 
 

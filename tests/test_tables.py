@@ -120,7 +120,7 @@ def test_table_2_has_the_papers_layout(known):
     assert line(sheet.markdown(), "GA")[1] == rf"{value} \[{low}, {high}\]"
     assert rf"{value}\\{{}}[{low},\,{high}]" in sheet.latex()
     assert (
-        "People: Forget 10, Test 10, Retain 20, Celebrity 3. One run a model: intervals are over people alone"
+        "People: Forget 10, Test 10, Retain 20, Celebrity 3. One run of each model: intervals are over people alone"
         in sheet.markdown()
     )
 
@@ -504,7 +504,7 @@ def test_runs_that_differ_in_a_seed_alone_are_one_replicate():
             runs.append(saying(run, "The The The", task="generation") if method == "ga" and not seed else run)
     scores = Scores.of(runs)
     [sheet] = tables.sheets("table2_main", scores)
-    said = "4 runs of one replicate (one forget set) a model: intervals are over people alone"
+    said = "4 runs of each model in one replicate (one forget set): intervals are over people alone"
     assert said in sheet.markdown() and "replicates (" not in sheet.markdown()
     area = scores.cells.query("metric == 'auc_loss' and method == 'vanilla' and view == 'text' and against == ''")
     assert area["n_replicates"].item() == 1 and area["low"].item() > 0.5, "the units are people"

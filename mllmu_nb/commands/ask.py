@@ -28,7 +28,7 @@ EXAMPLES = (
     'ask "In which city was this person born?" --method npo',
     'ask "What kind of pet does this person own?" --view text -p unlearn_steps 60',
 )
-DEFAULTS = {"method": "ga", "modality": "multimodal"}  # if neither file nor options give it
+DEFAULTS = {"method": "kl_min", "modality": "multimodal"}  # if neither file nor options give it
 Asked = tuple[str, str, Any, Any]  # printed name, system prompt, model, processor
 
 
@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", nargs="?", default="", help='says "this person"; without it, what can be asked')
     parser.add_argument("--person", default="", metavar="NAME", help="name or id (default: the first to be forgotten)")
     parser.add_argument("--view", choices=VIEWS, default=VIEWS[0], help="with the portrait, or by name alone")
-    parser.add_argument("--method", help="how the model was unlearned (default: ga)")
+    parser.add_argument("--method", help="how the model was unlearned (default: kl_min)")
     parser.add_argument("--modality", help="what it was unlearned on: multimodal (default) or unimodal")
     parser.add_argument("--config", type=Path, metavar="FILE", help="configuration file (default: the miniature)")
     parser.add_argument("-p", "--parameter", help="set a parameter; may be repeated", **export.GIVEN)

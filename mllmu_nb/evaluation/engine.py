@@ -53,7 +53,9 @@ class Prompts:
         for start in range(0, len(written), ENCODED_AT_ONCE):
             for one in family.tokens(processor, written[start : start + ENCODED_AT_ONCE]):
                 rows.append(one.ids.astype(np.int32))
-                begins.append(len(one.ids) - int(one.taught[::-1].cumprod().sum()))  # earlier turns have answers, too
+                # earlier turns have answers, too; an open prompt ends where its answer begins
+                answered = 0 if options is None else int(one.taught[::-1].cumprod().sum())
+                begins.append(len(one.ids) - answered)
         return cls(conversations, rows, begins)
 
     def require_room(self, model, room: int = 0, names: Iterable[str] = repeat("a question")) -> None:

@@ -239,9 +239,9 @@ def repeats(scores: Scores) -> str:
     counts = Counter(name for name, *_ in draws)
     if set(counts.values()) == {1}:
         fewest, most = min(runs.values()), max(runs.values())
-        several = f"{'' if fewest == most else 'Up to '}{most} runs of one replicate (one forget set)"
-        has = "One run" if most == 1 else several
-        return f"{has} a model: intervals are over people alone, and say nothing about another run of the method."
+        several = f"{'' if fewest == most else 'Up to '}{most} runs of each model in one replicate (one forget set)"
+        has = "One run of each model" if most == 1 else several
+        return f"{has}: intervals are over people alone, and say nothing about another run of the method."
     published = all(run.parameters.get("data_source") for run in scores.runs)  # it brings one forget set a ratio
     own = "trainings of its own; the forget set is one" if published else "its own forget set and trainings"
     same = f"{next(iter(counts.values()))} replicates (each with {own})"

@@ -56,14 +56,14 @@ class Links:
 def links(family: Family, processor, conversations: Sequence[Conversation]) -> Links:
     """The links of every multiple-choice turn, in a batch encoded as by ``encode`` with its defaults."""
     result, end = Links(), family.end(processor)
-    for row, (_, _, characters, text, spans) in enumerate(family.tokens(processor, conversations, eos=True)):
-        starts, ends = characters.T.tolist()
+    for row, one in enumerate(family.tokens(processor, conversations, eos=True)):
+        text, (starts, ends) = one.text, one.characters.T.tolist()
 
         def tokens(start: int, stop: int, starts=starts, ends=ends) -> list[int]:
             """Positions of the tokens that overlap a span of characters."""
             return list(range(bisect_right(ends, start), bisect_left(starts, stop)))
 
-        for start, stop in spans:
+        for start, stop in one.spans:
             letter = text[start:stop].removesuffix(end).strip()
             first_option = text.rfind("\nA: ", 0, start)
             if letter not in LETTERS or first_option < 0:

@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from math import nan
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
+from tokenizers import Encoding
 from torch.nn.utils.rnn import pad_sequence
 
 from mllmu_nb.data.conversations import Conversation, Turn
@@ -26,15 +29,30 @@ USUAL = 512  # pixels per side of a usual picture, where a model takes any size
 Picture: TypeAlias = bytes | Image.Image
 
 
-class Tokens(NamedTuple):
-    """A conversation token by token: ids [T], whether each belongs to an answer [T], and its characters (start, stop)
-    [T, 2] in the text; the text, and the spans of the answers there."""
+@dataclass
+class Tokens:
+    """A conversation token by token: ids [T]; the text, the spans of the answers there, and its ``encoding``, each
+    token of which stands for so many ``times`` [tokens of the text] in ids."""
 
     ids: np.ndarray
-    taught: np.ndarray
-    characters: np.ndarray
     text: str
     spans: list[tuple[int, int]]
+    encoding: Encoding
+    times: np.ndarray | int = 1
+
+    @cached_property  # taking them from an encoding costs as much as encoding, and an open prompt needs none
+    def characters(self) -> np.ndarray:
+        """The characters (start, stop) of each token in the text [T, 2]."""
+        return np.array(self.encoding.offsets).reshape(-1, 2).repeat(self.times, axis=0)
+
+    @property
+    def taught(self) -> np.ndarray:
+        """Whether each token belongs to an answer [T]."""
+        starts, stops = self.characters.T
+        taught = np.zeros(len(self.ids), dtype=bool)
+        for start, stop in self.spans:
+            taught |= (start < stops) & (starts < stop)
+        return taught
 
 
 class Family:
@@ -125,18 +143,15 @@ class Family:
         slot, end = self.slot(processor), self.end(processor) if eos else ""
         each, rows = slot.count(processor.image_token), []
         rendered = [self.render(c, slot, end) for c in conversations]
-        coded = processor.tokenizer([text for text, _ in rendered], return_offsets_mapping=True)
-        pairs = zip(coded["input_ids"], coded["offset_mapping"], strict=True)
-        for conversation, (text, spans), (ids, characters) in zip(conversations, rendered, pairs, strict=True):
-            ids, characters = np.array(ids), np.array(characters)
+        encodings = processor.tokenizer([text for text, _ in rendered], return_attention_mask=False).encodings
+        for conversation, (text, spans), encoding in zip(conversations, rendered, encodings, strict=True):
+            ids = np.array(encoding.ids)
+            times: np.ndarray | int = 1
             if images := conversation.images:
-                times, counts = np.ones_like(ids), [self.image_tokens(processor, image) for image in images]
+                counts = [self.image_tokens(processor, image) for image in images]
+                times = np.ones_like(ids)
                 times[ids == processor.image_token_id] = np.repeat(counts, each)
-                ids, characters = ids.repeat(times), characters.repeat(times, axis=0)
-            taught = np.zeros(len(ids), dtype=bool)
-            for start, stop in spans:
-                taught |= (start < characters[:, 1]) & (characters[:, 0] < stop)
-            rows.append(Tokens(ids, taught, characters, text, spans))
+            rows.append(Tokens(ids.repeat(times), text, spans, encoding, times))
         return rows
 
     def encode(
