@@ -37,6 +37,7 @@ RECORD = "provenance.json"
 NOT_CODE = {"config", "errors", "inputs", "paths", "pinning", "processes", "progress", "provenance", "registry"}
 NOT_CODE |= {"stages", "scoring.anchor"}
 # What the system says where it cannot write: no space, too much of it taken, too large a file, or not allowed.
+INSTALLED = ("site-packages", "dist-packages")  # folders of what pip installs; its versions are recorded
 UNWRITABLE = {errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -297,11 +298,11 @@ def _content(value: Any, used: dict[str, str], home: str, outer: tuple[int, ...]
 
 
 def _add_module(module: str, used: dict[str, str], importer: str) -> None:
-    """Adds a module, its parent packages and all that they import, where it is of the kit, of the importer's package,
-    or a file beside an importer that is a single file."""
+    """Adds a module, its parent packages and all that they import, where it is of the kit or of the importer's package,
+    or lies beside that and is not installed."""
     top, _, rest = module.partition(".")
-    path, home = _path(module), _path(importer)
-    beside = "." not in importer and path and home and path.parent == home.parent  # a notebook has no file
+    path, place = _path(module), _place(module)
+    beside = place == (_place(importer) or Path.cwd()) and place.name not in INSTALLED  # a notebook has no file
     ours = top in ("mllmu_nb", importer.partition(".")[0]) or beside
     if module in used or not path or not ours or (top == "mllmu_nb" and rest in NOT_CODE | {""}):
         return
@@ -360,6 +361,12 @@ def _parsed(text: str) -> tuple[ast.AST, str]:
             del node.body[: ast.get_docstring(node) is not None]
             node.body = [n for n in node.body if not (isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test))]
     return tree, ast.dump(tree)
+
+
+def _place(module: str) -> Path | None:
+    """The folder that a module's package lies in, the outermost one; None where the module has no file."""
+    path = _path(module)
+    return path and path.parents[module.count(".") + (path.name == "__init__.py")]
 
 
 @cache

@@ -265,17 +265,22 @@ def test_of_a_function_only_what_it_uses_counts(lab):
     assert hash_of(text.replace("1, 2", "3, 2")) != plain
 
 
-def test_a_file_beside_the_single_file_of_an_extension_counts(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
+@pytest.mark.parametrize("where, counts", [("", True), ("site-packages", False)])
+@pytest.mark.parametrize("beside", ["beside_me.py", "beside/deeper.py"])
+def test_what_lies_beside_the_file_of_an_extension_counts(beside, where, counts, tmp_path, monkeypatch):
+    folder = tmp_path / where
+    monkeypatch.syspath_prepend(folder)
 
     def hash_of(content):
-        (tmp_path / "beside_me.py").write_text(content)
-        (tmp_path / "single_file.py").write_text("import beside_me\nimport json\n")
+        (folder / beside).parent.mkdir(parents=True, exist_ok=True)
+        (folder / beside).write_text(content)
+        module = beside.removesuffix(".py").replace("/", ".")
+        (folder / "single_file.py").write_text(f"import {module}\nimport json\n")
         stages._source.cache_clear()
         stages._path.cache_clear()
         return stable_hash(code_of(type("Method", (), {"__module__": "single_file"})))
 
-    assert hash_of("X = 1\n") != hash_of("X = 2\n")
+    assert (hash_of("X = 1\n") != hash_of("X = 2\n")) == counts
     stages._source.cache_clear()
 
 
