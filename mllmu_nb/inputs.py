@@ -25,6 +25,7 @@ from mllmu_nb.stages import RECORD, digest, is_whole, lock, read_json, state
 # What decides who there is, and what is asked of them.
 DATA: tuple[str, ...] = ("people", "pool", "celebrities", "forget_ratio", "replicate", "data_seed")
 DATA += ("profiles_file", "forget_ids_file", "data_source", "data_revision")
+pixel_hash = lru_cache(maxsize=4096)(portraits.pixel_hash)  # every stage asks for those of all people again
 PUBLISHED = ("forget_ratio", "data_source", "data_revision")  # all of it that decides who is read from data_source
 
 
@@ -90,9 +91,9 @@ def hash_of(people: Iterable[Profile], taught: bool = False) -> str:
     """A hash of people, pictures by their pixels; of those ``taught``, only what training reads counts."""
     rows: list[tuple] = []
     for p in people:
-        rows.append((p.id, p.name, portraits.pixel_hash(p.portrait), p.qa))
+        rows.append((p.id, p.name, pixel_hash(p.portrait), p.qa))
         if not taught:
-            pictures = tuple(map(portraits.pixel_hash, p.test_portraits))
+            pictures = tuple(map(pixel_hash, p.test_portraits))
             rows.append((p.kind, p.attributes, p.biography, p.questions, pictures, p.test_questions))
     hashed = hashlib.sha256(b"[")
     for number, row in enumerate(rows):  # the text of the list, one row at a time

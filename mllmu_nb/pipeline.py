@@ -265,10 +265,11 @@ def model(config: Config) -> tuple[Any, Any]:
     elif config.method == "oracle":
         loaded, processor = filled(config, finetuned(config, "oracle"), precision)
     else:
+        adapter = unlearned(config).get() if config.trains else None  # first: two of 7B would not fit
         loaded, processor = vanilla(config, precision)
-        if config.trains:
-            check_commits(config, folder := unlearned(config).get())
-            loaded = adapters.merge(adapters.load(loaded, folder))
+        if adapter:
+            check_commits(config, adapter)
+            loaded = adapters.merge(adapters.load(loaded, adapter))
     if config.after:
         loaded = after_steps.apply(config.after, loaded, config).eval()
     return loaded, processor

@@ -177,8 +177,9 @@ def test_upstream_npo_has_a_reference_of_its_own_that_leaves_before_vanilla_come
         return model, processor
 
     monkeypatch.setattr(pipeline, "filled", watched)
+    pipeline.model(upstream)  # which trains what is missing
+    assert present == [("retain_epoch", 0), ("vanilla", 0), ("vanilla", 0)], "no other model may be in memory then"
     record = stages.read_json(pipeline.unlearned(upstream).get() / "train.json")
-    assert present == [("retain_epoch", 0), ("vanilla", 0)], "no model, or no other model, may be in memory then"
     # 17 people in two views, 14 or 15 questions each, which is 4 pieces of up to 4: 136 pieces in batches of 12
     reference = stages.read_json(pipeline.finetuned(upstream, "retain_epoch").get() / "train.json")
     assert reference["steps"] == 12
