@@ -29,7 +29,6 @@ from mllmu_nb.parallel import average_over_processes, clip_, processes, shard, w
 from mllmu_nb.progress import progress_bar
 from mllmu_nb.unlearning.base import Method, Recipe, ReferenceLogProbs, Scored, Step
 
-DIVERGED = 10.0  # nats by which a loss that is being minimised may rise above its first value
 MIB = 2**20
 
 
@@ -72,7 +71,7 @@ def train(
     *,
     steps: int,
     seed: int = 0,
-    rise: float = DIVERGED,
+    rise: float = Method.rise,
     rate_every: int = 1,
     progress: bool = True,
     after_step: Callable[[int, Any], None] | None = None,
@@ -86,7 +85,7 @@ def train(
     every ``rate_every`` steps; ``after_step`` (step, model) is called after each, and its time does not count. A
     training that ``checkpoint`` holds is continued, by a single process. If ``beyond`` is above ``steps``, training
     continues to that number, for what ``after_step`` does: these steps are not in the log, and if they diverge training
-    just ends. Raises :class:`TrainingDiverged` when the loss is no number or ``rise`` nats above its first value.
+    just ends. Raises :class:`TrainingDiverged` when the loss is no number or lies ``rise`` above its first value.
     """
     torch.manual_seed(seed)
     state, autocast = processes(), _autocast(recipe, model.device)
@@ -143,7 +142,7 @@ def divergence(loss: float, first: float, rise: float, norm: float, recipe: Reci
     """What is wrong with a ``loss`` whose gradient has this ``norm``, and what to do; "" where nothing is."""
     if math.isfinite(loss) and math.isfinite(norm) and loss <= first + rise:
         return ""
-    advice = f"try a learning rate below {recipe.lr:g}" + ("" if recipe.clip else " and clip 1.0")
+    advice = f"try a learning rate below {recipe.lr:g}" + ("" if recipe.clip else " and clip=1.0 in the method's recipe")
     return f"the loss is {loss:.3f}, at the first step {first:.3f}, and the norm of its gradient {norm:.3g}; {advice}"
 
 
@@ -266,7 +265,7 @@ def unlearn(
     steps = unlearning_steps(method, recipe, sets)
     batches = unlearning_batches(families.of(model), processor, method, sets, recipe, seed, stored)
     # A retain term with a larger weight moves the loss more; if passes alternate, the loss is another quantity in each.
-    rise = math.inf if method.passes else DIVERGED * max(1.0, getattr(method, "alpha", 1.0))
+    rise = math.inf if method.passes else method.rise * max(1.0, getattr(method, "alpha", 1.0))
     once = {"rise": rise, "rate_every": steps // int(recipe.epochs) if method.rate_falls == "epoch" else 1}
     return train(model, method, batches, recipe, steps=steps, seed=seed, **{**once, **loop})
 

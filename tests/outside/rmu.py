@@ -1,5 +1,6 @@
 """RMU: hidden states of the forget questions are steered to a random direction. Li et al. 2024, arXiv 2403.03218."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,7 @@ class RMU(Method):
     name, label, colour, marker = "rmu", "RMU", "#56B4E9", "<"
     streams = ("forget", "retain")
     needs = Needs(hidden=("layer",), reference=("retain",))
+    rise = math.inf  # squared distances grow with the size of the states
     trains = r"layers\.\d+\.mlp\.down_proj$"
     recipes = {"miniature": Recipe(lr=5e-3, steps=60, source="unknown, chosen because it is an example")}
 
