@@ -183,10 +183,10 @@ class Estimate:
         self.image_tokens = self.family.usual_tokens(shape)
         self._counted: dict[str, Counts] = {}  # what was measured, by what it hangs on
 
-    def answering(self, questions: int, shots: int, precision: str) -> Counts:
+    def answering(self, questions: int, shots: int, precision: str, protocol: str = "clean") -> Counts:
         """GiB while so many questions are answered at once, each after ``shots`` worked examples."""
         text, element = self.shape.text_config, DTYPES[precision].itemsize
-        each = self.image_tokens + 2 * self.text
+        each = self.family.parts(protocol) * self.image_tokens + 2 * self.text
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         token = text.num_hidden_layers * 2 * text.num_key_value_heads * head * element
         # the examples are read once and lent to every row
@@ -258,13 +258,14 @@ class Estimate:
         precision, size = asking_precision(config), pipeline.EVAL_BATCH[config.scale]
         upstream = config.protocol == "upstream" and kinds is not ASKED_ON_PATH
         per_token, flops, written = self.reading(False) / self.text, 0.0, 0
-        picture = self.reading(True) - self.reading(False)
+        picture = self.family.parts(config.protocol) * (self.reading(True) - self.reading(False))
         for name, count in people.items():
             for kind in kinds:
                 each, most, length = ASKED[kind]
                 examples = 0 if name == "celebrity" and upstream else min(config.shots, most)
-                allowed = {"letter": TOKENS["classification"], "likelihood": 0}.get(kind, TOKENS.get(kind))
-                tokens = UPSTREAM_TOKENS if upstream and allowed else allowed
+                # a letter's answer ends with its first character that is no blank
+                longest = UPSTREAM_TOKENS if upstream else TOKENS.get(kind)
+                tokens = {"letter": 2, "likelihood": 0}.get(kind, longest)
                 starts = range(0, count * each, size)
                 faces = sum(len({i // each for i in range(first, min(first + size, count * each))}) for first in starts)
                 read = 2 * (examples * 2 * self.text + count * each * (length * self.text + tokens))  # in both views

@@ -137,8 +137,8 @@ def test_the_adapter_that_is_counted_is_the_one_that_is_attached(where):
 
 
 def test_the_sizes_of_a_card_that_a_way_of_training_needs():
-    """In fp32 as upstream more than 40 GiB; in bf16 less with one question at a time; with checkpointing or 4 bits less
-    than 24. A method of two terms needs hardly more than one of one, for one graph is held at a time."""
+    """In fp32 as upstream more than 40 GiB, with checkpointing less; in bf16 with checkpointing less than 24, with 4 bits
+    less again. A method of two terms needs hardly more than one of one, for one graph is held at a time."""
     upstream = PAPER.but(protocol="upstream")
     estimate = Estimate(families.get("llava").published_shape(), eager=False)
 
@@ -148,9 +148,10 @@ def test_the_sizes_of_a_card_that_a_way_of_training_needs():
         return sum(estimate.training(recipe, False, config.objective if method else None, quantised).values())
 
     half = {"precision": "bf16"}
-    assert 40 < size({}) < 80 and size({**half, "micro_batch": 1}) < 24
-    assert size({**half, "micro_batch": 1, "checkpointing": True}) < 18
-    assert size({**half, "checkpointing": True}) < 24
+    tenth = 0.9  # of a card's memory is left for the allocator
+    assert 40 * tenth < size({}) < 80 * tenth and size({**half, "micro_batch": 1}) < 24 * tenth
+    assert max(size({"checkpointing": True}, method) for method in (None, "ga", "kl_min", "npo")) < 40 * tenth
+    assert size({**half, "checkpointing": True}, "kl_min") < 24 * tenth
     both, one = (size(half, method) for method in ("grad_diff", "ga"))
     assert one <= both < 1.1 * one
     assert size({**half, "micro_batch": 1}, quantised=True) < size({**half, "micro_batch": 1}) - 8
@@ -176,6 +177,13 @@ def test_keys_and_values_are_not_more_than_predicted():
     need = estimate.answering(8, 5, "fp32")
     predicted = (need["weights"] + need["keys and values"]) * prediction.GIB
     assert 0.5 * predicted < tally.peak < 1.15 * predicted
+
+
+def test_a_picture_that_is_split_is_read_as_often():
+    estimate = Estimate(families.get("idefics2").published_shape(), eager=False)
+    whole, split = (estimate.answering(8, 5, "fp16", protocol)["keys and values"] for protocol in ("clean", "upstream"))
+    text = 2 * estimate.text
+    assert split / whole == pytest.approx((5 * estimate.image_tokens + text) / (estimate.image_tokens + text))
 
 
 def test_hours_are_operations_by_the_rate_and_a_training_counts_once():

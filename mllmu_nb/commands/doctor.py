@@ -106,7 +106,7 @@ def memory(configs: Configs) -> Result:
     need = most_memory(configs)
     share, listed = sum(need.values()) * GIB / total, ", ".join(f"{what} {size:.1f}" for what, size in need.items())
     text = f"about {sum(need.values()):.1f} GiB needed ({listed}); {total / GIB:.1f} GiB available"
-    advice = "take a device with more, or set precision, micro_batch, checkpointing, quantise_base or fewer shots"
+    advice = "take a device with more, or set checkpointing, precision, micro_batch, quantise_base or fewer shots"
     return Result(OK, text) if share <= TIGHT else Result(WARNING if share <= 1 else PROBLEM, text, advice)
 
 
@@ -117,7 +117,8 @@ def most_memory(configs: Configs) -> dict[str, float]:
     needs = []
     for config in configs:
         model, bits = _estimate(config), bool(config.quantise_base)
-        needs.append(model.answering(pipeline.EVAL_BATCH[config.scale], config.shots, asking_precision(config)))
+        size, precision = pipeline.EVAL_BATCH[config.scale], asking_precision(config)
+        needs.append(model.answering(size, config.shots, precision, config.protocol))
         if config.method != "base":
             needs.append(model.training(config.training, config.adaptation == "full", None, bits))
         if config.modality != "none":

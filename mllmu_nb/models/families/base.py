@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import nan
 from typing import ClassVar, TypeAlias
 
@@ -93,6 +93,8 @@ class Family:
     def pictures(self, processor, rows: Sequence[Sequence[Picture]]) -> dict[str, torch.Tensor]:
         """The tensors that the pictures of a batch become, one list of pictures per row; {} when there is none. Here:
         ``pixel_values`` [all pictures, 3, H, W], row after row; a picture that comes again is processed once."""
+        if (shown := [image for row in rows for image in row]) and all(isinstance(one, bytes) for one in shown):
+            return {"pixel_values": torch.stack([_pixels(processor.image_processor, picture) for picture in shown])}
         decoded, places = distinct(rows)
         if not decoded:
             return {}
@@ -120,6 +122,10 @@ class Family:
     def usual_tokens(self, shape) -> int:
         """Tokens of a usual picture, by a transformers configuration."""
         return shape.image_seq_length
+
+    def parts(self, protocol: str) -> int:
+        """Pictures that one is split into where it is asked about under ``protocol``."""
+        return 1
 
     def usual_pictures(self, shape, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """What :meth:`encode` adds to ``ids`` [B, T] where each row shows a usual picture; its numbers mean nothing."""
@@ -237,6 +243,12 @@ def chat(
             if number < len(conversation.turns):
                 text += "\n" if eos else f"{end}\n"
     return text, spans
+
+
+@lru_cache(maxsize=1024)  # a portrait comes again in every epoch, and a large one takes tens of ms
+def _pixels(image_processor, picture: bytes) -> torch.Tensor:
+    """What ``image_processor`` makes of one picture [3, H, W]."""
+    return image_processor(images=from_bytes(picture), return_tensors="pt")["pixel_values"][0]
 
 
 def distinct(rows: Sequence[Sequence[Picture]]) -> tuple[list[Image.Image], list[int]]:

@@ -82,6 +82,9 @@ class Idefics2(Family):
     def usual_tokens(self, shape) -> int:
         return shape.perceiver_config.resampler_n_latents
 
+    def parts(self, protocol):
+        return PARTS if protocol == "upstream" else 1
+
     def usual_pictures(self, shape, ids):
         side = min(USUAL, shape.vision_config.image_size)
         mask = torch.ones(len(ids), 1, side, side, dtype=torch.long)
