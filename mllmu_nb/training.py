@@ -142,7 +142,7 @@ def divergence(loss: float, first: float, rise: float, norm: float, recipe: Reci
     """What is wrong with a ``loss`` whose gradient has this ``norm``, and what to do; "" where nothing is."""
     if math.isfinite(loss) and math.isfinite(norm) and loss <= first + rise:
         return ""
-    advice = f"try a learning rate below {recipe.lr:g}" + ("" if recipe.clip else " and clip=1.0 in the method's recipe")
+    advice = f"try a learning rate below {recipe.lr:g}" + ("" if recipe.clip else " and, in its recipe, clip=1.0")
     return f"the loss is {loss:.3f}, at the first step {first:.3f}, and the norm of its gradient {norm:.3g}; {advice}"
 
 

@@ -221,7 +221,7 @@ class Method:
     reference_model: ClassVar[str] = "vanilla"  # or retain_epoch, the base model after one epoch on the retain people
     passes: ClassVar[tuple[tuple[str, ...], ...]] = ()  # streams of each step, where an epoch visits sets in turn
     rate_falls: ClassVar[str] = "step"  # when the schedule of the learning rate goes on: each step, or each whole epoch
-    rise: ClassVar[float] = 10.0  # above the first loss it has diverged; inf where the loss is in no nats, a distance say
+    rise: ClassVar[float] = 10.0  # so far above its first loss it has diverged, in nats; inf for a loss in other units
     trains: ClassVar[str] = ""  # where adapters sit, a pattern on full module names; "": as adapter_reach says
     system: ClassVar[str] = ""  # a prompt before every question at evaluation
     recipes: ClassVar[Mapping[Any, Recipe]] = {}  # by scale or (scale, modality)
