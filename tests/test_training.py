@@ -385,7 +385,9 @@ def test_a_training_that_diverges_stops_before_the_weights_are_spoilt(fresh, pro
     assert all(torch.isfinite(p).all() for p in model.parameters())
     # finite, and its derivative is not
     breaks = losing(lambda batch: batch.token_nll + (batch.token_nll - batch.token_nll.detach()).sqrt())
-    with pytest.raises(TrainingDiverged, match=r"step 1: .* the norm of its gradient (inf|nan); .* in its recipe, clip=1.0$"):
+    with pytest.raises(
+        TrainingDiverged, match=r"step 1: .* the norm of its gradient (inf|nan); .* in its recipe, clip=1.0$"
+    ):
         train(copy.deepcopy(fresh), breaks, forever(processor, mixed), replace(PLAIN, clip=0.0), steps=5)
     with pytest.raises(TrainingDiverged, match=r"diverged at step \d+: the loss is \d+\.\d+, at the first step \d\."):
         train(copy.deepcopy(fresh), FineTuning(), forever(processor, mixed), replace(PLAIN, lr=3.0), steps=50)
