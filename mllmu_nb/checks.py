@@ -29,7 +29,7 @@ from mllmu_nb.models.families import Family, of
 from mllmu_nb.models.load import unfreeze
 from mllmu_nb.models.score import score
 from mllmu_nb.training import FineTuning, train, vanilla_mode
-from mllmu_nb.unlearning.base import IGNORE, METHODS, Method, ReferenceLogProbs, Scored, Step
+from mllmu_nb.unlearning.base import IGNORE, METHODS, Method, ReferenceLogProbs, Scored, Step, terms_of
 
 SCALES = ("miniature", "paper")
 ROWS, TOKENS, VOCABULARY, WIDTH, SEQUENCE = 3, 4, 7, 5, 9  # of the random step
@@ -50,7 +50,7 @@ def check_method(method: type[Method]) -> None:
     require = partial(_require, f"method {method.name} ({method.variant})")
     settings = method.hyper_parameters()
     require(method in METHODS.values(), "it is not registered: put @register above the class")
-    require(method.label and method.marker, "it needs a label and a marker for tables and figures")
+    require(method.marker, "it needs a marker for figures")
     require(re.fullmatch("#[0-9a-fA-F]{6}", method.colour), "its colour must be like #0072B2")
     for name, kind in inspect.get_annotations(method).items():
         declared = name in settings or "ClassVar" in str(kind)
@@ -107,16 +107,13 @@ def _terms(method: Method, names: Sequence[str], filling: float, require: Callab
     batches = {name: scored(name, trains=True) for name in names}
     step = Step.of(batches, {name: reference(name) for name in method.needs.reference if name in names})
     terms: dict[str, float] = {}
-    for name, term in method.loss(step):
-        require(isinstance(name, str) and name not in terms, "each term of the loss needs a name of its own")
-        scalar = isinstance(term, torch.Tensor) and term.ndim == 0 and bool(term.isfinite())
-        require(scalar, f"{name} must be a finite tensor without dimensions")
+    for name, term in terms_of(method, step):
+        require(term.ndim == 0 and bool(term.isfinite()), f"{name} must be a finite tensor without dimensions")
         try:
             term.backward()
         except RuntimeError as error:
             require(False, f"{name} cannot be back-propagated: {str(error).split('.')[0]}")
         terms[name] = term.item()
-    require(terms, f"its loss yields no term for {', '.join(names)}")
     tensors = [t for s in batches.values() for t in (s.logits, s.everywhere, *s.hidden.values()) if t is not None]
     reached = [t.grad for t in tensors if t.grad is not None]
     require(any(g.any() for g in reached), f"no gradient reaches the model in the step {', '.join(names)}")

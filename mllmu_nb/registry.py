@@ -5,6 +5,7 @@ import importlib
 import os
 import pkgutil
 import sys
+import traceback
 from collections.abc import Hashable, Iterator
 from typing import Any
 
@@ -60,11 +61,17 @@ def import_all(package: str) -> None:
 
 
 def load_extensions() -> None:
-    """Imports the modules that MLLMU_NB_EXTENSIONS names, with commas between. KitError for one that cannot be."""
+    """Imports the modules that MLLMU_NB_EXTENSIONS names, with commas between. KitError for one that cannot be, with
+    the file and line at which it failed."""
     for name in filter(None, map(str.strip, os.environ.get(EXTENSIONS, "").split(","))):
         if name in sys.modules:  # or being imported just now
             continue
         try:
             importlib.import_module(name)
-        except (ImportError, SyntaxError) as error:  # the latter says its file and line
-            raise KitError(f"{EXTENSIONS} names {name!r}, which cannot be imported: {error}") from error
+        except (Exception, SystemExit) as error:  # whatever it does; an exit would look like a success
+            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]
+            place = f"{frames[-1].filename}, line {frames[-1].lineno}: " if frames else ""
+            # a syntax error says its file and line, and the kit's own messages and those of imports what they are
+            kind = "" if isinstance(error, ImportError | SyntaxError | KitError) else f"{type(error).__name__}: "
+            said = f"{place}{kind}{' '.join(str(error).split())}"
+            raise KitError(f"{EXTENSIONS} names {name!r}, which cannot be imported: {said}") from error

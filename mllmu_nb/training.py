@@ -27,7 +27,7 @@ from mllmu_nb.models.score import labelled, score
 from mllmu_nb.optimizers import make_optimizers, make_schedule
 from mllmu_nb.parallel import average_over_processes, clip_, processes, shard, weights
 from mllmu_nb.progress import progress_bar
-from mllmu_nb.unlearning.base import Method, Recipe, ReferenceLogProbs, Scored, Step
+from mllmu_nb.unlearning.base import Method, Recipe, ReferenceLogProbs, Scored, Step, terms_of
 
 MIB = 2**20
 
@@ -157,7 +157,7 @@ def back_propagate(
     for piece, share in zip(pieces, shares, strict=True):
         step = scored(model, send_to_device(dict(piece), model.device), method, autocast, per_row)
         terms: dict[str, float] = {}
-        for name, term in method.loss(step):
+        for name, term in terms_of(method, step):
             (term * share).backward()
             method.after_backward(name, trained)
             terms[name] = term.item()

@@ -47,7 +47,7 @@ def spoilt(**attributes):
 @pytest.mark.parametrize(
     ("attributes", "problem"),
     [
-        ({"label": ""}, "needs a label and a marker"),
+        ({"marker": ""}, "needs a marker for figures"),
         ({"colour": "red"}, "colour must be like #0072B2"),
         ({"needs": Needs(hidden=("layer",))}, "needs.hidden names layer, which is no hyper-parameter"),
         ({"recipes": {"tiny": Recipe(lr=1e-3, steps=3, source="me")}}, "recipes has 'tiny': give a scale"),
@@ -56,8 +56,9 @@ def spoilt(**attributes):
         ({"recipes": {"paper": Recipe(settings={"beta": 3.0}, source="me")}}, "sets what is no hyper-parameter"),
         ({"__annotations__": {"scale": "float"}, "scale": 1.0}, "every run has a parameter scale: choose another name"),
         ({"__annotations__": {"beta": "list"}, "beta": ()}, "beta needs a default: a number, text, True or False"),
-        ({"yields": lambda step: []}, "its loss yields no term for forget"),
-        ({"yields": lambda step: [("forget", step.forget.mean_nll)]}, "forget must be a finite tensor without dim"),
+        ({"yields": lambda step: []}, "its loss gives nothing: a loss yields names"),
+        ({"yields": lambda step: [("forget", step.forget.mean_nll)]}, "its loss gives ('forget', tensor(["),
+        ({"yields": lambda step: [("a", step.forget.mean_nll[:1])]}, "a must be a finite tensor without dim"),
         ({"yields": lambda step: [("forget", step.forget.token_nll / 0)]}, "forget must be a finite tensor"),
         (
             {"yields": lambda step: [("a", step.forget.token_nll), ("b", step.forget.token_nll)]},

@@ -205,7 +205,7 @@ def test_what_a_methods_file_says_of_its_tokens_and_adapter_overrides_the_protoc
     monkeypatch.setattr(unlearning.METHODS, "_entries", dict(unlearning.METHODS._entries))
     said = {"label_mode": "text", "eos": False, "adapter_reach": "upstream", "adam_eps": 1e-6}
     recipes = {"miniature": Recipe(steps=3, source="me", **said)}
-    unlearning.register(type("Own", (unlearning.Method,), {"name": "own", "recipes": recipes}))
+    unlearning.register(type("Own", (unlearning.Method,), {"name": "own", "label": "Own", "recipes": recipes}))
     config = Config(method="own", modality="unimodal")
     assert {name: config.unlearning.numbers()[name] for name in said} == said
     assert {sources(config)[f"unlearning.{name}"] for name in said} == {module.IN_FILE}

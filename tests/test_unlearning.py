@@ -15,6 +15,7 @@ from mllmu_nb.unlearning import (
     METHODS,
     Method,
     Needs,
+    Recipe,
     ReferenceLogProbs,
     Scored,
     Step,
@@ -25,7 +26,7 @@ from mllmu_nb.unlearning import (
     summed_kl,
     with_answers,
 )
-from mllmu_nb.unlearning.base import typed
+from mllmu_nb.unlearning.base import terms_of, typed
 
 LOG = math.log
 
@@ -299,6 +300,9 @@ def test_settings_are_of_their_defaults_types():
             typed("x", "rate", value, default)
 
 
+LETTERS = "letters, digits, _, . and - (it is in the names of folders)"
+
+
 # -- registration -----------------------------------------------------------------------------------------------
 
 
@@ -311,7 +315,22 @@ def registered(monkeypatch):
 @pytest.mark.parametrize(
     ("declared", "message"),
     [
-        ({}, "the unlearning method Odd has no name"),
+        ({"name": ""}, "the unlearning method Odd needs a name, " + LETTERS + ", not ''"),
+        ({"name": "my/meth"}, "the unlearning method Odd needs a name, " + LETTERS + ", not 'my/meth'"),
+        ({"name": 5}, "the unlearning method Odd needs a name, " + LETTERS + ", not 5"),
+        ({"name": "odd", "variant": "a b"}, "the unlearning method Odd needs a variant, " + LETTERS + ", not 'a b'"),
+        (
+            {"name": "odd", "label": " "},
+            "the unlearning method Odd needs a label, a line of text for tables, not ' '",
+        ),
+        (
+            {"name": "odd", "recipes": {"paper": {"lr": 1e-3}}},
+            "recipes of odd must be Recipes by scale, {'miniature': Recipe(..)}: {'paper': {'lr': 0.001}}",
+        ),
+        (
+            {"name": "odd", "recipes": Recipe(source="me").source},
+            "recipes of odd must be Recipes by scale, {'miniature': Recipe(..)}: 'me'",
+        ),
         ({"name": "ga"}, "method ga canonical is registered already, by mllmu_nb.unlearning.ga"),
         (
             {"name": "odd", "reference_model": "gpt"},
@@ -339,16 +358,54 @@ def registered(monkeypatch):
 )
 def test_a_faulty_declaration_is_refused(registered, declared, message):
     with pytest.raises(KitError) as error:
-        register(type("Odd", (Method,), declared))
+        register(type("Odd", (Method,), {"label": "Odd", **declared}))
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("given", [5, int, lambda: None], ids=str)
+def test_what_is_no_method_is_refused(registered, given):
+    with pytest.raises(KitError, match="^an unlearning method is a class of the kind Method, not "):
+        register(given)
+
+
+MEAN = "step.forget.mean_nll.mean()"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("pass", "its loss gives None: a loss yields names"),
+        (f"return {MEAN}", "its loss gives tensor(0.6931, grad_fn=<"),
+        (f"yield {MEAN}", "its loss gives tensor(0.6931, grad_fn=<"),
+        ("yield 'forget', 1.5", "its loss gives ('forget', 1.5): "),
+        ("yield 'forget', None", "its loss gives ('forget', None): "),
+        ("yield 'forget', step.forget.mean_nll", "its loss gives ('forget', tensor([0.6931, 0.6931], "),
+        (f"yield 'forget', {MEAN}.detach()", "its loss gives ('forget', tensor(0.6931)): "),
+        (f"yield 'a', {MEAN}; yield 'a', {MEAN}", "its loss gives ('a', tensor(0.6931, grad_fn=<"),
+        ("yield from ()", "its loss gives nothing: a loss yields names, each another, and scalars with a gradient: "),
+        ("yield 'kept', step.retain.token_nll", "reads what it does not declare: there is no stream 'retain' in this "),
+        (f"yield 'f', {MEAN} - step.reference.forget.token_nll", "step: it has none (see streams, and needs.reference"),
+    ],
+)
+def test_a_loss_that_yields_something_else_is_named(body, message):
+    space: dict = {}
+    exec(f"def loss(self, step):\n    {body}", space)
+    odd = type("Odd", (Method,), {"name": "odd", "loss": space["loss"]})()
+    logits = torch.zeros(2, 3, 2, requires_grad=True)
+    step = Step.of({"forget": Scored(logits, torch.zeros(2, 3, dtype=torch.long))})
+    with pytest.raises(KitError) as error:
+        list(terms_of(odd, step))
+    assert str(error.value).startswith("method odd (canonical): its loss ") and message in str(error.value)
+    with pytest.raises(KitError, match=r"^method  \(canonical\) has no loss: a loss yields names"):
+        list(terms_of(Method(), step))
 
 
 def test_modules_named_in_the_environment_bring_their_methods(registered, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "brought.py").write_text(
         "from mllmu_nb.unlearning import *\n"
-        "@register\nclass Nothing(Method):\n    name = 'nothing'\n"
-        "@register\nclass Another(Method):\n    name, variant = 'grad_diff', 'another'\n"
+        "@register\nclass Nothing(Method):\n    name = label = 'nothing'\n"
+        "@register\nclass Another(Method):\n    name, variant, label = 'grad_diff', 'another', 'Other'\n"
     )
     monkeypatch.setenv(registry.EXTENSIONS, " brought, ")
     registry.load_extensions()
@@ -366,6 +423,36 @@ def test_an_extension_that_is_no_python_is_named_with_file_and_line(registered, 
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("MLLMU_NB_EXTENSIONS", "broken_method")
     with pytest.raises(KitError, match="names 'broken_method', which cannot be imported: .*broken_method.py, line 2"):
+        unlearning.names()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
+        ("import nowhere", "No module named 'nowhere'"),
+        ("Recipe(step=3)", "TypeError: Recipe.__init__() got an unexpected keyword argument 'step'"),
+        ("register(5)", "an unlearning method is a class of the kind Method, not 5"),
+        ("dataclass(type('M', (Method,), {}))", "TypeError: cannot inherit non-frozen dataclass from a frozen one"),
+    ],
+)
+def test_an_extension_that_fails_is_named_with_file_and_line(registered, tmp_path, monkeypatch, line, message):
+    head = "from dataclasses import dataclass\nfrom mllmu_nb.unlearning import Method, Recipe, register\n"
+    (tmp_path / "failing_method.py").write_text(f"{head}{line}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(registry.EXTENSIONS, "failing_method")
+    with pytest.raises(KitError) as error:
+        unlearning.names()
+    place = f"{tmp_path / 'failing_method.py'}, line 3: "
+    assert (
+        str(error.value) == f"{registry.EXTENSIONS} names 'failing_method', which cannot be imported: {place}{message}"
+    )
+
+
+def test_an_extension_is_named_in_full(monkeypatch):
+    monkeypatch.setenv(registry.EXTENSIONS, ".beside")
+    with pytest.raises(KitError, match="MLLMU_NB_EXTENSIONS names '.beside', which cannot be imported: TypeError: "):
         unlearning.names()
 
 

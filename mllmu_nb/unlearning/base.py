@@ -5,6 +5,7 @@ A method sees logits, labels and hidden states, never a model, a tokenizer or a 
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -29,6 +30,7 @@ SETS = ("forget", "retain")  # of people, that a stream can draw from
 RULE = "chosen on the miniature, with another data seed: the steps after which half of the gap to the oracle is closed"
 RELEASED = "MLLMU-Bench's code and README"
 AUTHOR = "MLLMU-Bench, the author in issue 12"
+YIELDED = 'a loss yields names, each another, and scalars with a gradient: yield "forget", -step.forget.token_nll'
 
 
 class _Answers:
@@ -111,6 +113,10 @@ def summed_kl(reference: Scored, scored: Scored) -> Tensor:
     return (before.exp() * (before - after)).sum() / len(after)
 
 
+class NoStream(AttributeError):
+    """A step is asked for a stream that it does not have."""
+
+
 class Step:
     """One step of training as a loss sees it: ``step.forget`` is a :class:`Scored` batch, scored when it is first read,
     ``step.reference.forget`` the same batch scored by the reference model."""
@@ -121,7 +127,8 @@ class Step:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self.names:
-            raise AttributeError(f"there is no stream {name!r} in this step: it has {', '.join(self.names)}")
+            has = ", ".join(self.names) or "none"
+            raise NoStream(f"there is no stream {name!r} in this step: it has {has} (see streams, and needs.reference)")
         if name not in self.asked:
             self.asked[name] = self._read(name)
         return self.asked[name]
@@ -229,7 +236,7 @@ class Method:
     def loss(self, step: Step) -> Iterator[tuple[str, Tensor]]:
         """Yields (name, term); the loss is their sum. Each is back-propagated before the next one is made, so
         everything that reads one batch must be one term."""
-        raise NotImplementedError(f"{self.name} has no loss")
+        raise KitError(f"method {self.name} ({self.variant}) has no loss: {YIELDED}")
 
     # Hooks of the loop; parameters: name → those that train, with their gradients.
 
@@ -275,13 +282,43 @@ class Method:
         return cls.recipes.get((scale, modality)) or cls.recipes.get(scale) or Recipe()
 
 
+def terms_of(method: Method, step: Step) -> Iterator[tuple[str, Tensor]]:
+    """What the loss of ``method`` yields at ``step``. Raises KitError where that is nothing, or not what a loss yields,
+    and where a stream is read that the step does not have."""
+    own, names = f"method {method.name} ({method.variant}): its loss", set()
+    try:
+        given = method.loss(step)
+        for pair in given if isinstance(given, Iterable) and not isinstance(given, Tensor) else [given]:
+            name, term = pair if isinstance(pair, tuple | list) and len(pair) == 2 else ("", None)
+            scalar = isinstance(term, Tensor) and term.numel() == 1 and term.requires_grad
+            if not (scalar and isinstance(name, str) and name not in names):
+                raise KitError(f"{own} gives {' '.join(f'{pair!r:.200}'.split())}: {YIELDED}")
+            names.add(name)
+            yield name, term
+    except NoStream as error:
+        raise KitError(f"{own} reads what it does not declare: {error}") from None
+    if not names:
+        raise KitError(f"{own} gives nothing: {YIELDED}")
+
+
 METHODS = Registry("method")  # (name, variant) → class
+IN_A_PATH = r"\w[\w.-]*", "letters, digits, _, . and - (it is in the names of folders)"
+WORDS = {"name": IN_A_PATH, "variant": IN_A_PATH, "label": (r".*\S.*", "a line of text for tables")}
 
 
 def register(method: type[Method]) -> type[Method]:
     """Class decorator: makes ``method`` known under its name and variant. KitError for a faulty declaration."""
-    if not method.name:
-        raise KitError(f"the unlearning method {method.__name__} has no name")
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise KitError(f"an unlearning method is a class of the kind Method, not {method!r:.60}")
+    for name, (form, meaning) in WORDS.items():
+        value = getattr(method, name)
+        if not isinstance(value, str) or not re.fullmatch(form, value):
+            raise KitError(f"the unlearning method {method.__name__} needs a {name}, {meaning}, not {value!r:.60}")
+    recipes = method.recipes
+    if not isinstance(recipes, Mapping) or not all(isinstance(one, Recipe) for one in recipes.values()):
+        raise KitError(
+            f"recipes of {method.name} must be Recipes by scale, {{'miniature': Recipe(..)}}: {recipes!r:.60}"
+        )
     choose(f"reference_model of {method.name}", method.reference_model, REFERENCE_MODELS)
     choose(f"rate_falls of {method.name}", method.rate_falls, RATE_FALLS)
     for name in (*method.needs.reference, *method.needs.everywhere, *(n for names in method.passes for n in names)):
