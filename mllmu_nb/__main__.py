@@ -1,6 +1,7 @@
 """The entry point of the command line: ``mllmu-nb COMMAND``, or ``python -m mllmu_nb COMMAND``. An old Python can read
 this file, so that it can print that it is too old."""
 
+import os
 import signal
 import sys
 
@@ -37,10 +38,15 @@ def main(arguments=None):
             command = subparsers.add_parser(name, help=module.SUMMARY, **about(module.SUMMARY, module.EXAMPLES))
             module.arguments(command)
         options = parser.parse_args(arguments)
-        return sys.modules["mllmu_nb.commands." + options.command].main(options)
+        status = sys.modules["mllmu_nb.commands." + options.command].main(options)
+        sys.stdout.flush()
+        return status
     except KitError as error:
         print("error: " + str(error), file=sys.stderr)
         return 2
+    except BrokenPipeError:  # nobody reads on, as after `| head`; what Python still writes when it ends goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:  # a disk that is full, a file that may not be read
         reason = " ".join(str(error.strerror or error).split())
         print("error: cannot read or write %s (%s)" % (error.filename or "a file", reason), file=sys.stderr)  # noqa: UP031

@@ -43,7 +43,7 @@ LENGTHS = {"steps", "epochs"}  # of a recipe: one of them gives its length, and 
 NEUTRAL = {"train_modality": "both", "adam_eps": 1e-8, "long_prompts": "refuse"}
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=10**9)]  # more would take ages
 People = Annotated[int, Field(ge=0, le=20_000)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 
@@ -73,7 +73,7 @@ class Config(BaseModel):
     pool: People = 8  # people in the training data only: the source of few-shot examples
     celebrities: People = 40  # people known to the base alone
     forget_ratio: Annotated[int, Field(ge=1, le=99)] = 10  # per cent of the people to be forgotten
-    replicate: Count = 0  # which of the disjoint forget sets; each has its own seeds of training, order and shots
+    replicate: Count = 0  # which of the disjoint forget sets (published ids: one for all), with seeds of its own
     profiles_file: str = ""  # published fine-tuning text (.jsonl) to take people from
     forget_ids_file: str = ""  # published forget ids (.json) that go with it; "": drawn
     data_source: str = ""  # published data, folder or hub name; optionally after a comma: that of the training splits
@@ -94,7 +94,7 @@ class Config(BaseModel):
     train_steps: Count | None = None  # optimizer steps of fine-tuning
     train_lr: Rate | None = None  # learning rate of fine-tuning
     unlearn_steps: Count | None = None  # optimizer steps of unlearning
-    unlearn_epochs: Annotated[float, Field(ge=0)] | None = None  # or its passes over the forget set
+    unlearn_epochs: Annotated[float, Field(ge=0, le=10**6)] | None = None  # or its passes over the forget set
     unlearn_lr: Rate | None = None  # learning rate of unlearning
     schedule: Literal["constant", "linear", "cosine", "plateau"] | None = None  # of both rates
     label_mode: Literal["answer", "text", "upstream"] | None = None  # supervised tokens

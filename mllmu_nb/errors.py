@@ -20,7 +20,7 @@ TYPES = {
 }
 LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 HINTS = {  # of what YAML reads otherwise than it was meant
-    ("float", str): " (in YAML write 1.0e-5: without the point it is text)",
+    ("float", str): " (in YAML write 1.0e-5 or 1.0e+5: without the point or the sign it is text)",
     ("string", bool): " (in YAML put yes and no in quotes)",
 }
 

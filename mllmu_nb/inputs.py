@@ -20,7 +20,7 @@ from mllmu_nb.evaluation import draws as drawing
 from mllmu_nb.models import families
 from mllmu_nb.models.files import ASSETS, check_adapter, check_model, check_shipped, commit
 from mllmu_nb.scoring.frames import people_frames
-from mllmu_nb.stages import RECORD, digest, is_whole, lock, read_json, state
+from mllmu_nb.stages import OF_A_RUN, RECORD, digest, is_whole, lock, read_json, state
 
 # What decides who there is, and what is asked of them.
 DATA: tuple[str, ...] = ("people", "pool", "celebrities", "forget_ratio", "replicate", "data_seed")
@@ -219,7 +219,7 @@ def check_comparable(configs: Sequence[Config]) -> None:
     own = {run_folder(config): config for config in configs}
     folders = sorted({folder.parent for folder in own})
     others = [path for folder in folders for path in sorted(folder.glob(f"*/{RECORD}")) if path.parent not in own]
-    if damaged := [path.parent for path in others if not is_whole(path.parent)]:
+    if damaged := [path.parent for path in others if not is_whole(path.parent, named=OF_A_RUN)]:
         raise KitError(f"a file of the run in {damaged[0]} was changed or cut off: make the run again, or remove it")
     runs = [(one["run"], one["parameters"], one["data_hash"]) for one in map(read_json, others)]
     runs += [(config.run_id, config.parameters(), data_hash(config)) for config in own.values()]

@@ -5,7 +5,6 @@ from, and its hashes, are in :mod:`mllmu_nb.inputs`.
 """
 
 import multiprocessing
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -47,10 +46,10 @@ from mllmu_nb.inputs import (
     taught,
     write_people,
 )
-from mllmu_nb.processes import end_with_parent
+from mllmu_nb.processes import end_with_parent, launched
 from mllmu_nb.scoring import anchor
 from mllmu_nb.scoring.utility import FILE as UTILITY
-from mllmu_nb.stages import RECORD, Stage, is_whole, read_json, status, write_json
+from mllmu_nb.stages import OF_A_RUN, RECORD, Stage, is_whole, read_json, status, write_json
 
 EVAL_BATCH = {"miniature": 256, "paper": 8}  # questions asked at once
 # What decides how it is asked; draws_file is looked into.
@@ -392,7 +391,7 @@ def reference(config: Config) -> Path | None:
     if finished(config):
         return run_folder(config)
     folder = paths.runs(paths.reference()) / config.run_id
-    if not is_whole(folder):
+    if not is_whole(folder, named=OF_A_RUN):
         return None
     record = read_json(folder / RECORD)
     same = record["data_hash"] == data_hash(config) and record["forget_ids"] == list(population(config).forget_ids)
@@ -407,8 +406,8 @@ def beside(config: Config, *methods: str) -> list[Path]:
     if config.scale != "miniature":
         others = [one for one in others if finished(one)]
     missing = [one for one in (config, *others) if not finished(one)]
-    launched = int(os.environ.get("WORLD_SIZE", 1)) > 1  # by `accelerate launch`: all its processes train one model
-    if len(missing) > 1 and not launched:  # one process per run: faster on two cores than one after the other on both
+    together = launched("WORLD_SIZE", 1) > 1  # by `accelerate launch`: all its processes train one model
+    if len(missing) > 1 and not together:  # one process per run: faster on two cores than one after the other on both
         spawn = multiprocessing.get_context("spawn")
         bars = spawn.Queue() if progress.live() else None
         pool = ProcessPoolExecutor(len(missing), mp_context=spawn, initializer=_begin, initargs=(bars,))

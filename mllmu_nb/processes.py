@@ -4,6 +4,18 @@ import multiprocessing
 import os
 import threading
 
+from mllmu_nb.errors import KitError
+
+
+def launched(name: str, usual: int) -> int:
+    """A number that ``accelerate launch`` sets, such as WORLD_SIZE; ``usual`` where nothing did. KitError for any other
+    text."""
+    value = os.environ.get(name, "").strip()
+    try:
+        return int(value or usual)
+    except ValueError:
+        raise KitError(f"{name}={value!r} is no number: unset it, or leave it to `accelerate launch`") from None
+
 
 def end_with_parent() -> None:
     """Ends this process when the process that started it has ended, for whatever reason."""

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -29,9 +29,11 @@ from filelock import FileLock
 from mllmu_nb import paths, progress, provenance
 from mllmu_nb.config import stable_hash
 from mllmu_nb.errors import KitError
+from mllmu_nb.processes import launched
 
 FORMAT = 2  # raised when the files of a stage change their form, so that older ones are made anew
 RECORD = "provenance.json"
+OF_A_RUN = ("run", "scale", "base_label", "parameters", "data_hash", "base_hash")  # what is read of a run's record
 # Their code decides where a result lies, whether it is made and what is said about it, never what it is; parameters are
 # among the inputs.
 NOT_CODE = {"config", "errors", "inputs", "paths", "pinning", "processes", "progress", "provenance", "registry"}
@@ -79,7 +81,7 @@ class Stage:
         when the cache cannot be written."""
         if self.finished:
             return self.folder
-        if int(os.environ.get("RANK", 0)):  # of several processes that train together, the first one writes
+        if launched("RANK", 0):  # of several processes that train together, the first one writes
             with tempfile.TemporaryDirectory() as unused:
                 self.make(Path(unused))
             while not self.finished:
@@ -117,12 +119,13 @@ def add_file(folder: Path, name: str, write: Callable[[Path], None], **noted: An
         os.replace(part, folder / RECORD)
 
 
-def is_whole(folder: Path, key: str = "") -> bool:
-    """Whether every file that the folder's record lists is there as it was written, and the record's key is ``key``."""
+def is_whole(folder: Path, key: str = "", named: Iterable[str] = ()) -> bool:
+    """Whether every file that the folder's record lists is there as it was written, one at least, the record's key is
+    ``key``, and it has all that is ``named``."""
     try:
         record = read_json(folder / RECORD)
         now = {name: digest(folder / name) for name in record["files"]}
-        return now == record["files"] and key in ("", record["key"])
+        return bool(now) and now == record["files"] and key in ("", record["key"]) and record.keys() >= {*named}
     except (KitError, KeyError, TypeError, OSError):
         return False
 

@@ -1,6 +1,9 @@
 """The command line and the sweep: bad input in one line, the grid, and notebooks run in processes."""
 
 import ast
+import hashlib
+import json
+import os
 import subprocess
 import sys
 import threading
@@ -77,6 +80,15 @@ def test_an_old_python_is_told_so_and_can_read_the_file(monkeypatch, capsys):
         ("grid: {method: ga}\n", "grid: method must be a list of values, such as [ga]"),
         ("grid: {method: [[ga, npo]]}\n", "grid: method must be a list of values"),
         ("grid: {after: [{a: 1}]}\n", "grid: after must be a list of values"),
+        ("grid: {method: []}\n", "grid: method must be a list of values, such as [1, 2]\n"),
+        ("settings: {beta: 0.1}\n", "settings must be one value, not {'beta': 0.1}: write 'beta: 0.1' by itself\n"),
+        ("settings: {}\n", "settings must be one value, not {}: put a list of values under grid\n"),
+        ("people: 010\n", "010 is a number to base 8 or 60: write it to base 10, or put text in quotes in "),
+        ("people: -0_7\n", "-0_7 is a number to base 8 or 60: write it to base 10, "),
+        ("people: 1:30\n", "1:30 is a number to base 8 or 60: write it to base 10, "),
+        ("train_lr: 1:30.5\n", "1:30.5 is a number to base 8 or 60: write it to base 10, "),
+        (f"train_steps: 1{'0' * 23}\n", "train_steps must be at most 1000000000, not 1000"),
+        ("unlearn_epochs: 1.0e+300\n", "unlearn_epochs must be at most 1000000, not 1e+300"),
         ("method: [ga, npo]\n", "method must be one value, not ['ga', 'npo']: put a list of values under grid"),
         ("grid: [ga]\n", "grid must hold lists by parameter, such as 'method: [vanilla, ga]'"),
         ("grid: 0\n", "grid must hold lists by parameter"),
@@ -125,10 +137,28 @@ def test_bad_options_are_named_in_one_line(out, arguments, message, capsys):
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_a_sweep_under_accelerate_launch_is_refused(out, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert door.main(["sweep", str(CONFIGS / "miniature.yaml")]) == 2
-    assert capsys.readouterr().err.startswith("error: a sweep starts processes of its own") and not out.exists()
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("2", "a sweep starts processes of its own"),
+        ("abc", "WORLD_SIZE='abc' is no number: unset it, or leave it to `accelerate launch`\n"),
+        ("", "cannot read none.yaml"),
+    ],
+)
+def test_a_sweep_under_accelerate_launch_is_refused(out, monkeypatch, capsys, size, message):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert door.main(["sweep", "none.yaml"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}") and not out.exists()
+
+
+def test_a_reader_who_stops_reading_ends_a_command_quietly(out):
+    """As in `mllmu-nb .. | head -1`: the pipe is closed before the command writes."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "mllmu_nb", "ask"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, cwd=paths.checkout(), check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_a_missing_configuration_a_missing_notebook_and_a_missing_base_are_named(tmp_path, out, notebooks, capsys):
@@ -223,11 +253,16 @@ def test_people_who_cannot_stand_beside_finished_runs_are_refused_before_the_com
     assert f"error: runs {other.name} and vanilla-none-" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("record", ["{}", "[1]", "", '{"run": "x", "files": {"answers.parquet": {}}}'])
+# whole, but without parameters
+BARE = json.dumps({"run": "x", "files": {"answers.parquet": {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}}})
+
+
+@pytest.mark.parametrize("record", ["{}", "[1]", "", '{"run": "x", "files": {"answers.parquet": {}}}', BARE])
 def test_a_damaged_run_beside_those_of_the_grid_is_named_before_the_compute(tmp_path, out, notebooks, capsys, record):
     put_notebook(notebooks, "02_finetune.ipynb")
     other = inputs.run_folder(Config(people=30))
     other.mkdir(parents=True)
+    (other / "answers.parquet").write_bytes(b"")
     (other / stages.RECORD).write_text(record)
     assert door.main(["sweep", put_grid(tmp_path, {"people": 20})]) == 2
     assert f"error: a file of the run in {other} was changed or cut off: make" in capsys.readouterr().err

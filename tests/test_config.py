@@ -22,7 +22,7 @@ from mllmu_nb.registry import Registry
 from mllmu_nb.unlearning import Recipe
 
 CONFIGS = sorted((paths.checkout() / "configs").glob("*.yaml"))
-YAML_HINT = "(in YAML write 1.0e-5: without the point it is text)"
+YAML_HINT = "(in YAML write 1.0e-5 or 1.0e+5: without the point or the sign it is text)"
 SCALES, PROTOCOLS = ("miniature", "paper"), ("clean", "upstream")
 NPO = {"method": "npo", "modality": "multimodal"}
 

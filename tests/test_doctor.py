@@ -74,6 +74,12 @@ def test_a_sound_configuration_has_no_problem_and_no_weights_are_loaded(tmp_path
         assert text in shown
 
 
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf"])
+def test_a_rate_that_is_none_is_refused(rate, capsys):
+    assert door.main(["doctor", "none.yaml", "--rate", rate]) == 2
+    assert capsys.readouterr().err == f"error: --rate must be a number above 0, not {float(rate)}\n"
+
+
 def test_a_problem_sets_the_exit_status_and_says_what_to_do(tmp_path, monkeypatch, capsys):
     grid = tmp_path / "grid.yaml"
     grid.write_text(json.dumps({**SMALL, "base_path": str(tmp_path / "none")}))

@@ -133,6 +133,7 @@ def test_models_and_adapters_load_without_the_kit_and_answer_the_same(tmp_path, 
         (["--model", "new"], {"method": "prompting"}, "method 'prompting' changes no weights"),
         (["--model", "new"], {"methd": "base"}, "unknown parameter 'methd': did you mean 'method'?"),
         (["--model", "new"], {"people": "[1"}, "-p people: '[1' is no value"),
+        (["--model", "new"], {"people": "010"}, "-p people: '010' is no value (010 is a number to base 8 or 60: write"),
         (["--model", "new"], {"people": "1" * 5000}, "-p people: '1111"),
     ],
 )

@@ -141,6 +141,8 @@ def test_a_question_that_is_refused_has_no_grade_and_an_endpoint_that_refuses_al
     [
         (["a/runs/x", "b/runs/y"], "runs of one folder at a time, not of "),
         (["a/runs/x", "--jobs", "0"], "--jobs must be at least 1, not 0"),
+        (["a/runs/x", "--prices", "-1", "1"], "--prices must be two numbers from 0 on, not -1.0 and 1.0"),
+        (["a/runs/x", "--prices", "1", "nan"], "--prices must be two numbers from 0 on, not 1.0 and nan"),
     ],
 )
 def test_what_cannot_be_asked_together_is_said_before_anything_is_sent(arguments, message, capsys):

@@ -91,7 +91,7 @@ def test_the_same_inputs_are_made_once_and_others_anew():
     assert first.parent == paths.cache() / "stages" and first.name.startswith("demo-")
 
 
-@pytest.mark.parametrize("text", ["[1]", "{}", "{", '{"files": 3}'])
+@pytest.mark.parametrize("text", ["[1]", "{}", "{", '{"files": 3}', '{"files": {}}'])
 def test_a_record_that_says_nothing_is_made_anew(text):
     folder = demo({}).get()
     (folder / RECORD).write_text(text)

@@ -339,6 +339,7 @@ def faulty(tmp_path: Path, *lines) -> Path:
     [
         ("{'ID': 1}", r"bad\.jsonl line 2 is not JSON \(.*\): one object a line"),
         ("[]", r"line 2 has no ID"),
+        ('{"ID": "002", "ID": "003"}', r"line 2 is not JSON \('ID' stands twice\): one object a line"),
         ({"metadata": []}, r"line 2 has no ID"),
         ({"ID": True, "metadata": []}, r"line 2 has no ID"),
         ({"ID": "c001"}, r"line 2: ID c001 is a celebrity's.*: give another ID"),
@@ -407,6 +408,9 @@ def test_bad_forget_ids_are_named(town, splits, tmp_path):
     (tmp_path / "half.json").write_text('{"forget_10":\n["002"')
     with pytest.raises(KitError, match=r"half\.json is not JSON \(.* line 2 .*\): an object like"):
         build(town, tmp_path / "half.json")
+    splits.write_text('{"forget_10": ["002"], "forget_10": ["003"]}')
+    with pytest.raises(KitError, match=r"splits\.json is not JSON \('forget_10' stands twice\): an object like"):
+        build(town, splits)
     splits.write_text('{"forget_10": ["002", "999", 45], "forget_5": ["003"]}')
     with pytest.raises(KitError, match=r"forget_10 lists 999, 45, nobody of .*town\.jsonl: remove"):
         build(town, splits, ratio=5)

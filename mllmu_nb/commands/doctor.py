@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from packaging.requirements import Requirement
 from mllmu_nb import inputs, paths, pinning, pipeline, provenance
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
+from mllmu_nb.errors import KitError
 from mllmu_nb.models import families
 from mllmu_nb.models.files import check_model
 
@@ -50,6 +52,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Prints one line per check. Returns 1 when there is a problem, else 0; KitError for a configuration that cannot be
     read."""
+    if options.rate is not None and not 0 < options.rate < inf:
+        raise KitError(f"--rate must be a number above 0, not {options.rate}")
     configs = sweep.cells(sweep.read(options.config))
     verdicts = []
     for check in CHECKS:

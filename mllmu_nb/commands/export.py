@@ -63,9 +63,10 @@ def configured(path: Path | None, given: dict[str, str], **defaults: Any) -> Con
     parameters.pop(GRID, None)
     for name, text in given.items():
         try:
-            parameters[name] = yaml.safe_load(text) if text else ""
-        except (yaml.YAMLError, ValueError, RecursionError):
-            raise KitError(f"-p {name}: {text!r:.60} is no value") from None
+            parameters[name] = yaml.load(text, sweep.Loader) if text else ""
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            reason = getattr(error, "problem", None) or error
+            raise KitError(f"-p {name}: {text!r:.60} is no value ({reason})") from None
     return Config.from_parameters(sweep.fitting(parameters))
 
 

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def main(options: argparse.Namespace) -> int:
     """Estimates, asks, and prints how far judge and rubric agree. 1 where answers were left without a grade."""
     if options.jobs < 1:
         raise KitError(f"--jobs must be at least 1, not {options.jobs}")
+    if not all(0 <= price < inf for price in options.prices):
+        raise KitError(f"--prices must be two numbers from 0 on, not {options.prices[0]} and {options.prices[1]}")
     folders = {run.resolve().parent.parent for run in options.runs}
     if len(folders) > 1:  # replies lie beside the runs they belong to
         raise KitError(f"runs of one folder at a time, not of {', '.join(sorted(map(str, folders)))}")

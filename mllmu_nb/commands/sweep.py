@@ -8,6 +8,7 @@ import argparse
 import inspect
 import itertools
 import os
+import re
 import signal
 import sys
 import time
@@ -24,6 +25,7 @@ from mllmu_nb import inputs, paths, pipeline, unlearning
 from mllmu_nb.commands import warm
 from mllmu_nb.config import GRID, PATHS, YOURS, Config, check_names, setting_names, variant_of
 from mllmu_nb.errors import KitError
+from mllmu_nb.processes import launched
 from mllmu_nb.stages import read_json
 
 SUMMARY = "run a grid of notebooks, then write scores, tables and figures"
@@ -54,7 +56,7 @@ def main(options: argparse.Namespace) -> int:
     """Makes the runs that are not finished, then the report. 0 when all of them are finished afterwards, else 1."""
     if options.jobs is not None and options.jobs < 1:
         raise KitError(f"--jobs must be at least 1, not {options.jobs}")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if launched("WORLD_SIZE", 1) > 1:
         raise KitError("a sweep starts processes of its own: run one notebook by accelerate launch, then sweep without")
     every = cells(read(options.config), options.ratios, options.bases)
     configs = share(every, options.shard) if options.shard else every
@@ -101,8 +103,9 @@ def write_report(scale: str, config: Config) -> None:
 # -- the grid ---------------------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping; YAML would take the last one."""
+class Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, of which YAML would take the last one, and 010 and 1:30, which
+    are the numbers 8 and 90 to it."""
 
     def construct_mapping(self, node, deep=False):
         names = [key.value for key, _ in node.value]
@@ -111,12 +114,19 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands twice", problem_mark=key.start_mark)
         return super().construct_mapping(node, deep)
 
+    def construct_scalar(self, node):
+        number = node.tag.endswith((":int", ":float"))
+        if number and re.match(r"[-+]?0[0-7_]+$|.*:", node.value):
+            problem = f"{node.value} is a number to base 8 or 60: write it to base 10, or put text in quotes"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return super().construct_scalar(node)
+
 
 def read(path: Path) -> dict[str, Any]:
     """The parameters of a configuration file, the grid included. Raises KitError naming what is wrong with it."""
     try:
         with open(path, encoding="utf-8") as file:
-            content = yaml.load(file, _Loader)
+            content = yaml.load(file, Loader)
     except OSError as error:
         raise KitError(f"cannot read {path}: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or too many digits
@@ -147,10 +157,13 @@ def cells(parameters: Mapping[str, Any], ratios: Sequence[int] = (), bases: Sequ
     many = (list, dict, set, tuple)
     for name, values in axes.items():
         if not isinstance(values, list) or not values or any(isinstance(value, many) for value in values):
-            raise KitError(f"grid: {name} must be a list of values, such as [{values}]"[:200])
+            example = "1, 2" if values is None or isinstance(values, many) else values
+            raise KitError(f"grid: {name} must be a list of values, such as [{example}]"[:200])
     for name, value in fixed.items():
         if isinstance(value, many):
-            raise KitError(f"{name} must be one value, not {value}: put a list of values under grid"[:200])
+            inside = next(iter(value.items()), None) if isinstance(value, dict) else None
+            advice = "write '{}: {}' by itself".format(*inside) if inside else "put a list of values under grid"
+            raise KitError(f"{name} must be one value, not {value}: {advice}"[:200])
     combinations = [fixed | dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     hyper_parameters = {name for one in combinations for name in hyper_parameters_of(one)}
     check_names([*fixed, *axes], hyper_parameters)

@@ -27,7 +27,7 @@ from mllmu_nb.scoring.health import Unsound, judged, unsound
 from mllmu_nb.scoring.ranking import Ranking, ranking
 from mllmu_nb.scoring.registry import metrics
 from mllmu_nb.scoring.score import cells, item_scores, run_scores
-from mllmu_nb.stages import RECORD, Stage, digest, is_whole, read_json
+from mllmu_nb.stages import OF_A_RUN, RECORD, Stage, digest, is_whole, read_json
 
 MODALITIES = {"multimodal": "image + text", "unimodal": "text only"}
 REFERENCES = {"base": "Base", "vanilla": "Vanilla", "oracle": "Oracle"}
@@ -171,7 +171,7 @@ def read_run(folder: Path) -> Run:
     """The finished run in ``folder``. Raises KitError when there is none, or a file is not as it was written."""
     if not (folder / "answers.parquet").is_file() or not (folder / RECORD).is_file():
         raise KitError(f"there is no finished run in {folder}: it lacks answers.parquet or {RECORD}")
-    if not is_whole(folder):
+    if not is_whole(folder, named=OF_A_RUN):
         raise KitError(f"a file of the run in {folder} was changed or cut off: make the run again")
     record = read_json(folder / RECORD)
     return Run(folder, record, read_json(folder / "train.json"), StoredFrames(folder, record))

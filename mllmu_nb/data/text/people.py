@@ -102,9 +102,16 @@ def _contents(path: Path, what: str) -> str:
         raise KitError(f"{what} {path} cannot be read ({reason}): give the path of a readable file") from None
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object with these names and values. Raises ValueError for a name that stands twice: JSON takes the last."""
+    if len(names := [name for name, _ in pairs]) > len(set(names)):
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return dict(pairs)
+
+
 def _parsed(text: str, what: str, needed: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:  # also for numbers of too many digits and for too deep a nesting
         raise KitError(f"{what} not JSON ({error}): {needed}") from None
 
