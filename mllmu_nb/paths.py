@@ -67,7 +67,7 @@ def notebooks() -> Path:
     return checkout() / "notebooks"
 
 
-def writable(folder: Path) -> Path:
+def writable(folder: Path, advice: str = f"set {OUT} to another folder") -> Path:
     """``folder``, made if need be. Raises KitError when nothing can be written there, so call it before any work."""
     probe = folder / f".probe-{uuid.uuid4().hex}"
     try:
@@ -76,5 +76,5 @@ def writable(folder: Path) -> Path:
         probe.unlink()
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise KitError(f"cannot write to {folder} ({reason}): set {OUT} to another folder") from None
+        raise KitError(f"cannot write to {folder} ({reason}): {advice}") from None
     return folder

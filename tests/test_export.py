@@ -134,6 +134,7 @@ def test_models_and_adapters_load_without_the_kit_and_answer_the_same(tmp_path, 
         (["--model", "new"], {"methd": "base"}, "unknown parameter 'methd': did you mean 'method'?"),
         (["--model", "new"], {"people": "[1"}, "-p people: '[1' is no value"),
         (["--model", "new"], {"people": "010"}, "-p people: '010' is no value (010 is a number to base 8 or 60: write"),
+        (["--data", "taken/file/new"], SMALL, "exists): choose another folder for --data"),
         (["--model", "new"], {"people": "1" * 5000}, "-p people: '1111"),
     ],
 )

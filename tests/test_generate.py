@@ -135,6 +135,12 @@ def test_sizes_of_the_paper_work_by_parameter():
     assert large.members("celebrity")[:40] == famous_people(40)  # whom the base knows does not depend on how many
 
 
+def test_celebrities_past_those_whom_the_base_knows_are_enough_or_refused():
+    message = "celebrities=41: the base knows 40, and 1 more are too few for multiple choice: take at most 40, or many"
+    with pytest.raises(KitError, match=message):
+        generate(seed=0, people=12, ratio=25, celebrities=41)
+
+
 def test_where_all_looks_are_taken_any_will_do(monkeypatch):
     rng = np.random.default_rng(0)
     traits = {"hair": ("black", "red"), "eyes": ("blue", "gray"), "shirt": ("white", "green", "blue"), "hat": ("no",)}

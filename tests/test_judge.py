@@ -177,6 +177,17 @@ def test_a_key_is_needed_and_the_cost_is_known_before(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(KitError, match="set OPENAI_API_KEY"):
         judge.client()
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://[::1]:8000/v1")
+    for key in ("sk-1\n", "sk 1", "sk-\u00e9"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(KitError, match="^OPENAI_API_KEY holds a blank, .*: set it to the key alone$"):
+            judge.client()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert judge.client().base_url.port == 8000
+    for address in ("localhost:8000/v1", "http:///v1", "ftp://host/v1", "https://host/v1\n"):
+        monkeypatch.setenv("OPENAI_BASE_URL", address)
+        with pytest.raises(KitError, match="^OPENAI_BASE_URL must be an address such as https://host/v1, not "):
+            judge.client()
     texts, prices = (QUESTION, TRUTH, "figs"), (1.0, 10.0)
     characters = len(stored.INSTRUCTIONS) + len(judge.message(texts))
     assert judge.estimate([texts] * 40, prices) == (10 * characters, 8000, (10 * characters + 80_000) / 1e6)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import LlavaForConditionalGeneration
 
 from miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.errors import KitError
+from mllmu_nb.models import files
 from mllmu_nb.models import load as loading
 from mllmu_nb.models.adapters import attach, load, merge, save
 from mllmu_nb.models.load import count_trainable, load_base, load_full, save_full, unfreeze
@@ -251,8 +253,11 @@ def test_4_bits_are_refused_on_a_cpu_and_asked_of_the_library_on_a_gpu(shipped, 
     assert given["device_map"] == {"": torch.device("cuda", 0)}
 
 
-def test_a_base_that_is_altered_or_not_whole_is_refused(shipped):
+def test_a_base_that_is_altered_or_not_whole_is_refused(shipped, monkeypatch):
     folder, _ = shipped()
+    with pytest.raises(KitError, match=r"in /nowhere lacks config\.json, .*: let base_path name one that tools/base_"):
+        files.check_shipped(Path("/nowhere"))
+    monkeypatch.setattr(files, "ASSETS", folder.parent)
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))

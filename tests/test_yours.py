@@ -268,11 +268,16 @@ def test_a_configuration_names_people_and_its_method_and_base_do_not_count(folde
     assert (config.method, config.celebrities, config.base_revision) == ("yours", 12, "") and not config.settings
 
 
+NAME = "--name must be at most 100 letters, digits, _ and . (it becomes a folder's name)"
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["--limit", "0"], "--limit must be at least 1, not 0"),
-        (["--name", "my-ga"], "--name must be letters, digits, _ and . (it becomes a folder's name), not 'my-ga'"),
+        (["--name", "my-ga"], f"{NAME}, not 'my-ga'"),
+        (["--name", "g" * 101], f"{NAME}, not 'ggg"),
+        (["--name", "\u4e00" * 34], f"{NAME}, not '\u4e00\u4e00"),
         (["--model", " "], "--model is empty: name a folder"),
         (["--adapter", ""], "--adapter is empty: name a folder"),
         (["--adapter", "nowhere"], "cannot read nowhere/adapter_config.json: No such file or directory"),
@@ -299,6 +304,11 @@ def test_the_card_of_a_run_on_ones_own_base_needs_its_configuration(base, tiny_b
     assert door.main(["card", str(base)]) != 0
     assert "the base model of the run base-none-" in capsys.readouterr().err
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**SMALL, "base_path": str(tiny_base)}))
+    for target, message in (
+        (tmp_path, "is a folder: name a file in it"),
+        ("mine.yaml/x", "name another file by --out"),
+    ):
+        assert door.main(["card", "nowhere", "--out", str(target)]) == 2 and message in capsys.readouterr().err
     assert door.main(["card", str(base), "--config", "mine.yaml"]) == 0 and (tmp_path / "card.html").is_file()
     record = stages.read_json(base / stages.RECORD)
     record["parameters"]["profiles_file"] = "people.jsonl"

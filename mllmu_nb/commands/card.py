@@ -6,7 +6,7 @@ It is compared with vanilla and the oracle of the same people: your own runs, el
 import argparse
 from pathlib import Path
 
-from mllmu_nb import inputs, pipeline
+from mllmu_nb import inputs, paths, pipeline
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import PATHS, YOURS, Config
 from mllmu_nb.errors import KitError
@@ -30,6 +30,10 @@ def main(options: argparse.Namespace) -> int:
     from mllmu_nb.reporting.beside import Beside
     from mllmu_nb.reporting.runs import read_run
 
+    target = options.out or Path("card.html")
+    if target.is_dir():
+        raise KitError(f"--out {target} is a folder: name a file in it")
+    paths.writable(target.parent, "name another file by --out")
     own = read_run(options.run)
     given = sweep.read(options.config) if options.config else {}
     named = {name: given[name] for name in PATHS if name in given}
@@ -48,7 +52,6 @@ def main(options: argparse.Namespace) -> int:
     plain = pipeline.PLAIN | (elsewhere if config.method == YOURS else {})
     others = {name: pipeline.reference(config.but(method=name, **plain)) for name in ("vanilla", "oracle")}
     beside = Beside(own, **{name: read_run(folder) for name, folder in others.items() if folder})
-    target = options.out or Path("card.html")
     target.write_text(card.card(beside, inputs.population(config)), encoding="utf-8")
     print(f"{card.verdict(beside)}\nreport card: {target}")
     return 0

@@ -183,7 +183,10 @@ def _estimate_of(source: str, family: str, scale: str):
         shape = AutoConfig.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError):
         if source != families.get(family).hub:
-            raise
+            if Path(source, "config.json").is_file():
+                raise
+            advice = "name a folder that save_pretrained has written, or a name on the hub"
+            raise KitError(f"base_path {source} has no config.json, here or in the hub's cache: {advice}") from None
         shape = families.get(family).published_shape()
     return Estimate(shape, eager=scale == "miniature")
 

@@ -23,6 +23,8 @@ from mllmu_nb.scoring.score import run_scores
 SUMMARY = "score a model or an adapter that was made elsewhere, beside vanilla and the oracle"
 EXAMPLES = ("evaluate --model my_model --adapter my_adapter", "evaluate --model my_model --limit 5 --name mine")
 
+LONGEST = 100  # bytes of a name: a file's may have 255, and more is added
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     about = "folder that save_pretrained has written, or a name on the hub"
@@ -40,8 +42,9 @@ def main(options: argparse.Namespace) -> int:
     """Asks, scores and compares. KitError for what does not fit, wherever possible before the model is loaded."""
     if options.limit is not None and options.limit < 1:
         raise KitError(f"--limit must be at least 1, not {options.limit}")
-    if not re.fullmatch(r"[\w.]+", options.name):
-        raise KitError(f"--name must be letters, digits, _ and . (it becomes a folder's name), not {options.name!r}")
+    if not re.fullmatch(r"[\w.]+", options.name) or len(options.name.encode()) > LONGEST:
+        what = f"at most {LONGEST} letters, digits, _ and ."
+        raise KitError(f"--name must be {what} (it becomes a folder's name), not {options.name!r:.200}")
     for name in ("model", "adapter"):
         if getattr(options, name) is not None and not getattr(options, name).strip():
             raise KitError(f"--{name} is empty: name a folder")

@@ -49,6 +49,7 @@ def main(options: argparse.Namespace) -> int:
     if "adapter" in folders and not adapter:
         raise KitError(f"{config.method} has no adapter: take --model")
     for kind, folder in folders.items():
+        paths.writable(folder.parent, f"choose another folder for --{kind}")
         if kind == "data":
             write_people(config, folder)
         else:
@@ -85,7 +86,6 @@ def write_model(config: Config, folder: Path, adapter: Stage | None) -> None:
     appears whole or not at all."""
     from mllmu_nb.models.load import load_base
 
-    paths.writable(folder.parent)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
             place = Path(temporary) / folder.name

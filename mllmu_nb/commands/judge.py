@@ -8,6 +8,7 @@ holds no valid grade is a failure: it is counted, not stored, and gives no score
 import argparse
 import json
 import os
+import re
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -78,13 +79,19 @@ def model_name() -> str:
 
 def client(timeout: float = 60.0, retries: int = 5) -> Any:
     """The ``openai`` client. It reads OPENAI_API_KEY and OPENAI_BASE_URL by itself, and repeats lost connections, 429
-    and 5xx with growing pauses. Raises KitError without the package or a key."""
+    and 5xx with growing pauses. Raises KitError without the package or a key, and for a key or an address that cannot
+    be one."""
     try:
         import openai
     except ImportError:
         raise KitError("the judge needs the package openai: pip install -e '.[judge]'") from None
-    if not os.environ.get("OPENAI_API_KEY"):
+    key, address = (os.environ.get(name, "") for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"))
+    if not key:
         raise KitError("the judge needs a key: set OPENAI_API_KEY (any text where the endpoint asks for none)")
+    if not re.fullmatch("[!-~]+", key):  # it is sent in a header
+        raise KitError("OPENAI_API_KEY holds a blank, a line's end or a letter beyond ASCII: set it to the key alone")
+    if address and not re.fullmatch(r"https?://[^\s/]\S*", address):
+        raise KitError(f"OPENAI_BASE_URL must be an address such as https://host/v1, not {address!r:.100}")
     return openai.OpenAI(timeout=timeout, max_retries=retries)
 
 

@@ -155,11 +155,16 @@ def known_people() -> tuple[tuple[Profile, ...], tuple[Profile, ...]]:
 
 
 def famous_people(count: int) -> list[Profile]:
-    """The first ``count`` celebrities; those past ``CELEBRITIES_KNOWN`` are unknown to the base."""
+    """The first ``count`` celebrities; those past ``CELEBRITIES_KNOWN`` are unknown to the base. Raises KitError where
+    they are too few to be asked about."""
     known, others = known_people()
     names = {person.name for person in (*known, *others)}
     more = _ids(count, "c")[CELEBRITIES_KNOWN:]
-    return [*known[:count], *_people("celebrity", more, [CELEBRITY_SEED, 2], names, set())]
+    try:
+        return [*known[:count], *_people("celebrity", more, [CELEBRITY_SEED, 2], names, set())]
+    except KitError:
+        text = f"the base knows {CELEBRITIES_KNOWN}, and {len(more)} more are too few for multiple choice"
+        raise KitError(f"celebrities={count}: {text}: take at most {CELEBRITIES_KNOWN}, or many more") from None
 
 
 def fresh_people(seed: int, people: int, pool: int, celebrities: int) -> list[Profile]:

@@ -19,14 +19,17 @@ SHIPPED = ("config.json", "model.safetensors", "processor_config.json", "tokeniz
 
 def check_shipped(folder: Path) -> None:
     """Raise KitError unless ``folder`` holds a whole miniature whose weights have the hash its recipe states."""
-    if folder.parent == ASSETS and not folder.is_dir():
+    ours = folder.parent == ASSETS
+    if ours and not folder.is_dir():
         family = folder.name.removesuffix("-miniature")
         raise KitError(f"no miniature of {family} comes with the kit: `make base BASES={family}` builds one")
+    own = "let base_path name one that tools/base_model/build.py has written"
+    advice = "run `make base` to rebuild it" if ours else own
     if missing := [name for name in SHIPPED if not (folder / name).is_file()]:
-        raise KitError(f"the base model in {folder} lacks {', '.join(missing)}: run `make base` to rebuild it")
+        raise KitError(f"the base model in {folder} lacks {', '.join(missing)}: {advice}")
     weights, stated = folder / "model.safetensors", read_json(folder / "recipe.json").get("sha256")
     if hashlib.sha256(weights.read_bytes()).hexdigest() != stated:
-        raise KitError(f"{weights} does not have the hash in recipe.json: run `make base` to rebuild it")
+        raise KitError(f"{weights} does not have the hash in recipe.json: {advice}")
 
 
 def check_model(folder: Path, base_model: str) -> None:
