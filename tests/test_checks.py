@@ -56,7 +56,7 @@ def spoilt(**attributes):
         ({"recipes": {"paper": Recipe(settings={"beta": 3.0}, source="me")}}, "sets what is no hyper-parameter"),
         ({"__annotations__": {"scale": "float"}, "scale": 1.0}, "every run has a parameter scale: choose another name"),
         ({"__annotations__": {"beta": "list"}, "beta": ()}, "beta needs a default: a number, text, True or False"),
-        ({"yields": lambda step: []}, "its loss gives nothing: a loss yields names"),
+        ({"yields": lambda step: []}, "its loss gives nothing: a loss yields pairs"),
         ({"yields": lambda step: [("forget", step.forget.mean_nll)]}, "its loss gives ('forget', tensor(["),
         ({"yields": lambda step: [("a", step.forget.mean_nll[:1])]}, "a must be a finite tensor without dim"),
         ({"yields": lambda step: [("forget", step.forget.token_nll / 0)]}, "forget must be a finite tensor"),

@@ -247,8 +247,9 @@ def test_people_who_cannot_stand_beside_finished_runs_are_refused_before_the_com
     other = inputs.run_folder(Config(people=30))
     other.mkdir(parents=True)
     # the same parameters, and yet other people: a file that was changed since
-    record = {"run": other.name, "parameters": Config(people=20).parameters(), "data_hash": "other"}
-    stages.write_json(other / stages.RECORD, record | {"files": {}, "key": "other"})
+    record = dict.fromkeys(stages.OF_A_RUN, "other") | {"run": other.name, "parameters": Config(people=20).parameters()}
+    (other / "answers.parquet").touch()
+    stages.write_json(other / stages.RECORD, record | {"files": stages.digests(other), "key": "other"})
     assert door.main(["sweep", put_grid(tmp_path, {"people": 20})]) == 2
     assert f"error: runs {other.name} and vanilla-none-" in capsys.readouterr().err
 

@@ -398,7 +398,7 @@ def test_states_from_which_nothing_can_be_trained(fresh, processor, mixed):
     with pytest.raises(KitError, match="nothing to train"):
         train(frozen, FineTuning(), forever(processor, mixed), PLAIN, steps=1)
     silent = type("Silent", (FineTuning,), {"name": "silent", "loss": lambda self, step: iter(())})()
-    with pytest.raises(KitError, match=r"method silent \(canonical\): its loss gives nothing: a loss yields names"):
+    with pytest.raises(KitError, match=r"method silent \(canonical\): its loss gives nothing: a loss yields pairs"):
         train(copy.deepcopy(fresh), silent, forever(processor, mixed), PLAIN, steps=1)
     for changed, message in (
         ({"schedule": "step"}, "unknown schedule 'step': choose one of linear, cosine, constant, plateau"),

@@ -374,7 +374,7 @@ MEAN = "step.forget.mean_nll.mean()"
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("pass", "its loss gives None: a loss yields names"),
+        ("pass", "its loss gives None: a loss yields pairs"),
         (f"return {MEAN}", "its loss gives tensor(0.6931, grad_fn=<"),
         (f"yield {MEAN}", "its loss gives tensor(0.6931, grad_fn=<"),
         ("yield 'forget', 1.5", "its loss gives ('forget', 1.5): "),
@@ -382,7 +382,10 @@ MEAN = "step.forget.mean_nll.mean()"
         ("yield 'forget', step.forget.mean_nll", "its loss gives ('forget', tensor([0.6931, 0.6931], "),
         (f"yield 'forget', {MEAN}.detach()", "its loss gives ('forget', tensor(0.6931)): "),
         (f"yield 'a', {MEAN}; yield 'a', {MEAN}", "its loss gives ('a', tensor(0.6931, grad_fn=<"),
-        ("yield from ()", "its loss gives nothing: a loss yields names, each another, and scalars with a gradient: "),
+        (
+            "yield from ()",
+            "its loss gives nothing: a loss yields pairs, each of a new name and a scalar with a gradient: ",
+        ),
         ("yield 'kept', step.retain.token_nll", "reads what it does not declare: there is no stream 'retain' in this "),
         (f"yield 'f', {MEAN} - step.reference.forget.token_nll", "step: it has none (see streams, and needs.reference"),
     ],
@@ -396,7 +399,7 @@ def test_a_loss_that_yields_something_else_is_named(body, message):
     with pytest.raises(KitError) as error:
         list(terms_of(odd, step))
     assert str(error.value).startswith("method odd (canonical): its loss ") and message in str(error.value)
-    with pytest.raises(KitError, match=r"^method  \(canonical\) has no loss: a loss yields names"):
+    with pytest.raises(KitError, match=r"^method  \(canonical\) has no loss: a loss yields pairs"):
         list(terms_of(Method(), step))
 
 

@@ -239,7 +239,9 @@ def test_references_are_found_by_the_people_they_were_asked_about(folder, tmp_pa
     there.mkdir(parents=True)
     known = {"data_hash": inputs.data_hash(plain), "base_hash": inputs.base_hash(plain)}
     known["forget_ids"] = list(inputs.population(plain).forget_ids)
-    record = {**known, "files": {}, "key": "of another machine"}
+    (there / "answers.parquet").touch()
+    made = dict.fromkeys(stages.OF_A_RUN, "") | {"files": stages.digests(there), "key": "of another machine"}
+    record = made | known
     stages.write_json(there / stages.RECORD, record)
     assert pipeline.reference(plain) == there
     assert pipeline.reference(plain.but(replicate=1)) is None and pipeline.reference(plain.but(method="oracle")) is None
@@ -248,6 +250,7 @@ def test_references_are_found_by_the_people_they_were_asked_about(folder, tmp_pa
         {"base_hash": "other"},
         {"forget_ids": ["999"]},
         {"files": {"answers.parquet": {}}},
+        {"files": {}},
     ):
         stages.write_json(there / stages.RECORD, {**record, **changed})
         assert pipeline.reference(plain) is None

@@ -30,7 +30,7 @@ SETS = ("forget", "retain")  # of people, that a stream can draw from
 RULE = "chosen on the miniature, with another data seed: the steps after which half of the gap to the oracle is closed"
 RELEASED = "MLLMU-Bench's code and README"
 AUTHOR = "MLLMU-Bench, the author in issue 12"
-YIELDED = 'a loss yields names, each another, and scalars with a gradient: yield "forget", -step.forget.token_nll'
+YIELDED = 'a loss yields pairs, each of a new name and a scalar with a gradient: yield "forget", -step.forget.token_nll'
 
 
 class _Answers:
