@@ -23,7 +23,7 @@ from mllmu_nb.errors import KitError, few
 from mllmu_nb.models import families
 from mllmu_nb.models.files import check_model
 from mllmu_nb.scoring.utility import FILE
-from mllmu_nb.stages import RECORD, add_file, is_whole, read_json
+from mllmu_nb.stages import OF_A_RUN, RECORD, add_file, is_whole, read_json
 
 SUMMARY = "measure MMMU and LLaVA-Bench of a run's exported model with lmms-eval, or read what it has written"
 EXAMPLES = (
@@ -45,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Asks, reads, and prints one line per task. Raises KitError where there is no run, no lmms-eval or no output."""
-    if not is_whole(options.run):
+    if not is_whole(options.run, named=OF_A_RUN):
         raise KitError(f"there is no finished run in {options.run}, or a file of it was changed")
     if options.model:
         family = read_json(options.run / RECORD)["parameters"]["base_model"]
