@@ -343,6 +343,7 @@ def test_the_ranking_shows_places_letters_and_who_has_none(gated):
         ranked.query("method == 'npo'")["place"].isna().all()
         and "Collapsed in 3 of 3; in the first of them 100 % of answers" in text
     )
+    assert "Collapse is judged where a run ends, and the rank where half of the gap is closed" in text
 
 
 def test_the_path_table_says_what_is_kept_and_what_is_never_reached(gated):

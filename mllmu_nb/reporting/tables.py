@@ -502,7 +502,9 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
         blocks.append((UNLEARNED[modality], lines))
     remarks = [
         "The gap is the one in the view that was trained. Methods that share a capital letter are not told apart "
-        f"({len(pairs)} comparison{'s' * (len(pairs) != 1)} person by person, Holm-corrected together at 5 %).",
+        f"({len(pairs)} comparison{'s' * (len(pairs) != 1)} person by person, Holm-corrected together at 5 %). "
+        "Collapse is judged where a run ends, and the rank where half of the gap is closed: a method may be left out "
+        "though it keeps much there.",
         asked_along(scores),
     ]
     columns, frame = [("", "Place"), ("", "Kept %")], methods.drop(columns="dots")
