@@ -33,6 +33,7 @@ from mllmu_nb.reporting.grid import (
     VERDICT_SIGNS,
     asked_along,
     closed_gates,
+    interpolated,
     sample,
     select,
     sheet_label,
@@ -379,8 +380,8 @@ def oracle_gap(scores: Scores) -> Figure:
 def along_the_path(scores: Scores) -> Figure:
     """The higher a line, the more the method keeps. What is kept (likelihood about Retain and the celebrities, half
     each) against the share of the gap between vanilla and the oracle that is closed on Forget, in the view that was
-    trained. Lines: the mean of the replicates, as far as all of them get; dots: the replicates at 25, 50 and 75 %, with
-    the 95 % interval. Star: the oracle."""
+    trained. Lines: the mean of the replicates, interpolated between the points of a path, as far as all of them get;
+    dots: the replicates at 25, 50 and 75 %, with the 95 % interval. Star: the oracle."""
     kept = scores.kept[(scores.kept["closed_in"] == "trained") & (scores.kept["what"] == path.KEPT)]
     if kept.empty:
         raise KitError("no unlearning has a path beside an oracle about the same people")
@@ -388,7 +389,8 @@ def along_the_path(scores: Scores) -> Figure:
     key = "Filled: unlearned on image + text; hollow: on text only. Dots: replicates; bars: 95 % intervals. "
     if (kept["n_replicates"] < kept["of"]).any():
         key += "A line ends where a replicate gets no further; a mark beyond it is of those that do."
-    below = [key, asked_along(scores), *collapse_note(map(scores.named, scores.models()))]
+    below = [key, interpolated(scores), asked_along(scores)]
+    below += collapse_note(map(scores.named, scores.models()))
     drawn, axes = plots.panels(1, len(modalities), (PAGE, 3.2), below, title(along_the_path), sharey=True)
     oracle = scores.points[is_model(scores.points, "oracle") & (scores.points["measure"] == path.LIKELIHOOD)]
     sums = oracle[oracle["set"].isin(("retain", "celebrity"))].groupby("set")[["score", "items"]].sum()

@@ -21,6 +21,7 @@ from mllmu_nb.reporting.grid import (
     asked_along,
     column,
     csv_rows,
+    interpolated,
     new_sheet,
     number_text,
     repeats,
@@ -400,7 +401,8 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
             models = [model for model in scores.models() if model[2] == modality and not model[3]]
             rows = [(scores.named(m, True), [_kept_text(known.get((*m, *what))) for what in READ_OFF]) for m in models]
             blocks += [(heading, rows)] if rows else []
-        yield new_sheet(scores, title, label, "Method", columns, blocks, remarks, kept.drop(columns="dots"))
+        below = [*remarks, interpolated(scores, closed_in)]
+        yield new_sheet(scores, title, label, "Method", columns, blocks, below, kept.drop(columns="dots"))
 
 
 def _closed(place: float | str) -> str:
