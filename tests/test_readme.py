@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import mistune
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 import yaml
@@ -155,6 +156,30 @@ def test_the_first_page_answers_what_newcomers_ask():
     assert "(#three-questions-first)" in "\n".join(page[:25]), "a link jumps there"
     first = text.lower().index("celebrit")
     assert "invented" in text[first : first + 500] and "| " not in text[:first]
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------
+
+SAID = " ".join((ROOT / "README.md").read_text(encoding="utf-8").replace("\\", "").split())
+
+
+def committed(table: str, **where) -> pd.DataFrame:
+    """The rows of a table of the reference run whose columns have these values, as text."""
+    rows = pd.read_csv(paths.reference() / "tables" / f"{table}.csv", keep_default_na=False, dtype={"place": str})
+    return rows[rows[list(where)].eq(list(where.values())).all(axis=1)]
+
+
+def test_the_verdicts_on_the_papers_claim_are_those_of_the_table():
+    said = {}
+    for row in committed("table_claim", method="all", forget_ratio=10).to_dict("records"):
+        ends = [f"{100 * float(row[name]):+.0f}".replace("-", "−") for name in ("value", "low", "high")]
+        said[row["base_model"], row["what"], row["place"]] = "{} [{}, {}]".format(*ends)
+    quarter, half = ([said[name, "forget_free", at] for name in ("idefics2", "llava")] for at in ("0.25", "0.5"))
+    first = f"is {quarter[0].replace(' ', ' points ', 1)} for Idefics2, which supports the paper, and {quarter[1]} for"
+    assert first in SAID and "[−" in quarter[0] and ", −" in quarter[0] and "[+" in quarter[1], "less, and more"
+    assert f"with half closed, {half[0]} and {half[1]}." in SAID
+    choices = [text for (_, what, _), text in said.items() if what == "forget_image"]
+    assert len(choices) == 4 and all("[+" in text for text in choices), "image + text leaves less of them"
 
 
 # -- commands ---------------------------------------------------------------------------------------------------
