@@ -32,9 +32,10 @@ from mllmu_nb.config import Config
 from mllmu_nb.models.files import ASSETS
 from mllmu_nb.models.load import load_base
 from mllmu_nb.reporting import figures, tables
-from mllmu_nb.reporting.runs import Scores
+from mllmu_nb.reporting.runs import Scores, read_run, read_runs
 from mllmu_nb.scoring import registry as metrics
 from mllmu_nb.scoring.checks import check_metric
+from mllmu_nb.scoring.score import run_scores
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     (ROOT / "docs").glob("*.md")
@@ -180,6 +181,22 @@ def test_the_verdicts_on_the_papers_claim_are_those_of_the_table():
     assert f"with half closed, {half[0]} and {half[1]}." in SAID
     choices = [text for (_, what, _), text in said.items() if what == "forget_image"]
     assert len(choices) == 4 and all("[+" in text for text in choices), "image + text leaves less of them"
+
+
+def test_the_sources_of_spread_are_those_of_the_study():
+    first = pd.read_csv(paths.reference() / "runs.csv").query("base_model == 'llava' and forget_ratio == 10")
+    said = []
+    for method in ("ga", "grad_diff"):
+        runs = read_runs(paths.reference() / "studies" / "seeds")
+        runs = [run for run in runs if run["method"] == method]
+        [own] = first.query(f"replicate == 0 and method == '{method}' and modality == 'multimodal'")["run"]
+        runs.append(read_run(paths.runs(paths.reference()) / own))
+        items = pd.concat([run.items for run in runs]).query("set == 'forget' and scoring == 'likelihood'")
+        sources = tables.sources(run_scores(items).assign(model=method)).set_index("factor")["sd"]
+        said.append([f"{100 * sources[name]:.0f}" for name in ("people", "train_seed", "unlearn_seed")])
+    (people, training, order), (*others, last) = said
+    assert f"is {people} points over people, {training} over trainings of vanilla and {order} over orders" in SAID
+    assert f"For Grad. Diff. it is {', '.join(others)} and {last}." in SAID
 
 
 # -- commands ---------------------------------------------------------------------------------------------------

@@ -539,6 +539,7 @@ def test_what_a_replicate_draws_is_told_apart_from_people_by_hand(gated):
     )
     assert set(values["n_profiles"]) == {20}, "Student's quantile of 19 degrees is 2.093, and not 1.96"
     [sheet] = tables.sheets("table_variance", gated)
+    assert "those that spread most weigh most" in sheet.markdown()
     [(_, rows)] = sheet.blocks
     assert [name for name, _ in rows] == ["People", "All that a replicate draws"], "seeds follow the replicate's number"
     assert all(len(cells) == len(sheet.columns) for _, cells in rows)

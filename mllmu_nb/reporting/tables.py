@@ -526,7 +526,10 @@ def variance_table(scores: Scores) -> Iterator[Sheet]:
     heads = [(at[0].capitalize(), registry.by_key()[at[1:]].heading) for at in columns]
     names = {"people": "People", **SOURCES}
     lines = [(names[one], [*map(_sd_text, of.to_dict("records"))]) for one, of in frame.groupby("factor", sort=False)]
-    remark = "People: the error of one run. The others: 95 % limits of the standard deviation, without people's."
+    remark = (
+        "People: the error of one run. The others: 95 % limits of the standard deviation, without people's. All "
+        "unlearned models together: those that spread most weigh most."
+    )
     frame = frame.assign(**scores.group)[[*GROUP, *frame]]
     yield new_sheet(scores, title, "variance", "Source", heads, [("", lines)], [remark], frame)
 
