@@ -6,6 +6,7 @@ GPU: here, with what makes them small (``RUN``, ``SHELL``), or by another test o
 """
 
 import importlib
+import itertools
 import os
 import re
 import shlex
@@ -181,6 +182,38 @@ def test_the_verdicts_on_the_papers_claim_are_those_of_the_table():
     assert f"with half closed, {half[0]} and {half[1]}." in SAID
     choices = [text for (_, what, _), text in said.items() if what == "forget_image"]
     assert len(choices) == 4 and all("[+" in text for text in choices), "image + text leaves less of them"
+
+
+def test_what_is_said_of_intervals_is_so_in_the_path_table():
+    every = set(itertools.product(("grad_diff", "kl_min"), ("ga", "npo")))
+
+    def above(base, ratio, modality, place):
+        """The pairs of a method with a retain term and one without whose intervals lie apart, the former above."""
+        where = {"base_model": base, "forget_ratio": ratio, "modality": modality, "place": place}
+        rows = committed("table_path", closed_in="trained", what="kept", **where).set_index("method")
+        low, high = (pd.to_numeric(rows[name]) for name in ("low", "high"))
+        return {(one, other) for one, other in every if low[one] > high[other]}
+
+    assert above("llava", 5, "multimodal", "0.5") == above("llava", 5, "multimodal", "0.75") == every
+    assert above("idefics2", 10, "multimodal", "0.5") == set() and above("idefics2", 10, "multimodal", "0.75") == every
+    assert above("llava", 15, "multimodal", "0.5") == {pair for pair in every if pair[0] == "kl_min"}
+    assert above("idefics2", 10, "unimodal", "0.5") == above("idefics2", 10, "unimodal", "0.75") == every
+    assert (
+        above("llava", 5, "unimodal", "0.5") == {("grad_diff", "ga")} and above("llava", 15, "unimodal", "0.5") == set()
+    )
+    assert above("llava", 5, "unimodal", "0.75") == every and above("llava", 15, "unimodal", "0.75") == set()
+    where = {"closed_in": "trained", "what": "kept", "place": "0.75", "forget_ratio": 15, "modality": "multimodal"}
+    reached = committed("table_path", **where).set_index("method")["n_replicates"]
+    assert (reached["grad_diff"], reached["kl_min"]) == (0, 1)
+    told = SAID[SAID.index("How sure that is, unlearned on image + text") :]
+    for sentence in (
+        "for LLaVA at 5 % and overlap them for Idefics2; with three quarters closed they lie above them for both.",
+        "the interval of KL Min. lies above those of GA and NPO, and that of Grad. Diff. overlaps them;",
+        "three quarters are closed by no run of Grad. Diff. and by one of three of KL Min.",
+        "for Idefics2 and overlap them for LLaVA at 5 and 15 % (at 5 % those of Grad. Diff. and GA only just do not);",
+        "they lie above them for Idefics2 and for LLaVA at 5 %, and overlap them at 15 %.",
+    ):
+        assert sentence in told
 
 
 def test_the_sources_of_spread_are_those_of_the_study():
