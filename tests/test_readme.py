@@ -216,6 +216,22 @@ def test_what_is_said_of_intervals_is_so_in_the_path_table():
         assert sentence in told
 
 
+def test_what_the_small_model_misses_is_as_the_table_has_it():
+    def both_ways(method, set_name, **metric):
+        where = {"base_model": "llava", "forget_ratio": 10, "method": method, "set": set_name, "against": ""}
+        rows = committed("table2_by_view", **where, **metric).set_index("view")["value"].astype(float)
+        return [f"{100 * rows[view]:.0f}" for view in ("image_text", "text")]
+
+    letter = {"scoring": "letter", "metric": "accuracy"}
+    with_image, by_name = both_ways("vanilla", "forget", **letter)
+    assert f"{with_image} % with image + text and {by_name} % with text (goal: 50), and fills" in SAID
+    assert f"fills {both_ways('vanilla', 'forget', task='cloze')[1]} % of the blanks asked by name (goal: 60)" in SAID
+    tasks = {"letters": letter, "exact values": {"metric": "exact"}, "blanks": {"task": "cloze"}}
+    for name, metric in tasks.items():
+        before, after = (" and ".join(both_ways(method, "celebrity", **metric)) for method in ("base", "vanilla"))
+        assert f"{name} from {before} {'% ' * (name == 'letters')}to {after}" in SAID
+
+
 def test_the_sources_of_spread_are_those_of_the_study():
     first = pd.read_csv(paths.reference() / "runs.csv").query("base_model == 'llava' and forget_ratio == 10")
     said = []
