@@ -189,6 +189,31 @@ def test_replicates_are_dots_wherever_a_method_has_a_number(known):
         assert len(shares) == 3 and ends <= spots(figure.axes[0]), metric
 
 
+def test_the_dots_of_a_gap_lie_beside_its_bar(known):
+    """On the bar, in its colour, nobody would see them."""
+    figure = drawn("oracle_gap", known)
+    likelihood = {"task": "classification", "scoring": "likelihood", "metric": "accuracy"}
+    gaps = cell(known, **likelihood, against="oracle", set="forget", view="both")["dots"]
+    row = [label.get_text() for label in figure.axes[0].get_yticklabels()].index("GA (image + text)")
+    assert {(round(100 * gap, 6), row + 0.33) for gap in gaps} <= spots(figure.axes[1])
+
+
+def test_a_bar_that_goes_on_below_does_not_stretch_the_figure(known):
+    """Three replicates can have an interval down to falls that are not possible."""
+    low = known.cells["low"].mask(known.cells["against"] == "vanilla", -0.9)
+    high = known.cells["high"].mask(known.cells["against"] == "vanilla", 0.5)  # of a difference: it falls by less
+    panel = figures.forgetting_utility(replace(known, cells=known.cells.assign(low=low, high=high))).axes[0]
+    assert -10 < panel.get_ylim()[0] < 0
+    assert min(bars[2][1].get_segments()[0][0][1] for bars in panel.containers) == pytest.approx(-50)
+    sizes = {bars[0].get_markersize() for bars in panel.containers if bars[0].get_marker() != "*"}
+    assert len(sizes) == 1 and panel.containers[0][0].get_markerfacecolor()[1] < 1, "alike, and seen through"
+
+
+def test_a_figure_names_its_runs_in_its_corner(known):
+    for name in OF_MODELS:
+        assert "LLaVA (miniature), forget 10 %" in words(drawn(name, known)), name
+
+
 def test_replicates_that_only_one_of_two_axes_has_are_no_dots():
     """GA is asked about Retain in two replicates of three."""
     small = {"people": 20, "famous": 3, "asked": {"classification": 2}}
@@ -289,6 +314,8 @@ def test_the_path_ends_where_a_replicate_gets_no_further_and_shows_replicates_as
     [half] = kept[kept["place"] == 0.5].to_dict("records")
     heights = [height for one in first.collections for height in np.atleast_2d(one.get_offsets())[:, 1]]
     assert {round(100 * dot, 6) for dot in half["dots"]} <= {round(float(height), 6) for height in heights}
+    said = " ".join(words(figure))
+    assert "of 25, 50 and 75 %, but drawn side by side" in said and "values are interpolated" in said
     with pytest.raises(KitError, match="no unlearning has a path"):
         figures.along_the_path(group(everybody(people=12, famous=2)[:2]))
 

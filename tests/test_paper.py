@@ -218,6 +218,10 @@ def test_every_number_of_the_paragraph_is_a_cell_and_names_its_runs(known, writt
     assert said.runs == [
         run.id for run in group.runs if (run["method"], run["modality"]) == (best["method"], "unimodal")
     ]
+    free = group.kept.query("closed_in == 'trained' and what == 'free' and place == 0.5 and modality == 'unimodal'")
+    [free] = free[free["method"] == best["method"]]["value"]
+    [said] = [one for one in numbers if one.row == f"table_path.csv, {best['method']} unimodal trained free 0.5"]
+    assert said.text.startswith(f"{100 * free:.0f} %")
     text = (written / "results.md").read_text()
     assert "NPO (image + text) 2 of 2[^" in text and "GA (image + text) " not in text
     assert len(re.findall(r"\[\^\d+\](?!:)", text)) == len(re.findall(r"\n\[\^\d+\]:", text)) == len(numbers)
@@ -234,7 +238,7 @@ def test_the_paragraph_names_the_setting_that_keeps_most():
         runs.append(make(method, knows, modality="multimodal", unlearn_lr=rate, **FEW))
     [(_, group)] = Scores.of(runs).groups
     said = "".join(part if isinstance(part, str) else part.text for part in report.paragraph(group))
-    assert "is closed, GA, unlearn_lr 0.001 is still" in said and "KL Min., unlearn_lr 0.004 about" in said
+    assert "is closed, GA, unlearn_lr 0.001 still" in said and "KL Min., unlearn_lr 0.004 in" in said
 
 
 def test_without_an_oracle_the_paragraph_claims_nothing():

@@ -6,6 +6,7 @@ GPU: here, with what makes them small (``RUN``, ``SHELL``), or by another test o
 """
 
 import importlib
+import itertools
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import mistune
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 import yaml
@@ -31,9 +33,10 @@ from mllmu_nb.config import Config
 from mllmu_nb.models.files import ASSETS
 from mllmu_nb.models.load import load_base
 from mllmu_nb.reporting import figures, tables
-from mllmu_nb.reporting.runs import Scores
+from mllmu_nb.reporting.runs import Scores, read_run, read_runs
 from mllmu_nb.scoring import registry as metrics
 from mllmu_nb.scoring.checks import check_metric
+from mllmu_nb.scoring.score import run_scores
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     (ROOT / "docs").glob("*.md")
@@ -155,6 +158,94 @@ def test_the_first_page_answers_what_newcomers_ask():
     assert "(#three-questions-first)" in "\n".join(page[:25]), "a link jumps there"
     first = text.lower().index("celebrit")
     assert "invented" in text[first : first + 500] and "| " not in text[:first]
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------
+
+SAID = " ".join((ROOT / "README.md").read_text(encoding="utf-8").replace("\\", "").split())
+
+
+def committed(table: str, **where) -> pd.DataFrame:
+    """The rows of a table of the reference run whose columns have these values, as text."""
+    rows = pd.read_csv(paths.reference() / "tables" / f"{table}.csv", keep_default_na=False, dtype={"place": str})
+    return rows[rows[list(where)].eq(list(where.values())).all(axis=1)]
+
+
+def test_the_verdicts_on_the_papers_claim_are_those_of_the_table():
+    said = {}
+    for row in committed("table_claim", method="all", forget_ratio=10).to_dict("records"):
+        ends = [f"{100 * float(row[name]):+.0f}".replace("-", "−") for name in ("value", "low", "high")]
+        said[row["base_model"], row["what"], row["place"]] = "{} [{}, {}]".format(*ends)
+    quarter, half = ([said[name, "forget_free", at] for name in ("idefics2", "llava")] for at in ("0.25", "0.5"))
+    first = f"is {quarter[0].replace(' ', ' points ', 1)} for Idefics2, which supports the paper, and {quarter[1]} for"
+    assert first in SAID and "[−" in quarter[0] and ", −" in quarter[0] and "[+" in quarter[1], "less, and more"
+    assert f"with half closed, {half[0]} and {half[1]}." in SAID
+    choices = [text for (_, what, _), text in said.items() if what == "forget_image"]
+    assert len(choices) == 4 and all("[+" in text for text in choices), "image + text leaves less of them"
+
+
+def test_what_is_said_of_intervals_is_so_in_the_path_table():
+    every = set(itertools.product(("grad_diff", "kl_min"), ("ga", "npo")))
+
+    def above(base, ratio, modality, place):
+        """The pairs of a method with a retain term and one without whose intervals lie apart, the former above."""
+        where = {"base_model": base, "forget_ratio": ratio, "modality": modality, "place": place}
+        rows = committed("table_path", closed_in="trained", what="kept", **where).set_index("method")
+        low, high = (pd.to_numeric(rows[name]) for name in ("low", "high"))
+        return {(one, other) for one, other in every if low[one] > high[other]}
+
+    assert above("llava", 5, "multimodal", "0.5") == above("llava", 5, "multimodal", "0.75") == every
+    assert above("idefics2", 10, "multimodal", "0.5") == set() and above("idefics2", 10, "multimodal", "0.75") == every
+    assert above("llava", 15, "multimodal", "0.5") == {pair for pair in every if pair[0] == "kl_min"}
+    assert above("idefics2", 10, "unimodal", "0.5") == above("idefics2", 10, "unimodal", "0.75") == every
+    assert (
+        above("llava", 5, "unimodal", "0.5") == {("grad_diff", "ga")} and above("llava", 15, "unimodal", "0.5") == set()
+    )
+    assert above("llava", 5, "unimodal", "0.75") == every and above("llava", 15, "unimodal", "0.75") == set()
+    where = {"closed_in": "trained", "what": "kept", "place": "0.75", "forget_ratio": 15, "modality": "multimodal"}
+    reached = committed("table_path", **where).set_index("method")["n_replicates"]
+    assert (reached["grad_diff"], reached["kl_min"]) == (0, 1)
+    told = SAID[SAID.index("How sure that is, unlearned on image + text") :]
+    for sentence in (
+        "for LLaVA at 5 % and overlap them for Idefics2; with three quarters closed they lie above them for both.",
+        "the interval of KL Min. lies above those of GA and NPO, and that of Grad. Diff. overlaps them;",
+        "three quarters are closed by no run of Grad. Diff. and by one of three of KL Min.",
+        "for Idefics2 and overlap them for LLaVA at 5 and 15 % (at 5 % those of Grad. Diff. and GA only just do not);",
+        "they lie above them for Idefics2 and for LLaVA at 5 %, and overlap them at 15 %.",
+    ):
+        assert sentence in told
+
+
+def test_what_the_small_model_misses_is_as_the_table_has_it():
+    def both_ways(method, set_name, **metric):
+        where = {"base_model": "llava", "forget_ratio": 10, "method": method, "set": set_name, "against": ""}
+        rows = committed("table2_by_view", **where, **metric).set_index("view")["value"].astype(float)
+        return [f"{100 * rows[view]:.0f}" for view in ("image_text", "text")]
+
+    letter = {"scoring": "letter", "metric": "accuracy"}
+    with_image, by_name = both_ways("vanilla", "forget", **letter)
+    assert f"{with_image} % with image + text and {by_name} % with text (goal: 50), and fills" in SAID
+    assert f"fills {both_ways('vanilla', 'forget', task='cloze')[1]} % of the blanks asked by name (goal: 60)" in SAID
+    tasks = {"letters": letter, "exact values": {"metric": "exact"}, "blanks": {"task": "cloze"}}
+    for name, metric in tasks.items():
+        before, after = (" and ".join(both_ways(method, "celebrity", **metric)) for method in ("base", "vanilla"))
+        assert f"{name} from {before} {'% ' * (name == 'letters')}to {after}" in SAID
+
+
+def test_the_sources_of_spread_are_those_of_the_study():
+    first = pd.read_csv(paths.reference() / "runs.csv").query("base_model == 'llava' and forget_ratio == 10")
+    said = []
+    for method in ("ga", "grad_diff"):
+        runs = read_runs(paths.reference() / "studies" / "seeds")
+        runs = [run for run in runs if run["method"] == method]
+        [own] = first.query(f"replicate == 0 and method == '{method}' and modality == 'multimodal'")["run"]
+        runs.append(read_run(paths.runs(paths.reference()) / own))
+        items = pd.concat([run.items for run in runs]).query("set == 'forget' and scoring == 'likelihood'")
+        sources = tables.sources(run_scores(items).assign(model=method)).set_index("factor")["sd"]
+        said.append([f"{100 * sources[name]:.0f}" for name in ("people", "train_seed", "unlearn_seed")])
+    (people, training, order), (*others, last) = said
+    assert f"is {people} points over people, {training} over trainings of vanilla and {order} over orders" in SAID
+    assert f"For Grad. Diff. it is {', '.join(others)} and {last}." in SAID
 
 
 # -- commands ---------------------------------------------------------------------------------------------------

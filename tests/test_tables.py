@@ -343,6 +343,7 @@ def test_the_ranking_shows_places_letters_and_who_has_none(gated):
         ranked.query("method == 'npo'")["place"].isna().all()
         and "Collapsed in 3 of 3; in the first of them 100 % of answers" in text
     )
+    assert "Collapse is judged where a run ends, and the rank where half of the gap is closed" in text
 
 
 def test_the_path_table_says_what_is_kept_and_what_is_never_reached(gated):
@@ -352,7 +353,19 @@ def test_the_path_table_says_what_is_kept_and_what_is_never_reached(gated):
     value, low, high = (f"{100 * at[name].item():.0f}" for name in ("value", "low", "high"))
     assert line(trained.markdown(), "GA")[1] == rf"{value} \[{low}, {high}\]"
     # the image view alone is unlearned, which is half of the gap of both views
+    assert "values are interpolated. Around half closed" in trained.remarks[-2]
     assert "Never reached." in both.footnotes() and "Never reached." not in trained.footnotes()
+
+
+def test_what_is_interpolated_says_how_far_apart_the_points_lie(gated, monkeypatch):
+    runs = [run.id for run in gated.runs if run["method"] == "ga"]
+    ends = zip(runs, (0.6, 0.7, 0.4), strict=True)  # from .2 over the half; the third is never there
+    curves = {run: path.Curve(np.arange(3), np.array([0.0, 0.2, end]), {}) for run, end in ends}
+    monkeypatch.setattr(path, "curves", lambda *given: curves)
+    said = "Around half closed the two are so many per cent of the gap apart (median): GA (image + text) 45."
+    assert said in tables.interpolated(gated)
+    monkeypatch.setattr(path, "curves", lambda *given: {})
+    assert tables.interpolated(gated) == "Between two points of a path values are interpolated."
 
 
 def test_a_step_after_unlearning_has_no_path_and_is_no_oracle():
@@ -526,6 +539,7 @@ def test_what_a_replicate_draws_is_told_apart_from_people_by_hand(gated):
     )
     assert set(values["n_profiles"]) == {20}, "Student's quantile of 19 degrees is 2.093, and not 1.96"
     [sheet] = tables.sheets("table_variance", gated)
+    assert "those that spread most weigh most" in sheet.markdown()
     [(_, rows)] = sheet.blocks
     assert [name for name, _ in rows] == ["People", "All that a replicate draws"], "seeds follow the replicate's number"
     assert all(len(cells) == len(sheet.columns) for _, cells in rows)

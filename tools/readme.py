@@ -12,15 +12,19 @@ import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 
 from mllmu_nb import paths
+from mllmu_nb.data.conversations import VIEW_OF
 from mllmu_nb.evaluation.path import PEOPLE
 from mllmu_nb.reporting import published
-from mllmu_nb.reporting.report import half_closed, per_cent, replicates
+from mllmu_nb.reporting.grid import select
+from mllmu_nb.reporting.report import elsewhere, half_closed, per_cent, replicates
 from mllmu_nb.reporting.runs import MODALITIES, Run, Scores, method_label
 from mllmu_nb.reporting.tables import all_rows, column, score_sheet
-from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, VIEWS
+from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, MODEL, VIEWS
+from mllmu_nb.scoring.path import KEPT
 from mllmu_nb.scoring.registry import by_key
 
 FIRST = {"base_model": "llava", "protocol": "clean", "forget_ratio": 10, "replicate": 0}  # `make reproduce` makes it
@@ -50,9 +54,31 @@ def main_table(scores: Scores) -> str:
     metric = replace(by_key()[LIKELIHOOD_KEY], digits=0)
     columns = [column(metric, VIEWS[v], s.capitalize(), set=s, view=v) for s in metric.sets for v in VIEWS]
     sheet = score_sheet(clean, "", "readme", all_rows(clean), columns, {"against": ""}, remarks=[])
+    share = closed(clean)
+    blocks = [(head, [(name, [*row, (share.get(name, ""), "")]) for name, row in rows]) for head, rows in sheet.blocks]
+    sheet = replace(sheet, title="", columns=[*sheet.columns, ("Closed", "trained view")], blocks=blocks)
     title, more = f"**{clean.runs[0].base_label}**, {replicates(clean)}", f"{TABLES}/table2_by_view.md"
+    title += (
+        ". Methods stand here at the step that their setting names, not at equal forgetting: *Closed* is how much of "
+        "the gap on Forget is closed there, in the trained view. [Notebook 13](notebooks/13_along_the_path.ipynb) "
+        "compares them at equal forgetting."
+    )
     bases = "".join(f"{other.runs[0].base_label} ({replicates(other)}) and " for other in others)
-    return f"{title}\n\n{replace(sheet, title='').markdown()}\n{bases}every other measure: [{Path(more).name}]({more})."
+    return f"{title}\n\n{sheet.markdown()}\n{bases}every other measure: [{Path(more).name}]({more})."
+
+
+def closed(scores: Scores) -> dict[str, str]:
+    """Printed name of each unlearned model → the share of the gap on Forget, in the view it was trained in, that is
+    closed where its training ends."""
+    known = select(scores, [by_key()[LIKELIHOOD_KEY]], against="", set="forget")
+    level = known.set_index([*MODEL, *scores.by, "view"])["value"]
+    shares, ends = {}, [(name, "canonical", "none", "", *[""] * len(scores.by)) for name in ("vanilla", "oracle")]
+    for model in scores.models():
+        views = [(*one, VIEW_OF.get(model[2])) for one in (*ends, model)]
+        before, goal, now = (level.get(view, nan) for view in views)
+        if before > goal:
+            shares[scores.named(model)] = f"{(before - now) / (before - goal):.0%}".replace("%", " %")
+    return shares
 
 
 def finding(scores: Scores) -> str:
@@ -62,15 +88,18 @@ def finding(scores: Scores) -> str:
         return "Where half of the gap to the oracle is closed, no method is shown to keep more than gradient ascent."
     first, best = rows
     name = "gradient ascent" if first["method"] == "ga" else method_label(first["method"])
-    start = clean.kept.query("closed_in == 'trained' and what == 'kept' and place == 0")  # where a path begins: vanilla
-    before = start.query(f"modality == 'multimodal' and method == '{first['method']}'")["value"].iloc[0]
+    free = [per_cent(elsewhere(clean, row, what="free")) for row in rows]
+    # where a path begins: vanilla
+    before = [f"{100 * elsewhere(clean, first, what=what, place=0.0)['value']:.0f} %" for what in (KEPT, "free")]
     return (
-        f"**A model that has half forgotten some people answers {per_cent(first)} of the questions about others "
-        f"rightly after {name}, and {per_cent(best)} after {method_label(best['method'])}; before unlearning it was "
-        f"{100 * before:.0f} %.**\n\n*Half forgotten*: asked with image + text, as in unlearning, half of the "
-        f"[gap](#glossary) between vanilla and the oracle is closed. Measured on {clean.runs[0].base_label}, unlearned "
-        f"on {MODALITIES['multimodal']}, by multiple choice by likelihood about {PEOPLE['retain']} Retain people and "
-        f"{PEOPLE['celebrity']} celebrities in each replicate; {replicates(clean)}, 95 % intervals; one base, one "
+        f"**A model that has half forgotten some people picks the right option in {per_cent(first)} of the questions "
+        f"about others after {name}, and in {per_cent(best)} after {method_label(best['method'])}; before unlearning "
+        f"it was {before[0]}. Free answers suffer more: about Retain people they state the fact in {free[0]} after "
+        f"{name} and in {free[1]} after {method_label(best['method'])}; before it was {before[1]}.**\n\n"
+        f"*Half forgotten*: asked with image + text, as in unlearning, half of the [gap](#glossary) between vanilla "
+        f"and the oracle is closed. Measured on {clean.runs[0].base_label}, unlearned on {MODALITIES['multimodal']}, "
+        f"about {PEOPLE['retain']} Retain people and {PEOPLE['celebrity']} celebrities in each replicate; the "
+        f"option is picked by likelihood; {replicates(clean)}, 95 % intervals; one base, one "
         f"population. All methods and places: "
         f"[notebook 13](notebooks/13_along_the_path.ipynb), [table_path]({TABLES}/table_path.md)."
     )

@@ -33,6 +33,8 @@ from mllmu_nb.reporting.grid import (
     VERDICT_SIGNS,
     asked_along,
     closed_gates,
+    group_title,
+    interpolated,
     sample,
     select,
     sheet_label,
@@ -59,9 +61,10 @@ def figure(name: str, alt: str, portraits: bool = False) -> Callable[[Callable],
     def register(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         @plots.styled
         @functools.wraps(draw)
-        def drawn(*arguments, **named) -> Figure:
-            made = draw(*arguments, **named)
+        def drawn(scores: Scores, *arguments, **named) -> Figure:
+            made = draw(scores, *arguments, **named)
             made.set_label(alt)
+            plots.corner(made, group_title(scores).removesuffix(", clean protocol"))
             return made
 
         drawn.portraits = portraits
@@ -226,7 +229,7 @@ SIGNS_OF_ANSWERS = (
 
 @figure("before_after", "what every model answers about one person to be forgotten and one to be kept", portraits=True)
 def before_after(scores: Scores, people: Sequence[Profile] = ()) -> Figure:
-    """A good model no longer says the first person's fact and still says the second's. The first person to be forgotten
+    """A good model no longer says the first fact and still says the second. The first person to be forgotten
     and the first to be kept that vanilla answers rightly in both views, asked with image + text and with text. ● the
     fact is in the answer, ○ it is not, ≈ the answer is broken (empty, repeated, gibberish). Blue: as it should be after
     unlearning; vermillion: as it should not be."""
@@ -316,7 +319,7 @@ def forgetting_utility(scores: Scores) -> Figure:
     """A good method climbs to the oracle's height and stays on the right. Fall from vanilla on the forget set against
     accuracy on Retain and on the celebrities, by likelihood, views pooled, and against what a model can do that is
     about nobody. Dotted: the oracle's fall. Filled: unlearned on image + text; hollow: on text only. Bars: 95 %
-    intervals; dots: replicates. A larger mark lies beneath another one."""
+    intervals, which may go on below; dots: replicates."""
     wanted, further = [by_key()[LIKELIHOOD_KEY]], utility.PANELS[scores.runs[0]["scale"]]
     fall = rows(scores, wanted, ["forget"], [POOLED], against="vanilla").query("method != 'base'")
     kept = rows(scores, wanted, ["retain", "celebrity"], [POOLED]).query("method != 'base'")
@@ -333,7 +336,7 @@ def forgetting_utility(scores: Scores) -> Figure:
     size = PAGE, max(2.75, 0.75 + 1.3 * SMALL / 72 * len(names))
     below = [
         "Retain, Celebrity: right by likelihood. The others: utility, about nobody. Filled: unlearned on image + text; "
-        "hollow: on text only. A larger mark lies beneath another one.",
+        "hollow: on text only. Bars may go on below.",
         *notes(scores, pd.concat([fall, shown])),
     ]
     drawn, axes = plots.panels(1, len(heads), size, below, title(forgetting_utility), sharey=True, sharex=True)
@@ -342,11 +345,9 @@ def forgetting_utility(scores: Scores) -> Figure:
         if here.empty:
             panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", color=GREY, fontsize=SMALL)
             panel.tick_params(bottom=False, labelbottom=False)
-        places = [(row["value"], heights[row["model"]][0]) for row in here.to_dict("records")]
-        for number, row in enumerate(here.to_dict("records")):
+        for row in here.to_dict("records"):
             y, *along, down = heights[row["model"]]
-            above = sum(math.dist(places[number], other) < 4 for other in places[number + 1 :])  # points; it stays seen
-            how = {"across": (row["low"], row["high"]), "along": along, "thickness": 0.7, "larger": 2.4 * above}
+            how = {"across": (row["low"], row["high"]), "along": along, "thickness": 0.7, "opacity": 0.6}
             plots.mark(panel, row["value"], y, plots.look_of(row), **how)
             if np.size(down) in (1, len(row["dots"])):  # in a sweep that has not ended they may be of other replicates
                 plots.dots(panel, row["dots"], down, row["colour"])
@@ -356,6 +357,8 @@ def forgetting_utility(scores: Scores) -> Figure:
         panel.set_title(head, loc="left", fontweight="bold")
         panel.set_xlabel("%")
     axes[0][0].set_ylabel("Forgotten: fall from vanilla\non the forget set, points")
+    lowest = min(float(np.min([y, *np.ravel(down)])) for y, *_, down in heights.values())
+    axes[0][0].set_ylim(bottom=max(lowest - 6, axes[0][0].get_ylim()[0]))
     seaborn.despine(drawn)
     ends = [plots.End(axes[0][-1], heights[row["model"]][0], row["name"], INK, plots.look_of(row)) for row in names]
     plots.name_ends(drawn, ends)
@@ -366,7 +369,7 @@ def forgetting_utility(scores: Scores) -> Figure:
 def oracle_gap(scores: Scores) -> Figure:
     """A model that has forgotten answers as the oracle does: inside the grey band. Each model minus the oracle on
     Forget and Retain, views pooled; the band is the margin within which it counts as the oracle (10 points, 0.1 ROUGE,
-    1 point of factuality). Bars: 95 % intervals; dots: replicates."""
+    1 point of factuality). Bars: 95 % intervals; dots below them: replicates."""
     gaps = rows(scores, metrics(main=True), ["forget", "retain"], [POOLED], against="oracle").query("method != 'base'")
     if gaps.empty:
         raise KitError("the gap to the oracle needs a run of the oracle and another one about the same people")
@@ -379,16 +382,18 @@ def oracle_gap(scores: Scores) -> Figure:
 def along_the_path(scores: Scores) -> Figure:
     """The higher a line, the more the method keeps. What is kept (likelihood about Retain and the celebrities, half
     each) against the share of the gap between vanilla and the oracle that is closed on Forget, in the view that was
-    trained. Lines: the mean of the replicates, as far as all of them get; dots: the replicates at 25, 50 and 75 %, with
-    the 95 % interval. Star: the oracle."""
+    trained. Lines: the mean of the replicates, interpolated between the points of a path, as far as all of them get;
+    dots: the replicates at 25, 50 and 75 %, with the 95 % interval, drawn side by side to be seen. Star: the oracle."""
     kept = scores.kept[(scores.kept["closed_in"] == "trained") & (scores.kept["what"] == path.KEPT)]
     if kept.empty:
         raise KitError("no unlearning has a path beside an oracle about the same people")
     modalities = [name for name in MODALITIES if (kept["modality"] == name).any()]
-    key = "Filled: unlearned on image + text; hollow: on text only. Dots: replicates; bars: 95 % intervals. "
+    key = "Filled: unlearned on image + text; hollow: on text only. Dots: replicates; bars: 95 % intervals: "
+    key += "of 25, 50 and 75 %, but drawn side by side, to be seen. "
     if (kept["n_replicates"] < kept["of"]).any():
         key += "A line ends where a replicate gets no further; a mark beyond it is of those that do."
-    below = [key, asked_along(scores), *collapse_note(map(scores.named, scores.models()))]
+    below = [key, interpolated(scores), asked_along(scores)]
+    below += collapse_note(map(scores.named, scores.models()))
     drawn, axes = plots.panels(1, len(modalities), (PAGE, 3.2), below, title(along_the_path), sharey=True)
     oracle = scores.points[is_model(scores.points, "oracle") & (scores.points["measure"] == path.LIKELIHOOD)]
     sums = oracle[oracle["set"].isin(("retain", "celebrity"))].groupby("set")[["score", "items"]].sum()
@@ -438,7 +443,7 @@ def path_by_set(scores: Scores) -> Figure:
     modalities = [name for name in MODALITIES if (kept["modality"] == name).any()]
     if not modalities:
         raise KitError("no unlearning has a path beside an oracle about the same people")
-    below = ["Marks and bars: means with 95 % intervals; dots: replicates."]
+    below = ["Marks and bars: means with 95 % intervals; dots: replicates; of 25, 50 and 75 %, but drawn side by side."]
     below += ["A line ends where a replicate gets no further; a mark beyond it is of those that do."]
     below += collapse_note(map(scores.named, scores.models()))
     size, ends = (PAGE, 0.7 + 1.7 * len(modalities)), []

@@ -11,11 +11,13 @@ from itertools import product
 from math import nan
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.reporting.runs import COLLAPSED, REFERENCES, Scores
 from mllmu_nb.reporting.sheet import BEST, SECOND, Blocks, Sheet
+from mllmu_nb.scoring import path
 from mllmu_nb.scoring.frames import COUNTS, DRAW, GROUP, KEY, MODEL, PLACE, POOLED, VIEWS
 from mllmu_nb.scoring.gates import CLOSED
 from mllmu_nb.scoring.registry import FORGOTTEN, LIKE_ORACLE, UP, Metric, by_key, metrics
@@ -229,6 +231,19 @@ def asked_along(scores: Scores) -> str:
     counts = scores.points.groupby(["replicate", "set"])["person"].nunique().groupby("set").max()
     listed = ", ".join(f"{name.capitalize()} {counts[name]}" for name in SETS if name in counts)
     return f"People asked along a path, in each replicate: {listed}. {repeats(scores)}"
+
+
+def interpolated(scores: Scores, closed_in: str = "trained") -> str:
+    """What stands below what is read off between the points of paths: how far apart those around half closed lie."""
+    widths: dict[str, list[float]] = {}
+    names = {run.id: scores.name(scores.model_of(run)) for run in scores.runs}
+    for run, curve in path.curves(scores.points, closed_in).items():
+        if curve.closed.max() >= 0.5:
+            weights = path.crossings(curve.closed, [0.5])[0]
+            widths.setdefault(names[run], []).append(100 * np.ptp(curve.closed[weights > 0]))
+    apart = ", ".join(f"{name} {np.median(some):.0f}" for name, some in widths.items())
+    apart = f" Around half closed the two are so many per cent of the gap apart (median): {apart}." if apart else ""
+    return f"Between two points of a path values are interpolated.{apart}"
 
 
 def repeats(scores: Scores) -> str:

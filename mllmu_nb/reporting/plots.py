@@ -185,6 +185,13 @@ def panels(
     return figure, figure.subplots(rows, columns, squeeze=False, **sharing)
 
 
+def corner(figure: Figure, text: str) -> None:
+    """Small text in the upper right corner of a figure as wide as a page, beside its title."""
+    width, height = figure.get_size_inches()
+    if width >= PAGE:
+        figure.text(1 - 0.08 / width, 1 - 0.1 / height, text, ha="right", va="top", fontsize=SMALL, color=GREY)
+
+
 def mark(
     panel: Axes,
     x: float,
@@ -193,19 +200,19 @@ def mark(
     across: Limits = None,
     along: Limits = None,
     thickness: float = 1.0,
-    larger: float = 0.0,
+    opacity: float = 1.0,
 ) -> None:
-    """A model's mark with its interval: ``across`` in x, ``along`` in y, each (low, high); ``larger`` by so many points
-    where another will lie on it."""
+    """A model's mark with its interval: ``across`` in x, ``along`` in y, each (low, high); ``opacity`` is that of its
+    face, for marks that lie on one another."""
     # a hollow mark lies above filled ones and shows what is below it
     how = {"zorder": 2 if look.filled else 2.5, "elinewidth": thickness, "linestyle": "none"}
-    panel.errorbar(x, y, xerr=_reach(x, across), yerr=_reach(y, along), **how, **point(look, larger))
+    panel.errorbar(x, y, xerr=_reach(x, across), yerr=_reach(y, along), **how, **point(look, opacity))
 
 
-def point(look: Look, larger: float = 0.0) -> dict[str, Any]:
+def point(look: Look, opacity: float = 1.0) -> dict[str, Any]:
     """How a line shows its points, by which a model is known without its colour."""
-    size = larger + (7 if look.marker == "*" else 4.4)
-    fill = look.colour if look.filled else "none"
+    fill = (look.colour, opacity) if look.filled else "none"
+    size = 7 if look.marker == "*" else 4.4
     return {"marker": look.marker, "color": look.colour, "markerfacecolor": fill, "markersize": size}
 
 
@@ -294,7 +301,7 @@ def forest(
             panel.axvspan(-half, half, color=PALE, alpha=0.6, linewidth=0, zorder=0)
         for one in here.to_dict("records"):
             place = names.index(one[y])
-            dots(panel, one.get("dots", ()), place, look_of(one).colour)
+            dots(panel, one.get("dots", ()), place + 0.33, look_of(one).colour)  # on the bar they would not be seen
             mark(panel, one[x], place, look_of(one), across=(one["low"], one["high"]))
             if right:
                 across = panel.get_yaxis_transform()

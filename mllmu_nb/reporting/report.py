@@ -16,7 +16,7 @@ from mllmu_nb.reporting.grid import group_title, select
 from mllmu_nb.reporting.runs import MODALITIES, Scores, class_of, made_of, run_table
 from mllmu_nb.reporting.sheet import latex_text, markdown_text, write_csv
 from mllmu_nb.scoring import path
-from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, MODEL, POOLED
+from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, MODEL, POOLED, has
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.stages import lock
 
@@ -93,6 +93,13 @@ def half_closed(scores: Scores) -> dict[str, list[dict]]:
     return result
 
 
+def elsewhere(scores: Scores, row: Mapping[str, Any], **other: Any) -> dict:
+    """The row of ``scores.kept`` that differs from ``row`` in ``other`` (what, place) alone; empty where there is
+    none."""
+    at = {name: row[name] for name in (*MODEL, *scores.by, "closed_in", "what", "place")} | other
+    return next(iter(scores.kept[has(scores.kept, list(at), list(at.values()))].to_dict("records")), {})
+
+
 def per_cent(row: Mapping[str, Any]) -> str:
     return f"{100 * row['value']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
 
@@ -118,15 +125,19 @@ def paragraph(scores: Scores) -> Iterator[str | Number]:
     if {"vanilla", "oracle"} <= ends.keys():
         at = ("set", "scoring", "metric")
         known, never = (number(per_cent(ends[one]), "table2_main", ends[one], *at) for one in ("vanilla", "oracle"))
-        yield from (" Vanilla is right about ", known, " of the questions on the people to be forgotten, ")
-        yield from ("the oracle about ", never, ".")
+        yield from (" Vanilla picks the right option in ", known, " of the questions on the people to be forgotten, ")
+        yield from ("the oracle in ", never, ".")
     for modality, rows in half_closed(scores).items():
-        first, best = (number(per_cent(row), "table_path", row, "closed_in", "what", "place") for row in rows)
+        free = [one for row in rows if (one := elsewhere(scores, row, what="free"))]
+        read = [number(per_cent(row), "table_path", row, "closed_in", "what", "place") for row in (*rows, *free)]
         unlearned_on = {"modality": "none"}  # the sentence says it
         names = [scores.name(tuple((row | unlearned_on)[column] for column in name)) for row in rows]
         where = f"Trained on {MODALITIES[modality]}, where half of the gap in the trained view is closed"
-        yield f" {where}, {names[0]} is still right about "
-        yield from (first, f" of what is to be kept, {names[1]} about ", best, ".")
+        yield from (f" {where}, {names[0]} still picks the right option in ", read[0], " of the questions on Retain ")
+        yield from (f"and the celebrities, {names[1]} in ", read[1], ".")
+        if len(free) == len(rows):
+            yield from (f" After {names[0]}, ", read[2], " of the free answers about Retain state the fact, after ")
+            yield from (f"{names[1]} ", read[3], ".")
     separator = " Collapsed or refusing everybody, in so many replicates: "
     for model in scores.models():
         if bad := scores.unsound.get((*scores.group.values(), *model)):
@@ -140,7 +151,7 @@ def write_results(scores: Scores, folder: Path, source: str) -> None:
     """Writes ``results.md`` and ``results.tex``: one paragraph per GROUP, and one footnote per number."""
     markdown, latex, notes = [f"<!-- made from {source}; do not edit -->"], [], []
     for _, group in scores.groups:
-        head = f"{group_title(group)}, {replicates(group)}. By likelihood, with 95 % limits."
+        head = f"{group_title(group)}, {replicates(group)}. Options by likelihood, with 95 % limits."
         said, set_in_latex = markdown_text(head), latex_text(head)
         for part in paragraph(group):
             text, row, runs = part if isinstance(part, Number) else (part, "", [])

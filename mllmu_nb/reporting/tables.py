@@ -21,6 +21,7 @@ from mllmu_nb.reporting.grid import (
     asked_along,
     column,
     csv_rows,
+    interpolated,
     new_sheet,
     number_text,
     repeats,
@@ -400,7 +401,8 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
             models = [model for model in scores.models() if model[2] == modality and not model[3]]
             rows = [(scores.named(m, True), [_kept_text(known.get((*m, *what))) for what in READ_OFF]) for m in models]
             blocks += [(heading, rows)] if rows else []
-        yield new_sheet(scores, title, label, "Method", columns, blocks, remarks, kept.drop(columns="dots"))
+        below = [*remarks, interpolated(scores, closed_in)]
+        yield new_sheet(scores, title, label, "Method", columns, blocks, below, kept.drop(columns="dots"))
 
 
 def _closed(place: float | str) -> str:
@@ -502,7 +504,9 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
         blocks.append((UNLEARNED[modality], lines))
     remarks = [
         "The gap is the one in the view that was trained. Methods that share a capital letter are not told apart "
-        f"({len(pairs)} comparison{'s' * (len(pairs) != 1)} person by person, Holm-corrected together at 5 %).",
+        f"({len(pairs)} comparison{'s' * (len(pairs) != 1)} person by person, Holm-corrected together at 5 %). "
+        "Collapse is judged where a run ends, and the rank where half of the gap is closed: a method may be left out "
+        "though it keeps much there.",
         asked_along(scores),
     ]
     columns, frame = [("", "Place"), ("", "Kept %")], methods.drop(columns="dots")
@@ -522,7 +526,10 @@ def variance_table(scores: Scores) -> Iterator[Sheet]:
     heads = [(at[0].capitalize(), registry.by_key()[at[1:]].heading) for at in columns]
     names = {"people": "People", **SOURCES}
     lines = [(names[one], [*map(_sd_text, of.to_dict("records"))]) for one, of in frame.groupby("factor", sort=False)]
-    remark = "People: the error of one run. The others: 95 % limits of the standard deviation, without people's."
+    remark = (
+        "People: the error of one run. The others: 95 % limits of the standard deviation, without people's. All "
+        "unlearned models together: those that spread most weigh most."
+    )
     frame = frame.assign(**scores.group)[[*GROUP, *frame]]
     yield new_sheet(scores, title, "variance", "Source", heads, [("", lines)], [remark], frame)
 
