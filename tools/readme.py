@@ -94,8 +94,8 @@ def finding(scores: Scores) -> str:
     return (
         f"**A model that has half forgotten some people picks the right option in {per_cent(first)} of the questions "
         f"about others after {name}, and in {per_cent(best)} after {method_label(best['method'])}; before unlearning "
-        f"it was {before[0]}. Free answers suffer more: about Retain people they state the fact in {free[0]} after "
-        f"{name} and in {free[1]} after {method_label(best['method'])}; before it was {before[1]}.**\n\n"
+        f"it was {before[0]}.** Free answers suffer more: about Retain people they state the fact in {free[0]} after "
+        f"{name} and in {free[1]} after {method_label(best['method'])}; before it was {before[1]}.\n\n"
         f"*Half forgotten*: asked with image + text, as in unlearning, half of the [gap](#glossary) between vanilla "
         f"and the oracle is closed. Measured on {clean.runs[0].base_label}, unlearned on {MODALITIES['multimodal']}, "
         f"about {PEOPLE['retain']} Retain people and {PEOPLE['celebrity']} celebrities in each replicate; the "
