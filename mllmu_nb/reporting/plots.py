@@ -205,14 +205,14 @@ def mark(
     """A model's mark with its interval: ``across`` in x, ``along`` in y, each (low, high); ``opacity`` is that of its
     face, for marks that lie on one another."""
     # a hollow mark lies above filled ones and shows what is below it
-    how = {"zorder": 2 if look.filled else 2.5, "elinewidth": thickness, "linestyle": "none"}
-    panel.errorbar(x, y, xerr=_reach(x, across), yerr=_reach(y, along), **how, **point(look, opacity))
+    how = {"zorder": 2 if look.filled else 2.5, "elinewidth": thickness, "linestyle": "none", **point(look)}
+    how |= {"markerfacecolor": (look.colour, opacity)} if look.filled and opacity < 1 else {}
+    panel.errorbar(x, y, xerr=_reach(x, across), yerr=_reach(y, along), **how)
 
 
-def point(look: Look, opacity: float = 1.0) -> dict[str, Any]:
+def point(look: Look) -> dict[str, Any]:
     """How a line shows its points, by which a model is known without its colour."""
-    fill = (look.colour, opacity) if look.filled else "none"
-    size = 7 if look.marker == "*" else 4.4
+    fill, size = look.colour if look.filled else "none", 7 if look.marker == "*" else 4.4
     return {"marker": look.marker, "color": look.colour, "markerfacecolor": fill, "markersize": size}
 
 
