@@ -362,7 +362,7 @@ def test_a_faulty_declaration_is_refused(registered, declared, message):
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("given", [5, int, lambda: None], ids=str)
+@pytest.mark.parametrize("given", [5, int, lambda: None], ids=["number", "type", "function"])
 def test_what_is_no_method_is_refused(registered, given):
     with pytest.raises(KitError, match="^an unlearning method is a class of the kind Method, not "):
         register(given)
