@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import nan
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import Encoding
 from torch.nn.utils.rnn import pad_sequence
 
 from mllmu_nb.data.conversations import Conversation, Turn
@@ -31,13 +30,13 @@ Picture: TypeAlias = bytes | Image.Image
 
 @dataclass
 class Tokens:
-    """A conversation token by token: ids [T]; the text, the spans of the answers there, and its ``encoding``, each
-    token of which stands for so many ``times`` [tokens of the text] in ids."""
+    """A conversation token by token: ids [T]; the text, the spans of the answers there, and its ``encoding`` by the
+    tokenizers library, each token of which stands for so many ``times`` [tokens of the text] in ids."""
 
     ids: np.ndarray
     text: str
     spans: list[tuple[int, int]]
-    encoding: Encoding
+    encoding: Any
     times: np.ndarray | int = 1
 
     @cached_property  # taking them from an encoding costs as much as encoding, and an open prompt needs none
