@@ -73,7 +73,7 @@ class Config(BaseModel):
     pool: People = 8  # people in the training data only: the source of few-shot examples
     celebrities: People = 40  # people known to the base alone
     forget_ratio: Annotated[int, Field(ge=1, le=99)] = 10  # per cent of the people to be forgotten
-    replicate: Count = 0  # which of the disjoint forget sets (published ids: one for all), with seeds of its own
+    replicate: Count = 0  # which of the disjoint forget sets (there is one where ids are given), with its own seeds
     profiles_file: str = ""  # published fine-tuning text (.jsonl) to take people from
     forget_ids_file: str = ""  # published forget ids (.json) that go with it; "": drawn
     data_source: str = ""  # published data, folder or hub name; optionally after a comma: that of the training splits

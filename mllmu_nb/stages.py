@@ -38,8 +38,8 @@ OF_A_RUN = ("run", "scale", "base_label", "parameters", "data_hash", "base_hash"
 # among the inputs.
 NOT_CODE = {"config", "errors", "inputs", "paths", "pinning", "processes", "progress", "provenance", "registry"}
 NOT_CODE |= {"stages", "scoring.anchor"}
-# What the system says where it cannot write: no space, too much of it taken, too large a file, or not allowed.
 INSTALLED = ("site-packages", "dist-packages")  # folders of what pip installs; its versions are recorded
+# What the system says where it cannot write: no space, too much of it taken, too large a file, or not allowed.
 UNWRITABLE = {errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 

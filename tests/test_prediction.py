@@ -1,16 +1,18 @@
 """What is predicted of memory and hours, against what torch's profiler counts in real steps on the CPU."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 
 from miniature import make_model, make_processor, make_tokenizer
-from mllmu_nb import inputs, prediction, training
+from mllmu_nb import inputs, paths, prediction, training
 from mllmu_nb.config import Config
 from mllmu_nb.evaluation import ask
 from mllmu_nb.evaluation.engine import Prompts
@@ -152,6 +154,7 @@ def test_the_sizes_of_a_card_that_a_way_of_training_needs():
     assert 40 * tenth < size({}) < 80 * tenth and size({**half, "micro_batch": 1}) < 24
     assert max(size({"checkpointing": True}, method) for method in (None, "ga", "kl_min", "npo")) < 40 * tenth
     assert size({**half, "checkpointing": True}, "kl_min") < 24 * tenth
+    assert sum(estimate.answering(8, 5, "fp16", "upstream").values()) < 24 * tenth
     both, one = (size(half, method) for method in ("grad_diff", "ga"))
     assert one <= both < 1.1 * one
     assert size({**half, "micro_batch": 1}, quantised=True) < size({**half, "micro_batch": 1}) - 8
@@ -184,6 +187,10 @@ def test_a_picture_that_is_split_is_read_as_often():
     whole, split = (estimate.answering(8, 5, "fp16", protocol)["keys and values"] for protocol in ("clean", "upstream"))
     text = 2 * estimate.text
     assert split / whole == pytest.approx((5 * estimate.image_tokens + text) / (estimate.image_tokens + text))
+    upstream = PAPER.but(protocol="upstream", base_model="idefics2", checkpointing=True)
+    for given, card in (({}, 48), ({"precision": "bf16"}, 24)):
+        assert sum(estimate.training(upstream.but(**given).training, False).values()) < 0.9 * card
+    assert sum(estimate.answering(8, 5, "fp16", "upstream").values()) < 0.9 * 24
 
 
 def test_hours_are_operations_by_the_rate_and_a_training_counts_once():
@@ -225,3 +232,30 @@ def test_the_check_of_a_card_runs_on_the_miniatures_shapes(tmp_path):
     counted = [(float(row[5]), float(row[6])) for row in rows if row[0] != "| training"]
     assert all(0 < real < 2 * predicted < 6 * real for real, predicted in counted)
     assert done.stdout.count("times as fast") == 2
+
+
+def test_minutes_and_hours_of_notebooks_and_readme_are_the_predicted_ones():
+    """On an H100, of LLaVA under upstream at 10 %, on image + text, in bf16 with checkpointing."""
+    source = "MLLMMU/MLLMU-Bench, MLLMMU/baseline_train_split"
+    plain = Config(scale="paper", protocol="upstream", data_source=source, precision="bf16", checkpointing=True)
+    estimate = Estimate(families.get("llava").published_shape(), eager=False)
+
+    def minutes(stage, **given):
+        stages = prediction.hours([plain.but(**given)], estimate, lambda p: prediction.assumed_rate(p, here=False))
+        return f"{60 * stages[stage][1]:.0f}"
+
+    questions = minutes("answers", method="base")
+    said = {
+        "02_finetune": f"{minutes('vanilla', method='vanilla')} a model, then ",
+        "07_prompting": "",
+        "08_evaluate": "",
+    }
+    for name in ("03_ga", "04_grad_diff", "05_kl_min", "06_npo"):
+        said[name] = f"{minutes('unlearned', method=name[3:], modality='multimodal')}, then "
+    for name, before in said.items():
+        title = nbformat.read(paths.notebooks() / f"{name}.ipynb", 4).cells[0].source
+        assert f"(estimated, notebook 14): {before}{questions} for the questions |" in title, name
+    printed = str([cell.get("outputs") for cell in nbformat.read(paths.notebooks() / "14_paper_scale.ipynb", 4).cells])
+    half, single = (re.search(rf"{name}[^:]*: about (\d+) hours", printed)[1] for name in ("bf16", "fp32"))
+    readme = (paths.checkout() / "README.md").read_text(encoding="utf-8")
+    assert f"about {half} hours in bf16, {single} as shipped (predicted)" in readme
