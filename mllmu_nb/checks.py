@@ -108,7 +108,7 @@ def _terms(method: Method, names: Sequence[str], filling: float, require: Callab
     step = Step.of(batches, {name: reference(name) for name in method.needs.reference if name in names})
     terms: dict[str, float] = {}
     for name, term in terms_of(method, step):
-        require(term.ndim == 0 and bool(term.isfinite()), f"{name} must be a finite tensor without dimensions")
+        require(bool(term.isfinite()), f"{name} must be finite")
         try:
             term.backward()
         except RuntimeError as error:

@@ -290,7 +290,7 @@ def terms_of(method: Method, step: Step) -> Iterator[tuple[str, Tensor]]:
         given = method.loss(step)
         for pair in given if isinstance(given, Iterable) and not isinstance(given, Tensor) else [given]:
             name, term = pair if isinstance(pair, tuple | list) and len(pair) == 2 else ("", None)
-            scalar = isinstance(term, Tensor) and term.numel() == 1 and term.requires_grad
+            scalar = isinstance(term, Tensor) and term.ndim == 0 and term.requires_grad
             if not (scalar and isinstance(name, str) and name not in names):
                 raise KitError(f"{own} gives {' '.join(f'{pair!r:.200}'.split())}: {YIELDED}")
             names.add(name)
