@@ -60,7 +60,7 @@ def test_any_question_may_be_typed_and_has_no_likelihood(tiny, person, monkeypat
     rows = ask.ask([("A", "", *tiny)], person, "text", "Does this person like <i>rain</i>?")
     assert rows["answer"].tolist() == ["<b>"] and rows["likelihood"].isna().all()
     assert seen[0].turns[0].prompt == f"Does {person.name} like <i>rain</i>?" and not seen[0].images
-    with pytest.raises(KitError, match="there is no question"):
+    with pytest.raises(KitError, match="the question is empty: write one"):
         ask.ask([("A", "", *tiny)], person, "text", "  ")
     with pytest.raises(KitError, match="must not hold <image>"):
         ask.ask([("A", "", *tiny)], person, "text", "Who is <image>?")

@@ -180,7 +180,7 @@ def test_a_key_is_needed_and_the_cost_is_known_before(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://[::1]:8000/v1")
     for key in ("sk-1\n", "sk 1", "sk-\u00e9"):
         monkeypatch.setenv("OPENAI_API_KEY", key)
-        with pytest.raises(KitError, match="^OPENAI_API_KEY holds a blank, .*: set it to the key alone$"):
+        with pytest.raises(KitError, match="^OPENAI_API_KEY contains a blank, .*: set it to the key only$"):
             judge.client()
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert judge.client().base_url.port == 8000

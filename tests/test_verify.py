@@ -134,7 +134,7 @@ def test_a_damaged_run_is_named(own, reference, capsys):
 
 def test_the_reference_is_what_comes_with_the_project(own, made, monkeypatch, capsys):
     assert door.main(["verify"]) == 2
-    none = f"error: {paths.reference()} has none of these runs, which are named by their parameters\n"
+    none = f"error: {paths.reference()} has none of these runs: a run is found by its parameters\n"
     assert capsys.readouterr().err == none
     monkeypatch.setattr(paths, "reference", lambda: made)
     assert door.main(["verify"]) == 0
@@ -149,7 +149,7 @@ def test_the_reference_is_what_comes_with_the_project(own, made, monkeypatch, ca
 def test_a_broken_reference_is_named(own, reference, tmp_path, capsys):
     assert door.main(["verify", "--against", str(tmp_path / "nowhere")]) == 2
     said = capsys.readouterr().err
-    assert said == f"error: there are no runs in {tmp_path / 'nowhere'}: name a folder of results by --against\n"
+    assert said == f"error: there are no runs in {tmp_path / 'nowhere'}: give a results folder with --against\n"
     [run] = paths.runs(reference).iterdir()
     (run / "answers.parquet").write_bytes(b"")
     assert door.main(["verify", "--against", str(reference)]) == 2
@@ -227,9 +227,9 @@ def test_a_printed_cell_gets_the_best_verdict_of_its_sources():
 
 
 def test_what_nobody_printed_stays_empty():
-    with pytest.raises(KitError, match="no cell of these runs was published"):
+    with pytest.raises(KitError, match="no figure was published for these runs"):
         verify.compare_published(scores_of(0.5, 0.4, 0.6, base_model="idefics2"))
-    with pytest.raises(KitError, match="no cell of these runs was published"):
+    with pytest.raises(KitError, match="no figure was published for these runs"):
         verify.compare_published(scores_of(0.5, 0.4, 0.6, method="ga", modality="unimodal"))
 
 
@@ -259,7 +259,7 @@ def test_one_run_may_be_named_wherever_it_lies(own, reference, tmp_path, capsys)
     assert door.main(["verify", "--run", str(tmp_path / "none")]) == 2
     assert "error: there is no finished run in" in capsys.readouterr().err
     assert door.main(["verify", str(tmp_path / "grid.yaml"), "--run", str(own)]) == 2
-    assert "error: --run names one finished run" in capsys.readouterr().err
+    assert "error: --run compares one finished run" in capsys.readouterr().err
 
 
 def as_of_paper_scale(run, **record):

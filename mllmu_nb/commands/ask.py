@@ -24,7 +24,7 @@ from mllmu_nb.errors import KitError, choose
 
 SUMMARY = "ask vanilla, an unlearned model and the oracle one question about a person"
 EXAMPLES = (
-    "ask                                    # whom and what: the people to be forgotten, and known questions",
+    "ask                                    # list the people to be forgotten and the known questions",
     'ask "In which city was this person born?" --method npo',
     'ask "What kind of pet does this person own?" --view text -p unlearn_steps 60',
 )
@@ -33,11 +33,11 @@ Asked = tuple[str, str, Any, Any]  # printed name, system prompt, model, process
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("question", nargs="?", default="", help='says "this person"; without it, what can be asked')
+    parser.add_argument("question", nargs="?", default="", help='contains "this person"; empty: list known questions')
     parser.add_argument("--person", default="", metavar="NAME", help="name or id (default: the first to be forgotten)")
     parser.add_argument("--view", choices=VIEWS, default=VIEWS[0], help="with the portrait, or by name alone")
     parser.add_argument("--method", help="how the model was unlearned (default: kl_min)")
-    parser.add_argument("--modality", help="what it was unlearned on: multimodal (default) or unimodal")
+    parser.add_argument("--modality", help="modality of unlearning: multimodal (default) or unimodal")
     parser.add_argument("--config", type=Path, metavar="FILE", help="configuration file (default: the miniature)")
     parser.add_argument("-p", "--parameter", help="set a parameter; may be repeated", **export.GIVEN)
 
@@ -115,7 +115,7 @@ def ask(asked: Iterable[Asked], person: Profile, view: str, question: str) -> pd
     from mllmu_nb.evaluation import engine
 
     if not question.strip():
-        raise KitError("there is no question")
+        raise KitError("the question is empty: write one")
     truth = true_answer(person, view, question)
     shown = Turn(question, image=person.portrait) if view == VIEWS[0] else Turn(with_name(question, person.name))
     rows = {}

@@ -16,10 +16,8 @@ EXAMPLES = ("card results/reference/runs/ga-multimodal-99f80d92", "card FOLDER -
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="folder of a run, or what evaluate has printed as its folder")
-    about = (
-        "configuration that the run was made with, where it names files or folders: a run keeps their last part alone"
-    )
+    parser.add_argument("run", type=Path, help="folder of a run, or the folder that evaluate has printed")
+    about = "configuration of the run, if it names files or folders (a run stores only the last part of a path)"
     parser.add_argument("--config", type=Path, metavar="FILE", help=about)
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to write it (card.html in the current folder)")
 
@@ -42,12 +40,12 @@ def main(options: argparse.Namespace) -> int:
         same_people = own.record["data_hash"] == inputs.data_hash(config)
     except KitError as error:
         raise KitError(
-            f"{error} (a run keeps the last part of a path alone: name its configuration with --config)"
+            f"{error} (a run stores only the last part of a path: give its configuration with --config)"
         ) from None
     if not same_people:
-        raise KitError(f"the run {own.id} is about other people than its parameters make today: make it again")
+        raise KitError(f"the run {own.id} is about other people than its parameters give now: make the run again")
     if config.method != YOURS and own.record["base_hash"] != inputs.base_hash(config):
-        raise KitError(f"the base model of the run {own.id} is not found: name the run's configuration with --config")
+        raise KitError(f"the base model of the run {own.id} is not found: give the run's configuration with --config")
     elsewhere = {"base_path": named.get("base_path", ""), "adapter_path": ""}  # the references are of the kit's base
     plain = pipeline.PLAIN | (elsewhere if config.method == YOURS else {})
     others = {name: pipeline.reference(config.but(method=name, **plain)) for name in ("vanilla", "oracle")}

@@ -25,7 +25,7 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.models import families
 from mllmu_nb.models.files import check_model
 
-SUMMARY = "what is missing for a configuration's runs, before compute is spent"
+SUMMARY = "say what is missing for the runs of a configuration, before they start"
 EXAMPLES = ("doctor configs/paper-llava.yaml",)
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 GIB = 2**30
@@ -46,7 +46,7 @@ class Result(NamedTuple):
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="configuration file, such as configs/paper-llava.yaml")
-    parser.add_argument("--rate", type=float, help="TFLOP a second that hours are predicted at")
+    parser.add_argument("--rate", type=float, help="rate for the prediction of hours, in TFLOP per second")
 
 
 def main(options: argparse.Namespace) -> int:

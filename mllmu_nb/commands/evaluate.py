@@ -20,7 +20,7 @@ from mllmu_nb.reporting.runs import read_run
 from mllmu_nb.reporting.sheet import write_csv
 from mllmu_nb.scoring.score import run_scores
 
-SUMMARY = "score a model or an adapter that was made elsewhere, beside vanilla and the oracle"
+SUMMARY = "score a model or an adapter that was made elsewhere, and compare it with vanilla and the oracle"
 EXAMPLES = ("evaluate --model my_model --adapter my_adapter", "evaluate --model my_model --limit 5 --name mine")
 
 LONGEST = 100  # bytes of a name: a file's may have 255, and more is added
@@ -29,9 +29,9 @@ LONGEST = 100  # bytes of a name: a file's may have 255, and more is added
 def arguments(parser: argparse.ArgumentParser) -> None:
     about = "folder that save_pretrained has written, or a name on the hub"
     parser.add_argument("--model", required=True, metavar="PATH", help=about)
-    about = "LoRA adapter that goes on it, in peft's layout"
+    about = "LoRA adapter for this model, in peft's layout"
     parser.add_argument("--adapter", metavar="FOLDER", help=about)
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), metavar="SET", help="some of the sets")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), metavar="SET", help="only these sets")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N people of each set")
     about = "configuration that names the people to ask about (default: the miniature); its method and grid are ignored"
     parser.add_argument("--config", type=Path, metavar="FILE", help=about)

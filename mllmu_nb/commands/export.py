@@ -20,16 +20,16 @@ from mllmu_nb.config import GRID, Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.stages import RECORD, Stage, write_json
 
-SUMMARY = "write a run's people in the published layout, its model as a folder that from_pretrained loads"
+SUMMARY = "write a run's people in the published layout, or its model in a folder for from_pretrained"
 EXAMPLES = ("export --data people", "export -p method ga -p modality multimodal --adapter ga_adapter")
 GIVEN: dict[str, Any] = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
 KINDS = {"data": "the people", "model": "the model, adapters merged,", "adapter": "the adapter alone"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    about = "configuration file (default: the miniature's values); its grid is left out"
+    about = "configuration file (default: the miniature's values); its grid is ignored"
     parser.add_argument("config", type=Path, nargs="?", help=about)
-    parser.add_argument("-p", "--parameter", help="as of papermill", **GIVEN)
+    parser.add_argument("-p", "--parameter", help="set a parameter; may be repeated", **GIVEN)
     for kind, what in KINDS.items():
         parser.add_argument(f"--{kind}", type=Path, metavar="FOLDER", help=f"write {what} there")
 
@@ -44,10 +44,10 @@ def main(options: argparse.Namespace) -> int:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise KitError(f"{folder} is already there: remove it or choose another folder")
     if config.system and folders.keys() != {"data"}:
-        raise KitError(f"method {config.method!r} changes no weights, it asks with a system prompt: export vanilla")
+        raise KitError(f"method {config.method!r} changes no weights, it only adds a system prompt: export vanilla")
     adapter = pipeline.trained(config) if config.trains or config.adaptation == "lora" else None
     if "adapter" in folders and not adapter:
-        raise KitError(f"{config.method} has no adapter: take --model")
+        raise KitError(f"{config.method} has no adapter: use --model")
     for kind, folder in folders.items():
         paths.writable(folder.parent, f"choose another folder for --{kind}")
         if kind == "data":

@@ -22,7 +22,7 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.reporting.runs import read_run
 from mllmu_nb.scoring import judge, text
 
-SUMMARY = "have free answers graded by a model behind an OpenAI-compatible endpoint"
+SUMMARY = "grade free answers with a model behind an OpenAI-compatible endpoint"
 EXAMPLES = ("judge results/miniature/runs/*", "judge results/miniature/runs/* --yes --jobs 16")
 VARIABLE, DEFAULT = "MLLMU_NB_JUDGE_MODEL", "gpt-4o-mini"
 PRICES = (0.15, 0.60)  # gpt-4o-mini's, in dollars per million tokens, when this was written
@@ -38,8 +38,8 @@ class Unreachable(KitError):
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of finished runs, side by side")
-    parser.add_argument("--yes", action="store_true", help="ask; without it the cost is estimated and nothing is sent")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="finished runs, all in one results folder")
+    parser.add_argument("--yes", action="store_true", help="ask the judge; without it, only estimate the cost")
     parser.add_argument("--jobs", type=int, default=8, metavar="N", help="questions at a time (default: 8)")
     about = "dollars for a million tokens sent and received, for the estimate (default: gpt-4o-mini's)"
     parser.add_argument("--prices", type=float, nargs=2, default=PRICES, metavar=("IN", "OUT"), help=about)
@@ -53,7 +53,7 @@ def main(options: argparse.Namespace) -> int:
         raise KitError(f"--prices must be two numbers from 0 on, not {options.prices[0]} and {options.prices[1]}")
     folders = {run.resolve().parent.parent for run in options.runs}
     if len(folders) > 1:  # replies lie beside the runs they belong to
-        raise KitError(f"runs of one folder at a time, not of {', '.join(sorted(map(str, folders)))}")
+        raise KitError(f"give runs of one folder at a time, not of {', '.join(sorted(map(str, folders)))}")
     answers = pd.concat([read_run(folder).answers for folder in options.runs], ignore_index=True)
     path, failed = folders.pop() / judge.FILE, 0
     asked = unjudged(answers, path)
@@ -89,7 +89,7 @@ def client(timeout: float = 60.0, retries: int = 5) -> Any:
     if not key:
         raise KitError("the judge needs a key: set OPENAI_API_KEY (any text where the endpoint asks for none)")
     if not re.fullmatch("[!-~]+", key):  # it is sent in a header
-        raise KitError("OPENAI_API_KEY holds a blank, a line's end or a letter beyond ASCII: set it to the key alone")
+        raise KitError("OPENAI_API_KEY contains a blank, a line break or a non-ASCII character: set it to the key only")
     if address and not re.fullmatch(r"https?://[^\s/]\S*", address):
         raise KitError(f"OPENAI_BASE_URL must be an address such as https://host/v1, not {address!r:.100}")
     return openai.OpenAI(timeout=timeout, max_retries=retries)

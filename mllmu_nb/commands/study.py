@@ -8,12 +8,12 @@ import argparse
 from mllmu_nb import paths
 from mllmu_nb.errors import KitError
 
-SUMMARY = "measure on the miniature what each piece of the released code changes"
+SUMMARY = "measure on the miniature what each difference of the released code changes"
 EXAMPLES = ("study differences", "study differences --replicates 0 1 2")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", nargs="?", default="differences", choices=["differences"], help="only: differences")
+    parser.add_argument("study", nargs="?", default="differences", choices=["differences"], help="the only study")
     about = "replicates whose results are pooled (default: 0 1)"
     parser.add_argument("--replicates", type=int, nargs="+", metavar="R", default=[0, 1], help=about)
 

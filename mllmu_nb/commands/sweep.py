@@ -47,7 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="configuration file, such as configs/miniature.yaml")
     about = "forget ratios in per cent, in place of the grid's"
     parser.add_argument("--ratios", type=int, nargs="+", metavar="R", help=about)
-    parser.add_argument("--bases", nargs="+", metavar="FAMILY", help="families, in place of base_model")
+    parser.add_argument("--bases", nargs="+", metavar="FAMILY", help="families of base models, in place of base_model")
     parser.add_argument("--jobs", type=int, metavar="N", help="notebooks at a time (miniature: 3, else 1)")
     parser.add_argument("--shard", metavar="I/N", help="only every N-th run, from the I-th: the grid over N machines")
 
@@ -57,7 +57,7 @@ def main(options: argparse.Namespace) -> int:
     if options.jobs is not None and options.jobs < 1:
         raise KitError(f"--jobs must be at least 1, not {options.jobs}")
     if launched("WORLD_SIZE", 1) > 1:
-        raise KitError("a sweep starts processes of its own: run one notebook by accelerate launch, then sweep without")
+        raise KitError("a sweep starts its own processes: run one notebook by accelerate launch, then sweep without it")
     every = cells(read(options.config), options.ratios, options.bases)
     configs = share(every, options.shard) if options.shard else every
     if not configs:
@@ -130,9 +130,9 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise KitError(f"cannot read {path}: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or too many digits
-        raise KitError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise KitError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise KitError(f"{path} must hold parameters, one 'name: value' a line")
+        raise KitError(f"{path} must contain parameters, one 'name: value' per line")
     # Notebooks run in their own folder, so paths are absolute.
     return content | {name: absolute(content[name]) for name in PATHS if isinstance(content.get(name), str)}
 
@@ -151,7 +151,7 @@ def cells(parameters: Mapping[str, Any], ratios: Sequence[int] = (), bases: Sequ
     """
     fixed, axes = {name: value for name, value in parameters.items() if name != GRID}, parameters.get(GRID)
     if not isinstance(axes, Mapping | None):
-        raise KitError("grid must hold lists by parameter, such as 'method: [vanilla, ga]'")
+        raise KitError("grid must contain a list for each parameter, such as 'method: [vanilla, ga]'")
     given = {"forget_ratio": ratios, "base_model": bases}
     axes = dict(axes or {}) | {name: list(values) for name, values in given.items() if values}
     many = (list, dict, set, tuple)
@@ -200,7 +200,7 @@ def share(configs: list[Config], shard: str) -> list[Config]:
     except ValueError:
         raise KitError(f"--shard must be I/N, such as 1/4, not {shard!r}") from None
     if not 1 <= index <= number:
-        raise KitError(f"--shard {shard}: the first number goes from 1 to the second")
+        raise KitError(f"--shard {shard}: the first number must be from 1 to the second")
     return configs[index - 1 :: number]
 
 
@@ -221,7 +221,7 @@ def notebook_for(config: Config) -> Path:
     """The notebook that makes a run: the method's own, which may lie beside a method's file outside the package, or
     the one on fine-tuning for a model that is not unlearned. Raises KitError unless there is one."""
     if config.method == YOURS:
-        raise KitError("a model that was made elsewhere is asked by python -m mllmu_nb evaluate, not by a sweep")
+        raise KitError("evaluate a model that was made elsewhere with python -m mllmu_nb evaluate, not with a sweep")
     variants, places = unlearning.variants(config.method), {paths.notebooks()}
     if variants:
         folder = Path(inspect.getfile(variants[config.variant])).resolve().parent

@@ -25,7 +25,7 @@ from mllmu_nb.models.files import check_model
 from mllmu_nb.scoring.utility import FILE
 from mllmu_nb.stages import OF_A_RUN, RECORD, add_file, is_whole, read_json
 
-SUMMARY = "measure MMMU and LLaVA-Bench of a run's exported model with lmms-eval, or read what it has written"
+SUMMARY = "measure MMMU and LLaVA-Bench of a run's exported model with lmms-eval, or read its output"
 EXAMPLES = (
     "utility results/paper/runs/RUN --model ga_model --output lmms --yes",
     "utility results/paper/runs/RUN --output lmms",
@@ -34,10 +34,10 @@ EXAMPLES = (
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="what lmms-eval writes, or wrote")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="output folder of lmms-eval")
     about = "folder of the exported model; without it, existing output is read"
     parser.add_argument("--model", type=Path, metavar="FOLDER", help=about)
-    parser.add_argument("--yes", action="store_true", help="run the command; without it, it is printed alone")
+    parser.add_argument("--yes", action="store_true", help="run the command; without it, only print it")
     parser.add_argument("--device", default="cuda", help="where the model runs (default: cuda)")
     about = "lmms-eval's tasks (default: both)"
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help=about)
@@ -74,7 +74,7 @@ def main(options: argparse.Namespace) -> int:
 def command(model: Path, family: str, output: Path, tasks: list[str], device: str) -> list[str]:
     """lmms-eval on a model's folder, every sample logged. Raises KitError for a family that it does not know."""
     if not (name := families.get(family).lmms_eval):
-        raise KitError(f"for lmms-eval no name of the family {family} is known: set lmms_eval in the family's file")
+        raise KitError(f"the name of the family {family} in lmms-eval is not known: set lmms_eval in the family's file")
     # transformers 5 refuses lmms-eval's own default of device_map
     where = f"pretrained={model},device_map=auto"
     asked = [sys.executable, "-m", "lmms_eval", "--model", name, "--model_args", where]

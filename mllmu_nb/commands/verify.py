@@ -44,11 +44,11 @@ KEYS = ["run", *CELL, "metric"]
 def arguments(parser: argparse.ArgumentParser) -> None:
     about = "configuration file whose runs are compared (default: your runs at the miniature's scale)"
     parser.add_argument("config", type=Path, nargs="?", help=about)
-    about = "a folder of results, in place of the reference that comes with the project"
+    about = "a results folder, in place of the reference run that comes with the project"
     parser.add_argument("--against", type=Path, metavar="FOLDER", help=about)
-    about = "the one run to compare, such as evaluate leaves, in place of all"
+    about = "compare only this run, for example one made by evaluate"
     parser.add_argument("--run", type=Path, metavar="FOLDER", help=about)
-    about = "make the runs of the configuration anew, from nothing"
+    about = "first make all runs of the configuration again, from the beginning"
     parser.add_argument("--rerun", action="store_true", help=about)
 
 
@@ -56,12 +56,12 @@ def main(options: argparse.Namespace) -> int:
     """Prints the verdicts. 0 when no cell is off or missing, else 1; KitError where there is nothing to compare or a
     file of a run is damaged."""
     if options.rerun and not options.config:
-        raise KitError("--rerun needs the configuration file of what to make anew, such as configs/miniature.yaml")
+        raise KitError("--rerun needs a configuration file, such as configs/miniature.yaml")
     if options.run and options.config:
-        raise KitError("--run names one finished run: give it without a configuration")
+        raise KitError("--run compares one finished run: give no configuration with it")
     cache, reference = paths.cache(), options.against or paths.reference()
     if options.against and not paths.runs(reference).is_dir():  # named before anything is computed
-        raise KitError(f"there are no runs in {reference}: name a folder of results by --against")
+        raise KitError(f"there are no runs in {reference}: give a results folder with --against")
     if not options.rerun:
         return verify(options, reference, cache)
     configs = sweep.cells(sweep.read(options.config))
@@ -121,7 +121,7 @@ def runs_of_reference(reference: Path, run_ids: Sequence[str]) -> list[Path]:
     """Folders of the runs of these ids that the reference has. KitError where it has none of them."""
     folders = [folder for run_id in run_ids if (folder := paths.runs(reference) / run_id).is_dir()]
     if not folders:
-        raise KitError(f"{reference} has none of these runs, which are named by their parameters")
+        raise KitError(f"{reference} has none of these runs: a run is found by its parameters")
     return folders
 
 
@@ -173,7 +173,7 @@ def compare_published(scores: pd.DataFrame) -> pd.DataFrame:
     cells = scores.assign(cell=range(len(scores))).merge(printed, "left", keys, suffixes=("", "_reference"))
     other = cells["value_reference"]
     if other.isna().all():
-        raise KitError("no cell of these runs was published: figures are known for LLaVA-1.5-7B at 5 and 10 %")
+        raise KitError("no figure was published for these runs: figures are known for LLaVA-1.5-7B at 5 and 10 %")
     cells = cells.assign(low_reference=other, high_reference=other, away=(other - cells["value"]).abs())
     cells = cells.assign(verdict=verdicts(cells, cells["rounding"])).fillna({"source": ""})
     order = cells.assign(rank=cells["verdict"].map([SAME, WITHIN, OFF, ""].index)).sort_values(["cell", "rank", "away"])
