@@ -28,7 +28,7 @@ def test_a_papers_layout_and_one_row_a_figure_are_the_same_table():
         ("method,accuracy\nA,twelve\n", "'twelve' in the column value is not a number"),
         ("method,accuracy,people\nA,12,many\n", "'many' in the column people is not a number"),
         ("method,accuracy\nA,12\nA,13\n", "'A' has two figures for 'accuracy': keep one"),
-        ("method,accuracy\n", "has no figure: a row a method and a column a measure are needed"),
+        ("method,accuracy\n", "has no score: it needs one row per method and one column per measure"),
         ("", "cannot read"),
     ],
 )
@@ -82,7 +82,7 @@ def test_a_standard_deviation_judges_what_is_no_share():
         ("52,61", {"people": -5}, "people of 'A' is below 2"),
         ("52,61", {"people": 0}, "people of 'A' is below 2"),
         ("52,61", {"people": 1}, "people of 'A' is below 2"),
-        ("52,61", {"people": float("inf")}, "people of 'A' is below 2 or without end"),
+        ("52,61", {"people": float("inf")}, "people of 'A' is below 2 or infinite"),
         ("52,61", {"questions": 0}, "questions of 'A' is below 1"),
         ("52,61", {"correlation": 3}, "correlation and model_correlation are shares from 0 to 1"),
     ],

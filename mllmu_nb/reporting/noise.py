@@ -179,11 +179,11 @@ def read(path: Path | str) -> pd.DataFrame:
         table[name] = numbers
     table = table.assign(measure=table.get("measure", "")).dropna(subset=["value"])
     if table.empty:
-        raise KitError(f"{path} has no figure: a row a method and a column a measure are needed")
+        raise KitError(f"{path} has no score: it needs one row per method and one column per measure")
     if (twice := table.duplicated(["method", "measure"])).any():
         one = table[twice].iloc[0]
         raise KitError(
-            f"{path}: {one['method']!r} has two figures for {one['measure']!r}: keep one, or name them apart"
+            f"{path}: {one['method']!r} has two figures for {one['measure']!r}: keep one, or give them different names"
         )
     return table
 
@@ -211,7 +211,7 @@ def audit(
     table = table.assign(measure=table["measure"].astype(object).fillna(""))
     for name, least in {"people": 2, "questions": 1, "sd": 0}.items():
         if (wrong := (table[name] < least) | np.isinf(table[name])).any():
-            raise KitError(f"{name} of {table[wrong].iloc[0]['method']!r} is below {least} or without end")
+            raise KitError(f"{name} of {table[wrong].iloc[0]['method']!r} is below {least} or infinite")
     if not (0 <= correlation <= 1 and 0 <= model_correlation <= 1):
         raise KitError("correlation and model_correlation are shares from 0 to 1")
     for measure, rows in table.groupby("measure", sort=False):
@@ -219,7 +219,7 @@ def audit(
         if rows["sd"].notna().all():  # it is judged by its spread, whatever its best value
             continue
         if (rows["top"] != best).any():
-            raise KitError(f"the measure {measure!r} has several best values (top): it has one")
+            raise KitError(f"the measure {measure!r} has several best values (top): give one")
         if not rows["value"].between(0, best).all():
             raise KitError(f"a value of {measure!r} lies outside 0 to {best:g}: name its best value (top)")
         if best == PER_CENT and not said[rows.index].any() and 0 < rows["value"].max() <= 1:

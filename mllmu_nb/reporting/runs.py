@@ -144,7 +144,7 @@ class StoredFrames(dict):
         if file.name not in self.record["files"]:
             return None
         if not file.is_file() or digest(file) != self.record["files"][file.name]:
-            raise KitError(f"{file} was changed or removed after its run had been looked up: begin again")
+            raise KitError(f"{file} was changed or removed after its run was found: start again")
         rows = pd.read_parquet(file)
         rows = rows.astype(dict.fromkeys(rows.select_dtypes("category"), str)).assign(**columns_of(self.record))
         if name not in ("answers", "path"):

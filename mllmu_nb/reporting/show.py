@@ -279,7 +279,7 @@ def against_vanilla(some: Sequence[Run]) -> Figure:
     question; 95 % intervals over people."""
     cells = _changes(some, ("forget", "retain"))
     if cells.empty:
-        raise KitError("changes are shown against vanilla: its run is missing, or it is alone")
+        raise KitError("changes need a run of vanilla and another run")
     cells = cells.assign(asked="asked with " + cells["view_label"].astype(str))
     where = {"y": "name", "row": "asked", "column": "set_label"}
     texts = {"title": figures.title(against_vanilla), "unit": "change from vanilla, points"}
