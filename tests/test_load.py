@@ -73,7 +73,7 @@ def test_only_what_the_reach_names_trains(tiny):
     ("where", "message"),
     [
         ("no_such_module", "no linear layer of this model matches adapter_reach 'no_such_module'"),
-        ("q_proj|embed_tokens", "the adapter is not where it belongs: see model.language_model.embed_tokens"),
+        ("q_proj|embed_tokens", "the adapter is on the wrong layers: see model.language_model.embed_tokens"),
     ],
 )
 def test_an_adapter_that_would_train_anything_else_is_refused(tiny, where, message):

@@ -101,7 +101,7 @@ def test_adapters_that_do_not_fit_are_named(folder, model, tmp_path):
     settings.write_text(json.dumps({**told, "target_modules": "q_proj((("}))
     refused("does not fit the model: missing \\), unterminated subpattern")
     settings.write_text(json.dumps({**told, "peft_type": "IA3"}))
-    refused("is of the kind IA3: only LORA can be put on a model here")
+    refused("is of the type IA3: only LORA adapters are supported")
     settings.write_text("{")
     refused("cannot read .*adapter_config.json: it is not JSON")
     settings.write_text(json.dumps(told))
@@ -115,7 +115,7 @@ def test_models_that_are_not_loaded_are_named(folder, model, tmp_path):
     with pytest.raises(KitError, match="none is no folder: name one that save_pretrained has written"):
         check_model(tmp_path / "none", "llava")
     put_adapter(model, tmp_path / "adapter")
-    with pytest.raises(KitError, match="adapter holds an adapter: name the model it goes on as well"):
+    with pytest.raises(KitError, match="adapter contains an adapter: name its model as well"):
         check_model(tmp_path / "adapter", "llava")
     with pytest.raises(KitError, match="is of the family llava, not idefics2: set base_model to it"):
         check_model(folder, "idefics2")
@@ -132,7 +132,7 @@ def test_models_that_are_not_loaded_are_named(folder, model, tmp_path):
     (copy / "config.json").write_text(json.dumps(told))
     weights = load_file(copy / "model.safetensors")
     save_file({**weights, "lm_head.weight": torch.ones(4, 4, dtype=torch.int8)}, copy / "model.safetensors")
-    with pytest.raises(KitError, match=r"model.safetensors holds whole numbers as weights: see lm_head.weight; save"):
+    with pytest.raises(KitError, match=r"model.safetensors has integers as weights: see lm_head.weight; save"):
         check_model(copy, "llava")
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(KitError, match="holds no model.safetensors but pytorch_model.bin: only safetensors are loaded"):

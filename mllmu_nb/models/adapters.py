@@ -39,7 +39,7 @@ def attach(model: nn.Module, recipe: Recipe, seed: int, where: str = "") -> Peft
     trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
     carrying = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in trained}
     if carrying != set(targets):
-        raise KitError(f"the adapter is not where it belongs: see {few(sorted(carrying ^ set(targets)))}")
+        raise KitError(f"the adapter is on the wrong layers: see {few(sorted(carrying ^ set(targets)))}")
     return adapted.eval()  # peft leaves the new dropout layers switched on
 
 

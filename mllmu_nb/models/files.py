@@ -37,7 +37,7 @@ def check_model(folder: Path, base_model: str) -> None:
     if not folder.is_dir():
         raise KitError(f"{folder} is no folder: name one that save_pretrained has written")
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise KitError(f"{folder} holds an adapter: name the model it goes on as well")
+        raise KitError(f"{folder} contains an adapter: name its model as well")
     if (family := model_type(folder)) != base_model:
         raise KitError(f"the model in {folder} is of the family {family}, not {base_model}: set base_model to it")
     _check_safetensors(folder, "model")
@@ -65,7 +65,7 @@ def check_adapter(folder: Path) -> None:
     """Raise KitError unless ``folder`` holds a LoRA adapter in peft's layout, its weights as safetensors."""
     kind = read_json(folder / "adapter_config.json").get("peft_type")
     if kind != "LORA":
-        raise KitError(f"the adapter in {folder} is of the kind {kind}: only LORA can be put on a model here")
+        raise KitError(f"the adapter in {folder} is of the type {kind}: only LORA adapters are supported")
     _check_safetensors(folder, "adapter_model")
 
 
@@ -81,7 +81,7 @@ def _check_safetensors(folder: Path, stem: str) -> None:
         with suppress(SafetensorError), safe_open(file, "pt") as weights:  # a damaged file is named when it is loaded
             names = [name for name in weights.keys() if not name.endswith("position_ids")]  # noqa: SIM118
             if whole_numbers := [name for name in names if weights.get_slice(name).get_dtype().startswith(("I", "U"))]:
-                raise KitError(f"{file} holds whole numbers as weights: see {few(whole_numbers)}; save it dequantised")
+                raise KitError(f"{file} has integers as weights: see {few(whole_numbers)}; save it dequantised")
 
 
 def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
