@@ -342,7 +342,7 @@ def faulty(tmp_path: Path, *lines) -> Path:
         ('{"ID": "002", "ID": "003"}', r"line 2 is not JSON \('ID' stands twice\): one object a line"),
         ({"metadata": []}, r"line 2 has no ID"),
         ({"ID": True, "metadata": []}, r"line 2 has no ID"),
-        ({"ID": "c001"}, r"line 2: ID c001 is a celebrity's.*: give another ID"),
+        ({"ID": "c001"}, r"line 2: ID c001 is like a celebrity's.*: give another ID"),
         ({"ID": 1}, r"line 2: ID 1 was already on another line: keep one"),
         ("[" * 100_000, r"line 2 is not JSON"),
         ('{"ID": ' + "1" * 5000 + "}", r"line 2 is not JSON \(Exceeds the limit"),

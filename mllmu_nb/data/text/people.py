@@ -53,7 +53,7 @@ def read_profiles(
     stated = {identity: attributes_of(qa) for identity, qa in read.items()}
     names = {identity: facts["name"] for identity, facts in stated.items() if "name" in facts}
     if not names:
-        raise KitError(f"profiles_file {path}: nobody's name could be read: a question for it is needed in metadata")
+        raise KitError(f"profiles_file {path}: no name could be read: metadata needs a question that asks for it")
     splits = _forget_splits(Path(forget_ids_file), ratio, list(read), path) if forget_ids_file else {}
     listed = splits.get(ratio, ())
     ids = _choose(list(names), listed, ratio, people, pool)
@@ -129,7 +129,7 @@ def _read_lines(path: Path) -> dict[str, tuple[QA, ...]]:
         if not identity.strip():
             raise KitError(f"{where} has no ID: {_A_LINE}")
         if re.fullmatch(r"[ck]\d{3,}", identity):
-            raise KitError(f"{where}: ID {identity} is a celebrity's, as c and k with a number are: give another ID")
+            raise KitError(f"{where}: ID {identity} is like a celebrity's (c or k and a number): give another ID")
         if identity.lstrip("0") in numbers:
             raise KitError(f"{where}: ID {identity} was already on another line: keep one of the two")
         if "metadata" not in record:
