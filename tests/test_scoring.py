@@ -349,7 +349,7 @@ def test_a_column_that_is_taken_is_refused_and_so_is_an_unknown_task():
 
 def test_a_label_that_is_taken_is_refused():
     """Two columns with one heading could not be told apart, and a figure could not be drawn."""
-    with pytest.raises(KitError, match="metric exact2: the label 'Exact %' is that of generation exact"):
+    with pytest.raises(KitError, match="metric exact2: the label 'Exact %' is used by generation exact"):
         registry.metric("exact2", label="Exact %", task="generation", by_fact=True)(half)
     assert ("generation", "", "exact2") not in registry.METRICS
 

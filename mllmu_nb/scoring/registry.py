@@ -98,7 +98,7 @@ def metric(name: str, **declared) -> Callable[[Callable], Callable]:
         if entry.table != "quality":  # its headings stand below others that tell them apart
             owner = LABELS.get(entry.label, entry.key)
             if owner != entry.key:
-                raise KitError(f"metric {name}: the label {entry.label!r} is that of {' '.join(filter(None, owner))}")
+                raise KitError(f"metric {name}: the label {entry.label!r} is used by {' '.join(filter(None, owner))}")
             LABELS[entry.label] = entry.key
         METRICS.add(entry.key, entry)
         return function
