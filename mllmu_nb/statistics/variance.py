@@ -22,7 +22,7 @@ def variance_split(table: pd.DataFrame, factors: Sequence[str], se: str = "") ->
     table = table[np.isfinite(table["value"].astype(float))]
     if table.duplicated(factors).any():
         first = table.loc[table.duplicated(factors), factors].iloc[0]
-        raise KitError(f"two rows have {', '.join(f'{name} {first[name]}' for name in factors)}: one score a run")
+        raise KitError(f"two rows have {', '.join(f'{name} {first[name]}' for name in factors)}: keep one per run")
     for factor in factors:
         others = [name for name in factors if name != factor]
         groups = [group for _, group in table.groupby(others, dropna=False)] if others else [table]
