@@ -39,7 +39,7 @@ def test_the_command_makes_the_runs_once_and_writes_their_table(config, tmp_path
     parser = argparse.ArgumentParser()
     command.arguments(parser)
     monkeypatch.setattr(paths, "reference", lambda: tmp_path)  # else the committed study is read
-    with pytest.raises(KitError, match="no study yet: `python -m mllmu_nb study differences` makes it"):
+    with pytest.raises(KitError, match="no study yet: make it with `python -m mllmu_nb study differences`"):
         released_code.read()
     with pytest.raises(KitError, match="--replicates are numbers from 0 on, not -1"):
         command.main(parser.parse_args(["differences", "--replicates", "0", "-1"]))

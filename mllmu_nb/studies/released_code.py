@@ -141,7 +141,7 @@ def read() -> list[Run]:
     for folder in (paths.study("differences"), paths.reference() / "studies" / "differences"):
         if any(paths.runs(folder).glob("*/")):
             return read_runs(folder)
-    raise KitError("there is no study yet: `python -m mllmu_nb study differences` makes it")
+    raise KitError("there is no study yet: make it with `python -m mllmu_nb study differences`")
 
 
 # -- the table --------------------------------------------------------------------------------------------------
