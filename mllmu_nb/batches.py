@@ -81,7 +81,7 @@ def _taught_at_once(recipe: Recipe, replay: float) -> int:
     drawn = recipe.together * recipe.batch_size
     taught = drawn - round(drawn * replay)
     if not taught:
-        raise KitError(f"replay={replay} leaves nothing to teach among {drawn} conversations drawn at once: lower it")
+        raise KitError(f"replay={replay} leaves no conversation to train on among {drawn} drawn at once: lower it")
     return taught
 
 
@@ -102,7 +102,7 @@ def finetuning_batches(
     taught_at_once = _taught_at_once(recipe, replay)
     replayed_at_once = recipe.together * recipe.batch_size - taught_at_once
     if not any(c.turns for c in conversations):
-        raise KitError("nothing to learn: the conversations are empty")
+        raise KitError("nothing to train on: there are no conversations")
     if replayed_at_once and not replayed:
         raise KitError(f"replay is {replay} but there is nothing to replay")
     # Each has its own stream: what is replayed or how it is augmented does not change the order of what is taught.

@@ -140,7 +140,7 @@ class Config(BaseModel):
         for name, value in fixed.items():
             given = parameters.get(name, value)
             if given != value:
-                raise KitError(f"{name} is {value!r} here and cannot be {given!r}: take the notebook made for it")
+                raise KitError(f"{name} is {value!r} here and cannot be {given!r}: use the notebook for that value")
         values = {**parameters, **fixed}
         settings = values.pop("settings", {})
         if not isinstance(settings, Mapping):
@@ -331,7 +331,7 @@ class Config(BaseModel):
         self._fill(**{name: presets[name] for name in ("adaptation", "replay", "exams")})
         if self.adaptation not in presets["training"]:
             # Training all weights of a 7B model fits no machine that this kit is meant for.
-            raise KitError(f"adaptation={self.adaptation!r} is not offered at scale {self.scale}: take 'lora'")
+            raise KitError(f"adaptation={self.adaptation!r} is not available at scale {self.scale}: use 'lora'")
         training = presets["training"][self.adaptation]
         if self.train_steps == 0 and not training["epochs"]:
             raise KitError(f"train_steps must be above 0: fine-tuning at scale {self.scale} has no epochs in its place")
@@ -365,7 +365,7 @@ class Config(BaseModel):
         if not self.trains and self.modality != "none":
             raise KitError(f"method {self.method!r} unlearns nothing: modality must be 'none', not {self.modality!r}")
         if self.quantise_base and self.scale == "miniature":
-            raise KitError("quantise_base is for the frozen layers of a large model: leave it out of scale 'miniature'")
+            raise KitError("quantise_base is for the frozen layers of a large model: leave it out at scale 'miniature'")
         if self.unlearn_steps and self.unlearn_epochs:
             raise KitError("unlearn_steps and unlearn_epochs both say how long unlearning is: give one of them")
         if self.trains and not (self.unlearn_steps or self.unlearn_epochs):

@@ -62,7 +62,7 @@ def _explained(name: str) -> Iterator[None]:
         reason = shorten(str(first), 300, placeholder=" ..") or type(first).__name__
         raise KitError(
             f"{name} cannot be downloaded ({reason}): check the name, its revision, the network and the token in "
-            "HF_TOKEN; the same command goes on where this one stopped"
+            "HF_TOKEN; the same command continues where this one stopped"
         ) from error
 
 

@@ -244,7 +244,7 @@ def check_commits(config: Config, folder: Path) -> None:
         if old and new and old != new:  # "": a folder, or not in the hub's cache at that time
             raise KitError(
                 f"{folder.name} was made from commit {old} of the {name} model, whose newest is {new}: set "
-                f"{name}_revision to the one that is wanted"
+                f"{name}_revision to the commit that you want"
             )
 
 

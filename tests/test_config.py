@@ -60,7 +60,7 @@ def config_of(**parameters):
         ({"forget_ratio": 95, "people": 8}, "forget_ratio=95 of people=8 leaves nobody to keep"),
         ({"shots": 6}, "shots must be at most 5, not 6"),
         ({"replay": 1.5}, "replay must be at most 0.9, not 1.5"),
-        ({"scale": "paper", "adaptation": "full"}, "adaptation='full' is not offered at scale paper: take 'lora'"),
+        ({"scale": "paper", "adaptation": "full"}, "adaptation='full' is not available at scale paper: use 'lora'"),
         ({"forget_ids_file": "x.json"}, "forget_ids_file names people of a profiles_file: give that as well"),
         ({"eos": "no"}, "eos must be True or False, not the text 'no'"),
         ({"method": False}, "method must be text, not False (in YAML put yes and no in quotes)"),
@@ -395,7 +395,7 @@ def test_the_guard_sees_plain_globals_and_nothing_else():
 
 def test_a_notebooks_own_method_cannot_be_another():
     assert Config.from_notebook({"modality": "unimodal", "method": "ga"}, method="ga").method == "ga"
-    with pytest.raises(KitError, match="method is 'ga' here and cannot be 'npo': take the notebook made for it"):
+    with pytest.raises(KitError, match="method is 'ga' here and cannot be 'npo': use the notebook for that value"):
         Config.from_notebook({"modality": "unimodal", "method": "npo"}, method="ga")
 
 

@@ -199,7 +199,7 @@ def ask(reader: str, cases: dict, repositories: dict, place) -> dict:
     return dict(zip(cases, results, strict=True)) | {"output": done.stdout + done.stderr}
 
 
-ADVICE = "the token in HF_TOKEN; the same command goes on where this one stopped"
+ADVICE = "the token in HF_TOKEN; the same command continues where this one stopped"
 PEOPLE = ["001", "002", "003", "004", "005", "006", "007", "c001"]
 
 

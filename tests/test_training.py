@@ -472,10 +472,10 @@ def test_finetuning_mixes_in_replay_and_changes_portraits(fresh, processor, monk
     with pytest.raises(KitError, match="replay is 0.5 but there is nothing to replay"):
         taught(known, 1, processor=processor, replay=0.5)
     for length in ({"epochs": 1}, {"steps": 2}):
-        with pytest.raises(KitError, match="replay=0.9 leaves nothing to teach among 4 conversations drawn at once"):
+        with pytest.raises(KitError, match="replay=0.9 leaves no conversation to train on among 4 drawn at once"):
             recipe, material = replace(PLAIN, batch_size=4, **length), {"replayed": repeated, "replay": 0.9}
             finetune(fresh, processor, known, recipe, 0, material)
-    with pytest.raises(KitError, match="nothing to learn"):
+    with pytest.raises(KitError, match="nothing to train on"):
         finetune(fresh, processor, [], replace(PLAIN, steps=2), 0)
 
 
