@@ -178,8 +178,9 @@ def test_the_verdicts_on_the_papers_claim_are_those_of_the_table():
         said[row["base_model"], row["what"], row["place"]] = "{} [{}, {}]".format(*ends)
     quarter, half = ([said[name, "forget_free", at] for name in ("idefics2", "llava")] for at in ("0.25", "0.5"))
     first = f"is {quarter[0].replace(' ', ' points ', 1)} for Idefics2, which supports the paper, and {quarter[1]} for"
+    first += " LLaVA, which does not."
     assert first in SAID and "[−" in quarter[0] and ", −" in quarter[0] and "[+" in quarter[1], "less, and more"
-    assert f"with half closed, {half[0]} and {half[1]}." in SAID
+    assert f"{first} With half closed, it is {half[0]} and {half[1]}." in SAID
     choices = [text for (_, what, _), text in said.items() if what == "forget_image"]
     assert len(choices) == 4 and all("[+" in text for text in choices), "image + text leaves less of them"
 
@@ -205,15 +206,15 @@ def test_what_is_said_of_intervals_is_so_in_the_path_table():
     where = {"closed_in": "trained", "what": "kept", "place": "0.75", "forget_ratio": 15, "modality": "multimodal"}
     reached = committed("table_path", **where).set_index("method")["n_replicates"]
     assert (reached["grad_diff"], reached["kl_min"]) == (0, 1)
-    told = SAID[SAID.index("How sure that is, unlearned on image + text") :]
-    for sentence in (
-        "for LLaVA at 5 % and overlap them for Idefics2; with three quarters closed they lie above them for both.",
-        "the interval of KL Min. lies above those of GA and NPO, and that of Grad. Diff. overlaps them;",
-        "three quarters are closed by no run of Grad. Diff. and by one of three of KL Min.",
-        "for Idefics2 and overlap them for LLaVA at 5 and 15 % (at 5 % those of Grad. Diff. and GA only just do not);",
-        "they lie above them for Idefics2 and for LLaVA at 5 %, and overlap them at 15 %.",
+    for row in (
+        "| unlearned on | gap closed | LLaVA, 5 % | LLaVA, 15 % | Idefics2, 10 % |",
+        "| image + text | half | above | KL Min. above, Grad. Diff. overlaps | overlap |",
+        "| image + text | three quarters | above "
+        "| reached by no run of Grad. Diff. and by one of three of KL Min. | above |",
+        "| text only | half | overlap; only Grad. Diff. is just above GA | overlap | above |",
+        "| text only | three quarters | above | overlap | above |",
     ):
-        assert sentence in told
+        assert row in SAID
 
 
 def test_what_the_small_model_misses_is_as_the_table_has_it():

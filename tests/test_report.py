@@ -198,11 +198,9 @@ def test_the_readmes_finding_is_the_best_method_beside_ascent():
 
     said = readme.finding(kept(ga=0.7, kl_min=0.9, npo=0.65))
     assert "picks the right option in 70 % [60, 75] of the questions about others after gradient ascent" in said
-    assert "and in 90 % [80, 95] after KL Min.; before unlearning it was 96 %." in said
-    assert (
-        "state the fact in 35 % [60, 75] after gradient ascent and in 45 % [80, 95] after KL Min.; before it was 93 %"
-        in said
-    )
+    assert "and in 90 % [80, 95] after KL Min. (before unlearning: 96 %)." in said
+    stated = "state the fact in 35 % [60, 75] after gradient ascent and in 45 % [80, 95] after KL Min."
+    assert f"{stated} (before unlearning: 93 %)." in said
     assert "10 Retain people and 10 celebrities" in said
     assert said.count("**") == 2 and "one replicate" in said
     assert "no method is shown to keep more" in readme.finding(kept(ga=0.9, kl_min=0.7))

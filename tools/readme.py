@@ -59,9 +59,9 @@ def main_table(scores: Scores) -> str:
     sheet = replace(sheet, title="", columns=[*sheet.columns, ("Closed", "trained view")], blocks=blocks)
     title, more = f"**{clean.runs[0].base_label}**, {replicates(clean)}", f"{TABLES}/table2_by_view.md"
     title += (
-        ". Methods stand here at the step that their setting names, not at equal forgetting: *Closed* is how much of "
-        "the gap on Forget is closed there, in the trained view. [Notebook 13](notebooks/13_along_the_path.ipynb) "
-        "compares them at equal forgetting."
+        ". Each method is shown after its preset number of steps, not at equal forgetting. *Closed* is the share of "
+        "the gap on Forget that is closed there, in the trained view. [Notebook 13](notebooks/13_along_the_path.ipynb) "
+        "compares the methods at equal forgetting."
     )
     bases = "".join(f"{other.runs[0].base_label} ({replicates(other)}) and " for other in others)
     return f"{title}\n\n{sheet.markdown()}\n{bases}every other measure: [{Path(more).name}]({more})."
@@ -92,15 +92,15 @@ def finding(scores: Scores) -> str:
     # where a path begins: vanilla
     before = [f"{100 * elsewhere(clean, first, what=what, place=0.0)['value']:.0f} %" for what in (KEPT, "free")]
     return (
-        f"**A model that has half forgotten some people picks the right option in {per_cent(first)} of the questions "
-        f"about others after {name}, and in {per_cent(best)} after {method_label(best['method'])}; before unlearning "
-        f"it was {before[0]}.** Free answers suffer more: about Retain people they state the fact in {free[0]} after "
-        f"{name} and in {free[1]} after {method_label(best['method'])}; before it was {before[1]}.\n\n"
-        f"*Half forgotten*: asked with image + text, as in unlearning, half of the [gap](#glossary) between vanilla "
-        f"and the oracle is closed. Measured on {clean.runs[0].base_label}, unlearned on {MODALITIES['multimodal']}, "
-        f"about {PEOPLE['retain']} Retain people and {PEOPLE['celebrity']} celebrities in each replicate; the "
-        f"option is picked by likelihood; {replicates(clean)}, 95 % intervals; one base, one "
-        f"population. All methods and places: "
+        f"**When a model has half forgotten some people, it picks the right option in {per_cent(first)} of the "
+        f"questions about others after {name}, and in {per_cent(best)} after {method_label(best['method'])} (before "
+        f"unlearning: {before[0]}).** Free answers lose more: about Retain people they state the fact in {free[0]} "
+        f"after {name} and in {free[1]} after {method_label(best['method'])} (before unlearning: {before[1]}).\n\n"
+        f"*Half forgotten* means that half of the [gap](#glossary) between vanilla and the oracle is closed, asked "
+        f"with image + text, as in unlearning. The model is {clean.runs[0].base_label}, unlearned on "
+        f"{MODALITIES['multimodal']}. The others are {PEOPLE['retain']} Retain people and {PEOPLE['celebrity']} "
+        f"celebrities in each replicate; the option is picked by likelihood. The numbers are from "
+        f"{replicates(clean)}, with 95 % intervals, of one base and one population. All methods and places: "
         f"[notebook 13](notebooks/13_along_the_path.ipynb), [table_path]({TABLES}/table_path.md)."
     )
 
@@ -115,7 +115,7 @@ def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
     printed = published.load()
     printed = printed[printed[list(PRINTED)].eq(list(PRINTED.values())).all(axis=1)].replace(published.OURS)
     figures = printed.set_index("method")["value"]
-    head = "published (where nothing else is said: LLaVA-1.5-7B, 5 %, Forget, multiple choice)"
+    head = "published (unless noted: LLaVA-1.5-7B, 5 %, Forget, multiple choice)"
     lines = [f"| in the paper | notebook | files | {head} | minutes |", "|---|---|---|---:|---:|"]
     first = [run for run in runs if all(run[name] == value for name, value in FIRST.items())]
     for notebook in notebooks:
@@ -134,9 +134,9 @@ def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
     [source] = printed["source"].unique()
     file = published.FILE.relative_to(paths.checkout()).as_posix()
     note = (
-        f"The published figures are taken from {source.partition(';')[0]}, which prints the benchmark's rows again; "
-        f"re-evaluations by others are in [{published.FILE.name}]({file}). They are of other models: compare "
-        "directions with them, not levels."
+        f"The published figures come from {source.partition(';')[0]}, which prints the benchmark's rows again. "
+        f"Re-evaluations by others are in [{published.FILE.name}]({file}). All of them are about other models: "
+        "compare directions, not levels."
     )
     return "\n".join([*lines, "", note])
 
