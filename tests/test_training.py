@@ -840,3 +840,14 @@ def test_two_processes_of_accelerate_launch_do_what_one_does(tmp_path, kind):
     assert len(first[0]) == 2 - (kind != "whole") and first[1] == pytest.approx(one[1], abs=1e-3)
     for losses, alone in zip(first[0], one[0], strict=False):
         assert losses == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_released_way_of_training_gives_the_same_losses():
+    """A loop of transformers, peft and torch alone, with the equations once more and a second model as reference."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "training.py"), "--steps", "2", "--rounds", "1"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stdout + ended.stderr[-2000:]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in ended.stdout.splitlines() if line[:1] == "|"]
+    memory = {(name, arm): float(share) for name, arm, *_, share in rows[2:]}
+    assert memory["kl_min", "the kit"] < 0.6 and memory["npo", "the kit"] < 0.75, "one graph, and no second model"

@@ -1,0 +1,204 @@
+"""The kit's training beside the released way of training: seconds, and bytes of tensors.
+
+    python benchmarks/training.py [--methods NAME ..] [--steps N] [--rounds N]
+
+Two arms train an adapter of the shipped base on the same batches of four single questions with their pictures, in one
+process and one thread, taking turns. Their losses must agree within ``CLOSE`` at every step, else the status is 1.
+
+- plain: how MLLMU-Bench's code works. In each step the library's processor encodes texts and pictures, which are
+  decoded anew, and the model gives the logits of every position. A method with a reference has a second model in
+  memory. The graphs of all terms live until one backward pass.
+- the kit: ``mllmu_nb.training.unlearn`` or ``finetune``.
+
+"packed" is fine-tuning in batches of vanilla's recipe: 12 conversations of up to four questions about one picture.
+These are other batches, so the losses are not compared. Seconds are processor time, so that other work on the machine
+hardly counts. Memory is the peak of all tensors at once, weights included, counted in a pass of its own.
+"""
+
+from __future__ import annotations
+
+import mllmu_nb  # noqa: F401, before torch: it pins the kernels
+
+# isort: split
+import argparse
+import io
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import islice
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch.nn.functional import cross_entropy, logsigmoid
+
+from mllmu_nb import batches, inputs, provenance, training
+from mllmu_nb.config import Config
+from mllmu_nb.data.conversations import Conversation, training_conversations
+from mllmu_nb.models import adapters, families, load
+from mllmu_nb.prediction import Tally
+from mllmu_nb.unlearning.base import IGNORE, Recipe
+
+CLOSE = 1e-4
+FINE_TUNING = "fine-tuning"
+METHODS = (FINE_TUNING, "ga", "grad_diff", "kl_min", "npo")
+PLAIN, KIT, PACKED = "plain", "the kit", "packed"
+SINGLE = {"batch_size": 4, "turns": 1, "together": 1}
+Batches = Mapping[str, Mapping[str, torch.Tensor]]
+
+
+class Outcome(NamedTuple):
+    """Of one training: processor ``seconds``, the ``losses`` of its steps, and its ``peak`` bytes where counted."""
+
+    seconds: float
+    losses: list[float]
+    peak: int
+
+
+class Work:
+    """One method on the shipped base."""
+
+    def __init__(self, name: str, steps: int):
+        tuned = name == FINE_TUNING
+        self.name, self.config = name, Config(method="base") if tuned else Config(method=name, modality="multimodal")
+        self.method = training.FineTuning() if tuned else self.config.objective
+        recipe = self.config.training if tuned else self.config.unlearning
+        self.packing = {field: getattr(recipe, field) for field in SINGLE}
+        self.recipe = replace(recipe, steps=steps, optimizer="adamw", augment=False, **SINGLE)
+        known = inputs.population(self.config)
+        self.sets = {one: training_conversations(known.members(one), "multimodal") for one in ("forget", "retain")}
+
+    def questions(self, packed: bool) -> int:
+        shape = self.packing if packed else SINGLE
+        streams = len(self.method.streams or ["train"])
+        return self.recipe.steps * streams * shape["batch_size"] * shape["turns"]
+
+    def model(self):
+        """The base with a fresh adapter, and its processor."""
+        model, processor = load.load_base(*inputs.base_of(self.config), "fp32")
+        return adapters.attach(model, self.recipe, 0, self.method.trains), processor
+
+    def run(self, arm: str, counted: bool = False) -> Outcome:
+        model, processor = self.model()
+        reference = self.model()[0].eval() if arm == PLAIN and self.method.needs.reference else None
+        drawn = self.drawn(model, processor) if arm == PLAIN else []
+        with Tally(*filter(None, (model, reference))) if counted else nullcontext() as tally:
+            began = time.process_time()
+            if arm == PLAIN:
+                losses = self.plain(model, processor, reference, drawn)
+            else:
+                losses = self.kit(model, processor, replace(self.recipe, **(self.packing if arm == PACKED else {})))
+            seconds = time.process_time() - began
+        return Outcome(seconds, losses, tally.peak if tally else 0)
+
+    def kit(self, model, processor, recipe: Recipe) -> list[float]:
+        if self.name == FINE_TUNING:
+            log = training.finetune(model, processor, self.sets["retain"], recipe, 0, progress=False)
+        else:
+            log = training.unlearn(model, processor, self.method, self.sets, recipe, 0, progress=False)
+        return [row["loss"] for row in log.losses]
+
+    def drawn(self, model, processor) -> list[dict[str, tuple[Sequence[Conversation], torch.Tensor]]]:
+        """What the kit's loop reads at each step: by stream, the conversations and their labels."""
+        asked: list[Sequence[Conversation]] = []
+
+        class Listening(type(families.of(model))):
+            def encode(self, processor, conversations, *more, **named):
+                asked.append(conversations)
+                return super().encode(processor, conversations, *more, **named)
+
+        family, recipe = Listening(), self.recipe
+        if self.name == FINE_TUNING:
+            steps: Iterator = batches.finetuning_batches(family, processor, self.sets["retain"], recipe, 0)
+        else:
+            steps = batches.unlearning_batches(family, processor, self.method, self.sets, recipe, 0)
+        result = []
+        for [streams] in islice(steps, recipe.steps):
+            labels = [batch["labels"] for batch in streams.values()]
+            result.append(dict(zip(streams, zip(asked, labels, strict=True), strict=True)))
+            asked.clear()
+        return result
+
+    def plain(self, model, processor, reference, drawn) -> list[float]:
+        recipe, family = self.recipe, families.of(model)
+        trained = [one for one in model.train().parameters() if one.requires_grad]
+        optimizer = torch.optim.AdamW(trained, recipe.lr, eps=recipe.adam_eps, weight_decay=recipe.weight_decay)
+        schedule = training.make_schedule(optimizer, recipe, recipe.steps)
+        losses = []
+        for streams in drawn:
+            read = {name: encoded(family, processor, some) for name, (some, _) in streams.items()}
+            loss = self.loss(model, reference, read, {name: labels[:, 1:] for name, (_, labels) in streams.items()})
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, recipe.clip)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        return losses
+
+    def loss(self, model, reference, read: Batches, labels: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The equations once more, from the logits of all positions."""
+        logits = {name: model(**batch).logits[:, :-1] for name, batch in read.items()}
+        with torch.no_grad():
+            before = {name: reference(**read[name]).logits[:, :-1] for name in self.method.needs.reference}
+        if self.name == FINE_TUNING:
+            return cross_entropy(logits["train"].transpose(1, 2), labels["train"])
+
+        def log_p(of: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+            return -cross_entropy(of[name].transpose(1, 2), labels[name], reduction="none").sum(1)
+
+        if self.name == "npo":
+            ratio = log_p(logits, "forget") - log_p(before, "forget")
+            return -2 / self.method.beta * logsigmoid(-self.method.beta * ratio).mean()
+        answered = {name: one != IGNORE for name, one in labels.items()}
+        mean = {name: (log_p(logits, name) / answered[name].sum(1)).mean() for name in labels}
+        if self.name == "ga":
+            return mean["forget"]
+        if self.name == "grad_diff":
+            return mean["forget"] - self.method.alpha * mean["retain"]
+        old, new = before["retain"].log_softmax(-1), logits["retain"].log_softmax(-1)
+        divergence = (old.exp() * (old - new)).sum(-1) * answered["retain"]
+        return mean["forget"] + self.method.alpha * (divergence.sum(1) / answered["retain"].sum(1)).mean()
+
+
+def encoded(family, processor, conversations: Sequence[Conversation]) -> dict[str, torch.Tensor]:
+    """A batch as the library's own processor encodes it."""
+    texts = [family.render(one, processor.image_token, family.end(processor))[0] for one in conversations]
+    images = [Image.open(io.BytesIO(image)).convert("RGB") for one in conversations for image in one.images]
+    return dict(processor(text=texts, images=images, return_tensors="pt", padding=True, padding_side="right"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    machine, apart = provenance.machine(), 0.0
+    print(f"{machine['cpu']}, {machine['capability']}, one thread; {options.steps} steps, {options.rounds} rounds")
+    print("| method | arm | questions a second | times plain's | MiB of tensors | times plain's |")
+    print("|---|---|---:|---:|---:|---:|", flush=True)
+    for name in options.methods:
+        work, rates = Work(name, options.steps), defaultdict(list)
+        arms = (PLAIN, KIT, PACKED) if name == FINE_TUNING else (PLAIN, KIT)
+        for _ in range(options.rounds):
+            for arm in arms:
+                rates[arm].append(work.questions(arm == PACKED) / work.run(arm).seconds)
+        counted = {arm: work.run(arm, counted=True) for arm in arms}
+        pairs = zip(counted[PLAIN].losses, counted[KIT].losses, strict=True)
+        apart = max(apart, *(abs(plain - own) / abs(plain) for plain, own in pairs))
+        for arm, each in rates.items():
+            faster = median(own / plain for own, plain in zip(each, rates[PLAIN], strict=True))
+            smaller = counted[arm].peak / counted[PLAIN].peak
+            row = f"{median(each):.0f} | {faster:.2f} | {counted[arm].peak / 2**20:.0f} | {smaller:.2f}"
+            print(f"| {name} | {arm} | {row} |", flush=True)
+    print(f"losses differ by at most {apart:.1e} of their value")
+    return int(apart > CLOSE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
