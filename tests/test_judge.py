@@ -139,7 +139,7 @@ def test_a_question_that_is_refused_has_no_grade_and_an_endpoint_that_refuses_al
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["a/runs/x", "b/runs/y"], "runs of one folder at a time, not of "),
+        (["a/runs/x", "b/runs/y"], "give runs of one folder at a time, not of "),
         (["a/runs/x", "--jobs", "0"], "--jobs must be at least 1, not 0"),
         (["a/runs/x", "--prices", "-1", "1"], "--prices must be two numbers from 0 on, not -1.0 and 1.0"),
         (["a/runs/x", "--prices", "1", "nan"], "--prices must be two numbers from 0 on, not 1.0 and nan"),

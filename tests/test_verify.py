@@ -195,7 +195,7 @@ def test_a_rerun_starts_from_nothing_and_is_what_is_compared(
     broken = True
     assert door.main(["verify", str(grid), "--rerun", "--against", str(reference)]) == 1
     assert door.main(["verify", "--rerun"]) == 2
-    assert "--rerun needs the configuration file" in capsys.readouterr().err
+    assert "--rerun needs a configuration file" in capsys.readouterr().err
 
 
 def test_a_rerun_that_the_reference_has_no_run_of_is_refused_before_it_begins(own, reference, tmp_path, monkeypatch):
