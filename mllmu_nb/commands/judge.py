@@ -159,19 +159,22 @@ def _reply(endpoint: Any, name: str, texts: Texts) -> str | None:
     for _ in range(TRIES):
         try:
             reply = endpoint.chat.completions.create(model=name, messages=messages, **how)
+            if not hasattr(reply, "choices"):  # such as a web page
+                what = "answers with something else than completions"
+                raise Unreachable(f"the judge's endpoint {what}: see OPENAI_BASE_URL, which often ends in /v1")
             judge.grade(content := reply.choices[0].message.content)
             return content
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             what = f"refuses the key or the model {name} (HTTP {error.status_code})"
             raise Unreachable(f"the judge's endpoint {what}: see OPENAI_API_KEY, OPENAI_BASE_URL, {VARIABLE}") from None
-        except openai.BadRequestError:
+        except (openai.BadRequestError, Unreachable):
             raise
         except openai.APIError as error:
             status = getattr(error, "status_code", None)
             what = f"keeps failing (HTTP {status})" if status else "cannot be reached or is too slow"
             what += ": run the same command again later; replies are kept"
             raise Unreachable(f"the judge's endpoint {what}") from None
-        except (ValueError, TypeError, IndexError):
+        except (ValueError, TypeError, IndexError, AttributeError, RecursionError):
             continue
     return None
 
