@@ -51,6 +51,7 @@ class Endpoint(BaseHTTPRequestHandler):
             "true": '{"score": true}',
             "later": '{"score": 6}' if earlier else "not yet",
             "deep": "[" * 100_000,
+            "echo": json.dumps({"score": 6, "reason": self.headers["Authorization"]}).replace("sk-", "\\u0073k-"),
         }.get(word, '{"score": 2, "reason": "wrong"}')
         said = None if word == "silent" else {"role": "assistant", "content": content}
         choices = [{"index": 0, "finish_reason": "stop", "message": said}]
@@ -106,12 +107,12 @@ def test_replies_are_stored_and_never_asked_for_twice(seen, tmp_path):
     )
 
 
-@pytest.mark.parametrize("answer", ["say 11", "say 0", "say -3", "malformed", "half", "true", "deep", "silent"])
+@pytest.mark.parametrize("answer", ["say 11", "say 0", "say -3", "malformed", "half", "true", "deep", "echo", "silent"])
 def test_what_is_no_grade_is_a_failure_and_gets_no_score(seen, tmp_path, answer):
     path = tmp_path / "judge.jsonl"
     assert asking(path, answer, "say 5") == 1
     assert [len(seen), len(stored.replies(path))] == [judge.TRIES + 1, 1]
-    assert grades(path, answer, "say 5") == [-1, 5]
+    assert grades(path, answer, "say 5") == [-1, 5] and "secret" not in path.read_text()
     assert [texts[2] for texts in judge.unjudged(frame(answer, "say 5"), path)] == [answer]
 
 
