@@ -132,7 +132,7 @@ def asking(config, model, processor, estimate, limit: int, rate: prediction.Rate
     known = inputs.population(config)
     how = {name: getattr(config, name) for name in pipeline.ASKING}
     drawn = inputs.draws_of(config, SETS)
-    size = pipeline.EVAL_BATCH[config.scale]
+    size = pipeline.asked_at_once(config)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()

@@ -172,7 +172,7 @@ def compare(config: Config, limit: int | None, rounds: int) -> int:
     draws = inputs.draws_of(config, SETS)
     asking = Asking(known, draws, config.shots, config.protocol)
     inquiries = inquiries_of(asking, scoring=config.scoring, limit=limit)
-    how = {name: getattr(config, name) for name in pipeline.ASKING} | {"batch_size": pipeline.EVAL_BATCH[config.scale]}
+    how = {name: getattr(config, name) for name in pipeline.ASKING} | {"batch_size": pipeline.asked_at_once(config)}
     seconds, given = defaultdict(list), {}
     for _ in range(rounds):
         for arm in (PLAIN, STRONG, KIT):

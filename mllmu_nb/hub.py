@@ -16,22 +16,23 @@ from mllmu_nb.data import official
 from mllmu_nb.data.layout import EVALUATION_REPOSITORY, TRAINING_REPOSITORY
 from mllmu_nb.data.schema import Population
 from mllmu_nb.errors import KitError, few
-from mllmu_nb.stages import Stage, write_json
+from mllmu_nb.stages import Stage, state, write_json
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 
 
 def fetch(source: str, revision: str = "", kind: str = "model", files: Sequence[str] = MODEL_FILES) -> Path:
     """The folder in the hub's cache with those ``files`` (patterns) of ``source`` at ``revision`` ("": the newest); its
-    name is the commit. Every file is compared with the hub's hash, once per commit, but not offline. Raises KitError
-    where that cannot be."""
+    name is the commit. Every file is compared with the hub's hash, once while it is as it was, but not offline. Raises
+    KitError where that cannot be."""
     from huggingface_hub import constants, snapshot_download
 
     with _explained(f"{kind} {source}"):
         folder = snapshot_download(source, repo_type=kind, revision=revision or None, allow_patterns=list(files))
     folder = Path(folder)
     if not constants.HF_HUB_OFFLINE:
-        inputs = {"source": source, "commit": folder.name, "kind": kind, "files": list(files)}
+        there = {str(file): state(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+        inputs = {"source": source, "commit": folder.name, "kind": kind, "files": there}
         Stage("checked", inputs, lambda place: _check(source, kind, folder, place)).get()
     return folder
 

@@ -51,7 +51,7 @@ from mllmu_nb.scoring import anchor
 from mllmu_nb.scoring.utility import FILE as UTILITY
 from mllmu_nb.stages import OF_A_RUN, RECORD, Stage, is_whole, read_json, status, write_json
 
-EVAL_BATCH = {"miniature": 256, "paper": 8}  # questions asked at once
+EVAL_BATCH = {"miniature": 256, "paper": 8}  # questions asked at once, where eval_batch does not say it
 # What decides how it is asked; draws_file is looked into.
 ASKING = ("protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic", "long_prompts")
 ANCHOR_RATIO = 5  # the forget ratio that the published anchor is for
@@ -147,7 +147,7 @@ def unlearned(config: Config) -> Stage:
                 adapters.save(model, folder)
             if step in due:
                 plain = model.get_base_model()  # with the adapter in its layers
-                points[step] = path.point(plain, processor, known, batch_size=EVAL_BATCH[config.scale])
+                points[step] = path.point(plain, processor, known, batch_size=asked_at_once(config))
 
         after_step(0, model)
         log = unlearn(
@@ -163,7 +163,7 @@ def unlearned(config: Config) -> Stage:
         "forget": list(known.forget_ids),
         "recipe": recipe.numbers(),
         "hyper_parameters": {name: getattr(method, name) for name in method.hyper_parameters()},
-        "settings": config.hash_of(("method", "variant", "modality", "unlearn_seed")),
+        "settings": config.hash_of(("method", "variant", "modality", "unlearn_seed", "eval_batch")),
         "quantise_base": config.quantise_base,
     }
     return Stage("unlearned", inputs, make, (family(config), method), partial(_record, config))
@@ -208,12 +208,12 @@ def anchored(config: Config) -> Stage | None:
         inquiry = Asking(known, {}, 0, plain.protocol).free_answers(items)
         model, processor = vanilla(plain, plain.eval_precision)
         processor = own.asking(processor, plain.protocol)
-        rows = answer(model, processor, inquiry, EVAL_BATCH[plain.scale])
+        rows = answer(model, processor, inquiry, asked_at_once(plain))
         true = [item.question.answer for item in items]
         write_json(folder / "anchor.json", {"true": true, "answers": [row["answer"] for row in rows]})
 
     inputs = {"vanilla": vanilla_key(plain), "data": data_hash(plain), "forget": list(known.forget_ids)}
-    inputs["settings"] = plain.hash_of(("protocol", "eval_precision"))
+    inputs["settings"] = plain.hash_of(("protocol", "eval_precision", "eval_batch"))
     return Stage("anchor", inputs, make, (own,))
 
 
@@ -294,13 +294,18 @@ def _model_key(config: Config) -> Any:
 # -- answers ----------------------------------------------------------------------------------------------------
 
 
+def asked_at_once(config: Config) -> int:
+    """How many questions a batch of the evaluation has."""
+    return config.eval_batch or EVAL_BATCH[config.scale]
+
+
 def answered(
     config: Config, *, at: Path | None = None, name: str = "", sets: Sequence[str] = SETS, limit: int | None = None
 ) -> Stage:
     """The stage of a run, with the files that ``docs/architecture.md`` describes. ``at``: in place of its folder;
     ``name``: what tables call a model that was made elsewhere; ``sets`` and ``limit`` (so many people of each set)
     shorten the questions."""
-    known, fresh, size = population(config), fresh_people(config), EVAL_BATCH[config.scale]
+    known, fresh, size = population(config), fresh_people(config), asked_at_once(config)
     # The base says how fluent the answers are; of a large model that was made elsewhere it is not known.
     fluency_base = base_source(config)
     if config.method == YOURS:

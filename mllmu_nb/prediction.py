@@ -255,7 +255,7 @@ class Estimate:
         """Seconds in which a run's model answers the questions of these ``kinds`` about so many people of each set.
         Worked examples are read once for all, a picture once per batch; a written token takes at least the time in
         which the weights are read. Every answer is as long as it may be."""
-        precision, size = asking_precision(config), pipeline.EVAL_BATCH[config.scale]
+        precision, size = asking_precision(config), pipeline.asked_at_once(config)
         upstream = config.protocol == "upstream" and kinds is not ASKED_ON_PATH
         per_token, flops, written = self.reading(False) / self.text, 0.0, 0
         picture = self.family.parts(config.protocol) * (self.reading(True) - self.reading(False))

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from miniature import make_processor, make_tokenizer
+from mllmu_nb import __main__ as door
 from mllmu_nb import after, checks, paths, pipeline, registry, unlearning
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
@@ -59,6 +60,7 @@ def test_a_method_with_hidden_states_and_a_reach_of_its_own(tiny_base):
     config = config_of(tiny_base, method="rmu", layer=1.0, unlearn_steps=8)
     assert config.run_id.startswith("rmu-multimodal-") and config.run_id != config.but(layer=0.9).run_id
     steps = losses(config)
+    assert losses(config.but(micro_batch=3))[-1] == pytest.approx(steps[-1], rel=1e-4), "however a batch is cut"
     assert steps[0]["retain"] == pytest.approx(0, abs=1e-8), "a fresh adapter has moved nothing"
     assert steps[-1]["forget"] < 0.9 * steps[0]["forget"] and steps[-1]["retain"] > 0
     adapter = load_file(pipeline.unlearned(config).get() / "adapter_model.safetensors")
@@ -82,7 +84,7 @@ def test_a_method_of_three_streams_swept_over_its_own_hyper_parameter(tiny_base)
     assert all(steps[-1][name] < steps[0][name] for name in ("preference", "nll_refused"))
 
 
-def test_a_step_after_unlearning(tiny_base):
+def test_a_step_after_unlearning(tiny_base, tmp_path, capsys):
     plain = config_of(tiny_base, method="ga", unlearn_steps=5)
     four, two = plain.but(after="rounded"), plain.but(after="rounded", bits=2)
     assert four.run_id.startswith("ga-multimodal-rounded-") and len({c.run_id for c in (plain, four, two)}) == 3
@@ -93,6 +95,10 @@ def test_a_step_after_unlearning(tiny_base):
     levels = {c: {len(row.unique()) for row in pipeline.model(c)[0].get_submodule(name).weight} for c in (four, two)}
     assert max(levels[four]) <= 15 and max(levels[two]) <= 3
     checks.check_after("rounded", pipeline.model(plain)[0], plain)
+    given = {"method": "ga", "modality": "multimodal", "after": "rounded"}
+    words = [word for pair in given.items() for word in ("-p", *pair)]
+    assert door.main(["export", *words, "--adapter", str(tmp_path / "new")]) == 2, "an adapter is no rounded model"
+    assert "the adapter of ga is the one before rounded: use --model, or leave out after" in capsys.readouterr().err
     with pytest.raises(KitError, match="bits of rounded must be a whole number, not 3.5"):
         plain.but(after="rounded", bits=3.5)
     with pytest.raises(KitError, match="unknown parameter 'bits'"):

@@ -371,6 +371,26 @@ def test_the_sweep_runs_notebooks_skips_finished_ones_and_names_what_failed(
     assert reported == [("miniature", vanilla.run_id)]
 
 
+def test_runs_of_two_commits_of_the_hub_are_not_put_beside_each_other(tmp_path, out, notebooks, monkeypatch, capsys):
+    """The hub's newest has moved on since the first runs of a grid were made."""
+    for number, name in enumerate(METHODS):
+        put_notebook(notebooks, f"{number:02d}_{name}.ipynb", NOTEBOOK)
+    monkeypatch.setattr(pipeline, "finished", lambda config: (inputs.run_folder(config) / stages.RECORD).exists())
+    monkeypatch.setattr(inputs, "check_comparable", lambda configs: None)
+    monkeypatch.setattr(pipeline, "record_of", lambda config: {"vanilla_commit": "b" * 40})
+    monkeypatch.setattr(sweep, "execute", lambda jobs, at_once: pytest.fail("started"))
+    grid = {"grid": {"method": ["vanilla", "oracle"]}}
+    folder = inputs.run_folder(sweep.cells(grid)[0])
+    folder.mkdir(parents=True)
+    stages.write_json(folder / stages.RECORD, {"vanilla_commit": "a" * 40})
+    for shard in ([], ["--shard", "2/2"]):
+        assert door.main(["sweep", put_grid(tmp_path, grid), *shard]) == 2
+        expected = (
+            f"error: {folder.name} was made from commit {'a' * 40} of the vanilla model, whose newest is {'b' * 40}"
+        )
+        assert capsys.readouterr().err.startswith(expected)
+
+
 def test_a_notebook_says_the_same_whether_its_kernel_was_forked_or_started(tmp_path, notebooks, monkeypatch):
     """What is imported outside of a kernel may settle otherwise than in one: pandas' width, matplotlib's backend."""
     monkeypatch.setenv("PYTHONPATH", str(paths.PACKAGE.parent))

@@ -152,6 +152,9 @@ def test_memory_and_hours_are_those_of_every_base(monkeypatch):
     assert less < most == sum(doctor.most_memory([other, PAPER]).values())
     asked = [PAPER.but(method="base", eval_precision=precision) for precision in ("bf16", "fp32")]
     assert doctor.most_memory(asked) == doctor.most_memory(asked[1:]) != doctor.most_memory(asked[:1])
+    larger = PAPER.but(method="base", eval_batch=64)
+    assert doctor.most_memory([larger])["keys and values"] > 5 * doctor.most_memory(asked[:1])["keys and values"]
+    assert larger.run_id != larger.but(eval_batch=0).run_id == PAPER.but(method="base").run_id
 
     def hours(configs, estimate, rate):
         assert len({config.base_model for config in configs}) == 1

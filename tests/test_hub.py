@@ -280,6 +280,9 @@ constants.DOWNLOAD_CHUNK_SIZE = 1000
 for source, revision, change in json.loads(sys.argv[1]):
     os.environ["HF_TOKEN"] = change.get("token", "")
     constants.HF_HUB_OFFLINE = change.get("offline", False)
+    if change.get("damage"):  # by a disk, or a copy from elsewhere
+        weights = hub.fetch(source, revision) / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     try:
         result = {"commit": hub.fetch(source, revision).name}
         if change.get("load"):
@@ -300,6 +303,7 @@ MODELS = {
     "right": (VANILLA, "", {}),
     "offline": (VANILLA, "", {"offline": True, "load": True}),
     "revision": (VANILLA, "v9", {}),
+    "damaged": (VANILLA, "", {"damage": True}),
 }
 
 
@@ -347,9 +351,12 @@ def test_a_connection_that_is_cut_is_taken_up_in_the_middle_of_the_file(fetched)
 
 
 def test_weights_of_another_hash_are_removed_and_fetched_anew(fetched):
-    assert fetched["wrong"]["error"] == (
-        f"model {VANILLA}: model.safetensors does not have the hub's hash and was removed: run the same command again"
-    )
+    """When they come, and when they are no longer what came."""
+    for case in ("wrong", "damaged"):
+        assert fetched[case]["error"] == (
+            f"model {VANILLA}: model.safetensors does not have the hub's hash and was removed: run the same command "
+            "again"
+        )
     assert fetched["right"] == {"commit": TAUGHT}
 
 

@@ -50,14 +50,18 @@ class Endpoint(BaseHTTPRequestHandler):
             "half": '{"score": 7.5}',
             "true": '{"score": true}',
             "later": '{"score": 6}' if earlier else "not yet",
+            "deep": "[" * 100_000,
+            "echo": json.dumps({"score": 6, "reason": self.headers["Authorization"]}).replace("sk-", "\\u0073k-"),
         }.get(word, '{"score": 2, "reason": "wrong"}')
-        self.reply(200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [
-            {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}]})  # fmt: skip
+        said = None if word == "silent" else {"role": "assistant", "content": content}
+        choices = [{"index": 0, "finish_reason": "stop", "message": said}]
+        reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": choices}
+        self.reply(200, "<html>" if word == "page" else reply, "text/html" if word == "page" else "application/json")
 
-    def reply(self, status, content):
+    def reply(self, status, content, kind="application/json"):
         body = json.dumps(content).encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("retry-after-ms", "1")
         self.end_headers()
@@ -103,12 +107,12 @@ def test_replies_are_stored_and_never_asked_for_twice(seen, tmp_path):
     )
 
 
-@pytest.mark.parametrize("answer", ["say 11", "say 0", "say -3", "malformed", "half", "true"])
+@pytest.mark.parametrize("answer", ["say 11", "say 0", "say -3", "malformed", "half", "true", "deep", "echo", "silent"])
 def test_what_is_no_grade_is_a_failure_and_gets_no_score(seen, tmp_path, answer):
     path = tmp_path / "judge.jsonl"
     assert asking(path, answer, "say 5") == 1
     assert [len(seen), len(stored.replies(path))] == [judge.TRIES + 1, 1]
-    assert grades(path, answer, "say 5") == [-1, 5]
+    assert grades(path, answer, "say 5") == [-1, 5] and "secret" not in path.read_text()
     assert [texts[2] for texts in judge.unjudged(frame(answer, "say 5"), path)] == [answer]
 
 
@@ -118,7 +122,15 @@ def test_what_passes_is_waited_for(seen, tmp_path):
     assert grades(path, "busy", "later") == [2, 6]
 
 
-@pytest.mark.parametrize("answer, message", [("refuse", "HTTP 401"), ("broken", "HTTP 500"), ("slow", "too slow")])
+@pytest.mark.parametrize(
+    "answer, message",
+    [
+        ("refuse", "HTTP 401"),
+        ("broken", "HTTP 500"),
+        ("slow", "too slow"),
+        ("page", "something else than completions: see OPENAI_BASE_URL, which often ends in /v1"),
+    ],
+)
 def test_what_does_not_pass_is_one_line_without_the_key_and_nothing_is_lost(seen, tmp_path, answer, message):
     path = tmp_path / "judge.jsonl"
     asking(path, "say 8")
@@ -173,6 +185,18 @@ def test_another_judge_does_not_add_to_the_file(seen, tmp_path, monkeypatch):
         judge.unjudged(frame("say 4"), tmp_path / "judge.jsonl")
 
 
+def test_grades_of_two_judges_are_not_compared(seen, tmp_path, monkeypatch):
+    """Runs of two folders, as a model made elsewhere and its vanilla are, may have been given to two judges."""
+    graded = []
+    for name in ("one", "another"):
+        monkeypatch.setenv(judge.VARIABLE, name)
+        asking(tmp_path / name, "say 4")
+        graded.append(stored.with_grades(frame("say 4", "say 5"), tmp_path / name))
+    assert stored.judged(pd.concat([graded[0], frame("say 4")])).tolist()[0] == 4
+    with pytest.raises(KitError, match="^answers are graded by another and by one: move one judge.jsonl away, or ask"):
+        stored.judged(pd.concat(graded))
+
+
 def test_a_key_is_needed_and_the_cost_is_known_before(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(KitError, match="set OPENAI_API_KEY"):
@@ -195,7 +219,7 @@ def test_a_key_is_needed_and_the_cost_is_known_before(monkeypatch):
 
 def test_judge_and_rubric_are_compared_where_both_have_a_grade(seen, tmp_path):
     rows = frame("figs", "say 9", "rice").assign(value="figs", attribute="food", rivals=[("rice",)] * 3)
-    rows[stored.GRADE] = [8.0, 3.0, 2.0]
+    rows[stored.GRADE], rows[stored.NAME] = [8.0, 3.0, 2.0], "m"
     assert "over 3 answers" in judge.agreement(rows) and "rank correlation 0.87" in judge.agreement(rows)
     assert judge.agreement(rows.drop(columns=stored.GRADE)).startswith("too few")
 
@@ -210,13 +234,15 @@ def test_the_table_of_agreement_is_not_measured_until_somebody_has_asked():
     [sheet] = tables.sheets("table_judge", Scores.of([run]))
     assert {cell for _, rows in sheet.blocks for _, cells in rows for cell in cells} == {("", "Not measured here.")}
     rubric = Scores.of([run]).items["factuality"]
-    graded = run.answers.assign(**{stored.GRADE: (rubric - 2).clip(lower=1)})  # asked in one order: rows agree
+    graded = run.answers.assign(
+        **{stored.GRADE: (rubric - 2).clip(lower=1), stored.NAME: "m"}
+    )  # asked in one order: rows agree
     [sheet] = tables.sheets("table_judge", Scores.of([run.but(answers=graded)]))
     [(_, rows)] = sheet.blocks
     number, _, _, within, rank = (text for text, _ in dict(rows)["Forget"])
     assert int(number) == rubric.notna().sum() and float(within) < 1 and float(rank) > 0.9
     assert dict(rows)["Retain"] == [("", "Not measured here.")] * 5 and dict(rows)["All"] == dict(rows)["Forget"]
-    alike = run.answers.assign(**{stored.GRADE: rubric.mask(rubric.notna(), 7.0)})
+    alike = run.answers.assign(**{stored.GRADE: rubric.mask(rubric.notna(), 7.0), stored.NAME: "m"})
     [sheet] = tables.sheets("table_judge", Scores.of([run.but(answers=alike)]))
     [(_, rows)] = sheet.blocks
     assert dict(rows)["Forget"][:2] == [(number, ""), ("7.00", "")]

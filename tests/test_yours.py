@@ -111,6 +111,12 @@ def test_adapters_that_do_not_fit_are_named(folder, model, tmp_path):
         check_adapter(tmp_path / "none")
 
 
+def test_an_adapter_that_cannot_be_added_to_weights_is_one_line(folder, model, tmp_path):
+    put_adapter(model, tmp_path, alora_invocation_tokens=[5])
+    with pytest.raises(KitError, match="the adapter cannot be merged into the model: aLoRA does not support merging"):
+        adapters.merge(adapters.load(load(folder)[0], tmp_path))
+
+
 def test_models_that_are_not_loaded_are_named(folder, model, tmp_path):
     with pytest.raises(KitError, match="none is no folder: name one that save_pretrained has written"):
         check_model(tmp_path / "none", "llava")
@@ -122,6 +128,14 @@ def test_models_that_are_not_loaded_are_named(folder, model, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     check_model(copy, "llava")
+    for file in (tmp_path / "adapter").iterdir():
+        shutil.copy(file, copy)
+    with pytest.raises(KitError, match="copy contains a model and an adapter: keep each in its own folder, and name"):
+        check_model(copy, "llava")
+    with pytest.raises(KitError, match="copy cannot be loaded: an adapter lies beside it: keep each in a folder"):
+        load(copy)
+    for file in copy.glob("adapter_*"):
+        file.unlink()
     told = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**told, "model_type": "qwen2_vl"}))
     with pytest.raises(KitError, match="is of the family qwen2_vl, not llava: set base_model to it"):

@@ -121,7 +121,7 @@ def most_memory(configs: Configs) -> dict[str, float]:
     needs = []
     for config in configs:
         model, bits = _estimate(config), bool(config.quantise_base)
-        size, precision = pipeline.EVAL_BATCH[config.scale], asking_precision(config)
+        size, precision = pipeline.asked_at_once(config), asking_precision(config)
         needs.append(model.answering(size, config.shots, precision, config.protocol))
         if config.method != "base":
             needs.append(model.training(config.training, config.adaptation == "full", None, bits))

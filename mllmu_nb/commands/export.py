@@ -48,6 +48,10 @@ def main(options: argparse.Namespace) -> int:
     adapter = pipeline.trained(config) if config.trains or config.adaptation == "lora" else None
     if "adapter" in folders and not adapter:
         raise KitError(f"{config.method} has no adapter: use --model")
+    if "adapter" in folders and config.after:
+        raise KitError(
+            f"the adapter of {config.method} is the one before {config.after}: use --model, or leave out after"
+        )
     for kind, folder in folders.items():
         paths.writable(folder.parent, f"choose another folder for --{kind}")
         if kind == "data":

@@ -28,6 +28,7 @@ VARIABLE, DEFAULT = "MLLMU_NB_JUDGE_MODEL", "gpt-4o-mini"
 PRICES = (0.15, 0.60)  # gpt-4o-mini's, in dollars per million tokens, when this was written
 TRIES = 3  # of a question whose reply is no valid grade; the client itself repeats what the network loses
 REPLY_TOKENS = 200  # at most
+LIKE_A_KEY = 8  # characters: a shorter one, for an endpoint that asks for none, may be a word of a reply
 REFUSED = 5  # questions: where the first so many are all refused, it is not for what they say
 TOKENS_A_CHARACTER = 0.25  # of English text, for the estimate
 Texts = tuple[str, str, str]  # question, truth, answer
@@ -159,19 +160,24 @@ def _reply(endpoint: Any, name: str, texts: Texts) -> str | None:
     for _ in range(TRIES):
         try:
             reply = endpoint.chat.completions.create(model=name, messages=messages, **how)
+            if not hasattr(reply, "choices"):  # such as a web page
+                what = "answers with something else than completions"
+                raise Unreachable(f"the judge's endpoint {what}: see OPENAI_BASE_URL, which often ends in /v1")
             judge.grade(content := reply.choices[0].message.content)
+            if len(endpoint.api_key) >= LIKE_A_KEY and endpoint.api_key in repr(json.loads(content)):
+                raise ValueError("a reply that repeats the key is not stored")
             return content
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             what = f"refuses the key or the model {name} (HTTP {error.status_code})"
             raise Unreachable(f"the judge's endpoint {what}: see OPENAI_API_KEY, OPENAI_BASE_URL, {VARIABLE}") from None
-        except openai.BadRequestError:
+        except (openai.BadRequestError, Unreachable):
             raise
         except openai.APIError as error:
             status = getattr(error, "status_code", None)
             what = f"keeps failing (HTTP {status})" if status else "cannot be reached or is too slow"
             what += ": run the same command again later; replies are kept"
             raise Unreachable(f"the judge's endpoint {what}") from None
-        except (ValueError, TypeError, IndexError):
+        except (ValueError, TypeError, IndexError, AttributeError, RecursionError):
             continue
     return None
 

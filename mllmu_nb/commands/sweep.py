@@ -69,6 +69,8 @@ def main(options: argparse.Namespace) -> int:
         inputs.check(config)
         inputs.fetch(config)
     waiting = [job for job in jobs if not pipeline.finished(job.config)]
+    for config in filter(pipeline.finished, every if waiting else ()):  # what is made now will stand beside it
+        pipeline.check_commits(config, inputs.run_folder(config))
     at_once = options.jobs or min(JOBS[config.scale] for config in configs)
     say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished already, {at_once} at a time")
     for run_id, name in names.items():

@@ -45,13 +45,17 @@ def attach(model: nn.Module, recipe: Recipe, seed: int, where: str = "") -> Peft
 
 def merge(model: PeftModel) -> nn.Module:
     """The plain model with the adapter's change added to its weights, in evaluation mode. The sum is made in float32,
-    whatever the weights are held in: a change is often smaller than their last bit."""
+    whatever the weights are held in: a change is often smaller than their last bit. Raises KitError for an adapter that
+    is no change of weights."""
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
             base = layer.get_base_layer()
             held = base.weight.dtype
             base.float()  # weights in 4 bits are no floats: peft itself adds to them, and rounds again
-            layer.merge()
+            try:
+                layer.merge()
+            except RuntimeError as error:  # what cannot be added to weights, such as aLoRA
+                raise KitError(f"the adapter cannot be merged into the model: {error}") from error
             if held.is_floating_point:
                 base.to(held)
     return model.unload().eval()

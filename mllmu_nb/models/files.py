@@ -36,7 +36,9 @@ def check_model(folder: Path, base_model: str) -> None:
     """Raise KitError unless ``folder`` holds a model of the family ``base_model`` as safetensors; nothing is loaded."""
     if not folder.is_dir():
         raise KitError(f"{folder} is no folder: name one that save_pretrained has written")
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    if (folder / "adapter_config.json").is_file():
+        if (folder / "config.json").is_file():  # transformers puts it on the model, as if that had been asked for
+            raise KitError(f"{folder} contains a model and an adapter: keep each in its own folder, and name both")
         raise KitError(f"{folder} contains an adapter: name its model as well")
     if (family := model_type(folder)) != base_model:
         raise KitError(f"the model in {folder} is of the family {family}, not {base_model}: set base_model to it")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
-from transformers.utils import logging
+from transformers.utils import find_adapter_config_file, logging
 
 from mllmu_nb.errors import KitError, few
 from mllmu_nb.models import families
@@ -72,6 +72,9 @@ def load_model(
             f"the model {read_from} has no tokenizer: put its tokenizer.json and tokenizer_config.json there"
         )
     try:
+        if find_adapter_config_file(source, revision=revision or "main", local_files_only=miniature):
+            # transformers would put it on the model, or on another one that it names, and nothing would be checked
+            raise KitError("an adapter lies beside it: keep each in a folder of its own")
         processor = family.load_processor(read_from, revision=at or "main", local_files_only=miniature)
         model, keys = AutoModelForImageTextToText.from_pretrained(
             source,

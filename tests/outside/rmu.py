@@ -10,8 +10,10 @@ from mllmu_nb.unlearning import Method, Needs, Recipe, register
 
 
 def distance(batch, states, target):
-    """Mean squared distance of hidden states [B, T, H] from ``target`` at the supervised positions (a scalar)."""
-    return (states - target).square().mean(-1)[batch.mask].mean()
+    """Mean squared distance of hidden states [B, T, H] from ``target`` at the supervised positions of each answer, then
+    over answers (a scalar): a batch in pieces has the same."""
+    squares = (states - target).square().mean(-1)
+    return ((squares * batch.mask).sum(1) / batch.counts).mean()
 
 
 @register
