@@ -354,6 +354,12 @@ def test_an_option_is_stated_in_the_sentence_that_fine_tuning_teaches():
     assert statement(person, replace(question, attribute="pet"), "cat") == "cat"  # nothing taught: the bare option
     qa = (QA("q", "This person is a university professor.", "profession", "university professor"),)
     assert statement(replace(person, qa=qa), question, "university professor") == qa[0].answer  # not "an university"
+    for option, article in (("university clerk", "a"), ("usher", "an"), ("hourly worker", "an"), ("one-man band", "a")):
+        assert statement(person, question, option) == f"This person works as {article} {option}."
+    qa = (QA("q", "This person, educated in Bern, has a cat.", "pet", "cat"),)
+    assert statement(replace(person, qa=qa), replace(question, attribute="pet"), "owl") == (
+        "This person, educated in Bern, has an owl."
+    )
 
 
 # -- answers that are read --------------------------------------------------------------------------------------
