@@ -20,6 +20,7 @@ from mllmu_nb.evaluation.draws import draw
 from mllmu_nb.evaluation.engine import Prompts, answers, greedy, option_likelihoods
 from mllmu_nb.evaluation.tasks import Asking, statement
 from mllmu_nb.models import families
+from mllmu_nb.scoring import choice
 
 LLAVA = families.get("llava")
 
@@ -341,6 +342,11 @@ def test_likelihoods_that_are_no_numbers_are_stored_as_missing(people, monkeypat
     broken, whole = pd.DataFrame(rows)[list(OPTIONS)].values
     np.testing.assert_array_equal(broken, [-1, np.nan, np.nan, -2])
     np.testing.assert_array_equal(whole, table[1])
+
+
+def test_a_point_of_a_path_takes_the_option_that_scoring_takes():
+    rows = pd.DataFrame([[-1.0, -2, -1, -3], [np.nan, -1, -2, -3], [np.nan] * 4], columns=list(OPTIONS))
+    assert path._likeliest(rows).tolist() == choice.likeliest(rows).tolist() == ["A", "", ""]
 
 
 def test_an_option_is_stated_in_the_sentence_that_fine_tuning_teaches():
