@@ -226,17 +226,17 @@ class Config(BaseModel):
         value set by hand. A later source overrides an earlier one, but what a method's file says about :data:`WAYS`
         overrides the protocol. A method's numbers are those of the protocol's variant: if another variant takes its
         place, only the loss changes, not rate and length."""
-        presets, given, own, declared, prefix = _presets(self.scale), self._given, Recipe(), Recipe(), "train_"
+        presets, given, usual, declared, prefix = _presets(self.scale), self._given, Recipe(), Recipe(), "train_"
         general = presets["training"][self.adaptation] if kind == "training" else presets["unlearning"]
         if kind == "unlearning":
-            own, declared, prefix = self._own_recipe, self._method_class.recipe(self.scale, self.modality), "unlearn_"
+            usual, declared, prefix = self._own_recipe, self._method_class.recipe(self.scale, self.modality), "unlearn_"
         said = presets["sources"] | presets["sources"].get(kind, {})
         values = Recipe(**general).numbers().items()
         numbers = {name: (value, said.get(name, general["source"])) for name, value in values}
-        stated = dict(own.numbers().items() - Recipe().numbers().items())
+        stated = dict(usual.numbers().items() - Recipe().numbers().items())
         if LENGTHS & stated.keys():  # one way to give the length replaces the other
             stated = dict.fromkeys(LENGTHS, 0) | stated
-        numbers |= {name: (value, _source_of(own, name)) for name, value in stated.items()}
+        numbers |= {name: (value, _source_of(usual, name)) for name, value in stated.items()}
         for name, (value, source) in self.words().items():
             if name in numbers:
                 numbers[name] = (numbers[name][0] if value is None else value, source)

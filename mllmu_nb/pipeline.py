@@ -1,8 +1,5 @@
-"""How a run is made: people → vanilla, oracle → unlearned → after → answers (``docs/architecture.md``).
-
-Everything here takes a :class:`~mllmu_nb.config.Config` and makes what is missing on the way, once. What a run is made
-from, and its hashes, are in :mod:`mllmu_nb.inputs`.
-"""
+"""How a run is made, what is missing on the way once (``docs/architecture.md``): people → vanilla, oracle → unlearned →
+after → answers. What it is made from, and its hashes, are in :mod:`mllmu_nb.inputs`."""
 
 import multiprocessing
 import shutil
@@ -168,14 +165,11 @@ def vanilla_key(config: Config) -> str:
 
 
 def anchored(config: Config) -> Stage | None:
-    """The stage in which the released vanilla model is asked what independent reports asked it, with upstream's
-    protocol: the free questions with image about the forget people at 5 %. ``anchor.json`` has its answers beside the
-    true ones. None for any other model, and where no report is known."""
-    if config.method == YOURS:
-        return None
-    own = inputs.family(config)
-    released = config.vanilla_path and PurePath(config.vanilla_path).name == PurePath(own.released).name
-    if not (released and config.data_source and isfinite(own.anchor)):
+    """The stage in which the released vanilla model is asked, with upstream's protocol, what independent reports asked
+    it. ``anchor.json`` has its answers beside the true ones. None for any other model, and where no report is known."""
+    own, given = inputs.family(config), config.vanilla_path and config.data_source and config.method != YOURS
+    released = given and PurePath(config.vanilla_path).name == PurePath(own.released).name
+    if not (released and isfinite(own.anchor)):
         return None
     asked = {"protocol": "upstream", "eval_precision": None}  # None: as the protocol has it
     plain = config.but(method="vanilla", forget_ratio=ANCHOR_RATIO, **asked, **PLAIN)
