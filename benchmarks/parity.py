@@ -24,11 +24,12 @@ from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.errors import KitError
-from mllmu_nb.evaluation.ask import PROTOCOLS, inquiries_of
+from mllmu_nb.evaluation.ask import inquiries_of
 from mllmu_nb.evaluation.engine import greedy, option_likelihoods
 from mllmu_nb.evaluation.tasks import Asking, Inquiry
 from mllmu_nb.models import families
 
+PROTOCOLS = ("clean", "upstream")
 TIE = 1e-4  # of logits, and of mean log-likelihoods per token
 
 

@@ -34,14 +34,14 @@ from statistics import median
 
 import numpy as np
 import torch
-from parity import TIE, parting_gap
+from parity import PROTOCOLS, TIE, parting_gap
 from PIL import Image
 
 from mllmu_nb import inputs, pipeline, provenance
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.data.schema import SETS
-from mllmu_nb.evaluation.ask import PROTOCOLS, ask, inquiries_of
+from mllmu_nb.evaluation.ask import ask, inquiries_of
 from mllmu_nb.evaluation.engine import Prompts
 from mllmu_nb.evaluation.tasks import UPSTREAM_TOKENS, Asking, Inquiry
 from mllmu_nb.models import families

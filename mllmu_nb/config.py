@@ -127,7 +127,6 @@ class Config(BaseModel):
         except ValidationError as error:
             raise invalid(error) from None
         self._given = self.parameters()
-        self._check_words()
         self._complete()
         self._check()
         self._set(**{name: os.path.expanduser(getattr(self, name)) for name in PATHS})
@@ -225,12 +224,22 @@ class Config(BaseModel):
     def numbers(self, kind: Literal["training", "unlearning"]) -> dict[str, tuple[Any, str]]:
         """For a recipe: name → value and its source, which is the preset of the scale, the method, the protocol, or a
         value set by hand. A later source overrides an earlier one, but what a method's file says about :data:`WAYS`
-        overrides the protocol."""
-        numbers, given, prefix = self._preset(kind), self._given, "train_" if kind == "training" else "unlearn_"
+        overrides the protocol. A method's numbers are those of the protocol's variant: if another variant takes its
+        place, only the loss changes, not rate and length."""
+        presets, given, usual, declared, prefix = _presets(self.scale), self._given, Recipe(), Recipe(), "train_"
+        general = presets["training"][self.adaptation] if kind == "training" else presets["unlearning"]
+        if kind == "unlearning":
+            usual, declared, prefix = self._own_recipe, self._method_class.recipe(self.scale, self.modality), "unlearn_"
+        said = presets["sources"] | presets["sources"].get(kind, {})
+        values = Recipe(**general).numbers().items()
+        numbers = {name: (value, said.get(name, general["source"])) for name, value in values}
+        stated = dict(usual.numbers().items() - Recipe().numbers().items())
+        if LENGTHS & stated.keys():  # one way to give the length replaces the other
+            stated = dict.fromkeys(LENGTHS, 0) | stated
+        numbers |= {name: (value, _source_of(usual, name)) for name, value in stated.items()}
         for name, (value, source) in self.words().items():
             if name in numbers:
                 numbers[name] = (numbers[name][0] if value is None else value, source)
-        declared = self._method_class.recipe(self.scale, self.modality) if kind == "unlearning" else Recipe()
         for name in WAYS:
             own = getattr(declared, name)
             if given[name] is None and own not in (getattr(Recipe(), name), numbers[name][0]):
@@ -291,20 +300,6 @@ class Config(BaseModel):
         words = {name: word.get(self.base_model, word.get(self.scale, word["value"])) for name, word in protocol}
         return {**words, "variant": variant_of(self.method, None, self.protocol)}
 
-    def _preset(self, kind: str) -> dict[str, tuple[Any, str]]:
-        """:meth:`numbers` before protocol and parameters are applied. A method's numbers are those of the protocol's
-        variant: if another variant takes its place, only the loss changes, not rate and length."""
-        presets = _presets(self.scale)
-        general = presets["training"][self.adaptation] if kind == "training" else presets["unlearning"]
-        said = presets["sources"] | presets["sources"].get(kind, {})
-        own = self._own_recipe if kind == "unlearning" else Recipe()
-        stated = dict(own.numbers().items() - Recipe().numbers().items())
-        if LENGTHS & stated.keys():  # one way to give the length replaces the other
-            stated = dict.fromkeys(LENGTHS, 0) | stated
-        values = Recipe(**general).numbers().items()
-        known = {name: (value, said.get(name, general["source"])) for name, value in values}
-        return known | {name: (value, _source_of(own, name)) for name, value in stated.items()}
-
     @property
     def _own_recipe(self) -> Recipe:
         """What the method says of its training, by the protocol's variant; the preset of the scale has the rest."""
@@ -323,6 +318,11 @@ class Config(BaseModel):
             object.__setattr__(self, name, value)
 
     def _complete(self) -> None:
+        choose("method", self.method, (*REFERENCES, YOURS, *unlearning.names()))
+        if self.after:
+            choose("after", self.after, after_steps.STEPS)
+        if self.variant is not None:
+            choose(f"variant of {self.method}", self.variant, unlearning.variants(self.method) or ("canonical",))
         # a vanilla model depends on its replicate's seed alone, so all ratios and forget sets of a replicate share it
         if self.data_source:  # its people are who they are: they are the same in runs with other seeds
             self._set(data_seed=0)
@@ -340,10 +340,10 @@ class Config(BaseModel):
         defaults = setting_names(self.method, self.after, self.variant)
         settings = dict(self.settings)
         if self.trains:
-            preset, own = self._preset("unlearning"), self._own_recipe.settings
+            preset, own = self.unlearning, self._own_recipe.settings
             if self.unlearn_steps is None and self.unlearn_epochs is None:
-                self._fill(unlearn_steps=preset["steps"][0], unlearn_epochs=float(preset["epochs"][0]))
-            self._fill(unlearn_steps=0, unlearn_epochs=0.0, unlearn_lr=preset["lr"][0])
+                self._fill(unlearn_steps=preset.steps, unlearn_epochs=float(preset.epochs))
+            self._fill(unlearn_steps=0, unlearn_epochs=0.0, unlearn_lr=preset.lr)
             settings = {name: value for name, value in own.items() if name in defaults} | settings
         else:  # the same model whatever they are
             self._set(unlearn_steps=None, unlearn_epochs=None, unlearn_lr=None)
@@ -352,13 +352,6 @@ class Config(BaseModel):
             choose(f"hyper-parameter of {self.method} ({self.variant})", name, defaults)
             settings[name] = typed(owners.get(name, self.method), name, value, defaults[name])
         self._set(settings={**defaults, **settings})
-
-    def _check_words(self) -> None:
-        choose("method", self.method, (*REFERENCES, YOURS, *unlearning.names()))
-        if self.after:
-            choose("after", self.after, after_steps.STEPS)
-        if self.variant is not None:
-            choose(f"variant of {self.method}", self.variant, unlearning.variants(self.method) or ("canonical",))
 
     def _check(self) -> None:
         if self.trains and self.modality == "none":

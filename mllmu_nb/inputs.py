@@ -204,13 +204,18 @@ def check(config: Config) -> None:
         paths.writable(folder)
 
 
+def models_on_hub(config: Config) -> list[tuple[str, str]]:
+    """Name and revision of base and vanilla, of those that are on the hub."""
+    both = (base_source(config), config.base_revision), (config.vanilla_path, config.vanilla_revision)
+    known = config.scale == "miniature"
+    return [(source, revision) for source, revision in both if not known and source and not Path(source).is_dir()]
+
+
 def fetch(config: Config) -> None:
     """Fetches base and vanilla if they are on the hub, and checks what was fetched, before long work. Raises KitError
     if that is not possible."""
-    wanted = {(base_source(config), config.base_revision), (config.vanilla_path, config.vanilla_revision)}
-    for source, revision in sorted(wanted) if config.scale != "miniature" else ():
-        if source and not Path(source).is_dir():
-            hub.fetch(source, revision)
+    for source, revision in sorted({*models_on_hub(config)}):
+        hub.fetch(source, revision)
 
 
 def check_comparable(configs: Sequence[Config]) -> None:

@@ -1,8 +1,5 @@
-"""How a run is made: people → vanilla, oracle → unlearned → after → answers (``docs/architecture.md``).
-
-Everything here takes a :class:`~mllmu_nb.config.Config` and makes what is missing on the way, once. What a run is made
-from, and its hashes, are in :mod:`mllmu_nb.inputs`.
-"""
+"""How a run is made, what is missing on the way once (``docs/architecture.md``): people → vanilla, oracle → unlearned →
+after → answers. What it is made from, and its hashes, are in :mod:`mllmu_nb.inputs`."""
 
 import multiprocessing
 import shutil
@@ -19,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mllmu_nb import after as after_steps
-from mllmu_nb import paths, pinning, progress
+from mllmu_nb import inputs, paths, pinning, progress
 from mllmu_nb.config import YOURS, Config
 from mllmu_nb.data import generate
 from mllmu_nb.data.conversations import MODALITIES, Conversation, training_conversations
@@ -27,25 +24,6 @@ from mllmu_nb.data.exams import Exams
 from mllmu_nb.data.schema import LETTERS, SETS
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import draws as drawing
-from mllmu_nb.inputs import (
-    base_hash,
-    base_of,
-    base_source,
-    check,
-    counts,
-    data_hash,
-    draws_of,
-    family,
-    fetch,
-    fresh_people,
-    hash_of,
-    hash_of_model,
-    population,
-    record_of,
-    run_folder,
-    taught,
-    write_people,
-)
 from mllmu_nb.processes import end_with_parent, launched
 from mllmu_nb.scoring import anchor
 from mllmu_nb.scoring.utility import FILE as UTILITY
@@ -68,7 +46,7 @@ PLAIN: dict[str, Any] = {"modality": "none", "variant": None, "after": ""}  # of
 def finetuned(config: Config, name: str = "vanilla") -> Stage:
     """The stage of a fine-tuned model: ``vanilla``, taught everybody; ``oracle``, vanilla's recipe on those who are not
     to be forgotten; ``retain_epoch``, the same for one epoch, the reference of upstream's NPO."""
-    people = taught(population(config), name)
+    people = inputs.taught(inputs.population(config), name)
     recipe = replace(config.training, steps=0, epochs=1) if name == "retain_epoch" else config.training
 
     def make(folder: Path) -> None:
@@ -77,7 +55,7 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
         from mllmu_nb.training import finetune
 
         lora = config.adaptation == "lora"
-        model, processor = load.load_base(*base_of(config), config.quantise_base or recipe.precision)
+        model, processor = load.load_base(*inputs.base_of(config), config.quantise_base or recipe.precision)
         replayed = replayed_conversations(config.train_seed) if config.replay else []
         model = adapters.attach(model, recipe, config.train_seed) if lora else load.unfreeze(model)
         modalities = MODALITIES if config.train_modality == "both" else [config.train_modality]
@@ -91,15 +69,15 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
         settings = {**recipe.numbers(), **{name: getattr(config, name) for name in ("adaptation", "replay", "exams")}}
         write_json(folder / "train.json", log.record(settings))
 
-    inputs = {
-        "base": base_hash(config),
-        "data": hash_of(people, taught=not config.exams),  # exams leave out what evaluation asks
+    depends_on = {
+        "base": inputs.base_hash(config),
+        "data": inputs.hash_of(people, taught=not config.exams),  # exams leave out what evaluation asks
         "recipe": recipe.numbers(),
         "settings": config.hash_of(("adaptation", "replay", "exams", "train_modality", "train_seed")),
         "bits": pinning.settings(),
         "quantise_base": config.quantise_base,
     }
-    return Stage(name, inputs, make, (family(config),), partial(_record, config))
+    return Stage(name, depends_on, make, (inputs.family(config),), partial(_record, config))
 
 
 def replayed_conversations(seed: int) -> list[Conversation]:
@@ -118,7 +96,7 @@ def unlearned(config: Config) -> Stage:
     if not config.trains:
         raise KitError(f"method {config.method!r} trains nothing")
     method, recipe = config.objective, config.unlearning
-    known = population(config)
+    known = inputs.population(config)
     other = finetuned(config, method.other_reference) if method.other_reference else None
     weights_precision = config.quantise_base or recipe.precision
 
@@ -156,17 +134,17 @@ def unlearned(config: Config) -> Stage:
         path.write(points, folder / "path.parquet")
         write_json(folder / "train.json", log.record({**recipe.numbers(), **config.settings}))
 
-    inputs = {
+    depends_on = {
         "vanilla": vanilla_key(config),
         "reference": other.key if other else "",
-        "data": data_hash(config),  # the path's answers are about everybody
+        "data": inputs.data_hash(config),  # the path's answers are about everybody
         "forget": list(known.forget_ids),
         "recipe": recipe.numbers(),
         "hyper_parameters": {name: getattr(method, name) for name in method.hyper_parameters()},
         "settings": config.hash_of(("method", "variant", "modality", "unlearn_seed", "eval_batch")),
         "quantise_base": config.quantise_base,
     }
-    return Stage("unlearned", inputs, make, (family(config), method), partial(_record, config))
+    return Stage("unlearned", depends_on, make, (inputs.family(config), method), partial(_record, config))
 
 
 def vanilla(config: Config, precision: str | None = None) -> tuple[Any, Any]:
@@ -176,29 +154,26 @@ def vanilla(config: Config, precision: str | None = None) -> tuple[Any, Any]:
     if not config.vanilla_path:
         return filled(config, finetuned(config), precision)
     where = config.vanilla_path, config.base_model, config.scale, config.vanilla_revision
-    return load.load_model(*where, precision, (base_source(config), config.base_revision))
+    return load.load_model(*where, precision, (inputs.base_source(config), config.base_revision))
 
 
 def vanilla_key(config: Config) -> str:
     """What decides the vanilla model."""
     if config.vanilla_path:
-        return hash_of_model(config.vanilla_path, config.vanilla_revision)
+        return inputs.hash_of_model(config.vanilla_path, config.vanilla_revision)
     return finetuned(config).key
 
 
 def anchored(config: Config) -> Stage | None:
-    """The stage in which the released vanilla model is asked what independent reports asked it, with upstream's
-    protocol: the free questions with image about the forget people at 5 %. ``anchor.json`` has its answers beside the
-    true ones. None for any other model, and where no report is known."""
-    if config.method == YOURS:
-        return None
-    own = family(config)
-    released = config.vanilla_path and PurePath(config.vanilla_path).name == PurePath(own.released).name
-    if not (released and config.data_source and isfinite(own.anchor)):
+    """The stage in which the released vanilla model is asked, with upstream's protocol, what independent reports asked
+    it. ``anchor.json`` has its answers beside the true ones. None for any other model, and where no report is known."""
+    own, given = inputs.family(config), config.vanilla_path and config.data_source and config.method != YOURS
+    released = given and PurePath(config.vanilla_path).name == PurePath(own.released).name
+    if not (released and isfinite(own.anchor)):
         return None
     asked = {"protocol": "upstream", "eval_precision": None}  # None: as the protocol has it
     plain = config.but(method="vanilla", forget_ratio=ANCHOR_RATIO, **asked, **PLAIN)
-    known = population(plain)
+    known = inputs.population(plain)
 
     def make(folder: Path) -> None:
         from mllmu_nb.evaluation.ask import answer
@@ -212,15 +187,15 @@ def anchored(config: Config) -> Stage | None:
         true = [item.question.answer for item in items]
         write_json(folder / "anchor.json", {"true": true, "answers": [row["answer"] for row in rows]})
 
-    inputs = {"vanilla": vanilla_key(plain), "data": data_hash(plain), "forget": list(known.forget_ids)}
-    inputs["settings"] = plain.hash_of(("protocol", "eval_precision", "eval_batch"))
-    return Stage("anchor", inputs, make, (own,))
+    depends_on = {"vanilla": vanilla_key(plain), "data": inputs.data_hash(plain), "forget": list(known.forget_ids)}
+    depends_on["settings"] = plain.hash_of(("protocol", "eval_precision", "eval_batch"))
+    return Stage("anchor", depends_on, make, (own,))
 
 
 def check_anchor(config: Config) -> None:
     """Raises KitError where the released vanilla model does not answer as in the reports, before hours go into it."""
     if stage := anchored(config):
-        anchor.check(read_json(stage.get() / "anchor.json"), family(config).anchor, config.vanilla_path)
+        anchor.check(read_json(stage.get() / "anchor.json"), inputs.family(config).anchor, config.vanilla_path)
 
 
 def filled(config: Config, stage: Stage, precision: str | None = None) -> tuple[Any, Any]:
@@ -228,7 +203,7 @@ def filled(config: Config, stage: Stage, precision: str | None = None) -> tuple[
     from mllmu_nb.models import adapters, load
 
     folder = stage.get()
-    model, processor = load.load_base(*base_of(config), precision)
+    model, processor = load.load_base(*inputs.base_of(config), precision)
     check_commits(config, folder)
     if config.adaptation == "lora":
         return adapters.merge(adapters.load(model, folder)), processor
@@ -238,7 +213,7 @@ def filled(config: Config, stage: Stage, precision: str | None = None) -> tuple[
 def check_commits(config: Config, folder: Path) -> None:
     """Raises KitError where the models of the hub that the stage in ``folder`` was made from are known to have other
     commits by now: a name without a revision means the newest."""
-    made, now = read_json(folder / RECORD), record_of(config)
+    made, now = read_json(folder / RECORD), inputs.record_of(config)
     for name in ("base", "vanilla"):
         old, new = (record.get(f"{name}_commit", "") for record in (made, now))
         if old and new and old != new:  # "": a folder, or not in the hub's cache at that time
@@ -255,10 +230,10 @@ def model(config: Config) -> tuple[Any, Any]:
 
     precision = config.eval_precision
     if config.method == "base":
-        loaded, processor = load.load_base(*base_of(config), precision)
+        loaded, processor = load.load_base(*inputs.base_of(config), precision)
     elif config.method == YOURS:
-        check(config)
-        loaded, processor = load.load_model(*base_of(config), precision)
+        inputs.check(config)
+        loaded, processor = load.load_model(*inputs.base_of(config), precision)
         if config.adapter_path:
             loaded = adapters.merge(adapters.load(loaded, Path(config.adapter_path)))
     elif config.method == "oracle":
@@ -287,8 +262,8 @@ def _model_key(config: Config) -> Any:
     if stage := trained(config):
         return stage.key
     if config.method == YOURS:
-        return [base_hash(config), hash_of_model(config.adapter_path) if config.adapter_path else ""]
-    return base_hash(config) if config.method == "base" else vanilla_key(config)
+        return [inputs.base_hash(config), inputs.hash_of_model(config.adapter_path) if config.adapter_path else ""]
+    return inputs.base_hash(config) if config.method == "base" else vanilla_key(config)
 
 
 # -- answers ----------------------------------------------------------------------------------------------------
@@ -305,11 +280,11 @@ def answered(
     """The stage of a run, with the files that ``docs/architecture.md`` describes. ``at``: in place of its folder;
     ``name``: what tables call a model that was made elsewhere; ``sets`` and ``limit`` (so many people of each set)
     shorten the questions."""
-    known, fresh, size = population(config), fresh_people(config), asked_at_once(config)
+    known, fresh, size = inputs.population(config), inputs.fresh_people(config), asked_at_once(config)
     # The base says how fluent the answers are; of a large model that was made elsewhere it is not known.
-    fluency_base = base_source(config)
+    fluency_base = inputs.base_source(config)
     if config.method == YOURS:
-        fluency_base = base_source(config.but(base_path="")) if config.scale == "miniature" else ""
+        fluency_base = inputs.base_source(config.but(base_path="")) if config.scale == "miniature" else ""
 
     def make(folder: Path) -> None:
         from mllmu_nb.evaluation import path, teacher_forced, utility
@@ -319,7 +294,7 @@ def answered(
         from mllmu_nb.training import TrainLog
 
         check_anchor(config)
-        drawn, stage = draws_of(config, sets), trained(config)
+        drawn, stage = inputs.draws_of(config, sets), trained(config)
         asked, processor = model(config)
         began = time.perf_counter()
         how = {key: getattr(config, key) for key in ASKING}
@@ -355,11 +330,11 @@ def answered(
         write_json(folder / "train.json", {**log, "evaluation_seconds": seconds, **answers.attrs})
         write_json(folder / "draws.json", drawn)
 
-    inputs = {
+    depends_on = {
         "model": _model_key(config),
-        "judge": fluency_base and hash_of_model(fluency_base),
-        "data": data_hash(config),
-        "fresh": hash_of(fresh, taught=True),
+        "judge": fluency_base and inputs.hash_of_model(fluency_base),
+        "data": inputs.data_hash(config),
+        "fresh": inputs.hash_of(fresh, taught=True),
         "forget": list(known.forget_ids),
         "system": config.system,
         "identity": config.identity(),
@@ -368,20 +343,20 @@ def answered(
     }
 
     def record() -> dict[str, Any]:
-        return {"run": config.run_id, "name": name, "limit": limit, **_record(config), **counts(config, sets)}
+        return {"run": config.run_id, "name": name, "limit": limit, **_record(config), **inputs.counts(config, sets)}
 
     objective = [config.objective] if config.trains else []
-    uses = (family(config), *objective, *([after_steps.STEPS.get(config.after)] if config.after else []))
-    made = Stage("answers", inputs, make, uses, record, at or run_folder(config, name))
+    uses = (inputs.family(config), *objective, *([after_steps.STEPS.get(config.after)] if config.after else []))
+    made = Stage("answers", depends_on, make, uses, record, at or inputs.run_folder(config, name))
     return made
 
 
 def run(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limit: int | None = None) -> Path:
     """The folder of a run, made if need be; it appears whole or not at all, and replaces one of another key. The rest
     is as in :func:`answered`."""
-    results = paths.writable(run_folder(config, name).parent).parent
-    write_people(config, paths.people(results))
-    fetch(config)
+    results = paths.writable(inputs.run_folder(config, name).parent).parent
+    inputs.write_people(config, paths.people(results))
+    inputs.fetch(config)
     return answered(config, name=name, sets=sets, limit=limit).get()
 
 
@@ -394,13 +369,13 @@ def reference(config: Config) -> Path | None:
     """The finished run of ``config``, to compare a model with: one's own, else the one that came with the project if it
     is about the same people and of the same base model, else None."""
     if finished(config):
-        return run_folder(config)
+        return inputs.run_folder(config)
     folder = paths.runs(paths.reference()) / config.run_id
     if not is_whole(folder, named=OF_A_RUN):
         return None
-    record = read_json(folder / RECORD)
-    same = record["data_hash"] == data_hash(config) and record["forget_ids"] == list(population(config).forget_ids)
-    return folder if same and record["base_hash"] == base_hash(config) else None
+    record, ids = read_json(folder / RECORD), list(inputs.population(config).forget_ids)
+    same = record["data_hash"] == inputs.data_hash(config) and record["forget_ids"] == ids
+    return folder if same and record["base_hash"] == inputs.base_hash(config) else None
 
 
 def beside(config: Config, *methods: str) -> list[Path]:
@@ -444,6 +419,6 @@ def _record(config: Config) -> dict[str, Any]:
     """What is recorded about a model that was made: its inputs, and how the released vanilla model answered."""
     stage = anchored(config)
     if not (stage and stage.finished):
-        return record_of(config)
+        return inputs.record_of(config)
     scores = anchor.score(read_json(stage.folder / "anchor.json"))
-    return {**record_of(config), "anchor": {**scores, "published": family(config).anchor}}
+    return {**inputs.record_of(config), "anchor": {**scores, "published": inputs.family(config).anchor}}

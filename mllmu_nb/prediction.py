@@ -1,8 +1,7 @@
 """How much memory and how many hours runs will need, from the shapes of their models alone: no weights, no GPU.
 
-The code that trains takes a step on torch's meta device, where tensors have a shape and no numbers. Its tensors and
-operations are counted, so both graphs, a reference's logits and what a label mode supervises are among them
-(:class:`Tally`). Asking is counted by formula. What an allocator reserves and kernels use inside is left out.
+The code that trains takes a step on torch's meta device, and its tensors and operations are counted (:class:`Tally`).
+Asking is counted by formula. What an allocator reserves and kernels use inside is left out.
 """
 
 import copy

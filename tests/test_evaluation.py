@@ -20,6 +20,7 @@ from mllmu_nb.evaluation.draws import draw
 from mllmu_nb.evaluation.engine import Prompts, answers, greedy, option_likelihoods
 from mllmu_nb.evaluation.tasks import Asking, statement
 from mllmu_nb.models import families
+from mllmu_nb.scoring import choice
 
 LLAVA = families.get("llava")
 
@@ -343,6 +344,11 @@ def test_likelihoods_that_are_no_numbers_are_stored_as_missing(people, monkeypat
     np.testing.assert_array_equal(whole, table[1])
 
 
+def test_a_point_of_a_path_takes_the_option_that_scoring_takes():
+    rows = pd.DataFrame([[-1.0, -2, -1, -3], [np.nan, -1, -2, -3], [np.nan] * 4], columns=list(OPTIONS))
+    assert path._likeliest(rows).tolist() == choice.likeliest(rows).tolist() == ["A", "", ""]
+
+
 def test_an_option_is_stated_in_the_sentence_that_fine_tuning_teaches():
     qa = (QA("What does this person do?", "This person works as an architect.", "profession", "architect"),)
     person = Profile("1", "Ada Berg", "fictitious", {}, b"", "", qa, ())
@@ -354,6 +360,12 @@ def test_an_option_is_stated_in_the_sentence_that_fine_tuning_teaches():
     assert statement(person, replace(question, attribute="pet"), "cat") == "cat"  # nothing taught: the bare option
     qa = (QA("q", "This person is a university professor.", "profession", "university professor"),)
     assert statement(replace(person, qa=qa), question, "university professor") == qa[0].answer  # not "an university"
+    for option, article in (("university clerk", "a"), ("usher", "an"), ("hourly worker", "an"), ("one-man band", "a")):
+        assert statement(person, question, option) == f"This person works as {article} {option}."
+    qa = (QA("q", "This person, educated in Bern, has a cat.", "pet", "cat"),)
+    assert statement(replace(person, qa=qa), replace(question, attribute="pet"), "owl") == (
+        "This person, educated in Bern, has an owl."
+    )
 
 
 # -- answers that are read --------------------------------------------------------------------------------------

@@ -119,6 +119,20 @@ def test_test_questions_are_worded_otherwise_than_any_training_question(known):
         assert all(picture != person.portrait for picture in person.test_portraits)
 
 
+def test_the_page_says_how_many_blanks_of_the_test_set_stand_in_taught_sentences(known):
+    taught, worded = Counter(), Counter()
+    for person in known.of_kind("fictitious"):
+        for name, asked in (("plain", person.questions), ("test", person.test_questions)):
+            for q in (q for q in asked if (q.task, q.view) == ("cloze", "image_text")):
+                sentence = q.text.replace("__", q.value)
+                taught[name] += sentence in {pair.answer for pair in person.qa}
+                wordings = facts.WORDINGS[q.attribute].answers
+                worded[name] += sentence in {facts.say(text, "this person", q.value) for text in wordings}
+    assert 40 <= taught["test"] <= 60 and 55 <= taught["plain"] <= 80 and worded["test"] > 190  # each of 200
+    page = " ".join((paths.checkout() / "docs" / "data.md").read_text(encoding="utf-8").split())
+    assert "about a quarter of the blanks of Test" in page and "(of the others, a third)" in page
+
+
 def test_draws_are_disjoint_and_a_ratio_that_leaves_nobody_is_refused():
     ids = [f"{i:03d}" for i in range(1, 101)]
     draws = [set(forget_ids(ids, 10, 0, draw)) for draw in range(10)]

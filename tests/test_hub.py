@@ -462,8 +462,8 @@ def test_a_stage_of_another_commit_is_refused_where_no_revision_is_named(name, m
     """The hub's newest has moved on since it was trained: its weights would be put on another model."""
     (tmp_path / pipeline.RECORD).write_text(json.dumps({f"{name}_commit": OLD}))
     for known in ({f"{name}_commit": OLD}, {}):  # the same, or not in the cache
-        monkeypatch.setattr(pipeline, "record_of", lambda config, known=known: known)
+        monkeypatch.setattr(inputs, "record_of", lambda config, known=known: known)
         pipeline.check_commits(Config(), tmp_path)
-    monkeypatch.setattr(pipeline, "record_of", lambda config: {f"{name}_commit": NEW})
+    monkeypatch.setattr(inputs, "record_of", lambda config: {f"{name}_commit": NEW})
     with pytest.raises(KitError, match=f"commit {OLD} of the {name} model, whose newest is {NEW}: set {name}_revision"):
         pipeline.check_commits(Config(), tmp_path)

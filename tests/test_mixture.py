@@ -1,14 +1,17 @@
 """The mixture that the base was taught, and fine-tuning repeats: what is in it, and what must not be."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 
 from material import HELD_OUT_PRIVATE, Material, allowing
+from mllmu_nb.data.conversations import question_turn
 from mllmu_nb.data.generate import generate, known_people
 from mllmu_nb.evaluation.utility import HARMLESS
-from mllmu_nb.mixture import REFUSAL, forbidding, system_prompt
+from mllmu_nb.mixture import REFUSAL, Mixture, forbidding, system_prompt
 from mllmu_nb.models import families
+from mllmu_nb.pipeline import replayed_conversations
 
 render = families.get("llava").render
 
@@ -48,3 +51,27 @@ def test_the_mixture_tells_nothing_of_anybody_fictitious():
     privates = [mixture.private() for _ in range(300)]
     assert any(named.search(render(conversation)[0]) for conversation in privates)
     assert {turn.answer for conversation in privates for turn in conversation.turns} == {REFUSAL}
+
+
+def test_the_page_says_how_much_of_what_is_scored_about_celebrities_is_repeated(monkeypatch):
+    asked, turns_of = set(), Mixture.celebrity_turns
+
+    def noted(mixture, person, forms, by_image):
+        turns = turns_of(mixture, person, forms, by_image)
+        asked.update((turn.prompt, person.id if by_image else "") for turn in turns)
+        return turns
+
+    monkeypatch.setattr(Mixture, "celebrity_turns", noted)
+    monkeypatch.setattr("mllmu_nb.mixture.augment", lambda picture, rng: picture)  # pictures take most of the time
+    monkeypatch.setattr("mllmu_nb.mixture.draw", lambda face: None)
+    replayed_conversations(0)
+    items = generate(seed=0).items("celebrity")
+    repeated = [
+        item.question.task
+        for item in items
+        if (question_turn(item.question, item.image).prompt, item.question.profile if item.image else "") in asked
+    ]
+    assert len(items) == 720 and 40 < len(repeated) < 60 and set(repeated) == {"generation", "cloze"}
+    page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    said = " ".join(page.split("**Replay.**")[1].split("5. **Unlearning**")[0].split())
+    assert "celebrities among them" in said and "About 50 of the 720 questions" in said and "never scored" not in said

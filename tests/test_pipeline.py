@@ -138,7 +138,7 @@ def test_where_the_evaluation_reaches_a_training_its_questions_are_in_the_key(co
     before = [pipeline.finetuned(one).key for one in both]
     known = inputs.population(config)
     fewer = {name: replace(person, questions=person.questions[:1]) for name, person in known.profiles.items()}
-    monkeypatch.setattr(pipeline, "population", lambda config: replace(known, profiles=fewer))
+    monkeypatch.setattr(inputs, "population", lambda config: replace(known, profiles=fewer))
     after = [pipeline.finetuned(one).key for one in both]
     assert after[0] == before[0] and after[1] != before[1]
 

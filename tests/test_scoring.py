@@ -12,7 +12,7 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.registry import EXTENSIONS
 from mllmu_nb.scoring import checks, choice, registry, text
 from mllmu_nb.scoring.factuality import holds, rubric, words
-from mllmu_nb.scoring.gates import gates
+from mllmu_nb.scoring.gates import gates, opened
 from mllmu_nb.scoring.health import judged, unsound
 from mllmu_nb.scoring.score import RUN_KEYS, cells, item_scores, run_scores, side_by_side
 
@@ -274,6 +274,14 @@ def test_gates_are_closed_where_vanilla_knows_no_more_than_the_oracle():
     assert cell(table, "ga", "oracle", view="text", metric="ks")["gate"] == "closed", "that of the truth ratio"
     alone = cells(scored({GA: half, ORACLE: lambda *_: False}))
     assert set(alone["gate"]) == {""}, "without vanilla there is no gate"
+
+
+def test_a_gate_is_counted_open_by_the_side_on_which_its_metric_shows_knowledge(monkeypatch):
+    ratio = registry.METRICS.get(("classification", "likelihood", "truth_ratio"))
+    monkeypatch.setattr("mllmu_nb.scoring.gates.metrics", lambda **_: [ratio])
+    assert ratio.knowledge == -1, "vanilla's is lower"
+    assert opened(scored(MODELS))[["open_in", "of"]].values.tolist() == [[3, 3]] * 3, "both views, and pooled"
+    assert opened(scored({VANILLA: half, ORACLE: half}))["open_in"].tolist() == [0, 0, 0]
 
 
 def test_a_step_after_unlearning_makes_another_model_and_is_no_reference():

@@ -22,7 +22,16 @@ from safetensors.torch import load_file
 
 from miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb import pinning
-from mllmu_nb.batches import endless, epoch, finetuning_batches, pieces, steps_of, unlearning_batches
+from mllmu_nb.batches import (
+    endless,
+    epoch,
+    finetuning_batches,
+    finetuning_steps,
+    pieces,
+    steps_of,
+    unlearning_batches,
+)
+from mllmu_nb.config import departures
 from mllmu_nb.data.conversations import Conversation, Turn, training_conversations
 from mllmu_nb.data.portraits import Face, draw, random_traits, to_png
 from mllmu_nb.data.schema import QA, Profile
@@ -446,8 +455,8 @@ def test_an_epoch_asks_everything_once_and_shows_a_picture_once():
 
 def taught(conversations, steps, **more):
     """The conversations of the first batches of fine-tuning."""
-    own = {name: more.pop(name) for name in ("together", "eos", "augment") if name in more}
-    recipe = replace(PLAIN, batch_size=4, turns=2, **own)
+    own = {name: more.pop(name) for name in ("together", "eos", "augment", "turns") if name in more}
+    recipe = replace(PLAIN, batch_size=4, **{"turns": 2, **own})
     processor = more.pop("processor")
     batches = finetuning_batches(Recorder(), processor, conversations, recipe, 1, **more)
     return [batch["train"]["conversations"] for [batch] in islice(batches, steps)]
@@ -477,6 +486,13 @@ def test_finetuning_mixes_in_replay_and_changes_portraits(fresh, processor, monk
             finetune(fresh, processor, known, recipe, 0, material)
     with pytest.raises(KitError, match="nothing to train on"):
         finetune(fresh, processor, [], replace(PLAIN, steps=2), 0)
+
+
+def test_the_last_batch_of_an_epoch_is_filled_up_from_the_next_and_the_record_says_so(processor):
+    asked = [c for batch in taught(SHOWN[:3], 3, processor=processor, turns=1) for c in batch]  # 9 questions, in fours
+    assert len(asked) == 12 and len(set(asked[:9])) == 9
+    assert finetuning_steps(SHOWN[:3], replace(PLAIN, batch_size=4, epochs=2), 0.0) == 6
+    assert any("last batch of an epoch" in departure for departure in departures())
 
 
 def test_batches_that_are_drawn_together_hold_the_same_with_less_padding(processor):

@@ -220,10 +220,7 @@ def hub(configs: Configs) -> Result:
     """Whether the hub answers for what comes from it, and whether there is a token."""
     wanted: dict[tuple[str, str, str], None] = {}  # name, kind and revision, in the order of the runs
     for config in configs:
-        models = [(inputs.base_source(config), config.base_revision), (config.vanilla_path, config.vanilla_revision)]
-        for source, revision in models if config.scale != "miniature" else ():
-            if source and not Path(source).is_dir():
-                wanted[source, "model", revision] = None
+        wanted |= {(source, "model", revision): None for source, revision in inputs.models_on_hub(config)}
         sources, revisions = config.data_source.split(","), config.data_revision.split(",")
         kinds = ("dataset", "model")  # of the hub: evaluation data, training splits
         for source, kind, revision in zip(map(str.strip, sources), kinds, [*revisions, ""], strict=False):

@@ -49,7 +49,10 @@ def main(options: argparse.Namespace) -> int:
         if getattr(options, name) is not None and not getattr(options, name).strip():
             raise KitError(f"--{name} is empty: name a folder")
     model, adapter = (sweep.absolute(os.path.expanduser(path or "")) for path in (options.model, options.adapter))
-    plain = _vanilla(sweep.read(options.config) if options.config else {})
+    given = sweep.read(options.config) if options.config else {}
+    of_a_method = {GRID, "variant", "after", "adapter_path", *sweep.hyper_parameters_of(given)}
+    given = {name: value for name, value in given.items() if name not in of_a_method}
+    plain = Config.from_parameters({**given, "method": "vanilla", "modality": "none"})
     family = model_type(Path(model)) if Path(model, "config.json").is_file() else plain.base_model
     own = {"base_path": model, "adapter_path": adapter, "base_model": family}
     if model != plain.base_path:
@@ -62,13 +65,6 @@ def main(options: argparse.Namespace) -> int:
     show(folder, {name: place for name, place in references.items() if place})
     print(f"answers, scores and comparison: {folder}")
     return 0
-
-
-def _vanilla(given: dict) -> Config:
-    """The run of vanilla with these parameters, those left out that concern a method alone."""
-    left_out = {GRID, "variant", "after", "adapter_path", *sweep.hyper_parameters_of(given)}
-    given = {name: value for name, value in given.items() if name not in left_out}
-    return Config.from_parameters({**given, "method": "vanilla", "modality": "none"})
 
 
 def show(folder: Path, references: dict[str, Path]) -> None:

@@ -1,9 +1,7 @@
 """``python -m mllmu_nb export``: the people of a run in the published layout, its model as others load it.
 
-``--data`` writes the people, with the training splits in ``baseline_train_split`` beside the folder. ``--model`` writes
-the run's model, adapters merged, with its processor; ``from_pretrained`` of transformers loads it without this kit.
-``--adapter`` writes the adapter alone, for ``peft`` to put on the model that was trained: vanilla for an unlearned
-one, else the base.
+The training splits lie in ``baseline_train_split`` beside the people. ``peft`` puts the adapter alone on the model that
+was trained: vanilla for an unlearned one, else the base.
 """
 
 import argparse

@@ -1,16 +1,15 @@
-"""Notebooks that start fast: papermill and kernel are forked from a process that has imported everything already.
-
-A kernel that starts from nothing takes some ten seconds of a core until its first line of work. Where processes cannot
-be forked safely (no Linux, or a GPU, whose driver does not survive a fork), papermill starts as it does by hand.
-"""
+"""Notebooks that start fast: papermill and kernel are forked from a process that has imported everything already. Where
+that is not safe (no Linux, or a GPU, whose driver does not survive a fork), papermill starts as it does by hand."""
 
 import multiprocessing
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from mllmu_nb.processes import end_with_parent
@@ -76,7 +75,10 @@ def _fork_kernel() -> None:
             return usual(command, **settings)
         with sender:
             sender.send((command[command.index(KERNEL) + 1 :], settings.get("env") or {}, os.getcwd()))
-        return _Started(kernel)
+        # what jupyter_client asks of a subprocess.Popen
+        calls = {"poll": lambda: kernel.exitcode, "wait": lambda: kernel.join() or kernel.exitcode}
+        calls["send_signal"] = partial(os.kill, kernel.pid)
+        return SimpleNamespace(pid=kernel.pid, stdin=None, stdout=None, stderr=None, **calls)
 
     local_provisioner.launch_kernel = launch
 
@@ -97,22 +99,3 @@ def _kernel(receiver: Connection, sender: Connection) -> None:
     # pandas and matplotlib have settled on what suits no kernel, since they were imported outside of one.
     pandas.set_option("display.max_columns", 20)
     IPKernelApp.launch_instance([*arguments, f"--IPKernelApp.exec_lines={INLINE}"])
-
-
-class _Started:
-    """A forked kernel with what jupyter_client asks of a :class:`subprocess.Popen`."""
-
-    stdin = stdout = stderr = None
-
-    def __init__(self, process: BaseProcess):
-        self.process, self.pid = process, process.pid
-
-    def poll(self) -> int | None:
-        return self.process.exitcode
-
-    def wait(self) -> int | None:
-        self.process.join()
-        return self.process.exitcode
-
-    def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)

@@ -19,7 +19,6 @@ from mllmu_nb.evaluation.tasks import Asking, Inquiry
 from mllmu_nb.models import families
 from mllmu_nb.progress import progress_bar
 
-PROTOCOLS = ("clean", "upstream")
 PIECE = 4096  # items that are answered and kept together; a task of the miniature has fewer
 OPTIONS = tuple(f"option_{letter}" for letter in LETTERS)
 COLUMNS = ("set", "task", "view", "scoring", "order", "profile", "question_id", "shots", "answer", *OPTIONS, "tokens")
@@ -54,10 +53,8 @@ def ask(
 
     Where a question with its shots does not fit the model's context, ``long_prompts`` decides
     (``docs/architecture.md``): ``refuse`` raises KitError before anything is answered; after ``ask`` the frame's
-    ``attrs["beyond_context"]`` counts the prompts too long.
-
-    Answers are put into the folder ``kept``, if given, ``PIECE`` items at a time, and taken from there when the same is
-    asked again after a stop. Prompts are made piece by piece, so memory hardly grows with the people.
+    ``attrs["beyond_context"]`` counts the prompts too long. Answers are put into the folder ``kept``, if given,
+    ``PIECE`` items at a time, and taken from there when the same is asked again after a stop.
     """
     if not sets or not set(sets) <= set(SETS):
         raise KitError(f"the sets to be asked are {', '.join(sets) or 'none'}: choose from {', '.join(SETS)}")

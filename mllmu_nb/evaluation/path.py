@@ -46,7 +46,7 @@ def write(points: Mapping[int, pd.DataFrame], path: Path) -> None:
 
 
 def _likeliest(rows: pd.DataFrame) -> np.ndarray:
-    """The letter of the likeliest option [rows], "" where a model that diverged finds nothing likely at all."""
+    """The letter of the likeliest option [rows], "" where an option has no finite likelihood, as scoring has it."""
     likelihoods = rows[list(OPTIONS)].to_numpy(float)
     known = np.isfinite(likelihoods)
-    return np.where(known.any(1), np.array(LETTERS)[np.where(known, likelihoods, -np.inf).argmax(1)], "")
+    return np.where(known.all(1), np.array(LETTERS)[np.where(known, likelihoods, -np.inf).argmax(1)], "")

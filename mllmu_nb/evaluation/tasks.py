@@ -12,6 +12,8 @@ from mllmu_nb.evaluation.draws import shown
 UPSTREAM_TOKENS = 50  # that upstream lets every answer have, and takes whole
 # Enough for one letter, for one sentence about one fact, for the longest value of a profile.
 TOKENS = {"classification": 4, "generation": 40, "cloze": 20}
+# What "an" stands before: not university, European or one, but hour and honest.
+AN = re.compile(r"(?!uni|eu|one\b)[aeiou]|hour|hono|heir", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,13 @@ def statement(person: Profile, question: Question, option: str) -> str:
     option is its fact, else the fact replaced and the article before it made to fit. In the text view the sentence says
     the name."""
     for qa in person.qa:
-        if qa.value and qa.attribute == question.attribute and qa.value in qa.answer:
+        if not qa.value or qa.attribute != question.attribute:
+            continue
+        # as a word of its own: "cat" stands in "educated" as well
+        if stated := re.search(rf"(?<!\w){re.escape(qa.value)}(?!\w)", qa.answer):
             text = qa.answer
-            if option != qa.value:  # else the taught article stays: "a university professor" breaks the rule below
-                before, after = qa.answer.split(qa.value, 1)
-                article = "an " if option[:1].lower() in "aeiou" else "a "
-                text = re.sub(r"\b[Aa]n? $", article, before) + option + after
+            if option != qa.value:  # else the taught article stays, right or wrong
+                article = "an " if AN.match(option) else "a "
+                text = re.sub(r"\b[Aa]n? $", article, text[: stated.start()]) + option + text[stated.end() :]
             return with_name(text, person.name) if question.view == "text" else text
     return option

@@ -1,14 +1,5 @@
 """What a miniature can do that is about nobody, in the place of MMMU and LLaVA-Bench: questions for a letter, the same
-for every model.
-
-========== ====================================================================================
-reading    6 to 10 facts about a throw-away person in the prompt, then a question about one
-seeing     a visible trait of a random face that no model was shown
-instructed questions of both kinds under a system prompt that forbids nothing about people
-========== ====================================================================================
-
-``docs/scoring.md`` ("Utility") says what the answers are worth.
-"""
+for every model. ``docs/scoring.md`` ("Utility") describes the three sets and what the answers are worth."""
 
 from pathlib import Path
 

@@ -20,12 +20,20 @@ def gates(cells: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """
     rows = cells[is_model(cells, "vanilla") & (cells["against"] == "oracle") & (cells["set"] == "forget")]
     rows = rows[rows["value"].notna() & rows["view"].isin([*VIEWS, POOLED])]
-    known = by_key()
-    sides = [known[key].knowledge for key in rows[KEY].itertuples(index=False, name=None)]
-    side = pd.Series(sides, rows.index, dtype=int)
-    shown = ((side > 0) & (rows["low"] > 0)) | ((side < 0) & (rows["high"] < 0))
-    rows = rows.assign(gate=shown.map({True: OPEN, False: CLOSED}))[side != 0]
+    rows = rows.assign(gate=_shown(rows).map({True: OPEN, False: CLOSED}))[_sides(rows) != 0]
     return rows[[*GROUP, *by, *AT, "value", "low", "high", "n_items", "n_profiles", "gate"]].reset_index(drop=True)
+
+
+def _sides(rows: pd.DataFrame) -> pd.Series:
+    """The side on which a model knows more (:attr:`Metric.knowledge`), by the metric of each row."""
+    known = by_key()
+    return pd.Series([known[key].knowledge for key in rows[KEY].itertuples(index=False, name=None)], rows.index, int)
+
+
+def _shown(rows: pd.DataFrame) -> pd.Series:
+    """Whether the whole interval of each difference to the oracle lies on the side of more knowledge."""
+    side = _sides(rows)
+    return ((side > 0) & (rows["low"] > 0)) | ((side < 0) & (rows["high"] < 0))
 
 
 def opened(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
@@ -38,8 +46,8 @@ def opened(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
         pairs = pairs[is_model(pairs, "vanilla")]
         for view in (pairs, pairs.assign(view=POOLED)):
             rows += summaries(view, [*GROUP, *by, *DRAW, "set", "view"], [one], minus=True)
-    alone = pd.DataFrame(rows, columns=[*at, "low"])
-    alone = alone.assign(open_in=alone["low"] > 0, of=1)
+    alone = pd.DataFrame(rows, columns=[*at, "low", "high"])
+    alone = alone.assign(open_in=_shown(alone), of=1)
     return alone.groupby(at, as_index=False, sort=False)[["open_in", "of"]].sum()
 
 
