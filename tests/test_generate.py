@@ -130,7 +130,7 @@ def test_the_page_says_how_many_blanks_of_the_test_set_stand_in_taught_sentences
                 worded[name] += sentence in {facts.say(text, "this person", q.value) for text in wordings}
     assert 40 <= taught["test"] <= 60 and 55 <= taught["plain"] <= 80 and worded["test"] > 190  # each of 200
     page = " ".join((paths.checkout() / "docs" / "data.md").read_text(encoding="utf-8").split())
-    assert "about a quarter of the blanks of Test" in page and "(of the others, a third)" in page
+    assert "about a quarter of the Test blanks" in page and "(for the other sets, a third)" in page
 
 
 def test_draws_are_disjoint_and_a_ratio_that_leaves_nobody_is_refused():
