@@ -27,18 +27,7 @@ from matplotlib.patches import Patch
 from mllmu_nb.data.schema import ATTRIBUTES, Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.registry import Registry
-from mllmu_nb.reporting import plots
-from mllmu_nb.reporting.grid import (
-    COLLAPSED_NOTE,
-    VERDICT_SIGNS,
-    asked_along,
-    closed_gates,
-    group_title,
-    interpolated,
-    sample,
-    select,
-    sheet_label,
-)
+from mllmu_nb.reporting import grid, plots
 from mllmu_nb.reporting.plots import CLOSED, GREY, INK, LINE, NORMAL, PAGE, PALE, RIGHT, SMALL, WRONG
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Run, Scores, label, models_in_order
 from mllmu_nb.scoring import gates, path, utility
@@ -64,7 +53,7 @@ def figure(name: str, alt: str, portraits: bool = False) -> Callable[[Callable],
         def drawn(scores: Scores, *arguments, **named) -> Figure:
             made = draw(scores, *arguments, **named)
             made.set_label(alt)
-            plots.corner(made, group_title(scores).removesuffix(", clean protocol"))
+            plots.corner(made, grid.group_title(scores).removesuffix(", clean protocol"))
             return made
 
         drawn.portraits = portraits
@@ -89,7 +78,7 @@ def write_all(scores: Scores, people: Sequence[Profile], folder: Path) -> list[s
         for name in FIGURES:
             draw = FIGURES.get(name)
             content = [group, people] if draw.portraits else [group]
-            wanted.append((sheet_label(name, group).replace("-", "_"), draw, content))
+            wanted.append((grid.sheet_label(name, group).replace("-", "_"), draw, content))
     captions = []
     for stem, draw, content in wanted:
         try:
@@ -118,7 +107,7 @@ def rows(
     marker, filled, margin, sign (of the verdict), the names of set, view and metric as set_label .., and gap_label for
     the metric of a difference.
     """
-    cells = select(scores, wanted, against=against, set=list(sets), view=list(views)).dropna(subset=["value"])
+    cells = grid.select(scores, wanted, against=against, set=list(sets), view=list(views)).dropna(subset=["value"])
     known = {metric.key: metric for metric in wanted}
     metric = [known[key] for key in zip(*(cells[column] for column in KEY), strict=True)]
     model = list(cells[[*MODEL, *scores.by]].itertuples(index=False, name=None))
@@ -138,7 +127,7 @@ def rows(
         gap_label=ordered((one.shown_as_gap for one in metric), (one.shown_as_gap for one in wanted)),
         model=model,
         margin=times * [one.margin or math.nan for one in metric],
-        sign=cells["verdict"].map(VERDICT_SIGNS).fillna(""),
+        sign=cells["verdict"].map(grid.VERDICT_SIGNS).fillna(""),
     )
     return result.sort_values(list(labels), ignore_index=True)
 
@@ -151,12 +140,12 @@ def ordered(values: Iterable[str], order: Iterable[str]) -> pd.Categorical:
 def notes(scores: Scores, shown: pd.DataFrame) -> list[str]:
     """The lines below a figure of ``shown`` :func:`rows`: closed gates, how many people, what the intervals are over,
     and what ‡ means where there is one."""
-    return [*closed_gates(scores, shown, "In grey"), of_whom(scores, shown), *collapse_note(shown["name"])]
+    return [*grid.closed_gates(scores, shown, "In grey"), of_whom(scores, shown), *collapse_note(shown["name"])]
 
 
 def of_whom(scores: Scores, shown: pd.DataFrame) -> str:
     """How many people, what the intervals are over, and what the dots are where there are some."""
-    return sample(scores, shown) + " Dots: replicates." * has_dots(shown)
+    return grid.sample(scores, shown) + " Dots: replicates." * has_dots(shown)
 
 
 def has_dots(shown: pd.DataFrame) -> bool:
@@ -165,7 +154,7 @@ def has_dots(shown: pd.DataFrame) -> bool:
 
 def collapse_note(names: Iterable[str]) -> list[str]:
     """The line below a figure with these names, where one of them has ‡."""
-    return [COLLAPSED_NOTE] if any(COLLAPSED in name for name in names) else []
+    return [grid.COLLAPSED_NOTE] if any(COLLAPSED in name for name in names) else []
 
 
 # -- people ---------------------------------------------------------------------------------------------------------
@@ -392,7 +381,7 @@ def along_the_path(scores: Scores) -> Figure:
     key += "of 25, 50 and 75 %, but drawn side by side, to be seen. "
     if (kept["n_replicates"] < kept["of"]).any():
         key += "A line ends where a replicate gets no further; a mark beyond it is of those that do."
-    below = [key, interpolated(scores), asked_along(scores)]
+    below = [key, grid.interpolated(scores), grid.asked_along(scores)]
     below += collapse_note(map(scores.named, scores.models()))
     drawn, axes = plots.panels(1, len(modalities), (PAGE, 3.2), below, title(along_the_path), sharey=True)
     oracle = scores.points[is_model(scores.points, "oracle") & (scores.points["measure"] == path.LIKELIHOOD)]

@@ -1,15 +1,12 @@
-"""Finished runs, read from their files and scored; every table and figure starts from them.
-
-Results are a folder with ``runs/<run id>`` (answers.parquet, train.json, draws.json, provenance.json ..) and ``people``
-(questions and facts, once for the people of a data hash). Nothing here loads a model.
-"""
+"""Finished runs, read from the folders ``runs`` and ``people`` of results and scored; every table and figure starts
+from them."""
 
 from __future__ import annotations
 
 import sys
-from collections import ChainMap, Counter
-from collections.abc import Iterable, MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
 from pathlib import Path
@@ -44,34 +41,28 @@ NOT_VARIED = {*RUN, "seed", "settings"}  # parameters that a run's columns hold 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run: ``record`` is its provenance, ``train`` how its model was trained. Of its ``frames`` (None
-    where there is none) answers and those along its path are joined with their questions and the run's columns,
-    sentences and the answers about nobody (utility) with the latter."""
+    """One finished run: ``record`` is its provenance, ``train`` how its model was trained. Of its frames (None where
+    there is none), read when they are first asked for, answers and those along its path are joined with their questions
+    and the run's columns, sentences and the answers about nobody (utility) with the latter."""
 
     folder: Path
     record: dict
     train: dict
-    frames: MutableMapping[str, Any]
+    frames: dict[str, pd.DataFrame | None] = field(default_factory=dict)  # those read so far
 
-    @property
-    def answers(self) -> pd.DataFrame:
-        return self.frames["answers"]
+    answers = property(lambda self: self._frame("answers"))
+    sentences = property(lambda self: self._frame("sentences"))
+    path = property(lambda self: self._frame("path"))
+    utility = property(lambda self: self._frame("utility"))
 
-    @property
-    def sentences(self) -> pd.DataFrame | None:
-        return self.frames["sentences"]
-
-    @property
-    def path(self) -> pd.DataFrame | None:
-        return self.frames["path"]
-
-    @property
-    def utility(self) -> pd.DataFrame | None:
-        return self.frames["utility"]
+    def _frame(self, name: str) -> pd.DataFrame | None:
+        if name not in self.frames:
+            self.frames[name] = _stored(self.folder, self.record, name)
+        return self.frames[name]
 
     def but(self, **frames: pd.DataFrame | None) -> Run:
         """The same with other frames."""
-        return replace(self, frames=ChainMap(frames, self.frames))
+        return replace(self, frames=self.frames | frames)
 
     @property
     def id(self) -> str:
@@ -93,8 +84,8 @@ class Run:
 
     def values(self, names: Iterable[str]) -> dict[str, Any]:
         """Parameters by name, "" for those that the run does not have."""
-        values = {name: self.parameters.get(name) for name in names}
-        return {name: "" if value is None else value for name, value in values.items()}
+        known = {name: value for name, value in self.parameters.items() if value is not None}
+        return {name: known.get(name, "") for name in names}
 
     @property
     def model(self) -> tuple:
@@ -126,45 +117,27 @@ def taught_by(record: dict) -> str:
     return stable_hash([record["data_hash"], *taught])
 
 
-class StoredFrames(dict):
-    """The frames of the run in ``folder`` by name, each read when it is first asked for. Raises KitError where a file
-    is no longer that of the ``record``, and where the questions of its people cannot be read or are not those that it
-    answers."""
-
-    def __init__(self, folder: Path, record: dict):
-        super().__init__()
-        self.folder, self.record = folder, record
-
-    def __missing__(self, name: str) -> pd.DataFrame | None:
-        self[name] = rows = self._stored(name)
+def _stored(folder: Path, record: dict, name: str) -> pd.DataFrame | None:
+    """A frame of the run in ``folder``. Raises KitError where its file is no longer that of the ``record``, and where
+    the questions of its people cannot be read or are not those that it answers."""
+    file, results = folder / f"{name}.parquet", folder.parent.parent
+    if file.name not in record["files"]:
+        return None
+    if not file.is_file() or digest(file) != record["files"][file.name]:
+        raise KitError(f"{file} was changed or removed after its run was found: start again")
+    rows = pd.read_parquet(file)
+    rows = rows.astype(dict.fromkeys(rows.select_dtypes("category"), str)).assign(**columns_of(record))
+    if name not in ("answers", "path"):
         return rows
-
-    def _stored(self, name: str) -> pd.DataFrame | None:
-        file = self.folder / f"{name}.parquet"
-        if file.name not in self.record["files"]:
-            return None
-        if not file.is_file() or digest(file) != self.record["files"][file.name]:
-            raise KitError(f"{file} was changed or removed after its run was found: start again")
-        rows = pd.read_parquet(file)
-        rows = rows.astype(dict.fromkeys(rows.select_dtypes("category"), str)).assign(**columns_of(self.record))
-        if name not in ("answers", "path"):
-            return rows
-        if name == "path":
-            rows = rows.assign(order=0)
-        rows = with_questions(rows, *self._people)
-        if rows["question"].isna().any():
-            raise KitError(
-                f"the run in {self.folder} answers questions that its people's table lacks: make the run again"
-            )
-        return judge.with_grades(rows, self.folder.parent.parent / judge.FILE) if name == "answers" else rows
-
-    @cached_property
-    def _people(self) -> list[pd.DataFrame]:
-        people = paths.people(self.folder.parent.parent) / self.record["data_hash"]
-        try:
-            return [pd.read_parquet(people.with_name(f"{people.name}{end}.parquet")) for end in ("", "-facts")]
-        except (OSError, ValueError) as error:
-            raise KitError(f"the questions {people} cannot be read ({error}): make a run again") from None
+    people = paths.people(results) / record["data_hash"]
+    try:
+        known = [pd.read_parquet(people.with_name(f"{people.name}{end}.parquet")) for end in ("", "-facts")]
+    except (OSError, ValueError) as error:
+        raise KitError(f"the questions {people} cannot be read ({error}): make a run again") from None
+    rows = with_questions(rows.assign(order=0) if name == "path" else rows, *known)
+    if rows["question"].isna().any():
+        raise KitError(f"the run in {folder} answers questions that its people's table lacks: make the run again")
+    return judge.with_grades(rows, results / judge.FILE) if name == "answers" else rows
 
 
 def read_run(folder: Path) -> Run:
@@ -174,7 +147,7 @@ def read_run(folder: Path) -> Run:
     if not is_whole(folder, named=OF_A_RUN):
         raise KitError(f"a file of the run in {folder} was changed or cut off: make the run again")
     record = read_json(folder / RECORD)
-    return Run(folder, record, read_json(folder / "train.json"), StoredFrames(folder, record))
+    return Run(folder, record, read_json(folder / "train.json"))
 
 
 def read_runs(results: Path) -> list[Run]:
@@ -239,16 +212,18 @@ class Scores:
     by: list[str]
 
     @classmethod
-    def of(cls, runs: Sequence[Run]) -> Scores:
+    def of(cls, runs: Sequence[Run], taught: bool = True) -> Scores:
+        """The scores of ``runs``, those of their sentences only if ``taught``."""
         # by value and not by id: the draws of a bootstrap depend on the order of the people
         runs = _in_order(runs)
         by = varied(runs)
         items = items_of(runs, by)
-        sentences = [run.sentences.assign(**run.values(by)) for run in runs if run.sentences is not None]
-        taught = pd.concat(sentences, ignore_index=True) if sentences else None
+        read = [run for run in runs if taught and run.sentences is not None]
+        sentences = [run.sentences.assign(**run.values(by)) for run in read]
+        sentences = pd.concat(sentences, ignore_index=True) if sentences else None
         points = [path.by_person(run.path).assign(**run.values(by)) for run in runs if run.path is not None]
-        points = points or [path.no_points(by)]
-        return cls(runs, items, cells(items, taught, by), judged(items, by), pd.concat(points, ignore_index=True), by)
+        points = pd.concat(points or [path.no_points(by)], ignore_index=True)
+        return cls(runs, items, cells(items, sentences, by), judged(items, by), points, by)
 
     @classmethod
     def read(cls, results: Path) -> Scores:

@@ -25,16 +25,7 @@ from mllmu_nb.data.schema import SETS, Population
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, plots
 from mllmu_nb.reporting.grid import number_text
-from mllmu_nb.reporting.runs import (
-    COMMITTED,
-    OWN,
-    REFERENCES,
-    Run,
-    Scores,
-    models_in_order,
-    read_run,
-    which_results,
-)
+from mllmu_nb.reporting.runs import COMMITTED, OWN, REFERENCES, Run, Scores, models_in_order, read_run, which_results
 from mllmu_nb.reporting.sheet import Sheet
 from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, VIEWS
 from mllmu_nb.scoring.health import CHANCE
@@ -43,13 +34,9 @@ from mllmu_nb.scoring.score import item_scores
 from mllmu_nb.unlearning import Method, get
 
 DPI = 110
-KNOWN = [
-    ("classification", "letter", "accuracy"),
-    LIKELIHOOD_KEY,
-    ("generation", "", "exact"),
-    ("cloze", "", "accuracy"),
-]
-BARS = [LIKELIHOOD_KEY, ("classification", "letter", "accuracy"), ("generation", "", "rougeL")]
+LETTER_KEY = ("classification", "letter", "accuracy")
+KNOWN = [LETTER_KEY, LIKELIHOOD_KEY, ("generation", "", "exact"), ("cloze", "", "accuracy")]
+BARS = [LIKELIHOOD_KEY, LETTER_KEY, ("generation", "", "rougeL")]
 
 
 # -- text and pictures ----------------------------------------------------------------------------------------------
@@ -185,11 +172,6 @@ def results(scale: str, committed: bool = False) -> Scores:
     return scores
 
 
-def _scores(some: Sequence[Run]) -> Scores:
-    """Scores of the runs' answers."""
-    return Scores.of([run.but(sentences=None) for run in some])
-
-
 def answers(people: Population, some: Sequence[Run]) -> HTML | Markdown:
     """What each of the runs, vanilla among them, answers about one forgotten and one kept person, in both views;
     without vanilla, which at paper scale may not be made yet, the sentence that says so.
@@ -201,7 +183,7 @@ def answers(people: Population, some: Sequence[Run]) -> HTML | Markdown:
     vanilla = next((run for run in some if run["method"] == "vanilla"), None)
     if vanilla is None:
         return Markdown("*Not shown: answers stand beside vanilla's, and its run is not made yet.*")
-    free = pd.concat([run.answers[run.answers["task"] == "generation"] for run in some])
+    free = pd.concat([run.answers.query("task == 'generation'") for run in some])
     lines, scored = [], item_scores(free)  # together: vanilla's fluency is the measure of gibberish
     for heading, set_name in (("forgotten", "forget"), ("kept", "retain")):
         questions = figures.example(vanilla.items, set_name)
@@ -225,7 +207,7 @@ def four_sets(some: Sequence[Run]) -> Figure:
     Hollow bars are of models unlearned on text only; the dotted line of a choice among four is chance. Where vanilla
     and the oracle are among the runs, forget and test bars of a metric whose gate is closed are grey.
     """
-    scores, wanted = _scores(some), [by_key()[key] for key in BARS]
+    scores, wanted = Scores.of(some, taught=False), [by_key()[key] for key in BARS]
     levels = figures.rows(scores, wanted, list(SETS), list(VIEWS), percent=True)
     levels = levels.assign(asked=levels["view_label"].cat.rename_categories("Asked with {}, %".format))
     sets, names = plots.values(levels, "set_label"), plots.values(levels, "name")
@@ -268,16 +250,17 @@ def curves(x: Sequence[float], lines: Mapping[str, Sequence[float]], xlabel: str
     return figure
 
 
-def _changes(some: Sequence[Run], sets: Sequence[str]) -> pd.DataFrame:
-    """The rows of `figures.rows` of the difference to vanilla in the choice by likelihood, in percentage points."""
-    return figures.rows(_scores(some), [by_key()[LIKELIHOOD_KEY]], sets, list(VIEWS), "vanilla", percent=True)
+def _rows(some: Sequence[Run], keys: Sequence[tuple], sets: Sequence[str] = SETS, against: str = "") -> pd.DataFrame:
+    """:func:`figures.rows` of the metrics with these keys in both views, in per cent or percentage points."""
+    scores, wanted = Scores.of(some, taught=False), [by_key()[key] for key in keys]
+    return figures.rows(scores, wanted, sets, list(VIEWS), against, percent=True)
 
 
 @plots.styled
 def against_vanilla(some: Sequence[Run]) -> Figure:
     """Below 0 is right on Forget, and a loss on Retain. Each model minus vanilla, choice by likelihood, question by
     question; 95 % intervals over people."""
-    cells = _changes(some, ("forget", "retain"))
+    cells = _rows(some, [LIKELIHOOD_KEY], ("forget", "retain"), "vanilla")
     if cells.empty:
         raise KitError("changes need a run of vanilla and another run")
     cells = cells.assign(asked="asked with " + cells["view_label"].astype(str))
@@ -293,7 +276,7 @@ def changes(some: Sequence[Run], references: bool = False) -> pd.DataFrame:
     The last column says what the interval allows: a difference is claimed only where it excludes 0. Without a run of
     vanilla, as when a sweep has not come to it yet, there is no row.
     """
-    cells = _changes(some, list(SETS))
+    cells = _rows(some, [LIKELIHOOD_KEY], against="vanilla")
     unlearned = ~cells["method"].isin(REFERENCES)
     cells = cells[unlearned] if unlearned.any() and not references else cells
     columns = {"method": cells["name"], "set": cells["set_label"], "asked with": cells["view_label"]}
@@ -305,7 +288,7 @@ def changes(some: Sequence[Run], references: bool = False) -> pd.DataFrame:
 def known(some: Sequence[Run]) -> pd.DataFrame:
     """What each model answers rightly: per cent with 95 % limits (over people, and over replicates where there are
     several), one row per model, set and way of asking, one column per task."""
-    cells = figures.rows(_scores(some), [by_key()[key] for key in KNOWN], list(SETS), list(VIEWS), percent=True)
+    cells = _rows(some, KNOWN)
     limits = [number_text(cell, times=1) for cell in cells.to_dict("records")]
     names = {"name": "model", "set_label": "set", "view_label": "asked with", "metric_label": "task"}
     table = cells[list(names)].rename(columns=names).assign(limits=limits)

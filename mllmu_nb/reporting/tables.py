@@ -15,21 +15,8 @@ import pandas as pd
 
 from mllmu_nb.data.schema import SETS, TASKS
 from mllmu_nb.registry import Registry
-from mllmu_nb.reporting.grid import (
-    ASKED_IN,
-    LIMITS,
-    asked_along,
-    column,
-    csv_rows,
-    interpolated,
-    new_sheet,
-    number_text,
-    repeats,
-    rows_by,
-    score_sheet,
-    select,
-    value_text,
-)
+from mllmu_nb.reporting import grid
+from mllmu_nb.reporting.grid import LIMITS, column, new_sheet, number_text, rows_by, score_sheet, select
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, REFERENCES, Scores, models_in_order
 from mllmu_nb.reporting.sheet import Sheet, write_sheets
 from mllmu_nb.scoring import judge, path, registry, utility
@@ -264,7 +251,7 @@ def gate_table(scores: Scores) -> Iterator[Sheet]:
 
     def text(model: tuple, one: Metric, view: str) -> str | tuple[str, str]:
         at = (*model[len(MODEL) :], *one.key, view)
-        if at not in known or not (value := value_text(known[at], one, signed=True)):
+        if at not in known or not (value := grid.value_text(known[at], one, signed=True)):
             return "", "Vanilla or the oracle has no such answers."
         own = alone.get(at, {"of": 0})
         return f"{value}, {known[at]['gate']}" + (f" ({own['open_in']} of {own['of']})" if own["of"] > 1 else "")
@@ -277,13 +264,13 @@ def gate_table(scores: Scores) -> Iterator[Sheet]:
         )
         for model in taught or [("vanilla", "canonical", "none", "", *[""] * len(scores.by))]
     ]
-    columns = [("Asked with", ASKED_IN[view].capitalize()) for view in ANY_VIEW]
+    columns = [("Asked with", grid.ASKED_IN[view].capitalize()) for view in ANY_VIEW]
     remark = (
         f"Vanilla minus oracle on the forget set, question by question; {LIMITS} Closed: the interval does not lie "
         "above 0, so nothing shows that there was something to forget. (4 of 5): in so many replicates it is open by "
         "itself, over its people."
     )
-    remarks, frame = [remark, repeats(scores)], csv_rows(scores, frame)
+    remarks, frame = [remark, grid.repeats(scores)], grid.csv_rows(scores, frame)
     yield new_sheet(scores, "Memorisation gate", "gate", "Metric", columns, blocks, remarks, frame)
 
 
@@ -387,7 +374,7 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
         "the likelihood of the forget people that is gone. Kept: likelihood about Retain and the celebrities, half "
         "each; Area: its mean from 0 to 75 % closed. The Test score should fall as the Forget score does. (2 of 5): "
         "only so many replicates get there, and the number is theirs; one alone has no interval.",
-        asked_along(scores),
+        grid.asked_along(scores),
     ]
     for closed_in, text in CLOSED_IN.items():
         title, label = f"Kept at equal forgetting, gap closed {text}", f"path-{closed_in}"
@@ -401,7 +388,7 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
             models = [model for model in scores.models() if model[2] == modality and not model[3]]
             rows = [(scores.named(m, True), [_kept_text(known.get((*m, *what))) for what in READ_OFF]) for m in models]
             blocks += [(heading, rows)] if rows else []
-        below = [*remarks, interpolated(scores, closed_in)]
+        below = [*remarks, grid.interpolated(scores, closed_in)]
         yield new_sheet(scores, title, label, "Method", columns, blocks, below, kept.drop(columns="dots"))
 
 
@@ -446,7 +433,7 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
         f"+ text. n: replicates in which both get there; one alone has no interval. {LIMITS} All methods: the mean of "
         "those that get there in more than half of the replicates, in the replicates in which all of these do."
     )
-    remarks = [remark, asked_along(scores)]
+    remarks = [remark, grid.asked_along(scores)]
     yield new_sheet(scores, title, "claim", "Method", columns, [("", rows)], remarks, differences)
 
 
@@ -507,7 +494,7 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
         f"({len(pairs)} comparison{'s' * (len(pairs) != 1)} person by person, Holm-corrected together at 5 %). "
         "Collapse is judged where a run ends, and the rank where half of the gap is closed: a method may be left out "
         "though it keeps much there.",
-        asked_along(scores),
+        grid.asked_along(scores),
     ]
     columns, frame = [("", "Place"), ("", "Kept %")], methods.drop(columns="dots")
     yield new_sheet(scores, title, "ranking", "Method", columns, blocks, remarks, frame)

@@ -10,34 +10,16 @@ import pandas as pd
 
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.errors import KitError
-from mllmu_nb.scoring.frames import (
-    ACROSS,
-    CELL,
-    COUNTS,
-    DRAW,
-    GROUP,
-    KEY,
-    MODEL,
-    PAIRED_ON,
-    PEOPLE,
-    PLACE,
-    POOLED,
-    SEEDS,
-    TAUGHT,
-    VIEWS,
-    is_model,
-    of_metric,
-    of_run,
-    persons,
-)
+from mllmu_nb.scoring import frames
+from mllmu_nb.scoring.frames import PEOPLE, PLACE, POOLED, TAUGHT, VIEWS, is_model, of_metric, of_run, persons
 from mllmu_nb.scoring.gates import gates, with_gate
 from mllmu_nb.scoring.registry import PER, Metric, NotMeasured, by_key, metrics, no_pair
 from mllmu_nb.scoring.summary import NOTHING, paired, summaries
 from mllmu_nb.statistics.intervals import Interval, equivalence
 
 RUN_KEYS = ["run", "base_model", "forget_ratio", "replicate", "method", "protocol", "variant", "modality", "after"]
-RUN_KEYS += ["seed", *SEEDS]
-VALUES = ["value", "low", "high", *COUNTS, "dots"]
+RUN_KEYS += ["seed", *frames.SEEDS]
+VALUES = ["value", "low", "high", *frames.COUNTS, "dots"]
 NO_SENTENCES = "The run has no sentences.parquet."
 NOT_ASKED = "The model was not asked these questions."
 
@@ -80,7 +62,7 @@ def run_scores(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
         asked = of_metric(items, task, scoring)
         for view in (asked, asked.assign(view=POOLED)):
             rows += summaries(view, [*key, "set", "view"], group)
-    return pd.DataFrame(rows, columns=[*key, *CELL, "metric", *VALUES]).drop(columns=["n_replicates", "dots"])
+    return pd.DataFrame(rows, columns=[*key, *frames.CELL, "metric", *VALUES]).drop(columns=["n_replicates", "dots"])
 
 
 def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequence[str] = ()) -> pd.DataFrame:
@@ -90,21 +72,21 @@ def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequen
     docs/scoring.md ("The frames") has the columns. Raises KitError where two runs of one model agree in people and
     seeds: they differ in another parameter, which belongs into ``by``.
     """
-    key = [*GROUP, *MODEL, *by]
+    key = [*frames.GROUP, *frames.MODEL, *by]
     items = items.assign(person=persons)
-    _refuse_twins(items, [*key, "replicate", *SEEDS])
-    models, frames = items[key].drop_duplicates(), []
+    _refuse_twins(items, [*key, "replicate", *frames.SEEDS])
+    models, parts = items[key].drop_duplicates(), []
     known = {False: items}
     if sentences is not None:
         known[True] = sentence_scores(sentences.assign(person=persons))
     for taught, rows in known.items():
         wanted = {per: [one for one in metrics(per=per) if (one.task == TAUGHT) == taught] for per in PER}
         answered = [one for one in wanted["answer"] if not one.optional or rows[one.column].notna().any()]
-        frames.append(_of_answers(rows, answered, models, key))
-        frames.append(pd.DataFrame(_of_models(rows, wanted["pair"] + wanted["model"], models, key)))
-    frames.append(pd.DataFrame(_across_views(items, key)))
-    result = pd.concat(frames, ignore_index=True)
-    result = result.reindex(columns=[*key, *PLACE, *VALUES, "note"]).astype(dict.fromkeys(COUNTS, "Int64"))
+        parts.append(_of_answers(rows, answered, models, key))
+        parts.append(pd.DataFrame(_of_models(rows, wanted["pair"] + wanted["model"], models, key)))
+    parts.append(pd.DataFrame(_across_views(items, key)))
+    result = pd.concat(parts, ignore_index=True)
+    result = result.reindex(columns=[*key, *PLACE, *VALUES, "note"]).astype(dict.fromkeys(frames.COUNTS, "Int64"))
     dots = [one if isinstance(one, tuple) else () for one in result["dots"]]
     result = result.assign(note=result["note"].fillna(""), dots=dots, verdict=_verdicts(result))
     return with_gate(result, gates(result, by), by)
@@ -121,12 +103,12 @@ def _of_answers(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFra
     for against in ("", "vanilla", "oracle"):
         shown = [one for one in wanted if one.is_compared or not against]
         places = [(s, one.task, v, one.scoring, one.name) for one in shown for s in one.sets for v in (*VIEWS, POOLED)]
-        places = pd.DataFrame(places, columns=[*CELL, "metric"]).assign(against=against)
+        places = pd.DataFrame(places, columns=[*frames.CELL, "metric"]).assign(against=against)
         grid.append(models[~is_model(models, against)].merge(places, how="cross"))
         for task, scoring, group in _by_task(shown):
             columns = [one.column for one in group]
             asked = of_metric(rows, task, scoring)
-            asked = asked[list(dict.fromkeys([*key, *PAIRED_ON, "view", "person", "run", *columns]))]
+            asked = asked[list(dict.fromkeys([*key, *frames.PAIRED_ON, "view", "person", "run", *columns]))]
             if against:
                 asked = paired(asked, against, columns)
                 asked = asked[~is_model(asked, against)]
@@ -166,7 +148,7 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
         for model in models.to_dict("records"):
             own_runs, is_oracle = runs[tuple(model.values())], is_model(model, "oracle")
             oracle_runs = [None if is_oracle else oracles.get(of_run(answers, PEOPLE)) for answers in own_runs]
-            draws = len({of_run(answers, DRAW) for answers in own_runs})
+            draws = len({of_run(answers, frames.DRAW) for answers in own_runs})
             for one in group:
                 level, gap, why = None, None, no_pair("oracle")
                 try:
@@ -197,7 +179,7 @@ def _across_views(items: pd.DataFrame, key: list[str]) -> list[dict]:
         gaps = gaps[~is_model(gaps, "oracle")].rename(columns={"text": "gap", "image_text": "gap_reference"})
         low, high = metric.bounds
         gap = replace(metric, column="gap", bounds=(low - high, high - low))
-        at = {"against": "oracle", "view": ACROSS}
+        at = {"against": "oracle", "view": frames.ACROSS}
         result += [row | at for row in summaries(gaps, [*key, "set"], [gap], minus=True)]
     return result
 
@@ -229,7 +211,7 @@ def _refuse_twins(items: pd.DataFrame, alike: list[str]) -> None:
 def _verdicts(cells: pd.DataFrame) -> list[str]:
     margins = {key: one.margin for key, one in by_key().items()}
     judged = (cells["against"] == "oracle") & cells["view"].isin([*VIEWS, POOLED]) & cells["value"].notna()
-    margin = [margins.get(key) for key in cells[KEY].itertuples(index=False, name=None)]
+    margin = [margins.get(key) for key in cells[frames.KEY].itertuples(index=False, name=None)]
     gaps = (Interval(*ends, 0, 0) for ends in cells[["value", "low", "high"]].to_numpy(float))
     return [equivalence(gap, m) if known and m else "" for known, m, gap in zip(judged, margin, gaps, strict=True)]
 
