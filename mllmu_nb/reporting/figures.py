@@ -2,18 +2,13 @@
 
 A figure is one function, registered with its alt text; its docstring is its caption: a sentence that is its title, then
 what it shows and how to read it. It takes the :class:`~.runs.Scores` of one base model, protocol and forget ratio and
-raises KitError, saying why, where its runs are not there. One outside the package registers itself the same way, in a
-module that MLLMU_NB_EXTENSIONS names.
-
-All bars are 95 % intervals: over replicates crossed with people where there are several, which are shown as dots, else
-over people alone. A value behind a closed gate is grey, and a collapsed model has ‡ behind its name; lines below the
-figure say why.
+raises KitError, saying why, where its runs are not there.
 """
 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -138,8 +133,7 @@ def ordered(values: Iterable[str], order: Iterable[str]) -> pd.Categorical:
 
 
 def notes(scores: Scores, shown: pd.DataFrame) -> list[str]:
-    """The lines below a figure of ``shown`` :func:`rows`: closed gates, how many people, what the intervals are over,
-    and what ‡ means where there is one."""
+    """The lines below a figure of ``shown`` :func:`rows`."""
     return [*grid.closed_gates(scores, shown, "In grey"), of_whom(scores, shown), *collapse_note(shown["name"])]
 
 
@@ -389,17 +383,9 @@ def along_the_path(scores: Scores) -> Figure:
     goal, ends = 100 * (sums["score"] / sums["items"]).mean(), []
     for panel, modality in zip(axes[0], modalities, strict=True):
         panel.set_xlim(-3, 104)
-        models = [model for model in scores.models() if model[2] == modality and not model[3]]
-        for number, model in enumerate(models):
-            mine = kept[has(kept, [*MODEL, *scores.by], model) & (kept["place"] != path.AREA)]
-            whole = mine[mine["n_replicates"] == mine["of"]].sort_values("place")
-            if whole.empty:
-                continue
-            look = plots.look(*model[:3])
-            trail(panel, mine, look, 1.2 * (number - (len(models) - 1) / 2))  # side by side, to be seen
-            marked = mine[mine["place"].isin(path.PLACES) & (mine["n_replicates"] > 0)]
-            last = pd.concat([whole, marked]).sort_values("place").iloc[-1]
-            ends.append(plots.End(panel, 100 * last["value"], scores.named(model, True), INK, look))
+        for name, look, mine in trails(panel, scores, kept[kept["modality"] == modality], 1.2):
+            last = mine[(mine["n_replicates"] == mine["of"]) | mine["place"].isin(path.PLACES)].iloc[-1]
+            ends.append(plots.End(panel, 100 * last["value"], name, INK, look))
             plots.lead(panel, 100 * last["place"], ends[-1].height)
         plots.mark(panel, 100, goal, plots.look("oracle"))
         ends.append(plots.End(panel, goal, "Oracle", INK, plots.look("oracle")))
@@ -411,24 +397,30 @@ def along_the_path(scores: Scores) -> Figure:
     return drawn
 
 
-def trail(panel: Axes, along: pd.DataFrame, look: plots.Look, beside: float) -> None:
-    """What a model keeps of one kind (rows of ``Scores.kept``, by place) against the share that is closed, in per cent:
-    a line as far as all replicates get, and at 25, 50 and 75 % a mark with its interval and the replicates that get
-    there, shifted ``beside`` the line."""
-    along = along[(along["place"] != path.AREA) & (along["n_replicates"] > 0)].sort_values("place")
-    whole = along[along["n_replicates"] == along["of"]]
-    panel.plot(100 * whole["place"].astype(float), 100 * whole["value"], color=look.colour, linewidth=1.1)
-    for row in along[along["place"].isin(path.PLACES)].to_dict("records"):
-        x, ends = 100 * row["place"] + beside, [100 * row[end] for end in ("low", "high")]
-        plots.dots(panel, x, np.multiply(row["dots"], 100), look.colour)
-        plots.mark(panel, x, 100 * row["value"], look, along=None if np.isnan(ends).any() else ends, thickness=0.8)
+def trails(panel: Axes, scores: Scores, kept: pd.DataFrame, apart: float) -> Iterator[tuple]:
+    """What each model keeps (rows of ``Scores.kept`` of one modality and kind) against the share that is closed, in per
+    cent: a line as far as all replicates get, and at 25, 50 and 75 % a mark with its interval and the replicates that
+    get there, ``apart`` side by side to be seen. Yields names, looks, and rows by place."""
+    key = [*MODEL, *scores.by]
+    models = [model for model in scores.models() if has(kept, key, model).any()]
+    for number, model in enumerate(models):
+        rows, look = kept[has(kept, key, model)], plots.look(*model[:3])
+        rows = rows[(rows["place"] != path.AREA) & (rows["n_replicates"] > 0)].sort_values("place")
+        whole = rows[rows["n_replicates"] == rows["of"]]
+        panel.plot(100 * whole["place"].astype(float), 100 * whole["value"], color=look.colour, linewidth=1.1)
+        for row in rows[rows["place"].isin(path.PLACES)].to_dict("records"):
+            x = 100 * row["place"] + apart * (number - (len(models) - 1) / 2)
+            ends = [100 * row[end] for end in ("low", "high")]
+            plots.dots(panel, x, np.multiply(row["dots"], 100), look.colour)
+            plots.mark(panel, x, 100 * row["value"], look, along=None if np.isnan(ends).any() else ends, thickness=0.8)
+        yield scores.named(model, True), look, rows
 
 
 @plots.styled
 def path_by_set(scores: Scores) -> Figure:
     """Retain and celebrities should stay high, Test should fall. What is right by likelihood about each set against the
     share of the gap that is closed, as in :func:`along_the_path`: a row a modality, a column a set."""
-    kept = scores.kept[(scores.kept["closed_in"] == "trained") & (scores.kept["n_replicates"] > 0)]
+    kept = scores.kept[scores.kept["closed_in"] == "trained"]
     modalities = [name for name in MODALITIES if (kept["modality"] == name).any()]
     if not modalities:
         raise KitError("no unlearning has a path beside an oracle about the same people")
@@ -439,15 +431,10 @@ def path_by_set(scores: Scores) -> Figure:
     drawn, axes = plots.panels(len(modalities), 3, size, below, title(path_by_set), sharex=True, sharey=True)
     for line, modality in zip(axes, modalities, strict=True):
         for panel, what in zip(line, ("retain", "test", "celebrity"), strict=True):
-            for number, model in enumerate(m for m in scores.models() if m[2] == modality and not m[3]):
-                mine = kept[has(kept, [*MODEL, *scores.by], model) & (kept["what"] == what)]
-                mine = mine[mine["place"] != path.AREA].sort_values("place")
-                if mine.empty:
-                    continue
-                look = plots.look(*model[:3])
-                trail(panel, mine, look, 1.5 * (number - 1.5))
+            here = kept[(kept["modality"] == modality) & (kept["what"] == what)]
+            for name, look, rows in trails(panel, scores, here, 1.5):
                 if panel is line[-1]:
-                    ends.append(plots.End(panel, 100 * mine["value"].iloc[-1], scores.named(model, True), INK, look))
+                    ends.append(plots.End(panel, 100 * rows["value"].iloc[-1], name, INK, look))
             panel.set_title(f"{what.capitalize()}, unlearned on {MODALITIES[modality]}", fontsize=SMALL)
     axes[-1][1].set_xlabel("Forgotten: gap closed in the trained view, %")
     seaborn.despine(drawn)
@@ -468,8 +455,7 @@ def leakage(scores: Scores) -> Figure:
     texts = [f"{round(gap):+d}\n[{round(low)}, {round(high)}]".replace("-", "−") for gap, low, high in ends]
     shut = gaps["gate"] != gates.OPEN
     texts = [f"({text})" if closed else text for text, closed in zip(texts, shut, strict=True)]
-    cells = gaps.assign(text=texts, value=gaps["value"].mask(shut))
-    kinds = ["value", "text", "dots"]
+    cells, kinds = gaps.assign(text=texts, value=gaps["value"].mask(shut)), ["value", "text", "dots"]
     cells = cells.pivot(index="name", columns=["metric_label", "view_label"], values=kinds)
     values, texts, spots = (cells[name].sort_index(axis=1) for name in kinds)
     names = [name.replace(" (", "\n").replace(")", "") for name in values.index]
@@ -570,10 +556,9 @@ def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
         raise KitError("no run has a training log with losses")
     name, mark = (scores.name, scores.mark) if scores else (lambda model: label(*model), lambda model: "")
     models = {run.id: scores.model_of(run) if scores else run.model for run in trained}
-    by_method: dict[str, list[tuple[tuple, Run]]] = {}
+    by_method: dict[str, list[tuple]] = {}
     for model in models_in_order(models.values()):
-        method = name((*model[:2], "none", *model[3:]))
-        by_method.setdefault(method, []).extend((model, run) for run in trained if models[run.id] == model)
+        by_method.setdefault(name((*model[:2], "none", *model[3:])), []).append(model)
     columns = min(3, len(by_method))
     lines = math.ceil(len(by_method) / columns)
     width = PAGE if columns > 1 else plots.COLUMN
@@ -584,9 +569,9 @@ def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
     ends = []
     for number, (panel, (method, mine)) in enumerate(zip(axes.ravel(), by_method.items(), strict=False)):
         last: dict[tuple, pd.Series] = {}
-        for model in dict(mine):
-            look = plots.look(*model[:3])
-            logs = [pd.DataFrame(run.train["losses"]).set_index("step")["loss"] for one, run in mine if one == model]
+        for model in mine:
+            look, own = plots.look(*model[:3]), [run for run in trained if models[run.id] == model]
+            logs = [pd.DataFrame(run.train["losses"]).set_index("step")["loss"] for run in own]
             smooth = [log.rolling(max(1, len(log) // 25), min_periods=1, center=True).mean() for log in logs]
             mean, low, high = (getattr(pd.concat(smooth, axis=1), name)(axis=1) for name in ("mean", "min", "max"))
             if len(logs) == 1 and len(mean) >= 50:

@@ -1,11 +1,7 @@
-"""From the long frame of cells to a printed table: which cells it has, in which columns, and what stands below them.
-
-A cell behind a closed gate stands in brackets, a collapsed model has ‡ behind its name, and a cell without a value is
-empty and carries the letter of a footnote that says why.
-"""
+"""From the long frame of cells to a printed table: which cells it has, in which columns, and what stands below them."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from math import nan
@@ -18,7 +14,7 @@ from mllmu_nb.data.schema import SETS
 from mllmu_nb.reporting.runs import COLLAPSED, REFERENCES, Scores
 from mllmu_nb.reporting.sheet import BEST, SECOND, Blocks, Sheet
 from mllmu_nb.scoring import path
-from mllmu_nb.scoring.frames import COUNTS, DRAW, GROUP, KEY, MODEL, PLACE, POOLED, VIEWS
+from mllmu_nb.scoring.frames import COUNTS, DRAW, GROUP, KEY, MODEL, PLACE, POOLED, VIEWS, is_model
 from mllmu_nb.scoring.gates import CLOSED
 from mllmu_nb.scoring.registry import FORGOTTEN, LIKE_ORACLE, UP, Metric, by_key, metrics
 
@@ -91,21 +87,23 @@ def score_sheet(
     of the cells that ``where``, row and column name together; ``signed`` and ``verdict`` as in :func:`cell_text`;
     ``marked``: the best and the second best of each column of a block.
 
-    ``scores`` are of one GROUP. Below stand ``remarks``, then what brackets and ‡ mean where there are any, how many
-    people each set has, and how many runs a row pools. ``frame`` are the rows of the CSV where it holds more than what
-    is printed.
+    ``scores`` are of one GROUP. Below stand ``remarks``, and then those that all tables have. ``frame`` are the rows of
+    the CSV where it holds more than what is printed.
     """
     model_key = [*MODEL, *scores.by]
     key = [*model_key, *PLACE]
     known = rows_by(select(scores, **where), key)
     nothing = {"value": nan, "low": nan, "high": nan, **dict.fromkeys(COUNTS, nan), "gate": "", "verdict": ""}
-    printed, printed_blocks = [], []
+    printed, printed_blocks, models_there = [], [], scores.models()
 
     def cell(model: tuple, view: str, one: Column) -> dict[str, Any]:
         at = {**where, **dict(zip(model_key, model, strict=True)), **({"view": view} if view else {}), **one.where}
-        entry = known.get(tuple(at[c] for c in key))
-        printed.append(entry or {**scores.group, **at, **nothing, "note": _why_absent(scores, model, at["against"])})
-        return printed[-1]
+        if (entry := known.get(tuple(at[c] for c in key))) is None:
+            note = f"It is the {at['against']}." if is_model(at, at["against"]) else "Not measured in these runs."
+            note = note if model in models_there else f"There is no run of {scores.name(model)}."
+            entry = {**scores.group, **at, **nothing, "note": note}
+        printed.append(entry)
+        return entry
 
     for heading, models in blocks:
         rows = []
@@ -167,12 +165,6 @@ def _marks(scores: Scores, metric: Metric, entries: Sequence[Mapping[str, Any]])
     return [signs.get(place, "") for place in places]
 
 
-def _why_absent(scores: Scores, model: tuple, against: str) -> str:
-    if model not in scores.models():
-        return f"There is no run of {scores.name(model)}."
-    return f"It is the {against}." if model[0] == against and not model[3] else "Not measured in these runs."
-
-
 def select(scores: Scores, metrics: Iterable[Metric] | None = None, **where: Any) -> pd.DataFrame:
     """The cells, of these ``metrics``, whose columns have these values, or one of them where they are a list."""
     rows = scores.cells
@@ -190,28 +182,25 @@ def rows_by(frame: pd.DataFrame, columns: Sequence[str]) -> dict[tuple, dict[str
 
 def csv_rows(scores: Scores, rows: pd.DataFrame) -> pd.DataFrame:
     """Cells as the CSV has them: with the margin of verdicts, and which models have collapsed and why."""
-    margins = {key: metric.margin for key, metric in by_key().items()}
-    margin = [margins.get(key) for key in rows[KEY].itertuples(index=False, name=None)]
+    known, model_key = by_key(), [*GROUP, *MODEL, *scores.by]
+    margin = [known[key].margin for key in rows[KEY].itertuples(index=False, name=None)]
     margin = pd.Series(margin, rows.index, dtype=float).where(rows["verdict"] != "")
-    models = rows[[*GROUP, *MODEL, *scores.by]].itertuples(index=False, name=None)
-    bad = [scores.unsound.get(model) for model in models]
-    why = [one.why if one else "" for one in bad]
-    order = [*GROUP, *MODEL, *scores.by, *PLACE, "value", "low", "high", *COUNTS, "gate", "verdict", "margin", "note"]
-    rows = rows.assign(margin=margin, collapsed=list(map(bool, why)), why=why)
+    bad = [scores.unsound.get(model) for model in rows[model_key].itertuples(index=False, name=None)]
+    rows = rows.assign(margin=margin, collapsed=list(map(bool, bad)), why=[one.why if one else "" for one in bad])
+    order = [*model_key, *PLACE, "value", "low", "high", *COUNTS, "gate", "verdict", "margin", "note"]
     return rows.reindex(columns=[*order, "collapsed", "why"]).astype(dict.fromkeys(COUNTS, "Int64"))
 
 
 def closed_gates(scores: Scores, cells: pd.DataFrame, how: str = "In brackets") -> list[str]:
     """What stands below a table or figure of ``cells``: ``how`` those behind a closed gate look, and which they are;
     nothing where all gates are open, or none is of a set whose score is to come down."""
-    gated = cells[cells["set"].isin(FORGOTTEN)]
+    gated, names = cells[cells["set"].isin(FORGOTTEN)], []
     if len(gated) and scores.gates.empty:
         return [GATES_UNKNOWN]
     shut = gated[gated["gate"] == CLOSED].groupby(KEY)["view"].agg(set).to_dict()
-    names = []
-    for key, metric in by_key().items():
-        if key in shut:
-            names += [f"{metric.heading} ({VIEWS[view]})" for view in VIEWS if view in shut[key]] or [metric.heading]
+    for metric in metrics():
+        if views := shut.get(metric.key):
+            names += [f"{metric.heading} ({VIEWS[view]})" for view in VIEWS if view in views] or [metric.heading]
     why = "vanilla is not shown to know more about the forget people than the oracle, so nothing shows that there was "
     return [f"{how}: gate closed, {why}something to forget: {', '.join(names)}."] if names else []
 
@@ -235,12 +224,12 @@ def asked_along(scores: Scores) -> str:
 
 def interpolated(scores: Scores, closed_in: str = "trained") -> str:
     """What stands below what is read off between the points of paths: how far apart those around half closed lie."""
-    widths: dict[str, list[float]] = {}
+    widths: dict[str, list[float]] = defaultdict(list)
     names = {run.id: scores.name(scores.model_of(run)) for run in scores.runs}
     for run, curve in path.curves(scores.points, closed_in).items():
         if curve.closed.max() >= 0.5:
             weights = path.crossings(curve.closed, [0.5])[0]
-            widths.setdefault(names[run], []).append(100 * np.ptp(curve.closed[weights > 0]))
+            widths[names[run]].append(100 * np.ptp(curve.closed[weights > 0]))
     apart = ", ".join(f"{name} {np.median(some):.0f}" for name, some in widths.items())
     apart = f" Around half closed the two are so many per cent of the gap apart (median): {apart}." if apart else ""
     return f"Between two points of a path values are interpolated.{apart}"
@@ -248,10 +237,10 @@ def interpolated(scores: Scores, closed_in: str = "trained") -> str:
 
 def repeats(scores: Scores) -> str:
     """What the intervals are over: how many replicates each model has, once where they agree, by name where not."""
-    runs = Counter(scores.name(scores.model_of(run)) for run in scores.runs)
+    named = [(scores.name(scores.model_of(run)), *(run[column] for column in DRAW)) for run in scores.runs]
+    runs = Counter(name for name, *_ in named)
     # runs that differ in a seed alone have one forget set, and are one replicate
-    draws = {(scores.name(scores.model_of(run)), *(run[column] for column in DRAW)): 1 for run in scores.runs}
-    counts = Counter(name for name, *_ in draws)
+    counts = Counter(name for name, *_ in dict.fromkeys(named))
     if set(counts.values()) == {1}:
         fewest, most = min(runs.values()), max(runs.values())
         several = f"{'' if fewest == most else 'Up to '}{most} runs of each model in one replicate (one forget set)"

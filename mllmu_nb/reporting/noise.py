@@ -1,11 +1,6 @@
-"""Which printed gaps exceed the noise, in published figures (:func:`gaps`) and in anybody's table (:func:`audit`).
-
-A gap exceeds the noise where it is larger than 1.96 standard errors, and is ``detectable`` (seen four times in five)
-from 2.8 errors on. The error follows from the numbers of people and questions behind the figures, which the benchmark
-fixes (:func:`people_behind`), and from how similar the answers about one person are, which nobody prints: so a
-``correlation`` is assumed, .1 with a range from 0 to .4. ``model_correlation`` is that of the two models' figures over
-people, 0 unless it is given. docs/methods.md has the formula.
-"""
+"""Which printed gaps exceed the noise, in published figures (:func:`gaps`) and in anybody's table (:func:`audit`);
+docs/methods.md has the formula. The ``correlation`` of answers about one person is assumed, .1 with a range from 0 to
+.4; ``model_correlation`` is that of the two models' figures over people."""
 
 from collections.abc import Iterable
 from itertools import combinations, product

@@ -1,10 +1,6 @@
 """How figures look, and the few shapes they have: intervals, a heat map, names beside lines, a page of text and
-pictures.
-
-Widths are those of a two-column paper (3.4 in a column, 7 in the page) and no text is smaller than 7.5 pt. Colours are
-Okabe and Ito's, safe for colour-blind readers. A method has the same colour and marker everywhere, those of its class;
-a filled mark means unlearned on image + text, a hollow one on text only; grey stands behind a closed gate.
-"""
+pictures. A method has the colour and marker of its class everywhere; colours are Okabe and Ito's, safe for colour-blind
+readers."""
 
 import functools
 import io
@@ -34,7 +30,7 @@ from mllmu_nb import paths
 from mllmu_nb.data.portraits import large
 from mllmu_nb.reporting.runs import class_of
 
-COLUMN, PAGE = 3.4, 7.0  # inches
+COLUMN, PAGE = 3.4, 7.0  # inches, of a two-column paper
 SMALL, NORMAL, TITLE = 7.5, 8.5, 10.0  # points
 LINE = 1.32 * SMALL / 72  # inches from one line of small text to the next
 INK, GREY, PALE = "#222222", "#6b6b6b", "#d9d9d9"
@@ -64,9 +60,6 @@ STYLE = {
 styled = matplotlib.style.context(STYLE, after_reset=True)  # a decorator; whatever the caller's settings are
 
 
-Limits = tuple[float, float] | None  # of an interval
-
-
 class Look(NamedTuple):
     """How a model is drawn wherever it appears."""
 
@@ -89,8 +82,8 @@ def look(method: str, variant: str = "canonical", modality: str = "none") -> Loo
 def save(figure: Figure, stem: Path) -> None:
     """Write ``stem``.png (200 dpi) and ``stem``.pdf without dates, so the same figure gives the same bytes."""
     settle(figure)
-    stem.with_name(f"{stem.name}.png").write_bytes(png(figure))
-    figure.savefig(stem.with_name(f"{stem.name}.pdf"), metadata={"CreationDate": None})
+    Path(f"{stem}.png").write_bytes(png(figure))
+    figure.savefig(f"{stem}.pdf", metadata={"CreationDate": None})
 
 
 def png(figure: Figure, **how: Any) -> bytes:
@@ -119,21 +112,16 @@ def width_of(text: str, weight: str = "normal") -> float:
     return text_to_path.get_text_width_height_descent(text, font, False)[0] / 72
 
 
-def printable(text: str) -> str:
-    """One line of characters the fonts have; what they lack (a model may write anything) is shown as a box."""
-    fonts = [get_font(findfont(name)) for name in FONTS]
-    line = " ".join(str(text).split())
-    return "".join(c if any(font.get_char_index(ord(c)) for font in fonts) else "□" for c in line)
-
-
 def wrap(text: str, width: float, weight: str = "normal", most: int = 3) -> list[str]:
-    """``text`` in at most ``most`` lines no wider than ``width`` inches; what is cut ends in an ellipsis."""
+    """``text`` in at most ``most`` lines no wider than ``width`` inches; what is cut ends in an ellipsis. A character
+    that the fonts lack (a model may write anything) is shown as a box."""
+    fonts, lines = [get_font(findfont(name)) for name in FONTS], [""]
 
     def fits(line: str) -> bool:
         return width_of(line, weight) <= width
 
-    lines = [""]
-    for word in printable(text).split(" "):
+    for word in str(text).split() or [""]:
+        word = "".join(c if any(font.get_char_index(ord(c)) for font in fonts) else "□" for c in word)
         while word and len(lines) <= most:
             longer = f"{lines[-1]} {word}".lstrip()
             if fits(longer):
@@ -193,21 +181,16 @@ def corner(figure: Figure, text: str) -> None:
 
 
 def mark(
-    panel: Axes,
-    x: float,
-    y: float,
-    look: Look,
-    across: Limits = None,
-    along: Limits = None,
-    thickness: float = 1.0,
-    opacity: float = 1.0,
+    panel: Axes, x: float, y: float, look: Look, across=None, along=None, thickness: float = 1, opacity: float = 1
 ) -> None:
     """A model's mark with its interval: ``across`` in x, ``along`` in y, each (low, high); ``opacity`` is that of its
     face, for marks that lie on one another."""
     # a hollow mark lies above filled ones and shows what is below it
     how = {"zorder": 2 if look.filled else 2.5, "elinewidth": thickness, "linestyle": "none", **point(look)}
     how |= {"markerfacecolor": (look.colour, opacity)} if look.filled and opacity < 1 else {}
-    panel.errorbar(x, y, xerr=_reach(x, across), yerr=_reach(y, along), **how)
+    for name, value, ends in (("xerr", x, across), ("yerr", y, along)):
+        how[name] = ends and [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]]
+    panel.errorbar(x, y, **how)
 
 
 def point(look: Look) -> dict[str, Any]:
@@ -220,11 +203,6 @@ def dots(panel: Axes, x: ArrayLike, y: ArrayLike, colour: str) -> None:
     """One dot per replicate, small and pale, below the mark of their mean; ``x`` or ``y`` may be one place for all."""
     look = {"s": 5, "color": colour, "alpha": 0.45, "linewidth": 0, "zorder": 1.8, "clip_on": False}
     panel.scatter(*np.broadcast_arrays(x, y), **look)
-
-
-def _reach(value: float, limits: Limits) -> list[list[float]] | None:
-    """How far an interval goes to both sides, as matplotlib wants it."""
-    return limits and [[max(0.0, value - limits[0])], [max(0.0, limits[1] - value)]]
 
 
 def look_of(row: Mapping[str, Any]) -> Look:
@@ -250,18 +228,11 @@ def values(frame: pd.DataFrame, column: str) -> list:
     return list(dict.fromkeys(frame[column])) if column else [""]
 
 
-def facets(
-    frame: pd.DataFrame,
-    row: str,
-    column: str,
-    size: tuple[float, float],
-    below: Iterable[str],
-    title: str = "",
-    **sharing,
-) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
-    """A figure with a panel for each value of the columns ``row`` and ``column``, and the rows of ``frame`` in each."""
+def facets(frame: pd.DataFrame, row: str, column: str, **how: Any) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """A figure with a panel for each value of the columns ``row`` and ``column``, and the rows of ``frame`` in each;
+    ``how`` as for :func:`panels`."""
     rows, columns = values(frame, row), values(frame, column)
-    figure, axes = panels(len(rows), len(columns), size, below, title, **sharing)
+    figure, axes = panels(len(rows), len(columns), **how)
     cells = []
     for (i, above), (j, beside) in product(enumerate(rows), enumerate(columns)):
         here = frame[frame[row] == above] if row else frame
@@ -293,7 +264,7 @@ def forest(
     names, labels = values(frame, y), values(frame, row)
     upright = max(width_of(line) for label in labels for line in label.split("\n"))
     size = PAGE, 0.35 + len(labels) * (0.25 + max(1.25 * LINE * len(names), upright))
-    figure, parts = facets(frame, row, column, size, below, title, sharex="col", sharey=True)
+    figure, parts = facets(frame, row, column, size=size, below=below, title=title, sharex="col", sharey=True)
     for panel, here in parts:
         panel.axvline(0, color=GREY, linewidth=0.6, zorder=1)
         if band and len(here):
@@ -327,17 +298,16 @@ def heat(
     """A heat map of ``values`` [rows, columns] with ``texts`` in its cells, grey where a value is NaN; ``bar`` is the
     look of its colour bar. ``spots``, shaped as ``values``, are the replicates' values of each cell: dots at its foot,
     with the one of ``limits`` at its left edge and the other at its right."""
-    grey = values.isna().to_numpy()
+    grey, reach = values.isna().to_numpy(), limits[1] - limits[0]
     panel.set_facecolor(PALE)
     scale = {"vmin": limits[0], "vmax": limits[1], "cmap": colours, "linewidths": 0.8, "cbar_kws": bar}
     seaborn.heatmap(values, mask=grey, ax=panel, **scale)
     for (y, x), text in np.ndenumerate(texts):
-        share = (values.iloc[y, x] - limits[0]) / (limits[1] - limits[0])
-        shade = relative_luminance(PALE if grey[y, x] else colours(share))
+        shade = relative_luminance(PALE if grey[y, x] else colours((values.iloc[y, x] - limits[0]) / reach))
         ink = "white" if shade < 0.21 else INK  # whichever has more contrast
         panel.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=SMALL, color=ink)
         if spots is not None:
-            dots(panel, x + (np.array(spots.iloc[y, x]) - limits[0]) / (limits[1] - limits[0]), y + 0.9, ink)
+            dots(panel, x + (np.array(spots.iloc[y, x]) - limits[0]) / reach, y + 0.9, ink)
     panel.tick_params(length=0, rotation=0)
 
 

@@ -1,9 +1,6 @@
-"""What others printed about the benchmark: figures of the paper, of re-evaluations and of reproductions.
-
-``published_results.csv`` holds facts with their source, one per row, in the unit in which the source prints them
-(accuracies in percent, ROUGE from 0 to 1). Levels differ between sources, so compare within one source only. The
-paper's own Table 2 could not be read in full: what is not in the file is unknown and stays empty.
-"""
+"""What others printed about the benchmark, in ``published_results.csv``: one figure a row with its source, in the unit
+in which that prints it. Levels differ between sources, so compare within one source only. The paper's own Table 2 could
+not be read in full: what is not in the file is unknown and stays empty."""
 
 from pathlib import Path
 from typing import NamedTuple

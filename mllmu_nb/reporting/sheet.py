@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby, islice
 from pathlib import Path
@@ -51,12 +51,13 @@ class Sheet:
         lines = [f"**{markdown_text(self.title)}**", ""] if self.title else []
         if self.columns:
             heads = ["<br>".join(markdown_text(text) for text in column if text) for column in self.columns]
-            lines += [_line([self.first, *heads]), "|" + " --- |" + " ---: |" * len(heads)]
+            lines += [f"| {' | '.join([self.first, *heads])} |", "|" + " --- |" + " ---: |" * len(heads)]
         for heading, rows in self.blocks:
             if heading:
                 lines.append(f"| **{markdown_text(heading)}** |" + "  |" * len(self.columns))
             for name, cells in rows:
-                lines.append(_line([markdown_text(name), *(_markdown_cell(*cell, notes) for cell in cells)]))
+                texts = [markdown_text(name), *(_markdown_cell(*cell, notes) for cell in cells)]
+                lines.append(f"| {' | '.join(texts)} |")
         lines += ["", *(f"<sup>{mark}</sup> {markdown_text(reason)}<br>" for reason, mark in notes.items())]
         return "\n".join([*lines, *(f"{markdown_text(remark)}<br>" for remark in self.remarks)]).rstrip() + "\n"
 
@@ -105,13 +106,11 @@ class Sheet:
         most = SIDEWAYS - first
         fewest = packed(most)
         alike = (packed(most * share) for share in (0.5, 0.6, 0.7, 0.8, 0.9))
-        places = next((tables for tables in alike if len(tables) == len(fewest)), fewest)
-        return [self._of(some) for some in places]
-
-    def _of(self, places: Sequence[int]) -> Sheet:
-        """The same with these columns alone."""
-        blocks = [(head, [(name, [cells[n] for n in places]) for name, cells in rows]) for head, rows in self.blocks]
-        return replace(self, columns=[self.columns[place] for place in places], blocks=blocks)
+        tables = []
+        for places in next((some for some in alike if len(some) == len(fewest)), fewest):
+            blocks = [(over, [(name, [row[n] for n in places]) for name, row in rows]) for over, rows in self.blocks]
+            tables.append(replace(self, columns=[self.columns[place] for place in places], blocks=blocks))
+        return tables
 
     def _float(self, blocks: Blocks, below: bool, continued: str) -> str:
         notes, width, where = self.footnotes(), len(self.columns), "sidewaystable*" if below else "table*"
@@ -154,10 +153,6 @@ def _pages(blocks: Blocks, most: int) -> list[Blocks]:
     rows = [(heading, row) for heading, rows in blocks for row in rows]
     pages = [rows[start : start + most] for start in range(0, len(rows), most)] or [[]]
     return [[(h, [row for _, row in some]) for h, some in groupby(page, lambda row: row[0])] for page in pages]
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _markdown_cell(text: str, why: str, notes: Mapping[str, str]) -> str:
@@ -221,20 +216,18 @@ def _one_line(text: str) -> str:
 def write_sheets(made: Sequence[Sheet], stem: Path, source: str) -> None:
     """Sheets as ``stem`` with the ends .csv, .md and .tex."""
     frames = [sheet.frame for sheet in made if len(sheet.frame)]
-    write_csv(pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(), stem.with_name(f"{stem.name}.csv"))
-    heading = f"<!-- made from {source}; do not edit -->\n\n"
-    for kind, text in (
-        ("md", heading + "\n".join(sheet.markdown() for sheet in made)),
-        ("tex", "\n".join(sheet.latex() for sheet in made)),
-    ):
-        stem.with_name(f"{stem.name}.{kind}").write_text(text, encoding="utf-8")
+    write_csv(pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(), Path(f"{stem}.csv"))
+    markdown = "\n".join(sheet.markdown() for sheet in made)
+    Path(f"{stem}.md").write_text(f"<!-- made from {source}; do not edit -->\n\n{markdown}", encoding="utf-8")
+    Path(f"{stem}.tex").write_text("\n".join(sheet.latex() for sheet in made), encoding="utf-8")
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
     """``frame`` as CSV; text that a spreadsheet would run as a formula begins with an apostrophe."""
+
+    def inert(value: Any) -> Any:
+        formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        return f"'{value}" if formula else value
+
     text = [name for name in frame if not is_numeric_dtype(frame[name])]
-    frame.assign(**{name: frame[name].map(_no_formula) for name in text}).to_csv(path, index=False)
-
-
-def _no_formula(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    frame.assign(**{name: frame[name].map(inert) for name in text}).to_csv(path, index=False)

@@ -1,8 +1,5 @@
-"""Pictures, small tables and answers that more than one notebook shows, made from the files of runs or from people.
-
-Nothing here depends on when or where it is made, so a notebook that is executed again keeps its outputs. What a model
-wrote is escaped: it is shown as text and never run as markup.
-"""
+"""Pictures, small tables and answers that more than one notebook shows. Nothing here depends on when or where it is
+made, so a notebook that is executed again keeps its outputs. What a model wrote is shown as text, never as markup."""
 
 import base64
 import html
@@ -212,8 +209,8 @@ def four_sets(some: Sequence[Run]) -> Figure:
     levels = levels.assign(asked=levels["view_label"].cat.rename_categories("Asked with {}, %".format))
     sets, names = plots.values(levels, "set_label"), plots.values(levels, "name")
     width = 0.84 / len(names)
-    size, below, title = (plots.PAGE, 3.6), figures.notes(scores, levels), f"{figures.title(four_sets)}\n"
-    figure, panels = plots.facets(levels, "asked", "metric_label", size, below, title, sharex=True, sharey=True)
+    how = {"size": (plots.PAGE, 3.6), "below": figures.notes(scores, levels), "sharex": True, "sharey": True}
+    figure, panels = plots.facets(levels, "asked", "metric_label", title=f"{figures.title(four_sets)}\n", **how)
     for panel, here in panels:
         for row in here.to_dict("records"):
             place = sets.index(row["set_label"]) + (names.index(row["name"]) - (len(names) - 1) / 2) * width

@@ -1,8 +1,5 @@
-"""The tables: each a function from the scores of one base model, protocol and forget ratio to printed sheets.
-
-Its files and its place in the report follow from ``@table``; CONTRIBUTING.md shows one of one's own. A metric that is
-registered appears in those tables whose columns are the registry's metrics.
-"""
+"""The tables: each a function from the scores of one base model, protocol and forget ratio to printed sheets, whose
+files and place in the report follow from ``@table``; CONTRIBUTING.md shows one of one's own."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace

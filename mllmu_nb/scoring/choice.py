@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.special import expit
 
 from mllmu_nb.data.schema import LETTERS
-from mllmu_nb.scoring.registry import NotMeasured, metric, no_pair
+from mllmu_nb.scoring.registry import NO_PAIR, NotMeasured, metric
 from mllmu_nb.statistics.intervals import Interval
 from mllmu_nb.statistics.samples import jensen_shannon, jensen_shannon_by_chance, ks
 
@@ -73,7 +73,7 @@ def distance(ours: Sequence, theirs: Sequence, function: Callable[..., float]) -
             others.append(other.to_numpy(float)[both])
             people += run["person"][both].tolist()
     if not people:
-        raise NotMeasured(no_pair("oracle"))
+        raise NotMeasured(NO_PAIR.format("oracle"))
     value = function(np.concatenate(ratios), np.concatenate(others), np.array(people))
     return Interval(value, nan, nan, len(people), len(set(people)))
 

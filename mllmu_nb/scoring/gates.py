@@ -13,11 +13,8 @@ AT = [*KEY, "view"]
 
 
 def gates(cells: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """The gates that ``cells`` make: one row per vanilla model (GROUP and the parameters ``by``), task, scoring, metric
-    and view, with the difference behind it.
-
-    Columns GROUP, ``by``, AT, value, low, high, n_items, n_profiles, ``gate`` (open, closed).
-    """
+    """The gates that ``cells`` make, one row per vanilla model and AT, with the difference behind each: columns GROUP,
+    ``by``, AT, value, low, high, n_items, n_profiles, ``gate`` (open, closed)."""
     rows = cells[is_model(cells, "vanilla") & (cells["against"] == "oracle") & (cells["set"] == "forget")]
     rows = rows[rows["value"].notna() & rows["view"].isin([*VIEWS, POOLED])]
     rows = rows.assign(gate=_shown(rows).map({True: OPEN, False: CLOSED}))[_sides(rows) != 0]
@@ -52,11 +49,8 @@ def opened(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def with_gate(rows: pd.DataFrame, known: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """``rows`` (one row per GROUP, ``by``, set, task, view, scoring and metric) with the ``gate`` that ``known`` have.
-
-    "" for the sets whose score is to stay, and where vanilla or the oracle has no such answers. A comparison of the two
-    views has a closed gate if one of the views has.
-    """
+    """``rows`` (one row per GROUP, ``by``, set and AT) with the ``gate`` that ``known`` have: "" for sets whose score
+    is to stay, and where vanilla or the oracle has no such answers; closed, of two views, if one of theirs is."""
     # a parameter in which vanilla models do not differ, such as a rate of unlearning, makes no gate of its own
     vanilla = [*GROUP, *(name for name in by if known[name].nunique() > 1)]
     states = known.set_index([*vanilla, *AT])["gate"].to_dict()

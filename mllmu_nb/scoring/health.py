@@ -33,7 +33,7 @@ UNJUDGED = ("base", "vanilla")
 
 
 class Unsound(NamedTuple):
-    """In how many of its runs a model is not to be ranked, and why: what it is, and the reason in the first."""
+    """In how many of its runs a model has collapsed or refuses everybody, and why in the first of them."""
 
     count: int
     runs: int

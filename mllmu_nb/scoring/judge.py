@@ -1,9 +1,7 @@
-"""Grades of a judge, a model behind an OpenAI-compatible endpoint, from its stored replies (``mllmu-nb judge``).
+"""Grades of a judge, a model behind an OpenAI-compatible endpoint, from its stored replies: docs/scoring.md
+("A judge"). The wording below is ours."""
 
-The paper's judge is gpt-4o-mini, with grades in five bands; the wording below is ours. Replies lie beside the runs by
-the hash of what was judged, so that scores are computed from the file alone and nothing is asked twice.
-"""
-
+import contextlib
 import hashlib
 import json
 from math import nan
@@ -82,11 +80,9 @@ def replies(path: Path) -> pd.DataFrame:
     """The stored replies: hash, judge, score. A line that a kill has cut off is passed over."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             row = json.loads(line)
             rows.append((row["hash"], row["judge"], grade(row["reply"])))
-        except (ValueError, KeyError, TypeError):
-            continue
     return pd.DataFrame(rows, columns=["hash", "judge", "score"])
 
 

@@ -60,12 +60,8 @@ def by_person(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves(points: pd.DataFrame, closed_in: str = "trained") -> dict[str, Curve]:
-    """Run → its curve, of every unlearned run that has an oracle about the same people which knows less of them. A step
-    after unlearning trains nothing, so it has none.
-
-    ``points`` as from :func:`by_person`. The share of the gap from vanilla, where the path begins, to the oracle is
-    that of the likelihood of the forget people, in the view that was ``trained``, or in ``both``.
-    """
+    """Run → its curve, of every unlearned run that has an oracle about the same people which knows less of them, in the
+    view that was ``trained``, or in ``both``. ``points`` as from :func:`by_person`."""
     result, forget = {}, points[(points["set"] == "forget") & (points["measure"] == LIKELIHOOD)]
     oracles = dict(list(forget[is_model(forget, "oracle")].groupby(PEOPLE)))
     trained = points[(points["modality"] != "none") & (points["after"] == "")]
@@ -132,11 +128,10 @@ def kept_by_person(points: pd.DataFrame, closed_in: str = "trained", by: Sequenc
 
 
 def kept(of_people: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows of :func:`kept_by_person` as means with their intervals: one row per GROUP, MODEL, ``by``, place and
-    what.
+    """The rows of :func:`kept_by_person` as means with their intervals: one row per GROUP, MODEL, ``by``, place, what.
 
-    Columns value, low, high, n_profiles, n_replicates (those that reach the place), ``of`` (all), and ``dots``, the
-    value of each replicate; NaN where there is no value or no interval.
+    Columns value, low, high (NaN where there is none), n_profiles, n_replicates (those that reach the place), ``of``
+    (all), and ``dots``, the value of each replicate.
     """
     columns, rows = [*GROUP, *MODEL, *by, "place", "what"], []
     value = of_people["value"].to_numpy(float)
@@ -183,10 +178,10 @@ def between_modalities(
     of_people: pd.DataFrame, names: Sequence[str], places: Sequence[float], by: Sequence[str] = ()
 ) -> pd.DataFrame:
     """Text only minus image + text where the same share of the gap is closed: one row per GROUP, ``by``, place, what
-    and method on the replicates in which both get there, and one for all methods together (``all``).
+    and method (``all`` for all of them together) that get there in some replicate in common.
 
     ``of_people`` as from :func:`kept_by_person`, closed in both views. Columns unimodal, multimodal, value, low, high,
-    n_profiles, n_replicates; no row where they have no replicate in common.
+    n_profiles, n_replicates.
     """
     rows = of_people[of_people["what"].isin(names) & of_people["place"].isin(places) & of_people["value"].notna()]
     sides = [rows[rows["modality"] == name] for name in ("unimodal", "multimodal")]
@@ -221,12 +216,11 @@ def _often_reached(pairs: pd.DataFrame, replicates: int) -> pd.DataFrame:
 
 
 def edges(points: pd.DataFrame, lengths: Mapping[str, int], by: Sequence[str] = ()) -> pd.DataFrame:
-    """How near to an edge a method is stopped: how much a fifth fewer or more steps would have changed the likelihood
-    score about the forget people, in the view that was trained. One row per GROUP, MODEL, ``by`` and ``times``
-    (NEARBY).
+    """How much ``times`` (NEARBY) as many steps would have changed the likelihood score about the forget people in the
+    view that was trained, linear between points: one row per GROUP, MODEL, ``by`` and ``times``.
 
     ``points`` as from :func:`by_person`; ``lengths``: run → its steps. Columns value, low, high (from -1 to 1),
-    n_profiles, n_replicates; NaN where a path does not go so far, as where the rate falls to 0. Linear between points.
+    n_profiles, n_replicates; NaN where a path does not go so far, as where the rate falls to 0.
     """
     here = points[(points["set"] == "forget") & (points["measure"] == LIKELIHOOD)]
     here = here[here["view"] == here["modality"].map(TRAINED_VIEW)]

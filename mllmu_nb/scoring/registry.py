@@ -1,8 +1,5 @@
-"""Metrics: what each is called, how it is printed, which way it goes, and the function that computes it.
-
-All of it stands at the function, here or in a module that MLLMU_NB_EXTENSIONS names; scores, tables and figures take
-their metrics from this registry. docs/scoring.md ("A metric of your own") shows one.
-"""
+"""Metrics: what each is called, how it is printed, which way it goes, and the function that computes it. Scores, tables
+and figures take theirs from this registry; docs/scoring.md ("A metric of your own") shows one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,12 +21,11 @@ METRICS = Registry("metric")
 LABELS: dict[str, tuple[str, str, str]] = {}  # printed → the key of the metric that has it
 
 
+NO_PAIR = "The {} or the model has no answer to these questions."
+
+
 class NotMeasured(Exception):
     """Raised by a metric of models where it has no value; the text is the note of the empty cell."""
-
-
-def no_pair(against: str) -> str:
-    return f"The {against} or the model has no answer to these questions."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +62,6 @@ class Metric:
         return self.task, self.scoring, self.name
 
     @property
-    def is_compared(self) -> bool:
-        """Whether a difference to vanilla or the oracle says anything."""
-        return self.margin is not None or self.knowledge != 0
-
-    @property
     def heading(self) -> str:
         """The label where the unit is known from elsewhere."""
         return self.label.removesuffix(" %")
@@ -89,9 +80,8 @@ class Metric:
 
 
 def metric(name: str, **declared) -> Callable[[Callable], Callable]:
-    """Registers the function below it as a metric; ``declared`` are the fields of :class:`Metric`, and ``per`` decides
-    what the function is given and returns: docs/scoring.md ("A metric of your own"). Raises KitError for a label that
-    another metric has: a reader could not tell the two apart."""
+    """Registers the function below it as a metric; ``declared`` are the fields of :class:`Metric`, of which ``per``
+    decides what the function is given and returns. Raises KitError for a label that another metric has."""
 
     def register(function: Callable) -> Callable:
         entry = Metric(name=name, function=function, **declared)

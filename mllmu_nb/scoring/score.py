@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
-from math import isnan, nan
+from math import nan
 
 import pandas as pd
 
@@ -13,7 +13,7 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.scoring import frames
 from mllmu_nb.scoring.frames import PEOPLE, PLACE, POOLED, TAUGHT, VIEWS, is_model, of_metric, of_run, persons
 from mllmu_nb.scoring.gates import gates, with_gate
-from mllmu_nb.scoring.registry import PER, Metric, NotMeasured, by_key, metrics, no_pair
+from mllmu_nb.scoring.registry import NO_PAIR, PER, Metric, NotMeasured, by_key, metrics
 from mllmu_nb.scoring.summary import NOTHING, paired, summaries
 from mllmu_nb.statistics.intervals import Interval, equivalence
 
@@ -21,6 +21,7 @@ RUN_KEYS = ["run", "base_model", "forget_ratio", "replicate", "method", "protoco
 RUN_KEYS += ["seed", *frames.SEEDS]
 VALUES = ["value", "low", "high", *frames.COUNTS, "dots"]
 NO_SENTENCES = "The run has no sentences.parquet."
+NO_SCORE = "The run has no such score on the {} set."
 NOT_ASKED = "The model was not asked these questions."
 
 
@@ -28,8 +29,7 @@ def item_scores(items: pd.DataFrame) -> pd.DataFrame:
     """``items`` (any number of runs, see :mod:`~mllmu_nb.scoring.frames`) with one column per metric, NaN where an
     answer has none. Of a question asked in several orders of its options the row of order 0 is kept. Answers without a
     column ``run``, such as those of a model that was just asked, count as one run's."""
-    items = items.reset_index(drop=True)
-    items = items if "run" in items else items.assign(run="")
+    items = (items if "run" in items else items.assign(run="")).reset_index(drop=True)
     scored = _scored(items, [one for one in metrics(per="answer") if one.task != TAUGHT])
     return scored[scored["order"] == 0].reset_index(drop=True)
 
@@ -37,8 +37,7 @@ def item_scores(items: pd.DataFrame) -> pd.DataFrame:
 def sentence_scores(sentences: pd.DataFrame) -> pd.DataFrame:
     """``sentences`` (any number of runs) with one column per metric of sentences, and set, task and scoring."""
     sentences = sentences.assign(set=sentences["member"], task=TAUGHT, scoring="").reset_index(drop=True)
-    scored = _scored(sentences, metrics(per="answer", task=TAUGHT))
-    return scored.drop(columns=["log_probs", "right", "spread"])
+    return _scored(sentences, metrics(per="answer", task=TAUGHT)).drop(columns=["log_probs", "right", "spread"])
 
 
 def _scored(rows: pd.DataFrame, wanted: Sequence[Metric]) -> pd.DataFrame:
@@ -51,11 +50,8 @@ def _scored(rows: pd.DataFrame, wanted: Sequence[Metric]) -> pd.DataFrame:
 
 
 def run_scores(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """From scored ``items`` one row per run, set, task, view, scoring and metric.
-
-    Columns RUN_KEYS, ``by``, CELL, metric, value, low, high, n_items, n_profiles. View ``both`` pools the two views. A
-    metric that no answer of a cell carries gives no row.
-    """
+    """From scored ``items`` one row per run, set, task, view (``both`` pools the two), scoring and metric that some
+    answer there has. Columns RUN_KEYS, ``by``, CELL, metric, value, low, high, n_items, n_profiles."""
     items = items.assign(person=persons, seed=items["unlearn_seed"])
     key, rows = [*RUN_KEYS, *by], []
     for task, scoring, group in _by_task(metrics(per="answer", table="scores")):
@@ -66,20 +62,25 @@ def run_scores(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequence[str] = ()) -> pd.DataFrame:
-    """The one long frame of scores: every metric of every model, over all its replicates.
+    """The one long frame of scores (docs/scoring.md, "The frames"): every metric of every model, over its replicates.
 
     ``items`` are scored, ``sentences`` as read, None where no run kept any; ``by`` are parameters that a grid varies.
-    docs/scoring.md ("The frames") has the columns. Raises KitError where two runs of one model agree in people and
-    seeds: they differ in another parameter, which belongs into ``by``.
+    Raises KitError where two runs of one model agree in people and seeds.
     """
     key = [*frames.GROUP, *frames.MODEL, *by]
     items = items.assign(person=persons)
-    _refuse_twins(items, [*key, "replicate", *frames.SEEDS])
-    models, parts = items[key].drop_duplicates(), []
-    known = {False: items}
+    alike = [*key, "replicate", *frames.SEEDS]
+    runs = items[[*alike, "run"]].drop_duplicates()
+    for _, twins in runs.groupby(alike, sort=False, dropna=False)["run"]:
+        if len(twins) > 1:
+            raise KitError(
+                f"runs {' and '.join(twins)} are of one method with the same people and seeds, and would be pooled: "
+                "name the parameter in which they differ, or move one of them away"
+            )
+    models, parts, known = items[key].drop_duplicates(), [], [items]
     if sentences is not None:
-        known[True] = sentence_scores(sentences.assign(person=persons))
-    for taught, rows in known.items():
+        known.append(sentence_scores(sentences.assign(person=persons)))
+    for taught, rows in enumerate(known):
         wanted = {per: [one for one in metrics(per=per) if (one.task == TAUGHT) == taught] for per in PER}
         answered = [one for one in wanted["answer"] if not one.optional or rows[one.column].notna().any()]
         parts.append(_of_answers(rows, answered, models, key))
@@ -101,7 +102,8 @@ def _of_answers(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFra
     """Metrics with one value per row: a level and differences for every model, set and view, or a note why not."""
     values, grid = [], []
     for against in ("", "vanilla", "oracle"):
-        shown = [one for one in wanted if one.is_compared or not against]
+        # others than these show nothing by a difference
+        shown = [one for one in wanted if not against or one.margin is not None or one.knowledge != 0]
         places = [(s, one.task, v, one.scoring, one.name) for one in shown for s in one.sets for v in (*VIEWS, POOLED)]
         places = pd.DataFrame(places, columns=[*frames.CELL, "metric"]).assign(against=against)
         grid.append(models[~is_model(models, against)].merge(places, how="cross"))
@@ -117,16 +119,11 @@ def _of_answers(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFra
                 values += [row | {"against": against} for row in summarised]
     values = pd.DataFrame(values, columns=[*key, *PLACE, *VALUES])
     result = pd.concat(grid).merge(values, on=[*key, *PLACE], how="left")
-    return result.assign(note=[_note(row) for row in result.to_dict("records")])
-
-
-def _note(cell: dict) -> str:
-    """Why a cell has no value; "" where it has one."""
-    if not isnan(cell["value"]):
-        return ""
-    if cell["against"]:
-        return no_pair(cell["against"])
-    return NO_SENTENCES if cell["task"] == TAUGHT else f"The run has no such score on the {cell['set']} set."
+    notes = [
+        NO_PAIR.format(against) if against else NO_SENTENCES if task == TAUGHT else NO_SCORE.format(set_name)
+        for against, task, set_name in zip(result["against"], result["task"], result["set"], strict=True)
+    ]
+    return result.assign(note=pd.Series(notes, result.index, dtype=object).where(result["value"].isna(), ""))
 
 
 def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, key: list[str]) -> list[dict]:
@@ -150,7 +147,7 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
             oracle_runs = [None if is_oracle else oracles.get(of_run(answers, PEOPLE)) for answers in own_runs]
             draws = len({of_run(answers, frames.DRAW) for answers in own_runs})
             for one in group:
-                level, gap, why = None, None, no_pair("oracle")
+                level, gap, why = None, None, NO_PAIR.format("oracle")
                 try:
                     if not own_runs:
                         raise NotMeasured(NO_SENTENCES if task == TAUGHT else NOT_ASKED)
@@ -198,22 +195,12 @@ def paired_facts(items: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     return facts.drop(columns="view").rename(columns={"score": "image_text", "score_text": "text"})
 
 
-def _refuse_twins(items: pd.DataFrame, alike: list[str]) -> None:
-    runs = items[[*alike, "run"]].drop_duplicates()
-    for _, twins in runs.groupby(alike, sort=False, dropna=False)["run"]:
-        if len(twins) > 1:
-            raise KitError(
-                f"runs {' and '.join(twins)} are of one method with the same people and seeds, and would be pooled: "
-                "name the parameter in which they differ, or move one of them away"
-            )
-
-
 def _verdicts(cells: pd.DataFrame) -> list[str]:
-    margins = {key: one.margin for key, one in by_key().items()}
+    known = by_key()
+    margins = [known[key].margin for key in cells[frames.KEY].itertuples(index=False, name=None)]
     judged = (cells["against"] == "oracle") & cells["view"].isin([*VIEWS, POOLED]) & cells["value"].notna()
-    margin = [margins.get(key) for key in cells[frames.KEY].itertuples(index=False, name=None)]
     gaps = (Interval(*ends, 0, 0) for ends in cells[["value", "low", "high"]].to_numpy(float))
-    return [equivalence(gap, m) if known and m else "" for known, m, gap in zip(judged, margin, gaps, strict=True)]
+    return [equivalence(gap, m) if there and m else "" for there, m, gap in zip(judged, margins, gaps, strict=True)]
 
 
 def side_by_side(*runs: pd.DataFrame) -> pd.DataFrame:

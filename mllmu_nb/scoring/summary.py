@@ -14,12 +14,11 @@ NOTHING = {"value": nan, "low": nan, "high": nan, "dots": ()}
 
 
 def summaries(rows: pd.DataFrame, by: Sequence[str], metrics: Iterable[Metric], minus: bool = False) -> list[dict]:
-    """The mean of each metric in each group of ``rows`` with its interval, over people or, where the group holds
-    several replicates, over these crossed with people; none where nothing has a value.
+    """The mean of each metric in each group of ``rows`` (which agree in the columns ``by``) with its interval; none
+    where nothing has a value. With ``minus``, of paired differences to the columns that end in ``_reference``.
 
-    ``rows`` are scored, with ``person`` and the columns of the run; groups agree in the columns ``by``. With ``minus``,
-    the mean of paired differences to the columns that end in ``_reference``. Each summary has the columns ``by``, task,
-    scoring, metric, value, low, high, n_items, n_profiles, n_replicates, and ``dots``: the value of each replicate.
+    ``rows`` are scored, with ``person`` and the columns of the run. Each summary has the columns ``by``, KEY, value,
+    low, high, n_items, n_profiles, n_replicates, and ``dots``: the value of each replicate.
     """
     result = []
     people, replicates = pd.factorize(rows["person"])[0], rows.groupby(DRAW).ngroup().to_numpy()

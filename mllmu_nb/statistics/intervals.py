@@ -1,9 +1,5 @@
-"""Intervals of a model over people, and of a method over replicates crossed with people.
-
-Answers about one person are correlated, so the units that vary are people, not items. Models of one replicate share its
-forget set and training, so for a method replicates vary as well. All intervals are at 95 %. docs/scoring.md
-("Intervals") says which interval is used where, and how well they cover.
-"""
+"""Intervals, all at 95 %, of a model over people, and of a method over replicates crossed with people. docs/scoring.md
+("Intervals") says which is used where, why, and how well they cover."""
 
 from __future__ import annotations
 
@@ -55,9 +51,9 @@ class Crossed(NamedTuple):
 def interval(values, profiles, bounds: Bounds = (0.0, 1.0), replicates=None) -> Interval:
     """Mean of ``values`` [items] with its interval; ``profiles`` [items] are the person behind each item.
 
-    Where ``replicates`` [items] name several, the interval is over these crossed with people (:func:`crossed`), else
-    over people. NaN and infinite values count as not measured. The interval stays inside ``bounds``; where these are
-    infinite, a score without a spread between people has NaN for ends. Raises KitError for a value outside the bounds.
+    Where ``replicates`` [items] name several, the interval is over these crossed with people (:func:`crossed`). NaN and
+    infinite values count as not measured. Where ``bounds`` are infinite, a score without a spread between people has
+    NaN for ends. Raises KitError for a value outside the bounds.
     """
     values, profiles = np.asarray(values, float), np.asarray(profiles)
     people, (low, high) = ByPerson.of(values, profiles), bounds
@@ -80,11 +76,8 @@ def interval(values, profiles, bounds: Bounds = (0.0, 1.0), replicates=None) -> 
 
 
 def paired_difference(a, b, profiles, bounds: Bounds = (0.0, 1.0), replicates=None) -> Interval:
-    """Mean of ``a - b`` over items that two models both answered, all [items] in the same order.
-
-    Narrower than two intervals side by side, and never narrower than MOVER (Newcombe 1998) where the people hardly
-    differ. Items that either model lacks are left out; ``bounds`` are those of a score, and ``replicates`` as in
-    :func:`interval`.
+    """Mean of ``a - b`` over items that two models both answered, all [items] in the same order; ``bounds`` are those
+    of a score, the rest as in :func:`interval`. Never narrower than MOVER (Newcombe 1998) where people hardly differ.
     """
     a, b, profiles = np.asarray(a, float), np.asarray(b, float), np.asarray(profiles)
     people, measured, reach = ByPerson.of(a - b, profiles), np.isfinite(a - b), bounds[1] - bounds[0]
@@ -180,11 +173,8 @@ def standard_errors(low, high, people) -> np.ndarray:
 
 
 def paired_p(a, b, profiles, replicates=None) -> float:
-    """Two-sided p for no mean difference between two models; the arguments are those of :func:`paired_difference`.
-
-    Student's t of the people's differences, weighted by their items, or of replicates crossed with people; a sign-flip
-    test where all people differ alike. NaN where no item is common.
-    """
+    """Two-sided p for no mean difference between two models (arguments as in :func:`paired_difference`), by Student's
+    t, or a sign-flip test where all people differ alike. NaN where no item is common."""
     difference, profiles = np.asarray(a, float) - np.asarray(b, float), np.asarray(profiles)
     if (measured := _several(difference, replicates)) is not None:
         estimate = crossed(difference[measured], profiles[measured], np.asarray(replicates)[measured])
@@ -216,10 +206,8 @@ def equivalence(difference: Interval, margin: float) -> str:
 
 
 def effective_items(sums: np.ndarray, counts: np.ndarray) -> float:
-    """How many independent items the items of some people are worth (ANOVA estimate, Donner & Koval 1980).
-
-    ``sums`` are right answers and ``counts`` items [people].
-    """
+    """How many independent items the items of some people are worth (ANOVA estimate, Donner & Koval 1980); ``sums`` are
+    right answers and ``counts`` items [people]."""
     total, mean = counts.sum(), float((counts**2).sum() / counts.sum())
     if len(counts) == 1:
         return 1.0

@@ -5,8 +5,7 @@ from collections.abc import Hashable, Iterable, Sequence
 
 def shared_letters(names: Sequence[Hashable], apart: Iterable[frozenset]) -> dict[Hashable, str]:
     """Letters by name, such that two names share one exactly if they are not ``apart``; "a" holds the first name.
-
-    Splits one group of all at every pair, dropping groups that lie in another (insert and absorb, Piepho 2004).
+    (Insert and absorb, Piepho 2004: one group of all is split at every pair; groups that lie in another are dropped.)
     """
     groups = [frozenset(names)]
     for pair in apart:

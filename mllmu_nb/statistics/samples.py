@@ -33,10 +33,9 @@ def jensen_shannon(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def jensen_shannon_by_chance(ours: np.ndarray, theirs: np.ndarray, people: np.ndarray) -> float:
-    """The 95 % level of :func:`jensen_shannon` by chance: in each draw the two models change places for about half of
-    the ``people`` [questions]."""
-    codes = pd.factorize(people)[0]
-    edges = np.linspace(0, 1, BINS + 1)
+    """The 95 % level of :func:`jensen_shannon` where chance decides for each of the ``people`` [questions] which model
+    is which."""
+    codes, edges = pd.factorize(people)[0], np.linspace(0, 1, BINS + 1)
     a, b = (np.histogram2d(codes, v, [np.arange(codes.max() + 2), edges])[0] for v in (ours, theirs))
     swapped = np.random.default_rng(0).integers(2, size=(RESAMPLES, len(a))).astype(float)
     chance = jensenshannon(a.sum(0) + swapped @ (b - a), b.sum(0) + swapped @ (a - b), base=2, axis=1)

@@ -12,7 +12,7 @@ from mllmu_nb.statistics.intervals import ENDS
 
 
 def variance_split(table: pd.DataFrame, factors: Sequence[str], se: str = "") -> pd.DataFrame:
-    """How much of the variance of one score each factor makes; see docs/scoring.md ("Variance components").
+    """How much of the variance of one score each factor makes: docs/scoring.md ("Variance components").
 
     ``table`` has one ``value`` per run; ``se`` is the column of its standard error as far as levels do not share it.
     Columns: factor, levels, variance, sd, and the 95 % limits of the variance, low and high; NaN for a factor that
