@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +34,8 @@ class Beside:
         """``own`` beside vanilla and the oracle among ``runs``. Raises KitError where one was asked other questions."""
         others = {name: one for one in runs for name in ("vanilla", "oracle") if is_model(one, name)}
         for one in others.values():
-            if _asked(one) != _asked(own):
+            asked, mine = (set(zip(run.items["set"], run.items["question_id"], strict=True)) for run in (one, own))
+            if asked != mine:
                 raise KitError(f"{own.label} and {one.label} were asked different questions")
         return cls(own, **others)
 
@@ -54,12 +56,11 @@ class Beside:
         """Its scores as they are read, ``51.7 [47.2, 55.9]``, or its differences to ``against`` (vanilla, oracle), in
         brackets behind a closed gate: one row per set and view, one column per main metric."""
         known = rows_by(self.cells[self.cells["against"] == against].dropna(subset=["value"]), ["set", "view", *KEY])
-        texts: dict[tuple[str, str], dict[str, str]] = {}
+        texts: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
         for set_name, view, metric in product(SETS, ASKED_IN, metrics(main=True)):
             if cell := known.get((set_name, view, *metric.key)):
-                row = texts.setdefault((set_name.capitalize(), ASKED_IN[view]), {})
                 head = metric.shown_as_gap if against else metric.label
-                row[head] = cell_text(cell, metric, signed=bool(against))
+                texts[set_name.capitalize(), ASKED_IN[view]][head] = cell_text(cell, metric, signed=bool(against))
         index = pd.MultiIndex.from_tuples(texts, names=["set", "asked with"]) if texts else None
         return pd.DataFrame(texts.values(), index).fillna("")
 
@@ -69,17 +70,12 @@ class Beside:
         if lacking:
             return [f"Without {' and '.join(lacking)} nobody can say whether a low score is forgetting."]
         rows = select(self.scores, metrics(main=True), set="forget", view=list(ASKED_IN))
-        closed = closed_gates(self.scores, rows)
         opened = "Vanilla answers better about the forget people than the oracle, in every metric: scores can be read."
-        unsound = f"A low score of this model is no forgetting ({self.unsound})."
-        return [*(closed or [opened]), *([unsound] if self.unsound else [])]
+        unsound = [f"A low score of this model is no forgetting ({self.unsound})."] if self.unsound else []
+        return (closed_gates(self.scores, rows) or [opened]) + unsound
 
     @property
     def unsound(self) -> str:
         """That the model has collapsed or refuses everybody, and by what; "" where it does not."""
         bad = self.scores.unsound.get((*self.scores.group.values(), *self.own.model))
         return bad.why if bad else ""
-
-
-def _asked(run: Run) -> set[tuple[str, str]]:
-    return set(zip(run.items["set"], run.items["question_id"], strict=True))

@@ -57,21 +57,19 @@ def verdict(beside: Beside) -> str:
 def _change(beside: Beside, set_name: str) -> Mapping:
     """The row of the model minus vanilla on a set, by likelihood."""
     at = [*LIKELIHOOD_KEY, "vanilla", set_name, POOLED]
-    rows = beside.cells[has(beside.cells, [*KEY, "against", "set", "view"], at)]
-    if rows["value"].notna().sum() != 1:
+    rows = beside.cells[has(beside.cells, [*KEY, "against", "set", "view"], at)].dropna(subset="value")
+    if len(rows) != 1:
         raise KitError(f"{beside.own.id} was not asked about the {set_name} people by likelihood, as vanilla was")
     return rows.iloc[0]
 
 
 def _of_forget(beside: Beside) -> pd.DataFrame:
     """One row per question about the forget people that all three were asked: its ``profile``, and whether each of
-    ``own``, ``vanilla`` and ``oracle`` is right by likelihood. The model may have been asked about some of the people
-    alone."""
-    view, runs = ["question_id", "view"], {"own": beside.own, "vanilla": beside.vanilla, "oracle": beside.oracle}
-    asked = {
-        name: of_metric(run.items[run.items["set"] == "forget"], *LIKELIHOOD_KEY[:2]).set_index(view)
-        for name, run in runs.items()
-    }
+    ``own``, ``vanilla`` and ``oracle`` is right by likelihood."""
+    asked = {}
+    for name in ("own", "vanilla", "oracle"):
+        rows = of_metric(getattr(beside, name).items, *LIKELIHOOD_KEY[:2])
+        asked[name] = rows[rows["set"] == "forget"].set_index(["question_id", "view"])
     right = pd.DataFrame({name: rows["correct"] for name, rows in asked.items()}).dropna()
     return right.assign(profile=asked["own"]["profile"])
 

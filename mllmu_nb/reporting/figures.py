@@ -8,7 +8,7 @@ raises KitError, saying why, where its runs are not there.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,10 +63,8 @@ def title(draw: Callable[..., Figure]) -> str:
 
 
 def write_all(scores: Scores, people: Sequence[Profile], folder: Path) -> list[str]:
-    """Writes every figure of every group of runs into ``folder``, and the profile sheet where there are ``people``.
-
-    Returns one line per figure for ``captions.md``: its caption, or why it is not drawn.
-    """
+    """Writes every figure of every group of runs into ``folder``, and the profile sheet where there are ``people``;
+    returns one line per figure for ``captions.md``: its caption, or why it is not drawn."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [("profiles", profile_sheet, [people])] if people else []
     for _, group in scores.groups:
@@ -88,12 +86,7 @@ def write_all(scores: Scores, people: Sequence[Profile], folder: Path) -> list[s
 
 
 def rows(
-    scores: Scores,
-    wanted: Sequence[Metric],
-    sets: Sequence[str],
-    views: Sequence[str],
-    against: str = "",
-    percent: bool = False,
+    scores: Scores, wanted: Sequence[Metric], sets: Collection[str], views: Collection[str], against="", percent=False
 ) -> pd.DataFrame:
     """The cells that have a value, by sets, views, ``wanted`` metrics and models in this order, in printed units or all
     in per cent.

@@ -125,17 +125,10 @@ def score_sheet(
 
 
 def new_sheet(
-    scores: Scores,
-    title: str,
-    label: str,
-    first: str = "Method",
-    columns: Sequence[tuple[str, str]] = (),
-    blocks: Blocks = (),
-    remarks: Sequence[str] = (),
-    frame: pd.DataFrame | None = None,
+    scores: Scores, title: str, label: str, first="Method", columns=(), blocks: Blocks = (), remarks=(), frame=None
 ) -> Sheet:
-    """A sheet whose title and label say what the runs have in common, with what ‡ means where a row has it. A cell may
-    be its text alone."""
+    """A :class:`Sheet` whose title and label say what the runs have in common, with what ‡ means where a row has it. A
+    cell may be its text alone."""
     collapsed = any(COLLAPSED in name for _, rows in blocks for name, _ in rows)
     remarks = [*remarks, *([COLLAPSED_NOTE] if collapsed else [])]
     blocks = [

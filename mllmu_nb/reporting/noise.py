@@ -33,9 +33,7 @@ CELL = ["source", "base_model", "forget_ratio", "set", "view", "metric"]
 
 def people_behind(set_name: str, ratio: int, task: str) -> int:
     """How many people a published figure is a mean over, by the paper's set sizes and the released code's examples.
-
-    ``set_name`` as sources print it, ``ratio`` in per cent. Of the celebrities nobody is left out for an example.
-    """
+    ``set_name`` as sources print it, ``ratio`` in per cent."""
     forget = FICTITIOUS * ratio // 100
     size = {"Forget": forget, "Test": forget, "Retain": FICTITIOUS - forget, "Real Celebrity": CELEBRITIES}[set_name]
     return size - (0 if set_name == "Real Celebrity" else SHOWN[task])
@@ -50,10 +48,8 @@ def vanilla_items() -> pd.DataFrame:
 
 
 def spread(items: pd.DataFrame, set_name: str, view: str, metric: str) -> float:
-    """Standard deviation over people of their mean score, from the scored answers of one run.
-
-    Forget and retain people were taught alike, so both stand for the fictitious ones.
-    """
+    """Standard deviation over people of their mean score, from the scored answers of one run. Forget and retain people
+    were taught alike, so both stand for the fictitious ones."""
     names = {"Real Celebrity": ["celebrity"], "Test": ["test"]}.get(set_name, ["forget", "retain"])
     asked = items[items["set"].isin(names) & (items["task"] == "generation")]
     asked = asked if view == "both" else asked[asked["view"] == view]
@@ -63,11 +59,8 @@ def spread(items: pd.DataFrame, set_name: str, view: str, metric: str) -> float:
 def detectable(
     first: float, second: float, people: int, each: int, correlation: float, model_correlation: float = 0.0
 ) -> float:
-    """The smallest difference of two shares of right answers that is detected with 80 % power at 95 %, as a share.
-
-    Both are means over ``people`` with ``each`` questions, whose answers are correlated by ``correlation``: n answers
-    are worth n / (1 + (each - 1) · correlation). Their variance is that of the mean of both shares.
-    """
+    """The smallest difference of two shares of right answers that is detected with 80 % power at 95 %, as a share. Both
+    are means over ``people`` with ``each`` questions, whose answers are correlated by ``correlation``."""
     share = (first + second) / 2
     variance = share * (1 - share) * (1 + (each - 1) * correlation) / (people * each)
     return REACH * sqrt(2 * (1 - model_correlation) * variance)
@@ -91,12 +84,9 @@ def smallest(first: Any, second: Any, correlation: float, model_correlation: flo
 def compare(
     figures: pd.DataFrame, by: list[str], correlations: Iterable[float], model_correlation: float = 0.0
 ) -> pd.DataFrame:
-    """Every pair of the methods that share a cell: one row per cell ``by``, pair and assumed correlation.
-
-    ``figures`` have ``method`` and what :func:`smallest` reads. Columns: ``by``, ``first``, ``second``, ``gap`` (first
-    minus second), ``people``, ``questions``, ``correlation``, ``noise`` (a gap above it exceeds it), ``detectable`` and
-    ``verdict``.
-    """
+    """Every pair of the methods that share a cell: one row per cell ``by``, pair and assumed correlation, with the
+    ``gap`` (first minus second), the ``noise`` (a gap above it exceeds it), what is ``detectable``, and the
+    ``verdict``. ``figures`` have ``method`` and what :func:`smallest` reads."""
     rows = []
     for key, cell in figures.groupby(by, sort=False):
         for (a, b), correlation in product(combinations(cell.itertuples(), 2), correlations):
@@ -109,11 +99,11 @@ def compare(
 
 
 def gaps(figures: pd.DataFrame, items: pd.DataFrame, model_correlation: float = 0.0) -> pd.DataFrame:
-    """Every pair of methods that one source prints in one cell, as :func:`compare` has them.
+    """Every pair of methods that one source prints in one cell, as :func:`compare` has them. Gaps are shares, of a
+    metric that is not known in its source's unit.
 
     ``figures`` as from :func:`published.load`; ``items`` are the answers of the run whose people's spread stands in for
-    ROUGE and BLEU; their correlation is in that spread and not assumed. Gaps are shares, of a metric that is not known
-    in its source's unit. One whose numbers of questions are not known has NaN and says so.
+    that of ROUGE and BLEU, which contains their correlation.
     """
     behind = pd.DataFrame([_behind(row, items) for row in figures.itertuples()], figures.index)
     return compare(figures.assign(**behind, top=1.0), [*CELL, "task"], CORRELATIONS, model_correlation)
@@ -148,11 +138,8 @@ AUDITED = ["measure", "first", "second", "gap", "noise", "least", "most", "detec
 
 def read(path: Path | str) -> pd.DataFrame:
     """A table of scores, one row per figure: ``method``, ``measure``, ``value``, and, as far as the file has them,
-    people, questions, sd and top.
-
-    The file has these columns, or one column per measure beside ``method``, as papers print it; empty cells are left
-    out. Raises KitError where a column is missing or a figure is no number.
-    """
+    ASSUMED. The file has these columns, or one column per measure beside ``method``, as papers print it; empty cells
+    are left out. Raises KitError where a column is missing or a figure is no number."""
     try:
         # names stay as they stand: a method may be called "None" or "1"
         names = {"method": str, "measure": str}
@@ -176,10 +163,8 @@ def read(path: Path | str) -> pd.DataFrame:
     if table.empty:
         raise KitError(f"{path} has no score: it needs one row per method and one column per measure")
     if (twice := table.duplicated(["method", "measure"])).any():
-        one = table[twice].iloc[0]
-        raise KitError(
-            f"{path}: {one['method']!r} has two figures for {one['measure']!r}: keep one, or give them different names"
-        )
+        method, measure = table.loc[twice, ["method", "measure"]].iloc[0]
+        raise KitError(f"{path}: {method!r} has two figures for {measure!r}: keep one, or give them different names")
     return table
 
 
@@ -191,14 +176,13 @@ def audit(
     correlation: float = LIKELY,
     model_correlation: float = 0.0,
 ) -> pd.DataFrame:
-    """One row per pair of methods and measure (AUDITED), in the unit of the table.
+    """One row per pair of methods and measure (AUDITED), in the unit of the table; ``least`` and ``most`` are the noise
+    over the assumed range of the ``correlation``.
 
     ``people`` and ``questions`` (of each about a measure) and ``top``, a measure's best value, hold where the table has
     no column of that name, and without a number of people nothing can be said; ``sd``, a standard deviation over
-    people, makes a measure that is no share of right answers judgeable. ``correlation`` of answers about one person and
-    ``model_correlation`` of the two models' are assumed; ``least`` and ``most`` are the noise over the assumed range of
-    the former. Raises KitError for a value that is no share of its ``top``, shares of 1 where nobody has said that
-    ``top`` is 100, and assumptions that cannot be.
+    people, makes a measure that is no share of right answers judgeable. Raises KitError for a value that is no share of
+    its ``top``, shares of 1 where nobody has said that ``top`` is 100, and assumptions that cannot be.
     """
     said = table["top"].notna() if "top" in table else pd.Series(False, table.index)
     assumed = {"people": nan if people is None else people, "questions": questions, "sd": nan, "top": top}

@@ -157,9 +157,7 @@ def spread(wanted: Sequence[float], gap: float, low: float = -math.inf, high: fl
 # -- panels -------------------------------------------------------------------------------------------------------
 
 
-def panels(
-    rows: int, columns: int, size: tuple[float, float], below: Iterable[str] = (), title: str = "", **sharing: Any
-):
+def panels(rows: int, columns: int, size: Sequence[float], below: Iterable[str] = (), title: str = "", **sharing: Any):
     """A figure of ``size`` inches with ``rows`` × ``columns`` panels, and its axes [rows, columns]; its ``title`` and
     the texts ``below``, in grey at its foot, add to its height."""
     lines = below_lines(below, size[0])
@@ -241,30 +239,17 @@ def facets(frame: pd.DataFrame, row: str, column: str, **how: Any) -> tuple[Figu
     return figure, cells
 
 
-def forest(
-    frame: pd.DataFrame,
-    *,
-    y: str,
-    x: str = "value",
-    row: str = "",
-    column: str = "",
-    band: str = "",
-    right: str = "",
-    below: Iterable[str] = (),
-    title: str = "",
-    unit: str = "",
-) -> Figure:
+def forest(frame: pd.DataFrame, *, y: str, x="value", row="", column="", band="", right="", unit="", **texts) -> Figure:
     """A mark with its interval (low, high) for every row of ``frame``: one line per value of ``y``, one panel per
-    ``row`` and ``column``.
+    ``row`` and ``column``, with a ``unit`` below each column and ``title`` and ``below`` as :func:`panels` has them.
 
-    All but the last three are names of columns; colour, marker and filled are the look, and ``dots`` has the
-    replicates' values. ``band``: half the width of a grey band around 0; ``right``: text to the right of a panel.
-    ``below``: texts at the foot; ``title``: over all panels; ``unit``: below each column of them.
+    The others are names of columns; colour, marker and filled are the look, and ``dots`` has the replicates' values.
+    ``band``: half the width of a grey band around 0; ``right``: text to the right of a panel.
     """
     names, labels = values(frame, y), values(frame, row)
     upright = max(width_of(line) for label in labels for line in label.split("\n"))
     size = PAGE, 0.35 + len(labels) * (0.25 + max(1.25 * LINE * len(names), upright))
-    figure, parts = facets(frame, row, column, size=size, below=below, title=title, sharex="col", sharey=True)
+    figure, parts = facets(frame, row, column, size=size, sharex="col", sharey=True, **texts)
     for panel, here in parts:
         panel.axvline(0, color=GREY, linewidth=0.6, zorder=1)
         if band and len(here):
@@ -287,13 +272,7 @@ def forest(
 
 
 def heat(
-    panel: Axes,
-    values: pd.DataFrame,
-    texts: np.ndarray,
-    colours: Colormap,
-    limits: tuple[float, float],
-    spots: pd.DataFrame | None = None,
-    **bar: Any,
+    panel: Axes, values: pd.DataFrame, texts: np.ndarray, colours: Colormap, limits: Sequence[float], spots=None, **bar
 ) -> None:
     """A heat map of ``values`` [rows, columns] with ``texts`` in its cells, grey where a value is NaN; ``bar`` is the
     look of its colour bar. ``spots``, shaped as ``values``, are the replicates' values of each cell: dots at its foot,

@@ -48,12 +48,9 @@ def load() -> pd.DataFrame:
 
 
 def cells(figures: pd.DataFrame) -> pd.DataFrame:
-    """The figures of :func:`load` that have a counterpart among the kit's, under the names of ``scores.csv``.
-
-    Columns: base_model, forget_ratio, method, modality, set, task, view, scoring, metric, value (in the kit's unit),
-    rounding, source. Left out is what names another model, method or metric. Sources name no modality; they unlearn
-    on image + text, as the released scripts do unless they are asked otherwise.
-    """
+    """The figures of :func:`load` that have a counterpart among the kit's, under the names and in the units of
+    ``scores.csv``, with ``rounding`` and ``source``. Left out is what names another model, method or metric. Sources
+    name no modality; they unlearn on image + text, as the released scripts do unless they are asked otherwise."""
     named = figures.assign(**{column: figures[column].map(names) for column, names in OURS.items()})
     named = named[named["metric"].isin(COUNTERPARTS.keys())].dropna(subset=["value", *OURS])
     ours = pd.DataFrame([COUNTERPARTS[metric] for metric in named["metric"]], named.index, Counterpart._fields)

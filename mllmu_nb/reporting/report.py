@@ -25,12 +25,10 @@ UNFINISHED = ".unfinished"
 
 def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], None] = print) -> list[Path]:
     """Writes scores.csv, runs.csv, all tables, the results in words and all figures of the runs under
-    ``paths.results(scale)``, which may be the reference's; returns the files. They are written aside and take their
-    places when all of them are there.
+    ``paths.results(scale)``; returns the files, which take their places when all of them are there.
 
     ``people`` lend their portraits, and the first three are shown on the profile sheet, which is left as it is without
-    them. A figure whose runs are not there is left out, and ``captions.md`` says why. Raises KitError when there is no
-    run, or the disk is full.
+    them. Raises KitError when there is no run, or the disk is full.
     """
     results, pictures = paths.results(scale), paths.figures(scale)
     scores = Scores.read(results)

@@ -171,12 +171,8 @@ def results(scale: str, committed: bool = False) -> Scores:
 
 def answers(people: Population, some: Sequence[Run]) -> HTML | Markdown:
     """What each of the runs, vanilla among them, answers about one forgotten and one kept person, in both views;
-    without vanilla, which at paper scale may not be made yet, the sentence that says so.
-
-    People, signs and colours are those of the before-and-after figure: ● the fact is in the answer, ○ it is not, ≈ the
-    answer is broken; blue as it should be after unlearning, vermillion as it should not be. The people are the first
-    about whom vanilla answers rightly, not picked for effect.
-    """
+    without vanilla, which at paper scale may not be made yet, the sentence that says so. People, signs and colours are
+    those of :func:`figures.before_after`."""
     vanilla = next((run for run in some if run["method"] == "vanilla"), None)
     if vanilla is None:
         return Markdown("*Not shown: answers stand beside vanilla's, and its run is not made yet.*")
@@ -250,7 +246,7 @@ def curves(x: Sequence[float], lines: Mapping[str, Sequence[float]], xlabel: str
 def _rows(some: Sequence[Run], keys: Sequence[tuple], sets: Sequence[str] = SETS, against: str = "") -> pd.DataFrame:
     """:func:`figures.rows` of the metrics with these keys in both views, in per cent or percentage points."""
     scores, wanted = Scores.of(some, taught=False), [by_key()[key] for key in keys]
-    return figures.rows(scores, wanted, sets, list(VIEWS), against, percent=True)
+    return figures.rows(scores, wanted, sets, VIEWS, against, percent=True)
 
 
 @plots.styled

@@ -104,32 +104,28 @@ def data_table(scores: Scores) -> Iterator[Sheet]:
     records: dict[int, dict] = {}
     for run in scores.runs:
         records.setdefault(run.record["people"]["fictitious"], run.record)
-    for number, record in sorted(records.items()):
-        title, label = ("Data", "data") if len(records) == 1 else (f"Data, {number} people", f"data-{number}")
-        yield _data_sheet(scores, record, title, label)
-
-
-def _data_sheet(scores: Scores, record: Mapping[str, Any], title: str, label: str) -> Sheet:
-    asked, counts, frame = list(product(TASKS, VIEWS)), {}, []
-    for name in (name for name in SETS if name in record["sets"]):
-        counted = record["sets"][name]
-        people = {"profiles": counted["profiles"]}
-        people["images"] = counted["profiles"] if any(counted.get(f"{task}/image_text") for task in TASKS) else 0
-        questions = [counted.get(f"{task}/{view}", 0) for task, view in asked]
-        counts[name] = [*people.values(), *questions, sum(questions)]
-        for (task, view), count in zip(asked, questions, strict=True):
-            frame.append({**scores.group, "set": name, "task": task, "view": view, **people, "questions": count})
-    kinds, counts["all"] = record["people"], [sum(column) for column in zip(*counts.values(), strict=True)]
-    counts["all"][0] = kinds["fictitious"] + kinds["celebrity"]
-    rows = [(name.capitalize(), [f"{number:,}" for number in numbers]) for name, numbers in counts.items()]
+    asked = list(product(TASKS, VIEWS))
     columns = [(registry.TASKS[task].capitalize(), VIEWS[view].capitalize()) for task, view in asked]
     columns = [("", "People"), ("", "Images"), *columns, ("", "Questions")]
-    remark = (
-        "Test asks the forget people again, paraphrased and with transformed portraits: all people count once. "
-        f"Fine-tuning reads {record['fine_tuning_pairs']:,} questions and answers about {kinds['fictitious']:,} of "
-        f"them and {kinds['pool']:,} more, who are never scored."
-    )
-    return new_sheet(scores, title, label, "Set", columns, [("", rows)], [remark], pd.DataFrame(frame))
+    for number, record in sorted(records.items()):
+        title, label = ("Data", "data") if len(records) == 1 else (f"Data, {number} people", f"data-{number}")
+        counts, frame, kinds = {}, [], record["people"]
+        for name, counted in ((name, record["sets"][name]) for name in SETS if name in record["sets"]):
+            pictured = any(counted.get(f"{task}/image_text") for task in TASKS)
+            people = {"profiles": counted["profiles"], "images": counted["profiles"] if pictured else 0}
+            questions = {(task, view): counted.get(f"{task}/{view}", 0) for task, view in asked}
+            counts[name] = [*people.values(), *questions.values(), sum(questions.values())]
+            for (task, view), count in questions.items():
+                frame.append({**scores.group, "set": name, "task": task, "view": view, **people, "questions": count})
+        counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
+        counts["all"][0] = kinds["fictitious"] + kinds["celebrity"]
+        rows = [(name.capitalize(), [f"{number:,}" for number in numbers]) for name, numbers in counts.items()]
+        remark = (
+            "Test asks the forget people again, paraphrased and with transformed portraits: all people count once. "
+            f"Fine-tuning reads {record['fine_tuning_pairs']:,} questions and answers about {kinds['fictitious']:,} of "
+            f"them and {kinds['pool']:,} more, who are never scored."
+        )
+        yield new_sheet(scores, title, label, "Set", columns, [("", rows)], [remark], pd.DataFrame(frame))
 
 
 COSTS = {  # of train.json: heading, digits, how the runs of a row are taken together
@@ -147,8 +143,7 @@ def cost_table(scores: Scores) -> Iterator[Sheet]:
     for model in scores.models():
         trained = pd.DataFrame([run.train for run in scores.runs if scores.model_of(run) == model])
         spent = {field: trained[field].astype(float).agg(together) for field, (_, _, together) in COSTS.items()}
-        texts = [f"{spent[field]:,.{digits}f}" for field, (_, digits, _) in COSTS.items()]
-        name = scores.named(model)
+        texts, name = [f"{spent[field]:,.{digits}f}" for field, (_, digits, _) in COSTS.items()], scores.named(model)
         rows.append((name, [*texts, str(len(trained))]))
         which = {**scores.group, **dict(zip([*MODEL, *scores.by], model, strict=True)), "runs": len(trained)}
         frame.append({**which, **spent, "collapsed": COLLAPSED in name})
@@ -216,9 +211,8 @@ def by_view_table(scores: Scores) -> Iterator[Sheet]:
     """Everything: one sheet per set, two rows per method (asked with image + text, asked with text) and all metrics."""
     shown, rows = _score_metrics(scores), paper_rows(scores)
     for name in SETS:
-        columns = [column(one) for one in shown if name in one.sets]
-        title, where = f"By view, {name.capitalize()} set", {"against": "", "set": name}
-        yield score_sheet(scores, title, f"view-{name}", rows, columns, where, by_view=True)
+        columns, title = [column(one) for one in shown if name in one.sets], f"By view, {name.capitalize()} set"
+        yield score_sheet(scores, title, f"view-{name}", rows, columns, {"against": "", "set": name}, by_view=True)
 
 
 @table("table_oracle_gap")
@@ -254,13 +248,10 @@ def gate_table(scores: Scores) -> Iterator[Sheet]:
         return f"{value}, {known[at]['gate']}" + (f" ({own['open_in']} of {own['of']})" if own["of"] > 1 else "")
 
     taught = [model for model in scores.models() if model[0] == "vanilla" and not model[3]]
-    blocks = [
-        (
-            scores.name(model) if len(taught) > 1 else "",
-            [(one.shown_as_gap, [text(model, one, view) for view in ANY_VIEW]) for one in shown],
-        )
-        for model in taught or [("vanilla", "canonical", "none", "", *[""] * len(scores.by))]
-    ]
+    blocks = []
+    for model in taught or [("vanilla", "canonical", "none", "", *[""] * len(scores.by))]:
+        rows = [(one.shown_as_gap, [text(model, one, view) for view in ANY_VIEW]) for one in shown]
+        blocks.append((scores.name(model) if len(taught) > 1 else "", rows))
     columns = [("Asked with", grid.ASKED_IN[view].capitalize()) for view in ANY_VIEW]
     remark = (
         f"Vanilla minus oracle on the forget set, question by question; {LIMITS} Closed: the interval does not lie "
@@ -315,11 +306,8 @@ def quality_table(scores: Scores) -> Iterator[Sheet]:
     """Is the model like one that never saw these people? The CSV has the differences to the oracle as well."""
     known = {one.name: one for one in metrics(table="quality")}
     further = [name for name in known if name not in CSV_ALONE.union(*QUALITY.values())]
-    columns = [
-        column(known[name], span=span, against="oracle" if known[name].per == "pair" else "")
-        for span, names in {**QUALITY, "Further": further}.items()
-        for name in names
-    ]
+    shown = [(span, known[name]) for span, names in {**QUALITY, "Further": further}.items() for name in names]
+    columns = [column(one, span=span, against="oracle" if one.per == "pair" else "") for span, one in shown]
     remark = (
         "R / (1 + R): 0 where the truth is known, 1/2 where it is as likely as a wrong option (geometric mean). KS, JS "
         "(10 bins): distance to the oracle; a JS not above JS by chance says nothing, and p takes the questions about "
@@ -379,8 +367,7 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
         if kept.empty:
             yield new_sheet(scores, title, label, remarks=["No path beside an oracle's in these runs."])
             continue
-        known = rows_by(kept, [*MODEL, *scores.by, "what", "place"])
-        blocks = []
+        known, blocks = rows_by(kept, [*MODEL, *scores.by, "what", "place"]), []
         for modality, heading in UNLEARNED.items():
             models = [model for model in scores.models() if model[2] == modality and not model[3]]
             rows = [(scores.named(m, True), [_kept_text(known.get((*m, *what))) for what in READ_OFF]) for m in models]
@@ -408,19 +395,16 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
     and text, where the same share of the gap in both views together is closed."""
     places = path.PLACES[:2]
     differences = path.between_modalities(scores.kept_by_person[POOLED], list(CLAIMS), places, scores.by)
-    title = (
-        "Knowledge about Forget that remains at equal forgetting, points: unlearned on text only minus on image + text"
-    )
+    title = "Knowledge about Forget that remains at equal forgetting, points: "
+    title += "unlearned on text only minus on image + text"
     if differences.empty:
         why = "No method closes as much of the gap of both views in both modalities."
         yield new_sheet(scores, title, "claim", remarks=[why])
         return
     rows = []
     for (method, variant, *values), of_method in differences.groupby(["method", "variant", *scores.by], sort=False):
-        said = {
-            (one["what"], one["place"]): f"{number_text(one, signed=True)}, n {one['n_replicates']}"
-            for one in of_method.to_dict("records")
-        }
+        known = rows_by(of_method, ["what", "place"])
+        said = {at: f"{number_text(one, signed=True)}, n {one['n_replicates']}" for at, one in known.items()}
         cells = [said.get(at, ("", "Never reached.")) for at in product(CLAIMS, places)]
         name = scores.name((method, variant, "none", "", *values))
         rows.append((name.replace(method, "All methods", 1) if method == "all" else name, cells))
@@ -430,8 +414,8 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
         f"+ text. n: replicates in which both get there; one alone has no interval. {LIMITS} All methods: the mean of "
         "those that get there in more than half of the replicates, in the replicates in which all of these do."
     )
-    remarks = [remark, grid.asked_along(scores)]
-    yield new_sheet(scores, title, "claim", "Method", columns, [("", rows)], remarks, differences)
+    below = [remark, grid.asked_along(scores)]
+    yield new_sheet(scores, title, "claim", "Method", columns, [("", rows)], below, differences)
 
 
 def verdicts(scores: Scores) -> pd.DataFrame:
@@ -476,8 +460,7 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
     if why:
         yield new_sheet(scores, title, "ranking", remarks=[f"Not ranked: {why}."])
         return
-    methods, pairs, _ = scores.ranking
-    blocks = []
+    (methods, pairs, _), blocks = scores.ranking, []
     for modality, rows in methods.groupby("trained", sort=False):
         lines = []
         for row in rows.to_dict("records"):
@@ -575,9 +558,8 @@ def write_tables(scores: Scores, folder: Path, source: str) -> None:
     """Every table as CSV, Markdown and LaTeX, and ``appendix.tex``, which reads those that are not for the main text;
     ``source`` is named in the first line of the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
+    lines = [r"% Before this is read: \newcommand{\tables}{the folder it lies in}", r"\providecommand{\tables}{.}"]
     for name in TABLES:
         write_sheets(sheets(name, scores), folder / name, source)
-    lines = [r"% Before this is read: \newcommand{\tables}{the folder it lies in}", r"\providecommand{\tables}{.}"]
-    rest = [name for name in TABLES if not getattr(TABLES.get(name), "together", "")]
-    lines += [rf"\input{{\tables/{name}}}\clearpage" for name in rest]
+        lines += [] if getattr(TABLES.get(name), "together", "") else [rf"\input{{\tables/{name}}}\clearpage"]
     (folder / "appendix.tex").write_text("\n".join([*lines, ""]), encoding="utf-8")

@@ -30,10 +30,8 @@ REFUSAL = re.compile(
 
 
 def rubric(answer: str, value: str, attribute: str = "", rivals: Iterable[str] = ()) -> int:
-    """Grade an answer from 1 to 10 against the bare value of an attribute.
-
-    ``rivals`` are values that the attribute has for other people: naming one beside the truth contradicts it.
-    """
+    """Grade an answer from 1 to 10 against the bare value of an attribute; ``rivals`` are values that the attribute has
+    for other people: naming one beside the truth contradicts it."""
     tokens, truth = words(answer), words(value)
     whole = holds(answer, value)
     if not tokens or _gibberish(answer) or (REFUSAL.search(answer) and not whole):

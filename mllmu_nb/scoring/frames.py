@@ -58,15 +58,10 @@ def of_metric(items: pd.DataFrame, task: str, scoring: str) -> pd.DataFrame:
 def people_frames(known: Population) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One row per question, as ``plain`` or as the ``test`` set asks it; and one row per fact."""
     questions = [
-        {
-            "version": version,
-            "question_id": q.id,
-            **{name: getattr(q, name) for name in (*IN_ANSWERS, "attribute")},
-            "question": q.text,
-            "answer_true": q.answer,
-            "value": q.value,
-            **{f"option_text_{letter}": text for letter, text in zip(LETTERS, q.options, strict=False)},
-        }
+        {"version": version, "question_id": q.id}
+        | {name: getattr(q, name) for name in (*IN_ANSWERS, "attribute")}
+        | {"question": q.text, "answer_true": q.answer, "value": q.value}
+        | {f"option_text_{letter}": text for letter, text in zip(LETTERS, q.options, strict=False)}
         for person in known.profiles.values()
         for version, asked in (("plain", person.questions), ("test", person.test_questions))
         for q in asked
@@ -76,10 +71,8 @@ def people_frames(known: Population) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def with_questions(answers: pd.DataFrame, questions: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
-    """``answers`` with their questions, and ``rivals``: all values that anybody has for the attribute asked for.
-
-    The question of an answer that ``questions`` lack is NaN.
-    """
+    """``answers`` with their questions (NaN where ``questions`` lack one), and ``rivals``: all values that anybody has
+    for the attribute asked for."""
     values = {attribute: tuple(rows.unique()) for attribute, rows in facts.groupby("attribute")["value"]}
     rivals = [values.get(attribute, ()) for attribute in questions["attribute"]]
     questions = questions.drop(columns=IN_ANSWERS).assign(rivals=rivals)

@@ -12,15 +12,9 @@ from mllmu_nb.scoring.frames import DRAW, GROUP, LIKELIHOOD_KEY, MODEL, VIEWS, i
 from mllmu_nb.scoring.registry import by_key, each, metric
 from mllmu_nb.scoring.summary import NOTHING, paired, summaries
 
-STATES = {
-    "correct": "Correct",
-    "wrong": "Wrong but fluent",
-    "refusal": "Refusal",
-    "gibberish": "Gibberish",
-    "repeated": "Repeated",
-    "empty": "Empty",
-}
 BROKEN = ("gibberish", "repeated", "empty")
+STATES = {"correct": "Correct", "wrong": "Wrong but fluent", "refusal": "Refusal"}
+STATES |= {name: name.capitalize() for name in BROKEN}
 # a phrase of up to four words, three times in a row
 REPEATED = re.compile(r"(?<!\S)(\S+(?: \S+){0,3})(?: \1){2,}(?!\S)")
 LONG, DIFFERENT = 8, 0.5  # from so many words on, the share of different ones
@@ -109,9 +103,8 @@ def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
             if share["low"] > MOST_BROKEN:
                 dead.append(f"{100 * share['value']:.0f} % of answers broken ({label})")
             if above["high"] < 0:
-                dead.append(
-                    f"{100 * kept['value']:.0f} % right, less than the {100 * floors[where]:.0f} asked for ({label})"
-                )
+                floor = f"less than the {100 * floors[where]:.0f} asked for"
+                dead.append(f"{100 * kept['value']:.0f} % right, {floor} ({label})")
             if refusals["low"] > MOST_BROKEN:
                 silent.append(f"refuses {100 * refusals['value']:.0f} % of Retain ({label})")
         if model["method"] in UNJUDGED and not model["after"]:
@@ -124,8 +117,7 @@ def unsound(verdicts: pd.DataFrame, by: Sequence[str] = ()) -> dict[tuple, Unsou
     """GROUP, MODEL and ``by`` of each model that has collapsed or refuses everybody in a run (:func:`judged`)."""
     result = {}
     for model, rows in verdicts.groupby([*GROUP, *MODEL, *by], sort=False, dropna=False):
-        bad = rows[rows["why"] != ""]
-        if len(bad):
+        if len(bad := rows[rows["why"] != ""]):
             what = {"collapsed": bad["collapsed"].sum(), "refuses everybody": bad["refuses"].sum()}
             often = " in {} of {}" if len(rows) > 1 else ""
             counted = " and ".join(name + often.format(count, len(rows)) for name, count in what.items() if count)

@@ -19,8 +19,7 @@ ABOUT = {
 
 @metric(
     UTILITY_KEY[2], label="Utility %", task=UTILITY_KEY[0], scoring=UTILITY_KEY[1], column="useful", margin=0.1,
-    table="", optional=True,
-    sets=tuple(name for panels in PANELS.values() for name in panels),
+    table="", optional=True, sets=tuple(name for panels in PANELS.values() for name in panels),
 )  # fmt: skip
 def useful(items: pd.DataFrame) -> pd.Series:
     """1 where the right letter is written, else 0; the score of an answer that lmms-eval has scored."""

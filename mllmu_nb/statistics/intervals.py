@@ -124,12 +124,9 @@ def _several(values: np.ndarray, replicates) -> np.ndarray | None:
 
 
 def crossed(values, profiles, replicates) -> Crossed:
-    """The mean of finite ``values`` [items] and its variance where replicates are drawn anew, and people too.
-
-    A person is known by ``profiles`` and may recur in every replicate (retain people) or stand in one (forget people).
-    The variance is that between replicates and, if people recur, also that between people, minus the variance over
-    (replicate, person) pairs, which both contain; the degrees of freedom are Satterthwaite's. (Two crossed random
-    factors: Searle, Casella and McCulloch 1992, in the linearised form of Cameron, Gelbach and Miller 2011.)
+    """The mean of finite ``values`` [items] and its variance where replicates are drawn anew, and people too, who are
+    known by ``profiles`` and may recur. docs/scoring.md ("Intervals") has the formula. (Two crossed random factors:
+    Searle, Casella and McCulloch 1992, in the linearised form of Cameron, Gelbach and Miller 2011.)
     """
     values, total = np.asarray(values, float), len(values)
     row, column = pd.factorize(np.asarray(replicates))[0], pd.factorize(np.asarray(profiles))[0]

@@ -79,10 +79,8 @@ class Pairs:
         return _widest(value, ends)
 
     def minus(self, other: Pairs) -> tuple[float, float, float]:
-        """The difference to the area of another model of the same people, with its paired interval.
-
-        Without a spread, or where both areas are close to an end, at least as wide as their own make it (MOVER).
-        """
+        """The difference to the area of another model of the same people, with its paired interval; without a spread,
+        or where both areas are close to an end, at least as wide as their own make it (MOVER)."""
         difference = self.higher - other.higher
         value, ends = difference.sum() / self.count.sum(), self._resampled(difference, -1)
         if not ends or (self._at_end() and other._at_end()):
