@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from fake_runs import along, make, people_frames, realistic, saying, without
 
-from mllmu_nb.reporting import figures, published, tables
+from mllmu_nb.reporting import figures, grid, published, tables
 from mllmu_nb.reporting.grid import COLLAPSED_NOTE, GATES_UNKNOWN
 from mllmu_nb.reporting.runs import Scores, columns_of
 from mllmu_nb.reporting.sheet import Sheet, latex_text, write_csv, write_sheets
@@ -363,9 +363,9 @@ def test_what_is_interpolated_says_how_far_apart_the_points_lie(gated, monkeypat
     curves = {run: path.Curve(np.arange(3), np.array([0.0, 0.2, end]), {}) for run, end in ends}
     monkeypatch.setattr(path, "curves", lambda *given: curves)
     said = "Around half closed the two are so many per cent of the gap apart (median): GA (image + text) 45."
-    assert said in tables.interpolated(gated)
+    assert said in grid.interpolated(gated)
     monkeypatch.setattr(path, "curves", lambda *given: {})
-    assert tables.interpolated(gated) == "Between two points of a path values are interpolated."
+    assert grid.interpolated(gated) == "Between two points of a path values are interpolated."
 
 
 def test_a_step_after_unlearning_has_no_path_and_is_no_oracle():

@@ -123,7 +123,7 @@ def _of_answers(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFra
         NO_PAIR.format(against) if against else NO_SENTENCES if task == TAUGHT else NO_SCORE.format(set_name)
         for against, task, set_name in zip(result["against"], result["task"], result["set"], strict=True)
     ]
-    return result.assign(note=pd.Series(notes, result.index, dtype=object).where(result["value"].isna(), ""))
+    return result.assign(note=pd.Series(notes, result.index).where(result["value"].isna(), ""))
 
 
 def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, key: list[str]) -> list[dict]:
