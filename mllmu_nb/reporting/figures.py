@@ -86,7 +86,12 @@ def write_all(scores: Scores, people: Sequence[Profile], folder: Path) -> list[s
 
 
 def rows(
-    scores: Scores, wanted: Sequence[Metric], sets: Collection[str], views: Collection[str], against="", percent=False
+    scores: Scores,
+    wanted: Sequence[Metric],
+    sets: Collection[str],
+    views: Collection[str],
+    against: str = "",
+    percent: bool = False,
 ) -> pd.DataFrame:
     """The cells that have a value, by sets, views, ``wanted`` metrics and models in this order, in printed units or all
     in per cent.

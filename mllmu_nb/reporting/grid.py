@@ -125,7 +125,14 @@ def score_sheet(
 
 
 def new_sheet(
-    scores: Scores, title: str, label: str, first="Method", columns=(), blocks: Blocks = (), remarks=(), frame=None
+    scores: Scores,
+    title: str,
+    label: str,
+    first: str = "Method",
+    columns: Sequence[tuple[str, str]] = (),
+    blocks: Blocks = (),
+    remarks: Sequence[str] = (),
+    frame: pd.DataFrame | None = None,
 ) -> Sheet:
     """A :class:`Sheet` whose title and label say what the runs have in common, with what ‡ means where a row has it. A
     cell may be its text alone."""

@@ -1,5 +1,6 @@
 """How figures look, and the few shapes they have: intervals, a heat map, names beside lines, a page of text and
-pictures. A method has the colour and marker of its class everywhere; colours are Okabe and Ito's, safe for colour-blind
+pictures. A method has the colour and marker of its class everywhere; a filled mark means unlearned on image + text, a
+hollow one on text only, and grey stands behind a closed gate. Colours are Okabe and Ito's, safe for colour-blind
 readers."""
 
 import functools
@@ -58,6 +59,9 @@ STYLE = {
     "savefig.dpi": 200,
 }
 styled = matplotlib.style.context(STYLE, after_reset=True)  # a decorator; whatever the caller's settings are
+
+
+Limits = Sequence[float] | None  # low and high, of an interval
 
 
 class Look(NamedTuple):
@@ -179,7 +183,14 @@ def corner(figure: Figure, text: str) -> None:
 
 
 def mark(
-    panel: Axes, x: float, y: float, look: Look, across=None, along=None, thickness: float = 1, opacity: float = 1
+    panel: Axes,
+    x: float,
+    y: float,
+    look: Look,
+    across: Limits = None,
+    along: Limits = None,
+    thickness: float = 1,
+    opacity: float = 1,
 ) -> None:
     """A model's mark with its interval: ``across`` in x, ``along`` in y, each (low, high); ``opacity`` is that of its
     face, for marks that lie on one another."""
@@ -239,7 +250,18 @@ def facets(frame: pd.DataFrame, row: str, column: str, **how: Any) -> tuple[Figu
     return figure, cells
 
 
-def forest(frame: pd.DataFrame, *, y: str, x="value", row="", column="", band="", right="", unit="", **texts) -> Figure:
+def forest(
+    frame: pd.DataFrame,
+    *,
+    y: str,
+    x: str = "value",
+    row: str = "",
+    column: str = "",
+    band: str = "",
+    right: str = "",
+    unit: str = "",
+    **texts: Any,
+) -> Figure:
     """A mark with its interval (low, high) for every row of ``frame``: one line per value of ``y``, one panel per
     ``row`` and ``column``, with a ``unit`` below each column and ``title`` and ``below`` as :func:`panels` has them.
 
@@ -272,7 +294,13 @@ def forest(frame: pd.DataFrame, *, y: str, x="value", row="", column="", band=""
 
 
 def heat(
-    panel: Axes, values: pd.DataFrame, texts: np.ndarray, colours: Colormap, limits: Sequence[float], spots=None, **bar
+    panel: Axes,
+    values: pd.DataFrame,
+    texts: np.ndarray,
+    colours: Colormap,
+    limits: Sequence[float],
+    spots: pd.DataFrame | None = None,
+    **bar: Any,
 ) -> None:
     """A heat map of ``values`` [rows, columns] with ``texts`` in its cells, grey where a value is NaN; ``bar`` is the
     look of its colour bar. ``spots``, shaped as ``values``, are the replicates' values of each cell: dots at its foot,
