@@ -377,7 +377,7 @@ def test_runs_of_two_commits_of_the_hub_are_not_put_beside_each_other(tmp_path, 
         put_notebook(notebooks, f"{number:02d}_{name}.ipynb", NOTEBOOK)
     monkeypatch.setattr(pipeline, "finished", lambda config: (inputs.run_folder(config) / stages.RECORD).exists())
     monkeypatch.setattr(inputs, "check_comparable", lambda configs: None)
-    monkeypatch.setattr(pipeline, "record_of", lambda config: {"vanilla_commit": "b" * 40})
+    monkeypatch.setattr(inputs, "record_of", lambda config: {"vanilla_commit": "b" * 40})
     monkeypatch.setattr(sweep, "execute", lambda jobs, at_once: pytest.fail("started"))
     grid = {"grid": {"method": ["vanilla", "oracle"]}}
     folder = inputs.run_folder(sweep.cells(grid)[0])
