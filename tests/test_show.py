@@ -66,7 +66,7 @@ def test_a_collapsed_model_is_marked_and_the_oracle_is_among_the_changes_where_i
     assert [one.get_text() for one in figure.axes[0].get_yticklabels()] == ["GA (image + text) ‡", "Oracle"]
     assert figure.get_suptitle() == "Below 0 is right on Forget, and a loss on Retain"
     assert_readable(figure)
-    with pytest.raises(KitError, match="against vanilla"):
+    with pytest.raises(KitError, match="changes need a run of vanilla and another run"):
         show.against_vanilla([ga, oracle])
 
 

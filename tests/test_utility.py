@@ -182,7 +182,7 @@ def test_the_command_is_printed_and_not_run(output, tmp_path, capsys, monkeypatc
     )
     assert "--log_samples" in said and read_run(folder).utility is None
     monkeypatch.setattr(type(families.get("llava")), "lmms_eval", "")
-    with pytest.raises(KitError, match="no name of the family llava is known"):
+    with pytest.raises(KitError, match="the name of the family llava in lmms-eval is not known"):
         command.command(folder, "llava", output, [], "cpu")
 
 

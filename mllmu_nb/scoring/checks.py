@@ -64,7 +64,7 @@ def sample_items() -> pd.DataFrame:
         row = {"set": "forget", "task": task, "view": view, "scoring": scoring, "order": order, "shots": 0, "tokens": 5}
         row |= {"profile": f"{number:03d}", "question_id": f"{number:03d}/{task}/{view}/0", "question": "Where?"}
         row |= {"answer": "ABCD?"[n % 5] if choice else ANSWERS[n % 5], "rivals": places}
-        row |= {"fluency": -1.0 - n % 7, "judge_grade": n % 10 + 1}
+        row |= {"fluency": -1.0 - n % 7, "judge_grade": n % 10 + 1, "judge_name": "a judge"}
         row |= {"answer_true": LETTERS[number % 4] if choice else f"In {place}.", "value": place if number else ""}
         for at, letter in enumerate(LETTERS):
             row |= {f"option_{letter}": -1.0 - (n + at) % 4, f"option_text_{letter}": (*places, "Bonn")[at]}
