@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mllmu_nb.config import Config
 from mllmu_nb.data.schema import ATTRIBUTES, LETTERS
+from mllmu_nb.data.text import reader
 from mllmu_nb.data.text.names import names_in, with_name
 from mllmu_nb.data.text.reader import attribute_of, understand, value_of
 from mllmu_nb.errors import KitError
@@ -42,7 +43,10 @@ def test_the_reader_takes_any_text(count):
 
 @many
 def test_a_fact_that_is_stated_plainly_is_read_back(count):
-    @tried(count, st.integers(100, 230), st.integers(10, 900), WORD.map(str.title))
+    # a place that says that it is not known is no fact, and hypothesis takes words from the code
+    towns = WORD.map(str.title).filter(lambda word: not reader._UNKNOWN.search(f"Old {word}, Norway"))
+
+    @tried(count, st.integers(100, 230), st.integers(10, 900), towns)
     def check(height, thousands, town):
         assert value_of("height", f"This person is {height} cm tall.") == f"{height} cm"
         money = f"${thousands},000"
