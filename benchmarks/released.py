@@ -50,10 +50,10 @@ PLAIN, STRONG, KIT = "one by one", "in batches", "the kit"
 AT_ONCE = {"generate": 32, "options": 64}
 
 
-def encoded(model, processor, conversations: Sequence[Conversation], side: str) -> dict[str, torch.Tensor]:
-    """Conversations as the library's own processor encodes them, pictures decoded anew."""
+def encoded(model, processor, conversations: Sequence[Conversation], side: str, end="") -> dict[str, torch.Tensor]:
+    """Conversations as the library's own processor encodes them, pictures decoded anew; ``end`` closes an answer."""
     render = families.of(model).render
-    texts = [render(one, processor.image_token, "")[0] for one in conversations]
+    texts = [render(one, processor.image_token, end)[0] for one in conversations]
     images = [[Image.open(io.BytesIO(image)).convert("RGB") for image in one.images] for one in conversations]
     shown = {"images": [image for row in images for image in row]} if any(images) else {}
     return dict(processor(text=texts, **shown, return_tensors="pt", padding=True, padding_side=side))

@@ -21,7 +21,6 @@ import mllmu_nb  # noqa: F401, before torch: it pins the kernels
 
 # isort: split
 import argparse
-import io
 import sys
 import time
 from collections import defaultdict
@@ -33,7 +32,7 @@ from statistics import median
 from typing import NamedTuple
 
 import torch
-from PIL import Image
+from released import encoded
 from torch.nn.functional import cross_entropy, logsigmoid
 
 from mllmu_nb import batches, inputs, provenance, training
@@ -124,13 +123,13 @@ class Work:
         return result
 
     def plain(self, model, processor, reference, drawn) -> list[float]:
-        recipe, family = self.recipe, families.of(model)
+        recipe, end = self.recipe, families.of(model).end(processor)
         trained = [one for one in model.train().parameters() if one.requires_grad]
         optimizer = torch.optim.AdamW(trained, recipe.lr, eps=recipe.adam_eps, weight_decay=recipe.weight_decay)
         schedule = training.make_schedule(optimizer, recipe, recipe.steps)
         losses = []
         for streams in drawn:
-            read = {name: encoded(family, processor, some) for name, (some, _) in streams.items()}
+            read = {name: encoded(model, processor, some, "right", end) for name, (some, _) in streams.items()}
             loss = self.loss(model, reference, read, {name: labels[:, 1:] for name, (_, labels) in streams.items()})
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, recipe.clip)
@@ -163,13 +162,6 @@ class Work:
         old, new = before["retain"].log_softmax(-1), logits["retain"].log_softmax(-1)
         divergence = (old.exp() * (old - new)).sum(-1) * answered["retain"]
         return mean["forget"] + self.method.alpha * (divergence.sum(1) / answered["retain"].sum(1)).mean()
-
-
-def encoded(family, processor, conversations: Sequence[Conversation]) -> dict[str, torch.Tensor]:
-    """A batch as the library's own processor encodes it."""
-    texts = [family.render(one, processor.image_token, family.end(processor))[0] for one in conversations]
-    images = [Image.open(io.BytesIO(image)).convert("RGB") for one in conversations for image in one.images]
-    return dict(processor(text=texts, images=images, return_tensors="pt", padding=True, padding_side="right"))
 
 
 def main() -> int:

@@ -112,7 +112,7 @@ class Config(BaseModel):
     scoring: Literal["both", "letter"] | None = None  # of multiple choice: letter and likelihood, or letter
     long_prompts: Literal["refuse", "fewer_shots", "ask"] | None = None  # where shots and question exceed the context
     eval_precision: Literal["fp32", "bf16", "fp16"] | None = None  # of the weights that are asked
-    eval_batch: Count = 0  # questions asked at once, which changes memory and time; 0: what every device has room for
+    eval_batch: Count = 0  # questions asked at once, which changes memory and time; 0: 256, at paper scale 8
     cyclic: bool = False  # ask every multiple-choice question in all four cyclic orders of its options
     draws_file: str = ""  # random draws of another evaluation (draws.json) to be repeated; "": drawn with shot_seed
 
