@@ -8,6 +8,7 @@ from typing import Any
 
 from mllmu_nb import __version__, paths, pinning
 from mllmu_nb.config import public
+from mllmu_nb.processes import launched
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy", "pandas", "pillow")
 
@@ -22,7 +23,8 @@ def record(**known: Any) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What decides the bits: device, CPU model, the kernels that torch chose, threads, the variables that pin them."""
+    """What decides the bits: device, CPU model, the kernels that torch chose, threads, processes that train together,
+    the variables that pin the bits."""
     import torch
 
     gpu = torch.cuda.is_available()
@@ -31,6 +33,7 @@ def machine() -> dict[str, Any]:
         "cpu": cpu_model(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "processes": launched("WORLD_SIZE", 1),
         "bits": pinning.settings(),
     }
 

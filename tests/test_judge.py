@@ -55,7 +55,8 @@ class Endpoint(BaseHTTPRequestHandler):
         }.get(word, '{"score": 2, "reason": "wrong"}')
         said = None if word == "silent" else {"role": "assistant", "content": content}
         choices = [{"index": 0, "finish_reason": "stop", "message": said}]
-        reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": choices}
+        name = f"{request['model']}-{'new' if word == 'other' else 'old'}"
+        reply = {"id": "1", "object": "chat.completion", "created": 0, "model": name, "choices": choices}
         self.reply(200, "<html>" if word == "page" else reply, "text/html" if word == "page" else "application/json")
 
     def reply(self, status, content, kind="application/json"):
@@ -193,7 +194,7 @@ def test_grades_of_two_judges_are_not_compared(seen, tmp_path, monkeypatch):
         asking(tmp_path / name, "say 4")
         graded.append(stored.with_grades(frame("say 4", "say 5"), tmp_path / name))
     assert stored.judged(pd.concat([graded[0], frame("say 4")])).tolist()[0] == 4
-    with pytest.raises(KitError, match="^answers are graded by another and by one: move one judge.jsonl away, or ask"):
+    with pytest.raises(KitError, match="^answers are graded by another-old and by one-old: move judge.jsonl away, and ask"):
         stored.judged(pd.concat(graded))
 
 
@@ -215,6 +216,19 @@ def test_a_key_is_needed_and_the_cost_is_known_before(monkeypatch):
     texts, prices = (QUESTION, TRUTH, "figs"), (1.0, 10.0)
     characters = len(stored.INSTRUCTIONS) + len(judge.message(texts))
     assert judge.estimate([texts] * 40, prices) == (10 * characters, 8000, (10 * characters + 80_000) / 1e6)
+
+
+def test_the_model_that_answers_is_stored_and_grades_of_two_are_no_score(seen, tmp_path, monkeypatch):
+    """A name such as gpt-4o-mini points to another model tomorrow, and the endpoint says which one has answered."""
+    path = tmp_path / "judge.jsonl"
+    monkeypatch.setenv(judge.VARIABLE, "j")
+    assert asking(path, "say 5") == 0
+    judged = stored.with_grades(frame("say 5", "not asked"), path)
+    assert judged[stored.NAME].fillna("none").tolist() == ["j-old", "none"]
+    assert stored.judged(judged).fillna(-1).tolist() == [5, -1]
+    assert asking(path, "other") == 0
+    with pytest.raises(KitError, match="^answers are graded by j-new and by j-old: move judge.jsonl away, and ask one"):
+        stored.judged(stored.with_grades(frame("say 5", "other"), path))
 
 
 def test_judge_and_rubric_are_compared_where_both_have_a_grade(seen, tmp_path):

@@ -77,7 +77,8 @@ def test_a_machine_is_recorded_by_what_decides_the_bits(monkeypatch):
     machine = provenance.machine()
     others = {name: os.environ.get(name, "") for name in pinning.VARIABLES}
     assert machine["bits"] == {**others, "MKL_CBWR": "COMPATIBLE"}
-    assert machine["device"] and machine["threads"] >= 1 and machine["capability"] and "cpu" in machine
+    assert machine["device"] and machine["capability"] and "cpu" in machine
+    assert machine["threads"] >= 1 and machine["processes"] == 1
 
 
 def test_half_precision_on_a_pinned_cpu_is_refused(tiny_base, monkeypatch):

@@ -160,8 +160,9 @@ def test_a_configuration_names_the_runs(own, reference, tiny_base, tmp_path, cap
     grid = tmp_path / "grid.yaml"
     grid.write_text(json.dumps({**SMALL, "base_path": str(tiny_base), "grid": {"method": ["oracle", "base"]}}))
     oracle = Config(method="oracle", base_path=str(tiny_base), **SMALL).run_id
-    assert door.main(["verify", str(grid), "--against", str(reference)]) == 0
-    assert f"not made here: {oracle}\n" in capsys.readouterr().out
+    assert door.main(["verify", str(grid), "--against", str(reference)]) == 1
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == f"not made here: {oracle} (make them with python -m mllmu_nb sweep {grid})"
     grid.write_text("method: oracle\n")
     assert door.main(["verify", str(grid), "--against", str(reference)]) == 2
     assert "error: there is no run to compare" in capsys.readouterr().err

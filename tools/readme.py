@@ -174,6 +174,9 @@ def fill(text: str, marker: str, content: str) -> str:
 
 
 def main() -> None:
+    here = Path(__file__).resolve().parents[1]
+    if paths.checkout() != here:
+        raise SystemExit(f"mllmu_nb is imported from {paths.checkout()}: set PYTHONPATH={here}")
     readme, scores = paths.checkout() / "README.md", Scores.read(paths.reference())
     project = tomllib.loads((paths.checkout() / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     filled = {

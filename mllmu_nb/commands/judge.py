@@ -143,16 +143,17 @@ def ask(asked: list[Texts], path: Path, endpoint: Any, *, jobs: int = 8) -> int:
             if reply is not None:
                 with writing:
                     graded += 1
-                    line = {"hash": judge.hash_of(name, *texts), "judge": name, "reply": reply}
+                    line = {"hash": judge.hash_of(name, *texts), "judge": name, **reply}
                     print(json.dumps(line), file=file, flush=True)
             return reply is None
 
         return sum(tqdm(pool.map(failed, asked), total=len(asked)))
 
 
-def _reply(endpoint: Any, name: str, texts: Texts) -> str | None:
-    """A reply with a valid grade, None after ``TRIES`` without. openai.BadRequestError where the question is refused.
-    What the endpoint says of an error is not repeated: it may hold the key."""
+def _reply(endpoint: Any, name: str, texts: Texts) -> dict[str, str] | None:
+    """A ``reply`` with a valid grade and the ``model`` that gave it, since a name may point to another one tomorrow;
+    None after ``TRIES`` without. openai.BadRequestError where the question is refused. What the endpoint says of an
+    error is not repeated: it may hold the key."""
     import openai
 
     messages = [{"role": "system", "content": judge.INSTRUCTIONS}, {"role": "user", "content": message(texts)}]
@@ -164,9 +165,9 @@ def _reply(endpoint: Any, name: str, texts: Texts) -> str | None:
                 what = "answers with something else than completions"
                 raise Unreachable(f"the judge's endpoint {what}: see OPENAI_BASE_URL, which often ends in /v1")
             judge.grade(content := reply.choices[0].message.content)
-            if len(endpoint.api_key) >= LIKE_A_KEY and endpoint.api_key in repr(json.loads(content)):
+            if len(endpoint.api_key) >= LIKE_A_KEY and endpoint.api_key in repr([reply.model, json.loads(content)]):
                 raise ValueError("a reply that repeats the key is not stored")
-            return content
+            return {"model": str(reply.model or name), "reply": content}
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             what = f"refuses the key or the model {name} (HTTP {error.status_code})"
             raise Unreachable(f"the judge's endpoint {what}: see OPENAI_API_KEY, OPENAI_BASE_URL, {VARIABLE}") from None

@@ -53,8 +53,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Prints the verdicts. 0 when no cell is off or missing, else 1; KitError where there is nothing to compare or a
-    file of a run is damaged."""
+    """Prints the verdicts. 0 when no cell is off or missing and every run is there, else 1; KitError where there is
+    nothing to compare or a file of a run is damaged."""
     if options.rerun and not options.config:
         raise KitError("--rerun needs a configuration file, such as configs/miniature.yaml")
     if options.run and options.config:
@@ -77,7 +77,8 @@ def main(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace, reference: Path, cache: Path) -> int:
     """Compares the runs that are there and prints the verdicts, as :func:`main`; every cell goes into ``cache``."""
-    runs = [read_run(folder) for folder in ([options.run] if options.run else chosen(options.config))]
+    wanted = [options.run] if options.run else chosen(options.config)
+    runs = [read_run(folder) for folder in wanted if options.run or folder.is_dir()]
     if not runs:
         raise KitError("there is no run to compare: make it with python -m mllmu_nb sweep")
     scale = runs[0].record["scale"]
@@ -102,17 +103,17 @@ def verify(options: argparse.Namespace, reference: Path, cache: Path) -> int:
     itself = runs[0].folder.parent == paths.runs(paths.reference())
     whose = "cells of the committed reference itself, since there is no run of yours" if itself else "cells"
     print(f"{counts.total()} {whose}: {', '.join(f'{n} {verdict}' for verdict, n in counts.items())} ({every_cell})")
-    return 1 if counts[OFF] or counts[MISSING] else 0
+    not_made = [folder.name for folder in wanted if not folder.is_dir()]
+    if not_made:
+        print(f"not made here: {', '.join(not_made)} (make them with python -m mllmu_nb sweep {options.config})")
+    return 1 if counts[OFF] or counts[MISSING] or not_made else 0
 
 
 def chosen(config: Path | None) -> list[Path]:
-    """Folders of one's own runs: those of a configuration, else all of the miniature's, else those of the reference."""
+    """Folders of one's own runs: those of a configuration, made or not; without one all of the miniature's, else those
+    of the reference."""
     if config:
-        folders = [inputs.run_folder(one) for one in sweep.cells(sweep.read(config))]
-        for folder in folders:
-            if not folder.is_dir():
-                print(f"not made here: {folder.name}")
-        return [folder for folder in folders if folder.is_dir()]
+        return [inputs.run_folder(one) for one in sweep.cells(sweep.read(config))]
     own, reference = (sorted(paths.runs(place).glob("*/")) for place in (paths.results("miniature"), paths.reference()))
     return own or reference
 

@@ -364,13 +364,14 @@ def along_the_path(scores: Scores) -> Figure:
     """The higher a line, the more the method keeps. What is kept (likelihood about Retain and the celebrities, half
     each) against the share of the gap between vanilla and the oracle that is closed on Forget, in the view that was
     trained. Lines: the mean of the replicates, interpolated between the points of a path, as far as all of them get;
-    dots: the replicates at 25, 50 and 75 %, with the 95 % interval, drawn side by side to be seen. Star: the oracle."""
+    dots: the replicates at 25, 50 and 75 %, with the 95 % interval, moved sideways so that they do not overlap. Star:
+    the oracle."""
     kept = scores.kept[(scores.kept["closed_in"] == "trained") & (scores.kept["what"] == path.KEPT)]
     if kept.empty:
         raise KitError("no unlearning has a path beside an oracle about the same people")
     modalities = [name for name in MODALITIES if (kept["modality"] == name).any()]
-    key = "Filled: unlearned on image + text; hollow: on text only. Dots: replicates; bars: 95 % intervals: "
-    key += "of 25, 50 and 75 %, but drawn side by side, to be seen. "
+    key = "Filled: unlearned on image + text; hollow: on text only. Dots: replicates; bars: 95 % intervals. "
+    key += "Marks of 25, 50 and 75 % are moved sideways so that they do not overlap. "
     if (kept["n_replicates"] < kept["of"]).any():
         key += "A line ends where a replicate gets no further; a mark beyond it is of those that do."
     below = [key, grid.interpolated(scores), grid.asked_along(scores)]
@@ -398,7 +399,7 @@ def along_the_path(scores: Scores) -> Figure:
 def trails(panel: Axes, scores: Scores, kept: pd.DataFrame, apart: float) -> Iterator[tuple]:
     """What each model keeps (rows of ``Scores.kept`` of one modality and kind) against the share that is closed, in per
     cent: a line as far as all replicates get, and at 25, 50 and 75 % a mark with its interval and the replicates that
-    get there, ``apart`` side by side to be seen. Yields names, looks, and rows by place."""
+    get there, ``apart`` from each other so that they do not overlap. Yields names, looks, and rows by place."""
     key = [*MODEL, *scores.by]
     models = [model for model in scores.models() if has(kept, key, model).any()]
     for number, model in enumerate(models):
@@ -422,7 +423,7 @@ def path_by_set(scores: Scores) -> Figure:
     modalities = [name for name in MODALITIES if (kept["modality"] == name).any()]
     if not modalities:
         raise KitError("no unlearning has a path beside an oracle about the same people")
-    below = ["Marks and bars: means with 95 % intervals; dots: replicates; of 25, 50 and 75 %, but drawn side by side."]
+    below = ["Marks, at 25, 50 and 75 % but moved sideways: means with 95 % intervals; dots: replicates."]
     below += ["A line ends where a replicate gets no further; a mark beyond it is of those that do."]
     below += collapse_note(map(scores.named, scores.models()))
     size, ends = (PAGE, 0.7 + 1.7 * len(modalities)), []
@@ -437,6 +438,7 @@ def path_by_set(scores: Scores) -> Figure:
     axes[-1][1].set_xlabel("Forgotten: gap closed in the trained view, %")
     seaborn.despine(drawn)
     plots.name_ends(drawn, ends)
+    plots.corner(drawn, grid.group_title(scores))
     return drawn
 
 

@@ -38,7 +38,7 @@ def judged(items: pd.DataFrame) -> pd.Series:
         return pd.Series(nan, items.index)
     names = sorted(items.loc[items[GRADE].notna(), NAME].unique())
     if len(names) > 1:
-        raise KitError(f"answers are graded by {' and by '.join(names)}: move one {FILE} away, or ask one judge alone")
+        raise KitError(f"answers are graded by {' and by '.join(names)}: move {FILE} away, and ask one judge for all")
     return items[GRADE]
 
 
@@ -77,13 +77,14 @@ def grade(reply: str) -> int:
 
 
 def replies(path: Path) -> pd.DataFrame:
-    """The stored replies: hash, judge, score. A line that a kill has cut off is passed over."""
+    """The stored replies: hash, judge, the model that the endpoint says has answered, score. A line that a kill has cut
+    off is passed over."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             row = json.loads(line)
-            rows.append((row["hash"], row["judge"], grade(row["reply"])))
-    return pd.DataFrame(rows, columns=["hash", "judge", "score"])
+            rows.append((row["hash"], row["judge"], row.get("model", row["judge"]), grade(row["reply"])))
+    return pd.DataFrame(rows, columns=["hash", "judge", "model", "score"])
 
 
 def free_answers(answers: pd.DataFrame) -> list[tuple[str, str, str]]:
@@ -93,11 +94,12 @@ def free_answers(answers: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 
 def with_grades(answers: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """``answers`` with the columns GRADE, NaN where there is no reply, and NAME; as they are without any."""
+    """``answers`` with the columns GRADE and NAME (the model that graded), NaN where there is no reply; as they are
+    without any."""
     stored = replies(path)
     if stored.empty:
         return answers
-    known, judge = dict(zip(stored["hash"], stored["score"], strict=True)), stored["judge"].iloc[0]
-    grades = [known.get(hash_of(judge, *texts)) for texts in free_answers(answers)]
-    free = answers.index[answers["task"] == "generation"]
-    return answers.assign(**{GRADE: pd.Series(grades, free, dtype=float), NAME: judge})
+    hashes = [hash_of(stored["judge"].iloc[0], *texts) for texts in free_answers(answers)]
+    known = stored.drop_duplicates("hash", keep="last").set_index("hash")[["score", "model"]].reindex(hashes)
+    known.index = answers.index[answers["task"] == "generation"]
+    return answers.assign(**{GRADE: known["score"].astype(float), NAME: known["model"]})
