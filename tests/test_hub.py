@@ -118,7 +118,8 @@ def oid(content: bytes) -> str:
 
 # The hub's address is read when its library is imported, so the reader runs in a process of its own.
 READER = """
-import json, os, sys
+import json, os, sys, time
+time.sleep = lambda seconds: None  # between the library's own tries
 from huggingface_hub import constants
 from mllmu_nb import hub
 from mllmu_nb.errors import KitError
@@ -272,7 +273,8 @@ def test_evaluation_data_in_the_training_repository_is_reported(answers):
 # -- models -------------------------------------------------------------------------------------------------------
 
 MODEL_READER = """
-import json, os, sys
+import json, os, sys, time
+time.sleep = lambda seconds: None  # between the library's own tries
 from huggingface_hub import constants
 from mllmu_nb import hub
 from mllmu_nb.errors import KitError

@@ -194,7 +194,7 @@ def test_grades_of_two_judges_are_not_compared(seen, tmp_path, monkeypatch):
         asking(tmp_path / name, "say 4")
         graded.append(stored.with_grades(frame("say 4", "say 5"), tmp_path / name))
     assert stored.judged(pd.concat([graded[0], frame("say 4")])).tolist()[0] == 4
-    with pytest.raises(KitError, match="^answers are graded by another-old and by one-old: move judge.jsonl away, and ask"):
+    with pytest.raises(KitError, match="^answers are graded by another-old and by one-old: move judge.jsonl away"):
         stored.judged(pd.concat(graded))
 
 

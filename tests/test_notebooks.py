@@ -137,7 +137,8 @@ def test_every_notebook_that_trains_trains_briefly_in_tests():
     sources = {name: "\n".join(cell.source for cell in code_cells(book)) for name, book in books.items()}
     for name, book in books.items():
         mock = book.cells[parameters_cell(book)].metadata.get("nbmake")
-        assert mock == ({"mock": {"people": 40, "train_steps": 150}} if TRAINS.search(sources[name]) else None), name
+        brief = {"people": 20, "train_steps": 60} | ({"unlearn_steps": 40} if name == "18_race" else {})
+        assert mock == ({"mock": brief} if TRAINS.search(sources[name]) else None), name
 
 
 @pytest.mark.full_length
