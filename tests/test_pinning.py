@@ -14,8 +14,14 @@ from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.pipeline import finetuned, unlearned
 
-# Made on an AMD EPYC with AVX-512, by the code as it was before the package was rebuilt, with these versions.
-MADE_WITH = {"torch": "2.13.0", "numpy": "2.4.6", "transformers": "5.24.0", "peft": "0.21.2", "tokenizers": "0.23.3"}
+# Made on an AMD EPYC with AVX-512, by the code as it was before the package was rebuilt, with the first versions here.
+MADE_WITH = {  # the others were tried, on AVX2: the same bits
+    "torch": ("2.13.0", "2.15.0"),
+    "numpy": ("2.4.6", "2.5.5"),
+    "transformers": ("5.24.0",),
+    "peft": ("0.21.2",),
+    "tokenizers": ("0.23.3",),
+}
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "replay": 0.0, "train_steps": 10}
 SHA256 = {
     "base": "075cec1974c5b904",
@@ -101,7 +107,7 @@ def reason_to_skip() -> str:
     if not pinning.pinned():
         return f"{', '.join(pinning.VARIABLES)} have other values here"
     others = {name: metadata.version(name).split("+")[0] for name in MADE_WITH}
-    differing = [f"{name} {version}" for name, version in others.items() if version != MADE_WITH[name]]
+    differing = [f"{name} {version}" for name, version in others.items() if version not in MADE_WITH[name]]
     return f"the hashes were not made with {', '.join(differing)}" if differing else ""
 
 
