@@ -1,7 +1,7 @@
 """``mllmu-nb ask QUESTION``: one question about a person, put to vanilla, an unlearned model and the oracle.
 
-Any question can be typed. Where it is one of the person's own (of fine-tuning or of evaluation), the true answer is
-known and the likelihood that each model gives it is printed as well. Models that are not there yet are made.
+Any question can be typed. If it is one of the person's own (of fine-tuning or of evaluation), the true answer is known,
+and the likelihood that each model gives it is printed, too. Missing models are made.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Prints the answers. KitError for an unknown person or method."""
+    """Prints the answers. Raises KitError for an unknown person or method."""
     from mllmu_nb.reporting.show import visible
 
     named = {name: value for name in DEFAULTS if (value := getattr(options, name))}
@@ -62,13 +62,13 @@ def main(options: argparse.Namespace) -> int:
     print(f"true answer: {truth or 'not known; the questions that it is known for: mllmu-nb ask, without a question'}")
     for model, said in answers.iterrows():
         likelihood = f"  (likelihood of the true answer: {said['likelihood']:.3f})" if truth else ""
-        print(f"{model}: {visible(said['answer'])}{likelihood}")  # a model may write what steers a terminal
+        print(f"{model}: {visible(said['answer'])}{likelihood}")  # a model may write control characters
     return 0
 
 
 def find(known: Population, name: str) -> Profile:
-    """The person of this name or id, in capitals or not. Raises KitError with the nearest name there is, or the ids of
-    several who share the name."""
+    """The person with this name or id, in upper or lower case. Raises KitError with the nearest known name, or with the
+    ids of people who share the name."""
     if len(ids := [one.id for one in known.profiles.values() if one.name.casefold() == name.casefold()]) > 1:
         raise KitError(f"{len(ids)} people are called {name!r}: give an id, one of {', '.join(ids[:10])}")
     people = {one.name: one for one in known.profiles.values()} | known.profiles
@@ -84,7 +84,7 @@ def questions(person: Profile) -> list[str]:
 
 
 def true_answer(person: Profile, view: str, question: str) -> str:
-    """The true sentence, by name in the text view; "" for a question that is not among the person's own."""
+    """The true answer as a sentence, by name in the text view; "" if the question is not one of the person's own."""
     from mllmu_nb.evaluation.tasks import statement
 
     def plain(text: str) -> str:
@@ -100,8 +100,8 @@ def true_answer(person: Profile, view: str, question: str) -> str:
 
 
 def models(config: Config) -> Iterator[Asked]:
-    """Vanilla, the model that ``config`` names and the oracle, made if need be; one at a time, because two of 7B would
-    not fit into the memory."""
+    """Yields vanilla, the model that ``config`` names and the oracle, made if needed: one at a time, because two 7B
+    models would not fit into memory."""
     from mllmu_nb.reporting.runs import label
 
     vanilla, oracle = (config.but(method=name, **pipeline.PLAIN) for name in ("vanilla", "oracle"))
@@ -110,8 +110,8 @@ def models(config: Config) -> Iterator[Asked]:
 
 
 def ask(asked: Iterable[Asked], person: Profile, view: str, question: str) -> pd.DataFrame:
-    """What each model answers, one row per model: ``answer`` and ``likelihood``, the geometric mean of what it gives
-    the tokens of the true answer (0 to 1), NaN where that is not known."""
+    """The answers of the models, one row per model: ``answer`` and ``likelihood``, the geometric mean of the
+    probabilities of the true answer's tokens (0 to 1; NaN if the true answer is not known)."""
     from mllmu_nb.evaluation import engine
 
     if not question.strip():
@@ -126,5 +126,5 @@ def ask(asked: Iterable[Asked], person: Profile, view: str, question: str) -> pd
         [answer] = engine.answers(model, processor, [conversation])
         means = engine.option_likelihoods(model, processor, [conversation], [(truth,)]) if truth else nan
         rows[name] = {"answer": answer, "likelihood": float(np.exp(means).squeeze())}
-        del model  # before the next one is made: two of 7B would not fit
+        del model  # before the next one is made: two 7B models would not fit
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")

@@ -1,7 +1,7 @@
-"""``python -m mllmu_nb doctor CONFIG``: what would stop the configuration's runs, in seconds, before they start.
+"""``python -m mllmu_nb doctor CONFIG``: finds in seconds what would stop the configuration's runs, before they start.
 
-A check takes the runs and returns a :class:`Result`. None loads weights; whether there is a token is printed, never the
-token.
+A check takes the runs and returns a :class:`Result`. No check loads weights. The output says whether there is a token,
+but never shows it.
 """
 
 import argparse
@@ -29,15 +29,15 @@ SUMMARY = "say what is missing for the runs of a configuration, before they star
 EXAMPLES = ("doctor configs/paper-llava.yaml",)
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 GIB = 2**30
-TIGHT = 0.8  # share of the memory above which the estimate is too close to it
-LONG = 12  # hours after which sharing the runs among machines is worth saying
+TIGHT = 0.8  # share of the memory above which an estimate gets a warning
+LONG = 12  # hours above which the advice is to share the runs among machines
 TIMEOUT = 5  # seconds that the hub is given to answer
 
 Configs = Sequence[Config]
 
 
 class Result(NamedTuple):
-    """What a check says: a verdict, the state of things, and what to do about it."""
+    """The result of a check: its verdict, a description, and what to do."""
 
     verdict: str
     text: str
@@ -50,8 +50,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Prints one line per check. Returns 1 when there is a problem, else 0; KitError for a configuration that cannot be
-    read."""
+    """Prints one line per check. Returns 1 if there is a problem, else 0. Raises KitError if the configuration cannot
+    be read."""
     if options.rate is not None and not 0 < options.rate < inf:
         raise KitError(f"--rate must be a number above 0, not {options.rate}")
     configs = sweep.cells(sweep.read(options.config))
@@ -59,7 +59,7 @@ def main(options: argparse.Namespace) -> int:
     for check in CHECKS:
         try:
             result = check(configs, options.rate) if check is hours else check(configs)
-        except Exception as error:  # of the network, a library or a file: whatever it is, the run would meet it too
+        except Exception as error:  # of the network, a library or a file: the run would meet it, too
             result = Result(PROBLEM, " ".join(str(error).split())[:500] or type(error).__name__)
         advice = f"\n{'':19}-> {result.advice}" if result.advice else ""
         print(f"{result.verdict:8} {check.__name__:8}  {result.text}{advice}")
@@ -69,7 +69,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def versions(configs: Configs) -> Result:
-    """Whether every dependency is there in a version that the kit takes."""
+    """Checks that every dependency is installed in a version that the kit accepts."""
     wrong = []
     for needed in map(Requirement, metadata.requires("mllmu-nb") or []):
         if needed.marker and not needed.marker.evaluate({"extra": ""}):
@@ -86,7 +86,7 @@ def versions(configs: Configs) -> Result:
 
 
 def device(configs: Configs) -> Result:
-    """What the runs are computed on, and whether to the bit as on other machines with AVX2."""
+    """Checks the device of the runs, and whether it gives the same bits as other machines with AVX2."""
     machine, gpu = provenance.machine(), torch.cuda.is_available()
     said = [machine["device"], machine["cpu"], f"{os.cpu_count()} cores", f"{machine['capability']} kernels"]
     text = ", ".join([*said, *(f"{name}={value}" for name, value in machine["bits"].items() if value)])
@@ -101,7 +101,7 @@ def device(configs: Configs) -> Result:
 
 
 def memory(configs: Configs) -> Result:
-    """The memory against what the most demanding of the runs needs."""
+    """Compares the memory with the need of the most demanding run."""
     gpu = torch.cuda.is_available()
     total = torch.cuda.get_device_properties(0).total_memory if gpu else psutil.virtual_memory().total
     limit = Path("/sys/fs/cgroup/memory.max")  # of a container
@@ -115,7 +115,7 @@ def memory(configs: Configs) -> Result:
 
 
 def most_memory(configs: Configs) -> dict[str, float]:
-    """GiB that the most demanding of the runs needs, by what they hold."""
+    """GiB that the most demanding of the runs needs, by content."""
     from mllmu_nb.prediction import asking_precision
 
     needs = []
@@ -131,8 +131,8 @@ def most_memory(configs: Configs) -> dict[str, float]:
 
 
 def hours(configs: Configs, rate: float | None = None) -> Result:
-    """The hours of every stage at ``rate`` (TFLOP per second), else at a share of what this device's matrix products
-    reach; where the runs are for a GPU that is not here, of an H100's data sheet."""
+    """Predicts the hours of every stage at ``rate`` (TFLOP per second). Without ``rate``, takes a share of the measured
+    speed of this device or, if the runs need a GPU that is not here, of an H100's data sheet."""
     from mllmu_nb import prediction
 
     on_this_device = configs[0].scale == "miniature" or torch.cuda.is_available()
@@ -161,7 +161,7 @@ def hours(configs: Configs, rate: float | None = None) -> Result:
 
 
 def by_base(configs: Configs) -> list[list[Config]]:
-    """The runs, those of one base model together."""
+    """The runs, grouped by base model."""
     groups: dict[tuple, list[Config]] = {}
     for config in configs:
         groups.setdefault(inputs.base_of(config), []).append(config)
@@ -169,7 +169,7 @@ def by_base(configs: Configs) -> list[list[Config]]:
 
 
 def _estimate(config: Config):
-    """Of the base model, by its configuration from its folder or the hub's cache, else as it was published."""
+    """The estimate for the base model, from its configuration in its folder or the hub's cache, else as published."""
     return _estimate_of(*inputs.base_of(config)[:3])
 
 
@@ -192,7 +192,7 @@ def _estimate_of(source: str, family: str, scale: str):
 
 
 def people(configs: Configs) -> Result:
-    """The people of every ratio and draw: read or generated, which checks their schema, and their hash."""
+    """Reads or generates the people of every ratio and draw, which checks their schema, and reports their hash."""
     if remote := inputs.unread(configs[0]):
         return Result(OK, f"{', '.join(remote)}: read, and their schema checked, when they are downloaded")
     distinct = list({tuple(getattr(config, name) for name in inputs.DATA): config for config in configs}.values())
@@ -202,7 +202,7 @@ def people(configs: Configs) -> Result:
 
 
 def model(configs: Configs) -> Result:
-    """Base models, worked examples and folders, as a sweep checks them before it starts."""
+    """Checks base models, worked examples and folders, as a sweep does before it starts."""
     for config in configs:
         if not inputs.unread(config):
             inputs.check(config)
@@ -217,7 +217,7 @@ def model(configs: Configs) -> Result:
 
 
 def hub(configs: Configs) -> Result:
-    """Whether the hub answers for what comes from it, and whether there is a token."""
+    """Checks that the hub answers for what comes from it, and reports whether there is a token."""
     wanted: dict[tuple[str, str, str], None] = {}  # name, kind and revision, in the order of the runs
     for config in configs:
         wanted |= {(source, "model", revision): None for source, revision in inputs.models_on_hub(config)}
@@ -233,7 +233,7 @@ def hub(configs: Configs) -> Result:
     for source, kind, revision in wanted:
         try:
             api.repo_info(source, repo_type=kind, revision=revision or None, timeout=TIMEOUT)
-        except Exception as error:  # of the network, the hub or the name: several libraries' own kinds
+        except Exception as error:  # of the network, the hub or the name, from several libraries
             advice = "check the spelling, HF_TOKEN and HF_ENDPOINT, or name folders by base_path and data_source"
             name = "@".join(filter(None, (source, revision)))
             return Result(PROBLEM, f"{name}: {str(error).splitlines()[0]}; {token}", advice)

@@ -39,7 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Asks, scores and compares. KitError for what does not fit, wherever possible before the model is loaded."""
+    """Asks, scores and compares. Raises KitError for what does not fit, if possible before the model is loaded."""
     if options.limit is not None and options.limit < 1:
         raise KitError(f"--limit must be at least 1, not {options.limit}")
     if not re.fullmatch(r"[\w.]+", options.name) or len(options.name.encode()) > LONGEST:

@@ -1,7 +1,7 @@
-"""``python -m mllmu_nb export``: the people of a run in the published layout, its model as others load it.
+"""``python -m mllmu_nb export``: writes a run's people in the published layout, or its model as others load it.
 
-The training splits lie in ``baseline_train_split`` beside the people. ``peft`` puts the adapter alone on the model that
-was trained: vanilla for an unlearned one, else the base.
+The training splits are in ``baseline_train_split`` beside the people. ``peft`` puts a separate adapter on the model
+that it was trained on: vanilla for an unlearned model, else the base.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Writes what is asked for and prints what it was. KitError where a folder is taken or there is no such model."""
+    """Writes what is asked for and prints a summary. Raises KitError if a folder is taken or there is no such model."""
     folders = {kind: getattr(options, kind).expanduser().resolve() for kind in KINDS if getattr(options, kind)}
     if not folders:
         raise KitError("name what to write: --data FOLDER, --model FOLDER or --adapter FOLDER")
@@ -60,8 +60,8 @@ def main(options: argparse.Namespace) -> int:
 
 
 def configured(path: Path | None, given: dict[str, str], **defaults: Any) -> Config:
-    """The parameters of a file without its grid, changed by ``given``, whose values are read as YAML; ``defaults`` are
-    those of neither."""
+    """A Config from the parameters of a file without its grid, changed by ``given`` (name → value as YAML text).
+    ``defaults`` are values for names in neither."""
     parameters = defaults | (sweep.read(path) if path else {})
     parameters.pop(GRID, None)
     for name, text in given.items():
@@ -84,8 +84,8 @@ def write_people(config: Config, folder: Path) -> None:
 
 
 def write_model(config: Config, folder: Path, adapter: Stage | None) -> None:
-    """The model of ``config``, or its ``adapter``, made if need be, with the processor and what made it. The folder
-    appears whole or not at all."""
+    """Writes the model of ``config``, or its ``adapter``, made if needed, with the processor and the provenance. The
+    folder is complete or absent."""
     from mllmu_nb.models.load import load_base
 
     try:
@@ -93,7 +93,7 @@ def write_model(config: Config, folder: Path, adapter: Stage | None) -> None:
             place = Path(temporary) / folder.name
             place.mkdir()
             if adapter:
-                made = adapter.get()  # while it trains, no other model is held
+                made = adapter.get()  # while it trains, no other model is in memory
                 for name in ("adapter_config.json", "adapter_model.safetensors"):
                     shutil.copyfile(made / name, place / name)
                 processor = load_base(*inputs.base_of(config))[1]

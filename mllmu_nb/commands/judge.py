@@ -2,7 +2,7 @@
 
 Key and address come from OPENAI_API_KEY and OPENAI_BASE_URL, the model from MLLMU_NB_JUDGE_MODEL. Without ``--yes``
 only the cost is estimated. Only text is sent: a question, its true answer and the answer to be judged. A reply that
-holds no valid grade is a failure: it is counted, not stored, and gives no score.
+has no valid grade is a failure: it is counted, not stored, and gives no score.
 """
 
 import argparse
@@ -26,16 +26,16 @@ SUMMARY = "grade free answers with a model behind an OpenAI-compatible endpoint"
 EXAMPLES = ("judge results/miniature/runs/*", "judge results/miniature/runs/* --yes --jobs 16")
 VARIABLE, DEFAULT = "MLLMU_NB_JUDGE_MODEL", "gpt-4o-mini"
 PRICES = (0.15, 0.60)  # gpt-4o-mini's, in dollars per million tokens, when this was written
-TRIES = 3  # of a question whose reply is no valid grade; the client itself repeats what the network loses
+TRIES = 3  # per question, if its reply has no valid grade; the client itself repeats lost requests
 REPLY_TOKENS = 200  # at most
-LIKE_A_KEY = 8  # characters: a shorter one, for an endpoint that asks for none, may be a word of a reply
-REFUSED = 5  # questions: where the first so many are all refused, it is not for what they say
+LIKE_A_KEY = 8  # characters: a shorter key, for an endpoint that needs none, may be a word of a reply
+REFUSED = 5  # questions: if the first so many are all refused, the reason is not their content
 TOKENS_A_CHARACTER = 0.25  # of English text, for the estimate
 Texts = tuple[str, str, str]  # question, truth, answer
 
 
 class Unreachable(KitError):
-    """The endpoint refuses the key or the model, or does not answer: asking on is useless."""
+    """The endpoint refuses the key or the model, or does not answer: further questions are useless."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,13 +47,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Estimates, asks, and prints how far judge and rubric agree. 1 where answers were left without a grade."""
+    """Estimates, asks, and prints how far judge and rubric agree. Returns 1 if answers have no grade."""
     if options.jobs < 1:
         raise KitError(f"--jobs must be at least 1, not {options.jobs}")
     if not all(0 <= price < inf for price in options.prices):
         raise KitError(f"--prices must be two numbers from 0 on, not {options.prices[0]} and {options.prices[1]}")
     folders = {run.resolve().parent.parent for run in options.runs}
-    if len(folders) > 1:  # replies lie beside the runs they belong to
+    if len(folders) > 1:  # replies are stored beside their runs
         raise KitError(f"give runs of one folder at a time, not of {', '.join(sorted(map(str, folders)))}")
     answers = pd.concat([read_run(folder).answers for folder in options.runs], ignore_index=True)
     path, failed = folders.pop() / judge.FILE, 0
@@ -80,8 +80,8 @@ def model_name() -> str:
 
 def client(timeout: float = 60.0, retries: int = 5) -> Any:
     """The ``openai`` client. It reads OPENAI_API_KEY and OPENAI_BASE_URL by itself, and repeats lost connections, 429
-    and 5xx with growing pauses. Raises KitError without the package or a key, and for a key or an address that cannot
-    be one."""
+    and 5xx with growing pauses. Raises KitError if the package or the key is missing, or if the key or the address is
+    malformed."""
     try:
         import openai
     except ImportError:
@@ -97,7 +97,7 @@ def client(timeout: float = 60.0, retries: int = 5) -> Any:
 
 
 def unjudged(answers: pd.DataFrame, path: Path) -> list[Texts]:
-    """The free answers without a stored reply, each once. Raises KitError where the stored ones are another judge's."""
+    """The free answers without a stored reply, each once. Raises KitError if stored replies are of another judge."""
     stored, name = judge.replies(path), model_name()
     if others := set(stored["judge"]) - {name}:
         raise KitError(f"{path} holds replies of {', '.join(sorted(others))}: move it away to ask {name}")
@@ -106,7 +106,7 @@ def unjudged(answers: pd.DataFrame, path: Path) -> list[Texts]:
 
 
 def message(texts: Texts) -> str:
-    """What the judge is sent. As JSON, an answer cannot end the field that it stands in."""
+    """The message to the judge. It is JSON, so an answer cannot end its own field."""
     return json.dumps(dict(zip(("question", "truth", "answer"), texts, strict=True)), ensure_ascii=False)
 
 
@@ -118,9 +118,9 @@ def estimate(asked: list[Texts], prices: Iterable[float]) -> tuple[int, int, flo
 
 
 def ask(asked: list[Texts], path: Path, endpoint: Any, *, jobs: int = 8) -> int:
-    """Has ``asked`` judged, ``jobs`` at a time, and appends each valid reply to ``path`` as it comes. Returns how many
-    got none. Raises Unreachable when the endpoint refuses the key, the model or every question, or cannot be reached.
-    """
+    """Sends ``asked`` to the judge, ``jobs`` at a time, and appends each valid reply to ``path`` as it comes. Returns
+    how many got none. Raises Unreachable if the endpoint refuses the key, the model or every question, or cannot be
+    reached."""
     import openai
     from tqdm import tqdm
 
@@ -133,7 +133,7 @@ def ask(asked: list[Texts], path: Path, endpoint: Any, *, jobs: int = 8) -> int:
             nonlocal graded, refused
             try:
                 reply = _reply(endpoint, name, texts)
-            except openai.BadRequestError:  # this question only, as one that a filter refuses
+            except openai.BadRequestError:  # this question only, for example by a filter
                 with writing:
                     refused += 1
                     if not graded and refused >= REFUSED:
@@ -151,9 +151,9 @@ def ask(asked: list[Texts], path: Path, endpoint: Any, *, jobs: int = 8) -> int:
 
 
 def _reply(endpoint: Any, name: str, texts: Texts) -> dict[str, str] | None:
-    """A ``reply`` with a valid grade and the ``model`` that gave it, since a name may point to another one tomorrow;
-    None after ``TRIES`` without. openai.BadRequestError where the question is refused. What the endpoint says of an
-    error is not repeated: it may hold the key."""
+    """A ``reply`` with a valid grade and the ``model`` that gave it, since a name may mean another model tomorrow; None
+    if ``TRIES`` replies have no valid grade. Raises openai.BadRequestError if the question is refused. Error texts of
+    the endpoint are not repeated: they may contain the key."""
     import openai
 
     messages = [{"role": "system", "content": judge.INSTRUCTIONS}, {"role": "user", "content": message(texts)}]

@@ -1,4 +1,4 @@
-"""The process from which a sweep's notebooks are forked imports this: all that they import, and the keys of stages."""
+"""Imported by the process from which a sweep's notebooks are forked: imports what they need, computes stage keys."""
 
 import ipykernel.kernelapp  # noqa: F401
 import papermill  # noqa: F401
@@ -12,7 +12,7 @@ from mllmu_nb.models import adapters, families, load  # noqa: F401
 from mllmu_nb.models.files import ASSETS
 from mllmu_nb.reporting import figures, show  # noqa: F401
 
-for folder in ASSETS.glob("*-miniature"):  # transformers imports the classes of a family when they are asked for
+for folder in ASSETS.glob("*-miniature"):  # transformers imports the classes of a family at their first use
     shape = AutoConfig.from_pretrained(folder)
     families.get(shape.model_type).load_processor(folder)
     with torch.device("meta"):

@@ -1,7 +1,7 @@
 """``python -m mllmu_nb sweep CONFIG``: a grid of runs, each one notebook in a process of its own.
 
-A configuration file holds parameters and, under ``grid``, lists of values for some of them, hyper-parameters of methods
-included; the runs are their product. Finished runs are skipped, so a sweep that was stopped continues where it was.
+A configuration file has parameters and, under ``grid``, lists of values for some of them, including hyper-parameters of
+methods. The runs are all combinations. Finished runs are skipped, so a sweep that was stopped continues where it was.
 """
 
 import argparse
@@ -34,10 +34,10 @@ EXAMPLES = (
     "sweep configs/miniature.yaml --ratios 5 10 15",
     "sweep configs/miniature.yaml --shard 1/4",
 )
-FIRST = ("vanilla", "oracle", "base")  # the others need vanilla's model, so it runs first, with an oracle beside it
+FIRST = ("vanilla", "oracle", "base")  # the others need vanilla's model, so it runs first, together with an oracle
 JOBS = {"miniature": 3, "paper": 1}  # a third notebook starts while two occupy two cores; a 7B model fills its GPU
 FINETUNE = "finetune"  # the notebook of the models that are not unlearned
-MODEL = ("method", "variant", "modality", "after")  # what a model's printed name holds
+MODEL = ("method", "variant", "modality", "after")  # parts of a model's printed name
 MEMORY = "most often for want of memory: try fewer --jobs"
 
 say = partial(print, flush=True)
@@ -53,7 +53,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Makes the runs that are not finished, then the report. 0 when all of them are finished afterwards, else 1."""
+    """Makes the runs that are not finished, then the report. Returns 0 if all are finished afterwards, else 1."""
     if options.jobs is not None and options.jobs < 1:
         raise KitError(f"--jobs must be at least 1, not {options.jobs}")
     if launched("WORLD_SIZE", 1) > 1:
@@ -69,7 +69,7 @@ def main(options: argparse.Namespace) -> int:
         inputs.check(config)
         inputs.fetch(config)
     waiting = [job for job in jobs if not pipeline.finished(job.config)]
-    for config in filter(pipeline.finished, every if waiting else ()):  # what is made now will stand beside it
+    for config in filter(pipeline.finished, every if waiting else ()):  # new runs will be compared with these
         pipeline.check_commits(config, inputs.run_folder(config))
     at_once = options.jobs or min(JOBS[config.scale] for config in configs)
     say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished already, {at_once} at a time")
@@ -106,8 +106,8 @@ def write_report(scale: str, config: Config) -> None:
 
 
 class Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping, of which YAML would take the last one, and 010 and 1:30, which
-    are the numbers 8 and 90 to it."""
+    """Refuses a key that occurs twice in one mapping (YAML would take the last one), and numbers like 010 and 1:30
+    (YAML would read 8 and 90)."""
 
     def construct_mapping(self, node, deep=False):
         names = [key.value for key, _ in node.value]
@@ -140,17 +140,16 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def absolute(value: str) -> str:
-    """A path, or several with commas between, in full; what does not exist here (a name on the hub) as it is."""
+    """One or several paths (with commas between) as absolute paths; one that does not exist (a hub name) stays."""
     entries = [entry.strip() for entry in ([value] if os.path.exists(value) else value.split(","))]
     named = ",".join(str(Path(entry).resolve()) if entry and os.path.exists(entry) else entry for entry in entries)
-    return named or value  # blanks are refused where parameters are checked
+    return named or value  # blanks are refused when parameters are checked
 
 
 def cells(parameters: Mapping[str, Any], ratios: Sequence[int] = (), bases: Sequence[str] = ()) -> list[Config]:
-    """The runs of a grid, each once, with those first that others depend on; a method is combined only with the axes
-    that concern it. Raises KitError for an unknown parameter, an axis that is no list of single values, an impossible
-    run.
-    """
+    """The runs of a grid, each once; those that others depend on come first. A method is combined only with the axes
+    that concern it. Raises KitError for an unknown parameter, an axis that is not a list of single values, or an
+    impossible run."""
     fixed, axes = {name: value for name, value in parameters.items() if name != GRID}, parameters.get(GRID)
     if not isinstance(axes, Mapping | None):
         raise KitError("grid must contain a list for each parameter, such as 'method: [vanilla, ga]'")
@@ -179,14 +178,14 @@ def cells(parameters: Mapping[str, Any], ratios: Sequence[int] = (), bases: Sequ
 
 
 def hyper_parameters_of(parameters: Mapping[str, Any]) -> set[str]:
-    """Names of those of the method, in its variant, and of the step after it."""
+    """Names of the hyper-parameters of the method, in its variant, and of the step after it."""
     method, after = parameters.get("method", "vanilla"), parameters.get("after", "")
     return set(setting_names(method, after, variant_of(method, parameters.get("variant"), parameters.get("protocol"))))
 
 
 def fitting(parameters: Mapping[str, Any], optional: Iterable[str] = ()) -> dict[str, Any]:
-    """The parameters without those of the ``optional`` names that do not concern the method: another method's
-    hyper-parameters and variants; and for one that trains nothing the rates of unlearning. Its modality is none."""
+    """The parameters without the ``optional`` ones that do not concern the method: hyper-parameters and variants of
+    other methods; if it trains nothing, the parameters of unlearning, and its modality is none."""
     variants = unlearning.variants(parameters.get("method", "vanilla"))
     trains = any(variant.streams for variant in variants.values())
     own = hyper_parameters_of(parameters) | {name for name in Config.model_fields if trains or "unlearn_" not in name}
@@ -196,7 +195,7 @@ def fitting(parameters: Mapping[str, Any], optional: Iterable[str] = ()) -> dict
 
 
 def share(configs: list[Config], shard: str) -> list[Config]:
-    """Every n-th run, from the i-th, of "i/n"."""
+    """Every n-th run, from the i-th on, for the ``shard`` "i/n"."""
     try:
         index, number = map(int, shard.split("/"))
     except ValueError:
@@ -207,7 +206,7 @@ def share(configs: list[Config], shard: str) -> list[Config]:
 
 
 def labels(configs: Sequence[Config]) -> dict[str, str]:
-    """Run id → the model as tables call it, and the parameters in which the runs differ."""
+    """Run id → the model's name in tables, and the parameters in which the runs differ."""
     from mllmu_nb.reporting.runs import label
 
     parameters = {config.run_id: {**config.parameters(), **config.settings} for config in configs}
@@ -220,8 +219,8 @@ def labels(configs: Sequence[Config]) -> dict[str, str]:
 
 
 def notebook_for(config: Config) -> Path:
-    """The notebook that makes a run: the method's own, which may lie beside a method's file outside the package, or
-    the one on fine-tuning for a model that is not unlearned. Raises KitError unless there is one."""
+    """The notebook that makes a run: the method's own, also in the folder of a method's file outside the package, or
+    the one on fine-tuning for a model that is not unlearned. Raises KitError unless there is exactly one."""
     if config.method == YOURS:
         raise KitError("evaluate a model that was made elsewhere with python -m mllmu_nb evaluate, not with a sweep")
     variants, places = unlearning.variants(config.method), {paths.notebooks()}
@@ -270,8 +269,8 @@ class Job:
         self.process = warm.start(self.notebook, self.executed, self.log, self.config.given(), threads)
 
     def problem(self) -> str:
-        """What went wrong, in one line: the signal that ended the process, or the last line of its log. "" where the
-        run is finished."""
+        """What went wrong, in one line: the signal that ended the process, or the last line of its log. "" if the run
+        is finished."""
         code = self.process.exitcode
         if code < 0:
             return f"ended by signal {-code} ({signal.strsignal(-code)})" + f", {MEMORY}" * (code == -9)
@@ -284,7 +283,7 @@ class Job:
 
 
 def execute(jobs: Sequence[Job], at_once: int) -> dict[str, str]:
-    """Runs all ``jobs``; run id → reason of those that failed. A job waits while another makes its vanilla model."""
+    """Runs all ``jobs``. Returns run id → reason of failure. A job waits while another one makes its vanilla model."""
     threads, waiting, running = max(1, (os.cpu_count() or 1) // at_once), list(jobs), []
     failed: dict[str, str] = {}
     try:
@@ -317,6 +316,6 @@ def execute(jobs: Sequence[Job], at_once: int) -> dict[str, str]:
 
 
 def _next(waiting: Sequence[Job], running: Sequence[Job]) -> Job | None:
-    """The first job that need not wait for a vanilla model that another one is making."""
+    """The first job whose vanilla model is not being made by another job; None if all have to wait."""
     being_made = {job.vanilla for job in running if job.vanilla and not job.vanilla.is_dir()}
     return next((job for job in waiting if job.vanilla not in being_made), None)

@@ -1,7 +1,7 @@
 """``mllmu-nb utility RUN --output FOLDER``: MMMU and LLaVA-Bench for a run of the paper's scale, through ``lmms-eval``.
 
-With ``--model``, a folder of ``export --model``, the command for lmms-eval is printed, and run with ``--yes``; what it
-has written into ``--output``, here or elsewhere, becomes ``utility.parquet`` beside the run's answers. LLaVA-Bench
+With ``--model``, a folder of ``export --model``, prints the command for lmms-eval, and runs it with ``--yes``. Its
+output in ``--output``, written here or elsewhere, becomes ``utility.parquet`` beside the run's answers. LLaVA-Bench
 needs a judge, which costs money: lmms-eval takes it from OPENAI_API_KEY, OPENAI_API_URL and MODEL_VERSION.
 """
 
@@ -44,7 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Asks, reads, and prints one line per task. Raises KitError where there is no run, no lmms-eval or no output."""
+    """Asks, reads, and prints one line per task. Raises KitError if there is no run, no lmms-eval or no output."""
     if not is_whole(options.run, named=OF_A_RUN):
         raise KitError(f"there is no finished run in {options.run}, or a file of it was changed")
     if options.model:
@@ -72,7 +72,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def command(model: Path, family: str, output: Path, tasks: list[str], device: str) -> list[str]:
-    """lmms-eval on a model's folder, every sample logged. Raises KitError for a family that it does not know."""
+    """The command that runs lmms-eval and logs all samples. Raises KitError for a family that it does not know."""
     if not (name := families.get(family).lmms_eval):
         raise KitError(f"the name of the family {family} in lmms-eval is not known: set lmms_eval in the family's file")
     # transformers 5 refuses lmms-eval's own default of device_map
@@ -83,9 +83,9 @@ def command(model: Path, family: str, output: Path, tasks: list[str], device: st
 
 
 def read(output: Path, tasks: list[str]) -> tuple[pd.DataFrame, int]:
-    """The samples that lmms-eval logged, the newest file of each task, as rows of ``utility.parquet`` with a ``score``
-    from 0 to 1; and how many a judge gave no grade. Raises KitError without a file, for files of several models, or for
-    one of another form."""
+    """The samples that lmms-eval logged, from the newest file of each task, as rows of ``utility.parquet`` with a
+    ``score`` from 0 to 1; and the number without a judge's grade. Raises KitError if there is no file, if files are of
+    several models or of another form, and for repeated or only empty answers."""
     rows: list[dict[str, Any]] = []
     for task in tasks:
         files = sorted(output.rglob(f"*_samples_{task}.jsonl"), key=lambda file: file.name)
@@ -107,7 +107,7 @@ def read(output: Path, tasks: list[str]) -> tuple[pd.DataFrame, int]:
 
 
 class Task(NamedTuple):
-    """A task of lmms-eval: the set that it is here, the metric whose entry of a sample holds the score, and how."""
+    """A task of lmms-eval: its set here, the metric whose entry in a sample has the score, and how to read it."""
 
     set: str
     metric: str
@@ -124,8 +124,8 @@ def _row(task: Task, sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mmmu(entry: Mapping[str, Any], answer: str) -> float:
-    """1 where one of the parsed answers is right: the letter; of an open question the number to two digits, or the
-    words somewhere in it (the benchmark's rule). 0 for an empty answer, for which lmms-eval draws a letter."""
+    """1 if a parsed answer is right, by the benchmark's rule: the letter; for an open question the number to two
+    digits, or the words somewhere in it. Else 0, also for an empty answer, for which lmms-eval draws a letter."""
     if not answer.strip():
         return 0.0
     truths = entry["answer"] if isinstance(entry["answer"], list) else [entry["answer"]]
@@ -146,8 +146,8 @@ def _number(text: str) -> float | None:
 
 
 def _graded(entry: Mapping[str, Any], answer: str) -> float:
-    """The judge's grade of the model's answer, in tenths; NaN where it gave none (lmms-eval stores -1). The benchmark's
-    own figure is the sum of these over that of the reference answers' grades."""
+    """The judge's grade of the model's answer, divided by 10; NaN if it gave none (lmms-eval stores -1). The
+    benchmark's own figure is the sum of these divided by the sum for the reference answers."""
     _, grade = entry["scores"]
     return grade / 10 if 1 <= grade <= 10 else nan
 

@@ -3,13 +3,13 @@
 Every cell of the scores, computed from the stored answers of both sides, gets a verdict:
 
 - ``same``: the value is the reference's, to rounding.
-- ``within interval``: the reference's value lies in the new 95 % interval, or the new value in the reference's. The
-  intervals allow for other people and questions, while a rerun asks the same ones: this is the weaker word.
+- ``within interval``: the reference's value is in the new 95 % interval, or the new value in the reference's. The
+  intervals allow for other people and questions, but a rerun asks the same ones: this verdict is weaker than ``same``.
 - ``off``: neither. ``missing``: the reference has the cell and the run lacks it. Empty: the reference lacks it.
 
-The reference is the run that comes with the project, or the folder named by ``--against``. At paper scale it is what
-others printed (:mod:`mllmu_nb.reporting.published`), including the anchor (the released weights' score, within 0.005).
-Printed figures have no interval and sources differ in level, so a cell gets the best verdict of its sources.
+The reference is the run that comes with the project, or the folder of ``--against``. At paper scale it is the published
+figures (:mod:`mllmu_nb.reporting.published`), including the anchor (the released weights' score, within 0.005).
+Published figures have no interval and sources differ in level, so a cell gets the best verdict of its sources.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from mllmu_nb.scoring.score import run_scores
 SUMMARY = "compare scores, cell by cell, with the reference run or with published figures"
 EXAMPLES = ("verify", "verify configs/miniature.yaml --rerun")
 SAME, WITHIN, OFF, MISSING = "same", "within interval", "off", "missing"
-ROUNDING = 1e-9  # of sums that are taken in another order
+ROUNDING = 1e-9  # error of sums in another order
 NUMBERS = ["value", "low", "high"]
 REFERENCE = [f"{name}_reference" for name in NUMBERS]
 KEYS = ["run", *CELL, "metric"]
@@ -53,21 +53,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Prints the verdicts. 0 when no cell is off or missing and every run is there, else 1; KitError where there is
-    nothing to compare or a file of a run is damaged."""
+    """Prints the verdicts. Returns 0 if no cell is off or missing and every run is there, else 1. Raises KitError if
+    there is nothing to compare or a file of a run is damaged."""
     if options.rerun and not options.config:
         raise KitError("--rerun needs a configuration file, such as configs/miniature.yaml")
     if options.run and options.config:
         raise KitError("--run compares one finished run: give no configuration with it")
     cache, reference = paths.cache(), options.against or paths.reference()
-    if options.against and not paths.runs(reference).is_dir():  # named before anything is computed
+    if options.against and not paths.runs(reference).is_dir():  # refused before anything is computed
         raise KitError(f"there are no runs in {reference}: give a results folder with --against")
     if not options.rerun:
         return verify(options, reference, cache)
     configs = sweep.cells(sweep.read(options.config))
     if options.against or configs[0].scale != "paper":
         runs_of_reference(reference, [config.run_id for config in configs])  # before hours go into the runs
-    with stages.lock(cache / "rerun"):  # another one would remove the folder
+    with stages.lock(cache / "rerun"):  # another rerun would remove the folder
         os.environ[paths.OUT] = str(cache / "rerun")
         shutil.rmtree(cache / "rerun", ignore_errors=True)
         if sweep.main(argparse.Namespace(config=options.config, ratios=None, bases=None, jobs=None, shard=None)):
@@ -76,7 +76,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def verify(options: argparse.Namespace, reference: Path, cache: Path) -> int:
-    """Compares the runs that are there and prints the verdicts, as :func:`main`; every cell goes into ``cache``."""
+    """Compares the runs that are there, prints the verdicts and returns the status. ``cache`` gets every cell."""
     wanted = [options.run] if options.run else chosen(options.config)
     runs = [read_run(folder) for folder in wanted if options.run or folder.is_dir()]
     if not runs:
@@ -110,8 +110,8 @@ def verify(options: argparse.Namespace, reference: Path, cache: Path) -> int:
 
 
 def chosen(config: Path | None) -> list[Path]:
-    """Folders of one's own runs: those of a configuration, made or not; without one all of the miniature's, else those
-    of the reference."""
+    """Folders of the user's own runs: those of a configuration, made or not. Without one, all runs of the miniature,
+    else those of the reference."""
     if config:
         return [inputs.run_folder(one) for one in sweep.cells(sweep.read(config))]
     own, reference = (sorted(paths.runs(place).glob("*/")) for place in (paths.results("miniature"), paths.reference()))
@@ -119,7 +119,7 @@ def chosen(config: Path | None) -> list[Path]:
 
 
 def runs_of_reference(reference: Path, run_ids: Sequence[str]) -> list[Path]:
-    """Folders of the runs of these ids that the reference has. KitError where it has none of them."""
+    """Folders of the reference's runs with these ids. Raises KitError if it has none of them."""
     folders = [folder for run_id in run_ids if (folder := paths.runs(reference) / run_id).is_dir()]
     if not folders:
         raise KitError(f"{reference} has none of these runs: a run is found by its parameters")
@@ -130,7 +130,7 @@ def runs_of_reference(reference: Path, run_ids: Sequence[str]) -> list[Path]:
 
 
 def compare(scores: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    """The cells of ``scores`` beside those of the reference, and a verdict."""
+    """The cells of ``scores`` with those of the reference, and a verdict for each."""
     reference_cells = reference[[*KEYS, *NUMBERS]]
     cells = scores.merge(reference_cells, "outer", KEYS, suffixes=("", "_reference"), validate="one_to_one")
     return cells.assign(verdict=verdicts(cells))
@@ -145,7 +145,7 @@ def verdicts(cells: pd.DataFrame, rounding: Any = 0.0) -> np.ndarray:
 
 
 def print_differences(runs: Sequence, reference: Path) -> None:
-    """How the runs' records differ from the reference's; most often this is the reason why a cell differs."""
+    """Prints how the runs' records differ from the reference's; most often this is the reason why a cell differs."""
     lines: Counter[str] = Counter()
     for run in runs:
         file = paths.runs(reference) / run.folder.name / stages.RECORD
@@ -158,17 +158,17 @@ def print_differences(runs: Sequence, reference: Path) -> None:
 
 
 def made_with(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What can change a score, of a run's provenance."""
+    """The entries of a run's provenance that can change a score."""
     same = {name: record.get(name) for name in ("device", "data_hash", "base_hash")}
     return {**record.get("versions", {}), **record.get("parameters", {}), **record.get("bits", {}), **same}
 
 
-# -- against what was printed -----------------------------------------------------------------------------------
+# -- against published figures ----------------------------------------------------------------------------------
 
 
 def compare_published(scores: pd.DataFrame) -> pd.DataFrame:
-    """The cells of ``scores`` with the figure that was printed for it and agrees best (``value_reference``), its
-    ``source`` and a ``verdict``; empty where nothing was printed. Raises KitError where nothing has a counterpart."""
+    """The cells of ``scores``, each with the published figure that agrees best (``value_reference``), its ``source``
+    and a ``verdict``; empty if none was published. Raises KitError if no cell has a published figure."""
     printed = pd.concat([pd.DataFrame([published.ANCHOR]), published.cells(published.load())], ignore_index=True)
     keys = [name for name in printed if name not in ("value", "rounding", "source")]
     cells = scores.assign(cell=range(len(scores))).merge(printed, "left", keys, suffixes=("", "_reference"))

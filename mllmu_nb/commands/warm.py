@@ -1,5 +1,5 @@
-"""Notebooks that start fast: papermill and kernel are forked from a process that has imported everything already. Where
-that is not safe (no Linux, or a GPU, whose driver does not survive a fork), papermill starts as it does by hand."""
+"""Starts notebooks fast: papermill and the kernel are forked from a process that has already imported everything. If a
+fork is not safe (no Linux, or a GPU, whose driver does not survive it), papermill starts as it does by hand."""
 
 import multiprocessing
 import os
@@ -19,8 +19,8 @@ INLINE = "__import__('matplotlib').use('module://matplotlib_inline.backend_inlin
 
 
 def start(notebook: Path, executed: Path, log: Path, given: Mapping[str, Any], threads: int) -> BaseProcess:
-    """A process in which papermill executes ``notebook`` in its own folder, with the parameters ``given``, and writes
-    ``executed``. What is printed goes to ``log``, whose last line is the error of a cell, if any."""
+    """Starts a process in which papermill executes ``notebook`` in the notebook's folder with the parameters ``given``,
+    and writes ``executed``. Its output goes to ``log``; the last line is the error of a cell, if any."""
     warm = can_fork()
     context = multiprocessing.get_context("forkserver" if warm else "spawn")
     if warm:
@@ -39,7 +39,7 @@ def can_fork() -> bool:
 
 
 def _execute(notebook: Path, executed: Path, log: Path, given: dict, environment: dict, warm: bool) -> None:
-    os.environ.clear()  # else it is that of the moment when the first process was started
+    os.environ.clear()  # else it is that of the first start
     os.environ.update(environment)
     with open(log, "w") as file:
         for stream in (1, 2):
@@ -60,8 +60,8 @@ def _execute(notebook: Path, executed: Path, log: Path, given: dict, environment
 
 
 def _fork_kernel() -> None:
-    """Forks the kernel now, while this process has no threads; jupyter_client starts it later by handing it the command
-    that would have."""
+    """Forks the kernel now, while this process has no threads. Later, jupyter_client starts it by sending it the
+    arguments of the usual command."""
     from jupyter_client.provisioning import local_provisioner
 
     receiver, sender = multiprocessing.Pipe(duplex=False)
@@ -75,7 +75,7 @@ def _fork_kernel() -> None:
             return usual(command, **settings)
         with sender:
             sender.send((command[command.index(KERNEL) + 1 :], settings.get("env") or {}, os.getcwd()))
-        # what jupyter_client asks of a subprocess.Popen
+        # what jupyter_client uses of a subprocess.Popen
         calls = {"poll": lambda: kernel.exitcode, "wait": lambda: kernel.join() or kernel.exitcode}
         calls["send_signal"] = partial(os.kill, kernel.pid)
         return SimpleNamespace(pid=kernel.pid, stdin=None, stdout=None, stderr=None, **calls)
@@ -85,7 +85,7 @@ def _fork_kernel() -> None:
 
 def _kernel(receiver: Connection, sender: Connection) -> None:
     os.setsid()  # Ctrl-C is for the sweep
-    end_with_parent()  # ipykernel looks for its parent's number as it is imported, too early here
+    end_with_parent()  # ipykernel reads its parent's id on import, too early here
     sender.close()
     try:
         arguments, environment, folder = receiver.recv()
@@ -96,6 +96,6 @@ def _kernel(receiver: Connection, sender: Connection) -> None:
     import pandas
     from ipykernel.kernelapp import IPKernelApp
 
-    # pandas and matplotlib have settled on what suits no kernel, since they were imported outside of one.
+    # pandas and matplotlib were imported outside a kernel, so their settings do not suit one.
     pandas.set_option("display.max_columns", 20)
     IPKernelApp.launch_instance([*arguments, f"--IPKernelApp.exec_lines={INLINE}"])
