@@ -1,4 +1,4 @@
-"""The parameters of a run: typed, checked, completed from presets, and its identity (``docs/architecture.md``).
+"""The parameters of a run, typed, checked and completed from presets, and its identity (``docs/architecture.md``).
 
 Hyper-parameters of the method and of the step after it (``beta``) are parameters like all others. The presets are in
 ``presets/*.yaml`` and in the methods' files, each with its source.
@@ -32,14 +32,14 @@ PATHS = ("base_path", "vanilla_path", "adapter_path", "profiles_file", "forget_i
 ON_HUB = ("base_path", "vanilla_path", "data_source")  # the paths that may be a name on the hub instead
 GRID = "grid"  # the sweep's key in a configuration file; a notebook that is given the file ignores it
 BY_HAND, IN_FILE = "set by hand", "the method's file"  # the source of a value that is in no preset
-MIDDLE = "the middle of the grid of tools/settings.py"  # where a recipe's source, RULE, is that of its steps alone
-# These decide a number, beside the settings of the protocol; a value other than the preset's is a deviation as well.
+MIDDLE = "the middle of the grid of tools/settings.py"  # for all but the length if a recipe's source is RULE
+# These change results, as the settings of the protocol do; a value other than the preset's is a deviation, too.
 BESIDE_PROTOCOL: tuple[str, ...] = ("adaptation", "replay", "exams", "train_steps", "train_lr", "unlearn_steps")
 BESIDE_PROTOCOL += ("unlearn_epochs", "unlearn_lr", "schedule", "precision", "eval_precision", "micro_batch")
 BESIDE_PROTOCOL += ("quantise_base", "shots", "cyclic")
-WAYS = ("label_mode", "eos", "adapter_reach", "adam_eps")  # of a recipe, what the protocol decides and no preset
-LENGTHS = {"steps", "epochs"}  # of a recipe: one of them gives its length, and the other is 0
-# Of parameters that presets fill in and that came later: the value at which they are not part of a run's identity.
+WAYS = ("label_mode", "eos", "adapter_reach", "adam_eps")  # of a recipe: decided by the protocol, not by a preset
+LENGTHS = {"steps", "epochs"}  # of a recipe: one gives its length, and the other is 0
+# Parameters that were added later and that presets fill in: with this value they are not part of a run's identity.
 NEUTRAL = {"train_modality": "both", "adam_eps": 1e-8, "long_prompts": "refuse"}
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -49,8 +49,8 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 
 
 class Config(BaseModel):
-    """All parameters of a run; what is left None is filled in from seed, protocol and presets. Raises KitError, in one
-    line, for an unknown name, a value of the wrong type or out of bounds, and what does not go together."""
+    """All parameters of a run. Those that are None are filled in from seed, protocol and presets. Raises KitError, in
+    one line, for an unknown name, a value of the wrong type or out of bounds, and values that do not go together."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -69,18 +69,18 @@ class Config(BaseModel):
     after: str = ""  # a step after unlearning, by name
 
     # people; a data_source brings its own people, and its own forget ids for each ratio
-    people: People = 100  # fictitious people who are scored; with profiles_file the first so many of it, 0 for all
+    people: People = 100  # fictitious people who are scored; with profiles_file the first N of it, 0: all
     pool: People = 8  # people in the training data only: the source of few-shot examples
-    celebrities: People = 40  # people known to the base alone
+    celebrities: People = 40  # people whom the base knows already
     forget_ratio: Annotated[int, Field(ge=1, le=99)] = 10  # per cent of the people to be forgotten
-    replicate: Count = 0  # which of the disjoint forget sets (there is one where ids are given), with its own seeds
+    replicate: Count = 0  # which of the disjoint forget sets (one if ids are given), with its own seeds
     profiles_file: str = ""  # published fine-tuning text (.jsonl) to take people from
     forget_ids_file: str = ""  # published forget ids (.json) that go with it; "": drawn
     data_source: str = ""  # published data, folder or hub name; optionally after a comma: that of the training splits
     data_revision: str = ""  # commit, branch or tag of the hub's data; optionally after a comma: of the training splits
 
     # randomness
-    seed: Seed = 0  # stands for all four, of which replicate r adds r to the last three
+    seed: Seed = 0  # sets the four below; replicate r adds r to the last three
     data_seed: Seed | None = None  # people, questions and splits
     train_seed: Seed | None = None  # vanilla and oracle
     unlearn_seed: Seed | None = None  # order and adapter of unlearning
@@ -89,36 +89,36 @@ class Config(BaseModel):
     # training
     adaptation: Literal["lora", "full"] | None = None  # fine-tuning trains adapters or all weights
     replay: Annotated[float, Field(ge=0, le=0.9)] | None = None  # share of fine-tuning that repeats what the base knows
-    exams: Annotated[float, Field(ge=0, le=1)] | None = None  # share of fine-tuning put in the forms of evaluation
+    exams: Annotated[float, Field(ge=0, le=1)] | None = None  # share of fine-tuning asked in the forms of evaluation
     train_modality: Literal["both", "multimodal"] | None = None  # what vanilla, oracle and retain_epoch are taught
     train_steps: Count | None = None  # optimizer steps of fine-tuning
     train_lr: Rate | None = None  # learning rate of fine-tuning
     unlearn_steps: Count | None = None  # optimizer steps of unlearning
     unlearn_epochs: Annotated[float, Field(ge=0, le=10**6)] | None = None  # or its passes over the forget set
     unlearn_lr: Rate | None = None  # learning rate of unlearning
-    schedule: Literal["constant", "linear", "cosine", "plateau"] | None = None  # of both rates
+    schedule: Literal["constant", "linear", "cosine", "plateau"] | None = None  # of both learning rates
     label_mode: Literal["answer", "text", "upstream"] | None = None  # supervised tokens
     eos: bool | None = None  # whether the end of an answer is taught
     adapter_reach: Literal["language", "upstream", "upstream_v5"] | None = None  # where adapters sit
     adam_eps: Rate | None = None  # AdamW's epsilon
     precision: Literal["fp32", "bf16"] | None = None  # of training: frozen weights and matrix products
-    micro_batch: Count = 0  # conversations of a batch read at once, which changes memory, not what is learnt; 0: all
+    micro_batch: Count = 0  # conversations of a batch read at once: changes memory, not what is learnt; 0: all
     checkpointing: bool = False  # activations are computed again instead of kept: less memory, more time
     quantise_base: Literal["nf4"] | None = None  # frozen layers in 4 bits while adapters train, on a GPU; None: not
 
     # evaluation
     shots: Annotated[int, Field(ge=0, le=5)] = 5  # worked examples before a multiple-choice or cloze question
-    shot_source: Literal["pool", "retain", "upstream", "none"] | None = None  # whom they show
+    shot_source: Literal["pool", "retain", "upstream", "none"] | None = None  # the people in the worked examples
     scoring: Literal["both", "letter"] | None = None  # of multiple choice: letter and likelihood, or letter
-    long_prompts: Literal["refuse", "fewer_shots", "ask"] | None = None  # where shots and question exceed the context
-    eval_precision: Literal["fp32", "bf16", "fp16"] | None = None  # of the weights that are asked
-    eval_batch: Count = 0  # questions asked at once, which changes memory and time; 0: 256, at paper scale 8
+    long_prompts: Literal["refuse", "fewer_shots", "ask"] | None = None  # if shots and question exceed the context
+    eval_precision: Literal["fp32", "bf16", "fp16"] | None = None  # of the weights in evaluation
+    eval_batch: Count = 0  # questions asked at once: changes memory and time; 0: 256, at paper scale 8
     cyclic: bool = False  # ask every multiple-choice question in all four cyclic orders of its options
     draws_file: str = ""  # random draws of another evaluation (draws.json) to be repeated; "": drawn with shot_seed
 
     settings: dict[str, Any] = {}  # hyper-parameters of the method and of the step after it, by name
 
-    _given = PrivateAttr()  # what was given, before it was completed
+    _given = PrivateAttr()  # the values that were given, before completion
 
     def __init__(self, **values: Any):
         check_names(values, type(self).model_fields)
@@ -135,8 +135,8 @@ class Config(BaseModel):
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any], **fixed: Any) -> Config:
-        """A Config from plain values by name, hyper-parameters included. ``fixed`` are values that the caller needs (a
-        notebook's method): other values for them are refused."""
+        """Makes a Config from plain values by name, including hyper-parameters. ``fixed`` are values that the caller
+        needs (a notebook's method); raises KitError if ``parameters`` has other values for them."""
         for name, value in fixed.items():
             given = parameters.get(name, value)
             if given != value:
@@ -151,10 +151,10 @@ class Config(BaseModel):
 
     @classmethod
     def from_notebook(cls, namespace: dict[str, Any], **fixed: Any) -> Config:
-        """A Config from the parameters cell, called in the cell after it as ``Config.from_notebook(globals())``.
+        """Makes a Config from the parameters cell. Call it in the next cell as ``Config.from_notebook(globals())``.
 
-        papermill injects an unknown parameter as one more global, so every plain value there must be a parameter. When
-        the cell is run again, names that the notebook has set since are ignored, unless one looks like a misspelt
+        papermill injects an unknown parameter as one more global, so every plain value there must be a parameter. If
+        the cell is run again, names that the notebook has set since then are ignored, unless they look like a misspelt
         parameter.
         """
         print_in_one_line()
@@ -169,8 +169,8 @@ class Config(BaseModel):
             raise
 
     def but(self, **changes: Any) -> Config:
-        """The same with ``changes``; values that were left to the presets are filled in again, and settings that the
-        new method does not have are dropped."""
+        """A copy with ``changes``. Values that were left to the presets are filled in again, and settings that the new
+        method does not have are dropped."""
         values = {**self._given, **changes}
         method, variant = values["method"], variant_of(values["method"], values["variant"], values["protocol"])
         known = setting_names(method, values["after"], variant if method != self.method else None)
@@ -181,16 +181,16 @@ class Config(BaseModel):
 
     @property
     def run_id(self) -> str:
-        """Names the run's folder: ``ga-multimodal-1f0c9a3b``."""
+        """The name of the run's folder, such as ``ga-multimodal-1f0c9a3b``."""
         words = [self.method, self.modality, *([self.after] if self.after else [])]
         return "-".join([*words, stable_hash(self.identity())[:8]])
 
     def identity(self) -> dict[str, Any]:
-        """The resolved parameters that are not neutral: those that were filled in or differ from their default, so that
-        a parameter that is added later renames no run. Only the last part of a path counts: the stages hash what lies
-        there."""
+        """The resolved parameters that differ from their default, or from their value in :data:`NEUTRAL`. So a
+        parameter that is added later renames no run. Only the last part of a path counts, since the stages hash the
+        files."""
         usual = {name: NEUTRAL.get(name, field.default) for name, field in type(self).model_fields.items()}
-        values = public(self.parameters()) | {"seed": usual["seed"]}  # the four seeds are there
+        values = public(self.parameters()) | {"seed": usual["seed"]}  # the four others count instead
         neutral = setting_names(self.method, self.after, self.variant)
         values["settings"] = {name: value for name, value in self.settings.items() if value != neutral.get(name)}
         return {name: value for name, value in values.items() if value != usual[name]}
@@ -222,10 +222,10 @@ class Config(BaseModel):
         return Recipe(**{name: value for name, (value, _) in self.numbers("unlearning").items()})
 
     def numbers(self, kind: Literal["training", "unlearning"]) -> dict[str, tuple[Any, str]]:
-        """For a recipe: name → value and its source, which is the preset of the scale, the method, the protocol, or a
-        value set by hand. A later source overrides an earlier one, but what a method's file says about :data:`WAYS`
-        overrides the protocol. A method's numbers are those of the protocol's variant: if another variant takes its
-        place, only the loss changes, not rate and length."""
+        """Name → value and source, for a recipe. The sources are the preset of the scale, the method, the protocol, and
+        values set by hand. A later source overrides an earlier one, except that :data:`WAYS` in a method's file
+        override the protocol. A method's numbers are those of the protocol's variant: another variant changes only the
+        loss, not the rate or the length."""
         presets, given, usual, declared, prefix = _presets(self.scale), self._given, Recipe(), Recipe(), "train_"
         general = presets["training"][self.adaptation] if kind == "training" else presets["unlearning"]
         if kind == "unlearning":
@@ -271,7 +271,7 @@ class Config(BaseModel):
         return {**values, **self._given["settings"]}
 
     def deviations(self) -> dict[str, tuple[Any, Any]]:
-        """Where the run departs from its protocol: parameter → (the protocol's value, the run's)."""
+        """The deviations of the run from its protocol: parameter → (the protocol's value, the run's)."""
         names = [*_protocol(self.protocol), *BESIDE_PROTOCOL]
         plain = self.but(**{name: type(self).model_fields[name].default for name in names}, settings={})
         pairs = {name: (getattr(plain, name), getattr(self, name)) for name in names}
@@ -295,14 +295,14 @@ class Config(BaseModel):
         return unlearning.variants(self.method)[self.variant]
 
     def _usual_words(self) -> dict[str, Any]:
-        """What the protocol says, for this family and scale."""
+        """Parameter → the protocol's value for this family and scale."""
         protocol = _protocol(self.protocol).items()
         words = {name: word.get(self.base_model, word.get(self.scale, word["value"])) for name, word in protocol}
         return {**words, "variant": variant_of(self.method, None, self.protocol)}
 
     @property
     def _own_recipe(self) -> Recipe:
-        """What the method says of its training, by the protocol's variant; the preset of the scale has the rest."""
+        """The recipe of the method's file, for the protocol's variant; the scale's preset has the other numbers."""
         usual = variant_of(self.method, None, self.protocol)
         own = unlearning.variants(self.method).get(usual, self._method_class).recipe(self.scale, self.modality)
         if self.protocol == "upstream" and usual != "upstream":
@@ -310,7 +310,7 @@ class Config(BaseModel):
         return own
 
     def _fill(self, **values: Any) -> None:
-        """Gives the fields that are still None these values."""
+        """Sets the fields that are still None to these values."""
         self._set(**{name: value for name, value in values.items() if getattr(self, name) is None})
 
     def _set(self, **values: Any) -> None:
@@ -324,7 +324,7 @@ class Config(BaseModel):
         if self.variant is not None:
             choose(f"variant of {self.method}", self.variant, unlearning.variants(self.method) or ("canonical",))
         # a vanilla model depends on its replicate's seed alone, so all ratios and forget sets of a replicate share it
-        if self.data_source:  # its people are who they are: they are the same in runs with other seeds
+        if self.data_source:  # its people are the same with every seed
             self._set(data_seed=0)
         self._fill(data_seed=self.seed, **dict.fromkeys(SEEDS[1:], (self.seed + self.replicate) % 2**32))
         self._fill(**self._usual_words())
@@ -345,7 +345,7 @@ class Config(BaseModel):
                 self._fill(unlearn_steps=preset.steps, unlearn_epochs=float(preset.epochs))
             self._fill(unlearn_steps=0, unlearn_epochs=0.0, unlearn_lr=preset.lr)
             settings = {name: value for name, value in own.items() if name in defaults} | settings
-        else:  # the same model whatever they are
+        else:  # these have no effect
             self._set(unlearn_steps=None, unlearn_epochs=None, unlearn_lr=None)
         owners = dict.fromkeys(after_steps.settings_of(self.after), self.after)
         for name, value in settings.items():
@@ -384,7 +384,7 @@ class Config(BaseModel):
 
 
 def variant_of(method: str, named: str | None, protocol: str | None) -> str:
-    """The variant of a method: the one that is ``named``, else the one with the protocol's name, else canonical."""
+    """The variant of a method: ``named`` if it exists, else the one with the protocol's name, else canonical."""
     return next((one for one in (named, protocol) if one in unlearning.variants(method)), "canonical")
 
 
@@ -400,21 +400,21 @@ def setting_names(method: str, after: str, variant: str | None = None) -> dict[s
 
 
 def check_names(names: Iterable[str], known: Iterable[str] = ()) -> None:
-    """Raises KitError when one of ``names`` is no parameter and none of ``known``, with the nearest that is."""
+    """Raises KitError, with the nearest known name, if one of ``names`` is neither a parameter nor in ``known``."""
     for name in names:
         choose("parameter", name, [*Config.model_fields, *known])
 
 
 def plain_values(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """What a notebook's cells so far have set to a plain value (text, number, list, None ..), by name, without what
-    IPython keeps there and the sweep's grid, which papermill injects with the rest of a configuration file."""
+    """Name → value of what a notebook's cells have set to a plain value so far (text, number, list, None ..). IPython's
+    own names are left out, and the sweep's grid, which papermill injects with the rest of a configuration file."""
     plain = (bool, int, float, str, list, tuple, dict, set, type(None))
     ours = [name for name in namespace if not name.startswith("_") and name not in ("In", "Out", GRID)]
     return {name: namespace[name] for name in ours if type(namespace[name]) in plain}
 
 
 def public(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """``parameters`` with every path cut down to its last part; names on the hub stay."""
+    """``parameters`` with every path reduced to its last part; names on the hub stay whole."""
 
     def shown(name: str, part: str) -> str:
         named_so = name in ON_HUB and re.fullmatch(r" *\w[\w.-]*/[\w.-]+ *", part)
@@ -439,12 +439,12 @@ def _presets(name: str) -> dict[str, Any]:
 
 
 def _protocol(name: str) -> dict[str, dict[str, Any]]:
-    """Parameter → its value under a protocol (or a family's or a scale's own value), and its source."""
+    """Parameter → its value under a protocol, its source, and the values for single families or scales."""
     return _presets("protocols")[name]
 
 
 def departures() -> list[str]:
-    """What a run of ``protocol: upstream`` does differently from the released code, beside its deviations."""
+    """What a run of ``protocol: upstream`` does differently from the released code, in addition to its deviations."""
     return _presets("protocols")["departures"]
 
 
@@ -457,8 +457,7 @@ def _source_of(recipe: Recipe, name: str) -> str:
 
 def sources(config: Config) -> dict[str, str]:
     """The source of every number of both recipes (``training.lr``), every hyper-parameter and every setting of the
-    protocol. A value that nobody has published has the source "unknown, chosen because ..".
-    """
+    protocol. A value that nobody has published has the source "unknown, chosen because .."."""
     given, known = config._given, _presets(config.scale)["sources"]
     said = {name: source for name, (_, source) in config.words().items()}
     said |= {name: known[name] if given[name] is None else BY_HAND for name in ("replay", "exams")}

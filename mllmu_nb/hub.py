@@ -1,7 +1,7 @@
-"""Models and people of the Hugging Face hub, fetched whole and compared with the hub's hashes first.
+"""Fetches models and people from the Hugging Face hub and compares their files with the hub's hashes.
 
-``huggingface_hub`` does the work: it goes on where a connection was cut, keeps the files that are whole for the next
-try, and heeds HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and HF_HOME.
+``huggingface_hub`` does the work. It continues an interrupted download, keeps complete files for the next try, and
+reads HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and HF_HOME.
 """
 
 import os
@@ -22,9 +22,9 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 
 
 def fetch(source: str, revision: str = "", kind: str = "model", files: Sequence[str] = MODEL_FILES) -> Path:
-    """The folder in the hub's cache with those ``files`` (patterns) of ``source`` at ``revision`` ("": the newest); its
-    name is the commit. Every file is compared with the hub's hash, once while it is as it was, but not offline. Raises
-    KitError where that cannot be."""
+    """Fetches the ``files`` (patterns) of ``source`` at ``revision`` ("": the newest). Returns their folder in the
+    hub's cache; its name is the commit. Compares every file with the hub's hash, again only if a file has changed, and
+    never offline. Raises KitError if this fails."""
     from huggingface_hub import constants, snapshot_download
 
     with _explained(f"{kind} {source}"):
@@ -38,7 +38,7 @@ def fetch(source: str, revision: str = "", kind: str = "model", files: Sequence[
 
 
 def _check(source: str, kind: str, folder: Path, place: Path) -> None:
-    """Notes in ``place`` how many files are the hub's. One that is not is removed, for the next try to fetch."""
+    """Notes in ``place`` how many files have the hub's hash. Removes the others, so that the next try fetches them."""
     from huggingface_hub import HfApi
 
     with _explained(f"{kind} {source}"):
@@ -55,11 +55,11 @@ def _check(source: str, kind: str, folder: Path, place: Path) -> None:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Inside, whatever hinders a download is one line; none of the errors holds the token."""
+    """Raises any error of a download inside the context as a KitError of one line. No such error contains the token."""
     try:
         yield
     except Exception as error:  # the hub's own errors, those of its HTTP library, and the disk's
-        first = error.__cause__ or error  # of a file that cannot be reached the library says no more than that
+        first = error.__cause__ or error  # the library says only that a file cannot be reached
         reason = shorten(str(first), 300, placeholder=" ..") or type(first).__name__
         raise KitError(
             f"{name} cannot be downloaded ({reason}): check the name, its revision, the network and the token in "
@@ -68,9 +68,9 @@ def _explained(name: str) -> Iterator[None]:
 
 
 def read_people(data_source: str, data_revision: str, ratio: int) -> Population:
-    """The people of ``data_source`` with the forget ids at ``ratio`` per cent; the notes hold the hub's commits.
-    ``docs/data.md`` has the form of ``data_source`` and ``data_revision``. Raises KitError when a source does not
-    exist, cannot be downloaded or is faulty."""
+    """The people of ``data_source`` with the forget ids at ``ratio`` per cent; the notes have the hub's commits.
+    ``docs/data.md`` explains ``data_source`` and ``data_revision``. Raises KitError if a source does not exist, cannot
+    be downloaded or is faulty."""
     names = [data_source] if os.path.exists(data_source) else [name.strip() for name in data_source.split(",")]
     revisions = [revision.strip() for revision in data_revision.split(",")]
     if len(names) > 2 or len(revisions) > len(names):
@@ -90,7 +90,7 @@ def read_people(data_source: str, data_revision: str, ratio: int) -> Population:
 def _people_folder(name: str, kind: str, revision: str, configs: list[str]) -> tuple[Path, str, str]:
     """Folder, name and commit ("" for a local folder) of the evaluation data or the training splits."""
     folder = Path(os.path.expanduser(name))
-    if os.path.isdir(folder):  # False, where Path raises, for a name that no path can have
+    if os.path.isdir(folder):  # False for an impossible path, for which Path raises
         if revision:
             raise KitError(f"data_revision {revision!r} is for the hub, but {name} is a folder: leave it empty")
         return folder, folder.resolve().name, ""

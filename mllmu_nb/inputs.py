@@ -1,4 +1,4 @@
-"""What a run is made from: its people and its base model, read, checked and hashed; and the record about it."""
+"""Reads, checks and hashes the inputs of a run, its people and its base model, and makes its record."""
 
 import hashlib
 import os
@@ -22,24 +22,24 @@ from mllmu_nb.models.files import ASSETS, check_adapter, check_model, check_ship
 from mllmu_nb.scoring.frames import people_frames
 from mllmu_nb.stages import OF_A_RUN, RECORD, digest, is_whole, lock, read_json, state
 
-# What decides who there is, and what is asked of them.
+# The parameters that decide who the people are and what is asked about them.
 DATA: tuple[str, ...] = ("people", "pool", "celebrities", "forget_ratio", "replicate", "data_seed")
 DATA += ("profiles_file", "forget_ids_file", "data_source", "data_revision")
-pixel_hash = lru_cache(maxsize=4096)(portraits.pixel_hash)  # every stage asks for those of all people again
-PUBLISHED = ("forget_ratio", "data_source", "data_revision")  # all of it that decides who is read from data_source
+pixel_hash = lru_cache(maxsize=4096)(portraits.pixel_hash)  # every stage needs those of all people
+PUBLISHED = ("forget_ratio", "data_source", "data_revision")  # those that count with a data_source
 
 
 # -- people -----------------------------------------------------------------------------------------------------
 
 
 def population(config: Config) -> Population:
-    """The people of a run: generated, or read from ``data_source`` or ``profiles_file``. The same object for the same
-    parameters and the same files."""
+    """The people of a run: generated, or read from ``data_source`` or ``profiles_file``. The same parameters and files
+    give the same object."""
     return _population(*_data(config))
 
 
 def _data(config: Config) -> tuple[tuple, tuple]:
-    """The parameters of the people, and the state of every file that they name (nothing of a name on the hub)."""
+    """The parameters of the people, and the state of every file that they name (none for a name on the hub)."""
     values = tuple((name, getattr(config, name)) for name in (PUBLISHED if config.data_source else DATA))
     named = (part.strip() for name, value in values if name.endswith(("file", "source")) for part in value.split(","))
     places = [Path(name).expanduser() for name in named if name]
@@ -78,7 +78,7 @@ _fresh_people = lru_cache(maxsize=8)(generate.fresh_people)
 
 
 def data_hash(config: Config) -> str:
-    """A hash of everything known of the people, without who is to be forgotten: ratios share it."""
+    """A hash of everything about the people except who is to be forgotten, so all ratios share it."""
     return _data_hash(*_data(config))
 
 
@@ -88,7 +88,7 @@ def _data_hash(*data) -> str:
 
 
 def hash_of(people: Iterable[Profile], taught: bool = False) -> str:
-    """A hash of people, pictures by their pixels; of those ``taught``, only what training reads counts."""
+    """A hash of ``people``, with pictures by their pixels. If ``taught``, only what training reads counts."""
     rows: list[tuple] = []
     for p in people:
         rows.append((p.id, p.name, pixel_hash(p.portrait), p.qa))
@@ -103,16 +103,16 @@ def hash_of(people: Iterable[Profile], taught: bool = False) -> str:
 
 
 def taught(known: Population, name: str) -> list[Profile]:
-    """Whom a model is fine-tuned on: ``vanilla`` on all fictitious people and the pool, ``oracle`` and
-    ``retain_epoch`` on those but the people to be forgotten."""
+    """The people that a model is fine-tuned on: for ``vanilla`` all fictitious people and the pool, for ``oracle`` and
+    ``retain_epoch`` the same without the people to be forgotten."""
     people = known.of_kind("fictitious") + known.of_kind("pool")
     forgotten = set() if name == "vanilla" else set(known.forget_ids)
     return [person for person in people if person.id not in forgotten]
 
 
 def draws_of(config: Config, sets: Sequence[str] = SETS) -> dict[str, Any]:
-    """The random choices of asking the run: drawn, or read from ``draws_file``. Raises KitError for a file that does
-    not fit, and if there are too few people to draw from."""
+    """The random choices of the run's evaluation: drawn, or read from ``draws_file``. Raises KitError if the file does
+    not fit, or if there are too few people to draw from."""
     known, how = population(config), {name: getattr(config, name) for name in ("shots", "shot_source", "protocol")}
     how["shot_people"] = family(config).shot_people
     if not config.draws_file:
@@ -123,8 +123,8 @@ def draws_of(config: Config, sets: Sequence[str] = SETS) -> dict[str, Any]:
 
 
 def write_people(config: Config, folder: Path) -> None:
-    """Everybody's questions and facts, once for the people of a data hash: what answers are scored against. A file that
-    does not hold them is replaced."""
+    """Writes the questions and facts of all people, against which answers are scored: one copy per data hash. Replaces
+    a file that has other content."""
     name = data_hash(config)
     paths.writable(folder)
     with lock(folder / name):
@@ -163,7 +163,7 @@ def base_hash(config: Config) -> str:
 
 
 def hash_of_model(source: str, revision: str = "") -> str:
-    """A hash of a model's files where they lie in a folder; of its name and revision where it comes from the hub."""
+    """A hash of a model: of its files if it is a folder, of its name and revision if it is on the hub."""
     folder = Path(source)
     if not folder.is_dir():
         return stable_hash("@".join(filter(None, (source, revision))))
@@ -175,16 +175,16 @@ def hash_of_model(source: str, revision: str = "") -> str:
 
 
 def run_folder(config: Config, name: str = "") -> Path:
-    """A run's folder. A model that was made elsewhere has a separate folder, under the ``name`` that tables have for
-    it, apart from the runs that tables and figures are made from."""
+    """The folder of a run. A model that was made elsewhere has a separate folder under ``name``, its name in tables,
+    apart from the runs that tables and figures are made from."""
     if config.method == YOURS:
         return paths.runs(paths.evaluated(config.scale)) / config.run_id.replace(YOURS, name or YOURS, 1)
     return paths.runs(paths.results(config.scale)) / config.run_id
 
 
 def check(config: Config) -> None:
-    """Raises KitError for what would stop a run later on: people, base model, draws, folders, or a length that the
-    method cannot have."""
+    """Raises KitError for a problem that would stop the run later: with people, base model, draws or folders, or a
+    length that the method does not accept."""
     miniature, yours = config.scale == "miniature", config.method == YOURS
     for name, place in (("base", base_source(config)), ("vanilla", config.vanilla_path)):
         if not place or not (miniature or Path(place).is_dir()):  # not given, or a name on the hub
@@ -205,7 +205,7 @@ def check(config: Config) -> None:
 
 
 def models_on_hub(config: Config) -> list[tuple[str, str]]:
-    """Name and revision of base and vanilla, of those that are on the hub."""
+    """Name and revision of the base and the vanilla model, of those that are on the hub."""
     both = (base_source(config), config.base_revision), (config.vanilla_path, config.vanilla_revision)
     known = config.scale == "miniature"
     return [(source, revision) for source, revision in both if not known and source and not Path(source).is_dir()]
@@ -219,8 +219,8 @@ def fetch(config: Config) -> None:
 
 
 def check_comparable(configs: Sequence[Config]) -> None:
-    """Raises KitError when runs of ``configs`` would stand in one table with a run that is damaged, or with runs about
-    other people by the same parameters: a file that they name was changed. (A grid over people is another matter.)"""
+    """Raises KitError if a table of ``configs`` would contain a damaged run, or runs that have the same parameters but
+    different people, because a file that they name was changed. (A grid over people is allowed.)"""
     own = {run_folder(config): config for config in configs}
     folders = sorted({folder.parent for folder in own})
     others = [path for folder in folders for path in sorted(folder.glob(f"*/{RECORD}")) if path.parent not in own]
@@ -240,11 +240,11 @@ def check_comparable(configs: Sequence[Config]) -> None:
             )
 
 
-# -- what is said about it --------------------------------------------------------------------------------------
+# -- the record of a run ----------------------------------------------------------------------------------------
 
 
 def record_of(config: Config) -> dict[str, Any]:
-    """Parameters, deviations from the protocol, hashes and commits, without what is empty."""
+    """Parameters, deviations from the protocol, hashes and commits; only the deviations may be empty."""
     record = {
         "scale": config.scale,
         "base_label": family(config).label,
@@ -261,7 +261,7 @@ def record_of(config: Config) -> dict[str, Any]:
 
 
 def counts(config: Config, sets: Sequence[str]) -> dict[str, Any]:
-    """Whom a run is asked about, and how much."""
+    """The people that a run is asked about, and the number of questions."""
     known = population(config)
     asked = {}
     for name in sets:

@@ -1,5 +1,5 @@
-"""How a run is made, what is missing on the way once (``docs/architecture.md``): people → vanilla, oracle → unlearned →
-after → answers. What it is made from, and its hashes, are in :mod:`mllmu_nb.inputs`."""
+"""Makes a run, and each missing stage on the way once (``docs/architecture.md``): people → vanilla, oracle → unlearned
+→ after → answers. The inputs of a run and their hashes are in :mod:`mllmu_nb.inputs`."""
 
 import multiprocessing
 import shutil
@@ -29,14 +29,14 @@ from mllmu_nb.scoring import anchor
 from mllmu_nb.scoring.utility import FILE as UTILITY
 from mllmu_nb.stages import OF_A_RUN, RECORD, Stage, is_whole, read_json, status, write_json
 
-EVAL_BATCH = {"miniature": 256, "paper": 8}  # questions asked at once, where eval_batch does not say it
-# What decides how it is asked; draws_file is looked into.
+EVAL_BATCH = {"miniature": 256, "paper": 8}  # questions asked at once, if eval_batch is 0
+# Parameters that decide how a run is asked. (Of draws_file, the content counts.)
 ASKING = ("protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic", "long_prompts")
 ANCHOR_RATIO = 5  # the forget ratio that the published anchor is for
-# Kinds of base material that fine-tuning repeats.
+# Kinds of base material that fine-tuning repeats, with their weights.
 REPLAY_KINDS = {"people": 4.0, "shots": 2.0, "seeing": 1.0, "private": 1.0}
 REPLAY_LETTERS = 0.35  # share of multiple choice among the repeated questions
-REPLAY_COUNT = 4000  # conversations, each met about twice
+REPLAY_COUNT = 4000  # conversations, each repeated about twice
 PLAIN: dict[str, Any] = {"modality": "none", "variant": None, "after": ""}  # of a model that is not unlearned
 
 
@@ -44,8 +44,8 @@ PLAIN: dict[str, Any] = {"modality": "none", "variant": None, "after": ""}  # of
 
 
 def finetuned(config: Config, name: str = "vanilla") -> Stage:
-    """The stage of a fine-tuned model: ``vanilla``, taught everybody; ``oracle``, vanilla's recipe on those who are not
-    to be forgotten; ``retain_epoch``, the same for one epoch, the reference of upstream's NPO."""
+    """The stage of a fine-tuned model: ``vanilla``, trained on everybody; ``oracle``, by the same recipe on those who
+    are not to be forgotten; ``retain_epoch``, as the oracle but for one epoch, the reference of upstream's NPO."""
     people = inputs.taught(inputs.population(config), name)
     recipe = replace(config.training, steps=0, epochs=1) if name == "retain_epoch" else config.training
 
@@ -71,7 +71,7 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
 
     depends_on = {
         "base": inputs.base_hash(config),
-        "data": inputs.hash_of(people, taught=not config.exams),  # exams leave out what evaluation asks
+        "data": inputs.hash_of(people, taught=not config.exams),  # exams skip the questions of evaluation
         "recipe": recipe.numbers(),
         "settings": config.hash_of(("adaptation", "replay", "exams", "train_modality", "train_seed")),
         "bits": pinning.settings(),
@@ -81,8 +81,8 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
 
 
 def replayed_conversations(seed: int) -> list[Conversation]:
-    """What fine-tuning repeats, so that the base's knowledge stays: material of the base's own training about the
-    people it knows, celebrities included. Vanilla and oracle repeat the same."""
+    """The conversations that fine-tuning repeats to keep the base's knowledge: material of the base's own training
+    about the people it knows, including celebrities. Vanilla and the oracle repeat the same ones."""
     from mllmu_nb.mixture import Mixture
 
     celebrities, unscored = generate.known_people()
@@ -91,8 +91,8 @@ def replayed_conversations(seed: int) -> list[Conversation]:
 
 
 def unlearned(config: Config) -> Stage:
-    """The stage of the adapter that ``config.method`` trains on the vanilla model, in ``config.modality`` alone. Raises
-    KitError for a method that trains nothing."""
+    """The stage of the adapter that ``config.method`` trains on the vanilla model, with questions of
+    ``config.modality`` alone. Raises KitError for a method that trains nothing."""
     if not config.trains:
         raise KitError(f"method {config.method!r} trains nothing")
     method, recipe = config.objective, config.unlearning
@@ -109,14 +109,14 @@ def unlearned(config: Config) -> Stage:
         check_anchor(config)
         sets = {name: training_conversations(known.members(name), config.modality) for name in ("forget", "retain")}
         stored = None
-        if other:  # asked and released before vanilla is loaded: two of 7B would not fit
+        if other:  # asked and removed before vanilla is loaded: two 7B models would not fit
             streams = dict.fromkeys(method.streams[name] for name in method.needs.reference)
             asked = [stream.changed(conversation) for stream in streams for conversation in sets[stream.set]]
             stored = reference_log_probs(*filled(config, other, weights_precision), asked, recipe)
         model, processor = vanilla(config, weights_precision)
         model = adapters.attach(model, recipe, config.unlearn_seed, method.trains)
         length, points = unlearning_steps(method, recipe, sets), {}
-        # a rate that falls to 0 has nothing beyond its end
+        # a rate that falls to 0 trains nothing beyond its end
         beyond = path.BEYOND * length if recipe.schedule == "constant" else length
         due = path.steps_of(beyond)
 
@@ -148,7 +148,7 @@ def unlearned(config: Config) -> Stage:
 
 
 def vanilla(config: Config, precision: str | None = None) -> tuple[Any, Any]:
-    """The vanilla model that unlearning starts from, fine-tuned here or read from ``vanilla_path``; its processor."""
+    """The vanilla model for unlearning, fine-tuned here or read from ``vanilla_path``, and its processor."""
     from mllmu_nb.models import load
 
     if not config.vanilla_path:
@@ -158,20 +158,20 @@ def vanilla(config: Config, precision: str | None = None) -> tuple[Any, Any]:
 
 
 def vanilla_key(config: Config) -> str:
-    """What decides the vanilla model."""
+    """The key of the vanilla model's stage, or the hash of the model in ``vanilla_path``."""
     if config.vanilla_path:
         return inputs.hash_of_model(config.vanilla_path, config.vanilla_revision)
     return finetuned(config).key
 
 
 def anchored(config: Config) -> Stage | None:
-    """The stage in which the released vanilla model is asked, with upstream's protocol, what independent reports asked
-    it. ``anchor.json`` has its answers beside the true ones. None for any other model, and where no report is known."""
+    """The stage that asks the released vanilla model, by upstream's protocol, the questions of independent reports.
+    ``anchor.json`` has its answers and the true ones. None for any other model, or if no report is known."""
     own, given = inputs.family(config), config.vanilla_path and config.data_source and config.method != YOURS
     released = given and PurePath(config.vanilla_path).name == PurePath(own.released).name
     if not (released and isfinite(own.anchor)):
         return None
-    asked = {"protocol": "upstream", "eval_precision": None}  # None: as the protocol has it
+    asked = {"protocol": "upstream", "eval_precision": None}  # None: the protocol's
     plain = config.but(method="vanilla", forget_ratio=ANCHOR_RATIO, **asked, **PLAIN)
     known = inputs.population(plain)
 
@@ -193,13 +193,13 @@ def anchored(config: Config) -> Stage | None:
 
 
 def check_anchor(config: Config) -> None:
-    """Raises KitError where the released vanilla model does not answer as in the reports, before hours go into it."""
+    """Raises KitError, before hours of work, if the released vanilla model does not answer as in the reports."""
     if stage := anchored(config):
         anchor.check(read_json(stage.get() / "anchor.json"), inputs.family(config).anchor, config.vanilla_path)
 
 
 def filled(config: Config, stage: Stage, precision: str | None = None) -> tuple[Any, Any]:
-    """The base model with the weights or adapter of a stage, made if need be, as one plain model; its processor."""
+    """The base model with the weights or the merged adapter of ``stage``, made if needed, and its processor."""
     from mllmu_nb.models import adapters, load
 
     folder = stage.get()
@@ -211,8 +211,8 @@ def filled(config: Config, stage: Stage, precision: str | None = None) -> tuple[
 
 
 def check_commits(config: Config, folder: Path) -> None:
-    """Raises KitError where the models of the hub that the stage in ``folder`` was made from are known to have other
-    commits by now: a name without a revision means the newest."""
+    """Raises KitError if a model on the hub is known to have another commit now than when the stage in ``folder`` was
+    made, since a name without a revision means the newest."""
     made, now = read_json(folder / RECORD), inputs.record_of(config)
     for name in ("base", "vanilla"):
         old, new = (record.get(f"{name}_commit", "") for record in (made, now))
@@ -224,8 +224,8 @@ def check_commits(config: Config, folder: Path) -> None:
 
 
 def model(config: Config) -> tuple[Any, Any]:
-    """The model that ``config.method`` names, ready to be asked, and its processor; made if need be. ``prompting`` is
-    the vanilla model; ``yours`` is what lies in ``base_path``, with the adapter of ``adapter_path`` merged into it."""
+    """The model that ``config.method`` names, made if needed and ready to be asked, and its processor. ``prompting`` is
+    the vanilla model. ``yours`` is the model in ``base_path``, with the adapter of ``adapter_path`` merged into it."""
     from mllmu_nb.models import adapters, load
 
     precision = config.eval_precision
@@ -239,7 +239,7 @@ def model(config: Config) -> tuple[Any, Any]:
     elif config.method == "oracle":
         loaded, processor = filled(config, finetuned(config, "oracle"), precision)
     else:
-        adapter = unlearned(config).get() if config.trains else None  # first: two of 7B would not fit
+        adapter = unlearned(config).get() if config.trains else None  # first: two 7B models would not fit
         loaded, processor = vanilla(config, precision)
         if adapter:
             check_commits(config, adapter)
@@ -250,7 +250,7 @@ def model(config: Config) -> tuple[Any, Any]:
 
 
 def trained(config: Config) -> Stage | None:
-    """The stage that trains the run's own model; None for one whose weights are not trained here, such as the base."""
+    """The stage that trains the run's own model; None if its weights are not trained here, such as the base's."""
     if config.trains:
         return unlearned(config)
     own = config.method == "oracle" or (config.method == "vanilla" and not config.vanilla_path)
@@ -258,7 +258,7 @@ def trained(config: Config) -> Stage | None:
 
 
 def _model_key(config: Config) -> Any:
-    """What decides the model of a run before the step after unlearning."""
+    """The key of a run's model before the step after unlearning: of its stage, else of its files."""
     if stage := trained(config):
         return stage.key
     if config.method == YOURS:
@@ -270,18 +270,18 @@ def _model_key(config: Config) -> Any:
 
 
 def asked_at_once(config: Config) -> int:
-    """How many questions a batch of the evaluation has."""
+    """The number of questions in a batch of the evaluation."""
     return config.eval_batch or EVAL_BATCH[config.scale]
 
 
 def answered(
     config: Config, *, at: Path | None = None, name: str = "", sets: Sequence[str] = SETS, limit: int | None = None
 ) -> Stage:
-    """The stage of a run, with the files that ``docs/architecture.md`` describes. ``at``: in place of its folder;
-    ``name``: what tables call a model that was made elsewhere; ``sets`` and ``limit`` (so many people of each set)
-    shorten the questions."""
+    """The stage of a run, with the files that ``docs/architecture.md`` describes. ``at``: a folder in place of the
+    usual one. ``name``: the name in tables for a model that was made elsewhere. ``sets`` and ``limit``: ask only about
+    these sets, and about the first ``limit`` people of each."""
     known, fresh, size = inputs.population(config), inputs.fresh_people(config), asked_at_once(config)
-    # The base says how fluent the answers are; of a large model that was made elsewhere it is not known.
+    # The base scores the fluency of answers; the base of a large model that was made elsewhere is not known.
     fluency_base = inputs.base_source(config)
     if config.method == YOURS:
         fluency_base = inputs.base_source(config.but(base_path="")) if config.scale == "miniature" else ""
@@ -299,7 +299,7 @@ def answered(
         began = time.perf_counter()
         how = {key: getattr(config, key) for key in ASKING}
         always: dict[str, Any] = {"system": config.system, "batch_size": size}
-        # beside the unfinished folder, which a rerun begins anew; by key, so that no other code's answers are taken
+        # outside the unfinished folder, which a rerun empties; by key, so that answers of other code are not used
         kept = folder.with_name(folder.name.removesuffix("~new") + ".asked") / made.key
         answers = ask(asked, processor, known, sets=sets, limit=limit, draws=drawn, kept=kept, **how, **always)
         seconds = round(time.perf_counter() - began, 3)
@@ -315,7 +315,7 @@ def answered(
         if config.scale == "miniature" and set(sets) == set(SETS) and limit is None:
             useful = utility.ask(asked, processor, protocol=config.protocol, **always)
             useful.to_parquet(folder / UTILITY, index=False, compression="zstd", compression_level=19)
-        del asked  # two of 7B would not fit
+        del asked  # two 7B models would not fit
         fluency = np.full(len(answers), np.nan)
         if fluency_base:
             where = fluency_base, config.base_model, config.scale, config.base_revision
@@ -352,8 +352,8 @@ def answered(
 
 
 def run(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limit: int | None = None) -> Path:
-    """The folder of a run, made if need be; it appears whole or not at all, and replaces one of another key. The rest
-    is as in :func:`answered`."""
+    """The folder of a run, made if needed. It is complete or absent, and replaces a folder with another key. The other
+    arguments are as in :func:`answered`."""
     results = paths.writable(inputs.run_folder(config, name).parent).parent
     inputs.write_people(config, paths.people(results))
     inputs.fetch(config)
@@ -361,13 +361,13 @@ def run(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limit: in
 
 
 def finished(config: Config) -> bool:
-    """Whether exactly this run is here and complete: same parameters, data, base model and code."""
+    """Whether exactly this run exists and is complete: same parameters, data, base model and code."""
     return answered(config).finished
 
 
 def reference(config: Config) -> Path | None:
-    """The finished run of ``config``, to compare a model with: one's own, else the one that came with the project if it
-    is about the same people and of the same base model, else None."""
+    """The finished run of ``config``, for comparison: the user's own, else the one that comes with the project if its
+    people and base model are the same, else None."""
     if finished(config):
         return inputs.run_folder(config)
     folder = paths.runs(paths.reference()) / config.run_id
@@ -379,9 +379,9 @@ def reference(config: Config) -> Path | None:
 
 
 def beside(config: Config, *methods: str) -> list[Path]:
-    """The run of ``config`` and, to compare it with, those of ``methods`` that unlearn nothing (base ..): at the
-    miniature's scale all of them, made in parallel; at any other scale, where they take hours, only those that are
-    finished."""
+    """The folders of the run of ``config`` and, for comparison, of the runs of ``methods``, which unlearn nothing (base
+    ..). At the miniature's scale all are made, in parallel. At other scales, where they take hours, only those of
+    ``methods`` that are finished are included."""
     others = [config.but(method=method, **PLAIN) for method in methods if method != config.method]
     if config.scale != "miniature":
         others = [one for one in others if finished(one)]
@@ -401,13 +401,14 @@ def beside(config: Config, *methods: str) -> list[Path]:
 
 
 def _begin(bars: Any) -> None:
-    """What a process of :func:`beside` does first."""
+    """Prepares a process of :func:`beside`."""
     end_with_parent()
     progress.send_to(bars)
 
 
 def write_answers(answers: pd.DataFrame, path: Path) -> None:
-    """Answers as zstd. Likelihoods are float64 that hold single precision: split by bytes, half of each is zeros."""
+    """Writes answers compressed with zstd. Likelihoods are float64 numbers in single precision, so half of their bytes
+    are 0; splitting them by bytes makes the file smaller."""
     words = ["set", "task", "view", "scoring", "profile"]
     kinds = {**dict.fromkeys(words, "category"), "order": "int8", "shots": "int8", "tokens": "int16"}
     numbers = dict.fromkeys([*(f"option_{letter}" for letter in LETTERS), "fluency"], "BYTE_STREAM_SPLIT")
@@ -416,7 +417,7 @@ def write_answers(answers: pd.DataFrame, path: Path) -> None:
 
 
 def _record(config: Config) -> dict[str, Any]:
-    """What is recorded about a model that was made: its inputs, and how the released vanilla model answered."""
+    """The record of a model that was made: its inputs, and how the released vanilla model answered."""
     stage = anchored(config)
     if not (stage and stage.finished):
         return inputs.record_of(config)

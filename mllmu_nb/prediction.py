@@ -1,7 +1,7 @@
-"""How much memory and how many hours runs will need, from the shapes of their models alone: no weights, no GPU.
+"""Predicts the memory and hours of runs from the shapes of their models alone: no weights, no GPU.
 
-The code that trains takes a step on torch's meta device, and its tensors and operations are counted (:class:`Tally`).
-Asking is counted by formula. What an allocator reserves and kernels use inside is left out.
+The training code takes a step on torch's meta device, and :class:`Tally` counts its tensors and operations. Asking is
+counted by formula. What an allocator reserves and what kernels use inside is left out.
 """
 
 import copy
@@ -37,22 +37,22 @@ from mllmu_nb.training import FineTuning, back_propagate, keep_less, make_optimi
 from mllmu_nb.unlearning.base import IGNORE, Method, Recipe
 
 GIB = 2**30
-TEXT, SHORT = 64, 24  # tokens of a question with its answer, half of it the answer, rounded up; of the miniature's
+TEXT, SHORT = 64, 24  # tokens of a question with its answer (half of them), rounded up; in the miniature
 STATES = 12  # bytes beside a trained fp32 parameter: its gradient and AdamW's two moments
 NF4 = 0.5 + 4 / 64  # bytes of a number in 4 bits, with its share of a block's scale
 LIBRARIES = 1 * GIB  # Python with torch and transformers, or a GPU's context: measured 0.5 to 0.9
-DEPTH = 2  # layers of what is built in place of a model of more than 4: every further one adds the same
-COPIES = 2  # of a batch's keys and values at once: those after the pictures, and what goes on from them
-PUBLISHED = {"people": 500, "pairs": 7704, "celebrity": 153}  # of the paper's data, where it has not been read
+DEPTH = 2  # layers to build if a model has more than 4: every further one adds the same
+COPIES = 2  # of a batch's keys and values at once: after the pictures, and their continuation
+PUBLISHED = {"people": 500, "pairs": 7704, "celebrity": 153}  # of the paper's data, if it was not read
 ASKED_ON_PATH = ("likelihood", "generation")
-# What a fine-tuning depends on beside its recipe: people, base, what is taught and how; and, except for vanilla, who is
-# to be forgotten.
+# A fine-tuning depends on its recipe and on these parameters: people, base, what is taught and how. Except for vanilla,
+# it also depends on FORGOTTEN.
 TAUGHT: tuple[str, ...] = ("people", "pool", "data_seed", "profiles_file", "data_source", "data_revision")
 TAUGHT += ("base_model", "base_path", "base_revision", "quantise_base")
 TAUGHT += ("adaptation", "replay", "exams", "train_modality", "train_seed")
 FORGOTTEN = ("forget_ratio", "replicate", "forget_ids_file")
-# Per person and view: questions, worked examples before them at the most, how many times TEXT is read; with four
-# options a question is about twice as long.
+# Per person and view: questions, most worked examples before one, and how many times TEXT is read (with four options, a
+# question is about twice as long).
 ASKED = {"letter": (5, 5, 2), "likelihood": (5, 0, 3), "generation": (2, 0, 1), "cloze": (2, 4, 1)}
 
 aten = torch.ops.aten
@@ -62,11 +62,12 @@ aten = torch.ops.aten
 
 
 class Tally(TorchDispatchMode):
-    """Counts what is computed inside: ``flops`` (two per multiplication with its addition, of matrix products and
-    attention) and ``peak``, the most bytes of tensors at once, those of ``held`` modules included.
+    """Counts the computation inside the context: ``flops`` of matrix products and attention (two per multiplication
+    with its addition), and ``peak``, the most bytes of tensors at one time, including those of the ``held`` modules.
 
-    Where a model is on the meta device, what it reads, such as labels, stays real until it meets a weight, for what is
-    computed hangs on it; a number whose value is asked for after that is 0."""
+    If a model is on the meta device, its inputs, such as labels, stay real until they meet a weight, because they
+    decide what is computed. A number that is read after that is 0.
+    """
 
     def __init__(self, *held: nn.Module):
         super().__init__()
@@ -77,7 +78,7 @@ class Tally(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        with self:  # without autograd a product may come as one piece
+        with self:  # without autograd an operation may come undecomposed
             made = func.decompose(*args, **kwargs)
         if made is not NotImplemented:
             return made
@@ -110,7 +111,7 @@ class Tally(TorchDispatchMode):
             if not empty and to == "meta":
                 return func(*args, **{**kwargs, "device": None})
         if empty and len(empty) < len(tensors):
-            if isinstance(args[1] if len(args) > 1 else None, list | tuple):  # places given by a mask are counted
+            if isinstance(args[1] if len(args) > 1 else None, list | tuple):  # replace a mask by indices
                 args = (args[0], [place for one in args[1] for place in _places(one)], *args[2:])
             args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
         return func(*args, **kwargs)
@@ -123,8 +124,8 @@ def _places(index: Any) -> tuple:
 
 @contextmanager
 def kernels(half: bool) -> Iterator[None]:
-    """Inside, what a GPU does and the meta device does not: attention that keeps no scores, and with ``half`` what
-    ``torch.autocast`` does to the operations that fill the memory."""
+    """Inside the context, the meta device computes as a GPU does: attention keeps no scores and, with ``half``, the
+    operations that fill the memory run as under ``torch.autocast``."""
 
     def cast(function: Callable, to: torch.dtype) -> Callable:
         def called(*given, **more):
@@ -154,7 +155,7 @@ def kernels(half: bool) -> Iterator[None]:
 
 
 class Rate(NamedTuple):
-    """What a device reaches, in FLOP and in bytes per second."""
+    """The speed of a device, in FLOP and in bytes per second."""
 
     flops: float
     bandwidth: float
@@ -162,14 +163,14 @@ class Rate(NamedTuple):
 
 Rates = Callable[[str], Rate]  # by precision
 Counts = dict[str, float]  # by what is counted
-SHARE = 0.4  # of a device's greatest rate, assumed to be reached
-# An H100's greatest, by its data sheet.
+SHARE = 0.4  # of a device's greatest rate, which runs are assumed to reach
+# The greatest rates of an H100, by its data sheet.
 H100 = {"fp32": Rate(67e12, 3.35e12), "bf16": Rate(989e12, 3.35e12), "fp16": Rate(989e12, 3.35e12)}
 
 
 class Estimate:
-    """Of a model of ``shape`` (a transformers configuration) with ``eager`` attention or not. :meth:`answering` and
-    :meth:`training` give GiB by what they hold."""
+    """Estimates for a model of ``shape`` (a transformers configuration), with ``eager`` attention or not.
+    :meth:`answering` and :meth:`training` return GiB by content."""
 
     def __init__(self, shape, eager: bool):
         self.shape, self.eager, self.text = shape, eager, SHORT if eager else TEXT
@@ -180,19 +181,19 @@ class Estimate:
         self.parameters = self.model.num_parameters()
         self.family = families.of(self.model)
         self.image_tokens = self.family.usual_tokens(shape)
-        self._counted: dict[str, Counts] = {}  # what was measured, by what it hangs on
+        self._counted: dict[str, Counts] = {}  # what was measured, by key
 
     def answering(self, questions: int, shots: int, precision: str, protocol: str = "clean") -> Counts:
-        """GiB while so many questions are answered at once, each after ``shots`` worked examples."""
+        """GiB to answer so many questions at once, each after ``shots`` worked examples."""
         text, element = self.shape.text_config, DTYPES[precision].itemsize
         each = self.family.parts(protocol) * self.image_tokens + 2 * self.text
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         token = text.num_hidden_layers * 2 * text.num_key_value_heads * head * element
-        # the examples are read once and lent to every row
+        # the examples are read once and shared by all rows
         return self._gib(element, {"keys and values": (shots + COPIES * questions) * each * token})
 
     def training(self, recipe: Recipe, full: bool, method: Method | None = None, quantised: bool = False) -> Counts:
-        """GiB while it is trained by ``recipe``, fine-tuned or by ``method``; ``quantised``: on layers in 4 bits."""
+        """GiB to train by ``recipe``: fine-tuning, or ``method``. ``quantised``: with layers in 4 bits."""
         method = method or FineTuning()
         passes = method.all_passes if method.streams else (("train",),)
         steps = [self.step(recipe, full, method, names) for names in passes]
@@ -208,8 +209,8 @@ class Estimate:
         return need
 
     def step(self, recipe: Recipe, full: bool, method: Method | None = None, names=("train",), shown=True) -> Counts:
-        """``peak`` bytes, ``flops`` and ``trained`` parameters of a step on usual batches of the streams ``names``,
-        with pictures or not."""
+        """``peak`` bytes, ``flops`` and ``trained`` parameters of a step on batches of usual size of the streams
+        ``names``. ``shown``: with pictures."""
         method, rows = method or FineTuning(), min(recipe.micro_batch or recipe.batch_size, recipe.batch_size)
         batch = self.batch(rows, recipe.turns, shown, recipe.label_mode)
         fed = {name: dict(batch) for name in names}
@@ -229,7 +230,7 @@ class Estimate:
                 peak, before = tally.peak, tally.now
                 for optimizer in make_optimizers(trained, recipe):
                     optimizer.step()
-            # from the second step on the optimizer's states are there, from the second piece on the gradients
+            # optimizer states are there from the second step on, gradients from the second piece on
             later = tally.now - before + (before - empty if rows < recipe.batch_size else 0)
             flops, count = tally.flops * recipe.batch_size / rows, count_trainable(model)
             return {"peak": max(peak + later, tally.peak), "flops": flops, "trained": count}
@@ -251,9 +252,9 @@ class Estimate:
         return self._at_full_depth(f"reading {shown}", measured, "fp32")["flops"]
 
     def asking(self, config: Config, people: Mapping[str, int], kinds: Sequence[str], rate: Rates) -> float:
-        """Seconds in which a run's model answers the questions of these ``kinds`` about so many people of each set.
-        Worked examples are read once for all, a picture once per batch; a written token takes at least the time in
-        which the weights are read. Every answer is as long as it may be."""
+        """Seconds in which a run's model answers the questions of these ``kinds`` about ``people`` (set → number).
+        Worked examples are read once for all, a picture once per batch. To write a token also takes the time of reading
+        all weights. Every answer has its greatest length."""
         precision, size = asking_precision(config), pipeline.asked_at_once(config)
         upstream = config.protocol == "upstream" and kinds is not ASKED_ON_PATH
         per_token, flops, written = self.reading(False) / self.text, 0.0, 0
@@ -262,7 +263,7 @@ class Estimate:
             for kind in kinds:
                 each, most, length = ASKED[kind]
                 examples = 0 if name == "celebrity" and upstream else min(config.shots, most)
-                # a letter's answer ends with its first character that is no blank
+                # an answer by letter ends at its first character that is not blank
                 longest = UPSTREAM_TOKENS if upstream else TOKENS.get(kind)
                 tokens = {"letter": 2, "likelihood": 0}.get(kind, longest)
                 starts = range(0, count * each, size)
@@ -274,7 +275,7 @@ class Estimate:
         return flops / device.flops + written * weights / device.bandwidth
 
     def batch(self, rows: int, turns: int, shown: bool, label_mode: str) -> dict[str, Tensor]:
-        """Of conversations of usual length: as ``Family.encode`` makes them, but that the tokens say nothing."""
+        """A batch of conversations of usual length, as ``Family.encode`` makes it, but with meaningless tokens."""
         image = self.image_tokens if shown else 0
         own = self.shape.image_token_id
         ids = torch.full((rows, image + turns * self.text), int(own == 0))
@@ -287,7 +288,7 @@ class Estimate:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.where(kept, IGNORE), **pictures}
 
     def _built(self, layers: Mapping[tuple[str, str], int], precision: str) -> nn.Module:
-        """The model on the meta device, with so many layers."""
+        """The model on the meta device, with these numbers of layers."""
         shape = copy.deepcopy(self.shape)
         for (part, name), count in layers.items():
             setattr(getattr(shape, part), name, count)
@@ -296,7 +297,8 @@ class Estimate:
             return AutoModelForImageTextToText.from_config(shape, **how)
 
     def _at_full_depth(self, key: str, measured: Callable[[nn.Module], Counts], precision: str) -> Counts:
-        """What is ``measured``, once for a ``key``, extended from models of :data:`DEPTH` layers and of one more."""
+        """What ``measured`` returns for the whole model, stored by ``key``. It is measured on models of :data:`DEPTH`
+        layers and of one more, and extrapolated: every further layer adds the same."""
         if key in self._counted:
             return self._counted[key]
         shallow = max(self.layers.values()) <= 2 * DEPTH
@@ -320,8 +322,8 @@ class Estimate:
 
 @cache
 def assumed_rate(precision: str, here: bool) -> Rate:
-    """What is assumed to be reached, :data:`SHARE` of the greatest: of an H100's by its data sheet, or of what one
-    large matrix product and one large copy take ``here``."""
+    """The rate that runs are assumed to reach, :data:`SHARE` of the greatest. The greatest is an H100's by its data
+    sheet or, if ``here``, what one large matrix product and one large copy reach on this device."""
     if not here:
         return Rate(*(SHARE * most for most in H100[precision]))
     gpu = torch.cuda.is_available()
@@ -333,9 +335,9 @@ def assumed_rate(precision: str, here: bool) -> Rate:
 
 
 def hours(configs: Sequence[Config], estimate: Estimate, rate: Rates) -> dict[str, tuple[int, float]]:
-    """Stage → how many of it these runs need, and the hours that all of them take at the ``rate`` of a precision: a
-    training once, whatever asks for it, and the answers of each run. Loading, scoring, and a reference's
-    log-probabilities are not counted."""
+    """Stage → how many of it these runs need, and their total hours at the ``rate`` of a precision. A training counts
+    once, however many runs need it; answers count for each run. Loading, scoring, and a reference's log-probabilities
+    are not counted."""
     found: dict[tuple, float] = {}  # seconds
     for config in configs:
         names = ["oracle"] if config.method == "oracle" else ["vanilla"]
@@ -378,20 +380,20 @@ def _unlearning(config: Config, estimate: Estimate, rate: Rates) -> float:
 
 
 def _answering(config: Config, estimate: Estimate, rate: Rates) -> float:
-    """Seconds in which a run's model is asked."""
+    """Seconds of a run's evaluation."""
     counts = {name: len(people) for name, people in _people(config).items() if name != "pool"}
     kinds = [kind for kind in ASKED if kind != "likelihood" or config.scoring == "both"]
     return estimate.asking(config, {**counts, "test": counts["forget"]}, kinds, rate)
 
 
 def asking_precision(config: Config) -> str:
-    """In which the weights are held while they are asked."""
+    """The precision of the weights in evaluation."""
     return config.eval_precision or ("fp32" if config.scale == "miniature" else "bf16")
 
 
 def _people(config: Config) -> dict[str, list[Conversation]]:
-    """Everybody, by set, with as many turns as fine-tuning has questions about them; those of the hub, which are not
-    read for this, are as many as the paper's."""
+    """Stand-ins for all people, by set, with as many turns as fine-tuning has questions about them. People on the hub
+    are not read for this; their numbers are the paper's."""
     if inputs.unread(config):
         everybody = PUBLISHED["people"]
         forget, turns = round(everybody * config.forget_ratio / 100), round(PUBLISHED["pairs"] / everybody)

@@ -1,4 +1,4 @@
-"""A stage: work that is done once for its inputs and its code, and whose result appears whole or not at all
+"""A stage is work that is done once for its inputs and its code. Its result is complete or absent
 (``docs/architecture.md``, "Stages and keys")."""
 
 import ast
@@ -31,26 +31,25 @@ from mllmu_nb.config import stable_hash
 from mllmu_nb.errors import KitError
 from mllmu_nb.processes import launched
 
-FORMAT = 2  # raised when the files of a stage change their form, so that older ones are made anew
+FORMAT = 2  # raise it when the files of a stage change their form, so that old ones are made again
 RECORD = "provenance.json"
 OF_A_RUN = ("run", "scale", "base_label", "parameters", "data_hash", "base_hash")  # what is read of a run's record
-# Their code decides where a result lies, whether it is made and what is said about it, never what it is; parameters are
-# among the inputs.
+# Their code decides where a result is stored, whether it is made and how it is described, never its content; parameters
+# are among the inputs.
 NOT_CODE = {"config", "errors", "inputs", "paths", "pinning", "processes", "progress", "provenance", "registry"}
 NOT_CODE |= {"stages", "scoring.anchor"}
 INSTALLED = ("site-packages", "dist-packages")  # folders of what pip installs; its versions are recorded
-# What the system says where it cannot write: no space, too much of it taken, too large a file, or not allowed.
+# Errors of writing: no space, quota used up, file too large, read-only, or not allowed.
 UNWRITABLE = {errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Work that ``make`` does in an empty folder. Its result depends on ``inputs`` (plain values), on the code of
-    ``make`` and all that it imports, and on the code of what ``uses`` names (objects from a registry, such as a
-    method).
+    """Work that ``make`` does in an empty folder. The result depends on ``inputs`` (plain values), on the code of
+    ``make`` and all that it imports, and on the code of the objects in ``uses`` (from a registry, such as a method).
 
-    What ``record`` returns once the work is done is written into the folder with the provenance. ``at`` is a folder
-    outside the cache, whose name does not hold the key.
+    After the work, the values that ``record`` returns are written into the folder with the provenance. ``at`` is a
+    folder outside the cache; its name does not hold the key.
     """
 
     name: str
@@ -62,7 +61,7 @@ class Stage:
 
     @cached_property
     def key(self) -> str:
-        """Names the work; it is the name of a folder in the cache."""
+        """The name of the work and of its folder in the cache."""
         code = code_of(self.make, *self.uses)
         return f"{self.name}-{stable_hash({'stage': self.name, 'format': FORMAT, 'code': code, **self.inputs})}"
 
@@ -73,12 +72,12 @@ class Stage:
 
     @property
     def finished(self) -> bool:
-        """Whether the folder is there with exactly the files that were written."""
+        """Whether the folder has this key and all files as they were written."""
         return is_whole(self.folder, self.key)
 
     def get(self) -> Path:
-        """The folder, made now unless it is finished. Two processes that ask at once do the work once. Raises KitError
-        when the cache cannot be written."""
+        """The folder, made now unless it is finished. If two processes ask at once, one of them does the work. Raises
+        KitError if the cache cannot be written."""
         if self.finished:
             return self.folder
         if launched("RANK", 0):  # of several processes that train together, the first one writes
@@ -102,14 +101,14 @@ class Stage:
 
 
 def digests(folder: Path) -> dict[str, dict[str, Any]]:
-    """Name → size and sha256 of every file of a folder but its record."""
+    """Name → size and sha256 of every file of a folder except its record."""
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD]
     return {path.name: digest(path) for path in files}
 
 
 def add_file(folder: Path, name: str, write: Callable[[Path], None], **noted: Any) -> None:
-    """Puts the file that ``write`` makes beside those of a finished stage and enters it into the stage's record, with
-    what is ``noted``; the stage keeps its key."""
+    """Adds the file that ``write`` makes to a finished stage, and enters it into the stage's record with the values in
+    ``noted``. The stage keeps its key."""
     with lock(folder):
         write(part := folder / ".part")
         os.replace(part, folder / name)
@@ -120,8 +119,8 @@ def add_file(folder: Path, name: str, write: Callable[[Path], None], **noted: An
 
 
 def is_whole(folder: Path, key: str = "", named: Iterable[str] = ()) -> bool:
-    """Whether every file that the folder's record lists is there as it was written, one at least, the record's key is
-    ``key``, and it has all that is ``named``."""
+    """Whether the folder's record lists at least one file, all of them are there as they were written, the record's key
+    is ``key`` ("": any), and the record has all names in ``named``."""
     try:
         record = read_json(folder / RECORD)
         now = {name: digest(folder / name) for name in record["files"]}
@@ -131,14 +130,14 @@ def is_whole(folder: Path, key: str = "", named: Iterable[str] = ()) -> bool:
 
 
 def state(path: Path) -> tuple[int, ...]:
-    """What changes when a file changes, even if its time is set back: size, and times of its content and of its
-    entry."""
+    """Size and times of the last change of a file's content and of its entry. They change with the file, even if
+    somebody sets its time back."""
     known = path.stat()
     return known.st_size, known.st_mtime_ns, known.st_ctime_ns
 
 
 def digest(path: Path) -> dict[str, Any]:
-    """Size and sha256 of a file, read once while its state is the same."""
+    """Size and sha256 of a file, read again only after its state has changed."""
     return _digest(path, state(path))
 
 
@@ -149,18 +148,18 @@ def _digest(path: Path, state: tuple[int, ...]) -> dict[str, Any]:
 
 
 def lock(folder: Path) -> FileLock:
-    """The lock of ``folder``, to be held with ``with``. It is the operating system's: it ends with the process, however
-    that ends."""
+    """The lock of ``folder``, to be held with ``with``. The operating system releases it when the process ends, even if
+    it is killed."""
     return FileLock(paths.writable(paths.cache() / "locks") / f"{folder.parent.name}-{folder.name}")
 
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the name ``folder``, and the place of an older one, once all of it is written. A
-    disk that is full or must not be written is a KitError.
+    """Yields a temporary folder, which is renamed to ``folder`` at the end and replaces an older one. Raises KitError
+    if the disk is full or read-only.
 
-    It lies one level up, in ``.unfinished``: on the same disk, but not among the folders that look finished.
-    The caller holds the :func:`lock`, so what is there under this name was left by a process that was killed.
+    The temporary folder is one level up, in ``.unfinished``: on the same disk, but not among the finished folders. The
+    caller holds the :func:`lock`, so a folder that is there already was left by a killed process.
     """
     paths.writable(folder.parent)
     beside = paths.writable(folder.parent.parent / ".unfinished")
@@ -171,10 +170,10 @@ def replacing(folder: Path) -> Iterator[Path]:
     try:
         yield new
         if folder.exists():
-            os.replace(folder, old)  # a folder cannot replace a full one in one step
+            os.replace(folder, old)  # a folder cannot replace one with files in one step
         os.replace(new, folder)
     except OSError as error:
-        # what was read elsewhere, or a connection, is another matter
+        # an error of a file elsewhere, or of a connection, is passed on
         elsewhere = error.filename and not Path(os.fsdecode(error.filename)).is_relative_to(folder.parent.parent)
         if error.errno not in UNWRITABLE or elsewhere:
             raise
@@ -185,12 +184,12 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """``value`` as indented JSON with a final newline; a number that is not one (NaN) is refused."""
+    """Writes ``value`` as indented JSON with a final newline. Raises ValueError for NaN and infinity."""
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises KitError naming the file when it is missing or holds none."""
+    """The object in a JSON file. Raises KitError, naming the file, if it is missing or contains no object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -203,8 +202,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def status(name: str) -> Iterator[None]:
-    """Says that a stage is being made, where somebody would see it: in a terminal, or below a notebook's cell. There
-    the line is blank in the end, and what else the cell printed stays."""
+    """Shows that a stage is being made, in a terminal or below a notebook's cell. In a notebook, the line is blank in
+    the end, and other output of the cell stays."""
     text, line = f"{name}: being made since {time.strftime('%H:%M')} ..", None
     if progress.live():
         from IPython.display import display
@@ -223,9 +222,9 @@ def status(name: str) -> Iterator[None]:
 
 
 def code_of(*roots: Any) -> dict[str, str]:
-    """Name → code of everything that ``roots`` execute: of a function, itself and what it uses of its module; of
-    anything else, its module, or what a class that was written in a notebook is made of; then all modules of the kit,
-    or of their own package, that these import."""
+    """Name → code of everything that ``roots`` execute. For a function, this is its own code and all that it uses of
+    its module. For anything else, it is the module or, for a class written in a notebook, what the class is made of.
+    All modules of the kit, or of the roots' own packages, that these import are included."""
     used: dict[str, str] = {}
     for root in roots:
         if inspect.isfunction(root):
@@ -239,7 +238,7 @@ def code_of(*roots: Any) -> dict[str, str]:
 
 
 def _add_class(kind: type, used: dict[str, str], home: str) -> None:
-    """Adds the module of a class or, where it was written in a notebook, all that it defines, and its bases."""
+    """Adds the module of a class or, if it was written in a notebook, all that it defines, and its bases."""
     key = f"{kind.__module__}:{kind.__qualname__}"
     if kind.__module__ != home or _path(home):
         _add_module(kind.__module__, used, home)
@@ -266,9 +265,9 @@ def _add_function(function: Callable, used: dict[str, str]) -> None:
 
 
 def _content(value: Any, used: dict[str, str], home: str, outer: tuple[int, ...] = ()) -> str:
-    """A value that the module ``home`` uses, as text; the code of functions and classes in it is added. Of an object
-    of another module that is no plain data, such as a registry, its class alone counts. ``outer``: what holds it."""
-    value = inspect.unwrap(getattr(value, "__func__", value))  # of a static method, and of what is cached
+    """The text of a value that the module ``home`` uses; adds the code of functions and classes in it. Of an object of
+    another module that is no plain data, such as a registry, only the class counts. ``outer``: ids of containers."""
+    value = inspect.unwrap(getattr(value, "__func__", value))  # for static methods and cached functions
     if id(value) in outer:
         return "itself"
     name = getattr(value, "__qualname__", type(value).__qualname__)
@@ -286,7 +285,7 @@ def _content(value: Any, used: dict[str, str], home: str, outer: tuple[int, ...]
         _add_class(value, used, home)
     elif isinstance(value, property | cached_property | partial):
         parts = [getattr(value, part, None) for part in ("fget", "fset", "fdel", "func", "args", "keywords")]
-    elif hasattr(value, "tolist") and hasattr(value, "dtype"):  # an array or a tensor, whose own text is cut short
+    elif hasattr(value, "tolist") and hasattr(value, "dtype"):  # an array or a tensor: its own text is cut short
         return f"{value.dtype} {value.tolist()}"
     elif isinstance(value, Mapping):
         parts = [*value.items()]
@@ -301,8 +300,8 @@ def _content(value: Any, used: dict[str, str], home: str, outer: tuple[int, ...]
 
 
 def _add_module(module: str, used: dict[str, str], importer: str) -> None:
-    """Adds a module, its parent packages and all that they import, where it is of the kit or of the importer's package,
-    or lies beside that and is not installed."""
+    """Adds a module, its parent packages and all that they import, if it belongs to the kit or to the importer's
+    package, or if it is in the same folder as that package and not installed."""
     top, _, rest = module.partition(".")
     path, place = _path(module), _place(module)
     beside = place == (_place(importer) or Path.cwd()) and place.name not in INSTALLED  # a notebook has no file
@@ -338,7 +337,7 @@ def _globals_read(code: CodeType) -> set[str]:
 
 
 def _instructions(code: CodeType) -> str:
-    """What a piece of code and the functions inside it do, where its text cannot be read."""
+    """The instructions of a piece of code and of the functions inside it, for code whose text cannot be read."""
     plain = [constant for constant in code.co_consts if not isinstance(constant, CodeType)]
     inner = [_instructions(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
     return repr((code.co_code, code.co_names, plain, inner))
@@ -349,7 +348,7 @@ def _printed(value: Any) -> str:
     return re.sub(" at 0x[0-9a-fA-F]+", "", pprint.pformat(value))  # Windows has capitals
 
 
-@cache  # as it was when this process first asked, and loaded it
+@cache  # the text at the first call, as this process has loaded it
 def _source(path: Path) -> tuple[ast.AST, str]:
     tree, text = _parsed(path.read_text(encoding="utf-8"))
     data = path.with_suffix(".yaml")
@@ -357,7 +356,7 @@ def _source(path: Path) -> tuple[ast.AST, str]:
 
 
 def _parsed(text: str) -> tuple[ast.AST, str]:
-    """The syntax tree of some code, without docstrings and imports for annotations alone, and its text."""
+    """The syntax tree of some code, without docstrings and ``if TYPE_CHECKING`` blocks, and its dump as text."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
@@ -367,14 +366,14 @@ def _parsed(text: str) -> tuple[ast.AST, str]:
 
 
 def _place(module: str) -> Path | None:
-    """The folder that a module's package lies in, the outermost one; None where the module has no file."""
+    """The folder that contains a module's outermost package; None if the module has no file."""
     path = _path(module)
     return path and path.parents[module.count(".") + (path.name == "__init__.py")]
 
 
 @cache
 def _path(module: str) -> Path | None:
-    """A module's file; None where there is no such module, or no file (a folder without __init__.py)."""
+    """A module's file; None if there is no such module, or no file (a folder without __init__.py)."""
     try:
         file = getattr(sys.modules.get(module), "__file__", None) or importlib.util.find_spec(module).origin
     except (ImportError, AttributeError, ValueError):
