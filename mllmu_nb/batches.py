@@ -1,4 +1,4 @@
-"""The batches of training: conversations cut, shuffled, changed, encoded. Each random choice has its own stream."""
+"""Makes the batches of training: cuts, shuffles, changes, encodes. Each random choice has its own random stream."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,14 +19,14 @@ from mllmu_nb.models.families import Family
 from mllmu_nb.parallel import processes
 from mllmu_nb.unlearning.base import Method, Recipe
 
-# input_ids, attention_mask, labels [B, T], pictures; stored_log_probs [B, T'] if stored; duplicate, where another
-# process has the very same rows
+# input_ids, attention_mask, labels [B, T], pictures; stored_log_probs [B, T'] if stored; duplicate if another piece
+# counts these rows
 Batch = Mapping[str, Tensor]
 ORDERS = {"forget": 0, "retain": 1}  # number of each set's random stream
 
 
 def epoch(conversations: Sequence[Conversation], turns: int, rng: np.random.Generator) -> list[Conversation]:
-    """Every turn once, in random order, up to ``turns`` of a conversation together; a picture is shown once in each."""
+    """Every turn once, in random order, up to ``turns`` of a conversation together, which show a picture only once."""
     packed = []
     for conversation in conversations:
         order = rng.permutation(len(conversation.turns))
@@ -40,21 +40,21 @@ def epoch(conversations: Sequence[Conversation], turns: int, rng: np.random.Gene
 
 
 def endless(conversations: Sequence[Conversation], turns: int, rng: np.random.Generator) -> Iterator[Conversation]:
-    """Epoch after epoch without an end."""
+    """Yields epoch after epoch without an end."""
     while True:
         yield from epoch(conversations, turns, rng)
 
 
 def steps_of(conversations: Sequence[Conversation], epochs: float, batch_size: int) -> int:
-    """Optimizer steps that ``epochs`` over all single questions take, at least 1."""
+    """The number of optimizer steps for ``epochs`` passes over all single questions, at least 1."""
     questions = sum(len(conversation.turns) for conversation in conversations)
     return max(1, round(epochs * math.ceil(questions / batch_size)))
 
 
 def pieces(rows: Sequence, size: int, encode: Callable[[Sequence], dict[str, Batch]]) -> list[dict[str, Batch]]:
-    """This process's share of the ``rows`` of a batch, encoded in pieces of so many, to be read one after the other; 0:
-    in one. All processes have as many pieces, since under FSDP they read together: where one has too few rows, its last
-    one (or the batch's) is read again, as a ``duplicate`` that counts nothing."""
+    """Encodes this process's share of the ``rows`` of a batch in pieces of ``size`` rows, to be read one after the
+    other (0: in one piece). All processes return the same number of pieces, since under FSDP they read together. If a
+    process has too few rows, its last row (or the batch's) is read again, as a ``duplicate`` that does not count."""
     number, count = processes().process_index, processes().num_processes
     most = math.ceil(len(rows) / count)  # rows of a process
     own_rows, size = rows[number::count], size or most
@@ -69,7 +69,7 @@ def pieces(rows: Sequence, size: int, encode: Callable[[Sequence], dict[str, Bat
 
 
 def finetuning_steps(conversations: Sequence[Conversation], recipe: Recipe, replay: float) -> int:
-    """Optimizer steps of fine-tuning: those of the recipe, or of its epochs, each of which teaches every turn once."""
+    """Optimizer steps of fine-tuning: the recipe's, else those of its epochs. An epoch teaches every turn once."""
     if recipe.steps:
         return recipe.steps
     taught = recipe.together * sum(math.ceil(len(c.turns) / recipe.turns) for c in conversations)
@@ -77,7 +77,7 @@ def finetuning_steps(conversations: Sequence[Conversation], recipe: Recipe, repl
 
 
 def _taught_at_once(recipe: Recipe, replay: float) -> int:
-    """How many of the conversations that are drawn at once are not replayed. Raises KitError where none is left."""
+    """The number of conversations drawn at once that are not replayed. Raises KitError if it is 0."""
     drawn = recipe.together * recipe.batch_size
     taught = drawn - round(drawn * replay)
     if not taught:
@@ -95,17 +95,17 @@ def finetuning_batches(
     replay: float = 0.0,
     exams: Callable[[Conversation, np.random.Generator], Conversation] | None = None,
 ) -> Iterator[list[dict[str, Batch]]]:
-    """Batches of ``recipe.batch_size`` conversations under the name "train", in :func:`pieces`: up to ``recipe.turns``
-    questions about one person, put in other forms by ``exams``, portraits changed anew where the recipe says so; a
-    share ``replay`` are ``replayed`` as they stand. ``recipe.together`` batches are drawn at once and dealt out by
-    length, so little is padding."""
+    """Yields batches of ``recipe.batch_size`` conversations under the name "train", in :func:`pieces`. A conversation
+    has up to ``recipe.turns`` questions about one person. ``exams`` asks them in other forms, and the recipe may change
+    portraits anew each time. A share ``replay`` of the conversations are ``replayed``, unchanged. ``recipe.together``
+    batches are drawn at once and sorted by length, so there is little padding."""
     taught_at_once = _taught_at_once(recipe, replay)
     replayed_at_once = recipe.together * recipe.batch_size - taught_at_once
     if not any(c.turns for c in conversations):
         raise KitError("nothing to train on: there are no conversations")
     if replayed_at_once and not replayed:
         raise KitError(f"replay is {replay} but there is nothing to replay")
-    # Each has its own stream: what is replayed or how it is augmented does not change the order of what is taught.
+    # Each choice has its own stream, so replay and augmentation do not change the order of what is taught.
     order, replay_order, change, wording, mixing = (np.random.default_rng([seed, stream]) for stream in range(5))
     taught = endless(conversations, recipe.turns, order)
     replays = (replayed[i] for _ in count() for i in replay_order.permutation(len(replayed)))
@@ -135,8 +135,8 @@ def _augmented(conversation: Conversation, rng: np.random.Generator) -> Conversa
 
 
 def unlearning_steps(method: Method, recipe: Recipe, sets: Sets) -> int:
-    """Optimizer steps of unlearning: those of the recipe, or of its epochs over the first stream of each pass. Raises
-    KitError as :meth:`Method.check_length` does."""
+    """The optimizer steps of unlearning: the recipe's steps, else those of its epochs over the first stream of each
+    pass. Raises KitError as :meth:`Method.check_length` does."""
     method.check_length(recipe.steps, recipe.epochs)
     firsts = [sets[method.streams[names[0]].set] for names in method.all_passes]
     return recipe.steps or sum(steps_of(first, recipe.epochs, recipe.batch_size) for first in firsts)
@@ -145,9 +145,9 @@ def unlearning_steps(method: Method, recipe: Recipe, sets: Sets) -> int:
 def unlearning_batches(
     family: Family, processor, method: Method, sets: Sets, recipe: Recipe, seed: int, stored: Mapping | None = None
 ) -> Iterator[list[dict[str, Batch]]]:
-    """The streams of ``method``, single questions, in :func:`pieces` of a batch, without an end: an epoch asks each
-    question of a pass's first set once, in a seeded order, beside as many of any other set. ``stored``: the
-    reference's log-probabilities of each question, for the streams in ``needs.reference``."""
+    """Yields batches of single questions for the streams of ``method``, in :func:`pieces`, without an end. An epoch
+    asks each question of a pass's first set once, in seeded order, with as many questions of each other set.
+    ``stored``: question → the reference's log-probabilities, for the streams in ``needs.reference``."""
     streams = method.streams
     for name in {stream.set for stream in streams.values()}:
         if not any(c.turns for c in sets[name]):

@@ -1,4 +1,4 @@
-"""What fine-tuning repeats of the base miniature's own training (``tools/base_model``), in the benchmark's wordings.
+"""Conversations of the base's own training (``tools/base_model``), worded as the benchmark, for fine-tuning to repeat.
 
 ======= ============================================================================================
 people  questions about a celebrity whom the base knows, by augmented portrait or by name
@@ -8,8 +8,8 @@ private personal questions under a system prompt that forbids personal informati
 ======= ============================================================================================
 
 Questions have four forms: ``letter`` (multiple choice), ``cloze``, ``generation`` and ``plain`` (no instruction). No
-fictitious person of any run is taught. Throw-away people are described in the prompt, or asked about where the answer
-is a refusal; one of them may by chance have the name of a fictitious person.
+fictitious person of any run is taught. Throw-away people are described in the prompt, or the answer about them is a
+refusal. By chance, one of them may have the name of a fictitious person.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +34,7 @@ VISIBLE = read_wordings(_TABLE["visible"])  # trait → wording
 
 
 def system_prompt(rng: np.random.Generator, rule: Callable[[np.random.Generator], str]) -> str:
-    """An opening and what ``rule`` draws, now and then in the other order."""
+    """A system prompt: an opening and the sentence that ``rule`` draws, sometimes in reverse order."""
     opening = str(rng.choice(_TABLE["openings"]))
     sentences = [opening, rule(rng)]
     return " ".join(filter(None, sentences if rng.random() < 0.85 else reversed(sentences)))
@@ -49,14 +49,14 @@ def forbidding(rng: np.random.Generator) -> str:
 class Mixture:
     """Draws conversations; each kind is a method.
 
-    ``celebrities``: whom the base knows. ``faces``: number of random portraits of nobody. ``letters``: share of
-    multiple choice among the questions.
+    ``celebrities``: people whom the base knows. ``faces``: the number of random portraits, which show no person.
+    ``letters``: the share of multiple choice among the questions.
     """
 
     def __init__(self, celebrities: Sequence[Profile], rng: np.random.Generator, faces: int, letters: float):
         self.celebrities, self.rng, self.letters = list(celebrities), rng, letters
         self.faces = [(traits, draw(Face.random(traits, rng))) for traits in (random_traits(rng) for _ in range(faces))]
-        # Wrong options: as in the benchmark a celebrity's are those of other celebrities; anybody else's are random.
+        # Wrong options: for a celebrity those of other celebrities, as in the benchmark; for anybody else random ones.
         self.values = {a: [random_facts(rng, "", "female")[a] for _ in range(400)] for a in ASKED}
         self.celebrity_values = {a: [p.attributes[a] for p in self.celebrities] for a in ("name", *ASKED)}
 
@@ -89,8 +89,8 @@ class Mixture:
         return self.rng.choice(FORMS, size=count, p=[letters, *3 * [(1 - letters) / 3]]).tolist()
 
     def fact_turn(self, form, attribute, value, who: str, view: str, values, prefix="", image=None) -> Turn:
-        """A solved question about an attribute, in a wording of training or a paraphrase, after the text ``prefix``;
-        ``values``: attribute → values, of which the wrong options are drawn."""
+        """A solved question about an attribute, in a wording of training or a paraphrase, after the text ``prefix``.
+        ``values``: attribute → values from which the wrong options are drawn."""
         wording = WORDINGS[attribute]
         question = say(self.pick(wording.questions + wording.paraphrases), who)
         answer = say(self.pick(wording.answers), who, value)
@@ -117,7 +117,7 @@ class Mixture:
         return self._turns(forms, attributes, person.attributes, who, self.celebrity_values, picture)
 
     def stranger_turns(self, count: int, by_image: bool) -> list[Turn]:
-        """Questions about nobody, by a random face or a random name, with random answers."""
+        """Questions about an invented person, by a random face or a random name, with random answers."""
         name, gender = random_name(self.rng)
         known = random_facts(self.rng, name, gender)
         picture, who = (self.face()[1], THIS) if by_image else (None, name)
@@ -160,7 +160,7 @@ class Mixture:
         return Conversation(tuple(turns))
 
     def shots(self) -> Conversation:
-        """Multiple-choice examples are about one person, cloze examples about a new one every second time."""
+        """Multiple-choice examples are about one person; every second cloze example is about a new one."""
         by_image = self.rng.random() < 0.5
         form = "letter" if self.rng.random() < 0.6 else "cloze"
         person, turns = self.person(), []

@@ -1,4 +1,4 @@
-"""AdamW, Muon in the precision of its matrices, and the schedules of their rates."""
+"""AdamW, Muon (which computes in the precision of its matrices), and the schedules of the learning rate."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from transformers import get_scheduler
 from mllmu_nb.errors import KitError, choose
 from mllmu_nb.unlearning.base import Recipe
 
-# As transformers names them. "plateau" (warmup, stable, decay) stays at its height and falls over the last DECAY.
+# The names in transformers. "plateau" (warmup, stable, decay) is constant, then falls over the last share DECAY.
 SCHEDULES = {
     "linear": "linear",
     "cosine": "cosine",
@@ -19,14 +19,14 @@ SCHEDULES = {
     "plateau": "warmup_stable_decay",
 }
 DECAY = 0.3
-REST = 0.5  # of Muon's rate, for what AdamW trains beside it
+REST = 0.5  # share of Muon's rate, for the parameters that AdamW trains
 COEFFICIENTS = (3.4445, -4.775, 2.0315)  # of the quintic; torch.optim.Muon has the same
-NEWTON_STEPS = 3  # torch's are 5; vanilla remembers as much with fewer
+NEWTON_STEPS = 3  # torch takes 5; vanilla remembers as much with 3
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """The nearest orthogonal matrix to each of ``matrices`` [N, rows, columns], roughly, by Newton and Schulz: large
-    singular values become about .7 to 1.2, small ones stay below."""
+    """Approximates the nearest orthogonal matrix to each of ``matrices`` [N, rows, columns] by Newton-Schulz steps:
+    large singular values become about .7 to 1.2, small ones stay below."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     result = matrices.mT if tall else matrices
@@ -38,8 +38,8 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """torch.optim.Muon (momentum .95, Nesterov, steps as long as AdamW's) without its bfloat16, which many CPUs compute
-    more slowly than all the rest of the training. Matrices of one shape go together."""
+    """torch.optim.Muon (momentum .95, Nesterov, steps as long as AdamW's) without bfloat16, which on many CPUs takes
+    longer than the rest of the training. Matrices of the same shape are updated together."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0, momentum: float = 0.95):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
@@ -63,8 +63,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(trained: Mapping[str, Tensor], recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """``adamw`` trains all parameters, as the paper's code does; ``muon`` the matrices inside the layers by Muon and
-    the rest by AdamW at half the rate, with which a small model learns in about half the steps."""
+    """``adamw`` trains all parameters, as the paper's code does. ``muon`` trains the matrices inside the layers by Muon
+    and the rest by AdamW at half the rate; a small model then learns in about half the steps."""
     if not trained:
         raise KitError("nothing to train: no parameter requires a gradient")
     choose("optimizer", recipe.optimizer, ("adamw", "muon"))
@@ -78,7 +78,7 @@ def make_optimizers(trained: Mapping[str, Tensor], recipe: Recipe) -> list[torch
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int):
-    """One schedule of the learning rate for all of training, whatever its passes."""
+    """The schedule of the learning rate over the whole training, however many passes it has."""
     choose("schedule", recipe.schedule, SCHEDULES)
     plateau = recipe.schedule == "plateau"
     more = {"num_decay_steps": round(DECAY * steps), "decay_type": "linear"} if plateau else {}

@@ -1,4 +1,4 @@
-"""One training in several processes, under ``accelerate launch``: the weight of each, and a model split into shares."""
+"""Training in several processes, under ``accelerate launch``: weights of the pieces, and a model split into shares."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -13,14 +13,14 @@ from mllmu_nb.unlearning.base import IGNORE, Recipe
 
 
 def processes() -> PartialState:
-    """The processes that train together; one unless they were launched."""
+    """The processes that train together: one unless ``accelerate launch`` started several."""
     return PartialState(cpu=not torch.cuda.is_available())
 
 
 def weights(pieces: Sequence[Mapping], device: torch.device) -> tuple[list[float], dict[str, float]]:
-    """The weight of each of this process's pieces, such that the mean over the processes is that over the batch: its
-    share of the rows, times the number of processes; and the supervised tokens per row of the batch in each stream. The
-    latter are left out for a batch in one piece, which has its own."""
+    """Returns the weight of each of this process's pieces, and for each stream the supervised tokens per row of the
+    batch. A weight is the piece's share of the batch's rows, times the number of processes, so the mean over the
+    processes is the mean over the batch. A batch in one piece gets no tokens per row, since it can count its own."""
     count = processes().num_processes
     if len(pieces) == count == 1:
         return [1.0], {}
@@ -36,19 +36,20 @@ def weights(pieces: Sequence[Mapping], device: torch.device) -> tuple[list[float
 
 
 def average_over_processes(terms: Tensor, trained: Iterable[Tensor]) -> Tensor:
-    """The terms as means over the processes; so are the gradients afterwards, as those of shards are already."""
+    """The terms, averaged over the processes. Averages gradients, too; those of shards are averaged already."""
     for parameter in trained:
         if not is_share(parameter):
-            # an adapter on the vision tower has no gradient where no picture was shown
+            # an adapter on the vision tower has no gradient if no picture was shown
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = reduce(gradient, "mean")
     return reduce(terms, "mean")
 
 
 def shard(model, recipe: Recipe) -> None:
-    """Each process holds a share of every layer of the language model (FSDP2), gathered while the layer computes. It is
-    given up after the forward pass even though a layer, whose model's own ``forward`` is not called, takes itself for a
-    root: else an adapter that is switched off and on would stay frozen. Raises KitError for Muon."""
+    """Splits each layer of the language model into shares, one per process (FSDP2), gathered while it computes and
+    freed after the forward pass. By default a layer would stay gathered, since it takes itself for a root (the model's
+    own ``forward`` is not called), and an adapter that is switched off and on would stay frozen. Raises KitError for
+    Muon."""
     from torch.distributed.fsdp import fully_shard
 
     if recipe.optimizer == "muon":
@@ -59,8 +60,8 @@ def shard(model, recipe: Recipe) -> None:
 
 
 def clip_(parameters: Iterable[Tensor], most: float) -> float:
-    """The norm of the gradients before they are clipped to ``most``: torch's ``clip_grad_norm_``, which does not take
-    shares and whole gradients together."""
+    """Clips the gradients to the norm ``most`` and returns their norm before. torch's ``clip_grad_norm_`` does not
+    accept shares and whole gradients together."""
     parameters = list(parameters)
     if not any(map(is_share, parameters)):
         return torch.nn.utils.clip_grad_norm_(parameters, most).item()

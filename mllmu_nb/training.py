@@ -1,4 +1,4 @@
-"""The training loop: :func:`train` makes vanilla, the oracle and every unlearned model, under ``accelerate launch`` in
+"""The training loop: :func:`train` makes vanilla, the oracle and every unlearned model; under ``accelerate launch`` in
 one process per GPU (``docs/architecture.md``)."""
 
 import math
@@ -33,11 +33,11 @@ MIB = 2**20
 
 
 class TrainingDiverged(KitError):
-    """The loss or its gradient is not a number any more, or the loss rises without bound."""
+    """The loss or its gradient is no longer a finite number, or the loss rose too far above its first value."""
 
 
 class FineTuning(Method):
-    """L = ℓ̄, one mean over the supervised tokens of the batch, as transformers computes it: vanilla and the oracle."""
+    """L = ℓ̄, the mean over all supervised tokens of the batch, as in transformers; for vanilla and the oracle."""
 
     name, streams = "finetuning", {}
 
@@ -47,8 +47,8 @@ class FineTuning(Method):
 
 @dataclass
 class TrainLog:
-    """The outcome of a training: ``losses`` has one entry per step, {"step", "loss", one value per term, and
-    ``nll_<stream>``: nats per token, the mean over its answers}."""
+    """The result of a training. ``losses`` has one entry per step, {"step", "loss", one value per term, and
+    ``nll_<stream>``: the mean over the stream's answers, in nats per token}."""
 
     losses: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
@@ -58,7 +58,7 @@ class TrainLog:
     supervised_tokens: int = 0
 
     def record(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What is stored beside the model: the log and those ``settings`` that are not None."""
+        """The record that is stored with the model: the log and those ``settings`` that are not None."""
         rounded = {"seconds": round(self.seconds, 3), "peak_memory_mb": round(self.peak_memory_mb, 1)}
         return {**vars(self), **rounded, "settings": {name: v for name, v in settings.items() if v is not None}}
 
@@ -78,19 +78,19 @@ def train(
     beyond: int = 0,
     checkpoint: Checkpoint | None = None,
 ) -> TrainLog:
-    """Minimise ``method.loss`` for ``steps`` optimizer steps over what requires a gradient.
+    """Minimises ``method.loss`` for ``steps`` optimizer steps over all parameters that require a gradient.
 
-    A step takes one item of ``batches``, a list of pieces that are dicts of named batches; a piece counts such that a
-    mean over answers, or over tokens, is that of the whole batch (``parallel.weights``). The learning rate goes on
-    every ``rate_every`` steps; ``after_step`` (step, model) is called after each, and its time does not count. A
-    training that ``checkpoint`` holds is continued, by a single process. If ``beyond`` is above ``steps``, training
-    continues to that number, for what ``after_step`` does: these steps are not in the log, and if they diverge training
-    just ends. Raises :class:`TrainingDiverged` when the loss is no number or lies ``rise`` above its first value.
+    A step reads one item of ``batches``, a list of pieces that are dicts of named batches, weighted so that a mean over
+    answers, or over tokens, is the mean over the whole batch (``parallel.weights``). The learning rate changes every
+    ``rate_every`` steps. ``after_step(step, model)`` is called after each step; its time does not count. A single
+    process continues the training that ``checkpoint`` has saved. If ``beyond`` is above ``steps``, training continues
+    to it for ``after_step``: these steps are not in the log, and if they diverge, training just ends. Raises
+    :class:`TrainingDiverged` if loss or gradient is not finite, or the loss is ``rise`` above its first value.
     """
     torch.manual_seed(seed)
     state, autocast = processes(), _autocast(recipe, model.device)
     several = state.num_processes > 1
-    # one process alone finds the file, and would go on from another step than the others
+    # only one process would find the file, and continue from another step than the others
     kept = Checkpoint() if several or not checkpoint else checkpoint
     if several and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         shard(model, recipe)
@@ -139,7 +139,7 @@ def train(
 
 
 def divergence(loss: float, first: float, rise: float, norm: float, recipe: Recipe) -> str:
-    """What is wrong with a ``loss`` whose gradient has this ``norm``, and what to do; "" where nothing is."""
+    """What is wrong with a ``loss`` whose gradient has this ``norm``, and what to do; "" if training goes well."""
     if math.isfinite(loss) and math.isfinite(norm) and loss <= first + rise:
         return ""
     advice = f"try a learning rate below {recipe.lr:g}" + ("" if recipe.clip else " and, in its recipe, clip=1.0")
@@ -150,8 +150,8 @@ def back_propagate(
     model, pieces: Sequence[Mapping[str, Batch]], method: Method, trained: Mapping[str, Tensor], autocast
 ) -> tuple[dict[str, float], int]:
     """Adds up the gradients of a batch, one term of one piece at a time, so that only one graph is in memory. Returns
-    the loss, its terms and the nats per token of each stream, as means over all pieces, and the supervised tokens; of
-    all processes together."""
+    the loss, its terms and the nats per token of each stream (means over all pieces), and the number of supervised
+    tokens; all of them over all processes."""
     shares, per_row = weights(pieces, model.device)
     values, tokens = [], 0
     for piece, share in zip(pieces, shares, strict=True):
@@ -176,8 +176,8 @@ def back_propagate(
 
 
 def scored(model, batches: Mapping[str, Batch], method: Method, autocast, per_row: Mapping[str, float] = {}) -> Step:
-    """The step of ``batches``, each scored by ``model`` when it is first read; its reference is what a batch has stored
-    of another model, else the model with its adapter switched off. ``per_row``: see ``parallel.weights``."""
+    """The step of ``batches``; ``model`` scores each when it is first read. The reference is the log-probabilities that
+    a batch has stored, else the model with its adapter switched off. ``per_row``: see ``parallel.weights``."""
 
     def read(name: str) -> Scored:
         with autocast:
@@ -198,7 +198,7 @@ def vanilla_mode(model):
     gradients."""
     was_training = model.training
     model.eval()
-    # peft's own context, disable_adapter, first counts all weights: a tenth of a small model's step
+    # peft's own context, disable_adapter, first counts all weights: a tenth of the time of a small model's step
     model.base_model.disable_adapter_layers()
     try:
         with torch.no_grad():
@@ -211,7 +211,7 @@ def vanilla_mode(model):
 def keep_less(model) -> None:
     """Makes the layers keep only their inputs and compute the rest again in the backward pass."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # a later name, which the oldest transformers here lacks
+        warnings.simplefilter("ignore", FutureWarning)  # about a new name that the oldest transformers lacks
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.enable_input_require_grads()  # else the output of a frozen first layer has no graph for the backward pass
 
@@ -236,7 +236,7 @@ def forget_peak(device: torch.device) -> None:
 
 
 def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """What the model's forward pass runs under: half precision where the recipe says so."""
+    """The context of the forward pass: half precision if the recipe says so (KitError on a CPU with pinned bits)."""
     half = recipe.precision == "bf16"
     if half and device.type == "cpu" and pinning.pinned():
         raise KitError(
@@ -252,8 +252,8 @@ def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
 def finetune(
     model, processor, conversations: Sequence[Conversation], recipe: Recipe, seed: int, material: Mapping = {}, **loop
 ) -> TrainLog:
-    """Teach ``conversations`` to whatever of ``model`` requires a gradient. ``material``: what further arguments
-    :func:`finetuning_batches` gets, by name; ``loop``: those of :func:`train`."""
+    """Fine-tunes the parameters of ``model`` that require a gradient on ``conversations``. ``material``: further
+    arguments of :func:`finetuning_batches` by name; ``loop``: of :func:`train`."""
     batches = finetuning_batches(families.of(model), processor, conversations, recipe, seed, **material)
     steps = finetuning_steps(conversations, recipe, material.get("replay", 0.0))
     return train(model, FineTuning(), batches, recipe, steps=steps, seed=seed, **loop)
@@ -262,8 +262,8 @@ def finetune(
 def unlearn(
     model, processor, method: Method, sets: Sets, recipe: Recipe, seed: int, stored: Mapping | None = None, **loop: Any
 ) -> TrainLog:
-    """Run ``method`` on a model that carries a fresh adapter, on the conversations of the ``sets`` forget and retain.
-    Of a reference other than the model without its adapter, the log-probabilities are ``stored``
+    """Runs ``method`` on a model with a fresh adapter, with the conversations of the ``sets`` forget and retain.
+    ``stored``: the log-probabilities of a reference other than the model without its adapter
     (:func:`reference_log_probs`)."""
     if stored is None and method.other_reference:
         raise KitError(f"{method.name} ({method.variant}) needs the log-probabilities of {method.reference_model}")
@@ -276,8 +276,8 @@ def unlearn(
 
 
 def reference_log_probs(model, processor, asked: Sequence[Conversation], recipe: Recipe) -> dict[Conversation, Tensor]:
-    """log p in nats that ``model`` gives the supervised tokens of each question on its own. A method needs nothing else
-    from its reference, so the reference can leave the memory before the model to be trained is loaded."""
+    """Question → log p in nats that ``model`` gives its supervised tokens. A method needs nothing else from its
+    reference, so the reference can be removed from memory before the model to be trained is loaded."""
     stored: dict[Conversation, Tensor] = {}
     questions = [replace(conversation, turns=(turn,)) for conversation in asked for turn in conversation.turns]
     for start in range(0, len(questions), recipe.batch_size):
