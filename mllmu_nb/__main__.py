@@ -11,7 +11,7 @@ COMMANDS = ("sweep", "ask", "evaluate", "judge", "card", "verify", "export", "do
 
 
 def main(arguments=None):
-    """Runs a command and returns its exit status; what is wrong with the input is one line on standard error."""
+    """Runs a command and returns its exit status. Prints an error in the input as one line on standard error."""
     if sys.version_info[:2] < OLDEST:
         version = ".".join(str(number) for number in sys.version_info[:3])
         print("mllmu_nb needs Python %d.%d or newer, but this is %s" % (OLDEST + (version,)), file=sys.stderr)  # noqa: UP031
@@ -44,10 +44,10 @@ def main(arguments=None):
     except KitError as error:
         print("error: " + str(error), file=sys.stderr)
         return 2
-    except BrokenPipeError:  # nobody reads on, as after `| head`; what Python still writes when it ends goes nowhere
+    except BrokenPipeError:  # the reader is gone, as after `| head`; discard what Python still writes when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:  # a disk that is full, a file that may not be read
+    except OSError as error:  # a full disk, or a file that may not be read
         reason = " ".join(str(error.strerror or error).split())
         print("error: cannot read or write %s (%s)" % (error.filename or "a file", reason), file=sys.stderr)  # noqa: UP031
         return 2
@@ -57,8 +57,7 @@ def main(arguments=None):
 
 
 def run():
-    """The console script. A command that is told to end also ends the processes that it has started, as after
-    Ctrl-C."""
+    """The console script. A command that gets SIGTERM also ends the processes that it has started, as after Ctrl-C."""
     signal.signal(signal.SIGTERM, lambda *received: sys.exit(143))
     sys.exit(main())
 

@@ -1,8 +1,7 @@
-"""Checks that what is added behaves as the kit expects: a method, a family, a step after unlearning.
+"""Checks that an addition behaves as the kit expects: a method, a family or a step after unlearning.
 
 The checks work like scikit-learn's ``check_estimator`` and are meant for your own tests. A method is checked on random
-numbers, a family and a step on a small random model of the family. Each raises KitError: one line that says what is
-wrong.
+numbers, a family and a step on a small random model of the family. Each raises KitError with the problem in one line.
 """
 
 import copy
@@ -36,7 +35,7 @@ ROWS, TOKENS, VOCABULARY, WIDTH, SEQUENCE = 3, 4, 7, 5, 9  # of the random step
 
 
 def _require(subject: str, holds: Any, problem: str) -> None:
-    """Raises KitError with the subject and its problem unless ``holds``."""
+    """Raises KitError with the subject and its problem if ``holds`` is false."""
     if not holds:
         raise KitError(f"{subject}: {problem}")
 
@@ -45,8 +44,8 @@ def _require(subject: str, holds: Any, problem: str) -> None:
 
 
 def check_method(method: type[Method]) -> None:
-    """Checks that a registered method's declarations are sound, its hyper-parameters reach it from a configuration, its
-    loss yields finite named scalars whatever stands at positions without a label, and gradients flow from it."""
+    """Checks that a registered method's declarations are sound, a configuration can set its hyper-parameters, its loss
+    yields finite named scalars that do not depend on positions without a label, and it gives gradients."""
     require = partial(_require, f"method {method.name} ({method.variant})")
     settings = method.hyper_parameters()
     require(method in METHODS.values(), "it is not registered: put @register above the class")
@@ -72,8 +71,8 @@ def check_method(method: type[Method]) -> None:
 
 
 def _check_settings(settings: Mapping[str, Any], plain: Config, read: Callable, require: Callable) -> None:
-    """Checks that each of ``settings`` can be set from a configuration, where ``read`` finds it, and is in the run's
-    name."""
+    """Checks that a configuration can set each of ``settings``, that ``read`` returns the new value, and that the run's
+    name depends on it."""
     for name, default in settings.items():
         require(name not in Config.model_fields, f"every run has a parameter {name}: choose another name")
         kind, value = type(default), plain.settings[name]
@@ -84,7 +83,7 @@ def _check_settings(settings: Mapping[str, Any], plain: Config, read: Callable, 
 
 
 def _terms(method: Method, names: Sequence[str], filling: float, require: Callable) -> dict[str, float]:
-    """The terms of the loss on a random step, back-propagated one by one; ``filling`` stands where no label is."""
+    """The terms of the loss on a random step, back-propagated one by one; unlabelled positions hold ``filling``."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(VOCABULARY, (ROWS, TOKENS), generator=generator)
     labels[1, 2:] = labels[2, 1:] = IGNORE
@@ -125,8 +124,8 @@ def _terms(method: Method, names: Sequence[str], filling: float, require: Callab
 
 
 def check_family(family: Family, model: torch.nn.Module, processor: Any) -> None:
-    """Checks that the answer is supervised, tokens and pictures are counted as they are encoded, a padded row computes
-    what it computes alone, answering reads what training reads, and a step of training moves the adapter alone."""
+    """Checks that training supervises exactly the answers, image tokens are counted as they are encoded, padding
+    changes nothing, evaluation reads as training does, and a step of training changes only the adapter."""
     require = partial(_require, f"family {family.name}")
     require(of(model).name == family.name, f"the model is a {model.config.model_type}")
     rng = np.random.default_rng(0)
@@ -202,8 +201,8 @@ def _check_training(family: Family, model: Any, batch: dict[str, torch.Tensor], 
 
 
 def check_after(name: str, model: torch.nn.Module, config: Config) -> None:
-    """Checks that the step ``name`` gives a model of the same family with finite weights, the same one each time, and
-    that its name and arguments are part of the run's. ``model`` is left as it is."""
+    """Checks that the step ``name`` returns a model of the same family with finite weights, and the same one each time,
+    and that the run's name depends on the step and its arguments. Does not change ``model``."""
     require = partial(_require, f"step after unlearning {name}")
     plain, config = config.but(after=""), config.but(after=name)
     require(plain.run_id != config.run_id, "it is not in the run's name")

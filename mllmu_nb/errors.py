@@ -19,7 +19,7 @@ TYPES = {
     "finite": "a finite number",
 }
 LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-HINTS = {  # of what YAML reads otherwise than it was meant
+HINTS = {  # for values that YAML reads as another type than was meant
     ("float", str): " (in YAML write 1.0e-5 or 1.0e+5: without the point or the sign it is text)",
     ("string", bool): " (in YAML put yes and no in quotes)",
 }
@@ -29,11 +29,11 @@ MOST_LISTED = 40  # choices in a message
 
 
 class KitError(ValueError):
-    """Bad input or a state the kit cannot go on from; commands print its message and exit with 2."""
+    """Bad input, or a state in which the kit cannot continue. Commands print the message and exit with status 2."""
 
 
 def choose(name: str, value: Any, known: Iterable[Any]) -> None:
-    """Raises KitError, with the nearest or with the first choices, unless ``value`` is one of ``known``."""
+    """Raises KitError, with the nearest or the first choices, if ``value`` is not one of ``known``."""
     known = list(known)
     if value not in known:
         near = difflib.get_close_matches(str(value), list(map(str, known)), n=1)
@@ -48,7 +48,7 @@ def few(names: Sequence[str]) -> str:
 
 
 def invalid(error: ValidationError, name: str = "") -> KitError:
-    """The first problem that pydantic has with a parameter, or with the value called ``name``, in one line."""
+    """A KitError with pydantic's first problem in one line, about a parameter or about the value called ``name``."""
     first = error.errors()[0]
     name, value, kind = name or str(first["loc"][0]), first["input"], first["type"].split("_")[0]
     shown = f"the text {value!r}" if isinstance(value, str) else f"{value!r:.60}"
@@ -60,7 +60,7 @@ def invalid(error: ValidationError, name: str = "") -> KitError:
 
 
 def print_in_one_line() -> None:
-    """In a notebook, a KitError is from now on shown without a traceback."""
+    """Makes a notebook show a KitError without a traceback from now on."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if shell is not None:
 

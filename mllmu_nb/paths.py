@@ -1,4 +1,4 @@
-"""Where files lie. No other file of the package knows the folders."""
+"""The folders of all files. No other module of the package knows them."""
 
 import os
 import uuid
@@ -11,7 +11,7 @@ OUT = "MLLMU_NB_OUT"
 
 
 def checkout() -> Path:
-    """The project's own folder where the package lies in it; else the current folder."""
+    """The project's own folder if the package is in it, else the current folder."""
     return PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else Path.cwd()
 
 
@@ -49,17 +49,17 @@ def people(results: Path) -> Path:
 
 
 def evaluated(scale: str) -> Path:
-    """Of models that were made elsewhere: apart from the runs, which tables and figures are made of."""
+    """The results of models that were made elsewhere, apart from the runs that tables and figures are made from."""
     return results(scale) / "evaluated"
 
 
 def study(name: str) -> Path:
-    """What a study has measured, on the miniature."""
+    """The results of a study on the miniature."""
     return results("miniature") / "studies" / name
 
 
 def cache() -> Path:
-    """What can be made again: models, adapters, executed notebooks. Never committed."""
+    """Files that can be made again: models, adapters, executed notebooks. Never committed."""
     return root() / ".cache"
 
 
@@ -68,7 +68,7 @@ def notebooks() -> Path:
 
 
 def writable(folder: Path, advice: str = f"set {OUT} to another folder") -> Path:
-    """``folder``, made if need be. Raises KitError when nothing can be written there, so call it before any work."""
+    """``folder``, made if needed. Raises KitError if it cannot be written, so call this before any work."""
     probe = folder / f".probe-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ UNPINNED = "MLLMU_NB_UNPINNED"  # set to anything: for building bases, whose bfl
 
 
 def pin() -> None:
-    """Sets what is not set yet. Warns in one line when torch is loaded already and may have chosen its kernels."""
+    """Sets the variables that are not set yet. Warns in one line if torch is loaded and may have chosen its kernels."""
     if os.environ.get(UNPINNED) or not _has_avx2():
         return
     missing = [name for name in VARIABLES if name not in os.environ]
@@ -27,17 +27,17 @@ def pin() -> None:
 
 
 def settings() -> dict[str, str]:
-    """The variables that decide the bits, as they are: "" where one is not set."""
+    """The current values of the variables that decide the bits; "" if one is not set."""
     return {name: os.environ.get(name, "") for name in VARIABLES}
 
 
 def pinned() -> bool:
-    """Whether all of them have the values that pin the bits."""
+    """Whether all these variables have the values that pin the bits."""
     return all(os.environ.get(name, "").lower() == value.lower() for name, value in VARIABLES.items())
 
 
 def _has_avx2() -> bool:
-    """Forcing AVX2 kernels on a CPU without them would crash. Other systems than Linux do not say: x86 is trusted."""
+    """Whether the CPU has AVX2: without it, AVX2 kernels crash. Only Linux tells; elsewhere x86 counts as yes."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     description = Path("/proc/cpuinfo")

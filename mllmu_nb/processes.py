@@ -8,7 +8,7 @@ from mllmu_nb.errors import KitError
 
 
 def launched(name: str, usual: int) -> int:
-    """A number that ``accelerate launch`` sets, such as WORLD_SIZE; ``usual`` where nothing did. KitError for any other
+    """A number that ``accelerate launch`` sets, such as WORLD_SIZE, else ``usual``. Raises KitError for any other
     text."""
     value = os.environ.get(name, "").strip()
     try:

@@ -1,7 +1,7 @@
-"""A progress bar during work, in a terminal and below a notebook's cell while somebody uses the kernel. There is none
-elsewhere, so that the outputs of papermill, nbmake and nbconvert hold none.
+"""Progress bars, in a terminal and below a notebook's cell while somebody uses the kernel. Elsewhere there are none, so
+outputs of papermill, nbmake and nbconvert contain none.
 
-A process that the kernel has started sends its bars there: ``send_to`` in it, ``follow`` in the kernel.
+A process that the kernel has started sends its bars to the kernel by ``send_to``; the kernel draws them by ``follow``.
 """
 
 import io
@@ -25,7 +25,7 @@ def live() -> bool:
 
 
 def progress_bar(*given: Any, shown: bool = True, **named: Any) -> tqdm.tqdm:
-    """A bar of tqdm over what is given, hidden where nobody would see it or ``shown`` is False."""
+    """A tqdm bar over what is given, hidden if nobody would see it or if ``shown`` is False."""
     named["mininterval"] = 1.0
     if shown and _kernel:
         return _Sent(*given, file=io.StringIO(), **named)
@@ -48,7 +48,7 @@ def send_to(kernel: Any) -> None:
 
 
 def follow(sent: Any, running: Sequence[Future]) -> None:
-    """Draws the bars that processes put into ``sent`` until all that is ``running`` has ended."""
+    """Draws the bars that processes put into ``sent`` until all ``running`` futures have ended."""
     bars: dict[tuple, tqdm.tqdm] = {}
     while not all(one.done() for one in running):
         try:

@@ -1,4 +1,4 @@
-"""What made a result: code, versions, machine type and inputs. It never names a person, a host or a folder."""
+"""The record of what made a result: code, versions, machine type and inputs. It names no person, host or folder."""
 
 import platform
 import subprocess
@@ -23,8 +23,8 @@ def record(**known: Any) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What decides the bits: device, CPU model, the kernels that torch chose, threads, processes that train together,
-    the variables that pin the bits."""
+    """What decides the bits of a result: device, CPU model, the kernels that torch chose, threads, processes that train
+    together, and the variables that pin the bits."""
     import torch
 
     gpu = torch.cuda.is_available()
@@ -39,7 +39,7 @@ def machine() -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """The CPU's name as the system gives it, "" where it does not."""
+    """The CPU's name as the system gives it, "" if it gives none."""
     description = Path("/proc/cpuinfo")
     lines = description.read_text().splitlines() if description.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
@@ -52,7 +52,7 @@ def versions() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git prints about the folder that holds the package; None where that is no checkout or git is missing."""
+    """What git prints about the folder that holds the package; None if git fails or there is no checkout."""
     folder = paths.PACKAGE.parent
     if not (folder / ".git").exists():
         return None

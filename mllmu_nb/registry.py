@@ -1,4 +1,4 @@
-"""Names for what can be added: methods, families, metrics and steps after unlearning register themselves on import
+"""Registries of what can be added: methods, families, metrics and steps after unlearning register themselves on import
 (``docs/architecture.md``, "Adding something")."""
 
 import importlib
@@ -15,7 +15,7 @@ EXTENSIONS = "MLLMU_NB_EXTENSIONS"
 
 
 class Registry:
-    """Entries by key (a name or a tuple of names), in the order in which they were added, those of extensions as well;
+    """Entries by key (a name or a tuple of names), in the order of their addition, including those of extensions.
     ``kind`` is for messages."""
 
     def __init__(self, kind: str):
@@ -23,8 +23,8 @@ class Registry:
         self._entries: dict[Any, Any] = {}
 
     def add(self, key: Any, entry: Any) -> Any:
-        """Adds and returns ``entry``. Adding the same definition again (a module reloaded) replaces it; KitError for a
-        key that another module has taken."""
+        """Adds and returns ``entry``. An entry of the same module (reloaded) is replaced. Raises KitError for a key
+        that another module has taken."""
         other = self._entries.get(key)
         if other is not None and other.__module__ != entry.__module__:
             raise KitError(f"{self.kind} {_printed(key)} is registered already, by {other.__module__}")
@@ -32,7 +32,7 @@ class Registry:
         return entry
 
     def get(self, key: Any) -> Any:
-        """The entry. Raises KitError with the nearest key, or all keys, when there is none."""
+        """The entry. Raises KitError, with the nearest or the first keys, if there is none."""
         if key not in self:
             choose(self.kind, _printed(key), map(_printed, self))
         return self._entries[key]
@@ -61,17 +61,17 @@ def import_all(package: str) -> None:
 
 
 def load_extensions() -> None:
-    """Imports the modules that MLLMU_NB_EXTENSIONS names, with commas between. KitError for one that cannot be, with
-    the file and line at which it failed."""
+    """Imports the modules that MLLMU_NB_EXTENSIONS names, separated by commas. Raises KitError if an import fails, with
+    the file and the line."""
     for name in filter(None, map(str.strip, os.environ.get(EXTENSIONS, "").split(","))):
         if name in sys.modules:  # or being imported just now
             continue
         try:
             importlib.import_module(name)
-        except (Exception, SystemExit) as error:  # whatever it does; an exit would look like a success
+        except (Exception, SystemExit) as error:  # any failure; an exit would look like a success
             frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]
             place = f"{frames[-1].filename}, line {frames[-1].lineno}: " if frames else ""
-            # a syntax error says its file and line, and the kit's own messages and those of imports what they are
+            # these messages are clear without the kind of the error
             kind = "" if isinstance(error, ImportError | SyntaxError | KitError) else f"{type(error).__name__}: "
             said = f"{place}{kind}{' '.join(str(error).split())}"
             raise KitError(f"{EXTENSIONS} names {name!r}, which cannot be imported: {said}") from error

@@ -12,8 +12,8 @@ STEPS = registry.Registry("step after unlearning")
 
 
 def after(name: str) -> Callable[[Callable], Callable]:
-    """Decorator: makes a function (model, config, further arguments with defaults) → model known as a step of that
-    name. The model that it gets is the plain unlearned one, its adapter merged."""
+    """Decorator that registers a function (model, config, further arguments with defaults) → model as the step
+    ``name``. The function gets the plain unlearned model, with its adapter merged."""
 
     def add(step: Callable) -> Callable:
         taken = inspect.signature(step).parameters
@@ -39,7 +39,7 @@ def settings_of(name: str) -> dict[str, Any]:
 
 
 def apply(name: str, model: Any, config: Any) -> Any:
-    """``model`` after the step ``name`` was applied with the run's settings."""
+    """Applies the step ``name`` to ``model`` with the run's settings, and returns its model."""
     own = settings_of(name)
     return STEPS.get(name)(model, config, **{key: value for key, value in config.settings.items() if key in own})
 

@@ -1,1 +1,1 @@
-"""A question that no single run answers: a grid of ordinary runs, and an analysis."""
+"""Studies: questions that no single run answers. Each is a grid of ordinary runs, and an analysis."""

@@ -1,8 +1,8 @@
-"""What each piece of the released code changes: the canonical methods, and variants that each have one piece of it.
+"""What each piece of the released code changes: compares canonical methods with variants that have one piece of it.
 
-A grid of ordinary runs, each one unlearning; vanilla, people, learning rate, length and hyper-parameters are those of
-the canonical method. Label modes differ in unlearning alone: vanilla was taught its answers. The runs lie in
-``studies/differences``, apart from those that the main tables are made of.
+The study is a grid of ordinary runs, each one unlearning. A variant has the vanilla, people, learning rate, length and
+hyper-parameters of the canonical method. Label modes differ in unlearning alone, because vanilla was taught its
+answers. The runs are in ``studies/differences``, apart from those that the main tables are made of.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,7 +53,7 @@ NO_DIFFERENCE = "no difference shown"
 
 @register
 class SequentialGradientDifference(GradientDifference):
-    """The canonical terms in steps of their own: all through forget, then all through retain, in every epoch."""
+    """The canonical terms in separate steps: in every epoch first all forget questions, then all retain questions."""
 
     variant = "whole_passes"
     passes = (("forget",), ("retain",))
@@ -67,7 +67,7 @@ class SequentialGradientDifference(GradientDifference):
 
 @register
 class EvenSequentialGradientDifference(SequentialGradientDifference):
-    """The same with passes of one length: after all forget questions, as many retain questions."""
+    """The same with passes of equal length: after all forget questions, as many retain questions."""
 
     variant = "passes"
     streams = {"forget": Stream("forget"), "length": Stream("forget"), "retain": Stream("retain")}
@@ -76,7 +76,7 @@ class EvenSequentialGradientDifference(SequentialGradientDifference):
 
 @register
 class SummedKLMinimization(KLMinimization):
-    """The canonical objective, its KL summed over every position and divided by the batch size."""
+    """The canonical objective, with its KL summed over every position and divided by the batch size."""
 
     variant = "summed_kl"
     needs = Needs(reference=("retain",), everywhere=("retain",))
@@ -95,7 +95,7 @@ class RetainEpochPreference(NegativePreference):
 
 
 for _method in (GradientAscent, GradientDifference):
-    for _mode in ("text", "upstream"):  # all text, the question too; and the slots of the picture as well
+    for _mode in ("text", "upstream"):  # all text, with the question; and the image slots, too
         _recipe = Recipe(label_mode=_mode, source="MLLMU-Bench's code and README")
         _declared = {"variant": f"labels_{_mode}", "recipes": {"miniature": _recipe}}
         register(type(f"{_mode.title()}Label{_method.__name__}", (_method,), _declared))
@@ -115,7 +115,7 @@ def grid(replicates: Sequence[int]) -> list[Config]:
 
 
 def whole_epochs(config: Config) -> Config:
-    """The same; where the method walks through whole epochs, as many as come closest to the canonical steps."""
+    """``config``; if its method needs whole epochs, with the number of epochs closest to the canonical steps."""
     if not config.objective.passes or not config.unlearn_steps:
         return config
     asked = training_conversations(inputs.population(config).members("forget"), config.modality)
@@ -124,7 +124,7 @@ def whole_epochs(config: Config) -> Config:
 
 
 def make(configs: Sequence[Config]) -> None:
-    """Makes the runs that are missing. Stopped, it goes on from there; a training that diverges has no run."""
+    """Makes the missing runs. A study that was stopped continues from there. A training that diverges has no run."""
     folder = paths.study("differences")
     inputs.write_people(configs[0], paths.people(folder))
     for number, config in enumerate(configs, start=1):
@@ -136,8 +136,8 @@ def make(configs: Sequence[Config]) -> None:
 
 
 def read() -> list[Run]:
-    """One's own runs of the study, else those that come with the kit. KitError, with the command that makes them, where
-    there are neither."""
+    """The user's own runs of the study, else those that come with the kit. Raises KitError, with the command that makes
+    them, if there are none."""
     for folder in (paths.study("differences"), paths.reference() / "studies" / "differences"):
         if any(paths.runs(folder).glob("*/")):
             return read_runs(folder)
@@ -148,13 +148,13 @@ def read() -> list[Run]:
 
 
 def changes(runs: Sequence[Run]) -> pd.DataFrame:
-    """Each variant minus the canonical method, question by question, pooled over the replicates, each model asked in
+    """Each variant minus the canonical method, question by question, pooled over the replicates. Each model is asked in
     the view that it was trained on.
 
-    One row per method, variant, modality, set and measure: ``canonical`` and ``released`` are the two means, ``value``
-    their difference with its 95 % interval ``low`` to ``high``, over people or, of several replicates, over these
-    crossed with people, all from -1 to 1; ``n_items``, ``n_profiles``, ``n_replicates``, and ``verdict``: lower or
-    higher where the interval excludes 0.
+    There is one row per method, variant, modality, set and measure. ``canonical`` and ``released`` are the two means,
+    ``value`` is their difference and ``low`` to ``high`` its 95 % interval, all from -1 to 1. The interval is over
+    people, for several replicates over replicates crossed with people. There are also ``n_items``, ``n_profiles``,
+    ``n_replicates``, and ``verdict``: lower or higher if the interval excludes 0.
     """
     items, rows = items_of(runs, []), []
     items = items[items["view"] == items["modality"].map(TRAINED_VIEW)]
@@ -173,8 +173,8 @@ def changes(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def change_table(runs: Sequence[Run]) -> Sheet:
-    """:func:`changes`, with one row per piece and one block per modality; ``26 → 31 (−2 to 12)`` is the canonical
-    score, the other one and the interval of their difference."""
+    """The table of :func:`changes`, with one row per piece and one block per modality. ``26 → 31 (−2 to 12)`` is the
+    canonical score, the variant's score and the interval of their difference."""
     frame, asked = changes(runs), list(product(SETS, MEASURES))
     known, models = rows_by(frame, KEYS), rows_by(frame, KEYS[:3])
 
