@@ -1,4 +1,4 @@
-"""Turns and conversations before any model's template, and the benchmark's wordings."""
+"""Turns and conversations without any model's template, and the benchmark's wordings."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mllmu_nb.errors import choose
 if TYPE_CHECKING:
     from PIL import Image
 
-VIEW_OF = {"multimodal": "image_text", "unimodal": "text"}  # what is trained on → how the same facts are asked
+VIEW_OF = {"multimodal": "image_text", "unimodal": "text"}  # modality of training → view that asks for the same facts
 MODALITIES = tuple(VIEW_OF)
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One exchange. ``prompt`` holds no role words; an empty ``answer`` is left open for the model.
+    """One exchange. ``prompt`` has no role words; an empty ``answer`` is left open for the model.
 
-    ``reply`` is the word before the answer: few-shot examples of the benchmark say "Correct Answer:" there. ``gap``
-    stands between the word for the user and the picture, or the prompt of a turn without one; None: the family's own.
+    ``reply`` is the text before the answer; few-shot examples of the benchmark use "Correct Answer:". ``gap`` is the
+    text between the user's role word and the picture (without a picture: the prompt); None: the family's own.
     """
 
     prompt: str
@@ -34,15 +34,15 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns in order, after an optional system prompt. Only the last turn may be open. Under the ``protocol`` upstream
-    a family writes it as the released evaluation does, which is not how the family is taught."""
+    """Turns in order, after an optional system prompt. Only the last turn may be open. Under the ``protocol`` upstream,
+    a family writes it as the released evaluation does, which differs from how the family is taught."""
 
     turns: tuple[Turn, ...]
     system: str = ""
     protocol: str = "clean"
 
     def answered(self, answer: str) -> Conversation:
-        """The same conversation with its open end filled."""
+        """Return the same conversation with its last answer filled in."""
         *before, last = self.turns
         return replace(self, turns=(*before, replace(last, answer=answer)))
 
@@ -52,7 +52,7 @@ class Conversation:
         return [turn.image for turn in self.turns if turn.image is not None]
 
 
-Sets = Mapping[str, Sequence[Conversation]]  # what unlearning is given: name of a set → conversations
+Sets = Mapping[str, Sequence[Conversation]]  # input of unlearning: name of a set → conversations
 
 
 def _listed(options: Sequence[str]) -> str:
@@ -65,13 +65,13 @@ def choice_prompt(text: str, options: Sequence[str]) -> str:
 
 
 def cloze_prompt(text: str) -> str:
-    """A sentence whose ``__`` is to be filled."""
+    """A cloze sentence with the instruction to fill its ``__``."""
     blank = text.replace("__", "[Blank]")
     return f"{blank}\nPlease **ONLY** provide the correct answer that should replace the [Blank]."
 
 
 def generation_prompt(text: str, view: str) -> str:
-    """A free question; the text view's wording lacks "accurately", as upstream's does."""
+    """A free question. The text view's wording lacks "accurately", as upstream's does."""
     accurately = "accurately " if view == "image_text" else ""
     return f"{text}\nAnswer the question based on your trained knowledge in one sentence {accurately}in ENGLISH."
 
@@ -82,7 +82,7 @@ def choice_shot(text: str, options: Sequence[str], letter: str, image: bytes | N
 
 
 def cloze_shot(text: str, value: str, image: bytes | None = None, protocol: str = "clean") -> Turn:
-    """A solved cloze example. ``upstream`` says no "Question:", repeats the instruction, and has no blank before the
+    """A solved cloze example. ``upstream`` omits "Question:", repeats the instruction, and has no space before the
     picture."""
     if protocol == "upstream":
         return Turn(cloze_prompt(text), value, image, "Correct Answer:", gap="" if image is not None else None)
@@ -90,10 +90,10 @@ def cloze_shot(text: str, value: str, image: bytes | None = None, protocol: str 
 
 
 def question_turn(question: Question, image: bytes | None, protocol: str = "clean") -> Turn:
-    """The open turn that asks one evaluation question in its task's wording.
+    """Return the open turn that asks one evaluation question in its task's wording.
 
-    ``upstream`` ends a free question about a picture with a blank after the colon, and begins one without a picture on
-    the line of "USER:"; no other question has either.
+    ``upstream`` changes only free questions: with a picture, a space follows "ASSISTANT:"; without one, the question is
+    on the line of "USER:".
     """
     if question.task == "classification":
         return Turn(choice_prompt(question.text, question.options), image=image)
@@ -108,7 +108,7 @@ def question_turn(question: Question, image: bytes | None, protocol: str = "clea
 def solved_turn(
     form: str, question: str, answer: str, blank: str, value: str, view: str, options: Sequence[str], image=None
 ) -> Turn:
-    """A question with its answer in one of the forms of evaluation: ``letter`` (with four ``options``), ``cloze``,
+    """Return a question with its answer in one form of evaluation: ``letter`` (with four ``options``), ``cloze``,
     ``generation``, or ``plain`` (no instruction)."""
     if form == "letter":
         return Turn(choice_prompt(question, options), LETTERS[options.index(value)], image)
@@ -118,7 +118,7 @@ def solved_turn(
 
 
 def taught_turns(person: Profile, modality: str) -> Iterator[tuple[QA, Turn]]:
-    """Every fine-tuning pair of a person with the turn in which it is taught."""
+    """Yield each fine-tuning pair of a person with the turn that teaches it; ``unimodal`` leaves out the name."""
     for qa in person.qa:
         if modality == "multimodal":
             yield qa, Turn(qa.question, qa.answer, person.portrait)
@@ -127,10 +127,10 @@ def taught_turns(person: Profile, modality: str) -> Iterator[tuple[QA, Turn]]:
 
 
 def training_conversations(profiles: Sequence[Profile], modality: str) -> list[Conversation]:
-    """One conversation per person, which holds all their fine-tuning questions, one turn per question.
+    """Return one conversation per person, with one turn for each fine-tuning question.
 
-    ``multimodal``: the portrait and "this person". ``unimodal``: no image, the person's name in question and answer;
-    the question that asks for the name is left out. Turns are independent: batches cut and shuffle them.
+    ``multimodal``: the portrait and "this person". ``unimodal``: no image, and the person's name in question and
+    answer; the question that asks for the name is left out. Turns are independent: batches cut and shuffle them.
     """
     choose("modality", modality, MODALITIES)
     return [Conversation(tuple(turn for _, turn in taught_turns(person, modality))) for person in profiles]

@@ -1,6 +1,5 @@
-"""Fine-tuning questions put in the forms in which evaluation asks, never as an item of evaluation itself
-(``docs/architecture.md``). Mixed training: Allen-Zhu and Li 2023, "Physics of language models 3.1".
-"""
+"""Put fine-tuning questions into the forms of evaluation, but never make an item of the evaluation itself
+(``docs/architecture.md``). Mixed training: Allen-Zhu and Li 2023, "Physics of language models 3.1"."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,12 +13,12 @@ from mllmu_nb.data.generate import options_with
 from mllmu_nb.data.schema import LETTERS, Profile
 from mllmu_nb.data.text.names import THIS
 
-FORMS = {"letter": 0.375, "cloze": 0.35, "generation": 0.1, "plain": 0.175}  # and their shares
+FORMS = {"letter": 0.375, "cloze": 0.35, "generation": 0.1, "plain": 0.175}  # form → share
 
 
 class Exams:
-    """Puts a ``share`` of the questions about ``people`` in the forms of evaluation. Called with a conversation whose
-    turns :func:`training_conversations` made."""
+    """Puts a ``share`` of the questions about ``people`` into the forms of evaluation. The argument of a call is a
+    conversation from :func:`training_conversations`."""
 
     def __init__(self, people: Sequence[Profile], share: float):
         self.share = share
@@ -38,17 +37,17 @@ class Exams:
         self.distinct = {attribute: len({value.lower() for value in own}) for attribute, own in values.items()}
 
     def __call__(self, conversation: Conversation, rng: np.random.Generator) -> Conversation:
-        """``conversation`` with a share of its questions in the forms of evaluation."""
+        """Return ``conversation`` with a share of its questions in the forms of evaluation."""
         picture = conversation.images[0] if conversation.images else None
         turns = [self._exam(t, picture, rng) if rng.random() < self.share else t for t in conversation.turns]
         return replace(conversation, turns=tuple(turns))
 
     def _exam(self, turn: Turn, picture: bytes | None, rng: np.random.Generator) -> Turn:
-        """``turn`` in another form, or as it is where the form does not fit or evaluation asks just so."""
+        """Return ``turn`` in another form, or unchanged if the form does not fit or evaluation asks the same."""
         person, pair = self.taught[turn.prompt, turn.answer, picture]
         form = rng.choice(list(FORMS), p=list(FORMS.values()))
         question, answer, wording = turn.prompt, turn.answer, WORDINGS.get(pair.attribute)
-        if wording and pair.question in {say(text, THIS) for text in wording.questions}:  # else not the kit's people
+        if wording and pair.question in {say(text, THIS) for text in wording.questions}:  # only for the kit's people
             who, text = THIS if picture else person.name, str(rng.choice(wording.questions))
             question, answer = say(text, who), say(wording.answer_to(text), who, pair.value)
         blank = answer.replace(pair.value, "__")

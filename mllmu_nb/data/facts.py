@@ -1,4 +1,4 @@
-"""What fictitious people are made of, and the wordings of questions and answers, both from ``facts.yaml``."""
+"""The values for fictitious people and the wordings of questions and answers, both from ``facts.yaml``."""
 
 from pathlib import Path
 
@@ -17,11 +17,11 @@ class Wording:
     answers: tuple[str, ...] = ()
 
     def answer_to(self, question: str) -> str:
-        """The wording in which one of ``questions`` is answered."""
+        """Return the wording that answers one of ``questions``."""
         return self.answers[self.questions.index(question)]
 
 
-read_wordings = TypeAdapter(dict[str, Wording]).validate_python  # of a table of YAML: attribute → wording
+read_wordings = TypeAdapter(dict[str, Wording]).validate_python  # from a YAML table: attribute → wording
 
 _TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 FEMALE, MALE, FAMILY = _TABLE["female"], _TABLE["male"], _TABLE["family"]  # names

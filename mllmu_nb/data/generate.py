@@ -1,4 +1,4 @@
-"""Fictitious people from a seed: facts, portrait, fine-tuning text and the questions of three tasks
+"""Make fictitious people from a seed: facts, portrait, fine-tuning text and the questions of three tasks
 (``docs/data.md``)."""
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,16 +18,16 @@ from mllmu_nb.errors import KitError
 # Celebrities belong to the shipped base model, so they do not change with the seed of a run.
 CELEBRITY_SEED = 41
 CELEBRITIES_KNOWN = 40
-UNSCORED_KNOWN = 240  # every second one only from plain sentences
+UNSCORED_KNOWN = 240  # the base knows every second one from plain sentences only
 ASKED = tuple(a for a in ATTRIBUTES if a not in ("name", "gender"))
-TRIES = 500  # of a look that differs enough; 2,000 people need up to 60
-CROWDED = 100_000  # selections that are taken, by some 3,600 people: hardly a look differs enough, so none is sought
-PLAIN = 4000  # names without a middle initial; there are 4,800
-FRESH = 25  # people in no training set: each has 14 or 15 sentences, and 1 % of them is to be three or more
+TRIES = 500  # attempts to find a look that differs enough; 2,000 people need up to 60
+CROWDED = 100_000  # selections taken by about 3,600 people; hardly any look differs enough then, so the search stops
+PLAIN = 4000  # after so many names, new ones get a middle initial; 4,800 names have none
+FRESH = 25  # people in no training set, each with 14 or 15 sentences, so that 1 % of these is at least three
 
 
 def random_facts(rng: np.random.Generator, name: str, gender: str) -> dict[str, str]:
-    """Fifteen facts of one person that fit together: height to gender, salary to profession."""
+    """Return fifteen facts of one person that fit together: height to gender, salary to profession."""
     job = str(rng.choice(list(facts.PROFESSIONS)))
     low, high = facts.PROFESSIONS[job]
     born, lives = rng.choice(facts.CITIES, size=2, replace=False)
@@ -53,7 +53,7 @@ def random_facts(rng: np.random.Generator, name: str, gender: str) -> dict[str, 
 
 
 def random_name(rng: np.random.Generator, initial: bool = False) -> tuple[str, str]:
-    """A full name, with a middle initial or without, and its gender."""
+    """Return a full name, with or without a middle initial, and its gender."""
     gender = str(rng.choice(["female", "male"]))
     first = rng.choice(facts.FEMALE if gender == "female" else facts.MALE)
     middle = f" {rng.choice(list(ascii_uppercase))}." if initial else ""
@@ -61,7 +61,7 @@ def random_name(rng: np.random.Generator, initial: bool = False) -> tuple[str, s
 
 
 def options_with(value: str, others: Iterable[str], letter: str, rng: np.random.Generator) -> tuple[str, ...]:
-    """Four distinct options, ``value`` standing at ``letter`` and three of ``others`` drawn as often as they occur."""
+    """Return four distinct options: ``value`` at ``letter``, and three of ``others``, drawn as often as they occur."""
     distinct = {value.lower(): value}
     for other in rng.permutation(others if isinstance(others, np.ndarray) else list(others)):
         distinct.setdefault(other.lower(), str(other))
@@ -75,7 +75,7 @@ def options_with(value: str, others: Iterable[str], letter: str, rng: np.random.
 
 
 def _qa(person: dict[str, str], rng: np.random.Generator) -> tuple[QA, ...]:
-    """Fine-tuning pairs, one for each attribute."""
+    """Return the fine-tuning pairs, one for each attribute."""
     pairs = []
     for attribute in ATTRIBUTES:
         wording = facts.WORDINGS[attribute]
@@ -88,7 +88,7 @@ def _qa(person: dict[str, str], rng: np.random.Generator) -> tuple[QA, ...]:
 def _with_questions(
     person: Profile, values: Mapping[str, np.ndarray], letters: Iterator[str], rng: np.random.Generator
 ) -> Profile:
-    """The profile with its eighteen questions, in the words of fine-tuning, and the Test set's eighteen paraphrases."""
+    """Return the profile with eighteen questions in the words of fine-tuning, and eighteen Test set paraphrases."""
     questions, tested = [], []
     chosen = list(rng.permutation(ASKED)[: sum(PER_TASK.values())])
     taught = {pair.attribute: pair for pair in person.qa}
@@ -111,8 +111,8 @@ def _with_questions(
 
 
 def distinct_traits(rng: np.random.Generator, gender: str, taken: set[tuple]) -> dict[str, str]:
-    """Random traits, of which at least three differ from those of every portrait before, or two could be taken for one
-    another; where such are ``taken``, at some 3,000 people, any. What the new portrait takes is added."""
+    """Return random traits and add them to ``taken``. At least three traits differ from those of every earlier
+    portrait, so that no two look alike. If the search fails (from about 3,000 people on), returns any traits."""
     for _ in range(TRIES if len(taken) < CROWDED else 1):
         traits = random_traits(rng, gender)
         # two portraits that share all traits but two have one of these selections in common
@@ -124,8 +124,8 @@ def distinct_traits(rng: np.random.Generator, gender: str, taken: set[tuple]) ->
 
 
 def _people(kind: str, ids: list[str], seed, names: set[str], looks: set[tuple], beside=()) -> list[Profile]:
-    """Profiles of one kind; ``names`` and ``looks`` hold those already taken and are added to. Wrong options are the
-    values of others of the same kind and of those ``beside``."""
+    """Return profiles of one kind, and add their names and looks to ``names`` and ``looks``, which hold those already
+    taken. Wrong options are values of others of the same kind and of the people ``beside`` them."""
     people, rng = [], np.random.default_rng(seed)
     for identity in ids:
         name, gender = random_name(rng, len(names) > PLAIN)
@@ -147,16 +147,15 @@ def _people(kind: str, ids: list[str], seed, names: set[str], looks: set[tuple],
 
 @lru_cache
 def known_people() -> tuple[tuple[Profile, ...], tuple[Profile, ...]]:
-    """The people whom the base knows: the celebrities, and others who are never scored and whom fine-tuning may
-    repeat."""
+    """Return the celebrities that the base knows, and the others, who are never scored. Fine-tuning may repeat both."""
     names, looks = set(), set()
     famous = _people("celebrity", _ids(CELEBRITIES_KNOWN, "c"), [CELEBRITY_SEED], names, looks)
     return tuple(famous), tuple(_people("celebrity", _ids(UNSCORED_KNOWN, "k"), [CELEBRITY_SEED, 1], names, looks))
 
 
 def famous_people(count: int) -> list[Profile]:
-    """The first ``count`` celebrities; those past ``CELEBRITIES_KNOWN`` are unknown to the base. Raises KitError where
-    they are too few to be asked about."""
+    """Return the first ``count`` celebrities; the base does not know those after ``CELEBRITIES_KNOWN``. Raises KitError
+    if there are too few of those for multiple choice."""
     known, others = known_people()
     names = {person.name for person in (*known, *others)}
     more = _ids(count, "c")[CELEBRITIES_KNOWN:]
@@ -168,8 +167,8 @@ def famous_people(count: int) -> list[Profile]:
 
 
 def fresh_people(seed: int, people: int, pool: int, celebrities: int) -> list[Profile]:
-    """People of the same kind as those of :func:`generate`, who are in no training set and share no name and no look
-    with anybody there."""
+    """Return people of the same kind as those of :func:`generate`, who are in no training set and share no name and no
+    look with anybody there."""
     scored, _, _, names, looks = _generated(seed, people, pool, celebrities)
     return _people("fresh", _ids(FRESH, "f"), [seed, people, pool, 1], set(names), set(looks), scored)
 
@@ -182,8 +181,8 @@ def generate(
     ratio: int = 10,
     replicate: int = 0,
 ) -> Population:
-    """A population: ``people`` scored, ``pool`` trained on but never scored, ``celebrities`` known to the base. The
-    same arguments give the same bytes. Raises KitError when people are too few for four options."""
+    """Return a population: ``people`` are scored, ``pool`` are trained on but never scored, and the base knows the
+    ``celebrities``. The same arguments give the same bytes. Raises KitError if people are too few for four options."""
     if people < 4 or 0 < celebrities < 4:
         raise KitError("people and celebrities (if there are any) must be at least 4 each: options need four values")
     scored, spare, famous, _, _ = _generated(seed, people, pool, celebrities)
@@ -199,7 +198,7 @@ def _ids(count: int, prefix: str = "") -> list[str]:
 
 @lru_cache(maxsize=4)
 def _generated(seed: int, people: int, pool: int, celebrities: int) -> tuple:
-    """The scored people, the pool and the celebrities, and all names and looks that are taken."""
+    """Return the scored people, the pool and the celebrities, and all names and looks that are taken."""
     famous, ids, rng = famous_people(celebrities), _ids(people + pool), np.random.default_rng([seed, people, pool])
     names, looks = {person.name for person in (*famous, *known_people()[1])}, set()
     scored = _people("fictitious", ids[:people], rng, names, looks)

@@ -20,10 +20,10 @@ TRAINING = (
     f"training needs ft_Data of the data set {EVALUATION_REPOSITORY} or the splits of the model repository "
     f"{TRAINING_REPOSITORY}"
 )
-TYPES = {"image_text": "Image_Textual", "text": "Pure_Text"}  # view → the layout's name of it
+TYPES = {"image_text": "Image_Textual", "text": "Pure_Text"}  # view → its name in the layout
 OPEN_COLUMNS = {"generation": "Generation_Task", "cloze": "Mask_Task"}
-SHOWN = 20  # faults of a folder
-BATCH = 64  # rows that are read at once
+SHOWN = 20  # faults that a message lists
+BATCH = 64  # rows read at once
 TASK_COLUMNS = ("Classification_Task", *OPEN_COLUMNS.values())
 
 _TEXT = pa.string()
@@ -42,7 +42,7 @@ COLUMNS = {
 
 
 def schema_of(config: str, training: bool = False) -> pa.Schema:
-    """The columns of a configuration; ``training``: it lies in the training repository."""
+    """Return the columns of a configuration; ``training``: it is in the training repository."""
     if training or config == "ft_Data":
         return pa.schema([(name, COLUMNS[name]) for name in ("image", "ID", "metadata")])
     absent = {"metadata", "image" if config == "Test_Set" else "images"}
@@ -51,21 +51,21 @@ def schema_of(config: str, training: bool = False) -> pa.Schema:
 
 
 def configs_in(folder: str | Path) -> list[str]:
-    """Names of the configurations that ``folder`` has."""
+    """Return the names of the configurations in ``folder``."""
     return sorted({path.parent.name for path in Path(folder).glob("*/*.parquet")})
 
 
 def answer_letter(answer: str) -> str:
-    """The letter of a ``Correct_Answer``: "B", also of "b" and "B: Oulu"; "" when there is none, as in "Berlin" and in
-    "A nurse", the text of an option."""
+    """Return the letter of a ``Correct_Answer``: "B" for "B", "b" and "B: Oulu". Returns "" for other text, such as the
+    options "Berlin" and "A nurse"."""
     letter = re.fullmatch(r"\s*([A-Da-d])\s*([:.)].*)?", answer, re.DOTALL)
     return letter[1].upper() if letter else ""
 
 
 class Layout:
-    """A folder of the layout; ``faults`` gathers, one per line, what keeps the kit from reading or scoring it. ``name``
-    is the folder's name in messages; ``training``: it follows the training repository. Raises KitError when there is no
-    such folder."""
+    """A folder of the layout. ``faults`` collects, one per line, all that keeps the kit from reading or scoring it.
+    ``name`` is the folder's name in messages; ``training``: it follows the training repository. Raises KitError if
+    there is no such folder."""
 
     def __init__(self, folder: str | Path, name: str = "", training: bool = False):
         self.folder, self.training = Path(folder), training
@@ -75,7 +75,7 @@ class Layout:
             raise KitError(f"{self.folder} is no folder: {TRAINING if training else EVALUATION}")
 
     def stop(self) -> None:
-        """Raises KitError with the faults, if there are any: the first ``SHOWN`` of them, one per line."""
+        """Raise KitError with the faults, if there are any: the first ``SHOWN`` of them, one per line."""
         if len(self.faults) > 1:
             lines = [f"{self.name} has {len(self.faults)} problems:", *self.faults[:SHOWN]]
             raise KitError("\n  ".join(lines + [".."] if len(self.faults) > SHOWN else lines))
@@ -83,8 +83,8 @@ class Layout:
             raise KitError(self.faults[0])
 
     def read(self, config: str) -> dict[str, dict]:
-        """ID → row of a configuration, with the columns that the kit reads; ``metadata`` as pairs."""
-        needs, wanted = EVALUATION, ["ID"]  # of the evaluation data's splits
+        """Return ID → row of a configuration, with the columns that the kit reads; ``metadata`` as pairs."""
+        needs, wanted = EVALUATION, ["ID"]  # for the splits of the evaluation data
         if self.training or config == "ft_Data":
             needs, wanted = TRAINING, ["ID", "metadata"]
         elif not config.startswith(("forget_", "retain_")):
@@ -100,7 +100,7 @@ class Layout:
         for path in files:
             name = f"{self.name}/{config}/{path.name}"
             try:
-                # Arrow holds the pictures of a batch, not of the file, beside those that are kept
+                # so Arrow holds the pictures of one batch, not of the whole file, in addition to the kept rows
                 file = pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
                 there = file.schema_arrow.names
                 if missing := [column for column in wanted if column not in there]:
@@ -117,12 +117,12 @@ class Layout:
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 reason = str(error).partition("\n")[0]
                 self.faults.append(f"{name}: is no readable parquet file ({reason}): download it again")
-            pa.default_memory_pool().release_unused()  # else it keeps some 100 MB for the next file
+            pa.default_memory_pool().release_unused()  # otherwise it keeps about 100 MB for the next file
         return rows
 
 
 def _row_faults(row: dict) -> Iterator[str]:
-    """What is wrong with a row, with its place there; if nothing, ``metadata`` is taken apart."""
+    """Yield the faults of a row, with their place in it. If there are none, ``metadata`` is replaced by its pairs."""
     faults = [fault for name, value in row.items() for fault in _value_faults(name, COLUMNS[name], value)]
     if faults:
         yield from faults
@@ -135,7 +135,7 @@ def _row_faults(row: dict) -> Iterator[str]:
         for kind, entries in row["Classification_Task"].items():
             for number, entry in enumerate(entries):
                 place, letters = f"Classification_Task.{kind}[{number}]", ", ".join(LETTERS)
-                if len({entry["Options"][letter].strip() for letter in LETTERS}) == 1:  # a file may have more of them
+                if len({entry["Options"][letter].strip() for letter in LETTERS}) == 1:  # a file may have more options
                     yield f"{place}: its options are all the same"
                 if not answer_letter(entry["Correct_Answer"]):
                     yield f"{place}: Correct_Answer {entry['Correct_Answer']!r} is none of {letters}"
@@ -146,7 +146,7 @@ def _row_faults(row: dict) -> Iterator[str]:
 
 
 def _value_faults(place: str, kind: pa.DataType, value: Any) -> Iterator[str]:
-    """What is empty, no picture or of another type than ``kind`` in a value."""
+    """Yield a fault for each value that is empty, no picture, or of another type than ``kind``."""
     if not value or isinstance(value, str) and not value.strip():
         yield f"{place}: is empty"
     elif pa.types.is_struct(kind) and isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Write and read people in the layout in which the benchmark is published (``docs/data.md``)."""
+"""Write and read people in the published layout of the benchmark (``docs/data.md``)."""
 
 import json
 import re
@@ -24,8 +24,8 @@ REPAIR = "repair the folder, or download data set and training splits again"
 
 
 def write_layout(population: Population, folder: str | Path) -> list[Path]:
-    """Write ``population`` to ``folder`` and the training splits to ``baseline_train_split`` beside it; returns the
-    files. Raises KitError when one of the folders is there and not empty, when both are one, or when they cannot be
+    """Write ``population`` to ``folder`` and the training splits to ``baseline_train_split`` beside it; return the
+    files. Raises KitError if one of the folders exists and is not empty, if both are the same, or if they cannot be
     written."""
     targets = [Path(folder), Path(folder).parent / TRAIN_FOLDER]
     if targets[0] == targets[1]:
@@ -48,7 +48,7 @@ def write_layout(population: Population, folder: str | Path) -> list[Path]:
 
 
 def _configs(population: Population, training: bool) -> dict[str, list[Profile]]:
-    """Configuration → its people, of the evaluation data or of the training splits; none is empty."""
+    """Return configuration → its people, for the evaluation data or the training splits; none is empty."""
     trained = [person for person in population.profiles.values() if person.kind != "celebrity"]
     configs = {}
     if not training:
@@ -62,7 +62,7 @@ def _configs(population: Population, training: bool) -> dict[str, list[Profile]]
 
 
 def _forget_splits(population: Population) -> dict[int, tuple[str, ...]]:
-    """ratio → forget ids: the population's own, those its notes keep of the file it came from, else drawn."""
+    """Return ratio → forget ids: the population's own, those of its file (kept in its notes), or else drawn ones."""
     notes, scored = population.notes, [person.id for person in population.of_kind("fictitious")]
     known, seed, draw = notes.get("forget_splits", {}), notes.get("seed", 0), notes.get("draw", 0)
     splits = {notes["ratio"]: population.forget_ids}
@@ -77,7 +77,8 @@ def _forget_splits(population: Population) -> dict[int, tuple[str, ...]]:
 
 
 def _printed_ids(population: Population) -> dict[str, str]:
-    """A celebrity's id → the ID it is printed with: its own without the ``c``, or else the next that nobody has."""
+    """Return a celebrity's id → its printed ID: without ``c``; if any of these is taken, all get the next free
+    numbers."""
     printed = {person.id: person.id.removeprefix("c") for person in population.of_kind("celebrity")}
     taken = population.profiles.keys() - printed.keys()
     if taken.isdisjoint(printed.values()):
@@ -88,7 +89,7 @@ def _printed_ids(population: Population) -> dict[str, str]:
 
 
 def _row(person: Profile, identity: str, config: str) -> dict:
-    """A person under every column of the layout; the configuration's schema takes its own."""
+    """Return a person with every column of the layout; the schema of ``config`` selects its own columns."""
     questions = person.test_questions if config == "Test_Set" else person.questions
     entries = defaultdict(list)  # by task and, for multiple choice, view
     for q in sorted(questions, key=lambda question: question.number):
@@ -134,7 +135,7 @@ def _write_config(folder: Path, rows: Sequence[dict], schema: pa.Schema) -> None
 
 
 def _feature(kind: pa.DataType) -> dict | list:
-    """The type as the ``datasets`` library notes it in the file, so that it shows images as images."""
+    """Return the type as the ``datasets`` library notes it in the file, so that it shows images as images."""
     if pa.types.is_list(kind):
         return [_feature(kind.value_type)]
     if pa.types.is_struct(kind):
@@ -147,10 +148,10 @@ def _feature(kind: pa.DataType) -> dict | list:
 
 
 def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names: Sequence[str] = ()) -> Population:
-    """The population written in ``folder`` with the forget ids of ``forget_<ratio>``; its notes say what is unusual.
+    """Return the population in ``folder`` with the forget ids of ``forget_<ratio>``; its notes list what is unusual.
 
-    ``training``: a folder of the training splits, whose forget and retain people must be the same. ``names``: what
-    reports and notes call the two folders (else as they are called). Raises KitError with all that is wrong.
+    ``training``: a folder of the training splits, which must have the same forget and retain people. ``names``: names
+    of the two folders in reports and notes (default: their own). Raises KitError with all faults.
     """
     forget, retain, present = f"forget_{ratio}", f"retain_{100 - ratio}", configs_in(folder)
     data = Layout(folder, *names[:1])
@@ -192,7 +193,7 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
             text = f"ID {printed} would get the id {identity}, which another person has"
             data.faults.append(f"{data.name}/Retain_Set: {text}")
         profiles[identity] = _profile(row, "celebrity", identity, qa)
-        if printed in full:  # by its printed ID, upstream looks up a celebrity in Full_Set
+        if printed in full:  # upstream looks up a celebrity in Full_Set by its printed ID
             shared[identity] = printed
     names_taken = Counter(p.name for p in profiles.values() if p.kind != "celebrity")
     same = sorted(name for name, count in names_taken.items() if name and count > 1)
@@ -217,7 +218,7 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
 
 
 def _people_file(data: Layout) -> tuple[set[str], dict[str, tuple[str, tuple[QA, ...]]]]:
-    """``people.json``: the ids of the pool, and by a celebrity's printed ID the kit's id and the fine-tuning pairs."""
+    """Read ``people.json``: the ids of the pool, and a celebrity's printed ID → the kit's id and fine-tuning pairs."""
     path = data.folder / PEOPLE_FILE
     if not path.exists():
         return set(), {}
@@ -236,7 +237,7 @@ def _people_file(data: Layout) -> tuple[set[str], dict[str, tuple[str, tuple[QA,
 def _profile(row: dict, kind: str, identity: str, qa: tuple[QA, ...], test: dict | None = None) -> Profile:
     stated = reader.attributes_of(qa)
     questions = _questions(row, identity, stated)
-    if not stated:  # celebrities have no fine-tuning text: what is known of them are the answers to their questions
+    if not stated:  # celebrities have no fine-tuning text: the answers to their questions are their facts
         stated = {q.attribute: q.value for q in reversed(questions) if q.attribute and q.value}
     if "name" not in stated:  # the commonest run of two or more capitalised words in the text view's questions
         runs = Counter(run for q in questions if q.view == "text" for run in names_in(q.text))
@@ -256,7 +257,7 @@ def _profile(row: dict, kind: str, identity: str, qa: tuple[QA, ...], test: dict
 
 
 def _questions(row: dict, identity: str, stated: dict[str, str]) -> tuple[Question, ...]:
-    """The questions of a row in the order task, number, view."""
+    """Return the questions of a row in the order task, number, view."""
     questions = []
     for view, kind in TYPES.items():
         for number, entry in enumerate(row["Classification_Task"][f"{kind}_Questions"]):
@@ -274,7 +275,8 @@ def _questions(row: dict, identity: str, stated: dict[str, str]) -> tuple[Questi
 
 
 def _attribute(text: str, answer: str, stated: dict[str, str]) -> str:
-    """What a question asks for: as its words say, or else the one stated fact that its answer is or holds."""
+    """Return what a question asks for, by its words. If its answer does not hold that fact, return the one stated fact
+    that the answer is or holds, if there is exactly one."""
     asked = reader.attribute_of(text, answer)
     if asked and _holds(answer, stated.get(asked, "")):
         return asked
@@ -288,8 +290,8 @@ def _holds(answer: str, value: str) -> bool:
 
 
 def _value(attribute: str, truth: str, stated: dict[str, str]) -> str:
-    """The bare fact in a sentence; "" where it is not known, so that the answer is not compared with one. A sentence of
-    which no rule reads less than all of it is no bare fact."""
+    """Return the bare fact in a sentence; "" if it is unknown, so that the answer is not compared with one. If the
+    rules take the whole sentence as the value, it is no bare fact."""
     known = stated.get(attribute, "")
     if known and known in truth:
         return known

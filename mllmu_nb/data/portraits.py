@@ -1,7 +1,7 @@
-"""Portraits drawn from visible traits, and what the Test set does to them.
+"""Portraits drawn from visible traits, and the Test set's changes to them.
 
-A model sees 64 × 64 pixels: enough for a tower of 16 patches. A portrait carries what it was drawn from, so that
-figures show it at any size.
+A model sees 64 × 64 pixels: enough for a tower of 16 patches. The file of a portrait stores the face that was drawn, so
+that figures can show it at any size.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from mllmu_nb.errors import KitError
 SIZE = 64
 SCALE = 4  # drawn four times as large, then reduced: smooth edges
 
-# trait → its values, and the RGB colours of those that have one
+# trait → its values, with RGB if they are colours
 TRAITS: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 def random_traits(rng: np.random.Generator, gender: str = "") -> dict[str, str]:
-    """One value for every trait; women are drawn with short hair, and men with a bun, less often."""
-    # the index that rng.choice would draw: the same traits in a quarter of the time
+    """Return one value for every trait. Given a ``gender``, women rarely have short hair, and men rarely a bun."""
+    # the same index as rng.choice draws, in a quarter of the time
     traits = {name: list(values)[rng.integers(len(values))] for name, values in TRAITS.items()}
     hair = {"blond": "yellow"}.get(traits["hair color"], traits["hair color"])
-    while traits["background"] in (hair, traits["shirt"]):  # the outline must be seen
+    while traits["background"] in (hair, traits["shirt"]):  # the outline must be visible
         traits["background"] = str(rng.choice(list(TRAITS["background"])))
     if gender:
         women = (0.05, 0.4, 0.25, 0.05, 0.25)
@@ -44,8 +44,8 @@ def random_traits(rng: np.random.Generator, gender: str = "") -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Face:
-    """What a portrait is drawn from: its visible traits, and the proportions that make a face its own (lengths in
-    64ths of the picture's side)."""
+    """The visible traits of a portrait, and the proportions that make its face unique (lengths in 64ths of the
+    picture's side)."""
 
     traits: dict[str, str]
     width: float  # half the width of the head at the eyes
@@ -64,7 +64,7 @@ class Face:
 
 
 def draw(face: Face, size: int = SIZE) -> Image.Image:
-    """``face`` as a picture of ``size`` × ``size`` RGB pixels."""
+    """Draw ``face`` as a picture of ``size`` × ``size`` RGB pixels."""
     traits, cx, cy, width, height = face.traits, face.x, face.y, face.width, face.height
     background, shirt, hair, skin, iris = (
         tuple(TRAITS[trait][traits[trait]]) for trait in ("background", "shirt", "hair color", "skin", "eyes")
@@ -91,7 +91,7 @@ def draw(face: Face, size: int = SIZE) -> Image.Image:
         pen.line([(x * scale, y * scale) for x, y in points], fill=colour, width=round(thick * scale), joint="curve")
 
     def outline(grow: float, start: float = 0.0, stop: float = 2 * np.pi) -> list[tuple[float, float]]:
-        """The head's edge, ``grow`` outside of it, from one angle to another; 0 is to the right, π / 2 the chin."""
+        """Return the head's edge, ``grow`` outside of it, from one angle to another; 0 is right, π / 2 is the chin."""
         angles = np.linspace(start, stop, 60)
         below = np.clip(np.sin(angles), 0, 1)
         narrower = 1 - (0.3 - 0.26 * face.jaw) * below**2
@@ -114,7 +114,7 @@ def draw(face: Face, size: int = SIZE) -> Image.Image:
     elif style == "bun":  # at the side, where no hat hides it
         oval(cx + width + 4.2, cy - 7, 6.2, 6.2, hair)
         ring(cx + width + 4.2, cy - 7, 3.4, strands, 0.8)
-    elif style == "spiky":  # all around, so that a hat leaves some to be seen
+    elif style == "spiky":  # all around, so that a hat does not hide all of it
         for angle in np.linspace(1.02 * np.pi, 1.98 * np.pi, 9):
             c, s = np.cos(angle), np.sin(angle)
             foot, tip = (cx + width * c, cy + height * s), (cx + (width + 8.5) * c, cy + (height + 7.5) * s)
@@ -181,12 +181,12 @@ def draw(face: Face, size: int = SIZE) -> Image.Image:
 
 
 def _mix(colour: Sequence[float], other: Sequence[float], share: float) -> tuple[int, ...]:
-    """``colour`` with a ``share`` of ``other``."""
+    """Return ``colour`` with a ``share`` of ``other``."""
     return tuple(round((1 - share) * a + share * b) for a, b in zip(colour, other, strict=True))
 
 
 def to_png(image: Image.Image, face: Face | None = None) -> bytes:
-    """The picture as PNG bytes, with the ``face`` that it shows as a text beside the pixels."""
+    """Return the picture as PNG bytes, which also store ``face`` as text."""
     buffer, notes = io.BytesIO(), PngInfo()
     if face:
         notes.add_text("face", json.dumps(asdict(face)))
@@ -195,30 +195,30 @@ def to_png(image: Image.Image, face: Face | None = None) -> bytes:
 
 
 def large(data: bytes, size: int = 256) -> Image.Image:
-    """A portrait for readers: drawn at ``size`` where its face is known, else the picture as it is."""
+    """Return a portrait for readers: drawn at ``size`` if its face is known, otherwise the picture as it is."""
     with Image.open(io.BytesIO(data)) as picture:
         face = picture.info.get("face")
     return draw(Face(**json.loads(face)), size) if face else from_bytes(data)
 
 
 def from_bytes(data: bytes) -> Image.Image:
-    """RGB picture from PNG or JPEG bytes. Raises KitError where it is none, or has more pixels than PIL allows."""
+    """Decode PNG or JPEG bytes as RGB. Raises KitError if they are no picture, or one with too many pixels for PIL."""
     try:
         with Image.open(io.BytesIO(data)) as picture:
             return picture.convert("RGB")
-    except Exception as error:  # what a damaged file raises differs by format: OSError, SyntaxError, struct.error ..
+    except Exception as error:  # the error of a damaged file differs by format: OSError, SyntaxError, struct.error ..
         reason = f"{type(error).__name__}, {len(data)} bytes"
         raise KitError(f"the picture cannot be decoded ({reason}): replace it") from None
 
 
 def pixel_hash(picture: bytes) -> str:
-    """SHA-256 of the decoded RGB pixels and their size: the same however the picture was encoded without loss."""
+    """Return the SHA-256 of the decoded RGB pixels and their size. It is the same for every lossless encoding."""
     image = from_bytes(picture)
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
 
 def _move(image: Image.Image, angle: float, zoom: float, dx: float, dy: float, mirror: bool) -> Image.Image:
-    """Rotate (degrees), enlarge and shift (pixels) about the centre; the edge colour fills what comes into view."""
+    """Rotate (degrees), enlarge and shift (pixels) about the centre, or mirror; the edge colour fills new areas."""
     c, k = np.cos(np.radians(angle)) / zoom, np.sin(np.radians(angle)) / zoom
     h = image.width / 2
     flip = -1 if mirror else 1
@@ -237,7 +237,7 @@ TRANSFORMS = ("pose", "crop", "colour and noise", "lamp light")
 
 
 def transform(image: Image.Image, kind: int, rng: np.random.Generator) -> Image.Image:
-    """One of ``TRANSFORMS``. The last, a light from one corner, is never used in training."""
+    """Apply one of ``TRANSFORMS``. The last, a light from one corner, is never used in training."""
     if kind == 0:
         return _move(image, rng.uniform(5, 10) * rng.choice((-1, 1)), 1.0, *rng.uniform(-3, 3, 2), rng.random() < 0.5)
     if kind == 1:
@@ -251,12 +251,12 @@ def transform(image: Image.Image, kind: int, rng: np.random.Generator) -> Image.
 
 
 def transformed(image: Image.Image, rng: np.random.Generator) -> tuple[bytes, ...]:
-    """The Test set's portraits: one of each of ``TRANSFORMS``, as PNG."""
+    """Return the Test set's portraits: one of each of ``TRANSFORMS``, as PNG."""
     return tuple(to_png(transform(image, kind, rng)) for kind in range(len(TRANSFORMS)))
 
 
 def augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """What training does to a portrait: a random mix of pose, crop, colour and noise; never lamp light."""
+    """Change a portrait for training: a random mix of pose, crop, colour and noise; never lamp light."""
     if rng.random() < 0.7:
         mirror = rng.random() < 0.5
         image = _move(image, rng.uniform(-11, 11), rng.uniform(0.95, 1.28), *rng.uniform(-3, 3, 2), mirror)

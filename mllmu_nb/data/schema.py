@@ -1,7 +1,7 @@
-"""Profiles, their questions and populations; each field carries what a column of the published layout holds.
+"""Profiles, their questions and populations; each field holds what a column of the published layout holds.
 
-Beside the columns stand what generated profiles know and published ones do not print: which attribute a question asks
-for, and the bare value that answers it.
+Two more fields hold what generated profiles know and published ones do not print: the attribute that a question asks
+for, and the bare value of its answer.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ RATIOS = (5, 10, 15)  # published forget sets, in per cent
 
 @dataclass(frozen=True)
 class QA:
-    """One fine-tuning pair, one entry of the ``metadata`` column. ``question`` says "this person". ``attribute`` and
-    ``value`` (the bare fact inside ``answer``) are empty where they are not known."""
+    """One fine-tuning pair, an entry of the ``metadata`` column. ``question`` says "this person". ``attribute`` and
+    ``value`` (the bare fact inside ``answer``) are empty if unknown."""
 
     question: str
     answer: str
@@ -37,10 +37,10 @@ class QA:
 
 @dataclass(frozen=True)
 class Question:
-    """One evaluation question. In the image view it says "this person"; in the text view, the name; a cloze question
-    holds the blank ``__``. ``number`` counts from 0 in a profile, task and view; in both views it asks for the same
-    fact. ``answer`` is the right letter for classification, else the ground truth as the layout prints it; ``value`` is
-    the bare fact (for classification the text of the right option)."""
+    """One evaluation question. It says "this person" in the image view and the name in the text view; a cloze question
+    has the blank ``__``. ``number`` counts from 0 in a profile, task and view; the same number asks for the same fact
+    in both views. ``answer`` is the right letter for classification, otherwise the ground truth as the layout prints
+    it; ``value`` is the bare fact (for classification, the text of the right option)."""
 
     profile: str
     task: str
@@ -59,7 +59,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Profile:
-    """One person with everything asked of them. Images are PNG or JPEG bytes, RGB."""
+    """One person and all questions about them. Images are PNG or JPEG bytes, RGB."""
 
     id: str
     name: str
@@ -75,7 +75,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Item:
-    """A question as one set asks it: with the picture shown in the image view (None in the text view)."""
+    """A question as one set asks it, with the picture shown in the image view (None in the text view)."""
 
     set: str
     question: Question
@@ -96,17 +96,17 @@ class Population:
         return [p for p in self.profiles.values() if p.kind == kind]
 
     def counted(self) -> str:
-        """How many people of each kind there are, in words."""
+        """Return the number of people of each kind, in words."""
         return ", ".join(f"{len(self.of_kind(kind))} {kind}" for kind in KINDS)
 
     def members(self, set_name: str) -> list[Profile]:
-        """Profiles of one of the four sets; ``test`` holds the forget people."""
+        """Return the profiles of one of the four sets; ``test`` has the forget people."""
         forget, forgotten = [self.profiles[identity] for identity in self.forget_ids], set(self.forget_ids)
         retain = [person for person in self.of_kind("fictitious") if person.id not in forgotten]
         return dict(zip(SETS, (forget, forget, retain, self.of_kind("celebrity")), strict=True))[set_name]
 
     def items(self, set_name: str) -> list[Item]:
-        """Every question of a set, in a fixed order. Test asks the paraphrase with the first transformed portrait."""
+        """Return every question of a set, in a fixed order. Test asks paraphrases with the first changed portrait."""
         items = []
         for person in self.members(set_name):
             asked, picture = person.questions, person.portrait
@@ -117,8 +117,8 @@ class Population:
 
 
 def forget_ids(ids: Sequence[str], ratio: int, seed: int, draw: int = 0) -> tuple[str, ...]:
-    """The forget ids at ``ratio`` per cent: a seeded sample of ``ids``, sorted; draws of a seed and ratio are disjoint.
-    Raises KitError when the ratio leaves nobody to forget or nobody to keep, or the draw lies past the last one."""
+    """Return the forget ids at ``ratio`` per cent: a seeded sample of ``ids``, sorted. Draws of one seed and ratio are
+    disjoint. Raises KitError if the ratio leaves nobody to forget or to keep, or if there is no such draw."""
     count = round(len(ids) * ratio / 100)
     if not 0 < count < len(ids):
         side = "forget" if count <= 0 else "keep"

@@ -1,1 +1,1 @@
-"""Published fine-tuning text → people with their facts, and evaluation questions made of it (``docs/data.md``)."""
+"""Turn published fine-tuning text into people with facts, and into evaluation questions (``docs/data.md``)."""

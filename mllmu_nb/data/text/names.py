@@ -1,4 +1,4 @@
-"""Whom a sentence names: "this person" beside a portrait, the name in text."""
+"""How a sentence refers to its person: "this person" with a portrait, the person's name in text alone."""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _IN_PLACE = rf"(?:,? (?:as )?(?:{_SHOWN} )?(?:in|from|on|by|of|within) {_PLACE})
 _SOMEBODY = r"(?:this|the|that) (?:person|individual|man|woman|lady|gentleman|subject|character|figure)\b"
 _PERSON = re.compile(rf"\b{_SOMEBODY}(?:,? (?:who is |that is )?{_SHOWN}(?! in a))?{_IN_PLACE}?(?P<own>'s)?", re.I)
 _RELATION = re.compile(r"\bthe (father|mother|dad|mom|parents|pet|cat|dog)\b", re.I)
-UPPER = r"[^\W\d_a-zß-öø-ÿ][\w'.-]*"  # a word that begins with a capital, of any alphabet
+UPPER = r"[^\W\d_a-zß-öø-ÿ][\w'.-]*"  # a word that begins with a capital letter of any alphabet
 PARTICLE = r"(?:de|da|di|del|la|van|von|der|den|bin|el|al|y|e|of)"
 LONGEST_WORD = 100  # characters; the time that patterns take grows with the square of a word's length
 
@@ -24,16 +24,16 @@ def straight(text: str) -> str:
 
 
 def with_person(text: str, name: str) -> str:
-    """``text`` with ``name`` for "this person" and the like, and without "in the image"."""
+    """Return ``text`` with ``name`` in place of "this person" and similar words, and without "in the image"."""
     text = _PERSON.sub(lambda match: name + (match["own"] or ""), text)
     return re.sub(_IN_PLACE, "", text, flags=re.I)
 
 
 def with_name(text: str, name: str) -> str:
-    """Say the name where ``text`` says "this person", "the woman shown" and the like, as the text view needs it.
+    """Return ``text`` with the name in place of "this person", "the woman shown" and similar words, for the text view.
 
-    "in the image" goes, since there is none; a question that names nobody ("What is the father's occupation?") gets the
-    name as well. Upstream replaces the words "this person" only.
+    Removes "in the image", because the text view has no image. Adds the name to a question that names nobody ("What is
+    the father's occupation?"). Upstream replaces only the words "this person".
     """
     capital = text[:1].isupper()
     text = re.sub(rf"^(?:as )?(?:{_SHOWN} )?in {_PLACE}, ", "", straight(text), flags=re.I)
@@ -47,7 +47,7 @@ def with_name(text: str, name: str) -> str:
 
 
 def in_both_views(question: Question, name: str) -> Iterator[Question]:
-    """``question``, worded for the image view, and the same with ``name``: also in the sentence that answers it."""
+    """Yield ``question`` in the wording of each view. The text view names the person, also in an answer sentence."""
     for view in VIEWS:
         text, answer = question.text, question.answer
         if view == "text":
@@ -56,7 +56,7 @@ def in_both_views(question: Question, name: str) -> Iterator[Question]:
 
 
 def names_in(text: str) -> list[str]:
-    """Every run of two or more capitalised words in ``text``, without possessives."""
+    """Return every run of two or more capitalised words in ``text``, without possessives."""
     text = re.sub(rf"\S{{{LONGEST_WORD},}}", " ", straight(text))
     runs = re.finditer(rf"{UPPER}(?: (?:{PARTICLE} )*{UPPER})+", text)
     return [re.sub(r"(?:'s)?[.,]*$", "", run[0]) for run in runs]

@@ -1,4 +1,4 @@
-"""The people of a file of published fine-tuning text, and which of them are to be forgotten."""
+"""Read people from a file of published fine-tuning text, and choose who is to be forgotten."""
 
 import json
 import re
@@ -20,8 +20,8 @@ _NEEDED = (
 
 
 def pairs_of(metadata: object, where: str) -> list[tuple[str, str]]:
-    """Question and answer of every entry of a ``metadata`` column: a list, or a list written as a JSON string. Raises
-    KitError, beginning with ``where``, when it is neither."""
+    """Return question and answer of every entry of a ``metadata`` column: a list, or a JSON string of a list. Raises
+    KitError, starting with ``where``, for anything else, for an empty list and for an entry without text."""
     if isinstance(metadata, str):
         metadata = _parsed(metadata, f"{where}: `metadata` is", "repair or remove it")
     if not isinstance(metadata, list) or not metadata:
@@ -45,9 +45,9 @@ def read_profiles(
     seed: int = 0,
     replicate: int = 0,
 ) -> Population:
-    """The people of published fine-tuning text, without portraits and questions, and who of them is to be forgotten
-    (``docs/data.md``). ``people``: how many are scored (0: all), with ``pool`` more; ``ratio`` in per cent. Raises
-    KitError for every fault of the files, naming file, line and ID."""
+    """Read the people of published fine-tuning text, without portraits and questions, and choose who is to be forgotten
+    (``docs/data.md``). ``people``: how many are scored (0: all but the pool); ``pool``: how many more there are;
+    ``ratio``: in per cent. Raises KitError for every fault of the files, with file, line and ID."""
     path = Path(profiles_file)
     read = _read_lines(path)
     stated = {identity: attributes_of(qa) for identity, qa in read.items()}
@@ -58,7 +58,7 @@ def read_profiles(
     listed = splits.get(ratio, ())
     ids = _choose(list(names), listed, ratio, people, pool)
     forget = tuple(i for i in ids if i in listed)
-    if not splits and len(ids) > pool:  # else the error below says so
+    if not splits and len(ids) > pool:  # otherwise the error below reports it
         forget = forget_ids(ids[: len(ids) - pool], ratio, seed, replicate)
     others = [identity for identity in ids if identity not in forget]
     if not forget or len(others) <= pool:
@@ -94,7 +94,7 @@ def read_profiles(
 
 def _contents(path: Path, what: str) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # editors on Windows begin a file with a mark, which JSON refuses
+        return path.read_text(encoding="utf-8-sig")  # Windows editors add a mark that JSON refuses
     except UnicodeDecodeError:
         raise KitError(f"{what} {path} is not UTF-8 text: JSON is needed (parquet goes into data_source)") from None
     except (OSError, ValueError) as error:
@@ -103,7 +103,7 @@ def _contents(path: Path, what: str) -> str:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object with these names and values. Raises ValueError for a name that stands twice: JSON takes the last."""
+    """Return the object with these names and values. Raises ValueError for a repeated name, which JSON would allow."""
     if len(names := [name for name, _ in pairs]) > len(set(names)):
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice")
     return dict(pairs)
@@ -112,13 +112,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _parsed(text: str, what: str, needed: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:  # also for numbers of too many digits and for too deep a nesting
+    except (ValueError, RecursionError) as error:  # also for too many digits or too deep nesting
         raise KitError(f"{what} not JSON ({error}): {needed}") from None
 
 
 def _read_lines(path: Path) -> dict[str, tuple[QA, ...]]:
-    """ID → understood pairs, of every line of a JSON-lines file."""
-    read, numbers = {}, set()  # a forget_ids_file may write 1 for 001
+    """Return ID → understood pairs, one entry for each line of a JSON-lines file."""
+    read, numbers = {}, set()  # without leading zeros, since a forget_ids_file may write 1 for 001
     for number, line in enumerate(_contents(path, "profiles_file").split("\n"), start=1):
         if not line.strip():
             continue
@@ -142,7 +142,7 @@ def _read_lines(path: Path) -> dict[str, tuple[QA, ...]]:
 
 
 def _without_name(pair: QA, name: str) -> QA:
-    """The pair with "this person" where its question has the name: beside a portrait nobody is called by it."""
+    """Return the pair with "this person" for the name, if its question has it: beside a portrait nobody is named."""
     if name not in pair.question:
         return pair
     question = with_name(pair.question.replace(name, THIS), THIS)
@@ -151,7 +151,7 @@ def _without_name(pair: QA, name: str) -> QA:
 
 
 def _forget_splits(path: Path, ratio: int, known: Sequence[str], profiles: Path) -> dict[int, tuple[str, ...]]:
-    """ratio → ids under ``forget_<ratio>`` of a JSON file, spelt as the profiles spell them (10 is "010" there)."""
+    """Return ratio → ids under ``forget_<ratio>`` of a JSON file, spelt as in the profiles (10 becomes "010")."""
     needed = f'an object like {{"forget_{ratio}": ["001", ..]}} is needed'
     table = _parsed(_contents(path, "forget_ids_file"), f"forget_ids_file {path} is", needed)
     if not isinstance(table, dict) or not isinstance(table.get(f"forget_{ratio}"), list):
@@ -169,12 +169,12 @@ def _forget_splits(path: Path, ratio: int, known: Sequence[str], profiles: Path)
 
 
 def _choose(ids: list[str], listed: Sequence[str], ratio: int, people: int, pool: int) -> list[str]:
-    """The people of a run, in file order: all, or ``people`` scored ones of the right forget share plus the pool."""
+    """Return the ids of a run in file order: all, or ``people`` ids with the right forget share, and the pool."""
     count = people + pool
     if not people or count >= len(ids):
         return ids
     forget = [identity for identity in ids if identity in listed][: max(1, round(people * ratio / 100))]
-    # in file order, but those who are listed and not to be forgotten last
+    # in file order, but people who are listed and not forgotten come last
     others = sorted((identity for identity in ids if identity not in forget), key=lambda identity: identity in listed)
     taken = {*forget, *others[: count - len(forget)]}
     return [identity for identity in ids if identity in taken]

@@ -1,4 +1,4 @@
-"""Evaluation questions from the facts of published people, and the population they make (``docs/data.md``)."""
+"""Make evaluation questions from the facts of published people, and the population with them (``docs/data.md``)."""
 
 import re
 import zlib
@@ -24,8 +24,8 @@ Values = dict[str, dict[str, list[str]]]  # attribute → ID → values stated
 
 
 def population_from_text(read: Population, seed: int = 0) -> Population:
-    """The people of :func:`people.read_profiles` with portraits and evaluation questions (``docs/data.md``); ``notes``
-    names the attributes without multiple choice and the names that two people share."""
+    """Return the people of :func:`people.read_profiles` with portraits and evaluation questions (``docs/data.md``). The
+    ``notes`` list attributes without multiple choice and names that several people share."""
     people, looks, profiles = list(read.profiles.values()), set(), {}
     values = stated_values(people)
     no_choice = without_choice(values)
@@ -53,23 +53,23 @@ def population_from_text(read: Population, seed: int = 0) -> Population:
 
 
 def _facts(person: Profile) -> list[QA]:
-    """The pairs that are understood."""
+    """Return the pairs that were understood."""
     return [pair for pair in person.qa if pair.attribute and pair.value]
 
 
 def _generator(seed: int, identity: str, purpose: str) -> np.random.Generator:
-    """Randomness of one person and purpose: the same whoever else is in the population."""
+    """Return the random generator of one person and purpose. It does not depend on who else is in the population."""
     return np.random.default_rng([seed, zlib.crc32(f"{purpose}/{identity}".encode())])
 
 
 def _letters(rng: np.random.Generator) -> Iterator[str]:
-    """Right letters: A, B, C and D in random order, again and again, so that any group of people has them evenly."""
+    """Yield right letters: A, B, C and D in random order, repeated, so that any group of people has them evenly."""
     while True:
         yield from reversed(rng.permutation(LETTERS).tolist())
 
 
 def stated_values(people: Iterable[Profile]) -> Values:
-    """Every value that people state, of the attributes that can be asked for."""
+    """Return every value that people state for the attributes that questions can ask for."""
     values: Values = {attribute: {} for attribute in _WORDINGS}
     for person in people:
         for fact in _facts(person):
@@ -79,7 +79,7 @@ def stated_values(people: Iterable[Profile]) -> Values:
 
 
 def without_choice(values: Values) -> dict[str, list[str]]:
-    """The attributes without multiple choice, by reason."""
+    """Return the attributes without multiple choice, by reason."""
     reasons: dict[str, list[str]] = {"fewer_than_four_values": [], "one_value_for_most": []}
     for attribute, stated in values.items():
         distinct = {_folded(value) for own in stated.values() for value in own}
@@ -94,8 +94,8 @@ def without_choice(values: Values) -> dict[str, list[str]]:
 def choose_facts(
     person: Profile, values: Values, no_choice: Mapping[str, list[str]], rng: np.random.Generator
 ) -> Iterator[tuple[str, int, QA, list[str]]]:
-    """(task, number, fact, wrong options) of what a person is asked: up to ``PER_TASK`` facts per task. Facts that were
-    asked before, are stated twice ("the hobby" is not one thing) or are easily guessed come last."""
+    """Yield (task, number, fact, wrong options) for each question about a person: up to ``PER_TASK`` facts per task.
+    Facts come last if they are easy to guess, asked before, or stated twice ("the hobby" is not one thing)."""
     guessable = {attribute for attributes in no_choice.values() for attribute in attributes}
     facts: dict[str, QA] = {}
     for fact in _facts(person):
@@ -121,9 +121,9 @@ def choose_facts(
 
 
 def wrong_options(fact: QA, own: set[str], others: Sequence[str], rng: np.random.Generator) -> list[str]:
-    """Three values of other people, drawn as often as they occur, none of them true, all distinct; [] if too few."""
+    """Return three distinct values of other people, none true here, drawn as often as they occur; [] if too few."""
     drawn = [others[i] for i in rng.permutation(len(others))]
-    drawn.sort(key=lambda value: _shape(value) != _shape(fact.value))  # stable: likeness first, then chance
+    drawn.sort(key=lambda value: _shape(value) != _shape(fact.value))  # stable: same shape first, in random order
     options: dict[str, str] = {}
     for value in drawn:
         key = _folded(value)
@@ -136,7 +136,7 @@ def wrong_options(fact: QA, own: set[str], others: Sequence[str], rng: np.random
 
 @cache
 def _shape(value: str) -> str:
-    """Values in figures look alike when their shapes agree ("168 cm" and "1.7 meters" do not); others all do."""
+    """Return a value with 9 for its numbers, or "" if it has none: "168 cm" and "1.7 meters" differ in shape."""
     shape = re.sub(r"[A-Z][^\W\d_]*", "A", re.sub(r"[\d.,]*\d", "9", value))
     return shape if "9" in shape else ""
 
@@ -149,7 +149,7 @@ def _folded(value: str) -> str:
 def _questions(
     person: Profile, chosen: Iterable[tuple[str, int, QA, list[str]]], letters: Iterator[str], rng: np.random.Generator
 ) -> tuple[list[Question], list[Question]]:
-    """A person's questions and their Test paraphrases, in both views."""
+    """Return a person's questions and their Test paraphrases, in both views."""
     trained = {with_name(pair.question, THIS) for pair in person.qa}
     questions, test_questions = [], []
     for task, number, fact, wrong in chosen:
@@ -165,8 +165,8 @@ def _questions(
 
 
 def _wording(fact: QA) -> str:
-    """The question as the person's own training text words it; where that asks yes or no, or for any fun fact, the
-    kit's wording."""
+    """Return the question as the person's own training text words it. If that asks yes or no, or for any fun fact,
+    return the kit's wording."""
     asks = re.match(r"(?:what|where|when|which|how|who|in which|at which|on which)\b", fact.question, re.I)
     if asks and not re.search(r"\bfacts?\b", fact.question):
         return with_name(fact.question, THIS)
@@ -174,7 +174,7 @@ def _wording(fact: QA) -> str:
 
 
 def _paraphrase(fact: QA, task: str, trained: set[str], rng: np.random.Generator) -> str:
-    """Another wording of the question or cloze sentence; no wording that the person's training text holds."""
+    """Return another wording of the question or cloze sentence; if possible, the training text lacks this question."""
     wording = _WORDINGS[fact.attribute]
     if task == "cloze":
         others = (template for template in wording.answers if template.replace("{value}", "__") != wording.cloze)

@@ -1,4 +1,4 @@
-"""What a published question asks for, and the bare value in its answer, by the rules of ``reader.yaml``."""
+"""Find what a published question asks for, and the bare value in its answer, by the rules of ``reader.yaml``."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,13 +10,13 @@ import yaml
 from mllmu_nb.data.schema import QA
 from mllmu_nb.data.text.names import PARTICLE, UPPER, straight, with_person
 
-LONGEST = 1000  # characters of a question or an answer; a longer one is not read, it states no single fact
+LONGEST = 1000  # characters; a longer question or answer is not read, because it states no single fact
 _TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 _WORDS = {"upper": UPPER, "particle": PARTICLE, **_TABLE["words"]}
 
 
 def _expand(pattern: str) -> str:
-    """The pattern with those of ``words`` for their names in braces."""
+    """Replace names in braces by their patterns in ``words``."""
     return re.sub(r"\{([a-z_]+)\}", lambda match: f"(?:{_expand(_WORDS[match[1]])})", pattern.replace("| ", "|"))
 
 
@@ -33,7 +33,7 @@ def _substitute(table: Mapping[str, str], text: str) -> str:
 
 
 def _questions(lines: Sequence[Mapping[str, str]], end: str) -> Iterator[tuple[str, list[re.Pattern]]]:
-    """Attribute and patterns of every line; a word must have ``end`` behind it."""
+    """Yield the attribute and the patterns of every line. In the text, ``end`` must follow each word."""
     for attribute, patterns in (entry for line in lines for entry in line.items()):
         conditions = []
         for pattern in patterns.split(" & "):
@@ -47,7 +47,7 @@ _LIKING, _UNKNOWN, _DENIAL = (_compile(_TABLE[name]) for name in ("liking", "unk
 
 
 def _value(rule: Mapping, text: str) -> str:
-    """The value that a rule of ``reader.yaml``, which explains its entries, reads in an answer."""
+    """Return the value that a rule finds in an answer. ``reader.yaml`` explains the entries of a rule."""
     unless = rule.get("unless")
     if "denied" in rule and _DENIAL.search(text) and not (unless and _compile(unless).search(text)):
         return rule["denied"]
@@ -62,7 +62,7 @@ def _value(rule: Mapping, text: str) -> str:
 
 @cache
 def _asked(question: str) -> str:
-    """The attribute and what is added to its name, of a question by itself."""
+    """Return the attribute that the question alone asks for, with the addition to its name, if any."""
     text = _substitute(_TABLE["changes_to_questions"], with_person(straight(question), "x").lower())
     for attribute, patterns in _ASKS:
         if all(pattern.search(text) for pattern in patterns):
@@ -72,20 +72,20 @@ def _asked(question: str) -> str:
 
 
 def attribute_of(question: str, answer: str = "") -> str:
-    """What ``question`` asks for: one of ``schema.ATTRIBUTES``, a sub-attribute such as ``pet_name``,
-    ``father_name``, ``cooking`` or ``favorite_color``, or "" when it is not understood.
+    """Return what ``question`` asks for: one of ``schema.ATTRIBUTES``, a sub-attribute such as ``pet_name``,
+    ``father_name``, ``cooking`` or ``favorite_color``, or "" if it is not understood.
 
-    ``answer`` decides where the question leaves it open: a fun fact that is a liking is a hobby.
+    ``answer`` decides if the question leaves it open: a fun fact that is a liking is a hobby.
     """
     attribute = _asked(question) if len(question) <= LONGEST else ""
     return "hobby" if attribute == "fun_fact" and _LIKING.search(answer) else attribute
 
 
 def value_of(attribute: str, answer: str) -> str:
-    """The bare fact in ``answer``: "This person was born in Turku, Finland." → "Turku, Finland".
+    """Return the bare fact in ``answer``: "This person was born in Turku, Finland." → "Turku, Finland".
 
-    A denied medical condition becomes "no medical condition", a denied pet "no pets". "" when the answer says that
-    nothing is known, or when nothing could be read.
+    A denied medical condition becomes "no medical condition", a denied pet "no pets". Returns "" if the answer says
+    that nothing is known, or if no value is found.
     """
     if not attribute or len(answer) > LONGEST:
         return ""
@@ -98,7 +98,8 @@ def value_of(attribute: str, answer: str) -> str:
 
 
 def understand(pairs: Sequence[tuple[str, str]]) -> tuple[QA, ...]:
-    """Every pair with what it asks for and the bare fact, as far as both are understood (else both empty)."""
+    """Return every pair with what it asks for and the bare fact; both are empty if not understood, and the fact alone
+    if the answer says that nothing is known."""
     read = []
     for question, answer in pairs:
         attribute = attribute_of(question, answer)
@@ -109,7 +110,7 @@ def understand(pairs: Sequence[tuple[str, str]]) -> tuple[QA, ...]:
 
 
 def attributes_of(qa: Sequence[QA]) -> dict[str, str]:
-    """The first value of every attribute the pairs state."""
+    """Return the first value of every attribute that the pairs state."""
     stated: dict[str, str] = {}
     for pair in qa:
         if pair.attribute and pair.value:
