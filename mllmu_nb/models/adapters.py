@@ -1,4 +1,4 @@
-"""Adapters on a frozen model, made here or elsewhere: safetensors only, and every key is checked."""
+"""LoRA adapters on a frozen model, made by the kit or elsewhere: safetensors only, and every key is checked."""
 
 import re
 import warnings
@@ -16,13 +16,13 @@ from mllmu_nb.models import families
 from mllmu_nb.models.files import check_adapter, read_weights, save_weights
 from mllmu_nb.unlearning.base import Recipe
 
-INITS = {"kaiming": True, "gaussian": "gaussian"}  # of an adapter's A, as peft names them
+INITS = {"kaiming": True, "gaussian": "gaussian"}  # of an adapter's matrix A: name → peft's name
 WEIGHTS = "adapter_model.safetensors"
 
 
 def attach(model: nn.Module, recipe: Recipe, seed: int, where: str = "") -> PeftModel:
-    """Freeze ``model`` and put a fresh adapter (B is zero) on the modules that ``where``, a pattern on full paths, or
-    else ``recipe.adapter_reach`` names. Raises KitError when anything else would train."""
+    """Freeze ``model`` and add a fresh adapter (B is zero) to the modules that ``where``, a pattern on full paths,
+    matches (if it is empty: to those of ``recipe.adapter_reach``). Raises KitError if anything else would train."""
     reach, own = where or recipe.adapter_reach, families.of(model)
     torch.manual_seed(seed)
     settings = LoraConfig(
@@ -34,7 +34,7 @@ def attach(model: nn.Module, recipe: Recipe, seed: int, where: str = "") -> Peft
     )
     targets = own.adapter_targets(model, reach)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is to go
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated name of transformers
         adapted = get_peft_model(model, settings)
     trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
     carrying = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in trained}
@@ -44,17 +44,17 @@ def attach(model: nn.Module, recipe: Recipe, seed: int, where: str = "") -> Peft
 
 
 def merge(model: PeftModel) -> nn.Module:
-    """The plain model with the adapter's change added to its weights, in evaluation mode. The sum is made in float32,
-    whatever the weights are held in: a change is often smaller than their last bit. Raises KitError for an adapter that
-    is no change of weights."""
+    """Return the plain model with the adapter's change added to its weights, in evaluation mode. The sum is computed in
+    float32 whatever the dtype of the weights, because a change is often smaller than their last bit. Raises KitError
+    for an adapter that cannot be added to weights."""
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
             base = layer.get_base_layer()
             held = base.weight.dtype
-            base.float()  # weights in 4 bits are no floats: peft itself adds to them, and rounds again
+            base.float()  # 4-bit weights are not floats: peft itself adds to them, and rounds again
             try:
                 layer.merge()
-            except RuntimeError as error:  # what cannot be added to weights, such as aLoRA
+            except RuntimeError as error:  # not a change of weights, such as aLoRA
                 raise KitError(f"the adapter cannot be merged into the model: {error}") from error
             if held.is_floating_point:
                 base.to(held)
@@ -62,15 +62,15 @@ def merge(model: PeftModel) -> nn.Module:
 
 
 def save(model: PeftModel, folder: Path) -> None:
-    """Write the adapter in peft's layout, without the base's path."""
+    """Write the adapter in peft's layout, without the base model's path."""
     replace(model.peft_config["default"], base_model_name_or_path=None).save_pretrained(folder)
     weights = {name.replace(".default", ""): p for name, p in model.named_parameters() if ".lora_" in name}
     save_weights(weights, folder / WEIGHTS)
 
 
 def load(model: nn.Module, folder: Path) -> PeftModel:
-    """Put a saved LoRA adapter, the kit's or another, on a plain model, frozen; peft translates older names. Raises
-    KitError for a damaged file, numbers that are not finite, and any missing, unexpected or misshapen key."""
+    """Load a saved LoRA adapter, the kit's or another, onto a plain model, and freeze it; peft translates older names.
+    Raises KitError for a damaged file, numbers that are not finite, and missing, unexpected or misshapen keys."""
     check_adapter(folder)
     stored = read_weights(folder / WEIGHTS)
     try:

@@ -1,4 +1,4 @@
-"""The state of a running training, in a file: if the training is killed, it continues from there, to the same bits."""
+"""The state of a running training, in a file. A killed training continues from there, to the same bits."""
 
 import os
 import pickle
@@ -12,17 +12,16 @@ from torch import Tensor
 
 
 class Checkpoint:
-    """A state that is saved every so many ``seconds`` beside the unfinished ``folder`` of a stage. The name of the
-    folder is a hash of all that decides the training, so no other training finds it. Without a folder nothing is
-    saved."""
+    """Saves a training's state every ``seconds`` beside the unfinished ``folder`` of a stage. The folder's name is a
+    hash of everything that decides the training, so no other training finds it. Without a folder, nothing is saved."""
 
     def __init__(self, folder: Path | None = None, seconds: float = 300.0):
         self.file = folder and folder.with_name(folder.name.removesuffix("~new") + ".checkpoint")
         self.seconds, self.saved = seconds, time.monotonic()
 
     def resume(self, batches: Iterator, trained: Mapping[str, Tensor], steered: Sequence[Any], log: Any) -> int:
-        """Sets parameters, optimizers and schedules, the log and the random stream to what was saved, passes over the
-        batches that were read, and returns the step: 0 where there is nothing, or nothing whole."""
+        """Restore parameters, optimizers and schedules, the log and the random state; skip the batches already read;
+        return the step. Returns 0 if there is no file, or if it is damaged."""
         if not self.file:
             return 0
         try:
@@ -43,7 +42,7 @@ class Checkpoint:
         return saved["step"]
 
     def save(self, step: int, trained: Mapping[str, Tensor], steered: Sequence[Any], log: Any) -> None:
-        """Saves the state after ``step`` when it is time; the file is replaced in one step."""
+        """Save the state after ``step``, but only every ``seconds``; the file is replaced in one step."""
         if not self.file or time.monotonic() - self.saved < self.seconds:
             return
         state = {"step": step, "trained": {name: p.detach() for name, p in trained.items()}, "log": vars(log)}
@@ -55,6 +54,6 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def remove(self) -> None:
-        """Removes the file of a training that has come to its end."""
+        """Remove the file, after the training has finished."""
         if self.file:
             self.file.unlink(missing_ok=True)

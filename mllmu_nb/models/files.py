@@ -1,4 +1,4 @@
-"""Files of models: what a folder holds, looked at without loading it, and weights in and out as safetensors."""
+"""Files of models: check a folder without loading it; read and write weights as safetensors."""
 
 import errno
 import hashlib
@@ -18,7 +18,7 @@ SHIPPED = ("config.json", "model.safetensors", "processor_config.json", "tokeniz
 
 
 def check_shipped(folder: Path) -> None:
-    """Raise KitError unless ``folder`` holds a whole miniature whose weights have the hash its recipe states."""
+    """Raise KitError unless ``folder`` holds a complete miniature and its weights have the hash in its recipe."""
     ours = folder.parent == ASSETS
     if ours and not folder.is_dir():
         family = folder.name.removesuffix("-miniature")
@@ -37,7 +37,7 @@ def check_model(folder: Path, base_model: str) -> None:
     if not folder.is_dir():
         raise KitError(f"{folder} is no folder: name one that save_pretrained has written")
     if (folder / "adapter_config.json").is_file():
-        if (folder / "config.json").is_file():  # transformers puts it on the model, as if that had been asked for
+        if (folder / "config.json").is_file():  # transformers would load the adapter without being asked
             raise KitError(f"{folder} contains a model and an adapter: keep each in its own folder, and name both")
         raise KitError(f"{folder} contains an adapter: name its model as well")
     if (family := model_type(folder)) != base_model:
@@ -46,7 +46,7 @@ def check_model(folder: Path, base_model: str) -> None:
 
 
 def model_type(folder: Path) -> str:
-    """The model_type that the config.json of ``folder`` states. Raises KitError where there is none."""
+    """Return the model_type in the config.json of ``folder``. Raises KitError if there is none."""
     stated = read_json(folder / "config.json").get("model_type")
     if not isinstance(stated, str):
         raise KitError(f"{folder}/config.json names no model_type: name a folder that save_pretrained has written")
@@ -54,7 +54,7 @@ def model_type(folder: Path) -> str:
 
 
 def commit(source: str, revision: str) -> str:
-    """The commit of a hub's model that the cache holds for ``revision`` ("": the newest); "" for a folder."""
+    """Return the commit of a hub model that the cache holds for ``revision`` ("": the newest); "" for a folder."""
     from huggingface_hub import try_to_load_from_cache
 
     if Path(source).is_dir():
@@ -72,40 +72,40 @@ def check_adapter(folder: Path) -> None:
 
 
 def _check_safetensors(folder: Path, stem: str) -> None:
-    """Reading any other format of weights can run code that lies in the file; whole numbers would be read as if they
-    were the weights, without the scales of their quantisation."""
+    """Raise KitError unless the weights are floats in safetensors. Reading another format can run code in the file.
+    Integers would be read as the weights themselves, without the scales of their quantisation."""
     files = sorted(folder.glob(f"{stem}*.safetensors"))
     if not files:
         other = sorted(path.name for kind in ("*.bin", "*.pt") for path in folder.glob(kind))
         instead = f" but {few(other)}" if other else ""
         raise KitError(f"{folder} holds no {stem}.safetensors{instead}: only safetensors are loaded")
     for file in files:
-        with suppress(SafetensorError), safe_open(file, "pt") as weights:  # a damaged file is named when it is loaded
+        with suppress(SafetensorError), safe_open(file, "pt") as weights:  # loading reports a damaged file
             names = [name for name in weights.keys() if not name.endswith("position_ids")]  # noqa: SIM118
             if whole_numbers := [name for name in names if weights.get_slice(name).get_dtype().startswith(("I", "U"))]:
                 raise KitError(f"{file} has integers as weights: see {few(whole_numbers)}; save it dequantised")
 
 
 def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
-    """Of a sharded model every process takes part. Raises OSError when the file cannot be written."""
+    """Write weights to a file; of a sharded model every process must call this. Raises OSError if writing fails."""
     try:
         save_file({name: gathered(weight.detach()).contiguous() for name, weight in weights.items()}, file)
-    except SafetensorError as error:  # what the library makes of a full disk; it names the system's error in its text
+    except SafetensorError as error:  # the library's error for a full disk; its text names the system's error
         raise OSError(errno.ENOSPC, str(error)) from error
 
 
 def is_share(tensor: Tensor) -> bool:
-    """Whether each process holds a share of the tensor (torch's DTensor)."""
+    """Return whether each process holds a share of the tensor (torch's DTensor)."""
     return hasattr(tensor, "full_tensor")
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """All of a tensor, where processes hold shares of it."""
+    """Return the whole tensor, also if each process holds only a share of it."""
     return tensor.full_tensor() if is_share(tensor) else tensor
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Raises KitError for a file that is missing or damaged, and for a number in it that is not finite."""
+    """Read weights from a file. Raises KitError if it is missing or damaged, or holds a number that is not finite."""
     try:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
@@ -115,6 +115,6 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
-    """Raises KitError where a weight of ``source`` is not finite."""
+    """Raise KitError if a weight of ``source`` is not finite."""
     if broken := [name for name, weight in weights.items() if not weight.isfinite().all()]:
         raise KitError(f"{source} holds numbers that are not finite: see {few(broken)}")

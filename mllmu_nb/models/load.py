@@ -1,4 +1,4 @@
-"""Base models in, fine-tuned weights in and out."""
+"""Load base models; save and load fine-tuned weights."""
 
 import ctypes
 import os
@@ -17,20 +17,20 @@ from mllmu_nb.errors import KitError, few
 from mllmu_nb.models import families
 from mllmu_nb.models.files import check_finite, check_shipped, read_weights, save_weights
 
-logging.disable_progress_bar()  # a bar for each of a handful of files stays in a notebook's output
+logging.disable_progress_bar()  # otherwise a bar for each file stays in a notebook's output
 
 WEIGHTS = "model.safetensors"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Keys that files made elsewhere may hold beside the model's own: the causal mask, which is computed, and what parts the
-# rows of pictures cut into tiles, of which there are none here.
+# Extra keys that files from elsewhere may hold: the causal mask, which is computed, and the separator between the rows
+# of a picture that is cut into tiles; the kit cuts no picture like this.
 HARMLESS = re.compile(r"\.masked_bias$|\.attn\.bias$|(^|\.)image_newline$")
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # numbers from malloc.h
 
 
 def load_base(
     source: str, base_model: str, scale: str, revision: str = "", precision: str | None = None
 ) -> tuple[nn.Module, Any]:
-    """:func:`load_model` of a base model; a miniature is checked against the hash in its recipe first."""
+    """Load a base model with :func:`load_model`; check a miniature against the hash in its recipe first."""
     if scale == "miniature":
         check_shipped(Path(source))
     return load_model(source, base_model, scale, revision, precision)
@@ -44,17 +44,17 @@ def load_model(
     precision: str | None = None,
     processor_of: tuple[str, str] | None = None,
 ) -> tuple[nn.Module, Any]:
-    """A model, in evaluation mode, and its processor from a folder of ``save_pretrained`` or the hub, there at
-    ``revision`` ("": the newest). ``processor_of``: another source and revision, of which the processor is taken.
+    """Load a model, in evaluation mode, and its processor from a folder of ``save_pretrained``, or from the hub at
+    ``revision`` ("": the newest). ``processor_of``: another source and revision for the processor.
 
-    Weights take ``precision`` (fp32, bf16, fp16; None: bf16) where a larger model is on a GPU, else float32; ``nf4``
+    Weights have ``precision`` (fp32, bf16, fp16; None: bf16) if a larger model is on a GPU, otherwise float32. ``nf4``
     holds the language model's layers in 4 bits (bitsandbytes; never run, because we had no GPU). Raises KitError for
-    weights that are no safetensors, or do not fit the architecture, and for 4 bits on a CPU."""
+    weights that are not safetensors or do not fit the architecture, and for 4 bits on a CPU."""
     miniature, family = scale == "miniature", families.get(base_model)
     if miniature:
-        torch.set_num_threads(1)  # sums in one order, so the same numbers wherever it runs; a second model runs beside
+        torch.set_num_threads(1)  # one order of sums: the same numbers everywhere; another core can run another model
         _keep_memory()
-    # Under `accelerate launch` every process has a GPU of its own.
+    # Under `accelerate launch`, every process has its own GPU.
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
     more: dict[str, Any] = {}
     if precision == "nf4":
@@ -65,7 +65,7 @@ def load_model(
             "quantization_config": BitsAndBytesConfig(**bits, llm_int8_skip_modules=list(family.whole)),
             "device_map": {"": device},
         }
-        precision = "bf16"  # of all the rest
+        precision = "bf16"  # of all other weights
     read_from, at = processor_of or (source, revision)
     if Path(read_from).is_dir() and not any(Path(read_from).glob("tokenizer.*")):
         raise KitError(
@@ -73,7 +73,7 @@ def load_model(
         )
     try:
         if find_adapter_config_file(source, revision=revision or "main", local_files_only=miniature):
-            # transformers would put it on the model, or on another one that it names, and nothing would be checked
+            # transformers would load it, onto this model or another one that it names, without any check
             raise KitError("an adapter lies beside it: keep each in a folder of its own")
         processor = family.load_processor(read_from, revision=at or "main", local_files_only=miniature)
         model, keys = AutoModelForImageTextToText.from_pretrained(
@@ -84,10 +84,10 @@ def load_model(
             attn_implementation="eager" if miniature else "sdpa",  # faster at the smallest size
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # named below
+            ignore_mismatched_sizes=True,  # reported below
             **more,
         )
-    except Exception as error:  # what a faulty file or name raises differs: OSError, KeyError, SafetensorError ..
+    except Exception as error:  # the error of a faulty file or name differs: OSError, KeyError, SafetensorError ..
         reason = shorten(str(error), 300, placeholder=" ..") or type(error).__name__
         raise KitError(f"the model {source} cannot be loaded: {reason}") from error
     if model.config.model_type != base_model:
@@ -96,24 +96,23 @@ def load_model(
         raise KitError(
             f"the tokenizer of {read_from} has no token that ends an answer: name an eos_token in its config"
         )
-    for kind, names in keys.items():  # of these transformers itself only warns
+    for kind, names in keys.items():  # transformers itself only warns about these
         if wrong := sorted(str(name) for name in names if not (kind == "unexpected_keys" and HARMLESS.search(name))):
             what = f"{kind.replace('_', ' ')} {few(wrong)}"
             raise KitError(f"the model {source} does not fit its architecture: {what}")
     check_finite(dict(model.named_parameters()), f"the model {source}")
-    return (model if more else model.to(device)).eval(), processor  # layers in 4 bits are there already
+    return (model if more else model.to(device)).eval(), processor  # 4-bit layers are there already
 
 
 def _keep_memory() -> None:
-    """Makes glibc keep the memory of large tensors, because returning and requesting it again at every step takes
-    time."""
+    """Make glibc keep the memory of large tensors; returning and requesting it again at every step takes time."""
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(M_MMAP_THRESHOLD, 2**30)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def unfreeze(model: nn.Module) -> nn.Module:
-    """Makes every weight of ``model`` trainable except those of the vision tower."""
+    """Make every weight of ``model`` trainable except those of the vision tower."""
     vision = re.compile(families.of(model).vision)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not vision.match(name))
@@ -121,17 +120,17 @@ def unfreeze(model: nn.Module) -> nn.Module:
 
 
 def count_trainable(model: nn.Module) -> int:
-    """Number of parameters that require a gradient."""
+    """Return the number of parameters that require a gradient."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def save_full(model: nn.Module, folder: Path) -> None:
-    """Write all weights to model.safetensors; tied ones once."""
+    """Write all weights to model.safetensors, tied ones once."""
     save_weights(dict(model.named_parameters()), folder / WEIGHTS)
 
 
 def load_full(model: nn.Module, folder: Path) -> nn.Module:
-    """Fill ``model`` with weights written by :func:`save_full`. KitError where they do not fit."""
+    """Fill ``model`` with weights written by :func:`save_full`. Raises KitError if they do not fit."""
     file, own = folder / WEIGHTS, dict(model.named_parameters())
     stored = read_weights(file)
     if wrong := [n for n in own.keys() | stored if n not in own or n not in stored or own[n].shape != stored[n].shape]:

@@ -1,4 +1,4 @@
-"""What a model says about the supervised tokens of a batch: the one forward pass of training and of teacher forcing."""
+"""The forward pass for the supervised tokens of a batch, used by training and by teacher forcing."""
 
 from collections.abc import Mapping
 
@@ -7,13 +7,14 @@ from torch import Tensor
 from mllmu_nb.errors import KitError
 from mllmu_nb.unlearning.base import IGNORE, Method, Needs, Scored
 
-NOT_READ = ("labels", "stored_log_probs", "duplicate")  # of a batch, by the model
+NOT_READ = ("labels", "stored_log_probs", "duplicate")  # entries of a batch that the model does not read
 
 
 def score(model, batch: Mapping[str, Tensor], method: Method | None = None, name: str = "") -> Scored:
-    """Logits at the supervised positions of a batch [B, T', V], T' the most any row has, by a plain model or through
-    peft; everywhere where ``method`` needs it. The vocabulary projection, which would fill most of the memory, runs
-    there only. Raises KitError when a row has no label."""
+    """Return the logits at the supervised positions of a batch [B, T', V], T' the largest number in a row, and what
+    else ``method`` needs. ``model`` is plain or has an adapter. The vocabulary projection would fill most of the
+    memory, so it skips other positions unless ``method`` needs those of ``name``. Raises KitError if a row has no
+    label."""
     needs = method.needs if method else Needs()
     core = model.get_base_model() if hasattr(model, "get_base_model") else model
     inputs = {key: value for key, value in batch.items() if key not in NOT_READ}
@@ -37,7 +38,7 @@ def score(model, batch: Mapping[str, Tensor], method: Method | None = None, name
 
 
 def labelled(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Positions [B, T'] whose next token is labelled, in their order, and the labels there."""
+    """Return the positions [B, T'] whose next token has a label, in order, and these labels."""
     labels = batch["labels"][:, 1:]
     supervised = labels != IGNORE
     counts = supervised.sum(1)

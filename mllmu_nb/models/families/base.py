@@ -1,4 +1,4 @@
-"""A family of models: how conversations are written and encoded for it, and where adapters go."""
+"""A family of models: how its conversations are written and encoded, and where its adapters go."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -20,18 +20,18 @@ from mllmu_nb.unlearning.base import IGNORE
 
 LABEL_MODES = ("answer", "text", "upstream")
 TOKEN_KINDS = ("answer", "eos", "question", "image", "padding")
-# What upstream's rule for adapters means to spare, whatever the family, and the layers that it reached under
+# Modules that upstream's rule for adapters should spare, in every family, and the layers that it reached under
 # transformers 4.45.
 SPARED = ("multi_modal_projector", "vision_model", "lm_head")
 UPSTREAM = r".*\.(q|k|v|o|gate|up|down)_proj"
-USUAL = 512  # pixels per side of a usual picture, where a model takes any size
+USUAL = 512  # pixels per side of a typical picture, for a model that takes any size
 Picture: TypeAlias = bytes | Image.Image
 
 
 @dataclass
 class Tokens:
-    """A conversation token by token: ids [T]; the text, the spans of the answers there, and its ``encoding`` by the
-    tokenizers library, each token of which stands for so many ``times`` [tokens of the text] in ids."""
+    """A conversation as token ids [T], with its text and the spans of the answers in the text. ``encoding`` is made by
+    the tokenizers library; ``times`` [tokens of the text] says how often ids repeats each of its tokens."""
 
     ids: np.ndarray
     text: str
@@ -39,7 +39,7 @@ class Tokens:
     encoding: Any
     times: np.ndarray | int = 1
 
-    @cached_property  # taking them from an encoding costs as much as encoding, and an open prompt needs none
+    @cached_property  # to compute them takes as long as encoding, and an open prompt needs none
     def characters(self) -> np.ndarray:
         """The characters (start, stop) of each token in the text [T, 2]."""
         return np.array(self.encoding.offsets).reshape(-1, 2).repeat(self.times, axis=0)
@@ -57,41 +57,41 @@ class Tokens:
 class Family:
     """A family of models. A subclass sets the class attributes and overrides what differs."""
 
-    name: ClassVar[str] = ""  # the model_type that transformers gives it
+    name: ClassVar[str] = ""  # its model_type in transformers
     label: ClassVar[str] = ""
     hub: ClassVar[str] = ""  # the published base model
     released: ClassVar[str] = ""  # the published vanilla model
-    anchor: ClassVar[float] = nan  # its ROUGE-L on forget 5 %, questions with image, in independent reports
-    next_turn: ClassVar[str] = "USER:"  # how a model continues that never learnt to stop: its answer ends there
+    anchor: ClassVar[float] = nan  # ROUGE-L of ``released`` on forget 5 %, with image, in independent reports
+    next_turn: ClassVar[str] = "USER:"  # an answer also ends here, for models that never learnt to stop
     language_linears: ClassVar[str] = ""  # pattern on full names: the language model's attention and MLP projections
-    vision: ClassVar[str] = ""  # pattern on full names: what stays frozen in full fine-tuning
-    whole: ClassVar[tuple[str, ...]] = ("lm_head",)  # modules that stay as they are where layers are held in 4 bits
-    lmms_eval: ClassVar[str] = ""  # what lmms-eval calls it
-    # People shown solved, by task; cloze shows two questions of each in a view.
+    vision: ClassVar[str] = ""  # pattern on full names: stays frozen in full fine-tuning
+    whole: ClassVar[tuple[str, ...]] = ("lm_head",)  # modules that are never held in 4 bits
+    lmms_eval: ClassVar[str] = ""  # its name in lmms-eval
+    # Task → number of people whose solved questions are shots; cloze shows two questions of each person in a view.
     shot_people: ClassVar[dict[str, int]] = {"classification": 1, "cloze": 2}
 
     # -- what a family overrides
 
     def render(self, conversation: Conversation, slot: str, eos: str) -> tuple[str, list[tuple[int, int]]]:
-        """The text of a conversation, and the character spans of its answers. ``slot`` stands for one picture, ``eos``
-        closes an answer ("": it is left open)."""
+        """Return the text of a conversation, and the character spans of its answers. ``slot`` is the text for one
+        picture; ``eos`` closes an answer ("": it is left open)."""
         raise NotImplementedError
 
     def slot(self, processor) -> str:
-        """The text that stands for one picture; each image token in it becomes :meth:`image_tokens` of them."""
+        """Return the text for one picture; each image token in it is repeated :meth:`image_tokens` times."""
         return processor.image_token
 
     def image_tokens(self, processor, picture: Picture) -> int:
-        """How many tokens an image token in the slot of ``picture`` becomes."""
+        """Return how many tokens replace an image token in the slot of ``picture``."""
         raise NotImplementedError
 
     def end(self, processor) -> str:
-        """The token that closes an answer."""
+        """Return the token that closes an answer."""
         return processor.tokenizer.eos_token
 
     def pictures(self, processor, rows: Sequence[Sequence[Picture]]) -> dict[str, torch.Tensor]:
-        """The tensors that the pictures of a batch become, one list of pictures per row; {} when there is none. Here:
-        ``pixel_values`` [all pictures, 3, H, W], row after row; a picture that comes again is processed once."""
+        """Return the tensors for the pictures of a batch, given as one list per row; {} without pictures. Here:
+        ``pixel_values`` [all pictures, 3, H, W], row after row; a repeated picture is processed once."""
         if (shown := [image for row in rows for image in row]) and all(isinstance(one, bytes) for one in shown):
             return {"pixel_values": torch.stack([_pixels(processor.image_processor, picture) for picture in shown])}
         decoded, places = distinct(rows)
@@ -100,50 +100,50 @@ class Family:
         return {"pixel_values": processor.image_processor(images=decoded, return_tensors="pt")["pixel_values"][places]}
 
     def positions(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], start: torch.Tensor) -> torch.Tensor:
-        """Position ids [B, T] (or [axes, B, T]) of a batch that goes on at the positions ``start`` [B], with padding
-        anywhere."""
+        """Return position ids [B, T] (or [axes, B, T]) of a batch that continues at positions ``start`` [B], with
+        padding anywhere."""
         return (start[:, None] + batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
 
     def load_processor(self, source: str, **origin):
-        """The processor in a folder or on the hub; PIL, since torchvision's resizing gives other pixels."""
+        """Load the processor from a folder or the hub; with PIL, because torchvision's resizing gives other pixels."""
         from transformers import AutoProcessor
 
         return AutoProcessor.from_pretrained(source, backend="pil", **origin)
 
     def asking(self, processor, protocol: str):
-        """The processor that encodes the questions of an evaluation under ``protocol``."""
+        """Return the processor that encodes the questions of an evaluation under ``protocol``."""
         return processor
 
     def published_shape(self):
-        """The transformers configuration of the published base model, for when no file of it is at hand."""
+        """Return the transformers configuration of the published base model, for use without its files."""
         raise NotImplementedError
 
     def usual_tokens(self, shape) -> int:
-        """Tokens of a usual picture, by a transformers configuration."""
+        """Return the number of tokens of a typical picture, from a transformers configuration."""
         return shape.image_seq_length
 
     def parts(self, protocol: str) -> int:
-        """Pictures that one is split into where it is asked about under ``protocol``."""
+        """Return into how many pictures one picture is split in questions under ``protocol``."""
         return 1
 
     def usual_pictures(self, shape, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What :meth:`encode` adds to ``ids`` [B, T] where each row shows a usual picture; its numbers mean nothing."""
+        """Return what :meth:`encode` adds to ``ids`` [B, T] if each row shows a typical picture, with dummy values."""
         side = shape.vision_config.image_size
         return {"pixel_values": torch.ones(len(ids), 3, side, side)}
 
-    # -- what follows
+    # -- derived from these
 
     def picture_tokens(self, processor, pictures: Sequence[Picture]) -> int:
-        """Image tokens that ``pictures`` take in a prompt."""
+        """Return the number of image tokens that ``pictures`` take in a prompt."""
         each = self.slot(processor).count(processor.image_token)
         return each * sum(self.image_tokens(processor, picture) for picture in pictures)
 
     def context(self, model) -> int:
-        """Tokens that the language model can read."""
+        """Return the number of tokens that the language model can read."""
         return model.config.get_text_config().max_position_embeddings
 
     def tokens(self, processor, conversations: Sequence[Conversation], eos: bool = False) -> list[Tokens]:
-        """The conversations as tokens, those of their pictures included; answers are closed when ``eos``. Nothing is
+        """Return the conversations as tokens, those of their pictures included; ``eos`` closes answers. Nothing is
         truncated."""
         slot, end = self.slot(processor), self.end(processor) if eos else ""
         each, rows = slot.count(processor.image_token), []
@@ -168,9 +168,9 @@ class Family:
         padding_side: str = "right",
         device=None,
     ) -> dict[str, torch.Tensor]:
-        """A batch: ``input_ids``, ``attention_mask``, ``labels`` [B, T] and the tensors of :meth:`pictures`; nothing is
-        truncated. ``label_mode``: ``answer`` supervises the answers only (each with its end when ``eos``), ``text``
-        every token of text, ``upstream`` everything but padding, image slots included."""
+        """Return a batch: ``input_ids``, ``attention_mask``, ``labels`` [B, T] and the tensors of :meth:`pictures`;
+        nothing is truncated. ``label_mode``: ``answer`` supervises only the answers (each with its end if ``eos``),
+        ``text`` every token of text, ``upstream`` everything but padding, image slots included."""
         choose("label_mode", label_mode, LABEL_MODES)
         rows = self.tokens(processor, conversations, eos)
 
@@ -189,8 +189,8 @@ class Family:
     def supervised(
         self, processor, conversations: Sequence[Conversation], label_mode: str = "answer"
     ) -> dict[str, tuple[int, int]]:
-        """Of each kind of token, (supervised, in the batch). ``answer`` is without its closing ``eos``; ``question`` is
-        all other text, role words included."""
+        """Return, for each kind of token, (number supervised, number in the batch). ``answer`` excludes its closing
+        ``eos``; ``question`` is all other text, role words included."""
         batch = self.encode(processor, conversations, label_mode)
         ids, padding = batch["input_ids"], batch["attention_mask"] == 0
         image = ids == processor.image_token_id
@@ -203,17 +203,17 @@ class Family:
         }
 
     def adapter_pattern(self, model: torch.nn.Module, reach: str) -> str:
-        """A pattern that matches the full paths of the linear layers with an adapter. ``language``: the language
-        model's attention and MLP projections. ``upstream``: every layer of such a name, the vision tower's too, which
-        is what upstream's rule gave under transformers 4.45. ``upstream_v5``: that rule applied to today's paths: every
-        layer whose bare name one outside of :data:`SPARED` bears. Any other text is searched in the paths."""
+        """Return a pattern for the full paths of the linear layers with an adapter. ``language``: the language model's
+        attention and MLP projections. ``upstream``: every layer with such a name, also in the vision tower, as
+        upstream's rule gave under transformers 4.45. ``upstream_v5``: that rule on today's paths: every layer whose
+        bare name also occurs outside :data:`SPARED`. Any other text is searched in the paths."""
         outside = (path for path in _linears(model) if not any(spared in path for spared in SPARED))
         names = sorted({path.rpartition(".")[2] for path in outside})
         known = {"language": self.language_linears, "upstream": UPSTREAM, "upstream_v5": rf".*\.({'|'.join(names)})"}
         return known.get(reach, rf".*(?:{reach}).*")
 
     def adapter_targets(self, model: torch.nn.Module, reach: str) -> list[str]:
-        """Full paths of the linear layers that adapters sit on. KitError when there is none."""
+        """Return the full paths of the linear layers with an adapter. Raises KitError if there are none."""
         pattern = re.compile(self.adapter_pattern(model, reach))
         targets = [path for path in _linears(model) if pattern.fullmatch(path)]
         if not targets:
@@ -230,9 +230,9 @@ def chat(
     reply: str,
     blank: str = "",
 ) -> tuple[str, list[tuple[int, int]]]:
-    """What a chat template makes of a conversation, for ``render``: ``system``, and for each turn what is ``asked``,
-    ``end``, a line break, ``reply`` and, where there is one, the answer behind ``blank``. ``end`` stands behind earlier
-    answers as well, taught if it is ``eos``."""
+    """Write a conversation as a chat template does, for ``render``: ``system``, then for each turn the text of
+    ``asked``, ``end``, a line break, ``reply`` and the answer, if any, after ``blank``. ``end`` also follows earlier
+    answers; it is taught if it is ``eos``."""
     text, spans = system, []
     for number, turn in enumerate(conversation.turns, start=1):
         text += f"{asked(turn)}{end}\n{reply}"
@@ -244,14 +244,14 @@ def chat(
     return text, spans
 
 
-@lru_cache(maxsize=1024)  # a portrait comes again in every epoch, and a large one takes tens of ms
+@lru_cache(maxsize=1024)  # a portrait is used in every epoch, and a large one takes tens of ms
 def _pixels(image_processor, picture: bytes) -> torch.Tensor:
-    """What ``image_processor`` makes of one picture [3, H, W]."""
+    """Return one picture as ``image_processor`` encodes it [3, H, W]."""
     return image_processor(images=from_bytes(picture), return_tensors="pt")["pixel_values"][0]
 
 
 def distinct(rows: Sequence[Sequence[Picture]]) -> tuple[list[Image.Image], list[int]]:
-    """The different pictures of a batch, opened, and the place among them of each that is shown, row after row."""
+    """Return the distinct pictures of a batch, opened, and the index among them of each picture, row after row."""
     images = [image for row in rows for image in row]
     keys = [image if isinstance(image, bytes) else id(image) for image in images]
     known = dict(zip(keys, images, strict=True))
@@ -264,17 +264,17 @@ FAMILIES = Registry("base_model")
 
 
 def register(family: type[Family]) -> type[Family]:
-    """Class decorator: makes a family known under its name."""
+    """Class decorator: registers a family under its name."""
     return FAMILIES.add(family.name, family)
 
 
 def get(name: str) -> Family:
-    """The family of that name. Raises KitError naming those there are."""
+    """Return the family of that name. Raises KitError, with the known names, if there is none."""
     return FAMILIES.get(name)()
 
 
 def of(model: torch.nn.Module) -> Family:
-    """The family of a model, with an adapter on it or not."""
+    """Return the family of a model, with or without an adapter."""
     return get(model.config.model_type)
 
 

@@ -9,16 +9,16 @@ from mllmu_nb.models.families.base import USUAL, Family, chat, distinct, registe
 from mllmu_nb.models.families.llava import Llava
 
 END = "<end_of_utterance>"
-PARTS = 5  # of a picture that is split: four quarters and the whole
+PARTS = 5  # of a split picture: four quarters and the whole
 
 
 @register
 class Idefics2(Family):
-    """``System: {system}{end}\\nUser:{picture} {prompt}{end}\\nAssistant: {answer}{end}``, its chat template, worked
-    examples included. Pictures are not split.
+    """``System: {system}{end}\\nUser:{picture} {prompt}{end}\\nAssistant: {answer}{end}``, its chat template, also for
+    worked examples. Pictures are not split.
 
-    The released code trains so and asks otherwise: by LLaVA's prompts, with pictures split. That is how a conversation
-    under the protocol ``upstream`` is written, and what :meth:`asking` prepares.
+    The released code trains like this but asks differently: with LLaVA's prompts and split pictures. A conversation
+    under the protocol ``upstream`` is written that way, for the processor of :meth:`asking`.
     """
 
     name, label = "idefics2", "Idefics2"
@@ -51,8 +51,8 @@ class Idefics2(Family):
         return END
 
     def pictures(self, processor, rows):
-        """``pixel_values`` [all pictures, parts, 3, H, W], ``pixel_attention_mask`` [all pictures, parts, H, W], each
-        padded to the largest; the model itself flattens the first two dimensions, row after row."""
+        """Return ``pixel_values`` [all pictures, parts, 3, H, W] and ``pixel_attention_mask`` [all pictures, parts, H,
+        W], padded to the largest; the model itself flattens the first two dimensions, row after row."""
         decoded, places = distinct(rows)
         if not decoded:
             return {}

@@ -15,7 +15,7 @@ class Llava(Family):
     lmms_eval = "llava_hf"
 
     def render(self, conversation: Conversation, slot: str = "<image>", eos: str = "") -> tuple[str, list]:
-        """An open end stops at ``ASSISTANT:`` without a blank, so that the answer's first token carries it."""
+        """No space follows an open ``ASSISTANT:``, because the first token of the answer includes it."""
         text, spans = (f"{conversation.system} " if conversation.system else ""), []
         for turn in conversation.turns:
             # without a picture upstream's few-shot and choice prompts keep the line break after "USER:"

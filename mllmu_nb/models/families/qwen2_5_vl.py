@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: the number of tokens per picture depends on its size; positions lie on three axes (M-RoPE)."""
+"""Qwen2.5-VL: the number of tokens per picture depends on its size; positions have three axes (M-RoPE)."""
 
 import io
 
@@ -14,8 +14,8 @@ START, END = "<|im_start|>", "<|im_end|>"
 
 
 class Reader(ProcessorMixin):
-    """Tokenizer and image processor. The library's own reads videos as well, which takes torchvision; as that one it is
-    saved, for others to load."""
+    """Tokenizer and image processor. The library's own processor also reads videos, which needs torchvision. Saved
+    files name that one, so that others can load them."""
 
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
         self.image_token, self.image_token_id = IMAGE, tokenizer.convert_tokens_to_ids(IMAGE)
@@ -31,7 +31,7 @@ class Reader(ProcessorMixin):
 @register
 class Qwen25VL(Family):
     """``{start}system\\n{system}{end}\\n{start}user\\n{picture}{prompt}{end}\\n{start}assistant\\n{answer}{end}``, its
-    chat template, worked examples included."""
+    chat template, also for worked examples."""
 
     name, label = "qwen2_5_vl", "Qwen2.5-VL"
     hub = "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -60,7 +60,8 @@ class Qwen25VL(Family):
         return END
 
     def pictures(self, processor, rows):
-        """``pixel_values`` [patches of all pictures, values], ``image_grid_thw`` [all pictures, 3], row after row."""
+        """Return ``pixel_values`` [patches of all pictures, values], ``image_grid_thw`` [all pictures, 3], row after
+        row."""
         decoded, places = distinct(rows)
         if not decoded:
             return {}
@@ -68,15 +69,15 @@ class Qwen25VL(Family):
         return {name: torch.cat([each[place][name] for place in places]) for name in each[0]}
 
     def encode(self, processor, conversations, *args, **kwargs):
-        """The model itself finds the positions of a whole batch when it is told which tokens are of pictures."""
+        """Mark the tokens of pictures, from which the model itself finds the positions of a whole batch."""
         batch = super().encode(processor, conversations, *args, **kwargs)
         return {**batch, "mm_token_type_ids": (batch["input_ids"] == processor.image_token_id).int()}
 
     def positions(self, model, batch, start):
-        """[3, B, T]: time, row and column. Text after a picture goes on behind its longer side."""
+        """Return [3, B, T]: time, row and column. Text after a picture continues after the picture's longer side."""
         core, ids = getattr(model, "get_base_model", lambda: model)(), batch["input_ids"]
         grids, mask = batch.get("image_grid_thw"), batch["attention_mask"]
-        # an image token that the model itself has written is no picture
+        # an image token that the model itself has written is not a picture
         kinds = (ids == core.config.image_token_id).int() * (grids is not None)
         return core.model.get_rope_index(ids, kinds, grids, attention_mask=mask)[0] + start[:, None]
 
