@@ -23,10 +23,10 @@ __all__ += ["mean_kl", "names", "register", "summed_kl", "variants", "with_answe
 
 IGNORE = -100  # the label of a position that is not supervised
 REFERENCE_MODELS = ("vanilla", "retain_epoch")
-RATE_FALLS = ("step", "epoch")  # when the schedule of a learning rate goes on
+RATE_FALLS = ("step", "epoch")  # when the schedule of a learning rate advances
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
-SETS = ("forget", "retain")  # of people, that a stream can draw from
-# The source, in the recipes of the methods here.
+SETS = ("forget", "retain")  # sets of people that a stream can draw from
+# Sources of the recipes of the methods here.
 RULE = "chosen on the miniature, with another data seed: the steps after which half of the gap to the oracle is closed"
 RELEASED = "MLLMU-Bench's code and README"
 AUTHOR = "MLLMU-Bench, the author in issue 12"
@@ -34,20 +34,20 @@ YIELDED = 'a loss yields pairs, each of a new name and a scalar with a gradient:
 
 
 class _Answers:
-    """What every batch of answers can compute from ``log_probs`` [B, T] and ``labels`` [B, T]."""
+    """Quantities that every batch of answers computes from ``log_probs`` [B, T] and ``labels`` [B, T]."""
 
     log_probs: Any
     labels: Tensor
-    per_row: float | None  # supervised tokens per row of the batch that this is a piece of; None: it is a whole one
+    per_row: float | None  # supervised tokens per row of the whole batch; None: this is not a piece
 
     @cached_property
     def mask(self) -> Tensor:
-        """[B, T], true where a token is supervised."""
+        """[B, T], true if a token is supervised."""
         return self.labels != IGNORE
 
     @cached_property
     def counts(self) -> Tensor:
-        """[B], supervised tokens of each answer."""
+        """[B], the number of supervised tokens of each answer."""
         return self.mask.sum(1)
 
     @cached_property
@@ -62,15 +62,15 @@ class _Answers:
 
     @cached_property
     def token_nll(self) -> Tensor:
-        """Nats per supervised token (a scalar), with every token of the batch weighted alike: the loss of fine-tuning.
-        For a piece it is scaled so that the mean of the pieces, each weighted by its rows, is that of the batch."""
+        """Nats per supervised token (a scalar), all tokens of the batch weighted alike: the loss of fine-tuning. A
+        piece is scaled so that the mean over pieces, weighted by their rows, is the value of the batch."""
         tokens = self.counts.sum() if self.per_row is None else self.per_row * len(self.labels)
         return -self.log_probs.sum() / tokens
 
 
 @dataclass(frozen=True)
 class Scored(_Answers):
-    """What a model says about a batch: ``logits`` [B, T, V], of which ``logits[:, t]`` predicts ``labels[:, t]`` [B, T]
+    """A model's output for a batch. ``logits`` [B, T, V]: ``logits[:, t]`` predicts ``labels[:, t]`` [B, T]
     (:data:`IGNORE`: not supervised). ``hidden``: a name of :attr:`Needs.hidden` → that layer's states [B, T, H];
     ``everywhere``: the logits [B, S, V] at all positions of the padded batch."""
 
@@ -107,23 +107,23 @@ def mean_kl(reference: Scored, scored: Scored) -> Tensor:
 
 
 def summed_kl(reference: Scored, scored: Scored) -> Tensor:
-    """KL(p_reference ‖ p_scored) in nats, a scalar: summed over every position there is, image slots and padding too,
-    and divided by the batch size, as the released code has it."""
+    """KL(p_reference ‖ p_scored) in nats, a scalar: the sum over all positions, also image slots and padding, divided
+    by the batch size, as in the released code."""
     before, after = (s.everywhere.float().log_softmax(-1) for s in (reference, scored))
     return (before.exp() * (before - after)).sum() / len(after)
 
 
 class NoStream(AttributeError):
-    """A step is asked for a stream that it does not have."""
+    """A loss reads a stream that the step does not have."""
 
 
 class Step:
-    """One step of training as a loss sees it: ``step.forget`` is a :class:`Scored` batch, scored when it is first read,
-    ``step.reference.forget`` the same batch scored by the reference model."""
+    """One step of training as a loss sees it. ``step.forget`` is a :class:`Scored` batch, scored when it is first read;
+    ``step.reference.forget`` is the same batch scored by the reference model."""
 
     def __init__(self, read: Callable[[str], Any], names: Iterable[str], reference: Step | None = None):
         self._read, self.names, self.reference = read, tuple(names), reference
-        self.asked: dict[str, Any] = {}  # those that were read so far
+        self.asked: dict[str, Any] = {}  # the streams read so far
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self.names:
@@ -138,26 +138,26 @@ class Step:
 
     @classmethod
     def of(cls, batches: Mapping[str, Any], reference: Mapping[str, Any] | None = None) -> Step:
-        """A step of batches that are scored already, for tests and notebooks."""
+        """Return a step of batches that are already scored, for tests and notebooks."""
         reference = reference or {}
         return cls(batches.__getitem__, batches, cls(reference.__getitem__, reference))
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Conversations that a step draws from a set of people, each turn passed through ``change`` (turn → turn). Streams
-    of one set are drawn together: row i of each asks the same question."""
+    """Conversations that a step draws from a set of people. ``change`` (turn → turn), if given, changes each turn.
+    Streams of one set are drawn together: row i of each asks the same question."""
 
     set: str = "forget"
     change: Callable[[Any], Any] | None = None
 
     def changed(self, conversation: Any) -> Any:
-        """The conversation as this stream asks it."""
+        """Return the conversation as this stream asks it."""
         return replace(conversation, turns=tuple(map(self.change, conversation.turns))) if self.change else conversation
 
 
 def with_answers(answers: Sequence[str]) -> Stream:
-    """The forget questions with one of ``answers`` (refusals, say) in place of each answer, always the same one."""
+    """Return a stream of the forget questions, each with one of ``answers`` (refusals, say), always the same one."""
 
     def change(turn: Any) -> Any:
         return replace(turn, answer=answers[zlib.crc32(f"{turn.prompt} {turn.answer}".encode()) % len(answers)])
@@ -167,47 +167,47 @@ def with_answers(answers: Sequence[str]) -> Stream:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a loss reads beside the logits at supervised positions."""
+    """What a loss reads in addition to the logits at supervised positions."""
 
     reference: tuple[str, ...] = ()  # streams that the reference model scores too
     everywhere: tuple[str, ...] = ()  # streams scored at all positions
-    # Hyper-parameters that hold a layer. The type of the default says how: with 0.5 all values are shares of the depth,
-    # 1 too; with 8 all are numbers.
+    # Hyper-parameters that name a layer. If the default is a float (0.5), all values are shares of the depth, even 1;
+    # if it is an int (8), all are layer numbers.
     hidden: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one model is trained; None is filled in from the preset of the scale. Either ``steps`` or ``epochs`` is 0."""
+    """How one model is trained; None means the value of the scale's preset. Either ``steps`` or ``epochs`` is 0."""
 
     lr: float | None = None
     steps: int | None = None  # optimizer steps
     epochs: float | None = None  # or passes over the forget set (fine-tuning: over everything)
     batch_size: int | None = None  # conversations per step
-    schedule: str | None = None  # of the learning rate: constant, linear, cosine or plateau (which falls late)
+    schedule: str | None = None  # of the learning rate: constant, linear, cosine or plateau (falls late)
     warmup: float | None = None  # share of the steps
     weight_decay: float | None = None
     clip: float | None = None  # largest norm of the gradient; 0: not clipped
     optimizer: str | None = None  # adamw, or muon for the matrices inside the layers
     adam_eps: float = 1e-8  # AdamW's epsilon; that of transformers' own AdamW was 1e-6
     precision: str | None = None  # fp32, or bf16: frozen weights and matrix products in half precision
-    micro_batch: int = 0  # conversations read at once, gradients added up over the batch; 0: all of it
-    checkpointing: bool = False  # activations are computed again on the way back instead of kept
+    micro_batch: int = 0  # conversations read at once; gradients add up over the batch; 0: whole batch
+    checkpointing: bool = False  # activations are computed again in the backward pass instead of kept
     label_mode: str | None = None  # which tokens are supervised: answer, text, upstream
     eos: bool | None = None  # whether the end of the answer is taught
     lora_r: int | None = None
     lora_alpha: int | None = None
     lora_dropout: float | None = None
-    lora_init: str | None = None  # of the adapter's A: kaiming (uniform) or gaussian
-    adapter_reach: str | None = None  # where adapters sit: language, upstream, upstream_v5
+    lora_init: str | None = None  # of the adapter's matrix A: kaiming (uniform) or gaussian
+    adapter_reach: str | None = None  # which layers get adapters: language, upstream, upstream_v5
     turns: int | None = None  # fine-tuning: questions about one person in one conversation
-    together: int | None = None  # fine-tuning: batches drawn at once and dealt out by length
-    augment: bool | None = None  # fine-tuning: portraits are changed anew each time they are shown
+    together: int | None = None  # fine-tuning: batches drawn at once, then divided by length
+    augment: bool | None = None  # fine-tuning: portraits change each time they are shown
     settings: Mapping[str, Any] = field(default_factory=dict)  # hyper-parameters of the method at this scale
-    source: str = ""  # who says so
+    source: str = ""  # where the numbers come from
 
     def numbers(self) -> dict[str, Any]:
-        """The recipe without where it comes from: the same numbers make the same model."""
+        """Return the recipe without ``source`` and ``settings``: the same numbers make the same model."""
         return {name: value for name, value in asdict(self).items() if name not in ("source", "settings")}
 
 
@@ -221,35 +221,35 @@ class Method:
     colour: ClassVar[str] = "#332288"  # in figures
     marker: ClassVar[str] = "h"
     order: ClassVar[int] = 50  # place among the methods in tables
-    # What one step draws: names of sets, or name → stream, into which names are turned. The first one sets the length
-    # of an epoch, and () is a method that trains nothing.
+    # What one step draws: names of sets (turned into streams), or name → stream. The first one sets the length of an
+    # epoch; () means that the method trains nothing.
     streams: ClassVar[Any] = ("forget",)
     needs: ClassVar[Needs] = Needs()
     reference_model: ClassVar[str] = "vanilla"  # or retain_epoch, the base model after one epoch on the retain people
-    passes: ClassVar[tuple[tuple[str, ...], ...]] = ()  # streams of each step, where an epoch visits sets in turn
-    rate_falls: ClassVar[str] = "step"  # when the schedule of the learning rate goes on: each step, or each whole epoch
-    rise: ClassVar[float] = 10.0  # so far above its first loss it has diverged, in nats; inf for a loss in other units
-    trains: ClassVar[str] = ""  # where adapters sit, a pattern on full module names; "": as adapter_reach says
+    passes: ClassVar[tuple[tuple[str, ...], ...]] = ()  # streams of each pass, if an epoch visits sets in turn
+    rate_falls: ClassVar[str] = "step"  # when the schedule of the rate advances: each step, or each whole epoch
+    rise: ClassVar[float] = 10.0  # nats above the first loss that mean divergence; inf for a loss in other units
+    trains: ClassVar[str] = ""  # modules with adapters, a pattern on full names; "": as adapter_reach says
     system: ClassVar[str] = ""  # a prompt before every question at evaluation
     recipes: ClassVar[Mapping[Any, Recipe]] = {}  # by scale or (scale, modality)
 
     def loss(self, step: Step) -> Iterator[tuple[str, Tensor]]:
-        """Yields (name, term); the loss is their sum. Each is back-propagated before the next one is made, so
-        everything that reads one batch must be one term."""
+        """Yield (name, term); the loss is the sum of the terms. Each term is back-propagated before the next one is
+        computed, so everything that reads one batch must be one term."""
         raise KitError(f"method {self.name} ({self.variant}) has no loss: {YIELDED}")
 
-    # Hooks of the loop; parameters: name → those that train, with their gradients.
+    # Hooks of the training loop; parameters: name → trained parameter, with its gradient.
 
     def after_backward(self, term: str, parameters: Mapping[str, Tensor]) -> None:
-        """The gradient of a term has been added."""
+        """Called after the gradient of a term has been added."""
 
     def before_update(self, parameters: Mapping[str, Tensor]) -> None:
-        """All gradients are in and clipped; the optimizer has not moved the parameters yet."""
+        """Called after all gradients are added and clipped, before the optimizer moves the parameters."""
 
     def after_update(self, parameters: Mapping[str, Tensor]) -> None:
-        """The optimizer has moved the parameters."""
+        """Called after the optimizer has moved the parameters."""
 
-    # What follows from the declarations.
+    # Derived from the declarations.
 
     def __init_subclass__(cls) -> None:
         if not isinstance(cls.streams, Mapping):
@@ -257,34 +257,34 @@ class Method:
 
     @property
     def all_passes(self) -> tuple[tuple[str, ...], ...]:
-        """The streams of each pass of an epoch: all together unless the method has ``passes``."""
+        """The streams of each pass of an epoch: one pass with all of them unless the method has ``passes``."""
         return self.passes or (tuple(self.streams),)
 
     @property
     def other_reference(self) -> str:
-        """The model to be asked beforehand, "" when none is needed or it is vanilla with its adapter switched off."""
+        """The model to be asked beforehand; "" if none is needed or it is vanilla with its adapter switched off."""
         return self.reference_model if self.needs.reference and self.reference_model != "vanilla" else ""
 
     def check_length(self, steps: int, epochs: float) -> None:
-        """Raises KitError where the method is not given the whole epochs by which its passes go, or its rate."""
+        """Raise KitError unless the length is whole epochs, if the method has ``passes`` or its rate falls by epoch."""
         if (self.passes or self.rate_falls == "epoch") and (steps or epochs != int(epochs)):
             given = f"{steps} steps are" if steps else f"{epochs:g} is"
             raise KitError(f"{self.name} ({self.variant}) walks through whole epochs: {given} not one")
 
     @classmethod
     def hyper_parameters(cls) -> dict[str, Any]:
-        """Name → default."""
+        """Return name → default."""
         return {field.name: field.default for field in fields(cls)}
 
     @classmethod
     def recipe(cls, scale: str, modality: str) -> Recipe:
-        """The method's own recipe, empty where it has none."""
+        """Return the method's own recipe, or an empty one."""
         return cls.recipes.get((scale, modality)) or cls.recipes.get(scale) or Recipe()
 
 
 def terms_of(method: Method, step: Step) -> Iterator[tuple[str, Tensor]]:
-    """What the loss of ``method`` yields at ``step``. Raises KitError where that is nothing, or not what a loss yields,
-    and where a stream is read that the step does not have."""
+    """Yield the terms of the loss of ``method`` at ``step``. Raises KitError if there are none, if one is not what a
+    loss yields, or if the loss reads a stream that the step does not have."""
     own, names = f"method {method.name} ({method.variant}): its loss", set()
     try:
         given = method.loss(step)
@@ -307,7 +307,7 @@ WORDS = {"name": IN_A_PATH, "variant": IN_A_PATH, "label": (r".*\S.*", "a line o
 
 
 def register(method: type[Method]) -> type[Method]:
-    """Class decorator: makes ``method`` known under its name and variant. KitError for a faulty declaration."""
+    """Class decorator: registers ``method`` under its name and variant. Raises KitError for a faulty declaration."""
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise KitError(f"an unlearning method is a class of the kind Method, not {method!r:.60}")
     for name, (form, meaning) in WORDS.items():
@@ -332,26 +332,26 @@ def register(method: type[Method]) -> type[Method]:
 
 
 def variants(name: str) -> dict[str, type[Method]]:
-    """Variant → class of the method ``name``; empty when there is no such method."""
+    """Return variant → class of the method ``name``; empty if there is no such method."""
     return {key[1]: METHODS.get(key) for key in METHODS if key[0] == name}
 
 
 def names() -> list[str]:
-    """Every method once, in the order of the tables."""
+    """Return every method once, in the order of the tables."""
     every = sorted(METHODS.values(), key=lambda method: (method.order, method.name))
     return list(dict.fromkeys(method.name for method in every))
 
 
 def get(name: str, variant: str = "canonical", **settings: Any) -> Method:
-    """The method ``name`` with ``settings`` for its hyper-parameters (``get("npo", beta=0.4)``)."""
+    """Return the method ``name`` with ``settings`` for its hyper-parameters (``get("npo", beta=0.4)``)."""
     choose("method", name, names())
     choose(f"variant of {name}", variant, variants(name))
     return variants(name)[variant](**settings)
 
 
 def typed(owner: str, setting: str, value: Any, default: Any) -> Any:
-    """``value`` if it is of the default's type (a whole number stands for a number). Raises KitError naming the setting
-    and its ``owner``, a method or a step after it."""
+    """Return ``value`` if it has the type of ``default`` (an int counts as a float). Raises KitError with the setting
+    and its ``owner``, a method or a step after unlearning."""
     try:
         return TypeAdapter(type(default), config=STRICT).validate_python(value)
     except ValidationError as error:

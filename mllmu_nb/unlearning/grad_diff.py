@@ -27,9 +27,8 @@ class GradientDifference(Method):
 
 @register
 class UpstreamGradientDifference(Method):
-    """L = −ℓ̄_f all through the forget set, then L = ℓ̄_r all through the retain set, in every epoch; each ℓ̄ is one mean
-    over the labelled tokens of a batch. Source: MLLMU-Bench's released code.
-    """
+    """In every epoch, L = −ℓ̄_f through the whole forget set, then L = ℓ̄_r through the whole retain set; each ℓ̄ is
+    one mean over the labelled tokens of a batch. Source: MLLMU-Bench's released code."""
 
     name, variant, label, colour, marker, order = "grad_diff", "upstream", "Grad. Diff.", "#0072B2", "^", 20
     streams = ("forget", "retain")

@@ -1,4 +1,4 @@
-"""Ascent on forget, held to the vanilla model on retain. Source: Maini et al. 2024 (TOFU), arXiv 2401.06121."""
+"""Gradient ascent on forget, kept close to vanilla on retain. Source: Maini et al. 2024 (TOFU), arXiv 2401.06121."""
 
 from dataclasses import dataclass
 
@@ -28,10 +28,9 @@ class KLMinimization(Method):
 
 @register
 class UpstreamKLMinimization(KLMinimization):
-    """L = −ℓ̄_f all through the forget set, then L = ℓ̄_r + α (1/B) Σ_t KL(p_θ₀ ‖ p_θ) all through the retain set, in
-    every epoch; ℓ̄ is one mean over the labelled tokens of a batch of B, t every position of it, image slots and padding
-    too. Source: MLLMU-Bench's released code.
-    """
+    """In every epoch, L = −ℓ̄_f through the whole forget set, then L = ℓ̄_r + α (1/B) Σ_t KL(p_θ₀ ‖ p_θ) through the
+    whole retain set. ℓ̄ is one mean over the labelled tokens of a batch of B; t is every position in it, also image
+    slots and padding. Source: MLLMU-Bench's released code."""
 
     variant = "upstream"
     passes = (("forget",), ("retain",))
@@ -42,6 +41,6 @@ class UpstreamKLMinimization(KLMinimization):
     def loss(self, step):
         if "forget" in step:
             yield "forget", -step.forget.token_nll
-        if "retain" in step:  # one term, for both need the same logits
+        if "retain" in step:  # one term, because both need the same logits
             kl = summed_kl(step.reference.retain, step.retain)
             yield "retain", step.retain.token_nll + self.alpha * kl

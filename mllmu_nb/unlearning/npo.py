@@ -37,7 +37,7 @@ class UpstreamNegativePreference(NegativePreference):
     """L = −(2/β) log σ(β (ℓ̄_θ − ℓ̄_θref)), each ℓ̄ one mean over the labelled tokens of the batch; θ_ref is the base
     model after one epoch on the retain people, while optimisation starts from θ₀. Source: MLLMU-Bench's released code.
 
-    Its gradient is that of ascent on the batch, weighted by 2σ(−β (ℓ̄_θ − ℓ̄_θref)), however long the answers are.
+    Its gradient is gradient ascent's on the batch, weighted by 2σ(−β (ℓ̄_θ − ℓ̄_θref)), for answers of any length.
     """
 
     beta: float = 0.4  # inverse temperature
@@ -54,7 +54,7 @@ class UpstreamNegativePreference(NegativePreference):
 @register
 @dataclass(frozen=True)
 class RetainedPreference(NegativePreference):
-    """L = L_NPO + α E_r ℓ̄, the form that people compare with. Source: Zhang et al. 2024, section 4 (NPO + RT)."""
+    """L = L_NPO + α E_r ℓ̄, the usual form in comparisons. Source: Zhang et al. 2024, section 4 (NPO + RT)."""
 
     alpha: float = 1.0  # weight of the retain term
 
