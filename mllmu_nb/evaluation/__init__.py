@@ -1,1 +1,1 @@
-"""Asking a model: who is asked what, the prompts of the tasks, the engine. It ends in stored answers."""
+"""Ask a model: the choice of questions, the prompts of the tasks, and the engine. The result is stored answers."""

@@ -1,4 +1,4 @@
-"""Who is asked what: from a model and a population to one row per answer. Nothing is scored here."""
+"""Ask a model the questions about a population; the result has one row per answer. Nothing is scored here."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from mllmu_nb.evaluation.tasks import Asking, Inquiry
 from mllmu_nb.models import families
 from mllmu_nb.progress import progress_bar
 
-PIECE = 4096  # items that are answered and kept together; a task of the miniature has fewer
+PIECE = 4096  # items answered and stored together; a task of the miniature has fewer
 OPTIONS = tuple(f"option_{letter}" for letter in LETTERS)
 COLUMNS = ("set", "task", "view", "scoring", "order", "profile", "question_id", "shots", "answer", *OPTIONS, "tokens")
 
@@ -44,17 +44,17 @@ def ask(
     progress: bool = True,
     kept: Path | None = None,
 ) -> pd.DataFrame:
-    """Ask the model everything the sets ask and keep every answer: one row per answer, ``COLUMNS`` wide.
+    """Ask the model all questions of the sets. Return one row per answer, with the columns ``COLUMNS``.
 
-    ``shots`` worked examples (0 to 5) precede letter questions and, up to four, cloze questions; whose they are is
-    drawn (``draws.draw``) unless it stands in ``draws``. ``system`` precedes everything; ``limit`` keeps the first so
-    many people of each set. A multiple-choice question gives one row per ``scoring`` and, with ``cyclic``, one row for
-    the letter per cyclic ``order`` of the options. Raises ``KitError`` for a set that is unknown.
+    ``shots`` worked examples (0 to 5) precede letter questions and, up to four, cloze questions. ``draws`` says whose
+    they are; without it they are drawn (``draws.draw``). ``system`` precedes everything; ``limit`` keeps only that many
+    people of each set, the first ones. A multiple-choice question gives one row per ``scoring`` and, with ``cyclic``,
+    one letter row per cyclic ``order`` of the options. Raises ``KitError`` for an unknown set.
 
-    Where a question with its shots does not fit the model's context, ``long_prompts`` decides
-    (``docs/architecture.md``): ``refuse`` raises KitError before anything is answered; after ``ask`` the frame's
-    ``attrs["beyond_context"]`` counts the prompts too long. Answers are put into the folder ``kept``, if given,
-    ``PIECE`` items at a time, and taken from there when the same is asked again after a stop.
+    ``long_prompts`` decides what happens if a question with its shots does not fit the model's context
+    (``docs/architecture.md``): ``refuse`` raises KitError before anything is answered; with ``ask``, the frame's
+    ``attrs["beyond_context"]`` counts the prompts that are too long. The folder ``kept``, if given, stores answers,
+    ``PIECE`` items at a time. The same call after a stop takes them from there.
     """
     if not sets or not set(sets) <= set(SETS):
         raise KitError(f"the sets to be asked are {', '.join(sets) or 'none'}: choose from {', '.join(SETS)}")
@@ -66,7 +66,7 @@ def ask(
     asking = Asking(population, draws, shots, protocol, system, cyclic)
     ways = ways_of(asking, sets=sets, scoring=scoring, limit=limit)
 
-    @lru_cache(len(ways))  # a small evaluation is encoded once, of a large one only a few pieces are held
+    @lru_cache(len(ways))  # a small evaluation is encoded once; of a large one, only a few pieces are kept
     def encoded(way: str, shown: int, start: int) -> tuple[Inquiry, Prompts]:
         inquiry = getattr(replace(asking, shots=shown), way)(ways[way][start : start + PIECE])
         return inquiry, Prompts.of(model, processor, inquiry.conversations, inquiry.options)
@@ -81,7 +81,7 @@ def ask(
         while long_prompts == "fewer_shots" and own[0][1] and any(map(too_long, own)):
             own = [(way, shown - 1, start) for _, shown, start in own]
         pieces += own
-    for piece in pieces:  # all of them before anything is answered
+    for piece in pieces:  # checks all of them before anything is answered
         inquiry, prompts = encoded(*piece)
         total, beyond = total + len(inquiry.conversations), beyond + too_long(piece)
         if long_prompts != "ask":
@@ -106,8 +106,8 @@ def ask(
 def ways_of(
     asking: Asking, *, sets: Sequence[str] = SETS, scoring: str = "both", limit: int | Mapping[str, int] | None = None
 ) -> dict[str, list[Item]]:
-    """What the sets ask: the items of each way to ask, by the name of a method of :class:`Asking`; of each set, or of
-    the one that ``limit`` names, the first so many people."""
+    """Return the items of each way to ask, by the name of a method of :class:`Asking`. ``limit``: how many people of
+    each set are asked about (one number, or set → number), the first ones."""
     items = []
     for name in sets:
         scored = scored_items(asking, name)
@@ -120,22 +120,22 @@ def ways_of(
 
 
 def inquiries_of(asking: Asking, **asked: Any) -> list[Inquiry]:
-    """The whole of what the sets ask, an inquiry for each way; ``asked`` as in :func:`ways_of`."""
+    """Return all questions of the sets, one inquiry for each way to ask; ``asked`` as in :func:`ways_of`."""
     return [getattr(asking, way)(items) for way, items in ways_of(asking, **asked).items()]
 
 
 def answer(
     model, processor, inquiry: Inquiry, batch_size: int, progress=None, prompts: Prompts | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The rows of one inquiry. Of a letter's answer one character is enough. ``prompts`` are the encoded ones, of any
-    length, where they are at hand; else raises ``KitError`` for a question beyond the model's context."""
+    """Yield the rows of one inquiry. For a letter, one character is enough. ``prompts``: the encoded prompts, of any
+    length; without them, raises ``KitError`` for a question beyond the model's context."""
     if prompts is None:
         prompts = Prompts.of(model, processor, inquiry.conversations, inquiry.options)
         require_room(model, inquiry, prompts)
     if inquiry.options is not None:
         table = option_likelihoods(model, processor, prompts, batch_size=batch_size, progress=progress)
         for item, scores in zip(inquiry.items, table.tolist(), strict=True):
-            # a model that diverged may find nothing likely at all
+            # a model that diverged may give no option a finite likelihood
             known = [score if isfinite(score) else nan for score in scores]
             yield _row(item, inquiry.scoring, **dict(zip(OPTIONS, known, strict=False)))
         return
@@ -155,14 +155,14 @@ def _row(item: Item, scoring: str, **known: Any) -> dict[str, Any]:
 
 
 def require_room(model, inquiry: Inquiry, prompts: Prompts) -> None:
-    """Raise ``KitError``, naming the question, when a prompt and its answer do not fit the model's context."""
+    """Raise ``KitError``, with the question's name, if a prompt and its answer do not fit the model's context."""
     each = len(prompts.rows) // len(inquiry.items)
     names = (f"{item.question.id} ({item.set})" for item in inquiry.items for _ in range(each))
     prompts.require_room(model, inquiry.tokens, names)
 
 
 def scored_items(asking: Asking, name: str) -> list[Item]:
-    """The items of a set without those of the people left out, each test picture the drawn one."""
+    """Return the items of a set, without the people left out and with the drawn test pictures."""
     population, draws, items = asking.population, asking.draws, []
     absent = {task: drawing.left_out(draws, population, name, task) for task in TASKS}
     for item in population.items(name):

@@ -1,9 +1,9 @@
-"""Attention of rows that begin alike: what the shared beginning contributes is computed for all of them at once, and
-its keys and values exist once, not per row.
+"""Attention of rows with the same beginning. The beginning's part is computed for all rows at once, and its keys and
+values exist once, not per row.
 
-A row attends to the beginning and, separately, to its own tokens. Each result is a mean under a softmax of its own;
-weighted by the two sums of exponentials they give the mean under one softmax over both. This is not so where a window
-slides over less than a prompt, or where a layer adds anything to its scores.
+A row attends to the beginning and, separately, to its own tokens. Each result is a mean under its own softmax. Weighted
+by their sums of exponentials, the two give the mean under one softmax over both. This does not hold if a sliding window
+is shorter than a prompt, or if a layer adds anything to its scores.
 """
 
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 NAME = "shared_beginning"
-QUERIES_AT_ONCE = 512  # of each row and head, where scores are held
+QUERIES_AT_ONCE = 512  # of each row and head, which limits the scores in memory
 _reading: ContextVar[tuple[Cache | None, torch.nn.Module | None]] = ContextVar("reading", default=(None, None))
 
 
 def layer_of(keys: Tensor, values: Tensor) -> DynamicLayer:
-    """A layer of a cache that holds these keys and values [rows, key heads, slots, width]."""
+    """Return a cache layer that holds these keys and values [rows, key heads, slots, width]."""
     layer = DynamicLayer()
     layer.update(keys, values)
     return layer
@@ -31,9 +31,9 @@ def layer_of(keys: Tensor, values: Tensor) -> DynamicLayer:
 
 @contextmanager
 def reading(model: torch.nn.Module, beginning: Cache | None, only_last: bool) -> Iterator[None]:
-    """Inside, rows read by ``model`` go on where ``beginning``, a single row, ends. With ``only_last`` the last layer
-    computes keys and values of all tokens, but the state of the last one alone: nothing reads the others. Its MLP then
-    gives one state per row, which the layer adds to each."""
+    """Inside this context, rows read by ``model`` continue after ``beginning``, a single row. With ``only_last``, the
+    last layer computes keys and values of all tokens, but the state of the last token only, because nothing reads the
+    others. Its MLP then gives one state per row, which the layer adds to each token."""
     layer, last = getattr(model.get_decoder(), "layers", [None])[-1], None
     with ExitStack() as undone:
         if only_last and hasattr(layer, "mlp"):
@@ -52,9 +52,9 @@ def attend(
     scaling: float,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """Attention [rows, T, heads, width] of ``query`` [rows, heads, T, width] to the rows' own keys and values
-    [rows, key heads, slots, width], masked by ``attention_mask`` [rows, 1, T, slots], and to all of what is lent. In
-    the last layer, where :func:`reading` wants it so, that of the last token stands for all T."""
+    """Return the attention [rows, T, heads, width] of ``query`` [rows, heads, T, width] to the rows' own keys and
+    values [rows, key heads, slots, width], masked by ``attention_mask`` [rows, 1, T, slots], and to the whole shared
+    beginning. If :func:`reading` has ``only_last``, the last layer repeats the last token's result for all T."""
     length, (beginning, last) = query.shape[2], _reading.get()
     if last is module:
         query, attention_mask = query[:, :, -1:], attention_mask[:, :, -1:]
@@ -67,11 +67,11 @@ def attend(
 
 
 def _to_both(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, keys: Tensor, values: Tensor):
-    """Attention [rows, T, heads, width] to the rows' own ``key`` and ``value``, and to the single row of ``keys`` and
-    ``values``."""
+    """Return the attention [rows, T, heads, width] to the rows' own ``key`` and ``value``, and to the single row of
+    ``keys`` and ``values``."""
     rows, heads, length, width = query.shape
     shared = keys.shape[1]
-    # heads that share keys and values are rows as well
+    # heads that share keys and values are folded into the queries, as rows are
     folded = query.reshape(rows, shared, -1, width).transpose(0, 1).reshape(1, shared, -1, width)
     far, far_sum = _attention(folded, keys, values, None, scale)
     own = (repeat_kv(held, heads // shared) for held in (key, value))
@@ -83,8 +83,8 @@ def _to_both(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: flo
 
 
 def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention [rows, heads, T, width], and the logarithm of each sum of exponentials [rows, heads, T]: on a CPU by
-    the kernel behind ``scaled_dot_product_attention``, elsewhere by :func:`_plain`."""
+    """Return the attention [rows, heads, T, width], and the log of each sum of exponentials [rows, heads, T]: on a CPU
+    by the kernel of ``scaled_dot_product_attention``, elsewhere by :func:`_plain`."""
     if query.device.type == "cpu":
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return kernel(query, keys, values, attn_mask=mask, scale=scale)
@@ -92,8 +92,8 @@ def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None,
 
 
 def _plain(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """The same by two matrix products in float32, a part of the queries at a time, so that few scores are in memory.
-    Never run on a GPU; a test holds it against the CPU's kernel."""
+    """Compute the same by two matrix products in float32, for a part of the queries at a time, so that few scores are
+    in memory. Never run on a GPU; a test compares it with the CPU's kernel."""
     keys, values, results, sums = keys.float().mT, values.float(), [], []
     for start in range(0, query.shape[2], QUERIES_AT_ONCE):
         part = slice(start, start + QUERIES_AT_ONCE)
@@ -106,4 +106,4 @@ def _plain(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sca
 
 
 AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, eager_mask)  # numbers to be added, as the kernel takes them
+AttentionMaskInterface.register(NAME, eager_mask)  # the kernel adds a mask of numbers

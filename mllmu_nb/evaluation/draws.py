@@ -1,7 +1,7 @@
 """All random choices of an evaluation, as plain JSON: whose questions are shown as worked examples before a question
 ("shots"), and which picture of a person the test set shows. ``docs/architecture.md`` describes the sources of shots.
 
-``draws.json`` lies with a run, and can be replayed here or given to another implementation::
+``draws.json`` is stored with a run, and can be replayed here or given to another implementation::
 
     {"shot_source": "upstream", "shot_seed": 0,
      "shots": {set: {"classification": [id], "cloze": [id, id]}},
@@ -21,7 +21,7 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.models.families import Family
 from mllmu_nb.stages import read_json
 
-RETAINED = 2  # retain people who are taken out of scoring; multiple choice shows the first, cloze the first two
+RETAINED = 2  # retain people who are not scored; multiple choice shows the first, cloze the first two
 
 
 def draw(
@@ -34,10 +34,10 @@ def draw(
     shot_people: Mapping[str, int] = Family.shot_people,
     protocol: str = "clean",
 ) -> dict[str, Any]:
-    """All draws of an evaluation of ``sets``, from ``shot_seed`` alone: every model is asked the same.
+    """Return all draws of an evaluation of ``sets``. With the same ``shot_seed``, every model is asked the same.
 
     A draw depends on its set and task, not on the view or on the other sets. ``shot_people`` is the family's. Raises
-    ``KitError`` when there are too few people to draw from.
+    ``KitError`` if there are too few people to draw from.
     """
     draws: dict[str, Any] = {"shot_source": shot_source, "shot_seed": shot_seed, "shots": {}, "test_image": {}}
     for name in filter(population.members, sets) if shots and shot_source != "none" else ():
@@ -59,7 +59,7 @@ def _drawn(population: Population, set_name: str, task: str, count: int, source:
     else:
         tasks = {task} if source == "pool" else set(Family.shot_people)
         able = sorted(p.id for p in people if tasks <= {question.task for question in p.questions})
-    least = needed if source == "pool" else needed + 1  # somebody is left to score
+    least = needed if source == "pool" else needed + 1  # so that somebody is left to score
     if source == "upstream" and set_name == "celebrity" and not any(in_full_set(population, i) for i in able):
         least, needed = 0, min(needed, len(able))  # upstream finds none of them, so it shows and leaves out nobody
     if len(able) < least:
@@ -68,7 +68,7 @@ def _drawn(population: Population, set_name: str, task: str, count: int, source:
 
 
 def _source(population: Population, set_name: str, source: str) -> tuple[list[Profile], str]:
-    """The people that a source may draw from for a set, and what they are called in messages."""
+    """Return the people that a source may draw from for a set, and their name in messages."""
     if source == "pool":
         return population.of_kind("pool"), "unscored pool"
     name = "retain" if source == "retain" else set_name
@@ -83,7 +83,7 @@ class _File(BaseModel, extra="forbid", strict=True):
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """A file of draws. Raises ``KitError`` when it cannot be read or is of another form."""
+    """Read a file of draws. Raises ``KitError`` if it cannot be read or has another form."""
     try:
         return _File.model_validate(read_json(Path(path))).model_dump()
     except ValidationError as error:
@@ -93,8 +93,8 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def check(draws: Mapping[str, Any], population: Population, sets: Sequence[str], **how: Any) -> None:
-    """Raise ``KitError`` unless ``draws`` are such as :func:`draw` makes ``how`` (without a seed): as many people for
-    every set and task, all from where the source draws, and for every test person a picture that there is."""
+    """Raise ``KitError`` unless :func:`draw` with the arguments ``how`` could make ``draws``, with any seed: as many
+    people for every set and task, all from the right source, and for every test person a picture that exists."""
     usual = draw(population, sets, shot_seed=0, **how)
     source, given = usual["shot_source"], draws["shot_source"]
     if given != source:
@@ -115,7 +115,7 @@ def check(draws: Mapping[str, Any], population: Population, sets: Sequence[str],
 
 
 def shown(draws: Mapping[str, Any], population: Population, set_name: str, task: str) -> list[Profile]:
-    """Whose questions precede those of a set and task, in the order in which they are shown."""
+    """Return the people whose questions precede those of a set and task, in the order shown."""
     ids = draws["shots"].get(set_name, {}).get(task, [])
     if draws["shot_source"] != "upstream":
         return [population.profiles[i] for i in ids]
@@ -125,13 +125,13 @@ def shown(draws: Mapping[str, Any], population: Population, set_name: str, task:
 
 
 def in_full_set(population: Population, celebrity: str) -> str:
-    """The fictitious person whose row upstream takes for a celebrity's: that of the same printed ID; "" for none."""
+    """Return the fictitious person with a celebrity's printed ID, whose row upstream takes instead; "" for none."""
     return population.notes.get("shared_ids", {}).get(celebrity, "")
 
 
 def left_out(draws: Mapping[str, Any], population: Population, set_name: str, task: str) -> set[str]:
-    """Ids of those whose questions of a task are not scored, since their answers may have been shown. Upstream leaves
-    out whom it finds in ``Full_Set``, so no celebrity but one whose ID is also a fictitious person's."""
+    """Return the ids of people whose questions of a task are not scored, because their answers may have been shown.
+    Upstream leaves out those that it finds in ``Full_Set``: a celebrity only if a fictitious person has the same ID."""
     if draws["shot_source"] == "upstream":
         drawn = draws["shots"].get(set_name, {}).get(task, [])
         return {i for i in drawn if set_name != "celebrity" or in_full_set(population, i)}

@@ -1,7 +1,7 @@
-"""Asking a model many questions at once: greedy answers, and the likelihood of given options.
+"""Ask a model many questions at once: greedy answers, and the likelihood of given options.
 
-``docs/architecture.md`` explains what makes this fast without changing an answer, and why a padded row computes what it
-would compute alone.
+``docs/architecture.md`` explains what makes this fast without changing an answer, and why a padded row gives the same
+result as alone.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from mllmu_nb.evaluation import attention
 from mllmu_nb.models import families
 
 ENCODED_AT_ONCE = 1024  # prompts
-READ_AT_ONCE = 2048  # tokens: so many that a layer's results for them stay in a processor's cache
-WORTH_SHARING = 16  # tokens; reading a shorter common beginning apart costs more than it saves
+READ_AT_ONCE = 2048  # tokens; a layer's results for so many stay in a processor's cache
+WORTH_SHARING = 16  # tokens; reading a shorter common beginning separately costs more than it saves
 THINNED = 0.75  # finished rows are dropped only when less than this share is left, since dropping copies the others
 Progress = Callable[[int], object]
-Options = Sequence[Sequence[str]]  # of each conversation
+Options = Sequence[Sequence[str]]  # the options of each conversation
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Conversations as a model reads them: token ids, one row per conversation or one per option of it, and where the
-    last answer in each row begins."""
+    """Conversations as token ids: one row per conversation, or one per option of it, and the position in each row where
+    the last answer begins."""
 
     conversations: Sequence[Conversation]
     rows: list[np.ndarray]
@@ -45,7 +45,7 @@ class Prompts:
 
     @classmethod
     def of(cls, model, processor, conversations: Sequence[Conversation], options: Options | None = None) -> Prompts:
-        """As the family of ``model`` writes them, with their ``options`` as answers if given."""
+        """Encode conversations as the family of ``model`` writes them, with their ``options`` as answers if given."""
         family, rows, begins, written = families.of(model), [], [], conversations
         if options is not None:
             pairs = zip(conversations, options, strict=True)
@@ -59,7 +59,8 @@ class Prompts:
         return cls(conversations, rows, begins)
 
     def require_room(self, model, room: int = 0, names: Iterable[str] = repeat("a question")) -> None:
-        """Raise ``KitError``, with its name, when the longest prompt and its answer do not fit the model's context."""
+        """Raise ``KitError``, with the prompt's name, if the longest one and its answer do not fit the model's
+        context."""
         if self.too_long(model, room):
             length, name = max(zip(map(len, self.rows), names, strict=False), key=itemgetter(0))
             raise KitError(
@@ -68,13 +69,13 @@ class Prompts:
             )
 
     def too_long(self, model, room: int = 0) -> int:
-        """How many prompts do not fit the model's context with ``room`` tokens for their answer."""
+        """Return how many prompts do not fit the model's context with ``room`` tokens for their answer."""
         context = families.of(model).context(model)
         return sum(len(row) + room > context for row in self.rows)
 
 
 def answers(model, processor, conversations: Sequence[Conversation], **settings) -> list[str]:
-    """The texts of :func:`greedy`."""
+    """Return the texts of :func:`greedy`."""
     return greedy(model, processor, conversations, **settings)[0]
 
 
@@ -88,12 +89,11 @@ def greedy(
     until: str | None = None,
     characters: int = 0,
 ) -> tuple[list[str], list[int]]:
-    """The greedy answer to each open conversation, stripped, and how many tokens were generated, the closing one
-    included. It ends at the end-of-sequence token, where the text ``until`` begins ("": nowhere; None: the family's
+    """Return the greedy answer to each open conversation, stripped, and how many tokens were generated, including the
+    closing one. An answer ends at the end-of-sequence token, before the text ``until`` ("": nowhere; None: the family's
     word for the next turn), once it has so many ``characters`` (0: any number), or after ``max_new_tokens``.
-    ``progress`` is called with the number of conversations finished. Raises ``KitError`` when a prompt and its answer
-    do not fit the model's context; ``Prompts`` are asked as they are, whatever their length.
-    """
+    ``progress`` is called with the number of finished conversations. Raises ``KitError`` if a prompt and its answer do
+    not fit the model's context; ``Prompts`` are asked whatever their length."""
     if isinstance(conversations, Prompts):
         prompts = conversations
     else:
@@ -105,7 +105,7 @@ def greedy(
     ended: set[int] = set()
 
     def write(state: _State, indices: list[int]) -> list[int]:
-        """Adds a token to each answer that has not ended, and gives the rows of the state that go on."""
+        """Add a token to each answer that has not ended; return the rows of the state that continue."""
         going = []
         for row, (index, token) in enumerate(zip(indices, state.logits.argmax(-1).tolist(), strict=True)):
             if index not in ended:
@@ -139,9 +139,9 @@ def option_likelihoods(
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Mean log-likelihood per token of each option as the answer, the closing token not counted, float64
-    ``[conversations, options]``. Raises ``KitError`` for unequal numbers of options or too long prompts; ``Prompts``
-    hold their options and are asked as they are, whatever their length."""
+    """Return the mean log-likelihood per token of each option as the answer, without the closing token, as float64
+    ``[conversations, options]``. Raises ``KitError`` for unequal numbers of options, an empty option or too long
+    prompts; ``Prompts`` hold their options and are asked whatever their length."""
     if isinstance(conversations, Prompts):
         closed = conversations
     else:
@@ -149,7 +149,7 @@ def option_likelihoods(
             raise KitError("every question needs the same number of options to be scored by likelihood")
         closed = Prompts.of(model, processor, conversations, options)
         closed.require_room(model)
-    # The common beginning of a question's options is read once, except its last token, whose logits predict the first
+    # The common beginning of a question's options is read once, except its last token: its logits predict the first
     # token to be scored.
     rows, tails, starts, width = [], [], [], len(closed.rows) // max(len(closed.conversations), 1)
     for number, conversation in enumerate(closed.conversations):
@@ -178,7 +178,7 @@ def option_likelihoods(
 
 
 def _means(logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
-    """Mean log-likelihood [rows] of the tokens ``ids`` [rows, T] from the places ``begins`` [rows] on."""
+    """Return the mean log-likelihood [rows] of the tokens ``ids`` [rows, T] from the positions ``begins`` [rows] on."""
     chosen = logits[:, :-1].gather(-1, ids[:, 1:, None])[..., 0] - logits[:, :-1].logsumexp(-1)
     place = torch.arange(1, ids.shape[1], device=ids.device)
     scored = (place >= begins[:, None]) & mask[:, 1:].bool()
@@ -187,9 +187,9 @@ def _means(logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, begins: 
 
 class _State:
     """What a model has read so far, row by row: keys and values, which of their slots are real [rows, slots], and the
-    next position [rows]; before them the single row ``lent`` that all have in common.
+    next position [rows]. ``lent``: a single row that precedes all of them.
 
-    ``logits`` [rows, V] predict the token that comes next.
+    ``logits`` [rows, V] predict the next token.
     """
 
     def __init__(self, model, rows: int, lent: _State | None = None):
@@ -200,12 +200,12 @@ class _State:
         self.next: torch.Tensor = start if lent is None else lent.next.expand(rows)
 
     def extend(self, ids: torch.Tensor, mask=None, keep: int = 1, **pictures: torch.Tensor) -> torch.Tensor:
-        """Read ``ids`` [rows, T]; ``mask`` [rows, T] marks the real ones. Returns logits [rows, keep (0: T), V]."""
+        """Read ``ids`` [rows, T]; ``mask`` [rows, T] marks the real ones. Return logits [rows, keep (0: T), V]."""
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask, **pictures}
         positions = families.of(self.model).positions(self.model, batch, self.next)
         self.next = positions.reshape(-1, *ids.shape).amax((0, 2)) + 1
         self.mask = torch.cat([self.mask, batch["attention_mask"]], dim=1)
-        # transformers 5 renamed the argument; a model given the other name would swallow it and read without it
+        # transformers 5 renamed the argument; a model would ignore the wrong name and read without the cache
         argument = "cache" if "cache" in signature(type(self.model).forward).parameters else "past_key_values"
         more = {argument: self.cache, "use_cache": True, "logits_to_keep": keep, **pictures}
         with attention.reading(self.model, self.lent and self.lent.cache, keep == 1):
@@ -215,7 +215,7 @@ class _State:
         return logits
 
     def read(self, processor, rows: list[np.ndarray], images: Sequence[list] = ()) -> _State:
-        """This state after ``rows`` of tokens and the pictures in them."""
+        """Read ``rows`` of tokens and the pictures in them; return this state."""
         pictures = families.of(self.model).pictures(processor, images) if images else {}
         for name, tensor in pictures.items():
             pictures[name] = tensor.to(self.model.device, self.model.dtype if tensor.is_floating_point() else None)
@@ -223,7 +223,7 @@ class _State:
         return self
 
     def fork(self, rows: Sequence[int]) -> _State:
-        """A copy of these rows."""
+        """Return a copy of these rows."""
         index = torch.tensor(rows, device=self.model.device)
         copy = _State(self.model, len(rows), self.lent)
         copy.cache.layers = [attention.layer_of(one.keys[index], one.values[index]) for one in self.cache.layers]
@@ -232,7 +232,7 @@ class _State:
 
     @classmethod
     def joined(cls, states: Sequence[_State]) -> _State | None:
-        """The rows of several states that go on from the same one, padded on the left; None of none."""
+        """Join the rows of several states that share ``lent``, padded on the left; return None for no states."""
         if len(states) < 2:
             return states[0] if states else None
         slots = max(state.mask.shape[1] for state in states)
@@ -253,18 +253,18 @@ class _State:
 def _batches(
     model, processor, prompts: Prompts, size: int, more: Sequence[int] | None = None
 ) -> Iterator[tuple[list[int], Iterator[tuple[list[int], _State]]]]:
-    """The prompts in batches of ``size``: their indices, and the same chunk by chunk with what was read of each. A
-    chunk has about ``READ_AT_ONCE`` tokens, those counted that are to be read ``more`` after each prompt.
+    """Yield batches of ``size`` prompts: their indices, and an iterator over chunks (indices, state after reading). A
+    chunk has about ``READ_AT_ONCE`` tokens, including those that are read after each prompt (``more``).
 
-    A batch has the same earlier turns and as many pictures, those of one person one after the other. Neither a batch
-    nor a chunk depends on the order of the prompts.
+    The prompts of a batch have the same earlier turns and number of pictures; those with the same picture are adjacent.
+    Neither a batch nor a chunk depends on the order of the prompts.
     """
     groups, shown = defaultdict(list), [one.images for one in prompts.conversations]
     for index, one in enumerate(prompts.conversations):
         groups[replace(one, turns=one.turns[:-1]), len(shown[index])].append(index)
     for (earlier, _), group in groups.items():
         rows, images = prompts.rows, shown
-        # as bytes of this order rows are sorted like lists of numbers, and take less memory
+        # big-endian bytes are sorted like lists of numbers, and take less memory
         order = [i for *_, i in sorted((_keys(images[i]), rows[i].astype(">u4").tobytes(), i) for i in group)]
         beginning, shared = None, _shared_length(model, processor, [rows[i] for i in group], earlier)
         if shared:
@@ -279,8 +279,8 @@ def _batches(
 def _chunks(
     model, processor, beginning: _State | None, batch: list[int], rows: list, images: list, more: Sequence[int]
 ) -> Iterator[tuple[list[int], _State]]:
-    """The prompts of a batch by length, with what the model has read of them. Each goes on from the ``beginning`` with
-    its pictures, read once for all questions about them, and then with its own words."""
+    """Yield the prompts of a batch by length, with the state after reading them. Each continues from ``beginning`` with
+    its pictures, which are read once for all questions about them, and then with its own words."""
     pictures_read, picture_of, words = None, {}, {i: rows[i] for i in batch}
     if images[batch[0]]:
         image_token = model.config.image_token_id
@@ -292,7 +292,7 @@ def _chunks(
         number = {keys[i]: place for place, i in enumerate(firsts)}
         picture_of = {i: number[keys[i]] for i in batch}
         words = {i: rows[i][cuts[i] :] for i in batch}
-    by_length = sorted(batch, key=lambda i: len(words[i]))  # stable: those of a length in the batch's order
+    by_length = sorted(batch, key=lambda i: len(words[i]))  # stable: prompts of one length keep the batch's order
     for some in _cut(by_length, [len(words[i]) + more[i] for i in by_length]):
         if pictures_read:
             state = pictures_read.fork([picture_of[i] for i in some])
@@ -302,7 +302,7 @@ def _chunks(
 
 
 def _shared_length(model, processor, rows: list[np.ndarray], earlier: Conversation) -> int:
-    """How many tokens all rows begin with: all earlier pictures are among them, the question's own is not."""
+    """Return how many tokens all rows share at the start: with all earlier pictures, without the question's own."""
     length = min(_common(rows), min(map(len, rows)) - 1)
     places = np.flatnonzero(rows[0] == model.config.image_token_id)
     if len(places):
@@ -314,7 +314,7 @@ def _shared_length(model, processor, rows: list[np.ndarray], earlier: Conversati
 
 
 def _cut(indices: list[int], tokens: list[int]) -> Iterator[list[int]]:
-    """The indices in order, in parts of at most ``READ_AT_ONCE`` tokens, or of one index."""
+    """Yield the indices in order, in parts of at most ``READ_AT_ONCE`` tokens, or of one index."""
     part: list[int] = []
     total = 0
     for index, count in zip(indices, tokens, strict=True):
@@ -326,25 +326,25 @@ def _cut(indices: list[int], tokens: list[int]) -> Iterator[list[int]]:
 
 
 def _keys(images: Sequence) -> tuple[bytes, ...]:
-    """What pictures are told apart and sorted by."""
+    """Return the bytes by which pictures are compared and sorted."""
     return tuple(image if isinstance(image, bytes) else image.tobytes() for image in images)
 
 
 def _pad(rows: Sequence[np.ndarray], side: str, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token rows as one rectangle and the mask of the real ones, both int64 [rows, longest]."""
+    """Return token rows as one rectangle, and the mask of the real tokens, both int64 [rows, longest]."""
     ids = pad_sequence([torch.from_numpy(row).long() for row in rows], True, -1, side).to(device)
     return ids.clamp(min=0), (ids >= 0).long()
 
 
 def _common(rows: Sequence[np.ndarray]) -> int:
-    """How many tokens all rows begin with."""
+    """Return how many tokens all rows share at the beginning."""
     shortest = min(map(len, rows))
     alike = np.all([row[:shortest] == rows[0][:shortest] for row in rows], axis=0)
     return int(alike.cumprod().sum())
 
 
 class _Ending:
-    """Where an answer ends."""
+    """Decides where an answer ends."""
 
     def __init__(self, model, processor, until: str, tokens: int, characters: int):
         named, self.tokenizer = model.generation_config.eos_token_id, processor.tokenizer
@@ -362,18 +362,18 @@ class _Ending:
         if not self.characters:
             return False
         text = self.tokenizer.decode(written, skip_special_tokens=True).strip()
-        return len(text) >= self.characters and not self.until.startswith(text)  # else the next turn may be beginning
+        return len(text) >= self.characters and not self.until.startswith(text)  # else ``until`` may be beginning
 
     def text(self, written: list[int]) -> str:
-        """The answer without what ended it."""
+        """Return the answer without the text that ended it."""
         text = self.tokenizer.decode([t for t in written if t not in self.ends], skip_special_tokens=True)
         return (text.split(self.until)[0] if self.until else text).strip()
 
 
 @contextmanager
 def _evaluating(model):
-    """No dropout and no gradients inside, and the attention that beginnings can be lent to; the model's mode and
-    attention are put back afterwards."""
+    """Inside this context there are no dropout and no gradients, and attention can share beginnings. Afterwards the
+    model has its own mode and attention again."""
     was_training, text = model.training, model.config.get_text_config()
     before = text._attn_implementation
     model.eval()

@@ -1,7 +1,7 @@
-"""The path of an unlearning: a model's answers at points of its training, about a fixed part of the people.
+"""The path of unlearning: a model's answers at points of its training, about the first people of each set.
 
-A point asks for likelihoods and free answers, without worked examples. There is one row per answer: set, task, view,
-scoring, profile, question_id; ``answer``, of a choice by likelihood the likeliest option's letter.
+A point asks for likelihoods and free answers, without worked examples. It has one row per answer: set, task, view,
+scoring, profile, question_id and ``answer`` (of a choice by likelihood, the letter of the likeliest option).
 """
 
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ from mllmu_nb.evaluation.ask import OPTIONS, answer, inquiries_of
 from mllmu_nb.evaluation.tasks import Asking
 
 POINTS = 10  # equal parts of the path
-BEYOND = 2  # a training at a constant rate continues to this multiple of its steps, for its path alone
-PEOPLE = {"forget": 25, "test": 25, "retain": 10, "celebrity": 10}  # the first so many of each set
+BEYOND = 2  # a training at a constant rate continues to this multiple of its steps, only for its path
+PEOPLE = {"forget": 25, "test": 25, "retain": 10, "celebrity": 10}  # how many people of each set, the first ones
 COLUMNS = ["set", "task", "view", "scoring", "profile", "question_id", "answer"]
 
 
 def steps_of(length: int) -> list[int]:
-    """The optimizer steps of a path's points: its start, and the ends of its equal parts."""
+    """Return the optimizer steps of a path's points: its start, and the ends of its equal parts."""
     return sorted({round(length * part / POINTS) for part in range(POINTS + 1)})
 
 
 def point(model, processor, population: Population, *, system: str = "", batch_size: int = 64) -> pd.DataFrame:
-    """The answers of ``model`` as it is now; of its training, neither mode nor random state is changed."""
+    """Return the current answers of ``model``. Its mode and the random state of its training do not change."""
     draws = drawing.draw(population, SETS, shots=0, shot_source="none", shot_seed=0)
     asking, frames = Asking(population, draws, 0, "clean", system), []
     for inquiry in inquiries_of(asking, limit=PEOPLE):  # all sets at once: larger batches
@@ -39,14 +39,14 @@ def point(model, processor, population: Population, *, system: str = "", batch_s
 
 
 def write(points: Mapping[int, pd.DataFrame], path: Path) -> None:
-    """The points, by step, as one small file."""
+    """Write the points, by step, to one small file."""
     frame = pd.concat([rows.assign(step=step) for step, rows in points.items()], ignore_index=True)
     words = dict.fromkeys(["set", "task", "view", "scoring", "profile"], "category")
     frame.astype({**words, "step": "int32"}).to_parquet(path, index=False, compression="zstd", compression_level=19)
 
 
 def _likeliest(rows: pd.DataFrame) -> np.ndarray:
-    """The letter of the likeliest option [rows], "" where an option has no finite likelihood, as scoring has it."""
+    """Return the letter of the likeliest option [rows]; "" if an option has no finite likelihood, as in scoring."""
     likelihoods = rows[list(OPTIONS)].to_numpy(float)
     known = np.isfinite(likelihoods)
     return np.where(known.all(1), np.array(LETTERS)[np.where(known, likelihoods, -np.inf).argmax(1)], "")

@@ -1,4 +1,4 @@
-"""Three tasks: how each puts its questions to a model. Multiple choice is asked twice (``docs/architecture.md``)."""
+"""How each of the three tasks asks a model. Multiple choice is asked in two ways (``docs/architecture.md``)."""
 
 import re
 from collections.abc import Mapping
@@ -9,17 +9,17 @@ from mllmu_nb.data.schema import LETTERS, Item, Population, Profile, Question
 from mllmu_nb.data.text.names import with_name
 from mllmu_nb.evaluation.draws import shown
 
-UPSTREAM_TOKENS = 50  # that upstream lets every answer have, and takes whole
+UPSTREAM_TOKENS = 50  # upstream's limit for every answer, which is then not cut
 # Enough for one letter, for one sentence about one fact, for the longest value of a profile.
 TOKENS = {"classification": 4, "generation": 40, "cloze": 20}
-# What "an" stands before: not university, European or one, but hour and honest.
+# Words after "an": not university, European or one, but hour and honest.
 AN = re.compile(r"(?!uni|eu|one\b)[aeiou]|hour|hono|heir", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Inquiry:
-    """Items as one task puts them to a model: ``orders`` conversations for each item, answered in at most ``tokens``
-    tokens and up to the text ``until`` (see ``engine.greedy``), or the likelihood of their ``options`` is read."""
+    """Items as one task asks a model: ``orders`` conversations per item. The model answers each in at most ``tokens``
+    tokens and up to the text ``until`` (see ``engine.greedy``), or the likelihoods of its ``options`` are read."""
 
     scoring: str
     items: list[Item]
@@ -42,13 +42,13 @@ class Asking:
     cyclic: bool = False
 
     def letters(self, items: list[Item]) -> Inquiry:
-        """For a letter; with ``cyclic`` in all cyclic orders of the options."""
+        """Ask for a letter; with ``cyclic``, in all cyclic orders of the options."""
         orders = len(LETTERS) if self.cyclic else 1
         turned = [replace(item, question=shifted(item.question, order)) for item in items for order in range(orders)]
         return replace(self._open("classification", turned), scoring="letter", items=items, orders=orders)
 
     def likelihoods(self, items: list[Item]) -> Inquiry:
-        """For the likelihood of the options."""
+        """Ask for the likelihood of the options."""
         conversations, options = [], []
         for item in items:
             question, person = item.question, self.population.profiles[item.question.profile]
@@ -57,11 +57,11 @@ class Asking:
         return Inquiry("likelihood", items, conversations, options=options)
 
     def free_answers(self, items: list[Item]) -> Inquiry:
-        """For a free answer, without shots."""
+        """Ask for a free answer, without shots."""
         return self._open("generation", items)
 
     def blanks(self, items: list[Item]) -> Inquiry:
-        """For the words that fill a blank."""
+        """Ask for the words that fill a blank."""
         return self._open("cloze", items)
 
     def _open(self, task: str, items: list[Item]) -> Inquiry:
@@ -76,7 +76,7 @@ class Asking:
         return Inquiry("", items, conversations, tokens, until)
 
     def _examples(self, set_name: str, task: str, view: str) -> list[Turn]:
-        """Solved questions of the drawn people, in the image view each beside its person's portrait."""
+        """Return solved questions of the drawn people; in the image view, each with its person's portrait."""
         turns = []
         for person in shown(self.draws, self.population, set_name, task) if self.shots else ():
             image = person.portrait if view == "image_text" else None
@@ -91,21 +91,21 @@ class Asking:
 
 
 def shifted(question: Question, places: int) -> Question:
-    """The question with its options moved up by so many places, those at the top to the end."""
+    """Return the question with its options moved up by so many places; those at the top move to the end."""
     return replace(question, options=question.options[places:] + question.options[:places])
 
 
 def statement(person: Profile, question: Question, option: str) -> str:
-    """``option`` as an answer: the person's fine-tuning sentence for the asked attribute, as it is taught where the
-    option is its fact, else the fact replaced and the article before it made to fit. In the text view the sentence says
-    the name."""
+    """Return ``option`` in the person's fine-tuning sentence for the asked attribute: unchanged if the option is its
+    fact, otherwise with the fact replaced and the article before it adapted. In the text view the sentence has the
+    name. Returns ``option`` alone if there is no sentence."""
     for qa in person.qa:
         if not qa.value or qa.attribute != question.attribute:
             continue
-        # as a word of its own: "cat" stands in "educated" as well
+        # as a whole word: "educated" contains "cat"
         if stated := re.search(rf"(?<!\w){re.escape(qa.value)}(?!\w)", qa.answer):
             text = qa.answer
-            if option != qa.value:  # else the taught article stays, right or wrong
+            if option != qa.value:  # otherwise the taught article stays, right or wrong
                 article = "an " if AN.match(option) else "a "
                 text = re.sub(r"\b[Aa]n? $", article, text[: stated.start()]) + option + text[stated.end() :]
             return with_name(text, person.name) if question.view == "text" else text

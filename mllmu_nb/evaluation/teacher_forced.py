@@ -1,4 +1,4 @@
-"""How likely a model finds each token of the answers that it reads (teacher forcing): stored, so that memorisation and
+"""The likelihood of each token of given answers under a model (teacher forcing). It is stored, so that memorisation and
 membership inference can be computed without the model."""
 
 import zlib
@@ -19,7 +19,7 @@ from mllmu_nb.models import families
 from mllmu_nb.models.score import score
 from mllmu_nb.progress import progress_bar
 
-FAR = 1e4  # standard deviations; a model that is sure of another token puts the true one beyond any number
+FAR = 1e4  # standard deviations; caps the value if a model is sure of another token
 HALVES = ("log_probs", "spread")  # stored in float16: three digits are plenty and halve the file
 
 
@@ -34,15 +34,15 @@ class Forced(NamedTuple):
 def teacher_forced(
     model, processor, conversations: Sequence[Conversation], batch_size: int = 64, progress: str = ""
 ) -> list[Forced]:
-    """Read the answers of ``conversations``, each of one answered turn, in the order given. ``progress`` names the bar.
-    Raises ``KitError`` for an empty answer."""
+    """Read the answers of ``conversations``, each with one answered turn; the results are in the given order.
+    ``progress`` names the bar. Raises ``KitError`` for an empty answer."""
     family = families.of(model)
 
     def length(index: int) -> tuple[bool, int]:
         [turn] = conversations[index].turns
         return turn.image is not None, len(turn.prompt) + len(turn.answer)
 
-    order, read = sorted(range(len(conversations)), key=length), {}  # little padding
+    order, read = sorted(range(len(conversations)), key=length), {}  # similar lengths, so little padding
     starts = range(0, len(order), batch_size)
     for start in progress_bar(starts, desc=progress, shown=bool(progress)):
         indices = order[start : start + batch_size]
@@ -60,10 +60,10 @@ def teacher_forced(
 def sentences(
     model, processor, people: Mapping[str, Sequence[Profile]], *, system: str = "", batch_size: int = 64
 ) -> pd.DataFrame:
-    """One row per fine-tuning sentence of ``people`` (``member``: forget or fresh → profiles) and view, read by the
-    model as it is taught. The same number at the end of ``question_id`` is the same fact in both views; the columns of
-    :class:`Forced` hold one entry per token; ``zlib_bytes`` is the length of the compressed answer.
-    """
+    """Return one row per view and fine-tuning sentence of ``people`` (``member``: forget or fresh → profiles). The
+    model reads the sentence as it is taught. The same number at the end of ``question_id`` is the same fact in both
+    views. The columns of :class:`Forced` hold one entry per token; ``zlib_bytes`` is the length of the compressed
+    answer."""
     rows, conversations = [], []
     for member, profiles in people.items():
         for (modality, view), person in product(VIEW_OF.items(), profiles):
@@ -82,13 +82,13 @@ def sentences(
 
 
 def fluency(base, processor, answers: pd.DataFrame, asking: Asking, *, batch_size: int = 64, **asked) -> np.ndarray:
-    """Mean log-likelihood per token that ``base`` gives each free answer among ``answers`` (the rows of ``ask``) after
-    the same question and picture, without system prompt [rows]; NaN for other tasks and empty answers. ``asked``: sets
-    and limit of the questions."""
+    """Return the mean log-likelihood per token that ``base`` gives each free answer in ``answers`` (the rows of
+    ``ask``) after the same question and picture, as ``asking`` puts them [rows]; NaN for other tasks and empty answers.
+    ``asked``: sets and limit of the questions."""
     processor = families.of(base).asking(processor, asking.protocol)
     free = asking.free_answers(ways_of(asking, **asked).get("free_answers", [])).conversations
     rows = np.flatnonzero(answers["task"] == "generation")
-    # a model may write anything, even the word that stands for a picture
+    # a model may write anything, even the image token
     texts = [text.replace(processor.image_token, " ").strip() for text in answers["answer"].iloc[rows]]
     triples = zip(rows, free, texts, strict=True)
     written = [(row, conversation.answered(text)) for row, conversation, text in triples if text]
@@ -100,7 +100,7 @@ def fluency(base, processor, answers: pd.DataFrame, asking: Asking, *, batch_siz
 
 
 def write(frame: pd.DataFrame, path: Path) -> None:
-    """Write what ``sentences`` gives, in half precision."""
+    """Write the result of ``sentences``; the columns ``HALVES`` in half precision."""
     frame = frame.assign(**{name: [one.astype(np.float16) for one in frame[name]] for name in HALVES})
     how = {"column_encoding": {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in HALVES}}
     how |= {"use_dictionary": ["profile", "member", "attribute", "view"], "compression_level": 19}
@@ -108,11 +108,11 @@ def write(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _measured(scored) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The three quantities of :class:`Forced` for all supervised tokens of a batch, one after the other."""
+    """Return the three quantities of :class:`Forced` for all supervised tokens of a batch, one after the other."""
     mask = scored.mask
     labels, log_p = scored.labels[mask], scored.logits[mask].float().log_softmax(-1)
     chosen = log_p.gather(-1, labels[:, None])[:, 0]
     p = log_p.exp()
     mean = (p * log_p).sum(-1, keepdim=True)
-    deviation = (p * (log_p - mean) ** 2).sum(-1).sqrt().clamp(min=1e-6)  # 0 where one token has all of p
+    deviation = (p * (log_p - mean) ** 2).sum(-1).sqrt().clamp(min=1e-6)  # 0 if one token has all of p
     return chosen, log_p.argmax(-1) == labels, ((chosen - mean[:, 0]) / deviation).clamp(-FAR, FAR)

@@ -1,5 +1,5 @@
-"""What a miniature can do that is about nobody, in the place of MMMU and LLaVA-Bench: questions for a letter, the same
-for every model. ``docs/scoring.md`` ("Utility") describes the three sets and what the answers are worth."""
+"""Questions that are not about people, in place of MMMU and LLaVA-Bench: multiple choice for a miniature, the same for
+every model. ``docs/scoring.md`` ("Utility") describes the three sets and how answers are scored."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from mllmu_nb.evaluation.tasks import TOKENS
 from mllmu_nb.mixture import VISIBLE, Mixture
 from mllmu_nb.models import families
 
-SEED = 990_003  # of no run, of no training and of no probe
+SEED = 990_003  # no run, no training and no probe uses it
 EACH = 64  # questions per kind; a score's 95 % interval is then about 20 points wide
 HARMLESS = tuple(yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))["harmless"])
 
 
 def questions() -> list[tuple[str, str, Turn]]:
-    """(set, system prompt, solved turn) of every question; the answer is a letter."""
+    """Return (set, system prompt, solved turn) of every question; the answer is a letter."""
     mixture = Mixture([], np.random.default_rng(SEED), faces=EACH + EACH // 2, letters=1.0)
     faces = iter(mixture.faces)
 
@@ -38,8 +38,8 @@ def questions() -> list[tuple[str, str, Turn]]:
 
 
 def ask(model, processor, *, system: str = "", protocol: str = "clean", batch_size: int = 64) -> pd.DataFrame:
-    """The model's answers: one row per question with set, task, view, scoring, order, profile (each question is about
-    somebody else), question_id, shots, question, answer_true, answer, tokens. ``system`` precedes everything."""
+    """Return the model's answers: one row per question with set, task, view, scoring, order, profile (another one for
+    each question), question_id, shots, question, answer_true, answer, tokens. ``system`` precedes everything."""
     asked, processor = questions(), families.of(model).asking(processor, protocol)
     opened = [
         Conversation((turn,), " ".join(filter(None, (system, rule))), protocol).answered("") for _, rule, turn in asked
