@@ -21,7 +21,7 @@ CELEBRITIES_KNOWN = 40
 UNSCORED_KNOWN = 240  # the base knows every second one from plain sentences only
 ASKED = tuple(a for a in ATTRIBUTES if a not in ("name", "gender"))
 TRIES = 500  # attempts to find a look that differs enough; 2,000 people need up to 60
-CROWDED = 100_000  # selections taken by about 3,600 people; hardly any look differs enough then, so the search stops
+CROWDED = 100_000  # selections taken by about 3,600 people; hardly any look differs enough then, so only one is tried
 PLAIN = 4000  # after so many names, new ones get a middle initial; 4,800 names have none
 FRESH = 25  # people in no training set, each with 14 or 15 sentences, so that 1 % of these is at least three
 

@@ -63,8 +63,8 @@ def answer_letter(answer: str) -> str:
 
 
 class Layout:
-    """A folder of the layout. ``faults`` collects, one per line, all that keeps the kit from reading or scoring it.
-    ``name`` is the folder's name in messages; ``training``: it follows the training repository. Raises KitError if
+    """A folder of the layout. ``faults`` collects, one per line, everything that keeps the kit from reading or scoring
+    it. ``name`` is the folder's name in messages; ``training``: it follows the training repository. Raises KitError if
     there is no such folder."""
 
     def __init__(self, folder: str | Path, name: str = "", training: bool = False):

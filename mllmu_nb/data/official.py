@@ -275,8 +275,8 @@ def _questions(row: dict, identity: str, stated: dict[str, str]) -> tuple[Questi
 
 
 def _attribute(text: str, answer: str, stated: dict[str, str]) -> str:
-    """Return what a question asks for, by its words. If its answer does not hold that fact, return the one stated fact
-    that the answer is or holds, if there is exactly one."""
+    """Return what a question asks for, by its words. If its answer does not contain that fact, return the one stated
+    fact that the answer equals or contains, if there is exactly one."""
     asked = reader.attribute_of(text, answer)
     if asked and _holds(answer, stated.get(asked, "")):
         return asked

@@ -13,7 +13,8 @@ NOT_READ = ("labels", "stored_log_probs", "duplicate")  # entries of a batch tha
 def score(model, batch: Mapping[str, Tensor], method: Method | None = None, name: str = "") -> Scored:
     """Return the logits at the supervised positions of a batch [B, T', V], T' the largest number in a row, and what
     else ``method`` needs. ``model`` may have an adapter. The vocabulary projection would fill most of the memory, so it
-    skips other positions unless ``method`` needs those of batch ``name``. Raises KitError for a row without label."""
+    runs elsewhere only if ``method`` needs all positions of the batch ``name``. Raises KitError if a row has no
+    label."""
     needs = method.needs if method else Needs()
     core = model.get_base_model() if hasattr(model, "get_base_model") else model
     inputs = {key: value for key, value in batch.items() if key not in NOT_READ}

@@ -142,7 +142,7 @@ def _read_lines(path: Path) -> dict[str, tuple[QA, ...]]:
 
 
 def _without_name(pair: QA, name: str) -> QA:
-    """Return the pair with "this person" for the name, if its question has it: beside a portrait nobody is named."""
+    """Return the pair with "this person" for the name, if its question has it: with a portrait, nobody is named."""
     if name not in pair.question:
         return pair
     question = with_name(pair.question.replace(name, THIS), THIS)
