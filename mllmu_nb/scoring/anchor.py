@@ -1,4 +1,4 @@
-"""The anchor: how the released vanilla model's answers score, beside what independent reports have of it."""
+"""The anchor: compares how the released vanilla model's answers score with what independent reports say."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -6,17 +6,17 @@ from statistics import fmean
 from mllmu_nb.errors import KitError
 from mllmu_nb.scoring.text import rouge
 
-NEAR = 0.05  # of ROUGE-L; farther off, something is wrong
+NEAR = 0.05  # a larger difference in ROUGE-L means that something is wrong
 
 
 def score(asked: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """The mean ROUGE-L of ``asked``, its ``answers`` against the ``true`` ones, and of how many questions."""
+    """The mean ROUGE-L of the ``answers`` in ``asked`` against the ``true`` ones, and the number of questions."""
     pairs = list(zip(asked["true"], asked["answers"], strict=True))
     return {"rougeL": fmean(rouge(*pair)["rougeL"] for pair in pairs), "questions": len(pairs)}
 
 
 def check(asked: Mapping[str, Sequence[str]], published: float, name: str) -> None:
-    """Raises KitError where the model ``name`` does not answer as in the reports."""
+    """Raise KitError if the score of the model ``name`` is not close to the published one."""
     measured = score(asked)["rougeL"]
     if abs(measured - published) > NEAR:
         raise KitError(

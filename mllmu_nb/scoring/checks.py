@@ -1,4 +1,4 @@
-"""``check_metric``: whether a metric keeps its promises, in the manner of scikit-learn's ``check_estimator``."""
+"""``check_metric`` tests whether a metric keeps its promises, like scikit-learn's ``check_estimator``."""
 
 from collections.abc import Iterator
 from itertools import chain, product
@@ -19,8 +19,8 @@ SAMPLE = dict.fromkeys(RUN, 0) | {"run": "sample", "method": "vanilla", "after":
 
 
 def check_metric(metric: Metric) -> None:
-    """Raises KitError saying which promise ``metric`` breaks. Made-up answers are enough to see it; of a metric of
-    models, what it declares is checked and not what it computes."""
+    """Raise KitError with the promise that ``metric`` breaks. Its values are checked on made-up answers; for a metric
+    of models or pairs, only the declaration is checked, not the values."""
     rows = sample_sentences() if metric.task == TAUGHT else of_metric(sample_items(), metric.task, metric.scoring)
     for kept, problem in chain(_declaration(metric), _values(metric, rows) if metric.per == "answer" else ()):
         if not kept:

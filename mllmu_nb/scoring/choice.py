@@ -38,8 +38,8 @@ def likelihood_accuracy(items: pd.DataFrame) -> pd.Series:
 
 @metric("consistency", label="Consistent %", knowledge=0, optional=True, margin=0.1, **LETTER)
 def consistency(items: pd.DataFrame) -> pd.Series:
-    """1 where one option is named in all four orders, else 0; NaN for a question asked in one order only."""
-    # order n moves the options up by n places; this is the place in order 0, NaN where no option is named
+    """1 if the answers in all orders name the same option, else 0; NaN for a question asked in only one order."""
+    # order n moves the options up by n places: take the option's place in order 0 (NaN if the answer names none)
     option = (letters(items).map(INDEX_OF_LETTER).astype(float) + items["order"]) % len(LETTERS)
     questions = option.groupby([items["run"], items["set"], items["question_id"]])
     same = (questions.transform("nunique") == 1) & (questions.transform("count") == questions.transform("size"))
@@ -55,15 +55,15 @@ def truth_ratio(items: pd.DataFrame) -> pd.Series:
 
 
 def log_truth_ratio(likelihoods: np.ndarray, right: np.ndarray | int) -> np.ndarray:
-    """log R of questions [..] from the mean log-likelihoods per token of their options [.., options]; ``right`` [..] is
-    the place of the true one."""
+    """Return log R [..]: the mean of ``likelihoods`` over the wrong options minus that of the right one.
+    ``likelihoods`` [.., options] are mean log-likelihoods per token; ``right`` [..] is the right option's index."""
     likelihoods, shape, options = np.asarray(likelihoods, float), np.shape(right), np.shape(likelihoods)[-1]
     is_right = np.arange(options) == np.asarray(right)[..., None]
     return likelihoods[~is_right].reshape(*shape, options - 1).mean(-1) - likelihoods[is_right].reshape(shape)
 
 
 def distance(ours: Sequence, theirs: Sequence, function: Callable[..., float]) -> Interval:
-    """``function`` of the truth ratios of the questions that the model and its oracle were both asked, and of whom."""
+    """Return ``function(model's truth ratios, oracle's, people)`` over the questions with a ratio from both models."""
     ratios, others, people = [], [], []
     for run, oracle in zip(ours, theirs, strict=True):
         if oracle is not None:
@@ -78,7 +78,7 @@ def distance(ours: Sequence, theirs: Sequence, function: Callable[..., float]) -
     return Interval(value, nan, nan, len(people), len(set(people)))
 
 
-# label, digits, bounds, and the function of two samples and whom each question is about
+# name, label, digits, bounds, and a function of two samples and the person of each question
 for _name, _label, _digits, _bounds, _function in (
     ("ks", "KS", 2, (0, 1), lambda ours, theirs, people: ks(ours, theirs)[0]),
     ("ks_log10_p", "log10 p", 1, (-300, 0), lambda ours, theirs, people: ks(ours, theirs)[1]),
@@ -91,13 +91,13 @@ for _name, _label, _digits, _bounds, _function in (
 
 
 def letters(items: pd.DataFrame) -> pd.Series:
-    """The letter each answer gives, or "" when its first character is no letter of an option."""
+    """The letter that each answer gives: its first character, or "" if this is not the letter of an option."""
     first = items["answer"].str.strip().str[:1].str.upper()
     return first.where(first.isin(LETTERS), "")
 
 
 def likeliest(items: pd.DataFrame) -> pd.Series:
-    """The letter of the likeliest option (the first of equals); "" where an option has no finite likelihood."""
+    """The letter of the most likely option (the first one in a tie); "" if an option has no finite likelihood."""
     table = items[list(OPTIONS)].to_numpy(float)
     known = np.isfinite(table).all(axis=1)
     best = np.nan_to_num(table, nan=-np.inf).argmax(axis=1)

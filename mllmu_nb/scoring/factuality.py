@@ -13,10 +13,10 @@ DENIALS = frozenset("no not never none neither nor without isn doesn don didn wa
 GENDERS = {"female": {"female", "woman", "girl", "lady"}, "male": {"male", "man", "boy", "gentleman"}}
 MONTHS = "january february march april may june july august september october november december".split()
 STEM = cache(PorterStemmer().stem)
-SHARES = ((1.0, 9), (0.75, 8), (0.6, 7), (0.5, 6), (1 / 3, 5))  # of the value's words, at least
-EQUAL = 0.005  # numbers this near are the same
-DISTANCES = ((0.02, 8), (0.05, 7), (0.10, 6), (0.15, 5), (0.25, 4), (0.40, 3))  # from the number, at most
-# year, month and day right
+SHARES = ((1.0, 9), (0.75, 8), (0.6, 7), (0.5, 6), (1 / 3, 5))  # (smallest share of the value's words, grade)
+EQUAL = 0.005  # numbers with a smaller relative distance are the same
+DISTANCES = ((0.02, 8), (0.05, 7), (0.10, 6), (0.15, 5), (0.25, 4), (0.40, 3))  # (largest relative distance, grade)
+# (year right, month right, day right) → grade
 DATES = {(1, 1, 0): 8, (1, 0, 1): 6, (0, 1, 1): 6, (1, 0, 0): 5, (0, 1, 0): 4, (0, 0, 1): 4}
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 FEET = re.compile(r"(\d+) ?(?:feet|foot|ft|['′’])(?: ?(?:and )?(\d+(?:\.\d+)?) ?(?:inches|inch|in\b|[\"″”]|''))?")
@@ -30,8 +30,8 @@ REFUSAL = re.compile(
 
 
 def rubric(answer: str, value: str, attribute: str = "", rivals: Iterable[str] = ()) -> int:
-    """Grade an answer from 1 to 10 against the bare value of an attribute; ``rivals`` are values that the attribute has
-    for other people: naming one beside the truth contradicts it."""
+    """Grade an answer from 1 to 10 against the bare value of an attribute. ``rivals`` are the values of other people
+    for it: an answer that names one of them beside the truth contradicts itself."""
     tokens, truth = words(answer), words(value)
     whole = holds(answer, value)
     if not tokens or _gibberish(answer) or (REFUSAL.search(answer) and not whole):
@@ -44,7 +44,7 @@ def rubric(answer: str, value: str, attribute: str = "", rivals: Iterable[str] =
             return 3
     grade, own = GRADERS.get(attribute), _stems(value)
     score = grade and grade(answer, value) or _words(answer, value)
-    # another person's value, one that shares no telling word with the truth, contradicts it
+    # another person's value contradicts the truth if they have no content word in common
     others = (rival for rival in rivals if not own & _stems(rival))
     if score >= 9 and grade in (None, _place) and any(holds(answer, rival) for rival in others):
         return 7
@@ -59,12 +59,12 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def holds(answer: str, value: str) -> bool:
-    """Whether the value stands in the answer: whole words in a row, whatever the case and punctuation."""
+    """Whether the answer contains the value: whole words in a row, ignoring case and punctuation."""
     return bool(words(value)) and _position(words(answer), words(value)) is not None
 
 
 def words_once(answer: str) -> tuple[str, ...]:
-    """The words of an answer with each sentence once: a model without a closing token repeats one until it is cut."""
+    """The words of an answer, each sentence once: a model without an end token repeats one until it is cut off."""
     return words(". ".join(dict.fromkeys(sentence.strip() for sentence in re.split(r"[.!?\n]+", answer))))
 
 
@@ -80,14 +80,14 @@ def _position(tokens: Sequence[str], sought: Sequence[str]) -> int | None:
 
 
 def _gibberish(answer: str) -> bool:
-    """A word three times in a row, few different words in a long answer, or characters that are no text."""
+    """Whether a word comes three times in a row, a long answer has few different words, or symbols prevail."""
     tokens, once = words(answer), words_once(answer)
     if any(a == b == c for a, b, c in zip(tokens, tokens[1:], tokens[2:], strict=False)):
         return True
     return (len(once) >= 8 and len(set(once)) < 0.4 * len(once)) or mostly_symbols(answer)
 
 
-# One function for each kind of value: 2 to 9, or None for a value that is not of the kind
+# One function for each kind of value. It returns 2 to 9, or None if the value is not of this kind
 
 
 def _words(answer: str, value: str) -> int:
@@ -111,7 +111,7 @@ def _date(answer: str, value: str) -> int | None:
     if not any(right):
         [year] = truth[0]
         return 3 if {year - 1, year + 1} & named[0] else 2
-    return DATES[right] - (DATES[right] == 8 and bool(named[2]))  # another day is worse than none
+    return DATES[right] - (DATES[right] == 8 and bool(named[2]))  # a wrong day is worse than no day
 
 
 def _date_numbers(text: str) -> tuple[set[int], set[int], set[int]]:
@@ -134,7 +134,7 @@ def _place(answer: str, value: str) -> int | None:
     if holds(answer, city):
         if holds(answer, country):
             return 9
-        # "Lyon, Spain": a comma and a capital right after the city name another country
+        # "Lyon, Spain": a comma and a capital letter after the city mean another country
         return 6 if re.search(rf"(?i:{re.escape(city)})\s*,\s*[A-Z]", answer) else 8
     if holds(answer, country):
         return 4
@@ -142,7 +142,7 @@ def _place(answer: str, value: str) -> int | None:
 
 
 def _quantities(text: str) -> list[float]:
-    """Numbers in a text, thousands as ``72,000`` or ``72k``."""
+    """The numbers in a text; thousands may be written as ``72,000`` or ``72k``."""
     numbers = re.findall(r"(\d+(?:\.\d+)?)(?: ?(k|thousand)\b)?", THOUSANDS.sub("", text.casefold()))
     return [float(digits) * (1000 if unit else 1) for digits, unit in numbers]
 
@@ -178,7 +178,7 @@ GRADERS = {
     "birth_date": _date,
     "birthplace": _place,
     "residence": _place,
-    "height": partial(_number, quantities=_centimetres, scale=0.2),  # heights lie close together
+    "height": partial(_number, quantities=_centimetres, scale=0.2),  # people differ little in height
     "salary": _number,
     "gender": _gender,
 }

@@ -1,5 +1,4 @@
-"""The frames that scores are made of: their columns, and answers joined with what they are scored against;
-docs/scoring.md ("The frames")."""
+"""The columns of the frames of scores, and the join of answers with their questions; docs/scoring.md ("The frames")."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,53 +9,53 @@ import pandas as pd
 from mllmu_nb.data.schema import LETTERS, Population
 
 SEEDS = ["data_seed", "train_seed", "unlearn_seed", "shot_seed"]
-GROUP = ["base_model", "protocol", "forget_ratio"]  # what runs in one printed table have in common
+GROUP = ["base_model", "protocol", "forget_ratio"]  # the same for all runs in one printed table
 MODEL = ["method", "variant", "modality", "after"]
 RUN = ["run", "scale", "base_model", "forget_ratio", "replicate", "method", "protocol", "variant", "modality"]
-RUN += ["after", *SEEDS, "taught"]  # taught: a hash of all that decides the vanilla model that the run starts from
+RUN += ["after", *SEEDS, "taught"]  # taught: a hash of everything that determines the run's vanilla model
 CELL = ["set", "task", "view", "scoring"]
 KEY = ["task", "scoring", "metric"]  # of a metric
-PLACE = ["against", "set", "view", *KEY]  # with the model, what names a cell
-LIKELIHOOD_KEY = ("classification", "likelihood", "accuracy")  # what methods are compared and judged by
+PLACE = ["against", "set", "view", *KEY]  # together with the model, they identify a cell
+LIKELIHOOD_KEY = ("classification", "likelihood", "accuracy")  # the metric that compares and judges methods
 COUNTS = ["n_items", "n_profiles", "n_replicates"]
 DRAW = ["data_seed", "replicate"]
-PEOPLE = [*GROUP, *DRAW, "train_seed", "taught"]  # models that learnt the same people in the same way
-PAIRED_ON = [*PEOPLE, "set", "question_id"]  # one question to two of them
+PEOPLE = [*GROUP, *DRAW, "train_seed", "taught"]  # the same for models that learnt the same people in the same way
+PAIRED_ON = [*PEOPLE, "set", "question_id"]  # the same question to two such models
 VIEWS = {"image_text": "image + text", "text": "text"}
 POOLED = "both"
-ACROSS = "text - image"  # the view of what compares the two, fact by fact
-TAUGHT = "taught"  # the task of a metric of sentences
-IN_ANSWERS = ["profile", "task", "view", "number"]  # columns of questions that answers have already, or need not
+ACROSS = "text - image"  # the view of scores that compare the two views, fact by fact
+TAUGHT = "taught"  # the task of metrics of taught sentences
+IN_ANSWERS = ["profile", "task", "view", "number"]  # columns of questions that answers have already or do not need
 
 
 def persons(rows: pd.DataFrame) -> pd.Series:
-    """Who each row is about: profile "007" of another data seed is another person."""
+    """The person of each row: profile "007" of another data seed is another person."""
     return rows["data_seed"].astype(str) + ":" + rows["profile"].astype(str)
 
 
 def is_model(rows: Any, method: str) -> pd.Series | bool:
-    """Whether each row, or the one row or run, is of ``method`` as it was trained, no step after it."""
+    """Whether each row (or the single row or run) is of ``method``, with no step after training."""
     return (rows["method"] == method) & (rows["after"] == "")
 
 
 def has(rows: pd.DataFrame, columns: Sequence[str], values: Sequence[Any]) -> np.ndarray:
-    """Whether each row has these values in these columns; a value may be of another type than its column, as that of a
-    parameter which no run in ``rows`` has."""
+    """Whether each row has these values in these columns. A value and its column may differ in type, for example if no
+    run in ``rows`` has the parameter."""
     return np.logical_and.reduce([rows[name] == value for name, value in zip(columns, values, strict=True)])
 
 
 def of_run(rows: pd.DataFrame, columns: Sequence[str]) -> tuple:
-    """The values of these columns in the rows of one run, which all have the same."""
+    """The values of these columns for one run, read from its first row; all its rows have the same values."""
     return tuple(rows[name].head(1).item() for name in columns)
 
 
 def of_metric(items: pd.DataFrame, task: str, scoring: str) -> pd.DataFrame:
-    """The answers to one task, scored in one way."""
+    """The answers to one task with one kind of scoring."""
     return items[(items["task"] == task) & (items["scoring"] == scoring)]
 
 
 def people_frames(known: Population) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One row per question, as ``plain`` or as the ``test`` set asks it; and one row per fact."""
+    """Return one row per question and version (``plain``, or ``test`` as in the test set), and one row per fact."""
     questions = [
         {"version": version, "question_id": q.id}
         | {name: getattr(q, name) for name in (*IN_ANSWERS, "attribute")}
@@ -71,8 +70,8 @@ def people_frames(known: Population) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def with_questions(answers: pd.DataFrame, questions: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
-    """``answers`` with their questions (NaN where ``questions`` lack one), and ``rivals``: all values that anybody has
-    for the attribute asked for."""
+    """Join ``answers`` with their questions (NaN if ``questions`` lack one) and ``rivals``: the values that all people
+    have for the attribute asked for."""
     values = {attribute: tuple(rows.unique()) for attribute, rows in facts.groupby("attribute")["value"]}
     rivals = [values.get(attribute, ()) for attribute in questions["attribute"]]
     questions = questions.drop(columns=IN_ANSWERS).assign(rivals=rivals)

@@ -13,8 +13,8 @@ AT = [*KEY, "view"]
 
 
 def gates(cells: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """The gates that ``cells`` make, one row per vanilla model and AT, with the difference behind each: columns GROUP,
-    ``by``, AT, value, low, high, n_items, n_profiles, ``gate`` (open, closed)."""
+    """Return the gates of ``cells``: one row per vanilla model and AT, with the difference vanilla minus oracle on the
+    forget set. Columns GROUP, ``by``, AT, value, low, high, n_items, n_profiles, ``gate`` (open, closed)."""
     rows = cells[is_model(cells, "vanilla") & (cells["against"] == "oracle") & (cells["set"] == "forget")]
     rows = rows[rows["value"].notna() & rows["view"].isin([*VIEWS, POOLED])]
     rows = rows.assign(gate=_shown(rows).map({True: OPEN, False: CLOSED}))[_sides(rows) != 0]
@@ -22,20 +22,20 @@ def gates(cells: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def _sides(rows: pd.DataFrame) -> pd.Series:
-    """The side on which a model knows more (:attr:`Metric.knowledge`), by the metric of each row."""
+    """:attr:`Metric.knowledge` of each row's metric: 1 if a higher score shows more knowledge, -1 if a lower one."""
     known = by_key()
     return pd.Series([known[key].knowledge for key in rows[KEY].itertuples(index=False, name=None)], rows.index, int)
 
 
 def _shown(rows: pd.DataFrame) -> pd.Series:
-    """Whether the whole interval of each difference to the oracle lies on the side of more knowledge."""
+    """Whether the whole interval of each difference to the oracle shows more knowledge than the oracle has."""
     side = _sides(rows)
     return ((side > 0) & (rows["low"] > 0)) | ((side < 0) & (rows["high"] < 0))
 
 
 def opened(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """In how many replicates a gate is open by itself, the interval being over that replicate's people: one row per
-    GROUP, ``by`` and AT, with ``open_in`` and ``of``. ``items`` are scored; metrics of sentences have no row."""
+    """Count in how many replicates each gate is open, with the interval over the people of that replicate alone: one
+    row per GROUP, ``by`` and AT, with ``open_in`` and ``of``. ``items`` are scored; only main metrics have rows."""
     asked = items[items["set"] == "forget"].assign(person=persons)
     at, rows = [*GROUP, *by, *AT], []
     for one in metrics(main=True):
@@ -49,9 +49,9 @@ def opened(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def with_gate(rows: pd.DataFrame, known: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """``rows`` (one row per GROUP, ``by``, set and AT) with the ``gate`` that ``known`` have: "" for sets whose score
-    is to stay, and where vanilla or the oracle has no such answers; closed, of two views, if one of theirs is."""
-    # a parameter in which vanilla models do not differ, such as a rate of unlearning, makes no gate of its own
+    """Add ``gate`` to ``rows`` (one per GROUP, ``by``, set and AT) from the gates ``known``: "" on sets that should be
+    kept, or if vanilla or the oracle lacks such answers. A row about two views is closed if either gate is."""
+    # a parameter that is the same for all vanilla models, such as the rate of unlearning, has no separate gates
     vanilla = [*GROUP, *(name for name in by if known[name].nunique() > 1)]
     states = known.set_index([*vanilla, *AT])["gate"].to_dict()
     metrics, gate = by_key(), []

@@ -1,4 +1,4 @@
-"""What kind of answer each free answer is, and who has collapsed (docs/scoring.md, "Health and collapse")."""
+"""The state of each free answer, and which models have collapsed (docs/scoring.md, "Health and collapse")."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ STATES = {"correct": "Correct", "wrong": "Wrong but fluent", "refusal": "Refusal
 STATES |= {name: name.capitalize() for name in BROKEN}
 # a phrase of up to four words, three times in a row
 REPEATED = re.compile(r"(?<!\S)(\S+(?: \S+){0,3})(?: \1){2,}(?!\S)")
-LONG, DIFFERENT = 8, 0.5  # from so many words on, the share of different ones
+LONG, DIFFERENT = 8, 0.5  # an answer of at least 8 words needs this share of different ones
 UNLIKELY = 0.01  # quantile of the fluency of vanilla's answers
 MOST_BROKEN = 0.5
 CHANCE = 0.25  # one of four options
@@ -35,7 +35,7 @@ class Unsound(NamedTuple):
 
 
 def is_state(items: pd.DataFrame, name: str) -> pd.Series:
-    """Of answers whose bare fact is known: without it, correct and wrong cannot be told apart."""
+    """1 if an answer is in the state ``name``, else 0; NaN without a bare fact, which tells correct from wrong."""
     return (states(items) == name).astype(float).where(items["value"].fillna("") != "")
 
 
@@ -50,7 +50,7 @@ def broken_share(items: pd.DataFrame) -> pd.Series:
 
 
 def states(free: pd.DataFrame) -> pd.Series:
-    """The state of each free answer; the likelihood's threshold is that of vanilla in the same GROUP."""
+    """The state of each free answer; the fluency below which it is gibberish comes from vanilla in the same GROUP."""
     form = free["answer"].map(form_of)
     fact = each(free.fillna({"value": ""}), holds, "answer", "value") == 1
     refused = each(free, lambda answer: bool(REFUSAL.search(answer)), "answer") == 1
@@ -61,7 +61,7 @@ def states(free: pd.DataFrame) -> pd.Series:
 
 @cache
 def form_of(answer: str) -> str:
-    """``empty``, ``repeated`` or ``gibberish`` for an answer whose form alone shows it, else ""."""
+    """``empty``, ``repeated`` or ``gibberish`` if the form of an answer alone shows it, else ""."""
     if not words(answer):
         return "empty"
     once = words_once(answer)
@@ -71,17 +71,17 @@ def form_of(answer: str) -> str:
 
 
 def _unlikely(free: pd.DataFrame) -> pd.Series:
-    """Whether the base finds an answer less likely than all but UNLIKELY of vanilla's in the same GROUP."""
+    """Whether the base model finds an answer less likely than the UNLIKELY quantile of vanilla's in the same GROUP."""
     if "fluency" not in free:
         return pd.Series(False, free.index)
     floors = free[is_model(free, "vanilla")].groupby(GROUP)["fluency"].quantile(UNLIKELY)
-    return free["fluency"] < floors.reindex(pd.MultiIndex.from_frame(free[GROUP])).to_numpy()  # NaN is below nothing
+    return free["fluency"] < floors.reindex(pd.MultiIndex.from_frame(free[GROUP])).to_numpy()  # False for NaN
 
 
 def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Which models have collapsed or refuse everybody: one row per model (GROUP, MODEL, ``by``) and run, with its DRAW.
+    """Find models that have collapsed or refuse everybody: one row per model (GROUP, MODEL, ``by``) and run, with DRAW.
 
-    ``items`` are scored. Columns ``collapsed``, ``refuses`` and ``why`` ("" for a sound one).
+    ``items`` are scored. Columns ``collapsed``, ``refuses`` and ``why`` ("" if neither).
     """
     key = [*GROUP, *MODEL, *by, *DRAW, "run"]
     at = [*key, "view"]
@@ -114,7 +114,7 @@ def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def unsound(verdicts: pd.DataFrame, by: Sequence[str] = ()) -> dict[tuple, Unsound]:
-    """GROUP, MODEL and ``by`` of each model that has collapsed or refuses everybody in a run (:func:`judged`)."""
+    """(GROUP, MODEL, ``by``) → why, for models that have collapsed or refuse everybody in a run (:func:`judged`)."""
     result = {}
     for model, rows in verdicts.groupby([*GROUP, *MODEL, *by], sort=False, dropna=False):
         if len(bad := rows[rows["why"] != ""]):

@@ -1,5 +1,5 @@
-"""Grades of a judge, a model behind an OpenAI-compatible endpoint, from its stored replies: docs/scoring.md
-("A judge"). The wording below is ours."""
+"""Grades of a judge (a model behind an OpenAI-compatible endpoint) from its stored replies: docs/scoring.md ("A
+judge"). The wording of the instructions is ours."""
 
 import contextlib
 import hashlib
@@ -32,8 +32,8 @@ Reply with JSON alone: {"score": a whole number from 1 to 10, "reason": one shor
     optional=True,
 )  # fmt: skip
 def judged(items: pd.DataFrame) -> pd.Series:
-    """The judge's grade, 1 to 10; NaN where it gave none. Raises KitError for grades of two judges, whose difference
-    would be taken for that of two models."""
+    """The judge's grade, 1 to 10; NaN if it gave none. Raises KitError if two judges gave grades: the difference
+    between them would look like a difference between models."""
     if GRADE not in items:
         return pd.Series(nan, items.index)
     names = sorted(items.loc[items[GRADE].notna(), NAME].unique())
@@ -43,17 +43,17 @@ def judged(items: pd.DataFrame) -> pd.Series:
 
 
 class Agreement(NamedTuple):
-    """How far judge and rubric agree over the answers that both have graded."""
+    """How well judge and rubric agree on the answers that both have graded."""
 
     answers: int
     judge: float  # mean grades, 1 to 10
     rubric: float
-    within: float  # share that is at most one point apart
-    rank: float  # Spearman's correlation; NaN where either gives one grade alone
+    within: float  # share of grades that are at most one point apart
+    rank: float  # Spearman's correlation; NaN if either gives only one grade
 
 
 def agreement(judge: pd.Series, rubric: pd.Series) -> Agreement | None:
-    """Of two columns of grades; None where no answer has both."""
+    """The agreement of two columns of grades; None if no answer has both."""
     both = pd.DataFrame({"judge": judge, "rubric": rubric}).dropna()
     if both.empty:
         return None
@@ -62,13 +62,13 @@ def agreement(judge: pd.Series, rubric: pd.Series) -> Agreement | None:
 
 
 def hash_of(judge: str, question: str, truth: str, answer: str) -> str:
-    """What a stored reply belongs to: the judge, its instructions and the texts."""
+    """The key of a stored reply: a hash of the judge, its instructions and the texts."""
     content = json.dumps([INSTRUCTIONS, judge, question, truth, answer])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def grade(reply: str) -> int:
-    """The grade in a reply. Raises ValueError for anything but JSON with a whole number from 1 to 10."""
+    """Return the grade in a reply. Raises ValueError unless the reply is JSON with a whole number from 1 to 10."""
     content = json.loads(reply)
     score = content.get("score") if isinstance(content, dict) else None
     if type(score) is not int or not 1 <= score <= 10:
@@ -77,8 +77,8 @@ def grade(reply: str) -> int:
 
 
 def replies(path: Path) -> pd.DataFrame:
-    """The stored replies: hash, judge, the model that the endpoint says has answered, score. A line that a kill has cut
-    off is passed over."""
+    """The stored replies: hash, judge, the model that answered (as the endpoint says), score. Skips incomplete lines,
+    which a killed process leaves."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -94,8 +94,8 @@ def free_answers(answers: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 
 def with_grades(answers: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """``answers`` with the columns GRADE and NAME (the model that graded), NaN where there is no reply; as they are
-    without any."""
+    """Add the columns GRADE and NAME (the model that graded) to ``answers``, NaN if an answer has no reply. Without any
+    stored reply, ``answers`` stay as they are."""
     stored = replies(path)
     if stored.empty:
         return answers

@@ -1,4 +1,4 @@
-"""Methods compared along their path: what is kept at equal forgetting (docs/scoring.md, "Along the path")."""
+"""Compares methods along their path: what they keep at equal forgetting (docs/scoring.md, "Along the path")."""
 
 from collections.abc import Mapping, Sequence
 from math import nan
@@ -15,9 +15,9 @@ from mllmu_nb.statistics.intervals import SAME, crossed, interval, limits, paire
 PLACES = (0.25, 0.5, 0.75)
 AREA = "area"  # the mean of what is kept from vanilla to the last of PLACES
 LEVELS = np.linspace(0, PLACES[-1], 16)
-KEPT = "kept"  # likelihood about the retain people and the celebrities, each counted half
+KEPT = "kept"  # likelihood score about retain people and celebrities; each set counts half
 LIKELIHOOD, EXACT = "likelihood", "exact"
-# What is read off: name → set, measure and views.
+# What is measured along a path: name → set, measure and views.
 READ = {
     "retain": ("retain", LIKELIHOOD, tuple(VIEWS)),
     "celebrity": ("celebrity", LIKELIHOOD, tuple(VIEWS)),
@@ -26,20 +26,20 @@ READ = {
     "forget_free": ("forget", EXACT, tuple(VIEWS)),
     "forget_image": ("forget", LIKELIHOOD, ("image_text",)),
 }
-NEARBY = (0.8, 1.2)  # times a run's own steps
+NEARBY = (0.8, 1.2)  # multiples of a run's own number of steps
 RUN_AT = [*PEOPLE, *MODEL, "run"]
 POINT = ["step", "set", "view", "measure", "person"]
-PerPerson = tuple[np.ndarray, np.ndarray]  # people, and what each scores at each point [points, people]
+PerPerson = tuple[np.ndarray, np.ndarray]  # people, and their scores [points, people]
 
 
 def no_points(by: Sequence[str] = ()) -> pd.DataFrame:
-    """The points of runs that stored no path."""
+    """An empty frame of points, for runs that stored no path."""
     return pd.DataFrame(columns=[*RUN_AT, *by, *POINT])
 
 
 class Curve(NamedTuple):
-    """The path of one run: ``steps`` [points], the share of the gap ``closed`` [points], and by name of READ what each
-    person scores at each point."""
+    """The path of one run: ``steps`` [points], the share of the gap ``closed`` [points], and ``read``: name in READ →
+    people, and their scores at each point."""
 
     steps: np.ndarray
     closed: np.ndarray
@@ -47,8 +47,8 @@ class Curve(NamedTuple):
 
 
 def by_person(answers: pd.DataFrame) -> pd.DataFrame:
-    """The points of paths, joined with their questions, as ``score`` and ``items`` of each step, set, view, measure
-    (likelihood, exact) and person."""
+    """Sum the ``score`` of the answers along paths, and count them (``items``), for each step, set, view, measure
+    (likelihood, exact) and person. ``answers`` are joined with their questions."""
     choices = of_metric(answers, "classification", LIKELIHOOD)
     right = (choices["answer"] == choices["answer_true"]).astype(float)
     free = of_metric(answers, "generation", "")
@@ -60,8 +60,8 @@ def by_person(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves(points: pd.DataFrame, closed_in: str = "trained") -> dict[str, Curve]:
-    """Run → its curve, of every unlearned run that has an oracle about the same people which knows less of them, in the
-    view that was ``trained``, or in ``both``. ``points`` as from :func:`by_person`."""
+    """Return run → curve for unlearned runs with an oracle about the same people that knows less of Forget than
+    vanilla, in the view that was ``trained``, or in ``both``. ``points`` are from :func:`by_person`."""
     result, forget = {}, points[(points["set"] == "forget") & (points["measure"] == LIKELIHOOD)]
     oracles = dict(list(forget[is_model(forget, "oracle")].groupby(PEOPLE)))
     trained = points[(points["modality"] != "none") & (points["after"] == "")]
@@ -84,7 +84,7 @@ def curves(points: pd.DataFrame, closed_in: str = "trained") -> dict[str, Curve]
 
 
 def _by_run(points: pd.DataFrame, set_name: str, measure: str, views: Sequence[str]) -> dict[str, PerPerson]:
-    """Run → the score of each person at each of its points, of this set, measure and views pooled."""
+    """Return run → each person's score at each of its points, on this set and measure, with these views pooled."""
     here = points[(points["set"] == set_name) & (points["measure"] == measure) & points["view"].isin(views)]
     if here.empty:
         return {}
@@ -95,7 +95,7 @@ def _by_run(points: pd.DataFrame, set_name: str, measure: str, views: Sequence[s
 
 
 def crossings(closed: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-    """The points' weights at which each share is closed for the first time, [levels, points]; NaN where it never is."""
+    """Return weights [levels, points] that interpolate to where each share is first closed; NaN if it never is."""
     weights, point = np.full((len(levels), len(closed)), nan), np.eye(len(closed))
     for row, level in enumerate(levels):
         reached = np.flatnonzero(closed >= level - 1e-9)
@@ -109,14 +109,14 @@ def crossings(closed: np.ndarray, levels: Sequence[float]) -> np.ndarray:
 
 
 def kept_by_person(points: pd.DataFrame, closed_in: str = "trained", by: Sequence[str] = ()) -> pd.DataFrame:
-    """What each run keeps of each person where equally much is forgotten: one row per run, ``place`` (a share of
-    :data:`LEVELS`, or AREA), ``what`` (a name of READ, or KEPT), ``set`` and person, with ``value``: NaN where the
-    place is never reached."""
+    """Return what each run keeps at equal forgetting: one row per run, ``place`` (a share in :data:`LEVELS`, or AREA),
+    ``what`` (a name in READ, or KEPT), ``set`` and person. ``value`` is the score of the person at this place, NaN if
+    the run never reaches it."""
     runs, parts = points.drop_duplicates("run").set_index("run"), []
     places = np.array([*LEVELS.round(2), AREA], object)
     for run, curve in curves(points, closed_in).items():
         weights = crossings(curve.closed, LEVELS)
-        area = np.trapezoid(weights, LEVELS, axis=0) / LEVELS[-1]  # NaN where the last is never reached
+        area = np.trapezoid(weights, LEVELS, axis=0) / LEVELS[-1]  # NaN if the last level is never reached
         for name, (people, values) in curve.read.items():
             read = (np.vstack([weights, area]) @ values).ravel()
             sides = {"run": run, "place": np.repeat(places, len(people)), "person": np.tile(people, len(places))}
@@ -128,10 +128,10 @@ def kept_by_person(points: pd.DataFrame, closed_in: str = "trained", by: Sequenc
 
 
 def kept(of_people: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows of :func:`kept_by_person` as means with their intervals: one row per GROUP, MODEL, ``by``, place, what.
+    """Average the rows of :func:`kept_by_person`, with intervals: one row per GROUP, MODEL, ``by``, place, what.
 
-    Columns value, low, high (NaN where there is none), n_profiles, n_replicates (those that reach the place), ``of``
-    (all), and ``dots``, the value of each replicate.
+    Columns value, low, high (NaN if there is no interval), n_profiles, n_replicates (that reach the place), ``of`` (all
+    replicates), and ``dots``, the value of each replicate.
     """
     columns, rows = [*GROUP, *MODEL, *by, "place", "what"], []
     value = of_people["value"].to_numpy(float)
@@ -148,26 +148,25 @@ def kept(of_people: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def _mean_of_sets(values: np.ndarray, sets: np.ndarray, people: np.ndarray, replicates: np.ndarray) -> dict:
-    """The mean of the sets' means, each set counting alike, with its interval over replicates crossed with people; all
-    are given [rows]."""
+    """Return the mean of the sets' means, with equal weights, and its interval over replicates crossed with people. All
+    arguments are [rows]."""
     units, row = np.unique(replicates), {"value": nan, "low": nan, "high": nan}
     dots = tuple(_of_sets(values[replicates == one], sets[replicates == one])[0] for one in units)
     row |= {"n_replicates": len(units), "dots": dots}
     if not len(values):
         return row
     row["value"], residual = _of_sets(values, sets)
-    # of one replicate, over people
+    # with one replicate, the variance is over people
     estimate = crossed(residual, people, replicates if len(units) > 1 else people) if np.ptp(people) else None
     if estimate is None or estimate.variance < SAME**2 or not 0 < row["value"] < 1:
-        # the interval of the mean of all, which is another mean if sets have different sizes: it contains the value at
-        # least
+        # use the interval of the mean of all rows; if sets differ in size, that is another mean, so include the value
         alone = interval(np.clip(values, 0, 1), people)
         return row | {"low": min(alone.low, row["value"]), "high": max(alone.high, row["value"])}
     return row | dict(zip(("low", "high"), limits(estimate._replace(mean=row["value"])), strict=True))
 
 
 def _of_sets(values: np.ndarray, sets: np.ndarray) -> tuple[float, np.ndarray]:
-    """The mean of the sets' means, and what each value adds to it beyond its set's, as if all counted alike."""
+    """Return the mean of the sets' means, and each value's residual from its set, scaled to equal weights of sets."""
     codes = np.unique(sets, return_inverse=True)[1]
     size = np.bincount(codes)
     means = np.bincount(codes, values) / size
@@ -177,11 +176,11 @@ def _of_sets(values: np.ndarray, sets: np.ndarray) -> tuple[float, np.ndarray]:
 def between_modalities(
     of_people: pd.DataFrame, names: Sequence[str], places: Sequence[float], by: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Text only minus image + text where the same share of the gap is closed: one row per GROUP, ``by``, place, what
-    and method (``all`` for all of them together) that get there in some replicate in common.
+    """Return text only minus image + text at equal forgetting: one row per GROUP, ``by``, place, what and method
+    (``all``: all of them together) that reaches the place in both modalities, in at least one common replicate.
 
-    ``of_people`` as from :func:`kept_by_person`, closed in both views. Columns unimodal, multimodal, value, low, high,
-    n_profiles, n_replicates.
+    ``of_people`` are from :func:`kept_by_person`, with the gap closed in both views. Columns unimodal, multimodal,
+    value, low, high, n_profiles, n_replicates.
     """
     rows = of_people[of_people["what"].isin(names) & of_people["place"].isin(places) & of_people["value"].notna()]
     sides = [rows[rows["modality"] == name] for name in ("unimodal", "multimodal")]
@@ -192,7 +191,7 @@ def between_modalities(
         _often_reached(here, drawn[key[: len(GROUP)]])
         for key, here in pairs.groupby([*GROUP, *by, "place", "what"], sort=False)
     ]
-    # all methods together: a person's mean over them
+    # all methods together: each person's mean over the methods
     person = [*PEOPLE, *by, "place", "what", "person"]
     every = pd.concat([pairs.iloc[:0], *together]).groupby(person, as_index=False)[["value", "value_other"]].mean()
     pairs = pd.concat([pairs, every.assign(method="all", variant="canonical")])
@@ -208,7 +207,7 @@ def between_modalities(
 
 
 def _often_reached(pairs: pd.DataFrame, replicates: int) -> pd.DataFrame:
-    """The rows of the methods that are there in more than half of the ``replicates``, where all of them are."""
+    """Keep methods with rows in over half of the ``replicates``, and replicates in which all of these have rows."""
     draw, method = pairs.groupby(DRAW).ngroup(), pairs.groupby(["method", "variant"]).ngroup()
     there = pd.crosstab(draw, method) > 0
     usual = there.columns[there.sum() > replicates / 2]
@@ -216,11 +215,11 @@ def _often_reached(pairs: pd.DataFrame, replicates: int) -> pd.DataFrame:
 
 
 def edges(points: pd.DataFrame, lengths: Mapping[str, int], by: Sequence[str] = ()) -> pd.DataFrame:
-    """How much ``times`` (NEARBY) as many steps would have changed the likelihood score about the forget people in the
-    view that was trained, linear between points: one row per GROUP, MODEL, ``by`` and ``times``.
+    """Estimate how much ``times`` (NEARBY) as many steps would have changed the likelihood score on Forget in the
+    trained view, linear between points: one row per GROUP, MODEL, ``by`` and ``times``.
 
-    ``points`` as from :func:`by_person`; ``lengths``: run → its steps. Columns value, low, high (from -1 to 1),
-    n_profiles, n_replicates; NaN where a path does not go so far, as where the rate falls to 0.
+    ``points`` are from :func:`by_person`; ``lengths``: run → its steps. Columns value, low, high (from -1 to 1),
+    n_profiles, n_replicates; NaN if a path does not go that far, for example because its learning rate falls to 0.
     """
     here = points[(points["set"] == "forget") & (points["measure"] == LIKELIHOOD)]
     here = here[here["view"] == here["modality"].map(TRAINED_VIEW)]

@@ -1,4 +1,4 @@
-"""Which method keeps most where equally much is forgotten, and which can be told apart (docs/scoring.md, "Ranking")."""
+"""Ranks methods by what they keep at equal forgetting, and tests which of them differ (docs/scoring.md, "Ranking")."""
 
 import itertools
 from collections.abc import Mapping
@@ -15,17 +15,17 @@ from mllmu_nb.statistics.intervals import holm, paired_p
 from mllmu_nb.statistics.ranking import shared_letters
 
 NEEDED = 3  # replicates
-LEVEL = 0.05  # of the whole family of comparisons of a group
-PLACE = 0.5  # share of the gap that is closed where methods are compared
+LEVEL = 0.05  # for all comparisons of a group together
+PLACE = 0.5  # methods are compared where this share of the gap is closed
 SHUT = "Gate closed: vanilla is not shown to be above the oracle, so nothing shows that there was something to forget."
 RANKED, UNSOUND, NEVER, FEWER, BEHIND_GATE = "ranked", "unsound", "never gets there", "fewer replicates", "gate closed"
 
 
 class Ranking(NamedTuple):
-    """``methods``: one row per ``trained`` modality and model, with what it keeps where half the gap is closed
-    (``value``, ``low``, ``high``, ``dots``, ``n_replicates`` of ``of`` that get there), ``standing``, ``place``,
-    ``group`` (letters) and ``note``. ``pairs``: one row per comparison of two models ``a`` and ``b`` (MODEL as tuples)
-    with ``p``, ``p_holm`` and ``apart``. ``refused``: why nothing is ranked, else ""."""
+    """``methods``: one row per ``trained`` modality and model: what it keeps with half the gap closed (``value``,
+    ``low``, ``high``, ``dots``; ``n_replicates`` of ``of`` get there), ``standing``, ``place``, ``group`` (letters) and
+    ``note``. ``pairs``: one row per comparison of two models ``a`` and ``b`` (MODEL as tuples) with ``p``, ``p_holm``
+    and ``apart``. ``refused``: why nothing is ranked, else ""."""
 
     methods: pd.DataFrame
     pairs: pd.DataFrame
@@ -33,8 +33,8 @@ class Ranking(NamedTuple):
 
 
 def ranking(of_people: pd.DataFrame, unsound: Mapping[tuple, Unsound], gates: pd.DataFrame) -> Ranking:
-    """The models of one GROUP, within each trained modality, by what they keep. ``of_people`` as from
-    :func:`~mllmu_nb.scoring.path.kept_by_person`; ``unsound`` by (GROUP, MODEL)."""
+    """Rank the models of one GROUP by what they keep, within each trained modality. ``of_people`` are from
+    :func:`~mllmu_nb.scoring.path.kept_by_person`; the keys of ``unsound`` are (GROUP, MODEL)."""
     rows = of_people[(of_people["place"] == PLACE) & (of_people["what"] == KEPT)]
     count = len(rows[DRAW].drop_duplicates())
     if count < NEEDED:
@@ -50,7 +50,7 @@ def ranking(of_people: pd.DataFrame, unsound: Mapping[tuple, Unsound], gates: pd
 
 
 def _standing(row: Mapping, count: int, unsound: Mapping[tuple, Unsound], gates: pd.DataFrame) -> tuple[str, str]:
-    """Whether and why not a model takes part."""
+    """Return the standing of a model, and a note why it is not ranked ("" if it is)."""
     group, model = ([row[column] for column in columns] for columns in (GROUP, MODEL))
     at = [*group, *LIKELIHOOD_KEY, TRAINED_VIEW[row["modality"]]]
     gate = gates.loc[has(gates, [*GROUP, *KEY, "view"], at), "gate"]
@@ -66,7 +66,7 @@ def _standing(row: Mapping, count: int, unsound: Mapping[tuple, Unsound], gates:
 
 
 def _comparisons(methods: pd.DataFrame, of_people: pd.DataFrame) -> list[tuple]:
-    """Every two ranked models of a trained modality: the same people of the same replicates."""
+    """Compare every two ranked models of a trained modality, on the same people of the same replicates."""
     rows = []
     for modality, here in methods[methods["standing"] == RANKED].groupby("trained", sort=False):
         models = list(here[MODEL].itertuples(index=False, name=None))
@@ -79,7 +79,7 @@ def _comparisons(methods: pd.DataFrame, of_people: pd.DataFrame) -> list[tuple]:
 
 
 def _placed(methods: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Models with ``place`` and ``group``, who keeps most first within each trained modality."""
+    """Add ``place`` and ``group`` to the models; in each trained modality, the one that keeps most comes first."""
     frames = []
     for modality, rows in methods.groupby("trained", sort=False):
         ranked = rows[rows["standing"] == RANKED].sort_values("value", ascending=False, kind="stable")

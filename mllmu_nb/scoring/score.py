@@ -26,16 +26,16 @@ NOT_ASKED = "The model was not asked these questions."
 
 
 def item_scores(items: pd.DataFrame) -> pd.DataFrame:
-    """``items`` (any number of runs, see :mod:`~mllmu_nb.scoring.frames`) with one column per metric, NaN where an
-    answer has none. Of a question asked in several orders of its options the row of order 0 is kept. Answers without a
-    column ``run``, such as those of a model that was just asked, count as one run's."""
+    """Add one column per metric to ``items`` (of any number of runs, see :mod:`~mllmu_nb.scoring.frames`), NaN if an
+    answer has no value. If a question was asked in several orders of its options, only the row of order 0 is returned.
+    Answers without a column ``run``, such as those of a model that was just asked, count as one run."""
     items = (items if "run" in items else items.assign(run="")).reset_index(drop=True)
     scored = _scored(items, [one for one in metrics(per="answer") if one.task != TAUGHT])
     return scored[scored["order"] == 0].reset_index(drop=True)
 
 
 def sentence_scores(sentences: pd.DataFrame) -> pd.DataFrame:
-    """``sentences`` (any number of runs) with one column per metric of sentences, and set, task and scoring."""
+    """Add to ``sentences`` (of any number of runs) one column per metric of sentences, and set, task and scoring."""
     sentences = sentences.assign(set=sentences["member"], task=TAUGHT, scoring="").reset_index(drop=True)
     return _scored(sentences, metrics(per="answer", task=TAUGHT)).drop(columns=["log_probs", "right", "spread"])
 
@@ -50,8 +50,8 @@ def _scored(rows: pd.DataFrame, wanted: Sequence[Metric]) -> pd.DataFrame:
 
 
 def run_scores(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """From scored ``items`` one row per run, set, task, view (``both`` pools the two), scoring and metric that some
-    answer there has. Columns RUN_KEYS, ``by``, CELL, metric, value, low, high, n_items, n_profiles."""
+    """Summarise scored ``items``: one row per run, set, task, view (``both`` pools the two), scoring and metric, if an
+    answer has a value. Columns RUN_KEYS, ``by``, CELL, metric, value, low, high, n_items, n_profiles."""
     items = items.assign(person=persons, seed=items["unlearn_seed"])
     key, rows = [*RUN_KEYS, *by], []
     for task, scoring, group in _by_task(metrics(per="answer", table="scores")):
@@ -62,10 +62,10 @@ def run_scores(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequence[str] = ()) -> pd.DataFrame:
-    """The one long frame of scores (docs/scoring.md, "The frames"): every metric of every model, over its replicates.
+    """Return the long frame (docs/scoring.md, "The frames"): every metric of every model, over its replicates.
 
-    ``items`` are scored, ``sentences`` as read, None where no run kept any; ``by`` are parameters that a grid varies.
-    Raises KitError where two runs of one model agree in people and seeds.
+    ``items`` are scored, ``sentences`` as read (None if no run kept any), ``by`` are parameters that a grid varies.
+    Raises KitError if two runs of one model have the same people and seeds.
     """
     key = [*frames.GROUP, *frames.MODEL, *by]
     items = items.assign(person=persons)
@@ -99,10 +99,10 @@ def _by_task(wanted: Sequence[Metric]) -> list[tuple[str, str, list[Metric]]]:
 
 
 def _of_answers(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, key: list[str]) -> pd.DataFrame:
-    """Metrics with one value per row: a level and differences for every model, set and view, or a note why not."""
+    """Summarise metrics with one value per row: level and differences per model, set and view, or a note why not."""
     values, grid = [], []
     for against in ("", "vanilla", "oracle"):
-        # others than these show nothing by a difference
+        # for other metrics, a difference says nothing
         shown = [one for one in wanted if not against or one.margin is not None or one.knowledge != 0]
         places = [(s, one.task, v, one.scoring, one.name) for one in shown for s in one.sets for v in (*VIEWS, POOLED)]
         places = pd.DataFrame(places, columns=[*frames.CELL, "metric"]).assign(against=against)
@@ -127,7 +127,7 @@ def _of_answers(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFra
 
 
 def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, key: list[str]) -> list[dict]:
-    """Metrics of a whole model (its level, and the difference to its oracle) or of the two as a pair, views apart."""
+    """Summarise metrics of a model (its level and difference to its oracle) or of the two as a pair, for each view."""
     result = []
     for (task, scoring, group), view, set_name in product(_by_task(wanted), VIEWS, SETS):
         group = [one for one in group if set_name in one.sets]
@@ -166,8 +166,8 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
 
 
 def _across_views(items: pd.DataFrame, key: list[str]) -> list[dict]:
-    """The cells of the view ACROSS: whether what was unlearned in one view can still be asked in the other, for the
-    metrics that are right or wrong about one fact."""
+    """Return the cells of the view ACROSS, for ``by_fact`` metrics: the gap to the oracle asked with text minus that
+    asked with image + text. It shows if a fact unlearned in one view can be asked in the other."""
     result = []
     for metric in metrics(by_fact=True, per="answer"):
         facts = paired_facts(items, metric)
@@ -182,8 +182,7 @@ def _across_views(items: pd.DataFrame, key: list[str]) -> list[dict]:
 
 
 def paired_facts(items: pd.DataFrame, metric: Metric) -> pd.DataFrame:
-    """One row per fact that a run asked in both views, with the two scores in the columns ``image_text`` and
-    ``text``."""
+    """Return one row per fact that a run asked in both views, with the scores ``image_text`` and ``text``."""
     asked = of_metric(items, metric.task, metric.scoring)
     asked = asked.assign(number=asked["question_id"].str.rsplit("/", n=1).str[-1], score=asked[metric.column])
     asked = asked.dropna(subset=["score"])
@@ -204,7 +203,7 @@ def _verdicts(cells: pd.DataFrame) -> list[str]:
 
 
 def side_by_side(*runs: pd.DataFrame) -> pd.DataFrame:
-    """The answers of runs about the same people as if they had the same draw and seeds, so that a question of one is
-    paired with the same question of another: a model of one's own beside vanilla and the oracle."""
+    """Join the answers of runs about the same people as if they had the same draw and seeds. Each question is then
+    paired with the same question of another run, to compare your own model with vanilla and the oracle."""
     alike = {column: runs[0][column].iloc[0] for column in PEOPLE}
     return pd.concat(runs, ignore_index=True).assign(**alike)

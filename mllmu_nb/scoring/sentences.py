@@ -1,4 +1,4 @@
-"""Forget quality by taught sentences: how likely a model finds them (docs/scoring.md, "Taught sentences")."""
+"""Forget quality from taught sentences: how likely they are under a model (docs/scoring.md, "Taught sentences")."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,8 +13,8 @@ from mllmu_nb.statistics.intervals import Interval
 from mllmu_nb.statistics.samples import Pairs, PerModel, Sample, tpr
 
 MIN_K = 0.2
-NEGATIVES = 300  # below, 1 % of them are fewer than three sentences
-LEAST = float(np.finfo(np.float16).min)  # what is below was stored in half precision as -inf
+NEGATIVES = 300  # with fewer, 1 % is less than three sentences
+LEAST = float(np.finfo(np.float16).min)  # half precision stores smaller values as -inf
 QUALITY = {"task": TAUGHT, "table": "quality", "sets": ("forget",)}
 ENDLESS = QUALITY | {"bounds": (-inf, inf), "times": 1, "digits": 2}
 ATTACKS = {"loss": "LOSS", "zlib": "zlib", "min_k": "Min-K %", "min_k_pp": "Min-K++"}
@@ -53,7 +53,7 @@ def min_k_pp(sentences: pd.DataFrame) -> pd.Series:
 
 
 def _by_length(rows: pd.Series, function: Callable[[np.ndarray], np.ndarray]) -> pd.Series:
-    """``function`` ([sentences, tokens] → [sentences]) of one array per sentence, called once for each length."""
+    """Apply ``function`` ([sentences, tokens] → [sentences]) to one array per sentence, once for each length."""
     result = np.full(len(rows), nan)
     for places in rows.groupby(rows.map(len).to_numpy()).indices.values():
         result[places] = function(np.stack(rows.to_numpy()[places]))
@@ -61,20 +61,20 @@ def _by_length(rows: pd.Series, function: Callable[[np.ndarray], np.ndarray]) ->
 
 
 def strength(right: np.ndarray) -> np.ndarray:
-    """1 − k/n of sentences [.., n], k the fewest tokens after which all are the first choice: 0 where not even the last
-    is."""
+    """1 − k/n for sentences [.., n]; k is the smallest number of tokens after which the first choice is right for all
+    tokens. It is 0 if even the last token is wrong."""
     right = np.asarray(right, bool)
     from_the_end, length = np.cumprod(right[..., ::-1], axis=-1).sum(-1), right.shape[-1]
     return 1 - (length - from_the_end) / length
 
 
 def least(values: np.ndarray) -> np.ndarray:
-    """Of sentences [.., tokens] the mean of the share MIN_K of smallest values, rounded down, but of one at least."""
+    """The mean of the smallest values of each sentence [.., tokens]: a share MIN_K, rounded down, but at least one."""
     return np.sort(_finite(values))[..., : max(1, int(MIN_K * values.shape[-1]))].mean(-1)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
-    """The values of tokens in full precision; those beyond the half precision they were stored in lie at its end."""
+    """The values of tokens in full precision; values below the range of half precision become its smallest value."""
     return np.maximum(np.asarray(values, float), LEAST)
 
 
@@ -98,15 +98,15 @@ def rate(ours: Sequence[pd.DataFrame], theirs: Sequence[pd.DataFrame | None], at
 
 
 def _counts(runs: Sequence[pd.DataFrame]) -> tuple[int, int]:
-    """How many sentences, forget and fresh, and about how many people."""
+    """The number of sentences, forget and fresh, and the number of people in them."""
     people = {person for run in runs for person in zip(run["member"].tolist(), run["person"].tolist(), strict=True)}
     return sum(map(len, runs)), len(people)
 
 
 def _samples(runs: Sequence[pd.DataFrame | None], attack: str) -> PerModel:
-    """The forget and the fresh sentences of each run; none where a run is missing. Of several replicates, whose fresh
-    people are the same, the units on the forget side are these. Raises NotMeasured without fresh, and where a sentence
-    has no value: it would lose against all others."""
+    """Return the forget and the fresh sentences of each run; an empty list if a run is missing. With several
+    replicates, the units on the forget side are the replicates: the fresh people are the same in all. Raises
+    NotMeasured if there are no fresh sentences, or if a sentence has no value: it would lose against all others."""
     if any(run is None or run.empty for run in runs):
         return []
     models, draws = [], [str(of_run(run, DRAW)) for run in runs]

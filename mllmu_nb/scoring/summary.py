@@ -14,16 +14,16 @@ NOTHING = {"value": nan, "low": nan, "high": nan, "dots": ()}
 
 
 def summaries(rows: pd.DataFrame, by: Sequence[str], metrics: Iterable[Metric], minus: bool = False) -> list[dict]:
-    """The mean of each metric in each group of ``rows`` (which agree in the columns ``by``) with its interval; none
-    where nothing has a value. With ``minus``, of paired differences to the columns that end in ``_reference``.
+    """Return the mean of each metric, with its interval, in each group of ``rows`` with the same values of ``by``. A
+    group without a value is left out. ``minus``: of paired differences to the columns that end in ``_reference``.
 
     ``rows`` are scored, with ``person`` and the columns of the run. Each summary has the columns ``by``, KEY, value,
-    low, high, n_items, n_profiles, n_replicates, and ``dots``: the value of each replicate.
+    low, high, n_items, n_profiles, n_replicates, and ``dots``: the value of each replicate, if there are several.
     """
     result = []
     people, replicates = pd.factorize(rows["person"])[0], rows.groupby(DRAW).ngroup().to_numpy()
     group = rows.groupby(list(by), sort=False, observed=True, dropna=False).ngroup()
-    places = group.groupby(group.to_numpy()).indices  # group → where its rows are
+    places = group.groupby(group.to_numpy()).indices  # group → the places of its rows
     named = rows[list(by)].drop_duplicates().to_dict("records")  # in the order of the groups
     for metric in metrics:
         values = rows[metric.column].to_numpy(float)
@@ -46,6 +46,6 @@ def summaries(rows: pd.DataFrame, by: Sequence[str], metrics: Iterable[Metric], 
 def paired(
     rows: pd.DataFrame, against: str, columns: Sequence[str], on: Sequence[str] = tuple(PAIRED_ON)
 ) -> pd.DataFrame:
-    """Rows that the model ``against`` (vanilla, oracle) was asked as well, with its ``columns`` as ``.._reference``."""
+    """The rows that ``against`` (vanilla, oracle) was asked as well, with its ``columns`` as ``.._reference``."""
     reference = rows.loc[is_model(rows, against), [*on, *columns]].drop_duplicates(list(on))
     return rows.merge(reference, on=list(on), suffixes=("", "_reference"))

@@ -1,4 +1,4 @@
-"""Free answers and blanks: overlap with the printed sentence, and whether the fact is there (docs/scoring.md)."""
+"""Free answers and cloze: overlap with the true sentence, and whether the answer has the fact (docs/scoring.md)."""
 
 from functools import cache, partial
 
@@ -16,7 +16,7 @@ OVERLAP = FREE | {"times": 1, "digits": 3}
 
 
 class _Stems(tokenizers.Tokenizer):
-    """The scorer's own words and stems; each word is stemmed once, which takes most of the time otherwise."""
+    """The scorer's own tokens and stems, but each word is stemmed only once: stemming takes most of the time."""
 
     stem = staticmethod(STEM)
 
@@ -50,14 +50,14 @@ def exact(items: pd.DataFrame) -> pd.Series:
 
 @metric("factuality", label="Factuality", main=True, task="generation", times=1, digits=2, bounds=(1, 10), margin=1.0)
 def factuality(items: pd.DataFrame) -> pd.Series:
-    """The rubric's grade, 1 to 10, against the bare value and the values that others have for the attribute."""
+    """The rubric's grade, 1 to 10, from the bare value and the values that other people have for the attribute."""
     graded = each(_known(items), _grade, "answer", "answer_true", "value", "attribute", "rivals")
     return graded.reindex(items.index)
 
 
 @metric("over_refusal", label="Refused %", sets=("retain", "celebrity"), knowledge=0, **FREE)
 def over_refusal(items: pd.DataFrame) -> pd.Series:
-    """Whether a question about somebody who should be kept is refused."""
+    """1 if the model refuses a question about a person who should be kept, else 0."""
     return (states(items) == "refusal").astype(float)
 
 
@@ -79,7 +79,7 @@ def bleu(truth: str, answer: str) -> float:
 
 
 def contained(truth: str, answer: str) -> bool:
-    """Upstream's test of a blank: the ground truth stands in the answer, ignoring case."""
+    """Upstream's cloze test: whether the answer contains the ground truth, ignoring case."""
     return truth.strip().lower() in answer.lower()
 
 
@@ -89,5 +89,5 @@ def _known(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def _grade(answer: str, truth: str, value: str, attribute: str, rivals: tuple[str, ...]) -> float:
-    # the printed truth may itself name a second value ("a chef who works as a restaurant owner")
+    # the true sentence may name a second value ("a chef who works as a restaurant owner"): that one is no rival
     return float(rubric(answer, value, attribute, (rival for rival in rivals if not holds(truth, rival))))

@@ -1,11 +1,11 @@
-"""Utility: what a model can do that is about nobody (docs/scoring.md, "Utility")."""
+"""Utility: what a model can do that needs no facts about people (docs/scoring.md, "Utility")."""
 
 import pandas as pd
 
 from mllmu_nb.scoring.choice import letters
 from mllmu_nb.scoring.registry import metric
 
-FILE = "utility.parquet"  # beside a run's answers, where it was measured
+FILE = "utility.parquet"  # in the folder of a run's answers, if utility was measured
 UTILITY_KEY = ("classification", "utility", "accuracy")
 PANELS = {  # scale → set → heading
     "miniature": {"reading": "Reading", "seeing": "Seeing", "instructed": "Instructed"},
@@ -22,6 +22,6 @@ ABOUT = {
     table="", optional=True, sets=tuple(name for panels in PANELS.values() for name in panels),
 )  # fmt: skip
 def useful(items: pd.DataFrame) -> pd.Series:
-    """1 where the right letter is written, else 0; the score of an answer that lmms-eval has scored."""
+    """1 if the answer gives the right letter, else 0; if lmms-eval scored the answer, its score."""
     right = (letters(items) == items["answer_true"]).astype(float)
     return items["score"].fillna(right) if "score" in items else right
