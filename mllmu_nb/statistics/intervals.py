@@ -1,5 +1,5 @@
-"""Intervals, all at 95 %, of a model over people, and of a method over replicates crossed with people. docs/scoring.md
-("Intervals") says which is used where, why, and how well they cover."""
+"""95 % intervals: of a model over people, and of a method over replicates crossed with people. docs/scoring.md
+("Intervals") says which one is used when, why, and how well they cover."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from statsmodels.stats.proportion import proportion_confint
 
 from mllmu_nb.errors import KitError
 
-FEW_PEOPLE = 30  # below, Student's t; from there on, bootstrap
+FEW_PEOPLE = 30  # with fewer people, Student's t; else the bootstrap
 RESAMPLES = 2000
-RARE = 3.5  # right (or wrong) answers below which, in effective items, a proportion is close to its end
-SAME = 1e-9  # people's means nearer than that are equal: .1 scored twice and thrice would have a spread of 1e-17
+RARE = 3.5  # with fewer right (or wrong) effective items, a proportion is close to an end
+SAME = 1e-9  # people's means that are closer are equal: rounding alone gives equal scores a spread of 1e-17
 LEVEL = 0.95
 TAIL = (1 - LEVEL) / 2
-ENDS = (0.025, 0.975)  # the quantiles of an interval, written out: 1 - .95 is not .05 to the last digit
+ENDS = (0.025, 0.975)  # the quantiles of an interval, written out: in floating point, 1 - .95 is not .05
 Bounds = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over items with its interval; all NaN where there is no item. Of one replicate it is over people alone."""
+    """A mean over items with its interval, NaN if there are no items. With one replicate, it is over people alone."""
 
     value: float
     low: float
@@ -41,7 +41,7 @@ class Interval:
 
 
 class Crossed(NamedTuple):
-    """A mean over items of replicates crossed with people, its variance, and the degrees of freedom of that."""
+    """A mean over items of replicates crossed with people, its variance, and the degrees of freedom of the variance."""
 
     mean: float
     variance: float
@@ -49,11 +49,11 @@ class Crossed(NamedTuple):
 
 
 def interval(values, profiles, bounds: Bounds = (0.0, 1.0), replicates=None) -> Interval:
-    """Mean of ``values`` [items] with its interval; ``profiles`` [items] are the person behind each item.
+    """Return the mean of ``values`` [items] with its interval; ``profiles`` [items] are the person of each item.
 
-    Where ``replicates`` [items] name several, the interval is over these crossed with people (:func:`crossed`). NaN and
-    infinite values count as not measured. Where ``bounds`` are infinite, a score without a spread between people has
-    NaN for ends. Raises KitError for a value outside the bounds.
+    If ``replicates`` [items] name several, the interval is over replicates crossed with people (:func:`crossed`). NaN
+    and infinite values count as not measured. With infinite ``bounds`` and no spread between people, the ends are NaN.
+    Raises KitError for a value outside the bounds.
     """
     values, profiles = np.asarray(values, float), np.asarray(profiles)
     people, (low, high) = ByPerson.of(values, profiles), bounds
@@ -76,14 +76,14 @@ def interval(values, profiles, bounds: Bounds = (0.0, 1.0), replicates=None) -> 
 
 
 def paired_difference(a, b, profiles, bounds: Bounds = (0.0, 1.0), replicates=None) -> Interval:
-    """Mean of ``a - b`` over items that two models both answered, all [items] in the same order; ``bounds`` are those
-    of a score, the rest as in :func:`interval`. Never narrower than MOVER (Newcombe 1998) where people hardly differ.
-    """
+    """Return the mean of ``a - b`` over items that both models answered, all [items] in the same order. ``bounds`` are
+    those of a score, the rest as in :func:`interval`. If people hardly differ, it is at least as wide as MOVER
+    (Newcombe 1998)."""
     a, b, profiles = np.asarray(a, float), np.asarray(b, float), np.asarray(profiles)
     people, measured, reach = ByPerson.of(a - b, profiles), np.isfinite(a - b), bounds[1] - bounds[0]
     if not len(people.values):
         return Interval(nan, nan, nan, 0, 0)
-    # two models differ about too few people, or are both too close to an end, for their spread to count
+    # the spread cannot be used if the models differ on too few people, or if both are close to an end
     differing = (np.abs(people.sums) > SAME).sum()
     own = [ByPerson.of(scores[measured], profiles[measured]) for scores in (a, b)]
     alike = people.alike or differing < min(RARE, len(people.sums) / 2)
@@ -95,7 +95,7 @@ def paired_difference(a, b, profiles, bounds: Bounds = (0.0, 1.0), replicates=No
         if alike:
             first, second = (interval(scores[measured], profiles[measured], bounds) for scores in (a, b))
             (down, up), (down_b, up_b) = ((m.value - m.low, m.high - m.value) for m in (first, second))
-            agreeing = max(hypot(down, up), hypot(down_b, up_b))  # so that a first disagreement makes nothing narrower
+            agreeing = max(hypot(down, up), hypot(down_b, up_b))  # so that a first disagreement narrows nothing
             low = min(low, float(people.mean) - max(hypot(down, up_b), agreeing))
             high = max(high, float(people.mean) + max(hypot(up, down_b), agreeing))
         over_people = people.within(low, high, (-reach, reach))
@@ -118,16 +118,15 @@ def _over_replicates(over_people: Interval, at_least: bool, values, profiles, re
 
 
 def _several(values: np.ndarray, replicates) -> np.ndarray | None:
-    """Which of the ``values`` [items] are measured, where these are of more than one replicate."""
+    """Return which ``values`` [items] are measured, or None unless these are of more than one replicate."""
     measured = np.isfinite(values)
     return measured if replicates is not None and len(np.unique(np.asarray(replicates)[measured])) > 1 else None
 
 
 def crossed(values, profiles, replicates) -> Crossed:
-    """The mean of finite ``values`` [items] and its variance where replicates are drawn anew, and people too, who are
-    known by ``profiles`` and may recur. docs/scoring.md ("Intervals") has the formula. (Two crossed random factors:
-    Searle, Casella and McCulloch 1992, in the linearised form of Cameron, Gelbach and Miller 2011.)
-    """
+    """Return the mean of finite ``values`` [items] and its variance over new replicates and new people. People
+    (``profiles``) may recur in several replicates. docs/scoring.md ("Intervals") has the formula. (Two crossed random
+    factors: Searle, Casella and McCulloch 1992, in the linearised form of Cameron, Gelbach and Miller 2011.)"""
     values, total = np.asarray(values, float), len(values)
     row, column = pd.factorize(np.asarray(replicates))[0], pd.factorize(np.asarray(profiles))[0]
     shape = row.max() + 1, column.max() + 1
@@ -137,7 +136,7 @@ def crossed(values, profiles, replicates) -> Crossed:
     has_items = counts > 0
     several, pairs = shape[0] - 1, has_items.sum()
     between = shape[0] / several * (sums.sum(1) ** 2).sum() / total**2
-    if pairs - sum(shape) + 1 <= 0:  # (almost) nobody recurs: people are part of their replicate
+    if pairs - sum(shape) + 1 <= 0:  # (almost) nobody is in two replicates: people are part of their replicate
         return Crossed(float(values.mean()), float(between), several)
     means = np.divide(sums, counts, out=np.zeros(shape), where=has_items)
     own = [means.sum(axis, keepdims=True) / has_items.sum(axis, keepdims=True) for axis in (0, 1)]
@@ -149,8 +148,8 @@ def crossed(values, profiles, replicates) -> Crossed:
 
 
 def limits(estimate: Crossed, bounds: Bounds = (0.0, 1.0)) -> Bounds:
-    """The ends of the interval of a mean by Student's t, on the logit scale where there are ``bounds``: inside them,
-    and not symmetric close to one."""
+    """Return the interval of a mean by Student's t. If ``bounds`` are finite, it is computed on the logit scale: it
+    stays inside them, and is not symmetric close to one of them."""
     low, high = bounds
     reach = float(stdtrit(estimate.df, 1 - TAIL)) * sqrt(estimate.variance)
     if isinf(high - low):
@@ -162,16 +161,16 @@ def limits(estimate: Crossed, bounds: Bounds = (0.0, 1.0)) -> Bounds:
 
 
 def standard_errors(low, high, people) -> np.ndarray:
-    """The standard errors behind intervals over so many ``people``: half their width by the quantile they were made
-    with, Student's below FEW_PEOPLE and else the normal one."""
+    """Return the standard errors behind intervals over this number of ``people``: half the width divided by the
+    quantile, that of Student's t below FEW_PEOPLE, else the normal one."""
     people = np.asarray(people, float)
     quantile = np.where((people > 1) & (people < FEW_PEOPLE), stdtrit(people - 1, ENDS[1]), norm.ppf(ENDS[1]))
     return (np.asarray(high, float) - np.asarray(low, float)) / (2 * quantile)
 
 
 def paired_p(a, b, profiles, replicates=None) -> float:
-    """Two-sided p for no mean difference between two models (arguments as in :func:`paired_difference`), by Student's
-    t, or a sign-flip test where all people differ alike. NaN where no item is common."""
+    """Return the two-sided p for no mean difference between two models (arguments as in :func:`paired_difference`):
+    Student's t, or a sign-flip test if all people have the same difference. NaN if the models share no item."""
     difference, profiles = np.asarray(a, float) - np.asarray(b, float), np.asarray(profiles)
     if (measured := _several(difference, replicates)) is not None:
         estimate = crossed(difference[measured], profiles[measured], np.asarray(replicates)[measured])
@@ -187,7 +186,7 @@ def paired_p(a, b, profiles, replicates=None) -> float:
 
 
 def holm(p_values) -> np.ndarray:
-    """Holm's adjusted p-values, in the order given; one that is NaN stays so and does not count as a comparison."""
+    """Holm's adjusted p-values, in the order given; a NaN stays NaN and does not count as a comparison."""
     adjusted = np.array(p_values, float)
     known = np.isfinite(adjusted)
     if known.any():
@@ -203,14 +202,14 @@ def equivalence(difference: Interval, margin: float) -> str:
 
 
 def effective_items(sums: np.ndarray, counts: np.ndarray) -> float:
-    """How many independent items the items of some people are worth (ANOVA estimate, Donner & Koval 1980); ``sums`` are
-    right answers and ``counts`` items [people]."""
+    """The number of independent items that the items of some people are worth (ANOVA estimate, Donner & Koval 1980);
+    ``sums`` [people] are right answers, ``counts`` [people] all items."""
     total, mean = counts.sum(), float((counts**2).sum() / counts.sum())
     if len(counts) == 1:
         return 1.0
-    s, n = np.append(sums, counts.mean() / 2), np.append(counts, counts.mean())  # one imagined person more, half right
+    s, n = np.append(sums, counts.mean() / 2), np.append(counts, counts.mean())  # and one imaginary person, half right
     shares, overall, people = s / n, s.sum() / n.sum(), len(n)
-    if n.sum() <= people:  # one question each: nothing to be correlated with
+    if n.sum() <= people:  # one question per person: no correlation within people
         return float(total)
     between = (n * (shares - overall) ** 2).sum() / (people - 1)
     within = (n * shares * (1 - shares)).sum() / (n.sum() - people)
@@ -221,7 +220,7 @@ def effective_items(sums: np.ndarray, counts: np.ndarray) -> float:
 
 @lru_cache(maxsize=16)
 def resample_counts(people: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each person is drawn in each resample, [resamples, people]; the same for every score of a table."""
+    """How often each person is drawn in each resample [resamples, people]; all scores of a table use the same draws."""
     drawn = np.random.default_rng(seed).multinomial(people, np.full(people, 1 / people), size=resamples)
     return drawn.astype(float)
 
@@ -250,12 +249,12 @@ class ByPerson(NamedTuple):
 
     @property
     def standard_error(self) -> float:
-        """That of the mean, from what each person adds to the sum beyond their share of it."""
+        """The standard error of the mean, from each person's sum minus the mean times the person's count."""
         people, residuals = len(self.counts), self.sums - self.mean * self.counts
         return sqrt(people / (people - 1) * (residuals**2).sum()) / self.counts.sum()
 
     def around(self) -> Bounds:
-        """The ends of the bootstrap's interval, or of Student's."""
+        """The ends of the bootstrap interval or, with few people, of Student's t."""
         count = len(self.counts)
         if count >= FEW_PEOPLE:
             weights = resample_counts(count, RESAMPLES, 0)
@@ -275,6 +274,6 @@ class ByPerson(NamedTuple):
         return effective_items(right, self.counts) * min(share, 1 - share) < RARE
 
     def within(self, low: float, high: float, bounds: Bounds) -> Interval:
-        """The interval ``low`` to ``high``, inside the bounds; rounding must not push an end past the value itself."""
+        """The interval ``low`` to ``high``, cut to the bounds; it contains the mean even if numbers are rounded."""
         value, low, high = (float(number) for number in (self.mean, *np.clip([low, high], *bounds)))
         return Interval(value, min(low, value), max(high, value), len(self.values), len(self.counts))

@@ -1,12 +1,12 @@
-"""Orders: groups that cannot be told apart."""
+"""Letters for groups of names that cannot be told apart."""
 
 from collections.abc import Hashable, Iterable, Sequence
 
 
 def shared_letters(names: Sequence[Hashable], apart: Iterable[frozenset]) -> dict[Hashable, str]:
-    """Letters by name, such that two names share one exactly if they are not ``apart``; "a" holds the first name.
-    (Insert and absorb, Piepho 2004: one group of all is split at every pair; groups that lie in another are dropped.)
-    """
+    """Return name → letters: two names share a letter exactly if they are not ``apart``; the first name has an "a".
+    (Insert and absorb, Piepho 2004: one group of all is split at every pair, and groups inside another group are
+    dropped.)"""
     groups = [frozenset(names)]
     for pair in apart:
         split = {group - {one} for group in groups if pair <= group for one in pair}

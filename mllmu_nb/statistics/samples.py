@@ -1,4 +1,4 @@
-"""How far two samples are from each other, and how well one is told from the other: docs/scoring.md ("Intervals")."""
+"""Distances between two samples, and how well an attack tells them apart: docs/scoring.md ("Intervals")."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from statsmodels.stats.proportion import proportion_confint
 from mllmu_nb.statistics.intervals import ENDS, FEW_PEOPLE, LEVEL, RESAMPLES, SAME, resample_counts
 
 BINS = 10
-AT_END = 0.5  # people's worth of pairs on the wrong side, below which an area is close to its end
-TINY = 1e-300  # a p below is written as this one
+AT_END = 0.5  # an area with fewer misordered pairs, counted in people, is close to an end (0 or 1)
+TINY = 1e-300  # a smaller p-value is written as this one
 
 
 def ks(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    """Kolmogorov and Smirnov's statistic of two samples and log10 of its p, which takes values for independent."""
+    """The Kolmogorov-Smirnov statistic of two samples, and log10 of its p-value, which assumes independent values."""
     result = ks_2samp(ours, theirs)
     return float(result.statistic), log10(max(float(result.pvalue), TINY))
 
 
 def jensen_shannon(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The distance (base 2, 0 to 1) of two histograms over [0, 1]; both [questions]."""
+    """The Jensen-Shannon distance (base 2, 0 to 1) of the histograms of two samples [questions] over [0, 1]."""
     a, b = (np.histogram(values, np.linspace(0, 1, BINS + 1))[0] for values in (ours, theirs))
     return float(jensenshannon(a, b, base=2))
 
 
 def jensen_shannon_by_chance(ours: np.ndarray, theirs: np.ndarray, people: np.ndarray) -> float:
-    """The 95 % level of :func:`jensen_shannon` where chance decides for each of the ``people`` [questions] which model
-    is which."""
+    """The 95 % quantile of :func:`jensen_shannon` if the two models are swapped at random for each person; ``people``
+    [questions] are the person of each question."""
     codes, edges = pd.factorize(people)[0], np.linspace(0, 1, BINS + 1)
     a, b = (np.histogram2d(codes, v, [np.arange(codes.max() + 2), edges])[0] for v in (ours, theirs))
     swapped = np.random.default_rng(0).integers(2, size=(RESAMPLES, len(a))).astype(float)
@@ -43,20 +43,20 @@ def jensen_shannon_by_chance(ours: np.ndarray, theirs: np.ndarray, people: np.nd
 
 
 class Sample(NamedTuple):
-    """Scores [items] and the person behind each [items]."""
+    """Scores [items], and the person of each [items]."""
 
     values: np.ndarray
     people: np.ndarray
 
 
-PerModel = Sequence[tuple[Sample, Sample]]  # positives and negatives; scores of two models are not compared
+PerModel = Sequence[tuple[Sample, Sample]]  # positives and negatives; scores are only compared within a model
 
 
 class Pairs:
-    """Positives against negatives of the same model, person by person; areas under the ROC curve are made of them.
+    """Pairs of a positive and a negative item of the same model, counted by person, for areas under the ROC curve.
 
-    ``higher`` and ``count`` [people with positives, people with negatives]: in how many pairs of items the positive one
-    scores higher (half for a tie), and how many there are.
+    ``higher`` and ``count`` [people with positives, people with negatives]: the number of pairs in which the positive
+    item scores higher (a tie counts half), and of all pairs.
     """
 
     def __init__(self, models: PerModel):
@@ -71,7 +71,7 @@ class Pairs:
             self.count += np.outer(positive_people.sum(1), negative_people.sum(1))
 
     def auc(self) -> tuple[float, float, float]:
-        """The area with its interval, people of both sides resampled; close to its end at least as wide as Wilson's."""
+        """The area with its interval, people of both sides resampled; close to 0 or 1 at least as wide as Wilson's."""
         value, people = self.higher.sum() / self.count.sum(), min(self.count.shape)
         ends = self._resampled(self.higher, 0)
         if not ends or self._at_end():
@@ -79,8 +79,8 @@ class Pairs:
         return _widest(value, ends)
 
     def minus(self, other: Pairs) -> tuple[float, float, float]:
-        """The difference to the area of another model of the same people, with its paired interval; without a spread,
-        or where both areas are close to an end, at least as wide as their own make it (MOVER)."""
+        """The difference to the area of another model of the same people, with its paired interval. Without a spread,
+        or if both areas are close to 0 or 1, it is at least as wide as MOVER makes it from their own intervals."""
         difference = self.higher - other.higher
         value, ends = difference.sum() / self.count.sum(), self._resampled(difference, -1)
         if not ends or (self._at_end() and other._at_end()):
@@ -93,12 +93,12 @@ class Pairs:
         return bool(min(self.count.shape) * min(share, 1 - share) < AT_END)
 
     def _resampled(self, sums: np.ndarray, lowest: float) -> list:
-        """The interval of a share of all pairs, inside ``lowest`` to 1: none for one person and without a spread."""
+        """The interval of a share of all pairs, inside ``lowest`` to 1; none for one person or without a spread."""
         positive_people, negative_people = (resample_counts(n, RESAMPLES, seed) for seed, n in enumerate(sums.shape))
         higher, count = ((positive_people @ one * negative_people).sum(1) for one in (sums, self.count))
         shares = higher / count
         people, value = min(sums.shape), sums.sum() / self.count.sum()
-        if people < 2 or not np.ptp(shares) >= SAME:  # NaN where a resample has no pair
+        if people < 2 or not np.ptp(shares) >= SAME:  # NaN if a resample has no pair
             return []
         if people >= FEW_PEOPLE:
             return [np.quantile(shares, ENDS)]
@@ -107,13 +107,13 @@ class Pairs:
 
 
 def _widest(value: float, intervals: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """The value, and ends that hold every one of some intervals and the value."""
+    """The value, and the ends of the smallest interval that contains it and all ``intervals``."""
     lows, highs = zip(*intervals, strict=True)
     return value, float(min(value, *lows)), float(max(value, *highs))
 
 
 def tpr(models: PerModel, level: float) -> float:
-    """Share of positives above the bar that at most ``level`` of the negatives pass, each model with its own."""
+    """Share of positives above the bar that at most a share ``level`` of negatives exceed; each model has its own."""
     hits = total = 0
     for positives, negatives in models:
         ranked = np.sort(negatives.values)[::-1]

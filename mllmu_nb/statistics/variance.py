@@ -12,11 +12,11 @@ from mllmu_nb.statistics.intervals import ENDS
 
 
 def variance_split(table: pd.DataFrame, factors: Sequence[str], se: str = "") -> pd.DataFrame:
-    """How much of the variance of one score each factor makes: docs/scoring.md ("Variance components").
+    """Split the variance of one score by factor: docs/scoring.md ("Variance components").
 
-    ``table`` has one ``value`` per run; ``se`` is the column of its standard error as far as levels do not share it.
-    Columns: factor, levels, variance, sd, and the 95 % limits of the variance, low and high; NaN for a factor that
-    never varies alone. Raises KitError when two rows agree in every factor. Source: Searle, Casella and McCulloch 1992.
+    ``table`` has one ``value`` per run; ``se`` is the column of its standard error, without the part that levels share.
+    Columns: factor, levels, variance, sd, and low and high, the 95 % limits of the variance; NaN for a factor that
+    never varies alone. Raises KitError if two rows agree in every factor. Source: Searle, Casella and McCulloch 1992.
     """
     factors, rows = list(factors), []
     table = table[np.isfinite(table["value"].astype(float))]
