@@ -1,4 +1,4 @@
-"""Compares your own model with vanilla and the oracle: its scores, what it lost, and whether that says anything."""
+"""Compares your own model with vanilla and the oracle: its scores, what it lost, and if the scores can be trusted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Beside:
 
     @classmethod
     def among(cls, own: Run, runs: Iterable[Run]) -> Beside:
-        """``own`` beside vanilla and the oracle among ``runs``. Raises KitError where one was asked other questions."""
+        """Find vanilla and the oracle in ``runs``. Raises KitError if one was asked other questions than ``own``."""
         others = {name: one for one in runs for name in ("vanilla", "oracle") if is_model(one, name)}
         for one in others.values():
             asked, mine = (set(zip(run.items["set"], run.items["question_id"], strict=True)) for run in (one, own))
@@ -41,7 +41,7 @@ class Beside:
 
     @cached_property
     def scores(self) -> Scores:
-        """The scores of all of them, paired question by question whatever their seeds."""
+        """The scores of all three models, paired question by question even if their seeds differ."""
         # by id: the model may be vanilla or the oracle itself, and counts once
         runs = list({run.id: run for run in (self.own, self.vanilla, self.oracle) if run}.values())
         items = item_scores(side_by_side(*(run.answers for run in runs)))
@@ -53,8 +53,8 @@ class Beside:
         return select(self.scores, **dict(zip(MODEL, self.own.model, strict=True)))
 
     def score_table(self, against: str = "") -> pd.DataFrame:
-        """Its scores as they are read, ``51.7 [47.2, 55.9]``, or its differences to ``against`` (vanilla, oracle), in
-        brackets behind a closed gate: one row per set and view, one column per main metric."""
+        """The model's scores as text, ``51.7 [47.2, 55.9]``, or its differences to ``against`` (vanilla, oracle), in
+        brackets if the gate is closed: one row per set and view, one column per main metric."""
         known = rows_by(self.cells[self.cells["against"] == against].dropna(subset=["value"]), ["set", "view", *KEY])
         texts: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
         for set_name, view, metric in product(SETS, ASKED_IN, metrics(main=True)):
@@ -65,7 +65,7 @@ class Beside:
         return pd.DataFrame(texts.values(), index).fillna("")
 
     def remarks(self) -> list[str]:
-        """What the gates allow to be read, and whether the model has collapsed, in a few lines."""
+        """A few lines that say if scores can be read (the gates), and if the model has collapsed."""
         lacking = [name for name in ("vanilla", "oracle") if getattr(self, name) is None]
         if lacking:
             return [f"Without {' and '.join(lacking)} nobody can say whether a low score is forgetting."]
@@ -76,6 +76,6 @@ class Beside:
 
     @property
     def unsound(self) -> str:
-        """That the model has collapsed or refuses everybody, and by what; "" where it does not."""
+        """Why the model counts as collapsed or as refusing everybody; "" if it does not."""
         bad = self.scores.unsound.get((*self.scores.group.values(), *self.own.model))
         return bad.why if bad else ""

@@ -1,4 +1,4 @@
-"""A model's report card on one page of HTML, to read or to print: its answers, what it forgot, kept and leaks, and its
+"""A model's report card on one page of HTML, to read or print: its answers, what it forgot, kept and leaks, and its
 cost."""
 
 import html
@@ -33,8 +33,8 @@ small, footer { font-size: 8pt; color: #555 } h2, .columns { break-inside: avoid
 
 
 def verdict(beside: Beside) -> str:
-    """One sentence: how far the forget people's facts fell, against the oracle's distance, and what the others lost;
-    multiple choice by likelihood, both views. Without these answers, vanilla or the oracle, it says so."""
+    """Return one sentence: the change on the forget people as a share of the gap to the oracle, and the change on the
+    retain people (by likelihood, views pooled). If such answers, vanilla or the oracle are missing, it says so."""
     name = beside.own.label
     if beside.vanilla is None or beside.oracle is None:
         return f"{name}: {beside.remarks()[0]}"
@@ -45,7 +45,7 @@ def verdict(beside: Beside) -> str:
     fell, kept = (_change(beside, set_name) for set_name in ("forget", "retain"))
     known = _of_forget(beside)
     gap = paired_difference(known["oracle"], known["vanilla"], known["profile"])
-    # a model that stands for others (docs/scoring.md): if the oracle is not shown to know less, there is no gap
+    # as for gates (docs/scoring.md): if the oracle is not shown to know less, there is no gap
     shut = "" if gap.high < 0 else " (not shown to be a gap at all)"
     share = "" if shut else f"{_closed(known, fell)} "
     return (
@@ -55,7 +55,7 @@ def verdict(beside: Beside) -> str:
 
 
 def _change(beside: Beside, set_name: str) -> Mapping:
-    """The row of the model minus vanilla on a set, by likelihood."""
+    """The row of the model minus vanilla on a set, by likelihood. Raises KitError if there is none."""
     at = [*LIKELIHOOD_KEY, "vanilla", set_name, POOLED]
     rows = beside.cells[has(beside.cells, [*KEY, "against", "set", "view"], at)].dropna(subset="value")
     if len(rows) != 1:
@@ -76,7 +76,7 @@ def _of_forget(beside: Beside) -> pd.DataFrame:
 
 def _closed(known: pd.DataFrame, change: Mapping) -> str:
     """The share of the gap that is closed, with its 95 % interval over people: the ratio of two means over the same
-    questions, linearised; where people do not differ, the limits are those of the model's ``change``."""
+    questions, linearised. If people do not differ, the limits come from those of the model's ``change``."""
     fell, gap = known["own"] - known["vanilla"], known["oracle"] - known["vanilla"]
     share = fell.mean() / gap.mean()
     around = interval(fell - share * gap, known["profile"], (-inf, inf))  # its mean is 0
@@ -96,7 +96,7 @@ def _points(cell: Mapping) -> str:
 
 
 def card(beside: Beside, people: Population) -> str:
-    """The page. ``people`` are those whom the runs were asked about; their portraits are on it."""
+    """Return the page. ``people`` are those whom the runs were asked about; the page shows their portraits."""
     own, runs = beside.own, {run.id: run for run in (beside.vanilla, beside.own, beside.oracle) if run}
     parts = [f"<p class=verdict>{html.escape(verdict(beside))}</p>"]
     if beside.vanilla:
@@ -118,8 +118,8 @@ def card(beside: Beside, people: Population) -> str:
 
 
 def _health(beside: Beside) -> pd.DataFrame:
-    """Per cent of free answers of each kind, by set."""
-    # scored beside vanilla, whose fluency is the measure of gibberish
+    """Per cent of free answers in each state, by set."""
+    # these were scored together with vanilla, whose fluency sets the threshold of gibberish
     free = beside.scores.items.query("task == 'generation'")
     free = free[has(free, MODEL, beside.own.model)]
     shares = free.groupby("set", sort=False)[[f"state_{name}" for name in STATES]].mean().mul(100).round().astype(int)
@@ -127,7 +127,7 @@ def _health(beside: Beside) -> pd.DataFrame:
 
 
 def _leakage(beside: Beside) -> pd.DataFrame:
-    """How much further from the oracle the facts are by name than by portrait, in points; empty without an oracle."""
+    """The gap to the oracle asked by name minus that asked by portrait, in points; empty without an oracle."""
     across = has(beside.cells, [*KEY, "set", "view"], [*LIKELIHOOD_KEY, "forget", ACROSS])
     cells = beside.cells[across].dropna(subset="value")
     texts = [f"{100 * c.value:+.0f} [{100 * c.low:+.0f}, {100 * c.high:+.0f}]" for c in cells.itertuples()]

@@ -1,8 +1,8 @@
-"""The figures: each a query over the cells of a group of runs, drawn with the helpers of :mod:`.plots`.
+"""The figures: each selects cells of a group of runs, and draws them with the helpers of :mod:`.plots`.
 
 A figure is one function, registered with its alt text; its docstring is its caption: a sentence that is its title, then
-what it shows and how to read it. It takes the :class:`~.runs.Scores` of one base model, protocol and forget ratio and
-raises KitError, saying why, where its runs are not there.
+what it shows and how to read it. It takes the :class:`~.runs.Scores` of one base model, protocol and forget ratio, and
+raises KitError, with the reason, if its runs are missing.
 """
 
 import functools
@@ -39,8 +39,8 @@ FIGURES = Registry("figure")
 
 
 def figure(name: str, alt: str, portraits: bool = False) -> Callable[[Callable], Callable]:
-    """Registers the function below it: ``name`` begins its files' names. What it draws from the scores of one group of
-    models, and from people too where it shows ``portraits``, carries ``alt`` as its label."""
+    """Register the decorated function as a figure, whose file names begin with ``name``. It draws from the scores of
+    one group of models, and from people too if it shows ``portraits``. The figure has ``alt`` as its label."""
 
     def register(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         @plots.styled
@@ -58,13 +58,13 @@ def figure(name: str, alt: str, portraits: bool = False) -> Callable[[Callable],
 
 
 def title(draw: Callable[..., Figure]) -> str:
-    """The first sentence of a figure's caption, which stands over it."""
+    """The title of a figure: the first sentence of its caption."""
     return " ".join(draw.__doc__.split()).partition(". ")[0]
 
 
 def write_all(scores: Scores, people: Sequence[Profile], folder: Path) -> list[str]:
-    """Writes every figure of every group of runs into ``folder``, and the profile sheet where there are ``people``;
-    returns one line per figure for ``captions.md``: its caption, or why it is not drawn."""
+    """Write every figure of every group of runs into ``folder``, and the profile sheet if there are ``people``; returns
+    one line per figure for ``captions.md``: its caption, or why it is not drawn."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [("profiles", profile_sheet, [people])] if people else []
     for _, group in scores.groups:
@@ -93,12 +93,12 @@ def rows(
     against: str = "",
     percent: bool = False,
 ) -> pd.DataFrame:
-    """The cells that have a value, by sets, views, ``wanted`` metrics and models in this order, in printed units or all
-    in per cent.
+    """Return the cells that have a value, by sets, views, ``wanted`` metrics and models in this order, in printed units
+    or all in per cent.
 
-    Columns of the cells and: model (tuple), name (with ‡ where it has collapsed), colour (grey behind a closed gate),
-    marker, filled, margin, sign (of the verdict), the names of set, view and metric as set_label .., and gap_label for
-    the metric of a difference.
+    Columns of the cells and: model (tuple), name (with ‡ if it is unsound), colour (grey if the gate is closed),
+    marker, filled, margin, sign (of the verdict), the printed names of set, view and metric as set_label, view_label
+    and metric_label, and gap_label, the metric's name for a difference.
     """
     cells = grid.select(scores, wanted, against=against, set=list(sets), view=list(views)).dropna(subset=["value"])
     known = {metric.key: metric for metric in wanted}
@@ -126,7 +126,7 @@ def rows(
 
 
 def ordered(values: Iterable[str], order: Iterable[str]) -> pd.Categorical:
-    """Texts with the order in which they are drawn."""
+    """Texts as categories, in the order in which they are drawn."""
     return pd.Categorical(list(values), list(dict.fromkeys(order)))
 
 
@@ -136,7 +136,7 @@ def notes(scores: Scores, shown: pd.DataFrame) -> list[str]:
 
 
 def of_whom(scores: Scores, shown: pd.DataFrame) -> str:
-    """How many people, what the intervals are over, and what the dots are where there are some."""
+    """The number of people, what the intervals are over, and what the dots are, if there are dots."""
     return grid.sample(scores, shown) + " Dots: replicates." * has_dots(shown)
 
 
@@ -145,7 +145,7 @@ def has_dots(shown: pd.DataFrame) -> bool:
 
 
 def collapse_note(names: Iterable[str]) -> list[str]:
-    """The line below a figure with these names, where one of them has ‡."""
+    """The line below a figure that explains ‡, if one of these names has it."""
     return [grid.COLLAPSED_NOTE] if any(COLLAPSED in name for name in names) else []
 
 
@@ -165,7 +165,7 @@ def profile_sheet(people: Sequence[Profile]) -> Figure:
 
 
 def _person(page: plots.Page, person: Profile, top: float) -> float:
-    """One person from ``top`` downwards, in four columns; returns the y below."""
+    """Draw one person from ``top`` downwards, in four columns; returns the y below."""
     left, portrait, small = 0.1, 1.15, 0.56
     tests, fact, value, ask = left + portrait + 0.12, 2.75, 3.53, 4.78
     page.picture(person.portrait, left, top, portrait)
@@ -255,7 +255,7 @@ def before_after(scores: Scores, people: Sequence[Profile] = ()) -> Figure:
 
 
 def _side_by_side(scores: Scores) -> dict[tuple, pd.DataFrame]:
-    """Model → its free answers, of the forget draw and seeds of the first vanilla."""
+    """Model → its free answers, with the forget draw and seeds of the first vanilla."""
     free = scores.items[(scores.items["task"] == "generation") & (scores.items["method"] != "base")]
     same = ["replicate", "data_seed", "train_seed"]
     first = free[free["method"] == "vanilla"].sort_values(same)[same].head(1)
@@ -266,8 +266,8 @@ def _side_by_side(scores: Scores) -> dict[tuple, pd.DataFrame]:
 
 
 def example(vanilla: pd.DataFrame, set_name: str) -> list[dict]:
-    """The two questions for a free answer (image view, text view) about one fact of the first person, by id, for whom
-    vanilla answers both rightly (the very first where there is none). ``vanilla`` are the scored answers of one run."""
+    """Return two questions for a free answer (image view, text view) about one fact: the first one, by id, that vanilla
+    answers rightly in both views, else the very first. ``vanilla`` are the scored answers of one run."""
     asked = vanilla[(vanilla["set"] == set_name) & (vanilla["task"] == "generation")]
     asked = asked.assign(number=asked["question_id"].str.rsplit("/", n=1).str[-1]).sort_values("question_id")
     pairs = [
@@ -281,7 +281,7 @@ def example(vanilla: pd.DataFrame, set_name: str) -> list[dict]:
 
 
 def signed_answer(answers: pd.DataFrame, question: dict) -> tuple[str, str]:
-    """What a run answers to a question, behind its sign, and its colour; a run that was not asked shows a dash."""
+    """The answer of a run to a question, with its sign in front, and its colour; a dash if the run was not asked."""
     given = answers[(answers["question_id"] == question["question_id"]) & (answers["set"] == question["set"])]
     if given.empty:
         return "–", GREY
@@ -330,7 +330,7 @@ def forgetting_utility(scores: Scores) -> Figure:
             y, *along, down = heights[row["model"]]
             how = {"across": (row["low"], row["high"]), "along": along, "thickness": 0.7, "opacity": 0.6}
             plots.mark(panel, row["value"], y, plots.look_of(row), **how)
-            if np.size(down) in (1, len(row["dots"])):  # in a sweep that has not ended they may be of other replicates
+            if np.size(down) in (1, len(row["dots"])):  # in an unfinished sweep they may be of other replicates
                 plots.dots(panel, row["dots"], down, row["colour"])
             if row["method"] == "oracle" and not row["after"]:
                 panel.axhline(y, color=row["colour"], linewidth=0.7, linestyle=":", zorder=0)
@@ -397,9 +397,9 @@ def along_the_path(scores: Scores) -> Figure:
 
 
 def trails(panel: Axes, scores: Scores, kept: pd.DataFrame, apart: float) -> Iterator[tuple]:
-    """What each model keeps (rows of ``Scores.kept`` of one modality and kind) against the share that is closed, in per
-    cent: a line as far as all replicates get, and at 25, 50 and 75 % a mark with its interval and the replicates that
-    get there, ``apart`` from each other so that they do not overlap. Yields names, looks, and rows by place."""
+    """Draw what each model keeps (rows of ``Scores.kept`` of one modality and kind) against the share that is closed,
+    in per cent: a line as far as all replicates get, and at 25, 50 and 75 % a mark with its interval and the replicates
+    that get there, moved ``apart`` so that marks do not overlap. Yields names, looks, and rows by place."""
     key = [*MODEL, *scores.by]
     models = [model for model in scores.models() if has(kept, key, model).any()]
     for number, model in enumerate(models):
@@ -451,7 +451,7 @@ def leakage(scores: Scores) -> Figure:
     gaps = rows(scores, wanted, ["forget"], list(VIEWS), against="oracle").query("method != 'base'")
     if gaps.empty:
         raise KitError("no model was asked what the oracle was asked about the forget set")
-    ends = gaps[["value", "low", "high"]].round(9).itertuples(index=False)  # 7.5 is printed alike everywhere
+    ends = gaps[["value", "low", "high"]].round(9).itertuples(index=False)  # so that 7.5 is printed the same everywhere
     texts = [f"{round(gap):+d}\n[{round(low)}, {round(high)}]".replace("-", "−") for gap, low, high in ends]
     shut = gaps["gate"] != gates.OPEN
     texts = [f"({text})" if closed else text for text, closed in zip(texts, shut, strict=True)]
@@ -482,7 +482,7 @@ def leakage(scores: Scores) -> Figure:
 
 # -- states of answers, losses ----------------------------------------------------------------------------------------
 
-STATE_FACES = {  # from right to broken; Okabe and Ito's colours, and greys for what is no answer; told apart by hatches
+STATE_FACES = {  # from right to broken; Okabe and Ito's colours, greys for broken answers; hatches tell them apart too
     "correct": {"facecolor": "#0072B2"},
     "wrong": {"facecolor": "#E69F00", "hatch": "////"},
     "refusal": {"facecolor": "#CC79A7", "hatch": "xxxx"},
@@ -490,7 +490,7 @@ STATE_FACES = {  # from right to broken; Okabe and Ito's colours, and greys for 
     "repeated": {"facecolor": "#a0a0a0", "hatch": "||||"},
     "empty": {"facecolor": "#ffffff"},
 }
-WRITTEN = 0.12  # the least share that is written into its bar
+WRITTEN = 0.12  # smaller shares are not written into their bars
 EDGE = {"edgecolor": GREY, "linewidth": 0.4}
 
 
@@ -547,11 +547,11 @@ def losses(scores: Scores) -> Figure:
 
 @plots.styled
 def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
-    """The loss of trainings, one panel per method, one line per model: the mean of its runs and a band from the lowest
-    to the highest, of one run its raw curve behind. With the ``scores`` of the runs, models that have collapsed are
-    marked, and those that differ in a parameter of a grid apart."""
+    """Draw the loss of trainings, one panel per method, one line per model: the mean of its runs and a band from the
+    lowest to the highest, or for one run its raw curve behind. With the ``scores`` of the runs, models that have
+    collapsed are marked, and models that differ in a parameter of a grid are separate."""
     trained = [run for run in runs if run.train.get("losses")]
-    trained = [run for run in trained if not run["after"]] or trained  # a step after trains nothing more
+    trained = [run for run in trained if not run["after"]] or trained  # a step after unlearning trains nothing
     if not trained:
         raise KitError("no run has a training log with losses")
     name, mark = (scores.name, scores.mark) if scores else (lambda model: label(*model), lambda model: "")

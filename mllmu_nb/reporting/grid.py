@@ -1,4 +1,4 @@
-"""From the long frame of cells to a printed table: which cells it has, in which columns, and what stands below them."""
+"""Turns the long frame of cells into a printed table: its cells, its columns, and the remarks below."""
 
 import re
 from collections import Counter, defaultdict
@@ -37,7 +37,7 @@ def value_text(cell: Mapping[str, Any], metric: Metric, signed: bool = False) ->
 
 
 def number_text(cell: Mapping[str, Any], times: float = 100, digits: int = 0, signed: bool = False) -> str:
-    """The same of what is no metric's, a share in per cent."""
+    """Like :func:`value_text`, for a number that has no metric; by default, a share in per cent."""
     if pd.isna(cell["value"]):
         return ""
     form = f"{'+' if signed else ''}.{digits}f"
@@ -46,8 +46,8 @@ def number_text(cell: Mapping[str, Any], times: float = 100, digits: int = 0, si
 
 
 def cell_text(cell: Mapping[str, Any], metric: Metric, signed: bool = False, verdict: bool = False) -> str:
-    """A cell as tables print it: a difference ``signed``, with the sign of its ``verdict`` where that is asked for, and
-    all in brackets behind a closed gate."""
+    """A cell as tables print it: with + or − if ``signed``, with the sign of its verdict if ``verdict``, and in
+    brackets if its gate is closed."""
     text = value_text(cell, metric, signed)
     if verdict and cell["verdict"]:
         text += f" {VERDICT_SIGNS[cell['verdict']]}"
@@ -55,7 +55,7 @@ def cell_text(cell: Mapping[str, Any], metric: Metric, signed: bool = False, ver
 
 
 class Column(NamedTuple):
-    """A column of scores: its heading, the columns of the cells that it fixes, its metric, and the heading over it."""
+    """A column of scores: its heading, the values that its cells have in common, its metric, and the heading above."""
 
     head: str
     where: Mapping[str, Any]
@@ -64,7 +64,7 @@ class Column(NamedTuple):
 
 
 def column(metric: Metric, /, head: str = "", span: str = "", **where: Any) -> Column:
-    """The column of a metric; ``where`` fixes more, such as set and view."""
+    """Return the :class:`Column` of a metric; ``where`` has more values to fix, such as set and view."""
     return Column(head or metric.label, {**dict(zip(KEY, metric.key, strict=True)), **where}, metric, span)
 
 
@@ -83,12 +83,12 @@ def score_sheet(
     remarks: Sequence[str] = (LIMITS,),
     frame: pd.DataFrame | None = None,
 ) -> Sheet:
-    """A sheet with one row per model of ``blocks`` (heading, models), or with ``by_view`` one row per model and view,
-    of the cells that ``where``, row and column name together; ``signed`` and ``verdict`` as in :func:`cell_text`;
-    ``marked``: the best and the second best of each column of a block.
+    """Return a sheet with one row per model of ``blocks`` (heading, models), or per model and view if ``by_view``. A
+    cell is the one that ``where``, its row and its column name together. ``signed`` and ``verdict`` as in
+    :func:`cell_text`; ``marked``: the best and the second best of each column of a block are marked.
 
-    ``scores`` are of one GROUP. Below stand ``remarks``, and then those that all tables have. ``frame`` are the rows of
-    the CSV where it holds more than what is printed.
+    ``scores`` are of one GROUP. ``remarks`` come below the table, then those that all tables have. ``frame`` are the
+    rows of the CSV, if it has more than the printed ones.
     """
     model_key = [*MODEL, *scores.by]
     key = [*model_key, *PLACE]
@@ -134,8 +134,8 @@ def new_sheet(
     remarks: Sequence[str] = (),
     frame: pd.DataFrame | None = None,
 ) -> Sheet:
-    """A :class:`Sheet` whose title and label say what the runs have in common, with what ‡ means where a row has it. A
-    cell may be its text alone."""
+    """Return a :class:`Sheet` with the group of the runs in its title and label, and an explanation of ‡ if a row has
+    it. A cell may be its text alone."""
     collapsed = any(COLLAPSED in name for _, rows in blocks for name, _ in rows)
     remarks = [*remarks, *([COLLAPSED_NOTE] if collapsed else [])]
     blocks = [
@@ -147,9 +147,9 @@ def new_sheet(
 
 
 def _marks(scores: Scores, metric: Metric, entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """BEST, SECOND or "" for each cell of a column, as it is printed: on Forget and Test nearest to the oracle is best,
-    elsewhere highest (or lowest). Left out are the models that are compared with, those that are not sound, and what
-    is behind a closed gate; one that is left alone is not marked."""
+    """Return BEST, SECOND or "" for each cell of a column, by printed values. On Forget and Test the nearest to the
+    oracle is best, elsewhere the highest (or lowest). References, unsound models and cells behind a closed gate are
+    left out; a cell that remains alone has no mark."""
     oracle = next((entry["value"] for entry in entries if entry["method"] == "oracle" and not entry["after"]), nan)
 
     def distance(entry: Mapping[str, Any]) -> float:
@@ -166,7 +166,7 @@ def _marks(scores: Scores, metric: Metric, entries: Sequence[Mapping[str, Any]])
 
 
 def select(scores: Scores, metrics: Iterable[Metric] | None = None, **where: Any) -> pd.DataFrame:
-    """The cells, of these ``metrics``, whose columns have these values, or one of them where they are a list."""
+    """The cells of these ``metrics`` with these values in their columns; a list stands for any of its values."""
     rows = scores.cells
     for name, value in where.items():
         rows = rows[rows[name].isin(value) if isinstance(value, list) else rows[name] == value]
@@ -176,12 +176,12 @@ def select(scores: Scores, metrics: Iterable[Metric] | None = None, **where: Any
 
 
 def rows_by(frame: pd.DataFrame, columns: Sequence[str]) -> dict[tuple, dict[str, Any]]:
-    """The rows of a frame by the values of these columns."""
+    """Return the values of these columns → row, for the rows of a frame."""
     return {tuple(row[column] for column in columns): row for row in frame.to_dict("records")}
 
 
 def csv_rows(scores: Scores, rows: pd.DataFrame) -> pd.DataFrame:
-    """Cells as the CSV has them: with the margin of verdicts, and which models have collapsed and why."""
+    """Cells as in the CSV: with the margin of verdicts, and whether and why the model has collapsed."""
     known, model_key = by_key(), [*GROUP, *MODEL, *scores.by]
     margin = [known[key].margin for key in rows[KEY].itertuples(index=False, name=None)]
     margin = pd.Series(margin, rows.index, dtype=float).where(rows["verdict"] != "")
@@ -192,8 +192,8 @@ def csv_rows(scores: Scores, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def closed_gates(scores: Scores, cells: pd.DataFrame, how: str = "In brackets") -> list[str]:
-    """What stands below a table or figure of ``cells``: ``how`` those behind a closed gate look, and which they are;
-    nothing where all gates are open, or none is of a set whose score is to come down."""
+    """Return the remark on closed gates below a table or figure of ``cells``: ``how`` such cells look, and which they
+    are. It is empty if all gates are open, or if no cell is of a set on which the score should fall."""
     gated, names = cells[cells["set"].isin(FORGOTTEN)], []
     if len(gated) and scores.gates.empty:
         return [GATES_UNKNOWN]
@@ -206,8 +206,8 @@ def closed_gates(scores: Scores, cells: pd.DataFrame, how: str = "In brackets") 
 
 
 def sample(scores: Scores, cells: pd.DataFrame) -> str:
-    """What stands below every table and figure of ``cells``: how many people, and what the intervals are over."""
-    others = [one.key for one in metrics(per="model")]  # they count people who belong to no set as well
+    """The remark below every table and figure of ``cells``: the number of people, and what the intervals are over."""
+    others = [one.key for one in metrics(per="model")]  # they also count people who are in no set
     of_set = cells["set"].isin(SETS) & cells["value"].notna() & ~pd.MultiIndex.from_frame(cells[KEY]).isin(others)
     counts = cells[of_set].groupby("set", sort=False)["n_profiles"].max()
     listed = ", ".join(f"{name.capitalize()} {int(count)}" for name, count in counts.items())
@@ -216,14 +216,14 @@ def sample(scores: Scores, cells: pd.DataFrame) -> str:
 
 
 def asked_along(scores: Scores) -> str:
-    """What stands below what is read off paths, which ask a part of the people."""
+    """The remark below results along paths, in which only some of the people are asked: how many."""
     counts = scores.points.groupby(["replicate", "set"])["person"].nunique().groupby("set").max()
     listed = ", ".join(f"{name.capitalize()} {counts[name]}" for name in SETS if name in counts)
     return f"People asked along a path, in each replicate: {listed}. {repeats(scores)}"
 
 
 def interpolated(scores: Scores, closed_in: str = "trained") -> str:
-    """What stands below what is read off between the points of paths: how far apart those around half closed lie."""
+    """The remark below results between the points of paths: how far apart the points around half closed are."""
     widths: dict[str, list[float]] = defaultdict(list)
     names = {run.id: scores.name(scores.model_of(run)) for run in scores.runs}
     for run, curve in path.curves(scores.points, closed_in).items():
@@ -236,17 +236,17 @@ def interpolated(scores: Scores, closed_in: str = "trained") -> str:
 
 
 def repeats(scores: Scores) -> str:
-    """What the intervals are over: how many replicates each model has, once where they agree, by name where not."""
+    """What the intervals are over: the number of replicates of each model, by name only if models differ."""
     named = [(scores.name(scores.model_of(run)), *(run[column] for column in DRAW)) for run in scores.runs]
     runs = Counter(name for name, *_ in named)
-    # runs that differ in a seed alone have one forget set, and are one replicate
+    # runs that differ only in a seed have one forget set, and are one replicate
     counts = Counter(name for name, *_ in dict.fromkeys(named))
     if set(counts.values()) == {1}:
         fewest, most = min(runs.values()), max(runs.values())
         several = f"{'' if fewest == most else 'Up to '}{most} runs of each model in one replicate (one forget set)"
         has = "One run of each model" if most == 1 else several
         return f"{has}: intervals are over people alone, and say nothing about another run of the method."
-    published = all(run.parameters.get("data_source") for run in scores.runs)  # it brings one forget set a ratio
+    published = all(run.parameters.get("data_source") for run in scores.runs)  # one forget set per ratio
     own = "trainings of its own; the forget set is one" if published else "its own forget set and trainings"
     same = f"{next(iter(counts.values()))} replicates (each with {own})"
     if len(set(counts.values())) > 1:
@@ -255,13 +255,13 @@ def repeats(scores: Scores) -> str:
 
 
 def group_title(scores: Scores) -> str:
-    """What runs that share a table have in common."""
+    """The title of the runs that share a table: base model, scale, forget ratio and protocol."""
     _, protocol, ratio = scores.group.values()
     one = scores.runs[0]
     return f"{one.base_label} ({one['scale']}), forget {ratio} %, {protocol} protocol"
 
 
 def sheet_label(kind: str, scores: Scores) -> str:
-    """The LaTeX label of a table and, with _ for -, the name of a figure; the clean protocol goes unnamed."""
+    """The LaTeX label of a table and, with _ for -, the name of a figure; the protocol is left out if it is clean."""
     base_model, protocol, ratio = scores.group.values()
     return re.sub(r"[^\w.-]", "-", f"{kind}-{base_model}-{ratio}" + ("" if protocol == "clean" else f"-{protocol}"))

@@ -1,6 +1,6 @@
-"""Which printed gaps exceed the noise, in published figures (:func:`gaps`) and in anybody's table (:func:`audit`);
-docs/methods.md has the formula. The ``correlation`` of answers about one person is assumed, .1 with a range from 0 to
-.4; ``model_correlation`` is that of the two models' figures over people."""
+"""Tests which printed gaps exceed the noise, in published figures (:func:`gaps`) and in your own table (:func:`audit`);
+docs/methods.md has the formula. ``correlation``, between answers about one person, is assumed: .1, with a range from 0
+to .4. ``model_correlation`` is that of the two models' figures over people."""
 
 from collections.abc import Iterable
 from itertools import combinations, product
@@ -22,25 +22,25 @@ from mllmu_nb.reporting.runs import read_run
 CORRELATIONS = (0.0, 0.1, 0.4)
 LIKELY = 0.1
 LEVEL, POWER = 0.95, 0.8
-SEEN = float(norm.ppf((1 + LEVEL) / 2))  # errors of a gap that exceeds the noise
+SEEN = float(norm.ppf((1 + LEVEL) / 2))  # a gap of more standard errors exceeds the noise
 REACH = SEEN + float(norm.ppf(POWER))
 FICTITIOUS, CELEBRITIES = 500, 153
-QUESTIONS = {"classification": 5, "generation": 2, "cloze": 2}  # a person in one view
-SHOWN = {"classification": 1, "generation": 0, "cloze": 2}  # people whose questions are worked examples: not scored
+QUESTIONS = {"classification": 5, "generation": 2, "cloze": 2}  # per person and view
+SHOWN = {"classification": 1, "generation": 0, "cloze": 2}  # people whose questions are worked examples, not scored
 EXCEEDS, COULD, UNKNOWN = "exceeds the noise", "could be noise", "cannot be said (n unknown)"
 CELL = ["source", "base_model", "forget_ratio", "set", "view", "metric"]
 
 
 def people_behind(set_name: str, ratio: int, task: str) -> int:
-    """How many people a published figure is a mean over, by the paper's set sizes and the released code's examples.
-    ``set_name`` as sources print it, ``ratio`` in per cent."""
+    """The number of people behind a published figure, by the paper's set sizes and the released code's worked examples.
+    ``set_name`` is as sources print it, ``ratio`` in per cent."""
     forget = FICTITIOUS * ratio // 100
     size = {"Forget": forget, "Test": forget, "Retain": FICTITIOUS - forget, "Real Celebrity": CELEBRITIES}[set_name]
     return size - (0 if set_name == "Real Celebrity" else SHOWN[task])
 
 
 def vanilla_items() -> pd.DataFrame:
-    """Scored answers of the committed vanilla model, whose people's spread stands in for that of published models."""
+    """Scored answers of the committed vanilla model; their spread over people replaces that of published models."""
     folder = paths.runs(paths.reference()) / Config(method="vanilla", forget_ratio=10).run_id
     if not folder.is_dir():
         raise KitError(f"no run of vanilla at 10 % under {folder.parent}: it is committed, so check it out")
@@ -49,7 +49,7 @@ def vanilla_items() -> pd.DataFrame:
 
 def spread(items: pd.DataFrame, set_name: str, view: str, metric: str) -> float:
     """Standard deviation over people of their mean score, from the scored answers of one run. Forget and retain people
-    were taught alike, so both stand for the fictitious ones."""
+    were taught in the same way, so both are used as fictitious people."""
     names = {"Real Celebrity": ["celebrity"], "Test": ["test"]}.get(set_name, ["forget", "retain"])
     asked = items[items["set"].isin(names) & (items["task"] == "generation")]
     asked = asked if view == "both" else asked[asked["view"] == view]
@@ -60,17 +60,16 @@ def detectable(
     first: float, second: float, people: int, each: int, correlation: float, model_correlation: float = 0.0
 ) -> float:
     """The smallest difference of two shares of right answers that is detected with 80 % power at 95 %, as a share. Both
-    are means over ``people`` with ``each`` questions, whose answers are correlated by ``correlation``."""
+    are means over ``people`` with ``each`` questions; ``correlation`` is that between answers about one person."""
     share = (first + second) / 2
     variance = share * (1 - share) * (1 + (each - 1) * correlation) / (people * each)
     return REACH * sqrt(2 * (1 - model_correlation) * variance)
 
 
 def smallest(first: Any, second: Any, correlation: float, model_correlation: float = 0.0) -> float:
-    """The smallest detectable gap of two figures, in their unit; NaN where the number of people is unknown.
-
-    A figure has ``value``, ``people``, ``questions`` (per person), ``top``, the best value of its measure, and ``sd``:
-    a standard deviation over people where it is no share of right answers, else NaN."""
+    """The smallest detectable gap of two figures, in their unit; NaN if the number of people is unknown. A figure has
+    ``value``, ``people``, ``questions`` (per person), ``top``, the best value of its measure, and ``sd``: the standard
+    deviation over people if it is not a share of right answers, else NaN."""
     people = min(first.people, second.people)
     if not people >= 2:
         return nan
@@ -84,9 +83,9 @@ def smallest(first: Any, second: Any, correlation: float, model_correlation: flo
 def compare(
     figures: pd.DataFrame, by: list[str], correlations: Iterable[float], model_correlation: float = 0.0
 ) -> pd.DataFrame:
-    """Every pair of the methods that share a cell: one row per cell ``by``, pair and assumed correlation, with the
-    ``gap`` (first minus second), the ``noise`` (a gap above it exceeds it), what is ``detectable``, and the
-    ``verdict``. ``figures`` have ``method`` and what :func:`smallest` reads."""
+    """Compare every two methods that share a cell: one row per cell ``by``, pair and assumed correlation, with the
+    ``gap`` (first minus second), the ``noise`` (a gap above it exceeds it), the ``detectable`` gap, and the
+    ``verdict``. ``figures`` have the column ``method`` and those that :func:`smallest` reads."""
     rows = []
     for key, cell in figures.groupby(by, sort=False):
         for (a, b), correlation in product(combinations(cell.itertuples(), 2), correlations):
@@ -99,18 +98,18 @@ def compare(
 
 
 def gaps(figures: pd.DataFrame, items: pd.DataFrame, model_correlation: float = 0.0) -> pd.DataFrame:
-    """Every pair of methods that one source prints in one cell, as :func:`compare` has them. Gaps are shares, of a
-    metric that is not known in its source's unit.
+    """Compare every two methods that one source prints in one cell, by :func:`compare`. Gaps are shares, or in the unit
+    of the source if the kit does not know the metric.
 
-    ``figures`` as from :func:`published.load`; ``items`` are the answers of the run whose people's spread stands in for
-    that of ROUGE and BLEU, which contains their correlation.
+    ``figures`` are from :func:`published.load`; ``items`` are the answers of a run whose spread over people replaces
+    that of ROUGE and BLEU. This spread contains their correlation.
     """
     behind = pd.DataFrame([_behind(row, items) for row in figures.itertuples()], figures.index)
     return compare(figures.assign(**behind, top=1.0), [*CELL, "task"], CORRELATIONS, model_correlation)
 
 
 def _behind(figure: Any, items: pd.DataFrame) -> dict:
-    """What is known of a printed figure, its value as a share."""
+    """What is known about a printed figure: task, value as a share, people, questions per person, and sd."""
     counterpart = published.COUNTERPARTS.get(figure.metric)
     if counterpart is None:
         return {"task": "", "value": figure.value, "people": nan, "questions": nan, "sd": nan}
@@ -121,14 +120,14 @@ def _behind(figure: Any, items: pd.DataFrame) -> dict:
 
 
 def shares(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Gaps for each group of ``gaps``' rows: their number and the share that exceeds the noise at each correlation."""
+    """The number of gaps in each group ``by``, and the share of them that exceeds the noise at each correlation."""
     known = table[table["verdict"] != UNKNOWN].assign(exceeds=table["verdict"] == EXCEEDS)
     wide = known.pivot_table(index=by, columns="correlation", values="exceeds", aggfunc="mean", sort=False)
     wide = wide.rename(columns="ρ = {:g}".format)
     return wide.assign(gaps=known.groupby(by).size() // known["correlation"].nunique()).rename_axis(columns=None)
 
 
-# -- anybody's table --------------------------------------------------------------------------------------------
+# -- your own table ---------------------------------------------------------------------------------------------
 
 PER_CENT = 100.0
 ASSUMED = ("people", "questions", "sd", "top")  # columns that a table may have
@@ -137,11 +136,11 @@ AUDITED = ["measure", "first", "second", "gap", "noise", "least", "most", "detec
 
 
 def read(path: Path | str) -> pd.DataFrame:
-    """A table of scores, one row per figure: ``method``, ``measure``, ``value``, and, as far as the file has them,
-    ASSUMED. The file has these columns, or one column per measure beside ``method``, as papers print it; empty cells
-    are left out. Raises KitError where a column is missing or a figure is no number."""
+    """Read a table of scores, one row per figure: ``method``, ``measure``, ``value``, and those of ASSUMED that the
+    file has. The file has these columns, or ``method`` and one per measure, as papers print it; empty cells are left
+    out. Raises KitError if a column is missing, a figure is no number, or a method has two for a measure."""
     try:
-        # names stay as they stand: a method may be called "None" or "1"
+        # names stay text: a method may be called "None" or "1"
         names = {"method": str, "measure": str}
         table = pd.read_csv(path, dtype=names, keep_default_na=False, na_values=EMPTY)
     except UnicodeDecodeError:
@@ -176,13 +175,13 @@ def audit(
     correlation: float = LIKELY,
     model_correlation: float = 0.0,
 ) -> pd.DataFrame:
-    """One row per pair of methods and measure (AUDITED), in the unit of the table; ``least`` and ``most`` are the noise
-    over the assumed range of the ``correlation``.
+    """Compare every two methods on each measure (columns AUDITED), in the unit of the table; ``least`` and ``most`` are
+    the noise over the assumed range of the ``correlation``.
 
-    ``people`` and ``questions`` (of each about a measure) and ``top``, a measure's best value, hold where the table has
-    no column of that name, and without a number of people nothing can be said; ``sd``, a standard deviation over
-    people, makes a measure that is no share of right answers judgeable. Raises KitError for a value that is no share of
-    its ``top``, shares of 1 where nobody has said that ``top`` is 100, and assumptions that cannot be.
+    ``people``, ``questions`` (per person and measure) and ``top``, a measure's best value, are used if the table has no
+    such value. Without a number of people, the verdict is unknown. A measure that is no share of right answers needs a
+    column ``sd``, the standard deviation over people. Raises KitError for a share outside 0 to ``top``, for shares up
+    to 1 if ``top`` is 100 and no column says so, and for impossible assumptions.
     """
     said = table["top"].notna() if "top" in table else pd.Series(False, table.index)
     assumed = {"people": nan if people is None else people, "questions": questions, "sd": nan, "top": top}
@@ -214,8 +213,8 @@ def audit(
 
 @plots.styled
 def figure(gaps: pd.DataFrame, most: int = 24) -> Figure:
-    """The ``most`` largest gaps, each with the noise as its whisker: a gap whose whisker reaches 0 could be noise.
-    Filled: exceeds the noise; hollow: does not. Raises KitError where no gap could be judged."""
+    """Draw the ``most`` largest gaps, each with the noise as its whisker: a gap whose whisker reaches 0 could be noise.
+    Filled: exceeds the noise; hollow: does not. Raises KitError if no gap could be judged."""
     known = gaps[gaps["verdict"] != UNKNOWN]
     if known.empty:
         raise KitError("no gap has a known number of people")

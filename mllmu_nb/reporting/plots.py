@@ -1,7 +1,6 @@
-"""How figures look, and the few shapes they have: intervals, a heat map, names beside lines, a page of text and
-pictures. A method has the colour and marker of its class everywhere; a filled mark means unlearned on image + text, a
-hollow one on text only, and grey stands behind a closed gate. Colours are Okabe and Ito's, safe for colour-blind
-readers."""
+"""The style of figures and their parts: intervals, a heat map, names beside lines, a page of text and pictures. A
+method has the colour and marker of its class everywhere. A filled mark means unlearned on image + text, a hollow one on
+text only, and grey that the gate is closed. Colours are Okabe and Ito's, safe for colour-blind readers."""
 
 import functools
 import io
@@ -35,15 +34,15 @@ COLUMN, PAGE = 3.4, 7.0  # inches, of a two-column paper
 SMALL, NORMAL, TITLE = 7.5, 8.5, 10.0  # points
 LINE = 1.32 * SMALL / 72  # inches from one line of small text to the next
 INK, GREY, PALE = "#222222", "#6b6b6b", "#d9d9d9"
-CLOSED = "#b0b0b0"  # what stands behind a closed gate, and no model
-RIGHT, WRONG = "#0072B2", "#C04F00"  # Okabe and Ito's blue and vermillion, the latter darkened to be read as text
-# the first is shipped with the kit, the second, with the signs it lacks, with matplotlib: the same on every machine
+CLOSED = "#b0b0b0"  # for scores behind a closed gate; no model has it
+RIGHT, WRONG = "#0072B2", "#C04F00"  # Okabe and Ito's blue and vermillion, the latter darkened for text
+# the kit has the first, and matplotlib the second, for signs that the first lacks: figures are the same everywhere
 FONTS = ["Source Sans Pro", "DejaVu Sans"]
 for _file in sorted((paths.PACKAGE / "assets" / "fonts").glob("*.ttf")):
     fontManager.addfont(_file)
 STYLE = {
     "font.family": FONTS,
-    "text.hinting": "no_hinting",  # a text is as wide as it was measured, at any resolution
+    "text.hinting": "no_hinting",  # text has the width that was measured, at any resolution
     **dict.fromkeys(("font.size", "axes.titlesize"), NORMAL),
     **dict.fromkeys(("axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"), SMALL),
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
@@ -58,10 +57,10 @@ STYLE = {
     "pdf.fonttype": 42,
     "savefig.dpi": 200,
 }
-styled = matplotlib.style.context(STYLE, after_reset=True)  # a decorator; whatever the caller's settings are
+styled = matplotlib.style.context(STYLE, after_reset=True)  # a decorator; it ignores the caller's settings
 
 
-Limits = Sequence[float] | None  # low and high, of an interval
+Limits = Sequence[float] | None  # low and high of an interval
 
 
 class Look(NamedTuple):
@@ -76,7 +75,7 @@ LOOKS = {"base": Look("#56B4E9", "X"), "vanilla": Look("#000000", "o"), "oracle"
 
 
 def look(method: str, variant: str = "canonical", modality: str = "none") -> Look:
-    """Colour and marker of a method; hollow where it was unlearned on text only."""
+    """Colour and marker of a method; hollow if it was unlearned on text only."""
     own = class_of(method, variant)
     known = LOOKS.get(method) or Look(own.colour, own.marker)
     return known._replace(filled=modality != "unimodal")
@@ -91,8 +90,8 @@ def save(figure: Figure, stem: Path) -> None:
 
 
 def png(figure: Figure, **how: Any) -> bytes:
-    """A PNG that has the same bytes whenever it is drawn. 256 colours are plenty for a chart, and make it small; they
-    are spread over all that occur, as a colour bar has many on a small area."""
+    """Return a PNG with the same bytes every time. 256 colours are enough for a chart and make it small; they are
+    chosen over all colours that occur, because a colour bar has many on a small area."""
     full, small = io.BytesIO(), io.BytesIO()
     figure.savefig(full, format="png", **how)
     few = {"method": PIL.Image.Quantize.MAXCOVERAGE, "kmeans": 1, "dither": PIL.Image.Dither.NONE}
@@ -101,7 +100,7 @@ def png(figure: Figure, **how: Any) -> bytes:
 
 
 def settle(figure: Figure) -> None:
-    """Lays the panels out for good, so that what is placed beside them afterwards stays there."""
+    """Fix the layout of the panels, so that things placed beside them afterwards stay there."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
 
@@ -117,8 +116,8 @@ def width_of(text: str, weight: str = "normal") -> float:
 
 
 def wrap(text: str, width: float, weight: str = "normal", most: int = 3) -> list[str]:
-    """``text`` in at most ``most`` lines no wider than ``width`` inches; what is cut ends in an ellipsis. A character
-    that the fonts lack (a model may write anything) is shown as a box."""
+    """Break ``text`` into at most ``most`` lines no wider than ``width`` inches; a text that is cut ends in an
+    ellipsis. A character that the fonts lack (a model may write anything) becomes a box."""
     fonts, lines = [get_font(findfont(name)) for name in FONTS], [""]
 
     def fits(line: str) -> bool:
@@ -144,12 +143,12 @@ def wrap(text: str, width: float, weight: str = "normal", most: int = 3) -> list
 
 
 def below_lines(texts: Iterable[str], width: float = PAGE) -> list[str]:
-    """The lines below a figure, broken to its width."""
+    """The texts below a figure, broken into lines of its width."""
     return [line for text in texts if text for line in wrap(text, width - 0.15, most=6)]
 
 
 def spread(wanted: Sequence[float], gap: float, low: float = -math.inf, high: float = math.inf) -> list[float]:
-    """Places nearest to those wanted (least squares) that are ``gap`` apart, kept between ``low`` and ``high``."""
+    """Return places between ``low`` and ``high``, at least ``gap`` apart, nearest to those wanted (least squares)."""
     order = np.argsort(wanted, kind="stable")
     steps = gap * np.arange(len(order))
     placed = np.empty(len(order))
@@ -162,8 +161,8 @@ def spread(wanted: Sequence[float], gap: float, low: float = -math.inf, high: fl
 
 
 def panels(rows: int, columns: int, size: Sequence[float], below: Iterable[str] = (), title: str = "", **sharing: Any):
-    """A figure of ``size`` inches with ``rows`` × ``columns`` panels, and its axes [rows, columns]; its ``title`` and
-    the texts ``below``, in grey at its foot, add to its height."""
+    """Return a figure of ``size`` inches with ``rows`` × ``columns`` panels, and its axes [rows, columns]. The
+    ``title`` and the texts ``below`` the panels, in grey, add to its height."""
     lines = below_lines(below, size[0])
     more = len(lines) + 2 * bool(title) + title.count("\n")
     figure = Figure((size[0], size[1] + LINE * more), layout="constrained")
@@ -176,7 +175,7 @@ def panels(rows: int, columns: int, size: Sequence[float], below: Iterable[str] 
 
 
 def corner(figure: Figure, text: str) -> None:
-    """Small text in the upper right corner of a figure as wide as a page, beside its title."""
+    """Write small text into the upper right corner, beside the title, if the figure is as wide as a page."""
     width, height = figure.get_size_inches()
     if width >= PAGE:
         figure.text(1 - 0.08 / width, 1 - 0.1 / height, text, ha="right", va="top", fontsize=SMALL, color=GREY)
@@ -192,9 +191,9 @@ def mark(
     thickness: float = 1,
     opacity: float = 1,
 ) -> None:
-    """A model's mark with its interval: ``across`` in x, ``along`` in y, each (low, high); ``opacity`` is that of its
-    face, for marks that lie on one another."""
-    # a hollow mark lies above filled ones and shows what is below it
+    """Draw a model's mark with its intervals ``across`` (in x) and ``along`` (in y), each (low, high). ``opacity`` is
+    that of its face, for marks that overlap."""
+    # draw hollow marks above filled ones, which stay visible through them
     how = {"zorder": 2 if look.filled else 2.5, "elinewidth": thickness, "linestyle": "none", **point(look)}
     how |= {"markerfacecolor": (look.colour, opacity)} if look.filled and opacity < 1 else {}
     for name, value, ends in (("xerr", x, across), ("yerr", y, along)):
@@ -203,25 +202,24 @@ def mark(
 
 
 def point(look: Look) -> dict[str, Any]:
-    """How a line shows its points, by which a model is known without its colour."""
+    """The options that draw points on a line, by which readers know a model without its colour."""
     fill, size = look.colour if look.filled else "none", 7 if look.marker == "*" else 4.4
     return {"marker": look.marker, "color": look.colour, "markerfacecolor": fill, "markersize": size}
 
 
 def dots(panel: Axes, x: ArrayLike, y: ArrayLike, colour: str) -> None:
-    """One dot per replicate, small and pale, below the mark of their mean; ``x`` or ``y`` may be one place for all."""
+    """Draw one small, pale dot per replicate, below the mark of their mean; ``x`` or ``y`` may be a single number."""
     look = {"s": 5, "color": colour, "alpha": 0.45, "linewidth": 0, "zorder": 1.8, "clip_on": False}
     panel.scatter(*np.broadcast_arrays(x, y), **look)
 
 
 def look_of(row: Mapping[str, Any]) -> Look:
-    """The look in the columns colour, marker and filled of a row; a filled point where they are missing."""
+    """The look in the columns colour, marker and filled of a row; by default, a filled point."""
     return Look(row.get("colour", INK), row.get("marker", "o"), row.get("filled", True))
 
 
 def legend(figure: Figure, signs: Mapping[str, Artist]) -> None:
-    """Names above the panels, each beside its sign, on the empty second line of the figure's title. The layout is final
-    afterwards."""
+    """Write a legend above the panels, on the empty second line of the figure's title. The layout is then final."""
     place = {"loc": "outside upper left", "ncols": len(signs), "handlelength": 1.2, "columnspacing": 1.5}
     top = 1 - 1.1 * LINE / figure.get_figheight()
     figure.legend(signs.values(), signs, bbox_to_anchor=(0, 0, 1, top), **place)
@@ -231,15 +229,15 @@ def legend(figure: Figure, signs: Mapping[str, Artist]) -> None:
 
 
 def values(frame: pd.DataFrame, column: str) -> list:
-    """The values of a column, each once, by its categories or else in the order of the rows; one "" for no column."""
+    """The distinct values of a column, in the order of its categories or else of the rows; [""] for no column."""
     if column and isinstance(frame[column].dtype, pd.CategoricalDtype):
         return list(frame[column].cat.remove_unused_categories().cat.categories)
     return list(dict.fromkeys(frame[column])) if column else [""]
 
 
 def facets(frame: pd.DataFrame, row: str, column: str, **how: Any) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
-    """A figure with a panel for each value of the columns ``row`` and ``column``, and the rows of ``frame`` in each;
-    ``how`` as for :func:`panels`."""
+    """Return a figure with one panel for each value of the columns ``row`` and ``column``, and the rows of ``frame`` in
+    each panel; ``how`` as for :func:`panels`."""
     rows, columns = values(frame, row), values(frame, column)
     figure, axes = panels(len(rows), len(columns), **how)
     cells = []
@@ -262,11 +260,11 @@ def forest(
     unit: str = "",
     **texts: Any,
 ) -> Figure:
-    """A mark with its interval (low, high) for every row of ``frame``: one line per value of ``y``, one panel per
-    ``row`` and ``column``, with a ``unit`` below each column and ``title`` and ``below`` as :func:`panels` has them.
+    """Draw a mark with its interval (low, high) for every row of ``frame``: one line per value of ``y``, one panel per
+    ``row`` and ``column``, and ``unit`` below each column; ``title`` and ``below`` as in :func:`panels`.
 
-    The others are names of columns; colour, marker and filled are the look, and ``dots`` has the replicates' values.
-    ``band``: half the width of a grey band around 0; ``right``: text to the right of a panel.
+    The other arguments are names of columns. ``band``: half the width of a grey band around 0; ``right``: text to the
+    right of a panel. The columns colour, marker and filled are the look, and ``dots`` has the replicates' values.
     """
     names, labels = values(frame, y), values(frame, row)
     upright = max(width_of(line) for label in labels for line in label.split("\n"))
@@ -302,9 +300,9 @@ def heat(
     spots: pd.DataFrame | None = None,
     **bar: Any,
 ) -> None:
-    """A heat map of ``values`` [rows, columns] with ``texts`` in its cells, grey where a value is NaN; ``bar`` is the
-    look of its colour bar. ``spots``, shaped as ``values``, are the replicates' values of each cell: dots at its foot,
-    with the one of ``limits`` at its left edge and the other at its right."""
+    """Draw a heat map of ``values`` [rows, columns] with ``texts`` in its cells, grey if a value is NaN; ``bar`` is the
+    look of its colour bar. ``spots`` [rows, columns] are the replicates' values of each cell, drawn as dots at its
+    foot; the left and right edges of a cell are the two ``limits``."""
     grey, reach = values.isna().to_numpy(), limits[1] - limits[0]
     panel.set_facecolor(PALE)
     scale = {"vmin": limits[0], "vmax": limits[1], "cmap": colours, "linewidths": 0.8, "cbar_kws": bar}
@@ -319,7 +317,7 @@ def heat(
 
 
 class End(NamedTuple):
-    """What is named to the right of a panel: at this height, by this text, with the mark of this look if it has one."""
+    """A name to the right of a panel: its height, text and colour, and the look of its mark, if it has one."""
 
     panel: Axes
     height: float
@@ -329,13 +327,13 @@ class End(NamedTuple):
 
 
 def lead(panel: Axes, x: float, height: float) -> None:
-    """A thin line from a point to the right edge of its panel, where its name is (:func:`name_ends`)."""
+    """Draw a thin line from a point to the right edge of its panel, where its name is (:func:`name_ends`)."""
     panel.plot([x, panel.get_xlim()[1]], [height] * 2, color=PALE, linewidth=0.6, zorder=0, scalex=False, scaley=False)
 
 
 def name_ends(figure: Figure, ends: Sequence[End]) -> None:
-    """Writes names to the right of panels, each at its height or, where several are close, as near as they fit; a thin
-    line leads there. The layout of the figure is final afterwards."""
+    """Write names to the right of panels, each at its height or, if several are close, as near as they fit; a thin line
+    leads to each. The layout of the figure is final afterwards."""
     at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "annotation_clip": False}
     notes = []
     for end in ends:
@@ -361,7 +359,7 @@ def name_ends(figure: Figure, ends: Sequence[End]) -> None:
 
 
 class Page:
-    """A page measured in inches from its upper left corner, as high as what is put on it; its title ends at 0.3."""
+    """A page measured in inches from its upper left corner; its title ends at 0.3, and :meth:`cut` sets its height."""
 
     def __init__(self, title: str):
         self.figure = Figure((PAGE, 1.0))
@@ -371,7 +369,7 @@ class Page:
         self.write(0.1, 0.08, [title], fontsize=TITLE, fontweight="bold")
 
     def write(self, x: float, y: float, lines: Iterable[str], **look: Any) -> float:
-        """Lines downwards from (x, y); returns the y below them."""
+        """Write lines downwards from (x, y); returns the y below them."""
         for line in lines:
             self.axes.text(x, y, line, va="top", parse_math=False, **({"fontsize": SMALL} | look))
             y += LINE
@@ -381,14 +379,14 @@ class Page:
         self.axes.plot([left, right], [y, y], color=colour, linewidth=0.6)
 
     def picture(self, data: bytes, x: float, y: float, size: float) -> None:
-        """A portrait as a square of ``size``, drawn fine where its face is known."""
+        """Draw a portrait as a square of ``size``; it is redrawn in fine detail if its face is known."""
         box = self.axes.inset_axes((x, y, size, size), transform=self.axes.transData)
         box.imshow(np.asarray(large(data)), interpolation="antialiased")
         box.set(xticks=[], yticks=[])
         box.spines[:].set(color=PALE, linewidth=0.6)
 
     def cut(self, bottom: float) -> Figure:
-        """The page down to ``bottom``."""
+        """Cut the page at ``bottom``, and return its figure."""
         self.figure.set_size_inches(PAGE, bottom)
         self.axes.set_ylim(bottom, 0)
         return self.figure

@@ -1,5 +1,5 @@
-"""The report on the finished runs of a scale: scores, the table of runs, every table and figure, and the results as a
-paragraph, each number with the table and the runs it is from."""
+"""The report on the finished runs of a scale: scores, the table of runs, every table and figure, and a paragraph of
+results in which each number names its table and its runs."""
 
 import contextlib
 import os
@@ -24,11 +24,11 @@ UNFINISHED = ".unfinished"
 
 
 def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], None] = print) -> list[Path]:
-    """Writes scores.csv, runs.csv, all tables, the results in words and all figures of the runs under
-    ``paths.results(scale)``; returns the files, which take their places when all of them are there.
+    """Write scores.csv, runs.csv, all tables, the results in words and all figures of the runs under
+    ``paths.results(scale)``. The files replace earlier ones only when all are written. Returns the files.
 
-    ``people`` lend their portraits, and the first three are shown on the profile sheet, which is left as it is without
-    them. Raises KitError when there is no run, or the disk is full.
+    ``people`` give their portraits, and the first three are on the profile sheet; without people, it stays as it was.
+    Raises KitError if there is no run, or the disk is full.
     """
     results, pictures = paths.results(scale), paths.figures(scale)
     scores = Scores.read(results)
@@ -47,9 +47,9 @@ def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], N
 
 @contextlib.contextmanager
 def _aside(folder: Path, written: list[Path]) -> Iterator[Path]:
-    """A temporary folder in ``folder``, whose files take their places there, and among ``written``, in the end."""
+    """Yield a temporary folder in ``folder``; at the end, move its files to ``folder`` and add them to ``written``."""
     temporary = paths.writable(folder) / UNFINISHED
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
     try:
         temporary.mkdir()
         yield temporary
@@ -69,7 +69,7 @@ def _aside(folder: Path, written: list[Path]) -> Iterator[Path]:
 
 
 class Number(NamedTuple):
-    """A printed number, and where it is from: the row of a table's CSV, in words, and the ids of runs."""
+    """A printed number and its source: the row of a table's CSV, in words, and the ids of runs."""
 
     text: str
     row: str
@@ -77,9 +77,9 @@ class Number(NamedTuple):
 
 
 def half_closed(scores: Scores) -> dict[str, list[dict]]:
-    """Trained modality → two rows of ``scores.kept`` where half of the gap to the oracle is closed: of the method that
-    stands first in tables (of several settings the one that keeps most) and of the one that keeps most; only where
-    these are two."""
+    """Return trained modality → two rows of ``scores.kept`` with half of the gap to the oracle closed: the method that
+    comes first in tables (its setting that keeps most), and the method that keeps most. There is no entry if they are
+    the same."""
     kept = scores.kept.dropna(subset="value")
     half = kept.query(f"closed_in == 'trained' and what == '{path.KEPT}' and place == 0.5")
     result = {}
@@ -92,8 +92,7 @@ def half_closed(scores: Scores) -> dict[str, list[dict]]:
 
 
 def elsewhere(scores: Scores, row: Mapping[str, Any], **other: Any) -> dict:
-    """The row of ``scores.kept`` that differs from ``row`` in ``other`` (what, place) alone; empty where there is
-    none."""
+    """The row of ``scores.kept`` that differs from ``row`` only in ``other`` (what, place); empty if there is none."""
     at = {name: row[name] for name in (*MODEL, *scores.by, "closed_in", "what", "place")} | other
     return next(iter(scores.kept[has(scores.kept, list(at), list(at.values()))].to_dict("records")), {})
 
@@ -108,8 +107,8 @@ def replicates(scores: Scores) -> str:
 
 
 def paragraph(scores: Scores) -> Iterator[str | Number]:
-    """What runs of one GROUP show, as far as they are there: the gap, what is kept where half of it is closed, and who
-    has collapsed."""
+    """Yield the text on the runs of one GROUP, as far as there are such runs: the gap, what is kept with half of it
+    closed, and which models have collapsed."""
     name = [*MODEL, *scores.by]
 
     def number(text: str, table: str, row: Mapping[str, Any], *at: str) -> Number:
@@ -146,7 +145,7 @@ def paragraph(scores: Scores) -> Iterator[str | Number]:
 
 
 def write_results(scores: Scores, folder: Path, source: str) -> None:
-    """Writes ``results.md`` and ``results.tex``: one paragraph per GROUP, and one footnote per number."""
+    """Write ``results.md`` and ``results.tex``: one paragraph per GROUP, and one footnote per number."""
     markdown, latex, notes = [f"<!-- made from {source}; do not edit -->"], [], []
     for _, group in scores.groups:
         head = f"{group_title(group)}, {replicates(group)}. Options by likelihood, with 95 % limits."

@@ -1,5 +1,5 @@
-"""Finished runs, read from the folders ``runs`` and ``people`` of results and scored; every table and figure starts
-from them."""
+"""Reads finished runs from the folders ``runs`` and ``people`` of results, and scores them. Every table and figure
+starts here."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ REFERENCES = {"base": "Base", "vanilla": "Vanilla", "oracle": "Oracle"}
 COLLAPSED = "‡"
 OWN, COMMITTED = "your own run", "the committed reference run"
 TAUGHT_BY = ("base_path", "adaptation", "replay", "exams", "train_steps", "train_lr", "schedule", "label_mode", "eos")
-# The same, but left out of the hash at these values, which records of before they were parameters imply.
+# The same, but left out of the hash at these values: records that are older than the parameters imply them.
 TAUGHT_TOO: dict[str, Any] = {"base_revision": "", "vanilla_path": "", "vanilla_revision": "", "train_modality": "both"}
 TAUGHT_TOO |= {"adapter_reach": "language", "adam_eps": 1e-8, "precision": None, "quantise_base": None}
 TAUGHT_TOO |= {"micro_batch": 0, "checkpointing": False}
 FRAMES = ("items", "cells", "judged", "points")
-NOT_VARIED = {*RUN, "seed", "settings"}  # parameters that a run's columns hold already
+NOT_VARIED = {*RUN, "seed", "settings"}  # parameters that are already columns of a run
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run: ``record`` is its provenance, ``train`` how its model was trained. Of its frames (None where
-    there is none), read when they are first asked for, answers and those along its path are joined with their questions
-    and the run's columns, sentences and the answers about nobody (utility) with the latter."""
+    """One finished run: ``record`` is its provenance, ``train`` how its model was trained. Its frames are read when
+    they are first used; None if the run has no such frame. ``answers`` and ``path`` are joined with their questions and
+    the columns of the run; ``sentences`` and ``utility`` (answers about nobody) only with these columns."""
 
     folder: Path
     record: dict
@@ -61,7 +61,7 @@ class Run:
         return self.frames[name]
 
     def but(self, **frames: pd.DataFrame | None) -> Run:
-        """The same with other frames."""
+        """A copy of the run with these frames replaced."""
         return replace(self, frames=self.frames | frames)
 
     @property
@@ -103,13 +103,13 @@ class Run:
 
 
 def columns_of(record: dict) -> dict[str, Any]:
-    """The columns that say which run a row is of; ``name`` is what a model that was made elsewhere is called."""
+    """The columns that say which run a row is of; for a model that was made elsewhere, ``method`` is its ``name``."""
     parameters = {**record["parameters"], "run": record["run"], "scale": record["scale"], "taught": taught_by(record)}
     return {column: parameters[column] for column in RUN} | ({"method": record["name"]} if record.get("name") else {})
 
 
 def taught_by(record: dict) -> str:
-    """A hash of all that decides the vanilla model that a run starts from."""
+    """A hash of everything that determines the vanilla model of a run."""
     parameters = record["parameters"]
     taught = [parameters.get(name) for name in TAUGHT_BY]
     others = [[name, parameters.get(name, usual)] for name, usual in TAUGHT_TOO.items()]
@@ -118,8 +118,8 @@ def taught_by(record: dict) -> str:
 
 
 def _stored(folder: Path, record: dict, name: str) -> pd.DataFrame | None:
-    """A frame of the run in ``folder``. Raises KitError where its file is no longer that of the ``record``, and where
-    the questions of its people cannot be read or are not those that it answers."""
+    """Read a frame of the run in ``folder``; None if it has none. Raises KitError if the file differs from the
+    ``record``, or if the questions of its people cannot be read or lack some that it answers."""
     file, results = folder / f"{name}.parquet", folder.parent.parent
     if file.name not in record["files"]:
         return None
@@ -141,7 +141,7 @@ def _stored(folder: Path, record: dict, name: str) -> pd.DataFrame | None:
 
 
 def read_run(folder: Path) -> Run:
-    """The finished run in ``folder``. Raises KitError when there is none, or a file is not as it was written."""
+    """Read the finished run in ``folder``. Raises KitError if there is none, or if a file is not as it was written."""
     if not (folder / "answers.parquet").is_file() or not (folder / RECORD).is_file():
         raise KitError(f"there is no finished run in {folder}: it lacks answers.parquet or {RECORD}")
     if not is_whole(folder, named=OF_A_RUN):
@@ -151,8 +151,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_runs(results: Path) -> list[Run]:
-    """Every finished run of ``results``, in the order of their ids. Raises KitError when there is none, or one is
-    damaged."""
+    """Read all finished runs of ``results``, sorted by id. Raises KitError if there is none, or if one is damaged."""
     folders = sorted(path.parent for path in paths.runs(results).glob(f"*/{RECORD}"))
     if not folders:
         raise KitError(f"no finished run under {paths.runs(results)}: `make reproduce` makes them")
@@ -160,7 +159,7 @@ def read_runs(results: Path) -> list[Run]:
 
 
 def which_results(scale: str) -> tuple[Path, str]:
-    """The results that are shown and their name: the user's own if there are any, else the committed ones."""
+    """The results to show and their name: the user's own if there are any, else the committed ones."""
     own = paths.results(scale)
     if any(paths.runs(own).glob(f"*/{RECORD}")):
         return own, OWN
@@ -170,8 +169,8 @@ def which_results(scale: str) -> tuple[Path, str]:
 
 
 def made_of(records: Iterable[dict]) -> str:
-    """What runs with these records are about: people, base model, and how vanilla was taught. It is the same for all
-    runs that may be compared."""
+    """What the runs of these records are made of: people, base model, and how vanilla was taught. Runs may be compared
+    only if they have the same."""
     records = list(records)
     marks = {"people": [record["data_hash"] for record in records]}
     marks |= {"base": [record["base_hash"] for record in records], "vanilla": list(map(taught_by, records))}
@@ -179,7 +178,7 @@ def made_of(records: Iterable[dict]) -> str:
 
 
 def varied(runs: Sequence[Run]) -> list[str]:
-    """Parameters beside the model's own columns in which runs of one model differ, as when a grid goes over a rate."""
+    """Parameters, other than the model's columns, in which runs of one model differ, for example a rate in a grid."""
     models = [str([run[column] for column in (*GROUP, *MODEL)]) for run in runs]
     values = [{name: repr(v) for name, v in run.parameters.items() if name not in NOT_VARIED} for run in runs]
     several = pd.DataFrame(values).groupby(models).nunique().gt(1).any()
@@ -187,8 +186,7 @@ def varied(runs: Sequence[Run]) -> list[str]:
 
 
 def items_of(runs: Sequence[Run], by: Sequence[str] | None = None) -> pd.DataFrame:
-    """The answers of runs, scored: one row per answer, one column per metric and per parameter ``by`` (`varied`
-    ones)."""
+    """Scored answers of runs: one row per answer, one column per metric and per parameter ``by`` (or all varied)."""
     by = varied(runs) if by is None else by
     asked = [(run, rows) for run in runs for rows in (run.answers, run.utility) if rows is not None]
     return item_scores(pd.concat([rows.assign(**run.values(by)) for run, rows in asked], ignore_index=True))
@@ -200,9 +198,8 @@ def _in_order(runs: Iterable[Run]) -> list[Run]:
 
 @dataclass(frozen=True)
 class Scores:
-    """What tables and figures are made of: runs, their scored ``items``, the long frame ``cells``, which models are
-    ``judged`` to have collapsed in which run, and the ``points`` of paths; ``by`` names the parameters that a
-    grid varies."""
+    """The data of tables and figures: ``runs``, their scored ``items``, the long frame ``cells``, ``judged`` (which
+    models have collapsed in which run), the ``points`` of paths, and ``by``, the parameters that a grid varies."""
 
     runs: list[Run]
     items: pd.DataFrame
@@ -213,8 +210,8 @@ class Scores:
 
     @classmethod
     def of(cls, runs: Sequence[Run], taught: bool = True) -> Scores:
-        """The scores of ``runs``, those of their sentences only if ``taught``."""
-        # by value and not by id: the draws of a bootstrap depend on the order of the people
+        """Score ``runs``, and their sentences only if ``taught``."""
+        # sort by values, not by id: the draws of a bootstrap depend on the order of the people
         runs = _in_order(runs)
         by = varied(runs)
         items = items_of(runs, by)
@@ -227,11 +224,11 @@ class Scores:
 
     @classmethod
     def read(cls, results: Path) -> Scores:
-        """The scores of all runs of ``results``. Intervals take a while, so the frames are kept in the cache: their key
-        holds what the answers are, and all code that scores them."""
+        """Score all runs of ``results``. Intervals take a while, so the frames are cached; the cache key covers the
+        answers and all code that scores them."""
         runs = read_runs(results)
         if by := varied(runs):
-            return cls.of(runs)  # their columns hold values of several kinds, which a file cannot
+            return cls.of(runs)  # not cached: their columns mix types, which a file cannot hold
 
         def make(folder: Path) -> None:
             scores = cls.of(runs)
@@ -247,7 +244,7 @@ class Scores:
 
     @cached_property
     def groups(self) -> list[tuple[tuple, Scores]]:
-        """The same, separately for each base model (the paper's first, then by name), protocol and forget ratio."""
+        """The scores of each base model (the paper's first, then by name), protocol and forget ratio, with this key."""
         groups, first = [], Config.model_fields["base_model"].default
         keys = {tuple(run[column] for column in GROUP) for run in self.runs}
         for key in sorted(keys, key=lambda key: (key[0] != first, key)):
@@ -258,14 +255,15 @@ class Scores:
         return groups
 
     def of_group(self, *key: Any) -> Scores:
-        """The scores of one base model, protocol and forget ratio. Raises KitError, with those there are."""
+        """The scores of one base model, protocol and forget ratio. Raises KitError, with the known ones, if there is
+        none."""
         if key not in (groups := dict(self.groups)):
             raise KitError(f"no run of {key} among {sorted(groups)}: choose one of these")
         return groups[key]
 
     @property
     def group(self) -> dict[str, Any]:
-        """The GROUP of these scores, which are of one."""
+        """The GROUP of these scores, if all are of one."""
         return {column: self.runs[0][column] for column in GROUP}
 
     @cached_property
@@ -278,22 +276,22 @@ class Scores:
 
     @cached_property
     def kept_by_person(self) -> dict[str, pd.DataFrame]:
-        """What is kept of each person along the paths, where the gap is closed in the trained view, and in both."""
+        """What is kept of each person along the paths, with the gap closed in the trained view, and in both."""
         return {view: path.kept_by_person(self.points, view, self.by) for view in ("trained", POOLED)}
 
     @cached_property
     def kept(self) -> pd.DataFrame:
-        """The same as means with intervals, with ``closed_in`` (trained, both)."""
+        """The means of ``kept_by_person`` with intervals, with the column ``closed_in`` (trained, both)."""
         frames = [path.kept(rows, self.by).assign(closed_in=view) for view, rows in self.kept_by_person.items()]
         return pd.concat(frames, ignore_index=True)
 
     @cached_property
     def unsound(self) -> dict[tuple, Unsound]:
-        """GROUP and model of each that has collapsed or refuses everybody in some run, and why."""
+        """(GROUP, model) → why, for each model that has collapsed or refuses everybody in some run."""
         return unsound(self.judged, self.by)
 
     def mark(self, model: tuple) -> str:
-        """The sign after the name of a model that is not sound, with a blank before it."""
+        """The sign after the name of an unsound model, with a space before it; "" for other models."""
         bad = self.unsound.get((*self.group.values(), *model))
         return "" if bad is None else f" {COLLAPSED}" + f" {bad.count} of {bad.runs}" * (bad.runs > 1)
 
@@ -310,32 +308,32 @@ class Scores:
 
     @cached_property
     def called_alike(self) -> set[str]:
-        """The methods whose label another method of these runs has as well."""
+        """The methods that share their label with another method of these runs."""
         methods = {run["method"] for run in self.runs}
         labels = Counter(map(method_label, methods))
         return {method for method in methods if labels[method_label(method)] > 1}
 
     def name(self, model: tuple) -> str:
-        """The printed name of a model, with the values of the varied parameters; methods with one label have the names
-        behind it under which they are registered."""
+        """The printed name of a model, with the values of the varied parameters; methods that share a label also show
+        the name under which they are registered."""
         values = [f"{name} {value}" for name, value in zip(self.by, model[len(MODEL) :], strict=True) if value != ""]
         own = [model[0]] if model[0] in self.called_alike else []
         return ", ".join([label(*model[: len(MODEL)]), *own, *values])
 
     def named(self, model: tuple, short: bool = False) -> str:
-        """The same with ‡ where the model is not sound; ``short`` where the heading says what it was unlearned on."""
+        """The :meth:`name`, with ‡ if the model is unsound; ``short`` leaves out the modality, given in the heading."""
         method, variant, modality, *rest = model
         return self.name((method, variant, "none" if short else modality, *rest)) + self.mark(model)
 
 
 def _code_of_metrics() -> list[Any]:
-    """The modules of all metrics; the function of one that stands in no file, such as a notebook's."""
+    """The modules of all metrics; for a metric that is in no file, such as one in a notebook, its function."""
     owners = (getattr(metric.function, "func", metric.function) for metric in metrics())
     return [module if hasattr(module := sys.modules[own.__module__], "__file__") else own for own in owners]
 
 
 def run_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """The table of runs that is written beside them: what each id stands for, with every parameter that varies."""
+    """The table of runs, written with the scores: the columns of each run, and every parameter that varies."""
     table = pd.DataFrame([{**run.parameters, **columns_of(run.record)} for run in runs]).drop(columns="settings")
     varying = [name for name in table if table[name].map(repr).nunique() > 1]
     return table[list(dict.fromkeys([*RUN, *SEEDS, *varying]))]
@@ -345,13 +343,13 @@ def run_table(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def class_of(method: str, variant: str = "canonical") -> type[unlearning.Method]:
-    """The class of a method, of its first variant where this one is unknown; the base class where nobody knows it."""
+    """The class of a method; of its first variant if this one is unknown; the base class if the method is unknown."""
     classes = unlearning.variants(method)
     return classes.get(variant) or next(iter(classes.values()), unlearning.Method)
 
 
 def method_label(method: str) -> str:
-    """The printed name of a method, its own where the registry knows it."""
+    """The printed name of a method; the method itself if it has no label."""
     return {**REFERENCES, YOURS: "Your model"}.get(method) or class_of(method).label or method
 
 

@@ -1,4 +1,4 @@
-"""A printed table as Markdown, LaTeX and CSV. It knows nothing of scores, and text is inert in every form."""
+"""A printed table as Markdown, LaTeX and CSV. It does not know about scores, and escapes text in every form."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mllmu_nb.statistics.ranking import letter
 
 BEST, SECOND = "best", "second best"
 MARKED = {BEST: ("**{}**", r"\textbf{{{}}}"), SECOND: ("<u>{}</u>", r"\underline{{{}}}")}  # in Markdown, in LaTeX
-UPRIGHT, SIDEWAYS = 450, 648  # points across a page; a row that is longer than the first has limits below its values
-ROOM = {False: 35, True: 14}  # rows on a page, by whether limits stand below
-RAISED = r"\raisebox{{0.5ex}}{{{}}}"  # not smaller than the rest
+UPRIGHT, SIDEWAYS = 450, 648  # points across a page; if rows are wider than the first, limits go below values
+ROOM = {False: 35, True: 14}  # rows on a page, without and with limits below values
+RAISED = r"\raisebox{{0.5ex}}{{{}}}"  # not smaller than other text
 NARROW, WIDE = frozenset(" .,;:()[]|'ijlt"), frozenset("+−%‡→↑↓≠=<>mw")
 Blocks = Sequence[tuple[str, Sequence[tuple[str, Sequence[tuple[str, str]]]]]]
 
@@ -28,8 +28,8 @@ Blocks = Sequence[tuple[str, Sequence[tuple[str, Sequence[tuple[str, str]]]]]]
 @dataclass
 class Sheet:
     """One printed table: ``columns`` as (heading over several, heading), ``blocks`` as (heading, rows), a row as (name,
-    cells), a cell as (text, reason why it is empty, or BEST or SECOND). ``frame`` holds its rows of the CSV, ``label``
-    is LaTeX's. Without columns it is a title and remarks."""
+    cells), a cell as (text, reason why it is empty, or BEST or SECOND). ``frame`` has its rows of the CSV; ``label`` is
+    for LaTeX. Without columns, it is only a title and remarks."""
 
     title: str
     label: str
@@ -40,7 +40,7 @@ class Sheet:
     frame: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def footnotes(self) -> dict[str, str]:
-        """Reason → letter, in the order in which a reader meets the empty cells."""
+        """Reason → letter, in the order of the empty cells."""
         cells = [cell for _, rows in self.blocks for _, cells in rows for cell in cells]
         reasons = dict.fromkeys(reason for text, reason in cells if reason and not text)
         return {reason: letter(number) for number, reason in enumerate(reasons)}
@@ -62,9 +62,9 @@ class Sheet:
         return "\n".join([*lines, *(f"{markdown_text(remark)}<br>" for remark in self.remarks)]).rstrip() + "\n"
 
     def latex(self) -> str:
-        """Floats with booktabs rules, in 8 pt, as many as it takes for each to fit a page: upright, or on its side and
-        with limits below the values where rows are longer than UPRIGHT, and then in several tables of some columns each
-        where they are longer than SIDEWAYS. Needs the packages booktabs and rotating."""
+        """Floats with booktabs rules, in 8 pt, each of which fits a page. If rows are wider than UPRIGHT, floats are
+        turned on their side with limits below the values; if they are then wider than SIDEWAYS, each has only some of
+        the columns. Needs the packages booktabs and rotating."""
         if not self.columns:
             return latex_text(" ".join([f"{self.title}.", *self.remarks])) + "\n"
         below = sum(self._widths(below=False)) > UPRIGHT
@@ -73,7 +73,7 @@ class Sheet:
         return "".join(one._float(page, below, " (continued)" * bool(number)) for number, (one, page) in pages)
 
     def _widths(self, below: bool) -> list[float]:
-        """Points across each column in LaTeX, that of the rows' names first; limits beside or ``below`` the values."""
+        """Points across each column in LaTeX, that of row names first; limits are beside or ``below`` the values."""
         heads = [self.first, *(head.replace(" ", "\n", 1) if below else head for _, head in self.columns)]
         rows = [(name, *(text for text, _ in cells)) for _, rows in self.blocks for name, cells in rows]
         texts = ["\n".join(column) for column in zip(heads, *rows, strict=True)]
@@ -83,12 +83,12 @@ class Sheet:
         return [4 + max(pair) for pair in zip(widths, shares, strict=True)]
 
     def _spans(self) -> list[tuple[str, int]]:
-        """The headings over columns, each with the number of those that it spans."""
+        """The headings over columns, each with the number of columns that it spans."""
         return [(over, len(list(some))) for over, some in groupby(over for over, _ in self.columns)]
 
     def _across(self) -> list[Sheet]:
-        """Tables with some of the columns each, that fit a page on its side; columns with one heading over them stay
-        together where they can."""
+        """Split the columns over tables that fit a page on its side; columns under one heading stay together if they
+        can."""
         first, *widths = self._widths(below=True)
 
         def packed(room: float) -> list[list[int]]:
@@ -139,17 +139,17 @@ class Sheet:
         remarks = [rf"{RAISED.format(mark)}\,{latex_text(reason)}" for reason, mark in notes.items()]
         remarks += map(latex_text, self.remarks)
         if remarks:
-            lines += [r"\par\smallskip\raggedright", "\\par\n".join(remarks)]  # not \\\\, which takes what [ begins
+            lines += [r"\par\smallskip\raggedright", "\\par\n".join(remarks)]  # not \\\\, which reads a [ as its option
         return "\n".join([*lines, rf"\end{{{where}}}"]) + "\n"
 
 
 def _points(text: str) -> float:
-    """Width of a text in LaTeX's 8 pt, on the safe side."""
+    """Width of a text in LaTeX's 8 pt, rather too large than too small."""
     return sum(2.2 if c in NARROW else 6.8 if c in WIDE else 6.0 if c.isupper() else 4.3 for c in text)
 
 
 def _pages(blocks: Blocks, most: int) -> list[Blocks]:
-    """``blocks`` by page, on which ``most`` rows have room."""
+    """Split ``blocks`` into pages of at most ``most`` rows."""
     rows = [(heading, row) for heading, rows in blocks for row in rows]
     pages = [rows[start : start + most] for start in range(0, len(rows), most)] or [[]]
     return [[(h, [row for _, row in some]) for h, some in groupby(page, lambda row: row[0])] for page in pages]
@@ -163,7 +163,7 @@ def _markdown_cell(text: str, why: str, notes: Mapping[str, str]) -> str:
 
 
 def _latex_cell(text: str, why: str, notes: Mapping[str, str], below: bool) -> str:
-    """``51.7 [47.2, 55.9]``, or the limits below the value."""
+    """``51.7 [47.2, 55.9]``, or the same with the limits below the value."""
     parts = re.fullmatch(r"(.*?) \[(.*?)\](.*)", text)
     value, ends, rest = map(latex_text, parts.groups() if parts else (text, "", ""))
     if not text:
@@ -175,7 +175,7 @@ def _latex_cell(text: str, why: str, notes: Mapping[str, str], below: bool) -> s
 
 
 def _stacked(over: str, under: str, line: str = "t", side: str = "c") -> str:
-    """One above the other in a cell, whose ``line`` is that of the upper (t) or the lower (b)."""
+    """Two texts, one above the other, in a cell; ``line``: its baseline is that of the upper (t) or the lower (b)."""
     return rf"\begin{{tabular}}[{line}]{{@{{}}{side}@{{}}}}{over}\\{{}}{under}\end{{tabular}}"
 
 
@@ -184,12 +184,12 @@ LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "→": r"$\righ
 LATEX |= {"−": r"$-$", "↑": r"$\uparrow$", "≠": r"$\neq$", COLLAPSED: r"$\ddagger$"} | {s: f"${s}$" for s in "<>|"}
 LATEX |= {"±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "≤": r"$\leq$", "≥": r"$\geq$", "≈": r"$\approx$"}
 LATEX |= {letter: rf"$\{unicodedata.name(letter).split()[-1].lower()}$" for letter in "αβγδεζηθικμνξπρστυφχψω"}
-LATEX |= {"λ": r"$\lambda$", "µ": r"$\mu$"}  # Unicode writes lamda; the sign of micro
+LATEX |= {"λ": r"$\lambda$", "µ": r"$\mu$"}  # Unicode writes lamda; the micro sign
 KNOWN_TO_LATEX = set("ÆæØøßŁłŒœı‘’“”…—")
 
 
 def latex_text(text: str) -> str:
-    """Text as LaTeX prints it literally; arrows, minus and Greek letters become mathematics, and of what its fonts lack
+    """Escape text for LaTeX. Arrows, minus and Greek letters become mathematics; of a character that its fonts lack,
     the plain letters are left, or a question mark."""
     return "".join(map(_in_latex, _one_line(text)))
 
@@ -205,7 +205,7 @@ def _in_latex(character: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Text as Markdown prints it literally, in a cell of a table as well."""
+    """Escape text for Markdown, also in a cell of a table."""
     return re.sub(r"([\\`*_\[\]<&|~$])", r"\\\1", _one_line(text))
 
 
@@ -214,7 +214,7 @@ def _one_line(text: str) -> str:
 
 
 def write_sheets(made: Sequence[Sheet], stem: Path, source: str) -> None:
-    """Sheets as ``stem`` with the ends .csv, .md and .tex."""
+    """Write sheets to ``stem``.csv, .md and .tex."""
     frames = [sheet.frame for sheet in made if len(sheet.frame)]
     write_csv(pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(), Path(f"{stem}.csv"))
     markdown = "\n".join(sheet.markdown() for sheet in made)
@@ -223,7 +223,7 @@ def write_sheets(made: Sequence[Sheet], stem: Path, source: str) -> None:
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """``frame`` as CSV; text that a spreadsheet would run as a formula begins with an apostrophe."""
+    """Write ``frame`` as CSV; text that a spreadsheet would run as a formula gets an apostrophe in front."""
 
     def inert(value: Any) -> Any:
         formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))

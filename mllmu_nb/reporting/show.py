@@ -40,7 +40,7 @@ BARS = [LIKELIHOOD_KEY, LETTER_KEY, ("generation", "", "rougeL")]
 
 
 def line(config: Config) -> str:
-    """What a notebook's results are of: run, scale and versions."""
+    """The run, scale and versions of a notebook's results."""
     return f"run {config.run_id}, scale {config.scale}\n{versions()}"
 
 
@@ -56,13 +56,13 @@ def picture(figure: Figure, alt: str = "") -> HTML:
 
 
 def image(data: bytes, alt: str) -> HTML:
-    """A PNG or GIF with its alt text. As HTML, for that of an output of type image/png is not shown by JupyterLab."""
+    """A PNG or GIF with its alt text, as HTML: JupyterLab does not show the alt text of an output of type image/png."""
     kind = "gif" if data.startswith(b"GIF") else "png"
     return HTML(f'<img alt="{escaped(alt)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">')
 
 
 def drawn(draw: Callable[[], Figure], alt: str = "") -> HTML | Markdown:
-    """The figure that ``draw`` makes, or, where its runs are not there, the sentence that says so."""
+    """The figure that ``draw`` makes or, if its runs are missing, a sentence that says so."""
     try:
         return picture(draw(), alt)
     except KitError as reason:
@@ -75,8 +75,8 @@ def tables(sheets: Iterable[Sheet]) -> Markdown:
 
 
 def visible(written: str) -> str:
-    """A text in which what cannot be seen, such as a control character or one that turns the direction of writing,
-    stands by its number."""
+    """Replace characters that cannot be seen, such as control characters or those that turn the direction of writing,
+    by their codes."""
     return "".join(c if c.isprintable() or c in "\n\t\u00a0" else ascii(c)[1:-1] for c in written)
 
 
@@ -125,8 +125,8 @@ def _img(alt: str, data: bytes, width: int) -> str:
 
 
 def recipe(config: Config) -> HTML:
-    """How the model of a configuration is trained: length, batch and rate, below which every setting and its source
-    fold out, one per row. Steps or epochs: the one that does not give the length is left out."""
+    """How the model of a configuration is trained: length, batch and rate, and below them a fold-out table with every
+    setting and its source. Of steps and epochs, it shows only the one that sets the length."""
     kind, known = "unlearning" if config.trains else "training", sources(config)
     chosen = getattr(config, kind)
     rows = {name: (str(value), known[f"{kind}.{name}"]) for name, value in chosen.numbers().items()}
@@ -139,8 +139,8 @@ def recipe(config: Config) -> HTML:
 
 
 def method(config: Config) -> Method:
-    """Prints the code that a run of ``config`` minimises, and gives its method in the form of its paper, which a
-    notebook's equation and what it computes by hand are about: the run's own unless that is another variant."""
+    """Print the code of the method that a run of ``config`` uses, and return the method in its paper's form, which a
+    notebook's equation and hand computation are about. It is the run's own unless the run uses another variant."""
     own = config.objective
     print(inspect.getsource(type(own)))
     if own.variant == "canonical":
@@ -159,8 +159,8 @@ def runs(folders: Iterable[Path]) -> list[Run]:
 
 
 def results(scale: str, committed: bool = False) -> Scores:
-    """The scores of the runs that tables and figures are made of, and a line that says whose they are: one's own, where
-    there are any and not the ``committed`` ones are asked for, else those that come with the kit."""
+    """Return the scores of runs, and print whose they are: your own if there are any, else (or with ``committed``)
+    those that come with the kit."""
     folder, source = (paths.reference(), COMMITTED) if committed else which_results(scale)
     scores = Scores.read(folder)
     other = "; those that come with the kit: write committed=True" if source == OWN and scale == "miniature" else ""
@@ -170,14 +170,14 @@ def results(scale: str, committed: bool = False) -> Scores:
 
 
 def answers(people: Population, some: Sequence[Run]) -> HTML | Markdown:
-    """What each of the runs, vanilla among them, answers about one forgotten and one kept person, in both views;
-    without vanilla, which at paper scale may not be made yet, the sentence that says so. People, signs and colours are
-    those of :func:`figures.before_after`."""
+    """Show what each run, with vanilla among them, answers about one forgotten and one kept person, in both views.
+    Without vanilla, which may not exist yet at paper scale, a sentence says so. People, signs and colours are as in
+    :func:`figures.before_after`."""
     vanilla = next((run for run in some if run["method"] == "vanilla"), None)
     if vanilla is None:
         return Markdown("*Not shown: answers stand beside vanilla's, and its run is not made yet.*")
     free = pd.concat([run.answers.query("task == 'generation'") for run in some])
-    lines, scored = [], item_scores(free)  # together: vanilla's fluency is the measure of gibberish
+    lines, scored = [], item_scores(free)  # together: vanilla's fluency sets the threshold of gibberish
     for heading, set_name in (("forgotten", "forget"), ("kept", "retain")):
         questions = figures.example(vanilla.items, set_name)
         person = people.profiles[questions[0]["profile"]]
@@ -197,8 +197,8 @@ def four_sets(some: Sequence[Run]) -> Figure:
     """A good method brings Forget and Test down to the oracle, and nothing else. Bars of several runs on the four sets:
     one row per view, one column per metric, 95 % intervals over people, in per cent.
 
-    Hollow bars are of models unlearned on text only; the dotted line of a choice among four is chance. Where vanilla
-    and the oracle are among the runs, forget and test bars of a metric whose gate is closed are grey.
+    A hollow mark means unlearned on text only; the dotted line of a choice among four is chance. If vanilla and the
+    oracle are among the runs, forget and test bars of a metric are grey if its gate is closed.
     """
     scores, wanted = Scores.of(some, taught=False), [by_key()[key] for key in BARS]
     levels = figures.rows(scores, wanted, list(SETS), list(VIEWS), percent=True)
@@ -263,11 +263,11 @@ def against_vanilla(some: Sequence[Run]) -> Figure:
 
 
 def changes(some: Sequence[Run], references: bool = False) -> pd.DataFrame:
-    """What differs from vanilla in the choice by likelihood, question by question, in percentage points with the 95
-    % interval over people; the oracle and the base are among them with ``references``, or where nothing is unlearned.
+    """Return each model's difference to vanilla in the choice by likelihood, question by question, in percentage points
+    with the 95 % interval over people. Oracle and base are included with ``references``, or if no model is unlearned.
 
-    The last column says what the interval allows: a difference is claimed only where it excludes 0. Without a run of
-    vanilla, as when a sweep has not come to it yet, there is no row.
+    The last column reads the interval: it names a difference only if the interval excludes 0. Without a run of vanilla
+    (a sweep may not have made it yet), there is no row.
     """
     cells = _rows(some, [LIKELIHOOD_KEY], against="vanilla")
     unlearned = ~cells["method"].isin(REFERENCES)
@@ -279,7 +279,7 @@ def changes(some: Sequence[Run], references: bool = False) -> pd.DataFrame:
 
 
 def known(some: Sequence[Run]) -> pd.DataFrame:
-    """What each model answers rightly: per cent with 95 % limits (over people, and over replicates where there are
+    """The right answers of each model: per cent with 95 % limits (over people, and over replicates if there are
     several), one row per model, set and way of asking, one column per task."""
     cells = _rows(some, KNOWN)
     limits = [number_text(cell, times=1) for cell in cells.to_dict("records")]

@@ -1,5 +1,5 @@
-"""The tables: each a function from the scores of one base model, protocol and forget ratio to printed sheets, whose
-files and place in the report follow from ``@table``; CONTRIBUTING.md shows one of one's own."""
+"""The tables. Each is a function that makes printed sheets from the scores of one base model, protocol and forget
+ratio; ``@table`` sets its files and its place in the report. CONTRIBUTING.md shows how to add your own."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,8 +24,8 @@ from mllmu_nb.scoring.registry import Metric, metrics
 from mllmu_nb.statistics.intervals import equivalence, standard_errors
 from mllmu_nb.statistics.variance import variance_split
 
-PAPER = ("vanilla", "ga", "grad_diff", "kl_min", "npo", "prompting", "oracle")  # its rows stand where no run does, too
-UNTRAINED = ("vanilla", "prompting", "oracle")  # those of them that unlearn on no modality
+PAPER = ("vanilla", "ga", "grad_diff", "kl_min", "npo", "prompting", "oracle")  # printed even without a run
+UNTRAINED = ("vanilla", "prompting", "oracle")  # those that unlearn on no modality
 UNLEARNED = {name: f"Unlearned on {text}" for name, text in MODALITIES.items()}
 ANY_VIEW = [*VIEWS, POOLED]
 SIGNS = (
@@ -35,8 +35,8 @@ SIGNS = (
 SOURCES = {"replicate": "All that a replicate draws", "train_seed": "Training of vanilla"}
 SOURCES |= {"unlearn_seed": "Order of unlearning", "shot_seed": "Draw of the shots", "bits": "Rounding of the CPU"}
 
-# What the quality table prints, by heading. What follows from the same sentences stands in its CSV alone, and a metric
-# that is in neither has a place behind them.
+# What the quality table prints, by heading. Metrics in CSV_ALONE, from the same sentences, are only in its CSV. A
+# metric in neither comes last.
 QUALITY = {
     "Truth ratio": ["truth_ratio", "ks", "ks_log10_p", "js", "js_chance"],
     "Taught sentences": ["exact_memorisation", "extraction_strength"],
@@ -51,9 +51,9 @@ TABLES = Registry("table")
 
 
 def table(name: str, together: str = "") -> Callable[[Callable], Callable]:
-    """Registers the function below it, which yields the :class:`Sheet`s of the scores of one GROUP, as the table whose
-    files have this name. With a title for all of them ``together`` they are one table, of the main text: each is to
-    have the same columns, and headings of blocks that say of which runs they are."""
+    """Register the decorated function, which yields the :class:`Sheet`s for the scores of one GROUP, as the table with
+    this file name. With ``together`` (a title for all groups), they become one table of the main text: all must have
+    the same columns, and headings of blocks that name their runs."""
 
     def register(function: Callable[[Scores], Iterator[Sheet]]) -> Callable:
         function.together = together
@@ -66,11 +66,11 @@ def table(name: str, together: str = "") -> Callable[[Callable], Callable]:
 
 
 def paper_rows(scores: Scores, skip: Iterable[str] = ()) -> list[tuple[str, list[tuple]]]:
-    """Blocks as in the paper's table: for each modality that something was unlearned on, the methods of the paper and
-    those that were run, whoever trains on no modality in every block. ``skip`` leaves methods out, but for models with
+    """Return blocks as in the paper's table: for each modality that was unlearned on, the paper's methods and those
+    that were run. Methods that train on no modality are in every block. ``skip`` leaves methods out, except models with
     a step after unlearning."""
     blocks = []
-    # "none" where nothing was unlearned
+    # "none" if nothing was unlearned
     trained_on = [name for name in MODALITIES if any(model[2] == name for model in scores.models())] or ["none"]
     for modality in trained_on:
         models = {model for model in scores.models() if model[2] in (modality, "none")}
@@ -84,7 +84,7 @@ def paper_rows(scores: Scores, skip: Iterable[str] = ()) -> list[tuple[str, list
 
 
 def all_rows(scores: Scores, skip: Iterable[str] = ()) -> list[tuple[str, list[tuple]]]:
-    """The same in one block without a heading, each model once."""
+    """The models of :func:`paper_rows` in one block without a heading, each model once."""
     return [("", models_in_order(model for _, models in paper_rows(scores, skip) for model in models))]
 
 
@@ -99,8 +99,8 @@ def _score_metrics(scores: Scores) -> list[Metric]:
 
 @table("table1_data")
 def data_table(scores: Scores) -> Iterator[Sheet]:
-    """Table 1: people, portraits and questions of each set, as a run's record counts them (one portrait per person).
-    There is one sheet per number of people that a grid goes over."""
+    """Table 1: people, portraits and questions of each set, as a run's record counts them (one portrait per person). If
+    a grid varies the number of people, there is one sheet per number."""
     records: dict[int, dict] = {}
     for run in scores.runs:
         records.setdefault(run.record["people"]["fictitious"], run.record)
@@ -128,7 +128,7 @@ def data_table(scores: Scores) -> Iterator[Sheet]:
         yield new_sheet(scores, title, label, "Set", columns, [("", rows)], [remark], pd.DataFrame(frame))
 
 
-COSTS = {  # of train.json: heading, digits, how the runs of a row are taken together
+COSTS = {  # field of train.json: heading, digits, how the runs of a row are combined
     "seconds": ("Seconds", 1, "mean"),
     "peak_memory_mb": ("Peak memory, MiB", 0, "max"),
     "trainable_parameters": ("Trainable parameters", 0, "mean"),
@@ -138,7 +138,7 @@ COSTS = {  # of train.json: heading, digits, how the runs of a row are taken tog
 
 @table("cost")
 def cost_table(scores: Scores) -> Iterator[Sheet]:
-    """What each model took: training seconds, peak memory, trainable parameters, optimizer steps."""
+    """The cost of each model: training seconds, peak memory, trainable parameters, optimizer steps."""
     rows, frame = [], []
     for model in scores.models():
         trained = pd.DataFrame([run.train for run in scores.runs if scores.model_of(run) == model])
@@ -158,8 +158,8 @@ def cost_table(scores: Scores) -> Iterator[Sheet]:
 
 @table("table2_main")
 def main_table(scores: Scores) -> Iterator[Sheet]:
-    """Table 2: one row per method and one block per trained modality; four sets and the main metrics, and utility,
-    views pooled."""
+    """Table 2: one row per method, one block per trained modality; columns for the main metrics on four sets, and for
+    utility, views pooled."""
     pairs = [(name, one) for name, one in product(SETS, metrics(main=True)) if name in one.sets]
     columns = [column(one, f"{one.label} {one.goal(s)}".strip(), s.capitalize(), set=s) for s, one in pairs]
     scale, useful = scores.runs[0]["scale"], registry.by_key()[utility.UTILITY_KEY]
@@ -188,7 +188,7 @@ def paper_table(scores: Scores) -> Iterator[Sheet]:
 
 @table("table2_compact", together="What was to be forgotten and what was to be kept, views pooled")
 def compact_table(scores: Scores) -> Iterator[Sheet]:
-    """The main text's table: likelihood on the four sets, which shows what is known, and ROUGE-L, what is said."""
+    """The table of the main text: likelihood on the four sets (what models know), and ROUGE-L (what they say)."""
     known = replace(registry.by_key()[LIKELIHOOD_KEY], digits=0)
     said = replace(registry.by_key()["generation", "", "rougeL"], digits=2)
     pairs = [*product(SETS, [known]), *product(("forget", "retain"), [said])]
@@ -196,8 +196,8 @@ def compact_table(scores: Scores) -> Iterator[Sheet]:
 
 
 def _main_text(scores: Scores, label: str, pairs: Sequence[tuple[str, Metric]]) -> Sheet:
-    """A sheet to be joined with those of other runs: one column per set and metric, and one block per trained modality
-    that says which runs it is from."""
+    """Return a sheet to join with those of other groups: one column per set and metric, and one block per trained
+    modality, with a heading that names its runs."""
     columns = [column(one, f"{one.label} {one.goal(s)}".strip(), s.capitalize(), set=s) for s, one in pairs]
     runs = f"{scores.runs[0].base_label}, forget {scores.group['forget_ratio']} %"
     runs += "" if scores.group["protocol"] == "clean" else f", {scores.group['protocol']} protocol"
@@ -233,7 +233,7 @@ def oracle_gap_table(scores: Scores) -> Iterator[Sheet]:
 @table("table_gate")
 def gate_table(scores: Scores) -> Iterator[Sheet]:
     """Which metrics can show forgetting: vanilla minus oracle on the forget set, one row per metric, one column per
-    view, and one block per vanilla model where a grid makes several."""
+    view, and one block per vanilla model if a grid makes several."""
     shown = [one for one in _score_metrics(scores) if one.knowledge]
     where = {"method": "vanilla", "after": "", "against": "oracle", "set": "forget", "view": ANY_VIEW}
     frame = select(scores, shown, **where)
@@ -264,7 +264,7 @@ def gate_table(scores: Scores) -> Iterator[Sheet]:
 
 @table("table_health")
 def health_table(scores: Scores) -> Iterator[Sheet]:
-    """What kind of answer a free answer is: one sheet per set, two rows per method (by view), one column per state."""
+    """The states of free answers: one sheet per set, two rows per method (by view), one column per state."""
     states, rows = metrics(table="health"), all_rows(scores)
     columns = [column(one) for one in states]
     measured = scores.items["fluency"].notna().groupby(scores.items["run"]).any()
@@ -280,7 +280,7 @@ def health_table(scores: Scores) -> Iterator[Sheet]:
 
 @table("table_judge")
 def judge_table(scores: Scores) -> Iterator[Sheet]:
-    """How far the rubric's factuality and a judge's grades agree, one row per set."""
+    """How well the rubric's factuality and a judge's grades agree, one row per set."""
     free = scores.items[scores.items["task"] == "generation"]
     rows, frame = [], []
     for name in (*SETS, "all"):
@@ -320,7 +320,7 @@ def quality_table(scores: Scores) -> Iterator[Sheet]:
 
 @table("table_leakage")
 def leakage_table(scores: Scores) -> Iterator[Sheet]:
-    """Cross-modal leakage: blocks are what was trained on, columns what was asked in."""
+    """Cross-modal leakage: one block per trained modality, one column per view that was asked."""
     heads = {view: name.capitalize() for view, name in VIEWS.items()} | {ACROSS: "Difference"}
     shown = product(metrics(by_fact=True), heads)
     columns = [column(one, heads[view], one.heading, view=view) for one, view in shown]
@@ -341,7 +341,7 @@ READ_OFF += [(name, 0.5) for name in HEADS if name != path.KEPT]
 CLOSED_IN = {"trained": "in the view that was trained", POOLED: "views pooled"}
 AFTER = "A step after unlearning trains nothing, so it has no path."
 CLAIMS = {"forget_free": "Free answers", "forget_image": "Likelihood, image + text"}  # what is left of Forget
-# On which modality the paper finds unlearning better by it, and the metric and view whose gate must be open.
+# The modality that is better for unlearning in the paper, and the metric and view of the gate that must be open.
 BETTER_ON = {
     "forget_free": ("unimodal", ("generation", "", "exact", POOLED)),
     "forget_image": ("multimodal", (*LIKELIHOOD_KEY, "image_text")),
@@ -351,8 +351,8 @@ EDGES = {"inside": "hardly matters", "outside": "on an edge", "undecided": "unde
 
 @table("table_path")
 def path_table(scores: Scores) -> Iterator[Sheet]:
-    """What each method keeps where equally much is forgotten: at three shares of the gap that are closed, and between
-    vanilla and the last of them (area)."""
+    """What each method keeps at equal forgetting: at three closed shares of the gap, and the mean up to the third
+    (area)."""
     columns = [(_closed(place), HEADS[name] + " %") for name, place in READ_OFF]
     remarks = [
         "Per cent, with [low, high], the 95 % interval. Closed: the share of the gap between vanilla and the oracle in "
@@ -391,8 +391,8 @@ def _kept_text(row: Mapping[str, Any] | None) -> str | tuple[str, str]:
 
 @table("table_claim")
 def claim_table(scores: Scores) -> Iterator[Sheet]:
-    """The paper's claim at equal forgetting: what unlearning on text only leaves of Forget more, or less, than on image
-    and text, where the same share of the gap in both views together is closed."""
+    """The paper's claim at equal forgetting: what remains of Forget after unlearning on text only, minus what remains
+    after image + text, with the same share of the gap closed (both views pooled)."""
     places = path.PLACES[:2]
     differences = path.between_modalities(scores.kept_by_person[POOLED], list(CLAIMS), places, scores.by)
     title = "Knowledge about Forget that remains at equal forgetting, points: "
@@ -419,8 +419,8 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
 
 
 def verdicts(scores: Scores) -> pd.DataFrame:
-    """What the paper's claim on modality comes to where the same share of the gap is closed, over all methods together:
-    text only minus image + text, in points, and whether the whole interval lies on the side of the claim."""
+    """Test the paper's claim on modality at equal forgetting, over all methods together: text only minus image + text,
+    in points, and whether the whole interval is on the side of the claim."""
     found = path.between_modalities(scores.kept_by_person[POOLED], [*CLAIMS, path.KEPT], path.PLACES)
     gates, rows = scores.gates.set_index([*KEY, "view"])["gate"], []
     for row in found.query("method == 'all'").sort_values("place").to_dict("records") if len(found) else []:
@@ -439,8 +439,8 @@ def verdicts(scores: Scores) -> pd.DataFrame:
 
 
 def edges(scores: Scores) -> pd.DataFrame:
-    """How much a fifth fewer or more steps would have changed the likelihood score on Forget, in the view that was
-    trained: points, and whether the whole interval lies within the margin."""
+    """How much a fifth fewer or more steps would have changed the likelihood score on Forget, in the trained view:
+    points, and whether the whole interval is within the margin."""
     margin = registry.by_key()[LIKELIHOOD_KEY].margin
     found = path.edges(scores.points, {run.id: run.train["steps"] for run in scores.runs}, scores.by)
     rows: dict[str, dict[str, str]] = {}
@@ -454,7 +454,7 @@ def edges(scores: Scores) -> pd.DataFrame:
 
 @table("table_ranking")
 def ranking_table(scores: Scores) -> Iterator[Sheet]:
-    """Place, letters and what is kept where half the gap is closed, who keeps most first; and who is out, and why."""
+    """The ranking by what is kept with half the gap closed: place, letters, score; also who is left out, and why."""
     title = "Ranking by what is kept where half the gap is closed"
     why = f"runs of one method differ in {', '.join(scores.by)}" if scores.by else scores.ranking.refused
     if why:
@@ -485,7 +485,7 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
 
 @table("table_variance")
 def variance_table(scores: Scores) -> Iterator[Sheet]:
-    """Where the spread of an unlearned model's score comes from: people, and what chance decides, in points."""
+    """How much of the spread of an unlearned model's score comes from people and from each random choice, in points."""
     title = "Standard deviation of a score by its source, points, views pooled"
     named = {run.id: scores.name(scores.model_of(run)) for run in scores.runs}
     frame = sources(scores.run_scores().assign(model=lambda rows: rows["run"].map(named)))
@@ -502,14 +502,14 @@ def variance_table(scores: Scores) -> Iterator[Sheet]:
 
 
 def sources(runs: pd.DataFrame) -> pd.DataFrame:
-    """How far each source moves an unlearned model's score: one row per set (forget, retain), main metric and
-    ``factor`` (people, or one of SOURCES that varies) as :func:`~mllmu_nb.statistics.variance.variance_split` has it.
+    """Return how far each source moves an unlearned model's score: one row per set (forget, retain), main metric and
+    ``factor`` (people, or one of SOURCES that varies), as in :func:`~mllmu_nb.statistics.variance.variance_split`.
 
-    ``runs`` as from ``Scores.run_scores``, of one GROUP, with a column ``model``, what is the same in all that a source
-    is to move; a column ``bits`` says which were computed otherwise.
+    ``runs`` are from ``Scores.run_scores``, of one GROUP, with a column ``model``: a source moves the scores of runs
+    that have the same ``model``. A column ``bits`` says which runs were computed with other rounding.
     """
     runs = runs[~runs["method"].isin(REFERENCES) & (runs["view"] == POOLED)]
-    # the seeds of a replicate follow its number, so one is a source of its own only where it varies within
+    # a replicate's number sets its seeds, so a seed is a source of its own only if it varies within a replicate
     seeds = [name for name in SOURCES if name in runs and name != "replicate"]
     within = runs.groupby(["model", "replicate"])[seeds].nunique().gt(1).any()
     factors, rows = ["model", "replicate", *within.index[within]], []
@@ -538,7 +538,7 @@ def _sd_text(row: Mapping[str, Any]) -> str | tuple[str, str]:
 
 
 def _as_one(made: Sequence[Sheet], title: str) -> Sheet:
-    """Sheets with the same columns as one; what not all of them remark stands behind the name of the runs it is of."""
+    """Join sheets with the same columns; a remark that only some have comes after the name of its runs."""
     blocks = [block for sheet in made for block in sheet.blocks]
     shared = [remark for remark in made[0].remarks if all(remark in sheet.remarks for sheet in made)]
     own = [" ".join(remark for remark in sheet.remarks if remark not in shared) for sheet in made]
@@ -555,8 +555,8 @@ def sheets(name: str, scores: Scores) -> list[Sheet]:
 
 
 def write_tables(scores: Scores, folder: Path, source: str) -> None:
-    """Every table as CSV, Markdown and LaTeX, and ``appendix.tex``, which reads those that are not for the main text;
-    ``source`` is named in the first line of the Markdown."""
+    """Write every table as CSV, Markdown and LaTeX, and ``appendix.tex``, which inputs those that are not for the main
+    text. The first line of the Markdown names ``source``."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [r"% Before this is read: \newcommand{\tables}{the folder it lies in}", r"\providecommand{\tables}{.}"]
     for name in TABLES:
