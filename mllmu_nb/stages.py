@@ -256,8 +256,9 @@ def _add_function(function: Callable, used: dict[str, str]) -> None:
     if key in used:
         return
     try:
-        tree, used[key] = _parsed(textwrap.dedent(inspect.getsource(function)))
-        _add_imports(tree, used, home)
+        imported, used[key] = _parsed(textwrap.dedent(inspect.getsource(function)), home)
+        for name in imported:
+            _add_module(name, used, home)
     except (OSError, SyntaxError):  # a lambda inside a longer expression
         used[key] = _instructions(function.__code__)
     for name in sorted(_globals_read(function.__code__) & function.__globals__.keys()):
@@ -308,26 +309,9 @@ def _add_module(module: str, used: dict[str, str], importer: str) -> None:
     ours = top in ("mllmu_nb", importer.partition(".")[0]) or beside
     if module in used or not path or not ours or (top == "mllmu_nb" and rest in NOT_CODE | {""}):
         return
-    tree, used[module] = _source(path)
-    if "." in module:
-        _add_module(module.rpartition(".")[0], used, module)
-    _add_imports(tree, used, module)
-
-
-def _add_imports(tree: ast.AST, used: dict[str, str], importer: str) -> None:
-    """Adds every module that a piece of code imports."""
-    path = _path(importer)
-    package = importer if path and path.name == "__init__.py" else importer.rpartition(".")[0]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            names = [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        for name in names:
-            _add_module(name, used, importer)
+    imported, used[module] = _source(path, module)
+    for name in (*filter(None, [module.rpartition(".")[0]]), *imported):
+        _add_module(name, used, module)
 
 
 def _globals_read(code: CodeType) -> set[str]:
@@ -349,20 +333,28 @@ def _printed(value: Any) -> str:
 
 
 @cache  # the text at the first call, as this process has loaded it
-def _source(path: Path) -> tuple[ast.AST, str]:
-    tree, text = _parsed(path.read_text(encoding="utf-8"))
+def _source(path: Path, module: str) -> tuple[list[str], str]:
+    imported, text = _parsed(path.read_text(encoding="utf-8"), module)
     data = path.with_suffix(".yaml")
-    return tree, text + (digest(data)["sha256"] if data.is_file() else "")
+    return imported, text + (digest(data)["sha256"] if data.is_file() else "")
 
 
-def _parsed(text: str) -> tuple[ast.AST, str]:
-    """The syntax tree of some code, without docstrings and ``if TYPE_CHECKING`` blocks, and its dump as text."""
-    tree = ast.parse(text)
+def _parsed(text: str, module: str) -> tuple[list[str], str]:
+    """The names that some code of ``module`` imports, each of which may be a module, and the dump of its syntax tree,
+    without docstrings and ``if TYPE_CHECKING`` blocks."""
+    tree, names, path = ast.parse(text), dict[str, None](), _path(module)
+    package = module if path and path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             del node.body[: ast.get_docstring(node) is not None]
             node.body = [n for n in node.body if not (isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test))]
-    return tree, ast.dump(tree)
+    for node in ast.walk(tree):  # anew, since a walk has noted the children before they are removed
+        if isinstance(node, ast.Import):
+            names |= dict.fromkeys(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            names |= dict.fromkeys([origin, *(f"{origin}.{alias.name}" for alias in node.names)])
+    return list(names), ast.dump(tree)
 
 
 def _place(module: str) -> Path | None:
