@@ -451,3 +451,8 @@ def test_a_system_prompt_precedes_everything_that_a_run_asks(model, processor, p
         ways()
         assert seen and all(one.system.startswith(said) for one in seen)
         assert all(said in LLAVA.render(one)[0] for one in seen)
+
+
+def test_a_path_has_its_start_and_ten_equal_parts(short_paths):
+    assert short_paths(60) == list(range(0, 61, 6)) and short_paths(4) == [0, 1, 2, 3, 4]
+    assert len(short_paths(25)) == 11 and short_paths(25)[-1] == 25
