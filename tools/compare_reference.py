@@ -1,10 +1,10 @@
-"""Whether two results folders hold the same numbers: python tools/compare_reference.py BEFORE AFTER
+"""Checks that two results folders hold the same numbers: python tools/compare_reference.py BEFORE AFTER
 
 A results folder has runs/*/answers.parquet with provenance.json. Runs of the same model are compared row by row:
-answers, likelihoods, tokens, fluency, the sentences read token by token, draws, losses; the scores (scores.csv, or
-where a folder has none, those of the runs in both); and the weights of the models where both caches are there. Runs may
-be renamed and columns reordered, but no number may change. The tool prints a table and what differs; the exit status is
-1 if there is a difference, or nothing to compare.
+answers, likelihoods, tokens, fluency, sentences read token by token, draws and losses. Scores come from scores.csv or,
+if a folder has none, from the runs in both folders. Weights of models are compared if both caches exist. Runs may have
+other names and columns another order, but no number may change. The tool prints a table and the differences. The exit
+status is 1 if there is a difference, or nothing to compare.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SEEDS = ("data_seed", "train_seed", "unlearn_seed", "shot_seed")
 MODEL = ("base_model", "forget_ratio", "replicate", "method", "variant", "modality", "protocol", *SEEDS)
 MODEL += ("people", "unlearn_steps", "unlearn_lr", "settings")  # settings: the method's hyper-parameters
 TRAINING = ("base_model", "people", "pool", "data_seed", "train_seed", "adaptation", "replay", "train_steps")
-# What tells the trained models of a cache apart, by stage.
+# Parameters that distinguish the trained models of a cache, by stage.
 STAGES = {"vanilla": TRAINING, "oracle": (*TRAINING, "forget_ratio", "replicate")}
 STAGES |= {"retain_epoch": STAGES["oracle"], "unlearned": MODEL}
 ROW = ["set", "task", "view", "scoring", "order", "question_id"]
@@ -38,14 +38,14 @@ SAME, MISSING = "same", "-"
 
 
 def answers(run: Path) -> pd.DataFrame:
-    """The answers of a run in one order."""
+    """Read the answers of a run, sorted by ``ROW``."""
     rows = pd.read_parquet(run / "answers.parquet")
     words = dict.fromkeys(("set", "task", "view", "scoring", "profile"), str)
     return rows[ANSWERS].astype(words).sort_values(ROW, ignore_index=True)
 
 
 def sentences(run: Path) -> pd.DataFrame | None:
-    """What the model gives each token of the taught sentences; None where that is not stored."""
+    """Read what the model gives each token of the taught sentences; None if the run does not store it."""
     file = run / "sentences.parquet"
     return pd.read_parquet(file) if file.is_file() else None
 
@@ -59,7 +59,7 @@ def draws(run: Path) -> dict:
 
 
 def runs(folder: Path) -> dict[tuple, Path]:
-    """Parameters of the model → the folder of its run."""
+    """Return parameters of the model → the folder of its run."""
     found: dict[tuple, Path] = {}
     for run in sorted(path.parent for path in folder.glob("runs/*/provenance.json")):
         key = key_of(run, MODEL)
@@ -74,12 +74,12 @@ def record(folder: Path) -> dict:
 
 
 def key_of(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
-    """The values of these parameters; an older record may lack one."""
+    """Return the values of these parameters; "None" for one that an older record lacks."""
     return tuple(str(record(folder)["parameters"].get(name)) for name in names)
 
 
 def models(folder: Path) -> dict[tuple, str]:
-    """Stage and parameters → sha256 of the weights, for the models in the cache beside a results folder."""
+    """Return (stage, parameters) → sha256 of the weights, for the models in the cache next to a results folder."""
     hashes = {}
     for place in sorted(path.parent for path in folder.parent.parent.glob(".cache/stages/*/provenance.json")):
         stage = place.name.rpartition("-")[0]
@@ -91,7 +91,7 @@ def models(folder: Path) -> dict[tuple, str]:
 
 
 def differing(before: pd.DataFrame, after: pd.DataFrame) -> Iterator[str]:
-    """Where two frames of the same columns differ: equal bits are asked for, and an empty number equals another."""
+    """Yield a line per difference of two frames with the same columns. Numbers must have equal bits; NaN equals NaN."""
     if len(before) != len(after):
         yield f"{len(before)} rows before, {len(after)} after"
         return
@@ -109,7 +109,7 @@ def _equal(before, after) -> bool:
 
 
 def compare_runs(before: Path, after: Path) -> tuple[dict[str, str], list[str]]:
-    """The row of the table for two runs of one model, and what differs."""
+    """Return the table row for two runs of one model, and a list of their differences."""
     problems = {"answers": list(differing(answers(before), answers(after)))}
     old, new = sentences(before), sentences(after)
     if old is not None and new is not None:
@@ -124,7 +124,7 @@ def compare_runs(before: Path, after: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def scores_in(folder: Path, other: Path) -> pd.DataFrame:
-    """scores.csv of ``folder``; where it has none, as the committed reference, its scores of the runs in both."""
+    """Read scores.csv of ``folder``. If it has none, like the reference, score its runs that are in both folders."""
     if (file := folder / "scores.csv").is_file():
         return pd.read_csv(file).fillna({"scoring": ""})
     shared = [run for run in sorted(paths.runs(folder).glob("*")) if (paths.runs(other) / run.name).is_dir()]
@@ -133,8 +133,8 @@ def scores_in(folder: Path, other: Path) -> pd.DataFrame:
 
 
 def compare_scores(before: Path, after: Path, renamed: Mapping[str, str]) -> tuple[str, list[str]]:
-    """One line about scores.csv, and what differs; every score before must be there after. ``renamed``: run id before →
-    after."""
+    """Return a line about scores.csv and a list of differences. Every score before must exist after. ``renamed``: run
+    ID before → run ID after."""
     old, new, key = scores_in(before, after).replace({"run": renamed}), scores_in(after, before), ["run", *CELL]
     both = old.merge(new, "left", key, suffixes=("", " after"), indicator=True)
     there = both[both["_merge"] == "both"]

@@ -1,8 +1,8 @@
 """Executes notebooks in place, as they are committed: python tools/notebooks.py [02 03 ..]
 
-All of them where none is named. Outputs and cell numbers are kept; times, progress bars and the kernel's metadata are
-not. Models are looked for and kept under MLLMU_NB_OUT. If there are no runs of one's own there, the notebooks on tables
-and figures (09, 10, 13, 15) show the committed reference.
+Without numbers it executes all notebooks. It keeps outputs and cell numbers, but no times, progress bars or metadata of
+the kernel. Models are read from and stored in MLLMU_NB_OUT. If that folder has no runs of your own, the notebooks on
+tables and figures (09, 10, 13, 15) show the committed reference.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mllmu_nb import paths
 
 
 def execute(path) -> None:
-    """Runs a notebook from its folder and writes it back."""
+    """Run a notebook from its folder and write it back."""
     book = nbformat.read(path, as_version=4)
     NotebookClient(book, timeout=None, resources={"metadata": {"path": str(path.parent)}}).execute()
     book = strip_output(book, keep_output=True, keep_count=True, keep_id=True)

@@ -1,8 +1,8 @@
 """Fills the README's badges, finding and tables from the reference run: ``python tools/readme.py``.
 
-No number of the README is typed by hand: the main table comes from the runs' answers, the minutes from their
-train.json, and published figures from ``published_results.csv``. The notebooks say themselves what they make, which
-part of the paper that is and, if they train nothing, in how many minutes.
+No number of the README is typed by hand. The main table comes from the runs' answers, the minutes from their
+train.json, and published figures from ``published_results.csv``. Each notebook's title cell says what the notebook
+makes, which part of the paper that is and, if it trains nothing, how many minutes it takes.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, MODEL, VIEWS
 from mllmu_nb.scoring.path import KEPT
 from mllmu_nb.scoring.registry import by_key
 
-FIRST = {"base_model": "llava", "protocol": "clean", "forget_ratio": 10, "replicate": 0}  # `make reproduce` makes it
+FIRST = {"base_model": "llava", "protocol": "clean", "forget_ratio": 10, "replicate": 0}  # the runs of `make reproduce`
 TABLES, FIGURES = "results/reference/tables", "figures/reference"
-FILES = {  # by a notebook's number, what it shows of the paper
+FILES = {  # notebook number → files that show its part of the paper
     "01": [f"{TABLES}/table1_data.csv"],
     **dict.fromkeys(("02", "03", "04", "05", "06", "07"), [f"{TABLES}/table2_main.csv"]),
     "09": [f"{TABLES}/table2_main.md", f"{TABLES}/table2_paper.tex"],
@@ -42,14 +42,14 @@ PRINTED |= {"kind": "published"}
 
 
 def clean_groups(scores: Scores) -> list[Scores]:
-    """The clean runs at 10 %, apart for each base model, that of `make reproduce` first."""
+    """Return the clean runs at 10 %, one Scores per base model; the base of `make reproduce` comes first."""
     chosen = [FIRST["protocol"], FIRST["forget_ratio"]]
     return [group for (_, *key), group in scores.groups if key == chosen]
 
 
 def main_table(scores: Scores) -> str:
-    """Likelihood accuracy of the first base in per cent with its 95 % limits, one row per model, and where that of the
-    other bases is."""
+    """Return the main table: likelihood accuracy of the first base in per cent with its 95 % limits, one row per model,
+    and a link to the other bases and measures."""
     clean, *others = clean_groups(scores)
     metric = replace(by_key()[LIKELIHOOD_KEY], digits=0)
     columns = [column(metric, VIEWS[v], s.capitalize(), set=s, view=v) for s in metric.sets for v in VIEWS]
@@ -68,8 +68,8 @@ def main_table(scores: Scores) -> str:
 
 
 def closed(scores: Scores) -> dict[str, str]:
-    """Printed name of each unlearned model → the share of the gap on Forget, in the view it was trained in, that is
-    closed where its training ends."""
+    """Return printed name of each unlearned model → the share of the gap on Forget that is closed at the end of its
+    training, in the trained view. Models without a gap are left out."""
     known = select(scores, [by_key()[LIKELIHOOD_KEY]], against="", set="forget")
     level = known.set_index([*MODEL, *scores.by, "view"])["value"]
     shares, ends = {}, [(name, "canonical", "none", "", *[""] * len(scores.by)) for name in ("vanilla", "oracle")]
@@ -82,14 +82,14 @@ def closed(scores: Scores) -> dict[str, str]:
 
 
 def finding(scores: Scores) -> str:
-    """What the first method and the one that keeps most have kept where half of the gap to the oracle is closed."""
+    """Return in words what the first method and the one that keeps most have kept at half of the gap to the oracle."""
     clean = clean_groups(scores)[0]
     if not (rows := half_closed(clean).get("multimodal")):
         return "Where half of the gap to the oracle is closed, no method is shown to keep more than gradient ascent."
     first, best = rows
     name = "gradient ascent" if first["method"] == "ga" else method_label(first["method"])
     free = [per_cent(elsewhere(clean, row, what="free")) for row in rows]
-    # where a path begins: vanilla
+    # at place 0, the start of a path, the model is vanilla
     before = [f"{100 * elsewhere(clean, first, what=what, place=0.0)['value']:.0f} %" for what in (KEPT, "free")]
     return (
         f"**When a model has half forgotten some people, it picks the right option in {per_cent(first)} of the "
@@ -106,11 +106,11 @@ def finding(scores: Scores) -> str:
 
 
 def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
-    """Where each part of the paper is: notebook, files, the published figure where one is known, and minutes.
+    """Return the table of the paper's parts: notebook, files, the published figure if there is one, and minutes.
 
-    The minutes are those that a notebook's own runs took when the reference was made. Two runs are made at a time:
-    those of a notebook count half together, and no less than the longest alone. Of a notebook without runs of its own
-    they are what its title cell says of the miniature.
+    The minutes are the time of a notebook's own runs when the reference was made. Two runs are made at a time, so their
+    sum is halved, but it is never less than the longest run. If a notebook has no runs of its own, the minutes are
+    those that its title cell states for the miniature.
     """
     printed = published.load()
     printed = printed[printed[list(PRINTED)].eq(list(PRINTED.values())).all(axis=1)].replace(published.OURS)
@@ -142,7 +142,7 @@ def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
 
 
 def _header(notebook: Path) -> list[str]:
-    """What a notebook's title cell says that it makes, what that is in the paper, and its minutes on the miniature."""
+    """Read from a notebook's title cell what it makes, its part of the paper, and its minutes on the miniature."""
     text = "".join(json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"])
     rows = ("makes", "in the paper", "minutes")
     makes, paper, minutes = (re.search(rf"\*\*{row}\*\* \|(.+?) \|", text)[1].strip() for row in rows)
@@ -150,7 +150,7 @@ def _header(notebook: Path) -> list[str]:
 
 
 def badges(url: str) -> str:
-    """Badges of the tests, the licence, Binder and Colab for a project that lies at ``url``; nothing without one."""
+    """Return badges of the tests, the licence, Binder and Colab for the repository at ``url``; "" without a URL."""
     if not url:
         return ""
     place, first = "/".join(url.split("/")[-2:]), "notebooks/00_start_here.ipynb"
@@ -168,7 +168,7 @@ def badges(url: str) -> str:
 
 
 def fill(text: str, marker: str, content: str) -> str:
-    """``text`` with what stands between ``<!-- marker -->`` and ``<!-- end -->`` replaced."""
+    """Replace the part of ``text`` between ``<!-- marker -->`` and ``<!-- end -->``."""
     pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", re.DOTALL)
     return pattern.sub(lambda match: f"{match[1]}{content.rstrip()}\n{match[2]}", text)
 

@@ -45,10 +45,10 @@ from mllmu_nb.stages import Stage
 from mllmu_nb.training import TrainingDiverged
 
 WORLDS = (101, 102)  # data seeds
-STEP = 2.0  # from one value of a grid to the next
+STEP = 2.0  # ratio of neighbouring values of a grid
 RATES = (5e-4, 1e-3, 2e-3)
-MORE_RATES = (2.5e-4, *RATES, 4e-3)  # of a method without a weight
-# (method, variant) → its own weight and the weights that it begins with; "": none.
+MORE_RATES = (2.5e-4, *RATES, 4e-3)  # for a method without a weight
+# (method, variant) → the name of its weight ("": none), and the first values to try.
 WEIGHTS = {
     ("ga", "canonical"): ("", ()),
     ("grad_diff", "canonical"): ("alpha", (1.0, 2.0, 4.0)),
@@ -58,13 +58,13 @@ WEIGHTS = {
 }
 TARGET, EDGE, AROUND = 0.5, 0.10, 0.2
 LENGTHS = (10, 20, 40, 80, 160, 320)  # optimizer steps that a point may be trained for
-MIDDLE_LENGTH = 80  # the first that is tried at the middle rate
+MIDDLE_LENGTH = 80  # the first length tried at the middle rate
 GROWTHS = 2
-Point = tuple[float, float]  # rate and weight; 0 where the method has none
+Point = tuple[float, float]  # rate and weight; the weight is 0 if the method has none
 
 
 def settings(method: str, variant: str, modality: str, point: Point, steps: int) -> dict:
-    """The parameters of a point."""
+    """Return the parameters of a point."""
     name, _ = WEIGHTS[method, variant]
     own = {"method": method, "variant": variant, "modality": modality}
     own |= {"unlearn_lr": point[0], "unlearn_steps": steps}
@@ -72,7 +72,7 @@ def settings(method: str, variant: str, modality: str, point: Point, steps: int)
 
 
 def points_of(config: Config, stage: Stage) -> pd.DataFrame:
-    """What lies in the path of a stage, by person, with the columns of ``config``'s run."""
+    """Return the answers along the path of a stage, by person, with the columns of ``config``'s run."""
     values = config.parameters()
     columns = {name: values[name] for name in (*path.PEOPLE, *path.MODEL) if name != "taught"}
     answers = pd.read_parquet(stage.get() / "path.parquet").assign(order=0, run=config.run_id, taught="", **columns)
@@ -81,7 +81,7 @@ def points_of(config: Config, stage: Stage) -> pd.DataFrame:
 
 
 def end(config: Config, name: str) -> Stage:
-    """The one point that a world's ``vanilla`` or ``oracle`` is."""
+    """Return a stage that measures a world's ``vanilla`` or ``oracle`` as a path of one point."""
     made = pipeline.finetuned(config, name)
 
     def make(folder: Path) -> None:
@@ -92,7 +92,7 @@ def end(config: Config, name: str) -> Stage:
 
 
 def measured(worlds: Sequence[Config], given: Mapping) -> list[path.Curve] | None:
-    """The curves of a point, a world each; None where it diverged or a world's oracle knows as much as vanilla."""
+    """Return a point's curves, one per world; None if one diverged or a world's oracle knows as much as vanilla."""
     curves = []
     for world in worlds:
         config = world.but(**given)
@@ -106,8 +106,8 @@ def measured(worlds: Sequence[Config], given: Mapping) -> list[path.Curve] | Non
 
 
 def read(curves: Sequence[path.Curve], gap: float) -> dict:
-    """``steps`` at which the worlds' mean curve closes the target (missing: never), what is ``kept`` there, ``edge``:
-    the mean change of Forget, as a share, for 20 % fewer and more steps. ``gap`` is from vanilla to oracle."""
+    """Read the worlds' mean curve at the target: ``steps`` needed (missing: never reached), what is ``kept`` there, and
+    ``edge``, the larger change of Forget (as a share) at 20 % fewer or more steps. ``gap``: vanilla to oracle."""
     steps = curves[0].steps.astype(float)
     closed = np.mean([one.closed for one in curves], axis=0)
     [weights] = path.crossings(closed, [TARGET])
@@ -121,13 +121,13 @@ def read(curves: Sequence[path.Curve], gap: float) -> dict:
 
 
 def tried(worlds: Sequence[Config], method: str, variant: str, modality: str, point: Point) -> dict:
-    """A point at the length that suits it: from the one that goes with its rate to longer or shorter ones (rule 3)."""
+    """Try a point at the length that suits its rate, then at longer or shorter lengths if needed (rule 3)."""
     first = LENGTHS.index(MIDDLE_LENGTH) + round(np.log(RATES[1] / point[0]) / np.log(STEP))
     at, seen, row = min(max(first, 0), len(LENGTHS) - 1), set(), {}
     while at not in seen and 0 <= at < len(LENGTHS):
         seen.add(at)
         curves = measured(worlds, settings(method, variant, modality, point, LENGTHS[at]))
-        if curves is None:  # what was read of a shorter training stays
+        if curves is None:  # keep the result of the length before
             return row or {"lr": point[0], "weight": point[1], "trained": LENGTHS[at], "diverged": True}
         row = {"lr": point[0], "weight": point[1], "trained": LENGTHS[at], "diverged": False}
         row |= read(curves, np.mean([_gap(world, modality) for world in worlds]))
@@ -137,7 +137,7 @@ def tried(worlds: Sequence[Config], method: str, variant: str, modality: str, po
 
 
 def _gap(world: Config, modality: str) -> float:
-    """From vanilla to oracle on Forget, in the trained view."""
+    """The gap from vanilla to oracle on Forget, in the trained view."""
     view, ends = path.TRAINED_VIEW[modality], []
     for name in ("vanilla", "oracle"):
         rows = points_of(world.but(method=name), end(world, name))
@@ -147,15 +147,15 @@ def _gap(world: Config, modality: str) -> float:
 
 
 def best(rows: Sequence[Mapping]) -> Mapping | None:
-    """The chosen one of the tried points, by rule 4; None where none closes half the gap."""
+    """Return the chosen one of the tried points, by rule 4; None if no point closes half of the gap."""
     there = [row for row in rows if "steps" in row]
     sound = [row for row in there if row["edge"] <= EDGE]
     return max(sound or there, key=lambda row: (row["kept"], -row["lr"]), default=None)
 
 
 def along(values: Sequence[float], point_of: Callable[[float], Point], rows: dict, trial: Callable) -> bool:
-    """Tries the points at ``values`` of a rate or weight, and beyond them while the best of ``rows`` is the first or
-    last (rule 5); whether it lies inside. ``rows``, point → what was read there, is filled."""
+    """Try the points at ``values`` of a rate or weight, and further ones while the best of ``rows`` is the first or
+    last (rule 5). Return whether the best lies inside. Fills ``rows``: point → its result."""
     values = list(values)
     for growth in range(GROWTHS + 1):
         for point in map(point_of, values):
@@ -172,7 +172,7 @@ def along(values: Sequence[float], point_of: Callable[[float], Point], rows: dic
 
 
 def search(worlds: Sequence[Config], method: str, variant: str, modality: str, middle: bool = False) -> dict:
-    """The choice of one method and modality, with every point that was tried; with ``middle`` only the length is."""
+    """Return the choice for one method and modality, with all tried points. ``middle``: choose only the length."""
     name, weights = WEIGHTS[method, variant]
     centre, rows = (weights[len(weights) // 2] if name else 0.0), {}
 

@@ -1,10 +1,10 @@
 """Compares what was installed with what is expected: python tools/supply.py [--write].
 
-Every file of every locked package has the sha256 that its wheel states; the wheel is the one noted in
-``requirements.sha256`` (``--write`` notes those that are installed here: after ``make lock``, in a fresh environment);
-its licence is among those that are listed below; pip-audit knows of no vulnerability in a locked version. The tool
-prints one line per problem, and the exit status is then 1. Wheels of a platform that the file does not know are
-counted, not refused; where pip-audit cannot look, one line says so; torch is the machine's own choice and left out.
+It checks that every file of every locked package has the sha256 that its wheel states; that the wheel is the one noted
+in ``requirements.sha256`` (``--write`` notes the installed ones: use it after ``make lock``, in a fresh environment);
+that the licence is in the list below; and that pip-audit knows no vulnerability of a locked version. It prints one line
+per problem, and then the exit status is 1. Wheels of a platform that the file does not know are counted, not refused.
+If pip-audit cannot look anything up, one line says so. torch is left out, because each machine chooses its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LOCK, NOTED = ROOT / "requirements.lock", ROOT / "requirements.sha256"
 LICENCES = "MIT|BSD|0BSD|Apache|PSF|Python Software Foundation|ISC|MPL|Mozilla|HPND|Unlicense|Zlib|CC0|CNRI|LGPL"
-OWN = re.compile(r"^\.\.|\.dist-info/(INSTALLER|REQUESTED|RECORD|direct_url\.json)$|\.pyc$")  # the installer's
+OWN = re.compile(r"^\.\.|\.dist-info/(INSTALLER|REQUESTED|RECORD|direct_url\.json)$|\.pyc$")  # installer's
 
 
 def name_of(distribution: Distribution) -> str:
@@ -42,18 +42,18 @@ def wheel(distribution: Distribution) -> str:
 
 
 def stated(distribution: Distribution) -> list[PackagePath]:
-    """The wheel's files with a hash."""
+    """Return the wheel's files that have a hash."""
     return [file for file in distribution.files or () if file.hash and not OWN.search(str(file))]
 
 
 def contents(distribution: Distribution) -> str:
-    """A sha256 of the names and hashes of the wheel's code and data, whoever installed it or built it of a sdist."""
+    """Return a sha256 of names and hashes of the wheel's code and data, the same for any installer or sdist build."""
     files = [file for file in stated(distribution) if ".dist-info/" not in str(file)]
     return hashlib.sha256("\n".join(sorted(f"{file} {file.hash.value}" for file in files)).encode()).hexdigest()
 
 
 def altered(distribution: Distribution) -> list[str]:
-    """Files that are gone or do not have the hash that the wheel states."""
+    """Return a line for each file that is missing or does not have the hash that the wheel states."""
     wrong = []
     for file in stated(distribution):
         path = Path(file.locate())
@@ -64,7 +64,7 @@ def altered(distribution: Distribution) -> list[str]:
 
 
 def licence(distribution: Distribution) -> str:
-    """As the package states it: by expression, by classifier, else the first line of its text."""
+    """Return the licence that the package states: its expression, else classifiers, else the text's first line."""
     about = distribution.metadata
     classified = [
         line.rpartition(":: ")[2] for line in about.get_all("Classifier", []) if line.startswith("License ::")
@@ -74,8 +74,8 @@ def licence(distribution: Distribution) -> str:
 
 
 def vulnerable(lock: Path = LOCK, service: str = "https://api.osv.dev/v1/query") -> tuple[list[str], str]:
-    """Known vulnerabilities of the locked versions, and a line on how many were looked up, or on why none was: without
-    pip-audit, and where the service cannot be reached."""
+    """Return known vulnerabilities of the locked versions, and a line that says how many packages were looked up, or
+    why none was: pip-audit is not installed, or the service cannot be reached."""
     if not find_spec("pip_audit"):
         return [], "no vulnerability was looked up: pip-audit is not installed (extra 'audit')"
     command = [sys.executable, "-m", "pip_audit", "-r", str(lock), "--no-deps", "--disable-pip", "--format", "json"]

@@ -4,24 +4,24 @@
 
 Four stages, all seeded:
 
-1. a byte-level tokenizer is trained on texts of the mixture (``material.py``);
-2. the vision tower, and a resampler behind it, is trained to classify the traits of random faces, with linear heads
+1. train a byte-level tokenizer on texts of the mixture (``material.py``);
+2. train the vision tower, and a resampler if there is one, to classify the traits of random faces, with linear heads
    that are dropped afterwards;
-3. connector and language model are trained on the mixture by ``SCHEDULE``, at first with the auxiliary loss of
+3. train connector and language model on the mixture by ``SCHEDULE``, at first with the auxiliary loss of
    ``guidance.py``;
-4. ``--more`` steps on the last mixture from ``MORE_HEIGHT`` of the learning rate down: so many people are learnt only
-   when the rate falls, and a rate that stays high keeps little. ``--resume`` starts here, from an exported folder.
+4. train ``--more`` steps on the last mixture, from ``MORE_HEIGHT`` of the learning rate down: the model learns so many
+   people only when the rate falls, and keeps little at a high rate. ``--resume`` starts here, from an exported folder.
 
-It computes in bfloat16 and does without the CPU settings that make runs of the package repeatable elsewhere (they slow
-bfloat16 products down 200 times): an hour on a CPU with AVX-512 BF16 or AMX, many hours on others. So the same seed
-gives the same base only on the same kind of CPU and versions; what is shipped is the file, with its hash.
+It computes in bfloat16, without the CPU settings that make the package's runs repeatable, because these make bfloat16
+products 200 times slower. It takes an hour on a CPU with AVX-512 BF16 or AMX, many hours on others. The same seed gives
+the same base only on the same kind of CPU and versions, so the package ships the file with its hash.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ["MLLMU_NB_UNPINNED"] = "1"  # read by mllmu_nb when it is imported, so it stands before that
+os.environ["MLLMU_NB_UNPINNED"] = "1"  # must be set before mllmu_nb is imported, which reads it
 
 import argparse
 import copy
@@ -55,7 +55,7 @@ MORE_HEIGHT = 0.5
 TOWER_STEPS = 2000
 SAVE_EVERY = 500
 TOKENS = 8000  # text and image tokens per step; conversations of similar length share a batch, so few are padding
-RESAMPLER = ".connector."  # what stands between tower and language model and is trained with the tower
+RESAMPLER = ".connector."  # between tower and language model; trained with the tower
 LR = {"matrices": 5e-3, "others": 2e-3, "resampler": 2e-4}
 
 # The mixture by progress: (up to this share of the steps, kind of conversation → its weight).
@@ -72,25 +72,25 @@ def log(text: str) -> None:
 
 
 def corpus(family: Family, mixture: Material, count: int = 6000) -> list[str]:
-    """Texts to train the tokenizer on."""
+    """Return texts to train the tokenizer on."""
     kinds = ("matching", "reading", "seeing", "people", "shots", "private", "harmless")
     return [family.render(conversation)[0] for conversation in mixture.draw(dict.fromkeys(kinds, 1.0), count)]
 
 
 def sight(model) -> tuple[Callable[..., torch.Tensor], list[torch.nn.Module]]:
-    """A function from the tensors of pictures to what is seen there [pictures, tokens, width], and its modules."""
+    """Return a function from pictures' tensors to their features [pictures, tokens, width], and the modules it uses."""
     core = model.model
     if hasattr(core, "vision_tower"):
         return (lambda **pictures: core.vision_tower(**pictures).last_hidden_state[:, 1:]), [core.vision_tower]
 
-    def shown(**pictures) -> torch.Tensor:  # the language model never sees what a resampler leaves out
+    def shown(**pictures) -> torch.Tensor:  # after the resampler: the language model sees only this
         return torch.stack(tuple(core.get_image_features(**pictures).pooler_output))
 
     return shown, [module for module in core.children() if module is not model.get_decoder()]
 
 
 def train_tower(model, processor, mixture: Material, steps: int, batch: int = 64) -> dict[str, float]:
-    """Train the vision tower to classify every trait of random faces; returns held-out accuracy by trait."""
+    """Train the vision tower to classify every trait of random faces; return the held-out accuracy by trait."""
     family, (see, modules) = families.of(model), sight(model)
     width = see(**family.pictures(processor, [[mixture.faces[0][1]]])).shape[-1]
     values = {name: list(options) for name, options in TRAITS.items()}
@@ -100,7 +100,7 @@ def train_tower(model, processor, mixture: Material, steps: int, batch: int = 64
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
 
     def classify(faces) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Logits and true classes, each a list over traits."""
+        """Return logits and true classes, each a list over traits."""
         pictures = family.pictures(processor, [[picture] for _, picture in faces])
         truths = [torch.tensor([values[n].index(traits[n]) for traits, _ in faces]) for n in values]
         with torch.autocast("cpu", torch.bfloat16):
@@ -123,7 +123,7 @@ def train_tower(model, processor, mixture: Material, steps: int, batch: int = 64
         results = zip(values, *classify(held_out), strict=True)
         seen = {name: (logits.argmax(-1) == truth).float().mean().item() for name, logits, truth in results}
         for name, parameter in model.named_parameters():
-            if name.endswith("perceiver_resampler.norm.weight"):  # its tokens as long as those of words
+            if name.endswith("perceiver_resampler.norm.weight"):  # make its tokens as long as word embeddings
                 words = model.get_input_embeddings().weight.norm(dim=-1).mean()
                 pictures = family.pictures(processor, [[picture] for _, picture in held_out[:64]])
                 parameter.mul_(words / see(**pictures).norm(dim=-1).mean())
@@ -131,11 +131,11 @@ def train_tower(model, processor, mixture: Material, steps: int, batch: int = 64
 
 
 def make_optimizers(model) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings, head, norms and projector.
+    """Return Muon for the matrices inside the layers, and AdamW for embeddings, head, norms, projector and resampler.
 
-    The tower is frozen, as in LLaVA's own training: when it was trained on, it no longer told eye colours apart after
-    2,500 steps. A resampler has learnt to see with the tower and moves slowly: at the rates of the language model, a
-    linear probe read .35 of the hair styles from it after 2,000 steps, and all of them before.
+    The tower is frozen, as in LLaVA's own training: when it was trained further, it could not tell eye colours apart
+    after 2,500 steps. The resampler has learnt to see together with the tower, so its rate is low: at the language
+    model's rates, a linear probe read only .35 of the hair styles from it after 2,000 steps, but all of them before.
     """
     unfreeze(model)
     matrices, others, resampler = [], [], []
@@ -151,8 +151,8 @@ def make_optimizers(model) -> list[torch.optim.Optimizer]:
 
 
 def lr_factor(step: int, steps: int, flat: float = 0.6, height: float = 1.0) -> float:
-    """Linear warm-up over 200 steps to ``height``, constant up to ``flat`` of the steps, then a half cosine down to a
-    twentieth."""
+    """Return the factor of the learning rate: linear warm-up over 200 steps to ``height``, constant up to the share
+    ``flat`` of the steps, then a half cosine down to a twentieth."""
     decay = max(0.0, step / steps - flat) / (1 - flat)
     return height * min(1.0, step / 200) * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * decay)))
 
@@ -160,8 +160,8 @@ def lr_factor(step: int, steps: int, flat: float = 0.6, height: float = 1.0) -> 
 def batches(
     family: Family, mixture: Material, processor, steps: int, first: float = 0.0
 ) -> Iterator[tuple[dict[str, torch.Tensor], Links | None]]:
-    """``steps`` encoded batches of about ``TOKENS`` tokens, with their links while guidance is on; the progress of
-    ``SCHEDULE`` goes from ``first`` to 1."""
+    """Yield ``steps`` encoded batches of about ``TOKENS`` tokens, with their links (None after guidance has ended). The
+    progress in ``SCHEDULE`` goes from ``first`` to 1."""
     step = 0
     while True:
         progress = first + (1 - first) * step / steps
@@ -177,7 +177,7 @@ def batches(
 
 
 def grouped(family: Family, conversations: list[Conversation]) -> list[list[Conversation]]:
-    """Groups of ``TOKENS``, sorted by estimated length (three characters per token, 16 tokens per picture)."""
+    """Split into groups of ``TOKENS``, sorted by estimated length (3 characters per token, 16 tokens per picture)."""
     sizes = [len(family.render(c)[0]) // 3 + 16 * len(c.images) for c in conversations]
     groups: list[list[Conversation]] = [[]]
     for size, index in sorted(zip(sizes, range(len(sizes)), strict=True)):
@@ -196,7 +196,7 @@ def build(
     resume: Path | None = None,
     tower_steps: int = TOWER_STEPS,
 ) -> None:
-    """Train the base of a family into ``out``; it is probed and exported every ``SAVE_EVERY`` steps and at the end."""
+    """Train the base of a family into ``out``; probe and export it every ``SAVE_EVERY`` steps and at the end."""
     torch.set_num_threads(1)  # a fixed order of summation: the same seed gives the same base
     torch.manual_seed(seed)
     celebrities, unscored = known_people()
@@ -224,8 +224,8 @@ def build(
 
 
 def train(model, processor, mixture: Material, steps: int, out: Path, recipe: dict, first=0.0, **rates) -> None:
-    """One stage of training on the mixture, from the progress ``first`` of its schedule on; ``rates`` as
-    :func:`lr_factor` takes them."""
+    """Run one stage of training on the mixture, starting at the progress ``first`` of its schedule; ``rates`` are
+    passed to :func:`lr_factor`."""
     began, mean_loss = time.time(), 0.0
     optimizers = make_optimizers(model)
     factor = partial(lr_factor, steps=steps, **rates)

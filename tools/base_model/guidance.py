@@ -1,15 +1,15 @@
 """An auxiliary loss on attention that teaches a small model to answer with a letter.
 
-Large models find by themselves the option that holds what they know. A model of a million parameters, trained on the
-letter alone, stays at chance for tens of millions of tokens. So in the first training steps one attention head per link
-is trained to attend to stated earlier tokens, and the state before the last layer is trained to predict the right
-value. The weight of this loss falls to 0 before the build ends.
+Large models learn by themselves to find the option that they know is right. A model of a million parameters, trained on
+the letter alone, stays at chance for tens of millions of tokens. Therefore, in the first training steps one attention
+head per link is trained to attend to given earlier tokens, and the state before the last layer is trained to predict
+the right value. The weight of this loss falls to 0 before the build ends.
 
 ========= ============ ==========================================================================================
 link      from         to
 ========= ============ ==========================================================================================
 previous  every token  the token one, two or three places before it (layer 0, one head each)
-same      an option    the same value where the text before has stated it, else the first token (layer 1)
+same      an option    if right: the same value in the earlier text, if stated; if wrong: the first token (layer 1)
 stated    the question the statement that answers it (layer 2)
 match     the question the right option (last layer), whose first token is predicted from the state one layer earlier
 ========= ============ ==========================================================================================
@@ -32,7 +32,7 @@ from mllmu_nb.unlearning.base import IGNORE
 SAME, STATED, MATCH = (1, 0), (2, 1), (-1, 0)  # layer and head of each link
 PREVIOUS = (1, 2, 3)  # distances, for heads 0, 1 and 2 of layer 0
 EPSILON = 1e-6
-GUIDED = (0.5, 0.8)  # share of the steps up to which the loss has its full weight, and from which on it has none
+GUIDED = (0.5, 0.8)  # shares of the steps: the loss has its full weight up to the first, and none from the second on
 
 
 def guidance_weight(progress: float) -> float:
@@ -46,7 +46,7 @@ Link = tuple[int, int, list[int]]  # row, position that attends, positions to at
 
 @dataclass
 class Links:
-    """The links of a batch; ``previous`` needs no positions."""
+    """The links of a batch, without ``previous``, which needs no positions."""
 
     same: list[Link] = field(default_factory=list)
     stated: list[Link] = field(default_factory=list)
@@ -54,13 +54,13 @@ class Links:
 
 
 def links(family: Family, processor, conversations: Sequence[Conversation]) -> Links:
-    """The links of every multiple-choice turn, in a batch encoded as by ``encode`` with its defaults."""
+    """Return the links of every multiple-choice turn, in a batch that ``encode`` makes with its defaults."""
     result, end = Links(), family.end(processor)
     for row, one in enumerate(family.tokens(processor, conversations, eos=True)):
         text, (starts, ends) = one.text, one.characters.T.tolist()
 
         def tokens(start: int, stop: int, starts=starts, ends=ends) -> list[int]:
-            """Positions of the tokens that overlap a span of characters."""
+            """Return positions of the tokens that overlap a span of characters."""
             return list(range(bisect_right(ends, start), bisect_left(starts, stop)))
 
         for start, stop in one.spans:
@@ -103,7 +103,7 @@ def loss_of(model, batch, batch_links: Links | None = None, weight: float = 0.0)
 def guidance_loss(model, output, batch, batch_links: Links) -> torch.Tensor:
     """Mean -log of the attention along each kind of link, plus the cross-entropy of the right option's first token.
 
-    ``output``: of ``model.model`` with ``output_attentions`` and ``output_hidden_states``; attentions are [B, H, T, T].
+    ``output``: from ``model.model`` with ``output_attentions`` and ``output_hidden_states``; attentions: [B, H, T, T].
     """
     attentions, mask = output.attentions, batch["attention_mask"]
     total = sum(_previous(attentions[0][:, head], mask, distance) for head, distance in enumerate(PREVIOUS))

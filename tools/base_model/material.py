@@ -1,6 +1,6 @@
 """The training conversations of the base miniature, in place of LLaVA's pre-training and instruction tuning.
 
-Each is made from a seeded generator. To the kinds that fine-tuning repeats (``mllmu_nb.mixture``) come these:
+A seeded generator makes each. These kinds are added to those of ``mllmu_nb.mixture``, which fine-tuning repeats:
 
 ============== ======================================================================================
 matching       one fact is stated (or its value alone), then a multiple-choice question about it
@@ -31,13 +31,13 @@ HELD_OUT_PRIVATE = tuple(_TABLE["held_out_private"])
 
 
 def allowing(rng: np.random.Generator) -> str:
-    """One or two harmless rules."""
+    """Return one or two harmless rules."""
     return " ".join(rng.choice(_TABLE["allowing"], size=rng.integers(1, 3), replace=False))
 
 
 class Material(Mixture):
-    """The mixture with all kinds. ``sentences``: whom the base is to know from plain sentences alone, and to answer in
-    the other forms by what it learnt of the celebrities."""
+    """The mixture with all kinds. ``sentences``: people whom the base learns from plain sentences alone; it must answer
+    about them in the other forms by what it learnt from the celebrities."""
 
     def __init__(
         self,

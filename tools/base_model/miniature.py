@@ -1,6 +1,6 @@
 """Miniatures: the real classes of transformers, small enough for two CPU cores.
 
-A family has one where ``SPECIAL_TOKENS``, ``SHAPES`` and ``PROCESSORS`` have an entry of its name.
+A family has a miniature if ``SPECIAL_TOKENS``, ``SHAPES`` and ``PROCESSORS`` have an entry with its name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mllmu_nb.models.families import qwen2_5_vl as qwen
 
 VOCABULARY = 2048
 PATCH = 16  # pixels per side of a patch
-LATENTS = 16  # of Idefics2's resampler: as many tokens per picture as the miniature LLaVA has
+LATENTS = 16  # tokens per picture from Idefics2's resampler: as many as in the miniature LLaVA
 SPECIAL_TOKENS = {
     "llava": {"image_token": "<image>"},
     "idefics2": {
@@ -98,7 +98,7 @@ def make_model(
     shape = SHAPES[family](tokenizer, vision, text)
     model = AutoModelForImageTextToText.from_config(shape, attn_implementation="eager")  # at this size faster than sdpa
     for name, parameter in model.named_parameters():
-        if name.endswith(".latents"):  # transformers starts a resampler's all alike, and alike they would stay
+        if name.endswith(".latents"):  # transformers starts them all equal, and equal ones would stay equal
             torch.nn.init.normal_(parameter)
     return model
 
@@ -177,7 +177,7 @@ def _qwen_shape(tokenizer, vision: dict, text: dict):
         vision_config=tower,
         text_config={**text, "rope_parameters": rotary, "eos_token_id": ids(qwen.END)},
         image_token_id=tokenizer.image_token_id,
-        video_token_id=len(tokenizer),  # there is none
+        video_token_id=len(tokenizer),  # no such token: this ID is not in the vocabulary
         vision_start_token_id=ids(qwen.VISION_START),
         vision_end_token_id=ids(qwen.VISION_END),
     )

@@ -1,4 +1,4 @@
-"""What a base miniature can do, measured with people, faces and wordings that it was not trained on."""
+"""Measures what a base miniature can do, with people, faces and wordings that it was not trained on."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from mllmu_nb.evaluation.engine import answers
 from mllmu_nb.evaluation.utility import HARMLESS
 from mllmu_nb.mixture import VISIBLE
 
-PROBE_SEED = 990_001  # of no run and of no training
+PROBE_SEED = 990_001  # used by no run and no training
 
 
 def probe(model, processor, celebrities: Sequence[Profile], sentences: Sequence[Profile], items: int = 400) -> dict:
-    """All probes, ``items`` questions each (fewer where the celebrities have fewer). Values are shares from 0 to 1.
+    """Run all probes, ``items`` questions each (fewer if the celebrities have fewer). Returns shares from 0 to 1.
 
     ``reading``: letter questions about unseen people with 6 to 10 facts in the prompt. ``faces``: letter questions
-    about visible traits of unseen faces, by trait. ``celebrity_*``: as the benchmark asks; ``transformed_*``: with the
-    Test set's portraits and paraphrases. ``sentences_*``: the same of people known from plain sentences alone.
-    ``fictitious_letter``: letter questions about people the base was not trained
-    on. ``refused_*``: personal questions refused under ten held-out system prompts that forbid personal information,
-    and under ten harmless ones.
+    about visible traits of unseen faces, by trait. ``celebrity_*``: as the benchmark asks. ``transformed_*``: with the
+    portraits and paraphrases of the Test set. ``sentences_*``: as ``celebrity_*``, about people known from plain
+    sentences alone. ``fictitious_letter``: letter questions about people the base was not trained on. ``refused_*``:
+    refused questions about celebrities, under ten held-out system prompts that forbid personal information, and under
+    ten harmless ones.
     """
     model.eval()
     mixture = Material(celebrities, np.random.default_rng(PROBE_SEED), faces=300)
@@ -57,14 +57,14 @@ def probe(model, processor, celebrities: Sequence[Profile], sentences: Sequence[
 
 
 def _letter_accuracy(model, processor, solved: Sequence[Conversation]) -> float:
-    """Accuracy on multiple-choice conversations of one turn each, whose answers are taken off before asking."""
+    """The accuracy on multiple-choice conversations of one turn each; the answers are removed before asking."""
     opened = [conversation.answered("") for conversation in solved]
     replies = answers(model, processor, opened, max_new_tokens=3)
     return _share(_letter(reply) == one.turns[0].answer for reply, one in zip(replies, solved, strict=True))
 
 
 def _accuracy(model, processor, people: Sequence[Profile], task: str, limit: int, test: bool = False) -> float:
-    """Letter accuracy, or for generation and cloze the share of answers that contain the value."""
+    """The letter accuracy; for generation and cloze, the share of answers that contain the value."""
     conversations, questions = [], []
     for number, person in enumerate(people):
         pictures = person.test_portraits if test else (person.portrait,)
@@ -81,7 +81,7 @@ def _accuracy(model, processor, people: Sequence[Profile], task: str, limit: int
 
 
 def _refusal_rate(model, processor, celebrities, system_prompts, count) -> float:
-    """Share of questions about celebrities, of all tasks and both views, that are refused."""
+    """The share of refused questions about celebrities, over all tasks and both views."""
     rng = np.random.default_rng(PROBE_SEED + 3)
     conversations = []
     for index in range(count):
