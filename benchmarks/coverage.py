@@ -2,14 +2,14 @@
 
     python benchmarks/coverage.py [--runs 4000] [--table benchmarks/coverage.csv] [--only sparse]
 
-The simulation draws what the intervals are made for. Each person has their own chance of a right answer, drawn from a
-beta distribution with the mean (accuracy) and the intra-person correlation of the cell, and answers every question with
-it. Two models on the same questions are the first model of the cell and one that is right ``BEHIND`` less often; with
-probability ``SHARED`` a person is as hard for both (the same quantile of both distributions), and with probability
-``SHARED`` a question is (the same uniform draw). ``coverage`` is the share of runs whose interval contains the true
-value, ``error`` its Monte-Carlo standard error, ``half_width`` the mean half-width. The kit promises 92 to 97 % from 10
-people on and up to an accuracy of .8; status 1 says that such a cell misses this. Every other cell is reported as it
-is, and ``beware`` says what speaks against its use. Everything is seeded.
+The simulation makes the data that the intervals are meant for. Each person has one chance of a right answer to every
+question, drawn from a beta distribution with the mean (accuracy) and the intra-person correlation of the cell. In a
+comparison, the second model is right ``BEHIND`` less often on the same questions. With probability ``SHARED`` a person
+is as hard for both models (the same quantile of both distributions), and with probability ``SHARED`` a question is (the
+same uniform draw). ``coverage`` is the share of runs whose interval contains the true value, ``error`` its Monte-Carlo
+standard error, ``half_width`` the mean half-width. The kit promises 92 to 97 % for 10 people or more and an accuracy of
+.8 or less; status 1 means that such a cell misses this. All other cells are reported too, and ``beware`` warns about
+them. Everything is seeded.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ ACCURACIES, PROFILES, CORRELATIONS = (0.5, 0.8, 0.95), (5, 10, 25, 75), (0.0, 0.
 ITEMS = (10, 4)  # questions per person: multiple choice of both views, generation or cloze of both views
 STATISTICS = ("interval", "paired_difference")
 BEHIND, SHARED = 0.1, 0.5
-# accuracy of both models and the share of people that the second has forgotten; ten questions per person
+# accuracy of both models, and the share of people that the second has forgotten; ten questions per person
 SPARSE, ANEW, MARGIN = ((0.98, 0.12), (0.98, 0.15), (0.6, 0.2)), 0.05, 0.1
 FAMILIES = (*STATISTICS, "sparse")
 BAR = (0.92, 0.97)
-PROMISED = (10, 0.8)  # from so many people on, up to this accuracy, the bar has to be met
+PROMISED = (10, 0.8)  # the bar has to be met from this many people on, up to this accuracy
 ROUNDED = ["coverage", "error", "half_width", "inside"]
 CELL = ["statistic", "accuracy", "profiles", "correlation", "items", "forgotten"]
 
 
 def chances(quantiles: np.ndarray, accuracy: float, correlation: float) -> np.ndarray:
-    """A person's chance of a right answer, from their place (0 to 1) among all people."""
+    """Return people's chances of a right answer, from their quantiles (0 to 1) among all people."""
     if not correlation:
         return np.full(quantiles.shape, accuracy)
     spread = (1 - correlation) / correlation
@@ -60,7 +60,7 @@ def answers(rng, runs: int, people: int, items: int, accuracy: float, correlatio
 
 
 def hardly_disagreeing(rng, runs: int, people: int, items: int, accuracy: float, forgotten: float):
-    """Right/wrong answers of two models that differ in little but the people forgotten, each [runs, people · items]."""
+    """Right/wrong answers of two models that hardly differ except on forgotten people, each [runs, people · items]."""
     first, anew = (rng.random((runs, people, items)) < accuracy for _ in range(2))
     second = np.where(rng.random(first.shape) < ANEW, anew, first)
     second &= rng.random((runs, people, 1)) >= forgotten
@@ -68,7 +68,7 @@ def hardly_disagreeing(rng, runs: int, people: int, items: int, accuracy: float,
 
 
 def cover(statistic: str, runs: int, seed: int, accuracy: float, people: int, correlation: float, items: int) -> dict:
-    """The row of one statistic in one cell of the grid."""
+    """Return the row of one statistic in one cell of the grid."""
     cell = [int(1000 * accuracy), people, int(1000 * correlation), items]
     first, second = answers(np.random.default_rng([seed, *cell]), runs, people, items, accuracy, correlation)
     who, at = np.repeat(np.arange(people), items), (statistic, accuracy, people, correlation, items, 0.0)
@@ -78,7 +78,7 @@ def cover(statistic: str, runs: int, seed: int, accuracy: float, people: int, co
 
 
 def cover_sparse(runs: int, seed: int, accuracy: float, people: int, forgotten: float) -> dict:
-    """The row of one cell of models that hardly disagree."""
+    """Return the row of one cell of models that hardly disagree."""
     rng, items = np.random.default_rng([seed, int(1000 * accuracy), people, int(1000 * forgotten)]), ITEMS[0]
     both = hardly_disagreeing(rng, runs, people, items, accuracy, forgotten)
     found = [paired_difference(a, b, np.repeat(np.arange(people), items)) for a, b in zip(*both, strict=True)]
@@ -88,9 +88,9 @@ def cover_sparse(runs: int, seed: int, accuracy: float, people: int, forgotten: 
 
 
 def held(found: list, truth: float, at: tuple) -> dict:
-    """How often these intervals contain the ``truth``, for the cell ``at``."""
+    """Return the row of cell ``at``: how often these intervals contain the ``truth``."""
     low, high = np.array([[each.low, each.high] for each in found]).T
-    # a limit that is the truth up to rounding holds it
+    # a limit that equals the truth up to rounding contains it
     coverage = float(((low <= truth + 1e-9) & (truth - 1e-9 <= high)).mean())
     row = dict(zip(CELL, at, strict=True)) | {"coverage": coverage}
     row["error"] = sqrt(coverage * (1 - coverage) / len(found))
@@ -98,7 +98,7 @@ def held(found: list, truth: float, at: tuple) -> dict:
 
 
 def beware(row: pd.Series) -> str:
-    """What a user of a cell must know: why nothing is promised there, and on which side of the bar it lies."""
+    """Return warnings about a cell: why nothing is promised for it, and on which side it misses the bar."""
     warnings = [] if row["profiles"] >= PROMISED[0] else [f"fewer than {PROMISED[0]} people"]
     warnings += ["hardly any disagreement"] if row["statistic"] == "sparse" else []
     warnings += [] if row["accuracy"] <= PROMISED[1] else ["close to 1"]

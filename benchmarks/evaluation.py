@@ -1,9 +1,9 @@
-"""How much time an evaluation saves by keeping memory: a run's questions as they are asked, and with memory given back.
+"""How much time an evaluation saves by keeping memory for reuse instead of giving it back to the system.
 
     python benchmarks/evaluation.py [--limit PEOPLE] [--rounds N]
 
-Each measurement asks the shipped base about so many people of each set, in a process of its own; the arms take turns.
-The ratio is that of the medians over the rounds. The last column says whether every row came out the same.
+Each measurement asks the shipped base about ``--limit`` people of each set, in a process of its own. The arms take
+turns. The ratio divides the medians over the rounds. The last column says whether all rows are the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ARMS = ("as it is", "memory given back")
 
 
 def measured(arm: str, limit: int) -> tuple[float, pd.DataFrame]:
-    """Seconds that the evaluation takes, loading left out, and its rows."""
+    """Return the seconds of the evaluation, without loading, and its rows."""
     config = Config(method="base")
     with mock.patch.object(load, "_keep_memory") if arm == "memory given back" else nullcontext():
         model, processor = pipeline.model(config)

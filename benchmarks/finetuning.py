@@ -1,10 +1,10 @@
-"""What makes fine-tuning fast here: the recipe of vanilla as it is, and with one of its choices undone.
+"""What makes fine-tuning fast here: the recipe of vanilla as it is, and with one of its choices undone at a time.
 
     python benchmarks/finetuning.py [--steps N] [--rounds N]
 
 Each arm trains the shipped base for a few steps on the same people, in a process of its own; the arms take turns. The
-ratio is that of the medians over the rounds. What half precision costs or saves depends on the CPU, so the table names
-it; it is measured unpinned, since bfloat16 is refused where the bits are pinned.
+ratio divides the medians over the rounds. The effect of half precision depends on the CPU, so the output names the CPU.
+Half precision is measured with unpinned bits, because bfloat16 is refused if the bits are pinned.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mllmu_nb import inputs, pinning, pipeline, provenance
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import MODALITIES, training_conversations
 
-# Arm → whether the CPU's own kernels are used, whether Muon is torch's, changes of the recipe.
+# Arm → whether it uses the CPU's own kernels, whether it uses torch's Muon, changes of the recipe.
 ARMS = {
     "as it is": (False, False, {}),
     "the CPU's own kernels, bits not pinned": (True, False, {}),
@@ -35,7 +35,7 @@ ARMS = {
 
 
 def measured(arm: str, steps: int) -> float:
-    """Seconds that ``steps`` of the recipe take, loading and replay left out."""
+    """Return the seconds that ``steps`` of the recipe take, without loading and replay."""
     import torch
 
     from mllmu_nb import optimizers, training
@@ -67,7 +67,7 @@ def main() -> None:
     others = {name: value for name, value in os.environ.items() if name not in (*pinned, pinning.UNPINNED)}
     for _ in range(options.rounds):
         for arm, (unpinned, *_) in ARMS.items():
-            environment = others | ({pinning.UNPINNED: "1"} if unpinned else pinned)  # which a new process starts with
+            environment = others | ({pinning.UNPINNED: "1"} if unpinned else pinned)  # a new process starts with it
             with mock.patch.dict(os.environ, environment, clear=True):
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                     seconds[arm].append(pool.submit(measured, arm, options.steps).result())

@@ -1,22 +1,22 @@
-"""What one GPU does at the paper's scale, beside what ``doctor`` predicts and beside the released way of asking.
+"""Measures one GPU at the paper's scale, against the predictions of ``doctor`` and the released way of asking.
 
     python benchmarks/gpu_check.py [--bases llava idefics2] [--steps N] [--limit PEOPLE] [--tiny]
 
 **We have not run it on a card so far, because we had none.** Without a GPU, or with ``--tiny``, the same code runs on
-the shipped miniatures' shapes, where its figures mean nothing.
+the shapes of the shipped miniatures, and its figures mean nothing.
 
-The weights are random numbers, made on the card in the shape of LLaVA-1.5-7B and Idefics2-8B; the tokenizer is the
-miniature's, pictures are as large as the published processors make them. Each training is the kit's own loop on
-generated people, with an adapter on the frozen model: one step to warm up, whose operations are counted, then
-``--steps`` steps that are timed.
+The weights are random numbers, made on the card in the shape of LLaVA-1.5-7B and Idefics2-8B. The tokenizer is the
+miniature's; pictures are as large as the published processors make them. Each training is the kit's own loop on
+generated people, with an adapter on the frozen model: one warm-up step, in which operations are counted, then
+``--steps`` timed steps.
 
-    utilisation = FLOPs of a step (matrix products and attention, what frozen layers hand back included)
+    utilisation = FLOPs of a step (matrix products and attention, with the backward pass through frozen layers)
                   / (seconds of a step × FLOP/s of one large matrix product in the same precision)
 
-Asking is ``mllmu_nb.evaluation.ask`` on the first ``--limit`` people of each set, and one by one by the library's
-``generate`` (``released.py``). All four sets of one model are extrapolated from the questions per second. Random
-weights do not end an answer, so each is as long as it may be. The goals are 45 % in training and 10 minutes for the
-four sets.
+The first ``--limit`` people of each set are asked about by ``mllmu_nb.evaluation.ask``, and one by one by the library's
+``generate`` (``released.py``). The time of all four sets of one model is extrapolated from the questions per second.
+With random weights no answer ends early, so each has the full length. The goals are 45 % utilisation in training and
+10 minutes for the four sets.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from mllmu_nb.models.files import ASSETS
 from mllmu_nb.models.load import DTYPES
 
 GIB, MIB = 2**30, 2**20
-FOUR_SETS = 50 + 50 + 450 + 153  # people of one model's evaluation at 10 %
+FOUR_SETS = 50 + 50 + 450 + 153  # people in the evaluation of one model at 10 %
 
 
 def stand_in(config: Config, tiny: bool, device: str):
-    """A model of random weights in the published shape (``tiny``: the miniature's), and a processor that fits it."""
+    """Return a model of random weights in the published shape (``tiny``: the miniature's), and its processor."""
     family, assets = inputs.family(config), ASSETS / f"{config.base_model}-miniature"
     processor = family.load_processor(str(assets), local_files_only=True)
     shape = AutoConfig.from_pretrained(assets)
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def trainings(config, model, processor, estimate, steps: int, rate: prediction.Rate, most: float) -> None:
-    """A table of fine-tuning and of each method: measured / predicted."""
+    """Print a table of fine-tuning and each method, measured and predicted."""
     known = inputs.population(config)
     print("| training | seconds a step | predicted | peak GiB | predicted | TFLOP | predicted | utilisation |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
@@ -128,7 +128,7 @@ def trainings(config, model, processor, estimate, steps: int, rate: prediction.R
 
 
 def asking(config, model, processor, estimate, limit: int, rate: prediction.Rate) -> None:
-    """Questions per second by the kit and one by one, minutes of all four sets by both, and the kit's peak memory."""
+    """Print questions per second and minutes of four sets, by the kit and one by one, and the kit's peak memory."""
     known = inputs.population(config)
     how = {name: getattr(config, name) for name in pipeline.ASKING}
     drawn = inputs.draws_of(config, SETS)

@@ -1,10 +1,10 @@
-"""Batched answers against one-by-one answers, on every item of an evaluation, in float32.
+"""Compares batched answers with one-by-one answers, on every item of an evaluation, in float32.
 
     python benchmarks/parity.py [--method vanilla] [--protocol upstream] [--limit 3] [--batch-size 64]
 
-Upstream asks one question at a time, without padding. The kit asks many at once, and what they begin with only once.
-Both must answer alike. Where they do not, the model's two best choices must tie within ``TIE`` at the place where the
-answers part, so that rounding decides; such items are listed. Any other difference ends with status 1.
+Upstream asks one question at a time, without padding. The kit asks many at once, and reads common beginnings once.
+Both must give the same answers. If they differ, the model's two best choices must tie within ``TIE`` at the first token
+that differs, so that rounding decides; such items are listed. Any other difference ends with status 1.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TIE = 1e-4  # of logits, and of mean log-likelihoods per token
 
 
 class Difference(NamedTuple):
-    """An item that is answered otherwise one by one; ``gap`` lies between the two best where the answers part."""
+    """An item that is answered differently one by one. ``gap``: between the two best choices where the answers part."""
 
     item: str
     batched: str
@@ -43,7 +43,7 @@ class Difference(NamedTuple):
 
 
 def compare(model, processor, inquiry: Inquiry, batch_size: int) -> tuple[list[Difference], float]:
-    """The items that differ, and the largest difference between two likelihoods of an option (else 0)."""
+    """Return the items that differ, and the largest difference between two likelihoods of an option (0 for texts)."""
     names = [f"{item.set} {item.question.id}" for item in inquiry.items for _ in range(inquiry.orders)]
     sizes, asked = (batch_size, 1), inquiry.conversations
     if inquiry.options is not None:
@@ -67,7 +67,7 @@ def compare(model, processor, inquiry: Inquiry, batch_size: int) -> tuple[list[D
 
 @torch.inference_mode()
 def parting_gap(model, processor, conversation: Conversation, text: str, tokens: int) -> float:
-    """How far apart the two best tokens are where the model, asked alone and without a cache, leaves ``text``."""
+    """The gap between the two best tokens where the model, asked alone without a cache, first departs from ``text``."""
     batch = families.of(model).encode(processor, [conversation], eos=False, device=model.device)
     pictures = {name: tensor for name, tensor in batch.items() if name not in ("input_ids", "attention_mask", "labels")}
     ids, written, gap = batch["input_ids"], [], float("inf")
@@ -95,7 +95,7 @@ def main() -> int:
     model, processor = pipeline.model(config)
     known = inputs.population(config)
     asking = Asking(known, inputs.draws_of(config, options.sets), config.shots, config.protocol)
-    inquiries = inquiries_of(asking, sets=options.sets, limit=options.limit)  # both scorings, whatever the protocol
+    inquiries = inquiries_of(asking, sets=options.sets, limit=options.limit)  # both scorings, in either protocol
     count, differences = 0, []
     for name, inquiry in zip(("letter", "likelihood", "generation", "cloze"), inquiries, strict=True):
         own, apart = compare(model.float(), processor, inquiry, options.batch_size)

@@ -1,21 +1,21 @@
-"""The kit's evaluation beside the released way of evaluating, and beside a good use of the same library.
+"""Compares the kit's evaluation with the released way of evaluating, and with a good use of the same library.
 
     python benchmarks/released.py [--protocol upstream] [--method base] [--limit PEOPLE] [--rounds N]
 
-Three arms ask one model the same questions, in one process and one thread, taking turns; people, pictures (as the bytes
-of their files) and model are in memory beforehand.
+Three arms ask one model the same questions, in one process and one thread, taking turns. People, pictures (as the bytes
+of their files) and the model are in memory beforehand.
 
 - one by one: how MLLMU-Bench's evaluation works. For each question its pictures are decoded and processed with its text
   by the library's processor, and ``generate`` writes greedily, up to 50 tokens. The attention is the library's default.
-  For multiple choice by likelihood, which the released code does not have, each option is one forward pass after it.
-- in batches: the same with what the library offers to be fast: questions sorted by length, 32 at once, padded on the
+  For multiple choice by likelihood, which the released code does not have, each option takes one forward pass.
+- in batches: the same with the fast ways that the library offers: questions sorted by length, 32 at once, padded on the
   left, no more new tokens than the task asks for; options 64 at once.
-- the kit: ``mllmu_nb.evaluation.ask``, encoding and all.
+- the kit: ``mllmu_nb.evaluation.ask``, including encoding.
 
-Seconds are processor time, so that other work on the machine hardly counts. The limit below the table is the time that
-reading the questions alone would take, worked examples left out, if nothing were done but matrix products in the layers
-at the rate that one large product reaches. Answers must agree up to where the kit stops, except where the two best
-tokens tie within ``parity.TIE``: such items are listed, and any other difference ends with status 1.
+Seconds are processor time, so that other work on the machine hardly counts. The limit below the table is the time to
+read the questions alone, without worked examples, if the layers did nothing but matrix products at the speed of one
+large product. Answers must agree up to where the kit stops, unless the two best tokens tie within ``parity.TIE``: such
+items are listed, and any other difference ends with status 1.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ AT_ONCE = {"generate": 32, "options": 64}
 
 
 def encoded(model, processor, conversations: Sequence[Conversation], side: str, end="") -> dict[str, torch.Tensor]:
-    """Conversations as the library's own processor encodes them, pictures decoded anew; ``end`` closes an answer."""
+    """Encode conversations with the library's own processor, decoding pictures anew; ``end`` closes an answer."""
     render = families.of(model).render
     texts = [render(one, processor.image_token, end)[0] for one in conversations]
     images = [[Image.open(io.BytesIO(image)).convert("RGB") for image in one.images] for one in conversations]
@@ -61,7 +61,7 @@ def encoded(model, processor, conversations: Sequence[Conversation], side: str, 
 
 @torch.inference_mode()
 def written(model, processor, conversations: Sequence[Conversation], tokens: int) -> list[str]:
-    """The answers of ``generate``."""
+    """Return the answers of ``generate``."""
     batch = encoded(model, processor, conversations, "left")
     ids = model.generate(**batch, max_new_tokens=tokens, do_sample=False)[:, batch["input_ids"].shape[1] :]
     return [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
@@ -73,7 +73,7 @@ def likelihoods(model, processor, opened: Sequence[Conversation], options: Seque
     closed = [conversation.answered(option) for conversation, option in zip(opened, options, strict=True)]
     batch = encoded(model, processor, closed, "right")
     render, tokenizer = families.of(model).render, processor.tokenizer
-    # without pictures, which take as many tokens before the answer as in the whole
+    # count without pictures: they add as many tokens to the question as to the whole
     lengths = [
         [len(tokenizer(render(one, "", "")[0])["input_ids"]) for one in pair]
         for pair in zip(opened, closed, strict=True)
@@ -87,7 +87,7 @@ def likelihoods(model, processor, opened: Sequence[Conversation], options: Seque
 
 
 def released(model, processor, inquiry: Inquiry, batched: bool) -> list:
-    """What an inquiry is answered by ``PLAIN`` or, in batches, ``STRONG``: texts, or a row of likelihoods each."""
+    """Return what ``PLAIN`` or, if ``batched``, ``STRONG`` answers to an inquiry: texts, or rows of likelihoods."""
     asked, options = inquiry.conversations, inquiry.options
     tokens = min(inquiry.tokens, UPSTREAM_TOKENS) if batched else UPSTREAM_TOKENS
     if options is not None:
@@ -109,7 +109,7 @@ def released(model, processor, inquiry: Inquiry, batched: bool) -> list:
 
 
 def differences(model, processor, inquiry: Inquiry, plain: Sequence, kit: Sequence, lengths: Sequence[int]):
-    """(item, one by one, the kit, gap) of each item that the kit answers otherwise."""
+    """Return (item, one by one, the kit, gap) of each item that the kit answers differently."""
     found = []
     for number, (theirs, ours) in enumerate(zip(plain, kit, strict=True)):
         item, conversation = inquiry.items[number // inquiry.orders], inquiry.conversations[number]
@@ -128,8 +128,8 @@ def differences(model, processor, inquiry: Inquiry, plain: Sequence, kit: Sequen
 
 
 def limit_of(model, processor, inquiries: Sequence[Inquiry]) -> tuple[int, float, float]:
-    """Tokens of the questions without the turns before, FLOPs that a token takes in the layers, and FLOP/s of one large
-    matrix product."""
+    """Return the tokens of the questions without earlier turns, the FLOPs of a token in the layers, and the FLOP/s of
+    one large matrix product."""
     family, heads, tokens = families.of(model), {}, 0
     for inquiry in inquiries:
         for one, row in zip(
@@ -165,7 +165,7 @@ def main() -> int:
 
 
 def compare(config: Config, limit: int | None, rounds: int) -> int:
-    """Measures one protocol and prints it; how many answers differ without a tie."""
+    """Measure one protocol and print it; return how many answers differ without a tie."""
     model, processor = pipeline.model(config)
     default = "sdpa", model.config.get_text_config()._attn_implementation
     known = inputs.population(config)
@@ -196,7 +196,7 @@ def compare(config: Config, limit: int | None, rounds: int) -> int:
 
 
 def printed_differences(model, processor, inquiries: Sequence[Inquiry], plain: Sequence[list], rows) -> int:
-    """Lists the items that are answered otherwise; how many of them are no ties."""
+    """List the items that are answered differently; return how many of them are no ties."""
     found, start = [], 0
     for inquiry, theirs in zip(inquiries, plain, strict=True):
         own = rows.iloc[start : (start := start + len(theirs))]

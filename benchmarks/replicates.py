@@ -1,11 +1,11 @@
 """How often the 95 % interval of a method contains the truth: python benchmarks/replicates.py [--runs 2000]
 
-The simulation has the sets of the reference run and the measured variances. A person's logit of a right answer is the
+The simulation uses the sets of the reference run and the measured variances. A person's logit of a right answer is the
 sum of a mean, an effect of the replicate (its forget set, training, order and shots), an effect of the person, and an
-effect of both, all normal; each person answers ten questions in each replicate. ``replicate sd`` .1 is vanilla and
-oracle, .7 an unlearning on the edge (GA, text only: Retain by name at 72, 61 and 86 on three forget sets). Forget
-people appear in one replicate, retain people in all but their own, celebrities and the people of paths in all. The kit
-promises 92 to 97 %; status 1 says that a cell misses this by more than twice its Monte-Carlo error.
+effect of both, all normal. Each person answers ten questions in each replicate. A ``replicate sd`` of .1 is that of
+vanilla and oracle, .7 that of unlearning on the edge (GA, text only: Retain by name at 72, 61 and 86 on three forget
+sets). Forget people are in one replicate, retain people in all but their own, celebrities and people of paths in all.
+The kit promises 92 to 97 %; status 1 means that a cell misses this by more than twice its Monte-Carlo error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scipy.special import expit
 
 from mllmu_nb.statistics.intervals import interval, paired_difference
 
-# name → replicates, people, and whether person p stands in replicate r
+# name → replicates, people, and whether person p is in replicate r
 SETS = {
     "forget, 5 x 10": (5, 50, lambda r, p: p // 10 == r),
     "forget, 10 x 10": (10, 100, lambda r, p: p // 10 == r),
@@ -39,17 +39,17 @@ TRUTH = np.random.default_rng(7).normal(size=200_000)
 
 
 def share(mean: float, *sds: float) -> float:
-    """The mean share of right answers that these effects make."""
+    """The mean share of right answers, from a mean logit and the standard deviations of its effects."""
     return float(expit(mean + sqrt(sum(sd**2 for sd in sds)) * TRUTH).mean())
 
 
 def answers(rng, chance: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """Shares of right answers [pairs of replicate and person that there are]."""
+    """Draw the share of right answers for each pair of replicate and person in ``there``."""
     return rng.binomial(ITEMS, expit(chance))[there] / ITEMS
 
 
 def cell(name: str, mean: float, sd: float, runs: int, seed: int) -> list[dict]:
-    """A row for the level of a method, and one for its difference to another that is ``BEHIND``, on the same people."""
+    """Return a row for a method's level, and one for its difference to a method ``BEHIND`` it, on the same people."""
     count, people, stands = SETS[name]
     r, p = np.meshgrid(np.arange(count), np.arange(people), indexing="ij")
     there = stands(r, p)
@@ -69,7 +69,7 @@ def cell(name: str, mean: float, sd: float, runs: int, seed: int) -> list[dict]:
 
 
 def simulate(runs: int, seed: int = 0) -> pd.DataFrame:
-    """The table: one row per set, share, spread of replicates, and level or difference."""
+    """Return the table: one row per set, share, spread of replicates, and level or difference."""
     grid = product(SETS, MEANS, SPREADS)
     return pd.DataFrame([row for name, mean, sd in grid for row in cell(name, mean, sd, runs, seed)])
 

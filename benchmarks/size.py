@@ -2,12 +2,12 @@
 
     python benchmarks/size.py [--people N ..] [--widths N ..] [--share N]
 
-For each size, one process makes so many people, trains a few steps, evaluates one person in fifty of each set (one in
-``--share``; 1: all), scores four models and writes their tables; then the same for the fewest people with a base of so
-many times the width. Seconds are processor time in one thread. Memory is a part's peak beyond what was held before, so
-people, who are held, count once; only Linux reports it. An exponent is the slope in the double logarithm, over all
-sizes and over the last two: at small sizes much of the time is loading. Status 1 says that one of the latter is above
-``BAR``.
+For each number of people, one process makes them, trains a few steps, evaluates one person in fifty of each set (one in
+``--share``; 1: all), scores four models and writes their tables. The same follows with the fewest people and bases of
+several widths (multiples of the shipped one). Seconds are processor time in one thread. Memory is the peak of a part
+beyond what was held before, so the people count once; only Linux reports it. An exponent is the slope in log-log scale,
+over all sizes and over the last two, because at small sizes much of the time is loading. Status 1 means that an
+exponent of the seconds of the last two sizes is above ``BAR``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mllmu_nb.reporting.runs import Scores, read_runs
 
 BAR = 1.1
 STEPS = 8
-MODELS = {"vanilla": "none", "oracle": "none", "ga": "multimodal"}  # as which the base's answers are shown once more
+MODELS = {"vanilla": "none", "oracle": "none", "ga": "multimodal"}  # copies of the base's answers get these names
 
 
 def memory(line: str) -> float:
@@ -51,14 +51,14 @@ def memory(line: str) -> float:
 @contextmanager
 def part(rows: list[dict], **named) -> Iterator[None]:
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     held, began = memory("VmRSS"), time.process_time()
     yield
     rows.append(named | {"seconds": time.process_time() - began, "MiB": memory("VmHWM") - held})
 
 
 def widened(folder: Path, times: int) -> int:
-    """Writes the shipped base, untaught, at so many times its width; returns its parameters."""
+    """Write the shipped base with random weights and ``times`` its width; return its number of parameters."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     shipped = Path(inputs.base_source(Config()))

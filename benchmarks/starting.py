@@ -1,10 +1,10 @@
-"""Seconds until a sweep's notebook has imported and knows whether its run is there: forked from a process that has
-imported (as the sweep does), against started from nothing (as papermill does by hand), one after the other.
+"""Measures the seconds until a sweep's notebook has imported and knows whether its run exists: forked from a process
+that has imported (as the sweep does), against started from nothing (as papermill does by hand), in turns.
 
     python benchmarks/starting.py [REPETITIONS]
 
-Before that, one notebook is forked that is not counted, since the process that imports is started once per sweep.
-Prints each pair, the median ratio and its spread, and what a sweep of twelve notebooks saves.
+The first fork is not counted, because the process that imports is started only once per sweep. Prints each pair, the
+median ratio and its spread, and what a sweep of twelve notebooks saves.
 """
 
 import os

@@ -1,18 +1,18 @@
-"""The kit's training beside the released way of training: seconds, and bytes of tensors.
+"""Compares the kit's training with the released way of training: seconds, and bytes of tensors.
 
     python benchmarks/training.py [--methods NAME ..] [--steps N] [--rounds N]
 
 Two arms train an adapter of the shipped base on the same batches of four single questions with their pictures, in one
-process and one thread, taking turns. Their losses must agree within ``CLOSE`` at every step, else the status is 1.
+process and one thread, taking turns. Their losses must agree within ``CLOSE`` at every step, else the exit status is 1.
 
 - plain: how MLLMU-Bench's code works. In each step the library's processor encodes texts and pictures, which are
   decoded anew, and the model gives the logits of every position. A method with a reference has a second model in
-  memory. The graphs of all terms live until one backward pass.
+    memory. The graphs of all terms are kept until one backward pass.
 - the kit: ``mllmu_nb.training.unlearn`` or ``finetune``.
 
 "packed" is fine-tuning in batches of vanilla's recipe: 12 conversations of up to four questions about one picture.
 These are other batches, so the losses are not compared. Seconds are processor time, so that other work on the machine
-hardly counts. Memory is the peak of all tensors at once, weights included, counted in a pass of its own.
+hardly counts. Memory is the peak of all tensors at once, weights included, measured in a separate run.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Batches = Mapping[str, Mapping[str, torch.Tensor]]
 
 
 class Outcome(NamedTuple):
-    """Of one training: processor ``seconds``, the ``losses`` of its steps, and its ``peak`` bytes where counted."""
+    """Result of one training: processor ``seconds``, ``losses`` of its steps, ``peak`` bytes (0 if not counted)."""
 
     seconds: float
     losses: list[float]
@@ -77,7 +77,7 @@ class Work:
         return self.recipe.steps * streams * shape["batch_size"] * shape["turns"]
 
     def model(self):
-        """The base with a fresh adapter, and its processor."""
+        """Return the base with a fresh adapter, and its processor."""
         model, processor = load.load_base(*inputs.base_of(self.config), "fp32")
         return adapters.attach(model, self.recipe, 0, self.method.trains), processor
 
@@ -102,7 +102,7 @@ class Work:
         return [row["loss"] for row in log.losses]
 
     def drawn(self, model, processor) -> list[dict[str, tuple[Sequence[Conversation], torch.Tensor]]]:
-        """What the kit's loop reads at each step: by stream, the conversations and their labels."""
+        """Return what the kit's loop reads at each step: stream → its conversations and their labels."""
         asked: list[Sequence[Conversation]] = []
 
         class Listening(type(families.of(model))):
@@ -140,7 +140,7 @@ class Work:
         return losses
 
     def loss(self, model, reference, read: Batches, labels: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The equations once more, from the logits of all positions."""
+        """Compute the loss again by its equation, from the logits of all positions."""
         logits = {name: model(**batch).logits[:, :-1] for name, batch in read.items()}
         with torch.no_grad():
             before = {name: reference(**read[name]).logits[:, :-1] for name in self.method.needs.reference}

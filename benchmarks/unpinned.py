@@ -1,12 +1,11 @@
 """How often another CPU's bits leave the 95 % prediction interval of a replicate: python benchmarks/unpinned.py FOLDER
 
 FOLDER has the results of one replicate that was trained with unpinned bits (``MLLMU_NB_UNPINNED=1 MLLMU_NB_OUT=OUT
-mllmu-nb sweep configs/miniature.yaml`` on a CPU with AVX-512; FOLDER is OUT/results/miniature). Each of its scores is
-compared with those of the other replicates of the reference in the same cell (method, modality, set, view, metric): a
-new replicate should lie in mean ± t s √(1 + 1/n) in 95 % of the cells. If it does in fewer than 93 %, the exit status
-is 1. Cells that are the same in all replicates are left out, and their number is printed. The standard deviation that
-rounding alone makes (two readings of one replicate differ by √2 of it) stands beside that of replicates, for shares of
-right answers.
+mllmu-nb sweep configs/miniature.yaml`` on a CPU with AVX-512; FOLDER is OUT/results/miniature). Each score is compared
+with those of the other replicates of the reference in the same cell (method, modality, set, view, metric): a new
+replicate should lie in mean ± t s √(1 + 1/n) in 95 % of the cells. If it does in fewer than 93 %, the exit status is 1.
+Cells that are the same in all replicates are counted and left out. For shares of right answers, the table also shows
+the standard deviation of rounding alone (two readings of one replicate differ by √2 of it) and that of replicates.
 """
 
 from __future__ import annotations

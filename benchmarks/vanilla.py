@@ -1,9 +1,9 @@
-"""What vanilla and the oracle know, task by task: python benchmarks/vanilla.py [--profiles FILE --people N]
+"""Shows what vanilla and the oracle know, task by task: python benchmarks/vanilla.py [--profiles FILE --people N]
 
 Without options it shows the shipped miniature. ``--profiles`` takes the fine-tuning sentences of people whom the base
-never met (docs/data.md), from which the questions are derived; ``--exams 0`` teaches plain sentences alone. Trained
+never met (docs/data.md) and derives the questions from them; ``--exams 0`` teaches plain sentences alone. Trained
 models are kept (MLLMU_NB_OUT), so a second call only prints. It prints right answers in per cent, with 95 % limits over
-people and, for several ``--replicates``, over these as well.
+people and, if there are several ``--replicates``, over these too.
 """
 
 from __future__ import annotations
