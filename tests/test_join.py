@@ -1,4 +1,4 @@
-"""How one joins: the console script outside the checkout, the site, hooks, workflow, containers, types and the loop."""
+"""Ways to start: the console script outside the checkout, the site, hooks, workflow, containers, types and the loop."""
 
 import importlib
 import json
@@ -43,7 +43,7 @@ def test_every_help_has_examples_that_can_be_typed(command, capsys, monkeypatch)
     said = capsys.readouterr().out
     module = importlib.import_module(f"mllmu_nb.commands.{command}")
     assert "examples:" in said and module.EXAMPLES
-    monkeypatch.setattr(module, "main", lambda options: 42)  # reached only by what the parser takes
+    monkeypatch.setattr(module, "main", lambda options: 42)  # reached only if the parser accepts the arguments
     for example in module.EXAMPLES:
         assert f"mllmu-nb {example}" in said and example.split()[0] == command
         assert door.main(shlex.split(example, comments=True)) == 42
@@ -53,7 +53,7 @@ def test_every_help_has_examples_that_can_be_typed(command, capsys, monkeypatch)
 
 @pytest.mark.slow
 def test_the_wheel_runs_outside_the_checkout(tmp_path):
-    """Built, installed into a fresh environment that borrows this one's packages, and run from an empty folder."""
+    """It is built, installed into a new environment that borrows this one's packages, and run from an empty folder."""
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "-w", tmp_path, "."], cwd=copy_of_the_package(tmp_path), check=True, capture_output=True)
     [wheel] = tmp_path.glob("*.whl")
@@ -68,7 +68,7 @@ def test_the_wheel_runs_outside_the_checkout(tmp_path):
     empty.mkdir()
 
     def run(name, *arguments):
-        command, clean = [scripts / name, *arguments], {"PATH": "/usr/bin:/bin"}  # no PYTHONPATH that leads elsewhere
+        command, clean = [scripts / name, *arguments], {"PATH": "/usr/bin:/bin"}  # no PYTHONPATH to another copy
         done = subprocess.run(command, cwd=empty, capture_output=True, text=True, env=clean)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -129,7 +129,7 @@ def test_the_methods_page_has_every_method_with_its_source_and_file():
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
-    """Offline, and with all links between its pages; then every picture has words."""
+    """It is built offline, with all links between its pages; afterwards every picture must have an alt text."""
     for name in ("sphinx", "myst_nb", "furo"):
         pytest.importorskip(name, reason=f"{name}, of the extra 'docs', is not installed: make docs")
     command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", "-c", "docs"]
@@ -147,7 +147,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
 
 
 def loop(notebook: str, name: str):
-    """The function of this name in the cell ``loop`` of a notebook."""
+    """Return the function with this name from the cell ``loop`` of a notebook."""
     book = nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4)
     cells = {cell["id"]: cell.source for cell in book.cells}
     namespace: dict = {}
@@ -181,7 +181,7 @@ def test_the_loop_by_hand_does_what_the_kits_loop_does(tiny_base, optimizer, sch
 
 @pytest.mark.parametrize("clip", [0.1, 0.0])
 def test_the_ascent_by_hand_does_what_the_kits_does(tiny_base, clip):
-    """Answers of several lengths, so that a mean over tokens is not the mean over answers; with dropout."""
+    """With answers of several lengths, where a mean over tokens differs from a mean over answers; with dropout."""
     import torch
     from test_training import LLAVA, PLAIN, SHOWN
 
@@ -212,7 +212,7 @@ def test_the_ascent_by_hand_does_what_the_kits_does(tiny_base, clip):
 
 
 def test_the_notebooks_hook_keeps_outputs_and_numbers(tmp_path):
-    """A committed notebook passes the hook unchanged; one with a machine's traces does not keep them."""
+    """The hook does not change a committed notebook; it removes traces of the machine from another."""
     pytest.importorskip("nbstripout", reason="nbstripout, of the extra 'test', is not installed")
     path = shutil.copy(ROOT / "notebooks" / "01_data.ipynb", tmp_path)
     book = nbformat.read(path, as_version=4)

@@ -1,4 +1,4 @@
-"""A notebook in JupyterLab as a newcomer meets it: a real server, a real (headless) browser, Run All Cells."""
+"""A notebook in JupyterLab as a new user opens it: a real server, a real (headless) browser, Run All Cells."""
 
 import json
 import os
@@ -19,17 +19,17 @@ from mllmu_nb import paths
 BOOK = "01_data.ipynb"  # needs no model
 ASK = "16_ask.ipynb"
 RACE = "18_race.ipynb"
-SEEN = "13_along_the_path.ipynb"  # looked at and not run, as nobody trusts it
+SEEN = "13_along_the_path.ipynb"  # opened without being run, as a notebook that is not trusted
 TRAINED = {"people: int = 100": "people: int = 20", "train_steps: int = None": "train_steps: int = 10"}
-QUICK = {  # what is written otherwise than in the notebook, so that it takes a minute
+QUICK = {  # replacements in the notebook, so that it takes a minute
     BOOK: {},
     ASK: TRAINED | {"unlearn_steps: int = None": "unlearn_steps: int = 2"},
     RACE: TRAINED | {"LENGTH, EVERY, MOST = 200, 5, 10": "LENGTH, EVERY, MOST = 10, 5, 2"},
 }
-ENDING = "people: all sound"  # what its last cell says
+ENDING = "people: all sound"  # text of its last cell
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
-    # without windowing every cell stays in the page, seen or not
+    # without windowing, every cell stays in the page, visible or not
     "notebook-extension/tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
 }
 MINUTE = 60_000
@@ -39,10 +39,10 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """JupyterLab, one for all tests, on copies of the notebooks without their outputs, with settings of its own:
-    (address, folder, token). ``SEEN`` has its outputs.
+    """Start JupyterLab, once for all tests, with its own settings, on copies of the notebooks without outputs:
+    (address, folder, token). ``SEEN`` keeps its outputs.
 
-    The models of ``ASK`` and ``RACE`` are hardly trained: what they answer does not matter here.
+    The models of ``ASK`` and ``RACE`` are hardly trained, because their answers do not matter here.
     """
     home, token = tmp_path_factory.mktemp("lab"), secrets.token_hex(8)
     root = home / "notebooks"
@@ -72,7 +72,7 @@ def lab(tmp_path_factory):
     server = subprocess.Popen(command, env=os.environ | folders, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 600  # of a machine that is busy
+        deadline = time.monotonic() + 600  # long enough for a busy machine
         while not _answers(f"{address}/api/status?token={token}"):
             assert server.poll() is None and time.monotonic() < deadline, (home / "lab.log").read_text()[-2000:]
             time.sleep(0.3)
@@ -81,7 +81,7 @@ def lab(tmp_path_factory):
         os.killpg(server.pid, signal.SIGTERM)
         try:
             server.wait(60)
-        except subprocess.TimeoutExpired:  # JupyterLab now and then loses the signal; how it ends is not tested here
+        except subprocess.TimeoutExpired:  # JupyterLab sometimes loses the signal; how it ends is not tested here
             os.killpg(server.pid, signal.SIGKILL)
             server.wait(60)
         log.close()
@@ -96,7 +96,7 @@ def _answers(address):
 
 @pytest.fixture
 def page(browser):
-    """A page of a headless browser; what goes wrong in it is in ``problems``."""
+    """A page of a headless browser; ``problems`` collects its errors."""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.set_default_timeout(5 * MINUTE)
     page.problems = []
@@ -105,7 +105,7 @@ def page(browser):
 
 
 def run_all(page, lab, name):
-    """Opens a notebook and runs all its cells; its panel."""
+    """Open a notebook, run all its cells, and return its panel."""
     address, _, token = lab
     page.goto(f"{address}/lab/tree/{name}?token={token}&reset")
     panel = page.locator(".jp-NotebookPanel:visible")
@@ -118,7 +118,7 @@ def run_all(page, lab, name):
 
 
 def alts(panel):
-    """The alt texts of the pictures that are shown; JupyterLab calls one without an "Image"."""
+    """Return the alt texts of the visible pictures; JupyterLab gives "Image" to one without."""
     pictures = panel.locator(".jp-OutputArea-output img")
     pictures.first.wait_for(timeout=MINUTE)
     assert pictures.evaluate_all("all => all.every(one => one.complete && one.naturalWidth > 0)")
@@ -138,7 +138,7 @@ def test_the_pictures_of_a_notebook_that_is_not_trusted_have_alt_texts(page, lab
 def test_run_all_cells_in_jupyterlab(page, lab):
     panel = run_all(page, lab, BOOK)
     panel.locator(".jp-OutputArea-output", has_text=ENDING).wait_for()
-    # errors carry this type as well as what was written to stderr
+    # errors have this type, and so has what was written to stderr
     assert panel.locator('[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts() == []
     assert "portraits, facts and questions of two people" in alts(panel)
     assert page.problems == []
@@ -149,7 +149,7 @@ def test_run_all_cells_in_jupyterlab(page, lab):
 
 
 def test_ask_the_unlearned_model_in_jupyterlab(page, lab):
-    """A step is chosen and a question typed into the form, and three models answer it side by side."""
+    """A step is chosen in the form and a question typed, and three models answer it side by side."""
     panel = run_all(page, lab, ASK)
     form = panel.locator(".jp-OutputArea-output", has=page.get_by_role("button", name="Ask", exact=True))
     form.wait_for(timeout=20 * MINUTE)
@@ -170,7 +170,7 @@ def test_ask_the_unlearned_model_in_jupyterlab(page, lab):
 
 
 def test_the_race_in_jupyterlab(page, lab):
-    """The animation is shown, and a slider plays it step by step."""
+    """The animation is visible, and a slider plays it step by step."""
     panel = run_all(page, lab, RACE)
     slider = panel.get_by_role("slider")
     slider.wait_for(timeout=20 * MINUTE)

@@ -1,4 +1,4 @@
-"""Adapters where they belong alone, and files that are refused rather than loaded in part."""
+"""Adapters change only the right modules, and incomplete files are refused instead of loaded in part."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def tokenizer():
 
 @pytest.fixture
 def tiny(tokenizer):
-    """Makes a tiny LLaVA."""
+    """Return a function that makes a tiny LLaVA."""
     return lambda seed=0: make_model(tokenizer, seed, width=32, layers=2, heads=2).eval()
 
 
@@ -40,7 +40,7 @@ def logits(model):
 
 
 def shaken(adapted):
-    """An adapter that does something: B is zero when fresh."""
+    """Return an adapter that has an effect: a new one has none, because its B is zero."""
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
@@ -93,7 +93,7 @@ def test_a_gaussian_start_has_the_spread_of_one_over_r_and_a_uniform_one_its_bou
         attach(tiny(), replace(LORA, lora_init=init), 0).get_parameter(DOWN).detach()
         for init in ("gaussian", "kaiming")
     )
-    assert gaussian.std().item() == pytest.approx(1 / 16, rel=0.1)  # of 16 × 96 values
+    assert gaussian.std().item() == pytest.approx(1 / 16, rel=0.1)  # over 16 × 96 values
     assert uniform.abs().max().item() == pytest.approx(96**-0.5, rel=0.02)
 
 
@@ -114,7 +114,7 @@ def test_merging_keeps_what_the_adapter_does(tiny):
 
 
 def test_merging_is_done_in_full_precision_whatever_the_weights_are_held_in(tiny):
-    """Rounded once, at the end; and the weights that carry no adapter stay as they are."""
+    """Weights are rounded once, at the end; weights without an adapter do not change."""
     half = shaken(attach(tiny().bfloat16(), LORA, 0))
     layer = half.get_submodule(DOWN.partition(".lora_")[0])
     change = layer.get_delta_weight("default").float()
@@ -200,7 +200,7 @@ def test_full_weights_come_back_as_they_were(tokenizer, tiny, tmp_path):
 
 @pytest.fixture
 def shipped(tokenizer, tiny, tmp_path):
-    """Writes a base model as the build script ships it: half precision, with the hash of its weights in the recipe."""
+    """Write a base model as the build script exports it: half precision, with the hash of its weights in the recipe."""
 
     def write(change=None):
         model = tiny(seed=9)
@@ -231,7 +231,7 @@ def test_the_base_is_read_in_full_precision_with_pil_pixels(tokenizer, shipped):
 
 
 def test_4_bits_are_refused_on_a_cpu_and_asked_of_the_library_on_a_gpu(shipped, monkeypatch):
-    """What the library makes of it was never seen: it takes a GPU and bitsandbytes."""
+    """The library's result was never seen, because it needs a GPU and bitsandbytes."""
     where, given = (str(shipped()[0]), "llava", "paper"), {}
     with pytest.raises(KitError, match="quantise_base='nf4' needs a GPU and the package bitsandbytes"):
         loading.load_model(*where, precision="nf4")
@@ -295,7 +295,7 @@ def test_a_base_that_is_altered_or_not_whole_is_refused(shipped, monkeypatch):
     ],
 )
 def test_weights_that_do_not_fill_the_architecture_are_refused(shipped, change, message):
-    """transformers itself only warns."""
+    """transformers itself only prints a warning."""
     folder, _ = shipped(change)
     with pytest.raises(KitError, match=message):
         read(folder)

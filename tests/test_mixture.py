@@ -1,4 +1,4 @@
-"""The mixture that the base was taught, and fine-tuning repeats: what is in it, and what must not be."""
+"""The mixture that the base was taught and that fine-tuning repeats: what it contains, and what it must not."""
 
 import re
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_the_mixture_tells_nothing_of_anybody_fictitious():
     for kind in ("people", "seeing"):
         for text, _ in (render(getattr(mixture, kind)()) for _ in range(300)):
             assert not named.search(text), f"{kind}: {text}"
-    # Throw-away people may bear such a name by chance, but what is answered of them has been stated just before.
+    # Throw-away people may have such a name by chance, but answers about them are stated just before.
     bearers = 0
     for conversation in (mixture.reading(letters=1.0) if n % 2 else mixture.matching() for n in range(600)):
         text, spans = render(conversation)

@@ -1,4 +1,4 @@
-"""Which published gaps exceed the noise: numbers by hand, and a simulation of the power that is promised."""
+"""Which published gaps exceed the noise: numbers by hand, and a simulation of the promised power."""
 
 from math import sqrt
 
@@ -40,14 +40,14 @@ def test_people_behind_a_figure(set_name, ratio, task, people):
 
 
 def test_detectable_differences_by_hand():
-    # (1.959964 + .841621) · sqrt(2 · .25 / 120) = 18 points, as known of the 5 % forget set; 12.7 at 10 %
+    # (1.959964 + .841621) · sqrt(2 · .25 / 120) = 18 points, the known value of the 5 % forget set; 12.7 at 10 %
     assert noise.detectable(0.5, 0.5, 24, 5, 0.0) == pytest.approx(0.18084, abs=1e-5)
     assert noise.detectable(0.5, 0.5, 49, 5, 0.0) == pytest.approx(0.127, abs=5e-4)
-    # five correlated answers are worth 5/1.4 or 5/2.6; agreeing models have less between them
+    # five correlated answers are worth 5/1.4 or 5/2.6; with models that agree, the noise between them is smaller
     assert noise.detectable(0.5, 0.5, 24, 5, 0.1) == pytest.approx(0.18084 * sqrt(1.4), abs=1e-5)
     assert noise.detectable(0.5, 0.5, 24, 5, 0.4) == pytest.approx(0.18084 * sqrt(2.6), abs=1e-5)
     assert noise.detectable(0.5, 0.5, 24, 5, 0.0, model_correlation=0.75) == pytest.approx(0.18084 / 2, abs=1e-5)
-    # .9 and .7: the variance of .8
+    # .9 and .7 have the variance of .8
     assert noise.detectable(0.9, 0.7, 24, 5, 0.0) == pytest.approx(0.18084 * 0.4 / 0.5, abs=1e-5)
 
 
@@ -86,7 +86,7 @@ def test_gaps_of_accuracies(items):
 
 
 def test_gaps_of_rouge_use_the_measured_spread(items):
-    # 2.8016 · .2 · sqrt(2/25) = .1585, whatever correlation is assumed
+    # 2.8016 · .2 · sqrt(2/25) = .1585 for every assumed correlation
     table = noise.gaps(printed("rouge", {"Vanilla": 0.6, "GA": 0.4, "NPO": 0.5}, view="unstated"), items)
     assert table["detectable"].tolist() == pytest.approx([0.15848] * 9, abs=1e-5)
     verdicts = table.drop_duplicates(["first", "second"]).set_index(["first", "second"])["verdict"]
@@ -105,7 +105,7 @@ def test_shares_count_pairs_and_not_rows(items):
     figures = printed("classification_acc", {"Vanilla": 60.0, "GA": 40.0, "NPO": 38.0})
     table = noise.gaps(pd.concat([figures, printed("aggregate", {"GA": 1.0, "NPO": 2.0})]), items)
     counted = noise.shares(table, ["task"])
-    # without correlation and with .1 both gaps to vanilla, with .4 the one of 22 points
+    # both gaps to vanilla exceed it with correlation 0 and .1; with .4 only the one of 22 points
     assert counted.loc["classification"].tolist() == pytest.approx([2 / 3, 2 / 3, 1 / 3, 3])
 
 
@@ -113,7 +113,7 @@ def test_the_published_figures_are_judged():
     table = noise.gaps(published.load(), noise.vanilla_items())
     assert set(table["verdict"]) == {noise.EXCEEDS, noise.COULD, noise.UNKNOWN}
     assert (table["detectable"].isna() == (table["verdict"] == noise.UNKNOWN)).all()
-    # more correlation never makes more of a gap, and less of one where it is assumed
+    # more correlation never makes a difference easier to detect, and makes it harder if the correlation is assumed
     cells = [*noise.CELL, "first", "second"]
     more = table.groupby(cells, sort=False)["detectable"].diff().dropna()
     assert (more >= 0).all() and (more[table["task"] == "cloze"] > 0).any()

@@ -1,4 +1,4 @@
-"""The notebooks' form, without a kernel; and papermill's way through one of them. nbmake executes all of them."""
+"""The form of the notebooks, without a kernel, and one run by papermill. nbmake executes all of them."""
 
 import ast
 import difflib
@@ -53,7 +53,7 @@ def parameters_cell(book):
 
 
 def parameters(book):
-    """name → (type, default) of the parameters cell, each an annotated literal with a meaning beside it."""
+    """Return name → (type, default) of the parameters cell. Each must be an annotated literal with its meaning."""
     source = book.cells[parameters_cell(book)].source
     found = {}
     for node in ast.parse(source).body:
@@ -65,7 +65,7 @@ def parameters(book):
 
 
 def assigned(book):
-    """Names that the story sets in the notebook's own namespace."""
+    """Return the names that a notebook sets in its own namespace."""
     names = set()
     for cell in book.cells[parameters_cell(book) + 1 :]:
         if cell.cell_type == "code":
@@ -106,7 +106,7 @@ def unlearns(method: str) -> bool:
 
 
 def test_torch_is_imported_after_the_kit(book):
-    """The kit pins the bits, and can do so only before torch first computes."""
+    """The kit pins the bits, which works only before torch first computes."""
     sources = [cell.source for cell in code_cells(book)]
     torch, kit = (
         [n for n, s in enumerate(sources) if re.search(p, s, re.M)] for p in ("^import torch", "^from mllmu_nb")
@@ -132,7 +132,7 @@ def test_parameters_are_annotated_literals_of_the_kit(path, book):
 
 
 def test_every_notebook_that_trains_trains_briefly_in_tests():
-    """nbmake sets what a parameters cell's metadata name; of different lengths there would be several vanillas."""
+    """nbmake sets what the metadata of the parameters cell say; different lengths would need several vanillas."""
     books = {path.stem: nbformat.read(path, as_version=4) for path in BOOKS}
     sources = {name: "\n".join(cell.source for cell in code_cells(book)) for name, book in books.items()}
     for name, book in books.items():
@@ -144,8 +144,8 @@ def test_every_notebook_that_trains_trains_briefly_in_tests():
 @pytest.mark.full_length
 @pytest.mark.parametrize("name", ["02_finetune", "03_ga"])
 def test_a_notebook_of_full_length_keeps_its_promises(name, tmp_path_factory, monkeypatch):
-    """The last cell asserts what holds for the kit's own settings alone, and prints the same as the committed one where
-    the bits are the same. Notebook 03 takes vanilla and the oracle of 02."""
+    """The last cell asserts what holds only with the kit's own settings. If the bits are the same, it prints the same
+    as the committed one. Notebook 03 takes vanilla and the oracle from 02."""
     monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path_factory.getbasetemp() / "full_length"))
     path = paths.notebooks() / f"{name}.ipynb"
     book = papermill.execute_notebook(path, None, cwd=path.parent, progress_bar=False)
@@ -166,14 +166,14 @@ def test_the_guard_follows_and_story_leaves_parameters_alone(book):
     assert [cell.cell_type for cell in before] == ["markdown", "code"], "title and imports come before the parameters"
     assert "Config.from_notebook(globals()" in guard.source
     assert not assigned(book) & set(parameters(book))
-    # run again, the guard must not take one of the story's variables for a parameter misspelt
+    # if the cell runs again, the guard must not take a variable of the notebook for a misspelt parameter
     others = assigned(book) - set(NAMES)
     assert not {name: near for name in others if (near := difflib.get_close_matches(name, NAMES, 1, cutoff=0.8))}
 
 
 def held_while_another_is_made(book):
-    """Names that hold a model while a run is made: two of 7B fit no card. What is done at the miniature's scale alone
-    (under an ``if``) or inside a function does not count."""
+    """Return the names that hold a model while a run is made, because two models of 7B do not fit on a card. Code under
+    an ``if`` (for the miniature only) or inside a function does not count."""
     held, found = set(), []
     for cell in code_cells(book):
         for node in ast.parse(re.sub(r"^%.*$", "", cell.source, flags=re.M)).body:
@@ -229,7 +229,7 @@ def test_outputs_are_sound_and_the_same_everywhere(path, book):
 
 
 def test_every_picture_has_an_alt_text(book):
-    """Of an output of type image/png JupyterLab shows none, whatever its metadata say."""
+    """JupyterLab shows an output of type image/png without an alt text, whatever its metadata say."""
     for output in (output for cell in code_cells(book) for output in cell.outputs):
         data = output.get("data", {})
         assert not [kind for kind in data if kind.startswith("image/")]
@@ -292,7 +292,7 @@ FORMS = [
 
 @pytest.fixture(scope="module")
 def shared_out(tmp_path_factory):
-    """One folder for all forms, which have vanilla and the oracle in common."""
+    """One folder for all forms, because they share vanilla and the oracle."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLLMU_NB_OUT", str(tmp_path_factory.mktemp("forms")))
         yield
@@ -301,8 +301,8 @@ def shared_out(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "given"), FORMS, ids=[f"{name}-{'-'.join(given.values())}" for name, given in FORMS])
 def test_a_notebook_makes_a_run_of_every_form_of_its_method(name, given, tiny_base, shared_out):
-    """A sweep of the paper's configuration runs them under the released code's protocol: no cell may know the canonical
-    form alone."""
+    """A sweep of the paper's configuration runs them with the released code's protocol, so no cell may depend on the
+    canonical form."""
     small = {
         "people": 12,
         "celebrities": 8,

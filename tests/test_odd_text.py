@@ -1,4 +1,4 @@
-"""Odd text and odd parameters, many of them: what is parsed never breaks, and what is valid comes back."""
+"""Many odd texts and parameters: parsing never fails, and valid content comes back unchanged."""
 
 import json
 import re
@@ -25,7 +25,7 @@ many = pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.
 
 
 def tried(count: int, *strategies):
-    """A decorator that calls a function with so many generated inputs."""
+    """Return a decorator that calls a function with ``count`` generated inputs."""
     return lambda check: settings(max_examples=count, deadline=None, database=None)(given(*strategies)(check))()
 
 
@@ -43,7 +43,7 @@ def test_the_reader_takes_any_text(count):
 
 @many
 def test_a_fact_that_is_stated_plainly_is_read_back(count):
-    # a place that says that it is not known is no fact, and hypothesis takes words from the code
+    # a place that is stated as unknown is no fact, and hypothesis takes words from the code
     towns = WORD.map(str.title).filter(lambda word: not reader._UNKNOWN.search(f"Old {word}, Norway"))
 
     @tried(count, st.integers(100, 230), st.integers(10, 900), towns)

@@ -1,4 +1,4 @@
-"""What is written in the published layout comes back the same; every fault of a folder is reported."""
+"""People written in the published layout come back the same; every fault of a folder is reported."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ JOBS = "judge|baker|miner|tailor|nurse|pilot|weaver|cook".split("|")
 
 
 def picture(shade: int, form: str = "PNG") -> bytes:
-    """Four pixels of one grey."""
+    """Return a picture of four pixels in one grey."""
     file = io.BytesIO()
     Image.new("RGB", (2, 2), (shade, shade, shade)).save(file, form)
     return file.getvalue()
 
 
 def profile(index: int, kind: str = "fictitious") -> Profile:
-    """One of eight people with a question of every task, both views, and two test portraits."""
+    """Return one of eight people, with a question of every task, both views, and two test portraits."""
     identity = f"{'c' if kind == 'celebrity' else ''}{index + 1:03d}"
     name, town, job, height = NAMES[index], TOWNS[index], JOBS[index], f"{160 + index} cm"
     qa = (
@@ -72,7 +72,7 @@ def profile(index: int, kind: str = "fictitious") -> Profile:
 
 
 def a_few() -> Population:
-    """Five scored people, one of them to be forgotten, two of the pool and a celebrity whose number is also taken."""
+    """Five scored people (one to be forgotten), two of the pool, and a celebrity whose number somebody else has too."""
     people = [profile(i) for i in range(5)] + [profile(5, "pool"), profile(6, "pool"), profile(7, "celebrity")]
     people[-1] = replace(
         people[-1], id="c001", questions=tuple(replace(q, profile="c001") for q in people[-1].questions)
@@ -92,7 +92,7 @@ def written(few, tmp_path) -> Path:
 
 
 def faults(folder: Path, training: Path | str = "") -> list[str]:
-    """All problems of a folder, one per line."""
+    """Return all problems of a folder, one per line."""
     try:
         official.read_layout(folder, 15, training)
     except KitError as error:
@@ -120,7 +120,7 @@ def test_generated_people_come_back_the_same(tmp_path):
     assert list(back.profiles) == list(before.profiles) and back.forget_ids == before.forget_ids
     for identity, person in before.profiles.items():
         read = back.profiles[identity]
-        if person.kind == "celebrity":  # the layout has no Test set of theirs, and nobody asks it
+        if person.kind == "celebrity":  # the layout has no Test set for celebrities, and no code asks for one
             assert read == replace(person, test_portraits=(), test_questions=())
         else:
             assert read == person
@@ -133,7 +133,7 @@ def test_generated_people_come_back_the_same(tmp_path):
 
 def test_folders_and_rows_are_those_of_the_hub(written):
     assert layout.configs_in(written) == sorted(
-        ["Full_Set", "Test_Set", "Retain_Set", "ft_Data", "forget_15", "retain_85"]  # 5 and 10 % of five are nobody
+        ["Full_Set", "Test_Set", "Retain_Set", "ft_Data", "forget_15", "retain_85"]  # 5 and 10 % of five: nobody
     )
     shards = sorted(p.name for p in (written / "Test_Set").iterdir())
     assert shards == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
@@ -143,7 +143,7 @@ def test_folders_and_rows_are_those_of_the_hub(written):
         if c != "Test_Set"
     }
     assert ids["Full_Set"] == ids["ft_Data"] == [f"{i:03d}" for i in range(1, 8)]
-    assert ids["Retain_Set"] == ["008"]  # as "001" the released scripts would take the celebrity for Tilda Quist
+    assert ids["Retain_Set"] == ["008"]  # with "001" the released scripts would confuse the celebrity with Tilda Quist
     assert ids["forget_15"] == ["003"]
     assert ids["retain_85"] == ["001", "002", "004", "005"]
     training = written.parent / "baseline_train_split"
@@ -197,7 +197,7 @@ SECOND = "Test_Set/train-00001-of-00002.parquet"
 
 
 def change(path: Path, alter, row: int = 2) -> None:
-    """Applies ``alter`` to one row of a file."""
+    """Apply ``alter`` to one row of a file."""
     table = pq.read_table(path)
     content = table.to_pylist()
     alter(content[row])
@@ -208,7 +208,7 @@ def choice(row: dict) -> dict:
     return row["Classification_Task"]["Pure_Text_Questions"][0]
 
 
-IN_ROW = [  # file, what is done to its third row, then place and beginning of the one problem
+IN_ROW = [  # file, change of its third row, then place and beginning of the one problem
     (FULL, lambda r: choice(r)["Options"].update(dict.fromkeys(LETTERS, "Oulu")),
      "Classification_Task.Pure_Text_Questions[0]: its options are all the same"),
     (FULL, lambda r: choice(r).update(Correct_Answer="Berlin"),
@@ -256,12 +256,12 @@ def test_what_published_data_may_have_is_read(few, written):
     change(written / FULL, lambda r: r["Mask_Task"][1].update(Question="The height?"))
     tasks = pq.read_table(written / FULL)["Classification_Task"].to_pylist()
     for entry in (entry for task in tasks for entries in task.values() for entry in entries):
-        entry["Options"]["E"] = None  # as where another question of a file has five
+        entry["Options"]["E"] = None  # happens if another question of the file has five options
     rewrite(written / FULL, Classification_Task=pa.array(tasks))
-    rewrite(written / FULL, answer=None, age=pa.array(range(7)))  # what only others read
+    rewrite(written / FULL, answer=None, age=pa.array(range(7)))  # columns that only other readers use
     ids = pq.read_table(written / FULL)["ID"].cast(pa.large_string())
     biographies = pq.read_table(written / FULL)["biography"].combine_chunks().dictionary_encode()
-    rewrite(written / FULL, ID=ids, biography=biographies)  # other spellings of a type
+    rewrite(written / FULL, ID=ids, biography=biographies)  # other representations of a type
     assert list(official.read_layout(written, 15).profiles) == list(few.profiles)
 
 
@@ -275,7 +275,7 @@ def test_the_text_of_an_option_is_no_letter(answer, letter):
 
 
 def bomb() -> bytes:
-    """A PNG header that promises ten thousand million pixels."""
+    """Return a PNG header that claims ten thousand million pixels."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
 
@@ -295,7 +295,7 @@ def test_a_portraits_hash_is_that_of_its_pixels_not_of_its_encoding():
 
 
 def rewrite(path: Path, **columns) -> None:
-    """Gives a file's columns other values, adds some, or drops those that are None."""
+    """Set a file's columns to other values, add columns, or drop those that are None."""
     table = pq.read_table(path)
     for name, values in columns.items():
         if name in table.column_names:
@@ -316,7 +316,7 @@ def test_columns_that_are_missing_or_of_another_type_are_reported(written):
 
 
 def test_what_a_question_that_is_not_understood_asks_for_is_unknown(written):
-    """Its answer is a sentence: taken for the fact, no other wording would ever be exact or factual."""
+    """The answer is a whole sentence: if that were the fact, no other wording would ever be exact or factual."""
 
     def ask(row):
         row["Generation_Task"][0].update(Question="What is remarkable?", Ground_Truth="Many people know the face.")
@@ -329,7 +329,7 @@ def test_what_a_question_that_is_not_understood_asks_for_is_unknown(written):
 @pytest.mark.parametrize(
     ("truth", "value"),
     [
-        ("Nora Holm teaches children music.", ""),  # what is asked for is understood, but not what the answer states
+        ("Nora Holm teaches children music.", ""),  # the question is understood, but not the answer's fact
         ("Nora Holm never worked", ""),
         ("Works as a juggler.", "juggler"),
         ("Juggler", "Juggler"),

@@ -1,4 +1,4 @@
-"""What goes into a paper: tables that LaTeX sets on a page, the results in words, and figures that look as they did."""
+"""Results for a paper: tables that LaTeX sets on a page, results in words, and figures that have not changed."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from mllmu_nb.reporting.runs import Scores
 from mllmu_nb.reporting.sheet import latex_text
 
 PICTURES = Path(__file__).with_name("pictures")
-NEW = "MLLMU_NB_NEW_PICTURES"  # set: the pictures are written anew instead of compared; look at them before a commit
-NEEDED = "MLLMU_NB_NEEDS_LATEX"  # set by .ci/run: no LaTeX engine fails instead of skipping
+NEW = "MLLMU_NB_NEW_PICTURES"  # if set, the pictures are written anew instead of compared; look at them before a commit
+NEEDED = "MLLMU_NB_NEEDS_LATEX"  # set by .ci/run: without a LaTeX engine tests fail instead of being skipped
 ALIKE = 2.0  # root mean square over pixels from 0 to 255
 FEW = {"asked": {"classification": 2, "generation": 1, "cloze": 1}, "people": 20, "famous": 3}
 
 
 @pytest.fixture(scope="module")
 def known() -> Scores:
-    """Every model on two forget sets; NPO on image and text says one word to everybody."""
+    """Every model on two forget sets; NPO on image and text gives everybody the same answer."""
     runs = everybody(draws=range(2), **FEW)
     npo = ("npo", "canonical", "multimodal", "")
     return Scores.of([saying(run, "The The The", task="generation") if run.model == npo else run for run in runs])
@@ -40,7 +40,7 @@ def known() -> Scores:
 
 
 def typeset(folder: Path, body: str) -> str:
-    """The log of the engine that sets ``body``; the PDF, which is not compressed, is ``folder``/paper.pdf."""
+    """Set ``body`` and return the engine's log; the PDF, not compressed, is ``folder``/paper.pdf."""
     engine = shutil.which("pdflatex")
     if engine is None and os.environ.get(NEEDED):
         pytest.fail(f"{NEEDED} is set and there is no pdflatex: on Debian, apt install texlive-latex-recommended")
@@ -50,7 +50,7 @@ def typeset(folder: Path, body: str) -> str:
     lines += [r"\usepackage{booktabs,rotating}", r"\pdfcompresslevel=0 \pdfobjcompresslevel=0 "]
     lines += [r"\begin{document}", body, r"\end{document}"]
     (folder / "paper.tex").write_text("\n".join(lines), encoding="utf-8")
-    # lines of a log are broken at 79 characters unless it is told otherwise
+    # by default, lines of a log are broken at 79 characters
     environment = os.environ | {"max_print_line": "1000"}
     command = [engine, "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=300)
@@ -64,7 +64,7 @@ def too_large(log: str) -> list[str]:
 
 
 def smallest(folder: Path) -> int:
-    """The size of the smallest font of the text, in points."""
+    """Return the smallest font size of the text, in points."""
     fonts = re.findall(rb"/BaseFont\s*/[A-Z]{6}\+([A-Z]+)(\d+)", (folder / "paper.pdf").read_bytes())
     assert b"CMR" in {name for name, _ in fonts}
     return min(int(size) for _, size in fonts)
@@ -84,7 +84,7 @@ def test_the_check_of_what_is_too_large_can_fail(tmp_path):
 
 
 def test_the_tables_of_the_main_text_fit_a_page_in_eight_points(written):
-    """Nothing sticks out, and no letter of any font is smaller than 8 pt."""
+    """Nothing reaches beyond the margins, and no letter is smaller than 8 pt."""
     assert too_large(typeset(written, r"\input{table2_paper}\clearpage\input{table2_compact}")) == []
     assert smallest(written) >= 8
 
@@ -119,8 +119,8 @@ def test_what_the_main_text_leaves_out_is_in_the_appendix(written):
 
 
 def by_hand() -> list:
-    """Vanilla knows all, the oracle nothing of the forget people. Of two questions GA has forgotten none, KL Min. one,
-    Grad. Diff. and NPO both; NPO writes one word to everybody, and KL Min. knows half of the others."""
+    """Vanilla knows all, the oracle nothing about forget people. Of two questions GA has forgotten none, KL Min. one,
+    Grad. Diff. and NPO both. NPO gives everybody the same answer; KL Min. knows half about the others."""
 
     def run(method: str, gone: tuple[int, ...], kept: tuple[int, ...] = (0, 1), **more):
         forgotten = ("forget", "test")
@@ -160,8 +160,8 @@ def test_the_papers_table_is_one_with_a_block_for_each_base_and_ratio(paper):
 
 
 def test_the_best_are_marked_and_who_has_collapsed_is_not(paper):
-    """On letters about the forget people Grad. Diff. is the oracle and NPO is as well, but has collapsed; on those to
-    be kept Grad. Diff. and GA know all, KL Min. half."""
+    """On letters about forget people, Grad. Diff. and NPO equal the oracle, but NPO has collapsed. About the others,
+    Grad. Diff. and GA know all, KL Min. half."""
     block = {name: [mark for _, mark in cells] for name, cells in paper.blocks[1][1]}
     letter = {name: (marks[0], marks[8]) for name, marks in block.items()}
     assert letter["Grad. Diff."] == ("best", "best") and letter["KL Min."] == ("second best", "second best")
@@ -232,7 +232,7 @@ def test_every_number_of_the_paragraph_is_a_cell_and_names_its_runs(known, writt
 
 def test_the_paragraph_names_the_setting_that_keeps_most():
     runs = [make("vanilla", **FEW), make("oracle", **FEW)]
-    # of two questions about those to be kept, how many are right
+    # number of right answers among two questions about people to be kept
     for method, rate, right in (("ga", 0.001, 1), ("kl_min", 0.001, 0), ("kl_min", 0.004, 2)):
         knows = lambda q, right=right: q.set != "forget" and q.number < right  # noqa: E731
         runs.append(make(method, knows, modality="multimodal", unlearn_lr=rate, **FEW))
@@ -251,7 +251,7 @@ def test_without_an_oracle_the_paragraph_claims_nothing():
 
 
 def person(number: int) -> Profile:
-    """A person of the made runs, with a portrait in two colours."""
+    """Return a person of the made-up runs, with a portrait in two colours."""
     shades = np.full((64, 64, 3), 90 + 8 * number, np.uint8)
     shades[16:48, 16:48] = (200, 120, 12 * number)
     file = io.BytesIO()
@@ -264,7 +264,7 @@ def person(number: int) -> Profile:
 
 @plots.styled
 def small(figure: Figure) -> PIL.Image.Image:
-    """A figure as a picture of a few kB."""
+    """Return a figure as a picture of a few kB."""
     file = io.BytesIO()
     plots.settle(figure)
     figure.savefig(file, format="png", dpi=72)
@@ -273,7 +273,7 @@ def small(figure: Figure) -> PIL.Image.Image:
 
 @pytest.mark.parametrize("name", ["path", "oracle_gap", "forgetting_utility", "before_after", "profiles"])
 def test_a_figure_looks_as_it_did(known, name, tmp_path):
-    """The figures of the README and those that stand for the paper's, from made answers; NEW writes them anew."""
+    """The README's figures and those that represent the paper's, from made-up answers; NEW writes them anew."""
     [(_, group)] = known.groups
     people = [person(number) for number in range(1, 21)]
     if name == "profiles":

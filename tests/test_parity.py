@@ -1,4 +1,4 @@
-"""The parity benchmark: it counts every answer, and distinguishes a tie from a difference."""
+"""The parity benchmark counts every answer, and distinguishes a tie from a difference."""
 
 import importlib.util
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The same bits on every x86 CPU with AVX2: the variables that choose the kernels, and what a small training gives."""
+"""The same bits on every x86 CPU with AVX2: the variables that choose the kernels, and results of a small training."""
 
 import hashlib
 import os
@@ -14,8 +14,8 @@ from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.pipeline import finetuned, unlearned
 
-# Made on an AMD EPYC with AVX-512, by the code as it was before the package was rebuilt, with the first versions here.
-MADE_WITH = {  # the others were tried, on AVX2: the same bits
+# Made on an AMD EPYC with AVX-512, by the code before the package was rebuilt, with the first versions below.
+MADE_WITH = {  # the other versions gave the same bits on AVX2
     "torch": ("2.13.0", "2.15.0"),
     "numpy": ("2.4.6", "2.5.5"),
     "transformers": ("5.24.0",),
@@ -40,7 +40,7 @@ SHA256 = {
 
 
 def fresh(code: str, **variables: str) -> subprocess.CompletedProcess:
-    """A new process in which nothing is pinned yet."""
+    """Run code in a new process, in which nothing is pinned yet."""
     environment = {k: v for k, v in os.environ.items() if k not in (*pinning.VARIABLES, pinning.UNPINNED)}
     environment |= {"PYTHONPATH": str(paths.PACKAGE.parent), **variables}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)

@@ -1,4 +1,4 @@
-"""The wiring: from parameters to a run's files, on a base model that has learnt nothing and is tiny."""
+"""From parameters to a run's files, on a tiny base model that has learnt nothing."""
 
 import importlib.util
 import json
@@ -71,13 +71,13 @@ def test_upstream_teaches_image_and_text_pairs_alone(config, monkeypatch, name):
 def test_unlearning_can_start_from_a_vanilla_model_made_elsewhere_whose_anchor_is_asked_first(
     config, made, tmp_path, monkeypatch
 ):
-    """A folder called as the released model, in place of it: the test looks at its one number that others have
+    """The folder has the released model's name; the test looks at the one number of that model that others have
     published."""
     vanilla, processor = pipeline.vanilla(config)
     folder = tmp_path / "LLaVA_Vanilla"
-    vanilla.save_pretrained(folder)  # no processor: the base's is taken
+    vanilla.save_pretrained(folder)  # without a processor: the base's is used
     people, bench = inputs.population(config), tmp_path / "bench"
-    official.write_layout(people, bench)  # 5 % of them too
+    official.write_layout(people, bench)  # with a 5 % split too
     given = config.but(vanilla_path=str(folder), data_source=str(bench), forget_ratio=5, **GA)
     assert Config.from_parameters(given.given()) == given
     with pytest.raises(KitError, match=r"LLaVA_Vanilla has ROUGE-L 0\.0\d\d on its anchor.*reports have 0\.571: its"):
@@ -132,7 +132,7 @@ def test_vanilla_depends_on_what_is_taught_and_how_and_on_nothing_else(config):
 
 
 def test_where_the_evaluation_reaches_a_training_its_questions_are_in_the_key(config, monkeypatch):
-    """The path asks celebrities too; exams, whose share is 0 or not, leave out what evaluation asks."""
+    """The path also asks about celebrities; exams, if their share is not 0, leave out what evaluation asks."""
     assert pipeline.unlearned(config.but(**GA)).key != pipeline.unlearned(config.but(**GA, celebrities=4)).key
     both = [config.but(exams=exams) for exams in (0.0, 0.5)]
     before = [pipeline.finetuned(one).key for one in both]
@@ -177,15 +177,15 @@ def test_upstream_npo_has_a_reference_of_its_own_that_leaves_before_vanilla_come
         return model, processor
 
     monkeypatch.setattr(pipeline, "filled", watched)
-    pipeline.model(upstream)  # which trains what is missing
+    pipeline.model(upstream)  # trains what is missing
     assert present == [("retain_epoch", 0), ("vanilla", 0), ("vanilla", 0)], "no other model may be in memory then"
     record = stages.read_json(pipeline.unlearned(upstream).get() / "train.json")
     # 17 people in two views, 14 or 15 questions each, which is 4 pieces of up to 4: 136 pieces in batches of 12
     reference = stages.read_json(pipeline.finetuned(upstream, "retain_epoch").get() / "train.json")
     assert reference["steps"] == 12
-    # L = -2/β log σ(β (ℓ̄ - ℓ̄_ref)) is 2/β log 2 where the two models agree: they do not
+    # L = -2/β log σ(β (ℓ̄ - ℓ̄_ref)) would be 2/β log 2 if the two models agreed, but they do not
     assert abs(record["losses"][0]["forget"] - 2 / 0.4 * torch.log(torch.tensor(2.0)).item()) > 1e-4
-    # it is among what decides the result, and of no other method's
+    # the reference is one of the stage's inputs, for this method only
     assert pipeline.unlearned(upstream).inputs["reference"] == pipeline.finetuned(upstream, "retain_epoch").key
     assert not pipeline.unlearned(upstream.but(variant="canonical")).inputs["reference"]
 
@@ -218,7 +218,7 @@ def test_a_run_has_its_files_and_they_are_all_it_takes_to_score_it(config, made)
 
 
 def test_a_path_begins_with_vanilla_and_passes_through_the_run(made):
-    """Its points are read where the step says, with the adapter as it is there."""
+    """Each point is read at its step, with the adapter of that step."""
     path, on = pd.read_parquet(made["ga"] / "path.parquet"), ["set", "scoring", "question_id"]
     steps, last = sorted(path["step"].unique()), stages.read_json(made["ga"] / "train.json")["steps"]
     assert steps[0] == 0 and last in steps and steps[-1] == 2 * last, "beyond its end, at a constant rate"
@@ -245,7 +245,7 @@ def test_answers_are_stored_to_the_bit(tmp_path, config, made):
 def test_a_run_records_how_its_own_model_was_trained_and_on_whom(config, made):
     trained = {name: stages.read_json(folder / "train.json") for name, folder in made.items()}
     assert trained["vanilla"]["steps"] == trained["oracle"]["steps"] == 2 == len(trained["vanilla"]["losses"])
-    # 3 people, 14 questions each (the name is not asked for without a picture), 8 a step
+    # 3 people, 14 questions each (no question for the name without a picture), 8 per step
     assert trained["ga"]["steps"] == 6 and trained["ga"]["modality"] == "unimodal"
     assert trained["vanilla"]["trainable_parameters"] > trained["ga"]["trainable_parameters"] > 0
     first = trained["ga"]["losses"][0]
@@ -331,8 +331,8 @@ def test_a_run_whose_answers_were_changed_is_made_again(config, made):
     file = made["ga"] / "answers.parquet"
     whole, state = file.read_bytes(), file.stat()
     file.unlink()
-    file.write_bytes(whole[:-1] + b"\0")  # as long as before
-    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))  # and as old
+    file.write_bytes(whole[:-1] + b"\0")  # of the same length
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))  # and the same time
     assert not pipeline.finished(config.but(**GA))
     assert pipeline.run(config.but(**GA)) == made["ga"]
     assert file.read_bytes() == whole and pipeline.finished(config.but(**GA))
@@ -374,7 +374,7 @@ def test_a_model_that_was_overwritten_is_asked_again_in_the_same_process(config,
     assert set(before["profile"]) == {inputs.population(config).forget_ids[0]}
     assert first.name.startswith("mine-none-") and first.parent.parent == paths.evaluated("miniature")
     model, processor = load.load_model(str(folder), "llava", "miniature")
-    make_model(processor.tokenizer, 1, width=32, layers=1, heads=2).save_pretrained(folder)  # another seed's weights
+    make_model(processor.tokenizer, 1, width=32, layers=1, heads=2).save_pretrained(folder)  # weights of another seed
     after = answers(pipeline.run(mine, **asked))
     assert len(after) == len(before) and not after["option_A"].equals(before["option_A"])
     record = stages.read_json(first / stages.RECORD)
@@ -388,7 +388,7 @@ def test_a_run_that_came_with_the_project_is_a_reference_and_not_ones_own(config
     folder = paths.runs(tmp_path) / prompting.run_id
     shutil.copytree(made["vanilla"], folder)
     assert pipeline.reference(prompting) == folder and not pipeline.finished(prompting)
-    assert pipeline.reference(config) == made["vanilla"]  # one's own comes first
+    assert pipeline.reference(config) == made["vanilla"]  # your own run comes first
     record = stages.read_json(folder / stages.RECORD)
     stages.write_json(folder / stages.RECORD, {**record, "data_hash": "another"})
     assert pipeline.reference(prompting) is None
@@ -417,7 +417,7 @@ def test_two_results_folders_are_compared_to_the_bit(made, tmp_path, capsys):
         shutil.copytree(made[name], copy / "runs" / name)
     assert compare.main(str(results), str(copy)) == 0 and "3 runs in both" in capsys.readouterr().out
 
-    other = shutil.copytree(made["ga"], copy / "runs" / "other")  # as a grid over a hyper-parameter has them
+    other = shutil.copytree(made["ga"], copy / "runs" / "other")  # as in a grid over a hyper-parameter
     record = stages.read_json(other / stages.RECORD)
     record["parameters"]["settings"] = {"beta": 2.0}
     stages.write_json(other / stages.RECORD, record)

@@ -1,4 +1,4 @@
-"""What is predicted of memory and hours, against what torch's profiler counts in real steps on the CPU."""
+"""Predicted memory and hours, compared with what torch's profiler counts in real steps on the CPU."""
 
 import os
 import re
@@ -44,7 +44,7 @@ def model_of(family="llava", width=64, layers=4):
 
 
 def most_bytes(work) -> int:
-    """The most bytes of tensors at once that torch's own profiler sees ``work`` hold."""
+    """Return the most bytes of tensors that ``work`` holds at once, by torch's own profiler."""
     with torch.profiler.profile(profile_memory=True, acc_events=True) as profiler:
         work()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -53,7 +53,7 @@ def most_bytes(work) -> int:
 
 
 def measured(model, recipe, method, names, full):
-    """Peak bytes of two real steps by the loop's own code, the weights included."""
+    """Return the peak bytes of two real steps by the loop's own code, including the weights."""
     model = load.unfreeze(model) if full else adapters.attach(model, recipe, 0, method.trains)
     if recipe.checkpointing:
         training.keep_less(model)
@@ -79,7 +79,7 @@ def measured(model, recipe, method, names, full):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_step_holds_the_bytes_that_are_predicted(way):
-    """At widths and depths that were not looked at when this was written; nothing is fitted."""
+    """With widths and depths that were not used when the prediction was written; nothing is fitted."""
     recipe, method, attention = WAYS[way]
     full, method = recipe is FULL, method or training.FineTuning()
     names = method.all_passes[-1] if method.streams else ("train",)
@@ -118,7 +118,7 @@ def test_operations_are_those_of_the_real_step_and_of_the_textbook():
             model, [{"train": batch}], training.FineTuning(), trained, torch.autocast("cpu", enabled=False)
         )
     assert estimate.step(FULL, True)["flops"] == pytest.approx(tally.flops, rel=0.01)
-    # forward 2, backward 4 a weight and token; the tower forward alone; attention and the last layer's logits besides
+    # per weight and token: forward 2, backward 4; the tower only forward; plus attention and the last layer's logits
     text = sum(p.numel() for name, p in model.named_parameters() if "language_model.layers" in name and p.ndim == 2)
     assert 6 * text * batch["input_ids"].numel() < tally.flops < 9 * text * batch["input_ids"].numel()
 
@@ -130,7 +130,7 @@ def test_the_published_shapes_have_the_published_size(family, parameters):
 
 @pytest.mark.parametrize("where", ["", "mlp.down_proj"])
 def test_the_adapter_that_is_counted_is_the_one_that_is_attached(where):
-    """At a depth that is extrapolated to."""
+    """At a depth to which the estimate extrapolates."""
     method = type("Placed", (training.FineTuning,), {"trains": where})()
     for reach in ("language", "upstream"):
         recipe, model = replace(RECIPE, adapter_reach=reach), model_of(layers=6)
@@ -139,8 +139,8 @@ def test_the_adapter_that_is_counted_is_the_one_that_is_attached(where):
 
 
 def test_the_sizes_of_a_card_that_a_way_of_training_needs():
-    """In fp32 as upstream more than 40 GiB, with checkpointing less; in bf16 with checkpointing less than 24, in
-    4 bits less again. A method of two terms needs hardly more than one of one, for one graph is held at a time."""
+    """fp32 (upstream) needs over 40 GiB, less with checkpointing; bf16 with checkpointing under 24, 4 bits even less.
+    Two terms need hardly more than one, because only one graph is held at a time."""
     upstream = PAPER.but(protocol="upstream")
     estimate = Estimate(families.get("llava").published_shape(), eager=False)
 
@@ -150,7 +150,7 @@ def test_the_sizes_of_a_card_that_a_way_of_training_needs():
         return sum(estimate.training(recipe, False, config.objective if method else None, quantised).values())
 
     half = {"precision": "bf16"}
-    tenth = 0.9  # of a card's memory is left for the allocator
+    tenth = 0.9  # the share of a card's memory that the allocator can use
     assert 40 * tenth < size({}) < 80 * tenth and size({**half, "micro_batch": 1}) < 24
     assert max(size({"checkpointing": True}, method) for method in (None, "ga", "kl_min", "npo")) < 40 * tenth
     assert size({**half, "checkpointing": True}, "kl_min") < 24 * tenth
@@ -161,7 +161,7 @@ def test_the_sizes_of_a_card_that_a_way_of_training_needs():
 
 
 def test_keys_and_values_are_not_more_than_predicted():
-    """Of many layers, as a large model has them: what one holds while it reads, which is left out, is little then."""
+    """With many layers, as in a large model. What one layer holds while it reads is left out, and is small then."""
     config = Config(people=12, pool=8, celebrities=8, forget_ratio=25)
     known = inputs.population(config)
     tokenizer = make_tokenizer([q.text for p in known.profiles.values() for q in p.questions], 900)
@@ -235,7 +235,7 @@ def test_the_check_of_a_card_runs_on_the_miniatures_shapes(tmp_path):
 
 
 def test_minutes_and_hours_of_notebooks_and_readme_are_the_predicted_ones():
-    """On an H100, of LLaVA under upstream at 10 %, on image + text, in bf16 with checkpointing."""
+    """On an H100, LLaVA with upstream at 10 %, on image + text, in bf16 with checkpointing."""
     source = "MLLMMU/MLLMU-Bench, MLLMMU/baseline_train_split"
     plain = Config(scale="paper", protocol="upstream", data_source=source, precision="bf16", checkpointing=True)
     estimate = Estimate(families.get("llava").published_shape(), eager=False)

@@ -1,4 +1,4 @@
-"""Bars: where somebody sees them and nowhere else, and those of other processes."""
+"""Progress bars: shown only if somebody can see them, also those of other processes."""
 
 import queue
 from concurrent.futures import Future
@@ -12,7 +12,7 @@ from mllmu_nb import progress
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """A kernel at which somebody sits."""
+    """A kernel with a user."""
     shell = SimpleNamespace(kernel=SimpleNamespace(_allow_stdin=True))
     monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
     return shell.kernel

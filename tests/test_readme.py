@@ -1,8 +1,8 @@
-"""What readers are told can be done: links lead somewhere, commands are taken, the cheap ones run, examples work.
+"""What the pages tell readers works: links, commands, numbers and examples.
 
-Commands are those of README, CONTRIBUTING and the questions: every line of a shell block, and what stands between
-backticks and begins with a program. All are parsed. Those of the README are executed, but for what needs a service or a
-GPU: here, with what makes them small (``RUN``, ``SHELL``), or by another test or by CI's script (``ELSEWHERE``).
+The commands come from README, CONTRIBUTING and the questions: every line of a shell block, and text in backticks that
+begins with a program. All are parsed. Those of the README are also executed, unless they need a service or a GPU: here,
+with options that make them small (``RUN``, ``SHELL``), or by another test or CI's script (``ELSEWHERE``).
 """
 
 import importlib
@@ -45,9 +45,9 @@ BOOKS = sorted(paths.notebooks().glob("*.ipynb"))
 COMMANDS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "faq.md"]
 OURS = ("mllmu-nb", "python -m mllmu_nb", ".venv/bin/python -m mllmu_nb")
 PROGRAMS = (*OURS, "papermill", "make", "python", ".venv/bin/python", "pytest", "conda", "git", "source", "pre-commit")
-MADE = "docs/_generated/"  # pages that building the site makes
+MADE = "docs/_generated/"  # pages that the site's build makes
 SMALL = "-p people 20 -p celebrities 12 -p pool 12 -p replay 0.0 -p exams 0.0 -p train_steps 2 -p unlearn_steps 2"
-RUN = {  # command -> what makes it small
+RUN = {  # command → options that make it small
     "doctor configs/miniature.yaml": "",
     'ask "In which city was this person born?" --method npo': SMALL,
     "card results/reference/runs/ga-multimodal-99f80d92": "",
@@ -55,19 +55,19 @@ RUN = {  # command -> what makes it small
     "export -p method ga -p modality multimodal --adapter FOLDER": SMALL,
     "evaluate --model BASE --adapter FOLDER": "--config small.yaml --limit 2",
 }
-SHELL = {  # the same, each in a process of its own
+SHELL = {  # the same, each in its own process
     "make help": "",
     "python -m mllmu_nb": "--version",
     "python benchmarks/parity.py": "--limit 1 --sets forget",
     "papermill notebooks/03_ga.ipynb out.ipynb --cwd notebooks -f configs/miniature.yaml -p modality unimodal": SMALL,
 }
-SWEEPS = (  # executed in the slow tier, each on a grid cut down to a few runs of the base
+SWEEPS = (  # executed in the slow tier, each on a grid reduced to a few runs of the base
     "mllmu-nb sweep configs/miniature-replicates.yaml",
     "make reproduce-all",
     'make reproduce BASES="llava idefics2"',
 )
 CI = ".ci/run"
-ELSEWHERE = {  # command -> what executes it: CI's script, on a smaller grid, or a test with arguments of its own
+ELSEWHERE = {  # command → what executes it: CI's script, on a smaller grid, or a test with its own arguments
     "make reproduce": CI,
     "make test": CI,
     "pytest --nbmake": CI,
@@ -82,7 +82,7 @@ ELSEWHERE = {  # command -> what executes it: CI's script, on a smaller grid, or
     "python benchmarks/coverage.py": "test_the_table_of_coverage_is_what_the_intervals_do",
     "python benchmarks/gpu_check.py": "test_the_check_of_a_card_runs_on_the_miniatures_shapes",
 }
-NEEDS = {  # what no test can give
+NEEDS = {  # command → what it needs and no test can provide
     "make base": "an hour",
     "python tools/settings.py OUT.json --worlds 101 --middle": "hours",
     "python tools/settings.py OUT.json": "hours",
@@ -99,7 +99,7 @@ NEEDS = {  # what no test can give
 
 
 def parsed(text: str) -> list[dict]:
-    """The tokens of some Markdown, without what is commented out."""
+    """Return the tokens of some Markdown, without comments."""
     read = mistune.create_markdown(renderer="ast", plugins=["table", "strikethrough"])
     return list(_walk(read(re.sub(r"<!--.*?-->", "", text, flags=re.S))))
 
@@ -111,7 +111,7 @@ def _walk(tokens):
 
 
 def written(path: Path) -> str:
-    """The Markdown of a page or a notebook."""
+    """Return the Markdown of a page or a notebook."""
     if path.suffix == ".md":
         return path.read_text(encoding="utf-8")
     cells = nbformat.read(path, as_version=4).cells
@@ -119,7 +119,7 @@ def written(path: Path) -> str:
 
 
 def anchors(path: Path) -> set[str]:
-    """The names by which headings can be reached, as the hosting services make them."""
+    """Return the anchors of a page's headings, as hosting services make them."""
     heads = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", written(path), flags=re.S | re.M), re.M)
     plain = [re.sub(r"[^\w\- ]", "", re.sub(r"\[(.+?)\]\(.*?\)", r"\1", head).lower()) for head in heads]
     return {head.strip().replace(" ", "-") for head in plain}
@@ -146,7 +146,7 @@ def test_every_link_leads_somewhere_and_every_picture_has_words(path):
 
 
 def test_the_first_page_answers_what_newcomers_ask():
-    """Within a page of the top: what the words mean, and whether one's own adapter is taken. And who is invented."""
+    """Within a page from the top: what the words mean, if one's own adapter can be used, and who is invented."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     page = re.sub(r"<!--.*?-->", "", text, flags=re.S).strip().splitlines()[:80]
     for question in (
@@ -166,7 +166,7 @@ SAID = " ".join((ROOT / "README.md").read_text(encoding="utf-8").replace("\\", "
 
 
 def committed(table: str, **where) -> pd.DataFrame:
-    """The rows of a table of the reference run whose columns have these values, as text."""
+    """Return the rows of a table of the reference run whose columns have these values, as text."""
     rows = pd.read_csv(paths.reference() / "tables" / f"{table}.csv", keep_default_na=False, dtype={"place": str})
     return rows[rows[list(where)].eq(list(where.values())).all(axis=1)]
 
@@ -189,7 +189,7 @@ def test_what_is_said_of_intervals_is_so_in_the_path_table():
     every = set(itertools.product(("grad_diff", "kl_min"), ("ga", "npo")))
 
     def above(base, ratio, modality, place):
-        """The pairs of a method with a retain term and one without whose intervals lie apart, the former above."""
+        """Return the pairs of a method with a retain term and one without, if the first's interval is fully above."""
         where = {"base_model": base, "forget_ratio": ratio, "modality": modality, "place": place}
         rows = committed("table_path", closed_in="trained", what="kept", **where).set_index("method")
         low, high = (pd.to_numeric(rows[name]) for name in ("low", "high"))
@@ -253,7 +253,7 @@ def test_the_sources_of_spread_are_those_of_the_study():
 
 
 def commands(pages=COMMANDS) -> list[str]:
-    """Every command that readers are told to type, each once, without its comment."""
+    """Return every command that readers are told to type, once, without its comment."""
     found = []
     for path in pages:
         for token in parsed(written(path)):
@@ -269,12 +269,12 @@ def _language(token: dict) -> str:
 
 
 def words(command: str) -> list[str]:
-    """A command's words without the variables before it."""
+    """Return a command's words without the variables before it."""
     return [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=.*", word)]
 
 
 def kit(command: str) -> list[str] | None:
-    """The arguments of a command of the kit."""
+    """Return the arguments of a command of the kit; None for another command."""
     given = words(command)
     for name in OURS:
         if given[: len(name.split())] == name.split():
@@ -283,13 +283,13 @@ def kit(command: str) -> list[str] | None:
 
 
 def words_of(command: str) -> str:
-    """The arguments of a command of the kit, as the keys of RUN are written."""
+    """Return the arguments of a command of the kit in the form of RUN's keys."""
     return " ".join(map(shlex.quote, kit(command))).replace("'", '"')
 
 
 @pytest.mark.parametrize("command", commands())
 def test_a_command_is_one_that_can_be_typed(command, monkeypatch, capsys):
-    """The shell takes it, its program takes its options, and the project's files that it names are there."""
+    """The shell and the command's program accept it, and the project's files in it exist."""
     shell = shutil.which("bash")
     assert shell is None or subprocess.run([shell, "-n", "-c", command]).returncode == 0
     given = words(command)
@@ -303,7 +303,7 @@ def test_a_command_is_one_that_can_be_typed(command, monkeypatch, capsys):
         _check_papermill(given)
     elif arguments := kit(command):
         command = importlib.import_module(f"mllmu_nb.commands.{arguments[0]}")
-        monkeypatch.setattr(command, "main", lambda options: 42)  # reached only by what the parser takes
+        monkeypatch.setattr(command, "main", lambda options: 42)  # reached only if the parser accepts the arguments
         if not set(arguments) & {"--help", "--version"}:
             assert door.main(arguments) == 42, capsys.readouterr().err
         for config in (word for word in arguments if word.endswith(".yaml") and (ROOT / word).exists()):
@@ -328,7 +328,7 @@ def test_there_are_commands_of_every_kind_and_those_that_run_are_told():
 
 @pytest.fixture(scope="module")
 def one_out(tmp_path_factory):
-    """One output folder for all, so that a command finds what another has trained."""
+    """One output folder for all, so that commands find what others have trained."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLLMU_NB_OUT", str(tmp_path_factory.mktemp("out")))
         yield
@@ -339,7 +339,7 @@ def test_a_command_that_is_cheap_runs(command, one_out, tmp_path, monkeypatch, c
     given = [str(ROOT / word) if word.startswith(("configs/", "results/")) else word for word in shlex.split(command)]
     small = [str(ROOT / word) if word.startswith("results/") else word for word in shlex.split(RUN[command])]
     monkeypatch.chdir(tmp_path)
-    if "BASE" in given:  # the shipped one, with an adapter that was exported before
+    if "BASE" in given:  # the shipped base, with an adapter that is exported first
         given[given.index("BASE")] = str(ASSETS / "llava-miniature")
         assert door.main(shlex.split(f"export -p method ga -p modality multimodal --adapter FOLDER {SMALL}")) == 0
         Path("small.yaml").write_text(re.sub(r"-p (\w+) (\S+) ?", r"\1: \2\n", SMALL))
@@ -366,9 +366,9 @@ def test_a_command_in_a_shell_runs(command, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", SWEEPS)
 def test_a_sweep_runs_as_it_is_typed(command, tmp_path, monkeypatch, capsys):
-    """The configuration files under their names, each with few people, the first values of
-    its grid, and the base alone, which is not trained: CI's script makes a grid of trained models. The report is
-    written for two families; of one, CI's script has it."""
+    """Runs the configuration files under their names, with few people, the first values of the grid, and the untrained
+    base alone: CI's script makes a grid of trained models. Only the report on two families is written here; CI's script
+    writes one on a single family."""
     if "idefics2" not in command:
         monkeypatch.setattr(sweep, "write_report", lambda *given: None)
     if command.startswith("make"):
@@ -392,7 +392,7 @@ def test_a_sweep_runs_as_it_is_typed(command, tmp_path, monkeypatch, capsys):
 
 
 def test_every_command_of_the_readme_is_executed_somewhere():
-    """Those that nothing executes say what they would need."""
+    """For those that nothing executes, ``NEEDS`` says what they need."""
     executed = [command for command in commands([ROOT / "README.md"]) if kit(command) and words_of(command) in RUN]
     assert {*executed, *SHELL, *SWEEPS, *ELSEWHERE, *NEEDS} == set(commands([ROOT / "README.md"]))
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
@@ -410,8 +410,8 @@ REGISTRIES = (unlearning.METHODS, after.STEPS, metrics.METRICS, figures.FIGURES,
 
 @pytest.fixture(scope="module")
 def additions(tmp_path_factory):
-    """The worked additions of CONTRIBUTING as a stranger adds them, each a file that the environment names; afterwards
-    what they registered is unknown again."""
+    """Add the worked additions of CONTRIBUTING as a user would, each as a file that the environment names; afterwards,
+    unregister what they have registered."""
     folder = tmp_path_factory.mktemp("worked")
     blocks = [t["raw"] for t in parsed(written(ROOT / "CONTRIBUTING.md")) if _language(t) == "python"]
     names = [f"worked_addition_{number}" for number, _ in enumerate(blocks)]
@@ -429,7 +429,7 @@ def additions(tmp_path_factory):
 
 
 def test_the_worked_additions_are_taken_by_a_process_that_begins_with_them(tmp_path):
-    """There an extension that imports the reporting is loaded while little else is."""
+    """There, an extension that imports the reporting is loaded before most other modules."""
     blocks = [t["raw"] for t in parsed(written(ROOT / "CONTRIBUTING.md")) if _language(t) == "python"]
     for number, block in enumerate(blocks):
         (tmp_path / f"worked_{number}.py").write_text(block, encoding="utf-8")
@@ -444,7 +444,7 @@ def test_the_worked_additions_are_taken_by_a_process_that_begins_with_them(tmp_p
 
 @pytest.mark.slow
 def test_the_method_of_notebook_17_is_kept_as_a_file_and_swept(tmp_path):
-    """As the notebook says: the cell as a file, a copy of notebook 08 beside it, and a grid over its setting."""
+    """Follows the notebook: the cell as a file, a copy of notebook 08 next to it, and a grid over its setting."""
     cells = {cell["id"]: cell.source for cell in nbformat.read(ROOT / "notebooks" / "17_your_method.ipynb", 4).cells}
     (tmp_path / "hinge.py").write_text(cells["method"] + "\n", encoding="utf-8")
     shutil.copy(ROOT / "notebooks" / "08_evaluate.ipynb", tmp_path / "20_hinge.ipynb")

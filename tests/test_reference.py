@@ -1,5 +1,5 @@
-"""Everything that is committed is of one reference: the same people, base and vanilla in every run, table, figure,
-study and notebook."""
+"""All committed results belong to one reference: the same people, base and vanilla in every run, table, figure, study
+and notebook."""
 
 import io
 import json
@@ -20,12 +20,12 @@ from mllmu_nb.stages import RECORD, read_json, write_json
 
 FIGURES = paths.checkout() / "figures" / "reference"
 MARK = re.compile(r"people [\w-]+(?: and [\w-]+)*, base \w+(?: and \w+)*, vanilla \w+(?: and \w+)*")
-FIRST = Config().base_model  # of the studies
+FIRST = Config().base_model  # base of the studies
 RUN = re.compile(r"^run ([a-z_]+-[a-z]+-(?:\w+-)?[0-9a-f]{8}), scale", re.MULTILINE)
 
 
 def problems(results: Path, figures: Path, notebooks: Path) -> list[str]:
-    """What is not of the reference whose runs lie in ``results``; nothing where all is."""
+    """Return what does not belong to the reference with runs in ``results``; empty if all is well."""
     records = {file.parent.name: read_json(file) for file in sorted(paths.runs(results).glob(f"*/{RECORD}"))}
     mark, found = made_of(records.values()), []
     for family in sorted({record["parameters"]["base_model"] for record in records.values()}):
@@ -65,7 +65,7 @@ def test_all_that_is_committed_is_of_one_reference():
 
 @pytest.mark.slow
 def test_tables_and_readme_are_what_the_code_makes_of_the_committed_runs(tmp_path, monkeypatch):
-    """All but the figures: their pictures depend on the fonts' renderer."""
+    """Compares all but the figures, whose pictures depend on the fonts' renderer."""
     committed, made = paths.reference(), tmp_path / "results" / "reference"
     made.mkdir(parents=True)
     for name in ("runs", "people", "studies"):
@@ -97,7 +97,7 @@ def whole(tmp_path):
     write_json(results / "studies" / "cliff" / "runs" / "one" / RECORD, {**record, "key": ""})
     (results / "tables" / "cost.md").write_text(line)
     (tmp_path / "figures" / "captions.md").write_text(line)
-    # a run's id ends in a hash, which made-up ones lack
+    # a run's ID ends in a hash; made-up IDs do not
     shutil.move(folder, folder.with_name("vanilla-none-0123abcd"))
     cells = [{"outputs": [{"text": ["run vanilla-none-0123abcd, scale miniature\n", "numpy 2\n"]}]}]
     (tmp_path / "notebooks" / "02_finetune.ipynb").write_text(json.dumps({"cells": cells}))

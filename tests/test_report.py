@@ -1,4 +1,4 @@
-"""The report as a whole, the README's tables, and a model of one's own beside the references."""
+"""The whole report, the README's tables, and your own model next to the references."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def few_runs() -> list[runs.Run]:
 
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
-    """A results folder with three runs; drawing figures is tested with the figures."""
+    """A results folder with three runs; figures have their own tests."""
 
     def draw(scores, people, folder):
         (folder / FIGURES).write_bytes(b"drawn")
@@ -72,7 +72,7 @@ def test_a_full_disk_leaves_the_earlier_report_as_it_was(home, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(report.figures, "write_all", full)  # when scores and tables are written
+    monkeypatch.setattr(report.figures, "write_all", full)  # after scores and tables have been written
     with pytest.raises(KitError, match=r"cannot write the report \(No space left on device\)"):
         report.write_all("miniature", say=str)
     assert [path.read_text() for path in earlier] == ["earlier", "earlier"]
@@ -157,7 +157,7 @@ def test_newcomers_stand_before_prompting_and_steps_after_unlearning_behind_thei
 
 @pytest.fixture(scope="module")
 def collapsed() -> Scores:
-    """NPO on text writes one word to everybody, and the oracle knows as much in text as vanilla."""
+    """NPO on text gives everybody the same answer; in text, the oracle knows as much as vanilla."""
     some = [make("vanilla", lambda q: True, **FEW), make("oracle", lambda q: q.view == "text", **FEW)]
     return Scores.of([*some, saying(make("npo", modality="unimodal", **FEW), "The The The", task="generation")])
 
@@ -176,7 +176,7 @@ def test_the_readmes_table_marks_what_is_closed_and_what_has_collapsed(collapsed
 
 
 def test_the_readmes_table_says_how_much_of_the_gap_is_closed_by_hand():
-    """GA on text is right about one of two questions in text, of which the oracle knows none."""
+    """GA on text answers one of two text questions rightly; the oracle knows neither."""
     some = [make("vanilla", lambda q: True, **FEW), make("oracle", lambda q: q.set != "forget", **FEW)]
     ga = make("ga", lambda q: q.view != "text" or q.number == 0, modality="unimodal", **FEW)
     table = readme.main_table(Scores.of([*some, ga]))
@@ -240,7 +240,7 @@ def test_filling_replaces_what_stands_between_the_marks():
     assert readme.fill(text, "map", r"new \1" + "\n") == text.replace("old", r"new \1")
 
 
-# -- a model of one's own ---------------------------------------------------------------------------------------
+# -- your own model ---------------------------------------------------------------------------------------------
 
 
 def test_a_model_of_ones_own_stands_beside_the_references():
@@ -277,7 +277,7 @@ OTHERWISE |= {"micro_batch": 2, "checkpointing": True, "train_lr": 1e-4, "exams"
 
 @pytest.mark.parametrize("name", OTHERWISE)
 def test_a_vanilla_that_was_made_otherwise_is_another_one(name):
-    """What is compared with vanilla is compared with its own; a record that lacks a later parameter has its default."""
+    """Models are compared with their own vanilla. If a record lacks a later parameter, its default counts."""
     record = make("vanilla", lambda question: True).record
     plain = {key: value for key, value in record["parameters"].items() if key not in runs.TAUGHT_TOO}
     assert runs.taught_by(record) == runs.taught_by({**record, "parameters": plain})
