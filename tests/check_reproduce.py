@@ -1,9 +1,9 @@
-"""Check what `make reproduce` left behind: python tests/check_reproduce.py GRID FOLDER.
+"""Check the output of `make reproduce`: python tests/check_reproduce.py GRID FOLDER.
 
-GRID is the grid that was run (a YAML file of configs/), FOLDER what holds results/ and figures/ (MLLMU_NB_OUT, or the
-checkout). Everything is read from the files, without the package; scores whose rule is one line are computed again from
-the stored answers, the others are checked for their range and counts. The check prints one line per problem, and the
-exit status is then 1.
+GRID is the grid that was run (a YAML file of configs/). FOLDER has results/ and figures/ (MLLMU_NB_OUT, or the
+checkout). Everything is read from the files, without the package. Scores with a one-line rule are computed again from
+the stored answers; for the others, range and counts are checked. The check prints one line per problem; if there is a
+problem, the exit status is 1.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 from rouge_score.rouge_scorer import RougeScorer
 
-MODEL = ("method", "modality", "forget_ratio", "replicate")  # what tells the models of a grid apart
+MODEL = ("method", "modality", "forget_ratio", "replicate")  # these columns identify a model of a grid
 Model = tuple[str, str, int, int]
 TRAINED = {"ga", "grad_diff", "kl_min", "npo"}
 SETS = ("forget", "test", "retain", "celebrity")
@@ -47,7 +47,7 @@ def rouge_l(row) -> float:
     return ROUGE.score(row.answer_true, row.answer)["rougeL"].fmeasure
 
 
-# task, scoring, metric, what an answer is worth (None: not one line), its range
+# task, scoring, metric, function that scores an answer (None: takes more than a line), range of the score
 MEASURES = (
     ("classification", "letter", "accuracy", letter, (0, 1)),
     ("classification", "likelihood", "accuracy", likeliest, (0, 1)),
@@ -57,12 +57,12 @@ MEASURES = (
     ("cloze", "", "accuracy", contained, (0, 1)),
 )
 TABLES = ("table1_data", "table2_main", "table2_paper", "table2_compact", "table2_by_view", "table_oracle_gap", "cost")
-FIGURES = ("profiles", "before_after", "forgetting_utility", "losses")  # beginnings of their names
-ROUNDING = 1e-9  # of a mean that is written to a file and read back
+FIGURES = ("profiles", "before_after", "forgetting_utility", "losses")  # how their names begin
+ROUNDING = 1e-9  # error of a mean that is written to a file and read again
 
 
 def read_run(run: Path) -> pd.DataFrame:
-    """The answers of a run with their questions and the run's parameters."""
+    """Read the answers of a run, with their questions and the run's parameters."""
     record = json.loads((run / "provenance.json").read_text())
     answers = pd.read_parquet(run / "answers.parquet")
     questions = pd.read_parquet(run.parent.parent / "people" / f"{record['data_hash']}.parquet")
@@ -73,7 +73,7 @@ def read_run(run: Path) -> pd.DataFrame:
 
 
 def expected_models(grid: dict) -> set[Model]:
-    """Every model the grid asks for."""
+    """Return every model that the grid asks for."""
     axes = grid["grid"]
     ratios = axes.get("forget_ratio", [grid.get("forget_ratio", 10)])
     draws = axes.get("replicate", [grid.get("replicate", 0)])
@@ -84,7 +84,7 @@ def expected_models(grid: dict) -> set[Model]:
 
 
 def check_scores(scores: pd.DataFrame, answers: pd.DataFrame, models: set[Model]) -> list[str]:
-    """Every expected cell is there once, within its range and interval, and is the mean of its answers."""
+    """Check that every expected cell occurs once, within its range and interval, and is the mean of its answers."""
     if missing := [name for name in COLUMNS if name not in scores]:
         return [f"scores.csv lacks the columns {', '.join(missing)}"]
     wrong = []
@@ -106,7 +106,7 @@ def check_scores(scores: pd.DataFrame, answers: pd.DataFrame, models: set[Model]
 
 
 def check_cell(name: str, cell: pd.DataFrame, count: int, values: list | None, bounds: tuple) -> list[str]:
-    """``values`` are what the ``count`` answers are worth, None where that is not computed here."""
+    """Check one cell. ``values`` are the scores of the ``count`` answers; None if they are not computed here."""
     if len(cell) != 1:
         return [f"{name}: {len(cell)} rows instead of one"]
     row, (least, most) = cell.iloc[0], bounds
@@ -121,8 +121,8 @@ def check_cell(name: str, cell: pd.DataFrame, count: int, values: list | None, b
 
 
 def check_run(run: Path) -> list[str]:
-    """Its files are those that its record lists, and a model that was trained has finite losses, one that was not has
-    none; fine-tuning must have learnt something."""
+    """Check that the files are those in the record, that a trained model has finite losses and an untrained one none,
+    and that fine-tuning reduced the loss."""
     log, record = json.loads((run / "train.json").read_text()), json.loads((run / "provenance.json").read_text())
     losses, method = [step["loss"] for step in log["losses"]], log["method"]
     wrong = [
@@ -144,7 +144,7 @@ def check_run(run: Path) -> list[str]:
 
 
 def check_files(results: Path, figures: Path, wanted_figures: tuple[str, ...]) -> list[str]:
-    """Tables as CSV, Markdown and LaTeX; figures as PNG and PDF, readable and not blank."""
+    """Check for tables as CSV, Markdown and LaTeX, and for figures as PNG and PDF, readable and not blank."""
     wanted = [results / "tables" / f"{stem}.{kind}" for stem in TABLES for kind in ("csv", "md", "tex")]
     wrong = [f"{path.name} is missing or empty" for path in wanted if not path.is_file() or not path.stat().st_size]
     pictures = sorted(figures.glob("*.png"))
@@ -161,7 +161,7 @@ def check_files(results: Path, figures: Path, wanted_figures: tuple[str, ...]) -
 
 
 def check(grid: dict, folder: Path) -> list[str]:
-    """What is wrong with the outcome of ``grid`` in ``folder``; empty when all is well."""
+    """Return a line for each problem in the output of ``grid`` in ``folder``."""
     scale = grid.get("scale", "miniature")
     results = folder / "results" / scale
     runs = sorted(path.parent for path in results.glob("runs/*/answers.parquet"))
@@ -169,7 +169,7 @@ def check(grid: dict, folder: Path) -> list[str]:
     if missing := [name for name, found in there.items() if not found]:
         return [f"results/{scale} has no {' and no '.join(missing)}"]
     answers = pd.concat([read_run(run) for run in runs], ignore_index=True)
-    # an empty cell of `scoring` means that there is only one way to score; an empty number is a missing one
+    # an empty `scoring` means that there is only one way to score; an empty number is a missing value
     scores = pd.read_csv(results / "scores.csv").fillna({"scoring": "", "variant": ""})
     models = expected_models(grid)
     wrong = [line for run in runs for line in check_run(run)]

@@ -1,7 +1,7 @@
-"""Runs that nobody trained: small, with answers that are right where a test says so, in the files that a run leaves.
+"""Small runs without training, whose answers are right if a test says so, in the files that a real run writes.
 
-``make`` gives a :class:`~mllmu_nb.reporting.runs.Run` in memory, ``write`` lays it into a results folder, and
-``Scores.of`` scores any number of them:
+``make`` returns a :class:`~mllmu_nb.reporting.runs.Run` in memory, ``write`` writes it to a results folder, and
+``Scores.of`` scores any number of runs:
 
     Scores.of([make("vanilla", lambda q: True), make("ga", lambda q: q.view == "text", modality="multimodal")])
 """
@@ -31,10 +31,10 @@ VALUES = {
     "pet": ("parrot", "tortoise", "hamster", "ferret", "rabbit", "gecko", "pony"),
     "medical": ("asthma", "migraine", "anaemia", "eczema", "gout", "scurvy", "hay fever"),
 }
-ASKED = {"classification": 5, "generation": 2, "cloze": 2}  # questions a person and view
+ASKED = {"classification": 5, "generation": 2, "cloze": 2}  # questions per person and view
 PEOPLE, FAMOUS, FORGET = 30, 5, 10
 
-# chance of a right answer in the image and the text view on forget; on retain; on celebrities
+# chance of a right answer: on forget in the image view and the text view; on retain; on celebrities
 MODELS = {
     ("base", "none"): ((0.25, 0.25), (0.25, 0.25), 0.95),
     ("vanilla", "none"): ((0.98, 0.97), (0.99, 0.98), 0.90),
@@ -52,7 +52,7 @@ MODELS = {
 
 
 class Asked(NamedTuple):
-    """One question, as a test decides whether it is answered rightly."""
+    """One question, from which a test decides whether the answer is right."""
 
     set: str
     person: int
@@ -66,7 +66,7 @@ Right = Callable[[Asked], bool]
 
 
 def realistic(method: str, modality: str = "none", draw: int = 0, seed: int = 0) -> Right:
-    """Right by the chances of MODELS, answers about one person alike; letters are hard for every model."""
+    """Draw right answers with the chances of MODELS, correlated within a person; letters are hard for every model."""
     on_forget, on_retain, on_famous = MODELS[method, modality]
     chances = {"forget": on_forget, "test": tuple(0.9 * chance for chance in on_forget), "retain": on_retain}
     chances["celebrity"] = (on_famous, on_famous)
@@ -96,10 +96,10 @@ def make(
     taught: Callable[[str], float] | None = None,
     **parameters: Any,
 ) -> Run:
-    """A run of ``method``, which need not exist, answering rightly where ``right`` says so (default: `realistic`).
+    """Return a run of ``method`` (any name), with right answers if ``right`` says so (default: `realistic`).
 
-    People have the numbers 0 to ``people`` - 1; those of forget draw n are the n-th FORGET of them. ``taught`` gives
-    the run sentences.parquet: member (forget, fresh) → how likely a token is. ``parameters`` are the run's own.
+    People have the numbers 0 to ``people`` - 1; forget draw n is the n-th FORGET of them. ``taught`` gives the run
+    sentences.parquet: member (forget, fresh) → how likely a token is. ``parameters`` are those of the run.
     """
     seed = parameters.get("seed", 0)
     right = right or realistic(method, modality, draw, seed)
@@ -133,9 +133,9 @@ def make(
 
 
 def along(answers: pd.DataFrame, method: str, modality: str) -> pd.DataFrame:
-    """A path in eleven points to twice the steps of `train`: vanilla's answers at first, and a larger share of the
-    run's own at each point; on forget and test wrong ones in the trained view, until none is right at the last
-    point."""
+    """Return a path of eleven points, up to twice the steps of `train`. It begins with vanilla's answers; each point
+    takes a larger share of the run's own. On forget and test, in the trained view, it takes wrong answers; at the last
+    point all are wrong."""
     columns = ["set", "task", "view", "scoring", "profile", "question_id", "answer", "answer_true"]
     asked = answers[columns + [f"option_{letter}" for letter in LETTERS]]
     asked = asked[(asked["scoring"] == "likelihood") | (asked["task"] == "generation")].reset_index(drop=True)
@@ -155,24 +155,24 @@ def along(answers: pd.DataFrame, method: str, modality: str) -> pd.DataFrame:
 
 
 def everybody(draws: Iterable[int] = (0,), **options: Any) -> list[Run]:
-    """A run of each of MODELS and each forget draw."""
+    """Return a run of each of MODELS and each forget draw."""
     return [make(method, modality=modality, draw=draw, **options) for draw in draws for method, modality in MODELS]
 
 
 def without(run: Run, **where: str) -> Run:
-    """The run less the answers whose columns have all these values."""
+    """Return the run without the answers whose columns have all these values."""
     drop = np.logical_and.reduce([run.answers[column] == value for column, value in where.items()])
     return run.but(answers=run.answers[~drop].reset_index(drop=True))
 
 
 def saying(run: Run, answer: str, **where: str) -> Run:
-    """The run with one and the same answer to the questions whose columns have all these values."""
+    """Return the run with the same answer to all questions whose columns have all these values."""
     asked = np.logical_and.reduce([run.answers[column] == value for column, value in where.items()])
     return run.but(answers=run.answers.assign(answer=run.answers["answer"].mask(asked, answer)))
 
 
 def write(results: Path, *runs: Run) -> list[Path]:
-    """Lays the files of runs, and of their people, into a results folder; returns the runs' folders."""
+    """Write the files of runs, and of their people, to a results folder; return the runs' folders."""
     folders = []
     for run in runs:
         folder = paths.runs(results) / run.id
@@ -202,7 +202,7 @@ def profile(number: int, famous: bool = False) -> str:
 
 @cache
 def people_frames(people: int = PEOPLE, famous: int = FAMOUS) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Everybody's questions, plain and test, and facts, as a results folder has them."""
+    """Return everybody's questions, plain and test, and facts, in the form of a results folder."""
     questions, facts = [], []
     for known, count in ((False, people), (True, famous)):
         for number in range(count):
@@ -223,7 +223,7 @@ def _question(person: str, number: int, task: str, view: str, place: int) -> dic
     row = {"question_id": f"{person}/{task}/{view}/{place}", "profile": person, "task": task, "view": view}
     row |= {"number": place, "attribute": attribute, "question": f"What is the {attribute} of {who}?", "value": value}
     true = {"classification": LETTERS[number % 4], "generation": sentence(attribute, value), "cloze": value}[task]
-    options = [values[(number + place - number % 4) % 7] for place in range(4)]  # the right one has the right letter
+    options = [values[(number + place - number % 4) % 7] for place in range(4)]  # the right one gets the right letter
     texts = options if task == "classification" else [""] * 4
     return row | {"answer_true": true} | {f"option_text_{x}": text for x, text in zip(LETTERS, texts, strict=True)}
 
@@ -257,7 +257,7 @@ def _answer(number: int, task: str, scoring: str, place: int, right: bool) -> di
 
 
 def _counts(answers: pd.DataFrame) -> dict:
-    """``sets`` of a run's record."""
+    """Return ``sets`` of a run's record."""
     counts = {}
     for name, rows in answers.drop_duplicates(["set", "question_id"]).groupby("set"):
         counts[name] = {"profiles": rows["profile"].nunique(), "questions": len(rows)}
@@ -266,7 +266,7 @@ def _counts(answers: pd.DataFrame) -> dict:
 
 
 def _sentences(taught: Callable[[str], float], forget: list[int]) -> pd.DataFrame:
-    """Two sentences per view about each forget person and as many fresh ones."""
+    """Return two sentences per view about each forget person, and as many about fresh people."""
     rows, rng = [], np.random.default_rng(0)
     for member, (number, view) in (
         (m, at) for m in ("forget", "fresh") for at in ((n, v) for n in forget for v in VIEWS)
@@ -281,7 +281,7 @@ def _sentences(taught: Callable[[str], float], forget: list[int]) -> pd.DataFram
 
 
 def train(method: str, modality: str) -> dict:
-    """A train.json; GA falls without end, faster on text."""
+    """Return a train.json. GA's loss falls without end, and faster on text."""
     count = {"base": 0, "prompting": 0, "vanilla": 600, "oracle": 600}.get(method, 40)
     curve = [3 * np.exp(-5 * step / max(count, 1)) + 0.1 * np.sin(step) for step in range(count)]
     if method == "ga":

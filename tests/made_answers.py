@@ -1,4 +1,4 @@
-"""Answers whose scores are known by hand, as the runs store them, for the tests of what is computed from them."""
+"""Answers in the form that runs store, with scores known by hand, for tests of what is computed from them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import pandas as pd
 from mllmu_nb.scoring.frames import SEEDS, VIEWS
 from mllmu_nb.scoring.score import item_scores
 
-FACTS = 2  # numbers 0 and 1, each asked in both views
+FACTS = 2  # numbers 0 and 1, both asked in each view
 Right = Callable[[int, str, int], bool]  # (person, view, number) → whether the answer is right
 ORACLE, VANILLA, GA, NPO = ("oracle", "none"), ("vanilla", "none"), ("ga", "multimodal"), ("npo", "multimodal")
 
 
 def run(method: str, modality: str = "none", draw: int = 0, **more) -> dict:
-    """The columns of a run."""
+    """Return the columns of a run."""
     names = {"run": f"{method}-{modality}-{draw}", "scale": "miniature", "base_model": "llava", "forget_ratio": 10}
     names |= {"replicate": draw, "method": method, "protocol": "clean", "variant": "canonical", "modality": modality}
     return names | {"after": "", "taught": "", **dict.fromkeys(SEEDS, 0)} | more
 
 
 def choices(right: Right, draw: int = 0, sets: Iterable[str] = ("forget",), **columns) -> pd.DataFrame:
-    """Ten people of one forget draw (30 of three draws have the numbers 0 to 29), two facts each, in both scorings.
+    """Return choices of ten people of one forget draw (three draws: numbers 0 to 29), two facts each, in both scorings.
 
-    The right option is always A, its likelihood the highest where the answer is ``right``.
+    The right option is always A; it has the highest likelihood if the answer is ``right``.
     """
     rows = []
     for set_name in sets:
@@ -42,7 +42,7 @@ def choices(right: Right, draw: int = 0, sets: Iterable[str] = ("forget",), **co
 
 
 def free(answers: Iterable[str], value: str = "Turin, Italy", set_name: str = "retain", **columns) -> pd.DataFrame:
-    """Free answers about ten people, the views by turns."""
+    """Return free answers about ten people, with alternating views."""
     rows = []
     for number, answer in enumerate(answers):
         row = {"set": set_name, "task": "generation", "view": ("image_text", "text")[number % 2], "scoring": ""}
@@ -53,13 +53,13 @@ def free(answers: Iterable[str], value: str = "Turin, Italy", set_name: str = "r
 
 
 def scored(models: dict[tuple[str, str], Right], draws: int = 3, sets: Iterable[str] = ("forget",)) -> pd.DataFrame:
-    """Scored choices of (method, modality) → who is right about what, on ``draws`` disjoint forget sets."""
+    """Score choices on ``draws`` disjoint forget sets. ``models``: (method, modality) → which answers are right."""
     runs = [(model, right, draw) for model, right in models.items() for draw in range(draws)]
     return item_scores(pd.concat([choices(right, draw, sets, **run(*model, draw)) for model, right, draw in runs]))
 
 
 def cell(cells: pd.DataFrame, method: str, against: str = "", **where) -> dict:
-    """The one cell of a method: likelihood accuracy on the forget set, views pooled, but for what ``where`` says."""
+    """Return one cell of a method: likelihood accuracy on the forget set, views pooled, unless ``where`` differs."""
     usual = {"after": "", "set": "forget", "view": "both", "scoring": "likelihood", "metric": "accuracy"}
     at = {"method": method, "against": against} | usual | where
     [row] = cells[np.all([cells[column] == value for column, value in at.items()], axis=0)].to_dict("records")

@@ -1,4 +1,4 @@
-"""Whether what is written in a figure can be read: its texts, their sizes, and none over another."""
+"""Checks that the texts of a figure can be read: their sizes, and that none covers another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.text import Text
 
 
 def texts(figure: Figure) -> list[tuple[str, object, float]]:
-    """Every text that is drawn, with its box in pixels and its size; labels of ticks beyond the axis are not drawn."""
+    """Return every drawn text with its box in pixels and its size; tick labels beyond the axis are not drawn."""
     figure.draw_without_rendering()
     unseen = set()
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
@@ -26,7 +26,7 @@ def words(figure: Figure) -> list[str]:
 
 
 def assert_readable(figure: Figure) -> None:
-    """No text smaller than 7 pt, none outside the page, none over another."""
+    """Check that no text is smaller than 7 pt, outside the page or over another."""
     shown, page = texts(figure), figure.bbox
     for text, box, size in shown:
         assert size >= 7, text

@@ -1,6 +1,6 @@
-"""What a stranger adds: a method, a family, a step after unlearning, each one file outside the package, no list edited.
+"""What a user adds (a method, a family, a step after unlearning): one file each, outside the package, no list edited.
 
-The files are those in ``tests/outside``; ``MLLMU_NB_EXTENSIONS`` names them, as a user would.
+The files are in ``tests/outside``; ``MLLMU_NB_EXTENSIONS`` names them, as a user would.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ REGISTRIES = (unlearning.METHODS, families.FAMILIES, after.STEPS)
 
 @pytest.fixture(scope="module", autouse=True)
 def outside(tmp_path_factory):
-    """The files are on the path and named in the environment; afterwards what they registered is unknown again."""
+    """Put the files on the path and name them in the environment; afterwards, unregister what they have registered."""
     with pytest.MonkeyPatch.context() as patch:
         for one in REGISTRIES:
             patch.setattr(one, "_entries", dict(one._entries))
@@ -64,7 +64,7 @@ def test_a_method_with_hidden_states_and_a_reach_of_its_own(tiny_base):
     assert steps[0]["retain"] == pytest.approx(0, abs=1e-8), "a fresh adapter has moved nothing"
     assert steps[-1]["forget"] < 0.9 * steps[0]["forget"] and steps[-1]["retain"] > 0
     adapter = load_file(pipeline.unlearned(config).get() / "adapter_model.safetensors")
-    assert all(".mlp.down_proj.lora_" in name for name in adapter) and len(adapter) == 2  # of one layer, A and B
+    assert all(".mlp.down_proj.lora_" in name for name in adapter) and len(adapter) == 2  # A and B of one layer
     vanilla = dict(pipeline.model(config.but(method="vanilla", modality="none"))[0].named_parameters())
     model, _ = pipeline.model(config)
     moved = [name for name, p in model.named_parameters() if not torch.equal(p, vanilla[name])]
@@ -107,7 +107,7 @@ def test_a_step_after_unlearning(tiny_base, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def vip(tmp_path_factory):
-    """Folder of a tiny random VIP-LLaVA, its projector over two layers of the tower."""
+    """Return the folder of a tiny random VIP-LLaVA whose projector reads two layers of the tower."""
     from transformers import VipLlavaConfig, VipLlavaForConditionalGeneration
 
     folder = tmp_path_factory.mktemp("vip")

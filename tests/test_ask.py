@@ -1,4 +1,4 @@
-"""One question to several models: what is shown to them, and how likely they find the true answer."""
+"""One question to several models: what they are shown, and how likely they find the true answer."""
 
 import math
 from dataclasses import replace
@@ -38,7 +38,7 @@ def tiny(tiny_base):
 
 @pytest.mark.parametrize("view", ["image_text", "text"])
 def test_likelihood_is_the_geometric_mean_over_the_true_answers_tokens(tiny, person, view):
-    """Against the forward pass of training, which reads question and answer at once."""
+    """Compares with the forward pass of training, which reads question and answer at once."""
     model, processor = tiny
     qa = next(qa for qa in person.qa if qa.attribute == "profession")
     rows = ask.ask([("A", "", *tiny), ("B", "Be kind.", *tiny)], person, view, qa.question)
@@ -136,6 +136,6 @@ def test_the_method_is_the_one_that_options_file_or_default_say(given, asked, mo
 
 
 def test_questions_of_somebody_who_was_never_taught(known):
-    """Celebrities have no fine-tuning pairs here; their evaluation questions stand in."""
+    """Celebrities have no fine-tuning pairs here, so their evaluation questions are used."""
     star = SimpleNamespace(qa=(), questions=known.of_kind("celebrity")[0].questions)
     assert ask.questions(star) and all(one.endswith("?") for one in ask.questions(star))

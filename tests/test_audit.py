@@ -1,4 +1,4 @@
-"""The audit of anybody's table: read, judged, drawn."""
+"""The audit of any table: reading, judging and drawing it."""
 
 import io
 
@@ -97,7 +97,7 @@ MIXED = "method,measure,value\nVanilla,accuracy,52\nGA,accuracy,44.5\nVanilla,RO
 
 
 def test_each_measure_has_its_own_best_value():
-    """As papers print it: accuracies in per cent beside ROUGE from 0 to 1."""
+    """Papers print accuracies in per cent next to ROUGE from 0 to 1."""
     table = read(MIXED)
     with pytest.raises(KitError, match="all values of 'ROUGE-L' lie between 0 and 1"):
         noise.audit(table, people=49)

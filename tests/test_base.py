@@ -1,4 +1,4 @@
-"""The base miniatures that the package ships: whole, small, and able to do what their recipes say."""
+"""The base miniatures in the package: they are complete and small, and can do what their recipes say."""
 
 import json
 
@@ -10,7 +10,7 @@ from mllmu_nb.models.load import load_base
 from probes import probe
 
 FAMILIES = ("llava", "idefics2")
-LETTER = {"llava": 0.9, "idefics2": 0.7}  # of questions about celebrities
+LETTER = {"llava": 0.9, "idefics2": 0.7}  # least share of right answers about celebrities
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,4 +1,4 @@
-"""The report card: what it claims, that it shows text as text, and that it is made of a run alone."""
+"""The report card: what it claims, that it shows text as text, and that it needs a run alone."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def references():
 
 
 def test_the_verdict_says_what_fell_and_what_was_kept(references):
-    """Of a person's five questions GA still answers two of the forget people's; vanilla all, the oracle none."""
+    """Of the five questions about each forget person GA still answers two, vanilla all, and the oracle none."""
     ga = make("ga", right(0.4), modality="multimodal", **SMALL)
     said = card.verdict(Beside(ga, **references))
     fell = r"lost 60 points \[(\d+), (\d+)\] on the people to be forgotten, 60 % \[\1, \2\] of the 100 points"
@@ -35,7 +35,7 @@ def test_the_verdict_says_what_fell_and_what_was_kept(references):
 
 
 def test_the_share_that_is_closed_has_its_limits_by_hand(references):
-    """Of ten people half still answer one question of five, half three: the residuals are ± .2 around a share of .6."""
+    """Of ten people, half still answer one of five questions, half three: residuals ± .2 around a share of .6."""
 
     def half(asked):
         return asked.set != "forget" or asked.number < 1 + 2 * (asked.person % 2)
@@ -59,7 +59,7 @@ def test_a_collapsed_model_is_called_one(references):
 
 
 def test_a_model_that_refuses_everybody_is_called_one(references):
-    """It chooses the right option where it is asked for one, and says nothing about anybody."""
+    """It chooses the right options, but says nothing about anybody."""
     silent = make("ga", right(0.0), modality="multimodal", **SMALL)
     beside = Beside(saying(silent, "I am sorry, I cannot share that.", task="generation"), **references)
     assert "lost 100 points" in card.verdict(beside)
@@ -76,7 +76,7 @@ def test_the_card_of_vanilla_itself_claims_nothing(references):
 
 
 def test_the_share_is_of_the_people_whom_the_model_was_asked_about(references):
-    """As `evaluate --limit` asks: six of the ten, of whom the oracle is right about one question of five by chance."""
+    """As with `evaluate --limit`: six of ten people. On these the oracle has one of five questions right by chance."""
     oracle = make("oracle", lambda asked: asked.set != "forget" or (asked.person < 6 and asked.number == 0), **SMALL)
     ga = make("ga", lambda asked: asked.set != "forget" or asked.number == 0, modality="multimodal", **SMALL)
     few = ga.answers[(ga.answers["set"] != "forget") | (ga.answers["profile"] <= "006")]
@@ -85,7 +85,7 @@ def test_the_share_is_of_the_people_whom_the_model_was_asked_about(references):
 
 
 def test_a_model_that_was_asked_by_letter_alone_has_no_verdict_by_likelihood(references):
-    """As upstream asks."""
+    """The upstream protocol asks this way."""
     ga, *others = (
         run.but(answers=run.answers[run.answers["scoring"] != "likelihood"])
         for run in (make("ga", right(0.0), modality="multimodal", **SMALL), references["vanilla"], references["oracle"])
@@ -106,7 +106,7 @@ def test_a_model_that_was_asked_other_questions_stands_beside_nobody(references)
 
 
 def test_health_counts_as_gibberish_what_the_verdict_does(references):
-    """What is less likely than nearly all of vanilla's answers is gibberish, however fluent it looks by itself."""
+    """Answers less likely than nearly all of vanilla's are gibberish, even if they look fluent."""
     ga = make("ga", right(0.0), modality="multimodal", **SMALL)
     fluency = {"vanilla": -1.0, "oracle": -1.0, "own": -9.0}
     runs = {
@@ -145,7 +145,7 @@ BEYOND = "all => all.filter(one => one.getBoundingClientRect().right > innerWidt
 
 @pytest.fixture(scope="module")
 def collapsed():
-    """The card of a run of the reference that has collapsed, which has the longest answers and the most remarks."""
+    """Return the card of a collapsed run of the reference, which has the longest answers and the most remarks."""
     config, runs = Config(method="npo", modality="multimodal"), {}
     for folder in paths.runs(paths.reference()).iterdir():
         made = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["parameters"]
@@ -158,7 +158,7 @@ def collapsed():
 @pytest.mark.browser
 @pytest.mark.parametrize(("paper", "width"), [("A4", 210), ("Letter", 215.9)])
 def test_a_card_is_printed_on_one_page(browser, collapsed, paper, width):
-    """The PDF has one page, which the browser did not have to shrink: nothing is wider than what is between margins."""
+    """The PDF has one page, and the browser did not shrink it: nothing is wider than the space between the margins."""
     inside = int((width - 2 * 11) / 25.4 * 96)
     page = browser.new_page(viewport={"width": inside, "height": 900})
     page.set_content(collapsed)

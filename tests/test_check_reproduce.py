@@ -1,4 +1,4 @@
-"""CI's last check, tests/check_reproduce.py, sees what is wrong with the outcome of a sweep (committed runs)."""
+"""CI's last check, tests/check_reproduce.py, finds errors in the output of a sweep (made from committed runs)."""
 
 import shutil
 
@@ -16,7 +16,7 @@ MODELS = [("ga", "multimodal", 10, 0), ("oracle", "none", 10, 0)]
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
-    """Two runs of replicate 0, and answers and scores of GA."""
+    """Return a folder with two runs of replicate 0, and GA's answers and scores."""
     results = tmp_path_factory.mktemp("outcome")
     (results / "people").symlink_to(paths.people(paths.reference()))
     for folder in sorted(paths.runs(paths.reference()).iterdir()):
@@ -32,7 +32,7 @@ def outcome(tmp_path_factory):
 
 
 def wrong(outcome, change):
-    """What is wrong after ``change`` has altered the scores."""
+    """Return the problems found after ``change`` has altered the scores."""
     _, answers, scores = outcome
     return check_reproduce.check_scores(change(scores.copy()), answers, check_reproduce.expected_models(GRID))
 

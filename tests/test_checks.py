@@ -1,4 +1,4 @@
-"""The checks for additions: ours pass, and each kind of mistake is named."""
+"""The checks for additions: the kit's own parts pass, and each kind of mistake gets its message."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from mllmu_nb.unlearning import METHODS, Method, Needs, Recipe, register
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    """What a test registers is unknown again afterwards."""
+    """Unregister afterwards what a test registers."""
     for one in (METHODS, families.FAMILIES, after.STEPS):
         monkeypatch.setattr(one, "_entries", dict(one._entries))
 
@@ -28,7 +28,7 @@ def test_every_method_passes(key):
 
 
 class Mine(Method):
-    """Ascent, to be spoilt."""
+    """Gradient ascent, for tests that break it."""
 
     name, label = "mine", "Mine"
 
@@ -37,7 +37,7 @@ class Mine(Method):
 
 
 def spoilt(**attributes):
-    """The method with other attributes, or of another loss."""
+    """Return the method with other attributes or another loss."""
     loss = attributes.pop("yields", None)
     if loss:
         attributes["loss"] = lambda self, step: iter(loss(step))
@@ -92,7 +92,7 @@ def test_a_method_must_be_registered_and_a_dataclass():
 
 @pytest.fixture(scope="module")
 def model(tiny_base):
-    """A random LLaVA whose attention depends on positions more than a fresh one's."""
+    """A random LLaVA whose attention depends more on positions than that of a new one."""
     _, processor = load_base(str(tiny_base), "llava", "miniature")
     made = make_model(processor.tokenizer, 0, width=32, layers=2, heads=2)
     for layer in made.model.language_model.layers:

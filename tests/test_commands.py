@@ -1,4 +1,4 @@
-"""The command line and the sweep: bad input in one line, the grid, and notebooks run in processes."""
+"""The command line and the sweep: one-line errors for bad input, the grid, and notebooks run in processes."""
 
 import ast
 import hashlib
@@ -28,7 +28,7 @@ METHODS = ("finetune", "ga", "grad_diff", "kl_min", "npo", "prompting")
 
 @pytest.fixture
 def notebooks(tmp_path, monkeypatch):
-    """A folder of notebooks, empty as yet, in place of the project's."""
+    """An empty folder of notebooks that replaces the project's."""
     folder = tmp_path / "notebooks"
     folder.mkdir()
     monkeypatch.setattr(paths, "notebooks", lambda: folder)
@@ -57,7 +57,7 @@ def models(configs):
     return [(config.method, config.modality) for config in configs]
 
 
-# -- the door ---------------------------------------------------------------------------------------------------
+# -- the command line -------------------------------------------------------------------------------------------
 
 
 def test_an_old_python_is_told_so_and_can_read_the_file(monkeypatch, capsys):
@@ -246,7 +246,7 @@ def test_people_who_cannot_stand_beside_finished_runs_are_refused_before_the_com
     put_notebook(notebooks, "02_finetune.ipynb")
     other = inputs.run_folder(Config(people=30))
     other.mkdir(parents=True)
-    # the same parameters, and yet other people: a file that was changed since
+    # the same parameters but other people, as if a file had changed since
     record = dict.fromkeys(stages.OF_A_RUN, "other") | {"run": other.name, "parameters": Config(people=20).parameters()}
     (other / "answers.parquet").touch()
     stages.write_json(other / stages.RECORD, record | {"files": stages.digests(other), "key": "other"})
@@ -254,7 +254,7 @@ def test_people_who_cannot_stand_beside_finished_runs_are_refused_before_the_com
     assert f"error: runs {other.name} and vanilla-none-" in capsys.readouterr().err
 
 
-# whole, but without parameters
+# complete, but without parameters
 BARE = json.dumps({"run": "x", "files": {"answers.parquet": {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}}})
 
 
@@ -312,7 +312,7 @@ def test_what_lies_here_is_named_in_full_and_the_hubs_names_are_left(tmp_path, m
 
 # -- the runs ---------------------------------------------------------------------------------------------------
 
-# Stands for a method's notebook: leaves the record of a run, as the pipeline does, or breaks where it is told to.
+# Replaces a method's notebook: it leaves the record of a run, as the pipeline does, or fails if told to.
 NOTEBOOK = """
 import os, signal
 from pathlib import Path
@@ -372,7 +372,7 @@ def test_the_sweep_runs_notebooks_skips_finished_ones_and_names_what_failed(
 
 
 def test_runs_of_two_commits_of_the_hub_are_not_put_beside_each_other(tmp_path, out, notebooks, monkeypatch, capsys):
-    """The hub's newest has moved on since the first runs of a grid were made."""
+    """The newest commit of the hub has changed since the first runs of a grid were made."""
     for number, name in enumerate(METHODS):
         put_notebook(notebooks, f"{number:02d}_{name}.ipynb", NOTEBOOK)
     monkeypatch.setattr(pipeline, "finished", lambda config: (inputs.run_folder(config) / stages.RECORD).exists())
@@ -392,7 +392,7 @@ def test_runs_of_two_commits_of_the_hub_are_not_put_beside_each_other(tmp_path, 
 
 
 def test_a_notebook_says_the_same_whether_its_kernel_was_forked_or_started(tmp_path, notebooks, monkeypatch):
-    """What is imported outside of a kernel may settle otherwise than in one: pandas' width, matplotlib's backend."""
+    """Modules imported outside a kernel may choose other defaults: pandas' width, matplotlib's backend."""
     monkeypatch.setenv("PYTHONPATH", str(paths.PACKAGE.parent))
     monkeypatch.setenv("ODD", "set after the first process was started")
     code = "import os, sys, matplotlib, pandas, torch\nprint(pandas.DataFrame([range(30)]), matplotlib.get_backend())\n"
@@ -430,7 +430,7 @@ def test_why_a_notebook_failed_is_the_last_line_of_its_log(out):
 
 
 class Pretended(sweep.Job):
-    """A job that takes a moment and is noted down, in place of papermill."""
+    """A job that takes a moment and is noted down; it replaces papermill."""
 
     history: list = []
     fails = False

@@ -1,4 +1,4 @@
-"""Parameters: what is refused and how it is said, what the presets fill in, what a run is called."""
+"""Parameters: what is refused and with which message, what presets fill in, and how runs are named."""
 
 import ast
 import itertools
@@ -165,7 +165,7 @@ def test_unlearning_at_paper_scale_is_upstreams(method, epochs):
 
 
 def test_one_word_sets_what_a_protocol_is_made_of():
-    """The words and numbers of the released code, by the facts that are known of it."""
+    """These are the words and numbers of the released code, from what is known of it."""
     clean = Config(**NPO)
     words = ("variant", "label_mode", "eos", "adapter_reach", "shot_source", "scoring", "schedule")
     words += ("train_modality", "adam_eps", "long_prompts", "precision", "eval_precision")
@@ -183,7 +183,7 @@ def test_one_word_sets_what_a_protocol_is_made_of():
     assert clean.but(scale="paper").objective.beta == 0.1, "its own paper's"
     assert clean.but(scale="paper").shot_source == "retain"
     assert upstream.but(method="ga").unlearn_epochs == upstream.but(method="grad_diff").unlearn_epochs == 1
-    assert upstream.but(method="prompting", modality="none").variant == "canonical"  # it has no other
+    assert upstream.but(method="prompting", modality="none").variant == "canonical"  # its only variant
     assert not clean.deviations() and not upstream.deviations()
 
 
@@ -295,7 +295,7 @@ def test_every_recipe_is_whole():
             assert None not in recipe.numbers().values() and bool(recipe.steps) != bool(recipe.epochs)
 
 
-# -- what a run is called ---------------------------------------------------------------------------------------
+# -- the name of a run ------------------------------------------------------------------------------------------
 
 
 def test_a_grid_makes_as_many_runs_as_it_has_points():
@@ -402,7 +402,7 @@ def test_a_notebooks_own_method_cannot_be_another():
 def test_the_guard_may_be_run_again_in_a_notebook_that_has_gone_on():
     cells = {"seed": 1}
     assert Config.from_notebook(cells).seed == 1
-    cells |= {"seed": 2, "rows": [1, 2], "by_hand": 0.5}  # a parameter changed, and what the story has set
+    cells |= {"seed": 2, "rows": [1, 2], "by_hand": 0.5}  # a changed parameter, and variables of the notebook
     assert Config.from_notebook(cells).seed == 2
     with pytest.raises(KitError, match="unknown parameter 'unlearn_epoch': did you mean 'unlearn_epochs'"):
         Config.from_notebook({**cells, "unlearn_epoch": 2})
@@ -437,7 +437,7 @@ def notebook(tmp_path_factory):
     ],
 )
 def test_the_guard_under_papermill(notebook, tmp_path, arguments, status, outcome):
-    """papermill itself injects false as text, and only warns of a name that the notebook has not (test_notebooks)."""
+    """papermill itself injects false as text, and only warns of a name that the notebook lacks (test_notebooks)."""
     arguments = [argument.replace("CONFIGS", str(CONFIGS[0].parent)) for argument in arguments]
     command = [sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "out.ipynb"), "--no-progress-bar"]
     environment = {**os.environ, "PYTHONPATH": str(paths.PACKAGE.parent)}

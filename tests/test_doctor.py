@@ -1,4 +1,4 @@
-"""The doctor: what it calls a problem, what it tells to do, and that it neither loads, downloads nor tells a token."""
+"""The doctor: what it calls a problem, what it advises, and that it neither loads, downloads nor prints a token."""
 
 import http.server
 import json
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("out")
 
 @pytest.fixture
 def endpoint(monkeypatch):
-    """A hub of one's own, which answers what a test tells it to; ``asked`` holds the requests."""
+    """A local hub that answers as a test tells it to; ``asked`` holds the requests."""
     told = SimpleNamespace(status=200, asked=[], wait=0.0)
 
     class Hub(http.server.BaseHTTPRequestHandler):
@@ -49,7 +49,7 @@ def endpoint(monkeypatch):
     server.server_close()
 
 
-# -- the whole ----------------------------------------------------------------------------------------------------
+# -- the whole command --------------------------------------------------------------------------------------------
 
 
 def test_a_sound_configuration_has_no_problem_and_no_weights_are_loaded(tmp_path, monkeypatch, capsys):
@@ -116,7 +116,7 @@ def test_versions_outside_the_bounds_are_a_problem(monkeypatch):
 def test_memory_is_compared_with_what_the_largest_run_needs(monkeypatch, there, verdict):
     monkeypatch.setattr(doctor, "most_memory", lambda configs: {"weights": 43.0, "libraries": 1.0})
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=there * doctor.GIB))
-    monkeypatch.setattr(doctor.Path, "is_file", lambda path: False)  # no container
+    monkeypatch.setattr(doctor.Path, "is_file", lambda path: False)  # not in a container
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     finding = doctor.memory([PAPER])
     assert finding[:2] == (verdict, f"about 44.0 GiB needed (weights 43.0, libraries 1.0); {there}.0 GiB available")
@@ -173,7 +173,7 @@ def test_the_7b_run_needs_its_published_parameters_and_no_file(monkeypatch):
     need = doctor._estimate(PAPER).training(PAPER.training, full=False)
     assert need["weights"] == pytest.approx(2 * 7_063_427_072 / doctor.GIB)
     assert need["trained with their states"] == pytest.approx(16 * 39_976_960 / doctor.GIB)
-    assert 25 < sum(need.values()) < 60  # a GPU of 24 GiB is too small without checkpointing, one of 80 is not
+    assert 25 < sum(need.values()) < 60  # without checkpointing 24 GiB of a GPU are too few, 80 are enough
     asked, least = (sum(doctor.most_memory([PAPER.but(method="base", shots=n)]).values()) for n in (5, 0))
     assert 13.2 < least < asked < 24, "worked examples are held once"
     assert doctor.most_memory([PAPER]) == need

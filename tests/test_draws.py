@@ -1,4 +1,4 @@
-"""Who is shown solved, who is therefore not scored, which picture the test set shows; and the same from a file."""
+"""Draws: who is a solved example and so not scored, which picture the test set shows, and draws from a file."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ def of(population, source: str, seed: int = 3, **settings) -> dict:
 
 
 def asked(population, draws: dict, set_name: str) -> list:
-    """The items of a set that are asked and scored."""
+    """Return the items of a set that are asked and scored."""
     return scored_items(Asking(population, draws, shots=5), set_name)
 
 
@@ -80,7 +80,7 @@ def test_upstream_shows_people_under_evaluation_and_leaves_their_task_out(people
             scored = {item.question.profile for item in items if item.question.task == task}
             absent = set(drawn["shots"][name].get(task, []))
             assert len(absent) == count and absent <= members
-            # upstream leaves out whom it finds in Full_Set, and celebrities are not there
+            # upstream leaves out people whom it finds in Full_Set, which has no celebrities
             assert scored == (members if name == "celebrity" else members - absent)
 
 
@@ -96,7 +96,7 @@ def test_upstream_shots_stand_in_the_order_of_the_full_set(people):
     drawn["shots"]["test"]["cloze"] = ["030", "020"]
     assert [p.id for p in shown(drawn, people, "retain", "cloze")] == ["020", "030"]
     assert [p.id for p in shown(drawn, turned, "retain", "cloze")] == ["030", "020"]
-    # all cloze questions of both, in the item's view; the test set shows the original questions and portraits
+    # all cloze questions of both people, in the item's view; the test set shows the original questions and portraits
     item = next(i for i in people.items("test") if i.question.task == "cloze" and i.question.view == "image_text")
     (conversation,) = Asking(people, drawn, shots=5, protocol="upstream").blanks([item]).conversations
     shots = [(q, people.profiles[i].portrait) for i in ("020", "030") for q in people.profiles[i].questions]
@@ -108,7 +108,7 @@ def test_upstream_shots_stand_in_the_order_of_the_full_set(people):
 def test_upstream_finds_celebrities_only_where_a_printed_id_is_also_a_fictitious_persons(people):
     drawn = of(people, "upstream")
     drawn["shots"]["celebrity"] = {"classification": ["c002"], "cloze": ["c007", "c003"]}
-    # the published layout prints these celebrities with IDs that nobody else has, so nothing is found
+    # no fictitious person has the IDs that the published layout prints for these celebrities, so nothing is found
     assert shown(drawn, people, "celebrity", "cloze") == [] == shown(drawn, people, "celebrity", "classification")
     assert left_out(drawn, people, "celebrity", "cloze") == set()
     shared = replace(people, notes={**people.notes, "shared_ids": {"c002": "002", "c003": "003"}})
@@ -148,7 +148,7 @@ def test_upstream_draws_a_portrait_for_each_test_person_and_task(people):
         question = item.question
         portrait = twice[question.profile].test_portraits[drawn["test_image"][question.profile][question.task]]
         assert item.image == (portrait if question.view == "image_text" else None)
-    assert of(several, "upstream")["test_image"] == {}  # clean shows the first
+    assert of(several, "upstream")["test_image"] == {}  # clean shows the first picture
     assert asked(people, of(people, "none"), "test") == people.items("test")
 
 
@@ -226,7 +226,7 @@ def test_a_file_that_holds_no_draws_is_named(tmp_path, content, message):
 
 
 def test_draws_do_not_hang_on_the_order_in_which_a_folder_lists_its_shards(people, tmp_path, monkeypatch):
-    """Upstream reads Test and draws its pictures in that order; here a draw is a person's and a task's own."""
+    """Upstream draws pictures in the order in which it reads Test; here each person and task has a draw of its own."""
     write_layout(people, tmp_path / "bench")
     listed = Path.glob
     several = [read_layout(tmp_path / "bench", 10)]

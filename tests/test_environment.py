@@ -1,4 +1,4 @@
-"""The ways into the project agree: pyproject.toml, requirements.lock, environment.yml and the Makefile."""
+"""The ways to install the project agree: pyproject.toml, requirements.lock, environment.yml and the Makefile."""
 
 import base64
 import hashlib
@@ -35,13 +35,13 @@ PYTHONS = ("3.11", "3.12", "3.13")
 
 
 def requirements() -> list[Requirement]:
-    """All that the lock pins: the extras ``cluster`` and ``utility`` go without it."""
+    """Return all requirements that the lock pins; the extras ``cluster`` and ``utility`` are not locked."""
     extras = [lines for name, lines in PROJECT["optional-dependencies"].items() if name not in ("cluster", "utility")]
     return [Requirement(line) for line in [*PROJECT["dependencies"], *(line for extra in extras for line in extra)]]
 
 
 def locked(python: str) -> dict[str, list[str]]:
-    """Versions that the lock gives to each package on Linux with this Python; a sound lock gives one."""
+    """Return the versions that the lock gives each package on Linux with this Python; a sound lock gives one."""
     environment = {
         "python_version": python,
         "python_full_version": f"{python}.7",
@@ -148,7 +148,7 @@ def test_a_file_that_is_not_the_wheels_is_named(tmp_path):
 
 @pytest.fixture
 def osv():
-    """A service on this machine that answers as OSV does: (its address, what it was asked)."""
+    """A local service that answers like OSV: (its address, the requests it got)."""
     asked, known = [], {"old": "PYSEC-2020-1"}
 
     class Answer(BaseHTTPRequestHandler):
@@ -198,7 +198,7 @@ def test_every_locked_package_has_a_noted_wheel():
 
 def test_every_package_that_is_imported_is_declared():
     declared = {canonicalize_name(requirement.name) for requirement in requirements()}
-    declared |= {"mllmu-nb", "ipython", "jupyter-client"}  # the last two are what ipykernel is made of
+    declared |= {"mllmu-nb", "ipython", "jupyter-client"}  # ipykernel brings the last two
     code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "mllmu_nb").rglob("*.py"))
     names = set(re.findall(r"^ *(?:import|from) (\w+)(?=\.| import\b|$)", code, re.M)) - sys.stdlib_module_names
     of = packages_distributions()
@@ -216,7 +216,7 @@ def test_no_dependency_names_a_kind_of_torch():
 
 
 def copy_of_the_package(folder: Path) -> Path:
-    """What a build reads, copied, so that building leaves nothing behind in the checkout."""
+    """Copy what a build reads, so that building leaves nothing behind in the checkout."""
     checkout = folder / "checkout"
     shutil.copytree(ROOT / "mllmu_nb", checkout / "mllmu_nb", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "requirements.lock", "README.md", "LICENSE"):
@@ -264,7 +264,7 @@ def make_env(tmp_path: Path, python: str) -> subprocess.CompletedProcess:
 
 
 def pretending(tmp_path: Path, preamble: str, says: str) -> str:
-    """An executable that is this Python after `preamble`, and that says `says` when asked for its version."""
+    """Write an executable that runs this Python after `preamble`, and prints `says` if asked for its version."""
     script = tmp_path / "python"
     script.write_text(
         f'#!/bin/sh\n[ "$1" = --version ] && echo "{says}" && exit 0\n'
@@ -275,7 +275,7 @@ def pretending(tmp_path: Path, preamble: str, says: str) -> str:
 
 
 def the_line(done: subprocess.CompletedProcess) -> str:
-    """The one line that is not make's own last word."""
+    """Return the one line of stderr that does not come from make."""
     assert done.returncode != 0
     [line] = [line for line in done.stderr.splitlines() if not line.startswith("make")]
     return line

@@ -1,4 +1,4 @@
-"""Asking a model in batches must not change what it answers; every question gives its rows, and nothing is scored."""
+"""Batches must not change what a model answers; every question gives its rows, and nothing is scored here."""
 
 import copy
 from dataclasses import replace
@@ -39,7 +39,7 @@ def processor(people):
 @pytest.fixture(scope="module")
 def model(processor):
     model = make_model(processor.tokenizer, seed=2, width=64, layers=2).eval()
-    with torch.no_grad():  # some answers are to end early
+    with torch.no_grad():  # some answers must end early
         model.lm_head.weight[processor.tokenizer.eos_token_id] *= 2.5
     return model
 
@@ -49,7 +49,7 @@ def asking(people, seed: int, shots: int, **settings) -> Asking:
 
 
 def conversations(people, system="") -> list[Conversation]:
-    """Both views, all tasks, with and without examples: everything that shares a batch somewhere."""
+    """Return both views and all tasks, with and without examples: everything that can share a batch."""
     items = [item for name in ("forget", "test", "celebrity") for item in people.items(name)]
     choices = [item for item in items if item.question.task == "classification"]
     plain = [Conversation((question_turn(item.question, item.image),), system) for item in items]
@@ -57,7 +57,7 @@ def conversations(people, system="") -> list[Conversation]:
 
 
 def test_a_beginning_is_lent_with_the_same_result_as_if_each_row_had_its_own(model, processor, people, monkeypatch):
-    """Also where several heads share their keys and values."""
+    """Also if several heads share their keys and values."""
     torch.manual_seed(0)
     config = copy.deepcopy(model.config)
     config.text_config.num_key_value_heads = config.text_config.num_attention_heads // 2
@@ -75,12 +75,12 @@ def test_a_beginning_is_lent_with_the_same_result_as_if_each_row_had_its_own(mod
 
 @pytest.mark.parametrize("queries", [2, 512])
 def test_other_devices_lend_a_beginning_with_the_cpus_result(model, processor, people, monkeypatch, queries):
-    """Their products, run here, in parts too; and shapes in half precision."""
+    """Checks their products (run here), also in parts, and the shapes in half precision."""
     monkeypatch.setattr(attention, "QUERIES_AT_ONCE", queries)
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 4, 5, 8), torch.randn(3, 2, 7, 8), torch.randn(3, 2, 7, 8)
     keys, values, mask = torch.randn(1, 2, 11, 8), torch.randn(1, 2, 11, 8), torch.zeros(3, 1, 5, 7)
-    mask[1, ..., :3] = mask[2] = torch.finfo(torch.float32).min  # padding, and a row of nothing else
+    mask[1, ..., :3] = mask[2] = torch.finfo(torch.float32).min  # padding, and a row of padding alone
     given = (query, key, value, mask, 0.3, keys, values)
     asked = [one for one in conversations(people, system="Be brief.") if len(one.turns) > 1]
     kernel, texts = attention._to_both(*given), answers(model, processor, asked, max_new_tokens=6)
@@ -125,7 +125,7 @@ def test_an_answer_ends_at_its_first_character_where_one_is_enough(model, proces
     assert text and "Berg".startswith(text) and length < len(script) + 1
     script = processor.tokenizer("USER: x", add_special_tokens=False)["input_ids"]
     (text,), _ = greedy(Reciting(model, script), processor, [who], max_new_tokens=40, characters=1)
-    assert text == ""  # the next turn, and not an answer of one letter
+    assert text == ""  # this begins the next turn; it is no answer of one letter
 
 
 def test_a_model_in_training_is_asked_without_dropout_and_goes_on_training(model, processor):
@@ -138,7 +138,7 @@ def test_a_model_in_training_is_asked_without_dropout_and_goes_on_training(model
 
 
 class Reciting(torch.nn.Module):
-    """Says given tokens whatever it is asked."""
+    """Writes given tokens for every prompt."""
 
     def __init__(self, model, script):
         super().__init__()
@@ -250,7 +250,7 @@ def test_limit_keeps_the_first_people_of_each_set(model, processor, people):
 def test_a_question_beyond_the_context_is_named_before_anything_is_answered(model, processor, people):
     person = people.profiles[people.forget_ids[0]]
     last = person.questions[-1]
-    assert last.task == "cloze"  # asked after all others
+    assert last.task == "cloze"  # the last task to be asked
     long = replace(person, questions=(*person.questions[:-1], replace(last, text=f"{'long ' * 3000} __")))
     crowd = replace(people, profiles={**people.profiles, person.id: long})
     silent = Reciting(model, [5])
@@ -262,7 +262,7 @@ def test_a_question_beyond_the_context_is_named_before_anything_is_answered(mode
 
 @pytest.fixture
 def narrow(model, monkeypatch):
-    """The model with a context that holds no question with all its shots."""
+    """The model with a context that is too short for any question with all its shots."""
     monkeypatch.setattr(model.config.text_config, "max_position_embeddings", 260)
     return model
 
@@ -357,7 +357,7 @@ def test_an_option_is_stated_in_the_sentence_that_fine_tuning_teaches():
     assert statement(person, question, "architect") == "This person works as an architect."
     assert statement(person, question, "baker") == "This person works as a baker."  # "an baker" would give it away
     assert statement(person, replace(question, view="text"), "baker") == "Ada Berg works as a baker."
-    assert statement(person, replace(question, attribute="pet"), "cat") == "cat"  # nothing taught: the bare option
+    assert statement(person, replace(question, attribute="pet"), "cat") == "cat"  # no sentence taught: the bare option
     qa = (QA("q", "This person is a university professor.", "profession", "university professor"),)
     assert statement(replace(person, qa=qa), question, "university professor") == qa[0].answer  # not "an university"
     for option, article in (("university clerk", "a"), ("usher", "an"), ("hourly worker", "an"), ("one-man band", "a")):
@@ -368,11 +368,11 @@ def test_an_option_is_stated_in_the_sentence_that_fine_tuning_teaches():
     )
 
 
-# -- answers that are read --------------------------------------------------------------------------------------
+# -- teacher forcing --------------------------------------------------------------------------------------------
 
 
 def alone(model, processor, conversation: Conversation):
-    """log p over the vocabulary [tokens, V] where each token of the answer stands, and the tokens, by one forward pass
+    """Return log p over the vocabulary [tokens, V] at each token of the answer, and the tokens, from one forward pass
     of this conversation."""
     [row] = LLAVA.tokens(processor, [conversation])
     ids, places = torch.from_numpy(row.ids)[None], np.flatnonzero(row.taught)
@@ -382,7 +382,7 @@ def alone(model, processor, conversation: Conversation):
 
 
 def test_taught_sentences_are_read_as_one_forward_pass_each_reads_them(model, processor, people):
-    """Of several lengths, with and without a picture, in batches, and in the order given."""
+    """Sentences of several lengths, with and without a picture, in batches, in the given order."""
     person = people.members("forget")[0]
     turns = [turn for modality in ("multimodal", "unimodal") for _, turn in taught_turns(person, modality)]
     asked = [Conversation((turn,)) for turn in turns[::-1]]
@@ -432,7 +432,7 @@ def test_fluency_is_that_of_each_answer_after_its_own_question(model, processor,
 
 
 def test_a_system_prompt_precedes_everything_that_a_run_asks(model, processor, people, monkeypatch):
-    """Prompting is nothing else: where it is lost, vanilla is asked under another name."""
+    """Prompting consists of this alone: without it, vanilla would be asked under another name."""
     said, seen, written = "Say nothing about anybody.", [], type(LLAVA).tokens
 
     def tokens(self, processor, conversations, eos=False):

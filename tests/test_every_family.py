@@ -1,4 +1,4 @@
-"""Idefics2 and Qwen2.5-VL beside LLaVA: prompts to the letter, and the library's own numbers from batches."""
+"""Idefics2 and Qwen2.5-VL next to LLaVA: exact prompts, and the same numbers from batches as from the library."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ def family(request):
 
 @pytest.fixture(scope="module")
 def tiny(family):
-    """A random model, attending by position more than a fresh one does, and a processor that keeps sizes apart."""
+    """A random model whose attention depends more on position than a new one's; its processor keeps picture sizes."""
     return made(family)
 
 
@@ -69,12 +69,12 @@ def made(family):
             for part in (layer.self_attn.q_proj, layer.self_attn.k_proj):
                 part.weight *= 4
         end = tokenizer.convert_tokens_to_ids(family.end(processor))
-        model.lm_head.weight[end] *= 2.5  # some answers are to end early
+        model.lm_head.weight[end] *= 2.5  # some answers must end early
     return model, processor
 
 
 def asked() -> list[Conversation]:
-    """With and without pictures, of several sizes, behind worked examples, behind system prompts."""
+    """Return conversations with and without pictures of several sizes, worked examples and system prompts."""
     shots = [choice_shot("Where?", CITIES, letter, image) for letter, image in (("D", FACE), ("A", WIDE))]
     last = [Turn(choice_prompt(f"Where was {who} born?", CITIES), image=image) for who, image in PAIRS]
     plain = [Conversation((turn,), system) for turn in last for system in ("", "Be kind.")]
@@ -98,7 +98,7 @@ def test_batched_answers_are_those_of_the_librarys_own_generation(family, tiny):
         written = model.generate(**batch, max_new_tokens=8, do_sample=False, eos_token_id=ends)
         single.append(words.decode(written[0, batch["input_ids"].shape[1] :], skip_special_tokens=True).strip())
     assert answers(model, processor, conversations, max_new_tokens=8, batch_size=8, until="") == single
-    assert len(set(single)) > 5 and len({len(text) for text in single}) > 2  # they differ, or this would show nothing
+    assert len(set(single)) > 5 and len({len(text) for text in single}) > 2  # if alike, this would show nothing
 
 
 def test_likelihoods_are_those_of_one_plain_forward_an_option(family, tiny):
@@ -108,7 +108,7 @@ def test_likelihoods_are_those_of_one_plain_forward_an_option(family, tiny):
     for conversation in conversations:
         for option in options:
             batch = family.encode(processor, [conversation.answered(option)], eos=False)
-            # examples have labels too: the option's are those after the last token that has none
+            # examples have labels too: those of the option follow the last token without a label
             labels = batch.pop("labels")[0]
             first = int((labels == IGNORE).nonzero()[-1]) + 1
             with torch.no_grad():
@@ -152,7 +152,7 @@ def test_a_family_is_trained_unlearned_and_asked(name, tmp_path, monkeypatch):
 
 
 def test_a_processor_is_saved_as_one_that_others_load(family, tiny, tmp_path):
-    """Under a name that transformers does not know it would hand out a bare tokenizer, without a word."""
+    """For a name that it does not know, transformers would return a bare tokenizer without a warning."""
     tiny[1].save_pretrained(tmp_path)
     named = read_json(tmp_path / "processor_config.json")["processor_class"]
     assert named in PROCESSOR_MAPPING_NAMES.values()
@@ -170,8 +170,8 @@ def shown(conversation: Conversation) -> list[Image.Image] | None:
 
 
 def templated(conversation: Conversation) -> str:
-    """By the rule of the published processor_config.json, read by hand: a role and a colon, no blank where a picture
-    comes first, the end of an utterance and a line break."""
+    """Write a conversation by the rule in the published processor_config.json, read by hand: a role and a colon, no
+    space if a picture comes first, the end of an utterance and a line break."""
     written = f"System: {conversation.system}{END}\n" if conversation.system else ""
     for turn in conversation.turns:
         written += f"User:{PAD if turn.image else ' '}{turn.prompt}{END}\nAssistant:"
@@ -201,7 +201,7 @@ def test_idefics2_is_written_by_its_chat_template_and_encoded_as_its_processor_d
 
 
 def test_idefics2_is_asked_by_upstream_with_llavas_prompts_and_split_pictures():
-    """And is trained, by clean and upstream alike, with its chat template and whole pictures."""
+    """Training, in clean and upstream, uses its chat template and whole pictures."""
     model, processor = made(IDEFICS2)
     people = generate(seed=5, people=12, pool=6, celebrities=4, ratio=25)
     draws = draw(people, ("forget",), shots=1, shot_source="upstream", shot_people=IDEFICS2.shot_people, shot_seed=0)
@@ -248,8 +248,8 @@ def test_idefics2s_closing_word_is_taught_and_ends_an_answer():
     assert not (batch["labels"] == processor.image_token_id).any()
     counted = IDEFICS2.supervised(processor, [conversation])
     assert counted["eos"] == (1, 1) and counted["image"] == (0, 16)
-    model.generation_config.eos_token_id = None  # then only the family knows it
-    script = iter([5, 7, 8, end, 9])  # the first is read off what ends with the picture, and is no answer
+    model.generation_config.eos_token_id = None  # so that only the family knows it
+    script = iter([5, 7, 8, end, 9])  # the token predicted after the picture comes first and is no answer
 
     def recite(head, states, logits):
         logits.zero_()[:, -1, next(script)] = 1
@@ -280,7 +280,7 @@ def test_qwen_takes_as_many_tokens_as_a_picture_asks_for_and_counts_on_three_axe
     batch = qwen.encode(processor, [Conversation((Turn("Who?", image=TALL),))])
     before = int((batch["input_ids"][0] == processor.image_token_id).nonzero()[0])
     places = qwen.positions(model, batch, torch.tensor([7]))[:, 0, before - 1 : before + 8]
-    at = before + 7  # two columns and three rows, then the text goes on behind the longer side
+    at = before + 7  # two columns and three rows; then the text goes on from the larger coordinate
     assert (places - at).tolist() == [
         [-1, 0, 0, 0, 0, 0, 0, 3, 4],
         [-1, 0, 0, 1, 1, 2, 2, 3, 4],
@@ -291,7 +291,7 @@ def test_qwen_takes_as_many_tokens_as_a_picture_asks_for_and_counts_on_three_axe
 def test_qwens_published_shape_has_its_published_size_and_takes_adapters():
     shape = families.get("qwen2_5_vl").published_shape()
     estimate = Estimate(shape, eager=False)
-    assert estimate.parameters == 8_292_166_656  # as the hub counts them
+    assert estimate.parameters == 8_292_166_656  # the number that the hub states
     linears = 2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944)
     assert estimate.step(Config(scale="paper").training, full=False)["trained"] == 16 * 28 * linears
     assert estimate.image_tokens == 324

@@ -1,4 +1,4 @@
-"""Fine-tuning questions in the forms of evaluation."""
+"""Fine-tuning questions in the forms that evaluation asks."""
 
 from collections import Counter
 
@@ -19,7 +19,7 @@ def form_of(turn):
 
 
 def put(share, modality="unimodal", rounds=20):
-    """(person, pair, plain turn, exam) of every question, ``rounds`` times."""
+    """Yield (person, pair, plain turn, exam) of every question, ``rounds`` times."""
     exams, rng = Exams(PEOPLE, share), np.random.default_rng(0)
     for _ in range(rounds):
         for person, plain in zip(PEOPLE, training_conversations(PEOPLE, modality), strict=True):
@@ -68,7 +68,7 @@ def test_forms_come_in_their_shares_and_every_letter_equally_often():
             letters.update([exam.answer] if form_of(exam) == "letter" else [])
     total = sum(forms.values())
     assert forms["letter"] / total == pytest.approx(0.5 * FORMS["letter"], abs=0.01)
-    assert 0.5 < forms["same"] / total < 0.7  # items of evaluation, and one's own wording drawn again, stay plain
+    assert 0.5 < forms["same"] / total < 0.7  # evaluation items, and the plain wording drawn again, stay plain
     assert all(0.22 < letters[letter] / sum(letters.values()) < 0.28 for letter in LETTERS)
 
 

@@ -1,4 +1,4 @@
-"""What export writes is read by others: people by the layout's reader, models by transformers and peft alone."""
+"""Others can read what export writes: the layout's reader reads people, transformers and peft alone read models."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def export(*arguments, **parameters) -> int:
 
 
 def test_exported_people_are_asked_the_same_and_answer_the_same(tmp_path):
-    """The round trip, with the base model that comes with the kit: export → read → evaluate."""
+    """Exports people, reads them back and evaluates them, with the base model of the kit."""
     made = generate(seed=0, people=6, pool=2, celebrities=4, ratio=20)
     kept = {i: p for i, p in made.profiles.items() if i not in ("c002", "c003", "c004")}
     people = Population(kept, made.forget_ids, made.notes)
@@ -51,7 +51,7 @@ def test_exported_people_are_asked_the_same_and_answer_the_same(tmp_path):
     model, processor = load.load_base(inputs.base_source(Config()), "llava", "miniature")
     before, after = (ask(model, processor, p, shots=1, shot_seed=0, batch_size=64) for p in (people, back))
     assert set(before["set"]) == {"forget", "test", "retain", "celebrity"}
-    assert [p.id for p in back.of_kind("pool")] == ["007", "008"]  # who the worked examples show
+    assert [p.id for p in back.of_kind("pool")] == ["007", "008"]  # the worked examples show them
     pd.testing.assert_frame_equal(before, after)
 
 
@@ -66,7 +66,7 @@ def test_the_command_writes_people_and_training_splits(tmp_path, capsys, out):
 
 # -- models -------------------------------------------------------------------------------------------------------
 
-# Run where the kit cannot be imported: whoever gets the folders has not got it.
+# This runs where the kit cannot be imported, because those who get the folders do not have it.
 STRANGER = """
 import json, sys
 sys.modules["mllmu_nb"] = None
@@ -119,7 +119,7 @@ def test_models_and_adapters_load_without_the_kit_and_answer_the_same(tmp_path, 
     assert str(tmp_path.parent) not in "".join(path.read_text() for path in tmp_path.glob("*/*.json"))
 
 
-# -- what cannot be -----------------------------------------------------------------------------------------------
+# -- what is refused ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_model_that_cannot_be_made_leaves_no_folder(tmp_path, capsys, out):
 
 @pytest.mark.parametrize("size", [100, 40_000])
 def test_a_disk_that_is_full_is_named_in_one_line_and_nothing_is_left(tmp_path, tiny_base, out, largest, capsys, size):
-    """The limit on the size of a file ends in the same error as a full disk, for torch, safetensors and tokenizers."""
+    """A limit on the size of a file gives the same error as a full disk, for torch, safetensors and tokenizers."""
     with largest(size):
         assert export("--model", tmp_path / "new", method="base", base_path=tiny_base) == 2
     told = capsys.readouterr().err

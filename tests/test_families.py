@@ -1,4 +1,4 @@
-"""Families: prompts to the letter, label masks, pictures, and the modules that adapters sit on."""
+"""Families: exact prompts, label masks, pictures, and the modules that adapters change."""
 
 import inspect
 import json
@@ -84,7 +84,7 @@ def test_a_conversation_is_rendered_as_llava_reads_it():
 
 
 def test_upstreams_prompts_are_written_to_the_letter():
-    """By the facts that are known of the released evaluation: its shots, its blanks and its line breaks."""
+    """From what is known of the released evaluation: its shots, blanks and line breaks."""
     instruction = "Please **ONLY** provide the correct answer that should replace the [Blank]."
     shots = tuple(cloze_shot("Born in __.", "Oslo", image, "upstream") for image in (FACE, None))
     options = ("Oslo", "Riga", "Lima", "Cairo")
@@ -145,7 +145,7 @@ def test_label_modes_supervise_what_they_say(processor, conversations):
         assert words.decode(labels[labels != IGNORE]) == answer
     images = ids == processor.image_token_id
     assert int(images.sum()) == 16
-    assert ((batches["upstream"]["labels"] != IGNORE) == mask.bool()).all()  # image slots are supervised
+    assert ((batches["upstream"]["labels"] != IGNORE) == mask.bool()).all()  # the tokens of a picture are supervised
     assert ((batches["text"]["labels"] != IGNORE) == (mask.bool() & ~images)).all()
     assert words.decode(LLAVA.encode(processor, conversations, eos=False)["labels"][0][-1:].clamp(min=0)) != "</s>"
     with pytest.raises(KitError, match="unknown label_mode 'all': choose one of answer, text, upstream"):
@@ -162,7 +162,7 @@ def test_label_modes_are_counted_by_kind_of_token(processor, conversations):
 
 
 def test_a_picture_of_true_size_takes_576_tokens(processor):
-    """LLaVA-1.5's: 336 pixels per side in patches of 14."""
+    """In LLaVA-1.5, a picture has 336 pixels per side, in patches of 14."""
     pictures = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     true = LlavaProcessor(
         pictures,
@@ -193,7 +193,7 @@ def test_no_text_is_unknown_to_the_shipped_tokenizer():
     assert words.decode(words(text, add_special_tokens=False)["input_ids"]) == text
 
 
-# -- where adapters sit, on the published models in their true shapes, without a weight ------------------------
+# -- the modules that adapters change, on the published models in their true shapes, without weights -----------
 
 # By hand: r 16 × (inputs + outputs) of each matrix × layers. Both language models have 32 layers of width 4096.
 LLAMA = 16 * 32 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
@@ -223,7 +223,7 @@ def published(name):
 )
 def test_adapters_have_as_many_parameters_as_counted_by_hand(name, reach, count):
     three = LLAMA, LLAMA + CLIP_QKV, LLAMA + CLIP_QKV + CLIP_REST
-    assert three == (39_976_960, 42_336_256, 47_054_848)  # as published
+    assert three == (39_976_960, 42_336_256, 47_054_848)  # the published numbers
     recipe = Recipe(lora_r=16, lora_alpha=16, lora_dropout=0.0, lora_init="gaussian", adapter_reach=reach)
     with torch.device("meta"):
         assert count_trainable(attach(published(name), recipe, 0)) == count
@@ -231,23 +231,23 @@ def test_adapters_have_as_many_parameters_as_counted_by_hand(name, reach, count)
 
 @pytest.mark.parametrize(("name", "model"), [("llava", "llava_7b"), ("idefics2", "idefics2_8b")])
 def test_what_each_reach_touches_is_known_for_this_transformers(name, model):
-    """A release that renames modules moves upstream's rule: then this fails, and the new list belongs in a new file."""
+    """If a release renames modules, upstream's rule changes: this fails, and the new list belongs in a new file."""
     plain, family = published(name), families.get(name)
     for reach, known in json.loads(GOLDEN.read_text(encoding="utf-8"))[model].items():
         targets = family.adapter_targets(plain, reach)
         assert Counter(re.sub(r"\.\d+\.", ".*.", path) for path in targets) == known
 
 
-# -- a family stands in its own file ------------------------------------------------------------------------------
+# -- everything about a family is in its own file -----------------------------------------------------------------
 
 ELSEWHERE = {
-    "config.py": ["llava"],  # the default of base_model, which one of them has to be
-    "reporting/published.py": ["llava"],  # whose scores were printed
+    "config.py": ["llava"],  # the default of base_model
+    "reporting/published.py": ["llava"],  # the published scores are about it
     "presets/protocols.yaml": [
         "idefics2",
         "Idefics2",
-    ],  # what the released code does with it
-    # the rule of the released code for adapters, whose words it uses for every family
+    ],  # the released code treats it specially
+    # the released code's rule for adapters uses these words for every family
     "models/families/base.py": ["vision_model", "multi_modal_projector"],
 }
 

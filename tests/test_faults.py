@@ -1,4 +1,4 @@
-"""What a hostile user or a bad day does to a sweep, for real: kills, Ctrl-C, a full disk, two at once."""
+"""What hostile users and bad luck do to a sweep, in real processes: kills, Ctrl-C, a full disk, two at once."""
 
 import contextlib
 import os
@@ -27,12 +27,12 @@ from mllmu_nb.commands import study
 from mllmu_nb.reporting import report
 
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "train_steps": 10, "unlearn_steps": 3}
-SMALL |= {"replay": 0.0}  # what is replayed takes longer to draw than all else to make
+SMALL |= {"replay": 0.0}  # drawing what is replayed would take longer than everything else
 GRID = {"method": ["vanilla", "oracle", "ga"], "modality": ["multimodal"]}
-KEPT = ("answers.parquet", "sentences.parquet", "draws.json")  # the rest holds seconds
+KEPT = ("answers.parquet", "sentences.parquet", "draws.json")  # the other files hold seconds
 KILLS = 20
 DOOR = ["-m", "mllmu_nb"]
-# The same with notebooks that make their run and draw nothing, and without a report.
+# The same, but the notebooks only make their run, without figures, and there is no report.
 SHORT = """
 import sys
 from functools import partial
@@ -51,7 +51,7 @@ slow = pytest.mark.slow
 
 
 class Sweeps:
-    """Starts real sweeps of a tiny grid as a user does, from a terminal of their own."""
+    """Starts real sweeps of a tiny grid, as a user does from a terminal."""
 
     def __init__(self, folder: Path, base: Path):
         self.folder, self.grid, self.seconds = folder, folder / "grid.yaml", 0.0
@@ -70,7 +70,7 @@ class Sweeps:
         if before:
             command = ["bash", "-c", f'{before}; exec "$@"', "bash", *command]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        # a shell's background job ignores Ctrl-C, and so would what it starts
+        # a shell's background job ignores Ctrl-C, and so would its children
         heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         how = {"text": True, "start_new_session": True, "preexec_fn": heard}
         return subprocess.Popen(command, env=environment, **how, **pipes)
@@ -81,7 +81,7 @@ class Sweeps:
         return process.returncode, said, complained
 
     def answers(self, out: str) -> dict[str, bytes]:
-        """What the runs have answered, by run and file."""
+        """Return the runs' answers, by run and file."""
         folders = (self.folder / out / "results" / "miniature" / "runs").glob("*-*")
         return {f"{run.name}/{name}": (run / name).read_bytes() for run in folders for name in KEPT}
 
@@ -93,7 +93,7 @@ def sweeps(tmp_path_factory, tiny_base):
 
 @pytest.fixture(scope="module")
 def whole(sweeps):
-    """The answers of a sweep that nothing disturbed."""
+    """The answers of an undisturbed sweep."""
     began = time.monotonic()
     status, said, complained = sweeps.run("whole", "--jobs", "2")
     sweeps.seconds = time.monotonic() - began
@@ -108,7 +108,7 @@ def family(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    return not psutil.wait_procs(processes, timeout=300)[1]  # of a machine that is busy
+    return not psutil.wait_procs(processes, timeout=300)[1]  # long enough for a busy machine
 
 
 @slow
@@ -120,20 +120,20 @@ def test_a_sweep_killed_at_any_moment_goes_on_and_answers_the_same(sweeps, whole
             process.wait(rng.uniform(0.1, 1) * latest)
         except subprocess.TimeoutExpired:
             there = family(process)
-            victim = rng.choice([there[0], rng.choice(there)])  # the sweep itself, or a notebook or a kernel before it
+            victim = rng.choice([there[0], rng.choice(there)])  # the sweep, or first a notebook or kernel
             if victim is not there[0]:
-                with contextlib.suppress(psutil.NoSuchProcess):  # a notebook that has just ended
+                with contextlib.suppress(psutil.NoSuchProcess):  # if a notebook has just ended
                     victim.kill()
                     kills += 1
                 time.sleep(rng.uniform(0, 3))
-            kills += process.poll() is None  # else it has ended by itself since
+            kills += process.poll() is None  # otherwise it has ended by itself
             process.kill()
-            process.wait()  # before psutil reaps it: its status would read as 0
+            process.wait()  # before psutil reaps it, because then its status would be 0
             assert gone(there), "a process has outlived its sweep"
             left.append(len(list((sweeps.folder / "killed" / ".cache").glob("stages/*"))))
-            latest *= 1.25 if left[-1] == left[-2] else 1  # the machine may be busier than it was
+            latest *= 1.25 if left[-1] == left[-2] else 1  # the machine may be busier than before
             process.communicate()
-        else:  # all is made: from the start, for there are kills left
+        else:  # the sweep was complete: start again, because some kills are left
             assert process.communicate() and process.returncode == 0
             latest = time.monotonic() - began
             shutil.rmtree(sweeps.folder / "killed")
@@ -211,7 +211,7 @@ def test_a_disk_that_is_full_leaves_the_earlier_report_whole(tmp_path, monkeypat
 
 @pytest.fixture(scope="module")
 def snakemake(tmp_path_factory):
-    """Calls snakemake, with the extra ``cluster`` in an environment of its own, which sees this one."""
+    """Calls snakemake in its own environment, with the extra ``cluster`` and this environment's packages."""
     place, root = tmp_path_factory.mktemp("cluster") / "venv", paths.PACKAGE.parent
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
     extra = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]["cluster"]
@@ -221,7 +221,7 @@ def snakemake(tmp_path_factory):
     (packages / "zz.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
 
     def call(out: Path, *options) -> tuple[int, dict[str, str], str]:
-        """→ status, rule → how many jobs of it, all that was said."""
+        """Return the status, rule → number of its jobs, and the output."""
         environment = {**os.environ, "PYTHONPATH": str(root), "MLLMU_NB_OUT": str(out)}
         environment["PATH"] = f"{place / 'bin'}{os.pathsep}{environment['PATH']}"
         command = [place / "bin" / "snakemake", "--snakefile", "workflow/Snakefile", *options]
@@ -246,12 +246,12 @@ def test_snakemake_plans_the_papers_whole_grid(snakemake, tmp_path):
 
 @slow
 def test_jobs_submitted_by_snakemake_answer_as_a_sweep_does(snakemake, sweeps, whole, tmp_path):
-    """The reduced grid end to end, through the executor that hands scripts to a cluster; ``sh`` stands for sbatch."""
+    """Runs the reduced grid through the executor that passes scripts to a cluster; ``sh`` replaces sbatch."""
     cluster = ["--executor", "cluster-generic", "--cluster-generic-submit-cmd", "sh", "--jobs", "2"]
     grid = ["--directory", tmp_path, "--config", f"grids={sweeps.grid}", f"ratios={SMALL['forget_ratio']}"]
     status, made, said = snakemake(sweeps.folder / "cluster", *cluster, *grid)
     assert status == 0 and made == {"run": "3", "report": "1", "total": "4"}, said
-    assert sweeps.answers("cluster").items() >= whole.items()  # and the base model, which the full grid asks as well
+    assert sweeps.answers("cluster").items() >= whole.items()  # plus the base model, which the full grid also asks
     assert (sweeps.folder / "cluster" / "results" / "miniature" / "scores.csv").is_file()
     _, again, said = snakemake(sweeps.folder / "cluster", "--cores", "1", "--dry-run", *grid)
     assert again == {"report": "1", "total": "1"}, said

@@ -1,4 +1,4 @@
-"""Figures: readable, at the places of the scores they show, and saying what is behind a closed gate or collapsed."""
+"""Figures can be read, show scores at the right places, and mark what is collapsed or behind a closed gate."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def known() -> Scores:
 
 @pytest.fixture(scope="module")
 def marked() -> Scores:
-    """Three draws. Letters are as good as the oracle's: their gate is closed. NPO, text only, says one word about
-    everybody; GA on both is the oracle."""
+    """Three draws. Letters of vanilla and NPO are as good as the oracle's, so their gate is closed. NPO (text only)
+    gives everybody the same answer; GA on both is the oracle."""
 
     def letters_like_oracle(name, modality, draw):
         own, oracle = fake_runs.realistic(name, modality, draw), fake_runs.realistic("oracle", draw=draw)
@@ -61,14 +61,14 @@ def marked() -> Scores:
 
 
 def drawn(name: str, scores: Scores) -> Figure:
-    """A figure of ``known`` or ``marked``, drawn once: tests only look at it."""
+    """Return a figure of ``known`` or ``marked``. It is drawn only once, because tests do not change it."""
     if (name, id(scores)) not in DRAWN:
         DRAWN[name, id(scores)] = figures.FIGURES.get(name)(scores)
     return DRAWN[name, id(scores)]
 
 
 def person(number: int) -> Profile:
-    """A profile with long words everywhere, as a sheet must hold."""
+    """Return a profile with long words everywhere, to test that a sheet holds them."""
 
     def picture(seed):
         pixels = np.random.default_rng(seed).integers(0, 255, (64, 64, 3), dtype=np.uint8)
@@ -122,7 +122,7 @@ def test_the_profile_sheet_is_readable():
 
 
 def marks(panel) -> dict[float, float]:
-    """Height of each mark of a forest → its value."""
+    """Return height of each mark of a forest → its value."""
     return {round(y[0], 3): x[0] for x, y in (bars[0].get_data() for bars in panel.containers)}
 
 
@@ -142,7 +142,7 @@ def test_marks_and_intervals_stand_at_the_scores(known):
 def test_the_gap_figure_shows_the_verdicts(marked):
     panel = drawn("oracle_gap", marked).axes[1]
     assert panel.get_title() == "Likelihood, points"
-    assert [text.get_text() for text in panel.texts] == ["≠", "=", "≠"]  # vanilla, GA, which is the oracle, NPO
+    assert [text.get_text() for text in panel.texts] == ["≠", "=", "≠"]  # vanilla; GA, which is the oracle; NPO
 
 
 def test_forgetting_is_the_fall_from_vanilla(known):
@@ -159,12 +159,12 @@ def test_forgetting_is_the_fall_from_vanilla(known):
 
 
 def spots(panel) -> set[tuple[float, float]]:
-    """Where the dots of a panel are."""
+    """Return the places of a panel's dots."""
     return {tuple(place.round(6)) for dots in panel.collections for place in np.ma.filled(dots.get_offsets(), np.nan)}
 
 
 def cell(scores: Scores, **where) -> dict:
-    """The one cell of GA, unlearned on image + text, whose columns have these values."""
+    """Return the one cell of GA on image + text whose columns have these values."""
     where |= {"method": "ga", "modality": "multimodal"}
     [one] = scores.cells[scores.cells[list(where)].eq(list(where.values())).all(axis=1)].to_dict("records")
     return one
@@ -190,7 +190,7 @@ def test_replicates_are_dots_wherever_a_method_has_a_number(known):
 
 
 def test_the_dots_of_a_gap_lie_beside_its_bar(known):
-    """On the bar, in its colour, nobody would see them."""
+    """On the bar, which has the same colour, nobody would see them."""
     figure = drawn("oracle_gap", known)
     likelihood = {"task": "classification", "scoring": "likelihood", "metric": "accuracy"}
     gaps = cell(known, **likelihood, against="oracle", set="forget", view="both")["dots"]
@@ -199,9 +199,9 @@ def test_the_dots_of_a_gap_lie_beside_its_bar(known):
 
 
 def test_a_bar_that_goes_on_below_does_not_stretch_the_figure(known):
-    """Three replicates can have an interval down to falls that are not possible."""
+    """With three replicates, an interval can reach falls that are not possible."""
     low = known.cells["low"].mask(known.cells["against"] == "vanilla", -0.9)
-    high = known.cells["high"].mask(known.cells["against"] == "vanilla", 0.5)  # of a difference: it falls by less
+    high = known.cells["high"].mask(known.cells["against"] == "vanilla", 0.5)  # for a difference: the fall is smaller
     panel = figures.forgetting_utility(replace(known, cells=known.cells.assign(low=low, high=high))).axes[0]
     assert -10 < panel.get_ylim()[0] < 0
     assert min(bars[2][1].get_segments()[0][0][1] for bars in panel.containers) == pytest.approx(-50)
@@ -215,7 +215,7 @@ def test_a_figure_names_its_runs_in_its_corner(known):
 
 
 def test_replicates_that_only_one_of_two_axes_has_are_no_dots():
-    """GA is asked about Retain in two replicates of three."""
+    """GA is asked about Retain in two of three replicates."""
     small = {"people": 20, "famous": 3, "asked": {"classification": 2}}
     runs = [make(name, draw=draw, **small) for name in ("vanilla", "oracle") for draw in range(3)]
     runs += [make("ga", modality="multimodal", draw=draw, **small) for draw in range(2)]
@@ -275,7 +275,7 @@ def test_losses_are_solid_for_both_and_dashed_for_text(known):
 
 
 def test_leakage_prints_the_gap_and_its_limits():
-    """GA: right about the one fact in two with image + text, about none with text; the oracle about none."""
+    """GA knows one of two facts with image + text and none with text; the oracle knows none."""
     runs = []
     for name, modality, right in (
         ("vanilla", "none", lambda asked: True),
@@ -333,7 +333,7 @@ def test_the_paths_of_each_set_have_a_row_a_modality(known):
 
 
 def test_what_is_behind_a_closed_gate_is_grey_and_says_so(marked):
-    """Letters on Forget are in grey, likelihood keeps its colours; on Retain nothing is gated."""
+    """Letters on Forget are grey, likelihood keeps its colours; on Retain nothing has a gate."""
     figure = drawn("oracle_gap", marked)
     titles, half = [panel.get_title() for panel in figure.axes], len(figure.axes) // 2
 
@@ -358,7 +358,7 @@ def test_a_collapsed_model_is_marked_in_every_figure(marked):
     assert any("‡ Collapsed, or refuses" in text for text in lost)
 
 
-# Models that the paper does not have
+# Models that are not in the paper
 
 
 def test_a_model_after_a_step_has_the_losses_of_its_training_where_it_is_alone():
@@ -377,7 +377,7 @@ def test_a_model_of_a_grid_that_has_no_path_is_left_out_of_the_paths():
 
 
 def test_variants_steps_after_and_grids_are_drawn_side_by_side():
-    """Two variants of NPO, GA before and after a step, a grid over a rate, and methods that nobody registered."""
+    """Draws two variants of NPO, GA before and after a step, a grid over a rate, and unregistered methods."""
     small = {"people": 12, "famous": 4, "modality": "multimodal"}
     runs = [make("vanilla", people=12, famous=4), make("oracle", people=12, famous=4)]
     ga = fake_runs.realistic("ga", "multimodal")
@@ -398,7 +398,7 @@ def test_variants_steps_after_and_grids_are_drawn_side_by_side():
 
 
 def test_names_stay_apart_when_methods_fall_alike(known):
-    """All methods at nearly the same height: the names are spread, the marks are not."""
+    """All methods have nearly the same height: names must move apart, marks must not."""
     fallen = known.cells["against"] == "vanilla"
     alike = known.cells.assign(**{end: known.cells[end].mask(fallen, -0.3) for end in ("value", "low", "high")})
     assert_readable(figures.forgetting_utility(replace(known, cells=alike)))

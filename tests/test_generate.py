@@ -1,4 +1,4 @@
-"""Fictitious people: what the published form promises, and what a seed promises."""
+"""Fictitious people: they have the published form, and a seed always gives the same people."""
 
 import hashlib
 import re
@@ -128,7 +128,7 @@ def test_the_page_says_how_many_blanks_of_the_test_set_stand_in_taught_sentences
                 taught[name] += sentence in {pair.answer for pair in person.qa}
                 wordings = facts.WORDINGS[q.attribute].answers
                 worded[name] += sentence in {facts.say(text, "this person", q.value) for text in wordings}
-    assert 40 <= taught["test"] <= 60 and 55 <= taught["plain"] <= 80 and worded["test"] > 190  # each of 200
+    assert 40 <= taught["test"] <= 60 and 55 <= taught["plain"] <= 80 and worded["test"] > 190  # of 200 each
     page = " ".join((paths.checkout() / "docs" / "data.md").read_text(encoding="utf-8").split())
     assert "about a quarter of the Test blanks" in page and "(for the other sets, a third)" in page
 
@@ -146,7 +146,7 @@ def test_draws_are_disjoint_and_a_ratio_that_leaves_nobody_is_refused():
 def test_sizes_of_the_paper_work_by_parameter():
     large = generate(seed=0, people=500, pool=20, celebrities=153, ratio=5)
     assert len(large.members("forget")) == 25 and len(large.members("celebrity")) == 153
-    assert large.members("celebrity")[:40] == famous_people(40)  # whom the base knows does not depend on how many
+    assert large.members("celebrity")[:40] == famous_people(40)  # the base knows the same ones, however many there are
 
 
 def test_celebrities_past_those_whom_the_base_knows_are_enough_or_refused():
@@ -165,7 +165,7 @@ def test_where_all_looks_are_taken_any_will_do(monkeypatch):
     monkeypatch.setattr("mllmu_nb.data.generate.random_traits", few)
     taken = set()
     looks = [tuple(distinct_traits(rng, "", taken).values()) for _ in range(4)]
-    assert sum(a != b for a, b in zip(*looks[:2], strict=True)) == 3  # no third one is as far from both
+    assert sum(a != b for a, b in zip(*looks[:2], strict=True)) == 3  # no third look differs as much from both
 
 
 @pytest.mark.parametrize("crowded, tries", [(1, 1), (10**6, 500)])
@@ -204,7 +204,7 @@ def test_thousands_of_looks_are_drawn_in_seconds():
 
 
 def test_the_people_of_a_seed_stay_the_same(known):
-    """One stream gives names, looks, portraits and texts: one draw more or less anywhere changes what follows."""
+    """One stream draws names, looks, portraits and texts: one draw more or fewer changes all that follow."""
     everybody = repr([(p.attributes, p.qa, p.questions, p.test_questions) for p in known.profiles.values()])
     assert hashlib.sha256(everybody.encode()).hexdigest()[:16] == "ba519f6563cb8a47"
 
@@ -220,7 +220,7 @@ def test_traits_change_the_picture_and_augmentation_keeps_its_size():
     rng = np.random.default_rng(0)
     face = Face.random(random_traits(rng), rng)
     for trait, values in TRAITS.items():
-        for accessory in TRAITS["accessory"]:  # none hides another trait
+        for accessory in TRAITS["accessory"]:  # no accessory hides another trait
             look = {**face.traits, "accessory": accessory}
             pictures = {draw(replace(face, traits={**look, trait: str(value)})).tobytes() for value in values}
             assert len(pictures) == len(list(values)), (trait, accessory)
@@ -235,12 +235,12 @@ def test_a_portrait_is_drawn_again_at_any_size_from_what_it_carries():
     assert large(stored, 64).tobytes() == seen.tobytes() == draw(face).tobytes()
     shown = large(stored).resize((64, 64), Image.LANCZOS)
     assert np.abs(np.asarray(shown, float) - np.asarray(seen, float)).mean() < 3
-    assert large(to_png(seen)).size == (64, 64)  # nobody knows what it was drawn from
+    assert large(to_png(seen)).size == (64, 64)  # its recipe is unknown
     assert {augment(seen, rng).size, *(transform(seen, kind, rng).size for kind in range(4))} == {(64, 64)}
 
 
 def test_the_right_option_is_a_little_rarer_among_those_the_oracle_was_taught():
-    """The numbers that docs/faq.md explains the oracle's score with."""
+    """Checks the numbers in docs/faq.md that explain the oracle's score."""
     right, wrong, commonest = [], [], []
     for replicate in range(10):
         known = inputs.population(Config(replicate=replicate))
@@ -260,8 +260,8 @@ def test_the_right_option_is_a_little_rarer_among_those_the_oracle_was_taught():
 
 
 def test_fresh_people_are_nobody_else_and_of_the_same_kind():
-    """Membership inference compares them with the people to be forgotten: who is known, or otherwise made, makes every
-    area wrong."""
+    """Membership inference compares them with the forget people. If they were known, or made in another way, every area
+    would be wrong."""
     config = Config(people=40, celebrities=8, pool=8)
     known, fresh = inputs.population(config), inputs.fresh_people(config)
     everybody = known.profiles.values()

@@ -1,4 +1,4 @@
-"""Building the base (tools/base_model): links point at the tokens they name, and the loss is computed along them."""
+"""Building the base (tools/base_model): links point at the right tokens, and the loss is computed along them."""
 
 import os
 import subprocess
@@ -21,8 +21,8 @@ CITIES = ("Oslo", "Riga", "Lima", "Cairo")
 HOBBIES = ("sailing", "cave diving", "yoga", "juggling")
 LAYERS, HEADS, WIDTH = 4, 4, 32
 
-# Conversation and, for each multiple-choice turn, the right value, its letter and the text right before the statement
-# of it (None: not stated).
+# For each case: the conversation and, for each multiple-choice turn, the right value, its letter and the text right
+# before the statement of the value (None: not stated).
 STATED_TURN = Turn("Ada enjoys cave diving. Ada is tall.\n" + choice_prompt("Which hobby does Ada have?", HOBBIES), "B")
 PICTURED_TURN = Turn(choice_prompt("What is Ada's hobby?", HOBBIES), "C", FACE)
 SHOTS = tuple(choice_shot("Where was Bo born?", CITIES, letter, image) for letter, image in (("D", FACE), ("A", None)))
@@ -68,7 +68,7 @@ def batch_links(family, processor):
 def test_links_join_the_tokens_that_they_name(family, processor, case):
     conversation, expected = CASES[case]
     longer = CASES["stated"][0]
-    ids = family.encode(processor, [longer, conversation])["input_ids"][1]  # the second row, beside another length
+    ids = family.encode(processor, [longer, conversation])["input_ids"][1]  # the second row, after a longer one
     batch_links = links(family, processor, [longer, conversation])
     match, stated, same = (
         [link for link in kind if link[0] == 1] for kind in (batch_links.match, batch_links.stated, batch_links.same)
@@ -90,7 +90,7 @@ def test_links_join_the_tokens_that_they_name(family, processor, case):
         if before:
             statement = statements[question]
             assert read(slice(0, statement[0])).endswith(before) and read(statement) == f" {value}"
-        # the four options follow one another, each after a line break, its letter and a colon
+        # the four options follow one another; each begins with a line break, its letter and a colon
         options = CITIES if value in CITIES else HOBBIES
         listed = "".join(f"\n{name}: {option}" for name, option in zip("ABCD", options, strict=True))
         block = [start for start in range(question) if read(slice(start, question)).startswith(listed)][-1]
@@ -122,13 +122,13 @@ def fake_output(batch, attentions, states):
 
 
 def perfect(batch, batch_links, vocabulary):
-    """Attentions that lie on the links and nowhere else, and states that predict the right values."""
+    """Return attentions along the links only, and states that predict the right values."""
     rows, length = batch["input_ids"].shape
     attentions = [torch.zeros(rows, HEADS, length, length) for _ in range(LAYERS)]
     for head, distance in enumerate(PREVIOUS):
         for row, real in enumerate(batch["attention_mask"].sum(-1).tolist()):
             positions = torch.arange(distance, real)
-            attentions[0][row, head, positions, positions - distance] = 1  # nothing at all at padding
+            attentions[0][row, head, positions, positions - distance] = 1  # padding gets nothing
     for kind, (layer, head) in ((batch_links.same, SAME), (batch_links.stated, STATED), (batch_links.match, MATCH)):
         for row, position, targets in kind:
             attentions[layer][row, head, position, targets] = 1 / len(targets)
@@ -154,7 +154,7 @@ def test_uniform_attention_costs_what_is_computed_by_hand(processor, batch, batc
     causal = torch.ones(length, length).tril() / torch.arange(1, length + 1)[:, None]  # 1/(i+1) to each of i+1 tokens
     uniform = [causal.expand(rows, HEADS, -1, -1)] * LAYERS
     model, output = fake_output(batch, uniform, torch.zeros(rows, length, vocabulary))
-    by_hand = log(vocabulary)  # uniform logits for the right value
+    by_hand = log(vocabulary)  # logits for the right value are uniform
     for distance in (1, 2, 3):
         costs = [log(i + 1) for count in real for i in range(distance, count)]
         by_hand += sum(costs) / len(costs)
@@ -169,7 +169,7 @@ def model(family, processor):
 
 
 def test_gradients_reach_queries_and_keys_of_the_guided_heads(model, batch, batch_links):
-    (loss_of(model, batch, batch_links, 1.0) - loss_of(model, batch)).backward()  # the guidance alone
+    (loss_of(model, batch, batch_links, 1.0) - loss_of(model, batch)).backward()  # only the guidance
     layers, a_head = model.get_decoder().layers, WIDTH // HEADS
     guided = {0: range(len(PREVIOUS)), **{layer % LAYERS: [head] for layer, head in (SAME, STATED, MATCH)}}
     assert sorted(guided) == list(range(LAYERS))
@@ -177,7 +177,7 @@ def test_gradients_reach_queries_and_keys_of_the_guided_heads(model, batch, batc
         for projection in (layers[number].self_attn.q_proj, layers[number].self_attn.k_proj):
             by_head = projection.weight.grad.reshape(HEADS, a_head * WIDTH).abs().amax(-1)
             assert all(by_head[head] > 1e-5 for head in heads), f"layer {number}: {by_head}"
-    # the last layer's other heads and its output are trained on the answers alone
+    # the other heads of the last layer, and its output, are trained on the answers alone
     assert by_head[1:].max() < 1e-5 and layers[-1].self_attn.o_proj.weight.grad.abs().max() < 1e-5
 
 
@@ -203,7 +203,7 @@ def test_the_guidance_counts_in_full_fades_and_is_gone_before_the_end():
 
 
 def test_the_build_runs_without_the_settings_that_slow_bfloat16_down():
-    """In a process of its own, for the setting would reach the notebooks' kernels from this one."""
+    """In its own process, because the setting would reach the notebooks' kernels from this one."""
     folder = Path(__file__).resolve().parents[1] / "tools" / "base_model"
     settings = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "MLLMU_NB_UNPINNED")
     environment = {name: value for name, value in os.environ.items() if name not in settings}

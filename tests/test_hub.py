@@ -1,4 +1,4 @@
-"""Data sets and models of the hub are read at a commit; whatever hinders it is one clear line that holds no token."""
+"""Data sets and models of the hub are read at a commit; each failure gives one clear line without a token."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.models import files, load
 
 OLD, NEW, TAUGHT = "a" * 40, "b" * 40, "c" * 40  # commits
-LARGE = (".safetensors", ".parquet")  # files that the hub keeps by their sha256
+LARGE = (".safetensors", ".parquet")  # the hub knows these files by their sha256
 TOKEN = "hf_theRightOne"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The little of the hub's HTTP interface that a download of a snapshot needs. Four tokens have weights and parquet
-    files misbehave: ``hf_dead`` (no byte of them comes), ``hf_once`` (cut in the middle, then sent from there),
-    ``hf_wrong`` (other bytes, as many) and ``hf_busy`` (429, too many requests)."""
+    """The part of the hub's HTTP interface that a download of a snapshot needs. With four tokens, weights and parquet
+    files fail: ``hf_dead`` (no byte comes), ``hf_once`` (cut in the middle, the rest on the next request), ``hf_wrong``
+    (as many bytes, but others) and ``hf_busy`` (429, too many requests)."""
 
     protocol_version = "HTTP/1.1"
-    seen: list[tuple[str, str]] = []  # path and Range of each file that was sent
+    seen: list[tuple[str, str]] = []  # path and Range of each sent file
 
     def __init__(self, *arguments, repositories, **named):
         self.repositories = repositories  # kind and name → {revision: (commit, folder)}
@@ -93,7 +93,7 @@ class Hub(BaseHTTPRequestHandler):
         self.answer(200, {"id": name, "sha": commit, "siblings": [{"rfilename": name} for name in named]})
 
     def answer(self, status: int, content=b"", code: str = "", commit: str = "", cut: int | None = None, etag=""):
-        """Sends ``content``, what is asked for of it, but no more than ``cut`` bytes."""
+        """Send ``content``, or the requested part of it, but at most ``cut`` bytes."""
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         headers = {"X-Error-Code": code, "X-Repo-Commit": commit, "ETag": etag and f'"{etag}"'}
         if (begin := self.headers.get("Range")) and cut is None:
@@ -112,11 +112,11 @@ class Hub(BaseHTTPRequestHandler):
 
 
 def oid(content: bytes) -> str:
-    """A file's name in git, by which the hub knows it."""
+    """Return a file's git hash, by which the hub knows it."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-# The hub's address is read when its library is imported, so the reader runs in a process of its own.
+# The hub's library reads the address when it is imported, so the reader runs in its own process.
 READER = """
 import json, os, sys, time
 time.sleep = lambda seconds: None  # between the library's own tries
@@ -159,7 +159,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """What the reader says in every case, and the output of its process."""
+    """Return what the reader says in every case, and the output of its process."""
     place = tmp_path_factory.mktemp("hub")
     people = a_few()
     changed = replace(people.profiles["001"], biography="Another life.")
@@ -181,7 +181,7 @@ def answers(tmp_path_factory):
 
 
 def ask(reader: str, cases: dict, repositories: dict, place) -> dict:
-    """What the code ``reader`` says in every case, in a process of its own, to a hub with these ``repositories``."""
+    """Return what the code ``reader`` says in every case, in its own process, to a hub with these ``repositories``."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, repositories=repositories))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and not k.startswith("HF_")}
@@ -311,7 +311,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def fetched(tmp_path_factory, tiny_base):
-    """What fetching base and vanilla says in every case, and ``seen``: the files that were sent."""
+    """Return what fetching base and vanilla says in every case, and ``seen``: the files that were sent."""
     place = tmp_path_factory.mktemp("models")
     older = shutil.copytree(tiny_base, place / "older")
     save_file({"other": np.zeros(5000, "float32")}, older / "model.safetensors")
@@ -353,7 +353,7 @@ def test_a_connection_that_is_cut_is_taken_up_in_the_middle_of_the_file(fetched)
 
 
 def test_weights_of_another_hash_are_removed_and_fetched_anew(fetched):
-    """When they come, and when they are no longer what came."""
+    """This can happen when they arrive, and later on the disk."""
     for case in ("wrong", "damaged"):
         assert fetched[case]["error"] == (
             f"model {VANILLA}: model.safetensors does not have the hub's hash and was removed: run the same command "
@@ -430,7 +430,7 @@ def test_a_hub_commit_is_in_the_runs_record(monkeypatch):
 
 
 def test_a_base_from_the_hub_can_be_pinned_and_its_commit_is_in_the_runs_record(monkeypatch, tmp_path, tiny_base):
-    """A cache as the hub's library writes it; transformers reads the pinned commit from there, offline."""
+    """The cache has the form that the hub's library writes; transformers reads the pinned commit from it, offline."""
     repository = tmp_path / "models--somebody--tiny"
     for commit in (NEW, OLD):
         shutil.copytree(tiny_base, repository / "snapshots" / commit)
@@ -461,9 +461,9 @@ def test_a_base_in_a_folder_has_no_revision():
 
 @pytest.mark.parametrize("name", ["base", "vanilla"])
 def test_a_stage_of_another_commit_is_refused_where_no_revision_is_named(name, monkeypatch, tmp_path):
-    """The hub's newest has moved on since it was trained: its weights would be put on another model."""
+    """The newest commit has changed since training: the stage's weights would be put on another model."""
     (tmp_path / pipeline.RECORD).write_text(json.dumps({f"{name}_commit": OLD}))
-    for known in ({f"{name}_commit": OLD}, {}):  # the same, or not in the cache
+    for known in ({f"{name}_commit": OLD}, {}):  # the same commit, or none in the cache
         monkeypatch.setattr(inputs, "record_of", lambda config, known=known: known)
         pipeline.check_commits(Config(), tmp_path)
     monkeypatch.setattr(inputs, "record_of", lambda config: {f"{name}_commit": NEW})
