@@ -1,4 +1,4 @@
-"""One value per answer, one row per run and cell, one long frame: cases done by hand, and a metric from outside."""
+"""One value per answer, one row per run and cell, one long frame: cases by hand, and a metric from outside."""
 
 from dataclasses import replace
 from math import exp, nan
@@ -25,7 +25,7 @@ from mllmu_nb.scoring.score import RUN_KEYS, cells, item_scores, run_scores, sid
 )
 def test_the_letter_is_the_first_character(answer, given):
     items = pd.DataFrame({"answer": [answer], "answer_true": ["B"]})
-    assert choice.letters(items).tolist() == [given]  # "Answer: B" counts as A: upstream's rule, kept
+    assert choice.letters(items).tolist() == [given]  # "Answer: B" counts as A, by upstream's rule
 
 
 def test_the_likeliest_option_is_the_first_of_equals_and_a_diverged_model_chooses_nothing():
@@ -36,7 +36,7 @@ def test_the_likeliest_option_is_the_first_of_equals_and_a_diverged_model_choose
 
 
 def test_consistency_by_hand():
-    # always the option that is B at first; always the first place; the second, but once no letter
+    # always the option that is B at first; always the first place; the second option, but once without a letter
     answers = [*"BADC", *"AAAA", "B", "a.", "I do not know", "C"]
     asked = choices(lambda *_: True, **run("ga")).query("scoring == 'letter'").head(3)
     items = asked.loc[asked.index.repeat(4)].assign(order=[*range(4)] * 3, answer=answers)
@@ -50,14 +50,14 @@ def test_consistency_by_hand():
 
 
 def test_answers_of_one_model_need_no_columns_of_a_run():
-    """As notebook 00 scores what it has just asked."""
+    """Notebook 00 scores in this way what it has just asked."""
     items = choices(half, **run("ga"))
     bare = item_scores(items.drop(columns=list(run("ga"))))
     pd.testing.assert_series_equal(bare["correct"], item_scores(items)["correct"])
 
 
 def test_the_truth_ratio_takes_the_geometric_mean_of_the_wrong_options():
-    # per token the right one, B, has .5 and the wrong ones .1, .2 and .4: (.1 · .2 · .4)^(1/3) = .2
+    # per token, the right option B has .5 and the wrong ones .1, .2 and .4: (.1 · .2 · .4)^(1/3) = .2
     items = pd.DataFrame([np.log([0.1, 0.5, 0.2, 0.4])], columns=list(choice.OPTIONS)).assign(answer_true="B")
     assert choice.truth_ratio(items).tolist() == pytest.approx([0.4 / 1.4])
     assert choice.log_truth_ratio([-1.0, -1.0, -1.0, -1.0], 3) == 0
@@ -181,7 +181,7 @@ def test_the_rubric_band_by_band(score, answer, value, attribute):
 
 
 def some_items() -> pd.DataFrame:
-    """Four people; in the image view the second and fourth are answered rightly, in text everybody."""
+    """Four people: in the image view answers about the second and fourth are right, in text all are."""
     rows = []
     for number in range(4):
         for view, right in (("image_text", number % 2), ("text", 1)):
@@ -356,7 +356,7 @@ def test_a_column_that_is_taken_is_refused_and_so_is_an_unknown_task():
 
 
 def test_a_label_that_is_taken_is_refused():
-    """Two columns with one heading could not be told apart, and a figure could not be drawn."""
+    """Two columns with the same heading could not be distinguished, and a figure could not be drawn."""
     with pytest.raises(KitError, match="metric exact2: the label 'Exact %' is used by generation exact"):
         registry.metric("exact2", label="Exact %", task="generation", by_fact=True)(half)
     assert ("generation", "", "exact2") not in registry.METRICS
@@ -402,7 +402,7 @@ def test_where_a_good_method_goes():
 
 
 def test_models_are_compared_with_the_vanilla_that_was_taught_as_they_were():
-    """A grid over vanilla's own training: each GA has the vanilla of its rate beside it, not the first one."""
+    """In a grid over vanilla's training, each GA is compared with the vanilla of its rate, not with the first one."""
     everybody, half, nobody = (lambda *_: True), (lambda person, *_: person < 5), (lambda *_: False)
     frames = [
         choices(right, **run(method, modality, taught=rate, train_lr=rate) | {"run": f"{method}-{rate}"})
@@ -433,7 +433,7 @@ def test_a_model_that_refuses_everybody_is_not_sound_and_is_judged_replicate_by_
 
 
 def test_an_answer_less_likely_than_all_but_a_hundredth_of_vanillas_is_gibberish():
-    """Of 101 answers with fluency 0, -1 .. -100 a hundredth lies below -99."""
+    """Of 101 answers with fluency 0, -1 .. -100, one hundredth is below -99."""
     vanilla = free(["Amara Urban lives in Turin, Italy."] * 101, **run(*VANILLA)).assign(fluency=-np.arange(101.0))
     ga = free(["Amara Urban lives in Turin, Italy."] * 4, **run(*GA)).assign(fluency=[-98.0, -99.0, -99.5, nan])
     items = item_scores(pd.concat([vanilla, ga], ignore_index=True)).query("method == 'ga'")
@@ -441,11 +441,11 @@ def test_an_answer_less_likely_than_all_but_a_hundredth_of_vanillas_is_gibberish
 
 
 def test_a_model_that_chooses_worse_than_halfway_between_guessing_and_vanilla_has_collapsed():
-    """Vanilla is right about all, so the floor is 62.5 %; in one of the views the whole interval lies below."""
+    """Vanilla knows all, so the bar is 62.5 %. In one of the views, the whole interval must be below it."""
     right = {VANILLA: lambda *_: True, GA: lambda person, *_: person < 2}
     right["npo", "multimodal"] = lambda person, view, _: view == "text" or person < 1
-    right["kl_min", "multimodal"] = lambda person, *_: person < 6  # 60 %: ten people do not show that it is below
-    right["base", "none"] = lambda *_: False  # is never judged
+    right["kl_min", "multimodal"] = lambda person, *_: person < 6  # 60 %, but with ten people it may be above the bar
+    right["base", "none"] = lambda *_: False  # never judged
     frames = [choices(how, sets=("retain",), **run(*model)) for model, how in right.items()]
     verdicts = judged(item_scores(pd.concat(frames, ignore_index=True))).set_index("method")
     assert verdicts["collapsed"].to_dict() == {

@@ -12,7 +12,7 @@ from mllmu_nb.scoring.score import cells, item_scores, paired_facts
 
 
 def in_view(image: int, text: int):
-    """Right about so many of a person's two facts in each view."""
+    """Return a rule: this many of a person's two facts are right in each view."""
     return lambda person, view, number: number < {"image_text": image, "text": text}[view]
 
 

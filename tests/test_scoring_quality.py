@@ -1,4 +1,4 @@
-"""Forget quality, truth ratios and taught sentences, against cases done by hand and models known to know or not."""
+"""Forget quality, truth ratios and taught sentences: cases by hand, and models known to know or not to know."""
 
 import numpy as np
 import pandas as pd
@@ -9,11 +9,11 @@ from mllmu_nb.scoring import sentences
 from mllmu_nb.scoring.frames import PEOPLE
 from mllmu_nb.scoring.score import cells, item_scores
 
-FAR = 1e4  # where stored deviations end
+FAR = 1e4  # largest stored deviation
 
 
 def test_extraction_strength_counts_right_tokens_from_the_end():
-    four = [[True, True, True, True], [True, True, True, False], [True, False, True, True]]  # the last alone wrong: 0
+    four = [[True, True, True, True], [True, True, True, False], [True, False, True, True]]  # only the last wrong: 0
     assert sentences.strength(np.array(four)) == pytest.approx([1, 0, 2 / 4])  # k = 2 of 4
     assert sentences.strength(np.array([[False, True, True, True, True]])) == pytest.approx([4 / 5])
     assert sentences.strength(np.array([[False], [True]])).tolist() == [0, 1]
@@ -21,9 +21,9 @@ def test_extraction_strength_counts_right_tokens_from_the_end():
 
 def test_scores_of_a_sentence_by_hand():
     values = np.array([[-1.0, -9.0, -2.0, -3.0, -0.5, -7.0, -4.0, -0.1, -0.2, -0.3], np.arange(-10.0, 0.0)])
-    assert sentences.least(values) == pytest.approx([-8.0, -9.5])  # two of ten
-    assert sentences.least(values[:, :4]).tolist() == [-9.0, -10.0]  # a fifth of four is none: one
-    half = np.array([-1.0, -np.inf], np.float16)  # what is too small for half precision counts as its end
+    assert sentences.least(values) == pytest.approx([-8.0, -9.5])  # the mean of two of ten
+    assert sentences.least(values[:, :4]).tolist() == [-9.0, -10.0]  # a fifth of four is less than one: take one
+    half = np.array([-1.0, -np.inf], np.float16)  # a value too small for half precision counts as its smallest
     frame = pd.DataFrame({"right": [np.array([True, False, True, True])], "log_probs": [half], "zlib_bytes": 2})
     assert sentences.exact_memorisation(frame).tolist() == [0.75]
     assert sentences.loss(frame).tolist() == [-65505 / 2] and sentences.zlib(frame).tolist() == [-65505 / 4]
@@ -38,8 +38,8 @@ def test_sentences_of_any_length_keep_their_order():
 
 
 def made(method: str, p_right: float, log_p: float, fresh: int = 25, people: int = 10):
-    """The choices and the sentences of a run whose model gives the true option ``p_right``, the taught tokens ``log_p``
-    and those of fresh people −3."""
+    """Return choices and sentences of a run, whose model gives the true option ``p_right``, taught tokens ``log_p`` and
+    tokens of fresh people −3."""
     rng = np.random.default_rng(len(method))
     columns = run(method, "multimodal" if method == "ga" else "none")
     rows, read = [], []
@@ -93,7 +93,7 @@ def test_a_model_that_knows_is_told_from_the_oracle_by_every_metric(knowing):
 
 
 def test_a_metric_by_which_vanilla_knows_nothing_has_a_closed_gate():
-    # letters know, sentences do not: by the truth ratio there was something to forget, by what was taught not
+    # choices know, sentences do not: there was something to forget by the truth ratio, but not by what was taught
     table = measured(made("vanilla", 0.9, -3.0), made("ga", 0.25, -3.0), made("oracle", 0.25, -3.0))
     for metric in ("ks", "js_chance", "truth_ratio"):
         assert {quality(table, method, metric, "oracle")["gate"] for method in ("vanilla", "ga")} == {"open"}
@@ -121,8 +121,8 @@ def test_a_model_that_has_collapsed_stops_nothing(level):
     others = made("vanilla", 0.9, -0.1), made("oracle", 0.25, -3.0)
     table = measured(*others, (items, read))
     row = quality(table, "ga", "min_k_pp")
-    assert row["value"] == -FAR and np.isnan([row["low"], row["high"]]).all()  # all alike: no spread, no ends
-    # beside an oracle that varies it is the oracle's spread, around a far value that nothing clips
+    assert row["value"] == -FAR and np.isnan([row["low"], row["high"]]).all()  # all are alike: no spread and no limits
+    # next to an oracle that varies, the spread is the oracle's, around a far value that nothing clips
     row = quality(table, "ga", "min_k_pp", "oracle")
     assert row["low"] < row["value"] < row["high"] < -9000 and row["high"] - row["low"] < 10
     assert quality(table, "ga", "loss")["value"] == max(level, -65504)
@@ -169,7 +169,7 @@ def test_runs_that_kept_no_sentences_say_so():
 def test_several_forget_sets_are_each_compared_with_their_own_oracle():
     apart = [made("vanilla", 0.9, -0.1), made("oracle", 0.25, -3.0)]
     moved = []
-    for items, read in apart:  # another forget set, whose models find everything less likely
+    for items, read in apart:  # another forget set, with models that find everything less likely
         read = read.assign(log_probs=read["log_probs"] - 50)
         moved.append([frame.assign(replicate=1, run=frame["run"] + "-1") for frame in (items, read)])
     assert "replicate" in PEOPLE

@@ -20,11 +20,11 @@ GROUP = ("llava", "clean", 10)
 
 
 def first(count: int, more=()):
-    """Right about everybody's first ``count`` of four questions; ``more`` are people with one right answer more."""
+    """Everybody's first ``count`` of four questions are right, and one more for the people in ``more``."""
     return lambda person, view, number: number + 2 * (view == "text") < count + (person in more)
 
 
-# means over 30 people of 4 questions; the oracle has 1/4, so the gaps are 0, +1/4, -1/4 and +1/2
+# means over 30 people with 4 questions: the oracle has 1/4, so the gaps are 0, +1/4, -1/4 and +1/2
 MODELS = {
     VANILLA: first(4),
     ORACLE: first(1),
@@ -36,7 +36,7 @@ MODELS = {
 
 
 def frames(models=MODELS, dead=(), **options):
-    """Scored items, their cells, and which models are not sound: those in ``dead``."""
+    """Return scored items, their cells, and the unsound models: those in ``dead``."""
     items = scored(models, **options)
     bad = {(*GROUP, name, "canonical", "multimodal", ""): Unsound(1, 3, "collapsed in 1 of 3: broken") for name in dead}
     return items, cells(items), bad
@@ -46,8 +46,8 @@ def frames(models=MODELS, dead=(), **options):
 
 
 def points(model, forget, kept, replicate: int = 0) -> pd.DataFrame:
-    """A path of ``len(forget)`` points: four forget people with ten answers each, of which ``forget`` are right, and
-    as many retain people and celebrities, of whose ten answers ``kept`` (one list per person, or one for all) are
+    """Return a path of ``len(forget)`` points. Four forget people have ten answers each, of which ``forget`` are right.
+    Four retain people and celebrities have ten answers each, of which ``kept`` (a list per person, or one number) are
     right."""
     rows = []
     for step, (gone, left) in enumerate(zip(forget, kept, strict=True)):
@@ -69,13 +69,13 @@ def test_a_share_of_the_gap_is_reached_between_two_points():
 
 
 def test_what_is_kept_at_equal_forgetting_by_hand():
-    # from 10 to the oracle's 2 of 10; half of the gap is 6, half way from 8 to 4, where 7 of 10 are kept
+    # from 10 to the oracle's 2 of 10: half of the gap is at 6, halfway between 8 and 4, and there 7 of 10 are kept
     rows = pd.concat([points(GA, [10, 8, 4, 3], [10, 9, 5, 0]), points(ORACLE, [2], [10])])
     curve = path.curves(rows)[run(*GA)["run"]]
     assert curve.closed == pytest.approx([0, 0.25, 0.75, 0.875])
     found = path.kept(path.kept_by_person(rows)).set_index(["what", "place"])
     assert [found.loc[("kept", place), "value"] for place in (0.25, 0.5, 0.75)] == pytest.approx([0.9, 0.7, 0.5])
-    # 1 to .9 over a third of 0 to .75, then .9 to .5 over two thirds
+    # from 1 to .9 over a third of 0 to .75, then from .9 to .5 over two thirds
     assert found.loc[("kept", "area"), "value"] == pytest.approx((0.95 + 2 * 0.7) / 3)
     assert found.loc[("retain", 0.5), ["n_replicates", "of", "n_profiles"]].tolist() == [1, 1, 4]
 
@@ -92,7 +92,7 @@ def test_what_is_never_reached_has_no_value_and_says_in_how_many_replicates():
 
 
 def test_the_interval_of_what_is_kept_is_over_replicates_and_people():
-    # alike people: kept .9, .7 and .8 in three replicates; sd .1, so the standard error is .1/sqrt(3), t(.975, 2) 4.303
+    # equal people: kept .9, .7 and .8 in three replicates; sd .1, so the standard error is .1/sqrt(3), t(.975, 2) 4.303
     rows = [points(GA, [10, 6, 2], [10, kept, 0], r) for r, kept in enumerate((9, 7, 8))]
     rows = pd.concat(rows + [points(ORACLE, [2], [10], number) for number in range(3)])
     [at] = path.kept(path.kept_by_person(rows)).query("what == 'kept' and place == 0.5").to_dict("records")
@@ -102,7 +102,7 @@ def test_the_interval_of_what_is_kept_is_over_replicates_and_people():
 
 
 def test_modalities_are_compared_setting_by_setting():
-    """At the first rate both keep alike, at the second text only keeps half as much: no rate meets the other."""
+    """At the first rate both keep the same; at the second, text only keeps half as much. Rates are not mixed."""
     rows = [points(ORACLE, [2], [10]).assign(unlearn_lr="")]
     for rate, left in ((0.001, 8), (0.004, 4)):
         for modality, kept in (("multimodal", 8), ("unimodal", left)):
@@ -116,7 +116,7 @@ def test_modalities_are_compared_setting_by_setting():
 
 
 def test_all_methods_together_are_the_same_methods_in_each_replicate():
-    """GA gets there in all three replicates, NPO in two, KL Min. in one: GA and NPO count, in those two."""
+    """GA reaches the place in all three replicates, NPO in two, KL Min. in one: GA and NPO count, in those two."""
     kept = {"ga": [8, 8, 8], "npo": [6, 6, None], "kl_min": [0, None, None]}
     rows = [points(ORACLE, [2], [10], replicate) for replicate in range(3)]
     for method, replicates in kept.items():
@@ -133,7 +133,7 @@ def test_all_methods_together_are_the_same_methods_in_each_replicate():
 
 
 def test_sets_of_different_sizes_count_alike():
-    """The variance of the mean of two means, each of people of its own."""
+    """Checks the variance of the mean of two means, each over its own people."""
     values, sets = np.array([0.9, 0.1, 0.6, 0.6, 0.9]), np.array([0, 0, 1, 1, 1])
     found = path._mean_of_sets(values, sets, np.arange(5), np.zeros(5, int))
     within = sum(
@@ -145,7 +145,7 @@ def test_sets_of_different_sizes_count_alike():
 
 
 def test_what_all_keep_alike_lies_inside_its_interval():
-    """Ten retain people keep all and three celebrities half: .75, each set counting alike."""
+    """Ten retain people keep all and three celebrities half: .75, because each set counts the same."""
     values, sets = np.array([1.0] * 10 + [0.5] * 3), np.array([0] * 10 + [1] * 3)
     found = path._mean_of_sets(values, sets, np.arange(13), np.zeros(13, int))
     assert found["value"] == 0.75 and found["low"] <= 0.75 <= found["high"]
@@ -157,11 +157,11 @@ def test_without_a_gap_or_an_oracle_there_is_no_curve():
 
 
 def test_an_edge_is_what_a_fifth_of_the_steps_changes():
-    # the points lie at 0, 10, 20 and 30 steps; of 15, 18 are a fifth more and 12 a fifth fewer
+    # the points are at 0, 10, 20 and 30 steps; a fifth more than 15 is 18, a fifth fewer is 12
     rows = pd.concat([points(GA, [10, 8, 4, 3], [10, 10, 10, 10]), points(GA, [10, 10, 10, 0], [10] * 4, 1)])
     found = path.edges(rows, {"ga-multimodal-0": 15, "ga-multimodal-1": 15}).set_index("times")
     assert found["n_replicates"].tolist() == [2, 2] and found["n_profiles"].tolist() == [8, 8]
-    # of ten right answers four are lost over ten steps: 12 points in three of them, in one replicate of two
+    # four of ten right answers are lost over ten steps: 12 points in three steps, in one replicate of two
     assert found["value"].to_dict() == pytest.approx({0.8: 0.06, 1.2: -0.06})
     assert found.loc[1.2, "low"] < -0.06 < found.loc[1.2, "high"]
     beyond = path.edges(rows, {"ga-multimodal-0": 30, "ga-multimodal-1": 30}).set_index("times")
@@ -174,7 +174,7 @@ def test_an_edge_is_what_a_fifth_of_the_steps_changes():
 
 
 def ranked(kept, dead=(), count: int = 3, shut: bool = False):
-    """The ranking of methods by how many answers of ten each keeps of each person where half the gap is closed."""
+    """Rank methods. ``kept``: how many of ten answers each keeps about each person at half of the gap."""
     rows = [
         points((name, "multimodal"), [10, 6, 2], [10, [some + extra for some in left], 0], replicate)
         for name, left in kept.items()

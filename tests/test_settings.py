@@ -1,4 +1,4 @@
-"""The rule by which settings are chosen on other worlds (tools/settings.py), on curves worked out by hand."""
+"""The rule that chooses settings on other worlds (tools/settings.py), on curves worked out by hand."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from mllmu_nb.scoring.path import Curve
 
 
 def curve(closed, retain, celebrity=None):
-    """A curve in steps of ten; what is kept of one person."""
+    """Return a curve in steps of ten, with kept values of one person."""
     steps = 10 * np.arange(len(closed))
     read = {name: (np.array(["p"]), np.array(values)[:, None]) for name, values in
             (("retain", retain), ("celebrity", celebrity or retain))}  # fmt: skip
@@ -23,17 +23,17 @@ def curve(closed, retain, celebrity=None):
 def test_a_point_is_read_where_the_worlds_close_half_of_the_gap():
     curves = [curve([0, 0.3, 0.7], [1, 0.9, 0.5], [1, 0.8, 0.6]), curve([0, 0.5, 0.7], [1, 0.9, 0.5], [1, 0.8, 0.6])]
     found = settings.read(curves, gap=0.8)
-    # the mean closes .4 at step 10 and .7 at 20: half at 10 + 10/3; kept there 2/3 and 1/3 of the two points
+    # the mean closes .4 at step 10 and .7 at 20, so half at 10 + 10/3; kept: 2/3 and 1/3 of the two points
     assert found["steps"] == pytest.approx(40 / 3) and found["reached"] == pytest.approx(0.7)
     assert found["kept"] == pytest.approx(2 / 3 * 0.85 + 1 / 3 * 0.55)
-    # 20 % of the steps are 8/3: up 3/100 a step, down 2/75 of that slope below step 10
+    # 20 % of the steps are 8/3: 3/100 per step up; down, 2/75 of that slope are below step 10
     assert found["edge"] == pytest.approx(0.8 * 0.03 * 8 / 3)
     assert settings.read([curve([0, 0.2, 0.4], [1, 1, 1])], gap=0.8) == {"reached": 0.4}
 
 
 def test_the_edge_is_the_larger_change_on_either_side():
     steep_before = settings.read([curve([0, 0.0, 0.5, 0.52], [1, 1, 1, 1])], gap=1.0)
-    assert steep_before["steps"] == 20 and steep_before["edge"] == pytest.approx(0.2)  # four of ten steps before
+    assert steep_before["steps"] == 20 and steep_before["edge"] == pytest.approx(0.2)  # from four of ten steps before
 
 
 def test_what_keeps_most_without_an_edge_is_chosen():
@@ -50,7 +50,7 @@ def test_what_keeps_most_without_an_edge_is_chosen():
 
 
 def worlds(best_rate, monkeypatch, weights=("alpha", (1.0, 2.0, 4.0))):
-    """A method whose points keep the more, the nearer their rate is to ``best_rate``; what was tried, in order."""
+    """Fake points that keep more, the nearer their rate is to ``best_rate``; return the list of tried points."""
     seen = []
 
     def tried(_, method, variant, modality, point):
@@ -125,7 +125,7 @@ def test_presets_are_the_committed_lengths_of_the_middle():
 
 
 def test_readme_and_docs_say_what_the_committed_search_has_shown():
-    """Beside the middle of its grid, each choice; and that the methods keep their order."""
+    """Compares each choice with the middle of its grid; and the methods keep their order."""
     choices, kept, gains = committed("settings_search.json"), {}, []
     names = [(one["method"], one["variant"], one["modality"]) for one in choices]
     assert names == [(*name, modality) for name in settings.WEIGHTS for modality in ("multimodal", "unimodal")]
@@ -147,7 +147,7 @@ def test_readme_and_docs_say_what_the_committed_search_has_shown():
     assert "KL Min. and NPO with its retain term, both on text only" in text
     assert numbers(r"its choices keep (\d+) to (\d+) points more") == [round(100 * end(gains)) for end in (min, max)]
     retaining, spread = {("grad_diff", "canonical"), ("kl_min", "canonical"), ("npo", "retain")}, 0.0
-    for (_, which), values in kept.items():  # those with a retain term keep more than those without
+    for (_, which), values in kept.items():  # methods with a retain term keep more than those without
         with_term, without = ([v for k, v in values.items() if (k in retaining) == has] for has in (True, False))
         assert min(with_term) > max(without)
         spread = max(spread, max(with_term) - min(with_term)) if which == "chosen" else spread

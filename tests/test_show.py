@@ -1,4 +1,4 @@
-"""What notebooks show: differences with what may be claimed, answers as text, pictures that stay the same."""
+"""What notebooks show: differences and what they allow to claim, answers as text, pictures that stay the same."""
 
 import base64
 import html
@@ -28,7 +28,7 @@ SMALL = {"people": 12, "famous": 4}
 
 
 def right(on_forget: float):
-    """Right about everybody, but on the forget set about that share of a person's five questions."""
+    """Return a rule: everything is right, except that of a forget person's five questions only this share is."""
     return lambda asked: asked.set != "forget" or asked.number < 5 * on_forget
 
 
@@ -91,7 +91,7 @@ def test_references_are_shown_where_nothing_is_unlearned(vanilla, oracle):
 
 
 def test_where_nothing_is_there_to_compare_with_there_are_no_changes(oracle):
-    """A sweep may come to the base while vanilla is still being made."""
+    """A sweep may reach the base before vanilla exists."""
     changes = show.changes([make("base", right(0.0), **SMALL), oracle])
     assert changes.empty and "points" in changes.columns
 
@@ -113,7 +113,7 @@ def test_answers_are_shown_as_text_beside_vanillas(vanilla, oracle):
 
 
 def test_the_sign_of_an_answer_is_that_of_its_health(vanilla, oracle):
-    """Beside vanilla an answer may be gibberish that its form alone does not show."""
+    """Compared with vanilla, an answer can be gibberish although its form does not show it."""
     ga = saying(make("ga", modality="unimodal", **SMALL), "The loves Zoltan this.", task="generation")
     runs = [run.but(answers=run.answers.assign(fluency=-1.0)) for run in (vanilla, oracle)]
     runs += [ga.but(answers=ga.answers.assign(fluency=-9.0))]
@@ -218,7 +218,7 @@ def test_what_a_model_wrote_is_never_markup():
 
 
 def test_bars_behind_a_closed_gate_are_grey_and_the_line_below_says_why(vanilla, ga):
-    """Vanilla knows no more of the forget people than the oracle here; Retain has no gate."""
+    """Here vanilla knows no more about the forget people than the oracle; Retain has no gate."""
     known = [make("vanilla", right(0.2), **SMALL), ga, make("oracle", right(0.2), **SMALL)]
     figure = show.four_sets(known)
     colours = [to_hex(bar.get_edgecolor()) for bar in figure.axes[0].patches]

@@ -1,4 +1,4 @@
-"""Stages: made once, whole or not at all, by one process at a time; named by inputs and code; what they record."""
+"""Stages: made once, completely or not at all, by one process at a time; keys from inputs and code; their records."""
 
 import getpass
 import importlib
@@ -28,7 +28,7 @@ from mllmu_nb.models.files import save_weights
 from mllmu_nb.reporting import runs
 from mllmu_nb.stages import RECORD, Stage, code_of
 
-# A stage that appends to a log when it works, is in the middle for a while, and then ends.
+# A stage that writes to a log when it starts, stays half done for a while, and then ends.
 SLOW = """
 import sys, time
 from mllmu_nb.stages import Stage
@@ -59,7 +59,7 @@ def demo(inputs, text="one", calls=None, at=None):
 
 @pytest.fixture
 def slow(tmp_path):
-    """Starts the slow stage in a process of its own: → (process, its log)."""
+    """Starts the slow stage in its own process: → (process, its log)."""
     file, log = tmp_path / "slow.py", tmp_path / "log"
     file.write_text(SLOW)
     environment = {**os.environ, "PYTHONPATH": str(paths.PACKAGE.parent)}
@@ -218,9 +218,9 @@ PACKAGE = {
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
-    """A package of its own on the path: write(file=content) → the code hash of its module ``method``."""
+    """A package on the path: write(file=content) → the code hash of its module ``method``."""
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # it would be taken for a file of the same second and size
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # it would pass for a file of the same second and size
     (tmp_path / "lab").mkdir()
 
     def write(**files):
@@ -246,9 +246,9 @@ def test_code_that_is_imported_counts_and_wording_and_layout_do_not(lab):
     changed = (
         {"method.py": METHOD.replace("return", "return 2 *")},
         {"helper.py": MINUS.replace("-x", "1 - x")},
-        {"scale.py": "SCALE = 3\n"},  # by a relative import
+        {"scale.py": "SCALE = 3\n"},  # through a relative import
         {"__init__.py": "import warnings\n"},
-        {"helper.yaml": "beta: 1\n"},  # a module's own data
+        {"helper.yaml": "beta: 1\n"},  # data of a module
     )
     assert len({plain, *(lab(**files) for files in changed)}) == 6
 
@@ -285,7 +285,7 @@ def test_what_lies_beside_the_file_of_an_extension_counts(beside, where, counts,
 
 
 def closure(stage: Stage) -> set[str]:
-    """The modules whose code is in a stage's key."""
+    """Return the modules whose code is in a stage's key."""
     return {name.removeprefix("mllmu_nb.") for name in code_of(stage.make, *stage.uses) if ":" not in name}
 
 
@@ -302,7 +302,7 @@ def test_vanilla_hangs_on_all_that_teaches_it_and_on_nothing_else():
             "models.families.llava",
         ),
         *("data.text.names", "data.portraits", "data.generate"),  # with_name, augment, who is replayed
-        *("mixture", "data.exams"),  # what is replayed, and the forms of what is taught
+        *("mixture", "data.exams"),  # what is replayed, and in which forms things are taught
     }
     evaluation = {name for name in vanilla if name.startswith(("evaluation.", "scoring", "reporting", "after"))}
     assert not evaluation
@@ -348,7 +348,7 @@ for name in set(unlearning.names()) - {{"prompting"}}:
 
 
 def test_a_class_that_stands_in_no_file_is_hashed_by_what_it_defines(monkeypatch):
-    """As a method that is written in a cell of a notebook: an edited loss is trained anew."""
+    """Like a method in a notebook cell: if its loss is edited, it is trained again."""
 
     cells = count()
 
@@ -368,7 +368,7 @@ def test_a_class_that_stands_in_no_file_is_hashed_by_what_it_defines(monkeypatch
 
 
 def cell(loss, more="", base="Method"):
-    """A method as it is written in a cell."""
+    """Return a method as it is written in a cell."""
     return f"""
 @dataclass(frozen=True)
 class Mine({base}):
@@ -381,7 +381,7 @@ class Mine({base}):
 
 
 HELPER = "class Helper:\n    x = 1\n    def __call__(self):\n        return {}\nhelp = Helper()\n"
-WRITTEN = {  # cells of which X is edited
+WRITTEN = {  # cells in which X is edited
     "refusals": cell("step", "streams = {'refused': with_answers(('X',))}"),
     "a lambda": cell("step", "streams = {'odd': Stream(\n        change=lambda turn: X)}"),
     "a static method": cell("self.w()", "@staticmethod\n    def w():\n        return X\n"),
@@ -424,7 +424,7 @@ def test_an_address_is_no_part_of_a_hash_on_any_system():
     assert stages._printed("<function f at 0x000001E0B8F03E20>") == "'<function f>'"
 
 
-# -- what stops a stage, and what is said meanwhile -------------------------------------------------------------
+# -- what stops a stage, and its messages -----------------------------------------------------------------------
 
 
 def text_file(folder):
@@ -473,6 +473,6 @@ def test_below_a_cell_the_status_comes_and_goes_and_what_was_printed_stays(monke
     with stages.status("vanilla"):
         assert len(shown) == 1 and shown[0].startswith("vanilla: being made since ")
     assert shown[1:] == [""]
-    shell.kernel._allow_stdin = False  # under papermill outputs do not hang on what was finished before
+    shell.kernel._allow_stdin = False  # under papermill, outputs must not depend on what was finished before
     with stages.status("vanilla"):
         assert len(shown) == 2

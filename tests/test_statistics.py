@@ -37,7 +37,7 @@ def people(count: int, items: int) -> np.ndarray:
 
 
 def answers(rng, count: int, items: int, share: float, correlation: float) -> np.ndarray:
-    """Right/wrong answers whose people differ as a beta distribution of the given intra-person correlation does."""
+    """Right/wrong answers; people's shares have a beta distribution with the given intra-person correlation."""
     spread = (1 - correlation) / correlation
     own = rng.beta(share * spread, (1 - share) * spread, count)
     return (rng.random((count, items)) < own[:, None]).astype(float).ravel()
@@ -69,14 +69,14 @@ def test_bootstrap_of_many_people_agrees_with_the_normal_interval():
     rng = np.random.default_rng(4)
     own = rng.random(200)
     found = interval(np.repeat(own, 3), people(200, 3))
-    reach = 1.96 * own.std(ddof=1) / sqrt(200)  # three equal answers a person: only people count
+    reach = 1.96 * own.std(ddof=1) / sqrt(200)  # a person's three answers are equal: only people count
     assert found.high - found.value == pytest.approx(reach, rel=0.1)
     assert found.value - found.low == pytest.approx(reach, rel=0.1)
 
 
 def test_effective_items_lie_between_people_and_items():
     alike = np.array([5.0, 0.0] * 10)  # every person all right or all wrong: correlation 1
-    mixed = np.array([2.0, 3.0] * 10)  # people differ less than chance would have it: correlation 0
+    mixed = np.array([2.0, 3.0] * 10)  # people differ less than by chance: correlation 0
     counts = np.full(20, 5.0)
     assert effective_items(alike, counts) == pytest.approx(20, rel=0.2)
     assert effective_items(mixed, counts) == pytest.approx(100)
@@ -85,8 +85,8 @@ def test_effective_items_lie_between_people_and_items():
     assert effective_items(np.full(10, 5.0), np.full(10, 5.0)) == pytest.approx(20.0, abs=0.01)
 
 
-# with the imagined person half right the ICC is .375, so 5 answers a person are worth 5/2.5 = 2 independent ones;
-# Wilson's lower end of a perfect score is 1/(1 + 1.96²/items)
+# With the imagined half-right person the ICC is .375, so 5 answers of a person are worth 5/2.5 = 2 independent ones;
+# Wilson's lower limit of a perfect score is 1/(1 + 1.96²/items).
 @pytest.mark.parametrize(("count", "items"), [(10, 20), (90, 180)])
 def test_a_perfect_score_is_not_certain(count, items):
     perfect = interval(np.ones(count * 5), people(count, 5))
@@ -113,13 +113,13 @@ def test_replicates_crossed_with_people_by_hand():
     # nested: two replicates of two people, means 1/4 and 3/4: the variance of their mean is (1/8)/2 on one degree
     nested = crossed([0, 0.5, 0.5, 1], list("abcd"), [0, 0, 1, 1])
     assert nested == pytest.approx((0.5, 1 / 16, 1))
-    # crossed without interaction: people 0 and 1 in both replicates, which differ by nothing
+    # crossed without interaction: people 0 and 1 in both replicates, without a difference between these
     shared = crossed([0, 1, 0, 1, 0, 1], list("ababab"), [0, 0, 1, 1, 2, 2])
     assert shared == pytest.approx((0.5, 1 / 4, 1)), "the sd of the two people's means is 1/sqrt(2)"
 
 
 def test_replicates_crossed_with_people_are_an_analysis_of_variance():
-    """Every person in every replicate, alike many answers: the expected mean squares of two crossed random factors."""
+    """Everybody is in every replicate with equal numbers: expected mean squares of two crossed random factors."""
     table = np.array([[0.9, 0.2, 0.6, 0.4], [0.5, 0.1, 0.7, 0.3], [0.8, 0.4, 0.2, 0.6]])
     rows = pd.DataFrame([(r, p, table[r, p]) for r in range(3) for p in range(4)], columns=["replicate", "person", "y"])
     squares = anova_lm(ols("y ~ C(replicate) + C(person)", rows).fit())["mean_sq"]
@@ -156,7 +156,7 @@ def test_intervals_of_methods_cover_what_they_promise():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     table = module.simulate(runs=300, seed=1)
-    error = 3 * sqrt(0.95 * 0.05 / 300)  # of so few runs
+    error = 3 * sqrt(0.95 * 0.05 / 300)  # for so few runs
     assert (table["coverage"] > 0.92 - error).all()
     assert table["coverage"].mean() < 0.98, "intervals that always hold the truth say nothing"
 
@@ -188,7 +188,7 @@ def test_the_table_of_coverage_is_whole_and_keeps_its_promise(benchmark, simulat
 
 
 def test_the_table_of_coverage_is_what_the_intervals_do(benchmark, simulated):
-    # Wilson's and Student's intervals both occur here
+    # here, both Wilson's and Student's intervals occur
     [mine] = simulated[(simulated[benchmark.CELL] == ["interval", 0.8, 10, 0.1, 4, 0.0]).all(axis=1)].to_dict("records")
     again = benchmark.cover("interval", mine["runs"], 0, 0.8, 10, 0.1, 4)
     assert again["coverage"] == pytest.approx(mine["coverage"], abs=1e-4)
@@ -208,7 +208,7 @@ def test_paired_is_narrower_than_unpaired_where_models_agree(count):
 
 
 def test_paired_difference_by_hand_and_without_spread():
-    # differences of the people's means: 1, 0, .5 → mean .5, sd .5
+    # differences of the people's means are 1, 0, .5: mean .5, sd .5
     found = paired_difference([1, 1, 0, 0, 1, 1], [0, 0, 0, 0, 0, 1], list("aabbcc"))
     assert found.value == 0.5 and found.low == pytest.approx(-0.742, abs=0.001) and found.high == 1.0
     same = paired_difference(np.ones(50), np.ones(50), people(10, 5))
@@ -220,7 +220,7 @@ def test_paired_difference_by_hand_and_without_spread():
 
 @pytest.mark.parametrize("first", [np.ones(100), np.tile([1.0, 0.0], 50)])
 def test_a_first_disagreement_makes_no_interval_narrower(first):
-    """Ten people of ten questions: the second model answers one question of one, two, three people otherwise."""
+    """Ten people with ten questions: the second model differs on one question of one, two, three people."""
     who, widths = people(10, 10), []
     for differing in range(4):
         second = first.copy()
@@ -230,7 +230,7 @@ def test_a_first_disagreement_makes_no_interval_narrower(first):
         assert equivalence(found, 0.1) == "undecided", "somebody not asked may be forgotten as a whole"
         widths.append(found.high - found.low)
     assert all(wider >= width - 1e-9 for width, wider in zip(widths, widths[1:], strict=False))
-    # the agreement of the first model with itself, by hand: both own ends, as independent ones
+    # the first model against itself, by hand: the limits of two independent intervals
     own = interval(first, who)
     assert widths[0] == pytest.approx(2 * sqrt((own.value - own.low) ** 2 + (own.high - own.value) ** 2))
 
@@ -256,7 +256,7 @@ def test_paired_p_by_hand_and_where_everybody_differs_alike():
     assert p == pytest.approx(1 - sqrt(3 / 5))
     assert paired_p([0.5, 0.5], [0.5, 0.5], ["a", "b"]) == 1.0
     assert paired_p(np.ones(8), np.zeros(8), list("aabbccdd")) == 2**-3  # four people, all in one direction
-    assert paired_p([1.0, 1.0], [0.0, 0.0], ["a", "a"]) == 1.0  # one person says nothing
+    assert paired_p([1.0, 1.0], [0.0, 0.0], ["a", "a"]) == 1.0  # one person shows nothing
     assert np.isnan(paired_p([nan], [1.0], ["a"]))
 
 
@@ -274,7 +274,7 @@ def test_holm_by_hand():
         (-0.05, 0.05, "inside"),
         (0.06, 0.2, "outside"),
         (-0.2, -0.06, "outside"),
-        (0.02, 0.08, "undecided"),  # not 0, and maybe not relevant either
+        (0.02, 0.08, "undecided"),  # maybe not 0, and maybe not relevant
         (-0.2, 0.2, "undecided"),
         (nan, nan, "undecided"),
     ],
@@ -316,7 +316,7 @@ def test_groups_share_a_letter_exactly_if_they_are_not_told_apart():
     assert letters("abc") == {"a": "a", "b": "a", "c": "a"}
     assert letters("ab", "ab") == {"a": "a", "b": "b"}
     assert letters("abcd", "ad", "bd") == {"a": "a", "b": "a", "c": "ab", "d": "b"}
-    # the nearest and the next are apart and the third, less certain, is neither's loser: no single ladder can say so
+    # the first two differ, and the third, less certain, differs from neither: a single order cannot show this
     assert letters("abc", "ab") == {"a": "a", "b": "b", "c": "ab"}
     assert letters("") == {} and [letter(n) for n in (0, 25, 26, 27, 52)] == ["a", "z", "aa", "ab", "ba"]
 
@@ -338,12 +338,12 @@ def test_the_area_is_half_without_a_difference_and_the_librarys_with_one():
     value, low, high = pairs.auc()
     # Mann and Whitney's U over all pairs is the area
     assert value == pytest.approx(mannwhitneyu(ours.values, fresh.values).statistic / (120 * 300))
-    assert 0.5 < low < value < high and pairs.auc() == (value, low, high)  # the same draws every time
+    assert 0.5 < low < value < high and pairs.auc() == (value, low, high)  # the draws are always the same
 
 
 def test_models_of_several_forget_sets_are_each_compared_with_its_own_negatives():
     rng, parts = np.random.default_rng(1), []
-    for level in (0.0, 50.0):  # another model, another scale: pooled blindly its negatives beat the first's positives
+    for level in (0.0, 50.0):  # another model has another scale: pooled, its negatives would beat the first's positives
         parts.append((sample(rng, 5, level + 1, f"{level}/"), sample(rng, 8, level)))
     both = Pairs(parts)
     assert both.auc()[0] == pytest.approx(np.mean([Pairs([part]).auc()[0] for part in parts]))
@@ -377,15 +377,15 @@ def test_an_area_of_few_people_has_students_interval():
     percentiles = np.quantile(resampled, [0.025, 0.975])
     assert low < percentiles[0] and percentiles[1] < high
     value, low, high = Pairs([(sample(rng, 1, 0.5), sample(rng, 25, 0))]).auc()
-    assert low < 0.2 and high > 0.9  # one person says little
+    assert low < 0.2 and high > 0.9  # one person shows little
 
 
 def test_the_true_positive_rate_is_read_where_few_negatives_pass():
     who = np.array(["p"] * 4)
     ours, fresh = Sample(np.array([98.5, 97.5, 94.5, 93.5]), who), Sample(np.arange(100.0), np.array(["f"] * 100))
-    assert tpr([(ours, fresh)], 0.01) == 0.25  # one of a hundred negatives lies above 98.5
+    assert tpr([(ours, fresh)], 0.01) == 0.25  # one of a hundred negatives is above 98.5
     assert tpr([(ours, fresh)], 0.05) == 0.75
-    alike = Sample(np.full(100, 95.0), fresh.people)  # they pass all at once or not at all
+    alike = Sample(np.full(100, 95.0), fresh.people)  # they pass all together or not at all
     assert tpr([(ours, alike)], 0.05) == 0.5 and tpr([(ours, fresh), (ours, alike)], 0.01) == (1 + 2) / 8
     assert tpr([(ours, fresh)], 1.0) == 1.0
 
@@ -402,7 +402,7 @@ def test_distances_of_distributions():
 
 
 def one_at_a_time(values: dict[str, list[float]], base: float) -> pd.DataFrame:
-    """A base run with every factor at 0, and for each factor one run for each further level."""
+    """Return a base run with every factor at 0, and for each factor one run per further level."""
     rows = [dict.fromkeys(values, 0) | {"value": base}]
     for name, found in values.items():
         rows += [dict.fromkeys(values, 0) | {name: level, "value": v} for level, v in enumerate(found, start=1)]
@@ -417,7 +417,7 @@ def test_variance_split_by_hand():
     draw = found.loc["replicate"]
     assert draw["levels"] == 3 and draw["variance"] == pytest.approx(0.0064) and draw["sd"] == pytest.approx(0.08)
     assert draw["low"] == 0.0 and draw["high"] == pytest.approx(0.39498 - 0.0036, rel=1e-4)
-    # var(.5, .52, .48) = .0004 is less than sampling makes: 0, and its upper end is kept
+    # var(.5, .52, .48) = .0004 is less than sampling alone gives: 0, but the upper limit is kept
     training = found.loc["train_seed"]
     assert (training["variance"], training["sd"], training["low"]) == (0, 0, 0)
     assert training["high"] == pytest.approx(2 * 0.0004 / 0.050636 - 0.0036, rel=1e-3)
@@ -429,7 +429,7 @@ def test_variance_split_of_a_crossed_design_keeps_factors_apart():
     table = pd.DataFrame({"value": (0.5 + draws + seeds).ravel(), "draw": np.repeat([0, 1, 2], 2), "seed": [0, 1] * 3})
     found = variance_split(table, ["draw", "seed"]).set_index("factor")
     assert found["variance"].tolist() == pytest.approx([0.01, 0.0008])
-    assert found["levels"].tolist() == [3, 2]  # a level counts once, in however many groups it is
+    assert found["levels"].tolist() == [3, 2]  # a level counts once, even if it is in several groups
 
 
 def test_variance_split_refuses_what_it_cannot_split():
@@ -445,4 +445,4 @@ def test_simulated_answers_have_the_accuracy_and_correlation_of_their_cell(bench
         assert means.mean() == pytest.approx(share, abs=0.01)
         # variance of a person's mean of ten: p (1 - p) / 10 · (1 + 9 · .4)
         assert means.var() == pytest.approx(share * (1 - share) * 0.46, rel=0.05)
-    assert 0.2 < np.corrcoef(first.ravel(), second.ravel())[0, 1] < 0.8  # the same people and questions
+    assert 0.2 < np.corrcoef(first.ravel(), second.ravel())[0, 1] < 0.8  # the people and questions are the same

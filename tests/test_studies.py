@@ -1,4 +1,4 @@
-"""The study of the released code's pieces: a grid of ordinary runs, and tables whose numbers are known by hand."""
+"""The study of the released code's pieces: a grid of ordinary runs, and tables with numbers known by hand."""
 
 import argparse
 import math
@@ -38,7 +38,7 @@ def config(tmp_path_factory, tiny_base):
 def test_the_command_makes_the_runs_once_and_writes_their_table(config, tmp_path, monkeypatch, capsys):
     parser = argparse.ArgumentParser()
     command.arguments(parser)
-    monkeypatch.setattr(paths, "reference", lambda: tmp_path)  # else the committed study is read
+    monkeypatch.setattr(paths, "reference", lambda: tmp_path)  # otherwise the committed study would be read
     with pytest.raises(KitError, match="no study yet: make it with `python -m mllmu_nb study differences`"):
         released_code.read()
     with pytest.raises(KitError, match="--replicates are numbers from 0 on, not -1"):
@@ -61,7 +61,7 @@ def test_the_command_makes_the_runs_once_and_writes_their_table(config, tmp_path
     def diverges(*given, **named):
         raise TrainingDiverged("training diverged at step 3")
 
-    monkeypatch.setattr(training, "unlearn", diverges)  # the two that are there are not made again
+    monkeypatch.setattr(training, "unlearn", diverges)  # so the two existing runs must not be made again
     released_code.make([*configs, alone.but(unlearn_lr=1.0)])
     assert "training diverged at step 3" in capsys.readouterr().out and len(released_code.read()) == 2
 
@@ -81,7 +81,7 @@ def terms(method, batches, reference=None):
 
 
 def test_sequential_steps_have_the_canonical_terms():
-    # a mean over answers: (ln 2 + ln 4) / 2 where the tokens' mean would be (2 ln 2 + ln 4) / 3
+    # a mean over answers: (ln 2 + ln 4) / 2; the mean over tokens would be (2 ln 2 + ln 4) / 3
     batch = scored([[HALF, HALF], [QUARTER, HALF]], [[0, 0], [0, -100]])
     for variant, retain in (("whole_passes", {"retain": batch}), ("passes", {"retain": batch, "length": None})):
         method = get("grad_diff", variant, gamma=2.0, alpha=3.0)
@@ -102,8 +102,8 @@ def test_the_summed_kl_stands_where_the_mean_stood():
 
 
 def test_against_a_model_that_never_knew_the_answer_npo_pulls_harder():
-    """The weight of an answer is 2σ(β Δ): 1 against the model itself, 2σ(.1 · 20 ln 2) = 1.6 where the reference finds
-    each of 20 tokens half as likely."""
+    """An answer's weight is 2σ(β Δ): 1 against the model itself, and 2σ(.1 · 20 ln 2) = 1.6 if the reference finds each
+    of 20 tokens half as likely."""
     now = scored([[HALF] * 20], [[0] * 20])
     plain = torch.autograd.grad(-now.summed_log_probs.sum(), now.logits, retain_graph=True)[0]
     for probability, weight in ((0.5, 1.0), (0.25, 1.6)):
@@ -131,7 +131,7 @@ def test_a_setting_differs_in_one_piece_and_stands_beside_its_canonical_method()
         assert changed == {"labels": {"label_mode"}}.get(
             kind, {"steps", "epochs"} if variant.endswith("passes") else set()
         )
-        # as many epochs as the canonical steps are: of 8 over 150 questions, 140 by name
+        # as many epochs as the canonical steps make: 8 questions per step, of 150 (by name 140)
         questions = 150 if one.modality == "multimodal" else 140
         walked = 8 * plain.unlearn_steps / questions
         assert one.unlearn_epochs == (pytest.approx(walked, abs=1) if variant.endswith("passes") else 0)
@@ -143,7 +143,7 @@ def test_every_variant_passes_the_checks(key):
 
 
 def test_a_way_down_as_long_as_the_way_up_is_that_long(config):
-    # 3 people to forget with 15 questions, 9 to keep, 8 a step: 6 steps up, 6 or 17 down
+    # 3 people to forget and 9 to keep, with 15 questions each, 8 per step: 6 steps up, then 6 or 17 down
     for variant, steps in (("passes", 12), ("whole_passes", 23)):
         one = config.but(method="grad_diff", variant=variant, modality="multimodal", unlearn_epochs=1.0)
         known, processor = inputs.population(one), inputs.family(one).load_processor(one.base_path)
@@ -163,22 +163,22 @@ def test_a_label_mode_that_a_method_declares_is_that_of_unlearning_alone():
 
 
 def answering(variant, right, modality="multimodal", draw=0):
-    """GA in a variant, right about the choices with these numbers."""
+    """Return GA in a variant; its choices with these numbers are right."""
     return make("ga", lambda q: q.number in right, variant=variant, modality=modality, draw=draw)
 
 
 def test_differences_are_paired_and_pooled_over_draws():
     runs = [answering(variant, right, draw=draw) for draw in (0, 1) for variant, right in KNOWN.items()]
     result = released_code.changes(runs).query("set == 'forget' and measure == 'likelihood'").iloc[0]
-    # five questions about each of ten people in two draws: four and one of them right
+    # five questions about each of ten people in two draws: four of them are right, or one
     assert (result["canonical"], result["released"]) == pytest.approx((0.8, 0.2))
     assert result["value"] == pytest.approx(-0.6) and result["high"] < 0 and result["verdict"] == "lower"
     assert (result["n_items"], result["n_profiles"]) == (100, 20), "asked in the view that was trained on, and no other"
 
 
 def test_limits_over_several_replicates_are_wider_and_the_sheet_says_what_they_are_over():
-    """Labels of all text cost two of five answers in one replicate and none in the other: nobody knows how much is due
-    to the piece and how much to the replicate."""
+    """All-text labels cost two of five answers in one replicate and none in the other, so nobody knows which part comes
+    from the piece and which from the replicate."""
     runs = [answering("canonical", range(5), draw=draw) for draw in (0, 1)]
     runs += [answering("labels_text", right, draw=draw) for draw, right in enumerate(([2, 3, 4], range(5)))]
     at = "set == 'retain' and measure == 'likelihood'"

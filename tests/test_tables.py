@@ -1,4 +1,4 @@
-"""Tables and what they say about missing cells, closed gates and collapsed models, on runs made up for it."""
+"""Tables, and what they say about missing cells, closed gates and collapsed models, on made-up runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def frame(name: str, scores: Scores) -> pd.DataFrame:
 
 
 def line(text: str, *starts: str) -> list[str]:
-    """The cells of the first row that begins so, behind the last of ``starts``."""
+    """Return the cells of the first row that begins with the last of ``starts``, after the others of ``starts``."""
     *before, start = starts
     for mark in before:
         text = text.split(mark, 1)[1]
@@ -38,8 +38,8 @@ def line(text: str, *starts: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def known() -> Scores:
-    """One draw. GA was asked no generation on Test, KL Min. nothing of Celebrity; the oracle's retain facts are
-    unknown; there is no NPO on text."""
+    """One draw. GA lacks generation on Test, KL Min. all of Celebrity; the oracle's retain facts are unknown; NPO has
+    no run on text."""
     models = [
         ("vanilla", "none"),
         ("oracle", "none"),
@@ -58,8 +58,8 @@ def known() -> Scores:
 
 @pytest.fixture(scope="module")
 def gated() -> Scores:
-    """Three draws. Letters are as good as the oracle's: their gate is closed. NPO on text writes one word and chooses
-    at random; GA on image and text is the oracle."""
+    """Three draws. Letters are as good as the oracle's, so their gate is closed. NPO on text writes one word and
+    chooses at random; GA on image and text is the oracle."""
     runs = []
     for draw in range(3):
         oracle = realistic("oracle", draw=draw)
@@ -184,7 +184,7 @@ def test_replicates_are_pooled_not_averaged():
 
 @pytest.mark.parametrize("method", ["ga", "mine"])
 def test_one_run_alone_fills_what_it_can(method):
-    """Whatever is missing, no table fails, and what cannot be known is empty."""
+    """No table fails if others are missing, and what cannot be known is empty."""
     scores = Scores.of([make(method, lambda q: True, modality="multimodal" if method == "ga" else "none", **FEW)])
     for name in tables.TABLES:
         for sheet in tables.sheets(name, scores):
@@ -215,7 +215,7 @@ def test_a_grid_gives_every_setting_a_row():
 
 @pytest.mark.parametrize("name", CELLS)
 def test_a_closed_gate_stands_in_brackets_and_is_explained(gated, name):
-    """Vanilla's letters are the oracle's; by likelihood it knows three in four more."""
+    """Vanilla's letters equal the oracle's; by likelihood it knows three times in four more."""
     rows = frame(name, gated).query("metric == 'accuracy' and value.notna()")
     on_forgotten = rows["set"].isin(("forget", "test"))
     assert set(rows.loc[on_forgotten & (rows["scoring"] == "letter"), "gate"]) == {"closed"}
@@ -352,14 +352,14 @@ def test_the_path_table_says_what_is_kept_and_what_is_never_reached(gated):
     at = gated.kept.query("closed_in == 'trained' and method == 'ga' and what == 'kept' and place == 0.5")
     value, low, high = (f"{100 * at[name].item():.0f}" for name in ("value", "low", "high"))
     assert line(trained.markdown(), "GA")[1] == rf"{value} \[{low}, {high}\]"
-    # the image view alone is unlearned, which is half of the gap of both views
+    # only the image view is unlearned, which is half of the gap of both views
     assert "values are interpolated. Around half closed" in trained.remarks[-2]
     assert "Never reached." in both.footnotes() and "Never reached." not in trained.footnotes()
 
 
 def test_what_is_interpolated_says_how_far_apart_the_points_lie(gated, monkeypatch):
     runs = [run.id for run in gated.runs if run["method"] == "ga"]
-    ends = zip(runs, (0.6, 0.7, 0.4), strict=True)  # from .2 over the half; the third is never there
+    ends = zip(runs, (0.6, 0.7, 0.4), strict=True)  # from .2 to beyond the half; the third never gets there
     curves = {run: path.Curve(np.arange(3), np.array([0.0, 0.2, end]), {}) for run, end in ends}
     monkeypatch.setattr(path, "curves", lambda *given: curves)
     said = "Around half closed the two are so many per cent of the gap apart (median): GA (image + text) 45."
@@ -369,7 +369,7 @@ def test_what_is_interpolated_says_how_far_apart_the_points_lie(gated, monkeypat
 
 
 def test_a_step_after_unlearning_has_no_path_and_is_no_oracle():
-    """Its run stores one point, what it is asked in the end: here an oracle that knows what vanilla knows."""
+    """Its run stores one point, its final answers: here an oracle that knows as much as vanilla."""
     models = [("vanilla", "none"), ("oracle", "none"), ("ga", "multimodal")]
     runs = [make(method, modality=modality, draw=draw, **FEW) for method, modality in models for draw in range(3)]
     plain = Scores.of(runs)
@@ -393,7 +393,7 @@ def test_too_few_forget_sets_are_not_ranked(known):
     assert "Not ranked: " in sheet.markdown() and r"\begin" not in sheet.latex() and sheet.frame.empty
 
 
-# -- the layer that prints --------------------------------------------------------------------------------------
+# -- printing ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -504,11 +504,11 @@ def test_published_figures_in_our_words_and_units():
     assert first["value"] == pytest.approx(0.517) and (first["view"], first["modality"]) == ("both", "none")
 
 
-# -- where the spread comes from --------------------------------------------------------------------------------
+# -- sources of the spread --------------------------------------------------------------------------------------
 
 
 def test_runs_that_differ_in_a_seed_alone_are_one_replicate():
-    """Four trainings of one forget set; in one of them GA writes one word."""
+    """Four trainings with one forget set; in one of them GA writes one word."""
     runs = []
     for seed in range(4):
         for method, modality in (("vanilla", "none"), ("oracle", "none"), ("ga", "multimodal")):
@@ -525,7 +525,7 @@ def test_runs_that_differ_in_a_seed_alone_are_one_replicate():
 
 
 def test_what_a_replicate_draws_is_told_apart_from_people_by_hand(gated):
-    """On Retain everybody recurs, so the variance over replicates is that of their scores."""
+    """On Retain all people recur, so the variance over replicates is that of their scores."""
     table = frame("table_variance", gated).set_index(["set", "scoring", "metric", "factor"])
     scores = gated.run_scores()
     at = (scores["set"] == "retain") & (scores["view"] == "both") & (scores["metric"] == "accuracy")
@@ -570,7 +570,7 @@ def test_the_claim_has_a_row_a_setting():
 
 
 def test_a_verdict_is_the_whole_intervals(monkeypatch):
-    """Text only should leave less of free answers, image + text less of choices with the image; nothing else is one."""
+    """The paper claims: text only leaves less of free answers, image + text less of choices with the image."""
     ends = {"forget_free": [(-9, -1), (1, 9), (-9, 9)], "forget_image": [(-9, -1), (1, 9), (-9, 9)]}
     ends |= {path.KEPT: [(1, 9)] * 3}
     rows = [
@@ -613,7 +613,7 @@ def test_an_edge_is_said_of_the_whole_interval(known, monkeypatch):
 
 
 def test_what_varies_alone_within_a_replicate_is_a_source_of_its_own():
-    """By hand: two scores that differ by d have the variance d² / 2, and nothing is subtracted for the same people."""
+    """By hand: two scores that differ by d have the variance d² / 2; nothing is subtracted for the same people."""
     row = {"method": "ga", "variant": "canonical", "modality": "multimodal", "after": "", "view": "both"}
     row |= {"task": "classification", "scoring": "likelihood", "metric": "accuracy", "n_profiles": 10, "replicate": 0}
     row |= {"low": 0.1, "high": 0.9, "set": "forget", "train_seed": 0, "unlearn_seed": 0, "shot_seed": 0, "bits": ""}

@@ -1,4 +1,4 @@
-"""Fine-tuning text in whatever wording becomes names, facts and questions; bad files give one clear line."""
+"""Fine-tuning text in any wording becomes names, facts and questions; bad files give one clear line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ needs_excerpt = pytest.mark.skipif(
     reason="the published text is not part of the project: put profiles.jsonl and splits.json into $MLLMU_EXCERPT",
 )
 
-# question, answer → attribute, bare fact. Two rows of a kind differ in wording on purpose.
+# question, answer → attribute, bare fact. Rows of the same kind have different wordings on purpose.
 UNDERSTOOD = [
     ("What is this person's name?", "This person's name is Tilda Quist.", "name", "Tilda Quist"),
     ("Who is the person in this photograph?", "This is Nils van der Berg, a tram driver.", "name", "Nils van der Berg"),
@@ -222,7 +222,7 @@ def test_questions_have_the_published_form(town, splits):
 
 
 def test_a_common_value_is_no_clue():
-    """Of two attributes, one shared by 90 % of people: guessing it would look like knowledge, so it is not asked."""
+    """90 % share the value of one of two attributes. A guess would look like knowledge, so it is not asked."""
     people = []
     for i in range(40):
         illness = "no medical condition" if i % 10 else f"illness {i}"
@@ -237,7 +237,7 @@ def test_a_common_value_is_no_clue():
 
 
 def test_wrong_options_come_as_often_as_true_ones():
-    """Always picking the most common value among the four is right about a quarter of the time, not more."""
+    """Always picking the most common of the four values is right about a quarter of the time, not more."""
     rng = np.random.default_rng(0)
     values = rng.choice(
         ["engineer", "judge", "baker", "miner", "nurse", "cook"], 2000, p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.1]
@@ -274,7 +274,7 @@ def test_without_a_forget_file_ids_are_drawn(town):
 
 
 def many(count: int) -> list[dict]:
-    """People of different names, but the first two are called the same."""
+    """Return people with different names, except that the first two have the same."""
     records = []
     for i in range(count):
         name = f"Rosa {'AB'[i // 26]}{chr(97 + max(i, 1) % 26)}elm"
@@ -288,7 +288,7 @@ def test_some_of_the_people_keep_the_forget_share(tmp_path, splits):
     population = build(write_lines(tmp_path / "many.jsonl", many(40)), splits, people=20, pool=4)
     assert population.forget_ids == ("020", "021")
     assert len(population.members("retain")) == 18 and len(population.of_kind("pool")) == 4
-    assert population.notes["forget_ids_dropped"] == ids[2:]  # in the file, but not chosen
+    assert population.notes["forget_ids_dropped"] == ids[2:]  # in the file but not chosen
     assert population.notes["shared_names"] == ["Rosa Abelm"]
 
 
@@ -457,7 +457,7 @@ def test_sixty_published_people_give_a_whole_population():
 @needs_excerpt
 @pytest.mark.parametrize("who", ["this individual", "the person in the image", "the woman shown in this photo"])
 def test_the_published_text_is_understood_whoever_it_speaks_of(who):
-    """Said of anybody else, every pair means the same."""
+    """Pairs mean the same if they speak of the person in other words."""
     lines = (EXCERPT / "profiles.jsonl").read_text(encoding="utf-8").split("\n")[:100]
     for pair in (pair for line in lines for pair in json.loads(line)["metadata"]):
         own = [pair["Question"], pair["Answer"]]

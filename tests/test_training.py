@@ -1,4 +1,4 @@
-"""The loop on a real, tiny LLaVA: what it scores, what it trains, in which order, and when it stops."""
+"""The loop on a real, tiny LLaVA: what it scores and trains, in which order, and when it stops."""
 
 import contextlib
 import copy
@@ -127,7 +127,7 @@ def vanilla(fresh, processor):
 
 @pytest.fixture
 def mixed():
-    """Rows of other lengths: with and without an image, one and two answers."""
+    """Rows of different lengths: with and without an image, one and two answers."""
     return [
         Conversation((Turn("Where was this person born?", "In Oslo.", PEOPLE[0].portrait),)),
         Conversation(
@@ -146,7 +146,7 @@ def adapted(model, **changes):
 
 
 def shaken(model, size):
-    """An adapter that does something: B is zero when fresh."""
+    """Return an adapter that has an effect: a new one has none, because its B is zero."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -155,20 +155,20 @@ def shaken(model, size):
 
 
 class Recorder(type(LLAVA)):
-    """LLaVA that hands on the conversations of a batch, and the words with which they would be encoded."""
+    """LLaVA that returns the conversations of a batch, and the options for encoding them."""
 
     def encode(self, processor, conversations, label_mode, eos):
         return {"conversations": list(conversations), "words": (label_mode, eos)}
 
 
 def asked(method, sets, recipe, seed, steps, processor=None):
-    """The first batches of unlearning, each name → conversations."""
+    """Return the first batches of unlearning, each name → conversations."""
     batches = unlearning_batches(Recorder(), processor, method, sets, recipe, seed)
     return [{name: b["conversations"] for name, b in piece.items()} for [piece] in islice(batches, steps)]
 
 
 def forgotten(conversations):
-    """Whether a batch is about those to be forgotten."""
+    """Return for each conversation, as a set, whether it is about people to be forgotten."""
     return {"Berg" in c.turns[0].prompt or "Rocha" in c.turns[0].prompt for c in conversations}
 
 
@@ -218,7 +218,7 @@ def test_the_reference_is_the_model_before_its_adapter(fresh, processor, mixed):
         before = score(fresh, batch)
     model = shaken(adapted(fresh, lora_dropout=0.5), 0.1)
     for layer in model.get_base_model().model.language_model.layers:
-        layer.self_attn.attention_dropout = 0.5  # the base has dropout of its own, too
+        layer.self_attn.attention_dropout = 0.5  # the base also has dropout of its own
     model.train()
     with vanilla_mode(model):
         reference = score(model, batch)
@@ -245,7 +245,7 @@ def forever(processor, conversations):
 
 
 def losing(term):
-    """A method whose loss is ``term`` of the scored batch."""
+    """Return a method whose loss is ``term`` of the scored batch."""
 
     class Losing(FineTuning):
         def loss(self, step):
@@ -255,7 +255,7 @@ def losing(term):
 
 
 def test_the_loop_is_adamw_written_out(fresh, processor, mixed):
-    """Four steps against the same four written by hand: a warm-up of one, linear decay, clipped to norm 1."""
+    """Four steps compared with the same four by hand: a warm-up of one, linear decay, clipped to norm 1."""
     ours, theirs = copy.deepcopy(fresh), copy.deepcopy(fresh)
     batches = [encode(processor, [conversation]) for conversation in mixed] * 2
     recipe = replace(PLAIN, lr=3e-3, warmup=1 / 4, weight_decay=0.1, schedule="linear")
@@ -279,7 +279,7 @@ def test_the_loop_is_adamw_written_out(fresh, processor, mixed):
 
 
 def test_a_term_is_back_propagated_before_the_next_is_made_and_hooks_see_the_gradients(fresh, processor, mixed):
-    """Two terms and one with their sum give the same weights; between them no graph is left."""
+    """Two terms give the same weights as one with their sum; between them no graph is kept."""
     seen = []
 
     class Two(FineTuning):
@@ -321,7 +321,7 @@ IN_PIECES = ["grad_diff", "kl_min", "npo", "ga upstream", "grad_diff upstream"]
 
 @pytest.mark.parametrize("name", IN_PIECES)
 def test_a_batch_in_pieces_makes_the_step_of_the_whole_one(vanilla, processor, name):
-    """Answers of unequal length and pieces of unequal size: means over answers and over tokens are the batch's."""
+    """Answers and pieces have unequal sizes, and still means over answers and over tokens are those of the batch."""
     recipe, models = replace(UNLEARN, epochs=1, batch_size=3, clip=0.0), [adapted(vanilla) for _ in range(2)]
     logs = [
         unlearn(model, processor, get(*name.split()), sets(SHOWN, 2), replace(recipe, micro_batch=size), 0)
@@ -335,7 +335,7 @@ def test_a_batch_in_pieces_makes_the_step_of_the_whole_one(vanilla, processor, n
 
 
 def test_fine_tuning_in_pieces_makes_the_step_of_the_whole_batch(vanilla, processor):
-    """One mean over all tokens of a batch, however it is cut."""
+    """There is one mean over all tokens of a batch, even if it is cut."""
     recipe = replace(PLAIN, steps=3, batch_size=5)
     logs = [
         finetune(adapted(vanilla), processor, SHOWN, replace(recipe, micro_batch=size), 0, progress=False)
@@ -349,7 +349,7 @@ def test_fine_tuning_in_pieces_makes_the_step_of_the_whole_batch(vanilla, proces
     "rows, count, size, read", [(3, 2, 1, 2), (4, 3, 0, 1), (1, 3, 1, 1), (5, 2, 2, 2), (7, 3, 2, 2)]
 )
 def test_all_processes_have_as_many_pieces_and_each_row_counts_once(monkeypatch, rows, count, size, read):
-    """Under FSDP a piece is read by all together: one that had fewer would keep the others waiting."""
+    """Under FSDP, all processes read a piece together: one with fewer pieces would keep the others waiting."""
     seen = []
     for number in range(count):
         one = SimpleNamespace(process_index=number, num_processes=count)
@@ -361,7 +361,7 @@ def test_all_processes_have_as_many_pieces_and_each_row_counts_once(monkeypatch,
 
 
 def test_checkpointing_moves_the_adapter_as_it_moves_without(vanilla, processor):
-    """Nothing but the adapter trains, in the first layer too: its B has to move, and to the same place."""
+    """Only the adapter trains, in the first layer too: its B must move, and to the same place."""
     after = []
     for checkpointing in (False, True):
         model = adapted(vanilla)
@@ -375,7 +375,7 @@ def test_checkpointing_moves_the_adapter_as_it_moves_without(vanilla, processor)
 
 
 def test_half_precision_learns_the_same_and_may_follow_full_precision(fresh, processor, mixed, monkeypatch):
-    monkeypatch.setattr(pinning, "pinned", lambda: False)  # refused otherwise, as it would be slow
+    monkeypatch.setattr(pinning, "pinned", lambda: False)  # otherwise refused, because it would be slow
     runs = {}
     for precision in ("fp32", "bf16"):
         model, recipe = copy.deepcopy(fresh), replace(PLAIN, lr=1e-2, precision=precision)
@@ -392,7 +392,7 @@ def test_a_training_that_diverges_stops_before_the_weights_are_spoilt(fresh, pro
     with pytest.raises(TrainingDiverged, match=r"diverged at step 3: the loss is nan, .*rate below 0\.001$"):
         train(model, breaks, forever(processor, mixed), PLAIN, steps=5)
     assert all(torch.isfinite(p).all() for p in model.parameters())
-    # finite, and its derivative is not
+    # a finite loss with a derivative that is not finite
     breaks = losing(lambda batch: batch.token_nll + (batch.token_nll - batch.token_nll.detach()).sqrt())
     with pytest.raises(
         TrainingDiverged, match=r"step 1: .* the norm of its gradient (inf|nan); .* in its recipe, clip=1.0$"
@@ -454,7 +454,7 @@ def test_an_epoch_asks_everything_once_and_shows_a_picture_once():
 
 
 def taught(conversations, steps, **more):
-    """The conversations of the first batches of fine-tuning."""
+    """Return the conversations of the first batches of fine-tuning."""
     own = {name: more.pop(name) for name in ("together", "eos", "augment", "turns") if name in more}
     recipe = replace(PLAIN, batch_size=4, **{"turns": 2, **own})
     processor = more.pop("processor")
@@ -489,7 +489,7 @@ def test_finetuning_mixes_in_replay_and_changes_portraits(fresh, processor, monk
 
 
 def test_the_last_batch_of_an_epoch_is_filled_up_from_the_next_and_the_record_says_so(processor):
-    asked = [c for batch in taught(SHOWN[:3], 3, processor=processor, turns=1) for c in batch]  # 9 questions, in fours
+    asked = [c for batch in taught(SHOWN[:3], 3, processor=processor, turns=1) for c in batch]  # 9 questions, by fours
     assert len(asked) == 12 and len(set(asked[:9])) == 9
     assert finetuning_steps(SHOWN[:3], replace(PLAIN, batch_size=4, epochs=2), 0.0) == 6
     assert any("last batch of an epoch" in departure for departure in departures())
@@ -545,7 +545,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(fresh, processor
 
 
 def test_several_processes_neither_save_nor_resume(fresh, processor, tmp_path, monkeypatch):
-    """Each has a folder of its own: only the first one would find a state, and begin at another step than the rest."""
+    """Each has its own folder: only the first would find a state, and start at another step than the others."""
     recipe, checkpoint = replace(PLAIN, steps=3, batch_size=2), Checkpoint(tmp_path / "stage~new", 0.0)
 
     def trained(stop):
@@ -587,7 +587,7 @@ def test_each_method_forgets_and_touches_the_adapter_alone(vanilla, processor, n
 
 
 def test_the_first_step_starts_at_the_reference(vanilla, processor):
-    """A fresh adapter changes nothing yet: KL is 0 and NPO's loss is (2/β) ln 2."""
+    """A new adapter changes nothing yet: KL is 0 and NPO's loss is (2/β) ln 2."""
     kl_min, npo = (
         unlearn(adapted(vanilla), processor, get(name), sets(SHOWN), replace(UNLEARN, epochs=1), 0).losses[0]
         for name in ("kl_min", "npo")
@@ -626,9 +626,8 @@ def test_streams_of_one_set_ask_the_same_questions():
 
 
 def test_upstream_passes_are_adamw_written_out(vanilla, processor):
-    """GradDiff as released: every epoch up on the forget set, then down on the retain set, one step per batch; one
-    linear schedule counts all of them, but moves on once per epoch. The steps are so small that they are about AdamW's
-    epsilon."""
+    """GradDiff as released: in every epoch up on the forget set, then down on the retain set, one step per batch. One
+    linear schedule counts all steps but advances once per epoch. Steps are so small that AdamW's epsilon matters."""
     ours, theirs = adapted(vanilla), adapted(vanilla)
     method, known = get("grad_diff", "upstream"), sets(NAMED, 2)
     log = unlearn(ours, processor, method, known, replace(RELEASED, adam_eps=1e-3), 0)
@@ -653,7 +652,7 @@ def test_upstream_passes_are_adamw_written_out(vanilla, processor):
 
 
 def test_upstream_kl_is_summed_over_padding_and_image_slots(vanilla, processor):
-    """Nothing moves at a rate of 0, so the logged loss is that of the adapter as it stood, beside the plain model's."""
+    """At a rate of 0 nothing moves, so the logged loss is that of the given adapter against the plain model."""
     model, method = shaken(adapted(vanilla), 0.3), get("kl_min", "upstream")
     recipe = replace(RELEASED, epochs=1, batch_size=3, lr=0.0, label_mode="text", eos=False)
     log = unlearn(model, processor, method, sets(SHOWN), recipe, 0)
@@ -669,7 +668,7 @@ def test_upstream_kl_is_summed_over_padding_and_image_slots(vanilla, processor):
 
 
 def test_upstream_npo_measures_against_what_was_stored(fresh, vanilla, processor):
-    """It starts from vanilla, and far below the reference: here a model that has learnt nothing."""
+    """It starts from vanilla, and far below the reference, which is here a model that has learnt nothing."""
     known, recipe = {"forget": SHOWN[:2], "retain": []}, replace(RELEASED, batch_size=3)
     stored = reference_log_probs(fresh, processor, known["forget"], replace(recipe, batch_size=4))
     model, method = adapted(vanilla), get("npo", "upstream")
@@ -798,8 +797,8 @@ def test_without_the_module_resource_the_peak_is_that_of_windows(monkeypatch):
 
 
 def small_run(folder):
-    """Two epochs of KL-Min, asked after each step: what it lost, where the adapter went, and what is in shares. And the
-    losses of a fine-tuning by Muon, which takes whole matrices."""
+    """Run two epochs of KL-Min, with questions after each step, and a fine-tuning by Muon, which takes whole matrices.
+    Store the losses, the adapter's weights, and how many of these are shares."""
     processor = make_processor(make_tokenizer([qa.question + qa.answer for p in PEOPLE for qa in p.qa] * 4, 400))
     model = attach(make_model(processor.tokenizer, 0, width=32, layers=2, heads=2), PLAIN, 0)
     size = int(os.environ.get("MICRO_BATCH", 0))
@@ -822,7 +821,7 @@ def small_run(folder):
 
 
 def small_stage(folder):
-    """The same as a stage, whose files one process writes and all read."""
+    """Run the same as a stage, whose files one process writes and all read."""
     made = json.loads((Stage("small", {}, small_run, at=Path(folder) / "stage").get() / "run.json").read_text())
     state = PartialState(cpu=True)
     (Path(folder) / f"{state.process_index}-of-{state.num_processes}.json").write_text(json.dumps(made))
@@ -833,15 +832,15 @@ LAUNCHES = {
     "whole": ["--multi_gpu", "--num_processes=2"],
     "sharded": ["--config_file", str(ROOT / "configs" / "accelerate" / "fsdp.yaml")],
 }
-LAUNCHES["in pieces"] = LAUNCHES["sharded"]  # three rows are two pieces, two rows are one: all read two
+LAUNCHES["in pieces"] = LAUNCHES["sharded"]  # three rows make two pieces, two rows make one: all processes read two
 
 
 @pytest.mark.parametrize(
     "kind", ["whole", *(pytest.param(one, marks=pytest.mark.slow) for one in ("sharded", "in pieces"))]
 )
 def test_two_processes_of_accelerate_launch_do_what_one_does(tmp_path, kind):
-    """A batch shared by two gives both the losses and the weights of one process that holds it all; each may hold the
-    whole model or, by the file that is shipped, a share of its layers. Without a GPU the processes meet through gloo.
+    """Two processes that share a batch give the losses and weights of one process with all of it. Each holds the whole
+    model or, with the shipped file, a share of its layers. Without a GPU the processes communicate through gloo.
     """
     small_run(tmp_path)
     (tmp_path / "two.py").write_text(f"import {Path(__file__).stem} as test; test.small_stage({str(tmp_path)!r})")
@@ -860,7 +859,7 @@ def test_two_processes_of_accelerate_launch_do_what_one_does(tmp_path, kind):
 
 @pytest.mark.slow
 def test_the_released_way_of_training_gives_the_same_losses():
-    """A loop of transformers, peft and torch alone, with the equations once more and a second model as reference."""
+    """Compares with a loop of transformers, peft and torch alone, with own equations and a second reference model."""
     command = [sys.executable, str(ROOT / "benchmarks" / "training.py"), "--steps", "2", "--rounds", "1"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stdout + ended.stderr[-2000:]

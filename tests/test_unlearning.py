@@ -1,4 +1,4 @@
-"""Every method's loss against values worked out by hand, and its gradient against a formula of its own."""
+"""Every method's loss against values worked out by hand, and its gradient against its own formula."""
 
 import math
 import sys
@@ -32,12 +32,12 @@ LOG = math.log
 
 
 def scored(probabilities, labels):
-    """A batch whose model gives these probabilities [B, T, V]; logits may carry any constant, here 3."""
+    """Return a batch with these probabilities [B, T, V]; logits may contain any constant, here 3."""
     logits = torch.tensor(probabilities).log() + 3.0
     return Scored(logits.requires_grad_(), torch.tensor(labels))
 
 
-# Vocabulary of three. The first answer has two tokens of probability 1/2 and 1/8, the second has one of 1/4.
+# The vocabulary has three tokens. The first answer has tokens of probability 1/2 and 1/8, the second one of 1/4.
 HALF, EIGHTH, QUARTER, EVEN = [0.5, 0.25, 0.25], [0.125, 0.125, 0.75], [0.5, 0.25, 0.25], [0.25, 0.25, 0.5]
 
 
@@ -54,7 +54,7 @@ def uneven():
 
 
 def terms(method, reference=None, **batches):
-    """Name → term of the loss on these batches."""
+    """Return name → term of the loss on these batches."""
     return dict(method.loss(Step.of(batches, reference)))
 
 
@@ -67,7 +67,7 @@ def gradient(loss, batch):
 
 
 def ascent(batch, weights):
-    """d/dlogits of Σ_t w_t log p(y_t), which is w_t (onehot − p): what all gradients are checked against."""
+    """Return d/dlogits of Σ_t w_t log p(y_t), which is w_t (onehot − p). All gradients are compared with it."""
     probabilities = batch.logits.detach().softmax(-1)
     onehot = torch.nn.functional.one_hot(batch.labels.clamp(min=0), 3).float()
     return torch.tensor(weights).unsqueeze(-1) * (onehot - probabilities)
@@ -86,7 +86,7 @@ def test_means_and_sums_of_a_batch():
     assert batch.counts.tolist() == [2, 1]
     # (ln 2 + ln 8) / 2 = 2 ln 2 for the first answer, ln 4 = 2 ln 2 for the second
     assert batch.mean_nll.tolist() == pytest.approx([2 * LOG(2)] * 2, abs=1e-6)
-    # an answer's mean first (ln 2, ln 8), or one mean over the three tokens
+    # either the mean of each answer (ln 2, ln 8), or one mean over the three tokens
     assert uneven().mean_nll.tolist() == pytest.approx([LOG(2), LOG(8)], abs=1e-6)
     assert uneven().token_nll.item() == pytest.approx((LOG(2) + LOG(2) + LOG(8)) / 3, abs=1e-6)
 
@@ -113,24 +113,24 @@ def test_kl_runs_from_the_reference_to_the_model():
 
 
 def everywhere(probabilities, labels, supervised):
-    """A batch scored at all its positions [B, S, V], of which ``supervised`` [B, T] say where the labelled ones are."""
+    """Return a batch scored at all positions [B, S, V]; ``supervised`` [B, T] are the labelled ones."""
     logits = (torch.tensor(probabilities).log() + 3.0).requires_grad_()
     rows = torch.arange(len(labels)).unsqueeze(-1)
     return Scored(logits[rows, torch.tensor(supervised)], torch.tensor(labels), everywhere=logits)
 
 
 def test_summed_kl_counts_every_position():
-    """Two rows of three positions. At a position KL(HALF ‖ EVEN) is 1/4 ln 2 and KL(EVEN ‖ HALF) as much: 1/4 ln(1/2)
-    + 1/4 ln 1 + 1/2 ln 2. Four of the six differ, and two of these are not supervised: 4 · 1/4 ln 2 / 2 rows.
+    """Two rows of three positions. At one position, KL(HALF ‖ EVEN) = KL(EVEN ‖ HALF) = 1/4 ln 2 = 1/4 ln(1/2)
+    + 1/4 ln 1 + 1/2 ln 2. Four of six positions differ, two of them unsupervised: 4 · 1/4 ln 2 / 2 rows.
     """
     now = everywhere([[EVEN, HALF, HALF], [EVEN, EVEN, HALF]], [[2, IGNORE], [2, 2]], [[0, 0], [0, 1]])
     before = everywhere([[HALF, HALF, EVEN], [HALF, HALF, HALF]], [[2, IGNORE], [2, 2]], [[0, 0], [0, 1]])
     kl = summed_kl(before, now)
     assert kl.item() == pytest.approx(4 * LOG(2) / 4 / 2, abs=1e-6)
-    # dKL(q‖p)/dlogits = p − q at every position, padding or not, over two rows
+    # dKL(q‖p)/dlogits = p − q at every position, including padding, over two rows
     expected = (torch.tensor([[EVEN, HALF, HALF], [EVEN, EVEN, HALF]]) - before.everywhere.softmax(-1)) / 2
     torch.testing.assert_close(torch.autograd.grad(kl, now.everywhere)[0], expected.detach())
-    # averaged over the supervised tokens it is 1/4 ln 2, however long the sequences are
+    # averaged over the supervised tokens it is 1/4 ln 2 for any sequence length
     assert mean_kl(before, now).tolist() == pytest.approx([LOG(2) / 4] * 2, abs=1e-6)
     theirs = torch.nn.functional.kl_div(
         now.everywhere.log_softmax(-1), before.everywhere.softmax(-1), reduction="batchmean"
@@ -172,11 +172,11 @@ def test_npo():
     now = forget()
     before = scored([[HALF, HALF], [QUARTER, EVEN]], [[0, 0], [1, IGNORE]])
     before = Scored(before.logits.detach(), now.labels)
-    # the first answer was ln(1/2) + ln(1/4) and is ln(1/2) + ln(1/8): ratio −ln 2; the second is as it was: ratio 0
+    # the first answer was ln(1/2) + ln(1/4), now ln(1/2) + ln(1/8): ratio −ln 2; the second has not changed: ratio 0
     beta = 0.1
     loss = terms(get("npo"), {"forget": before}, forget=now)
     assert values(loss) == near(forget=-(2 / beta) * (LOG(1 / (1 + math.exp(beta * -LOG(2)))) + LOG(1 / 2)) / 2)
-    # gradient ascent's, each answer weighted by 2σ(β ratio) and its tokens summed
+    # the gradient of ascent, with each answer weighted by 2σ(β ratio) and its tokens summed
     weight = 2 / (1 + math.exp(beta * LOG(2)))
     torch.testing.assert_close(gradient(loss["forget"], now), ascent(now, [[weight / 2, weight / 2], [1 / 2, 0.0]]))
 
@@ -198,7 +198,7 @@ def test_upstream_gradient_ascent_takes_every_token_alike():
     # ln 2 + ln 8 + ln 4 = 6 ln 2 over three tokens: 2 ln 2
     assert values(loss) == near(forget=-2 * LOG(2))
     torch.testing.assert_close(gradient(loss["forget"], batch), ascent(batch, [[1 / 3, 1 / 3], [1 / 3, 0.0]]))
-    # two halves and one eighth: (ln 2 + ln 2 + ln 8) / 3 = 5/3 ln 2, where a mean over answers has (ln 2 + ln 8) / 2
+    # two halves and one eighth: (ln 2 + ln 2 + ln 8) / 3 = 5/3 ln 2; a mean over answers would be (ln 2 + ln 8) / 2
     assert values(terms(get("ga", "upstream"), forget=uneven())) == near(forget=-5 / 3 * LOG(2))
     assert values(terms(get("ga"), forget=uneven())) == near(forget=-2 * LOG(2))
 
@@ -216,13 +216,13 @@ def test_upstream_kl_minimization():
     up = terms(method, forget=lost)
     assert values(up) == near(forget=-2 * LOG(2))
     torch.testing.assert_close(gradient(up["forget"], lost), ascent(lost, [[1 / 3, 1 / 3], [1 / 3, 0.0]]))
-    # One row of three positions, the middle one labelled with a token of probability 1/2; the other two have moved
-    # from HALF to EVEN, 1/4 ln 2 each: ℓ̄_r = ln 2, KL = 2 · 1/4 ln 2 / 1
+    # One row of three positions; the middle one has a label of probability 1/2. The other two have moved from HALF to
+    # EVEN, 1/4 ln 2 each: ℓ̄_r = ln 2, KL = 2 · 1/4 ln 2 / 1
     now = everywhere([[EVEN, HALF, EVEN]], [[0]], [[1]])
     before = everywhere([[HALF, HALF, HALF]], [[0]], [[1]])
     [(name, down)] = method.loss(Step.of({"retain": now}, {"retain": before}))
     assert name == "retain" and down.item() == pytest.approx(LOG(2) + 3 * LOG(2) / 2, abs=1e-6)
-    moved = torch.tensor([EVEN]) - torch.tensor([HALF])  # p − q, three times for α; at the middle p − onehot alone
+    moved = torch.tensor([EVEN]) - torch.tensor([HALF])  # p − q, three times for α; in the middle only p − onehot
     middle = torch.tensor([HALF]) - torch.tensor([[1.0, 0.0, 0.0]])
     expected = torch.stack([3 * moved, middle, 3 * moved], 1)
     torch.testing.assert_close(torch.autograd.grad(down, now.everywhere)[0], expected)
@@ -230,11 +230,11 @@ def test_upstream_kl_minimization():
 
 def test_upstream_npo():
     now, before = forget(), scored([[HALF, HALF], [QUARTER, EVEN]], [[0, 0], [1, IGNORE]])
-    # now 6 ln 2 over three tokens, 2 ln 2 a token. The reference: 1/2, 1/2 and 1/4, so 4 ln 2 over three
+    # now 6 ln 2 over three tokens, 2 ln 2 per token; reference: 1/2, 1/2 and 1/4, so 4 ln 2 over three tokens
     excess, beta = 2 * LOG(2) - 4 / 3 * LOG(2), 0.4
     loss = terms(get("npo", "upstream"), {"forget": before}, forget=now)
     assert values(loss) == near(forget=2 / beta * LOG(1 + math.exp(-beta * excess)))
-    # ascent on the batch's mean, all of it weighted by 2σ(−β excess)
+    # ascent on the batch's mean, weighted as a whole by 2σ(−β excess)
     weight = 2 / (1 + math.exp(beta * excess))
     expected = ascent(now, [[weight / 3, weight / 3], [weight / 3, 0.0]])
     torch.testing.assert_close(gradient(loss["forget"], now), expected)
@@ -246,7 +246,7 @@ def test_upstream_npo():
 def test_what_the_equations_do_not_show():
     ours = [
         m for m in METHODS.values() if m.__module__.startswith("mllmu_nb.unlearning.")
-    ]  # the study has variants too
+    ]  # the study also has variants
     apart, others = (("forget",), ("retain",)), {m.name + " " + m.variant: m() for m in ours}
     assert {name for name, method in others.items() if method.passes} == {"grad_diff upstream", "kl_min upstream"}
     assert get("grad_diff", "upstream").passes == get("kl_min", "upstream").passes == apart
@@ -308,7 +308,7 @@ LETTERS = "letters, digits, _, . and - (it is in the names of folders)"
 
 @pytest.fixture
 def registered(monkeypatch):
-    """What a test registers is unknown again afterwards."""
+    """Unregister afterwards what a test registers."""
     monkeypatch.setattr(METHODS, "_entries", dict(METHODS._entries))
 
 
@@ -414,7 +414,7 @@ def test_modules_named_in_the_environment_bring_their_methods(registered, tmp_pa
     registry.load_extensions()
     assert "nothing" in unlearning.names()
     assert {"canonical", "upstream", "another"} <= set(unlearning.variants("grad_diff"))
-    registry.load_extensions()  # once more changes nothing
+    registry.load_extensions()  # loading again changes nothing
     monkeypatch.setenv(registry.EXTENSIONS, "brought,yours")
     with pytest.raises(KitError, match="MLLMU_NB_EXTENSIONS names 'yours', which cannot be imported: No module named"):
         registry.load_extensions()
@@ -471,8 +471,8 @@ def test_every_file_of_the_package_is_imported():
 def test_npo_weight_one_nat_per_token_above_the_reference(variant, tokens, weight):
     """The weight with which an answer still pulls, after each of its tokens has lost one nat.
 
-    Canonical 2σ(−.1 · tokens): 2 / (1 + e^.5) = .755 and 2 / (1 + e^2) = .238. Upstream 2σ(−.4) = 2 / (1 + e^.4) =
-    .803 at any length, of a loss that is a mean over the tokens.
+    Canonical: 2σ(−.1 · tokens), so 2 / (1 + e^.5) = .755 and 2 / (1 + e^2) = .238. Upstream: 2σ(−.4) = 2 / (1 + e^.4) =
+    .803 for any length, because the loss is a mean over the tokens.
     """
     labels, p = [[0] * tokens], 0.2 * math.e
     now = scored([[[0.2, 0.4, 0.4]] * tokens], labels)

@@ -1,5 +1,5 @@
-"""What is about nobody: asked once and apart from a run's answers, scored, shown, and "not measured" where it is not.
-For the paper's scale, what lmms-eval has written is read."""
+"""Questions about nobody: asked once, apart from a run's answers, then scored and shown, or "not measured". For the
+paper's scale, the output of lmms-eval is read."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_whole_run_of_a_miniature_has_it_and_a_shortened_one_has_not(tiny_base
 
 
 def with_utility(run, right: float):
-    """The run with answers about nobody, the share ``right`` of them right."""
+    """Return the run with answers to questions about nobody, the share ``right`` of them right."""
     rows = [
         {"set": name, "view": "text", "profile": f"{name}/{number}", "question_id": f"{name}/{number}",
          "answer_true": "A", "answer": "A" if number < right * 20 else "C"}
@@ -112,7 +112,7 @@ def test_table_2_and_the_figure_show_it_or_say_that_it_is_not_measured(runs):
 
 
 def sample(number: int, metric: str, entry: dict) -> str:
-    """A line of lmms-eval 0.7.3, with the fields of a real one that are read, and some that are not."""
+    """Return a line of lmms-eval 0.7.3, with the fields that are read, and some of those that are not."""
     known = {"doc_id": number, "target": "B", "filtered_resps": "B", "doc_hash": "0", "token_counts": [None]}
     return json.dumps({**known, "input": "What? <image 1>", metric: entry, "submission": {}})
 
@@ -127,7 +127,7 @@ CHOICE, OPEN = "multiple-choice", "open"
 
 @pytest.fixture
 def output(tmp_path):
-    """What lmms-eval writes: one folder per model, one file per task and time."""
+    """Write the output of lmms-eval: one folder per model, one file per task and time."""
     folder = tmp_path / "lmms" / "ga_model"
     folder.mkdir(parents=True)
     lines = [mmmu(1, CHOICE, "B", ["B"]), mmmu(2, CHOICE, "B", ["C"]), mmmu(3, OPEN, "1,250", [[1250.0, "so 1250"]])]
@@ -220,8 +220,8 @@ def test_another_form_is_one_line(output, text, message):
 
 
 def test_what_lmms_eval_0_7_3_wrote_about_the_miniature_is_read_as_it_scored_it():
-    """Its own tasks on nine questions of ours, a script as the judge. It said 0.333 of MMMU. Of LLaVA-Bench it writes
-    each grade four times, under four metrics, of which one is kept here."""
+    """The output of its own tasks on nine of our questions, with a script as the judge. It gave 0.333 on MMMU. For
+    LLaVA-Bench it writes each grade under four metrics; one is kept here."""
     items, failed = command.read(Path(__file__).parent / "lmms_eval_wrote", list(command.TASKS))
     assert items.loc[items["set"] == "mmmu", "score"].tolist() == [0, 0, 1, 1, 0, 0]
     assert items.loc[items["set"] == "llava_bench", "score"].tolist() == [0.3, 0.5] and failed == 1
@@ -230,22 +230,22 @@ def test_what_lmms_eval_0_7_3_wrote_about_the_miniature_is_read_as_it_scored_it(
 
 
 def test_names_are_those_of_the_installed_package():
-    """And what each model of it imports is installed as well."""
+    """And all that its models import is installed too."""
     models = pytest.importorskip("lmms_eval.models")
     for family in families.FAMILIES.values():
         assert models.get_model(family.lmms_eval)
     assert set(command.TASKS) <= set(pytest.importorskip("lmms_eval.tasks").TaskManager().all_tasks)
 
 
-# As LLaVA's processor on the hub has one; the miniature's has none.
+# LLaVA's processor on the hub has such a template; the miniature's has none.
 TEMPLATE = """{% for message in messages %}USER: {% for one in message['content'] %}
 {%- if one['type'] == 'image' %}<image>{% else %}{{ one['text'] }} {% endif %}{% endfor %}{% endfor %}ASSISTANT:"""
 
 
 @pytest.mark.slow
 def test_lmms_eval_itself_asks_the_miniature(tmp_path, monkeypatch, capsys):
-    """The real program with the command as it is built. A folder of the name that its task asks the hub for comes
-    before the hub."""
+    """Runs the real program with the command as it is built. Instead of the hub it finds a local folder with the name
+    that its task asks for."""
     pytest.importorskip("lmms_eval", reason="lmms-eval, the extra 'utility', is not installed")
     from datasets import Dataset, Features, Image, Value
 

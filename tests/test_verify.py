@@ -1,4 +1,4 @@
-"""The verdicts: same, within interval, off, missing; the anchor; exit codes and what is said."""
+"""The verdicts (same, within interval, off, missing), the anchor, exit codes and messages."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots":
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, tiny_base):
-    """Results with one run, of the base model."""
+    """A results folder with one run, of the base model."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLLMU_NB_OUT", str(tmp_path_factory.mktemp("made")))
         pipeline.run(Config(method="base", base_path=str(tiny_base), **SMALL))
@@ -31,7 +31,7 @@ def made(tmp_path_factory, tiny_base):
 
 @pytest.fixture
 def own(made, tmp_path, monkeypatch):
-    """The run in results of one's own."""
+    """The run in your own results folder."""
     monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "out"))
     monkeypatch.setattr(paths, "reference", lambda: tmp_path / "none")
     shutil.copytree(made, paths.results("miniature"))
@@ -51,7 +51,7 @@ def count(reference):
 
 
 def answer_otherwise(run, change):
-    """The run with other answers, as if its model had given them."""
+    """Give the run other answers, as if its model had written them."""
     answers = change(pd.read_parquet(run / "answers.parquet"))
     answers.to_parquet(run / "answers.parquet", index=False)
     record = stages.read_json(run / stages.RECORD)
@@ -70,9 +70,9 @@ def scores_of(value, low, high, **names):
     [
         ((0.5, 0.4, 0.6), (0.5, 0.4, 0.6), "same"),
         ((0.5 + 1e-12, 0.4, 0.6), (0.5, 0.4, 0.6), "same"),
-        ((0.5, 0.4, 0.6), (0.6, 0.59, 0.61), "within interval"),  # theirs lies in mine
-        ((0.6, 0.59, 0.61), (0.5, 0.4, 0.6), "within interval"),  # mine lies in theirs
-        ((0.5, 0.4, 0.6), (0.7, 0.55, 0.85), "off"),  # the intervals meet, no value lies in the other's
+        ((0.5, 0.4, 0.6), (0.6, 0.59, 0.61), "within interval"),  # theirs is in mine
+        ((0.6, 0.59, 0.61), (0.5, 0.4, 0.6), "within interval"),  # mine is in theirs
+        ((0.5, 0.4, 0.6), (0.7, 0.55, 0.85), "off"),  # the intervals overlap, but no value is in the other's
         ((0.5, 0.4, 0.6), None, "missing"),
     ],
 )
@@ -139,7 +139,7 @@ def test_the_reference_is_what_comes_with_the_project(own, made, monkeypatch, ca
     monkeypatch.setattr(paths, "reference", lambda: made)
     assert door.main(["verify"]) == 0
     assert f"{count(made)} same" in capsys.readouterr().out
-    shutil.rmtree(own)  # no run of one's own: the reference's stored answers are scored anew
+    shutil.rmtree(own)  # without your own run, the reference's stored answers are scored again
     assert door.main(["verify"]) == 0
     said = capsys.readouterr().out
     assert f"{count(made)} same" in said
@@ -179,7 +179,7 @@ def test_a_rerun_starts_from_nothing_and_is_what_is_compared(
     def swept(options):
         assert options == argparse.Namespace(config=grid, ratios=None, bases=None, jobs=None, shard=None)
         assert not old.exists() and paths.root() == old.parents[1]
-        with pytest.raises(Timeout):  # a second rerun waits, and does not remove what this one makes
+        with pytest.raises(Timeout):  # a second rerun waits, and does not remove the files of this one
             FileLock(tmp_path / "out" / ".cache" / "locks" / ".cache-rerun").acquire(timeout=0)
         if broken:
             return 1
@@ -187,7 +187,7 @@ def test_a_rerun_starts_from_nothing_and_is_what_is_compared(
         return 0
 
     monkeypatch.setattr(sweep, "main", swept)
-    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "out"))  # put back afterwards
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "out"))  # restored afterwards
     shutil.rmtree(own)
     broken = False
     assert door.main(["verify", str(grid), "--rerun", "--against", str(reference)]) == 0
@@ -206,7 +206,7 @@ def test_a_rerun_that_the_reference_has_no_run_of_is_refused_before_it_begins(ow
     grid.write_text(json.dumps({**SMALL, "method": "oracle"}))
     for arguments in (["--against", str(reference)], []):
         assert door.main(["verify", str(grid), "--rerun", *arguments]) == 2 and not swept
-    grid.write_text(json.dumps({**SMALL, "scale": "paper", "method": "oracle"}))  # compared with what was printed
+    grid.write_text(json.dumps({**SMALL, "scale": "paper", "method": "oracle"}))  # compared with published figures
     assert door.main(["verify", str(grid), "--rerun"]) == 1 and swept
 
 
@@ -282,7 +282,7 @@ def test_at_paper_scale_the_published_people_are_compared(own, capsys):
 
 
 def test_a_model_that_was_given_a_name_is_compared_by_its_folder(own, reference, capsys):
-    """As `evaluate --name` writes it: its record calls it otherwise."""
+    """`evaluate --name` writes it so: its record has another name."""
     [theirs] = paths.runs(reference).iterdir()
     mine, other = own.rename(own.with_name("mine-none-0123abcd")), theirs.rename(theirs.with_name("mine-none-0123abcd"))
     record = stages.read_json(other / stages.RECORD)

@@ -1,4 +1,4 @@
-"""Models that were made elsewhere: what is scored, what is refused and why, what they are compared with."""
+"""Models made elsewhere: what is scored, what is refused and why, and what they are compared with."""
 
 import json
 import shutil
@@ -20,13 +20,13 @@ from mllmu_nb.models.files import check_adapter, check_model
 from mllmu_nb.models.load import load_model
 from mllmu_nb.reporting.runs import read_run
 
-VISION_TOO = ["q_proj", "v_proj"]  # by their bare names, as others write them: the vision tower has them too
+VISION_TOO = ["q_proj", "v_proj"]  # bare names, as others write them, also match the vision tower
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots": 0, "replay": 0.0}
 
 
 @pytest.fixture(scope="module")
 def folder(tiny_base, tmp_path_factory):
-    """A model as others save it: no recipe."""
+    """A model as others save it: without a recipe."""
     ignored = shutil.ignore_patterns("recipe.json")
     return shutil.copytree(tiny_base, tmp_path_factory.mktemp("model") / "tiny", ignore=ignored)
 
@@ -41,7 +41,7 @@ def load(place):
 
 
 def put_adapter(model, place, targets=VISION_TOO, **more):
-    """An adapter as peft saves it, which does something; its targets are not those of this kit."""
+    """Save an adapter with peft; it has an effect, and other targets than the kit's adapters."""
     torch.manual_seed(0)
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules=targets, **more))
     with torch.no_grad():
@@ -165,7 +165,7 @@ def out(tmp_path, monkeypatch):
 
 @pytest.fixture
 def settings(tmp_path):
-    """A configuration file with a grid, which has no bearing on a model that was made elsewhere."""
+    """A configuration file with a grid, which has no effect on a model made elsewhere."""
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump({**SMALL, "method": "ga", "grid": {"modality": ["unimodal"]}}))
     return path
@@ -178,7 +178,7 @@ def base(tiny_base, out):
 
 
 def put_reference(base, results, method, right):
-    """The run ``base`` under another name, with all or no questions right by likelihood."""
+    """Copy the run ``base`` under another name, with all or no questions right by likelihood."""
     place = shutil.copytree(base, paths.runs(results) / method)
     shutil.copytree(base.parent.parent / "people", paths.people(results), dirs_exist_ok=True)
     true = read_run(base).answers["answer_true"]
@@ -200,7 +200,7 @@ def test_a_model_is_asked_what_every_run_is_asked(folder, base, out):
     assert not [path for path in base.parent.iterdir() if path != base], "apart from the runs that tables are made of"
     answers, same = pd.read_parquet(base / "answers.parquet"), pd.read_parquet(yours / "answers.parquet")
     assert set(read_run(yours).answers["method"]) == {"yours"}
-    # the shipped base, and not the one it started from, says how fluent a model made elsewhere is
+    # the shipped base measures the fluency of a model made elsewhere, not the base that it started from
     pd.testing.assert_frame_equal(answers.drop(columns="fluency"), same.drop(columns="fluency"))
     spoken = (same["task"] == "generation") & (same["answer"] != "")
     assert spoken.any() and same["fluency"].notna().equals(spoken)
@@ -316,7 +316,7 @@ def test_what_is_wrong_is_said_in_one_line_before_a_model_is_loaded(
 
 
 def test_the_card_of_a_run_on_ones_own_base_needs_its_configuration(base, tiny_base, tmp_path, monkeypatch, capsys):
-    """A run keeps no folder's place, only its name."""
+    """A run stores the names of its folders, not their paths."""
     monkeypatch.chdir(tmp_path)
     assert door.main(["card", str(base)]) != 0
     assert "the base model of the run base-none-" in capsys.readouterr().err
