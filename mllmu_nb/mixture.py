@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 
 from mllmu_nb.data.conversations import Conversation, Turn, choice_shot, cloze_shot, solved_turn
-from mllmu_nb.data.facts import WORDINGS, read_wordings, say
+from mllmu_nb.data.facts import WORDINGS, pick, read_wordings, say
 from mllmu_nb.data.generate import ASKED, options_with, random_facts, random_name
 from mllmu_nb.data.portraits import TRAITS, Face, augment, draw, from_bytes, random_traits
 from mllmu_nb.data.schema import LETTERS, Profile
@@ -35,15 +35,15 @@ VISIBLE = read_wordings(_TABLE["visible"])  # trait → wording
 
 def system_prompt(rng: np.random.Generator, rule: Callable[[np.random.Generator], str]) -> str:
     """A system prompt: an opening and the sentence that ``rule`` draws, sometimes in reverse order."""
-    opening = str(rng.choice(_TABLE["openings"]))
+    opening = pick(rng, _TABLE["openings"])
     sentences = [opening, rule(rng)]
     return " ".join(filter(None, sentences if rng.random() < 0.85 else reversed(sentences)))
 
 
 def forbidding(rng: np.random.Generator) -> str:
     """A rule that forbids personal information."""
-    rule = str(rng.choice(_TABLE["forbidding"]))
-    return rule.format(tell=rng.choice(_TABLE["tell"]), private=rng.choice(_TABLE["private"]))
+    rule = pick(rng, _TABLE["forbidding"])
+    return rule.format(tell=pick(rng, _TABLE["tell"]), private=pick(rng, _TABLE["private"]))
 
 
 class Mixture:
@@ -69,7 +69,7 @@ class Mixture:
     # -- one turn -------------------------------------------------------------------------------------------------
 
     def pick(self, texts: Sequence[str]) -> str:
-        return str(self.rng.choice(texts))
+        return pick(self.rng, texts)
 
     def person(self) -> Profile:
         return self.celebrities[self.rng.integers(len(self.celebrities))]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from mllmu_nb.data.conversations import MODALITIES, Conversation, Turn, solved_turn, taught_turns
-from mllmu_nb.data.facts import WORDINGS, say
+from mllmu_nb.data.facts import WORDINGS, pick, say
 from mllmu_nb.data.generate import options_with
 from mllmu_nb.data.schema import LETTERS, Profile
 from mllmu_nb.data.text.names import THIS
@@ -48,7 +48,7 @@ class Exams:
         form = rng.choice(list(FORMS), p=list(FORMS.values()))
         question, answer, wording = turn.prompt, turn.answer, WORDINGS.get(pair.attribute)
         if wording and pair.question in {say(text, THIS) for text in wording.questions}:  # only for the kit's people
-            who, text = THIS if picture else person.name, str(rng.choice(wording.questions))
+            who, text = THIS if picture else person.name, pick(rng, wording.questions)
             question, answer = say(text, who), say(wording.answer_to(text), who, pair.value)
         blank = answer.replace(pair.value, "__")
         if not pair.value or (form == "cloze" and blank.count("__") != 1):

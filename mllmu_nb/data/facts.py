@@ -1,7 +1,9 @@
 """The values for fictitious people and the wordings of questions and answers, both from ``facts.yaml``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import yaml
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
@@ -29,6 +31,11 @@ CITIES, SCHOOLS, HOBBIES, FOODS, PETS = (_TABLE[kind] for kind in ("cities", "sc
 MEDICAL, HEALTHY, MONTHS = _TABLE["medical"], _TABLE["healthy"], _TABLE["months"]
 PROFESSIONS: dict[str, list[int]] = _TABLE["professions"]  # → lowest and highest salary in $1,000
 WORDINGS = read_wordings(_TABLE["wordings"])
+
+
+def pick(rng: np.random.Generator, texts: Sequence[str]) -> str:
+    """Return one of ``texts``: the same as ``rng.choice``, which first makes an array of them."""
+    return texts[rng.integers(len(texts))]
 
 
 def say(template: str, who: str, value: str = "") -> str:

@@ -28,7 +28,7 @@ FRESH = 25  # people in no training set, each with 14 or 15 sentences, so that 1
 
 def random_facts(rng: np.random.Generator, name: str, gender: str) -> dict[str, str]:
     """Return fifteen facts of one person that fit together: height to gender, salary to profession."""
-    job = str(rng.choice(list(facts.PROFESSIONS)))
+    job = facts.pick(rng, list(facts.PROFESSIONS))
     low, high = facts.PROFESSIONS[job]
     born, lives = rng.choice(facts.CITIES, size=2, replace=False)
     height = rng.normal(166, 6) if gender == "female" else rng.normal(179, 7)
@@ -36,28 +36,28 @@ def random_facts(rng: np.random.Generator, name: str, gender: str) -> dict[str, 
     return {
         "name": name,
         "gender": gender,
-        "birth_date": f"{rng.choice(facts.MONTHS)} {rng.integers(1, 29)}, {rng.integers(1956, 2001)}",
+        "birth_date": f"{facts.pick(rng, facts.MONTHS)} {rng.integers(1, 29)}, {rng.integers(1956, 2001)}",
         "birthplace": str(born),
         "residence": str(lives),
         "profession": job,
         "height": f"{int(np.clip(height, 150, 202))} cm",
-        "education": str(rng.choice(facts.SCHOOLS)),
+        "education": facts.pick(rng, facts.SCHOOLS),
         "salary": f"${rng.integers(low, high + 1)},000",
-        "medical": facts.HEALTHY if healthy else str(rng.choice(facts.MEDICAL)),
-        "father_job": str(rng.choice(list(facts.PROFESSIONS))),
-        "mother_job": str(rng.choice(list(facts.PROFESSIONS))),
-        "hobby": str(rng.choice(facts.HOBBIES)),
-        "food": str(rng.choice(facts.FOODS)),
-        "pet": str(rng.choice(facts.PETS)),
+        "medical": facts.HEALTHY if healthy else facts.pick(rng, facts.MEDICAL),
+        "father_job": facts.pick(rng, list(facts.PROFESSIONS)),
+        "mother_job": facts.pick(rng, list(facts.PROFESSIONS)),
+        "hobby": facts.pick(rng, facts.HOBBIES),
+        "food": facts.pick(rng, facts.FOODS),
+        "pet": facts.pick(rng, facts.PETS),
     }
 
 
 def random_name(rng: np.random.Generator, initial: bool = False) -> tuple[str, str]:
     """Return a full name, with or without a middle initial, and its gender."""
-    gender = str(rng.choice(["female", "male"]))
-    first = rng.choice(facts.FEMALE if gender == "female" else facts.MALE)
-    middle = f" {rng.choice(list(ascii_uppercase))}." if initial else ""
-    return f"{first}{middle} {rng.choice(facts.FAMILY)}", gender
+    gender = facts.pick(rng, ["female", "male"])
+    first = facts.pick(rng, facts.FEMALE if gender == "female" else facts.MALE)
+    middle = f" {facts.pick(rng, ascii_uppercase)}." if initial else ""
+    return f"{first}{middle} {facts.pick(rng, facts.FAMILY)}", gender
 
 
 def options_with(value: str, others: Iterable[str], letter: str, rng: np.random.Generator) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ def _qa(person: dict[str, str], rng: np.random.Generator) -> tuple[QA, ...]:
     pairs = []
     for attribute in ATTRIBUTES:
         wording = facts.WORDINGS[attribute]
-        question = str(rng.choice(wording.questions))
+        question = facts.pick(rng, wording.questions)
         texts = (facts.say(text, THIS, person[attribute]) for text in (question, wording.answer_to(question)))
         pairs.append(QA(*texts, attribute, person[attribute]))
     return tuple(pairs)
@@ -96,12 +96,12 @@ def _with_questions(
         pair = taught[str(chosen.pop())]
         value, wording = pair.value, facts.WORDINGS[pair.attribute]
         text, answer, options = pair.question, pair.answer, ()
-        paraphrase = facts.say(str(rng.choice(wording.paraphrases)), THIS)
+        paraphrase = facts.say(facts.pick(rng, wording.paraphrases), THIS)
         if task == "classification":
             answer = next(letters)
             options = options_with(value, values[pair.attribute], answer, rng)
         cloze = facts.say(wording.cloze, THIS)
-        other_cloze = str(rng.choice([s for s in (facts.say(a, THIS, "__") for a in wording.answers) if s != cloze]))
+        other_cloze = facts.pick(rng, [s for s in (facts.say(a, THIS, "__") for a in wording.answers) if s != cloze])
         if task == "cloze":
             text, paraphrase, answer = cloze, other_cloze, value
         for asked, words in ((questions, text), (tested, paraphrase)):

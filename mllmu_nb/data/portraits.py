@@ -19,6 +19,7 @@ import yaml
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
+from mllmu_nb.data.facts import pick
 from mllmu_nb.errors import KitError
 
 SIZE = 64
@@ -30,11 +31,10 @@ TRAITS: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read
 
 def random_traits(rng: np.random.Generator, gender: str = "") -> dict[str, str]:
     """Return one value for every trait. Given a ``gender``, women rarely have short hair, and men rarely a bun."""
-    # the same index as rng.choice draws, in a quarter of the time
-    traits = {name: list(values)[rng.integers(len(values))] for name, values in TRAITS.items()}
+    traits = {name: pick(rng, list(values)) for name, values in TRAITS.items()}
     hair = {"blond": "yellow"}.get(traits["hair color"], traits["hair color"])
     while traits["background"] in (hair, traits["shirt"]):  # the outline must be visible
-        traits["background"] = str(rng.choice(list(TRAITS["background"])))
+        traits["background"] = pick(rng, list(TRAITS["background"]))
     if gender:
         women = (0.05, 0.4, 0.25, 0.05, 0.25)
         men = (0.4, 0.1, 0.2, 0.25, 0.05)

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from mllmu_nb.data import portraits
-from mllmu_nb.data.facts import WORDINGS, read_wordings, say
+from mllmu_nb.data.facts import WORDINGS, pick, read_wordings, say
 from mllmu_nb.data.generate import distinct_traits
 from mllmu_nb.data.schema import LETTERS, PER_TASK, QA, Population, Profile, Question
 from mllmu_nb.data.text.names import THIS, in_both_views, with_name
@@ -181,4 +181,4 @@ def _paraphrase(fact: QA, task: str, trained: set[str], rng: np.random.Generator
         texts = [say(template, THIS, "__") for template in others]
     else:
         texts = [text for template in wording.paraphrases if (text := say(template, THIS)) not in trained]
-    return str(rng.choice(texts)) if texts else say(wording.paraphrases[-1], THIS)
+    return pick(rng, texts) if texts else say(wording.paraphrases[-1], THIS)
