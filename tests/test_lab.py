@@ -24,7 +24,7 @@ TRAINED = {"people: int = 100": "people: int = 20", "train_steps: int = None": "
 QUICK = {  # replacements in the notebook, so that it takes a minute
     BOOK: {},
     ASK: TRAINED | {"unlearn_steps: int = None": "unlearn_steps: int = 2"},
-    RACE: TRAINED | {"LENGTH, EVERY, MOST = 200, 5, 10": "LENGTH, EVERY, MOST = 10, 5, 2"},
+    RACE: TRAINED | {"unlearn_steps: int = None": "unlearn_steps: int = 10", "MOST = 5, 10": "MOST = 5, 2"},
 }
 ENDING = "people: all sound"  # text of its last cell
 SETTINGS = {
