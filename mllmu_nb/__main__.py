@@ -11,7 +11,7 @@ COMMANDS = ("sweep", "ask", "evaluate", "judge", "card", "verify", "export", "do
 
 
 def main(arguments=None):
-    """Runs a command and returns its exit status. Prints an error in the input as one line on standard error."""
+    """Run a command and return its exit status. Prints an error in the input as one line on standard error."""
     if sys.version_info[:2] < OLDEST:
         version = ".".join(str(number) for number in sys.version_info[:3])
         print("mllmu_nb needs Python %d.%d or newer, but this is %s" % (OLDEST + (version,)), file=sys.stderr)  # noqa: UP031

@@ -40,7 +40,7 @@ def epoch(conversations: Sequence[Conversation], turns: int, rng: np.random.Gene
 
 
 def endless(conversations: Sequence[Conversation], turns: int, rng: np.random.Generator) -> Iterator[Conversation]:
-    """Yields epoch after epoch without an end."""
+    """Yield epoch after epoch without an end."""
     while True:
         yield from epoch(conversations, turns, rng)
 
@@ -52,7 +52,7 @@ def steps_of(conversations: Sequence[Conversation], epochs: float, batch_size: i
 
 
 def pieces(rows: Sequence, size: int, encode: Callable[[Sequence], dict[str, Batch]]) -> list[dict[str, Batch]]:
-    """Encodes this process's share of the ``rows`` of a batch in pieces of ``size`` rows, to be read one after the
+    """Encode this process's share of the ``rows`` of a batch in pieces of ``size`` rows, to be read one after the
     other (0: in one piece). All processes return the same number of pieces, since under FSDP they read together. If a
     process has too few rows, its last row (or the batch's) is read again, as a ``duplicate`` that does not count."""
     number, count = processes().process_index, processes().num_processes
@@ -95,7 +95,7 @@ def finetuning_batches(
     replay: float = 0.0,
     exams: Callable[[Conversation, np.random.Generator], Conversation] | None = None,
 ) -> Iterator[list[dict[str, Batch]]]:
-    """Yields batches of ``recipe.batch_size`` conversations under the name "train", in :func:`pieces`. A conversation
+    """Yield batches of ``recipe.batch_size`` conversations under the name "train", in :func:`pieces`. A conversation
     has up to ``recipe.turns`` questions about one person. ``exams`` asks them in other forms, and the recipe may change
     portraits anew each time. A share ``replay`` of the conversations are ``replayed``, unchanged. ``recipe.together``
     batches are drawn at once and sorted by length, so there is little padding."""
@@ -145,7 +145,7 @@ def unlearning_steps(method: Method, recipe: Recipe, sets: Sets) -> int:
 def unlearning_batches(
     family: Family, processor, method: Method, sets: Sets, recipe: Recipe, seed: int, stored: Mapping | None = None
 ) -> Iterator[list[dict[str, Batch]]]:
-    """Yields batches of single questions for the streams of ``method``, in :func:`pieces`, without an end. An epoch
+    """Yield batches of single questions for the streams of ``method``, in :func:`pieces`, without an end. An epoch
     asks each question of a pass's first set once, in seeded order, with as many questions of each other set.
     ``stored``: question → the reference's log-probabilities, for the streams in ``needs.reference``."""
     streams = method.streams

@@ -35,7 +35,7 @@ ROWS, TOKENS, VOCABULARY, WIDTH, SEQUENCE = 3, 4, 7, 5, 9  # of the random step
 
 
 def _require(subject: str, holds: Any, problem: str) -> None:
-    """Raises KitError with the subject and its problem if ``holds`` is false."""
+    """Raise KitError with the subject and its problem if ``holds`` is false."""
     if not holds:
         raise KitError(f"{subject}: {problem}")
 
@@ -44,7 +44,7 @@ def _require(subject: str, holds: Any, problem: str) -> None:
 
 
 def check_method(method: type[Method]) -> None:
-    """Checks that a registered method's declarations are sound, a configuration can set its hyper-parameters, its loss
+    """Check that a registered method's declarations are sound, a configuration can set its hyper-parameters, its loss
     yields finite named scalars that do not depend on positions without a label, and it gives gradients."""
     require = partial(_require, f"method {method.name} ({method.variant})")
     settings = method.hyper_parameters()
@@ -71,7 +71,7 @@ def check_method(method: type[Method]) -> None:
 
 
 def _check_settings(settings: Mapping[str, Any], plain: Config, read: Callable, require: Callable) -> None:
-    """Checks that a configuration can set each of ``settings``, that ``read`` returns the new value, and that the run's
+    """Check that a configuration can set each of ``settings``, that ``read`` returns the new value, and that the run's
     name depends on it."""
     for name, default in settings.items():
         require(name not in Config.model_fields, f"every run has a parameter {name}: choose another name")
@@ -124,7 +124,7 @@ def _terms(method: Method, names: Sequence[str], filling: float, require: Callab
 
 
 def check_family(family: Family, model: torch.nn.Module, processor: Any) -> None:
-    """Checks that training supervises exactly the answers, image tokens are counted as they are encoded, padding
+    """Check that training supervises exactly the answers, image tokens are counted as they are encoded, padding
     changes nothing, evaluation reads as training does, and a step of training changes only the adapter."""
     require = partial(_require, f"family {family.name}")
     require(of(model).name == family.name, f"the model is a {model.config.model_type}")
@@ -201,7 +201,7 @@ def _check_training(family: Family, model: Any, batch: dict[str, torch.Tensor], 
 
 
 def check_after(name: str, model: torch.nn.Module, config: Config) -> None:
-    """Checks that the step ``name`` returns a model of the same family with finite weights, and the same one each time,
+    """Check that the step ``name`` returns a model of the same family with finite weights, and the same one each time,
     and that the run's name depends on the step and its arguments. Does not change ``model``."""
     require = partial(_require, f"step after unlearning {name}")
     plain, config = config.but(after=""), config.but(after=name)

@@ -135,7 +135,7 @@ class Config(BaseModel):
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any], **fixed: Any) -> Config:
-        """Makes a Config from plain values by name, including hyper-parameters. ``fixed`` are values that the caller
+        """Make a Config from plain values by name, including hyper-parameters. ``fixed`` are values that the caller
         needs (a notebook's method); raises KitError if ``parameters`` has other values for them."""
         for name, value in fixed.items():
             given = parameters.get(name, value)
@@ -151,7 +151,7 @@ class Config(BaseModel):
 
     @classmethod
     def from_notebook(cls, namespace: dict[str, Any], **fixed: Any) -> Config:
-        """Makes a Config from the parameters cell. Call it in the next cell as ``Config.from_notebook(globals())``.
+        """Make a Config from the parameters cell. Call it in the next cell as ``Config.from_notebook(globals())``.
 
         papermill injects an unknown parameter as one more global, so every plain value there must be a parameter. If
         the cell is run again, names that the notebook has set since then are ignored, unless they look like a misspelt
@@ -310,7 +310,7 @@ class Config(BaseModel):
         return own
 
     def _fill(self, **values: Any) -> None:
-        """Sets the fields that are still None to these values."""
+        """Set the fields that are still None to these values."""
         self._set(**{name: value for name, value in values.items() if getattr(self, name) is None})
 
     def _set(self, **values: Any) -> None:
@@ -400,7 +400,7 @@ def setting_names(method: str, after: str, variant: str | None = None) -> dict[s
 
 
 def check_names(names: Iterable[str], known: Iterable[str] = ()) -> None:
-    """Raises KitError, with the nearest known name, if one of ``names`` is neither a parameter nor in ``known``."""
+    """Raise KitError, with the nearest known name, if one of ``names`` is neither a parameter nor in ``known``."""
     for name in names:
         choose("parameter", name, [*Config.model_fields, *known])
 

@@ -33,7 +33,7 @@ class KitError(ValueError):
 
 
 def choose(name: str, value: Any, known: Iterable[Any]) -> None:
-    """Raises KitError, with the nearest or the first choices, if ``value`` is not one of ``known``."""
+    """Raise KitError, with the nearest or the first choices, if ``value`` is not one of ``known``."""
     known = list(known)
     if value not in known:
         near = difflib.get_close_matches(str(value), list(map(str, known)), n=1)
@@ -60,7 +60,7 @@ def invalid(error: ValidationError, name: str = "") -> KitError:
 
 
 def print_in_one_line() -> None:
-    """Makes a notebook show a KitError without a traceback from now on."""
+    """Make a notebook show a KitError without a traceback from now on."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if shell is not None:
 

@@ -22,7 +22,7 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 
 
 def fetch(source: str, revision: str = "", kind: str = "model", files: Sequence[str] = MODEL_FILES) -> Path:
-    """Fetches the ``files`` (patterns) of ``source`` at ``revision`` ("": the newest). Returns their folder in the
+    """Fetch the ``files`` (patterns) of ``source`` at ``revision`` ("": the newest). Returns their folder in the
     hub's cache; its name is the commit. Compares every file with the hub's hash, again only if a file has changed, and
     never offline. Raises KitError if this fails."""
     from huggingface_hub import constants, snapshot_download
@@ -38,7 +38,7 @@ def fetch(source: str, revision: str = "", kind: str = "model", files: Sequence[
 
 
 def _check(source: str, kind: str, folder: Path, place: Path) -> None:
-    """Notes in ``place`` how many files have the hub's hash. Removes the others, so that the next try fetches them."""
+    """Note in ``place`` how many files have the hub's hash. Removes the others, so that the next try fetches them."""
     from huggingface_hub import HfApi
 
     with _explained(f"{kind} {source}"):
@@ -55,7 +55,7 @@ def _check(source: str, kind: str, folder: Path, place: Path) -> None:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Raises any error of a download inside the context as a KitError of one line. No such error contains the token."""
+    """Raise any error of a download inside the context as a KitError of one line. No such error contains the token."""
     try:
         yield
     except Exception as error:  # the hub's own errors, those of its HTTP library, and the disk's

@@ -123,7 +123,7 @@ def draws_of(config: Config, sets: Sequence[str] = SETS) -> dict[str, Any]:
 
 
 def write_people(config: Config, folder: Path) -> None:
-    """Writes the questions and facts of all people, against which answers are scored: one copy per data hash. Replaces
+    """Write the questions and facts of all people, against which answers are scored: one copy per data hash. Replaces
     a file that has other content."""
     name = data_hash(config)
     paths.writable(folder)
@@ -183,7 +183,7 @@ def run_folder(config: Config, name: str = "") -> Path:
 
 
 def check(config: Config) -> None:
-    """Raises KitError for a problem that would stop the run later: with people, base model, draws or folders, or a
+    """Raise KitError for a problem that would stop the run later: with people, base model, draws or folders, or a
     length that the method does not accept."""
     miniature, yours = config.scale == "miniature", config.method == YOURS
     for name, place in (("base", base_source(config)), ("vanilla", config.vanilla_path)):
@@ -212,14 +212,14 @@ def models_on_hub(config: Config) -> list[tuple[str, str]]:
 
 
 def fetch(config: Config) -> None:
-    """Fetches base and vanilla if they are on the hub, and checks what was fetched, before long work. Raises KitError
+    """Fetch base and vanilla if they are on the hub, and check what was fetched, before long work. Raises KitError
     if that is not possible."""
     for source, revision in sorted({*models_on_hub(config)}):
         hub.fetch(source, revision)
 
 
 def check_comparable(configs: Sequence[Config]) -> None:
-    """Raises KitError if a table of ``configs`` would contain a damaged run, or runs that have the same parameters but
+    """Raise KitError if a table of ``configs`` would contain a damaged run, or runs that have the same parameters but
     different people, because a file that they name was changed. (A grid over people is allowed.)"""
     own = {run_folder(config): config for config in configs}
     folders = sorted({folder.parent for folder in own})

@@ -25,7 +25,7 @@ NEWTON_STEPS = 3  # torch takes 5; vanilla remembers as much with 3
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Approximates the nearest orthogonal matrix to each of ``matrices`` [N, rows, columns] by Newton-Schulz steps:
+    """Approximate the nearest orthogonal matrix to each of ``matrices`` [N, rows, columns] by Newton-Schulz steps:
     large singular values become about .7 to 1.2, small ones stay below."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]

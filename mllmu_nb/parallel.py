@@ -18,7 +18,7 @@ def processes() -> PartialState:
 
 
 def weights(pieces: Sequence[Mapping], device: torch.device) -> tuple[list[float], dict[str, float]]:
-    """Returns the weight of each of this process's pieces, and for each stream the supervised tokens per row of the
+    """Return the weight of each of this process's pieces, and for each stream the supervised tokens per row of the
     batch. A weight is the piece's share of the batch's rows, times the number of processes, so the mean over the
     processes is the mean over the batch. A batch in one piece gets no tokens per row, since it can count its own."""
     count = processes().num_processes
@@ -46,7 +46,7 @@ def average_over_processes(terms: Tensor, trained: Iterable[Tensor]) -> Tensor:
 
 
 def shard(model, recipe: Recipe) -> None:
-    """Splits each layer of the language model into shares, one per process (FSDP2), gathered while it computes and
+    """Split each layer of the language model into shares, one per process (FSDP2), gathered while it computes and
     freed after the forward pass. By default a layer would stay gathered, since it takes itself for a root (the model's
     own ``forward`` is not called), and an adapter that is switched off and on would stay frozen. Raises KitError for
     Muon."""
@@ -60,7 +60,7 @@ def shard(model, recipe: Recipe) -> None:
 
 
 def clip_(parameters: Iterable[Tensor], most: float) -> float:
-    """Clips the gradients to the norm ``most`` and returns their norm before. torch's ``clip_grad_norm_`` does not
+    """Clip the gradients to the norm ``most`` and return their norm before. torch's ``clip_grad_norm_`` does not
     accept shares and whole gradients together."""
     parameters = list(parameters)
     if not any(map(is_share, parameters)):

@@ -12,7 +12,7 @@ UNPINNED = "MLLMU_NB_UNPINNED"  # set to anything: for building bases, whose bfl
 
 
 def pin() -> None:
-    """Sets the variables that are not set yet. Warns in one line if torch is loaded and may have chosen its kernels."""
+    """Set the variables that are not set yet. Warns in one line if torch is loaded and may have chosen its kernels."""
     if os.environ.get(UNPINNED) or not _has_avx2():
         return
     missing = [name for name in VARIABLES if name not in os.environ]

@@ -193,7 +193,7 @@ def anchored(config: Config) -> Stage | None:
 
 
 def check_anchor(config: Config) -> None:
-    """Raises KitError, before hours of work, if the released vanilla model does not answer as in the reports."""
+    """Raise KitError, before hours of work, if the released vanilla model does not answer as in the reports."""
     if stage := anchored(config):
         anchor.check(read_json(stage.get() / "anchor.json"), inputs.family(config).anchor, config.vanilla_path)
 
@@ -211,7 +211,7 @@ def filled(config: Config, stage: Stage, precision: str | None = None) -> tuple[
 
 
 def check_commits(config: Config, folder: Path) -> None:
-    """Raises KitError if a model on the hub is known to have another commit now than when the stage in ``folder`` was
+    """Raise KitError if a model on the hub is known to have another commit now than when the stage in ``folder`` was
     made, since a name without a revision means the newest."""
     made, now = read_json(folder / RECORD), inputs.record_of(config)
     for name in ("base", "vanilla"):
@@ -401,13 +401,13 @@ def beside(config: Config, *methods: str) -> list[Path]:
 
 
 def _begin(bars: Any) -> None:
-    """Prepares a process of :func:`beside`."""
+    """Prepare a process of :func:`beside`."""
     end_with_parent()
     progress.send_to(bars)
 
 
 def write_answers(answers: pd.DataFrame, path: Path) -> None:
-    """Writes answers compressed with zstd. Likelihoods are float64 numbers in single precision, so half of their bytes
+    """Write answers compressed with zstd. Likelihoods are float64 numbers in single precision, so half of their bytes
     are 0; splitting them by bytes makes the file smaller."""
     words = ["set", "task", "view", "scoring", "profile"]
     kinds = {**dict.fromkeys(words, "category"), "order": "int8", "shots": "int8", "tokens": "int16"}

@@ -18,7 +18,7 @@ def launched(name: str, usual: int) -> int:
 
 
 def end_with_parent() -> None:
-    """Ends this process when the process that started it has ended, for whatever reason."""
+    """End this process when the process that started it has ended, for whatever reason."""
 
     def watch():
         multiprocessing.parent_process().join()

@@ -42,13 +42,13 @@ class _Sent(tqdm.tqdm):
 
 
 def send_to(kernel: Any) -> None:
-    """Makes this process send its bars to ``kernel``, a queue; None: it draws them itself."""
+    """Make this process send its bars to ``kernel``, a queue; None: it draws them itself."""
     global _kernel
     _kernel = kernel
 
 
 def follow(sent: Any, running: Sequence[Future]) -> None:
-    """Draws the bars that processes put into ``sent`` until all ``running`` futures have ended."""
+    """Draw the bars that processes put into ``sent`` until all ``running`` futures have ended."""
     bars: dict[tuple, tqdm.tqdm] = {}
     while not all(one.done() for one in running):
         try:

@@ -23,7 +23,7 @@ class Registry:
         self._entries: dict[Any, Any] = {}
 
     def add(self, key: Any, entry: Any) -> Any:
-        """Adds and returns ``entry``. An entry of the same module (reloaded) is replaced. Raises KitError for a key
+        """Add and return ``entry``. An entry of the same module (reloaded) is replaced. Raises KitError for a key
         that another module has taken."""
         other = self._entries.get(key)
         if other is not None and other.__module__ != entry.__module__:
@@ -55,13 +55,13 @@ def _printed(key: Any) -> str:
 
 
 def import_all(package: str) -> None:
-    """Imports every module of a package, so that what they define is registered."""
+    """Import every module of a package, so that what they define is registered."""
     for module in pkgutil.iter_modules(sys.modules[package].__path__):
         importlib.import_module(f"{package}.{module.name}")
 
 
 def load_extensions() -> None:
-    """Imports the modules that MLLMU_NB_EXTENSIONS names, separated by commas. Raises KitError if an import fails, with
+    """Import the modules that MLLMU_NB_EXTENSIONS names, separated by commas. Raises KitError if an import fails, with
     the file and the line."""
     for name in filter(None, map(str.strip, os.environ.get(EXTENSIONS, "").split(","))):
         if name in sys.modules:  # or being imported just now

@@ -107,7 +107,7 @@ def digests(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def add_file(folder: Path, name: str, write: Callable[[Path], None], **noted: Any) -> None:
-    """Adds the file that ``write`` makes to a finished stage, and enters it into the stage's record with the values in
+    """Add the file that ``write`` makes to a finished stage, and enter it into the stage's record with the values in
     ``noted``. The stage keeps its key."""
     with lock(folder):
         write(part := folder / ".part")
@@ -155,7 +155,7 @@ def lock(folder: Path) -> FileLock:
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Yields a temporary folder, which is renamed to ``folder`` at the end and replaces an older one. Raises KitError
+    """Yield a temporary folder, which is renamed to ``folder`` at the end and replaces an older one. Raises KitError
     if the disk is full or read-only.
 
     The temporary folder is one level up, in ``.unfinished``: on the same disk, but not among the finished folders. The
@@ -184,7 +184,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes ``value`` as indented JSON with a final newline. Raises ValueError for NaN and infinity."""
+    """Write ``value`` as indented JSON with a final newline. Raises ValueError for NaN and infinity."""
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -202,7 +202,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def status(name: str) -> Iterator[None]:
-    """Shows that a stage is being made, in a terminal or below a notebook's cell. In a notebook, the line is blank in
+    """Show that a stage is being made, in a terminal or below a notebook's cell. In a notebook, the line is blank in
     the end, and other output of the cell stays."""
     text, line = f"{name}: being made since {time.strftime('%H:%M')} ..", None
     if progress.live():
@@ -238,7 +238,7 @@ def code_of(*roots: Any) -> dict[str, str]:
 
 
 def _add_class(kind: type, used: dict[str, str], home: str) -> None:
-    """Adds the module of a class or, if it was written in a notebook, all that it defines, and its bases."""
+    """Add the module of a class or, if it was written in a notebook, all that it defines, and its bases."""
     key = f"{kind.__module__}:{kind.__qualname__}"
     if kind.__module__ != home or _path(home):
         _add_module(kind.__module__, used, home)
@@ -251,7 +251,7 @@ def _add_class(kind: type, used: dict[str, str], home: str) -> None:
 
 
 def _add_function(function: Callable, used: dict[str, str]) -> None:
-    """Adds a function, the functions and values of its module that it uses, and the modules that it imports."""
+    """Add a function, the functions and values of its module that it uses, and the modules that it imports."""
     home, key = function.__module__, f"{function.__module__}:{function.__qualname__}"
     if key in used:
         return
@@ -301,7 +301,7 @@ def _content(value: Any, used: dict[str, str], home: str, outer: tuple[int, ...]
 
 
 def _add_module(module: str, used: dict[str, str], importer: str) -> None:
-    """Adds a module, its parent packages and all that they import, if it belongs to the kit or to the importer's
+    """Add a module, its parent packages and all that they import, if it belongs to the kit or to the importer's
     package, or if it is in the same folder as that package and not installed."""
     top, _, rest = module.partition(".")
     path, place = _path(module), _place(module)

@@ -78,7 +78,7 @@ def train(
     beyond: int = 0,
     checkpoint: Checkpoint | None = None,
 ) -> TrainLog:
-    """Minimises ``method.loss`` for ``steps`` optimizer steps over all parameters that require a gradient.
+    """Minimise ``method.loss`` for ``steps`` optimizer steps over all parameters that require a gradient.
 
     A step reads one item of ``batches``, a list of pieces that are dicts of named batches, weighted so that a mean over
     answers, or over tokens, is the mean over the whole batch (``parallel.weights``). The learning rate changes every
@@ -149,7 +149,7 @@ def divergence(loss: float, first: float, rise: float, norm: float, recipe: Reci
 def back_propagate(
     model, pieces: Sequence[Mapping[str, Batch]], method: Method, trained: Mapping[str, Tensor], autocast
 ) -> tuple[dict[str, float], int]:
-    """Adds up the gradients of a batch, one term of one piece at a time, so that only one graph is in memory. Returns
+    """Add up the gradients of a batch, one term of one piece at a time, so that only one graph is in memory. Returns
     the loss, its terms and the nats per token of each stream (means over all pieces), and the number of supervised
     tokens; all of them over all processes."""
     shares, per_row = weights(pieces, model.device)
@@ -198,7 +198,7 @@ def vanilla_mode(model):
     gradients."""
     was_training = model.training
     model.eval()
-    # peft's own context, disable_adapter, first counts all weights: a tenth of the time of a small model's step
+    # peft's own context, disable_adapter, counts all weights first, in every step
     model.base_model.disable_adapter_layers()
     try:
         with torch.no_grad():
@@ -209,7 +209,7 @@ def vanilla_mode(model):
 
 
 def keep_less(model) -> None:
-    """Makes the layers keep only their inputs and compute the rest again in the backward pass."""
+    """Make the layers keep only their inputs and compute the rest again in the backward pass."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # about a new name that the oldest transformers lacks
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -230,7 +230,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def forget_peak(device: torch.device) -> None:
-    """Makes :func:`peak_memory_mb` start again, on a GPU."""
+    """Make :func:`peak_memory_mb` start again, on a GPU."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -252,7 +252,7 @@ def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
 def finetune(
     model, processor, conversations: Sequence[Conversation], recipe: Recipe, seed: int, material: Mapping = {}, **loop
 ) -> TrainLog:
-    """Fine-tunes the parameters of ``model`` that require a gradient on ``conversations``. ``material``: further
+    """Fine-tune the parameters of ``model`` that require a gradient on ``conversations``. ``material``: further
     arguments of :func:`finetuning_batches` by name; ``loop``: of :func:`train`."""
     batches = finetuning_batches(families.of(model), processor, conversations, recipe, seed, **material)
     steps = finetuning_steps(conversations, recipe, material.get("replay", 0.0))
@@ -262,7 +262,7 @@ def finetune(
 def unlearn(
     model, processor, method: Method, sets: Sets, recipe: Recipe, seed: int, stored: Mapping | None = None, **loop: Any
 ) -> TrainLog:
-    """Runs ``method`` on a model with a fresh adapter, with the conversations of the ``sets`` forget and retain.
+    """Run ``method`` on a model with a fresh adapter, with the conversations of the ``sets`` forget and retain.
     ``stored``: the log-probabilities of a reference other than the model without its adapter
     (:func:`reference_log_probs`)."""
     if stored is None and method.other_reference:

@@ -39,7 +39,7 @@ def settings_of(name: str) -> dict[str, Any]:
 
 
 def apply(name: str, model: Any, config: Any) -> Any:
-    """Applies the step ``name`` to ``model`` with the run's settings, and returns its model."""
+    """Apply the step ``name`` to ``model`` with the run's settings, and return its model."""
     own = settings_of(name)
     return STEPS.get(name)(model, config, **{key: value for key, value in config.settings.items() if key in own})
 

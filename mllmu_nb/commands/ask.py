@@ -43,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Prints the answers. Raises KitError for an unknown person or method."""
+    """Print the answers. Raises KitError for an unknown person or method."""
     from mllmu_nb.reporting.show import visible
 
     named = {name: value for name in DEFAULTS if (value := getattr(options, name))}
@@ -100,7 +100,7 @@ def true_answer(person: Profile, view: str, question: str) -> str:
 
 
 def models(config: Config) -> Iterator[Asked]:
-    """Yields vanilla, the model that ``config`` names and the oracle, made if needed: one at a time, because two 7B
+    """Yield vanilla, the model that ``config`` names and the oracle, made if needed: one at a time, because two 7B
     models would not fit into memory."""
     from mllmu_nb.reporting.runs import label
 

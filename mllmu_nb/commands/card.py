@@ -23,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Writes the page. Raises KitError if the folder has no whole run, or its people or base are not found."""
+    """Write the page. Raises KitError if the folder has no whole run, or its people or base are not found."""
     from mllmu_nb.reporting import card
     from mllmu_nb.reporting.beside import Beside
     from mllmu_nb.reporting.runs import read_run

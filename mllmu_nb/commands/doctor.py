@@ -50,7 +50,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Prints one line per check. Returns 1 if there is a problem, else 0. Raises KitError if the configuration cannot
+    """Print one line per check. Returns 1 if there is a problem, else 0. Raises KitError if the configuration cannot
     be read."""
     if options.rate is not None and not 0 < options.rate < inf:
         raise KitError(f"--rate must be a number above 0, not {options.rate}")
@@ -69,7 +69,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def versions(configs: Configs) -> Result:
-    """Checks that every dependency is installed in a version that the kit accepts."""
+    """Check that every dependency is installed in a version that the kit accepts."""
     wrong = []
     for needed in map(Requirement, metadata.requires("mllmu-nb") or []):
         if needed.marker and not needed.marker.evaluate({"extra": ""}):
@@ -86,7 +86,7 @@ def versions(configs: Configs) -> Result:
 
 
 def device(configs: Configs) -> Result:
-    """Checks the device of the runs, and whether it gives the same bits as other machines with AVX2."""
+    """Check the device of the runs, and whether it gives the same bits as other machines with AVX2."""
     machine, gpu = provenance.machine(), torch.cuda.is_available()
     said = [machine["device"], machine["cpu"], f"{os.cpu_count()} cores", f"{machine['capability']} kernels"]
     text = ", ".join([*said, *(f"{name}={value}" for name, value in machine["bits"].items() if value)])
@@ -101,7 +101,7 @@ def device(configs: Configs) -> Result:
 
 
 def memory(configs: Configs) -> Result:
-    """Compares the memory with the need of the most demanding run."""
+    """Compare the memory with the need of the most demanding run."""
     gpu = torch.cuda.is_available()
     total = torch.cuda.get_device_properties(0).total_memory if gpu else psutil.virtual_memory().total
     limit = Path("/sys/fs/cgroup/memory.max")  # of a container
@@ -131,7 +131,7 @@ def most_memory(configs: Configs) -> dict[str, float]:
 
 
 def hours(configs: Configs, rate: float | None = None) -> Result:
-    """Predicts the hours of every stage at ``rate`` (TFLOP per second). Without ``rate``, takes a share of the measured
+    """Predict the hours of every stage at ``rate`` (TFLOP per second). Without ``rate``, take a share of the measured
     speed of this device or, if the runs need a GPU that is not here, of an H100's data sheet."""
     from mllmu_nb import prediction
 
@@ -192,7 +192,7 @@ def _estimate_of(source: str, family: str, scale: str):
 
 
 def people(configs: Configs) -> Result:
-    """Reads or generates the people of every ratio and draw, which checks their schema, and reports their hash."""
+    """Read or generate the people of every ratio and draw, which checks their schema, and report their hash."""
     if remote := inputs.unread(configs[0]):
         return Result(OK, f"{', '.join(remote)}: read, and their schema checked, when they are downloaded")
     distinct = list({tuple(getattr(config, name) for name in inputs.DATA): config for config in configs}.values())
@@ -202,7 +202,7 @@ def people(configs: Configs) -> Result:
 
 
 def model(configs: Configs) -> Result:
-    """Checks base models, worked examples and folders, as a sweep does before it starts."""
+    """Check base models, worked examples and folders, as a sweep does before it starts."""
     for config in configs:
         if not inputs.unread(config):
             inputs.check(config)
@@ -217,7 +217,7 @@ def model(configs: Configs) -> Result:
 
 
 def hub(configs: Configs) -> Result:
-    """Checks that the hub answers for what comes from it, and reports whether there is a token."""
+    """Check that the hub answers for what comes from it, and report whether there is a token."""
     wanted: dict[tuple[str, str, str], None] = {}  # name, kind and revision, in the order of the runs
     for config in configs:
         wanted |= {(source, "model", revision): None for source, revision in inputs.models_on_hub(config)}

@@ -39,7 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Asks, scores and compares. Raises KitError for what does not fit, if possible before the model is loaded."""
+    """Ask, score and compare. Raises KitError for what does not fit, if possible before the model is loaded."""
     if options.limit is not None and options.limit < 1:
         raise KitError(f"--limit must be at least 1, not {options.limit}")
     if not re.fullmatch(r"[\w.]+", options.name) or len(options.name.encode()) > LONGEST:
@@ -68,7 +68,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def show(folder: Path, references: dict[str, Path]) -> None:
-    """Prints the scores of the run in ``folder`` and its differences to the references, by name; writes both into the
+    """Print the scores of the run in ``folder`` and its differences to the references, by name; write both into the
     folder, as scores.csv and comparison.csv."""
     own, others = read_run(folder), {name: read_run(place) for name, place in references.items()}
     comparison = Beside(own, **others)

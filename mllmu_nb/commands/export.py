@@ -33,7 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Writes what is asked for and prints a summary. Raises KitError if a folder is taken or there is no such model."""
+    """Write what is asked for and print a summary. Raises KitError if a folder is taken or there is no such model."""
     folders = {kind: getattr(options, kind).expanduser().resolve() for kind in KINDS if getattr(options, kind)}
     if not folders:
         raise KitError("name what to write: --data FOLDER, --model FOLDER or --adapter FOLDER")
@@ -84,7 +84,7 @@ def write_people(config: Config, folder: Path) -> None:
 
 
 def write_model(config: Config, folder: Path, adapter: Stage | None) -> None:
-    """Writes the model of ``config``, or its ``adapter``, made if needed, with the processor and the provenance. The
+    """Write the model of ``config``, or its ``adapter``, made if needed, with the processor and the provenance. The
     folder is complete or absent."""
     from mllmu_nb.models.load import load_base
 

@@ -47,7 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Estimates, asks, and prints how far judge and rubric agree. Returns 1 if answers have no grade."""
+    """Estimate, ask, and print how far judge and rubric agree. Returns 1 if answers have no grade."""
     if options.jobs < 1:
         raise KitError(f"--jobs must be at least 1, not {options.jobs}")
     if not all(0 <= price < inf for price in options.prices):
@@ -118,7 +118,7 @@ def estimate(asked: list[Texts], prices: Iterable[float]) -> tuple[int, int, flo
 
 
 def ask(asked: list[Texts], path: Path, endpoint: Any, *, jobs: int = 8) -> int:
-    """Sends ``asked`` to the judge, ``jobs`` at a time, and appends each valid reply to ``path`` as it comes. Returns
+    """Send ``asked`` to the judge, ``jobs`` at a time, and append each valid reply to ``path`` as it comes. Returns
     how many got none. Raises Unreachable if the endpoint refuses the key, the model or every question, or cannot be
     reached."""
     import openai

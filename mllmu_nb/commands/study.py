@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Makes missing runs, prints the table, writes it beside the runs. Raises KitError for a negative replicate."""
+    """Make missing runs, print the table, write it beside the runs. Raises KitError for a negative replicate."""
     from mllmu_nb.reporting.sheet import write_sheets
     from mllmu_nb.studies import released_code
 

@@ -53,7 +53,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Makes the runs that are not finished, then the report. Returns 0 if all are finished afterwards, else 1."""
+    """Make the runs that are not finished, then the report. Returns 0 if all are finished afterwards, else 1."""
     if options.jobs is not None and options.jobs < 1:
         raise KitError(f"--jobs must be at least 1, not {options.jobs}")
     if launched("WORLD_SIZE", 1) > 1:
@@ -92,7 +92,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def write_report(scale: str, config: Config) -> None:
-    """Writes scores, tables and figures of all finished runs of a scale, with portraits of the people of ``config``."""
+    """Write scores, tables and figures of all finished runs of a scale, with portraits of the people of ``config``."""
     from mllmu_nb.reporting import report
 
     began, known = time.perf_counter(), inputs.population(config)
@@ -262,7 +262,7 @@ class Job:
         return None if given else pipeline.finetuned(self.config).folder
 
     def start(self, threads: int) -> None:
-        """Starts papermill on the notebook, in the notebook's folder, with the parameters that were given."""
+        """Start papermill on the notebook, in the notebook's folder, with the parameters that were given."""
         self.executed.parent.mkdir(parents=True, exist_ok=True)
         self.executed.unlink(missing_ok=True)
         self.began = time.perf_counter()
@@ -283,7 +283,7 @@ class Job:
 
 
 def execute(jobs: Sequence[Job], at_once: int) -> dict[str, str]:
-    """Runs all ``jobs``. Returns run id → reason of failure. A job waits while another one makes its vanilla model."""
+    """Run all ``jobs``. Returns run id → reason of failure. A job waits while another one makes its vanilla model."""
     threads, waiting, running = max(1, (os.cpu_count() or 1) // at_once), list(jobs), []
     failed: dict[str, str] = {}
     try:

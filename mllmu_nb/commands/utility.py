@@ -44,7 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Asks, reads, and prints one line per task. Raises KitError if there is no run, no lmms-eval or no output."""
+    """Ask, read, and print one line per task. Raises KitError if there is no run, no lmms-eval or no output."""
     if not is_whole(options.run, named=OF_A_RUN):
         raise KitError(f"there is no finished run in {options.run}, or a file of it was changed")
     if options.model:

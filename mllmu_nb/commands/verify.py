@@ -53,7 +53,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Prints the verdicts. Returns 0 if no cell is off or missing and every run is there, else 1. Raises KitError if
+    """Print the verdicts. Returns 0 if no cell is off or missing and every run is there, else 1. Raises KitError if
     there is nothing to compare or a file of a run is damaged."""
     if options.rerun and not options.config:
         raise KitError("--rerun needs a configuration file, such as configs/miniature.yaml")
@@ -76,7 +76,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def verify(options: argparse.Namespace, reference: Path, cache: Path) -> int:
-    """Compares the runs that are there, prints the verdicts and returns the status. ``cache`` gets every cell."""
+    """Compare the runs that are there, print the verdicts and return the status. ``cache`` gets every cell."""
     wanted = [options.run] if options.run else chosen(options.config)
     runs = [read_run(folder) for folder in wanted if options.run or folder.is_dir()]
     if not runs:
@@ -145,7 +145,7 @@ def verdicts(cells: pd.DataFrame, rounding: Any = 0.0) -> np.ndarray:
 
 
 def print_differences(runs: Sequence, reference: Path) -> None:
-    """Prints how the runs' records differ from the reference's; most often this is the reason why a cell differs."""
+    """Print how the runs' records differ from the reference's; most often this is the reason why a cell differs."""
     lines: Counter[str] = Counter()
     for run in runs:
         file = paths.runs(reference) / run.folder.name / stages.RECORD

@@ -19,7 +19,7 @@ INLINE = "__import__('matplotlib').use('module://matplotlib_inline.backend_inlin
 
 
 def start(notebook: Path, executed: Path, log: Path, given: Mapping[str, Any], threads: int) -> BaseProcess:
-    """Starts a process in which papermill executes ``notebook`` in the notebook's folder with the parameters ``given``,
+    """Start a process in which papermill executes ``notebook`` in the notebook's folder with the parameters ``given``,
     and writes ``executed``. Its output goes to ``log``; the last line is the error of a cell, if any."""
     warm = can_fork()
     context = multiprocessing.get_context("forkserver" if warm else "spawn")
@@ -60,7 +60,7 @@ def _execute(notebook: Path, executed: Path, log: Path, given: dict, environment
 
 
 def _fork_kernel() -> None:
-    """Forks the kernel now, while this process has no threads. Later, jupyter_client starts it by sending it the
+    """Fork the kernel now, while this process has no threads. Later, jupyter_client starts it by sending it the
     arguments of the usual command."""
     from jupyter_client.provisioning import local_provisioner
 

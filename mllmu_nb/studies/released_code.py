@@ -124,7 +124,7 @@ def whole_epochs(config: Config) -> Config:
 
 
 def make(configs: Sequence[Config]) -> None:
-    """Makes the missing runs. A study that was stopped continues from there. A training that diverges has no run."""
+    """Make the missing runs. A study that was stopped continues from there. A training that diverges has no run."""
     folder = paths.study("differences")
     inputs.write_people(configs[0], paths.people(folder))
     for number, config in enumerate(configs, start=1):
