@@ -310,7 +310,7 @@ def _add_module(module: str, used: dict[str, str], importer: str) -> None:
     if module in used or not path or not ours or (top == "mllmu_nb" and rest in NOT_CODE | {""}):
         return
     imported, used[module] = _source(path, module)
-    for name in (*filter(None, [module.rpartition(".")[0]]), *imported):
+    for name in (module.rpartition(".")[0], *imported):  # "" is no module
         _add_module(name, used, module)
 
 

@@ -218,7 +218,7 @@ def test_a_key_is_needed_and_the_cost_is_known_before(monkeypatch):
     assert judge.estimate([texts] * 40, prices) == (10 * characters, 8000, (10 * characters + 80_000) / 1e6)
 
 
-def test_the_model_that_answers_is_stored_and_grades_of_two_are_no_score(seen, tmp_path, monkeypatch):
+def test_the_model_that_answers_is_stored_and_another_one_is_refused(seen, tmp_path, monkeypatch):
     """A name such as gpt-4o-mini can point to another model later; the endpoint says which one has answered."""
     path = tmp_path / "judge.jsonl"
     monkeypatch.setenv(judge.VARIABLE, "j")
@@ -226,9 +226,11 @@ def test_the_model_that_answers_is_stored_and_grades_of_two_are_no_score(seen, t
     judged = stored.with_grades(frame("say 5", "not asked"), path)
     assert judged[stored.NAME].fillna("none").tolist() == ["j-old", "none"]
     assert stored.judged(judged).fillna(-1).tolist() == [5, -1]
-    assert asking(path, "other") == 0
-    with pytest.raises(KitError, match="^answers are graded by j-new and by j-old: move judge.jsonl away, and ask one"):
-        stored.judged(stored.with_grades(frame("say 5", "other"), path))
+    with pytest.raises(
+        KitError, match=f"^answers to j come from j-new and j-old: move .*, or name one in {judge.VARIABLE}$"
+    ):
+        asking(path, "other", "say 7")  # before more is paid for
+    assert set(stored.replies(path)["model"]) == {"j-old"}
 
 
 def test_judge_and_rubric_are_compared_where_both_have_a_grade(seen, tmp_path):

@@ -120,11 +120,12 @@ def estimate(asked: list[Texts], prices: Iterable[float]) -> tuple[int, int, flo
 def ask(asked: list[Texts], path: Path, endpoint: Any, *, jobs: int = 8) -> int:
     """Send ``asked`` to the judge, ``jobs`` at a time, and append each valid reply to ``path`` as it comes. Returns
     how many got none. Raises Unreachable if the endpoint refuses the key, the model or every question, or cannot be
-    reached."""
+    reached, and KitError if another model answers than the one behind the stored replies."""
     import openai
     from tqdm import tqdm
 
     name, writing, graded, refused = model_name(), threading.Lock(), 0, 0
+    models = set(judge.replies(path)["model"])  # that have answered; two could not be scored together
     with open(path, "a", encoding="utf-8") as file, ThreadPoolExecutor(jobs) as pool:
         if not path.read_bytes().endswith(b"\n"):
             file.write("\n")  # after a line that was cut off
@@ -143,6 +144,12 @@ def ask(asked: list[Texts], path: Path, endpoint: Any, *, jobs: int = 8) -> int:
             if reply is not None:
                 with writing:
                     graded += 1
+                    models.add(reply["model"])
+                    if len(models) > 1:
+                        both = " and ".join(sorted(models))
+                        raise KitError(
+                            f"answers to {name} come from {both}: move {path} away, or name one in {VARIABLE}"
+                        )
                     line = {"hash": judge.hash_of(name, *texts), "judge": name, **reply}
                     print(json.dumps(line), file=file, flush=True)
             return reply is None

@@ -78,7 +78,8 @@ def main(options: argparse.Namespace) -> int:
 def verify(options: argparse.Namespace, reference: Path, cache: Path) -> int:
     """Compare the runs that are there, print the verdicts and return the status. ``cache`` gets every cell."""
     wanted = [options.run] if options.run else chosen(options.config)
-    runs = [read_run(folder) for folder in wanted if options.run or folder.is_dir()]
+    not_made = [] if options.run else [folder.name for folder in wanted if not folder.is_dir()]
+    runs = [read_run(folder) for folder in wanted if folder.name not in not_made]
     if not runs:
         raise KitError("there is no run to compare: make it with python -m mllmu_nb sweep")
     scale = runs[0].record["scale"]
@@ -103,7 +104,6 @@ def verify(options: argparse.Namespace, reference: Path, cache: Path) -> int:
     itself = runs[0].folder.parent == paths.runs(paths.reference())
     whose = "cells of the committed reference itself, since there is no run of yours" if itself else "cells"
     print(f"{counts.total()} {whose}: {', '.join(f'{n} {verdict}' for verdict, n in counts.items())} ({every_cell})")
-    not_made = [folder.name for folder in wanted if not folder.is_dir()]
     if not_made:
         print(f"not made here: {', '.join(not_made)} (make them with python -m mllmu_nb sweep {options.config})")
     return 1 if counts[OFF] or counts[MISSING] or not_made else 0
