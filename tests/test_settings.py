@@ -80,6 +80,17 @@ def test_a_grid_grows_until_the_choice_lies_inside_it(monkeypatch):
     assert not choice["inside"] and len(seen) == 5 + settings.GROWTHS, "it says that it is at the border"
 
 
+def test_a_choice_on_the_border_is_continued_from_the_known_points(monkeypatch):
+    monkeypatch.setattr(settings, "GROWTHS", 1)
+    seen = worlds(8e-3, monkeypatch)
+    before = settings.search([], "ga", "canonical", "multimodal")
+    monkeypatch.setattr(settings, "GROWTHS", 3)
+    seen.clear()
+    after = settings.search([], "ga", "canonical", "multimodal", known=before["points"])
+    assert not before["inside"] and after["inside"] and after["lr"] == 8e-3
+    assert seen[0] == (8e-3, 2.0) and not {(p["lr"], p["weight"]) for p in before["points"]} & set(seen)
+
+
 def test_a_point_is_trained_for_the_length_that_suits_it(monkeypatch):
     trained = []
 

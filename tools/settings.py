@@ -19,15 +19,16 @@ The rule, written down before anything was run:
    smallest edge. Its seven points, from a quarter of the middle rate to sixteen times it, have edges of 19 to 26:
    two worlds do not tell them apart, and chance would choose.)
 5. While the chosen rate or weight is the first or last of those tried, one more is tried beyond it, at most
-   ``GROWTHS`` times each; then it is said to lie on the border.
+   ``GROWTHS`` times each; then it is said to lie on the border. (``GROWTHS`` was 2 in the
+   first search. The two of ten choices that lay on the border were continued with 4, decided before that.)
 
-What is finished is not done again: trainings are stages in the cache, and the file is written after every method.
+What is finished is not done again: trainings are stages in the cache, the file is written after every method, and a
+choice on the border is continued from the points in the file.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ WEIGHTS = {
 TARGET, EDGE, AROUND = 0.5, 0.10, 0.2
 LENGTHS = (10, 20, 40, 80, 160, 320)  # optimizer steps that a point may be trained for
 MIDDLE_LENGTH = 80  # the first length tried at the middle rate
-GROWTHS = 2
+GROWTHS = 4
 Point = tuple[float, float]  # rate and weight; the weight is 0 if the method has none
 
 
@@ -153,10 +154,10 @@ def best(rows: Sequence[Mapping]) -> Mapping | None:
     return max(sound or there, key=lambda row: (row["kept"], -row["lr"]), default=None)
 
 
-def along(values: Sequence[float], point_of: Callable[[float], Point], rows: dict, trial: Callable) -> bool:
-    """Try the points at ``values`` of a rate or weight, and further ones while the best of ``rows`` is the first or
-    last (rule 5). Return whether the best lies inside. Fills ``rows``: point → its result."""
-    values = list(values)
+def along(values: Sequence[float], axis: int, point_of: Callable[[float], Point], rows: dict, trial: Callable) -> bool:
+    """Try the points at ``values`` of a rate (``axis`` 0) or weight (1), and further ones while the best of ``rows`` is
+    the first or last (rule 5). Return whether the best lies inside. Fills ``rows``: point → its result."""
+    values = sorted({*values, *(point[axis] for point in rows if point_of(point[axis]) == point)})
     for growth in range(GROWTHS + 1):
         for point in map(point_of, values):
             if point not in rows:
@@ -171,10 +172,18 @@ def along(values: Sequence[float], point_of: Callable[[float], Point], rows: dic
     return False
 
 
-def search(worlds: Sequence[Config], method: str, variant: str, modality: str, middle: bool = False) -> dict:
-    """Return the choice for one method and modality, with all tried points. ``middle``: choose only the length."""
+def search(
+    worlds: Sequence[Config],
+    method: str,
+    variant: str,
+    modality: str,
+    middle: bool = False,
+    known: Sequence[dict] = (),
+) -> dict:
+    """Return the choice for one method and modality, with all tried points. ``middle``: choose only the length.
+    ``known``: results of points that are not tried again."""
     name, weights = WEIGHTS[method, variant]
-    centre, rows = (weights[len(weights) // 2] if name else 0.0), {}
+    centre, rows = (weights[len(weights) // 2] if name else 0.0), {(row["lr"], row["weight"]): row for row in known}
 
     def trial(point: Point) -> dict:
         return tried(worlds, method, variant, modality, point)
@@ -183,9 +192,9 @@ def search(worlds: Sequence[Config], method: str, variant: str, modality: str, m
         point = (RATES[1], centre)
         rows[point], inside = trial(point), True
     else:
-        inside = along(RATES if name else MORE_RATES, lambda rate: (rate, centre), rows, trial)
+        inside = along(RATES if name else MORE_RATES, 0, lambda rate: (rate, centre), rows, trial)
         if name and (chosen := best(list(rows.values()))):
-            inside = along(weights, lambda weight: (chosen["lr"], weight), rows, trial) and inside
+            inside = along(weights, 1, lambda weight: (chosen["lr"], weight), rows, trial) and inside
     chosen = best(list(rows.values()))
     choice = {**(chosen or {}), "weight_name": name, "inside": inside, "points": list(rows.values())}
     if chosen:
@@ -206,14 +215,18 @@ def main() -> None:
     worlds = [Config.from_parameters({**fixed, "data_seed": seed, "train_seed": seed}) for seed in options.worlds]
     known = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {"choices": []}
     known |= {"rule": __doc__, "worlds": list(options.worlds)}
-    done = {(one["method"], one["variant"], one["modality"]) for one in known["choices"]}
-    for (method, variant), modality in itertools.product(WEIGHTS, path.TRAINED_VIEW):
+    chosen = {(one["method"], one["variant"], one["modality"]): one for one in known["choices"]}
+    every = [(*name, modality) for name in WEIGHTS for modality in path.TRAINED_VIEW]
+    for method, variant, modality in every:
         names = {method, f"{method}/{variant}"}
-        if (method, variant, modality) in done or (options.only and not names & set(options.only)):
+        before = chosen.get((method, variant, modality), {})
+        if before.get("inside") or (options.only and not names & set(options.only)):
             continue
-        known["choices"].append(search(worlds, method, variant, modality, options.middle))
+        choice = search(worlds, method, variant, modality, options.middle, before.get("points", ()))
+        chosen[method, variant, modality] = choice
+        known["choices"] = [chosen[each] for each in every if each in chosen]
         options.out.write_text(json.dumps(known, indent=1, default=float) + "\n", encoding="utf-8")
-        last = {name: value for name, value in known["choices"][-1].items() if name != "points"}
+        last = {name: value for name, value in choice.items() if name != "points"}
         print(json.dumps(last, default=float), flush=True)
 
 
