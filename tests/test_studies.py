@@ -1,6 +1,7 @@
 """The study of the released code's pieces: a grid of ordinary runs, and tables with numbers known by hand."""
 
 import argparse
+import json
 import math
 from itertools import islice
 
@@ -15,7 +16,7 @@ from mllmu_nb.commands import study as command
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import training_conversations
 from mllmu_nb.errors import KitError
-from mllmu_nb.studies import released_code
+from mllmu_nb.studies import released_code, searched
 from mllmu_nb.training import TrainingDiverged
 from mllmu_nb.unlearning import ReferenceLogProbs, Scored, Step, get, variants
 
@@ -197,3 +198,56 @@ def test_a_verdict_is_given_where_the_interval_leaves_nought_out():
     assert [cell for cell, _ in text[1]][:2] == ["answer", "all text"]
     assert text[1][2][0].startswith("100 → 20 (−") and "Forget, likelihood lower" in text[1][-1][0]
     assert upstream[1][-1][0] == released_code.NO_DIFFERENCE and "100 → 100 (" in sheet.markdown()
+
+
+# -- searched settings ----------------------------------------------------------------------------------------------
+
+
+def test_the_searched_settings_are_the_committed_choices():
+    [config] = [c for c in searched.grid([3]) if (c.method, c.variant, c.modality) == ("npo", "retain", "unimodal")]
+    rows = json.loads((paths.reference() / "settings_search.json").read_text(encoding="utf-8"))["choices"]
+    [row] = [one for one in rows if (one["method"], one["variant"], one["modality"]) == ("npo", "retain", "unimodal")]
+    assert (config.unlearn_lr, config.unlearn_steps, config.settings["alpha"]) == (
+        row["lr"],
+        row["steps"],
+        row["weight"],
+    )
+    assert config.replicate == 3 and len(searched.grid([0, 1])) == 2 * len(rows)
+
+
+def test_the_study_of_settings_stores_the_path_of_each_training_once(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(paths, "reference", lambda: tmp_path)  # otherwise the committed study would be read
+    configs = [config.but(method="ga", modality="unimodal", unlearn_steps=2, unlearn_lr=lr) for lr in (1e-3, 2e-3)]
+    searched.make(configs)
+    runs = searched.read()
+    assert {run.parameters["unlearn_lr"] for run in runs} == {1e-3, 2e-3} and capsys.readouterr().out.count("[") == 2
+    for run, one in zip(sorted(runs, key=lambda run: run.parameters["unlearn_lr"]), configs, strict=True):
+        made = pipeline.unlearned(one).get()
+        assert sorted(file.name for file in run.folder.iterdir()) == ["path.parquet", "provenance.json", "train.json"]
+        assert (run.folder / "path.parquet").read_bytes() == (made / "path.parquet").read_bytes()
+        assert run.id == one.run_id and {"question", "answer_true"} <= {*run.path.columns}
+    monkeypatch.setattr(training, "unlearn", lambda *given, **named: pytest.fail("trained again"))
+    searched.make(configs)
+    monkeypatch.setattr(searched, "choices", list)
+    with pytest.raises(KitError, match="no oracle of replicate 0"):
+        searched.beside([0])
+
+
+def test_searched_settings_are_compared_person_by_person_where_both_close_half(monkeypatch):
+    """In these paths everybody's kept answers turn into the run's own, at the same pace."""
+
+    def run(name, good, **more):
+        return make("ga", lambda q: q.person % 2 == 0 or good, modality="multimodal", run=name, **more)
+
+    ours = [run("ours", True, draw=draw, unlearn_lr=2e-3) for draw in (0, 1)]
+    middle = [run("middle", False, draw=draw) for draw in (0, 1)]
+    oracles = [make("oracle", lambda q: q.set not in ("forget", "test"), draw=draw) for draw in (0, 1)]
+    frame = searched.compared(ours, [*middle, *oracles]).set_index("what")
+    assert list(frame["n_replicates"]) == [2, 2] and list(frame["middle_n_replicates"]) == [2, 2]
+    kept = frame.loc["kept"]
+    assert kept["value"] == 1.0, "every answer about the others stays right"
+    # half of the people lose, on average, half of their answers where half of the gap is closed
+    assert kept["middle_value"] == pytest.approx(0.75, abs=0.08)
+    assert kept["change_low"] < kept["change"] < kept["change_high"] and kept["change"] == pytest.approx(0.25, abs=0.08)
+    never = searched.compared([one.but(path=one.path[one.path["step"] == 0]) for one in ours], [*middle, *oracles])
+    assert never["value"].isna().all() and never["change"].isna().all()

@@ -1,19 +1,23 @@
-"""``python -m mllmu_nb study``: what each piece of the released code changes, one at a time; notebook 11 shows it.
+"""``python -m mllmu_nb study``: an experiment of several trainings on the miniature; notebooks 11 and 13 show them.
 
-It makes one vanilla model per replicate, then one short unlearning per setting; what is finished is not done again.
+``differences``: what each piece of the released code changes, one at a time. ``searched``: what each method keeps with
+the settings that were searched for it, beside those of the reference run. Each makes one vanilla model per replicate,
+then one short unlearning per setting; what is finished is not done again.
 """
 
 import argparse
+from importlib import import_module
 
 from mllmu_nb import paths
 from mllmu_nb.errors import KitError
 
-SUMMARY = "measure on the miniature what each difference of the released code changes"
-EXAMPLES = ("study differences", "study differences --replicates 0 1 2")
+SUMMARY = "measure what the released code's differences, or searched settings, change on the miniature"
+EXAMPLES = ("study differences", "study differences --replicates 0 1 2", "study searched --replicates 0")
+MODULES = {"differences": "released_code", "searched": "searched"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", nargs="?", default="differences", choices=["differences"], help="the only study")
+    parser.add_argument("study", nargs="?", default="differences", choices=list(MODULES), help="default: differences")
     about = "replicates whose results are pooled (default: 0 1)"
     parser.add_argument("--replicates", type=int, nargs="+", metavar="R", default=[0, 1], help=about)
 
@@ -21,12 +25,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Make missing runs, print the table, write it beside the runs. Raises KitError for a negative replicate."""
     from mllmu_nb.reporting.sheet import write_sheets
-    from mllmu_nb.studies import released_code
 
     if min(options.replicates) < 0:
         raise KitError(f"--replicates are numbers from 0 on, not {min(options.replicates)}")
-    released_code.make(released_code.grid(options.replicates))
-    table, folder = released_code.change_table(released_code.read()), paths.study("differences")
-    write_sheets([table], folder / "differences", "the runs beside it")
-    print(f"{table.markdown()}\nruns and differences.csv: {folder}")
+    study, folder = import_module(f"mllmu_nb.studies.{MODULES[options.study]}"), paths.study(options.study)
+    study.make(study.grid(options.replicates))
+    table = study.table()
+    write_sheets([table], folder / options.study, "the runs beside it")
+    print(f"{table.markdown()}\nruns and {options.study}.csv: {folder}")
     return 0

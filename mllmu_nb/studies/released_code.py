@@ -11,11 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from mllmu_nb import inputs, paths, pipeline
+from mllmu_nb import inputs, paths, pipeline, studies
 from mllmu_nb.batches import steps_of
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import training_conversations
-from mllmu_nb.errors import KitError
 from mllmu_nb.reporting.grid import rows_by
 from mllmu_nb.reporting.runs import Run, items_of, read_runs
 from mllmu_nb.reporting.sheet import Sheet
@@ -136,12 +135,8 @@ def make(configs: Sequence[Config]) -> None:
 
 
 def read() -> list[Run]:
-    """The user's own runs of the study, else those that come with the kit. Raises KitError, with the command that makes
-    them, if there are none."""
-    for folder in (paths.study("differences"), paths.reference() / "studies" / "differences"):
-        if any(paths.runs(folder).glob("*/")):
-            return read_runs(folder)
-    raise KitError("there is no study yet: make it with `python -m mllmu_nb study differences`")
+    """The runs of the user's own study, else those that come with the kit. Raises KitError if there are none."""
+    return read_runs(studies.folder_of("differences"))
 
 
 # -- the table --------------------------------------------------------------------------------------------------
@@ -170,6 +165,11 @@ def changes(runs: Sequence[Run]) -> pd.DataFrame:
             means = {"canonical": pair["score_canonical"].mean(), "released": pair["score"].mean()}
             rows.append(dict(zip(KEYS, at, strict=True)) | means | vars(gap) | {"verdict": verdict})
     return pd.DataFrame(rows)
+
+
+def table() -> Sheet:
+    """The :func:`change_table` of the runs that :func:`read` returns."""
+    return change_table(read())
 
 
 def change_table(runs: Sequence[Run]) -> Sheet:
