@@ -1,5 +1,5 @@
-"""The same bits on every x86 CPU with AVX2: three environment variables, set when this package is imported, choose
-torch's AVX2 kernels everywhere (``docs/architecture.md``, "Pinned bits")."""
+"""The same bits on all AMD CPUs with AVX2, and on all such Intel CPUs: three environment variables, set when this package
+is imported, choose torch's AVX2 kernels everywhere (``docs/architecture.md``, "Pinned bits")."""
 
 import os
 import platform
@@ -7,8 +7,23 @@ import sys
 import warnings
 from pathlib import Path
 
-VARIABLES = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 UNPINNED = "MLLMU_NB_UNPINNED"  # set to anything: for building bases, whose bfloat16 is 200 times slower when pinned
+
+
+def _cpu() -> str:
+    """What the operating system says of the CPU; on Linux, with its maker and its instructions."""
+    description = Path("/proc/cpuinfo")
+    return description.read_text() if description.is_file() else platform.processor()
+
+
+INTEL = "GenuineIntel" in _cpu()
+# On an Intel CPU, MKL's strict kernels give the same bits wherever numbers lie in memory. On an AMD CPU it ignores the
+# word, and has other kernels for some shapes, whatever is set: the bits of the two makers differ.
+VARIABLES = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_CBWR": "AVX2,STRICT" if INTEL else "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+}
 
 
 def pin() -> None:
@@ -40,5 +55,4 @@ def _has_avx2() -> bool:
     """Whether the CPU has AVX2: without it, AVX2 kernels crash. Only Linux tells; elsewhere x86 counts as yes."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    description = Path("/proc/cpuinfo")
-    return " avx2" in description.read_text() if description.is_file() else True
+    return " avx2" in _cpu() if sys.platform == "linux" else True
