@@ -7,8 +7,8 @@ process and one thread, taking turns. Their losses must agree within ``CLOSE`` a
 
 - plain: how MLLMU-Bench's code works. In each step the library's processor encodes texts and pictures, which are
   decoded anew, and the model gives the logits of every position. A method with a reference has a second model in
-    memory. The graphs of all terms are kept until one backward pass.
-- the kit: ``mllmu_nb.training.unlearn`` or ``finetune``.
+  memory. The graphs of all terms are kept until one backward pass.
+- the kit: ``mllmu_nb.training.unlearn`` or ``finetune``; "in pieces", with ``micro_batch: 2``.
 
 "packed" is fine-tuning in batches of vanilla's recipe: 12 conversations of up to four questions about one picture.
 These are other batches, so the losses are not compared. Seconds are processor time, so that other work on the machine
@@ -45,7 +45,7 @@ from mllmu_nb.unlearning.base import IGNORE, Recipe
 CLOSE = 1e-4
 FINE_TUNING = "fine-tuning"
 METHODS = (FINE_TUNING, "ga", "grad_diff", "kl_min", "npo")
-PLAIN, KIT, PACKED = "plain", "the kit", "packed"
+PLAIN, KIT, PIECES, PACKED = "plain", "the kit", "in pieces", "packed"
 SINGLE = {"batch_size": 4, "turns": 1, "together": 1}
 Batches = Mapping[str, Mapping[str, torch.Tensor]]
 
@@ -90,7 +90,8 @@ class Work:
             if arm == PLAIN:
                 losses = self.plain(model, processor, reference, drawn)
             else:
-                losses = self.kit(model, processor, replace(self.recipe, **(self.packing if arm == PACKED else {})))
+                changed = {PACKED: self.packing, PIECES: {"micro_batch": 2}}.get(arm, {})
+                losses = self.kit(model, processor, replace(self.recipe, **changed))
             seconds = time.process_time() - began
         return Outcome(seconds, losses, tally.peak if tally else 0)
 
@@ -176,13 +177,14 @@ def main() -> int:
     print("|---|---|---:|---:|---:|---:|", flush=True)
     for name in options.methods:
         work, rates = Work(name, options.steps), defaultdict(list)
-        arms = (PLAIN, KIT, PACKED) if name == FINE_TUNING else (PLAIN, KIT)
+        arms = (PLAIN, KIT, PIECES, *([PACKED] if name == FINE_TUNING else []))
         for _ in range(options.rounds):
             for arm in arms:
                 rates[arm].append(work.questions(arm == PACKED) / work.run(arm).seconds)
         counted = {arm: work.run(arm, counted=True) for arm in arms}
-        pairs = zip(counted[PLAIN].losses, counted[KIT].losses, strict=True)
-        apart = max(apart, *(abs(plain - own) / abs(plain) for plain, own in pairs))
+        for arm in (KIT, PIECES):
+            pairs = zip(counted[PLAIN].losses, counted[arm].losses, strict=True)
+            apart = max(apart, *(abs(plain - own) / abs(plain) for plain, own in pairs))
         for arm, each in rates.items():
             faster = median(own / plain for own, plain in zip(each, rates[PLAIN], strict=True))
             smaller = counted[arm].peak / counted[PLAIN].peak

@@ -1,11 +1,12 @@
 """How often another CPU's bits leave the 95 % prediction interval of a replicate: python benchmarks/unpinned.py FOLDER
 
-FOLDER has the results of one replicate that was trained with unpinned bits (``MLLMU_NB_UNPINNED=1 MLLMU_NB_OUT=OUT
-mllmu-nb sweep configs/miniature.yaml`` on a CPU with AVX-512; FOLDER is OUT/results/miniature). Each score is compared
-with those of the other replicates of the reference in the same cell (method, modality, set, view, metric): a new
-replicate should lie in mean ± t s √(1 + 1/n) in 95 % of the cells. If it does in fewer than 93 %, the exit status is 1.
-Cells that are the same in all replicates are counted and left out. For shares of right answers, the table also shows
-the standard deviation of rounding alone (two readings of one replicate differ by √2 of it) and that of replicates.
+FOLDER has the results of one replicate that was trained with other bits: on a CPU of another maker than the reference's
+(``make reproduce``; FOLDER is results/miniature), or with unpinned bits on a CPU with AVX-512
+(``MLLMU_NB_UNPINNED=1 make reproduce``). Each score is compared with those of the other replicates of the reference in
+the same cell (method, modality, set, view, metric): a new replicate should lie in mean ± t s √(1 + 1/n) in 95 % of the
+cells. If it does in fewer than 93 %, the exit status is 1. Cells that are the same in all replicates are counted and
+left out. For shares of right answers, the table also shows the standard deviation of rounding alone (two readings of
+one replicate differ by √2 of it) and that of replicates.
 """
 
 from __future__ import annotations
@@ -29,29 +30,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     [(group, mine)] = Scores.read(parser.parse_args().folder).groups
-    known, unpinned = dict(Scores.read(paths.reference()).groups)[group].run_scores(), mine.run_scores()
-    [own] = unpinned["replicate"].unique()
-    pinned, others = known[known["replicate"] == own], known[known["replicate"] != own]
+    known, other = dict(Scores.read(paths.reference()).groups)[group].run_scores(), mine.run_scores()
+    [own] = other["replicate"].unique()
+    same, others = known[known["replicate"] == own], known[known["replicate"] != own]
 
     def values(frame: pd.DataFrame) -> pd.Series:
         return pd.to_numeric(frame.set_index(CELL)["value"], errors="coerce")
 
     spread = values(others).groupby(CELL).agg(["mean", "std", "count"])
-    rows = spread.join(values(unpinned).rename("unpinned")).join(values(pinned).rename("pinned")).dropna()
+    rows = spread.join(values(other).rename("other bits")).join(values(same).rename("reference")).dropna()
     constant = rows["std"] < 1e-9
     rows = rows[~constant]
     reach = t.ppf(0.975, rows["count"] - 1) * rows["std"] * np.sqrt(1 + 1 / rows["count"])
-    inside = {name: (rows[name] - rows["mean"]).abs() <= reach for name in ("pinned", "unpinned")}
+    inside = {name: (rows[name] - rows["mean"]).abs() <= reach for name in ("reference", "other bits")}
     table = pd.DataFrame(inside).groupby("method").mean().mul(100).round(1)
     shares = rows[rows.index.get_level_values("metric") == "accuracy"]
-    squares = {"sd of rounding": (shares["unpinned"] - shares["pinned"]) ** 2 / 2, "of replicates": shares["std"] ** 2}
+    rounding = (shares["other bits"] - shares["reference"]) ** 2 / 2
+    squares = {"sd of rounding": rounding, "of replicates": shares["std"] ** 2}
     spread = pd.DataFrame(squares).groupby("method").mean().pow(0.5).mul(100).round(1)
     print(table.assign(cells=rows.groupby("method").size()).join(spread).to_string())
-    print(f"moved at all: {(rows['pinned'] != rows['unpinned']).mean():.0%} of {len(rows)} cells", end="; ")
+    print(f"moved at all: {(rows['reference'] != rows['other bits']).mean():.0%} of {len(rows)} cells", end="; ")
     print(f"{constant.sum()} more are the same in every replicate")
     for name, held in inside.items():
-        print(f"{name} replicate {own}: {100 * held.mean():.1f} % inside the prediction interval of the others")
-    return int(inside["unpinned"].mean() < PROMISED)
+        print(f"{name}, replicate {own}: {100 * held.mean():.1f} % inside the prediction interval of the others")
+    return int(inside["other bits"].mean() < PROMISED)
 
 
 if __name__ == "__main__":

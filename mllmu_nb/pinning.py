@@ -1,5 +1,5 @@
-"""The same bits on all AMD CPUs with AVX2, and on all such Intel CPUs: three environment variables, set when this package
-is imported, choose torch's AVX2 kernels everywhere (``docs/architecture.md``, "Pinned bits")."""
+"""The same bits on every CPU of one maker that has AVX2: three environment variables, set when this package is
+imported, choose torch's AVX2 kernels everywhere (``docs/architecture.md``, "Pinned bits")."""
 
 import os
 import platform

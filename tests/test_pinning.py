@@ -14,8 +14,8 @@ from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.pipeline import finetuned, unlearned
 
-# AMD: made on an EPYC with AVX-512, by the code before the package was rebuilt, with the first versions below; the others
-# gave the same bits on AVX2. Intel: made on a Xeon with AVX-512.
+# AMD: made on an EPYC with AVX-512, by the code before the package was rebuilt, with the first versions below; the
+# others gave the same bits on AVX2. Intel: made on a Xeon with AVX-512.
 MADE_WITH = {
     "torch": ("2.13.0",) if pinning.INTEL else ("2.13.0", "2.15.0"),
     "numpy": ("2.4.6",) if pinning.INTEL else ("2.4.6", "2.5.5"),

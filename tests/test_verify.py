@@ -108,12 +108,13 @@ def test_other_answers_are_off_and_the_record_says_what_differs(own, reference, 
 
     answer_otherwise(own, all_right)
     record = stages.read_json(own / stages.RECORD)
-    record["parameters"]["train_steps"], record["versions"]["torch"] = 7, "1.0"
+    record["parameters"]["train_steps"], record["versions"]["torch"], record["cpu"] = 7, "1.0", "Made Up 3000"
     stages.write_json(own / stages.RECORD, record)
     assert door.main(["verify", "--against", str(reference)]) == 1
     said = capsys.readouterr().out
     assert f"{count(reference)} cells: " in said and "3 off" in said
     assert "made with train_steps 7 (reference: 1800)\n" in said and "made with torch '1.0' (reference: " in said
+    assert "made with CPU maker 'Made' (reference: " in said and "CPUs of two makers have other bits" in said
     assert f"off {own.name} retain classification image_text likelihood accuracy 1.000 " in " ".join(said.split())
 
 

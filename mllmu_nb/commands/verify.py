@@ -35,6 +35,7 @@ from mllmu_nb.scoring.score import run_scores
 SUMMARY = "compare scores, cell by cell, with the reference run or with published figures"
 EXAMPLES = ("verify", "verify configs/miniature.yaml --rerun")
 SAME, WITHIN, OFF, MISSING = "same", "within interval", "off", "missing"
+MAKER = "CPU maker"
 ROUNDING = 1e-9  # error of sums in another order
 NUMBERS = ["value", "low", "high"]
 REFERENCE = [f"{name}_reference" for name in NUMBERS]
@@ -155,11 +156,14 @@ def print_differences(runs: Sequence, reference: Path) -> None:
                 lines[f"{name} {value!r} (reference: {reference_record[name]!r})"] += 1
     for line, count in lines.items():
         print(f"made with {line}" + (f" in {count} of {len(runs)} runs" if count < len(runs) else ""))
+    if any(line.startswith(MAKER) for line in lines):
+        print("CPUs of two makers have other bits: expect scores as of another replicate (docs/architecture.md)")
 
 
 def made_with(record: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a run's provenance that can change a score."""
     same = {name: record.get(name) for name in ("device", "data_hash", "base_hash")}
+    same[MAKER] = record.get("cpu", "").partition(" ")[0]
     return {**record.get("versions", {}), **record.get("parameters", {}), **record.get("bits", {}), **same}
 
 
