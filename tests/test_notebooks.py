@@ -15,7 +15,7 @@ import pytest
 import yaml
 from test_pinning import reason_to_skip as other_bits
 
-from mllmu_nb import paths
+from mllmu_nb import paths, pinning
 from mllmu_nb.commands.sweep import notebook_for
 from mllmu_nb.config import REFERENCES, Config
 from mllmu_nb.unlearning import names, variants
@@ -151,7 +151,7 @@ def test_a_notebook_of_full_length_keeps_its_promises(name, tmp_path_factory, mo
     monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path_factory.getbasetemp() / "full_length"))
     path = paths.notebooks() / f"{name}.ipynb"
     book = papermill.execute_notebook(path, None, cwd=path.parent, progress_bar=False)
-    if not other_bits():
+    if not (other_bits() or pinning.INTEL):  # the committed one is from an AMD CPU
         committed = nbformat.read(path, as_version=4)
         assert book.cells[-1].outputs[0].text == committed.cells[-1].outputs[0].text
 

@@ -77,6 +77,7 @@ ELSEWHERE = {  # command → what executes it: CI's script, on a smaller grid, o
     "mllmu-nb sweep configs/miniature.yaml": CI,
     "make lab": "test_run_all_cells_in_jupyterlab",
     "mllmu-nb study differences": "test_the_command_makes_the_runs_once_and_writes_their_table",
+    "mllmu-nb study searched": "test_the_study_of_settings_stores_the_path_of_each_training_once",
     "mllmu-nb utility RUN --output FOLDER --model FOLDER": "test_a_run_is_given_what_was_read",
     "mllmu-nb judge RUN": "test_a_runs_tables_have_the_judges_grades_once_there_are_replies",
     "python benchmarks/coverage.py": "test_the_table_of_coverage_is_what_the_intervals_do",
