@@ -233,7 +233,7 @@ def test_the_study_of_settings_stores_the_path_of_each_training_once(config, tmp
         searched.beside([0])
 
 
-def test_searched_settings_are_compared_person_by_person_where_both_close_half(monkeypatch):
+def test_searched_settings_are_compared_person_by_person_where_both_close_half(monkeypatch, tmp_path, capsys):
     """In these paths everybody's kept answers turn into the run's own, at the same pace."""
 
     def run(name, good, **more):
@@ -248,6 +248,21 @@ def test_searched_settings_are_compared_person_by_person_where_both_close_half(m
     assert kept["value"] == 1.0, "every answer about the others stays right"
     # half of the people lose, on average, half of their answers where half of the gap is closed
     assert kept["middle_value"] == pytest.approx(0.75, abs=0.08)
-    assert kept["change_low"] < kept["change"] < kept["change_high"] and kept["change"] == pytest.approx(0.25, abs=0.08)
+    assert kept["change_low"] < kept["change_value"] < kept["change_high"]
+    assert kept["change_value"] == pytest.approx(1 - kept["middle_value"])
     never = searched.compared([one.but(path=one.path[one.path["step"] == 0]) for one in ours], [*middle, *oracles])
-    assert never["value"].isna().all() and never["change"].isna().all()
+    assert never["value"].isna().all() and never["change_value"].isna().all()
+    monkeypatch.setattr(searched, "read", lambda: ours)
+    monkeypatch.setattr(searched, "beside", lambda replicates: [*middle, *oracles])
+    monkeypatch.setattr(searched, "make", lambda configs: None)
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
+    paths.study("searched").mkdir(parents=True)
+    parser = argparse.ArgumentParser()
+    command.arguments(parser)
+    assert command.main(parser.parse_args(["searched"])) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| GA |")]
+    name, settings, value, beside, change, *_ = line.strip("| ").split(" | ")
+    assert settings.startswith("0.002, ") and value.startswith("100 ")
+    assert beside.startswith(f"{100 * kept['middle_value']:.0f} ")
+    assert change.startswith(f"+{100 * kept['change_value']:.0f} ")
+    assert (paths.study("searched") / "searched.csv").is_file()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from mllmu_nb import inputs, paths, pipeline, studies
+from mllmu_nb import inputs, pipeline, studies
 from mllmu_nb.batches import steps_of
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import training_conversations
@@ -23,7 +23,6 @@ from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, PAIRED_ON, of_metric
 from mllmu_nb.scoring.path import TRAINED_VIEW
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.statistics.intervals import paired_difference
-from mllmu_nb.training import TrainingDiverged
 from mllmu_nb.unlearning.base import Needs, Recipe, Stream, register, summed_kl
 from mllmu_nb.unlearning.ga import GradientAscent
 from mllmu_nb.unlearning.grad_diff import GradientDifference
@@ -123,15 +122,8 @@ def whole_epochs(config: Config) -> Config:
 
 
 def make(configs: Sequence[Config]) -> None:
-    """Make the missing runs. A study that was stopped continues from there. A training that diverges has no run."""
-    folder = paths.study("differences")
-    inputs.write_people(configs[0], paths.people(folder))
-    for number, config in enumerate(configs, start=1):
-        print(f"[{number}/{len(configs)}] {config.run_id}", flush=True)
-        try:
-            pipeline.answered(config, at=paths.runs(folder) / config.run_id, sets=SETS).get()
-        except TrainingDiverged as reason:
-            print(f"    {reason}")
+    """Make the missing runs (:func:`mllmu_nb.studies.make`)."""
+    studies.make("differences", configs, lambda config, at: pipeline.answered(config, at=at, sets=SETS))
 
 
 def read() -> list[Run]:

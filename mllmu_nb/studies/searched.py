@@ -16,14 +16,13 @@ import pandas as pd
 from mllmu_nb import inputs, paths, pipeline, studies
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting.grid import LIMITS, number_text
+from mllmu_nb.reporting.grid import LIMITS, number_text, rows_by
 from mllmu_nb.reporting.runs import Run, label, read_run
 from mllmu_nb.reporting.sheet import Sheet
 from mllmu_nb.reporting.tables import UNLEARNED
 from mllmu_nb.scoring import path
 from mllmu_nb.scoring.frames import DRAW, MODEL
 from mllmu_nb.stages import RECORD, Stage, read_json
-from mllmu_nb.statistics.intervals import paired_difference
 
 CHOICES = "settings_search.json"  # in the reference's folder
 HALF = 0.5  # share of the gap that is closed
@@ -47,12 +46,8 @@ def grid(replicates: Sequence[int]) -> list[Config]:
 
 
 def make(configs: Sequence[Config]) -> None:
-    """Store the path of each run, made if needed. A study that was stopped continues from there."""
-    folder = paths.study("searched")
-    inputs.write_people(configs[0], paths.people(folder))
-    for number, config in enumerate(configs, start=1):
-        print(f"[{number}/{len(configs)}] {config.run_id}", flush=True)
-        stored(config, paths.runs(folder) / config.run_id).get()
+    """Store the path of each run, made if needed (:func:`mllmu_nb.studies.make`)."""
+    studies.make("searched", configs, stored)
 
 
 def stored(config: Config, at: Path) -> Stage:
@@ -99,7 +94,7 @@ def kept_by_person(runs: Sequence[Run], oracles: Sequence[Run]) -> pd.DataFrame:
 
 def compared(runs: Sequence[Run], others: Sequence[Run]) -> pd.DataFrame:
     """One row per model and measure: ``value``, ``low``, ``high``, ``n_replicates`` and ``of`` with the searched
-    settings; the same with the prefix ``middle_``; and ``change``, searched minus middle, of the replicates in which
+    settings; the same with the prefix ``middle_``; and ``change_``, searched minus middle, of the replicates in which
     both close half of the gap, all from -1 to 1. ``runs``: of the study; ``others``: from :func:`beside`."""
     oracles = [run for run in others if run["method"] == "oracle"]
     middle = [run for run in others if run["method"] != "oracle"]
@@ -107,15 +102,11 @@ def compared(runs: Sequence[Run], others: Sequence[Run]) -> pd.DataFrame:
     key, numbers = [*MODEL, "what"], ["value", "low", "high", "n_replicates", "of"]
     ours, theirs = (path.kept(side).set_index(key)[numbers] for side in sides)
     on = [*DRAW, *key, "set", "person"]
-    pairs = sides[0].merge(sides[1][[*on, "value"]], on=on, suffixes=("", "_middle")).dropna(subset=["value_middle"])
-    changes = {}
-    for at, pair in pairs.dropna(subset=["value"]).groupby(key):
-        people, replicates = pair["set"] + pair["person"], pair.groupby(DRAW).ngroup()
-        change = paired_difference(pair["value"], pair["value_middle"], people, replicates=replicates)
-        changes[at] = {"change": change.value, "change_low": change.low, "change_high": change.high}
-    changed = pd.DataFrame.from_dict(changes, orient="index", columns=["change", "change_low", "change_high"])
-    changed.index = pd.MultiIndex.from_tuples(changes, names=key)
-    return ours.join(theirs.add_prefix("middle_")).join(changed).reset_index()
+    pairs = sides[0].merge(sides[1][[*on, "value"]], on=on, suffixes=("", "_middle"))
+    # moved from -1 .. 1 to 0 .. 1, so that sets and intervals are as for any value that is kept
+    halves = pairs.assign(value=(1 + pairs["value"] - pairs["value_middle"]) / 2).dropna(subset="value")
+    changed = 2 * path.kept(halves).set_index(key)[numbers[:3]].astype(float) - 1
+    return ours.join(theirs.add_prefix("middle_")).join(changed.add_prefix("change_")).reset_index()
 
 
 def table() -> Sheet:
@@ -124,12 +115,11 @@ def table() -> Sheet:
     replicates = sorted({run["replicate"] for run in runs})
     frame = compared(runs, beside(replicates))
     settings = {run.model: _settings(run) for run in runs}
-    known = {(*row[: len(MODEL)], row[len(MODEL)]): row for row in frame[[*MODEL, "what"]].itertuples(index=False)}
-    rows_at = dict(zip(known, frame.to_dict("records"), strict=True))
+    rows = rows_by(frame, [*MODEL, "what"])
     blocks = []
     for modality in path.TRAINED_VIEW:
         models = [model for model in settings if model[2] == modality]
-        cells = [[settings[model], *_cells(rows_at, model)] for model in models]
+        cells = [[settings[model], *_cells(rows, model)] for model in models]
         names = [label(model[0], model[1]) for model in models]
         blocks.append((UNLEARNED[modality], list(zip(names, cells, strict=True))))
     sides = ("searched", "middle", "difference")
@@ -144,17 +134,12 @@ def table() -> Sheet:
 
 
 def _settings(run: Run) -> tuple[str, str]:
-    weights = ", ".join(f"{name} {run.parameters[name]:g}" for name in ("alpha", "beta") if run.parameters.get(name))
+    weights = ", ".join(f"{name} {value:g}" for name, value in run.parameters["settings"].items())
     return ", ".join(filter(None, [f"{run.parameters['unlearn_lr']:g}", weights, str(run.train["steps"])])), ""
 
 
 def _cells(rows: Mapping[tuple, Mapping[str, Any]], model: tuple) -> Iterator[tuple[str, str]]:
-    for what in MEASURES:
+    for what, side in product(MEASURES, ("", "middle_", "change_")):
         row = rows.get((*model, what), {})
-        for prefix, names, signed in (
-            ("", ("value", "low", "high"), False),
-            ("middle_", ("value", "low", "high"), False),
-            ("", ("change", "change_low", "change_high"), True),
-        ):
-            value = dict(zip(("value", "low", "high"), (row.get(prefix + name) for name in names), strict=True))
-            yield number_text(value, signed=signed), "Not reached, or not in the reference run."
+        number = {name: row.get(side + name) for name in ("value", "low", "high")}
+        yield number_text(number, signed=side == "change_"), "Not reached, or not in the reference run."
