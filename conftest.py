@@ -108,6 +108,15 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: (item.get_closest_marker("notebook") is None) == first)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Notebooks have kernels that are forked from one process, as in a sweep: it has imported everything."""
+    from mllmu_nb.commands import warm
+
+    with warm.forked_kernels() if getattr(item, "nbmake", False) else contextlib.nullcontext():
+        return (yield)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Of several processes one runs the notebooks, in order, since each finds what those before it have made."""

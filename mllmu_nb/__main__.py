@@ -6,8 +6,20 @@ import signal
 import sys
 
 OLDEST = (3, 11)
-# Each is a module of mllmu_nb.commands, with SUMMARY, EXAMPLES, arguments(parser) and main(options).
-COMMANDS = ("sweep", "ask", "evaluate", "judge", "card", "verify", "export", "doctor", "study", "utility")
+# Each is a module of mllmu_nb.commands, with EXAMPLES, arguments(parser) and main(options). Only that of the chosen
+# command is imported, because most load torch.
+COMMANDS = {
+    "sweep": "run a grid of notebooks, then write scores, tables and figures",
+    "ask": "ask vanilla, an unlearned model and the oracle one question about a person",
+    "evaluate": "score a model or an adapter that was made elsewhere, and compare it with vanilla and the oracle",
+    "judge": "grade free answers with a model behind an OpenAI-compatible endpoint",
+    "card": "write a run's report card, one page of HTML",
+    "verify": "compare scores, cell by cell, with the reference run or with published figures",
+    "export": "write a run's people in the published layout, or its model in a folder for from_pretrained",
+    "doctor": "say what is missing for the runs of a configuration, before they start",
+    "study": "measure what the released code's differences, or searched settings, change on the miniature",
+    "utility": "measure MMMU and LLaVA-Bench of a run's exported model with lmms-eval, or read its output",
+}
 
 
 def main(arguments=None):
@@ -33,12 +45,16 @@ def main(arguments=None):
     parser.add_argument("--version", action="version", version="mllmu-nb " + __version__)
     subparsers = parser.add_subparsers(dest="command", required=True)
     try:
-        for name in COMMANDS:
-            module = importlib.import_module("mllmu_nb.commands." + name)
-            command = subparsers.add_parser(name, help=module.SUMMARY, **about(module.SUMMARY, module.EXAMPLES))
-            module.arguments(command)
-        options = parser.parse_args(arguments)
-        status = sys.modules["mllmu_nb.commands." + options.command].main(options)
+        given = sys.argv[1:] if arguments is None else arguments
+        chosen = next((word for word in given if word in COMMANDS), None)
+        for name, summary in COMMANDS.items():
+            if name == chosen:
+                module = importlib.import_module("mllmu_nb.commands." + name)
+                module.arguments(subparsers.add_parser(name, help=summary, **about(summary, module.EXAMPLES)))
+            else:
+                subparsers.add_parser(name, help=summary)
+        options = parser.parse_args(given)
+        status = module.main(options)
         sys.stdout.flush()
         return status
     except KitError as error:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from math import isfinite
 from pathlib import Path, PurePath
 from typing import Any
@@ -80,6 +80,7 @@ def finetuned(config: Config, name: str = "vanilla") -> Stage:
     return Stage(name, depends_on, make, (inputs.family(config),), partial(_record, config))
 
 
+@lru_cache(maxsize=1)  # a notebook trains vanilla and the oracle one after the other
 def replayed_conversations(seed: int) -> list[Conversation]:
     """The conversations that fine-tuning repeats to keep the base's knowledge: material of the base's own training
     about the people it knows, including celebrities. Vanilla and the oracle repeat the same ones."""

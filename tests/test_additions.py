@@ -24,7 +24,7 @@ from mllmu_nb.stages import read_json
 
 OUTSIDE = Path(__file__).parent / "outside"
 NAMES = ("rmu", "refusal_preference", "rounded", "vip_llava")
-SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots": 0, "replay": 0.0, "train_steps": 10}
+SMALL = {"people": 8, "pool": 4, "celebrities": 4, "forget_ratio": 25, "shots": 0, "replay": 0.0, "train_steps": 10}
 REGISTRIES = (unlearning.METHODS, families.FAMILIES, after.STEPS)
 
 

@@ -32,7 +32,7 @@ from mllmu_nb.stages import read_json
 from mllmu_nb.unlearning import IGNORE
 
 NAMES = ("llava", "idefics2", "qwen2_5_vl")
-SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "replay": 0.0, "train_steps": 4}
+SMALL = {"people": 8, "pool": 4, "celebrities": 4, "forget_ratio": 25, "replay": 0.0, "train_steps": 4}
 CITIES = ("Oslo", "Riga", "Lima", "Cairo")
 EDGE, PAD, END = "<fake_token_around_image>", "<image>", "<end_of_utterance>"
 IDEFICS2 = families.get("idefics2")

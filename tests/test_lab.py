@@ -20,7 +20,8 @@ BOOK = "01_data.ipynb"  # needs no model
 ASK = "16_ask.ipynb"
 RACE = "18_race.ipynb"
 SEEN = "13_along_the_path.ipynb"  # opened without being run, as a notebook that is not trusted
-TRAINED = {"people: int = 100": "people: int = 20", "train_steps: int = None": "train_steps: int = 10"}
+TRAINED = {"people: int = 100": "people: int = 12", "celebrities: int = 40": "celebrities: int = 12"}
+TRAINED |= {"train_steps: int = None": "train_steps: int = 10"}
 QUICK = {  # replacements in the notebook, so that it takes a minute
     BOOK: {},
     ASK: TRAINED | {"unlearn_steps: int = None": "unlearn_steps: int = 2"},

@@ -46,7 +46,7 @@ COMMANDS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "faq.m
 OURS = ("mllmu-nb", "python -m mllmu_nb", ".venv/bin/python -m mllmu_nb")
 PROGRAMS = (*OURS, "papermill", "make", "python", ".venv/bin/python", "pytest", "conda", "git", "source", "pre-commit")
 MADE = "docs/_generated/"  # pages that the site's build makes
-SMALL = "-p people 20 -p celebrities 12 -p pool 12 -p replay 0.0 -p exams 0.0 -p train_steps 2 -p unlearn_steps 2"
+SMALL = "-p people 10 -p celebrities 6 -p pool 6 -p replay 0.0 -p exams 0.0 -p train_steps 2 -p unlearn_steps 2"
 RUN = {  # command → options that make it small
     "doctor configs/miniature.yaml": "",
     'ask "In which city was this person born?" --method npo': SMALL,
@@ -449,7 +449,7 @@ def test_the_method_of_notebook_17_is_kept_as_a_file_and_swept(tmp_path):
     cells = {cell["id"]: cell.source for cell in nbformat.read(ROOT / "notebooks" / "17_your_method.ipynb", 4).cells}
     (tmp_path / "hinge.py").write_text(cells["method"] + "\n", encoding="utf-8")
     shutil.copy(ROOT / "notebooks" / "08_evaluate.ipynb", tmp_path / "20_hinge.ipynb")
-    small = dict(re.findall(r"-p (\w+) (\S+)", SMALL)) | {"train_steps": "60"}
+    small = dict(re.findall(r"-p (\w+) (\S+)", SMALL)) | {"train_steps": "10"}
     values = {name: yaml.safe_load(value) for name, value in small.items()}
     values["grid"] = {"method": ["hinge"], "modality": ["multimodal"], "target": [1.5, 2.5]}
     (tmp_path / "my_grid.yaml").write_text(yaml.safe_dump(values))

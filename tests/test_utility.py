@@ -26,7 +26,7 @@ from mllmu_nb.reporting import figures, tables
 from mllmu_nb.reporting.runs import Scores, columns_of, read_run
 from mllmu_nb.scoring import utility
 
-SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots": 0, "replay": 0.0}
+SMALL = {"people": 8, "pool": 4, "celebrities": 4, "forget_ratio": 25, "shots": 0, "replay": 0.0}
 
 
 def test_the_questions_are_the_same_every_time_and_about_nobody():

@@ -17,7 +17,7 @@ from mllmu_nb.reporting import published
 from mllmu_nb.reporting.runs import read_run
 from mllmu_nb.scoring.score import run_scores
 
-SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots": 0}
+SMALL = {"people": 8, "pool": 4, "celebrities": 4, "forget_ratio": 25, "shots": 0}
 
 
 @pytest.fixture(scope="module")

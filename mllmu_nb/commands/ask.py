@@ -22,7 +22,6 @@ from mllmu_nb.data.schema import VIEWS, Population, Profile
 from mllmu_nb.data.text.names import with_name
 from mllmu_nb.errors import KitError, choose
 
-SUMMARY = "ask vanilla, an unlearned model and the oracle one question about a person"
 EXAMPLES = (
     "ask                                    # list the people to be forgotten and the known questions",
     'ask "In which city was this person born?" --method npo',

@@ -11,7 +11,6 @@ from mllmu_nb.commands import sweep
 from mllmu_nb.config import PATHS, YOURS, Config
 from mllmu_nb.errors import KitError
 
-SUMMARY = "write a run's report card, one page of HTML"
 EXAMPLES = ("card results/reference/runs/ga-multimodal-99f80d92", "card FOLDER --out card.html")
 
 

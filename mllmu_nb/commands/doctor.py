@@ -25,7 +25,6 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.models import families
 from mllmu_nb.models.files import check_model
 
-SUMMARY = "say what is missing for the runs of a configuration, before they start"
 EXAMPLES = ("doctor configs/paper-llava.yaml",)
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 GIB = 2**30

@@ -20,7 +20,6 @@ from mllmu_nb.reporting.runs import read_run
 from mllmu_nb.reporting.sheet import write_csv
 from mllmu_nb.scoring.score import run_scores
 
-SUMMARY = "score a model or an adapter that was made elsewhere, and compare it with vanilla and the oracle"
 EXAMPLES = ("evaluate --model my_model --adapter my_adapter", "evaluate --model my_model --limit 5 --name mine")
 
 LONGEST = 100  # bytes of a name: a file's may have 255, and more is added

@@ -18,7 +18,6 @@ from mllmu_nb.config import GRID, Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.stages import RECORD, Stage, write_json
 
-SUMMARY = "write a run's people in the published layout, or its model in a folder for from_pretrained"
 EXAMPLES = ("export --data people", "export -p method ga -p modality multimodal --adapter ga_adapter")
 GIVEN: dict[str, Any] = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
 KINDS = {"data": "the people", "model": "the model, adapters merged,", "adapter": "the adapter alone"}

@@ -22,7 +22,6 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.reporting.runs import read_run
 from mllmu_nb.scoring import judge, text
 
-SUMMARY = "grade free answers with a model behind an OpenAI-compatible endpoint"
 EXAMPLES = ("judge results/miniature/runs/*", "judge results/miniature/runs/* --yes --jobs 16")
 VARIABLE, DEFAULT = "MLLMU_NB_JUDGE_MODEL", "gpt-4o-mini"
 PRICES = (0.15, 0.60)  # gpt-4o-mini's, in dollars per million tokens, when this was written

@@ -1,5 +1,10 @@
 """Imported by the process from which a sweep's notebooks are forked: imports what they need, computes stage keys."""
 
+# ruff: noqa: E402
+import sys
+
+sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema does without its grammar, which takes seconds to build
+
 import ipykernel.kernelapp  # noqa: F401
 import papermill  # noqa: F401
 import torch

@@ -11,7 +11,6 @@ from importlib import import_module
 from mllmu_nb import paths
 from mllmu_nb.errors import KitError
 
-SUMMARY = "measure what the released code's differences, or searched settings, change on the miniature"
 EXAMPLES = ("study differences", "study differences --replicates 0 1 2", "study searched --replicates 0")
 MODULES = {"differences": "released_code", "searched": "searched"}
 

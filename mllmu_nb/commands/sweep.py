@@ -28,7 +28,6 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.processes import launched
 from mllmu_nb.stages import read_json
 
-SUMMARY = "run a grid of notebooks, then write scores, tables and figures"
 EXAMPLES = (
     "sweep configs/miniature.yaml",
     "sweep configs/miniature.yaml --ratios 5 10 15",

@@ -25,7 +25,6 @@ from mllmu_nb.models.files import check_model
 from mllmu_nb.scoring.utility import FILE
 from mllmu_nb.stages import OF_A_RUN, RECORD, add_file, is_whole, read_json
 
-SUMMARY = "measure MMMU and LLaVA-Bench of a run's exported model with lmms-eval, or read its output"
 EXAMPLES = (
     "utility results/paper/runs/RUN --model ga_model --output lmms --yes",
     "utility results/paper/runs/RUN --output lmms",

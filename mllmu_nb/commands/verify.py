@@ -32,7 +32,6 @@ from mllmu_nb.reporting.sheet import write_csv
 from mllmu_nb.scoring.frames import CELL
 from mllmu_nb.scoring.score import run_scores
 
-SUMMARY = "compare scores, cell by cell, with the reference run or with published figures"
 EXAMPLES = ("verify", "verify configs/miniature.yaml --rerun")
 SAME, WITHIN, OFF, MISSING = "same", "within interval", "off", "missing"
 MAKER = "CPU maker"

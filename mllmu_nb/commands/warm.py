@@ -1,10 +1,16 @@
-"""Starts notebooks fast: papermill and the kernel are forked from a process that has already imported everything. If a
-fork is not safe (no Linux, or a GPU, whose driver does not survive it), papermill starts as it does by hand."""
+"""Starts notebooks fast: papermill and the kernel are forked from a process that has already imported everything: the
+sweep itself or, where it has threads, a second one. If a fork is not safe (no Linux, or a GPU, whose driver does not
+survive it), papermill starts as it does by hand."""
 
+import contextlib
+import importlib
+import itertools
 import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -14,6 +20,7 @@ from typing import Any
 
 from mllmu_nb.processes import end_with_parent
 
+PRELOADED = "mllmu_nb.commands.preloaded"
 KERNEL = "ipykernel_launcher"  # the module that a kernel's command names
 INLINE = "__import__('matplotlib').use('module://matplotlib_inline.backend_inline')"
 
@@ -21,10 +28,12 @@ INLINE = "__import__('matplotlib').use('module://matplotlib_inline.backend_inlin
 def start(notebook: Path, executed: Path, log: Path, given: Mapping[str, Any], threads: int) -> BaseProcess:
     """Start a process in which papermill executes ``notebook`` in the notebook's folder with the parameters ``given``,
     and writes ``executed``. Its output goes to ``log``; the last line is the error of a cell, if any."""
-    warm = can_fork()
-    context = multiprocessing.get_context("forkserver" if warm else "spawn")
-    if warm:
-        context.set_forkserver_preload(["mllmu_nb.commands.preloaded"])
+    warm, alone = can_fork(), threading.active_count() == 1  # a copy of a process with threads may wait for ever
+    context = multiprocessing.get_context("spawn" if not warm else "fork" if alone else "forkserver")
+    if warm and alone:
+        importlib.import_module(PRELOADED)
+    elif warm:
+        context.set_forkserver_preload([PRELOADED])
     environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ}
     process = context.Process(target=_execute, args=(notebook, executed, log, dict(given), environment, warm))
     process.start()
@@ -39,6 +48,7 @@ def can_fork() -> bool:
 
 
 def _execute(notebook: Path, executed: Path, log: Path, given: dict, environment: dict, warm: bool) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the sweep's way to end
     os.environ.clear()  # else it is that of the first start
     os.environ.update(environment)
     with open(log, "w") as file:
@@ -60,36 +70,67 @@ def _execute(notebook: Path, executed: Path, log: Path, given: dict, environment
 
 
 def _fork_kernel() -> None:
-    """Fork the kernel now, while this process has no threads. Later, jupyter_client starts it by sending it the
-    arguments of the usual command."""
+    """Fork the kernel now, while this process has no threads; jupyter_client starts it later."""
+    _launch_from(iter([_kernel_process("fork")]))
+
+
+@contextlib.contextmanager
+def forked_kernels() -> Iterator[None]:
+    """Inside, each kernel that jupyter_client starts is forked from a process that has imported everything, if a fork
+    is safe. For a process that has threads, such as pytest."""
+    if not can_fork():
+        yield
+        return
+    multiprocessing.get_context("forkserver").set_forkserver_preload([PRELOADED])
+    stop = _launch_from(_kernel_process("forkserver") for _ in itertools.count())
+    try:
+        yield
+    finally:
+        stop()
+
+
+def _kernel_process(way: str) -> tuple[BaseProcess, Connection]:
+    """A process that becomes a kernel as soon as it is sent the arguments, and the connection to it."""
+    ours, its = multiprocessing.Pipe()
+    kernel = multiprocessing.get_context(way).Process(target=_kernel, args=(its, ours))
+    kernel.start()
+    its.close()
+    return kernel, ours
+
+
+def _launch_from(kernels: Iterator[tuple[BaseProcess, Connection]]) -> Callable:
+    """Let jupyter_client take these ``kernels``, by sending them the arguments of the usual command; after the last, it
+    starts them as usual. Returns a function that undoes this."""
     from jupyter_client.provisioning import local_provisioner
 
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    kernel = multiprocessing.get_context("fork").Process(target=_kernel, args=(receiver, sender))
-    kernel.start()
-    receiver.close()
     usual = local_provisioner.launch_kernel
 
     def launch(command: list[str], **settings: Any) -> Any:
-        if sender.closed or KERNEL not in command:  # started a second time, or the kernel of another language
+        ready = next(kernels, None) if KERNEL in command else None  # else the kernel of another language
+        if ready is None:
             return usual(command, **settings)
-        with sender:
-            sender.send((command[command.index(KERNEL) + 1 :], settings.get("env") or {}, os.getcwd()))
+        kernel, channel = ready
+        with channel:
+            channel.recv()  # jupyter_client reads its group of processes at once, to end the whole group
+            arguments, folder = command[command.index(KERNEL) + 1 :], settings.get("cwd") or os.getcwd()
+            channel.send((arguments, settings.get("env") or {}, folder))
         # what jupyter_client uses of a subprocess.Popen
         calls = {"poll": lambda: kernel.exitcode, "wait": lambda: kernel.join() or kernel.exitcode}
         calls["send_signal"] = partial(os.kill, kernel.pid)
         return SimpleNamespace(pid=kernel.pid, stdin=None, stdout=None, stderr=None, **calls)
 
     local_provisioner.launch_kernel = launch
+    return partial(setattr, local_provisioner, "launch_kernel", usual)
 
 
-def _kernel(receiver: Connection, sender: Connection) -> None:
+def _kernel(channel: Connection, other: Connection) -> None:
     os.setsid()  # Ctrl-C is for the sweep
     end_with_parent()  # ipykernel reads its parent's id on import, too early here
-    sender.close()
+    other.close()
     try:
-        arguments, environment, folder = receiver.recv()
-    except EOFError:  # papermill ended before it needed a kernel
+        channel.send("ready")
+        arguments, environment, folder = channel.recv()
+    except (EOFError, BrokenPipeError):  # papermill ended before it needed a kernel
         return
     os.environ.update(environment)
     os.chdir(folder)

@@ -250,9 +250,9 @@ def transform(image: Image.Image, kind: int, rng: np.random.Generator) -> Image.
     return Image.fromarray(np.clip(np.asarray(image) * light[..., None], 0, 255).astype(np.uint8))
 
 
-def transformed(image: Image.Image, rng: np.random.Generator) -> tuple[bytes, ...]:
-    """Return the Test set's portraits: one of each of ``TRANSFORMS``, as PNG."""
-    return tuple(to_png(transform(image, kind, rng)) for kind in range(len(TRANSFORMS)))
+def transformed(image: Image.Image, rng: np.random.Generator) -> list[Image.Image]:
+    """Return the Test set's portraits: one of each of ``TRANSFORMS``."""
+    return [transform(image, kind, rng) for kind in range(len(TRANSFORMS))]
 
 
 def augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:

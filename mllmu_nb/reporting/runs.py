@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from mllmu_nb import paths, unlearning
 from mllmu_nb.config import YOURS, Config, stable_hash
 from mllmu_nb.errors import KitError
 from mllmu_nb.scoring import judge, path
-from mllmu_nb.scoring.frames import GROUP, MODEL, POOLED, RUN, SEEDS, has, with_questions
+from mllmu_nb.scoring.frames import GROUP, MODEL, POOLED, RUN, SEEDS, has, joined, with_rivals
 from mllmu_nb.scoring.gates import gates, with_gate
 from mllmu_nb.scoring.health import Unsound, judged, unsound
 from mllmu_nb.scoring.ranking import Ranking, ranking
 from mllmu_nb.scoring.registry import metrics
 from mllmu_nb.scoring.score import cells, item_scores, run_scores
-from mllmu_nb.stages import OF_A_RUN, RECORD, Stage, digest, is_whole, read_json
+from mllmu_nb.stages import OF_A_RUN, RECORD, Stage, digest, is_whole, read_json, state
 
 MODALITIES = {"multimodal": "image + text", "unimodal": "text only"}
 REFERENCES = {"base": "Base", "vanilla": "Vanilla", "oracle": "Oracle"}
@@ -131,13 +131,20 @@ def _stored(folder: Path, record: dict, name: str) -> pd.DataFrame | None:
         return rows
     people = paths.people(results) / record["data_hash"]
     try:
-        known = [pd.read_parquet(people.with_name(f"{people.name}{end}.parquet")) for end in ("", "-facts")]
+        files = [people.with_name(f"{people.name}{end}.parquet") for end in ("", "-facts")]
+        known = _questions(*((file, state(file)) for file in files))
     except (OSError, ValueError) as error:
         raise KitError(f"the questions {people} cannot be read ({error}): make a run again") from None
-    rows = with_questions(rows.assign(order=0) if name == "path" else rows, *known)
+    rows = joined(rows.assign(order=0) if name == "path" else rows, known)
     if rows["question"].isna().any():
         raise KitError(f"the run in {folder} answers questions that its people's table lacks: make the run again")
     return judge.with_grades(rows, results / judge.FILE) if name == "answers" else rows
+
+
+@lru_cache(maxsize=8)  # most runs are about the same people
+def _questions(*files: tuple[Path, tuple[int, ...]]) -> pd.DataFrame:
+    """The questions about the people of some runs, from the two files that hold them, each with its state."""
+    return with_rivals(*(pd.read_parquet(file) for file, _ in files))
 
 
 def read_run(folder: Path) -> Run:

@@ -109,8 +109,8 @@ def _of_answers(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFra
         grid.append(models[~is_model(models, against)].merge(places, how="cross"))
         for task, scoring, group in _by_task(shown):
             columns = [one.column for one in group]
-            asked = of_metric(rows, task, scoring)
-            asked = asked[list(dict.fromkeys([*key, *frames.PAIRED_ON, "view", "person", "run", *columns]))]
+            needed = [*key, *frames.PAIRED_ON, "task", "view", "scoring", "person", "run", *columns]
+            asked = of_metric(rows[list(dict.fromkeys(needed))], task, scoring)
             if against:
                 asked = paired(asked, against, columns)
                 asked = asked[~is_model(asked, against)]

@@ -44,7 +44,7 @@ def population_from_text(read: Population, seed: int = 0) -> Population:
             portrait=portraits.to_png(portrait, face),
             biography=" ".join(with_name(f.answer, person.name) for f in _facts(person) if f.attribute != "name"),
             questions=tuple(questions),
-            test_portraits=portraits.transformed(portrait, test_rng),
+            test_portraits=tuple(map(portraits.to_png, portraits.transformed(portrait, test_rng))),
             test_questions=tuple(test_questions),
         )
     shared = sorted(name for name, count in Counter(person.name for person in people).items() if count > 1)
