@@ -34,7 +34,7 @@ class KitError(ValueError):
 
 def choose(name: str, value: Any, known: Iterable[Any]) -> None:
     """Raise KitError, with the nearest or the first choices, if ``value`` is not one of ``known``."""
-    known = list(known)
+    known = list(dict.fromkeys(known))
     if value not in known:
         near = difflib.get_close_matches(str(value), list(map(str, known)), n=1)
         more = f" and {len(known) - MOST_LISTED} more" if len(known) > MOST_LISTED else ""

@@ -267,11 +267,10 @@ def counts(config: Config, sets: Sequence[str]) -> dict[str, Any]:
     for name in sets:
         kinds = Counter(f"{item.question.task}/{item.question.view}" for item in known.items(name))
         asked[name] = {"profiles": len(known.members(name)), "questions": kinds.total(), **kinds}
-    plain = (str, int, float, list, dict)
     return {
         "people": {kind: len(known.of_kind(kind)) for kind in ("fictitious", "pool", "celebrity")},
         "forget_ids": list(known.forget_ids),
         "sets": asked,
         "fine_tuning_pairs": sum(len(person.qa) for person in taught(known, "vanilla")),
-        "notes": {key: value for key, value in known.notes.items() if isinstance(value, plain)},
+        "notes": known.notes,
     }

@@ -10,13 +10,13 @@ from pathlib import Path
 UNPINNED = "MLLMU_NB_UNPINNED"  # set to anything: for building bases, whose bfloat16 is 200 times slower when pinned
 
 
-def _cpu() -> str:
+def cpu() -> str:
     """What the operating system says of the CPU; on Linux, with its maker and its instructions."""
     description = Path("/proc/cpuinfo")
     return description.read_text() if description.is_file() else platform.processor()
 
 
-INTEL = "GenuineIntel" in _cpu()
+INTEL = "GenuineIntel" in cpu()
 # On an Intel CPU, MKL's strict kernels give the same bits wherever numbers lie in memory. On an AMD CPU it ignores the
 # word, and has other kernels for some shapes, whatever is set: the bits of the two makers differ.
 VARIABLES = {
@@ -55,4 +55,4 @@ def _has_avx2() -> bool:
     """Whether the CPU has AVX2: without it, AVX2 kernels crash. Only Linux tells; elsewhere x86 counts as yes."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    return " avx2" in _cpu() if sys.platform == "linux" else True
+    return " avx2" in cpu() if sys.platform == "linux" else True

@@ -32,7 +32,7 @@ from mllmu_nb.data.conversations import MODALITIES, Conversation, Turn
 from mllmu_nb.evaluation import path
 from mllmu_nb.evaluation.tasks import TOKENS, UPSTREAM_TOKENS
 from mllmu_nb.models import adapters, families
-from mllmu_nb.models.load import DTYPES, count_trainable, unfreeze
+from mllmu_nb.models.load import DTYPES, unfreeze
 from mllmu_nb.training import FineTuning, back_propagate, keep_less, make_optimizers
 from mllmu_nb.unlearning.base import IGNORE, Method, Recipe
 
@@ -232,7 +232,8 @@ class Estimate:
                     optimizer.step()
             # optimizer states are there from the second step on, gradients from the second piece on
             later = tally.now - before + (before - empty if rows < recipe.batch_size else 0)
-            flops, count = tally.flops * recipe.batch_size / rows, count_trainable(model)
+            flops = tally.flops * recipe.batch_size / rows
+            count = model.num_parameters(only_trainable=True)
             return {"peak": max(peak + later, tally.peak), "flops": flops, "trained": count}
 
         length = dict.fromkeys(("lr", "steps", "epochs", "schedule", "warmup"))

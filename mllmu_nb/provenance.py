@@ -3,7 +3,6 @@
 import platform
 import subprocess
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from mllmu_nb import __version__, paths, pinning
@@ -40,8 +39,7 @@ def machine() -> dict[str, Any]:
 
 def cpu_model() -> str:
     """The CPU's name as the system gives it, "" if it gives none."""
-    description = Path("/proc/cpuinfo")
-    lines = description.read_text().splitlines() if description.is_file() else []
+    lines = pinning.cpu().splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 

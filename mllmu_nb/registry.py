@@ -46,8 +46,7 @@ class Registry:
         return iter(self._entries)
 
     def values(self) -> list[Any]:
-        load_extensions()
-        return list(self._entries.values())
+        return [self._entries[key] for key in self]
 
 
 def _printed(key: Any) -> str:

@@ -102,8 +102,7 @@ class Stage:
 
 def digests(folder: Path) -> dict[str, dict[str, Any]]:
     """Name → size and sha256 of every file of a folder except its record."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD]
-    return {path.name: digest(path) for path in files}
+    return {path.name: digest(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD}
 
 
 def add_file(folder: Path, name: str, write: Callable[[Path], None], **noted: Any) -> None:

@@ -22,7 +22,6 @@ from mllmu_nb.data.conversations import Conversation, Sets
 from mllmu_nb.errors import KitError
 from mllmu_nb.models import families
 from mllmu_nb.models.checkpoint import Checkpoint
-from mllmu_nb.models.load import count_trainable
 from mllmu_nb.models.score import labelled, score
 from mllmu_nb.optimizers import make_optimizers, make_schedule
 from mllmu_nb.parallel import average_over_processes, clip_, processes, shard, weights
@@ -99,7 +98,7 @@ def train(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizers = make_optimizers(trained, recipe)
     schedules = [make_schedule(optimizer, recipe, steps) for optimizer in optimizers]
-    log = TrainLog(steps=steps, trainable_parameters=count_trainable(model))
+    log = TrainLog(steps=steps, trainable_parameters=model.num_parameters(only_trainable=True))
     batches, optimizers_and_schedules = iter(batches), [*optimizers, *schedules]
     done = kept.resume(batches, trained, optimizers_and_schedules, log)
     started = time.perf_counter() - log.seconds

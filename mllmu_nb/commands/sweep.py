@@ -36,7 +36,6 @@ EXAMPLES = (
 FIRST = ("vanilla", "oracle", "base")  # the others need vanilla's model, so it runs first, together with an oracle
 JOBS = {"miniature": 3, "paper": 1}  # a third notebook starts while two occupy two cores; a 7B model fills its GPU
 FINETUNE = "finetune"  # the notebook of the models that are not unlearned
-MODEL = ("method", "variant", "modality", "after")  # parts of a model's printed name
 MEMORY = "most often for want of memory: try fewer --jobs"
 
 say = partial(print, flush=True)
@@ -206,7 +205,7 @@ def share(configs: list[Config], shard: str) -> list[Config]:
 
 def labels(configs: Sequence[Config]) -> dict[str, str]:
     """Run id → the model's name in tables, and the parameters in which the runs differ."""
-    from mllmu_nb.reporting.runs import label
+    from mllmu_nb.reporting.runs import MODEL, label
 
     parameters = {config.run_id: {**config.parameters(), **config.settings} for config in configs}
     shown: dict[str, list[str]] = {run_id: [label(*map(own.get, MODEL))] for run_id, own in parameters.items()}

@@ -124,11 +124,11 @@ def distinct_traits(rng: np.random.Generator, gender: str, taken: set[tuple]) ->
 
 
 def _people(
-    kind: str, ids: list[str], seed, names: set[str], looks: set[tuple], beside=(), asked: bool = True
+    kind: str, ids: list[str], seed, names: set[str], looks: set[tuple], beside=(), tested: bool = True
 ) -> list[Profile]:
     """Return profiles of one kind, and add their names and looks to ``names`` and ``looks``, which hold those already
     taken. Wrong options are values of others of the same kind and of the people ``beside`` them. People who are never
-    ``asked`` about have no questions and no pictures of the Test set."""
+    ``tested`` have no pictures of the Test set."""
     people, rng = [], np.random.default_rng(seed)
     for identity in ids:
         name, gender = random_name(rng, len(names) > PLAIN)
@@ -141,10 +141,8 @@ def _people(
         qa = _qa(attributes, rng)
         biography = " ".join(with_name(pair.answer, name) for pair in qa if pair.attribute != "name")
         changed = portraits.transformed(picture, rng)  # drawn for everybody: the next person's numbers come after it
-        tested = tuple(map(to_png, changed)) if asked else ()
-        people.append(Profile(identity, name, kind, attributes, to_png(picture, face), biography, qa, (), tested))
-    if not asked:
-        return people
+        shown = tuple(map(to_png, changed)) if tested else ()
+        people.append(Profile(identity, name, kind, attributes, to_png(picture, face), biography, qa, (), shown))
     values = {a: np.array([p.attributes[a] for p in (*people, *beside)]) for a in ASKED}
     choices = PER_TASK["classification"] * len(people)
     letters = iter(rng.permutation((LETTERS * choices)[:choices]).tolist())  # each letter equally often
@@ -153,11 +151,11 @@ def _people(
 
 @lru_cache
 def known_people() -> tuple[tuple[Profile, ...], tuple[Profile, ...]]:
-    """Return the celebrities that the base knows, and the others, who are never scored and have no questions.
-    Fine-tuning may repeat both."""
+    """Return the celebrities that the base knows, and the others, who are never scored and have no
+    pictures of the Test set. Fine-tuning may repeat both."""
     names, looks = set(), set()
     famous = _people("celebrity", _ids(CELEBRITIES_KNOWN, "c"), [CELEBRITY_SEED], names, looks)
-    others = _people("celebrity", _ids(UNSCORED_KNOWN, "k"), [CELEBRITY_SEED, 1], names, looks, asked=False)
+    others = _people("celebrity", _ids(UNSCORED_KNOWN, "k"), [CELEBRITY_SEED, 1], names, looks, tested=False)
     return tuple(famous), tuple(others)
 
 

@@ -13,20 +13,12 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, Cache
-from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 NAME = "shared_beginning"
 QUERIES_AT_ONCE = 512  # of each row and head, which limits the scores in memory
 _reading: ContextVar[tuple[Cache | None, torch.nn.Module | None]] = ContextVar("reading", default=(None, None))
-
-
-def layer_of(keys: Tensor, values: Tensor) -> DynamicLayer:
-    """Return a cache layer that holds these keys and values [rows, key heads, slots, width]."""
-    layer = DynamicLayer()
-    layer.update(keys, values)
-    return layer
 
 
 @contextmanager

@@ -226,7 +226,8 @@ class _State:
         """Return a copy of these rows."""
         index = torch.tensor(rows, device=self.model.device)
         copy = _State(self.model, len(rows), self.lent)
-        copy.cache.layers = [attention.layer_of(one.keys[index], one.values[index]) for one in self.cache.layers]
+        for number, one in enumerate(self.cache.layers):
+            copy.cache.update(one.keys[index], one.values[index], number)
         copy.mask, copy.next = self.mask[index], self.next[index]
         return copy
 
@@ -244,9 +245,8 @@ class _State:
         whole = cls(states[0].model, 0, states[0].lent)
         whole.mask = torch.cat([pad(state.mask, (gap, 0)) for state, gap in zip(states, gaps, strict=True)])
         whole.next = torch.cat([state.next for state in states])
-        for layers in zip(*(state.cache.layers for state in states), strict=True):
-            keys, values = stacked(one.keys for one in layers), stacked(one.values for one in layers)
-            whole.cache.layers.append(attention.layer_of(keys, values))
+        for number, layers in enumerate(zip(*(state.cache.layers for state in states), strict=True)):
+            whole.cache.update(stacked(one.keys for one in layers), stacked(one.values for one in layers), number)
         return whole
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from mllmu_nb.data.schema import LETTERS, SETS, Population
 from mllmu_nb.evaluation import draws as drawing
-from mllmu_nb.evaluation.ask import OPTIONS, answer, inquiries_of
+from mllmu_nb.evaluation.ask import OPTIONS, answer, ways_of
 from mllmu_nb.evaluation.tasks import Asking
 
 POINTS = 10  # equal parts of the path
@@ -30,10 +30,11 @@ def point(model, processor, population: Population, *, system: str = "", batch_s
     """Return the current answers of ``model``. Its mode and the random state of its training do not change."""
     draws = drawing.draw(population, SETS, shots=0, shot_source="none", shot_seed=0)
     asking, frames = Asking(population, draws, 0, "clean", system), []
-    for inquiry in inquiries_of(asking, limit=PEOPLE):  # all sets at once: larger batches
-        if inquiry.options or inquiry.items[0].question.task == "generation":
-            rows = pd.DataFrame(answer(model, processor, inquiry, batch_size))
-            frames.append(rows.assign(answer=_likeliest(rows)) if inquiry.options else rows)
+    ways = ways_of(asking, limit=PEOPLE)
+    for way in ("likelihoods", "free_answers"):  # all sets at once: larger batches
+        if way in ways:
+            rows = pd.DataFrame(answer(model, processor, getattr(asking, way)(ways[way]), batch_size))
+            frames.append(rows.assign(answer=_likeliest(rows)) if way == "likelihoods" else rows)
     rows = pd.concat(frames, ignore_index=True)[COLUMNS]
     return rows.sort_values("set", key=lambda names: names.map(list(PEOPLE).index), kind="stable", ignore_index=True)
 
@@ -48,5 +49,4 @@ def write(points: Mapping[int, pd.DataFrame], path: Path) -> None:
 def _likeliest(rows: pd.DataFrame) -> np.ndarray:
     """Return the letter of the likeliest option [rows]; "" if an option has no finite likelihood, as in scoring."""
     likelihoods = rows[list(OPTIONS)].to_numpy(float)
-    known = np.isfinite(likelihoods)
-    return np.where(known.all(1), np.array(LETTERS)[np.where(known, likelihoods, -np.inf).argmax(1)], "")
+    return np.where(np.isfinite(likelihoods).all(1), np.array(LETTERS)[likelihoods.argmax(1)], "")

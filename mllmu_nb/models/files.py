@@ -1,7 +1,6 @@
 """Files of models: check a folder without loading it; read and write weights as safetensors."""
 
 import errno
-import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mllmu_nb.errors import KitError, few
-from mllmu_nb.stages import read_json
+from mllmu_nb.stages import digest, read_json
 
 ASSETS = Path(__file__).parent.parent / "assets"
 SHIPPED = ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "recipe.json")
@@ -28,7 +27,7 @@ def check_shipped(folder: Path) -> None:
     if missing := [name for name in SHIPPED if not (folder / name).is_file()]:
         raise KitError(f"the base model in {folder} lacks {', '.join(missing)}: {advice}")
     weights, stated = folder / "model.safetensors", read_json(folder / "recipe.json").get("sha256")
-    if hashlib.sha256(weights.read_bytes()).hexdigest() != stated:
+    if digest(weights)["sha256"] != stated:
         raise KitError(f"{weights} does not have the hash in recipe.json: {advice}")
 
 

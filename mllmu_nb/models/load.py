@@ -119,11 +119,6 @@ def unfreeze(model: nn.Module) -> nn.Module:
     return model
 
 
-def count_trainable(model: nn.Module) -> int:
-    """Return the number of parameters that require a gradient."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
 def save_full(model: nn.Module, folder: Path) -> None:
     """Write all weights to model.safetensors, tied ones once."""
     save_weights(dict(model.named_parameters()), folder / WEIGHTS)

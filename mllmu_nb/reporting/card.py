@@ -110,11 +110,10 @@ def card(beside: Beside, people: Population) -> str:
     parts += ["<div class=columns>", *columns, "</div>"]
     notes = [*beside.remarks(), "Intervals are 95 % over people. Oracle: never taught the people to be forgotten."]
     foot = f"run {own.id}, scale {own['scale']}, {own.base_label}, {own['forget_ratio']} % to be forgotten"
-    parts += [f"<footer>{html.escape(note)}</footer>" for note in notes]
+    parts += [f"<footer>{html.escape(note)}</footer>" for note in (*notes, f"{foot}; {show.versions()}")]
     title = f"Report card: {html.escape(own.label)}"
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    foot = html.escape(f"{foot}; {show.versions()}")
-    return f"{head}<h1>{title}</h1>{''.join(parts)}<footer>{foot}</footer></html>\n"
+    return f"{head}<h1>{title}</h1>{''.join(parts)}</html>\n"
 
 
 def _health(beside: Beside) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.registry import Registry
 from mllmu_nb.reporting import grid, plots
 from mllmu_nb.reporting.plots import CLOSED, GREY, INK, LINE, NORMAL, PAGE, PALE, RIGHT, SMALL, WRONG
-from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, Run, Scores, label, models_in_order
+from mllmu_nb.reporting.runs import MODALITIES, Run, Scores, label, models_in_order
 from mllmu_nb.scoring import gates, path, utility
 from mllmu_nb.scoring.frames import KEY, LIKELIHOOD_KEY, MODEL, POOLED, VIEWS, has, is_model
 from mllmu_nb.scoring.health import BROKEN as BROKEN_STATES
@@ -132,7 +132,7 @@ def ordered(values: Iterable[str], order: Iterable[str]) -> pd.Categorical:
 
 def notes(scores: Scores, shown: pd.DataFrame) -> list[str]:
     """The lines below a figure of ``shown`` :func:`rows`."""
-    return [*grid.closed_gates(scores, shown, "In grey"), of_whom(scores, shown), *collapse_note(shown["name"])]
+    return [*grid.closed_gates(scores, shown, "In grey"), of_whom(scores, shown), *grid.collapse_note(shown["name"])]
 
 
 def of_whom(scores: Scores, shown: pd.DataFrame) -> str:
@@ -142,11 +142,6 @@ def of_whom(scores: Scores, shown: pd.DataFrame) -> str:
 
 def has_dots(shown: pd.DataFrame) -> bool:
     return bool(shown["dots"].map(len).any())
-
-
-def collapse_note(names: Iterable[str]) -> list[str]:
-    """The line below a figure that explains ‡, if one of these names has it."""
-    return [grid.COLLAPSED_NOTE] if any(COLLAPSED in name for name in names) else []
 
 
 # -- people ---------------------------------------------------------------------------------------------------------
@@ -250,7 +245,7 @@ def before_after(scores: Scores, people: Sequence[Profile] = ()) -> Figure:
             bottoms.append(page.write(x, y + 0.03, plots.wrap(text, column), color=colour))
         y = max(bottoms) + 0.03
     key = f"{SIGNS_OF_ANSWERS} All answers are of one replicate, and any model may err."
-    y = page.write(left, y + 0.05, plots.below_lines([key, *collapse_note(names)]), color=GREY)
+    y = page.write(left, y + 0.05, plots.below_lines([key, *grid.collapse_note(names)]), color=GREY)
     return page.cut(y + 0.05)
 
 
@@ -375,7 +370,7 @@ def along_the_path(scores: Scores) -> Figure:
     if (kept["n_replicates"] < kept["of"]).any():
         key += "A line ends where a replicate gets no further; a mark beyond it is of those that do."
     below = [key, grid.interpolated(scores), grid.asked_along(scores)]
-    below += collapse_note(map(scores.named, scores.models()))
+    below += grid.collapse_note(map(scores.named, scores.models()))
     drawn, axes = plots.panels(1, len(modalities), (PAGE, 3.2), below, title(along_the_path), sharey=True)
     oracle = scores.points[is_model(scores.points, "oracle") & (scores.points["measure"] == path.LIKELIHOOD)]
     sums = oracle[oracle["set"].isin(("retain", "celebrity"))].groupby("set")[["score", "items"]].sum()
@@ -425,7 +420,7 @@ def path_by_set(scores: Scores) -> Figure:
         raise KitError("no unlearning has a path beside an oracle about the same people")
     below = ["Marks, at 25, 50 and 75 % but moved sideways: means with 95 % intervals; dots: replicates."]
     below += ["A line ends where a replicate gets no further; a mark beyond it is of those that do."]
-    below += collapse_note(map(scores.named, scores.models()))
+    below += grid.collapse_note(map(scores.named, scores.models()))
     size, ends = (PAGE, 0.7 + 1.7 * len(modalities)), []
     drawn, axes = plots.panels(len(modalities), 3, size, below, title(path_by_set), sharex=True, sharey=True)
     for line, modality in zip(axes, modalities, strict=True):
@@ -461,7 +456,7 @@ def leakage(scores: Scores) -> Figure:
     names = [name.replace(" (", "\n").replace(")", "") for name in values.index]
     grey = "In grey and brackets: vanilla is not shown to know more than the oracle there." if shut.any() else ""
     key = "Exact: the fact stands in a free answer." + " For its dots a cell goes from −100 to 100." * has_dots(gaps)
-    below = [key, grey, of_whom(scores, gaps), *collapse_note(values.index)]
+    below = [key, grey, of_whom(scores, gaps), *grid.collapse_note(values.index)]
     drawn, [[panel]] = plots.panels(1, 1, (PAGE, 1.0 + 0.42 * len(values)), below, title(leakage))
     bar = {"location": "bottom", "aspect": 40, "pad": 0.02, "label": "points above (orange) or below the oracle (0)"}
     texts = texts.fillna("–").to_numpy(str)
@@ -563,7 +558,7 @@ def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
     lines = math.ceil(len(by_method) / columns)
     width = PAGE if columns > 1 else plots.COLUMN
     band = "Line: the mean of the replicates; band: their range." if len(trained) > len(set(models.values())) else ""
-    below = [band, *collapse_note(map(mark, models.values()))]
+    below = [band, *grid.collapse_note(map(mark, models.values()))]
     over = "\n".join(plots.wrap(title(losses), width * plots.SMALL / plots.TITLE - 0.1, weight="bold"))
     drawn, axes = plots.panels(lines, columns, (width, 0.25 + 1.55 * lines), below, over)
     ends = []

@@ -136,8 +136,7 @@ def new_sheet(
 ) -> Sheet:
     """Return a :class:`Sheet` with the group of the runs in its title and label, and an explanation of ‡ if a row has
     it. A cell may be its text alone."""
-    collapsed = any(COLLAPSED in name for _, rows in blocks for name, _ in rows)
-    remarks = [*remarks, *([COLLAPSED_NOTE] if collapsed else [])]
+    remarks = [*remarks, *collapse_note(name for _, rows in blocks for name, _ in rows)]
     blocks = [
         (over, [(name, [one if isinstance(one, tuple) else (one, "") for one in row]) for name, row in rows])
         for over, rows in blocks
@@ -256,9 +255,13 @@ def repeats(scores: Scores) -> str:
 
 def group_title(scores: Scores) -> str:
     """The title of the runs that share a table: base model, scale, forget ratio and protocol."""
-    _, protocol, ratio = scores.group.values()
     one = scores.runs[0]
-    return f"{one.base_label} ({one['scale']}), forget {ratio} %, {protocol} protocol"
+    return f"{one.base_label} ({one['scale']}), forget {one['forget_ratio']} %, {one['protocol']} protocol"
+
+
+def collapse_note(names: Iterable[str]) -> list[str]:
+    """The line below a table or figure that explains ‡, if one of these names has it."""
+    return [COLLAPSED_NOTE] if any(COLLAPSED in name for name in names) else []
 
 
 def sheet_label(kind: str, scores: Scores) -> str:

@@ -15,6 +15,7 @@ from scipy.stats import norm
 
 from mllmu_nb import paths
 from mllmu_nb.config import Config
+from mllmu_nb.data.schema import PER_TASK as QUESTIONS
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import plots, published
 from mllmu_nb.reporting.runs import read_run
@@ -25,7 +26,6 @@ LEVEL, POWER = 0.95, 0.8
 SEEN = float(norm.ppf((1 + LEVEL) / 2))  # a gap of more standard errors exceeds the noise
 REACH = SEEN + float(norm.ppf(POWER))
 FICTITIOUS, CELEBRITIES = 500, 153
-QUESTIONS = {"classification": 5, "generation": 2, "cloze": 2}  # per person and view
 SHOWN = {"classification": 1, "generation": 0, "cloze": 2}  # people whose questions are worked examples, not scored
 EXCEEDS, COULD, UNKNOWN = "exceeds the noise", "could be noise", "cannot be said (n unknown)"
 CELL = ["source", "base_model", "forget_ratio", "set", "view", "metric"]

@@ -222,8 +222,7 @@ class Scores:
         runs = _in_order(runs)
         by = varied(runs)
         items = items_of(runs, by)
-        read = [run for run in runs if taught and run.sentences is not None]
-        sentences = [run.sentences.assign(**run.values(by)) for run in read]
+        sentences = [run.sentences.assign(**run.values(by)) for run in runs if taught and run.sentences is not None]
         sentences = pd.concat(sentences, ignore_index=True) if sentences else None
         points = [path.by_person(run.path).assign(**run.values(by)) for run in runs if run.path is not None]
         points = pd.concat(points or [path.no_points(by)], ignore_index=True)

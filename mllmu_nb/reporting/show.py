@@ -21,7 +21,7 @@ from mllmu_nb.data import portraits
 from mllmu_nb.data.schema import SETS, Population
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, plots
-from mllmu_nb.reporting.grid import number_text
+from mllmu_nb.reporting.grid import collapse_note, number_text
 from mllmu_nb.reporting.runs import COMMITTED, OWN, REFERENCES, Run, Scores, models_in_order, read_run, which_results
 from mllmu_nb.reporting.sheet import Sheet
 from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, VIEWS
@@ -259,7 +259,7 @@ def against_vanilla(some: Sequence[Run]) -> Figure:
     cells = cells.assign(asked="asked with " + cells["view_label"].astype(str))
     where = {"y": "name", "row": "asked", "column": "set_label"}
     texts = {"title": figures.title(against_vanilla), "unit": "change from vanilla, points"}
-    return plots.forest(cells, **where, **texts, below=figures.collapse_note(cells["name"]))
+    return plots.forest(cells, **where, **texts, below=collapse_note(cells["name"]))
 
 
 def changes(some: Sequence[Run], references: bool = False) -> pd.DataFrame:

@@ -99,6 +99,5 @@ def letters(items: pd.DataFrame) -> pd.Series:
 def likeliest(items: pd.DataFrame) -> pd.Series:
     """The letter of the most likely option (the first one in a tie); "" if an option has no finite likelihood."""
     table = items[list(OPTIONS)].to_numpy(float)
-    known = np.isfinite(table).all(axis=1)
-    best = np.nan_to_num(table, nan=-np.inf).argmax(axis=1)
-    return pd.Series(np.where(known, np.array(LETTERS)[best], ""), items.index)
+    best = np.array(LETTERS)[table.argmax(axis=1)]
+    return pd.Series(np.where(np.isfinite(table).all(axis=1), best, ""), items.index)

@@ -107,9 +107,8 @@ def metrics(**wanted) -> list[Metric]:
     """Return the metrics whose fields equal all of ``wanted`` (``table="scores"``, ``per=..``). The package's own come
     first, by module whatever the order of imports, then the others."""
     import_all(package.__name__)
-    modules = {one.__module__ for one in METRICS.values()}
-    place = {name: (0, name) if name.startswith(f"{package.__name__}.") else (1, "") for name in modules}
-    known = sorted(METRICS.values(), key=lambda one: place[one.__module__])
+    own = f"{package.__name__}."
+    known = sorted(METRICS.values(), key=lambda one: (0, one.__module__) if one.__module__.startswith(own) else (1, ""))
     return [one for one in known if all(getattr(one, name) == value for name, value in wanted.items())]
 
 

@@ -43,9 +43,7 @@ def summaries(rows: pd.DataFrame, by: Sequence[str], metrics: Iterable[Metric], 
     return result
 
 
-def paired(
-    rows: pd.DataFrame, against: str, columns: Sequence[str], on: Sequence[str] = tuple(PAIRED_ON)
-) -> pd.DataFrame:
+def paired(rows: pd.DataFrame, against: str, columns: Sequence[str], on: list[str] = PAIRED_ON) -> pd.DataFrame:
     """The rows that ``against`` (vanilla, oracle) was asked as well, with its ``columns`` as ``.._reference``."""
-    reference = rows.loc[is_model(rows, against), [*on, *columns]].drop_duplicates(list(on))
-    return rows.merge(reference, on=list(on), suffixes=("", "_reference"))
+    reference = rows.loc[is_model(rows, against), [*on, *columns]].drop_duplicates(on)
+    return rows.merge(reference, on=on, suffixes=("", "_reference"))

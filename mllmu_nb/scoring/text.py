@@ -44,8 +44,7 @@ def bleu_1_to_4(items: pd.DataFrame) -> pd.Series:
 
 @metric("exact", label="Exact %", by_fact=True, **FREE)
 def exact(items: pd.DataFrame) -> pd.Series:
-    known = _known(items)
-    return each(known, lambda answer, value: float(holds(answer, value)), "answer", "value").reindex(items.index)
+    return each(_known(items), holds, "answer", "value").reindex(items.index)
 
 
 @metric("factuality", label="Factuality", main=True, task="generation", times=1, digits=2, bounds=(1, 10), margin=1.0)
@@ -63,7 +62,7 @@ def over_refusal(items: pd.DataFrame) -> pd.Series:
 
 @metric("accuracy", label="Cloze %", task="cloze", column="correct", margin=0.1, main=True, by_fact=True)
 def cloze_accuracy(items: pd.DataFrame) -> pd.Series:
-    return each(items, lambda truth, answer: float(contained(truth, answer)), "answer_true", "answer")
+    return each(items, contained, "answer_true", "answer")
 
 
 @cache
@@ -88,6 +87,6 @@ def _known(items: pd.DataFrame) -> pd.DataFrame:
     return items[items["value"].fillna("") != ""]
 
 
-def _grade(answer: str, truth: str, value: str, attribute: str, rivals: tuple[str, ...]) -> float:
+def _grade(answer: str, truth: str, value: str, attribute: str, rivals: tuple[str, ...]) -> int:
     # the true sentence may name a second value ("a chef who works as a restaurant owner"): that one is no rival
-    return float(rubric(answer, value, attribute, (rival for rival in rivals if not holds(truth, rival))))
+    return rubric(answer, value, attribute, (rival for rival in rivals if not holds(truth, rival)))

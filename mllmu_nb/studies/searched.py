@@ -73,8 +73,7 @@ def read() -> list[Run]:
 def beside(replicates: Sequence[int]) -> list[Run]:
     """The oracles of the replicates, and the canonical methods with the middle of their grids. Raises KitError, with
     the command that makes them, for an oracle that does not exist."""
-    presets = {(one["method"], one["modality"]): None for one in choices() if one["variant"] == "canonical"}
-    models = [{"method": method, "modality": modality} for method, modality in presets]
+    models = [{k: one[k] for k in ("method", "modality")} for one in choices() if one["variant"] == "canonical"]
     runs = []
     for replicate, model in product(replicates, [{"method": "oracle"}, *models]):
         folder = pipeline.reference(config := Config.from_parameters({"replicate": replicate, **model}))

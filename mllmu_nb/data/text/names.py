@@ -1,10 +1,9 @@
 """How a sentence refers to its person: "this person" with a portrait, the person's name in text alone."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 
-from mllmu_nb.data.schema import VIEWS, Question
+from mllmu_nb.data.schema import Question
 
 THIS = "this person"
 _PLACE = r"(?:the|this|that) (?:image|picture|photo(?:graph)?|portrait|biography|bio|profile|description)"
@@ -46,13 +45,11 @@ def with_name(text: str, name: str) -> str:
     return text[:1].upper() + text[1:] if capital else text
 
 
-def in_both_views(question: Question, name: str) -> Iterator[Question]:
-    """Yield ``question`` in the wording of each view. The text view names the person, also in an answer sentence."""
-    for view in VIEWS:
-        text, answer = question.text, question.answer
-        if view == "text":
-            text, answer = with_name(text, name), with_name(answer, name) if question.task == "generation" else answer
-        yield replace(question, view=view, text=text, answer=answer)
+def in_both_views(question: Question, name: str) -> tuple[Question, Question]:
+    """Return ``question`` in the wording of each view. The text view names the person, also in an answer sentence."""
+    answer = with_name(question.answer, name) if question.task == "generation" else question.answer
+    text = replace(question, view="text", text=with_name(question.text, name), answer=answer)
+    return replace(question, view="image_text"), text
 
 
 def names_in(text: str) -> list[str]:
