@@ -17,7 +17,7 @@ from mllmu_nb import after as after_steps
 from mllmu_nb import config as module
 from mllmu_nb import paths, unlearning
 from mllmu_nb.config import BY_HAND, MIDDLE, Config, plain_values, public, sources
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import MOST_LISTED, KitError
 from mllmu_nb.registry import Registry
 from mllmu_nb.unlearning import Recipe
 
@@ -383,6 +383,12 @@ def test_paths_are_cut_down_to_their_last_part():
 
 
 # -- the guard of a notebook ------------------------------------------------------------------------------------
+
+
+def test_an_unknown_parameter_is_answered_with_every_parameter_once():
+    with pytest.raises(KitError, match="unknown parameter 'zzz': choose one of") as error:
+        Config(zzz=1)
+    assert str(error.value).endswith(f" and {len(Config.model_fields) - MOST_LISTED} more")
 
 
 def test_the_guard_sees_plain_globals_and_nothing_else():

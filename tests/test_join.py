@@ -36,6 +36,15 @@ def test_the_version_is_said(capsys):
     assert PROJECT["project"]["scripts"] == {"mllmu-nb": "mllmu_nb.__main__:run"}
 
 
+@pytest.mark.parametrize("given", ["--help", "--version", "judge --help"])
+def test_help_loads_no_more_than_the_command_it_is_about(given):
+    code = "import sys\nfrom mllmu_nb import __main__ as door\ntry:\n    door.main(sys.argv[1:])\nfinally:\n"
+    code += "    print([name for name in ('torch', 'mllmu_nb.commands.sweep') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code, *given.split()], capture_output=True, text=True, cwd=ROOT)
+    loaded = ["torch"] if given.startswith("judge") else []
+    assert done.returncode == 0 and done.stdout.strip().split("\n")[-1] == str(loaded)
+
+
 @pytest.mark.parametrize("command", door.COMMANDS)
 def test_every_help_has_examples_that_can_be_typed(command, capsys, monkeypatch):
     with pytest.raises(SystemExit):
