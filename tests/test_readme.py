@@ -46,7 +46,7 @@ COMMANDS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "faq.m
 OURS = ("mllmu-nb", "python -m mllmu_nb", ".venv/bin/python -m mllmu_nb")
 PROGRAMS = (*OURS, "papermill", "make", "python", ".venv/bin/python", "pytest", "conda", "git", "source", "pre-commit")
 MADE = "docs/_generated/"  # pages that the site's build makes
-SMALL = "-p people 10 -p celebrities 6 -p pool 6 -p replay 0.0 -p exams 0.0 -p train_steps 2 -p unlearn_steps 2"
+SMALL = "-p people 20 -p celebrities 6 -p pool 6 -p replay 0.0 -p exams 0.0 -p train_steps 2 -p unlearn_steps 2"
 RUN = {  # command → options that make it small
     "doctor configs/miniature.yaml": "",
     'ask "In which city was this person born?" --method npo': SMALL,
