@@ -1,5 +1,6 @@
 """A notebook in JupyterLab as a new user opens it: a real server, a real (headless) browser, Run All Cells."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -189,8 +190,11 @@ def test_the_race_in_jupyterlab(page, lab):
 def _when_saved(path):
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
-        book = nbformat.read(path, as_version=4)
-        if book.cells[-1].get("outputs"):
-            return book
+        with contextlib.suppress(
+            nbformat.reader.NotJSONError
+        ):  # JupyterLab is writing it: the file is empty for a moment
+            book = nbformat.read(path, as_version=4)
+            if book.cells[-1].get("outputs"):
+                return book
         time.sleep(0.3)
     raise AssertionError("the notebook was not saved with its outputs")
