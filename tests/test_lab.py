@@ -190,9 +190,7 @@ def test_the_race_in_jupyterlab(page, lab):
 def _when_saved(path):
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
-        with contextlib.suppress(
-            nbformat.reader.NotJSONError
-        ):  # JupyterLab is writing it: the file is empty for a moment
+        with contextlib.suppress(nbformat.reader.NotJSONError):  # while JupyterLab is writing it, the file is empty
             book = nbformat.read(path, as_version=4)
             if book.cells[-1].get("outputs"):
                 return book

@@ -58,7 +58,8 @@ def _execute(notebook: Path, executed: Path, log: Path, given: dict, environment
         import torch
 
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
-        _fork_kernel()
+        # now, while this process has no threads; jupyter_client starts it later
+        _launch_from(iter([_kernel_process("fork")]))
     end_with_parent()
     from papermill import exceptions, execute_notebook
 
@@ -67,11 +68,6 @@ def _execute(notebook: Path, executed: Path, log: Path, given: dict, environment
     except exceptions.PapermillExecutionError as error:  # the executed notebook has the traceback
         said = " ".join(error.evalue.split()) or "in a cell that checks the result"
         raise SystemExit(f"{error.ename}: {said}") from None
-
-
-def _fork_kernel() -> None:
-    """Fork the kernel now, while this process has no threads; jupyter_client starts it later."""
-    _launch_from(iter([_kernel_process("fork")]))
 
 
 @contextlib.contextmanager

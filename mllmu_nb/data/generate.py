@@ -151,8 +151,8 @@ def _people(
 
 @lru_cache
 def known_people() -> tuple[tuple[Profile, ...], tuple[Profile, ...]]:
-    """Return the celebrities that the base knows, and the others, who are never scored and have no
-    pictures of the Test set. Fine-tuning may repeat both."""
+    """Return the celebrities that the base knows, and the others, who are never scored and have no pictures of the Test
+    set. Fine-tuning may repeat both."""
     names, looks = set(), set()
     famous = _people("celebrity", _ids(CELEBRITIES_KNOWN, "c"), [CELEBRITY_SEED], names, looks)
     others = _people("celebrity", _ids(UNSCORED_KNOWN, "k"), [CELEBRITY_SEED, 1], names, looks, tested=False)
