@@ -91,6 +91,19 @@ def test_a_choice_on_the_border_is_continued_from_the_known_points(monkeypatch):
     assert seen[0] == (8e-3, 2.0) and not {(p["lr"], p["weight"]) for p in before["points"]} & set(seen)
 
 
+def test_a_rate_on_the_border_is_continued_where_another_weight_keeps_more(monkeypatch):
+    """NPO with its retain term: the lowest rate was chosen at the middle weight, then a larger weight."""
+    monkeypatch.setattr(settings, "GROWTHS", 0)
+    worlds(5e-4, monkeypatch)
+    before = settings.search([], "ga", "canonical", "multimodal")
+    points = [{**point, "kept": 1.1} if point["weight"] == 4.0 else point for point in before["points"]]
+    points.append({**points[0], "lr": 5e-4, "weight": 8.0, "kept": 0.5})
+    monkeypatch.setattr(settings, "GROWTHS", 2)
+    seen = worlds(2.5e-4, monkeypatch)
+    settings.search([], "ga", "canonical", "multimodal", known=points)
+    assert seen[0] == (2.5e-4, 2.0), "the next lower rate, though the best of all points has another weight"
+
+
 def test_a_point_is_trained_for_the_length_that_suits_it(monkeypatch):
     trained = []
 

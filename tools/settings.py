@@ -155,14 +155,15 @@ def best(rows: Sequence[Mapping]) -> Mapping | None:
 
 
 def along(values: Sequence[float], axis: int, point_of: Callable[[float], Point], rows: dict, trial: Callable) -> bool:
-    """Try the points at ``values`` of a rate (``axis`` 0) or weight (1), and further ones while the best of ``rows`` is
-    the first or last (rule 5). Return whether the best lies inside. Fills ``rows``: point → its result."""
+    """Try the points at ``values`` of a rate (``axis`` 0) or weight (1), and further ones while the best of them is the
+    first or last (rule 5). Return whether the best lies inside. Fills ``rows``: point → its result, which
+    may have other points too."""
     values = sorted({*values, *(point[axis] for point in rows if point_of(point[axis]) == point)})
     for growth in range(GROWTHS + 1):
         for point in map(point_of, values):
             if point not in rows:
                 rows[point] = trial(point)
-        chosen = best(list(rows.values()))
+        chosen = best([rows[point] for point in map(point_of, values)])
         chosen_point = chosen and (chosen["lr"], chosen["weight"])
         if chosen_point not in (point_of(values[0]), point_of(values[-1])):
             return chosen is not None
