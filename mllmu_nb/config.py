@@ -236,7 +236,10 @@ class Config(BaseModel):
         stated = dict(usual.numbers().items() - Recipe().numbers().items())
         if LENGTHS & stated.keys():  # one way to give the length replaces the other
             stated = dict.fromkeys(LENGTHS, 0) | stated
-        numbers |= {name: (value, _source_of(usual, name)) for name, value in stated.items()}
+        # another variant has the numbers of the protocol's, which were not chosen for it
+        other = kind == "unlearning" and self.variant != variant_of(self.method, None, self.protocol)
+        of_whom = f" (of another variant than {self.variant})" * other
+        numbers |= {name: (value, _source_of(usual, name) + of_whom) for name, value in stated.items()}
         for name, (value, source) in self.words().items():
             if name in numbers:
                 numbers[name] = (numbers[name][0] if value is None else value, source)

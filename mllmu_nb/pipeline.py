@@ -115,7 +115,9 @@ def unlearned(config: Config) -> Stage:
             asked = [stream.changed(conversation) for stream in streams for conversation in sets[stream.set]]
             stored = reference_log_probs(*filled(config, other, weights_precision), asked, recipe)
         model, processor = vanilla(config, weights_precision)
-        model = adapters.attach(model, recipe, config.unlearn_seed, method.trains)
+        # with the seed of vanilla's own adapter, this one would move in the very directions of vanilla's matrix A
+        seed = config.unlearn_seed + 2**32 * (config.adaptation == "lora")
+        model = adapters.attach(model, recipe, seed, method.trains)
         length, points = unlearning_steps(method, recipe, sets), {}
         # a rate that falls to 0 trains nothing beyond its end
         beyond = path.BEYOND * length if recipe.schedule == "constant" else length

@@ -112,6 +112,8 @@ def test_from_the_shell(monkeypatch, capsys, known, person):
     assert door.main(["ask", person.qa[1].question, "--view", "text", *given]) == 0
     said = capsys.readouterr().out
     assert r"Vanilla: Oslo\x1b[2J  (likelihood of the true answer: 0.250)" in said and "true answer: " in said
+    assert door.main(["ask", "\u202eWho?\x1b[2J", *given]) == 0
+    assert r": \u202eWho?\x1b[2J" in capsys.readouterr().out
     assert door.main(["ask", "Who?", "--person", "Nobody Here", *given]) == 2
     assert "unknown person 'Nobody Here'" in capsys.readouterr().err
 

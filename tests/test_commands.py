@@ -339,7 +339,7 @@ def test_the_sweep_runs_notebooks_skips_finished_ones_and_names_what_failed(
     monkeypatch.setattr(pipeline, "finished", lambda config: (inputs.run_folder(config) / stages.RECORD).exists())
     monkeypatch.setattr(inputs, "check", lambda config: None)
     monkeypatch.setattr(inputs, "check_comparable", lambda configs: None)
-    monkeypatch.setattr(pipeline, "finetuned", lambda config: SimpleNamespace(folder=tmp_path))
+    monkeypatch.setattr(pipeline, "finetuned", lambda config: SimpleNamespace(folder=tmp_path, key="key"))
     monkeypatch.setattr(sweep, "write_report", lambda scale, config: reported.append((scale, config.run_id)))
     monkeypatch.setenv("PYTHONPATH", str(paths.PACKAGE.parent))
     for number, name in enumerate(METHODS):
@@ -369,6 +369,11 @@ def test_the_sweep_runs_notebooks_skips_finished_ones_and_names_what_failed(
     assert record == {"run": made.run_id, "lr": 1e-5, "seed": 3, "here": "notebooks"}
     assert (there / stages.RECORD).read_text() == "{}", "a finished run is left alone"
     assert reported == [("miniature", vanilla.run_id)]
+
+    assert door.main(["sweep", put_grid(tmp_path, grid), "--report"]) == 1
+    said = capsys.readouterr()
+    assert said.err == "3 of 5 runs are not finished, or were made by other code: make them without --report\n"
+    assert "started" not in said.out and reported == 2 * [("miniature", vanilla.run_id)]
 
 
 def test_runs_of_two_commits_of_the_hub_are_not_put_beside_each_other(tmp_path, out, notebooks, monkeypatch, capsys):

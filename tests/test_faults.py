@@ -235,11 +235,11 @@ def snakemake(tmp_path_factory):
 @slow
 def test_snakemake_plans_the_papers_whole_grid(snakemake, tmp_path):
     out = tmp_path / "my results"
-    _, planned, said = snakemake(out, "--cores", "1", "--dry-run", "--printshellcmds")
-    # 2 bases × 3 ratios × (base, vanilla, oracle, prompting and 4 methods × 2 modalities)
-    assert planned == {"run": "72", "report": "1", "total": "73"}, said
+    _, planned, said = snakemake(out, "--cores", "1", "--dry-run", "--printshellcmds", "--config", "replicates=0,1")
+    # 2 bases × 3 ratios × 2 replicates × (base, vanilla, oracle, prompting and 4 methods × 2 modalities)
+    assert planned == {"run": "144", "report": "1", "total": "145"}, said
     commands = [shlex.split(line) for line in re.findall("^Shell command: (python -m papermill .*}\n')", said, re.M)]
-    assert len(commands) == 72 and {len(command) for command in commands} == {10}, "a path with blanks is one word"
+    assert len(commands) == 144 and {len(command) for command in commands} == {10}, "a path with blanks is one word"
     for _, _, _, notebook, executed, _, folder, *_ in commands:
         assert Path(executed).is_relative_to(out) and Path(notebook).parent == Path(folder)
 

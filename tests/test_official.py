@@ -280,6 +280,13 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
 
 
+def test_a_small_file_with_a_huge_picture_is_refused_before_it_is_decoded():
+    Image.new("1", (8000, 8000)).save(file := io.BytesIO(), "PNG")
+    assert len(file.getvalue()) < 20_000
+    with pytest.raises(KitError, match=r"cannot be decoded \(DecompressionBombError, \d+ bytes\): replace it"):
+        portraits.from_bytes(file.getvalue())
+
+
 def test_a_portraits_hash_is_that_of_its_pixels_not_of_its_encoding():
     image = portraits.from_bytes(picture(7))
     files = [io.BytesIO() for _ in range(3)]

@@ -75,7 +75,7 @@ def test_results_say_whose_they_are(tmp_path, monkeypatch, capsys, vanilla, orac
     monkeypatch.setattr(show.paths, "reference", lambda: tmp_path / "reference")
     write(tmp_path / "reference", vanilla, oracle)
     assert len(show.results("miniature").runs) == 2
-    assert capsys.readouterr().out == "the committed reference run: 2 models\n"
+    assert capsys.readouterr().out.startswith("the committed reference run: 2 models\npeople people-1, base base, ")
     write(show.paths.results("miniature"), vanilla)
     scores = show.results("miniature")
     assert capsys.readouterr().out.startswith("your own run: 1 model; those that come with the kit: write committed=")

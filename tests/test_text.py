@@ -350,6 +350,7 @@ def faulty(tmp_path: Path, *lines) -> Path:
         ({"ID": "002", "metadata": "[{]"}, r"line 2, ID 002: `metadata` is not JSON"),
         ({"ID": "002", "metadata": []}, r"ID 002: `metadata` holds no questions"),
         ({"ID": "002", "metadata": [{"Question": "Who?"}]}, r"ID 002: entry 1 of `metadata` lacks Question or Answer"),
+        ({"ID": "\ud800x", "metadata": [{"Question": "Who?", "Answer": "Ada"}]}, "line 2 has no ID"),
         ({"ID": "002", "metadata": [{"Question": "Who?", "Answer": "\ud800"}]}, r"ID 002: entry 1 of `metadata` lacks"),
     ],
 )

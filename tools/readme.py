@@ -12,20 +12,26 @@ import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
-from math import nan
+from itertools import product
+from math import inf, nan
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
 
 from mllmu_nb import paths
 from mllmu_nb.data.conversations import VIEW_OF
 from mllmu_nb.evaluation.path import PEOPLE
+from mllmu_nb.models import families
 from mllmu_nb.reporting import published
 from mllmu_nb.reporting.grid import select
 from mllmu_nb.reporting.report import elsewhere, half_closed, per_cent, replicates
 from mllmu_nb.reporting.runs import MODALITIES, Run, Scores, method_label
 from mllmu_nb.reporting.tables import all_rows, column, score_sheet
-from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, MODEL, VIEWS
+from mllmu_nb.scoring.frames import KEY, LIKELIHOOD_KEY, MODEL, VIEWS, has
 from mllmu_nb.scoring.path import KEPT
 from mllmu_nb.scoring.registry import by_key
+from mllmu_nb.statistics.intervals import interval
 
 FIRST = {"base_model": "llava", "protocol": "clean", "forget_ratio": 10, "replicate": 0}  # the runs of `make reproduce`
 TABLES, FIGURES = "results/reference/tables", "figures/reference"
@@ -34,7 +40,7 @@ FILES = {  # notebook number → files that show its part of the paper
     **dict.fromkeys(("02", "03", "04", "05", "06", "07"), [f"{TABLES}/table2_main.csv"]),
     "09": [f"{TABLES}/table2_main.md", f"{TABLES}/table2_paper.tex"],
     "10": [f"{FIGURES}/{name}_llava_10.png" for name in ("before_after", "forgetting_utility", "oracle_gap")],
-    "13": [f"{TABLES}/table_claim.csv"],
+    "13": [f"{TABLES}/table_path.csv", f"{TABLES}/table_claim.csv"],
 }
 COUNTED = {"01": "20,754 questions"}  # of the paper's Table 1
 PRINTED = {"base_model": "LLaVA-1.5-7B", "forget_ratio": 5, "set": "Forget", "metric": "classification_acc"}
@@ -69,16 +75,48 @@ def main_table(scores: Scores) -> str:
 
 def closed(scores: Scores) -> dict[str, str]:
     """Return printed name of each unlearned model → the share of the gap on Forget that is closed at the end of its
-    training, in the trained view. Models without a gap are left out."""
+    training, in the trained view: the mean over replicates, with 95 % limits (each replicate has its own forget
+    people). Models without a gap are left out."""
     known = select(scores, [by_key()[LIKELIHOOD_KEY]], against="", set="forget")
-    level = known.set_index([*MODEL, *scores.by, "view"])["value"]
+    # one replicate has no dots: its level is its value
+    levels = [dots or (value,) for dots, value in zip(known["dots"], known["value"], strict=True)]
+    level = known.assign(level=levels).set_index([*MODEL, *scores.by, "view"])["level"]
     shares, ends = {}, [(name, "canonical", "none", "", *[""] * len(scores.by)) for name in ("vanilla", "oracle")]
     for model in scores.models():
         views = [(*one, VIEW_OF.get(model[2])) for one in (*ends, model)]
-        before, goal, now = (level.get(view, nan) for view in views)
-        if before > goal:
-            shares[scores.named(model)] = f"{(before - now) / (before - goal):.0%}".replace("%", " %")
+        before, goal, now = (np.array(level.get(view, nan), float) for view in views)
+        if before.mean() > goal.mean():
+            mean = interval((before - now) / (before - goal), np.arange(now.size), (-inf, inf))
+            limits = f" [{100 * mean.low:.0f}, {100 * mean.high:.0f}]" if now.size > 1 else ""
+            shares[scores.named(model)] = f"{100 * mean.value:.0f}{limits} %"
     return shares
+
+
+GOALS = {  # task and metric → printed name, and the goals of vanilla on Forget and Retain, and on Test
+    LIKELIHOOD_KEY: ("option by likelihood", 95, 90),
+    ("generation", "", "exact"): ("fact in a free answer", 85, 75),
+    ("cloze", "", "accuracy"): ("blank", 60, nan),
+    ("classification", "letter", "accuracy"): ("letter", 50, 45),
+}
+
+
+def goals(cells: pd.DataFrame) -> str:
+    """Return the table of what vanilla answers rightly at 10 %, beside the goals that were set before: per cent, with
+    image + text and with text. ``cells``: the rows of table2_by_view.csv. Missed goals are bold."""
+    vanilla = {"method": "vanilla", "protocol": "clean", "forget_ratio": 10, "against": ""}
+    level = cells[has(cells, vanilla, vanilla.values())].set_index(["base_model", "set", *KEY, "view"])["value"]
+    places = list(product(dict.fromkeys(name for name, *_ in level.index), ("forget", "retain", "test")))
+    heads = [f"{families.get(base).label}, {name.capitalize()}" for base, name in places]
+    lines = [f"| right, % (goal; on Test) | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
+    for key, (name, goal, on_test) in GOALS.items():
+        row = []
+        for base, set_name in places:
+            wanted = on_test if set_name == "test" else goal
+            shares = [100 * float(level[base, set_name, *key, view]) for view in VIEWS]
+            row.append(" / ".join(f"**{one:.0f}**" if one < wanted else f"{one:.0f}" for one in shares))
+        also = "no goal" if np.isnan(on_test) else on_test
+        lines.append(f"| {name} ({goal}; {also}) | {' | '.join(row)} |")
+    return "\n".join(lines)
 
 
 def finding(scores: Scores) -> str:
@@ -90,12 +128,12 @@ def finding(scores: Scores) -> str:
     name = "gradient ascent" if first["method"] == "ga" else method_label(first["method"])
     free = [per_cent(elsewhere(clean, row, what="free")) for row in rows]
     # at place 0, the start of a path, the model is vanilla
-    before = [f"{100 * elsewhere(clean, first, what=what, place=0.0)['value']:.0f} %" for what in (KEPT, "free")]
+    before = [per_cent(elsewhere(clean, first, what=what, place=0.0)) for what in (KEPT, "free")]
     return (
         f"**When a model has half forgotten some people, it picks the right option in {per_cent(first)} of the "
-        f"questions about others after {name}, and in {per_cent(best)} after {method_label(best['method'])} (before "
-        f"unlearning: {before[0]}).** Free answers lose more: about Retain people they state the fact in {free[0]} "
-        f"after {name} and in {free[1]} after {method_label(best['method'])} (before unlearning: {before[1]}).\n\n"
+        f"questions about others after {name}, and in {per_cent(best)} after {method_label(best['method'])}; before "
+        f"unlearning, it was {before[0]}.** Free answers lose more: about Retain people they state the fact in "
+        f"{free[0]} after {name} and in {free[1]} after {method_label(best['method'])}; before, it was {before[1]}.\n\n"
         f"*Half forgotten* means that half of the [gap](#glossary) between vanilla and the oracle is closed, asked "
         f"with image + text, as in unlearning. The model is {clean.runs[0].base_label}, unlearned on "
         f"{MODALITIES['multimodal']}. The others are {PEOPLE['retain']} Retain people and {PEOPLE['celebrity']} "
@@ -183,6 +221,7 @@ def main() -> None:
         "badges": badges(project.get("urls", {}).get("Repository", "")),
         "finding": finding(scores),
         "main table": main_table(scores),
+        "goals": goals(pd.read_csv(paths.reference() / "tables" / "table2_by_view.csv", keep_default_na=False)),
         "map": map_table(scores.runs, sorted(paths.notebooks().glob("*.ipynb"))),
     }
     text = readme.read_text(encoding="utf-8")

@@ -42,7 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print the answers. Raises KitError for an unknown person or method."""
+    """Print the answers, control characters as signs. Raises KitError for an unknown person or method."""
     from mllmu_nb.reporting.show import visible
 
     named = {name: value for name in DEFAULTS if (value := getattr(options, name))}
@@ -51,17 +51,18 @@ def main(options: argparse.Namespace) -> int:
     person = find(known, options.person or known.members("forget")[0].id)
     if not options.question:
         for name in ("forget", "retain"):
-            print(f"{name}: {', '.join(one.name for one in known.members(name))}\n")
+            print(visible(f"{name}: {', '.join(one.name for one in known.members(name))}"), end="\n\n")
         by_name = [with_name(one, person.name) if options.view == "text" else one for one in questions(person)]
-        print(f"about {person.name}, with the true answer known:", *by_name, sep="\n  ")
+        print(*map(visible, [f"about {person.name}, with the true answer known:", *by_name]), sep="\n  ")
         return 0
     answers = ask(models(config), person, options.view, options.question)
     truth = true_answer(person, options.view, options.question)
-    print(f"{person.name}: {options.question}")
-    print(f"true answer: {truth or 'not known; the questions that it is known for: mllmu-nb ask, without a question'}")
+    print(visible(f"{person.name}: {options.question}"))
+    known_for = "not known; the questions that it is known for: mllmu-nb ask, without a question"
+    print(f"true answer: {visible(truth) or known_for}")
     for model, said in answers.iterrows():
         likelihood = f"  (likelihood of the true answer: {said['likelihood']:.3f})" if truth else ""
-        print(f"{model}: {visible(said['answer'])}{likelihood}")  # a model may write control characters
+        print(f"{model}: {visible(said['answer'])}{likelihood}")
     return 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from mllmu_nb.data.facts import pick
 from mllmu_nb.errors import KitError
 
 SIZE = 64
+MOST_PIXELS = 50_000_000  # of a picture from outside: 150 MB when it is decoded
 SCALE = 4  # drawn four times as large, then reduced: smooth edges
 
 # trait → its values, with RGB if they are colours
@@ -202,9 +204,11 @@ def large(data: bytes, size: int = 256) -> Image.Image:
 
 
 def from_bytes(data: bytes) -> Image.Image:
-    """Decode PNG or JPEG bytes as RGB. Raises KitError if they are no picture, or one with too many pixels for PIL."""
+    """Decode PNG or JPEG bytes as RGB. Raises KitError if they are no picture, or have over MOST_PIXELS."""
     try:
         with Image.open(io.BytesIO(data)) as picture:
+            if math.prod(picture.size) > MOST_PIXELS:  # seen before it is decoded
+                raise Image.DecompressionBombError
             return picture.convert("RGB")
     except Exception as error:  # the error of a damaged file differs by format: OSError, SyntaxError, struct.error ..
         reason = f"{type(error).__name__}, {len(data)} bytes"

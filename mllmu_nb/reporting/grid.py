@@ -234,6 +234,20 @@ def interpolated(scores: Scores, closed_in: str = "trained") -> str:
     return f"Between two points of a path values are interpolated.{apart}"
 
 
+def coarser(scores: Scores, closed_in: str = "trained") -> list[str]:
+    """The remark on what interpolation costs: how Kept at half closed changes if every second point is left out."""
+    key, changes = [*MODEL, *scores.by], []
+    fine = scores.kept[(scores.kept["closed_in"] == closed_in) & (scores.kept["place"] == path.HALF)]
+    few = path.coarse(scores.points, closed_in, scores.by)
+    rows = (one[one["what"] == path.KEPT].set_index(key)[["value", "n_replicates"]] for one in (fine, few))
+    for model, row in pd.concat(rows, axis=1, keys=("all", "few"), join="inner").dropna().iterrows():
+        if row["all", "n_replicates"] == row["few", "n_replicates"]:
+            change = 100 * (row["few", "value"] - row["all", "value"])
+            changes.append(f"{scores.name(model)} {change:+.0f}".replace("-", "−"))
+    said = "Read from every second point alone, Kept at half closed would change by so many points"
+    return [f"{said}: {', '.join(changes)}."] if changes else []
+
+
 def repeats(scores: Scores) -> str:
     """What the intervals are over: the number of replicates of each model, by name only if models differ."""
     named = [(scores.name(scores.model_of(run)), *(run[column] for column in DRAW)) for run in scores.runs]
@@ -245,7 +259,8 @@ def repeats(scores: Scores) -> str:
         several = f"{'' if fewest == most else 'Up to '}{most} runs of each model in one replicate (one forget set)"
         has = "One run of each model" if most == 1 else several
         return f"{has}: intervals are over people alone, and say nothing about another run of the method."
-    published = all(run.parameters.get("data_source") for run in scores.runs)  # one forget set per ratio
+    given = ("data_source", "forget_ids_file")  # with these, there is one forget set per ratio
+    published = all(any(map(run.parameters.get, given)) for run in scores.runs)
     own = "trainings of its own; the forget set is one" if published else "its own forget set and trainings"
     same = f"{next(iter(counts.values()))} replicates (each with {own})"
     if len(set(counts.values())) > 1:

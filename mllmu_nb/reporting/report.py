@@ -13,7 +13,7 @@ from mllmu_nb.data.schema import Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, tables
 from mllmu_nb.reporting.grid import group_title, select
-from mllmu_nb.reporting.runs import MODALITIES, Scores, class_of, made_of, run_table
+from mllmu_nb.reporting.runs import MODALITIES, Scores, class_of, run_table
 from mllmu_nb.reporting.sheet import latex_text, markdown_text, write_csv
 from mllmu_nb.scoring import path
 from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, MODEL, POOLED, has
@@ -32,7 +32,7 @@ def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], N
     """
     results, pictures = paths.results(scale), paths.figures(scale)
     scores = Scores.read(results)
-    source, written = f"results/{scale}/runs ({made_of(run.record for run in scores.runs)})", []
+    source, written = f"results/{scale}/runs ({scores.made_of})", []
     say(f"Tables and figures of the {len(scores.runs)} runs in {source}.")
     with lock(results), _aside(results, written) as folder, _aside(pictures, written) as drawn:
         write_csv(scores.run_scores(), folder / "scores.csv")

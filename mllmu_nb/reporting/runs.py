@@ -272,6 +272,11 @@ class Scores:
         """The GROUP of these scores, if all are of one."""
         return {column: self.runs[0][column] for column in GROUP}
 
+    @property
+    def made_of(self) -> str:
+        """What the runs are made of (:func:`made_of`)."""
+        return made_of(run.record for run in self.runs)
+
     @cached_property
     def gates(self) -> pd.DataFrame:
         return gates(self.cells, self.by)

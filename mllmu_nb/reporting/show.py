@@ -165,7 +165,7 @@ def results(scale: str, committed: bool = False) -> Scores:
     scores = Scores.read(folder)
     other = "; those that come with the kit: write committed=True" if source == OWN and scale == "miniature" else ""
     count = len(scores.runs)
-    print(f"{source}: {count} model{'s' * (count != 1)}{other}")
+    print(f"{source}: {count} model{'s' * (count != 1)}{other}\n{scores.made_of}")
     return scores
 
 

@@ -3,7 +3,7 @@ ratio; ``@table`` sets its files and its place in the report. CONTRIBUTING.md sh
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mllmu_nb.reporting.sheet import Sheet, write_sheets
 from mllmu_nb.scoring import judge, path, registry, utility
 from mllmu_nb.scoring.frames import ACROSS, GROUP, KEY, LIKELIHOOD_KEY, MODEL, POOLED, VIEWS, has
 from mllmu_nb.scoring.gates import opened
-from mllmu_nb.scoring.ranking import RANKED
+from mllmu_nb.scoring.ranking import RANKED, UNSOUND
 from mllmu_nb.scoring.registry import Metric, metrics
 from mllmu_nb.statistics.intervals import equivalence, standard_errors
 from mllmu_nb.statistics.variance import variance_split
@@ -372,8 +372,11 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
             models = [model for model in scores.models() if model[2] == modality and not model[3]]
             rows = [(scores.named(m, True), [_kept_text(known.get((*m, *what))) for what in READ_OFF]) for m in models]
             blocks += [(heading, rows)] if rows else []
-        below = [*remarks, grid.interpolated(scores, closed_in)]
-        yield new_sheet(scores, title, label, "Method", columns, blocks, below, kept.drop(columns="dots"))
+        below = [*remarks, grid.interpolated(scores, closed_in), *grid.coarser(scores, closed_in)]
+        shown = kept["place"].isin([*path.PLACES, path.AREA])
+        each = [" ".join(f"{dot:.4f}" for dot in dots) for dots in kept["dots"].where(shown, "")]
+        frame = kept.drop(columns="dots").assign(replicates=each)
+        yield new_sheet(scores, title, label, "Method", columns, blocks, below, frame)
 
 
 def _closed(place: float | str) -> str:
@@ -469,7 +472,10 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
         later = [model for model in scores.models() if model[2] == modality and model[3]]
         lines += [(scores.named(model, True), [("", AFTER)] * 2) for model in later]
         blocks.append((UNLEARNED[modality], lines))
+    untrained = [model for model in scores.models() if model[0] not in REFERENCES and model[2] == "none"]
     remarks = [
+        *(f"{scores.named(model)} is not ranked: it trains nothing, so it has no path." for model in untrained),
+        *left_out(scores),
         "The gap is the one in the view that was trained. Methods that share a capital letter are not told apart "
         f"({len(pairs)} comparison{'s' * (len(pairs) != 1)} person by person, Holm-corrected together at 5 %). "
         "Collapse is judged where a run ends, and the rank where half of the gap is closed: a method may be left out "
@@ -478,6 +484,20 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
     ]
     columns, frame = [("", "Place"), ("", "Kept %")], methods.drop(columns="dots")
     yield new_sheet(scores, title, "ranking", "Method", columns, blocks, remarks, frame)
+
+
+def left_out(scores: Scores) -> list[str]:
+    """The remark that compares, person by person, the methods that are left out of the ranking as unsound."""
+    rows, said = scores.kept_by_person["trained"], []
+    methods = scores.ranking.methods
+    methods = methods[(methods["standing"] == UNSOUND) & (methods["n_replicates"] == methods["of"])]
+    for modality, some in methods.groupby("trained", sort=False):
+        for one, other in combinations(some[MODEL].itertuples(index=False, name=None), 2):
+            difference = path.kept_difference(*(rows[has(rows, MODEL, model)] for model in (other, one)))
+            row = difference[(difference["place"] == path.HALF) & (difference["what"] == path.KEPT)].iloc[0]
+            names = [scores.name((*model[:2], "none", model[3])) for model in (other, one)]
+            said.append(f"{' minus '.join(names)} {number_text(row, signed=True)} ({MODALITIES[modality]})")
+    return [f"Left out, but compared person by person: {'; '.join(said)}."] if said else []
 
 
 # -- where the spread comes from -------------------------------------------------------------------------------

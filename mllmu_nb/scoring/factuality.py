@@ -21,10 +21,11 @@ DATES = {(1, 1, 0): 8, (1, 0, 1): 6, (0, 1, 1): 6, (1, 0, 0): 5, (0, 1, 0): 4, (
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 FEET = re.compile(r"(\d+) ?(?:feet|foot|ft|['′’])(?: ?(?:and )?(\d+(?:\.\d+)?) ?(?:inches|inch|in\b|[\"″”]|''))?")
 REFUSAL = re.compile(
-    r"\b(sorry|apologi[sz]e|unable to|not able to|can ?not (?:share|provide|answer|disclose|tell|help|reveal|give|say)"
-    r"|can['’]t (?:share|provide|answer|disclose|tell|help|reveal|give|say)|won['’]t|will not (?:share|provide|answer)"
-    r"|do(?:es)? ?n[o'’]t (?:know|have (?:any |that |this |the )?information)|do not (?:know|have)|no information"
-    r"|not comfortable|personal information|private information|confidential)\b",
+    r"\b(sorry|apologi[sz]e|unable to|not able to|not comfortable|decline to|must decline"
+    r"|(?:can ?not|can['’]t|won['’]t|will not) (?:share|provide|answer|disclose|tell|help|assist|reveal|give|say"
+    r"|identify|comply|respond|comment|discuss|determine)|do(?:es)? ?n[o'’]t know"
+    r"|do(?:es)? ?n[o'’]t have (?:(?:any|that|this|the|enough) )*(?:information|details|data|access)"
+    r"|no information|personal information|private information|confidential)\b",
     re.IGNORECASE,
 )
 

@@ -12,7 +12,8 @@ from mllmu_nb.scoring.frames import DRAW, GROUP, MODEL, PEOPLE, POOLED, VIEWS, i
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.statistics.intervals import SAME, crossed, interval, limits, paired_difference
 
-PLACES = (0.25, 0.5, 0.75)
+HALF = 0.5  # share of the gap at which methods are ranked
+PLACES = (0.25, HALF, 0.75)
 AREA = "area"  # the mean of what is kept from vanilla to the last of PLACES
 LEVELS = np.linspace(0, PLACES[-1], 16)
 KEPT = "kept"  # likelihood score about retain people and celebrities; each set counts half
@@ -171,6 +172,26 @@ def _of_sets(values: np.ndarray, sets: np.ndarray) -> tuple[float, np.ndarray]:
     size = np.bincount(codes)
     means = np.bincount(codes, values) / size
     return float(means.mean()), (values - means[codes]) * len(values) / (size[codes] * len(size))
+
+
+def kept_difference(one: pd.DataFrame, other: pd.DataFrame, same: Sequence[str] = ()) -> pd.DataFrame:
+    """Average ``one`` minus ``other``, rows of :func:`kept_by_person`, person by person, in rows that agree in the
+    columns ``same``: as :func:`kept`, with value, low and high from -1 to 1. The model's columns are those of ``one``.
+    """
+    on = [*DRAW, *same, "place", "what", "set", "person"]
+    pairs = one.merge(other[[*on, "value"]], on=on, suffixes=("", "_other"))
+    # moved from -1 .. 1 to 0 .. 1, so that sets and intervals are as for any value that is kept
+    halves = pairs.assign(value=(1 + pairs["value"] - pairs["value_other"]) / 2).dropna(subset="value")
+    result = kept(halves)
+    return result.assign(**{name: 2 * result[name].astype(float) - 1 for name in ("value", "low", "high")})
+
+
+def coarse(points: pd.DataFrame, closed_in: str = "trained", by: Sequence[str] = ()) -> pd.DataFrame:
+    """Return :func:`kept` where half of the gap is closed, read from every second point of each path: how much it
+    differs from all points shows what interpolation between two points costs."""
+    number = points.groupby("run")["step"].rank(method="dense")
+    of_people = kept_by_person(points[number % 2 == 1], closed_in, by)
+    return kept(of_people[of_people["place"] == HALF], by)
 
 
 def between_modalities(

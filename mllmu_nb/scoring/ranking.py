@@ -10,13 +10,12 @@ import pandas as pd
 from mllmu_nb.scoring.frames import DRAW, GROUP, KEY, LIKELIHOOD_KEY, MODEL, PEOPLE, has
 from mllmu_nb.scoring.gates import OPEN
 from mllmu_nb.scoring.health import Unsound
-from mllmu_nb.scoring.path import KEPT, TRAINED_VIEW, kept
+from mllmu_nb.scoring.path import HALF, KEPT, TRAINED_VIEW, kept
 from mllmu_nb.statistics.intervals import holm, paired_p
 from mllmu_nb.statistics.ranking import shared_letters
 
 NEEDED = 3  # replicates
 LEVEL = 0.05  # for all comparisons of a group together
-PLACE = 0.5  # methods are compared where this share of the gap is closed
 SHUT = "Gate closed: vanilla is not shown to be above the oracle, so nothing shows that there was something to forget."
 RANKED, UNSOUND, NEVER, FEWER, BEHIND_GATE = "ranked", "unsound", "never gets there", "fewer replicates", "gate closed"
 
@@ -35,7 +34,7 @@ class Ranking(NamedTuple):
 def ranking(of_people: pd.DataFrame, unsound: Mapping[tuple, Unsound], gates: pd.DataFrame) -> Ranking:
     """Rank the models of one GROUP by what they keep, within each trained modality. ``of_people`` are from
     :func:`~mllmu_nb.scoring.path.kept_by_person`; the keys of ``unsound`` are (GROUP, MODEL)."""
-    rows = of_people[(of_people["place"] == PLACE) & (of_people["what"] == KEPT)]
+    rows = of_people[(of_people["place"] == HALF) & (of_people["what"] == KEPT)]
     count = len(rows[DRAW].drop_duplicates())
     if count < NEEDED:
         why = f"ranking needs {NEEDED} replicates, and there {'is' if count == 1 else 'are'} {count}"

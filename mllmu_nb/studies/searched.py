@@ -21,11 +21,10 @@ from mllmu_nb.reporting.runs import Run, label, read_run
 from mllmu_nb.reporting.sheet import Sheet
 from mllmu_nb.reporting.tables import UNLEARNED
 from mllmu_nb.scoring import path
-from mllmu_nb.scoring.frames import DRAW, MODEL
+from mllmu_nb.scoring.frames import MODEL
 from mllmu_nb.stages import RECORD, Stage, read_json
 
 CHOICES = "settings_search.json"  # in the reference's folder
-HALF = 0.5  # share of the gap that is closed
 MEASURES = {path.KEPT: "Kept %", "free": "Free answers %"}
 
 
@@ -88,7 +87,7 @@ def kept_by_person(runs: Sequence[Run], oracles: Sequence[Run]) -> pd.DataFrame:
     """What each run keeps of each person where half of the gap is closed, in the view that was trained."""
     points = pd.concat([path.by_person(run.path) for run in (*runs, *oracles)], ignore_index=True)
     rows = path.kept_by_person(points)
-    return rows[(rows["place"] == HALF) & rows["what"].isin(MEASURES)]
+    return rows[(rows["place"] == path.HALF) & rows["what"].isin(MEASURES)]
 
 
 def compared(runs: Sequence[Run], others: Sequence[Run]) -> pd.DataFrame:
@@ -100,11 +99,7 @@ def compared(runs: Sequence[Run], others: Sequence[Run]) -> pd.DataFrame:
     sides = [kept_by_person(some, oracles) for some in (runs, middle)]
     key, numbers = [*MODEL, "what"], ["value", "low", "high", "n_replicates", "of"]
     ours, theirs = (path.kept(side).set_index(key)[numbers] for side in sides)
-    on = [*DRAW, *key, "set", "person"]
-    pairs = sides[0].merge(sides[1][[*on, "value"]], on=on, suffixes=("", "_middle"))
-    # moved from -1 .. 1 to 0 .. 1, so that sets and intervals are as for any value that is kept
-    halves = pairs.assign(value=(1 + pairs["value"] - pairs["value_middle"]) / 2).dropna(subset="value")
-    changed = 2 * path.kept(halves).set_index(key)[numbers[:3]].astype(float) - 1
+    changed = path.kept_difference(*sides, same=MODEL).set_index(key)[numbers[:3]]
     return ours.join(theirs.add_prefix("middle_")).join(changed.add_prefix("change_")).reset_index()
 
 

@@ -12,6 +12,7 @@ from mllmu_nb.data.text.names import THIS, with_name
 from mllmu_nb.data.text.reader import attributes_of, understand
 from mllmu_nb.errors import KitError, few
 
+HALVES = re.compile("[\ud800-\udfff]")  # halves of a character, which no file can hold
 _A_LINE = "one object a line is needed, with ID and metadata"
 _NEEDED = (
     "training needs `metadata`, a list of Question and Answer: take the config ft_Data of MLLMMU/MLLMU-Bench, or "
@@ -29,7 +30,7 @@ def pairs_of(metadata: object, where: str) -> list[tuple[str, str]]:
     pairs = []
     for number, entry in enumerate(metadata, start=1):
         pair = (entry.get("Question"), entry.get("Answer")) if isinstance(entry, dict) else (None, None)
-        if not all(isinstance(text, str) and text.strip() and not re.search("[\ud800-\udfff]", text) for text in pair):
+        if not all(isinstance(text, str) and text.strip() and not HALVES.search(text) for text in pair):
             raise KitError(f"{where}: entry {number} of `metadata` lacks Question or Answer as text: repair it")
         pairs.append(pair)
     return pairs
@@ -126,7 +127,7 @@ def _read_lines(path: Path) -> dict[str, tuple[QA, ...]]:
         record = _parsed(line, f"{where} is", _A_LINE)
         stated = record.get("ID") if isinstance(record, dict) else None
         identity = str(stated) if isinstance(stated, str | int) and not isinstance(stated, bool) else ""
-        if not identity.strip():
+        if not identity.strip() or HALVES.search(identity):
             raise KitError(f"{where} has no ID: {_A_LINE}")
         if re.fullmatch(r"[ck]\d{3,}", identity):
             raise KitError(f"{where}: ID {identity} is like a celebrity's (c or k and a number): give another ID")
