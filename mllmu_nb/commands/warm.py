@@ -54,6 +54,7 @@ def _execute(notebook: Path, executed: Path, log: Path, given: dict, environment
     with open(log, "w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # the caller may have replaced them
     if warm:
         import torch
 
