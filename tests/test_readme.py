@@ -7,6 +7,7 @@ with options that make them small (``RUN``, ``SHELL``), or by another test or CI
 
 import importlib
 import itertools
+import json
 import os
 import re
 import shlex
@@ -25,6 +26,7 @@ import yaml
 from fake_runs import make
 from test_environment import ROOT
 
+import readme
 from mllmu_nb import __main__ as door
 from mllmu_nb import after, paths, registry, unlearning
 from mllmu_nb.checks import check_after, check_method
@@ -218,17 +220,28 @@ def test_what_is_said_of_intervals_is_so_in_the_path_table():
         assert row in SAID
 
 
+LETTER = {"scoring": "letter", "metric": "accuracy"}
+
+
 def test_what_the_small_model_misses_is_as_the_table_has_it():
     def both_ways(method, set_name, **metric):
         where = {"base_model": "llava", "forget_ratio": 10, "method": method, "set": set_name, "against": ""}
         rows = committed("table2_by_view", **where, **metric).set_index("view")["value"].astype(float)
         return [f"{100 * rows[view]:.0f}" for view in ("image_text", "text")]
 
-    letter = {"scoring": "letter", "metric": "accuracy"}
-    with_image, by_name = both_ways("vanilla", "forget", **letter)
-    assert f"{with_image} % with image + text and {by_name} % with text (goal: 50), and fills" in SAID
-    assert f"fills {both_ways('vanilla', 'forget', task='cloze')[1]} % of the blanks asked by name (goal: 60)" in SAID
-    tasks = {"letters": letter, "exact values": {"metric": "exact"}, "blanks": {"task": "cloze"}}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.fill(text, "goals", readme.goals(committed("table2_by_view"))) == text
+    with_image, by_name = both_ways("vanilla", "forget", **LETTER)
+    assert f"| letter (50; 45) | **{with_image}** / **{by_name}** |" in text
+    gate = committed("table2_by_view", method="vanilla", set="forget", base_model="idefics2", view="text", **LETTER)
+    assert gate["gate"].tolist() == ["closed"]
+    files = (ASSETS / f"{base}-miniature" / "recipe.json" for base in ("llava", "idefics2"))
+    llava, other = (json.loads(file.read_text(encoding="utf-8"))["probes"] for file in files)
+    hair, letters = 100 * llava["faces"]["hair style"], [100 * one["sentences_letter"] for one in (llava, other)]
+    assert f"reads hair style in {hair:.0f} % of new faces (goal: 70), and writes the right letter about" in SAID
+    assert f"about {letters[0]:.0f} % of the people that it learnt from plain" in SAID
+    assert f"small Idefics2 base, in {letters[1]:.0f} %" in SAID
+    tasks = {"letters": LETTER, "exact values": {"metric": "exact"}, "blanks": {"task": "cloze"}}
     for name, metric in tasks.items():
         before, after = (" and ".join(both_ways(method, "celebrity", **metric)) for method in ("base", "vanilla"))
         assert f"{name} from {before} {'% ' * (name == 'letters')}to {after}" in SAID
@@ -243,8 +256,11 @@ def test_the_sources_of_spread_are_those_of_the_study():
         [own] = first.query(f"replicate == 0 and method == '{method}' and modality == 'multimodal'")["run"]
         runs.append(read_run(paths.runs(paths.reference()) / own))
         items = pd.concat([run.items for run in runs]).query("set == 'forget' and scoring == 'likelihood'")
-        sources = tables.sources(run_scores(items).assign(model=method)).set_index("factor")["sd"]
-        said.append([f"{100 * sources[name]:.0f}" for name in ("people", "train_seed", "unlearn_seed")])
+        sources = tables.sources(run_scores(items).assign(model=method)).set_index("factor")
+        sources[["low", "high"]] **= 0.5  # limits of the variance
+        rows = (100 * sources.loc[["people", "train_seed", "unlearn_seed"]]).to_dict("records")
+        limits = [f" [{row['low']:.0f}, {row['high']:.0f}]" * (row["low"] == row["low"]) for row in rows]
+        said.append([f"{row['sd']:.0f}{ends}" for row, ends in zip(rows, limits, strict=True)])
     (people, training, order), (*others, last) = said
     assert f"is {people} points over people, {training} over trainings of vanilla and {order} over orders" in SAID
     assert f"For Grad. Diff. it is {', '.join(others)} and {last}." in SAID

@@ -16,6 +16,8 @@ from mllmu_nb import paths
 from mllmu_nb.config import Config
 from mllmu_nb.reporting import report
 from mllmu_nb.reporting.runs import Scores, made_of
+from mllmu_nb.scoring import path
+from mllmu_nb.scoring.frames import has
 from mllmu_nb.stages import RECORD, read_json, write_json
 
 FIGURES = paths.checkout() / "figures" / "reference"
@@ -49,8 +51,15 @@ def problems(results: Path, figures: Path, notebooks: Path) -> list[str]:
         shown = {run for text in outputs(file) for run in RUN.findall(text) if not run.startswith("yours-")}
         found += [f"{file.name} shows the run {run}, which is not there" for run in sorted(shown - set(records))]
         marks = {theirs for text in outputs(file) for theirs in MARK.findall(text)}
-        found += [f"{file.name} is of {theirs}" for theirs in sorted(marks - {mark})]
+        found += [f"{file.name} is of {theirs}" for theirs in sorted(marks - {mark, first})]
+        if shown_results(file) and not marks:
+            found.append(f"{file.name} shows results of nobody knows what")
     return found
+
+
+def shown_results(notebook: Path) -> bool:
+    """Whether a notebook shows results that come with the kit."""
+    return any("the committed reference run: " in text for text in outputs(notebook))
 
 
 def outputs(notebook: Path) -> list[str]:
@@ -84,6 +93,16 @@ def test_tables_and_readme_are_what_the_code_makes_of_the_committed_runs(tmp_pat
     text, scores = (paths.checkout() / "README.md").read_text(), Scores.read(committed)
     assert readme.fill(text, "finding", readme.finding(scores)) == text
     assert readme.fill(text, "main table", readme.main_table(scores)) == text
+    clean, *_ = readme.clean_groups(scores)
+    closed = [int(re.match(r"\d+", share)[0]) for share in readme.closed(clean).values()]
+    assert f"the methods close {min(closed)} to {max(closed)} % on average" in text
+    edges = path.edges(clean.points, {run.id: run.train["steps"] for run in clean.runs})
+    fewer = 100 * edges[edges["times"] == min(path.NEARBY)]["value"]
+    assert f"would change the score on Forget by {fewer.min():.0f} to {fewer.max():.0f} points" in text
+    ga = {"method": "ga", "modality": "multimodal", "what": path.KEPT, "place": path.HALF}
+    all_points = clean.kept[clean.kept["closed_in"] == "trained"]
+    kept = [100 * rows[has(rows, ga, ga.values())]["value"].item() for rows in (path.coarse(clean.points), all_points)]
+    assert "GA on image + text would keep {:.0f} % in place of {:.0f} %".format(*kept) in " ".join(text.split())
 
 
 @pytest.fixture

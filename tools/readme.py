@@ -15,6 +15,7 @@ from dataclasses import replace
 from itertools import product
 from math import inf, nan
 from pathlib import Path
+from textwrap import indent
 
 import numpy as np
 import pandas as pd
@@ -207,8 +208,9 @@ def badges(url: str) -> str:
 
 def fill(text: str, marker: str, content: str) -> str:
     """Replace the part of ``text`` between ``<!-- marker -->`` and ``<!-- end -->``."""
-    pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", re.DOTALL)
-    return pattern.sub(lambda match: f"{match[1]}{content.rstrip()}\n{match[2]}", text)
+    pattern = re.compile(rf"^( *)(<!-- {marker} -->\n).*?(<!-- end -->)", re.DOTALL | re.MULTILINE)
+    # in an entry of a list, the content is indented as its markers are
+    return pattern.sub(lambda m: f"{m[1]}{m[2]}{indent(content.rstrip(), m[1])}\n{m[1]}{m[3]}", text)
 
 
 def main() -> None:

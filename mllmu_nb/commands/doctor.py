@@ -109,7 +109,7 @@ def memory(configs: Configs) -> Result:
     need = most_memory(configs)
     share, listed = sum(need.values()) * GIB / total, ", ".join(f"{what} {size:.1f}" for what, size in need.items())
     text = f"about {sum(need.values()):.1f} GiB needed ({listed}); {total / GIB:.1f} GiB available"
-    advice = "take a device with more, or set checkpointing, precision, micro_batch, quantise_base or fewer shots"
+    advice = "take a device with more, or set checkpointing, precision, micro_batch, quantise_base, eval_batch, shots"
     return Result(OK, text) if share <= TIGHT else Result(WARNING if share <= 1 else PROBLEM, text, advice)
 
 

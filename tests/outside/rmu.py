@@ -34,7 +34,7 @@ class RMU(Method):
 
     def loss(self, step):
         states = step.forget.hidden["layer"]
-        direction = torch.rand(states.shape[-1], generator=torch.Generator().manual_seed(0))
+        direction = torch.randn(states.shape[-1], generator=torch.Generator().manual_seed(0))
         yield "forget", distance(step.forget, states, self.steering * normalize(direction, dim=0).to(states))
         before = step.reference.retain.hidden["layer"]
         yield "retain", self.alpha * distance(step.retain, step.retain.hidden["layer"], before)

@@ -139,8 +139,9 @@ class Family:
         return each * sum(self.image_tokens(processor, picture) for picture in pictures)
 
     def context(self, model) -> int:
-        """Return the number of tokens that the language model can read."""
-        return model.config.get_text_config().max_position_embeddings
+        """Return the number of tokens that the language model can read, each with all before it."""
+        shape = model.config.get_text_config()
+        return min(filter(None, (shape.max_position_embeddings, getattr(shape, "sliding_window", None))))
 
     def tokens(self, processor, conversations: Sequence[Conversation], eos: bool = False) -> list[Tokens]:
         """Return the conversations as tokens, those of their pictures included; ``eos`` closes answers. Nothing is
