@@ -121,14 +121,14 @@ def unlearned(config: Config) -> Stage:
         length, points = unlearning_steps(method, recipe, sets), {}
         # a rate that falls to 0 trains nothing beyond its end
         beyond = path.BEYOND * length if recipe.schedule == "constant" else length
-        due = path.steps_of(beyond)
+        due, questions = path.steps_of(beyond), path.questions(model.get_base_model(), processor, known)
 
         def after_step(step: int, model: Any) -> None:
             if step == length:
                 adapters.save(model, folder)
             if step in due:
                 plain = model.get_base_model()  # with the adapter in its layers
-                points[step] = path.point(plain, processor, known, batch_size=asked_at_once(config))
+                points[step] = path.point(plain, processor, questions, asked_at_once(config))
 
         after_step(0, model)
         log = unlearn(
@@ -313,8 +313,8 @@ def answered(
         if config.trains and not config.after:
             shutil.copyfile(stage.get() / "path.parquet", folder / "path.parquet")
         elif set(sets) == set(SETS):
-            end = path.point(asked, processor, known, **always)
-            path.write({0: end}, folder / "path.parquet")
+            end = path.questions(asked, processor, known, config.system)
+            path.write({0: path.point(asked, processor, end, size)}, folder / "path.parquet")
         if config.scale == "miniature" and set(sets) == set(SETS) and limit is None:
             useful = utility.ask(asked, processor, protocol=config.protocol, **always)
             useful.to_parquet(folder / UTILITY, index=False, compression="zstd", compression_level=19)

@@ -444,7 +444,7 @@ def test_a_system_prompt_precedes_everything_that_a_run_asks(model, processor, p
     for ways in (
         lambda: ask(model, processor, people, limit=1, system=said, progress=False),
         lambda: teacher_forced.sentences(model, processor, {"forget": people.members("forget")[:1]}, system=said),
-        lambda: path.point(model, processor, people, system=said),
+        lambda: path.point(model, processor, path.questions(model, processor, people, said)),
         lambda: utility.ask(model, processor, system=said),
     ):
         seen.clear()

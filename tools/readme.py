@@ -63,7 +63,7 @@ def main_table(scores: Scores) -> str:
     sheet = score_sheet(clean, "", "readme", all_rows(clean), columns, {"against": ""}, remarks=[])
     share = closed(clean)
     blocks = [(head, [(name, [*row, (share.get(name, ""), "")]) for name, row in rows]) for head, rows in sheet.blocks]
-    sheet = replace(sheet, title="", columns=[*sheet.columns, ("Closed", "trained view")], blocks=blocks)
+    sheet = replace(sheet, title="", columns=[*sheet.columns, ("Closed %", "trained view")], blocks=blocks)
     title, more = f"**{clean.runs[0].base_label}**, {replicates(clean)}", f"{TABLES}/table2_by_view.md"
     title += (
         ". Each method is shown after its preset number of steps, not at equal forgetting. *Closed* is the share of "
@@ -89,7 +89,7 @@ def closed(scores: Scores) -> dict[str, str]:
         if before.mean() > goal.mean():
             mean = interval((before - now) / (before - goal), np.arange(now.size), (-inf, inf))
             limits = f" [{100 * mean.low:.0f}, {100 * mean.high:.0f}]" if now.size > 1 else ""
-            shares[scores.named(model)] = f"{100 * mean.value:.0f}{limits} %"
+            shares[scores.named(model)] = f"{100 * mean.value:.0f}{limits}"
     return shares
 
 

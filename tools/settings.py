@@ -86,8 +86,9 @@ def end(config: Config, name: str) -> Stage:
     made = pipeline.finetuned(config, name)
 
     def make(folder: Path) -> None:
-        answers = measuring.point(*pipeline.filled(config, made), inputs.population(config))
-        measuring.write({0: answers}, folder / "path.parquet")
+        model, processor = pipeline.filled(config, made)
+        asked = measuring.questions(model, processor, inputs.population(config))
+        measuring.write({0: measuring.point(model, processor, asked)}, folder / "path.parquet")
 
     return Stage("point", {"model": made.key, "forget": list(inputs.population(config).forget_ids)}, make)
 

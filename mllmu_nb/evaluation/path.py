@@ -4,7 +4,7 @@ A point asks for likelihoods and free answers, without worked examples. It has o
 scoring, profile, question_id and ``answer`` (of a choice by likelihood, the letter of the likeliest option).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ import pandas as pd
 
 from mllmu_nb.data.schema import LETTERS, SETS, Population
 from mllmu_nb.evaluation import draws as drawing
-from mllmu_nb.evaluation.ask import OPTIONS, answer, ways_of
-from mllmu_nb.evaluation.tasks import Asking
+from mllmu_nb.evaluation.ask import OPTIONS, answer, require_room, ways_of
+from mllmu_nb.evaluation.engine import Prompts
+from mllmu_nb.evaluation.tasks import Asking, Inquiry
 
 POINTS = 10  # equal parts of the path
 BEYOND = 2  # a training at a constant rate continues to this multiple of its steps, only for its path
@@ -26,15 +27,27 @@ def steps_of(length: int) -> list[int]:
     return sorted({round(length * part / POINTS) for part in range(POINTS + 1)})
 
 
-def point(model, processor, population: Population, *, system: str = "", batch_size: int = 64) -> pd.DataFrame:
-    """Return the current answers of ``model``. Its mode and the random state of its training do not change."""
+def questions(model, processor, population: Population, system: str = "") -> list[tuple[Inquiry, Prompts]]:
+    """Return what each point asks, encoded once for all points. Raises ``KitError`` for a question beyond the model's
+    context."""
     draws = drawing.draw(population, SETS, shots=0, shot_source="none", shot_seed=0)
-    asking, frames = Asking(population, draws, 0, "clean", system), []
+    asking, asked = Asking(population, draws, 0, "clean", system), []
     ways = ways_of(asking, limit=PEOPLE)
     for way in ("likelihoods", "free_answers"):  # all sets at once: larger batches
         if way in ways:
-            rows = pd.DataFrame(answer(model, processor, getattr(asking, way)(ways[way]), batch_size))
-            frames.append(rows.assign(answer=_likeliest(rows)) if way == "likelihoods" else rows)
+            inquiry = getattr(asking, way)(ways[way])
+            asked.append((inquiry, prompts := Prompts.of(model, processor, inquiry.conversations, inquiry.options)))
+            require_room(model, inquiry, prompts)
+    return asked
+
+
+def point(model, processor, asked: Sequence[tuple[Inquiry, Prompts]], batch_size: int = 64) -> pd.DataFrame:
+    """Return the current answers of ``model`` to :func:`questions`. Its mode and the random state of its training do
+    not change."""
+    frames = []
+    for inquiry, prompts in asked:
+        rows = pd.DataFrame(answer(model, processor, inquiry, batch_size, prompts=prompts))
+        frames.append(rows if inquiry.options is None else rows.assign(answer=_likeliest(rows)))
     rows = pd.concat(frames, ignore_index=True)[COLUMNS]
     return rows.sort_values("set", key=lambda names: names.map(list(PEOPLE).index), kind="stable", ignore_index=True)
 
