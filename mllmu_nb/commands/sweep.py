@@ -90,7 +90,9 @@ def main(options: argparse.Namespace) -> int:
     say("minutes:  training  answers")
     for config in finished:
         record = read_json(inputs.run_folder(config) / "train.json")
-        say(f"{record['seconds'] / 60:18.1f} {record['evaluation_seconds'] / 60:8.1f}  {config.run_id}")
+        beyond = record.get("beyond_context", 0)
+        more = f"  ({beyond} prompts exceed the model's context)" if beyond else ""
+        say(f"{record['seconds'] / 60:18.1f} {record['evaluation_seconds'] / 60:8.1f}  {config.run_id}{more}")
     say(f"altogether {(time.perf_counter() - began) / 60:.1f} min")
     return 1 if failed or len(finished) < len(configs) else 0
 
