@@ -357,7 +357,8 @@ def test_the_sweep_runs_notebooks_skips_finished_ones_and_names_what_failed(
     executed = out / ".cache" / "notebooks" / "miniature"
     assert "5 runs, 1 of them finished already, 3 at a time" in said.out
     assert (
-        f"  {npo.run_id:32}  NPO (text only)\n" in said.out and f"      10.0      0.5  {vanilla.run_id}  (7 prompts exceed " in said.out
+        f"  {npo.run_id:32}  NPO (text only)\n" in said.out
+        and f"      10.0      0.5  {vanilla.run_id}  (7 prompts exceed " in said.out
     )
     reasons = sorted(said.err.splitlines())
     place = executed / f"{npo.run_id}.ipynb"

@@ -365,7 +365,8 @@ def along_the_path(scores: Scores) -> Figure:
     if kept.empty:
         raise KitError("no unlearning has a path beside an oracle about the same people")
     modalities = [name for name in MODALITIES if (kept["modality"] == name).any()]
-    key = "Filled: unlearned on image + text; hollow: on text only. Dots: replicates; bars: 95 % intervals. "
+    key = "Filled: unlearned on image + text; hollow: on text only. "
+    key += "Dots: replicates; bars: 95 % intervals. " if kept["of"].max() > 1 else "Bars: 95 % intervals. "
     key += "Marks of 25, 50 and 75 % are moved sideways so that they do not overlap. "
     if (kept["n_replicates"] < kept["of"]).any():
         key += "A line ends where a replicate gets no further; a mark beyond it is of those that do."
