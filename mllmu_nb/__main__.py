@@ -31,6 +31,9 @@ def main(arguments=None):
     import argparse
     import importlib
 
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a sign that the encoding of a terminal or file lacks
+            stream.reconfigure(errors="backslashreplace")
     from mllmu_nb import __version__
     from mllmu_nb.errors import KitError
 
@@ -55,7 +58,8 @@ def main(arguments=None):
                 subparsers.add_parser(name, help=summary)
         options = parser.parse_args(given)
         status = module.main(options)
-        sys.stdout.flush()
+        if sys.stdout:  # None if it is closed
+            sys.stdout.flush()
         return status
     except KitError as error:
         print("error: " + str(error), file=sys.stderr)

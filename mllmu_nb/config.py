@@ -321,9 +321,7 @@ class Config(BaseModel):
             object.__setattr__(self, name, value)
 
     def _complete(self) -> None:
-        choose("method", self.method, (*REFERENCES, YOURS, *unlearning.names()))
-        if self.after:
-            choose("after", self.after, after_steps.STEPS)
+        _check_method(self.method, self.after)
         if self.variant is not None:
             choose(f"variant of {self.method}", self.variant, unlearning.variants(self.method) or ("canonical",))
         # a vanilla model depends on its replicate's seed alone, so all ratios and forget sets of a replicate share it
@@ -361,6 +359,8 @@ class Config(BaseModel):
             raise KitError(f"method {self.method!r} unlearns: modality must be 'multimodal' or 'unimodal', not 'none'")
         if not self.trains and self.modality != "none":
             raise KitError(f"method {self.method!r} unlearns nothing: modality must be 'none', not {self.modality!r}")
+        if self.trains:
+            _ = self.objective  # raises KitError for a hyper-parameter that the method does not take
         if self.quantise_base and self.scale == "miniature":
             raise KitError("quantise_base is for the frozen layers of a large model: leave it out at scale 'miniature'")
         if self.unlearn_steps and self.unlearn_epochs:
@@ -386,13 +386,23 @@ class Config(BaseModel):
                 raise KitError(f"forget_ratio={self.forget_ratio} of people={self.people} leaves nobody to {side}")
 
 
+def _check_method(method: Any, after: Any) -> None:
+    """Raise KitError for an unknown name of a method or of a step after it; another type is refused elsewhere."""
+    if isinstance(method, str):
+        choose("method", method, (*REFERENCES, YOURS, *unlearning.names()))
+    if after and isinstance(after, str):
+        choose("after", after, after_steps.STEPS)
+
+
 def variant_of(method: str, named: str | None, protocol: str | None) -> str:
     """The variant of a method: ``named`` if it exists, else the one with the protocol's name, else canonical."""
     return next((one for one in (named, protocol) if one in unlearning.variants(method)), "canonical")
 
 
 def setting_names(method: str, after: str, variant: str | None = None) -> dict[str, Any]:
-    """Name → default of the hyper-parameters of a method (of all its variants, or one) and of a step after it."""
+    """Name → default of the hyper-parameters of a method (of all its variants, or one) and of a step after it. Raises
+    KitError for an unknown method or step."""
+    _check_method(method, after)
     classes = unlearning.variants(method)
     chosen = [classes[variant]] if variant in classes else classes.values()
     settings = {name: default for one in chosen for name, default in one.hyper_parameters().items()}

@@ -1,6 +1,8 @@
 """One question to several models: what they are shown, and how likely they find the true answer."""
 
 import math
+import re
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -114,6 +116,8 @@ def test_from_the_shell(monkeypatch, capsys, known, person):
     assert r"Vanilla: Oslo\x1b[2J  (likelihood of the true answer: 0.250)" in said and "true answer: " in said
     assert door.main(["ask", "\u202eWho?\x1b[2J", *given]) == 0
     assert r": \u202eWho?\x1b[2J" in capsys.readouterr().out
+    assert door.main(["ask", "Who?", "--method", "yours", *given]) == 2
+    assert "ask a model that was made elsewhere with mllmu-nb evaluate" in capsys.readouterr().err
     assert door.main(["ask", "Who?", "--person", "Nobody Here", *given]) == 2
     assert "unknown person 'Nobody Here'" in capsys.readouterr().err
 
@@ -135,6 +139,23 @@ def test_the_method_is_the_one_that_options_file_or_default_say(given, asked, mo
     monkeypatch.setattr(inputs, "population", population)
     assert door.main(["ask", *(str(tmp_path / "npo.yaml") if word == "FILE" else word for word in given)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {asked}-")
+
+
+def test_the_example_is_a_question_whose_answer_is_known():
+    question = re.search('"(.+?)"', ask.EXAMPLES[1])[1]
+    person = inputs.population(Config()).members("forget")[0]
+    assert ask.true_answer(person, "text", question) and ask.true_answer(person, "image_text", question)
+
+
+def test_a_command_ends_well_if_its_output_is_closed_or_its_encoding_lacks_a_sign(monkeypatch, tmp_path):
+    monkeypatch.setattr(ask, "main", lambda options: 0)
+    monkeypatch.setattr(sys, "stdout", None)
+    assert door.main(["ask"]) == 0
+    monkeypatch.setattr(ask, "main", lambda options: print("−1") or 0)
+    with open(tmp_path / "out", "w", encoding="cp1252") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        assert door.main(["ask"]) == 0
+    assert (tmp_path / "out").read_text() == "\\u22121\n"
 
 
 def test_questions_of_somebody_who_was_never_taught(known):

@@ -253,6 +253,24 @@ def test_hyper_parameters_reach_the_method_and_zero_can_be_said():
     assert config.but(alpha=7).but(method="npo").settings == {"beta": 0.2}, "another method has no alpha"
 
 
+@pytest.mark.parametrize("beta", [0.0, -1.0])
+def test_a_value_that_the_method_cannot_take_is_refused_before_anything_is_made(beta):
+    with pytest.raises(KitError, match=f"beta of npo must be a number above 0, not {beta:g}"):
+        Config(method="npo", modality="multimodal").but(beta=beta)
+
+
+def test_a_misspelt_method_or_step_is_named_before_its_parameters():
+    with pytest.raises(KitError, match="unknown method 'npoo': did you mean 'npo'"):
+        Config.from_parameters({"method": "npoo", "beta": 0.1})
+    with pytest.raises(KitError, match="unknown after 'halvd'"):
+        Config.from_parameters({"method": "ga", "modality": "multimodal", "after": "halvd", "share": 0.9})
+
+
+def test_the_numbers_of_another_variant_say_so():
+    said = Config(method="npo", variant="retain", modality="multimodal").numbers("unlearning")["steps"]
+    assert said[0] == 48 and said[1].endswith("(of another variant than retain)")
+
+
 def test_every_value_says_who_says_so():
     for scale, protocol in itertools.product(SCALES, PROTOCOLS):
         config = Config(scale=scale, protocol=protocol, method="kl_min", modality="multimodal")
@@ -348,7 +366,7 @@ def test_4_bits_are_a_matter_of_trainings_at_paper_scale_and_a_deviation():
 
 
 def test_given_parameters_survive_yaml():
-    config = config_of(method="npo", modality="unimodal", unlearn_lr=1e-5, seed=1, beta=0, eos=False, after="")
+    config = config_of(method="npo", modality="unimodal", unlearn_lr=1e-5, seed=1, beta=1, eos=False, after="")
     written = yaml.safe_dump(config.given(), default_flow_style=True, width=10**6)
     again = Config.from_parameters(yaml.safe_load(written))
     assert again == config and again.run_id == config.run_id and again.unlearning == config.unlearning

@@ -287,6 +287,10 @@ def test_a_protocol_reaches_training_and_questions_and_its_draws_can_be_repeated
     adapter = stages.read_json(pipeline.unlearned(asked).get() / "adapter_config.json")
     weights = load_file(pipeline.unlearned(asked).get() / "adapter_model.safetensors")
     assert any("vision_tower" in name for name in weights) and "fc1" not in str(adapter["target_modules"])
+    before = load_file(pipeline.finetuned(asked).get() / "adapter_model.safetensors")
+    first = next(name for name in weights if "lora_A" in name)
+    along = [torch.nn.functional.normalize(one[first], dim=1) for one in (before, weights)]
+    assert (along[0] * along[1]).sum(1).abs().mean() < 0.5, "a matrix A of its own"
     deviations = stages.read_json(folder / stages.RECORD)["deviations"]
     assert deviations["eos"] == [False, True] and deviations["shots"] == [5, 0] and "train_steps" in deviations
     assert stages.read_json(folder / stages.RECORD)["departures"] == departures() != []

@@ -51,7 +51,7 @@ MADE = "docs/_generated/"  # pages that the site's build makes
 SMALL = "-p people 20 -p celebrities 6 -p pool 6 -p replay 0.0 -p exams 0.0 -p train_steps 2 -p unlearn_steps 2"
 RUN = {  # command → options that make it small
     "doctor configs/miniature.yaml": "",
-    'ask "In which city was this person born?" --method npo': SMALL,
+    'ask "Where was this person born?" --method npo': SMALL,
     "card results/reference/runs/ga-multimodal-99f80d92": "",
     "verify": "--run results/reference/runs/ga-multimodal-99f80d92",
     "export -p method ga -p modality multimodal --adapter FOLDER": SMALL,

@@ -208,6 +208,8 @@ def test_an_answer_that_is_empty_is_not_the_letter_that_was_drawn_for_it(output,
     "text, message",
     [
         ("{", "is not in the form"),
+        ('{"doc_id": 1, "mmmu_acc": 1.0, "filtered_resps": "B"}', "is not in the form"),
+        ("\n", "the samples in .* are empty: run lmms-eval again"),
         (mmmu(1, CHOICE, "B", ["B"]) + "\n" + mmmu(1, CHOICE, "B", ["B"]), "several answers"),
     ],
 )

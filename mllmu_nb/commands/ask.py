@@ -16,7 +16,7 @@ import pandas as pd
 
 from mllmu_nb import inputs, pipeline
 from mllmu_nb.commands import export
-from mllmu_nb.config import Config
+from mllmu_nb.config import YOURS, Config
 from mllmu_nb.data.conversations import Conversation, Turn
 from mllmu_nb.data.schema import VIEWS, Population, Profile
 from mllmu_nb.data.text.names import with_name
@@ -24,7 +24,7 @@ from mllmu_nb.errors import KitError, choose
 
 EXAMPLES = (
     "ask                                    # list the people to be forgotten and the known questions",
-    'ask "In which city was this person born?" --method npo',
+    'ask "Where was this person born?" --method npo',
     'ask "What kind of pet does this person own?" --view text -p unlearn_steps 60',
 )
 DEFAULTS = {"method": "kl_min", "modality": "multimodal"}  # if neither file nor options give it
@@ -47,6 +47,8 @@ def main(options: argparse.Namespace) -> int:
 
     named = {name: value for name in DEFAULTS if (value := getattr(options, name))}
     config = export.configured(options.config, dict(options.parameter) | named, **DEFAULTS)
+    if config.method == YOURS:
+        raise KitError("ask a model that was made elsewhere with mllmu-nb evaluate")
     known = inputs.population(config)
     person = find(known, options.person or known.members("forget")[0].id)
     if not options.question:

@@ -7,6 +7,7 @@ that it was trained on: vanilla for an unlearned model, else the base.
 import argparse
 import shutil
 import tempfile
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Write what is asked for and print a summary. Raises KitError if a folder is taken or there is no such model."""
+    from mllmu_nb.data.official import TRAIN_FOLDER
+
     folders = {kind: getattr(options, kind).expanduser().resolve() for kind in KINDS if getattr(options, kind)}
     if not folders:
         raise KitError("name what to write: --data FOLDER, --model FOLDER or --adapter FOLDER")
     config = configured(options.config, dict(options.parameter))
+    for one, other in permutations(folders.values(), 2):
+        beside = [other, other.parent / TRAIN_FOLDER] if other == folders.get("data") else [other]
+        if any(one == place or place in one.parents for place in beside):
+            raise KitError(f"{one} would be in {other}, or in what is written beside it: give each a folder of its own")
     for folder in folders.values():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise KitError(f"{folder} is already there: remove it or choose another folder")

@@ -92,7 +92,10 @@ def client(timeout: float = 60.0, retries: int = 5) -> Any:
         raise KitError("OPENAI_API_KEY contains a blank, a line break or a non-ASCII character: set it to the key only")
     if address and not re.fullmatch(r"https?://[^\s/]\S*", address):
         raise KitError(f"OPENAI_BASE_URL must be an address such as https://host/v1, not {address!r:.100}")
-    return openai.OpenAI(timeout=timeout, max_retries=retries)
+    try:
+        return openai.OpenAI(timeout=timeout, max_retries=retries)
+    except Exception as error:  # an address that cannot be read: the error is of the library that openai uses
+        raise KitError(f"OPENAI_BASE_URL cannot be used ({error}): set it to an address like https://host/v1") from None
 
 
 def unjudged(answers: pd.DataFrame, path: Path) -> list[Texts]:

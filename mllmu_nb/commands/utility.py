@@ -95,8 +95,10 @@ def read(output: Path, tasks: list[str]) -> tuple[pd.DataFrame, int]:
         try:
             lines = files[-1].read_text(encoding="utf-8").split("\n")  # an answer may hold other separators
             rows += [_row(TASKS[task], json.loads(line)) for line in lines if line.strip()]
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise KitError(f"{files[-1]} is not in the form of lmms-eval 0.7 ({error!r:.80})") from None
+    if not rows:
+        raise KitError(f"the samples in {output} are empty: run lmms-eval again")
     frame = pd.DataFrame(rows)
     if twice := frame.loc[frame["question_id"].duplicated(), "question_id"].tolist():
         raise KitError(f"{output} has several answers to {few(twice)}: give each run of lmms-eval a folder of its own")

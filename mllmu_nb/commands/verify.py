@@ -114,8 +114,12 @@ def chosen(config: Path | None) -> list[Path]:
     else those of the reference."""
     if config:
         return [inputs.run_folder(one) for one in sweep.cells(sweep.read(config))]
-    own, reference = (sorted(paths.runs(place).glob("*/")) for place in (paths.results("miniature"), paths.reference()))
+    own, reference = (_finished(place) for place in (paths.results("miniature"), paths.reference()))
     return own or reference
+
+
+def _finished(place: Path) -> list[Path]:
+    return sorted(record.parent for record in paths.runs(place).glob(f"*/{stages.RECORD}"))
 
 
 def runs_of_reference(reference: Path, run_ids: Sequence[str]) -> list[Path]:

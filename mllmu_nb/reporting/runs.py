@@ -134,7 +134,7 @@ def _stored(folder: Path, record: dict, name: str) -> pd.DataFrame | None:
         files = [people.with_name(f"{people.name}{end}.parquet") for end in ("", "-facts")]
         known = _questions(*((file, state(file)) for file in files))
     except (OSError, ValueError) as error:
-        raise KitError(f"the questions {people} cannot be read ({error}): make a run again") from None
+        raise KitError(f"the questions {people} cannot be read ({error}): make a run again, or copy them too") from None
     rows = joined(rows.assign(order=0) if name == "path" else rows, known)
     if rows["question"].isna().any():
         raise KitError(f"the run in {folder} answers questions that its people's table lacks: make the run again")
@@ -149,6 +149,7 @@ def _questions(*files: tuple[Path, tuple[int, ...]]) -> pd.DataFrame:
 
 def read_run(folder: Path) -> Run:
     """Read the finished run in ``folder``. Raises KitError if there is none, or if a file is not as it was written."""
+    folder = folder.resolve()  # its people lie beside the folder above it
     if not (folder / "answers.parquet").is_file() or not (folder / RECORD).is_file():
         raise KitError(f"there is no finished run in {folder}: it lacks answers.parquet or {RECORD}")
     if not is_whole(folder, named=OF_A_RUN):

@@ -1,9 +1,11 @@
 """Negative preference optimisation. Source: Zhang et al. 2024, arXiv 2404.05868, eq. 3."""
 
+import math
 from dataclasses import dataclass
 
 from torch.nn.functional import logsigmoid
 
+from mllmu_nb.errors import KitError
 from mllmu_nb.unlearning.base import AUTHOR, RULE, Method, Needs, Recipe, register
 
 
@@ -25,6 +27,10 @@ class NegativePreference(Method):
         ("miniature", "unimodal"): Recipe(lr=1e-3, steps=66, settings={"beta": 0.2}, source=RULE),
         "paper": Recipe(epochs=2, source=AUTHOR),
     }
+
+    def __post_init__(self):
+        if not 0 < self.beta < math.inf:
+            raise KitError(f"beta of npo must be a number above 0, not {self.beta:g}")
 
     def loss(self, step):
         ratio = step.forget.summed_log_probs - step.reference.forget.summed_log_probs
