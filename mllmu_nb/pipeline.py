@@ -116,7 +116,7 @@ def unlearned(config: Config) -> Stage:
             stored = reference_log_probs(*filled(config, other, weights_precision), asked, recipe)
         model, processor = vanilla(config, weights_precision)
         # with the seed of vanilla's own adapter, this one would move in the very directions of vanilla's matrix A
-        seed = config.unlearn_seed + 2**32 * (config.adaptation == "lora")
+        seed = (config.unlearn_seed + 2**31 * (config.adaptation == "lora")) % 2**32  # torch reads 32 bits
         model = adapters.attach(model, recipe, seed, method.trains)
         length, points = unlearning_steps(method, recipe, sets), {}
         # a rate that falls to 0 trains nothing beyond its end
