@@ -73,6 +73,6 @@ def load_extensions() -> None:
             # these messages are clear without the kind of the error
             kind = "" if isinstance(error, ImportError | SyntaxError | KitError) else f"{type(error).__name__}: "
             said = f"{place}{kind}{' '.join(str(error).split())}"
-            if not frames and not name.replace(".", "").isidentifier() or name.endswith(".py"):
+            if name.endswith(".py") or (isinstance(error, ModuleNotFoundError) and error.name == name):
                 said += "; name the module without .py, with its folder in PYTHONPATH"
             raise KitError(f"{EXTENSIONS} names {name!r}, which cannot be imported: {said}") from error

@@ -213,6 +213,10 @@ def test_a_key_is_needed_and_the_cost_is_known_before(monkeypatch):
         monkeypatch.setenv("OPENAI_BASE_URL", address)
         with pytest.raises(KitError, match="^OPENAI_BASE_URL must be an address such as https://host/v1, not "):
             judge.client()
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://me:secret@localhost:abc/v1")
+    with pytest.raises(KitError, match="^OPENAI_BASE_URL cannot be used .InvalidURL.: set it to an address") as error:
+        judge.client()
+    assert "secret" not in str(error.value)
     texts, prices = (QUESTION, TRUTH, "figs"), (1.0, 10.0)
     characters = len(stored.INSTRUCTIONS) + len(judge.message(texts))
     assert judge.estimate([texts] * 40, prices) == (10 * characters, 8000, (10 * characters + 80_000) / 1e6)

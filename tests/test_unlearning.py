@@ -453,6 +453,12 @@ def test_an_extension_that_fails_is_named_with_file_and_line(registered, tmp_pat
     )
 
 
+def test_a_file_in_place_of_a_module_is_told_how_to_be_named(monkeypatch):
+    monkeypatch.setenv(registry.EXTENSIONS, "./brevity.py")
+    with pytest.raises(KitError, match=r"names './brevity.py', .*name the module without .py, with its folder in PYTH"):
+        unlearning.names()
+
+
 def test_an_extension_is_named_in_full(monkeypatch):
     monkeypatch.setenv(registry.EXTENSIONS, ".beside")
     with pytest.raises(KitError, match="MLLMU_NB_EXTENSIONS names '.beside', which cannot be imported: TypeError: "):

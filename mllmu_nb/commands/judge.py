@@ -94,8 +94,9 @@ def client(timeout: float = 60.0, retries: int = 5) -> Any:
         raise KitError(f"OPENAI_BASE_URL must be an address such as https://host/v1, not {address!r:.100}")
     try:
         return openai.OpenAI(timeout=timeout, max_retries=retries)
-    except Exception as error:  # an address that cannot be read: the error is of the library that openai uses
-        raise KitError(f"OPENAI_BASE_URL cannot be used ({error}): set it to an address like https://host/v1") from None
+    except Exception as error:  # of the library that openai uses; its text may hold a password of the address
+        kind = type(error).__name__
+        raise KitError(f"OPENAI_BASE_URL cannot be used ({kind}): set it to an address like https://host/v1") from None
 
 
 def unjudged(answers: pd.DataFrame, path: Path) -> list[Texts]:

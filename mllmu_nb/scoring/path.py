@@ -178,7 +178,7 @@ def kept_difference(one: pd.DataFrame, other: pd.DataFrame, same: Sequence[str] 
     """Average ``one`` minus ``other``, rows of :func:`kept_by_person`, person by person, in rows that agree in the
     columns ``same``: as :func:`kept`, with value, low and high from -1 to 1. The model's columns are those of ``one``.
     """
-    on = [*DRAW, *same, "place", "what", "set", "person"]
+    on = [*PEOPLE, *same, "place", "what", "set", "person"]
     pairs = one.merge(other[[*on, "value"]], on=on, suffixes=("", "_other"))
     # moved from -1 .. 1 to 0 .. 1, so that sets and intervals are as for any value that is kept
     halves = pairs.assign(value=(1 + pairs["value"] - pairs["value_other"]) / 2).dropna(subset="value")
