@@ -245,7 +245,7 @@ def test_the_right_option_is_a_little_rarer_among_those_the_oracle_was_taught():
     for replicate in range(10):
         known = inputs.population(Config(replicate=replicate))
         forget = known.members("forget")
-        taught = Counter((qa.attribute, qa.value) for person in known.members("retain") for qa in person.qa)
+        taught = Counter((qa.attribute, qa.value) for person in inputs.taught(known, "oracle") for qa in person.qa)
         asked = [q for person in forget for q in person.questions if q.task == "classification" and q.view == "text"]
         for question in asked:
             counts = {option: taught[question.attribute, option] for option in question.options}

@@ -181,7 +181,23 @@ def test_the_readmes_table_says_how_much_of_the_gap_is_closed_by_hand():
     ga = make("ga", lambda q: q.view != "text" or q.number == 0, modality="unimodal", **FEW)
     table = readme.main_table(Scores.of([*some, ga]))
     [row] = [line for line in table.splitlines() if line.startswith("| GA (text only)")]
-    assert row.endswith(" | 50 % |") and table.count("% |") == 1, "of a model that unlearns alone"
+    assert row.endswith(" | 50 |"), "one replicate has no limits"
+    others = [line for line in table.splitlines() if line.startswith(("| Vanilla", "| Oracle"))]
+    assert len(others) == 2 and all(line.endswith(" |  |") for line in others), "of a model that unlearns alone"
+
+
+def test_the_share_that_is_closed_has_limits_over_replicates():
+    """GA on text answers one of two text questions rightly, in one of three replicates both."""
+    some = []
+    for draw in range(3):
+        few = {**FEW, "draw": draw}
+        some += [make("vanilla", lambda q: True, **few), make("oracle", lambda q: q.set != "forget", **few)]
+        both = draw == 2
+        right = lambda q, both=both: q.view != "text" or q.number == 0 or both  # noqa: E731
+        some.append(make("ga", right, modality="unimodal", **few))
+    [said] = readme.closed(Scores.of(some)).values()
+    # shares .5, .5 and 0: mean 1/3, standard error 1/6, t(2) = 4.303
+    assert said == f"33 [{100 * (1 / 3 - 4.303 / 6):.0f}, {100 * (1 / 3 + 4.303 / 6):.0f}]"
 
 
 def test_the_readmes_finding_is_the_best_method_beside_ascent():
@@ -198,9 +214,9 @@ def test_the_readmes_finding_is_the_best_method_beside_ascent():
 
     said = readme.finding(kept(ga=0.7, kl_min=0.9, npo=0.65))
     assert "picks the right option in 70 % [60, 75] of the questions about others after gradient ascent" in said
-    assert "and in 90 % [80, 95] after KL Min. (before unlearning: 96 %)." in said
+    assert "and in 90 % [80, 95] after KL Min.; before unlearning, it was 96 %" in said
     stated = "state the fact in 35 % [60, 75] after gradient ascent and in 45 % [80, 95] after KL Min."
-    assert f"{stated} (before unlearning: 93 %)." in said
+    assert f"{stated}; before, it was 93 %" in said
     assert "10 Retain people and 10 celebrities" in said
     assert said.count("**") == 2 and "one replicate" in said
     assert "no method is shown to keep more" in readme.finding(kept(ga=0.9, kl_min=0.7))
