@@ -117,7 +117,7 @@ def test_from_the_shell(monkeypatch, capsys, known, person):
     assert door.main(["ask", "\u202eWho?\x1b[2J", *given]) == 0
     assert r": \u202eWho?\x1b[2J" in capsys.readouterr().out
     assert door.main(["ask", "Who?", "--method", "yours", *given]) == 2
-    assert "ask a model that was made elsewhere with mllmu-nb evaluate" in capsys.readouterr().err
+    assert "mllmu-nb evaluate asks a model that was made elsewhere" in capsys.readouterr().err
     assert door.main(["ask", "Who?", "--person", "Nobody Here", *given]) == 2
     assert "unknown person 'Nobody Here'" in capsys.readouterr().err
 

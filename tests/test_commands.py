@@ -371,11 +371,6 @@ def test_the_sweep_runs_notebooks_skips_finished_ones_and_names_what_failed(
     assert (there / stages.RECORD).read_text() == "{}", "a finished run is left alone"
     assert reported == [("miniature", vanilla.run_id)]
 
-    assert door.main(["sweep", put_grid(tmp_path, grid), "--report"]) == 1
-    said = capsys.readouterr()
-    assert said.err == "3 of 5 runs are not finished, or were made by other code: make them without --report\n"
-    assert "started" not in said.out and reported == 2 * [("miniature", vanilla.run_id)]
-
 
 def test_runs_of_two_commits_of_the_hub_are_not_put_beside_each_other(tmp_path, out, notebooks, monkeypatch, capsys):
     """The newest commit of the hub has changed since the first runs of a grid were made."""

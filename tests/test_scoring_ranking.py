@@ -68,6 +68,24 @@ def test_a_share_of_the_gap_is_reached_between_two_points():
     assert np.isnan(weights[5]).all(), "never"
 
 
+def test_every_second_point_alone_by_hand():
+    # from 10 to 4 of 10, three quarters of the gap: half is two thirds of the way, where 10 minus 2/3 of 5 are kept
+    rows = pd.concat([points(GA, [10, 8, 4, 3], [10, 9, 5, 0]), points(ORACLE, [2], [10])])
+    [few] = path.coarse(rows).query("what == 'kept'").to_dict("records")
+    assert few["place"] == 0.5 and few["value"] == pytest.approx(2 / 3), "with all points .7"
+
+
+def test_what_two_methods_keep_is_compared_person_by_person_by_hand():
+    forget, left = [10, 8, 4, 3], [[10, 10, 10, 10], [9, 9, 8, 8], [5, 5, 4, 4], [0, 0, 0, 0]]
+    less = [[right - (0 < place < 3) for right in row] for place, row in enumerate(left)]
+    rows = [points(model, forget, kept) for model, kept in ((GA, left), (NPO, less))]
+    of_people = path.kept_by_person(pd.concat([*rows, points(ORACLE, [2], [10])]))
+    ga, npo = (of_people[of_people["method"] == name] for name in ("ga", "npo"))
+    [at] = path.kept_difference(npo, ga).query("what == 'kept' and place == 0.5").to_dict("records")
+    # one of ten less at the points on both sides of half closed, of everybody
+    assert at["value"] == pytest.approx(-0.1) and at["method"] == "npo" and at["low"] <= at["value"] <= at["high"]
+
+
 def test_what_is_kept_at_equal_forgetting_by_hand():
     # from 10 to the oracle's 2 of 10: half of the gap is at 6, halfway between 8 and 4, and there 7 of 10 are kept
     rows = pd.concat([points(GA, [10, 8, 4, 3], [10, 9, 5, 0]), points(ORACLE, [2], [10])])

@@ -1,6 +1,6 @@
 """Chooses the unlearning settings of every method on other worlds: python tools/settings.py OUT.json [--worlds 101 102]
 
-The rule, written down before anything was run:
+The rule, written down first; what was changed after trials stands in it:
 
 1. A *world* is a population with another data seed, whole, with a vanilla and an oracle of its own. No person of a
    reported population is ever looked at.

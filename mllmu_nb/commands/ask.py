@@ -48,7 +48,7 @@ def main(options: argparse.Namespace) -> int:
     named = {name: value for name in DEFAULTS if (value := getattr(options, name))}
     config = export.configured(options.config, dict(options.parameter) | named, **DEFAULTS)
     if config.method == YOURS:
-        raise KitError("ask a model that was made elsewhere with mllmu-nb evaluate")
+        raise KitError("mllmu-nb evaluate asks a model that was made elsewhere")
     known = inputs.population(config)
     person = find(known, options.person or known.members("forget")[0].id)
     if not options.question:

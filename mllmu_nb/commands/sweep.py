@@ -47,14 +47,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ratios", type=int, nargs="+", metavar="R", help=about)
     parser.add_argument("--bases", nargs="+", metavar="FAMILY", help="families of base models, in place of base_model")
     parser.add_argument("--jobs", type=int, metavar="N", help="notebooks at a time (miniature: 3, else 1)")
-    about = "make no run: write scores, tables and figures of those that are finished"
-    parser.add_argument("--report", action="store_true", help=about)
     parser.add_argument("--shard", metavar="I/N", help="only every N-th run, from the I-th: the grid over N machines")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Make the runs that are not finished, then the report (with ``--report``, only this). Returns 0 if all are
-    finished afterwards, else 1."""
+    """Make the runs that are not finished, then the report. Returns 0 if all are finished afterwards, else 1."""
     if options.jobs is not None and options.jobs < 1:
         raise KitError(f"--jobs must be at least 1, not {options.jobs}")
     if launched("WORLD_SIZE", 1) > 1:
@@ -76,13 +73,10 @@ def main(options: argparse.Namespace) -> int:
     say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished already, {at_once} at a time")
     for run_id, name in names.items():
         say(f"  {run_id:32}  {name}")
-    failed = {} if options.report else execute(waiting, at_once)
+    failed = execute(waiting, at_once)
     for run_id, reason in failed.items():
         print(f"failed: {run_id} ({names[run_id]}): {reason}", file=sys.stderr, flush=True)
     finished = [config for config in configs if pipeline.finished(config)]
-    if options.report and waiting:
-        lacking = f"{len(waiting)} of {len(jobs)} runs are not finished, or were made by other code"
-        print(f"{lacking}: make them without --report", file=sys.stderr, flush=True)
     for config in {inputs.data_hash(config): config for config in finished}.values():
         inputs.write_people(config, paths.people(paths.results(config.scale)))
     for scale, config in {config.scale: config for config in reversed(finished)}.items():
@@ -94,7 +88,7 @@ def main(options: argparse.Namespace) -> int:
         more = f"  ({beyond} prompts exceed the model's context)" if beyond else ""
         say(f"{record['seconds'] / 60:18.1f} {record['evaluation_seconds'] / 60:8.1f}  {config.run_id}{more}")
     say(f"altogether {(time.perf_counter() - began) / 60:.1f} min")
-    return 1 if failed or len(finished) < len(configs) else 0
+    return 1 if failed else 0
 
 
 def write_report(scale: str, config: Config) -> None:
