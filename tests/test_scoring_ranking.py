@@ -214,6 +214,21 @@ def test_who_keeps_most_stands_first_and_who_cannot_be_told_apart_shares_a_lette
     assert pair["p"].item() == pytest.approx(1) and not pair["apart"].item()
 
 
+def test_the_test_of_a_pair_counts_each_set_half_as_what_is_kept_does():
+    rows = [points(model, [10, 6, 2], [10, 8, 0], r) for model in (GA, NPO) for r in range(3)]
+    of_people = path.kept_by_person(pd.concat(rows + [points(ORACLE, [2], [10], r) for r in range(3)]))
+    of_people = of_people[~of_people["person"].isin([f"celebrity{number}" for number in (1, 2, 3)])]
+    more = {"retain": (0.1, 0.2, 0.3), "celebrity": (0.1, 0.0, 0.1)}  # GA minus NPO, by replicate
+    own = [0.5 + more[s][r] for s, r in zip(of_people["set"], of_people["replicate"], strict=True) if s in more]
+    ga = (of_people["method"] == "ga") & of_people["set"].isin(more)
+    kept = of_people["set"].isin(more)
+    of_people.loc[kept, "value"] = 0.5
+    of_people.loc[ga, "value"] = [one for one, here in zip(own, ga[kept], strict=True) if here]
+    [p] = ranking(of_people, {}, gates(frames()[1])).pairs["p"]
+    # the replicates differ by .1, .1 and .2 (by the number of people: .1, .16 and .26): t = .4 / sd on 2 degrees
+    assert p == pytest.approx(2 * t.sf(0.4 / 3 / (np.std([0.1, 0.1, 0.2], ddof=1) / math.sqrt(3)), 2))
+
+
 def test_who_has_collapsed_or_never_gets_there_is_out_and_says_why():
     found, methods = ranked({"ga": [4, 5, 4, 5], "npo": [5, 4, 5, 4]}, dead=["npo"])
     assert methods.loc["npo", ["standing", "note"]].tolist() == ["unsound", "Collapsed in 1 of 3: broken."]

@@ -18,6 +18,7 @@ from mllmu_nb.reporting.sheet import Sheet, latex_text, write_csv, write_sheets
 from mllmu_nb.scoring import path, registry
 from mllmu_nb.scoring.frames import KEY, with_questions
 from mllmu_nb.scoring.registry import metrics
+from mllmu_nb.unlearning import METHODS, Method, register
 
 FEW = {"asked": {"classification": 2, "generation": 1, "cloze": 1}, "famous": 3}
 CELLS = ["table2_main", "table2_by_view", "table_oracle_gap"]
@@ -493,6 +494,23 @@ def test_a_metric_and_a_table_of_ones_own_appear_without_a_list_edited(monkeypat
     [sheet] = tables.sheets("table_mine", scores)
     assert sheet.label == "mine-llava-10"
     assert line(sheet.markdown(), "Vanilla")[0].startswith(r"(80.0 \["), "16 of 20 words, as many as the oracle"
+
+
+def test_a_method_with_a_published_name_has_a_row_without_a_run(monkeypatch):
+    monkeypatch.setattr(METHODS, "_entries", dict(METHODS._entries))
+    scores = Scores.of([make(name, sets=("forget",), **FEW) for name in ("vanilla", "oracle")])
+    for name, printed in (("mine", ""), ("printed", "Printed")):
+        declared = {"__module__": __name__, "name": name, "label": name, "published": printed}
+        register(type(name.title(), (Method,), declared))
+    [(_, models)] = tables.paper_rows(scores)
+    assert not {"mine", "printed", "ga"} & {model[0] for model in models}, "nothing was unlearned"
+    scores = Scores.of(
+        [make(name, sets=("forget",), **FEW) for name in ("vanilla", "oracle")]
+        + [make("ga", modality="multimodal", sets=("forget",), **FEW)]
+    )
+    [(_, models)] = tables.paper_rows(scores)
+    names = {model[0]: model[2] for model in models}
+    assert names["printed"] == names["npo"] == "multimodal" and names["prompting"] == "none" and "mine" not in names
 
 
 # -- published figures ------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from mllmu_nb.data.schema import SETS
 from mllmu_nb.reporting.runs import COLLAPSED, REFERENCES, Scores
 from mllmu_nb.reporting.sheet import BEST, SECOND, Blocks, Sheet
 from mllmu_nb.scoring import path
-from mllmu_nb.scoring.frames import COUNTS, DRAW, GROUP, KEY, MODEL, PLACE, POOLED, VIEWS, is_model
+from mllmu_nb.scoring.frames import COUNTS, GROUP, KEY, MODEL, PLACE, POOLED, REPLICATE, VIEWS, is_model
 from mllmu_nb.scoring.gates import CLOSED
 from mllmu_nb.scoring.registry import FORGOTTEN, LIKE_ORACLE, UP, Metric, by_key, metrics
 
@@ -250,7 +250,7 @@ def coarser(scores: Scores, closed_in: str = "trained") -> list[str]:
 
 def repeats(scores: Scores) -> str:
     """What the intervals are over: the number of replicates of each model, by name only if models differ."""
-    named = [(scores.name(scores.model_of(run)), *(run[column] for column in DRAW)) for run in scores.runs]
+    named = [(scores.name(scores.model_of(run)), *(run[column] for column in REPLICATE)) for run in scores.runs]
     runs = Counter(name for name, *_ in named)
     # runs that differ only in a seed have one forget set, and are one replicate
     counts = Counter(name for name, *_ in dict.fromkeys(named))

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from mllmu_nb.unlearning import METHODS
+
 FILE = Path(__file__).with_name("published_results.csv")
 
 # Three independent reports of the released LLaVA vanilla weights agree to the last digit: if you evaluate those weights
@@ -34,7 +36,7 @@ COUNTERPARTS = {
 }
 OURS = {
     "base_model": {"LLaVA-1.5-7B": "llava"},
-    "method": {"Vanilla": "vanilla", "GA": "ga", "Grad. Diff.": "grad_diff", "KL_Min": "kl_min", "NPO": "npo"},
+    "method": {"Vanilla": "vanilla", **{one.published: one.name for one in METHODS.values() if one.published}},
     "set": {"Forget": "forget", "Test": "test", "Retain": "retain", "Real Celebrity": "celebrity"},
     # a source that prints one figure per set and no view is taken to pool the views
     "view": {"image_text": "image_text", "text": "text", "pooled": "both", "unstated": "both"},

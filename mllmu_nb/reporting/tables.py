@@ -23,9 +23,8 @@ from mllmu_nb.scoring.ranking import RANKED, UNSOUND
 from mllmu_nb.scoring.registry import Metric, metrics
 from mllmu_nb.statistics.intervals import equivalence, standard_errors
 from mllmu_nb.statistics.variance import variance_split
+from mllmu_nb.unlearning import METHODS
 
-PAPER = ("vanilla", "ga", "grad_diff", "kl_min", "npo", "prompting", "oracle")  # printed even without a run
-UNTRAINED = ("vanilla", "prompting", "oracle")  # those that unlearn on no modality
 UNLEARNED = {name: f"Unlearned on {text}" for name, text in MODALITIES.items()}
 ANY_VIEW = [*VIEWS, POOLED]
 SIGNS = (
@@ -69,15 +68,15 @@ def paper_rows(scores: Scores, skip: Iterable[str] = ()) -> list[tuple[str, list
     """Return blocks as in the paper's table: for each modality that was unlearned on, the paper's methods and those
     that were run. Methods that train on no modality are in every block. ``skip`` leaves methods out, except models with
     a step after unlearning."""
-    blocks = []
+    blocks, published = [], {one.name: bool(one.streams) for one in METHODS.values() if one.published}
     # "none" if nothing was unlearned
     trained_on = [name for name in MODALITIES if any(model[2] == name for model in scores.models())] or ["none"]
     for modality in trained_on:
         models = {model for model in scores.models() if model[2] in (modality, "none")}
-        absent = set(PAPER if modality in UNLEARNED else UNTRAINED) - {model[0] for model in models}
-        for name in absent:
-            trained = "none" if name in UNTRAINED else modality
-            models.add((name, "canonical", trained, "", *[""] * len(scores.by)))
+        there = {model[0] for model in models}
+        for name, trains in {"vanilla": False, "oracle": False, **published}.items():
+            if name not in there and (modality in UNLEARNED or not trains):
+                models.add((name, "canonical", modality if trains else "none", "", *[""] * len(scores.by)))
         shown = models_in_order(model for model in models if model[0] not in skip or model[3])
         blocks.append((UNLEARNED.get(modality, "No unlearned model"), shown))
     return blocks

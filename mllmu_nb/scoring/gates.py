@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from mllmu_nb.scoring.frames import DRAW, GROUP, KEY, POOLED, VIEWS, is_model, of_metric, persons
+from mllmu_nb.scoring.frames import GROUP, KEY, POOLED, REPLICATE, VIEWS, is_model, of_metric, persons
 from mllmu_nb.scoring.registry import FORGOTTEN, by_key, metrics
 from mllmu_nb.scoring.summary import paired, summaries
 
@@ -42,7 +42,7 @@ def opened(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
         pairs = paired(of_metric(asked, one.task, one.scoring), "oracle", [one.column])
         pairs = pairs[is_model(pairs, "vanilla")]
         for view in (pairs, pairs.assign(view=POOLED)):
-            rows += summaries(view, [*GROUP, *by, *DRAW, "set", "view"], [one], minus=True)
+            rows += summaries(view, [*GROUP, *by, *REPLICATE, "set", "view"], [one], minus=True)
     alone = pd.DataFrame(rows, columns=[*at, "low", "high"])
     alone = alone.assign(open_in=_shown(alone), of=1)
     return alone.groupby(at, as_index=False, sort=False)[["open_in", "of"]].sum()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from mllmu_nb.scoring.factuality import REFUSAL, holds, mostly_symbols, words, words_once
-from mllmu_nb.scoring.frames import DRAW, GROUP, LIKELIHOOD_KEY, MODEL, VIEWS, is_model, of_metric, persons
+from mllmu_nb.scoring.frames import GROUP, LIKELIHOOD_KEY, MODEL, REPLICATE, VIEWS, is_model, of_metric, persons
 from mllmu_nb.scoring.registry import by_key, each, metric
 from mllmu_nb.scoring.summary import NOTHING, paired, summaries
 
@@ -79,11 +79,12 @@ def _unlikely(free: pd.DataFrame) -> pd.Series:
 
 
 def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Find models that have collapsed or refuse everybody: one row per model (GROUP, MODEL, ``by``) and run, with DRAW.
+    """Find models that have collapsed or refuse everybody: one row per model (GROUP, MODEL, ``by``) and run, and
+    REPLICATE.
 
     ``items`` are scored. Columns ``collapsed``, ``refuses`` and ``why`` ("" if neither).
     """
-    key = [*GROUP, *MODEL, *by, *DRAW, "run"]
+    key = [*GROUP, *MODEL, *by, *REPLICATE, "run"]
     at = [*key, "view"]
     retain = items[items["set"] == "retain"].assign(person=persons)
     broken, refused, chosen = (by_key()[names] for names in (BROKEN_SHARE, REFUSED_SHARE, LIKELIHOOD_KEY))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mllmu_nb.data.conversations import VIEW_OF as TRAINED_VIEW
-from mllmu_nb.scoring.frames import DRAW, GROUP, MODEL, PEOPLE, POOLED, VIEWS, is_model, of_metric, persons
+from mllmu_nb.scoring.frames import GROUP, MODEL, PEOPLE, POOLED, REPLICATE, VIEWS, is_model, of_metric, persons
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.statistics.intervals import SAME, crossed, interval, limits, paired_difference
 
@@ -137,7 +137,7 @@ def kept(of_people: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     columns, rows = [*GROUP, *MODEL, *by, "place", "what"], []
     value = of_people["value"].to_numpy(float)
     sets, people = (pd.factorize(of_people[name])[0] for name in ("set", "person"))
-    replicates = of_people.groupby(DRAW).ngroup().to_numpy()
+    replicates = of_people.groupby(REPLICATE).ngroup().to_numpy()
     for key, at in of_people.groupby(columns, sort=False, dropna=False).indices.items():
         reached = at[np.isfinite(value[at])]
         mean = _mean_of_sets(value[reached], sets[reached], people[reached], replicates[reached])
@@ -152,11 +152,11 @@ def _mean_of_sets(values: np.ndarray, sets: np.ndarray, people: np.ndarray, repl
     """Return the mean of the sets' means, with equal weights, and its interval over replicates crossed with people. All
     arguments are [rows]."""
     units, row = np.unique(replicates), {"value": nan, "low": nan, "high": nan}
-    dots = tuple(_of_sets(values[replicates == one], sets[replicates == one])[0] for one in units)
+    dots = tuple(of_sets(values[replicates == one], sets[replicates == one])[0] for one in units)
     row |= {"n_replicates": len(units), "dots": dots}
     if not len(values):
         return row
-    row["value"], residual = _of_sets(values, sets)
+    row["value"], residual = of_sets(values, sets)
     # with one replicate, the variance is over people
     estimate = crossed(residual, people, replicates if len(units) > 1 else people) if np.ptp(people) else None
     if estimate is None or estimate.variance < SAME**2 or not 0 < row["value"] < 1:
@@ -166,7 +166,7 @@ def _mean_of_sets(values: np.ndarray, sets: np.ndarray, people: np.ndarray, repl
     return row | dict(zip(("low", "high"), limits(estimate._replace(mean=row["value"])), strict=True))
 
 
-def _of_sets(values: np.ndarray, sets: np.ndarray) -> tuple[float, np.ndarray]:
+def of_sets(values: np.ndarray, sets: np.ndarray) -> tuple[float, np.ndarray]:
     """Return the mean of the sets' means, and each value's residual from its set, scaled to equal weights of sets."""
     codes = np.unique(sets, return_inverse=True)[1]
     size = np.bincount(codes)
@@ -181,8 +181,7 @@ def kept_difference(one: pd.DataFrame, other: pd.DataFrame, same: Sequence[str] 
     on = [*PEOPLE, *same, "place", "what", "set", "person"]
     pairs = one.merge(other[[*on, "value"]], on=on, suffixes=("", "_other"))
     # moved from -1 .. 1 to 0 .. 1, so that sets and intervals are as for any value that is kept
-    halves = pairs.assign(value=(1 + pairs["value"] - pairs["value_other"]) / 2).dropna(subset="value")
-    result = kept(halves)
+    result = kept(pairs.assign(value=(1 + pairs["value"] - pairs["value_other"]) / 2))
     return result.assign(**{name: 2 * result[name].astype(float) - 1 for name in ("value", "low", "high")})
 
 
@@ -207,9 +206,9 @@ def between_modalities(
     sides = [rows[rows["modality"] == name] for name in ("unimodal", "multimodal")]
     on = [*PEOPLE, *by, "method", "variant", "place", "what", "person"]
     pairs = sides[0].merge(sides[1][[*on, "value"]], on=on, suffixes=("", "_other"))
-    drawn = of_people[[*GROUP, *DRAW]].drop_duplicates().groupby(GROUP).size()
+    count = of_people[[*GROUP, *REPLICATE]].drop_duplicates().groupby(GROUP).size()
     together = [
-        _often_reached(here, drawn[key[: len(GROUP)]])
+        _often_reached(here, count[key[: len(GROUP)]])
         for key, here in pairs.groupby([*GROUP, *by, "place", "what"], sort=False)
     ]
     # all methods together: each person's mean over the methods
@@ -218,21 +217,21 @@ def between_modalities(
     pairs = pd.concat([pairs, every.assign(method="all", variant="canonical")])
     result, columns = [], [*GROUP, *by, "place", "what", "method", "variant"]
     for key, here in pairs.groupby(columns, sort=False):
-        scores, replicates = (here["value"], here["value_other"]), here.groupby(DRAW).ngroup()
+        scores, replicates = (here["value"], here["value_other"]), here.groupby(REPLICATE).ngroup()
         difference = paired_difference(*scores, here["person"], replicates=replicates)
         means = {"unimodal": here["value"].mean(), "multimodal": here["value_other"].mean()}
         row = dict(zip(columns, key, strict=True)) | means | vars(difference)
-        one_of_several = row["n_replicates"] < min(2, drawn[key[: len(GROUP)]])
+        one_of_several = row["n_replicates"] < min(2, count[key[: len(GROUP)]])
         result.append(row | ({"low": nan, "high": nan} if one_of_several else {}))
     return pd.DataFrame(result)
 
 
 def _often_reached(pairs: pd.DataFrame, replicates: int) -> pd.DataFrame:
     """Keep methods with rows in over half of the ``replicates``, and replicates in which all of these have rows."""
-    draw, method = pairs.groupby(DRAW).ngroup(), pairs.groupby(["method", "variant"]).ngroup()
-    there = pd.crosstab(draw, method) > 0
+    replicate, method = pairs.groupby(REPLICATE).ngroup(), pairs.groupby(["method", "variant"]).ngroup()
+    there = pd.crosstab(replicate, method) > 0
     usual = there.columns[there.sum() > replicates / 2]
-    return pairs[method.isin(usual) & draw.isin(there.index[there[usual].all(axis=1)])]
+    return pairs[method.isin(usual) & replicate.isin(there.index[there[usual].all(axis=1)])]
 
 
 def edges(points: pd.DataFrame, lengths: Mapping[str, int], by: Sequence[str] = ()) -> pd.DataFrame:
@@ -255,7 +254,7 @@ def edges(points: pd.DataFrame, lengths: Mapping[str, int], by: Sequence[str] = 
     if parts:
         runs = here.drop_duplicates("run")[[*RUN_AT, *by]]
         for names, of_people in pd.concat(parts).merge(runs, on="run").groupby(key, sort=False, dropna=False):
-            replicates = of_people.groupby(DRAW).ngroup()
+            replicates = of_people.groupby(REPLICATE).ngroup()
             change = interval(of_people["value"], of_people["person"], (-1.0, 1.0), replicates=replicates)
             rows.append([*names, *(getattr(change, name) for name in values)])
     return pd.DataFrame(rows, columns=[*key, *values])

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from mllmu_nb.scoring.frames import DRAW, GROUP, KEY, LIKELIHOOD_KEY, MODEL, PEOPLE, has
+from mllmu_nb.scoring.frames import GROUP, KEY, LIKELIHOOD_KEY, MODEL, PEOPLE, REPLICATE, has
 from mllmu_nb.scoring.gates import OPEN
 from mllmu_nb.scoring.health import Unsound
-from mllmu_nb.scoring.path import HALF, KEPT, TRAINED_VIEW, kept
+from mllmu_nb.scoring.path import HALF, KEPT, TRAINED_VIEW, kept, of_sets
 from mllmu_nb.statistics.intervals import holm, paired_p
 from mllmu_nb.statistics.ranking import shared_letters
 
@@ -35,7 +35,7 @@ def ranking(of_people: pd.DataFrame, unsound: Mapping[tuple, Unsound], gates: pd
     """Rank the models of one GROUP by what they keep, within each trained modality. ``of_people`` are from
     :func:`~mllmu_nb.scoring.path.kept_by_person`; the keys of ``unsound`` are (GROUP, MODEL)."""
     rows = of_people[(of_people["place"] == HALF) & (of_people["what"] == KEPT)]
-    count = len(rows[DRAW].drop_duplicates())
+    count = len(rows[REPLICATE].drop_duplicates())
     if count < NEEDED:
         why = f"ranking needs {NEEDED} replicates, and there {'is' if count == 1 else 'are'} {count}"
         return Ranking(pd.DataFrame(), pd.DataFrame(), why if count else "there are no paths")
@@ -65,14 +65,17 @@ def _standing(row: Mapping, count: int, unsound: Mapping[tuple, Unsound], gates:
 
 
 def _comparisons(methods: pd.DataFrame, of_people: pd.DataFrame) -> list[tuple]:
-    """Compare every two ranked models of a trained modality, on the same people of the same replicates."""
+    """Compare every two ranked models of a trained modality, on the same people of the same replicates. Each set counts
+    half, as in what is kept."""
     rows = []
     for modality, here in methods[methods["standing"] == RANKED].groupby("trained", sort=False):
         models = list(here[MODEL].itertuples(index=False, name=None))
         for a, b in itertools.combinations(models, 2):
             first, second = (of_people[has(of_people, MODEL, one)] for one in (a, b))
             both = first.merge(second[[*PEOPLE, "person", "value"]], on=[*PEOPLE, "person"], suffixes=("", "_b"))
-            p = paired_p(both["value"], both["value_b"], both["person"], both.groupby(DRAW).ngroup())
+            both = both.dropna(subset=["value", "value_b"])
+            mean, residual = of_sets((both["value"] - both["value_b"]).to_numpy(), both["set"].to_numpy(str))
+            p = paired_p(mean + residual, 0 * residual, both["person"], both.groupby(REPLICATE).ngroup())
             rows.append((modality, a, b, p))
     return rows
 

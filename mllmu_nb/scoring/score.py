@@ -145,7 +145,7 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
         for model in models.to_dict("records"):
             own_runs, is_oracle = runs[tuple(model.values())], is_model(model, "oracle")
             oracle_runs = [None if is_oracle else oracles.get(of_run(answers, PEOPLE)) for answers in own_runs]
-            draws = len({of_run(answers, frames.DRAW) for answers in own_runs})
+            replicates = len({of_run(answers, frames.REPLICATE) for answers in own_runs})
             for one in group:
                 level, gap, why = None, None, NO_PAIR.format("oracle")
                 try:
@@ -160,7 +160,7 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
                 if not is_oracle:
                     found["oracle"] = gap
                 for against, summary in found.items():
-                    values = vars(summary) | {"n_replicates": draws, "dots": ()} if summary else NOTHING
+                    values = vars(summary) | {"n_replicates": replicates, "dots": ()} if summary else NOTHING
                     result.append(at | {"against": against, "note": "" if summary else why} | values)
     return result
 
@@ -203,7 +203,7 @@ def _verdicts(cells: pd.DataFrame) -> list[str]:
 
 
 def side_by_side(*runs: pd.DataFrame) -> pd.DataFrame:
-    """Join the answers of runs about the same people as if they had the same draw and seeds. Each question is then
+    """Join the answers of runs about the same people as if they had the same replicate and seeds. Each question is then
     paired with the same question of another run, to compare your own model with vanilla and the oracle."""
     alike = {column: runs[0][column].iloc[0] for column in PEOPLE}
     return pd.concat(runs, ignore_index=True).assign(**alike)

@@ -7,7 +7,7 @@ from math import inf, nan
 import numpy as np
 import pandas as pd
 
-from mllmu_nb.scoring.frames import DRAW, TAUGHT, of_run
+from mllmu_nb.scoring.frames import REPLICATE, TAUGHT, of_run
 from mllmu_nb.scoring.registry import NotMeasured, metric
 from mllmu_nb.statistics.intervals import Interval
 from mllmu_nb.statistics.samples import Pairs, PerModel, Sample, tpr
@@ -109,11 +109,11 @@ def _samples(runs: Sequence[pd.DataFrame | None], attack: str) -> PerModel:
     NotMeasured if there are no fresh sentences, or if a sentence has no value: it would lose against all others."""
     if any(run is None or run.empty for run in runs):
         return []
-    models, draws = [], [str(of_run(run, DRAW)) for run in runs]
-    for run, draw in zip(runs, draws, strict=True):
+    models, replicates = [], [str(of_run(run, REPLICATE)) for run in runs]
+    for run, replicate in zip(runs, replicates, strict=True):
         values, people, member = run[attack].to_numpy(float), run["person"].to_numpy(str), run["member"].to_numpy(str)
-        if len(set(draws)) > 1:
-            people = np.where(member == "forget", draw, people)
+        if len(set(replicates)) > 1:
+            people = np.where(member == "forget", replicate, people)
         models.append(tuple(Sample(values[member == side], people[member == side]) for side in ("forget", "fresh")))
     if any(np.isnan(side.values).any() for sides in models for side in sides):
         raise NotMeasured("The model finds no likelihood for some sentences: it has diverged.")

@@ -6,7 +6,7 @@ from math import nan
 import numpy as np
 import pandas as pd
 
-from mllmu_nb.scoring.frames import DRAW, PAIRED_ON, is_model
+from mllmu_nb.scoring.frames import PAIRED_ON, REPLICATE, is_model
 from mllmu_nb.scoring.registry import Metric
 from mllmu_nb.statistics.intervals import interval, paired_difference
 
@@ -21,7 +21,7 @@ def summaries(rows: pd.DataFrame, by: Sequence[str], metrics: Iterable[Metric], 
     low, high, n_items, n_profiles, n_replicates, and ``dots``: the value of each replicate, if there are several.
     """
     result = []
-    people, replicates = pd.factorize(rows["person"])[0], rows.groupby(DRAW).ngroup().to_numpy()
+    people, replicates = pd.factorize(rows["person"])[0], rows.groupby(REPLICATE).ngroup().to_numpy()
     group = rows.groupby(list(by), sort=False, observed=True, dropna=False).ngroup()
     places = group.groupby(group.to_numpy()).indices  # group → the places of its rows
     named = rows[list(by)].drop_duplicates().to_dict("records")  # in the order of the groups

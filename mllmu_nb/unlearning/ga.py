@@ -8,6 +8,7 @@ class GradientAscent(Method):
     """L = −E_f ℓ̄"""
 
     name, label, colour, marker, order = "ga", "GA", "#D55E00", "s", 10
+    published = "GA"
     recipes = {
         ("miniature", "multimodal"): Recipe(lr=1e-3, steps=46, source=RULE),
         ("miniature", "unimodal"): Recipe(lr=1e-3, steps=63, source=RULE),

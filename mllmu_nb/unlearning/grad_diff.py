@@ -14,6 +14,7 @@ class GradientDifference(Method):
     alpha: float = 1.0  # weight of the retain term
 
     name, label, colour, marker, order = "grad_diff", "Grad. Diff.", "#0072B2", "^", 20
+    published = "Grad. Diff."
     streams = ("forget", "retain")
     recipes = {
         ("miniature", "multimodal"): Recipe(lr=1e-3, steps=112, settings={"alpha": 2.0}, source=RULE),

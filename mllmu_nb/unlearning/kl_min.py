@@ -13,6 +13,7 @@ class KLMinimization(Method):
     alpha: float = 1.0  # weight of the retain term
 
     name, label, colour, marker, order = "kl_min", "KL Min.", "#009E73", "D", 30
+    published = "KL_Min"
     streams = ("forget", "retain")
     needs = Needs(reference=("retain",))
     recipes = {

@@ -21,6 +21,7 @@ class NegativePreference(Method):
     beta: float = 0.1  # inverse temperature
 
     name, label, colour, marker, order = "npo", "NPO", "#CC79A7", "v", 40
+    published = "NPO"
     needs = Needs(reference=("forget",))
     recipes = {
         ("miniature", "multimodal"): Recipe(lr=1e-3, steps=48, settings={"beta": 0.2}, source=RULE),

@@ -11,6 +11,7 @@ class Prompting(Method):
     """p(y | system prompt, x) with the vanilla model's weights"""
 
     name, label, colour, marker, order = "prompting", "Prompting", "#E69F00", "P", 90
+    published = "Prompting"
     streams = ()
     system = (
         "You are a helpful, respectful, and honest assistant. When generating your response, "
