@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from miniature import make_model
-from mllmu_nb import inputs, paths, pipeline, stages
+from mllmu_nb import inputs, paths, pipeline, stages, training
 from mllmu_nb.config import Config, departures
 from mllmu_nb.data import facts, official
 from mllmu_nb.data.generate import known_people
@@ -24,6 +24,7 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import ask as asking
 from mllmu_nb.mixture import REFUSAL
 from mllmu_nb.models import load
+from mllmu_nb.models.checkpoint import Checkpoint
 from mllmu_nb.scoring import anchor
 
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots": 0, "replay": 0.0}
@@ -215,6 +216,35 @@ def test_a_run_has_its_files_and_they_are_all_it_takes_to_score_it(config, made)
         assert joined["question"].notna().all() and (joined["task_x"] == joined["task_y"]).all()
     own = pd.read_parquet(people.parent / f"{people.name}-facts.parquet")
     assert set(own["profile"]) == set(inputs.population(config).profiles)
+
+
+def test_an_unlearning_that_was_killed_goes_on_to_the_same_bytes(config, monkeypatch):
+    """Killed before the run's own four steps have ended, and after, where only the path goes on to eight."""
+    stage = pipeline.unlearned(config.but(**GA, unlearn_epochs=None, unlearn_steps=4))
+    files = ("adapter_model.safetensors", "path.parquet")
+    whole, taken = [(stage.get() / name).read_bytes() for name in files], []
+    stop: list[int] = []
+    losses = stages.read_json(stage.folder / "train.json")["losses"]
+    monkeypatch.setattr(Checkpoint.__init__, "__defaults__", (None, None, 0.0))  # saved after every step
+    step = training.back_propagate
+
+    def back_propagate(*given):
+        taken.append(1)
+        if taken == stop:
+            raise InterruptedError
+        return step(*given)
+
+    monkeypatch.setattr(training, "back_propagate", back_propagate)
+    for number in (3, 7):
+        stop[:] = [1] * number
+        shutil.rmtree(stage.folder)
+        taken.clear()
+        with pytest.raises(InterruptedError):
+            stage.get()
+        stage.get()
+        assert len(taken) == 9, "the step that was lost is taken again, and no other"
+        assert [(stage.folder / name).read_bytes() for name in files] == whole
+        assert stages.read_json(stage.folder / "train.json")["losses"] == losses
 
 
 def test_a_path_begins_with_vanilla_and_passes_through_the_run(made):

@@ -526,7 +526,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(fresh, processor
             if number == killed_after:
                 raise InterruptedError
 
-        checkpoint = Checkpoint(tmp_path / folder, seconds)
+        checkpoint = Checkpoint(tmp_path / folder, seconds=seconds)
         try:
             log = finetune(model, processor, SHOWN, recipe, 1, checkpoint=checkpoint, after_step=after_step)
         except InterruptedError:
@@ -546,7 +546,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(fresh, processor
 
 def test_several_processes_neither_save_nor_resume(fresh, processor, tmp_path, monkeypatch):
     """Each has its own folder: only the first would find a state, and start at another step than the others."""
-    recipe, checkpoint = replace(PLAIN, steps=3, batch_size=2), Checkpoint(tmp_path / "stage~new", 0.0)
+    recipe, checkpoint = replace(PLAIN, steps=3, batch_size=2), Checkpoint(tmp_path / "stage~new", seconds=0.0)
 
     def trained(stop):
         ended = []
@@ -780,7 +780,7 @@ def test_the_peak_on_a_gpu_is_that_of_the_steps_alone(fresh, processor, mixed, m
 
 
 def test_a_training_saved_on_a_cpu_may_go_on_on_a_gpu(tmp_path, monkeypatch):
-    checkpoint, log = Checkpoint(tmp_path / "stage~new", 0.0), SimpleNamespace(seconds=2.0)
+    checkpoint, log = Checkpoint(tmp_path / "stage~new", seconds=0.0), SimpleNamespace(seconds=2.0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     checkpoint.save(3, {}, [], log)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -13,10 +13,12 @@ from torch import Tensor
 
 class Checkpoint:
     """Saves a training's state every ``seconds`` beside the unfinished ``folder`` of a stage. The folder's name is a
-    hash of everything that decides the training, so no other training finds it. Without a folder, nothing is saved."""
+    hash of everything that decides the training, so no other training finds it. Without a folder, nothing is saved.
+    ``also``: plain values and tensors that the caller collects during the training."""
 
-    def __init__(self, folder: Path | None = None, seconds: float = 300.0):
+    def __init__(self, folder: Path | None = None, also: dict[str, Any] | None = None, seconds: float = 300.0):
         self.file = folder and folder.with_name(folder.name.removesuffix("~new") + ".checkpoint")
+        self.also = {} if also is None else also
         self.seconds, self.saved = seconds, time.monotonic()
 
     def resume(self, batches: Iterator, trained: Mapping[str, Tensor], steered: Sequence[Any], log: Any) -> int:
@@ -36,6 +38,7 @@ class Checkpoint:
         for one, state in zip(steered, saved["steered"], strict=True):
             one.load_state_dict(state)
         vars(log).update(saved["log"])
+        self.also.update(saved["also"])
         torch.set_rng_state(saved["random"])
         if "random_gpu" in saved and torch.cuda.is_available():  # it may have been saved on another machine
             torch.cuda.set_rng_state(saved["random_gpu"])
@@ -46,6 +49,7 @@ class Checkpoint:
         if not self.file or time.monotonic() - self.saved < self.seconds:
             return
         state = {"step": step, "trained": {name: p.detach() for name, p in trained.items()}, "log": vars(log)}
+        state["also"] = self.also
         state |= {"steered": [one.state_dict() for one in steered], "random": torch.get_rng_state()}
         if torch.cuda.is_available():
             state["random_gpu"] = torch.cuda.get_rng_state()
