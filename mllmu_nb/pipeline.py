@@ -121,7 +121,8 @@ def unlearned(config: Config) -> Stage:
         # with the seed of vanilla's own adapter, this one would move in the very directions of vanilla's matrix A
         seed = (config.unlearn_seed + 2**31 * (config.adaptation == "lora")) % 2**32  # torch reads 32 bits
         model = adapters.attach(model, recipe, seed, method.trains)
-        length, collected = unlearning_steps(method, recipe, sets), {"points": {}, "ended": {}}
+        length = unlearning_steps(method, recipe, sets)
+        collected: dict[str, dict] = {"points": {}, "ended": {}}  # of the path; and the weights at the end of the run
         # a rate that falls to 0 trains nothing beyond its end
         beyond = path.BEYOND * length if recipe.schedule == "constant" else length
         due, questions = path.steps_of(beyond), path.questions(model.get_base_model(), processor, known)

@@ -1,16 +1,16 @@
-"""The study of the released code's pieces: a grid of ordinary runs, and tables with numbers known by hand."""
+"""The studies: the pieces of the released code, grids of unlearnings, and tables with numbers known by hand."""
 
 import argparse
 import json
 import math
+import re
 from itertools import islice
 
-import pandas as pd
 import pytest
 import torch
 from fake_runs import make
 
-from mllmu_nb import checks, inputs, paths, pipeline, training
+from mllmu_nb import checks, inputs, paths, pipeline, studies, training
 from mllmu_nb.batches import unlearning_batches, unlearning_steps
 from mllmu_nb.commands import study as command
 from mllmu_nb.config import Config
@@ -22,7 +22,6 @@ from mllmu_nb.unlearning import ReferenceLogProbs, Scored, Step, get, variants
 
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots": 0, "replay": 0.0, "train_steps": 2}
 LN2 = math.log(2)
-KNOWN = {"canonical": range(4), "labels_text": [0]}
 HALF, QUARTER = [0.5, 0.25, 0.25], [0.25, 0.25, 0.5]
 
 
@@ -36,35 +35,100 @@ def config(tmp_path_factory, tiny_base):
 # -- making one -------------------------------------------------------------------------------------------------
 
 
-def test_the_command_makes_the_runs_once_and_writes_their_table(config, tmp_path, monkeypatch, capsys):
+def ran(*arguments):
     parser = argparse.ArgumentParser()
     command.arguments(parser)
+    return command.main(parser.parse_args(arguments))
+
+
+def test_the_command_makes_the_runs_once_and_writes_their_table(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paths, "reference", lambda: tmp_path)  # otherwise the committed study would be read
     with pytest.raises(KitError, match="no study yet: make it with `python -m mllmu_nb study differences`"):
-        released_code.read()
+        studies.read("differences")
+    with pytest.raises(KitError, match="no oracle of replicate 3"):
+        studies.oracles([3])
     with pytest.raises(KitError, match="--replicates are numbers from 0 on, not -1"):
-        command.main(parser.parse_args(["differences", "--replicates", "0", "-1"]))
-    alone = config.but(method="ga", modality="unimodal", unlearn_steps=1)
+        ran("differences", "--replicates", "0", "-1")
+    alone = config.but(method="ga", modality="unimodal", unlearn_steps=2)
     configs = [alone, alone.but(variant="labels_text")]
     monkeypatch.setattr(released_code, "grid", lambda replicates: configs)
-    assert command.main(parser.parse_args([])) == 0
-    assert "differences.csv" in capsys.readouterr().out
-    runs = released_code.read()
-    assert {run["variant"] for run in runs} == {"canonical", "labels_text"} and {
-        run.train["steps"] for run in runs
-    } == {1}
-    written = pd.read_csv(paths.study("differences") / "differences.csv")
-    [forget] = written.query("set == 'forget' and measure == 'likelihood'").to_dict("records")
-    [variant] = [run for run in runs if run["variant"] == "labels_text"]
-    asked = variant.items.query("scoring == 'likelihood' and set == 'forget' and view == 'text'")
-    assert forget["released"] == pytest.approx(asked["correct"].mean()) and forget["n_items"] == len(asked)
+    monkeypatch.setattr(studies, "oracles", lambda replicates: [make("oracle")])
+    assert ran() == 0
+    printed = capsys.readouterr().out
+    assert "| GA, labels | answer | all text |" in printed and "differences.csv" in printed
+    assert (paths.study("differences") / "differences.csv").is_file()
+    runs = studies.read("differences")
+    assert {run["variant"]: run.train["steps"] for run in runs} == {"canonical": 2, "labels_text": 2}
+    for run in runs:
+        [made] = [pipeline.unlearned(one).get() for one in configs if one.run_id == run.id]
+        assert sorted(file.name for file in run.folder.iterdir()) == ["path.parquet", "provenance.json", "train.json"]
+        assert (run.folder / "path.parquet").read_bytes() == (made / "path.parquet").read_bytes()
+        assert {"question", "answer_true"} <= {*run.path.columns}
 
     def diverges(*given, **named):
         raise TrainingDiverged("training diverged at step 3")
 
     monkeypatch.setattr(training, "unlearn", diverges)  # so the two existing runs must not be made again
-    released_code.make([*configs, alone.but(unlearn_lr=1.0)])
-    assert "training diverged at step 3" in capsys.readouterr().out and len(released_code.read()) == 2
+    studies.make("differences", [*configs, alone.but(unlearn_lr=1.0)])
+    assert "training diverged at step 3" in capsys.readouterr().out and len(studies.read("differences")) == 2
+
+
+# -- at equal forgetting ------------------------------------------------------------------------------------------
+
+
+def halved(variant, draw, good, modality="multimodal", **more):
+    """GA, whose path closes the whole gap; where all others lose an answer, those of ``good`` people lose none."""
+    return make("ga", lambda q: good(q.person), modality=modality, variant=variant, draw=draw, **more)
+
+
+@pytest.fixture
+def oracles(monkeypatch):
+    ends = [make("oracle", lambda q: q.set not in ("forget", "test"), draw=draw) for draw in (0, 1)]
+    monkeypatch.setattr(studies, "oracles", lambda replicates: ends)
+
+
+def odd(person):
+    return person % 2 == 1
+
+
+def everybody(person):
+    return True
+
+
+def test_models_are_compared_person_by_person_where_both_close_half(oracles):
+    """In these paths everybody's kept answers turn into the run's own, at the same pace."""
+    canonical = [halved("canonical", draw, odd) for draw in (0, 1)]
+    pieces = [halved("labels_text", draw, everybody) for draw in (0, 1)]
+    kept, free = released_code.compared([*canonical, *pieces]).to_dict("records")
+    assert (kept["what"], free["what"], kept["variant"]) == ("kept", "free", "labels_text")
+    assert kept["value"] == 1.0, "every answer about the others stays right"
+    # half of the people lose, on average, half of their answers where half of the gap is closed
+    assert kept["other_value"] == pytest.approx(0.75, abs=0.08)
+    assert kept["change_value"] == pytest.approx(1 - kept["other_value"])
+    assert kept["change_low"] < kept["change_value"] < kept["change_high"]
+    assert kept["n_replicates"] == kept["of"] == 2 and kept["closed"] == pytest.approx(kept["other_closed"])
+    [(heading, [(name, cells)])] = released_code.table([*canonical, *pieces]).blocks
+    texts = [text for text, _ in cells]
+    assert heading == "Unlearned on image + text" and [name, *texts[:2]] == ["GA, labels", "answer", "all text"]
+    assert texts[2] == f"{100 * kept['other_closed']:.0f} → {100 * kept['closed']:.0f}"
+    limits = f"({100 * kept['change_low']:+.0f} to {100 * kept['change_high']:+.0f})".replace("-", "−")
+    assert texts[3] == f"{100 * kept['other_value']:.0f} → 100 {limits}"
+
+
+def test_only_replicates_in_which_both_close_half_are_compared(oracles):
+    canonical = [halved("canonical", draw, odd) for draw in (0, 1)]
+    pieces = [halved("labels_text", draw, everybody) for draw in (0, 1)]
+    stopped = [one.but(path=one.path[one.path["step"] == 0]) for one in pieces]
+    [kept, _] = released_code.compared([*canonical, pieces[0], stopped[1]]).to_dict("records")
+    alone = released_code.compared([canonical[0], pieces[0]]).to_dict("records")[0]
+    assert (kept["n_replicates"], kept["of"]) == (1, 2)
+    assert kept["other_value"] == pytest.approx(alone["other_value"]) and math.isnan(kept["change_low"])
+    sheet = released_code.table([*canonical, pieces[0], stopped[1]])
+    assert sheet.blocks[0][1][0][1][3][0] == f"{100 * kept['other_value']:.0f} → 100, 1 of 2"
+    never = released_code.table([*canonical, *stopped])
+    assert never.blocks[0][1][0][1][3] == ("", "Half of the gap is not closed.")
+    assert "Limits are over 2 replicates" in sheet.markdown()
+    assert "Limits are over people alone." in released_code.table([canonical[0], pieces[0]]).markdown()
 
 
 # -- differences ------------------------------------------------------------------------------------------------
@@ -163,43 +227,6 @@ def test_a_label_mode_that_a_method_declares_is_that_of_unlearning_alone():
     assert Config(method="ga", modality="unimodal").unlearning.label_mode == "answer"
 
 
-def answering(variant, right, modality="multimodal", draw=0):
-    """Return GA in a variant; its choices with these numbers are right."""
-    return make("ga", lambda q: q.number in right, variant=variant, modality=modality, draw=draw)
-
-
-def test_differences_are_paired_and_pooled_over_draws():
-    runs = [answering(variant, right, draw=draw) for draw in (0, 1) for variant, right in KNOWN.items()]
-    result = released_code.changes(runs).query("set == 'forget' and measure == 'likelihood'").iloc[0]
-    # five questions about each of ten people in two draws: four of them are right, or one
-    assert (result["canonical"], result["released"]) == pytest.approx((0.8, 0.2))
-    assert result["value"] == pytest.approx(-0.6) and result["high"] < 0 and result["verdict"] == "lower"
-    assert (result["n_items"], result["n_profiles"]) == (100, 20), "asked in the view that was trained on, and no other"
-
-
-def test_limits_over_several_replicates_are_wider_and_the_sheet_says_what_they_are_over():
-    """All-text labels cost two of five answers in one replicate and none in the other, so nobody knows which part comes
-    from the piece and which from the replicate."""
-    runs = [answering("canonical", range(5), draw=draw) for draw in (0, 1)]
-    runs += [answering("labels_text", right, draw=draw) for draw, right in enumerate(([2, 3, 4], range(5)))]
-    at = "set == 'retain' and measure == 'likelihood'"
-    [both] = released_code.changes(runs).query(at).to_dict("records")
-    assert both["n_replicates"] == 2 and both["verdict"] == released_code.NO_DIFFERENCE
-    assert released_code.changes([runs[0], runs[2]]).query(at)["verdict"].item() == "lower"
-    assert "Limits are over 2 replicates, each with its own" in released_code.change_table(runs).markdown()
-    assert "Limits are over people alone." in released_code.change_table([runs[0], runs[2]]).markdown()
-
-
-def test_a_verdict_is_given_where_the_interval_leaves_nought_out():
-    runs = [answering("canonical", range(5)), answering("labels_text", [0]), answering("labels_upstream", range(5))]
-    sheet = released_code.change_table(runs)
-    [(heading, [text, upstream])] = sheet.blocks
-    assert heading == "Unlearned on image + text" and text[0] == "GA, labels"
-    assert [cell for cell, _ in text[1]][:2] == ["answer", "all text"]
-    assert text[1][2][0].startswith("100 → 20 (−") and "Forget, likelihood lower" in text[1][-1][0]
-    assert upstream[1][-1][0] == released_code.NO_DIFFERENCE and "100 → 100 (" in sheet.markdown()
-
-
 # -- searched settings ----------------------------------------------------------------------------------------------
 
 
@@ -212,57 +239,30 @@ def test_the_searched_settings_are_the_committed_choices():
         row["steps"],
         row["weight"],
     )
-    assert config.replicate == 3 and len(searched.grid([0, 1])) == 2 * len(rows)
+    grid = searched.grid([3, 4])
+    assert config.replicate == 3 and len({one.run_id for one in grid}) == len(grid) == 2 * (len(rows) + 8)
+    middle = [
+        one
+        for one in grid
+        if one.variant == "canonical"
+        and one.unlearn_steps == Config().but(method=one.method, modality=one.modality).unlearn_steps
+    ]
+    assert {(one.method, one.modality) for one in middle} >= {("ga", "multimodal"), ("npo", "unimodal")}
 
 
-def test_the_study_of_settings_stores_the_path_of_each_training_once(config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(paths, "reference", lambda: tmp_path)  # otherwise the committed study would be read
-    configs = [config.but(method="ga", modality="unimodal", unlearn_steps=2, unlearn_lr=lr) for lr in (1e-3, 2e-3)]
-    searched.make(configs)
-    runs = searched.read()
-    assert {run.parameters["unlearn_lr"] for run in runs} == {1e-3, 2e-3} and capsys.readouterr().out.count("[") == 2
-    for run, one in zip(sorted(runs, key=lambda run: run.parameters["unlearn_lr"]), configs, strict=True):
-        made = pipeline.unlearned(one).get()
-        assert sorted(file.name for file in run.folder.iterdir()) == ["path.parquet", "provenance.json", "train.json"]
-        assert (run.folder / "path.parquet").read_bytes() == (made / "path.parquet").read_bytes()
-        assert run.id == one.run_id and {"question", "answer_true"} <= {*run.path.columns}
-    monkeypatch.setattr(training, "unlearn", lambda *given, **named: pytest.fail("trained again"))
-    searched.make(configs)
-    monkeypatch.setattr(searched, "choices", list)
-    with pytest.raises(KitError, match="no oracle of replicate 0"):
-        searched.beside([0])
-
-
-def test_searched_settings_are_compared_person_by_person_where_both_close_half(monkeypatch, tmp_path, capsys):
-    """In these paths everybody's kept answers turn into the run's own, at the same pace."""
-
-    def run(name, good, **more):
-        return make("ga", lambda q: q.person % 2 == 0 or good, modality="multimodal", run=name, **more)
-
-    ours = [run("ours", True, draw=draw, unlearn_lr=2e-3) for draw in (0, 1)]
-    middle = [run("middle", False, draw=draw) for draw in (0, 1)]
-    oracles = [make("oracle", lambda q: q.set not in ("forget", "test"), draw=draw) for draw in (0, 1)]
-    frame = searched.compared(ours, [*middle, *oracles]).set_index("what")
-    assert list(frame["n_replicates"]) == [2, 2] and list(frame["middle_n_replicates"]) == [2, 2]
-    kept = frame.loc["kept"]
-    assert kept["value"] == 1.0, "every answer about the others stays right"
-    # half of the people lose, on average, half of their answers where half of the gap is closed
-    assert kept["middle_value"] == pytest.approx(0.75, abs=0.08)
-    assert kept["change_low"] < kept["change_value"] < kept["change_high"]
-    assert kept["change_value"] == pytest.approx(1 - kept["middle_value"])
-    never = searched.compared([one.but(path=one.path[one.path["step"] == 0]) for one in ours], [*middle, *oracles])
-    assert never["value"].isna().all() and never["change_value"].isna().all()
-    monkeypatch.setattr(searched, "read", lambda: ours)
-    monkeypatch.setattr(searched, "beside", lambda replicates: [*middle, *oracles])
-    monkeypatch.setattr(searched, "make", lambda configs: None)
-    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
-    paths.study("searched").mkdir(parents=True)
-    parser = argparse.ArgumentParser()
-    command.arguments(parser)
-    assert command.main(parser.parse_args(["searched"])) == 0
-    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| GA |")]
-    name, settings, value, beside, change, *_ = line.strip("| ").split(" | ")
-    assert settings.startswith("0.002, ") and value.startswith("100 ")
-    assert beside.startswith(f"{100 * kept['middle_value']:.0f} ")
-    assert change.startswith(f"+{100 * kept['change_value']:.0f} ")
-    assert (paths.study("searched") / "searched.csv").is_file()
+def test_searched_settings_stand_beside_the_middle_and_a_variant_without_one_alone(oracles, monkeypatch):
+    chosen = {"method": "ga", "variant": "canonical", "modality": "multimodal", "unlearn_lr": 2e-3}
+    other = {"method": "npo", "variant": "retain", "modality": "multimodal", "unlearn_lr": 3e-3, "alpha": 2.0}
+    monkeypatch.setattr(searched, "choices", lambda: [chosen, other])
+    ours = [halved("canonical", draw, everybody, unlearn_lr=2e-3) for draw in (0, 1)]
+    middle = [halved("canonical", draw, odd) for draw in (0, 1)]
+    weight = {"settings": {"alpha": 2.0}}
+    retain = [
+        make("npo", lambda q: True, modality="multimodal", variant="retain", draw=draw, unlearn_lr=3e-3, **weight)
+        for draw in (0, 1)
+    ]
+    sheet = searched.table([*middle, *ours, *retain])
+    [(_, [(ga, cells), (npo, alone)])] = sheet.blocks
+    assert (ga, npo) == ("GA", "NPO (retain)") and cells[0][0].startswith("0.002, ") and "alpha 2" in alone[0][0]
+    assert re.fullmatch(r"\d\d → 100 \(\+\d+ to \+\d+\)", cells[2][0]), cells
+    assert alone[2][0].startswith("100 [") and "→" not in alone[1][0]

@@ -1,8 +1,8 @@
 """``python -m mllmu_nb study``: an experiment of several trainings on the miniature; notebooks 11 and 13 show them.
 
-``differences``: what each piece of the released code changes, one at a time. ``searched``: what each method keeps with
-the settings that were searched for it, beside those of the reference run. Each makes one vanilla model per replicate,
-then one short unlearning per setting; what is finished is not done again.
+``differences``: what each piece of the released code changes, one at a time. ``searched``: what changes with the
+settings that were searched for each method. Both compare what is kept where half of the gap is closed. Each makes one
+vanilla model per replicate, then one short unlearning per setting; what is finished is not done again.
 """
 
 import argparse
@@ -23,13 +23,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Make missing runs, print the table, write it beside the runs. Raises KitError for a negative replicate."""
+    from mllmu_nb import studies
     from mllmu_nb.reporting.sheet import write_sheets
 
     if min(options.replicates) < 0:
         raise KitError(f"--replicates are numbers from 0 on, not {min(options.replicates)}")
     study, folder = import_module(f"mllmu_nb.studies.{MODULES[options.study]}"), paths.study(options.study)
-    study.make(study.grid(options.replicates))
-    table = study.table()
+    studies.make(options.study, study.grid(options.replicates))
+    table = study.table(studies.read(options.study))
     write_sheets([table], folder / options.study, "the runs beside it")
     print(f"{table.markdown()}\nruns and {options.study}.csv: {folder}")
     return 0
