@@ -102,8 +102,6 @@ def unlearned(config: Config) -> Stage:
     weights_precision = config.quantise_base or recipe.precision
 
     def make(folder: Path) -> None:
-        import torch
-
         from mllmu_nb.batches import unlearning_steps
         from mllmu_nb.evaluation import path
         from mllmu_nb.models import adapters
@@ -121,29 +119,22 @@ def unlearned(config: Config) -> Stage:
         # with the seed of vanilla's own adapter, this one would move in the very directions of vanilla's matrix A
         seed = (config.unlearn_seed + 2**31 * (config.adaptation == "lora")) % 2**32  # torch reads 32 bits
         model = adapters.attach(model, recipe, seed, method.trains)
-        length = unlearning_steps(method, recipe, sets)
-        collected: dict[str, dict] = {"points": {}, "ended": {}}  # of the path; and the weights at the end of the run
+        length, checkpoint = unlearning_steps(method, recipe, sets), Checkpoint(folder, {"points": {}})
         # a rate that falls to 0 trains nothing beyond its end
         beyond = path.BEYOND * length if recipe.schedule == "constant" else length
         due, questions = path.steps_of(beyond), path.questions(model.get_base_model(), processor, known)
 
         def after_step(step: int, model: Any) -> None:
-            if step == length:
-                ended = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-                collected["ended"] = ended
             if step in due:
                 plain = model.get_base_model()  # with the adapter in its layers
                 rows = path.point(plain, processor, questions, asked_at_once(config))
-                collected["points"][step] = rows.to_dict("list")
+                checkpoint.also["points"][step] = rows.to_dict("list")
 
         after_step(0, model)
-        loop = {"after_step": after_step, "beyond": beyond, "checkpoint": Checkpoint(folder, collected)}
+        loop = {"after_step": after_step, "beyond": beyond, "checkpoint": checkpoint}
         log = unlearn(model, processor, method, sets, recipe, config.unlearn_seed, stored, **loop)
-        with torch.no_grad():  # only the path goes beyond the run's own steps
-            for name, ended in collected["ended"].items():
-                model.get_parameter(name).copy_(ended)
         adapters.save(model, folder)
-        points = {step: pd.DataFrame(rows) for step, rows in collected["points"].items()}
+        points = {step: pd.DataFrame(rows) for step, rows in checkpoint.also["points"].items()}
         path.write(points, folder / "path.parquet")
         write_json(folder / "train.json", log.record({**recipe.numbers(), **config.settings}))
 

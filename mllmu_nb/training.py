@@ -83,8 +83,9 @@ def train(
     answers, or over tokens, is the mean over the whole batch (``parallel.weights``). The learning rate changes every
     ``rate_every`` steps. ``after_step(step, model)`` is called after each step; its time does not count. A single
     process continues the training that ``checkpoint`` has saved. If ``beyond`` is above ``steps``, training continues
-    to it for ``after_step``: these steps are not in the log, and if they diverge, training just ends. Raises
-    :class:`TrainingDiverged` if loss or gradient is not finite, or the loss is ``rise`` above its first value.
+    to it for ``after_step``: these steps are not in the log, if they diverge, training just ends, and the model gets
+    back the weights that it had after ``steps``. Raises :class:`TrainingDiverged` if loss or gradient is not finite, or
+    the loss is ``rise`` above its first value.
     """
     torch.manual_seed(seed)
     state, autocast = processes(), _autocast(recipe, model.device)
@@ -123,6 +124,8 @@ def train(
                 schedule.step()
             optimizer.zero_grad()
         method.after_update(trained)
+        if number == steps < beyond:
+            kept.also["ended"] = {name: p.detach().clone() for name, p in trained.items()}
         if number <= steps:
             log.seconds = time.perf_counter() - started
             log.peak_memory_mb = max(log.peak_memory_mb, peak_memory_mb(model.device))
@@ -133,6 +136,9 @@ def train(
             started += time.perf_counter() - paused
         kept.save(number, trained, optimizers_and_schedules, log)
     model.eval()
+    with torch.no_grad():
+        for name, ended in kept.also.get("ended", {}).items():
+            trained[name].copy_(ended)
     kept.remove()
     return log
 

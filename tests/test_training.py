@@ -30,6 +30,7 @@ from mllmu_nb.batches import (
     pieces,
     steps_of,
     unlearning_batches,
+    unlearning_steps,
 )
 from mllmu_nb.config import departures
 from mllmu_nb.data.conversations import Conversation, Turn, training_conversations
@@ -807,8 +808,10 @@ def small_run(folder):
     def after_step(step, model):
         said.extend(answers(model.get_base_model(), processor, [Conversation((Turn("Who?"),))] * 2, max_new_tokens=3))
 
-    log = unlearn(model, processor, get("kl_min"), sets(SHOWN, 2), recipe, 0, after_step=after_step)
-    assert len(said) == 2 * log.steps
+    steps = unlearning_steps(get("kl_min"), recipe, sets(SHOWN, 2))
+    loop = {"after_step": after_step, "beyond": steps + 2}
+    log = unlearn(model, processor, get("kl_min"), sets(SHOWN, 2), recipe, 0, **loop)
+    assert len(said) == 2 * (steps + 2) and log.steps == steps
     kept = sum(is_share(p) for p in model.parameters() if p.requires_grad)
     save(model, Path(folder))
     moved = [weight.double().sum().item() for weight in load_file(Path(folder) / WEIGHTS).values()]
