@@ -1,0 +1,76 @@
+"""How much straight lines between the points of a path bias what is kept: python benchmarks/path_points.py OUT.csv
+
+GA and NPO go far between two of the ten points that a run stores (docs/scoring.md, "Along the path"). This trains them
+again, measures them at three times as many points, and reads what is kept at half closed from all points and from every
+third one, which are those of the reference run. ``change``: all minus every third, person by person, with 95 % limits.
+Vanilla is made if needed; the oracles are those of a sweep. What is finished is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+
+from mllmu_nb import inputs, paths, pipeline, studies
+from mllmu_nb.config import Config
+from mllmu_nb.errors import KitError
+from mllmu_nb.evaluation import path as measuring
+from mllmu_nb.scoring import path
+from mllmu_nb.scoring.frames import MODEL
+from mllmu_nb.stages import Stage
+
+TIMES = 3
+STUDY = "path_points"
+
+
+def measured(config: Config) -> Stage:
+    """The stage that trains a run anew and measures it at ``TIMES`` as many points."""
+    trained = pipeline.unlearned(config)
+
+    def record() -> dict:
+        return {"run": config.run_id, **inputs.record_of(config)}
+
+    at = paths.runs(paths.study(STUDY)) / config.run_id
+    return Stage(STUDY, {"unlearned": trained.key, "times": TIMES}, trained.make, record=record, at=at)
+
+
+def table(points: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per model and measure: what is kept at half closed read from every third point (``few``) and from
+    all (``all``), and the ``change`` with its limits. ``points`` are from ``by_person``, the oracles' among them."""
+    number = points.groupby("run")["step"].rank(method="dense")
+    sides = [path.kept_by_person(some) for some in (points, points[number % TIMES == 1])]
+    fine, few = (side[(side["place"] == path.HALF) & side["what"].isin(studies.MEASURES)] for side in sides)
+    key, ends = [*MODEL, "what"], ["value", "low", "high"]
+    parts = {"few": path.kept(few), "all": path.kept(fine), "change": path.kept_difference(fine, few, MODEL)}
+    frames = [part.set_index(key)[[*ends, "n_replicates"]].add_prefix(f"{name}_") for name, part in parts.items()]
+    return pd.concat(frames, axis=1).reset_index()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("out", type=Path, help="the table, as CSV")
+    parser.add_argument("--methods", nargs="+", default=["ga", "npo"])
+    parser.add_argument("--replicates", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args(arguments)
+    measuring.POINTS *= TIMES
+    inputs.write_people(Config(method="vanilla"), paths.people(paths.study(STUDY)))
+    for replicate, method, modality in product(options.replicates, options.methods, path.TRAINED_VIEW):
+        config = Config(method=method, modality=modality, replicate=replicate)
+        print(config.run_id, flush=True)
+        measured(config).get()
+    runs = [*studies.read(STUDY), *studies.oracles(options.replicates)]
+    rows = table(pd.concat([path.by_person(run.path) for run in runs], ignore_index=True))
+    rows.to_csv(options.out, index=False, float_format="%.4f")
+    print(rows.to_string())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KitError as error:
+        sys.exit(f"error: {error}")
