@@ -339,21 +339,21 @@ def hours(configs: Sequence[Config], estimate: Estimate, rate: Rates) -> dict[st
     """Stage → how many of it these runs need, and their total hours at the ``rate`` of a precision. A training counts
     once, however many runs need it; answers count for each run. Loading, scoring, and a reference's log-probabilities
     are not counted."""
-    found: dict[tuple, float] = {}  # seconds
+    spent: dict[tuple, float] = {}  # seconds
     for config in configs:
         names = ["oracle"] if config.method == "oracle" else ["vanilla"]
         if config.method in ("base", YOURS) or config.vanilla_path and config.method != "oracle":
             names = []
         if config.trains:
             names += filter(None, [config.objective.other_reference])
-            found["unlearned", config.run_id] = _unlearning(config, estimate, rate)
+            spent["unlearned", config.run_id] = _unlearning(config, estimate, rate)
         for name in names:
             forgotten = () if name == "vanilla" else FORGOTTEN
             key = config.hash_of((*TAUGHT, *forgotten)), repr(config.training)
-            found[name, *key] = _teaching(config, name, estimate, rate)
-        found["answers", config.run_id] = _answering(config, estimate, rate)
+            spent[name, *key] = _teaching(config, name, estimate, rate)
+        spent["answers", config.run_id] = _answering(config, estimate, rate)
     stages: dict[str, list[float]] = defaultdict(list)
-    for (name, *_), seconds in found.items():
+    for (name, *_), seconds in spent.items():
         stages[name].append(seconds / 3600)
     return {name: (len(each), sum(each)) for name, each in stages.items()}
 

@@ -305,5 +305,5 @@ def test_a_run_that_changes_after_it_was_looked_up_is_not_left_out(tmp_path):
     folders = write(tmp_path, make("vanilla", **FEW), make("oracle", **FEW))
     looked_up = runs.read_runs(tmp_path)
     shutil.rmtree(folders[0])
-    with pytest.raises(KitError, match="answers.parquet was changed or removed after its run was found"):
+    with pytest.raises(KitError, match="answers.parquet was changed or removed after its run was read"):
         Scores.of(looked_up)

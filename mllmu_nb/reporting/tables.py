@@ -423,9 +423,9 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
 def verdicts(scores: Scores) -> pd.DataFrame:
     """Test the paper's claim on modality at equal forgetting, over all methods together: text only minus image + text,
     in points, and whether the whole interval is on the side of the claim."""
-    found = path.between_modalities(scores.kept_by_person[POOLED], [*CLAIMS, path.KEPT], path.PLACES)
+    differences = path.between_modalities(scores.kept_by_person[POOLED], [*CLAIMS, path.KEPT], path.PLACES)
     gates, rows = scores.gates.set_index([*KEY, "view"])["gate"], []
-    for row in found.query("method == 'all'").sort_values("place").to_dict("records") if len(found) else []:
+    for row in differences.query("method == 'all'").sort_values("place").to_dict("records") if len(differences) else []:
         said, verdict = "kept on Retain and Celebrity", "no claim"
         if row["what"] in CLAIMS:
             better, measured = BETTER_ON[row["what"]]
@@ -444,9 +444,9 @@ def edges(scores: Scores) -> pd.DataFrame:
     """How much a fifth fewer or more steps would have changed the likelihood score on Forget, in the trained view:
     points, and whether the whole interval is within the margin."""
     margin = registry.by_key()[LIKELIHOOD_KEY].margin
-    found = path.edges(scores.points, {run.id: run.train["steps"] for run in scores.runs}, scores.by)
+    changes = path.edges(scores.points, {run.id: run.train["steps"] for run in scores.runs}, scores.by)
     rows: dict[str, dict[str, str]] = {}
-    for row in found.itertuples():
+    for row in changes.itertuples():
         points = number_text(row._asdict(), signed=True)
         said = f"{points}: {EDGES[equivalence(row, margin)]}" if points else "the path does not go so far"
         model = tuple(getattr(row, name) for name in (*MODEL, *scores.by))

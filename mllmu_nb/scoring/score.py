@@ -156,10 +156,10 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
                 except NotMeasured as reason:
                     why = str(reason)
                 at = model | {"set": set_name, "task": task, "view": view, "scoring": scoring, "metric": one.name}
-                found = {"": level} if one.per == "model" else {}
+                outcomes = {"": level} if one.per == "model" else {}
                 if not is_oracle:
-                    found["oracle"] = gap
-                for against, summary in found.items():
+                    outcomes["oracle"] = gap
+                for against, summary in outcomes.items():
                     values = vars(summary) | {"n_replicates": replicates, "dots": ()} if summary else NOTHING
                     result.append(at | {"against": against, "note": "" if summary else why} | values)
     return result
