@@ -1,8 +1,9 @@
 """What the pages tell readers works: links, commands, numbers and examples.
 
-The commands come from README, CONTRIBUTING and the questions: every line of a shell block, and text in backticks that
-begins with a program. All are parsed. Those of the README are also executed, unless they need a service or a GPU: here,
-with options that make them small (``RUN``, ``SHELL``), or by another test or CI's script (``ELSEWHERE``).
+The commands come from README, the limits, CONTRIBUTING and the questions: every line of a shell block, and text in
+backticks that begins with a program. All are parsed. Those of the README and the limits are also executed, unless they
+need a service or a GPU: here, with options that make them small (``RUN``, ``SHELL``), or by another test or CI's script
+(``ELSEWHERE``).
 """
 
 import importlib
@@ -28,23 +29,26 @@ from test_environment import ROOT
 
 import readme
 from mllmu_nb import __main__ as door
-from mllmu_nb import after, paths, registry, unlearning
+from mllmu_nb import after, paths, registry, studies, unlearning
 from mllmu_nb.checks import check_after, check_method
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
 from mllmu_nb.models.files import ASSETS
 from mllmu_nb.models.load import load_base
 from mllmu_nb.reporting import figures, tables
+from mllmu_nb.reporting.grid import number_text
 from mllmu_nb.reporting.runs import Scores, read_run, read_runs
 from mllmu_nb.scoring import registry as metrics
 from mllmu_nb.scoring.checks import check_metric
 from mllmu_nb.scoring.score import run_scores
+from mllmu_nb.studies import released_code, searched
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     (ROOT / "docs").glob("*.md")
 )
 BOOKS = sorted(paths.notebooks().glob("*.ipynb"))
-COMMANDS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "faq.md"]
+EXECUTED = [ROOT / "README.md", ROOT / "docs" / "limits.md"]
+COMMANDS = [*EXECUTED, ROOT / "CONTRIBUTING.md", ROOT / "docs" / "faq.md"]
 OURS = ("mllmu-nb", "python -m mllmu_nb", ".venv/bin/python -m mllmu_nb")
 PROGRAMS = (*OURS, "papermill", "make", "python", ".venv/bin/python", "pytest", "conda", "git", "source", "pre-commit")
 MADE = "docs/_generated/"  # pages that the site's build makes
@@ -79,7 +83,7 @@ ELSEWHERE = {  # command → what executes it: CI's script, on a smaller grid, o
     "mllmu-nb sweep configs/miniature.yaml": CI,
     "make lab": "test_run_all_cells_in_jupyterlab",
     "mllmu-nb study differences": "test_the_command_makes_the_runs_once_and_writes_their_table",
-    "mllmu-nb study searched": "test_the_study_of_settings_stores_the_path_of_each_training_once",
+    "mllmu-nb study searched": "test_searched_settings_stand_beside_the_middle_and_a_variant_without_one_alone",
     "mllmu-nb utility RUN --output FOLDER --model FOLDER": "test_a_run_is_given_what_was_read",
     "mllmu-nb judge RUN": "test_a_runs_tables_have_the_judges_grades_once_there_are_replies",
     "python benchmarks/coverage.py": "test_the_table_of_coverage_is_what_the_intervals_do",
@@ -165,7 +169,8 @@ def test_the_first_page_answers_what_newcomers_ask():
 
 # -- numbers ----------------------------------------------------------------------------------------------------
 
-SAID = " ".join((ROOT / "README.md").read_text(encoding="utf-8").replace("\\", "").split())
+PLACES = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/limits.md")]
+SAID = " ".join(" ".join(PLACES).replace("\\", "").split())
 
 
 def committed(table: str, **where) -> pd.DataFrame:
@@ -237,10 +242,11 @@ def test_what_the_small_model_misses_is_as_the_table_has_it():
         rows = committed("table2_by_view", **where, **metric).set_index("view")["value"].astype(float)
         return [f"{100 * rows[view]:.0f}" for view in ("image_text", "text")]
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = PLACES[1]
     assert readme.fill(text, "goals", readme.goals(committed("table2_by_view"))) == text
     with_image, by_name = both_ways("vanilla", "forget", **LETTER)
     assert f"| letter (50; 45) | **{with_image}** / **{by_name}** |" in text
+    assert f"the small LLaVA writes the right letter in {with_image} % of the questions on Forget" in SAID
     gate = committed("table2_by_view", method="vanilla", set="forget", base_model="idefics2", view="text", **LETTER)
     assert gate["gate"].tolist() == ["closed"]
     files = (ASSETS / f"{base}-miniature" / "recipe.json" for base in ("llava", "idefics2"))
@@ -272,6 +278,37 @@ def test_the_sources_of_spread_are_those_of_the_study():
     (people, training, order), (*others, last) = said
     assert f"is {people} points over people, {training} over trainings of vanilla and {order} over orders" in SAID
     assert f"For Grad. Diff. it is {', '.join(others)} and {last}." in SAID
+
+
+def test_what_is_said_of_the_released_codes_pieces_is_so_in_the_study():
+    runs = studies.read("differences")
+    assert {run["replicate"] for run in runs} == {0} and "In a study of one replicate, each piece was exchanged" in SAID
+    frame = released_code.compared(runs)
+    kl = frame[frame["variant"] == "summed_kl"]
+    assert (kl["closed"] < 0.05).all() and len(kl) == 4 and "less than 5 % of the gap is closed" in SAID
+    labels = frame[frame["variant"] == "labels_text"].set_index(["what", "method", "modality"]).sort_index()
+    assert len(labels) == 8 and (labels["change_value"] < 0).all()
+    free, kept = (labels.loc[what, "change_value"] for what in ("free", "kept"))
+    assert (free < kept).sum() >= 3, "above all in free answers"
+
+
+def test_what_is_said_of_the_searched_settings_is_so_in_the_study():
+    runs = studies.read("searched")
+    assert {run["replicate"] for run in runs} == {0, 1, 2} and "(three replicates; [notebook 13]" in SAID
+    frame = searched.compared(runs)
+    kept = frame[frame["what"] == "kept"].set_index(["modality", "method", "variant"]).sort_index()
+    for modality, side in itertools.product(("multimodal", "unimodal"), ("value", "other_value")):
+        level = kept.loc[modality, side].xs("canonical", level="variant")
+        assert level[["grad_diff", "kl_min"]].min() > level[["ga", "npo"]].max(), "the methods keep their order"
+    canonical = kept.xs("canonical", level="variant")
+    shown = canonical[(canonical["change_low"] > 0) | (canonical["change_high"] < 0)]
+    assert len(canonical) == 8 and shown.index.tolist() == [("multimodal", "kl_min")]
+    low, high = (100 * shown[f"change_{end}"].item() for end in ("low", "high"))
+    assert f"KL Min. on image + text keeps {low:.0f} to {high:.0f} points more" in SAID
+    texts = [number_text(kept.loc[modality, "npo", "retain"]) for modality in ("multimodal", "unimodal")]
+    retain = "NPO with its retain term keeps {} on image + text (one of three replicates never closes half) and {} on"
+    assert retain.format(*(text.replace(" [", " % [") for text in texts)) in SAID
+    assert kept.xs("retain", level="variant")["n_replicates"].tolist() == [2, 3]
 
 
 # -- commands ---------------------------------------------------------------------------------------------------
@@ -418,8 +455,8 @@ def test_a_sweep_runs_as_it_is_typed(command, tmp_path, monkeypatch, capsys):
 
 def test_every_command_of_the_readme_is_executed_somewhere():
     """For those that nothing executes, ``NEEDS`` says what they need."""
-    executed = [command for command in commands([ROOT / "README.md"]) if kit(command) and words_of(command) in RUN]
-    assert {*executed, *SHELL, *SWEEPS, *ELSEWHERE, *NEEDS} == set(commands([ROOT / "README.md"]))
+    executed = [command for command in commands(EXECUTED) if kit(command) and words_of(command) in RUN]
+    assert {*executed, *SHELL, *SWEEPS, *ELSEWHERE, *NEEDS} == set(commands(EXECUTED))
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
     for name in set(ELSEWHERE.values()) - {CI}:
         assert f"def {name}(" in tests, name

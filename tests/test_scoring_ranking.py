@@ -1,7 +1,9 @@
 """What is kept along a path, the ranking by it, and agreement with published lists, on answers worked out by hand."""
 
+import importlib.util
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from mllmu_nb.scoring.score import cells
 
 LIKELIHOOD = {"task": "classification", "scoring": "likelihood", "metric": "accuracy"}
 GROUP = ("llava", "clean", 10)
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 def first(count: int, more=()):
@@ -73,6 +76,17 @@ def test_every_second_point_alone_by_hand():
     rows = pd.concat([points(GA, [10, 8, 4, 3], [10, 9, 5, 0]), points(ORACLE, [2], [10])])
     [few] = path.coarse(rows).query("what == 'kept'").to_dict("records")
     assert few["place"] == 0.5 and few["value"] == pytest.approx(2 / 3), "with all points .7"
+
+
+def test_three_times_as_many_points_by_hand():
+    spec = importlib.util.spec_from_file_location("path_points", BENCHMARKS / "path_points.py")
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    # the gap is 8 of 10. All points: half is a third of the way from 7 to 4, where 9 minus a third of 4 are kept
+    rows = pd.concat([points(GA, [10, 9, 7, 4], [10, 10, 9, 5]), points(ORACLE, [2], [10])])
+    [kept] = module.table(rows).query("what == 'kept'").to_dict("records")
+    # every third: two thirds of the way from 10 to 4, where 10 minus two thirds of 5 are kept
+    assert (kept["all_value"], kept["few_value"]) == pytest.approx((23 / 30, 20 / 30))
+    assert kept["change_value"] == pytest.approx(0.1) and kept["all_n_replicates"] == 1
 
 
 def test_what_two_methods_keep_is_compared_person_by_person_by_hand():

@@ -161,7 +161,7 @@ def test_readme_and_docs_say_what_the_committed_search_has_shown():
         assert one["kept"] == settings.best(one["points"])["kept"]
         for name, value in (("chosen", one["kept"]), ("middle", beside["kept"])):
             kept.setdefault((one["modality"], name), {})[one["method"], one["variant"]] = value
-    text = " ".join((paths.checkout() / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join((paths.checkout() / "docs" / "limits.md").read_text(encoding="utf-8").split())
 
     def numbers(pattern):
         return [int(number) for number in re.search(pattern, text).groups()]

@@ -1,4 +1,4 @@
-"""Fills the README's badges, finding and tables from the reference run: ``python tools/readme.py``.
+"""Fills the tables of README and docs/limits.md, badges and finding from the reference run: ``python tools/readme.py``.
 
 No number of the README is typed by hand. The main table comes from the runs' answers, the minutes from their
 train.json, and published figures from ``published_results.csv``. Each notebook's title cell says what the notebook
@@ -223,13 +223,15 @@ def main() -> None:
         "badges": badges(project.get("urls", {}).get("Repository", "")),
         "finding": finding(scores),
         "main table": main_table(scores),
-        "goals": goals(pd.read_csv(paths.reference() / "tables" / "table2_by_view.csv", keep_default_na=False)),
         "map": map_table(scores.runs, sorted(paths.notebooks().glob("*.ipynb"))),
     }
     text = readme.read_text(encoding="utf-8")
     for marker, content in filled.items():
         text = fill(text, marker, content)
     readme.write_text(text, encoding="utf-8")
+    limits = paths.checkout() / "docs" / "limits.md"
+    table = goals(pd.read_csv(paths.reference() / "tables" / "table2_by_view.csv", keep_default_na=False))
+    limits.write_text(fill(limits.read_text(encoding="utf-8"), "goals", table), encoding="utf-8")
 
 
 if __name__ == "__main__":
