@@ -93,6 +93,8 @@ NEEDS = {  # command → what it needs and no test can provide
     "make base": "an hour",
     "python tools/settings.py OUT.json --worlds 101 --middle": "hours",
     "python tools/settings.py OUT.json": "hours",
+    "python benchmarks/path_points.py OUT.csv --replicates 0 2": "hours",
+    "python benchmarks/shots.py OUT.csv": "hours",
     "git clone URL mllmu-nb": "the project's address",
     "cd mllmu-nb": "the project's address",
     "source .venv/bin/activate": "a shell that somebody types in",
@@ -309,6 +311,24 @@ def test_what_is_said_of_the_searched_settings_is_so_in_the_study():
     retain = "NPO with its retain term keeps {} on image + text (one of three replicates never closes half) and {} on"
     assert retain.format(*(text.replace(" [", " % [") for text in texts)) in SAID
     assert kept.xs("retain", level="variant")["n_replicates"].tolist() == [2, 3]
+
+
+def test_what_is_said_of_more_points_and_of_worked_examples_is_so_in_the_tables():
+    kept = pd.read_csv(ROOT / "benchmarks" / "path_points.csv").set_index(["what", "method", "modality"])
+    change = (100 * kept["change_value"]).round().astype(int)
+    ga, npo = ([change["kept", method, m] for m in ("multimodal", "unimodal")] for method in ("ga", "npo"))
+    assert f"GA keeps {ga[0]} points more on image + text and {ga[1]} on text only, NPO {npo[0]} and {npo[1]};" in SAID
+    assert f"{-change['free', 'ga', 'multimodal']} points fewer of GA's free answers state the fact" in SAID
+    assert f"they keep {min(*ga, *npo)} to {max(*ga, *npo)} points more" in SAID
+    assert (kept["change_n_replicates"] == 2).all() and "Two replicates are few" in SAID
+    asked = pd.read_csv(ROOT / "benchmarks" / "shots.csv").set_index(["task", "set", "view"])[["with", "without"]] * 100
+    said = {}
+    for task in ("letter", "blank"):
+        said[task] = ["{:.0f} / {:.0f} %".format(*asked.loc[task].loc["forget", side]) for side in asked]
+    letters, blanks = said["letter"], said["blank"]
+    assert f"writes the right letter in {letters[0]} of the questions on Forget with them, and in {letters[1]}" in SAID
+    assert f"It fills {blanks[0]} of the blanks on Forget with them, and {blanks[1]} without" in SAID
+    assert (asked["without"] - asked["with"]).median() > 5, "they cost more"
 
 
 # -- commands ---------------------------------------------------------------------------------------------------
