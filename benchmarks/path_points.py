@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = Config(method=method, modality=modality, replicate=replicate)
         print(config.run_id, flush=True)
         measured(config).get()
-    runs = [*studies.read(STUDY), *studies.oracles(options.replicates)]
+    runs = [run for run in studies.read(STUDY) if run["replicate"] in options.replicates]
+    runs += studies.oracles(options.replicates)
     rows = table(pd.concat([path.by_person(run.path) for run in runs], ignore_index=True))
     rows.to_csv(options.out, index=False, float_format="%.4f")
     print(rows.to_string())

@@ -1,8 +1,8 @@
 """What worked examples cost vanilla: python benchmarks/shots.py OUT.csv [--replicates 0 1 2]
 
 Asks the same vanilla model with the five worked examples of every run and without, and compares the answers question by
-question. The goal: they cost at most 5 points. Prints right answers in per cent and the difference (with minus without)
-with 95 % limits over replicates crossed with people. Only letters and blanks have worked examples.
+question. The goal: they cost at most 5 points. Prints the shares of right answers and the difference (with minus
+without) with 95 % limits over replicates crossed with people. Only letters and blanks have worked examples.
 """
 
 from __future__ import annotations

@@ -83,9 +83,9 @@ def train(
     answers, or over tokens, is the mean over the whole batch (``parallel.weights``). The learning rate changes every
     ``rate_every`` steps. ``after_step(step, model)`` is called after each step; its time does not count. A single
     process continues the training that ``checkpoint`` has saved. If ``beyond`` is above ``steps``, training continues
-    to it for ``after_step``: these steps are not in the log, if they diverge, training just ends, and the model gets
-    back the weights that it had after ``steps``. Raises :class:`TrainingDiverged` if loss or gradient is not finite, or
-    the loss is ``rise`` above its first value.
+    to it for ``after_step``. These steps are not in the log. If they diverge, training just ends. In both cases the
+    model gets back the weights that it had after ``steps``. Raises :class:`TrainingDiverged` if loss or gradient is not
+    finite, or the loss is ``rise`` above its first value.
     """
     torch.manual_seed(seed)
     state, autocast = processes(), _autocast(recipe, model.device)

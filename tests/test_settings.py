@@ -169,7 +169,9 @@ def test_readme_and_docs_say_what_the_committed_search_has_shown():
     border = [name for name, one in zip(names, choices, strict=True) if not one["inside"]]
     assert border == [("kl_min", "canonical", "unimodal"), ("npo", "retain", "unimodal")]
     assert "KL Min. and NPO with its retain term, both on text only" in text
-    assert numbers(r"its choices keep (\d+) to (\d+) points more") == [round(100 * end(gains)) for end in (min, max)]
+    assert numbers(r"the searched settings keep (\d+) to (\d+) points more") == [
+        round(100 * end(gains)) for end in (min, max)
+    ]
     retaining, spread = {("grad_diff", "canonical"), ("kl_min", "canonical"), ("npo", "retain")}, 0.0
     for (_, which), values in kept.items():  # methods with a retain term keep more than those without
         with_term, without = ([v for k, v in values.items() if (k in retaining) == has] for has in (True, False))

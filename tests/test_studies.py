@@ -45,6 +45,8 @@ def test_the_command_makes_the_runs_once_and_writes_their_table(config, tmp_path
     monkeypatch.setattr(paths, "reference", lambda: tmp_path)  # otherwise the committed study would be read
     with pytest.raises(KitError, match="no study yet: make it with `python -m mllmu_nb study differences`"):
         studies.read("differences")
+    with pytest.raises(KitError, match="this study has nothing to compare yet"):
+        studies.compared([], [])
     with pytest.raises(KitError, match="no oracle of replicate 3"):
         studies.oracles([3])
     with pytest.raises(KitError, match="--replicates are numbers from 0 on, not -1"):
@@ -111,7 +113,7 @@ def test_models_are_compared_person_by_person_where_both_close_half(oracles):
     texts = [text for text, _ in cells]
     assert heading == "Unlearned on image + text" and [name, *texts[:2]] == ["GA, labels", "answer", "all text"]
     assert texts[2] == f"{100 * kept['other_closed']:.0f} → {100 * kept['closed']:.0f}"
-    limits = f"({100 * kept['change_low']:+.0f} to {100 * kept['change_high']:+.0f})".replace("-", "−")
+    limits = f"({100 * kept['change_low']:+.1f} to {100 * kept['change_high']:+.1f})".replace("-", "−")
     assert texts[3] == f"{100 * kept['other_value']:.0f} → 100 {limits}"
 
 
@@ -126,7 +128,7 @@ def test_only_replicates_in_which_both_close_half_are_compared(oracles):
     sheet = released_code.table([*canonical, pieces[0], stopped[1]])
     assert sheet.blocks[0][1][0][1][3][0] == f"{100 * kept['other_value']:.0f} → 100, 1 of 2"
     never = released_code.table([*canonical, *stopped])
-    assert never.blocks[0][1][0][1][3] == ("", "Half of the gap is not closed.")
+    assert never.blocks[0][1][0][1][3] == ("", "Not both close half of the gap.")
     assert "Limits are over 2 replicates" in sheet.markdown()
     assert "Limits are over people alone." in released_code.table([canonical[0], pieces[0]]).markdown()
 
@@ -264,5 +266,5 @@ def test_searched_settings_stand_beside_the_middle_and_a_variant_without_one_alo
     sheet = searched.table([*middle, *ours, *retain])
     [(_, [(ga, cells), (npo, alone)])] = sheet.blocks
     assert (ga, npo) == ("GA", "NPO (retain)") and cells[0][0].startswith("0.002, ") and "alpha 2" in alone[0][0]
-    assert re.fullmatch(r"\d\d → 100 \(\+\d+ to \+\d+\)", cells[2][0]), cells
+    assert re.fullmatch(r"\d\d → 100 \(\+[\d.]+ to \+[\d.]+\)", cells[2][0]), cells
     assert alone[2][0].startswith("100 [") and "→" not in alone[1][0]

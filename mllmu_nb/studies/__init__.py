@@ -88,8 +88,10 @@ def compared(runs: Sequence[Run], others: Sequence[Run], same: Sequence[str] = M
     ``n_replicates`` of ``of`` in which both models close half; ``other_value`` .. of the other model, and
     ``change_value`` .. of their difference, person by person. ``closed`` and ``other_closed``: the share of the gap
     that is closed where the training ends. All are shares from -1 to 1; NaN where half is never closed, and where there
-    is no other model. Raises KitError as :func:`oracles`.
+    is no other model. Raises KitError as :func:`oracles`, and without ``runs``.
     """
+    if not runs:
+        raise KitError("this study has nothing to compare yet: the command that makes it continues it")
     same, ends = list(same), oracles({run["replicate"] for run in runs})
     (ours, closed), (theirs, other_closed) = _kept(runs, ends, MODEL), _kept(others, ends, same)
     on = [*PEOPLE, *same, "place", "what", "set", "person"]
@@ -143,7 +145,7 @@ def _cells(known: Mapping[tuple, Mapping[str, Any]], model: tuple) -> list[tuple
     rows = [known.get((*model, what)) for what in MEASURES]
     shares = [rows[0][name] for name in ("other_closed", "closed")] if rows[0] else []
     ends = " → ".join(f"{100 * share:.0f}" for share in shares if not pd.isna(share))
-    return [(ends, "There is no such run."), *((_change(row), "Half of the gap is not closed.") for row in rows)]
+    return [(ends, "There is no such run."), *((_change(row), "Not both close half of the gap.") for row in rows)]
 
 
 def _change(row: Mapping[str, Any] | None) -> str:
@@ -152,6 +154,6 @@ def _change(row: Mapping[str, Any] | None) -> str:
     reached = "" if row["n_replicates"] == row["of"] else f", {row['n_replicates']} of {row['of']}"
     if pd.isna(row["other_value"]):
         return number_text(row) + reached
-    ends = [f"{100 * row[name]:+.0f}" for name in ("change_low", "change_high") if not pd.isna(row[name])]
+    ends = [f"{100 * row[name]:+.1f}" for name in ("change_low", "change_high") if not pd.isna(row[name])]
     limits = f" ({' to '.join(ends)})" if ends else ""
     return f"{100 * row['other_value']:.0f} → {100 * row['value']:.0f}{limits}{reached}".replace("-", "−")

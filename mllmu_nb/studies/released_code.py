@@ -1,7 +1,8 @@
 """What each piece of the released code changes: compares canonical methods with variants that have one piece of it.
 
-The study is a grid of unlearnings. A variant has the vanilla, people, learning rate, length and hyper-parameters of the
-canonical method. Label modes differ in unlearning alone, because vanilla was taught its answers.
+The study is a grid of unlearnings. A variant has the vanilla, people, learning rate, hyper-parameters and, rounded, the
+passes over the forget set of the canonical method. Label modes differ in unlearning alone, because vanilla was taught
+its answers.
 """
 
 from collections.abc import Sequence
