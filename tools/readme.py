@@ -139,7 +139,8 @@ def finding(scores: Scores) -> str:
         f"with image + text, as in unlearning. The model is {clean.runs[0].base_label}, unlearned on "
         f"{MODALITIES['multimodal']}. The others are {PEOPLE['retain']} Retain people and {PEOPLE['celebrity']} "
         f"celebrities in each replicate; the option is picked by likelihood. The numbers are from "
-        f"{replicates(clean)}, with 95 % intervals, of one base and one population. All methods and places: "
+        f"{replicates(clean)}, with 95 % intervals, of one base and one population; they are interpolated between "
+        f"points of the training ([limits](docs/limits.md#between-two-points-of-a-path)). All methods and places: "
         f"[notebook 13](notebooks/13_along_the_path.ipynb), [table_path]({TABLES}/table_path.md)."
     )
 
