@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mllmu_nb import inputs, paths, pipeline, studies
+from mllmu_nb import pipeline, studies
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import path as measuring
@@ -31,12 +31,7 @@ STUDY = "path_points"
 def measured(config: Config) -> Stage:
     """The stage that trains a run anew and measures it at ``TIMES`` as many points."""
     trained = pipeline.unlearned(config)
-
-    def record() -> dict:
-        return {"run": config.run_id, **inputs.record_of(config)}
-
-    at = paths.runs(paths.study(STUDY)) / config.run_id
-    return Stage(STUDY, {"unlearned": trained.key, "times": TIMES}, trained.make, record=record, at=at)
+    return Stage(STUDY, {"unlearned": trained.key, "times": TIMES}, trained.make)
 
 
 def table(points: pd.DataFrame) -> pd.DataFrame:
@@ -58,11 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--replicates", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args(arguments)
     measuring.POINTS *= TIMES
-    inputs.write_people(Config(method="vanilla"), paths.people(paths.study(STUDY)))
-    for replicate, method, modality in product(options.replicates, options.methods, path.TRAINED_VIEW):
-        config = Config(method=method, modality=modality, replicate=replicate)
-        print(config.run_id, flush=True)
-        measured(config).get()
+    models = product(options.replicates, options.methods, path.TRAINED_VIEW)
+    studies.make(STUDY, [Config(replicate=r, method=method, modality=kind) for r, method, kind in models], measured)
     runs = [run for run in studies.read(STUDY) if run["replicate"] in options.replicates]
     runs += studies.oracles(options.replicates)
     rows = table(pd.concat([path.by_person(run.path) for run in runs], ignore_index=True))

@@ -1,11 +1,14 @@
 """The studies: the pieces of the released code, grids of unlearnings, and tables with numbers known by hand."""
 
 import argparse
+import importlib.util
 import json
 import math
 import re
 from itertools import islice
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from fake_runs import make
@@ -16,12 +19,14 @@ from mllmu_nb.commands import study as command
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import training_conversations
 from mllmu_nb.errors import KitError
+from mllmu_nb.evaluation import path as measuring
 from mllmu_nb.studies import released_code, searched
 from mllmu_nb.training import TrainingDiverged
 from mllmu_nb.unlearning import ReferenceLogProbs, Scored, Step, get, variants
 
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots": 0, "replay": 0.0, "train_steps": 2}
 LN2 = math.log(2)
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 HALF, QUARTER = [0.5, 0.25, 0.25], [0.25, 0.25, 0.5]
 
 
@@ -73,6 +78,20 @@ def test_the_command_makes_the_runs_once_and_writes_their_table(config, tmp_path
     monkeypatch.setattr(training, "unlearn", diverges)  # so the two existing runs must not be made again
     studies.make("differences", [*configs, alone.but(unlearn_lr=1.0)])
     assert "training diverged at step 3" in capsys.readouterr().out and len(studies.read("differences")) == 2
+
+
+def test_a_path_of_more_points_is_stored_beside_the_usual_one(config, monkeypatch, short_paths):
+    spec = importlib.util.spec_from_file_location("path_points", BENCHMARKS / "path_points.py")
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    monkeypatch.setattr(measuring, "steps_of", short_paths)
+    alone = config.but(method="ga", modality="unimodal", unlearn_steps=15)
+    studies.make("few", [alone])
+    monkeypatch.setattr(measuring, "POINTS", measuring.POINTS * module.TIMES)
+    studies.make("many", [alone], module.measured)
+    [few], [many] = studies.read("few"), studies.read("many")
+    assert list(few.path["step"].unique()) == [*range(0, 31, 3)] and list(many.path["step"].unique()) == [*range(31)]
+    shared = many.path[many.path["step"] % 3 == 0].reset_index(drop=True)
+    pd.testing.assert_frame_equal(shared.astype({"step": int}), few.path.astype({"step": int}))
 
 
 # -- at equal forgetting ------------------------------------------------------------------------------------------
@@ -257,13 +276,16 @@ def test_searched_settings_stand_beside_the_middle_and_a_variant_without_one_alo
     other = {"method": "npo", "variant": "retain", "modality": "multimodal", "unlearn_lr": 3e-3, "alpha": 2.0}
     monkeypatch.setattr(searched, "choices", lambda: [chosen, other])
     ours = [halved("canonical", draw, everybody, unlearn_lr=2e-3) for draw in (0, 1)]
-    middle = [halved("canonical", draw, odd) for draw in (0, 1)]
+    plain = {"unlearn_lr": 1e-3, "unlearn_steps": 46}
+    middle = [halved("canonical", draw, odd, **plain) for draw in (0, 1)]
+    earlier = halved("canonical", 0, everybody, unlearn_lr=7e-3, unlearn_steps=46)
     weight = {"settings": {"alpha": 2.0}}
     retain = [
         make("npo", lambda q: True, modality="multimodal", variant="retain", draw=draw, unlearn_lr=3e-3, **weight)
         for draw in (0, 1)
     ]
     sheet = searched.table([*middle, *ours, *retain])
+    assert searched.table([*middle, *ours, *retain, earlier]).markdown() == sheet.markdown(), "of an earlier search"
     [(_, [(ga, cells), (npo, alone)])] = sheet.blocks
     assert (ga, npo) == ("GA", "NPO (retain)") and cells[0][0].startswith("0.002, ") and "alpha 2" in alone[0][0]
     assert re.fullmatch(r"\d\d → 100 \(\+[\d.]+ to \+[\d.]+\)", cells[2][0]), cells

@@ -14,7 +14,7 @@ from torch import Tensor
 class Checkpoint:
     """Saves a training's state every ``seconds`` beside the unfinished ``folder`` of a stage. The folder's name is a
     hash of everything that decides the training, so no other training finds it. Without a folder, nothing is saved.
-    ``also``: plain values and tensors that the caller collects during the training."""
+    ``also``: plain values and tensors that caller and loop collect during the training."""
 
     def __init__(self, folder: Path | None = None, also: dict[str, Any] | None = None, seconds: float = 300.0):
         self.file = folder and folder.with_name(folder.name.removesuffix("~new") + ".checkpoint")

@@ -79,7 +79,7 @@ def _unlikely(free: pd.DataFrame) -> pd.Series:
 
 
 def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Find models that have collapsed or refuse everybody: one row per model (GROUP, MODEL, ``by``) and run, and
+    """Find models that have collapsed or refuse everybody: one row per model (GROUP, MODEL, ``by``), run and
     REPLICATE.
 
     ``items`` are scored. Columns ``collapsed``, ``refuses`` and ``why`` ("" if neither).

@@ -5,7 +5,7 @@ are those of a sweep.
 """
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,9 @@ REMARK = (
 )
 
 
-def make(name: str, configs: Sequence[Config]) -> None:
-    """Make the missing runs of a study. A study that was stopped continues from there. A training that diverges has no
-    run."""
+def make(name: str, configs: Sequence[Config], train: Callable[[Config], Stage] = pipeline.unlearned) -> None:
+    """Make the missing runs of a study; ``train`` gives the stage that trains one. A study that was stopped continues
+    from there. A training that diverges has no run."""
     from mllmu_nb.training import TrainingDiverged
 
     folder = paths.study(name)
@@ -42,14 +42,13 @@ def make(name: str, configs: Sequence[Config]) -> None:
     for number, config in enumerate(configs, start=1):
         print(f"[{number}/{len(configs)}] {config.run_id}", flush=True)
         try:
-            stored(config, paths.runs(folder) / config.run_id).get()
+            stored(config, train(config), paths.runs(folder) / config.run_id).get()
         except TrainingDiverged as reason:
             print(f"    {reason}")
 
 
-def stored(config: Config, at: Path) -> Stage:
-    """The stage that copies the path and the training's record of a run, without its adapter."""
-    trained = pipeline.unlearned(config)
+def stored(config: Config, trained: Stage, at: Path) -> Stage:
+    """The stage that copies the path and the record of a training, without its adapter."""
 
     def copy(folder: Path) -> None:
         for name in ("path.parquet", "train.json"):

@@ -116,7 +116,8 @@ def whole_epochs(config: Config) -> Config:
 
 def compared(runs: Sequence[Run]) -> pd.DataFrame:
     """Each variant beside the canonical method (:func:`mllmu_nb.studies.compared`)."""
-    pieces, canonical = ([run for run in runs if (run["variant"] == "canonical") == one] for one in (False, True))
+    pieces = [run for run in runs if run["variant"] != "canonical"]
+    canonical = [run for run in runs if run["variant"] == "canonical"]
     return studies.compared(pieces, canonical, ("method", "modality"))
 
 

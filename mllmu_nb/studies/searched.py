@@ -4,7 +4,7 @@ The reference run takes the learning rate and weight in the middle of each grid.
 ones on two other populations, and its choices come with the kit. This study unlearns with both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -30,27 +30,35 @@ def choices() -> list[dict[str, Any]]:
     ]
 
 
+def middle() -> list[dict[str, Any]]:
+    """The parameters of the canonical methods in the reference run: the middle of their grids."""
+    rows = []
+    for one in choices():
+        if one["variant"] == "canonical":
+            plain = Config(method=one["method"], modality=one["modality"])
+            rate, steps = plain.unlearning.lr, plain.unlearning.steps
+            rows.append(one | {"unlearn_lr": rate, "unlearn_steps": steps} | dict(plain.settings))
+    return rows
+
+
 def grid(replicates: Sequence[int]) -> list[Config]:
-    """Each choice, and each canonical method with the middle of its grids, in each replicate."""
-    chosen = choices()
-    middle = [{k: one[k] for k in ("method", "modality")} for one in chosen if one["variant"] == "canonical"]
-    return [Config.from_parameters({"replicate": one, **at}) for one, at in product(replicates, (*chosen, *middle))]
+    """Each choice and each middle in each replicate."""
+    return [Config.from_parameters({"replicate": r, **one}) for r, one in product(replicates, choices() + middle())]
 
 
 def compared(runs: Sequence[Run]) -> pd.DataFrame:
     """The searched settings beside the middle of the grids (:func:`mllmu_nb.studies.compared`)."""
-    return studies.compared(*_sides(runs))
+    return studies.compared(_with(choices(), runs), _with(middle(), runs))
 
 
-def _sides(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
-    chosen = choices()
-    searched = {run.id: any(run.values(one) == one for one in chosen) for run in runs}
-    return [run for run in runs if searched[run.id]], [run for run in runs if not searched[run.id]]
+def _with(settings: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> list[Run]:
+    """The runs with one of these settings; a folder may also hold runs with those of an earlier search."""
+    return [run for run in runs if any(run.values(one) == one for one in settings)]
 
 
 def table(runs: Sequence[Run]) -> Sheet:
     """The table of :func:`compared`, with one row per method and one block per modality."""
-    settings = {run.model: _settings(run) for run in _sides(runs)[0]}
+    settings = {run.model: _settings(run) for run in _with(choices(), runs)}
     rows = {model: (label(model[0], model[1]), settings[model]) for model in models_in_order(settings)}
     title = "Settings, %: the middle of the grids → the searched ones"
     return studies.sheet("searched", title, ("Method", "rate, weight, steps"), rows, compared(runs))
