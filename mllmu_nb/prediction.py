@@ -240,6 +240,10 @@ class Estimate:
         key = repr([{**recipe.numbers(), **length}, full, method, names, shown])
         return self._at_full_depth(key, measured, recipe.precision)
 
+    def flops(self, recipe: Recipe, *given: Any) -> float:
+        """FLOPs of a :meth:`step`. They do not depend on the precision, so one count serves all."""
+        return self.step(replace(recipe, precision="fp32"), *given)["flops"]
+
     def reading(self, shown: bool) -> float:
         """FLOPs of reading a usual question, with a picture or without."""
         batch = self.batch(1, 1, shown, "text")
@@ -365,7 +369,7 @@ def _teaching(config: Config, name: str, estimate: Estimate, rate: Rates) -> flo
     taught = (sets["forget"] if name == "vanilla" else []) + sets["retain"] + sets["pool"]
     modalities = MODALITIES if config.train_modality == "both" else ["multimodal"]
     full = config.adaptation == "full"
-    each = [estimate.step(recipe, full, shown=modality == "multimodal")["flops"] for modality in modalities]
+    each = [estimate.flops(recipe, full, None, ("train",), modality == "multimodal") for modality in modalities]
     return finetuning_steps(taught * len(modalities), recipe, config.replay) * mean(each) / rate(recipe.precision).flops
 
 
@@ -374,7 +378,7 @@ def _unlearning(config: Config, estimate: Estimate, rate: Rates) -> float:
     method, recipe, sets, flops = config.objective, config.unlearning, _people(config), 0.0
     for names in method.all_passes:
         steps = recipe.steps or steps_of(sets[method.streams[names[0]].set], recipe.epochs, recipe.batch_size)
-        flops += steps * estimate.step(recipe, False, method, names, config.modality == "multimodal")["flops"]
+        flops += steps * estimate.flops(recipe, False, method, names, config.modality == "multimodal")
     beyond = path.BEYOND if recipe.schedule == "constant" else 1
     points = (path.POINTS + 1) * estimate.asking(config, path.PEOPLE, ASKED_ON_PATH, rate)
     return beyond * flops / rate(recipe.precision).flops + points

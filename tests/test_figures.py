@@ -314,7 +314,7 @@ def test_the_path_ends_where_a_replicate_gets_no_further_and_shows_replicates_as
     [half] = kept[kept["place"] == 0.5].to_dict("records")
     heights = [height for one in first.collections for height in np.atleast_2d(one.get_offsets())[:, 1]]
     assert {round(100 * dot, 6) for dot in half["dots"]} <= {round(float(height), 6) for height in heights}
-    said = " ".join(words(figure))
+    said = " ".join(" ".join(words(figure)).split())
     assert "Dots: replicates; bars: 95 % intervals. Marks of 25, 50 and 75 % are moved sideways" in said
     assert "values are interpolated" in said
     alone = group([run for run in known.runs if run["replicate"] == 0])

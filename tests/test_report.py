@@ -201,7 +201,11 @@ def test_the_share_that_is_closed_has_limits_over_replicates():
     assert said == f"33 [{100 * (1 / 3 - 4.303 / 6):.0f}, {100 * (1 / 3 + 4.303 / 6):.0f}]"
 
 
-def test_the_readmes_finding_is_the_best_method_beside_ascent():
+def test_the_readmes_finding_is_the_best_method_beside_ascent(monkeypatch):
+    pairs = pd.DataFrame({"first": ["KL Min.", "NPO"], "second": ["GA", "KL Min."], "value": 0.2, "low": 0.1})
+    pairs = pairs.assign(high=0.25, place=0.5, modality="multimodal")
+    monkeypatch.setattr(readme, "differences", lambda scores: pairs)
+
     def kept(**values):
         rows = [{"method": m, "value": v, "low": v - 0.1, "high": v + 0.05} for m, v in values.items()]
         rows = pd.DataFrame(rows).assign(closed_in="trained", what="kept", place=0.5, modality="multimodal")
@@ -218,6 +222,7 @@ def test_the_readmes_finding_is_the_best_method_beside_ascent():
     assert "and in 90 % [80, 95] after KL Min.; before unlearning, it was 96 %" in said
     stated = "state the fact in 35 % [60, 75] after gradient ascent and in 45 % [80, 95] after KL Min."
     assert f"{stated}; before, it was 93 %" in said
+    assert "the difference is +20 [+10, +25] points" in said
     assert "10 Retain people and 10 celebrities" in said
     assert said.count("**") == 2 and "one replicate" in said
     assert "no method is shown to keep more" in readme.finding(kept(ga=0.9, kl_min=0.7))

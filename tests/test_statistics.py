@@ -18,7 +18,6 @@ from mllmu_nb.statistics.intervals import (
     crossed,
     effective_items,
     equivalence,
-    holm,
     interval,
     paired_difference,
     paired_p,
@@ -258,13 +257,6 @@ def test_paired_p_by_hand_and_where_everybody_differs_alike():
     assert paired_p(np.ones(8), np.zeros(8), list("aabbccdd")) == 2**-3  # four people, all in one direction
     assert paired_p([1.0, 1.0], [0.0, 0.0], ["a", "a"]) == 1.0  # one person shows nothing
     assert np.isnan(paired_p([nan], [1.0], ["a"]))
-
-
-def test_holm_by_hand():
-    # sorted .01, .02, .03, .04 times 4, 3, 2, 1 = .04, .06, .06, .04 and never falling; NaN is no comparison
-    assert holm([0.03, 0.01, nan, 0.04, 0.02]) == pytest.approx([0.06, 0.04, nan, 0.06, 0.06], nan_ok=True)
-    assert holm([0.7, 0.6]).tolist() == [1.0, 1.0]
-    assert holm([]).shape == (0,) and np.isnan(holm([nan])).all()
 
 
 @pytest.mark.parametrize(

@@ -347,6 +347,24 @@ def test_the_ranking_shows_places_letters_and_who_has_none(gated):
     assert "Collapse is judged where a run ends, and the rank where half of the gap is closed" in text
 
 
+def test_the_pairs_table_has_the_difference_of_what_two_methods_keep(gated):
+    runs, asked = [run for run in gated.runs if run["method"] != "npo"], FEW["asked"] | {"classification": 5}
+    for draw in range(3):
+        given = {"modality": "multimodal", "draw": draw, "famous": 3, "asked": asked}
+        runs.append(make("grad_diff", realistic("grad_diff", "multimodal", draw), **given))
+    scores = Scores.of(runs)
+    kept = scores.kept.query("closed_in == 'trained' and what == 'kept'").set_index(["method", "place"])
+    frame = tables.differences(scores)
+    assert frame[["first", "second"]].drop_duplicates().values.tolist() == [["Grad. Diff.", "GA"]]
+    [half] = frame[frame["place"] == 0.5].to_dict("records")
+    ours, theirs = (np.array(kept.loc[(name, 0.5), "dots"]) for name in ("grad_diff", "ga"))
+    assert half["n_replicates"] == half["of"] == 3 and half["value"] == pytest.approx((ours - theirs).mean())
+    assert half["low"] < half["value"] < half["high"]
+    shown = line(tables.sheets("table_pairs", scores)[0].markdown(), "Grad. Diff. minus GA")[1]
+    assert shown.startswith(f"{100 * half['value']:+.0f} ".replace("-", "−"))
+    assert tables.sheets("table_pairs", gated)[0].remarks == ["Not compared: there are no two methods."]
+
+
 def test_the_path_table_says_what_is_kept_and_what_is_never_reached(gated):
     trained, both = tables.sheets("table_path", gated)
     assert [head for head, _ in trained.columns[:4]] == ["At 25% closed", "At 50% closed", "At 75% closed", "Area"]
@@ -354,7 +372,7 @@ def test_the_path_table_says_what_is_kept_and_what_is_never_reached(gated):
     value, low, high = (f"{100 * at[name].item():.0f}" for name in ("value", "low", "high"))
     assert line(trained.markdown(), "GA")[1] == rf"{value} \[{low}, {high}\]"
     # only the image view is unlearned, which is half of the gap of both views
-    assert "values are interpolated. Around half closed" in trained.remarks[-3]
+    assert "values are interpolated. The two around half closed" in trained.remarks[-3]
     few = path.coarse(gated.points).query("method == 'ga' and what == 'kept'")["value"].item()
     change = f"{100 * (few - at['value'].item()):+.0f}".replace("-", "−")
     assert f"would change by so many points: GA (image + text) {change}, NPO (text only) " in trained.remarks[-2]
@@ -368,7 +386,7 @@ def test_what_is_interpolated_says_how_far_apart_the_points_lie(gated, monkeypat
     ends = zip(runs, (0.6, 0.7, 0.4), strict=True)  # from .2 to beyond the half; the third never gets there
     curves = {run: path.Curve(np.arange(3), np.array([0.0, 0.2, end]), {}) for run, end in ends}
     monkeypatch.setattr(path, "curves", lambda *given: curves)
-    said = "Around half closed the two are so many per cent of the gap apart (median): GA (image + text) 45."
+    said = "The two around half closed lie this far apart, in per cent of the gap (median): GA (image + text) 45."
     assert said in grid.interpolated(gated)
     monkeypatch.setattr(path, "curves", lambda *given: {})
     assert grid.interpolated(gated) == "Between two points of a path values are interpolated."

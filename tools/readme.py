@@ -25,12 +25,12 @@ from mllmu_nb.data.conversations import VIEW_OF
 from mllmu_nb.evaluation.path import PEOPLE
 from mllmu_nb.models import families
 from mllmu_nb.reporting import published
-from mllmu_nb.reporting.grid import select
+from mllmu_nb.reporting.grid import number_text, rows_by, select
 from mllmu_nb.reporting.report import elsewhere, half_closed, per_cent, replicates
 from mllmu_nb.reporting.runs import MODALITIES, Run, Scores, method_label
-from mllmu_nb.reporting.tables import all_rows, column, score_sheet
+from mllmu_nb.reporting.tables import all_rows, column, differences, kept_text, score_sheet
 from mllmu_nb.scoring.frames import KEY, LIKELIHOOD_KEY, MODEL, VIEWS, has
-from mllmu_nb.scoring.path import KEPT
+from mllmu_nb.scoring.path import HALF, KEPT
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.statistics.intervals import interval
 
@@ -67,8 +67,8 @@ def main_table(scores: Scores) -> str:
     title, more = f"**{clean.runs[0].base_label}**, {replicates(clean)}", f"{TABLES}/table2_by_view.md"
     title += (
         ". Each method is shown after its preset number of steps, not at equal forgetting. *Closed* is the share of "
-        "the gap on Forget that is closed there, in the trained view. [Notebook 13](notebooks/13_along_the_path.ipynb) "
-        "compares the methods at equal forgetting."
+        "the gap on Forget that is closed there, in the trained view; it is empty for a model that was not unlearned. "
+        "[Notebook 13](notebooks/13_along_the_path.ipynb) compares the methods at equal forgetting."
     )
     bases = "".join(f"{other.runs[0].base_label} ({replicates(other)}) and " for other in others)
     return f"{title}\n\n{sheet.markdown()}\n{bases}every other measure: [{Path(more).name}]({more})."
@@ -130,19 +130,41 @@ def finding(scores: Scores) -> str:
     free = [per_cent(elsewhere(clean, row, what="free")) for row in rows]
     # at place 0, the start of a path, the model is vanilla
     before = [per_cent(elsewhere(clean, first, what=what, place=0.0)) for what in (KEPT, "free")]
+    pair = {"place": HALF, "modality": "multimodal", "first": method_label(best["method"])}
+    pair |= {"second": method_label(first["method"])}
+    more = number_text(rows_by(differences(clean), list(pair))[tuple(pair.values())], signed=True)
     return (
         f"**When a model has half forgotten some people, it picks the right option in {per_cent(first)} of the "
         f"questions about others after {name}, and in {per_cent(best)} after {method_label(best['method'])}; before "
-        f"unlearning, it was {before[0]}.** Free answers lose more: about Retain people they state the fact in "
-        f"{free[0]} after {name} and in {free[1]} after {method_label(best['method'])}; before, it was {before[1]}.\n\n"
+        f"unlearning, it was {before[0]}.** Person by person, the difference is {more} points. Free answers lose more: "
+        f"about Retain people they state the fact in {free[0]} after {name} and in {free[1]} after "
+        f"{method_label(best['method'])}; before, it was {before[1]}.\n\n"
         f"*Half forgotten* means that half of the [gap](#glossary) between vanilla and the oracle is closed, asked "
         f"with image + text, as in unlearning. The model is {clean.runs[0].base_label}, unlearned on "
         f"{MODALITIES['multimodal']}. The others are {PEOPLE['retain']} Retain people and {PEOPLE['celebrity']} "
-        f"celebrities in each replicate; the option is picked by likelihood. The numbers are from "
-        f"{replicates(clean)}, with 95 % intervals, of one base and one population; they are interpolated between "
-        f"points of the training ([limits](docs/limits.md#between-two-points-of-a-path)). All methods and places: "
+        f"celebrities in each replicate, asked with image + text and with text alone; the option is picked by "
+        f"likelihood. The numbers are from {replicates(clean)}, with 95 % intervals, of one base and one population; "
+        f"they are interpolated between points of the training "
+        f"([limits](docs/limits.md#between-two-points-of-a-path)). All methods and places: "
         f"[notebook 13](notebooks/13_along_the_path.ipynb), [table_path]({TABLES}/table_path.md)."
     )
+
+
+COMPARED = (("Grad. Diff.", "GA"), ("KL Min.", "GA"), ("NPO", "GA"))
+
+
+def pairs(scores: Scores) -> str:
+    """Return the table of what two methods keep at half closed, the first minus the second, person by person: one
+    column for each base model and forget ratio; that of `make reproduce` comes first."""
+    groups = [group for (_, protocol, _), group in scores.groups if protocol == FIRST["protocol"]]
+    groups.sort(key=lambda group: group.group != {name: FIRST[name] for name in group.group})
+    heads = [f"{group.runs[0].base_label}, {group.group['forget_ratio']} %" for group in groups]
+    lines = [f"| points | unlearned on | {' | '.join(heads)} |", f"|---|---|{'---:|' * len(heads)}"]
+    known = [rows_by(differences(group), ["place", "modality", "first", "second"]) for group in groups]
+    for pair, modality in product(COMPARED, MODALITIES):
+        texts = [str(kept_text(rows[HALF, modality, *pair], signed=True)) for rows in known]
+        lines.append(f"| {' minus '.join(pair)} | {MODALITIES[modality]} | {' | '.join(texts)} |".replace("[", "\\["))
+    return "\n".join(lines).replace("]", "\\]")
 
 
 def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
@@ -167,7 +189,7 @@ def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
         seconds = [train["seconds"] + train["evaluation_seconds"] for train in made]
         spent = f"{max(sum(seconds) / 2, *seconds, 0) / 60:.1f}" if seconds else minutes
         known = [f"{figures[name]:.1f} %" for name in methods if name in figures.index]
-        known = COUNTED.get(number) or ", ".join(known) or ("not in MANU" if methods else "")
+        known = COUNTED.get(number) or ", ".join(known) or ("not reported" if methods else "")
         files = ", ".join(f"[{Path(file).name}]({file})" for file in FILES[number])
         what = f"{paper[:1].upper()}{paper[1:]} | [{notebook.stem}](notebooks/{notebook.name})"
         lines.append(f"| {what} | {files} | {known} | {spent} |")
@@ -224,6 +246,7 @@ def main() -> None:
         "badges": badges(project.get("urls", {}).get("Repository", "")),
         "finding": finding(scores),
         "main table": main_table(scores),
+        "pairs": pairs(scores),
         "map": map_table(scores.runs, sorted(paths.notebooks().glob("*.ipynb"))),
     }
     text = readme.read_text(encoding="utf-8")

@@ -28,7 +28,7 @@ from mllmu_nb.reporting.runs import MODALITIES, Run, Scores, label, models_in_or
 from mllmu_nb.scoring import gates, path, utility
 from mllmu_nb.scoring.frames import KEY, LIKELIHOOD_KEY, MODEL, POOLED, VIEWS, has, is_model
 from mllmu_nb.scoring.health import BROKEN as BROKEN_STATES
-from mllmu_nb.scoring.health import BROKEN_SHARE, STATES
+from mllmu_nb.scoring.health import BROKEN_SHARE, CHANCE, STATES
 from mllmu_nb.scoring.registry import FORGOTTEN, Metric, by_key, metrics
 
 ORACLE_KEY = (
@@ -309,15 +309,20 @@ def forgetting_utility(scores: Scores) -> Figure:
     shown = kept[kept["model"].isin(heights)]
     shown = shown.assign(colour=CLOSED) if (fall["gate"] == gates.CLOSED).any() else shown
     names = shown.drop_duplicates("model").to_dict("records")
-    size = PAGE, max(2.75, 0.75 + 1.3 * SMALL / 72 * len(names))
+    upper = [name for name in heads if name not in further]
+    size = PAGE, 1.75 + max(1.75, 0.5 + 1.3 * SMALL / 72 * len(names))
     below = [
         "Retain, Celebrity: right by likelihood. The others: utility, about nobody. Filled: unlearned on image + text; "
-        "hollow: on text only. Bars may go on below.",
+        "hollow: on text only. Some bars continue below.",
         *notes(scores, pd.concat([fall, shown])),
     ]
-    drawn, axes = plots.panels(1, len(heads), size, below, title(forgetting_utility), sharey=True, sharex=True)
-    for panel, (name, head) in zip(axes[0], heads.items(), strict=True):
-        here = shown[shown["set"] == name]
+    sharing = {"sharey": True, "sharex": True}
+    drawn, axes = plots.panels(2, max(len(upper), len(further)), size, below, title(forgetting_utility), **sharing)
+    for place, panel in np.ndenumerate(axes):
+        if place[1] >= len(line := [upper, [*further]][place[0]]):
+            panel.axis("off")
+            continue
+        head, here = heads[line[place[1]]], shown[shown["set"] == line[place[1]]]
         if here.empty:
             panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", color=GREY, fontsize=SMALL)
             panel.tick_params(bottom=False, labelbottom=False)
@@ -331,12 +336,15 @@ def forgetting_utility(scores: Scores) -> Figure:
                 panel.axhline(y, color=row["colour"], linewidth=0.7, linestyle=":", zorder=0)
         panel.axhline(0, color=PALE, linewidth=0.6, zorder=0)
         panel.set_title(head, loc="left", fontweight="bold")
-        panel.set_xlabel("%")
-    axes[0][0].set_ylabel("Forgotten: fall from vanilla\non the forget set, points")
+        panel.set_xlabel("right, %" if place[0] else "")
+    drawn.supylabel("Forgotten: fall from vanilla on the forget set, points", fontsize=NORMAL)
     lowest = min(float(np.min([y, *np.ravel(down)])) for y, *_, down in heights.values())
     axes[0][0].set_ylim(bottom=max(lowest - 6, axes[0][0].get_ylim()[0]))
     seaborn.despine(drawn)
-    ends = [plots.End(axes[0][-1], heights[row["model"]][0], row["name"], INK, plots.look_of(row)) for row in names]
+    ends = [
+        plots.End(axes[1][len(further) - 1], heights[row["model"]][0], row["name"], INK, plots.look_of(row))
+        for row in names
+    ]
     plots.name_ends(drawn, ends)
     return drawn
 
@@ -357,15 +365,15 @@ def oracle_gap(scores: Scores) -> Figure:
 @figure("path", "what each method keeps against how much is forgotten, along its training, a panel a trained modality")
 def along_the_path(scores: Scores) -> Figure:
     """The higher a line, the more the method keeps. What is kept (likelihood about Retain and the celebrities, half
-    each) against the share of the gap between vanilla and the oracle that is closed on Forget, in the view that was
-    trained. Lines: the mean of the replicates, interpolated between the points of a path, as far as all of them get;
-    dots: the replicates at 25, 50 and 75 %, with the 95 % interval, moved sideways so that they do not overlap. Star:
-    the oracle."""
+    each, asked in both views) against the share of the gap between vanilla and the oracle that is closed on Forget, in
+    the view that was trained. Dotted: guessing. Lines: the mean of the replicates, interpolated between the points of a
+    path, as far as all of them get; dots: the replicates at 25, 50 and 75 %, with the 95 % interval, moved sideways so
+    that they do not overlap. Star: the oracle."""
     kept = scores.kept[(scores.kept["closed_in"] == "trained") & (scores.kept["what"] == path.KEPT)]
     if kept.empty:
         raise KitError("no unlearning has a path beside an oracle about the same people")
     modalities = [name for name in MODALITIES if (kept["modality"] == name).any()]
-    key = "Filled: unlearned on image + text; hollow: on text only. "
+    key = "Kept is asked in both views. Filled: unlearned on image + text; hollow: on text only. Dotted: guessing. "
     key += "Dots: replicates; bars: 95 % intervals. " if kept["of"].max() > 1 else "Bars: 95 % intervals. "
     key += "Marks of 25, 50 and 75 % are moved sideways so that they do not overlap. "
     if (kept["n_replicates"] < kept["of"]).any():
@@ -383,6 +391,7 @@ def along_the_path(scores: Scores) -> Figure:
             ends.append(plots.End(panel, 100 * last["value"], name, INK, look))
             plots.lead(panel, 100 * last["place"], ends[-1].height)
         plots.mark(panel, 100, goal, plots.look("oracle"))
+        panel.axhline(100 * CHANCE, color=GREY, linewidth=0.7, linestyle=":", zorder=0)
         ends.append(plots.End(panel, goal, "Oracle", INK, plots.look("oracle")))
         panel.set_title(f"Unlearned on {MODALITIES[modality]}", loc="left", fontweight="bold")
         panel.set_xlabel("Forgotten: gap closed in the trained view, %")
@@ -425,6 +434,7 @@ def path_by_set(scores: Scores) -> Figure:
     size, ends = (PAGE, 0.7 + 1.7 * len(modalities)), []
     drawn, axes = plots.panels(len(modalities), 3, size, below, title(path_by_set), sharex=True, sharey=True)
     for line, modality in zip(axes, modalities, strict=True):
+        line[0].set_ylabel("right by likelihood, %")
         for panel, what in zip(line, ("retain", "test", "celebrity"), strict=True):
             here = kept[(kept["modality"] == modality) & (kept["what"] == what)]
             for name, look, rows in trails(panel, scores, here, 1.5):
@@ -456,7 +466,7 @@ def leakage(scores: Scores) -> Figure:
     values, texts, spots = (cells[name].sort_index(axis=1) for name in kinds)
     names = [name.replace(" (", "\n").replace(")", "") for name in values.index]
     grey = "In grey and brackets: vanilla is not shown to know more than the oracle there." if shut.any() else ""
-    key = "Exact: the fact stands in a free answer." + " For its dots a cell goes from −100 to 100." * has_dots(gaps)
+    key = "Exact: the fact stands in a free answer." + " The dots' scale inside a cell is −100 to 100." * has_dots(gaps)
     below = [key, grey, of_whom(scores, gaps), *grid.collapse_note(values.index)]
     drawn, [[panel]] = plots.panels(1, 1, (PAGE, 1.0 + 0.42 * len(values)), below, title(leakage))
     bar = {"location": "bottom", "aspect": 40, "pad": 0.02, "label": "points above (orange) or below the oracle (0)"}
@@ -503,8 +513,8 @@ def health(scores: Scores) -> Figure:
     size = PAGE, 0.75 + 1.6 * LINE * len(names)
     key = f"Shares of the free answers, per cent; those under {100 * WRITTEN:.0f} are not written. "
     key += "Their intervals are in the tables."
-    ends = " A dot below a bar: where the correct answers of a replicate end; above it: where its broken ones begin."
-    key += ends * has_dots(shown)
+    dots = " Dots, one a replicate: below a bar its share of correct answers, above it 100 minus its broken ones."
+    key += dots * has_dots(shown)
     drawn, axes = plots.panels(1, len(asked), size, [key, *notes(scores, shown)], f"{title(health)}\n", sharey=True)
     for panel, ((set_label, view_label), here) in zip(axes[0], asked, strict=True):
         shares = here.pivot(index="name", columns="metric", values="value")
@@ -558,8 +568,11 @@ def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
     columns = min(3, len(by_method))
     lines = math.ceil(len(by_method) / columns)
     width = PAGE if columns > 1 else plots.COLUMN
-    band = "Line: the mean of the replicates; band: their range." if len(trained) > len(set(models.values())) else ""
-    below = [band, *grid.collapse_note(map(mark, models.values()))]
+    several = len(trained) > len(set(models.values()))
+    key = (
+        "Line: the mean of the replicates; band: their range." if several else "Bold: a running mean of the pale line."
+    )
+    below = [key, *grid.collapse_note(map(mark, models.values()))]
     over = "\n".join(plots.wrap(title(losses), width * plots.SMALL / plots.TITLE - 0.1, weight="bold"))
     drawn, axes = plots.panels(lines, columns, (width, 0.25 + 1.55 * lines), below, over)
     ends = []

@@ -230,8 +230,8 @@ def interpolated(scores: Scores, closed_in: str = "trained") -> str:
             weights = path.crossings(curve.closed, [0.5])[0]
             widths[names[run]].append(100 * np.ptp(curve.closed[weights > 0]))
     apart = ", ".join(f"{name} {np.median(some):.0f}" for name, some in widths.items())
-    apart = f" Around half closed the two are so many per cent of the gap apart (median): {apart}." if apart else ""
-    return f"Between two points of a path values are interpolated.{apart}"
+    said = f" The two around half closed lie this far apart, in per cent of the gap (median): {apart}."
+    return "Between two points of a path values are interpolated." + said * bool(apart)
 
 
 def coarser(scores: Scores, closed_in: str = "trained") -> list[str]:

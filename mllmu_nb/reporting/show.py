@@ -28,7 +28,7 @@ from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, VIEWS
 from mllmu_nb.scoring.health import CHANCE
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.scoring.score import item_scores
-from mllmu_nb.unlearning import Method, get
+from mllmu_nb.unlearning import METHODS, Method, get
 
 DPI = 110
 LETTER_KEY = ("classification", "letter", "accuracy")
@@ -230,12 +230,15 @@ def four_sets(some: Sequence[Run]) -> Figure:
 
 @plots.styled
 def curves(x: Sequence[float], lines: Mapping[str, Sequence[float]], xlabel: str, ylabel: str, title: str) -> Figure:
-    """A few lines over one axis, each named at its end, below a ``title``."""
+    """A few lines over one axis, each named at its end, below a ``title``. A line has the colour of the method with
+    which its name begins; the second line of a method is dashed."""
     figure, [[panel]] = plots.panels(1, 1, (plots.PAGE * 0.72, 2.5), title=title)
-    ends = []
+    ends: list[plots.End] = []
     for name, y in lines.items():
-        [curve] = panel.plot(x, y)
-        ends.append(plots.End(panel, y[-1], name, curve.get_color()))
+        colour = next((one.colour for one in METHODS.values() if name.startswith(one.label)), plots.INK)
+        dashes = "--" if colour in {end.colour for end in ends} else "-"
+        panel.plot(x, y, color=colour, linestyle=dashes)
+        ends.append(plots.End(panel, y[-1], name, colour))
     panel.set(xlabel=xlabel, ylabel=ylabel)
     panel.set_xmargin(0.02)
     seaborn.despine(figure)
@@ -251,8 +254,8 @@ def _rows(some: Sequence[Run], keys: Sequence[tuple], sets: Sequence[str] = SETS
 
 @plots.styled
 def against_vanilla(some: Sequence[Run]) -> Figure:
-    """Below 0 is right on Forget, and a loss on Retain. Each model minus vanilla, choice by likelihood, question by
-    question; 95 % intervals over people."""
+    """Forget should reach the oracle (star), Retain should stay at 0. Each model minus vanilla, choice by likelihood,
+    question by question; 95 % intervals over people."""
     cells = _rows(some, [LIKELIHOOD_KEY], ("forget", "retain"), "vanilla")
     if cells.empty:
         raise KitError("changes need a run of vanilla and another run")

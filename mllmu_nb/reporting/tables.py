@@ -19,7 +19,7 @@ from mllmu_nb.reporting.sheet import Sheet, write_sheets
 from mllmu_nb.scoring import judge, path, registry, utility
 from mllmu_nb.scoring.frames import ACROSS, GROUP, KEY, LIKELIHOOD_KEY, MODEL, POOLED, VIEWS, has
 from mllmu_nb.scoring.gates import opened
-from mllmu_nb.scoring.ranking import RANKED, UNSOUND
+from mllmu_nb.scoring.ranking import RANKED
 from mllmu_nb.scoring.registry import Metric, metrics
 from mllmu_nb.statistics.intervals import equivalence, standard_errors
 from mllmu_nb.statistics.variance import variance_split
@@ -29,6 +29,7 @@ UNLEARNED = {name: f"Unlearned on {text}" for name, text in MODALITIES.items()}
 ANY_VIEW = [*VIEWS, POOLED]
 SIGNS = (
     "The interval lies within the margin: =, as the oracle; outside of it: ≠, not as the oracle; neither: ?, undecided."
+    " Where vanilla itself is not ≠, = does not show forgetting."
 )
 
 SOURCES = {"replicate": "All that a replicate draws", "train_seed": "Training of vanilla"}
@@ -267,7 +268,10 @@ def health_table(scores: Scores) -> Iterator[Sheet]:
     states, rows = metrics(table="health"), all_rows(scores)
     columns = [column(one) for one in states]
     measured = scores.items["fluency"].notna().groupby(scores.items["run"]).any()
-    remarks = [f"Share of the free answers; {LIMITS} A row adds up to 100."]
+    remarks = [
+        f"Share of the free answers; {LIMITS} A row adds up to 100. Gibberish: mostly symbols, or less likely for the "
+        "base than 99 % of vanilla's answers, whether the fact is in it or not."
+    ]
     remarks += [f"{COLLAPSED} {scores.name(model[len(GROUP) :])}: {bad.why}" for model, bad in scores.unsound.items()]
     if not measured.all():
         remarks.append("These runs lack the base's likelihood of the answers: only their form shows gibberish.")
@@ -337,6 +341,7 @@ def leakage_table(scores: Scores) -> Iterator[Sheet]:
 HEADS = {path.KEPT: "Kept", "retain": "Retain", "celebrity": "Celebrities", "free": "Retain, free", "test": "Test"}
 READ_OFF = [(path.KEPT, place) for place in (*path.PLACES, path.AREA)]
 READ_OFF += [(name, 0.5) for name in HEADS if name != path.KEPT]
+KEPT_IS = "Kept: likelihood about Retain and the celebrities, half each, asked in both views."
 CLOSED_IN = {"trained": "in the view that was trained", POOLED: "views pooled"}
 AFTER = "A step after unlearning trains nothing, so it has no path."
 CLAIMS = {"forget_free": "Free answers", "forget_image": "Likelihood, image + text"}  # what is left of Forget
@@ -355,9 +360,9 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
     columns = [(_closed(place), HEADS[name] + " %") for name, place in READ_OFF]
     remarks = [
         "Per cent, with [low, high], the 95 % interval. Closed: the share of the gap between vanilla and the oracle in "
-        "the likelihood of the forget people that is gone. Kept: likelihood about Retain and the celebrities, half "
-        "each; Area: its mean from 0 to 75 % closed. The Test score should fall as the Forget score does. (2 of 5): "
-        "only so many replicates get there, and the number is theirs; one alone has no interval.",
+        f"the likelihood of the forget people that is gone. {KEPT_IS} Area: its mean from 0 to 75 % closed. The Test "
+        "score should fall as the Forget score does. (2 of 5): only 2 of 5 replicates get there, and the number is the "
+        "mean of these 2; one alone has no interval.",
         grid.asked_along(scores),
     ]
     for closed_in, text in CLOSED_IN.items():
@@ -369,7 +374,7 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
         known, blocks = rows_by(kept, [*MODEL, *scores.by, "what", "place"]), []
         for modality, heading in UNLEARNED.items():
             models = [model for model in scores.models() if model[2] == modality and not model[3]]
-            rows = [(scores.named(m, True), [_kept_text(known.get((*m, *what))) for what in READ_OFF]) for m in models]
+            rows = [(scores.named(m, True), [kept_text(known.get((*m, *what))) for what in READ_OFF]) for m in models]
             blocks += [(heading, rows)] if rows else []
         below = [*remarks, grid.interpolated(scores, closed_in), *grid.coarser(scores, closed_in)]
         shown = kept["place"].isin([*path.PLACES, path.AREA])
@@ -382,13 +387,14 @@ def _closed(place: float | str) -> str:
     return "Area" if place == path.AREA else f"At {place:.0%} closed"
 
 
-def _kept_text(row: Mapping[str, Any] | None) -> str | tuple[str, str]:
+def kept_text(row: Mapping[str, Any] | None, signed: bool = False) -> str | tuple[str, str]:
+    """What is kept, in per cent, and in how many replicates; or "" and the reason why there is no number."""
     if row is None:
         return "", "There is no path beside an oracle's."
     if pd.isna(row["value"]):
         return "", "Never reached."
     reached = "" if row["n_replicates"] == row["of"] else f" ({row['n_replicates']} of {row['of']})"
-    return number_text(row) + reached
+    return number_text(row, signed=signed) + reached
 
 
 @table("table_claim")
@@ -467,14 +473,13 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
         lines = []
         for row in rows.to_dict("records"):
             place = f"{row['place']} {row['group'].upper()}" if row["standing"] == RANKED else ("", row["note"])
-            lines.append((scores.named(tuple(row[c] for c in MODEL), True), [place, _kept_text(row)]))
+            lines.append((scores.named(tuple(row[c] for c in MODEL), True), [place, kept_text(row)]))
         later = [model for model in scores.models() if model[2] == modality and model[3]]
         lines += [(scores.named(model, True), [("", AFTER)] * 2) for model in later]
         blocks.append((UNLEARNED[modality], lines))
     untrained = [model for model in scores.models() if model[0] not in REFERENCES and model[2] == "none"]
     remarks = [
         *(f"{scores.named(model)} is not ranked: it trains nothing, so it has no path." for model in untrained),
-        *left_out(scores),
         "The gap is the one in the view that was trained. Methods that share a capital letter are not told apart "
         f"({len(pairs)} comparison{'s' * (len(pairs) != 1)} person by person, Holm-corrected together at 5 %). "
         "Collapse is judged where a run ends, and the rank where half of the gap is closed: a method may be left out "
@@ -485,18 +490,42 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
     yield new_sheet(scores, title, "ranking", "Method", columns, blocks, remarks, frame)
 
 
-def left_out(scores: Scores) -> list[str]:
-    """The remark that compares, person by person, the methods that are left out of the ranking as unsound."""
-    rows, said = scores.kept_by_person["trained"], []
-    methods = scores.ranking.methods
-    methods = methods[(methods["standing"] == UNSOUND) & (methods["n_replicates"] == methods["of"])]
-    for modality, some in methods.groupby("trained", sort=False):
-        for one, other in combinations(some[MODEL].itertuples(index=False, name=None), 2):
-            difference = path.kept_difference(*(rows[has(rows, MODEL, model)] for model in (other, one)))
-            row = difference[(difference["place"] == path.HALF) & (difference["what"] == path.KEPT)].iloc[0]
-            names = [scores.name((*model[:2], "none", model[3])) for model in (other, one)]
-            said.append(f"{' minus '.join(names)} {number_text(row, signed=True)} ({MODALITIES[modality]})")
-    return [f"Left out, but compared person by person: {'; '.join(said)}."] if said else []
+@table("table_pairs")
+def pairs_table(scores: Scores) -> Iterator[Sheet]:
+    """What a method keeps minus what another one keeps, at three closed shares of the gap."""
+    title = "Difference between two methods in what is kept at equal forgetting, points"
+    frame = pd.DataFrame() if scores.by else differences(scores)
+    if frame.empty:
+        why = f"runs of one method differ in {', '.join(scores.by)}" if scores.by else "there are no two methods"
+        yield new_sheet(scores, title, "pairs", remarks=[f"Not compared: {why}."])
+        return
+    known, blocks = rows_by(frame, ["modality", "first", "second", "place"]), []
+    for modality, rows in frame.groupby("modality", sort=False):
+        pairs = rows[["first", "second"]].drop_duplicates().itertuples(index=False, name=None)
+        of = {pair: [known[modality, *pair, place] for place in path.PLACES] for pair in pairs}
+        lines = [(" minus ".join(pair), [kept_text(row, signed=True) for row in some]) for pair, some in of.items()]
+        blocks.append((UNLEARNED[modality], lines))
+    remark = (
+        "Person by person, in the replicates in which both get there (2 of 5: in only 2 of 5). [low, high] is the 95 % "
+        "interval of one difference; it is not corrected for their number. Models that have collapsed at the end of "
+        f"their run are compared too. {KEPT_IS} The gap is that of the view that was trained."
+    )
+    columns = [(_closed(place), "Kept") for place in path.PLACES]
+    below = [remark, grid.asked_along(scores)]
+    yield new_sheet(scores, title, "pairs", "Methods", columns, blocks, below, frame.drop(columns="dots"))
+
+
+def differences(scores: Scores) -> pd.DataFrame:
+    """What a method keeps minus what each of those before it in tables keeps, after unlearning on the same modality:
+    rows of :func:`~mllmu_nb.scoring.path.kept_difference` with the printed names of the ``first`` and ``second``."""
+    rows, frames = scores.kept_by_person["trained"], []
+    rows = rows[(rows["what"] == path.KEPT) & rows["place"].isin(path.PLACES)]
+    for other, one in combinations(models_in_order(rows[MODEL].itertuples(index=False, name=None)), 2):
+        if one[2] == other[2]:
+            difference = path.kept_difference(*(rows[has(rows, MODEL, model)] for model in (one, other)))
+            first, second = (scores.name((*model[:2], "none", model[3])) for model in (one, other))
+            frames.append(difference.assign(first=first, second=second))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 # -- where the spread comes from -------------------------------------------------------------------------------

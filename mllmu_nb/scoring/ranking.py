@@ -6,12 +6,13 @@ from math import nan
 from typing import NamedTuple
 
 import pandas as pd
+from statsmodels.stats.multitest import multipletests
 
 from mllmu_nb.scoring.frames import GROUP, KEY, LIKELIHOOD_KEY, MODEL, PEOPLE, REPLICATE, has
 from mllmu_nb.scoring.gates import OPEN
 from mllmu_nb.scoring.health import Unsound
 from mllmu_nb.scoring.path import HALF, KEPT, TRAINED_VIEW, kept, of_sets
-from mllmu_nb.statistics.intervals import holm, paired_p
+from mllmu_nb.statistics.intervals import paired_p
 from mllmu_nb.statistics.ranking import shared_letters
 
 NEEDED = 3  # replicates
@@ -43,7 +44,7 @@ def ranking(of_people: pd.DataFrame, unsound: Mapping[tuple, Unsound], gates: pd
     standings = [_standing(row, count, unsound, gates) for row in methods.to_dict("records")]
     methods = methods.assign(trained=methods["modality"]).join(pd.DataFrame(standings, columns=["standing", "note"]))
     pairs = pd.DataFrame(_comparisons(methods, rows), columns=["trained", "a", "b", "p"])
-    pairs["p_holm"] = holm(pairs["p"])
+    pairs["p_holm"] = multipletests(pairs["p"].astype(float), method="holm")[1]
     pairs["apart"] = pairs["p_holm"] < LEVEL
     return Ranking(_placed(methods, pairs), pairs, "")
 

@@ -13,7 +13,6 @@ import pandas as pd
 from scipy.special import expit, logit, stdtrit
 from scipy.stats import norm
 from scipy.stats import t as student
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from mllmu_nb.errors import KitError
@@ -183,15 +182,6 @@ def paired_p(a, b, profiles, replicates=None) -> float:
     if count == 1 or people.alike:
         return 2.0 ** (1 - count) if np.abs(people.sums).max() > SAME else 1.0
     return float(2 * student.sf(abs(people.mean) / people.standard_error, count - 1))
-
-
-def holm(p_values) -> np.ndarray:
-    """Holm's adjusted p-values, in the order given; a NaN stays NaN and does not count as a comparison."""
-    adjusted = np.array(p_values, float)
-    known = np.isfinite(adjusted)
-    if known.any():
-        adjusted[known] = multipletests(adjusted[known], method="holm")[1]
-    return adjusted
 
 
 def equivalence(difference: Interval, margin: float) -> str:

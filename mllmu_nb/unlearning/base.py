@@ -178,7 +178,8 @@ class Needs:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one model is trained; None means the value of the scale's preset. Either ``steps`` or ``epochs`` is 0."""
+    """How one model is trained; None means the value of the scale's preset. Give ``steps`` or ``epochs``; the other
+    becomes 0."""
 
     lr: float | None = None
     steps: int | None = None  # optimizer steps
@@ -236,7 +237,8 @@ class Method:
 
     def loss(self, step: Step) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, term); the loss is the sum of the terms. Each term is back-propagated before the next one is
-        computed, so everything that reads one batch must be one term."""
+        computed, and this frees the graph of its batch: what reads the same batch must be one term, such as the sum of
+        a likelihood and a divergence on ``step.retain``."""
         raise KitError(f"method {self.name} ({self.variant}) has no loss: {YIELDED}")
 
     # Hooks of the training loop; parameters: name → trained parameter, with its gradient.
