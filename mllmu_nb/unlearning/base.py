@@ -271,8 +271,9 @@ class Method:
     def check_length(self, steps: int, epochs: float) -> None:
         """Raise KitError unless the length is whole epochs, if the method has ``passes`` or its rate falls by epoch."""
         if (self.passes or self.rate_falls == "epoch") and (steps or epochs != int(epochs)):
-            given = f"{steps} steps are" if steps else f"{epochs:g} is"
-            raise KitError(f"{self.name} ({self.variant}) walks through whole epochs: {given} not one")
+            given = f"{steps} steps are not one" if steps else f"{epochs:g} is not one"
+            who = f"{self.name} ({self.variant})"
+            raise KitError(f"{who} walks through whole epochs: {given}; set unlearn_epochs, as to 2")
 
     @classmethod
     def hyper_parameters(cls) -> dict[str, Any]:

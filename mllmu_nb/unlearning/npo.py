@@ -61,7 +61,11 @@ class UpstreamNegativePreference(NegativePreference):
 @register
 @dataclass(frozen=True)
 class RetainedPreference(NegativePreference):
-    """L = L_NPO + α E_r ℓ̄, the usual form in comparisons. Source: Zhang et al. 2024, section 4 (NPO + RT)."""
+    """L = L_NPO + α E_r ℓ̄, the usual form in comparisons. Source: Zhang et al. 2024, section 4 (NPO + RT).
+
+    L_NPO sums over an answer's n tokens, the retain term takes their mean: α weighs about n times less than in Grad.
+    Diff.
+    """
 
     alpha: float = 1.0  # weight of the retain term
 
