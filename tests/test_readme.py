@@ -203,7 +203,7 @@ def test_what_is_said_of_pairs_of_methods_is_so_in_their_table():
     assert "In every column Grad. Diff. and KL Min. keep more than GA." in SAID
     apart = rows[(low > 0) | (high < 0)].loc[[("NPO", "GA")]]
     assert apart[["base_model", "modality"]].values.tolist() == [["idefics2", "unimodal"]]
-    assert "NPO and GA are not told apart, but for Idefics2 on text only." in SAID
+    assert "NPO and GA are not told apart, except for Idefics2 on text only." in SAID
 
 
 LETTER = {"scoring": "letter", "metric": "accuracy"}
