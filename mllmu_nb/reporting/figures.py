@@ -323,9 +323,9 @@ def forgetting_utility(scores: Scores) -> Figure:
             panel.axis("off")
             continue
         head, here = heads[line[place[1]]], shown[shown["set"] == line[place[1]]]
+        panel.tick_params(bottom=not here.empty, labelbottom=not here.empty)
         if here.empty:
             panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", color=GREY, fontsize=SMALL)
-            panel.tick_params(bottom=False, labelbottom=False)
         for row in here.to_dict("records"):
             y, *along, down = heights[row["model"]]
             how = {"across": (row["low"], row["high"]), "along": along, "thickness": 0.7, "opacity": 0.6}
@@ -336,7 +336,7 @@ def forgetting_utility(scores: Scores) -> Figure:
                 panel.axhline(y, color=row["colour"], linewidth=0.7, linestyle=":", zorder=0)
         panel.axhline(0, color=PALE, linewidth=0.6, zorder=0)
         panel.set_title(head, loc="left", fontweight="bold")
-        panel.set_xlabel("right, %" if place[0] else "")
+        panel.set_xlabel("" if here.empty else "right, %")
     drawn.supylabel("Forgotten: fall from vanilla on the forget set, points", fontsize=NORMAL)
     lowest = min(float(np.min([y, *np.ravel(down)])) for y, *_, down in heights.values())
     axes[0][0].set_ylim(bottom=max(lowest - 6, axes[0][0].get_ylim()[0]))
