@@ -320,7 +320,7 @@ def forgetting_utility(scores: Scores) -> Figure:
     drawn, axes = plots.panels(2, max(len(upper), len(further)), size, below, title(forgetting_utility), **sharing)
     for place, panel in np.ndenumerate(axes):
         if place[1] >= len(line := [upper, [*further]][place[0]]):
-            panel.axis("off")
+            panel.remove()
             continue
         head, here = heads[line[place[1]]], shown[shown["set"] == line[place[1]]]
         panel.tick_params(bottom=not here.empty, labelbottom=not here.empty)
