@@ -274,6 +274,15 @@ def test_losses_are_solid_for_both_and_dashed_for_text(known):
         figures.loss_curves([make("base")])
 
 
+@pytest.mark.parametrize(("steps", "raw"), [(40, False), (60, True)])
+def test_a_long_training_alone_has_its_raw_loss_behind_the_running_mean_and_says_so(steps, raw):
+    run = make("ga", modality="multimodal")
+    losses = [{"step": step, "loss": 1 / step} for step in range(1, steps + 1)]
+    figure = figures.loss_curves([replace(run, train={**run.train, "losses": losses})])
+    pale = [line for line in figure.axes[0].lines if line.get_alpha() is not None and line.get_alpha() < 0.5]
+    assert bool(pale) == raw == ("running mean" in " ".join(words(figure)))
+
+
 def test_leakage_prints_the_gap_and_its_limits():
     """GA knows one of two facts with image + text and none with text; the oracle knows none."""
     runs = []

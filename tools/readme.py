@@ -28,6 +28,7 @@ from mllmu_nb.reporting import published
 from mllmu_nb.reporting.grid import number_text, rows_by, select
 from mllmu_nb.reporting.report import elsewhere, half_closed, per_cent, replicates
 from mllmu_nb.reporting.runs import MODALITIES, Run, Scores, method_label
+from mllmu_nb.reporting.sheet import markdown_text
 from mllmu_nb.reporting.tables import all_rows, column, differences, kept_text, score_sheet
 from mllmu_nb.scoring.frames import KEY, LIKELIHOOD_KEY, MODEL, VIEWS, has
 from mllmu_nb.scoring.path import HALF, KEPT
@@ -162,9 +163,10 @@ def pairs(scores: Scores) -> str:
     lines = [f"| points | unlearned on | {' | '.join(heads)} |", f"|---|---|{'---:|' * len(heads)}"]
     known = [rows_by(differences(group), ["place", "modality", "first", "second"]) for group in groups]
     for pair, modality in product(COMPARED, MODALITIES):
-        texts = [str(kept_text(rows[HALF, modality, *pair], signed=True)) for rows in known]
-        lines.append(f"| {' minus '.join(pair)} | {MODALITIES[modality]} | {' | '.join(texts)} |".replace("[", "\\["))
-    return "\n".join(lines).replace("]", "\\]")
+        cells = [kept_text(rows[HALF, modality, *pair], signed=True) for rows in known]
+        texts = [markdown_text(cell if isinstance(cell, str) else cell[1]) for cell in cells]
+        lines.append(f"| {' minus '.join(pair)} | {MODALITIES[modality]} | {' | '.join(texts)} |")
+    return "\n".join(lines)
 
 
 def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:

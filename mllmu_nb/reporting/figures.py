@@ -318,11 +318,12 @@ def forgetting_utility(scores: Scores) -> Figure:
     ]
     sharing = {"sharey": True, "sharex": True}
     drawn, axes = plots.panels(2, max(len(upper), len(further)), size, below, title(forgetting_utility), **sharing)
-    for place, panel in np.ndenumerate(axes):
-        if place[1] >= len(line := [upper, [*further]][place[0]]):
+    lines = (itertools.zip_longest(line, sets) for line, sets in zip(axes, (upper, further), strict=True))
+    for panel, name in itertools.chain.from_iterable(lines):
+        if name is None:
             panel.remove()
             continue
-        head, here = heads[line[place[1]]], shown[shown["set"] == line[place[1]]]
+        head, here = heads[name], shown[shown["set"] == name]
         panel.tick_params(bottom=not here.empty, labelbottom=not here.empty)
         if here.empty:
             panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", color=GREY, fontsize=SMALL)
@@ -551,6 +552,9 @@ def losses(scores: Scores) -> Figure:
     return loss_curves(scores.runs, scores)
 
 
+LONG = 50  # steps from which the loss of one run is drawn behind its running mean
+
+
 @plots.styled
 def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
     """Draw the loss of trainings, one panel per method, one line per model: the mean of its runs and a band from the
@@ -569,9 +573,9 @@ def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
     lines = math.ceil(len(by_method) / columns)
     width = PAGE if columns > 1 else plots.COLUMN
     several = len(trained) > len(set(models.values()))
-    key = (
-        "Line: the mean of the replicates; band: their range." if several else "Bold: a running mean of the pale line."
-    )
+    key = "Line: the mean of the replicates; band: their range." if several else ""
+    if not several and any(len(run.train["losses"]) >= LONG for run in trained):
+        key = "Beside a pale line, the bold one is its running mean."
     below = [key, *grid.collapse_note(map(mark, models.values()))]
     over = "\n".join(plots.wrap(title(losses), width * plots.SMALL / plots.TITLE - 0.1, weight="bold"))
     drawn, axes = plots.panels(lines, columns, (width, 0.25 + 1.55 * lines), below, over)
@@ -583,7 +587,7 @@ def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
             logs = [pd.DataFrame(run.train["losses"]).set_index("step")["loss"] for run in own]
             smooth = [log.rolling(max(1, len(log) // 25), min_periods=1, center=True).mean() for log in logs]
             mean, low, high = (getattr(pd.concat(smooth, axis=1), name)(axis=1) for name in ("mean", "min", "max"))
-            if len(logs) == 1 and len(mean) >= 50:
+            if len(logs) == 1 and len(mean) >= LONG:
                 panel.plot(logs[0].index, logs[0], color=look.colour, linewidth=0.4, alpha=0.25)
             panel.fill_between(mean.index, low, high, color=look.colour, alpha=0.2, linewidth=0)
             dashes = "-" if look.filled else (0, (3, 1.5))
