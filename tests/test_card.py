@@ -2,6 +2,7 @@
 
 import json
 import re
+from math import isnan
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,10 @@ from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import card
 from mllmu_nb.reporting.beside import Beside
-from mllmu_nb.reporting.runs import read_run
+from mllmu_nb.reporting.grid import select
+from mllmu_nb.reporting.runs import Scores, read_run
+from mllmu_nb.scoring.frames import LIKELIHOOD_KEY
+from mllmu_nb.scoring.registry import by_key
 
 PEOPLE = SimpleNamespace(
     profiles={f"{number:03d}": SimpleNamespace(name=f"Amina <b>{number}", portrait=PICTURE) for number in range(1, 13)}
@@ -103,6 +107,16 @@ def test_a_model_that_was_asked_other_questions_stands_beside_nobody(references)
     fewer = ga.but(answers=ga.answers[ga.answers["profile"] <= "006"])
     with pytest.raises(KitError, match="GA .image . text. and Vanilla were asked different questions"):
         Beside.among(fewer, references.values())
+
+
+def test_a_model_is_compared_with_its_references_whatever_its_seeds(references):
+    ga = make("ga", right(0.4), modality="multimodal", **SMALL, train_seed=9)
+    where = {"method": "ga", "against": "oracle", "set": "forget", "view": "both"}
+    alone, beside = (
+        select(scores, [by_key()[LIKELIHOOD_KEY]], **where)["value"].item()
+        for scores in (Scores.of([ga, *references.values()]), Beside(ga, **references).scores)
+    )
+    assert isnan(alone) and beside == 0.4
 
 
 def test_health_counts_as_gibberish_what_the_verdict_does(references):
