@@ -402,7 +402,7 @@ def one_at_a_time(values: dict[str, list[float]], base: float) -> pd.DataFrame:
 def test_variance_split_by_hand():
     table = one_at_a_time({"replicate": [0.4, 0.6], "train_seed": [0.52, 0.48], "shot_seed": []}, base=0.5)
     table["se"] = 0.06
-    found = variance_split(table, ["replicate", "train_seed", "shot_seed"], se="se").set_index("factor")
+    found = variance_split(table, ["replicate", "train_seed", "shot_seed"]).set_index("factor")
     # var(.5, .4, .6) = .01, less .06² = .0064; chi-square on 2 degrees: 2 · .01/7.3778 and 2 · .01/.050636
     draw = found.loc["replicate"]
     assert draw["levels"] == 3 and draw["variance"] == pytest.approx(0.0064) and draw["sd"] == pytest.approx(0.08)
@@ -417,7 +417,7 @@ def test_variance_split_by_hand():
 def test_variance_split_of_a_crossed_design_keeps_factors_apart():
     draws, seeds = np.meshgrid([-0.1, 0.0, 0.1], [-0.02, 0.02], indexing="ij")
     table = pd.DataFrame({"value": (0.5 + draws + seeds).ravel(), "draw": np.repeat([0, 1, 2], 2), "seed": [0, 1] * 3})
-    found = variance_split(table, ["draw", "seed"]).set_index("factor")
+    found = variance_split(table.assign(se=0.0), ["draw", "seed"]).set_index("factor")
     assert found["variance"].tolist() == pytest.approx([0.01, 0.0008])
     assert found["levels"].tolist() == [3, 2]  # a level counts once, even if it is in several groups
 

@@ -544,7 +544,7 @@ def sources(runs: pd.DataFrame) -> pd.DataFrame:
             continue
         error = standard_errors(here["low"], here["high"], here["n_profiles"])
         anew = set_name == "forget" and here["replicate"].nunique() > 1  # else the same people are asked in every run
-        split = variance_split(here.assign(se=error * anew), factors, se="se").query("factor != 'model'")
+        split = variance_split(here.assign(se=error * anew), factors).query("factor != 'model'")
         people = {"factor": "people", "levels": here["n_profiles"].max(), "sd": float((error**2).mean() ** 0.5)}
         asked = {"set": set_name, **dict(zip(KEY, one.key, strict=True))}
         rows += [asked | row for row in (people, *split.to_dict("records"))]
