@@ -109,7 +109,6 @@ def gaps(figures: pd.DataFrame, items: pd.DataFrame, model_correlation: float = 
 
 
 def _behind(figure: Any, items: pd.DataFrame) -> dict:
-    """What is known about a printed figure: task, value as a share, people, questions per person, and sd."""
     counterpart = published.COUNTERPARTS.get(figure.metric)
     if counterpart is None:
         return {"task": "", "value": figure.value, "people": nan, "questions": nan, "sd": nan}

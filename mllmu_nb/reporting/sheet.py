@@ -149,7 +149,6 @@ def _points(text: str) -> float:
 
 
 def _pages(blocks: Blocks, most: int) -> list[Blocks]:
-    """Split ``blocks`` into pages of at most ``most`` rows."""
     rows = [(heading, row) for heading, rows in blocks for row in rows]
     pages = [rows[start : start + most] for start in range(0, len(rows), most)] or [[]]
     return [[(h, [row for _, row in some]) for h, some in groupby(page, lambda row: row[0])] for page in pages]
