@@ -2,7 +2,6 @@
 docs/methods.md has the formula. ``correlation``, between answers about one person, is assumed: .1, with a range from 0
 to .4. ``model_correlation`` is that of the two models' figures over people."""
 
-from collections.abc import Iterable
 from itertools import combinations, product
 from math import isnan, nan, sqrt
 from pathlib import Path
@@ -80,15 +79,13 @@ def smallest(first: Any, second: Any, correlation: float, model_correlation: flo
     return first.top * detectable(*shares, people, each, correlation, model_correlation)
 
 
-def compare(
-    figures: pd.DataFrame, by: list[str], correlations: Iterable[float], model_correlation: float = 0.0
-) -> pd.DataFrame:
-    """Compare every two methods that share a cell: one row per cell ``by``, pair and assumed correlation, with the
+def compare(figures: pd.DataFrame, by: list[str], model_correlation: float) -> pd.DataFrame:
+    """Compare every two methods that share a cell: one row per cell ``by``, pair and one of CORRELATIONS, with the
     ``gap`` (first minus second), the ``noise`` (a gap above it exceeds it), the ``detectable`` gap, and the
     ``verdict``. ``figures`` have the column ``method`` and those that :func:`smallest` reads."""
     rows = []
     for key, cell in figures.groupby(by, sort=False):
-        for (a, b), correlation in product(combinations(cell.itertuples(), 2), correlations):
+        for (a, b), correlation in product(combinations(cell.itertuples(), 2), CORRELATIONS):
             gap, limit = a.value - b.value, smallest(a, b, correlation, model_correlation)
             chance = limit * SEEN / REACH
             verdict = UNKNOWN if isnan(limit) else EXCEEDS if abs(gap) > chance else COULD
@@ -105,7 +102,7 @@ def gaps(figures: pd.DataFrame, items: pd.DataFrame, model_correlation: float = 
     that of ROUGE and BLEU. This spread contains their correlation.
     """
     behind = pd.DataFrame([_behind(row, items) for row in figures.itertuples()], figures.index)
-    return compare(figures.assign(**behind, top=1.0), [*CELL, "task"], CORRELATIONS, model_correlation)
+    return compare(figures.assign(**behind, top=1.0), [*CELL, "task"], model_correlation)
 
 
 def _behind(figure: Any, items: pd.DataFrame) -> dict:
@@ -195,7 +192,7 @@ def audit(table: pd.DataFrame, questions: int = 1, model_correlation: float = 0.
         if best == PER_CENT and not given[rows.index].any() and 0 < rows["value"].max() <= 1:
             said = "say that its best value is 1 (column top), or write them in per cent"
             raise KitError(f"all values of {measure!r} lie between 0 and 1: {said}")
-    gaps = compare(table, ["measure"], CORRELATIONS, model_correlation)
+    gaps = compare(table, ["measure"], model_correlation)
     ends = gaps.groupby(["measure", "first", "second"])["noise"].agg(least="min", most="max")
     gaps = gaps[gaps["correlation"] == LIKELY].join(ends, on=ends.index.names)
     return gaps[AUDITED].reset_index(drop=True)
