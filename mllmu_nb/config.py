@@ -37,10 +37,16 @@ MIDDLE = "the middle of the grid of tools/settings.py"  # for all but the length
 BESIDE_PROTOCOL: tuple[str, ...] = ("adaptation", "replay", "exams", "train_steps", "train_lr", "unlearn_steps")
 BESIDE_PROTOCOL += ("unlearn_epochs", "unlearn_lr", "schedule", "precision", "eval_precision", "micro_batch")
 BESIDE_PROTOCOL += ("quantise_base", "shots", "cyclic")
-WAYS = ("label_mode", "eos", "adapter_reach", "adam_eps")  # of a recipe: decided by the protocol, not by a preset
+WAYS = (
+    "label_mode",
+    "eos",
+    "adapter_reach",
+    "adam",
+    "adam_eps",
+)  # of a recipe: decided by the protocol, not by a preset
 LENGTHS = {"steps", "epochs"}  # of a recipe: one gives its length, and the other is 0
 # Parameters that were added later and that presets fill in: with this value they are not part of a run's identity.
-NEUTRAL = {"train_modality": "both", "adam_eps": 1e-8, "long_prompts": "refuse"}
+NEUTRAL = {"train_modality": "both", "adam": "torch", "adam_eps": 1e-8, "long_prompts": "refuse"}
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=0, le=10**9)]  # more would take ages
@@ -100,6 +106,7 @@ class Config(BaseModel):
     label_mode: Literal["answer", "text", "upstream"] | None = None  # supervised tokens
     eos: bool | None = None  # whether the end of an answer is taught
     adapter_reach: Literal["language", "upstream", "upstream_v5"] | None = None  # where adapters sit
+    adam: Literal["torch", "transformers"] | None = None  # whose AdamW; that of transformers 4.45 adds epsilon earlier
     adam_eps: Rate | None = None  # AdamW's epsilon
     precision: Literal["fp32", "bf16"] | None = None  # of training: frozen weights and matrix products
     micro_batch: Count = 0  # conversations of a batch read at once: changes memory, not what is learnt; 0: all

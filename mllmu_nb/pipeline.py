@@ -23,7 +23,6 @@ from mllmu_nb.data.conversations import MODALITIES, Conversation, training_conve
 from mllmu_nb.data.exams import Exams
 from mllmu_nb.data.schema import LETTERS, SETS
 from mllmu_nb.errors import KitError
-from mllmu_nb.evaluation import draws as drawing
 from mllmu_nb.processes import end_with_parent, launched
 from mllmu_nb.scoring import anchor
 from mllmu_nb.scoring.utility import FILE as UTILITY
@@ -31,7 +30,7 @@ from mllmu_nb.stages import OF_A_RUN, RECORD, Stage, is_whole, read_json, status
 
 EVAL_BATCH = {"miniature": 256, "paper": 8}  # questions asked at once, if eval_batch is 0
 # Parameters that decide how a run is asked. (Of draws_file, the content counts.)
-ASKING = ("protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic", "long_prompts")
+ASKING = ("scale", "protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic", "long_prompts")
 ANCHOR_RATIO = 5  # the forget ratio that the published anchor is for
 # Kinds of base material that fine-tuning repeats, with their weights.
 REPLAY_KINDS = {"people": 4.0, "shots": 2.0, "seeing": 1.0, "private": 1.0}
@@ -285,6 +284,7 @@ def answered(
     usual one. ``name``: the name in tables for a model that was made elsewhere. ``sets`` and ``limit``: ask only about
     these sets, and about the first ``limit`` people of each."""
     known, fresh, size = inputs.population(config), inputs.fresh_people(config), asked_at_once(config)
+    drawn = inputs.draws_of(config, sets)
     # The base scores the fluency of answers; the base of a large model that was made elsewhere is not known.
     fluency_base = inputs.base_source(config)
     if config.method == YOURS:
@@ -298,7 +298,7 @@ def answered(
         from mllmu_nb.training import TrainLog
 
         check_anchor(config)
-        drawn, stage = inputs.draws_of(config, sets), trained(config)
+        stage = trained(config)
         asked, processor = model(config)
         began = time.perf_counter()
         how = {key: getattr(config, key) for key in ASKING}
@@ -343,7 +343,7 @@ def answered(
         "system": config.system,
         "identity": config.identity(),
         "asked": [list(sets), limit],
-        "draws": drawing.read(config.draws_file) if config.draws_file else "",
+        "draws": drawn,
     }
 
     def record() -> dict[str, Any]:

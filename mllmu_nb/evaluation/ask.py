@@ -43,6 +43,7 @@ def ask(
     limit: int | None = None,
     progress: bool = True,
     kept: Path | None = None,
+    scale: str = "miniature",
 ) -> pd.DataFrame:
     """Ask the model all questions of the sets. Return one row per answer, with the columns ``COLUMNS``.
 
@@ -63,7 +64,7 @@ def ask(
     if draws is None:
         how = {"shots": shots, "shot_source": shot_source, "shot_seed": shot_seed, "protocol": protocol}
         draws = drawing.draw(population, sets, shot_people=family.shot_people, **how)
-    asking = Asking(population, draws, shots, protocol, system, cyclic)
+    asking = Asking(population, draws, shots, protocol, system, cyclic, scale)
     ways = ways_of(asking, sets=sets, scoring=scoring, limit=limit)
 
     @lru_cache(len(ways))  # a small evaluation is encoded once; of a large one, only a few pieces are kept
