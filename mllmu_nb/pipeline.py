@@ -121,7 +121,8 @@ def unlearned(config: Config) -> Stage:
         length, checkpoint = unlearning_steps(method, recipe, sets), Checkpoint(folder, {"points": {}})
         # a rate that falls to 0 trains nothing beyond its end
         beyond = path.BEYOND * length if recipe.schedule == "constant" else length
-        due, questions = path.steps_of(beyond), path.questions(model.get_base_model(), processor, known)
+        due = path.steps_of(beyond)
+        questions = path.questions(model.get_base_model(), processor, known, scale=config.scale)
 
         def after_step(step: int, model: Any) -> None:
             if step in due:
@@ -314,7 +315,7 @@ def answered(
         if config.trains and not config.after:
             shutil.copyfile(stage.get() / "path.parquet", folder / "path.parquet")
         elif set(sets) == set(SETS):
-            end = path.questions(asked, processor, known, config.system)
+            end = path.questions(asked, processor, known, config.system, config.scale)
             path.write({0: path.point(asked, processor, end, size)}, folder / "path.parquet")
         if config.scale == "miniature" and set(sets) == set(SETS) and limit is None:
             useful = utility.ask(asked, processor, protocol=config.protocol, **always)
