@@ -1,20 +1,7 @@
-"""``python -m mllmu_nb verify [CONFIG]``: are these the scores that others got?
-
-Every cell of the scores, computed from the stored answers of both sides, gets a verdict:
-
-- ``same``: the value is the reference's, to rounding.
-- ``within interval``: the reference's value is in the new 95 % interval, or the new value in the reference's. The
-  intervals allow for other people and questions, but a rerun asks the same ones: this verdict is weaker than ``same``.
-- ``off``: neither. ``missing``: the reference has the cell and the run lacks it. Empty: the reference lacks it.
-
-The reference is the run that comes with the project, or the folder of ``--against``. At paper scale it is the published
-figures (:mod:`mllmu_nb.reporting.published`), including the anchor (the released weights' score, within 0.005).
-Published figures have no interval and sources differ in level, so a cell gets the best verdict of its sources.
-"""
+"""``mllmu-nb verify [CONFIG]``: are these the scores that others got? ``docs/scoring.md`` ("Comparison with the
+reference") explains the verdicts."""
 
 import argparse
-import os
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +19,7 @@ from mllmu_nb.reporting.sheet import write_csv
 from mllmu_nb.scoring.frames import CELL
 from mllmu_nb.scoring.score import run_scores
 
-EXAMPLES = ("verify", "verify configs/miniature.yaml --rerun")
+EXAMPLES = ("verify", "verify configs/miniature.yaml")
 SAME, WITHIN, OFF, MISSING = "same", "within interval", "off", "missing"
 MAKER = "CPU maker"
 ROUNDING = 1e-9  # error of sums in another order
@@ -48,35 +35,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", type=Path, metavar="FOLDER", help=about)
     about = "compare only this run, for example one made by evaluate"
     parser.add_argument("--run", type=Path, metavar="FOLDER", help=about)
-    about = "first make all runs of the configuration again, from the beginning"
-    parser.add_argument("--rerun", action="store_true", help=about)
 
 
 def main(options: argparse.Namespace) -> int:
     """Print the verdicts. Returns 0 if no cell is off or missing and every run is there, else 1. Raises KitError if
     there is nothing to compare or a file of a run is damaged."""
-    if options.rerun and not options.config:
-        raise KitError("--rerun needs a configuration file, such as configs/miniature.yaml")
     if options.run and options.config:
         raise KitError("--run compares one finished run: give no configuration with it")
-    cache, reference = paths.cache(), options.against or paths.reference()
+    reference = options.against or paths.reference()
     if options.against and not paths.runs(reference).is_dir():  # refused before anything is computed
         raise KitError(f"there are no runs in {reference}: give a results folder with --against")
-    if not options.rerun:
-        return verify(options, reference, cache)
-    configs = sweep.cells(sweep.read(options.config))
-    if options.against or configs[0].scale != "paper":
-        runs_of_reference(reference, [config.run_id for config in configs])  # before hours go into the runs
-    with stages.lock(cache / "rerun"):  # another rerun would remove the folder
-        os.environ[paths.OUT] = str(cache / "rerun")
-        shutil.rmtree(cache / "rerun", ignore_errors=True)
-        if sweep.main(argparse.Namespace(config=options.config, ratios=None, bases=None, jobs=None, shard=None)):
-            return 1
-        return verify(options, reference, cache)
-
-
-def verify(options: argparse.Namespace, reference: Path, cache: Path) -> int:
-    """Compare the runs that are there, print the verdicts and return the status. ``cache`` gets every cell."""
     wanted = [options.run] if options.run else chosen(options.config)
     not_made = [] if options.run else [folder.name for folder in wanted if not folder.is_dir()]
     runs = [read_run(folder) for folder in wanted if folder.name not in not_made]
@@ -98,7 +66,7 @@ def verify(options: argparse.Namespace, reference: Path, cache: Path) -> int:
     if len(shown):
         columns = ["verdict", *KEYS, *NUMBERS, *REFERENCE, *(["source"] if "source" in shown else [])]
         print(shown[columns].to_string(index=False, float_format="{:.3f}".format))
-    every_cell = paths.writable(cache) / f"verify-{scale}.csv"
+    every_cell = paths.writable(paths.cache()) / f"verify-{scale}.csv"
     write_csv(cells, every_cell)
     counts = Counter(verdict for verdict in cells["verdict"] if verdict)
     itself = runs[0].folder.parent == paths.runs(paths.reference())
