@@ -207,7 +207,6 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
         "ratio": ratio,
         "forget_splits": {config.removeprefix("forget_"): list(rows) for config, rows in splits.items()},
         "not_understood": missed,
-        "not_understood_count": len(missed),
         **({"shared_ids": shared} if shared else {}),
         **({"shared_names": same} if same else {}),
     }
