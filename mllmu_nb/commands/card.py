@@ -10,6 +10,9 @@ from mllmu_nb import inputs, paths, pipeline
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import PATHS, YOURS, Config
 from mllmu_nb.errors import KitError
+from mllmu_nb.reporting import card
+from mllmu_nb.reporting.beside import Beside
+from mllmu_nb.reporting.runs import read_run
 
 EXAMPLES = ("card results/reference/runs/ga-multimodal-99f80d92", "card FOLDER --out card.html")
 
@@ -23,10 +26,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Write the page. Raises KitError if the folder has no whole run, or its people or base are not found."""
-    from mllmu_nb.reporting import card
-    from mllmu_nb.reporting.beside import Beside
-    from mllmu_nb.reporting.runs import read_run
-
     target = options.out or Path("card.html")
     if target.is_dir():
         raise KitError(f"--out {target} is a folder: name a file in it")

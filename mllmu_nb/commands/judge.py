@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tqdm import tqdm
 
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting.runs import read_run
@@ -125,7 +126,6 @@ def ask(asked: list[Texts], path: Path, endpoint: Any, *, jobs: int = 8) -> int:
     how many got none. Raises Unreachable if the endpoint refuses the key, the model or every question, or cannot be
     reached, and KitError if another model answers than the one behind the stored replies."""
     import openai
-    from tqdm import tqdm
 
     name, writing, graded, refused = model_name(), threading.Lock(), 0, 0
     models = set(judge.replies(path)["model"])  # that have answered; two could not be scored together
