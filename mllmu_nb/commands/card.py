@@ -1,7 +1,4 @@
-"""``mllmu-nb card RUN``: one page of HTML about a finished run, or a model that ``evaluate`` has asked.
-
-It is compared with vanilla and the oracle of the same people: your own runs, else those that come with the project.
-"""
+"""``mllmu-nb card RUN``: a run, or a result of ``evaluate``, on one page of HTML, beside vanilla and the oracle."""
 
 import argparse
 from pathlib import Path

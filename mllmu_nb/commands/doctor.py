@@ -1,8 +1,5 @@
-"""``python -m mllmu_nb doctor CONFIG``: finds in seconds what would stop the configuration's runs, before they start.
-
-A check takes the runs and returns a :class:`Result`. No check loads weights. The output says whether there is a token,
-but never shows it.
-"""
+"""``mllmu-nb doctor CONFIG``: finds in seconds what would stop the configuration's runs, before they start. No check
+loads weights. The output says whether there is a token, but never shows it."""
 
 import argparse
 import os

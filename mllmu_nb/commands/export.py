@@ -1,8 +1,5 @@
-"""``python -m mllmu_nb export``: writes a run's people in the published layout, or its model as others load it.
-
-The training splits are in ``baseline_train_split`` beside the people. ``peft`` puts a separate adapter on the model
-that it was trained on: vanilla for an unlearned model, else the base.
-"""
+"""``mllmu-nb export``: writes a run's people in the published layout, or its model as others load it. ``peft`` puts a
+separate adapter on the model that it was trained on: vanilla for an unlearned model, else the base."""
 
 import argparse
 import shutil

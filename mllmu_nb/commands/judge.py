@@ -1,9 +1,5 @@
-"""``mllmu-nb judge RUN ..``: a model behind an OpenAI-compatible endpoint grades the free answers of finished runs.
-
-Key and address come from OPENAI_API_KEY and OPENAI_BASE_URL, the model from MLLMU_NB_JUDGE_MODEL. Without ``--yes``
-only the cost is estimated. Only text is sent: a question, its true answer and the answer to be judged. A reply that
-has no valid grade is a failure: it is counted, not stored, and gives no score.
-"""
+"""``mllmu-nb judge RUN ..``: a model behind an OpenAI-compatible endpoint grades the free answers of finished runs
+(``docs/scoring.md``, "A judge"). Only text is sent: a question, its true answer and the answer to be judged."""
 
 import argparse
 import json

@@ -1,8 +1,5 @@
-"""``python -m mllmu_nb sweep CONFIG``: a grid of runs, each one notebook in a process of its own.
-
-A configuration file has parameters and, under ``grid``, lists of values for some of them, including hyper-parameters of
-methods. The runs are all combinations. Finished runs are skipped, so a sweep that was stopped continues where it was.
-"""
+"""``mllmu-nb sweep CONFIG``: a grid of runs, each one notebook in a process of its own. Finished runs are skipped, so a
+sweep that was stopped continues where it was."""
 
 import argparse
 import inspect

@@ -256,7 +256,6 @@ def _profile(row: dict, kind: str, identity: str, qa: tuple[QA, ...], test: dict
 
 
 def _questions(row: dict, identity: str, stated: dict[str, str]) -> tuple[Question, ...]:
-    """Return the questions of a row in the order task, number, view."""
     questions = []
     for view, kind in TYPES.items():
         for number, entry in enumerate(row["Classification_Task"][f"{kind}_Questions"]):
