@@ -14,7 +14,7 @@ from mllmu_nb import inputs, paths, stages
 from mllmu_nb.commands import sweep
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import published
-from mllmu_nb.reporting.runs import items_of, read_run
+from mllmu_nb.reporting.runs import items_of, read_run, read_runs, which_results
 from mllmu_nb.reporting.sheet import write_csv
 from mllmu_nb.scoring.frames import CELL
 from mllmu_nb.scoring.score import run_scores
@@ -45,9 +45,15 @@ def main(options: argparse.Namespace) -> int:
     reference = options.against or paths.reference()
     if options.against and not paths.runs(reference).is_dir():  # refused before anything is computed
         raise KitError(f"there are no runs in {reference}: give a results folder with --against")
-    wanted = [options.run] if options.run else chosen(options.config)
-    not_made = [] if options.run else [folder.name for folder in wanted if not folder.is_dir()]
-    runs = [read_run(folder) for folder in wanted if folder.name not in not_made]
+    not_made: list[str] = []
+    if options.run:
+        runs = [read_run(options.run)]
+    elif options.config:
+        folders = [inputs.run_folder(one) for one in sweep.cells(sweep.read(options.config))]
+        runs = [read_run(folder) for folder in folders if folder.is_dir()]
+        not_made = [folder.name for folder in folders if not folder.is_dir()]
+    else:  # the user's own runs, else those of the reference
+        runs = read_runs(which_results("miniature")[0])
     if not runs:
         raise KitError("there is no run to compare: make it with python -m mllmu_nb sweep")
     scale = runs[0].record["scale"]
@@ -58,7 +64,9 @@ def main(options: argparse.Namespace) -> int:
         cells = compare_published(run_scores(items_of(runs)))
         shown = cells[cells["verdict"] != ""]
     else:
-        reference_runs = list(map(read_run, runs_of_reference(reference, [run.folder.name for run in runs])))
+        folders = [paths.runs(reference) / run.folder.name for run in runs]
+        if not (reference_runs := [read_run(folder) for folder in folders if folder.is_dir()]):
+            raise KitError(f"{reference} has none of these runs: a run is found by its parameters")
         cells = compare(run_scores(items_of(runs)), run_scores(items_of(reference_runs)))
         print_differences(runs, reference)
         print(cells.groupby(["run", "verdict"]).size().unstack(fill_value=0).rename(columns={"": "new"}).to_string())
@@ -75,27 +83,6 @@ def main(options: argparse.Namespace) -> int:
     if not_made:
         print(f"not made here: {', '.join(not_made)} (make them with python -m mllmu_nb sweep {options.config})")
     return 1 if counts[OFF] or counts[MISSING] or not_made else 0
-
-
-def chosen(config: Path | None) -> list[Path]:
-    """Folders of the user's own runs: those of a configuration, made or not. Without one, all runs of the miniature,
-    else those of the reference."""
-    if config:
-        return [inputs.run_folder(one) for one in sweep.cells(sweep.read(config))]
-    own, reference = (_finished(place) for place in (paths.results("miniature"), paths.reference()))
-    return own or reference
-
-
-def _finished(place: Path) -> list[Path]:
-    return sorted(record.parent for record in paths.runs(place).glob(f"*/{stages.RECORD}"))
-
-
-def runs_of_reference(reference: Path, run_ids: Sequence[str]) -> list[Path]:
-    """Folders of the reference's runs with these ids. Raises KitError if it has none of them."""
-    folders = [folder for run_id in run_ids if (folder := paths.runs(reference) / run_id).is_dir()]
-    if not folders:
-        raise KitError(f"{reference} has none of these runs: a run is found by its parameters")
-    return folders
 
 
 # -- against a run ----------------------------------------------------------------------------------------------
