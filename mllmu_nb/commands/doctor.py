@@ -20,6 +20,7 @@ from mllmu_nb import inputs, paths, pinning, pipeline, prediction, provenance
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
+from mllmu_nb.hub import KINDS
 from mllmu_nb.models import families
 from mllmu_nb.models.files import check_model
 from mllmu_nb.prediction import GIB
@@ -211,8 +212,7 @@ def hub(configs: Configs) -> Result:
     for config in configs:
         wanted |= {(source, "model", revision): None for source, revision in inputs.models_on_hub(config)}
         sources, revisions = config.data_source.split(","), config.data_revision.split(",")
-        kinds = ("dataset", "model")  # of the hub: evaluation data, training splits
-        for source, kind, revision in zip(map(str.strip, sources), kinds, [*revisions, ""], strict=False):
+        for source, kind, revision in zip(map(str.strip, sources), KINDS, [*revisions, ""], strict=False):
             if source in inputs.unread(config):
                 wanted[source, kind, revision.strip()] = None
     if not wanted:
