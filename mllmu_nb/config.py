@@ -328,7 +328,7 @@ class Config(BaseModel):
             object.__setattr__(self, name, value)
 
     def _complete(self) -> None:
-        _check_method(self.method, self.after)
+        setting_names(self.method, self.after)  # raises KitError for an unknown method or step
         if self.variant is not None:
             choose(f"variant of {self.method}", self.variant, unlearning.variants(self.method) or ("canonical",))
         # a vanilla model depends on its replicate's seed alone, so all ratios and forget sets of a replicate share it
@@ -393,14 +393,6 @@ class Config(BaseModel):
                 raise KitError(f"forget_ratio={self.forget_ratio} of people={self.people} leaves nobody to {side}")
 
 
-def _check_method(method: Any, after: Any) -> None:
-    """Raise KitError for an unknown name of a method or of a step after it; another type is refused elsewhere."""
-    if isinstance(method, str):
-        choose("method", method, (*REFERENCES, YOURS, *unlearning.names()))
-    if after and isinstance(after, str):
-        choose("after", after, after_steps.STEPS)
-
-
 def variant_of(method: str, named: str | None, protocol: str | None) -> str:
     """The variant of a method: ``named`` if it exists, else the one with the protocol's name, else canonical."""
     return next((one for one in (named, protocol) if one in unlearning.variants(method)), "canonical")
@@ -409,7 +401,10 @@ def variant_of(method: str, named: str | None, protocol: str | None) -> str:
 def setting_names(method: str, after: str, variant: str | None = None) -> dict[str, Any]:
     """Name → default of the hyper-parameters of a method (of all its variants, or one) and of a step after it. Raises
     KitError for an unknown method or step."""
-    _check_method(method, after)
+    if isinstance(method, str):  # another type is refused elsewhere
+        choose("method", method, (*REFERENCES, YOURS, *unlearning.names()))
+    if after and isinstance(after, str):
+        choose("after", after, after_steps.STEPS)
     classes = unlearning.variants(method)
     chosen = [classes[variant]] if variant in classes else classes.values()
     settings = {name: default for one in chosen for name, default in one.hyper_parameters().items()}

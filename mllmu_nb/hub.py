@@ -18,6 +18,7 @@ from mllmu_nb.data.schema import Population
 from mllmu_nb.errors import KitError, few
 from mllmu_nb.stages import Stage, state, write_json
 
+KINDS = ("dataset", "model")  # of the hub's repositories: evaluation data, training splits
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 
 
@@ -77,11 +78,9 @@ def read_people(data_source: str, data_revision: str, ratio: int) -> Population:
         form = f"a folder or {EVALUATION_REPOSITORY}, then after a comma {TRAINING_REPOSITORY} or nothing"
         raise KitError(f"data_source must be {form}, and data_revision have no more parts: this is {data_source}")
     forget, retain = f"forget_{ratio}", f"retain_{100 - ratio}"
-    evaluated = ["Full_Set", "Test_Set", "Retain_Set", "ft_Data", "forget_*", retain]
-    sources = [_people_folder(names[0], "dataset", revisions[0], evaluated)]
-    if len(names) == 2:  # the training splits are a repository of the kind model
-        sources.append(_people_folder(names[1], "model", revisions[1] if len(revisions) == 2 else "", [forget, retain]))
-    folders, labels, commits = zip(*sources, strict=True)
+    configs = ["Full_Set", "Test_Set", "Retain_Set", "ft_Data", "forget_*", retain], [forget, retain]
+    sources = zip(names, KINDS, [*revisions, ""], configs, strict=False)
+    folders, labels, commits = zip(*(_people_folder(*source) for source in sources), strict=True)
     population = official.read_layout(folders[0], ratio, *folders[1:], names=labels)
     read = {label: commit for label, commit in zip(labels, commits, strict=True) if commit}
     return replace(population, notes={**population.notes, "revisions": read})

@@ -278,12 +278,10 @@ def asked_at_once(config: Config) -> int:
     return config.eval_batch or EVAL_BATCH[config.scale]
 
 
-def answered(
-    config: Config, *, at: Path | None = None, name: str = "", sets: Sequence[str] = SETS, limit: int | None = None
-) -> Stage:
-    """The stage of a run, with the files that ``docs/architecture.md`` describes. ``at``: a folder in place of the
-    usual one. ``name``: the name in tables for a model that was made elsewhere. ``sets`` and ``limit``: ask only about
-    these sets, and about the first ``limit`` people of each."""
+def answered(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limit: int | None = None) -> Stage:
+    """The stage of a run, with the files that ``docs/architecture.md`` describes. ``name``: the name in tables for a
+    model that was made elsewhere. ``sets`` and ``limit``: ask only about these sets, and about the first ``limit``
+    people of each."""
     known, fresh, size = inputs.population(config), inputs.fresh_people(config), asked_at_once(config)
     drawn = inputs.draws_of(config, sets)
     # The base scores the fluency of answers; the base of a large model that was made elsewhere is not known.
@@ -352,7 +350,7 @@ def answered(
 
     objective = [config.objective] if config.trains else []
     uses = (inputs.family(config), *objective, *([after_steps.STEPS.get(config.after)] if config.after else []))
-    made = Stage("answers", depends_on, make, uses, record, at or inputs.run_folder(config, name))
+    made = Stage("answers", depends_on, make, uses, record, inputs.run_folder(config, name))
     return made
 
 

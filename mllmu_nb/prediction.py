@@ -1,8 +1,5 @@
-"""Predicts the memory and hours of runs from the shapes of their models alone: no weights, no GPU.
-
-The training code takes a step on torch's meta device, and :class:`Tally` counts its tensors and operations. Asking is
-counted by formula. What an allocator reserves and what kernels use inside is left out.
-"""
+"""Predicts the memory and hours of runs from the shapes of their models alone (``docs/architecture.md``, "Training").
+Asking is counted by formula. What an allocator reserves and what kernels use inside is left out."""
 
 import copy
 import weakref

@@ -1,6 +1,5 @@
 """The command line and the sweep: one-line errors for bad input, the grid, and notebooks run in processes."""
 
-import ast
 import hashlib
 import json
 import os
@@ -58,15 +57,6 @@ def models(configs):
 
 
 # -- the command line -------------------------------------------------------------------------------------------
-
-
-def test_an_old_python_is_told_so_and_can_read_the_file(monkeypatch, capsys):
-    ast.parse(Path(door.__file__).read_text(encoding="utf-8"), feature_version=(3, 8))
-    for name in ("__init__.py", "pinning.py"):
-        ast.parse((paths.PACKAGE / name).read_text(encoding="utf-8"), feature_version=(3, 8))
-    monkeypatch.setattr(sys, "version_info", (3, 8, 10, "final", 0))
-    assert door.main(["sweep", "nothing.yaml"]) == 2
-    assert capsys.readouterr().err == "mllmu_nb needs Python 3.11 or newer, but this is 3.8.10\n"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,5 @@
-"""``python -m mllmu_nb sweep CONFIG``: a grid of runs, each one notebook in a process of its own.
-
-A configuration file has parameters and, under ``grid``, lists of values for some of them, including hyper-parameters of
-methods. The runs are all combinations. Finished runs are skipped, so a sweep that was stopped continues where it was.
-"""
+"""``mllmu-nb sweep CONFIG``: a grid of runs, each one notebook in a process of its own. Finished runs are skipped, so a
+sweep that was stopped continues where it was."""
 
 import argparse
 import inspect
@@ -26,6 +23,7 @@ from mllmu_nb.commands import warm
 from mllmu_nb.config import GRID, PATHS, YOURS, Config, check_names, setting_names, variant_of
 from mllmu_nb.errors import KitError
 from mllmu_nb.processes import launched
+from mllmu_nb.reporting.runs import MODEL, label
 from mllmu_nb.stages import read_json
 
 EXAMPLES = (
@@ -207,8 +205,6 @@ def share(configs: list[Config], shard: str) -> list[Config]:
 
 def labels(configs: Sequence[Config]) -> dict[str, str]:
     """Run id → the model's name in tables, and the parameters in which the runs differ."""
-    from mllmu_nb.reporting.runs import MODEL, label
-
     parameters = {config.run_id: {**config.parameters(), **config.settings} for config in configs}
     shown: dict[str, list[str]] = {run_id: [label(*map(own.get, MODEL))] for run_id, own in parameters.items()}
     for name in dict.fromkeys(name for config in configs for name in config.given() if name not in MODEL):

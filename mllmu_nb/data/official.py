@@ -207,7 +207,6 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
         "ratio": ratio,
         "forget_splits": {config.removeprefix("forget_"): list(rows) for config, rows in splits.items()},
         "not_understood": missed,
-        "not_understood_count": len(missed),
         **({"shared_ids": shared} if shared else {}),
         **({"shared_names": same} if same else {}),
     }
@@ -257,7 +256,6 @@ def _profile(row: dict, kind: str, identity: str, qa: tuple[QA, ...], test: dict
 
 
 def _questions(row: dict, identity: str, stated: dict[str, str]) -> tuple[Question, ...]:
-    """Return the questions of a row in the order task, number, view."""
     questions = []
     for view, kind in TYPES.items():
         for number, entry in enumerate(row["Classification_Task"][f"{kind}_Questions"]):

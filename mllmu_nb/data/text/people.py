@@ -88,7 +88,6 @@ def read_profiles(
         **{key: left for key, left in left_out.items() if left},
         "pairs": sum(len(read[i]) for i in ids),
         "not_understood": missed,
-        "not_understood_count": len(missed),
     }
     return Population(profiles, forget, notes)
 

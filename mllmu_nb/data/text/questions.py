@@ -53,7 +53,6 @@ def population_from_text(read: Population, seed: int = 0) -> Population:
 
 
 def _facts(person: Profile) -> list[QA]:
-    """Return the pairs that were understood."""
     return [pair for pair in person.qa if pair.attribute and pair.value]
 
 
