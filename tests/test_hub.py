@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from test_official import a_few
 
 from mllmu_nb import hub, inputs, paths, pipeline, provenance
@@ -446,6 +446,10 @@ def test_a_base_from_the_hub_can_be_pinned_and_its_commit_is_in_the_runs_record(
     assert files.commit("somebody/tiny", OLD) == OLD and files.commit("somebody/tiny", "") == NEW
     model, _ = load.load_base(*inputs.base_of(pinned))
     assert model.config.model_type == "llava"
+    weights = repository / "snapshots" / OLD / "model.safetensors"
+    save_file({name: value.astype("int8") for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(KitError, match=f"{OLD}/model.safetensors has integers as weights"):
+        load.load_base(*inputs.base_of(pinned))
     with pytest.raises(KitError, match="the model somebody/tiny cannot be loaded"):
         load.load_base(*inputs.base_of(newest))
     monkeypatch.setattr(inputs, "data_hash", lambda config: "")
