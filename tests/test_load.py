@@ -309,7 +309,9 @@ def test_integers_are_no_weights(shipped, scale):
     with pytest.raises(KitError) as caught:
         read(folder, scale=scale)
     file = folder / "model.safetensors"
-    assert str(caught.value) == f"{file} has integers as weights: see language_model.lm_head.weight; save it dequantised"
+    assert (
+        str(caught.value) == f"{file} has integers as weights: see language_model.lm_head.weight; save it dequantised"
+    )
 
 
 def test_keys_that_nothing_is_lost_without_are_let_through(shipped):

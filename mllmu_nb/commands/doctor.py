@@ -216,7 +216,8 @@ def model(configs: Configs) -> Result:
 
 
 def hub(configs: Configs) -> Result:
-    """Check that the hub answers for what comes from it, and report whether there is a token."""
+    """Check that the hub answers for what comes from it and that its models hold safetensors, and report whether there
+    is a token."""
     wanted: dict[tuple[str, str, str], None] = {}  # name, kind and revision, in the order of the runs
     for config in configs:
         wanted |= {(source, "model", revision): None for source, revision in inputs.models_on_hub(config)}
@@ -229,13 +230,17 @@ def hub(configs: Configs) -> Result:
         return Result(OK, "not needed")
     token = "a token is set" if huggingface_hub.get_token() else "no token is set"
     api = huggingface_hub.HfApi(os.environ.get("HF_ENDPOINT"), huggingface_hub.get_token())
+    models = {source for config in configs for source, _ in inputs.models_on_hub(config)}
     for source, kind, revision in wanted:
+        name = "@".join(filter(None, (source, revision)))
         try:
-            api.repo_info(source, repo_type=kind, revision=revision or None, timeout=TIMEOUT)
+            there = api.repo_info(source, repo_type=kind, revision=revision or None, timeout=TIMEOUT).siblings or ()
         except Exception as error:  # of the network, the hub or the name, from several libraries
             advice = "check the spelling, HF_TOKEN and HF_ENDPOINT, or name folders by base_path and data_source"
-            name = "@".join(filter(None, (source, revision)))
             return Result(PROBLEM, f"{name}: {str(error).splitlines()[0]}; {token}", advice)
+        if source in models and not any(file.rfilename.endswith(".safetensors") for file in there):
+            advice = "only safetensors are loaded: name another revision, or a folder to which they were converted"
+            return Result(PROBLEM, f"{name} holds no safetensors; {token}", advice)
     return Result(OK, f"{', '.join(dict.fromkeys(source for source, *_ in wanted))} can be downloaded; {token}")
 
 
