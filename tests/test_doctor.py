@@ -268,6 +268,12 @@ def test_a_model_of_the_hub_without_safetensors_is_a_problem(endpoint):
     assert doctor.hub([HUB.but(base_path=released.base_path)]).verdict == "ok", "the splits are no model's weights"
 
 
+def test_repositories_of_the_hub_in_each_others_place_are_named_before_the_hub_is_asked(endpoint):
+    with pytest.raises(KitError, match="must be a folder or MLLMMU/MLLMU-Bench, then after a comma MLLMMU/baseline_"):
+        doctor.hub([HUB.but(data_source="MLLMMU/baseline_train_split")])
+    assert not endpoint.asked
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 503])
 def test_what_the_hub_answers_is_told(endpoint, monkeypatch, status):
     endpoint.status = status

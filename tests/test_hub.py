@@ -378,6 +378,13 @@ def test_a_run_fetches_base_and_vanilla_before_anything_else(monkeypatch):
 
 # -- names --------------------------------------------------------------------------------------------------------
 
+FORM = "must be a folder or MLLMMU/MLLMU-Bench, then after a comma MLLMMU/baseline_train_split or nothing"
+EXCHANGED = (
+    "MLLMMU/baseline_train_split",
+    "MLLMMU/baseline_train_split, MLLMMU/MLLMU-Bench",
+    "MLLMMU/MLLMU-Bench,MLLMMU/MLLMU-Bench",
+)
+
 
 @pytest.mark.parametrize(
     "source, revision, message",
@@ -387,6 +394,10 @@ def test_a_run_fetches_base_and_vanilla_before_anything_else(monkeypatch):
         ("a\0b", "", "'a\\x00b' is neither a folder nor a name on the hub"),
         ("a/b,c/d,e/f", "", "data_source must be a folder or MLLMMU/MLLMU-Bench, then after a comma"),
         ("MLLMMU/MLLMU-Bench", "v1,v2", "and data_revision have no more parts"),
+        *(
+            (exchanged, "", f"{FORM}, and data_revision have no more parts: this is {exchanged}")
+            for exchanged in EXCHANGED
+        ),
     ],
 )
 def test_a_source_that_cannot_be_is_reported_before_any_download(source, revision, message):

@@ -22,6 +22,7 @@ from mllmu_nb import inputs, paths, pinning, pipeline, provenance
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
+from mllmu_nb.hub import sources
 from mllmu_nb.models import families
 from mllmu_nb.models.files import check_model
 
@@ -221,11 +222,8 @@ def hub(configs: Configs) -> Result:
     wanted: dict[tuple[str, str, str], None] = {}  # name, kind and revision, in the order of the runs
     for config in configs:
         wanted |= {(source, "model", revision): None for source, revision in inputs.models_on_hub(config)}
-        sources, revisions = config.data_source.split(","), config.data_revision.split(",")
-        kinds = ("dataset", "model")  # of the hub: evaluation data, training splits
-        for source, kind, revision in zip(map(str.strip, sources), kinds, [*revisions, ""], strict=False):
-            if source in inputs.unread(config):
-                wanted[source, kind, revision.strip()] = None
+        people_from = sources(config.data_source, config.data_revision)
+        wanted |= dict.fromkeys(one for one in people_from if one[0] in inputs.unread(config))
     if not wanted:
         return Result(OK, "not needed")
     token = "a token is set" if huggingface_hub.get_token() else "no token is set"
