@@ -125,6 +125,12 @@ def test_memory_is_compared_with_what_the_largest_run_needs(monkeypatch, there, 
     assert device.verdict == "problem" and "the 7B models need a GPU" in device.advice
 
 
+def test_the_advice_for_too_little_memory_names_parameters(monkeypatch):
+    monkeypatch.setattr(doctor, "most_memory", lambda configs: {"weights": 1e6})
+    named = doctor.memory([PAPER]).advice.partition(", or set ")[2].split(", ")
+    assert len(named) > 3 and set(named) <= set(Config.model_fields)
+
+
 @pytest.mark.parametrize(
     "changed, verdict", [({}, "ok"), ({"MKL_CBWR": ""}, "warning"), ({"ATEN_CPU_CAPABILITY": "default"}, "warning")]
 )
