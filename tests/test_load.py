@@ -345,6 +345,16 @@ def test_a_shape_that_no_model_has_is_one_line(shipped, heads):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["config", "processor_config", "tokenizer", "tokenizer_config", "generation_config"])
+def test_a_file_of_settings_that_holds_a_list_is_one_line(shipped, name):
+    folder, _ = shipped()
+    assert (folder / f"{name}.json").is_file()
+    (folder / f"{name}.json").write_text("[]")
+    with pytest.raises(KitError, match=f"the model {folder} cannot be loaded: .+") as caught:
+        read(folder)
+    assert "\n" not in str(caught.value)
+
+
 def test_other_bases_are_refused(shipped, tmp_path):
     folder, _ = shipped()
     with pytest.raises(KitError, match="is of the family llava, not idefics2"):
