@@ -397,7 +397,30 @@ def test_a_people_file_that_cannot_be_read_is_one_line(written, text):
 
 def test_people_of_one_name_are_noted(written):
     change(written / TEXT, lambda row: row.update(metadata=row["metadata"].replace(NAMES[0], NAMES[2])), row=0)
-    assert official.read_layout(written, 15).notes["shared_names"] == [NAMES[2]]
+    read = official.read_layout(written, 15)
+    assert read.notes["shared_names"] == [NAMES[2]]
+    assert read.counted() == "5 fictitious, 2 pool, 1 celebrity, names that several people share: 1"
+
+
+def test_where_most_people_have_one_name_the_folder_is_refused(written):
+    def rename(count):
+        for row in range(count):
+            change(written / TEXT, lambda r, i=row: r.update(metadata=r["metadata"].replace(NAMES[i], "Ada Lund")), row)
+
+    rename(3)  # of seven
+    assert faults(written) == []
+    rename(4)
+    line = "MLLMU-Bench: most people share a name (Ada Lund), by which the text view asks: rename them"
+    assert faults(written) == [line]
+
+
+def test_a_cloze_without_a_blank_is_counted(few, written):
+    assert official.read_layout(written, 15).notes["without_blank"] == 0
+    for file in (FULL, SECOND):
+        change(written / file, lambda row: row["Mask_Task"][0].update(Question="How tall is this person?"))
+    read = official.read_layout(written, 15)
+    assert read.notes["without_blank"] == 2
+    assert read.counted() == f"{few.counted()}, cloze questions without a blank: 2"
 
 
 def test_everything_that_is_wrong_is_in_one_report(written):

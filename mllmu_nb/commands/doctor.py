@@ -20,7 +20,7 @@ from mllmu_nb import inputs, paths, pinning, pipeline, prediction, provenance
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
-from mllmu_nb.hub import KINDS
+from mllmu_nb.hub import sources
 from mllmu_nb.models import families
 from mllmu_nb.models.files import check_model
 from mllmu_nb.prediction import GIB
@@ -207,25 +207,28 @@ def model(configs: Configs) -> Result:
 
 
 def hub(configs: Configs) -> Result:
-    """Check that the hub answers for what comes from it, and report whether there is a token."""
+    """Check that the hub answers for what comes from it and that its models hold safetensors, and report whether there
+    is a token."""
     wanted: dict[tuple[str, str, str], None] = {}  # name, kind and revision, in the order of the runs
     for config in configs:
         wanted |= {(source, "model", revision): None for source, revision in inputs.models_on_hub(config)}
-        sources, revisions = config.data_source.split(","), config.data_revision.split(",")
-        for source, kind, revision in zip(map(str.strip, sources), KINDS, [*revisions, ""], strict=False):
-            if source in inputs.unread(config):
-                wanted[source, kind, revision.strip()] = None
+        people_from = sources(config.data_source, config.data_revision)
+        wanted |= dict.fromkeys(one for one in people_from if one[0] in inputs.unread(config))
     if not wanted:
         return Result(OK, "not needed")
     token = "a token is set" if huggingface_hub.get_token() else "no token is set"
     api = huggingface_hub.HfApi(os.environ.get("HF_ENDPOINT"), huggingface_hub.get_token())
+    models = {source for config in configs for source, _ in inputs.models_on_hub(config)}
     for source, kind, revision in wanted:
+        name = "@".join(filter(None, (source, revision)))
         try:
-            api.repo_info(source, repo_type=kind, revision=revision or None, timeout=TIMEOUT)
+            there = api.repo_info(source, repo_type=kind, revision=revision or None, timeout=TIMEOUT).siblings or ()
         except Exception as error:  # of the network, the hub or the name, from several libraries
             advice = "check the spelling, HF_TOKEN and HF_ENDPOINT, or name folders by base_path and data_source"
-            name = "@".join(filter(None, (source, revision)))
             return Result(PROBLEM, f"{name}: {str(error).splitlines()[0]}; {token}", advice)
+        if source in models and not any(file.rfilename.endswith(".safetensors") for file in there):
+            advice = "only safetensors are loaded: name another revision, or a folder to which they were converted"
+            return Result(PROBLEM, f"{name} holds no safetensors; {token}", advice)
     return Result(OK, f"{', '.join(dict.fromkeys(source for source, *_ in wanted))} can be downloaded; {token}")
 
 

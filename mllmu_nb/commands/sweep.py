@@ -69,6 +69,7 @@ def main(options: argparse.Namespace) -> int:
         pipeline.check_commits(config, inputs.run_folder(config))
     at_once = options.jobs or min(JOBS[config.scale] for config in configs)
     say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished already, {at_once} at a time")
+    say(f"  people: {inputs.population(configs[0]).counted()}")
     for run_id, name in names.items():
         say(f"  {run_id:32}  {name}")
     failed = execute(waiting, at_once)

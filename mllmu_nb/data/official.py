@@ -195,11 +195,9 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
         profiles[identity] = _profile(row, "celebrity", identity, qa)
         if printed in full:  # upstream looks up a celebrity in Full_Set by its printed ID
             shared[identity] = printed
-    names_taken = Counter(p.name for p in profiles.values() if p.kind != "celebrity")
-    same = sorted(name for name, count in names_taken.items() if name and count > 1)
-    if 2 * sum(names_taken[name] for name in same) > names_taken.total():
-        data.faults.append(f"{data.name}: most people share a name ({few(same)}), by which the text view asks")
     data.stop()
+    same = people.shared_names([p.name for p in profiles.values() if p.kind != "celebrity"], data.name)
+    asked = [q for person in profiles.values() for q in (*person.questions, *person.test_questions)]
     missed = [[identity, pair.question] for identity, qa in taught.items() for pair in qa if not pair.attribute]
     notes = {
         "source": "official",
@@ -207,6 +205,7 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
         "ratio": ratio,
         "forget_splits": {config.removeprefix("forget_"): list(rows) for config, rows in splits.items()},
         "not_understood": missed,
+        "without_blank": sum(q.task == "cloze" and "__" not in q.text for q in asked),
         **({"shared_ids": shared} if shared else {}),
         **({"shared_names": same} if same else {}),
     }

@@ -96,8 +96,11 @@ class Population:
         return [p for p in self.profiles.values() if p.kind == kind]
 
     def counted(self) -> str:
-        """Return the number of people of each kind, in words."""
-        return ", ".join(f"{len(self.of_kind(kind))} {kind}" for kind in KINDS)
+        """Return the number of people of each kind, and of what makes them hard to ask about, in words."""
+        shared, blanks = len(self.notes.get("shared_names", ())), self.notes.get("without_blank", 0)
+        parts = [f"{len(self.of_kind(kind))} {kind}" for kind in KINDS]
+        parts += [f"names that several people share: {shared}"] * bool(shared)
+        return ", ".join(parts + [f"cloze questions without a blank: {blanks}"] * bool(blanks))
 
     def members(self, set_name: str) -> list[Profile]:
         """Return the profiles of one of the four sets; ``test`` has the forget people."""

@@ -223,11 +223,14 @@ def write_sheets(made: Sequence[Sheet], stem: Path, source: str) -> None:
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write ``frame`` as CSV; text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    """Write ``frame`` as CSV; text that a spreadsheet would run as a formula gets an apostrophe in front, and of what
+    cannot be printed only line breaks are left."""
 
     def inert(value: Any) -> Any:
-        formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-        return f"'{value}" if formula else value
+        if not isinstance(value, str):
+            return value
+        shown = "\n".join(map(_one_line, value.split("\n")))
+        return f"'{shown}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else shown
 
     text = [name for name in frame if not is_numeric_dtype(frame[name])]
     frame.assign(**{name: frame[name].map(inert) for name in text}).to_csv(path, index=False)
