@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,16 +160,21 @@ def everybody(draws: Iterable[int] = (0,), **options: Any) -> list[Run]:
     return [make(method, modality=modality, draw=draw, **options) for draw in draws for method, modality in MODELS]
 
 
+def but(run: Run, **frames: pd.DataFrame | None) -> Run:
+    """Return the run with these frames in place of its own."""
+    return replace(run, frames=run.frames | frames)
+
+
 def without(run: Run, **where: str) -> Run:
     """Return the run without the answers whose columns have all these values."""
     drop = np.logical_and.reduce([run.answers[column] == value for column, value in where.items()])
-    return run.but(answers=run.answers[~drop].reset_index(drop=True))
+    return but(run, answers=run.answers[~drop].reset_index(drop=True))
 
 
 def saying(run: Run, answer: str, **where: str) -> Run:
     """Return the run with the same answer to all questions whose columns have all these values."""
     asked = np.logical_and.reduce([run.answers[column] == value for column, value in where.items()])
-    return run.but(answers=run.answers.assign(answer=run.answers["answer"].mask(asked, answer)))
+    return but(run, answers=run.answers.assign(answer=run.answers["answer"].mask(asked, answer)))
 
 
 def write(results: Path, *runs: Run) -> list[Path]:

@@ -84,13 +84,15 @@ def test_a_standard_deviation_judges_what_is_no_share():
         ("52,61", {"people": 1}, "people of 'A' is below 2"),
         ("52,61", {"people": float("inf")}, "people of 'A' is below 2 or infinite"),
         ("52,61", {"questions": 0}, "questions of 'A' is below 1"),
-        ("52,61", {"correlation": 3}, "correlation and model_correlation are shares from 0 to 1"),
+        ("52,61", {"model_correlation": 3}, "model_correlation is a share from 0 to 1"),
     ],
 )
 def test_what_cannot_be_is_refused(values, assumed, message):
     first, second = values.split(",")
+    between = {"model_correlation": assumed.pop("model_correlation", 0.0)}
+    table = read(f"method,accuracy\nA,{first}\nB,{second}\n").assign(**{"people": 50, **assumed})
     with pytest.raises(KitError, match=message):
-        noise.audit(read(f"method,accuracy\nA,{first}\nB,{second}\n"), **{"people": 50, **assumed})
+        noise.audit(table, **between)
 
 
 MIXED = "method,measure,value\nVanilla,accuracy,52\nGA,accuracy,44.5\nVanilla,ROUGE-L,.571\nGA,ROUGE-L,.402\n"
@@ -98,16 +100,16 @@ MIXED = "method,measure,value\nVanilla,accuracy,52\nGA,accuracy,44.5\nVanilla,RO
 
 def test_each_measure_has_its_own_best_value():
     """Papers print accuracies in per cent next to ROUGE from 0 to 1."""
-    table = read(MIXED)
+    table = read(MIXED).assign(people=49)
     with pytest.raises(KitError, match="all values of 'ROUGE-L' lie between 0 and 1"):
-        noise.audit(table, people=49)
+        noise.audit(table)
     top = table["measure"].map({"ROUGE-L": 1.0})
-    gaps = noise.audit(table.assign(top=top), people=49).set_index("measure")
-    alone = noise.audit(table[table["measure"] == "ROUGE-L"], people=49, top=1.0)
+    gaps = noise.audit(table.assign(top=top)).set_index("measure")
+    alone = noise.audit(table[table["measure"] == "ROUGE-L"].assign(top=1.0))
     assert gaps.loc["ROUGE-L", "noise"] == pytest.approx(alone["noise"].item()) and gaps.loc["ROUGE-L", "noise"] < 0.3
     assert gaps.loc["accuracy", "noise"] > 10
     with pytest.raises(KitError, match="'accuracy' has several best values"):
-        noise.audit(table.assign(top=[100.0, 99.0, 1.0, 1.0]), people=49)
+        noise.audit(table.assign(top=[100.0, 99.0, 1.0, 1.0]))
 
 
 def test_a_measure_with_a_standard_deviation_needs_no_best_value():
@@ -116,11 +118,11 @@ def test_a_measure_with_a_standard_deviation_needs_no_best_value():
 
 
 def test_a_method_may_be_called_none_or_have_a_number_and_a_measure_may_have_no_name():
-    gaps = noise.audit(read("method,measure,value\nNone,,52\n1,,12\nNone,x,50\n1,x,20\n"), people=49)
+    gaps = noise.audit(read("method,measure,value\nNone,,52\n1,,12\nNone,x,50\n1,x,20\n").assign(people=49))
     assert gaps[["measure", "first", "second"]].values.tolist() == [["", "None", "1"], ["x", "None", "1"]]
     assert noise.figure(gaps).axes[0].get_yticklabels()[0].get_text() == "None − 1"
-    unnamed = read("method,value\nA,52\nB,12\n").assign(measure=float("nan"))
-    assert len(noise.audit(unnamed, people=49)) == 1
+    unnamed = read("method,value\nA,52\nB,12\n").assign(measure=float("nan"), people=49)
+    assert len(noise.audit(unnamed)) == 1
 
 
 def test_per_cent_signs_are_read():
@@ -128,7 +130,7 @@ def test_per_cent_signs_are_read():
 
 
 def test_the_figure_says_by_form_what_it_says_by_colour():
-    gaps = noise.audit(read(WIDE), people=49, questions=5)
+    gaps = noise.audit(read(WIDE).assign(people=49), questions=5)
     figure = noise.figure(gaps)
     marks = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     faces = {line.get_markerfacecolor() for line in marks}

@@ -2,10 +2,11 @@
 
 import json
 import re
+from math import isnan
 from types import SimpleNamespace
 
 import pytest
-from fake_runs import make, saying
+from fake_runs import but, make, saying
 from test_show import PICTURE, SMALL, right
 
 from mllmu_nb import inputs, paths
@@ -13,7 +14,10 @@ from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import card
 from mllmu_nb.reporting.beside import Beside
-from mllmu_nb.reporting.runs import read_run
+from mllmu_nb.reporting.grid import select
+from mllmu_nb.reporting.runs import Scores, read_run
+from mllmu_nb.scoring.frames import LIKELIHOOD_KEY
+from mllmu_nb.scoring.registry import by_key
 
 PEOPLE = SimpleNamespace(
     profiles={f"{number:03d}": SimpleNamespace(name=f"Amina <b>{number}", portrait=PICTURE) for number in range(1, 13)}
@@ -80,14 +84,14 @@ def test_the_share_is_of_the_people_whom_the_model_was_asked_about(references):
     oracle = make("oracle", lambda asked: asked.set != "forget" or (asked.person < 6 and asked.number == 0), **SMALL)
     ga = make("ga", lambda asked: asked.set != "forget" or asked.number == 0, modality="multimodal", **SMALL)
     few = ga.answers[(ga.answers["set"] != "forget") | (ga.answers["profile"] <= "006")]
-    said = card.verdict(Beside(ga.but(answers=few), references["vanilla"], oracle))
+    said = card.verdict(Beside(but(ga, answers=few), references["vanilla"], oracle))
     assert "lost 80 points" in said and "100 % [" in said and "of the 80 points that separate" in said
 
 
 def test_a_model_that_was_asked_by_letter_alone_has_no_verdict_by_likelihood(references):
     """The upstream protocol asks this way."""
     ga, *others = (
-        run.but(answers=run.answers[run.answers["scoring"] != "likelihood"])
+        but(run, answers=run.answers[run.answers["scoring"] != "likelihood"])
         for run in (make("ga", right(0.0), modality="multimodal", **SMALL), references["vanilla"], references["oracle"])
     )
     said = card.verdict(Beside(ga, *others))
@@ -100,9 +104,19 @@ def test_a_model_that_was_asked_other_questions_stands_beside_nobody(references)
     others = [make("base", right(0.0), **SMALL), make("vanilla", right(0.0), after="halved", **SMALL)]
     assert Beside.among(ga, [ga, *references.values(), *others]) == Beside(ga, **references)
     assert Beside.among(ga, [ga]) == Beside(ga)
-    fewer = ga.but(answers=ga.answers[ga.answers["profile"] <= "006"])
+    fewer = but(ga, answers=ga.answers[ga.answers["profile"] <= "006"])
     with pytest.raises(KitError, match="GA .image . text. and Vanilla were asked different questions"):
         Beside.among(fewer, references.values())
+
+
+def test_a_model_is_compared_with_its_references_whatever_its_seeds(references):
+    ga = make("ga", right(0.4), modality="multimodal", **SMALL, train_seed=9)
+    where = {"method": "ga", "against": "oracle", "set": "forget", "view": "both"}
+    alone, beside = (
+        select(scores, [by_key()[LIKELIHOOD_KEY]], **where)["value"].item()
+        for scores in (Scores.of([ga, *references.values()]), Beside(ga, **references).scores)
+    )
+    assert isnan(alone) and beside == 0.4
 
 
 def test_health_counts_as_gibberish_what_the_verdict_does(references):
@@ -110,7 +124,7 @@ def test_health_counts_as_gibberish_what_the_verdict_does(references):
     ga = make("ga", right(0.0), modality="multimodal", **SMALL)
     fluency = {"vanilla": -1.0, "oracle": -1.0, "own": -9.0}
     runs = {
-        name: run.but(answers=run.answers.assign(fluency=fluency[name]))
+        name: but(run, answers=run.answers.assign(fluency=fluency[name]))
         for name, run in {**references, "own": ga}.items()
     }
     beside = Beside(runs.pop("own"), **runs)

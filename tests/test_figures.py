@@ -12,7 +12,7 @@ from pathlib import Path
 import fake_runs
 import numpy as np
 import pytest
-from fake_runs import everybody, make, saying
+from fake_runs import but, everybody, make, saying
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -384,7 +384,7 @@ def test_a_model_after_a_step_has_the_losses_of_its_training_where_it_is_alone()
 def test_a_model_of_a_grid_that_has_no_path_is_left_out_of_the_paths():
     small = {"people": 12, "famous": 4, "modality": "multimodal"}
     runs = [make("vanilla", people=12, famous=4), make("oracle", people=12, famous=4), make("ga", **small)]
-    runs += [make("npo", **small, unlearn_lr=rate).but(path=None) for rate in (0.001, 0.004)]
+    runs += [but(make("npo", **small, unlearn_lr=rate), path=None) for rate in (0.001, 0.004)]
     scores = group(runs)
     assert scores.by == ["unlearn_lr"] and "NPO" not in " ".join(words(figures.along_the_path(scores)))
 
@@ -503,9 +503,9 @@ def test_a_dollar_sign_in_a_name_is_no_mathematics(name, tmp_path):
 
 def test_answers_whose_fact_is_not_known_have_no_health():
     made = [make(method, **FEW) for method in ("vanilla", "oracle")]
-    bare = [run.but(answers=run.answers.assign(value="")) for run in made]
+    bare = [but(run, answers=run.answers.assign(value="")) for run in made]
     with pytest.raises(KitError, match="whose fact is known"):
         figures.FIGURES.get("health")(Scores.of(bare))
     values = made[0].answers["value"].mask(made[0].answers["set"] == "retain", "")
-    some = [made[0].but(answers=made[0].answers.assign(value=values))]
+    some = [but(made[0], answers=made[0].answers.assign(value=values))]
     assert len(figures.FIGURES.get("health")(Scores.of(some)).axes) == 4

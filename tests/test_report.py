@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from fake_runs import make, saying, write
+from fake_runs import but, make, saying, write
 
 import readme
 from mllmu_nb import paths
@@ -134,7 +134,7 @@ def test_a_damaged_run_is_one_clear_line(home):
 
 def test_the_same_people_and_seeds_twice_are_refused():
     run = make("ga", modality="multimodal", **FEW)
-    copy = replace(run, record={**run.record, "run": "copy"}).but(answers=run.answers.assign(run="copy"))
+    copy = but(replace(run, record={**run.record, "run": "copy"}), answers=run.answers.assign(run="copy"))
     with pytest.raises(KitError, match="copy are of one method with the same people and seeds"):
         Scores.of([run, copy])
 

@@ -15,7 +15,7 @@ from mllmu_nb.scoring import checks, choice, registry, text
 from mllmu_nb.scoring.factuality import holds, rubric, words
 from mllmu_nb.scoring.gates import gates, opened
 from mllmu_nb.scoring.health import judged, unsound
-from mllmu_nb.scoring.score import RUN_KEYS, cells, item_scores, run_scores, side_by_side
+from mllmu_nb.scoring.score import RUN_KEYS, cells, item_scores, run_scores
 
 # one answer
 
@@ -317,13 +317,6 @@ def test_runs_of_a_grid_are_told_apart_by_their_parameter_and_never_pooled():
     table = cells(items, by=["unlearn_lr"])
     values = {lr: cell(table, "ga", "oracle", unlearn_lr=lr)["value"] for lr in (0.001, 0.002)}
     assert values == {0.001: 0.5, 0.002: 1} and cell(table, "vanilla", unlearn_lr="")["value"] == 1
-
-
-def test_a_model_of_ones_own_is_put_beside_others_whatever_its_seeds():
-    own = choices(half, **run("ga", "multimodal", train_seed=9))
-    others = [choices(right, **run(*model)) for model, right in MODELS.items() if model != GA]
-    assert np.isnan(cell(cells(item_scores(pd.concat([own, *others]))), "ga", "oracle")["value"])
-    assert cell(cells(item_scores(side_by_side(own, *others))), "ga", "oracle")["value"] == 0.5
 
 
 # metrics

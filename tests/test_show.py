@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from fake_runs import make, saying, write
+from fake_runs import but, make, saying, write
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
@@ -62,12 +62,6 @@ def test_a_collapsed_model_is_marked_and_the_oracle_is_among_the_changes_where_i
     broken = saying(ga, "the the the the the the", task="generation")
     changes = show.changes([vanilla, broken, oracle], references=True)
     assert list(dict.fromkeys(changes.index.get_level_values("method"))) == ["GA (image + text) ‡", "Oracle"]
-    figure = show.against_vanilla([vanilla, broken, oracle])
-    assert [one.get_text() for one in figure.axes[0].get_yticklabels()] == ["GA (image + text) ‡", "Oracle"]
-    assert figure.get_suptitle() == "Forget should reach the oracle (star), Retain should stay at 0"
-    assert_readable(figure)
-    with pytest.raises(KitError, match="changes need a run of vanilla and another run"):
-        show.against_vanilla([ga, oracle])
 
 
 def test_results_say_whose_they_are(tmp_path, monkeypatch, capsys, vanilla, oracle):
@@ -115,8 +109,8 @@ def test_answers_are_shown_as_text_beside_vanillas(vanilla, oracle):
 def test_the_sign_of_an_answer_is_that_of_its_health(vanilla, oracle):
     """Compared with vanilla, an answer can be gibberish although its form does not show it."""
     ga = saying(make("ga", modality="unimodal", **SMALL), "The loves Zoltan this.", task="generation")
-    runs = [run.but(answers=run.answers.assign(fluency=-1.0)) for run in (vanilla, oracle)]
-    runs += [ga.but(answers=ga.answers.assign(fluency=-9.0))]
+    runs = [but(run, answers=run.answers.assign(fluency=-1.0)) for run in (vanilla, oracle)]
+    runs += [but(ga, answers=ga.answers.assign(fluency=-9.0))]
     person = SimpleNamespace(name="Amina", portrait=PICTURE)
     page = show.answers(SimpleNamespace(profiles={f"{n:03d}": person for n in range(1, 13)}), runs).data
     assert page.count("≈ The loves Zoltan") == 4 and "○ The loves Zoltan" not in page

@@ -128,7 +128,7 @@ def test_replicates_crossed_with_people_are_an_analysis_of_variance():
     df = variance**2 / ((between / 12) ** 2 / 2 + ((people_too - rest) / 12) ** 2 / 3)
     values, who, replicate = (rows[name].to_numpy() for name in ("y", "person", "replicate"))
     assert crossed(values, who, replicate) == pytest.approx((table.mean(), variance, df))
-    p = paired_p(values, np.zeros(12), who, replicate)
+    p = paired_p(values, who, replicate)
     assert p == pytest.approx(2 * student.sf(table.mean() / sqrt(variance), df))
 
 
@@ -246,17 +246,15 @@ def test_the_error_behind_an_interval_is_found_again(count):
 def test_a_difference_that_is_rounding_alone_is_none():
     """.1 + .2 - .3 is 6e-17 for every person."""
     one, other = np.tile([0.1, 0.2, 0.0], 5), np.tile([0.0, 0.0, 0.3], 5)
-    assert paired_p(one, other, people(5, 3)) == 1
+    assert paired_p(one - other, people(5, 3), [0, 1, 2] * 5) == 1
 
 
 def test_paired_p_by_hand_and_where_everybody_differs_alike():
-    # differences of the people's means 1, 0, .5: t = .5 / (.5/sqrt 3) = sqrt 3 on 2 degrees, p = 1 - t/sqrt(2 + t²)
-    p = paired_p([1, 1, 0, 0, 1, 1], [0, 0, 0, 0, 0, 1], list("aabbcc"))
-    assert p == pytest.approx(1 - sqrt(3 / 5))
-    assert paired_p([0.5, 0.5], [0.5, 0.5], ["a", "b"]) == 1.0
-    assert paired_p(np.ones(8), np.zeros(8), list("aabbccdd")) == 2**-3  # four people, all in one direction
-    assert paired_p([1.0, 1.0], [0.0, 0.0], ["a", "a"]) == 1.0  # one person shows nothing
-    assert np.isnan(paired_p([nan], [1.0], ["a"]))
+    # two replicates with the same mean, so the people decide: means 1, 0, 1, 0 give t = .5 / (1/sqrt 12) = sqrt 3
+    assert paired_p([1, 0, 1, 0], list("abcd"), [0, 0, 1, 1]) == pytest.approx(2 * student.sf(sqrt(3), 3))
+    assert paired_p([0.0, 0.0], ["a", "b"], [0, 1]) == 1.0
+    assert paired_p(np.ones(8), list("aabbccdd"), [0, 1] * 4) == 2**-3  # four people, all in one direction
+    assert paired_p([1.0, 1.0], ["a", "a"], [0, 1]) == 1.0  # one person shows nothing
 
 
 @pytest.mark.parametrize(
@@ -404,7 +402,7 @@ def one_at_a_time(values: dict[str, list[float]], base: float) -> pd.DataFrame:
 def test_variance_split_by_hand():
     table = one_at_a_time({"replicate": [0.4, 0.6], "train_seed": [0.52, 0.48], "shot_seed": []}, base=0.5)
     table["se"] = 0.06
-    found = variance_split(table, ["replicate", "train_seed", "shot_seed"], se="se").set_index("factor")
+    found = variance_split(table, ["replicate", "train_seed", "shot_seed"]).set_index("factor")
     # var(.5, .4, .6) = .01, less .06² = .0064; chi-square on 2 degrees: 2 · .01/7.3778 and 2 · .01/.050636
     draw = found.loc["replicate"]
     assert draw["levels"] == 3 and draw["variance"] == pytest.approx(0.0064) and draw["sd"] == pytest.approx(0.08)
@@ -419,7 +417,7 @@ def test_variance_split_by_hand():
 def test_variance_split_of_a_crossed_design_keeps_factors_apart():
     draws, seeds = np.meshgrid([-0.1, 0.0, 0.1], [-0.02, 0.02], indexing="ij")
     table = pd.DataFrame({"value": (0.5 + draws + seeds).ravel(), "draw": np.repeat([0, 1, 2], 2), "seed": [0, 1] * 3})
-    found = variance_split(table, ["draw", "seed"]).set_index("factor")
+    found = variance_split(table.assign(se=0.0), ["draw", "seed"]).set_index("factor")
     assert found["variance"].tolist() == pytest.approx([0.01, 0.0008])
     assert found["levels"].tolist() == [3, 2]  # a level counts once, even if it is in several groups
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from fake_runs import make
+from fake_runs import but, make
 
 from mllmu_nb import checks, inputs, paths, pipeline, studies, training
 from mllmu_nb.batches import unlearning_batches, unlearning_steps
@@ -139,7 +139,7 @@ def test_models_are_compared_person_by_person_where_both_close_half(oracles):
 def test_only_replicates_in_which_both_close_half_are_compared(oracles):
     canonical = [halved("canonical", draw, odd) for draw in (0, 1)]
     pieces = [halved("labels_text", draw, everybody) for draw in (0, 1)]
-    stopped = [one.but(path=one.path[one.path["step"] == 0]) for one in pieces]
+    stopped = [but(one, path=one.path[one.path["step"] == 0]) for one in pieces]
     [kept, _] = released_code.compared([*canonical, pieces[0], stopped[1]]).to_dict("records")
     alone = released_code.compared([canonical[0], pieces[0]]).to_dict("records")[0]
     assert (kept["n_replicates"], kept["of"]) == (1, 2)

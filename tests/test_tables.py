@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from fake_runs import along, make, people_frames, realistic, saying, without
+from fake_runs import along, but, make, people_frames, realistic, saying, without
 
 from mllmu_nb.reporting import figures, grid, published, tables
 from mllmu_nb.reporting.grid import COLLAPSED_NOTE, GATES_UNKNOWN
@@ -53,7 +53,7 @@ def known() -> Scores:
     runs["kl_min", "multimodal"] = without(runs["kl_min", "multimodal"], set="celebrity")
     oracle = runs["oracle", "none"]
     values = oracle.answers["value"].mask(oracle.answers["set"] == "retain", "")
-    runs["oracle", "none"] = oracle.but(answers=oracle.answers.assign(value=values))
+    runs["oracle", "none"] = but(oracle, answers=oracle.answers.assign(value=values))
     return Scores.of(runs.values())
 
 
@@ -94,7 +94,7 @@ def test_table_1_has_a_sheet_for_each_number_of_people():
         run = make("vanilla", people=count, **FEW)
         parameters = {**run.record["parameters"], "people": count}
         runs.append(replace(run, record={**run.record, "run": f"vanilla-{count}", "parameters": parameters}))
-        runs[-1] = runs[-1].but(answers=run.answers.assign(**columns_of(runs[-1].record)))
+        runs[-1] = but(runs[-1], answers=run.answers.assign(**columns_of(runs[-1].record)))
     few, many = tables.sheets("table1_data", Scores.of(runs))
     assert few.title.startswith("Data, 20 people: ") and many.title.startswith("Data, 30 people: ")
     assert [line(one.markdown(), "Retain")[0] for one in (few, many)] == ["10", "20"] and few.label != many.label
@@ -402,7 +402,7 @@ def test_a_step_after_unlearning_has_no_path_and_is_no_oracle():
             own = make(method, lambda q: True, modality=modality, draw=draw, after="int4", **FEW)
             asked = along(own.answers, method, "none").assign(**columns_of(own.record))
             people = people_frames(own.record["people"]["fictitious"], FEW["famous"])
-            runs.append(own.but(path=with_questions(asked, *people)))
+            runs.append(but(own, path=with_questions(asked, *people)))
     scores = Scores.of(runs)
     pd.testing.assert_frame_equal(scores.kept, plain.kept)
     [sheet] = tables.sheets("table_ranking", scores)

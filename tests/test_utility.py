@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import PIL.Image
 import pytest
-from fake_runs import make, write
+from fake_runs import but, make, write
 
 from mllmu_nb import __main__ as door
 from mllmu_nb import inputs, pipeline
@@ -71,7 +71,7 @@ def with_utility(run, right: float):
         for name in utility.PANELS["miniature"] for number in range(20)
     ]  # fmt: skip
     fixed = {"task": "classification", "scoring": "utility", "order": 0, "shots": 0, "tokens": 0}
-    return run.but(utility=pd.DataFrame(rows).assign(**fixed, **columns_of(run.record)))
+    return but(run, utility=pd.DataFrame(rows).assign(**fixed, **columns_of(run.record)))
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.reporting.grid import ASKED_IN, cell_text, closed_gates, rows_by, select
 from mllmu_nb.reporting.runs import Run, Scores
 from mllmu_nb.scoring import path
-from mllmu_nb.scoring.frames import KEY, MODEL, is_model
+from mllmu_nb.scoring.frames import KEY, MODEL, PEOPLE, is_model
 from mllmu_nb.scoring.health import judged
 from mllmu_nb.scoring.registry import metrics
-from mllmu_nb.scoring.score import cells, item_scores, side_by_side
+from mllmu_nb.scoring.score import cells, item_scores
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Beside:
         """The scores of all three models, paired question by question even if their seeds differ."""
         # by id: the model may be vanilla or the oracle itself, and counts once
         runs = list({run.id: run for run in (self.own, self.vanilla, self.oracle) if run}.values())
-        items = item_scores(side_by_side(*(run.answers for run in runs)))
+        answers = pd.concat([run.answers for run in runs], ignore_index=True)
+        items = item_scores(answers.assign(**{column: self.own[column] for column in PEOPLE}))
         return Scores(runs, items, cells(items), judged(items), path.no_points(), [])
 
     @cached_property

@@ -134,7 +134,6 @@ def _leakage(beside: Beside) -> pd.DataFrame:
 
 
 def _cost(beside: Beside) -> pd.DataFrame:
-    """The cost of training; it is not known for a model that was made elsewhere."""
     train = beside.own.train
     rows = {
         "seconds": f"{train['seconds']:,.0f}",

@@ -109,7 +109,6 @@ def gaps(figures: pd.DataFrame, items: pd.DataFrame, model_correlation: float = 
 
 
 def _behind(figure: Any, items: pd.DataFrame) -> dict:
-    """What is known about a printed figure: task, value as a share, people, questions per person, and sd."""
     counterpart = published.COUNTERPARTS.get(figure.metric)
     if counterpart is None:
         return {"task": "", "value": figure.value, "people": nan, "questions": nan, "sd": nan}
@@ -167,58 +166,49 @@ def read(path: Path | str) -> pd.DataFrame:
     return table
 
 
-def audit(
-    table: pd.DataFrame,
-    people: int | None = None,
-    questions: int = 1,
-    top: float = PER_CENT,
-    correlation: float = LIKELY,
-    model_correlation: float = 0.0,
-) -> pd.DataFrame:
+def audit(table: pd.DataFrame, questions: int = 1, model_correlation: float = 0.0) -> pd.DataFrame:
     """Compare every two methods on each measure (columns AUDITED), in the unit of the table; ``least`` and ``most`` are
-    the noise over the assumed range of the ``correlation``.
+    the noise over the assumed range of the correlation within a person.
 
-    ``people``, ``questions`` (per person and measure) and ``top``, a measure's best value, are used if the table has no
-    such value. Without a number of people, the verdict is unknown. A measure that is no share of right answers needs a
+    ``questions`` (per person and measure) are used if the table does not say; ``top``, a measure's best value, is then
+    100. Without a number of ``people``, the verdict is unknown. A measure that is no share of right answers needs a
     column ``sd``, the standard deviation over people. Raises KitError for a share outside 0 to ``top``, for shares up
     to 1 if ``top`` is 100 and no column says so, and for impossible assumptions.
     """
-    said = table["top"].notna() if "top" in table else pd.Series(False, table.index)
-    assumed = {"people": nan if people is None else people, "questions": questions, "sd": nan, "top": top}
+    given = table["top"].notna() if "top" in table else pd.Series(False, table.index)
+    assumed = {"people": nan, "questions": questions, "sd": nan, "top": PER_CENT}
     table = table.assign(**{name: table[name].fillna(v) if name in table else v for name, v in assumed.items()})
     table = table.assign(measure=table["measure"].astype(object).fillna(""))
     for name, least in {"people": 2, "questions": 1, "sd": 0}.items():
         if (wrong := (table[name] < least) | np.isinf(table[name])).any():
             raise KitError(f"{name} of {table[wrong].iloc[0]['method']!r} is below {least} or infinite")
-    if not (0 <= correlation <= 1 and 0 <= model_correlation <= 1):
-        raise KitError("correlation and model_correlation are shares from 0 to 1")
+    if not 0 <= model_correlation <= 1:
+        raise KitError("model_correlation is a share from 0 to 1")
     for measure, rows in table.groupby("measure", sort=False):
         best = rows["top"].iloc[0]
         if rows["sd"].notna().all():  # it is judged by its spread, whatever its best value
             continue
         if (rows["top"] != best).any():
-            raise KitError(f"the measure {measure!r} has several best values (top): give one")
+            raise KitError(f"the measure {measure!r} has several best values (column top): give one")
         if not rows["value"].between(0, best).all():
-            raise KitError(f"a value of {measure!r} lies outside 0 to {best:g}: name its best value (top)")
-        if best == PER_CENT and not said[rows.index].any() and 0 < rows["value"].max() <= 1:
-            raise KitError(
-                f"all values of {measure!r} lie between 0 and 1: say that its best value is 1 (top, as a column where "
-                "measures differ), or write them in per cent"
-            )
-    gaps = compare(table, ["measure"], (correlation, *CORRELATIONS), model_correlation)
+            raise KitError(f"a value of {measure!r} lies outside 0 to {best:g}: name its best value (column top)")
+        if best == PER_CENT and not given[rows.index].any() and 0 < rows["value"].max() <= 1:
+            said = "say that its best value is 1 (column top), or write them in per cent"
+            raise KitError(f"all values of {measure!r} lie between 0 and 1: {said}")
+    gaps = compare(table, ["measure"], CORRELATIONS, model_correlation)
     ends = gaps.groupby(["measure", "first", "second"])["noise"].agg(least="min", most="max")
-    gaps = gaps.drop_duplicates(["measure", "first", "second"]).join(ends, on=ends.index.names)
+    gaps = gaps[gaps["correlation"] == LIKELY].join(ends, on=ends.index.names)
     return gaps[AUDITED].reset_index(drop=True)
 
 
 @plots.styled
-def figure(gaps: pd.DataFrame, most: int = 24) -> Figure:
-    """Draw the ``most`` largest gaps, each with the noise as its whisker: a gap whose whisker reaches 0 could be noise.
+def figure(gaps: pd.DataFrame) -> Figure:
+    """Draw the 24 largest gaps, each with the noise as its whisker: a gap whose whisker reaches 0 could be noise.
     Filled: exceeds the noise; hollow: does not. Raises KitError if no gap could be judged."""
     known = gaps[gaps["verdict"] != UNKNOWN]
     if known.empty:
         raise KitError("no gap has a known number of people")
-    known = known.assign(size=known["gap"].abs()).nlargest(most, "size")
+    known = known.assign(size=known["gap"].abs()).nlargest(24, "size")
     exceeds = known["verdict"] == EXCEEDS
     drawn = known.assign(
         name=known["first"] + " − " + known["second"] + known["measure"].map(lambda name: f", {name}" if name else ""),

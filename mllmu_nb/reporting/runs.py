@@ -60,10 +60,6 @@ class Run:
             self.frames[name] = _stored(self.folder, self.record, name)
         return self.frames[name]
 
-    def but(self, **frames: pd.DataFrame | None) -> Run:
-        """A copy of the run with these frames replaced."""
-        return replace(self, frames=self.frames | frames)
-
     @property
     def id(self) -> str:
         return self.folder.name

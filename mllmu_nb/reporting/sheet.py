@@ -149,7 +149,6 @@ def _points(text: str) -> float:
 
 
 def _pages(blocks: Blocks, most: int) -> list[Blocks]:
-    """Split ``blocks`` into pages of at most ``most`` rows."""
     rows = [(heading, row) for heading, rows in blocks for row in rows]
     pages = [rows[start : start + most] for start in range(0, len(rows), most)] or [[]]
     return [[(h, [row for _, row in some]) for h, some in groupby(page, lambda row: row[0])] for page in pages]
@@ -185,23 +184,13 @@ LATEX |= {"−": r"$-$", "↑": r"$\uparrow$", "≠": r"$\neq$", COLLAPSED: r"$\
 LATEX |= {"±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "≤": r"$\leq$", "≥": r"$\geq$", "≈": r"$\approx$"}
 LATEX |= {letter: rf"$\{unicodedata.name(letter).split()[-1].lower()}$" for letter in "αβγδεζηθικμνξπρστυφχψω"}
 LATEX |= {"λ": r"$\lambda$", "µ": r"$\mu$"}  # Unicode writes lamda; the micro sign
-KNOWN_TO_LATEX = set("ÆæØøßŁłŒœı‘’“”…—")
+KNOWN_TO_LATEX = {*map(chr, range(0xC0, 0x100))} - {*"ÐÞðþ÷"} | {*"ŁłŒœŠšŽžı‘’“”…—"}
 
 
 def latex_text(text: str) -> str:
-    """Escape text for LaTeX. Arrows, minus and Greek letters become mathematics; of a character that its fonts lack,
-    the plain letters are left, or a question mark."""
-    return "".join(map(_in_latex, _one_line(text)))
-
-
-def _in_latex(character: str) -> str:
-    if character in LATEX or character.isascii() or character in KNOWN_TO_LATEX:
-        return LATEX.get(character, character)
-    parts = unicodedata.normalize("NFKD", character).replace("\N{FRACTION SLASH}", "/")
-    accents = [one for one in parts[1:] if unicodedata.combining(one)]
-    if character < "\u0180" and accents and accents != ["\N{COMBINING OGONEK}"] and parts[0].isalpha():
-        return character
-    return "".join(LATEX.get(one, one) for one in parts if one.isascii()) or "?"
+    """Escape text for LaTeX. Arrows, minus and Greek letters become mathematics; a character that its fonts lack
+    becomes a question mark."""
+    return "".join(LATEX.get(c, c if c.isascii() or c in KNOWN_TO_LATEX else "?") for c in _one_line(text))
 
 
 def markdown_text(text: str) -> str:

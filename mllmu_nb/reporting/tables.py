@@ -4,7 +4,6 @@ ratio; ``@table`` sets its files and its place in the report. CONTRIBUTING.md sh
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, product
-from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from mllmu_nb.reporting import grid
 from mllmu_nb.reporting.grid import LIMITS, column, new_sheet, number_text, rows_by, score_sheet, select
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, REFERENCES, Scores, models_in_order
 from mllmu_nb.reporting.sheet import Sheet, write_sheets
-from mllmu_nb.scoring import judge, path, registry, utility
+from mllmu_nb.scoring import path, registry, utility
 from mllmu_nb.scoring.frames import ACROSS, GROUP, KEY, LIKELIHOOD_KEY, MODEL, POOLED, VIEWS, has
 from mllmu_nb.scoring.gates import opened
 from mllmu_nb.scoring.ranking import RANKED
@@ -43,8 +42,6 @@ QUALITY = {
     "Membership, AUC": ["auc_loss", "auc_zlib", "auc_min_k", "auc_min_k_pp"],
     "TPR by LOSS, %": ["tpr_1_loss", "tpr_5_loss"],
 }
-AGREEMENT = {"answers": "Answers", "judge": "Judge, mean", "rubric": "Rubric, mean"}
-AGREEMENT |= {"within": "Within one point", "rank": "Rank correlation"}
 CSV_ALONE = {"loss", "zlib", "min_k", "min_k_pp"}
 CSV_ALONE |= {f"tpr_{level}_{attack}" for level in (1, 5) for attack in ("zlib", "min_k", "min_k_pp")}
 TABLES = Registry("table")
@@ -99,8 +96,7 @@ def _score_metrics(scores: Scores) -> list[Metric]:
 
 @table("table1_data")
 def data_table(scores: Scores) -> Iterator[Sheet]:
-    """Table 1: people, portraits and questions of each set, as a run's record counts them (one portrait per person). If
-    a grid varies the number of people, there is one sheet per number."""
+    """Table 1: people, portraits (one each) and questions of each set; one sheet per number of people in a grid."""
     records: dict[int, dict] = {}
     for run in scores.runs:
         records.setdefault(run.record["people"]["fictitious"], run.record)
@@ -158,8 +154,7 @@ def cost_table(scores: Scores) -> Iterator[Sheet]:
 
 @table("table2_main")
 def main_table(scores: Scores) -> Iterator[Sheet]:
-    """Table 2: one row per method, one block per trained modality; columns for the main metrics on four sets, and for
-    utility, views pooled."""
+    """Table 2: the main metrics on the four sets, and utility, views pooled."""
     pairs = [(name, one) for name, one in product(SETS, metrics(main=True)) if name in one.sets]
     columns = [column(one, f"{one.label} {one.goal(s)}".strip(), s.capitalize(), set=s) for s, one in pairs]
     scale, useful = scores.runs[0]["scale"], registry.by_key()[utility.UTILITY_KEY]
@@ -196,8 +191,7 @@ def compact_table(scores: Scores) -> Iterator[Sheet]:
 
 
 def _main_text(scores: Scores, label: str, pairs: Sequence[tuple[str, Metric]]) -> Sheet:
-    """Return a sheet to join with those of other groups: one column per set and metric, and one block per trained
-    modality, with a heading that names its runs."""
+    """Return a sheet to join with those of other groups: the headings of its blocks name their runs."""
     columns = [column(one, f"{one.label} {one.goal(s)}".strip(), s.capitalize(), set=s) for s, one in pairs]
     runs = f"{scores.runs[0].base_label}, forget {scores.group['forget_ratio']} %"
     runs += "" if scores.group["protocol"] == "clean" else f", {scores.group['protocol']} protocol"
@@ -217,8 +211,7 @@ def by_view_table(scores: Scores) -> Iterator[Sheet]:
 
 @table("table_oracle_gap")
 def oracle_gap_table(scores: Scores) -> Iterator[Sheet]:
-    """Method minus oracle in every metric, two-sided: below the oracle is as wrong as above it. There is one sheet per
-    set, with the views pooled; the CSV also has them separately."""
+    """Method minus oracle in every metric: one sheet per set, views pooled; the CSV also has them separately."""
     shown, rows = _score_metrics(scores), all_rows(scores, ("base", "oracle"))
     title = "Gap to the oracle (margin 10 points, 0.1 of ROUGE and BLEU, 1 point of factuality), {} set, views pooled"
     remarks = [f"Method minus oracle, question by question; {LIMITS} {SIGNS}"]
@@ -232,8 +225,7 @@ def oracle_gap_table(scores: Scores) -> Iterator[Sheet]:
 
 @table("table_gate")
 def gate_table(scores: Scores) -> Iterator[Sheet]:
-    """Which metrics can show forgetting: vanilla minus oracle on the forget set, one row per metric, one column per
-    view, and one block per vanilla model if a grid makes several."""
+    """Which metrics can show forgetting: vanilla minus oracle; one block per vanilla model if a grid makes several."""
     shown = [one for one in _score_metrics(scores) if one.knowledge]
     where = {"method": "vanilla", "after": "", "against": "oracle", "set": "forget", "view": ANY_VIEW}
     frame = select(scores, shown, **where)
@@ -279,26 +271,6 @@ def health_table(scores: Scores) -> Iterator[Sheet]:
         title, where = f"Health of free answers, {name.capitalize()} set", {"against": "", "set": name}
         options = {"by_view": True, "remarks": remarks, "frame": select(scores, states, view=ANY_VIEW, **where)}
         yield score_sheet(scores, title, f"health-{name}", rows, columns, where, **options)
-
-
-@table("table_judge")
-def judge_table(scores: Scores) -> Iterator[Sheet]:
-    """How well the rubric's factuality and a judge's grades agree, one row per set."""
-    free = scores.items[scores.items["task"] == "generation"]
-    rows, frame = [], []
-    for name in (*SETS, "all"):
-        here = free if name == "all" else free[free["set"] == name]
-        one = judge.agreement(here["judge"], here["factuality"])
-        cells: list[str | tuple[str, str]] = [("", "Not measured here.")] * len(AGREEMENT)
-        if one:
-            rank = ("", "Judge or rubric gives one grade alone.") if isnan(one.rank) else f"{one.rank:.2f}"
-            cells = [f"{one.answers:,}", *(f"{value:.2f}" for value in one[1:-1]), rank]
-        rows.append((name.capitalize(), cells))
-        frame.append({**scores.group, "set": name, **(one._asdict() if one else dict.fromkeys(AGREEMENT))})
-    columns = [("", heading) for heading in AGREEMENT.values()]
-    remark = "Grades from 1 to 10 of the same free answers; `mllmu-nb judge` asks a judge."
-    title, frame = "Rubric and judge", pd.DataFrame(frame)
-    yield new_sheet(scores, title, "judge", "Set", columns, [("", rows)], [remark], frame)
 
 
 # -- forget quality and leakage ---------------------------------------------------------------------------------
@@ -355,8 +327,7 @@ EDGES = {"inside": "hardly matters", "outside": "on an edge", "undecided": "unde
 
 @table("table_path")
 def path_table(scores: Scores) -> Iterator[Sheet]:
-    """What each method keeps at equal forgetting: at three closed shares of the gap, and the mean up to the third
-    (area)."""
+    """What each method keeps at equal forgetting."""
     columns = [(_closed(place), HEADS[name] + " %") for name, place in READ_OFF]
     remarks = [
         "Per cent, with [low, high], the 95 % interval. Closed: the share of the gap between vanilla and the oracle in "
@@ -399,8 +370,7 @@ def kept_text(row: Mapping[str, Any] | None, signed: bool = False) -> str | tupl
 
 @table("table_claim")
 def claim_table(scores: Scores) -> Iterator[Sheet]:
-    """The paper's claim at equal forgetting: what remains of Forget after unlearning on text only, minus what remains
-    after image + text, with the same share of the gap closed (both views pooled)."""
+    """The paper's claim on modality, at equal forgetting (the gap of both views pooled)."""
     places = path.PLACES[:2]
     differences = path.between_modalities(scores.kept_by_person[POOLED], list(CLAIMS), places, scores.by)
     title = "Knowledge about Forget that remains at equal forgetting, points: "
@@ -567,7 +537,7 @@ def sources(runs: pd.DataFrame) -> pd.DataFrame:
             continue
         error = standard_errors(here["low"], here["high"], here["n_profiles"])
         anew = set_name == "forget" and here["replicate"].nunique() > 1  # else the same people are asked in every run
-        split = variance_split(here.assign(se=error * anew), factors, se="se").query("factor != 'model'")
+        split = variance_split(here.assign(se=error * anew), factors).query("factor != 'model'")
         people = {"factor": "people", "levels": here["n_profiles"].max(), "sd": float((error**2).mean() ** 0.5)}
         asked = {"set": set_name, **dict(zip(KEY, one.key, strict=True))}
         rows += [asked | row for row in (people, *split.to_dict("records"))]

@@ -81,7 +81,6 @@ def _position(tokens: Sequence[str], sought: Sequence[str]) -> int | None:
 
 
 def _gibberish(answer: str) -> bool:
-    """Whether a word comes three times in a row, a long answer has few different words, or symbols prevail."""
     tokens, once = words(answer), words_once(answer)
     if any(a == b == c for a, b, c in zip(tokens, tokens[1:], tokens[2:], strict=False)):
         return True

@@ -76,7 +76,7 @@ def _comparisons(methods: pd.DataFrame, of_people: pd.DataFrame) -> list[tuple]:
             both = first.merge(second[[*PEOPLE, "person", "value"]], on=[*PEOPLE, "person"], suffixes=("", "_b"))
             both = both.dropna(subset=["value", "value_b"])
             mean, residual = of_sets((both["value"] - both["value_b"]).to_numpy(), both["set"].to_numpy(str))
-            p = paired_p(mean + residual, 0 * residual, both["person"], both.groupby(REPLICATE).ngroup())
+            p = paired_p(mean + residual, both["person"], both.groupby(REPLICATE).ngroup())
             rows.append((modality, a, b, p))
     return rows
 

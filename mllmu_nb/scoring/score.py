@@ -200,10 +200,3 @@ def _verdicts(cells: pd.DataFrame) -> list[str]:
     judged = (cells["against"] == "oracle") & cells["view"].isin([*VIEWS, POOLED]) & cells["value"].notna()
     gaps = (Interval(*ends, 0, 0) for ends in cells[["value", "low", "high"]].to_numpy(float))
     return [equivalence(gap, m) if there and m else "" for there, m, gap in zip(judged, margins, gaps, strict=True)]
-
-
-def side_by_side(*runs: pd.DataFrame) -> pd.DataFrame:
-    """Join the answers of runs about the same people as if they had the same replicate and seeds. Each question is then
-    paired with the same question of another run, to compare your own model with vanilla and the oracle."""
-    alike = {column: runs[0][column].iloc[0] for column in PEOPLE}
-    return pd.concat(runs, ignore_index=True).assign(**alike)

@@ -83,7 +83,6 @@ def contained(truth: str, answer: str) -> bool:
 
 
 def _known(items: pd.DataFrame) -> pd.DataFrame:
-    """The answers to questions whose bare value is known."""
     return items[items["value"].fillna("") != ""]
 
 

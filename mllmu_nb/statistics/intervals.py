@@ -104,22 +104,19 @@ def paired_difference(a, b, profiles, bounds: Bounds = (0.0, 1.0), replicates=No
 def _over_replicates(over_people: Interval, at_least: bool, values, profiles, replicates, bounds: Bounds) -> Interval:
     """The interval over replicates crossed with people. If ``at_least``, or if all replicates agree, no narrower than
     ``over_people``; one replicate returns ``over_people``."""
-    if (measured := _several(values, replicates)) is None:
+    if replicates is None:
         return over_people
+    measured = np.isfinite(values)
     replicates = np.asarray(replicates)[measured]
-    estimate, count = crossed(values[measured], profiles[measured], replicates), len(np.unique(replicates))
+    if (count := len(np.unique(replicates))) < 2:
+        return over_people
+    estimate = crossed(values[measured], profiles[measured], replicates)
     if not bounds[0] < estimate.mean < bounds[1]:
         return replace(over_people, n_replicates=count)
     low, high = limits(estimate, bounds)
     if at_least or estimate.variance < SAME**2:
         low, high = min(low, over_people.low), max(high, over_people.high)
     return replace(over_people, low=low, high=high, n_replicates=count)
-
-
-def _several(values: np.ndarray, replicates) -> np.ndarray | None:
-    """Return which ``values`` [items] are measured, or None unless these are of more than one replicate."""
-    measured = np.isfinite(values)
-    return measured if replicates is not None and len(np.unique(np.asarray(replicates)[measured])) > 1 else None
 
 
 def crossed(values, profiles, replicates) -> Crossed:
@@ -167,19 +164,15 @@ def standard_errors(low, high, people) -> np.ndarray:
     return (np.asarray(high, float) - np.asarray(low, float)) / (2 * quantile)
 
 
-def paired_p(a, b, profiles, replicates=None) -> float:
-    """Return the two-sided p for no mean difference between two models (arguments as in :func:`paired_difference`):
-    Student's t, or a sign-flip test if all people have the same difference. NaN if the models share no item."""
-    difference, profiles = np.asarray(a, float) - np.asarray(b, float), np.asarray(profiles)
-    if (measured := _several(difference, replicates)) is not None:
-        estimate = crossed(difference[measured], profiles[measured], np.asarray(replicates)[measured])
-        if estimate.variance > SAME**2:
-            return float(2 * student.sf(abs(estimate.mean) / sqrt(estimate.variance), estimate.df))
-    people = ByPerson.of(difference, profiles)
-    if not len(people.values):
-        return nan
-    count = len(people.counts)
-    if count == 1 or people.alike:
+def paired_p(difference, profiles, replicates) -> float:
+    """Return the two-sided p for no mean difference between two models, from the ``difference`` [items] of their scores
+    in several replicates: Student's t, or a sign-flip test if all people have the same difference."""
+    difference, profiles = np.asarray(difference, float), np.asarray(profiles)
+    mean, variance, df = crossed(difference, profiles, replicates)
+    if variance > SAME**2:
+        return float(2 * student.sf(abs(mean) / sqrt(variance), df))
+    people, count = ByPerson.of(difference, profiles), len(np.unique(profiles))
+    if people.alike:
         return 2.0 ** (1 - count) if np.abs(people.sums).max() > SAME else 1.0
     return float(2 * student.sf(abs(people.mean) / people.standard_error, count - 1))
 

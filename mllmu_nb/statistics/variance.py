@@ -1,6 +1,5 @@
 """Which factors make a score vary, and how much: one-way variance components."""
 
-from collections.abc import Sequence
 from math import nan, sqrt
 
 import numpy as np
@@ -11,28 +10,28 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.statistics.intervals import ENDS
 
 
-def variance_split(table: pd.DataFrame, factors: Sequence[str], se: str = "") -> pd.DataFrame:
+def variance_split(table: pd.DataFrame, factors: list[str]) -> pd.DataFrame:
     """Split the variance of one score by factor: docs/scoring.md ("Variance components").
 
-    ``table`` has one ``value`` per run; ``se`` is the column of its standard error, without the part that levels share.
-    Columns: factor, levels, variance, sd, and low and high, the 95 % limits of the variance; NaN for a factor that
-    never varies alone. Raises KitError if two rows agree in every factor. Source: Searle, Casella and McCulloch 1992.
+    ``table`` has one ``value`` per run, its standard error ``se`` without the part that levels share, and at least two
+    ``factors``. Columns: factor, levels, variance, sd, and low and high, the 95 % limits of the variance; NaN for a
+    factor that never varies alone. Raises KitError if two rows agree in every factor. Source: Searle,
+    Casella and McCulloch 1992.
     """
-    factors, rows = list(factors), []
+    rows = []
     table = table[np.isfinite(table["value"].astype(float))]
     if table.duplicated(factors).any():
         first = table.loc[table.duplicated(factors), factors].iloc[0]
         raise KitError(f"two rows have {', '.join(f'{name} {first[name]}' for name in factors)}: keep one per run")
     for factor in factors:
         others = [name for name in factors if name != factor]
-        groups = [group for _, group in table.groupby(others, dropna=False)] if others else [table]
-        groups = [group for group in groups if len(group) > 1]
+        groups = [group for _, group in table.groupby(others, dropna=False) if len(group) > 1]
         if not groups:
             rows.append((factor, min(1, len(table)), nan, nan, nan, nan))
             continue
         levels, weights = pd.concat(groups)[factor].nunique(), [len(group) - 1 for group in groups]
         between = np.average([group["value"].var(ddof=1) for group in groups], weights=weights)
-        sampling = np.average([(group[se] ** 2).mean() for group in groups], weights=weights) if se else 0.0
+        sampling = np.average([(group["se"] ** 2).mean() for group in groups], weights=weights)
         ends = chi2.ppf(ENDS[::-1], levels - 1) / (levels - 1)
         variance, low, high = np.maximum([between - sampling, *(between / ends - sampling)], 0.0)
         rows.append((factor, levels, variance, sqrt(variance), low, high))
