@@ -191,11 +191,9 @@ def _reply(endpoint: Any, name: str, texts: Texts) -> dict[str, str] | None:
 
 def agreement(answers: pd.DataFrame) -> str:
     """How far the judge's grades and the rubric's agree, over the answers that have both."""
-    both = pd.DataFrame({"judge": judge.judged(answers), "rubric": text.factuality(answers)}).dropna()
-    if both.empty:
+    if not (known := judge.agreement(judge.judged(answers), text.factuality(answers))):
         return "too few different grades to compare judge and rubric"
-    within = (both["judge"] - both["rubric"]).abs().le(1).mean()
     return (
-        f"judge and rubric over {len(both)} answers: means {both['judge'].mean():.2f} and {both['rubric'].mean():.2f}, "
-        f"{within:.0%} within one point, rank correlation {both.corr('spearman').loc['judge', 'rubric']:.2f}"
+        f"judge and rubric over {known.answers} answers: means {known.judge:.2f} and {known.rubric:.2f}, "
+        f"{known.within:.0%} within one point, rank correlation {known.rank:.2f}"
     )
