@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mllmu_nb.data.layout import OPEN_COLUMNS, TYPES, Layout, answer_letter, configs_in, schema_of
+from mllmu_nb.data.portraits import pixel_hash
 from mllmu_nb.data.schema import LETTERS, QA, RATIOS, TASKS, VIEWS, Population, Profile, Question, forget_ids
 from mllmu_nb.data.text import people, reader
 from mllmu_nb.data.text.names import names_in
@@ -209,10 +210,18 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
         **({"shared_ids": shared} if shared else {}),
         **({"shared_names": same} if same else {}),
     }
+    others = [(i, row) for rows in trained.values() for i, row in rows.items()]
     if trained:
-        others = {identity: row["metadata"] for rows in trained.values() for identity, row in rows.items()}
-        notes["taught_otherwise"] = sorted(i for i, pairs in others.items() if pairs != text[i]["metadata"])
+        notes["taught_otherwise"] = sorted(i for i, row in others if row["metadata"] != text[i]["metadata"])
+    shown = [(i, row) for i, row in [*text.items(), *others] if i in full]
+    notes["shown_otherwise"] = sorted({i for i, row in shown if _differs(row, full[i])})
     return Population(profiles, tuple(splits[forget]), notes)
+
+
+def _differs(row: dict, other: dict) -> bool:
+    """Whether a row for training shows another picture; it may have none."""
+    own, theirs = row.get("image", other["image"])["bytes"], other["image"]["bytes"]
+    return own != theirs and pixel_hash(own) != pixel_hash(theirs)
 
 
 def _people_file(data: Layout) -> tuple[set[str], dict[str, tuple[str, tuple[QA, ...]]]]:
