@@ -282,6 +282,9 @@ def test_a_methods_notebook_may_lie_beside_its_file(notebooks, tmp_path, monkeyp
         sweep.notebook_for(config)
     (notebooks / "03_ga.ipynb").unlink()
     assert sweep.notebook_for(config) == tmp_path / "own" / "99_ga.ipynb"
+    (tmp_path / "own" / "99_ga.ipynb").unlink()
+    put_notebook(notebooks, "08_evaluate.ipynb")
+    assert sweep.notebook_for(config) == notebooks / "08_evaluate.ipynb", "a method needs no notebook of its own"
 
 
 @pytest.mark.parametrize(

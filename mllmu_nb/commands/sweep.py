@@ -34,6 +34,7 @@ EXAMPLES = (
 FIRST = ("vanilla", "oracle", "base")  # the others need vanilla's model, so it runs first, together with an oracle
 JOBS = {"miniature": 3, "paper": 1}  # a third notebook starts while two occupy two cores; a 7B model fills its GPU
 FINETUNE = "finetune"  # the notebook of the models that are not unlearned
+EVALUATE = "evaluate"  # the notebook that makes any run
 MEMORY = "most often for want of memory: try fewer --jobs"
 
 say = partial(print, flush=True)
@@ -216,8 +217,9 @@ def labels(configs: Sequence[Config]) -> dict[str, str]:
 
 
 def notebook_for(config: Config) -> Path:
-    """The notebook that makes a run: the method's own, also in the folder of a method's file outside the package, or
-    the one on fine-tuning for a model that is not unlearned. Raises KitError unless there is exactly one."""
+    """The notebook that makes a run: the method's own, also in the folder of a method's file outside the package, else
+    the one on evaluation; for a model that is not unlearned, the one on fine-tuning. Raises KitError if there is none,
+    or more than one."""
     if config.method == YOURS:
         raise KitError("evaluate a model that was made elsewhere with python -m mllmu_nb evaluate, not with a sweep")
     variants, places = unlearning.variants(config.method), {paths.notebooks()}
@@ -226,6 +228,8 @@ def notebook_for(config: Config) -> Path:
         places |= set() if paths.PACKAGE in folder.parents else {folder}
     pattern = f"*_{config.method if variants else FINETUNE}.ipynb"
     notebooks = [path for place in places for path in place.glob(pattern)]
+    if variants and not notebooks:
+        notebooks = list(paths.notebooks().glob(f"*_{EVALUATE}.ipynb"))
     if len(notebooks) != 1:
         count, where = len(notebooks), " and ".join(sorted(map(str, places)))
         raise KitError(f"there must be one notebook for method {config.method!r}, not {count}: {pattern} in {where}")
