@@ -889,3 +889,4 @@ def test_the_released_way_of_training_gives_the_same_losses():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in ended.stdout.splitlines() if line[:1] == "|"]
     memory = {(name, arm): float(share) for name, arm, *_, share in rows[2:]}
     assert memory["kl_min", "the kit"] < 0.6 and memory["npo", "the kit"] < 0.75, "one graph, and no second model"
+    assert memory["npo", "in pieces"] <= 0.6, "the graph of half a batch"
