@@ -37,13 +37,8 @@ MIDDLE = "the middle of the grid of tools/settings.py"  # for all but the length
 BESIDE_PROTOCOL: tuple[str, ...] = ("adaptation", "replay", "exams", "train_steps", "train_lr", "unlearn_steps")
 BESIDE_PROTOCOL += ("unlearn_epochs", "unlearn_lr", "schedule", "precision", "eval_precision", "micro_batch")
 BESIDE_PROTOCOL += ("quantise_base", "shots", "cyclic")
-WAYS = (
-    "label_mode",
-    "eos",
-    "adapter_reach",
-    "adam",
-    "adam_eps",
-)  # of a recipe: decided by the protocol, not by a preset
+# Fields of a recipe that the protocol decides, not a preset.
+WAYS = ("label_mode", "eos", "adapter_reach", "adam", "adam_eps")
 LENGTHS = {"steps", "epochs"}  # of a recipe: one gives its length, and the other is 0
 # Parameters that were added later and that presets fill in: with this value they are not part of a run's identity.
 NEUTRAL = {"train_modality": "both", "adam": "torch", "adam_eps": 1e-8, "long_prompts": "refuse"}
