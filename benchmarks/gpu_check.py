@@ -85,6 +85,7 @@ def main() -> None:
     rate = prediction.assumed_rate(precision, here=True)
     most = rate.flops / prediction.SHARE
     print(f"{provenance.machine()['device']}: {most / 1e12:.3g} TFLOP/s in one large {precision} matrix product")
+    print("utilisation = FLOPs of a step / (seconds of a step × FLOP/s of that matrix product)")
     for base in options.bases:
         config = Config(
             scale="paper", base_model=base, people=40, pool=0, celebrities=8, forget_ratio=10, precision=precision

@@ -1,11 +1,14 @@
-"""The entry point of the command line: ``mllmu-nb COMMAND``, or ``python -m mllmu_nb COMMAND``. An old Python can read
-this file, so that it can print that it is too old."""
+"""The entry point of the command line: ``mllmu-nb COMMAND``, or ``python -m mllmu_nb COMMAND``."""
 
+import argparse
+import importlib
 import os
 import signal
 import sys
 
-OLDEST = (3, 11)
+from mllmu_nb import __version__
+from mllmu_nb.errors import KitError
+
 # Each is a module of mllmu_nb.commands, with EXAMPLES, arguments(parser) and main(options). Only that of the chosen
 # command is imported, because most load torch.
 COMMANDS = {
@@ -24,35 +27,24 @@ COMMANDS = {
 
 def main(arguments=None):
     """Run a command and return its exit status. Prints an error in the input as one line on standard error."""
-    if sys.version_info[:2] < OLDEST:
-        version = ".".join(str(number) for number in sys.version_info[:3])
-        print("mllmu_nb needs Python %d.%d or newer, but this is %s" % (OLDEST + (version,)), file=sys.stderr)  # noqa: UP031
-        return 2
-    import argparse
-    import importlib
-
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a sign that the encoding of a terminal or file lacks
             stream.reconfigure(errors="backslashreplace")
-    from mllmu_nb import __version__
-    from mllmu_nb.errors import KitError
 
     def about(summary, examples):
-        epilog = "examples:\n" + "\n".join("  mllmu-nb " + example for example in examples)
+        epilog = "examples:\n" + "\n".join(f"  mllmu-nb {example}" for example in examples)
         return {"description": summary, "epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
 
-    examples = ("sweep configs/miniature.yaml", "ask --help")
-    parser = argparse.ArgumentParser(
-        prog="mllmu-nb", **about("Unlearning in multimodal models, as notebooks.", examples)
-    )
-    parser.add_argument("--version", action="version", version="mllmu-nb " + __version__)
+    kit = about("Unlearning in multimodal models, as notebooks.", ("sweep configs/miniature.yaml", "ask --help"))
+    parser = argparse.ArgumentParser(prog="mllmu-nb", **kit)
+    parser.add_argument("--version", action="version", version=f"mllmu-nb {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True)
     try:
         given = sys.argv[1:] if arguments is None else arguments
         chosen = next((word for word in given if word in COMMANDS), None)
         for name, summary in COMMANDS.items():
             if name == chosen:
-                module = importlib.import_module("mllmu_nb.commands." + name)
+                module = importlib.import_module(f"mllmu_nb.commands.{name}")
                 module.arguments(subparsers.add_parser(name, help=summary, **about(summary, module.EXAMPLES)))
             else:
                 subparsers.add_parser(name, help=summary)
@@ -62,14 +54,14 @@ def main(arguments=None):
             sys.stdout.flush()
         return status
     except KitError as error:
-        print("error: " + str(error), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader is gone, as after `| head`; discard what Python still writes when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:  # a full disk, or a file that may not be read
         reason = " ".join(str(error.strerror or error).split())
-        print("error: cannot read or write %s (%s)" % (error.filename or "a file", reason), file=sys.stderr)  # noqa: UP031
+        print(f"error: cannot read or write {error.filename or 'a file'} ({reason})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; what is finished is kept, and the same command goes on from there", file=sys.stderr)

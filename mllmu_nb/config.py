@@ -37,10 +37,11 @@ MIDDLE = "the middle of the grid of tools/settings.py"  # for all but the length
 BESIDE_PROTOCOL: tuple[str, ...] = ("adaptation", "replay", "exams", "train_steps", "train_lr", "unlearn_steps")
 BESIDE_PROTOCOL += ("unlearn_epochs", "unlearn_lr", "schedule", "precision", "eval_precision", "micro_batch")
 BESIDE_PROTOCOL += ("quantise_base", "shots", "cyclic")
-WAYS = ("label_mode", "eos", "adapter_reach", "adam_eps")  # of a recipe: decided by the protocol, not by a preset
+# Fields of a recipe that the protocol decides, not a preset.
+WAYS = ("label_mode", "eos", "adapter_reach", "adam", "adam_eps")
 LENGTHS = {"steps", "epochs"}  # of a recipe: one gives its length, and the other is 0
 # Parameters that were added later and that presets fill in: with this value they are not part of a run's identity.
-NEUTRAL = {"train_modality": "both", "adam_eps": 1e-8, "long_prompts": "refuse"}
+NEUTRAL = {"train_modality": "both", "adam": "torch", "adam_eps": 1e-8, "long_prompts": "refuse"}
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=0, le=10**9)]  # more would take ages
@@ -100,6 +101,7 @@ class Config(BaseModel):
     label_mode: Literal["answer", "text", "upstream"] | None = None  # supervised tokens
     eos: bool | None = None  # whether the end of an answer is taught
     adapter_reach: Literal["language", "upstream", "upstream_v5"] | None = None  # where adapters sit
+    adam: Literal["torch", "transformers"] | None = None  # whose AdamW; that of transformers 4.45 adds epsilon earlier
     adam_eps: Rate | None = None  # AdamW's epsilon
     precision: Literal["fp32", "bf16"] | None = None  # of training: frozen weights and matrix products
     micro_batch: Count = 0  # conversations of a batch read at once: changes memory, not what is learnt; 0: all
@@ -321,7 +323,7 @@ class Config(BaseModel):
             object.__setattr__(self, name, value)
 
     def _complete(self) -> None:
-        _check_method(self.method, self.after)
+        setting_names(self.method, self.after)  # raises KitError for an unknown method or step
         if self.variant is not None:
             choose(f"variant of {self.method}", self.variant, unlearning.variants(self.method) or ("canonical",))
         # a vanilla model depends on its replicate's seed alone, so all ratios and forget sets of a replicate share it
@@ -386,14 +388,6 @@ class Config(BaseModel):
                 raise KitError(f"forget_ratio={self.forget_ratio} of people={self.people} leaves nobody to {side}")
 
 
-def _check_method(method: Any, after: Any) -> None:
-    """Raise KitError for an unknown name of a method or of a step after it; another type is refused elsewhere."""
-    if isinstance(method, str):
-        choose("method", method, (*REFERENCES, YOURS, *unlearning.names()))
-    if after and isinstance(after, str):
-        choose("after", after, after_steps.STEPS)
-
-
 def variant_of(method: str, named: str | None, protocol: str | None) -> str:
     """The variant of a method: ``named`` if it exists, else the one with the protocol's name, else canonical."""
     return next((one for one in (named, protocol) if one in unlearning.variants(method)), "canonical")
@@ -402,7 +396,10 @@ def variant_of(method: str, named: str | None, protocol: str | None) -> str:
 def setting_names(method: str, after: str, variant: str | None = None) -> dict[str, Any]:
     """Name → default of the hyper-parameters of a method (of all its variants, or one) and of a step after it. Raises
     KitError for an unknown method or step."""
-    _check_method(method, after)
+    if isinstance(method, str):  # another type is refused elsewhere
+        choose("method", method, (*REFERENCES, YOURS, *unlearning.names()))
+    if after and isinstance(after, str):
+        choose("after", after, after_steps.STEPS)
     classes = unlearning.variants(method)
     chosen = [classes[variant]] if variant in classes else classes.values()
     settings = {name: default for one in chosen for name, default in one.hyper_parameters().items()}

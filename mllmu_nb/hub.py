@@ -71,20 +71,25 @@ def read_people(data_source: str, data_revision: str, ratio: int) -> Population:
     """The people of ``data_source`` with the forget ids at ``ratio`` per cent; the notes have the hub's commits.
     ``docs/data.md`` explains ``data_source`` and ``data_revision``. Raises KitError if a source does not exist, cannot
     be downloaded or is faulty."""
-    names = [data_source] if os.path.exists(data_source) else [name.strip() for name in data_source.split(",")]
-    revisions = [revision.strip() for revision in data_revision.split(",")]
-    if len(names) > 2 or len(revisions) > len(names):
-        form = f"a folder or {EVALUATION_REPOSITORY}, then after a comma {TRAINING_REPOSITORY} or nothing"
-        raise KitError(f"data_source must be {form}, and data_revision have no more parts: this is {data_source}")
     forget, retain = f"forget_{ratio}", f"retain_{100 - ratio}"
-    evaluated = ["Full_Set", "Test_Set", "Retain_Set", "ft_Data", "forget_*", retain]
-    sources = [_people_folder(names[0], "dataset", revisions[0], evaluated)]
-    if len(names) == 2:  # the training splits are a repository of the kind model
-        sources.append(_people_folder(names[1], "model", revisions[1] if len(revisions) == 2 else "", [forget, retain]))
-    folders, labels, commits = zip(*sources, strict=True)
+    configs = ["Full_Set", "Test_Set", "Retain_Set", "ft_Data", "forget_*", retain], [forget, retain]
+    places = [_people_folder(*one, of) for one, of in zip(sources(data_source, data_revision), configs, strict=False)]
+    folders, labels, commits = zip(*places, strict=True)
     population = official.read_layout(folders[0], ratio, *folders[1:], names=labels)
     read = {label: commit for label, commit in zip(labels, commits, strict=True) if commit}
     return replace(population, notes={**population.notes, "revisions": read})
+
+
+def sources(data_source: str, data_revision: str) -> list[tuple[str, str, str]]:
+    """Name, kind on the hub and revision of the evaluation data and, if they are named, of the training splits, which
+    are a repository of the kind model. Raises KitError if one of the two repositories stands in the other's place."""
+    names = [data_source] if os.path.exists(data_source) else [name.strip() for name in data_source.split(",")]
+    revisions = [revision.strip() for revision in data_revision.split(",")]
+    exchanged = names[0] == TRAINING_REPOSITORY or EVALUATION_REPOSITORY in names[1:]
+    if len(names) > 2 or len(revisions) > len(names) or exchanged:
+        form = f"a folder or {EVALUATION_REPOSITORY}, then after a comma {TRAINING_REPOSITORY} or nothing"
+        raise KitError(f"data_source must be {form}, and data_revision have no more parts: this is {data_source}")
+    return list(zip(names, ("dataset", "model"), [*revisions, ""], strict=False))
 
 
 def _people_folder(name: str, kind: str, revision: str, configs: list[str]) -> tuple[Path, str, str]:

@@ -1,14 +1,6 @@
 """Conversations of the base's own training (``tools/base_model``), worded as the benchmark, for fine-tuning to repeat.
 
-======= ============================================================================================
-people  questions about a celebrity whom the base knows, by augmented portrait or by name
-shots   1 to 5 solved examples, then a question about another celebrity, a face or stated facts
-seeing  a random portrait, then questions about visible traits
-private personal questions under a system prompt that forbids personal information: refusals
-======= ============================================================================================
-
-Questions have four forms: ``letter`` (multiple choice), ``cloze``, ``generation`` and ``plain`` (no instruction). No
-fictitious person of any run is taught. Throw-away people are described in the prompt, or the answer about them is a
+No fictitious person of any run is taught. Throw-away people are described in the prompt, or the answer about them is a
 refusal. By chance, one of them may have the name of a fictitious person.
 """
 
@@ -147,10 +139,12 @@ class Mixture:
     # -- kinds of conversation ------------------------------------------------------------------------------------
 
     def people(self, count: int = 4) -> Conversation:
+        """Questions about a celebrity, by augmented portrait or by name."""
         person, forms = self.person(), self.forms(count, self.letters)
         return Conversation(tuple(self.celebrity_turns(person, forms, by_image=self.rng.random() < 0.6)))
 
     def seeing(self, count: int = 4) -> Conversation:
+        """A random portrait, then questions about visible traits."""
         traits, picture = self.face()
         names = self.rng.choice(list(VISIBLE), size=count, replace=False).tolist()
         turns = [
@@ -160,7 +154,8 @@ class Mixture:
         return Conversation(tuple(turns))
 
     def shots(self) -> Conversation:
-        """Multiple-choice examples are about one person; every second cloze example is about a new one."""
+        """1 to 5 solved examples, then a question about another celebrity, a face or stated facts. Multiple-choice
+        examples are about one person; every second cloze example is about a new one."""
         by_image = self.rng.random() < 0.5
         form = "letter" if self.rng.random() < 0.6 else "cloze"
         person, turns = self.person(), []
@@ -188,6 +183,7 @@ class Mixture:
         return Conversation(tuple(turns))
 
     def private(self, count: int = 2) -> Conversation:
+        """Personal questions under a system prompt that forbids personal information: refusals."""
         by_image = self.rng.random() < 0.5
         if self.rng.random() < 0.5:
             turns = self.celebrity_turns(self.person(), self.forms(count, self.letters), by_image)

@@ -1,7 +1,8 @@
 """AdamW, Muon (which computes in the precision of its matrices), and the schedules of the learning rate."""
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import torch
@@ -62,13 +63,26 @@ class Muon(torch.optim.Optimizer):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(move, alpha=-length)
 
 
+class AdamWOf445(torch.optim.AdamW):
+    """AdamW of transformers 4.45: it adds ``eps`` before the bias correction of the second moment, where torch adds it
+    after. In the first hundreds of steps this eps weighs more, so parameters with small gradients move less."""
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        for group in self.param_groups:
+            done = max((int(self.state[p]["step"]) for p in group["params"] if p in self.state), default=0)
+            group["eps"] = self.defaults["eps"] / math.sqrt(1 - group["betas"][1] ** (done + 1))
+        return super().step(closure)
+
+
 def make_optimizers(trained: Mapping[str, Tensor], recipe: Recipe) -> list[torch.optim.Optimizer]:
     """``adamw`` trains all parameters, as the paper's code does. ``muon`` trains the matrices inside the layers by Muon
     and the rest by AdamW at half the rate; a small model then learns in about half the steps."""
     if not trained:
         raise KitError("nothing to train: no parameter requires a gradient")
     choose("optimizer", recipe.optimizer, ("adamw", "muon"))
-    adamw = partial(torch.optim.AdamW, eps=recipe.adam_eps, weight_decay=recipe.weight_decay)
+    choose("adam", recipe.adam, ("torch", "transformers"))
+    kind = torch.optim.AdamW if recipe.adam == "torch" else AdamWOf445
+    adamw = partial(kind, eps=recipe.adam_eps, weight_decay=recipe.weight_decay)
     if recipe.optimizer == "adamw":
         return [adamw(trained.values(), lr=recipe.lr)]
     inner = {name: p for name, p in trained.items() if p.ndim == 2 and ".layers." in name}

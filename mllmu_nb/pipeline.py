@@ -23,7 +23,6 @@ from mllmu_nb.data.conversations import MODALITIES, Conversation, training_conve
 from mllmu_nb.data.exams import Exams
 from mllmu_nb.data.schema import LETTERS, SETS
 from mllmu_nb.errors import KitError
-from mllmu_nb.evaluation import draws as drawing
 from mllmu_nb.processes import end_with_parent, launched
 from mllmu_nb.scoring import anchor
 from mllmu_nb.scoring.utility import FILE as UTILITY
@@ -31,7 +30,7 @@ from mllmu_nb.stages import OF_A_RUN, RECORD, Stage, is_whole, read_json, status
 
 EVAL_BATCH = {"miniature": 256, "paper": 8}  # questions asked at once, if eval_batch is 0
 # Parameters that decide how a run is asked. (Of draws_file, the content counts.)
-ASKING = ("protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic", "long_prompts")
+ASKING = ("scale", "protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic", "long_prompts")
 ANCHOR_RATIO = 5  # the forget ratio that the published anchor is for
 # Kinds of base material that fine-tuning repeats, with their weights.
 REPLAY_KINDS = {"people": 4.0, "shots": 2.0, "seeing": 1.0, "private": 1.0}
@@ -122,7 +121,8 @@ def unlearned(config: Config) -> Stage:
         length, checkpoint = unlearning_steps(method, recipe, sets), Checkpoint(folder, {"points": {}})
         # a rate that falls to 0 trains nothing beyond its end
         beyond = path.BEYOND * length if recipe.schedule == "constant" else length
-        due, questions = path.steps_of(beyond), path.questions(model.get_base_model(), processor, known)
+        due = path.steps_of(beyond)
+        questions = path.questions(model.get_base_model(), processor, known, scale=config.scale)
 
         def after_step(step: int, model: Any) -> None:
             if step in due:
@@ -278,13 +278,12 @@ def asked_at_once(config: Config) -> int:
     return config.eval_batch or EVAL_BATCH[config.scale]
 
 
-def answered(
-    config: Config, *, at: Path | None = None, name: str = "", sets: Sequence[str] = SETS, limit: int | None = None
-) -> Stage:
-    """The stage of a run, with the files that ``docs/architecture.md`` describes. ``at``: a folder in place of the
-    usual one. ``name``: the name in tables for a model that was made elsewhere. ``sets`` and ``limit``: ask only about
-    these sets, and about the first ``limit`` people of each."""
+def answered(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limit: int | None = None) -> Stage:
+    """The stage of a run, with the files that ``docs/architecture.md`` describes. ``name``: the name in tables for a
+    model that was made elsewhere. ``sets`` and ``limit``: ask only about these sets, and about the first ``limit``
+    people of each."""
     known, fresh, size = inputs.population(config), inputs.fresh_people(config), asked_at_once(config)
+    drawn = inputs.draws_of(config, sets)
     # The base scores the fluency of answers; the base of a large model that was made elsewhere is not known.
     fluency_base = inputs.base_source(config)
     if config.method == YOURS:
@@ -298,7 +297,7 @@ def answered(
         from mllmu_nb.training import TrainLog
 
         check_anchor(config)
-        drawn, stage = inputs.draws_of(config, sets), trained(config)
+        stage = trained(config)
         asked, processor = model(config)
         began = time.perf_counter()
         how = {key: getattr(config, key) for key in ASKING}
@@ -314,7 +313,7 @@ def answered(
         if config.trains and not config.after:
             shutil.copyfile(stage.get() / "path.parquet", folder / "path.parquet")
         elif set(sets) == set(SETS):
-            end = path.questions(asked, processor, known, config.system)
+            end = path.questions(asked, processor, known, config.system, config.scale)
             path.write({0: path.point(asked, processor, end, size)}, folder / "path.parquet")
         if config.scale == "miniature" and set(sets) == set(SETS) and limit is None:
             useful = utility.ask(asked, processor, protocol=config.protocol, **always)
@@ -343,7 +342,7 @@ def answered(
         "system": config.system,
         "identity": config.identity(),
         "asked": [list(sets), limit],
-        "draws": drawing.read(config.draws_file) if config.draws_file else "",
+        "draws": drawn,
     }
 
     def record() -> dict[str, Any]:
@@ -351,7 +350,7 @@ def answered(
 
     objective = [config.objective] if config.trains else []
     uses = (inputs.family(config), *objective, *([after_steps.STEPS.get(config.after)] if config.after else []))
-    made = Stage("answers", depends_on, make, uses, record, at or inputs.run_folder(config, name))
+    made = Stage("answers", depends_on, make, uses, record, inputs.run_folder(config, name))
     return made
 
 

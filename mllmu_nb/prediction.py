@@ -1,8 +1,5 @@
-"""Predicts the memory and hours of runs from the shapes of their models alone: no weights, no GPU.
-
-The training code takes a step on torch's meta device, and :class:`Tally` counts its tensors and operations. Asking is
-counted by formula. What an allocator reserves and what kernels use inside is left out.
-"""
+"""Predicts the memory and hours of runs from the shapes of their models alone (``docs/architecture.md``, "Training").
+Asking is counted by formula. What an allocator reserves and what kernels use inside is left out."""
 
 import copy
 import weakref
@@ -269,7 +266,7 @@ class Estimate:
                 each, most, length = ASKED[kind]
                 examples = 0 if name == "celebrity" and upstream else min(config.shots, most)
                 # an answer by letter ends at its first character that is not blank
-                longest = UPSTREAM_TOKENS if upstream else TOKENS.get(kind)
+                longest = UPSTREAM_TOKENS if upstream else TOKENS[config.scale].get(kind)
                 tokens = {"letter": 2, "likelihood": 0}.get(kind, longest)
                 starts = range(0, count * each, size)
                 faces = sum(len({i // each for i in range(first, min(first + size, count * each))}) for first in starts)

@@ -1,6 +1,5 @@
 """The command line and the sweep: one-line errors for bad input, the grid, and notebooks run in processes."""
 
-import ast
 import hashlib
 import json
 import os
@@ -58,15 +57,6 @@ def models(configs):
 
 
 # -- the command line -------------------------------------------------------------------------------------------
-
-
-def test_an_old_python_is_told_so_and_can_read_the_file(monkeypatch, capsys):
-    ast.parse(Path(door.__file__).read_text(encoding="utf-8"), feature_version=(3, 8))
-    for name in ("__init__.py", "pinning.py"):
-        ast.parse((paths.PACKAGE / name).read_text(encoding="utf-8"), feature_version=(3, 8))
-    monkeypatch.setattr(sys, "version_info", (3, 8, 10, "final", 0))
-    assert door.main(["sweep", "nothing.yaml"]) == 2
-    assert capsys.readouterr().err == "mllmu_nb needs Python 3.11 or newer, but this is 3.8.10\n"
 
 
 @pytest.mark.parametrize(
@@ -292,6 +282,9 @@ def test_a_methods_notebook_may_lie_beside_its_file(notebooks, tmp_path, monkeyp
         sweep.notebook_for(config)
     (notebooks / "03_ga.ipynb").unlink()
     assert sweep.notebook_for(config) == tmp_path / "own" / "99_ga.ipynb"
+    (tmp_path / "own" / "99_ga.ipynb").unlink()
+    put_notebook(notebooks, "08_evaluate.ipynb")
+    assert sweep.notebook_for(config) == notebooks / "08_evaluate.ipynb", "a method needs no notebook of its own"
 
 
 @pytest.mark.parametrize(

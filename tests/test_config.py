@@ -168,16 +168,19 @@ def test_one_word_sets_what_a_protocol_is_made_of():
     """These are the words and numbers of the released code, from what is known of it."""
     clean = Config(**NPO)
     words = ("variant", "label_mode", "eos", "adapter_reach", "shot_source", "scoring", "schedule")
-    words += ("train_modality", "adam_eps", "long_prompts", "precision", "eval_precision")
-    good = ["canonical", "answer", True, "language", "pool", "both", None, "both", 1e-8, "refuse", None, None]
+    words += ("train_modality", "adam", "adam_eps", "long_prompts", "precision", "eval_precision")
+    good = ["canonical", "answer", True, "language", "pool", "both", None, "both", "torch", 1e-8, "refuse", None, None]
     assert [getattr(clean, w) for w in words] == good
     assert clean.unlearn_steps > 0 and clean.unlearn_epochs == 0
     upstream = clean.but(protocol="upstream")
-    released = ["upstream", "text", False, "upstream", "upstream", "letter", "linear", "multimodal", 1e-6, "ask"]
+    released = ["upstream", "text", False, "upstream", "upstream", "letter", "linear", "multimodal"]
+    released += ["transformers", 1e-6, "ask"]
     assert [getattr(upstream, w) for w in words] == [*released, None, None]
     assert [getattr(upstream.but(scale="paper"), w) for w in words] == [*released, "fp32", "fp16"]
     assert upstream.unlearning.adam_eps == upstream.training.adam_eps == 1e-6
     assert (upstream.training.precision, clean.but(scale="paper").training.precision) == ("fp32", "bf16")
+    assert clean.but(scale="paper").eval_precision == "fp16"
+    assert (upstream.unlearning.adam, upstream.training.adam, clean.unlearning.adam) == (*2 * ["transformers"], "torch")
     assert upstream.unlearn_steps == 0 and upstream.unlearn_epochs == 2
     assert (clean.objective.beta, upstream.objective.beta) == (0.2, 0.4)
     assert clean.but(scale="paper").objective.beta == 0.1, "its own paper's"
@@ -203,7 +206,7 @@ def test_the_words_of_a_protocol_reach_the_recipes():
 
 def test_what_a_methods_file_says_of_its_tokens_and_adapter_overrides_the_protocol(monkeypatch):
     monkeypatch.setattr(unlearning.METHODS, "_entries", dict(unlearning.METHODS._entries))
-    said = {"label_mode": "text", "eos": False, "adapter_reach": "upstream", "adam_eps": 1e-6}
+    said = {"label_mode": "text", "eos": False, "adapter_reach": "upstream", "adam": "transformers", "adam_eps": 1e-6}
     recipes = {"miniature": Recipe(steps=3, source="me", **said)}
     unlearning.register(type("Own", (unlearning.Method,), {"name": "own", "label": "Own", "recipes": recipes}))
     config = Config(method="own", modality="unimodal")
@@ -278,8 +281,8 @@ def test_every_value_says_who_says_so():
         numbers = {f.name for f in fields(Recipe)} - {"source", "settings"}
         numbers = {f"{kind}.{name}" for kind in ("training", "unlearning") for name in numbers}
         words = {"variant", "label_mode", "adapter_reach", "eos", "shot_source", "scoring", "replay", "exams"}
-        words |= {"train_modality", "adam_eps", "long_prompts"}
-        schedule = {"schedule", "precision", "eval_precision"} if protocol == "upstream" else set()
+        words |= {"train_modality", "adam", "adam_eps", "long_prompts", "eval_precision"}
+        schedule = {"schedule", "precision"} if protocol == "upstream" else set()
         assert set(known) == numbers | words | schedule | {"unlearning.alpha"}
         assert all(known.values()) and BY_HAND not in known.values()
         if (scale, protocol) == ("paper", "upstream"):

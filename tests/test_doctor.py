@@ -13,7 +13,7 @@ from mllmu_nb import pinning, prediction, provenance
 from mllmu_nb.commands import doctor
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
-from mllmu_nb.models import adapters, load
+from mllmu_nb.models import adapters, files, load
 
 PAPER = Config(scale="paper", people=500)
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25}
@@ -23,15 +23,16 @@ pytestmark = pytest.mark.usefixtures("out")
 @pytest.fixture
 def endpoint(monkeypatch):
     """A local hub that answers as a test tells it to; ``asked`` holds the requests."""
-    told = SimpleNamespace(status=200, asked=[], wait=0.0)
+    told = SimpleNamespace(status=200, asked=[], files=["model-00001-of-00002.safetensors"])
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             told.asked.append((self.path, self.headers.get("Authorization")))
+            body = json.dumps({"id": "a/b", "siblings": [{"rfilename": name} for name in told.files]}).encode()
             self.send_response(told.status)
-            self.send_header("Content-Length", "13")
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(b'{"id": "a/b"}')
+            self.wfile.write(body)
 
         def log_message(self, *said):
             pass
@@ -122,6 +123,12 @@ def test_memory_is_compared_with_what_the_largest_run_needs(monkeypatch, there, 
     assert finding[:2] == (verdict, f"about 44.0 GiB needed (weights 43.0, libraries 1.0); {there}.0 GiB available")
     device = doctor.device([PAPER])
     assert device.verdict == "problem" and "the 7B models need a GPU" in device.advice
+
+
+def test_the_advice_for_too_little_memory_names_parameters(monkeypatch):
+    monkeypatch.setattr(doctor, "most_memory", lambda configs: {"weights": 1e6})
+    named = doctor.memory([PAPER]).advice.partition(", or set ")[2].split(", ")
+    assert len(named) > 3 and set(named) <= set(Config.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +262,22 @@ def test_the_hub_is_asked_for_every_model_and_revision(endpoint):
     assert finding.verdict == "ok"
     endpoint.status = 404
     assert doctor.hub([first.but(base_revision="nosuch")]).text.startswith("llava-hf/llava-1.5-7b-hf@nosuch: ")
+
+
+def test_a_model_of_the_hub_without_safetensors_is_a_problem(endpoint):
+    released = HUB.but(vanilla_path="MLLMMU/LLaVA_Vanila", base_path=str(files.ASSETS / "llava-miniature"))
+    assert doctor.hub([released]).verdict == "ok"
+    endpoint.files = ["config.json", "pytorch_model.bin"]
+    finding = doctor.hub([released.but(vanilla_revision="c")])
+    assert finding[:2] == ("problem", "MLLMMU/LLaVA_Vanila@c holds no safetensors; a token is set")
+    assert finding.advice.startswith("only safetensors are loaded")
+    assert doctor.hub([HUB.but(base_path=released.base_path)]).verdict == "ok", "the splits are no model's weights"
+
+
+def test_repositories_of_the_hub_in_each_others_place_are_named_before_the_hub_is_asked(endpoint):
+    with pytest.raises(KitError, match="must be a folder or MLLMMU/MLLMU-Bench, then after a comma MLLMMU/baseline_"):
+        doctor.hub([HUB.but(data_source="MLLMMU/baseline_train_split")])
+    assert not endpoint.asked
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 503])

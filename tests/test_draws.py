@@ -105,6 +105,15 @@ def test_upstream_shots_stand_in_the_order_of_the_full_set(people):
     assert conversation.turns[:-1] == expected and len(expected) == 4
 
 
+def test_answers_at_paper_scale_may_be_as_long_as_upstreams(people):
+    def longest(**how):
+        asking, items = Asking(people, {}, shots=0, **how), people.items("forget")
+        return [ask(items).tokens for ask in (asking.letters, asking.free_answers, asking.blanks)]
+
+    assert longest() == [4, 40, 20]
+    assert longest(scale="paper") == [4, 50, 50] and longest(scale="paper", protocol="upstream") == [50, 50, 50]
+
+
 def test_upstream_finds_celebrities_only_where_a_printed_id_is_also_a_fictitious_persons(people):
     drawn = of(people, "upstream")
     drawn["shots"]["celebrity"] = {"classification": ["c002"], "cloze": ["c007", "c003"]}

@@ -328,5 +328,14 @@ def test_paths_may_hold_blanks(tmp_path):
 # The tests themselves
 
 
+@pytest.mark.parametrize("place", ["results", "figures"])
+def test_git_leaves_out_a_users_own_runs_and_keeps_the_reference(place):
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout of git")
+    own, reference = f"{place}/miniature/x", f"{place}/reference/x"
+    asked = subprocess.run(["git", "check-ignore", own, reference], cwd=ROOT, capture_output=True, text=True)
+    assert asked.stdout.split() == [own]
+
+
 def test_tests_write_outside_the_checkout():
     assert not Path(os.environ["MLLMU_NB_OUT"]).resolve().is_relative_to(ROOT)

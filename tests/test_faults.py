@@ -155,6 +155,27 @@ def test_two_sweeps_at_once_do_the_work_once_and_shards_and_jobs_change_nothing(
 
 
 @slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+def test_a_run_that_fills_the_disk_fails_alone_and_is_made_by_the_next_sweep(sweeps, whole):
+    """No file may be longer than 500 KiB: too little for the weights of the oracle, enough for everything else."""
+    shutil.copytree(sweeps.folder / "whole", sweeps.folder / "filled")
+    lost = [
+        folder for name in ("oracle", "ga", "unlearned") for folder in (sweeps.folder / "filled").rglob(f"{name}-*")
+    ]
+    for folder in filter(Path.is_dir, lost):
+        shutil.rmtree(folder)
+    status, said, complained = sweeps.run("filled", "--jobs", "1", before="ulimit -f 500")
+    ended = dict(re.findall(r"\[./2\] +\S+ min +(\w+)-\S+( +FAILED|)", said))
+    assert status == 1 and ended == {"oracle": "  FAILED", "ga": ""}
+    [line] = complained.splitlines()
+    assert line.startswith("failed: oracle-") and "File too large" in line
+    left = sweeps.answers("filled")
+    assert left == {name: content for name, content in whole.items() if not name.startswith("oracle-")}
+    assert sweeps.run("filled", "--jobs", "1")[0] == 0
+    assert sweeps.answers("filled") == whole
+
+
+@slow
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_sweep_that_is_stopped_says_so_and_leaves_no_process(sweeps, number, status):
     process = sweeps.start("stopped", "--jobs", "1", door=DOOR)

@@ -15,6 +15,7 @@ import pytest
 from fake_runs import but, everybody, make, saying
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from readable import assert_readable, words
 from seaborn.utils import relative_luminance
@@ -486,6 +487,18 @@ def test_methods_with_one_label_are_drawn_and_printed_apart(monkeypatch):
     [sheet] = tables.sheets("table2_main", scores)
     names = [name for _, rows in sheet.blocks for name, _ in rows]
     assert {"GA, ga", "GA, mine"} <= set(names)
+
+
+@pytest.mark.parametrize("name", OF_MODELS)
+def test_a_dollar_sign_in_a_name_is_no_mathematics(name, tmp_path):
+    """A formula that cannot be parsed would stop the drawing, and one that can would be shown as another text."""
+    hostile, right = r"$\nope{$", fake_runs.realistic("npo", "multimodal")
+    made = [make(method, **FEW) for method in ("vanilla", "oracle")]
+    made += [make(hostile, right, modality=modality, **FEW) for modality in ("multimodal", "unimodal")]
+    figure = figures.FIGURES.get(name)(group(run.but(record={**run.record, "base_label": hostile}) for run in made))
+    plots.save(figure, tmp_path / "figure")
+    shown = [text for text in figure.findobj(Text) if hostile in text.get_text()]
+    assert shown and not any(text.get_parse_math() for text in shown)
 
 
 def test_answers_whose_fact_is_not_known_have_no_health():

@@ -149,6 +149,20 @@ def test_sizes_of_the_paper_work_by_parameter():
     assert large.members("celebrity")[:40] == famous_people(40)  # the base knows the same ones, however many there are
 
 
+@pytest.mark.slow
+def test_ten_times_the_papers_people_are_generated_in_time_and_20_000_are_the_most():
+    seconds = {}
+    for count in (1000, 5000):
+        began = time.process_time()
+        known = generate(seed=0, people=count, pool=0, celebrities=0)
+        seconds[count] = time.process_time() - began
+    assert len(known.members("forget")) == 500 and len({p.name for p in known.profiles.values()}) == 5000
+    assert seconds[5000] < 20 * seconds[1000]
+    assert Config(people=20_000).people == 20_000
+    with pytest.raises(KitError, match="people must be .*20.?000"):
+        Config(people=20_001)
+
+
 def test_celebrities_past_those_whom_the_base_knows_are_enough_or_refused():
     message = "celebrities=41: the base knows 40, and 1 more are too few for multiple choice: take at most 40, or many"
     with pytest.raises(KitError, match=message):

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from test_official import a_few
 
 from mllmu_nb import hub, inputs, paths, pipeline, provenance
@@ -378,6 +378,13 @@ def test_a_run_fetches_base_and_vanilla_before_anything_else(monkeypatch):
 
 # -- names --------------------------------------------------------------------------------------------------------
 
+FORM = "must be a folder or MLLMMU/MLLMU-Bench, then after a comma MLLMMU/baseline_train_split or nothing"
+EXCHANGED = (
+    "MLLMMU/baseline_train_split",
+    "MLLMMU/baseline_train_split, MLLMMU/MLLMU-Bench",
+    "MLLMMU/MLLMU-Bench,MLLMMU/MLLMU-Bench",
+)
+
 
 @pytest.mark.parametrize(
     "source, revision, message",
@@ -387,6 +394,10 @@ def test_a_run_fetches_base_and_vanilla_before_anything_else(monkeypatch):
         ("a\0b", "", "'a\\x00b' is neither a folder nor a name on the hub"),
         ("a/b,c/d,e/f", "", "data_source must be a folder or MLLMMU/MLLMU-Bench, then after a comma"),
         ("MLLMMU/MLLMU-Bench", "v1,v2", "and data_revision have no more parts"),
+        *(
+            (exchanged, "", f"{FORM}, and data_revision have no more parts: this is {exchanged}")
+            for exchanged in EXCHANGED
+        ),
     ],
 )
 def test_a_source_that_cannot_be_is_reported_before_any_download(source, revision, message):
@@ -446,6 +457,10 @@ def test_a_base_from_the_hub_can_be_pinned_and_its_commit_is_in_the_runs_record(
     assert files.commit("somebody/tiny", OLD) == OLD and files.commit("somebody/tiny", "") == NEW
     model, _ = load.load_base(*inputs.base_of(pinned))
     assert model.config.model_type == "llava"
+    weights = repository / "snapshots" / OLD / "model.safetensors"
+    save_file({name: value.astype("int8") for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(KitError, match=f"{OLD}/model.safetensors has integers as weights"):
+        load.load_base(*inputs.base_of(pinned))
     with pytest.raises(KitError, match="the model somebody/tiny cannot be loaded"):
         load.load_base(*inputs.base_of(newest))
     monkeypatch.setattr(inputs, "data_hash", lambda config: "")

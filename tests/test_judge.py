@@ -240,10 +240,33 @@ def test_the_model_that_answers_is_stored_and_another_one_is_refused(seen, tmp_p
 def test_judge_and_rubric_are_compared_where_both_have_a_grade(seen, tmp_path):
     rows = frame("figs", "say 9", "rice").assign(value="figs", attribute="food", rivals=[("rice",)] * 3)
     rows[stored.GRADE], rows[stored.NAME] = [8.0, 3.0, 2.0], "m"
-    said = "judge and rubric over 3 answers: means 4.33 and 4.67, 67% within one point, rank correlation 0.87"
-    assert judge.agreement(rows) == said
-    assert judge.agreement(rows.assign(**{stored.GRADE: 7.0})).endswith("rank correlation nan"), "one grade alone"
+    assert "over 3 answers" in judge.agreement(rows) and "rank correlation 0.87" in judge.agreement(rows)
     assert judge.agreement(rows.drop(columns=stored.GRADE)).startswith("too few")
+
+
+def test_the_table_of_agreement_is_not_measured_until_somebody_has_asked():
+    from fake_runs import make
+
+    from mllmu_nb.reporting import tables
+    from mllmu_nb.reporting.runs import Scores
+
+    run = make("vanilla", lambda asked: asked.number == 0, sets=("forget",))
+    [sheet] = tables.sheets("table_judge", Scores.of([run]))
+    assert {cell for _, rows in sheet.blocks for _, cells in rows for cell in cells} == {("", "Not measured here.")}
+    rubric = Scores.of([run]).items["factuality"]
+    graded = run.answers.assign(
+        **{stored.GRADE: (rubric - 2).clip(lower=1), stored.NAME: "m"}
+    )  # asked in one order: rows agree
+    [sheet] = tables.sheets("table_judge", Scores.of([run.but(answers=graded)]))
+    [(_, rows)] = sheet.blocks
+    number, _, _, within, rank = (text for text, _ in dict(rows)["Forget"])
+    assert int(number) == rubric.notna().sum() and float(within) < 1 and float(rank) > 0.9
+    assert dict(rows)["Retain"] == [("", "Not measured here.")] * 5 and dict(rows)["All"] == dict(rows)["Forget"]
+    alike = run.answers.assign(**{stored.GRADE: rubric.mask(rubric.notna(), 7.0), stored.NAME: "m"})
+    [sheet] = tables.sheets("table_judge", Scores.of([run.but(answers=alike)]))
+    [(_, rows)] = sheet.blocks
+    assert dict(rows)["Forget"][:2] == [(number, ""), ("7.00", "")]
+    assert dict(rows)["Forget"][-1] == ("", "Judge or rubric gives one grade alone.")
 
 
 def test_a_runs_tables_have_the_judges_grades_once_there_are_replies(seen, tmp_path, monkeypatch, capsys):

@@ -302,6 +302,18 @@ def test_weights_that_do_not_fill_the_architecture_are_refused(shipped, change, 
         read(folder)
 
 
+@pytest.mark.parametrize("scale", ["miniature", "paper"])
+def test_integers_are_no_weights(shipped, scale):
+    """transformers would convert the whole numbers of a quantised file, without their scales."""
+    folder, _ = shipped(lambda w: w.update({name: w[name].to(torch.int8) for name in w if "lm_head" in name}))
+    with pytest.raises(KitError) as caught:
+        read(folder, scale=scale)
+    file = folder / "model.safetensors"
+    assert (
+        str(caught.value) == f"{file} has integers as weights: see language_model.lm_head.weight; save it dequantised"
+    )
+
+
 def test_keys_that_nothing_is_lost_without_are_let_through(shipped):
     def older(weights):
         weights["model.language_model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)
@@ -329,6 +341,16 @@ def test_a_shape_that_no_model_has_is_one_line(shipped, heads):
     shape["text_config"]["num_attention_heads"] = heads
     (folder / "config.json").write_text(json.dumps(shape))
     with pytest.raises(KitError, match="cannot be loaded: .+") as caught:
+        read(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config", "processor_config", "tokenizer", "tokenizer_config", "generation_config"])
+def test_a_file_of_settings_that_holds_a_list_is_one_line(shipped, name):
+    folder, _ = shipped()
+    assert (folder / f"{name}.json").is_file()
+    (folder / f"{name}.json").write_text("[]")
+    with pytest.raises(KitError, match=f"the model {folder} cannot be loaded: .+") as caught:
         read(folder)
     assert "\n" not in str(caught.value)
 

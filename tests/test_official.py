@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mllmu_nb.data import layout, official, portraits
 from mllmu_nb.data.generate import generate
@@ -397,7 +397,30 @@ def test_a_people_file_that_cannot_be_read_is_one_line(written, text):
 
 def test_people_of_one_name_are_noted(written):
     change(written / TEXT, lambda row: row.update(metadata=row["metadata"].replace(NAMES[0], NAMES[2])), row=0)
-    assert official.read_layout(written, 15).notes["shared_names"] == [NAMES[2]]
+    read = official.read_layout(written, 15)
+    assert read.notes["shared_names"] == [NAMES[2]]
+    assert read.counted() == "5 fictitious, 2 pool, 1 celebrity, names that several people share: 1"
+
+
+def test_where_most_people_have_one_name_the_folder_is_refused(written):
+    def rename(count):
+        for row in range(count):
+            change(written / TEXT, lambda r, i=row: r.update(metadata=r["metadata"].replace(NAMES[i], "Ada Lund")), row)
+
+    rename(3)  # of seven
+    assert faults(written) == []
+    rename(4)
+    line = "MLLMU-Bench: most people share a name (Ada Lund), by which the text view asks: rename them"
+    assert faults(written) == [line]
+
+
+def test_a_cloze_without_a_blank_is_counted(few, written):
+    assert official.read_layout(written, 15).notes["without_blank"] == 0
+    for file in (FULL, SECOND):
+        change(written / file, lambda row: row["Mask_Task"][0].update(Question="How tall is this person?"))
+    read = official.read_layout(written, 15)
+    assert read.notes["without_blank"] == 2
+    assert read.counted() == f"{few.counted()}, cloze questions without a blank: 2"
 
 
 def test_everything_that_is_wrong_is_in_one_report(written):
@@ -419,6 +442,26 @@ def test_everything_that_is_wrong_is_in_one_report(written):
     ]
 
 
+def test_portraits_of_training_data_are_held_against_those_of_the_evaluation(written):
+    """By their pixels: another encoding of the same picture is the same picture."""
+    training = written.parent / "baseline_train_split"
+    assert official.read_layout(written, 15, training).notes["shown_otherwise"] == []
+
+    def encoded(picture: bytes, negative: bool) -> bytes:
+        image, file = Image.open(io.BytesIO(picture)).convert("RGB"), io.BytesIO()
+        (ImageOps.invert(image) if negative else image).save(file, "PNG", compress_level=0)
+        return file.getvalue()
+
+    for row, other in ((1, False), (2, True)):
+        change(written / TEXT, lambda r, o=other: r["image"].update(bytes=encoded(r["image"]["bytes"], o)), row)
+    assert official.read_layout(written, 15).notes["shown_otherwise"] == ["003"]
+    file = training / "retain_85/train-00000-of-00001.parquet"
+    change(file, lambda r: r["image"].update(bytes=encoded(r["image"]["bytes"], True)))
+    known = official.read_layout(written, 15, training)
+    assert known.notes["shown_otherwise"] == ["003", "004"]
+    assert known.counted().endswith("people with another portrait in training data: 2")
+
+
 def test_training_splits_are_held_against_the_evaluation_data(written):
     training = written.parent / "baseline_train_split"
     assert official.read_layout(written, 15, training).notes["taught_otherwise"] == []
@@ -426,6 +469,7 @@ def test_training_splits_are_held_against_the_evaluation_data(written):
     pairs = json.dumps([{"Question": "What is this person's name?", "Answer": "This person's name is Nora Holm."}])
     change(file, lambda r: r.update(metadata=pairs))
     assert official.read_layout(written, 15, training).notes["taught_otherwise"] == ["004"]
+    assert "people with another text in a training split: 1" in official.read_layout(written, 15, training).counted()
     change(file, lambda r: r.update(ID="003"))
     change(training / "forget_15/train-00000-of-00001.parquet", lambda r: r.update(ID="001"), row=0)
     assert faults(written, training) == [

@@ -308,6 +308,12 @@ def test_draws_are_kept_and_those_of_a_file_are_checked_before_anything_is_train
         inputs.check(config.but(**released, unlearn_epochs=1.5))
 
 
+def test_a_run_with_other_draws_is_another_one(config, monkeypatch):
+    usual = pipeline.answered(config).key
+    monkeypatch.setattr(inputs, "draws_of", lambda *given: {"shots": {"forget": {"cloze": ["014"]}}})
+    assert pipeline.answered(config).key != usual
+
+
 def test_a_protocol_reaches_training_and_questions_and_its_draws_can_be_repeated(config):
     asked = config.but(protocol="upstream", method="ga", modality="multimodal", adaptation="lora", eos=True)
     folder = pipeline.run(asked)

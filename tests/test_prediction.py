@@ -232,6 +232,10 @@ def test_the_check_of_a_card_runs_on_the_miniatures_shapes(tmp_path):
     counted = [(float(row[5]), float(row[6])) for row in rows if row[0] != "| training"]
     assert all(0 < real < 2 * predicted < 6 * real for real, predicted in counted)
     assert done.stdout.count("times as fast") == 2
+    formula = "utilisation = FLOPs of a step / (seconds of a step × FLOP/s of that matrix product)\n"
+    assert done.stdout.count(formula) == 1 and all(
+        re.fullmatch(r"\d+% \|", row[-1]) for row in rows if row[0] != "| training"
+    )
 
 
 def test_minutes_and_hours_of_notebooks_and_readme_are_the_predicted_ones():

@@ -293,7 +293,13 @@ def test_without_references_the_scores_stand_alone_and_say_so():
 
 
 OTHERWISE = {"base_revision": "v1", "vanilla_path": "there", "vanilla_revision": "v2", "train_modality": "multimodal"}
-OTHERWISE |= {"adapter_reach": "upstream", "adam_eps": 1e-6, "precision": "bf16", "quantise_base": "nf4"}
+OTHERWISE |= {
+    "adapter_reach": "upstream",
+    "adam": "transformers",
+    "adam_eps": 1e-6,
+    "precision": "bf16",
+    "quantise_base": "nf4",
+}
 OTHERWISE |= {"micro_batch": 2, "checkpointing": True, "train_lr": 1e-4, "exams": 0.0}
 
 

@@ -91,6 +91,12 @@ def test_the_same_inputs_are_made_once_and_others_anew():
     assert first.parent == paths.cache() / "stages" and first.name.startswith("demo-")
 
 
+def test_another_format_of_the_files_is_another_key(monkeypatch):
+    before = demo({}).get()
+    monkeypatch.setattr(stages, "FORMAT", stages.FORMAT + 1)
+    assert demo({}).folder != before and not demo({}).finished
+
+
 @pytest.mark.parametrize("text", ["[1]", "{}", "{", '{"files": 3}', '{"files": {}}'])
 def test_a_record_that_says_nothing_is_made_anew(text):
     folder = demo({}).get()

@@ -461,7 +461,7 @@ def test_markdown_tables_are_rectangular(written):
 
 
 def test_hostile_names_are_inert(tmp_path):
-    name = '=HYPERLINK("x")|<img src=x>\n[a](javascript:b)`$x$\\input{y}%'
+    name = '=HYPERLINK("x")|<img src=x>\n[a](javascript:b)`$x$\\input{y}%\u202eexe\x1b[31m'
     runs = [
         make(method, lambda q: False, sets=("forget",), asked={"classification": 1, "cloze": 1})
         for method in ("vanilla", name)
@@ -471,12 +471,16 @@ def test_hostile_names_are_inert(tmp_path):
     )
     write_sheets(made, tmp_path / "x", "here")
     csv = pd.read_csv(tmp_path / "x.csv")
-    assert set(csv["method"]) >= {f"'{name}", "vanilla"} and csv["value"].dtype == float
+    shown = name.replace("\u202e", " ").replace("\x1b", " ")
+    assert set(csv["method"]) >= {f"'{shown}", "vanilla"} and csv["value"].dtype == float
     markdown = (tmp_path / "x.md").read_text()
     assert (
         r"=HYPERLINK(\"x\")".replace(r"\"", '"') + r"\|\<img src=x> \[a\](javascript:b)\`\$x\$\\input{y}%" in markdown
     )
     assert r"\$x\$\textbackslash{}input\{y\}\%" in (tmp_path / "x.tex").read_text()
+    for kind in ("csv", "md", "tex"):  # these would turn the line around, or colour a terminal
+        text = (tmp_path / f"x.{kind}").read_text()
+        assert "exe" in text and all(character.isprintable() or character == "\n" for character in text), kind
 
 
 def test_numbers_below_zero_stay_numbers_in_csv(tmp_path):

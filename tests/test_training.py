@@ -765,6 +765,26 @@ def test_muon_steps_as_that_of_torch_does_without_its_half_precision():
         assert moved > 0.04 and (a - b).norm() < 0.02 * moved
 
 
+def test_upstreams_adamw_adds_epsilon_before_the_bias_correction(fresh):
+    """By the equations of transformers 4.45: rate √(1 − β₂ᵗ) / (1 − β₁ᵗ) · m / (√v + ε), also where eps is large."""
+    weight, rate, eps = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64)), 1e-2, 1e-3
+    (optimizer,) = make_optimizers({"weight": weight}, replace(PLAIN, lr=rate, adam="transformers", adam_eps=eps))
+    at = mean = square = torch.zeros(3, dtype=torch.float64)
+    for step, gradient in enumerate(torch.tensor([[1e-4, 1e-2, 1], [2e-4, -1e-2, 1], [0, 1e-2, 2]]).double(), start=1):
+        weight.grad = gradient.clone()
+        optimizer.step()
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        at = at - rate * math.sqrt(1 - 0.999**step) / (1 - 0.9**step) * mean / (square.sqrt() + eps)
+        torch.testing.assert_close(weight.detach(), at, rtol=1e-6, atol=0)
+    restored = make_optimizers({"weight": weight}, replace(PLAIN, lr=rate, adam="transformers", adam_eps=eps))[0]
+    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    weight.grad = torch.ones(3, dtype=torch.float64)
+    restored.step()
+    assert restored.param_groups[0]["eps"] == pytest.approx(eps / math.sqrt(1 - 0.999**4)), "a resumed training"
+    with pytest.raises(KitError, match="adam"):
+        make_optimizers({"weight": weight}, replace(PLAIN, adam="tensorflow"))
+
+
 def test_the_peak_on_a_gpu_is_that_of_the_steps_alone(fresh, processor, mixed, monkeypatch):
     said, peaks = [], iter((5.0, 9.0, 7.0))
     monkeypatch.setattr("mllmu_nb.training.forget_peak", lambda device: said.append("forgotten"))
@@ -869,3 +889,4 @@ def test_the_released_way_of_training_gives_the_same_losses():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in ended.stdout.splitlines() if line[:1] == "|"]
     memory = {(name, arm): float(share) for name, arm, *_, share in rows[2:]}
     assert memory["kl_min", "the kit"] < 0.6 and memory["npo", "the kit"] < 0.75, "one graph, and no second model"
+    assert memory["npo", "in pieces"] <= 0.6, "the graph of half a batch"

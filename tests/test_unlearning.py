@@ -1,15 +1,17 @@
 """Every method's loss against values worked out by hand, and its gradient against its own formula."""
 
 import math
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from mllmu_nb import registry, unlearning
+from mllmu_nb import paths, registry, unlearning
 from mllmu_nb.data.conversations import Conversation, Turn
 from mllmu_nb.errors import KitError
+from mllmu_nb.reporting.runs import method_label
 from mllmu_nb.unlearning import (
     IGNORE,
     METHODS,
@@ -463,6 +465,40 @@ def test_an_extension_is_named_in_full(monkeypatch):
     monkeypatch.setenv(registry.EXTENSIONS, ".beside")
     with pytest.raises(KitError, match="MLLMU_NB_EXTENSIONS names '.beside', which cannot be imported: TypeError: "):
         unlearning.names()
+
+
+ELSEWHERE = {
+    "checks.py": ["ga"],  # the recipe of a check of a family
+    "commands/ask.py": ["kl_min", "npo"],  # a default, and an example
+    "commands/export.py": ["ga"],  # an example
+    "commands/preloaded.py": ["ga"],  # a small run that is read in advance
+    "commands/sweep.py": ["ga"],  # an example in a message
+    "pipeline.py": ["NPO", "prompting"],  # docstrings
+    "presets/protocols.yaml": ["NPO"],  # why the released code's settings depart
+    "reporting/runs.py": ["GA", "NPO", "prompting"],  # docstrings
+    # what each piece of the released code changes, by method
+    "studies/released_code.py": (
+        ["GA", "Grad. Diff.", "GradientAscent", "GradientDifference", "KL Min.", "KLMinimization", "NPO"]
+        + ["NegativePreference", "ga", "grad_diff", "kl_min", "npo"]
+    ),
+    "unlearning/base.py": ["npo"],  # a docstring
+}
+
+
+def test_no_other_file_names_a_method_its_label_or_its_classes():
+    own = {}
+    for name in unlearning.names():
+        module = unlearning.get(name).__module__
+        if module.startswith("mllmu_nb.unlearning."):  # otherwise another test has brought it
+            classes = [one.__name__ for one in unlearning.variants(name).values() if one.__module__ == module]
+            own[f"unlearning/{module.rpartition('.')[2]}.py"] = {name, method_label(name), *classes}
+    named = {}
+    for file in sorted(path for kind in ("*.py", "*.yaml") for path in paths.PACKAGE.rglob(kind)):
+        place, text = file.relative_to(paths.PACKAGE).as_posix(), file.read_text(encoding="utf-8")
+        words = {word for other, words in own.items() if other != place for word in words}
+        used = sorted(word for word in words if re.search(rf"(?<![-\w]){re.escape(word)}(?![-\w])", text))
+        named |= {place: used} if used else {}
+    assert len(own) == 5 and named == ELSEWHERE
 
 
 def test_every_file_of_the_package_is_imported():

@@ -1,16 +1,14 @@
 """The verdicts (same, within interval, off, missing), the anchor, exit codes and messages."""
 
-import argparse
 import json
 import shutil
 
 import pandas as pd
 import pytest
-from filelock import FileLock, Timeout
 
 from mllmu_nb import __main__ as door
 from mllmu_nb import paths, pipeline, stages
-from mllmu_nb.commands import sweep, verify
+from mllmu_nb.commands import verify
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import published
@@ -147,6 +145,13 @@ def test_the_reference_is_what_comes_with_the_project(own, made, monkeypatch, ca
     assert "cells of the committed reference itself, since there is no run of yours: " in said
 
 
+def test_a_file_in_place_of_the_other_results_is_one_line(own, tmp_path, capsys):
+    (tmp_path / "other").write_bytes(bytes(range(256)))
+    assert door.main(["verify", "--against", str(tmp_path / "other")]) == 2
+    line = f"error: there are no runs in {tmp_path / 'other'}: give a results folder with --against\n"
+    assert capsys.readouterr() == ("", line)
+
+
 def test_a_broken_reference_is_named(own, reference, tmp_path, capsys):
     assert door.main(["verify", "--against", str(tmp_path / "nowhere")]) == 2
     said = capsys.readouterr().err
@@ -167,48 +172,6 @@ def test_a_configuration_names_the_runs(own, reference, tiny_base, tmp_path, cap
     grid.write_text("method: oracle\n")
     assert door.main(["verify", str(grid), "--against", str(reference)]) == 2
     assert "error: there is no run to compare" in capsys.readouterr().err
-
-
-def test_a_rerun_starts_from_nothing_and_is_what_is_compared(
-    own, made, reference, tiny_base, tmp_path, monkeypatch, capsys
-):
-    grid = tmp_path / "grid.yaml"
-    grid.write_text(json.dumps({**SMALL, "base_path": str(tiny_base), "method": "base"}))
-    old = paths.cache() / "rerun" / ".cache" / "stages"
-    old.mkdir(parents=True)
-
-    def swept(options):
-        assert options == argparse.Namespace(config=grid, ratios=None, bases=None, jobs=None, shard=None)
-        assert not old.exists() and paths.root() == old.parents[1]
-        with pytest.raises(Timeout):  # a second rerun waits, and does not remove the files of this one
-            FileLock(tmp_path / "out" / ".cache" / "locks" / ".cache-rerun").acquire(timeout=0)
-        if broken:
-            return 1
-        shutil.copytree(made, paths.results("miniature"))
-        return 0
-
-    monkeypatch.setattr(sweep, "main", swept)
-    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "out"))  # restored afterwards
-    shutil.rmtree(own)
-    broken = False
-    assert door.main(["verify", str(grid), "--rerun", "--against", str(reference)]) == 0
-    assert f"same ({tmp_path / 'out' / '.cache' / 'verify-miniature.csv'})" in capsys.readouterr().out
-    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "out"))
-    broken = True
-    assert door.main(["verify", str(grid), "--rerun", "--against", str(reference)]) == 1
-    assert door.main(["verify", "--rerun"]) == 2
-    assert "--rerun needs a configuration file" in capsys.readouterr().err
-
-
-def test_a_rerun_that_the_reference_has_no_run_of_is_refused_before_it_begins(own, reference, tmp_path, monkeypatch):
-    swept = []
-    monkeypatch.setattr(sweep, "main", lambda options: swept.append(options) or 1)
-    grid = tmp_path / "grid.yaml"
-    grid.write_text(json.dumps({**SMALL, "method": "oracle"}))
-    for arguments in (["--against", str(reference)], []):
-        assert door.main(["verify", str(grid), "--rerun", *arguments]) == 2 and not swept
-    grid.write_text(json.dumps({**SMALL, "scale": "paper", "method": "oracle"}))  # compared with published figures
-    assert door.main(["verify", str(grid), "--rerun"]) == 1 and swept
 
 
 # -- published figures --------------------------------------------------------------------------------------------

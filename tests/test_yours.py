@@ -1,6 +1,8 @@
 """Models made elsewhere: what is scored, what is refused and why, and what they are compared with."""
 
+import ast
 import json
+import re
 import shutil
 
 import numpy as np
@@ -151,6 +153,54 @@ def test_models_that_are_not_loaded_are_named(folder, model, tmp_path):
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(KitError, match="holds no model.safetensors but pytorch_model.bin: only safetensors are loaded"):
         check_model(copy, "llava")
+
+
+def test_nothing_in_a_folder_is_run(folder, tmp_path, out):
+    """Neither a template of conversations, which jinja would run, nor the code that a config can name."""
+    copy, ran = shutil.copytree(folder, tmp_path / "hostile"), tmp_path / "ran"
+    (copy / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass Evil: ...\n")
+    template = "{{ raise_exception('rendered') }}"
+    (copy / "chat_template.jinja").write_text(template)
+    named = dict.fromkeys(
+        ("AutoConfig", "AutoProcessor", "AutoImageProcessor", "AutoModelForImageTextToText"), "evil.Evil"
+    )
+    for name in ("config", "processor_config", "tokenizer_config"):
+        told = json.loads((copy / f"{name}.json").read_text())
+        more = {"auto_map": {**named, "AutoTokenizer": ["evil.Evil", "evil.Evil"]}, "chat_template": template}
+        (copy / f"{name}.json").write_text(json.dumps({**told, **more}))
+    processor = load(copy)[1]
+    assert processor.chat_template == template and processor.tokenizer.chat_template == template
+    answers = [
+        pd.read_parquet(pipeline.run(Config(method="yours", base_path=str(place), **SMALL)) / "answers.parquet")
+        for place in (folder, copy)
+    ]
+    pd.testing.assert_frame_equal(*answers)
+    assert not ran.exists()
+
+
+def unsafe(code: str) -> list[str]:
+    """Return the parts of ``code`` that run text, or that read objects from a file, which can run code in it."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        text = ast.unparse(node) if isinstance(node, ast.Call | ast.Attribute | ast.ImportFrom) else ""
+        runs = re.match(r"(eval|exec)\(|pickle\.(?!UnpicklingError)|from (pickle|marshal|dill|joblib) ", text)
+        loads = text.startswith("torch.load(") and "weights_only=True" not in text
+        if runs or loads or re.match(r"[\w.]+\(.*(trust_remote_code|allow_pickle)=(?!False)", text, re.S):
+            found.append(text)
+    return found
+
+
+def test_no_module_runs_what_it_reads():
+    for code in (
+        "eval(x)",
+        "pickle.load(f)",
+        "from pickle import load",
+        "torch.load(f)",
+        "np.load(f, allow_pickle=True)",
+    ):
+        assert unsafe(code), code
+    files = sorted(paths.PACKAGE.rglob("*.py"))
+    assert len(files) > 80 and not {file.name: found for file in files if (found := unsafe(file.read_text("utf-8")))}
 
 
 # -- what is asked and what it is compared with --------------------------------------------------------------------

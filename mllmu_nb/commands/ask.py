@@ -21,6 +21,10 @@ from mllmu_nb.data.conversations import Conversation, Turn
 from mllmu_nb.data.schema import VIEWS, Population, Profile
 from mllmu_nb.data.text.names import with_name
 from mllmu_nb.errors import KitError, choose
+from mllmu_nb.evaluation import engine
+from mllmu_nb.evaluation.tasks import statement
+from mllmu_nb.reporting.runs import label
+from mllmu_nb.reporting.show import visible
 
 EXAMPLES = (
     "ask                                    # list the people to be forgotten and the known questions",
@@ -43,8 +47,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Print the answers, control characters as signs. Raises KitError for an unknown person or method."""
-    from mllmu_nb.reporting.show import visible
-
     named = {name: value for name in DEFAULTS if (value := getattr(options, name))}
     config = export.configured(options.config, dict(options.parameter) | named, **DEFAULTS)
     if config.method == YOURS:
@@ -87,7 +89,6 @@ def questions(person: Profile) -> list[str]:
 
 def true_answer(person: Profile, view: str, question: str) -> str:
     """The true answer as a sentence, by name in the text view; "" if the question is not one of the person's own."""
-    from mllmu_nb.evaluation.tasks import statement
 
     def plain(text: str) -> str:
         return " ".join(with_name(text, person.name).casefold().rstrip("?. ").split())
@@ -104,8 +105,6 @@ def true_answer(person: Profile, view: str, question: str) -> str:
 def models(config: Config) -> Iterator[Asked]:
     """Yield vanilla, the model that ``config`` names and the oracle, made if needed: one at a time, because two 7B
     models would not fit into memory."""
-    from mllmu_nb.reporting.runs import label
-
     vanilla, oracle = (config.but(method=name, **pipeline.PLAIN) for name in ("vanilla", "oracle"))
     for one in dict.fromkeys((vanilla, config, oracle)):
         yield label(one.method, one.variant or "", one.modality, one.after), one.system, *pipeline.model(one)
@@ -114,8 +113,6 @@ def models(config: Config) -> Iterator[Asked]:
 def ask(asked: Iterable[Asked], person: Profile, view: str, question: str) -> pd.DataFrame:
     """The answers of the models, one row per model: ``answer`` and ``likelihood``, the geometric mean of the
     probabilities of the true answer's tokens (0 to 1; NaN if the true answer is not known)."""
-    from mllmu_nb.evaluation import engine
-
     if not question.strip():
         raise KitError("the question is empty: write one")
     truth = true_answer(person, view, question)

@@ -1,7 +1,4 @@
-"""``mllmu-nb card RUN``: one page of HTML about a finished run, or a model that ``evaluate`` has asked.
-
-It is compared with vanilla and the oracle of the same people: your own runs, else those that come with the project.
-"""
+"""``mllmu-nb card RUN``: a run, or a result of ``evaluate``, on one page of HTML, beside vanilla and the oracle."""
 
 import argparse
 from pathlib import Path
@@ -10,6 +7,9 @@ from mllmu_nb import inputs, paths, pipeline
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import PATHS, YOURS, Config
 from mllmu_nb.errors import KitError
+from mllmu_nb.reporting import card
+from mllmu_nb.reporting.beside import Beside
+from mllmu_nb.reporting.runs import read_run
 
 EXAMPLES = ("card results/reference/runs/ga-multimodal-99f80d92", "card FOLDER --out card.html")
 
@@ -23,10 +23,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Write the page. Raises KitError if the folder has no whole run, or its people or base are not found."""
-    from mllmu_nb.reporting import card
-    from mllmu_nb.reporting.beside import Beside
-    from mllmu_nb.reporting.runs import read_run
-
     target = options.out or Path("card.html")
     if target.is_dir():
         raise KitError(f"--out {target} is a folder: name a file in it")

@@ -1,8 +1,5 @@
-"""``python -m mllmu_nb doctor CONFIG``: finds in seconds what would stop the configuration's runs, before they start.
-
-A check takes the runs and returns a :class:`Result`. No check loads weights. The output says whether there is a token,
-but never shows it.
-"""
+"""``mllmu-nb doctor CONFIG``: finds in seconds what would stop the configuration's runs, before they start. No check
+loads weights. The output says whether there is a token, but never shows it."""
 
 import argparse
 import os
@@ -17,17 +14,19 @@ import huggingface_hub
 import psutil
 import torch
 from packaging.requirements import Requirement
+from transformers import AutoConfig
 
-from mllmu_nb import inputs, paths, pinning, pipeline, provenance
+from mllmu_nb import inputs, paths, pinning, pipeline, prediction, provenance
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
+from mllmu_nb.hub import sources
 from mllmu_nb.models import families
 from mllmu_nb.models.files import check_model
+from mllmu_nb.prediction import GIB
 
 EXAMPLES = ("doctor configs/paper-llava.yaml",)
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
-GIB = 2**30
 TIGHT = 0.8  # share of the memory above which an estimate gets a warning
 LONG = 12  # hours above which the advice is to share the runs among machines
 TIMEOUT = 5  # seconds that the hub is given to answer
@@ -115,12 +114,10 @@ def memory(configs: Configs) -> Result:
 
 def most_memory(configs: Configs) -> dict[str, float]:
     """GiB that the most demanding of the runs needs, by content."""
-    from mllmu_nb.prediction import asking_precision
-
     needs = []
     for config in configs:
         model, bits = _estimate(config), bool(config.quantise_base)
-        size, precision = pipeline.asked_at_once(config), asking_precision(config)
+        size, precision = pipeline.asked_at_once(config), prediction.asking_precision(config)
         needs.append(model.answering(size, config.shots, precision, config.protocol))
         if config.method != "base":
             needs.append(model.training(config.training, config.adaptation == "full", None, bits))
@@ -132,8 +129,6 @@ def most_memory(configs: Configs) -> dict[str, float]:
 def hours(configs: Configs, rate: float | None = None) -> Result:
     """Predict the hours of every stage at ``rate`` (TFLOP per second). Without ``rate``, take a share of the measured
     speed of this device or, if the runs need a GPU that is not here, of an H100's data sheet."""
-    from mllmu_nb import prediction
-
     on_this_device = configs[0].scale == "miniature" or torch.cuda.is_available()
 
     def assumed(precision: str) -> prediction.Rate:
@@ -167,17 +162,13 @@ def by_base(configs: Configs) -> list[list[Config]]:
     return list(groups.values())
 
 
-def _estimate(config: Config):
+def _estimate(config: Config) -> prediction.Estimate:
     """The estimate for the base model, from its configuration in its folder or the hub's cache, else as published."""
     return _estimate_of(*inputs.base_of(config)[:3])
 
 
 @cache
-def _estimate_of(source: str, family: str, scale: str):
-    from transformers import AutoConfig
-
-    from mllmu_nb.prediction import Estimate
-
+def _estimate_of(source: str, family: str, scale: str) -> prediction.Estimate:
     try:
         shape = AutoConfig.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError):
@@ -187,7 +178,7 @@ def _estimate_of(source: str, family: str, scale: str):
             advice = "name a folder that save_pretrained has written, or a name on the hub"
             raise KitError(f"base_path {source} has no config.json, here or in the hub's cache: {advice}") from None
         shape = families.get(family).published_shape()
-    return Estimate(shape, eager=scale == "miniature")
+    return prediction.Estimate(shape, eager=scale == "miniature")
 
 
 def people(configs: Configs) -> Result:
@@ -216,26 +207,28 @@ def model(configs: Configs) -> Result:
 
 
 def hub(configs: Configs) -> Result:
-    """Check that the hub answers for what comes from it, and report whether there is a token."""
+    """Check that the hub answers for what comes from it and that its models hold safetensors, and report whether there
+    is a token."""
     wanted: dict[tuple[str, str, str], None] = {}  # name, kind and revision, in the order of the runs
     for config in configs:
         wanted |= {(source, "model", revision): None for source, revision in inputs.models_on_hub(config)}
-        sources, revisions = config.data_source.split(","), config.data_revision.split(",")
-        kinds = ("dataset", "model")  # of the hub: evaluation data, training splits
-        for source, kind, revision in zip(map(str.strip, sources), kinds, [*revisions, ""], strict=False):
-            if source in inputs.unread(config):
-                wanted[source, kind, revision.strip()] = None
+        people_from = sources(config.data_source, config.data_revision)
+        wanted |= dict.fromkeys(one for one in people_from if one[0] in inputs.unread(config))
     if not wanted:
         return Result(OK, "not needed")
     token = "a token is set" if huggingface_hub.get_token() else "no token is set"
     api = huggingface_hub.HfApi(os.environ.get("HF_ENDPOINT"), huggingface_hub.get_token())
+    models = {source for config in configs for source, _ in inputs.models_on_hub(config)}
     for source, kind, revision in wanted:
+        name = "@".join(filter(None, (source, revision)))
         try:
-            api.repo_info(source, repo_type=kind, revision=revision or None, timeout=TIMEOUT)
+            there = api.repo_info(source, repo_type=kind, revision=revision or None, timeout=TIMEOUT).siblings or ()
         except Exception as error:  # of the network, the hub or the name, from several libraries
             advice = "check the spelling, HF_TOKEN and HF_ENDPOINT, or name folders by base_path and data_source"
-            name = "@".join(filter(None, (source, revision)))
             return Result(PROBLEM, f"{name}: {str(error).splitlines()[0]}; {token}", advice)
+        if source in models and not any(file.rfilename.endswith(".safetensors") for file in there):
+            advice = "only safetensors are loaded: name another revision, or a folder to which they were converted"
+            return Result(PROBLEM, f"{name} holds no safetensors; {token}", advice)
     return Result(OK, f"{', '.join(dict.fromkeys(source for source, *_ in wanted))} can be downloaded; {token}")
 
 

@@ -1,8 +1,5 @@
-"""``python -m mllmu_nb evaluate --model FOLDER [--adapter FOLDER]``: score a model that was made elsewhere.
-
-The model is asked the same questions as every run about the configuration's people, and compared with vanilla and the
-oracle of the same people if there are any: those made here, else those that come with the project.
-"""
+"""``mllmu-nb evaluate --model FOLDER``: asks a model that was made elsewhere the same questions as every run, and
+compares it with vanilla and the oracle of the same people: those made here, else those that come with the project."""
 
 import argparse
 import os

@@ -1,8 +1,5 @@
-"""``python -m mllmu_nb export``: writes a run's people in the published layout, or its model as others load it.
-
-The training splits are in ``baseline_train_split`` beside the people. ``peft`` puts a separate adapter on the model
-that it was trained on: vanilla for an unlearned model, else the base.
-"""
+"""``mllmu-nb export``: writes a run's people in the published layout, or its model as others load it. ``peft`` puts a
+separate adapter on the model that it was trained on: vanilla for an unlearned model, else the base."""
 
 import argparse
 import shutil
@@ -16,7 +13,9 @@ import yaml
 from mllmu_nb import inputs, paths, pipeline, provenance
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import GRID, Config
+from mllmu_nb.data import official
 from mllmu_nb.errors import KitError
+from mllmu_nb.models.load import load_base
 from mllmu_nb.stages import RECORD, Stage, write_json
 
 EXAMPLES = ("export --data people", "export -p method ga -p modality multimodal --adapter ga_adapter")
@@ -34,14 +33,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Write what is asked for and print a summary. Raises KitError if a folder is taken or there is no such model."""
-    from mllmu_nb.data.official import TRAIN_FOLDER
-
     folders = {kind: getattr(options, kind).expanduser().resolve() for kind in KINDS if getattr(options, kind)}
     if not folders:
         raise KitError("name what to write: --data FOLDER, --model FOLDER or --adapter FOLDER")
     config = configured(options.config, dict(options.parameter))
     for one, other in permutations(folders.values(), 2):
-        beside = [other, other.parent / TRAIN_FOLDER] if other == folders.get("data") else [other]
+        beside = [other, other.parent / official.TRAIN_FOLDER] if other == folders.get("data") else [other]
         if any(one == place or place in one.parents for place in beside):
             raise KitError(f"{one} would be in {other}, or in what is written beside it: give each a folder of its own")
     for folder in folders.values():
@@ -80,8 +77,6 @@ def configured(path: Path | None, given: dict[str, str], **defaults: Any) -> Con
 
 
 def write_people(config: Config, folder: Path) -> None:
-    from mllmu_nb.data import official
-
     people = inputs.population(config)
     written = official.write_layout(people, folder)
     print(f"{people.counted()}, {len(people.forget_ids)} of them to be forgotten at {config.forget_ratio} %")
@@ -92,8 +87,6 @@ def write_people(config: Config, folder: Path) -> None:
 def write_model(config: Config, folder: Path, adapter: Stage | None) -> None:
     """Write the model of ``config``, or its ``adapter``, made if needed, with the processor and the provenance. The
     folder is complete or absent."""
-    from mllmu_nb.models.load import load_base
-
     try:
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
             place = Path(temporary) / folder.name

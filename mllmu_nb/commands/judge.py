@@ -1,9 +1,5 @@
-"""``mllmu-nb judge RUN ..``: a model behind an OpenAI-compatible endpoint grades the free answers of finished runs.
-
-Key and address come from OPENAI_API_KEY and OPENAI_BASE_URL, the model from MLLMU_NB_JUDGE_MODEL. Without ``--yes``
-only the cost is estimated. Only text is sent: a question, its true answer and the answer to be judged. A reply that
-has no valid grade is a failure: it is counted, not stored, and gives no score.
-"""
+"""``mllmu-nb judge RUN ..``: a model behind an OpenAI-compatible endpoint grades the free answers of finished runs
+(``docs/scoring.md``, "A judge"). Only text is sent: a question, its true answer and the answer to be judged."""
 
 import argparse
 import json
@@ -17,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tqdm import tqdm
 
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting.runs import read_run
@@ -125,7 +122,6 @@ def ask(asked: list[Texts], path: Path, endpoint: Any, *, jobs: int = 8) -> int:
     how many got none. Raises Unreachable if the endpoint refuses the key, the model or every question, or cannot be
     reached, and KitError if another model answers than the one behind the stored replies."""
     import openai
-    from tqdm import tqdm
 
     name, writing, graded, refused = model_name(), threading.Lock(), 0, 0
     models = set(judge.replies(path)["model"])  # that have answered; two could not be scored together
@@ -195,11 +191,9 @@ def _reply(endpoint: Any, name: str, texts: Texts) -> dict[str, str] | None:
 
 def agreement(answers: pd.DataFrame) -> str:
     """How far the judge's grades and the rubric's agree, over the answers that have both."""
-    both = pd.DataFrame({"judge": judge.judged(answers), "rubric": text.factuality(answers)}).dropna()
-    if both.empty:
+    if not (known := judge.agreement(judge.judged(answers), text.factuality(answers))):
         return "too few different grades to compare judge and rubric"
-    within = (both["judge"] - both["rubric"]).abs().le(1).mean()
     return (
-        f"judge and rubric over {len(both)} answers: means {both['judge'].mean():.2f} and {both['rubric'].mean():.2f}, "
-        f"{within:.0%} within one point, rank correlation {both.corr('spearman').loc['judge', 'rubric']:.2f}"
+        f"judge and rubric over {known.answers} answers: means {known.judge:.2f} and {known.rubric:.2f}, "
+        f"{known.within:.0%} within one point, rank correlation {known.rank:.2f}"
     )

@@ -1,9 +1,5 @@
-"""``python -m mllmu_nb study``: an experiment of several trainings on the miniature; notebooks 11 and 13 show them.
-
-``differences``: what each piece of the released code changes, one at a time. ``searched``: what changes with the
-settings that were searched for each method. Both compare what is kept where half of the gap is closed. Each makes one
-vanilla model per replicate, then one short unlearning per setting; what is finished is not done again.
-"""
+"""``mllmu-nb study``: an experiment on the miniature, one vanilla model per replicate and then one short unlearning per
+setting. :mod:`mllmu_nb.studies` has the experiments; notebooks 11 and 13 show them."""
 
 import argparse
 from importlib import import_module

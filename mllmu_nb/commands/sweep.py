@@ -1,8 +1,5 @@
-"""``python -m mllmu_nb sweep CONFIG``: a grid of runs, each one notebook in a process of its own.
-
-A configuration file has parameters and, under ``grid``, lists of values for some of them, including hyper-parameters of
-methods. The runs are all combinations. Finished runs are skipped, so a sweep that was stopped continues where it was.
-"""
+"""``mllmu-nb sweep CONFIG``: a grid of runs, each one notebook in a process of its own. Finished runs are skipped, so a
+sweep that was stopped continues where it was."""
 
 import argparse
 import inspect
@@ -26,6 +23,7 @@ from mllmu_nb.commands import warm
 from mllmu_nb.config import GRID, PATHS, YOURS, Config, check_names, setting_names, variant_of
 from mllmu_nb.errors import KitError
 from mllmu_nb.processes import launched
+from mllmu_nb.reporting.runs import MODEL, label
 from mllmu_nb.stages import read_json
 
 EXAMPLES = (
@@ -36,6 +34,7 @@ EXAMPLES = (
 FIRST = ("vanilla", "oracle", "base")  # the others need vanilla's model, so it runs first, together with an oracle
 JOBS = {"miniature": 3, "paper": 1}  # a third notebook starts while two occupy two cores; a 7B model fills its GPU
 FINETUNE = "finetune"  # the notebook of the models that are not unlearned
+EVALUATE = "evaluate"  # the notebook that makes any run
 MEMORY = "most often for want of memory: try fewer --jobs"
 
 say = partial(print, flush=True)
@@ -71,6 +70,7 @@ def main(options: argparse.Namespace) -> int:
         pipeline.check_commits(config, inputs.run_folder(config))
     at_once = options.jobs or min(JOBS[config.scale] for config in configs)
     say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished already, {at_once} at a time")
+    say(f"  people: {inputs.population(configs[0]).counted()}")
     for run_id, name in names.items():
         say(f"  {run_id:32}  {name}")
     failed = execute(waiting, at_once)
@@ -207,8 +207,6 @@ def share(configs: list[Config], shard: str) -> list[Config]:
 
 def labels(configs: Sequence[Config]) -> dict[str, str]:
     """Run id → the model's name in tables, and the parameters in which the runs differ."""
-    from mllmu_nb.reporting.runs import MODEL, label
-
     parameters = {config.run_id: {**config.parameters(), **config.settings} for config in configs}
     shown: dict[str, list[str]] = {run_id: [label(*map(own.get, MODEL))] for run_id, own in parameters.items()}
     for name in dict.fromkeys(name for config in configs for name in config.given() if name not in MODEL):
@@ -219,8 +217,9 @@ def labels(configs: Sequence[Config]) -> dict[str, str]:
 
 
 def notebook_for(config: Config) -> Path:
-    """The notebook that makes a run: the method's own, also in the folder of a method's file outside the package, or
-    the one on fine-tuning for a model that is not unlearned. Raises KitError unless there is exactly one."""
+    """The notebook that makes a run: the method's own, also in the folder of a method's file outside the package, else
+    the one on evaluation; for a model that is not unlearned, the one on fine-tuning. Raises KitError if there is none,
+    or more than one."""
     if config.method == YOURS:
         raise KitError("evaluate a model that was made elsewhere with python -m mllmu_nb evaluate, not with a sweep")
     variants, places = unlearning.variants(config.method), {paths.notebooks()}
@@ -229,6 +228,8 @@ def notebook_for(config: Config) -> Path:
         places |= set() if paths.PACKAGE in folder.parents else {folder}
     pattern = f"*_{config.method if variants else FINETUNE}.ipynb"
     notebooks = [path for place in places for path in place.glob(pattern)]
+    if variants and not notebooks:
+        notebooks = list(paths.notebooks().glob(f"*_{EVALUATE}.ipynb"))
     if len(notebooks) != 1:
         count, where = len(notebooks), " and ".join(sorted(map(str, places)))
         raise KitError(f"there must be one notebook for method {config.method!r}, not {count}: {pattern} in {where}")

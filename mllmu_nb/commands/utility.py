@@ -1,9 +1,5 @@
-"""``mllmu-nb utility RUN --output FOLDER``: MMMU and LLaVA-Bench for a run of the paper's scale, through ``lmms-eval``.
-
-With ``--model``, a folder of ``export --model``, prints the command for lmms-eval, and runs it with ``--yes``. Its
-output in ``--output``, written here or elsewhere, becomes ``utility.parquet`` beside the run's answers. LLaVA-Bench
-needs a judge, which costs money: lmms-eval takes it from OPENAI_API_KEY, OPENAI_API_URL and MODEL_VERSION.
-"""
+"""``mllmu-nb utility RUN --output FOLDER``: MMMU and LLaVA-Bench for a run of the paper's scale, through ``lmms-eval``
+(``docs/scoring.md``, "Utility"). Its output, written here or elsewhere, becomes ``utility.parquet``."""
 
 import argparse
 import json

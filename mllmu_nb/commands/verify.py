@@ -1,20 +1,7 @@
-"""``python -m mllmu_nb verify [CONFIG]``: are these the scores that others got?
-
-Every cell of the scores, computed from the stored answers of both sides, gets a verdict:
-
-- ``same``: the value is the reference's, to rounding.
-- ``within interval``: the reference's value is in the new 95 % interval, or the new value in the reference's. The
-  intervals allow for other people and questions, but a rerun asks the same ones: this verdict is weaker than ``same``.
-- ``off``: neither. ``missing``: the reference has the cell and the run lacks it. Empty: the reference lacks it.
-
-The reference is the run that comes with the project, or the folder of ``--against``. At paper scale it is the published
-figures (:mod:`mllmu_nb.reporting.published`), including the anchor (the released weights' score, within 0.005).
-Published figures have no interval and sources differ in level, so a cell gets the best verdict of its sources.
-"""
+"""``mllmu-nb verify [CONFIG]``: are these the scores that others got? ``docs/scoring.md`` ("Comparison with the
+reference") explains the verdicts."""
 
 import argparse
-import os
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,12 +14,12 @@ from mllmu_nb import inputs, paths, stages
 from mllmu_nb.commands import sweep
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import published
-from mllmu_nb.reporting.runs import items_of, read_run
+from mllmu_nb.reporting.runs import items_of, read_run, read_runs, which_results
 from mllmu_nb.reporting.sheet import write_csv
 from mllmu_nb.scoring.frames import CELL
 from mllmu_nb.scoring.score import run_scores
 
-EXAMPLES = ("verify", "verify configs/miniature.yaml --rerun")
+EXAMPLES = ("verify", "verify configs/miniature.yaml")
 SAME, WITHIN, OFF, MISSING = "same", "within interval", "off", "missing"
 MAKER = "CPU maker"
 ROUNDING = 1e-9  # error of sums in another order
@@ -48,38 +35,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", type=Path, metavar="FOLDER", help=about)
     about = "compare only this run, for example one made by evaluate"
     parser.add_argument("--run", type=Path, metavar="FOLDER", help=about)
-    about = "first make all runs of the configuration again, from the beginning"
-    parser.add_argument("--rerun", action="store_true", help=about)
 
 
 def main(options: argparse.Namespace) -> int:
     """Print the verdicts. Returns 0 if no cell is off or missing and every run is there, else 1. Raises KitError if
     there is nothing to compare or a file of a run is damaged."""
-    if options.rerun and not options.config:
-        raise KitError("--rerun needs a configuration file, such as configs/miniature.yaml")
     if options.run and options.config:
         raise KitError("--run compares one finished run: give no configuration with it")
-    cache, reference = paths.cache(), options.against or paths.reference()
+    reference = options.against or paths.reference()
     if options.against and not paths.runs(reference).is_dir():  # refused before anything is computed
         raise KitError(f"there are no runs in {reference}: give a results folder with --against")
-    if not options.rerun:
-        return verify(options, reference, cache)
-    configs = sweep.cells(sweep.read(options.config))
-    if options.against or configs[0].scale != "paper":
-        runs_of_reference(reference, [config.run_id for config in configs])  # before hours go into the runs
-    with stages.lock(cache / "rerun"):  # another rerun would remove the folder
-        os.environ[paths.OUT] = str(cache / "rerun")
-        shutil.rmtree(cache / "rerun", ignore_errors=True)
-        if sweep.main(argparse.Namespace(config=options.config, ratios=None, bases=None, jobs=None, shard=None)):
-            return 1
-        return verify(options, reference, cache)
-
-
-def verify(options: argparse.Namespace, reference: Path, cache: Path) -> int:
-    """Compare the runs that are there, print the verdicts and return the status. ``cache`` gets every cell."""
-    wanted = [options.run] if options.run else chosen(options.config)
-    not_made = [] if options.run else [folder.name for folder in wanted if not folder.is_dir()]
-    runs = [read_run(folder) for folder in wanted if folder.name not in not_made]
+    not_made: list[str] = []
+    if options.run:
+        runs = [read_run(options.run)]
+    elif options.config:
+        folders = [inputs.run_folder(one) for one in sweep.cells(sweep.read(options.config))]
+        runs = [read_run(folder) for folder in folders if folder.is_dir()]
+        not_made = [folder.name for folder in folders if not folder.is_dir()]
+    else:  # the user's own runs, else those of the reference
+        runs = read_runs(which_results("miniature")[0])
     if not runs:
         raise KitError("there is no run to compare: make it with python -m mllmu_nb sweep")
     scale = runs[0].record["scale"]
@@ -90,7 +64,9 @@ def verify(options: argparse.Namespace, reference: Path, cache: Path) -> int:
         cells = compare_published(run_scores(items_of(runs)))
         shown = cells[cells["verdict"] != ""]
     else:
-        reference_runs = list(map(read_run, runs_of_reference(reference, [run.folder.name for run in runs])))
+        folders = [paths.runs(reference) / run.folder.name for run in runs]
+        if not (reference_runs := [read_run(folder) for folder in folders if folder.is_dir()]):
+            raise KitError(f"{reference} has none of these runs: a run is found by its parameters")
         cells = compare(run_scores(items_of(runs)), run_scores(items_of(reference_runs)))
         print_differences(runs, reference)
         print(cells.groupby(["run", "verdict"]).size().unstack(fill_value=0).rename(columns={"": "new"}).to_string())
@@ -98,7 +74,7 @@ def verify(options: argparse.Namespace, reference: Path, cache: Path) -> int:
     if len(shown):
         columns = ["verdict", *KEYS, *NUMBERS, *REFERENCE, *(["source"] if "source" in shown else [])]
         print(shown[columns].to_string(index=False, float_format="{:.3f}".format))
-    every_cell = paths.writable(cache) / f"verify-{scale}.csv"
+    every_cell = paths.writable(paths.cache()) / f"verify-{scale}.csv"
     write_csv(cells, every_cell)
     counts = Counter(verdict for verdict in cells["verdict"] if verdict)
     itself = runs[0].folder.parent == paths.runs(paths.reference())
@@ -107,27 +83,6 @@ def verify(options: argparse.Namespace, reference: Path, cache: Path) -> int:
     if not_made:
         print(f"not made here: {', '.join(not_made)} (make them with python -m mllmu_nb sweep {options.config})")
     return 1 if counts[OFF] or counts[MISSING] or not_made else 0
-
-
-def chosen(config: Path | None) -> list[Path]:
-    """Folders of the user's own runs: those of a configuration, made or not. Without one, all runs of the miniature,
-    else those of the reference."""
-    if config:
-        return [inputs.run_folder(one) for one in sweep.cells(sweep.read(config))]
-    own, reference = (_finished(place) for place in (paths.results("miniature"), paths.reference()))
-    return own or reference
-
-
-def _finished(place: Path) -> list[Path]:
-    return sorted(record.parent for record in paths.runs(place).glob(f"*/{stages.RECORD}"))
-
-
-def runs_of_reference(reference: Path, run_ids: Sequence[str]) -> list[Path]:
-    """Folders of the reference's runs with these ids. Raises KitError if it has none of them."""
-    folders = [folder for run_id in run_ids if (folder := paths.runs(reference) / run_id).is_dir()]
-    if not folders:
-        raise KitError(f"{reference} has none of these runs: a run is found by its parameters")
-    return folders
 
 
 # -- against a run ----------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from mllmu_nb import paths
 from mllmu_nb.processes import end_with_parent
 
 PRELOADED = "mllmu_nb.commands.preloaded"
@@ -34,7 +35,11 @@ def start(notebook: Path, executed: Path, log: Path, given: Mapping[str, Any], t
         importlib.import_module(PRELOADED)
     elif warm:
         context.set_forkserver_preload([PRELOADED])
-    environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ}
+    # a kernel runs in its notebook's folder, where relative paths mean other places
+    places = {paths.OUT: str(paths.root())}
+    if named := os.environ.get("PYTHONPATH"):
+        places["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, named.split(os.pathsep)))
+    environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ, **places}
     process = context.Process(target=_execute, args=(notebook, executed, log, dict(given), environment, warm))
     process.start()
     return process

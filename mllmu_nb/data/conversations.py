@@ -90,11 +90,8 @@ def cloze_shot(text: str, value: str, image: bytes | None = None, protocol: str 
 
 
 def question_turn(question: Question, image: bytes | None, protocol: str = "clean") -> Turn:
-    """Return the open turn that asks one evaluation question in its task's wording.
-
-    ``upstream`` changes only free questions: with a picture, a space follows "ASSISTANT:"; without one, the question is
-    on the line of "USER:".
-    """
+    """Return the open turn that asks one evaluation question in its task's wording. ``upstream`` changes only free
+    questions (``docs/architecture.md``, "Asking")."""
     if question.task == "classification":
         return Turn(choice_prompt(question.text, question.options), image=image)
     if question.task == "cloze":

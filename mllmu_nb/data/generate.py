@@ -75,7 +75,6 @@ def options_with(value: str, others: Iterable[str], letter: str, rng: np.random.
 
 
 def _qa(person: dict[str, str], rng: np.random.Generator) -> tuple[QA, ...]:
-    """Return the fine-tuning pairs, one for each attribute."""
     pairs = []
     for attribute in ATTRIBUTES:
         wording = facts.WORDINGS[attribute]

@@ -103,11 +103,12 @@ class Layout:
                 # so Arrow holds the pictures of one batch, not of the whole file, in addition to the kept rows
                 file = pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
                 there = file.schema_arrow.names
+                extra = ["image"] if "metadata" in wanted and "image" in there else []  # to be compared
                 if missing := [column for column in wanted if column not in there]:
                     text = f"column {', '.join(missing)}: missing (it has {', '.join(there)}): {needs}"
                     self.faults.append(f"{name}, {text}")
                     continue
-                batches = file.iter_batches(BATCH, columns=wanted)
+                batches = file.iter_batches(BATCH, columns=wanted + extra)
                 for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
                     where = f"{name}, row {number} (ID {row['ID']}), column"
                     self.faults += [f"{where} {fault}" for fault in _row_faults(row)]

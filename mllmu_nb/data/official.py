@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mllmu_nb.data.layout import OPEN_COLUMNS, TYPES, Layout, answer_letter, configs_in, schema_of
+from mllmu_nb.data.portraits import pixel_hash
 from mllmu_nb.data.schema import LETTERS, QA, RATIOS, TASKS, VIEWS, Population, Profile, Question, forget_ids
 from mllmu_nb.data.text import people, reader
 from mllmu_nb.data.text.names import names_in
@@ -195,11 +196,9 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
         profiles[identity] = _profile(row, "celebrity", identity, qa)
         if printed in full:  # upstream looks up a celebrity in Full_Set by its printed ID
             shared[identity] = printed
-    names_taken = Counter(p.name for p in profiles.values() if p.kind != "celebrity")
-    same = sorted(name for name, count in names_taken.items() if name and count > 1)
-    if 2 * sum(names_taken[name] for name in same) > names_taken.total():
-        data.faults.append(f"{data.name}: most people share a name ({few(same)}), by which the text view asks")
     data.stop()
+    same = people.shared_names([p.name for p in profiles.values() if p.kind != "celebrity"], data.name)
+    asked = [q for person in profiles.values() for q in (*person.questions, *person.test_questions)]
     missed = [[identity, pair.question] for identity, qa in taught.items() for pair in qa if not pair.attribute]
     notes = {
         "source": "official",
@@ -207,14 +206,22 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
         "ratio": ratio,
         "forget_splits": {config.removeprefix("forget_"): list(rows) for config, rows in splits.items()},
         "not_understood": missed,
-        "not_understood_count": len(missed),
+        "without_blank": sum(q.task == "cloze" and "__" not in q.text for q in asked),
         **({"shared_ids": shared} if shared else {}),
         **({"shared_names": same} if same else {}),
     }
+    others = [(i, row) for rows in trained.values() for i, row in rows.items()]
     if trained:
-        others = {identity: row["metadata"] for rows in trained.values() for identity, row in rows.items()}
-        notes["taught_otherwise"] = sorted(i for i, pairs in others.items() if pairs != text[i]["metadata"])
+        notes["taught_otherwise"] = sorted(i for i, row in others if row["metadata"] != text[i]["metadata"])
+    shown = [(i, row) for i, row in [*text.items(), *others] if i in full]
+    notes["shown_otherwise"] = sorted({i for i, row in shown if _differs(row, full[i])})
     return Population(profiles, tuple(splits[forget]), notes)
+
+
+def _differs(row: dict, other: dict) -> bool:
+    """Whether a row for training shows another picture; it may have none."""
+    own, theirs = row.get("image", other["image"])["bytes"], other["image"]["bytes"]
+    return own != theirs and pixel_hash(own) != pixel_hash(theirs)
 
 
 def _people_file(data: Layout) -> tuple[set[str], dict[str, tuple[str, tuple[QA, ...]]]]:
@@ -257,7 +264,6 @@ def _profile(row: dict, kind: str, identity: str, qa: tuple[QA, ...], test: dict
 
 
 def _questions(row: dict, identity: str, stated: dict[str, str]) -> tuple[Question, ...]:
-    """Return the questions of a row in the order task, number, view."""
     questions = []
     for view, kind in TYPES.items():
         for number, entry in enumerate(row["Classification_Task"][f"{kind}_Questions"]):

@@ -183,7 +183,6 @@ def draw(face: Face, size: int = SIZE) -> Image.Image:
 
 
 def _mix(colour: Sequence[float], other: Sequence[float], share: float) -> tuple[int, ...]:
-    """Return ``colour`` with a ``share`` of ``other``."""
     return tuple(round((1 - share) * a + share * b) for a, b in zip(colour, other, strict=True))
 
 

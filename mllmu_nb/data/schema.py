@@ -96,8 +96,15 @@ class Population:
         return [p for p in self.profiles.values() if p.kind == kind]
 
     def counted(self) -> str:
-        """Return the number of people of each kind, in words."""
-        return ", ".join(f"{len(self.of_kind(kind))} {kind}" for kind in KINDS)
+        """Return the number of people of each kind, and of what is unusual about them, in words."""
+        unusual = {
+            "names that several people share": len(self.notes.get("shared_names", ())),
+            "cloze questions without a blank": self.notes.get("without_blank", 0),
+            "people with another text in a training split": len(self.notes.get("taught_otherwise", ())),
+            "people with another portrait in training data": len(self.notes.get("shown_otherwise", ())),
+        }
+        parts = [f"{len(self.of_kind(kind))} {kind}" for kind in KINDS]
+        return ", ".join(parts + [f"{what}: {count}" for what, count in unusual.items() if count])
 
     def members(self, set_name: str) -> list[Profile]:
         """Return the profiles of one of the four sets; ``test`` has the forget people."""

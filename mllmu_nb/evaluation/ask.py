@@ -43,18 +43,16 @@ def ask(
     limit: int | None = None,
     progress: bool = True,
     kept: Path | None = None,
+    scale: str = "miniature",
 ) -> pd.DataFrame:
     """Ask the model all questions of the sets. Return one row per answer, with the columns ``COLUMNS``.
 
     ``shots`` worked examples (0 to 5) precede letter questions and, up to four, cloze questions. ``draws`` says whose
     they are; without it they are drawn (``draws.draw``). ``system`` precedes everything; ``limit`` keeps only that many
     people of each set, the first ones. A multiple-choice question gives one row per ``scoring`` and, with ``cyclic``,
-    one letter row per cyclic ``order`` of the options. Raises ``KitError`` for an unknown set.
-
-    ``long_prompts`` decides what happens if a question with its shots does not fit the model's context
-    (``docs/architecture.md``): ``refuse`` raises KitError before anything is answered; with ``ask``, the frame's
-    ``attrs["beyond_context"]`` counts the prompts that are too long. The folder ``kept``, if given, stores answers,
-    ``PIECE`` items at a time. The same call after a stop takes them from there.
+    one letter row per cyclic ``order`` of the options. ``docs/architecture.md`` explains ``long_prompts``. The folder
+    ``kept`` stores answers, ``PIECE`` items at a time; the same call after a stop takes them from there. Raises
+    ``KitError`` for an unknown set, and for prompts that are too long before anything is answered.
     """
     if not sets or not set(sets) <= set(SETS):
         raise KitError(f"the sets to be asked are {', '.join(sets) or 'none'}: choose from {', '.join(SETS)}")
@@ -63,7 +61,7 @@ def ask(
     if draws is None:
         how = {"shots": shots, "shot_source": shot_source, "shot_seed": shot_seed, "protocol": protocol}
         draws = drawing.draw(population, sets, shot_people=family.shot_people, **how)
-    asking = Asking(population, draws, shots, protocol, system, cyclic)
+    asking = Asking(population, draws, shots, protocol, system, cyclic, scale)
     ways = ways_of(asking, sets=sets, scoring=scoring, limit=limit)
 
     @lru_cache(len(ways))  # a small evaluation is encoded once; of a large one, only a few pieces are kept

@@ -27,11 +27,13 @@ def steps_of(length: int) -> list[int]:
     return sorted({round(length * part / POINTS) for part in range(POINTS + 1)})
 
 
-def questions(model, processor, population: Population, system: str = "") -> list[tuple[Inquiry, Prompts]]:
+def questions(
+    model, processor, population: Population, system: str = "", scale: str = "miniature"
+) -> list[tuple[Inquiry, Prompts]]:
     """Return what each point asks, encoded once for all points. Raises ``KitError`` for a question beyond the model's
     context."""
     draws = drawing.draw(population, SETS, shots=0, shot_source="none", shot_seed=0)
-    asking, asked = Asking(population, draws, 0, "clean", system), []
+    asking, asked = Asking(population, draws, 0, "clean", system, scale=scale), []
     ways = ways_of(asking, limit=PEOPLE)
     for way in ("likelihoods", "free_answers"):  # all sets at once: larger batches
         if way in ways:

@@ -10,8 +10,12 @@ from mllmu_nb.data.text.names import with_name
 from mllmu_nb.evaluation.draws import shown
 
 UPSTREAM_TOKENS = 50  # upstream's limit for every answer, which is then not cut
-# Enough for one letter, for one sentence about one fact, for the longest value of a profile.
-TOKENS = {"classification": 4, "generation": 40, "cloze": 20}
+# Under clean: enough for one letter, one sentence about one fact, the longest value of a profile. At paper scale
+# sentences and values are not the kit's own, so their limit is upstream's.
+TOKENS = {
+    "miniature": {"classification": 4, "generation": 40, "cloze": 20},
+    "paper": {"classification": 4, "generation": UPSTREAM_TOKENS, "cloze": UPSTREAM_TOKENS},
+}
 # Words after "an": not university, European or one, but hour and honest.
 AN = re.compile(r"(?!uni|eu|one\b)[aeiou]|hour|hono|heir", re.IGNORECASE)
 
@@ -40,6 +44,7 @@ class Asking:
     protocol: str = "clean"
     system: str = ""
     cyclic: bool = False
+    scale: str = "miniature"
 
     def letters(self, items: list[Item]) -> Inquiry:
         """Ask for a letter; with ``cyclic``, in all cyclic orders of the options."""
@@ -72,7 +77,7 @@ class Asking:
                 examples[key] = self._examples(*key)[: self.shots]
             turn = question_turn(item.question, item.image, self.protocol)
             conversations.append(Conversation((*examples[key], turn), self.system, self.protocol))
-        tokens, until = (UPSTREAM_TOKENS, "") if self.protocol == "upstream" else (TOKENS[task], None)
+        tokens, until = (UPSTREAM_TOKENS, "") if self.protocol == "upstream" else (TOKENS[self.scale][task], None)
         return Inquiry("", items, conversations, tokens, until)
 
     def _examples(self, set_name: str, task: str, view: str) -> list[Turn]:

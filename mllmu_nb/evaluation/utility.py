@@ -44,7 +44,7 @@ def ask(model, processor, *, system: str = "", protocol: str = "clean", batch_si
     opened = [
         Conversation((turn,), " ".join(filter(None, (system, rule))), protocol).answered("") for _, rule, turn in asked
     ]
-    texts, lengths = greedy(model, processor, opened, TOKENS["classification"], batch_size, characters=1)
+    texts, lengths = greedy(model, processor, opened, TOKENS["miniature"]["classification"], batch_size, characters=1)
     rows = [
         (name, "image_text" if turn.image else "text", f"{name}/{number}", turn.prompt, turn.answer)
         for number, (name, _, turn) in enumerate(asked)

@@ -41,7 +41,7 @@ def check_model(folder: Path, base_model: str) -> None:
         raise KitError(f"{folder} contains an adapter: name its model as well")
     if (family := model_type(folder)) != base_model:
         raise KitError(f"the model in {folder} is of the family {family}, not {base_model}: set base_model to it")
-    _check_safetensors(folder, "model")
+    check_safetensors(folder, "model")
 
 
 def model_type(folder: Path) -> str:
@@ -54,12 +54,17 @@ def model_type(folder: Path) -> str:
 
 def commit(source: str, revision: str) -> str:
     """Return the commit of a hub model that the cache holds for ``revision`` ("": the newest); "" for a folder."""
+    return "" if Path(source).is_dir() else folder_of(source, revision).name
+
+
+def folder_of(source: str, revision: str) -> Path:
+    """Return the folder of a model, or that of a hub model in the cache; an empty path if the cache lacks it."""
     from huggingface_hub import try_to_load_from_cache
 
     if Path(source).is_dir():
-        return ""
+        return Path(source)
     cached = try_to_load_from_cache(source, "config.json", revision=revision or None)
-    return Path(cached).parent.name if isinstance(cached, str) else ""
+    return Path(cached).parent if isinstance(cached, str) else Path()
 
 
 def check_adapter(folder: Path) -> None:
@@ -67,10 +72,10 @@ def check_adapter(folder: Path) -> None:
     kind = read_json(folder / "adapter_config.json").get("peft_type")
     if kind != "LORA":
         raise KitError(f"the adapter in {folder} is of the type {kind}: only LORA adapters are supported")
-    _check_safetensors(folder, "adapter_model")
+    check_safetensors(folder, "adapter_model")
 
 
-def _check_safetensors(folder: Path, stem: str) -> None:
+def check_safetensors(folder: Path, stem: str) -> None:
     """Raise KitError unless the weights are floats in safetensors. Reading another format can run code in the file.
     Integers would be read as the weights themselves, without the scales of their quantisation."""
     files = sorted(folder.glob(f"{stem}*.safetensors"))

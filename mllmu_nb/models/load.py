@@ -15,7 +15,7 @@ from transformers.utils import find_adapter_config_file, logging
 
 from mllmu_nb.errors import KitError, few
 from mllmu_nb.models import families
-from mllmu_nb.models.files import check_finite, check_shipped, read_weights, save_weights
+from mllmu_nb.models.files import check_finite, check_safetensors, check_shipped, folder_of, read_weights, save_weights
 
 logging.disable_progress_bar()  # otherwise a bar for each file stays in a notebook's output
 
@@ -49,7 +49,7 @@ def load_model(
 
     Weights have ``precision`` (fp32, bf16, fp16; None: bf16) if a larger model is on a GPU, otherwise float32. ``nf4``
     holds the language model's layers in 4 bits (bitsandbytes; never run, because we had no GPU). Raises KitError for
-    weights that are not safetensors or do not fit the architecture, and for 4 bits on a CPU."""
+    weights that are not floats in safetensors or do not fit the architecture, and for 4 bits on a CPU."""
     miniature, family = scale == "miniature", families.get(base_model)
     if miniature:
         torch.set_num_threads(1)  # one order of sums: the same numbers everywhere; another core can run another model
@@ -90,6 +90,7 @@ def load_model(
     except Exception as error:  # the error of a faulty file or name differs: OSError, KeyError, SafetensorError ..
         reason = shorten(str(error), 300, placeholder=" ..") or type(error).__name__
         raise KitError(f"the model {source} cannot be loaded: {reason}") from error
+    check_safetensors(folder_of(source, revision), "model")
     if model.config.model_type != base_model:
         raise KitError(f"the model {source} is of the family {model.config.model_type}, not {base_model}")
     if not family.end(processor):

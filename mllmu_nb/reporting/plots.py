@@ -56,6 +56,7 @@ STYLE = {
     "legend.frameon": False,
     "pdf.fonttype": 42,
     "savefig.dpi": 200,
+    "text.parse_math": False,  # a dollar sign in a name is one
 }
 styled = matplotlib.style.context(STYLE, after_reset=True)  # a decorator; it ignores the caller's settings
 
@@ -169,7 +170,7 @@ def panels(rows: int, columns: int, size: Sequence[float], below: Iterable[str] 
     if title:
         figure.suptitle(title, x=0.08 / size[0], ha="left", fontsize=TITLE, fontweight="bold")
     if lines:
-        look = {"fontsize": SMALL, "color": GREY, "linespacing": 1.15, "parse_math": False}
+        look = {"fontsize": SMALL, "color": GREY, "linespacing": 1.15}
         figure.supxlabel("\n".join(lines), x=0.08 / size[0], ha="left", **look)
     return figure, figure.subplots(rows, columns, squeeze=False, **sharing)
 
@@ -371,7 +372,7 @@ class Page:
     def write(self, x: float, y: float, lines: Iterable[str], **look: Any) -> float:
         """Write lines downwards from (x, y); returns the y below them."""
         for line in lines:
-            self.axes.text(x, y, line, va="top", parse_math=False, **({"fontsize": SMALL} | look))
+            self.axes.text(x, y, line, va="top", **({"fontsize": SMALL} | look))
             y += LINE
         return y
 

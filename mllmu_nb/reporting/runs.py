@@ -33,8 +33,8 @@ OWN, COMMITTED = "your own run", "the committed reference run"
 TAUGHT_BY = ("base_path", "adaptation", "replay", "exams", "train_steps", "train_lr", "schedule", "label_mode", "eos")
 # The same, but left out of the hash at these values: records that are older than the parameters imply them.
 TAUGHT_TOO: dict[str, Any] = {"base_revision": "", "vanilla_path": "", "vanilla_revision": "", "train_modality": "both"}
-TAUGHT_TOO |= {"adapter_reach": "language", "adam_eps": 1e-8, "precision": None, "quantise_base": None}
-TAUGHT_TOO |= {"micro_batch": 0, "checkpointing": False}
+TAUGHT_TOO |= {"adapter_reach": "language", "adam": "torch", "adam_eps": 1e-8, "precision": None}
+TAUGHT_TOO |= {"quantise_base": None, "micro_batch": 0, "checkpointing": False}
 FRAMES = ("items", "cells", "judged", "points")
 NOT_VARIED = {*RUN, "seed", "settings"}  # parameters that are already columns of a run
 

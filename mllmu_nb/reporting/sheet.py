@@ -184,13 +184,23 @@ LATEX |= {"−": r"$-$", "↑": r"$\uparrow$", "≠": r"$\neq$", COLLAPSED: r"$\
 LATEX |= {"±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "≤": r"$\leq$", "≥": r"$\geq$", "≈": r"$\approx$"}
 LATEX |= {letter: rf"$\{unicodedata.name(letter).split()[-1].lower()}$" for letter in "αβγδεζηθικμνξπρστυφχψω"}
 LATEX |= {"λ": r"$\lambda$", "µ": r"$\mu$"}  # Unicode writes lamda; the micro sign
-KNOWN_TO_LATEX = {*map(chr, range(0xC0, 0x100))} - {*"ÐÞðþ÷"} | {*"ŁłŒœŠšŽžı‘’“”…—"}
+KNOWN_TO_LATEX = set("ÆæØøßŁłŒœı‘’“”…—")
 
 
 def latex_text(text: str) -> str:
-    """Escape text for LaTeX. Arrows, minus and Greek letters become mathematics; a character that its fonts lack
-    becomes a question mark."""
-    return "".join(LATEX.get(c, c if c.isascii() or c in KNOWN_TO_LATEX else "?") for c in _one_line(text))
+    """Escape text for LaTeX. Arrows, minus and Greek letters become mathematics; of a character that its fonts lack,
+    the plain letters are left, or a question mark."""
+    return "".join(map(_in_latex, _one_line(text)))
+
+
+def _in_latex(character: str) -> str:
+    if character in LATEX or character.isascii() or character in KNOWN_TO_LATEX:
+        return LATEX.get(character, character)
+    parts = unicodedata.normalize("NFKD", character).replace("\N{FRACTION SLASH}", "/")
+    accents = [one for one in parts[1:] if unicodedata.combining(one)]
+    if character < "\u0180" and accents and accents != ["\N{COMBINING OGONEK}"] and parts[0].isalpha():
+        return character
+    return "".join(LATEX.get(one, one) for one in parts if one.isascii()) or "?"
 
 
 def markdown_text(text: str) -> str:
@@ -212,11 +222,14 @@ def write_sheets(made: Sequence[Sheet], stem: Path, source: str) -> None:
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write ``frame`` as CSV; text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    """Write ``frame`` as CSV; text that a spreadsheet would run as a formula gets an apostrophe in front, and of what
+    cannot be printed only line breaks are left."""
 
     def inert(value: Any) -> Any:
-        formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-        return f"'{value}" if formula else value
+        if not isinstance(value, str):
+            return value
+        shown = "\n".join(map(_one_line, value.split("\n")))
+        return f"'{shown}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else shown
 
     text = [name for name in frame if not is_numeric_dtype(frame[name])]
     frame.assign(**{name: frame[name].map(inert) for name in text}).to_csv(path, index=False)

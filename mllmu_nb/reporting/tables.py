@@ -4,6 +4,7 @@ ratio; ``@table`` sets its files and its place in the report. CONTRIBUTING.md sh
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, product
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mllmu_nb.reporting import grid
 from mllmu_nb.reporting.grid import LIMITS, column, new_sheet, number_text, rows_by, score_sheet, select
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, REFERENCES, Scores, models_in_order
 from mllmu_nb.reporting.sheet import Sheet, write_sheets
-from mllmu_nb.scoring import path, registry, utility
+from mllmu_nb.scoring import judge, path, registry, utility
 from mllmu_nb.scoring.frames import ACROSS, GROUP, KEY, LIKELIHOOD_KEY, MODEL, POOLED, VIEWS, has
 from mllmu_nb.scoring.gates import opened
 from mllmu_nb.scoring.ranking import RANKED
@@ -42,6 +43,8 @@ QUALITY = {
     "Membership, AUC": ["auc_loss", "auc_zlib", "auc_min_k", "auc_min_k_pp"],
     "TPR by LOSS, %": ["tpr_1_loss", "tpr_5_loss"],
 }
+AGREEMENT = {"answers": "Answers", "judge": "Judge, mean", "rubric": "Rubric, mean"}
+AGREEMENT |= {"within": "Within one point", "rank": "Rank correlation"}
 CSV_ALONE = {"loss", "zlib", "min_k", "min_k_pp"}
 CSV_ALONE |= {f"tpr_{level}_{attack}" for level in (1, 5) for attack in ("zlib", "min_k", "min_k_pp")}
 TABLES = Registry("table")
@@ -271,6 +274,26 @@ def health_table(scores: Scores) -> Iterator[Sheet]:
         title, where = f"Health of free answers, {name.capitalize()} set", {"against": "", "set": name}
         options = {"by_view": True, "remarks": remarks, "frame": select(scores, states, view=ANY_VIEW, **where)}
         yield score_sheet(scores, title, f"health-{name}", rows, columns, where, **options)
+
+
+@table("table_judge")
+def judge_table(scores: Scores) -> Iterator[Sheet]:
+    """How well the rubric's factuality and a judge's grades agree, one row per set."""
+    free = scores.items[scores.items["task"] == "generation"]
+    rows, frame = [], []
+    for name in (*SETS, "all"):
+        here = free if name == "all" else free[free["set"] == name]
+        one = judge.agreement(here["judge"], here["factuality"])
+        cells: list[str | tuple[str, str]] = [("", "Not measured here.")] * len(AGREEMENT)
+        if one:
+            rank = ("", "Judge or rubric gives one grade alone.") if isnan(one.rank) else f"{one.rank:.2f}"
+            cells = [f"{one.answers:,}", *(f"{value:.2f}" for value in one[1:-1]), rank]
+        rows.append((name.capitalize(), cells))
+        frame.append({**scores.group, "set": name, **(one._asdict() if one else dict.fromkeys(AGREEMENT))})
+    columns = [("", heading) for heading in AGREEMENT.values()]
+    remark = "Grades from 1 to 10 of the same free answers; `mllmu-nb judge` asks a judge."
+    title, frame = "Rubric and judge", pd.DataFrame(frame)
+    yield new_sheet(scores, title, "judge", "Set", columns, [("", rows)], [remark], frame)
 
 
 # -- forget quality and leakage ---------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import hashlib
 import json
 from math import nan
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -39,6 +40,25 @@ def judged(items: pd.DataFrame) -> pd.Series:
     if len(names) > 1:
         raise KitError(f"answers are graded by {' and by '.join(names)}: move {FILE} away, and ask one judge for all")
     return items[GRADE]
+
+
+class Agreement(NamedTuple):
+    """How well judge and rubric agree on the answers that both have graded."""
+
+    answers: int
+    judge: float  # mean grades, 1 to 10
+    rubric: float
+    within: float  # share of grades that are at most one point apart
+    rank: float  # Spearman's correlation; NaN if either gives only one grade
+
+
+def agreement(judge: pd.Series, rubric: pd.Series) -> Agreement | None:
+    """The agreement of two columns of grades; None if no answer has both."""
+    both = pd.DataFrame({"judge": judge, "rubric": rubric}).dropna()
+    if both.empty:
+        return None
+    rank = both.corr("spearman").loc["judge", "rubric"] if both.nunique().min() > 1 else nan
+    return Agreement(len(both), *both.mean(), (both["judge"] - both["rubric"]).abs().le(1).mean(), rank)
 
 
 def hash_of(judge: str, question: str, truth: str, answer: str) -> str:

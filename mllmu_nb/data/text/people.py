@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,15 @@ def pairs_of(metadata: object, where: str) -> list[tuple[str, str]]:
             raise KitError(f"{where}: entry {number} of `metadata` lacks Question or Answer as text: repair it")
         pairs.append(pair)
     return pairs
+
+
+def shared_names(names: Sequence[str], where: str) -> list[str]:
+    """Return the ``names`` that several people share. Raises KitError, starting with ``where``, if most people do."""
+    counts = Counter(filter(None, names))
+    shared = sorted(name for name, count in counts.items() if count > 1)
+    if 2 * sum(counts[name] for name in shared) > len(names):
+        raise KitError(f"{where}: most people share a name ({few(shared)}), by which the text view asks: rename them")
+    return shared
 
 
 def read_profiles(
@@ -72,10 +82,12 @@ def read_profiles(
         kind, name = "pool" if identity in pooled else "fictitious", names[identity]
         qa = tuple(_without_name(pair, name) for pair in read[identity])
         profiles[identity] = Profile(identity, name, kind, stated[identity], b"", "", qa, ())
+    shared = shared_names([names[identity] for identity in ids], f"profiles_file {path}")
     missed = [[identity, pair.question] for identity in ids for pair in read[identity] if not pair.attribute]
     left_out = {
         "forget_ids_dropped": sorted(set(listed) - set(forget)),
         "without_name": [i for i in read if i not in names],
+        "shared_names": shared,
     }
     notes = {
         "source": "text",
@@ -88,7 +100,6 @@ def read_profiles(
         **{key: left for key, left in left_out.items() if left},
         "pairs": sum(len(read[i]) for i in ids),
         "not_understood": missed,
-        "not_understood_count": len(missed),
     }
     return Population(profiles, forget, notes)
 

@@ -25,7 +25,7 @@ Values = dict[str, dict[str, list[str]]]  # attribute → ID → values stated
 
 def population_from_text(read: Population, seed: int = 0) -> Population:
     """Return the people of :func:`people.read_profiles` with portraits and evaluation questions (``docs/data.md``). The
-    ``notes`` list attributes without multiple choice and names that several people share."""
+    ``notes`` list attributes without multiple choice."""
     people, looks, profiles = list(read.profiles.values()), set(), {}
     values = stated_values(people)
     no_choice = without_choice(values)
@@ -47,13 +47,10 @@ def population_from_text(read: Population, seed: int = 0) -> Population:
             test_portraits=tuple(map(portraits.to_png, portraits.transformed(portrait, test_rng))),
             test_questions=tuple(test_questions),
         )
-    shared = sorted(name for name, count in Counter(person.name for person in people).items() if count > 1)
-    notes = {**read.notes, "no_multiple_choice": no_choice, **({"shared_names": shared} if shared else {})}
-    return Population(profiles, read.forget_ids, notes)
+    return Population(profiles, read.forget_ids, {**read.notes, "no_multiple_choice": no_choice})
 
 
 def _facts(person: Profile) -> list[QA]:
-    """Return the pairs that were understood."""
     return [pair for pair in person.qa if pair.attribute and pair.value]
 
 
