@@ -495,7 +495,8 @@ def test_a_dollar_sign_in_a_name_is_no_mathematics(name, tmp_path):
     hostile, right = r"$\nope{$", fake_runs.realistic("npo", "multimodal")
     made = [make(method, **FEW) for method in ("vanilla", "oracle")]
     made += [make(hostile, right, modality=modality, **FEW) for modality in ("multimodal", "unimodal")]
-    figure = figures.FIGURES.get(name)(group(run.but(record={**run.record, "base_label": hostile}) for run in made))
+    made = [replace(run, record={**run.record, "base_label": hostile}) for run in made]
+    figure = figures.FIGURES.get(name)(group(made))
     plots.save(figure, tmp_path / "figure")
     shown = [text for text in figure.findobj(Text) if hostile in text.get_text()]
     assert shown and not any(text.get_parse_math() for text in shown)
