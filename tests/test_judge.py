@@ -245,7 +245,7 @@ def test_judge_and_rubric_are_compared_where_both_have_a_grade(seen, tmp_path):
 
 
 def test_the_table_of_agreement_is_not_measured_until_somebody_has_asked():
-    from fake_runs import make
+    from fake_runs import but, make
 
     from mllmu_nb.reporting import tables
     from mllmu_nb.reporting.runs import Scores
@@ -257,13 +257,13 @@ def test_the_table_of_agreement_is_not_measured_until_somebody_has_asked():
     graded = run.answers.assign(
         **{stored.GRADE: (rubric - 2).clip(lower=1), stored.NAME: "m"}
     )  # asked in one order: rows agree
-    [sheet] = tables.sheets("table_judge", Scores.of([run.but(answers=graded)]))
+    [sheet] = tables.sheets("table_judge", Scores.of([but(run, answers=graded)]))
     [(_, rows)] = sheet.blocks
     number, _, _, within, rank = (text for text, _ in dict(rows)["Forget"])
     assert int(number) == rubric.notna().sum() and float(within) < 1 and float(rank) > 0.9
     assert dict(rows)["Retain"] == [("", "Not measured here.")] * 5 and dict(rows)["All"] == dict(rows)["Forget"]
     alike = run.answers.assign(**{stored.GRADE: rubric.mask(rubric.notna(), 7.0), stored.NAME: "m"})
-    [sheet] = tables.sheets("table_judge", Scores.of([run.but(answers=alike)]))
+    [sheet] = tables.sheets("table_judge", Scores.of([but(run, answers=alike)]))
     [(_, rows)] = sheet.blocks
     assert dict(rows)["Forget"][:2] == [(number, ""), ("7.00", "")]
     assert dict(rows)["Forget"][-1] == ("", "Judge or rubric gives one grade alone.")
