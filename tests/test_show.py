@@ -62,6 +62,12 @@ def test_a_collapsed_model_is_marked_and_the_oracle_is_among_the_changes_where_i
     broken = saying(ga, "the the the the the the", task="generation")
     changes = show.changes([vanilla, broken, oracle], references=True)
     assert list(dict.fromkeys(changes.index.get_level_values("method"))) == ["GA (image + text) ‡", "Oracle"]
+    figure = show.against_vanilla([vanilla, broken, oracle])
+    assert [one.get_text() for one in figure.axes[0].get_yticklabels()] == ["GA (image + text) ‡", "Oracle"]
+    assert figure.get_suptitle() == "Forget should reach the oracle (star), Retain should stay at 0"
+    assert_readable(figure)
+    with pytest.raises(KitError, match="changes need a run of vanilla and another run"):
+        show.against_vanilla([ga, oracle])
 
 
 def test_results_say_whose_they_are(tmp_path, monkeypatch, capsys, vanilla, oracle):

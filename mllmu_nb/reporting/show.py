@@ -21,7 +21,7 @@ from mllmu_nb.data import portraits
 from mllmu_nb.data.schema import SETS, Population
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, plots
-from mllmu_nb.reporting.grid import number_text
+from mllmu_nb.reporting.grid import collapse_note, number_text
 from mllmu_nb.reporting.runs import COMMITTED, OWN, REFERENCES, Run, Scores, models_in_order, read_run, which_results
 from mllmu_nb.reporting.sheet import Sheet
 from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, VIEWS
@@ -246,10 +246,23 @@ def curves(x: Sequence[float], lines: Mapping[str, Sequence[float]], xlabel: str
     return figure
 
 
-def _rows(some: Sequence[Run], keys: Sequence[tuple], against: str = "") -> pd.DataFrame:
-    """:func:`figures.rows` of the metrics with these keys, in per cent or percentage points."""
+def _rows(some: Sequence[Run], keys: Sequence[tuple], sets: Sequence[str] = SETS, against: str = "") -> pd.DataFrame:
+    """:func:`figures.rows` of the metrics with these keys in both views, in per cent or percentage points."""
     scores, wanted = Scores.of(some, taught=False), [by_key()[key] for key in keys]
-    return figures.rows(scores, wanted, SETS, VIEWS, against, percent=True)
+    return figures.rows(scores, wanted, sets, VIEWS, against, percent=True)
+
+
+@plots.styled
+def against_vanilla(some: Sequence[Run]) -> Figure:
+    """Forget should reach the oracle (star), Retain should stay at 0. Each model minus vanilla, choice by likelihood,
+    question by question; 95 % intervals over people."""
+    cells = _rows(some, [LIKELIHOOD_KEY], ("forget", "retain"), "vanilla")
+    if cells.empty:
+        raise KitError("changes need a run of vanilla and another run")
+    cells = cells.assign(asked="asked with " + cells["view_label"].astype(str))
+    where = {"y": "name", "row": "asked", "column": "set_label"}
+    texts = {"title": figures.title(against_vanilla), "unit": "change from vanilla, points"}
+    return plots.forest(cells, **where, **texts, below=collapse_note(cells["name"]))
 
 
 def changes(some: Sequence[Run], references: bool = False) -> pd.DataFrame:
