@@ -143,7 +143,8 @@ def asking(config, model, processor, estimate, limit: int, rate: prediction.Rate
     needs = sum(estimate.answering(size, config.shots, config.precision).values())
 
     usual = released.encoded
-    inquiries = inquiries_of(Asking(known, drawn, config.shots, config.protocol), scoring=config.scoring, limit=limit)
+    asking = Asking(known, drawn, config.shots, config.protocol, scale=config.scale)
+    inquiries = inquiries_of(asking, scoring=config.scoring, limit=limit)
     with mock.patch.object(released, "encoded", lambda *given: send_to_device(usual(*given), model.device)):
         began = time.perf_counter()
         for inquiry in inquiries:

@@ -8,23 +8,13 @@ and figures are made from. Prints the processor seconds, also per run, and the p
 if the machine is busy.
 """
 
-import platform
 import sys
 import time
-from pathlib import Path
 
-from mllmu_nb import paths
+from mllmu_nb import paths, provenance
 from mllmu_nb.reporting.runs import Scores, read_runs
 
 FIRST = {"base_model": "llava", "forget_ratio": 10}
-
-
-def processor() -> str:
-    """The name of the processor, as Linux gives it; elsewhere the architecture."""
-    known = Path("/proc/cpuinfo")
-    lines = known.read_text(encoding="utf-8").splitlines() if known.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def main(count: int) -> None:
@@ -34,7 +24,9 @@ def main(count: int) -> None:
     began, clock = time.process_time(), time.perf_counter()
     scores = Scores.of(runs)
     spent, passed = time.process_time() - began, time.perf_counter() - clock
-    print(f"{len(runs)} runs, {len(scores.items):,} answers, {len(scores.cells):,} scores; {processor()}")
+    print(
+        f"{len(runs)} runs, {len(scores.items):,} answers, {len(scores.cells):,} scores; {provenance.machine()['cpu']}"
+    )
     print(f"{spent:.0f} s of the processor, {spent / len(runs):.2f} s a run; {passed:.0f} s on the clock")
 
 

@@ -390,7 +390,7 @@ def _answering(config: Config, estimate: Estimate, rate: Rates) -> float:
 
 def asking_precision(config: Config) -> str:
     """The precision of the weights in evaluation."""
-    return config.eval_precision or ("fp32" if config.scale == "miniature" else "bf16")
+    return config.eval_precision or "fp32"
 
 
 def _people(config: Config) -> dict[str, list[Conversation]]:

@@ -44,7 +44,7 @@ from mllmu_nb.models.checkpoint import Checkpoint
 from mllmu_nb.models.files import is_share
 from mllmu_nb.models.load import unfreeze
 from mllmu_nb.models.score import score
-from mllmu_nb.optimizers import NEWTON_STEPS, Muon
+from mllmu_nb.optimizers import NEWTON_STEPS, Muon, make_schedule
 from mllmu_nb.stages import Stage
 from mllmu_nb.training import (
     FineTuning,
@@ -783,6 +783,21 @@ def test_upstreams_adamw_adds_epsilon_before_the_bias_correction(fresh):
     assert restored.param_groups[0]["eps"] == pytest.approx(eps / math.sqrt(1 - 0.999**4)), "a resumed training"
     with pytest.raises(KitError, match="adam"):
         make_optimizers({"weight": weight}, replace(PLAIN, adam="tensorflow"))
+
+
+def test_where_epsilon_is_added_changes_how_far_a_short_unlearning_goes():
+    """GA at 5 % under upstream: 97 steps, a rate of 2e-5 that falls to 0. CHANGELOG has the ratio."""
+    moved = {}
+    for adam in ("torch", "transformers"):
+        weight, recipe = torch.nn.Parameter(torch.zeros(1).double()), replace(PLAIN, lr=2e-5, schedule="linear")
+        (optimizer,) = make_optimizers({"weight": weight}, replace(recipe, warmup=0.0, adam=adam, adam_eps=1e-6))
+        schedule = make_schedule(optimizer, recipe, 97)
+        for _ in range(97):
+            weight.grad = torch.full_like(weight, 1e-5)
+            optimizer.step()
+            schedule.step()
+        moved[adam] = weight.item()
+    assert round(moved["torch"] / moved["transformers"], 1) == 1.5
 
 
 def test_the_peak_on_a_gpu_is_that_of_the_steps_alone(fresh, processor, mixed, monkeypatch):
