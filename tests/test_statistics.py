@@ -160,10 +160,11 @@ def replicates():
 
 @pytest.mark.slow
 def test_intervals_of_methods_cover_what_they_promise(replicates):
-    table, known = replicates.simulate(runs=200, seed=1), pd.read_csv(BENCHMARKS / "replicates.csv")
-    error = 5 * sqrt(0.95 * 0.05 / 200)  # for so few runs and so many cells
-    assert ((table["coverage"] - known["coverage"]).abs() < error).all()
-    assert table["coverage"].mean() == pytest.approx(known["coverage"].mean(), abs=0.01)
+    table, known = replicates.simulate(runs=300, seed=1), pd.read_csv(BENCHMARKS / "replicates.csv")
+    error = sqrt(0.95 * 0.05 / 300)  # for so few runs
+    assert (table["coverage"] > 0.92 - 3 * error).all()
+    assert table["coverage"].mean() < 0.98, "intervals that always hold the truth say nothing"
+    assert ((table["coverage"] - known["coverage"]).abs() < 4 * error).all()
 
 
 def test_the_page_on_scoring_says_how_often_intervals_of_methods_hold_the_truth(replicates):
