@@ -80,6 +80,19 @@ class Sweeps:
         said, complained = process.communicate(timeout=3600)
         return process.returncode, said, complained
 
+    def task_of_an_array(self, out: str, task: str, count: str) -> int:
+        """Run the script of a Slurm array as one of its tasks, with a ``python`` that runs the short notebooks."""
+        python = self.folder / "bin" / "python"
+        python.parent.mkdir(exist_ok=True)
+        short = [sys.executable, *self.short]
+        python.write_text(f'#!/bin/sh\n[ "$1 $2" = "-m mllmu_nb" ] && shift 2 && exec {shlex.join(short)} "$@"\n')
+        python.chmod(0o755)
+        environment = {**os.environ, "MLLMU_NB_OUT": str(self.folder / out), "PYTHONPATH": str(paths.PACKAGE.parent)}
+        environment |= {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_COUNT": count}
+        environment["PATH"] = f"{python.parent}{os.pathsep}{environment['PATH']}"
+        script = paths.PACKAGE.parent / "workflow" / "array.sbatch"
+        return subprocess.run(["bash", script, self.grid], env=environment, stdout=subprocess.DEVNULL).returncode
+
     def answers(self, out: str) -> dict[str, bytes]:
         """Return the runs' answers, by run and file."""
         folders = (self.folder / out / "results" / "miniature" / "runs").glob("*-*")
@@ -149,8 +162,8 @@ def test_two_sweeps_at_once_do_the_work_once_and_shards_and_jobs_change_nothing(
     assert [process.communicate(timeout=3600) and process.returncode for process in both] == [0, 0]
     stages = [path.name.partition("-")[0] for path in (sweeps.folder / "both" / ".cache" / "stages").iterdir()]
     assert [stages.count(name) for name in ("vanilla", "oracle", "unlearned")] == [1, 1, 1]
-    for shard in ("2/2", "1/2"):
-        assert sweeps.run("shards", "--shard", shard, "--jobs", "1")[0] == 0
+    for task in "21":
+        assert sweeps.task_of_an_array("shards", task, "2") == 0
     assert sweeps.answers("both") == sweeps.answers("shards") == whole
 
 
@@ -227,12 +240,30 @@ def test_a_disk_that_is_full_leaves_the_earlier_report_whole(tmp_path, monkeypat
     assert told.count("\n") == 1 and "File too large" in told and scores.read_text() == "earlier"
 
 
+REPORT = "from mllmu_nb.commands.sweep import write_report\nfrom mllmu_nb.config import Config\n"
+REPORT += "write_report('miniature', Config())"
+
+
+@slow
+def test_two_reports_at_once_write_what_one_writes(tmp_path, monkeypatch):
+    files = []
+    for name, count in (("alone", 1), ("both", 2)):
+        monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / name))
+        few = {"asked": {"classification": 2, "generation": 1, "cloze": 1}, "famous": 2}
+        write(paths.results("miniature"), *(make(model, **few) for model in ("vanilla", "oracle")))
+        reports = [subprocess.Popen([sys.executable, "-c", REPORT], stdout=subprocess.DEVNULL) for _ in range(count)]
+        assert [report.wait() for report in reports] == [0] * count
+        made = [one for kind in ("results", "figures") for one in (tmp_path / name / kind).rglob("*.*")]
+        files.append({one.relative_to(tmp_path / name): one.read_bytes() for one in made if "runs" not in one.parts})
+    assert files[0] == files[1] and {".csv", ".md", ".png"} <= {one.suffix for one in files[0]}
+
+
 # -- beyond one machine -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def snakemake(tmp_path_factory):
-    """Calls snakemake in its own environment, with the extra ``cluster`` and this environment's packages."""
+    """Starts snakemake in its own environment, with the extra ``cluster`` and this environment's packages."""
     place, root = tmp_path_factory.mktemp("cluster") / "venv", paths.PACKAGE.parent
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
     extra = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]["cluster"]
@@ -241,22 +272,27 @@ def snakemake(tmp_path_factory):
     [packages] = place.glob("lib/python*/site-packages")
     (packages / "zz.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
 
-    def call(out: Path, *options) -> tuple[int, dict[str, str], str]:
-        """Return the status, rule → number of its jobs, and the output."""
+    def start(out: Path, *options) -> subprocess.Popen:
         environment = {**os.environ, "PYTHONPATH": str(root), "MLLMU_NB_OUT": str(out)}
         environment["PATH"] = f"{place / 'bin'}{os.pathsep}{environment['PATH']}"
         command = [place / "bin" / "snakemake", "--snakefile", "workflow/Snakefile", *options]
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-        said = done.stdout + done.stderr
-        return done.returncode, dict(re.findall(r"^(run|report|total) +(\d+)$", said, re.M)), said
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(command, cwd=root, env=environment, text=True, **pipes)
 
-    return call
+    return start
+
+
+def jobs(started: subprocess.Popen) -> tuple[int, dict[str, str], str]:
+    """Return the status of snakemake, rule → number of its jobs, and the output."""
+    said, _ = started.communicate()
+    return started.returncode, dict(re.findall(r"^(run|report|total) +(\d+)$", said, re.M)), said
 
 
 @slow
 def test_snakemake_plans_the_papers_whole_grid(snakemake, tmp_path):
     out = tmp_path / "my results"
-    _, planned, said = snakemake(out, "--cores", "1", "--dry-run", "--printshellcmds", "--config", "replicates=0,1")
+    options = ("--cores", "1", "--dry-run", "--printshellcmds", "--config", "replicates=0,1")
+    _, planned, said = jobs(snakemake(out, *options))
     # 2 bases × 3 ratios × 2 replicates × (base, vanilla, oracle, prompting and 4 methods × 2 modalities)
     assert planned == {"run": "144", "report": "1", "total": "145"}, said
     commands = [shlex.split(line) for line in re.findall("^Shell command: (python -m papermill .*}\n')", said, re.M)]
@@ -267,12 +303,23 @@ def test_snakemake_plans_the_papers_whole_grid(snakemake, tmp_path):
 
 @slow
 def test_jobs_submitted_by_snakemake_answer_as_a_sweep_does(snakemake, sweeps, whole, tmp_path):
-    """Runs the reduced grid through the executor that passes scripts to a cluster; ``sh`` replaces sbatch."""
+    """Runs the reduced grid through the executor that passes scripts to a cluster; ``sh`` replaces sbatch. The first
+    time everything is killed as soon as a run is finished."""
     cluster = ["--executor", "cluster-generic", "--cluster-generic-submit-cmd", "sh", "--jobs", "2"]
     grid = ["--directory", tmp_path, "--config", f"grids={sweeps.grid}", f"ratios={SMALL['forget_ratio']}"]
-    status, made, said = snakemake(sweeps.folder / "cluster", *cluster, *grid)
-    assert status == 0 and made == {"run": "3", "report": "1", "total": "4"}, said
+    out = sweeps.folder / "cluster"
+    killed = snakemake(out, *cluster, *grid)
+    while not list(out.glob(".cache/cluster/*.done")):
+        assert killed.poll() is None, killed.communicate()[0]
+        time.sleep(0.1)
+    for process in (there := family(killed)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    killed.communicate()
+    assert gone(there)
+    status, made, said = jobs(snakemake(out, *cluster, *grid))
+    assert status == 0 and made["report"] == "1" and made["total"] in ("2", "3"), said
     assert sweeps.answers("cluster").items() >= whole.items()  # plus the base model, which the full grid also asks
-    assert (sweeps.folder / "cluster" / "results" / "miniature" / "scores.csv").is_file()
-    _, again, said = snakemake(sweeps.folder / "cluster", "--cores", "1", "--dry-run", *grid)
+    assert (out / "results" / "miniature" / "scores.csv").is_file()
+    _, again, said = jobs(snakemake(out, "--cores", "1", "--dry-run", *grid))
     assert again == {"report": "1", "total": "1"}, said
