@@ -20,6 +20,7 @@ from mllmu_nb import pipeline, studies
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import path as measuring
+from mllmu_nb.reporting.runs import made_of
 from mllmu_nb.scoring import path
 from mllmu_nb.scoring.frames import MODEL
 from mllmu_nb.stages import Stage
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, help="the table, as CSV")
     parser.add_argument("--methods", nargs="+", default=["ga", "npo"])
-    parser.add_argument("--replicates", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--replicates", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     options = parser.parse_args(arguments)
     measuring.POINTS *= TIMES
     models = product(options.replicates, options.methods, path.TRAINED_VIEW)
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = [run for run in studies.read(STUDY) if run["replicate"] in options.replicates]
     runs += studies.oracles(options.replicates)
     rows = table(pd.concat([path.by_person(run.path) for run in runs], ignore_index=True))
+    rows["made_of"] = made_of(run.record for run in runs)
     rows.to_csv(options.out, index=False, float_format="%.4f")
     print(rows.to_string())
 

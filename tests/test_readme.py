@@ -278,22 +278,40 @@ def test_what_is_said_of_the_released_codes_pieces_is_so_in_the_study():
 
 def test_what_is_said_of_the_searched_settings_is_so_in_the_study():
     runs = studies.read("searched")
-    assert {run["replicate"] for run in runs} == {0, 1, 2} and "(means of three replicates; [notebook 13]" in SAID
+    assert {run["replicate"] for run in runs} == set(range(5)) and "(means of five replicates; [notebook 13]" in SAID
     frame = searched.compared(runs)
-    kept = frame[frame["what"] == "kept"].set_index(["modality", "method", "variant"]).sort_index()
+    kept, free = (
+        frame[frame["what"] == what].set_index(["modality", "method", "variant"]).sort_index()
+        for what in ("kept", "free")
+    )
     for modality, side in itertools.product(("multimodal", "unimodal"), ("value", "other_value")):
         level = kept.loc[modality, side].xs("canonical", level="variant")
         assert level[["grad_diff", "kl_min"]].min() > level[["ga", "npo"]].max(), "still keep more"
-    canonical = kept.xs("canonical", level="variant")
-    shown = canonical[(canonical["change_low"] > 0) | (canonical["change_high"] < 0)]
-    assert len(canonical) == 8 and shown.index.tolist() == [("multimodal", "kl_min")]
-    low, high = (100 * shown[f"change_{end}"].item() for end in ("low", "high"))
-    assert f"KL Min. on image + text keeps {low:.0f} to {high:.0f} points more" in SAID
+
+    def more(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
+        """The differences whose limits exclude 0, all of them above it."""
+        canonical = 100 * rows.xs("canonical", level="variant")[[f"change_{n}" for n in ("value", "low", "high")]]
+        assert len(canonical) == 8 and (canonical["change_high"] > 0).all()
+        return {
+            row: "{:.0f} [{:.0f}, {:.0f}]".format(*ends)
+            for row, *ends in canonical.itertuples(name=None)
+            if ends[1] > 0
+        }
+
+    image, text = ("multimodal", "grad_diff"), ("multimodal", "kl_min")
+    shown = more(kept)
+    assert set(shown) == {image, text, ("unimodal", "kl_min"), ("unimodal", "npo")}
+    said = f"Grad. Diff. keeps {shown[image].replace(' ', ' points ', 1)} and KL Min. {shown[text]} more, on text only "
+    said += f"KL Min. {shown['unimodal', 'kl_min']} and NPO {shown['unimodal', 'npo']}."
+    assert "four have limits above 0 and none has limits below: on image + text, " + said in SAID
+    shown = more(free)
+    assert set(shown) == {image, text, ("unimodal", "kl_min")}
+    said = f"on image + text {shown[image].replace(' ', ' points ', 1)} (Grad. Diff.) and {shown[text]} (KL Min.), "
+    assert f"{said}on text only {shown['unimodal', 'kl_min']} (KL Min.)." in SAID
     texts = [number_text(kept.loc[modality, "npo", "retain"]) for modality in ("multimodal", "unimodal")]
-    retain = "NPO with its retain term keeps {} on image + text (one of three replicates never closes half, and limits "
-    retain += "over two replicates say little) and {} on text only."
-    assert retain.format(*(text.replace(" [", " % [") for text in texts)) in SAID
-    assert kept.xs("retain", level="variant")["n_replicates"].tolist() == [2, 3]
+    retain = "NPO with its retain term keeps {} on image + text (one of five replicates never closes half) and {} on "
+    assert (retain + "text only.").format(*(text.replace(" [", " % [") for text in texts)) in SAID
+    assert kept.xs("retain", level="variant")["n_replicates"].tolist() == [4, 5]
 
 
 def test_what_is_said_of_more_points_and_of_worked_examples_is_so_in_the_tables():

@@ -27,7 +27,7 @@ FIRST = Config().base_model  # base of the studies
 RUN = re.compile(r"^run ([a-z_]+-[a-z]+-(?:\w+-)?[0-9a-f]{8}), scale", re.MULTILINE)
 
 
-def problems(results: Path, figures: Path, notebooks: Path) -> list[str]:
+def problems(results: Path, figures: Path, notebooks: Path, benchmarks: Path | None = None) -> list[str]:
     """Return what does not belong to the reference with runs in ``results``; empty if all is well."""
     records = {file.parent.name: read_json(file) for file in sorted(paths.runs(results).glob(f"*/{RECORD}"))}
     mark, found = made_of(records.values()), []
@@ -48,6 +48,9 @@ def problems(results: Path, figures: Path, notebooks: Path) -> list[str]:
     for file in [*sorted((results / "tables").glob("*.md")), figures / "captions.md"]:
         theirs = MARK.findall(file.read_text(encoding="utf-8").split("\n")[0])
         found += [] if theirs == [mark] else [f"{file.name} is of {' '.join(theirs) or 'nobody knows what'}"]
+    for name in ("path_points", "shots") if benchmarks else ():
+        if (theirs := set(pd.read_csv(benchmarks / f"{name}.csv")["made_of"])) != {first}:
+            found.append(f"{name}.csv is of {theirs}, the runs of {first}")
     for file in sorted(notebooks.glob("*.ipynb")):
         shown = {run for text in outputs(file) for run in RUN.findall(text) if not run.startswith("yours-")}
         found += [f"{file.name} shows the run {run}, which is not there" for run in sorted(shown - set(records))]
@@ -70,7 +73,7 @@ def outputs(notebook: Path) -> list[str]:
 
 
 def test_all_that_is_committed_is_of_one_reference():
-    assert not problems(paths.reference(), FIGURES, paths.notebooks())
+    assert not problems(paths.reference(), FIGURES, paths.notebooks(), paths.checkout() / "benchmarks")
 
 
 @pytest.mark.slow
