@@ -315,24 +315,28 @@ def test_what_is_said_of_the_searched_settings_is_so_in_the_study():
 
 
 def test_what_is_said_of_more_points_and_of_worked_examples_is_so_in_the_tables():
-    kept = pd.read_csv(ROOT / "benchmarks" / "path_points.csv").set_index(["what", "method", "modality"])
-    change = (100 * kept[["change_value", "change_low", "change_high"]]).round().astype(int)
+    kept = pd.read_csv(ROOT / "benchmarks" / "path_points.csv").set_index(["what", "method", "modality"]).sort_index()
+    exact = 100 * kept[["change_value", "change_low", "change_high"]]
+    change = exact.round().astype(int)
+
+    def signed(number: int) -> str:
+        return f"{number:+d}".replace("-", "−") if number else "0"
 
     def text(*row: str) -> str:
         value, low, high = change.loc[row]
-        return f"{value} [{low:+d}, {high:+d}]".replace("-", "−")
+        return f"{value} [{signed(low)}, {signed(high)}]"
 
     ga, npo = ([text("kept", method, view) for view in ("multimodal", "unimodal")] for method in ("ga", "npo"))
     first, limits = ga[0].split(" ", 1)
     said = f"GA kept {first} points more {limits} on image + text and {ga[1]} on text only, NPO {npo[0]} and {npo[1]}."
     assert said in SAID
     fewer, low, high = -change.loc[("free", "ga", "multimodal")]
-    assert f"{fewer} points fewer [−{low}, {-high:+d}] of GA's free answers stated the fact" in SAID
-    more = change.loc["kept"]
-    few, most = more["change_value"].min(), more["change_value"].max()
-    assert f"they kept {few} to {most} points more in three replicates; most limits of this include 0" in SAID
+    assert f"{fewer} points fewer [{signed(-low)}, {signed(-high)}] of GA's free answers stated the fact" in SAID
+    few, most = change.loc["kept", "change_value"].min(), change.loc["kept", "change_value"].max()
+    assert f"they kept {few} to {most} points more in five replicates; most limits of this include 0" in SAID
+    more = exact.loc["kept"]
     assert ((more["change_low"] <= 0) & (more["change_high"] >= 0)).sum() == len(more) - 1
-    assert (kept["change_n_replicates"] == 3).all()
+    assert (kept["change_n_replicates"] == 5).all()
     asked = pd.read_csv(ROOT / "benchmarks" / "shots.csv").set_index(["task", "set", "view"])[["with", "without"]] * 100
     said = {}
     for task in ("letter", "blank"):
