@@ -349,6 +349,7 @@ def test_the_sweep_runs_notebooks_skips_finished_ones_and_names_what_failed(
     said = capsys.readouterr()
     executed = out / ".cache" / "notebooks" / "miniature"
     assert "5 runs, 1 of them finished already, 3 at a time" in said.out
+    assert f"executed notebooks, with figures: {executed}\n" in said.out
     assert (
         f"  {npo.run_id:32}  NPO (text only)\n" in said.out
         and f"      10.0      0.5  {vanilla.run_id}  (7 prompts exceed " in said.out
