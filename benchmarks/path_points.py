@@ -20,7 +20,6 @@ from mllmu_nb import pipeline, studies
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import path as measuring
-from mllmu_nb.reporting.runs import made_of
 from mllmu_nb.scoring import path
 from mllmu_nb.scoring.frames import MODEL
 from mllmu_nb.stages import Stage
@@ -59,7 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = [run for run in studies.read(STUDY) if run["replicate"] in options.replicates]
     runs += studies.oracles(options.replicates)
     rows = table(pd.concat([path.by_person(run.path) for run in runs], ignore_index=True))
-    rows["made_of"] = made_of(run.record for run in runs)
     rows.to_csv(options.out, index=False, float_format="%.4f")
     print(rows.to_string())
 

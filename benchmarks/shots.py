@@ -18,7 +18,7 @@ from mllmu_nb import pipeline
 from mllmu_nb.config import Config
 from mllmu_nb.data.schema import SETS, VIEWS
 from mllmu_nb.errors import KitError
-from mllmu_nb.reporting.runs import items_of, made_of, read_run
+from mllmu_nb.reporting.runs import items_of, read_run
 from mllmu_nb.scoring.frames import PAIRED_ON, of_metric, persons
 from mllmu_nb.statistics.intervals import paired_difference
 
@@ -29,11 +29,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, help="the table, as CSV")
     parser.add_argument("--replicates", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    options, sides, runs = parser.parse_args(), [], []
+    options, sides = parser.parse_args(), []
     for shots in (5, 0):
         configs = [Config(method="vanilla", replicate=replicate, shots=shots) for replicate in options.replicates]
-        asked = [read_run(pipeline.run(config)) for config in configs]
-        sides, runs = [*sides, items_of(asked, [])], [*runs, *asked]
+        sides.append(items_of([read_run(pipeline.run(config)) for config in configs], []))
     rows = []
     for (task, key), set_name, view in product(TASKS.items(), SETS, VIEWS):
         asked = [of_metric(side, *key) for side in sides]
@@ -45,7 +44,7 @@ def main() -> None:
         row = {"task": task, "set": set_name, "view": view}
         row |= {"with": both["correct"].mean(), "without": both["correct_without"].mean()} | vars(change)
         rows.append(row)
-    table = pd.DataFrame(rows).assign(made_of=made_of(run.record for run in runs))
+    table = pd.DataFrame(rows)
     table.to_csv(options.out, index=False, float_format="%.4f")
     print(table.round(3).to_string())
 

@@ -22,7 +22,7 @@ from fake_runs import make, write
 from nbformat.v4 import new_code_cell, new_notebook
 
 from mllmu_nb import __main__ as door
-from mllmu_nb import paths
+from mllmu_nb import paths, stages
 from mllmu_nb.commands import study
 from mllmu_nb.reporting import report
 
@@ -91,7 +91,8 @@ class Sweeps:
         environment |= {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_COUNT": count}
         environment["PATH"] = f"{python.parent}{os.pathsep}{environment['PATH']}"
         script = paths.PACKAGE.parent / "workflow" / "array.sbatch"
-        return subprocess.run(["bash", script, self.grid], env=environment, stdout=subprocess.DEVNULL).returncode
+        how = {"env": environment, "stdout": subprocess.DEVNULL, "timeout": 3600}
+        return subprocess.run(["bash", script, self.grid], **how).returncode
 
     def answers(self, out: str) -> dict[str, bytes]:
         """Return the runs' answers, by run and file."""
@@ -162,8 +163,11 @@ def test_two_sweeps_at_once_do_the_work_once_and_shards_and_jobs_change_nothing(
     assert [process.communicate(timeout=3600) and process.returncode for process in both] == [0, 0]
     stages = [path.name.partition("-")[0] for path in (sweeps.folder / "both" / ".cache" / "stages").iterdir()]
     assert [stages.count(name) for name in ("vanilla", "oracle", "unlearned")] == [1, 1, 1]
+    made = {}
     for task in "21":
         assert sweeps.task_of_an_array("shards", task, "2") == 0
+        made[task] = {run.partition("-")[0] for run in sweeps.answers("shards")}
+    assert made == {"2": {"oracle"}, "1": {"vanilla", "oracle", "ga"}}
     assert sweeps.answers("both") == sweeps.answers("shards") == whole
 
 
@@ -251,9 +255,13 @@ def test_two_reports_at_once_write_what_one_writes(tmp_path, monkeypatch):
         monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / name))
         few = {"asked": {"classification": 2, "generation": 1, "cloze": 1}, "famous": 2}
         write(paths.results("miniature"), *(make(model, **few) for model in ("vanilla", "oracle")))
-        reports = [subprocess.Popen([sys.executable, "-c", REPORT], stdout=subprocess.DEVNULL) for _ in range(count)]
-        assert [report.wait() for report in reports] == [0] * count
-        made = [one for kind in ("results", "figures") for one in (tmp_path / name / kind).rglob("*.*")]
+        command = [sys.executable, "-u", "-c", REPORT]
+        with stages.lock(paths.results("miniature")):  # until all of them have come to where they write
+            reports = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+            for one in reports:
+                assert any(line.startswith("Tables and figures of") for line in one.stdout)
+        assert [one.communicate(timeout=600) and one.returncode for one in reports] == [0] * count
+        made = [one for kind in ("results", "figures") for one in (tmp_path / name / kind).rglob("*") if one.is_file()]
         files.append({one.relative_to(tmp_path / name): one.read_bytes() for one in made if "runs" not in one.parts})
     assert files[0] == files[1] and {".csv", ".md", ".png"} <= {one.suffix for one in files[0]}
 
@@ -276,25 +284,30 @@ def snakemake(tmp_path_factory):
         environment = {**os.environ, "PYTHONPATH": str(root), "MLLMU_NB_OUT": str(out)}
         environment["PATH"] = f"{place / 'bin'}{os.pathsep}{environment['PATH']}"
         command = [place / "bin" / "snakemake", "--snakefile", "workflow/Snakefile", *options]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        return subprocess.Popen(command, cwd=root, env=environment, text=True, **pipes)
+        how = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
+        return subprocess.Popen(command, cwd=root, env=environment, **how)
 
     return start
 
 
-def jobs(started: subprocess.Popen) -> tuple[int, dict[str, str], str]:
-    """Return the status of snakemake, rule → number of its jobs, and the output."""
+def planned(said: str) -> dict[str, int]:
+    """Rule → number of its jobs, as snakemake has said it."""
+    return {rule: int(count) for rule, count in re.findall(r"^(run|report|total) +(\d+)$", said, re.M)}
+
+
+def jobs(started: subprocess.Popen) -> tuple[int, dict[str, int], str]:
+    """Return the status of snakemake, what it has planned, and the output."""
     said, _ = started.communicate()
-    return started.returncode, dict(re.findall(r"^(run|report|total) +(\d+)$", said, re.M)), said
+    return started.returncode, planned(said), said
 
 
 @slow
 def test_snakemake_plans_the_papers_whole_grid(snakemake, tmp_path):
     out = tmp_path / "my results"
     options = ("--cores", "1", "--dry-run", "--printshellcmds", "--config", "replicates=0,1")
-    _, planned, said = jobs(snakemake(out, *options))
+    _, plan, said = jobs(snakemake(out, *options))
     # 2 bases × 3 ratios × 2 replicates × (base, vanilla, oracle, prompting and 4 methods × 2 modalities)
-    assert planned == {"run": "144", "report": "1", "total": "145"}, said
+    assert plan == {"run": 144, "report": 1, "total": 145}, said
     commands = [shlex.split(line) for line in re.findall("^Shell command: (python -m papermill .*}\n')", said, re.M)]
     assert len(commands) == 144 and {len(command) for command in commands} == {10}, "a path with blanks is one word"
     for _, _, _, notebook, executed, _, folder, *_ in commands:
@@ -304,22 +317,25 @@ def test_snakemake_plans_the_papers_whole_grid(snakemake, tmp_path):
 @slow
 def test_jobs_submitted_by_snakemake_answer_as_a_sweep_does(snakemake, sweeps, whole, tmp_path):
     """Runs the reduced grid through the executor that passes scripts to a cluster; ``sh`` replaces sbatch. The first
-    time everything is killed as soon as a run is finished."""
+    time everything is killed as soon as two runs are finished."""
     cluster = ["--executor", "cluster-generic", "--cluster-generic-submit-cmd", "sh", "--jobs", "2"]
     grid = ["--directory", tmp_path, "--config", f"grids={sweeps.grid}", f"ratios={SMALL['forget_ratio']}"]
     out = sweeps.folder / "cluster"
-    killed = snakemake(out, *cluster, *grid)
-    while not list(out.glob(".cache/cluster/*.done")):
-        assert killed.poll() is None, killed.communicate()[0]
-        time.sleep(0.1)
-    for process in (there := family(killed)):
+    killed, said = snakemake(out, *cluster, *grid), ""
+    while "2 of 4 steps" not in said:  # then snakemake has noted that vanilla and the oracle are finished
+        assert (line := killed.stdout.readline()), said
+        said += line
+    assert planned(said) == {"run": 3, "report": 1, "total": 4}
+    there = family(killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    for process in there:  # kernels have sessions of their own
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    killed.communicate()
+    killed.communicate(timeout=300)
     assert gone(there)
     status, made, said = jobs(snakemake(out, *cluster, *grid))
-    assert status == 0 and made["report"] == "1" and made["total"] in ("2", "3"), said
+    assert status == 0 and made == {"run": 1, "report": 1, "total": 2}, said
     assert sweeps.answers("cluster").items() >= whole.items()  # plus the base model, which the full grid also asks
     assert (out / "results" / "miniature" / "scores.csv").is_file()
     _, again, said = jobs(snakemake(out, "--cores", "1", "--dry-run", *grid))
-    assert again == {"report": "1", "total": "1"}, said
+    assert again == {"report": 1, "total": 1}, said

@@ -16,7 +16,7 @@ from mllmu_nb import paths
 from mllmu_nb.config import Config
 from mllmu_nb.reporting import report
 from mllmu_nb.reporting.grid import number_text
-from mllmu_nb.reporting.runs import Scores, made_of
+from mllmu_nb.reporting.runs import Scores, items_of, made_of, read_run
 from mllmu_nb.scoring import health, path
 from mllmu_nb.scoring.frames import MODEL, has, of_metric
 from mllmu_nb.stages import RECORD, read_json, write_json
@@ -27,7 +27,7 @@ FIRST = Config().base_model  # base of the studies
 RUN = re.compile(r"^run ([a-z_]+-[a-z]+-(?:\w+-)?[0-9a-f]{8}), scale", re.MULTILINE)
 
 
-def problems(results: Path, figures: Path, notebooks: Path, benchmarks: Path | None = None) -> list[str]:
+def problems(results: Path, figures: Path, notebooks: Path) -> list[str]:
     """Return what does not belong to the reference with runs in ``results``; empty if all is well."""
     records = {file.parent.name: read_json(file) for file in sorted(paths.runs(results).glob(f"*/{RECORD}"))}
     mark, found = made_of(records.values()), []
@@ -48,9 +48,6 @@ def problems(results: Path, figures: Path, notebooks: Path, benchmarks: Path | N
     for file in [*sorted((results / "tables").glob("*.md")), figures / "captions.md"]:
         theirs = MARK.findall(file.read_text(encoding="utf-8").split("\n")[0])
         found += [] if theirs == [mark] else [f"{file.name} is of {' '.join(theirs) or 'nobody knows what'}"]
-    for name in ("path_points", "shots") if benchmarks else ():
-        if (theirs := set(pd.read_csv(benchmarks / f"{name}.csv")["made_of"])) != {first}:
-            found.append(f"{name}.csv is of {theirs}, the runs of {first}")
     for file in sorted(notebooks.glob("*.ipynb")):
         shown = {run for text in outputs(file) for run in RUN.findall(text) if not run.startswith("yours-")}
         found += [f"{file.name} shows the run {run}, which is not there" for run in sorted(shown - set(records))]
@@ -73,7 +70,27 @@ def outputs(notebook: Path) -> list[str]:
 
 
 def test_all_that_is_committed_is_of_one_reference():
-    assert not problems(paths.reference(), FIGURES, paths.notebooks(), paths.checkout() / "benchmarks")
+    assert not problems(paths.reference(), FIGURES, paths.notebooks())
+
+
+def test_tables_of_benchmarks_were_measured_on_models_of_the_reference():
+    """Where they measure again what the reference run has, the numbers are its own."""
+    few = pd.read_csv(paths.checkout() / "benchmarks" / "path_points.csv").query("what == 'kept'")
+    stored = pd.read_csv(paths.reference() / "tables" / "table_path.csv", dtype={"place": str})
+    where = (
+        "base_model == 'llava' and forget_ratio == 10 and place == '0.5' and what == 'kept' and closed_in == 'trained'"
+    )
+    stored = stored.query(where).set_index(["method", "variant", "modality"])["replicates"]
+    assert len(few) == 4
+    for row in few.itertuples():
+        theirs = stored[row.method, row.variant, row.modality].split()[: row.few_n_replicates]
+        assert row.few_value == pytest.approx(sum(map(float, theirs)) / row.few_n_replicates, abs=1e-4)
+    asked = pd.read_csv(paths.checkout() / "benchmarks" / "shots.csv").set_index(["task", "set", "view"]).sort_index()
+    vanillas = [Config(method="vanilla", replicate=number) for number in range(asked["n_replicates"].max())]
+    items = items_of([read_run(paths.runs(paths.reference()) / config.run_id) for config in vanillas], [])
+    for task, key in {"letter": ("classification", "letter"), "blank": ("cloze", "")}.items():
+        right = of_metric(items, *key).groupby(["set", "view"], observed=True)["correct"].mean()
+        assert right.to_dict() == pytest.approx(asked.loc[task, "with"].to_dict(), abs=1e-4)
 
 
 @pytest.mark.slow

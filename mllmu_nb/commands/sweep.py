@@ -73,7 +73,8 @@ def main(options: argparse.Namespace) -> int:
     say(f"  people: {inputs.population(configs[0]).counted()}")
     for run_id, name in names.items():
         say(f"  {run_id:32}  {name}")
-    say(f"executed notebooks, with figures: {jobs[0].executed.parent}")
+    if waiting:
+        say(f"executed notebooks, with figures: {waiting[0].executed.parent}")
     failed = execute(waiting, at_once)
     for run_id, reason in failed.items():
         print(f"failed: {run_id} ({names[run_id]}): {reason}", file=sys.stderr, flush=True)
