@@ -149,8 +149,11 @@ class Family:
         slot, end = self.slot(processor), self.end(processor) if eos else ""
         each, rows = slot.count(processor.image_token), []
         rendered = [self.render(c, slot, end) for c in conversations]
-        encodings = processor.tokenizer([text for text, _ in rendered], return_attention_mask=False).encodings
-        for conversation, (text, spans), encoding in zip(conversations, rendered, encodings, strict=True):
+        texts = list(dict.fromkeys(text for text, _ in rendered))  # a question about a picture is asked of many people
+        # not by calling the tokenizer, which also makes lists of everything that the encodings hold
+        encodings = dict(zip(texts, processor.tokenizer.backend_tokenizer.encode_batch(texts), strict=True))
+        for conversation, (text, spans) in zip(conversations, rendered, strict=True):
+            encoding = encodings[text]
             ids = np.array(encoding.ids)
             times: np.ndarray | int = 1
             if images := conversation.images:
