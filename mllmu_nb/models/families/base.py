@@ -150,8 +150,8 @@ class Family:
         each, rows = slot.count(processor.image_token), []
         rendered = [self.render(c, slot, end) for c in conversations]
         texts = list(dict.fromkeys(text for text, _ in rendered))  # a question about a picture is asked of many people
-        # not by calling the tokenizer, which also makes lists of everything that the encodings hold
-        encodings = dict(zip(texts, processor.tokenizer.backend_tokenizer.encode_batch(texts), strict=True))
+        made = processor.tokenizer(texts, return_attention_mask=False).encodings
+        encodings = dict(zip(texts, made, strict=True))
         for conversation, (text, spans) in zip(conversations, rendered, strict=True):
             encoding = encodings[text]
             ids = np.array(encoding.ids)
