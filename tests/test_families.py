@@ -186,6 +186,16 @@ def test_padding_on_the_left_moves_the_rows_and_nothing_else(processor, conversa
     assert positions.tolist() == [[0, 0, 0, 1, 2], [5, 6, 7, 7, 7]]
 
 
+def test_tokens_do_not_depend_on_who_called_the_tokenizer_before_or_on_their_neighbours(processor, conversations):
+    alone = [LLAVA.tokens(processor, [one])[0] for one in conversations]
+    processor.tokenizer(
+        ["Who?", "Who is this person?"], padding=True, padding_side="left", truncation=True, max_length=3
+    )
+    together = LLAVA.tokens(processor, [*conversations, *conversations])  # each text twice
+    for one, other in zip([*alone, *alone], together, strict=True):
+        assert one.ids.tolist() == other.ids.tolist() and one.taught.tolist() == other.taught.tolist()
+
+
 def test_no_text_is_unknown_to_the_shipped_tokenizer():
     words = PreTrainedTokenizerFast.from_pretrained(ASSETS / "llava-miniature")
     text = "Zoë Łukasz 李 🦉 naïve\t§ 5'11\""
