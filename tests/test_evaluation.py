@@ -18,7 +18,7 @@ from mllmu_nb.evaluation import attention, path, teacher_forced, utility
 from mllmu_nb.evaluation.ask import COLUMNS, OPTIONS, answer, ask, inquiries_of
 from mllmu_nb.evaluation.draws import draw
 from mllmu_nb.evaluation.engine import Prompts, answers, greedy, option_likelihoods
-from mllmu_nb.evaluation.tasks import Asking, statements
+from mllmu_nb.evaluation.tasks import Asking, statement
 from mllmu_nb.models import families
 from mllmu_nb.scoring import choice
 
@@ -349,10 +349,6 @@ def test_a_point_of_a_path_takes_the_option_that_scoring_takes():
     assert path._likeliest(rows).tolist() == choice.likeliest(rows).tolist() == ["A", "", ""]
 
 
-def statement(person, question, option):
-    return statements(person, question, [option])[0]
-
-
 def test_an_option_is_stated_in_the_sentence_that_fine_tuning_teaches():
     qa = (QA("What does this person do?", "This person works as an architect.", "profession", "architect"),)
     person = Profile("1", "Ada Berg", "fictitious", {}, b"", "", qa, ())
@@ -360,7 +356,6 @@ def test_an_option_is_stated_in_the_sentence_that_fine_tuning_teaches():
     question = Question("1", "classification", "image_text", 0, "?", "A", "architect", "profession", options)
     assert statement(person, question, "architect") == "This person works as an architect."
     assert statement(person, question, "baker") == "This person works as a baker."  # "an baker" would give it away
-    assert statements(person, question, options) == tuple(statement(person, question, one) for one in options)
     assert statement(person, replace(question, view="text"), "baker") == "Ada Berg works as a baker."
     assert statement(person, replace(question, attribute="pet"), "cat") == "cat"  # no sentence taught: the bare option
     qa = (QA("q", "This person is a university professor.", "profession", "university professor"),)

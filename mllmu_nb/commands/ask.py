@@ -22,7 +22,7 @@ from mllmu_nb.data.schema import VIEWS, Population, Profile
 from mllmu_nb.data.text.names import with_name
 from mllmu_nb.errors import KitError, choose
 from mllmu_nb.evaluation import engine
-from mllmu_nb.evaluation.tasks import statements
+from mllmu_nb.evaluation.tasks import statement
 from mllmu_nb.reporting.runs import label
 from mllmu_nb.reporting.show import visible
 
@@ -98,7 +98,7 @@ def true_answer(person: Profile, view: str, question: str) -> str:
             return with_name(qa.answer, person.name) if view == "text" else qa.answer
     for one in (*person.questions, *person.test_questions):
         if plain(one.text) == plain(question):
-            return statements(person, replace(one, view=view), [one.value])[0]
+            return statement(person, replace(one, view=view), one.value)
     return ""
 
 

@@ -1,7 +1,7 @@
 """How each of the three tasks asks a model. Multiple choice is asked in two ways (``docs/architecture.md``)."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from mllmu_nb.data.conversations import Conversation, Turn, choice_shot, cloze_shot, question_turn
@@ -58,7 +58,7 @@ class Asking:
         for item in items:
             question, person = item.question, self.population.profiles[item.question.profile]
             conversations.append(Conversation((Turn(question.text, image=item.image),), self.system, self.protocol))
-            options.append(statements(person, question, question.options))
+            options.append(tuple(statement(person, question, option) for option in question.options))
         return Inquiry("likelihood", items, conversations, options=options)
 
     def free_answers(self, items: list[Item]) -> Inquiry:
@@ -100,21 +100,18 @@ def shifted(question: Question, places: int) -> Question:
     return replace(question, options=question.options[places:] + question.options[:places])
 
 
-def statements(person: Profile, question: Question, options: Sequence[str]) -> tuple[str, ...]:
-    """Return each of the ``options`` in the person's fine-tuning sentence for the asked attribute: unchanged if the
-    option is its fact, otherwise with the fact replaced and the article before it adapted. In the text view the
-    sentence has the name. Returns the ``options`` alone if there is no sentence."""
+def statement(person: Profile, question: Question, option: str) -> str:
+    """Return ``option`` in the person's fine-tuning sentence for the asked attribute: unchanged if the option is its
+    fact, otherwise with the fact replaced and the article before it adapted. In the text view the sentence has the
+    name. Returns ``option`` alone if there is no sentence."""
     for qa in person.qa:
         if not qa.value or qa.attribute != question.attribute:
             continue
         # as a whole word: "educated" contains "cat"
         if stated := re.search(rf"(?<!\w){re.escape(qa.value)}(?!\w)", qa.answer):
-            before, after, texts = qa.answer[: stated.start()], qa.answer[stated.end() :], []
-            for option in options:
-                text = qa.answer
-                if option != qa.value:  # otherwise the taught article stays, right or wrong
-                    article = "an " if AN.match(option) else "a "
-                    text = re.sub(r"\b[Aa]n? $", article, before) + option + after
-                texts.append(with_name(text, person.name) if question.view == "text" else text)
-            return tuple(texts)
-    return tuple(options)
+            text = qa.answer
+            if option != qa.value:  # otherwise the taught article stays, right or wrong
+                article = "an " if AN.match(option) else "a "
+                text = re.sub(r"\b[Aa]n? $", article, text[: stated.start()]) + option + text[stated.end() :]
+            return with_name(text, person.name) if question.view == "text" else text
+    return option
