@@ -70,12 +70,18 @@ def read(name: str) -> list[Run]:
 
 
 def oracles(replicates: Iterable[int]) -> list[Run]:
-    """The oracles of these replicates, the user's own or those of the reference run. Raises KitError, with the command
+    """The oracles of these replicates, as :func:`swept`."""
+    return swept(Config(method="oracle", replicate=replicate) for replicate in sorted(replicates))
+
+
+def swept(configs: Iterable[Config]) -> list[Run]:
+    """The runs that a sweep has made, the user's own or those of the reference run. Raises KitError, with the command
     that makes them, if one does not exist."""
     runs = []
-    for replicate in sorted(replicates):
-        if not (folder := pipeline.reference(Config(method="oracle", replicate=replicate))):
-            raise KitError(f"there is no oracle of replicate {replicate}: `mllmu-nb sweep` of its replicate makes it")
+    for config in configs:
+        if not (folder := pipeline.reference(config)):
+            name = f"{config.method} of replicate {config.replicate}"
+            raise KitError(f"there is no {name}: `mllmu-nb sweep` of its replicate makes it")
         runs.append(read_run(folder))
     return runs
 
