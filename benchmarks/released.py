@@ -16,6 +16,8 @@ Seconds are processor time, so that other work on the machine hardly counts. The
 read the questions alone, without worked examples, if the layers did nothing but matrix products at the speed of one
 large product. Answers must agree up to where the kit stops, unless the two best tokens tie within ``parity.TIE``: such
 items are listed, and any other difference ends with status 1.
+
+The last line compares the kit with one core and with all cores, by the clock: here other work on the machine counts.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import mllmu_nb  # noqa: F401, before torch: it pins the kernels
 # isort: split
 import argparse
 import io
+import os
 import re
 import sys
 import time
@@ -33,6 +36,7 @@ from collections.abc import Sequence
 from statistics import median
 
 import numpy as np
+import pandas as pd
 import torch
 from parity import PROTOCOLS, TIE, parting_gap
 from PIL import Image
@@ -175,12 +179,17 @@ def compare(config: Config, limit: int | None, rounds: int) -> int:
     inquiries = inquiries_of(asking, scoring=config.scoring, limit=limit)
     how = {name: getattr(config, name) for name in pipeline.ASKING} | {"batch_size": pipeline.asked_at_once(config)}
     seconds, given = defaultdict(list), {}
+
+    def asked():
+        return ask(model, processor, known, limit=limit, draws=draws, progress=False, **how)
+
+    os.environ["OMP_NUM_THREADS"] = "1"
     for _ in range(rounds):
         for arm in (PLAIN, STRONG, KIT):
             model.set_attn_implementation(default[arm == KIT])
             began = time.process_time()
             if arm == KIT:
-                rows = ask(model, processor, known, limit=limit, draws=draws, progress=False, **how)
+                rows = asked()
             else:
                 given[arm] = [released(model, processor, one, arm == STRONG) for one in inquiries]
             seconds[arm].append(time.process_time() - began)
@@ -193,6 +202,16 @@ def compare(config: Config, limit: int | None, rounds: int) -> int:
     tokens, flops, rate = limit_of(model, processor, inquiries)
     factors = f"{tokens} question tokens × {flops / 1e6:.2f} MFLOP / {rate / 1e9:.0f} GFLOP/s"
     print(f"limit: {factors} = {tokens * flops / rate:.2f} s")
+    clock, cores = defaultdict(list), os.cpu_count() or 1
+    for _ in range(rounds):
+        for threads in (1, cores):
+            os.environ["OMP_NUM_THREADS"] = str(threads)
+            began = time.perf_counter()
+            pd.testing.assert_frame_equal(asked(), rows, check_exact=True)
+            clock[threads].append(time.perf_counter() - began)
+    ratio = median(one / all_ for one, all_ in zip(clock[1], clock[cores], strict=True))
+    spent = f"{median(clock[1]):.2f} s with one core, {median(clock[cores]):.2f} s with {cores}"
+    print(f"by the clock: {spent}, {ratio:.2f} times as fast, the same answers")
     return printed_differences(model, processor, inquiries, given[PLAIN], rows)
 
 

@@ -2,6 +2,7 @@
 → after → answers. The inputs of a run and their hashes are in :mod:`mllmu_nb.inputs`."""
 
 import multiprocessing
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from mllmu_nb.data.conversations import MODALITIES, Conversation, training_conve
 from mllmu_nb.data.exams import Exams
 from mllmu_nb.data.schema import LETTERS, SETS
 from mllmu_nb.errors import KitError
-from mllmu_nb.processes import end_with_parent, launched
+from mllmu_nb.processes import cores, end_with_parent, launched
 from mllmu_nb.scoring import anchor
 from mllmu_nb.scoring.utility import FILE as UTILITY
 from mllmu_nb.stages import OF_A_RUN, RECORD, Stage, is_whole, read_json, status, write_json
@@ -393,7 +394,8 @@ def beside(config: Config, *methods: str) -> list[Path]:
     if len(missing) > 1 and not together:  # one process per run: faster on two cores than one after the other on both
         spawn = multiprocessing.get_context("spawn")
         bars = spawn.Queue() if progress.live() else None
-        pool = ProcessPoolExecutor(len(missing), mp_context=spawn, initializer=_begin, initargs=(bars,))
+        settings = {"mp_context": spawn, "initializer": _begin, "initargs": (bars, max(1, cores() // len(missing)))}
+        pool = ProcessPoolExecutor(len(missing), **settings)
         with status(", ".join(one.method for one in missing)), pool:
             running = [pool.submit(run, one) for one in missing]
             if bars:
@@ -403,9 +405,10 @@ def beside(config: Config, *methods: str) -> list[Path]:
     return [run(one) for one in (config, *others)]
 
 
-def _begin(bars: Any) -> None:
-    """Prepare a process of :func:`beside`."""
+def _begin(bars: Any, threads: int) -> None:
+    """Prepare a process of :func:`beside`, which may use so many cores."""
     end_with_parent()
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     progress.send_to(bars)
 
 

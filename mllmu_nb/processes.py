@@ -17,6 +17,12 @@ def launched(name: str, usual: int) -> int:
         raise KitError(f"{name}={value!r} is no number: unset it, or leave it to `accelerate launch`") from None
 
 
+def cores() -> int:
+    """The number of cores that this process may use: OMP_NUM_THREADS, which a sweep sets for its runs, else all."""
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(allowed) if allowed.isdecimal() else os.cpu_count() or 1)
+
+
 def end_with_parent() -> None:
     """End this process when the process that started it has ended, for whatever reason."""
 

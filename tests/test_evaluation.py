@@ -1,6 +1,7 @@
 """Batches must not change what a model answers; every question gives its rows, and nothing is scored here."""
 
 import copy
+import threading
 from dataclasses import replace
 from unittest import mock
 
@@ -14,7 +15,7 @@ from mllmu_nb.data.conversations import Conversation, Turn, question_turn, taugh
 from mllmu_nb.data.generate import generate
 from mllmu_nb.data.schema import QA, SETS, Profile, Question
 from mllmu_nb.errors import KitError
-from mllmu_nb.evaluation import attention, path, teacher_forced, utility
+from mllmu_nb.evaluation import attention, engine, path, teacher_forced, utility
 from mllmu_nb.evaluation.ask import COLUMNS, OPTIONS, answer, ask, inquiries_of
 from mllmu_nb.evaluation.draws import draw
 from mllmu_nb.evaluation.engine import Prompts, answers, greedy, option_likelihoods
@@ -99,6 +100,41 @@ def test_the_order_of_the_questions_changes_no_bit(model, processor, people):
     table = option_likelihoods(model, processor, asked, options, batch_size=8)
     backwards = option_likelihoods(model, processor, asked[::-1], options[::-1], batch_size=8)
     np.testing.assert_array_equal(backwards[::-1], table)
+
+
+def test_batches_are_done_at_once_and_change_no_bit(model, processor, people, monkeypatch):
+    """Also if the last layer leaves out tokens in one thread, but not in another."""
+    asked, options = (some := conversations(people)), [("A", "a longer answer", "no")] * len(some)
+    given = []
+    for threads in ("1", "3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        texts = greedy(model, processor, asked, 6, batch_size=16)
+        given.append((texts, option_likelihoods(model, processor, asked, options, batch_size=16).tobytes()))
+    assert given[0] == given[1]
+    both, done = threading.Barrier(2), []
+    engine._each(model, lambda chunks: both.wait(20), [([0], iter(())), ([1, 2], iter(()))], done.append)
+    assert done == [1, 2]  # neither batch ends before the other one has begun
+
+
+@pytest.mark.parametrize(
+    ("variable", "device", "threads"), [("1", "cpu", 1), ("2", "cpu", 2), ("2", "cuda", 1), ("", "cpu", 3)]
+)
+def test_batches_take_no_more_cores_than_allowed_and_a_gpu_takes_them_in_turn(monkeypatch, variable, device, threads):
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    assert engine._threads(mock.Mock(device=torch.device(device))) == threads
+
+
+def test_what_one_batch_raises_ends_the_others(model):
+    begun = []
+
+    def work(chunks):
+        begun.append(chunks)
+        raise KitError("no")
+
+    with pytest.raises(KitError, match="^no$"):
+        engine._each(model, work, (([n], iter(())) for n in range(1000)), None)
+    assert len(begun) < 100
 
 
 def test_a_picture_is_read_once_in_a_batch_and_examples_once_in_all(model, processor, people):

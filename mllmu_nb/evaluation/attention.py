@@ -22,17 +22,38 @@ _reading: ContextVar[tuple[Cache | None, torch.nn.Module | None]] = ContextVar("
 
 
 @contextmanager
-def reading(model: torch.nn.Module, beginning: Cache | None, only_last: bool) -> Iterator[None]:
-    """Inside this context, rows read by ``model`` continue after ``beginning``, a single row. With ``only_last``, the
-    last layer computes keys and values of all tokens, but the state of the last token only, because nothing reads the
-    others. Its MLP then gives one state per row, which the layer adds to each token."""
-    layer, last = getattr(model.get_decoder(), "layers", [None])[-1], None
+def sharing(model: torch.nn.Module) -> Iterator[None]:
+    """Inside this context, :func:`reading` has an effect on ``model``, in any number of threads at once."""
+    layer, text = _last_layer(model), model.config.get_text_config()
+    before = text._attn_implementation
     with ExitStack() as undone:
-        if only_last and hasattr(layer, "mlp"):
-            last = layer.self_attn
-            undone.enter_context(layer.mlp.register_forward_pre_hook(lambda _, given: (given[0][:, -1:],)))
-        undone.callback(_reading.reset, _reading.set((beginning, last)))
+        if hasattr(layer, "mlp"):
+            undone.enter_context(layer.mlp.register_forward_pre_hook(_only_last_token))
+        undone.callback(model.set_attn_implementation, {"text_config": before})
+        model.set_attn_implementation({"text_config": NAME})
         yield
+
+
+@contextmanager
+def reading(model: torch.nn.Module, beginning: Cache | None, only_last: bool) -> Iterator[None]:
+    """Inside this context, rows read by ``model`` in this thread continue after ``beginning``, a single row. With
+    ``only_last``, the last layer computes keys and values of all tokens, but the state of the last token only, because
+    nothing reads the others. Its MLP then gives one state per row, which the layer adds to each token."""
+    layer = _last_layer(model)
+    token = _reading.set((beginning, layer.self_attn if only_last and hasattr(layer, "mlp") else None))
+    try:
+        yield
+    finally:
+        _reading.reset(token)
+
+
+def _last_layer(model: torch.nn.Module) -> torch.nn.Module | None:
+    return getattr(model.get_decoder(), "layers", [None])[-1]
+
+
+def _only_last_token(mlp: torch.nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Give the last layer's MLP the last token of each row, if :func:`reading` has ``only_last``."""
+    return None if _reading.get()[1] is None else (given[0][:, -1:],)
 
 
 def attend(

@@ -6,8 +6,9 @@ result as alone.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -25,13 +26,16 @@ from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import attention
 from mllmu_nb.models import families
+from mllmu_nb.processes import cores
 
 ENCODED_AT_ONCE = 1024  # prompts
 READ_AT_ONCE = 2048  # tokens; a layer's results for so many stay in a processor's cache
 WORTH_SHARING = 16  # tokens; reading a shorter common beginning separately costs more than it saves
+MOST_THREADS = 4  # more was never measured
 THINNED = 0.75  # finished rows are dropped only when less than this share is left, since dropping copies the others
 Progress = Callable[[int], object]
 Options = Sequence[Sequence[str]]  # the options of each conversation
+Chunks = Iterator[tuple[list[int], "_State"]]  # prompts, by their indices, and the state after reading them
 
 
 @dataclass(frozen=True)
@@ -113,21 +117,21 @@ def greedy(
                 (ended.add(index) if ending.reached(written[index]) else going.append(row))
         return going
 
+    def write_batch(chunks: Chunks) -> None:
+        states, indices = [], []
+        for some, state in chunks:
+            if going := write(state, some):
+                states.append(state.fork(going))
+                indices += [some[row] for row in going]
+        going, state = list(range(len(indices))), _State.joined(states)
+        while going:
+            if len(going) < THINNED * len(indices):
+                state, indices = state.fork(going), [indices[row] for row in going]
+            state.extend(torch.tensor([[written[index][-1]] for index in indices], device=model.device))
+            going = write(state, indices)
+
     with _evaluating(model):
-        for batch, chunks in _batches(model, processor, prompts, batch_size):
-            states, indices = [], []
-            for some, state in chunks:
-                if going := write(state, some):
-                    states.append(state.fork(going))
-                    indices += [some[row] for row in going]
-            going, state = list(range(len(indices))), _State.joined(states)
-            while going:
-                if len(going) < THINNED * len(indices):
-                    state, indices = state.fork(going), [indices[row] for row in going]
-                state.extend(torch.tensor([[written[index][-1]] for index in indices], device=model.device))
-                going = write(state, indices)
-            if progress:
-                progress(len(batch))
+        _each(model, write_batch, _batches(model, processor, prompts, batch_size), progress)
     return [ending.text(one) for one in written], [len(one) for one in written]
 
 
@@ -164,16 +168,17 @@ def option_likelihoods(
     questions = Prompts(closed.conversations, rows, [len(row) for row in rows])
     more = [sum(map(len, answered)) for answered in tails]
     scores = np.full((len(rows), width), np.nan)
+
+    def score_batch(chunks: Chunks) -> None:
+        for indices, state in chunks:
+            ids, mask = _pad([tail for index in indices for tail in tails[index]], "right", model.device)
+            begins = torch.tensor([start for index in indices for start in starts[index]], device=model.device)
+            logits = state.fork([row for row in range(len(indices)) for _ in range(width)]).extend(ids, mask, 0)
+            means = _means(logits, ids, mask, begins)
+            scores[indices] = means.double().cpu().numpy().reshape(-1, width)
+
     with _evaluating(model):
-        for batch, chunks in _batches(model, processor, questions, batch_size, more):
-            for indices, state in chunks:
-                ids, mask = _pad([tail for index in indices for tail in tails[index]], "right", model.device)
-                begins = torch.tensor([start for index in indices for start in starts[index]], device=model.device)
-                logits = state.fork([row for row in range(len(indices)) for _ in range(width)]).extend(ids, mask, 0)
-                means = _means(logits, ids, mask, begins)
-                scores[indices] = means.double().cpu().numpy().reshape(-1, width)
-            if progress:
-                progress(len(batch))
+        _each(model, score_batch, _batches(model, processor, questions, batch_size, more), progress)
     return scores
 
 
@@ -250,9 +255,41 @@ class _State:
         return whole
 
 
+def _each(model, work: Callable[[Chunks], None], batches: Iterable[tuple[list[int], Chunks]], progress) -> None:
+    """Do ``work`` with the chunks of every batch. On a CPU several batches are done at once, each by one core. No batch
+    depends on another, so the results are the same."""
+
+    def done(batch: list[int], chunks: Chunks) -> int:
+        with torch.inference_mode():  # every thread has a mode of its own
+            work(chunks)
+        return len(batch)
+
+    def finish(count: int) -> None:
+        if progress:
+            progress(count)
+
+    if (threads := _threads(model)) == 1:
+        for one in batches:
+            finish(done(*one))
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        running: deque[Future[int]] = deque()
+        for one in batches:
+            running.append(pool.submit(done, *one))
+            if len(running) > 2 * threads:  # the batches wait here, since each holds what was read for it
+                finish(running.popleft().result())
+        for future in running:
+            finish(future.result())
+
+
+def _threads(model) -> int:
+    """Return how many batches may be done at once: on a CPU, the number of cores that this process may use."""
+    return min(cores(), MOST_THREADS) if model.device.type == "cpu" else 1
+
+
 def _batches(
     model, processor, prompts: Prompts, size: int, more: Sequence[int] | None = None
-) -> Iterator[tuple[list[int], Iterator[tuple[list[int], _State]]]]:
+) -> Iterator[tuple[list[int], Chunks]]:
     """Yield batches of ``size`` prompts: their indices, and an iterator over chunks (indices, state after reading). A
     chunk has about ``READ_AT_ONCE`` tokens, including those that are read after each prompt (``more``).
 
@@ -278,7 +315,7 @@ def _batches(
 
 def _chunks(
     model, processor, beginning: _State | None, batch: list[int], rows: list, images: list, more: Sequence[int]
-) -> Iterator[tuple[list[int], _State]]:
+) -> Chunks:
     """Yield the prompts of a batch by length, with the state after reading them. Each continues from ``beginning`` with
     its pictures, which are read once for all questions about them, and then with its own words."""
     pictures_read, picture_of, words = None, {}, {i: rows[i] for i in batch}
@@ -374,13 +411,10 @@ class _Ending:
 def _evaluating(model):
     """Inside this context there are no dropout and no gradients, and attention can share beginnings. Afterwards the
     model has its own mode and attention again."""
-    was_training, text = model.training, model.config.get_text_config()
-    before = text._attn_implementation
+    was_training = model.training
     model.eval()
-    model.set_attn_implementation({"text_config": attention.NAME})
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), attention.sharing(model):
             yield
     finally:
-        model.set_attn_implementation({"text_config": before})
         model.train(was_training)

@@ -150,8 +150,12 @@ class Family:
         each, rows = slot.count(processor.image_token), []
         rendered = [self.render(c, slot, end) for c in conversations]
         texts = list(dict.fromkeys(text for text, _ in rendered))  # a question about a picture is asked of many people
-        made = processor.tokenizer(texts, return_attention_mask=False).encodings
-        encodings = dict(zip(texts, made, strict=True))
+        # The tokenizer itself would also make lists of all that the encodings hold. It sets padding at every call; its
+        # backend keeps that of the last call.
+        backend = processor.tokenizer.backend_tokenizer
+        backend.no_padding()
+        backend.no_truncation()
+        encodings = dict(zip(texts, backend.encode_batch(texts), strict=True))
         for conversation, (text, spans) in zip(conversations, rendered, strict=True):
             encoding = encodings[text]
             ids = np.array(encoding.ids)
