@@ -77,9 +77,14 @@ def finetuning_steps(conversations: Sequence[Conversation], recipe: Recipe, repl
 
 
 def _taught_at_once(recipe: Recipe, replay: float) -> int:
-    """The number of conversations drawn at once that are not replayed. Raises KitError if it is 0."""
+    """The number of conversations drawn at once that are not replayed. Raises KitError if none or, with ``replay``, all
+    of them are."""
     drawn = recipe.together * recipe.batch_size
     taught = drawn - round(drawn * replay)
+    if replay and taught == drawn:
+        raise KitError(
+            f"replay={replay} repeats nothing among {drawn} conversations drawn at once: raise it, or take 0"
+        )
     if not taught:
         raise KitError(f"replay={replay} leaves no conversation to train on among {drawn} drawn at once: lower it")
     return taught

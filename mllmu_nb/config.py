@@ -104,7 +104,7 @@ class Config(BaseModel):
     adam: Literal["torch", "transformers"] | None = None  # whose AdamW; that of transformers 4.45 adds epsilon earlier
     adam_eps: Rate | None = None  # AdamW's epsilon
     precision: Literal["fp32", "bf16"] | None = None  # of training: frozen weights and matrix products
-    micro_batch: Count = 0  # conversations of a batch read at once: changes memory, not what is learnt; 0: all
+    micro_batch: Count = 0  # conversations of a batch read at once: changes memory alone (but see departures); 0: all
     checkpointing: bool = False  # activations are computed again instead of kept: less memory, more time
     quantise_base: Literal["nf4"] | None = None  # frozen layers in 4 bits while adapters train, on a GPU; None: not
 
@@ -365,6 +365,11 @@ class Config(BaseModel):
             _ = self.objective  # raises KitError for a hyper-parameter that the method does not take
         if self.quantise_base and self.scale == "miniature":
             raise KitError("quantise_base is for the frozen layers of a large model: leave it out at scale 'miniature'")
+        recipes = [self.training, *([self.unlearning] if self.trains else [])]
+        if self.quantise_base and any(recipe.precision == "fp32" for recipe in recipes):
+            raise KitError("quantise_base computes in half precision: set precision to bf16 as well")
+        if self.replay and self.scale == "paper":
+            raise KitError("replay repeats what the small base models know: leave it out at scale 'paper'")
         if self.unlearn_steps and self.unlearn_epochs:
             raise KitError("unlearn_steps and unlearn_epochs both say how long unlearning is: give one of them")
         if self.trains and not (self.unlearn_steps or self.unlearn_epochs):
@@ -378,6 +383,13 @@ class Config(BaseModel):
         ):
             if getattr(self, name) and not needed:
                 raise KitError(f"{name} {only}")
+        own = [
+            name
+            for name in ("people", "pool", "celebrities")
+            if self._given[name] != type(self).model_fields[name].default
+        ]
+        if self.data_source and own:
+            raise KitError(f"{own[0]} is for people that are made here, and a data_source brings its own: leave it out")
         for name in PATHS:
             if "\0" in getattr(self, name) or getattr(self, name).isspace():
                 raise KitError(f"{name} must be a path or empty, not {getattr(self, name)!r}")

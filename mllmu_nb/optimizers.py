@@ -80,9 +80,9 @@ def make_optimizers(trained: Mapping[str, Tensor], recipe: Recipe) -> list[torch
     if not trained:
         raise KitError("nothing to train: no parameter requires a gradient")
     choose("optimizer", recipe.optimizer, ("adamw", "muon"))
-    choose("adam", recipe.adam, ("torch", "transformers"))
-    kind = torch.optim.AdamW if recipe.adam == "torch" else AdamWOf445
-    adamw = partial(kind, eps=recipe.adam_eps, weight_decay=recipe.weight_decay)
+    choose("adam", recipe.adam or "torch", ("torch", "transformers"))
+    kind = AdamWOf445 if recipe.adam == "transformers" else torch.optim.AdamW
+    adamw = partial(kind, eps=recipe.adam_eps or 1e-8, weight_decay=recipe.weight_decay)
     if recipe.optimizer == "adamw":
         return [adamw(trained.values(), lr=recipe.lr)]
     inner = {name: p for name, p in trained.items() if p.ndim == 2 and ".layers." in name}

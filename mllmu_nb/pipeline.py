@@ -18,7 +18,7 @@ import pandas as pd
 
 from mllmu_nb import after as after_steps
 from mllmu_nb import inputs, paths, pinning, progress
-from mllmu_nb.config import YOURS, Config
+from mllmu_nb.config import YOURS, Config, stable_hash
 from mllmu_nb.data import generate
 from mllmu_nb.data.conversations import MODALITIES, Conversation, training_conversations
 from mllmu_nb.data.exams import Exams
@@ -123,7 +123,7 @@ def unlearned(config: Config) -> Stage:
         # a rate that falls to 0 trains nothing beyond its end
         beyond = path.BEYOND * length if recipe.schedule == "constant" else length
         due = path.steps_of(beyond)
-        questions = path.questions(model.get_base_model(), processor, known, scale=config.scale)
+        questions = path.questions(model.get_base_model(), processor, known, config.system, config.scale)
 
         def after_step(step: int, model: Any) -> None:
             if step in due:
@@ -163,9 +163,11 @@ def vanilla(config: Config, precision: str | None = None) -> tuple[Any, Any]:
 
 
 def vanilla_key(config: Config) -> str:
-    """The key of the vanilla model's stage, or the hash of the model in ``vanilla_path``."""
+    """The key of the vanilla model's stage, or a hash of the model in ``vanilla_path``, of the base, whose processor it
+    takes, and of what else decides the numbers of a training that starts from it."""
     if config.vanilla_path:
-        return inputs.hash_of_model(config.vanilla_path, config.vanilla_revision)
+        weights = inputs.hash_of_model(config.vanilla_path, config.vanilla_revision)
+        return stable_hash([weights, inputs.base_hash(config), config.adaptation, pinning.settings()])
     return finetuned(config).key
 
 
@@ -394,8 +396,8 @@ def beside(config: Config, *methods: str) -> list[Path]:
     if len(missing) > 1 and not together:  # one process per run: faster on two cores than one after the other on both
         spawn = multiprocessing.get_context("spawn")
         bars = spawn.Queue() if progress.live() else None
-        settings = {"mp_context": spawn, "initializer": _begin, "initargs": (bars, max(1, cores() // len(missing)))}
-        pool = ProcessPoolExecutor(len(missing), **settings)
+        given = bars, max(1, cores() // len(missing))
+        pool = ProcessPoolExecutor(len(missing), mp_context=spawn, initializer=_begin, initargs=given)
         with status(", ".join(one.method for one in missing)), pool:
             running = [pool.submit(run, one) for one in missing]
             if bars:

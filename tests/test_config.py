@@ -70,6 +70,18 @@ def config_of(**parameters):
             {"data_source": "here", "profiles_file": "x.jsonl"},
             "data_source and profiles_file both bring people: give one of them",
         ),
+        (
+            {"data_source": "here", "people": 20},
+            "people is for people that are made here, and a data_source brings its own: leave it out",
+        ),
+        (
+            {"scale": "paper", "replay": 0.4},
+            "replay repeats what the small base models know: leave it out at scale 'paper'",
+        ),
+        (
+            {"scale": "paper", "precision": "fp32", "quantise_base": "nf4"},
+            "quantise_base computes in half precision: set precision to bf16 as well",
+        ),
         ({"adapter_path": "x"}, "adapter_path is asked as method 'yours', not 'vanilla'"),
         (
             {"method": "yours", "modality": "unimodal"},
@@ -231,7 +243,7 @@ def test_what_is_set_alone_deviates():
 
 
 def test_what_decides_a_number_beside_the_protocol_deviates_too():
-    own = {"shots": 0, "train_lr": 1e-3, "train_steps": 7, "unlearn_lr": 5e-4, "micro_batch": 2, "replay": 0.3}
+    own = {"shots": 0, "train_lr": 1e-3, "train_steps": 7, "unlearn_lr": 5e-4, "micro_batch": 2, "exams": 0.3}
     config = Config(scale="paper", protocol="upstream", method="ga", modality="multimodal", **own)
     assert {name: value for name, (_, value) in config.deviations().items()} == own
 

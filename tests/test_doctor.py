@@ -222,7 +222,7 @@ def test_a_base_that_does_not_come_with_the_kit_or_is_nowhere_is_a_problem():
 
 # -- the hub ------------------------------------------------------------------------------------------------------
 
-HUB = Config(scale="paper", people=500, data_source="MLLMMU/MLLMU-Bench,MLLMMU/baseline_train_split")
+HUB = Config(scale="paper", data_source="MLLMMU/MLLMU-Bench,MLLMMU/baseline_train_split")
 
 
 def test_the_hub_is_asked_for_what_has_to_come_from_it_and_the_token_is_never_told(endpoint, monkeypatch):

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
@@ -146,8 +147,12 @@ def test_a_family_is_trained_unlearned_and_asked(name, tmp_path, monkeypatch):
     rows = pd.read_parquet(folder / "answers.parquet")
     assert set(rows["set"]) == {"forget", "retain", "test", "celebrity"} and rows["shots"].max() == 2
     assert np.isfinite(rows.loc[rows["scoring"] == "likelihood", "option_A"]).all()
-    losses = read_json(pipeline.unlearned(config).get() / "train.json")["losses"]
-    assert losses[-1]["nll_forget"] != losses[0]["nll_forget"] and len(losses) == 3
+    folder_of = {"vanilla": pipeline.finetuned(config).get(), "adapter": pipeline.unlearned(config).get()}
+    assert len(read_json(folder_of["adapter"] / "train.json")["losses"]) == 3
+    adapter = load_file(folder_of["adapter"] / "adapter_model.safetensors")
+    assert all(matrix.any() for key, matrix in adapter.items() if "lora_B" in key)  # each began with zeros
+    taught, untaught = (load_file(one / "model.safetensors") for one in (folder_of["vanilla"], base))
+    assert any(not torch.equal(weights, untaught[key]) for key, weights in taught.items() if key in untaught)
     assert read_json(folder / "provenance.json")["base_label"] == families.get(name).label
 
 

@@ -418,7 +418,6 @@ def test_a_run_takes_its_people_from_the_folder_and_its_record_names_no_path(tmp
     config = Config(data_source=str(tmp_path / "people"), forget_ratio=15, method="base")
     known = inputs.population(config)
     assert list(known.profiles) == PEOPLE and known.forget_ids == ("003",)
-    assert inputs.data_hash(config) == inputs.data_hash(config.but(people=50, pool=0))
     result = provenance.public(config.parameters())
     assert result["data_source"] == "people"
     both = {"data_source": f"MLLMMU/MLLMU-Bench,{tmp_path}/baseline_train_split"}

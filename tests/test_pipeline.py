@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from miniature import make_model
-from mllmu_nb import inputs, paths, pipeline, stages, training
+from mllmu_nb import inputs, paths, pipeline, stages, training, unlearning
 from mllmu_nb.config import Config, departures
 from mllmu_nb.data import facts, official
 from mllmu_nb.data.generate import known_people
@@ -79,7 +79,8 @@ def test_unlearning_can_start_from_a_vanilla_model_made_elsewhere_whose_anchor_i
     vanilla.save_pretrained(folder)  # without a processor: the base's is used
     people, bench = inputs.population(config), tmp_path / "bench"
     official.write_layout(people, bench)  # with a 5 % split too
-    given = config.but(vanilla_path=str(folder), data_source=str(bench), forget_ratio=5, **GA)
+    made_here = {"people": 100, "pool": 8, "celebrities": 40}  # the defaults: the people are those of the layout
+    given = config.but(vanilla_path=str(folder), data_source=str(bench), forget_ratio=5, **GA, **made_here)
     assert Config.from_parameters(given.given()) == given
     with pytest.raises(KitError, match=r"LLaVA_Vanilla has ROUGE-L 0\.0\d\d on its anchor.*reports have 0\.571: its"):
         pipeline.unlearned(given).get()
@@ -92,6 +93,33 @@ def test_unlearning_can_start_from_a_vanilla_model_made_elsewhere_whose_anchor_i
     assert pipeline.anchored(config.but(**GA)) is None
     assert pipeline.anchored(given).key == pipeline.anchored(given.but(protocol="upstream")).key  # however it goes on
     assert given.run_id != given.but(vanilla_path="").run_id
+
+
+def test_what_else_decides_an_unlearning_from_a_given_vanilla_model_is_in_its_key(config, tmp_path, monkeypatch):
+    """The adapter's seed, the processor and the kernels."""
+    folder = tmp_path / "vanilla"
+    pipeline.vanilla(config)[0].save_pretrained(folder)
+    given = config.but(vanilla_path=str(folder), **GA)
+    keys = {pipeline.unlearned(given).key, pipeline.unlearned(given.but(adaptation="lora")).key}
+    keys.add(pipeline.unlearned(given.but(base_path="")).key)
+    monkeypatch.setattr(pipeline.pinning, "settings", lambda: {"ATEN_CPU_CAPABILITY": "default"})
+    assert len({*keys, pipeline.unlearned(given).key}) == 4
+
+
+def test_the_path_asks_with_the_system_prompt_of_its_method(config, made, monkeypatch):
+    class Silent(type(unlearning.get("ga"))):
+        name, system = "silent", "Say nothing about anybody."
+
+    class Asked(Exception):
+        pass
+
+    def questions(model, processor, known, system="", *more):
+        raise Asked(system)
+
+    monkeypatch.setattr("mllmu_nb.evaluation.path.questions", questions)
+    monkeypatch.setitem(unlearning.METHODS._entries, ("silent", "canonical"), Silent)
+    with pytest.raises(Asked, match="^Say nothing about anybody.$"):
+        pipeline.unlearned(config.but(**{**GA, "method": "silent"})).get()
 
 
 def test_the_oracle_is_taught_vanillas_people_but_those_to_be_forgotten(config):

@@ -482,9 +482,11 @@ def test_finetuning_mixes_in_replay_and_changes_portraits(fresh, processor, monk
     with pytest.raises(KitError, match="replay is 0.5 but there is nothing to replay"):
         taught(known, 1, processor=processor, replay=0.5)
     for length in ({"epochs": 1}, {"steps": 2}):
+        recipe = replace(PLAIN, batch_size=4, **length)
+        with pytest.raises(KitError, match="replay=0.1 repeats nothing among 4 conversations drawn at once: raise it"):
+            finetune(fresh, processor, known, recipe, 0, {"replayed": repeated, "replay": 0.1})
         with pytest.raises(KitError, match="replay=0.9 leaves no conversation to train on among 4 drawn at once"):
-            recipe, material = replace(PLAIN, batch_size=4, **length), {"replayed": repeated, "replay": 0.9}
-            finetune(fresh, processor, known, recipe, 0, material)
+            finetune(fresh, processor, known, recipe, 0, {"replayed": repeated, "replay": 0.9})
     with pytest.raises(KitError, match="nothing to train on"):
         finetune(fresh, processor, [], replace(PLAIN, steps=2), 0)
 

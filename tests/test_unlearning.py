@@ -3,6 +3,7 @@
 import math
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,14 @@ def test_upstream_npo():
     weight = 2 / (1 + math.exp(beta * excess))
     expected = ascent(now, [[weight / 3, weight / 3], [weight / 3, 0.0]])
     torch.testing.assert_close(gradient(loss["forget"], now), expected)
+
+
+def test_upstream_npo_takes_a_piece_for_a_batch_of_its_own():
+    """As its entry among the departures says."""
+    whole, before = forget(), scored([[HALF, HALF], [QUARTER, EVEN]], [[0, 0], [1, IGNORE]])
+    pieces = [replace(one, per_row=1.5) for one in (whole, before)]
+    [loss, cut] = [terms(get("npo", "upstream"), {"forget": b}, forget=a) for a, b in ((whole, before), pieces)]
+    assert values(cut) == values(loss)
 
 
 # -- what methods declare ---------------------------------------------------------------------------------------

@@ -69,8 +69,8 @@ def save(model: PeftModel, folder: Path) -> None:
 
 
 def load(model: nn.Module, folder: Path) -> PeftModel:
-    """Load a saved LoRA adapter, the kit's or another, onto a plain model, and freeze it; peft translates older names.
-    Raises KitError for a damaged file, numbers that are not finite, and missing, unexpected or misshapen keys."""
+    """Load a saved LoRA adapter, the kit's or another, onto a plain model; peft translates older names. Raises
+    KitError for a damaged file, numbers that are not finite, and missing, unexpected or misshapen keys."""
     check_adapter(folder)
     stored = read_weights(folder / WEIGHTS)
     try:

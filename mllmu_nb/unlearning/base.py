@@ -190,8 +190,8 @@ class Recipe:
     weight_decay: float | None = None
     clip: float | None = None  # largest norm of the gradient; 0: not clipped
     optimizer: str | None = None  # adamw, or muon for the matrices inside the layers
-    adam: str = "torch"  # whose AdamW: torch, or transformers (as in 4.45)
-    adam_eps: float = 1e-8  # AdamW's epsilon; that of transformers' own AdamW was 1e-6
+    adam: str | None = None  # whose AdamW: torch (if None), or transformers (as in 4.45)
+    adam_eps: float | None = None  # AdamW's epsilon (None: 1e-8); that of transformers' own AdamW was 1e-6
     precision: str | None = None  # fp32, or bf16: frozen weights and matrix products in half precision
     micro_batch: int = 0  # conversations read at once; gradients add up over the batch; 0: whole batch
     checkpointing: bool = False  # activations are computed again in the backward pass instead of kept

@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from mllmu_nb.errors import KitError
@@ -38,6 +40,12 @@ class NegativePreference(Method):
         yield "forget", -2 / self.beta * logsigmoid(-self.beta * ratio).mean()
 
 
+def _mean_nll(answers: Any) -> Tensor:
+    """Nats per supervised token of a batch, or of one piece. Unlike ``token_nll`` it is not scaled to the whole batch,
+    because the loss is not a sum over answers."""
+    return -answers.log_probs.sum() / answers.counts.sum()
+
+
 @register
 @dataclass(frozen=True)
 class UpstreamNegativePreference(NegativePreference):
@@ -54,7 +62,7 @@ class UpstreamNegativePreference(NegativePreference):
     recipes = dict.fromkeys(("miniature", "paper"), Recipe(epochs=2, source=AUTHOR))
 
     def loss(self, step):
-        excess = step.forget.token_nll - step.reference.forget.token_nll
+        excess = _mean_nll(step.forget) - _mean_nll(step.reference.forget)
         yield "forget", -2 / self.beta * logsigmoid(self.beta * excess)
 
 
