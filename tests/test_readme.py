@@ -95,7 +95,7 @@ NEEDS = {  # command → what it needs and no test can provide
     "python tools/settings.py OUT.json": "hours",
     "python benchmarks/path_points.py OUT.csv": "hours",
     "python benchmarks/shots.py OUT.csv": "hours",
-    "git clone URL mllmu-nb": "the project's address",
+    "git clone --depth 1 URL mllmu-nb": "the project's address",
     "cd mllmu-nb": "the project's address",
     "source .venv/bin/activate": "a shell that somebody types in",
     "conda env create -f environment.yml": "conda and its channels",
