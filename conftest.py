@@ -18,7 +18,7 @@ _output = tempfile.TemporaryDirectory(prefix="mllmu-nb-tests-", ignore_cleanup_e
 os.environ["MLLMU_NB_OUT"] = _output.name
 
 # One thread for each process: threads of several processes on the same cores wait for one another most of the time.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

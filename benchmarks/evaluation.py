@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
     seconds, rows = defaultdict(list), {}
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         for _ in range(options.rounds):

@@ -46,7 +46,7 @@ from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.evaluation.ask import ask, inquiries_of
-from mllmu_nb.evaluation.engine import Prompts
+from mllmu_nb.evaluation.engine import MOST_THREADS, Prompts
 from mllmu_nb.evaluation.tasks import UPSTREAM_TOKENS, Asking, Inquiry
 from mllmu_nb.models import families
 
@@ -202,7 +202,7 @@ def compare(config: Config, limit: int | None, rounds: int) -> int:
     tokens, flops, rate = limit_of(model, processor, inquiries)
     factors = f"{tokens} question tokens × {flops / 1e6:.2f} MFLOP / {rate / 1e9:.0f} GFLOP/s"
     print(f"limit: {factors} = {tokens * flops / rate:.2f} s")
-    clock, cores = defaultdict(list), os.cpu_count() or 1
+    clock, cores = defaultdict(list), min(os.cpu_count() or 1, MOST_THREADS)
     for _ in range(rounds):
         for threads in (1, cores):
             os.environ["OMP_NUM_THREADS"] = str(threads)

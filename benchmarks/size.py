@@ -121,6 +121,7 @@ def main() -> int:
     parser.add_argument("--widths", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--share", type=int, default=50)
     options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
     print(f"{provenance.machine()['cpu']}, one thread", flush=True)
     arms = {
         "people": [(n, 1) for n in options.people],

@@ -50,6 +50,20 @@ def test_the_share_that_is_closed_has_its_limits_by_hand(references):
     assert f"60 % [{60 - reach:.0f}, {60 + reach:.0f}] of the 100 points" in said
 
 
+def test_health_that_nobody_can_tell_is_no_number(references):
+    """Nothing is known of the celebrities, so that no answer about them is right or wrong."""
+
+    def unknown(run):
+        about = (run.answers["set"] == "celebrity") & (run.answers["task"] == "generation")
+        return but(run, answers=run.answers.assign(value=run.answers["value"].mask(about, "")))
+
+    ga = make("ga", right(0.4), modality="multimodal", **SMALL)
+    beside = Beside(unknown(ga), **{name: unknown(run) for name, run in references.items()})
+    health = card._health(beside)
+    assert health["Celebrity"].isna().any() and health["Forget"].notna().all()
+    assert "Health" in card.card(beside, PEOPLE)
+
+
 def test_one_point_is_one_point():
     assert card._points({"value": -0.012, "low": -0.02, "high": -0.001}) == "lost 1 point [0, 2]"
     assert card._points({"value": 0.0, "low": -0.02, "high": 0.01}) == "shows no change (+0 points [-2, 1])"

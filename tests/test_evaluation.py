@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 from dataclasses import replace
 from unittest import mock
 
@@ -106,6 +107,7 @@ def test_batches_are_done_at_once_and_change_no_bit(model, processor, people, mo
     """Also if the last layer leaves out tokens in one thread, but not in another."""
     asked, options = (some := conversations(people)), [("A", "a longer answer", "no")] * len(some)
     given = []
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
     for threads in ("1", "3"):
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
         texts = greedy(model, processor, asked, 6, batch_size=16)
@@ -121,20 +123,30 @@ def test_batches_are_done_at_once_and_change_no_bit(model, processor, people, mo
 )
 def test_batches_take_no_more_cores_than_allowed_and_a_gpu_takes_them_in_turn(monkeypatch, variable, device, threads):
     monkeypatch.setattr("os.cpu_count", lambda: 3)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
     monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    assert engine._threads(mock.Mock(device=torch.device(device))) == threads
+    model = mock.Mock(device=torch.device(device))
+    assert engine._threads(model) == threads
+    monkeypatch.setenv("WORLD_SIZE", "2")  # its layers may be in shares
+    assert engine._threads(model) == 1
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)  # a larger model: one batch uses all cores
+    assert engine._threads(model) == 1
 
 
-def test_what_one_batch_raises_ends_the_others(model):
+def test_what_one_batch_raises_ends_the_others(model, monkeypatch):
     begun = []
+    monkeypatch.setattr(engine, "_threads", lambda model: 2)
 
     def work(chunks):
-        begun.append(chunks)
+        begun.append(threading.current_thread())
+        time.sleep(0.05)
         raise KitError("no")
 
     with pytest.raises(KitError, match="^no$"):
         engine._each(model, work, (([n], iter(())) for n in range(1000)), None)
-    assert len(begun) < 100
+    # the queue holds four more: they are never begun, but for those that a thread takes before it hears of the error
+    assert len(begun) <= 4 and threading.main_thread() not in begun
 
 
 def test_a_picture_is_read_once_in_a_batch_and_examples_once_in_all(model, processor, people):
@@ -276,6 +288,12 @@ def test_what_is_asked_in_pieces_goes_on_after_a_stop(rows, model, processor, pe
     pd.testing.assert_frame_equal(asked(), rows)
     sizes = [len(inquiry.items) for inquiry in begun]
     assert max(sizes) == 25 and sum(sizes) == len(rows) - 50, "two pieces were finished"
+
+
+def test_a_set_that_is_named_twice_is_asked_once(model, processor, people):
+    how = {"limit": 1, "shots": 0, "progress": False}
+    once, twice = (ask(model, processor, people, sets=sets, **how) for sets in (["test"], ["test", "test"]))
+    pd.testing.assert_frame_equal(once, twice)
 
 
 def test_limit_keeps_the_first_people_of_each_set(model, processor, people):

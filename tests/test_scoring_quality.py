@@ -177,3 +177,7 @@ def test_several_forget_sets_are_each_compared_with_their_own_oracle():
     for against in ("", "oracle"):
         first, second = (quality(table, "vanilla", "auc_loss", against) for table in (one, both))
         assert second["value"] == pytest.approx(first["value"]) and second["n_replicates"] == 2
+    # the second vanilla without its oracle, as in a sweep that is not finished: a level of two, a distance of one
+    unfinished = measured(*apart, moved[0])
+    assert quality(unfinished, "vanilla", "auc_loss")["n_replicates"] == 2
+    assert quality(unfinished, "vanilla", "ks", "oracle")["n_replicates"] == 1

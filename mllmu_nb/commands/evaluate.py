@@ -57,7 +57,8 @@ def main(options: argparse.Namespace) -> int:
     inputs.check(config)
     others = {name: plain.but(method=name, base_model=family) for name in ("vanilla", "oracle") if name != options.name}
     references = {name: pipeline.reference(other) for name, other in others.items()}
-    folder = pipeline.run(config, name=options.name, sets=options.sets, limit=options.limit)
+    sets = list(dict.fromkeys(options.sets))
+    folder = pipeline.run(config, name=options.name, sets=sets, limit=options.limit)
     show(folder, {name: place for name, place in references.items() if place})
     print(f"answers, scores and comparison: {folder}")
     return 0

@@ -54,6 +54,7 @@ def ask(
     ``kept`` stores answers, ``PIECE`` items at a time; the same call after a stop takes them from there. Raises
     ``KitError`` for an unknown set, and for prompts that are too long before anything is answered.
     """
+    sets = list(dict.fromkeys(sets))
     if not sets or not set(sets) <= set(SETS):
         raise KitError(f"the sets to be asked are {', '.join(sets) or 'none'}: choose from {', '.join(SETS)}")
     family = families.of(model)

@@ -26,7 +26,7 @@ from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import attention
 from mllmu_nb.models import families
-from mllmu_nb.processes import cores
+from mllmu_nb.processes import cores, launched
 
 ENCODED_AT_ONCE = 1024  # prompts
 READ_AT_ONCE = 2048  # tokens; a layer's results for so many stay in a processor's cache
@@ -256,7 +256,7 @@ class _State:
 
 
 def _each(model, work: Callable[[Chunks], None], batches: Iterable[tuple[list[int], Chunks]], progress) -> None:
-    """Do ``work`` with the chunks of every batch. On a CPU several batches are done at once, each by one core. No batch
+    """Do ``work`` with the chunks of every batch; where a batch takes one core, several at once in threads. No batch
     depends on another, so the results are the same."""
 
     def done(batch: list[int], chunks: Chunks) -> int:
@@ -274,17 +274,23 @@ def _each(model, work: Callable[[Chunks], None], batches: Iterable[tuple[list[in
         return
     with ThreadPoolExecutor(threads) as pool:
         running: deque[Future[int]] = deque()
-        for one in batches:
-            running.append(pool.submit(done, *one))
-            if len(running) > 2 * threads:  # the batches wait here, since each holds what was read for it
-                finish(running.popleft().result())
-        for future in running:
-            finish(future.result())
+        try:
+            for one in batches:
+                running.append(pool.submit(done, *one))
+                if len(running) > 2 * threads:  # the batches wait here, since each holds what was read for it
+                    finish(running.popleft().result())
+            for future in running:
+                finish(future.result())
+        except BaseException:  # Ctrl-C, too, waits for the batches that have begun, and for no other
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _threads(model) -> int:
-    """Return how many batches may be done at once: on a CPU, the number of cores that this process may use."""
-    return min(cores(), MOST_THREADS) if model.device.type == "cpu" else 1
+    """Return how many batches may be done at once: the number of cores that this process may use, for a miniature on a
+    CPU. A larger model uses all cores for one batch, and the hooks of a model in shares bear no second thread."""
+    one_core = model.device.type == "cpu" and torch.get_num_threads() == 1
+    return min(cores(), MOST_THREADS) if one_core and launched("WORLD_SIZE", 1) == 1 else 1
 
 
 def _batches(

@@ -145,7 +145,7 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
         for model in models.to_dict("records"):
             own_runs, is_oracle = runs[tuple(model.values())], is_model(model, "oracle")
             oracle_runs = [None if is_oracle else oracles.get(of_run(answers, PEOPLE)) for answers in own_runs]
-            replicates = len({of_run(answers, frames.REPLICATE) for answers in own_runs})
+            with_oracle = [own for own, oracle in zip(own_runs, oracle_runs, strict=True) if oracle is not None]
             for one in group:
                 level, gap, why = None, None, NO_PAIR.format("oracle")
                 try:
@@ -160,6 +160,8 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
                 if not is_oracle:
                     outcomes["oracle"] = gap
                 for against, summary in outcomes.items():
+                    counted = own_runs if one.per == "model" and not against else with_oracle
+                    replicates = len({of_run(answers, frames.REPLICATE) for answers in counted})
                     values = vars(summary) | {"n_replicates": replicates, "dots": ()} if summary else NOTHING
                     result.append(at | {"against": against, "note": "" if summary else why} | values)
     return result
