@@ -86,6 +86,13 @@ def swept(configs: Iterable[Config]) -> list[Run]:
     return runs
 
 
+def canonical(runs: Sequence[Run]) -> list[Run]:
+    """The canonical runs of the methods, modalities and replicates of ``runs``, with their own settings, by
+    :func:`swept`."""
+    of = dict.fromkeys((run["replicate"], run["method"], run["modality"]) for run in runs)
+    return swept(Config(replicate=number, method=method, modality=modality) for number, method, modality in of)
+
+
 def compared(runs: Sequence[Run], others: Sequence[Run], same: Sequence[str] = MODEL) -> pd.DataFrame:
     """Compare ``runs`` with those of the ``others`` that agree in the columns ``same``: one row per model and measure.
 

@@ -114,10 +114,15 @@ def whole_epochs(config: Config) -> Config:
 # -- the table --------------------------------------------------------------------------------------------------
 
 
+def complete(runs: Sequence[Run]) -> list[Run]:
+    """A study's ``runs`` with the canonical ones, which in the kit's own study are those of the reference run."""
+    return list(runs) if any(run["variant"] == "canonical" for run in runs) else [*runs, *studies.canonical(runs)]
+
+
 def compared(runs: Sequence[Run]) -> pd.DataFrame:
     """Each variant beside the canonical method (:func:`mllmu_nb.studies.compared`)."""
     pieces = [run for run in runs if run["variant"] != "canonical"]
-    canonical = [run for run in runs if run["variant"] == "canonical"]
+    canonical = [run for run in complete(runs) if run["variant"] == "canonical"]
     return studies.compared(pieces, canonical, ("method", "modality"))
 
 

@@ -50,10 +50,7 @@ def compared(runs: Sequence[Run]) -> pd.DataFrame:
     """The searched settings beside the middle of the grids (:func:`mllmu_nb.studies.compared`). The study that comes
     with the kit has no runs of the middle, because they are those of the reference run."""
     ours, plain = _with(choices(), runs), _with(middle(), runs)
-    if not plain:
-        replicates = sorted({run["replicate"] for run in ours})
-        plain = studies.swept(Config.from_parameters({"replicate": r, **one}) for r in replicates for one in middle())
-    return studies.compared(ours, plain)
+    return studies.compared(ours, plain or studies.canonical(ours))
 
 
 def _with(settings: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> list[Run]:
