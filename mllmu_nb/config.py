@@ -388,6 +388,8 @@ class Config(BaseModel):
             for name in ("people", "pool", "celebrities")
             if self._given[name] != type(self).model_fields[name].default
         ]
+        if self.data_source and self._given["data_seed"]:
+            own.append("data_seed")
         if self.data_source and own:
             raise KitError(f"{own[0]} is for people that are made here, and a data_source brings its own: leave it out")
         for name in PATHS:

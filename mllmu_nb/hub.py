@@ -55,16 +55,22 @@ def _check(source: str, kind: str, folder: Path, place: Path) -> None:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Raise any error of a download inside the context as a KitError of one line. No such error contains the token."""
+    """Raise any error of a download inside the context as a KitError of one line. No such error contains the token,
+    and none the password of a mirror."""
     try:
         yield
     except Exception as error:  # the hub's own errors, those of its HTTP library, and the disk's
         first = error.__cause__ or error  # the library says only that a file cannot be reached
-        reason = shorten(str(first), 300, placeholder=" ..") or type(first).__name__
+        reason = shorten(said := without_password(str(first)), 300, placeholder=" ..") or type(first).__name__
         raise KitError(
             f"{name} cannot be downloaded ({reason}): check the name, its revision, the network and the token in "
             "HF_TOKEN; the same command continues where this one stopped"
-        ) from error
+        ) from (error if said == str(first) else None)
+
+
+def without_password(text: str) -> str:
+    """``text`` without the user and password that an address in it may have, such as that of a mirror."""
+    return re.sub(r"//[^/@\s]+@", "//", text)
 
 
 def read_people(data_source: str, data_revision: str, ratio: int) -> Population:

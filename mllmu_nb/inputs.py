@@ -41,10 +41,19 @@ def population(config: Config) -> Population:
 def _data(config: Config) -> tuple[tuple, tuple]:
     """The parameters of the people, and the state of every file that they name (none for a name on the hub)."""
     values = tuple((name, getattr(config, name)) for name in (PUBLISHED if config.data_source else DATA))
-    named = (part.strip() for name, value in values if name.endswith(("file", "source")) for part in value.split(","))
-    places = [Path(name).expanduser() for name in named if name]
-    files = [file for place in places for file in (place, *sorted(place.rglob("*"))) if file.is_file()]
+    named = [*sources_of(config), *filter(None, (config.profiles_file, config.forget_ids_file))]
+    places = [Path(os.path.expanduser(name)) for name in named]
+    # two levels, as the published layout has; a pattern enters folders that are symbolic links, rglob does not
+    inside = (sorted({*place.glob("*"), *place.glob("*/*")}) for place in places)
+    files = [file for place, more in zip(places, inside, strict=True) for file in (place, *more) if file.is_file()]
     return values, tuple((str(file), *state(file)) for file in files)
+
+
+def sources_of(config: Config) -> list[str]:
+    """The parts of ``data_source``: one if it is a path that exists, which may contain commas."""
+    if os.path.exists(os.path.expanduser(config.data_source)):
+        return [config.data_source]
+    return [part.strip() for part in config.data_source.split(",") if part.strip()]
 
 
 @lru_cache(maxsize=8)
@@ -63,8 +72,7 @@ def _population(data: tuple, files: tuple) -> Population:
 
 def unread(config: Config) -> list[str]:
     """The data sources of ``config`` that are names on the hub."""
-    sources = [source.strip() for source in config.data_source.split(",") if source.strip()]
-    return [source for source in sources if not os.path.exists(os.path.expanduser(source))]
+    return [source for source in sources_of(config) if not os.path.exists(os.path.expanduser(source))]
 
 
 def fresh_people(config: Config) -> list[Profile]:
@@ -256,6 +264,7 @@ def record_of(config: Config) -> dict[str, Any]:
         "base_commit": commit(base_source(config), config.base_revision),
         "departures": departures() if config.protocol == "upstream" else [],
         "vanilla_commit": commit(config.vanilla_path, config.vanilla_revision) if config.vanilla_path else "",
+        "vanilla_hash": hash_of_model(config.vanilla_path, config.vanilla_revision) if config.vanilla_path else "",
     }
     return {name: value for name, value in record.items() if value or name == "deviations"}
 

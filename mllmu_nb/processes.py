@@ -18,9 +18,10 @@ def launched(name: str, usual: int) -> int:
 
 
 def cores() -> int:
-    """The number of cores that this process may use: OMP_NUM_THREADS, which a sweep sets for its runs, else all."""
-    allowed = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, int(allowed) if allowed.isdecimal() else os.cpu_count() or 1)
+    """The number of cores that this process may use: the first number of OMP_NUM_THREADS, which a sweep sets for its
+    runs, else all."""
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return (int(first) if first.isdecimal() else 0) or os.cpu_count() or 1
 
 
 def end_with_parent() -> None:

@@ -75,6 +75,10 @@ def config_of(**parameters):
             "people is for people that are made here, and a data_source brings its own: leave it out",
         ),
         (
+            {"data_source": "here", "data_seed": 7},
+            "data_seed is for people that are made here, and a data_source brings its own: leave it out",
+        ),
+        (
             {"scale": "paper", "replay": 0.4},
             "replay repeats what the small base models know: leave it out at scale 'paper'",
         ),

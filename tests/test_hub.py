@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import traceback
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -261,6 +262,14 @@ def test_people_whose_connection_is_cut_are_taken_up_in_the_middle_of_a_file(ans
 
 def test_no_token_is_ever_shown(answers):
     assert TOKEN not in answers["output"] and "hf_aWrongOne" not in answers["output"]
+
+
+def test_the_password_of_a_mirror_is_never_shown():
+    """Nor in the traceback that an executed notebook holds."""
+    with pytest.raises(KitError) as error, hub._explained("model a/b"):
+        raise OSError("401 for url 'http://robot:s3cret@127.0.0.1:8401/api'")
+    said = "".join(traceback.format_exception(error.value))
+    assert "s3cret" not in said and "http://127.0.0.1:8401/api" in said
 
 
 def test_evaluation_data_in_the_training_repository_is_reported(answers):

@@ -150,6 +150,23 @@ def test_a_file_of_people_that_has_changed_is_read_again(tmp_path):
     assert written([*names[:9], "Wilhelmina Berg"])[-1] == "Wilhelmina Berg" and inputs.data_hash(config) != hashed
 
 
+def test_files_behind_commas_and_links_are_read_again_when_they_change(tmp_path):
+    """A comma separates the parts of a data_source only where no such path exists."""
+    text = tmp_path / "people, new.jsonl"
+    text.write_text("one")
+    layout, real = tmp_path / "a,b", tmp_path / "elsewhere"
+    layout.mkdir()
+    real.mkdir()
+    (real / "train.parquet").write_text("one")
+    (layout / "Full_Set").symlink_to(real)
+    configs = Config(profiles_file=str(text)), Config(data_source=str(layout))
+    before = [inputs._data(config) for config in configs]
+    assert not inputs.unread(configs[1]) and inputs.unread(Config(data_source="x/y, z/w")) == ["x/y", "z/w"]
+    for file in (text, real / "train.parquet"):
+        file.write_text("another")
+    assert all(inputs._data(config) != old for config, old in zip(configs, before, strict=True))
+
+
 def test_vanilla_depends_on_what_is_taught_and_how_and_on_nothing_else(config):
     key = pipeline.finetuned(config).key
     same = ({"forget_ratio": 10}, {"replicate": 1, "train_seed": 0}, GA, {"shots": 2}, {"shot_seed": 5})

@@ -14,7 +14,7 @@ import pytest
 from fake_runs import but, make, saying, write
 
 import readme
-from mllmu_nb import paths
+from mllmu_nb import paths, stages
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import report, runs, tables
 from mllmu_nb.reporting.beside import Beside
@@ -87,6 +87,18 @@ def test_what_a_killed_report_left_behind_is_cleared(home):
     written = report.write_all("miniature", say=str)
     assert not left.exists() and "half" not in (home / "results/miniature/tables/table2_main.csv").read_text()
     assert not any(report.UNFINISHED in path.parts for path in written)
+
+
+def test_a_report_leaves_a_run_alone_that_is_being_made(home):
+    """Another shard may be asking its model in the same results folder while this one writes its report."""
+    run = paths.runs(paths.results("miniature")) / "ga-unimodal-00000000"
+    with stages.replacing(run) as unfinished:
+        (unfinished / "answers.parquet").write_text("half")
+        asked = unfinished.with_name("another.asked")
+        asked.mkdir()
+        written = report.write_all("miniature", say=str)
+        assert (unfinished / "answers.parquet").read_text() == "half" and asked.is_dir()
+    assert (run / "answers.parquet").is_file() and not any("answers.parquet" in path.name for path in written)
 
 
 def test_without_a_run_there_is_no_report(home):

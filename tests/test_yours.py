@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from mllmu_nb import __main__ as door
 from mllmu_nb import inputs, paths, pipeline, stages
+from mllmu_nb.commands import export
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.models import adapters
@@ -331,8 +332,32 @@ def test_a_configuration_names_people_and_its_method_and_base_do_not_count(folde
     monkeypatch.setattr(pipeline, "run", run)
     monkeypatch.setattr(pipeline, "reference", lambda config: None)
     assert door.main(["evaluate", "--model", str(folder), "--config", str(tmp_path / "npo.yaml")]) == 2
-    [config] = asked
-    assert (config.method, config.celebrities, config.base_revision) == ("yours", 12, "") and not config.settings
+    grid = "beta: 0.2\ncelebrities: 12\ngrid: {method: [vanilla, ga, npo]}\n"  # NPO's beta, fixed beside the grid
+    (tmp_path / "grid.yaml").write_text(grid)
+    assert door.main(["evaluate", "--model", str(folder), "--config", str(tmp_path / "grid.yaml")]) == 2
+    assert export.configured(tmp_path / "grid.yaml", {"method": "vanilla"}).celebrities == 12
+    assert export.configured(tmp_path / "grid.yaml", {"method": "npo", "modality": "unimodal"}).settings == {
+        "beta": 0.2
+    }
+    for config in asked:
+        assert (config.method, config.celebrities, config.base_revision) == ("yours", 12, "") and not config.settings
+    assert len(asked) == 2
+
+
+def test_a_finished_evaluation_is_not_replaced_by_another_one(folder, out, settings, monkeypatch, capsys):
+    def made(config, *, name, sets, limit):
+        stage = pipeline.answered(config, name=name, sets=sets, limit=limit)
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        (stage.folder / "answers.parquet").write_text(str(limit))
+        record = {"key": stage.key, "files": stages.digests(stage.folder)}
+        stages.write_json(stage.folder / stages.RECORD, record)
+        raise KitError("asked")
+
+    monkeypatch.setattr(pipeline, "run", made)
+    command = ["evaluate", "--model", str(folder), "--config", str(settings), "--name", "mine"]
+    for more, said in ((), "asked"), ((), "asked"), (("--limit", "1"), "choose another --name, or remove"):
+        assert door.main([*command, *more]) == 2
+        assert said in capsys.readouterr().err
 
 
 NAME = "--name must be at most 100 letters, digits, _ and . (it becomes a folder's name)"

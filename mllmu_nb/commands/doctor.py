@@ -20,7 +20,7 @@ from mllmu_nb import inputs, paths, pinning, pipeline, prediction, provenance
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
-from mllmu_nb.hub import sources
+from mllmu_nb.hub import sources, without_password
 from mllmu_nb.models import families
 from mllmu_nb.models.files import check_model
 from mllmu_nb.prediction import GIB
@@ -225,7 +225,7 @@ def hub(configs: Configs) -> Result:
             there = api.repo_info(source, repo_type=kind, revision=revision or None, timeout=TIMEOUT).siblings or ()
         except Exception as error:  # of the network, the hub or the name, from several libraries
             advice = "check the spelling, HF_TOKEN and HF_ENDPOINT, or name folders by base_path and data_source"
-            return Result(PROBLEM, f"{name}: {str(error).splitlines()[0]}; {token}", advice)
+            return Result(PROBLEM, f"{name}: {without_password(str(error)).splitlines()[0]}; {token}", advice)
         if source in models and not any(file.rfilename.endswith(".safetensors") for file in there):
             advice = "only safetensors are loaded: name another revision, or a folder to which they were converted"
             return Result(PROBLEM, f"{name} holds no safetensors; {token}", advice)

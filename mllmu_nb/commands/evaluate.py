@@ -16,6 +16,7 @@ from mllmu_nb.reporting.beside import Beside
 from mllmu_nb.reporting.runs import read_run
 from mllmu_nb.reporting.sheet import write_csv
 from mllmu_nb.scoring.score import run_scores
+from mllmu_nb.stages import is_whole
 
 EXAMPLES = ("evaluate --model my_model --adapter my_adapter", "evaluate --model my_model --limit 5 --name mine")
 
@@ -47,6 +48,7 @@ def main(options: argparse.Namespace) -> int:
     model, adapter = (sweep.absolute(os.path.expanduser(path or "")) for path in (options.model, options.adapter))
     given = sweep.read(options.config) if options.config else {}
     of_a_method = {GRID, "variant", "after", "adapter_path", *sweep.hyper_parameters_of(given)}
+    of_a_method |= sweep.of_grid(given)
     given = {name: value for name, value in given.items() if name not in of_a_method}
     plain = Config.from_parameters({**given, "method": "vanilla", "modality": "none"})
     family = model_type(Path(model)) if Path(model, "config.json").is_file() else plain.base_model
@@ -58,7 +60,12 @@ def main(options: argparse.Namespace) -> int:
     others = {name: plain.but(method=name, base_model=family) for name in ("vanilla", "oracle") if name != options.name}
     references = {name: pipeline.reference(other) for name, other in others.items()}
     sets = list(dict.fromkeys(options.sets))
-    folder = pipeline.run(config, name=options.name, sets=sets, limit=options.limit)
+    asked = {"name": options.name, "sets": sets, "limit": options.limit}
+    stage = pipeline.answered(config, **asked)
+    if is_whole(stage.folder) and not stage.finished:
+        what = "of another model, sets, limit or version of the kit"
+        raise KitError(f"{stage.folder} is an evaluation {what}: choose another --name, or remove the folder")
+    folder = pipeline.run(config, **asked)
     show(folder, {name: place for name, place in references.items() if place})
     print(f"answers, scores and comparison: {folder}")
     return 0

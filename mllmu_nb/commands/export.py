@@ -2,6 +2,7 @@
 separate adapter on the model that it was trained on: vanilla for an unlearned model, else the base."""
 
 import argparse
+import os
 import shutil
 import tempfile
 from itertools import permutations
@@ -33,7 +34,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Write what is asked for and print a summary. Raises KitError if a folder is taken or there is no such model."""
-    folders = {kind: getattr(options, kind).expanduser().resolve() for kind in KINDS if getattr(options, kind)}
+    named = {kind: getattr(options, kind) for kind in KINDS if getattr(options, kind)}
+    folders = {kind: Path(os.path.expanduser(folder)).resolve() for kind, folder in named.items()}
     if not folders:
         raise KitError("name what to write: --data FOLDER, --model FOLDER or --adapter FOLDER")
     config = configured(options.config, dict(options.parameter))
@@ -66,6 +68,7 @@ def configured(path: Path | None, given: dict[str, str], **defaults: Any) -> Con
     """A Config from the parameters of a file without its grid, changed by ``given`` (name → value as YAML text).
     ``defaults`` are values for names in neither."""
     parameters = defaults | (sweep.read(path) if path else {})
+    of_others = sweep.of_grid(parameters)  # what is fixed for a method of the grid may not concern this one
     parameters.pop(GRID, None)
     for name, text in given.items():
         try:
@@ -73,7 +76,7 @@ def configured(path: Path | None, given: dict[str, str], **defaults: Any) -> Con
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             reason = getattr(error, "problem", None) or error
             raise KitError(f"-p {name}: {text!r:.60} is no value ({reason})") from None
-    return Config.from_parameters(sweep.fitting(parameters))
+    return Config.from_parameters(sweep.fitting(parameters, of_others - given.keys()))
 
 
 def write_people(config: Config, folder: Path) -> None:

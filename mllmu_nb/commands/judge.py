@@ -88,7 +88,7 @@ def client(timeout: float = 60.0, retries: int = 5) -> Any:
     if not re.fullmatch("[!-~]+", key):  # it is sent in a header
         raise KitError("OPENAI_API_KEY contains a blank, a line break or a non-ASCII character: set it to the key only")
     if address and not re.fullmatch(r"https?://[^\s/]\S*", address):
-        raise KitError(f"OPENAI_BASE_URL must be an address such as https://host/v1, not {address!r:.100}")
+        raise KitError("OPENAI_BASE_URL must be an address such as https://host/v1")  # it may hold a password
     try:
         return openai.OpenAI(timeout=timeout, max_retries=retries)
     except Exception as error:  # of the library that openai uses; its text may hold a password of the address
@@ -153,7 +153,12 @@ def ask(asked: list[Texts], path: Path, endpoint: Any, *, jobs: int = 8) -> int:
                     print(json.dumps(line), file=file, flush=True)
             return reply is None
 
-        return sum(tqdm(pool.map(failed, asked), total=len(asked)))
+        try:
+            return sum(tqdm(pool.map(failed, asked), total=len(asked)))
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            endpoint.close()  # no request is repeated; those that are under way end after the client's timeout
+            raise
 
 
 def _reply(endpoint: Any, name: str, texts: Texts) -> dict[str, str] | None:

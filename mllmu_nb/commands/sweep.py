@@ -185,6 +185,14 @@ def hyper_parameters_of(parameters: Mapping[str, Any]) -> set[str]:
     return set(setting_names(method, after, variant_of(method, parameters.get("variant"), parameters.get("protocol"))))
 
 
+def of_grid(parameters: Mapping[str, Any]) -> set[str]:
+    """Names of the hyper-parameters of the methods in the grid of a configuration, which may be fixed beside it."""
+    axes = parameters.get(GRID)
+    methods = axes.get("method") if isinstance(axes, Mapping) else None
+    named = [one for one in methods if isinstance(one, str)] if isinstance(methods, list) else []
+    return {name for method in named for name in hyper_parameters_of({**parameters, "method": method})}
+
+
 def fitting(parameters: Mapping[str, Any], optional: Iterable[str] = ()) -> dict[str, Any]:
     """The parameters without the ``optional`` ones that do not concern the method: hyper-parameters and variants of
     other methods; if it trains nothing, the parameters of unlearning, and its modality is none."""

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mllmu_nb import paths
-from mllmu_nb.processes import end_with_parent
+from mllmu_nb.processes import cores, end_with_parent
 
 PRELOADED = "mllmu_nb.commands.preloaded"
 KERNEL = "ipykernel_launcher"  # the module that a kernel's command names
@@ -63,7 +63,7 @@ def _execute(notebook: Path, executed: Path, log: Path, given: dict, environment
     if warm:
         import torch
 
-        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+        torch.set_num_threads(cores())
         # now, while this process has no threads; jupyter_client starts it later
         _launch_from(iter([_kernel_process("fork")]))
     end_with_parent()

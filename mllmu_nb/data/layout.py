@@ -1,7 +1,7 @@
 """The published layout as an Arrow schema, and a reader that lists every fault of a folder (``docs/data.md``)."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,8 @@ class Layout:
                 for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
                     where = f"{name}, row {number} (ID {row['ID']}), column"
                     self.faults += [f"{where} {fault}" for fault in _row_faults(row)]
+                    if not isinstance(row["ID"], Hashable):
+                        continue  # it is among the faults
                     if row["ID"] in rows:
                         self.faults.append(f"{where} ID: is the ID of another row too")
                     rows[row["ID"]] = row

@@ -20,7 +20,7 @@ from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, MODEL, POOLED, has
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.stages import lock
 
-UNFINISHED = ".unfinished"
+UNFINISHED = ".report"  # not the folder of unfinished stages, which other processes may be filling
 
 
 def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], None] = print) -> list[Path]:
@@ -31,17 +31,19 @@ def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], N
     Raises KitError if there is no run, or the disk is full.
     """
     results, pictures = paths.results(scale), paths.figures(scale)
-    scores = Scores.read(results)
-    source, written = f"results/{scale}/runs ({scores.made_of})", []
-    say(f"Tables and figures of the {len(scores.runs)} runs in {source}.")
-    with lock(results), _aside(results, written) as folder, _aside(pictures, written) as drawn:
-        write_csv(scores.run_scores(), folder / "scores.csv")
-        write_csv(run_table(scores.runs), folder / "runs.csv")
-        tables.write_tables(scores, folder / "tables", source)
-        write_results(scores, folder / "tables", source)
-        captions = figures.write_all(scores, people, drawn)
-        lines = [f"<!-- made from {source}; do not edit -->", "", *captions, ""]
-        (drawn / "captions.md").write_text("\n".join(lines), encoding="utf-8")
+    written: list[Path] = []
+    with lock(results):
+        scores = Scores.read(results)  # now: another process may have finished runs while this one waited
+        source = f"results/{scale}/runs ({scores.made_of})"
+        say(f"Tables and figures of the {len(scores.runs)} runs in {source}.")
+        with _aside(results, written) as folder, _aside(pictures, written) as drawn:
+            write_csv(scores.run_scores(), folder / "scores.csv")
+            write_csv(run_table(scores.runs), folder / "runs.csv")
+            tables.write_tables(scores, folder / "tables", source)
+            write_results(scores, folder / "tables", source)
+            captions = figures.write_all(scores, people, drawn)
+            lines = [f"<!-- made from {source}; do not edit -->", "", *captions, ""]
+            (drawn / "captions.md").write_text("\n".join(lines), encoding="utf-8")
     return sorted(written)
 
 

@@ -110,6 +110,7 @@ def taught_by(record: dict) -> str:
     taught = [parameters.get(name) for name in TAUGHT_BY]
     others = [[name, parameters.get(name, usual)] for name, usual in TAUGHT_TOO.items()]
     taught += [[name, value] for name, value in others if value != TAUGHT_TOO[name]]
+    taught += [record["vanilla_hash"]] if record.get("vanilla_hash") else []  # folders of one name may differ
     return stable_hash([record["data_hash"], *taught])
 
 
