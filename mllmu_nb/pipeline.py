@@ -371,10 +371,10 @@ def finished(config: Config) -> bool:
     return answered(config).finished
 
 
-def reference(config: Config) -> Path | None:
-    """The finished run of ``config``, for comparison: the user's own, else the one that comes with the project if its
-    people and base model are the same, else None."""
-    if finished(config):
+def reference(config: Config, own: bool = True) -> Path | None:
+    """The finished run of ``config``, for comparison: the user's ``own``, else the one that comes with the project if
+    its people and base model are the same, else None."""
+    if own and finished(config):
         return inputs.run_folder(config)
     folder = paths.runs(paths.reference()) / config.run_id
     if not is_whole(folder, named=OF_A_RUN):

@@ -103,6 +103,8 @@ NEEDS = {  # command → what it needs and no test can provide
     "mllmu-nb doctor configs/paper-llava.yaml": "the hub",
     "mllmu-nb sweep configs/paper-llava.yaml": "a GPU",
     "mllmu-nb evaluate --config configs/paper-llava.yaml --model BASE --adapter FOLDER": "a GPU",
+    "papermill notebooks/02_finetune.ipynb out.ipynb --cwd notebooks -f configs/paper-llava.yaml "
+    "-p method oracle": "a GPU",
     "accelerate launch --multi_gpu --num_processes 2 -m papermill notebooks/03_ga.ipynb out.ipynb --cwd notebooks "
     "-f configs/paper-llava.yaml": "two GPUs",
 }

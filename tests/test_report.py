@@ -322,6 +322,8 @@ def test_a_vanilla_that_was_made_otherwise_is_another_one(name):
     plain = {key: value for key, value in record["parameters"].items() if key not in runs.TAUGHT_TOO}
     assert runs.taught_by(record) == runs.taught_by({**record, "parameters": plain})
     assert runs.taught_by({**record, "parameters": {**plain, name: OTHERWISE[name]}}) != runs.taught_by(record)
+    folders = {runs.taught_by({**record, "vanilla_hash": hashed}) for hashed in ("", "a", "b")}
+    assert len(folders) == 3 and runs.taught_by(record) in folders, "folders of one name with other weights"
 
 
 def test_a_run_that_changes_after_it_was_looked_up_is_not_left_out(tmp_path):

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import re
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_the_command_makes_the_runs_once_and_writes_their_table(config, tmp_path
     alone = config.but(method="ga", modality="unimodal", unlearn_steps=2)
     configs = [alone, alone.but(variant="labels_text")]
     monkeypatch.setattr(released_code, "grid", lambda replicates: configs)
-    monkeypatch.setattr(studies, "oracles", lambda replicates: [make("oracle")])
+    monkeypatch.setattr(studies, "oracles", lambda replicates, own: [make("oracle")])
     assert ran() == 0
     printed = capsys.readouterr().out
     assert "| GA, labels | answer | all text |" in printed and "differences.csv" in printed
@@ -105,7 +106,7 @@ def halved(variant, draw, good, modality="multimodal", **more):
 @pytest.fixture
 def oracles(monkeypatch):
     ends = [make("oracle", lambda q: q.set not in ("forget", "test"), draw=draw) for draw in (0, 1)]
-    monkeypatch.setattr(studies, "oracles", lambda replicates: ends)
+    monkeypatch.setattr(studies, "oracles", lambda replicates, own: ends)
 
 
 def odd(person):
@@ -150,6 +151,22 @@ def test_only_replicates_in_which_both_close_half_are_compared(oracles):
     assert never.blocks[0][1][0][1][3] == ("", "Not both close half of the gap.")
     assert "Limits are over 2 replicates" in sheet.markdown()
     assert "Limits are over people alone." in released_code.table([canonical[0], pieces[0]]).markdown()
+
+
+def test_the_kits_own_study_is_compared_with_the_reference_run_alone(monkeypatch, tmp_path):
+    """A user's own runs may start from another vanilla model."""
+    asked = []
+
+    def reference(config, own=True):
+        asked.append((config.method, own))
+        return None
+
+    monkeypatch.setattr(pipeline, "reference", reference)
+    run = make("npo", modality="unimodal")
+    for folder in (paths.reference() / "studies" / "differences" / "runs" / "npo", tmp_path):
+        with pytest.raises(KitError, match="there is no "):
+            studies.canonical([replace(run, folder=folder)])
+    assert [own for _, own in asked] == [False, True]
 
 
 # -- differences ------------------------------------------------------------------------------------------------

@@ -189,8 +189,8 @@ def of_grid(parameters: Mapping[str, Any]) -> set[str]:
     """Names of the hyper-parameters of the methods in the grid of a configuration, which may be fixed beside it."""
     axes = parameters.get(GRID)
     methods = axes.get("method") if isinstance(axes, Mapping) else None
-    named = [one for one in methods if isinstance(one, str)] if isinstance(methods, list) else []
-    return {name for method in named for name in hyper_parameters_of({**parameters, "method": method})}
+    known = [one for one in methods if unlearning.variants(one)] if isinstance(methods, list) else []
+    return {name for method in known for name in setting_names(method, "")}
 
 
 def fitting(parameters: Mapping[str, Any], optional: Iterable[str] = ()) -> dict[str, Any]:

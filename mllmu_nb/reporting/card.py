@@ -122,7 +122,13 @@ def _health(beside: Beside) -> pd.DataFrame:
     free = beside.scores.items.query("task == 'generation'")
     free = free[has(free, MODEL, beside.own.model)]
     shares = (
-        free.groupby("set", sort=False)[[f"state_{name}" for name in STATES]].mean().mul(100).round().astype("Int64")
+        free.groupby("set", sort=False)[[f"state_{name}" for name in STATES]]
+        .mean()
+        .mul(100)
+        .round()
+        .astype("Int64")
+        .astype(object)
+        .fillna("–")
     )
     return shares.set_axis(list(STATES.values()), axis=1).T.rename_axis(columns=None).rename(str.capitalize, axis=1)
 

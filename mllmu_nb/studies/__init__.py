@@ -69,17 +69,17 @@ def read(name: str) -> list[Run]:
     raise KitError(f"there is no study yet: make it with `python -m mllmu_nb study {name}`")
 
 
-def oracles(replicates: Iterable[int]) -> list[Run]:
+def oracles(replicates: Iterable[int], own: bool = True) -> list[Run]:
     """The oracles of these replicates, as :func:`swept`."""
-    return swept(Config(method="oracle", replicate=replicate) for replicate in sorted(replicates))
+    return swept((Config(method="oracle", replicate=replicate) for replicate in sorted(replicates)), own)
 
 
-def swept(configs: Iterable[Config]) -> list[Run]:
-    """The runs that a sweep has made, the user's own or those of the reference run. Raises KitError, with the command
-    that makes them, if one does not exist."""
+def swept(configs: Iterable[Config], own: bool = True) -> list[Run]:
+    """The runs that a sweep has made: the user's ``own`` or those of the reference run. Raises KitError, with the
+    command that makes them, if one does not exist."""
     runs = []
     for config in configs:
-        if not (folder := pipeline.reference(config)):
+        if not (folder := pipeline.reference(config, own)):
             name = f"{config.method} of replicate {config.replicate}"
             raise KitError(f"there is no {name}: `mllmu-nb sweep` of its replicate makes it")
         runs.append(read_run(folder))
@@ -90,7 +90,13 @@ def canonical(runs: Sequence[Run]) -> list[Run]:
     """The canonical runs of the methods, modalities and replicates of ``runs``, with their own settings, by
     :func:`swept`."""
     of = dict.fromkeys((run["replicate"], run["method"], run["modality"]) for run in runs)
-    return swept(Config(replicate=number, method=method, modality=modality) for number, method, modality in of)
+    configs = (Config(replicate=number, method=method, modality=modality) for number, method, modality in of)
+    return swept(configs, _own(runs))
+
+
+def _own(runs: Sequence[Run]) -> bool:
+    """Whether the runs are a user's own: those that come with the kit are compared with the reference run alone."""
+    return not any(run.folder.is_relative_to(paths.reference()) for run in runs)
 
 
 def compared(runs: Sequence[Run], others: Sequence[Run], same: Sequence[str] = MODEL) -> pd.DataFrame:
@@ -104,7 +110,7 @@ def compared(runs: Sequence[Run], others: Sequence[Run], same: Sequence[str] = M
     """
     if not runs:
         raise KitError("this study has nothing to compare yet: the command that makes it continues it")
-    same, ends = list(same), oracles({run["replicate"] for run in runs})
+    same, ends = list(same), oracles({run["replicate"] for run in runs}, _own(runs))
     (ours, closed), (theirs, other_closed) = _kept(runs, ends, MODEL), _kept(others, ends, same)
     on = [*PEOPLE, *same, "place", "what", "set", "person"]
     pairs = ours.merge(theirs[[*on, "value"]], on=on, how="left", suffixes=("", "_other"))

@@ -150,8 +150,8 @@ class Family:
         each, rows = slot.count(processor.image_token), []
         rendered = [self.render(c, slot, end) for c in conversations]
         texts = list(dict.fromkeys(text for text, _ in rendered))  # a question about a picture is asked of many people
-        # The tokenizer itself would also make lists of all that the encodings hold. It sets padding at every call; its
-        # backend keeps that of the last call.
+        # The tokenizer itself would also make lists of all that the encodings hold. Its backend keeps the padding of
+        # the last call, so this is switched off.
         backend = processor.tokenizer.backend_tokenizer
         backend.no_padding()
         backend.no_truncation()
