@@ -259,7 +259,7 @@ def test_two_reports_at_once_write_what_one_writes(tmp_path, monkeypatch):
         with stages.lock(paths.results("miniature")):  # until all of them have come to where they write
             reports = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
             for one in reports:
-                assert any(line.startswith("Tables and figures of") for line in one.stdout)
+                assert any(line.startswith("Reading the runs") for line in one.stdout)
         assert [one.communicate(timeout=600) and one.returncode for one in reports] == [0] * count
         made = [one for kind in ("results", "figures") for one in (tmp_path / name / kind).rglob("*") if one.is_file()]
         files.append({one.relative_to(tmp_path / name): one.read_bytes() for one in made if "runs" not in one.parts})

@@ -45,7 +45,7 @@ def home(tmp_path, monkeypatch) -> Path:
 def test_the_report_writes_everything_and_names_its_runs(home):
     lines = []
     written = report.write_all("miniature", say=lines.append)
-    assert len(lines) == 1 and lines[0].startswith(
+    assert len(lines) == 2 and lines[1].startswith(
         "Tables and figures of the 3 runs in results/miniature/runs (people people-3, base"
     )
     names = {str(path.relative_to(home)) for path in written}

@@ -32,6 +32,7 @@ def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], N
     """
     results, pictures = paths.results(scale), paths.figures(scale)
     written: list[Path] = []
+    say(f"Reading the runs in results/{scale}.")
     with lock(results):
         scores = Scores.read(results)  # now: another process may have finished runs while this one waited
         source = f"results/{scale}/runs ({scores.made_of})"
