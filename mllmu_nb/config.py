@@ -383,15 +383,12 @@ class Config(BaseModel):
         ):
             if getattr(self, name) and not needed:
                 raise KitError(f"{name} {only}")
-        own = [
-            name
-            for name in ("people", "pool", "celebrities")
-            if self._given[name] != type(self).model_fields[name].default
-        ]
-        if self.data_source and self._given["data_seed"]:
-            own.append("data_seed")
-        if self.data_source and own:
-            raise KitError(f"{own[0]} is for people that are made here, and a data_source brings its own: leave it out")
+        given = self.given() if self.data_source else {}
+        for name in ("people", "pool", "celebrities", "data_seed"):
+            if name in given and (name, given[name]) != ("data_seed", 0):  # 0: as every such run's record has it
+                raise KitError(
+                    f"{name} is for people that are made here, and a data_source brings its own: leave it out"
+                )
         for name in PATHS:
             if "\0" in getattr(self, name) or getattr(self, name).isspace():
                 raise KitError(f"{name} must be a path or empty, not {getattr(self, name)!r}")

@@ -61,7 +61,8 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except Exception as error:  # the hub's own errors, those of its HTTP library, and the disk's
         first = error.__cause__ or error  # the library says only that a file cannot be reached
-        reason = shorten(said := without_password(str(first)), 300, placeholder=" ..") or type(first).__name__
+        said = without_password(str(first))
+        reason = shorten(said, 300, placeholder=" ..") or type(first).__name__
         raise KitError(
             f"{name} cannot be downloaded ({reason}): check the name, its revision, the network and the token in "
             "HF_TOKEN; the same command continues where this one stopped"
@@ -86,10 +87,17 @@ def read_people(data_source: str, data_revision: str, ratio: int) -> Population:
     return replace(population, notes={**population.notes, "revisions": read})
 
 
+def parts(data_source: str) -> list[str]:
+    """The parts of ``data_source``: one if it is a path that exists, which may contain commas."""
+    if os.path.exists(os.path.expanduser(data_source)):
+        return [data_source]
+    return [part.strip() for part in data_source.split(",") if part.strip()]
+
+
 def sources(data_source: str, data_revision: str) -> list[tuple[str, str, str]]:
     """Name, kind on the hub and revision of the evaluation data and, if they are named, of the training splits, which
     are a repository of the kind model. Raises KitError if one of the two repositories stands in the other's place."""
-    names = [data_source] if os.path.exists(data_source) else [name.strip() for name in data_source.split(",")]
+    names = parts(data_source) or [""]
     revisions = [revision.strip() for revision in data_revision.split(",")]
     exchanged = names[0] == TRAINING_REPOSITORY or EVALUATION_REPOSITORY in names[1:]
     if len(names) > 2 or len(revisions) > len(names) or exchanged:

@@ -41,19 +41,12 @@ def population(config: Config) -> Population:
 def _data(config: Config) -> tuple[tuple, tuple]:
     """The parameters of the people, and the state of every file that they name (none for a name on the hub)."""
     values = tuple((name, getattr(config, name)) for name in (PUBLISHED if config.data_source else DATA))
-    named = [*sources_of(config), *filter(None, (config.profiles_file, config.forget_ids_file))]
+    named = [*hub.parts(config.data_source), *filter(None, (config.profiles_file, config.forget_ids_file))]
     places = [Path(os.path.expanduser(name)) for name in named]
     # two levels, as the published layout has; a pattern enters folders that are symbolic links, rglob does not
     inside = (sorted({*place.glob("*"), *place.glob("*/*")}) for place in places)
     files = [file for place, more in zip(places, inside, strict=True) for file in (place, *more) if file.is_file()]
     return values, tuple((str(file), *state(file)) for file in files)
-
-
-def sources_of(config: Config) -> list[str]:
-    """The parts of ``data_source``: one if it is a path that exists, which may contain commas."""
-    if os.path.exists(os.path.expanduser(config.data_source)):
-        return [config.data_source]
-    return [part.strip() for part in config.data_source.split(",") if part.strip()]
 
 
 @lru_cache(maxsize=8)
@@ -72,7 +65,7 @@ def _population(data: tuple, files: tuple) -> Population:
 
 def unread(config: Config) -> list[str]:
     """The data sources of ``config`` that are names on the hub."""
-    return [source for source in sources_of(config) if not os.path.exists(os.path.expanduser(source))]
+    return [source for source in hub.parts(config.data_source) if not os.path.exists(os.path.expanduser(source))]
 
 
 def fresh_people(config: Config) -> list[Profile]:

@@ -60,8 +60,9 @@ def test_health_that_nobody_can_tell_is_no_number(references):
     ga = make("ga", right(0.4), modality="multimodal", **SMALL)
     beside = Beside(unknown(ga), **{name: unknown(run) for name, run in references.items()})
     health = card._health(beside)
-    assert (health["Celebrity"] == "–").any() and (health["Forget"] != "–").all()
-    assert "NA" not in card.card(beside, PEOPLE).split("Health")[1]
+    assert health["Celebrity"].isna().any() and health["Forget"].notna().all()
+    page = card.card(beside, PEOPLE).split("Health")[1]
+    assert "<td>–</td>" in page and "NaN" not in page and ".0</td>" not in page
 
 
 def test_one_point_is_one_point():

@@ -7,6 +7,7 @@ import threading
 import time
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -161,6 +162,24 @@ def test_a_question_that_is_refused_has_no_grade_and_an_endpoint_that_refuses_al
 def test_what_cannot_be_asked_together_is_said_before_anything_is_sent(arguments, message, capsys):
     assert door.main(["judge", *arguments, "--yes"]) == 2
     assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_ctrl_c_asks_nothing_more_and_keeps_what_was_graded(tmp_path, monkeypatch):
+    """The signal comes while the second answer is asked about; most of the rest is never asked about."""
+    asked, endpoint = [], SimpleNamespace(close=lambda: asked.append("closed"))
+
+    def reply(endpoint, name, texts):
+        asked.append(texts[2])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        time.sleep(0.1)  # else all would be asked before the signal is seen
+        return {"model": name, "reply": '{"score": 4}'}
+
+    monkeypatch.setattr(judge, "_reply", reply)
+    texts = [(QUESTION, TRUTH, f"answer {number}") for number in range(100)]
+    with pytest.raises(KeyboardInterrupt):
+        judge.ask(texts, tmp_path / "judge.jsonl", endpoint, jobs=1)
+    assert "closed" in asked and len(asked) < 100 and len(stored.replies(tmp_path / "judge.jsonl"))
 
 
 def test_an_instruction_in_an_answer_stays_in_its_field(seen, tmp_path):

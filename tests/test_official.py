@@ -366,6 +366,11 @@ def test_a_fact_that_an_answer_leaves_open_is_no_attribute_of_a_celebrity(writte
     assert set(celebrity.attributes) == {"name", "birthplace", "height"}
 
 
+def test_ids_that_are_lists_are_among_the_faults(written):
+    rewrite(written / TEXT, ID=pa.array([[one] for one in pq.read_table(written / TEXT)["ID"].to_pylist()]))
+    assert any(f"{TEXT}, row 0 (ID [" in fault and "column ID: " in fault for fault in faults(written))
+
+
 def test_ids_that_come_twice_or_in_both_splits_or_nowhere_are_reported(written):
     change(written / "retain_85/train-00000-of-00001.parquet", lambda r: r.update(ID="003"))
     change(written / TEXT, lambda r: r.update(ID="099"), row=0)

@@ -81,12 +81,12 @@ def test_a_full_disk_leaves_the_earlier_report_as_it_was(home, monkeypatch):
 
 
 def test_what_a_killed_report_left_behind_is_cleared(home):
-    left = home / "results" / "miniature" / report.UNFINISHED / "tables"
+    left = home / "results" / "miniature" / report.TEMPORARY / "tables"
     left.mkdir(parents=True)
     (left / "table2_main.csv").write_text("half")
     written = report.write_all("miniature", say=str)
     assert not left.exists() and "half" not in (home / "results/miniature/tables/table2_main.csv").read_text()
-    assert not any(report.UNFINISHED in path.parts for path in written)
+    assert not any(report.TEMPORARY in path.parts for path in written)
 
 
 def test_a_report_leaves_a_run_alone_that_is_being_made(home):

@@ -59,8 +59,7 @@ def main(options: argparse.Namespace) -> int:
     inputs.check(config)
     others = {name: plain.but(method=name, base_model=family) for name in ("vanilla", "oracle") if name != options.name}
     references = {name: pipeline.reference(other) for name, other in others.items()}
-    sets = list(dict.fromkeys(options.sets))
-    asked = {"name": options.name, "sets": sets, "limit": options.limit}
+    asked = {"name": options.name, "sets": list(dict.fromkeys(options.sets)), "limit": options.limit}
     stage = pipeline.answered(config, **asked)
     if is_whole(stage.folder) and not stage.finished:
         what = "of another model, sets, limit or version of the kit"

@@ -264,10 +264,7 @@ def _each(model, work: Callable[[Chunks], None], batches: Iterable[tuple[list[in
             work(chunks)
         return len(batch)
 
-    def finish(count: int) -> None:
-        if progress:
-            progress(count)
-
+    finish = progress or (lambda count: None)
     if (threads := _threads(model)) == 1:
         for one in batches:
             finish(done(*one))

@@ -106,7 +106,10 @@ def card(beside: Beside, people: Population) -> str:
     if beside.oracle:
         parts += ["<h2>Gap to the oracle</h2>", beside.score_table("oracle").to_html(index_names=False)]
     blocks = {"Health": _health(beside), "Leakage": _leakage(beside), "Cost": _cost(beside)}
-    columns = [f"<div><h2>{name}</h2>{table.to_html(header=name != 'Cost')}</div>" for name, table in blocks.items()]
+    how = {"float_format": "{:.0f}".format, "na_rep": "–"}
+    columns = [
+        f"<div><h2>{name}</h2>{table.to_html(header=name != 'Cost', **how)}</div>" for name, table in blocks.items()
+    ]
     parts += ["<div class=columns>", *columns, "</div>"]
     notes = [*beside.remarks(), "Intervals are 95 % over people. Oracle: never taught the people to be forgotten."]
     foot = f"run {own.id}, scale {own['scale']}, {own.base_label}, {own['forget_ratio']} % to be forgotten"
@@ -121,15 +124,7 @@ def _health(beside: Beside) -> pd.DataFrame:
     # these were scored together with vanilla, whose fluency sets the threshold of gibberish
     free = beside.scores.items.query("task == 'generation'")
     free = free[has(free, MODEL, beside.own.model)]
-    shares = (
-        free.groupby("set", sort=False)[[f"state_{name}" for name in STATES]]
-        .mean()
-        .mul(100)
-        .round()
-        .astype("Int64")
-        .astype(object)
-        .fillna("–")
-    )
+    shares = free.groupby("set", sort=False)[[f"state_{name}" for name in STATES]].mean().mul(100).round()
     return shares.set_axis(list(STATES.values()), axis=1).T.rename_axis(columns=None).rename(str.capitalize, axis=1)
 
 

@@ -20,7 +20,7 @@ from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, MODEL, POOLED, has
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.stages import lock
 
-UNFINISHED = ".report"  # not the folder of unfinished stages, which other processes may be filling
+TEMPORARY = ".report"  # not the folder of unfinished stages, which other processes may be filling
 
 
 def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], None] = print) -> list[Path]:
@@ -51,7 +51,7 @@ def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], N
 @contextlib.contextmanager
 def _aside(folder: Path, written: list[Path]) -> Iterator[Path]:
     """Yield a temporary folder in ``folder``; at the end, move its files to ``folder`` and add them to ``written``."""
-    temporary = paths.writable(folder) / UNFINISHED
+    temporary = paths.writable(folder) / TEMPORARY
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
     try:
         temporary.mkdir()

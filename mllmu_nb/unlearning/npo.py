@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from mllmu_nb.errors import KitError
-from mllmu_nb.unlearning.base import AUTHOR, RULE, Method, Needs, Recipe, register
+from mllmu_nb.unlearning.base import AUTHOR, RULE, Method, Needs, Recipe, ReferenceLogProbs, Scored, register
 
 
 @register
@@ -40,7 +39,7 @@ class NegativePreference(Method):
         yield "forget", -2 / self.beta * logsigmoid(-self.beta * ratio).mean()
 
 
-def _mean_nll(answers: Any) -> Tensor:
+def _mean_nll(answers: Scored | ReferenceLogProbs) -> Tensor:
     """Nats per supervised token of a batch, or of one piece. Unlike ``token_nll`` it is not scaled to the whole batch,
     because the loss is not a sum over answers."""
     return -answers.log_probs.sum() / answers.counts.sum()
