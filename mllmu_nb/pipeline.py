@@ -27,7 +27,7 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.processes import cores, end_with_parent, launched
 from mllmu_nb.scoring import anchor
 from mllmu_nb.scoring.utility import FILE as UTILITY
-from mllmu_nb.stages import OF_A_RUN, RECORD, Stage, is_whole, read_json, status, write_json
+from mllmu_nb.stages import OF_A_RUN, RECORD, Stage, is_whole, read_json, status, write_frame, write_json
 
 EVAL_BATCH = {"miniature": 256, "paper": 8}  # questions asked at once, if eval_batch is 0
 # Parameters that decide how a run is asked. (Of draws_file, the content counts.)
@@ -320,7 +320,7 @@ def answered(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limi
             path.write({0: path.point(asked, processor, end, size)}, folder / "path.parquet")
         if config.scale == "miniature" and set(sets) == set(SETS) and limit is None:
             useful = utility.ask(asked, processor, protocol=config.protocol, **always)
-            useful.to_parquet(folder / UTILITY, index=False, compression="zstd", compression_level=19)
+            write_frame(folder / UTILITY, useful)
         del asked  # two 7B models would not fit
         fluency = np.full(len(answers), np.nan)
         if fluency_base:
@@ -415,13 +415,12 @@ def _begin(bars: Any, threads: int) -> None:
 
 
 def write_answers(answers: pd.DataFrame, path: Path) -> None:
-    """Write answers compressed with zstd. Likelihoods are float64 numbers in single precision, so half of their bytes
-    are 0; splitting them by bytes makes the file smaller."""
+    """Write answers. Likelihoods are float64 numbers in single precision, so half of their bytes are 0; splitting them
+    by bytes makes the file smaller."""
     words = ["set", "task", "view", "scoring", "profile"]
-    kinds = {**dict.fromkeys(words, "category"), "order": "int8", "shots": "int8", "tokens": "int16"}
     numbers = dict.fromkeys([*(f"option_{letter}" for letter in LETTERS), "fluency"], "BYTE_STREAM_SPLIT")
-    settings = {"compression_level": 19, "use_dictionary": words, "column_encoding": numbers}
-    answers.astype(kinds).to_parquet(path, index=False, compression="zstd", **settings)
+    small = answers.astype({"order": "int8", "shots": "int8", "tokens": "int16"})
+    write_frame(path, small, use_dictionary=words, column_encoding=numbers)
 
 
 def _record(config: Config) -> dict[str, Any]:

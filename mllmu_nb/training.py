@@ -58,7 +58,9 @@ class TrainLog:
 
     def record(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The record that is stored with the model: the log and those ``settings`` that are not None."""
-        rounded = {"seconds": round(self.seconds, 3), "peak_memory_mb": round(self.peak_memory_mb, 1)}
+        rounded: dict[str, Any] = {"seconds": round(self.seconds, 3), "peak_memory_mb": round(self.peak_memory_mb, 1)}
+        # nine digits tell all numbers in single precision apart
+        rounded["losses"] = [{name: type(x)(f"{x:.9g}") for name, x in step.items()} for step in self.losses]
         return {**vars(self), **rounded, "settings": {name: v for name, v in settings.items() if v is not None}}
 
 

@@ -185,6 +185,27 @@ def test_a_record_holds_what_made_the_stage_and_nothing_about_who_or_where():
         assert private not in text
 
 
+def test_json_has_one_line_per_entry_of_the_outer_levels_and_reads_back(tmp_path):
+    value = {
+        "losses": [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}],
+        "of": {"a": {"b": [1, "x\n   y"]}, "c": []},
+    }
+    stages.write_json(tmp_path / "x.json", value)
+    assert stages.read_json(tmp_path / "x.json") == value
+    assert (tmp_path / "x.json").read_text().splitlines()[1:4] == [
+        ' "losses": [', '  { "step": 1, "loss": 0.5 },', '  { "step": 2, "loss": 0.25 }'
+    ]  # fmt: skip
+
+
+def test_a_frame_is_read_back_as_it_was_and_its_file_does_not_describe_it(tmp_path):
+    lists = [np.array([1, 2.5], "float16"), np.array([], "float16")]
+    frame = pd.DataFrame({"word": ["=1", "é"], "n": np.array([1, 2], "int8"), "x": [0.1, np.nan], "lists": lists})
+    stages.write_frame(tmp_path / "x.parquet", frame, use_dictionary=["word"])
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "x.parquet"), frame, check_exact=True)
+    frame.to_parquet(tmp_path / "usual.parquet", compression="zstd", index=False)
+    assert (tmp_path / "x.parquet").stat().st_size < (tmp_path / "usual.parquet").stat().st_size / 2
+
+
 def test_unreadable_json_is_named(tmp_path):
     (tmp_path / "train.json").write_text("{")
     with pytest.raises(KitError, match="cannot read .*train.json"):

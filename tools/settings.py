@@ -77,7 +77,6 @@ def points_of(config: Config, stage: Stage) -> pd.DataFrame:
     values = config.parameters()
     columns = {name: values[name] for name in (*path.PEOPLE, *path.MODEL) if name != "taught"}
     answers = pd.read_parquet(stage.get() / "path.parquet").assign(order=0, run=config.run_id, taught="", **columns)
-    answers = answers.astype(dict.fromkeys(answers.select_dtypes("category"), str))
     return path.by_person(with_questions(answers, *people_frames(inputs.population(config))))
 
 

@@ -15,6 +15,7 @@ from mllmu_nb.evaluation import draws as drawing
 from mllmu_nb.evaluation.ask import OPTIONS, answer, require_room, ways_of
 from mllmu_nb.evaluation.engine import Prompts
 from mllmu_nb.evaluation.tasks import Asking, Inquiry
+from mllmu_nb.stages import write_frame
 
 POINTS = 10  # equal parts of the path
 BEYOND = 2  # a training at a constant rate continues to this multiple of its steps, only for its path
@@ -57,8 +58,7 @@ def point(model, processor, asked: Sequence[tuple[Inquiry, Prompts]], batch_size
 def write(points: Mapping[int, pd.DataFrame], path: Path) -> None:
     """Write the points, by step, to one small file."""
     frame = pd.concat([rows.assign(step=step) for step, rows in points.items()], ignore_index=True)
-    words = dict.fromkeys(["set", "task", "view", "scoring", "profile"], "category")
-    frame.astype({**words, "step": "int32"}).to_parquet(path, index=False, compression="zstd", compression_level=19)
+    write_frame(path, frame.astype({"step": "int32"}))
 
 
 def _likeliest(rows: pd.DataFrame) -> np.ndarray:

@@ -18,6 +18,7 @@ from mllmu_nb.evaluation.tasks import Asking
 from mllmu_nb.models import families
 from mllmu_nb.models.score import score
 from mllmu_nb.progress import progress_bar
+from mllmu_nb.stages import write_frame
 
 FAR = 1e4  # standard deviations; caps the value if a model is sure of another token
 HALVES = ("log_probs", "spread")  # stored in float16: three digits are plenty and halve the file
@@ -102,9 +103,8 @@ def fluency(base, processor, answers: pd.DataFrame, asking: Asking, *, batch_siz
 def write(frame: pd.DataFrame, path: Path) -> None:
     """Write the result of ``sentences``; the columns ``HALVES`` in half precision."""
     frame = frame.assign(**{name: [one.astype(np.float16) for one in frame[name]] for name in HALVES})
-    how = {"column_encoding": {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in HALVES}}
-    how |= {"use_dictionary": ["profile", "member", "attribute", "view"], "compression_level": 19}
-    frame.to_parquet(path, index=False, compression="zstd", **how)
+    split = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in HALVES}
+    write_frame(path, frame, use_dictionary=["profile", "member", "attribute", "view"], column_encoding=split)
 
 
 def _measured(scored) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

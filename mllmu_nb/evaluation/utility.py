@@ -39,16 +39,17 @@ def questions() -> list[tuple[str, str, Turn]]:
 
 def ask(model, processor, *, system: str = "", protocol: str = "clean", batch_size: int = 64) -> pd.DataFrame:
     """Return the model's answers: one row per question with set, task, view, scoring, order, profile (another one for
-    each question), question_id, shots, question, answer_true, answer, tokens. ``system`` precedes everything."""
+    each question), question_id (its set and its number in :func:`questions`), shots, answer_true, answer, tokens.
+    ``system`` precedes everything."""
     asked, processor = questions(), families.of(model).asking(processor, protocol)
     opened = [
         Conversation((turn,), " ".join(filter(None, (system, rule))), protocol).answered("") for _, rule, turn in asked
     ]
     texts, lengths = greedy(model, processor, opened, TOKENS["miniature"]["classification"], batch_size, characters=1)
     rows = [
-        (name, "image_text" if turn.image else "text", f"{name}/{number}", turn.prompt, turn.answer)
+        (name, "image_text" if turn.image else "text", f"{name}/{number}", turn.answer)
         for number, (name, _, turn) in enumerate(asked)
     ]
-    frame = pd.DataFrame(rows, columns=["set", "view", "question_id", "question", "answer_true"])
+    frame = pd.DataFrame(rows, columns=["set", "view", "question_id", "answer_true"])
     fixed = {"task": "classification", "scoring": "utility", "order": 0, "shots": 0}
     return frame.assign(profile=frame["question_id"], answer=texts, tokens=lengths, **fixed)

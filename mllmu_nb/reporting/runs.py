@@ -122,8 +122,7 @@ def _stored(folder: Path, record: dict, name: str) -> pd.DataFrame | None:
         return None
     if not file.is_file() or digest(file) != record["files"][file.name]:
         raise KitError(f"{file} was changed or removed after its run was read: start again")
-    rows = pd.read_parquet(file)
-    rows = rows.astype(dict.fromkeys(rows.select_dtypes("category"), str)).assign(**columns_of(record))
+    rows = pd.read_parquet(file).assign(**columns_of(record))
     if name not in ("answers", "path"):
         return rows
     people = paths.people(results) / record["data_hash"]
