@@ -25,8 +25,8 @@ class NegativePreference(Method):
     published = "NPO"
     needs = Needs(reference=("forget",))
     recipes = {
-        ("miniature", "multimodal"): Recipe(lr=1e-3, steps=48, settings={"beta": 0.2}, source=RULE),
-        ("miniature", "unimodal"): Recipe(lr=1e-3, steps=66, settings={"beta": 0.2}, source=RULE),
+        ("miniature", "multimodal"): Recipe(lr=1e-3, steps=51, settings={"beta": 0.1}, source=RULE),
+        ("miniature", "unimodal"): Recipe(lr=2e-3, steps=37, settings={"beta": 0.2}, source=RULE),
         "paper": Recipe(epochs=2, source=AUTHOR),
     }
 
