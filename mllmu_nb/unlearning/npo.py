@@ -77,6 +77,10 @@ class RetainedPreference(NegativePreference):
     alpha: float = 1.0  # weight of the retain term
 
     variant, streams = "retain", ("forget", "retain")
+    recipes = NegativePreference.recipes | {
+        ("miniature", "multimodal"): Recipe(lr=2.5e-4, steps=573, settings={"beta": 0.2, "alpha": 2.0}, source=RULE),
+        ("miniature", "unimodal"): Recipe(lr=1.25e-4, steps=497, settings={"beta": 0.2, "alpha": 4.0}, source=RULE),
+    }
 
     def loss(self, step):
         yield from super().loss(step)
