@@ -69,6 +69,7 @@ SHELL = {  # the same, each in its own process
 }
 SWEEPS = (  # executed in the slow tier, each on a grid reduced to a few runs of the base
     "mllmu-nb sweep configs/miniature-replicates.yaml",
+    "mllmu-nb sweep configs/miniature-npo-retain.yaml",
     "make reproduce-all",
     'make reproduce BASES="llava idefics2"',
 )
@@ -468,7 +469,8 @@ def test_a_sweep_runs_as_it_is_typed(command, tmp_path, monkeypatch, capsys):
     given = command.split()
     assert door.main(given[given.index("sweep") :]) == 0, capsys.readouterr().err
     runs = list((tmp_path / "out" / "results" / "miniature" / "runs").iterdir())
-    assert len(runs) == {"configs/miniature-replicates.yaml": 2, "15": 3, "idefics2": 2}[given[-1]]
+    files = dict.fromkeys(("configs/miniature-replicates.yaml", "configs/miniature-npo-retain.yaml"), 2)
+    assert len(runs) == (files | {"15": 3, "idefics2": 2})[given[-1]]
 
 
 def test_every_command_of_the_readme_is_executed_somewhere():
