@@ -76,7 +76,8 @@ class RetainedPreference(NegativePreference):
 
     alpha: float = 1.0  # weight of the retain term
 
-    variant, streams = "retain", ("forget", "retain")
+    variant, colour, marker = "retain", "#882255", "<"
+    streams = ("forget", "retain")
     recipes = NegativePreference.recipes | {
         ("miniature", "multimodal"): Recipe(lr=2.5e-4, steps=573, settings={"beta": 0.2, "alpha": 2.0}, source=RULE),
         ("miniature", "unimodal"): Recipe(lr=1.25e-4, steps=497, settings={"beta": 0.2, "alpha": 4.0}, source=RULE),
