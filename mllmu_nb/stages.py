@@ -189,7 +189,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON, one line for each name or entry of the outer two levels. Raises ValueError for NaN and
     infinity."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    deeper = re.sub(r"\n {3,}", " ", text)  # a line break inside a string is written as \\n
+    deeper = re.sub(r"\n {3,}", " ", text)  # never inside a string, where a line break is escaped
     path.write_text(re.sub(r"\n  ([]}])", r" \1", deeper) + "\n", encoding="utf-8")
 
 

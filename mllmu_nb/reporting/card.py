@@ -124,7 +124,7 @@ def _health(beside: Beside) -> pd.DataFrame:
     # these were scored together with vanilla, whose fluency sets the threshold of gibberish
     free = beside.scores.items.query("task == 'generation'")
     free = free[has(free, MODEL, beside.own.model)]
-    shares = free.groupby("set", sort=False)[[f"state_{name}" for name in STATES]].mean().mul(100).round()
+    shares = free.groupby("set", sort=False)[[f"state_{name}" for name in STATES]].mean().mul(100)
     return shares.set_axis(list(STATES.values()), axis=1).T.rename_axis(columns=None).rename(str.capitalize, axis=1)
 
 
