@@ -41,7 +41,7 @@ from mllmu_nb.reporting.runs import Scores, read_run, read_runs
 from mllmu_nb.scoring import registry as metrics
 from mllmu_nb.scoring.checks import check_metric
 from mllmu_nb.scoring.score import run_scores
-from mllmu_nb.studies import released_code, searched
+from mllmu_nb.studies import released_code
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     (ROOT / "docs").glob("*.md")
@@ -69,6 +69,7 @@ SHELL = {  # the same, each in its own process
 }
 SWEEPS = (  # executed in the slow tier, each on a grid reduced to a few runs of the base
     "mllmu-nb sweep configs/miniature-replicates.yaml",
+    "mllmu-nb sweep configs/miniature-npo-retain.yaml",
     "make reproduce-all",
     'make reproduce BASES="llava idefics2"',
 )
@@ -83,7 +84,6 @@ ELSEWHERE = {  # command → what executes it: CI's script, on a smaller grid, o
     "mllmu-nb sweep configs/miniature.yaml": CI,
     "make lab": "test_run_all_cells_in_jupyterlab",
     "mllmu-nb study differences": "test_the_command_makes_the_runs_once_and_writes_their_table",
-    "mllmu-nb study searched": "test_searched_settings_stand_beside_the_middle_and_a_variant_without_one_alone",
     "mllmu-nb utility RUN --output FOLDER --model FOLDER": "test_a_run_is_given_what_was_read",
     "mllmu-nb judge RUN --yes": "test_a_runs_tables_have_the_judges_grades_once_there_are_replies",
     "mllmu-nb judge RUN": "test_a_runs_tables_have_the_judges_grades_once_there_are_replies",
@@ -92,7 +92,6 @@ ELSEWHERE = {  # command → what executes it: CI's script, on a smaller grid, o
 }
 NEEDS = {  # command → what it needs and no test can provide
     "make base": "an hour",
-    "python tools/settings.py OUT.json --worlds 101 --middle": "hours",
     "python tools/settings.py OUT.json": "hours",
     "python benchmarks/path_points.py OUT.csv": "hours",
     "python benchmarks/shots.py OUT.csv": "hours",
@@ -297,45 +296,6 @@ def test_what_is_said_of_the_released_codes_pieces_is_so_in_the_study():
     assert (whole["change_low"] > 0).tolist() == [True, False], "notebook 14: on image + text"
 
 
-def test_what_is_said_of_the_searched_settings_is_so_in_the_study():
-    runs = studies.read("searched")
-    assert {run["replicate"] for run in runs} == set(range(5)) and "(means of five replicates; [notebook 13]" in SAID
-    frame = searched.compared(runs)
-    kept, free = (
-        frame[frame["what"] == what].set_index(["modality", "method", "variant"]).sort_index()
-        for what in ("kept", "free")
-    )
-    for modality, side in itertools.product(("multimodal", "unimodal"), ("value", "other_value")):
-        level = kept.loc[modality, side].xs("canonical", level="variant")
-        assert level[["grad_diff", "kl_min"]].min() > level[["ga", "npo"]].max(), "still keep more"
-
-    def more(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
-        """The differences whose limits exclude 0, all of them above it, as text."""
-        canonical = 100 * rows.xs("canonical", level="variant")[[f"change_{n}" for n in ("value", "low", "high")]]
-        assert len(canonical) == 8 and (canonical["change_high"] > 0).all()
-        return {
-            row: "{:.0f} [{:+.0f}, {:+.0f}]".format(*ends)
-            for row, *ends in canonical.itertuples(name=None)
-            if ends[1] > 0
-        }
-
-    grad_diff, kl_min = ("multimodal", "grad_diff"), ("multimodal", "kl_min")
-    shown = more(kept)
-    assert set(shown) == {grad_diff, kl_min, ("unimodal", "kl_min"), ("unimodal", "npo")}
-    said = f"Grad. Diff. keeps {shown[grad_diff].replace(' ', ' points ', 1)} and KL Min. {shown[kl_min]} more, with "
-    said += f"text only KL Min. {shown['unimodal', 'kl_min']} and NPO {shown['unimodal', 'npo']}."
-    assert "four have limits above 0 and none has limits below: with image + text, " + said in SAID
-    assert "On image + text, Grad. Diff. and KL Min. keep more with the searched settings than with the middle" in SAID
-    shown = more(free)
-    assert set(shown) == {grad_diff, kl_min, ("unimodal", "kl_min")}
-    said = f"with image + text {shown[grad_diff].replace(' ', ' points ', 1)} (Grad. Diff.) and {shown[kl_min]} "
-    assert f"{said}(KL Min.), with text only {shown['unimodal', 'kl_min']} (KL Min.)." in SAID
-    texts = [number_text(kept.loc[modality, "npo", "retain"]) for modality in ("multimodal", "unimodal")]
-    retain = "NPO with its retain term keeps {} on image + text (one of five replicates never closes half) and {} on "
-    assert (retain + "text only.").format(*(text.replace(" [", " % [") for text in texts)) in SAID
-    assert kept.xs("retain", level="variant")["n_replicates"].tolist() == [4, 5]
-
-
 def test_what_is_said_of_more_points_and_of_worked_examples_is_so_in_the_tables():
     kept = pd.read_csv(ROOT / "benchmarks" / "path_points.csv").set_index(["what", "method", "modality"]).sort_index()
     change = 100 * kept[["change_value", "change_low", "change_high"]]
@@ -509,7 +469,8 @@ def test_a_sweep_runs_as_it_is_typed(command, tmp_path, monkeypatch, capsys):
     given = command.split()
     assert door.main(given[given.index("sweep") :]) == 0, capsys.readouterr().err
     runs = list((tmp_path / "out" / "results" / "miniature" / "runs").iterdir())
-    assert len(runs) == {"configs/miniature-replicates.yaml": 2, "15": 3, "idefics2": 2}[given[-1]]
+    files = dict.fromkeys(("configs/miniature-replicates.yaml", "configs/miniature-npo-retain.yaml"), 2)
+    assert len(runs) == (files | {"15": 3, "idefics2": 2})[given[-1]]
 
 
 def test_every_command_of_the_readme_is_executed_somewhere():
