@@ -40,6 +40,7 @@ from mllmu_nb.reporting.grid import number_text
 from mllmu_nb.reporting.runs import Scores, read_run, read_runs
 from mllmu_nb.scoring import registry as metrics
 from mllmu_nb.scoring.checks import check_metric
+from mllmu_nb.scoring.path import TRAINED_VIEW
 from mllmu_nb.scoring.score import run_scores
 from mllmu_nb.studies import released_code
 
@@ -56,8 +57,8 @@ SMALL = "-p people 20 -p celebrities 6 -p pool 6 -p replay 0.0 -p exams 0.0 -p t
 RUN = {  # command → options that make it small
     "doctor configs/miniature.yaml": "",
     'ask "Where was this person born?" --method npo': SMALL,
-    "card results/reference/runs/ga-multimodal-99f80d92": "",
-    "verify": "--run results/reference/runs/ga-multimodal-99f80d92",
+    "card results/reference/runs/ga-multimodal-28ce0ac8": "",
+    "verify": "--run results/reference/runs/ga-multimodal-28ce0ac8",
     "export -p method ga -p modality multimodal --adapter FOLDER": SMALL,
     "evaluate --model BASE --adapter FOLDER": "--config small.yaml --limit 2",
 }
@@ -207,6 +208,13 @@ def test_what_is_said_of_pairs_of_methods_is_so_in_their_table():
     apart = rows[(low > 0) | (high < 0)].loc[[("NPO", "GA")]]
     assert apart[["base_model", "modality"]].values.tolist() == [["idefics2", "unimodal"]]
     assert "NPO and GA are not told apart, except for Idefics2 on text only." in SAID
+    retain = rows.query("base_model == 'llava' and forget_ratio == 10").set_index("modality", append=True)
+    retain = 100 * retain.loc["NPO (retain)", ["value", "low", "high"]].astype(float)
+    image, only = ("{:.0f} points [{:.0f}, {:.0f}]".format(*retain.loc["GA", name]) for name in TRAINED_VIEW)
+    said = f"NPO with its retain term keeps more than GA: {image} on image + text and {only.replace(' points', '')} on"
+    assert f"{said} text only." in SAID and (retain.loc["GA", "low"] > 0).all()
+    less = "{:.0f} points [{:.0f}, {:.0f}]".format(*retain.loc["Grad. Diff.", "multimodal"]).replace("-", "−")
+    assert f"On image + text it keeps less than Grad. Diff.: {less}." in SAID
 
 
 LETTER = {"scoring": "letter", "metric": "accuracy"}
