@@ -7,7 +7,6 @@ need a service or a GPU: here, with options that make them small (``RUN``, ``SHE
 """
 
 import importlib
-import itertools
 import json
 import os
 import re
@@ -36,7 +35,6 @@ from mllmu_nb.config import Config
 from mllmu_nb.models.files import ASSETS
 from mllmu_nb.models.load import load_base
 from mllmu_nb.reporting import figures, tables
-from mllmu_nb.reporting.grid import number_text
 from mllmu_nb.reporting.runs import Scores, read_run, read_runs
 from mllmu_nb.scoring import registry as metrics
 from mllmu_nb.scoring.checks import check_metric
@@ -319,7 +317,9 @@ def test_what_is_said_of_more_points_and_of_worked_examples_is_so_in_the_tables(
     ga, npo = ([text("kept", method, view) for view in ("multimodal", "unimodal")] for method in ("ga", "npo"))
     first, limits = ga[0].split(" ", 1)
     said = f"GA kept {first} points more {limits} on image + text and {ga[1]} on text only, NPO {npo[0]} and {npo[1]}."
-    assert said in SAID and f"GA kept {first} points more on image + text and {ga[1].split()[0]} on text only;" in SAID
+    assert (
+        said in SAID and f"GA kept {first} points more on image + text and {ga[1].split()[0]} on text only ([" in SAID
+    )
     first, limits = text("free", "ga", "multimodal").split(" ", 1)
     said = f"The change in GA's free answers that state the fact is −{first} points {limits} on image + text"
     assert said in SAID and change.loc[("free", "ga", "multimodal"), "change_value"] < 0

@@ -119,7 +119,9 @@ def test_tables_and_readme_are_what_the_code_makes_of_the_committed_runs(tmp_pat
     text = (paths.checkout() / "docs" / "limits.md").read_text().replace("\\", "")
     for sentence in (*numbers_of_steps(clean), cost_of_interpolation(clean), marks_by_form(clean.items)):
         assert sentence in " ".join(text.split())
-    assert numbers_of_steps(clean)[1] in " ".join((paths.checkout() / "README.md").read_text().replace("\\", "").split())
+    assert numbers_of_steps(clean)[1] in " ".join(
+        (paths.checkout() / "README.md").read_text().replace("\\", "").split()
+    )
 
 
 def least_and_most(numbers: dict[str, str]) -> str:
@@ -127,7 +129,9 @@ def least_and_most(numbers: dict[str, str]) -> str:
     ends = [end(numbers, key=lambda name: int(numbers[name].split()[0])) for end in (min, max)]
     texts = []
     for name in ends:
-        model = name.partition(" ‡")[0].strip(")").replace(" (retain, ", " with its retain term on ").replace(" (", " on ")
+        model = (
+            name.partition(" ‡")[0].strip(")").replace(" (retain, ", " with its retain term on ").replace(" (", " on ")
+        )
         texts.append(f"{numbers[name]} ({model})")
     return " to ".join(texts)
 

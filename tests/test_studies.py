@@ -2,9 +2,7 @@
 
 import argparse
 import importlib.util
-import json
 import math
-import re
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
