@@ -1,8 +1,9 @@
 """How much straight lines between the points of a path bias what is kept: python benchmarks/path_points.py OUT.csv
 
 GA and NPO go far between two of the ten points that a run stores (docs/scoring.md, "Along the path"). This trains them
-again, measures them at three times as many points, and reads what is kept at half closed from all points and from every
-third one, which are those of the reference run. ``change``: all minus every third, person by person, with 95 % limits.
+again, measures them at up to three times as many points (at most every step), and reads what is kept at half closed
+from all points and from those of the reference run alone. ``change``: all minus these, person by person, with 95 %
+limits.
 Vanilla is made if needed; the oracles are those of a sweep. What is finished is not done again.
 """
 
@@ -24,7 +25,7 @@ from mllmu_nb.scoring import path
 from mllmu_nb.scoring.frames import MODEL
 from mllmu_nb.stages import Stage
 
-TIMES = 3
+TIMES, USUAL = 3, measuring.POINTS
 STUDY = "path_points"
 
 
@@ -35,10 +36,11 @@ def measured(config: Config) -> Stage:
 
 
 def table(points: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per model and measure: what is kept at half closed read from every third point (``few``) and from
-    all (``all``), and the ``change`` with its limits. ``points`` are from ``by_person``, the oracles' among them."""
-    number = points.groupby("run")["step"].rank(method="dense")
-    sides = [path.kept_by_person(some) for some in (points, points[number % TIMES == 1])]
+    """Return one row per model and measure: what is kept at half closed read from the points of a usual run (``few``)
+    and from ``all``, and the ``change`` with its limits. ``points`` are from ``by_person``, the oracles' among them."""
+    last = points.groupby("run")["step"].transform("max").clip(lower=1)
+    usual = points["step"] == (last * (points["step"] * USUAL / last).round() / USUAL).round()
+    sides = [path.kept_by_person(some) for some in (points, points[usual])]
     fine, few = (side[(side["place"] == path.HALF) & side["what"].isin(studies.MEASURES)] for side in sides)
     key, ends = [*MODEL, "what"], ["value", "low", "high"]
     parts = {"few": path.kept(few), "all": path.kept(fine), "change": path.kept_difference(fine, few, MODEL)}

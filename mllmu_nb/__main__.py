@@ -20,7 +20,7 @@ COMMANDS = {
     "verify": "compare scores, cell by cell, with the reference run or with published figures",
     "export": "write a run's people in the published layout, or its model in a folder for from_pretrained",
     "doctor": "say what is missing for the runs of a configuration, before they start",
-    "study": "measure what the released code's differences, or searched settings, change on the miniature",
+    "study": "measure what each difference of the released code changes on the miniature",
     "utility": "measure MMMU and LLaVA-Bench of a run's exported model with lmms-eval, or read its output",
 }
 

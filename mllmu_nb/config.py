@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from mllmu_nb import after as after_steps
 from mllmu_nb import unlearning
 from mllmu_nb.errors import KitError, choose, invalid, print_in_one_line
-from mllmu_nb.unlearning.base import RULE, Method, Recipe, typed
+from mllmu_nb.unlearning.base import Method, Recipe, typed
 
 PRESETS = Path(__file__).parent / "presets"
 REFERENCES = ("base", "vanilla", "oracle")  # models with which the unlearned ones are compared
@@ -32,7 +32,6 @@ PATHS = ("base_path", "vanilla_path", "adapter_path", "profiles_file", "forget_i
 ON_HUB = ("base_path", "vanilla_path", "data_source")  # the paths that may be a name on the hub instead
 GRID = "grid"  # the sweep's key in a configuration file; a notebook that is given the file ignores it
 BY_HAND, IN_FILE = "set by hand", "the method's file"  # the source of a value that is in no preset
-MIDDLE = "the middle of the grid of tools/settings.py"  # for all but the length if a recipe's source is RULE
 # These change results, as the settings of the protocol do; a value other than the preset's is a deviation, too.
 BESIDE_PROTOCOL: tuple[str, ...] = ("adaptation", "replay", "exams", "train_steps", "train_lr", "unlearn_steps")
 BESIDE_PROTOCOL += ("unlearn_epochs", "unlearn_lr", "schedule", "precision", "eval_precision", "micro_batch")
@@ -227,7 +226,7 @@ class Config(BaseModel):
         """Name → value and source, for a recipe. The sources are the preset of the scale, the method, the protocol, and
         values set by hand. A later source overrides an earlier one, except that :data:`WAYS` in a method's file
         override the protocol. A method's numbers are those of the protocol's variant: another variant changes only the
-        loss, not the rate or the length."""
+        loss, not the rate or the length, unless its class gives a rate of its own."""
         presets, given, usual, declared, prefix = _presets(self.scale), self._given, Recipe(), Recipe(), "train_"
         general = presets["training"][self.adaptation] if kind == "training" else presets["unlearning"]
         if kind == "unlearning":
@@ -238,10 +237,11 @@ class Config(BaseModel):
         stated = dict(usual.numbers().items() - Recipe().numbers().items())
         if LENGTHS & stated.keys():  # one way to give the length replaces the other
             stated = dict.fromkeys(LENGTHS, 0) | stated
-        # another variant has the numbers of the protocol's, which were not chosen for it
-        other = kind == "unlearning" and self.variant != variant_of(self.method, None, self.protocol)
+        # a variant without a rate of its own has the numbers of the protocol's, which were not chosen for it
+        other = kind == "unlearning" and not self._has_own_rate
+        other = other and self.variant != variant_of(self.method, None, self.protocol)
         of_whom = f" (of another variant than {self.variant})" * other
-        numbers |= {name: (value, _source_of(usual, name) + of_whom) for name, value in stated.items()}
+        numbers |= {name: (value, (usual.source or IN_FILE) + of_whom) for name, value in stated.items()}
         for name, (value, source) in self.words().items():
             if name in numbers:
                 numbers[name] = (numbers[name][0] if value is None else value, source)
@@ -306,10 +306,17 @@ class Config(BaseModel):
         return {**words, "variant": variant_of(self.method, None, self.protocol)}
 
     @property
+    def _has_own_rate(self) -> bool:
+        """Whether the variant's own class gives its rates under ``clean``, and not a class that it inherits from."""
+        recipes = vars(self._method_class).get("recipes", {})
+        return self.protocol == "clean" and any(recipe.lr for recipe in recipes.values())
+
+    @property
     def _own_recipe(self) -> Recipe:
         """The recipe of the method's file, for the protocol's variant; the scale's preset has the other numbers."""
         usual = variant_of(self.method, None, self.protocol)
-        own = unlearning.variants(self.method).get(usual, self._method_class).recipe(self.scale, self.modality)
+        usual_class = unlearning.variants(self.method).get(usual, self._method_class)
+        own = (self._method_class if self._has_own_rate else usual_class).recipe(self.scale, self.modality)
         if self.protocol == "upstream" and usual != "upstream":
             own = Recipe(epochs=1, lr=own.lr, source=own.source)  # the released code has no such method: one pass
         return own
@@ -469,13 +476,6 @@ def departures() -> list[str]:
     return _presets("protocols")["departures"]
 
 
-def _source_of(recipe: Recipe, name: str) -> str:
-    """The source of a number or setting that a method's recipe states."""
-    if recipe.source != RULE or name == "steps":
-        return recipe.source or IN_FILE
-    return IN_FILE if name in LENGTHS else MIDDLE
-
-
 def sources(config: Config) -> dict[str, str]:
     """The source of every number of both recipes (``training.lr``), every hyper-parameter and every setting of the
     protocol. A value that nobody has published has the source "unknown, chosen because .."."""
@@ -487,6 +487,6 @@ def sources(config: Config) -> dict[str, str]:
         said |= {f"{kind}.{name}": source for name, (_, source) in config.numbers(kind).items()}
     own = config._own_recipe if config.trains else Recipe()
     for name in config.settings:
-        source = _source_of(own, name) if name in own.settings else IN_FILE
+        source = (name in own.settings and own.source) or IN_FILE
         said[f"unlearning.{name}"] = BY_HAND if name in given["settings"] else source
     return said

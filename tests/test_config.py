@@ -16,10 +16,11 @@ from nbformat.v4 import new_code_cell, new_notebook
 from mllmu_nb import after as after_steps
 from mllmu_nb import config as module
 from mllmu_nb import paths, unlearning
-from mllmu_nb.config import BY_HAND, MIDDLE, Config, plain_values, public, sources
+from mllmu_nb.config import BY_HAND, Config, plain_values, public, sources
 from mllmu_nb.errors import MOST_LISTED, KitError
 from mllmu_nb.registry import Registry
 from mllmu_nb.unlearning import Recipe
+from mllmu_nb.unlearning.base import RULE
 
 CONFIGS = sorted((paths.checkout() / "configs").glob("*.yaml"))
 YAML_HINT = "(in YAML write 1.0e-5 or 1.0e+5: without the point or the sign it is text)"
@@ -198,7 +199,7 @@ def test_one_word_sets_what_a_protocol_is_made_of():
     assert clean.but(scale="paper").eval_precision == "fp16"
     assert (upstream.unlearning.adam, upstream.training.adam, clean.unlearning.adam) == (*2 * ["transformers"], "torch")
     assert upstream.unlearn_steps == 0 and upstream.unlearn_epochs == 2
-    assert (clean.objective.beta, upstream.objective.beta) == (0.2, 0.4)
+    assert (clean.objective.beta, upstream.objective.beta) == (0.1, 0.4)
     assert clean.but(scale="paper").objective.beta == 0.1, "its own paper's"
     assert clean.but(scale="paper").shot_source == "retain"
     assert upstream.but(method="ga").unlearn_epochs == upstream.but(method="grad_diff").unlearn_epochs == 1
@@ -239,9 +240,9 @@ def test_what_is_set_alone_deviates():
     assert config.training.eos and sources(config)["training.eos"] == BY_HAND
     assert Config(unlearn_epochs=9).deviations() == {}  # vanilla unlearns nothing
     ga = Config(method="ga", modality="unimodal")
-    assert ga.but(unlearn_epochs=9).deviations() == {"unlearn_steps": (63, 0), "unlearn_epochs": (0, 9)}
+    assert ga.but(unlearn_epochs=9).deviations() == {"unlearn_steps": (65, 0), "unlearn_epochs": (0, 9)}
     kl_min = Config(method="kl_min", modality="multimodal")
-    assert kl_min.but(alpha=7).deviations() == {"alpha": (2.0, 7.0)} and kl_min.but(alpha=2.0).deviations() == {}
+    assert kl_min.but(alpha=7).deviations() == {"alpha": (8.0, 7.0)} and kl_min.but(alpha=8.0).deviations() == {}
     canonical = Config(**NPO, protocol="upstream", variant="canonical")
     assert canonical.deviations() == {"variant": ("upstream", "canonical")} and canonical.unlearn_epochs == 2
 
@@ -266,10 +267,10 @@ def test_unlearning_is_so_many_steps_or_so_many_passes_long():
 
 def test_hyper_parameters_reach_the_method_and_zero_can_be_said():
     config = Config(method="kl_min", modality="multimodal")
-    assert config.objective.alpha == 2.0 and config.but(alpha=0.0).objective.alpha == 0.0
+    assert config.objective.alpha == 8.0 and config.but(alpha=0.0).objective.alpha == 0.0
     assert config.but(alpha=0.0).settings == {"alpha": 0.0}
     assert config.but(protocol="upstream").objective.alpha == 1 == config.but(scale="paper").objective.alpha
-    assert config.but(alpha=7).but(method="npo").settings == {"beta": 0.2}, "another method has no alpha"
+    assert config.but(alpha=7).but(method="npo").settings == {"beta": 0.1}, "another method has no alpha"
 
 
 @pytest.mark.parametrize("beta", [0.0, -1.0])
@@ -286,8 +287,17 @@ def test_a_misspelt_method_or_step_is_named_before_its_parameters():
 
 
 def test_the_numbers_of_another_variant_say_so():
-    said = Config(method="npo", variant="retain", modality="multimodal").numbers("unlearning")["steps"]
-    assert said[0] == 48 and said[1].endswith("(of another variant than retain)")
+    said = Config(method="npo", variant="upstream", modality="multimodal").numbers("unlearning")["steps"]
+    assert said[0] == 51 and said[1].endswith("(of another variant than upstream)")
+
+
+def test_a_variant_whose_class_gives_a_rate_has_its_own_numbers():
+    own = Config(method="npo", variant="retain", modality="multimodal")
+    lengths = {name: own.numbers("unlearning")[name] for name in ("lr", "steps")}
+    assert lengths == {"lr": (2.5e-4, RULE), "steps": (573, RULE)} and own.settings == {"beta": 0.2, "alpha": 2.0}
+    assert sources(own)["unlearning.alpha"] == RULE
+    upstream = own.but(protocol="upstream", settings={})
+    assert upstream.unlearn_epochs == Config(method="npo", modality="multimodal", protocol="upstream").unlearn_epochs
 
 
 def test_every_value_says_who_says_so():
@@ -309,9 +319,8 @@ def test_every_value_says_who_says_so():
     assert by_hand == {"eos", "training.eos", "unlearning.eos", "replay", "unlearning.alpha"}
     held = sources(config_of(**NPO, schedule="cosine", micro_batch=2))
     assert {name.partition(".")[2] for name, source in held.items() if source == BY_HAND} == {"schedule", "micro_batch"}
-    small, rule = sources(Config(**NPO)), "the steps after which"
-    assert [name for name, source in small.items() if rule in source] == ["unlearning.steps"]
-    assert {name for name, source in small.items() if source == MIDDLE} == {"unlearning.lr", "unlearning.beta"}
+    small, chosen = sources(Config(**NPO)), {"lr", "steps", "epochs", "beta"}
+    assert {name for name, source in small.items() if source == RULE} == {f"unlearning.{name}" for name in chosen}
     assert "muon" in small["training.optimizer"] and "muon" not in small["unlearning.optimizer"]
     longer = sources(Config(**NPO, unlearn_epochs=2))
     assert {name for name, source in longer.items() if source == BY_HAND} == {"unlearning.steps", "unlearning.epochs"}
@@ -351,8 +360,8 @@ def test_a_grid_makes_as_many_runs_as_it_has_points():
 
 def test_a_run_is_called_by_what_is_resolved_and_not_by_how_it_was_given():
     plain = Config(**NPO)
-    assert plain.run_id == "npo-multimodal-1eeb2171", "a default has changed, or what identity is made of"
-    assert config_of(**NPO, unlearn_steps=48, beta=0.2, seed=0, data_seed=0).run_id == plain.run_id
+    assert plain.run_id == "npo-multimodal-99504f88", "a default has changed, or what identity is made of"
+    assert config_of(**NPO, unlearn_steps=51, beta=0.1, seed=0, data_seed=0).run_id == plain.run_id
     assert plain.but(base_path="/here/base").run_id == plain.but(base_path="/there/base").run_id != plain.run_id
     vanilla = plain.but(method="vanilla", modality="none")
     assert vanilla.but(unlearn_lr=1e-3, unlearn_steps=3).run_id == vanilla.run_id, "it unlearns nothing"

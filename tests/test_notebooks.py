@@ -23,7 +23,7 @@ from mllmu_nb.unlearning import names, variants
 CONFIGS = paths.checkout() / "configs"
 BOOKS = sorted(paths.notebooks().glob("*.ipynb"))
 PAPER = "00_start_here 01_data 02_finetune 03_ga 04_grad_diff 05_kl_min 06_npo 07_prompting 08_evaluate 09_tables"
-LINES, BYTES = 30, 500_000
+LINES, BYTES = 30, 600_000
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 SETTINGS = {setting for name in names() for method in variants(name).values() for setting in method.hyper_parameters()}
 NAMES = {*Config.model_fields, *SETTINGS} - {"settings"}

@@ -119,12 +119,21 @@ def test_tables_and_readme_are_what_the_code_makes_of_the_committed_runs(tmp_pat
     text = (paths.checkout() / "docs" / "limits.md").read_text().replace("\\", "")
     for sentence in (*numbers_of_steps(clean), cost_of_interpolation(clean), marks_by_form(clean.items)):
         assert sentence in " ".join(text.split())
+    assert numbers_of_steps(clean)[1] in " ".join(
+        (paths.checkout() / "README.md").read_text().replace("\\", "").split()
+    )
 
 
 def least_and_most(numbers: dict[str, str]) -> str:
     """The smallest and the largest of some numbers with limits, each with its method, ``GA (text only)``."""
     ends = [end(numbers, key=lambda name: int(numbers[name].split()[0])) for end in (min, max)]
-    return " to ".join(f"{numbers[name]} ({name.partition(' ‡')[0].strip(')').replace(' (', ' on ')})" for name in ends)
+    texts = []
+    for name in ends:
+        model = (
+            name.partition(" ‡")[0].strip(")").replace(" (retain, ", " with its retain term on ").replace(" (", " on ")
+        )
+        texts.append(f"{numbers[name]} ({model})")
+    return " to ".join(texts)
 
 
 def numbers_of_steps(clean: Scores) -> tuple[str, str]:
@@ -153,6 +162,7 @@ def cost_of_interpolation(clean: Scores) -> str:
 
 def marks_by_form(items: pd.DataFrame) -> str:
     """What docs/limits.md says of the class gibberish, and of collapse if only the form of an answer counted."""
+    items = items[items["variant"] == "canonical"]
     free, ascents = of_metric(items, "generation", ""), ["ga", "npo"]
     mine = free[(free["set"] == "retain") & free["method"].isin(ascents)]
     odd = mine[mine["state_gibberish"] == 1]

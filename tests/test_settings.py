@@ -141,7 +141,7 @@ def committed(name):
     return json.loads((paths.reference() / name).read_text(encoding="utf-8"))["choices"]
 
 
-def test_presets_are_the_committed_lengths_of_the_middle():
+def test_presets_are_the_committed_choices():
     for one in committed("settings.json"):
         config = Config(method=one["method"], variant=one["variant"], modality=one["modality"])
         assert (config.unlearn_lr, config.unlearn_steps) == (one["lr"], one["steps"]), one["method"]
@@ -150,7 +150,7 @@ def test_presets_are_the_committed_lengths_of_the_middle():
 
 def test_readme_and_docs_say_what_the_committed_search_has_shown():
     """Compares each choice with the middle of its grid; and the methods keep their order."""
-    choices, kept, gains = committed("settings_search.json"), {}, []
+    choices, kept, gains = committed("settings.json"), {}, []
     names = [(one["method"], one["variant"], one["modality"]) for one in choices]
     assert names == [(*name, modality) for name in settings.WEIGHTS for modality in ("multimodal", "unimodal")]
     for one in choices:
@@ -183,7 +183,7 @@ def test_readme_and_docs_say_what_the_committed_search_has_shown():
     stored = {name for one in choices for row in (one, *one["points"]) for name in row}
     assert not {name for name in stored if "low" in name or "high" in name}, "then the page has to give these limits"
     assert "All these numbers are means of two populations, and have no limits: the search stored nothing else." in text
-    assert json.loads((paths.reference() / "settings_search.json").read_text(encoding="utf-8"))["worlds"] == [101, 102]
-    rates = [p["kept"] for p in committed("settings_search.json")[0]["points"]]
+    assert json.loads((paths.reference() / "settings.json").read_text(encoding="utf-8"))["worlds"] == [101, 102]
+    rates = [p["kept"] for p in committed("settings.json")[0]["points"]]
     docs = " ".join((paths.checkout() / "docs" / "scoring.md").read_text(encoding="utf-8").split())
     assert f"keeps {100 * min(rates):.0f} to {100 * max(rates):.0f} % at half closed" in docs

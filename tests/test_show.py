@@ -163,15 +163,15 @@ def test_a_recipe_says_who_says_so():
     shown = rows(Config(method="npo", modality="multimodal", unlearn_lr=1e-4))
     assert shown["lr"][0] == "0.0001" and "set by hand" in shown["lr"][1]
     assert shown["weight_decay"] == ("0.0", "MLLMU-Bench's code and README")
-    assert shown["steps"][0] == "48" and shown["beta"][0] == "0.2"
-    assert shown["steps"][1].startswith("chosen on the miniature") and "epochs" not in shown
-    assert shown["beta"][1].startswith("the middle of the grid"), "the recipe's, not the method's own default"
+    assert shown["steps"][0] == "51" and shown["beta"][0] == "0.1"
+    assert shown["steps"][1].startswith("searched on the miniature") and "epochs" not in shown
+    assert shown["beta"][1] == shown["steps"][1], "the recipe's, not the method's own default"
     large = rows(Config(method="npo", modality="multimodal", scale="paper"))
     assert large["beta"] == ("0.1", html.escape("the method's file", quote=False))
     assert rows(Config(method="npo", modality="multimodal", settings={"beta": 0.4}))["beta"] == ("0.4", "set by hand")
     assert rows(Config())["steps"][0] == "1800", "of fine-tuning, where nothing is unlearned"
     folded = show.recipe(Config(method="ga", modality="multimodal")).data
-    summary = "46 steps, batches of 8, learning rate 0.001; every setting and its source"
+    summary = "8 steps, batches of 8, learning rate 0.008; every setting and its source"
     assert folded.startswith(f"<details><summary>{summary}</summary><table") and folded.endswith("</details>")
 
 

@@ -2,9 +2,7 @@
 
 import argparse
 import importlib.util
-import json
 import math
-import re
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,7 +19,7 @@ from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import training_conversations
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import path as measuring
-from mllmu_nb.studies import released_code, searched
+from mllmu_nb.studies import released_code
 from mllmu_nb.training import TrainingDiverged
 from mllmu_nb.unlearning import ReferenceLogProbs, Scored, Step, get, variants
 
@@ -263,47 +261,3 @@ def test_a_label_mode_that_a_method_declares_is_that_of_unlearning_alone():
     assert text.but(label_mode="upstream").unlearning.label_mode == "upstream", "what is given comes first"
     assert pipeline.finetuned(text).key == pipeline.finetuned(Config()).key
     assert Config(method="ga", modality="unimodal").unlearning.label_mode == "answer"
-
-
-# -- searched settings ----------------------------------------------------------------------------------------------
-
-
-def test_the_searched_settings_are_the_committed_choices():
-    [config] = [c for c in searched.grid([3]) if (c.method, c.variant, c.modality) == ("npo", "retain", "unimodal")]
-    rows = json.loads((paths.reference() / "settings_search.json").read_text(encoding="utf-8"))["choices"]
-    [row] = [one for one in rows if (one["method"], one["variant"], one["modality"]) == ("npo", "retain", "unimodal")]
-    assert (config.unlearn_lr, config.unlearn_steps, config.settings["alpha"]) == (
-        row["lr"],
-        row["steps"],
-        row["weight"],
-    )
-    grid = searched.grid([3, 4])
-    assert config.replicate == 3 and len({one.run_id for one in grid}) == len(grid) == 2 * (len(rows) + 8)
-    middle = [
-        one
-        for one in grid
-        if one.variant == "canonical"
-        and one.unlearn_steps == Config().but(method=one.method, modality=one.modality).unlearn_steps
-    ]
-    assert {(one.method, one.modality) for one in middle} >= {("ga", "multimodal"), ("npo", "unimodal")}
-
-
-def test_searched_settings_stand_beside_the_middle_and_a_variant_without_one_alone(oracles, monkeypatch):
-    chosen = {"method": "ga", "variant": "canonical", "modality": "multimodal", "unlearn_lr": 2e-3}
-    other = {"method": "npo", "variant": "retain", "modality": "multimodal", "unlearn_lr": 3e-3, "alpha": 2.0}
-    monkeypatch.setattr(searched, "choices", lambda: [chosen, other])
-    ours = [halved("canonical", draw, everybody, unlearn_lr=2e-3) for draw in (0, 1)]
-    plain = {"unlearn_lr": 1e-3, "unlearn_steps": 46}
-    middle = [halved("canonical", draw, odd, **plain) for draw in (0, 1)]
-    earlier = halved("canonical", 0, everybody, unlearn_lr=7e-3, unlearn_steps=46)
-    weight = {"settings": {"alpha": 2.0}}
-    retain = [
-        make("npo", lambda q: True, modality="multimodal", variant="retain", draw=draw, unlearn_lr=3e-3, **weight)
-        for draw in (0, 1)
-    ]
-    sheet = searched.table([*middle, *ours, *retain])
-    assert searched.table([*middle, *ours, *retain, earlier]).markdown() == sheet.markdown(), "of an earlier search"
-    [(_, [(ga, cells), (npo, alone)])] = sheet.blocks
-    assert (ga, npo) == ("GA", "NPO (retain)") and cells[0][0].startswith("0.002, ") and "alpha 2" in alone[0][0]
-    assert re.fullmatch(r"\d\d → 100 \(\+[\d.]+ to \+[\d.]+\)", cells[2][0]), cells
-    assert alone[2][0].startswith("100 [") and "→" not in alone[1][0]

@@ -151,7 +151,7 @@ def finding(scores: Scores) -> str:
     )
 
 
-COMPARED = (("Grad. Diff.", "GA"), ("KL Min.", "GA"), ("NPO", "GA"))
+COMPARED = (("Grad. Diff.", "GA"), ("KL Min.", "GA"), ("NPO", "GA"), ("NPO (retain)", "GA"))
 
 
 def pairs(scores: Scores) -> str:
@@ -163,7 +163,8 @@ def pairs(scores: Scores) -> str:
     lines = [f"| points | unlearned on | {' | '.join(heads)} |", f"|---|---|{'---:|' * len(heads)}"]
     known = [rows_by(differences(group), ["place", "modality", "first", "second"]) for group in groups]
     for pair, modality in product(COMPARED, MODALITIES):
-        cells = [kept_text(rows[HALF, modality, *pair], signed=True) for rows in known]
+        row = HALF, modality, *pair
+        cells = [kept_text(rows[row], signed=True) if row in rows else "" for rows in known]
         texts = [markdown_text(cell if isinstance(cell, str) else cell[1]) for cell in cells]
         lines.append(f"| {' minus '.join(pair)} | {MODALITIES[modality]} | {' | '.join(texts)} |")
     return "\n".join(lines)
@@ -181,7 +182,8 @@ def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
     figures = printed.set_index("method")["value"]
     head = "published (unless noted: LLaVA-1.5-7B, 5 %, Forget, multiple choice)"
     lines = [f"| in the paper | notebook | files | {head} | minutes |", "|---|---|---|---:|---:|"]
-    first = [run for run in runs if all(run[name] == value for name, value in FIRST.items())]
+    canonical = {**FIRST, "variant": "canonical"}
+    first = [run for run in runs if all(run[name] == value for name, value in canonical.items())]
     for notebook in notebooks:
         if (number := notebook.stem[:2]) not in FILES:
             continue

@@ -178,24 +178,19 @@ def search(
     method: str,
     variant: str,
     modality: str,
-    middle: bool = False,
     known: Sequence[dict] = (),
 ) -> dict:
-    """Return the choice for one method and modality, with all tried points. ``middle``: choose only the length.
-    ``known``: results of points that are not tried again."""
+    """Return the choice for one method and modality, with all tried points. ``known``: results of points that are not
+    tried again."""
     name, weights = WEIGHTS[method, variant]
     centre, rows = (weights[len(weights) // 2] if name else 0.0), {(row["lr"], row["weight"]): row for row in known}
 
     def trial(point: Point) -> dict:
         return tried(worlds, method, variant, modality, point)
 
-    if middle:
-        point = (RATES[1], centre)
-        rows[point], inside = trial(point), True
-    else:
-        inside = along(RATES if name else MORE_RATES, 0, lambda rate: (rate, centre), rows, trial)
-        if name and (chosen := best(list(rows.values()))):
-            inside = along(weights, 1, lambda weight: (chosen["lr"], weight), rows, trial) and inside
+    inside = along(RATES if name else MORE_RATES, 0, lambda rate: (rate, centre), rows, trial)
+    if name and (chosen := best(list(rows.values()))):
+        inside = along(weights, 1, lambda weight: (chosen["lr"], weight), rows, trial) and inside
     chosen = best(list(rows.values()))
     choice = {**(chosen or {}), "weight_name": name, "inside": inside, "points": list(rows.values())}
     if chosen:
@@ -209,7 +204,6 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, nargs="+", default=WORLDS, help="data seeds of the validation worlds")
     parser.add_argument("--only", nargs="+", help="methods, as ga or npo/retain")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters of all runs, as YAML")
-    parser.add_argument("--middle", action="store_true", help="only the length of the middle point of every grid")
     options = parser.parse_args()
     fixed = dict(one.split("=", 1) for one in options.set)
     fixed = {name: yaml.safe_load(value) for name, value in fixed.items()}
@@ -223,7 +217,7 @@ def main() -> None:
         before = chosen.get((method, variant, modality), {})
         if before.get("inside") or (options.only and not names & set(options.only)):
             continue
-        choice = search(worlds, method, variant, modality, options.middle, before.get("points", ()))
+        choice = search(worlds, method, variant, modality, before.get("points", ()))
         chosen[method, variant, modality] = choice
         known["choices"] = [chosen[each] for each in every if each in chosen]
         options.out.write_text(json.dumps(known, indent=1, default=float) + "\n", encoding="utf-8")

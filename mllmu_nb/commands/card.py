@@ -11,7 +11,7 @@ from mllmu_nb.reporting import card
 from mllmu_nb.reporting.beside import Beside
 from mllmu_nb.reporting.runs import read_run
 
-EXAMPLES = ("card results/reference/runs/ga-multimodal-99f80d92", "card FOLDER --out card.html")
+EXAMPLES = ("card results/reference/runs/ga-multimodal-28ce0ac8", "card FOLDER --out card.html")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,5 @@
 """``mllmu-nb study``: an experiment on the miniature, one vanilla model per replicate and then one short unlearning per
-setting. :mod:`mllmu_nb.studies` has the experiments; notebooks 11 and 13 show them."""
+setting. :mod:`mllmu_nb.studies` has the experiments; notebook 11 shows them."""
 
 import argparse
 from importlib import import_module
@@ -7,8 +7,8 @@ from importlib import import_module
 from mllmu_nb import paths
 from mllmu_nb.errors import KitError
 
-EXAMPLES = ("study differences", "study differences --replicates 0 1 2", "study searched --replicates 0")
-MODULES = {"differences": "released_code", "searched": "searched"}
+EXAMPLES = ("study differences", "study differences --replicates 0 1 2")
+MODULES = {"differences": "released_code"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Studies: methods with other settings or pieces of code beside the canonical ones, compared at equal forgetting.
+"""Studies: methods with other pieces of code beside the canonical ones, compared at equal forgetting.
 
 A study is a grid of runs in a folder of its own, which has the path and the training's record of each run. Its oracles
 are those of a sweep.

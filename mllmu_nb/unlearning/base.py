@@ -27,7 +27,7 @@ RATE_FALLS = ("step", "epoch")  # when the schedule of a learning rate advances
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 SETS = ("forget", "retain")  # sets of people that a stream can draw from
 # Sources of the recipes of the methods here.
-RULE = "chosen on the miniature, with another data seed: the steps after which half of the gap to the oracle is closed"
+RULE = "searched on the miniature, on people of other data seeds, by the rule of tools/settings.py"
 RELEASED = "MLLMU-Bench's code and README"
 AUTHOR = "MLLMU-Bench, the author in issue 12"
 YIELDED = 'a loss yields pairs, each of a new name and a scalar with a gradient: yield "forget", -step.forget.token_nll'

@@ -10,8 +10,8 @@ class GradientAscent(Method):
     name, label, colour, marker, order = "ga", "GA", "#D55E00", "s", 10
     published = "GA"
     recipes = {
-        ("miniature", "multimodal"): Recipe(lr=1e-3, steps=46, source=RULE),
-        ("miniature", "unimodal"): Recipe(lr=1e-3, steps=63, source=RULE),
+        ("miniature", "multimodal"): Recipe(lr=8e-3, steps=8, source=RULE),
+        ("miniature", "unimodal"): Recipe(lr=1e-3, steps=65, source=RULE),
     }
 
     def loss(self, step):

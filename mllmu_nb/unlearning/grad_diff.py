@@ -17,8 +17,8 @@ class GradientDifference(Method):
     published = "Grad. Diff."
     streams = ("forget", "retain")
     recipes = {
-        ("miniature", "multimodal"): Recipe(lr=1e-3, steps=112, settings={"alpha": 2.0}, source=RULE),
-        ("miniature", "unimodal"): Recipe(lr=1e-3, steps=145, settings={"alpha": 2.0}, source=RULE),
+        ("miniature", "multimodal"): Recipe(lr=2e-3, steps=107, settings={"alpha": 4.0}, source=RULE),
+        ("miniature", "unimodal"): Recipe(lr=5e-4, steps=243, settings={"alpha": 2.0}, source=RULE),
     }
 
     def loss(self, step):

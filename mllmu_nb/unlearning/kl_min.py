@@ -17,8 +17,8 @@ class KLMinimization(Method):
     streams = ("forget", "retain")
     needs = Needs(reference=("retain",))
     recipes = {
-        ("miniature", "multimodal"): Recipe(lr=1e-3, steps=93, settings={"alpha": 2.0}, source=RULE),
-        ("miniature", "unimodal"): Recipe(lr=1e-3, steps=110, settings={"alpha": 2.0}, source=RULE),
+        ("miniature", "multimodal"): Recipe(lr=1e-3, steps=138, settings={"alpha": 8.0}, source=RULE),
+        ("miniature", "unimodal"): Recipe(lr=1e-3, steps=185, settings={"alpha": 16.0}, source=RULE),
         "paper": Recipe(epochs=3, source=AUTHOR),
     }
 

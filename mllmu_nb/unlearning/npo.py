@@ -25,8 +25,8 @@ class NegativePreference(Method):
     published = "NPO"
     needs = Needs(reference=("forget",))
     recipes = {
-        ("miniature", "multimodal"): Recipe(lr=1e-3, steps=48, settings={"beta": 0.2}, source=RULE),
-        ("miniature", "unimodal"): Recipe(lr=1e-3, steps=66, settings={"beta": 0.2}, source=RULE),
+        ("miniature", "multimodal"): Recipe(lr=1e-3, steps=51, settings={"beta": 0.1}, source=RULE),
+        ("miniature", "unimodal"): Recipe(lr=2e-3, steps=37, settings={"beta": 0.2}, source=RULE),
         "paper": Recipe(epochs=2, source=AUTHOR),
     }
 
@@ -76,7 +76,12 @@ class RetainedPreference(NegativePreference):
 
     alpha: float = 1.0  # weight of the retain term
 
-    variant, streams = "retain", ("forget", "retain")
+    variant, colour, marker = "retain", "#882255", "<"
+    streams = ("forget", "retain")
+    recipes = NegativePreference.recipes | {
+        ("miniature", "multimodal"): Recipe(lr=2.5e-4, steps=573, settings={"beta": 0.2, "alpha": 2.0}, source=RULE),
+        ("miniature", "unimodal"): Recipe(lr=1.25e-4, steps=497, settings={"beta": 0.2, "alpha": 4.0}, source=RULE),
+    }
 
     def loss(self, step):
         yield from super().loss(step)
