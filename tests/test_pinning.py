@@ -135,11 +135,8 @@ def test_a_small_training_gives_the_same_bytes_as_on_other_machines_of_this_make
     made["vanilla with replay"] = finetuned(Config(**{**common, "replay": 0.2})).get() / "model.safetensors"
     made["vanilla's adapter"] = finetuned(Config(**common, adaptation="lora")).get() / "adapter_model.safetensors"
     weights = {"ga": {}, "grad_diff": {"alpha": 2.0}, "kl_min": {"alpha": 2.0}, "npo": {"beta": 0.2}}
+    clean = {"unlearn_steps": 5, "unlearn_lr": 1e-3}  # not the presets: what a new search chooses changes no byte here
     for method, weight in weights.items():
-        clean = {
-            "unlearn_steps": 5,
-            "unlearn_lr": 1e-3,
-        }  # with the weight: what a new search chooses changes no byte here
         for protocol, own in (("clean", clean), ("upstream", {"unlearn_epochs": 1})):
             how = {"modality": "multimodal", "protocol": protocol, "adam": "torch", **own, **common}
             config = Config(method=method, **how).but(**weight if protocol == "clean" else {})

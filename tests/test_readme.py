@@ -215,6 +215,25 @@ def test_what_is_said_of_pairs_of_methods_is_so_in_their_table():
     assert f"{said} text only." in SAID and (retain.loc["GA", "low"] > 0).all()
     less = "{:.0f} points [{:.0f}, {:.0f}]".format(*retain.loc["Grad. Diff.", "multimodal"]).replace("-", "−")
     assert f"On image + text it keeps less than Grad. Diff.: {less}." in SAID
+    there = rows.loc[[("NPO (retain)", "GA"), ("NPO (retain)", "Grad. Diff.")]].query("modality == 'multimodal'")
+    assert (there["n_replicates"] == 9).all() and (there["of"] == 10).all()
+    assert "On image + text one of ten replicates never closes half, and is left out of these two." in SAID
+
+
+def test_what_is_said_of_methods_with_a_retain_term_is_so_in_the_tables():
+    where = "method in ('grad_diff', 'kl_min') and variant == 'canonical'"
+    [broken] = committed("table_ranking", standing="unsound").query(where).to_dict("records")
+    assert [broken[name] for name in ("base_model", "forget_ratio", "method", "modality")] == [
+        *("llava", 5, "grad_diff", "unimodal")
+    ]
+    assert broken["note"].startswith("Collapsed in 2 of 5;")
+    assert "Grad. Diff. on text only collapsed in two of five replicates at 5 %; otherwise neither collapsed." in SAID
+    rows = committed("table_path", closed_in="both", place="0.75", what="kept", forget_ratio=10).query(where)
+    assert len(rows) == 8
+    few = rows.assign(share=rows["n_replicates"] / rows["of"]).groupby(["base_model", "method"])["share"].min()
+    assert (few < 0.5).all(), "of those that close it in one modality, these close it in the other, too, or fewer"
+    text = " ".join(written(ROOT / "notebooks" / "13_along_the_path.ipynb").split())
+    assert "*both views together* in both modalities in fewer than half of the replicates." in text
 
 
 LETTER = {"scoring": "letter", "metric": "accuracy"}

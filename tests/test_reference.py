@@ -119,21 +119,16 @@ def test_tables_and_readme_are_what_the_code_makes_of_the_committed_runs(tmp_pat
     text = (paths.checkout() / "docs" / "limits.md").read_text().replace("\\", "")
     for sentence in (*numbers_of_steps(clean), cost_of_interpolation(clean), marks_by_form(clean.items)):
         assert sentence in " ".join(text.split())
-    assert numbers_of_steps(clean)[1] in " ".join(
-        (paths.checkout() / "README.md").read_text().replace("\\", "").split()
-    )
+    text = (paths.checkout() / "README.md").read_text().replace("\\", "")
+    assert numbers_of_steps(clean)[1] in " ".join(text.split())
 
 
 def least_and_most(numbers: dict[str, str]) -> str:
     """The smallest and the largest of some numbers with limits, each with its method, ``GA (text only)``."""
     ends = [end(numbers, key=lambda name: int(numbers[name].split()[0])) for end in (min, max)]
-    texts = []
-    for name in ends:
-        model = (
-            name.partition(" ‡")[0].strip(")").replace(" (retain, ", " with its retain term on ").replace(" (", " on ")
-        )
-        texts.append(f"{numbers[name]} ({model})")
-    return " to ".join(texts)
+    models = [name.partition(" ‡")[0].strip(")").replace(" (", " on ") for name in ends]
+    models = [model.replace(" on retain, ", " with its retain term on ") for model in models]
+    return " to ".join(f"{numbers[name]} ({model})" for name, model in zip(ends, models, strict=True))
 
 
 def numbers_of_steps(clean: Scores) -> tuple[str, str]:
