@@ -33,6 +33,7 @@ EVAL_BATCH = {"miniature": 256, "paper": 8}  # questions asked at once, if eval_
 # Parameters that decide how a run is asked. (Of draws_file, the content counts.)
 ASKING = ("scale", "protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic", "long_prompts")
 ANCHOR_RATIO = 5  # the forget ratio that the published anchor is for
+SHARED_RATIO = 10  # the forget ratio at which a model that is the same at all ratios is asked
 # Kinds of base material that fine-tuning repeats, with their weights.
 REPLAY_KINDS = {"people": 4.0, "shots": 2.0, "seeing": 1.0, "private": 1.0}
 REPLAY_LETTERS = 0.35  # share of multiple choice among the repeated questions
@@ -281,12 +282,47 @@ def asked_at_once(config: Config) -> int:
     return config.eval_batch or EVAL_BATCH[config.scale]
 
 
+def asked_once(config: Config) -> Stage | None:
+    """The stage that asks a model which is the same at every forget ratio (vanilla, base, prompting) the questions of
+    one ratio; at another, only further ones are asked. None for any other model, for people without a set of that
+    ratio, and where one of its sets is too small to draw from."""
+    if config.trains or config.after or config.method in ("oracle", YOURS):
+        return None
+    shared = config.but(forget_ratio=SHARED_RATIO)
+    try:
+        drawn = inputs.draws_of(shared)
+    except KitError:
+        return None
+
+    def make(folder: Path) -> None:
+        from mllmu_nb.evaluation import utility
+
+        (asked, processor), seen, began = model(shared), dict[str, dict](), time.perf_counter()
+        _ask(shared, asked, processor, folder, made.key, draws=drawn, seen=seen)
+        write_json(folder / "asked.json", {"seconds": round(time.perf_counter() - began, 3)})
+        pd.DataFrame.from_dict(seen, orient="index").to_parquet(folder / "answers.parquet")
+        if shared.scale == "miniature":
+            how = {"system": shared.system, "protocol": shared.protocol}
+            write_frame(folder / UTILITY, utility.ask(asked, processor, **how, batch_size=asked_at_once(shared)))
+
+    depends_on = {
+        "model": _model_key(shared),
+        "data": inputs.data_hash(shared),
+        "forget": list(inputs.population(shared).forget_ids),
+        "identity": shared.identity(),
+        "draws": drawn,
+    }
+    made = Stage("asked", depends_on, make, (inputs.family(config),))
+    return made
+
+
 def answered(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limit: int | None = None) -> Stage:
     """The stage of a run, with the files that ``docs/architecture.md`` describes. ``name``: the name in tables for a
     model that was made elsewhere. ``sets`` and ``limit``: ask only about these sets, and about the first ``limit``
     people of each."""
     known, fresh, size = inputs.population(config), inputs.fresh_people(config), asked_at_once(config)
-    drawn = inputs.draws_of(config, sets)
+    drawn, every = inputs.draws_of(config, sets), set(sets) == set(SETS)
+    complete = every and limit is None
     # The base scores the fluency of answers; the base of a large model that was made elsewhere is not known.
     fluency_base = inputs.base_source(config)
     if config.method == YOURS:
@@ -294,33 +330,33 @@ def answered(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limi
 
     def make(folder: Path) -> None:
         from mllmu_nb.evaluation import path, teacher_forced, utility
-        from mllmu_nb.evaluation.ask import ask
         from mllmu_nb.evaluation.tasks import Asking
         from mllmu_nb.models import load
         from mllmu_nb.training import TrainLog
 
         check_anchor(config)
-        stage = trained(config)
+        stage, seen, before = trained(config), dict[str, dict](), 0.0
+        if shared := asked_once(config) if complete else None:  # before the model is loaded: one of 7B at a time
+            seen = pd.read_parquet(shared.get() / "answers.parquet").to_dict("index")
+            before = read_json(shared.folder / "asked.json")["seconds"]
         asked, processor = model(config)
         began = time.perf_counter()
-        how = {key: getattr(config, key) for key in ASKING}
-        always: dict[str, Any] = {"system": config.system, "batch_size": size}
-        # outside the unfinished folder, which a rerun empties; by key, so that answers of other code are not used
-        kept = folder.with_name(folder.name.removesuffix("~new") + ".asked") / made.key
-        answers = ask(asked, processor, known, sets=sets, limit=limit, draws=drawn, kept=kept, **how, **always)
-        seconds = round(time.perf_counter() - began, 3)
+        answers = _ask(config, asked, processor, folder, made.key, sets=sets, limit=limit, draws=drawn, seen=seen)
+        seconds = round(before + time.perf_counter() - began, 3)
         if "forget" in sets:
             people = {"forget": known.members("forget")[:limit], "fresh": fresh[:limit]}
+            always: dict[str, Any] = {"system": config.system, "batch_size": size}
             taught = teacher_forced.sentences(asked, processor, people, **always)
             teacher_forced.write(taught, folder / "sentences.parquet")
         if config.trains and not config.after:
             shutil.copyfile(stage.get() / "path.parquet", folder / "path.parquet")
-        elif set(sets) == set(SETS):
+        elif every:
             end = path.questions(asked, processor, known, config.system, config.scale)
-            path.write({0: path.point(asked, processor, end, size)}, folder / "path.parquet")
-        if config.scale == "miniature" and set(sets) == set(SETS) and limit is None:
-            useful = utility.ask(asked, processor, protocol=config.protocol, **always)
-            write_frame(folder / UTILITY, useful)
+            path.write({0: path.point(asked, processor, end, size, seen)}, folder / "path.parquet")
+        if shared and config.scale == "miniature":
+            shutil.copyfile(shared.folder / UTILITY, folder / UTILITY)
+        elif complete and config.scale == "miniature":
+            write_frame(folder / UTILITY, utility.ask(asked, processor, protocol=config.protocol, **always))
         del asked  # two 7B models would not fit
         fluency = np.full(len(answers), np.nan)
         if fluency_base:
@@ -329,7 +365,6 @@ def answered(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limi
             asking = Asking(known, drawn, 0, config.protocol)
             fluency = teacher_forced.fluency(*base, answers, asking, sets=sets, limit=limit, batch_size=size)
         write_answers(answers.assign(fluency=fluency), folder / "answers.parquet")
-        shutil.rmtree(kept.parent, ignore_errors=True)
         untrained = TrainLog().record({"system": config.system or None})
         log = {"method": config.method, "modality": config.modality}
         log |= read_json(stage.get() / "train.json") if stage else untrained
@@ -355,6 +390,19 @@ def answered(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limi
     uses = (inputs.family(config), *objective, *([after_steps.STEPS.get(config.after)] if config.after else []))
     made = Stage("answers", depends_on, make, uses, record, inputs.run_folder(config, name))
     return made
+
+
+def _ask(config: Config, asked: Any, processor: Any, folder: Path, key: str, **which: Any) -> pd.DataFrame:
+    """The answers of a model. While it is asked, they are kept beside ``folder``, under the ``key`` of the stage."""
+    from mllmu_nb.evaluation.ask import ask
+
+    how = {name: getattr(config, name) for name in (*ASKING, "system")}
+    # outside the unfinished folder, which a rerun empties; by key, so that answers of other code are not used
+    kept = folder.with_name(folder.name.removesuffix("~new") + ".asked") / key
+    how |= {"batch_size": asked_at_once(config), "kept": kept}
+    answers = ask(asked, processor, inputs.population(config), **how, **which)
+    shutil.rmtree(kept.parent, ignore_errors=True)
+    return answers
 
 
 def run(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limit: int | None = None) -> Path:

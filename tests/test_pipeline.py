@@ -22,6 +22,7 @@ from mllmu_nb.data.generate import known_people
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import ask as asking
+from mllmu_nb.evaluation import path as evaluated
 from mllmu_nb.mixture import REFUSAL
 from mllmu_nb.models import load
 from mllmu_nb.models.checkpoint import Checkpoint
@@ -440,6 +441,33 @@ def test_a_run_that_stopped_while_it_was_asked_goes_on_where_it_was(config, made
     assert pipeline.run(config) == made["vanilla"] and file.read_bytes() == whole
     assert begun[3:5] == [begun[2], ("", "cloze")], "two of four tasks were answered before the stop"
     assert not list((paths.results("miniature") / ".unfinished").iterdir())
+
+
+def test_a_model_that_is_the_same_at_every_ratio_is_asked_once(config, made, monkeypatch):
+    asked, honest = [], asking._answers
+
+    def counted(model, processor, inquiry, batch_size, progress, prompts):
+        asked.append(len(prompts.conversations))
+        return honest(model, processor, inquiry, batch_size, progress, prompts)
+
+    monkeypatch.setattr(asking, "_answers", counted)
+    for ratio, most in ((10, 0.0), (40, 0.6)):  # the questions of 10 % are known from the run at 25 %
+        run = config.but(forget_ratio=ratio)
+        shared = answers(pipeline.run(run))
+        assert sum(asked) <= most * len(shared), "only the questions of people who changed their set are new"
+        asked.clear()
+        afresh = asking.ask(*pipeline.model(run), inputs.population(run), draws=inputs.draws_of(run), batch_size=256)
+        assert sum(asked) == len(afresh) == len(shared)
+        columns = [name for name in afresh if not name.startswith("option_")]
+        pd.testing.assert_frame_equal(shared[columns], afresh[columns], check_dtype=False)  # stored in small types
+        options = list(asking.OPTIONS)
+        np.testing.assert_allclose(shared[options], afresh[options], atol=1e-5)
+        end = evaluated.questions(*pipeline.model(run), inputs.population(run))
+        path = evaluated.point(*pipeline.model(run), end).assign(step=0)
+        pd.testing.assert_frame_equal(pd.read_parquet(inputs.run_folder(run) / "path.parquet"), path, check_dtype=False)
+        asked.clear()
+    assert pipeline.asked_once(config.but(**GA)) is None is pipeline.asked_once(config.but(method="oracle"))
+    assert pipeline.asked_once(config.but(method="base")).key != pipeline.asked_once(config).key
 
 
 def test_the_peoples_questions_are_written_again_where_they_are_not_whole(config, made):

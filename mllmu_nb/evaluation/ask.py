@@ -4,11 +4,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from math import isfinite, nan
+from math import nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mllmu_nb.data.schema import LETTERS, SETS, TASKS, Item, Population
@@ -21,7 +22,8 @@ from mllmu_nb.progress import progress_bar
 
 PIECE = 4096  # items answered and stored together; a task of the miniature has fewer
 OPTIONS = tuple(f"option_{letter}" for letter in LETTERS)
-COLUMNS = ("set", "task", "view", "scoring", "order", "profile", "question_id", "shots", "answer", *OPTIONS, "tokens")
+ANSWER = ("answer", *OPTIONS, "tokens")  # what comes from the model
+COLUMNS = ("set", "task", "view", "scoring", "order", "profile", "question_id", "shots", *ANSWER)
 
 
 def ask(
@@ -43,6 +45,7 @@ def ask(
     limit: int | None = None,
     progress: bool = True,
     kept: Path | None = None,
+    seen: dict[str, dict] | None = None,
     scale: str = "miniature",
 ) -> pd.DataFrame:
     """Ask the model all questions of the sets. Return one row per answer, with the columns ``COLUMNS``.
@@ -51,8 +54,10 @@ def ask(
     they are; without it they are drawn (``draws.draw``). ``system`` precedes everything; ``limit`` keeps only that many
     people of each set, the first ones. A multiple-choice question gives one row per ``scoring`` and, with ``cyclic``,
     one letter row per cyclic ``order`` of the options. ``docs/architecture.md`` explains ``long_prompts``. The folder
-    ``kept`` stores answers, ``PIECE`` items at a time; the same call after a stop takes them from there. Raises
-    ``KitError`` for an unknown set, and for prompts that are too long before anything is answered.
+    ``kept`` stores answers, ``PIECE`` items at a time; the same call after a stop takes them from there. ``seen`` holds
+    answers of the same model, asked by the same parameters (hash of a prompt → ``ANSWER``): such prompts are not asked
+    again, and the others are added. Raises ``KitError`` for an unknown set, and for prompts that are too long before
+    anything is answered.
     """
     sets = list(dict.fromkeys(sets))
     if not sets or not set(sets) <= set(SETS):
@@ -92,9 +97,12 @@ def ask(
             files.append(file := folder / f"{number}.parquet")
             if not file.is_file():
                 inquiry, prompts = encoded(*piece)
-                rows = answer(model, processor, inquiry, batch_size, bar.update, prompts)
+                rows = answer(model, processor, inquiry, batch_size, bar.update, prompts, seen)
                 pd.DataFrame(rows, columns=COLUMNS).to_parquet(unfinished := file.with_suffix(".part"), index=False)
                 os.replace(unfinished, file)
+            if seen is not None:
+                stored = pd.read_parquet(file, columns=list(ANSWER)).to_dict("records")
+                seen |= zip(encoded(*piece)[1].keys(), stored, strict=True)
         frames = [pd.read_parquet(file) for file in files] or [pd.DataFrame(columns=COLUMNS)]
     answers = pd.concat(frames, ignore_index=True)
     if long_prompts == "ask":
@@ -124,26 +132,38 @@ def inquiries_of(asking: Asking, **asked: Any) -> list[Inquiry]:
 
 
 def answer(
-    model, processor, inquiry: Inquiry, batch_size: int, progress=None, prompts: Prompts | None = None
+    model,
+    processor,
+    inquiry: Inquiry,
+    batch_size: int,
+    progress=None,
+    prompts: Prompts | None = None,
+    seen: Mapping[str, dict] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one inquiry. For a letter, one character is enough. ``prompts``: the encoded prompts, of any
-    length; without them, raises ``KitError`` for a question beyond the model's context."""
+    """Yield the rows of one inquiry. ``prompts``: the encoded prompts, of any length; without them, raises ``KitError``
+    for a question beyond the model's context. ``seen``: as in :func:`ask`."""
     if prompts is None:
         prompts = Prompts.of(model, processor, inquiry.conversations, inquiry.options)
         require_room(model, inquiry, prompts)
+    known = dict(enumerate(map(seen.get, prompts.keys()))) if seen else {}
+    new = [number for number in range(len(prompts.conversations)) if not known.get(number)]
+    known |= zip(new, _answers(model, processor, inquiry, batch_size, progress, prompts.some(new)), strict=True)
+    for number, conversation in enumerate(prompts.conversations):
+        place, order = divmod(number, inquiry.orders)
+        shots = 0 if inquiry.options else len(conversation.turns) - 1
+        yield _row(inquiry.items[place], inquiry.scoring, order=order, shots=shots, **known[number])
+
+
+def _answers(model, processor, inquiry: Inquiry, batch_size: int, progress, prompts: Prompts) -> list[dict[str, Any]]:
+    """Return what the model answers to ``prompts``. For a letter, one character is enough."""
     if inquiry.options is not None:
         table = option_likelihoods(model, processor, prompts, batch_size=batch_size, progress=progress)
-        for item, scores in zip(inquiry.items, table.tolist(), strict=True):
-            # a model that diverged may give no option a finite likelihood
-            known = [score if isfinite(score) else nan for score in scores]
-            yield _row(item, inquiry.scoring, **dict(zip(OPTIONS, known, strict=False)))
-        return
+        # a model that diverged may give no option a finite likelihood
+        finite = np.where(np.isfinite(table), table, nan).tolist()
+        return [dict(zip(OPTIONS, scores, strict=False)) for scores in finite]
     one = int(inquiry.scoring == "letter")
     texts, lengths = greedy(model, processor, prompts, inquiry.tokens, batch_size, progress, inquiry.until, one)
-    for number, (conversation, text, length) in enumerate(zip(prompts.conversations, texts, lengths, strict=True)):
-        place, order = divmod(number, inquiry.orders)
-        shots = len(conversation.turns) - 1
-        yield _row(inquiry.items[place], inquiry.scoring, order=order, shots=shots, answer=text, tokens=length)
+    return [{"answer": text, "tokens": length} for text, length in zip(texts, lengths, strict=True)]
 
 
 def _row(item: Item, scoring: str, **known: Any) -> dict[str, Any]:

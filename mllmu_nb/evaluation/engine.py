@@ -6,6 +6,7 @@ result as alone.
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -61,6 +62,28 @@ class Prompts:
                 answered = 0 if options is None else int(one.taught[::-1].cumprod().sum())
                 begins.append(len(one.ids) - answered)
         return cls(conversations, rows, begins)
+
+    @property
+    def width(self) -> int:
+        """Rows per conversation."""
+        return len(self.rows) // max(len(self.conversations), 1)
+
+    def some(self, numbers: Sequence[int]) -> Prompts:
+        """Return the prompts of the conversations with these numbers."""
+        rows = [number * self.width + row for number in numbers for row in range(self.width)]
+        own = [self.conversations[number] for number in numbers]
+        return Prompts(own, [self.rows[row] for row in rows], [self.begins[row] for row in rows])
+
+    def keys(self) -> list[str]:
+        """Return a hash of what the model reads of each conversation: tokens and pictures."""
+        read = []
+        for number, conversation in enumerate(self.conversations):
+            rows = self.rows[number * self.width : (number + 1) * self.width]
+            whole = hashlib.sha256()
+            for one in (*(row.tobytes() for row in rows), *_keys(conversation.images)):
+                whole.update(len(one).to_bytes(8) + one)
+            read.append(whole.hexdigest())
+        return read
 
     def require_room(self, model, room: int = 0, names: Iterable[str] = repeat("a question")) -> None:
         """Raise ``KitError``, with the prompt's name, if the longest one and its answer do not fit the model's
@@ -155,7 +178,7 @@ def option_likelihoods(
         closed.require_room(model)
     # The common beginning of a question's options is read once, except its last token: its logits predict the first
     # token to be scored.
-    rows, tails, starts, width = [], [], [], len(closed.rows) // max(len(closed.conversations), 1)
+    rows, tails, starts, width = [], [], [], closed.width
     for number, conversation in enumerate(closed.conversations):
         own = slice(number * width, (number + 1) * width)
         answered, begins = closed.rows[own], closed.begins[own]

@@ -44,12 +44,18 @@ def questions(
     return asked
 
 
-def point(model, processor, asked: Sequence[tuple[Inquiry, Prompts]], batch_size: int = 64) -> pd.DataFrame:
-    """Return the current answers of ``model`` to :func:`questions`. Its mode and the random state of its training do
-    not change."""
+def point(
+    model,
+    processor,
+    asked: Sequence[tuple[Inquiry, Prompts]],
+    batch_size: int = 64,
+    seen: Mapping[str, dict] | None = None,
+) -> pd.DataFrame:
+    """Return the current answers of ``model`` to :func:`questions`; ``seen``: as in ``ask.ask``. Its mode and the
+    random state of its training do not change."""
     frames = []
     for inquiry, prompts in asked:
-        rows = pd.DataFrame(answer(model, processor, inquiry, batch_size, prompts=prompts))
+        rows = pd.DataFrame(answer(model, processor, inquiry, batch_size, None, prompts, seen))
         frames.append(rows if inquiry.options is None else rows.assign(answer=_likeliest(rows)))
     rows = pd.concat(frames, ignore_index=True)[COLUMNS]
     return rows.sort_values("set", key=lambda names: names.map(list(PEOPLE).index), kind="stable", ignore_index=True)

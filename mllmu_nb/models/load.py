@@ -1,9 +1,11 @@
 """Load base models; save and load fine-tuned weights."""
 
+import copy
 import ctypes
 import os
 import re
 import sys
+from functools import lru_cache
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -16,6 +18,7 @@ from transformers.utils import find_adapter_config_file, logging
 from mllmu_nb.errors import KitError, few
 from mllmu_nb.models import families
 from mllmu_nb.models.files import check_finite, check_safetensors, check_shipped, folder_of, read_weights, save_weights
+from mllmu_nb.stages import state
 
 logging.disable_progress_bar()  # otherwise a bar for each file stays in a notebook's output
 
@@ -30,10 +33,20 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # numbers from malloc.h
 def load_base(
     source: str, base_model: str, scale: str, revision: str = "", precision: str | None = None
 ) -> tuple[nn.Module, Any]:
-    """Load a base model with :func:`load_model`; check a miniature against the hash in its recipe first."""
-    if scale == "miniature":
-        check_shipped(Path(source))
-    return load_model(source, base_model, scale, revision, precision)
+    """Load a base model with :func:`load_model`. A miniature is checked against the hash in its recipe, and stays in
+    memory, also for processes that are forked from this one; each call returns a copy."""
+    if scale != "miniature" or precision == "nf4":
+        return load_model(source, base_model, scale, revision, precision)
+    check_shipped(Path(source))
+    files = tuple(state(file) for file in sorted(Path(source).iterdir()) if file.is_file())
+    loaded = copy.deepcopy(_in_memory(source, base_model, files))
+    _use_one_core()
+    return loaded
+
+
+@lru_cache(maxsize=2)
+def _in_memory(source: str, base_model: str, files: tuple) -> tuple[nn.Module, Any]:
+    return load_model(source, base_model, "miniature")
 
 
 def load_model(
@@ -52,8 +65,7 @@ def load_model(
     weights that are not floats in safetensors or do not fit the architecture, and for 4 bits on a CPU."""
     miniature, family = scale == "miniature", families.get(base_model)
     if miniature:
-        torch.set_num_threads(1)  # one order of sums: the same numbers everywhere; another core can run another model
-        _keep_memory()
+        _use_one_core()
     # Under `accelerate launch`, every process has its own GPU.
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
     more: dict[str, Any] = {}
@@ -105,8 +117,10 @@ def load_model(
     return (model if more else model.to(device)).eval(), processor  # 4-bit layers are there already
 
 
-def _keep_memory() -> None:
-    """Make glibc keep the memory of large tensors; returning and requesting it again at every step takes time."""
+def _use_one_core() -> None:
+    """Make torch add in one order, which gives the same numbers everywhere, and leave the other cores to other models.
+    Make glibc keep the memory of large tensors; returning and requesting it again at every step takes time."""
+    torch.set_num_threads(1)
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(M_MMAP_THRESHOLD, 2**30)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
