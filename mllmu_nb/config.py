@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from mllmu_nb import after as after_steps
 from mllmu_nb import unlearning
-from mllmu_nb.errors import KitError, choose, invalid, print_in_one_line
+from mllmu_nb.errors import KitError, choose, invalid
 from mllmu_nb.unlearning.base import Method, Recipe, typed
 
 PRESETS = Path(__file__).parent / "presets"
@@ -158,7 +158,6 @@ class Config(BaseModel):
         the cell is run again, names that the notebook has set since then are ignored, unless they look like a misspelt
         parameter.
         """
-        print_in_one_line()
         values, again = plain_values(namespace), "_first_parameters" in namespace
         first = namespace.setdefault("_first_parameters", set(values))
         near = {name for name in values if difflib.get_close_matches(name, cls.model_fields, 1, cutoff=0.8)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +22,15 @@ HINTS = {  # for values that YAML reads as another type than was meant
     ("float", str): " (in YAML write 1.0e-5 or 1.0e+5: without the point or the sign it is text)",
     ("string", bool): " (in YAML put yes and no in quotes)",
 }
-
-
 MOST_LISTED = 40  # choices in a message
 
 
 class KitError(ValueError):
     """Bad input, or a state in which the kit cannot continue. Commands print the message and exit with status 2."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 def choose(name: str, value: Any, known: Iterable[Any]) -> None:
@@ -57,14 +58,3 @@ def invalid(error: ValidationError, name: str = "") -> KitError:
     limits = [f"{LIMITS[key]} {limit:.10g}" for key, limit in first.get("ctx", {}).items() if key in LIMITS]
     wanted = limits[0] if limits else TYPES.get(kind, first["msg"])
     return KitError(f"{name} must be {wanted}, not {shown}{HINTS.get((kind, type(value)), '')}")
-
-
-def print_in_one_line() -> None:
-    """Make a notebook show a KitError without a traceback from now on."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if shell is not None:
-
-        def show(shell, kind, error, traceback, tb_offset=None):
-            shell._showtraceback(kind, error, [f"{kind.__name__}: {error}"])
-
-        shell.set_custom_exc((KitError,), show)
