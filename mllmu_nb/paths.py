@@ -1,7 +1,7 @@
 """The folders of all files. No other module of the package knows them."""
 
 import os
-import uuid
+import tempfile
 from pathlib import Path
 
 from mllmu_nb.errors import KitError
@@ -69,11 +69,9 @@ def notebooks() -> Path:
 
 def writable(folder: Path, advice: str = f"set {OUT} to another folder") -> Path:
     """``folder``, made if needed. Raises KitError if it cannot be written, so call this before any work."""
-    probe = folder / f".probe-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise KitError(f"cannot write to {folder} ({reason}): {advice}") from None
