@@ -1,6 +1,7 @@
 """The record of what made a result: code, versions, machine type and inputs. It names no person, host or folder."""
 
 import platform
+import re
 import subprocess
 from importlib import metadata
 from typing import Any
@@ -22,25 +23,19 @@ def record(**known: Any) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What decides the bits of a result: device, CPU model, the kernels that torch chose, threads, processes that train
-    together, and the variables that pin the bits."""
+    """What decides the bits of a result: device, CPU ("" if the system does not name it), the kernels that torch chose,
+    threads, processes that train together, and the variables that pin the bits."""
     import torch
 
-    gpu = torch.cuda.is_available()
+    gpu, named = torch.cuda.is_available(), re.search(r"^model name.*?:(.*)", pinning.cpu(), re.MULTILINE)
     return {
         "device": torch.cuda.get_device_name() if gpu else f"cpu ({platform.machine()})",
-        "cpu": cpu_model(),
+        "cpu": named[1].strip() if named else "",
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "processes": launched("WORLD_SIZE", 1),
         "bits": pinning.settings(),
     }
-
-
-def cpu_model() -> str:
-    """The CPU's name as the system gives it, "" if it gives none."""
-    lines = pinning.cpu().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def versions() -> dict[str, str]:

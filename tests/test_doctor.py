@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mllmu_nb import __main__ as door
-from mllmu_nb import pinning, prediction, provenance
+from mllmu_nb import inputs, pinning, prediction, provenance
 from mllmu_nb.commands import doctor
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
@@ -69,7 +69,7 @@ def test_a_sound_configuration_has_no_problem_and_no_weights_are_loaded(tmp_path
         "2 runs, scale miniature",
         "not needed",
         "llava-miniature",
-        provenance.cpu_model(),
+        provenance.machine()["cpu"],
         "MKL_CBWR=",
     ):
         assert text in shown
@@ -177,7 +177,7 @@ def test_the_7b_run_needs_its_published_parameters_and_no_file(monkeypatch):
         raise OSError("none")
 
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", missing)
-    need = doctor._estimate(PAPER).training(PAPER.training, full=False)
+    need = doctor.estimate(inputs.base_of(PAPER)).training(PAPER.training, full=False)
     assert need["weights"] == pytest.approx(2 * 7_063_427_072 / doctor.GIB)
     assert need["trained with their states"] == pytest.approx(16 * 39_976_960 / doctor.GIB)
     assert 25 < sum(need.values()) < 60  # without checkpointing 24 GiB of a GPU are too few, 80 are enough
@@ -191,7 +191,7 @@ def test_hours_say_what_was_assumed_and_go_by_the_rate_that_is_given(monkeypatch
     monkeypatch.setattr(
         prediction, "hours", lambda configs, estimate, rate: {"vanilla": (1, 2e15 / rate("bf16").flops)}
     )
-    monkeypatch.setattr(doctor, "_estimate", lambda config: None)
+    monkeypatch.setattr(doctor, "estimate", lambda base: None)
     text = doctor.hours([PAPER]).text
     assert text == "about 5.1 hours one after the other (1 vanilla 5.1); " + (
         "bf16 training at 396 TFLOP/s, 40% of what an H100 has: see --rate"

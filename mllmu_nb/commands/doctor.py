@@ -3,6 +3,7 @@ loads weights. The output says whether there is a token, but never shows it."""
 
 import argparse
 import os
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
@@ -116,7 +117,7 @@ def most_memory(configs: Configs) -> dict[str, float]:
     """GiB that the most demanding of the runs needs, by content."""
     needs = []
     for config in configs:
-        model, bits = _estimate(config), bool(config.quantise_base)
+        model, bits = estimate(inputs.base_of(config)), bool(config.quantise_base)
         size, precision = pipeline.asked_at_once(config), prediction.asking_precision(config)
         needs.append(model.answering(size, config.shots, precision, config.protocol))
         if config.method != "base":
@@ -135,13 +136,15 @@ def hours(configs: Configs, rate: float | None = None) -> Result:
         usual = prediction.assumed_rate(precision, on_this_device)
         return usual._replace(flops=rate * 1e12) if rate else usual
 
-    stages: dict[str, tuple[int, float]] = {}
-    for runs in by_base(configs):
-        for name, (count, spent) in prediction.hours(runs, _estimate(runs[0]), assumed).items():
-            before = stages.get(name, (0, 0.0))
-            stages[name] = before[0] + count, before[1] + spent
-    precision, total = configs[0].training.precision, sum(spent for _, spent in stages.values())
-    listed = ", ".join(f"{count} {name} {spent:.2g}" for name, (count, spent) in stages.items())
+    counts: Counter[str] = Counter()
+    each: Counter[str] = Counter()  # hours
+    for base in dict.fromkeys(map(inputs.base_of, configs)):
+        runs = [config for config in configs if inputs.base_of(config) == base]
+        for name, (count, spent) in prediction.hours(runs, estimate(base), assumed).items():
+            counts[name] += count
+            each[name] += spent
+    precision, total = configs[0].training.precision, each.total()
+    listed = ", ".join(f"{count} {name} {each[name]:.2g}" for name, count in counts.items())
     text = f"about {total:.2g} hours one after the other ({listed}); "
     text += f"{precision} training at {assumed(precision).flops / 1e12:.3g} TFLOP/s"
     if not rate:
@@ -154,21 +157,10 @@ def hours(configs: Configs, rate: float | None = None) -> Result:
     return Result(OK, text, advice if total > LONG else "")
 
 
-def by_base(configs: Configs) -> list[list[Config]]:
-    """The runs, grouped by base model."""
-    groups: dict[tuple, list[Config]] = {}
-    for config in configs:
-        groups.setdefault(inputs.base_of(config), []).append(config)
-    return list(groups.values())
-
-
-def _estimate(config: Config) -> prediction.Estimate:
-    """The estimate for the base model, from its configuration in its folder or the hub's cache, else as published."""
-    return _estimate_of(*inputs.base_of(config)[:3])
-
-
 @cache
-def _estimate_of(source: str, family: str, scale: str) -> prediction.Estimate:
+def estimate(base: tuple[str, str, str, str]) -> prediction.Estimate:
+    """The estimate for a base model, from its configuration in its folder or the hub's cache, else as published."""
+    source, family, scale, _ = base
     try:
         shape = AutoConfig.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError):
@@ -197,36 +189,35 @@ def model(configs: Configs) -> Result:
         if not inputs.unread(config):
             inputs.check(config)
     said = [f"{len(configs)} runs, scale {configs[0].scale}, under {paths.root()}"]
-    for config, *_ in by_base(configs):
-        source, where = Path(inputs.base_source(config)), "from the hub"
-        if source.is_dir():
-            check_model(source, config.base_model)
-            where = f"hash {inputs.base_hash(config)}"
-        said.append(f"base model {source.name}, {where}")
+    for source, family, _, revision in dict.fromkeys(map(inputs.base_of, configs)):
+        folder, where = Path(source), "from the hub"
+        if folder.is_dir():
+            check_model(folder, family)
+            where = f"hash {inputs.hash_of_model(source, revision)}"
+        said.append(f"base model {folder.name}, {where}")
     return Result(OK, "; ".join(said))
 
 
 def hub(configs: Configs) -> Result:
     """Check that the hub answers for what comes from it and that its models hold safetensors, and report whether there
     is a token."""
-    wanted: dict[tuple[str, str, str], None] = {}  # name, kind and revision, in the order of the runs
+    wanted: dict[tuple[str, str, str], bool] = {}  # name, kind, revision → whether it is a model with weights
     for config in configs:
-        wanted |= {(source, "model", revision): None for source, revision in inputs.models_on_hub(config)}
+        wanted |= {(source, "model", revision): True for source, revision in inputs.models_on_hub(config)}
         people_from = sources(config.data_source, config.data_revision)
-        wanted |= dict.fromkeys(one for one in people_from if one[0] in inputs.unread(config))
+        wanted |= {one: False for one in people_from if one[0] in inputs.unread(config)}
     if not wanted:
         return Result(OK, "not needed")
     token = "a token is set" if huggingface_hub.get_token() else "no token is set"
     api = huggingface_hub.HfApi(os.environ.get("HF_ENDPOINT"), huggingface_hub.get_token())
-    models = {source for config in configs for source, _ in inputs.models_on_hub(config)}
-    for source, kind, revision in wanted:
+    for (source, kind, revision), is_model in wanted.items():
         name = "@".join(filter(None, (source, revision)))
         try:
             there = api.repo_info(source, repo_type=kind, revision=revision or None, timeout=TIMEOUT).siblings or ()
         except Exception as error:  # of the network, the hub or the name, from several libraries
             advice = "check the spelling, HF_TOKEN and HF_ENDPOINT, or name folders by base_path and data_source"
             return Result(PROBLEM, f"{name}: {without_password(str(error)).splitlines()[0]}; {token}", advice)
-        if source in models and not any(file.rfilename.endswith(".safetensors") for file in there):
+        if is_model and not any(file.rfilename.endswith(".safetensors") for file in there):
             advice = "only safetensors are loaded: name another revision, or a folder to which they were converted"
             return Result(PROBLEM, f"{name} holds no safetensors; {token}", advice)
     return Result(OK, f"{', '.join(dict.fromkeys(source for source, *_ in wanted))} can be downloaded; {token}")
