@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,6 @@ EXAMPLES = (
 )
 FIRST = ("vanilla", "oracle", "base")  # the others need vanilla's model, so it runs first, together with an oracle
 JOBS = {"miniature": 3, "paper": 1}  # a third notebook starts while two occupy two cores; a 7B model fills its GPU
-FINETUNE = "finetune"  # the notebook of the models that are not unlearned
-EVALUATE = "evaluate"  # the notebook that makes any run
 MEMORY = "most often for want of memory: try fewer --jobs"
 
 say = partial(print, flush=True)
@@ -60,16 +58,16 @@ def main(options: argparse.Namespace) -> int:
     if not configs:
         say(f"--shard {options.shard}: nothing to do, for the grid has {len(every)} runs")
         return 0
-    jobs, began, names = [Job(config, notebook_for(config)) for config in configs], time.perf_counter(), labels(configs)
+    notebooks, began, names = {config: notebook_for(config) for config in configs}, time.perf_counter(), labels(configs)
     inputs.check_comparable(configs)
     for config in configs:
         inputs.check(config)
         inputs.fetch(config)
-    waiting = [job for job in jobs if not pipeline.finished(job.config)]
+    waiting = [Job(config, notebook) for config, notebook in notebooks.items() if not pipeline.finished(config)]
     for config in filter(pipeline.finished, every if waiting else ()):  # new runs will be compared with these
         pipeline.check_commits(config, inputs.run_folder(config))
     at_once = options.jobs or min(JOBS[config.scale] for config in configs)
-    say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished already, {at_once} at a time")
+    say(f"{len(configs)} runs, {len(configs) - len(waiting)} of them finished already, {at_once} at a time")
     say(f"  people: {inputs.population(configs[0]).counted()}")
     for run_id, name in names.items():
         say(f"  {run_id:32}  {name}")
@@ -236,10 +234,10 @@ def notebook_for(config: Config) -> Path:
     if variants:
         folder = Path(inspect.getfile(variants[config.variant])).resolve().parent
         places |= set() if paths.PACKAGE in folder.parents else {folder}
-    pattern = f"*_{config.method if variants else FINETUNE}.ipynb"
+    pattern = f"*_{config.method if variants else 'finetune'}.ipynb"
     notebooks = [path for place in places for path in place.glob(pattern)]
     if variants and not notebooks:
-        notebooks = list(paths.notebooks().glob(f"*_{EVALUATE}.ipynb"))
+        notebooks = list(paths.notebooks().glob("*_evaluate.ipynb"))
     if len(notebooks) != 1:
         count, where = len(notebooks), " and ".join(sorted(map(str, places)))
         raise KitError(f"there must be one notebook for method {config.method!r}, not {count}: {pattern} in {where}")
@@ -258,19 +256,12 @@ class Job:
     process: BaseProcess | None = None
     began: float = 0.0
 
-    @property
-    def executed(self) -> Path:
-        return paths.cache() / "notebooks" / self.config.scale / f"{self.config.run_id}.ipynb"
-
-    @property
-    def log(self) -> Path:
-        return self.executed.with_suffix(".log")
-
-    @cached_property
-    def vanilla(self) -> Path | None:
-        """The folder of the vanilla model that the run starts from, if any."""
+    def __post_init__(self):
+        self.executed = paths.cache() / "notebooks" / self.config.scale / f"{self.config.run_id}.ipynb"
+        self.log = self.executed.with_suffix(".log")
         given = self.config.method in ("base", "oracle") or self.config.vanilla_path
-        return None if given else pipeline.finetuned(self.config).folder
+        # the folder of the vanilla model that the run starts from, if any
+        self.vanilla = None if given else pipeline.finetuned(self.config).folder
 
     def start(self, threads: int) -> None:
         """Start papermill on the notebook, in the notebook's folder, with the parameters that were given."""
@@ -312,7 +303,9 @@ def execute(jobs: Sequence[Job], at_once: int) -> dict[str, str]:
                     waiting = [other for other in waiting if other not in lost]
                     reason = "not tried, since the vanilla model it starts from could not be made"
                     failed |= {other.config.run_id: reason for other in lost}
-            while len(running) < at_once and (job := _next(waiting, running)):
+            being_made = {job.vanilla for job in running if job.vanilla and not job.vanilla.is_dir()}
+            job = next((job for job in waiting if job.vanilla not in being_made), None)
+            if job and len(running) < at_once:
                 waiting.remove(job)
                 job.start(threads)
                 running.append(job)
@@ -324,9 +317,3 @@ def execute(jobs: Sequence[Job], at_once: int) -> dict[str, str]:
         for job in running:
             job.process.join()
     return failed
-
-
-def _next(waiting: Sequence[Job], running: Sequence[Job]) -> Job | None:
-    """The first job whose vanilla model is not being made by another job; None if all have to wait."""
-    being_made = {job.vanilla for job in running if job.vanilla and not job.vanilla.is_dir()}
-    return next((job for job in waiting if job.vanilla not in being_made), None)
