@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mllmu_nb import inputs, paths, stages
+from mllmu_nb import inputs, paths
 from mllmu_nb.commands import sweep
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import published
-from mllmu_nb.reporting.runs import items_of, read_run, read_runs, which_results
+from mllmu_nb.reporting.runs import Run, items_of, read_run, read_runs, which_results
 from mllmu_nb.reporting.sheet import write_csv
 from mllmu_nb.scoring.frames import CELL
 from mllmu_nb.scoring.score import run_scores
@@ -68,7 +68,7 @@ def main(options: argparse.Namespace) -> int:
         if not (reference_runs := [read_run(folder) for folder in folders if folder.is_dir()]):
             raise KitError(f"{reference} has none of these runs: a run is found by its parameters")
         cells = compare(run_scores(items_of(runs)), run_scores(items_of(reference_runs)))
-        print_differences(runs, reference)
+        print_differences(runs, reference_runs)
         print(cells.groupby(["run", "verdict"]).size().unstack(fill_value=0).rename(columns={"": "new"}).to_string())
         shown = cells[cells["verdict"].isin([OFF, MISSING])]
     if len(shown):
@@ -103,15 +103,15 @@ def verdicts(cells: pd.DataFrame, rounding: Any = 0.0) -> np.ndarray:
     return np.select([other.isna(), value.isna(), alike, within], ["", MISSING, SAME, WITHIN], OFF)
 
 
-def print_differences(runs: Sequence, reference: Path) -> None:
+def print_differences(runs: Sequence[Run], reference_runs: Sequence[Run]) -> None:
     """Print how the runs' records differ from the reference's; most often this is the reason why a cell differs."""
+    reference = {run.folder.name: made_with(run.record) for run in reference_runs}
     lines: Counter[str] = Counter()
     for run in runs:
-        file = paths.runs(reference) / run.folder.name / stages.RECORD
-        reference_record = made_with(stages.read_json(file)) if file.is_file() else {}
+        theirs = reference.get(run.folder.name, {})
         for name, value in made_with(run.record).items():
-            if reference_record.get(name, value) != value:
-                lines[f"{name} {value!r} (reference: {reference_record[name]!r})"] += 1
+            if theirs.get(name, value) != value:
+                lines[f"{name} {value!r} (reference: {theirs[name]!r})"] += 1
     for line, count in lines.items():
         print(f"made with {line}" + (f" in {count} of {len(runs)} runs" if count < len(runs) else ""))
     if any(line.startswith(MAKER) for line in lines):
