@@ -121,8 +121,6 @@ def ask(asked: list[Texts], path: Path, endpoint: Any, *, jobs: int = 8) -> int:
     """Send ``asked`` to the judge, ``jobs`` at a time, and append each valid reply to ``path`` as it comes. Returns
     how many got none. Raises Unreachable if the endpoint refuses the key, the model or every question, or cannot be
     reached, and KitError if another model answers than the one behind the stored replies."""
-    import openai
-
     name, writing, graded, refused = model_name(), threading.Lock(), 0, 0
     models = set(judge.replies(path)["model"])  # that have answered; two could not be scored together
     with open(path, "a", encoding="utf-8") as file, ThreadPoolExecutor(jobs) as pool:
@@ -131,27 +129,20 @@ def ask(asked: list[Texts], path: Path, endpoint: Any, *, jobs: int = 8) -> int:
 
         def failed(texts: Texts) -> bool:
             nonlocal graded, refused
-            try:
-                reply = _reply(endpoint, name, texts)
-            except openai.BadRequestError:  # this question only, for example by a filter
-                with writing:
-                    refused += 1
-                    if not graded and refused >= REFUSED:
-                        what = f"refuses every question (HTTP 400): {name} may not know the settings it is asked with"
-                        raise Unreachable(f"the judge's endpoint {what}: see {VARIABLE}") from None
-                return True
-            if reply is not None:
-                with writing:
-                    graded += 1
+            reply = _reply(endpoint, name, texts)
+            with writing:
+                graded, refused = graded + bool(reply), refused + (reply == {})
+                if not graded and refused >= REFUSED:
+                    what = f"refuses every question (HTTP 400): {name} may not know the settings it is asked with"
+                    raise Unreachable(f"the judge's endpoint {what}: see {VARIABLE}")
+                if reply:
                     models.add(reply["model"])
                     if len(models) > 1:
-                        both = " and ".join(sorted(models))
-                        raise KitError(
-                            f"answers to {name} come from {both}: move {path} away, or name one in {VARIABLE}"
-                        )
+                        advice = f"move {path} away, or name one in {VARIABLE}"
+                        raise KitError(f"answers to {name} come from {' and '.join(sorted(models))}: {advice}")
                     line = {"hash": judge.hash_of(name, *texts), "judge": name, **reply}
                     print(json.dumps(line), file=file, flush=True)
-            return reply is None
+            return not reply
 
         try:
             return sum(tqdm(pool.map(failed, asked), total=len(asked)))
@@ -163,8 +154,8 @@ def ask(asked: list[Texts], path: Path, endpoint: Any, *, jobs: int = 8) -> int:
 
 def _reply(endpoint: Any, name: str, texts: Texts) -> dict[str, str] | None:
     """A ``reply`` with a valid grade and the ``model`` that gave it, since a name may mean another model tomorrow; None
-    if ``TRIES`` replies have no valid grade. Raises openai.BadRequestError if the question is refused. Error texts of
-    the endpoint are not repeated: they may contain the key."""
+    if ``TRIES`` replies have no valid grade; empty if the endpoint refuses the question, as a filter does. Error texts
+    of the endpoint are not repeated: they may contain the key."""
     import openai
 
     messages = [{"role": "system", "content": judge.INSTRUCTIONS}, {"role": "user", "content": message(texts)}]
@@ -182,7 +173,9 @@ def _reply(endpoint: Any, name: str, texts: Texts) -> dict[str, str] | None:
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             what = f"refuses the key or the model {name} (HTTP {error.status_code})"
             raise Unreachable(f"the judge's endpoint {what}: see OPENAI_API_KEY, OPENAI_BASE_URL, {VARIABLE}") from None
-        except (openai.BadRequestError, Unreachable):
+        except openai.BadRequestError:
+            return {}
+        except Unreachable:
             raise
         except openai.APIError as error:
             status = getattr(error, "status_code", None)
