@@ -25,32 +25,28 @@ def fetch(source: str, revision: str = "", kind: str = "model", files: Sequence[
     """Fetch the ``files`` (patterns) of ``source`` at ``revision`` ("": the newest). Returns their folder in the
     hub's cache; its name is the commit. Compares every file with the hub's hash, again only if a file has changed, and
     never offline. Raises KitError if this fails."""
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
 
     with _explained(f"{kind} {source}"):
-        folder = snapshot_download(source, repo_type=kind, revision=revision or None, allow_patterns=list(files))
-    folder = Path(folder)
+        wanted = {"repo_type": kind, "revision": revision or None, "allow_patterns": list(files)}
+        folder = Path(snapshot_download(source, **wanted))
+
+    def check(place: Path) -> None:
+        with _explained(f"{kind} {source}"):
+            checked = HfApi().verify_repo_checksums(source, repo_type=kind, revision=folder.name)
+        wrong = [mismatch["path"] for mismatch in checked.mismatches]
+        for file in (folder / name for name in wrong):  # the next try fetches it
+            file.resolve().unlink()
+            file.unlink(missing_ok=True)
+        if wrong:
+            text = f"{few(wrong)} does not have the hub's hash and was removed: run the same command again"
+            raise KitError(f"{kind} {source}: {text}")
+        write_json(place / "checked.json", {"source": source, "commit": folder.name, "files": checked.checked_count})
+
     if not constants.HF_HUB_OFFLINE:
         there = {str(file): state(file) for file in sorted(folder.rglob("*")) if file.is_file()}
-        inputs = {"source": source, "commit": folder.name, "kind": kind, "files": there}
-        Stage("checked", inputs, lambda place: _check(source, kind, folder, place)).get()
+        Stage("checked", {"source": source, "commit": folder.name, "kind": kind, "files": there}, check).get()
     return folder
-
-
-def _check(source: str, kind: str, folder: Path, place: Path) -> None:
-    """Note in ``place`` how many files have the hub's hash. Removes the others, so that the next try fetches them."""
-    from huggingface_hub import HfApi
-
-    with _explained(f"{kind} {source}"):
-        checked = HfApi().verify_repo_checksums(source, repo_type=kind, revision=folder.name)
-    wrong = [mismatch["path"] for mismatch in checked.mismatches]
-    for file in (folder / name for name in wrong):
-        file.resolve().unlink()
-        file.unlink(missing_ok=True)
-    if wrong:
-        text = f"{few(wrong)} does not have the hub's hash and was removed: run the same command again"
-        raise KitError(f"{kind} {source}: {text}")
-    write_json(place / "checked.json", {"source": source, "commit": folder.name, "files": checked.checked_count})
 
 
 @contextmanager
