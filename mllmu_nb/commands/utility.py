@@ -6,12 +6,12 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from importlib import util
 from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -90,7 +90,7 @@ def read(output: Path, tasks: list[str]) -> tuple[pd.DataFrame, int]:
             raise KitError(f"samples of {task} lie in {few(folders)}: name by --output the folder of the run's model")
         try:
             lines = files[-1].read_text(encoding="utf-8").split("\n")  # an answer may hold other separators
-            rows += [_row(TASKS[task], json.loads(line)) for line in lines if line.strip()]
+            rows += [_row(task, json.loads(line)) for line in lines if line.strip()]
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise KitError(f"{files[-1]} is not in the form of lmms-eval 0.7 ({error!r:.80})") from None
     if not rows:
@@ -103,21 +103,14 @@ def read(output: Path, tasks: list[str]) -> tuple[pd.DataFrame, int]:
     return frame.dropna(subset=["score"]).reset_index(drop=True), int(frame["score"].isna().sum())
 
 
-class Task(NamedTuple):
-    """A task of lmms-eval: its set here, the metric whose entry in a sample has the score, and how to read it."""
-
-    set: str
-    metric: str
-    score: Callable[[Mapping[str, Any], str], float]
-
-
-def _row(task: Task, sample: Mapping[str, Any]) -> dict[str, Any]:
-    entry, said = sample[task.metric], sample["filtered_resps"]
-    name = f"{task.set}/{entry.get('id', sample['doc_id'])}"
+def _row(task: str, sample: Mapping[str, Any]) -> dict[str, Any]:
+    set_name, metric, score = TASKS[task]
+    entry, said = sample[metric], sample["filtered_resps"]
+    name = f"{set_name}/{entry.get('id', sample['doc_id'])}"
     fixed = {"task": "classification", "view": "image_text", "scoring": "utility", "order": 0, "shots": 0, "tokens": 0}
-    about = {"set": task.set, "profile": name, "question_id": name, "question": str(sample["input"])}
+    about = {"set": set_name, "profile": name, "question_id": name, "question": str(sample["input"])}
     answers = {"answer": said if isinstance(said, str) else str(said[0]), "answer_true": str(sample["target"])}
-    return {**fixed, **about, **answers, "score": task.score(entry, answers["answer"])}
+    return {**fixed, **about, **answers, "score": score(entry, answers["answer"])}
 
 
 def _mmmu(entry: Mapping[str, Any], answer: str) -> float:
@@ -149,7 +142,8 @@ def _graded(entry: Mapping[str, Any], answer: str) -> float:
     return grade / 10 if 1 <= grade <= 10 else nan
 
 
+# lmms-eval's task → its set here, the metric whose entry in a sample has the score, and how to read the score
 TASKS = {
-    "mmmu_val": Task("mmmu", "mmmu_acc", _mmmu),
-    "llava_in_the_wild": Task("llava_bench", "gpt_eval_llava_all", _graded),
+    "mmmu_val": ("mmmu", "mmmu_acc", _mmmu),
+    "llava_in_the_wild": ("llava_bench", "gpt_eval_llava_all", _graded),
 }
