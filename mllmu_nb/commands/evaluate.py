@@ -36,14 +36,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Ask, score and compare. Raises KitError for what does not fit, if possible before the model is loaded."""
+    """Ask, score, compare, and write both into the run's folder, as scores.csv and comparison.csv. Raises KitError for
+    what does not fit, if possible before the model is loaded."""
     if options.limit is not None and options.limit < 1:
         raise KitError(f"--limit must be at least 1, not {options.limit}")
     if not re.fullmatch(r"[\w.]+", options.name) or len(options.name.encode()) > LONGEST:
         what = f"at most {LONGEST} letters, digits, _ and ."
         raise KitError(f"--name must be {what} (it becomes a folder's name), not {options.name!r:.200}")
-    for name in ("model", "adapter"):
-        if getattr(options, name) is not None and not getattr(options, name).strip():
+    for name, given in (("model", options.model), ("adapter", options.adapter)):
+        if given is not None and not given.strip():
             raise KitError(f"--{name} is empty: name a folder")
     model, adapter = (sweep.absolute(os.path.expanduser(path or "")) for path in (options.model, options.adapter))
     given = sweep.read(options.config) if options.config else {}
@@ -52,10 +53,10 @@ def main(options: argparse.Namespace) -> int:
     given = {name: value for name, value in given.items() if name not in of_a_method}
     plain = Config.from_parameters({**given, "method": "vanilla", "modality": "none"})
     family = model_type(Path(model)) if Path(model, "config.json").is_file() else plain.base_model
-    own = {"base_path": model, "adapter_path": adapter, "base_model": family}
+    changed = {"base_path": model, "adapter_path": adapter, "base_model": family}
     if model != plain.base_path:
-        own["base_revision"] = ""  # the configuration's is of its own base
-    config = plain.but(method=YOURS, **own)
+        changed["base_revision"] = ""  # the configuration's is of its own base
+    config = plain.but(method=YOURS, **changed)
     inputs.check(config)
     others = {name: plain.but(method=name, base_model=family) for name in ("vanilla", "oracle") if name != options.name}
     references = {name: pipeline.reference(other) for name, other in others.items()}
@@ -65,15 +66,7 @@ def main(options: argparse.Namespace) -> int:
         what = "of another model, sets, limit or version of the kit"
         raise KitError(f"{stage.folder} is an evaluation {what}: choose another --name, or remove the folder")
     folder = pipeline.run(config, **asked)
-    show(folder, {name: place for name, place in references.items() if place})
-    print(f"answers, scores and comparison: {folder}")
-    return 0
-
-
-def show(folder: Path, references: dict[str, Path]) -> None:
-    """Print the scores of the run in ``folder`` and its differences to the references, by name; write both into the
-    folder, as scores.csv and comparison.csv."""
-    own, others = read_run(folder), {name: read_run(place) for name, place in references.items()}
+    own, others = read_run(folder), {name: read_run(place) for name, place in references.items() if place}
     comparison = Beside(own, **others)
     write_csv(run_scores(own.items), folder / "scores.csv")
     write_csv(comparison.cells, folder / "comparison.csv")
@@ -81,4 +74,5 @@ def show(folder: Path, references: dict[str, Path]) -> None:
     print(comparison.score_table().to_string(), end="\n\n")
     for name, run in others.items():
         print(f"minus {name} ({run.id}), question by question\n\n{comparison.score_table(name).to_string()}\n")
-    print(*comparison.remarks(), sep="\n")
+    print(*comparison.remarks(), f"answers, scores and comparison: {folder}", sep="\n")
+    return 0
