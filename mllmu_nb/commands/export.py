@@ -57,10 +57,14 @@ def main(options: argparse.Namespace) -> int:
         )
     for kind, folder in folders.items():
         paths.writable(folder.parent, f"choose another folder for --{kind}")
-        if kind == "data":
-            write_people(config, folder)
-        else:
+        if kind != "data":
             write_model(config, folder, adapter if kind == "adapter" else None)
+            continue
+        people = inputs.population(config)
+        written = official.write_layout(people, folder)
+        print(f"{people.counted()}, {len(people.forget_ids)} of them to be forgotten at {config.forget_ratio} %")
+        for target in (folder, folder.parent / official.TRAIN_FOLDER):
+            print(f"{sum(target in path.parents for path in written):4} files in {target}")
     return 0
 
 
@@ -77,14 +81,6 @@ def configured(path: Path | None, given: dict[str, str], **defaults: Any) -> Con
             reason = getattr(error, "problem", None) or error
             raise KitError(f"-p {name}: {text!r:.60} is no value ({reason})") from None
     return Config.from_parameters(sweep.fitting(parameters, of_others - given.keys()))
-
-
-def write_people(config: Config, folder: Path) -> None:
-    people = inputs.population(config)
-    written = official.write_layout(people, folder)
-    print(f"{people.counted()}, {len(people.forget_ids)} of them to be forgotten at {config.forget_ratio} %")
-    for target in (folder, folder.parent / official.TRAIN_FOLDER):
-        print(f"{sum(target in path.parents for path in written):4} files in {target}")
 
 
 def write_model(config: Config, folder: Path, adapter: Stage | None) -> None:
