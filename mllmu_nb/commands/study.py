@@ -2,17 +2,15 @@
 setting. :mod:`mllmu_nb.studies` has the experiments; notebook 11 shows them."""
 
 import argparse
-from importlib import import_module
 
 from mllmu_nb import paths
 from mllmu_nb.errors import KitError
 
 EXAMPLES = ("study differences", "study differences --replicates 0 1 2")
-MODULES = {"differences": "released_code"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", nargs="?", default="differences", choices=list(MODULES), help="default: differences")
+    parser.add_argument("study", nargs="?", default="differences", choices=["differences"], help="default: differences")
     about = "replicates whose results are pooled (default: 0 1)"
     parser.add_argument("--replicates", type=int, nargs="+", metavar="R", default=[0, 1], help=about)
 
@@ -21,12 +19,13 @@ def main(options: argparse.Namespace) -> int:
     """Make missing runs, print the table, write it beside the runs. Raises KitError for a negative replicate."""
     from mllmu_nb import studies
     from mllmu_nb.reporting.sheet import write_sheets
+    from mllmu_nb.studies import released_code
 
     if min(options.replicates) < 0:
         raise KitError(f"--replicates are numbers from 0 on, not {min(options.replicates)}")
-    study, folder = import_module(f"mllmu_nb.studies.{MODULES[options.study]}"), paths.study(options.study)
-    studies.make(options.study, study.grid(options.replicates))
-    table = study.table(studies.read(options.study))
+    folder = paths.study(options.study)
+    studies.make(options.study, released_code.grid(options.replicates))
+    table = released_code.table(studies.read(options.study))
     write_sheets([table], folder / options.study, "the runs beside it")
     print(f"{table.markdown()}\nruns and {options.study}.csv: {folder}")
     return 0
