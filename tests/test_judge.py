@@ -136,7 +136,7 @@ def test_what_passes_is_waited_for(seen, tmp_path):
 def test_what_does_not_pass_is_one_line_without_the_key_and_nothing_is_lost(seen, tmp_path, answer, message):
     path = tmp_path / "judge.jsonl"
     asking(path, "say 8")
-    with pytest.raises(judge.Unreachable, match=message) as error:
+    with pytest.raises(KitError, match=message) as error:
         asking(path, answer, timeout=0.3 if answer == "slow" else 60, retries=1)
     assert "\n" not in str(error.value) and KEY not in str(error.value)
     assert grades(path, "say 8") == [8] and KEY not in path.read_text()
@@ -145,7 +145,7 @@ def test_what_does_not_pass_is_one_line_without_the_key_and_nothing_is_lost(seen
 def test_a_question_that_is_refused_has_no_grade_and_an_endpoint_that_refuses_all_is_left(seen, tmp_path):
     path, refused = tmp_path / "judge.jsonl", [f"filtered {n}" for n in range(60)]
     assert asking(path, "say 8", *refused[:2]) == 2 and len(seen) == 3
-    with pytest.raises(judge.Unreachable, match="refuses every question .HTTP 400.: gpt-4o-mini may not know"):
+    with pytest.raises(KitError, match="refuses every question .HTTP 400.: gpt-4o-mini may not know"):
         judge.ask([(QUESTION, TRUTH, one) for one in refused], path, judge.client(), jobs=1)
     assert len(seen) < 60, "asking on is useless"
 

@@ -30,10 +30,6 @@ TOKENS_A_CHARACTER = 0.25  # of English text, for the estimate
 Texts = tuple[str, str, str]  # question, truth, answer
 
 
-class Unreachable(KitError):
-    """The endpoint refuses the key or the model, or does not answer: further questions are useless."""
-
-
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="finished runs, all in one results folder")
     parser.add_argument("--yes", action="store_true", help="ask the judge; without it, only estimate the cost")
@@ -119,8 +115,8 @@ def estimate(asked: list[Texts], prices: Iterable[float]) -> tuple[int, int, flo
 
 def ask(asked: list[Texts], path: Path, endpoint: Any, *, jobs: int = 8) -> int:
     """Send ``asked`` to the judge, ``jobs`` at a time, and append each valid reply to ``path`` as it comes. Returns
-    how many got none. Raises Unreachable if the endpoint refuses the key, the model or every question, or cannot be
-    reached, and KitError if another model answers than the one behind the stored replies."""
+    how many got none. Raises KitError if the endpoint refuses the key, the model or every question, or cannot be
+    reached, or if another model answers than the one behind the stored replies."""
     name, writing, graded, refused = model_name(), threading.Lock(), 0, 0
     models = set(judge.replies(path)["model"])  # that have answered; two could not be scored together
     with open(path, "a", encoding="utf-8") as file, ThreadPoolExecutor(jobs) as pool:
@@ -134,7 +130,7 @@ def ask(asked: list[Texts], path: Path, endpoint: Any, *, jobs: int = 8) -> int:
                 graded, refused = graded + bool(reply), refused + (reply == {})
                 if not graded and refused >= REFUSED:
                     what = f"refuses every question (HTTP 400): {name} may not know the settings it is asked with"
-                    raise Unreachable(f"the judge's endpoint {what}: see {VARIABLE}")
+                    raise KitError(f"the judge's endpoint {what}: see {VARIABLE}")
                 if reply:
                     models.add(reply["model"])
                     if len(models) > 1:
@@ -165,23 +161,23 @@ def _reply(endpoint: Any, name: str, texts: Texts) -> dict[str, str] | None:
             reply = endpoint.chat.completions.create(model=name, messages=messages, **how)
             if not hasattr(reply, "choices"):  # such as a web page
                 what = "answers with something else than completions"
-                raise Unreachable(f"the judge's endpoint {what}: see OPENAI_BASE_URL, which often ends in /v1")
+                raise KitError(f"the judge's endpoint {what}: see OPENAI_BASE_URL, which often ends in /v1")
             judge.grade(content := reply.choices[0].message.content)
             if len(endpoint.api_key) >= LIKE_A_KEY and endpoint.api_key in repr([reply.model, json.loads(content)]):
                 raise ValueError("a reply that repeats the key is not stored")
             return {"model": str(reply.model or name), "reply": content}
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             what = f"refuses the key or the model {name} (HTTP {error.status_code})"
-            raise Unreachable(f"the judge's endpoint {what}: see OPENAI_API_KEY, OPENAI_BASE_URL, {VARIABLE}") from None
+            raise KitError(f"the judge's endpoint {what}: see OPENAI_API_KEY, OPENAI_BASE_URL, {VARIABLE}") from None
         except openai.BadRequestError:
             return {}
-        except Unreachable:
+        except KitError:
             raise
         except openai.APIError as error:
             status = getattr(error, "status_code", None)
             what = f"keeps failing (HTTP {status})" if status else "cannot be reached or is too slow"
             what += ": run the same command again later; replies are kept"
-            raise Unreachable(f"the judge's endpoint {what}") from None
+            raise KitError(f"the judge's endpoint {what}") from None
         except (ValueError, TypeError, IndexError, AttributeError, RecursionError):
             continue
     return None
