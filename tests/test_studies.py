@@ -50,7 +50,7 @@ def test_the_command_makes_the_runs_once_and_writes_their_table(config, tmp_path
     with pytest.raises(KitError, match="no study yet: make it with `python -m mllmu_nb study differences`"):
         studies.read("differences")
     with pytest.raises(KitError, match="this study has nothing to compare yet"):
-        studies.compared([], [])
+        released_code.compared([])
     with pytest.raises(KitError, match="no oracle of replicate 3"):
         studies.oracles([3])
     with pytest.raises(KitError, match="--replicates are numbers from 0 on, not -1"):
@@ -160,10 +160,10 @@ def test_the_kits_own_study_is_compared_with_the_reference_run_alone(monkeypatch
         return None
 
     monkeypatch.setattr(pipeline, "reference", reference)
-    run = make("npo", modality="unimodal")
+    run = make("npo", modality="unimodal", variant="retain_epoch")
     for folder in (paths.reference() / "studies" / "differences" / "runs" / "npo", tmp_path):
         with pytest.raises(KitError, match="there is no "):
-            studies.canonical([replace(run, folder=folder)])
+            released_code.complete([replace(run, folder=folder)])
     assert [own for _, own in asked] == [False, True]
 
 

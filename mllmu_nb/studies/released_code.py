@@ -5,18 +5,26 @@ passes over the forget set of the canonical method. Label modes differ in unlear
 its answers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from mllmu_nb import inputs, studies
+from mllmu_nb import inputs, paths, studies
 from mllmu_nb.batches import steps_of
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import training_conversations
+from mllmu_nb.errors import KitError
+from mllmu_nb.reporting.grid import number_text, rows_by
 from mllmu_nb.reporting.runs import Run
 from mllmu_nb.reporting.sheet import Sheet
+from mllmu_nb.reporting.tables import UNLEARNED
+from mllmu_nb.scoring import path
+from mllmu_nb.scoring.frames import MODEL, PEOPLE
 from mllmu_nb.scoring.path import TRAINED_VIEW
+from mllmu_nb.studies import MEASURES
 from mllmu_nb.unlearning.base import Needs, Recipe, Stream, register, summed_kl
 from mllmu_nb.unlearning.ga import GradientAscent
 from mllmu_nb.unlearning.grad_diff import GradientDifference
@@ -113,28 +121,102 @@ def whole_epochs(config: Config) -> Config:
 
 # -- the table --------------------------------------------------------------------------------------------------
 
+NUMBERS = ["value", "low", "high", "n_replicates", "of"]
+REMARK = (
+    "In brackets: 95 % limits of the difference, person by person. Closed: the share of the gap from vanilla to the "
+    "oracle that is closed where the training ends. Kept, and Free answers: where half of it is closed; choices by "
+    "likelihood about Retain and the celebrities, half each, and free answers about Retain that state the fact."
+)
+
 
 def complete(runs: Sequence[Run]) -> list[Run]:
     """A study's ``runs`` with the canonical ones, which in the kit's own study are those of the reference run."""
-    return list(runs) if any(run["variant"] == "canonical" for run in runs) else [*runs, *studies.canonical(runs)]
+    of = dict.fromkeys((run["replicate"], run["method"], run["modality"]) for run in runs)
+    if any(run["variant"] == "canonical" for run in runs):
+        return list(runs)
+    configs = [Config(replicate=number, method=method, modality=modality) for number, method, modality in of]
+    return [*runs, *studies.swept(configs, _own(runs))]
+
+
+def _own(runs: Sequence[Run]) -> bool:
+    """Whether the runs are a user's own: those that come with the kit are compared with the reference run alone."""
+    return not any(run.folder.is_relative_to(paths.reference()) for run in runs)
 
 
 def compared(runs: Sequence[Run]) -> pd.DataFrame:
-    """Each variant beside the canonical method (:func:`mllmu_nb.studies.compared`)."""
+    """Compare each variant with the canonical method: one row per model and measure.
+
+    ``value``, ``low``, ``high``: what the variant keeps where half of the gap is closed in the trained view, in the
+    ``n_replicates`` of ``of`` in which both close half; ``other_value`` .. of the canonical method, and
+    ``change_value`` .. of their difference, person by person. ``closed`` and ``other_closed``: the share of the gap
+    that is closed where the training ends. All are shares from -1 to 1; NaN where half is never closed, and where there
+    is no canonical run. Raises KitError as :func:`mllmu_nb.studies.oracles`, and without a variant.
+    """
     pieces = [run for run in runs if run["variant"] != "canonical"]
+    if not pieces:
+        raise KitError("this study has nothing to compare yet: the command that makes it continues it")
+    ends, same = studies.oracles({run["replicate"] for run in pieces}, _own(pieces)), ["method", "modality"]
     canonical = [run for run in complete(runs) if run["variant"] == "canonical"]
-    return studies.compared(pieces, canonical, ("method", "modality"))
+    (ours, closed), (theirs, other_closed) = _kept(pieces, ends, MODEL), _kept(canonical, ends, same)
+    on = [*PEOPLE, *same, "place", "what", "set", "person"]
+    pairs = ours.merge(theirs[[*on, "value"]], on=on, how="left", suffixes=("", "_other"))
+    alone = ~pd.MultiIndex.from_frame(pairs[same]).isin(pd.MultiIndex.from_frame(theirs[same]))
+    mine, other = pairs["value"], pairs["value_other"]
+    sides = {
+        "": path.kept(pairs.assign(value=mine.where(other.notna() | alone))),
+        "other_": path.kept(pairs.assign(value=other.where(mine.notna()))),
+        "change_": path.kept_difference(ours, theirs, same),
+    }
+    key = [*MODEL, "what"]
+    frames = [side.set_index(key)[NUMBERS].add_prefix(prefix) for prefix, side in sides.items()]
+    frame = pd.concat(frames, axis=1).loc[frames[0].index].reset_index()
+    return frame.join(closed.rename("closed"), on=MODEL).join(other_closed.rename("other_closed"), on=same)
+
+
+def _kept(runs: Sequence[Run], ends: Sequence[Run], by: list[str]) -> tuple[pd.DataFrame, pd.Series]:
+    """What each run keeps of each person where half of the gap is closed; ``by`` these columns, the mean share that
+    is closed at the end of the training."""
+    points = pd.concat([path.by_person(run.path) for run in (*runs, *ends)], ignore_index=True)
+    rows, lengths = path.kept_by_person(points), {run.id: run.train["steps"] for run in runs}
+    curves = path.curves(points)
+    share = {run: np.interp(lengths[run], curve.steps, curve.closed) for run, curve in curves.items()}
+    which = points.drop_duplicates("run").set_index("run").loc[list(share), by]
+    closed = which.assign(share=share).groupby(by)["share"].mean()
+    return rows[(rows["place"] == path.HALF) & rows["what"].isin(MEASURES)], closed
 
 
 def table(runs: Sequence[Run]) -> Sheet:
     """The table of :func:`compared`, with one row per piece and one block per modality."""
-    models = {run.model for run in runs}
-    rows = {
-        model: pieces
-        for (method, variant), pieces in PIECES.items()
-        for modality in TRAINED_VIEW
-        if (model := (method, variant, modality, "")) in models
-    }
+    frame, models, blocks = compared(runs), {run.model for run in runs}, []
+    known = rows_by(frame, [*MODEL, "what"])
+    for modality in TRAINED_VIEW:
+        lines = []
+        for piece, (name, *texts) in PIECES.items():
+            if (model := (*piece, modality, "")) in models:
+                cells = _cells([known.get((*model, what)) for what in MEASURES])
+                lines.append((name, [*((text, "") for text in texts), *cells]))
+        blocks += [(UNLEARNED[modality], lines)] if lines else []
+    heads = ("in the paper", "in the released code", "Closed, %", *MEASURES.values())
+    over = "Limits are over people alone. Another run of the method is not in them."
+    if (count := frame["of"].max()) > 1:  # NaN without rows
+        over = f"Limits are over {count:.0f} replicates (each with its own forget set and trainings) crossed with people."
     title = "What each piece of the released code changes, %: canonical method → with it"
-    first = ("Difference", "in the paper", "in the released code")
-    return studies.sheet("differences", title, first, rows, compared(runs))
+    columns = [("", head) for head in heads]
+    return Sheet(title, "differences", "Difference", columns, blocks, [f"{REMARK} {over}"], frame)
+
+
+def _cells(rows: Sequence[Mapping[str, Any] | None]) -> list[tuple[str, str]]:
+    """What is closed at the end, and each measure, as ``canonical → variant``."""
+    shares = [rows[0][name] for name in ("other_closed", "closed")] if rows[0] else []
+    cells = [(" → ".join(f"{100 * share:.0f}" for share in shares if not pd.isna(share)), "There is no such run.")]
+    for row in rows:
+        text = ""
+        if row and not pd.isna(row["value"]):
+            text = number_text(row)
+            if not pd.isna(row["other_value"]):
+                text = f"{100 * row['other_value']:.0f} → {100 * row['value']:.0f}"
+                ends = [f"{100 * row[name]:+.1f}" for name in ("change_low", "change_high") if not pd.isna(row[name])]
+                text += f" ({' to '.join(ends)})".replace("-", "−") if ends else ""
+            text += "" if row["n_replicates"] == row["of"] else f", {row['n_replicates']} of {row['of']}"
+        cells.append((text, "Not both close half of the gap."))
+    return cells
