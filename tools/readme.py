@@ -25,7 +25,7 @@ from mllmu_nb.data.conversations import VIEW_OF
 from mllmu_nb.evaluation.path import PEOPLE
 from mllmu_nb.models import families
 from mllmu_nb.reporting import published
-from mllmu_nb.reporting.grid import number_text, rows_by, select
+from mllmu_nb.reporting.grid import collapse_note, number_text, rows_by, select
 from mllmu_nb.reporting.report import elsewhere, half_closed, per_cent, replicates
 from mllmu_nb.reporting.runs import MODALITIES, Run, Scores, method_label
 from mllmu_nb.reporting.sheet import markdown_text
@@ -64,7 +64,8 @@ def main_table(scores: Scores) -> str:
     sheet = score_sheet(clean, "", "readme", all_rows(clean), columns, {"against": ""}, remarks=[])
     share = closed(clean)
     blocks = [(head, [(name, [*row, (share.get(name, ""), "")]) for name, row in rows]) for head, rows in sheet.blocks]
-    sheet = replace(sheet, title="", columns=[*sheet.columns, ("Closed %", "trained view")], blocks=blocks)
+    columns, below = [*sheet.columns, ("Closed %", "trained view")], collapse_note(map(clean.named, clean.models()))
+    sheet = replace(sheet, title="", columns=columns, blocks=blocks, remarks=[*sheet.remarks, *below])
     title, more = f"**{clean.runs[0].base_label}**, {replicates(clean)}", f"{TABLES}/table2_by_view.md"
     title += (
         ". Each method is shown after its preset number of steps, not at equal forgetting. *Closed* is the share of "

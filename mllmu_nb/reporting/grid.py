@@ -5,14 +5,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from math import nan
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.reporting.runs import COLLAPSED, REFERENCES, Scores
-from mllmu_nb.reporting.sheet import BEST, SECOND, Blocks, Sheet
+from mllmu_nb.reporting.sheet import BEST, SECOND, Sheet
 from mllmu_nb.scoring import path
 from mllmu_nb.scoring.frames import COUNTS, GROUP, KEY, MODEL, PLACE, POOLED, REPLICATE, VIEWS, is_model
 from mllmu_nb.scoring.gates import CLOSED
@@ -54,18 +54,13 @@ def cell_text(cell: Mapping[str, Any], metric: Metric, signed: bool = False, ver
     return f"({text})" if text and cell["gate"] == CLOSED else text
 
 
-class Column(NamedTuple):
-    """A column of scores: its heading, the values that its cells have in common, its metric, and the heading above."""
-
-    head: str
-    where: Mapping[str, Any]
-    metric: Metric
-    span: str = ""
+Column = tuple[tuple[str, str], Metric, dict[str, Any]]
 
 
 def column(metric: Metric, /, head: str = "", span: str = "", **where: Any) -> Column:
-    """Return the :class:`Column` of a metric; ``where`` has more values to fix, such as set and view."""
-    return Column(head or metric.label, {**dict(zip(KEY, metric.key, strict=True)), **where}, metric, span)
+    """Return a column of scores: its headings (over several columns, own), its metric, and the values that its cells
+    have in common. ``where`` has those beside the metric's key, such as set and view."""
+    return (span, head or metric.label), metric, {**dict(zip(KEY, metric.key, strict=True)), **where}
 
 
 def score_sheet(
@@ -76,7 +71,6 @@ def score_sheet(
     columns: Sequence[Column],
     where: Mapping[str, Any],
     *,
-    signed: bool = False,
     verdict: bool = False,
     by_view: bool = False,
     marked: bool = False,
@@ -84,10 +78,10 @@ def score_sheet(
     frame: pd.DataFrame | None = None,
 ) -> Sheet:
     """Return a sheet with one row per model of ``blocks`` (heading, models), or per model and view if ``by_view``. A
-    cell is the one that ``where``, its row and its column name together. ``signed`` and ``verdict`` as in
-    :func:`cell_text`; ``marked``: the best and the second best of each column of a block are marked.
+    cell is the one that ``where``, its row and its column name together; it has a sign if ``where`` says against what.
+    ``verdict`` as in :func:`cell_text`; ``marked``: the best and the second best of a column of a block are marked.
 
-    ``scores`` are of one GROUP. ``remarks`` come below the table, then those that all tables have. ``frame`` are the
+    ``scores`` are of one GROUP. ``remarks`` come below the table, then those on gates and people. ``frame`` are the
     rows of the CSV, if it has more than the printed ones.
     """
     model_key = [*MODEL, *scores.by]
@@ -96,8 +90,8 @@ def score_sheet(
     nothing = {"value": nan, "low": nan, "high": nan, **dict.fromkeys(COUNTS, nan), "gate": "", "verdict": ""}
     printed, printed_blocks, models_there = [], [], scores.models()
 
-    def cell(model: tuple, view: str, one: Column) -> dict[str, Any]:
-        at = {**where, **dict(zip(model_key, model, strict=True)), **({"view": view} if view else {}), **one.where}
+    def cell(model: tuple, view: str, own: Mapping[str, Any]) -> dict[str, Any]:
+        at = {**where, **dict(zip(model_key, model, strict=True)), **({"view": view} if view else {}), **own}
         if (entry := known.get(tuple(at[c] for c in key))) is None:
             note = f"It is the {at['against']}." if is_model(at, at["against"]) else "Not measured in these runs."
             note = note if model in models_there else f"There is no run of {scores.name(model)}."
@@ -109,47 +103,25 @@ def score_sheet(
         rows = []
         for model, view in product(models, VIEWS if by_view else [""]):
             name = scores.named(model, bool(heading)) + (f", {VIEWS[view]}" if view else "")
-            rows.append((name, [cell(model, view, one) for one in columns]))
-        for place, one in enumerate(columns):
+            rows.append((name, [cell(model, view, own) for _, _, own in columns]))
+        for place, (_, metric, _) in enumerate(columns):
             entries = [entries[place] for _, entries in rows]
-            marks = _marks(scores, one.metric, entries) if marked else [""] * len(rows)
+            marks = _marks(scores, metric, entries) if marked else [""] * len(rows)
             for (_, cells), entry, mark in zip(rows, entries, marks, strict=True):
-                cells[place] = cell_text(entry, one.metric, signed, verdict), entry["note"] or mark
+                cells[place] = cell_text(entry, metric, bool(where.get("against")), verdict), entry["note"] or mark
         printed_blocks.append((heading, rows))
     shown = pd.DataFrame(printed)
     frame = csv_rows(scores, pd.concat([frame, shown]).drop_duplicates(key))
     below = [*remarks, *closed_gates(scores, shown), sample(scores, shown)]
-    heads = [(one.span, one.head) for one in columns]
     first = "Method, asked with" if by_view else "Method"
-    return new_sheet(scores, title, label, first, heads, printed_blocks, below, frame)
-
-
-def new_sheet(
-    scores: Scores,
-    title: str,
-    label: str,
-    first: str = "Method",
-    columns: Sequence[tuple[str, str]] = (),
-    blocks: Blocks = (),
-    remarks: Sequence[str] = (),
-    frame: pd.DataFrame | None = None,
-) -> Sheet:
-    """Return a :class:`Sheet` with the group of the runs in its title and label, and an explanation of ‡ if a row has
-    it. A cell may be its text alone."""
-    remarks = [*remarks, *collapse_note(name for _, rows in blocks for name, _ in rows)]
-    blocks = [
-        (over, [(name, [one if isinstance(one, tuple) else (one, "") for one in row]) for name, row in rows])
-        for over, rows in blocks
-    ]
-    title, label = f"{title}: {group_title(scores)}", sheet_label(label, scores)
-    return Sheet(title, label, first, columns, blocks, remarks, pd.DataFrame() if frame is None else frame)
+    return Sheet(title, label, first, [heads for heads, *_ in columns], printed_blocks, below, frame)
 
 
 def _marks(scores: Scores, metric: Metric, entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return BEST, SECOND or "" for each cell of a column, by printed values. On Forget and Test the nearest to the
     oracle is best, elsewhere the highest (or lowest). References, unsound models and cells behind a closed gate are
     left out; a cell that remains alone has no mark."""
-    oracle = next((entry["value"] for entry in entries if entry["method"] == "oracle" and not entry["after"]), nan)
+    oracle = next((entry["value"] for entry in entries if is_model(entry, "oracle")), nan)
 
     def distance(entry: Mapping[str, Any]) -> float:
         unsound = tuple(entry[column] for column in (*GROUP, *MODEL, *scores.by)) in scores.unsound

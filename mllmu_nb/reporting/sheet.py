@@ -22,22 +22,28 @@ UPRIGHT, SIDEWAYS = 450, 648  # points across a page; if rows are wider than the
 ROOM = {False: 35, True: 14}  # rows on a page, without and with limits below values
 RAISED = r"\raisebox{{0.5ex}}{{{}}}"  # not smaller than other text
 NARROW, WIDE = frozenset(" .,;:()[]|'ijlt"), frozenset("+−%‡→↑↓≠=<>mw")
-Blocks = Sequence[tuple[str, Sequence[tuple[str, Sequence[tuple[str, str]]]]]]
+Blocks = Sequence[tuple[str, Sequence[tuple[str, Sequence[Any]]]]]
 
 
 @dataclass
 class Sheet:
     """One printed table: ``columns`` as (heading over several, heading), ``blocks`` as (heading, rows), a row as (name,
-    cells), a cell as (text, reason why it is empty, or BEST or SECOND). ``frame`` has its rows of the CSV; ``label`` is
-    for LaTeX. Without columns, it is only a title and remarks."""
+    cells), a cell as (text, reason why it is empty, or BEST or SECOND) or its text alone. ``frame`` has its rows of the
+    CSV; ``label`` is for LaTeX. Without columns, it is only a title and remarks."""
 
     title: str
     label: str
-    first: str
-    columns: Sequence[tuple[str, str]]
+    first: str = "Method"
+    columns: Sequence[tuple[str, str]] = ()
     blocks: Blocks = ()
     remarks: Sequence[str] = ()
     frame: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def __post_init__(self) -> None:
+        def pairs(row: Sequence[Any]) -> list[tuple[str, str]]:
+            return [cell if isinstance(cell, tuple) else (cell, "") for cell in row]
+
+        self.blocks = [(over, [(name, pairs(row)) for name, row in rows]) for over, rows in self.blocks]
 
     def footnotes(self) -> dict[str, str]:
         """Reason → letter, in the order of the empty cells."""
@@ -103,11 +109,10 @@ class Sheet:
                     tables[-1] += unit
             return tables
 
-        most = SIDEWAYS - first
-        fewest = packed(most)
-        alike = (packed(most * share) for share in (0.5, 0.6, 0.7, 0.8, 0.9))
+        # the narrowest tables that are not more than the widest ones would be
+        splits = [packed(share * (SIDEWAYS - first)) for share in (0.5, 0.6, 0.7, 0.8, 0.9, 1)]
         tables = []
-        for places in next((some for some in alike if len(some) == len(fewest)), fewest):
+        for places in next(split for split in splits if len(split) == len(splits[-1])):
             blocks = [(over, [(name, [row[n] for n in places]) for name, row in rows]) for over, rows in self.blocks]
             tables.append(replace(self, columns=[self.columns[place] for place in places], blocks=blocks))
         return tables

@@ -13,7 +13,7 @@ import pandas as pd
 from mllmu_nb.data.schema import SETS, TASKS
 from mllmu_nb.registry import Registry
 from mllmu_nb.reporting import grid
-from mllmu_nb.reporting.grid import LIMITS, column, new_sheet, number_text, rows_by, score_sheet, select
+from mllmu_nb.reporting.grid import LIMITS, column, number_text, rows_by, score_sheet, select
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, REFERENCES, Scores, models_in_order
 from mllmu_nb.reporting.sheet import Sheet, write_sheets
 from mllmu_nb.scoring import judge, path, registry, utility
@@ -32,7 +32,7 @@ SIGNS = (
     " Where vanilla itself is not ≠, = does not show forgetting."
 )
 
-SOURCES = {"replicate": "All that a replicate draws", "train_seed": "Training of vanilla"}
+SOURCES = {"people": "People", "replicate": "All that a replicate draws", "train_seed": "Training of vanilla"}
 SOURCES |= {"unlearn_seed": "Order of unlearning", "shot_seed": "Draw of the shots", "bits": "Rounding of the CPU"}
 
 # What the quality table prints, by heading. Metrics in CSV_ALONE, from the same sentences, are only in its CSV. A
@@ -124,7 +124,7 @@ def data_table(scores: Scores) -> Iterator[Sheet]:
             f"Fine-tuning reads {record['fine_tuning_pairs']:,} questions and answers about {kinds['fictitious']:,} of "
             f"them and {kinds['pool']:,} more, who are never scored."
         )
-        yield new_sheet(scores, title, label, "Set", columns, [("", rows)], [remark], pd.DataFrame(frame))
+        yield Sheet(title, label, "Set", columns, [("", rows)], [remark], pd.DataFrame(frame))
 
 
 COSTS = {  # field of train.json: heading, digits, how the runs of a row are combined
@@ -149,7 +149,7 @@ def cost_table(scores: Scores) -> Iterator[Sheet]:
     columns = [("", heading) for heading, *_ in COSTS.values()] + [("", "Runs")]
     clock = "Seconds are of the clock: they depend on the machine and on what else it did."
     remarks = [f"Means over the runs of a row; memory is the largest. {clock}"]
-    yield new_sheet(scores, "Cost of training", "cost", "Method", columns, [("", rows)], remarks, pd.DataFrame(frame))
+    yield Sheet("Cost of training", "cost", "Method", columns, [("", rows)], remarks, pd.DataFrame(frame))
 
 
 # -- scores -----------------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def _main_text(scores: Scores, label: str, pairs: Sequence[tuple[str, Metric]]) 
     runs += "" if scores.group["protocol"] == "clean" else f", {scores.group['protocol']} protocol"
     blocks = [(f"{runs}. {heading}", models) for heading, models in paper_rows(scores, ["base"])]
     where = {"against": "", "view": POOLED}
-    return replace(score_sheet(scores, label, "", blocks, columns, where, marked=True, remarks=[MARKS]), label=label)
+    return score_sheet(scores, "", label, blocks, columns, where, marked=True, remarks=[MARKS])
 
 
 @table("table2_by_view")
@@ -222,7 +222,7 @@ def oracle_gap_table(scores: Scores) -> Iterator[Sheet]:
         columns = [column(one, one.shown_as_gap) for one in shown if name in one.sets]
         where, label = {"against": "oracle", "set": name, "view": POOLED}, f"gap-{name}"
         frame = select(scores, shown, **where | {"view": ANY_VIEW})
-        options = {"signed": True, "verdict": True, "remarks": remarks, "frame": frame}
+        options = {"verdict": True, "remarks": remarks, "frame": frame}
         yield score_sheet(scores, title.format(name.capitalize()), label, rows, columns, where, **options)
 
 
@@ -233,14 +233,15 @@ def gate_table(scores: Scores) -> Iterator[Sheet]:
     where = {"method": "vanilla", "after": "", "against": "oracle", "set": "forget", "view": ANY_VIEW}
     frame = select(scores, shown, **where)
     key = [*scores.by, *KEY, "view"]
-    known, alone = rows_by(frame, key), rows_by(opened(scores.items, scores.by), key)
+    known, alone = rows_by(frame.dropna(subset="value"), key), rows_by(opened(scores.items, scores.by), key)
 
     def text(model: tuple, one: Metric, view: str) -> str | tuple[str, str]:
         at = (*model[len(MODEL) :], *one.key, view)
-        if at not in known or not (value := grid.value_text(known[at], one, signed=True)):
+        if not (row := known.get(at)):
             return "", "Vanilla or the oracle has no such answers."
         own = alone.get(at, {"of": 0})
-        return f"{value}, {known[at]['gate']}" + (f" ({own['open_in']} of {own['of']})" if own["of"] > 1 else "")
+        each = f" ({own['open_in']} of {own['of']})" if own["of"] > 1 else ""
+        return f"{grid.value_text(row, one, signed=True)}, {row['gate']}{each}"
 
     taught = [model for model in scores.models() if model[0] == "vanilla" and not model[3]]
     blocks = []
@@ -254,7 +255,7 @@ def gate_table(scores: Scores) -> Iterator[Sheet]:
         "itself, over its people."
     )
     remarks, frame = [remark, grid.repeats(scores)], grid.csv_rows(scores, frame)
-    yield new_sheet(scores, "Memorisation gate", "gate", "Metric", columns, blocks, remarks, frame)
+    yield Sheet("Memorisation gate", "gate", "Metric", columns, blocks, remarks, frame)
 
 
 @table("table_health")
@@ -293,7 +294,7 @@ def judge_table(scores: Scores) -> Iterator[Sheet]:
     columns = [("", heading) for heading in AGREEMENT.values()]
     remark = "Grades from 1 to 10 of the same free answers; `mllmu-nb judge` asks a judge."
     title, frame = "Rubric and judge", pd.DataFrame(frame)
-    yield new_sheet(scores, title, "judge", "Set", columns, [("", rows)], [remark], frame)
+    yield Sheet(title, "judge", "Set", columns, [("", rows)], [remark], frame)
 
 
 # -- forget quality and leakage ---------------------------------------------------------------------------------
@@ -328,7 +329,7 @@ def leakage_table(scores: Scores) -> Iterator[Sheet]:
     )
     rows, where = paper_rows(scores, ("base", "oracle")), {"against": "oracle", "set": "forget"}
     title = "Cross-modal leakage, gap to the oracle on Forget"
-    yield score_sheet(scores, title, "leakage", rows, columns, where, signed=True, remarks=[remark])
+    yield score_sheet(scores, title, "leakage", rows, columns, where, remarks=[remark])
 
 
 # -- along the path ---------------------------------------------------------------------------------------------
@@ -363,7 +364,7 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
         title, label = f"Kept at equal forgetting, gap closed {text}", f"path-{closed_in}"
         kept = scores.kept[scores.kept["closed_in"] == closed_in]
         if kept.empty:
-            yield new_sheet(scores, title, label, remarks=["No path beside an oracle's in these runs."])
+            yield Sheet(title, label, remarks=["No path beside an oracle's in these runs."])
             continue
         known, blocks = rows_by(kept, [*MODEL, *scores.by, "what", "place"]), []
         for modality, heading in UNLEARNED.items():
@@ -374,7 +375,7 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
         shown = kept["place"].isin([*path.PLACES, path.AREA])
         each = [" ".join(f"{dot:.4f}" for dot in dots) for dots in kept["dots"].where(shown, "")]
         frame = kept.drop(columns="dots").assign(replicates=each)
-        yield new_sheet(scores, title, label, "Method", columns, blocks, below, frame)
+        yield Sheet(title, label, "Method", columns, blocks, below, frame)
 
 
 def _closed(place: float | str) -> str:
@@ -400,7 +401,7 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
     title += "unlearned on text only minus on image + text"
     if differences.empty:
         why = "No method closes as much of the gap of both views in both modalities."
-        yield new_sheet(scores, title, "claim", remarks=[why])
+        yield Sheet(title, "claim", remarks=[why])
         return
     rows = []
     for (method, variant, *values), of_method in differences.groupby(["method", "variant", *scores.by], sort=False):
@@ -416,7 +417,7 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
         "those that get there in more than half of the replicates, in the replicates in which all of these do."
     )
     below = [remark, grid.asked_along(scores)]
-    yield new_sheet(scores, title, "claim", "Method", columns, [("", rows)], below, differences)
+    yield Sheet(title, "claim", "Method", columns, [("", rows)], below, differences)
 
 
 def verdicts(scores: Scores) -> pd.DataFrame:
@@ -459,7 +460,7 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
     title = "Ranking by what is kept where half the gap is closed"
     why = f"runs of one method differ in {', '.join(scores.by)}" if scores.by else scores.ranking.refused
     if why:
-        yield new_sheet(scores, title, "ranking", remarks=[f"Not ranked: {why}."])
+        yield Sheet(title, "ranking", remarks=[f"Not ranked: {why}."])
         return
     (methods, pairs, _), blocks = scores.ranking, []
     for modality, rows in methods.groupby("trained", sort=False):
@@ -480,7 +481,7 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
         grid.asked_along(scores),
     ]
     columns, frame = [("", "Place"), ("", "Kept %")], methods.drop(columns="dots")
-    yield new_sheet(scores, title, "ranking", "Method", columns, blocks, remarks, frame)
+    yield Sheet(title, "ranking", "Method", columns, blocks, remarks, frame)
 
 
 @table("table_pairs")
@@ -490,7 +491,7 @@ def pairs_table(scores: Scores) -> Iterator[Sheet]:
     frame = pd.DataFrame() if scores.by else differences(scores)
     if frame.empty:
         why = f"runs of one method differ in {', '.join(scores.by)}" if scores.by else "there are no two methods"
-        yield new_sheet(scores, title, "pairs", remarks=[f"Not compared: {why}."])
+        yield Sheet(title, "pairs", remarks=[f"Not compared: {why}."])
         return
     known, blocks = rows_by(frame, ["modality", "first", "second", "place"]), []
     for modality, rows in frame.groupby("modality", sort=False):
@@ -505,7 +506,7 @@ def pairs_table(scores: Scores) -> Iterator[Sheet]:
     )
     columns = [(_closed(place), "Kept") for place in path.PLACES]
     below = [remark, grid.asked_along(scores)]
-    yield new_sheet(scores, title, "pairs", "Methods", columns, blocks, below, frame.drop(columns="dots"))
+    yield Sheet(title, "pairs", "Methods", columns, blocks, below, frame.drop(columns="dots"))
 
 
 def differences(scores: Scores) -> pd.DataFrame:
@@ -532,19 +533,18 @@ def variance_table(scores: Scores) -> Iterator[Sheet]:
     frame = sources(scores.run_scores().assign(model=lambda rows: rows["run"].map(named)))
     columns = {(row["set"], *(row[name] for name in KEY)): None for row in frame.to_dict("records")}
     heads = [(at[0].capitalize(), registry.by_key()[at[1:]].heading) for at in columns]
-    names = {"people": "People", **SOURCES}
-    lines = [(names[one], [*map(_sd_text, of.to_dict("records"))]) for one, of in frame.groupby("factor", sort=False)]
+    lines = [(SOURCES[one], [*map(_sd_text, of.to_dict("records"))]) for one, of in frame.groupby("factor", sort=False)]
     remark = (
         "People: the error of one run. The others: 95 % limits of the standard deviation, without people's. All "
         "unlearned models together: those that spread most weigh most."
     )
     frame = frame.assign(**scores.group)[[*GROUP, *frame]]
-    yield new_sheet(scores, title, "variance", "Source", heads, [("", lines)], [remark], frame)
+    yield Sheet(title, "variance", "Source", heads, [("", lines)], [remark], frame)
 
 
 def sources(runs: pd.DataFrame) -> pd.DataFrame:
     """Return how far each source moves an unlearned model's score: one row per set (forget, retain), main metric and
-    ``factor`` (people, or one of SOURCES that varies), as in :func:`~mllmu_nb.statistics.variance.variance_split`.
+    ``factor`` (one of SOURCES: people, or what varies), as in :func:`~mllmu_nb.statistics.variance.variance_split`.
 
     ``runs`` are from ``Scores.run_scores``, of one GROUP, with a column ``model``: a source moves the scores of runs
     that have the same ``model``. A column ``bits`` says which runs were computed with other rounding.
@@ -589,10 +589,17 @@ def _as_one(made: Sequence[Sheet], title: str) -> Sheet:
 
 
 def sheets(name: str, scores: Scores) -> list[Sheet]:
-    """The printed tables of one name: one or more for each base model, protocol and forget ratio, or one for all."""
-    make: Callable[[Scores], Iterator[Sheet]] = TABLES.get(name)
-    made = [sheet for _, group in scores.groups for sheet in make(group)]
-    return [_as_one(made, make.together)] if getattr(make, "together", "") else made
+    """The printed tables of one name: one or more for each base model, protocol and forget ratio, or one for all.
+    Titles and labels name the group of the runs, and ‡ is explained if a row has it."""
+    make, made = TABLES.get(name), []
+    together = getattr(make, "together", "")
+    for _, group in scores.groups:
+        for sheet in make(group):
+            title = f"{sheet.title}: {grid.group_title(group)}"
+            label = sheet.label if together else grid.sheet_label(sheet.label, group)
+            note = grid.collapse_note(name for _, rows in sheet.blocks for name, _ in rows)
+            made.append(replace(sheet, title=title, label=label, remarks=[*sheet.remarks, *note]))
+    return [_as_one(made, together)] if together else made
 
 
 def write_tables(scores: Scores, folder: Path, source: str) -> None:

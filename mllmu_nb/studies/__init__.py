@@ -40,8 +40,8 @@ def stored(config: Config, trained: Stage, at: Path) -> Stage:
         for name in ("path.parquet", "train.json"):
             shutil.copyfile(trained.get() / name, folder / name)
 
-    record = lambda: {"run": config.run_id, **inputs.record_of(config)}  # noqa: E731
-    return Stage("path", {"unlearned": trained.key}, copy, record=record, at=at)
+    source = {"unlearned": trained.key}
+    return Stage("path", source, copy, record=lambda: {"run": config.run_id, **inputs.record_of(config)}, at=at)
 
 
 def read(name: str) -> list[Run]:

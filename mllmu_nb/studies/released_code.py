@@ -131,9 +131,9 @@ REMARK = (
 
 def complete(runs: Sequence[Run]) -> list[Run]:
     """A study's ``runs`` with the canonical ones, which in the kit's own study are those of the reference run."""
-    of = dict.fromkeys((run["replicate"], run["method"], run["modality"]) for run in runs)
     if any(run["variant"] == "canonical" for run in runs):
         return list(runs)
+    of = dict.fromkeys((run["replicate"], run["method"], run["modality"]) for run in runs)
     configs = [Config(replicate=number, method=method, modality=modality) for number, method, modality in of]
     return [*runs, *studies.swept(configs, _own(runs))]
 
@@ -194,12 +194,13 @@ def table(runs: Sequence[Run]) -> Sheet:
         for piece, (name, *texts) in PIECES.items():
             if (model := (*piece, modality, "")) in models:
                 cells = _cells([known.get((*model, what)) for what in MEASURES])
-                lines.append((name, [*((text, "") for text in texts), *cells]))
+                lines.append((name, [*texts, *cells]))
         blocks += [(UNLEARNED[modality], lines)] if lines else []
     heads = ("in the paper", "in the released code", "Closed, %", *MEASURES.values())
     over = "Limits are over people alone. Another run of the method is not in them."
     if (count := frame["of"].max()) > 1:  # NaN without rows
-        over = f"Limits are over {count:.0f} replicates (each with its own forget set and trainings) crossed with people."
+        each = "each with its own forget set and trainings"
+        over = f"Limits are over {count:.0f} replicates ({each}) crossed with people."
     title = "What each piece of the released code changes, %: canonical method → with it"
     columns = [("", head) for head in heads]
     return Sheet(title, "differences", "Difference", columns, blocks, [f"{REMARK} {over}"], frame)
