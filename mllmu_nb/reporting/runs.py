@@ -108,8 +108,7 @@ def taught_by(record: dict) -> str:
     """A hash of everything that determines the vanilla model of a run."""
     parameters = record["parameters"]
     taught = [parameters.get(name) for name in TAUGHT_BY]
-    others = [[name, parameters.get(name, usual)] for name, usual in TAUGHT_TOO.items()]
-    taught += [[name, value] for name, value in others if value != TAUGHT_TOO[name]]
+    taught += [[name, parameters[name]] for name, usual in TAUGHT_TOO.items() if parameters.get(name, usual) != usual]
     taught += [record["vanilla_hash"]] if record.get("vanilla_hash") else []  # folders of one name may differ
     return stable_hash([record["data_hash"], *taught])
 
@@ -372,12 +371,12 @@ def label(method: str, variant: str = "canonical", modality: str = "none", after
 def models_in_order(models: Iterable[tuple]) -> list[tuple]:
     """(method, variant, modality ..), each once, in the order of the tables: base, vanilla, the unlearning methods by
     their ``order``, prompting, oracle; image + text before text only."""
-    return sorted(set(models), key=_place)
 
+    def place(model: tuple) -> tuple:
+        method, variant, modality, *more = model
+        rank = {"base": -2, "vanilla": -1, "oracle": 1000}.get(method) or class_of(method).order
+        trained = ["none", *MODALITIES].index(modality)
+        rest = [(value, "") if isinstance(value, int | float) else (inf, str(value)) for value in more]
+        return rank, method, variant, trained, *rest
 
-def _place(model: tuple) -> tuple:
-    method, variant, modality, *more = model
-    rank = {"base": -2, "vanilla": -1, "oracle": 1000}.get(method) or class_of(method).order
-    trained = ["none", *MODALITIES].index(modality)
-    rest = [(value, "") if isinstance(value, int | float) else (inf, str(value)) for value in more]
-    return rank, method, variant, trained, *rest
+    return sorted(set(models), key=place)

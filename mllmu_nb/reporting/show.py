@@ -55,10 +55,10 @@ def picture(figure: Figure, alt: str = "") -> HTML:
     return image(plots.png(figure, dpi=DPI, bbox_inches="tight", pad_inches=0.05), alt or str(figure.get_label()))
 
 
-def image(data: bytes, alt: str) -> HTML:
+def image(data: bytes, alt: str, size: str = "") -> HTML:
     """A PNG or GIF with its alt text, as HTML: JupyterLab does not show the alt text of an output of type image/png."""
     kind = "gif" if data.startswith(b"GIF") else "png"
-    return HTML(f'<img alt="{escaped(alt)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">')
+    return HTML(f'<img alt="{escaped(alt)}"{size} src="data:image/{kind};base64,{base64.b64encode(data).decode()}">')
 
 
 def drawn(draw: Callable[[], Figure], alt: str = "") -> HTML | Markdown:
@@ -120,8 +120,7 @@ def _answer(above: str, answer: str, colour: str, beside: str = "", below: str =
 
 
 def _img(alt: str, data: bytes, width: int) -> str:
-    encoded = base64.b64encode(portraits.to_png(portraits.large(data, 2 * width))).decode()
-    return f'<img alt="{escaped(alt)}" width="{width}" src="data:image/png;base64,{encoded}">'
+    return image(portraits.to_png(portraits.large(data, 2 * width)), alt, f' width="{width}"').data
 
 
 def recipe(config: Config) -> HTML:
@@ -222,9 +221,9 @@ def four_sets(some: Sequence[Run]) -> Figure:
         panel.tick_params(axis="x", length=0)
     seaborn.despine(figure, bottom=True)
     figure.axes[0].set_ylim(0, 105)
-    models = levels.drop_duplicates("name").sort_values("name").to_dict("records")
-    looks = {row["name"]: plots.look(*row["model"][:3]) for row in models}
-    plots.legend(figure, {name: Line2D([], [], linestyle="none", **plots.point(look)) for name, look in looks.items()})
+    models = dict(zip(levels["name"], levels["model"], strict=True))
+    points = {name: plots.point(plots.look(*models[name][:3])) for name in names}
+    plots.legend(figure, {name: Line2D([], [], linestyle="none", **point) for name, point in points.items()})
     return figure
 
 
