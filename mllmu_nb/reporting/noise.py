@@ -21,9 +21,8 @@ from mllmu_nb.reporting.runs import read_run
 
 CORRELATIONS = (0.0, 0.1, 0.4)
 LIKELY = 0.1
-LEVEL, POWER = 0.95, 0.8
-SEEN = float(norm.ppf((1 + LEVEL) / 2))  # a gap of more standard errors exceeds the noise
-REACH = SEEN + float(norm.ppf(POWER))
+SEEN = float(norm.ppf(0.975))  # a gap of more standard errors exceeds the noise, at 95 %
+REACH = SEEN + float(norm.ppf(0.8))  # a gap of so many is seen with 80 % power
 FICTITIOUS, CELEBRITIES = 500, 153
 SHOWN = {"classification": 1, "generation": 0, "cloze": 2}  # people whose questions are worked examples, not scored
 EXCEEDS, COULD, UNKNOWN = "exceeds the noise", "could be noise", "cannot be said (n unknown)"
@@ -125,7 +124,6 @@ def shares(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 # -- your own table ---------------------------------------------------------------------------------------------
 
-PER_CENT = 100.0
 ASSUMED = ("people", "questions", "sd", "top")  # columns that a table may have
 EMPTY = ["", "NA", "N/A", "n/a", "NaN", "nan"]  # cells without a figure
 AUDITED = ["measure", "first", "second", "gap", "noise", "least", "most", "detectable", "verdict"]
@@ -173,7 +171,7 @@ def audit(table: pd.DataFrame, questions: int = 1, model_correlation: float = 0.
     to 1 if ``top`` is 100 and no column says so, and for impossible assumptions.
     """
     given = table["top"].notna() if "top" in table else pd.Series(False, table.index)
-    assumed = {"people": nan, "questions": questions, "sd": nan, "top": PER_CENT}
+    assumed = {"people": nan, "questions": questions, "sd": nan, "top": 100.0}
     table = table.assign(**{name: table[name].fillna(v) if name in table else v for name, v in assumed.items()})
     table = table.assign(measure=table["measure"].astype(object).fillna(""))
     for name, least in {"people": 2, "questions": 1, "sd": 0}.items():
@@ -189,7 +187,7 @@ def audit(table: pd.DataFrame, questions: int = 1, model_correlation: float = 0.
             raise KitError(f"the measure {measure!r} has several best values (column top): give one")
         if not rows["value"].between(0, best).all():
             raise KitError(f"a value of {measure!r} lies outside 0 to {best:g}: name its best value (column top)")
-        if best == PER_CENT and not given[rows.index].any() and 0 < rows["value"].max() <= 1:
+        if best == 100 and not given[rows.index].any() and 0 < rows["value"].max() <= 1:
             said = "say that its best value is 1 (column top), or write them in per cent"
             raise KitError(f"all values of {measure!r} lie between 0 and 1: {said}")
     gaps = compare(table, ["measure"], model_correlation)

@@ -13,7 +13,7 @@ import pandas as pd
 from mllmu_nb.data.schema import SETS, TASKS
 from mllmu_nb.registry import Registry
 from mllmu_nb.reporting import grid
-from mllmu_nb.reporting.grid import LIMITS, column, number_text, rows_by, score_sheet, select
+from mllmu_nb.reporting.grid import ASKED_IN, LIMITS, column, number_text, rows_by, score_sheet, select
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, REFERENCES, Scores, models_in_order
 from mllmu_nb.reporting.sheet import Sheet, write_sheets
 from mllmu_nb.scoring import judge, path, registry, utility
@@ -26,7 +26,6 @@ from mllmu_nb.statistics.variance import variance_split
 from mllmu_nb.unlearning import METHODS
 
 UNLEARNED = {name: f"Unlearned on {text}" for name, text in MODALITIES.items()}
-ANY_VIEW = [*VIEWS, POOLED]
 SIGNS = (
     "The interval lies within the margin: =, as the oracle; outside of it: ≠, not as the oracle; neither: ?, undecided."
     " Where vanilla itself is not ≠, = does not show forgetting."
@@ -221,7 +220,7 @@ def oracle_gap_table(scores: Scores) -> Iterator[Sheet]:
     for name in SETS:
         columns = [column(one, one.shown_as_gap) for one in shown if name in one.sets]
         where, label = {"against": "oracle", "set": name, "view": POOLED}, f"gap-{name}"
-        frame = select(scores, shown, **where | {"view": ANY_VIEW})
+        frame = select(scores, shown, **where | {"view": list(ASKED_IN)})
         options = {"verdict": True, "remarks": remarks, "frame": frame}
         yield score_sheet(scores, title.format(name.capitalize()), label, rows, columns, where, **options)
 
@@ -230,7 +229,7 @@ def oracle_gap_table(scores: Scores) -> Iterator[Sheet]:
 def gate_table(scores: Scores) -> Iterator[Sheet]:
     """Which metrics can show forgetting: vanilla minus oracle; one block per vanilla model if a grid makes several."""
     shown = [one for one in _score_metrics(scores) if one.knowledge]
-    where = {"method": "vanilla", "after": "", "against": "oracle", "set": "forget", "view": ANY_VIEW}
+    where = {"method": "vanilla", "after": "", "against": "oracle", "set": "forget", "view": list(ASKED_IN)}
     frame = select(scores, shown, **where)
     key = [*scores.by, *KEY, "view"]
     known, alone = rows_by(frame.dropna(subset="value"), key), rows_by(opened(scores.items, scores.by), key)
@@ -246,9 +245,9 @@ def gate_table(scores: Scores) -> Iterator[Sheet]:
     taught = [model for model in scores.models() if model[0] == "vanilla" and not model[3]]
     blocks = []
     for model in taught or [("vanilla", "canonical", "none", "", *[""] * len(scores.by))]:
-        rows = [(one.shown_as_gap, [text(model, one, view) for view in ANY_VIEW]) for one in shown]
+        rows = [(one.shown_as_gap, [text(model, one, view) for view in ASKED_IN]) for one in shown]
         blocks.append((scores.name(model) if len(taught) > 1 else "", rows))
-    columns = [("Asked with", grid.ASKED_IN[view].capitalize()) for view in ANY_VIEW]
+    columns = [("Asked with", ASKED_IN[view].capitalize()) for view in ASKED_IN]
     remark = (
         f"Vanilla minus oracle on the forget set, question by question; {LIMITS} Closed: the interval does not lie "
         "above 0, so nothing shows that there was something to forget. (4 of 5): in so many replicates it is open by "
@@ -273,7 +272,7 @@ def health_table(scores: Scores) -> Iterator[Sheet]:
         remarks.append("These runs lack the base's likelihood of the answers: only their form shows gibberish.")
     for name in SETS:
         title, where = f"Health of free answers, {name.capitalize()} set", {"against": "", "set": name}
-        options = {"by_view": True, "remarks": remarks, "frame": select(scores, states, view=ANY_VIEW, **where)}
+        options = {"by_view": True, "remarks": remarks, "frame": select(scores, states, view=list(ASKED_IN), **where)}
         yield score_sheet(scores, title, f"health-{name}", rows, columns, where, **options)
 
 
@@ -340,11 +339,9 @@ READ_OFF += [(name, 0.5) for name in HEADS if name != path.KEPT]
 KEPT_IS = "Kept: likelihood about Retain and the celebrities, half each, asked in both views."
 CLOSED_IN = {"trained": "in the view that was trained", POOLED: "views pooled"}
 AFTER = "A step after unlearning trains nothing, so it has no path."
-CLAIMS = {"forget_free": "Free answers", "forget_image": "Likelihood, image + text"}  # what is left of Forget
-# The modality that is better for unlearning in the paper, and the metric and view of the gate that must be open.
-BETTER_ON = {
-    "forget_free": ("unimodal", ("generation", "", "exact", POOLED)),
-    "forget_image": ("multimodal", (*LIKELIHOOD_KEY, "image_text")),
+CLAIMS = {  # what is left of Forget: heading, the better modality in the paper, and the gate that must be open
+    "forget_free": ("Free answers", "unimodal", ("generation", "", "exact", POOLED)),
+    "forget_image": ("Likelihood, image + text", "multimodal", (*LIKELIHOOD_KEY, "image_text")),
 }
 EDGES = {"inside": "hardly matters", "outside": "on an edge", "undecided": "undecided"}
 
@@ -410,7 +407,7 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
         cells = [said.get(at, ("", "Never reached.")) for at in product(CLAIMS, places)]
         name = scores.name((method, variant, "none", "", *values))
         rows.append((name.replace(method, "All methods", 1) if method == "all" else name, cells))
-    columns = [(_closed(place), head) for head, place in product(CLAIMS.values(), places)]
+    columns = [(_closed(place), head) for (head, *_), place in product(CLAIMS.values(), places)]
     remark = (
         "Below 0: text only leaves less. The paper says so of generation, and the opposite of choices asked with image "
         f"+ text. n: replicates in which both get there; one alone has no interval. {LIMITS} All methods: the mean of "
@@ -428,12 +425,12 @@ def verdicts(scores: Scores) -> pd.DataFrame:
     for row in differences.query("method == 'all'").sort_values("place").to_dict("records") if len(differences) else []:
         said, verdict = "kept on Retain and Celebrity", "no claim"
         if row["what"] in CLAIMS:
-            better, measured = BETTER_ON[row["what"]]
+            name, better, measured = CLAIMS[row["what"]]
             less, more = row["high"] < 0, row["low"] > 0
             holds, fails = (less, more) if better == "unimodal" else (more, less)
             verdict = "supported" if holds else "not supported" if fails else "undecided"
             verdict += "" if gates.get(measured) == "open" else " (gate closed)"
-            said = f"left on Forget, {CLAIMS[row['what']].lower()} (paper: less after {MODALITIES[better]})"
+            said = f"left on Forget, {name.lower()} (paper: less after {MODALITIES[better]})"
         points = number_text(row, signed=True)
         rows.append([f"{row['place']:.0%}", said, points, row["n_replicates"], verdict])
     columns = ["gap closed", "compared", "text only minus image + text, points", "replicates", "verdict"]
