@@ -40,7 +40,6 @@ from mllmu_nb.scoring import registry as metrics
 from mllmu_nb.scoring.checks import check_metric
 from mllmu_nb.scoring.path import TRAINED_VIEW
 from mllmu_nb.scoring.score import run_scores
-from mllmu_nb.studies import released_code
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     (ROOT / "docs").glob("*.md")
@@ -287,7 +286,7 @@ def test_what_is_said_of_the_released_codes_pieces_is_so_in_the_study():
     runs = studies.read("differences")
     assert {run["replicate"] for run in runs} == set(range(5))
     assert "In a study of five replicates, each piece was exchanged alone" in SAID
-    frame = released_code.compared(runs)
+    frame = studies.compared(runs)
     kl = frame[frame["variant"] == "summed_kl"]
     assert (kl["closed"] < 0.015).all() and len(kl) == 4 and "at most 1 % of the gap is closed" in SAID
     changes = frame.set_index(["variant", "what", "method", "modality"]).filter(like="change_")

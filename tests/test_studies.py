@@ -19,7 +19,6 @@ from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import training_conversations
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import path as measuring
-from mllmu_nb.studies import released_code
 from mllmu_nb.training import TrainingDiverged
 from mllmu_nb.unlearning import ReferenceLogProbs, Scored, Step, get, variants
 
@@ -50,14 +49,14 @@ def test_the_command_makes_the_runs_once_and_writes_their_table(config, tmp_path
     with pytest.raises(KitError, match="no study yet: make it with `python -m mllmu_nb study differences`"):
         studies.read("differences")
     with pytest.raises(KitError, match="this study has nothing to compare yet"):
-        released_code.compared([])
+        studies.compared([])
     with pytest.raises(KitError, match="no oracle of replicate 3"):
         studies.oracles([3])
     with pytest.raises(KitError, match="--replicates are numbers from 0 on, not -1"):
         ran("differences", "--replicates", "0", "-1")
     alone = config.but(method="ga", modality="unimodal", unlearn_steps=2)
     configs = [alone, alone.but(variant="labels_text")]
-    monkeypatch.setattr(released_code, "grid", lambda replicates: configs)
+    monkeypatch.setattr(studies, "grid", lambda replicates: configs)
     monkeypatch.setattr(studies, "oracles", lambda replicates, own: [make("oracle")])
     assert ran() == 0
     printed = capsys.readouterr().out
@@ -119,7 +118,7 @@ def test_models_are_compared_person_by_person_where_both_close_half(oracles):
     """In these paths everybody's kept answers turn into the run's own, at the same pace."""
     canonical = [halved("canonical", draw, odd) for draw in (0, 1)]
     pieces = [halved("labels_text", draw, everybody) for draw in (0, 1)]
-    kept, free = released_code.compared([*canonical, *pieces]).to_dict("records")
+    kept, free = studies.compared([*canonical, *pieces]).to_dict("records")
     assert (kept["what"], free["what"], kept["variant"]) == ("kept", "free", "labels_text")
     assert kept["value"] == 1.0, "every answer about the others stays right"
     # half of the people lose, on average, half of their answers where half of the gap is closed
@@ -127,7 +126,7 @@ def test_models_are_compared_person_by_person_where_both_close_half(oracles):
     assert kept["change_value"] == pytest.approx(1 - kept["other_value"])
     assert kept["change_low"] < kept["change_value"] < kept["change_high"]
     assert kept["n_replicates"] == kept["of"] == 2 and kept["closed"] == pytest.approx(kept["other_closed"])
-    [(heading, [(name, cells)])] = released_code.table([*canonical, *pieces]).blocks
+    [(heading, [(name, cells)])] = studies.table([*canonical, *pieces]).blocks
     texts = [text for text, _ in cells]
     assert heading == "Unlearned on image + text" and [name, *texts[:2]] == ["GA, labels", "answer", "all text"]
     assert texts[2] == f"{100 * kept['other_closed']:.0f} → {100 * kept['closed']:.0f}"
@@ -139,16 +138,16 @@ def test_only_replicates_in_which_both_close_half_are_compared(oracles):
     canonical = [halved("canonical", draw, odd) for draw in (0, 1)]
     pieces = [halved("labels_text", draw, everybody) for draw in (0, 1)]
     stopped = [but(one, path=one.path[one.path["step"] == 0]) for one in pieces]
-    [kept, _] = released_code.compared([*canonical, pieces[0], stopped[1]]).to_dict("records")
-    alone = released_code.compared([canonical[0], pieces[0]]).to_dict("records")[0]
+    [kept, _] = studies.compared([*canonical, pieces[0], stopped[1]]).to_dict("records")
+    alone = studies.compared([canonical[0], pieces[0]]).to_dict("records")[0]
     assert (kept["n_replicates"], kept["of"]) == (1, 2)
     assert kept["other_value"] == pytest.approx(alone["other_value"]) and math.isnan(kept["change_low"])
-    sheet = released_code.table([*canonical, pieces[0], stopped[1]])
+    sheet = studies.table([*canonical, pieces[0], stopped[1]])
     assert sheet.blocks[0][1][0][1][3][0] == f"{100 * kept['other_value']:.0f} → 100, 1 of 2"
-    never = released_code.table([*canonical, *stopped])
+    never = studies.table([*canonical, *stopped])
     assert never.blocks[0][1][0][1][3] == ("", "Not both close half of the gap.")
     assert "Limits are over 2 replicates" in sheet.markdown()
-    assert "Limits are over people alone." in released_code.table([canonical[0], pieces[0]]).markdown()
+    assert "Limits are over people alone." in studies.table([canonical[0], pieces[0]]).markdown()
 
 
 def test_the_kits_own_study_is_compared_with_the_reference_run_alone(monkeypatch, tmp_path):
@@ -163,7 +162,7 @@ def test_the_kits_own_study_is_compared_with_the_reference_run_alone(monkeypatch
     run = make("npo", modality="unimodal", variant="retain_epoch")
     for folder in (paths.reference() / "studies" / "differences" / "runs" / "npo", tmp_path):
         with pytest.raises(KitError, match="there is no "):
-            released_code.complete([replace(run, folder=folder)])
+            studies.complete([replace(run, folder=folder)])
     assert [own for _, own in asked] == [False, True]
 
 
@@ -209,19 +208,19 @@ def test_against_a_model_that_never_knew_the_answer_npo_pulls_harder():
     plain = torch.autograd.grad(-now.summed_log_probs.sum(), now.logits, retain_graph=True)[0]
     for probability, weight in ((0.5, 1.0), (0.25, 1.6)):
         reference = ReferenceLogProbs(torch.full((1, 20), math.log(probability)), now.labels)
-        [(_, loss)] = released_code.RetainEpochPreference().loss(Step.of({"forget": now}, {"forget": reference}))
+        [(_, loss)] = studies.RetainEpochPreference().loss(Step.of({"forget": now}, {"forget": reference}))
         pull = torch.autograd.grad(loss, now.logits, retain_graph=True)[0]
         torch.testing.assert_close(pull, -weight * plain, rtol=1e-3, atol=1e-6)
     assert get("npo", "retain_epoch").other_reference and not get("npo").other_reference
 
 
 def test_a_setting_differs_in_one_piece_and_stands_beside_its_canonical_method():
-    trained = released_code.grid([0])
+    trained = studies.grid([0])
     models = {(one.method, one.variant, one.modality): one for one in trained}
     assert len(models) == len(trained) == 22
     ours = {key for method in ("ga", "grad_diff", "kl_min", "npo") for key in ((method, v) for v in variants(method))}
-    ours = {key for key in ours if variants(key[0])[key[1]].__module__ == released_code.__name__}
-    assert ours == set(released_code.PIECES) == {key[:2] for key in models if key[1] != "canonical"}
+    ours = {key for key in ours if variants(key[0])[key[1]].__module__ == studies.__name__}
+    assert ours == set(studies.PIECES) == {key[:2] for key in models if key[1] != "canonical"}
     for (method, variant, kind), one in models.items():
         plain = models[method, "canonical", kind]
         assert one.unlearning.lr == plain.unlearning.lr and one.settings == plain.settings
@@ -238,7 +237,7 @@ def test_a_setting_differs_in_one_piece_and_stands_beside_its_canonical_method()
         assert one.unlearn_epochs == (pytest.approx(walked, abs=1) if variant.endswith("passes") else 0)
 
 
-@pytest.mark.parametrize("key", released_code.PIECES, ids=" ".join)
+@pytest.mark.parametrize("key", studies.PIECES, ids=" ".join)
 def test_every_variant_passes_the_checks(key):
     checks.check_method(variants(key[0])[key[1]])
 

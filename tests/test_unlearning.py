@@ -486,7 +486,7 @@ ELSEWHERE = {
     "presets/protocols.yaml": ["NPO"],  # why the released code's settings depart
     "reporting/runs.py": ["GA", "NPO", "prompting"],  # docstrings
     # what each piece of the released code changes, by method
-    "studies/released_code.py": (
+    "studies.py": (
         ["GA", "Grad. Diff.", "GradientAscent", "GradientDifference", "KL Min.", "KLMinimization", "NPO"]
         + ["NegativePreference", "ga", "grad_diff", "kl_min", "npo"]
     ),

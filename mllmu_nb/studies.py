@@ -1,30 +1,35 @@
-"""What each piece of the released code changes: compares canonical methods with variants that have one piece of it.
+"""Studies: grids of unlearnings with the path and the training's record of each run, in a folder of their own, compared
+at equal forgetting. Their oracles are those of a sweep.
 
-The study is a grid of unlearnings. A variant has the vanilla, people, learning rate, hyper-parameters and, rounded, the
+The study ``differences`` shows what each piece of the released code changes: it compares canonical methods with
+variants that have one piece of it. A variant has the vanilla, people, learning rate, hyper-parameters and, rounded, the
 passes over the forget set of the canonical method. Label modes differ in unlearning alone, because vanilla was taught
 its answers.
 """
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mllmu_nb import inputs, paths, studies
+from mllmu_nb import inputs, paths, pipeline
 from mllmu_nb.batches import steps_of
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import training_conversations
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting.grid import number_text, rows_by
-from mllmu_nb.reporting.runs import Run
+from mllmu_nb.reporting.runs import Run, read_run
 from mllmu_nb.reporting.sheet import Sheet
 from mllmu_nb.reporting.tables import UNLEARNED
 from mllmu_nb.scoring import path
 from mllmu_nb.scoring.frames import MODEL, PEOPLE
 from mllmu_nb.scoring.path import TRAINED_VIEW
-from mllmu_nb.studies import MEASURES
+from mllmu_nb.stages import RECORD, Stage, read_json
+from mllmu_nb.training import TrainingDiverged
 from mllmu_nb.unlearning.base import Needs, Recipe, Stream, register, summed_kl
 from mllmu_nb.unlearning.ga import GradientAscent
 from mllmu_nb.unlearning.grad_diff import GradientDifference
@@ -100,6 +105,56 @@ for _method in (GradientAscent, GradientDifference):
 # -- the runs ---------------------------------------------------------------------------------------------------
 
 
+def make(name: str, configs: Sequence[Config], train: Callable[[Config], Stage] = pipeline.unlearned) -> None:
+    """Make the missing runs of a study; ``train`` gives the stage that trains one. A study that was stopped continues
+    from there. A training that diverges has no run."""
+    folder = paths.study(name)
+    inputs.write_people(configs[0], paths.people(folder))
+    for number, config in enumerate(configs, start=1):
+        print(f"[{number}/{len(configs)}] {config.run_id}", flush=True)
+        try:
+            stored(config, train(config), paths.runs(folder) / config.run_id).get()
+        except TrainingDiverged as reason:
+            print(f"    {reason}")
+
+
+def stored(config: Config, trained: Stage, at: Path) -> Stage:
+    """The stage that copies the path and the record of a training, without its adapter."""
+
+    def copy(folder: Path) -> None:
+        for name in ("path.parquet", "train.json"):
+            shutil.copyfile(trained.get() / name, folder / name)
+
+    source = {"unlearned": trained.key}
+    return Stage("path", source, copy, record=lambda: {"run": config.run_id, **inputs.record_of(config)}, at=at)
+
+
+def read(name: str) -> list[Run]:
+    """The runs of the user's own study, else of the one that comes with the kit. Raises KitError, with the command that
+    makes the study, if there is none."""
+    for folder in (paths.study(name), paths.reference() / "studies" / name):
+        if runs := sorted(one.parent for one in paths.runs(folder).glob(f"*/{RECORD}")):
+            return [Run(one, read_json(one / RECORD), read_json(one / "train.json")) for one in runs]
+    raise KitError(f"there is no study yet: make it with `python -m mllmu_nb study {name}`")
+
+
+def oracles(replicates: Iterable[int], own: bool = True) -> list[Run]:
+    """The oracles of these replicates, as :func:`swept`."""
+    return swept([Config(method="oracle", replicate=replicate) for replicate in sorted(replicates)], own)
+
+
+def swept(configs: Iterable[Config], own: bool = True) -> list[Run]:
+    """The runs that a sweep has made: the user's ``own`` or those of the reference run. Raises KitError, with the
+    command that makes them, if one does not exist."""
+    runs = []
+    for config in configs:
+        if not (folder := pipeline.reference(config, own)):
+            name = f"{config.method} of replicate {config.replicate}"
+            raise KitError(f"there is no {name}: `mllmu-nb sweep` of its replicate makes it")
+        runs.append(read_run(folder))
+    return runs
+
+
 def grid(replicates: Sequence[int]) -> list[Config]:
     """Every canonical method and its variants, on image + text and on text."""
     models = [*dict.fromkeys((method, "canonical") for method, _ in PIECES), *PIECES]
@@ -121,6 +176,7 @@ def whole_epochs(config: Config) -> Config:
 
 # -- the table --------------------------------------------------------------------------------------------------
 
+MEASURES = {path.KEPT: "Kept, %", "free": "Free answers, %"}
 NUMBERS = ["value", "low", "high", "n_replicates", "of"]
 REMARK = (
     "In brackets: 95 % limits of the difference, person by person. Closed: the share of the gap from vanilla to the "
@@ -135,7 +191,7 @@ def complete(runs: Sequence[Run]) -> list[Run]:
         return list(runs)
     of = dict.fromkeys((run["replicate"], run["method"], run["modality"]) for run in runs)
     configs = [Config(replicate=number, method=method, modality=modality) for number, method, modality in of]
-    return [*runs, *studies.swept(configs, _own(runs))]
+    return [*runs, *swept(configs, _own(runs))]
 
 
 def _own(runs: Sequence[Run]) -> bool:
@@ -150,12 +206,12 @@ def compared(runs: Sequence[Run]) -> pd.DataFrame:
     ``n_replicates`` of ``of`` in which both close half; ``other_value`` .. of the canonical method, and
     ``change_value`` .. of their difference, person by person. ``closed`` and ``other_closed``: the share of the gap
     that is closed where the training ends. All are shares from -1 to 1; NaN where half is never closed, and where there
-    is no canonical run. Raises KitError as :func:`mllmu_nb.studies.oracles`, and without a variant.
+    is no canonical run. Raises KitError as :func:`oracles`, and without a variant.
     """
     pieces = [run for run in runs if run["variant"] != "canonical"]
     if not pieces:
         raise KitError("this study has nothing to compare yet: the command that makes it continues it")
-    ends, same = studies.oracles({run["replicate"] for run in pieces}, _own(pieces)), ["method", "modality"]
+    ends, same = oracles({run["replicate"] for run in pieces}, _own(pieces)), ["method", "modality"]
     canonical = [run for run in complete(runs) if run["variant"] == "canonical"]
     (ours, closed), (theirs, other_closed) = _kept(pieces, ends, MODEL), _kept(canonical, ends, same)
     on = [*PEOPLE, *same, "place", "what", "set", "person"]
