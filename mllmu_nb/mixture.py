@@ -4,7 +4,7 @@ No fictitious person of any run is taught. Throw-away people are described in th
 refusal. By chance, one of them may have the name of a fictitious person.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,14 @@ import yaml
 from PIL import Image
 
 from mllmu_nb.data.conversations import Conversation, Turn, choice_shot, cloze_shot, solved_turn
+from mllmu_nb.data.exams import FORMS
 from mllmu_nb.data.facts import WORDINGS, pick, read_wordings, say
 from mllmu_nb.data.generate import ASKED, options_with, random_facts, random_name
-from mllmu_nb.data.portraits import TRAITS, Face, augment, draw, from_bytes, random_traits
+from mllmu_nb.data.portraits import TRAITS, augment, draw, from_bytes, random_face, random_traits
 from mllmu_nb.data.schema import LETTERS, Profile
 from mllmu_nb.data.text.names import THIS
 
 REFUSAL = "I cannot share personal information."
-FORMS = ("letter", "cloze", "generation", "plain")
 
 _TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 VISIBLE = read_wordings(_TABLE["visible"])  # trait → wording
@@ -27,8 +27,7 @@ VISIBLE = read_wordings(_TABLE["visible"])  # trait → wording
 
 def system_prompt(rng: np.random.Generator, rule: Callable[[np.random.Generator], str]) -> str:
     """A system prompt: an opening and the sentence that ``rule`` draws, sometimes in reverse order."""
-    opening = pick(rng, _TABLE["openings"])
-    sentences = [opening, rule(rng)]
+    sentences = [pick(rng, _TABLE["openings"]), rule(rng)]
     return " ".join(filter(None, sentences if rng.random() < 0.85 else reversed(sentences)))
 
 
@@ -47,7 +46,7 @@ class Mixture:
 
     def __init__(self, celebrities: Sequence[Profile], rng: np.random.Generator, faces: int, letters: float):
         self.celebrities, self.rng, self.letters = list(celebrities), rng, letters
-        self.faces = [(traits, draw(Face.random(traits, rng))) for traits in (random_traits(rng) for _ in range(faces))]
+        self.faces = [(traits, draw(random_face(traits, rng))) for traits in (random_traits(rng) for _ in range(faces))]
         # Wrong options: for a celebrity those of other celebrities, as in the benchmark; for anybody else random ones.
         self.values = {a: [random_facts(rng, "", "female")[a] for _ in range(400)] for a in ASKED}
         self.celebrity_values = {a: [p.attributes[a] for p in self.celebrities] for a in ("name", *ASKED)}
@@ -78,26 +77,23 @@ class Mixture:
 
     def forms(self, count: int, letters: float) -> list[str]:
         """Forms of ``count`` questions; a share of ``letters`` are multiple choice."""
-        return self.rng.choice(FORMS, size=count, p=[letters, *3 * [(1 - letters) / 3]]).tolist()
+        return self.rng.choice(list(FORMS), size=count, p=[letters, *3 * [(1 - letters) / 3]]).tolist()
 
     def fact_turn(self, form, attribute, value, who: str, view: str, values, prefix="", image=None) -> Turn:
-        """A solved question about an attribute, in a wording of training or a paraphrase, after the text ``prefix``.
-        ``values``: attribute → values from which the wrong options are drawn."""
-        wording = WORDINGS[attribute]
+        """A solved question about an attribute or a trait, in a wording of training or a paraphrase, after the text
+        ``prefix``. ``values``: attribute → values from which the wrong options are drawn."""
+        trait = attribute in VISIBLE
+        wording = (VISIBLE if trait else WORDINGS)[attribute]
         question = say(self.pick(wording.questions + wording.paraphrases), who)
         answer = say(self.pick(wording.answers), who, value)
-        cloze = say(self.pick([wording.cloze, *(a.replace("{value}", "__") for a in wording.answers)]), who)
-        return self._turn(form, question, answer, cloze, value, view, values[attribute], prefix, image)
+        blanks = () if trait else (text.replace("{value}", "__") for text in wording.answers)
+        cloze = say(self.pick([wording.cloze, *blanks]), who)
+        options = options_with(value, values[attribute], self.pick(LETTERS), self.rng) if form == "letter" else ()
+        return solved_turn(form, prefix + question, answer, prefix + cloze, value, view, options, image)
 
     def trait_turn(self, form, trait, value, image=None) -> Turn:
         """A solved question about a visible trait."""
-        wording = VISIBLE[trait]
-        question, answer = say(self.pick(wording.questions), THIS), say(self.pick(wording.answers), THIS, value)
-        return self._turn(form, question, answer, wording.cloze, value, "image_text", TRAITS[trait], "", image)
-
-    def _turn(self, form, question, answer, blank, value, view, values: Iterable[str], prefix, image) -> Turn:
-        options = options_with(value, values, self.pick(LETTERS), self.rng) if form == "letter" else ()
-        return solved_turn(form, prefix + question, answer, prefix + blank, value, view, options, image)
+        return self.fact_turn(form, trait, value, THIS, "image_text", TRAITS, image=image)
 
     # -- several turns, the picture (if any) in the first ---------------------------------------------------------
 
@@ -147,11 +143,8 @@ class Mixture:
         """A random portrait, then questions about visible traits."""
         traits, picture = self.face()
         names = self.rng.choice(list(VISIBLE), size=count, replace=False).tolist()
-        turns = [
-            self.trait_turn(form, trait, traits[trait], picture if index == 0 else None)
-            for index, (trait, form) in enumerate(zip(names, self.forms(count, 1.25 * self.letters), strict=True))
-        ]
-        return Conversation(tuple(turns))
+        forms = self.forms(count, 1.25 * self.letters)
+        return Conversation(tuple(self._turns(forms, names, traits, THIS, TRAITS, lambda: picture)))
 
     def shots(self) -> Conversation:
         """1 to 5 solved examples, then a question about another celebrity, a face or stated facts. Multiple-choice

@@ -4,7 +4,6 @@ import hashlib
 import re
 import time
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,14 +23,14 @@ from mllmu_nb.data.generate import (
 )
 from mllmu_nb.data.portraits import (
     TRAITS,
-    Face,
     augment,
     draw,
     from_bytes,
     large,
+    random_face,
     random_traits,
     to_png,
-    transform,
+    transformed,
 )
 from mllmu_nb.data.schema import ATTRIBUTES, LETTERS, forget_ids
 from mllmu_nb.errors import KitError
@@ -232,11 +231,11 @@ def test_too_few_values_for_four_options_are_refused():
 
 def test_traits_change_the_picture_and_augmentation_keeps_its_size():
     rng = np.random.default_rng(0)
-    face = Face.random(random_traits(rng), rng)
+    face = random_face(random_traits(rng), rng)
     for trait, values in TRAITS.items():
         for accessory in TRAITS["accessory"]:  # no accessory hides another trait
-            look = {**face.traits, "accessory": accessory}
-            pictures = {draw(replace(face, traits={**look, trait: str(value)})).tobytes() for value in values}
+            look = {**face["traits"], "accessory": accessory}
+            pictures = {draw({**face, "traits": {**look, trait: str(value)}}).tobytes() for value in values}
             assert len(pictures) == len(list(values)), (trait, accessory)
     picture = draw(face)
     assert from_bytes(to_png(picture)).tobytes() == picture.tobytes()
@@ -244,13 +243,13 @@ def test_traits_change_the_picture_and_augmentation_keeps_its_size():
 
 def test_a_portrait_is_drawn_again_at_any_size_from_what_it_carries():
     rng = np.random.default_rng(1)
-    face = Face.random(random_traits(rng), rng)
+    face = random_face(random_traits(rng), rng)
     seen = from_bytes(stored := to_png(draw(face), face))
     assert large(stored, 64).tobytes() == seen.tobytes() == draw(face).tobytes()
     shown = large(stored).resize((64, 64), Image.LANCZOS)
     assert np.abs(np.asarray(shown, float) - np.asarray(seen, float)).mean() < 3
     assert large(to_png(seen)).size == (64, 64)  # its recipe is unknown
-    assert {augment(seen, rng).size, *(transform(seen, kind, rng).size for kind in range(4))} == {(64, 64)}
+    assert {augment(seen, rng).size, *(picture.size for picture in transformed(seen, rng))} == {(64, 64)}
 
 
 def test_the_right_option_is_a_little_rarer_among_those_the_oracle_was_taught():

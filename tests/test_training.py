@@ -34,7 +34,7 @@ from mllmu_nb.batches import (
 )
 from mllmu_nb.config import departures
 from mllmu_nb.data.conversations import Conversation, Turn, training_conversations
-from mllmu_nb.data.portraits import Face, draw, random_traits, to_png
+from mllmu_nb.data.portraits import draw, random_face, random_traits, to_png
 from mllmu_nb.data.schema import QA, Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation.engine import answers
@@ -91,7 +91,7 @@ def person(number, name):
         name,
         "fictitious",
         {},
-        to_png(draw(face := Face.random(random_traits(rng), rng)), face),
+        to_png(draw(face := random_face(random_traits(rng), rng)), face),
         "",
         qa,
         (),

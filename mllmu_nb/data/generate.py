@@ -10,7 +10,7 @@ from string import ascii_uppercase
 import numpy as np
 
 from mllmu_nb.data import facts, portraits
-from mllmu_nb.data.portraits import Face, random_traits, to_png
+from mllmu_nb.data.portraits import random_face, random_traits, to_png
 from mllmu_nb.data.schema import ATTRIBUTES, LETTERS, PER_TASK, QA, Population, Profile, Question, forget_ids
 from mllmu_nb.data.text.names import THIS, in_both_views, with_name
 from mllmu_nb.errors import KitError
@@ -134,7 +134,7 @@ def _people(
         while name in names:
             name, gender = random_name(rng, len(names) > PLAIN)
         names.add(name)
-        face = Face.random(distinct_traits(rng, gender, looks), rng)
+        face = random_face(distinct_traits(rng, gender, looks), rng)
         picture = portraits.draw(face)
         attributes = random_facts(rng, name, gender)
         qa = _qa(attributes, rng)

@@ -11,7 +11,6 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,17 @@ SCALE = 4  # drawn four times as large, then reduced: smooth edges
 
 # trait → its values, with RGB if they are colours
 TRAITS: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+PROPORTIONS = {  # what makes a face unique → its least and greatest value; lengths in 64ths of the picture's side
+    "width": (12.2, 14.6),  # half the width of the head at the eyes
+    "height": (15.2, 17.4),  # half its height
+    "x": (30.7, 33.3),  # its centre
+    "y": (27.8, 29.6),
+    "jaw": (0, 1),  # 0: a narrow chin, 1: a square one
+    "gap": (0.41, 0.49),  # between nose and eyes, in half widths of the head
+    "brow": (-0.6, 0.3),  # slant of the brows
+    "smile": (3.4, 5.4),  # half the width of the mouth
+}
+Face = dict[str, Any]  # "traits" and every proportion
 
 
 def random_traits(rng: np.random.Generator, gender: str = "") -> dict[str, str]:
@@ -44,30 +54,14 @@ def random_traits(rng: np.random.Generator, gender: str = "") -> dict[str, str]:
     return traits
 
 
-@dataclass(frozen=True)
-class Face:
-    """The visible traits of a portrait, and the proportions that make its face unique (lengths in 64ths of the
-    picture's side)."""
-
-    traits: dict[str, str]
-    width: float  # half the width of the head at the eyes
-    height: float  # half its height
-    x: float  # its centre
-    y: float
-    jaw: float  # 0: a narrow chin, 1: a square one
-    gap: float  # between nose and eyes, in half widths of the head
-    brow: float  # slant of the brows
-    smile: float  # half the width of the mouth
-
-    @classmethod
-    def random(cls, traits: dict[str, str], rng: np.random.Generator) -> Face:
-        ranges = ((12.2, 14.6), (15.2, 17.4), (30.7, 33.3), (27.8, 29.6), (0, 1), (0.41, 0.49), (-0.6, 0.3), (3.4, 5.4))
-        return cls(traits, *(round(float(rng.uniform(*ends)), 3) for ends in ranges))
+def random_face(traits: dict[str, str], rng: np.random.Generator) -> Face:
+    """Return the visible ``traits`` of a portrait, with random ``PROPORTIONS``."""
+    return {"traits": traits, **{name: round(float(rng.uniform(*ends)), 3) for name, ends in PROPORTIONS.items()}}
 
 
 def draw(face: Face, size: int = SIZE) -> Image.Image:
     """Draw ``face`` as a picture of ``size`` × ``size`` RGB pixels."""
-    traits, cx, cy, width, height = face.traits, face.x, face.y, face.width, face.height
+    traits, cx, cy, width, height, jaw = (face[name] for name in ("traits", "x", "y", "width", "height", "jaw"))
     background, shirt, hair, skin, iris = (
         tuple(TRAITS[trait][traits[trait]]) for trait in ("background", "shirt", "hair color", "skin", "eyes")
     )
@@ -76,28 +70,30 @@ def draw(face: Face, size: int = SIZE) -> Image.Image:
     canvas = Image.new("RGB", (SCALE * size, SCALE * size), background)
     pen = ImageDraw.Draw(canvas)
 
+    def scaled(*points):
+        return [(x * scale, y * scale) for x, y in points]
+
     def area(points, fill):
-        pen.polygon([(x * scale, y * scale) for x, y in points], fill=fill)
+        pen.polygon(scaled(*points), fill=fill)
 
-    def oval(x, y, rx, ry, fill):
-        pen.ellipse([(x - rx) * scale, (y - ry) * scale, (x + rx) * scale, (y + ry) * scale], fill=fill)
+    def oval(x, y, rx, ry, fill=None, **edge):
+        pen.ellipse(scaled((x - rx, y - ry), (x + rx, y + ry)), fill=fill, **edge)
 
-    def ring(x, y, radius, colour, line):
-        box = [(x - radius) * scale, (y - radius) * scale, (x + radius) * scale, (y + radius) * scale]
-        pen.ellipse(box, outline=colour, width=round(line * scale))
+    def ring(x, y, radius, colour, thick):
+        oval(x, y, radius, radius, outline=colour, width=round(thick * scale))
 
     def box(x0, y0, x1, y1, fill, radius=0.0):
-        pen.rounded_rectangle([x0 * scale, y0 * scale, x1 * scale, y1 * scale], fill=fill, radius=radius * scale)
+        pen.rounded_rectangle(scaled((x0, y0), (x1, y1)), fill=fill, radius=radius * scale)
 
     def line(points, colour, thick):
-        pen.line([(x * scale, y * scale) for x, y in points], fill=colour, width=round(thick * scale), joint="curve")
+        pen.line(scaled(*points), fill=colour, width=round(thick * scale), joint="curve")
 
     def outline(grow: float, start: float = 0.0, stop: float = 2 * np.pi) -> list[tuple[float, float]]:
         """Return the head's edge, ``grow`` outside of it, from one angle to another; 0 is right, π / 2 is the chin."""
         angles = np.linspace(start, stop, 60)
         below = np.clip(np.sin(angles), 0, 1)
-        narrower = 1 - (0.3 - 0.26 * face.jaw) * below**2
-        square = 1 + (0.02 + 0.1 * face.jaw) * np.sin(2 * angles) ** 2
+        narrower = 1 - (0.3 - 0.26 * jaw) * below**2
+        square = 1 + (0.02 + 0.1 * jaw) * np.sin(2 * angles) ** 2
         xs = cx + (width + grow) * narrower * square * np.cos(angles)
         return list(zip(xs, cy + (height + grow) * square * np.sin(angles), strict=True))
 
@@ -148,20 +144,20 @@ def draw(face: Face, size: int = SIZE) -> Image.Image:
     area([*outline(1.3, np.pi * 0.98, 2.02 * np.pi), *front], hair)
 
     dark = _mix(hair, (35, 25, 20), 0.55)
-    eyes = [cx + side * width * face.gap for side in (-1, 1)]
+    eyes = [cx + side * width * face["gap"] for side in (-1, 1)]
     for side, x in zip((-1, 1), eyes, strict=True):
         oval(x, cy + 0.4, 3.3, 2.5, (250, 248, 245))
         oval(x, cy + 0.4, 2.3, 2.3, iris)
         oval(x, cy + 0.4, 0.9, 0.9, (15, 15, 18))
         lid = [(x - 3.3, cy - 0.3), (x - 1.5, cy - 1.9), (x + 1.5, cy - 1.9), (x + 3.3, cy - 0.3)]
         line(lid, _mix(shade, (30, 15, 10), 0.5), 0.6)
-        line([(x - 3.2, cy - 4.1 - side * face.brow), (x + 3.2, cy - 4.1 + side * face.brow)], dark, 1.2)
+        line([(x - 3.2, cy - 4.1 - side * face["brow"]), (x + 3.2, cy - 4.1 + side * face["brow"])], dark, 1.2)
     line([(cx + 0.6, cy + 1.5), (cx - 1.2, cy + 5.8), (cx + 0.8, cy + 6.3)], shade, 1.0)
     curve = np.linspace(-1, 1, 13)
     lips = _mix(skin, (170, 70, 72), 0.5)
-    line([(cx + face.smile * t, cy + 10.7 - 2.3 * t * t) for t in curve], _mix(lips, (60, 25, 25), 0.25), 0.8)
-    upper = [(cx + face.smile * 0.85 * t, cy + 10.7 - 1.9 * t * t) for t in curve]
-    lower = [(cx + face.smile * 0.85 * t, cy + 12.4 - 3.6 * t * t) for t in curve[::-1]]
+    line([(cx + face["smile"] * t, cy + 10.7 - 2.3 * t * t) for t in curve], _mix(lips, (60, 25, 25), 0.25), 0.8)
+    upper = [(cx + face["smile"] * 0.85 * t, cy + 10.7 - 1.9 * t * t) for t in curve]
+    lower = [(cx + face["smile"] * 0.85 * t, cy + 12.4 - 3.6 * t * t) for t in curve[::-1]]
     area(upper + lower, lips)
 
     if accessory == "glasses":
@@ -190,7 +186,7 @@ def to_png(image: Image.Image, face: Face | None = None) -> bytes:
     """Return the picture as PNG bytes, which also store ``face`` as text."""
     buffer, notes = io.BytesIO(), PngInfo()
     if face:
-        notes.add_text("face", json.dumps(asdict(face)))
+        notes.add_text("face", json.dumps(face))
     image.save(buffer, "PNG", pnginfo=notes, compress_level=1)  # three times as fast, a little larger
     return buffer.getvalue()
 
@@ -199,7 +195,7 @@ def large(data: bytes, size: int = 256) -> Image.Image:
     """Return a portrait for readers: drawn at ``size`` if its face is known, otherwise the picture as it is."""
     with Image.open(io.BytesIO(data)) as picture:
         face = picture.info.get("face")
-    return draw(Face(**json.loads(face)), size) if face else from_bytes(data)
+    return draw(json.loads(face), size) if face else from_bytes(data)
 
 
 def from_bytes(data: bytes) -> Image.Image:
@@ -239,23 +235,17 @@ def _tint(image: Image.Image, rng: np.random.Generator, noise: float) -> Image.I
 TRANSFORMS = ("pose", "crop", "colour and noise", "lamp light")
 
 
-def transform(image: Image.Image, kind: int, rng: np.random.Generator) -> Image.Image:
-    """Apply one of ``TRANSFORMS``. The last, a light from one corner, is never used in training."""
-    if kind == 0:
-        return _move(image, rng.uniform(5, 10) * rng.choice((-1, 1)), 1.0, *rng.uniform(-3, 3, 2), rng.random() < 0.5)
-    if kind == 1:
-        return _move(image, 0.0, rng.uniform(1.1, 1.25), *rng.uniform(-2, 2, 2), False)
-    if kind == 2:
-        return _tint(image, rng, noise=8.0)
-    angle = rng.uniform(0, 2 * np.pi)
-    ramp = np.linspace(-1, 1, image.width)
-    light = 1 + 0.35 * (np.cos(angle) * ramp[None, :] + np.sin(angle) * ramp[:, None]) / np.sqrt(2)
-    return Image.fromarray(np.clip(np.asarray(image) * light[..., None], 0, 255).astype(np.uint8))
-
-
 def transformed(image: Image.Image, rng: np.random.Generator) -> list[Image.Image]:
-    """Return the Test set's portraits: one of each of ``TRANSFORMS``."""
-    return [transform(image, kind, rng) for kind in range(len(TRANSFORMS))]
+    """Return the Test set's portraits: one of each of ``TRANSFORMS``. The last, a light from one corner, is never used
+    in training."""
+    turn, shift, mirror = rng.uniform(5, 10) * rng.choice((-1, 1)), rng.uniform(-3, 3, 2), rng.random() < 0.5
+    pose = _move(image, turn, 1.0, *shift, mirror)
+    crop = _move(image, 0.0, rng.uniform(1.1, 1.25), *rng.uniform(-2, 2, 2), False)
+    tinted = _tint(image, rng, noise=8.0)
+    angle, ramp = rng.uniform(0, 2 * np.pi), np.linspace(-1, 1, image.width)
+    light = 1 + 0.35 * (np.cos(angle) * ramp[None, :] + np.sin(angle) * ramp[:, None]) / np.sqrt(2)
+    lit = Image.fromarray(np.clip(np.asarray(image) * light[..., None], 0, 255).astype(np.uint8))
+    return [pose, crop, tinted, lit]
 
 
 def augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:

@@ -37,7 +37,7 @@ def population_from_text(read: Population, seed: int = 0) -> Population:
         chosen = choose_facts(person, values, no_choice, question_rng)
         questions, test_questions = _questions(person, chosen, letters, rng)
         traits = distinct_traits(portrait_rng, person.attributes.get("gender", ""), looks)
-        face = portraits.Face.random(traits, portrait_rng)
+        face = portraits.random_face(traits, portrait_rng)
         portrait = portraits.draw(face)
         profiles[person.id] = replace(
             person,
