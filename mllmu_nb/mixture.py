@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from mllmu_nb.data.conversations import Conversation, Turn, choice_shot, cloze_shot, solved_turn
+from mllmu_nb.data.conversations import Conversation, Turn, shot_turn, solved_turn
 from mllmu_nb.data.exams import FORMS
 from mllmu_nb.data.facts import WORDINGS, pick, read_wordings, say
 from mllmu_nb.data.generate import ASKED, options_with, random_facts, random_name
@@ -84,12 +84,12 @@ class Mixture:
         ``prefix``. ``values``: attribute → values from which the wrong options are drawn."""
         trait = attribute in VISIBLE
         wording = (VISIBLE if trait else WORDINGS)[attribute]
-        question = say(self.pick(wording.questions + wording.paraphrases), who)
+        text = say(self.pick(wording.questions + wording.paraphrases), who)
         answer = say(self.pick(wording.answers), who, value)
-        blanks = () if trait else (text.replace("{value}", "__") for text in wording.answers)
+        blanks = () if trait else (blank.replace("{value}", "__") for blank in wording.answers)
         cloze = say(self.pick([wording.cloze, *blanks]), who)
         options = options_with(value, values[attribute], self.pick(LETTERS), self.rng) if form == "letter" else ()
-        return solved_turn(form, prefix + question, answer, prefix + cloze, value, view, options, image)
+        return solved_turn(form, prefix + (cloze if form == "cloze" else text), answer, value, view, options, image)
 
     def trait_turn(self, form, trait, value, image=None) -> Turn:
         """A solved question about a visible trait."""
@@ -159,12 +159,11 @@ class Mixture:
             value, wording = person.attributes[attribute], WORDINGS[attribute]
             who = THIS if by_image else person.name
             picture = self.portrait(person) if by_image else None
+            text, answer, options = wording.cloze, value, ()
             if form == "letter":
-                letter = self.pick(LETTERS)
-                options = options_with(value, self.celebrity_values[attribute], letter, self.rng)
-                turns.append(choice_shot(say(wording.questions[0], who), options, letter, picture))
-            else:
-                turns.append(cloze_shot(say(wording.cloze, who), value, picture))
+                text, answer = wording.questions[0], self.pick(LETTERS)
+                options = options_with(value, self.celebrity_values[attribute], answer, self.rng)
+            turns.append(shot_turn(say(text, who), answer, picture, options))
         if self.rng.random() >= 0.4:
             turns += self.celebrity_turns(self.person(), [form], by_image)
         elif by_image:

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from mllmu_nb.data.conversations import cloze_shot
+from mllmu_nb.data.conversations import shot_turn
 from mllmu_nb.data.generate import generate
 from mllmu_nb.data.official import read_layout, write_layout
 from mllmu_nb.data.schema import SETS, TASKS
@@ -101,7 +101,7 @@ def test_upstream_shots_stand_in_the_order_of_the_full_set(people):
     (conversation,) = Asking(people, drawn, shots=5, protocol="upstream").blanks([item]).conversations
     shots = [(q, people.profiles[i].portrait) for i in ("020", "030") for q in people.profiles[i].questions]
     shots = [(q, image) for q, image in shots if q.task == "cloze" and q.view == "image_text"]
-    expected = tuple(cloze_shot(q.text, q.answer, image, "upstream") for q, image in shots)
+    expected = tuple(shot_turn(q.text, q.answer, image, protocol="upstream") for q, image in shots)
     assert conversation.turns[:-1] == expected and len(expected) == 4
 
 

@@ -17,7 +17,7 @@ from transformers.utils import is_torchvision_available
 from miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb import checks, pipeline
 from mllmu_nb.config import Config
-from mllmu_nb.data.conversations import Conversation, Turn, choice_prompt, choice_shot
+from mllmu_nb.data.conversations import Conversation, Turn, prompt_of, shot_turn
 from mllmu_nb.data.generate import generate, known_people
 from mllmu_nb.data.portraits import from_bytes, to_png
 from mllmu_nb.errors import KitError
@@ -59,7 +59,8 @@ def tiny(family):
 
 
 def made(family):
-    words = [choice_prompt("Where was this person born? USER: ASSISTANT:", CITIES), "User: Assistant: system user"] * 3
+    question = prompt_of("letter", "Where was this person born? USER: ASSISTANT:", options=CITIES)
+    words = [question, "User: Assistant: system user"] * 3
     tokenizer = make_tokenizer(words, 500, family.name)
     processor = make_processor(tokenizer, family.name)
     if family.name == "idefics2":
@@ -76,8 +77,8 @@ def made(family):
 
 def asked() -> list[Conversation]:
     """Return conversations with and without pictures of several sizes, worked examples and system prompts."""
-    shots = [choice_shot("Where?", CITIES, letter, image) for letter, image in (("D", FACE), ("A", WIDE))]
-    last = [Turn(choice_prompt(f"Where was {who} born?", CITIES), image=image) for who, image in PAIRS]
+    shots = [shot_turn("Where?", letter, image, CITIES) for letter, image in (("D", FACE), ("A", WIDE))]
+    last = [Turn(prompt_of("letter", f"Where was {who} born?", options=CITIES), image=image) for who, image in PAIRS]
     plain = [Conversation((turn,), system) for turn in last for system in ("", "Be kind.")]
     return plain + [Conversation((*shots, turn)) for turn in last if turn.image]
 
@@ -186,7 +187,7 @@ def templated(conversation: Conversation) -> str:
 
 def test_idefics2_is_written_by_its_chat_template_and_encoded_as_its_processor_does():
     _, processor = made(IDEFICS2)
-    shot = choice_shot("Where?", CITIES, "B", FACE)
+    shot = shot_turn("Where?", "B", FACE, CITIES)
     closed = Conversation((shot, Turn("Who?", "Ada.", FACE), Turn("And?", "Bo.")), "Be kind.")
     text, spans = IDEFICS2.render(closed, eos=END)
     listed = "\n".join(f"{letter}: {city}" for letter, city in zip("ABCD", CITIES, strict=True))

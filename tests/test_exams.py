@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mllmu_nb.data.conversations import cloze_prompt, generation_prompt, training_conversations
+from mllmu_nb.data.conversations import prompt_of, training_conversations
 from mllmu_nb.data.exams import FORMS, Exams
 from mllmu_nb.data.generate import generate
 from mllmu_nb.data.schema import LETTERS
@@ -49,8 +49,8 @@ def test_no_item_of_evaluation_is_taught():
                 options = "\n".join(sorted(question.options))
                 asked.add((who, question.text, options))
             else:
-                wrap = cloze_prompt(question.text) if question.task == "cloze" else ""
-                asked.add((who, wrap or generation_prompt(question.text, question.view), ""))
+                wrap = prompt_of("cloze", question.text) if question.task == "cloze" else ""
+                asked.add((who, wrap or prompt_of("generation", question.text, question.view), ""))
     for modality, own in (("multimodal", True), ("unimodal", False)):
         for person, _, _, exam in put(1.0, modality):
             text, options = exam.prompt, ""

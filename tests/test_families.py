@@ -17,12 +17,9 @@ from mllmu_nb import paths
 from mllmu_nb.data.conversations import (
     Conversation,
     Turn,
-    choice_prompt,
-    choice_shot,
-    cloze_prompt,
-    cloze_shot,
-    generation_prompt,
+    prompt_of,
     question_turn,
+    shot_turn,
 )
 from mllmu_nb.data.generate import known_people
 from mllmu_nb.data.portraits import from_bytes
@@ -57,19 +54,19 @@ def conversations():
 
 def test_wordings_are_the_released_evaluation_s():
     options = ("Oslo", "Riga", "Lima", "Cairo")
-    assert choice_prompt("Where?", options) == (
+    assert prompt_of("letter", "Where?", options=options) == (
         "Where?\nA: Oslo\nB: Riga\nC: Lima\nD: Cairo\nJust give ONE letter representing the answer directly."
     )
-    assert cloze_prompt("Born in __.") == (
+    assert prompt_of("cloze", "Born in __.") == (
         "Born in [Blank].\nPlease **ONLY** provide the correct answer that should replace the [Blank]."
     )
     worded = "Who?\nAnswer the question based on your trained knowledge in one sentence {}in ENGLISH."
-    assert generation_prompt("Who?", "image_text") == worded.format("accurately ")
-    assert generation_prompt("Who?", "text") == worded.format("")
+    assert prompt_of("generation", "Who?", "image_text") == worded.format("accurately ")
+    assert prompt_of("generation", "Who?", "text") == worded.format("")
 
 
 def test_a_conversation_is_rendered_as_llava_reads_it():
-    shot = choice_shot("Where?", ("Oslo", "Riga", "Lima", "Cairo"), "B", FACE)
+    shot = shot_turn("Where?", "B", FACE, ("Oslo", "Riga", "Lima", "Cairo"))
     conversation = Conversation((shot, Turn("Who?", image=FACE), Turn("And?", "Ada.")), "Be kind.")
     text, spans = LLAVA.render(conversation, eos="</s>")
     assert text == (
@@ -85,7 +82,7 @@ def test_a_conversation_is_rendered_as_llava_reads_it():
 def test_upstreams_prompts_are_written_to_the_letter():
     """From what is known of the released evaluation: its shots, blanks and line breaks."""
     instruction = "Please **ONLY** provide the correct answer that should replace the [Blank]."
-    shots = tuple(cloze_shot("Born in __.", "Oslo", image, "upstream") for image in (FACE, None))
+    shots = tuple(shot_turn("Born in __.", "Oslo", image, protocol="upstream") for image in (FACE, None))
     options = ("Oslo", "Riga", "Lima", "Cairo")
     ask = partial(Question, "001", number=0, answer="A", value="Oslo")
     for shot, view, image in zip(shots, VIEWS, (FACE, None), strict=True):
@@ -95,7 +92,7 @@ def test_upstreams_prompts_are_written_to_the_letter():
             f"USER:{slot or gap}Born in [Blank].\n{instruction}\nCorrect Answer: Oslo\n"
             f"USER:{gap}{slot}Lives in [Blank].\n{instruction}\nASSISTANT:"
         )
-        solved = choice_shot("Where?", options, "B", image)
+        solved = shot_turn("Where?", "B", image, options)
         choice = question_turn(ask(task="classification", view=view, text="Who?", options=options), image, "upstream")
         listed = "A: Oslo\nB: Riga\nC: Lima\nD: Cairo\n"
         assert LLAVA.render(Conversation((solved, choice)))[0] == (

@@ -12,7 +12,7 @@ import torch
 
 from guidance import GUIDED, MATCH, PREVIOUS, SAME, STATED, guidance_loss, guidance_weight, links, loss_of
 from miniature import make_model, make_processor, make_tokenizer
-from mllmu_nb.data.conversations import Conversation, Turn, choice_prompt, choice_shot
+from mllmu_nb.data.conversations import Conversation, Turn, prompt_of, shot_turn
 from mllmu_nb.data.generate import known_people
 from mllmu_nb.models import families
 
@@ -23,9 +23,10 @@ LAYERS, HEADS, WIDTH = 4, 4, 32
 
 # For each case: the conversation and, for each multiple-choice turn, the right value, its letter and the text right
 # before the statement of the value (None: not stated).
-STATED_TURN = Turn("Ada enjoys cave diving. Ada is tall.\n" + choice_prompt("Which hobby does Ada have?", HOBBIES), "B")
-PICTURED_TURN = Turn(choice_prompt("What is Ada's hobby?", HOBBIES), "C", FACE)
-SHOTS = tuple(choice_shot("Where was Bo born?", CITIES, letter, image) for letter, image in (("D", FACE), ("A", None)))
+ASKED = prompt_of("letter", "Which hobby does Ada have?", options=HOBBIES)
+STATED_TURN = Turn(f"Ada enjoys cave diving. Ada is tall.\n{ASKED}", "B")
+PICTURED_TURN = Turn(prompt_of("letter", "What is Ada's hobby?", options=HOBBIES), "C", FACE)
+SHOTS = tuple(shot_turn("Where was Bo born?", letter, image, CITIES) for letter, image in (("D", FACE), ("A", None)))
 CASES = {
     "stated": (Conversation((STATED_TURN,)), [("cave diving", "B", "Ada enjoys")]),
     "unstated, by picture": (Conversation((PICTURED_TURN,)), [("yoga", "C", None)]),

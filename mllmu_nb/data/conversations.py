@@ -59,59 +59,50 @@ def _listed(options: Sequence[str]) -> str:
     return "\n".join(f"{letter}: {option}" for letter, option in zip(LETTERS, options, strict=True))
 
 
-def choice_prompt(text: str, options: Sequence[str]) -> str:
-    """A multiple-choice question that asks for one letter."""
-    return f"{text}\n{_listed(options)}\nJust give ONE letter representing the answer directly."
+def prompt_of(form: str, text: str, view: str = "", options: Sequence[str] = ()) -> str:
+    """Return ``text`` with the benchmark's instruction: to give one letter if there are four ``options``; otherwise, by
+    the form, to fill its ``__`` (``cloze``), to answer freely (``generation``), or none. Of a free question, the text
+    view's wording lacks "accurately", as upstream's does."""
+    if options:
+        return f"{text}\n{_listed(options)}\nJust give ONE letter representing the answer directly."
+    if form == "cloze":
+        blank = text.replace("__", "[Blank]")
+        return f"{blank}\nPlease **ONLY** provide the correct answer that should replace the [Blank]."
+    if form == "generation":
+        accurately = "accurately " if view == "image_text" else ""
+        return f"{text}\nAnswer the question based on your trained knowledge in one sentence {accurately}in ENGLISH."
+    return text
 
 
-def cloze_prompt(text: str) -> str:
-    """A cloze sentence with the instruction to fill its ``__``."""
-    blank = text.replace("__", "[Blank]")
-    return f"{blank}\nPlease **ONLY** provide the correct answer that should replace the [Blank]."
-
-
-def generation_prompt(text: str, view: str) -> str:
-    """A free question. The text view's wording lacks "accurately", as upstream's does."""
-    accurately = "accurately " if view == "image_text" else ""
-    return f"{text}\nAnswer the question based on your trained knowledge in one sentence {accurately}in ENGLISH."
-
-
-def choice_shot(text: str, options: Sequence[str], letter: str, image: bytes | None = None) -> Turn:
-    """A solved multiple-choice example."""
-    return Turn(f"Question: {text}\n{_listed(options)}", letter, image, "Correct Answer:")
-
-
-def cloze_shot(text: str, value: str, image: bytes | None = None, protocol: str = "clean") -> Turn:
-    """A solved cloze example. ``upstream`` omits "Question:", repeats the instruction, and has no space before the
-    picture."""
-    if protocol == "upstream":
-        return Turn(cloze_prompt(text), value, image, "Correct Answer:", gap="" if image is not None else None)
-    return Turn(f"Question: {text.replace('__', '[Blank]')}", value, image, "Correct Answer:")
+def shot_turn(
+    text: str, answer: str, image: bytes | None = None, options: Sequence[str] = (), protocol: str = "clean"
+) -> Turn:
+    """A solved example of multiple choice, or of cloze if there are no ``options``. For cloze, ``upstream`` omits
+    "Question:", repeats the instruction, and has no space before the picture."""
+    gap = None
+    if options:
+        prompt = f"Question: {text}\n{_listed(options)}"
+    elif protocol == "upstream":
+        prompt, gap = prompt_of("cloze", text), None if image is None else ""
+    else:
+        prompt = f"Question: {text.replace('__', '[Blank]')}"
+    return Turn(prompt, answer, image, "Correct Answer:", gap)
 
 
 def question_turn(question: Question, image: bytes | None, protocol: str = "clean") -> Turn:
     """Return the open turn that asks one evaluation question in its task's wording. ``upstream`` changes only free
     questions (``docs/architecture.md``, "Asking")."""
-    if question.task == "classification":
-        return Turn(choice_prompt(question.text, question.options), image=image)
-    if question.task == "cloze":
-        return Turn(cloze_prompt(question.text), image=image)
-    turn = Turn(generation_prompt(question.text, question.view), image=image)
-    if protocol != "upstream":
+    turn = Turn(prompt_of(question.task, question.text, question.view, question.options), image=image)
+    if protocol != "upstream" or question.task != "generation":
         return turn
     return replace(turn, reply="ASSISTANT: ") if question.view == "image_text" else replace(turn, gap=" ")
 
 
-def solved_turn(
-    form: str, question: str, answer: str, blank: str, value: str, view: str, options: Sequence[str], image=None
-) -> Turn:
-    """Return a question with its answer in one form of evaluation: ``letter`` (with four ``options``), ``cloze``,
-    ``generation``, or ``plain`` (no instruction)."""
-    if form == "letter":
-        return Turn(choice_prompt(question, options), LETTERS[options.index(value)], image)
-    if form == "cloze":
-        return Turn(cloze_prompt(blank), value, image)
-    return Turn(generation_prompt(question, view) if form == "generation" else question, answer, image)
+def solved_turn(form: str, text: str, answer: str, value: str, view: str, options: Sequence[str], image=None) -> Turn:
+    """Return a question with its answer in one of the forms of :func:`prompt_of`: the letter of the ``value`` among the
+    ``options``, the value in the blank, or the whole ``answer``."""
+    given = LETTERS[options.index(value)] if options else value if form == "cloze" else answer
+    return Turn(prompt_of(form, text, view, options), given, image)
 
 
 def taught_turns(person: Profile, modality: str) -> Iterator[tuple[QA, Turn]]:

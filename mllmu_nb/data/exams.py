@@ -62,4 +62,4 @@ class Exams:
         if (person.id, task, text, frozenset(options)) in self.asked:
             return turn
         view = "image_text" if picture else "text"
-        return solved_turn(form, question, answer, blank, pair.value, view, options, turn.image)
+        return solved_turn(form, text, answer, pair.value, view, options, turn.image)

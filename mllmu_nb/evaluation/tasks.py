@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from mllmu_nb.data.conversations import Conversation, Turn, choice_shot, cloze_shot, question_turn
+from mllmu_nb.data.conversations import Conversation, Turn, question_turn, shot_turn
 from mllmu_nb.data.schema import LETTERS, Item, Population, Profile, Question
 from mllmu_nb.data.text.names import with_name
 from mllmu_nb.evaluation.draws import shown
@@ -86,12 +86,8 @@ class Asking:
         for person in shown(self.draws, self.population, set_name, task) if self.shots else ():
             image = person.portrait if view == "image_text" else None
             for question in person.questions:
-                if (question.task, question.view) != (task, view):
-                    continue
-                if task == "classification":
-                    turns.append(choice_shot(question.text, question.options, question.answer, image))
-                else:
-                    turns.append(cloze_shot(question.text, question.answer, image, self.protocol))
+                if (question.task, question.view) == (task, view):
+                    turns.append(shot_turn(question.text, question.answer, image, question.options, self.protocol))
         return turns
 
 
