@@ -2,7 +2,6 @@
 (``docs/data.md``)."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import lru_cache
 from itertools import combinations
 from string import ascii_uppercase
@@ -11,8 +10,8 @@ import numpy as np
 
 from mllmu_nb.data import facts, portraits
 from mllmu_nb.data.portraits import random_face, random_traits, to_png
-from mllmu_nb.data.schema import ATTRIBUTES, LETTERS, PER_TASK, QA, Population, Profile, Question, forget_ids
-from mllmu_nb.data.text.names import THIS, in_both_views, with_name
+from mllmu_nb.data.schema import ATTRIBUTES, LETTERS, PER_TASK, QA, Population, Profile, forget_ids
+from mllmu_nb.data.text.names import THIS, Asked, with_name, with_questions
 from mllmu_nb.errors import KitError
 
 # Celebrities belong to the shipped base model, so they do not change with the seed of a run.
@@ -84,11 +83,10 @@ def _qa(person: dict[str, str], rng: np.random.Generator) -> tuple[QA, ...]:
     return tuple(pairs)
 
 
-def _with_questions(
+def _asked(
     person: Profile, values: Mapping[str, np.ndarray], letters: Iterator[str], rng: np.random.Generator
-) -> Profile:
-    """Return the profile with eighteen questions in the words of fine-tuning, and eighteen Test set paraphrases."""
-    questions, tested = [], []
+) -> Iterator[Asked]:
+    """Yield nine questions as :func:`with_questions` takes them: in the words of fine-tuning, then paraphrased."""
     chosen = list(rng.permutation(ASKED)[: sum(PER_TASK.values())])
     taught = {pair.attribute: pair for pair in person.qa}
     for task, number in ((task, number) for task, count in PER_TASK.items() for number in range(count)):
@@ -103,10 +101,7 @@ def _with_questions(
         other_cloze = facts.pick(rng, [s for s in (facts.say(a, THIS, "__") for a in wording.answers) if s != cloze])
         if task == "cloze":
             text, paraphrase, answer = cloze, other_cloze, value
-        for asked, words in ((questions, text), (tested, paraphrase)):
-            question = Question(person.id, task, "", number, words, answer, value, pair.attribute, options)
-            asked += in_both_views(question, person.name)
-    return replace(person, questions=tuple(questions), test_questions=tuple(tested))
+        yield task, number, pair, answer, options, text, paraphrase
 
 
 def distinct_traits(rng: np.random.Generator, gender: str, taken: set[tuple]) -> dict[str, str]:
@@ -145,7 +140,7 @@ def _people(
     values = {a: np.array([p.attributes[a] for p in (*people, *beside)]) for a in ASKED}
     choices = PER_TASK["classification"] * len(people)
     letters = iter(rng.permutation((LETTERS * choices)[:choices]).tolist())  # each letter equally often
-    return [_with_questions(person, values, letters, rng) for person in people]
+    return [with_questions(person, _asked(person, values, letters, rng)) for person in people]
 
 
 @lru_cache

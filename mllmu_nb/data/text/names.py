@@ -1,9 +1,10 @@
 """How a sentence refers to its person: "this person" with a portrait, the person's name in text alone."""
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from mllmu_nb.data.schema import Question
+from mllmu_nb.data.schema import QA, Profile, Question
 
 THIS = "this person"
 _PLACE = r"(?:the|this|that) (?:image|picture|photo(?:graph)?|portrait|biography|bio|profile|description)"
@@ -14,6 +15,7 @@ _PERSON = re.compile(rf"\b{_SOMEBODY}(?:,? (?:who is |that is )?{_SHOWN}(?! in a
 _RELATION = re.compile(r"\bthe (father|mother|dad|mom|parents|pet|cat|dog)\b", re.I)
 UPPER = r"[^\W\d_a-zß-öø-ÿ][\w'.-]*"  # a word that begins with a capital letter of any alphabet
 PARTICLE = r"(?:de|da|di|del|la|van|von|der|den|bin|el|al|y|e|of)"
+Asked = tuple[str, int, QA, str, Sequence[str], str, str]
 LONGEST_WORD = 100  # characters; the time that patterns take grows with the square of a word's length
 
 
@@ -45,11 +47,17 @@ def with_name(text: str, name: str) -> str:
     return text[:1].upper() + text[1:] if capital else text
 
 
-def in_both_views(question: Question, name: str) -> tuple[Question, Question]:
-    """Return ``question`` in the wording of each view. The text view names the person, also in an answer sentence."""
-    answer = with_name(question.answer, name) if question.task == "generation" else question.answer
-    text = replace(question, view="text", text=with_name(question.text, name), answer=answer)
-    return replace(question, view="image_text"), text
+def with_questions(person: Profile, asked: Iterable[Asked]) -> Profile:
+    """Return the person with what is ``asked`` (task, number, fact, answer, options, text, the Test set's text) as
+    questions in both views. The text view names the person, also in an answer sentence."""
+    sets: tuple[list[Question], list[Question]] = [], []
+    for task, number, fact, answer, options, *texts in asked:
+        named = with_name(answer, person.name) if task == "generation" else answer
+        for questions, text in zip(sets, texts, strict=True):
+            stated = answer, fact.value, fact.attribute, tuple(options)
+            shown = Question(person.id, task, "image_text", number, text, *stated)
+            questions += shown, replace(shown, view="text", text=with_name(text, person.name), answer=named)
+    return replace(person, questions=tuple(sets[0]), test_questions=tuple(sets[1]))
 
 
 def names_in(text: str) -> list[str]:

@@ -14,8 +14,8 @@ import yaml
 from mllmu_nb.data import portraits
 from mllmu_nb.data.facts import WORDINGS, pick, read_wordings, say
 from mllmu_nb.data.generate import distinct_traits
-from mllmu_nb.data.schema import LETTERS, PER_TASK, QA, Population, Profile, Question
-from mllmu_nb.data.text.names import THIS, in_both_views, with_name
+from mllmu_nb.data.schema import LETTERS, PER_TASK, QA, Population, Profile
+from mllmu_nb.data.text.names import THIS, Asked, with_name, with_questions
 
 _MORE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 _WORDINGS = {key: wording for key, wording in WORDINGS.items() if key != "name"} | read_wordings(_MORE)
@@ -35,18 +35,16 @@ def population_from_text(read: Population, seed: int = 0) -> Population:
         purposes = ("questions", "portrait", "test portraits")
         question_rng, portrait_rng, test_rng = (_generator(seed, person.id, purpose) for purpose in purposes)
         chosen = choose_facts(person, values, no_choice, question_rng)
-        questions, test_questions = _questions(person, chosen, letters, rng)
         traits = distinct_traits(portrait_rng, person.attributes.get("gender", ""), looks)
         face = portraits.random_face(traits, portrait_rng)
         portrait = portraits.draw(face)
-        profiles[person.id] = replace(
+        shown = replace(
             person,
             portrait=portraits.to_png(portrait, face),
             biography=" ".join(with_name(f.answer, person.name) for f in _facts(person) if f.attribute != "name"),
-            questions=tuple(questions),
             test_portraits=tuple(map(portraits.to_png, portraits.transformed(portrait, test_rng))),
-            test_questions=tuple(test_questions),
         )
+        profiles[person.id] = with_questions(shown, _asked(person, chosen, letters, rng))
     return Population(profiles, read.forget_ids, {**read.notes, "no_multiple_choice": no_choice})
 
 
@@ -143,22 +141,18 @@ def _folded(value: str) -> str:
     return re.sub(r"\W+", " ", value.casefold()).strip()
 
 
-def _questions(
+def _asked(
     person: Profile, chosen: Iterable[tuple[str, int, QA, list[str]]], letters: Iterator[str], rng: np.random.Generator
-) -> tuple[list[Question], list[Question]]:
-    """Return a person's questions and their Test paraphrases, in both views."""
+) -> Iterator[Asked]:
+    """Yield the ``chosen`` questions as :func:`with_questions` takes them."""
     trained = {with_name(pair.question, THIS) for pair in person.qa}
-    questions, test_questions = [], []
     for task, number, fact, wrong in chosen:
         answer, options = fact.answer if task == "generation" else fact.value, []
         if task == "classification":
             answer, options = next(letters), list(wrong)
             options.insert(LETTERS.index(answer), fact.value)
         text = say(_WORDINGS[fact.attribute].cloze, THIS) if task == "cloze" else _wording(fact)
-        for asked, wording in ((questions, text), (test_questions, _paraphrase(fact, task, trained, rng))):
-            parts = fact.value, fact.attribute, tuple(options)
-            asked += in_both_views(Question(person.id, task, "", number, wording, answer, *parts), person.name)
-    return questions, test_questions
+        yield task, number, fact, answer, options, text, _paraphrase(fact, task, trained, rng)
 
 
 def _wording(fact: QA) -> str:
