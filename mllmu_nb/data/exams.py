@@ -33,8 +33,9 @@ class Exams:
             for modality in MODALITIES:
                 for pair, turn in taught_turns(person, modality):
                     self.taught[turn.prompt, turn.answer, turn.image] = person, pair
-        self.values = {attribute: np.array(own) for attribute, own in values.items()}
-        self.distinct = {attribute: len({value.lower() for value in own}) for attribute, own in values.items()}
+        # those of which four options can be made
+        enough = (attribute for attribute, own in values.items() if len({v.lower() for v in own}) >= len(LETTERS))
+        self.values = {attribute: np.array(values[attribute]) for attribute in enough}
 
     def __call__(self, conversation: Conversation, rng: np.random.Generator) -> Conversation:
         """Return ``conversation`` with a share of its questions in the forms of evaluation."""
@@ -53,11 +54,11 @@ class Exams:
         blank = answer.replace(pair.value, "__")
         if not pair.value or (form == "cloze" and blank.count("__") != 1):
             return turn
-        options, values = (), self.values[pair.attribute]
+        options = ()
         if form == "letter":
-            if self.distinct[pair.attribute] < len(LETTERS):
+            if pair.attribute not in self.values:
                 return turn
-            options = options_with(pair.value, values, LETTERS[rng.integers(len(LETTERS))], rng)
+            options = options_with(pair.value, self.values[pair.attribute], pick(rng, LETTERS), rng)
         task, text = "classification" if options else form, blank if form == "cloze" else question
         if (person.id, task, text, frozenset(options)) in self.asked:
             return turn

@@ -11,13 +11,13 @@ import numpy as np
 from mllmu_nb.data import facts, portraits
 from mllmu_nb.data.portraits import random_face, random_traits, to_png
 from mllmu_nb.data.schema import ATTRIBUTES, LETTERS, PER_TASK, QA, Population, Profile, forget_ids
-from mllmu_nb.data.text.names import THIS, Asked, with_name, with_questions
+from mllmu_nb.data.text.names import THIS, Asked, with_texts
 from mllmu_nb.errors import KitError
 
 # Celebrities belong to the shipped base model, so they do not change with the seed of a run.
 CELEBRITY_SEED = 41
-CELEBRITIES_KNOWN = 40
-UNSCORED_KNOWN = 240  # the base knows every second one from plain sentences only
+KNOWN = 40  # celebrities whom the base knows
+UNSCORED_KNOWN = 240  # more of them, of whom it knows every second one from plain sentences only
 ASKED = tuple(a for a in ATTRIBUTES if a not in ("name", "gender"))
 TRIES = 500  # attempts to find a look that differs enough; 2,000 people need up to 60
 CROWDED = 100_000  # selections taken by about 3,600 people; hardly any look differs enough then, so only one is tried
@@ -73,20 +73,16 @@ def options_with(value: str, others: Iterable[str], letter: str, rng: np.random.
     return tuple(options)
 
 
-def _qa(person: dict[str, str], rng: np.random.Generator) -> tuple[QA, ...]:
-    pairs = []
-    for attribute in ATTRIBUTES:
-        wording = facts.WORDINGS[attribute]
-        question = facts.pick(rng, wording.questions)
-        texts = (facts.say(text, THIS, person[attribute]) for text in (question, wording.answer_to(question)))
-        pairs.append(QA(*texts, attribute, person[attribute]))
-    return tuple(pairs)
+def _taught(attribute: str, value: str, rng: np.random.Generator) -> QA:
+    wording = facts.WORDINGS[attribute]
+    question = facts.pick(rng, wording.questions)
+    return QA(facts.say(question, THIS), facts.say(wording.answer_to(question), THIS, value), attribute, value)
 
 
 def _asked(
     person: Profile, values: Mapping[str, np.ndarray], letters: Iterator[str], rng: np.random.Generator
 ) -> Iterator[Asked]:
-    """Yield nine questions as :func:`with_questions` takes them: in the words of fine-tuning, then paraphrased."""
+    """Yield nine questions as :func:`with_texts` takes them: in the words of fine-tuning, then paraphrased."""
     chosen = list(rng.permutation(ASKED)[: sum(PER_TASK.values())])
     taught = {pair.attribute: pair for pair in person.qa}
     for task, number in ((task, number) for task, count in PER_TASK.items() for number in range(count)):
@@ -132,15 +128,14 @@ def _people(
         face = random_face(distinct_traits(rng, gender, looks), rng)
         picture = portraits.draw(face)
         attributes = random_facts(rng, name, gender)
-        qa = _qa(attributes, rng)
-        biography = " ".join(with_name(pair.answer, name) for pair in qa if pair.attribute != "name")
+        qa = tuple(_taught(*fact, rng) for fact in attributes.items())
         changed = portraits.transformed(picture, rng)  # drawn for everybody: the next person's numbers come after it
         shown = tuple(map(to_png, changed)) if tested else ()
-        people.append(Profile(identity, name, kind, attributes, to_png(picture, face), biography, qa, (), shown))
+        people.append(Profile(identity, name, kind, attributes, to_png(picture, face), "", qa, (), shown))
     values = {a: np.array([p.attributes[a] for p in (*people, *beside)]) for a in ASKED}
     choices = PER_TASK["classification"] * len(people)
     letters = iter(rng.permutation((LETTERS * choices)[:choices]).tolist())  # each letter equally often
-    return [with_questions(person, _asked(person, values, letters, rng)) for person in people]
+    return [with_texts(person, _asked(person, values, letters, rng)) for person in people]
 
 
 @lru_cache
@@ -148,22 +143,22 @@ def known_people() -> tuple[tuple[Profile, ...], tuple[Profile, ...]]:
     """Return the celebrities that the base knows, and the others, who are never scored and have no pictures of the Test
     set. Fine-tuning may repeat both."""
     names, looks = set(), set()
-    famous = _people("celebrity", _ids(CELEBRITIES_KNOWN, "c"), [CELEBRITY_SEED], names, looks)
+    famous = _people("celebrity", _ids(KNOWN, "c"), [CELEBRITY_SEED], names, looks)
     others = _people("celebrity", _ids(UNSCORED_KNOWN, "k"), [CELEBRITY_SEED, 1], names, looks, tested=False)
     return tuple(famous), tuple(others)
 
 
 def famous_people(count: int) -> list[Profile]:
-    """Return the first ``count`` celebrities; the base does not know those after ``CELEBRITIES_KNOWN``. Raises KitError
-    if there are too few of those for multiple choice."""
+    """Return the first ``count`` celebrities; the base does not know those after ``KNOWN``. Raises KitError if there
+    are too few of those for multiple choice."""
     known, others = known_people()
     names = {person.name for person in (*known, *others)}
-    more = _ids(count, "c")[CELEBRITIES_KNOWN:]
+    more = _ids(count, "c")[KNOWN:]
     try:
         return [*known[:count], *_people("celebrity", more, [CELEBRITY_SEED, 2], names, set())]
     except KitError:
-        text = f"the base knows {CELEBRITIES_KNOWN}, and {len(more)} more are too few for multiple choice"
-        raise KitError(f"celebrities={count}: {text}: take at most {CELEBRITIES_KNOWN}, or many more") from None
+        text = f"the base knows {KNOWN}, and {len(more)} more are too few for multiple choice"
+        raise KitError(f"celebrities={count}: {text}: take at most {KNOWN}, or many more") from None
 
 
 def fresh_people(seed: int, people: int, pool: int, celebrities: int) -> list[Profile]:
@@ -174,12 +169,7 @@ def fresh_people(seed: int, people: int, pool: int, celebrities: int) -> list[Pr
 
 
 def generate(
-    seed: int,
-    people: int = 100,
-    pool: int = 8,
-    celebrities: int = CELEBRITIES_KNOWN,
-    ratio: int = 10,
-    replicate: int = 0,
+    seed: int, people: int = 100, pool: int = 8, celebrities: int = KNOWN, ratio: int = 10, replicate: int = 0
 ) -> Population:
     """Return a population: ``people`` are scored, ``pool`` are trained on but never scored, and the base knows the
     ``celebrities``. The same arguments give the same bytes. Raises KitError if people are too few for four options."""

@@ -67,9 +67,7 @@ def _forget_splits(population: Population) -> dict[int, tuple[str, ...]]:
     notes, scored = population.notes, [person.id for person in population.of_kind("fictitious")]
     known, seed, draw = notes.get("forget_splits", {}), notes.get("seed", 0), notes.get("draw", 0)
     splits = {notes["ratio"]: population.forget_ids}
-    for ratio in RATIOS:
-        if ratio in splits:
-            continue
+    for ratio in (ratio for ratio in RATIOS if ratio not in splits):
         if str(ratio) in known:
             splits[ratio] = tuple(identity for identity in known[str(ratio)] if identity in scored)
         elif (draw + 1) * round(len(scored) * ratio / 100) in range(1, len(scored)):

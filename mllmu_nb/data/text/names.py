@@ -47,9 +47,10 @@ def with_name(text: str, name: str) -> str:
     return text[:1].upper() + text[1:] if capital else text
 
 
-def with_questions(person: Profile, asked: Iterable[Asked]) -> Profile:
-    """Return the person with what is ``asked`` (task, number, fact, answer, options, text, the Test set's text) as
-    questions in both views. The text view names the person, also in an answer sentence."""
+def with_texts(person: Profile, asked: Iterable[Asked]) -> Profile:
+    """Return the person with a biography of the known facts, and with what is ``asked`` (task, number, fact, answer,
+    options, text, the Test set's text) as questions in both views. The text view names the person, also in an answer
+    sentence."""
     sets: tuple[list[Question], list[Question]] = [], []
     for task, number, fact, answer, options, *texts in asked:
         named = with_name(answer, person.name) if task == "generation" else answer
@@ -57,7 +58,8 @@ def with_questions(person: Profile, asked: Iterable[Asked]) -> Profile:
             stated = answer, fact.value, fact.attribute, tuple(options)
             shown = Question(person.id, task, "image_text", number, text, *stated)
             questions += shown, replace(shown, view="text", text=with_name(text, person.name), answer=named)
-    return replace(person, questions=tuple(sets[0]), test_questions=tuple(sets[1]))
+    told = (with_name(pair.answer, person.name) for pair in person.qa if pair.value and pair.attribute != "name")
+    return replace(person, biography=" ".join(told), questions=tuple(sets[0]), test_questions=tuple(sets[1]))
 
 
 def names_in(text: str) -> list[str]:

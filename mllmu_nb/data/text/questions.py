@@ -2,7 +2,7 @@
 
 import re
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -15,41 +15,37 @@ from mllmu_nb.data import portraits
 from mllmu_nb.data.facts import WORDINGS, pick, read_wordings, say
 from mllmu_nb.data.generate import distinct_traits
 from mllmu_nb.data.schema import LETTERS, PER_TASK, QA, Population, Profile
-from mllmu_nb.data.text.names import THIS, Asked, with_name, with_questions
+from mllmu_nb.data.text.names import THIS, Asked, with_name, with_texts
 
 _MORE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 _WORDINGS = {key: wording for key, wording in WORDINGS.items() if key != "name"} | read_wordings(_MORE)
 _LONGEST_OPTION, _LONGEST_CLOZE = 12, 6  # words
-Values = dict[str, dict[str, list[str]]]  # attribute → ID → values stated
+Values = dict[str, list[tuple[str, str]]]  # attribute → ID and value of all who state it
 
 
 def population_from_text(read: Population, seed: int = 0) -> Population:
     """Return the people of :func:`people.read_profiles` with portraits and evaluation questions (``docs/data.md``). The
     ``notes`` list attributes without multiple choice."""
-    people, looks, profiles = list(read.profiles.values()), set(), {}
-    values = stated_values(people)
+    looks, profiles = set(), {}
+    values = stated_values(read.profiles.values())
     no_choice = without_choice(values)
-    rng = _generator(seed, "", "letters")
-    letters = _letters(rng)
-    for person in people:
+    letters = _letters(rng := _generator(seed, "", "letters"))
+    for person in read.profiles.values():
         purposes = ("questions", "portrait", "test portraits")
         question_rng, portrait_rng, test_rng = (_generator(seed, person.id, purpose) for purpose in purposes)
         chosen = choose_facts(person, values, no_choice, question_rng)
         traits = distinct_traits(portrait_rng, person.attributes.get("gender", ""), looks)
         face = portraits.random_face(traits, portrait_rng)
         portrait = portraits.draw(face)
-        shown = replace(
-            person,
-            portrait=portraits.to_png(portrait, face),
-            biography=" ".join(with_name(f.answer, person.name) for f in _facts(person) if f.attribute != "name"),
-            test_portraits=tuple(map(portraits.to_png, portraits.transformed(portrait, test_rng))),
-        )
-        profiles[person.id] = with_questions(shown, _asked(person, chosen, letters, rng))
+        tested = tuple(map(portraits.to_png, portraits.transformed(portrait, test_rng)))
+        shown = replace(person, portrait=portraits.to_png(portrait, face), test_portraits=tested)
+        profiles[person.id] = with_texts(shown, _asked(person, chosen, letters, rng))
     return Population(profiles, read.forget_ids, {**read.notes, "no_multiple_choice": no_choice})
 
 
 def _facts(person: Profile) -> list[QA]:
-    return [pair for pair in person.qa if pair.attribute and pair.value]
+    """Return the facts that questions can ask for."""
+    return [pair for pair in person.qa if pair.attribute in _WORDINGS and pair.value]
 
 
 def _generator(seed: int, identity: str, purpose: str) -> np.random.Generator:
@@ -65,25 +61,20 @@ def _letters(rng: np.random.Generator) -> Iterator[str]:
 
 def stated_values(people: Iterable[Profile]) -> Values:
     """Return every value that people state for the attributes that questions can ask for."""
-    values: Values = {attribute: {} for attribute in _WORDINGS}
-    for person in people:
-        for fact in _facts(person):
-            if fact.attribute in values:
-                values[fact.attribute].setdefault(person.id, []).append(fact.value)
-    return values
+    stated = [(person.id, fact) for person in people for fact in _facts(person)]
+    return {a: [(identity, fact.value) for identity, fact in stated if fact.attribute == a] for a in _WORDINGS}
 
 
 def without_choice(values: Values) -> dict[str, list[str]]:
     """Return the attributes without multiple choice, by reason."""
-    reasons: dict[str, list[str]] = {"fewer_than_four_values": [], "one_value_for_most": []}
+    few, common = [], []
     for attribute, stated in values.items():
-        distinct = {_folded(value) for own in stated.values() for value in own}
-        commonest = Counter(_folded(own[0]) for own in stated.values()).most_common(1)
-        if stated and len(distinct) < len(LETTERS):
-            reasons["fewer_than_four_values"].append(attribute)
-        elif stated and commonest[0][1] > len(stated) / 2:
-            reasons["one_value_for_most"].append(attribute)
-    return reasons
+        first = Counter(_folded(value) for value in dict(reversed(stated)).values())  # the first value of each person
+        if stated and len({_folded(value) for _, value in stated}) < len(LETTERS):
+            few.append(attribute)
+        elif stated and max(first.values()) > first.total() / 2:
+            common.append(attribute)
+    return {"fewer_than_four_values": few, "one_value_for_most": common}
 
 
 def choose_facts(
@@ -93,13 +84,14 @@ def choose_facts(
     Facts come last if they are easy to guess, asked before, or stated twice ("the hobby" is not one thing)."""
     guessable = {attribute for attributes in no_choice.values() for attribute in attributes}
     facts: dict[str, QA] = {}
+    own: dict[str, set[str]] = defaultdict(set)
     for fact in _facts(person):
-        if fact.attribute in _WORDINGS and len(fact.value.split()) <= _LONGEST_OPTION:
+        own[fact.attribute].add(_folded(fact.value))
+        if len(fact.value.split()) <= _LONGEST_OPTION:
             facts.setdefault(fact.attribute, fact)
-    own = {attribute: {_folded(value) for value in values[attribute][person.id]} for attribute in facts}
     wrong: dict[str, list[str]] = {}
     for attribute, fact in facts.items():
-        others = [value for other, stated in values[attribute].items() if other != person.id for value in stated]
+        others = [value for other, value in values[attribute] if other != person.id]
         wrong[attribute] = [] if attribute in guessable else wrong_options(fact, own[attribute], others, rng)
     possible = {
         "classification": [attribute for attribute in facts if wrong[attribute]],
@@ -144,7 +136,7 @@ def _folded(value: str) -> str:
 def _asked(
     person: Profile, chosen: Iterable[tuple[str, int, QA, list[str]]], letters: Iterator[str], rng: np.random.Generator
 ) -> Iterator[Asked]:
-    """Yield the ``chosen`` questions as :func:`with_questions` takes them."""
+    """Yield the ``chosen`` questions as :func:`with_texts` takes them."""
     trained = {with_name(pair.question, THIS) for pair in person.qa}
     for task, number, fact, wrong in chosen:
         answer, options = fact.answer if task == "generation" else fact.value, []

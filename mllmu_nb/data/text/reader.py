@@ -32,14 +32,14 @@ def _substitute(table: Mapping[str, str], text: str) -> str:
     return text
 
 
-def _questions(lines: Sequence[Mapping[str, str]], end: str) -> Iterator[tuple[str, list[re.Pattern]]]:
-    """Yield the attribute and the patterns of every line. In the text, ``end`` must follow each word."""
+def _questions(lines: Sequence[Mapping[str, str]], end: str) -> Iterator[tuple[str, re.Pattern]]:
+    """Yield the attribute and the pattern of every line. In the text, ``end`` must follow each word."""
     for attribute, patterns in (entry for line in lines for entry in line.items()):
-        conditions = []
-        for pattern in patterns.split(" & "):
-            words = rf"\b(?:{_expand(pattern.removeprefix('not '))})\b{end}"
-            conditions.append(re.compile(rf"^(?!.*{words})" if pattern.startswith("not ") else words))
-        yield attribute, conditions
+        condition = ""
+        for words in patterns.split(" & "):
+            sign, occurs = ("!" if words.startswith("not ") else "="), _expand(words.removeprefix("not "))
+            condition += rf"(?{sign}.*?\b(?:{occurs})\b{end})"
+        yield attribute, re.compile(condition)
 
 
 _ASKS = [*_questions(_TABLE["about_others"], ""), *_questions(_TABLE["about_the_person"], "(?!')")]
@@ -64,9 +64,8 @@ def _value(rule: Mapping, text: str) -> str:
 def _asked(question: str) -> str:
     """Return the attribute that the question alone asks for, with the addition to its name, if any."""
     text = _substitute(_TABLE["changes_to_questions"], with_person(straight(question), "x").lower())
-    for attribute, patterns in _ASKS:
-        if all(pattern.search(text) for pattern in patterns):
-            match = patterns[0].search(text)
+    for attribute, condition in _ASKS:
+        if match := condition.match(text):
             return attribute + match.groupdict().get("added", "").replace(" ", "_")
     return ""
 
