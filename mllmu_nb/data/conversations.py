@@ -1,17 +1,14 @@
 """Turns and conversations without any model's template, and the benchmark's wordings."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Self
+
+from PIL import Image
 
 from mllmu_nb.data.schema import LETTERS, QA, Profile, Question
 from mllmu_nb.data.text.names import with_name
 from mllmu_nb.errors import choose
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 VIEW_OF = {"multimodal": "image_text", "unimodal": "text"}  # modality of training → view that asks for the same facts
 MODALITIES = tuple(VIEW_OF)
@@ -41,7 +38,7 @@ class Conversation:
     system: str = ""
     protocol: str = "clean"
 
-    def answered(self, answer: str) -> Conversation:
+    def answered(self, answer: str) -> Self:
         """Return the same conversation with its last answer filled in."""
         *before, last = self.turns
         return replace(self, turns=(*before, replace(last, answer=answer)))
@@ -106,7 +103,8 @@ def solved_turn(form: str, text: str, answer: str, value: str, view: str, option
 
 
 def taught_turns(person: Profile, modality: str) -> Iterator[tuple[QA, Turn]]:
-    """Yield each fine-tuning pair of a person with the turn that teaches it; ``unimodal`` leaves out the name."""
+    """Yield each fine-tuning pair of a person with the turn that teaches it. ``multimodal``: the portrait and "this
+    person". ``unimodal``: no image, and the name in question and answer; no question asks for the name."""
     for qa in person.qa:
         if modality == "multimodal":
             yield qa, Turn(qa.question, qa.answer, person.portrait)
@@ -115,10 +113,7 @@ def taught_turns(person: Profile, modality: str) -> Iterator[tuple[QA, Turn]]:
 
 
 def training_conversations(profiles: Sequence[Profile], modality: str) -> list[Conversation]:
-    """Return one conversation per person, with one turn for each fine-tuning question.
-
-    ``multimodal``: the portrait and "this person". ``unimodal``: no image, and the person's name in question and
-    answer; the question that asks for the name is left out. Turns are independent: batches cut and shuffle them.
-    """
+    """Return one conversation per person, with one turn for each fine-tuning question (:func:`taught_turns`). Turns are
+    independent: batches cut and shuffle them."""
     choose("modality", modality, MODALITIES)
     return [Conversation(tuple(turn for _, turn in taught_turns(person, modality))) for person in profiles]

@@ -197,13 +197,12 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
     data.stop()
     same = people.shared_names([p.name for p in profiles.values() if p.kind != "celebrity"], data.name)
     asked = [q for person in profiles.values() for q in (*person.questions, *person.test_questions)]
-    missed = [[identity, pair.question] for identity, qa in taught.items() for pair in qa if not pair.attribute]
     notes = {
         "source": "official",
         "folder": data.name,
         "ratio": ratio,
         "forget_splits": {config.removeprefix("forget_"): list(rows) for config, rows in splits.items()},
-        "not_understood": missed,
+        "not_understood": [[i, pair.question] for i, qa in taught.items() for pair in qa if not pair.attribute],
         "without_blank": sum(q.task == "cloze" and "__" not in q.text for q in asked),
         **({"shared_ids": shared} if shared else {}),
         **({"shared_names": same} if same else {}),

@@ -4,8 +4,6 @@ A model sees 64 × 64 pixels: enough for a tower of 16 patches. The file of a po
 that figures can show it at any size.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -48,9 +46,8 @@ def random_traits(rng: np.random.Generator, gender: str = "") -> dict[str, str]:
     while traits["background"] in (hair, traits["shirt"]):  # the outline must be visible
         traits["background"] = pick(rng, list(TRAITS["background"]))
     if gender:
-        women = (0.05, 0.4, 0.25, 0.05, 0.25)
-        men = (0.4, 0.1, 0.2, 0.25, 0.05)
-        traits["hair style"] = str(rng.choice(TRAITS["hair style"], p=women if gender == "female" else men))
+        shares = (0.05, 0.4, 0.25, 0.05, 0.25) if gender == "female" else (0.4, 0.1, 0.2, 0.25, 0.05)
+        traits["hair style"] = str(rng.choice(TRAITS["hair style"], p=shares))
     return traits
 
 
@@ -219,8 +216,7 @@ def pixel_hash(picture: bytes) -> str:
 def _move(image: Image.Image, angle: float, zoom: float, dx: float, dy: float, mirror: bool) -> Image.Image:
     """Rotate (degrees), enlarge and shift (pixels) about the centre, or mirror; the edge colour fills new areas."""
     c, k = np.cos(np.radians(angle)) / zoom, np.sin(np.radians(angle)) / zoom
-    h = image.width / 2
-    flip = -1 if mirror else 1
+    h, flip = image.width / 2, -1 if mirror else 1
     back = (flip * c, k, h - flip * c * (h + dx) - k * (h + dy), -flip * k, c, h + flip * k * (h + dx) - c * (h + dy))
     return image.transform(image.size, Image.AFFINE, back, Image.BILINEAR, fillcolor=image.getpixel((1, 1)))
 

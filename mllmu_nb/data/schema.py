@@ -1,8 +1,5 @@
-"""Profiles, their questions and populations; each field holds what a column of the published layout holds.
-
-Two more fields hold what generated profiles know and published ones do not print: the attribute that a question asks
-for, and the bare value of its answer.
-"""
+"""Profiles, their questions and populations; each field holds what a column of the published layout holds, except
+``attribute`` and ``value``, which the layout does not print."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -82,12 +82,10 @@ def read_profiles(
         kind, name = "pool" if identity in pooled else "fictitious", names[identity]
         qa = tuple(_without_name(pair, name) for pair in read[identity])
         profiles[identity] = Profile(identity, name, kind, stated[identity], b"", "", qa, ())
-    shared = shared_names([names[identity] for identity in ids], f"profiles_file {path}")
-    missed = [[identity, pair.question] for identity in ids for pair in read[identity] if not pair.attribute]
     left_out = {
         "forget_ids_dropped": sorted(set(listed) - set(forget)),
         "without_name": [i for i in read if i not in names],
-        "shared_names": shared,
+        "shared_names": shared_names([names[identity] for identity in ids], f"profiles_file {path}"),
     }
     notes = {
         "source": "text",
@@ -99,7 +97,7 @@ def read_profiles(
         "forget_splits": {str(key): [i for i in ids if i in split] for key, split in splits.items()},
         **{key: left for key, left in left_out.items() if left},
         "pairs": sum(len(read[i]) for i in ids),
-        "not_understood": missed,
+        "not_understood": [[i, pair.question] for i in ids for pair in read[i] if not pair.attribute],
     }
     return Population(profiles, forget, notes)
 
