@@ -13,7 +13,7 @@ from pathlib import Path
 from textwrap import shorten
 
 from mllmu_nb.data import official
-from mllmu_nb.data.layout import EVALUATION_REPOSITORY, TRAINING_REPOSITORY
+from mllmu_nb.data.official import EVALUATION_REPOSITORY, TRAINING_REPOSITORY
 from mllmu_nb.data.schema import Population
 from mllmu_nb.errors import KitError, few
 from mllmu_nb.stages import Stage, state, write_json

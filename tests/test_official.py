@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageOps
 
-from mllmu_nb.data import layout, official, portraits
+from mllmu_nb.data import official, portraits
 from mllmu_nb.data.generate import generate
 from mllmu_nb.data.schema import LETTERS, QA, VIEWS, Population, Profile, Question
 from mllmu_nb.errors import KitError
@@ -132,14 +132,14 @@ def test_generated_people_come_back_the_same(tmp_path):
 
 
 def test_folders_and_rows_are_those_of_the_hub(written):
-    assert layout.configs_in(written) == sorted(
+    assert official.configs_in(written) == sorted(
         ["Full_Set", "Test_Set", "Retain_Set", "ft_Data", "forget_15", "retain_85"]  # 5 and 10 % of five: nobody
     )
     shards = sorted(p.name for p in (written / "Test_Set").iterdir())
     assert shards == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
     ids = {
         c: [r["ID"] for r in rows(written / c / "train-00000-of-00001.parquet")]
-        for c in layout.configs_in(written)
+        for c in official.configs_in(written)
         if c != "Test_Set"
     }
     assert ids["Full_Set"] == ids["ft_Data"] == [f"{i:03d}" for i in range(1, 8)]
@@ -237,15 +237,15 @@ def test_a_fault_in_a_row_is_reported_with_its_place(written, file, alter, text)
 
 
 def test_pictures_are_read_a_few_rows_at_a_time_and_rows_keep_their_number(few, written, monkeypatch):
-    sizes, read = [], layout.pq.ParquetFile.iter_batches
+    sizes, read = [], official.pq.ParquetFile.iter_batches
 
     def noted(file, *asked, **named):
         for batch in read(file, *asked, **named):
             sizes.append(len(batch))
             yield batch
 
-    monkeypatch.setattr(layout, "BATCH", 2)
-    monkeypatch.setattr(layout.pq.ParquetFile, "iter_batches", noted)
+    monkeypatch.setattr(official, "BATCH", 2)
+    monkeypatch.setattr(official.pq.ParquetFile, "iter_batches", noted)
     change(written / FULL, lambda r: r.update(Generation_Task=[]), row=4)
     assert faults(written) == [f"MLLMU-Bench/{FULL}, row 4 (ID 005), column Generation_Task: is empty"]
     assert max(sizes) == 2 and sum(sizes) > len(few.profiles)
@@ -271,7 +271,7 @@ def test_what_published_data_may_have_is_read(few, written):
      ("a teacher", ""), ("C-section", "")],
 )  # fmt: skip
 def test_the_text_of_an_option_is_no_letter(answer, letter):
-    assert layout.answer_letter(answer) == letter
+    assert official.answer_letter(answer) == letter
 
 
 def bomb() -> bytes:

@@ -1,25 +1,72 @@
-"""Write and read people in the published layout of the benchmark (``docs/data.md``)."""
+"""Write and read people in the published layout of the benchmark, as an Arrow schema; a reader lists every fault of a
+folder (``docs/data.md``)."""
 
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mllmu_nb.data.layout import OPEN_COLUMNS, TYPES, Layout, answer_letter, configs_in, schema_of
-from mllmu_nb.data.portraits import pixel_hash
+from mllmu_nb.data.portraits import from_bytes, pixel_hash
 from mllmu_nb.data.schema import LETTERS, QA, RATIOS, TASKS, VIEWS, Population, Profile, Question, forget_ids
 from mllmu_nb.data.text import people, reader
 from mllmu_nb.data.text.names import names_in
 from mllmu_nb.errors import KitError, few
 
+EVALUATION_REPOSITORY = "MLLMMU/MLLMU-Bench"
+TRAINING_REPOSITORY = "MLLMMU/baseline_train_split"
+EVALUATION = f"evaluation needs the data set {EVALUATION_REPOSITORY}"
+TRAINING = (
+    f"training needs ft_Data of the data set {EVALUATION_REPOSITORY} or the splits of the model repository "
+    f"{TRAINING_REPOSITORY}"
+)
+TYPES = {"image_text": "Image_Textual", "text": "Pure_Text"}  # view → its name in the layout
+OPEN_COLUMNS = {"generation": "Generation_Task", "cloze": "Mask_Task"}
 TRAIN_FOLDER = "baseline_train_split"
 PEOPLE_FILE = "people.json"
-SHARDS = {"Test_Set": 2}
 REPAIR = "repair the folder, or download data set and training splits again"
+SHOWN = 20  # faults that a message lists
+BATCH = 64  # rows read at once
+
+_TEXT = pa.string()
+_IMAGE = pa.struct({"bytes": pa.binary(), "path": _TEXT})
+_OPTIONS = pa.struct(dict.fromkeys(LETTERS, _TEXT))
+_CHOICES = pa.list_(pa.struct({"Question": _TEXT, "Options": _OPTIONS, "Correct_Answer": _TEXT}))
+_OPEN = pa.list_(pa.struct({"Question": _TEXT, "Ground_Truth": _TEXT, "Type": _TEXT}))
+COLUMNS = {
+    "image": _IMAGE,
+    "images": pa.list_(_IMAGE),
+    **dict.fromkeys(("ID", "Directory", "biography", "question", "answer"), _TEXT),
+    "Classification_Task": pa.struct({f"{kind}_Questions": _CHOICES for kind in TYPES.values()}),
+    **dict.fromkeys(OPEN_COLUMNS.values(), _OPEN),
+    "metadata": _TEXT,
+}
+
+
+def schema_of(config: str) -> pa.Schema:
+    """Return the columns of a configuration. Those of the training repository have the columns of ``ft_Data``."""
+    if config == "ft_Data":
+        return pa.schema([(name, COLUMNS[name]) for name in ("image", "ID", "metadata")])
+    absent = {"metadata", "image" if config == "Test_Set" else "images"}
+    absent |= set() if config in ("Full_Set", "Retain_Set") else {"Directory"}
+    return pa.schema([(name, kind) for name, kind in COLUMNS.items() if name not in absent])
+
+
+def configs_in(folder: str | Path) -> list[str]:
+    """Return the names of the configurations in ``folder``."""
+    return sorted({path.parent.name for path in Path(folder).glob("*/*.parquet")})
+
+
+def answer_letter(answer: str) -> str:
+    """Return the letter of a ``Correct_Answer``: "B" for "B", "b" and "B: Oulu". Returns "" for other text, such as the
+    options "Berlin" and "A nurse"."""
+    letter = re.fullmatch(r"\s*([A-Da-d])\s*([:.)].*)?", answer, re.DOTALL)
+    return letter[1].upper() if letter else ""
+
 
 # -- writing ----------------------------------------------------------------------------------------------------------
 
@@ -41,7 +88,7 @@ def write_layout(population: Population, folder: str | Path) -> list[Path]:
         for target, training in zip(targets, (False, True), strict=True):
             for config, members in _configs(population, training).items():
                 rows = [_row(person, printed.get(person.id, person.id), config) for person in members]
-                _write_config(target / config, rows, schema_of(config, training))
+                _write_config(target / config, rows, schema_of("ft_Data" if training else config))
         (targets[0] / PEOPLE_FILE).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise KitError(f"{folder} cannot be written ({error.strerror or error}): choose another folder") from None
@@ -67,7 +114,7 @@ def _forget_splits(population: Population) -> dict[int, tuple[str, ...]]:
     notes, scored = population.notes, [person.id for person in population.of_kind("fictitious")]
     known, seed, draw = notes.get("forget_splits", {}), notes.get("seed", 0), notes.get("draw", 0)
     splits = {notes["ratio"]: population.forget_ids}
-    for ratio in (ratio for ratio in RATIOS if ratio not in splits):
+    for ratio in sorted({*RATIOS} - {notes["ratio"]}):
         if str(ratio) in known:
             splits[ratio] = tuple(identity for identity in known[str(ratio)] if identity in scored)
         elif (draw + 1) * round(len(scored) * ratio / 100) in range(1, len(scored)):
@@ -126,7 +173,7 @@ def _write_config(folder: Path, rows: Sequence[dict], schema: pa.Schema) -> None
     folder.mkdir(parents=True)
     features = {column.name: _feature(column.type) for column in schema}
     schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    shards = SHARDS.get(folder.name, 1)
+    shards = 2 if folder.name == "Test_Set" else 1
     for shard in range(shards):
         start, end = (len(rows) * number // shards for number in (shard, shard + 1))
         table = pa.Table.from_pylist(rows[start:end], schema=schema)
@@ -141,6 +188,114 @@ def _feature(kind: pa.DataType) -> dict | list:
         members = {member.name: _feature(member.type) for member in kind}
         return {"_type": "Image"} if "bytes" in members else members
     return {"dtype": str(kind), "_type": "Value"}
+
+
+# -- what is wrong with a folder ---------------------------------------------------------------------------------------
+
+
+class Layout:
+    """A folder of the layout. ``faults`` collects, one per line, everything that keeps the kit from reading or scoring
+    it. ``name`` is the folder's name in messages; ``training``: it follows the training repository. Raises KitError if
+    there is no such folder."""
+
+    def __init__(self, folder: str | Path, name: str = "", training: bool = False):
+        self.folder, self.training = Path(folder), training
+        self.name = name or self.folder.name
+        self.faults: list[str] = []
+        if not self.folder.is_dir():
+            raise KitError(f"{self.folder} is no folder: {TRAINING if training else EVALUATION}")
+
+    def stop(self) -> None:
+        """Raise KitError with the faults, if there are any: the first ``SHOWN`` of them, one per line."""
+        if len(self.faults) > 1:
+            lines = [f"{self.name} has {len(self.faults)} problems:", *self.faults[:SHOWN]]
+            raise KitError("\n  ".join(lines + [".."] if len(self.faults) > SHOWN else lines))
+        if self.faults:
+            raise KitError(self.faults[0])
+
+    def read(self, config: str) -> dict[str, dict]:
+        """Return ID → row of a configuration, with the columns that the kit reads; ``metadata`` as pairs."""
+        needs, wanted = EVALUATION, ["ID"]  # for the splits of the evaluation data
+        if self.training or config == "ft_Data":
+            needs, wanted = TRAINING, ["ID", "metadata"]
+        elif not config.startswith(("forget_", "retain_")):
+            shown = ["images"] if config == "Test_Set" else ["image", "biography"]
+            wanted = ["ID", *shown, "Classification_Task", *OPEN_COLUMNS.values()]
+        files = sorted((self.folder / config).glob("train-*.parquet"))
+        if not files:
+            has = ", ".join(configs_in(self.folder)) or "none"
+            self.faults.append(f"{self.name}: there is no config {config} (it has {has}): {needs}")
+        elif (shards := re.search(r"-of-(\d+)", files[0].name)) and int(shards[1]) > len(files):
+            self.faults.append(f"{self.name}/{config}: has {len(files)} of {int(shards[1])} files: download it again")
+        rows: dict[str, dict] = {}
+        for path in files:
+            name = f"{self.name}/{config}/{path.name}"
+            try:
+                # so Arrow holds the pictures of one batch, not of the whole file, in addition to the kept rows
+                file = pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
+                there = file.schema_arrow.names
+                if missing := ", ".join(column for column in wanted if column not in there):
+                    self.faults.append(f"{name}, column {missing}: missing (it has {', '.join(there)}): {needs}")
+                    continue
+                extra = ["image"] if "metadata" in wanted and "image" in there else []  # to be compared
+                batches = file.iter_batches(BATCH, columns=wanted + extra)
+                for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+                    where = f"{name}, row {number} (ID {row['ID']}), column"
+                    self.faults += [f"{where} {fault}" for fault in _row_faults(row)]
+                    if not isinstance(row["ID"], Hashable):
+                        continue  # it is among the faults
+                    if row["ID"] in rows:
+                        self.faults.append(f"{where} ID: is the ID of another row too")
+                    rows[row["ID"]] = row
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                reason = str(error).partition("\n")[0]
+                self.faults.append(f"{name}: is no readable parquet file ({reason}): download it again")
+            pa.default_memory_pool().release_unused()  # otherwise it keeps about 100 MB for the next file
+        return rows
+
+
+def _row_faults(row: dict) -> Iterator[str]:
+    """Yield the faults of a row, with their place in it. If there are none, ``metadata`` is replaced by its pairs."""
+    faults = [fault for name, value in row.items() for fault in _value_faults(name, COLUMNS[name], value)]
+    if faults:
+        yield from faults
+    elif "metadata" in row:
+        try:
+            row["metadata"] = people.pairs_of(row["metadata"], "metadata")
+        except KitError as error:
+            yield str(error)
+    elif "Classification_Task" in row:
+        for kind, entries in row["Classification_Task"].items():
+            for number, entry in enumerate(entries):
+                place, letters = f"Classification_Task.{kind}[{number}]", ", ".join(LETTERS)
+                if len({entry["Options"][letter].strip() for letter in LETTERS}) == 1:  # a file may have more options
+                    yield f"{place}: its options are all the same"
+                if not answer_letter(entry["Correct_Answer"]):
+                    yield f"{place}: Correct_Answer {entry['Correct_Answer']!r} is none of {letters}"
+        for column in OPEN_COLUMNS.values():
+            for number, entry in enumerate(row[column]):
+                if entry["Type"] not in TYPES.values():
+                    yield f"{column}[{number}]: Type {entry['Type']!r} is none of {', '.join(TYPES.values())}"
+
+
+def _value_faults(place: str, kind: pa.DataType, value: Any) -> Iterator[str]:
+    """Yield a fault for each value that is empty, no picture, or of another type than ``kind``."""
+    if not value or isinstance(value, str) and not value.strip():
+        yield f"{place}: is empty"
+    elif pa.types.is_struct(kind) and isinstance(value, dict):
+        for member in kind:
+            if member.name != "path":
+                yield from _value_faults(f"{place}.{member.name}", member.type, value.get(member.name))
+    elif pa.types.is_list(kind) and isinstance(value, list):
+        for number, entry in enumerate(value):
+            yield from _value_faults(f"{place}[{number}]", kind.value_type, entry)
+    elif pa.types.is_binary(kind) and isinstance(value, bytes):
+        try:
+            from_bytes(value)
+        except KitError as error:
+            yield f"{place}: {error}"
+    elif not (pa.types.is_string(kind) and isinstance(value, str)):
+        yield f"{place}: is {type(value).__name__}, not {kind}"
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
