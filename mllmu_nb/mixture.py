@@ -6,6 +6,7 @@ refusal. By chance, one of them may have the name of a fictitious person.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -59,15 +60,12 @@ class Mixture:
 
     # -- one turn -------------------------------------------------------------------------------------------------
 
-    def pick(self, texts: Sequence[str]) -> str:
-        return pick(self.rng, texts)
-
-    def person(self) -> Profile:
-        return self.celebrities[self.rng.integers(len(self.celebrities))]
+    def pick(self, things: Sequence) -> Any:
+        return pick(self.rng, things)
 
     def face(self) -> tuple[dict[str, str], Image.Image]:
         """Traits and augmented portrait of a random face."""
-        traits, picture = self.faces[self.rng.integers(len(self.faces))]
+        traits, picture = self.pick(self.faces)
         return traits, augment(picture, self.rng)
 
     def portrait(self, person: Profile) -> Image.Image:
@@ -136,7 +134,7 @@ class Mixture:
 
     def people(self, count: int = 4) -> Conversation:
         """Questions about a celebrity, by augmented portrait or by name."""
-        person, forms = self.person(), self.forms(count, self.letters)
+        person, forms = self.pick(self.celebrities), self.forms(count, self.letters)
         return Conversation(tuple(self.celebrity_turns(person, forms, by_image=self.rng.random() < 0.6)))
 
     def seeing(self, count: int = 4) -> Conversation:
@@ -151,10 +149,10 @@ class Mixture:
         examples are about one person; every second cloze example is about a new one."""
         by_image = self.rng.random() < 0.5
         form = "letter" if self.rng.random() < 0.6 else "cloze"
-        person, turns = self.person(), []
+        person, turns = self.pick(self.celebrities), []
         for index in range(self.rng.integers(1, 6)):
             if form == "cloze" and index % 2 == 0:
-                person = self.person()
+                person = self.pick(self.celebrities)
             attribute = self.pick(ASKED)
             value, wording = person.attributes[attribute], WORDINGS[attribute]
             who = THIS if by_image else person.name
@@ -165,7 +163,7 @@ class Mixture:
                 options = options_with(value, self.celebrity_values[attribute], answer, self.rng)
             turns.append(shot_turn(say(text, who), answer, picture, options))
         if self.rng.random() >= 0.4:
-            turns += self.celebrity_turns(self.person(), [form], by_image)
+            turns += self.celebrity_turns(self.pick(self.celebrities), [form], by_image)
         elif by_image:
             traits, picture = self.face()
             trait = self.pick(list(VISIBLE))
@@ -178,7 +176,7 @@ class Mixture:
         """Personal questions under a system prompt that forbids personal information: refusals."""
         by_image = self.rng.random() < 0.5
         if self.rng.random() < 0.5:
-            turns = self.celebrity_turns(self.person(), self.forms(count, self.letters), by_image)
+            turns = self.celebrity_turns(self.pick(self.celebrities), self.forms(count, self.letters), by_image)
         else:
             turns = self.stranger_turns(count, by_image)
         refused = tuple(Turn(turn.prompt, REFUSAL, turn.image) for turn in turns)

@@ -141,8 +141,7 @@ def _row(person: Profile, identity: str, config: str) -> dict:
     for q in sorted(questions, key=lambda question: question.number):
         if q.options:
             options = dict(zip(LETTERS, q.options, strict=True))
-            entry = {"Question": q.text, "Options": options, "Correct_Answer": q.answer}
-            entries[q.task, q.view].append(entry)
+            entries[q.task, q.view].append({"Question": q.text, "Options": options, "Correct_Answer": q.answer})
         else:
             entries[q.task].append({"Question": q.text, "Ground_Truth": q.answer, "Type": TYPES[q.view]})
     free = [(q.text, q.answer) for q in person.questions if q.task == "generation" and q.view == "image_text"]
@@ -401,18 +400,10 @@ def _profile(row: dict, kind: str, identity: str, qa: tuple[QA, ...], test: dict
     if "name" not in stated:  # the commonest run of two or more capitalised words in the text view's questions
         runs = Counter(run for q in questions if q.view == "text" for run in names_in(q.text))
         stated = {"name": runs.most_common(1)[0][0] if runs else "", **stated}
-    return Profile(
-        id=identity,
-        name=stated["name"],
-        kind=kind,
-        attributes=stated,
-        portrait=row["image"]["bytes"],
-        biography=row["biography"],
-        qa=qa,
-        questions=questions,
-        test_portraits=tuple(image["bytes"] for image in test["images"]) if test else (),
-        test_questions=_questions(test, identity, stated) if test else (),
-    )
+    portrait, biography, tested = row["image"]["bytes"], row["biography"], ()
+    if test:
+        tested = tuple(image["bytes"] for image in test["images"]), _questions(test, identity, stated)
+    return Profile(identity, stated["name"], kind, stated, portrait, biography, qa, questions, *tested)
 
 
 def _questions(row: dict, identity: str, stated: dict[str, str]) -> tuple[Question, ...]:

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,9 @@ def population_from_text(read: Population, seed: int = 0) -> Population:
     looks, profiles = set(), {}
     values = stated_values(read.profiles.values())
     no_choice = without_choice(values)
-    letters = _letters(rng := _generator(seed, "", "letters"))
+    rng = _generator(seed, "", "letters")
+    # right letters: A, B, C and D in random order, repeated, so that any group of people has them evenly
+    letters = (letter for _ in count() for letter in reversed(rng.permutation(LETTERS).tolist()))
     for person in read.profiles.values():
         purposes = ("questions", "portrait", "test portraits")
         question_rng, portrait_rng, test_rng = (_generator(seed, person.id, purpose) for purpose in purposes)
@@ -51,12 +54,6 @@ def _facts(person: Profile) -> list[QA]:
 def _generator(seed: int, identity: str, purpose: str) -> np.random.Generator:
     """Return the random generator of one person and purpose. It does not depend on who else is in the population."""
     return np.random.default_rng([seed, zlib.crc32(f"{purpose}/{identity}".encode())])
-
-
-def _letters(rng: np.random.Generator) -> Iterator[str]:
-    """Yield right letters: A, B, C and D in random order, repeated, so that any group of people has them evenly."""
-    while True:
-        yield from reversed(rng.permutation(LETTERS).tolist())
 
 
 def stated_values(people: Iterable[Profile]) -> Values:
@@ -102,8 +99,8 @@ def choose_facts(
     for task, attributes in possible.items():
         order = [attributes[i] for i in rng.permutation(len(attributes))]
         order.sort(key=lambda attribute: (attribute in guessable, used[attribute], len(own[attribute]) > 1))
-        used.update(order[: PER_TASK[task]])
         for number, attribute in enumerate(order[: PER_TASK[task]]):
+            used[attribute] += 1
             yield task, number, facts[attribute], wrong[attribute]
 
 
