@@ -80,11 +80,10 @@ class Mixture:
     def fact_turn(self, form, attribute, value, who: str, view: str, values, prefix="", image=None) -> Turn:
         """A solved question about an attribute or a trait, in a wording of training or a paraphrase, after the text
         ``prefix``. ``values``: attribute → values from which the wrong options are drawn."""
-        trait = attribute in VISIBLE
-        wording = (VISIBLE if trait else WORDINGS)[attribute]
+        wording = WORDINGS.get(attribute) or VISIBLE[attribute]
         text = say(self.pick(wording.questions + wording.paraphrases), who)
         answer = say(self.pick(wording.answers), who, value)
-        blanks = () if trait else (blank.replace("{value}", "__") for blank in wording.answers)
+        blanks = [answer.replace("{value}", "__") for answer in wording.answers if attribute in WORDINGS]
         cloze = say(self.pick([wording.cloze, *blanks]), who)
         options = options_with(value, values[attribute], self.pick(LETTERS), self.rng) if form == "letter" else ()
         return solved_turn(form, prefix + (cloze if form == "cloze" else text), answer, value, view, options, image)
@@ -166,8 +165,7 @@ class Mixture:
             turns += self.celebrity_turns(self.pick(self.celebrities), [form], by_image)
         elif by_image:
             traits, picture = self.face()
-            trait = self.pick(list(VISIBLE))
-            turns.append(self.trait_turn(form, trait, traits[trait], picture))
+            turns += self._turns([form], [self.pick(list(VISIBLE))], traits, THIS, TRAITS, lambda: picture)
         else:
             turns += self.read_turns(1, 6, 1, 1.0 if form == "letter" else 0.0)
         return Conversation(tuple(turns))

@@ -33,9 +33,8 @@ class Exams:
             for modality in MODALITIES:
                 for pair, turn in taught_turns(person, modality):
                     self.taught[turn.prompt, turn.answer, turn.image] = person, pair
-        # those of which four options can be made
-        enough = (attribute for attribute, own in values.items() if len({v.lower() for v in own}) >= len(LETTERS))
-        self.values = {attribute: np.array(values[attribute]) for attribute in enough}
+        distinct = {attribute: len({value.lower() for value in own}) for attribute, own in values.items()}
+        self.values = {name: np.array(own) for name, own in values.items() if distinct[name] >= len(LETTERS)}
 
     def __call__(self, conversation: Conversation, rng: np.random.Generator) -> Conversation:
         """Return ``conversation`` with a share of its questions in the forms of evaluation."""

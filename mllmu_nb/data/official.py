@@ -330,9 +330,7 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
     for config, rows in trained.items():
         expected = to_forget if config == forget else scored - to_forget
         wrong[f"has other people in {config} than {other.name}"] = (expected ^ rows.keys()) - pool
-    for what, ids in wrong.items():
-        if ids:
-            data.faults.append(f"{data.name} {what} ({few(sorted(ids))}): {REPAIR}")
+    data.faults += [f"{data.name} {what} ({few(sorted(ids))}): {REPAIR}" for what, ids in wrong.items() if ids]
     data.stop()
 
     taught = {identity: reader.understand(row["metadata"]) for identity, row in text.items()}
@@ -343,8 +341,8 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
     for printed, row in famous.items():
         identity, qa = celebrities.get(printed, (f"c{printed}", ()))
         if identity in profiles:
-            text = f"ID {printed} would get the id {identity}, which another person has"
-            data.faults.append(f"{data.name}/Retain_Set: {text}")
+            taken = f"ID {printed} would get the id {identity}, which another person has"
+            data.faults.append(f"{data.name}/Retain_Set: {taken}")
         profiles[identity] = _profile(row, "celebrity", identity, qa)
         if printed in full:  # upstream looks up a celebrity in Full_Set by its printed ID
             shared[identity] = printed
