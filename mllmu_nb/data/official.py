@@ -425,7 +425,7 @@ def _attribute(text: str, answer: str, stated: dict[str, str]) -> str:
     """Return what a question asks for, by its words. If its answer does not contain that fact, return the one stated
     fact that the answer equals or contains, if there is exactly one."""
     asked = reader.attribute_of(text, answer)
-    if asked and _holds(answer, stated.get(asked, "")):
+    if _holds(answer, stated.get(asked, "")):
         return asked
     same = [name for name, value in stated.items() if value.lower() == answer.lower()]
     held = same or [name for name, value in stated.items() if name != "name" and _holds(answer, value)]

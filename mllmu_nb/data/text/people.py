@@ -128,7 +128,7 @@ def _parsed(text: str, what: str, needed: str) -> Any:
 
 def _read_lines(path: Path) -> dict[str, tuple[QA, ...]]:
     """Return ID → understood pairs, one entry for each line of a JSON-lines file."""
-    read, numbers = {}, set()  # without leading zeros, since a forget_ids_file may write 1 for 001
+    read = {}  # by ID without leading zeros, since a forget_ids_file may write 1 for 001
     for number, line in enumerate(_contents(path, "profiles_file").split("\n"), start=1):
         if not line.strip():
             continue
@@ -140,15 +140,14 @@ def _read_lines(path: Path) -> dict[str, tuple[QA, ...]]:
             raise KitError(f"{where} has no ID: {_A_LINE}")
         if re.fullmatch(r"[ck]\d{3,}", identity):
             raise KitError(f"{where}: ID {identity} is like a celebrity's (c or k and a number): give another ID")
-        if identity.lstrip("0") in numbers:
+        if identity.lstrip("0") in read:
             raise KitError(f"{where}: ID {identity} was already on another line: keep one of the two")
         if "metadata" not in record:
             raise KitError(f"{where}: ID {identity} has no `metadata`: {_NEEDED}")
-        numbers.add(identity.lstrip("0"))
-        read[identity] = understand(pairs_of(record["metadata"], f"{where}, ID {identity}"))
+        read[identity.lstrip("0")] = identity, understand(pairs_of(record["metadata"], f"{where}, ID {identity}"))
     if not read:
         raise KitError(f"profiles_file {path} is empty: {_A_LINE}")
-    return read
+    return dict(read.values())
 
 
 def _without_name(pair: QA, name: str) -> QA:
