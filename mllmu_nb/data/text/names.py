@@ -15,7 +15,7 @@ _PERSON = re.compile(rf"\b{_SOMEBODY}(?:,? (?:who is |that is )?{_SHOWN}(?! in a
 _RELATION = re.compile(r"\bthe (father|mother|dad|mom|parents|pet|cat|dog)\b", re.I)
 UPPER = r"[^\W\d_a-zß-öø-ÿ][\w'.-]*"  # a word that begins with a capital letter of any alphabet
 PARTICLE = r"(?:de|da|di|del|la|van|von|der|den|bin|el|al|y|e|of)"
-Asked = tuple[str, int, QA, str, Sequence[str], str, str]
+Asked = tuple[str, int, QA, str, Sequence[str], str, str]  # what is asked: see with_texts
 LONGEST_WORD = 100  # characters; the time that patterns take grows with the square of a word's length
 
 
