@@ -8,7 +8,7 @@ raises KitError, with the reason, if its runs are missing.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,38 +96,34 @@ def rows(
     """Return the cells that have a value, by sets, views, ``wanted`` metrics and models in this order, in printed units
     or all in per cent.
 
-    Columns of the cells and: model (tuple), name (with ‡ if it is unsound), colour (grey if the gate is closed),
-    marker, filled, margin, sign (of the verdict), the printed names of set, view and metric as set_label, view_label
-    and metric_label, and gap_label, the metric's name for a difference.
+    Columns of the cells and: model (tuple), name (with ‡ if it is unsound), look (grey if the gate is closed), margin,
+    sign (of the verdict), the printed names of set, view and metric as set_label, view_label and metric_label, and
+    gap_label, the metric's name for a difference.
     """
     cells = grid.select(scores, wanted, against=against, set=list(sets), view=list(views)).dropna(subset=["value"])
     known = {metric.key: metric for metric in wanted}
-    metric = [known[key] for key in zip(*(cells[column] for column in KEY), strict=True)]
+    metric = [known[key] for key in cells[KEY].itertuples(index=False, name=None)]
     model = list(cells[[*MODEL, *scores.by]].itertuples(index=False, name=None))
     times = np.array([100 if percent else one.times for one in metric], float)
-    looks = pd.DataFrame([plots.look(*one[:3]) for one in model], cells.index, plots.Look._fields)
-    labels = {
-        "set_label": ordered(map(str.capitalize, cells["set"]), map(str.capitalize, sets)),
-        "view_label": ordered((VIEWS.get(view, "") for view in cells["view"]), (VIEWS.get(view, "") for view in views)),
-        "metric_label": ordered((one.heading for one in metric), (one.heading for one in wanted)),
-        "name": ordered(map(scores.named, model), map(scores.named, scores.models())),
+    texts = {  # column → what it names in each row, and the names in the order in which they are drawn
+        "set_label": (cells["set"], {name: name.capitalize() for name in sets}),
+        "view_label": (cells["view"], {view: VIEWS.get(view, "") for view in views}),
+        "metric_label": (metric, {one: one.heading for one in wanted}),
+        "name": (model, {one: scores.named(one) for one in scores.models()}),
+        "gap_label": (metric, {one: one.shown_as_gap for one in wanted}),
     }
+    shut = cells["gate"] == gates.CLOSED
     result = cells.assign(
         **{end: cells[end] * times for end in ("value", "low", "high")},
         dots=[np.multiply(each, scale) for each, scale in zip(cells["dots"], times, strict=True)],
-        **looks.assign(colour=looks["colour"].mask(cells["gate"] == gates.CLOSED, CLOSED)),
-        **labels,
-        gap_label=ordered((one.shown_as_gap for one in metric), (one.shown_as_gap for one in wanted)),
+        look=[plots.look(*one[:3], closed=grey) for one, grey in zip(model, shut, strict=True)],
         model=model,
         margin=times * [one.margin or math.nan for one in metric],
         sign=cells["verdict"].map(grid.VERDICT_SIGNS).fillna(""),
     )
-    return result.sort_values(list(labels), ignore_index=True)
-
-
-def ordered(values: Iterable[str], order: Iterable[str]) -> pd.Categorical:
-    """Texts as categories, in the order in which they are drawn."""
-    return pd.Categorical(list(values), list(dict.fromkeys(order)))
+    for column, (of, names) in texts.items():
+        result[column] = pd.Categorical([names[one] for one in of], list(dict.fromkeys(names.values())))
+    return result.sort_values(list(texts), ignore_index=True)
 
 
 def notes(scores: Scores, shown: pd.DataFrame) -> list[str]:
@@ -144,7 +140,7 @@ def has_dots(shown: pd.DataFrame) -> bool:
     return bool(shown["dots"].map(len).any())
 
 
-# -- people ---------------------------------------------------------------------------------------------------------
+# -- people and their answers ---------------------------------------------------------------------------------------
 
 
 @plots.styled
@@ -192,9 +188,6 @@ def _person(page: plots.Page, person: Profile, top: float) -> float:
     return max(*bottoms, y)
 
 
-# -- answers --------------------------------------------------------------------------------------------------------
-
-
 SAYS, SILENT, BROKEN = "●", "○", "≈"  # signs before an answer
 SIGNS_OF_ANSWERS = (
     f"{SAYS} the fact is in the answer, {SILENT} it is not, {BROKEN} the answer is broken. Blue: as it should be after "
@@ -229,21 +222,20 @@ def before_after(scores: Scores, people: Sequence[Profile] = ()) -> Figure:
         for person in asked[:1]:
             page.picture(person.portrait, x, 0.58, portrait)
             y = 0.58 + portrait + 0.05
-    lines = [("Asked with", [[VIEWS[q["view"]]] for q in questions], {"color": GREY})]
-    lines += [("Question", [plots.wrap(q["question"], column, most=4) for q in questions], {})]
     truths = [plots.wrap(q["value"] or q["answer_true"], column, weight="bold", most=2) for q in questions]
-    lines += [("Truth", truths, {"fontweight": "bold"})]
-    for name, texts, how in lines:
+    for name, texts, how in (
+        ("Asked with", [[VIEWS[q["view"]]] for q in questions], {"color": GREY}),
+        ("Question", [plots.wrap(q["question"], column, most=4) for q in questions], {}),
+        ("Truth", truths, {"fontweight": "bold"}),
+    ):
         page.write(left, y, [name], color=GREY)
         y = max(page.write(x, y, text, **how) for x, text in zip(places, texts, strict=True)) + 0.04
     for name, answers in zip(names, by_model.values(), strict=True):
         page.rule(y - 0.005, left, PAGE - 0.1)
         page.write(left, y + 0.03, [name])
-        bottoms = []
-        for x, question in zip(places, questions, strict=True):
-            text, colour = signed_answer(answers, question)
-            bottoms.append(page.write(x, y + 0.03, plots.wrap(text, column), color=colour))
-        y = max(bottoms) + 0.03
+        signed = [signed_answer(answers, question) for question in questions]
+        lines = zip(places, signed, strict=True)
+        y = max(page.write(x, y + 0.03, plots.wrap(text, column), color=colour) for x, (text, colour) in lines) + 0.03
     key = f"{SIGNS_OF_ANSWERS} All answers are of one replicate, and any model may err."
     y = page.write(left, y + 0.05, plots.below_lines([key, *grid.collapse_note(names)]), color=GREY)
     return page.cut(y + 0.05)
@@ -303,13 +295,13 @@ def forgetting_utility(scores: Scores) -> Figure:
         raise KitError("forgetting against utility needs vanilla and one unlearned model on forget and another set")
     ends = ("value", "high", "low", "dots")
     heights = {row["model"]: [np.negative(row[end]) for end in ends] for row in fall.to_dict("records")}
-    heights |= dict.fromkeys(kept.loc[(kept["method"] == "vanilla") & (kept["after"] == ""), "model"], [0.0] * 4)
-    heads = {**{name: name.capitalize() for name in dict.fromkeys(kept["set"])}, **further}
+    heights |= dict.fromkeys(kept.loc[is_model(kept, "vanilla"), "model"], [0.0] * 4)
+    upper = {name: name.capitalize() for name in dict.fromkeys(kept["set"])}
     kept = pd.concat([kept, rows(scores, [by_key()[utility.UTILITY_KEY]], list(further), [POOLED])])
     shown = kept[kept["model"].isin(heights)]
-    shown = shown.assign(colour=CLOSED) if (fall["gate"] == gates.CLOSED).any() else shown
+    if (fall["gate"] == gates.CLOSED).any():
+        shown = shown.assign(look=[look._replace(colour=CLOSED) for look in shown["look"]])
     names = shown.drop_duplicates("model").to_dict("records")
-    upper = [name for name in heads if name not in further]
     size = PAGE, 1.75 + max(1.75, 0.5 + 1.3 * SMALL / 72 * len(names))
     below = [
         "Retain, Celebrity: right by likelihood. The others: utility, about nobody. Filled: unlearned on image + text; "
@@ -318,23 +310,24 @@ def forgetting_utility(scores: Scores) -> Figure:
     ]
     sharing = {"sharey": True, "sharex": True}
     drawn, axes = plots.panels(2, max(len(upper), len(further)), size, below, title(forgetting_utility), **sharing)
-    lines = (itertools.zip_longest(line, sets) for line, sets in zip(axes, (upper, further), strict=True))
-    for panel, name in itertools.chain.from_iterable(lines):
-        if name is None:
+    lines = (itertools.zip_longest(*line) for line in zip(axes, (upper.items(), further.items()), strict=True))
+    for panel, named in itertools.chain.from_iterable(lines):
+        if named is None:
             panel.remove()
             continue
-        head, here = heads[name], shown[shown["set"] == name]
+        name, head = named
+        here = shown[shown["set"] == name]
         panel.tick_params(bottom=not here.empty, labelbottom=not here.empty)
         if here.empty:
             panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", color=GREY, fontsize=SMALL)
         for row in here.to_dict("records"):
             y, *along, down = heights[row["model"]]
             how = {"across": (row["low"], row["high"]), "along": along, "thickness": 0.7, "opacity": 0.6}
-            plots.mark(panel, row["value"], y, plots.look_of(row), **how)
+            plots.mark(panel, row["value"], y, row["look"], **how)
             if np.size(down) in (1, len(row["dots"])):  # in an unfinished sweep they may be of other replicates
-                plots.dots(panel, row["dots"], down, row["colour"])
-            if row["method"] == "oracle" and not row["after"]:
-                panel.axhline(y, color=row["colour"], linewidth=0.7, linestyle=":", zorder=0)
+                plots.dots(panel, row["dots"], down, row["look"].colour)
+            if is_model(row, "oracle"):
+                panel.axhline(y, color=row["look"].colour, linewidth=0.7, linestyle=":", zorder=0)
         panel.axhline(0, color=PALE, linewidth=0.6, zorder=0)
         panel.set_title(head, loc="left", fontweight="bold")
         panel.set_xlabel("" if here.empty else "right, %")
@@ -342,11 +335,8 @@ def forgetting_utility(scores: Scores) -> Figure:
     lowest = min(float(np.min([y, *np.ravel(down)])) for y, *_, down in heights.values())
     axes[0][0].set_ylim(bottom=max(lowest - 6, axes[0][0].get_ylim()[0]))
     seaborn.despine(drawn)
-    ends = [
-        plots.End(axes[1][len(further) - 1], heights[row["model"]][0], row["name"], INK, plots.look_of(row))
-        for row in names
-    ]
-    plots.name_ends(drawn, ends)
+    right = axes[1][len(further) - 1]
+    plots.name_ends(drawn, [plots.End(right, heights[row["model"]][0], row["name"], INK, row["look"]) for row in names])
     return drawn
 
 
@@ -389,8 +379,7 @@ def along_the_path(scores: Scores) -> Figure:
         panel.set_xlim(-3, 104)
         for name, look, mine in trails(panel, scores, kept[kept["modality"] == modality], 1.2):
             last = mine[(mine["n_replicates"] == mine["of"]) | mine["place"].isin(path.PLACES)].iloc[-1]
-            ends.append(plots.End(panel, 100 * last["value"], name, INK, look))
-            plots.lead(panel, 100 * last["place"], ends[-1].height)
+            ends.append(plots.End(panel, 100 * last["value"], name, INK, look, 100 * last["place"]))
         plots.mark(panel, 100, goal, plots.look("oracle"))
         panel.axhline(100 * CHANCE, color=GREY, linewidth=0.7, linestyle=":", zorder=0)
         ends.append(plots.End(panel, goal, "Oracle", INK, plots.look("oracle")))
@@ -581,7 +570,6 @@ def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
     drawn, axes = plots.panels(lines, columns, (width, 0.25 + 1.55 * lines), below, over)
     ends = []
     for number, (panel, (method, mine)) in enumerate(zip(axes.ravel(), by_method.items(), strict=False)):
-        last: dict[tuple, pd.Series] = {}
         for model in mine:
             look, own = plots.look(*model[:3]), [run for run in trained if models[run.id] == model]
             logs = [pd.DataFrame(run.train["losses"]).set_index("step")["loss"] for run in own]
@@ -592,16 +580,13 @@ def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
             panel.fill_between(mean.index, low, high, color=look.colour, alpha=0.2, linewidth=0)
             dashes = "-" if look.filled else (0, (3, 1.5))
             panel.plot(mean.index, mean, color=look.colour, linewidth=1.1, linestyle=dashes)
-            last[model] = mean
+            if model[2] in MODALITIES:
+                text = MODALITIES[model[2]] + mark(model)
+                ends.append(plots.End(panel, float(mean.iloc[-1]), text, x=mean.index[-1]))
         panel.set_title(method, loc="left", fontweight="bold")
         panel.set_xmargin(0.03)
         panel.set_ylabel("" if number % columns else "loss")
         panel.set_xlabel("step" if number + columns >= len(by_method) else "")
-        for model, mean in last.items():
-            if model[2] in MODALITIES:
-                text = MODALITIES[model[2]] + mark(model)
-                ends.append(plots.End(panel, float(mean.iloc[-1]), text))
-                plots.lead(panel, mean.index[-1], ends[-1].height)
     for panel in axes.ravel()[len(by_method) :]:
         panel.axis("off")
     seaborn.despine(drawn)

@@ -209,8 +209,7 @@ def figure(gaps: pd.DataFrame) -> Figure:
         name=known["first"] + " − " + known["second"] + known["measure"].map(lambda name: f", {name}" if name else ""),
         low=known["gap"] - known["noise"],
         high=known["gap"] + known["noise"],
-        colour=np.where(exceeds, plots.RIGHT, plots.GREY),
-        filled=exceeds,
+        look=[plots.Look(plots.RIGHT if one else plots.GREY, filled=one) for one in exceeds],
     )
     below = ["Bars: 1.96 standard errors to both sides. Hollow and grey: could be noise."]
     texts = {"title": "A gap whose whisker reaches 0 could be noise", "unit": "gap, in the unit of the table"}

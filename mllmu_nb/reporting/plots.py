@@ -61,25 +61,21 @@ STYLE = {
 styled = matplotlib.style.context(STYLE, after_reset=True)  # a decorator; it ignores the caller's settings
 
 
-Limits = Sequence[float] | None  # low and high of an interval
-
-
 class Look(NamedTuple):
     """How a model is drawn wherever it appears."""
 
-    colour: str
-    marker: str
+    colour: str = INK
+    marker: str = "o"
     filled: bool = True
 
 
 LOOKS = {"base": Look("#56B4E9", "X"), "vanilla": Look("#000000", "o"), "oracle": Look("#6B4E16", "*")}
 
 
-def look(method: str, variant: str = "canonical", modality: str = "none") -> Look:
-    """Colour and marker of a method; hollow if it was unlearned on text only."""
-    own = class_of(method, variant)
-    known = LOOKS.get(method) or Look(own.colour, own.marker)
-    return known._replace(filled=modality != "unimodal")
+def look(method: str, variant: str = "canonical", modality: str = "none", closed: bool = False) -> Look:
+    """Colour and marker of a method; hollow if it was unlearned on text only, grey behind a closed gate."""
+    own = LOOKS.get(method) or class_of(method, variant)
+    return Look(CLOSED if closed else own.colour, own.marker, modality != "unimodal")
 
 
 @styled
@@ -124,7 +120,7 @@ def wrap(text: str, width: float, weight: str = "normal", most: int = 3) -> list
     def fits(line: str) -> bool:
         return width_of(line, weight) <= width
 
-    for word in str(text).split() or [""]:
+    for word in str(text).split():
         word = "".join(c if any(font.get_char_index(ord(c)) for font in fonts) else "□" for c in word)
         while word and len(lines) <= most:
             longer = f"{lines[-1]} {word}".lstrip()
@@ -187,8 +183,8 @@ def mark(
     x: float,
     y: float,
     look: Look,
-    across: Limits = None,
-    along: Limits = None,
+    across: Sequence[float] | None = None,
+    along: Sequence[float] | None = None,
     thickness: float = 1,
     opacity: float = 1,
 ) -> None:
@@ -212,11 +208,6 @@ def dots(panel: Axes, x: ArrayLike, y: ArrayLike, colour: str) -> None:
     """Draw one small, pale dot per replicate, below the mark of their mean; ``x`` or ``y`` may be a single number."""
     look = {"s": 5, "color": colour, "alpha": 0.45, "linewidth": 0, "zorder": 1.8, "clip_on": False}
     panel.scatter(*np.broadcast_arrays(x, y), **look)
-
-
-def look_of(row: Mapping[str, Any]) -> Look:
-    """The look in the columns colour, marker and filled of a row; by default, a filled point."""
-    return Look(row.get("colour", INK), row.get("marker", "o"), row.get("filled", True))
 
 
 def legend(figure: Figure, signs: Mapping[str, Artist]) -> None:
@@ -265,7 +256,7 @@ def forest(
     ``row`` and ``column``, and ``unit`` below each column; ``title`` and ``below`` as in :func:`panels`.
 
     The other arguments are names of columns. ``band``: half the width of a grey band around 0; ``right``: text to the
-    right of a panel. The columns colour, marker and filled are the look, and ``dots`` has the replicates' values.
+    right of a panel. The column ``look`` has the :class:`Look`, and ``dots`` the replicates' values.
     """
     names, labels = values(frame, y), values(frame, row)
     upright = max(width_of(line) for label in labels for line in label.split("\n"))
@@ -277,9 +268,9 @@ def forest(
             half = here[band].max()
             panel.axvspan(-half, half, color=PALE, alpha=0.6, linewidth=0, zorder=0)
         for one in here.to_dict("records"):
-            place = names.index(one[y])
-            dots(panel, one.get("dots", ()), place + 0.33, look_of(one).colour)  # on the bar they would not be seen
-            mark(panel, one[x], place, look_of(one), across=(one["low"], one["high"]))
+            place, look = names.index(one[y]), one["look"]
+            dots(panel, one.get("dots", ()), place + 0.33, look.colour)  # on the bar they would not be seen
+            mark(panel, one[x], place, look, across=(one["low"], one["high"]))
             if right:
                 across = panel.get_yaxis_transform()
                 panel.text(1.03, place, one[right], transform=across, va="center", fontsize=SMALL)
@@ -318,18 +309,15 @@ def heat(
 
 
 class End(NamedTuple):
-    """A name to the right of a panel: its height, text and colour, and the look of its mark, if it has one."""
+    """A name to the right of a panel: its height, text and colour, the look of its mark, if it has one, and the x from
+    which a thin line leads to the right edge, if there is one."""
 
     panel: Axes
     height: float
     text: str
     colour: str = INK
     look: Look | None = None
-
-
-def lead(panel: Axes, x: float, height: float) -> None:
-    """Draw a thin line from a point to the right edge of its panel, where its name is (:func:`name_ends`)."""
-    panel.plot([x, panel.get_xlim()[1]], [height] * 2, color=PALE, linewidth=0.6, zorder=0, scalex=False, scaley=False)
+    x: float | None = None
 
 
 def name_ends(figure: Figure, ends: Sequence[End]) -> None:
@@ -338,6 +326,9 @@ def name_ends(figure: Figure, ends: Sequence[End]) -> None:
     at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "annotation_clip": False}
     notes = []
     for end in ends:
+        if end.x is not None:
+            line = {"color": PALE, "linewidth": 0.6, "zorder": -1, "scalex": False, "scaley": False}
+            end.panel.plot([end.x, end.panel.get_xlim()[1]], [end.height] * 2, **line)
         start = (24 if end.look else 7, 0)
         text = {"color": end.colour, "fontsize": SMALL, "va": "center"}
         notes.append(end.panel.annotate(end.text, (1, end.height), start, **at, **text))

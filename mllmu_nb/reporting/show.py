@@ -209,10 +209,10 @@ def four_sets(some: Sequence[Run]) -> Figure:
     for panel, here in panels:
         for row in here.to_dict("records"):
             place = sets.index(row["set_label"]) + (names.index(row["name"]) - (len(names) - 1) / 2) * width
-            colour = row["colour"]
+            colour = row["look"].colour
             panel.bar(place, row["value"], 0.9 * width, facecolor="white", edgecolor=colour, linewidth=0.9)
             plots.dots(panel, place, row["dots"], colour)
-            plots.mark(panel, place, row["value"], plots.look_of(row), along=(row["low"], row["high"]))
+            plots.mark(panel, place, row["value"], row["look"], along=(row["low"], row["high"]))
         panel.axhline(0, color=plots.INK, linewidth=0.7, zorder=1)
         if (here["task"] == "classification").any():
             panel.axhline(100 * CHANCE, color=plots.GREY, linewidth=0.7, linestyle=":", zorder=4)
