@@ -22,7 +22,7 @@ from mllmu_nb import paths
 from mllmu_nb.config import Config
 from mllmu_nb.data.schema import LETTERS, SETS, VIEWS
 from mllmu_nb.reporting.runs import Run, columns_of
-from mllmu_nb.scoring.frames import with_questions
+from mllmu_nb.scoring.frames import joined, with_rivals
 from mllmu_nb.stages import RECORD, digests, write_json
 
 VALUES = {
@@ -120,16 +120,15 @@ def make(
     members = {"forget": forget, "test": forget, "retain": kept, "celebrity": range(famous)}
     rows = [row for name in sets for number in members[name] for row in _answers(right, name, number, asked)]
     answers = pd.DataFrame(rows)
-    joined = with_questions(answers.assign(**columns_of(record)), *people_frames(people, famous))
+    questions = with_rivals(*people_frames(people, famous))
+    answers = joined(answers.assign(**columns_of(record)), questions)
     record |= {"forget_ids": [profile(number) for number in forget], "sets": _counts(answers)}
     record |= {"people": {"fictitious": people, "pool": 12, "celebrity": famous}, "fine_tuning_pairs": 1680}
     sentences = _sentences(taught, list(forget)).assign(**columns_of(record)) if taught else None
     path = None
     if (method == "oracle" or modality != "none") and set(sets) == set(SETS) and "after" not in parameters:
-        path = with_questions(
-            along(joined, method, modality).assign(**columns_of(record)), *people_frames(people, famous)
-        )
-    frames = {"answers": joined, "sentences": sentences, "path": path, "utility": None}
+        path = joined(along(answers, method, modality).assign(**columns_of(record)), questions)
+    frames = {"answers": answers, "sentences": sentences, "path": path, "utility": None}
     return Run(Path(record["run"]), record, train(method, modality), frames)
 
 

@@ -16,7 +16,7 @@ from mllmu_nb.reporting.grid import COLLAPSED_NOTE, GATES_UNKNOWN
 from mllmu_nb.reporting.runs import Scores, columns_of
 from mllmu_nb.reporting.sheet import Sheet, latex_text, write_csv, write_sheets
 from mllmu_nb.scoring import path, registry
-from mllmu_nb.scoring.frames import KEY, with_questions
+from mllmu_nb.scoring.frames import KEY, joined, with_rivals
 from mllmu_nb.scoring.registry import metrics
 from mllmu_nb.unlearning import METHODS, Method, register
 
@@ -402,7 +402,7 @@ def test_a_step_after_unlearning_has_no_path_and_is_no_oracle():
             own = make(method, lambda q: True, modality=modality, draw=draw, after="int4", **FEW)
             asked = along(own.answers, method, "none").assign(**columns_of(own.record))
             people = people_frames(own.record["people"]["fictitious"], FEW["famous"])
-            runs.append(but(own, path=with_questions(asked, *people)))
+            runs.append(but(own, path=joined(asked, with_rivals(*people))))
     scores = Scores.of(runs)
     pd.testing.assert_frame_equal(scores.kept, plain.kept)
     [sheet] = tables.sheets("table_ranking", scores)

@@ -41,7 +41,7 @@ from mllmu_nb import inputs, pipeline
 from mllmu_nb.config import Config
 from mllmu_nb.evaluation import path as measuring
 from mllmu_nb.scoring import path
-from mllmu_nb.scoring.frames import people_frames, with_questions
+from mllmu_nb.scoring.frames import joined, people_frames, with_rivals
 from mllmu_nb.stages import Stage
 from mllmu_nb.training import TrainingDiverged
 
@@ -77,7 +77,7 @@ def points_of(config: Config, stage: Stage) -> pd.DataFrame:
     values = config.parameters()
     columns = {name: values[name] for name in (*path.PEOPLE, *path.MODEL) if name != "taught"}
     answers = pd.read_parquet(stage.get() / "path.parquet").assign(order=0, run=config.run_id, taught="", **columns)
-    return path.by_person(with_questions(answers, *people_frames(inputs.population(config))))
+    return path.by_person(joined(answers, with_rivals(*people_frames(inputs.population(config)))))
 
 
 def end(config: Config, name: str) -> Stage:

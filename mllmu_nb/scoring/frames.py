@@ -69,21 +69,16 @@ def people_frames(known: Population) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(questions), pd.DataFrame(facts, columns=["profile", "kind", "name", "attribute", "value"])
 
 
-def with_questions(answers: pd.DataFrame, questions: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
-    """Join ``answers`` with their questions (NaN if ``questions`` lack one) and ``rivals``: the values that all people
-    have for the attribute asked for."""
-    return joined(answers, with_rivals(questions, facts))
-
-
 def with_rivals(questions: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
-    """What :func:`joined` adds to answers."""
+    """What :func:`joined` adds to answers: the questions, with ``rivals``, the values that all people have for the
+    attribute asked for."""
     values = {attribute: tuple(rows.unique()) for attribute, rows in facts.groupby("attribute")["value"]}
     rivals = [values.get(attribute, ()) for attribute in questions["attribute"]]
     return questions.drop(columns=IN_ANSWERS).assign(rivals=rivals)
 
 
 def joined(answers: pd.DataFrame, questions: pd.DataFrame) -> pd.DataFrame:
-    """Join ``answers`` with ``questions`` that :func:`with_rivals` has made."""
+    """Join ``answers`` with ``questions`` that :func:`with_rivals` has made; NaN if these lack one."""
     answers = answers.assign(version=answers["set"].eq("test").map({True: "test", False: "plain"}))
     rows = answers.merge(questions, on=["version", "question_id"], how="left", validate="many_to_one")
     return rows.drop(columns="version")
