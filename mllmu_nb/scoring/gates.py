@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
-from mllmu_nb.scoring.frames import GROUP, KEY, POOLED, REPLICATE, VIEWS, is_model, of_metric, persons
+from mllmu_nb.scoring.frames import GROUP, KEY, POOLED, REPLICATE, VIEWS, is_model, persons
 from mllmu_nb.scoring.registry import FORGOTTEN, by_key, metrics
-from mllmu_nb.scoring.summary import paired, summaries
+from mllmu_nb.scoring.summary import by_view
 
 OPEN, CLOSED = "open", "closed"
 AT = [*KEY, "view"]
@@ -17,34 +18,27 @@ def gates(cells: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     forget set. Columns GROUP, ``by``, AT, value, low, high, n_items, n_profiles, ``gate`` (open, closed)."""
     rows = cells[is_model(cells, "vanilla") & (cells["against"] == "oracle") & (cells["set"] == "forget")]
     rows = rows[rows["value"].notna() & rows["view"].isin([*VIEWS, POOLED])]
-    rows = rows.assign(gate=_shown(rows).map({True: OPEN, False: CLOSED}))[_sides(rows) != 0]
+    rows = rows.assign(gate=_states(rows)).query("gate != ''")
     return rows[[*GROUP, *by, *AT, "value", "low", "high", "n_items", "n_profiles", "gate"]].reset_index(drop=True)
 
 
-def _sides(rows: pd.DataFrame) -> pd.Series:
-    """:attr:`Metric.knowledge` of each row's metric: 1 if a higher score shows more knowledge, -1 if a lower one."""
+def _states(rows: pd.DataFrame) -> np.ndarray:
+    """OPEN if the whole interval of a difference to the oracle shows more knowledge than the oracle has, else CLOSED;
+    "" for a metric that shows no knowledge."""
     known = by_key()
-    return pd.Series([known[key].knowledge for key in rows[KEY].itertuples(index=False, name=None)], rows.index, int)
-
-
-def _shown(rows: pd.DataFrame) -> pd.Series:
-    """Whether the whole interval of each difference to the oracle shows more knowledge than the oracle has."""
-    side = _sides(rows)
-    return ((side > 0) & (rows["low"] > 0)) | ((side < 0) & (rows["high"] < 0))
+    side = np.array([known[key].knowledge for key in rows[KEY].itertuples(index=False, name=None)], int)
+    more = ((side > 0) & (rows["low"] > 0)) | ((side < 0) & (rows["high"] < 0))
+    return np.select([side == 0, more], ["", OPEN], CLOSED)
 
 
 def opened(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """Count in how many replicates each gate is open, with the interval over the people of that replicate alone: one
     row per GROUP, ``by`` and AT, with ``open_in`` and ``of``. ``items`` are scored; only main metrics have rows."""
-    asked = items[items["set"] == "forget"].assign(person=persons)
-    at, rows = [*GROUP, *by, *AT], []
-    for one in metrics(main=True):
-        pairs = paired(of_metric(asked, one.task, one.scoring), "oracle", [one.column])
-        pairs = pairs[is_model(pairs, "vanilla")]
-        for view in (pairs, pairs.assign(view=POOLED)):
-            rows += summaries(view, [*GROUP, *by, *REPLICATE, "set", "view"], [one], minus=True)
+    sides = items[(items["set"] == "forget") & (is_model(items, "vanilla") | is_model(items, "oracle"))]
+    rows = by_view(sides.assign(person=persons), [*GROUP, *by, *REPLICATE], metrics(main=True), "oracle")
+    at = [*GROUP, *by, *AT]
     alone = pd.DataFrame(rows, columns=[*at, "low", "high"])
-    alone = alone.assign(open_in=_shown(alone), of=1)
+    alone = alone.assign(open_in=_states(alone) == OPEN, of=1)
     return alone.groupby(at, as_index=False, sort=False)[["open_in", "of"]].sum()
 
 

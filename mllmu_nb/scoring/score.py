@@ -14,7 +14,7 @@ from mllmu_nb.scoring import frames
 from mllmu_nb.scoring.frames import PEOPLE, PLACE, POOLED, TAUGHT, VIEWS, is_model, of_metric, of_run, persons
 from mllmu_nb.scoring.gates import gates, with_gate
 from mllmu_nb.scoring.registry import NO_PAIR, PER, Metric, NotMeasured, by_key, metrics
-from mllmu_nb.scoring.summary import NOTHING, paired, summaries
+from mllmu_nb.scoring.summary import NOTHING, by_task, by_view, paired, summaries
 from mllmu_nb.statistics.intervals import Interval, equivalence
 
 RUN_KEYS = ["run", "base_model", "forget_ratio", "replicate", "method", "protocol", "variant", "modality", "after"]
@@ -42,7 +42,7 @@ def sentence_scores(sentences: pd.DataFrame) -> pd.DataFrame:
 
 def _scored(rows: pd.DataFrame, wanted: Sequence[Metric]) -> pd.DataFrame:
     columns = {one.column: pd.Series(nan, rows.index) for one in wanted}
-    for task, scoring, group in _by_task(wanted):
+    for (task, scoring), group in by_task(wanted).items():
         asked = of_metric(rows, task, scoring)
         for one in group if len(asked) else ():
             columns[one.column][asked.index] = one.function(asked).astype(float)
@@ -53,11 +53,8 @@ def run_scores(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """Summarise scored ``items``: one row per run, set, task, view (``both`` pools the two), scoring and metric, if an
     answer has a value. Columns RUN_KEYS, ``by``, CELL, metric, value, low, high, n_items, n_profiles."""
     items = items.assign(person=persons, seed=items["unlearn_seed"])
-    key, rows = [*RUN_KEYS, *by], []
-    for task, scoring, group in _by_task(metrics(per="answer", table="scores")):
-        asked = of_metric(items, task, scoring)
-        for view in (asked, asked.assign(view=POOLED)):
-            rows += summaries(view, [*key, "set", "view"], group)
+    key = [*RUN_KEYS, *by]
+    rows = by_view(items, key, metrics(per="answer", table="scores"))
     return pd.DataFrame(rows, columns=[*key, *frames.CELL, "metric", *VALUES]).drop(columns=["n_replicates", "dots"])
 
 
@@ -93,11 +90,6 @@ def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequen
     return with_gate(result, gates(result, by), by)
 
 
-def _by_task(wanted: Sequence[Metric]) -> list[tuple[str, str, list[Metric]]]:
-    keys = dict.fromkeys((one.task, one.scoring) for one in wanted)
-    return [(*key, [one for one in wanted if (one.task, one.scoring) == key]) for key in keys]
-
-
 def _of_answers(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, key: list[str]) -> pd.DataFrame:
     """Summarise metrics with one value per row: level and differences per model, set and view, or a note why not."""
     values, grid = [], []
@@ -107,16 +99,7 @@ def _of_answers(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFra
         places = [(s, one.task, v, one.scoring, one.name) for one in shown for s in one.sets for v in (*VIEWS, POOLED)]
         places = pd.DataFrame(places, columns=[*frames.CELL, "metric"]).assign(against=against)
         grid.append(models[~is_model(models, against)].merge(places, how="cross"))
-        for task, scoring, group in _by_task(shown):
-            columns = [one.column for one in group]
-            needed = [*key, *frames.PAIRED_ON, "task", "view", "scoring", "person", "run", *columns]
-            asked = of_metric(rows[list(dict.fromkeys(needed))], task, scoring)
-            if against:
-                asked = paired(asked, against, columns)
-                asked = asked[~is_model(asked, against)]
-            for view in (asked, asked.assign(view=POOLED)):
-                summarised = summaries(view, [*key, "set", "view"], group, minus=bool(against))
-                values += [row | {"against": against} for row in summarised]
+        values += [row | {"against": against} for row in by_view(rows, key, shown, against)]
     values = pd.DataFrame(values, columns=[*key, *PLACE, *VALUES])
     result = pd.concat(grid).merge(values, on=[*key, *PLACE], how="left")
     notes = [
@@ -129,7 +112,7 @@ def _of_answers(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFra
 def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, key: list[str]) -> list[dict]:
     """Summarise metrics of a model (its level and difference to its oracle) or of the two as a pair, for each view."""
     result = []
-    for (task, scoring, group), view, set_name in product(_by_task(wanted), VIEWS, SETS):
+    for ((task, scoring), group), view, set_name in product(by_task(wanted).items(), VIEWS, SETS):
         group = [one for one in group if set_name in one.sets]
         if not group:
             continue
@@ -143,24 +126,22 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
             if is_model(answers.iloc[0], "oracle"):
                 oracles[of_run(answers, PEOPLE)] = answers
         for model in models.to_dict("records"):
-            own_runs, is_oracle = runs[tuple(model.values())], is_model(model, "oracle")
-            oracle_runs = [None if is_oracle else oracles.get(of_run(answers, PEOPLE)) for answers in own_runs]
-            with_oracle = [own for own, oracle in zip(own_runs, oracle_runs, strict=True) if oracle is not None]
+            own, is_oracle = runs[tuple(model.values())], is_model(model, "oracle")
+            theirs = [None if is_oracle else oracles.get(of_run(answers, PEOPLE)) for answers in own]
+            with_oracle = [mine for mine, oracle in zip(own, theirs, strict=True) if oracle is not None]
             for one in group:
                 level, gap, why = None, None, NO_PAIR.format("oracle")
                 try:
-                    if not own_runs:
+                    if not own:
                         raise NotMeasured(NO_SENTENCES if task == TAUGHT else NOT_ASKED)
-                    outcome = one.function(own_runs, oracle_runs)
+                    outcome = one.function(own, theirs)
                     level, gap = outcome if one.per == "model" else (None, outcome)
                 except NotMeasured as reason:
                     why = str(reason)
                 at = model | {"set": set_name, "task": task, "view": view, "scoring": scoring, "metric": one.name}
-                outcomes = {"": level} if one.per == "model" else {}
-                if not is_oracle:
-                    outcomes["oracle"] = gap
-                for against, summary in outcomes.items():
-                    counted = own_runs if one.per == "model" and not against else with_oracle
+                outcomes = [("", level, own)] if one.per == "model" else []
+                outcomes += [] if is_oracle else [("oracle", gap, with_oracle)]
+                for against, summary, counted in outcomes:
                     replicates = len({of_run(answers, frames.REPLICATE) for answers in counted})
                     values = vars(summary) | {"n_replicates": replicates, "dots": ()} if summary else NOTHING
                     result.append(at | {"against": against, "note": "" if summary else why} | values)

@@ -6,7 +6,7 @@ from math import nan
 import numpy as np
 import pandas as pd
 
-from mllmu_nb.scoring.frames import PAIRED_ON, REPLICATE, is_model
+from mllmu_nb.scoring.frames import PAIRED_ON, POOLED, REPLICATE, is_model, of_metric
 from mllmu_nb.scoring.registry import Metric
 from mllmu_nb.statistics.intervals import interval, paired_difference
 
@@ -40,6 +40,30 @@ def summaries(rows: pd.DataFrame, by: Sequence[str], metrics: Iterable[Metric], 
             dots = tuple(sums[counts > 0] / counts[counts > 0])
             cell = {"task": metric.task, "scoring": metric.scoring, "metric": metric.name, **vars(summary)}
             result.append(at | cell | {"dots": dots if len(dots) > 1 else ()})
+    return result
+
+
+def by_task(wanted: Iterable[Metric]) -> dict[tuple[str, str], list[Metric]]:
+    """(task, scoring) → its metrics."""
+    result: dict[tuple[str, str], list[Metric]] = {}
+    for one in wanted:
+        result.setdefault((one.task, one.scoring), []).append(one)
+    return result
+
+
+def by_view(rows: pd.DataFrame, by: list[str], wanted: Iterable[Metric], against: str = "") -> list[dict]:
+    """The :func:`summaries` of the answers to each metric's own task, by set and view, and with the views pooled; of
+    the differences to the model ``against``, if one is named."""
+    result = []
+    for (task, scoring), group in by_task(wanted).items():
+        columns = [one.column for one in group]
+        needed = [*by, *PAIRED_ON, "method", "after", "replicate", "view", "person", *columns]
+        asked = of_metric(rows, task, scoring)[list(dict.fromkeys(needed))]
+        if against:
+            asked = paired(asked, against, columns)
+            asked = asked[~is_model(asked, against)]
+        for view in (asked, asked.assign(view=POOLED)):
+            result += summaries(view, [*by, "set", "view"], group, minus=bool(against))
     return result
 
 
