@@ -30,21 +30,20 @@ READ = {
 NEARBY = (0.8, 1.2)  # multiples of a run's own number of steps
 RUN_AT = [*PEOPLE, *MODEL, "run"]
 POINT = ["step", "set", "view", "measure", "person"]
-PerPerson = tuple[np.ndarray, np.ndarray]  # people, and their scores [points, people]
 
 
 def no_points(by: Sequence[str] = ()) -> pd.DataFrame:
     """An empty frame of points, for runs that stored no path."""
-    return pd.DataFrame(columns=[*RUN_AT, *by, *POINT])
+    return pd.DataFrame(columns=[*RUN_AT, *by, *POINT, "score", "items"])
 
 
 class Curve(NamedTuple):
     """The path of one run: ``steps`` [points], the share of the gap ``closed`` [points], and ``read``: name in READ →
-    people, and their scores at each point."""
+    scores [points, people]."""
 
     steps: np.ndarray
     closed: np.ndarray
-    read: dict[str, PerPerson]
+    read: dict[str, pd.DataFrame]
 
 
 def by_person(answers: pd.DataFrame) -> pd.DataFrame:
@@ -53,9 +52,9 @@ def by_person(answers: pd.DataFrame) -> pd.DataFrame:
     choices = of_metric(answers, "classification", LIKELIHOOD)
     right = (choices["answer"] == choices["answer_true"]).astype(float)
     free = of_metric(answers, "generation", "")
-    exact = by_key()["generation", "", EXACT].function(free) if len(free) else None
-    parts = [(choices, LIKELIHOOD, right), (free, EXACT, exact)]
-    rows = pd.concat([rows.assign(measure=name, score=score) for rows, name, score in parts if len(rows)])
+    exact = by_key()["generation", "", EXACT].function(free)
+    parts = choices.assign(measure=LIKELIHOOD, score=right), free.assign(measure=EXACT, score=exact)
+    rows = pd.concat([part for part in parts if len(part)])
     rows = rows.assign(person=persons, items=rows["score"].notna().astype(int)).fillna({"score": 0.0})
     return rows.groupby([*RUN_AT, *POINT], sort=False, observed=True)[["score", "items"]].sum().reset_index()
 
@@ -84,15 +83,12 @@ def curves(points: pd.DataFrame, closed_in: str = "trained") -> dict[str, Curve]
     return result
 
 
-def _by_run(points: pd.DataFrame, set_name: str, measure: str, views: Sequence[str]) -> dict[str, PerPerson]:
-    """Return run → each person's score at each of its points, on this set and measure, with these views pooled."""
+def _by_run(points: pd.DataFrame, set_name: str, measure: str, views: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Return run → scores [points, people] on this set and measure, with these views pooled."""
     here = points[(points["set"] == set_name) & (points["measure"] == measure) & points["view"].isin(views)]
-    if here.empty:
-        return {}
     sums = here.groupby(["run", "step", "person"])[["score", "items"]].sum()
     means = (sums["score"] / sums["items"]).groupby(level="run")
-    tables = {run: one.droplevel("run").unstack("person") for run, one in means}
-    return {run: (table.columns.to_numpy(str), table.to_numpy()) for run, table in tables.items()}
+    return {run: one.droplevel("run").unstack("person") for run, one in means}
 
 
 def crossings(closed: np.ndarray, levels: Sequence[float]) -> np.ndarray:
@@ -118,10 +114,10 @@ def kept_by_person(points: pd.DataFrame, closed_in: str = "trained", by: Sequenc
     for run, curve in curves(points, closed_in).items():
         weights = crossings(curve.closed, LEVELS)
         area = np.trapezoid(weights, LEVELS, axis=0) / LEVELS[-1]  # NaN if the last level is never reached
-        for name, (people, values) in curve.read.items():
-            read = (np.vstack([weights, area]) @ values).ravel()
+        for name, scores in curve.read.items():
+            people, read = scores.columns, np.vstack([weights, area]) @ scores.to_numpy()
             sides = {"run": run, "place": np.repeat(places, len(people)), "person": np.tile(people, len(places))}
-            rows = pd.DataFrame(sides | {"value": read, "what": name, "set": READ[name][0]})
+            rows = pd.DataFrame(sides | {"value": read.ravel(), "what": name, "set": READ[name][0]})
             parts += [rows, rows.assign(what=KEPT)] if name in ("retain", "celebrity") else [rows]
     columns = ["run", "place", "person", "value", "what", "set"]
     frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
@@ -151,9 +147,9 @@ def kept(of_people: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 def _mean_of_sets(values: np.ndarray, sets: np.ndarray, people: np.ndarray, replicates: np.ndarray) -> dict:
     """Return the mean of the sets' means, with equal weights, and its interval over replicates crossed with people. All
     arguments are [rows]."""
-    units, row = np.unique(replicates), {"value": nan, "low": nan, "high": nan}
+    units = np.unique(replicates)
     dots = tuple(of_sets(values[replicates == one], sets[replicates == one])[0] for one in units)
-    row |= {"n_replicates": len(units), "dots": dots}
+    row = {"value": nan, "low": nan, "high": nan, "n_replicates": len(units), "dots": dots}
     if not len(values):
         return row
     row["value"], residual = of_sets(values, sets)
@@ -217,12 +213,13 @@ def between_modalities(
     pairs = pd.concat([pairs, every.assign(method="all", variant="canonical")])
     result, columns = [], [*GROUP, *by, "place", "what", "method", "variant"]
     for key, here in pairs.groupby(columns, sort=False):
-        scores, replicates = (here["value"], here["value_other"]), here.groupby(REPLICATE).ngroup()
-        difference = paired_difference(*scores, here["person"], replicates=replicates)
-        means = {"unimodal": here["value"].mean(), "multimodal": here["value_other"].mean()}
-        row = dict(zip(columns, key, strict=True)) | means | vars(difference)
-        one_of_several = row["n_replicates"] < min(2, count[key[: len(GROUP)]])
-        result.append(row | ({"low": nan, "high": nan} if one_of_several else {}))
+        one, other, replicates = here["value"], here["value_other"], here.groupby(REPLICATE).ngroup()
+        difference = paired_difference(one, other, here["person"], replicates=replicates)
+        row = dict(zip(columns, key, strict=True)) | {"unimodal": one.mean(), "multimodal": other.mean()}
+        row |= vars(difference)
+        if row["n_replicates"] < min(2, count[key[: len(GROUP)]]):
+            row |= {"low": nan, "high": nan}
+        result.append(row)
     return pd.DataFrame(result)
 
 
@@ -243,10 +240,9 @@ def edges(points: pd.DataFrame, lengths: Mapping[str, int], by: Sequence[str] = 
     """
     here = points[(points["set"] == "forget") & (points["measure"] == LIKELIHOOD)]
     here = here[here["view"] == here["modality"].map(TRAINED_VIEW)]
-    parts, rows = [], []
-    for run, path in here.groupby("run", sort=False):
-        sums = path.pivot_table(index="step", columns="person", values=["score", "items"], aggfunc="sum")
-        score, at = sums["score"] / sums["items"], lengths[run] * np.array([1, *NEARBY])
+    tables, parts, rows = _by_run(here, "forget", LIKELIHOOD, list(VIEWS)), [], []
+    for run in here["run"].unique():
+        score, at = tables[run], lengths[run] * np.array([1, *NEARBY])
         score = score.reindex(score.index.union(at)).interpolate("index", limit_area="inside").loc[at]
         for times, change in zip(NEARBY, (score.iloc[1:] - score.iloc[0]).to_numpy(), strict=True):
             parts.append(pd.DataFrame({"run": run, "times": times, "person": score.columns, "value": change}))
@@ -255,6 +251,6 @@ def edges(points: pd.DataFrame, lengths: Mapping[str, int], by: Sequence[str] = 
         runs = here.drop_duplicates("run")[[*RUN_AT, *by]]
         for names, of_people in pd.concat(parts).merge(runs, on="run").groupby(key, sort=False, dropna=False):
             replicates = of_people.groupby(REPLICATE).ngroup()
-            change = interval(of_people["value"], of_people["person"], (-1.0, 1.0), replicates=replicates)
-            rows.append([*names, *(getattr(change, name) for name in values)])
+            change = interval(of_people["value"], of_people["person"], (-1.0, 1.0), replicates)
+            rows.append(dict(zip(key, names, strict=True)) | vars(change))
     return pd.DataFrame(rows, columns=[*key, *values])

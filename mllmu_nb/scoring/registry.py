@@ -19,8 +19,6 @@ DOWN, LIKE_ORACLE, UP = "↓", "→", "↑"
 FORGOTTEN = ("forget", "test")  # sets on which knowledge should fall; it should stay on the others
 METRICS = Registry("metric")
 LABELS: dict[str, tuple[str, str, str]] = {}  # printed label → key of its metric
-
-
 NO_PAIR = "The {} or the model has no answer to these questions."
 
 
