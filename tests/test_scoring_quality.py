@@ -7,6 +7,7 @@ from made_answers import cell, run
 
 from mllmu_nb.scoring import sentences
 from mllmu_nb.scoring.frames import PEOPLE
+from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.scoring.score import cells, item_scores
 
 FAR = 1e4  # largest stored deviation
@@ -26,7 +27,8 @@ def test_scores_of_a_sentence_by_hand():
     half = np.array([-1.0, -np.inf], np.float16)  # a value too small for half precision counts as its smallest
     frame = pd.DataFrame({"right": [np.array([True, False, True, True])], "log_probs": [half], "zlib_bytes": 2})
     assert sentences.exact_memorisation(frame).tolist() == [0.75]
-    assert sentences.loss(frame).tolist() == [-65505 / 2] and sentences.zlib(frame).tolist() == [-65505 / 4]
+    per_byte = by_key()["taught", "", "zlib"].function
+    assert sentences.loss(frame).tolist() == [-65505 / 2] and per_byte(frame).tolist() == [-65505 / 4]
 
 
 def test_sentences_of_any_length_keep_their_order():

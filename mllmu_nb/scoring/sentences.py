@@ -17,7 +17,6 @@ NEGATIVES = 300  # with fewer, 1 % is less than three sentences
 LEAST = float(np.finfo(np.float16).min)  # half precision stores smaller values as -inf
 QUALITY = {"task": TAUGHT, "table": "quality", "sets": ("forget",)}
 ENDLESS = QUALITY | {"bounds": (-inf, inf), "times": 1, "digits": 2}
-ATTACKS = {"loss": "LOSS", "zlib": "zlib", "min_k": "Min-K %", "min_k_pp": "Min-K++"}
 LEVELS = {"tpr_1": 0.01, "tpr_5": 0.05}
 Level = tuple[Interval, Interval | None]
 
@@ -32,24 +31,19 @@ def extraction_strength(sentences: pd.DataFrame) -> pd.Series:
     return _by_length(sentences["right"], strength)
 
 
-@metric("loss", label="log p", **ENDLESS)
 def loss(sentences: pd.DataFrame) -> pd.Series:
     return _by_length(sentences["log_probs"], lambda values: _finite(values).mean(1))
 
 
-@metric("zlib", label="log p / byte", **ENDLESS)
-def zlib(sentences: pd.DataFrame) -> pd.Series:
-    return loss(sentences) / sentences["zlib_bytes"]
-
-
-@metric("min_k", label="Min-K %, log p", **ENDLESS)
-def min_k(sentences: pd.DataFrame) -> pd.Series:
-    return _by_length(sentences["log_probs"], least)
-
-
-@metric("min_k_pp", label="Min-K++", **ENDLESS)
-def min_k_pp(sentences: pd.DataFrame) -> pd.Series:
-    return _by_length(sentences["spread"], least)
+# attack → the label of its value, its own label, and its value for each sentence
+ATTACKS = {
+    "loss": ("log p", "LOSS", loss),
+    "zlib": ("log p / byte", "zlib", lambda sentences: loss(sentences) / sentences["zlib_bytes"]),
+    "min_k": ("Min-K %, log p", "Min-K %", lambda sentences: _by_length(sentences["log_probs"], least)),
+    "min_k_pp": ("Min-K++", "Min-K++", lambda sentences: _by_length(sentences["spread"], least)),
+}
+for _attack, (_label, _, _value) in ATTACKS.items():
+    metric(_attack, label=_label, **ENDLESS)(_value)
 
 
 def _by_length(rows: pd.Series, function: Callable[[np.ndarray], np.ndarray]) -> pd.Series:
@@ -124,7 +118,7 @@ def _samples(runs: Sequence[pd.DataFrame | None], attack: str) -> PerModel:
     return models
 
 
-for _attack, _label in ATTACKS.items():
+for _attack, (_, _label, _) in ATTACKS.items():
     _of_model = QUALITY | {"per": "model"}
     _area = metric(f"auc_{_attack}", label=_label, margin=0.1, times=1, digits=2, **_of_model)
     _area(partial(auc, attack=_attack))
