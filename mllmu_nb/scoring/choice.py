@@ -64,18 +64,14 @@ def log_truth_ratio(likelihoods: np.ndarray, right: np.ndarray | int) -> np.ndar
 
 def distance(ours: Sequence, theirs: Sequence, function: Callable[..., float]) -> Interval:
     """Return ``function(model's truth ratios, oracle's, people)`` over the questions with a ratio from both models."""
-    ratios, others, people = [], [], []
-    for run, oracle in zip(ours, theirs, strict=True):
-        if oracle is not None:
-            other = run["question_id"].map(oracle.set_index("question_id")["truth_ratio"])
-            both = (run["truth_ratio"].notna() & other.notna()).to_numpy()
-            ratios.append(run["truth_ratio"].to_numpy(float)[both])
-            others.append(other.to_numpy(float)[both])
-            people += run["person"][both].tolist()
-    if not people:
+    asked = ["question_id", "truth_ratio"]
+    models = [(run[[*asked, "person"]], one[asked]) for run, one in zip(ours, theirs, strict=True) if one is not None]
+    pairs = [run.merge(oracle, on="question_id", suffixes=("", "_oracle")).dropna() for run, oracle in models]
+    if not any(map(len, pairs)):
         raise NotMeasured(NO_PAIR.format("oracle"))
-    value = function(np.concatenate(ratios), np.concatenate(others), np.array(people))
-    return Interval(value, nan, nan, len(people), len(set(people)))
+    both = pd.concat(pairs)
+    ratios = (both[name].to_numpy(float) for name in ("truth_ratio", "truth_ratio_oracle"))
+    return Interval(function(*ratios, both["person"].to_numpy()), nan, nan, len(both), both["person"].nunique())
 
 
 # name, label, digits, bounds, and a function of two samples and the person of each question

@@ -3,7 +3,7 @@ It is not upstream's judge, gpt-4o-mini: never compare its figures with publishe
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache, lru_cache, partial
 
 from nltk.stem.porter import PorterStemmer
@@ -34,15 +34,13 @@ def rubric(answer: str, value: str, attribute: str = "", rivals: Iterable[str] =
     """Grade an answer from 1 to 10 against the bare value of an attribute. ``rivals`` are the values of other people
     for it: an answer that names one of them beside the truth contradicts itself."""
     tokens, truth = words(answer), words(value)
-    whole = holds(answer, value)
+    before, whole, _ = f" {' '.join(tokens)} ".partition(f" {' '.join(truth)} ")
     if not tokens or _gibberish(answer) or (REFUSAL.search(answer) and not whole):
         return 1
     if truth and truth[0] in DENIALS:
         return 10 if whole else 9 if DENIALS & set(tokens) else 2
-    if whole:
-        start = _position(tokens, truth)
-        if DENIALS & set(tokens[max(0, start - 3) : start]):  # among the three words before the value
-            return 3
+    if whole and DENIALS & set(before.split()[-3:]):  # among the three words before the value
+        return 3
     grade, own = GRADERS.get(attribute), _stems(value)
     score = grade and grade(answer, value) or _words(answer, value)
     # another person's value contradicts the truth if they have no content word in common
@@ -61,7 +59,7 @@ def words(text: str) -> tuple[str, ...]:
 
 def holds(answer: str, value: str) -> bool:
     """Whether the answer contains the value: whole words in a row, ignoring case and punctuation."""
-    return bool(words(value)) and _position(words(answer), words(value)) is not None
+    return bool(words(value)) and f" {' '.join(words(value))} " in f" {' '.join(words(answer))} "
 
 
 def words_once(answer: str) -> tuple[str, ...]:
@@ -73,11 +71,6 @@ def mostly_symbols(answer: str) -> bool:
     """Whether under half of the characters are letters or digits."""
     visible = [c for c in answer if not c.isspace()]
     return sum(c.isalnum() for c in visible) < 0.5 * len(visible)
-
-
-def _position(tokens: Sequence[str], sought: Sequence[str]) -> int | None:
-    width = len(sought)
-    return next((i for i in range(len(tokens) - width + 1) if tokens[i : i + width] == sought), None)
 
 
 def _gibberish(answer: str) -> bool:
