@@ -45,13 +45,12 @@ def figure(name: str, alt: str, portraits: bool = False) -> Callable[[Callable],
     def register(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         @plots.styled
         @functools.wraps(draw)
-        def drawn(scores: Scores, *arguments, **named) -> Figure:
-            made = draw(scores, *arguments, **named)
+        def drawn(scores: Scores, people: Sequence[Profile] = (), **named) -> Figure:
+            made = draw(scores, people, **named) if portraits else draw(scores, **named)
             made.set_label(alt)
             plots.corner(made, grid.group_title(scores).removesuffix(", clean protocol"))
             return made
 
-        drawn.portraits = portraits
         return FIGURES.add(name, drawn)
 
     return register
@@ -67,11 +66,8 @@ def write_all(scores: Scores, people: Sequence[Profile], folder: Path) -> list[s
     one line per figure for ``captions.md``: its caption, or why it is not drawn."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [("profiles", profile_sheet, [people])] if people else []
-    for _, group in scores.groups:
-        for name in FIGURES:
-            draw = FIGURES.get(name)
-            content = [group, people] if draw.portraits else [group]
-            wanted.append((grid.sheet_label(name, group).replace("-", "_"), draw, content))
+    for (_, group), name in itertools.product(scores.groups, FIGURES):
+        wanted.append((grid.sheet_label(name, group).replace("-", "_"), FIGURES.get(name), [group, people]))
     captions = []
     for stem, draw, content in wanted:
         try:
