@@ -1,11 +1,12 @@
 """Free answers and cloze: overlap with the true sentence, and whether the answer has the fact (docs/scoring.md)."""
 
 from functools import cache, partial
+from types import SimpleNamespace
 
 import pandas as pd
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
-from rouge_score import tokenize, tokenizers
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenize import tokenize
 
 from mllmu_nb.scoring.factuality import STEM, holds, rubric
 from mllmu_nb.scoring.health import states
@@ -13,18 +14,9 @@ from mllmu_nb.scoring.registry import each, metric
 
 FREE = {"task": "generation", "margin": 0.1}
 OVERLAP = FREE | {"times": 1, "digits": 3}
-
-
-class _Stems(tokenizers.Tokenizer):
-    """The scorer's own tokens and stems, but each word is stemmed only once: stemming takes most of the time."""
-
-    stem = staticmethod(STEM)
-
-    def tokenize(self, text: str) -> list[str]:
-        return tokenize.tokenize(text, self)
-
-
-SCORER = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_Stems())
+# the scorer's own tokens and stems, but each word is stemmed only once: stemming takes most of the time
+TOKENS = SimpleNamespace(tokenize=partial(tokenize, stemmer=SimpleNamespace(stem=STEM)))
+SCORER = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=TOKENS)
 SMOOTHING = SmoothingFunction().method1
 
 
