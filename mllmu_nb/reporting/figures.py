@@ -495,7 +495,7 @@ def health(scores: Scores) -> Figure:
     if not shown["metric"].isin(STATES).any():
         raise KitError("no run was asked for a free answer about the forget or the retain people whose fact is known")
     asked = list(shown.groupby(["set_label", "view_label"]))
-    names = list(shown["name"].cat.remove_unused_categories().cat.categories)
+    names = plots.values(shown, "name")
     size = PAGE, 0.75 + 1.6 * LINE * len(names)
     key = f"Shares of the free answers, per cent; those under {100 * WRITTEN:.0f} are not written. "
     key += "Their intervals are in the tables."
