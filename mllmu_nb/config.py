@@ -154,11 +154,13 @@ class Config(BaseModel):
     def from_notebook(cls, namespace: dict[str, Any], **fixed: Any) -> Config:
         """Make a Config from the parameters cell. Call it in the next cell as ``Config.from_notebook(globals())``.
 
-        papermill injects an unknown parameter as one more global, so every plain value there must be a parameter. If
-        the cell is run again, names that the notebook has set since then are ignored, unless they look like a misspelt
-        parameter.
+        papermill injects an unknown parameter as one more global, so every plain value there (text, number, list, None
+        ..) must be a parameter, except IPython's own and the sweep's grid. If the cell is run again, names that the
+        notebook has set since then are ignored, unless they look like a misspelt parameter.
         """
-        values, again = plain_values(namespace), "_first_parameters" in namespace
+        plain, again = (bool, int, float, str, list, tuple, dict, set, type(None)), "_first_parameters" in namespace
+        ours = [name for name in namespace if not name.startswith("_") and name not in ("In", "Out", GRID)]
+        values = {name: namespace[name] for name in ours if type(namespace[name]) in plain}
         first = namespace.setdefault("_first_parameters", set(values))
         near = {name for name in values if difflib.get_close_matches(name, cls.model_fields, 1, cutoff=0.8)}
         try:
@@ -226,27 +228,26 @@ class Config(BaseModel):
         values set by hand. A later source overrides an earlier one, except that :data:`WAYS` in a method's file
         override the protocol. A method's numbers are those of the protocol's variant: another variant changes only the
         loss, not the rate or the length, unless its class gives a rate of its own."""
-        presets, given, usual, declared, prefix = _presets(self.scale), self._given, Recipe(), Recipe(), "train_"
+        presets, given, declared, prefix = _presets(self.scale), self._given, Recipe(), "train_"
         general = presets["training"][self.adaptation] if kind == "training" else presets["unlearning"]
-        if kind == "unlearning":
-            usual, declared, prefix = self._own_recipe, self._method_class.recipe(self.scale, self.modality), "unlearn_"
         said = presets["sources"] | presets["sources"].get(kind, {})
         values = Recipe(**general).numbers().items()
         numbers = {name: (value, said.get(name, general["source"])) for name, value in values}
-        stated = dict(usual.numbers().items() - Recipe().numbers().items())
-        if LENGTHS & stated.keys():  # one way to give the length replaces the other
-            stated = dict.fromkeys(LENGTHS, 0) | stated
-        # a variant without a rate of its own has the numbers of the protocol's, which were not chosen for it
-        other = kind == "unlearning" and not self._has_own_rate
-        other = other and self.variant != variant_of(self.method, None, self.protocol)
-        of_whom = f" (of another variant than {self.variant})" * other
-        numbers |= {name: (value, (usual.source or IN_FILE) + of_whom) for name, value in stated.items()}
+        if kind == "unlearning":
+            usual, declared, prefix = self._own_recipe, self._method_class.recipe(self.scale, self.modality), "unlearn_"
+            stated = dict(usual.numbers().items() - Recipe().numbers().items())
+            if LENGTHS & stated.keys():  # one way to give the length replaces the other
+                stated = dict.fromkeys(LENGTHS, 0) | stated
+            # a variant without a rate of its own has the numbers of the protocol's, which were not chosen for it
+            other = not self._has_own_rate and self.variant != variant_of(self.method, None, self.protocol)
+            source = (usual.source or IN_FILE) + f" (of another variant than {self.variant})" * other
+            numbers |= {name: (value, source) for name, value in stated.items()}
         for name, (value, source) in self.words().items():
             if name in numbers:
                 numbers[name] = (numbers[name][0] if value is None else value, source)
         for name in WAYS:
             own = getattr(declared, name)
-            if given[name] is None and own not in (getattr(Recipe(), name), numbers[name][0]):
+            if given[name] is None and own not in (None, numbers[name][0]):
                 numbers[name] = (own, IN_FILE)
         for name in ("schedule", "precision", "micro_batch", "checkpointing"):
             if given[name] and given[name] != numbers[name][0]:
@@ -260,9 +261,9 @@ class Config(BaseModel):
 
     def words(self) -> dict[str, tuple[Any, str]]:
         """Parameter → its value and its source, for all parameters that the value of ``protocol`` decides."""
-        said = {name: (getattr(self, name), word["source"]) for name, word in _protocol(self.protocol).items()}
-        usual = self._usual_words()
-        return {name: (value, source if value == usual[name] else BY_HAND) for name, (value, source) in said.items()}
+        words, usual = _presets("protocols")[self.protocol], self._usual_words()
+        sources = {name: words[name]["source"] if getattr(self, name) == usual[name] else BY_HAND for name in words}
+        return {name: (getattr(self, name), sources[name]) for name in words}
 
     def parameters(self) -> dict[str, Any]:
         """All parameters as plain values, resolved, in their order."""
@@ -276,7 +277,7 @@ class Config(BaseModel):
 
     def deviations(self) -> dict[str, tuple[Any, Any]]:
         """The deviations of the run from its protocol: parameter → (the protocol's value, the run's)."""
-        names = [*_protocol(self.protocol), *BESIDE_PROTOCOL]
+        names = [*_presets("protocols")[self.protocol], *BESIDE_PROTOCOL]
         plain = self.but(**{name: type(self).model_fields[name].default for name in names}, settings={})
         pairs = {name: (getattr(plain, name), getattr(self, name)) for name in names}
         pairs |= {name: (plain.settings.get(name), self.settings[name]) for name in self._given["settings"]}
@@ -300,7 +301,7 @@ class Config(BaseModel):
 
     def _usual_words(self) -> dict[str, Any]:
         """Parameter → the protocol's value for this family and scale."""
-        protocol = _protocol(self.protocol).items()
+        protocol = _presets("protocols")[self.protocol].items()
         words = {name: word.get(self.base_model, word.get(self.scale, word["value"])) for name, word in protocol}
         return {**words, "variant": variant_of(self.method, None, self.protocol)}
 
@@ -432,14 +433,6 @@ def check_names(names: Iterable[str], known: Iterable[str] = ()) -> None:
         choose("parameter", name, [*Config.model_fields, *known])
 
 
-def plain_values(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """Name → value of what a notebook's cells have set to a plain value so far (text, number, list, None ..). IPython's
-    own names are left out, and the sweep's grid, which papermill injects with the rest of a configuration file."""
-    plain = (bool, int, float, str, list, tuple, dict, set, type(None))
-    ours = [name for name in namespace if not name.startswith("_") and name not in ("In", "Out", GRID)]
-    return {name: namespace[name] for name in ours if type(namespace[name]) in plain}
-
-
 def public(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """``parameters`` with every path reduced to its last part; names on the hub stay whole."""
 
@@ -463,11 +456,6 @@ def stable_hash(value: Any) -> str:
 @cache
 def _presets(name: str) -> dict[str, Any]:
     return yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
-
-
-def _protocol(name: str) -> dict[str, dict[str, Any]]:
-    """Parameter → its value under a protocol, its source, and the values for single families or scales."""
-    return _presets("protocols")[name]
 
 
 def departures() -> list[str]:
