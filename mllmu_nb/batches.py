@@ -65,9 +65,6 @@ def pieces(rows: Sequence, size: int, encode: Callable[[Sequence], dict[str, Bat
     return [{name: {**batch, **mark} for name, batch in piece.items()} for piece, mark in pairs]
 
 
-# -- fine-tuning ------------------------------------------------------------------------------------------------
-
-
 def finetuning_steps(conversations: Sequence[Conversation], recipe: Recipe, replay: float) -> int:
     """Optimizer steps of fine-tuning: the recipe's, else those of its epochs. An epoch teaches every turn once."""
     if recipe.steps:
@@ -134,9 +131,6 @@ def finetuning_batches(
 def _augmented(conversation: Conversation, rng: np.random.Generator) -> Conversation:
     turns = (replace(t, image=augment(from_bytes(t.image), rng)) if t.image else t for t in conversation.turns)
     return replace(conversation, turns=tuple(turns))
-
-
-# -- unlearning -------------------------------------------------------------------------------------------------
 
 
 def unlearning_steps(method: Method, recipe: Recipe, sets: Sets) -> int:

@@ -290,9 +290,6 @@ class Config(BaseModel):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and self.parameters() == other.parameters()
 
-    def __hash__(self) -> int:
-        return hash(stable_hash(self.parameters()))
-
     # -- completing and checking it -----------------------------------------------------------------------------
 
     @property

@@ -21,14 +21,13 @@ SCHEDULES = {
 }
 DECAY = 0.3
 REST = 0.5  # share of Muon's rate, for the parameters that AdamW trains
-COEFFICIENTS = (3.4445, -4.775, 2.0315)  # of the quintic; torch.optim.Muon has the same
 NEWTON_STEPS = 3  # torch takes 5; vanilla remembers as much with 3
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
     """Approximate the nearest orthogonal matrix to each of ``matrices`` [N, rows, columns] by Newton-Schulz steps:
     large singular values become about .7 to 1.2, small ones stay below."""
-    a, b, c = COEFFICIENTS
+    a, b, c = 3.4445, -4.775, 2.0315  # of the quintic; torch.optim.Muon has the same
     tall = matrices.shape[1] > matrices.shape[2]
     result = matrices.mT if tall else matrices
     result = result / result.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)

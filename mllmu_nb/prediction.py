@@ -55,9 +55,6 @@ ASKED = {"letter": (5, 5, 2), "likelihood": (5, 0, 3), "generation": (2, 0, 1), 
 aten = torch.ops.aten
 
 
-# -- what is counted ----------------------------------------------------------------------------------------------
-
-
 class Tally(TorchDispatchMode):
     """Counts the computation inside the context: ``flops`` of matrix products and attention (two per multiplication
     with its addition), and ``peak``, the most bytes of tensors at one time, including those of the ``held`` modules.
@@ -146,9 +143,6 @@ def kernels(half: bool) -> Iterator[None]:
     products = {name: cast(getattr(torch, name), low) for name in ("matmul", "bmm")}
     with mock.patch.multiple(functional, **changed), mock.patch.multiple(torch, **products):
         yield
-
-
-# -- one model ----------------------------------------------------------------------------------------------------
 
 
 class Rate(NamedTuple):
@@ -257,7 +251,7 @@ class Estimate:
         """Seconds in which a run's model answers the questions of these ``kinds`` about ``people`` (set → number).
         Worked examples are read once for all, a picture once per batch. To write a token also takes the time of reading
         all weights. Every answer has its greatest length."""
-        precision, size = asking_precision(config), pipeline.asked_at_once(config)
+        precision, size = config.eval_precision or "fp32", pipeline.asked_at_once(config)
         upstream = config.protocol == "upstream" and kinds is not ASKED_ON_PATH
         per_token, flops, written = self.reading(False) / self.text, 0.0, 0
         picture = self.family.parts(config.protocol) * (self.reading(True) - self.reading(False))
@@ -317,9 +311,6 @@ class Estimate:
     def _gib(self, element: int, more: Counts) -> Counts:
         held = {"weights": self.parameters * element, **more, "libraries": LIBRARIES}
         return {what: size / GIB for what, size in held.items()}
-
-
-# -- all the stages of a run --------------------------------------------------------------------------------------
 
 
 @cache
@@ -386,11 +377,6 @@ def _answering(config: Config, estimate: Estimate, rate: Rates) -> float:
     counts = {name: len(people) for name, people in _people(config).items() if name != "pool"}
     kinds = [kind for kind in ASKED if kind != "likelihood" or config.scoring == "both"]
     return estimate.asking(config, {**counts, "test": counts["forget"]}, kinds, rate)
-
-
-def asking_precision(config: Config) -> str:
-    """The precision of the weights in evaluation."""
-    return config.eval_precision or "fp32"
 
 
 def _people(config: Config) -> dict[str, list[Conversation]]:

@@ -111,10 +111,8 @@ def train(
     for number in progress_bar(ahead, desc="steps", shown=shown):
         terms, tokens = back_propagate(model, next(batches), method, trained, autocast)
         norm = clip_(trained.values(), recipe.clip or math.inf)
-        if number <= steps:
-            log.losses.append({"step": number, **terms})
-            log.supervised_tokens += tokens
-        if problem := divergence(terms["loss"], log.losses[0]["loss"], rise, norm, recipe):
+        first = log.losses[0] if log.losses else terms
+        if problem := divergence(terms["loss"], first["loss"], rise, norm, recipe):
             if number > steps:
                 break
             raise TrainingDiverged(f"training diverged at step {number}: {problem}")
@@ -129,6 +127,8 @@ def train(
         if number == steps < beyond:
             kept.also["ended"] = {name: p.detach().clone() for name, p in trained.items()}
         if number <= steps:
+            log.losses.append({"step": number, **terms})
+            log.supervised_tokens += tokens
             log.seconds = time.perf_counter() - started
             log.peak_memory_mb = max(log.peak_memory_mb, peak_memory_mb(model.device))
         if after_step:
@@ -177,9 +177,6 @@ def back_propagate(
         mean = average_over_processes(mean.to(model.device), trained.values())
         tokens = int(reduce(torch.tensor(tokens, device=model.device), "sum"))
     return dict(zip(values[0], mean.tolist(), strict=True)), tokens
-
-
-# -- what a step reads ------------------------------------------------------------------------------------------
 
 
 def scored(model, batches: Mapping[str, Batch], method: Method, autocast, per_row: Mapping[str, float] = {}) -> Step:
@@ -251,9 +248,6 @@ def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
             f"set precision to fp32, or {pinning.UNPINNED}=1 before Python starts"
         )
     return torch.autocast(device.type, torch.bfloat16, enabled=half)
-
-
-# -- the two ways to use it -------------------------------------------------------------------------------------
 
 
 def finetune(

@@ -264,7 +264,6 @@ def test_minutes_and_hours_of_notebooks_and_readme_are_the_predicted_ones():
     readme = (paths.checkout() / "README.md").read_text(encoding="utf-8")
     assert f"about {half} hours in bf16, {single} as shipped (predicted)" in readme
     assert "`eval_batch: 32` takes 38 GiB and less than half the time" in readme
-    precision = prediction.asking_precision(plain)
-    needs = [sum(estimate.answering(size, plain.shots, precision, "upstream").values()) for size in (8, 32)]
+    needs = [sum(estimate.answering(size, plain.shots, plain.eval_precision, "upstream").values()) for size in (8, 32)]
     assert [round(need) for need in needs] == [21, 38]
     assert 2 * float(minutes("answers", method="base", eval_batch=32)) < float(questions)

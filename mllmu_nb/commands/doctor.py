@@ -118,7 +118,7 @@ def most_memory(configs: Configs) -> dict[str, float]:
     needs = []
     for config in configs:
         model, bits = estimate(inputs.base_of(config)), bool(config.quantise_base)
-        size, precision = pipeline.asked_at_once(config), prediction.asking_precision(config)
+        size, precision = pipeline.asked_at_once(config), config.eval_precision or "fp32"
         needs.append(model.answering(size, config.shots, precision, config.protocol))
         if config.method != "base":
             needs.append(model.training(config.training, config.adaptation == "full", None, bits))

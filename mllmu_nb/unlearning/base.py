@@ -22,10 +22,6 @@ __all__ = ["IGNORE", "METHODS", "Method", "Needs", "Recipe", "ReferenceLogProbs"
 __all__ += ["mean_kl", "names", "register", "summed_kl", "variants", "with_answers"]
 
 IGNORE = -100  # the label of a position that is not supervised
-REFERENCE_MODELS = ("vanilla", "retain_epoch")
-RATE_FALLS = ("step", "epoch")  # when the schedule of a learning rate advances
-STRICT = ConfigDict(strict=True, allow_inf_nan=False)
-SETS = ("forget", "retain")  # sets of people that a stream can draw from
 # Sources of the recipes of the methods here.
 RULE = "searched on the miniature, on people of other data seeds, by the rule of tools/settings.py"
 RELEASED = "MLLMU-Bench's code and README"
@@ -324,15 +320,15 @@ def register(method: type[Method]) -> type[Method]:
         raise KitError(
             f"recipes of {method.name} must be Recipes by scale, {{'miniature': Recipe(..)}}: {recipes!r:.60}"
         )
-    choose(f"reference_model of {method.name}", method.reference_model, REFERENCE_MODELS)
-    choose(f"rate_falls of {method.name}", method.rate_falls, RATE_FALLS)
+    choose(f"reference_model of {method.name}", method.reference_model, ("vanilla", "retain_epoch"))
+    choose(f"rate_falls of {method.name}", method.rate_falls, ("step", "epoch"))
     for name in (*method.needs.reference, *method.needs.everywhere, *(n for names in method.passes for n in names)):
         choose(f"stream of {method.name}", name, method.streams)
     other = method.needs.reference and method.reference_model != "vanilla"
     if other and (method.needs.hidden or method.needs.everywhere):
         raise KitError(f"{method.name}: of {method.reference_model} only the log-probabilities of answers are kept")
     for name, stream in method.streams.items():
-        choose(f"set of {method.name}'s stream {name}", stream.set, SETS)
+        choose(f"set of {method.name}'s stream {name}", stream.set, ("forget", "retain"))
     return METHODS.add((method.name, method.variant), method)
 
 
@@ -358,6 +354,7 @@ def typed(owner: str, setting: str, value: Any, default: Any) -> Any:
     """Return ``value`` if it has the type of ``default`` (an int counts as a float). Raises KitError with the setting
     and its ``owner``, a method or a step after unlearning."""
     try:
-        return TypeAdapter(type(default), config=STRICT).validate_python(value)
+        strict = ConfigDict(strict=True, allow_inf_nan=False)
+        return TypeAdapter(type(default), config=strict).validate_python(value)
     except ValidationError as error:
         raise invalid(error, f"{setting} of {owner}") from None
