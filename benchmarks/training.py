@@ -73,7 +73,7 @@ class Work:
 
     def questions(self, packed: bool) -> int:
         shape = self.packing if packed else SINGLE
-        streams = len(self.method.streams or ["train"])
+        streams = len(self.method.streams)
         return self.recipe.steps * streams * shape["batch_size"] * shape["turns"]
 
     def model(self):

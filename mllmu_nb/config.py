@@ -132,8 +132,6 @@ class Config(BaseModel):
         self._check()
         self._set(**{name: os.path.expanduser(getattr(self, name)) for name in PATHS})
 
-    # -- making one ---------------------------------------------------------------------------------------------
-
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any], **fixed: Any) -> Config:
         """Make a Config from plain values by name, including hyper-parameters. ``fixed`` are values that the caller
@@ -178,8 +176,6 @@ class Config(BaseModel):
         known = setting_names(method, values["after"], variant if method != self.method else None)
         settings = {name: value for name, value in self._given["settings"].items() if name in known}
         return type(self).from_parameters({**self._given, "settings": settings, **changes})
-
-    # -- reading it ---------------------------------------------------------------------------------------------
 
     @property
     def run_id(self) -> str:
@@ -289,8 +285,6 @@ class Config(BaseModel):
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and self.parameters() == other.parameters()
-
-    # -- completing and checking it -----------------------------------------------------------------------------
 
     @property
     def _method_class(self) -> type[Method]:
@@ -445,9 +439,6 @@ def stable_hash(value: Any) -> str:
     """16 hexadecimal digits that depend on ``value`` (anything JSON can hold) and on nothing else."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-# -- presets ----------------------------------------------------------------------------------------------------
 
 
 @cache

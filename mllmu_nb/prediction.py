@@ -186,8 +186,7 @@ class Estimate:
     def training(self, recipe: Recipe, full: bool, method: Method | None = None, quantised: bool = False) -> Counts:
         """GiB to train by ``recipe``: fine-tuning, or ``method``. ``quantised``: with layers in 4 bits."""
         method = method or FineTuning()
-        passes = method.all_passes if method.streams else (("train",),)
-        steps = [self.step(recipe, full, method, names) for names in passes]
+        steps = [self.step(recipe, full, method, names) for names in method.all_passes]
         peak = max(step["peak"] for step in steps)
         each = STATES if full else STATES + 4  # an adapter adds its weights
         states, element = steps[0]["trained"] * each, DTYPES[recipe.precision].itemsize

@@ -196,7 +196,6 @@ def write_json(path: Path, value: Any) -> None:
 def write_frame(path: Path, frame: "pd.DataFrame", **encoding: Any) -> None:
     """Write ``frame`` as Parquet, compressed by zstd. What pandas and Arrow add to describe the columns is left out: in
     files as small as a run's it is a third of the bytes. ``encoding``: as in ``pyarrow.parquet.write_table``."""
-    import pyarrow
     import pyarrow.parquet
 
     plain = pyarrow.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
@@ -338,9 +337,8 @@ def _globals_read(code: CodeType) -> set[str]:
 
 def _instructions(code: CodeType) -> str:
     """The instructions of a piece of code and of the functions inside it, for code whose text cannot be read."""
-    plain = [constant for constant in code.co_consts if not isinstance(constant, CodeType)]
-    inner = [_instructions(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
-    return repr((code.co_code, code.co_names, plain, inner))
+    constants = [_instructions(one) if isinstance(one, CodeType) else one for one in code.co_consts]
+    return repr((code.co_code, code.co_names, constants))
 
 
 def _printed(value: Any) -> str:

@@ -38,7 +38,7 @@ class TrainingDiverged(KitError):
 class FineTuning(Method):
     """L = ℓ̄, the mean over all supervised tokens of the batch, as in transformers; for vanilla and the oracle."""
 
-    name, streams = "finetuning", {}
+    name, streams = "finetuning", ("train",)
 
     def loss(self, step):
         yield "nll", step.train.token_nll

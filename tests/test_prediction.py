@@ -82,7 +82,7 @@ def test_a_step_holds_the_bytes_that_are_predicted(way):
     """With widths and depths that were not used when the prediction was written; nothing is fitted."""
     recipe, method, attention = WAYS[way]
     full, method = recipe is FULL, method or training.FineTuning()
-    names = method.all_passes[-1] if method.streams else ("train",)
+    names = method.all_passes[-1]
     for width, layers in ((96, 6), (160, 3))[: 2 if way == "an adapter" else 1]:
         model = model_of(width=width, layers=layers)
         model.set_attn_implementation(attention)

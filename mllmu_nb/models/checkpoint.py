@@ -49,8 +49,7 @@ class Checkpoint:
         if not self.file or time.monotonic() - self.saved < self.seconds:
             return
         state = {"step": step, "trained": {name: p.detach() for name, p in trained.items()}, "log": vars(log)}
-        state["also"] = self.also
-        state |= {"steered": [one.state_dict() for one in steered], "random": torch.get_rng_state()}
+        state |= {"steered": [one.state_dict() for one in steered], "also": self.also, "random": torch.get_rng_state()}
         if torch.cuda.is_available():
             state["random_gpu"] = torch.cuda.get_rng_state()
         torch.save(state, unfinished := self.file.with_suffix(".part"))

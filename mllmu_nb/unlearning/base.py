@@ -249,8 +249,6 @@ class Method:
     def after_update(self, parameters: Mapping[str, Tensor]) -> None:
         """Called after the optimizer has moved the parameters."""
 
-    # Derived from the declarations.
-
     def __init_subclass__(cls) -> None:
         if not isinstance(cls.streams, Mapping):
             cls.streams = {name: Stream(name) for name in cls.streams}

@@ -19,7 +19,6 @@ from mllmu_nb.registry import Registry
 from mllmu_nb.unlearning.base import IGNORE
 
 LABEL_MODES = ("answer", "text", "upstream")
-TOKEN_KINDS = ("answer", "eos", "question", "image", "padding")
 # Modules that upstream's rule for adapters should spare, in every family, and the layers that it reached under
 # transformers 4.45.
 SPARED = ("multi_modal_projector", "vision_model", "lm_head")
@@ -204,11 +203,10 @@ class Family:
         image = ids == processor.image_token_id
         answered = self.encode(processor, conversations)["labels"] != IGNORE
         closing = answered & (ids == processor.tokenizer.convert_tokens_to_ids(self.end(processor)))
-        masks = (answered & ~closing, closing, ~(answered | image | padding), image, padding)
+        kinds = {"answer": answered & ~closing, "eos": closing, "question": ~(answered | image | padding)}
+        kinds |= {"image": image, "padding": padding}
         learnt = batch["labels"] != IGNORE
-        return {
-            kind: (int((mask & learnt).sum()), int(mask.sum())) for kind, mask in zip(TOKEN_KINDS, masks, strict=True)
-        }
+        return {kind: (int((mask & learnt).sum()), int(mask.sum())) for kind, mask in kinds.items()}
 
     def adapter_pattern(self, model: torch.nn.Module, reach: str) -> str:
         """Return a pattern for the full paths of the linear layers with an adapter. ``language``: the language model's
