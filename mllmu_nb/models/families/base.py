@@ -1,7 +1,7 @@
 """A family of models: how its conversations are written and encoded, and where its adapters go."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import nan
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
-from mllmu_nb.data.conversations import Conversation, Turn
+from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.data.portraits import from_bytes
 from mllmu_nb.errors import KitError, choose
 from mllmu_nb.registry import Registry
@@ -228,20 +228,14 @@ class Family:
 
 
 def chat(
-    conversation: Conversation,
-    eos: str,
-    end: str,
-    system: str,
-    asked: Callable[[Turn], str],
-    reply: str,
-    blank: str = "",
+    conversation: Conversation, slot: str, eos: str, end: str, system: str, user: str, reply: str, blank: str = ""
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Write a conversation as a chat template does, for ``render``: ``system``, then for each turn the text of
-    ``asked``, ``end``, a line break, ``reply`` and the answer, if any, after ``blank``. ``end`` also follows earlier
-    answers; it is taught if it is ``eos``."""
+    """Write a conversation as a chat template does, for ``render``: ``system``, then for each turn ``user``, the
+    ``slot`` of its picture, the prompt, ``end``, a line break, ``reply`` and the answer, if any. ``blank`` is before
+    prompt and answer. ``end`` also follows earlier answers; it is taught if it is ``eos``."""
     text, spans = system, []
     for number, turn in enumerate(conversation.turns, start=1):
-        text += f"{asked(turn)}{end}\n{reply}"
+        text += f"{user}{'' if turn.image is None else slot}{blank}{turn.prompt}{end}\n{reply}"
         if turn.answer:
             spans.append((len(text), len(text) + len(blank + turn.answer + eos)))
             text += blank + turn.answer + eos

@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from mllmu_nb.data.conversations import Conversation, Turn
+from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.models.families.base import USUAL, Family, chat, distinct, register
 from mllmu_nb.models.families.llava import Llava
 
@@ -33,11 +33,7 @@ class Idefics2(Family):
         if conversation.protocol == "upstream":
             return Llava().render(conversation, slot, eos)
         system = f"System: {conversation.system}{END}\n" if conversation.system else ""
-
-        def asked(turn: Turn) -> str:
-            return f"User:{'' if turn.image is None else slot} {turn.prompt}"
-
-        return chat(conversation, eos, END, system, asked, "Assistant:", " ")
+        return chat(conversation, slot, eos, END, system, "User:", "Assistant:", " ")
 
     def slot(self, processor) -> str:
         edge = processor.fake_image_token

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
-from mllmu_nb.data.conversations import Conversation, Turn
+from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.models.families.base import USUAL, Family, chat, distinct, register
 
 IMAGE, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
@@ -42,11 +42,7 @@ class Qwen25VL(Family):
 
     def render(self, conversation: Conversation, slot: str = IMAGE, eos: str = "") -> tuple[str, list]:
         system = f"{START}system\n{conversation.system or 'You are a helpful assistant.'}{END}\n"
-
-        def asked(turn: Turn) -> str:
-            return f"{START}user\n{'' if turn.image is None else slot}{turn.prompt}"
-
-        return chat(conversation, eos, END, system, asked, f"{START}assistant\n")
+        return chat(conversation, slot, eos, END, system, f"{START}user\n", f"{START}assistant\n")
 
     def slot(self, processor) -> str:
         return VISION_START + IMAGE + VISION_END
