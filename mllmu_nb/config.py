@@ -286,6 +286,9 @@ class Config(BaseModel):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and self.parameters() == other.parameters()
 
+    def __hash__(self) -> int:
+        return hash(stable_hash(self.parameters()))
+
     @property
     def _method_class(self) -> type[Method]:
         return unlearning.variants(self.method)[self.variant]

@@ -399,6 +399,7 @@ def test_given_parameters_survive_yaml():
     again = Config.from_parameters(yaml.safe_load(written))
     assert again == config and again.run_id == config.run_id and again.unlearning == config.unlearning
     assert set(config.given()) == {"method", "modality", "unlearn_lr", "seed", "beta", "eos"}
+    assert hash(again) == hash(config)
 
 
 def test_models_of_two_owners_on_the_hub_are_two_runs():
