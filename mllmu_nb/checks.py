@@ -64,7 +64,7 @@ def check_method(method: type[Method]) -> None:
         require(set(recipe.settings) <= set(settings), f"its recipe for {key} sets what is no hyper-parameter")
     plain = {"method": method.name, "variant": method.variant, "modality": MODALITIES[0] if method.streams else "none"}
     _check_settings(settings, Config(**plain), lambda config, name: getattr(config.objective, name), require)
-    for names in method().all_passes if method.streams else ():
+    for names in method.all_passes if method.streams else ():
         terms, filled = (_terms(method(), names, filling, require) for filling in (0.0, 1e4))
         for name, value in terms.items():
             require(np.isclose(value, filled[name], rtol=1e-4), f"{name} depends on positions without a label")

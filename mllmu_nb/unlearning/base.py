@@ -231,6 +231,15 @@ class Method:
     trains: ClassVar[str] = ""  # modules with adapters, a pattern on full names; "": as adapter_reach says
     system: ClassVar[str] = ""  # a prompt before every question at evaluation
     recipes: ClassVar[Mapping[Any, Recipe]] = {}  # by scale or (scale, modality)
+    # These follow from the declarations of a class.
+    all_passes: ClassVar[tuple[tuple[str, ...], ...]]  # streams of each pass; without ``passes`` one pass with all
+    other_reference: ClassVar[str]  # the model to be asked beforehand; "": none, or vanilla with its adapter off
+
+    def __init_subclass__(cls) -> None:
+        if not isinstance(cls.streams, Mapping):
+            cls.streams = {name: Stream(name) for name in cls.streams}
+        cls.all_passes = cls.passes or (tuple(cls.streams),)
+        cls.other_reference = cls.reference_model if cls.needs.reference and cls.reference_model != "vanilla" else ""
 
     def loss(self, step: Step) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, term); the loss is the sum of the terms. Each term is back-propagated before the next one is
@@ -248,20 +257,6 @@ class Method:
 
     def after_update(self, parameters: Mapping[str, Tensor]) -> None:
         """Called after the optimizer has moved the parameters."""
-
-    def __init_subclass__(cls) -> None:
-        if not isinstance(cls.streams, Mapping):
-            cls.streams = {name: Stream(name) for name in cls.streams}
-
-    @property
-    def all_passes(self) -> tuple[tuple[str, ...], ...]:
-        """The streams of each pass of an epoch: one pass with all of them unless the method has ``passes``."""
-        return self.passes or (tuple(self.streams),)
-
-    @property
-    def other_reference(self) -> str:
-        """The model to be asked beforehand; "" if none is needed or it is vanilla with its adapter switched off."""
-        return self.reference_model if self.needs.reference and self.reference_model != "vanilla" else ""
 
     def check_length(self, steps: int, epochs: float) -> None:
         """Raise KitError unless the length is whole epochs, if the method has ``passes`` or its rate falls by epoch."""
@@ -322,8 +317,7 @@ def register(method: type[Method]) -> type[Method]:
     choose(f"rate_falls of {method.name}", method.rate_falls, ("step", "epoch"))
     for name in (*method.needs.reference, *method.needs.everywhere, *(n for names in method.passes for n in names)):
         choose(f"stream of {method.name}", name, method.streams)
-    other = method.needs.reference and method.reference_model != "vanilla"
-    if other and (method.needs.hidden or method.needs.everywhere):
+    if method.other_reference and (method.needs.hidden or method.needs.everywhere):
         raise KitError(f"{method.name}: of {method.reference_model} only the log-probabilities of answers are kept")
     for name, stream in method.streams.items():
         choose(f"set of {method.name}'s stream {name}", stream.set, ("forget", "retain"))
