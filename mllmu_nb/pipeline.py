@@ -282,14 +282,14 @@ def asked_at_once(config: Config) -> int:
     return config.eval_batch or EVAL_BATCH[config.scale]
 
 
-def asked_once(config: Config) -> Stage | None:
+def shared_answers(config: Config) -> Stage | None:
     """The stage that asks a model which is the same at every forget ratio (vanilla, base, prompting) the questions of
     one ratio; at another, only further ones are asked. None for any other model, for people without a set of that
     ratio, and where one of its sets is too small to draw from."""
     if config.trains or config.after or config.method in ("oracle", YOURS):
         return None
-    shared = config.but(forget_ratio=SHARED_RATIO)
     try:
+        shared = config.but(forget_ratio=SHARED_RATIO)
         drawn = inputs.draws_of(shared)
     except KitError:
         return None
@@ -336,7 +336,7 @@ def answered(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limi
 
         check_anchor(config)
         stage, seen, before = trained(config), dict[str, dict](), 0.0
-        if shared := asked_once(config) if complete else None:  # before the model is loaded: one of 7B at a time
+        if shared := shared_answers(config) if complete else None:  # before the model is loaded: one of 7B at a time
             seen = pd.read_parquet(shared.get() / "answers.parquet").to_dict("index")
             before = read_json(shared.folder / "asked.json")["seconds"]
         asked, processor = model(config)
