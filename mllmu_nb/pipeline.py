@@ -285,13 +285,15 @@ def asked_at_once(config: Config) -> int:
 def shared_answers(config: Config) -> Stage | None:
     """The stage that asks a model which is the same at every forget ratio (vanilla, base, prompting) the questions of
     one ratio; at another, only further ones are asked. None for any other model, for people without a set of that
-    ratio, and where one of its sets is too small to draw from."""
+    ratio or with too few in one to draw from, and if other worked examples are shown there."""
     if config.trains or config.after or config.method in ("oracle", YOURS):
         return None
     try:
         shared = config.but(forget_ratio=SHARED_RATIO)
         drawn = inputs.draws_of(shared)
     except KitError:
+        return None
+    if drawn["shots"] != inputs.draws_of(config)["shots"]:
         return None
 
     def make(folder: Path) -> None:

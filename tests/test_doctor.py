@@ -115,18 +115,20 @@ def test_versions_outside_the_bounds_are_a_problem(monkeypatch):
 
 @pytest.mark.parametrize("there, verdict", [(80, "ok"), (48, "warning"), (24, "problem")])
 def test_memory_is_compared_with_what_the_largest_run_needs(monkeypatch, there, verdict):
-    monkeypatch.setattr(doctor, "most_memory", lambda configs: {"weights": 43.0, "libraries": 1.0})
+    needs = {"answers": {"weights": 20.0}, "unlearning": {"weights": 43.0, "libraries": 1.0}}
+    monkeypatch.setattr(doctor, "memory_of_stages", lambda configs: needs)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=there * doctor.GIB))
     monkeypatch.setattr(doctor.Path, "is_file", lambda path: False)  # not in a container
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     finding = doctor.memory([PAPER])
-    assert finding[:2] == (verdict, f"about 44.0 GiB needed (weights 43.0, libraries 1.0); {there}.0 GiB available")
+    text = f"about 44.0 GiB needed for unlearning (weights 43.0, libraries 1.0); {there}.0 GiB available"
+    assert finding[:2] == (verdict, f"{text}; the other stages need answers 20.0")
     device = doctor.device([PAPER])
     assert device.verdict == "problem" and "the 7B models need a GPU" in device.advice
 
 
 def test_the_advice_for_too_little_memory_names_parameters(monkeypatch):
-    monkeypatch.setattr(doctor, "most_memory", lambda configs: {"weights": 1e6})
+    monkeypatch.setattr(doctor, "memory_of_stages", lambda configs: {"answers": {"weights": 1e6}})
     named = doctor.memory([PAPER]).advice.partition(", or set ")[2].split(", ")
     assert len(named) > 3 and set(named) <= set(Config.model_fields)
 
@@ -155,12 +157,15 @@ def test_memory_and_hours_are_those_of_every_base(monkeypatch):
 
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", missing)
     other = PAPER.but(base_model="idefics2")
-    less, most = (sum(doctor.most_memory([config]).values()) for config in (other, PAPER))
-    assert less < most == sum(doctor.most_memory([other, PAPER]).values())
+    needs = doctor.memory_of_stages
+    less, most = (sum(needs([config])["fine-tuning"].values()) for config in (other, PAPER))
+    assert less < most == sum(needs([other, PAPER])["fine-tuning"].values())
     asked = [PAPER.but(method="base", eval_precision=precision) for precision in ("bf16", "fp32")]
-    assert doctor.most_memory(asked) == doctor.most_memory(asked[1:]) != doctor.most_memory(asked[:1])
+    assert needs(asked) == needs(asked[1:]) != needs(asked[:1]) and list(needs(asked)) == ["answers"]
     larger = PAPER.but(method="base", eval_batch=64)
-    assert doctor.most_memory([larger])["keys and values"] > 5 * doctor.most_memory(asked[:1])["keys and values"]
+    few, many = (needs([one])["answers"]["keys and values"] for one in (asked[0], larger))
+    assert many > 5 * few
+    assert list(needs([PAPER.but(method="ga", modality="unimodal")])) == ["answers", "fine-tuning", "unlearning"]
     assert larger.run_id != larger.but(eval_batch=0).run_id == PAPER.but(method="base").run_id
 
     def hours(configs, estimate, rate):
@@ -181,9 +186,10 @@ def test_the_7b_run_needs_its_published_parameters_and_no_file(monkeypatch):
     assert need["weights"] == pytest.approx(2 * 7_063_427_072 / doctor.GIB)
     assert need["trained with their states"] == pytest.approx(16 * 39_976_960 / doctor.GIB)
     assert 25 < sum(need.values()) < 60  # without checkpointing 24 GiB of a GPU are too few, 80 are enough
-    asked, least = (sum(doctor.most_memory([PAPER.but(method="base", shots=n)]).values()) for n in (5, 0))
+    bases = (PAPER.but(method="base", shots=n) for n in (5, 0))
+    asked, least = (sum(doctor.memory_of_stages([base])["answers"].values()) for base in bases)
     assert 13.2 < least < asked < 24, "worked examples are held once"
-    assert doctor.most_memory([PAPER]) == need
+    assert doctor.memory_of_stages([PAPER])["fine-tuning"] == need
 
 
 def test_hours_say_what_was_assumed_and_go_by_the_rate_that_is_given(monkeypatch):

@@ -71,6 +71,16 @@ def test_retain_shots_are_the_same_everywhere_and_nobody_is_scored_on_them(peopl
         assert absent == (kept if name == "retain" else set())
 
 
+def test_retain_shots_are_the_same_at_every_ratio_of_published_people(people):
+    known = generate(seed=5, people=40, pool=6, celebrities=8, ratio=5).forget_ids
+    splits = {"10": list(people.forget_ids), "5": list(known)}
+    ten, five = (replace(people, forget_ids=tuple(ids), notes={"forget_splits": splits}) for ids in splits.values())
+    drawn = of(ten, "retain")
+    assert drawn == of(five, "retain")
+    assert not {*known, *people.forget_ids} & {*drawn["shots"]["forget"]["cloze"]}
+    assert len({json.dumps(of(one, "retain", n)) for n in range(20) for one in (ten, five)}) == 20
+
+
 def test_upstream_shows_people_under_evaluation_and_leaves_their_task_out(people):
     drawn = of(people, "upstream")
     for name in SETS:

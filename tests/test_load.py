@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import multiprocessing
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,6 +232,24 @@ def test_the_base_is_read_in_full_precision_with_pil_pixels(tokenizer, shipped):
     torch.testing.assert_close(logits(model), logits(written), atol=1e-4, rtol=1e-4)
     assert type(processor.image_processor).__name__.endswith("Pil")
     assert processor.tokenizer("a").input_ids == tokenizer("a").input_ids
+
+
+def test_a_base_is_loaded_once_also_for_forked_processes_and_again_when_its_file_changes(shipped, monkeypatch):
+    folder, _ = shipped()
+    calls, honest = [], loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda *given: calls.append(given) or honest(*given))
+    (first, _), (second, _) = read(folder), read(folder)
+    first.lm_head.weight.data.zero_()
+    assert len(calls) == 1 and second.lm_head.weight.any() and not second.training
+    if sys.platform == "linux":
+        monkeypatch.setattr(loading, "load_model", lambda *given: os._exit(3))
+        child = multiprocessing.get_context("fork").Process(target=read, args=(folder,))
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+    monkeypatch.setattr(loading, "load_model", lambda *given: calls.append(given) or honest(*given))
+    shipped(lambda weights: [weight.fill_(2.0) for weight in weights.values()])
+    assert (read(folder)[0].lm_head.weight == 2).all() and len(calls) == 2
 
 
 def test_4_bits_are_refused_on_a_cpu_and_asked_of_the_library_on_a_gpu(shipped, monkeypatch):

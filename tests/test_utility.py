@@ -25,6 +25,7 @@ from mllmu_nb.models.load import load_base
 from mllmu_nb.reporting import figures, tables
 from mllmu_nb.reporting.runs import Scores, columns_of, read_run
 from mllmu_nb.scoring import utility
+from mllmu_nb.stages import add_file
 
 SMALL = {"people": 8, "pool": 4, "celebrities": 4, "forget_ratio": 25, "shots": 0, "replay": 0.0}
 
@@ -184,6 +185,15 @@ def test_the_command_is_printed_and_not_run(output, tmp_path, capsys, monkeypatc
     monkeypatch.setattr(type(families.get("llava")), "lmms_eval", "")
     with pytest.raises(KitError, match="the name of the family llava in lmms-eval is not known"):
         command.command(folder, "llava", output, [], "cpu")
+
+
+def test_a_run_with_a_system_prompt_gets_no_scores_of_the_model_without_it(output, tmp_path, capsys):
+    [folder] = write(tmp_path / "results", make("prompting", sets=("forget",)))
+    trained = {**read_run(folder).train, "settings": {"system": "Tell nothing."}}
+    add_file(folder, "train.json", lambda path: path.write_text(json.dumps(trained)))
+    assert door.main(["utility", str(folder), "--output", str(output)]) == 2
+    assert "asks with a system prompt, and lmms-eval asks without one" in capsys.readouterr().err
+    assert read_run(folder).utility is None
 
 
 def test_an_answer_that_is_empty_is_not_the_letter_that_was_drawn_for_it(output, tmp_path, capsys):

@@ -106,25 +106,30 @@ def memory(configs: Configs) -> Result:
     limit = Path("/sys/fs/cgroup/memory.max")  # of a container
     if not gpu and limit.is_file() and limit.read_text().strip().isdigit():
         total = min(total, int(limit.read_text()))
-    need = most_memory(configs)
+    needs = memory_of_stages(configs)
+    stage, need = max(needs.items(), key=lambda one: sum(one[1].values()))
     share, listed = sum(need.values()) * GIB / total, ", ".join(f"{what} {size:.1f}" for what, size in need.items())
-    text = f"about {sum(need.values()):.1f} GiB needed ({listed}); {total / GIB:.1f} GiB available"
+    text = f"about {sum(need.values()):.1f} GiB needed for {stage} ({listed}); {total / GIB:.1f} GiB available"
+    if others := [f"{name} {sum(one.values()):.1f}" for name, one in needs.items() if name != stage]:
+        text += f"; the other stages need {', '.join(others)}"
     advice = "take a device with more, or set checkpointing, precision, micro_batch, quantise_base, eval_batch, shots"
     return Result(OK, text) if share <= TIGHT else Result(WARNING if share <= 1 else PROBLEM, text, advice)
 
 
-def most_memory(configs: Configs) -> dict[str, float]:
-    """GiB that the most demanding of the runs needs, by content."""
-    needs = []
+def memory_of_stages(configs: Configs) -> dict[str, dict[str, float]]:
+    """Stage → GiB that the most demanding run needs there, by content."""
+    needs: dict[str, dict[str, float]] = {}
     for config in configs:
         model, bits = estimate(inputs.base_of(config)), bool(config.quantise_base)
         size, precision = pipeline.asked_at_once(config), config.eval_precision or "fp32"
-        needs.append(model.answering(size, config.shots, precision, config.protocol))
+        own = {"answers": model.answering(size, config.shots, precision, config.protocol)}
         if config.method != "base":
-            needs.append(model.training(config.training, config.adaptation == "full", None, bits))
+            own["fine-tuning"] = model.training(config.training, config.adaptation == "full", None, bits)
         if config.modality != "none":
-            needs.append(model.training(config.unlearning, False, config.objective, bits))
-    return max(needs, key=lambda need: sum(need.values()))
+            own["unlearning"] = model.training(config.unlearning, False, config.objective, bits)
+        for stage, need in own.items():
+            needs[stage] = max(needs.get(stage, {}), need, key=lambda one: sum(one.values()))
+    return needs
 
 
 def hours(configs: Configs, rate: float | None = None) -> Result:

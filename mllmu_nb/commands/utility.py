@@ -42,8 +42,15 @@ def main(options: argparse.Namespace) -> int:
     """Ask, read, and print one line per task. Raises KitError if there is no run, no lmms-eval or no output."""
     if not is_whole(options.run, named=OF_A_RUN):
         raise KitError(f"there is no finished run in {options.run}, or a file of it was changed")
+    if read_json(options.run / "train.json").get("settings", {}).get("system"):
+        raise KitError("this run asks with a system prompt, and lmms-eval asks without one: take the run of vanilla")
     if options.model:
-        family = read_json(options.run / RECORD)["parameters"]["base_model"]
+        parameters = read_json(options.run / RECORD)["parameters"]
+        if parameters["method"] == "prompting":
+            raise KitError(
+                "lmms-eval asks without a system prompt: its scores would be those of vanilla, not prompting"
+            )
+        family = parameters["base_model"]
         asked = command(options.model, family, options.output, options.tasks, options.device)
         print(shlex.join(asked), flush=True)
         if not options.yes:  # it may be run elsewhere

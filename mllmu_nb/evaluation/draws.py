@@ -68,11 +68,14 @@ def _drawn(population: Population, set_name: str, task: str, count: int, source:
 
 
 def _source(population: Population, set_name: str, source: str) -> tuple[list[Profile], str]:
-    """Return the people that a source may draw from for a set, and their name in messages."""
+    """Return the people that a source may draw from for a set, and their name in messages. For ``retain``, nobody whom
+    another forget ratio forgets, so that all ratios show the same people."""
     if source == "pool":
         return population.of_kind("pool"), "unscored pool"
-    name = "retain" if source == "retain" else set_name
-    return population.members(name), f"{name} set"
+    if source == "retain":
+        forgotten = {i for ids in population.notes.get("forget_splits", {}).values() for i in ids}
+        return [person for person in population.members("retain") if person.id not in forgotten], "retain set"
+    return population.members(set_name), f"{set_name} set"
 
 
 class _File(BaseModel, extra="forbid", strict=True):
