@@ -153,7 +153,10 @@ def test_the_sizes_of_a_card_that_a_way_of_training_needs():
     tenth = 0.9  # the share of a card's memory that the allocator can use
     assert 40 * tenth < size({}) < 80 * tenth and size({**half, "micro_batch": 1}) < 24
     assert max(size({"checkpointing": True}, method) for method in (None, "ga", "kl_min", "npo")) < 40 * tenth
-    assert size({**half, "checkpointing": True}, "kl_min") < 24 * tenth
+    for method in (None, "ga", "grad_diff", "kl_min", "npo"):
+        assert size({**half, "micro_batch": 2}, method) < 40 * tenth
+        assert size({**half, "checkpointing": True}, method) < 24 * tenth
+        assert size({**half, "micro_batch": 1}, method, quantised=True) < 24 * tenth
     assert sum(estimate.answering(8, 5, "fp16", "upstream").values()) < 24 * tenth
     both, one = (size(half, method) for method in ("grad_diff", "ga"))
     assert one <= both < 1.1 * one

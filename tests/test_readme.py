@@ -261,6 +261,16 @@ def test_what_the_small_model_misses_is_as_the_table_has_it():
     for name, metric in tasks.items():
         before, after = (" and ".join(both_ways(method, "celebrity", **metric)) for method in ("base", "vanilla"))
         assert f"{name} from {before} {'% ' * (name == 'letters')}to {after}" in SAID
+        assert (
+            max(float(old) - float(new) for old, new in zip(before.split(" and "), after.split(" and "), strict=True))
+            > 10
+        )
+    likelihood = {"scoring": "likelihood", "metric": "accuracy"}
+    (before, _), (after, lower) = (both_ways(method, "celebrity", **likelihood) for method in ("base", "vanilla"))
+    assert float(before) - float(after) <= 10 < float(before) - float(lower)
+    assert "likelihood alone reach it with image + text" in SAID
+    letters = [100 * one["celebrity_letter"] for one in (other, llava)]
+    assert "right letter about {:.0f} % of the celebrities (LLaVA's: {:.0f})".format(*letters) in SAID
 
 
 def test_the_sources_of_spread_are_those_of_the_study():
@@ -335,9 +345,7 @@ def test_what_is_said_of_more_points_and_of_worked_examples_is_so_in_the_tables(
     ga, npo = ([text("kept", method, view) for view in ("multimodal", "unimodal")] for method in ("ga", "npo"))
     first, limits = ga[0].split(" ", 1)
     said = f"GA kept {first} points more {limits} on image + text and {ga[1]} on text only, NPO {npo[0]} and {npo[1]}."
-    assert (
-        said in SAID and f"GA kept {first} points more on image + text and {ga[1].split()[0]} on text only ([" in SAID
-    )
+    assert said in SAID and f"GA kept {first} points more {limits} on image + text and {ga[1]} on text only ([" in SAID
     first, limits = text("free", "ga", "multimodal").split(" ", 1)
     said = f"The change in GA's free answers that state the fact is −{first} points {limits} on image + text"
     assert said in SAID and change.loc[("free", "ga", "multimodal"), "change_value"] < 0
