@@ -42,6 +42,7 @@ def test_it_answers_with_a_letter_what_it_reads_sees_and_knows(probes):
 
 def test_it_answers_in_other_forms_about_people_whom_it_knows_from_sentences(probes):
     assert probes["sentences_generation"] >= 0.7 and probes["sentences_cloze"] >= 0.3
+    assert probes["sentences_letter"] >= 0.3, "guessing gives .25; the goal was letters that are right"
 
 
 def test_it_refuses_personal_questions_under_forbidding_prompts_only(probes):

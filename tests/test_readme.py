@@ -93,6 +93,7 @@ NEEDS = {  # command → what it needs and no test can provide
     "python tools/settings.py OUT.json": "hours",
     "python benchmarks/path_points.py OUT.csv": "hours",
     "python benchmarks/shots.py OUT.csv": "hours",
+    "python benchmarks/vanilla.py --profiles FILE --people 60": "the published text",
     "git clone --depth 1 URL mllmu-nb": "the project's address",
     "cd mllmu-nb": "the project's address",
     "source .venv/bin/activate": "a shell that somebody types in",
