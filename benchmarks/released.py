@@ -17,6 +17,11 @@ read the questions alone, without worked examples, if the layers did nothing but
 large product. Answers must agree up to where the kit stops, unless the two best tokens tie within ``parity.TIE``: such
 items are listed, and any other difference ends with status 1.
 
+The answers of "one by one" and of the kit are then scored by ``mllmu_nb.scoring``. A score that differs, where no tie
+is listed, ends with status 1 too. Under ``clean`` the library writes up to 50 tokens and the kit fewer. So what it
+writes is first cut where the kit stops: after as many tokens, or before the next question. An answer by letter is
+scored as the library wrote it, though the kit stops after one character.
+
 The last line compares the kit with one core and with all cores, by the clock: here other work on the machine counts.
 """
 
@@ -44,11 +49,14 @@ from PIL import Image
 from mllmu_nb import inputs, pipeline, provenance
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import Conversation
-from mllmu_nb.data.schema import SETS
-from mllmu_nb.evaluation.ask import ask, inquiries_of
+from mllmu_nb.data.schema import SETS, Population
+from mllmu_nb.evaluation.ask import OPTIONS, ask, inquiries_of
 from mllmu_nb.evaluation.engine import MOST_THREADS, Prompts
 from mllmu_nb.evaluation.tasks import UPSTREAM_TOKENS, Asking, Inquiry
 from mllmu_nb.models import families
+from mllmu_nb.scoring.frames import TAUGHT, joined, people_frames, with_rivals
+from mllmu_nb.scoring.registry import metrics
+from mllmu_nb.scoring.score import item_scores
 
 PLAIN, STRONG, KIT = "one by one", "in batches", "the kit"
 AT_ONCE = {"generate": 32, "options": 64}
@@ -65,10 +73,11 @@ def encoded(model, processor, conversations: Sequence[Conversation], side: str, 
 
 
 @torch.inference_mode()
-def written(model, processor, conversations: Sequence[Conversation], tokens: int) -> list[str]:
-    """Return the answers of ``generate``."""
+def written(model, processor, conversations: Sequence[Conversation], tokens: int, kept: int) -> list[str]:
+    """Return the first ``kept`` tokens of the answers of ``generate``."""
     batch = encoded(model, processor, conversations, "left")
-    ids = model.generate(**batch, max_new_tokens=tokens, do_sample=False)[:, batch["input_ids"].shape[1] :]
+    start = batch["input_ids"].shape[1]
+    ids = model.generate(**batch, max_new_tokens=tokens, do_sample=False)[:, start : start + kept]
     return [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
@@ -92,7 +101,8 @@ def likelihoods(model, processor, opened: Sequence[Conversation], options: Seque
 
 
 def released(model, processor, inquiry: Inquiry, batched: bool) -> list:
-    """Return what ``PLAIN`` or, if ``batched``, ``STRONG`` answers to an inquiry: texts, or rows of likelihoods."""
+    """Return what ``PLAIN`` or, if ``batched``, ``STRONG`` answers to an inquiry: texts, of as many tokens as the kit
+    writes at most, or rows of likelihoods."""
     asked, options = inquiry.conversations, inquiry.options
     tokens = min(inquiry.tokens, UPSTREAM_TOKENS) if batched else UPSTREAM_TOKENS
     if options is not None:
@@ -105,7 +115,7 @@ def released(model, processor, inquiry: Inquiry, batched: bool) -> list:
         some = order[start : start + size]
         conversations = [asked[i] for i in some]
         if options is None:
-            given = written(model, processor, conversations, tokens)
+            given = written(model, processor, conversations, tokens, inquiry.tokens)
         else:
             given = likelihoods(model, processor, conversations, [flat[i] for i in some])
         for index, one in zip(some, given, strict=True):
@@ -113,23 +123,35 @@ def released(model, processor, inquiry: Inquiry, batched: bool) -> list:
     return results if options is None else np.reshape(results, (-1, width)).tolist()
 
 
-def differences(model, processor, inquiry: Inquiry, plain: Sequence, kit: Sequence, lengths: Sequence[int]):
-    """Return (item, one by one, the kit, gap) of each item that the kit answers differently."""
+def ended(model, inquiry: Inquiry, texts: Sequence[str]) -> list[str]:
+    """Return answers of ``generate`` up to the text at which the kit stops."""
+    until = families.of(model).next_turn if inquiry.until is None else inquiry.until
+    return [text.split(until)[0].strip() if until else text for text in texts]
+
+
+def differences(model, processor, inquiry: Inquiry, plain: Sequence, kit: Sequence):
+    """Return (number, item, one by one, the kit, gap) of each question that the kit answers differently. Texts in
+    ``plain`` are :func:`ended`."""
     found = []
     for number, (theirs, ours) in enumerate(zip(plain, kit, strict=True)):
         item, conversation = inquiry.items[number // inquiry.orders], inquiry.conversations[number]
         if inquiry.options is not None:
             best, second = sorted(theirs)[:-3:-1]
             if int(np.argmax(theirs)) != int(np.argmax(ours)):
-                found.append((item.question.id, np.argmax(theirs), np.argmax(ours), best - second))
+                found.append((number, item.question.id, np.argmax(theirs), np.argmax(ours), best - second))
             continue
-        until = families.of(model).next_turn if inquiry.until is None else inquiry.until
-        whole = theirs.split(until)[0].strip() if until else theirs
-        stopped = inquiry.scoring == "letter" or lengths[number] >= inquiry.tokens
-        if not (whole.startswith(ours) and bool(whole) == bool(ours) if stopped else whole == ours):
+        begins = theirs.startswith(ours) and bool(theirs) == bool(ours)
+        if not (begins if inquiry.scoring == "letter" else theirs == ours):
             gap = parting_gap(model, processor, conversation, ours, inquiry.tokens)
-            found.append((item.question.id, theirs, ours, gap))
+            found.append((number, item.question.id, theirs, ours, gap))
     return found
+
+
+def scores(rows: pd.DataFrame, known: Population) -> pd.DataFrame:
+    """Return the scores of answers: one row per answer, one column per metric, NaN where the metric is of another
+    task."""
+    columns = dict.fromkeys(one.column for one in metrics(per="answer") if one.task != TAUGHT)
+    return item_scores(joined(rows, with_rivals(*people_frames(known))))[list(columns)]
 
 
 def limit_of(model, processor, inquiries: Sequence[Inquiry]) -> tuple[int, float, float]:
@@ -212,23 +234,39 @@ def compare(config: Config, limit: int | None, rounds: int) -> int:
     ratio = median(one / all_ for one, all_ in zip(clock[1], clock[cores], strict=True))
     spent = f"{median(clock[1]):.2f} s with one core, {median(clock[cores]):.2f} s with {cores}"
     print(f"by the clock: {spent}, {ratio:.2f} times as fast, the same answers")
-    return printed_differences(model, processor, inquiries, given[PLAIN], rows)
+    return printed_differences(model, processor, known, inquiries, given[PLAIN], rows)
 
 
-def printed_differences(model, processor, inquiries: Sequence[Inquiry], plain: Sequence[list], rows) -> int:
-    """List the items that are answered differently; return how many of them are no ties, or all if they are more than
-    ``MOST_TIES`` of the answers."""
-    found, start = [], 0
+def printed_differences(model, processor, known: Population, inquiries: Sequence[Inquiry], plain, rows) -> int:
+    """List the questions that are answered differently, and the scores that differ. Return how many of both are no
+    ties; if more than ``MOST_TIES`` of the answers differ, ties count too."""
+    found, parts, start = [], [], 0
     for inquiry, theirs in zip(inquiries, plain, strict=True):
-        own = rows.iloc[start : (start := start + len(theirs))]
-        letters = own.filter(regex="^option_").to_numpy()
-        ours = own["answer"].tolist() if inquiry.options is None else letters.tolist()
-        found += differences(model, processor, inquiry, theirs, ours, own["tokens"].tolist())
-    for name, theirs, ours, gap in found:
-        print(f"{'tie' if gap <= TIE else 'DIFFERENT'} ({gap:.1e}): {name}: {theirs!r} / {ours!r}")
-    others = sum(gap > TIE for *_, gap in found)
+        own = rows.iloc[start : start + len(theirs)]
+        if inquiry.options is None:
+            theirs, ours = ended(model, inquiry, theirs), own["answer"].tolist()
+            parts.append(own.assign(answer=theirs))
+        else:
+            ours = own[list(OPTIONS)].to_numpy().tolist()
+            parts.append(own.assign(**dict(zip(OPTIONS, np.transpose(theirs), strict=True))))
+        found += [(start + n, *more) for n, *more in differences(model, processor, inquiry, theirs, ours)]
+        start += len(theirs)
+    ties = {number for number, *_, gap in found if gap <= TIE}
+    for number, name, theirs, ours, gap in found:
+        print(f"{'tie' if number in ties else 'DIFFERENT'} ({gap:.1e}): {name}: {theirs!r} / {ours!r}")
+    others = len(found) - len(ties)
     print(f"{len(rows)} answers: {len(found)} differ ({len(found) / len(rows):.2%}), {others} of them without a tie")
-    return others if len(found) <= MOST_TIES * len(rows) else len(found)
+    by_plain, by_kit = (scores(one, known) for one in (pd.concat(parts), rows))
+    # likelihoods of the same option may differ by rounding
+    apart = ~np.isclose(by_plain, by_kit, rtol=0, atol=TIE, equal_nan=True)
+    for number, column in np.argwhere(apart):
+        kind, name = "tie" if number in ties else "DIFFERENT", rows["question_id"][number]
+        values = f"{by_plain.iat[number, column]:.4g} / {by_kit.iat[number, column]:.4g}"
+        print(f"{kind}, score: {name}: {by_kit.columns[column]} {values}")
+    if not apart.any():
+        print(f"scores of {len(rows)} answers: the same")
+    unlike = sum(number not in ties for number in np.flatnonzero(apart.any(axis=1)))
+    return unlike + (others if len(found) <= MOST_TIES * len(rows) else len(found))
 
 
 if __name__ == "__main__":

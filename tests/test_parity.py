@@ -1,4 +1,4 @@
-"""The parity benchmark counts every answer, and distinguishes a tie from a difference."""
+"""The benchmarks that compare answers count every answer and score, and distinguish a tie from a difference."""
 
 import importlib.util
 from dataclasses import replace
@@ -9,26 +9,41 @@ import torch
 
 from miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.data.generate import generate
-from mllmu_nb.evaluation.ask import inquiries_of
+from mllmu_nb.evaluation.ask import ask, inquiries_of
 from mllmu_nb.evaluation.draws import draw
 from mllmu_nb.evaluation.tasks import Asking
 from mllmu_nb.models import families
 
-FILE = Path(__file__).parent.parent / "benchmarks" / "parity.py"
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 LLAVA = families.get("llava")
 
 
-@pytest.fixture(scope="module")
-def parity():
-    spec = importlib.util.spec_from_file_location("parity", FILE)
+def benchmark(name):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture(scope="module")
-def inquiries():
-    people = generate(seed=5, people=12, pool=6, celebrities=0, ratio=10)
+def parity():
+    return benchmark("parity")
+
+
+@pytest.fixture(scope="module")
+def released():
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(BENCHMARKS)  # it imports its neighbour
+        return benchmark("released")
+
+
+@pytest.fixture(scope="module")
+def people():
+    return generate(seed=5, people=12, pool=6, celebrities=0, ratio=10)
+
+
+@pytest.fixture(scope="module")
+def inquiries(people):
     draws = draw(people, ("forget",), shots=5, shot_source="pool", shot_seed=0)
     return inquiries_of(Asking(people, draws, shots=5), sets=("forget",))
 
@@ -70,3 +85,55 @@ def test_the_gap_of_a_difference_is_that_of_the_two_best(parity, inquiries, mode
     assert difference.gap == pytest.approx(best - second, abs=1e-5)
     assert (difference.batched, difference.single) == ("!?" + right[0], right[0])
     assert difference.item.startswith("forget 0")
+
+
+@pytest.fixture(scope="module")
+def answered(released, people, inquiries, model, processor):
+    """What the library itself answers, up to 50 tokens, and the kit's rows."""
+    plain = [released.released(model, processor, inquiry, batched=False) for inquiry in inquiries]
+    rows = ask(model, processor, people, sets=("forget",), progress=False)
+    return plain, rows
+
+
+def test_scores_of_the_released_way_are_those_of_the_kit(
+    released, people, inquiries, model, processor, answered, capsys
+):
+    plain, rows = answered
+    assert released.printed_differences(model, processor, people, inquiries, plain, rows) == 0
+    assert capsys.readouterr().out.endswith(f"scores of {len(rows)} answers: the same\n")
+    scores = released.scores(rows, people)
+    measured = ["correct", "truth_ratio", "rougeL", "exact"]
+    assert scores[measured].notna().sum().tolist() == [24, 10, 4, 4]
+
+
+def test_a_score_that_differs_is_listed_though_the_same_option_is_chosen(
+    released, people, inquiries, model, processor, answered, capsys
+):
+    plain, rows = [list(one) for one in answered[0]], answered[1]
+    best = max(plain[1][0])
+    plain[1][0] = [one if one == best else one - 1 for one in plain[1][0]]
+    assert released.printed_differences(model, processor, people, inquiries, plain, rows) == 1
+    out = capsys.readouterr().out
+    assert "28 answers: 0 differ" in out and "the same" not in out
+    assert f"DIFFERENT, score: {rows['question_id'][10]}: truth_ratio " in out
+
+
+def test_a_tie_in_the_answers_is_one_in_the_scores(
+    released, people, inquiries, model, processor, answered, capsys, monkeypatch
+):
+    plain, rows = [list(one) for one in answered[0]], answered[1]
+    monkeypatch.setattr(released, "MOST_TIES", 1)
+    right = "ABCD".index(inquiries[1].items[0].question.answer)
+    kit = rows.copy()
+    kit.loc[10, list(released.OPTIONS)] = [-1.0 - (place == right) / 2**15 for place in range(4)]
+    plain[1][0] = [-1.0 + (place == right) / 2**15 for place in range(4)]
+    assert released.printed_differences(model, processor, people, inquiries, plain, kit) == 0
+    out = capsys.readouterr().out
+    assert "1 differ" in out and f"tie, score: {rows['question_id'][10]}: correct 1 / 0\n" in out
+
+
+def test_the_released_way_is_cut_where_the_kit_stops(released, inquiries, model, processor):
+    asked = inquiries[2].conversations[:2]
+    long, short = (released.written(model, processor, asked, 12, kept) for kept in (12, 3))
+    assert all(whole.startswith(cut) and len(cut) < len(whole) for whole, cut in zip(long, short, strict=True))
+    assert released.ended(model, inquiries[2], ["It is red. USER: and", "blue"]) == ["It is red.", "blue"]
