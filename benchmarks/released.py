@@ -12,10 +12,11 @@ of their files) and the model are in memory beforehand.
   left, no more new tokens than the task asks for; options 64 at once.
 - the kit: ``mllmu_nb.evaluation.ask``, including encoding.
 
-Seconds are processor time, so that other work on the machine hardly counts. The limit below the table is the time to
-read the questions alone, without worked examples, if the layers did nothing but matrix products at the speed of one
-large product. Answers must agree up to where the kit stops, unless the two best tokens tie within ``parity.TIE``: such
-items are listed, and any other difference ends with status 1.
+Seconds are processor time, so that other work on the machine hardly counts. "Least to most" is over the rounds, and a
+ratio is of two arms in one round. The limit below the table is the time to read the questions alone, without worked
+examples, if the layers did nothing but matrix products at the speed of one large product. Answers must agree up to
+where the kit stops, unless the two best tokens tie within ``parity.TIE``: such items are listed, and any other
+difference ends with status 1.
 
 The answers of "one by one" and of the kit are then scored by ``mllmu_nb.scoring``. A score that differs, where no tie
 is listed, ends with status 1 too. Under ``clean`` the library writes up to 50 tokens and the kit fewer. So what it
@@ -154,6 +155,12 @@ def scores(rows: pd.DataFrame, known: Population) -> pd.DataFrame:
     return item_scores(joined(rows, with_rivals(*people_frames(known))))[list(columns)]
 
 
+def ratios(over: Sequence[float], under: Sequence[float]) -> str:
+    """Return two cells of a table: the median of the rounds' ratios, and the least to the most of them."""
+    each = [one / other for one, other in zip(over, under, strict=True)]
+    return f"{median(each):.2f} | {min(each):.2f}–{max(each):.2f}"
+
+
 def limit_of(model, processor, inquiries: Sequence[Inquiry]) -> tuple[int, float, float]:
     """Return the tokens of the questions without earlier turns, the FLOPs of a token in the layers, and the FLOP/s of
     one large matrix product."""
@@ -217,10 +224,10 @@ def compare(config: Config, limit: int | None, rounds: int) -> int:
             seconds[arm].append(time.process_time() - began)
     questions = sum(len(one.conversations) for one in inquiries)
     print(f"\n{config.protocol}: {questions} questions, {rounds} rounds")
-    print("| arm | seconds | least to most | the kit is faster by |\n|---|---:|---:|---:|")
+    print("| arm | seconds | least to most | the kit is faster by | least to most |\n|---|---:|---:|---:|---:|")
     for arm, spent in seconds.items():
-        ratio = median(other / own for other, own in zip(spent, seconds[KIT], strict=True))
-        print(f"| {arm} | {median(spent):.2f} | {min(spent):.2f}–{max(spent):.2f} | {ratio:.2f} |")
+        faster = ratios(spent, seconds[KIT])
+        print(f"| {arm} | {median(spent):.2f} | {min(spent):.2f}–{max(spent):.2f} | {faster} |")
     tokens, flops, rate = limit_of(model, processor, inquiries)
     factors = f"{tokens} question tokens × {flops / 1e6:.2f} MFLOP / {rate / 1e9:.0f} GFLOP/s"
     print(f"limit: {factors} = {tokens * flops / rate:.2f} s")
@@ -231,9 +238,9 @@ def compare(config: Config, limit: int | None, rounds: int) -> int:
             began = time.perf_counter()
             pd.testing.assert_frame_equal(asked(), rows, check_exact=True)
             clock[threads].append(time.perf_counter() - began)
-    ratio = median(one / all_ for one, all_ in zip(clock[1], clock[cores], strict=True))
+    ratio, spread = ratios(clock[1], clock[cores]).split(" | ")
     spent = f"{median(clock[1]):.2f} s with one core, {median(clock[cores]):.2f} s with {cores}"
-    print(f"by the clock: {spent}, {ratio:.2f} times as fast, the same answers")
+    print(f"by the clock: {spent}, {ratio} times as fast ({spread}), the same answers")
     return printed_differences(model, processor, known, inquiries, given[PLAIN], rows)
 
 

@@ -12,7 +12,8 @@ process and one thread, taking turns. Their losses must agree within ``CLOSE`` a
 
 "packed" is fine-tuning in batches of vanilla's recipe: 12 conversations of up to four questions about one picture.
 These are other batches, so the losses are not compared. Seconds are processor time, so that other work on the machine
-hardly counts. Memory is the peak of all tensors at once, weights included, measured in a separate run.
+hardly counts. "Least to most" is of the ratio, over the rounds. Memory is the peak of all tensors at once, weights
+included, measured in a separate run.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from statistics import median
 from typing import NamedTuple
 
 import torch
-from released import encoded
+from released import encoded, ratios
 from torch.nn.functional import cross_entropy, logsigmoid
 
 from mllmu_nb import batches, inputs, provenance, training
@@ -173,8 +174,8 @@ def main() -> int:
     options = parser.parse_args()
     machine, apart = provenance.machine(), 0.0
     print(f"{machine['cpu']}, {machine['capability']}, one thread; {options.steps} steps, {options.rounds} rounds")
-    print("| method | arm | questions a second | times plain's | MiB of tensors | times plain's |")
-    print("|---|---|---:|---:|---:|---:|", flush=True)
+    print("| method | arm | questions a second | times plain's | least to most | MiB of tensors | times plain's |")
+    print("|---|---|---:|---:|---:|---:|---:|", flush=True)
     for name in options.methods:
         work, rates = Work(name, options.steps), defaultdict(list)
         arms = (PLAIN, KIT, PIECES, *([PACKED] if name == FINE_TUNING else []))
@@ -186,9 +187,8 @@ def main() -> int:
             pairs = zip(counted[PLAIN].losses, counted[arm].losses, strict=True)
             apart = max(apart, *(abs(plain - own) / abs(plain) for plain, own in pairs))
         for arm, each in rates.items():
-            faster = median(own / plain for own, plain in zip(each, rates[PLAIN], strict=True))
-            smaller = counted[arm].peak / counted[PLAIN].peak
-            row = f"{median(each):.0f} | {faster:.2f} | {counted[arm].peak / 2**20:.0f} | {smaller:.2f}"
+            faster, smaller = ratios(each, rates[PLAIN]), counted[arm].peak / counted[PLAIN].peak
+            row = f"{median(each):.0f} | {faster} | {counted[arm].peak / 2**20:.0f} | {smaller:.2f}"
             print(f"| {name} | {arm} | {row} |", flush=True)
     print(f"losses differ by at most {apart:.1e} of their value")
     return int(apart > CLOSE)

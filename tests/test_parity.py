@@ -137,3 +137,8 @@ def test_the_released_way_is_cut_where_the_kit_stops(released, inquiries, model,
     long, short = (released.written(model, processor, asked, 12, kept) for kept in (12, 3))
     assert all(whole.startswith(cut) and len(cut) < len(whole) for whole, cut in zip(long, short, strict=True))
     assert released.ended(model, inquiries[2], ["It is red. USER: and", "blue"]) == ["It is red.", "blue"]
+
+
+def test_ratios_are_of_the_same_round(released):
+    # the seconds' own extremes would give 1 to 4
+    assert released.ratios([2.0, 4.0, 3.0], [1.0, 2.0, 1.0]) == "2.00 | 2.00–3.00"

@@ -907,3 +907,5 @@ def test_the_released_way_of_training_gives_the_same_losses():
     memory = {(name, arm): float(share) for name, arm, *_, share in rows[2:]}
     assert memory["kl_min", "the kit"] < 0.6 and memory["npo", "the kit"] < 0.75, "one graph, and no second model"
     assert memory["npo", "in pieces"] <= 0.6, "the graph of half a batch"
+    assert rows[0][3:5] == ["times plain's", "least to most"]
+    assert all(row[4] == f"{row[3]}–{row[3]}" for row in rows[2:]), "one round has one ratio"
