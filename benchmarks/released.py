@@ -175,13 +175,18 @@ def limit_of(model, processor, inquiries: Sequence[Inquiry]) -> tuple[int, float
             tokens += len(row) - heads[earlier]
     layers = re.compile(family.language_linears)
     flops = 2 * sum(m.weight.numel() for name, m in model.named_modules() if layers.fullmatch(name))
+    return tokens, flops, product_rate()
+
+
+def product_rate() -> float:
+    """Return the FLOP/s of one large matrix product."""
     matrix = torch.randn(1024, 1024)
     spent = []
     for _ in range(12):
         began = time.process_time()
         matrix @ matrix
         spent.append(time.process_time() - began)
-    return tokens, flops, 2 * 1024**3 / median(spent)
+    return 2 * 1024**3 / median(spent)
 
 
 def main() -> int:

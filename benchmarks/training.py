@@ -11,9 +11,14 @@ process and one thread, taking turns. Their losses must agree within ``CLOSE`` a
 - the kit: ``mllmu_nb.training.unlearn`` or ``finetune``; "in pieces", with ``micro_batch: 2``.
 
 "packed" is fine-tuning in batches of vanilla's recipe: 12 conversations of up to four questions about one picture.
-These are other batches, so the losses are not compared. Seconds are processor time, so that other work on the machine
-hardly counts. "Least to most" is of the ratio, over the rounds. Memory is the peak of all tensors at once, weights
-included, measured in a separate run.
+These are other batches, so the losses are not compared.
+
+The limit is the questions a second if the kit did nothing but its own matrix products and attention (``Tally`` counts
+them, with padding and the backward pass), at the speed of one large product. "Reached" is an arm's share of it. The
+limit of "packed" is that of its own batches; the other arms have the limit of "the kit".
+
+Seconds are processor time, so that other work on the machine hardly counts. "Least to most" is of the ratio, over the
+rounds. Memory is the peak of all tensors at once, weights included, measured in a separate run.
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ from statistics import median
 from typing import NamedTuple
 
 import torch
-from released import encoded, ratios
+from released import encoded, product_rate, ratios
 from torch.nn.functional import cross_entropy, logsigmoid
 
 from mllmu_nb import batches, inputs, provenance, training
@@ -52,11 +57,13 @@ Batches = Mapping[str, Mapping[str, torch.Tensor]]
 
 
 class Outcome(NamedTuple):
-    """Result of one training: processor ``seconds``, ``losses`` of its steps, ``peak`` bytes (0 if not counted)."""
+    """Result of one training: processor ``seconds``, ``losses`` of its steps, ``peak`` bytes and ``flops`` (0 if not
+    counted)."""
 
     seconds: float
     losses: list[float]
     peak: int
+    flops: int
 
 
 class Work:
@@ -94,7 +101,7 @@ class Work:
                 changed = {PACKED: self.packing, PIECES: {"micro_batch": 2}}.get(arm, {})
                 losses = self.kit(model, processor, replace(self.recipe, **changed))
             seconds = time.process_time() - began
-        return Outcome(seconds, losses, tally.peak if tally else 0)
+        return Outcome(seconds, losses, *((tally.peak, tally.flops) if tally else (0, 0)))
 
     def kit(self, model, processor, recipe: Recipe) -> list[float]:
         if self.name == FINE_TUNING:
@@ -174,8 +181,8 @@ def main() -> int:
     options = parser.parse_args()
     machine, apart = provenance.machine(), 0.0
     print(f"{machine['cpu']}, {machine['capability']}, one thread; {options.steps} steps, {options.rounds} rounds")
-    print("| method | arm | questions a second | times plain's | least to most | MiB of tensors | times plain's |")
-    print("|---|---|---:|---:|---:|---:|---:|", flush=True)
+    columns = "questions a second | times plain's | least to most | limit | reached | MiB of tensors | times plain's"
+    print(f"| method | arm | {columns} |\n|---|---{'|---:' * 7}|", flush=True)
     for name in options.methods:
         work, rates = Work(name, options.steps), defaultdict(list)
         arms = (PLAIN, KIT, PIECES, *([PACKED] if name == FINE_TUNING else []))
@@ -186,10 +193,13 @@ def main() -> int:
         for arm in (KIT, PIECES):
             pairs = zip(counted[PLAIN].losses, counted[arm].losses, strict=True)
             apart = max(apart, *(abs(plain - own) / abs(plain) for plain, own in pairs))
+        rate = product_rate()
         for arm, each in rates.items():
-            faster, smaller = ratios(each, rates[PLAIN]), counted[arm].peak / counted[PLAIN].peak
-            row = f"{median(each):.0f} | {faster} | {counted[arm].peak / 2**20:.0f} | {smaller:.2f}"
-            print(f"| {name} | {arm} | {row} |", flush=True)
+            own = arm == PACKED
+            limit = work.questions(own) * rate / counted[arm if own else KIT].flops
+            speed = f"{median(each):.0f} | {ratios(each, rates[PLAIN])} | {limit:.0f} | {median(each) / limit:.0%}"
+            peak, smaller = counted[arm].peak, counted[arm].peak / counted[PLAIN].peak
+            print(f"| {name} | {arm} | {speed} | {peak / 2**20:.0f} | {smaller:.2f} |", flush=True)
     print(f"losses differ by at most {apart:.1e} of their value")
     return int(apart > CLOSE)
 

@@ -909,3 +909,7 @@ def test_the_released_way_of_training_gives_the_same_losses():
     assert memory["npo", "in pieces"] <= 0.6, "the graph of half a batch"
     assert rows[0][3:5] == ["times plain's", "least to most"]
     assert all(row[4] == f"{row[3]}–{row[3]}" for row in rows[2:]), "one round has one ratio"
+    for arm in ("the kit", "packed"):
+        (speed, limit, reached) = next((row[2], row[5], row[6]) for row in rows[2:] if row[1] == arm)
+        assert 0 < float(speed) < float(limit)
+        assert float(reached.removesuffix("%")) == pytest.approx(100 * float(speed) / float(limit), abs=1)
