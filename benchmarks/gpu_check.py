@@ -1,4 +1,4 @@
-"""Measures one GPU at the paper's scale, against the predictions of ``doctor`` and the released way of asking.
+"""Measures one GPU at the paper's scale, against the predictions of ``doctor`` and the released ways.
 
     python benchmarks/gpu_check.py [--bases llava idefics2] [--steps N] [--limit PEOPLE] [--tiny]
 
@@ -8,7 +8,9 @@ the shapes of the shipped miniatures, and its figures mean nothing.
 The weights are random numbers, made on the card in the shape of LLaVA-1.5-7B and Idefics2-8B. The tokenizer is the
 miniature's; pictures are as large as the published processors make them. Each training is the kit's own loop on
 generated people, with an adapter on the frozen model: one warm-up step, in which operations are counted, then
-``--steps`` timed steps.
+``--steps`` timed steps. "Plain, seconds" is a step on the same batches in the way of the released code
+(``training.py``: the library's processor and model, one graph for all terms, AdamW), after a warm-up step as well. It
+is "–" for a method with a reference, which would need a second model in memory.
 
     utilisation = FLOPs of a step (matrix products and attention, with the backward pass through frozen layers)
                   / (seconds of a step × FLOP/s of one large matrix product in the same precision)
@@ -33,6 +35,7 @@ from unittest import mock
 import released
 import torch
 from accelerate.utils import send_to_device
+from training import FINE_TUNING, METHODS, PlainWay
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from mllmu_nb import inputs, pipeline, prediction, provenance, training, unlearning
@@ -98,10 +101,10 @@ def main() -> None:
 
 
 def trainings(config, model, processor, estimate, steps: int, rate: prediction.Rate, most: float) -> None:
-    """Print a table of fine-tuning and each method, measured and predicted."""
+    """Print a table of fine-tuning and each method, measured, predicted, and done the plain way."""
     known = inputs.population(config)
-    print("| training | seconds a step | predicted | peak GiB | predicted | TFLOP | predicted | utilisation |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    columns = "seconds a step | predicted | plain, seconds | peak GiB | predicted | TFLOP | predicted | utilisation"
+    print(f"| training | {columns} |\n|---|{'---:|' * 8}")
     for name in ("vanilla", *(name for name in unlearning.names() if unlearning.get(name).streams)):
         one = config if name == "vanilla" else config.but(method=name, modality="multimodal")
         recipe, method = (one.unlearning, one.objective) if one.trains else (one.training, None)
@@ -118,14 +121,32 @@ def trainings(config, model, processor, estimate, steps: int, rate: prediction.R
             torch.cuda.reset_peak_memory_stats()
         log = loop(recipe=replace(recipe, epochs=0, steps=steps))
         seconds, peak = log.seconds / steps, log.peak_memory_mb * MIB / GIB
+        named = (name, method) if method else (FINE_TUNING, training.FineTuning())
+        plain = plain_seconds(PlainWay(*named, replace(recipe, epochs=0, steps=steps), sets), model, processor)
         needs = estimate.training(recipe, False, method)
         names = method.all_passes[0] if method else ("train",)
         flops = estimate.step(recipe, False, method, names)["flops"]
         print(
-            f"| {name} | {seconds:.3f} | {flops / rate.flops:.3f} | {peak:.1f} | {sum(needs.values()):.1f} | "
+            f"| {name} | {seconds:.3f} | {flops / rate.flops:.3f} | {plain} | {peak:.1f} | {sum(needs.values()):.1f} | "
             f"{tally.flops / 1e12:.3g} | {flops / 1e12:.3g} | {tally.flops / seconds / most:.0%} |"
         )
         model = model.unload()
+
+
+def plain_seconds(way: PlainWay, model, processor) -> str:
+    """Return the seconds of a step done the plain way, after a warm-up step, or why there are none."""
+    if way.name not in METHODS or way.method.needs.reference:
+        return "–"
+    drawn = way.drawn(model, processor)
+    try:
+        way.plain(model, processor, None, drawn[:1])
+        began = time.perf_counter()
+        way.plain(model, processor, None, drawn)
+        return f"{(time.perf_counter() - began) / len(drawn):.3f}"
+    except torch.cuda.OutOfMemoryError:  # it keeps the graphs and logits of all terms
+        return "out of memory"
+    finally:
+        model.eval()
 
 
 def asking(config, model, processor, estimate, limit: int, rate: prediction.Rate) -> None:

@@ -32,21 +32,23 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
+from math import inf
 from statistics import median
 from typing import NamedTuple
 
 import torch
+from accelerate.utils import send_to_device
 from released import encoded, product_rate, ratios
 from torch.nn.functional import cross_entropy, logsigmoid
 
 from mllmu_nb import batches, inputs, provenance, training
 from mllmu_nb.config import Config
-from mllmu_nb.data.conversations import Conversation, training_conversations
+from mllmu_nb.data.conversations import Conversation, Sets, training_conversations
 from mllmu_nb.models import adapters, families, load
 from mllmu_nb.prediction import Tally
-from mllmu_nb.unlearning.base import IGNORE, Recipe
+from mllmu_nb.unlearning.base import IGNORE, Method, Recipe
 
 CLOSE = 1e-4
 FINE_TUNING = "fine-tuning"
@@ -66,18 +68,95 @@ class Outcome(NamedTuple):
     flops: int
 
 
-class Work:
+@dataclass
+class PlainWay:
+    """Training by one method as ``PLAIN`` does it, on the conversations of ``sets``."""
+
+    name: str
+    method: Method
+    recipe: Recipe
+    sets: Sets
+
+    def drawn(self, model, processor) -> list[dict[str, tuple[Sequence[Conversation], torch.Tensor]]]:
+        """Return what the kit's loop reads at each step: stream → its conversations and their labels."""
+        asked: list[Sequence[Conversation]] = []
+
+        class Listening(type(families.of(model))):
+            def encode(self, processor, conversations, *more, **named):
+                asked.append(conversations)
+                return super().encode(processor, conversations, *more, **named)
+
+        family, recipe = Listening(), self.recipe
+        if self.name == FINE_TUNING:
+            steps: Iterator = batches.finetuning_batches(family, processor, self.sets["retain"], recipe, 0)
+        else:
+            steps = batches.unlearning_batches(family, processor, self.method, self.sets, recipe, 0)
+        result = []
+        for [streams] in islice(steps, recipe.steps):
+            labels = [batch["labels"] for batch in streams.values()]
+            result.append(dict(zip(streams, zip(asked, labels, strict=True), strict=True)))
+            asked.clear()
+        return result
+
+    def plain(self, model, processor, reference, drawn) -> list[float]:
+        """Train on what was :meth:`drawn` and return the losses. Does not support ``micro_batch`` or other optimizers
+        than torch's AdamW."""
+        recipe, end = self.recipe, families.of(model).end(processor)
+        trained = [one for one in model.train().parameters() if one.requires_grad]
+        optimizer = torch.optim.AdamW(trained, recipe.lr, eps=recipe.adam_eps or 1e-8, weight_decay=recipe.weight_decay)
+        schedule = training.make_schedule(optimizer, recipe, recipe.steps)
+        losses = []
+        for streams in drawn:
+            read = {name: encoded(model, processor, some, "right", end) for name, (some, _) in streams.items()}
+            labels = {name: labels[:, 1:] for name, (_, labels) in streams.items()}
+            read, labels = send_to_device((read, labels), model.device)
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                loss = self.loss(model, reference, read, labels)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, recipe.clip or inf)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        return losses
+
+    def loss(self, model, reference, read: Batches, labels: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Compute the loss again by its equation, from the logits of all positions."""
+        logits = {name: model(**batch).logits[:, :-1] for name, batch in read.items()}
+        with torch.no_grad():
+            before = {name: reference(**read[name]).logits[:, :-1] for name in self.method.needs.reference}
+        if self.name == FINE_TUNING:
+            return cross_entropy(logits["train"].transpose(1, 2), labels["train"])
+
+        def log_p(of: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+            return -cross_entropy(of[name].transpose(1, 2), labels[name], reduction="none").sum(1)
+
+        if self.name == "npo":
+            ratio = log_p(logits, "forget") - log_p(before, "forget")
+            return -2 / self.method.beta * logsigmoid(-self.method.beta * ratio).mean()
+        answered = {name: one != IGNORE for name, one in labels.items()}
+        mean = {name: (log_p(logits, name) / answered[name].sum(1)).mean() for name in labels}
+        if self.name == "ga":
+            return mean["forget"]
+        if self.name == "grad_diff":
+            return mean["forget"] - self.method.alpha * mean["retain"]
+        old, new = before["retain"].log_softmax(-1), logits["retain"].log_softmax(-1)
+        divergence = (old.exp() * (old - new)).sum(-1) * answered["retain"]
+        return mean["forget"] + self.method.alpha * (divergence.sum(1) / answered["retain"].sum(1)).mean()
+
+
+class Work(PlainWay):
     """One method on the shipped base."""
 
     def __init__(self, name: str, steps: int):
         tuned = name == FINE_TUNING
-        self.name, self.config = name, Config(method="base") if tuned else Config(method=name, modality="multimodal")
-        self.method = training.FineTuning() if tuned else self.config.objective
+        self.config = Config(method="base") if tuned else Config(method=name, modality="multimodal")
         recipe = self.config.training if tuned else self.config.unlearning
         self.packing = {field: getattr(recipe, field) for field in SINGLE}
-        self.recipe = replace(recipe, steps=steps, optimizer="adamw", augment=False, **SINGLE)
+        recipe = replace(recipe, steps=steps, optimizer="adamw", augment=False, **SINGLE)
         known = inputs.population(self.config)
-        self.sets = {one: training_conversations(known.members(one), "multimodal") for one in ("forget", "retain")}
+        sets = {one: training_conversations(known.members(one), "multimodal") for one in ("forget", "retain")}
+        super().__init__(name, training.FineTuning() if tuned else self.config.objective, recipe, sets)
 
     def questions(self, packed: bool) -> int:
         shape = self.packing if packed else SINGLE
@@ -109,68 +188,6 @@ class Work:
         else:
             log = training.unlearn(model, processor, self.method, self.sets, recipe, 0, progress=False)
         return [row["loss"] for row in log.losses]
-
-    def drawn(self, model, processor) -> list[dict[str, tuple[Sequence[Conversation], torch.Tensor]]]:
-        """Return what the kit's loop reads at each step: stream → its conversations and their labels."""
-        asked: list[Sequence[Conversation]] = []
-
-        class Listening(type(families.of(model))):
-            def encode(self, processor, conversations, *more, **named):
-                asked.append(conversations)
-                return super().encode(processor, conversations, *more, **named)
-
-        family, recipe = Listening(), self.recipe
-        if self.name == FINE_TUNING:
-            steps: Iterator = batches.finetuning_batches(family, processor, self.sets["retain"], recipe, 0)
-        else:
-            steps = batches.unlearning_batches(family, processor, self.method, self.sets, recipe, 0)
-        result = []
-        for [streams] in islice(steps, recipe.steps):
-            labels = [batch["labels"] for batch in streams.values()]
-            result.append(dict(zip(streams, zip(asked, labels, strict=True), strict=True)))
-            asked.clear()
-        return result
-
-    def plain(self, model, processor, reference, drawn) -> list[float]:
-        recipe, end = self.recipe, families.of(model).end(processor)
-        trained = [one for one in model.train().parameters() if one.requires_grad]
-        optimizer = torch.optim.AdamW(trained, recipe.lr, eps=recipe.adam_eps, weight_decay=recipe.weight_decay)
-        schedule = training.make_schedule(optimizer, recipe, recipe.steps)
-        losses = []
-        for streams in drawn:
-            read = {name: encoded(model, processor, some, "right", end) for name, (some, _) in streams.items()}
-            loss = self.loss(model, reference, read, {name: labels[:, 1:] for name, (_, labels) in streams.items()})
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, recipe.clip)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
-        return losses
-
-    def loss(self, model, reference, read: Batches, labels: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Compute the loss again by its equation, from the logits of all positions."""
-        logits = {name: model(**batch).logits[:, :-1] for name, batch in read.items()}
-        with torch.no_grad():
-            before = {name: reference(**read[name]).logits[:, :-1] for name in self.method.needs.reference}
-        if self.name == FINE_TUNING:
-            return cross_entropy(logits["train"].transpose(1, 2), labels["train"])
-
-        def log_p(of: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
-            return -cross_entropy(of[name].transpose(1, 2), labels[name], reduction="none").sum(1)
-
-        if self.name == "npo":
-            ratio = log_p(logits, "forget") - log_p(before, "forget")
-            return -2 / self.method.beta * logsigmoid(-self.method.beta * ratio).mean()
-        answered = {name: one != IGNORE for name, one in labels.items()}
-        mean = {name: (log_p(logits, name) / answered[name].sum(1)).mean() for name in labels}
-        if self.name == "ga":
-            return mean["forget"]
-        if self.name == "grad_diff":
-            return mean["forget"] - self.method.alpha * mean["retain"]
-        old, new = before["retain"].log_softmax(-1), logits["retain"].log_softmax(-1)
-        divergence = (old.exp() * (old - new)).sum(-1) * answered["retain"]
-        return mean["forget"] + self.method.alpha * (divergence.sum(1) / answered["retain"].sum(1)).mean()
 
 
 def main() -> int:

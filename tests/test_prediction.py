@@ -232,7 +232,9 @@ def test_the_check_of_a_card_runs_on_the_miniatures_shapes(tmp_path):
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
     names = ["vanilla", "ga", "grad_diff", "kl_min", "npo"]
     assert [row[0].removeprefix("| ") for row in rows if row[0] != "| training"] == 2 * names
-    counted = [(float(row[5]), float(row[6])) for row in rows if row[0] != "| training"]
+    plain = [row[3] for row in rows if row[0] != "| training"]
+    assert plain[3:5] == plain[8:] == ["–", "–"] and all(float(one) > 0 for one in plain[:3] + plain[5:8])
+    counted = [(float(row[6]), float(row[7])) for row in rows if row[0] != "| training"]
     assert all(0 < real < 2 * predicted < 6 * real for real, predicted in counted)
     assert done.stdout.count("times as fast") == 2
     formula = "utilisation = FLOPs of a step / (seconds of a step × FLOP/s of that matrix product)\n"
