@@ -15,7 +15,7 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import card
 from mllmu_nb.reporting.beside import Beside
 from mllmu_nb.reporting.grid import select
-from mllmu_nb.reporting.runs import Scores, read_run
+from mllmu_nb.reporting.runs import Run, Scores, read_run
 from mllmu_nb.scoring.frames import LIKELIHOOD_KEY
 from mllmu_nb.scoring.registry import by_key
 
@@ -167,6 +167,20 @@ def test_the_page_shows_text_as_text_and_pictures_with_words(references):
         assert f"<h2>{heading}</h2>" in page
     assert "http" not in re.sub(r"data:[^\"]*", "", page), "the page needs nothing from elsewhere"
     assert "1,234,567" in page and "@page" in page
+
+
+def test_no_character_of_a_card_acts(references, monkeypatch):
+    """Neither one of an answer, nor one of the name that a user gave to the model, nor one of a table."""
+    hostile = "a\x1b[2J\u202e<i>"
+    ga = saying(make("ga", right(0.4), modality="multimodal", **SMALL), hostile, task="generation")
+    table = Beside.score_table
+    monkeypatch.setattr(Run, "label", hostile)
+    monkeypatch.setattr(Beside, "score_table", lambda *given: table(*given).rename(columns=lambda name: hostile))
+    page = card.card(Beside(ga, **references), PEOPLE)
+    shown = r"a\x1b[2J\u202e&lt;i&gt;"
+    assert not re.search("[\x1b\u202e]|<i>", page)
+    for part in ("<h1>Report card: {}</h1>", "<p class=verdict>{} ", "<th>{}</th>", "> {}</div>"):
+        assert part.format(shown) in page
 
 
 BEYOND = "all => all.filter(one => one.getBoundingClientRect().right > innerWidth + 0.5).map(one => one.textContent)"

@@ -13,13 +13,19 @@ import urllib.error
 import urllib.request
 
 import nbformat
+import pandas as pd
 import pytest
+from IPython.display import HTML
+from matplotlib.figure import Figure
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from mllmu_nb import paths
+from mllmu_nb.reporting import show
 
 BOOK = "01_data.ipynb"  # needs no model
 ASK = "16_ask.ipynb"
 RACE = "18_race.ipynb"
+DOLLARS = "dollars.ipynb"  # outputs with dollar signs
 SEEN = "13_along_the_path.ipynb"  # opened without being run, as a notebook that is not trusted
 TRAINED = {"people: int = 100": "people: int = 12", "celebrities: int = 40": "celebrities: int = 12"}
 TRAINED |= {"train_steps: int = None": "train_steps: int = 10"}
@@ -135,6 +141,23 @@ def test_the_pictures_of_a_notebook_that_is_not_trusted_have_alt_texts(page, lab
     panel = page.locator(".jp-NotebookPanel:visible")
     panel.locator(".jp-OutputArea-output", has_text="kept where half of the gap is closed").wait_for(timeout=MINUTE)
     assert "what is kept against how much of the gap is closed" in alts(panel)
+
+
+def test_dollar_signs_of_answers_are_no_mathematics(page, lab):
+    """The last output is read as mathematics, so JupyterLab has come to the others, too."""
+    written = "$32,000 or $45,000"
+    shown = [HTML(f"<p>{written}</p>"), show.text(written), show.table(pd.DataFrame({written: [written]}))]
+    shown += [show.gallery({written: show.plots.png(Figure((1, 1)))}), HTML(show.heading_html(written))]
+    shown += [HTML(show.answer_html(written, written, written))]
+    outputs = [new_output("display_data", {"text/html": one.data}) for one in shown]
+    cells = [new_code_cell("", outputs=[output]) for output in reversed(outputs)]
+    address, folder, token = lab
+    nbformat.write(new_notebook(cells=cells), folder / DOLLARS)
+    page.goto(f"{address}/lab/tree/{DOLLARS}?token={token}&reset")
+    found, formula = page.locator(".jp-NotebookPanel:visible .jp-OutputArea-output"), page.locator("mjx-container")
+    found.filter(has=formula).first.wait_for()
+    assert found.filter(has=formula).count() == 1
+    assert found.filter(has_not=formula).filter(has_text=written).count() == len(shown) - 1
 
 
 def test_run_all_cells_in_jupyterlab(page, lab):

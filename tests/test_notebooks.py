@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import papermill
@@ -18,6 +19,7 @@ from test_pinning import reason_to_skip as other_bits
 from mllmu_nb import paths, pinning
 from mllmu_nb.commands.sweep import notebook_for
 from mllmu_nb.config import REFERENCES, Config
+from mllmu_nb.reporting import show
 from mllmu_nb.unlearning import names, variants
 
 CONFIGS = paths.checkout() / "configs"
@@ -239,6 +241,27 @@ def test_every_picture_has_an_alt_text(book):
         assert not [kind for kind in data if kind.startswith("image/")]
         for picture in re.findall(r"<img[^>]*>", data.get("text/html", "")):
             assert re.search(r' alt="[^"]+"', picture), picture[:80]
+
+
+ANSWERS = {"08_evaluate": 3, "16_ask": 1}  # notebook → prints of what people and models wrote
+HOSTILE = "a\x1b[2J\u202e"
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_what_a_notebook_prints_of_an_answer_does_nothing_to_a_terminal(name, capsys):
+    """Every print that names a question, an answer or a truth, with hostile ones."""
+    book = nbformat.read(paths.notebooks() / f"{name}.ipynb", as_version=4)
+    nodes = [node for cell in code_cells(book) for node in ast.walk(ast.parse(cell.source))]
+    prints = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"]
+    prints = [text for text in map(ast.unparse, prints) if re.search(r"question\.text|\{answer\}|true_answer\(", text)]
+    assert len(prints) == ANSWERS[name]
+    question = SimpleNamespace(text=HOSTILE, answer=HOSTILE)
+    known = {"show": show, "item": SimpleNamespace(question=question), "answer": HOSTILE, "chosen": "A"}
+    known |= {"ask": SimpleNamespace(true_answer=lambda *given: HOSTILE), "person": None, "about_work": str}
+    for text in prints:
+        exec(text, dict(known))
+        said = capsys.readouterr().out
+        assert r"a\x1b[2J\u202e" in said and not re.search("[\x1b\u202e]", said)
 
 
 def _text(output):

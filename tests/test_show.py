@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import re
+from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
@@ -241,3 +242,51 @@ def test_tables_are_printed_below_each_other():
     sheets = [Sheet(title, title, "Method", [("", "x")], [("", [("GA", [("1", "")])])]) for title in ("One", "Two")]
     shown = show.tables(sheets).data
     assert shown.index("**One**") < shown.index("| GA | 1 |") < shown.index("**Two**")
+
+
+HOSTILE = "$a$ \\(b\\) \x1b[2J\u202e<i>"
+WRITTEN = r"$a$ \(b\) \x1b[2J\u202e&lt;i&gt;"
+
+
+class Unprotected(HTMLParser):
+    """Collects the text outside of elements that MathJax 2 and 3 leave alone."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.within, self.texts = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("img", "br"):
+            names = (dict(attributes).get("class") or "").split()
+            self.within.append({"mathjax_ignore", "tex2jax_ignore"} <= {*names})
+
+    def handle_endtag(self, tag):
+        self.within.pop()
+
+    def handle_data(self, data):
+        self.texts += [] if any(self.within) else [data]
+
+
+def hostile_pages() -> dict[str, str]:
+    """Everything that shows texts of people and models as HTML, with a hostile one."""
+    ga = saying(make("ga", modality="unimodal", **SMALL), HOSTILE, task="generation")
+    person = SimpleNamespace(name=HOSTILE, portrait=PICTURE)
+    people = SimpleNamespace(profiles={f"{number:03d}": person for number in range(1, 13)})
+    frame = pd.DataFrame({HOSTILE: [HOSTILE]}, pd.Index([HOSTILE], name=HOSTILE))
+    return {
+        "text": show.text(HOSTILE).data,
+        "table": show.table(frame).data,
+        "gallery": show.gallery({HOSTILE: PICTURE}).data,
+        "heading": show.heading_html(HOSTILE),
+        "answer": show.answer_html(HOSTILE, HOSTILE, HOSTILE, right=False, image=PICTURE),
+        "answers": show.answers(people, [make("vanilla", **SMALL), ga]).data,
+    }
+
+
+@pytest.mark.parametrize("page", ["text", "table", "gallery", "heading", "answer", "answers"])
+def test_hostile_text_is_no_mathematics_and_turns_nothing(page):
+    """Salaries have dollar signs, and a model may write what a terminal or a browser obeys."""
+    shown = hostile_pages()[page]
+    assert WRITTEN in shown and not re.search("[\x1b\u202e]|<i>", shown)
+    assert not [text for text in Unprotected(shown).texts if re.search(r"[$\\]", text)]

@@ -1,7 +1,6 @@
 """A model's report card on one page of HTML, to read or print: its answers, what it forgot, kept and leaks, and its
 cost."""
 
-import html
 from collections.abc import Mapping
 from math import inf, isnan
 
@@ -98,23 +97,24 @@ def _points(cell: Mapping) -> str:
 def card(beside: Beside, people: Population) -> str:
     """Return the page. ``people`` are those whom the runs were asked about; the page shows their portraits."""
     own, runs = beside.own, {run.id: run for run in (beside.vanilla, beside.own, beside.oracle) if run}
-    parts = [f"<p class=verdict>{html.escape(verdict(beside))}</p>"]
+    parts = [f"<p class=verdict>{show.escaped(verdict(beside))}</p>"]
     if beside.vanilla:
         parts += ["<h2>What it says</h2><div class=examples>", show.answers(people, list(runs.values())).data, "</div>"]
     pooled = beside.score_table().xs(ASKED_IN[POOLED], level="asked with")
-    parts += ["<h2>Scores, asked both ways</h2>", pooled.to_html(index_names=False)]
+    parts += ["<h2>Scores, asked both ways</h2>", show.table_html(pooled, index_names=False)]
     if beside.oracle:
-        parts += ["<h2>Gap to the oracle</h2>", beside.score_table("oracle").to_html(index_names=False)]
+        parts += ["<h2>Gap to the oracle</h2>", show.table_html(beside.score_table("oracle"), index_names=False)]
     blocks = {"Health": _health(beside), "Leakage": _leakage(beside), "Cost": _cost(beside)}
     how = {"float_format": "{:.0f}".format, "na_rep": "–"}
     columns = [
-        f"<div><h2>{name}</h2>{table.to_html(header=name != 'Cost', **how)}</div>" for name, table in blocks.items()
+        f"<div><h2>{name}</h2>{show.table_html(table, header=name != 'Cost', **how)}</div>"
+        for name, table in blocks.items()
     ]
     parts += ["<div class=columns>", *columns, "</div>"]
     notes = [*beside.remarks(), "Intervals are 95 % over people. Oracle: never taught the people to be forgotten."]
     foot = f"run {own.id}, scale {own['scale']}, {own.base_label}, {own['forget_ratio']} % to be forgotten"
-    parts += [f"<footer>{html.escape(note)}</footer>" for note in (*notes, f"{foot}; {show.versions()}")]
-    title = f"Report card: {html.escape(own.label)}"
+    parts += [f"<footer>{show.escaped(note)}</footer>" for note in (*notes, f"{foot}; {show.versions()}")]
+    title = f"Report card: {show.escaped(own.label)}"
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
     return f"{head}<h1>{title}</h1>{''.join(parts)}</html>\n"
 

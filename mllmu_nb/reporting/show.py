@@ -1,5 +1,6 @@
 """Pictures, small tables and answers that more than one notebook shows. Nothing here depends on when or where it is
-made, so a notebook that is executed again keeps its outputs. What a model wrote is shown as text, never as markup."""
+made, so a notebook that is executed again keeps its outputs. What a model wrote is shown as text, never as markup or
+mathematics."""
 
 import base64
 import html
@@ -7,6 +8,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,6 +36,9 @@ DPI = 110
 LETTER_KEY = ("classification", "letter", "accuracy")
 KNOWN = [LETTER_KEY, LIKELIHOOD_KEY, ("generation", "", "exact"), ("cloze", "", "accuracy")]
 BARS = [LIKELIHOOD_KEY, LETTER_KEY, ("generation", "", "rougeL")]
+# Text of these classes is not read as mathematics: the first tells MathJax 3 (JupyterLab), the second MathJax 2
+# (nbconvert). Otherwise "$45,000 or $52,000" would become a formula.
+NO_MATH = "mathjax_ignore tex2jax_ignore"
 
 
 # -- text and pictures ----------------------------------------------------------------------------------------------
@@ -87,23 +92,33 @@ def escaped(written: str) -> str:
 
 def text(written: str) -> HTML:
     """A prompt or an answer, shown as it is written."""
-    return HTML(f'<pre style="white-space:pre-wrap">{escaped(written)}</pre>')
+    return HTML(f'<pre class="{NO_MATH}" style="white-space:pre-wrap">{escaped(written)}</pre>')
 
 
 def table(frame: pd.DataFrame) -> HTML:
     """A table whose texts are not cut short."""
     with pd.option_context("display.max_colwidth", None):
-        return HTML(frame.to_html())
+        return HTML(table_html(frame))
+
+
+def table_html(frame: pd.DataFrame, **how: Any) -> str:
+    """A table as HTML that shows texts as they are written; ``how`` is as in ``DataFrame.to_html``."""
+    return visible(frame.to_html(classes=NO_MATH, **how))
 
 
 def gallery(pictures: Mapping[str, bytes]) -> HTML:
     """PNG or JPEG pictures in a row, each above its name."""
     cells = [
-        f'<figure style="display:inline-block;margin:4px 8px;width:110px">{_img(name, data, 110)}'
+        f'<figure class="{NO_MATH}" style="display:inline-block;margin:4px 8px;width:110px">{_img(name, data, 110)}'
         f"<figcaption><small>{escaped(name)}</small></figcaption></figure>"
         for name, data in pictures.items()
     ]
     return HTML("".join(cells))
+
+
+def heading_html(written: str) -> str:
+    """The title above answers, as HTML."""
+    return f'<h4 class="{NO_MATH}">{escaped(written)}</h4>'
 
 
 def answer_html(question: str, answer: str, truth: str = "", right: bool | None = None, image: bytes = b"") -> str:
@@ -116,7 +131,7 @@ def answer_html(question: str, answer: str, truth: str = "", right: bool | None 
 
 def _answer(above: str, answer: str, colour: str, beside: str = "", below: str = "") -> str:
     lines = f'<div>{escaped(above)}</div><div style="color:{colour}">{escaped(answer)}</div>{below}'
-    return f'<div style="display:flex;gap:12px;margin:6px 0">{beside}<div>{lines}</div></div>'
+    return f'<div class="{NO_MATH}" style="display:flex;gap:12px;margin:6px 0">{beside}<div>{lines}</div></div>'
 
 
 def _img(alt: str, data: bytes, width: int) -> str:
@@ -180,11 +195,11 @@ def answers(people: Population, some: Sequence[Run]) -> HTML | Markdown:
     for heading, set_name in (("forgotten", "forget"), ("kept", "retain")):
         questions = figures.example(vanilla.items, set_name)
         person = people.profiles[questions[0]["profile"]]
-        lines.append(f"<h4>{escaped(person.name)}, to be {heading}</h4>")
+        lines.append(heading_html(f"{person.name}, to be {heading}"))
         for question in questions:
             portrait = _img("portrait", person.portrait, 96) if question["view"] == "image_text" else ""
             asked = f"{escaped(question['question'])}<br><small>truth: {escaped(question['value'])}</small>"
-            lines.append(f'<div style="margin-top:12px">{portrait} {asked}</div>')
+            lines.append(f'<div class="{NO_MATH}" style="margin-top:12px">{portrait} {asked}</div>')
             for run in some:
                 answer, colour = figures.signed_answer(scored[scored["run"] == run.id], question)
                 lines.append(_answer(run.label, answer, colour))
