@@ -156,6 +156,47 @@ def test_models_that_are_not_loaded_are_named(folder, model, tmp_path):
         check_model(copy, "llava")
 
 
+def test_weights_in_several_files_are_loaded_from_their_own_folder_alone(folder, model, tmp_path):
+    """transformers joins folder and name as they are, so the index could name a file that nobody has checked."""
+    parts = tmp_path / "parts"
+    model.save_pretrained(parts, max_shard_size="1MB")
+    for file in folder.iterdir():
+        if not file.match("model*.safetensors") and file.name != "config.json":
+            shutil.copy(file, parts)
+    check_model(parts, "llava")
+    assert torch.equal(logits(load(parts)[0]), logits(model))
+
+    index = parts / "model.safetensors.index.json"
+    told, first = json.loads(index.read_text()), sorted(parts.glob("model-*.safetensors"))[0]
+    shutil.copy(first, tmp_path / "x.safetensors")
+    shutil.copytree(parts, parts / "deeper")
+    (parts / "weights.bin").touch()
+
+    def refused(match):
+        for check in (load, lambda place: check_model(place, "llava")):
+            with pytest.raises(KitError, match=match) as caught:
+                check(parts)
+            assert "\n" not in str(caught.value)
+
+    for name in ("../x.safetensors", str(tmp_path / "x.safetensors"), f"deeper/{first.name}", "weights.bin", "", None):
+        files = {weight: name if file == first.name else file for weight, file in told["weight_map"].items()}
+        index.write_text(json.dumps({**told, "weight_map": files}))
+        refused(f"index.json names {re.escape(repr(name))}: each must be a safetensors file in this folder")
+    index.write_text(json.dumps({**told, "weight_map": [first.name]}))
+    refused("index.json has no weight_map of names and files: save the model again")
+
+    first.rename(parts / "other.safetensors")  # a plain name, but not that of a usual part: it is checked as well
+    files = {weight: "other.safetensors" if file == first.name else file for weight, file in told["weight_map"].items()}
+    index.write_text(json.dumps({**told, "weight_map": files}))
+    check_model(parts, "llava")
+    save_file({"lm_head.weight": torch.ones(4, 4, dtype=torch.int8)}, parts / "other.safetensors")
+    with pytest.raises(KitError, match=r"other.safetensors has integers as weights"):
+        check_model(parts, "llava")
+    config = parts / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "transformers_weights": "deeper/x.safetensors"}))
+    refused("config.json names other weights .*x.safetensors.*: remove transformers_weights from it")
+
+
 def test_nothing_in_a_folder_is_run(folder, tmp_path, out):
     """Neither a template of conversations, which jinja would run, nor the code that a config can name."""
     copy, ran = shutil.copytree(folder, tmp_path / "hostile"), tmp_path / "ran"

@@ -78,7 +78,7 @@ def check_adapter(folder: Path) -> None:
 def check_safetensors(folder: Path, stem: str) -> None:
     """Raise KitError unless the weights are floats in safetensors. Reading another format can run code in the file.
     Integers would be read as the weights themselves, without the scales of their quantisation."""
-    files = sorted(folder.glob(f"{stem}*.safetensors"))
+    files = sorted({*folder.glob(f"{stem}*.safetensors"), *check_index(folder, stem)})
     if not files:
         other = sorted(path.name for kind in ("*.bin", "*.pt") for path in folder.glob(kind))
         instead = f" but {few(other)}" if other else ""
@@ -88,6 +88,23 @@ def check_safetensors(folder: Path, stem: str) -> None:
             names = [name for name in weights.keys() if not name.endswith("position_ids")]  # noqa: SIM118
             if whole_numbers := [name for name in names if weights.get_slice(name).get_dtype().startswith(("I", "U"))]:
                 raise KitError(f"{file} has integers as weights: see {few(whole_numbers)}; save it dequantised")
+
+
+def check_index(folder: Path, stem: str) -> set[Path]:
+    """Return the files that the index of ``folder`` names for weights; none without an index. Raises KitError unless
+    they are safetensors in ``folder`` itself: transformers would follow a name such as "../x.safetensors"."""
+    settings, index = folder / "config.json", folder / f"{stem}.safetensors.index.json"
+    if settings.is_file() and (other := read_json(settings).get("transformers_weights")):
+        raise KitError(f"{settings} names other weights ({other!r}): remove transformers_weights from it")
+    if not index.is_file():
+        return set()
+    if not isinstance(weight_map := read_json(index).get("weight_map"), dict):
+        raise KitError(f"{index} has no weight_map of names and files: save the model again")
+    there = {path.name for path in folder.glob("*.safetensors")}
+    if wrong := [repr(name) for name in weight_map.values() if not isinstance(name, str) or name not in there]:
+        names = few(list(dict.fromkeys(wrong)))
+        raise KitError(f"{index} names {names}: each must be a safetensors file in this folder")
+    return {folder / name for name in weight_map.values()}
 
 
 def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:

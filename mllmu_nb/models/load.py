@@ -17,7 +17,15 @@ from transformers.utils import find_adapter_config_file, logging
 
 from mllmu_nb.errors import KitError, few
 from mllmu_nb.models import families
-from mllmu_nb.models.files import check_finite, check_safetensors, check_shipped, folder_of, read_weights, save_weights
+from mllmu_nb.models.files import (
+    check_finite,
+    check_index,
+    check_safetensors,
+    check_shipped,
+    folder_of,
+    read_weights,
+    save_weights,
+)
 from mllmu_nb.stages import state
 
 logging.disable_progress_bar()  # otherwise a bar for each file stays in a notebook's output
@@ -87,6 +95,8 @@ def load_model(
         if find_adapter_config_file(source, revision=revision or "main", local_files_only=miniature):
             # transformers would load it, onto this model or another one that it names, without any check
             raise KitError("an adapter lies beside it: keep each in a folder of its own")
+        if (folder := folder_of(source, revision)).name:  # otherwise a model that is not in the cache yet
+            check_index(folder, "model")
         processor = family.load_processor(read_from, revision=at or "main", local_files_only=miniature)
         model, keys = AutoModelForImageTextToText.from_pretrained(
             source,
