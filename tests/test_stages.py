@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +40,28 @@ def make(folder):
     time.sleep(float(sys.argv[2]))
     (folder / "rest").write_text("rest")
 print(Stage("slow", {"x": 1}, make).get())
+"""
+
+# Makes a stage, which also imports everything; then nobody may write, and root becomes another user: root always may.
+READ_ONLY = """
+import os
+from mllmu_nb import paths
+from mllmu_nb.errors import KitError
+from mllmu_nb.stages import Stage
+make = lambda folder: print("at work")
+Stage("demo", {"x": 1}, make).get()
+for folder, *_ in os.walk(paths.root()):
+    os.chmod(folder, 0o555)
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+for attempt in (lambda: paths.writable(paths.root()), lambda: paths.writable(paths.root() / "new"),
+                Stage("demo", {"x": 2}, make).get):
+    try:
+        attempt()
+    except KitError as error:
+        print(error)
 """
 
 
@@ -163,6 +186,25 @@ def test_an_output_folder_that_cannot_be_written_is_named_before_any_work(tmp_pa
     where = tmp_path / "file" / ".cache" / "locks"
     assert str(error.value) == f"cannot write to {where} (Not a directory): set MLLMU_NB_OUT to another folder"
     assert calls == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+def test_a_folder_without_the_permission_to_write_is_named_before_any_work():
+    with tempfile.TemporaryDirectory() as top:  # not tmp_path, into which another user may not even look
+        os.chmod(top, 0o755)
+        where = Path(top).resolve() / "out"
+        environment = {**os.environ, "PYTHONPATH": str(paths.PACKAGE.parent), "MLLMU_NB_OUT": str(where)}
+        how = {"env": environment, "capture_output": True, "text": True, "timeout": 600}
+        done = subprocess.run([sys.executable, "-c", READ_ONLY], **how)
+        for folder, *_ in os.walk(where):
+            os.chmod(folder, 0o755)  # so that it can be removed
+    assert done.stderr == "" and done.stdout.splitlines() == [
+        "at work",
+        *(
+            f"cannot write to {folder} (Permission denied): set MLLMU_NB_OUT to another folder"
+            for folder in (where, where / "new", where / ".cache" / "locks")
+        ),
+    ]
 
 
 # -- what is recorded -------------------------------------------------------------------------------------------
