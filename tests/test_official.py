@@ -428,6 +428,17 @@ def test_a_cloze_without_a_blank_is_counted(few, written):
     assert read.counted() == f"{few.counted()}, cloze questions without a blank: 2"
 
 
+def test_questions_with_equal_options_are_counted(few, written):
+    """If two or three of the four are equal, the question can still be asked; spaces around make no difference."""
+    assert official.read_layout(written, 15).notes["same_options"] == 0
+    for file, same in ((FULL, "BC"), (SECOND, "ACD")):
+        change(written / file, lambda row, same=same: choice(row)["Options"].update(dict.fromkeys(same, "Oulu")))
+    change(written / FULL, lambda row: choice(row)["Options"].update(B="Oulu", C="Oulu "), row=0)
+    read = official.read_layout(written, 15)
+    assert read.notes["same_options"] == 3
+    assert read.counted() == f"{few.counted()}, multiple-choice questions with equal options: 3"
+
+
 def test_everything_that_is_wrong_is_in_one_report(written):
     change(written / FULL, lambda r: choice(r).update(Correct_Answer="E"), row=0)
     change(written / FULL, lambda r: r["image"].update(bytes=b"no picture"), row=4)

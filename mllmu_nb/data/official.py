@@ -355,6 +355,7 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
         "ratio": ratio,
         "forget_splits": {config.removeprefix("forget_"): list(rows) for config, rows in splits.items()},
         "not_understood": [[i, pair.question] for i, qa in taught.items() for pair in qa if not pair.attribute],
+        "same_options": sum(len({option.strip() for option in q.options}) < len(q.options) for q in asked),
         "without_blank": sum(q.task == "cloze" and "__" not in q.text for q in asked),
         **({"shared_ids": shared} if shared else {}),
         **({"shared_names": same} if same else {}),

@@ -96,6 +96,7 @@ class Population:
         """Return the number of people of each kind, and of what is unusual about them, in words."""
         unusual = {
             "names that several people share": len(self.notes.get("shared_names", ())),
+            "multiple-choice questions with equal options": self.notes.get("same_options", 0),
             "cloze questions without a blank": self.notes.get("without_blank", 0),
             "people with another text in a training split": len(self.notes.get("taught_otherwise", ())),
             "people with another portrait in training data": len(self.notes.get("shown_otherwise", ())),
