@@ -68,6 +68,16 @@ def test_any_question_may_be_typed_and_has_no_likelihood(tiny, person, monkeypat
         ask.ask([("A", "", *tiny)], person, "text", "Who is <image>?")
 
 
+@pytest.mark.parametrize("written, shown", [(b"\xff?", r"\udcff?"), (b"\xed\xa0\x80?", r"\udced\udca0\udc80?")])
+def test_a_question_that_is_no_text_is_one_line(written, shown, monkeypatch, capsys):
+    """As a shell hands over bytes that are no UTF-8; no model is made for it."""
+    monkeypatch.setattr(pipeline, "model", lambda config: pytest.fail("a model was made"))
+    given = [word for name, value in SMALL.items() for word in ("-p", name, str(value))]
+    assert door.main(["ask", written.decode("utf-8", "surrogateescape"), *given]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: the question '{shown}' is no text in the terminal's encoding (UTF-8?): type it again\n"
+
+
 def test_the_truth_is_found_whatever_the_case_and_in_both_ways_to_ask(person):
     qa = next(qa for qa in person.qa if qa.attribute == "pet")
     typed = f"  {qa.question.upper().rstrip('?')} "

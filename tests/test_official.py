@@ -226,6 +226,10 @@ IN_ROW = [  # file, change of its third row, then place and beginning of the one
     (FULL, lambda r: r["image"].update(bytes=bomb()), "image.bytes: the picture cannot be decoded ("),
     (TEXT, lambda r: r.update(metadata="[]"), "metadata: `metadata` holds no questions: "),
     (TEXT, lambda r: r.update(metadata="name: Nora"), "metadata: `metadata` is not JSON ("),
+    (TEXT, lambda r: r.update(metadata=json.dumps([{"Question": "Who?", "Answer": "Ada \ud800"}])),  # half a character
+     "metadata: entry 1 of `metadata` lacks Question or Answer as text: repair it"),
+    (TEXT, lambda r: r.update(metadata=json.dumps([{"Question": "\udc80?", "Answer": "Ada"}])),
+     "metadata: entry 1 of `metadata` lacks Question or Answer as text: repair it"),
 ]  # fmt: skip
 
 
@@ -391,8 +395,14 @@ def test_a_celebrity_who_would_have_a_persons_id_is_refused(written):
     assert faults(written) == ["MLLMU-Bench/Retain_Set: ID 008 would get the id 003, which another person has"]
 
 
+HALF = [{"Question": "Who?", "Answer": "Ada \ud800"}]  # half a character, which no file can hold
+CELEBRITIES = [{"ID": "c008", "metadata": HALF}, {"ID": "\udc80", "metadata": []}, 1]
+
+
 @pytest.mark.parametrize(
-    "text", ["[1", "[]", '{"pool": 3, "celebrities": {}}', '{"pool": [], "celebrities": {"008": 1}}']
+    "text",
+    ["[1", "[]", '{"pool": 3, "celebrities": {}}']
+    + [json.dumps({"pool": [], "celebrities": {"008": entry}}) for entry in CELEBRITIES],
 )
 def test_a_people_file_that_cannot_be_read_is_one_line(written, text):
     (written / "people.json").write_text(text)

@@ -20,6 +20,7 @@ from mllmu_nb.config import YOURS, Config
 from mllmu_nb.data.conversations import Conversation, Turn
 from mllmu_nb.data.schema import VIEWS, Population, Profile
 from mllmu_nb.data.text.names import with_name
+from mllmu_nb.data.text.people import HALVES
 from mllmu_nb.errors import KitError, choose
 from mllmu_nb.evaluation import engine
 from mllmu_nb.evaluation.tasks import statement
@@ -115,6 +116,8 @@ def ask(asked: Iterable[Asked], person: Profile, view: str, question: str) -> pd
     probabilities of the true answer's tokens (0 to 1; NaN if the true answer is not known)."""
     if not question.strip():
         raise KitError("the question is empty: write one")
+    if HALVES.search(question):  # Python reads bytes of the command line that are no text as these
+        raise KitError(f"the question {question!a} is no text in the terminal's encoding (UTF-8?): type it again")
     truth = true_answer(person, view, question)
     shown = Turn(question, image=person.portrait) if view == VIEWS[0] else Turn(with_name(question, person.name))
     rows = {}

@@ -383,7 +383,9 @@ def _people_file(data: Layout) -> tuple[set[str], dict[str, tuple[str, tuple[QA,
         content, celebrities = json.loads(path.read_text(encoding="utf-8")), {}
         for printed, entry in content["celebrities"].items():
             pairs = people.pairs_of(entry["metadata"], PEOPLE_FILE) if entry["metadata"] else []
-            celebrities[printed] = str(entry["ID"]), reader.understand(pairs)
+            if people.HALVES.search(identity := str(entry["ID"])):
+                raise ValueError(identity)
+            celebrities[printed] = identity, reader.understand(pairs)
         return {*map(str, content["pool"])}, celebrities
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         text = "is no JSON object with the list pool and the object celebrities: repair or remove it"
