@@ -393,7 +393,9 @@ def test_likelihoods_that_are_no_numbers_are_stored_as_missing(people, monkeypat
     items = [item for item in people.items("forget") if item.question.task == "classification"][:2]
     table = np.array([[-1.0, -np.inf, np.nan, -2.0], [-1.0, -2.0, -3.0, -4.0]])
     monkeypatch.setattr("mllmu_nb.evaluation.ask.option_likelihoods", lambda *_, **__: table)
-    rows = answer(None, None, asking(people, 0, 0).likelihoods(items), 8, prompts=Prompts([], [], []))
+    inquiry = asking(people, 0, 0).likelihoods(items)
+    prompts = Prompts(inquiry.conversations, [np.zeros(1, int)] * 8, [0] * 8)
+    rows = answer(None, None, inquiry, 8, prompts=prompts)
     broken, whole = pd.DataFrame(rows)[list(OPTIONS)].values
     np.testing.assert_array_equal(broken, [-1, np.nan, np.nan, -2])
     np.testing.assert_array_equal(whole, table[1])

@@ -280,7 +280,7 @@ def test_a_figure_looks_as_it_did(known, name, tmp_path):
         made = figures.profile_sheet(people[:2])
     else:
         draw = figures.FIGURES.get(name)
-        made = draw(group, people) if draw.portraits else draw(group)
+        made = draw(group, people)
     expected = PICTURES / f"{name}.png"
     drawn = expected if os.environ.get(NEW) else tmp_path / expected.name
     drawn.parent.mkdir(exist_ok=True)

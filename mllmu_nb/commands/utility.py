@@ -45,12 +45,7 @@ def main(options: argparse.Namespace) -> int:
     if read_json(options.run / "train.json").get("settings", {}).get("system"):
         raise KitError("this run asks with a system prompt, and lmms-eval asks without one: take the run of vanilla")
     if options.model:
-        parameters = read_json(options.run / RECORD)["parameters"]
-        if parameters["method"] == "prompting":
-            raise KitError(
-                "lmms-eval asks without a system prompt: its scores would be those of vanilla, not prompting"
-            )
-        family = parameters["base_model"]
+        family = read_json(options.run / RECORD)["parameters"]["base_model"]
         asked = command(options.model, family, options.output, options.tasks, options.device)
         print(shlex.join(asked), flush=True)
         if not options.yes:  # it may be run elsewhere
