@@ -35,7 +35,7 @@ BY_HAND, IN_FILE = "set by hand", "the method's file"  # the source of a value t
 # These change results, as the settings of the protocol do; a value other than the preset's is a deviation, too.
 BESIDE_PROTOCOL: tuple[str, ...] = ("adaptation", "replay", "exams", "train_steps", "train_lr", "unlearn_steps")
 BESIDE_PROTOCOL += ("unlearn_epochs", "unlearn_lr", "schedule", "precision", "eval_precision", "micro_batch")
-BESIDE_PROTOCOL += ("quantise_base", "shots", "cyclic")
+BESIDE_PROTOCOL += ("train_batch_size", "unlearn_batch_size", "quantise_base", "shots", "cyclic")
 # Fields of a recipe that the protocol decides, not a preset.
 WAYS = ("label_mode", "eos", "adapter_reach", "adam", "adam_eps")
 LENGTHS = {"steps", "epochs"}  # of a recipe: one gives its length, and the other is 0
@@ -93,9 +93,11 @@ class Config(BaseModel):
     train_modality: Literal["both", "multimodal"] | None = None  # what vanilla, oracle and retain_epoch are taught
     train_steps: Count | None = None  # optimizer steps of fine-tuning
     train_lr: Rate | None = None  # learning rate of fine-tuning
+    train_batch_size: Count = 0  # conversations in a step of fine-tuning; 0: as the preset
     unlearn_steps: Count | None = None  # optimizer steps of unlearning
     unlearn_epochs: Annotated[float, Field(ge=0, le=10**6)] | None = None  # or its passes over the forget set
     unlearn_lr: Rate | None = None  # learning rate of unlearning
+    unlearn_batch_size: Count = 0  # conversations in a step of unlearning, of each set; 0: as the preset
     schedule: Literal["constant", "linear", "cosine", "plateau"] | None = None  # of both learning rates
     label_mode: Literal["answer", "text", "upstream"] | None = None  # supervised tokens
     eos: bool | None = None  # whether the end of an answer is taught
@@ -103,7 +105,7 @@ class Config(BaseModel):
     adam: Literal["torch", "transformers"] | None = None  # whose AdamW; that of transformers 4.45 adds epsilon earlier
     adam_eps: Rate | None = None  # AdamW's epsilon
     precision: Literal["fp32", "bf16"] | None = None  # of training: frozen weights and matrix products
-    micro_batch: Count = 0  # conversations of a batch read at once: changes memory alone (but see departures); 0: all
+    micro_batch: Count = 0  # conversations of a batch read at once; their gradients add up; 0: all (see departures)
     checkpointing: bool = False  # activations are computed again instead of kept: less memory, more time
     quantise_base: Literal["nf4"] | None = None  # frozen layers in 4 bits while adapters train, on a GPU; None: not
 
@@ -248,6 +250,8 @@ class Config(BaseModel):
         for name in ("schedule", "precision", "micro_batch", "checkpointing"):
             if given[name] and given[name] != numbers[name][0]:
                 numbers[name] = (given[name], BY_HAND)
+        if size := given[f"{prefix}batch_size"]:
+            numbers["batch_size"] = (size, BY_HAND if size != numbers["batch_size"][0] else numbers["batch_size"][1])
         own = {name: getattr(self, prefix + name, 0) for name in ("lr", *LENGTHS)}
         for names in ({"lr"}, LENGTHS):
             by_hand = any(given.get(prefix + name) is not None for name in names)

@@ -249,8 +249,19 @@ def test_what_is_set_alone_deviates():
 
 def test_what_decides_a_number_beside_the_protocol_deviates_too():
     own = {"shots": 0, "train_lr": 1e-3, "train_steps": 7, "unlearn_lr": 5e-4, "micro_batch": 2, "exams": 0.3}
+    own |= {"train_batch_size": 16, "unlearn_batch_size": 3}
     config = Config(scale="paper", protocol="upstream", method="ga", modality="multimodal", **own)
     assert {name: value for name, (_, value) in config.deviations().items()} == own
+
+
+def test_a_batch_size_is_that_of_the_preset_until_it_is_given():
+    usual = Config(**NPO)
+    other = usual.but(train_batch_size=5, unlearn_batch_size=6)
+    assert (other.training.batch_size, other.unlearning.batch_size) == (5, 6) and other.run_id != usual.run_id
+    assert sources(other)["training.batch_size"] == sources(other)["unlearning.batch_size"] == BY_HAND
+    assert usual.unlearning.batch_size > 6 and sources(usual)["unlearning.batch_size"] != BY_HAND
+    same = usual.but(unlearn_batch_size=usual.unlearning.batch_size)
+    assert sources(same) == sources(usual)
 
 
 def test_unlearning_is_so_many_steps_or_so_many_passes_long():

@@ -34,7 +34,7 @@ TAUGHT_BY = ("base_path", "adaptation", "replay", "exams", "train_steps", "train
 # The same, but left out of the hash at these values: records that are older than the parameters imply them.
 TAUGHT_TOO: dict[str, Any] = {"base_revision": "", "vanilla_path": "", "vanilla_revision": "", "train_modality": "both"}
 TAUGHT_TOO |= {"adapter_reach": "language", "adam": "torch", "adam_eps": 1e-8, "precision": None}
-TAUGHT_TOO |= {"quantise_base": None, "micro_batch": 0, "checkpointing": False}
+TAUGHT_TOO |= {"quantise_base": None, "micro_batch": 0, "checkpointing": False, "train_batch_size": 0}
 FRAMES = ("items", "cells", "judged", "points")
 NOT_VARIED = {*RUN, "seed", "settings"}  # parameters that are already columns of a run
 
