@@ -17,7 +17,7 @@ from mllmu_nb.data.generate import generate
 from mllmu_nb.data.schema import QA, SETS, Profile, Question
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import attention, engine, path, teacher_forced, utility
-from mllmu_nb.evaluation.ask import COLUMNS, OPTIONS, answer, ask, inquiries_of
+from mllmu_nb.evaluation.ask import COLUMNS, OPTIONS, _keys, answer, ask, inquiries_of
 from mllmu_nb.evaluation.draws import draw
 from mllmu_nb.evaluation.engine import Prompts, answers, greedy, option_likelihoods
 from mllmu_nb.evaluation.tasks import Asking, statement
@@ -399,6 +399,30 @@ def test_likelihoods_that_are_no_numbers_are_stored_as_missing(people, monkeypat
     broken, whole = pd.DataFrame(rows)[list(OPTIONS)].values
     np.testing.assert_array_equal(broken, [-1, np.nan, np.nan, -2])
     np.testing.assert_array_equal(whole, table[1])
+
+
+def test_an_answer_that_was_seen_is_not_asked_again_unless_it_may_be_longer(people, monkeypatch):
+    items = [item for item in people.items("forget") if item.question.task == "generation"][:3]
+    inquiry, asked = asking(people, 0, 0).free_answers(items), []
+
+    def counted(model, processor, inquiry, batch_size, progress, prompts):
+        asked.append(len(prompts.rows))
+        return [{"answer": f"new {row[0]}", "tokens": 1} for row in prompts.rows]
+
+    monkeypatch.setattr("mllmu_nb.evaluation.ask._answers", counted)
+    prompts = Prompts(inquiry.conversations, [np.array([number]) for number in (7, 8, 9)], [1] * 3)
+    seen = {key: {"answer": "known", "tokens": 2} for key in _keys(inquiry, prompts)[:2]}
+
+    def said(inquiry):
+        return [row["answer"] for row in answer(None, None, inquiry, 8, prompts=prompts, seen=seen)]
+
+    assert said(inquiry) == ["known", "known", "new 9"]
+    assert (
+        said(replace(inquiry, tokens=inquiry.tokens + 1))
+        == said(replace(inquiry, until=""))
+        == ["new 7", "new 8", "new 9"]
+    )
+    assert asked == [1, 3, 3]
 
 
 def test_a_point_of_a_path_takes_the_option_that_scoring_takes():

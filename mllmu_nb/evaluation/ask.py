@@ -55,8 +55,8 @@ def ask(
     people of each set, the first ones. A multiple-choice question gives one row per ``scoring`` and, with ``cyclic``,
     one letter row per cyclic ``order`` of the options. ``docs/architecture.md`` explains ``long_prompts``. The folder
     ``kept`` stores answers, ``PIECE`` items at a time; the same call after a stop takes them from there. ``seen`` holds
-    answers of the same model, asked by the same parameters (hash of a prompt → ``ANSWER``): such prompts are not asked
-    again, and the others are added. Raises ``KitError`` for an unknown set, and for prompts that are too long before
+    answers of the same model (prompt and end of the answer, as a hash → ``ANSWER``): such prompts are not asked again,
+    and the others are added. Raises ``KitError`` for an unknown set, and for prompts that are too long before
     anything is answered.
     """
     sets = list(dict.fromkeys(sets))
@@ -102,7 +102,7 @@ def ask(
                 os.replace(unfinished, file)
             if seen is not None:
                 stored = pd.read_parquet(file, columns=list(ANSWER)).to_dict("records")
-                seen |= zip(encoded(*piece)[1].keys(), stored, strict=True)
+                seen |= zip(_keys(*encoded(*piece)), stored, strict=True)
         frames = [pd.read_parquet(file) for file in files] or [pd.DataFrame(columns=COLUMNS)]
     answers = pd.concat(frames, ignore_index=True)
     if long_prompts == "ask":
@@ -145,13 +145,18 @@ def answer(
     if prompts is None:
         prompts = Prompts.of(model, processor, inquiry.conversations, inquiry.options)
         require_room(model, inquiry, prompts)
-    known = dict(enumerate(map(seen.get, prompts.keys()))) if seen else {}
+    known = dict(enumerate(map(seen.get, _keys(inquiry, prompts)))) if seen else {}
     new = [number for number in range(len(prompts.conversations)) if not known.get(number)]
     known |= zip(new, _answers(model, processor, inquiry, batch_size, progress, prompts.some(new)), strict=True)
     for number, conversation in enumerate(prompts.conversations):
         place, order = divmod(number, inquiry.orders)
         shots = 0 if inquiry.options else len(conversation.turns) - 1
         yield _row(inquiry.items[place], inquiry.scoring, order=order, shots=shots, **known[number])
+
+
+def _keys(inquiry: Inquiry, prompts: Prompts) -> list[str]:
+    """Return what decides each answer of a model: the prompt, and where the answer ends."""
+    return [f"{key}-{inquiry.tokens}-{inquiry.until}" for key in prompts.keys()]
 
 
 def _answers(model, processor, inquiry: Inquiry, batch_size: int, progress, prompts: Prompts) -> list[dict[str, Any]]:
