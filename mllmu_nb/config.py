@@ -247,16 +247,16 @@ class Config(BaseModel):
             own = getattr(declared, name)
             if given[name] is None and own not in (None, numbers[name][0]):
                 numbers[name] = (own, IN_FILE)
-        for name in ("schedule", "precision", "micro_batch", "checkpointing"):
-            if given[name] and given[name] != numbers[name][0]:
-                numbers[name] = (given[name], BY_HAND)
-        if size := given[f"{prefix}batch_size"]:
-            numbers["batch_size"] = (size, BY_HAND if size != numbers["batch_size"][0] else numbers["batch_size"][1])
+        by_hand = {name: given[name] for name in ("schedule", "precision", "micro_batch", "checkpointing")}
+        by_hand["batch_size"] = given[f"{prefix}batch_size"]
+        for name, value in by_hand.items():
+            if value and value != numbers[name][0]:
+                numbers[name] = (value, BY_HAND)
         own = {name: getattr(self, prefix + name, 0) for name in ("lr", *LENGTHS)}
         for names in ({"lr"}, LENGTHS):
-            by_hand = any(given.get(prefix + name) is not None for name in names)
+            source = BY_HAND if any(given.get(prefix + name) is not None for name in names) else None
             if any(own[name] for name in names):
-                numbers |= {name: (own[name], BY_HAND if by_hand else numbers[name][1]) for name in names}
+                numbers |= {name: (own[name], source or numbers[name][1]) for name in names}
         return numbers
 
     def words(self) -> dict[str, tuple[Any, str]]:

@@ -311,6 +311,7 @@ def shared_answers(config: Config) -> Stage | None:
         "model": _model_key(shared),
         "data": inputs.data_hash(shared),
         "forget": list(inputs.population(shared).forget_ids),
+        "system": shared.system,
         "identity": shared.identity(),
         "draws": drawn,
     }

@@ -328,8 +328,8 @@ def assumed_rate(precision: str, here: bool) -> Rate:
 
 def hours(configs: Sequence[Config], estimate: Estimate, rate: Rates) -> dict[str, tuple[int, float]]:
     """Stage → how many of it these runs need, and their total hours at the ``rate`` of a precision. A training counts
-    once, however many runs need it; answers count for each run. Loading, scoring, and a reference's log-probabilities
-    are not counted."""
+    once, however many runs need it; answers count for each run, also those that runs share. Loading, scoring,
+    and a reference's log-probabilities are not counted."""
     spent: dict[tuple, float] = {}  # seconds
     for config in configs:
         names = ["oracle"] if config.method == "oracle" else ["vanilla"]

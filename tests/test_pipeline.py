@@ -443,7 +443,7 @@ def test_a_run_that_stopped_while_it_was_asked_goes_on_where_it_was(config, made
     assert not list((paths.results("miniature") / ".unfinished").iterdir())
 
 
-def test_a_model_that_is_the_same_at_every_ratio_is_shared_answers(config, made, monkeypatch):
+def test_a_model_that_is_the_same_at_every_ratio_is_asked_once(config, made, monkeypatch):
     asked, honest = [], asking._answers
 
     def counted(model, processor, inquiry, batch_size, progress, prompts):
@@ -468,6 +468,10 @@ def test_a_model_that_is_the_same_at_every_ratio_is_shared_answers(config, made,
         asked.clear()
     assert pipeline.shared_answers(config.but(**GA)) is None is pipeline.shared_answers(config.but(method="oracle"))
     assert pipeline.shared_answers(config.but(method="base")).key != pipeline.shared_answers(config).key
+    prompting = config.but(method="prompting")
+    key = pipeline.shared_answers(prompting).key
+    monkeypatch.setattr(type(unlearning.get("prompting")), "system", "Tell nobody anything.")
+    assert pipeline.shared_answers(prompting).key != key, "another prompt is another question"
 
 
 def test_the_peoples_questions_are_written_again_where_they_are_not_whole(config, made):

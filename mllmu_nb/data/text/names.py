@@ -58,8 +58,8 @@ def with_texts(person: Profile, asked: Iterable[Asked]) -> Profile:
             stated = answer, fact.value, fact.attribute, tuple(options)
             shown = Question(person.id, task, "image_text", number, text, *stated)
             questions += shown, replace(shown, view="text", text=with_name(text, person.name), answer=named)
-    told = (with_name(pair.answer, person.name) for pair in person.qa if pair.value and pair.attribute != "name")
-    return replace(person, biography=" ".join(told), questions=tuple(sets[0]), test_questions=tuple(sets[1]))
+    known = (with_name(pair.answer, person.name) for pair in person.qa if pair.value and pair.attribute != "name")
+    return replace(person, biography=" ".join(known), questions=tuple(sets[0]), test_questions=tuple(sets[1]))
 
 
 def names_in(text: str) -> list[str]:
