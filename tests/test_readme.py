@@ -274,6 +274,19 @@ def test_what_the_small_model_misses_is_as_the_table_has_it():
     assert "right letter about {:.0f} % of the celebrities (LLaVA's: {:.0f})".format(*letters) in SAID
 
 
+def test_what_is_said_of_three_replicates_and_of_hours_is_so_in_the_files():
+    coverage = pd.read_csv(ROOT / "benchmarks" / "replicates.csv")
+    worst = coverage.loc[coverage[coverage["people"].str.contains("3 x|3 of")]["coverage"].idxmin()]
+    assert (worst["replicate sd"], round(worst["share"], 1)) == (1.2, 0.9)
+    assert f"they hold the truth in {100 * worst['coverage']:.0f} % of the cases, not in 95" in SAID
+    hours = dict.fromkeys(("llava", "idefics2"), 0.0)
+    for file in paths.runs(paths.reference()).glob("*/provenance.json"):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        hours[record["parameters"]["base_model"]] += record["seconds"] / 3600
+    said = "add up to {llava:.0f} hours for LLaVA and {idefics2:.0f} for Idefics2 by the clock".format(**hours)
+    assert said in SAID
+
+
 def test_the_sources_of_spread_are_those_of_the_study():
     first = pd.read_csv(paths.reference() / "runs.csv").query("base_model == 'llava' and forget_ratio == 10")
     said = []
