@@ -50,7 +50,7 @@ TAUGHT += ("adaptation", "replay", "exams", "train_modality", "train_seed")
 FORGOTTEN = ("forget_ratio", "replicate", "forget_ids_file")
 # Per person and view: questions, most worked examples before one, and how many times TEXT is read (with four options, a
 # question is about twice as long).
-ASKED = {"letter": (5, 5, 2), "likelihood": (5, 0, 3), "generation": (2, 0, 1), "cloze": (2, 4, 1)}
+ASKED = {"letter": (5, 5, 2), "likelihood": (5, 0, 2), "generation": (2, 0, 1), "cloze": (2, 4, 1)}
 
 aten = torch.ops.aten
 

@@ -104,11 +104,16 @@ def test_batched_answers_are_those_of_the_librarys_own_generation(family, tiny):
 
 
 def test_likelihoods_are_those_of_one_plain_forward_an_option(family, tiny):
+    """Also for options that begin alike, and for one that is the beginning of the others."""
     model, processor = tiny
-    conversations, options = asked(), ("Oslo", "a longer answer", "B", "no")
-    expected = []
-    for conversation in conversations:
-        for option in options:
+    kinds = [("Oslo", "a longer answer", "B", "no"), ("in Oslo", "in Oslo and Rome", "in Oslo, too", "in Oslo and")]
+    kinds.append(
+        tuple(f"As far as I know, this person lives in {place}." for place in ("Oslo", "Rome", "Bonn", "Lund"))
+    )
+    conversations, expected = asked(), []
+    options = [kinds[number % 3] for number in range(len(conversations))]
+    for conversation, own in zip(conversations, options, strict=True):
+        for option in own:
             batch = family.encode(processor, [conversation.answered(option)], eos=False)
             # examples have labels too: those of the option follow the last token without a label
             labels = batch.pop("labels")[0]
@@ -117,7 +122,7 @@ def test_likelihoods_are_those_of_one_plain_forward_an_option(family, tiny):
                 log_probs = model(**batch, use_cache=False).logits[0].log_softmax(-1)
             chosen = log_probs[first - 1 : -1].gather(-1, labels[first:, None])
             expected.append(chosen.mean().item())
-    table = option_likelihoods(model, processor, conversations, [options] * len(conversations), batch_size=8)
+    table = option_likelihoods(model, processor, conversations, options, batch_size=8)
     np.testing.assert_allclose(table.ravel(), expected, atol=1e-4)
 
 

@@ -18,7 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 NAME = "shared_beginning"
 QUERIES_AT_ONCE = 512  # of each row and head, which limits the scores in memory
-_reading: ContextVar[tuple[Cache | None, torch.nn.Module | None]] = ContextVar("reading", default=(None, None))
+_reading: ContextVar[tuple[Cache | None, torch.nn.Module | None, int]] = ContextVar("reading", default=(None, None, 0))
 
 
 @contextmanager
@@ -27,20 +27,23 @@ def sharing(model: torch.nn.Module) -> Iterator[None]:
     layer, text = _last_layer(model), model.config.get_text_config()
     before = text._attn_implementation
     with ExitStack() as undone:
-        if hasattr(layer, "mlp"):
-            undone.enter_context(layer.mlp.register_forward_pre_hook(_only_last_token))
+        if layer:
+            for module in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp):
+                undone.enter_context(module.register_forward_pre_hook(_only_last_token))
+            undone.enter_context(layer.self_attn.q_proj.register_forward_hook(_for_each_token))
         undone.callback(model.set_attn_implementation, {"text_config": before})
         model.set_attn_implementation({"text_config": NAME})
         yield
 
 
 @contextmanager
-def reading(model: torch.nn.Module, beginning: Cache | None, only_last: bool) -> Iterator[None]:
+def reading(model: torch.nn.Module, beginning: Cache | None, only_last: int) -> Iterator[None]:
     """Inside this context, rows read by ``model`` in this thread continue after ``beginning``, a single row. With
-    ``only_last``, the last layer computes keys and values of all tokens, but the state of the last token only, because
-    nothing reads the others. Its MLP then gives one state per row, which the layer adds to each token."""
+    ``only_last``, the number of tokens of each row, the last layer computes keys and values of all tokens, but the
+    state of the last token only, because nothing reads the others. Its output projection and its MLP then give one
+    state per row, which the layer adds to each token."""
     layer = _last_layer(model)
-    token = _reading.set((beginning, layer.self_attn if only_last and hasattr(layer, "mlp") else None))
+    token = _reading.set((beginning, layer.self_attn if layer and only_last else None, only_last))
     try:
         yield
     finally:
@@ -48,12 +51,21 @@ def reading(model: torch.nn.Module, beginning: Cache | None, only_last: bool) ->
 
 
 def _last_layer(model: torch.nn.Module) -> torch.nn.Module | None:
-    return getattr(model.get_decoder(), "layers", [None])[-1]
+    """Return the last layer of the language model; None if its modules are not those of Llama."""
+    layer = getattr(model.get_decoder(), "layers", [None])[-1]
+    attention = getattr(layer, "self_attn", None)
+    return layer if hasattr(layer, "mlp") and hasattr(attention, "q_proj") and hasattr(attention, "o_proj") else None
 
 
-def _only_last_token(mlp: torch.nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-    """Give the last layer's MLP the last token of each row, if :func:`reading` has ``only_last``."""
-    return None if _reading.get()[1] is None else (given[0][:, -1:],)
+def _only_last_token(module: torch.nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Give a module of the last layer the last token of each row, if :func:`reading` has ``only_last``."""
+    return (given[0][:, -1:],) if _reading.get()[1] else None
+
+
+def _for_each_token(module: torch.nn.Module, given: tuple[Tensor, ...], query: Tensor) -> Tensor | None:
+    """Repeat the query of the last token, because the layer expects one for each token."""
+    _, last, tokens = _reading.get()
+    return query.expand(-1, tokens, -1) if last else None
 
 
 def attend(
@@ -68,7 +80,7 @@ def attend(
     """Return the attention [rows, T, heads, width] of ``query`` [rows, heads, T, width] to the rows' own keys and
     values [rows, key heads, slots, width], masked by ``attention_mask`` [rows, 1, T, slots], and to the whole shared
     beginning. If :func:`reading` has ``only_last``, the last layer repeats the last token's result for all T."""
-    length, (beginning, last) = query.shape[2], _reading.get()
+    length, (beginning, last, _) = query.shape[2], _reading.get()
     if last is module:
         query, attention_mask = query[:, :, -1:], attention_mask[:, :, -1:]
     if beginning is not None:

@@ -11,6 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from inspect import signature
 from itertools import repeat
@@ -176,41 +177,49 @@ def option_likelihoods(
             raise KitError("every question needs the same number of options to be scored by likelihood")
         closed = Prompts.of(model, processor, conversations, options)
         closed.require_room(model)
-    # The common beginning of a question's options is read once, except its last token: its logits predict the first
-    # token to be scored.
-    rows, tails, starts, width = [], [], [], closed.width
+    # What a question's options have in common is read once, the beginning of their answers included. Each part starts
+    # with the last token before it, whose logits predict the first token to be scored.
+    rows, shared, tails, starts, width = [], [], [], [], closed.width
     for number, conversation in enumerate(closed.conversations):
         own = slice(number * width, (number + 1) * width)
         answered, begins = closed.rows[own], closed.begins[own]
         if any(begin == len(row) for begin, row in zip(begins, answered, strict=True)):
             raise KitError(f"an option of {conversation.turns[-1].prompt!r} is empty and has no likelihood")
-        cut = min(_common(answered), *begins) - 1
+        common = min(_common(answered), *(len(row) - 1 for row in answered))
+        cut = min(common, *begins) - 2
         rows.append(answered[0][:cut])
-        tails.append([row[cut:] for row in answered])
+        shared.append(answered[0][cut:common])
+        tails.append([row[common - 1 :] for row in answered])
         starts.append([begin - cut for begin in begins])
     questions = Prompts(closed.conversations, rows, [len(row) for row in rows])
-    more = [sum(map(len, answered)) for answered in tails]
+    more = [len(beginning) + sum(map(len, rest)) for beginning, rest in zip(shared, tails, strict=True)]
     scores = np.full((len(rows), width), np.nan)
 
     def score_batch(chunks: Chunks) -> None:
         for indices, state in chunks:
-            ids, mask = _pad([tail for index in indices for tail in tails[index]], "right", model.device)
-            begins = torch.tensor([start for index in indices for start in starts[index]], device=model.device)
-            logits = state.fork([row for row in range(len(indices)) for _ in range(width)]).extend(ids, mask, 0)
-            means = _means(logits, ids, mask, begins)
-            scores[indices] = means.double().cpu().numpy().reshape(-1, width)
+            each = [row for row in range(len(indices)) for _ in range(width)]
+            first = _scored(state, [shared[index] for index in indices], [min(starts[index]) for index in indices])
+            later = [start - len(shared[index]) + 1 for index in indices for start in starts[index]]
+            rest = _scored(state.fork(each), [tail for index in indices for tail in tails[index]], later)
+            total, count = (beginning[each] + end for beginning, end in zip(first, rest, strict=True))
+            scores[indices] = (total / count).double().cpu().numpy().reshape(-1, width)
 
     with _evaluating(model):
         _each(model, score_batch, _batches(model, processor, questions, batch_size, more), progress)
     return scores
 
 
-def _means(logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
-    """Return the mean log-likelihood [rows] of the tokens ``ids`` [rows, T] from the positions ``begins`` [rows] on."""
-    chosen = logits[:, :-1].gather(-1, ids[:, 1:, None])[..., 0] - logits[:, :-1].logsumexp(-1)
-    place = torch.arange(1, ids.shape[1], device=ids.device)
-    scored = (place >= begins[:, None]) & mask[:, 1:].bool()
-    return chosen.masked_fill(~scored, 0.0).sum(1) / scored.sum(1)
+def _scored(state: _State, rows: Sequence[np.ndarray], begins: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read all but the last token of ``rows``. Return the sum of the log-likelihoods of the tokens from the positions
+    ``begins`` on, without the first token, and their number, both [rows]."""
+    device = state.model.device
+    ids, mask = _pad([row[:-1] for row in rows], "right", device)
+    predicted, _ = _pad([row[1:] for row in rows], "right", device)
+    logits = state.extend(ids, mask, 0)
+    chosen = logits.gather(-1, predicted[..., None])[..., 0] - logits.logsumexp(-1)
+    place = torch.arange(1, ids.shape[1] + 1, device=device)
+    scored = (place >= torch.tensor(begins, device=device)[:, None]) & mask.bool()
+    return chosen.masked_fill(~scored, 0.0).sum(1), scored.sum(1)
 
 
 class _State:
@@ -236,7 +245,7 @@ class _State:
         # transformers 5 renamed the argument; a model would ignore the wrong name and read without the cache
         argument = "cache" if "cache" in signature(type(self.model).forward).parameters else "past_key_values"
         more = {argument: self.cache, "use_cache": True, "logits_to_keep": keep, **pictures}
-        with attention.reading(self.model, self.lent and self.lent.cache, keep == 1):
+        with attention.reading(self.model, self.lent and self.lent.cache, ids.shape[1] if keep == 1 else 0):
             output = self.model(input_ids=ids, attention_mask=self.mask, position_ids=positions, **more)
         logits = output.logits.float()
         self.logits = logits[:, -1]
@@ -253,11 +262,11 @@ class _State:
     def fork(self, rows: Sequence[int]) -> _State:
         """Return a copy of these rows."""
         index = torch.tensor(rows, device=self.model.device)
-        copy = _State(self.model, len(rows), self.lent)
-        for number, one in enumerate(self.cache.layers):
-            copy.cache.update(one.keys[index], one.values[index], number)
-        copy.mask, copy.next = self.mask[index], self.next[index]
-        return copy
+        forked = _State(self.model, len(rows), self.lent)
+        forked.cache.layers = [copy(layer) for layer in self.cache.layers]  # update() would copy keys and values twice
+        forked.cache.batch_select_indices(index)
+        forked.mask, forked.next = self.mask[index], self.next[index]
+        return forked
 
     @classmethod
     def joined(cls, states: Sequence[_State]) -> _State | None:
