@@ -8,13 +8,15 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import PIL.Image
 import pytest
 from fake_runs import make, write
+from matplotlib.figure import Figure
 
 import readme
 from mllmu_nb import paths
 from mllmu_nb.config import Config
-from mllmu_nb.reporting import report
+from mllmu_nb.reporting import plots, report
 from mllmu_nb.reporting.grid import number_text
 from mllmu_nb.reporting.runs import Scores, items_of, made_of, read_run
 from mllmu_nb.scoring import health, path
@@ -48,6 +50,9 @@ def problems(results: Path, figures: Path, notebooks: Path) -> list[str]:
     for file in [*sorted((results / "tables").glob("*.md")), figures / "captions.md"]:
         theirs = MARK.findall(file.read_text(encoding="utf-8").split("\n")[0])
         found += [] if theirs == [mark] else [f"{file.name} is of {' '.join(theirs) or 'nobody knows what'}"]
+    for file in sorted(one for one in figures.iterdir() if one.suffix in (".png", ".pdf")):
+        theirs = MARK.findall(source(file))
+        found += [] if theirs == [mark] else [f"{file.name} is of {' '.join(theirs) or 'nobody knows what'}"]
     for file in sorted(notebooks.glob("*.ipynb")):
         shown = {run for text in outputs(file) for run in RUN.findall(text) if not run.startswith("yours-")}
         found += [f"{file.name} shows the run {run}, which is not there" for run in sorted(shown - set(records))]
@@ -56,6 +61,13 @@ def problems(results: Path, figures: Path, notebooks: Path) -> list[str]:
         if shown_results(file) and not marks:
             found.append(f"{file.name} shows results of nobody knows what")
     return found
+
+
+def source(picture: Path) -> str:
+    """What a picture says that it was drawn from."""
+    if picture.suffix == ".png":
+        return PIL.Image.open(picture).info.get("Source", "")
+    return b"".join(re.findall(rb"/Subject \((.*)\)", picture.read_bytes())).decode("latin-1")
 
 
 def shown_results(notebook: Path) -> bool:
@@ -189,6 +201,7 @@ def whole(tmp_path):
     write_json(results / "studies" / "cliff" / "runs" / "one" / RECORD, {**record, "key": ""})
     (results / "tables" / "cost.md").write_text(line)
     (tmp_path / "figures" / "captions.md").write_text(line)
+    plots.save(Figure((1, 1)), tmp_path / "figures" / "blank", f"runs ({made_of([record])})")
     # a run's ID ends in a hash; made-up IDs do not
     shutil.move(folder, folder.with_name("vanilla-none-0123abcd"))
     cells = [{"outputs": [{"text": ["run vanilla-none-0123abcd, scale miniature\n", "numpy 2\n"]}]}]
@@ -208,6 +221,8 @@ def whole(tmp_path):
         ("results/tables/cost.md", "base base", "base older", "cost.md is of people"),
         ("figures/captions.md", "made from", "MADE", ""),
         ("figures/captions.md", "people ", "folk ", "captions.md is of nobody knows what"),
+        ("figures/blank.pdf", "base base", "base older", "blank.pdf is of people"),
+        ("figures/blank.pdf", "/Subject", "/Subjekt", "blank.pdf is of nobody knows what"),
         (
             "notebooks/02_finetune.ipynb",
             "0123abcd",
@@ -217,9 +232,9 @@ def whole(tmp_path):
     ],
 )
 def test_what_is_mixed_is_found(whole, file, old, new, said):
-    text = (whole / file).read_text()
-    assert old in text
-    (whole / file).write_text(text.replace(old, new))
+    text = (whole / file).read_bytes()
+    assert old.encode() in text
+    (whole / file).write_bytes(text.replace(old.encode(), new.encode()))
     found = problems(whole / "results", whole / "figures", whole / "notebooks")
     assert [said in one for one in found] == ([True] if said else []), found
 
@@ -231,6 +246,13 @@ def test_runs_of_two_bases_are_found(whole):
     write_json(run.with_name("oracle-none-0123abcd") / RECORD, {**record, "base_hash": "older"})
     first, *_ = problems(whole / "results", whole / "figures", whole / "notebooks")
     assert first.startswith("the runs of llava are of several references: people ") and "base base and older" in first
+
+
+@pytest.mark.parametrize("source", ["runs (people older, base base, vanilla older)", ""])
+def test_a_picture_of_another_reference_is_found(whole, source):
+    (whole / "figures" / "blank.png").write_bytes(plots.png(Figure((1, 1)), source))
+    [problem] = problems(whole / "results", whole / "figures", whole / "notebooks")
+    assert problem.startswith(f"blank.png is of {'people older' if source else 'nobody knows what'}")
 
 
 def test_one_reference_has_no_problem(whole):

@@ -32,7 +32,7 @@ def few_runs() -> list[runs.Run]:
 def home(tmp_path, monkeypatch) -> Path:
     """A results folder with three runs; figures have their own tests."""
 
-    def draw(scores, people, folder):
+    def draw(scores, people, folder, source):
         (folder / FIGURES).write_bytes(b"drawn")
         return [f"- `losses_llava_10`: {len(scores.runs)} runs, {len(people)} people"]
 

@@ -107,7 +107,7 @@ def test_table_2_has_the_papers_layout(known):
         ("Unlearned on image + text", rows), ("Unlearned on text only", rows)
     ]  # fmt: skip
     assert len(sheet.columns) == 4 * 5 + 3 and sheet.columns[:2] == [
-        ("Forget", "Letter % →"),
+        ("Forget", "Letter % → °"),
         ("Forget", "Likelihood % →"),
     ]
     cell = sheet.frame.query(
@@ -155,13 +155,30 @@ def test_a_value_of_zero_is_printed_as_zero():
     assert [heading for heading, _ in sheet.blocks] == ["No unlearned model"]
 
 
+def test_columns_in_which_vanilla_is_below_its_goal_in_a_view_are_marked():
+    """Vanilla knows everything, or with the image alone; at paper scale there are no goals."""
+    whole, half = make("vanilla", lambda asked: True, **FEW), make("vanilla", lambda asked: asked.view != "text", **FEW)
+    paper = replace(half, record={**half.record, "scale": "paper"})
+    marked = []
+    for run in (whole, half, paper):
+        [sheet] = tables.sheets("table2_main", Scores.of([run]))
+        marked.append({(over, head[:4]) for over, head in sheet.columns if head.endswith(grid.BELOW)})
+        assert (grid.BELOW_NOTE in sheet.remarks) == bool(marked[-1])
+    likelihood = {(over, "Like") for over in ("Forget", "Test", "Retain")}
+    assert not marked[0] and not marked[2] and likelihood <= marked[1] <= {
+        (over, head) for over in ("Forget", "Test", "Retain") for head in ("Lett", "Like", "Cloz")
+    } - {("Test", "Cloz")}  # fmt: skip
+
+
 def test_by_view_table_keeps_the_views_apart(known):
     table = frame("table2_by_view", known).query("set == 'forget' and scoring == 'likelihood' and method == 'kl_min'")
     values = table.set_index(["modality", "view"])["value"]
     assert values["multimodal", "image_text"] < values["multimodal", "text"]
     assert values["unimodal", "image_text"] > values["unimodal", "text"]
     shown = [text for _, text in tables.sheets("table2_by_view", known)[0].columns]
-    assert shown == [one.label for one in metrics(table="scores") if not one.optional and "forget" in one.sets]
+    assert [text.removesuffix(" °") for text in shown] == [
+        one.label for one in metrics(table="scores") if not one.optional and "forget" in one.sets
+    ]
     refused = ["Refused %" in [text for _, text in one.columns] for one in tables.sheets("table2_by_view", known)]
     assert refused == [False, False, True, True], "refusals are scored where nobody should refuse"
 

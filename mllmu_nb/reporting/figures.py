@@ -61,9 +61,9 @@ def title(draw: Callable[..., Figure]) -> str:
     return " ".join(draw.__doc__.split()).partition(". ")[0]
 
 
-def write_all(scores: Scores, people: Sequence[Profile], folder: Path) -> list[str]:
+def write_all(scores: Scores, people: Sequence[Profile], folder: Path, source: str) -> list[str]:
     """Write every figure of every group of runs into ``folder``, and the profile sheet if there are ``people``; returns
-    one line per figure for ``captions.md``: its caption, or why it is not drawn."""
+    one line per figure for ``captions.md``: its caption, or why it is not drawn. Each file names its ``source``."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [("profiles", profile_sheet, [people])] if people else []
     for (_, group), name in itertools.product(scores.groups, FIGURES):
@@ -71,7 +71,7 @@ def write_all(scores: Scores, people: Sequence[Profile], folder: Path) -> list[s
     captions = []
     for stem, draw, content in wanted:
         try:
-            plots.save(draw(*content), folder / stem)
+            plots.save(draw(*content), folder / stem, source)
             captions.append(f"- `{stem}`: {' '.join(draw.__doc__.split())}")
         except KitError as reason:
             captions.append(f"- `{stem}` is not drawn: {reason}.")
@@ -532,7 +532,7 @@ def health(scores: Scores) -> Figure:
 @figure("losses", "loss against step, a panel a method")
 def losses(scores: Scores) -> Figure:
     """A loss shows when a training moves, not what a model still knows. Lines: the mean of a method's trainings, as a
-    running mean where they are long; band: from the lowest to the highest of them. Solid: image + text (or the whole
+    running mean where they are long; pale: each of them. Solid: image + text (or the whole
     mixture for vanilla and oracle); dashed: text only."""
     return loss_curves(scores.runs, scores)
 
@@ -542,8 +542,8 @@ LONG = 50  # steps from which the loss of one run is drawn behind its running me
 
 @plots.styled
 def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
-    """Draw the loss of trainings, one panel per method, one line per model: the mean of its runs and a band from the
-    lowest to the highest, or for one run its raw curve behind. With the ``scores`` of the runs, models that have
+    """Draw the loss of trainings, one panel per method, one line per model: the mean of its runs, and behind it each
+    of them, or for one run its raw curve. With the ``scores`` of the runs, models that have
     collapsed are marked, and models that differ in a parameter of a grid are separate."""
     trained = [run for run in runs if run.train.get("losses")]
     trained = [run for run in trained if not run["after"]] or trained  # a step after unlearning trains nothing
@@ -558,9 +558,9 @@ def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
     lines = math.ceil(len(by_method) / columns)
     width = PAGE if columns > 1 else plots.COLUMN
     several = len(trained) > len(set(models.values()))
-    key = "Line: the mean of the replicates; band: their range." if several else ""
+    key = "Bold: the mean of the replicates; pale: each of them." if several else ""
     if not several and any(len(run.train["losses"]) >= LONG for run in trained):
-        key = "Beside a pale line, the bold one is its running mean."
+        key = "Bold: the running mean of the pale line."
     below = [key, *grid.collapse_note(map(mark, models.values()))]
     over = "\n".join(plots.wrap(title(losses), width * plots.SMALL / plots.TITLE - 0.1, weight="bold"))
     drawn, axes = plots.panels(lines, columns, (width, 0.25 + 1.55 * lines), below, over)
@@ -570,10 +570,9 @@ def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
             look, own = plots.look(*model[:3]), [run for run in trained if models[run.id] == model]
             logs = [pd.DataFrame(run.train["losses"]).set_index("step")["loss"] for run in own]
             smooth = [log.rolling(max(1, len(log) // 25), min_periods=1, center=True).mean() for log in logs]
-            mean, low, high = (getattr(pd.concat(smooth, axis=1), name)(axis=1) for name in ("mean", "min", "max"))
-            if len(logs) == 1 and len(mean) >= LONG:
-                panel.plot(logs[0].index, logs[0], color=look.colour, linewidth=0.4, alpha=0.25)
-            panel.fill_between(mean.index, low, high, color=look.colour, alpha=0.2, linewidth=0)
+            mean = pd.concat(smooth, axis=1).mean(axis=1)
+            for log in smooth if len(logs) > 1 else logs * (len(mean) >= LONG):
+                panel.plot(log.index, log, color=look.colour, linewidth=0.4, alpha=0.25)
             dashes = "-" if look.filled else (0, (3, 1.5))
             panel.plot(mean.index, mean, color=look.colour, linewidth=1.1, linestyle=dashes)
             if model[2] in MODALITIES:

@@ -21,6 +21,8 @@ from mllmu_nb.scoring.registry import FORGOTTEN, LIKE_ORACLE, UP, Metric, by_key
 VERDICT_SIGNS = {"inside": "=", "outside": "≠", "undecided": "?"}
 ASKED_IN = {**VIEWS, POOLED: "both"}
 LIMITS = "[low, high] is the 95 % interval."
+BELOW = "°"
+BELOW_NOTE = f"{BELOW} In one of the views or both, vanilla is below the goal that was set for it (docs/limits.md)."
 GATES_UNKNOWN = "Without vanilla and the oracle nobody can say whether a low score is forgetting."
 COLLAPSED_NOTE = (
     f"{COLLAPSED} Collapsed, or refuses everybody (a count says in how many replicates). A low score is then no "
@@ -112,9 +114,14 @@ def score_sheet(
         printed_blocks.append((heading, rows))
     shown = pd.DataFrame(printed)
     frame = csv_rows(scores, pd.concat([frame, shown]).drop_duplicates(key))
-    below = [*remarks, *closed_gates(scores, shown), sample(scores, shown)]
-    first = "Method, asked with" if by_view else "Method"
-    return Sheet(title, label, first, [heads for heads, *_ in columns], printed_blocks, below, frame)
+    first, heads = "Method, asked with" if by_view else "Method", []
+    for (span, head), _, own in columns:
+        at = {**where, **own}
+        missed = at.get("against") == "" and tuple(at[name] for name in ("set", *KEY)) in scores.missed
+        heads.append((span, f"{head} {BELOW}" if missed else head))
+    goals = [BELOW_NOTE] if any(head.endswith(BELOW) for _, head in heads) else []
+    below = [*remarks, *goals, *closed_gates(scores, shown), sample(scores, shown)]
+    return Sheet(title, label, first, heads, printed_blocks, below, frame)
 
 
 def _marks(scores: Scores, metric: Metric, entries: Sequence[Mapping[str, Any]]) -> list[str]:

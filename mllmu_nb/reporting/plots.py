@@ -23,6 +23,7 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 from matplotlib.textpath import text_to_path
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike
+from PIL.PngImagePlugin import PngInfo
 from scipy.optimize import isotonic_regression
 from seaborn.utils import relative_luminance
 
@@ -79,20 +80,25 @@ def look(method: str, variant: str = "canonical", modality: str = "none", closed
 
 
 @styled
-def save(figure: Figure, stem: Path) -> None:
-    """Write ``stem``.png (200 dpi) and ``stem``.pdf without dates, so the same figure gives the same bytes."""
+def save(figure: Figure, stem: Path, source: str) -> None:
+    """Write ``stem``.png (200 dpi) and ``stem``.pdf without dates, so the same figure gives the same bytes. Their
+    metadata name the ``source`` (PNG: Source, PDF: Subject)."""
     settle(figure)
-    Path(f"{stem}.png").write_bytes(png(figure))
-    figure.savefig(f"{stem}.pdf", metadata={"CreationDate": None})
+    Path(f"{stem}.png").write_bytes(png(figure, source))
+    figure.savefig(f"{stem}.pdf", metadata={"CreationDate": None, "Subject": source})
 
 
-def png(figure: Figure, **how: Any) -> bytes:
-    """Return a PNG with the same bytes every time. 256 colours are enough for a chart and make it small; they are
-    chosen over all colours that occur, because a colour bar has many on a small area."""
+def png(figure: Figure, source: str = "", **how: Any) -> bytes:
+    """Return a PNG with the same bytes every time, and the ``source`` in its metadata. 256 colours are enough for a
+    chart and make it small; they are chosen over all colours that occur, because a colour bar has many on a small
+    area."""
     full, small = io.BytesIO(), io.BytesIO()
     figure.savefig(full, format="png", **how)
     few = {"method": PIL.Image.Quantize.MAXCOVERAGE, "kmeans": 1, "dither": PIL.Image.Dither.NONE}
-    PIL.Image.open(full).convert("RGB").quantize(256, **few).save(small, "PNG", optimize=True)
+    about = PngInfo()
+    if source:
+        about.add_text("Source", source)
+    PIL.Image.open(full).convert("RGB").quantize(256, **few).save(small, "PNG", optimize=True, pnginfo=about)
     return small.getvalue()
 
 

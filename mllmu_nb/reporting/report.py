@@ -42,7 +42,7 @@ def write_all(scale: str, people: Sequence[Profile] = (), say: Callable[[str], N
             write_csv(run_table(scores.runs), folder / "runs.csv")
             tables.write_tables(scores, folder / "tables", source)
             write_results(scores, folder / "tables", source)
-            captions = figures.write_all(scores, people, drawn)
+            captions = figures.write_all(scores, people, drawn, source)
             lines = [f"<!-- made from {source}; do not edit -->", "", *captions, ""]
             (drawn / "captions.md").write_text("\n".join(lines), encoding="utf-8")
     return sorted(written)

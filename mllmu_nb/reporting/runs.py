@@ -19,7 +19,7 @@ from mllmu_nb.config import YOURS, Config, stable_hash
 from mllmu_nb.errors import KitError
 from mllmu_nb.scoring import judge, path
 from mllmu_nb.scoring.frames import GROUP, MODEL, POOLED, RUN, SEEDS, has, joined, with_rivals
-from mllmu_nb.scoring.gates import gates, with_gate
+from mllmu_nb.scoring.gates import gates, missed, with_gate
 from mllmu_nb.scoring.health import Unsound, judged, unsound
 from mllmu_nb.scoring.ranking import Ranking, ranking
 from mllmu_nb.scoring.registry import metrics
@@ -276,6 +276,11 @@ class Scores:
     @cached_property
     def gates(self) -> pd.DataFrame:
         return gates(self.cells, self.by)
+
+    @cached_property
+    def missed(self) -> set[tuple[str, ...]]:
+        """(set, *KEY) of the scores in which vanilla is below its goals; empty at paper scale, which has no goals."""
+        return missed(self.cells) if self.runs[0]["scale"] == "miniature" else set()
 
     @cached_property
     def ranking(self) -> Ranking:

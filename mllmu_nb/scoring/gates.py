@@ -5,12 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from mllmu_nb.scoring.frames import GROUP, KEY, POOLED, REPLICATE, VIEWS, is_model, persons
+from mllmu_nb.scoring.frames import GROUP, KEY, LIKELIHOOD_KEY, POOLED, REPLICATE, VIEWS, is_model, persons
 from mllmu_nb.scoring.registry import FORGOTTEN, by_key, metrics
 from mllmu_nb.scoring.summary import by_view
 
 OPEN, CLOSED = "open", "closed"
 AT = [*KEY, "view"]
+# What vanilla of the miniature should know in each view: shares of right answers, set before the first reference run.
+GOALS = {
+    LIKELIHOOD_KEY: {"forget": 0.95, "retain": 0.95, "test": 0.9},
+    ("generation", "", "exact"): {"forget": 0.85, "retain": 0.85, "test": 0.75},
+    ("cloze", "", "accuracy"): {"forget": 0.6, "retain": 0.6},
+    ("classification", "letter", "accuracy"): {"forget": 0.5, "retain": 0.5, "test": 0.45},
+}
 
 
 def gates(cells: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
@@ -33,13 +40,22 @@ def _states(rows: pd.DataFrame) -> np.ndarray:
 
 def opened(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """Count in how many replicates each gate is open, with the interval over the people of that replicate alone: one
-    row per GROUP, ``by`` and AT, with ``open_in`` and ``of``. ``items`` are scored; only main metrics have rows."""
+    row per GROUP, ``by`` and AT, with ``open_in`` and ``of``. ``items`` are scored."""
     sides = items[(items["set"] == "forget") & (is_model(items, "vanilla") | is_model(items, "oracle"))]
-    rows = by_view(sides.assign(person=persons), [*GROUP, *by, *REPLICATE], metrics(main=True), "oracle")
+    knowledge = [one for one in metrics(table="scores", per="answer") if one.knowledge]
+    rows = by_view(sides.assign(person=persons), [*GROUP, *by, *REPLICATE], knowledge, "oracle")
     at = [*GROUP, *by, *AT]
     alone = pd.DataFrame(rows, columns=[*at, "low", "high"])
     alone = alone.assign(open_in=_states(alone) == OPEN, of=1)
     return alone.groupby(at, as_index=False, sort=False)[["open_in", "of"]].sum()
+
+
+def missed(cells: pd.DataFrame) -> set[tuple[str, ...]]:
+    """Return (set, *KEY) of the scores in which vanilla is below its GOALS in a view."""
+    rows = cells[is_model(cells, "vanilla") & (cells["against"] == "") & cells["view"].isin(VIEWS)]
+    places = list(rows[["set", *KEY]].itertuples(index=False, name=None))
+    pairs = zip(places, rows["value"], strict=True)
+    return {(name, *key) for (name, *key), value in pairs if value < GOALS.get(tuple(key), {}).get(name, 0)}
 
 
 def with_gate(rows: pd.DataFrame, known: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
