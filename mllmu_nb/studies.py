@@ -42,6 +42,9 @@ PIECES = {
     ("grad_diff", "whole_passes"): ("Grad. Diff., order", "both terms in a step", "all forget, then all retain"),
     ("grad_diff", "labels_text"): ("Grad. Diff., labels", "answer", "all text"),
     ("grad_diff", "labels_upstream"): ("Grad. Diff., labels", "answer", "all text and image slots"),
+    ("grad_diff", "reach_upstream"): ("Grad. Diff., adapters", "language model", "also vision tower"),
+    ("ga", "reach_upstream"): ("GA, adapters", "language model", "also vision tower"),
+    ("kl_min", "reach_upstream"): ("KL Min., adapters", "language model", "also vision tower"),
     ("ga", "labels_text"): ("GA, labels", "answer", "all text"),
     ("ga", "labels_upstream"): ("GA, labels", "answer", "all text and image slots"),
     ("kl_min", "summed_kl"): ("KL Min., KL", "mean over answer tokens", "sum over all positions"),
@@ -95,11 +98,16 @@ class RetainEpochPreference(NegativePreference):
     reference_model = "retain_epoch"
 
 
-for _method in (GradientAscent, GradientDifference):
-    for _mode in ("text", "upstream"):  # all text, with the question; and the image slots, too
-        _recipe = Recipe(label_mode=_mode, source="MLLMU-Bench's code and README")
-        _declared = {"variant": f"labels_{_mode}", "recipes": {"miniature": _recipe}}
-        register(type(f"{_mode.title()}Label{_method.__name__}", (_method,), _declared))
+RECIPES = {
+    "labels_text": {"label_mode": "text"},  # with the question
+    "labels_upstream": {"label_mode": "upstream"},  # and the image slots, too
+    "reach_upstream": {"adapter_reach": "upstream"},
+}
+for _method, _variant in product((GradientAscent, GradientDifference, KLMinimization), RECIPES):
+    if (_method.name, _variant) in PIECES:
+        _recipe = Recipe(**RECIPES[_variant], source="MLLMU-Bench's code and README")
+        _declared = {"variant": _variant, "recipes": {"miniature": _recipe}}
+        register(type(f"{_method.__name__}{_variant.title().replace('_', '')}", (_method,), _declared))
 
 
 # -- the runs ---------------------------------------------------------------------------------------------------
@@ -161,7 +169,8 @@ def grid(replicates: Sequence[int]) -> list[Config]:
     return [
         whole_epochs(Config(replicate=replicate, method=method, variant=variant, modality=modality))
         for replicate, (method, variant), modality in product(replicates, models, TRAINED_VIEW)
-        if (variant, modality) != ("labels_upstream", "unimodal")  # without a picture the same as labels_text
+        # without a picture, labels are those of labels_text, and nothing moves the vision tower's adapters
+        if modality == "multimodal" or variant not in ("labels_upstream", "reach_upstream")
     ]
 
 

@@ -92,7 +92,7 @@ NEEDS = {  # command → what it needs and no test can provide
     "make base": "an hour",
     "python tools/settings.py OUT.json": "hours",
     "python benchmarks/path_points.py OUT.csv": "hours",
-    "python benchmarks/shots.py OUT.csv": "hours",
+    "python benchmarks/parameter.py OUT.csv shots 0": "hours",
     "python benchmarks/vanilla.py --profiles FILE --people 60": "the published text",
     "git clone --depth 1 URL mllmu-nb": "the project's address",
     "cd mllmu-nb": "the project's address",
@@ -372,14 +372,14 @@ def test_what_is_said_of_more_points_and_of_worked_examples_is_so_in_the_tables(
     cost = pd.read_csv(ROOT / "benchmarks" / "shots.csv").set_index(["task", "set", "view"])
     value, high, low = -100 * cost.loc[("letter", "forget", "text"), ["value", "low", "high"]]
     assert f"they cost vanilla {value:.0f} points [{low:.0f}, {high:.0f}] (planned: at most 5)" in SAID
-    asked = cost[["with", "without"]] * 100
+    asked = cost[["default", "other"]] * 100
     said = {}
     for task in ("letter", "blank"):
         said[task] = ["{:.0f} / {:.0f} %".format(*asked.loc[task].loc["forget", side]) for side in asked]
     letters, blanks = said["letter"], said["blank"]
     assert f"writes the right letter in {letters[0]} of the questions on Forget with them, and in {letters[1]}" in SAID
     assert f"It fills {blanks[0]} of the blanks on Forget with them, and {blanks[1]} without" in SAID
-    assert (asked["without"] - asked["with"]).median() > 5, "in most sets and views"
+    assert (asked["other"] - asked["default"]).median() > 5, "in most sets and views"
 
 
 # -- commands ---------------------------------------------------------------------------------------------------

@@ -217,7 +217,7 @@ def test_against_a_model_that_never_knew_the_answer_npo_pulls_harder():
 def test_a_setting_differs_in_one_piece_and_stands_beside_its_canonical_method():
     trained = studies.grid([0])
     models = {(one.method, one.variant, one.modality): one for one in trained}
-    assert len(models) == len(trained) == 22
+    assert len(models) == len(trained) == 25
     ours = {key for method in ("ga", "grad_diff", "kl_min", "npo") for key in ((method, v) for v in variants(method))}
     ours = {key for key in ours if variants(key[0])[key[1]].__module__ == studies.__name__}
     assert ours == set(studies.PIECES) == {key[:2] for key in models if key[1] != "canonical"}
@@ -228,7 +228,7 @@ def test_a_setting_differs_in_one_piece_and_stands_beside_its_canonical_method()
             name for name, value in one.unlearning.numbers().items() if value != plain.unlearning.numbers()[name]
         }
         kind = variant.partition("_")[0]
-        assert changed == {"labels": {"label_mode"}}.get(
+        assert changed == {"labels": {"label_mode"}, "reach": {"adapter_reach"}}.get(
             kind, {"steps", "epochs"} if variant.endswith("passes") else set()
         )
         # as many epochs as the canonical steps make: 8 questions per step, of 150 (by name 140)
