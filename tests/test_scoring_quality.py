@@ -104,6 +104,22 @@ def test_a_metric_by_which_vanilla_knows_nothing_has_a_closed_gate():
     assert set(measured(made("ga", 0.25, -3.0), made("oracle", 0.25, -3.0))["gate"]) == {""}
 
 
+def test_distances_and_rates_have_limits_over_replicates():
+    """Ten people each, whom three vanillas know more or less well; a single run has limits over people alone."""
+    runs = []
+    for replicate, (p_right, log_p) in enumerate([(0.3, -0.1), (0.27, -1.5), (0.25, -2.5)]):
+        for one in (made("vanilla", p_right, log_p), made("oracle", 0.25, -3.0)):
+            name = f"{one[0]['run'].iloc[0]}-{replicate}"
+            runs.append(tuple(frame.assign(replicate=replicate, run=name) for frame in one))
+    table, alone = measured(*runs), measured(*runs[:2])
+    for metric, against in (("ks", "oracle"), ("js", "oracle"), ("tpr_5_loss", ""), ("tpr_5_loss", "oracle")):
+        row, one = (quality(known, "vanilla", metric, against) for known in (table, alone))
+        assert -1 <= row["low"] < row["value"] < row["high"] <= 1 and row["high"] - row["low"] > 0.1, metric
+        assert one["value"] > row["value"] and np.isnan(one["low"]) == (metric in ("ks", "js"))
+        assert (row["n_replicates"], one["n_replicates"]) == (3, 1) and row["n_items"] == 3 * one["n_items"]
+    assert np.isnan(quality(table, "vanilla", "ks_log10_p", "oracle")["low"])
+
+
 def test_a_gap_is_judged_by_its_margin():
     runs = [made("vanilla", 0.9, -0.1, people=40), made("ga", 0.25, -3.0, people=40)]
     table = measured(*runs, made("oracle", 0.25, -3.0, people=40))

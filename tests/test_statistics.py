@@ -26,7 +26,7 @@ from mllmu_nb.statistics.intervals import (
     standard_errors,
 )
 from mllmu_nb.statistics.ranking import letter, shared_letters
-from mllmu_nb.statistics.samples import Pairs, Sample, jensen_shannon, jensen_shannon_by_chance, ks, tpr
+from mllmu_nb.statistics.samples import Pairs, Sample, hits, jackknife, jensen_shannon, jensen_shannon_by_chance, ks
 from mllmu_nb.statistics.variance import variance_split
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -412,11 +412,24 @@ def test_an_area_of_few_people_has_students_interval():
 def test_the_true_positive_rate_is_read_where_few_negatives_pass():
     who = np.array(["p"] * 4)
     ours, fresh = Sample(np.array([98.5, 97.5, 94.5, 93.5]), who), Sample(np.arange(100.0), np.array(["f"] * 100))
-    assert tpr([(ours, fresh)], 0.01) == 0.25  # one of a hundred negatives is above 98.5
+
+    def tpr(models, level):
+        return hits(models, level).values.mean()
+
+    assert hits([(ours, fresh)], 0.01).values.tolist() == [1, 0, 0, 0]  # one of a hundred negatives is above 98.5
     assert tpr([(ours, fresh)], 0.05) == 0.75
     alike = Sample(np.full(100, 95.0), fresh.people)  # they pass all together or not at all
     assert tpr([(ours, alike)], 0.05) == 0.5 and tpr([(ours, fresh), (ours, alike)], 0.01) == (1 + 2) / 8
     assert tpr([(ours, fresh)], 1.0) == 1.0
+
+
+def test_the_jackknife_of_a_mean_is_students_interval_over_its_groups():
+    values, groups = np.random.default_rng(5).normal(size=(6, 20)), np.repeat(np.arange(6), 20)
+    means = values.mean(1)
+    reach = 2.5706 * means.std(ddof=1) / sqrt(6)  # t of .975 with 5 degrees
+    ends = jackknife(np.mean, [values.ravel()], groups)
+    assert ends == pytest.approx((means.mean() - reach, means.mean() + reach), rel=1e-4)
+    assert np.isnan(jackknife(np.mean, [values.ravel()], np.zeros(120))).all()
 
 
 def test_distances_of_distributions():

@@ -309,7 +309,8 @@ def quality_table(scores: Scores) -> Iterator[Sheet]:
     remark = (
         "R / (1 + R): 0 where the truth is known, 1/2 where it is as likely as a wrong option (geometric mean). KS, JS "
         "(10 bins): distance to the oracle; a JS not above JS by chance says nothing, and p takes the questions about "
-        f"one person for independent. AUC: 1/2 where forget people look like fresh ones. {LIMITS}"
+        "one person for independent. AUC: 1/2 where forget people look like fresh ones. Limits of KS and JS are over "
+        f"several replicates alone, and too narrow near 0. {LIMITS}"
     )
     frame = select(scores, known.values(), against=["", "oracle"], view=list(VIEWS), set="forget")
     options = {"by_view": True, "frame": frame, "remarks": [remark]}

@@ -10,9 +10,10 @@ import pandas as pd
 from scipy.special import expit
 
 from mllmu_nb.data.schema import LETTERS
+from mllmu_nb.scoring.frames import REPLICATE
 from mllmu_nb.scoring.registry import NO_PAIR, NotMeasured, metric
-from mllmu_nb.statistics.intervals import Interval
-from mllmu_nb.statistics.samples import jensen_shannon, jensen_shannon_by_chance, ks
+from mllmu_nb.statistics.intervals import Bounds, Interval
+from mllmu_nb.statistics.samples import jackknife, jensen_shannon, jensen_shannon_by_chance, ks
 
 OPTIONS = tuple(f"option_{letter}" for letter in LETTERS)
 INDEX_OF_LETTER = {letter: place for place, letter in enumerate(LETTERS)}
@@ -62,16 +63,21 @@ def log_truth_ratio(likelihoods: np.ndarray, right: np.ndarray | int) -> np.ndar
     return likelihoods[~is_right].reshape(*shape, options - 1).mean(-1) - likelihoods[is_right].reshape(shape)
 
 
-def distance(ours: Sequence, theirs: Sequence, function: Callable[..., float]) -> Interval:
-    """Return ``function(model's truth ratios, oracle's, people)`` over the questions with a ratio from both models."""
+def distance(ours: Sequence, theirs: Sequence, function: Callable[..., float], bounds: Bounds | None) -> Interval:
+    """Return ``function(model's truth ratios, oracle's, people)`` over the questions with a ratio from both models;
+    within ``bounds``, if given, an interval over several replicates."""
     asked = ["question_id", "truth_ratio"]
-    models = [(run[[*asked, "person"]], one[asked]) for run, one in zip(ours, theirs, strict=True) if one is not None]
+    mine = [*asked, "person", *REPLICATE]
+    models = [(run[mine], one[asked]) for run, one in zip(ours, theirs, strict=True) if one is not None]
     pairs = [run.merge(oracle, on="question_id", suffixes=("", "_oracle")).dropna() for run, oracle in models]
     if not any(map(len, pairs)):
         raise NotMeasured(NO_PAIR.format("oracle"))
     both = pd.concat(pairs)
-    ratios = (both[name].to_numpy(float) for name in ("truth_ratio", "truth_ratio_oracle"))
-    return Interval(function(*ratios, both["person"].to_numpy()), nan, nan, len(both), both["person"].nunique())
+    samples = [both[name].to_numpy() for name in ("truth_ratio", "truth_ratio_oracle", "person")]
+    ends = nan, nan
+    if bounds:
+        ends = np.clip(jackknife(function, samples, both.groupby(REPLICATE).ngroup().to_numpy()), *bounds).tolist()
+    return Interval(function(*samples), *ends, len(both), both["person"].nunique())
 
 
 # name, label, digits, bounds, and a function of two samples and the person of each question
@@ -83,7 +89,7 @@ for _name, _label, _digits, _bounds, _function in (
 ):
     _printed = {"label": _label, "digits": _digits, "times": 1, "table": "quality", "sets": ("forget",)}
     _register = metric(_name, per="pair", bounds=_bounds, gate_of="truth_ratio", **_printed, **LIKELIHOOD)
-    _register(partial(distance, function=_function))
+    _register(partial(distance, function=_function, bounds=_bounds if _name in ("ks", "js") else None))
 
 
 def letters(items: pd.DataFrame) -> pd.Series:

@@ -1,6 +1,7 @@
 """Forget quality from taught sentences: how likely they are under a model (docs/scoring.md, "Taught sentences")."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from math import inf, nan
 
@@ -9,8 +10,8 @@ import pandas as pd
 
 from mllmu_nb.scoring.frames import REPLICATE, TAUGHT, of_run
 from mllmu_nb.scoring.registry import NotMeasured, metric
-from mllmu_nb.statistics.intervals import Interval
-from mllmu_nb.statistics.samples import Pairs, PerModel, Sample, tpr
+from mllmu_nb.statistics.intervals import Interval, interval, paired_difference
+from mllmu_nb.statistics.samples import Pairs, PerModel, Sample, hits
 
 MIN_K = 0.2
 NEGATIVES = 300  # with fewer, 1 % is less than three sentences
@@ -81,14 +82,16 @@ def auc(ours: Sequence[pd.DataFrame], theirs: Sequence[pd.DataFrame | None], att
 
 
 def rate(ours: Sequence[pd.DataFrame], theirs: Sequence[pd.DataFrame | None], attack: str, level: float) -> Level:
-    """True positive rate of an attack at a false positive rate, and its difference to the oracle's; no intervals."""
+    """True positive rate of an attack at a false positive rate, and its difference to the oracle's. The intervals take
+    the bars, which the fresh sentences set, as given."""
     models, reference = _samples(ours, attack), _samples(theirs, attack)
     fewest = min(len(fresh.values) for _, fresh in models)
     if level == LEVELS["tpr_1"] and fewest < NEGATIVES:
         raise NotMeasured(f"1 % needs {NEGATIVES} fresh sentences: {fewest} there.")
-    value = tpr(models, level)
-    difference = Interval(value - tpr(reference, level), nan, nan, *_counts(ours)) if reference else None
-    return Interval(value, nan, nan, *_counts(ours)), difference
+    (values, who), number = hits(models, level), dict(zip(("n_items", "n_profiles"), _counts(ours), strict=True))
+    over = {"profiles": who, "replicates": who if len({of_run(run, REPLICATE) for run in ours}) > 1 else None}
+    gap = paired_difference(values, hits(reference, level).values, **over) if reference else None
+    return replace(interval(values, **over), **number), gap and replace(gap, **number)
 
 
 def _counts(runs: Sequence[pd.DataFrame]) -> tuple[int, int]:
@@ -105,6 +108,7 @@ def _samples(runs: Sequence[pd.DataFrame | None], attack: str) -> PerModel:
         return []
     models, replicates = [], [str(of_run(run, REPLICATE)) for run in runs]
     for run, replicate in zip(runs, replicates, strict=True):
+        run = run.sort_values("question_id", kind="stable")  # as in other models of the same people
         values, people, member = run[attack].to_numpy(float), run["person"].to_numpy(str), run["member"].to_numpy(str)
         if len(set(replicates)) > 1:
             people = np.where(member == "forget", replicate, people)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from math import log10
+from collections.abc import Callable, Sequence
+from math import log10, nan
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +43,18 @@ def jensen_shannon_by_chance(ours: np.ndarray, theirs: np.ndarray, people: np.nd
     swapped = np.random.default_rng(0).integers(2, size=(RESAMPLES, len(a))).astype(float)
     chance = jensenshannon(a.sum(0) + swapped @ (b - a), b.sum(0) + swapped @ (a - b), base=2, axis=1)
     return float(np.quantile(chance, LEVEL))
+
+
+def jackknife(function: Callable[..., float], samples: Sequence[np.ndarray], groups: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of ``function`` of samples [items], from its values without one of the ``groups`` [items] after
+    another, by Student's t; NaN for one group."""
+    codes = pd.factorize(groups)[0]
+    if (count := int(codes.max()) + 1) < 2:
+        return nan, nan
+    value = function(*samples)
+    without = np.array([function(*(one[codes != group] for one in samples)) for group in range(count)])
+    reach = stdtrit(count - 1, ENDS[1]) * without.std() * np.sqrt(count - 1)
+    return value - reach, value + reach
 
 
 class Sample(NamedTuple):
@@ -115,12 +127,13 @@ def _widest(value: float, intervals: Sequence[Sequence[float]]) -> tuple[float, 
     return value, float(min(value, *lows)), float(max(value, *highs))
 
 
-def tpr(models: PerModel, level: float) -> float:
-    """Share of positives above the bar that at most a share ``level`` of negatives exceed; each model has its own."""
-    hits = total = 0
+def hits(models: PerModel, level: float) -> Sample:
+    """Whether each positive (1 or 0) is above the bar that at most a share ``level`` of negatives exceed; each model
+    has its own. The mean is the true positive rate."""
+    above = []
     for positives, negatives in models:
         ranked = np.sort(negatives.values)[::-1]
         allowed = (np.arange(len(ranked) + 1) / len(ranked) <= level).sum() - 1
-        bar = ranked[allowed] if allowed < len(ranked) else -np.inf
-        hits, total = hits + (positives.values > bar).sum(), total + len(positives.values)
-    return float(hits / total)
+        above.append(positives.values > (ranked[allowed] if allowed < len(ranked) else -np.inf))
+    people = np.concatenate([positives.people for positives, _ in models])
+    return Sample(np.concatenate(above).astype(float), people)
