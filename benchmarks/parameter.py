@@ -44,6 +44,8 @@ def main() -> None:
     parser.add_argument("value", type=yaml.safe_load, help="the other value")
     parser.add_argument("--replicates", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     options, sides = parser.parse_args(), []
+    if options.name in (*SAME, "seed", "data_source", "profiles_file"):
+        parser.error(f"with another {options.name} other questions are asked: nothing can be compared")
     for given in ({}, {options.name: options.value}):
         configs = [Config(method="vanilla", replicate=replicate, **given) for replicate in options.replicates]
         sides.append(items_of([read_run(pipeline.run(config)) for config in configs], []))

@@ -345,6 +345,8 @@ class Config(BaseModel):
         if self.train_steps == 0 and not training["epochs"]:
             raise KitError(f"train_steps must be above 0: fine-tuning at scale {self.scale} has no epochs in its place")
         self._fill(train_lr=training["lr"], train_steps=training["steps"])
+        if self.train_batch_size == training["batch_size"]:
+            self._set(train_batch_size=0)
         defaults = setting_names(self.method, self.after, self.variant)
         settings = dict(self.settings)
         if self.trains:
@@ -354,7 +356,7 @@ class Config(BaseModel):
             self._fill(unlearn_steps=0, unlearn_epochs=0.0, unlearn_lr=preset.lr)
             settings = {name: value for name, value in own.items() if name in defaults} | settings
         else:  # these have no effect
-            self._set(unlearn_steps=None, unlearn_epochs=None, unlearn_lr=None)
+            self._set(unlearn_steps=None, unlearn_epochs=None, unlearn_lr=None, unlearn_batch_size=0)
         owners = dict.fromkeys(after_steps.settings_of(self.after), self.after)
         for name, value in settings.items():
             choose(f"hyper-parameter of {self.method} ({self.variant})", name, defaults)

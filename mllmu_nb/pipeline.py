@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -30,6 +30,7 @@ from mllmu_nb.scoring.utility import FILE as UTILITY
 from mllmu_nb.stages import OF_A_RUN, RECORD, Stage, is_whole, read_json, status, write_frame, write_json
 
 EVAL_BATCH = {"miniature": 256, "paper": 8}  # questions asked at once, if eval_batch is 0
+PATH_BATCH = {"miniature": 256, "paper": 4}  # along a path, where the model may be in fp32
 # Parameters that decide how a run is asked. (Of draws_file, the content counts.)
 ASKING = ("scale", "protocol", "shots", "shot_source", "shot_seed", "scoring", "cyclic", "long_prompts")
 ANCHOR_RATIO = 5  # the forget ratio that the published anchor is for
@@ -129,7 +130,7 @@ def unlearned(config: Config) -> Stage:
         def after_step(step: int, model: Any) -> None:
             if step in due:
                 plain = model.get_base_model()  # with the adapter in its layers
-                rows = path.point(plain, processor, questions, asked_at_once(config))
+                rows = path.point(plain, processor, questions, asked_at_once(config, PATH_BATCH))
                 checkpoint.also["points"][step] = rows.to_dict("list")
 
         after_step(0, model)
@@ -277,9 +278,9 @@ def _model_key(config: Config) -> Any:
 # -- answers ----------------------------------------------------------------------------------------------------
 
 
-def asked_at_once(config: Config) -> int:
+def asked_at_once(config: Config, usual: Mapping[str, int] = EVAL_BATCH) -> int:
     """The number of questions in a batch of the evaluation."""
-    return config.eval_batch or EVAL_BATCH[config.scale]
+    return config.eval_batch or usual[config.scale]
 
 
 def shared_answers(config: Config) -> Stage | None:

@@ -249,6 +249,9 @@ def test_a_portrait_is_drawn_again_at_any_size_from_what_it_carries():
     shown = large(stored).resize((64, 64), Image.LANCZOS)
     assert np.abs(np.asarray(shown, float) - np.asarray(seen, float)).mean() < 3
     assert large(to_png(seen)).size == (64, 64)  # its recipe is unknown
+    red = Image.new("RGB", (64, 64), "red")
+    for named in (face, {"a": 1}):  # a picture from elsewhere that names a face, or nonsense
+        assert large(to_png(red, named)).tobytes() == red.tobytes(), "the reader sees what the model sees"
     assert {augment(seen, rng).size, *(picture.size for picture in transformed(seen, rng))} == {(64, 64)}
 
 

@@ -271,7 +271,9 @@ def test_what_the_small_model_misses_is_as_the_table_has_it():
     assert float(before) - float(after) <= 10 < float(before) - float(lower)
     assert "likelihood alone reach it with image + text" in SAID
     letters = [100 * one["celebrity_letter"] for one in (other, llava)]
-    assert "right letter about {:.0f} % of the celebrities (LLaVA's: {:.0f})".format(*letters) in SAID
+    assert (
+        "right letter in {:.0f} % of the questions about the celebrities, LLaVA's in {:.0f} %".format(*letters) in SAID
+    )
 
 
 def test_what_is_said_of_three_replicates_and_of_hours_is_so_in_the_files():
@@ -340,7 +342,7 @@ def test_what_is_said_of_the_released_codes_pieces_is_so_in_the_study():
     assert f"With as many retain as forget questions, it keeps less on image + text: {less}." in SAID
     others = frame[frame["variant"] == "retain_epoch"]
     assert len(others) == 4 and (others["change_low"] < 0).all() and (others["change_high"] > 0).all()
-    assert "For NPO's reference no change is shown: all limits include 0" in SAID
+    assert "For NPO's reference no change is shown: all intervals include 0" in SAID
     labels, whole = (
         frame[(frame["variant"] == name) & (frame["what"] == "kept")] for name in ("labels_text", "whole_passes")
     )
@@ -365,8 +367,10 @@ def test_what_is_said_of_more_points_and_of_worked_examples_is_so_in_the_tables(
     assert said in SAID and change.loc[("free", "ga", "multimodal"), "change_value"] < 0
     more = change.loc["kept"]
     few, most = (abs(round(end)) for end in (more["change_value"].min(), more["change_value"].max()))
-    assert f"they kept {few} to {most} points more in five replicates; three of four limits of this include 0" in SAID
-    assert f"GA and NPO kept {few} to {most} points more, and most limits of this include 0" in SCORING
+    assert (
+        f"they kept {few} to {most} points more in five replicates; three of four intervals of this include 0" in SAID
+    )
+    assert f"GA and NPO kept {few} to {most} points more, and most intervals of this include 0" in SCORING
     assert ((more["change_low"] <= 0) & (more["change_high"] >= 0)).tolist().count(True) == 3 and len(more) == 4
     assert (kept["change_n_replicates"] == 5).all()
     cost = pd.read_csv(ROOT / "benchmarks" / "shots.csv").set_index(["task", "set", "view"])

@@ -182,7 +182,7 @@ def marks_by_form(items: pd.DataFrame) -> str:
     assert min(counts) > 0, "else the ranking would leave out fewer methods"
     (*ga, npo, npo_text), (*ga_all, npo_all, npo_text_all) = counts[:4], counts[4:]
     return (
-        f"Of the broken answers of GA and NPO about Retain (LLaVA, 10 %), {shares[0]:.0f} % are of this class, and "
+        f"Of the broken answers of GA and NPO about Retain (LLaVA, 10 %), {shares[0]:.0f} % are in this state, and "
         f"{shares[1]:.0f} % of these state the fact. If only the form of an answer counted (empty, repeated, mostly "
         f"symbols), fewer replicates would have collapsed: GA {ga[0]} and {ga[1]} of ten in place of {ga_all[0]} and "
         f"{ga_all[1]} (image + text, text only), NPO {npo} and {npo_text} in place of {npo_all} and {npo_text_all}. "

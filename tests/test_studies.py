@@ -12,7 +12,7 @@ import pytest
 import torch
 from fake_runs import but, make
 
-from mllmu_nb import checks, inputs, paths, pipeline, studies, training
+from mllmu_nb import checks, inputs, paths, pieces, pipeline, studies, training
 from mllmu_nb.batches import unlearning_batches, unlearning_steps
 from mllmu_nb.commands import study as command
 from mllmu_nb.config import Config
@@ -208,7 +208,7 @@ def test_against_a_model_that_never_knew_the_answer_npo_pulls_harder():
     plain = torch.autograd.grad(-now.summed_log_probs.sum(), now.logits, retain_graph=True)[0]
     for probability, weight in ((0.5, 1.0), (0.25, 1.6)):
         reference = ReferenceLogProbs(torch.full((1, 20), math.log(probability)), now.labels)
-        [(_, loss)] = studies.RetainEpochPreference().loss(Step.of({"forget": now}, {"forget": reference}))
+        [(_, loss)] = pieces.RetainEpochPreference().loss(Step.of({"forget": now}, {"forget": reference}))
         pull = torch.autograd.grad(loss, now.logits, retain_graph=True)[0]
         torch.testing.assert_close(pull, -weight * plain, rtol=1e-3, atol=1e-6)
     assert get("npo", "retain_epoch").other_reference and not get("npo").other_reference
@@ -219,7 +219,7 @@ def test_a_setting_differs_in_one_piece_and_stands_beside_its_canonical_method()
     models = {(one.method, one.variant, one.modality): one for one in trained}
     assert len(models) == len(trained) == 25
     ours = {key for method in ("ga", "grad_diff", "kl_min", "npo") for key in ((method, v) for v in variants(method))}
-    ours = {key for key in ours if variants(key[0])[key[1]].__module__ == studies.__name__}
+    ours = {key for key in ours if variants(key[0])[key[1]].__module__ == pieces.__name__}
     assert ours == set(studies.PIECES) == {key[:2] for key in models if key[1] != "canonical"}
     for (method, variant, kind), one in models.items():
         plain = models[method, "canonical", kind]

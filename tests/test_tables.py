@@ -165,6 +165,8 @@ def test_columns_in_which_vanilla_is_below_its_goal_in_a_view_are_marked():
         marked.append({(over, head[:4]) for over, head in sheet.columns if head.endswith(grid.BELOW)})
         assert (grid.BELOW_NOTE in sheet.remarks) == bool(marked[-1])
     likelihood = {(over, "Like") for over in ("Forget", "Test", "Retain")}
+    assert latex_text("Letter % ° →") == r"Letter \% $^\circ$ $\rightarrow$"
+    assert not any(grid.BELOW in head for _, head in tables.sheets("table2_paper", Scores.of([half]))[0].columns)
     assert not marked[0] and not marked[2] and likelihood <= marked[1] <= {
         (over, head) for over in ("Forget", "Test", "Retain") for head in ("Lett", "Like", "Cloz")
     } - {("Test", "Cloz")}  # fmt: skip
@@ -276,6 +278,18 @@ def test_each_vanilla_of_a_grid_has_its_own_gate():
     [sheet] = tables.sheets("table_gate", scores)
     said = {heading: dict(rows)["Likelihood, points"][-1][0] for heading, rows in sheet.blocks}
     assert said["Vanilla, exams 0.8"].endswith("open") and said["Vanilla, exams 0.0"].endswith("closed")
+
+
+@pytest.mark.parametrize("name", ["shots", "eval_precision"])
+def test_models_that_are_asked_in_several_ways_are_compared_with_those_asked_alike(name):
+    """Asked in one way, all know nothing; in the other, everything: there is no gap and no gate either way."""
+    runs = []
+    for value, knows in ((0, False), (5, True)):
+        for method, modality in (("vanilla", "none"), ("oracle", "none"), ("ga", "multimodal")):
+            runs.append(make(method, lambda q, knows=knows: knows, modality=modality, **{name: value}, **FEW))
+    cells = Scores.of(runs).cells.query("set == 'forget' and task == 'classification' and metric == 'accuracy'")
+    assert len(cells[cells["against"] == "oracle"]) and set(cells.loc[cells["against"] != "", "value"]) == {0}
+    assert set(cells["gate"]) == {"closed"}
 
 
 def test_without_an_oracle_the_gate_is_unknown():

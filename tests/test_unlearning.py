@@ -485,8 +485,8 @@ ELSEWHERE = {
     "pipeline.py": ["NPO", "prompting"],  # docstrings
     "presets/protocols.yaml": ["NPO"],  # why the released code's settings depart
     "reporting/runs.py": ["GA", "NPO", "prompting"],  # docstrings
-    # what each piece of the released code changes, by method
-    "studies.py": (
+    # each piece of the released code, by method
+    "pieces.py": (
         ["GA", "Grad. Diff.", "GradientAscent", "GradientDifference", "KL Min.", "KLMinimization", "NPO"]
         + ["NegativePreference", "ga", "grad_diff", "kl_min", "npo"]
     ),

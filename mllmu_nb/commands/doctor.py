@@ -126,7 +126,9 @@ def memory_of_stages(configs: Configs) -> dict[str, dict[str, float]]:
         if config.method != "base":
             own["fine-tuning"] = model.training(config.training, config.adaptation == "full", None, bits)
         if config.modality != "none":
-            own["unlearning"] = model.training(config.unlearning, False, config.objective, bits)
+            recipe, size = config.unlearning, pipeline.asked_at_once(config, pipeline.PATH_BATCH)
+            own["unlearning"] = model.training(recipe, False, config.objective, bits)
+            own["points of a path"] = model.answering(size, 0, recipe.precision)
         for stage, need in own.items():
             needs[stage] = max(needs.get(stage, {}), need, key=lambda one: sum(one.values()))
     return needs

@@ -189,10 +189,16 @@ def to_png(image: Image.Image, face: Face | None = None) -> bytes:
 
 
 def large(data: bytes, size: int = 256) -> Image.Image:
-    """Return a portrait for readers: drawn at ``size`` if its face is known, otherwise the picture as it is."""
-    with Image.open(io.BytesIO(data)) as picture:
-        face = picture.info.get("face")
-    return draw(json.loads(face), size) if face else from_bytes(data)
+    """Return a portrait for readers: drawn at ``size`` if it is a drawing of the face that it names, otherwise the
+    picture as it is."""
+    picture = from_bytes(data)
+    with Image.open(io.BytesIO(data)) as file:
+        face = file.info.get("face")
+    try:
+        known = bool(face) and draw(json.loads(face)).tobytes() == picture.tobytes()
+    except Exception:  # a file from elsewhere may say anything
+        known = False
+    return draw(json.loads(face), size) if known else picture
 
 
 def from_bytes(data: bytes) -> Image.Image:

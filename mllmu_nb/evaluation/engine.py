@@ -197,12 +197,12 @@ def option_likelihoods(
 
     def score_batch(chunks: Chunks) -> None:
         for indices, state in chunks:
-            each = [row for row in range(len(indices)) for _ in range(width)]
-            first = _scored(state, [shared[index] for index in indices], [min(starts[index]) for index in indices])
-            later = [start - len(shared[index]) + 1 for index in indices for start in starts[index]]
-            rest = _scored(state.fork(each), [tail for index in indices for tail in tails[index]], later)
-            total, count = (beginning[each] + end for beginning, end in zip(first, rest, strict=True))
-            scores[indices] = (total / count).double().cpu().numpy().reshape(-1, width)
+            total, count = _scored(state, [shared[i] for i in indices], [min(starts[i]) for i in indices])
+            for option in range(width):  # one after the other, because each needs keys and values of its own
+                begins = [starts[i][option] - len(shared[i]) + 1 for i in indices]
+                rest = _scored(state.fork(range(len(indices))), [tails[i][option] for i in indices], begins)
+                means = (total + rest[0]) / (count + rest[1])
+                scores[indices, option] = means.double().cpu().numpy()
 
     with _evaluating(model):
         _each(model, score_batch, _batches(model, processor, questions, batch_size, more), progress)

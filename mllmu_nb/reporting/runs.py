@@ -279,8 +279,10 @@ class Scores:
 
     @cached_property
     def missed(self) -> set[tuple[str, ...]]:
-        """(set, *KEY) of the scores in which vanilla is below its goals; empty at paper scale, which has no goals."""
-        return missed(self.cells) if self.runs[0]["scale"] == "miniature" else set()
+        """(set, *KEY) of the scores in which vanilla is below its goals (for generated people and ``clean``)."""
+        first = self.runs[0]
+        own = first["scale"] == "miniature" and not any(map(first.parameters.get, ("data_source", "profiles_file")))
+        return missed(self.cells) if own and first["protocol"] == "clean" else set()
 
     @cached_property
     def ranking(self) -> Ranking:

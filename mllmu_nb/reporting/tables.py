@@ -199,7 +199,10 @@ def _main_text(scores: Scores, label: str, pairs: Sequence[tuple[str, Metric]]) 
     runs += "" if scores.group["protocol"] == "clean" else f", {scores.group['protocol']} protocol"
     blocks = [(f"{runs}. {heading}", models) for heading, models in paper_rows(scores, ["base"])]
     where = {"against": "", "view": POOLED}
-    return score_sheet(scores, "", label, blocks, columns, where, marked=True, remarks=[MARKS])
+    sheet = score_sheet(scores, "", label, blocks, columns, where, marked=True, remarks=[MARKS])
+    # a column of several groups has no mark of one of them
+    heads = [(over, head.removesuffix(f" {grid.BELOW}")) for over, head in sheet.columns]
+    return replace(sheet, columns=heads, remarks=[one for one in sheet.remarks if one != grid.BELOW_NOTE])
 
 
 @table("table2_by_view")

@@ -21,6 +21,8 @@ COUNTS = ["n_items", "n_profiles", "n_replicates"]
 REPLICATE = ["data_seed", "replicate"]
 PEOPLE = [*GROUP, *REPLICATE, "train_seed", "taught"]  # the same for models that learnt the same people in the same way
 PAIRED_ON = [*PEOPLE, "set", "question_id"]  # the same question to two such models
+# Parameters of asking: where models of a comparison differ in one, each is compared with one that was asked alike.
+ASKED = ("shots", "shot_source", "draws_file", "cyclic", "scoring", "long_prompts", "eval_precision", "system")
 VIEWS = {"image_text": "image + text", "text": "text"}
 POOLED = "both"
 ACROSS = "text - image"  # the view of scores that compare the two views, fact by fact

@@ -14,7 +14,7 @@ from mllmu_nb.scoring import frames
 from mllmu_nb.scoring.frames import PEOPLE, PLACE, POOLED, TAUGHT, VIEWS, is_model, of_metric, of_run, persons
 from mllmu_nb.scoring.gates import gates, with_gate
 from mllmu_nb.scoring.registry import NO_PAIR, PER, Metric, NotMeasured, by_key, metrics
-from mllmu_nb.scoring.summary import NOTHING, by_task, by_view, paired, summaries
+from mllmu_nb.scoring.summary import NOTHING, asked_differently, by_task, by_view, paired, summaries
 from mllmu_nb.statistics.intervals import Interval, equivalence
 
 RUN_KEYS = ["run", "base_model", "forget_ratio", "replicate", "method", "protocol", "variant", "modality", "after"]
@@ -111,7 +111,7 @@ def _of_answers(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFra
 
 def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, key: list[str]) -> list[dict]:
     """Summarise metrics of a model (its level and difference to its oracle) or of the two as a pair, for each view."""
-    result = []
+    result, alike = [], [*PEOPLE, *asked_differently(rows[is_model(rows, "oracle")])]
     for ((task, scoring), group), view, set_name in product(by_task(wanted).items(), VIEWS, SETS):
         group = [one for one in group if set_name in one.sets]
         if not group:
@@ -124,10 +124,10 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
         for _, answers in asked.groupby("run", sort=False):
             runs[of_run(answers, key)].append(answers)
             if is_model(answers.iloc[0], "oracle"):
-                oracles[of_run(answers, PEOPLE)] = answers
+                oracles[of_run(answers, alike)] = answers
         for model in models.to_dict("records"):
             own, is_oracle = runs[tuple(model.values())], is_model(model, "oracle")
-            theirs = [None if is_oracle else oracles.get(of_run(answers, PEOPLE)) for answers in own]
+            theirs = [None if is_oracle else oracles.get(of_run(answers, alike)) for answers in own]
             with_oracle = [mine for mine, oracle in zip(own, theirs, strict=True) if oracle is not None]
             for one in group:
                 level, gap, why = None, None, NO_PAIR.format("oracle")

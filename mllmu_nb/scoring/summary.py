@@ -6,7 +6,7 @@ from math import nan
 import numpy as np
 import pandas as pd
 
-from mllmu_nb.scoring.frames import PAIRED_ON, POOLED, REPLICATE, is_model, of_metric
+from mllmu_nb.scoring.frames import ASKED, PAIRED_ON, POOLED, REPLICATE, is_model, of_metric
 from mllmu_nb.scoring.registry import Metric
 from mllmu_nb.statistics.intervals import interval, paired_difference
 
@@ -67,7 +67,14 @@ def by_view(rows: pd.DataFrame, by: list[str], wanted: Iterable[Metric], against
     return result
 
 
+def asked_differently(rows: pd.DataFrame) -> list[str]:
+    """The parameters of asking that differ among ``rows``."""
+    return [name for name in ASKED if name in rows and rows[name].nunique() > 1]
+
+
 def paired(rows: pd.DataFrame, against: str, columns: Sequence[str], on: list[str] = PAIRED_ON) -> pd.DataFrame:
     """The rows that ``against`` (vanilla, oracle) was asked as well, with its ``columns`` as ``.._reference``."""
-    reference = rows.loc[is_model(rows, against), [*on, *columns]].drop_duplicates(on)
+    reference = rows[is_model(rows, against)]
+    on = [*on, *asked_differently(reference)]
+    reference = reference[[*on, *columns]].drop_duplicates(on)
     return rows.merge(reference, on=on, suffixes=("", "_reference"))

@@ -47,12 +47,14 @@ def jensen_shannon_by_chance(ours: np.ndarray, theirs: np.ndarray, people: np.nd
 
 def jackknife(function: Callable[..., float], samples: Sequence[np.ndarray], groups: np.ndarray) -> tuple[float, float]:
     """The 95 % interval of ``function`` of samples [items], from its values without one of the ``groups`` [items] after
-    another, by Student's t; NaN for one group."""
+    another, by Student's t; NaN for one group, or without a spread."""
     codes = pd.factorize(groups)[0]
     if (count := int(codes.max()) + 1) < 2:
         return nan, nan
     value = function(*samples)
     without = np.array([function(*(one[codes != group] for one in samples)) for group in range(count)])
+    if without.std() < SAME:
+        return nan, nan
     reach = stdtrit(count - 1, ENDS[1]) * without.std() * np.sqrt(count - 1)
     return value - reach, value + reach
 
