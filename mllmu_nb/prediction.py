@@ -39,8 +39,7 @@ STATES = 12  # bytes beside a trained fp32 parameter: its gradient and AdamW's t
 NF4 = 0.5 + 4 / 64  # bytes of a number in 4 bits, with its share of a block's scale
 LIBRARIES = 1 * GIB  # Python with torch and transformers, or a GPU's context: measured 0.5 to 0.9
 DEPTH = 2  # layers to build if a model has more than 4: every further one adds the same
-# Of a question's keys and values at once: those read, their continuation, and those of its picture, which five share.
-COPIES = 2.2
+COPIES = 2  # of a batch's keys and values at once: after the pictures, and their continuation
 PUBLISHED = {"people": 500, "pairs": 7704, "celebrity": 153}  # of the paper's data, if it was not read
 ASKED_ON_PATH = ("likelihood", "generation")
 # A fine-tuning depends on its recipe and on these parameters: people, base, what is taught and how. Except for vanilla,
