@@ -93,6 +93,7 @@ NEEDS = {  # command → what it needs and no test can provide
     "python tools/settings.py OUT.json": "hours",
     "python benchmarks/path_points.py OUT.csv": "hours",
     "python benchmarks/parameter.py OUT.csv shots 0": "hours",
+    "python benchmarks/parameter.py OUT.csv train_modality multimodal": "hours",
     "python benchmarks/vanilla.py --profiles FILE --people 60": "the published text",
     "git clone --depth 1 URL mllmu-nb": "the project's address",
     "cd mllmu-nb": "the project's address",
@@ -340,6 +341,14 @@ def test_what_is_said_of_the_released_codes_pieces_is_so_in_the_study():
     assert f"it keeps more: {more} on image + text, and {free} points more of its free answers." in SAID
     less = points("passes", "kept", "grad_diff", "multimodal", -1).replace(" ", " points ", 1)
     assert f"With as many retain as forget questions, it keeps less on image + text: {less}." in SAID
+    reach = frame[(frame["variant"] == "reach_upstream") & (frame["what"] == "kept")].set_index("method")
+    ga = (100 * reach.loc["ga", ["closed", "other_closed"]]).map("{:.0f}".format)
+    more = points("reach_upstream", "kept", "ga", "multimodal", 1).replace(" ", " points ", 1)
+    assert f"closes more of the gap (GA {ga['closed']} % in place of {ga['other_closed']})" in SAID
+    assert f"Where half is closed, GA keeps {more} more; for Grad. Diff. and KL Min. no change is shown." in SAID
+    assert (reach["change_low"] > 0).to_dict() == {"ga": True, "grad_diff": False, "kl_min": False}
+    spans = [f"{100 * reach[name].min():.0f} to {100 * reach[name].max():.0f}" for name in ("closed", "other_closed")]
+    assert spans == ["59 to 62", "43 to 45"], "notebook 14"
     others = frame[frame["variant"] == "retain_epoch"]
     assert len(others) == 4 and (others["change_low"] < 0).all() and (others["change_high"] > 0).all()
     assert "For NPO's reference no change is shown: all intervals include 0" in SAID
@@ -376,6 +385,12 @@ def test_what_is_said_of_more_points_and_of_worked_examples_is_so_in_the_tables(
     cost = pd.read_csv(ROOT / "benchmarks" / "shots.csv").set_index(["task", "set", "view"])
     value, high, low = -100 * cost.loc[("letter", "forget", "text"), ["value", "low", "high"]]
     assert f"they cost vanilla {value:.0f} points [{low:.0f}, {high:.0f}] (planned: at most 5)" in SAID
+    pairs = pd.read_csv(ROOT / "benchmarks" / "pairs.csv").set_index(["task", "set", "view"])
+    taught = (100 * pairs).apply("{0.other:.0f} % in place of {0.default:.0f}".format, axis=1)
+    assert f"the right option in {taught['likelihood', 'retain', 'text']} and states" in SAID
+    assert f"states the fact in {taught['free answer', 'retain', 'text']}. Asked with image + text" in SAID
+    assert f"more right letters ({taught['letter', 'retain', 'image_text']})" in SAID
+    assert pairs.loc[("likelihood", "retain", "image_text"), ["low", "high"]].prod() < 0, "it knows as much"
     asked = cost[["default", "other"]] * 100
     said = {}
     for task in ("letter", "blank"):
