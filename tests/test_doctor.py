@@ -165,7 +165,11 @@ def test_memory_and_hours_are_those_of_every_base(monkeypatch):
     larger = PAPER.but(method="base", eval_batch=64)
     few, many = (needs([one])["answers"]["keys and values"] for one in (asked[0], larger))
     assert many > 5 * few
-    assert list(needs([PAPER.but(method="ga", modality="unimodal")])) == ["answers", "fine-tuning", "unlearning"]
+    stages = needs([ga := PAPER.but(method="ga", modality="unimodal", checkpointing=True)])
+    assert list(stages) == ["answers", "fine-tuning", "unlearning", "points of a path"]
+    for precision, card in (("fp32", 40), ("bf16", 24)):  # as README says
+        path = needs([ga.but(precision=precision)])["points of a path"]
+        assert 0.7 * card < sum(path.values()) < 0.9 * card
     assert larger.run_id != larger.but(eval_batch=0).run_id == PAPER.but(method="base").run_id
 
     def hours(configs, estimate, rate):

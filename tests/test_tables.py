@@ -165,7 +165,7 @@ def test_columns_in_which_vanilla_is_below_its_goal_in_a_view_are_marked():
         marked.append({(over, head[:4]) for over, head in sheet.columns if head.endswith(grid.BELOW)})
         assert (grid.BELOW_NOTE in sheet.remarks) == bool(marked[-1])
     likelihood = {(over, "Like") for over in ("Forget", "Test", "Retain")}
-    assert latex_text("Letter % ° →") == r"Letter \% $^\circ$ $\rightarrow$"
+    assert latex_text("Letter % ° →") == r"Letter \% \textdegree{} $\rightarrow$"
     assert not any(grid.BELOW in head for _, head in tables.sheets("table2_paper", Scores.of([half]))[0].columns)
     assert not marked[0] and not marked[2] and likelihood <= marked[1] <= {
         (over, head) for over in ("Forget", "Test", "Retain") for head in ("Lett", "Like", "Cloz")

@@ -279,7 +279,7 @@ class Scores:
 
     @cached_property
     def missed(self) -> set[tuple[str, ...]]:
-        """(set, *KEY) of the scores in which vanilla is below its goals (for generated people and ``clean``)."""
+        """Set and KEY of the scores in which vanilla is below its goals (for generated people and ``clean``)."""
         first = self.runs[0]
         own = first["scale"] == "miniature" and not any(map(first.parameters.get, ("data_source", "profiles_file")))
         return missed(self.cells) if own and first["protocol"] == "clean" else set()

@@ -188,7 +188,7 @@ LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "→": r"$\righ
 LATEX |= {"−": r"$-$", "↑": r"$\uparrow$", "≠": r"$\neq$", COLLAPSED: r"$\ddagger$"} | {s: f"${s}$" for s in "<>|"}
 LATEX |= {"±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "≤": r"$\leq$", "≥": r"$\geq$", "≈": r"$\approx$"}
 LATEX |= {letter: rf"$\{unicodedata.name(letter).split()[-1].lower()}$" for letter in "αβγδεζηθικμνξπρστυφχψω"}
-LATEX |= {"°": r"$^\circ$", "λ": r"$\lambda$", "µ": r"$\mu$"}  # Unicode writes lamda; the micro sign
+LATEX |= {"°": r"\textdegree{}", "λ": r"$\lambda$", "µ": r"$\mu$"}  # Unicode writes lamda; the micro sign
 KNOWN_TO_LATEX = set("ÆæØøßŁłŒœı‘’“”…—")
 
 

@@ -51,7 +51,7 @@ def opened(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def missed(cells: pd.DataFrame) -> set[tuple[str, ...]]:
-    """Return (set, *KEY) of the scores in which vanilla is below its GOALS in a view."""
+    """Return set and KEY of the scores in which vanilla is below its GOALS in a view."""
     rows = cells[is_model(cells, "vanilla") & (cells["against"] == "") & cells["view"].isin(VIEWS)]
     places = list(rows[["set", *KEY]].itertuples(index=False, name=None))
     pairs = zip(places, rows["value"], strict=True)
