@@ -93,7 +93,7 @@ NEEDS = {  # command → what it needs and no test can provide
     "python tools/settings.py OUT.json": "hours",
     "python benchmarks/path_points.py OUT.csv": "hours",
     "python benchmarks/parameter.py OUT.csv shots 0": "hours",
-    "python benchmarks/parameter.py OUT.csv train_modality multimodal": "hours",
+    "python benchmarks/parameter.py OUT.csv train_modality multimodal --replicates 0 1 2 3": "hours",
     "python benchmarks/vanilla.py --profiles FILE --people 60": "the published text",
     "git clone --depth 1 URL mllmu-nb": "the project's address",
     "cd mllmu-nb": "the project's address",

@@ -280,11 +280,11 @@ def test_each_vanilla_of_a_grid_has_its_own_gate():
     assert said["Vanilla, exams 0.8"].endswith("open") and said["Vanilla, exams 0.0"].endswith("closed")
 
 
-@pytest.mark.parametrize("name", ["shots", "eval_precision"])
-def test_models_that_are_asked_in_several_ways_are_compared_with_those_asked_alike(name):
+@pytest.mark.parametrize(("name", "values"), [("shots", (0, 5)), ("eval_precision", (None, "bf16"))])
+def test_models_that_are_asked_in_several_ways_are_compared_with_those_asked_alike(name, values):
     """Asked in one way, all know nothing; in the other, everything: there is no gap and no gate either way."""
     runs = []
-    for value, knows in ((0, False), (5, True)):
+    for value, knows in zip(values, (False, True), strict=True):
         for method, modality in (("vanilla", "none"), ("oracle", "none"), ("ga", "multimodal")):
             runs.append(make(method, lambda q, knows=knows: knows, modality=modality, **{name: value}, **FEW))
     cells = Scores.of(runs).cells.query("set == 'forget' and task == 'classification' and metric == 'accuracy'")

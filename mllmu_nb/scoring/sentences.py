@@ -83,7 +83,7 @@ def auc(ours: Sequence[pd.DataFrame], theirs: Sequence[pd.DataFrame | None], att
 
 def rate(ours: Sequence[pd.DataFrame], theirs: Sequence[pd.DataFrame | None], attack: str, level: float) -> Level:
     """True positive rate of an attack at a false positive rate, and its difference to the oracle's. The intervals take
-    the bars, which the fresh sentences set, as given."""
+    the thresholds, which the fresh sentences give, as fixed."""
     models, reference = _samples(ours, attack), _samples(theirs, attack)
     fewest = min(len(fresh.values) for _, fresh in models)
     if level == LEVELS["tpr_1"] and fewest < NEGATIVES:
