@@ -256,7 +256,13 @@ def test_what_a_notebook_prints_of_an_answer_does_nothing_to_a_terminal(name, ca
     prints = [text for text in map(ast.unparse, prints) if re.search(r"question\.text|\{answer\}|true_answer\(", text)]
     assert len(prints) == ANSWERS[name]
     question = SimpleNamespace(text=HOSTILE, answer=HOSTILE)
-    known = {"show": show, "item": SimpleNamespace(question=question), "answer": HOSTILE, "chosen": "A"}
+    known = {
+        "show": show,
+        "item": SimpleNamespace(question=question),
+        "answer": HOSTILE,
+        "truth": HOSTILE,
+        "chosen": "A",
+    }
     known |= {"ask": SimpleNamespace(true_answer=lambda *given: HOSTILE), "person": None, "about_work": str}
     for text in prints:
         exec(text, dict(known))
