@@ -112,6 +112,18 @@ def test_what_is_kept_at_equal_forgetting_by_hand():
     assert found.loc[("retain", 0.5), ["n_replicates", "of", "n_profiles"]].tolist() == [1, 1, 4]
 
 
+def test_the_gap_of_a_path_ends_at_the_oracle_that_was_asked_alike():
+    """In a grid over the precision of evaluation; a rate, which an oracle does not have, keeps none from its oracle."""
+    rows = [points(GA, [10, 8, 4], [10, 9, 5]), points(ORACLE, [2], [10])]
+    rows += [rows[0].assign(run="fp16"), points(ORACLE, [4], [10]).assign(run="oracle fp16")]
+    precisions = ("fp32", "fp32", "fp16", "fp16")
+    rows = [one.assign(eval_precision=name, unlearn_lr=0.001) for one, name in zip(rows, precisions, strict=True)]
+    rows[1], rows[3] = (one.assign(unlearn_lr="") for one in (rows[1], rows[3]))
+    closed = {name: curve.closed.tolist() for name, curve in path.curves(pd.concat(rows)).items()}
+    assert closed[run(*GA)["run"]] == pytest.approx([0, 0.25, 0.75]), "from 10 to 2"
+    assert closed["fp16"] == pytest.approx([0, 1 / 3, 1]), "from 10 to 4"
+
+
 def test_what_is_never_reached_has_no_value_and_says_in_how_many_replicates():
     rows = [points(GA, [10, 5], [10, 8], 0), points(GA, [10, 8], [10, 9], 1)]
     rows = pd.concat(rows + [points(ORACLE, [2], [10], number) for number in (0, 1)])

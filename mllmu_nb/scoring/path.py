@@ -10,6 +10,7 @@ import pandas as pd
 from mllmu_nb.data.conversations import VIEW_OF as TRAINED_VIEW
 from mllmu_nb.scoring.frames import GROUP, MODEL, PEOPLE, POOLED, REPLICATE, VIEWS, is_model, of_metric, persons
 from mllmu_nb.scoring.registry import by_key
+from mllmu_nb.scoring.summary import asked_differently
 from mllmu_nb.statistics.intervals import SAME, crossed, interval, limits, paired_difference
 
 HALF = 0.5  # share of the gap at which methods are ranked
@@ -60,15 +61,17 @@ def by_person(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves(points: pd.DataFrame, closed_in: str = "trained") -> dict[str, Curve]:
-    """Return run → curve for unlearned runs with an oracle about the same people that knows less of Forget than
-    vanilla, in the view that was ``trained``, or in ``both``. ``points`` are from :func:`by_person`."""
+    """Return run → curve for unlearned runs with an oracle about the same people, asked alike, that knows less of
+    Forget than vanilla, in the view that was ``trained``, or in ``both``. ``points`` are from :func:`by_person`."""
     result, forget = {}, points[(points["set"] == "forget") & (points["measure"] == LIKELIHOOD)]
-    oracles = dict(list(forget[is_model(forget, "oracle")].groupby(PEOPLE)))
+    oracles = forget[is_model(forget, "oracle")]
+    alike = [*PEOPLE, *asked_differently(oracles)]
+    oracles = dict(list(oracles.groupby(alike)))
     trained = points[(points["modality"] != "none") & (points["after"] == "")]
     read_of = {name: _by_run(trained, *place) for name, place in READ.items()}
     for run, first in trained.drop_duplicates("run").set_index("run").iterrows():
         views = list(VIEWS) if closed_in == POOLED else [TRAINED_VIEW[first["modality"]]]
-        oracle = oracles.get(tuple(first[PEOPLE]))
+        oracle = oracles.get(tuple(first[alike]))
         mine = forget[(forget["run"] == run) & forget["view"].isin(views)]
         if oracle is None or mine.empty:
             continue
