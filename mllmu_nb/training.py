@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import psutil
@@ -57,10 +58,14 @@ class TrainLog:
     supervised_tokens: int = 0
 
     def record(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The record that is stored with the model: the log and those ``settings`` that are not None."""
+        """The record that is stored with the model: the log, and those ``settings`` that are not None. Its losses are
+        columns, name → one value per step, or None at steps that do not have this term."""
         rounded: dict[str, Any] = {"seconds": round(self.seconds, 3), "peak_memory_mb": round(self.peak_memory_mb, 1)}
+        names = [name for name in dict.fromkeys(chain.from_iterable(self.losses)) if name != "step"]
         # nine digits tell all numbers in single precision apart
-        rounded["losses"] = [{name: type(x)(f"{x:.9g}") for name, x in step.items()} for step in self.losses]
+        rounded["losses"] = {
+            name: [float(f"{step[name]:.9g}") if name in step else None for step in self.losses] for name in names
+        }
         return {**vars(self), **rounded, "settings": {name: v for name, v in settings.items() if v is not None}}
 
 

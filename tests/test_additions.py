@@ -48,7 +48,8 @@ def config_of(base, **parameters):
 
 
 def losses(config):
-    return read_json(pipeline.unlearned(config).get() / "train.json")["losses"]
+    """Return the losses of each step."""
+    return pd.DataFrame(read_json(pipeline.unlearned(config).get() / "train.json")["losses"]).to_dict("records")
 
 
 @pytest.mark.parametrize("name", ["rmu", "dpo"])

@@ -70,7 +70,7 @@ def test_a_changed_run_is_seen(outcome, tmp_path):
     assert check_reproduce.check_run(folder) == []
     run = shutil.copytree(folder, tmp_path / folder.name)
     log = read_json(run / "train.json")
-    write_json(run / "train.json", log | {"losses": log["losses"][::-1]})
+    write_json(run / "train.json", log | {"losses": {"loss": log["losses"]["loss"][::-1]}})
     found = check_reproduce.check_run(run)
     assert "train.json is not the file that was written" in found[0] and "the loss went from" in found[1]
 

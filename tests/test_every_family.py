@@ -154,7 +154,7 @@ def test_a_family_is_trained_unlearned_and_asked(name, tmp_path, monkeypatch):
     assert set(rows["set"]) == {"forget", "retain", "test", "celebrity"} and rows["shots"].max() == 2
     assert np.isfinite(rows.loc[rows["scoring"] == "likelihood", "option_A"]).all()
     folder_of = {"vanilla": pipeline.finetuned(config).get(), "adapter": pipeline.unlearned(config).get()}
-    assert len(read_json(folder_of["adapter"] / "train.json")["losses"]) == 3
+    assert len(read_json(folder_of["adapter"] / "train.json")["losses"]["loss"]) == 3
     adapter = load_file(folder_of["adapter"] / "adapter_model.safetensors")
     assert all(matrix.any() for key, matrix in adapter.items() if "lora_B" in key)  # each began with zeros
     taught, untaught = (load_file(one / "model.safetensors") for one in (folder_of["vanilla"], base))

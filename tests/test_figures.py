@@ -271,7 +271,7 @@ def test_losses_are_solid_for_both_and_dashed_for_text(known):
     curves = [line for line in curves if line not in pale]
     assert len(pale) == 6 and [line.get_linestyle() for line in curves] == ["-", "--"], "a line a run and a model"
     runs = [run.train["losses"] for run in known.runs if run.label == "GA (image + text)"]
-    assert len(runs) == 3 and curves[0].get_ydata()[0] == pytest.approx(np.mean([one[0]["loss"] for one in runs]))
+    assert len(runs) == 3 and curves[0].get_ydata()[0] == pytest.approx(np.mean([one["loss"][0] for one in runs]))
     assert {"image + text", "text only"} <= {text.get_text() for text in panel.texts}
     with pytest.raises(KitError, match="no run has a training log"):
         figures.loss_curves([make("base")])
@@ -280,8 +280,8 @@ def test_losses_are_solid_for_both_and_dashed_for_text(known):
 @pytest.mark.parametrize(("steps", "raw"), [(40, False), (60, True)])
 def test_a_long_training_alone_has_its_raw_loss_behind_the_running_mean_and_says_so(steps, raw):
     run = make("ga", modality="multimodal")
-    losses = [{"step": step, "loss": 1 / step} for step in range(1, steps + 1)]
-    figure = figures.loss_curves([replace(run, train={**run.train, "losses": losses})])
+    losses = {"loss": [1 / step for step in range(1, steps + 1)]}
+    figure = figures.loss_curves([replace(run, train={**run.train, "losses": losses, "steps": steps})])
     pale = [line for line in figure.axes[0].lines if line.get_alpha() is not None and line.get_alpha() < 0.5]
     assert bool(pale) == raw == ("running mean" in " ".join(words(figure)))
 

@@ -90,7 +90,7 @@ def test_unlearning_can_start_from_a_vanilla_model_made_elsewhere_whose_anchor_i
     monkeypatch.setattr(type(inputs.family(given)), "anchor", found["rougeL"])
     monkeypatch.setattr(load, "load_base", lambda *given: pytest.fail("vanilla comes from its folder"))
     log = stages.read_json(pipeline.unlearned(given).get() / "train.json")
-    assert log["losses"][0]["nll_forget"] > 0 and pipeline._record(given)["anchor"]["questions"] == found["questions"]
+    assert log["losses"]["nll_forget"][0] > 0 and pipeline._record(given)["anchor"]["questions"] == found["questions"]
     assert pipeline.anchored(config.but(**GA)) is None
     assert pipeline.anchored(given).key == pipeline.anchored(given.but(protocol="upstream")).key  # however it goes on
     assert given.run_id != given.but(vanilla_path="").run_id
@@ -231,7 +231,7 @@ def test_upstream_npo_has_a_reference_of_its_own_that_leaves_before_vanilla_come
     reference = stages.read_json(pipeline.finetuned(upstream, "retain_epoch").get() / "train.json")
     assert reference["steps"] == 12
     # L = -2/β log σ(β (ℓ̄ - ℓ̄_ref)) would be 2/β log 2 if the two models agreed, but they do not
-    assert abs(record["losses"][0]["forget"] - 2 / 0.4 * torch.log(torch.tensor(2.0)).item()) > 1e-4
+    assert abs(record["losses"]["forget"][0] - 2 / 0.4 * torch.log(torch.tensor(2.0)).item()) > 1e-4
     # the reference is one of the stage's inputs, for this method only
     assert pipeline.unlearned(upstream).inputs["reference"] == pipeline.finetuned(upstream, "retain_epoch").key
     assert not pipeline.unlearned(upstream.but(variant="canonical")).inputs["reference"]
@@ -320,12 +320,12 @@ def test_answers_are_stored_to_the_bit(tmp_path, config, made):
 
 def test_a_run_records_how_its_own_model_was_trained_and_on_whom(config, made):
     trained = {name: stages.read_json(folder / "train.json") for name, folder in made.items()}
-    assert trained["vanilla"]["steps"] == trained["oracle"]["steps"] == 2 == len(trained["vanilla"]["losses"])
+    assert trained["vanilla"]["steps"] == trained["oracle"]["steps"] == 2 == len(trained["vanilla"]["losses"]["loss"])
     # 3 people, 14 questions each (no question for the name without a picture), 8 per step
     assert trained["ga"]["steps"] == 6 and trained["ga"]["modality"] == "unimodal"
     assert trained["vanilla"]["trainable_parameters"] > trained["ga"]["trainable_parameters"] > 0
-    first = trained["ga"]["losses"][0]
-    assert first["loss"] == first["forget"] == -first["nll_forget"] < 0
+    losses = trained["ga"]["losses"]
+    assert losses["loss"] == losses["forget"] and losses["loss"][0] == -losses["nll_forget"][0] < 0
     record = stages.read_json(made["ga"] / stages.RECORD)
     assert record["people"] == {"fictitious": 12, "pool": 8, "celebrity": 8} and len(record["forget_ids"]) == 3
     assert record["sets"]["forget"] == record["sets"]["test"] and record["sets"]["forget"]["profiles"] == 3

@@ -229,13 +229,13 @@ def test_a_record_holds_what_made_the_stage_and_nothing_about_who_or_where():
 
 def test_json_has_one_line_per_entry_of_the_outer_levels_and_reads_back(tmp_path):
     value = {
-        "losses": [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}],
+        "losses": {"loss": [0.5, 0.25], "retain": [None, 0.125]},
         "of": {"a": {"b": [1, "x\n   y"]}, "c": []},
     }
     stages.write_json(tmp_path / "x.json", value)
     assert stages.read_json(tmp_path / "x.json") == value
     assert (tmp_path / "x.json").read_text().splitlines()[1:4] == [
-        ' "losses": [', '  { "step": 1, "loss": 0.5 },', '  { "step": 2, "loss": 0.25 }'
+        ' "losses": {', '  "loss": [ 0.5, 0.25 ],', '  "retain": [ null, 0.125 ]'
     ]  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def sentences(run: Path) -> pd.DataFrame | None:
 
 
 def losses(run: Path) -> list[float]:
-    return [step["loss"] for step in json.loads((run / "train.json").read_text())["losses"]]
+    return json.loads((run / "train.json").read_text())["losses"].get("loss", [])
 
 
 def draws(run: Path) -> dict:

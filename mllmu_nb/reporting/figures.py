@@ -559,7 +559,7 @@ def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
     width = PAGE if columns > 1 else plots.COLUMN
     several = len(trained) > len(set(models.values()))
     key = "Bold: the mean of the replicates; pale: each of them." if several else ""
-    if not several and any(len(run.train["losses"]) >= LONG for run in trained):
+    if not several and any(run.train["steps"] >= LONG for run in trained):
         key = "Bold: the running mean of the pale line."
     below = [key, *grid.collapse_note(map(mark, models.values()))]
     over = "\n".join(plots.wrap(title(losses), width * plots.SMALL / plots.TITLE - 0.1, weight="bold"))
@@ -568,7 +568,7 @@ def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
     for number, (panel, (method, mine)) in enumerate(zip(axes.ravel(), by_method.items(), strict=False)):
         for model in mine:
             look, own = plots.look(*model[:3]), [run for run in trained if models[run.id] == model]
-            logs = [pd.DataFrame(run.train["losses"]).set_index("step")["loss"] for run in own]
+            logs = [pd.DataFrame(run.train["losses"])["loss"].rename(lambda row: row + 1) for run in own]
             smooth = [log.rolling(max(1, len(log) // 25), min_periods=1, center=True).mean() for log in logs]
             mean = pd.concat(smooth, axis=1).mean(axis=1)
             for log in smooth if len(logs) > 1 else logs * (len(mean) >= LONG):
