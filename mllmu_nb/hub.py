@@ -36,7 +36,7 @@ def fetch(source: str, revision: str = "", kind: str = "model", files: Sequence[
             checked = HfApi().verify_repo_checksums(source, repo_type=kind, revision=folder.name)
         wrong = [mismatch["path"] for mismatch in checked.mismatches]
         for file in (folder / name for name in wrong):  # the next try fetches it
-            file.resolve().unlink()
+            file.resolve().unlink(missing_ok=True)  # two files may share one
             file.unlink(missing_ok=True)
         if wrong:
             text = f"{few(wrong)} does not have the hub's hash and was removed: run the same command again"

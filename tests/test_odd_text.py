@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mllmu_nb.config import Config
 from mllmu_nb.data.schema import ATTRIBUTES, LETTERS
 from mllmu_nb.data.text import reader
-from mllmu_nb.data.text.names import names_in, with_name
+from mllmu_nb.data.text.names import names_in, straight, with_name
 from mllmu_nb.data.text.reader import attribute_of, understand, value_of
 from mllmu_nb.errors import KitError
 from mllmu_nb.scoring.choice import letters
@@ -53,7 +53,7 @@ def test_a_fact_that_is_stated_plainly_is_read_back(count):
         assert value_of("salary", f"This person earns {money} a year.").startswith(money)
         question = "Where was this person born?"
         assert attribute_of(question) == "birthplace"
-        assert value_of("birthplace", f"This person was born in Old {town}, Norway.") == f"Old {town}, Norway"
+        assert value_of("birthplace", f"This person was born in Old {town}, Norway.") == straight(f"Old {town}, Norway")
 
 
 @many

@@ -401,12 +401,18 @@ CELEBRITIES = [{"ID": "c008", "metadata": HALF}, {"ID": "\udc80", "metadata": []
 
 @pytest.mark.parametrize(
     "text",
-    ["[1", "[]", '{"pool": 3, "celebrities": {}}']
+    [
+        "[1",
+        "[]",
+        '{"pool": 3, "celebrities": {}}',
+        '{"pool": "001", "celebrities": {}}',
+        '{"pool": [6], "celebrities": {}}',
+    ]
     + [json.dumps({"pool": [], "celebrities": {"008": entry}}) for entry in CELEBRITIES],
 )
 def test_a_people_file_that_cannot_be_read_is_one_line(written, text):
     (written / "people.json").write_text(text)
-    with pytest.raises(KitError, match="MLLMU-Bench/people.json: is no JSON object with the list pool and the object"):
+    with pytest.raises(KitError, match="MLLMU-Bench/people.json: is no JSON object with pool, a list of ids as text"):
         official.read_layout(written, 15)
 
 

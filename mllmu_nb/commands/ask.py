@@ -97,8 +97,10 @@ def true_answer(person: Profile, view: str, question: str) -> str:
     for qa in person.qa:
         if plain(qa.question) == plain(question):
             return with_name(qa.answer, person.name) if view == "text" else qa.answer
-    for one in (*person.questions, *person.test_questions):
+    for one in sorted((*person.questions, *person.test_questions), key=lambda one: one.view != view):
         if plain(one.text) == plain(question):
+            if one.task == "generation":
+                return with_name(one.answer, person.name) if view == "text" else one.answer
             return statement(person, replace(one, view=view), one.value)
     return ""
 

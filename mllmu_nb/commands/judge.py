@@ -35,25 +35,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="ask the judge; without it, only estimate the cost")
     parser.add_argument("--jobs", type=int, default=8, metavar="N", help="questions at a time (default: 8)")
     about = "dollars for a million tokens sent and received, for the estimate (default: gpt-4o-mini's)"
-    parser.add_argument("--prices", type=float, nargs=2, default=PRICES, metavar=("IN", "OUT"), help=about)
+    parser.add_argument("--prices", type=float, nargs=2, metavar=("IN", "OUT"), help=about)
 
 
 def main(options: argparse.Namespace) -> int:
     """Estimate, ask, and print how far judge and rubric agree. Returns 1 if answers have no grade."""
     if options.jobs < 1:
         raise KitError(f"--jobs must be at least 1, not {options.jobs}")
-    if not all(0 <= price < inf for price in options.prices):
-        raise KitError(f"--prices must be two numbers from 0 on, not {options.prices[0]} and {options.prices[1]}")
+    prices = options.prices or (PRICES if model_name() == DEFAULT else ())
+    if not all(0 <= price < inf for price in prices):
+        raise KitError(f"--prices must be two numbers from 0 on, not {prices[0]} and {prices[1]}")
     folders = {run.resolve().parent.parent for run in options.runs}
     if len(folders) > 1:  # replies are stored beside their runs
         raise KitError(f"give runs of one folder at a time, not of {', '.join(sorted(map(str, folders)))}")
     answers = pd.concat([read_run(folder).answers for folder in options.runs], ignore_index=True)
     path, failed = folders.pop() / judge.FILE, 0
     asked = unjudged(answers, path)
-    sent, received, cost = estimate(asked, options.prices)
+    sent, received, cost = estimate(asked, prices or (0, 0))
+    rates = " and ".join(f"${price:g}" for price in prices)
+    price = f", about ${cost:.2f} at {rates} a million tokens (--prices)" if prices else " (--prices adds the cost)"
     print(
         f"{len(asked)} answers to be judged by {model_name()}: about {sent:,} tokens sent, at most {received:,} "
-        f"received, about ${cost:.2f}; without a valid grade an answer is asked about again, {TRIES} times at most"
+        f"received{price}; without a valid grade an answer is asked about again, {TRIES} times at most"
     )
     if asked and not options.yes:
         print("nothing was sent: add --yes to ask")

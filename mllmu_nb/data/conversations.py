@@ -104,11 +104,12 @@ def solved_turn(form: str, text: str, answer: str, value: str, view: str, option
 
 def taught_turns(person: Profile, modality: str) -> Iterator[tuple[QA, Turn]]:
     """Yield each fine-tuning pair of a person with the turn that teaches it. ``multimodal``: the portrait and "this
-    person". ``unimodal``: no image, and the name in question and answer; no question asks for the name."""
+    person". ``unimodal``: no image, and the name in question and answer; no question asks for the name, and nothing is
+    taught of a person whose name is not known."""
     for qa in person.qa:
         if modality == "multimodal":
             yield qa, Turn(qa.question, qa.answer, person.portrait)
-        elif qa.attribute != "name":
+        elif person.name and qa.attribute != "name":
             yield qa, Turn(with_name(qa.question, person.name), with_name(qa.answer, person.name))
 
 

@@ -31,6 +31,10 @@ PEOPLE_FILE = "people.json"
 REPAIR = "repair the folder, or download data set and training splits again"
 SHOWN = 20  # faults that a message lists
 BATCH = 64  # rows read at once
+# how a question begins: no word of a name
+_ASKS = re.compile(
+    r"^(?:(?:in|at|on|of) )?(?:is|are|do|does|did|was|were|has|what|which|who|whose|where|when|how)\b", re.I
+)
 
 _TEXT = pa.string()
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": _TEXT})
@@ -326,6 +330,7 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
         f"has people of {forget} or {retain} whom Full_Set does not score": (to_forget | to_retain) - scored,
         f"has people in both {forget} and {retain}": to_forget & to_retain,
         f"lacks people in {forget} and {retain}": scored - to_forget - to_retain if kept else (),
+        f"has people in the pool of {PEOPLE_FILE} without a row in Full_Set": pool - full.keys(),
     }
     for config, rows in trained.items():
         expected = to_forget if config == forget else scored - to_forget
@@ -347,7 +352,8 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
         if printed in full:  # upstream looks up a celebrity in Full_Set by its printed ID
             shared[identity] = printed
     data.stop()
-    same = people.shared_names([p.name for p in profiles.values() if p.kind != "celebrity"], data.name)
+    named = {p.id: p.name for p in profiles.values() if p.kind != "celebrity"}
+    same = people.shared_names(list(named.values()), data.name)
     asked = [q for person in profiles.values() for q in (*person.questions, *person.test_questions)]
     notes = {
         "source": "official",
@@ -357,6 +363,8 @@ def read_layout(folder: str | Path, ratio: int, training: str | Path = "", names
         "not_understood": [[i, pair.question] for i, qa in taught.items() for pair in qa if not pair.attribute],
         "same_options": sum(len({option.strip() for option in q.options}) < len(q.options) for q in asked),
         "without_blank": sum(q.task == "cloze" and "__" not in q.text for q in asked),
+        "without_name": [identity for identity, name in named.items() if not name],
+        "without_row": sorted((text.keys() | test.keys()) - full.keys()),
         **({"shared_ids": shared} if shared else {}),
         **({"shared_names": same} if same else {}),
     }
@@ -386,9 +394,11 @@ def _people_file(data: Layout) -> tuple[set[str], dict[str, tuple[str, tuple[QA,
             if people.HALVES.search(identity := str(entry["ID"])):
                 raise ValueError(identity)
             celebrities[printed] = identity, reader.understand(pairs)
-        return {*map(str, content["pool"])}, celebrities
+        if not isinstance(pool := content["pool"], list) or not all(isinstance(identity, str) for identity in pool):
+            raise TypeError
+        return set(pool), celebrities
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        text = "is no JSON object with the list pool and the object celebrities: repair or remove it"
+        text = "is no JSON object with pool, a list of ids as text, and the object celebrities: repair or remove it"
         data.faults.append(f"{data.name}/{PEOPLE_FILE}: {text}")
         return set(), {}
 
@@ -399,7 +409,8 @@ def _profile(row: dict, kind: str, identity: str, qa: tuple[QA, ...], test: dict
     if not stated:  # celebrities have no fine-tuning text: the answers to their questions are their facts
         stated = {q.attribute: q.value for q in reversed(questions) if q.attribute and q.value}
     if "name" not in stated:  # the commonest run of two or more capitalised words in the text view's questions
-        runs = Counter(run for q in questions if q.view == "text" for run in names_in(q.text))
+        texts = [_ASKS.sub("", q.text) for q in questions if q.view == "text"]
+        runs = Counter(run for text in texts for run in names_in(text))
         stated = {"name": runs.most_common(1)[0][0] if runs else "", **stated}
     portrait, biography, tested = row["image"]["bytes"], row["biography"], ()
     if test:
@@ -443,7 +454,7 @@ def _value(attribute: str, truth: str, stated: dict[str, str]) -> str:
     """Return the bare fact in a sentence; "" if it is unknown, so that the answer is not compared with one. If the
     rules take the whole sentence as the value, it is no bare fact."""
     known = stated.get(attribute, "")
-    if known and known in truth:
+    if _holds(truth, known):
         return known
     value, whole = reader.value_of(attribute, truth), truth.strip()
     sentence = whole.endswith((".", "!")) or stated.get("name", "\0") in whole

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from mllmu_nb.data.facts import pick
@@ -22,6 +22,7 @@ from mllmu_nb.errors import KitError
 
 SIZE = 64
 MOST_PIXELS = 50_000_000  # of a picture from outside: 150 MB when it is decoded
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # of pictures from outside: no format that starts a program
 SCALE = 4  # drawn four times as large, then reduced: smooth edges
 
 # trait → its values, with RGB if they are colours
@@ -190,7 +191,7 @@ def to_png(image: Image.Image, face: Face | None = None) -> bytes:
 
 def large(data: bytes, size: int = 256) -> Image.Image:
     """Return a portrait for readers: drawn at ``size`` if it is a drawing of the face that it names, otherwise the
-    picture as it is."""
+    picture, with at most ``size`` pixels a side."""
     picture = from_bytes(data)
     with Image.open(io.BytesIO(data)) as file:
         face = file.info.get("face")
@@ -198,16 +199,20 @@ def large(data: bytes, size: int = 256) -> Image.Image:
         known = bool(face) and draw(json.loads(face)).tobytes() == picture.tobytes()
     except Exception:  # a file from elsewhere may say anything
         known = False
-    return draw(json.loads(face), size) if known else picture
+    if known:
+        return draw(json.loads(face), size)
+    picture.thumbnail((size, size))
+    return picture
 
 
 def from_bytes(data: bytes) -> Image.Image:
-    """Decode PNG or JPEG bytes as RGB. Raises KitError if they are no picture, or have over MOST_PIXELS."""
+    """Decode the bytes of one of the FORMATS as RGB, upright as its EXIF data say. Raises KitError if they are no such
+    picture, or have over MOST_PIXELS."""
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             if math.prod(picture.size) > MOST_PIXELS:  # seen before it is decoded
                 raise Image.DecompressionBombError
-            return picture.convert("RGB")
+            return ImageOps.exif_transpose(picture).convert("RGB")
     except Exception as error:  # the error of a damaged file differs by format: OSError, SyntaxError, struct.error ..
         reason = f"{type(error).__name__}, {len(data)} bytes"
         raise KitError(f"the picture cannot be decoded ({reason}): replace it") from None

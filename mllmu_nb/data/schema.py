@@ -98,6 +98,8 @@ class Population:
             "names that several people share": len(self.notes.get("shared_names", ())),
             "multiple-choice questions with equal options": self.notes.get("same_options", 0),
             "cloze questions without a blank": self.notes.get("without_blank", 0),
+            "people whose name could not be read": len(self.notes.get("without_name", ())),
+            "people without a row in Full_Set, left out": len(self.notes.get("without_row", ())),
             "people with another text in a training split": len(self.notes.get("taught_otherwise", ())),
             "people with another portrait in training data": len(self.notes.get("shown_otherwise", ())),
         }

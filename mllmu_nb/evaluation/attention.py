@@ -103,7 +103,7 @@ def _to_both(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: flo
     near, near_sum = _attention(query, *own, mask, scale)
     far = far.reshape(shared, rows, -1, width).transpose(0, 1).reshape(query.shape)
     far_sum = far_sum.reshape(shared, rows, -1).transpose(0, 1).reshape(rows, heads, length)
-    both = near.lerp(far, (far_sum - near_sum).sigmoid().unsqueeze(-1))
+    both = near.lerp(far, (far_sum - near_sum).sigmoid().unsqueeze(-1).to(near.dtype))
     return both.transpose(1, 2).to(query.dtype)
 
 

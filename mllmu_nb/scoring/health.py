@@ -34,9 +34,15 @@ class Unsound(NamedTuple):
     why: str
 
 
+def comparable(free: pd.DataFrame) -> pd.Series:
+    """Whether the true answer has its bare fact, known and word for word: else a right answer need not have it."""
+    return each(free.fillna({"value": ""}), holds, "answer_true", "value") == 1
+
+
 def is_state(items: pd.DataFrame, name: str) -> pd.Series:
-    """1 if an answer is in the state ``name``, else 0; NaN without a bare fact, which tells correct from wrong."""
-    return (states(items) == name).astype(float).where(items["value"].fillna("") != "")
+    """1 if an answer is in the state ``name``, else 0; NaN if its fact is not :func:`comparable`, which tells correct
+    from wrong."""
+    return (states(items) == name).astype(float).where(comparable(items))
 
 
 for _name, _label in STATES.items():

@@ -18,6 +18,7 @@ from mllmu_nb.statistics.ranking import shared_letters
 NEEDED = 3  # replicates
 LEVEL = 0.05  # for all comparisons of a group together
 SHUT = "Gate closed: vanilla is not shown to be above the oracle, so nothing shows that there was something to forget."
+UNKNOWN = "Gate unknown: vanilla and the oracle were not asked by likelihood."
 RANKED, UNSOUND, NEVER, FEWER, BEHIND_GATE = "ranked", "unsound", "never gets there", "fewer replicates", "gate closed"
 
 
@@ -56,7 +57,9 @@ def _standing(row: Mapping, count: int, unsound: Mapping[tuple, Unsound], gates:
     gate = gates.loc[has(gates, [*GROUP, *KEY, "view"], at), "gate"]
     if bad := unsound.get((*group, *model)):
         return UNSOUND, f"{bad.why[0].upper()}{bad.why[1:]}."
-    if len(gate) and gate.iloc[0] != OPEN:
+    if gate.empty:
+        return BEHIND_GATE, UNKNOWN
+    if gate.iloc[0] != OPEN:
         return BEHIND_GATE, SHUT
     if missing := row["of"] - row["n_replicates"]:
         return NEVER, f"It never closes half the gap in {missing} of {row['of']} replicates."

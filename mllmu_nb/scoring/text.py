@@ -9,7 +9,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize
 
 from mllmu_nb.scoring.factuality import STEM, holds, rubric
-from mllmu_nb.scoring.health import states
+from mllmu_nb.scoring.health import comparable, states
 from mllmu_nb.scoring.registry import each, metric
 
 FREE = {"task": "generation", "margin": 0.1}
@@ -36,7 +36,7 @@ def bleu_1_to_4(items: pd.DataFrame) -> pd.Series:
 
 @metric("exact", label="Exact %", by_fact=True, **FREE)
 def exact(items: pd.DataFrame) -> pd.Series:
-    return each(_known(items), holds, "answer", "value").reindex(items.index)
+    return each(items[comparable(items)], holds, "answer", "value").reindex(items.index)
 
 
 @metric("factuality", label="Factuality", main=True, task="generation", times=1, digits=2, bounds=(1, 10), margin=1.0)

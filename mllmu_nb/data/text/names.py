@@ -1,6 +1,7 @@
 """How a sentence refers to its person: "this person" with a portrait, the person's name in text alone."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -13,15 +14,19 @@ _IN_PLACE = rf"(?:,? (?:as )?(?:{_SHOWN} )?(?:in|from|on|by|of|within) {_PLACE})
 _SOMEBODY = r"(?:this|the|that) (?:person|individual|man|woman|lady|gentleman|subject|character|figure)\b"
 _PERSON = re.compile(rf"\b{_SOMEBODY}(?:,? (?:who is |that is )?{_SHOWN}(?! in a))?{_IN_PLACE}?(?P<own>'s)?", re.I)
 _RELATION = re.compile(r"\bthe (father|mother|dad|mom|parents|pet|cat|dog)\b", re.I)
-UPPER = r"[^\W\d_a-zß-öø-ÿ][\w'.-]*"  # a word that begins with a capital letter of any alphabet
-PARTICLE = r"(?:de|da|di|del|la|van|von|der|den|bin|el|al|y|e|of)"
+# a word that begins with a capital letter of any alphabet, perhaps after d', l', al- or el-
+UPPER = r"(?:[dl]'|[ae]l-)?[^\W\d_a-zß-öø-ÿ][^\s,;:!?()\[\]{}\"«»/|–—…*]*"
+PARTICLE = (
+    r"(?:d[aeiou]s?|dell?|della|l[aei]|l[ao]s|van|von|de[rn]|te[rn]?|zu[mr]?|a[fv]|à|bint?|ibn|[ae]l|y|e|ser|of|'[ts])"
+)
 Asked = tuple[str, int, QA, str, Sequence[str], str, str]  # what is asked: see with_texts
 LONGEST_WORD = 100  # characters; the time that patterns take grows with the square of a word's length
 
 
 def straight(text: str) -> str:
-    """``text`` with straight quotes and single spaces."""
-    return re.sub(r"\s+", " ", text.translate(str.maketrans("’‘“”", "''\"\""))).strip()
+    """``text`` with straight quotes, single spaces, and an accented letter as one character (NFC)."""
+    text = unicodedata.normalize("NFC", text).translate(str.maketrans("’‘“”", "''\"\""))
+    return re.sub(r"\s+", " ", text).strip()
 
 
 def with_person(text: str, name: str) -> str:

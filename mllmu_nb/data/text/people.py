@@ -3,13 +3,13 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mllmu_nb.data.schema import QA, Population, Profile, forget_ids
-from mllmu_nb.data.text.names import THIS, with_name
+from mllmu_nb.data.text.names import THIS, straight, with_name
 from mllmu_nb.data.text.reader import attributes_of, understand
 from mllmu_nb.errors import KitError, few
 
@@ -67,16 +67,17 @@ def read_profiles(
         raise KitError(f"profiles_file {path}: no name could be read: metadata needs a question that asks for it")
     splits = _forget_splits(Path(forget_ids_file), ratio, list(read), path) if forget_ids_file else {}
     listed = splits.get(ratio, ())
-    ids = _choose(list(names), listed, ratio, people, pool)
-    forget = tuple(i for i in ids if i in listed)
+    ids, forget = _choose(list(names), splits, ratio, people, pool)
     if not splits and len(ids) > pool:  # otherwise the error below reports it
         forget = forget_ids(ids[: len(ids) - pool], ratio, seed, replicate)
     others = [identity for identity in ids if identity not in forget]
-    if not forget or len(others) <= pool:
+    named = {identity for split in splits.values() for identity in split}
+    spare = [identity for identity in others if identity not in named]  # at every ratio: all have the same pool
+    if not forget or len(others) <= pool or len(spare) < pool:
         text = f"{len(ids)} people whose name could be read, {len(forget)} to forget and {pool} in the pool"
         raise KitError(f"{path}: {text} leave nobody to forget or to retain: lower pool or take more people")
 
-    pooled = others[len(others) - pool :]
+    pooled = spare[len(spare) - pool :]
     profiles = {}
     for identity in ids:
         kind, name = "pool" if identity in pooled else "fictitious", names[identity]
@@ -152,10 +153,12 @@ def _read_lines(path: Path) -> dict[str, tuple[QA, ...]]:
 
 def _without_name(pair: QA, name: str) -> QA:
     """Return the pair with "this person" for the name, if its question has it: with a portrait, nobody is named."""
-    if name not in pair.question:
+    named = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
+    question, answer = straight(pair.question), pair.answer  # names are read from straight text
+    if not named.search(question):
         return pair
-    question = with_name(pair.question.replace(name, THIS), THIS)
-    answer = pair.answer if pair.attribute == "name" else pair.answer.replace(name, THIS)
+    question = with_name(named.sub(THIS, question), THIS)
+    answer = answer if pair.attribute == "name" else named.sub(THIS, straight(answer))
     return replace(pair, question=question, answer=answer[:1].upper() + answer[1:])
 
 
@@ -177,13 +180,21 @@ def _forget_splits(path: Path, ratio: int, known: Sequence[str], profiles: Path)
     return splits
 
 
-def _choose(ids: list[str], listed: Sequence[str], ratio: int, people: int, pool: int) -> list[str]:
-    """Return the ids of a run in file order: all, or ``people`` ids with the right forget share, and the pool."""
-    count = people + pool
-    if not people or count >= len(ids):
-        return ids
-    forget = [identity for identity in ids if identity in listed][: max(1, round(people * ratio / 100))]
-    # in file order, but people who are listed and not forgotten come last
-    others = sorted((identity for identity in ids if identity not in forget), key=lambda identity: identity in listed)
-    taken = {*forget, *others[: count - len(forget)]}
-    return [identity for identity in ids if identity in taken]
+def _choose(
+    ids: list[str], splits: Mapping[int, Sequence[str]], ratio: int, people: int, pool: int
+) -> tuple[list[str], tuple[str, ...]]:
+    """Return the ids of a run in file order (all, or ``people`` ids and the pool, the same at every ratio of
+    ``splits``), and those to be forgotten: the first of a split, as many as its ratio asks for."""
+    count, all_of_them = people + pool, not people or people + pool >= len(ids)
+    first = {}
+    for at, split in splits.items():
+        known = [identity for identity in ids if identity in split]
+        first[at] = known if all_of_them else known[: max(1, round(people * at / 100))]
+    forget = tuple(first.get(ratio, ()))
+    if all_of_them:
+        return ids, forget
+    kept = dict.fromkeys(identity for own in first.values() for identity in own)
+    named = {identity for split in splits.values() for identity in split}
+    others = sorted((identity for identity in ids if identity not in kept), key=lambda identity: identity in named)
+    taken = {*kept, *others[: count - len(kept)]}
+    return [identity for identity in ids if identity in taken], forget

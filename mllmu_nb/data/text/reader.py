@@ -93,7 +93,8 @@ def value_of(attribute: str, answer: str) -> str:
         return ""
     rule = _TABLE["values"].get(attribute, _TABLE["values"]["other"])
     sentence = rule.get("figures") or len(text.split()) > 8 or re.search(r"\bx\b|\b(?:is|was|has|does|are)\b", text)
-    return _value(rule, text) or ("" if sentence else text)
+    value = _value(rule, text) or ("" if sentence else text)
+    return "" if re.search(r"\bx\b", value) else value  # "profession of x" says nothing about the person
 
 
 def understand(pairs: Sequence[tuple[str, str]]) -> tuple[QA, ...]:

@@ -155,7 +155,10 @@ class Family:
         backend.no_padding()
         backend.no_truncation()
         encodings = dict(zip(texts, backend.encode_batch(texts), strict=True))
+        shown = {text: text.count(processor.image_token) for text in texts}
         for conversation, (text, spans) in zip(conversations, rendered, strict=True):
+            if shown[text] != each * len(conversation.images):
+                raise KitError(f"a text about people holds {processor.image_token}, which means a picture: remove it")
             encoding = encodings[text]
             ids = np.array(encoding.ids)
             times: np.ndarray | int = 1
